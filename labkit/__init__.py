@@ -1,0 +1,28 @@
+"""labkit: a GPU lab for PyTorch that says which device it took, and proves what it teaches."""
+
+# This file and __main__.py must parse on any Python 3, so that one that is too old gets a
+# sentence and not a SyntaxError; and importing them may load the standard library only.
+__version__ = "0.1.0"
+
+# Where each public name lives; it is imported the first time it is asked for.
+_EXPORTS = {
+    "check": "labkit.lessons.checks",
+    "claim": "labkit.lessons.claims",
+    "claim_raises": "labkit.lessons.claims",
+    "best_device": "labkit.devices.torch_devices",
+    "LabkitError": "labkit.errors",
+}
+
+__all__ = ["LabkitError", "__version__", "best_device", "check", "claim", "claim_raises"]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _EXPORTS:
+        raise AttributeError("module 'labkit' has no attribute %r" % (name,))  # noqa: UP031
+    import importlib
+
+    return getattr(importlib.import_module(_EXPORTS[name]), name)
+
+
+def __dir__() -> list:  # type: ignore[type-arg]
+    return sorted(__all__)

@@ -1,0 +1,118 @@
+"""The command line: one file a command family, which parses, calls, prints, sets the exit code."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+
+from labkit import __version__
+from labkit.errors import ExitCode, LabkitError, describe_error, format_error
+
+SCHEMA_VERSION = 1
+
+# Each family's module has add_commands(subparsers); only the one that is asked for is imported.
+FAMILIES = {
+    "up": "launch",
+    "down": "launch",
+    "status": "launch",
+    "logs": "launch",
+    "devices": "devices",
+    "run": "run",
+    "check": "learn",
+    "progress": "learn",
+    "reset": "learn",
+    "shell": "inside",
+    "exec": "inside",
+    "serve": "inside",
+    "build": "maintain",
+    "test": "maintain",
+    "lint": "maintain",
+    "lock": "maintain",
+    "clean": "maintain",
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose mistakes are labkit errors, near match and all."""
+
+    def error(self, message: str) -> None:  # type: ignore[override]
+        """Raises the usage error instead of printing it past ``--json``."""
+        from labkit.errors import UsageError
+
+        raise UsageError(message, fix=f"{self.prog} --help")
+
+
+def print_json(value: dict[str, object]) -> None:
+    """The one object that ``--json`` promises, with its schema version first."""
+    print(json.dumps({"schema_version": SCHEMA_VERSION, **value}, indent=2))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit code; errors go to stderr, and to JSON where asked."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        return int(_run(words))
+    except LabkitError as error:
+        return _report(error, words)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return ExitCode.INTERRUPTED
+    except BrokenPipeError:
+        # The reader went away (`labkit logs | head`): not an error of ours.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return ExitCode.OK
+
+
+def _report(error: LabkitError, words: Sequence[str]) -> int:
+    if "--debug" in words:
+        import traceback
+
+        traceback.print_exception(error)
+    print(format_error(error), file=sys.stderr)
+    if "--json" in words:
+        print_json({"error": describe_error(error)})
+    return int(error.exit_code)
+
+
+def _run(words: list[str]) -> int:
+    named = next((word for word in words if not word.startswith("-")), None)
+    if named is not None and named not in FAMILIES:
+        raise _unknown_command(named)
+    parser = _build_parser(named)
+    arguments = parser.parse_args(words)
+    return int(arguments.run(arguments))
+
+
+def _unknown_command(named: str) -> LabkitError:
+    from labkit.errors import UsageError
+    from labkit.units import near_match
+
+    near = near_match(named, FAMILIES)
+    return UsageError(
+        f"unknown command {named!r}",
+        cause=f"the commands are: {', '.join(FAMILIES)}",
+        fix=f"labkit {near}" if near else "labkit --help",
+    )
+
+
+def _build_parser(named: str | None) -> Parser:
+    import importlib
+
+    parser = Parser(prog="labkit", description="A GPU lab for PyTorch.")
+    parser.add_argument("--version", action="version", version=f"labkit {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    families = [FAMILIES[named]] if named in FAMILIES else dict.fromkeys(FAMILIES.values())
+    for family in families:
+        importlib.import_module(f"labkit.cli.{family}").add_commands(commands)
+    return parser
+
+
+def add_common(parser: argparse.ArgumentParser, *, as_json: bool = True) -> None:
+    """The options that every command has: ``--debug``, ``--no-color`` and mostly ``--json``."""
+    if as_json:
+        parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--no-color", action="store_true", help="plain text (so does NO_COLOR)")
+    parser.add_argument("--debug", action="store_true", help="show tracebacks")
