@@ -1,0 +1,76 @@
+# The commands of the lab; each is one line that calls the tool.
+# `make` alone prints this help.
+
+PYTHON ?= python3
+LABKIT := PYTHONPATH="$(CURDIR)" $(PYTHON) -m labkit
+CHOICE := $(if $(RUNTIME),--runtime "$(RUNTIME)") $(if $(FLAVOR),--flavor "$(FLAVOR)")
+WHERE := $(if $(PORT),--port "$(PORT)") $(if $(BIND),--bind "$(BIND)")
+LABS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help up down status logs shell devices run check progress reset test lint build lock bench clean
+
+## Using the lab
+
+up:  ## start the lab and print its URL
+	@$(LABKIT) up $(CHOICE) $(WHERE)
+
+down:  ## stop the lab
+	@$(LABKIT) down
+
+status:  ## say whether it runs, and where
+	@$(LABKIT) status
+
+logs:  ## show the server's log
+	@$(LABKIT) logs
+
+shell:  ## open a shell inside the lab
+	@$(LABKIT) shell $(CHOICE)
+
+devices:  ## list the devices the lab can use
+	@$(LABKIT) exec $(CHOICE) -- labkit devices
+
+run:  ## run labs headless and check every claim (LABS="tensors autograd")
+	@$(LABKIT) exec $(CHOICE) -- labkit run $(or $(LABS),--all)
+
+check:  ## check your own answers to the exercises
+	@$(LABKIT) exec $(CHOICE) -- labkit check
+
+progress:  ## show how far you are
+	@$(LABKIT) exec $(CHOICE) -- labkit progress
+
+reset:  ## start a lab's notebook anew, keeping a backup (LABS=tensors)
+	@$(LABKIT) exec $(CHOICE) -- labkit reset $(LABS)
+
+## Working on the lab
+
+test:  ## run the tests, in the image or in the .venv
+	@$(LABKIT) test $(CHOICE) -- $(PYTEST)
+
+lint:  ## check style, types and layers
+	@$(LABKIT) lint $(CHOICE)
+
+build:  ## build the image, or bring the .venv up to date
+	@$(LABKIT) build $(CHOICE)
+
+lock:  ## pin every package anew in docker/locks/
+	@$(LABKIT) lock
+
+bench:  ## measure start-up times and the image's size
+	@$(LABKIT) exec $(CHOICE) -- true && $(PYTHON) tests/bench/bench_launch.py
+
+clean:  ## remove images, caches, .venv and state; never work/
+	@$(LABKIT) clean
+
+help:  ## print this
+	@awk 'BEGIN { FS = ":.*## " } \
+	  /^## / { printf "\n%s\n", substr($$0, 4) } \
+	  /^[a-z]+: .*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@printf '\nVariables\n'
+	@printf '  %-14s %s\n' \
+	  'RUNTIME=' 'docker, podman, local or auto (auto: an engine where one answers, else .venv)' \
+	  'FLAVOR=' 'cpu, cuda or auto (auto: what the host can run)' \
+	  'PORT=' 'the port (8888, or the next one that is free)' \
+	  'BIND=' 'the address to listen on (127.0.0.1; 0.0.0.0 opens it to the network)' \
+	  'LABS=' 'labs for run and reset, by name ("tensors autograd")' \
+	  'PYTHON=' 'the Python to use (python3; 3.10 or newer)'

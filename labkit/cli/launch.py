@@ -1,0 +1,121 @@
+"""labkit up, down, status, logs: the lab from outside, with the standard library alone."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any
+
+from labkit.cli import add_common, print_json
+from labkit.errors import ExitCode
+
+
+def add_commands(commands: argparse._SubParsersAction[Any]) -> None:
+    """Adds the four commands."""
+    up = commands.add_parser(
+        "up", help="start the lab and print its URL", description="Starts the lab."
+    )
+    add_choices(up)
+    up.add_argument("--port", metavar="N", help="the port (default: 8888, or the next free one)")
+    up.add_argument("--bind", metavar="ADDRESS", help="the address to listen on (127.0.0.1)")
+    add_common(up)
+    up.set_defaults(run=run_up)
+
+    down = commands.add_parser("down", help="stop the lab", description="Stops the lab.")
+    add_common(down, as_json=False)
+    down.set_defaults(run=run_down)
+
+    status = commands.add_parser(
+        "status",
+        help="say whether the lab runs, and where",
+        description="Says whether the lab runs. Exit code 1 where it should run and is not well.",
+    )
+    add_common(status)
+    status.set_defaults(run=run_status)
+
+    logs = commands.add_parser(
+        "logs", help="show the server's log", description="Shows the server's log."
+    )
+    logs.add_argument("--lines", type=int, default=200, metavar="N", help="how many (200)")
+    logs.add_argument("--follow", "-f", action="store_true", help="go on until Ctrl-C")
+    add_common(logs, as_json=False)
+    logs.set_defaults(run=run_logs)
+
+
+def add_choices(parser: argparse.ArgumentParser) -> None:
+    """The options that overrule the launcher's own choice."""
+    parser.add_argument("--runtime", metavar="NAME", help="docker, podman, local or auto (auto)")
+    parser.add_argument("--flavor", metavar="NAME", help="cpu, cuda or auto (auto)")
+
+
+def run_up(arguments: argparse.Namespace) -> int:
+    """Starts the lab; the URL and how to stop go to stdout."""
+    from labkit.host.machine import read_machine
+    from labkit.launch.settings import find_checkout, read_settings
+    from labkit.launch.state import hold_lock, read_state
+    from labkit.launch.steps import Steps
+    from labkit.launch.up import describe_urls, start_lab
+
+    checkout = find_checkout()
+    settings = read_settings(vars(arguments))
+    steps = Steps()
+    before = read_state(checkout)
+    with hold_lock(checkout, lambda: steps.say("another `up` or `down` is at work: waiting")):
+        status = start_lab(checkout, settings, steps)
+    if arguments.json:
+        print_json(status.describe())
+        return ExitCode.OK
+    if before is not None and before == status.state:
+        print("the lab is running already")
+    print("\n".join(describe_urls(status, read_machine())))
+    return ExitCode.OK
+
+
+def run_down(arguments: argparse.Namespace) -> int:
+    """Stops the lab; with nothing running it says so, and that is fine too."""
+    from labkit.launch.down import stop_lab
+    from labkit.launch.settings import find_checkout
+    from labkit.launch.state import hold_lock
+    from labkit.launch.steps import Steps
+
+    checkout = find_checkout()
+    steps = Steps()
+    with hold_lock(checkout, lambda: steps.say("another `up` or `down` is at work: waiting")):
+        stopped = stop_lab(checkout, steps)
+    kept = f"your files are in {checkout.workspace}"
+    print(f"stopped; {kept}" if stopped else "nothing was running")
+    return ExitCode.OK
+
+
+def run_status(arguments: argparse.Namespace) -> int:
+    """Says whether the lab runs, where, and what is wrong with it if anything is."""
+    from labkit.launch.settings import find_checkout
+    from labkit.launch.status import read_status
+
+    status = read_status(find_checkout())
+    if arguments.json:
+        print_json(status.describe())
+    elif status.healthy and status.state:
+        print(f"running ({status.state.runtime}, {status.state.flavor}):  {status.url}")
+    elif status.state:
+        print(f"not well: {status.problem}\n  try: make up")
+    else:
+        print("not running\n  try: make up")
+    return ExitCode.FAILED if status.state and not status.healthy else ExitCode.OK
+
+
+def run_logs(arguments: argparse.Namespace) -> int:
+    """Becomes the program that shows the server's log."""
+    from labkit.launch.local import LocalLab
+    from labkit.launch.settings import Settings, find_checkout
+    from labkit.launch.state import read_state
+    from labkit.launch.status import open_lab
+
+    checkout = find_checkout()
+    state = read_state(checkout)
+    sys.stdout.flush()
+    if state is None:
+        LocalLab(checkout, Settings()).show_logs(None, arguments.lines, arguments.follow)
+    else:
+        open_lab(checkout, state).show_logs(state.handle, arguments.lines, arguments.follow)
+    return ExitCode.OK

@@ -1,0 +1,176 @@
+"""The lab in a container: Compose builds, starts and stops it; the engine is asked about it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from labkit.commands import CommandResult, replace_process, run_command, stream_command
+from labkit.errors import EngineError, LabkitError
+from labkit.launch import image
+from labkit.launch.choose import Identity
+from labkit.launch.logs import StepLog, explain_failure
+from labkit.launch.settings import Checkout, Settings
+from labkit.launch.state import LabHandle
+from labkit.launch.steps import Steps
+
+BUILD_LIMIT_SECONDS = 3 * 3600.0
+START_LIMIT_SECONDS = 180.0
+
+
+class PortTakenError(EngineError):
+    """The engine could not publish the port: something took it since it was found free."""
+
+
+@dataclass(frozen=True)
+class ContainerLab:
+    """One flavor of the lab on one engine."""
+
+    checkout: Checkout
+    client: str
+    flavor: str
+    settings: Settings
+    port: int = 0
+    identity: Identity | None = None
+
+    @property
+    def image(self) -> str:
+        """The image's name; LABKIT_IMAGE gives another."""
+        return os.environ.get("LABKIT_IMAGE") or f"labkit:{self.flavor}"
+
+    def prepare(self, steps: Steps) -> None:
+        """Builds the image where there is none or its inputs have changed."""
+        digest = image.digest_inputs(self.checkout)
+        present = image.read_image_digest(self.client, self.image)
+        if present == digest:
+            return
+        why = "not built yet" if present is None else "its inputs have changed"
+        self.build(steps, self.flavor, digest, why)
+
+    def build(self, steps: Steps, service: str, digest: str, why: str) -> None:
+        """Builds a service's image, showing how far it is. Raises EngineError with the log."""
+        log_path = self.checkout.logs_folder / f"build-{service}.log"
+        with steps.step(f"building the {service} image ({why})") as step:
+            with StepLog(log_path, image.follow_build(step.note)) as log:
+                result = self._compose(
+                    ["build", service], log, image.build_variables(self.checkout, digest)
+                )
+            if not result.ok:
+                raise log.failure(f"building the {service} image failed", "make build")
+
+    def start(self) -> LabHandle:
+        """Starts the service; its container is what to take hold of it by.
+
+        Raises PortTakenError where the port is taken, else EngineError.
+        """
+        with StepLog(self.checkout.logs_folder / "start.log") as log:
+            result = self._compose(["up", "--detach", "--no-build", self.flavor], log)
+            if not result.ok:
+                error = log.failure("Compose could not start the lab", "make logs")
+                if "already allocated" in error.what or "address already in use" in error.what:
+                    raise PortTakenError(error.what, cause=f"port {self.port} is taken")
+                raise error
+        return LabHandle(container=self.find_container())
+
+    def stop(self, handle: LabHandle | None = None) -> None:
+        """Stops and removes the container; the workspace and the caches stay."""
+        with StepLog(self.checkout.logs_folder / "stop.log") as log:
+            result = self._compose(["down", "--remove-orphans", "--timeout", "15"], log)
+            if not result.ok:
+                raise log.failure("Compose could not stop the lab", "make down")
+
+    def find_container(self) -> str | None:
+        """The id of this checkout's lab container, running or not, or None."""
+        project = f"label=com.docker.compose.project={self.checkout.project}"
+        service = f"label=com.docker.compose.service={self.flavor}"
+        answer = self._ask("ps", "--all", "--quiet", "--filter", project, "--filter", service)
+        return answer.stdout.split()[0] if answer.ok and answer.stdout.split() else None
+
+    def read_status(self, container: str) -> str | None:
+        """The container's state ("running", "exited", ...), or None where it is gone."""
+        answer = self._ask("inspect", "--format", "{{.State.Status}}", container)
+        return answer.stdout.strip() or None if answer.ok else None
+
+    def is_alive(self, handle: LabHandle) -> bool:
+        """True while the container runs, and is not restarting again and again."""
+        return handle.container is not None and self.read_status(handle.container) == "running"
+
+    def explain_death(self, handle: LabHandle) -> LabkitError:
+        """Why a container that was started does not run: its own last words."""
+        answer = self._ask("logs", "--tail", "40", handle.container or "")
+        lines = (answer.stdout + answer.stderr).splitlines()
+        path = self.checkout.logs_folder / "server.log"
+        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        return explain_failure("the lab's container stopped", lines, path, "make logs")
+
+    def show_logs(self, handle: LabHandle | None, lines: int, follow: bool) -> None:
+        """Becomes the engine's `logs` of the container."""
+        container = (handle and handle.container) or self.find_container()
+        if container is None:
+            raise EngineError("there is no log yet", cause="no lab was started", fix="make up")
+        options = ["--tail", str(lines), *(["--follow"] if follow else [])]
+        replace_process([self.client, "logs", *options, container])
+
+    def enter(self, handle: LabHandle | None, command: Sequence[str]) -> None:
+        """Becomes ``command`` inside the running lab, or in a one-off container of it."""
+        terminal = sys.stdin.isatty() and sys.stdout.isatty()
+        flags = ["--interactive", *(["--tty"] if terminal else [])]
+        if handle and handle.container and self.is_alive(handle):
+            replace_process([self.client, "exec", *flags, handle.container, *command])
+        arguments = ["run", "--rm", *([] if terminal else ["--no-TTY"])]
+        replace_process(
+            self.compose_command([*arguments, self.flavor, *command]), self.environment()
+        )
+
+    def on_port(self, port: int) -> ContainerLab:
+        """The same lab, to be published on another port."""
+        return replace(self, port=port)
+
+    def compose_command(self, words: Sequence[str]) -> list[str]:
+        """The whole Compose command line for ``words``."""
+        project = ["--project-name", self.checkout.project]
+        folder = ["--project-directory", str(self.checkout.root)]
+        file = ["--file", str(self.checkout.root / "compose.yaml")]
+        profiles = ["--profile", self.flavor, "--profile", "test"]
+        return [self.client, "compose", *project, *folder, *file, *profiles, *words]
+
+    def environment(self) -> dict[str, str]:
+        """The variables that compose.yaml reads; never the token itself."""
+        values = {
+            "LABKIT_PROJECT": self.checkout.project,
+            "LABKIT_IMAGE": self.image,
+            "LABKIT_PORT": str(self.port or 8888),
+            "LABKIT_BIND": _bracket(self.settings.bind),
+            "LABKIT_WORKSPACE": str(self.checkout.workspace),
+            "LABKIT_TOKEN_FILE": str(self.checkout.token_file),
+            "LABKIT_REMOTE_ACCESS": "1" if self.settings.opens_to_others else "0",
+        }
+        if self.identity:
+            values["LABKIT_USER"] = f"{self.identity.user_id}:{self.identity.group_id}"
+            values["LABKIT_ALLOW_ROOT"] = "1" if self.identity.is_root else "0"
+            values["LABKIT_USERNS"] = "keep-id" if self.identity.keep_id else ""
+        return {**os.environ, **values}
+
+    def _ask(self, *words: str) -> CommandResult:
+        return run_command([self.client, *words], timeout_seconds=30)
+
+    def _compose(
+        self, words: Sequence[str], log: StepLog, extra: dict[str, str] | None = None
+    ) -> CommandResult:
+        limit = BUILD_LIMIT_SECONDS if words[0] == "build" else START_LIMIT_SECONDS
+        result = stream_command(
+            self.compose_command(words),
+            timeout_seconds=limit,
+            on_line=log.write,
+            environment={**self.environment(), **(extra or {})},
+            folder=self.checkout.root,
+        )
+        if result.missing or result.timed_out:
+            log.write(result.message)
+        return result
+
+
+def _bracket(address: str) -> str:
+    return f"[{address}]" if ":" in address else address

@@ -1,0 +1,167 @@
+"""The local runtime's .venv: made from the same locks as the image, and remade when they change."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from labkit.commands import run_command, stream_command
+from labkit.errors import LabkitError
+from labkit.launch.logs import StepLog
+from labkit.launch.settings import Checkout
+from labkit.launch.steps import Step, Steps
+
+INSTALL_LIMIT_SECONDS = 2 * 3600.0
+TORCH_INDEX = "https://download.pytorch.org/whl/cpu"
+# What labkit itself is installed from: editable, so that a change to the code needs nothing.
+LABKIT_INPUT = "pyproject.toml"
+
+COUNT_REQUIREMENTS = """
+import sys
+from pip._vendor.packaging.requirements import Requirement
+text = open(sys.argv[1]).read().replace("\\\\\\n", " ")
+lines = (line.split(" --hash")[0].strip() for line in text.splitlines())
+wanted = [Requirement(line) for line in lines if line and line[0] not in "#- "]
+print(sum(not need.marker or need.marker.evaluate() for need in wanted))
+"""
+
+
+@dataclass(frozen=True)
+class PythonEnvironment:
+    """The checkout's .venv and what is installed in it."""
+
+    checkout: Checkout
+
+    @property
+    def python(self) -> Path:
+        """The environment's own interpreter."""
+        return self.checkout.environment_folder / "bin" / "python"
+
+    def prepare(self, steps: Steps, locks: Sequence[str] = ("torch-cpu", "lab")) -> None:
+        """Makes the environment where there is none, and installs every lock that has changed.
+
+        Interrupted or failed, it goes on from there the next time. Raises EngineError with the
+        log's last lines.
+        """
+        if not self.python.exists():
+            self._create(steps)
+        for lock in locks:
+            self._install_once(steps, lock, self._lock_file(lock), self._lock_options(lock))
+        self._install_once(steps, "labkit", self.checkout.root / LABKIT_INPUT, ())
+
+    def is_current(self, locks: Sequence[str] = ("torch-cpu", "lab")) -> bool:
+        """True where everything the locks name is installed."""
+        return self.python.exists() and all(
+            self._read_stamp(lock) == self._digest(self._lock_file(lock)) for lock in locks
+        )
+
+    def _create(self, steps: Steps) -> None:
+        folder = self.checkout.environment_folder
+        title = f"making {folder.name} with Python {_python_version()}"
+        with steps.step(title), self._open_log("venv") as log:
+            command = [sys.executable, "-m", "venv", "--clear", str(folder)]
+            self._run(log, command, "making the .venv failed", "rm -rf .venv && make up")
+
+    def _install_once(
+        self, steps: Steps, name: str, source: Path, options: tuple[str, ...]
+    ) -> None:
+        digest = self._digest(source)
+        if self._read_stamp(name) == digest:
+            return
+        self._stamp(name).unlink(missing_ok=True)
+        with steps.step(f"installing {name}") as step:
+            follow = follow_pip(step, self._count(source)) if source.suffix == ".txt" else None
+            with self._open_log(f"install-{name}", follow) as log:
+                self._run(
+                    log,
+                    self._pip_command(name, source, options),
+                    f"installing {name} failed",
+                    "make up   # goes on where it stopped",
+                )
+        self._stamp(name).write_text(digest, encoding="ascii")
+
+    def _pip_command(self, name: str, source: Path, options: tuple[str, ...]) -> list[str]:
+        pip = [str(self.python), "-m", "pip", "install", "--disable-pip-version-check"]
+        pip += ["--no-deps", "--progress-bar", "off"]
+        if name == "labkit":
+            return [*pip, "--no-build-isolation", "--no-index", "--editable", str(source.parent)]
+        return [*pip, "--require-hashes", "--only-binary", ":all:", *options, "-r", str(source)]
+
+    def _lock_file(self, lock: str) -> Path:
+        return self.checkout.root / "docker" / "locks" / f"{lock}.txt"
+
+    def _lock_options(self, lock: str) -> tuple[str, ...]:
+        # torch alone comes from PyTorch's index; one that does not answer costs a second.
+        if not lock.startswith("torch"):
+            return ()
+        index = os.environ.get("TORCH_INDEX", TORCH_INDEX)
+        return ("--index-url", index, "--retries", "1")
+
+    def _count(self, lock: Path) -> int | None:
+        """How many of the lock's packages this Python and machine need; None if unknown."""
+        answer = run_command(
+            [str(self.python), "-c", COUNT_REQUIREMENTS, str(lock)], timeout_seconds=30
+        )
+        return int(answer.stdout) if answer.ok and answer.stdout.strip().isdecimal() else None
+
+    def _run(self, log: StepLog, command: list[str], what: str, fix: str) -> None:
+        result = stream_command(
+            command,
+            timeout_seconds=INSTALL_LIMIT_SECONDS,
+            on_line=log.write,
+            environment={**os.environ, "PYTHONUNBUFFERED": "1", "PIP_REQUIRE_VIRTUALENV": "0"},
+            folder=self.checkout.root,
+        )
+        if result.missing or result.timed_out:
+            log.write(result.message)
+        if not result.ok:
+            raise log.failure(what, fix)
+
+    def _open_log(self, name: str, follow: Callable[[str], None] | None = None) -> StepLog:
+        return StepLog(self.checkout.logs_folder / f"{name}.log", follow)
+
+    def _digest(self, source: Path) -> str:
+        try:
+            content = source.read_bytes()
+        except OSError as error:
+            raise LabkitError(
+                f"cannot read {source}: {error.strerror}",
+                cause="the checkout is not complete",
+                fix=f"git -C '{self.checkout.root}' status",
+            ) from error
+        return hashlib.sha256(content + _python_version().encode()).hexdigest()
+
+    def _stamp(self, name: str) -> Path:
+        return self.checkout.environment_folder / f".labkit-{name}"
+
+    def _read_stamp(self, name: str) -> str | None:
+        try:
+            return self._stamp(name).read_text(encoding="ascii")
+        except OSError:
+            return None
+
+
+def follow_pip(step: Step, total: int | None) -> Callable[[str], None]:
+    """A reader of pip's output that notes on ``step`` how many packages have come."""
+    seen = 0
+    of_total = f" of {total}" if total else ""
+
+    def read_line(line: str) -> None:
+        nonlocal seen
+        found = re.match(r"Collecting (\S+?)(?:==|\s|$)", line)
+        if found:
+            seen += 1
+            step.note(f"package {seen}{of_total}, {found.group(1)}")
+        elif line.startswith("Installing collected packages"):
+            step.note(f"unpacking {seen} packages")
+
+    return read_line
+
+
+def _python_version() -> str:
+    return f"{sys.version_info[0]}.{sys.version_info[1]}"

@@ -1,0 +1,99 @@
+"""The lab's image: what it is made from, whether the one here is current, and how it is built."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from labkit import __version__
+from labkit.commands import run_command
+from labkit.launch.settings import Checkout
+
+# What the images are made from; .dockerignore lets little more than this through.
+LAB_INPUTS = ("docker", "labkit", "labs", "pyproject.toml", ".dockerignore")
+TEST_INPUTS = (*LAB_INPUTS, "tests", "compose.yaml", "Makefile", "README.md", "CHANGELOG.md")
+# Settings that change what a build gives.
+BUILD_VARIABLES = ("BASE_IMAGE", "TORCH_INDEX")
+
+# BuildKit: "#12 [python 3/5] RUN ...", under Compose "#12 [cpu python 3/5] RUN ..."; classic
+# Docker and Podman: "STEP 3/9: RUN ...".
+BUILD_STEP = re.compile(r"^(?:#\d+ \[(?:\S+ )?(\S+) +(\d+)/(\d+)\]|(?:\[\S+\] )?STEP (\d+)/(\d+):) (.*)")
+PIP_LINE = re.compile(r"(?:^|\s)(Collecting|Downloading|Installing collected) ?(\S*)")
+
+
+def digest_inputs(checkout: Checkout, inputs: tuple[str, ...] = LAB_INPUTS) -> str:
+    """A fingerprint of every file and setting that goes into an image, 16 hexadecimal digits."""
+    digest = hashlib.sha256()
+    for path in sorted(_walk_inputs(checkout.root, inputs)):
+        digest.update(f"{path.relative_to(checkout.root)}\0".encode())
+        digest.update(b"x" if os.access(path, os.X_OK) else b"-")
+        digest.update(path.read_bytes() + b"\0")
+    for name in BUILD_VARIABLES:
+        digest.update(f"{name}={os.environ.get(name, '')}\0".encode())
+    return digest.hexdigest()[:16]
+
+
+def _walk_inputs(root: Path, inputs: tuple[str, ...]) -> Iterator[Path]:
+    for name in inputs:
+        path = root / name
+        found = path.rglob("*") if path.is_dir() else [path]
+        for file in found:
+            if file.is_file() and "__pycache__" not in file.parts and file.suffix != ".pyc":
+                yield file
+
+
+def read_image_digest(client: str, image: str) -> str | None:
+    """The fingerprint the image was built from, or None where there is no such image."""
+    label = '{{index .Config.Labels "io.labkit.inputs"}}'
+    answer = run_command([client, "image", "inspect", "--format", label, image], timeout_seconds=20)
+    return answer.stdout.strip() or None if answer.ok else None
+
+
+def build_variables(checkout: Checkout, digest: str) -> dict[str, str]:
+    """What compose.yaml passes on to the build: version, revision and fingerprint."""
+    return {
+        "LABKIT_VERSION": __version__,
+        "LABKIT_REVISION": read_revision(checkout) or "unknown",
+        "LABKIT_INPUTS": digest,
+        # One line an event, which a progress line can be made from.
+        "BUILDKIT_PROGRESS": "plain",
+    }
+
+
+def read_revision(checkout: Checkout) -> str | None:
+    """The checkout's git commit, or None outside of git."""
+    answer = run_command(
+        ["git", "-C", str(checkout.root), "rev-parse", "--short=12", "HEAD"], timeout_seconds=10
+    )
+    return answer.stdout.strip() or None if answer.ok else None
+
+
+def follow_build(note: Callable[[str], None]) -> Callable[[str], None]:
+    """A reader of build output that notes how far the build is, in a few words."""
+    current = ""
+    packages = 0
+
+    def read_line(line: str) -> None:
+        nonlocal current, packages
+        step = BUILD_STEP.match(line)
+        if step:
+            current, packages = _name_build_step(step), 0
+            note(current)
+            return
+        found = PIP_LINE.search(line)
+        if found and found.group(1) == "Collecting":
+            packages += 1
+            note(f"{current} - package {packages}, {found.group(2).split('==')[0]}")
+
+    return read_line
+
+
+def _name_build_step(step: re.Match[str]) -> str:
+    stage, number, count, classic, classic_count, text = step.groups()
+    words = " ".join(text.split())
+    words = re.sub(r"--mount=\S+ ?", "", words)
+    place = f"step {number or classic} of {count or classic_count}"
+    return f"{stage + ' ' if stage else ''}{place}: {words[:60]}"

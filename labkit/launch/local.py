@@ -1,0 +1,102 @@
+"""The lab without an engine: the same JupyterLab and configuration, from the checkout's .venv."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from labkit.commands import replace_process
+from labkit.errors import EngineError, LabkitError
+from labkit.launch.environment import PythonEnvironment
+from labkit.launch.logs import explain_failure
+from labkit.launch.processes import is_running, start_in_background, stop_process
+from labkit.launch.settings import Checkout, Settings
+from labkit.launch.state import LabHandle
+from labkit.launch.steps import Steps
+
+
+@dataclass(frozen=True)
+class LocalLab:
+    """JupyterLab as a background process of the host's user."""
+
+    checkout: Checkout
+    settings: Settings
+    port: int = 0
+
+    @property
+    def python_environment(self) -> PythonEnvironment:
+        """The .venv it runs from."""
+        return PythonEnvironment(self.checkout)
+
+    @property
+    def log_file(self) -> Path:
+        """The server's output."""
+        return self.checkout.logs_folder / "server.log"
+
+    def prepare(self, steps: Steps) -> None:
+        """Makes the .venv or brings it up to date."""
+        self.python_environment.prepare(steps)
+
+    def start(self) -> LabHandle:
+        """Starts JupyterLab in the background."""
+        self.log_file.unlink(missing_ok=True)
+        command = [str(self.python_environment.python), "-m", "labkit", "serve"]
+        return start_in_background(
+            command, self.environment(), self.log_file, self.checkout.workspace
+        )
+
+    def stop(self, handle: LabHandle) -> None:
+        """Ends JupyterLab, which ends its kernels."""
+        stop_process(handle)
+
+    def is_alive(self, handle: LabHandle) -> bool:
+        """True while the server's process runs."""
+        return is_running(handle)
+
+    def explain_death(self, handle: LabHandle) -> LabkitError:
+        """Why a server that was started does not run: its own last words."""
+        try:
+            lines = self.log_file.read_text(encoding="utf-8", errors="replace").splitlines()
+        except OSError:
+            lines = []
+        return explain_failure("JupyterLab stopped", lines, self.log_file, "make logs")
+
+    def show_logs(self, handle: LabHandle | None, lines: int, follow: bool) -> None:
+        """Becomes `tail` of the server's log."""
+        if not self.log_file.exists():
+            raise EngineError("there is no log yet", cause="no lab was started", fix="make up")
+        options = ["-n", str(lines), *(["-f"] if follow else [])]
+        replace_process(["tail", *options, str(self.log_file)])
+
+    def enter(self, handle: LabHandle | None, command: Sequence[str]) -> None:
+        """Becomes ``command`` inside the .venv, in the workspace."""
+        os.chdir(self.checkout.workspace)
+        replace_process(list(command), self.environment())
+
+    def on_port(self, port: int) -> LocalLab:
+        """The same lab, to listen on another port."""
+        return replace(self, port=port)
+
+    def environment(self) -> dict[str, str]:
+        """The lab's variables: the image's own, with folders of this checkout."""
+        state, root = self.checkout.state_folder, self.checkout.root
+        binaries = self.python_environment.python.parent
+        return {
+            **os.environ,
+            "PATH": f"{binaries}{os.pathsep}{os.environ.get('PATH', '')}",
+            "VIRTUAL_ENV": str(self.checkout.environment_folder),
+            "LABKIT_HOME": str(root),
+            "LABKIT_STATE": str(state),
+            "LABKIT_WORKSPACE": str(self.checkout.workspace),
+            "LABKIT_TOKEN_FILE": str(self.checkout.token_file),
+            "LABKIT_SERVER_ADDRESS": self.settings.bind,
+            "LABKIT_SERVER_PORT": str(self.port),
+            "LABKIT_REMOTE_ACCESS": "1" if self.settings.opens_to_others else "0",
+            "LABKIT_ALLOW_ROOT": "1" if os.geteuid() == 0 else "0",
+            "JUPYTER_CONFIG_PATH": str(root / "docker" / "jupyter"),
+            # Kept across restarts and reboots: a cold compile costs a learner 20 s.
+            "TORCHINDUCTOR_CACHE_DIR": str(state / "torchinductor"),
+            "PYTHONUNBUFFERED": "1",
+        }

@@ -1,0 +1,126 @@
+"""What the user asked for, from options and environment, and the folders it all lives in."""
+
+from __future__ import annotations
+
+import hashlib
+import ipaddress
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from labkit.errors import UsageError
+
+DEFAULT_PORT = 8888
+LOOPBACK = "127.0.0.1"
+
+
+@dataclass(frozen=True)
+class Checkout:
+    """The folder that holds compose.yaml, and the places in it that the launcher uses."""
+
+    root: Path
+
+    @property
+    def state_folder(self) -> Path:
+        """Token, state, logs and the local lab's caches: mode 0700, outside of git."""
+        return self.root / ".labkit"
+
+    @property
+    def workspace(self) -> Path:
+        """The learner's own folder."""
+        return self.root / "work"
+
+    @property
+    def token_file(self) -> Path:
+        """The token, alone in a file of mode 0600."""
+        return self.state_folder / "token"
+
+    @property
+    def logs_folder(self) -> Path:
+        """A log for each kind of long step; errors name the file."""
+        return self.state_folder / "logs"
+
+    @property
+    def environment_folder(self) -> Path:
+        """The Python environment of the local runtime."""
+        return self.root / ".venv"
+
+    @property
+    def project(self) -> str:
+        """The Compose project's name, one for each checkout on this machine."""
+        digest = hashlib.sha256(str(self.root).encode()).hexdigest()[:8]
+        return f"labkit-{digest}"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What was asked for; "auto" and None leave it to the launcher."""
+
+    runtime: str = "auto"
+    flavor: str = "auto"
+    port: int | None = None
+    bind: str = LOOPBACK
+
+    @property
+    def opens_to_others(self) -> bool:
+        """True where more than this machine can reach the lab."""
+        return not ipaddress.ip_address(self.bind).is_loopback
+
+
+def find_checkout(start: Path | None = None) -> Checkout:
+    """The checkout this labkit runs from; LABKIT_HOME names another.
+
+    Raises UsageError where there is no compose.yaml.
+    """
+    named = os.environ.get("LABKIT_HOME")
+    root = start or (Path(named) if named else Path(__file__).parents[2])
+    if not (root / "compose.yaml").is_file():
+        raise UsageError(
+            f"no checkout of labkit at {root}",
+            cause="compose.yaml is not there; the launcher works from a clone of the repository",
+            fix="cd to the clone and run: make up",
+        )
+    return Checkout(root.resolve())
+
+
+def read_settings(
+    options: Mapping[str, str | None], environment: Mapping[str, str] = os.environ
+) -> Settings:
+    """The settings from options, each falling back to LABKIT_<NAME> in the environment.
+
+    Raises UsageError for a port or an address that cannot be one.
+    """
+
+    def asked(name: str) -> str | None:
+        return options.get(name) or environment.get(f"LABKIT_{name.upper()}") or None
+
+    return Settings(
+        runtime=asked("runtime") or "auto",
+        flavor=asked("flavor") or "auto",
+        port=_parse_port(asked("port")),
+        bind=_parse_address(asked("bind")),
+    )
+
+
+def _parse_port(text: str | None) -> int | None:
+    if text is None:
+        return None
+    if text.isdecimal() and 1 <= int(text) <= 65535:
+        return int(text)
+    raise UsageError(
+        f"PORT={text} is not a port", cause="a port is a number from 1 to 65535", fix="make up"
+    )
+
+
+def _parse_address(text: str | None) -> str:
+    if text in (None, "localhost"):
+        return LOOPBACK
+    try:
+        return str(ipaddress.ip_address(str(text)))
+    except ValueError as error:
+        raise UsageError(
+            f"BIND={text} is not an address",
+            cause="BIND is an IP address of this machine",
+            fix="make up BIND=127.0.0.1",
+        ) from error

@@ -1,0 +1,62 @@
+"""Runs the tests and the linters where the lab runs: in the test image, or in the .venv."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+
+from labkit.commands import replace_process
+from labkit.launch import image
+from labkit.launch.container import ContainerLab
+from labkit.launch.settings import Checkout, Settings
+from labkit.launch.state import ensure_token, hold_lock, prepare_state_folder
+from labkit.launch.steps import Steps
+from labkit.launch.up import make_plan, probe_host
+
+TEST_IMAGE = "labkit:cpu-test"
+TEST_LOCKS = ("torch-cpu", "lab", "test")
+
+# Every linter runs, whatever the one before it found.
+LINTERS = (
+    "ruff check .",
+    "ruff format --check .",
+    "mypy",
+    "lint-imports --no-cache",
+    "! command -v shellcheck >/dev/null || shellcheck docker/steps/*.sh .ci/run",
+)
+
+
+def run_tools(
+    checkout: Checkout, settings: Settings, steps: Steps, kind: str, words: Sequence[str]
+) -> int:
+    """Becomes pytest (``kind`` "test") or the linters ("lint"), in the chosen runtime."""
+    prepare_state_folder(checkout)
+    plan = make_plan(checkout, settings, probe_host(settings))
+    steps.say(f"runtime: {plan.runtime.value} ({plan.runtime.reason})")
+    command = ["python", "-m", "pytest", *words] if kind == "test" else _lint_command()
+    with hold_lock(checkout, lambda: steps.say("another `up` or `down` is at work: waiting")):
+        checkout.workspace.mkdir(exist_ok=True)
+        ensure_token(checkout)
+        if isinstance(plan.lab, ContainerLab):
+            _prepare_image(plan.lab, steps)
+        else:
+            plan.lab.python_environment.prepare(steps, TEST_LOCKS)
+    if isinstance(plan.lab, ContainerLab):
+        run = plan.lab.compose_command(["run", "--rm", "--no-TTY", "test", *command])
+        replace_process(run, plan.lab.environment())
+    else:
+        replace_process(["env", "-C", str(checkout.root), *command], plan.lab.environment())
+    return 0
+
+
+def _prepare_image(lab: ContainerLab, steps: Steps) -> None:
+    digest = image.digest_inputs(lab.checkout, image.TEST_INPUTS)
+    present = image.read_image_digest(lab.client, TEST_IMAGE)
+    if present != digest:
+        why = "not built yet" if present is None else "its inputs have changed"
+        lab.build(steps, "test", digest, why)
+
+
+def _lint_command() -> list[str]:
+    lines = [f"echo {shlex.quote('+ ' + line)}; {{ {line}; }} || status=1" for line in LINTERS]
+    return ["sh", "-c", "status=0; " + "; ".join(lines) + "; exit $status"]

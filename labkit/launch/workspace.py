@@ -1,0 +1,92 @@
+"""Makes the workspace ready for whoever the lab runs as, and reads what was put into it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from labkit.errors import UsageError
+from labkit.host.folders import read_folder
+from labkit.launch.choose import Identity
+from labkit.launch.settings import Checkout
+from labkit.units import format_bytes
+
+LEAST_FREE_BYTES = 64 * 1024**2
+
+
+def prepare_workspace(checkout: Checkout) -> None:
+    """Makes ``work/`` where it is missing. Raises UsageError where it cannot be used."""
+    workspace = checkout.workspace
+    with contextlib.suppress(OSError):
+        workspace.mkdir(exist_ok=True)
+    facts = read_folder(workspace)
+    if not facts.is_folder:
+        raise UsageError(
+            f"the workspace {workspace} is not a folder",
+            cause="something else has its name" if facts.exists else "it could not be made",
+            fix=f"ls -ld '{workspace}' '{workspace.parent}'",
+        )
+    if not facts.writable:
+        raise UsageError(
+            f"the workspace {workspace} is not writable",
+            cause=f"it belongs to uid {facts.owner_id}, and you are uid {os.getuid()}",
+            fix=f"sudo chown -R $(id -u):$(id -g) '{workspace}'",
+        )
+    if facts.free_bytes is not None and facts.free_bytes < LEAST_FREE_BYTES:
+        raise UsageError(
+            f"the workspace's disk is full: {format_bytes(facts.free_bytes)} left",
+            cause="a notebook that cannot be saved is lost",
+            fix=f"df -h '{workspace}'",
+        )
+
+
+def hand_over(checkout: Checkout, identity: Identity) -> None:
+    """Gives the workspace and the token to the unprivileged user that the lab runs as.
+
+    Only where the host's user is root: everybody else owns them already.
+    """
+    if os.geteuid() != 0 or identity.is_root:
+        return
+    os.chown(checkout.token_file, identity.user_id, identity.group_id)
+    if not identity.owns_workspace:
+        for path in (checkout.workspace, *checkout.workspace.rglob("*")):
+            os.chown(path, identity.user_id, identity.group_id, follow_symlinks=False)
+
+
+def describe_update(checkout: Checkout) -> list[str]:
+    """What the last start put into the workspace, a line a kind; none where nothing changed."""
+    kinds = {
+        "placed": "put into {folder}: {names}",
+        "replaced": "updated, untouched until now: {names}",
+        "laid_beside": "new versions laid beside your own: {names}",
+    }
+    update = _read_manifest(checkout).get("last_update") or {}
+    folder = f"{checkout.workspace.name}/"
+    return [
+        text.format(folder=folder, names=", ".join(update[kind]))
+        for kind, text in kinds.items()
+        if update.get(kind)
+    ]
+
+
+def read_update_time(checkout: Checkout) -> str | None:
+    """When the workspace was last updated, or None where it never was."""
+    return (_read_manifest(checkout).get("last_update") or {}).get("at")
+
+
+def find_first_notebook(checkout: Checkout) -> str | None:
+    """The name of the workspace's first lab notebook, to open on; None where there is none."""
+    names = sorted(path.name for path in checkout.workspace.glob("0*.ipynb"))
+    return names[0] if names else None
+
+
+def _read_manifest(checkout: Checkout) -> dict[str, Any]:
+    path = Path(checkout.workspace) / ".labkit" / "manifest.json"
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return manifest if isinstance(manifest, dict) else {}
