@@ -1,0 +1,186 @@
+"""What NVML says about the NVIDIA GPUs here; the one module that touches its binding, pynvml.
+
+The binding is imported when it is asked, never before, and every query goes through one gate. The
+facts of labkit.devices are NamedTuples: ``labkit devices`` is to answer in the time that twice
+``import pynvml`` takes, and dataclasses import a third of that.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from importlib import import_module
+from typing import Any, Literal, NamedTuple
+
+# Return codes of NVML's C interface; they are stable, and older bindings lack some of the names.
+NOT_SUPPORTED = 3
+NO_PERMISSION = 4
+NOT_FOUND = 6
+DRIVER_NOT_LOADED = 9
+LIBRARY_NOT_FOUND = 12
+FUNCTION_NOT_FOUND = 13
+GPU_IS_LOST = 15
+VERSION_MISMATCH = 18
+
+# A single figure that is refused is unknown. NO_PERMISSION is normal on a MIG parent.
+UNKNOWN_ANSWERS = frozenset({NOT_SUPPORTED, NO_PERMISSION, NOT_FOUND, FUNCTION_NOT_FOUND})
+
+TroubleKind = Literal[
+    "no binding",
+    "no library",
+    "driver not loaded",
+    "no permission",
+    "version mismatch",
+    "gpu lost",
+    "other",
+]
+
+KINDS: dict[int, TroubleKind] = {
+    LIBRARY_NOT_FOUND: "no library",
+    DRIVER_NOT_LOADED: "driver not loaded",
+    NO_PERMISSION: "no permission",
+    VERSION_MISMATCH: "version mismatch",
+    GPU_IS_LOST: "gpu lost",
+}
+
+SENTENCES: dict[TroubleKind, str] = {
+    "no binding": "NVIDIA GPUs were not looked for: nvidia-ml-py is not installed in this Python",
+    "no library": "no NVIDIA driver here: libnvidia-ml.so.1 was not found",
+    "driver not loaded": "the NVIDIA driver is installed but not loaded into the kernel",
+    "no permission": "this user may not open the NVIDIA driver's device files (/dev/nvidia*)",
+    "version mismatch": (
+        "the NVIDIA driver was updated while loaded: its library and kernel module differ"
+        " until the module is reloaded or the machine restarted"
+    ),
+    "gpu lost": "the GPU is lost: it fell off the bus or its driver gave it up",
+}
+
+
+class Trouble(NamedTuple):
+    """Why NVML, or one GPU, gives no answer: its kind, and a sentence for people."""
+
+    kind: TroubleKind
+    sentence: str
+
+
+class GpuFacts(NamedTuple):
+    """One GPU as NVML numbers it (PCI order); whatever it does not tell is None."""
+
+    nvml_index: int
+    uuid: str | None = None
+    name: str | None = None
+    total_bytes: int | None = None
+    compute_capability: str | None = None
+    mig_enabled: bool | None = None
+    trouble: Trouble | None = None
+
+
+class NvmlFacts(NamedTuple):
+    """The driver and its GPUs; with trouble, why there is nothing to tell."""
+
+    driver_version: str | None = None
+    cuda_version: str | None = None
+    gpus: tuple[GpuFacts, ...] = ()
+    trouble: Trouble | None = None
+
+
+class NvmlError(Exception):
+    """NVML refused in a way that says more than "unknown"."""
+
+    def __init__(self, trouble: Trouble) -> None:
+        super().__init__(trouble.sentence)
+        self.trouble = trouble
+
+
+class Gate:
+    """The one way to NVML's functions: an answer, None where it cannot be known, or NvmlError."""
+
+    def __init__(self, binding: Any) -> None:
+        self._binding = binding
+
+    def ask(self, query: str, *arguments: object) -> Any:
+        """NVML's answer to one query; None where GPU, driver or binding do not support it."""
+        function = getattr(self._binding, query, None)
+        if function is None:
+            return None
+        try:
+            return function(*arguments)
+        except self._binding.NVMLError as error:
+            if error.value in UNKNOWN_ANSWERS:
+                return None
+            raise NvmlError(_explain(error)) from error
+
+    def open(self) -> None:
+        """Connects to the driver; raises NvmlError with the reason where there is no way."""
+        try:
+            self._binding.nvmlInit()
+        except self._binding.NVMLError as error:
+            raise NvmlError(_explain(error)) from error
+
+    def close(self) -> None:
+        """Lets go of the driver, which may have gone away by itself."""
+        with contextlib.suppress(self._binding.NVMLError):
+            self._binding.nvmlShutdown()
+
+
+def read_nvml(binding: Any = None) -> NvmlFacts:
+    """The driver and every GPU it knows; a lost one does not hide the others.
+
+    ``binding`` is the pynvml module, imported here where it is not given. Raises nothing:
+    why there is no answer is in ``trouble``.
+    """
+    try:
+        gate = Gate(binding or import_module("pynvml"))
+    except ImportError:
+        return NvmlFacts(trouble=Trouble("no binding", SENTENCES["no binding"]))
+    try:
+        gate.open()
+    except NvmlError as error:
+        return NvmlFacts(trouble=error.trouble)
+    try:
+        return _read_driver(gate)
+    finally:
+        gate.close()
+
+
+def _read_driver(gate: Gate) -> NvmlFacts:
+    driver_version = cuda_version = None
+    try:
+        driver_version = gate.ask("nvmlSystemGetDriverVersion")
+        cuda_version = _read_cuda_version(gate)
+        count = gate.ask("nvmlDeviceGetCount") or 0
+    except NvmlError as error:
+        return NvmlFacts(driver_version, cuda_version, trouble=error.trouble)
+    gpus = tuple(_read_gpu(gate, index) for index in range(count))
+    return NvmlFacts(driver_version, cuda_version, gpus)
+
+
+def _read_cuda_version(gate: Gate) -> str | None:
+    number = gate.ask("nvmlSystemGetCudaDriverVersion_v2")
+    if number is None:
+        number = gate.ask("nvmlSystemGetCudaDriverVersion")
+    return f"{number // 1000}.{number % 1000 // 10}" if number else None
+
+
+def _read_gpu(gate: Gate, index: int) -> GpuFacts:
+    known: dict[str, Any] = {}
+    try:
+        handle = gate.ask("nvmlDeviceGetHandleByIndex", index)
+        if handle is None:
+            return GpuFacts(index, trouble=Trouble("no permission", SENTENCES["no permission"]))
+        # What names the GPU comes first, so that a GPU that is lost midway is still named.
+        known["uuid"] = gate.ask("nvmlDeviceGetUUID", handle)
+        known["name"] = gate.ask("nvmlDeviceGetName", handle)
+        capability = gate.ask("nvmlDeviceGetCudaComputeCapability", handle)
+        known["compute_capability"] = "{}.{}".format(*capability) if capability else None
+        memory = gate.ask("nvmlDeviceGetMemoryInfo", handle)
+        known["total_bytes"] = int(memory.total) if memory is not None else None
+        mig = gate.ask("nvmlDeviceGetMigMode", handle)
+        known["mig_enabled"] = bool(mig[0]) if mig is not None else None
+    except NvmlError as error:
+        known["trouble"] = error.trouble
+    return GpuFacts(index, **known)
+
+
+def _explain(error: Any) -> Trouble:
+    kind = KINDS.get(error.value, "other")
+    return Trouble(kind, SENTENCES.get(kind) or f"NVML failed: {error} (code {error.value})")

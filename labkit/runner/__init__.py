@@ -1,0 +1,1 @@
+"""Runs notebooks headless in a fresh kernel and says what held."""

@@ -1,0 +1,311 @@
+"""``labkit run`` from its arguments to its exit code and its JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_notebook
+
+from labkit.cli import main
+from labkit.cli.run import require_packages
+from labkit.errors import EngineError
+
+ROOT = Path(__file__).parents[1]
+
+LABS = """[[lab]]
+name = "numbers"
+title = "Numbers"
+summary = "Counting"
+minutes = 1
+needs = []
+notebook = "01_numbers.ipynb"
+
+[[lab]]
+name = "letters"
+title = "Letters"
+summary = "Spelling"
+minutes = 1
+needs = []
+notebook = "02_letters.ipynb"
+"""
+HEADER = """# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+"""
+NUMBERS = """# %% [markdown]
+# # Numbers
+
+# %%
+from labkit import claim
+
+# %%
+def double(x):
+    ### BEGIN SOLUTION
+    return 2 * x
+    ### END SOLUTION
+
+# %%
+claim("doubling two makes four", double(2), 4)
+"""
+LETTERS = """# %%
+from labkit import claim
+
+# %%
+claim("the alphabet ends with y", "abcxyz"[-1], "y")
+"""
+
+
+@pytest.fixture(autouse=True)
+def quiet_progress(monkeypatch):
+    monkeypatch.setattr("labkit.runner.show.Progress.show_event", lambda self, event: None)
+
+
+@pytest.fixture
+def labs(tmp_path, monkeypatch):
+    """Two labs of our own: one whose claim holds, one whose does not."""
+    folder = tmp_path / "labs"
+    for name, lesson in (("numbers", NUMBERS), ("letters", LETTERS)):
+        (folder / name).mkdir(parents=True)
+        (folder / name / "lesson.py").write_text(HEADER + lesson)
+    (folder / "labs.toml").write_text(LABS)
+    monkeypatch.setenv("LABKIT_LABS", str(folder))
+    return folder
+
+
+def make_file(path, *cells):
+    notebook = new_notebook(cells=[new_code_cell(cell) for cell in cells])
+    path.write_text(nbformat.writes(notebook))
+    return str(path)
+
+
+def test_a_lab_runs_by_name_with_its_solutions(labs, capsys):
+    assert main(["run", "numbers"]) == 0
+    out, err = capsys.readouterr()
+    assert out.startswith("numbers: passed, 3 of 3 cells run, 1 of 1 claims held (")
+    assert err == ""
+
+
+def test_a_claim_that_does_not_hold_is_named_and_fails(labs, capsys):
+    assert main(["run", "--all", "--keep-going", "--json"]) == 1
+    out, err = capsys.readouterr()
+    printed = json.loads(out)
+    assert (printed["schema_version"], printed["status"]) == (1, "failed")
+    assert [notebook["status"] for notebook in printed["notebooks"]] == ["passed", "failed"]
+    assert printed["notebooks"][1]["claims"] == [
+        {"statement": "the alphabet ends with y", "held": False, "skipped": None}
+    ]
+    assert printed["environment"]["python"] == ".".join(str(part) for part in sys.version_info[:3])
+    assert "  claim does not hold: the alphabet ends with y\n" in err
+
+
+@pytest.mark.parametrize(
+    ("keep_going", "statuses"),
+    [([], ["failed", "not_run"]), (["--keep-going"], ["failed", "passed"])],
+    ids=["stops", "goes on"],
+)
+def test_after_a_failure_the_rest_waits_unless_asked(tmp_path, capsys, keep_going, statuses):
+    files = [make_file(tmp_path / "bad.ipynb", "1/0"), make_file(tmp_path / "good.ipynb", "1")]
+    assert main(["run", *files, "--json", *keep_going]) == 1
+    printed = json.loads(capsys.readouterr().out)
+    assert [notebook["status"] for notebook in printed["notebooks"]] == statuses
+
+
+FAULTS = [
+    pytest.param(
+        ["1/0"], [], 1, "cell 1 of 1 raised ZeroDivisionError: division by zero", id="cell"
+    ),
+    pytest.param(
+        ["import os; os._exit(7)"], [], 1, "the kernel died in cell 1 of 1: exit code 7", id="death"
+    ),
+    pytest.param(
+        ["import time; time.sleep(600)"],
+        ["--timeout", "0.5"],
+        4,
+        "cell 1 of 1 ran past 0.5 s",
+        id="timeout",
+    ),
+]
+
+
+@pytest.mark.parametrize(("cells", "options", "exit_code", "what"), FAULTS)
+def test_a_fault_is_told_in_words_and_in_one_whole_object(
+    tmp_path, capsys, cells, options, exit_code, what
+):
+    path = make_file(tmp_path / "fault.ipynb", *cells)
+    assert main(["run", path, "--json", *options]) == exit_code
+    out, err = capsys.readouterr()
+    (notebook,) = json.loads(out)["notebooks"]
+    assert notebook["error"]["what"] == what
+    assert notebook["error"]["source"] == cells[0]
+    assert what in err
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "cause"),
+    [
+        ("text.ipynb", "no json at all", "is no notebook: line 1 column 1: Expecting value"),
+        ("half.ipynb", '{"cells": [}', "is no notebook: line 1 column 12: Expecting value"),
+        ("other.ipynb", '{"a": 1}', "is not a valid notebook: "),
+        ("list.ipynb", "[1, 2]", "is not a valid notebook: "),
+        ("binary.ipynb", b"\xff\xfe\x00", "cannot be read: 'utf-8' codec can't decode"),
+    ],
+)
+def test_a_file_that_is_no_notebook_exits_2_and_is_named(tmp_path, capsys, name, content, cause):
+    path = tmp_path / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    assert main(["run", str(path), "--json"]) == 2
+    (notebook,) = json.loads(capsys.readouterr().out)["notebooks"]
+    assert notebook["status"] == "invalid"
+    assert notebook["error"]["what"].startswith(f"{path} {cause}")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "error: nothing to run: name a lab or a notebook\n  try: labkit run --all\n"),
+        (
+            ["nubmers"],
+            "error: there is no lab named 'nubmers'\n"
+            "  cause: the labs are numbers, letters\n"
+            "  try: did you mean numbers?\n",
+        ),
+        (
+            ["--all", "numbers"],
+            "error: --all runs every lab: give it or names, not both\n",
+        ),
+        (
+            ["numbers", "--timeout", "0"],
+            "error: --timeout 0 is no time limit\n  cause: it must be above 0 seconds\n",
+        ),
+        (
+            ["numbers", "--timeout", "nan"],
+            "error: --timeout nan is no time limit\n  cause: it must be above 0 seconds\n",
+        ),
+        (
+            ["./notes.txt"],
+            "error: there is no notebook ./notes.txt\n  cause: {folder} has no file of that name\n",
+        ),
+        (
+            ["./labs/labs.toml"],
+            "error: ./labs/labs.toml is no notebook\n"
+            "  cause: its name ends in none of .ipynb, .py, .md\n",
+        ),
+    ],
+)
+def test_what_makes_no_sense_exits_2_before_anything_runs(
+    labs, tmp_path, monkeypatch, capsys, words, message
+):
+    monkeypatch.chdir(tmp_path)
+    assert main(["run", *words]) == 2
+    assert capsys.readouterr() == ("", message.format(folder=tmp_path))
+
+
+def test_no_labs_at_all_is_an_error(tmp_path, monkeypatch, capsys):
+    (tmp_path / "labs.toml").write_text("")
+    monkeypatch.setenv("LABKIT_LABS", str(tmp_path))
+    assert main(["run", "--all"]) == 2
+    assert capsys.readouterr().err.startswith("error: there is no lab to run\n")
+
+
+def test_scripts_and_markdown_run_as_notebooks(tmp_path, capsys):
+    (tmp_path / "script.py").write_text("# %%\nx = 1\n\n# %%\nassert x == 1\n")
+    (tmp_path / "page.md").write_text("# Words\n\n```python\nx = 1\n```\n")
+    assert main(["run", str(tmp_path / "script.py"), str(tmp_path / "page.md")]) == 0
+    out = capsys.readouterr().out
+    assert "script: passed, 2 of 2 cells run" in out
+    assert "page: passed, 1 of 1 cells run" in out
+
+
+def test_output_keeps_the_notebooks_and_the_object(tmp_path, capsys):
+    (tmp_path / "a").mkdir()
+    first = make_file(tmp_path / "same.ipynb", "1 + 1")
+    second = make_file(tmp_path / "a" / "same.ipynb", "2 + 2")
+    folder = tmp_path / "out" / "run"
+    assert main(["run", first, second, "--json", "--output", str(folder)]) == 0
+    assert json.loads((folder / "result.json").read_text()) == json.loads(capsys.readouterr().out)
+    shown = [
+        nbformat.read(folder / name, as_version=4).cells[0].outputs[0].data["text/plain"]
+        for name in ("same.ipynb", "same-2.ipynb")
+    ]
+    assert shown == ["2", "4"]
+
+
+def test_an_output_that_is_a_file_is_refused_before_anything_runs(tmp_path, capsys):
+    path = make_file(tmp_path / "a.ipynb", "1")
+    assert main(["run", path, "--output", path]) == 2
+    assert capsys.readouterr().err.startswith(f"error: --output {path} cannot be made\n")
+
+
+@pytest.mark.parametrize(
+    ("labs_asked", "present", "cause", "fix"),
+    [
+        (["tensors"], (), "all of the lab's packages", "make run LABS=tensors"),
+        ([], (), "all of the lab's packages", "make run LABS=tensors"),
+        (
+            ["tensors", "autograd"],
+            ("nbclient", "nbformat", "ipykernel", "jupytext"),
+            "torch",
+            "make run LABS='tensors autograd'",
+        ),
+        ([], ("nbformat", "torch"), "nbclient, ipykernel, jupytext", "make run LABS=tensors"),
+    ],
+    ids=["nothing", "nothing, for a file", "no torch", "some"],
+)
+def test_a_python_without_the_packages_says_what_to_type(labs_asked, present, cause, fix):
+    with pytest.raises(EngineError) as caught:
+        require_packages(labs_asked, find=lambda name: name if name in present else None)
+    assert caught.value.what == f"{sys.executable} cannot run notebooks"
+    assert caught.value.cause == f"this Python lacks {cause}"
+    assert caught.value.fix == fix
+
+
+def test_a_notebook_of_ones_own_needs_no_torch():
+    require_packages([], find=lambda name: None if name == "torch" else name)
+
+
+@pytest.fixture
+def heeds_interrupts():
+    """Ctrl-C raises KeyboardInterrupt in our children though pytest's shell may ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
+def test_a_signal_stops_the_kernel_and_still_prints_the_object(tmp_path, heeds_interrupts, number):
+    path = make_file(
+        tmp_path / "long.ipynb",
+        "import os, pathlib\n_ = pathlib.Path('pid').write_text(str(os.getpid()))",
+        "import time\ntime.sleep(600)",
+    )
+    command = [sys.executable, "-m", "labkit", "run", path, "--json"]
+    process = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stderr is not None
+    # The first line comes when the first cell has ended: the second is on its way.
+    assert process.stderr.readline().startswith("long  1/2")
+    process.send_signal(number)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    printed = json.loads(out)
+    assert printed["status"] == "interrupted"
+    assert printed["notebooks"][0]["cells"][0]["status"] == "passed"
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "pid").read_text()), 0)

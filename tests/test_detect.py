@@ -1,0 +1,312 @@
+"""Which devices there are, which one torch takes, and the sentence that says why not a GPU."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from labkit.devices import torch_devices
+from labkit.devices.cpu import CpuFacts
+from labkit.devices.detect import detect_devices, join_facts
+from labkit.devices.nvml import SENTENCES, GpuFacts, NvmlFacts, Trouble
+from labkit.devices.torch_devices import TorchBuild, best_device, read_torch_build
+from labkit.devices.visibility import name_gpus
+
+GIB = 2**30
+CPU = CpuFacts("AMD EPYC", 2, 4, 4, 16 * GIB, None, ("AVX2",))
+CUDA_BUILD = TorchBuild("2.13.0+cu130", "13.0")
+CPU_BUILD = TorchBuild("2.13.0+cpu", None)
+
+
+def make_gpu(index, name="NVIDIA H200", **changes):
+    return GpuFacts(index, f"GPU-{index}{index}aa", name, 141 * GIB, "9.0", False)._replace(
+        **changes
+    )
+
+
+def make_nvml(*gpus, cuda="13.0"):
+    return NvmlFacts("580.95.05", cuda, gpus)
+
+
+def make_trouble(kind):
+    return Trouble(kind, SENTENCES[kind])
+
+
+ALIKE = (make_gpu(0), make_gpu(1), make_gpu(2))
+UNLIKE = (make_gpu(0, "NVIDIA T400"), make_gpu(1), make_gpu(2))
+BY_BUS = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+
+
+@pytest.mark.parametrize(
+    ("gpus", "visible", "order", "numbers"),
+    [
+        pytest.param(ALIKE, None, {}, (0, 1, 2), id="alike, all visible"),
+        pytest.param(UNLIKE, None, {}, (None, None, None), id="unlike, fastest first"),
+        pytest.param(UNLIKE, None, BY_BUS, (0, 1, 2), id="unlike, by bus"),
+        pytest.param(UNLIKE[:1], None, {}, (0,), id="one alone"),
+        pytest.param(ALIKE, "", {}, (None, None, None), id="empty"),
+        pytest.param(ALIKE, "-1", {}, (None, None, None), id="minus one"),
+        pytest.param(ALIKE, "NoDevFiles", {}, (None, None, None), id="no number"),
+        pytest.param(ALIKE, "2,0", {}, (1, None, 0), id="indices in another order"),
+        pytest.param(ALIKE, " 1 , 2 ", {}, (None, 0, 1), id="indices with blanks"),
+        pytest.param(ALIKE, "0,-1,2", {}, (0, None, None), id="ended by minus one"),
+        pytest.param(ALIKE, "0,7,2", {}, (0, None, None), id="ended by no such GPU"),
+        pytest.param(ALIKE, "1,1", {}, (None, None, None), id="repeated index"),
+        pytest.param(UNLIKE, "2,0", {}, (None, None, None), id="unlike, indices"),
+        pytest.param(UNLIKE, "2,0", BY_BUS, (1, None, 0), id="unlike, indices by bus"),
+        pytest.param(UNLIKE, "GPU-22aa,GPU-00aa", {}, (1, None, 0), id="UUIDs settle it"),
+        pytest.param(UNLIKE, "GPU-1", {}, (None, 0, None), id="the beginning of a UUID"),
+        pytest.param(ALIKE, "GPU-", {}, (None, None, None), id="a beginning of several"),
+        pytest.param(ALIKE, "GPU-00,GPU-9,GPU-11", {}, (0, None, None), id="ended by no such UUID"),
+        pytest.param(ALIKE, "GPU-00,GPU-00", {}, (None, None, None), id="repeated UUID"),
+        pytest.param(ALIKE, "MIG-1234", {}, (None, None, None), id="MIG"),
+    ],
+)
+def test_the_number_that_torch_gives_a_gpu(gpus, visible, order, numbers):
+    environment = order if visible is None else {**order, "CUDA_VISIBLE_DEVICES": visible}
+    expected = [None if number is None else f"cuda:{number}" for number in numbers]
+    assert name_gpus(gpus, environment) == expected
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [make_gpu(1, trouble=make_trouble("gpu lost")), make_gpu(1, mig_enabled=True)],
+    ids=["lost", "split by MIG"],
+)
+def test_a_gpu_that_cuda_may_leave_out_makes_the_numbers_unknown(odd):
+    assert name_gpus((make_gpu(0), odd), BY_BUS) == [None, None]
+
+
+@pytest.mark.parametrize(
+    ("visible", "names"),
+    [
+        ("GPU-11aa", [None, "cuda:0", None]),
+        ("GPU-11aa,GPU-00aa,GPU-22aa", [None, "cuda:0", None]),
+        ("GPU-00aa,GPU-22aa", [None, None, None]),
+    ],
+    ids=["alone", "before the lost one", "after the lost one"],
+)
+def test_uuids_name_gpus_up_to_a_lost_one(visible, names):
+    gpus = (make_gpu(0, trouble=make_trouble("gpu lost")), make_gpu(1), make_gpu(2))
+    assert name_gpus(gpus, {"CUDA_VISIBLE_DEVICES": visible}) == names
+
+
+def join(nvml, build=CUDA_BUILD, environment=None):
+    return join_facts(nvml, CPU, build, environment or {}, "linux")
+
+
+def test_the_best_device_is_the_first_that_torch_sees():
+    detection = join(make_nvml(*ALIKE), environment={"CUDA_VISIBLE_DEVICES": "2,0"})
+    assert detection.best == "cuda:0"
+    assert [device.torch_name for device in detection.devices] == ["cuda:1", None, "cuda:0", "cpu"]
+    assert detection.notes == ()
+
+
+def test_a_gpu_carries_what_nvml_told():
+    gpu = join(make_nvml(make_gpu(0))).devices[0]
+    assert (gpu.kind, gpu.name, gpu.uuid) == ("cuda", "NVIDIA H200", "GPU-00aa")
+    assert (gpu.total_bytes, gpu.compute_capability) == (141 * GIB, "9.0")
+    assert (gpu.driver, gpu.cuda, gpu.mig) == ("580.95.05", "13.0", False)
+
+
+def test_the_cpu_comes_last_with_its_facts():
+    cpu = join(make_nvml(make_gpu(0))).devices[-1]
+    assert (cpu.kind, cpu.torch_name, cpu.name, cpu.uuid) == ("cpu", "cpu", "AMD EPYC", None)
+    assert (cpu.cores, cpu.physical_cores, cpu.logical_cores) == (4, 2, 4)
+
+
+def test_unlike_gpus_leave_the_number_open_and_say_how_to_settle_it():
+    detection = join(make_nvml(*UNLIKE))
+    assert detection.best == "cuda"
+    assert detection.notes == (
+        "which GPU torch calls cuda:0 is not known without starting CUDA;"
+        " for unlike GPUs CUDA_DEVICE_ORDER=PCI_BUS_ID settles it",
+    )
+
+
+@pytest.mark.parametrize(
+    ("nvml", "build", "environment", "best", "notes"),
+    [
+        pytest.param(
+            NvmlFacts(trouble=make_trouble("no library")),
+            CUDA_BUILD,
+            {},
+            "cpu",
+            ("no NVIDIA driver here: libnvidia-ml.so.1 was not found",),
+            id="no driver",
+        ),
+        pytest.param(
+            NvmlFacts(trouble=make_trouble("no library")),
+            CPU_BUILD,
+            {},
+            "cpu",
+            (
+                "no NVIDIA driver here: libnvidia-ml.so.1 was not found",
+                "torch 2.13.0+cpu is a CPU build",
+            ),
+            id="no driver and a CPU build",
+        ),
+        pytest.param(
+            make_nvml(),
+            CUDA_BUILD,
+            {},
+            "cpu",
+            ("the NVIDIA driver is loaded but there is no GPU",),
+            id="no GPU",
+        ),
+        pytest.param(
+            make_nvml(make_gpu(0)),
+            CPU_BUILD,
+            {},
+            "cpu",
+            ("torch 2.13.0+cpu is a CPU build",),
+            id="a GPU and a CPU build",
+        ),
+        pytest.param(
+            make_nvml(make_gpu(0)),
+            TorchBuild("2.13.0", None),
+            {},
+            "cpu",
+            ("torch 2.13.0 is built without CUDA",),
+            id="a build without CUDA",
+        ),
+        pytest.param(
+            make_nvml(make_gpu(0)),
+            None,
+            {},
+            None,
+            ("torch is not installed in this Python, so which GPU it would take is not known",),
+            id="no torch",
+        ),
+        pytest.param(
+            make_nvml(make_gpu(0)),
+            CUDA_BUILD,
+            {"CUDA_VISIBLE_DEVICES": ""},
+            "cpu",
+            ("CUDA_VISIBLE_DEVICES='' hides every GPU",),
+            id="hidden",
+        ),
+        pytest.param(
+            make_nvml(make_gpu(0)),
+            CUDA_BUILD,
+            {"CUDA_VISIBLE_DEVICES": "GPU-9"},
+            "cpu",
+            ("CUDA_VISIBLE_DEVICES='GPU-9' hides every GPU",),
+            id="hidden by UUID",
+        ),
+        pytest.param(
+            make_nvml(make_gpu(0), cuda="12.2"),
+            CUDA_BUILD,
+            {},
+            "cpu",
+            (
+                "the NVIDIA driver 580.95.05 (CUDA 12.2) is too old"
+                " for torch 2.13.0+cu130 (CUDA 13.0)",
+            ),
+            id="driver too old",
+        ),
+        pytest.param(
+            make_nvml(make_gpu(0), cuda="12.2"),
+            TorchBuild("2.13.0+cu129", "12.9"),
+            {},
+            "cuda:0",
+            (),
+            id="driver of the same major version",
+        ),
+        pytest.param(
+            make_nvml(make_gpu(0, trouble=make_trouble("gpu lost"))),
+            CUDA_BUILD,
+            {"CUDA_VISIBLE_DEVICES": "0"},
+            "cpu",
+            ("GPU 0 (NVIDIA H200): the GPU is lost: it fell off the bus or its driver gave it up",),
+            id="the only GPU is lost",
+        ),
+        pytest.param(
+            make_nvml(make_gpu(0, mig_enabled=True)),
+            CUDA_BUILD,
+            {"CUDA_VISIBLE_DEVICES": "MIG-1"},
+            "cuda",
+            (),
+            id="a MIG slice",
+        ),
+    ],
+)
+def test_why_torch_takes_what_it_takes(nvml, build, environment, best, notes):
+    detection = join(nvml, build, environment)
+    assert (detection.best, detection.notes) == (best, notes)
+
+
+def test_a_gpu_that_torch_cannot_use_has_no_name_in_torch():
+    assert join(make_nvml(make_gpu(0)), CPU_BUILD).devices[0].torch_name is None
+
+
+def test_macos_leaves_the_answer_to_torch():
+    nothing = NvmlFacts(trouble=make_trouble("no library"))
+    detection = join_facts(nothing, CPU, TorchBuild("2.13.0"), {}, "darwin")
+    assert detection.best is None
+    assert [device.kind for device in detection.devices] == ["cpu"]
+    assert detection.notes[0].startswith("macOS has no NVIDIA driver")
+
+
+def test_this_machine_ends_with_its_cpu():
+    assert detect_devices().devices[-1].torch_name == "cpu"
+
+
+VERSION_FILE = """from typing import Optional
+
+__all__ = ['__version__', 'cuda']
+__version__ = {version!r}
+debug = False
+cuda: Optional[str] = {cuda!r}
+hip: Optional[str] = None
+"""
+
+
+@pytest.mark.parametrize("build", [CUDA_BUILD, CPU_BUILD], ids=["cuda", "cpu"])
+def test_torchs_build_is_read_from_its_files(tmp_path, build):
+    text = VERSION_FILE.format(version=build.version, cuda=build.cuda)
+    (tmp_path / "version.py").write_text(text)
+    assert read_torch_build(tmp_path) == build
+
+
+@pytest.mark.parametrize("text", [None, "nothing = 1\n"], ids=["no file", "another file"])
+def test_a_torch_that_does_not_tell_is_unknown(tmp_path, text):
+    if text:
+        (tmp_path / "version.py").write_text(text)
+    assert read_torch_build(tmp_path) is None
+
+
+@pytest.mark.parametrize("there", [True, False], ids=["installed", "missing"])
+def test_torch_is_found_on_the_path_without_importing_it(tmp_path, monkeypatch, there):
+    if there:
+        (tmp_path / "torch").mkdir()
+        (tmp_path / "torch/__init__.py").write_text("raise AssertionError('imported')\n")
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    monkeypatch.delitem(sys.modules, "torch", raising=False)
+    expected = tmp_path / "torch" if there else None
+    assert torch_devices.find_torch_folder() == expected
+
+
+def test_what_is_read_is_what_torch_says():
+    torch = pytest.importorskip("torch")
+    assert read_torch_build() == TorchBuild(torch.__version__, torch.version.cuda)
+
+
+def test_the_best_device_computes():
+    torch = pytest.importorskip("torch")
+    assert (torch.ones(2, device=best_device()) * 2).tolist() == [2.0, 2.0]
+
+
+@pytest.mark.parametrize("kind", ["cuda", "mps", "xpu", None])
+def test_the_best_device_is_the_accelerator_that_can_be_used(monkeypatch, kind):
+    torch = pytest.importorskip("torch")
+    asked = []
+
+    def find(check_available):
+        asked.append(check_available)
+        return torch.device(kind) if kind else None
+
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", find)
+    assert best_device() == torch.device(kind or "cpu")
+    assert asked == [True]

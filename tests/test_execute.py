@@ -1,0 +1,274 @@
+"""Notebooks in real kernels: what holds, what fails, and that no process is left behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+
+from labkit.lessons.catalog import Lab
+from labkit.runner.execute import run_notebook, run_notebooks
+from labkit.runner.sources import Source
+
+CLAIM = """from IPython.display import display
+display({{"application/vnd.labkit.claim+json":
+    {{"statement": "fact", "held": {held}, "skipped": {skipped}}}, "text/plain": "fact"}}, raw=True)
+"""
+CHECK = """from IPython.display import display
+display({{"application/vnd.labkit.check+json":
+    {{"exercise": "lab.task", "status": "{status}"}}, "text/plain": "task"}}, raw=True)
+"""
+
+
+def make_notebook(*cells):
+    return new_notebook(
+        cells=[new_code_cell(cell) if isinstance(cell, str) else cell for cell in cells]
+    )
+
+
+def make_file(folder, name, *cells):
+    path = folder / f"{name}.ipynb"
+    path.write_text(nbformat.writes(make_notebook(*cells)))
+    return Source(name, path)
+
+
+def run(folder, *cells, timeout_seconds=60.0, watch=lambda event: None):
+    """The result and the executed notebook of cells run in a folder."""
+    notebook = make_notebook(*cells)
+    source = Source("sample", folder / "sample.ipynb")
+    result = run_notebook(source, notebook, timeout_seconds=timeout_seconds, watch=watch)
+    return result, notebook
+
+
+def is_gone(pid):
+    """True once the process has ended: the kernel ends a killed one in its own time."""
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return True
+        # In a container nobody may collect an orphan that has ended.
+        if Path(f"/proc/{pid}/stat").exists() and _is_zombie(pid):
+            return True
+        time.sleep(0.01)
+    return False
+
+
+def _is_zombie(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True
+
+
+SPAWN = """import os, pathlib, subprocess
+child = subprocess.Popen(["sleep", "600"])
+_ = pathlib.Path("pids").write_text(f"{os.getpid()} {child.pid}")"""
+
+
+def read_pids(folder):
+    return [int(pid) for pid in (folder / "pids").read_text().split()]
+
+
+def test_a_sound_notebook_passes_with_every_cell_accounted_for(tmp_path):
+    events = []
+    skipped = new_code_cell("1/0", metadata={"tags": ["skip-execution"]})
+    allowed = new_code_cell("1/0", metadata={"tags": ["raises-exception"]})
+    result, notebook = run(
+        tmp_path,
+        new_markdown_cell("# words"),
+        "\n\nx = 1  # first\nx + 1",
+        "   ",
+        skipped,
+        allowed,
+        CLAIM.format(held=True, skipped=None) + CLAIM.format(held=None, skipped="'needs cuda'"),
+        CHECK.format(status="passed"),
+        watch=events.append,
+    )
+    assert (result.status, result.error) == ("passed", None)
+    assert [(cell.index, cell.status) for cell in result.cells] == [
+        (1, "passed"),
+        (3, "skipped"),
+        (4, "passed"),
+        (5, "passed"),
+        (6, "passed"),
+    ]
+    assert result.cells[0].first_line == "x = 1  # first"
+    assert notebook.cells[1].outputs[0].data["text/plain"] == "2"
+    assert [claim.held for claim in result.claims] == [True, None]
+    assert [check.name for check in result.checks] == ["lab.task"]
+    assert [(event.number, event.total, event.status) for event in events][:3] == [
+        (1, 4, "running"),
+        (1, 4, "passed"),
+        (2, 4, "running"),
+    ]
+    assert result.seconds is not None
+    assert result.seconds > sum(cell.seconds or 0 for cell in result.cells) > 0
+
+
+def test_a_failing_cell_is_named_with_its_source_and_traceback(tmp_path):
+    source = "def divide():\n    return 1 / 0\ndivide()"
+    result, _ = run(tmp_path, "x = 1", source, "never = 1")
+    assert result.status == "failed"
+    assert [cell.status for cell in result.cells] == ["passed", "failed", "not_run"]
+    assert result.error is not None
+    assert result.error.what == "cell 2 of 3 raised ZeroDivisionError: division by zero"
+    assert (result.error.cell_index, result.error.name) == (1, "ZeroDivisionError")
+    assert result.error.source == source
+    assert result.error.traceback is not None
+    assert "return 1 / 0" in result.error.traceback
+    assert "\x1b" not in result.error.traceback
+
+
+def test_a_syntax_error_in_a_cell_is_a_failing_cell(tmp_path):
+    result, _ = run(tmp_path, "def f(:")
+    assert result.status == "failed"
+    assert result.error is not None
+    assert result.error.name == "SyntaxError"
+
+
+@pytest.mark.parametrize(
+    "cell",
+    [CLAIM.format(held=False, skipped=None), CHECK.format(status="wrong_shape")],
+    ids=["claim", "check"],
+)
+def test_a_false_claim_or_check_fails_though_no_cell_raised(tmp_path, cell):
+    result, _ = run(tmp_path, cell)
+    assert (result.status, result.error) == ("failed", None)
+    assert [cell.status for cell in result.cells] == ["passed"]
+
+
+def test_a_cell_past_its_time_is_ended_with_its_kernel_and_children(tmp_path):
+    result, _ = run(tmp_path, SPAWN, "import time\ntime.sleep(600)", timeout_seconds=1.5)
+    assert result.status == "timed_out"
+    assert [cell.status for cell in result.cells] == ["passed", "timed_out"]
+    assert result.error is not None
+    assert result.error.what == "cell 2 of 2 ran past 1.5 s"
+    assert all(is_gone(pid) for pid in read_pids(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("ending", "how"),
+    [
+        ("os._exit(3)", "exit code 3"),
+        ("os.kill(os.getpid(), 9)", "killed by SIGKILL"),
+        ("import ctypes; ctypes.string_at(0)", "killed by SIGSEGV"),
+    ],
+)
+def test_a_dead_kernel_is_named_and_leaves_no_child(tmp_path, ending, how):
+    result, _ = run(tmp_path, SPAWN, ending, "never = 1")
+    assert result.status == "died"
+    assert [cell.status for cell in result.cells] == ["passed", "died", "not_run"]
+    assert result.error is not None
+    assert result.error.what == f"the kernel died in cell 2 of 3: {how}"
+    assert result.error.source == ending
+    assert all(is_gone(pid) for pid in read_pids(tmp_path))
+
+
+def test_nothing_is_left_of_a_run_that_passed(tmp_path):
+    result, _ = run(tmp_path, SPAWN)
+    assert result.status == "passed"
+    assert all(is_gone(pid) for pid in read_pids(tmp_path))
+
+
+@pytest.fixture
+def heeds_interrupts():
+    """Ctrl-C raises KeyboardInterrupt even where the shell that started pytest ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_stops_the_kernel_and_keeps_what_was_known(tmp_path, heeds_interrupts):
+    def interrupt(event):
+        if event.number == 2 and event.status == "running":
+            os.kill(os.getpid(), signal.SIGINT)
+
+    result, _ = run(tmp_path, SPAWN, "import time\ntime.sleep(600)", "never = 1", watch=interrupt)
+    assert result.status == "interrupted"
+    assert [cell.status for cell in result.cells] == ["passed", "interrupted", "not_run"]
+    assert result.error is not None
+    assert result.error.what == "interrupted in cell 2 of 3"
+    assert all(is_gone(pid) for pid in read_pids(tmp_path))
+
+
+def test_a_progress_that_cannot_be_written_ends_the_kernel_too(tmp_path):
+    def fail(event):
+        if event.number == 2:
+            raise BrokenPipeError
+
+    with pytest.raises(BrokenPipeError):
+        run(tmp_path, SPAWN, "import time\ntime.sleep(600)", watch=fail)
+    assert all(is_gone(pid) for pid in read_pids(tmp_path))
+
+
+def test_a_kernel_that_is_not_installed_is_named(tmp_path):
+    notebook = make_notebook("1 + 1")
+    notebook.metadata["kernelspec"] = {"name": "nosuch", "language": "R", "display_name": "R"}
+    source = Source("sample", tmp_path / "sample.ipynb")
+    result = run_notebook(source, notebook, timeout_seconds=5)
+    assert result.status == "invalid"
+    assert result.error is not None
+    assert result.error.what == "it asks for the kernel 'nosuch', which is not installed here"
+
+
+def test_a_python_notebook_runs_on_this_python_whatever_kernel_it_names(tmp_path):
+    notebook = make_notebook("import sys; print(sys.prefix)")
+    notebook.metadata["kernelspec"] = {"name": "my-env", "language": "python", "display_name": "x"}
+    source = Source("sample", tmp_path / "sample.ipynb")
+    assert run_notebook(source, notebook, timeout_seconds=60).status == "passed"
+    assert notebook.cells[0].outputs[0].text == f"{sys.prefix}\n"
+
+
+SHOW_ENVIRONMENT = """import os
+print([os.environ.get(name) for name in ("LABKIT_REFERENCE", "MPLBACKEND")])
+print(os.getcwd())"""
+
+
+def test_anybodys_notebook_runs_in_its_folder_and_our_environment(tmp_path, monkeypatch):
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    _, notebook = run(tmp_path, SHOW_ENVIRONMENT)
+    assert notebook.cells[0].outputs[0].text == f"[None, 'agg']\n{tmp_path}\n"
+
+
+def test_a_lab_runs_as_a_reference_away_from_its_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    lab = Lab("sample", "Sample", "A sample", 1, (), "sample.ipynb", tmp_path)
+    notebook = make_notebook(SHOW_ENVIRONMENT, "import labkit")
+    result = run_notebook(Source("sample", lab.lesson, lab), notebook, timeout_seconds=60)
+    assert result.status == "passed"
+    shown, folder = notebook.cells[0].outputs[0].text.splitlines()
+    assert shown == "['1', 'module://matplotlib_inline.backend_inline']"
+    assert not Path(folder).exists()
+
+
+def test_an_invalid_file_is_named_and_the_rest_runs_if_asked(tmp_path):
+    broken = tmp_path / "broken.ipynb"
+    broken.write_text('{"cells": [\n')
+    sources = [Source("broken", broken), make_file(tmp_path, "sound", "1 + 1")]
+    stopped = run_notebooks(sources, timeout_seconds=60)
+    assert [result.status for result in stopped] == ["invalid", "not_run"]
+    assert stopped[0].error is not None
+    assert stopped[0].error.what == (f"{broken} is no notebook: line 2 column 1: Expecting value")
+    kept = []
+    going = run_notebooks(
+        sources,
+        timeout_seconds=60,
+        keep_going=True,
+        keep=lambda result, notebook: kept.append(result.name),
+    )
+    assert [result.status for result in going] == ["invalid", "passed"]
+    assert kept == ["sound"]
+
+
+def test_what_a_kernel_prints_outside_its_cells_does_not_reach_us(tmp_path, capfd):
+    result, _ = run(tmp_path, "import os\n_ = os.write(1, b'stray')", "import atexit, sys")
+    assert result.status == "passed"
+    assert capfd.readouterr() == ("", "")
