@@ -1,0 +1,395 @@
+"""The exercises of the compile lab: what each asks, and how an answer is judged."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+import torch._dynamo
+from torch.nn import functional
+
+from labkit.lessons.exercises import Case, Exercise, WrongAnswer
+
+
+class GraphRecorder:
+    """A backend that compiles nothing: it keeps the inputs of each graph and runs it as it is."""
+
+    def __init__(self) -> None:
+        self.inputs: list[list[object]] = []
+
+    def __call__(self, graph: torch.fx.GraphModule, inputs: list[object]) -> Any:
+        """The graph's own forward, once its inputs are noted."""
+        self.inputs.append(inputs)
+        return graph.forward
+
+
+def _seeded(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def _require_function(got: object) -> None:
+    # The framework turns an error here into the verdict "wrong type".
+    if not callable(got):
+        raise TypeError("a function was asked for, which can be called later")
+
+
+def _run_eagerly(function: Callable[..., Any], x: torch.Tensor) -> tuple[Any, str | None]:
+    with contextlib.redirect_stdout(io.StringIO()):
+        try:
+            return function(x.clone()), None
+        except Exception as error:
+            return None, f"the function you return raised {type(error).__name__}: {error}"
+
+
+def _find_compile_fault(function: Callable[..., Any], inputs: list[torch.Tensor]) -> str | None:
+    """Why the function is not one graph for all of these inputs of one shape, or None if it is."""
+    torch._dynamo.reset()
+    recorder = GraphRecorder()
+    compiled = torch.compile(function, backend=recorder, fullgraph=True)
+    with contextlib.redirect_stdout(io.StringIO()):
+        for x in inputs:
+            try:
+                compiled(x.clone())
+            except Exception as error:
+                reason = str(error).strip().splitlines()[0]
+                return f"with fullgraph=True it raises {type(error).__name__}: {reason}"
+    if len(recorder.inputs) != 1:
+        return f"it took {len(recorder.inputs)} graphs for inputs of one shape, and one was asked"
+    return None
+
+
+def _calls_until_paid_cases() -> Iterator[Case]:
+    # Powers of two: these seconds are exact in floating point, so that "as soon as" is too.
+    yield Case((10.0, 0.5, 0.25), 39, "evens out exactly")
+    yield Case((10.0, 0.5, 0.125), 27, "evens out between two calls")
+    yield Case((3.0, 0.25, 0.25), None, "compiled is as fast as eager, never faster")
+    yield Case((3.0, 0.25, 0.5), None, "compiled is slower than eager")
+    yield Case((0.5, 0.5, 0.25), 1, "the first call costs no more than an eager one")
+    yield Case((0.25, 0.5, 0.125), 1, "the first call is already cheaper")
+
+
+CALLS_UNTIL_PAID = Exercise(
+    name="calls_until_paid",
+    title="When has the first call paid for itself?",
+    hints=(
+        "Write both totals down for n calls: n eager ones, and one first call with n - 1 later "
+        "ones. Where do the two lines cross, and do they always?",
+        "Each later call wins back eager - later seconds. What must be won back is what the first "
+        "call cost beyond a later one. Round up, and think of a win of zero or less.",
+    ),
+    cases=_calls_until_paid_cases,
+    wrong_answers=(
+        WrongAnswer(
+            "takes the first call as an extra on top of n later ones",
+            lambda first, eager, later: math.ceil(first / (eager - later)) if eager > later else 0,
+            "wrong_values",
+        ),
+        WrongAnswer(
+            "forgets that it may never pay",
+            lambda first, eager, later: max(
+                1, math.ceil((first - later) / ((eager - later) or 1e-9))
+            ),
+            "wrong_type",
+        ),
+        WrongAnswer(
+            "gives a fraction of a call",
+            lambda first, eager, later: (first - later) / (eager - later),
+            "wrong_type",
+        ),
+    ),
+)
+
+
+def _check_normalized_values(got: Any, _: tuple[Any, ...]) -> str | None:
+    _require_function(got)
+    for shape in ((6, 4), (5,)):
+        x = _seeded(*shape) * 3 + 5
+        answer, fault = _run_eagerly(got, x)
+        fault = fault or _find_pair_fault(answer, x)
+        if fault:
+            return fault
+    return None
+
+
+def _check_one_graph(got: Any, _: tuple[Any, ...]) -> str | None:
+    return _find_compile_fault(got, [_seeded(6, 4, seed=seed) for seed in range(2)])
+
+
+def _find_pair_fault(answer: object, x: torch.Tensor) -> str | None:
+    if not isinstance(answer, tuple) or len(answer) != 2:
+        return "the function you return must give a pair: (normalized, mean)"
+    normalized, mean = answer
+    if not isinstance(mean, torch.Tensor) or mean.shape != ():
+        return "the mean must stay a tensor, of shape ()"
+    if not torch.allclose(mean, x.mean()):
+        return f"the mean of a test input is {x.mean():.4f}, and yours is {mean:.4f}"
+    wanted = (x - x.mean()) / x.std()
+    if not isinstance(normalized, torch.Tensor) or normalized.shape != wanted.shape:
+        return f"the normalized values must be a tensor of shape {tuple(wanted.shape)}"
+    if not torch.allclose(normalized, wanted, atol=1e-5):
+        return "the normalized values are not (x - mean) / std"
+    return None
+
+
+def _normalize_with_print(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    mean = x.mean()
+    print("mean", mean)
+    return (x - mean) / x.std(), mean
+
+
+BUILD_NORMALIZER = Exercise(
+    name="build_normalizer",
+    title="Take the graph break out",
+    hints=(
+        "What in the function is done by Python and not by torch? Who else could do it, later, "
+        "if the function handed out what is needed?",
+        "A graph can return several tensors. Leave the printing to the caller, and give the mean "
+        "back as it is, without turning it into a Python number.",
+    ),
+    cases=lambda: (
+        Case((), judge=_check_normalized_values, note="the values"),
+        Case((), judge=_check_one_graph, note="one graph"),
+    ),
+    forbids=("item",),
+    wrong_answers=(
+        WrongAnswer("still prints", lambda: _normalize_with_print, "wrong_values"),
+        WrongAnswer(
+            "gives the mean as a Python number",
+            lambda: lambda x: ((x - x.mean()) / x.std(), x.mean().item()),
+            "wrong_values",
+        ),
+        WrongAnswer(
+            "drops the mean with the print",
+            lambda: lambda x: (x - x.mean()) / x.std(),
+            "wrong_values",
+        ),
+        WrongAnswer(
+            "returns a result where a function was asked for",
+            lambda: (torch.zeros(2), torch.zeros(())),
+            "wrong_type",
+        ),
+    ),
+)
+
+
+def _scale_to_limit(x: torch.Tensor, limit: float) -> torch.Tensor:
+    norm = x.norm()
+    return x * (limit / norm) if norm > limit else x
+
+
+def _check_clipper(got: Any, arguments: tuple[Any, ...]) -> str | None:
+    _require_function(got)
+    (limit,) = arguments
+    direction = _seeded(5) / _seeded(5).norm()
+    inputs = [direction * limit * factor for factor in (4.0, 0.25, 0.0)]
+    for x, kind in zip(inputs, ("longer than", "shorter than", "zero, far below"), strict=True):
+        answer, fault = _run_eagerly(got, x)
+        if fault:
+            return fault
+        wanted = _scale_to_limit(x, limit)
+        if not isinstance(answer, torch.Tensor) or answer.shape != wanted.shape:
+            return "the function you return must give a tensor of the shape of x"
+        if not torch.allclose(answer, wanted, atol=1e-6):
+            return f"for an x that is {kind} the limit: expected {wanted}, got {answer}"
+    return _find_compile_fault(got, inputs)
+
+
+def _clip_by_masks(limit: float) -> Callable[[torch.Tensor], torch.Tensor]:
+    def clip(x: torch.Tensor) -> torch.Tensor:
+        too_long = x.norm() > limit
+        return too_long * (x * (limit / x.norm())) + ~too_long * x
+
+    return clip
+
+
+MAKE_CLIPPER = Exercise(
+    name="make_clipper",
+    title="Clip by norm without an if",
+    hints=(
+        "The `if` asks for a value while the graph is being written. Can both answers be "
+        "computed, and the choice be left to an operation on tensors?",
+        "torch.where takes a condition, and picks from two tensors. Try your function on zeros "
+        "as well: 0 times infinity is nan, and nan times zero is nan still.",
+    ),
+    cases=lambda: (
+        Case((1.0,), judge=_check_clipper, note="limit 1"),
+        Case((0.5,), judge=_check_clipper, note="limit 0.5"),
+    ),
+    forbids=("item",),
+    wrong_answers=(
+        WrongAnswer(
+            "keeps the if",
+            lambda limit: lambda x: _scale_to_limit(x, limit),
+            "wrong_values",
+        ),
+        WrongAnswer(
+            "always scales",
+            lambda limit: lambda x: x * (limit / x.norm()),
+            "wrong_values",
+        ),
+        WrongAnswer("multiplies by masks: nan at zero", _clip_by_masks, "wrong_values"),
+        WrongAnswer(
+            "takes the tensor where the limit comes in",
+            lambda limit: limit.norm(),
+            "raised",
+        ),
+    ),
+)
+
+
+def _two_graphs(x: torch.Tensor) -> torch.Tensor:
+    y = x.sin()
+    torch._dynamo.graph_break()
+    return y.cos()
+
+
+def _count_compiles_cases() -> Iterator[Case]:
+    # What earlier checks compiled would count towards Dynamo's limit on recompiling.
+    torch._dynamo.reset()
+    x = _seeded(3, 4)
+    yield Case((lambda x: x * 2, [x, x + 1, x - 1]), 1, "one shape, other values")
+    yield Case((lambda x: x + 1, [x, x.double(), x]), 2, "float32, float64, float32 again")
+    sizes = [_seeded(rows, 4) for rows in (3, 5, 7, 9)]
+    yield Case((lambda x: x * 3, sizes), 2, "3, 5, 7 and 9 rows")
+    square = _seeded(4, 4)
+    yield Case(
+        (lambda x: x / 2, [square, square.t(), square.t() + 0]), 2, "a square and its transpose"
+    )
+    yield Case((_two_graphs, [x, x]), 2, "a function with a graph break")
+
+
+COUNT_COMPILES = Exercise(
+    name="count_compiles",
+    title="Count the compiles",
+    hints=(
+        "A backend is any function that takes a graph and example inputs, and returns something "
+        "to call. What can it do besides?",
+        "Make the backend note down that it was called, and return graph.forward. Compile the "
+        "function once with it, call the result on each input, and count the notes.",
+    ),
+    cases=_count_compiles_cases,
+    wrong_answers=(
+        WrongAnswer("counts the calls", lambda function, inputs: len(inputs), "wrong_values"),
+        WrongAnswer(
+            "thinks that only shapes count",
+            lambda function, inputs: len({x.shape for x in inputs}),
+            "wrong_values",
+        ),
+        WrongAnswer(
+            "looks at the first input alone",
+            lambda function, inputs: torch._dynamo.explain(function)(inputs[0]).graph_count,
+            "wrong_values",
+        ),
+        WrongAnswer(
+            "returns the notes, and not how many",
+            lambda function, inputs: [function(x) for x in inputs],
+            "wrong_type",
+        ),
+    ),
+)
+
+
+def _row_scores(x: torch.Tensor) -> torch.Tensor:
+    return (x * x).sum(dim=1).sqrt()
+
+
+def _row_shares(x: torch.Tensor) -> torch.Tensor:
+    return x.softmax(dim=1)
+
+
+def _check_buckets(got: Any, arguments: tuple[Any, ...]) -> str | None:
+    _require_function(got)
+    function, bucket, recorder = arguments
+    torch._dynamo.reset()
+    lengths = [1, bucket - 3, bucket, bucket + 1, 2 * bucket, 2 * bucket + 5, 4 * bucket]
+    for rows in lengths:
+        x = _seeded(rows, 6, seed=rows)
+        answer, wanted = got(x.clone()), function(x)
+        if not isinstance(answer, torch.Tensor) or answer.shape != wanted.shape:
+            shape = tuple(answer.shape) if isinstance(answer, torch.Tensor) else answer
+            return f"for {rows} rows the shape must be {tuple(wanted.shape)}, and yours is {shape}"
+        if not torch.allclose(answer, wanted, atol=1e-6):
+            return f"for {rows} rows the values are not those of the function"
+    return _find_bucket_fault(recorder, bucket, len({math.ceil(n / bucket) for n in lengths}))
+
+
+def _find_bucket_fault(recorder: GraphRecorder, bucket: int, most: int) -> str | None:
+    for inputs in recorder.inputs:
+        if any(isinstance(one, torch.SymInt) for one in inputs):
+            return "a graph was compiled for any number of rows, and fixed shapes were asked for"
+        for one in inputs:
+            if isinstance(one, torch.Tensor) and one.shape[0] % bucket:
+                return f"a graph was compiled for {one.shape[0]} rows, no multiple of {bucket}"
+    if len(recorder.inputs) != most:
+        return f"the backend was given {len(recorder.inputs)} graphs, and {most} are needed"
+    return None
+
+
+def _pad(x: torch.Tensor, bucket: int) -> torch.Tensor:
+    return functional.pad(x, (0, 0, 0, -x.shape[0] % bucket))
+
+
+COMPILE_IN_BUCKETS = Exercise(
+    name="compile_in_buckets",
+    title="Many lengths, few graphs",
+    hints=(
+        "Let every x that reaches the compiled function have one of a few heights. How many rows "
+        "of zeros must be added, and what must happen to the rows that come out of them?",
+        "-rows % bucket says how many rows are missing. Look up torch.nn.functional.pad for the "
+        "order of its numbers, and keep Dynamo from making the number of rows dynamic.",
+    ),
+    cases=lambda: (
+        Case((_row_scores, 16, GraphRecorder()), judge=_check_buckets, note="one number a row"),
+        Case((_row_shares, 8, GraphRecorder()), judge=_check_buckets, note="a row for a row"),
+    ),
+    wrong_answers=(
+        WrongAnswer(
+            "compiles each length",
+            lambda function, bucket, backend: torch.compile(
+                function, backend=backend, dynamic=False
+            ),
+            "wrong_values",
+        ),
+        WrongAnswer(
+            "makes the rows dynamic instead",
+            lambda function, bucket, backend: torch.compile(
+                function, backend=backend, dynamic=True
+            ),
+            "wrong_values",
+        ),
+        WrongAnswer(
+            "pads, and lets Dynamo make the rows dynamic from the second bucket on",
+            lambda function, bucket, backend: (
+                lambda x: torch.compile(function, backend=backend)(_pad(x, bucket))[: x.shape[0]]
+            ),
+            "wrong_values",
+        ),
+        WrongAnswer(
+            "leaves the padding in the answer",
+            lambda function, bucket, backend: (
+                lambda x: torch.compile(function, backend=backend, dynamic=False)(_pad(x, bucket))
+            ),
+            "wrong_values",
+        ),
+        WrongAnswer(
+            "calls at once",
+            lambda function, bucket, backend: torch.compile(function, backend=backend)(
+                torch.ones(bucket, 6)
+            ),
+            "wrong_type",
+        ),
+    ),
+)
+
+
+EXERCISES = (
+    CALLS_UNTIL_PAID,
+    BUILD_NORMALIZER,
+    MAKE_CLIPPER,
+    COUNT_COMPILES,
+    COMPILE_IN_BUCKETS,
+)

@@ -1,0 +1,397 @@
+"""The devices lab's exercises: what each check asks for, and wrong answers it must tell apart."""
+
+from __future__ import annotations
+
+import contextlib
+import statistics
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+
+from labkit.lessons.exercises import Case, Exercise, WrongAnswer
+
+META = torch.device("meta")
+Step = Callable[[torch.Tensor], torch.Tensor]
+
+
+def usable_devices() -> list[torch.device]:
+    """The CPU and, where torch can use one, the accelerator."""
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    return [torch.device("cpu")] + ([accelerator] if accelerator else [])
+
+
+def reference_positions(x: torch.Tensor) -> torch.Tensor:
+    """What add_positions must give, shape (n, d): computed row by row."""
+    return torch.stack([row + index for index, row in enumerate(x)])
+
+
+def judge_same_place(got: torch.Tensor, arguments: tuple[torch.Tensor]) -> str | None:
+    """Whether the answer has the device, shape and dtype of the argument."""
+    ours, theirs = ((t.device, tuple(t.shape), t.dtype) for t in (got, arguments[0]))
+    if ours == theirs:
+        return None
+    return f"the answer must have x's device, shape and dtype, {theirs}, and has {ours}"
+
+
+def add_positions_cases() -> Iterator[Case]:
+    """Small cases with values on each device here, then one on the meta device."""
+    for device in usable_devices():
+        x = torch.randn(3, 2, generator=torch.Generator().manual_seed(1)).to(device)
+        yield Case((x,), reference_positions, f"three rows on {device}", judge=judge_same_place)
+    yield Case((torch.full((1, 4), 2.5),), reference_positions, "a single row")
+    yield Case((torch.ones(4, 3, dtype=torch.float16),), reference_positions, "float16 stays")
+    # A meta tensor has no values that could be compared, before or after.
+    yield Case(
+        (torch.empty(5, 2, device=META),),
+        note="x on another device",
+        judge=judge_same_place,
+        keeps_arguments=False,
+    )
+
+
+def positions_changing_x(x: torch.Tensor) -> torch.Tensor:
+    """A wrong answer: right values, but the caller's tensor is changed."""
+    x += torch.arange(x.shape[0], device=x.device)[:, None]
+    return x
+
+
+ADD_POSITIONS = Exercise(
+    name="add_positions",
+    title="Add to each row its number, on any device",
+    hints=(
+        "Where does a tensor go that you make with torch.arange(n), and where is x?",
+        "A new tensor can be told its device when it is made; x knows its own. "
+        "Then look at the shapes: row numbers change from row to row, not from column to column.",
+    ),
+    cases=add_positions_cases,
+    wrong_answers=(
+        WrongAnswer(
+            "makes the positions on the CPU wherever x is",
+            lambda x: x + torch.arange(x.shape[0])[:, None],
+            "raised",
+        ),
+        WrongAnswer(
+            "numbers the columns",
+            lambda x: x + torch.arange(x.shape[1], device=x.device),
+            "wrong_values",
+        ),
+        WrongAnswer(
+            "makes float32 positions whatever x is",
+            lambda x: x + torch.arange(x.shape[0], dtype=torch.float32, device=x.device)[:, None],
+            "wrong_dtype",
+        ),
+        WrongAnswer("changes x in place", positions_changing_x, "changed_argument"),
+    ),
+)
+
+
+def find_misplaced(
+    got: Any, was: Any, device: torch.device, place: str = "the answer"
+) -> str | None:
+    """What in ``got`` is not ``was`` with its tensors on ``device``; None where all is well."""
+    if type(got) is not type(was):
+        return f"{place} was of type {type(was).__name__}, and is of type {type(got).__name__}"
+    if isinstance(was, torch.Tensor):
+        if got.device.type != device.type:
+            return f"{place} must be on {device}, and is on {got.device}"
+        same = got.shape == was.shape and got.dtype == was.dtype
+        return None if same else f"{place} has another shape or dtype than before"
+    if not isinstance(was, dict | list | tuple):
+        return None if got == was else f"{place} was {was!r}, and is {got!r}"
+    keys = list(was) if isinstance(was, dict) else range(len(was))
+    if len(got) != len(was) or (isinstance(was, dict) and list(got) != keys):
+        return f"{place} has not the items that it had"
+    parts = (find_misplaced(got[key], was[key], device, f"{place}[{key!r}]") for key in keys)
+    return next((text for text in parts if text), None)
+
+
+def judge_moved(got: Any, arguments: tuple[Any, torch.device]) -> str | None:
+    """Whether the answer is the batch on the device, and the batch itself was left alone."""
+    batch, device = arguments
+    changed = find_misplaced(batch, make_batch(), torch.device("cpu"), "the batch")
+    if changed:
+        return f"the batch that was given must stay as it was: {changed}"
+    return find_misplaced(got, batch, device)
+
+
+def make_batch() -> dict[str, Any]:
+    """A batch as data loaders give it: tensors, names and numbers, nested."""
+    return {
+        "image": torch.ones(2, 3),
+        "names": ["first", "second"],
+        "target": ({"label": torch.tensor([0, 1]), "weight": 0.5}, [torch.zeros(1), None]),
+    }
+
+
+def move_batch_cases() -> Iterator[Case]:
+    """A nested batch to the devices here, then to meta, whose tensors cannot be compared."""
+    for device in usable_devices():
+        yield Case((make_batch(), device), make_batch(), f"to {device}", judge=judge_moved)
+    yield Case((make_batch(), META), note="to meta", judge=judge_moved, keeps_arguments=False)
+
+
+def move_with_lists(batch: Any, device: torch.device) -> Any:
+    """A wrong answer: every tuple comes back as a list."""
+    if isinstance(batch, torch.Tensor):
+        return batch.to(device)
+    if isinstance(batch, dict):
+        return {key: move_with_lists(value, device) for key, value in batch.items()}
+    if isinstance(batch, list | tuple):
+        return [move_with_lists(value, device) for value in batch]
+    return batch
+
+
+MOVE_BATCH = Exercise(
+    name="move_batch",
+    title="Move a whole batch",
+    hints=(
+        "What should the function do with a tensor? With a string? With a list of things, "
+        "each of which may be any of these?",
+        "A function may call itself for the parts of a container. Build a new container of the "
+        "same type, and remember that .to() returns the moved tensor.",
+    ),
+    cases=move_batch_cases,
+    wrong_answers=(
+        WrongAnswer(
+            "takes .to() to move a tensor in place",
+            lambda batch, device: (batch["image"].to(device), batch)[1],
+            "wrong_values",
+        ),
+        WrongAnswer("turns tuples into lists", move_with_lists, "wrong_values"),
+        WrongAnswer(
+            "calls .to() on whatever is in there",
+            lambda batch, device: {key: value.to(device) for key, value in batch.items()},
+            "raised",
+        ),
+        WrongAnswer(
+            "returns the tensors alone",
+            lambda batch, device: batch["image"].to(device),
+            "wrong_type",
+        ),
+    ),
+)
+
+
+class FakeDevice:
+    """A device with its own clock: a launch comes back in 1 ms, its work is done later."""
+
+    def __init__(self, *work_seconds: float) -> None:
+        self.work_seconds = work_seconds
+        self.launches = 0
+        self.now = 0.0
+        self.idle_from = 0.0
+
+    def launch(self) -> None:
+        """Queues the next piece of work; the last one repeats."""
+        work = self.work_seconds[min(self.launches, len(self.work_seconds) - 1)]
+        self.launches += 1
+        self.now += 0.001
+        self.idle_from = max(self.idle_from, self.now) + work
+
+    def synchronize(self) -> None:
+        """Lets the clock run until the queue is empty."""
+        self.now = max(self.now, self.idle_from)
+
+    def clock(self) -> float:
+        """Seconds since the device was made."""
+        return self.now
+
+
+def time_median_cases() -> Iterator[Case]:
+    """Devices that are slow at first, slow once, and still busy when the warm-up ends."""
+    for device, warmups, repeats, answer, note in (
+        (FakeDevice(0.010), 0, 3, 0.011, "a steady device"),
+        (FakeDevice(3.0, 0.5, 0.010), 2, 1, 0.011, "a slow start, one repeat"),
+        (FakeDevice(0.1, 0.020, 0.022, 0.4, 0.021, 0.024), 1, 5, 0.023, "one slow run in five"),
+    ):
+        arguments = (device.launch, device.synchronize, device.clock, warmups, repeats)
+        yield Case(arguments, answer, note, atol=1e-6)
+
+
+def time_like(
+    judge_seconds: Callable[[list[float]], object], left_out: str = ""
+) -> Callable[..., object]:
+    """A timer that leaves out "warmup", "settle" or "wait", for the wrong answers."""
+
+    def time_wrongly(run: Any, synchronize: Any, clock: Any, warmups: int, repeats: int) -> object:
+        for _ in range(0 if left_out == "warmup" else warmups):
+            run()
+        if left_out != "settle":
+            synchronize()
+        seconds = []
+        for _ in range(repeats):
+            start = clock()
+            run()
+            if left_out != "wait":
+                synchronize()
+            seconds.append(clock() - start)
+        return judge_seconds(seconds)
+
+    return time_wrongly
+
+
+TIME_MEDIAN = Exercise(
+    name="time_median",
+    title="An honest stopwatch",
+    hints=(
+        "When run() comes back, is the work done? Read the clock only when you know what the "
+        "device is doing at that moment.",
+        "There are two moments to wait: one before the clock starts, one before it stops. "
+        "And the first runs are called but not counted.",
+    ),
+    cases=time_median_cases,
+    wrong_answers=(
+        WrongAnswer("never waits", time_like(statistics.median, "wait"), "wrong_values"),
+        WrongAnswer("starts while busy", time_like(statistics.median, "settle"), "wrong_values"),
+        WrongAnswer("takes the mean", time_like(statistics.mean), "wrong_values"),
+        WrongAnswer("skips the warm-up", time_like(statistics.median, "warmup"), "wrong_values"),
+        WrongAnswer("returns all the times", time_like(list), "wrong_type"),
+    ),
+)
+
+
+def reference_mean(batches: list[torch.Tensor]) -> torch.Tensor:
+    """The mean over all values, computed in float64 and given as float32, shape ()."""
+    return torch.cat([batch.cpu().double() for batch in batches]).mean().float()
+
+
+def make_batches(seed: int, sizes: tuple[int, ...], dtype: torch.dtype) -> list[torch.Tensor]:
+    """Vectors of positive values with these lengths."""
+    generator = torch.Generator().manual_seed(seed)
+    return [(torch.rand(size, generator=generator) + 0.5).to(dtype) for size in sizes]
+
+
+def mean_of_batches_cases() -> Iterator[Case]:
+    """Many batches, batches of different sizes, and float16 values whose sum overflows."""
+    for device in usable_devices():
+        batches = [batch.to(device) for batch in make_batches(1, (10,) * 400, torch.bfloat16)]
+        yield Case((batches,), reference_mean, f"400 batches on {device}", rtol=1e-5)
+    uneven = make_batches(2, (1, 1000, 37), torch.bfloat16)
+    yield Case((uneven,), reference_mean, "batches of different sizes", rtol=1e-5)
+    large = [torch.full((100,), 30000.0, dtype=torch.float16) for _ in range(3)]
+    yield Case((large,), reference_mean, "large float16 values", rtol=1e-5)
+
+
+def mean_with_total(dtype: torch.dtype) -> Callable[[list[torch.Tensor]], torch.Tensor]:
+    """A mean with its total in ``dtype`` and each batch's sum in its own, for wrong answers."""
+
+    def mean(batches: list[torch.Tensor]) -> torch.Tensor:
+        total = torch.zeros((), dtype=dtype, device=batches[0].device)
+        for batch in batches:
+            total = total + batch.sum()
+        return (total / sum(len(batch) for batch in batches)).float()
+
+    return mean
+
+
+MEAN_OF_BATCHES = Exercise(
+    name="mean_of_batches",
+    title="A mean that does not get stuck",
+    hints=(
+        "In which dtype is your running total? Print it after some hundred batches.",
+        "Rounding can strike in two places: in the sum of one batch and in the total of all. "
+        "Both can be done in a wider dtype than the values have.",
+    ),
+    cases=mean_of_batches_cases,
+    wrong_answers=(
+        WrongAnswer("adds up in bfloat16", mean_with_total(torch.bfloat16), "wrong_values"),
+        WrongAnswer("rounds each batch's sum", mean_with_total(torch.float32), "wrong_values"),
+        WrongAnswer(
+            "takes the mean of the batches' means",
+            lambda batches: torch.stack([batch.float().mean() for batch in batches]).mean(),
+            "wrong_values",
+        ),
+        WrongAnswer(
+            "gives the answer in the dtype of the values",
+            lambda batches: torch.cat([batch.float() for batch in batches]).mean().bfloat16(),
+            "wrong_dtype",
+        ),
+    ),
+)
+
+
+class SmallStep:
+    """A step that runs out of memory over ``most_rows`` rows, and remembers what it was asked."""
+
+    def __init__(self, most_rows: int) -> None:
+        self.most_rows = most_rows
+        self.asked_rows: list[int] = []
+        self.called_while_handling = False
+
+    def __call__(self, batch: torch.Tensor) -> torch.Tensor:
+        """Each row doubled, shape (n, d); raises torch.OutOfMemoryError for too many rows."""
+        self.asked_rows.append(len(batch))
+        if sys.exc_info()[0] is torch.OutOfMemoryError:
+            self.called_while_handling = True
+        if len(batch) > self.most_rows:
+            raise torch.OutOfMemoryError(f"{len(batch)} rows do not fit, {self.most_rows} do")
+        return batch * 2
+
+
+def judge_halves(got: torch.Tensor, arguments: tuple[SmallStep, torch.Tensor]) -> str | None:
+    """Whether the whole batch was tried first, halves after, and each outside of `except`."""
+    step, batch = arguments
+    if step.asked_rows[0] != len(batch):
+        return f"the whole batch must be tried first: {len(batch)} rows, not {step.asked_rows[0]}"
+    if step.called_while_handling:
+        return "right values, but step was called again inside the except block"
+    most_fitting = max(rows for rows in step.asked_rows if rows <= step.most_rows)
+    if most_fitting < min(step.most_rows, len(batch)) // 2:
+        return f"{step.most_rows} rows fit, and step was asked for only {most_fitting} at a time"
+    return None
+
+
+def run_in_halves_cases() -> Iterator[Case]:
+    """Batches that fit, that fit after one halving or several, with odd and even lengths."""
+    rows = torch.arange(22.0).reshape(11, 2)
+    notes = {100: "everything fits", 6: "one halving is enough", 3: "halves of halves", 1: "rows"}
+    for most_rows, note in notes.items():
+        for device in usable_devices():
+            arguments = (SmallStep(most_rows), rows.to(device))
+            yield Case(arguments, rows * 2, note, judge=judge_halves)
+
+
+def halves_inside_except(step: Step, batch: torch.Tensor) -> torch.Tensor:
+    """A wrong answer: tries again while the first error is still alive."""
+    try:
+        return step(batch)
+    except torch.OutOfMemoryError:
+        return torch.cat([halves_inside_except(step, half) for half in batch.tensor_split(2)])
+
+
+def rows_after_failure(step: Step, batch: torch.Tensor) -> torch.Tensor:
+    """A wrong answer: goes row by row as soon as the whole does not fit."""
+    with contextlib.suppress(torch.OutOfMemoryError):
+        return step(batch)
+    return torch.cat([step(row) for row in batch.split(1)])
+
+
+def first_half_only(step: Step, batch: torch.Tensor) -> torch.Tensor:
+    """A wrong answer: makes the batch smaller and forgets the rest of it."""
+    while True:
+        try:
+            return step(batch)
+        except torch.OutOfMemoryError:
+            batch = batch[: len(batch) // 2]
+
+
+RUN_IN_HALVES = Exercise(
+    name="run_in_halves",
+    title="Come back from out of memory",
+    hints=(
+        "If a batch does not fit, what can be said about its two halves? And about their halves?",
+        "The function may call itself. But as long as the except block runs, its error keeps the "
+        "failed try's frames, and their tensors: do the second try after it.",
+    ),
+    cases=run_in_halves_cases,
+    wrong_answers=(
+        WrongAnswer("tries again inside the except block", halves_inside_except, "wrong_values"),
+        WrongAnswer("goes row by row at once", rows_after_failure, "wrong_values"),
+        WrongAnswer("hopes", lambda step, batch: step(batch), "raised"),
+        WrongAnswer("forgets the second half", first_half_only, "wrong_shape"),
+    ),
+)
+
+EXERCISES = (ADD_POSITIONS, MOVE_BATCH, TIME_MEDIAN, MEAN_OF_BATCHES, RUN_IN_HALVES)

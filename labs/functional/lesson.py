@@ -1,0 +1,937 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Function transforms with torch.func
+#
+# `backward()` answers one question: the gradient of one number, left behind in `.grad`.
+# `torch.func` works on functions instead. `grad` takes a function and gives you its derivative
+# as a new function; `vmap` takes a function for one example and gives you one for a whole
+# batch. What comes out is a function again, so you can put one transform inside another.
+# That is how this lab gets to Jacobians, Hessians and one gradient per example.
+
+# %%
+import time
+
+import matplotlib.pyplot as plt
+import torch
+from torch import nn
+from torch.func import (
+    functional_call,
+    grad,
+    grad_and_value,
+    hessian,
+    jacfwd,
+    jacrev,
+    jvp,
+    vjp,
+    vmap,
+)
+from torch.utils.benchmark import Timer
+
+from labkit import best_device, check, claim, claim_raises
+from labkit.lessons.pictures import use_lab_style
+
+torch.manual_seed(0)
+use_lab_style()
+
+# %% [markdown]
+# ## grad: a function in, its derivative out
+#
+# `grad(f)` runs nothing yet. It returns a function with the same arguments as `f`, which gives
+# the gradient with respect to the first one. The tensor needs no `requires_grad=True`, there is
+# no `backward()`, and nothing is written to `.grad`.
+
+# %%
+def f(x):
+    return (x**2).sum()
+
+
+grad_f = grad(f)
+x = torch.randn(3)
+print(grad_f(x))
+
+claim("grad of the sum of squares is 2x", grad_f(x), 2 * x)
+claim("x was left alone: no requires_grad, no .grad", (x.requires_grad, x.grad), (False, None))
+
+# %% [markdown]
+# A function of several tensors is differentiated with respect to the ones that `argnums` names.
+# An argument may also be a dictionary or list of tensors; the gradient then has the same
+# structure. And if you want the value too, `grad_and_value` gives both from one run. Mind the
+# order: the gradient comes first.
+
+# %%
+def weighted_error(weights, bias, example):
+    return ((weights * example).sum() + bias) ** 2
+
+
+weights, bias, example = torch.tensor([1.0, 2.0]), torch.tensor(0.5), torch.tensor([3.0, -1.0])
+by_weights, by_bias = grad(weighted_error, argnums=(0, 1))(weights, bias, example)
+gradient, value = grad_and_value(weighted_error)(weights, bias, example)
+print("by weights:", by_weights, " by bias:", by_bias, " value:", value)
+
+claim("argnums=(0, 1) gives two gradients", (by_weights, by_bias),
+      (2 * 1.5 * example, torch.tensor(2 * 1.5)))
+claim("grad_and_value gives the gradient, then the value", (gradient, value),
+      (by_weights, weighted_error(weights, bias, example)))
+
+# %% [markdown]
+# `grad` wants a function whose result is one number: a tensor with no dimensions at all. A
+# vector has no single gradient, and even a tensor of shape `(1,)` is refused. Plain Python
+# numbers and integer tensors have no gradient either.
+
+# %%
+claim_raises("grad of a vector-valued function raises", RuntimeError,
+             lambda: grad(lambda x: x**2)(torch.ones(3)), match="scalar")
+claim_raises("shape (1,) is not a scalar either", RuntimeError,
+             lambda: grad(lambda x: x**2)(torch.ones(1)), match="scalar")
+claim_raises("a Python number is not a tensor", ValueError,
+             lambda: grad(lambda x: x**2)(2.0), match="Tensor")
+claim_raises("integers cannot be differentiated", RuntimeError,
+             lambda: grad(lambda x: x**2)(torch.tensor(2)), match="floating point")
+
+# %% [markdown]
+# ## Derivatives of derivatives
+#
+# The derivative is a function, so `grad` takes it as well. Here is $f(x) = x^3 + 2x^2 - 5x + 3$.
+# By hand, $f'(x) = 3x^2 + 4x - 5$, $f''(x) = 6x + 4$ and $f'''(x) = 6$.
+
+# %%
+def cubic(x):
+    return x**3 + 2 * x**2 - 5 * x + 3
+
+
+two = torch.tensor(2.0)
+claim("f'(2) = 15", grad(cubic)(two).item(), 15.0)
+claim("f''(2) = 16", grad(grad(cubic))(two).item(), 16.0)
+claim("f'''(2) = 6", grad(grad(grad(cubic)))(two).item(), 6.0)
+
+# %% [markdown]
+# One thing about `no_grad` is easy to get wrong. Around the call it changes nothing: `grad`
+# keeps its own books. Inside the function it is obeyed, and the part it covers counts as a
+# constant. No error is raised; the gradient is just zero.
+
+# %%
+def square_hidden_from_grad(x):
+    with torch.no_grad():
+        y = x**2
+    return y.sum()
+
+
+with torch.no_grad():
+    outside = grad(cubic)(two)
+
+claim("no_grad around grad changes nothing", outside.item(), 15.0)
+claim("no_grad inside the function silently gives zeros",
+      grad(square_hidden_from_grad)(torch.ones(3)), torch.zeros(3))
+
+# %% [markdown]
+# ## vmap: write it for one example, run it for all
+#
+# `vmap(single_fn)` returns a function that takes a batch. Your code sees one example and never
+# mentions the batch dimension. This is not a loop: the function runs once, and each operation
+# in it is carried out for all examples together.
+
+# %%
+shapes_seen = []
+
+
+def single_fn(x):
+    shapes_seen.append(tuple(x.shape))
+    return x**2
+
+
+batched_fn = vmap(single_fn)
+batch = torch.randn(10, 3)
+shapes_seen.clear()
+result = batched_fn(batch)
+print("result:", tuple(result.shape), " shapes seen inside:", shapes_seen)
+
+claim("the result has the batch dimension in front", result.shape, (10, 3))
+claim("inside, the function saw one example of shape (3,), once", shapes_seen, [(3,)])
+
+# %% [markdown]
+# For `x**2` you could have left `vmap` out, as elementwise operations take a batch anyway. It
+# earns its keep when the function does not: `torch.dot` takes two vectors and nothing else.
+
+# %%
+left, right = torch.randn(10, 3), torch.randn(10, 3)
+
+claim_raises("torch.dot refuses a batch", RuntimeError, lambda: torch.dot(left, right))
+claim("vmap(torch.dot) takes one, and agrees with a loop", vmap(torch.dot)(left, right),
+      torch.stack([torch.dot(a, b) for a, b in zip(left, right)]), within=1e-6)
+
+# %% [markdown]
+# ## in_dims and out_dims: where the batch lies
+#
+# `in_dims` has one entry for each argument: the dimension to take apart, or `None` to hand the
+# argument to every example whole. `out_dims` says where the batch goes in the result.
+
+# %%
+matrix = torch.randn(4, 3)
+columns = torch.randn(3, 10)
+
+by_column = vmap(torch.mv, in_dims=(None, 1))
+claim("in_dims=(None, 1): one matrix, the columns of the other one by one",
+      by_column(matrix, columns).shape, (10, 4))
+claim("out_dims=1 puts the batch last, and this is a matrix product",
+      vmap(torch.mv, in_dims=(None, 1), out_dims=1)(matrix, columns), matrix @ columns,
+      within=1e-5)
+claim_raises("mapped dimensions must have the same size", ValueError,
+             lambda: vmap(torch.dot)(torch.ones(4, 3), torch.ones(5, 3)),
+             match="same size in the mapped dimension")
+
+# %% [markdown]
+# `vmap` inside `vmap` gives two batch dimensions. The outer one is the first in the result. Read
+# the code below from the inside: one row of `table` against all of `queries`, and then that for
+# every row of `table`.
+
+# %%
+def similarity(a, b):
+    return torch.dot(a, b) / (a.norm() * b.norm())
+
+
+table, queries = torch.randn(5, 3), torch.randn(2, 3)
+one_against_all = vmap(similarity, in_dims=(None, 0))
+all_against_all = vmap(one_against_all, in_dims=(0, None))
+claim("two vmaps, two batch dimensions", all_against_all(table, queries).shape, (5, 2))
+
+# %% [markdown]
+# All examples at once also means that all intermediate results are in memory at once.
+# `chunk_size` bounds that: the batch is worked through in pieces. The values stay the same, and
+# the function runs once for each piece.
+
+# %%
+shapes_seen.clear()
+in_pieces = vmap(single_fn, chunk_size=4)(batch)
+runs = len(shapes_seen)
+
+claim("10 examples in pieces of at most 4 take three runs", runs, 3)
+claim("chunk_size does not change the values", in_pieces, batched_fn(batch))
+
+# %% [markdown]
+# ## Exercise: every pair
+#
+# Write `pairwise(distance, left, right)`. `distance` is any function of two vectors of shape
+# `(d,)` that returns a scalar. `left` is `(n, d)`, `right` is `(m, d)`. Return the matrix of
+# shape `(n, m)` whose entry `[i, j]` is `distance(left[i], right[j])`. No loops.
+#
+# With the Euclidean distance, `left = [[0, 0], [3, 4]]` and `right = [[0, 0]]`, the answer is
+# `[[0], [5]]`.
+
+# %%
+def pairwise(distance, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """Returns distance(left[i], right[j]) for every i and j, shape (n, m)."""
+    ### BEGIN SOLUTION
+    one_to_all = vmap(distance, in_dims=(None, 0))
+    return vmap(one_to_all, in_dims=(0, None))(left, right)
+    ### END SOLUTION
+
+
+# %%
+check("functional.pairwise", pairwise)
+
+# %% [markdown]
+# ## Composing: vmap of grad
+#
+# `grad(cubic)` takes one number. `vmap(grad(cubic))` takes a whole axis of them, and
+# `vmap(grad(grad(cubic)))` gives the second derivative along it. That is all a plot needs.
+
+# %%
+points = torch.linspace(-4, 3, 701)
+slope = vmap(grad(cubic))
+bend = vmap(grad(grad(cubic)))
+
+claim("vmap(grad(f)) is 3x² + 4x - 5 at every point", slope(points),
+      3 * points**2 + 4 * points - 5, within=1e-4)
+claim("vmap(grad(grad(f))) is 6x + 4 at every point", bend(points), 6 * points + 4, within=1e-4)
+
+# %%
+turns = points[1:][slope(points).sign().diff() != 0]
+
+figure, axes = plt.subplots(figsize=(7.5, 4.2))
+axes.plot(points, cubic(points), linewidth=2.4, label="f")
+axes.plot(points, slope(points), linestyle="--", label="f' by vmap(grad(f))")
+axes.plot(points, bend(points), linestyle=":", linewidth=2, label="f'' by vmap(grad(grad(f)))")
+axes.scatter(turns, cubic(turns), s=70, zorder=3, label="f' changes its sign")
+axes.axhline(0, color="grey", linewidth=0.8)
+axes.set(xlabel="x", ylim=(-30, 40), title="A function and its first two derivatives")
+axes.legend()
+plt.show()
+
+# %% [markdown]
+# ## Exercise: slope and bend
+#
+# Write `slope_and_bend(f, x)`. `f` takes a scalar tensor and returns a scalar tensor; it need
+# not accept a vector. `x` has shape `(n,)`. Return a tuple of two tensors of shape `(n,)`: the
+# first and the second derivative of `f` at every point. No loops.
+#
+# For $f(x) = x^3$ and `x = [1, 2]` the answer is `([3, 12], [6, 12])`.
+
+# %%
+def slope_and_bend(f, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns f'(x) and f''(x) at every point, each of shape (n,)."""
+    ### BEGIN SOLUTION
+    first = grad(f)
+    second = grad(first)
+    return vmap(first)(x), vmap(second)(x)
+    ### END SOLUTION
+
+
+# %%
+check("functional.slope_and_bend", slope_and_bend)
+
+# %% [markdown]
+# ## Jacobians: every output by every input
+#
+# A function from $n$ numbers to $m$ numbers has $m \times n$ partial derivatives: the Jacobian.
+# `jacrev` and `jacfwd` both give it. Its shape is the output's shape followed by the input's,
+# also for tensors of more dimensions.
+
+# %%
+scores = torch.tensor([2.0, 1.0, 0.0, -1.0, 0.5, 1.5])
+
+
+def softmax(x):
+    return torch.softmax(x, dim=0)
+
+
+by_reverse, by_forward = jacrev(softmax)(scores), jacfwd(softmax)(scores)
+p = softmax(scores)
+
+claim("jacrev and jacfwd agree", by_reverse, by_forward, within=1e-6)
+claim("softmax has the Jacobian diag(p) - p pᵀ", by_reverse, torch.diag(p) - torch.outer(p, p),
+      within=1e-6)
+claim("shape: the output's (3,), then the input's (2, 3)",
+      jacrev(lambda x: x.sum(dim=0))(torch.ones(2, 3)).shape, (3, 2, 3))
+
+# %% [markdown]
+# A Jacobian is worth looking at. Row $i$ shows which inputs output $i$ listens to: all so far
+# for a running sum, its neighbours for a moving average. In a softmax everyone hears everyone:
+# raising a score raises its own probability and lowers all the others.
+
+# %%
+def moving_average(x):
+    return nn.functional.avg_pool1d(x.view(1, 1, -1), kernel_size=3, stride=1, padding=1).flatten()
+
+
+signal = torch.randn(12)
+wide_scores = torch.randn(12)
+jacobians = {
+    "cumsum": jacfwd(lambda x: x.cumsum(dim=0))(signal),
+    "moving average": jacfwd(moving_average)(signal),
+    "softmax": jacfwd(softmax)(wide_scores),
+}
+
+figure, panels = plt.subplots(1, 3, figsize=(11, 3.6), layout="constrained")
+for panel, (title, jacobian) in zip(panels, jacobians.items()):
+    limit = jacobian.abs().max().item()
+    image = panel.imshow(jacobian, cmap="PuOr", vmin=-limit, vmax=limit)
+    panel.set(title=title, xlabel="input", ylabel="output")
+    panel.grid(False)
+    figure.colorbar(image, ax=panel, shrink=0.8)
+plt.show()
+
+claim("the Jacobian of cumsum is the lower triangle of ones",
+      jacobians["cumsum"], torch.tril(torch.ones(12, 12)))
+
+# %% [markdown]
+# ## Which is cheaper, jacrev or jacfwd?
+#
+# `jacrev` goes backward once for each output: it builds the matrix row by row. `jacfwd` goes
+# forward once for each input: column by column. Both batch their passes with `vmap`. So few
+# outputs speak for `jacrev`, and few inputs for `jacfwd`. Let us count instead of believing.
+# PyTorch can count the floating point operations of the matrix products that really run. (It
+# leaves out products of a matrix and a single vector: here the forward pass, the same for both.)
+
+# %%
+from torch.utils.flop_counter import FlopCounterMode
+
+INPUTS, HIDDEN = 64, 128
+
+
+def make_layers(outputs):
+    first = torch.randn(HIDDEN, INPUTS) / INPUTS**0.5
+    second = torch.randn(outputs, HIDDEN) / HIDDEN**0.5
+    return lambda x: second @ torch.tanh(first @ x)
+
+
+def count_operations(function, x):
+    with FlopCounterMode(display=False) as counter:
+        function(x)
+    return counter.get_total_flops()
+
+
+def median_milliseconds(statement, **names):
+    # One thread: threads that wait for each other on a busy machine make short times swing wildly.
+    timer = Timer(statement, globals=names, num_threads=1)
+    return timer.blocked_autorange(min_run_time=0.1).median * 1e3
+
+
+point = torch.randn(INPUTS)
+output_sizes = [1, 4, 16, 64, 256, 1024]
+functions = {outputs: make_layers(outputs) for outputs in output_sizes}
+operations = {
+    transform: {m: count_operations(transform(fn), point) for m, fn in functions.items()}
+    for transform in (jacrev, jacfwd)
+}
+
+claim("one output, 64 inputs: jacrev needs fewer operations",
+      operations[jacrev][1] < operations[jacfwd][1])
+claim("as many outputs as inputs: the same number",
+      operations[jacrev][64] == operations[jacfwd][64])
+claim("1024 outputs, 64 inputs: jacfwd needs fewer",
+      operations[jacfwd][1024] < operations[jacrev][1024])
+
+# %%
+times = {
+    transform: [median_milliseconds("run(x)", run=transform(fn), x=point)
+                for fn in functions.values()]
+    for transform in (jacrev, jacfwd)
+}
+
+figure, (counted, timed) = plt.subplots(1, 2, figsize=(10.5, 3.8), layout="constrained")
+for transform, marker in ((jacrev, "o"), (jacfwd, "s")):
+    counted.loglog(output_sizes, list(operations[transform].values()), marker=marker,
+                   label=transform.__name__)
+    timed.loglog(output_sizes, times[transform], marker=marker, label=transform.__name__)
+for panel in (counted, timed):
+    panel.axvline(INPUTS, color="grey", linestyle=":", label="outputs = inputs")
+    panel.set_xlabel(f"outputs (inputs: {INPUTS})")
+    panel.legend()
+counted.set(title="Counted", ylabel="operations in matrix products")
+timed.set(title="Measured here", ylabel="milliseconds, median")
+plt.show()
+
+# %% [markdown]
+# The counted lines cross where outputs and inputs are equal in number. The measured ones need
+# not: for small sizes the time goes into starting operations, not into doing them, and the two
+# transforms start different ones. So take the count as a first guess and measure your own case.
+# If a Jacobian is too large to build in one go, `jacrev(f, chunk_size=...)` builds it in pieces.
+
+# %% [markdown]
+# ## jvp and vjp: a product, and no matrix
+#
+# Often you need the Jacobian only to multiply it with a vector. `jvp(f, (x,), (v,))` gives
+# $f(x)$ and $J v$ from one forward pass. `vjp(f, x)` gives $f(x)$ and a function for $J^T u$.
+# Neither builds $J$.
+
+# %%
+def three_outputs(x):
+    return torch.stack([x[0] * x[1], torch.sin(x).sum(), x[2] ** 2, x.prod()])
+
+
+here = torch.tensor([1.0, 2.0, 3.0])
+direction = torch.tensor([1.0, 0.0, -1.0])
+cotangent = torch.tensor([1.0, -1.0, 0.5, 2.0])
+
+output, pushed = jvp(three_outputs, (here,), (direction,))
+output_again, pull = vjp(three_outputs, here)
+(pulled,) = pull(cotangent)
+J = jacrev(three_outputs)(here)
+
+claim("jvp gives f(x) and J v", (output, pushed), (three_outputs(here), J @ direction),
+      within=1e-5)
+claim("vjp gives a function for Jᵀ u", pulled, J.T @ cotangent, within=1e-5)
+
+# %% [markdown]
+# ## Exercise: push forward
+#
+# Write `push_forward(f, x, v)`. `f` maps a vector `(n,)` to a vector `(m,)`; `x` and `v` are
+# `(n,)`. Return the directional derivative $J(x)\,v$, shape `(m,)`, in `x`'s dtype.
+#
+# One of the checks has so many inputs that no computer could hold its Jacobian.
+
+# %%
+def push_forward(f, x: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    """Returns the Jacobian of f at x times v, shape (m,)."""
+    ### BEGIN SOLUTION
+    _, product = jvp(f, (x,), (v,))
+    return product
+    ### END SOLUTION
+
+
+# %%
+check("functional.push_forward", push_forward)
+
+# %% [markdown]
+# ## The Hessian is the Jacobian of the gradient
+#
+# `hessian(f)` is made by composing: `jacfwd(jacrev(f))`. For a function with one output the
+# inner backward pass gives all $n$ first derivatives at once, and the outer forward passes
+# differentiate each of those. `vmap` on top gives a Hessian for each point of a batch.
+
+# %%
+def valley(p):
+    """Rosenbrock's function: a curved valley with its lowest point at (1, 1)."""
+    return (1 - p[0]) ** 2 + 100 * (p[1] - p[0] ** 2) ** 2
+
+
+start = torch.tensor([-1.2, 1.0], dtype=torch.float64)
+a, b = start.tolist()
+by_hand = torch.tensor([[2 - 400 * b + 1200 * a**2, -400 * a], [-400 * a, 200.0]])
+
+H = hessian(valley)(start)
+print(H)
+claim("hessian is what you get by hand", H, by_hand, within=1e-3)
+claim("hessian(f) is jacfwd(jacrev(f))", H, jacfwd(jacrev(valley))(start), within=1e-9)
+claim("it is symmetric", H, H.T, within=1e-9)
+claim("vmap(hessian(f)): one matrix for each point",
+      vmap(hessian(valley))(torch.randn(7, 2)).shape, (7, 2, 2))
+
+# %% [markdown]
+# As with the Jacobian, a product with the Hessian does not need the Hessian: push a direction
+# through the gradient. Its cost is a few runs of `f`, however many inputs there are.
+
+# %%
+along = torch.tensor([1.0, 1.0], dtype=torch.float64)
+_, hessian_times_vector = jvp(grad(valley), (start,), (along,))
+claim("jvp of grad is the Hessian times a vector", hessian_times_vector, H @ along, within=1e-9)
+
+# %% [markdown]
+# ## Exercise: a Newton step
+#
+# Gradient descent knows the slope; Newton's method knows the bend as well, and steps to where
+# the gradient would be zero if the function were exactly quadratic. With gradient $g$ and
+# Hessian $H$ at $x$, the step $s$ solves $H s = -g$.
+#
+# Write `newton_step(f, x)`: `f` maps `(n,)` to a scalar, `x` is `(n,)`. Return the point after
+# one step, shape `(n,)`. For $f(x) = (x_0 - 1)^2 + 3 x_1^2$ it is `[1, 0]` from anywhere.
+
+# %%
+def newton_step(f, x: torch.Tensor) -> torch.Tensor:
+    """Returns x after one Newton step on f, shape (n,)."""
+    ### BEGIN SOLUTION
+    return x - torch.linalg.solve(hessian(f)(x), grad(f)(x))
+    ### END SOLUTION
+
+
+# %%
+check("functional.newton_step", newton_step)
+
+# %% [markdown]
+# Now let your `newton_step` race gradient descent down the valley. The picture shows your
+# steps as soon as the exercise is done; run the cell again then.
+
+# %%
+def walk(step, position, steps):
+    path = [position]
+    for _ in range(steps):
+        path.append(step(valley, path[-1]))
+    return torch.stack(path)
+
+
+def descent_step(f, x):
+    return x - 1e-3 * grad(f)(x)
+
+
+paths = {"gradient descent, 500 steps": walk(descent_step, start, 500)}
+try:
+    paths["your newton_step, 7 steps"] = walk(newton_step, start, 7)
+except Exception as problem:
+    print(f"newton_step cannot walk yet: {problem!r}")
+
+grid_x, grid_y = torch.linspace(-2, 2, 161), torch.linspace(-3.6, 2.4, 161)
+height = vmap(vmap(valley))(torch.cartesian_prod(grid_x, grid_y).view(161, 161, 2))
+
+figure, axes = plt.subplots(figsize=(7.5, 5.2), layout="constrained")
+axes.contour(grid_x, grid_y, height.T, levels=torch.logspace(-1, 3.5, 14).tolist(),
+             colors="grey", linewidths=0.7)
+for (name, path), marker in zip(paths.items(), (".", "o")):
+    axes.plot(*path.T, marker=marker, markersize=6 if marker == "o" else 3, linewidth=1.2,
+              label=f"{name}: ends at height {valley(path[-1]).item():.1e}")
+axes.plot(1, 1, marker="*", markersize=14, linestyle="none", label="the lowest point")
+axes.set(xlabel="x₀", ylabel="x₁", title="Two ways down the valley")
+figure.legend(loc="outside lower center")
+plt.show()
+
+# %% [markdown]
+# ## functional_call: the parameters as an argument
+#
+# The transforms need a function of everything it depends on, and a module hides its parameters
+# inside. `functional_call(module, parameters, arguments)` runs the module with the parameters
+# that you hand in. The module's own are not touched.
+
+# %%
+device = best_device()
+torch.manual_seed(0)
+model = nn.Sequential(nn.Linear(2, 16), nn.Tanh(), nn.Linear(16, 1)).to(device)
+parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
+inputs = torch.randn(5, 2).to(device)
+
+zeros = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
+claim("with its own parameters it is the same model",
+      functional_call(model, parameters, (inputs,)), model(inputs).detach(), within=1e-6)
+claim("with zeros handed in, it answers zero", functional_call(model, zeros, (inputs,)),
+      torch.zeros(5, 1, device=device))
+claim("and the module still has its own weights", model[0].weight.detach(),
+      parameters["0.weight"])
+
+# %% [markdown]
+# Be careful with the names. A parameter that you leave out is quietly taken from the module,
+# and a name that does not exist is quietly ignored, unless you say `strict=True`.
+
+# %%
+misspelled = {**zeros, "2.bais": torch.ones(1, device=device)}
+
+claim("a misspelled name changes nothing and raises nothing",
+      functional_call(model, misspelled, (inputs,)), torch.zeros(5, 1, device=device))
+claim_raises("strict=True catches it", RuntimeError,
+             lambda: functional_call(model, misspelled, (inputs,), strict=True),
+             match="2.bais")
+
+# %% [markdown]
+# ## One gradient for each example
+#
+# `backward()` on a batch gives one gradient, that of the mean loss. Sometimes you want each
+# example's own: to find wrong labels, to clip them (differential privacy), to measure noise.
+# Compose what you have: a loss for one example, `grad` by the parameters, `vmap` over the
+# examples. The parameters are shared (`None`), the data is taken apart (`0`).
+
+# %%
+def loss_of_one(parameters, x, y):
+    prediction = functional_call(model, parameters, (x,))
+    return ((prediction - y) ** 2).sum()
+
+
+EXAMPLES = 200
+data = torch.randn(EXAMPLES, 2).to(device)
+target = torch.sin(data[:, :1]) + 0.5 * data[:, 1:]
+
+gradient_of_each = vmap(grad(loss_of_one), in_dims=(None, 0, 0))
+gradients = gradient_of_each(parameters, data, target)
+for name, each in gradients.items():
+    shape = tuple(parameters[name].shape)
+    print(f"{name}: parameter {shape}, gradients {tuple(each.shape)}")
+
+
+# %%
+def loop_over_examples(model, data, target):
+    rows = []
+    for x, y in zip(data, target):
+        loss = ((model(x) - y) ** 2).sum()
+        rows.append(torch.autograd.grad(loss, list(model.parameters())))
+    return [torch.stack(column) for column in zip(*rows)]
+
+
+one_by_one = loop_over_examples(model, data, target)
+farthest = max((a - b).abs().max().item() for a, b in zip(gradients.values(), one_by_one))
+of_the_mean = torch.autograd.grad(((model(data) - target) ** 2).mean(), model[0].weight)[0]
+
+claim("vmap(grad(loss)) and the loop give the same gradients", farthest, 0.0, within=1e-4)
+claim("their mean is the gradient of the mean loss", gradients["0.weight"].mean(dim=0),
+      of_the_mean, within=1e-4)
+
+# %% [markdown]
+# Same values. And the time? Below is what this machine takes for both, right now. `Timer` warms
+# up, waits for the device, and `median_milliseconds` above takes the median, on one CPU thread.
+# If the machine is busy with other work, run the cell again: values stay, times move.
+
+# %%
+batch_sizes = [1, 10, 50, EXAMPLES]
+loop_times, vmap_times = [], []
+for size in batch_sizes:
+    names = {"model": model, "p": parameters, "x": data[:size], "y": target[:size]}
+    loop_times.append(median_milliseconds("loop(model, x, y)", loop=loop_over_examples, **names))
+    vmap_times.append(median_milliseconds("each(p, x, y)", each=gradient_of_each, **names))
+
+print(f"{EXAMPLES} examples on {device}: "
+      f"loop {loop_times[-1]:.2f} ms, vmap {vmap_times[-1]:.2f} ms")
+
+figure, axes = plt.subplots(figsize=(6.5, 3.6))
+axes.loglog(batch_sizes, loop_times, marker="o", label="loop")
+axes.loglog(batch_sizes, vmap_times, marker="s", label="vmap(grad(loss))")
+axes.set(xlabel="examples", ylabel="milliseconds, median", title=f"Measured here, on {device}")
+axes.legend()
+plt.show()
+
+# %% [markdown]
+# One trap. The parameters of a module require grad. If you hand them in as they are, ordinary
+# autograd records the whole computation around `grad`, in case you want to go backward through
+# it, and keeps it in memory. That is why `parameters` above was made with `.detach()`.
+
+# %%
+attached = dict(model.named_parameters())
+claim("from attached parameters, the gradients drag a graph along",
+      gradient_of_each(attached, data, target)["0.weight"].requires_grad)
+claim("from detached ones they do not", gradients["0.weight"].requires_grad, False)
+
+# %% [markdown]
+# What are they good for? Train the model a little on data where one label is wrong. The wrong
+# example pulls harder than the others, and its gradient shows it. The training loop is
+# functional as well: new parameters come out, nothing is changed in place.
+#
+# A large gradient is a hint, not a proof. The second largest here belongs to an example whose
+# label is right; it just lies farther out than all the other inputs.
+
+# %%
+WRONG = 42
+labels = target.clone()
+labels[WRONG] += 6.0
+
+
+def mean_loss(parameters):
+    return ((functional_call(model, parameters, (data,)) - labels) ** 2).mean()
+
+
+trained = parameters
+for _ in range(150):
+    slopes = grad(mean_loss)(trained)
+    trained = {name: trained[name] - 0.05 * slopes[name] for name in trained}
+
+trained_gradients = gradient_of_each(trained, data, labels)
+norms = torch.cat([g.flatten(1) for g in trained_gradients.values()], dim=1).norm(dim=1).cpu()
+
+first, second = norms.argsort(descending=True)[:2].tolist()
+claim("the wrong label has the largest gradient", first, WRONG)
+claim("the second largest is the input farthest out", second, data.norm(dim=1).argmax().item())
+claim("training this way left the module's weights alone", model[0].weight.detach(),
+      parameters["0.weight"])
+
+figure, axes = plt.subplots(figsize=(8, 3.4))
+axes.vlines(range(EXAMPLES), 0, norms, linewidth=1.2)
+axes.plot(WRONG, norms[WRONG], marker="o", markersize=9, color="C1", linestyle="none",
+          label=f"example {WRONG}: the wrong label")
+axes.plot(second, norms[second], marker="s", markersize=7, color="C2", linestyle="none",
+          label=f"example {second}: right, but farthest out")
+axes.set(xlabel="example", ylabel="norm of its gradient", title="Who pulls hardest?")
+axes.legend()
+plt.show()
+
+# %% [markdown]
+# ## Exercise: gradient norms
+#
+# Write `gradient_norms(model, inputs, targets)`. `inputs` is `(n, d)`, `targets` is `(n, k)`,
+# and the loss of one example is `((model(x) - y) ** 2).sum()`. Return the norm of each example's
+# gradient over *all* parameters together, shape `(n,)`: the square root of the sum of all
+# squared entries.
+#
+# Run the model once for all examples, not once for each. Leave no `.grad` behind, and no graph:
+# the result does not require grad.
+
+# %%
+def gradient_norms(model, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Returns the norm of each example's gradient over all parameters, shape (n,)."""
+    ### BEGIN SOLUTION
+    parameters = {name: p.detach() for name, p in model.named_parameters()}
+
+    def loss(parameters, x, y):
+        return ((functional_call(model, parameters, (x,)) - y) ** 2).sum()
+
+    each = vmap(grad(loss), in_dims=(None, 0, 0))(parameters, inputs, targets)
+    squares = [(g**2).flatten(start_dim=1).sum(dim=1) for g in each.values()]
+    return torch.stack(squares).sum(dim=0).sqrt()
+    ### END SOLUTION
+
+
+# %%
+check("functional.gradient_norms", gradient_norms)
+
+# %% [markdown]
+# ## Randomness: vmap asks what you mean
+#
+# Should each example draw its own random numbers, or all the same ones? Both are sensible, so
+# `vmap` does not guess. It raises until you say. Dropout is the usual case: `"different"` drops
+# other entries in each example, `"same"` drops the same ones in all.
+
+# %%
+def add_noise(x):
+    return x + torch.randn_like(x)
+
+
+def drop_half(x):
+    return nn.functional.dropout(x, p=0.5)
+
+
+quiet = torch.zeros(4, 3)
+same = vmap(add_noise, randomness="same")(quiet)
+different = vmap(add_noise, randomness="different")(quiet)
+
+claim_raises("a random operation raises by default", RuntimeError,
+             lambda: vmap(add_noise)(quiet), match="randomness")
+claim_raises("so does dropout", RuntimeError, lambda: vmap(drop_half)(torch.ones(4, 3)),
+             match="randomness")
+claim("'same': all rows got the same noise", bool((same == same[0]).all()))
+claim("'different': each row got its own", len(different.unique(dim=0)), 4)
+
+# %% [markdown]
+# ## The limits of vmap
+#
+# Inside `vmap` a tensor stands for all examples at once. Whatever needs *the* value cannot work:
+# `.item()`, a Python `if` on a tensor, a mask that selects a different number of entries in each
+# example. What you can do is compute both branches and choose with `torch.where`.
+
+# %%
+def absolute_by_if(x):
+    return x if x > 0 else -x
+
+
+def absolute_by_where(x):
+    return torch.where(x > 0, x, -x)
+
+
+numbers = torch.tensor([3.0, -4.0, 0.0])
+
+claim_raises(".item() raises", RuntimeError, lambda: vmap(lambda x: x.item())(numbers),
+             match=".item()")
+claim_raises("an if on a tensor raises", RuntimeError, lambda: vmap(absolute_by_if)(numbers),
+             match="data-dependent control flow")
+claim_raises("a mask raises: rows would differ in length", RuntimeError,
+             lambda: vmap(lambda row: row[row > 0])(torch.randn(3, 4)), match="dynamic shape")
+claim("torch.where does it", vmap(absolute_by_where)(numbers), numbers.abs())
+
+# %% [markdown]
+# `torch.where` computes both branches, and `grad` goes back through both. If the branch that was
+# not chosen has an infinite or undefined slope, then zero times that is `nan`. The cure is to
+# make the *input* of that branch harmless first.
+
+# %%
+def root_or_zero(x):
+    return torch.where(x > 0, x.sqrt(), 0.0)
+
+
+def safe_root_or_zero(x):
+    harmless = torch.where(x > 0, x, 1.0)
+    return torch.where(x > 0, harmless.sqrt(), 0.0)
+
+
+inputs_to_root = torch.tensor([4.0, 0.0, -1.0])
+naive = vmap(grad(root_or_zero))(inputs_to_root)
+print("values:", vmap(root_or_zero)(inputs_to_root), " slopes:", naive)
+
+claim("the values are right, but two of the three slopes are nan", naive.isnan().tolist(),
+      [False, True, True])
+claim("with a harmless input the slopes are right",
+      vmap(grad(safe_root_or_zero))(inputs_to_root), torch.tensor([0.25, 0.0, 0.0]))
+
+# %% [markdown]
+# In-place operations are allowed as long as the tensor has room for a batch. A tensor that was
+# made inside by `torch.zeros` is one tensor, not one for each example, so a batch cannot be
+# written into it. One made by `x.new_zeros` (or `torch.zeros_like(x)`) belongs to the batch.
+
+# %%
+def total_in_one_tensor(x):
+    total = torch.zeros(3)
+    return total.add_(x)
+
+
+def total_in_a_batch(x):
+    total = x.new_zeros(3)
+    return total.add_(x)
+
+
+claim_raises("in place into a tensor that is not batched raises", RuntimeError,
+             lambda: vmap(total_in_one_tensor)(torch.ones(4, 3)))
+claim("new_zeros makes a batched one, and it works", vmap(total_in_a_batch)(torch.ones(4, 3)),
+      torch.ones(4, 3))
+
+# %% [markdown]
+# The same limit meets you in batch normalisation: in training it updates its running statistics
+# in place. It also mixes the examples of a batch, so there a gradient "of one example" would not
+# even be well defined. For per-sample gradients use a normalisation within each example, such as
+# `GroupNorm` or `LayerNorm`.
+
+# %%
+torch.manual_seed(0)
+normalised = nn.Sequential(nn.Linear(2, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
+its_parameters = {name: p.detach() for name, p in normalised.named_parameters()}
+
+
+def normalised_loss(parameters, x, y):
+    prediction = functional_call(normalised, parameters, (x.unsqueeze(0),))
+    return ((prediction - y) ** 2).sum()
+
+
+claim_raises("per-sample gradients through BatchNorm in training raise", RuntimeError,
+             lambda: vmap(grad(normalised_loss), in_dims=(None, 0, 0))(
+                 its_parameters, torch.randn(4, 2), torch.randn(4, 1)))
+
+# %% [markdown]
+# ## Compiled: what is left of the transforms
+#
+# While a call runs, the transforms turn it into plain operations on whole tensors. Trace
+# `vmap(grad(cubic))` and you see what is left: a straight list, with the backward pass written
+# out in it, and the same list for ten points as for a thousand.
+
+# %%
+from torch.fx.experimental.proxy_tensor import make_fx
+
+
+def list_operations(function, example):
+    graph = make_fx(function)(example).graph
+    return [str(node.target) for node in graph.nodes if node.op == "call_function"]
+
+
+for_ten = list_operations(slope, torch.randn(10))
+print(f"{len(for_ten)} operations:", ", ".join(dict.fromkeys(for_ten)))
+
+for_thousand = list_operations(slope, torch.randn(1000))
+claim("the same operations for 1000 points as for 10", for_thousand == for_ten)
+
+# %% [markdown]
+# So `torch.compile` can take the composed function as one graph. The back end below only keeps
+# the graph it is handed, and compiles nothing.
+
+# %%
+graphs = []
+
+
+def keep_graph(graph_module, example_inputs):
+    graphs.append(graph_module)
+    return graph_module.forward
+
+
+torch.compiler.reset()
+graphs.clear()
+captured = torch.compile(slope, backend=keep_graph, fullgraph=True)
+
+claim("the captured function gives the same values", captured(points), slope(points), within=1e-4)
+claim("vmap(grad(f)) was captured as one graph", len(graphs), 1)
+
+# %% [markdown]
+# The default back end fuses the steps of that list, as far as it can. The first call compiles,
+# which takes its time on CPU; a later session is quicker, as the result is then in a cache on disk.
+# The cell prints what it measured, with the compiler and without. Compiling pays where
+# the function is called often enough to earn back the first call.
+
+# %%
+many_points = torch.linspace(-4, 3, 500_000)
+
+
+def compiled_slope():
+    plain_ms = median_milliseconds("f(x)", f=slope, x=many_points)
+    torch.compiler.reset()
+    fast = torch.compile(slope)
+    started = time.perf_counter()
+    slopes_there = fast(many_points)
+    first_seconds = time.perf_counter() - started
+    fast_ms = median_milliseconds("f(x)", f=fast, x=many_points)
+    print(f"first call: {first_seconds:.1f} s")
+    print(f"later calls: {fast_ms:.2f} ms; without the compiler: {plain_ms:.2f} ms")
+    return slopes_there
+
+
+claim("compiled, vmap(grad(f)) gives the same slopes", compiled_slope,
+      slope(many_points), within=1e-3, needs="compiler")
+
+# %% [markdown]
+# ## What to take along
+#
+# | you want | write |
+# |---|---|
+# | a gradient as a function | `grad(f)`, with the value `grad_and_value(f)` |
+# | the same for a batch | `vmap(...)`, with `in_dims=None` for what is shared |
+# | a Jacobian | `jacrev(f)` for few outputs, `jacfwd(f)` for few inputs |
+# | only its product with a vector | `jvp`, `vjp` |
+# | curvature | `hessian(f)`, or `jvp(grad(f), ...)` for a product |
+# | derivatives by a module's parameters | `functional_call` inside any of these |
+# | a gradient for each example | `vmap(grad(loss), in_dims=(None, 0, 0))` |
