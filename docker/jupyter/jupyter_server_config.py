@@ -18,8 +18,9 @@ c.ServerApp.open_browser = False
 c.ServerApp.allow_remote_access = os.environ.get("LABKIT_REMOTE_ACCESS") == "1"
 # Only where an unprivileged host user is root in a rootless engine's container.
 c.ServerApp.allow_root = os.environ.get("LABKIT_ALLOW_ROOT") == "1"
-# The launcher prints the URL; Jupyter's own banner would say it again, in the log.
-c.ServerApp.use_redirect_file = False
+# jupytext's would put a contents manager of its own between the browser and the learner's files.
+c.ServerApp.jpserver_extensions = {"jupyterlab_jupytext": False}
+c.LanguageServerManager.autodetect = False  # none is in the environment; looking costs a second
 
 c.LabApp.extension_manager = "readonly"  # the environment is locked
 c.LabApp.news_url = None

@@ -1,0 +1,56 @@
+"""What decides whether a marked test can run here, and the servers that tests share."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from labkit.commands import run_command
+from tests.servers import LabServer, start_server
+
+ROOT = Path(__file__).parents[1]
+
+
+def _missing_engine() -> str | None:
+    if os.environ.get("LABKIT_IN_CONTAINER"):
+        return "inside the test container there is no engine: make test RUNTIME=local"
+    answer = run_command(["docker", "info"], timeout_seconds=20)
+    return None if answer.ok else f"needs a container engine: {answer.message}"
+
+
+def _missing_browser() -> str | None:
+    missing = [name for name in ("chromium", "chromedriver") if not shutil.which(name)]
+    return f"needs {' and '.join(missing)}: apt-get install chromium-driver" if missing else None
+
+
+def _missing_gpu() -> str | None:
+    if not Path("/dev/nvidiactl").exists():
+        return "needs an NVIDIA GPU: /dev/nvidiactl is not here"
+    import torch
+
+    return None if torch.cuda.is_available() else "needs a GPU that this torch can use"
+
+
+MISSING = {"engine": _missing_engine, "browser": _missing_browser, "gpu": _missing_gpu}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skips what cannot run here, each with the reason and the way to run it."""
+    reasons: dict[str, str | None] = {}
+    for item in items:
+        for name, find_missing in MISSING.items():
+            if item.get_closest_marker(name):
+                reason = reasons.setdefault(name, find_missing())
+                if reason:
+                    item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(scope="session")
+def lab_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabServer]:
+    """JupyterLab as `labkit serve` starts it in every runtime, on a workspace of its own."""
+    with start_server(tmp_path_factory.mktemp("served")) as server:
+        yield server
