@@ -1,0 +1,287 @@
+"""labkit check, progress and reset: the learner's own answers, and the maintainer's gate."""
+
+from __future__ import annotations
+
+import sys
+from argparse import ArgumentParser, Namespace, _SubParsersAction
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from labkit.cli import add_common, print_json
+from labkit.errors import ExitCode, LabkitError, UsageError, describe_error, format_error
+
+if TYPE_CHECKING:
+    from labkit.lessons.catalog import Lab
+    from labkit.lessons.gate import LabGate
+    from labkit.lessons.learner import LabAnswers
+
+CELL_TIMEOUT_SECONDS = 600.0
+_STATUS_WIDTH = 18
+
+
+def add_commands(commands: _SubParsersAction[Any]) -> None:
+    """Adds check, progress and reset to the command line."""
+    _add_check(commands.add_parser("check", help="run the checks on your own notebooks"))
+    progress = commands.add_parser("progress", help="show which exercises you have passed")
+    add_common(progress)
+    progress.set_defaults(run=show_progress)
+    reset = commands.add_parser("reset", help="put a fresh notebook in place, keeping yours")
+    reset.add_argument("name", metavar="LAB", help="the lab, for example tensors")
+    add_common(reset)
+    reset.set_defaults(run=reset_notebook)
+
+
+def _add_check(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "name", nargs="?", metavar="NAME", help="a lab (tensors) or an exercise (tensors.NAME)"
+    )
+    kind = parser.add_mutually_exclusive_group()
+    kind.add_argument("--gate", action="store_true", help="for maintainers: do the labs hold?")
+    kind.add_argument("--count", action="store_true", help="count the claims and exercises")
+    parser.add_argument("--fast", action="store_true", help="with --gate: run no lab whole")
+    parser.add_argument(
+        "--timeout",
+        type=float,
+        default=CELL_TIMEOUT_SECONDS,
+        metavar="SECONDS",
+        help="longest time for one cell (default %(default).0f)",
+    )
+    add_common(parser)
+    parser.set_defaults(run=check_answers)
+
+
+def check_answers(arguments: Namespace) -> int:
+    """labkit check: judges the learner's notebooks; with --gate or --count, looks at the labs."""
+    if arguments.gate:
+        return _run_gate(arguments)
+    if arguments.count:
+        return _print_counts(arguments)
+    if arguments.fast:
+        raise UsageError("--fast goes with --gate only", fix="labkit check --gate --fast")
+    workspace = _need_workspace()
+    labs, exercise = _chosen(arguments.name)
+    results: list[tuple[LabAnswers | None, Lab, LabkitError | None]] = []
+    for lab in labs:
+        results.append(_answer_lab(workspace, lab, exercise, arguments))
+    answers = [answer for found, _, _ in results if found for answer in found.answers]
+    passed = sum(answer.status == "passed" for answer in answers)
+    if arguments.json:
+        _print_answers_json(workspace, results, passed, len(answers))
+    else:
+        print(f"{passed} of {len(answers)} passed")
+    if any(answer.status == "timed_out" for answer in answers):
+        return ExitCode.TIMEOUT
+    failed = passed < len(answers) or any(error for _, _, error in results)
+    return ExitCode.FAILED if failed else ExitCode.OK
+
+
+def show_progress(arguments: Namespace) -> int:
+    """labkit progress: how many exercises of each lab are passed."""
+    from labkit.lessons.catalog import exercise_names, find_labs
+    from labkit.lessons.progress import read_progress
+
+    workspace = _need_workspace()
+    progress = read_progress(workspace)
+    labs = []
+    for lab in find_labs():
+        entries = []
+        for exercise in exercise_names(lab):
+            name = f"{lab.name}.{exercise}"
+            entries.append({"name": name, **asdict(progress.standing(name))})
+        done = sum(entry["passed"] is not None for entry in entries)
+        row = {"lab": lab.name, "title": lab.title, "passed": done, "total": len(entries)}
+        labs.append({**row, "exercises": entries})
+    if progress.note:
+        print(f"warning: {progress.note}; the next check begins a new one", file=sys.stderr)
+    if arguments.json:
+        print_json({"workspace": str(workspace), "labs": labs, "note": progress.note})
+    else:
+        _print_progress(labs)
+    return ExitCode.OK
+
+
+def reset_notebook(arguments: Namespace) -> int:
+    """labkit reset LAB: a fresh notebook; the old one stays beside it under a dated name."""
+    from labkit.lessons.catalog import find_lab
+    from labkit.lessons.workspace import reset_lab
+
+    workspace = _need_workspace()
+    done = reset_lab(workspace, find_lab(arguments.name))
+    if arguments.json:
+        print_json({"lab": arguments.name, "notebook": done.file, "backup": done.backup})
+    else:
+        print(f"{done.file} is fresh")
+        if done.backup:
+            print(f"yours was kept as {done.backup}")
+    return ExitCode.OK
+
+
+def _need_workspace() -> Path:
+    from labkit.lessons.progress import WORKSPACE_VARIABLE, find_workspace
+
+    workspace = find_workspace()
+    if workspace is None:
+        # From a checkout's root the workspace is the folder that `make up` fills.
+        workspace = find_workspace(Path.cwd() / "work")
+    if workspace is None:
+        raise UsageError(
+            "there is no workspace here",
+            cause=f"neither this folder nor one above it was made by labkit ({Path.cwd()})",
+            fix=f"make up, or set {WORKSPACE_VARIABLE} to the folder",
+        )
+    return workspace.resolve()
+
+
+def _chosen(name: str | None) -> tuple[tuple[Lab, ...], str | None]:
+    from labkit.lessons.catalog import find_exercise, find_lab, find_labs
+
+    if name is None:
+        return find_labs(), None
+    if "." in name:
+        lab, _ = find_exercise(name)
+        return (lab,), name
+    return (find_lab(name),), None
+
+
+def _answer_lab(
+    workspace: Path, lab: Lab, exercise: str | None, arguments: Namespace
+) -> tuple[LabAnswers | None, Lab, LabkitError | None]:
+    from labkit.lessons.learner import answer_lab
+
+    with _Steps(lab.name) as steps:
+        try:
+            found = answer_lab(
+                workspace, lab, exercise, timeout_seconds=arguments.timeout, on_cell=steps
+            )
+        except LabkitError as error:
+            steps.end()
+            print(format_error(error), file=sys.stderr)
+            return None, lab, error
+    if not arguments.json:
+        _print_answers(workspace, found)
+    return found, lab, None
+
+
+def _print_answers(workspace: Path, found: LabAnswers) -> None:
+    where = found.notebook.relative_to(workspace) if found.notebook else "no notebook"
+    print(f"{found.lab}  {where}")
+    for answer in found.answers:
+        status = answer.status.replace("_", " ")
+        name = answer.exercise.partition(".")[2]
+        print(f"  {status:<{_STATUS_WIDTH}}{name}")
+        if answer.status in ("passed", "not_started"):
+            continue
+        told = [answer.message, answer.case and f"in {answer.case}"]
+        told += [f"hint: {hint}" for hint in answer.hints]
+        for line in "\n".join(text for text in told if text).splitlines():
+            print(f"  {'':<{_STATUS_WIDTH}}  {line}")
+
+
+def _print_answers_json(
+    workspace: Path,
+    results: list[tuple[LabAnswers | None, Lab, LabkitError | None]],
+    passed: int,
+    total: int,
+) -> None:
+    labs = []
+    for found, lab, error in results:
+        notebook = found.notebook.relative_to(workspace) if found and found.notebook else None
+        labs.append(
+            {
+                "lab": lab.name,
+                "notebook": str(notebook) if notebook else None,
+                "exercises": [asdict(answer) for answer in found.answers] if found else [],
+                "error": describe_error(error) if error else None,
+            }
+        )
+    print_json({"workspace": str(workspace), "passed": passed, "total": total, "labs": labs})
+
+
+def _print_progress(labs: list[dict[str, Any]]) -> None:
+    width = max((len(lab["title"]) for lab in labs), default=0)
+    for lab in labs:
+        print(f"{lab['title']:<{width}}  {lab['passed']}/{lab['total']}")
+        for entry in lab["exercises"]:
+            mark = "x" if entry["passed"] else " "
+            print(f"  [{mark}] {entry['name'].partition('.')[2]}")
+    done, total = (sum(lab[key] for lab in labs) for key in ("passed", "total"))
+    print(f"{'all':<{width}}  {done}/{total}")
+
+
+def _print_counts(arguments: Namespace) -> int:
+    from labkit.lessons.gate import count_lab
+
+    counts = [count_lab(lab) for lab in _chosen(arguments.name)[0]]
+    claims = sum(count.claims for count in counts)
+    exercises = sum(count.exercises for count in counts)
+    if arguments.json:
+        labs = [asdict(count) for count in counts]
+        print_json({"claims": claims, "exercises": exercises, "labs": labs})
+        return ExitCode.OK
+    for count in counts:
+        print(f"{count.lab}: {count.claims} claims, {count.exercises} exercises")
+    print(f"all: {claims} claims, {exercises} exercises")
+    return ExitCode.OK
+
+
+def _run_gate(arguments: Namespace) -> int:
+    from labkit.lessons.gate import inspect_folder, inspect_lab, run_reference
+
+    folder_problems = inspect_folder()
+    found = []
+    for lab in _chosen(arguments.name)[0]:
+        one = inspect_lab(lab)
+        if not arguments.fast:
+            with _Steps(lab.name) as steps:
+                one = run_reference(lab, one, timeout_seconds=arguments.timeout, on_cell=steps)
+        if not arguments.json:
+            _print_gate(one)
+        found.append(one)
+    holds = not folder_problems and not any(one.problems for one in found)
+    if arguments.json:
+        labs = [asdict(one) for one in found]
+        print_json({"holds": holds, "problems": list(folder_problems), "labs": labs})
+    else:
+        for problem in folder_problems:
+            print(f"labs: {problem}")
+        print("the gate holds" if holds else "the gate does not hold")
+    return ExitCode.OK if holds else ExitCode.FAILED
+
+
+def _print_gate(found: LabGate) -> None:
+    run = ""
+    if found.held is not None:
+        run = f" ({found.held} held, {found.skipped} skipped when run)"
+    state = "holds" if not found.problems else "does not hold"
+    counts = f"{found.claims} claims{run}, {found.exercises} exercises"
+    print(f"{found.lab}: {state}: {counts}")
+    for problem in found.problems:
+        print(f"  {problem}")
+
+
+class _Steps:
+    """Tells on stderr what is running: a changing line on a terminal, else a line a lab."""
+
+    def __init__(self, lab: str) -> None:
+        self._lab = lab
+        self._changing = sys.stderr.isatty()
+
+    def __call__(self, cell: int, total: int) -> None:
+        if self._changing:
+            print(
+                f"\r{self._lab}: cell {cell} of {total}\033[K", end="", file=sys.stderr, flush=True
+            )
+        elif cell == 1:
+            print(f"{self._lab}: running {total} cells", file=sys.stderr, flush=True)
+
+    def __enter__(self) -> _Steps:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.end()
+
+    def end(self) -> None:
+        """Clears the changing line, so that what follows starts on a clean one."""
+        if self._changing:
+            print("\r\033[K", end="", file=sys.stderr, flush=True)

@@ -1,0 +1,183 @@
+"""Finds the labs and their exercises: in a checkout its labs/, else those the package carries.
+
+Standard library only, so that the workspace can be looked at without loading torch.
+"""
+
+from __future__ import annotations
+
+import ast
+import os
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from importlib.machinery import SourceFileLoader
+from importlib.util import module_from_spec, spec_from_loader
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from labkit.errors import LabkitError, UsageError
+from labkit.units import near_match
+
+if TYPE_CHECKING:
+    from labkit.lessons.exercises import Exercise
+
+LABS_VARIABLE = "LABKIT_LABS"
+
+
+@dataclass(frozen=True)
+class Lab:
+    """A lab as labs.toml lists it, and the folder that holds its lesson and exercises."""
+
+    name: str
+    title: str
+    summary: str
+    minutes: int
+    needs: tuple[str, ...]
+    notebook: str
+    folder: Path
+
+    @property
+    def lesson(self) -> Path:
+        """The lesson's source, a percent notebook with the reference solutions in it."""
+        return self.folder / "lesson.py"
+
+    @property
+    def exercises(self) -> Path:
+        """The module that states the lab's exercises."""
+        return self.folder / "exercises.py"
+
+
+def labs_folder() -> Path:
+    """The folder with labs.toml: LABKIT_LABS where set, a checkout's labs/, the package's own."""
+    named = os.environ.get(LABS_VARIABLE)
+    if named:
+        return Path(named)
+    package = Path(__file__).resolve().parents[1]
+    checkout = package.parent / "labs"
+    return checkout if (checkout / "labs.toml").is_file() else package / "_labs"
+
+
+def find_labs(folder: Path | None = None) -> tuple[Lab, ...]:
+    """The labs that have a lesson, in the order of labs.toml."""
+    return tuple(lab for lab in listed_labs(folder) if lab.lesson.is_file())
+
+
+def listed_labs(folder: Path | None = None) -> tuple[Lab, ...]:
+    """Every lab that labs.toml lists, whether or not its folder is there yet."""
+    folder = folder or labs_folder()
+    path = folder / "labs.toml"
+    entries = _read_toml(path).get("lab", [])
+    try:
+        return tuple(_read_lab(entry, folder) for entry in entries)
+    except (KeyError, TypeError, ValueError) as error:
+        raise LabkitError(
+            f"{path} cannot be used",
+            cause=f"a [[lab]] lacks or mistakes the key {error}",
+            fix="give each lab name, title, summary, minutes, needs and notebook",
+        ) from error
+
+
+def find_lab(name: str, labs: Iterable[Lab] | None = None) -> Lab:
+    """The lab of that name; an unknown name is a UsageError with the near match."""
+    known = {lab.name: lab for lab in (listed_labs() if labs is None else labs)}
+    if name in known:
+        return known[name]
+    near = near_match(name, known)
+    raise UsageError(
+        f"there is no lab named {name!r}",
+        cause=f"the labs are {', '.join(known) or '(none)'}",
+        fix=f"did you mean {near}?" if near else None,
+    )
+
+
+def load_exercises(lab: Lab) -> tuple[Exercise, ...]:
+    """The lab's exercises, read anew from its exercises.py; a lab without the file has none."""
+    if not lab.exercises.is_file():
+        return ()
+    name = f"labkit_labs.{lab.name}.exercises"
+    loader = _QuietLoader(name, str(lab.exercises))
+    spec = spec_from_loader(name, loader)
+    assert spec is not None
+    module = module_from_spec(spec)
+    # Dataclasses look their module up while they are made; left there, it would stand in the way
+    # of pickle, which asks every module for the names that it seeks.
+    sys.modules[name] = module
+    try:
+        loader.exec_module(module)
+    finally:
+        sys.modules.pop(name, None)
+    return tuple(module.EXERCISES)
+
+
+def exercise_names(lab: Lab) -> tuple[str, ...]:
+    """The names of the lab's exercises as its exercises.py spells them, without loading torch.
+
+    A name must be written out in its ``Exercise(name="...")``; the gate holds a lab to that.
+    """
+    if not lab.exercises.is_file():
+        return ()
+    tree = ast.parse(lab.exercises.read_text(encoding="utf-8"))
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    named = [call for call in calls if getattr(call.func, "id", None) == "Exercise"]
+    values = [
+        (keyword.value.lineno, keyword.value.value)
+        for call in named
+        for keyword in call.keywords
+        if keyword.arg == "name" and isinstance(keyword.value, ast.Constant)
+    ]
+    return tuple(str(name) for _, name in sorted(values))
+
+
+def find_exercise(full_name: str) -> tuple[Lab, Exercise]:
+    """The exercise ``<lab>.<name>`` and its lab; an unknown name is a UsageError."""
+    lab_name, _, exercise_name = full_name.partition(".")
+    lab = find_lab(lab_name)
+    known = {exercise.name: exercise for exercise in load_exercises(lab)}
+    if exercise_name in known:
+        return lab, known[exercise_name]
+    near = near_match(exercise_name, known)
+    raise UsageError(
+        f"there is no exercise named {full_name!r}",
+        cause=f"the exercises of {lab.name} are {', '.join(known) or '(none)'}",
+        fix=f"did you mean {lab.name}.{near}?" if near else None,
+    )
+
+
+class _QuietLoader(SourceFileLoader):
+    """Loads a source file without leaving a __pycache__ beside it: labs may be read-only."""
+
+    def set_data(self, path: str, data: Any, *, _mode: int = 0o666) -> None:
+        """Writes nothing."""
+
+    def path_stats(self, path: str) -> Any:
+        """No cached bytecode is looked for, so an edited file is always read anew."""
+        raise OSError
+
+
+def _read_lab(entry: dict[str, Any], folder: Path) -> Lab:
+    return Lab(
+        name=str(entry["name"]),
+        title=str(entry["title"]),
+        summary=str(entry["summary"]),
+        minutes=int(entry["minutes"]),
+        needs=tuple(entry["needs"]),
+        notebook=str(entry["notebook"]),
+        folder=folder / entry["name"],
+    )
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+    try:
+        return dict(tomllib.loads(path.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise LabkitError(
+            f"no labs found in {path.parent}",
+            cause=f"{path.name} cannot be read: {error.strerror}",
+            fix=f"unset {LABS_VARIABLE}" if os.environ.get(LABS_VARIABLE) else None,
+        ) from error
+    except tomllib.TOMLDecodeError as error:
+        raise LabkitError(f"{path} is not valid TOML", cause=str(error)) from error

@@ -1,0 +1,121 @@
+"""Claims: facts that a lesson states and proves by running them where they stand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+
+from labkit.errors import LabkitError
+from labkit.lessons.needs import missing_need
+from labkit.lessons.outputs import CLAIM_MIME
+from labkit.lessons.render import BAD, GOOD, QUIET, Card, show_card
+from labkit.lessons.values import PLAIN_FUNCTIONS, format_value, same_value, shorten
+
+
+class ClaimFailed(LabkitError):
+    """A lesson stated something that does not hold here."""
+
+
+@dataclass(frozen=True)
+class ClaimResult:
+    """What became of a claim; ``held`` is None where it was skipped, for the reason given."""
+
+    statement: str
+    held: bool | None
+    skipped: str | None
+    expected: str | None
+    seen: str | None
+
+
+def claim(
+    statement: str,
+    seen: object,
+    expected: object = True,
+    *,
+    within: float | None = None,
+    needs: str | None = None,
+) -> None:
+    """Shows that ``seen`` is ``expected``, and raises ClaimFailed where it is not.
+
+    Tensors and arrays compare by shape and values whatever their dtypes, all else by ``==``;
+    ``within`` is an absolute tolerance. A function without arguments given for ``seen`` (or
+    ``expected``) is called for its value; where ``needs`` names what the machine lacks it is not
+    called, and the claim shows "skipped" with the reason.
+
+    >>> claim("two and two make four", 2 + 2, 4)
+    holds: two and two make four (expected 4, seen 4)
+    """
+    skipped = missing_need(needs)
+    if skipped:
+        _settle(ClaimResult(statement, None, skipped, None, None))
+        return
+    wanted, error = _value_of(expected)
+    got = None
+    if error is None:
+        got, error = _value_of(seen)
+    wanted_text = format_value(wanted) + (f" within {within:g}" if within is not None else "")
+    seen_text = format_value(got) if error is None else _describe(error)
+    held = error is None and same_value(got, wanted, within)
+    _settle(ClaimResult(statement, held, None, wanted_text, seen_text), error)
+
+
+def claim_raises(
+    statement: str,
+    error: type[BaseException],
+    call: Callable[[], object],
+    *,
+    match: str | None = None,
+    needs: str | None = None,
+) -> None:
+    """Shows that ``call()`` raises ``error`` with ``match`` in its text; else raises ClaimFailed.
+
+    The text that was raised is shown: it is what the learner will meet.
+    """
+    skipped = missing_need(needs)
+    if skipped:
+        _settle(ClaimResult(statement, None, skipped, None, None))
+        return
+    wanted = error.__name__ + (f" with {match!r} in its text" if match else "")
+    raised: BaseException | None = None
+    try:
+        value = call()
+    except error as caught:
+        raised = caught
+        held, seen = match is None or match in str(caught), _describe(caught)
+    except Exception as caught:
+        raised = caught
+        held, seen = False, _describe(caught)
+    else:
+        held, seen = False, f"no error: it gave {format_value(value)}"
+    _settle(ClaimResult(statement, held, None, wanted, seen), raised)
+
+
+def _value_of(value: object) -> tuple[object, Exception | None]:
+    # Only plain functions are called: a dtype, a class or a module is itself the value.
+    if not isinstance(value, PLAIN_FUNCTIONS):
+        return value, None
+    try:
+        return value(), None
+    except Exception as error:
+        return None, error
+
+
+def _describe(error: BaseException) -> str:
+    return shorten(f"{type(error).__name__}: {error}".strip(), 400)
+
+
+def _settle(result: ClaimResult, error: BaseException | None = None) -> None:
+    show_card(_draw(result), CLAIM_MIME, asdict(result))
+    if result.held is False:
+        raise ClaimFailed(
+            f"{result.statement}: expected {result.expected}, seen {result.seen}"
+        ) from error
+
+
+def _draw(result: ClaimResult) -> Card:
+    if result.skipped:
+        return Card(QUIET, "skipped", result.statement, result.skipped)
+    found = f"expected {result.expected}, seen {result.seen}"
+    if result.held:
+        return Card(GOOD, "holds", result.statement, found)
+    return Card(BAD, "does not hold", result.statement, found)

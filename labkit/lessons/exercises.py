@@ -1,0 +1,107 @@
+"""What an exercise is: its cases, its hints, the ways it forbids, and known wrong answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import KW_ONLY, dataclass
+from typing import Any, Final
+
+PASSED, NOT_STARTED, RAISED = "passed", "not_started", "raised"
+WRONG_TYPE, WRONG_SHAPE, WRONG_DTYPE = "wrong_type", "wrong_shape", "wrong_dtype"
+WRONG_VALUES, CHANGED_ARGUMENT, FORBIDDEN = "wrong_values", "changed_argument", "forbidden"
+
+STATUSES = (
+    PASSED,
+    NOT_STARTED,
+    RAISED,
+    WRONG_TYPE,
+    WRONG_SHAPE,
+    WRONG_DTYPE,
+    WRONG_VALUES,
+    CHANGED_ARGUMENT,
+    FORBIDDEN,
+)
+FORBIDDEN_WAYS = ("loop", "numpy", "item")
+
+
+class _Unset:
+    def __repr__(self) -> str:
+        return "UNSET"
+
+
+UNSET: Final = _Unset()
+
+Judge = Callable[[Any, tuple[Any, ...]], "str | None"]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One call of the learner's function and what must come of it.
+
+    ``expected`` is the value (a tensor, number, string, or tuple, list or dict of them), or a
+    function of the same arguments that gives it. ``judge(got, arguments)`` comes after it, or
+    alone: it returns None when content, else a sentence that says what is wrong. Tensors compare
+    with torch.testing's tolerances for their dtype unless ``rtol`` and ``atol`` say otherwise.
+    """
+
+    arguments: tuple[Any, ...]
+    expected: object = UNSET
+    note: str = ""
+    _: KW_ONLY
+    rtol: float | None = None
+    atol: float | None = None
+    judge: Judge | None = None
+    keeps_arguments: bool = True
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.arguments, tuple):
+            raise TypeError(f"a Case takes its arguments as a tuple, not {self.arguments!r}")
+        if self.expected is UNSET and self.judge is None:
+            raise TypeError("a Case needs an expected value, a judge, or both")
+
+
+@dataclass(frozen=True)
+class WrongAnswer:
+    """A plausible wrong answer and the verdict that it must get; the gate holds it to that."""
+
+    description: str
+    function: Callable[..., object]
+    verdict: str
+
+    def __post_init__(self) -> None:
+        if self.verdict not in STATUSES or self.verdict == PASSED:
+            raise ValueError(f"{self.verdict!r} is no verdict for a wrong answer")
+
+
+@dataclass(frozen=True)
+class Exercise:
+    """An exercise as a lab's ``exercises.py`` states it; its full name is ``<lab>.<name>``."""
+
+    name: str
+    title: str
+    hints: tuple[str, ...]
+    cases: Callable[[], Iterable[Case]]
+    forbids: tuple[str, ...] = ()
+    wrong_answers: tuple[WrongAnswer, ...] = ()
+
+    def __post_init__(self) -> None:
+        unknown = [way for way in self.forbids if way not in FORBIDDEN_WAYS]
+        if unknown:
+            raise ValueError(f"{self.name}: nothing is known of the forbidden way {unknown[0]!r}")
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a check found: the status, a sentence, and where it can be said, expected and got."""
+
+    exercise: str
+    status: str
+    message: str
+    case: str | None = None
+    expected: str | None = None
+    got: str | None = None
+
+    @property
+    def passed(self) -> bool:
+        """True where the answer is right, and by an allowed way."""
+        return self.status == PASSED

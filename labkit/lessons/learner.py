@@ -1,0 +1,161 @@
+"""Runs the checks on the learner's own notebooks as they are, renamed or not."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from labkit.errors import LabkitError
+from labkit.lessons.catalog import Lab, load_exercises
+from labkit.lessons.contents import cell_source, read_digest, read_notebook
+from labkit.lessons.kernels import OnCell, cell_error, kernel_environment, run_cells
+from labkit.lessons.manifest import read_manifest
+from labkit.lessons.outputs import read_checks
+from labkit.lessons.progress import STATE_FOLDER
+
+# What the notebook's run can add to a verdict's statuses.
+NO_CHECK, NO_VERDICT, TIMED_OUT = "no_check", "no_verdict", "timed_out"
+_CHECK_CALL = re.compile(r"""\bcheck\(\s*["']([A-Za-z0-9_]+\.[A-Za-z0-9_]+)["']""")
+_BACKUP = re.compile(r"\.backup-\d{4}-\d{2}-\d{2}")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a learner's notebook gave for one exercise: a verdict's status, or why there is none."""
+
+    exercise: str
+    status: str
+    message: str
+    case: str | None = None
+    expected: str | None = None
+    got: str | None = None
+    hints: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class LabAnswers:
+    """The answers of one lab's notebook; ``notebook`` is None where the workspace has none."""
+
+    lab: str
+    notebook: Path | None
+    answers: tuple[Answer, ...]
+
+
+def answer_lab(
+    workspace: Path,
+    lab: Lab,
+    exercise: str | None = None,
+    *,
+    timeout_seconds: float,
+    on_cell: OnCell | None = None,
+) -> LabAnswers:
+    """Runs the learner's notebook of the lab, and gives the verdict on each exercise (or on one).
+
+    Cells after the last check that matters are not run. The notebook is not changed; passes are
+    recorded as they would be in JupyterLab.
+    """
+    names = [f"{lab.name}.{one.name}" for one in load_exercises(lab)]
+    names = [name for name in names if exercise in (None, name)]
+    path = find_notebook(workspace, lab)
+    if path is None:
+        text = f"the workspace has no notebook of this lab: labkit reset {lab.name}"
+        return LabAnswers(lab.name, None, tuple(Answer(name, NO_CHECK, text) for name in names))
+    notebook = _cut_after_last(read_notebook(path), names)
+    if notebook["cells"]:
+        environment = kernel_environment(reference=False, workspace=workspace)
+        notebook = run_cells(
+            notebook, path.parent, environment, timeout_seconds=timeout_seconds, on_cell=on_cell
+        )
+    records = {record["exercise"]: record for record in read_checks(notebook)}
+    answers = (_answer(name, records.get(name), notebook["cells"]) for name in names)
+    return LabAnswers(lab.name, path, tuple(answers))
+
+
+def find_notebook(workspace: Path, lab: Lab) -> Path | None:
+    """The learner's notebook of a lab: the one last worked on, whatever its name.
+
+    A notebook belongs to a lab by its metadata, or by the checks it calls. Those that are still
+    as labkit put them count only where there is no other; backups do not count.
+    """
+    entry = _read_entry(workspace, lab)
+    shipped = {entry.placed, entry.laid} - {None} if entry else set()
+    found = [path for path in list_notebooks(workspace) if _belongs(path, lab, entry)]
+    worked_on = [path for path in found if read_digest(path) not in shipped]
+    return max(worked_on or found, key=lambda path: path.stat().st_mtime_ns, default=None)
+
+
+def list_notebooks(workspace: Path) -> Iterator[Path]:
+    """The notebooks in the workspace and its folders, without hidden ones and backups."""
+    for folder, inner, files in os.walk(workspace):
+        inner[:] = sorted(name for name in inner if not name.startswith("."))
+        for name in sorted(files):
+            if name.endswith(".ipynb") and not name.startswith(".") and not _BACKUP.search(name):
+                yield Path(folder) / name
+
+
+def called_checks(source: str) -> list[str]:
+    """The full names of the exercises that a cell's source checks.
+
+    >>> called_checks('check("tensors.center_columns", center_columns)')
+    ['tensors.center_columns']
+    """
+    return _CHECK_CALL.findall(source)
+
+
+def _read_entry(workspace: Path, lab: Lab) -> Any:
+    try:
+        return read_manifest(workspace / STATE_FOLDER).entries.get(lab.name)
+    except (OSError, ValueError):
+        return None
+
+
+def _belongs(path: Path, lab: Lab, entry: Any) -> bool:
+    try:
+        notebook = read_notebook(path)
+    except LabkitError:
+        # A broken one is the lab's where its name says so: it is then reported, not passed over.
+        return path.name == (entry.file if entry else lab.notebook)
+    metadata = notebook.get("metadata", {}).get("labkit")
+    if isinstance(metadata, dict) and "lab" in metadata:
+        return bool(metadata["lab"] == lab.name)
+    calls = (call for cell in _code_cells(notebook) for call in called_checks(cell_source(cell)))
+    return any(call.partition(".")[0] == lab.name for call in calls)
+
+
+def _code_cells(notebook: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    return (cell for cell in notebook["cells"] if cell["cell_type"] == "code")
+
+
+def _cut_after_last(notebook: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    wanted = set(names)
+    last = -1
+    for index, cell in enumerate(notebook["cells"]):
+        if cell["cell_type"] == "code" and wanted & set(called_checks(cell_source(cell))):
+            last = index
+    return {**notebook, "cells": notebook["cells"][: last + 1]}
+
+
+def _answer(name: str, record: dict[str, Any] | None, cells: list[Any]) -> Answer:
+    if record:
+        return Answer(
+            name,
+            record["status"],
+            record["message"],
+            record.get("case"),
+            record.get("expected"),
+            record.get("got"),
+            tuple(record.get("hints", ())),
+        )
+    calling = [cell for cell in cells if name in called_checks(cell_source(cell))]
+    if not calling:
+        return Answer(name, NO_CHECK, f'the notebook has no check("{name}", ...)')
+    error = cell_error(calling[-1])
+    if error and error.startswith("KeyboardInterrupt"):
+        return Answer(name, TIMED_OUT, "the check took longer than the limit")
+    return Answer(
+        name, NO_VERDICT, f"its cell raised {error}" if error else "its cell said nothing"
+    )

@@ -1,0 +1,324 @@
+"""A picture of the autograd graph behind a tensor, as backward will walk it.
+
+Nothing is guessed from source code: the nodes are the ones that torch recorded, found from
+``grad_fn`` over ``next_functions``. Reading them changes nothing; saved tensors are not unpacked.
+"""
+
+from __future__ import annotations
+
+import html
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from labkit.errors import UsageError
+from labkit.lessons.pictures.graph_layout import EdgePath, lay_out
+
+if TYPE_CHECKING:
+    import torch
+
+MOST_NODES = 60
+
+_CHARACTER_WIDTH = 7.3  # of a 12 px monospace font, a little on the wide side
+_BOX_HEIGHT = 40
+_LAYER_HEIGHT = 76
+_MARGIN = 8
+
+# JupyterLab's theme sets the variables; elsewhere the fallbacks read on light and on dark.
+_FONT = "var(--jp-code-font-family, ui-monospace, monospace)"
+_INK = "var(--jp-content-font-color1, currentColor)"
+_FAINT_INK = "var(--jp-content-font-color2, currentColor)"
+_EDGE = "var(--jp-content-font-color3, #888)"
+_FILLS = {
+    "result": "var(--jp-layout-color1, transparent)",
+    "operation": "var(--jp-layout-color2, rgba(128, 128, 128, 0.12))",
+    "leaf": "rgba(0, 158, 115, 0.18)",
+}
+_STROKES = {"result": _INK, "operation": _EDGE, "leaf": "#009e73"}
+
+Kind = Literal["result", "operation", "leaf"]
+
+
+@dataclass(frozen=True)
+class GraphNode:
+    """One box of the picture: the result, an operation's backward, or a leaf's gradient."""
+
+    kind: Kind
+    label: str
+    shape: str
+
+
+@dataclass(frozen=True)
+class Graph:
+    """What torch recorded, in the order in which backward can visit it.
+
+    Node 0 is the result. An edge leads from a node to one that its gradient is handed on to, and
+    is there twice where the gradient goes twice. ``hidden`` nodes are farther away than the kept
+    ones; ``absent`` are the names whose tensors the graph does not reach.
+    """
+
+    nodes: tuple[GraphNode, ...]
+    edges: tuple[tuple[int, int], ...]
+    hidden: int = 0
+    absent: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class GraphPicture:
+    """A graph that a notebook shows as a picture, and a terminal as a list."""
+
+    graph: Graph
+
+    @property
+    def html(self) -> str:
+        """The picture as one HTML fragment: an SVG with a caption."""
+        return _format_html(self.graph)
+
+    def __repr__(self) -> str:
+        return _format_text(self.graph)
+
+    def _repr_mimebundle_(self, **_: object) -> dict[str, str]:
+        # Inline HTML, not image/svg+xml: Jupyter shows that as an <img>, cut off from the theme.
+        return {"text/html": self.html, "text/plain": repr(self)}
+
+
+def draw_graph(tensor: torch.Tensor, names: dict[str, torch.Tensor] | None = None) -> GraphPicture:
+    """The autograd graph behind ``tensor`` as a picture: the result on top, leaves at the bottom.
+
+    ``names`` labels leaves and results on the way: ``draw_graph(y, {"x": x, "y": y})``. Arrows
+    point the way the gradient travels; a node used twice is drawn once. Of a graph with more than
+    60 nodes the nearest to the result are drawn, and the caption says how many are not.
+    Raises UsageError for anything that is not a tensor.
+    """
+    import torch
+
+    named = dict(names or {})
+    for label, given in (("the first argument", tensor), *named.items()):
+        if not isinstance(given, torch.Tensor):
+            raise UsageError(
+                f"draw_graph needs a torch.Tensor, but {label} is a {type(given).__name__}",
+                fix='draw_graph(y, {"x": x, "y": y})',
+            )
+    return GraphPicture(read_graph(tensor, named))
+
+
+def read_graph(tensor: torch.Tensor, names: dict[str, torch.Tensor]) -> Graph:
+    """The graph behind ``tensor``: at most 60 nodes, those fewest steps from the result."""
+    root = _find_node(tensor)
+    found = _walk(root)
+    kept = _sort_nodes(found[:MOST_NODES])
+    numbers = {node: number for number, node in enumerate(kept, start=1)}
+    edges = [(0, 1)] if root is not None else []
+    for node, number in numbers.items():
+        edges += [(number, numbers[after]) for after in _next_nodes(node) if after in numbers]
+    labels = _label_nodes(found, tensor, names)
+    result_name = next((name for name, given in names.items() if given is tensor), "result")
+    result = GraphNode("result", result_name, _format_shape(tensor.shape))
+    return Graph(
+        nodes=(result, *(_describe_node(node, labels.get(node)) for node in kept)),
+        edges=tuple(edges),
+        hidden=len(found) - len(kept),
+        absent=_find_absent(found, tensor, names),
+    )
+
+
+def _find_node(tensor: torch.Tensor) -> Any:
+    """The node that a gradient for ``tensor`` enters; None where nothing was recorded."""
+    import torch
+
+    if tensor.grad_fn is not None or not tensor.requires_grad:
+        return tensor.grad_fn
+    # A leaf's node is made on demand, and only a view leads to it: the leaf itself has no grad_fn.
+    with torch.inference_mode(False), torch.enable_grad():
+        view = tensor.view_as(tensor)
+    assert view.grad_fn is not None
+    return view.grad_fn.next_functions[0][0]
+
+
+def _next_nodes(node: Any) -> list[Any]:
+    """The nodes that ``node`` hands gradients on to; inputs that need none are left out."""
+    return [after for after, _ in node.next_functions if after is not None]
+
+
+def _walk(root: Any) -> list[Any]:
+    """Every node reachable from ``root``, each once, the nearest first."""
+    if root is None:
+        return []
+    found = [root]
+    seen = {root}
+    waiting = deque(found)
+    while waiting:
+        for after in _next_nodes(waiting.popleft()):
+            if after not in seen:
+                seen.add(after)
+                found.append(after)
+                waiting.append(after)
+    return found
+
+
+def _sort_nodes(nodes: list[Any]) -> list[Any]:
+    """The same nodes, each one before all that its gradient goes to (a topological order)."""
+    kept = set(nodes)
+    arrivals = dict.fromkeys(nodes, 0)
+    for node in nodes:
+        for after in _next_nodes(node):
+            if after in kept:
+                arrivals[after] += 1
+    ready = deque(node for node in nodes if arrivals[node] == 0)
+    order = []
+    while ready:
+        node = ready.popleft()
+        order.append(node)
+        for after in _next_nodes(node):
+            if after in kept:
+                arrivals[after] -= 1
+                if arrivals[after] == 0:
+                    ready.append(after)
+    return order
+
+
+def _leaf_of(node: Any) -> Any:
+    """The leaf whose gradient this node accumulates, or None for an operation's node."""
+    return getattr(node, "variable", None) if node.name().endswith("AccumulateGrad") else None
+
+
+def _label_nodes(
+    found: list[Any], tensor: torch.Tensor, names: dict[str, torch.Tensor]
+) -> dict[Any, str]:
+    """The given name of each node that has one, and a number for each unnamed leaf."""
+    labels: dict[Any, str] = {}
+    for name, given in names.items():
+        if given is not tensor or given.grad_fn is None:
+            node = _find_node(given)
+            labels[node] = f"{labels[node]}, {name}" if node in labels else name
+    unnamed = 0
+    for node in found:
+        if node not in labels and _leaf_of(node) is not None:
+            unnamed += 1
+            labels[node] = f"leaf{unnamed}"
+    return labels
+
+
+def _find_absent(
+    found: list[Any], tensor: torch.Tensor, names: dict[str, torch.Tensor]
+) -> tuple[str, ...]:
+    """The names whose tensors have no node among those found, in the order given."""
+    reached = set(found)
+    return tuple(
+        name
+        for name, given in names.items()
+        if given is not tensor and _find_node(given) not in reached
+    )
+
+
+def _describe_node(node: Any, name: str | None) -> GraphNode:
+    """The box for ``node``: what it is called, and the shape of the gradient that enters it."""
+    leaf = _leaf_of(node)
+    if leaf is not None:
+        return GraphNode("leaf", f"{name}.grad", _format_shape(leaf.shape))
+    label = node.name() if name is None else f"{name}: {node.name()}"
+    shapes = [_format_shape(entry.shape) for entry in getattr(node, "_input_metadata", ())]
+    return GraphNode("operation", label, " ".join(shapes))
+
+
+def _format_shape(shape: Sequence[int]) -> str:
+    sizes = ", ".join(str(size) for size in shape)
+    return f"({sizes},)" if len(shape) == 1 else f"({sizes})"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def _summarize(graph: Graph) -> str:
+    """One line on the graph: whose it is and how many nodes of each kind are drawn."""
+    result = graph.nodes[0]
+    if len(graph.nodes) == 1:
+        return f"{result.label} {result.shape} has no graph: nothing was recorded for it"
+    operations = sum(node.kind == "operation" for node in graph.nodes)
+    leaves = sum(node.kind == "leaf" for node in graph.nodes)
+    counted = f"{_count(operations, 'operation')}, {leaves} {'leaf' if leaves == 1 else 'leaves'}"
+    return f"the graph behind {result.label} {result.shape}: {counted}"
+
+
+def _list_remarks(graph: Graph) -> list[str]:
+    """What the picture alone does not tell, a sentence each."""
+    remarks = []
+    if graph.hidden:
+        remarks.append(f"{_count(graph.hidden, 'more node')} farther from the result not drawn")
+    if graph.absent:
+        remarks.append(f"Not in this graph: {', '.join(graph.absent)}")
+    return remarks
+
+
+def _format_text(graph: Graph) -> str:
+    """The graph as numbered lines, each with the numbers of the nodes its gradient goes to."""
+    lines = [_summarize(graph)]
+    width = max(len(f"{node.label} {node.shape}") for node in graph.nodes)
+    for number, node in enumerate(graph.nodes[1:], start=1):
+        after = [str(target) for source, target in graph.edges if source == number]
+        line = f"{number:4}  {f'{node.label} {node.shape}':{width}}"
+        lines.append(f"{line}  -> {', '.join(after)}" if after else line.rstrip())
+    return "\n".join(lines + [f"  {remark}" for remark in _list_remarks(graph)])
+
+
+def _format_html(graph: Graph) -> str:
+    """The picture with its caption; a graph that is not there is the caption alone."""
+    caption = html.escape(". ".join([_summarize(graph), *_list_remarks(graph)]))
+    font = f"font-family: {_FONT}; font-size: 12px"
+    figure = f'<div style="{font}; color: {_FAINT_INK}">{caption}</div>'
+    if len(graph.nodes) == 1:
+        return figure
+    widths = [_measure_width(node) for node in graph.nodes]
+    layout = lay_out(widths, graph.edges)
+    drawn = [_draw_edge(edge) for edge in layout.edges]
+    for node, width, x, layer in zip(graph.nodes, widths, layout.xs, layout.layers, strict=True):
+        drawn.append(_draw_box(node, width, x, _layer_top(layer)))
+    wide = round(layout.width) + 2 * _MARGIN
+    high = round(_layer_top(layout.depth - 1)) + _BOX_HEIGHT + _MARGIN
+    return (
+        f'<div style="overflow-x: auto"><svg xmlns="http://www.w3.org/2000/svg" '
+        f'width="{wide}" height="{high}" viewBox="{-_MARGIN} 0 {wide} {high}" '
+        f'role="img" aria-label="{caption}" style="{font}">{"".join(drawn)}</svg>{figure}</div>'
+    )
+
+
+def _measure_width(node: GraphNode) -> float:
+    return max(len(node.label), len(node.shape)) * _CHARACTER_WIDTH + 20
+
+
+def _layer_top(layer: int) -> float:
+    return _MARGIN + layer * _LAYER_HEIGHT
+
+
+def _draw_edge(edge: EdgePath) -> str:
+    """A curve from node to node with an arrow head, straight down past the boxes on its way."""
+    x, y = edge.start_x, _layer_top(edge.start_layer) + _BOX_HEIGHT
+    curve = [f"M{x:.1f} {y:.1f}"]
+    for layer, next_x in enumerate((*edge.passes_x, edge.end_x), start=edge.start_layer + 1):
+        top = _layer_top(layer)
+        half = (y + top) / 2
+        curve.append(f"C{x:.1f} {half:.1f} {next_x:.1f} {half:.1f} {next_x:.1f} {top:.1f}")
+        x, y = next_x, top + _BOX_HEIGHT
+        curve.append(f"V{y:.1f}")
+    curve.pop()
+    head = f"M{x:.1f} {top:.1f}l-4 -8h8z"
+    return (
+        f'<path d="{" ".join(curve)}" style="fill: none; stroke: {_EDGE}"/>'
+        f'<path d="{head}" style="fill: {_EDGE}; stroke: none"/>'
+    )
+
+
+def _draw_box(node: GraphNode, width: float, x: float, top: float) -> str:
+    """One node: its label over its shape, in the colours of its kind."""
+    style = f"fill: {_FILLS[node.kind]}; stroke: {_STROKES[node.kind]}"
+    texts = "".join(
+        f'<text x="{x:.1f}" y="{top + y:.1f}" text-anchor="middle" style="fill: {ink}">'
+        f"{html.escape(line)}</text>"
+        for line, y, ink in ((node.label, 17, _INK), (node.shape, 32, _FAINT_INK))
+    )
+    return (
+        f'<rect x="{x - width / 2:.1f}" y="{top:.1f}" width="{width:.1f}" '
+        f'height="{_BOX_HEIGHT}" rx="6" style="{style}"/>{texts}'
+    )

@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+import doctest
+import importlib
+import sys
+from pathlib import Path
+
+import pytest
+
+from labkit.errors import LabkitError, UsageError
+from labkit.lessons.catalog import (
+    exercise_names,
+    find_exercise,
+    find_lab,
+    find_labs,
+    labs_folder,
+    listed_labs,
+    load_exercises,
+)
+from tests.fakes.small_labs import EXERCISES, TOML, write_labs
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def labs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("LABKIT_LABS", str(tmp_path / "labs"))
+    return write_labs(tmp_path / "labs")
+
+
+@pytest.mark.parametrize(
+    "name", ["values", "files", "render", "claims", "learner", "ways", "comparing"]
+)
+def test_the_examples_in_the_docstrings_hold(name: str) -> None:
+    result = doctest.testmod(importlib.import_module(f"labkit.lessons.{name}"))
+
+    assert result.attempted and not result.failed
+
+
+def test_a_checkout_uses_its_own_labs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LABKIT_LABS", raising=False)
+
+    assert labs_folder() == ROOT / "labs"
+
+
+def test_the_five_labs_come_in_their_order() -> None:
+    labs = listed_labs(ROOT / "labs")
+
+    assert [lab.name for lab in labs] == ["tensors", "autograd", "devices", "compile", "functional"]
+    assert [lab.notebook[:2] for lab in labs] == ["01", "02", "03", "04", "05"]
+
+
+def test_a_lab_is_as_labs_toml_states_it(labs: Path) -> None:
+    (lab,) = find_labs()
+
+    assert (lab.name, lab.title, lab.summary, lab.minutes) == ("small", "Small", "One idea", 5)
+    assert (lab.needs, lab.notebook, lab.folder) == ((), "01_small.ipynb", labs / "small")
+
+
+def test_a_lab_whose_folder_is_not_there_yet_leaves_the_others(labs: Path) -> None:
+    (labs / "labs.toml").write_text(TOML + TOML.replace('"small"', '"later"'))
+
+    assert [lab.name for lab in find_labs()] == ["small"]
+    assert [lab.name for lab in listed_labs()] == ["small", "later"]
+    assert load_exercises(find_lab("later")) == ()
+    assert exercise_names(find_lab("later")) == ()
+
+
+def test_an_unknown_lab_is_an_error_with_the_near_match(labs: Path) -> None:
+    with pytest.raises(UsageError) as caught:
+        find_lab("smal")
+
+    assert caught.value.what == "there is no lab named 'smal'"
+    assert caught.value.fix == "did you mean small?"
+
+
+def test_an_unknown_exercise_is_an_error_with_the_near_match(labs: Path) -> None:
+    with pytest.raises(UsageError) as caught:
+        find_exercise("small.centre")
+
+    assert caught.value.what == "there is no exercise named 'small.centre'"
+    assert caught.value.cause == "the exercises of small are center, double"
+    assert caught.value.fix == "did you mean small.center?"
+
+
+def test_exercises_are_read_anew_and_leave_nothing_behind(labs: Path) -> None:
+    assert find_exercise("small.center")[1].title == "Center the columns"
+    modules = set(sys.modules)
+
+    (labs / "small" / "exercises.py").write_text(EXERCISES.replace("Center the", "Mid the"))
+
+    assert find_exercise("small.center")[1].title == "Mid the columns"
+    assert sorted(path.name for path in (labs / "small").iterdir()) == ["exercises.py", "lesson.py"]
+    # A module left there would be asked by pickle for torch's names, and fail the compiler's cache.
+    assert not [name for name in set(sys.modules) | modules if name.startswith("labkit_labs")]
+
+
+def test_names_are_known_without_loading_torch(labs: Path) -> None:
+    (labs / "small" / "exercises.py").write_text("raise RuntimeError\n" + EXERCISES)
+
+    assert exercise_names(find_lab("small")) == ("center", "double")
+
+
+@pytest.mark.parametrize(
+    ("toml", "cause"),
+    [
+        pytest.param(
+            TOML.replace("minutes = 5", ""), "lacks or mistakes the key 'minutes'", id="a"
+        ),
+        pytest.param("[[lab", "Expected", id="not toml"),
+        pytest.param(None, "labs.toml cannot be read", id="no file"),
+    ],
+)
+def test_what_is_wrong_with_labs_toml_is_said(labs: Path, toml: str | None, cause: str) -> None:
+    if toml is None:
+        (labs / "labs.toml").unlink()
+    else:
+        (labs / "labs.toml").write_text(toml)
+
+    with pytest.raises(LabkitError) as caught:
+        find_labs()
+    assert cause in (caught.value.cause or "")

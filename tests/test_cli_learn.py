@@ -1,0 +1,292 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from labkit.cli import main
+from labkit.lessons.catalog import listed_labs
+from labkit.lessons.learner import find_notebook
+from labkit.lessons.progress import read_progress, record_attempt
+from labkit.lessons.workspace import update_workspace
+from tests.fakes.small_labs import TOML, write_labs
+
+SOLVED = "return x - x.mean(dim=0)"
+STUB = 'raise NotImplementedError("write your code here")'
+
+
+class Desk:
+    """A workspace with the small lab, and a learner at it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.labs = write_labs(folder / "labs")
+        self.work = folder / "work"
+        update_workspace(self.work, listed_labs(self.labs))
+        self.notebook = self.work / "01_small.ipynb"
+
+    def solve(self, first: str, second: str = STUB) -> None:
+        notebook = json.loads(self.notebook.read_bytes())
+        answers = [first, second]
+        for cell in notebook["cells"]:
+            source = "".join(cell["source"])
+            if STUB in source:
+                cell["source"] = source.replace(STUB, answers.pop(0))
+        self.notebook.write_text(json.dumps(notebook))
+
+
+@pytest.fixture
+def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Desk:
+    monkeypatch.setenv("LABKIT_LABS", str(tmp_path / "labs"))
+    monkeypatch.delenv("LABKIT_WORKSPACE", raising=False)
+    desk = Desk(tmp_path)
+    monkeypatch.chdir(desk.work)
+    return desk
+
+
+def run_json(capsys: Any, *words: str) -> tuple[int, dict[str, Any]]:
+    capsys.readouterr()
+    code = main([*words, "--json"])
+    return code, json.loads(capsys.readouterr().out)
+
+
+def test_check_judges_the_learners_own_notebook(desk: Desk, capsys: Any) -> None:
+    desk.solve(SOLVED, "return x * 3")
+
+    assert main(["check"]) == 1
+
+    captured = capsys.readouterr()
+    assert captured.out == (
+        "small  01_small.ipynb\n"
+        "  passed            center\n"
+        "  wrong values      double\n"
+        "                      2 of 2 values differ; furthest apart at [0]: "
+        "expected 2, got 3, off by 1\n"
+        "                      in case 1 of 1\n"
+        "                      hint: Twice one is two.\n"
+        "1 of 2 passed\n"
+    )
+    assert captured.err == "small: running 7 cells\n"
+    assert read_progress(desk.work).standing("small.center").passed is not None
+
+
+def test_check_of_one_exercise_runs_no_further_than_its_check(desk: Desk, capsys: Any) -> None:
+    desk.solve(SOLVED)
+
+    code = main(["check", "small.center"])
+
+    captured = capsys.readouterr()
+    assert code == 0
+    assert captured.out == "small  01_small.ipynb\n  passed            center\n1 of 1 passed\n"
+    assert captured.err == "small: running 5 cells\n"
+
+
+def test_check_leaves_the_notebook_as_it_is(desk: Desk) -> None:
+    desk.solve(SOLVED)
+    before = desk.notebook.read_bytes()
+
+    main(["check", "small.center"])
+
+    assert desk.notebook.read_bytes() == before
+
+
+def test_check_as_json_is_one_object(desk: Desk, capsys: Any) -> None:
+    desk.notebook.rename(desk.work / "mine.ipynb")
+
+    code, value = run_json(capsys, "check", "small")
+
+    assert code == 1
+    assert (value["schema_version"], value["passed"], value["total"]) == (1, 0, 2)
+    (lab,) = value["labs"]
+    assert (lab["lab"], lab["notebook"], lab["error"]) == ("small", "mine.ipynb", None)
+    assert [(one["exercise"], one["status"]) for one in lab["exercises"]] == [
+        ("small.center", "not_started"),
+        ("small.double", "not_started"),
+    ]
+
+
+def test_a_broken_notebook_is_named_with_the_reason(desk: Desk, capsys: Any) -> None:
+    desk.notebook.write_text('{"cells": [')
+
+    code, value = run_json(capsys, "check")
+
+    assert code == 1
+    assert value["labs"][0]["error"]["what"] == f"{desk.notebook} is not a whole notebook"
+    main(["check"])
+    assert f"error: {desk.notebook} is not a whole notebook\n  cause: " in capsys.readouterr().err
+
+
+def test_a_missing_notebook_says_how_it_comes_back(desk: Desk, capsys: Any) -> None:
+    desk.notebook.unlink()
+
+    assert main(["check", "small.center"]) == 1
+
+    assert capsys.readouterr().out == (
+        "small  no notebook\n"
+        "  no check          center\n"
+        "                      the workspace has no notebook of this lab: labkit reset small\n"
+        "0 of 1 passed\n"
+    )
+
+
+def test_a_check_that_was_taken_out_is_told(desk: Desk, capsys: Any) -> None:
+    text = desk.notebook.read_text()
+    desk.notebook.write_text(text.replace(r"check(\"small.center\", center)", "pass"))
+
+    assert main(["check", "small.center"]) == 1
+    assert 'the notebook has no check("small.center", ...)' in capsys.readouterr().out
+
+
+def test_a_check_whose_cell_fails_is_told_with_the_error(desk: Desk, capsys: Any) -> None:
+    text = desk.notebook.read_text()
+    desk.notebook.write_text(text.replace(r"\"small.center\", center", r"\"small.center\", centre"))
+
+    assert main(["check", "small.center"]) == 1
+    assert "its cell raised NameError: name 'centre' is not defined" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_an_endless_answer_ends_at_the_limit(desk: Desk, capsys: Any) -> None:
+    desk.solve("import time\n    time.sleep(600)")
+
+    code = main(["check", "small.center", "--timeout", "20"])
+
+    assert code == 4
+    assert "timed out         center\n" in capsys.readouterr().out
+
+
+def test_a_dead_kernel_names_the_cell(desk: Desk, capsys: Any) -> None:
+    desk.solve("import os\n    os._exit(3)")
+
+    assert main(["check", "small.center"]) == 1
+    assert "error: the kernel died in cell 5 of 5\n" in capsys.readouterr().err
+
+
+def test_the_notebook_last_worked_on_counts(desk: Desk) -> None:
+    lab = listed_labs(desk.labs)[0]
+    assert find_notebook(desk.work, lab) == desk.notebook
+
+    copy = desk.work / "deep" / "copy.ipynb"
+    copy.parent.mkdir()
+    copy.write_bytes(desk.notebook.read_bytes())
+    desk.solve(SOLVED)
+    assert find_notebook(desk.work, lab) == desk.notebook
+
+    for hidden in ("01_small.backup-2026-11-23.ipynb", ".ipynb_checkpoints/01_small.ipynb"):
+        (desk.work / hidden).parent.mkdir(exist_ok=True)
+        (desk.work / hidden).write_bytes(desk.notebook.read_bytes() + b" ")
+    assert find_notebook(desk.work, lab) == desk.notebook
+
+
+def test_a_notebook_without_metadata_is_known_by_its_checks(desk: Desk) -> None:
+    notebook = json.loads(desk.notebook.read_bytes())
+    notebook["metadata"] = {}
+    desk.notebook.unlink()
+    (desk.work / "other.ipynb").write_text(json.dumps(notebook))
+    (desk.work / "unrelated.ipynb").write_text(json.dumps({**notebook, "cells": []}))
+
+    assert find_notebook(desk.work, listed_labs(desk.labs)[0]) == desk.work / "other.ipynb"
+
+
+def test_progress_shows_where_one_stands(desk: Desk, capsys: Any) -> None:
+    record_attempt(desk.work, "small.double", passed=True)
+    record_attempt(desk.work, "small.center", passed=False)
+
+    assert main(["progress"]) == 0
+    assert capsys.readouterr().out == "Small  1/2\n  [ ] center\n  [x] double\nall    1/2\n"
+
+    _, value = run_json(capsys, "progress")
+    assert value["labs"][0]["passed"] == 1
+    assert value["labs"][0]["exercises"][0] == {
+        "name": "small.center",
+        "passed": None,
+        "attempts": 1,
+    }
+
+
+def test_a_broken_progress_file_is_told(desk: Desk, capsys: Any) -> None:
+    (desk.work / "progress.json").write_text("{")
+
+    assert main(["progress"]) == 0
+    assert capsys.readouterr().err.startswith("warning: progress.json could not be read")
+
+
+def test_reset_names_the_backup(desk: Desk, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    desk.solve(SOLVED)
+    mine = desk.notebook.read_bytes()
+
+    assert main(["reset", "small"]) == 0
+
+    first, second = capsys.readouterr().out.splitlines()
+    backup = desk.work / second.removeprefix("yours was kept as ")
+    assert first == "01_small.ipynb is fresh"
+    assert backup.read_bytes() == mine
+    assert STUB in json.loads(desk.notebook.read_text())["cells"][3]["source"][-1]
+
+
+def test_reset_of_an_unknown_lab_gives_the_near_match(desk: Desk, capsys: Any) -> None:
+    assert main(["reset", "smal"]) == 2
+    assert "  try: did you mean small?\n" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["check"], ["progress"], ["reset", "small"]], ids=lambda w: w[0])
+def test_without_a_workspace_the_way_to_one_is_told(
+    desk: Desk, capsys: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, words: list[str]
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+
+    assert main(words) == 2
+    assert capsys.readouterr().err == (
+        "error: there is no workspace here\n"
+        f"  cause: neither this folder nor one above it was made by labkit "
+        f"({tmp_path / 'elsewhere'})\n"
+        "  try: make up, or set LABKIT_WORKSPACE to the folder\n"
+    )
+
+
+def test_from_the_checkout_its_work_folder_is_taken(
+    desk: Desk, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(desk.work.parent)
+
+    assert main(["progress"]) == 0
+    assert capsys.readouterr().out.startswith("Small  0/2\n")
+
+
+def test_the_count_is_told(desk: Desk, capsys: Any) -> None:
+    assert main(["check", "--count"]) == 0
+    assert capsys.readouterr().out == "small: 2 claims, 2 exercises\nall: 2 claims, 2 exercises\n"
+
+    _, value = run_json(capsys, "check", "--count")
+    assert (value["claims"], value["exercises"]) == (2, 2)
+
+
+def test_the_fast_gate_says_what_holds(desk: Desk, capsys: Any) -> None:
+    assert main(["check", "--gate", "--fast"]) == 0
+    assert capsys.readouterr().out == "small: holds: 2 claims, 2 exercises\nthe gate holds\n"
+
+
+def test_the_gate_says_what_does_not_hold(desk: Desk, capsys: Any) -> None:
+    (desk.labs / "labs.toml").write_text(TOML.replace("needs = []", 'needs = ["cuba"]'))
+
+    assert main(["check", "--gate", "--fast"]) == 1
+    assert capsys.readouterr().out == (
+        "small: holds: 2 claims, 2 exercises\n"
+        "labs: small: nothing is known of the need 'cuba'\n"
+        "the gate does not hold\n"
+    )
+    code, value = run_json(capsys, "check", "--gate", "--fast")
+    assert (code, value["holds"]) == (1, False)
+    assert value["problems"] == ["small: nothing is known of the need 'cuba'"]
+
+
+def test_the_whole_gate_counts_what_held(desk: Desk, capsys: Any) -> None:
+    assert main(["check", "small", "--gate"]) == 0
+    assert "small: holds: 2 claims (" in capsys.readouterr().out
+
+
+def test_fast_without_gate_is_a_mistake(desk: Desk, capsys: Any) -> None:
+    assert main(["check", "--fast"]) == 2
+    assert "  try: labkit check --gate --fast\n" in capsys.readouterr().err

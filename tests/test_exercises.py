@@ -1,0 +1,420 @@
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from labkit.lessons.exercises import Case, Exercise, Verdict, WrongAnswer
+from labkit.lessons.judging import copy_arguments, judge_function
+from labkit.lessons.ways import find_forbidden
+
+X = torch.tensor([[1.0, 2.0], [3.0, 6.0]])
+
+
+def judge(function: Any, *cases: Case, forbids: tuple[str, ...] = ()) -> Verdict:
+    exercise = Exercise("one", "One", ("a", "b"), lambda: cases, forbids)
+    return judge_function(exercise, "lab.one", function)
+
+
+DOUBLED = Case((X,), X * 2, "a square")
+
+
+@pytest.mark.parametrize(
+    ("function", "status", "message"),
+    [
+        pytest.param(lambda x: x * 2, "passed", "right in all 1 cases", id="right"),
+        pytest.param(
+            lambda x: x.sum(),
+            "wrong_shape",
+            "the answer must have the shape (2, 2), and has ()",
+            id="shape",
+        ),
+        pytest.param(
+            lambda x: x.double() * 2,
+            "wrong_dtype",
+            "the answer must have the dtype torch.float32, and has torch.float64",
+            id="dtype",
+        ),
+        pytest.param(
+            lambda x: x * torch.tensor([2.0, 2.5]),
+            "wrong_values",
+            "2 of 4 values differ; furthest apart at [1, 1]: expected 12, got 15, off by 3",
+            id="values",
+        ),
+        pytest.param(
+            lambda x: torch.where(x == 2, float("nan"), x * 2),
+            "wrong_values",
+            "1 of 4 values differ; furthest apart at [0, 1]: expected 4, got nan, off by nan",
+            id="nan is furthest",
+        ),
+        pytest.param(
+            lambda x: None,
+            "wrong_type",
+            "the answer is None: does every path of the function end in `return`?",
+            id="nothing returned",
+        ),
+        pytest.param(
+            lambda x: ...,
+            "wrong_type",
+            "the answer is `...`: the function returns the placeholder still",
+            id="placeholder",
+        ),
+        pytest.param(
+            lambda x: x.numpy() * 2,
+            "wrong_type",
+            "the answer must be a tensor of shape (2, 2), and is a NumPy array",
+            id="array",
+        ),
+        pytest.param(
+            torch.ones(2),
+            "wrong_type",
+            "`check` takes the function itself, and was given a tensor of shape (2,)",
+            id="no function",
+        ),
+    ],
+)
+def test_each_way_to_be_wrong_has_its_own_verdict(function: Any, status: str, message: str) -> None:
+    verdict = judge(function, DOUBLED)
+
+    assert (verdict.status, verdict.message) == (status, message)
+
+
+def test_a_failing_verdict_tells_the_case_expected_and_got() -> None:
+    verdict = judge(lambda x: x * 2 if len(x) > 1 else x, DOUBLED, Case((X[:1],), X[:1] * 2))
+
+    assert verdict.case == "case 2 of 2"
+    assert verdict.expected == "tensor([[2., 4.]])"
+    assert verdict.got == "tensor([[1., 2.]])"
+
+
+def test_the_case_is_named_by_its_note() -> None:
+    assert judge(lambda x: x, DOUBLED).case == "case 1 of 1: a square"
+
+
+@pytest.mark.parametrize(
+    "error", [NotImplementedError("write your code here"), NotImplementedError()], ids=str
+)
+def test_the_stub_is_not_started(error: Exception) -> None:
+    def stub(x: torch.Tensor) -> torch.Tensor:
+        raise error
+
+    verdict = judge(stub, DOUBLED)
+
+    assert verdict.status == "not_started"
+
+
+def test_torchs_own_not_implemented_is_an_exception_like_any_other() -> None:
+    def answer(x: torch.Tensor) -> torch.Tensor:
+        raise NotImplementedError("Could not run 'aten::foo' with arguments from the 'CPU'")
+
+    assert judge(answer, DOUBLED).status == "raised"
+
+
+def test_an_exception_names_type_text_and_the_learners_own_line() -> None:
+    def answer(x: torch.Tensor) -> torch.Tensor:
+        return inner(x)
+
+    def inner(x: torch.Tensor) -> torch.Tensor:
+        return x @ torch.ones(3)
+
+    verdict = judge(answer, DOUBLED)
+
+    line = inner.__code__.co_firstlineno + 1
+    first, second = verdict.message.splitlines()
+    assert verdict.status == "raised"
+    assert first.startswith("RuntimeError: size mismatch")
+    assert second == f"in line {line} of `inner`: `return x @ torch.ones(3)`"
+
+
+def test_a_changed_argument_is_told_before_wrong_values() -> None:
+    verdict = judge(lambda x: x.mul_(3), DOUBLED)
+
+    assert verdict.status == "changed_argument"
+    assert verdict.message == (
+        "the function changed its argument number 1: it was tensor([[1., 2.], [3., 6.]]), "
+        "and is now tensor([[ 3., 6.], [ 9., 18.]])"
+    )
+
+
+def test_a_case_may_let_its_arguments_change() -> None:
+    case = Case((X,), X * 2, keeps_arguments=False)
+
+    assert judge(lambda x: x.mul_(2), case).passed
+
+
+def test_every_call_gets_arguments_of_its_own() -> None:
+    case = Case((X,), X * 2, keeps_arguments=False)
+
+    assert judge(lambda x: x.mul_(2), case, case).passed
+    assert X[0, 0] == 1
+
+
+@pytest.mark.parametrize(
+    ("expected", "got", "status"),
+    [
+        pytest.param(2.0, 2, "passed", id="float expected, int got"),
+        pytest.param(2, 2.0, "wrong_type", id="int expected, float got"),
+        pytest.param(2.0, torch.tensor(2.0), "wrong_type", id="tensor for a number"),
+        pytest.param(2.0, np.float64(2.0), "passed", id="numpy number"),
+        pytest.param(2.0, 2.1, "wrong_values", id="number off"),
+        pytest.param(float("nan"), float("nan"), "passed", id="nan"),
+        pytest.param(1, True, "wrong_type", id="bool for int"),
+        pytest.param(True, 1, "wrong_type", id="int for bool"),
+        pytest.param(True, False, "wrong_values", id="bools"),
+        pytest.param((2, 3), [2, 3], "passed", id="list for tuple"),
+        pytest.param((2, 3), torch.Size([2, 3]), "passed", id="shape for tuple"),
+        pytest.param((2, 3), (2,), "wrong_shape", id="too few"),
+        pytest.param((2, 3), 5, "wrong_type", id="one for many"),
+        pytest.param((X, 1), (X + 1, 1), "wrong_values", id="tensor in a tuple"),
+        pytest.param({"a": 1}, {"a": 2}, "wrong_values", id="dict"),
+        pytest.param({"a": 1}, {"b": 1}, "wrong_values", id="keys"),
+        pytest.param({"a": 1}, 1, "wrong_type", id="no dict"),
+        pytest.param("cpu", "cuda", "wrong_values", id="text"),
+        pytest.param(torch.float32, torch.float64, "wrong_values", id="dtype as value"),
+        pytest.param(torch.tensor([1 + 1j]), torch.tensor([1 - 1j]), "wrong_values", id="complex"),
+        pytest.param(torch.tensor([True]), torch.tensor([False]), "wrong_values", id="bool tensor"),
+        pytest.param(torch.empty(0, 3), torch.empty(0, 3), "passed", id="empty"),
+    ],
+)
+def test_answers_of_every_kind_are_compared(expected: object, got: object, status: str) -> None:
+    assert judge(lambda: got, Case((), expected)).status == status
+
+
+def test_a_difference_inside_says_where() -> None:
+    verdict = judge(lambda: (X, {"b": 2.5}), Case((), (X, {"b": 2.0})))
+
+    assert verdict.message == (
+        "in the answer[1]['b'], the value differs: expected 2.0, got 2.5, off by 0.5"
+    )
+
+
+def test_tolerances_are_those_of_the_case() -> None:
+    near = X + 0.01
+
+    assert judge(lambda: near, Case((), X)).status == "wrong_values"
+    assert judge(lambda: near, Case((), X, atol=0.1)).passed
+    assert judge(lambda: 3, Case((), 2, atol=1)).passed
+
+
+def test_expected_may_be_a_function_of_the_arguments() -> None:
+    assert judge(lambda x: x * 2, Case((X,), lambda x: x + x)).passed
+
+
+@pytest.mark.parametrize(
+    ("complaint", "status"), [(None, "passed"), ("it is a copy", "wrong_values")], ids=str
+)
+def test_a_judge_decides_on_properties(complaint: str | None, status: str) -> None:
+    verdict = judge(lambda x: x, Case((X,), judge=lambda got, arguments: complaint))
+
+    assert verdict.status == status
+    assert complaint is None or verdict.message == complaint
+
+
+def test_a_judge_sees_the_very_arguments_of_the_call() -> None:
+    def shares(got: torch.Tensor, arguments: tuple[torch.Tensor]) -> str | None:
+        return None if got.data_ptr() == arguments[0].data_ptr() else "it shares no memory"
+
+    assert judge(lambda x: x.view(-1), Case((X,), judge=shares)).passed
+    assert judge(lambda x: x.flatten().clone(), Case((X,), judge=shares)).status == "wrong_values"
+
+
+def test_a_judge_that_cannot_look_means_a_wrong_type() -> None:
+    verdict = judge(lambda x: 3, Case((X,), judge=lambda got, arguments: got.grad))
+
+    assert verdict.status == "wrong_type"
+    assert verdict.message.startswith("the answer is int, which cannot be what was asked for")
+
+
+@pytest.mark.parametrize(
+    "got",
+    [X.to_sparse(), X.to("meta")],
+    ids=["sparse", "no data"],
+)
+def test_a_tensor_of_a_strange_kind_gets_a_verdict_too(got: torch.Tensor) -> None:
+    assert judge(lambda: got, Case((), X)).status == "wrong_type"
+
+
+def test_judging_leaves_the_callers_random_state_and_defaults() -> None:
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    torch.set_default_dtype(torch.float64)
+    try:
+        verdict = judge(lambda: torch.rand(3), Case((), lambda: torch.rand(3) * 0))
+        assert torch.get_default_dtype() == torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+    assert "float64" not in (verdict.got or "")
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_the_same_random_numbers_come_in_every_judgement() -> None:
+    draw = Case((), torch.zeros(3))
+
+    assert judge(lambda: torch.rand(3), draw).got == judge(lambda: torch.rand(3), draw).got
+
+
+def test_judging_works_with_gradients_turned_off_around_it() -> None:
+    def slope(x: torch.Tensor) -> torch.Tensor:
+        (gradient,) = torch.autograd.grad((x * x).sum(), x)
+        return gradient
+
+    with torch.no_grad():
+        verdict = judge(slope, Case((torch.ones(2, requires_grad=True),), torch.full((2,), 2.0)))
+    assert verdict.passed
+
+
+def test_copies_keep_what_an_exercise_may_look_at() -> None:
+    base = torch.arange(6.0)
+    leaf = torch.ones(2, requires_grad=True)
+    leaf.grad = torch.full((2,), 7.0)
+    arguments = (base, base.view(2, 3).T, leaf, leaf * 2, [base], torch.Generator(), len)
+
+    copied = copy_arguments(arguments)
+
+    assert copied[0].data_ptr() != base.data_ptr()
+    assert copied[1].stride() == (1, 3)
+    assert copied[1].data_ptr() == copied[0].data_ptr()
+    assert copied[2].grad.tolist() == [7.0, 7.0] and copied[2].is_leaf
+    assert copied[3].requires_grad and copied[3].tolist() == [2.0, 2.0]
+    assert copied[4][0] is copied[0]
+    assert copied[6] is len
+
+
+def helper_with_loop(x: torch.Tensor) -> torch.Tensor:
+    return torch.stack([row * 2 for row in x])
+
+
+def calls_helper(x: torch.Tensor) -> torch.Tensor:
+    return helper_with_loop(x)
+
+
+def with_while(x: torch.Tensor) -> torch.Tensor:
+    index = 0
+    while index < len(x):
+        index += 1
+    return x * 2
+
+
+def with_nested_loop(x: torch.Tensor) -> torch.Tensor:
+    def inner() -> torch.Tensor:
+        for row in x:
+            row.sum()
+        return x * 2
+
+    return inner()
+
+
+def with_map(x: torch.Tensor) -> torch.Tensor:
+    return torch.stack(list(map(torch.clone, x))) * 2
+
+
+def without_loop(x: torch.Tensor) -> torch.Tensor:
+    try:
+        with torch.no_grad():
+            if x.ndim:
+                y = x * 2
+    except (RuntimeError, ValueError):
+        y = x
+    finally:
+        pass
+    with torch.enable_grad():
+        pass
+    return y
+
+
+class Answer:
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return helper_with_loop(x)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        calls_helper,
+        with_while,
+        with_nested_loop,
+        with_map,
+        pytest.param(functools.partial(calls_helper), id="partial"),
+        pytest.param(torch.vmap(helper_with_loop), id="vmap"),
+        pytest.param(Answer(), id="object"),
+        pytest.param(Answer().__call__, id="method"),
+        pytest.param(lambda x: sum(row for row in x), id="generator"),
+    ],
+)
+def test_loops_are_found_wherever_they_hide(function: Any) -> None:
+    found = find_forbidden(function, ("loop",))
+
+    assert found is not None and found.startswith("it goes through the values with a loop")
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        without_loop,
+        pytest.param(torch.vmap(lambda x: x * 2), id="vmap"),
+        pytest.param(torch.vmap(torch.func.grad(lambda x: (x * x).sum())), id="vmap of grad"),
+        pytest.param(torch.sum, id="torch's own"),
+        pytest.param(torch.nn.Sequential(torch.nn.Linear(2, 2)), id="module"),
+    ],
+)
+def test_what_has_no_loop_of_its_own_is_allowed(function: Any) -> None:
+    assert find_forbidden(function, ("loop", "numpy", "item")) is None
+
+
+def imports_numpy(x: torch.Tensor) -> torch.Tensor:
+    import numpy
+
+    return torch.tensor(numpy.ones(2))
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        imports_numpy,
+        pytest.param(lambda x: torch.tensor(np.asarray(x)), id="np"),
+        pytest.param(lambda x: x.numpy(), id="method"),
+        pytest.param(lambda x: torch.from_numpy(x) * 2, id="from_numpy"),
+        pytest.param(lambda x: getattr(x, "numpy")(), id="getattr"),  # noqa: B009
+    ],
+)
+def test_numpy_is_found(function: Any) -> None:
+    assert find_forbidden(function, ("numpy",)) == (
+        "it goes through NumPy, and this exercise asks for torch alone"
+    )
+
+
+@pytest.mark.parametrize("function", [lambda x: x.item(), lambda x: x.tolist()], ids=["a", "b"])
+def test_values_taken_out_are_found(function: Any) -> None:
+    assert "`.item()`" in (find_forbidden(function, ("item",)) or "")
+
+
+def test_right_but_forbidden_is_told_only_when_right() -> None:
+    assert judge(helper_with_loop, DOUBLED, forbids=("loop",)).status == "forbidden"
+    assert judge(helper_with_loop, Case((X,), X * 3), forbids=("loop",)).status == "wrong_values"
+
+
+def test_a_recursive_function_does_not_hang_the_search() -> None:
+    def answer(x: torch.Tensor, depth: int = 0) -> torch.Tensor:
+        return x * 2 if depth else answer(x, 1)
+
+    assert judge(answer, DOUBLED, forbids=("loop",)).passed
+
+
+@pytest.mark.parametrize(
+    ("make", "text"),
+    [
+        (lambda: Case([X], X), "a Case takes its arguments as a tuple"),
+        (lambda: Case((X,)), "a Case needs an expected value, a judge, or both"),
+        (lambda: WrongAnswer("w", abs, "passed"), "'passed' is no verdict for a wrong answer"),
+        (lambda: WrongAnswer("w", abs, "wrong"), "'wrong' is no verdict for a wrong answer"),
+        (lambda: Exercise("e", "E", (), list, ("loops",)), "forbidden way 'loops'"),
+    ],
+    ids=["arguments", "nothing expected", "passed", "unknown verdict", "unknown way"],
+)
+def test_a_misstated_exercise_is_refused_where_it_is_stated(make: Any, text: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=text):
+        make()

@@ -1,0 +1,139 @@
+from __future__ import annotations
+
+import json
+from datetime import datetime, timezone
+from pathlib import Path
+
+import pytest
+
+from labkit.errors import LabkitError
+from labkit.lessons.files import Disk
+from labkit.lessons.progress import Standing, find_workspace, read_progress, record_attempt
+
+NOON = datetime(2026, 11, 23, 12, tzinfo=timezone.utc)
+
+
+def test_attempts_are_counted_and_the_first_pass_is_dated(tmp_path: Path) -> None:
+    record_attempt(tmp_path, "tensors.a", passed=False, now=NOON)
+    standing, note = record_attempt(tmp_path, "tensors.a", passed=True, now=NOON)
+
+    assert (standing, note) == (Standing("2026-11-23T12:00:00+00:00", 2), None)
+
+
+def test_a_pass_stays_a_pass(tmp_path: Path) -> None:
+    record_attempt(tmp_path, "tensors.a", passed=True, now=NOON)
+    later = NOON.replace(hour=13)
+    record_attempt(tmp_path, "tensors.a", passed=True, now=later)
+    standing, _ = record_attempt(tmp_path, "tensors.a", passed=False, now=later)
+
+    assert standing == Standing("2026-11-23T12:00:00+00:00", 3)
+
+
+def test_the_file_is_readable_and_keyed_by_name(tmp_path: Path) -> None:
+    record_attempt(tmp_path, "tensors.b", passed=False, now=NOON)
+    record_attempt(tmp_path, "tensors.a", passed=True, now=NOON)
+
+    assert (tmp_path / "progress.json").read_text() == (
+        "{\n"
+        '  "schema_version": 1,\n'
+        '  "exercises": {\n'
+        '    "tensors.a": {\n'
+        '      "passed": "2026-11-23T12:00:00+00:00",\n'
+        '      "attempts": 1\n'
+        "    },\n"
+        '    "tensors.b": {\n'
+        '      "passed": null,\n'
+        '      "attempts": 1\n'
+        "    }\n"
+        "  }\n"
+        "}\n"
+    )
+
+
+def test_nothing_recorded_reads_as_nothing_done(tmp_path: Path) -> None:
+    progress = read_progress(tmp_path)
+
+    assert (progress.exercises, progress.note) == ({}, None)
+    assert progress.standing("tensors.a") == Standing(None, 0)
+
+
+BROKEN = [
+    pytest.param(b'{"exercises": {"tens', id="truncated"),
+    pytest.param(b"\xff\xfe", id="not text"),
+    pytest.param(b"[]", id="another shape"),
+    pytest.param(b'{"exercises": {"a": 3}}', id="another entry"),
+    pytest.param(b'{"exercises": {"a": {"passed": 3}}}', id="another value"),
+]
+
+
+@pytest.mark.parametrize("data", BROKEN)
+def test_a_broken_file_is_set_aside_whole_and_said_so(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / "progress.json").write_bytes(data)
+
+    standing, note = record_attempt(tmp_path, "tensors.a", passed=True, now=NOON)
+
+    assert standing.attempts == 1
+    assert note == (
+        "progress.json could not be read: it was kept as progress.broken-2026-11-23.json, "
+        "and a new one begun"
+    )
+    assert (tmp_path / "progress.broken-2026-11-23.json").read_bytes() == data
+    assert read_progress(tmp_path).standing("tensors.a").attempts == 1
+
+
+@pytest.mark.parametrize("data", BROKEN)
+def test_reading_a_broken_file_changes_nothing(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / "progress.json").write_bytes(data)
+
+    progress = read_progress(tmp_path)
+
+    assert progress.note is not None and progress.note.startswith("progress.json could not be read")
+    assert [path.name for path in tmp_path.iterdir()] == ["progress.json"]
+
+
+def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
+    class FullDisk(Disk):
+        def write_new(self, path: Path, data: bytes) -> None:
+            super().write_new(path, data[:10])
+            raise OSError(28, "No space left on device", str(path))
+
+    record_attempt(tmp_path, "tensors.a", passed=True, now=NOON)
+    before = (tmp_path / "progress.json").read_bytes()
+
+    with pytest.raises(LabkitError) as caught:
+        record_attempt(tmp_path, "tensors.b", passed=True, now=NOON, disk=FullDisk())
+
+    assert "No space left on device" in (caught.value.cause or "")
+    assert (tmp_path / "progress.json").read_bytes() == before
+    assert not list((tmp_path / ".labkit").glob("tmp-*"))
+
+
+def test_the_workspace_is_the_nearest_folder_that_labkit_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("LABKIT_WORKSPACE", raising=False)
+    inner = tmp_path / "work" / "mine" / "deep"
+    inner.mkdir(parents=True)
+    assert find_workspace(inner) is None
+
+    (tmp_path / "work" / ".labkit").mkdir()
+    (tmp_path / "work" / ".labkit" / "manifest.json").write_text("{}")
+
+    assert find_workspace(inner) == tmp_path / "work"
+    monkeypatch.chdir(inner)
+    assert find_workspace() == tmp_path / "work"
+
+
+def test_the_variable_names_the_workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LABKIT_WORKSPACE", str(tmp_path))
+    assert find_workspace() == tmp_path
+
+    monkeypatch.setenv("LABKIT_WORKSPACE", str(tmp_path / "gone"))
+    assert find_workspace() is None
+
+
+def test_an_unknown_key_beside_the_known_ones_is_no_harm(tmp_path: Path) -> None:
+    entry = {"passed": None, "attempts": 2, "more": 1}
+    (tmp_path / "progress.json").write_text(json.dumps({"exercises": {"a": entry}}))
+
+    assert read_progress(tmp_path).standing("a") == Standing(None, 2)

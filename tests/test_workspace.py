@@ -1,0 +1,647 @@
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from labkit.errors import LabkitError
+from labkit.lessons import files
+from labkit.lessons.catalog import Lab, listed_labs
+from labkit.lessons.contents import read_digest
+from labkit.lessons.files import Disk, hold_lock, place_new
+from labkit.lessons.workspace import LabUpdate, Update, reset_lab, update_workspace
+from tests.fakes.small_labs import write_labs
+
+DAY = datetime(2026, 11, 23, 9, 30, tzinfo=timezone.utc)
+NAME = "01_small.ipynb"
+
+
+def notebook(*sources: str, **cell: Any) -> bytes:
+    cells = [
+        {"cell_type": "code", "metadata": {}, "outputs": [], "source": source, **cell}
+        for source in sources
+    ]
+    value = {"cells": cells, "metadata": {}, "nbformat": 4, "nbformat_minor": 5}
+    return json.dumps(value).encode()
+
+
+class QuickDisk(Disk):
+    """A disk that does not wait for the platters; tests would take minutes."""
+
+    def write_new(self, path: Path, data: bytes) -> None:
+        with path.open("xb") as file:
+            file.write(data)
+
+    def settle(self, folder: Path) -> None:
+        pass
+
+
+class World:
+    """A workspace, and a lab that its maintainers can change."""
+
+    def __init__(self, folder: Path) -> None:
+        self.work = folder / "work"
+        self.path = self.work / NAME
+        (self.lab,) = listed_labs(write_labs(folder / "labs"))
+        self.set_version(1)
+
+    def set_version(self, version: int) -> None:
+        self.version = version
+        self.lab.lesson.write_text(f"# version {version}\n")
+
+    def make(self, lab: Lab) -> bytes:
+        return notebook(f"version = {lab.lesson.read_text().split()[-1]}")
+
+    def update(self, disk: Disk | None = None) -> Update:
+        disk = disk or QuickDisk()
+        return update_workspace(self.work, [self.lab], make=self.make, disk=disk, now=DAY)
+
+    def reset(self, disk: Disk | None = None) -> tuple[str, str | None]:
+        disk = disk or QuickDisk()
+        done = reset_lab(self.work, self.lab, make=self.make, disk=disk, now=DAY)
+        return done.file, done.backup
+
+    def act(self) -> tuple[str, str]:
+        (lab,) = self.update().labs
+        return lab.action, lab.file
+
+    def names(self) -> list[str]:
+        return sorted(path.name for path in self.work.iterdir() if path.name != ".labkit")
+
+    def last_update(self) -> dict[str, Any]:
+        return dict(json.loads((self.work / ".labkit/manifest.json").read_bytes())["last_update"])
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    return World(tmp_path)
+
+
+def test_a_notebook_is_placed_once(world: World) -> None:
+    assert world.act() == ("placed", NAME)
+    assert world.path.read_bytes() == notebook("version = 1")
+    assert world.act() == ("unchanged", NAME)
+
+
+def test_an_untouched_notebook_is_replaced(world: World) -> None:
+    world.update()
+    world.path.write_bytes(notebook("version = 1", outputs=[{"output_type": "stream"}]))
+    world.set_version(2)
+
+    assert world.act() == ("replaced", NAME)
+    assert world.path.read_bytes() == notebook("version = 2")
+    assert world.names() == [NAME]
+    assert not list((world.work / ".labkit").glob("replaced-*"))
+
+
+def test_beside_a_touched_notebook_the_new_version_is_laid_once(world: World) -> None:
+    world.update()
+    mine = notebook("version = 1", "mine")
+    world.path.write_bytes(mine)
+    world.set_version(2)
+
+    assert world.act() == ("laid_beside", "01_small.new-2026-11-23.ipynb")
+    assert world.act() == ("unchanged", NAME)
+    assert world.path.read_bytes() == mine
+    assert (world.work / "01_small.new-2026-11-23.ipynb").read_bytes() == notebook("version = 2")
+
+
+def test_each_version_is_laid_beside_under_a_name_of_its_own(world: World) -> None:
+    world.update()
+    world.path.write_bytes(notebook("mine"))
+    for version in (2, 3):
+        world.set_version(version)
+        world.update()
+
+    assert world.names() == [
+        NAME,
+        "01_small.new-2026-11-23-2.ipynb",
+        "01_small.new-2026-11-23.ipynb",
+    ]
+
+
+def test_a_new_version_that_was_laid_and_thrown_away_stays_away(world: World) -> None:
+    world.update()
+    world.path.write_bytes(notebook("mine"))
+    world.set_version(2)
+    world.update()
+    (world.work / "01_small.new-2026-11-23.ipynb").unlink()
+    (world.lab.folder.parent / "labs.toml").touch()
+
+    assert world.act() == ("unchanged", NAME)
+    assert world.names() == [NAME]
+
+
+def test_a_deleted_notebook_comes_back_only_through_reset(world: World) -> None:
+    world.update()
+    world.path.unlink()
+    world.set_version(2)
+
+    assert world.act() == ("missing", NAME)
+    assert world.act() == ("missing", NAME)
+    assert world.reset() == (NAME, None)
+    assert world.path.read_bytes() == notebook("version = 2")
+    assert world.act() == ("unchanged", NAME)
+
+
+def test_reset_keeps_a_backup_each_time(world: World) -> None:
+    world.update()
+    world.path.write_bytes(notebook("mine"))
+
+    assert world.reset() == (NAME, "01_small.backup-2026-11-23.ipynb")
+    assert world.reset() == (NAME, "01_small.backup-2026-11-23-2.ipynb")
+    assert (world.work / "01_small.backup-2026-11-23.ipynb").read_bytes() == notebook("mine")
+
+
+def test_a_file_that_was_there_first_is_never_replaced(world: World) -> None:
+    world.work.mkdir()
+    world.path.write_text("a shopping list")
+
+    assert world.act() == ("laid_beside", "01_small.new-2026-11-23.ipynb")
+    world.set_version(2)
+    world.update()
+    assert world.path.read_text() == "a shopping list"
+
+
+@pytest.mark.parametrize(
+    "data", [notebook("version = 1")[:-9], b"", b"{"], ids=["truncated", "empty", "hand-broken"]
+)
+def test_a_broken_notebook_counts_as_touched(world: World, data: bytes) -> None:
+    world.update()
+    world.path.write_bytes(data)
+    world.set_version(2)
+
+    assert world.act()[0] == "laid_beside"
+    assert world.path.read_bytes() == data
+
+
+def test_a_read_only_notebook_counts_as_touched(world: World) -> None:
+    world.update()
+    world.path.chmod(0o444)
+    world.set_version(2)
+
+    assert world.act()[0] == "laid_beside"
+    assert world.path.read_bytes() == notebook("version = 1")
+
+
+def test_a_link_in_the_notebooks_place_is_neither_followed_nor_replaced(
+    world: World, tmp_path: Path
+) -> None:
+    world.update()
+    outside = tmp_path / "outside.ipynb"
+    outside.write_bytes(notebook("version = 1"))
+    world.path.unlink()
+    world.path.symlink_to(outside)
+    world.set_version(2)
+
+    assert world.act()[0] == "laid_beside"
+    assert outside.read_bytes() == notebook("version = 1")
+
+    assert world.reset() == (NAME, "01_small.backup-2026-11-23.ipynb")
+    assert (world.work / "01_small.backup-2026-11-23.ipynb").readlink() == outside
+    assert not world.path.is_symlink()
+    assert outside.read_bytes() == notebook("version = 1")
+
+
+def test_a_folder_in_the_notebooks_place_is_moved_whole_by_reset(world: World) -> None:
+    (world.path / "deep").mkdir(parents=True)
+
+    assert world.act()[0] == "laid_beside"
+    assert world.reset()[1] == "01_small.backup-2026-11-23.ipynb"
+    assert (world.work / "01_small.backup-2026-11-23.ipynb" / "deep").is_dir()
+
+
+@pytest.mark.parametrize("name", [".labkit", ".labkit/manifest.json"])
+def test_a_link_for_labkits_own_notes_is_refused(world: World, tmp_path: Path, name: str) -> None:
+    outside = tmp_path / "outside"
+    if name == ".labkit":
+        outside.mkdir()
+        world.work.mkdir()
+    else:
+        outside.write_text("mine")
+        (world.work / ".labkit").mkdir(parents=True)
+    (world.work / name).symlink_to(outside)
+
+    with pytest.raises(LabkitError, match="is a symbolic link") as caught:
+        world.update()
+    assert caught.value.fix == f"rm '{world.work / name}'"
+    assert outside.is_dir() or outside.read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"{", b'{"labs": 3}', b'{"labs": {"small": {"file": "../../etc/passwd"}}}', b"\xff"],
+    ids=["truncated", "another shape", "a path out", "not text"],
+)
+def test_a_broken_manifest_is_kept_and_nothing_is_overwritten(world: World, data: bytes) -> None:
+    world.update()
+    world.path.write_bytes(notebook("mine"))
+    (world.work / ".labkit/manifest.json").write_bytes(data)
+
+    update = world.update()
+
+    said = "the manifest could not be read: it was kept as .labkit/manifest.broken-2026-11-23.json"
+    assert update.notes == (said,)
+    assert world.last_update()["notes"] == [said]
+    assert (world.work / ".labkit/manifest.broken-2026-11-23.json").read_bytes() == data
+    assert world.path.read_bytes() == notebook("mine")
+
+
+def test_the_last_update_is_told_to_the_launcher(world: World) -> None:
+    world.update()
+    assert world.last_update() == {
+        "at": "2026-11-23T09:30:00+00:00",
+        "placed": [NAME],
+        "replaced": [],
+        "laid_beside": [],
+        "missing": [],
+        "notes": [],
+    }
+
+    world.update()
+    assert world.last_update()["placed"] == []
+
+
+def test_an_update_with_nothing_new_converts_and_writes_nothing(world: World) -> None:
+    world.update()
+    world.update()
+
+    def make(lab: Lab) -> bytes:
+        raise AssertionError("converted")
+
+    class NoDisk(Disk):
+        def write_new(self, path: Path, data: bytes) -> None:
+            raise AssertionError("written")
+
+    update = update_workspace(world.work, [world.lab], make=make, disk=NoDisk(), now=DAY)
+    assert update.labs == (LabUpdate("small", "unchanged", NAME),)
+
+
+def test_a_lab_added_later_is_placed_beside_the_others(world: World, tmp_path: Path) -> None:
+    world.update()
+    (tmp_path / "labs" / "more").mkdir()
+    (tmp_path / "labs" / "more" / "lesson.py").write_text("# version 9\n")
+    more = Lab("more", "More", "", 5, (), "02_more.ipynb", tmp_path / "labs" / "more")
+
+    update = update_workspace(world.work, [world.lab, more], make=world.make, disk=QuickDisk())
+
+    assert [lab.action for lab in update.labs] == ["unchanged", "placed"]
+    assert update.files("placed") == ["02_more.ipynb"]
+
+
+def test_the_update_itself_needs_the_standard_library_only(world: World) -> None:
+    script = (
+        "import sys\n"
+        "import labkit.lessons.workspace\n"
+        "heavy = {'torch', 'numpy', 'IPython', 'jupytext', 'nbformat', 'nbclient'}\n"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stdout == "[]\n"
+
+
+@pytest.mark.parametrize(
+    ("number", "fix"),
+    [
+        (errno.ENOSPC, "free some space, then try again: no notebook was changed"),
+        (errno.EROFS, "mount the workspace so that it can be written to"),
+    ],
+    ids=["full", "read-only"],
+)
+@pytest.mark.parametrize("change", [World.update, World.reset], ids=["update", "reset"])
+def test_a_disk_that_refuses_is_explained_and_harms_nothing(
+    world: World, change: Callable[..., Any], number: int, fix: str
+) -> None:
+    class Refusing(QuickDisk):
+        def write_new(self, path: Path, data: bytes) -> None:
+            path.write_bytes(data[:5])
+            raise OSError(number, os.strerror(number), str(path))
+
+    world.update()
+    world.path.write_bytes(notebook("mine"))
+    world.set_version(2)
+
+    with pytest.raises(LabkitError) as caught:
+        change(world, Refusing())
+
+    assert caught.value.what == f"the workspace {world.work} could not be written to"
+    assert os.strerror(number) in (caught.value.cause or "")
+    assert caught.value.fix == fix
+    assert world.names() == [NAME]
+    assert world.path.read_bytes() == notebook("mine")
+    assert not list((world.work / ".labkit").glob("tmp-*"))
+
+
+class UnlinkableDisk(QuickDisk):
+    """A disk without hard links, as FAT and some shares into containers are."""
+
+    def link(self, source: Path, target: Path) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted", str(target))
+
+
+def test_without_hard_links_all_is_the_same(world: World) -> None:
+    disk = UnlinkableDisk()
+    assert world.update(disk).labs[0].action == "placed"
+    world.set_version(2)
+    assert world.update(disk).labs[0].action == "replaced"
+    world.path.write_bytes(notebook("mine"))
+    assert world.reset(disk) == (NAME, "01_small.backup-2026-11-23.ipynb")
+    assert (world.work / "01_small.backup-2026-11-23.ipynb").read_bytes() == notebook("mine")
+
+    with pytest.raises(FileExistsError):
+        place_new(disk, world.path, b"other", world.work / ".labkit")
+
+
+def test_what_is_saved_while_the_file_is_being_replaced_is_kept(world: World) -> None:
+    """JupyterLab saves into the open file between the look at it and its replacement."""
+
+    class SavingDisk(QuickDisk):
+        def replace(self, source: Path, target: Path) -> None:
+            if target == world.path:
+                target.write_bytes(notebook("saved just now"))
+            super().replace(source, target)
+
+    world.update()
+    world.set_version(2)
+    world.update(SavingDisk())
+
+    assert (world.work / "01_small.yours-2026-11-23.ipynb").read_bytes() == notebook(
+        "saved just now"
+    )
+
+
+def test_two_updates_at_once_wait_for_each_other(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.update()
+    waited: list[float] = []
+    clock = iter(range(100))
+    monkeypatch.setattr(files.time, "sleep", waited.append)
+    monkeypatch.setattr(files.time, "monotonic", lambda: float(next(clock) * 10))
+
+    with hold_lock(world.work / ".labkit" / "lock"):  # noqa: SIM117
+        with pytest.raises(LabkitError, match="being changed by another labkit process") as caught:
+            world.update()
+
+    assert caught.value.cause == f"{world.work / '.labkit' / 'lock'} has been locked for 30 s"
+    assert waited
+    assert world.act() == ("unchanged", NAME)
+
+
+@pytest.mark.parametrize(
+    ("number", "goes_on"), [(errno.ENOLCK, True), (errno.EIO, False)], ids=["no locks", "broken"]
+)
+def test_a_file_system_without_locks_is_worked_on_all_the_same(
+    world: World, monkeypatch: pytest.MonkeyPatch, number: int, goes_on: bool
+) -> None:
+    import fcntl
+
+    def refuse(handle: int, operation: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+
+    if goes_on:
+        assert world.act() == ("placed", NAME)
+    else:
+        with pytest.raises(LabkitError, match="could not be written to"):
+            world.update()
+
+
+def test_as_root_what_is_written_belongs_to_the_folders_owner(world: World) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("needs root, to write into another user's folder")
+    world.work.mkdir()
+    os.chown(world.work, 1234, 1234)
+
+    world.update(Disk())
+
+    paths = list(world.work.rglob("*"))
+    assert len(paths) == 4
+    assert {path.stat().st_uid for path in paths} == {1234}
+
+
+class Died(BaseException):
+    """The machine stopped here."""
+
+
+class DyingDisk(QuickDisk):
+    """Dies before, in or after its n-th step, and does nothing from then on."""
+
+    def __init__(self, step: int, when: str) -> None:
+        self.steps, self.when, self.dead = step, when, False
+
+    def _die(self) -> None:
+        self.dead = True
+        raise Died
+
+    def _step(self, act: Callable[[], None], half: Callable[[], None]) -> None:
+        if self.dead:
+            raise Died
+        self.steps -= 1
+        if self.steps > 0:
+            act()
+            return
+        {"before": lambda: None, "half": half, "after": act}[self.when]()
+        self._die()
+
+    def write_new(self, path: Path, data: bytes) -> None:
+        whole, half = data, data[: len(data) // 2]
+        write = super().write_new
+        self._step(lambda: write(path, whole), lambda: write(path, half))
+
+    def link(self, source: Path, target: Path) -> None:
+        link = super().link
+        self._step(lambda: link(source, target), lambda: None)
+
+    def replace(self, source: Path, target: Path) -> None:
+        replace = super().replace
+        self._step(lambda: replace(source, target), lambda: None)
+
+    def remove(self, path: Path) -> None:
+        remove = super().remove
+        self._step(lambda: remove(path), lambda: None)
+
+
+class UnlinkableDyingDisk(DyingDisk):
+    """Dies as well, and has no hard links."""
+
+    def link(self, source: Path, target: Path) -> None:
+        if self.dead:
+            raise Died
+        raise OSError(errno.EPERM, "Operation not permitted", str(target))
+
+
+class Learner:
+    """Plays what a learner, a maintainer and bad luck may do, and keeps watch over the bytes."""
+
+    def __init__(self, folder: Path) -> None:
+        self.world = World(folder)
+        self.written = 0
+
+    def holdings(self) -> dict[str, bytes]:
+        """Every file of the workspace that holds something the learner wrote."""
+        found = {}
+        for path in self.world.work.rglob("*"):
+            if path.is_file() and b"mine-" in path.read_bytes():
+                found[str(path)] = path.read_bytes()
+        return found
+
+    def edit(self, choice: int) -> None:
+        path = self._choose(choice)
+        if path is None:
+            return
+        self.written += 1
+        try:
+            sources = [cell["source"] for cell in json.loads(path.read_bytes())["cells"]]
+        except ValueError:
+            sources = []
+        path.write_bytes(notebook(*sources, f"mine-{self.written}"))
+
+    def break_by_hand(self, choice: int) -> None:
+        path = self._choose(choice)
+        if path is not None:
+            self.written += 1
+            path.write_bytes(f'{{"cells": [ mine-{self.written}'.encode())
+
+    def run_cells(self, choice: int) -> None:
+        path = self._choose(choice)
+        if path is None or read_digest(path) is None:
+            return
+        sources = [cell["source"] for cell in json.loads(path.read_bytes())["cells"]]
+        path.write_bytes(notebook(*sources, outputs=[{"output_type": "stream", "text": "1"}]))
+
+    def rename(self, choice: int) -> None:
+        path = self._choose(choice)
+        if path is not None:
+            self.written += 1
+            path.rename(path.with_name(f"renamed-{self.written}.ipynb"))
+
+    def delete(self, choice: int) -> None:
+        path = self._choose(choice)
+        if path is not None:
+            path.unlink()
+
+    def labkit(self, act: str, disk: Disk) -> None:
+        """Lets labkit work, and looks whether everything the learner wrote is still there."""
+        before = self.holdings()
+        with contextlib.suppress(Died):
+            self.world.update(disk) if act == "update" else self.world.reset(disk)
+        after = self.holdings()
+        for path, data in before.items():
+            assert data in after.values(), f"lost what was in {path}"
+            if act == "update":
+                assert after.get(path) == data, f"{path} was changed"
+
+    def _choose(self, choice: int) -> Path | None:
+        paths = sorted(self.world.work.glob("*.ipynb"))
+        return paths[choice % len(paths)] if paths else None
+
+
+CHOICE = st.integers(0, 3)
+DISKS = st.one_of(
+    st.builds(QuickDisk),
+    st.builds(UnlinkableDisk),
+    st.builds(DyingDisk, st.integers(1, 12), st.sampled_from(["before", "half", "after"])),
+    st.builds(
+        UnlinkableDyingDisk, st.integers(1, 12), st.sampled_from(["before", "half", "after"])
+    ),
+)
+STEPS = st.lists(
+    st.one_of(
+        st.tuples(
+            st.sampled_from(["edit", "break_by_hand", "run_cells", "rename", "delete"]), CHOICE
+        ),
+        st.tuples(st.just("new version"), CHOICE),
+        st.tuples(st.sampled_from(["update", "reset"]), DISKS),
+        st.tuples(st.sampled_from(["update", "reset"]), DISKS),
+    ),
+    max_size=14,
+)
+
+
+@settings(
+    max_examples=150,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(steps=STEPS)
+def test_whatever_happens_no_byte_of_the_learners_is_lost(
+    tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[str, Any]]
+) -> None:
+    learner = Learner(tmp_path_factory.mktemp("world"))
+    learner.labkit("update", QuickDisk())
+    for step, detail in steps:
+        if step == "new version":
+            learner.world.set_version(detail + 2)
+        elif step in ("update", "reset"):
+            learner.labkit(step, detail)
+        else:
+            getattr(learner, step)(detail)
+
+    # After all that, an update on a sound disk goes through, and a second one has nothing to do.
+    learner.labkit("update", QuickDisk())
+    (lab,) = learner.world.update().labs
+    assert lab.action in ("unchanged", "missing")
+    assert not list((learner.world.work / ".labkit").glob("tmp-*"))
+
+
+@pytest.mark.parametrize("when", ["before", "half", "after"])
+@pytest.mark.parametrize("disk", [DyingDisk, UnlinkableDyingDisk], ids=["links", "no links"])
+@pytest.mark.parametrize("act", ["update", "reset"])
+@pytest.mark.parametrize("touched", [True, False], ids=["touched", "untouched"])
+def test_a_crash_at_any_step_leaves_every_notebook_whole(
+    tmp_path: Path, touched: bool, act: str, disk: type[DyingDisk], when: str
+) -> None:
+    for step in range(1, 16):
+        learner = Learner(tmp_path / str(step))
+        learner.world.update()
+        if touched:
+            learner.edit(0)
+        learner.world.set_version(2)
+        dying = disk(step, when)
+        learner.labkit(act, dying)
+
+        assert read_digest(learner.world.path) is not None
+        learner.labkit("update", QuickDisk())
+        assert read_digest(learner.world.path) is not None
+        if not dying.dead:
+            return
+    raise AssertionError("the crash never came to an end of the steps")
+
+
+def test_a_crash_before_the_laying_is_noted_lays_it_once(world: World) -> None:
+    world.update()
+    world.path.write_bytes(notebook("mine"))
+    world.set_version(2)
+    # The fourth step comes after the new version has its name, and before the manifest.
+    with pytest.raises(Died):
+        world.update(DyingDisk(4, "before"))
+    assert world.names() == [NAME, "01_small.new-2026-11-23.ipynb"]
+
+    assert world.act() == ("laid_beside", "01_small.new-2026-11-23.ipynb")
+    assert world.names() == [NAME, "01_small.new-2026-11-23.ipynb"]
+
+
+def test_a_link_that_leads_nowhere_is_not_a_deleted_notebook(world: World) -> None:
+    world.update()
+    world.path.unlink()
+    world.path.symlink_to("gone.ipynb")
+    world.set_version(2)
+
+    assert world.act()[0] == "laid_beside"
+    assert world.path.is_symlink()
