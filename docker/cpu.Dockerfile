@@ -79,6 +79,11 @@ COPY docker/steps/install-python-packages.sh /usr/local/bin/
 COPY docker/locks/test.txt /locks/
 RUN --mount=type=cache,target=/root/.cache/pip \
     PIP_PREFIX=/opt/lab install-python-packages.sh /locks/test.txt
+# The root file system is read-only when the tests run: their tools' caches go to memory.
+ENV PYTEST_ADDOPTS="-p no:cacheprovider" \
+    HYPOTHESIS_STORAGE_DIRECTORY=/tmp/hypothesis \
+    MYPY_CACHE_DIR=/tmp/mypy \
+    RUFF_CACHE_DIR=/tmp/ruff
 COPY . /src
 USER 1000:1000
 WORKDIR /src

@@ -6,6 +6,7 @@ never hang or crash on a broken host.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -15,6 +16,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
+
+from labkit.errors import UsageError
 
 Line = Callable[[str], None]
 
@@ -78,6 +81,8 @@ def run_command(
     except BaseException:
         _end_group(process)
         raise
+    finally:
+        _close_pipes(process)
     seconds = time.monotonic() - started
     return CommandResult(tuple(arguments), process.returncode, stdout, stderr, seconds)
 
@@ -117,14 +122,26 @@ def stream_command(
         raise
     finally:
         alarm.cancel()
+        alarm.join()
+        _close_pipes(process)
     seconds = time.monotonic() - started
     exit_code = None if expired.is_set() else process.returncode
     return CommandResult(tuple(arguments), exit_code, seconds=seconds, timed_out=expired.is_set())
 
 
 def replace_process(arguments: Sequence[str], environment: Mapping[str, str] | None = None) -> None:
-    """Becomes the program: its exit code, signals and terminal are this process's own."""
-    os.execvpe(arguments[0], list(arguments), dict(environment or os.environ))  # noqa: S606
+    """Becomes the program: its exit code, signals and terminal are this process's own.
+
+    Raises UsageError where there is no such program.
+    """
+    try:
+        os.execvpe(arguments[0], list(arguments), dict(environment or os.environ))  # noqa: S606
+    except OSError as error:
+        raise UsageError(
+            f"cannot run {arguments[0]}: {error.strerror}",
+            cause="it is not installed here, or not on PATH",
+            fix=f"command -v {arguments[0]}",
+        ) from error
 
 
 def _start(
@@ -147,18 +164,20 @@ def _start(
 
 
 def _end_group(process: subprocess.Popen[str], grace_seconds: float = 5.0) -> None:
-    """Ends the program's whole process group: politely, then for certain."""
+    """Ends the program's whole process group: politely, then for certain.
+
+    The second signal goes out even where the program has ended by then: a child of its may have
+    ignored the first.
+    """
     for sign in (signal.SIGTERM, signal.SIGKILL):
-        try:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, sign)
-        except (ProcessLookupError, PermissionError):
-            break
-        try:
+        with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(timeout=grace_seconds)
-            break
-        except subprocess.TimeoutExpired:
-            continue
-    if process.stdout:
-        process.stdout.close()
-    if process.stderr:
-        process.stderr.close()
+
+
+def _close_pipes(process: subprocess.Popen[str]) -> None:
+    """Closes what is left open; only ever by the thread that reads, which may be in the middle."""
+    for pipe in (process.stdout, process.stderr):
+        if pipe:
+            pipe.close()

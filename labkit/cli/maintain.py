@@ -80,8 +80,12 @@ def run_clean(arguments: argparse.Namespace) -> int:
 
     checkout = find_checkout()
     steps = Steps()
+    had_state = checkout.state_folder.exists()  # holding the lock makes one
     with hold_lock(checkout, lambda: steps.say("another `up` or `down` is at work: waiting")):
         removed = clean_checkout(checkout, steps)
+    if not had_state:
+        removed.remove(checkout.state_folder.name)
     print("removed " + ", ".join(removed) if removed else "nothing to remove")
-    print(f"kept {checkout.workspace}" if checkout.workspace.exists() else "")
+    if checkout.workspace.exists():
+        print(f"kept {checkout.workspace}")
     return ExitCode.OK

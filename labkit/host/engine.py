@@ -62,7 +62,7 @@ def probe_docker(run: CommandRunner) -> EngineFacts:
         client_found=True,
         server_version=server,
         endpoint=_read_docker_endpoint(run),
-        rootless=any("rootless" in str(option) for option in said.get("SecurityOptions") or []),
+        rootless=_is_rootless(said) if server else None,
         problem=None if server else _first_line(str(errors[0]) if errors else info.message),
         compose_version=version,
         compose_problem=compose_problem,
@@ -95,7 +95,12 @@ def _probe_compose(client: str, run: CommandRunner) -> tuple[str | None, str | N
     version = re.search(r"v?\d+\.\d+\S*", answer.stdout) if answer.ok else None
     if version:
         return version.group(0).lstrip("v"), None
-    return None, _first_line(answer.message)
+    # The first line says why; what follows it is the client's whole help.
+    return None, _first_line(answer.stderr) or answer.message
+
+
+def _is_rootless(said: dict[str, Any]) -> bool:
+    return any("rootless" in str(option) for option in said.get("SecurityOptions") or [])
 
 
 def _read_docker_endpoint(run: CommandRunner) -> str | None:

@@ -62,7 +62,7 @@ def find_obstacle(engine: EngineFacts, system: str = "Linux") -> Obstacle | None
     if engine.remote:
         return Obstacle(
             f"{name} talks to another machine ({engine.endpoint}), which cannot see work/",
-            f"{name} context use default",
+            f"unset DOCKER_HOST DOCKER_CONTEXT; {name} context use default",
         )
     if engine.compose_version is None:
         why = f"{name} {engine.server_version} has no Compose ({engine.compose_problem})"
@@ -82,6 +82,8 @@ def _find_daemon_obstacle(engine: EngineFacts, system: str) -> Obstacle:
             f"{engine.name}'s socket refuses this user ({engine.problem})",
             "sudo usermod -aG docker $USER   # then log out and in again",
         )
+    if "Podman's" in (engine.problem or ""):
+        return Obstacle(str(engine.problem), "make up RUNTIME=podman")
     start = "open -a Docker" if system == "Darwin" else "sudo systemctl start docker"
     return Obstacle(
         f"{engine.name} is installed but its daemon does not answer ({engine.problem})",

@@ -9,7 +9,6 @@ from labkit.launch.container import ContainerLab
 from labkit.launch.down import stop_lab
 from labkit.launch.settings import Checkout, Settings
 from labkit.launch.steps import Steps
-from labkit.launch.testing import TEST_IMAGE
 
 
 def clean_checkout(checkout: Checkout, steps: Steps) -> list[str]:
@@ -27,7 +26,7 @@ def clean_checkout(checkout: Checkout, steps: Steps) -> list[str]:
 
 def _clean_engine(lab: ContainerLab, steps: Steps) -> list[str]:
     """Removes the engine's containers, volumes and images of this checkout."""
-    images = [name for name in (lab.image, TEST_IMAGE) if _has_image(lab.client, name)]
+    images = [name for name in (lab.image, lab.test_image) if _has_image(lab.client, name)]
     volume = f"{lab.checkout.project}_caches"
     has_volume = run_command([lab.client, "volume", "inspect", volume], timeout_seconds=20).ok
     if not images and not has_volume:

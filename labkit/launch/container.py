@@ -40,6 +40,11 @@ class ContainerLab:
         """The image's name; LABKIT_IMAGE gives another."""
         return os.environ.get("LABKIT_IMAGE") or f"labkit:{self.flavor}"
 
+    @property
+    def test_image(self) -> str:
+        """The name of the image that the tests run in; LABKIT_TEST_IMAGE gives another."""
+        return os.environ.get("LABKIT_TEST_IMAGE") or f"labkit:{self.flavor}-test"
+
     def prepare(self, steps: Steps) -> None:
         """Builds the image where there is none or its inputs have changed."""
         digest = image.digest_inputs(self.checkout)
@@ -68,7 +73,7 @@ class ContainerLab:
         with StepLog(self.checkout.logs_folder / "start.log") as log:
             result = self._compose(["up", "--detach", "--no-build", self.flavor], log)
             if not result.ok:
-                error = log.failure("Compose could not start the lab", "make logs")
+                error = log.failure("Compose could not start the lab", f"less '{log.path}'")
                 if "already allocated" in error.what or "address already in use" in error.what:
                     raise PortTakenError(error.what, cause=f"port {self.port} is taken")
                 raise error
@@ -85,7 +90,10 @@ class ContainerLab:
         """The id of this checkout's lab container, running or not, or None."""
         project = f"label=com.docker.compose.project={self.checkout.project}"
         service = f"label=com.docker.compose.service={self.flavor}"
-        answer = self._ask("ps", "--all", "--quiet", "--filter", project, "--filter", service)
+        filters = ["--filter", project, "--filter", service]
+        if self.client == "docker":  # podman-compose does not set this label
+            filters += ["--filter", "label=com.docker.compose.oneoff=False"]
+        answer = self._ask("ps", "--all", "--quiet", *filters)
         return answer.stdout.split()[0] if answer.ok and answer.stdout.split() else None
 
     def read_status(self, container: str) -> str | None:
@@ -103,7 +111,8 @@ class ContainerLab:
         lines = (answer.stdout + answer.stderr).splitlines()
         path = self.checkout.logs_folder / "server.log"
         path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-        return explain_failure("the lab's container stopped", lines, path, "make logs")
+        # The container goes when the start is undone, and `make logs` would find nothing.
+        return explain_failure("the lab's container stopped", lines, path, f"less '{path}'")
 
     def show_logs(self, handle: LabHandle | None, lines: int, follow: bool) -> None:
         """Becomes the engine's `logs` of the container."""

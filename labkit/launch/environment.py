@@ -48,7 +48,7 @@ class PythonEnvironment:
         Interrupted or failed, it goes on from there the next time. Raises EngineError with the
         log's last lines.
         """
-        if not self.python.exists():
+        if not self.python.exists() or self._made_with() not in (None, _python_version()):
             self._create(steps)
         for lock in locks:
             self._install_once(steps, lock, self._lock_file(lock), self._lock_options(lock))
@@ -59,6 +59,15 @@ class PythonEnvironment:
         return self.python.exists() and all(
             self._read_stamp(lock) == self._digest(self._lock_file(lock)) for lock in locks
         )
+
+    def _made_with(self) -> str | None:
+        """The Python version that the environment was made with, such as "3.12"; None unknown."""
+        try:
+            text = (self.checkout.environment_folder / "pyvenv.cfg").read_text(encoding="utf-8")
+        except OSError:
+            return None
+        found = re.search(r"^version\s*=\s*(\d+\.\d+)", text, flags=re.MULTILINE)
+        return found.group(1) if found else None
 
     def _create(self, steps: Steps) -> None:
         folder = self.checkout.environment_folder

@@ -14,13 +14,19 @@ from labkit.launch.settings import Checkout
 
 # What the images are made from; .dockerignore lets little more than this through.
 LAB_INPUTS = ("docker", "labkit", "labs", "pyproject.toml", ".dockerignore")
-TEST_INPUTS = (*LAB_INPUTS, "tests", "compose.yaml", "Makefile", "README.md", "CHANGELOG.md")
+TEST_INPUTS = (
+    *LAB_INPUTS,
+    *("tests", "compose.yaml", "Makefile", "README.md", "CHANGELOG.md", ".ci", ".gitignore"),
+)
+IGNORED = {"__pycache__", ".ipynb_checkpoints"}
 # Settings that change what a build gives.
 BUILD_VARIABLES = ("BASE_IMAGE", "TORCH_INDEX")
 
 # BuildKit: "#12 [python 3/5] RUN ...", under Compose "#12 [cpu python 3/5] RUN ..."; classic
 # Docker and Podman: "STEP 3/9: RUN ...".
-BUILD_STEP = re.compile(r"^(?:#\d+ \[(?:\S+ )?(\S+) +(\d+)/(\d+)\]|(?:\[\S+\] )?STEP (\d+)/(\d+):) (.*)")
+BUILD_STEP = re.compile(
+    r"^(?:#\d+ \[(?:\S+ )?(\S+) +(\d+)/(\d+)\]|(?:\[\S+\] )?STEP (\d+)/(\d+):) (.*)"
+)
 PIP_LINE = re.compile(r"(?:^|\s)(Collecting|Downloading|Installing collected) ?(\S*)")
 
 
@@ -41,7 +47,7 @@ def _walk_inputs(root: Path, inputs: tuple[str, ...]) -> Iterator[Path]:
         path = root / name
         found = path.rglob("*") if path.is_dir() else [path]
         for file in found:
-            if file.is_file() and "__pycache__" not in file.parts and file.suffix != ".pyc":
+            if file.is_file() and IGNORED.isdisjoint(file.parts) and file.suffix != ".pyc":
                 yield file
 
 

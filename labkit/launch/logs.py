@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
@@ -58,12 +59,15 @@ class StepLog:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._file.close()
+        with contextlib.suppress(OSError):
+            self._file.close()
 
     def write(self, line: str) -> None:
         """Adds one line of output."""
-        self._file.write(line + "\n")
-        self._file.flush()
+        # A full disk must not hide what the step says: its last lines are quoted from memory.
+        with contextlib.suppress(OSError):
+            self._file.write(line + "\n")
+            self._file.flush()
         self._last.append(line)
         if self._on_line:
             self._on_line(line)

@@ -78,12 +78,17 @@ def prepare_state_folder(checkout: Checkout) -> None:
         ) from error
 
 
+def read_token(checkout: Checkout) -> str:
+    """The lab's token as it is on disk; empty where there is none that can be read."""
+    try:
+        return checkout.token_file.read_text(encoding="ascii").strip()
+    except (OSError, ValueError):
+        return ""
+
+
 def ensure_token(checkout: Checkout) -> str:
     """The lab's token: made once, kept in a file of mode 0600, the same after every restart."""
-    try:
-        token = checkout.token_file.read_text(encoding="ascii").strip()
-    except (OSError, ValueError):
-        token = ""
+    token = read_token(checkout)
     if not token:
         token = secrets.token_hex(24)
         write_private(checkout.token_file, token + "\n")
@@ -93,17 +98,19 @@ def ensure_token(checkout: Checkout) -> str:
 
 def write_private(path: Path, text: str) -> None:
     """Replaces ``path`` whole, with mode 0600 from the first byte on."""
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+    temporary: str | None = None
     try:
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
             file.write(text)
         Path(temporary).replace(path)
     except OSError as error:
-        Path(temporary).unlink(missing_ok=True)
+        if temporary:
+            Path(temporary).unlink(missing_ok=True)
         raise LabkitError(
             f"cannot write {path}: {error.strerror}",
-            cause="the disk may be full",
-            fix=f"df -h '{path.parent}'",
+            cause="the disk may be full, or the folder another user's",
+            fix=f"ls -ld '{path.parent}' && df -h '{path.parent}'",
         ) from error
 
 

@@ -9,7 +9,7 @@ from labkit.launch.container import ContainerLab
 from labkit.launch.health import probe_server, reachable_address
 from labkit.launch.local import LocalLab
 from labkit.launch.settings import Checkout, Settings
-from labkit.launch.state import LabState, ensure_token, read_state
+from labkit.launch.state import LabState, read_state, read_token
 from labkit.launch.workspace import find_first_notebook
 
 
@@ -74,14 +74,16 @@ def read_status(checkout: Checkout) -> LabStatus:
     state = read_state(checkout)
     if state is None:
         return LabStatus(checkout)
-    token = ensure_token(checkout)
+    token = read_token(checkout)
     answer = probe_server(state.port, token, reachable_address(state.bind))
     if answer == "healthy":
         return LabStatus.of(checkout, state, healthy=True, token=token)
     if not open_lab(checkout, state).is_alive(state.handle):
         kind = "process" if state.runtime == "local" else "container"
         return LabStatus(checkout, state, problem=f"its {kind} is gone: it was killed or crashed")
-    if answer == "foreign":
+    if answer == "foreign" and not token:
+        problem = f"its token is gone: {checkout.token_file}"
+    elif answer == "foreign":
         problem = f"another program answers on port {state.port}"
     else:
         problem = f"it runs, but does not answer on port {state.port}"

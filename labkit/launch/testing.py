@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Sequence
 
@@ -13,7 +14,6 @@ from labkit.launch.state import ensure_token, hold_lock, prepare_state_folder
 from labkit.launch.steps import Steps
 from labkit.launch.up import make_plan, probe_host
 
-TEST_IMAGE = "labkit:cpu-test"
 TEST_LOCKS = ("torch-cpu", "lab", "test")
 
 # Every linter runs, whatever the one before it found.
@@ -45,13 +45,14 @@ def run_tools(
         run = plan.lab.compose_command(["run", "--rm", "--no-TTY", "test", *command])
         replace_process(run, plan.lab.environment())
     else:
-        replace_process(["env", "-C", str(checkout.root), *command], plan.lab.environment())
+        os.chdir(checkout.root)
+        replace_process(command, plan.lab.environment())
     return 0
 
 
 def _prepare_image(lab: ContainerLab, steps: Steps) -> None:
     digest = image.digest_inputs(lab.checkout, image.TEST_INPUTS)
-    present = image.read_image_digest(lab.client, TEST_IMAGE)
+    present = image.read_image_digest(lab.client, lab.test_image)
     if present != digest:
         why = "not built yet" if present is None else "its inputs have changed"
         lab.build(steps, "test", digest, why)

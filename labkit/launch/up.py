@@ -18,7 +18,7 @@ from labkit.launch.choose import Choice, choose_flavor, choose_identity, choose_
 from labkit.launch.container import ContainerLab, PortTakenError
 from labkit.launch.health import probe_server, reachable_address, wait_until
 from labkit.launch.local import LocalLab
-from labkit.launch.settings import DEFAULT_PORT, Checkout, Settings
+from labkit.launch.settings import DEFAULT_PORT, LOOPBACK, Checkout, Settings
 from labkit.launch.state import (
     LabHandle,
     LabState,
@@ -32,6 +32,7 @@ from labkit.launch.status import LabStatus, open_lab, read_status
 from labkit.launch.steps import Steps
 
 HEALTH_LIMIT_SECONDS = 180.0
+BUSY_LIMIT_SECONDS = 20.0
 START_ATTEMPTS = 5
 
 Lab = ContainerLab | LocalLab
@@ -111,7 +112,7 @@ def find_running(checkout: Checkout, settings: Settings, steps: Steps) -> LabSta
 
     Raises UsageError where another kind of lab was asked for by name than runs.
     """
-    status = read_status(checkout)
+    status = _read_patiently(checkout, steps)
     state = status.state
     if state is None:
         return None
@@ -126,15 +127,32 @@ def find_running(checkout: Checkout, settings: Settings, steps: Steps) -> LabSta
             ("runtime", settings.runtime, state.runtime),
             ("flavor", settings.flavor, state.flavor),
             ("port", settings.port or "auto", state.port),
+            # Loopback is also what is meant by not asking.
+            ("bind", "auto" if settings.bind == LOOPBACK else settings.bind, state.bind),
         )
         if asked not in ("auto", has)
     ]
     if differing:
         raise UsageError(
             f"a lab runs already, and not with {' '.join(differing)}",
-            cause=f"it has runtime {state.runtime}, flavor {state.flavor}, port {state.port}",
+            cause=f"it has runtime {state.runtime}, flavor {state.flavor}, "
+            f"port {state.port}, address {state.bind}",
             fix=f"make down && make up {' '.join(differing)}",
         )
+    return status
+
+
+def _read_patiently(checkout: Checkout, steps: Steps) -> LabStatus:
+    """The status; a lab that runs but is silent gets time, as stopping it ends its kernels."""
+    status = read_status(checkout)
+    if status.running and not status.healthy:
+        steps.say(f"{status.problem}: waiting for it")
+        wait_until(
+            lambda: read_status(checkout).healthy,
+            timeout_seconds=BUSY_LIMIT_SECONDS,
+            interval_seconds=1.0,
+        )
+        status = read_status(checkout)
     return status
 
 
@@ -231,7 +249,7 @@ def _wait_healthy(lab: Lab, state: LabState, token: str) -> None:
         died = not lab.is_alive(state.handle)
         return died
 
-    answered = wait_until(has_answered, timeout_seconds=HEALTH_LIMIT_SECONDS)
+    answered = wait_until(has_answered, timeout_seconds=HEALTH_LIMIT_SECONDS, interval_seconds=0.2)
     if died:
         raise lab.explain_death(state.handle)
     if not answered:
@@ -247,9 +265,10 @@ def describe_urls(status: LabStatus, machine: MachineFacts) -> Sequence[str]:
     lines = [f"JupyterLab is ready:  {status.url}"]
     if machine.ssh_server and status.state and not status.opens_to_others:
         port = status.state.port
+        host = reachable_address(status.state.bind)
         user = f"{machine.user_name}@" if machine.user_name else ""
         lines.append(
-            f"from your own computer:  ssh -N -L {port}:127.0.0.1:{port} "
+            f"from your own computer:  ssh -N -L {port}:{host}:{port} "
             f"{user}{machine.ssh_server}   # then open the URL there"
         )
     lines.append("stop it:  make down")

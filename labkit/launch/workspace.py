@@ -52,7 +52,9 @@ def hand_over(checkout: Checkout, identity: Identity) -> None:
         return
     os.chown(checkout.token_file, identity.user_id, identity.group_id)
     if not identity.owns_workspace:
-        for path in (checkout.workspace, *checkout.workspace.rglob("*")):
+        # Resolved, so that a workspace that is a link elsewhere is handed over, not the link.
+        workspace = checkout.workspace.resolve()
+        for path in (workspace, *workspace.rglob("*")):
             os.chown(path, identity.user_id, identity.group_id, follow_symlinks=False)
 
 

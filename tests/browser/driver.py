@@ -5,17 +5,23 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from selenium import webdriver
+from selenium.common.exceptions import (
+    ElementClickInterceptedException,
+    StaleElementReferenceException,
+)
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webdriver import WebDriver
+from selenium.webdriver.remote.webelement import WebElement
 
 from labkit.launch.health import wait_until
+from tests.servers import LabServer
 
 FLAGS = (
     "--headless",
@@ -49,10 +55,12 @@ def open_browser(profile: Path, *, dark: bool = False) -> Iterator[WebDriver]:
         driver.quit()
 
 
-def run_all_cells(driver: WebDriver, notebook: Path, *, timeout_seconds: float) -> dict[str, Any]:
-    """Runs every cell of the open notebook through the menu; the notebook as it was saved then."""
-    wait_for(driver, ".jp-Notebook .jp-Cell", timeout_seconds=60)
-    wait_idle(driver, timeout_seconds=60)
+def run_all_cells(
+    driver: WebDriver, server: LabServer, name: str, *, timeout_seconds: float
+) -> dict[str, Any]:
+    """Opens a notebook and runs all of it through the menu; the notebook as it was saved then."""
+    notebook = server.workspace / name
+    open_notebook(driver, server, name)
     click_menu(driver, "Run", RUN_ALL)
 
     def count_left() -> int:
@@ -95,33 +103,52 @@ def click_menu(driver: WebDriver, menu: str, command: str) -> None:
         if item.text.strip() == menu:
             item.click()
             break
-    wait_for(driver, f'.lm-Menu-item[data-command="{command}"]', timeout_seconds=10).click()
+    click(driver, f'.lm-Menu-item[data-command="{command}"]', timeout_seconds=10)
 
 
-def wait_idle(driver: WebDriver, *, timeout_seconds: float) -> None:
-    """Returns once the open notebook's kernel is connected and has nothing to do.
-
-    The toolbar's circle shows "idle" before the kernel is connected, and cells run then are
-    lost; the status bar tells the two apart.
-    """
+def open_notebook(driver: WebDriver, server: LabServer, name: str) -> None:
+    """Returns once the notebook is shown, has the focus, and its kernel is connected and idle."""
+    driver.get(server.url(f"lab/tree/{name}"))
+    click(driver, ".jp-Notebook .jp-Cell", timeout_seconds=60)
 
     def is_idle() -> bool:
-        found = driver.find_elements(By.CSS_SELECTOR, "#jp-main-statusbar")
-        return bool(found) and "| Idle" in found[0].text
+        # The toolbar shows "idle" before the kernel is connected, and cells run then are lost;
+        # the status bar tells the two apart once the notebook has the focus.
+        return "| Idle" in driver.find_element(By.ID, "jp-main-statusbar").text
 
-    assert wait_until(is_idle, timeout_seconds=timeout_seconds), "the kernel never came"
+    assert wait_until(is_idle, timeout_seconds=60), "the kernel never came"
 
 
-def wait_for(driver: WebDriver, selector: str, *, timeout_seconds: float) -> Any:
-    """The first element that ``selector`` finds, once there is one that can be seen."""
+def click(driver: WebDriver, selector: str, *, timeout_seconds: float) -> None:
+    """Clicks the first element found that can be seen, once there is one."""
 
-    def find() -> list[Any]:
-        found = driver.find_elements(By.CSS_SELECTOR, selector)
-        return [element for element in found if element.is_displayed()]
+    def has_clicked() -> bool:
+        # The page redraws as it loads: what was found may be gone before it is clicked.
+        try:
+            find_shown(driver, selector)[0].click()
+        except (IndexError, StaleElementReferenceException, ElementClickInterceptedException):
+            return False
+        return True
 
-    seen: Callable[[], bool] = lambda: bool(find())  # noqa: E731
-    assert wait_until(seen, timeout_seconds=timeout_seconds), f"{selector} never came"
-    return find()[0]
+    assert wait_until(has_clicked, timeout_seconds=timeout_seconds), f"{selector} never came"
+
+
+def wait_for(driver: WebDriver, selector: str, *, timeout_seconds: float) -> None:
+    """Returns once there is an element that can be seen."""
+
+    def is_there() -> bool:
+        try:
+            return bool(find_shown(driver, selector))
+        except StaleElementReferenceException:
+            return False
+
+    assert wait_until(is_there, timeout_seconds=timeout_seconds), f"{selector} never came"
+
+
+def find_shown(driver: WebDriver, selector: str) -> list[WebElement]:
+    """The elements found that can be seen."""
+    found = driver.find_elements(By.CSS_SELECTOR, selector)
+    return [element for element in found if element.is_displayed()]
 
 
 def severe_messages(driver: WebDriver) -> list[str]:

@@ -10,10 +10,10 @@ from tests.browser.driver import (
     code_cells,
     errors_in,
     open_browser,
+    open_notebook,
     run_all_cells,
     severe_messages,
     wait_for,
-    wait_idle,
 )
 from tests.servers import LabServer
 
@@ -23,11 +23,8 @@ pytestmark = pytest.mark.browser
 def test_the_printed_url_opens_the_first_lab_and_every_cell_runs(
     lab_server: LabServer, tmp_path: Path
 ):
-    notebook = lab_server.workspace / "01_tensors.ipynb"
     with open_browser(tmp_path) as driver:
-        driver.get(lab_server.url("lab/tree/01_tensors.ipynb"))
-
-        executed = run_all_cells(driver, notebook, timeout_seconds=240)
+        executed = run_all_cells(driver, lab_server, "01_tensors.ipynb", timeout_seconds=240)
 
         assert "01_tensors" in driver.title
         assert errors_in(executed) == []
@@ -50,14 +47,13 @@ def test_the_address_bar_does_not_keep_the_token(lab_server: LabServer, tmp_path
         assert lab_server.token not in driver.current_url
 
 
-@pytest.mark.parametrize(("dark", "theme"), [(False, "true"), (True, "false")], ids=["light", "dark"])
+@pytest.mark.parametrize(
+    ("dark", "theme"), [(False, "true"), (True, "false")], ids=["light", "dark"]
+)
 def test_the_page_follows_the_systems_theme(
     lab_server: LabServer, tmp_path: Path, dark: bool, theme: str
 ):
     with open_browser(tmp_path, dark=dark) as driver:
-        driver.get(lab_server.url("lab/tree/01_tensors.ipynb"))
-        wait_idle(driver, timeout_seconds=60)
+        open_notebook(driver, lab_server, "01_tensors.ipynb")
 
-        body = wait_for(driver, f'body[data-jp-theme-light="{theme}"]', timeout_seconds=20)
-
-        assert body.get_attribute("data-jp-theme-name") in ("JupyterLab Light", "JupyterLab Dark")
+        wait_for(driver, f'body[data-jp-theme-light="{theme}"]', timeout_seconds=20)

@@ -38,9 +38,7 @@ class Clone:
         kept = {key: value for key, value in os.environ.items() if not key.startswith("LABKIT_")}
         return {**kept, "PYTHONPATH": str(self.root), **variables}
 
-    def labkit(
-        self, *words: str, timeout_seconds: float = 300, **variables: str
-    ) -> CommandResult:
+    def labkit(self, *words: str, timeout_seconds: float = 300, **variables: str) -> CommandResult:
         """`python3 -m labkit ...` from the clone, to its end."""
         return run_command(
             [sys.executable, "-m", "labkit", *words],
@@ -78,9 +76,7 @@ class Clone:
     def inside(self, *command: str, timeout_seconds: float = 120) -> CommandResult:
         """A command in the running container, as its own user."""
         container = self.containers()[0]
-        return run_command(
-            ["docker", "exec", container, *command], timeout_seconds=timeout_seconds
-        )
+        return run_command(["docker", "exec", container, *command], timeout_seconds=timeout_seconds)
 
     def remove_volumes(self) -> None:
         for name in (f"{self.checkout.project}_caches",):

@@ -46,10 +46,10 @@ def test_the_engine_finds_it_healthy(running: Clone):
 
 
 def test_the_healthcheck_notices_a_server_that_is_gone(running: Clone):
+    check = ["/opt/lab/bin/python", "/etc/labkit/jupyter/healthcheck.py"]
+    wrong_port = ["--env", "LABKIT_SERVER_PORT=9"]
     answer = run_command(
-        ["docker", "exec", "--env", "LABKIT_SERVER_PORT=9", running.containers()[0]]
-        + ["/opt/lab/bin/python", "/etc/labkit/jupyter/healthcheck.py"],
-        timeout_seconds=30,
+        ["docker", "exec", *wrong_port, running.containers()[0], *check], timeout_seconds=30
     )
     assert answer.exit_code == 1
     assert "does not answer on port 9" in answer.stderr
@@ -135,7 +135,7 @@ def test_a_tensor_compiles_in_the_image(running: Clone):
 def test_what_a_learner_installs_goes_to_the_caches(running: Clone):
     make = (
         "mkdir -p /tmp/tiny/tiny_package && cd /tmp/tiny && echo 'value = 42' >"
-        " tiny_package/__init__.py && printf '[build-system]\\nrequires=[\"hatchling\"]\\n"
+        ' tiny_package/__init__.py && printf \'[build-system]\\nrequires=["hatchling"]\\n'
         'build-backend="hatchling.build"\\n[project]\\nname="tiny_package"\\nversion="1"\\n\''
         " > pyproject.toml && pip install --no-build-isolation --no-index --quiet . && cd / &&"
         " python -c 'import tiny_package as t; print(t.value, t.__file__)'"

@@ -1,0 +1,93 @@
+"""`make clean` removes what labkit made, and the learner's work is not of that."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+
+from labkit.launch import clean
+from labkit.launch.clean import clean_checkout
+from labkit.launch.steps import Steps
+from tests.fakes.host import FakeRunner, fails, make_checkout, says
+
+FAILED = fails("no such object")
+
+
+@pytest.fixture
+def checkout(tmp_path, monkeypatch):
+    monkeypatch.delenv("LABKIT_IMAGE", raising=False)
+    checkout = make_checkout(tmp_path / "a lab")
+    (checkout.workspace / "mine.ipynb").write_text("my work")
+    (checkout.environment_folder / "bin").mkdir(parents=True)
+    return checkout
+
+
+@pytest.fixture
+def stopped(monkeypatch):
+    """The checkouts whose lab was stopped."""
+    labs = []
+    monkeypatch.setattr(clean, "stop_lab", lambda checkout, steps: labs.append(checkout))
+    return labs
+
+
+@pytest.fixture
+def play(monkeypatch):
+    """Plays the engines; the runner has what was asked of them."""
+
+    def play_answers(answers):
+        runner = FakeRunner(answers)
+        monkeypatch.setattr(
+            clean,
+            "run_command",
+            lambda words, timeout_seconds, environment=None: runner(
+                words, timeout_seconds=timeout_seconds
+            ),
+        )
+        return runner
+
+    return play_answers
+
+
+def test_everything_goes_but_the_learners_work(checkout, stopped, play):
+    engine = play({"docker": says("fine")})
+    volume = f"{checkout.project}_caches"
+    assert clean_checkout(checkout, Steps(io.StringIO())) == [
+        "labkit:cpu",
+        "labkit:cpu-test",
+        volume,
+        ".venv",
+        ".labkit",
+    ]
+    assert stopped == [checkout]
+    assert (checkout.workspace / "mine.ipynb").read_text() == "my work"
+    assert not checkout.environment_folder.exists()
+    assert not checkout.state_folder.exists()
+    assert "docker image rm labkit:cpu-test" in engine.calls
+    [down] = [call for call in engine.calls if " down " in call]
+    assert down.endswith("down --volumes --remove-orphans")
+
+
+def test_without_an_engine_the_folders_go(checkout, stopped, play):
+    play({})
+    screen = io.StringIO()
+    assert clean_checkout(checkout, Steps(screen)) == [".venv", ".labkit"]
+    assert screen.getvalue() == ""
+
+
+def test_an_engine_that_has_nothing_of_us_is_left_alone(checkout, stopped, play):
+    engine = play({"docker": says("fine"), "docker image": FAILED, "docker volume": FAILED})
+    assert clean_checkout(checkout, Steps(io.StringIO())) == [".venv", ".labkit"]
+    assert not [call for call in engine.calls if " down " in call or " rm " in call]
+
+
+def test_an_image_that_is_in_use_is_not_called_removed(checkout, stopped, play):
+    play({"docker": says("fine"), "docker image rm labkit:cpu": FAILED})
+    removed = clean_checkout(checkout, Steps(io.StringIO()))
+    assert "labkit:cpu" not in removed
+
+
+def test_a_second_time_nothing_is_left_to_remove(checkout, stopped, play):
+    play({})
+    clean_checkout(checkout, Steps(io.StringIO()))
+    assert clean_checkout(checkout, Steps(io.StringIO())) == []

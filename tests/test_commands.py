@@ -1,0 +1,198 @@
+"""The one door to subprocesses: limits hold, nothing outlives them, broken hosts are answers."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from labkit.commands import CommandResult, replace_process, run_command, stream_command
+from labkit.errors import UsageError
+from labkit.launch.health import wait_until
+
+# Starts a child in the background, writes down its number, and waits for longer than any test.
+PARENT = "sh -c '{trap}sleep 60' & echo $! > {path}; wait"
+
+
+def is_gone(process_id):
+    """True where the process has ended; a zombie whose parent died counts."""
+    try:
+        text = Path(f"/proc/{process_id}/stat").read_text(encoding="ascii")
+        return text.rpartition(")")[2].split()[0] in "ZX"
+    except OSError:
+        return True
+
+
+def read_child(path):
+    assert wait_until(
+        lambda: path.exists() and path.read_text().strip() != "",
+        timeout_seconds=5,
+        interval_seconds=0.005,
+    )
+    return int(path.read_text())
+
+
+def shell(script):
+    return ["sh", "-c", script]
+
+
+def test_a_program_says_what_it_printed_and_how_it_ended():
+    result = run_command(shell("echo out; echo err >&2; exit 3"), timeout_seconds=5)
+    assert (result.stdout, result.stderr, result.exit_code) == ("out\n", "err\n", 3)
+    assert not result.ok
+    assert result.message == "err"
+
+
+def test_a_missing_program_is_an_answer():
+    result = run_command(["no-such-program", "--version"], timeout_seconds=5)
+    assert result.missing
+    assert result.exit_code is None
+    assert result.message == "no-such-program: command not found"
+
+
+def test_a_missing_program_is_an_answer_when_streamed():
+    seen = []
+    result = stream_command(["no-such-program"], timeout_seconds=5, on_line=seen.append)
+    assert result.missing
+    assert seen == []
+
+
+def test_a_file_that_cannot_be_run_counts_as_missing(tmp_path):
+    program = tmp_path / "docker"
+    program.write_text("not a program")
+    assert run_command([str(program)], timeout_seconds=5).missing
+
+
+@pytest.mark.parametrize(
+    ("result", "message"),
+    [
+        pytest.param(CommandResult(("a",), 1, "out\n", "\n"), "exit code 1", id="blank stderr"),
+        pytest.param(CommandResult(("a",), 1, "one\ntwo\n\n"), "two", id="stdout alone"),
+        pytest.param(CommandResult(("a",), 7), "exit code 7", id="silent"),
+        pytest.param(
+            CommandResult(("docker", "info"), None, seconds=10.02, timed_out=True),
+            "docker did not answer in 10 s",
+            id="timed out",
+        ),
+    ],
+)
+def test_message_is_the_line_that_says_most(result, message):
+    assert result.message == message
+
+
+@pytest.mark.parametrize("trap", ["", 'trap "" TERM; '], ids=["polite child", "stubborn child"])
+def test_at_its_limit_a_program_is_ended_with_its_children(tmp_path, trap):
+    path = tmp_path / "child"
+    started = time.monotonic()
+    result = run_command(shell(PARENT.format(trap=trap, path=path)), timeout_seconds=0.05)
+    assert result.timed_out
+    assert result.exit_code is None
+    assert time.monotonic() - started < 4
+    assert wait_until(lambda: is_gone(read_child(path)), timeout_seconds=5)
+
+
+@pytest.mark.parametrize("trap", ["", 'trap "" TERM; '], ids=["polite child", "stubborn child"])
+def test_at_its_limit_a_streamed_program_is_ended_with_its_children(tmp_path, trap):
+    path = tmp_path / "child"
+    script = "echo first; " + PARENT.format(trap=trap, path=path)
+    seen = []
+    result = stream_command(shell(script), timeout_seconds=0.05, on_line=seen.append)
+    assert result.timed_out
+    assert seen == ["first"]
+    assert wait_until(lambda: is_gone(read_child(path)), timeout_seconds=5)
+
+
+def test_a_slow_reader_gets_every_line_of_a_program_past_its_limit():
+    seen = []
+
+    def read_slowly(line):
+        time.sleep(0.03)
+        seen.append(line)
+
+    result = stream_command(
+        shell("echo one; echo two; echo three; exec sleep 60"),
+        timeout_seconds=0.02,
+        on_line=read_slowly,
+    )
+    assert result.timed_out
+    assert seen == ["one", "two", "three"]
+
+
+def test_lines_of_both_streams_come_as_they_are_printed():
+    seen = []
+    result = stream_command(
+        shell("echo out; echo err >&2; printf last"), timeout_seconds=5, on_line=seen.append
+    )
+    assert seen == ["out", "err", "last"]
+    assert result.ok
+
+
+BAD_BYTES = r"printf 'a\377b\n'"
+
+
+def test_bytes_that_are_no_text_are_replaced():
+    seen = []
+    assert run_command(shell(BAD_BYTES), timeout_seconds=5).stdout == "a\ufffdb\n"
+    assert stream_command(shell(BAD_BYTES), timeout_seconds=5, on_line=seen.append).ok
+    assert seen == ["a\ufffdb"]
+
+
+def test_the_environment_and_the_folder_are_those_asked_for(tmp_path):
+    environment = {"PATH": os.environ["PATH"], "NAME": "a value"}
+    result = run_command(
+        shell('echo "$NAME"; pwd'), timeout_seconds=5, environment=environment, folder=tmp_path
+    )
+    assert result.stdout == f"a value\n{tmp_path}\n"
+
+
+def test_a_program_never_waits_for_the_keyboard():
+    assert run_command(["cat"], timeout_seconds=5).stdout == ""
+
+
+def test_ctrl_c_ends_the_program_and_its_children(tmp_path):
+    path = tmp_path / "child"
+
+    def press_ctrl_c():
+        read_child(path)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=press_ctrl_c).start()
+    with pytest.raises(KeyboardInterrupt):
+        stream_command(shell(PARENT.format(trap="", path=path)), timeout_seconds=30, on_line=print)
+    assert wait_until(lambda: is_gone(read_child(path)), timeout_seconds=5)
+
+
+def test_a_reader_that_fails_ends_the_program(tmp_path):
+    path = tmp_path / "child"
+
+    def fail(line):
+        raise ZeroDivisionError(line)
+
+    with pytest.raises(ZeroDivisionError, match="ready"):
+        stream_command(
+            shell(f"sleep 60 & echo $! > {path}; echo ready; wait"),
+            timeout_seconds=30,
+            on_line=fail,
+        )
+    assert wait_until(lambda: is_gone(read_child(path)), timeout_seconds=5)
+
+
+def test_becoming_a_program_hands_over_its_exit_code():
+    script = (
+        "from labkit.commands import replace_process\n"
+        "replace_process(['sh', '-c', 'echo $NAME; exit 7'], {'NAME': 'lab', 'PATH': '/bin'})"
+    )
+    result = run_command([sys.executable, "-c", script], timeout_seconds=20)
+    assert (result.exit_code, result.stdout) == (7, "lab\n")
+
+
+def test_becoming_a_program_that_is_missing_is_a_usage_error():
+    with pytest.raises(UsageError) as caught:
+        replace_process(["no-such-program"])
+    assert caught.value.what == "cannot run no-such-program: No such file or directory"
+    assert caught.value.fix == "command -v no-such-program"

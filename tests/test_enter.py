@@ -1,0 +1,177 @@
+"""Where a command runs: in the lab that is up, or in one made ready for it."""
+
+from __future__ import annotations
+
+import io
+import os
+import shlex
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from labkit.commands import run_command
+from labkit.errors import UsageError
+from labkit.launch import enter, testing
+from labkit.launch.choose import Choice
+from labkit.launch.container import ContainerLab
+from labkit.launch.enter import prepare_lab
+from labkit.launch.local import LocalLab
+from labkit.launch.settings import Settings
+from labkit.launch.state import LabHandle, LabState
+from labkit.launch.status import LabStatus
+from labkit.launch.steps import Steps
+from labkit.launch.testing import TEST_LOCKS, run_tools
+from labkit.launch.up import Plan
+from tests.fakes.host import make_checkout
+
+STATE = LabState("docker", "cpu", 8888, "127.0.0.1", "why", "now", LabHandle(container="a1"))
+
+
+@dataclass
+class FakeLab:
+    """A lab that notes that it was made ready."""
+
+    prepared: list[str] = field(default_factory=list)
+
+    def prepare(self, steps):
+        self.prepared.append("prepared")
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    return make_checkout(tmp_path / "a lab")
+
+
+@pytest.fixture
+def planned(monkeypatch):
+    """The lab that would be made ready; no host is probed."""
+
+    def play(lab, module=enter):
+        plan = Plan(Choice("local", "no engine"), Choice("cpu", "no GPU"), lab, False)
+        monkeypatch.setattr(module, "probe_host", lambda settings: None)
+        monkeypatch.setattr(module, "make_plan", lambda checkout, settings, facts: plan)
+        return lab
+
+    return play
+
+
+def runs(monkeypatch, checkout, state=STATE, *, healthy=True):
+    status = LabStatus(checkout, state, running=True, healthy=healthy)
+    monkeypatch.setattr(enter, "read_status", lambda checkout: status)
+
+
+@pytest.mark.parametrize("runtime", ["auto", "docker"])
+def test_the_lab_that_runs_is_used(checkout, monkeypatch, runtime):
+    runs(monkeypatch, checkout)
+    lab, handle = prepare_lab(checkout, Settings(runtime=runtime), Steps(io.StringIO()))
+    assert isinstance(lab, ContainerLab)
+    assert handle == STATE.handle
+
+
+@pytest.mark.parametrize(
+    ("settings", "healthy", "use_running"),
+    [
+        pytest.param(Settings(runtime="local"), True, True, id="another runtime asked for"),
+        pytest.param(Settings(), False, True, id="it is not well"),
+        pytest.param(Settings(), True, False, id="make build"),
+    ],
+)
+def test_else_one_is_made_ready(checkout, monkeypatch, planned, settings, healthy, use_running):
+    runs(monkeypatch, checkout, healthy=healthy)
+    fake = planned(FakeLab())
+    checkout.workspace.rmdir()
+    screen = io.StringIO()
+    lab, handle = prepare_lab(checkout, settings, Steps(screen), use_running=use_running)
+    assert (lab, handle) == (fake, None)
+    assert fake.prepared == ["prepared"]
+    assert screen.getvalue() == "runtime: local (no engine)\n"
+    assert checkout.workspace.is_dir()
+    assert checkout.token_file.exists()
+
+
+def test_a_workspace_that_cannot_be_used_is_told_before(checkout, monkeypatch, planned):
+    monkeypatch.setattr(enter, "read_status", LabStatus)
+    fake = planned(FakeLab())
+    checkout.workspace.rmdir()
+    checkout.workspace.write_text("")
+    with pytest.raises(UsageError, match="is not a folder"):
+        prepare_lab(checkout, Settings(), Steps(io.StringIO()))
+    assert fake.prepared == []
+
+
+# The tests and the linters
+
+
+@pytest.fixture
+def became(monkeypatch):
+    """What the process would have become."""
+    calls = []
+    monkeypatch.setattr(
+        testing, "replace_process", lambda words, environment=None: calls.append(list(words))
+    )
+    return calls
+
+
+def test_in_a_venv_pytest_runs_from_the_checkout(checkout, planned, became, monkeypatch):
+    installed = []
+    monkeypatch.setattr(
+        "labkit.launch.environment.PythonEnvironment.prepare",
+        lambda self, steps, locks: installed.append(locks),
+    )
+    planned(LocalLab(checkout, Settings()), testing)
+    monkeypatch.chdir(os.curdir)
+    run_tools(checkout, Settings(), Steps(io.StringIO()), "test", ["-k", "ports"])
+    assert installed == [TEST_LOCKS]
+    assert became == [["python", "-m", "pytest", "-k", "ports"]]
+    assert Path.cwd() == checkout.root
+
+
+@pytest.fixture
+def container(checkout, planned):
+    return planned(ContainerLab(checkout, "docker", "cpu", Settings()), testing)
+
+
+def test_in_a_container_pytest_runs_in_the_test_image(checkout, container, became, monkeypatch):
+    monkeypatch.setattr(testing.image, "read_image_digest", lambda client, name: "0123")
+    monkeypatch.setattr(testing.image, "digest_inputs", lambda checkout, inputs: "0123")
+    run_tools(checkout, Settings(), Steps(io.StringIO()), "test", [])
+    assert became[0][-7:] == ["run", "--rm", "--no-TTY", "test", "python", "-m", "pytest"]
+
+
+@pytest.mark.parametrize(
+    ("present", "why"), [(None, "not built yet"), ("4567", "its inputs have changed")]
+)
+def test_the_test_image_is_built_where_it_is_missing_or_stale(
+    checkout, container, became, monkeypatch, present, why
+):
+    built = []
+    monkeypatch.setattr(testing.image, "read_image_digest", lambda client, name: present)
+    monkeypatch.setattr(
+        ContainerLab,
+        "build",
+        lambda self, steps, service, digest, why: built.append((service, why)),
+    )
+    run_tools(checkout, Settings(), Steps(io.StringIO()), "test", [])
+    assert built == [("test", why)]
+
+
+@pytest.mark.parametrize(
+    ("linters", "exit_code", "printed"),
+    [
+        pytest.param(("echo a", "echo b"), 0, "+ echo a\na\n+ echo b\nb\n", id="all fine"),
+        pytest.param(("false", "echo b"), 1, "+ false\n+ echo b\nb\n", id="the first fails"),
+        pytest.param(("echo a", "false"), 1, "+ echo a\na\n+ false\n", id="the last fails"),
+    ],
+)
+def test_every_linter_runs_whatever_the_one_before_found(monkeypatch, linters, exit_code, printed):
+    monkeypatch.setattr(testing, "LINTERS", linters)
+    result = run_command(testing._lint_command(), timeout_seconds=10)
+    assert (result.exit_code, result.stdout) == (exit_code, printed)
+
+
+def test_the_linters_are_a_single_line_of_sh():
+    [shell, option, line] = testing._lint_command()
+    assert (shell, option) == ("sh", "-c")
+    assert "ruff check ." in line
+    assert shlex.split(line)

@@ -1,0 +1,261 @@
+"""The .venv: made once, installed from locks, and gone on with where it stopped.
+
+The Python it is made with is a few lines of sh, so no package is installed here.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from labkit.errors import EngineError, LabkitError
+from labkit.launch import environment as environment_module
+from labkit.launch.environment import PythonEnvironment, follow_pip
+from labkit.launch.steps import Step, Steps
+from tests.fakes.host import make_checkout, write_program
+
+# `-m venv ... FOLDER` copies this program there; `-c` counts packages; the rest is pip.
+FAKE_PYTHON = """\
+echo "$*" >> "{calls}"
+case "$*" in
+"-m venv"*)
+  for folder; do :; done
+  rm -rf "$folder" && mkdir -p "$folder/bin" && cp "$0" "$folder/bin/python" ;;
+"-c"*) echo 2 ;;
+*lab.txt) {lab} ;;
+*) echo "Successfully installed" ;;
+esac"""
+
+
+@pytest.fixture
+def checkout(tmp_path, monkeypatch):
+    monkeypatch.delenv("TORCH_INDEX", raising=False)
+    return make_checkout(tmp_path / "a lab")
+
+
+@pytest.fixture
+def python(tmp_path, monkeypatch):
+    """Plays the Python that makes the .venv; call it with what installing the lab does."""
+
+    def play(lab: str = "echo fine"):
+        script = FAKE_PYTHON.format(calls=tmp_path / "calls", lab=lab)
+        program = write_program(tmp_path / "bin", "python3", script)
+        monkeypatch.setattr(environment_module.sys, "executable", str(program))
+
+    play()
+    return play
+
+
+def read_calls(tmp_path):
+    """What that Python was asked for since the last time, without the counting script."""
+    path = tmp_path / "calls"
+    lines = path.read_text().splitlines() if path.exists() else []
+    path.write_text("")
+    return [line for line in lines if line.startswith("-m ")]
+
+
+PIP = "-m pip install --disable-pip-version-check --no-deps --progress-bar off"
+LOCKED = f"{PIP} --require-hashes --only-binary :all:"
+
+
+def test_a_new_environment_is_installed_from_the_locks(checkout, python, tmp_path, capsys):
+    PythonEnvironment(checkout).prepare(Steps())
+    locks = checkout.root / "docker" / "locks"
+    assert read_calls(tmp_path) == [
+        f"-m venv --clear {checkout.root}/.venv",
+        f"{LOCKED} --index-url https://download.pytorch.org/whl/cpu --retries 1"
+        f" -r {locks}/torch-cpu.txt",
+        f"{LOCKED} -r {locks}/lab.txt",
+        f"{PIP} --no-build-isolation --no-index --editable {checkout.root}",
+    ]
+    version = f"{sys.version_info[0]}.{sys.version_info[1]}"
+    assert capsys.readouterr().err.splitlines()[::2] == [
+        f"making .venv with Python {version} ...",
+        "installing torch-cpu ...",
+        "installing lab ...",
+        "installing labkit ...",
+    ]
+
+
+def test_only_torch_knows_an_index_and_another_one_by_name(checkout, python, tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_INDEX", "https://mirror.example/cpu")
+    PythonEnvironment(checkout).prepare(Steps())
+    with_index = [line for line in read_calls(tmp_path) if "--index-url" in line]
+    assert len(with_index) == 1
+    assert "--index-url https://mirror.example/cpu" in with_index[0]
+    assert with_index[0].endswith("torch-cpu.txt")
+
+
+def test_a_current_environment_needs_nothing(checkout, python, tmp_path, capsys):
+    environment = PythonEnvironment(checkout)
+    assert not environment.is_current()
+    environment.prepare(Steps())
+    assert environment.is_current()
+    read_calls(tmp_path)
+    capsys.readouterr()
+    environment.prepare(Steps())
+    assert read_calls(tmp_path) == []
+    assert capsys.readouterr().err == ""
+
+
+def test_a_changed_lock_alone_is_installed_anew(checkout, python, tmp_path):
+    environment = PythonEnvironment(checkout)
+    environment.prepare(Steps())
+    read_calls(tmp_path)
+    lock = checkout.root / "docker" / "locks" / "lab.txt"
+    lock.write_text("numpy==2.4.1\n")
+    assert not environment.is_current()
+    environment.prepare(Steps())
+    assert read_calls(tmp_path) == [f"{LOCKED} -r {lock}"]
+
+
+def test_the_tests_add_their_own_lock(checkout, python, tmp_path):
+    environment = PythonEnvironment(checkout)
+    environment.prepare(Steps())
+    read_calls(tmp_path)
+    lock = checkout.root / "docker" / "locks" / "test.txt"
+    lock.write_text("pytest==9.0.0\n")
+    environment.prepare(Steps(), ("torch-cpu", "lab", "test"))
+    assert read_calls(tmp_path) == [f"{LOCKED} -r {lock}"]
+
+
+def test_a_failing_pip_is_quoted_and_its_log_named(checkout, python):
+    python(
+        lab='echo "Collecting numpy==2.4.0"; echo "ERROR: No matching distribution found"; exit 1'
+    )
+    with pytest.raises(EngineError) as caught:
+        PythonEnvironment(checkout).prepare(Steps())
+    log = checkout.logs_folder / "install-lab.log"
+    assert caught.value.what == (
+        "installing lab failed\n"
+        "  | Collecting numpy==2.4.0\n"
+        "  | ERROR: No matching distribution found\n"
+        f"  the whole log: {log}"
+    )
+    assert caught.value.fix == "use Python 3.10 to 3.14 on x86-64 or ARM64, or a container engine"
+    assert log.read_text().endswith("ERROR: No matching distribution found\n")
+
+
+def test_after_a_failure_it_goes_on_where_it_stopped(checkout, python, tmp_path):
+    python(lab="exit 1")
+    environment = PythonEnvironment(checkout)
+    with pytest.raises(EngineError, match="installing lab failed"):
+        environment.prepare(Steps())
+    assert not environment.is_current()
+    read_calls(tmp_path)
+    script = FAKE_PYTHON.format(calls=tmp_path / "calls", lab="echo fine")
+    write_program(environment.python.parent, "python", script)
+    environment.prepare(Steps())
+    assert [line.split("/")[-1] for line in read_calls(tmp_path)] == ["lab.txt", "a lab"]
+    assert environment.is_current()
+
+
+def test_what_a_failure_left_half_installed_is_not_taken_for_whole(checkout, python, tmp_path):
+    """The lock that was installed before comes back: what is there may not be its packages."""
+    environment = PythonEnvironment(checkout)
+    environment.prepare(Steps())
+    lock = checkout.root / "docker" / "locks" / "lab.txt"
+    before = lock.read_text()
+    lock.write_text("numpy==2.4.1\n")
+    script = FAKE_PYTHON.format(calls=tmp_path / "calls", lab="exit 1")
+    write_program(environment.python.parent, "python", script)
+    with pytest.raises(EngineError):
+        environment.prepare(Steps())
+    lock.write_text(before)
+    assert not environment.is_current()
+
+
+def test_a_python_without_venv_is_explained(checkout, tmp_path, monkeypatch):
+    program = write_program(
+        tmp_path / "bin",
+        "python3",
+        "echo 'The virtual environment was not created successfully because ensurepip is not "
+        "available.'; exit 1",
+    )
+    monkeypatch.setattr(environment_module.sys, "executable", str(program))
+    with pytest.raises(EngineError) as caught:
+        PythonEnvironment(checkout).prepare(Steps())
+    assert caught.value.cause == "this Python came without the venv module's own files"
+    assert caught.value.fix == "sudo apt-get install python3-venv"
+
+
+def test_a_lock_that_is_missing_is_the_checkouts_fault(checkout, python):
+    (checkout.root / "docker" / "locks" / "lab.txt").unlink()
+    with pytest.raises(LabkitError) as caught:
+        PythonEnvironment(checkout).prepare(Steps())
+    assert caught.value.cause == "the checkout is not complete"
+    assert caught.value.fix == f"git -C '{checkout.root}' status"
+
+
+def test_an_environment_whose_python_is_gone_is_made_anew(checkout, python, tmp_path):
+    environment = PythonEnvironment(checkout)
+    environment.prepare(Steps())
+    environment.python.unlink()
+    environment.python.symlink_to("/no/such/python3.9")
+    assert not environment.is_current()
+    read_calls(tmp_path)
+    environment.prepare(Steps())
+    assert read_calls(tmp_path)[0].startswith("-m venv --clear")
+
+
+def test_an_environment_of_another_python_is_made_anew(checkout, python, tmp_path):
+    environment = PythonEnvironment(checkout)
+    environment.prepare(Steps())
+    (checkout.environment_folder / "pyvenv.cfg").write_text("home = /usr/bin\nversion = 3.9.2\n")
+    read_calls(tmp_path)
+    environment.prepare(Steps())
+    assert read_calls(tmp_path)[0].startswith("-m venv --clear")
+
+
+LOCK = """\
+# a comment
+numpy==2.4.0 \\
+    --hash=sha256:aa \\
+    --hash=sha256:bb
+colorama==0.4.6 ; sys_platform == "win32" \\
+    --hash=sha256:cc
+matplotlib==3.11.0 ; python_full_version >= "3.10" \\
+    --hash=sha256:dd
+"""
+
+
+def test_counting_the_packages_that_this_machine_needs(checkout, tmp_path):
+    """With the real Python: two of the three are for Linux and macOS."""
+    write_program(checkout.environment_folder / "bin", "python", f'exec "{sys.executable}" "$@"')
+    lock = tmp_path / "lab.txt"
+    lock.write_text(LOCK)
+    assert PythonEnvironment(checkout)._count(lock) == 2
+
+
+def test_what_cannot_be_counted_is_unknown(checkout, tmp_path):
+    write_program(checkout.environment_folder / "bin", "python", "exit 1")
+    assert PythonEnvironment(checkout)._count(tmp_path / "lab.txt") is None
+
+
+PIP_SAYS = """\
+Looking in indexes: https://mirror.example
+Collecting jupyterlab==4.6.3 (from -r lab.txt (line 7))
+  Downloading jupyterlab-4.6.3-py3-none-any.whl (12.4 MB)
+Collecting numpy
+Installing collected packages: numpy, jupyterlab
+"""
+
+
+@pytest.mark.parametrize(
+    ("total", "notes"),
+    [
+        (118, ["package 1 of 118, jupyterlab", "package 2 of 118, numpy", "unpacking 2 packages"]),
+        (None, ["package 1, jupyterlab", "package 2, numpy", "unpacking 2 packages"]),
+    ],
+    ids=["counted", "not counted"],
+)
+def test_how_far_pip_is(total, notes):
+    step = Step("installing lab", lambda: 0.0)
+    read_line = follow_pip(step, total)
+    seen = []
+    for line in PIP_SAYS.splitlines():
+        read_line(line)
+        if step.detail not in ("", *seen):
+            seen.append(step.detail)
+    assert seen == notes

@@ -1,0 +1,131 @@
+"""The lab without an engine: a background process, its variables and its last words."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from labkit.errors import EngineError
+from labkit.launch import local
+from labkit.launch.local import LocalLab
+from labkit.launch.settings import Settings
+from labkit.launch.state import LabHandle, ensure_token
+from labkit.launch.steps import Steps
+from tests.fakes.host import make_checkout, write_program
+
+
+@pytest.fixture
+def lab(tmp_path):
+    return LocalLab(make_checkout(tmp_path / "a lab"), Settings(runtime="local"), port=8890)
+
+
+@pytest.fixture
+def became(monkeypatch):
+    calls = []
+
+    def become(words, environment=None):
+        calls.append((list(words), environment))
+        raise SystemExit
+
+    monkeypatch.setattr(local, "replace_process", become)
+    return calls
+
+
+def test_the_variables_are_the_images_own_with_folders_of_the_checkout(lab):
+    root = str(lab.checkout.root)
+    values = lab.environment()
+    assert values["PATH"].startswith(f"{root}/.venv/bin{os.pathsep}")
+    assert values["LABKIT_WORKSPACE"] == f"{root}/work"
+    assert values["LABKIT_TOKEN_FILE"] == f"{root}/.labkit/token"
+    assert values["LABKIT_SERVER_ADDRESS"] == "127.0.0.1"
+    assert values["LABKIT_SERVER_PORT"] == "8890"
+    assert values["LABKIT_REMOTE_ACCESS"] == "0"
+    assert values["JUPYTER_CONFIG_PATH"] == f"{root}/docker/jupyter"
+
+
+def test_the_token_itself_is_in_no_variable(lab):
+    token = ensure_token(lab.checkout)
+    assert token not in "".join(lab.environment().values())
+
+
+def test_an_address_that_opens_to_others_allows_remote_access(lab):
+    opened = LocalLab(lab.checkout, Settings(bind="0.0.0.0"), 8890)
+    assert opened.environment()["LABKIT_REMOTE_ACCESS"] == "1"
+
+
+@pytest.mark.filterwarnings("ignore:subprocess:ResourceWarning")  # it is meant to outlive us
+def test_it_starts_in_the_background_and_is_stopped(lab):
+    program = lab.python_environment.python
+    write_program(program.parent, program.name, 'echo "started: $*"; exec sleep 60')
+    handle = lab.start()
+    try:
+        assert lab.is_alive(handle)
+        assert handle.container is None
+    finally:
+        lab.stop(handle)
+    assert not lab.is_alive(handle)
+
+
+@pytest.mark.filterwarnings("ignore:subprocess:ResourceWarning")
+def test_each_start_has_a_log_of_its_own(lab):
+    lab.log_file.write_text("of the last time\n")
+    program = lab.python_environment.python
+    write_program(program.parent, program.name, "exit 0")
+    lab.stop(lab.start())
+    assert "of the last time" not in lab.log_file.read_text()
+
+
+def test_what_it_prepares_is_the_environment(lab, monkeypatch):
+    prepared = []
+    monkeypatch.setattr(
+        local.PythonEnvironment, "prepare", lambda self, steps: prepared.append(self.checkout)
+    )
+    lab.prepare(Steps())
+    assert prepared == [lab.checkout]
+
+
+def test_a_dead_server_is_explained_by_its_last_words(lab):
+    lab.log_file.write_text("[I 2026] starting\nOSError: [Errno 98] Address already in use\n")
+    error = lab.explain_death(LabHandle())
+    assert error.what == (
+        "JupyterLab stopped\n"
+        "  | [I 2026] starting\n"
+        "  | OSError: [Errno 98] Address already in use\n"
+        f"  the whole log: {lab.log_file}"
+    )
+
+
+def test_a_server_without_a_log_is_explained_all_the_same(lab):
+    assert lab.explain_death(LabHandle()).what == f"JupyterLab stopped (log: {lab.log_file})"
+
+
+@pytest.mark.parametrize(
+    ("follow", "words"), [(False, ["-n", "50"]), (True, ["-n", "50", "-f"])], ids=["once", "follow"]
+)
+def test_logs_are_the_tail_of_the_file(lab, became, follow, words):
+    lab.log_file.write_text("a line\n")
+    with pytest.raises(SystemExit):
+        lab.show_logs(None, 50, follow)
+    assert became == [(["tail", *words, str(lab.log_file)], None)]
+
+
+def test_no_log_yet(lab, became):
+    with pytest.raises(EngineError, match="there is no log yet") as caught:
+        lab.show_logs(None, 50, False)
+    assert caught.value.fix == "make up"
+
+
+def test_a_command_runs_in_the_workspace_with_the_environments_programs(lab, became, monkeypatch):
+    monkeypatch.chdir(lab.checkout.root)
+    with pytest.raises(SystemExit):
+        lab.enter(None, ["labkit", "devices"])
+    [(words, environment)] = became
+    assert words == ["labkit", "devices"]
+    assert environment["VIRTUAL_ENV"] == str(lab.checkout.environment_folder)
+    assert Path.cwd() == lab.checkout.workspace
+
+
+def test_the_same_lab_on_another_port(lab):
+    assert lab.on_port(9000) == LocalLab(lab.checkout, lab.settings, 9000)

@@ -1,0 +1,79 @@
+"""What `labkit serve` makes ready before it becomes JupyterLab."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from labkit.errors import EngineError, UsageError
+from labkit.launch import serve
+from labkit.launch.serve import STATE_FOLDERS, become_jupyter, find_workspace, prepare_folders
+
+
+def test_jupyters_own_folders_are_made_in_the_state_folder(tmp_path):
+    values = prepare_folders({"LABKIT_STATE": str(tmp_path / "state"), "OTHER": "kept"})
+    assert values.pop("LABKIT_STATE") == str(tmp_path / "state")
+    assert values.pop("OTHER") == "kept"
+    assert values == {name: f"{tmp_path}/state/{path}" for name, path in STATE_FOLDERS.items()}
+    assert all(Path(path).is_dir() for path in values.values())
+
+
+def test_the_users_own_jupyter_settings_are_left_out_of_it(tmp_path):
+    environment = {"LABKIT_STATE": str(tmp_path), "JUPYTER_CONFIG_DIR": "/home/ada/.jupyter"}
+    assert prepare_folders(environment)["JUPYTER_CONFIG_DIR"] == f"{tmp_path}/jupyter/config"
+
+
+def test_what_is_there_already_is_kept(tmp_path):
+    prepare_folders({"LABKIT_STATE": str(tmp_path)})
+    (tmp_path / "jupyter" / "config" / "mine.json").write_text("{}")
+    prepare_folders({"LABKIT_STATE": str(tmp_path)})
+    assert (tmp_path / "jupyter" / "config" / "mine.json").exists()
+
+
+@pytest.mark.parametrize(("inside", "made"), [("1", True), ("", False)], ids=["container", "host"])
+def test_a_home_is_made_in_a_container_alone(tmp_path, inside, made):
+    home = tmp_path / "home"
+    environment = {
+        "LABKIT_STATE": str(tmp_path / "state"),
+        "LABKIT_IN_CONTAINER": inside,
+        "HOME": str(home),
+    }
+    prepare_folders(environment)
+    assert home.exists() is made
+
+
+def test_caches_that_cannot_be_written(tmp_path):
+    (tmp_path / "state").write_text("a file of that name")
+    with pytest.raises(EngineError) as caught:
+        prepare_folders({"LABKIT_STATE": str(tmp_path / "state")})
+    assert caught.value.what.startswith(f"cannot write to {tmp_path}/state/")
+    assert caught.value.fix == "make clean && make up"
+
+
+def test_the_workspace_by_its_variable(tmp_path):
+    assert find_workspace({"LABKIT_WORKSPACE": str(tmp_path)}) == tmp_path
+
+
+def test_without_the_variable_it_is_here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert find_workspace({}) == tmp_path
+
+
+def test_a_workspace_that_cannot_be_written(tmp_path):
+    missing = tmp_path / "work"
+    with pytest.raises(UsageError) as caught:
+        find_workspace({"LABKIT_WORKSPACE": str(missing)})
+    assert caught.value.what == f"the workspace {missing} cannot be written by uid {os.getuid()}"
+    assert caught.value.fix == "sudo chown -R $(id -u):$(id -g) work"
+
+
+def test_it_becomes_jupyterlab_of_its_own_python(monkeypatch):
+    calls = []
+    monkeypatch.setattr(serve, "replace_process", lambda *arguments: calls.append(arguments))
+    become_jupyter({"JUPYTER_CONFIG_PATH": "/etc/labkit/jupyter"})
+    assert calls == [
+        ([sys.executable, "-m", "jupyterlab"], {"JUPYTER_CONFIG_PATH": "/etc/labkit/jupyter"})
+    ]

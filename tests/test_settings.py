@@ -1,0 +1,120 @@
+"""What was asked for, and where the checkout is."""
+
+from __future__ import annotations
+
+import pytest
+
+from labkit.errors import UsageError
+from labkit.launch.settings import Checkout, Settings, find_checkout, read_settings
+from tests.fakes.host import make_checkout
+
+
+def test_nothing_asked_for():
+    assert read_settings({}, {}) == Settings("auto", "auto", None, "127.0.0.1")
+
+
+def test_options_come_before_the_environment():
+    environment = {
+        "LABKIT_RUNTIME": "podman",
+        "LABKIT_FLAVOR": "cpu",
+        "LABKIT_PORT": "9000",
+        "LABKIT_BIND": "0.0.0.0",
+    }
+    assert read_settings({}, environment) == Settings("podman", "cpu", 9000, "0.0.0.0")
+    options = {"runtime": "local", "port": "9001", "flavor": None, "other": "ignored"}
+    assert read_settings(options, environment) == Settings("local", "cpu", 9001, "0.0.0.0")
+
+
+@pytest.mark.parametrize("text", ["0", "65536", "80x", "-1", "8888.0", "http"])
+def test_what_is_no_port(text):
+    with pytest.raises(UsageError) as caught:
+        read_settings({"port": text}, {})
+    assert caught.value.what == f"PORT={text} is not a port"
+    assert caught.value.cause == "a port is a number from 1 to 65535"
+
+
+@pytest.mark.parametrize("text", ["1", "65535"])
+def test_the_first_and_the_last_port(text):
+    assert read_settings({"port": text}, {}).port == int(text)
+
+
+def test_an_empty_value_counts_as_not_asked_for():
+    assert read_settings({"port": ""}, {"LABKIT_PORT": ""}).port is None
+
+
+@pytest.mark.parametrize(
+    ("text", "address"),
+    [
+        ("localhost", "127.0.0.1"),
+        ("0.0.0.0", "0.0.0.0"),
+        ("::1", "::1"),
+        ("0:0:0:0:0:0:0:1", "::1"),
+        ("192.168.0.7", "192.168.0.7"),
+    ],
+)
+def test_the_address(text, address):
+    assert read_settings({"bind": text}, {}).bind == address
+
+
+@pytest.mark.parametrize("text", ["my-host", "127.0.0", "0.0.0.0:80", "[::1]"])
+def test_what_is_no_address(text):
+    with pytest.raises(UsageError) as caught:
+        read_settings({"bind": text}, {})
+    assert caught.value.what == f"BIND={text} is not an address"
+    assert caught.value.fix == "make up BIND=127.0.0.1"
+
+
+@pytest.mark.parametrize(
+    ("bind", "opens"),
+    [
+        ("127.0.0.1", False),
+        ("127.0.0.2", False),
+        ("::1", False),
+        ("0.0.0.0", True),
+        ("::", True),
+        ("192.168.0.7", True),
+    ],
+)
+def test_all_but_loopback_opens_to_others(bind, opens):
+    assert Settings(bind=bind).opens_to_others is opens
+
+
+def test_every_place_is_inside_the_checkout(tmp_path):
+    checkout = Checkout(tmp_path)
+    assert checkout.workspace == tmp_path / "work"
+    assert checkout.token_file == tmp_path / ".labkit" / "token"
+    assert checkout.logs_folder == tmp_path / ".labkit" / "logs"
+    assert checkout.environment_folder == tmp_path / ".venv"
+
+
+def test_each_checkout_has_a_project_name_of_its_own(tmp_path):
+    first, second = Checkout(tmp_path / "a lab"), Checkout(tmp_path / "b")
+    assert first.project != second.project
+    assert first.project == Checkout(tmp_path / "a lab").project
+    assert first.project.startswith("labkit-")
+    assert first.project.removeprefix("labkit-").isalnum()
+
+
+def test_the_checkout_is_found_from_the_package_itself(monkeypatch):
+    monkeypatch.delenv("LABKIT_HOME", raising=False)
+    assert (find_checkout().root / "labkit" / "launch" / "settings.py").is_file()
+
+
+def test_another_checkout_by_name(tmp_path, monkeypatch):
+    checkout = make_checkout(tmp_path / "my lab")
+    monkeypatch.setenv("LABKIT_HOME", str(checkout.root))
+    assert find_checkout() == checkout
+
+
+def test_a_link_to_a_checkout_is_that_checkout(tmp_path):
+    checkout = make_checkout(tmp_path / "lab")
+    link = tmp_path / "link"
+    link.symlink_to(checkout.root)
+    assert find_checkout(link).project == checkout.project
+
+
+def test_a_folder_without_compose_yaml_is_no_checkout(tmp_path):
+    with pytest.raises(UsageError) as caught:
+        find_checkout(tmp_path)
+    assert caught.value.what == f"no checkout of labkit at {tmp_path}"
+    assert caught.value.fix == "cd to the clone and run: make up"

@@ -1,0 +1,348 @@
+"""`labkit up`, step by step, with a lab that is played."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass, field, replace
+from functools import partial
+
+import pytest
+
+from labkit.errors import EngineError, LabkitError, TimedOutError, UsageError
+from labkit.launch import up
+from labkit.launch.choose import Choice
+from labkit.launch.container import PortTakenError
+from labkit.launch.health import wait_until
+from labkit.launch.settings import Settings
+from labkit.launch.state import LabHandle, LabState, read_state, write_state
+from labkit.launch.status import LabStatus
+from labkit.launch.steps import Steps
+from labkit.launch.up import Plan, choose_port, describe_urls, find_running, launch, start_lab
+from tests.fakes.host import ADA, make_checkout
+
+TOKEN = "abc"
+
+
+@dataclass
+class FakeLab:
+    """A lab that starts, dies or hangs as it is told; ``calls`` is what was done with it."""
+
+    port: int = 0
+    on_start: dict[int, BaseException] = field(default_factory=dict)
+    alive: bool = True
+    calls: list[str] = field(default_factory=list)
+
+    def on_port(self, port):
+        return replace(self, port=port)
+
+    def prepare(self, steps):
+        self.calls.append("prepare")
+
+    def start(self):
+        self.calls.append(f"start {self.port}")
+        if self.port in self.on_start:
+            raise self.on_start[self.port]
+        return LabHandle(container=f"at-{self.port}")
+
+    def stop(self, handle):
+        self.calls.append(f"stop {handle.container}")
+
+    def is_alive(self, handle):
+        return self.alive
+
+    def explain_death(self, handle):
+        return EngineError(f"{handle.container} died")
+
+
+def plan_for(lab, port_asked=False):
+    return Plan(Choice("local", "a reason"), Choice("cpu", "another"), lab, port_asked)
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    return make_checkout(tmp_path / "a lab")
+
+
+@pytest.fixture
+def screen():
+    return io.StringIO()
+
+
+@pytest.fixture
+def steps(screen):
+    return Steps(screen, clock=lambda: 0.0)
+
+
+@pytest.fixture(autouse=True)
+def taken(monkeypatch):
+    """The ports that something else listens on; no real port is touched."""
+    ports = set()
+    monkeypatch.setattr(up, "is_port_free", lambda address, port: port not in ports)
+
+    def find(address, first):
+        return next((port for port in range(first, first + 50) if port not in ports), None)
+
+    monkeypatch.setattr(up, "find_free_port", find)
+    return ports
+
+
+@pytest.fixture
+def answers(monkeypatch):
+    """What the server on the lab's port answers, one after the other; the last one stays."""
+    left = ["healthy"]
+
+    def probe(port, token, address):
+        assert token == TOKEN
+        answer = left.pop(0) if len(left) > 1 else left[0]
+        if isinstance(answer, BaseException):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(up, "probe_server", probe)
+    monkeypatch.setattr(up, "wait_until", partial(wait_until, interval_seconds=0.001))
+    return left
+
+
+# Ports
+
+
+def test_the_default_port(steps, screen):
+    assert choose_port(Settings(), 8888, steps) == 8888
+    assert screen.getvalue() == ""
+
+
+def test_a_busy_default_moves_on_and_says_so(steps, screen, taken):
+    taken.update({8888, 8889})
+    assert choose_port(Settings(), 8888, steps) == 8890
+    assert screen.getvalue() == "port 8888 is taken: using 8890\n"
+
+
+def test_a_port_that_was_asked_for(steps):
+    assert choose_port(Settings(port=9000), 9000, steps) == 9000
+
+
+@pytest.mark.parametrize(
+    ("port", "fix"), [(9000, "make up PORT=9001"), (65535, "make up PORT=8888")]
+)
+def test_a_busy_port_that_was_asked_for_is_an_error(steps, taken, port, fix):
+    taken.add(port)
+    with pytest.raises(UsageError) as caught:
+        choose_port(Settings(port=port), port, steps)
+    assert caught.value.what == f"port {port} is taken"
+    assert caught.value.fix == fix
+
+
+def test_no_free_port_at_all(steps, taken):
+    taken.update(range(8888, 8938))
+    with pytest.raises(UsageError, match="port 8888 is taken"):
+        choose_port(Settings(), 8888, steps)
+
+
+def test_an_address_of_another_machine(steps, monkeypatch):
+    def fail(address, first):
+        raise OSError(99, "Cannot assign requested address")
+
+    monkeypatch.setattr(up, "find_free_port", fail)
+    with pytest.raises(UsageError) as caught:
+        choose_port(Settings(bind="192.0.2.1"), 8888, steps)
+    assert caught.value.what == "cannot listen on 192.0.2.1: Cannot assign requested address"
+
+
+# What runs already
+
+RUNNING = LabState(
+    "local", "cpu", 8890, "127.0.0.1", "a reason", "2026-11-23T05:00:00Z", LabHandle()
+)
+
+
+@pytest.fixture
+def running(checkout, monkeypatch):
+    """A lab that runs and is well, or whatever status the test gives."""
+
+    def play(status):
+        monkeypatch.setattr(up, "read_status", lambda checkout: status)
+        return status
+
+    return play
+
+
+def healthy(checkout, state=RUNNING):
+    return LabStatus.of(checkout, state, healthy=True, token=TOKEN)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        Settings(),
+        Settings(runtime="local", flavor="cpu", port=8890),
+        Settings(runtime="auto", port=8890),
+    ],
+    ids=["nothing asked", "the same asked", "the same port"],
+)
+def test_a_lab_that_runs_is_taken_as_it_is(checkout, steps, screen, running, settings):
+    status = running(healthy(checkout))
+    assert find_running(checkout, settings, steps) is status
+    assert screen.getvalue() == ""
+
+
+@pytest.mark.parametrize(
+    ("settings", "differing"),
+    [
+        (Settings(runtime="docker"), "RUNTIME=docker"),
+        (Settings(flavor="cuda"), "FLAVOR=cuda"),
+        (Settings(port=9000), "PORT=9000"),
+        (Settings(bind="0.0.0.0"), "BIND=0.0.0.0"),
+        (Settings(runtime="docker", port=9000), "RUNTIME=docker PORT=9000"),
+    ],
+)
+def test_another_kind_of_lab_than_runs_is_refused(checkout, steps, running, settings, differing):
+    running(healthy(checkout))
+    with pytest.raises(UsageError) as caught:
+        find_running(checkout, settings, steps)
+    assert caught.value.what == f"a lab runs already, and not with {differing}"
+    assert caught.value.cause == "it has runtime local, flavor cpu, port 8890, address 127.0.0.1"
+    assert caught.value.fix == f"make down && make up {differing}"
+
+
+def test_nothing_runs(checkout, steps, running):
+    running(LabStatus(checkout))
+    assert find_running(checkout, Settings(), steps) is None
+
+
+def test_what_is_left_of_a_dead_lab_is_cleared_away(checkout, steps, screen, running, monkeypatch):
+    lab = FakeLab()
+    monkeypatch.setattr(up, "open_lab", lambda checkout, state: lab)
+    write_state(checkout, RUNNING)
+    running(LabStatus(checkout, RUNNING, problem="its process is gone"))
+    assert find_running(checkout, Settings(runtime="docker"), steps) is None
+    assert lab.calls == ["stop None"]
+    assert read_state(checkout) is None
+    assert screen.getvalue() == (
+        "the last lab is not well (its process is gone); starting it anew\n"
+    )
+
+
+def test_a_lab_that_is_only_busy_is_waited_for_and_not_stopped(checkout, steps, monkeypatch):
+    busy = LabStatus(checkout, RUNNING, running=True, problem="it runs, but does not answer")
+    well = healthy(checkout)
+    left = [busy, busy, well, well]
+    monkeypatch.setattr(up, "read_status", lambda checkout: left.pop(0))
+    monkeypatch.setattr(up, "wait_until", lambda predicate, **limits: predicate() or predicate())
+    monkeypatch.setattr(up, "open_lab", lambda checkout, state: pytest.fail("stopped it"))
+    assert find_running(checkout, Settings(), steps) is well
+
+
+# The launch
+
+
+def test_a_launched_lab_is_remembered(checkout, steps, screen, answers):
+    answers[:] = ["silent", "foreign", "healthy"]
+    lab = FakeLab()
+    state = launch(checkout, Settings(), plan_for(lab), TOKEN, steps)
+    assert (state.runtime, state.flavor, state.port) == ("local", "cpu", 8888)
+    assert state.handle == LabHandle(container="at-8888")
+    assert read_state(checkout) == state
+    assert lab.calls == ["start 8888"]
+    assert screen.getvalue() == "starting JupyterLab ...\nstarting JupyterLab: done in 0:00\n"
+
+
+def test_ctrl_c_while_waiting_leaves_nothing_running(checkout, steps, answers):
+    answers[:] = ["silent", KeyboardInterrupt()]
+    lab = FakeLab()
+    with pytest.raises(KeyboardInterrupt):
+        launch(checkout, Settings(), plan_for(lab), TOKEN, steps)
+    assert lab.calls == ["start 8888", "stop at-8888"]
+    assert read_state(checkout) is None
+
+
+def test_ctrl_c_while_starting_leaves_nothing_running(checkout, steps):
+    lab = FakeLab(on_start={8888: KeyboardInterrupt()})
+    with pytest.raises(KeyboardInterrupt):
+        launch(checkout, Settings(), plan_for(lab), TOKEN, steps)
+    assert lab.calls == ["start 8888", "stop None"]
+    assert read_state(checkout) is None
+
+
+def test_a_lab_that_dies_is_explained_and_forgotten(checkout, steps, answers):
+    answers[:] = ["silent"]
+    lab = FakeLab(alive=False)
+    with pytest.raises(EngineError, match="at-8888 died"):
+        launch(checkout, Settings(), plan_for(lab), TOKEN, steps)
+    assert lab.calls == ["start 8888", "stop at-8888"]
+    assert read_state(checkout) is None
+
+
+def test_a_lab_that_never_answers_times_out(checkout, steps, answers, monkeypatch):
+    answers[:] = ["silent"]
+    monkeypatch.setattr(up, "HEALTH_LIMIT_SECONDS", 0.0)
+    lab = FakeLab()
+    with pytest.raises(TimedOutError, match="did not answer on port 8888"):
+        launch(checkout, Settings(), plan_for(lab), TOKEN, steps)
+    assert lab.calls == ["start 8888", "stop at-8888"]
+
+
+def test_a_port_taken_meanwhile_is_left_for_the_next(checkout, steps, screen, answers, taken):
+    lab = FakeLab(on_start={8888: PortTakenError("taken"), 8889: PortTakenError("taken")})
+    state = launch(checkout, Settings(), plan_for(lab), TOKEN, steps)
+    assert state.port == 8890
+    assert lab.calls == ["start 8888", "stop None", "start 8889", "stop None", "start 8890"]
+
+
+def test_it_does_not_try_for_ever(checkout, steps):
+    lab = FakeLab(on_start={port: PortTakenError("taken") for port in range(8888, 8950)})
+    with pytest.raises(UsageError, match="port 8892 is taken"):
+        launch(checkout, Settings(), plan_for(lab), TOKEN, steps)
+    assert lab.calls.count("stop None") == 5
+
+
+def test_a_port_asked_for_and_taken_meanwhile_is_an_error(checkout, steps):
+    lab = FakeLab(on_start={9000: PortTakenError("taken")})
+    with pytest.raises(UsageError, match="port 9000 is taken"):
+        launch(checkout, Settings(port=9000), plan_for(lab, port_asked=True), TOKEN, steps)
+    assert lab.calls == ["start 9000", "stop None"]
+
+
+def test_from_nothing_to_a_url(checkout, steps, monkeypatch):
+    lab = FakeLab()
+    monkeypatch.setattr(up, "probe_host", lambda settings: None)
+    monkeypatch.setattr(up, "make_plan", lambda checkout, settings, facts: plan_for(lab))
+    monkeypatch.setattr(up, "probe_server", lambda port, token, address: "healthy")
+    status = start_lab(checkout, Settings(), steps)
+    token = checkout.token_file.read_text().strip()
+    assert status.url == f"http://127.0.0.1:8888/lab?token={token}"
+    assert status.healthy
+    assert lab.calls == ["prepare", "start 8888"]
+
+
+def test_a_workspace_that_cannot_be_used_stops_it_before_anything_starts(
+    checkout, steps, monkeypatch
+):
+    checkout.workspace.rmdir()
+    checkout.workspace.write_text("a file of that name")
+    monkeypatch.setattr(up, "probe_host", lambda settings: pytest.fail("went on"))
+    with pytest.raises(LabkitError, match="is not a folder"):
+        start_lab(checkout, Settings(), steps)
+
+
+# The last lines
+
+
+def test_the_last_lines(checkout):
+    assert describe_urls(healthy(checkout), ADA) == [
+        "JupyterLab is ready:  http://127.0.0.1:8890/lab?token=abc",
+        "stop it:  make down",
+    ]
+
+
+@pytest.mark.parametrize(("user", "target"), [("ada", "ada@10.0.0.9"), (None, "10.0.0.9")])
+def test_over_ssh_the_tunnel_is_spelled_out(checkout, user, target):
+    machine = replace(ADA, user_name=user, ssh_server="10.0.0.9")
+    assert describe_urls(healthy(checkout), machine)[1] == (
+        "from your own computer:  ssh -N -L 8890:127.0.0.1:8890 "
+        f"{target}   # then open the URL there"
+    )
+
+
+def test_an_open_lab_needs_no_tunnel(checkout):
+    status = healthy(checkout, replace(RUNNING, bind="0.0.0.0"))
+    assert len(describe_urls(status, replace(ADA, ssh_server="10.0.0.9"))) == 2
