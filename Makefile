@@ -57,7 +57,7 @@ lock:  ## pin every package anew in docker/locks/
 	@$(LABKIT) lock
 
 bench:  ## measure start-up times and the image's size
-	@$(LABKIT) exec $(CHOICE) -- true && $(PYTHON) tests/bench/bench_launch.py
+	@$(LABKIT) build --runtime local && $(PYTHON) tests/bench/bench_launch.py
 
 clean:  ## remove images, caches, .venv and state; never work/
 	@$(LABKIT) clean

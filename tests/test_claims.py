@@ -242,3 +242,11 @@ def test_a_cards_text_indents_what_goes_over_a_line() -> None:
 )
 def test_values_are_put_into_few_words(value: object, text: str) -> None:
     assert format_value(value) == text
+
+
+def test_a_tensor_without_values_is_no_match_and_no_crash():
+    meta = torch.empty(2, device="meta")
+
+    assert not same_value(meta, torch.zeros(2))
+    assert not same_value(torch.zeros(2), meta)
+    assert same_value(meta, torch.empty(2, device="meta"))

@@ -100,6 +100,8 @@ def _same_tensor(seen: Any, expected: Any, within: float | None) -> bool:
         return False
     if left.shape != right.shape:
         return False
+    if left.is_meta or right.is_meta:  # shapes are all that is kept there
+        return bool(left.is_meta and right.is_meta)
     right = right.to(left.device)
     both_nan = left.isnan() & right.isnan()
     if within is None:

@@ -12,6 +12,7 @@ from typing import Any
 from selenium import webdriver
 from selenium.common.exceptions import (
     ElementClickInterceptedException,
+    ElementNotInteractableException,
     StaleElementReferenceException,
 )
 from selenium.webdriver.chrome.service import Service
@@ -36,6 +37,11 @@ FLAGS = (
     "--window-size=1500,1000",
 )
 RUN_ALL = "runmenu:run-all"
+NOT_YET = (
+    StaleElementReferenceException,
+    ElementClickInterceptedException,
+    ElementNotInteractableException,
+)
 
 
 @contextlib.contextmanager
@@ -108,7 +114,8 @@ def click_menu(driver: WebDriver, menu: str, command: str) -> None:
 
 def open_notebook(driver: WebDriver, server: LabServer, name: str) -> None:
     """Returns once the notebook is shown, has the focus, and its kernel is connected and idle."""
-    driver.get(server.url(f"lab/tree/{name}"))
+    # &reset: without the tabs that an earlier test left open.
+    driver.get(server.url(f"lab/tree/{name}") + "&reset")
     click(driver, ".jp-Notebook .jp-Cell", timeout_seconds=60)
 
     def is_idle() -> bool:
@@ -126,7 +133,7 @@ def click(driver: WebDriver, selector: str, *, timeout_seconds: float) -> None:
         # The page redraws as it loads: what was found may be gone before it is clicked.
         try:
             find_shown(driver, selector)[0].click()
-        except (IndexError, StaleElementReferenceException, ElementClickInterceptedException):
+        except (IndexError, *NOT_YET):
             return False
         return True
 

@@ -1,0 +1,127 @@
+"""The figures that memory promises, measured side by side: ``python -m tests.bench.bench_memory``.
+
+Each line names a limit, what was measured, and whether it holds. Commands are run in turn, so that
+a busy moment of the machine falls on all of them alike; the figure is the median.
+"""
+
+from __future__ import annotations
+
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from labkit.memory.blocks import Ledger
+from labkit.memory.gauges import CudaGauge
+from labkit.memory.track import MemoryTracker
+from tests.fakes.nvml import PlayedHost, build_driver, script_driver, script_gpu
+
+ROUNDS = 15
+BLOCKS = 2000
+
+
+class RecordedCuda:
+    """torch.cuda with recorded statistics: what is left is the tracker's own time."""
+
+    statistics = {"allocated_bytes": {"all": {"current": 1024, "peak": 4096}}}  # noqa: RUF012
+
+    def memory_stats_as_nested_dict(self, index: int) -> dict[str, dict[str, dict[str, int]]]:
+        """The recorded statistics."""
+        return self.statistics
+
+    def reset_peak_memory_stats(self, index: int) -> None:
+        """Nothing to reset."""
+
+
+def time_commands(
+    run: Callable[[Sequence[str]], object], commands: dict[str, Sequence[str]]
+) -> dict[str, float]:
+    """The median seconds of each command, run in turn."""
+    taken: dict[str, list[float]] = {name: [] for name in commands}
+    for _ in range(ROUNDS):
+        for name, words in commands.items():
+            started = time.perf_counter()
+            run(words)
+            taken[name].append(time.perf_counter() - started)
+    return {name: statistics.median(seconds) for name, seconds in taken.items()}
+
+
+def time_block(make: Callable[[], MemoryTracker]) -> float:
+    """The median seconds to enter and exit a tracker around nothing."""
+    taken = []
+    for _ in range(BLOCKS):
+        tracker = make()
+        started = time.perf_counter()
+        with tracker:
+            pass
+        taken.append(time.perf_counter() - started)
+    return statistics.median(taken)
+
+
+def report(name: str, measured: float, limit: float, unit: str) -> bool:
+    """Prints one figure beside its limit; True where it holds."""
+    holds = measured <= limit
+    print(f"{name:<52}{measured:8.2f} {unit:<6} limit {limit:g}  {'ok' if holds else 'TOO MUCH'}")
+    return holds
+
+
+def compare_commands() -> list[bool]:
+    """labkit's commands against ``import pynvml``, without a driver."""
+    commands = {
+        "import pynvml": (sys.executable, "-c", "import pynvml"),
+        "labkit devices": (sys.executable, "-m", "labkit", "devices"),
+        "labkit memory": (sys.executable, "-m", "labkit", "memory"),
+    }
+    medians = time_commands(
+        lambda words: subprocess.run(words, capture_output=True, check=True), commands
+    )
+    base = medians.pop("import pynvml")
+    return [
+        report(f"{name}, over import pynvml ({base * 1000:.0f} ms)", seconds / base, 2.0, "times")
+        for name, seconds in medians.items()
+    ]
+
+
+def compare_peers() -> list[bool]:
+    """``labkit memory`` against nvitop and gpustat, on the same played driver."""
+    peers = {"nvitop": "nvitop", "gpustat": "gpustat"}
+    found = {name: path for name in peers if (path := shutil.which(name))}
+    for name in peers:
+        if name not in found:
+            print(f"{'labkit memory, over ' + name:<52}not measured: {name} is not installed")
+    if not found:
+        return []
+    with tempfile.TemporaryDirectory() as folder:
+        host = PlayedHost(Path(folder), build_driver(Path(folder) / "driver"))
+        script = script_driver(script_gpu(0), script_gpu(1))
+        # Console scripts of this Python: run as files, so that all of them start alike.
+        commands = {
+            name: (path, *(["-1"] if name == "nvitop" else [])) for name, path in found.items()
+        }
+        medians = time_commands(
+            lambda words: host.run_python(script, *words),
+            {"labkit": ("-m", "labkit", "memory"), **commands},
+        )
+    return [
+        report(f"labkit memory, over {name}", medians["labkit"] / medians[name], 1.0, "times")
+        for name in found
+    ]
+
+
+def compare_blocks() -> list[bool]:
+    """What a tracker costs, on CUDA by a recorded backend and on the CPU."""
+    ledger = Ledger(find_devices=lambda: [CudaGauge(RecordedCuda(), 0)])
+    cuda = time_block(lambda: MemoryTracker("cuda", ledger=ledger))
+    cpu = time_block(lambda: MemoryTracker("cpu"))
+    return [
+        report("track_memory('cuda') enter and exit, recorded", cuda * 1e6, 50, "us"),
+        report("track_memory('cpu') enter and exit", cpu * 1e6, 1000, "us"),
+    ]
+
+
+if __name__ == "__main__":
+    sys.exit(0 if all([*compare_commands(), *compare_peers(), *compare_blocks()]) else 1)
