@@ -21,6 +21,13 @@ TORCH_INDEX = "https://download.pytorch.org/whl/cpu"
 # What labkit itself is installed from: editable, so that a change to the code needs nothing.
 LABKIT_INPUT = "pyproject.toml"
 
+# What each lock is called while it is being installed.
+TITLES = {
+    "torch-cpu": "torch, the build for the CPU",
+    "lab": "JupyterLab and what the labs use",
+    "test": "what the tests use",
+}
+
 COUNT_REQUIREMENTS = """
 import sys
 from pip._vendor.packaging.requirements import Requirement
@@ -83,7 +90,7 @@ class PythonEnvironment:
         if self._read_stamp(name) == digest:
             return
         self._stamp(name).unlink(missing_ok=True)
-        with steps.step(f"installing {name}") as step:
+        with steps.step(f"installing {TITLES.get(name, name)}") as step:
             follow = follow_pip(step, self._count(source)) if source.suffix == ".txt" else None
             with self._open_log(f"install-{name}", follow) as log:
                 self._run(
@@ -162,12 +169,14 @@ def follow_pip(step: Step, total: int | None) -> Callable[[str], None]:
 
     def read_line(line: str) -> None:
         nonlocal seen
-        found = re.match(r"Collecting (\S+?)(?:==|\s|$)", line)
+        # "Processing" names a file: a wheel that is on this machine already.
+        found = re.match(r"(?:Collecting (?P<name>\S+?)(?:==|\s|$)|Processing (?P<file>\S+))", line)
         if found:
             seen += 1
-            step.note(f"package {seen}{of_total}, {found.group(1)}")
+            name = found["name"] or Path(found["file"]).name.split("-")[0]
+            step.note(f"package {seen}{of_total}, {name}")
         elif line.startswith("Installing collected packages"):
-            step.note(f"unpacking {seen} packages")
+            step.note(f"unpacking {total or seen} packages")
 
     return read_line
 
