@@ -16,7 +16,17 @@ from labkit.launch.settings import Checkout
 LAB_INPUTS = ("docker", "labkit", "labs", "pyproject.toml", ".dockerignore")
 TEST_INPUTS = (
     *LAB_INPUTS,
-    *("tests", "compose.yaml", "Makefile", "README.md", "CHANGELOG.md", ".ci", ".gitignore"),
+    *(
+        "tests",
+        "compose.yaml",
+        "Makefile",
+        "README.md",
+        "CHANGELOG.md",
+        "LICENSE",
+        "docs",
+        ".ci",
+        ".gitignore",
+    ),
 )
 IGNORED = {"__pycache__", ".ipynb_checkpoints"}
 # Settings that change what a build gives.

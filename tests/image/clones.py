@@ -16,8 +16,16 @@ from labkit.launch.settings import Checkout
 from tests.servers import LabServer
 
 ROOT = Path(__file__).parents[2]
-COPIED = ("docker", "labkit", "labs", "tests")
-FILES = ("compose.yaml", "Makefile", "pyproject.toml", "README.md", "CHANGELOG.md", ".dockerignore")
+COPIED = ("docker", "labkit", "labs", "tests", "docs")
+FILES = (
+    "compose.yaml",
+    "Makefile",
+    "pyproject.toml",
+    "README.md",
+    "CHANGELOG.md",
+    "LICENSE",
+    ".dockerignore",
+)
 
 
 @dataclass(frozen=True)
