@@ -11,9 +11,20 @@ _EXPORTS = {
     "claim_raises": "labkit.lessons.claims",
     "best_device": "labkit.devices.torch_devices",
     "LabkitError": "labkit.errors",
+    "memory": "labkit.memory",
+    "track_memory": "labkit.memory.track",
 }
 
-__all__ = ["LabkitError", "__version__", "best_device", "check", "claim", "claim_raises"]
+__all__ = [
+    "LabkitError",
+    "__version__",
+    "best_device",
+    "check",
+    "claim",
+    "claim_raises",
+    "memory",
+    "track_memory",
+]
 
 
 def __getattr__(name: str) -> object:

@@ -27,6 +27,11 @@ def read_limits(root: Path) -> CgroupLimits:
     )
 
 
+def read_room(root: Path) -> int | None:
+    """Bytes this process can still use under the limits above it; None where there is none."""
+    return _find_tightest(_list_folders(root, "memory"), _read_room)
+
+
 def _list_folders(root: Path, controller: str) -> list[Path]:
     """The folders that can hold a limit for this process, its own first, then those above."""
     top = root / "sys/fs/cgroup"
@@ -65,6 +70,20 @@ def _read_memory(folder: Path) -> int | None:
     text = _read_text(folder / "memory.max") or _read_text(folder / "memory.limit_in_bytes") or ""
     limit = int(text) if text.strip().isdigit() else NO_LIMIT_BYTES
     return limit if limit < NO_LIMIT_BYTES else None
+
+
+def _read_room(folder: Path) -> int | None:
+    limit = _read_memory(folder)
+    text = _read_text(folder / "memory.current") or _read_text(folder / "memory.usage_in_bytes")
+    if limit is None or text is None:
+        return None
+    stat = dict(
+        line.split() for line in (_read_text(folder / "memory.stat") or "").splitlines() if line
+    )
+    # The kernel gives back the cache of files not used lately before it refuses anyone memory.
+    # In v1 the plain figure is the folder's own, and the usage that of all below it.
+    idle = stat.get("total_inactive_file") or stat.get("inactive_file") or "0"
+    return max(0, limit - int(text) + int(idle))
 
 
 def _read_text(path: Path) -> str | None:

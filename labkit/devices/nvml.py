@@ -15,14 +15,26 @@ from typing import Any, Literal, NamedTuple
 NOT_SUPPORTED = 3
 NO_PERMISSION = 4
 NOT_FOUND = 6
+INSUFFICIENT_SIZE = 7
 DRIVER_NOT_LOADED = 9
 LIBRARY_NOT_FOUND = 12
 FUNCTION_NOT_FOUND = 13
 GPU_IS_LOST = 15
 VERSION_MISMATCH = 18
+ARGUMENT_VERSION_MISMATCH = 25
 
-# A single figure that is refused is unknown. NO_PERMISSION is normal on a MIG parent.
-UNKNOWN_ANSWERS = frozenset({NOT_SUPPORTED, NO_PERMISSION, NOT_FOUND, FUNCTION_NOT_FOUND})
+# A single figure that is refused is unknown. NO_PERMISSION is normal on a MIG parent, the size
+# is insufficient where processes started between the two calls that list them.
+UNKNOWN_ANSWERS = frozenset(
+    {
+        NOT_SUPPORTED,
+        NO_PERMISSION,
+        NOT_FOUND,
+        INSUFFICIENT_SIZE,
+        FUNCTION_NOT_FOUND,
+        ARGUMENT_VERSION_MISMATCH,
+    }
+)
 
 TroubleKind = Literal[
     "no binding",
@@ -109,6 +121,13 @@ class Gate:
                 return None
             raise NvmlError(_explain(error)) from error
 
+    def demand(self, query: str, *arguments: object) -> Any:
+        """NVML's answer to a query that nothing can be told without; raises NvmlError."""
+        answer = self.ask(query, *arguments)
+        if answer is None:
+            raise NvmlError(Trouble("other", f"the NVIDIA driver does not answer {query}"))
+        return answer
+
     def open(self) -> None:
         """Connects to the driver; raises NvmlError with the reason where there is no way."""
         try:
@@ -122,6 +141,16 @@ class Gate:
             self._binding.nvmlShutdown()
 
 
+def open_gate(binding: Any = None) -> Gate:
+    """The way to NVML, opened; raises NvmlError with the reason where there is none."""
+    try:
+        gate = Gate(binding or import_module("pynvml"))
+    except ImportError as error:
+        raise NvmlError(Trouble("no binding", SENTENCES["no binding"])) from error
+    gate.open()
+    return gate
+
+
 def read_nvml(binding: Any = None) -> NvmlFacts:
     """The driver and every GPU it knows; a lost one does not hide the others.
 
@@ -129,11 +158,7 @@ def read_nvml(binding: Any = None) -> NvmlFacts:
     why there is no answer is in ``trouble``.
     """
     try:
-        gate = Gate(binding or import_module("pynvml"))
-    except ImportError:
-        return NvmlFacts(trouble=Trouble("no binding", SENTENCES["no binding"]))
-    try:
-        gate.open()
+        gate = open_gate(binding)
     except NvmlError as error:
         return NvmlFacts(trouble=error.trouble)
     try:
@@ -147,7 +172,7 @@ def _read_driver(gate: Gate) -> NvmlFacts:
     try:
         driver_version = gate.ask("nvmlSystemGetDriverVersion")
         cuda_version = _read_cuda_version(gate)
-        count = gate.ask("nvmlDeviceGetCount") or 0
+        count = gate.demand("nvmlDeviceGetCount")
     except NvmlError as error:
         return NvmlFacts(driver_version, cuda_version, trouble=error.trouble)
     gpus = tuple(_read_gpu(gate, index) for index in range(count))
@@ -173,7 +198,8 @@ def _read_gpu(gate: Gate, index: int) -> GpuFacts:
         capability = gate.ask("nvmlDeviceGetCudaComputeCapability", handle)
         known["compute_capability"] = "{}.{}".format(*capability) if capability else None
         memory = gate.ask("nvmlDeviceGetMemoryInfo", handle)
-        known["total_bytes"] = int(memory.total) if memory is not None else None
+        # Drivers of GPUs in the machine's memory refuse, or say nothing with a total of 0.
+        known["total_bytes"] = int(memory.total) or None if memory is not None else None
         mig = gate.ask("nvmlDeviceGetMigMode", handle)
         known["mig_enabled"] = bool(mig[0]) if mig is not None else None
     except NvmlError as error:

@@ -1,0 +1,164 @@
+"""``labkit memory``: where every byte of each device is, once or live."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+from labkit.cli import add_common, print_json
+from labkit.errors import ExitCode, UsageError
+
+if TYPE_CHECKING:
+    from labkit.memory.balance import Balance
+    from labkit.memory.snapshot import Snapshot
+
+DEFAULT_INTERVAL_SECONDS = 2.0
+SHORTEST_INTERVAL_SECONDS = 0.1
+
+# The terminal's second screen, without a cursor, so that what was there comes back at the end.
+ENTER_SCREEN = "\x1b[?1049h\x1b[?25l"
+LEAVE_SCREEN = "\x1b[?25h\x1b[?1049l"
+TO_TOP, CLEAR_LINE, CLEAR_BELOW = "\x1b[H", "\x1b[K", "\x1b[J"
+
+
+def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Adds ``memory``."""
+    parser = subparsers.add_parser(
+        "memory",
+        help="show where each device's memory is",
+        description="The balance of each device: who holds its memory, in terms that add up.",
+    )
+    parser.add_argument(
+        "--watch",
+        nargs="?",
+        type=float,
+        const=DEFAULT_INTERVAL_SECONDS,
+        metavar="SECONDS",
+        help="show it anew every SECONDS (2) until Ctrl-C",
+    )
+    add_common(parser)
+    parser.set_defaults(run=show_memory)
+
+
+def show_memory(arguments: argparse.Namespace) -> int:
+    """Prints the balance of each device and why one cannot be read; exits 0."""
+    from labkit.memory.snapshot import take_snapshot
+
+    if arguments.watch is not None:
+        return _start_watching(arguments, take_snapshot)
+    snapshot = take_snapshot()
+    if arguments.json:
+        print_json(describe_snapshot(snapshot))
+    else:
+        print(_draw(snapshot, arguments))
+    return ExitCode.OK
+
+
+def _start_watching(arguments: argparse.Namespace, take: Callable[[], Snapshot]) -> int:
+    if arguments.json:
+        raise UsageError(
+            "--watch and --json do not go together",
+            cause="--json promises exactly one object",
+            fix="labkit memory --json",
+        )
+    if not arguments.watch >= SHORTEST_INTERVAL_SECONDS:
+        raise UsageError(
+            f"--watch {arguments.watch:g} is too short",
+            cause=f"the shortest interval is {SHORTEST_INTERVAL_SECONDS:g} seconds",
+            fix=f"labkit memory --watch {DEFAULT_INTERVAL_SECONDS:g}",
+        )
+    watch(lambda: _draw(take(), arguments), arguments.watch, on_screen=sys.stdout.isatty())
+    return ExitCode.OK
+
+
+def watch(
+    draw: Callable[[], str],
+    interval_seconds: float,
+    *,
+    on_screen: bool,
+    sleep: Callable[[float], object] = time.sleep,
+    measure_height: Callable[[], int] = lambda: shutil.get_terminal_size().lines,
+) -> None:
+    """Shows what ``draw`` gives, anew after every interval, until Ctrl-C.
+
+    On a screen in place, elsewhere one picture below the other.
+    """
+    with _second_screen() if on_screen else contextlib.nullcontext():
+        while True:
+            text = draw()
+            if on_screen:
+                lines = [f"{line}{CLEAR_LINE}" for line in fit_screen(text, measure_height())]
+                print(TO_TOP + "\n".join(lines) + CLEAR_BELOW, end="", flush=True)
+            else:
+                print(text, end="\n\n", flush=True)
+            sleep(interval_seconds)
+
+
+def fit_screen(text: str, height: int) -> list[str]:
+    """The lines of a text that a screen holds; the last one says how many it does not.
+
+    >>> fit_screen("one\\ntwo\\nthree", height=2)
+    ['one', '2 more lines: a higher window shows them']
+    """
+    lines = text.splitlines()
+    if len(lines) <= height:
+        return lines
+    hidden = len(lines) - height + 1
+    return [*lines[: height - 1], f"{hidden} more lines: a higher window shows them"]
+
+
+@contextlib.contextmanager
+def _second_screen() -> Iterator[None]:
+    print(ENTER_SCREEN, end="", flush=True)
+    try:
+        yield
+    finally:
+        print(LEAVE_SCREEN, end="", flush=True)
+
+
+def _draw(snapshot: Snapshot, arguments: argparse.Namespace) -> str:
+    from labkit.memory.text import GLYPHS, format_snapshot
+
+    return format_snapshot(
+        snapshot,
+        colour=_wants_colour(arguments),
+        plain=not _can_print("".join(GLYPHS.values())),
+    )
+
+
+def _wants_colour(arguments: argparse.Namespace) -> bool:
+    refused = arguments.no_color or os.environ.get("NO_COLOR")
+    return sys.stdout.isatty() and not refused and os.environ.get("TERM") != "dumb"
+
+
+def _can_print(text: str) -> bool:
+    try:
+        text.encode(sys.stdout.encoding or "ascii")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def describe_snapshot(snapshot: Snapshot) -> dict[str, object]:
+    """The snapshot as ``--json`` prints it; what is unknown is null."""
+    return {
+        "devices": [_describe_balance(balance) for balance in snapshot.balances],
+        "notes": list(snapshot.notes),
+    }
+
+
+def _describe_balance(balance: Balance) -> dict[str, object]:
+    processes = balance.processes
+    return {
+        **balance._asdict(),
+        "this_process": balance.this_process._asdict(),
+        "used_bytes": balance.used_bytes,
+        "unaccounted_bytes": balance.unaccounted_bytes,
+        "processes": None if processes is None else [one._asdict() for one in processes],
+    }

@@ -1,0 +1,212 @@
+"""The memory of this machine now: the balance of every GPU, and of this process on the CPU.
+
+Reading changes nothing: the driver is asked through NVML, torch only where it has already started
+CUDA, and the two are joined by UUID (NVML's numbers are not torch's: pytorch#86539).
+"""
+
+from __future__ import annotations
+
+import os
+from typing import NamedTuple
+
+from labkit.devices.gpu_memory import GpuMemory, GpuProcess, MemoryAnswer, read_gpu_memory
+from labkit.memory.allocator import AllocatorFacts, count_cpu_tensors, read_allocators
+from labkit.memory.balance import Balance, DeviceProcess, ThisProcess
+from labkit.memory.machine import MachineMemory, read_machine_memory
+from labkit.memory.process import has_loaded, read_command, read_resident_bytes, sees_host_ids
+
+# GPUs that are built into the machine's memory, by how the driver names them. Where torch has
+# started CUDA it says so itself; a figure that is refused alone proves nothing (ollama#12619).
+UNIFIED_NAMES = ("GB10", "Orin", "Thor", "Xavier", "Tegra")
+
+
+class Observer(NamedTuple):
+    """What this process knows of itself: its id, whether ids here are the host's, and memory.
+
+    ``resident_bytes`` and ``tensor_bytes`` are on the CPU; ``uses_cuda`` is None where it is not
+    known whether some library of this process has started CUDA.
+    """
+
+    process_id: int
+    host_ids: bool
+    uses_cuda: bool | None
+    resident_bytes: int | None = None
+    tensor_bytes: int | None = None
+
+
+class Snapshot(NamedTuple):
+    """The balance of each device, GPUs first, and remarks; it shows itself as text and html."""
+
+    balances: tuple[Balance, ...]
+    notes: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        from labkit.memory.text import format_snapshot
+
+        return format_snapshot(self)
+
+    def __str__(self) -> str:
+        return repr(self)
+
+    def _repr_html_(self) -> str:
+        from labkit.memory.picture import draw_snapshot
+
+        return draw_snapshot(self)
+
+
+def take_snapshot() -> Snapshot:
+    """Where every byte of this machine's devices is, as far as it can be told."""
+    allocators = read_allocators()
+    observer = observe_process(bool(allocators))
+    return join_memory(read_gpu_memory(), allocators, read_machine_memory(), observer)
+
+
+def observe_process(cuda_started: bool) -> Observer:
+    """What is known of this process; a CUDA that torch started is in use."""
+    return Observer(
+        process_id=os.getpid(),
+        host_ids=sees_host_ids(),
+        uses_cuda=cuda_started or (None if has_loaded("libcuda.so") is not False else False),
+        resident_bytes=read_resident_bytes(),
+        tensor_bytes=count_cpu_tensors(),
+    )
+
+
+def join_memory(
+    nvml: MemoryAnswer,
+    allocators: tuple[AllocatorFacts, ...],
+    machine: MachineMemory,
+    observer: Observer,
+) -> Snapshot:
+    """The snapshot that these facts add up to."""
+    by_uuid = {_strip_kind(held.uuid): held for held in allocators if held.uuid}
+    balances = [
+        _balance_gpu(gpu, by_uuid.pop(_strip_kind(gpu.uuid), None), machine, observer)
+        for gpu in nvml.gpus
+    ]
+    # What torch uses and NVML does not know: an AMD GPU, or NVML out of order.
+    unknown = list(by_uuid.values()) + [held for held in allocators if not held.uuid]
+    balances += [_balance_allocator(held, machine) for held in unknown]
+    notes = [nvml.trouble.sentence] if nvml.trouble else []
+    if not nvml.trouble and not nvml.gpus:
+        notes.append("the NVIDIA driver is loaded but there is no GPU")
+    return Snapshot((*balances, _balance_cpu(machine, observer)), tuple(notes))
+
+
+def _strip_kind(uuid: str | None) -> str:
+    """The UUID as torch writes it, without NVML's ``GPU-`` or ``MIG-``."""
+    return (uuid or "").removeprefix("GPU-").removeprefix("MIG-")
+
+
+def _balance_gpu(
+    gpu: GpuMemory, held: AllocatorFacts | None, machine: MachineMemory, observer: Observer
+) -> Balance:
+    unified = held.unified if held else any(name in (gpu.name or "") for name in UNIFIED_NAMES)
+    # Linked to the machine's memory and yet with figures of its own (GH200): those are right.
+    shared = unified and gpu.total_bytes is None and gpu.trouble is None
+    own = _read_own_use(gpu.processes, held, observer)
+    balance = Balance(
+        kind="cuda",
+        nvml_index=gpu.nvml_index,
+        torch_name=held.torch_name if held else None,
+        name=gpu.name,
+        uuid=gpu.uuid,
+        total_bytes=gpu.total_bytes,
+        free_bytes=gpu.free_bytes,
+        driver_reserved_bytes=gpu.reserved_bytes,
+        this_process=_split_own(held, own),
+        other_processes_bytes=_add_others(gpu.processes, own),
+        processes=_name_processes(gpu.processes, observer),
+        host_ids=not observer.host_ids,
+        trouble=gpu.trouble.sentence if gpu.trouble else None,
+    )
+    return _share_machine(balance, machine) if shared else balance
+
+
+def _read_own_use(
+    processes: tuple[GpuProcess, ...] | None, held: AllocatorFacts | None, observer: Observer
+) -> int | None:
+    """Bytes this process holds as the driver counts them, where that is certain.
+
+    Among the host's own ids, by the id. In a container the ids are strangers' (nvidia-docker#179);
+    there a list of one is this process where its allocator holds memory and no more than that.
+    """
+    if observer.uses_cuda is False:
+        return 0
+    reserved = held.reserved_bytes if held else 0
+    listed = processes or ()
+    if observer.host_ids:
+        absent = 0 if processes is not None and not reserved else None
+        return next((one.used_bytes for one in listed if one.pid == observer.process_id), absent)
+    if reserved and len(listed) == 1:
+        used = listed[0].used_bytes
+        return used if used is not None and used >= reserved else None
+    return None
+
+
+def _split_own(held: AllocatorFacts | None, used: int | None) -> ThisProcess:
+    # Without an entry of torch's, torch holds nothing here: it has not started CUDA.
+    allocated, reserved = (held.allocated_bytes, held.reserved_bytes) if held else (0, 0)
+    context = None if used is None else used - reserved
+    return ThisProcess(allocated, reserved - allocated, context, used)
+
+
+def _add_others(processes: tuple[GpuProcess, ...] | None, own: int | None) -> int | None:
+    """Bytes of all processes but this one; None where one is not told, or may be this one."""
+    if processes is None or own is None:
+        return None
+    counts = [one.used_bytes for one in processes if one.used_bytes is not None]
+    return sum(counts) - own if len(counts) == len(processes) else None
+
+
+def _name_processes(
+    processes: tuple[GpuProcess, ...] | None, observer: Observer
+) -> tuple[DeviceProcess, ...] | None:
+    if processes is None:
+        return None
+    return tuple(
+        DeviceProcess(one.pid, read_command(one.pid) if observer.host_ids else None, one.used_bytes)
+        for one in processes
+    )
+
+
+def _balance_allocator(held: AllocatorFacts, machine: MachineMemory) -> Balance:
+    """A device that only torch knows; who else uses it is unknown."""
+    balance = Balance(
+        kind="cuda",
+        torch_name=held.torch_name,
+        name=held.name,
+        uuid=held.uuid,
+        total_bytes=held.total_bytes,
+        free_bytes=held.free_bytes,
+        this_process=ThisProcess(held.allocated_bytes, held.reserved_bytes - held.allocated_bytes),
+    )
+    return _share_machine(balance, machine) if held.unified else balance
+
+
+def _share_machine(balance: Balance, machine: MachineMemory) -> Balance:
+    """The balance of a GPU that uses the machine's memory: what is not its own is the rest."""
+    total, free = machine.total_bytes, machine.free_bytes
+    rest = None
+    if total is not None and free is not None:
+        rest = max(0, total - free - balance.this_process.known_bytes)
+    return balance._replace(
+        total_bytes=total,
+        free_bytes=free,
+        driver_reserved_bytes=None,
+        other_processes_bytes=rest,
+        shared=True,
+        machine_bytes=machine.machine_bytes,
+        limit_bytes=machine.limit_bytes,
+    )
+
+
+def _balance_cpu(machine: MachineMemory, observer: Observer) -> Balance:
+    resident, tensors = observer.resident_bytes, observer.tensor_bytes
+    mine = ThisProcess(used_bytes=resident)
+    if resident is not None and tensors is not None:
+        # Tensors that were never written to are not resident: they can be more than that.
+        mine = ThisProcess(tensors, 0, max(0, resident - tensors), resident)
+    return _share_machine(
+        Balance("cpu", torch_name="cpu", name=machine.cpu_name, this_process=mine), machine
+    )

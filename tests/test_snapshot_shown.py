@@ -1,0 +1,216 @@
+"""A snapshot as people see it: the bar, figures that add up, the picture, the name it is under."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import xml.etree.ElementTree as ET
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import labkit
+from labkit.memory.balance import (
+    Balance,
+    DeviceProcess,
+    Term,
+    ThisProcess,
+    divide_bar,
+    round_together,
+)
+from labkit.memory.picture import draw_balance, draw_snapshot
+from labkit.memory.snapshot import Snapshot
+from labkit.memory.text import format_snapshot
+
+GIB, MIB = 2**30, 2**20
+ME = 4321
+
+
+@given(st.lists(st.integers(-(10**12), 10**12), min_size=1, max_size=9))
+def test_rounded_figures_add_up_to_the_rounded_sum(counts):
+    shares = round_together(counts)
+    assert sum(shares) == (sum(counts) + MIB // 2) // MIB
+    assert all(abs(share * MIB - count) < MIB for share, count in zip(shares, counts, strict=True))
+
+
+@given(
+    st.lists(st.one_of(st.none(), st.integers(-(2**40), 2**40)), max_size=9), st.integers(9, 640)
+)
+def test_a_bar_is_full_and_shows_every_term_that_is_not_nothing(counts, width):
+    terms = [Term(str(place), "", count) for place, count in enumerate(counts)]
+    cells = divide_bar(terms, width)
+    shown = [term.key for term in terms if term.held_bytes and term.held_bytes > 0]
+    assert [key for key, _ in cells] == shown
+    assert all(count >= 1 for _, count in cells)
+    assert sum(count for _, count in cells) == (width if shown else 0)
+
+
+FULL = Balance(
+    "cuda",
+    0,
+    "cuda:0",
+    "NVIDIA <H200>",
+    "GPU-0a1b",
+    total_bytes=64 * GIB,
+    free_bytes=16 * GIB,
+    driver_reserved_bytes=GIB,
+    this_process=ThisProcess(24 * GIB, 7 * GIB, GIB, 32 * GIB),
+    other_processes_bytes=14 * GIB,
+    processes=(
+        DeviceProcess(ME, "python train.py --with very long words", 32 * GIB),
+        DeviceProcess(99, None, 14 * GIB),
+    ),
+)
+CPU = Balance(
+    "cpu",
+    None,
+    "cpu",
+    "AMD EPYC 9654",
+    total_bytes=4 * GIB,
+    free_bytes=2 * GIB,
+    this_process=ThisProcess(0, 0, GIB, GIB),
+    other_processes_bytes=GIB,
+    shared=True,
+    machine_bytes=16 * GIB,
+    limit_bytes=4 * GIB,
+)
+UNSURE = FULL._replace(
+    this_process=ThisProcess(24 * GIB, 7 * GIB),
+    driver_reserved_bytes=None,
+    other_processes_bytes=None,
+    processes=None,
+    host_ids=True,
+)
+SCREEN = """\
+cuda:0  NVIDIA <H200>  GPU-0a1b
+        ██████████████████████▓▓▓▓▓▓▓▒▒╱╱╱╱╱╱╱╱╱╱╱╱╱╱░░??···············
+        █ tensors                                 24,576 MiB
+        ▓ cached by the allocator                  7,168 MiB
+        ▒ context and libraries                    1,024 MiB
+        ╱ other processes                         14,336 MiB
+        ░ driver's reserve                         1,024 MiB
+        ? unaccounted                              1,024 MiB
+        · free                                    16,384 MiB
+          total                                   65,536 MiB
+        2 processes
+          4321  python train.py --with ve…        32,768 MiB
+          99                                      14,336 MiB
+
+cpu     AMD EPYC 9654
+        ▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒╱╱╱╱╱╱╱╱╱╱╱╱╱╱╱╱································
+        ▒ this process                             1,024 MiB
+        ╱ rest of the container                    1,024 MiB
+        · free                                     2,048 MiB
+          total                                    4,096 MiB
+        4,096 MiB for this container, of 16,384 MiB
+
+note: a remark"""
+UNSURE_SCREEN = """\
+cuda:0  NVIDIA <H200>  GPU-0a1b
+        #######################========?????????????????................
+        # tensors                                 24,576 MiB
+        = cached by the allocator                  7,168 MiB
+        + context and libraries                      unknown
+        / other processes                            unknown
+        : driver's reserve                           unknown
+        ? unaccounted                             17,408 MiB
+        . free                                    16,384 MiB
+          total                                   65,536 MiB
+        in unaccounted, for want of a figure: context and libraries, other processes,\
+ driver's reserve"""
+
+
+def test_the_screen():
+    assert repr(Snapshot((FULL, CPU), ("a remark",))) == SCREEN
+
+
+def test_the_screen_of_what_is_not_known():
+    assert format_snapshot(Snapshot((UNSURE,)), plain=True) == UNSURE_SCREEN
+
+
+def test_colour_changes_nothing_but_colour():
+    coloured = format_snapshot(Snapshot((FULL, CPU), ("a remark",)), colour=True)
+    assert "\x1b[94m██████████████████████\x1b[0m\x1b[36m▓" in coloured
+    assert re.sub(r"\x1b\[\d+m", "", coloured) == SCREEN
+
+
+def test_the_figures_on_the_screen_add_up():
+    odd = FULL._replace(total_bytes=64 * GIB + 5, free_bytes=16 * GIB - 700_000)
+    figures = [
+        int(text.replace(",", ""))
+        for text in re.findall(
+            r"([\d,]+) MiB", format_snapshot(Snapshot((odd,))).split("2 proc")[0]
+        )
+    ]
+    assert sum(figures[:-1]) == figures[-1]
+
+
+def test_the_picture_is_drawn_from_the_same_figures():
+    drawn = ET.fromstring(draw_balance(FULL))
+    space = "{http://www.w3.org/2000/svg}"
+    words = [text.text for text in drawn.findall(f"{space}text")]
+    assert words[0] == "cuda:0  NVIDIA <H200>"
+    assert words[1:5] == ["tensors", "24,576 MiB", "cached by the allocator", "7,168 MiB"]
+    assert words[-2:] == ["total", "65,536 MiB"]
+    bars = [one for one in drawn.findall(f"{space}rect") if one.find(f"{space}title") is not None]
+    assert sum(int(one.get("width", "")) for one in bars) == 640
+    assert bars[0].findtext(f"{space}title") == "tensors: 24,576 MiB"
+
+
+def test_the_picture_takes_the_readers_colours():
+    in_a_file = draw_balance(FULL, standalone=True)
+    in_a_notebook = draw_snapshot(Snapshot((FULL,)))
+    assert 'fill="currentColor"' in in_a_file
+    assert "@media (prefers-color-scheme:dark)" in in_a_file
+    # A notebook's theme is its own, whatever the browser prefers.
+    assert "prefers-color-scheme" not in in_a_notebook
+    assert "color:var(--jp-content-font-color1,var(--vscode-foreground," in in_a_notebook
+
+
+def test_a_gpu_in_trouble_has_no_bar_and_says_why():
+    lost = Balance("cuda", nvml_index=3, uuid="GPU-0a1b", trouble="the GPU is <lost>")
+    assert repr(Snapshot((lost,))) == ("gpu 3   unknown  GPU-0a1b\n        the GPU is <lost>")
+    html = draw_snapshot(Snapshot((lost,)))
+    assert "<rect" not in html
+    assert "<div>the GPU is &lt;lost&gt;</div>" in html
+
+
+def test_the_html_names_the_processes_and_escapes_what_it_shows():
+    html = Snapshot((FULL._replace(host_ids=True),), ("<b>",))._repr_html_()
+    assert "<div>2 processes, ids of the host</div>" in html
+    assert "<div>99: 14,336 MiB</div>" in html
+    assert "<p>note: &lt;b&gt;</p>" in html
+    ET.fromstring(html)
+
+
+def test_ipython_shows_the_text_and_not_a_tuple():
+    formatters = pytest.importorskip("IPython.core.formatters")
+    assert formatters.PlainTextFormatter()(Snapshot((FULL, CPU), ("a remark",))) == SCREEN
+    assert formatters.HTMLFormatter()(Snapshot((CPU,))).startswith('<div class="labkit-memory"')
+
+
+CALLS = {
+    "the name first": "import labkit\nlabkit.memory()\nimport labkit.memory.snapshot\n",
+    "the package first": "import labkit.memory.snapshot\nimport labkit\n",
+    "imported by name": "from labkit import memory\nassert memory() is not None\nimport labkit\n",
+    "the tracker first": "from labkit import track_memory\nimport labkit\n",
+}
+
+
+@pytest.mark.parametrize("before", CALLS.values(), ids=CALLS.keys())
+def test_labkit_memory_is_function_and_package_in_any_order(before):
+    after = (
+        "import sys\nassert labkit.memory().balances[-1].kind == 'cpu'\n"
+        "assert labkit.memory is sys.modules['labkit.memory']\n"
+        "from labkit.memory.snapshot import Snapshot\n"
+        "assert isinstance(labkit.memory(), Snapshot)\n"
+        "assert 'torch' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", before + after], check=True, timeout=60)
+
+
+def test_the_exports_are_there():
+    assert {"memory", "track_memory"} <= set(labkit.__all__)
+    assert labkit.track_memory.__module__ == "labkit.memory.track"
