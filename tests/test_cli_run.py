@@ -11,13 +11,16 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from nbformat.v4 import new_code_cell, new_notebook
+from jsonschema import Draft202012Validator
 
 from labkit.cli import main
 from labkit.cli.run import require_packages
+from labkit.devices.detect import Detection, Device
 from labkit.errors import EngineError
+from tests.notebooks import make_file
 
 ROOT = Path(__file__).parents[1]
+SCHEMA = json.loads((ROOT / "labkit/runner/result.schema.json").read_text())
 
 LABS = """[[lab]]
 name = "numbers"
@@ -76,6 +79,13 @@ def quiet_progress(monkeypatch):
     monkeypatch.setattr("labkit.runner.show.Progress.show_event", lambda self, event: None)
 
 
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    """Runs are kept below the test's own folder."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
 @pytest.fixture
 def labs(tmp_path, monkeypatch):
     """Two labs of our own: one whose claim holds, one whose does not."""
@@ -88,21 +98,15 @@ def labs(tmp_path, monkeypatch):
     return folder
 
 
-def make_file(path, *cells):
-    notebook = new_notebook(cells=[new_code_cell(cell) for cell in cells])
-    path.write_text(nbformat.writes(notebook))
-    return str(path)
-
-
 def test_a_lab_runs_by_name_with_its_solutions(labs, capsys):
-    assert main(["run", "numbers"]) == 0
+    assert main(["run", "numbers", "--no-output"]) == 0
     out, err = capsys.readouterr()
     assert out.startswith("numbers: passed, 3 of 3 cells run, 1 of 1 claims held (")
     assert err == ""
 
 
 def test_a_claim_that_does_not_hold_is_named_and_fails(labs, capsys):
-    assert main(["run", "--all", "--keep-going", "--json"]) == 1
+    assert main(["run", "--all", "--keep-going", "--json", "--no-output"]) == 1
     out, err = capsys.readouterr()
     printed = json.loads(out)
     assert (printed["schema_version"], printed["status"]) == (1, "failed")
@@ -114,22 +118,15 @@ def test_a_claim_that_does_not_hold_is_named_and_fails(labs, capsys):
     assert "  claim does not hold: the alphabet ends with y\n" in err
 
 
-@pytest.mark.parametrize(
-    ("keep_going", "statuses"),
-    [([], ["failed", "not_run"]), (["--keep-going"], ["failed", "passed"])],
-    ids=["stops", "goes on"],
-)
-def test_after_a_failure_the_rest_waits_unless_asked(tmp_path, capsys, keep_going, statuses):
+def test_after_a_failure_the_rest_runs_if_asked(tmp_path, capsys):
     files = [make_file(tmp_path / "bad.ipynb", "1/0"), make_file(tmp_path / "good.ipynb", "1")]
-    assert main(["run", *files, "--json", *keep_going]) == 1
+    assert main(["run", *files, "--json", "--no-output", "--keep-going"]) == 1
     printed = json.loads(capsys.readouterr().out)
-    assert [notebook["status"] for notebook in printed["notebooks"]] == statuses
+    assert [notebook["status"] for notebook in printed["notebooks"]] == ["failed", "passed"]
+    assert printed["notebooks"][0]["error"]["kind"] == "cell"
 
 
 FAULTS = [
-    pytest.param(
-        ["1/0"], [], 1, "cell 1 of 1 raised ZeroDivisionError: division by zero", id="cell"
-    ),
     pytest.param(
         ["import os; os._exit(7)"], [], 1, "the kernel died in cell 1 of 1: exit code 7", id="death"
     ),
@@ -148,7 +145,7 @@ def test_a_fault_is_told_in_words_and_in_one_whole_object(
     tmp_path, capsys, cells, options, exit_code, what
 ):
     path = make_file(tmp_path / "fault.ipynb", *cells)
-    assert main(["run", path, "--json", *options]) == exit_code
+    assert main(["run", path, "--json", "--no-output", *options]) == exit_code
     out, err = capsys.readouterr()
     (notebook,) = json.loads(out)["notebooks"]
     assert notebook["error"]["what"] == what
@@ -169,7 +166,7 @@ def test_a_fault_is_told_in_words_and_in_one_whole_object(
 def test_a_file_that_is_no_notebook_exits_2_and_is_named(tmp_path, capsys, name, content, cause):
     path = tmp_path / name
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    assert main(["run", str(path), "--json"]) == 2
+    assert main(["run", str(path), "--json", "--no-output"]) == 2
     (notebook,) = json.loads(capsys.readouterr().out)["notebooks"]
     assert notebook["status"] == "invalid"
     assert notebook["error"]["what"].startswith(f"{path} {cause}")
@@ -198,13 +195,29 @@ def test_a_file_that_is_no_notebook_exits_2_and_is_named(tmp_path, capsys, name,
             "error: --timeout nan is no time limit\n  cause: it must be above 0 seconds\n",
         ),
         (
+            ["numbers", "--total-timeout", "-1"],
+            "error: --total-timeout -1 is no time limit\n  cause: it must be above 0 seconds\n",
+        ),
+        (
+            ["numbers", "--jobs", "0"],
+            "error: --jobs 0 runs nothing\n  cause: it must be at least 1\n",
+        ),
+        (
+            ["numbers", "--output", "a", "--no-output"],
+            "error: --output and --no-output: give one of them, not both\n",
+        ),
+        (
+            ["numbers", "--device", "gpu"],
+            "error: --device gpu is no device\n  cause: it is auto, cpu, cuda or cuda:N\n",
+        ),
+        (
             ["./notes.txt"],
             "error: there is no notebook ./notes.txt\n  cause: {folder} has no file of that name\n",
         ),
         (
             ["./labs/labs.toml"],
             "error: ./labs/labs.toml is no notebook\n"
-            "  cause: its name ends in none of .ipynb, .py, .md\n",
+            "  cause: its name ends in none of .ipynb, .py, .md, .myst\n",
         ),
     ],
 )
@@ -223,33 +236,105 @@ def test_no_labs_at_all_is_an_error(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().err.startswith("error: there is no lab to run\n")
 
 
-def test_scripts_and_markdown_run_as_notebooks(tmp_path, capsys):
-    (tmp_path / "script.py").write_text("# %%\nx = 1\n\n# %%\nassert x == 1\n")
-    (tmp_path / "page.md").write_text("# Words\n\n```python\nx = 1\n```\n")
-    assert main(["run", str(tmp_path / "script.py"), str(tmp_path / "page.md")]) == 0
-    out = capsys.readouterr().out
-    assert "script: passed, 2 of 2 cells run" in out
-    assert "page: passed, 1 of 1 cells run" in out
-
-
 def test_output_keeps_the_notebooks_and_the_object(tmp_path, capsys):
     (tmp_path / "a").mkdir()
     first = make_file(tmp_path / "same.ipynb", "1 + 1")
     second = make_file(tmp_path / "a" / "same.ipynb", "2 + 2")
+    third = make_file(tmp_path / "same-2.ipynb", "3 + 3")
     folder = tmp_path / "out" / "run"
-    assert main(["run", first, second, "--json", "--output", str(folder)]) == 0
-    assert json.loads((folder / "result.json").read_text()) == json.loads(capsys.readouterr().out)
+    assert main(["run", first, second, third, "--json", "--output", str(folder)]) == 0
+    out, err = capsys.readouterr()
+    result = json.loads((folder / "result.json").read_text())
+    assert result == json.loads(out)
+    assert f"run folder: {folder}\n" in err
+    Draft202012Validator(SCHEMA).validate(result)
+    assert [notebook["executed"] for notebook in result["notebooks"]] == [
+        "same.ipynb",
+        "same-2.ipynb",
+        "same-2-2.ipynb",
+    ]
     shown = [
         nbformat.read(folder / name, as_version=4).cells[0].outputs[0].data["text/plain"]
-        for name in ("same.ipynb", "same-2.ipynb")
+        for name in ("same.ipynb", "same-2.ipynb", "same-2-2.ipynb")
     ]
-    assert shown == ["2", "4"]
+    assert shown == ["2", "4", "6"]
 
 
 def test_an_output_that_is_a_file_is_refused_before_anything_runs(tmp_path, capsys):
     path = make_file(tmp_path / "a.ipynb", "1")
     assert main(["run", path, "--output", path]) == 2
     assert capsys.readouterr().err.startswith(f"error: --output {path} cannot be made\n")
+
+
+def test_a_run_is_kept_under_runs_with_its_report_and_says_where(tmp_path, capsys):
+    path = make_file(tmp_path / "a.ipynb", "1/0")
+    assert main(["run", path]) == 1
+    (folder,) = Path("runs").iterdir()
+    assert sorted(file.name for file in folder.iterdir()) == [
+        "a.ipynb",
+        "report.html",
+        "result.json",
+    ]
+    assert capsys.readouterr().err.endswith(
+        f"run folder: {folder}\nreport: {folder / 'report.html'}\n"
+    )
+    result = json.loads((folder / "result.json").read_text())
+    Draft202012Validator(SCHEMA).validate(result)
+    assert result["status"] == "failed"
+
+
+def test_where_runs_cannot_be_made_the_run_goes_on_without(tmp_path, capsys):
+    (tmp_path / "runs").write_text("a file")
+    assert main(["run", make_file(tmp_path / "a.ipynb", "1")]) == 0
+    err = capsys.readouterr().err
+    assert err.startswith("warning: nothing of this run is kept: the run folder runs/")
+    assert err.endswith("  try: --output DIR, or --no-output\n")
+
+
+def test_a_second_run_into_one_folder_is_refused(tmp_path, capsys):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "result.json").write_text("{}")
+    assert main(["run", make_file(tmp_path / "a.ipynb", "1"), "--output", "out", "--json"]) == 2
+    out, err = capsys.readouterr()
+    assert json.loads(out)["error"]["what"] == "--output out already holds a run"
+    assert err.splitlines()[1] == "  cause: out/result.json is there"
+    assert (tmp_path / "out" / "result.json").read_text() == "{}"
+
+
+def test_a_disk_that_fills_up_fails_the_run_and_loses_no_result(tmp_path, monkeypatch, capsys):
+    def fail(path, text):
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr("labkit.runner.folder.write_whole", fail)
+    path = make_file(tmp_path / "a.ipynb", "1")
+    assert main(["run", path, "--json", "--output", "out"]) == 1
+    out, err = capsys.readouterr()
+    assert json.loads(out)["status"] == "passed"
+    assert err.endswith(
+        "error: the run folder out is not whole\n  cause: No space left on device\n"
+    )
+
+
+def test_a_device_that_is_not_here_exits_3_before_anything_runs(tmp_path, monkeypatch, capsys):
+    nothing = Detection("cpu", (Device("cpu", "cpu"),), ("the NVIDIA driver is not installed",))
+    monkeypatch.setattr("labkit.devices.detect.detect_devices", lambda: nothing)
+    path = make_file(tmp_path / "a.ipynb", "1")
+    assert main(["run", path, "--device", "cuda:1", "--json"]) == 3
+    out, err = capsys.readouterr()
+    assert json.loads(out)["error"]["exit_code"] == 3
+    assert err == (
+        "error: --device cuda:1: there is no GPU that torch can use here\n"
+        "  cause: the NVIDIA driver is not installed\n"
+        "  try: labkit devices\n"
+    )
+    assert not Path("runs").exists()
+
+
+def test_on_the_cpu_the_notebook_sees_no_gpu(tmp_path, capsys):
+    cell = "import os; assert os.environ['CUDA_VISIBLE_DEVICES'] == ''"
+    path = make_file(tmp_path / "a.ipynb", cell)
+    assert main(["run", path, "--device", "cpu", "--json", "--no-output"]) == 0
+    assert json.loads(capsys.readouterr().out)["environment"]["device"] == "cpu"
 
 
 @pytest.mark.parametrize(
@@ -295,8 +380,9 @@ def test_a_signal_stops_the_kernel_and_still_prints_the_object(tmp_path, heeds_i
         "import time\ntime.sleep(600)",
     )
     command = [sys.executable, "-m", "labkit", "run", path, "--json"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     assert process.stderr is not None
     # The first line comes when the first cell has ended: the second is on its way.
@@ -307,5 +393,8 @@ def test_a_signal_stops_the_kernel_and_still_prints_the_object(tmp_path, heeds_i
     printed = json.loads(out)
     assert printed["status"] == "interrupted"
     assert printed["notebooks"][0]["cells"][0]["status"] == "passed"
+    Draft202012Validator(SCHEMA).validate(printed)
+    (folder,) = Path("runs").iterdir()
+    assert json.loads((folder / "result.json").read_text()) == printed
     with pytest.raises(ProcessLookupError):
         os.kill(int((tmp_path / "pid").read_text()), 0)

@@ -245,7 +245,10 @@ Installing collected packages: numpy, jupyterlab
 @pytest.mark.parametrize(
     ("total", "notes"),
     [
-        (118, ["package 1 of 118, jupyterlab", "package 2 of 118, numpy", "unpacking 118 packages"]),
+        (
+            118,
+            ["package 1 of 118, jupyterlab", "package 2 of 118, numpy", "unpacking 118 packages"],
+        ),
         (None, ["package 1, jupyterlab", "package 2, numpy", "unpacking 2 packages"]),
     ],
     ids=["counted", "not counted"],

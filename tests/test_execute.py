@@ -5,16 +5,24 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import time
 from pathlib import Path
 
-import nbformat
 import pytest
-from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+from nbformat.v4 import new_code_cell, new_markdown_cell
 
 from labkit.lessons.catalog import Lab
-from labkit.runner.execute import run_notebook, run_notebooks
+from labkit.runner.crew import run_notebooks
+from labkit.runner.execute import RunOptions
 from labkit.runner.sources import Source
+from tests.notebooks import (
+    SPAWN,
+    is_gone,
+    make_file,
+    make_notebook,
+    read_pids,
+    run_cells,
+    run_one,
+)
 
 CLAIM = """from IPython.display import display
 display({{"application/vnd.labkit.claim+json":
@@ -26,62 +34,11 @@ display({{"application/vnd.labkit.check+json":
 """
 
 
-def make_notebook(*cells):
-    return new_notebook(
-        cells=[new_code_cell(cell) if isinstance(cell, str) else cell for cell in cells]
-    )
-
-
-def make_file(folder, name, *cells):
-    path = folder / f"{name}.ipynb"
-    path.write_text(nbformat.writes(make_notebook(*cells)))
-    return Source(name, path)
-
-
-def run(folder, *cells, timeout_seconds=60.0, watch=lambda event: None):
-    """The result and the executed notebook of cells run in a folder."""
-    notebook = make_notebook(*cells)
-    source = Source("sample", folder / "sample.ipynb")
-    result = run_notebook(source, notebook, timeout_seconds=timeout_seconds, watch=watch)
-    return result, notebook
-
-
-def is_gone(pid):
-    """True once the process has ended: the kernel ends a killed one in its own time."""
-    deadline = time.monotonic() + 10
-    while time.monotonic() < deadline:
-        try:
-            os.kill(pid, 0)
-        except ProcessLookupError:
-            return True
-        # In a container nobody may collect an orphan that has ended.
-        if Path(f"/proc/{pid}/stat").exists() and _is_zombie(pid):
-            return True
-        time.sleep(0.01)
-    return False
-
-
-def _is_zombie(pid):
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except OSError:
-        return True
-
-
-SPAWN = """import os, pathlib, subprocess
-child = subprocess.Popen(["sleep", "600"])
-_ = pathlib.Path("pids").write_text(f"{os.getpid()} {child.pid}")"""
-
-
-def read_pids(folder):
-    return [int(pid) for pid in (folder / "pids").read_text().split()]
-
-
 def test_a_sound_notebook_passes_with_every_cell_accounted_for(tmp_path):
     events = []
     skipped = new_code_cell("1/0", metadata={"tags": ["skip-execution"]})
     allowed = new_code_cell("1/0", metadata={"tags": ["raises-exception"]})
-    result, notebook = run(
+    result, notebook = run_cells(
         tmp_path,
         new_markdown_cell("# words"),
         "\n\nx = 1  # first\nx + 1",
@@ -100,11 +57,14 @@ def test_a_sound_notebook_passes_with_every_cell_accounted_for(tmp_path):
         (5, "passed"),
         (6, "passed"),
     ]
+    assert [cell.raised for cell in result.cells] == [None, None, "ZeroDivisionError", None, None]
     assert result.cells[0].first_line == "x = 1  # first"
     assert notebook.cells[1].outputs[0].data["text/plain"] == "2"
     assert [claim.held for claim in result.claims] == [True, None]
     assert [check.name for check in result.checks] == ["lab.task"]
-    assert [(event.number, event.total, event.status) for event in events][:3] == [
+    # Beside these there are ticks, for cells that take longer: running, with the seconds so far.
+    ends = [event for event in events if event.status != "running" or event.seconds is None]
+    assert [(event.number, event.total, event.status) for event in ends][:3] == [
         (1, 4, "running"),
         (1, 4, "passed"),
         (2, 4, "running"),
@@ -115,7 +75,7 @@ def test_a_sound_notebook_passes_with_every_cell_accounted_for(tmp_path):
 
 def test_a_failing_cell_is_named_with_its_source_and_traceback(tmp_path):
     source = "def divide():\n    return 1 / 0\ndivide()"
-    result, _ = run(tmp_path, "x = 1", source, "never = 1")
+    result, _ = run_cells(tmp_path, "x = 1", source, "never = 1")
     assert result.status == "failed"
     assert [cell.status for cell in result.cells] == ["passed", "failed", "not_run"]
     assert result.error is not None
@@ -127,26 +87,19 @@ def test_a_failing_cell_is_named_with_its_source_and_traceback(tmp_path):
     assert "\x1b" not in result.error.traceback
 
 
-def test_a_syntax_error_in_a_cell_is_a_failing_cell(tmp_path):
-    result, _ = run(tmp_path, "def f(:")
-    assert result.status == "failed"
-    assert result.error is not None
-    assert result.error.name == "SyntaxError"
-
-
 @pytest.mark.parametrize(
     "cell",
     [CLAIM.format(held=False, skipped=None), CHECK.format(status="wrong_shape")],
     ids=["claim", "check"],
 )
 def test_a_false_claim_or_check_fails_though_no_cell_raised(tmp_path, cell):
-    result, _ = run(tmp_path, cell)
+    result, _ = run_cells(tmp_path, cell)
     assert (result.status, result.error) == ("failed", None)
     assert [cell.status for cell in result.cells] == ["passed"]
 
 
 def test_a_cell_past_its_time_is_ended_with_its_kernel_and_children(tmp_path):
-    result, _ = run(tmp_path, SPAWN, "import time\ntime.sleep(600)", timeout_seconds=1.5)
+    result, _ = run_cells(tmp_path, SPAWN, "import time\ntime.sleep(600)", timeout_seconds=1.5)
     assert result.status == "timed_out"
     assert [cell.status for cell in result.cells] == ["passed", "timed_out"]
     assert result.error is not None
@@ -163,17 +116,20 @@ def test_a_cell_past_its_time_is_ended_with_its_kernel_and_children(tmp_path):
     ],
 )
 def test_a_dead_kernel_is_named_and_leaves_no_child(tmp_path, ending, how):
-    result, _ = run(tmp_path, SPAWN, ending, "never = 1")
+    result, _ = run_cells(tmp_path, SPAWN, ending, "never = 1")
     assert result.status == "died"
     assert [cell.status for cell in result.cells] == ["passed", "died", "not_run"]
     assert result.error is not None
+    assert result.error.kind == "dead_kernel"
     assert result.error.what == f"the kernel died in cell 2 of 3: {how}"
+    assert result.error.hint is not None
+    assert ("memory runs out" in result.error.hint) is ("SIGKILL" in how)
     assert result.error.source == ending
     assert all(is_gone(pid) for pid in read_pids(tmp_path))
 
 
 def test_nothing_is_left_of_a_run_that_passed(tmp_path):
-    result, _ = run(tmp_path, SPAWN)
+    result, _ = run_cells(tmp_path, SPAWN)
     assert result.status == "passed"
     assert all(is_gone(pid) for pid in read_pids(tmp_path))
 
@@ -188,10 +144,12 @@ def heeds_interrupts():
 
 def test_ctrl_c_stops_the_kernel_and_keeps_what_was_known(tmp_path, heeds_interrupts):
     def interrupt(event):
-        if event.number == 2 and event.status == "running":
+        if event.number == 2 and event.status == "running" and event.seconds is None:
             os.kill(os.getpid(), signal.SIGINT)
 
-    result, _ = run(tmp_path, SPAWN, "import time\ntime.sleep(600)", "never = 1", watch=interrupt)
+    result, _ = run_cells(
+        tmp_path, SPAWN, "import time\ntime.sleep(600)", "never = 1", watch=interrupt
+    )
     assert result.status == "interrupted"
     assert [cell.status for cell in result.cells] == ["passed", "interrupted", "not_run"]
     assert result.error is not None
@@ -205,7 +163,7 @@ def test_a_progress_that_cannot_be_written_ends_the_kernel_too(tmp_path):
             raise BrokenPipeError
 
     with pytest.raises(BrokenPipeError):
-        run(tmp_path, SPAWN, "import time\ntime.sleep(600)", watch=fail)
+        run_cells(tmp_path, SPAWN, "import time\ntime.sleep(600)", watch=fail)
     assert all(is_gone(pid) for pid in read_pids(tmp_path))
 
 
@@ -213,9 +171,10 @@ def test_a_kernel_that_is_not_installed_is_named(tmp_path):
     notebook = make_notebook("1 + 1")
     notebook.metadata["kernelspec"] = {"name": "nosuch", "language": "R", "display_name": "R"}
     source = Source("sample", tmp_path / "sample.ipynb")
-    result = run_notebook(source, notebook, timeout_seconds=5)
+    result = run_one(source, notebook)
     assert result.status == "invalid"
     assert result.error is not None
+    assert result.error.kind == "no_kernel"
     assert result.error.what == "it asks for the kernel 'nosuch', which is not installed here"
 
 
@@ -223,7 +182,7 @@ def test_a_python_notebook_runs_on_this_python_whatever_kernel_it_names(tmp_path
     notebook = make_notebook("import sys; print(sys.prefix)")
     notebook.metadata["kernelspec"] = {"name": "my-env", "language": "python", "display_name": "x"}
     source = Source("sample", tmp_path / "sample.ipynb")
-    assert run_notebook(source, notebook, timeout_seconds=60).status == "passed"
+    assert run_one(source, notebook).status == "passed"
     assert notebook.cells[0].outputs[0].text == f"{sys.prefix}\n"
 
 
@@ -234,7 +193,7 @@ print(os.getcwd())"""
 
 def test_anybodys_notebook_runs_in_its_folder_and_our_environment(tmp_path, monkeypatch):
     monkeypatch.setenv("MPLBACKEND", "agg")
-    _, notebook = run(tmp_path, SHOW_ENVIRONMENT)
+    _, notebook = run_cells(tmp_path, SHOW_ENVIRONMENT)
     assert notebook.cells[0].outputs[0].text == f"[None, 'agg']\n{tmp_path}\n"
 
 
@@ -242,7 +201,7 @@ def test_a_lab_runs_as_a_reference_away_from_its_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("MPLBACKEND", "agg")
     lab = Lab("sample", "Sample", "A sample", 1, (), "sample.ipynb", tmp_path)
     notebook = make_notebook(SHOW_ENVIRONMENT, "import labkit")
-    result = run_notebook(Source("sample", lab.lesson, lab), notebook, timeout_seconds=60)
+    result = run_one(Source("sample", lab.lesson, lab), notebook)
     assert result.status == "passed"
     shown, folder = notebook.cells[0].outputs[0].text.splitlines()
     assert shown == "['1', 'module://matplotlib_inline.backend_inline']"
@@ -252,23 +211,25 @@ def test_a_lab_runs_as_a_reference_away_from_its_folder(tmp_path, monkeypatch):
 def test_an_invalid_file_is_named_and_the_rest_runs_if_asked(tmp_path):
     broken = tmp_path / "broken.ipynb"
     broken.write_text('{"cells": [\n')
-    sources = [Source("broken", broken), make_file(tmp_path, "sound", "1 + 1")]
-    stopped = run_notebooks(sources, timeout_seconds=60)
+    sound = Source("sound", Path(make_file(tmp_path / "sound.ipynb", "1 + 1")))
+    sources = [Source("broken", broken), sound]
+    stopped = run_notebooks(sources, RunOptions())
     assert [result.status for result in stopped] == ["invalid", "not_run"]
     assert stopped[0].error is not None
+    assert stopped[0].error.kind == "invalid"
     assert stopped[0].error.what == (f"{broken} is no notebook: line 2 column 1: Expecting value")
     kept = []
-    going = run_notebooks(
-        sources,
-        timeout_seconds=60,
-        keep_going=True,
-        keep=lambda result, notebook: kept.append(result.name),
-    )
+
+    def keep(place, result, notebook):
+        kept.append((place, result.name))
+        return result
+
+    going = run_notebooks(sources, RunOptions(keep_going=True), keep=keep)
     assert [result.status for result in going] == ["invalid", "passed"]
-    assert kept == ["sound"]
+    assert kept == [(1, "sound")]
 
 
 def test_what_a_kernel_prints_outside_its_cells_does_not_reach_us(tmp_path, capfd):
-    result, _ = run(tmp_path, "import os\n_ = os.write(1, b'stray')", "import atexit, sys")
+    result, _ = run_cells(tmp_path, "import os\n_ = os.write(1, b'stray')", "import atexit, sys")
     assert result.status == "passed"
     assert capfd.readouterr() == ("", "")

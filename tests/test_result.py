@@ -9,9 +9,12 @@ import pytest
 
 from labkit.runner.recorder import CellEvent
 from labkit.runner.result import (
+    CellMemory,
     CellResult,
     CheckOutcome,
     ClaimOutcome,
+    CudaMemory,
+    Measuring,
     NotebookResult,
     RunFailure,
     RunResult,
@@ -36,8 +39,17 @@ def make_run(*statuses):
         (["timed_out", "failed"], "timed_out", 4),
         (["invalid", "passed"], "invalid", 2),
         (["failed", "interrupted"], "interrupted", 130),
+        (["interrupted", "running"], "running", 1),
     ],
-    ids=["passed", "failed", "died", "the first one counts", "invalid", "Ctrl-C counts most"],
+    ids=[
+        "passed",
+        "failed",
+        "died",
+        "the first one counts",
+        "invalid",
+        "Ctrl-C counts most",
+        "going on counts more",
+    ],
 )
 def test_the_first_notebook_that_did_not_pass_decides(statuses, status, exit_code):
     run = make_run(*statuses)
@@ -49,8 +61,20 @@ FAILED = NotebookResult(
     path="labs/tensors/lesson.py",
     status="failed",
     seconds=12.3,
+    executed="tensors.ipynb",
+    startup_seconds=0.8,
+    timeline=((0.5, 10, None),),
+    measuring=Measuring("the kernel's high-water mark", None, 0.003, 2, 0.01, 100),
     cells=(
-        CellResult(1, "passed", 0.5, "import torch"),
+        CellResult(
+            1,
+            "passed",
+            0.5,
+            "import torch",
+            memory=CellMemory(10, 30, 20),
+            cuda=(CudaMemory("cuda:0", 0, 500, 400),),
+            output_bytes=7,
+        ),
         CellResult(3, "failed", 0.1, "claim(...)"),
         CellResult(5, "not_run", None, "more()"),
     ),
@@ -67,22 +91,64 @@ FAILED = NotebookResult(
 )
 
 
+def describe_plain_cell(index, status, seconds, first_line):
+    return {
+        "index": index,
+        "status": status,
+        "seconds": seconds,
+        "first_line": first_line,
+        "raised": None,
+        "memory": None,
+        "cuda": None,
+        "output_bytes": 0,
+        "truncated": False,
+    }
+
+
 def test_the_object_is_the_documented_one():
-    described = describe_run(RunResult({"python": "3.12"}, (FAILED,)))
-    assert json.loads(json.dumps(described)) == {
+    run = RunResult({"python": "3.12"}, (FAILED,), "2026-11-23T12:00:00+00:00", 13.0)
+    assert json.loads(json.dumps(describe_run(run))) == {
         "status": "failed",
+        "started_at": "2026-11-23T12:00:00+00:00",
+        "seconds": 13.0,
         "environment": {"python": "3.12"},
+        "measuring": {
+            "seconds_per_cell": 0.0015,
+            "samples": 100,
+            "sampling_seconds": 0.01,
+            "how": {"process": "the kernel's high-water mark", "cuda": None},
+        },
         "notebooks": [
             {
                 "name": "tensors",
                 "path": "labs/tensors/lesson.py",
                 "status": "failed",
                 "seconds": 12.3,
+                "executed": "tensors.ipynb",
+                "startup_seconds": 0.8,
                 "cells": [
-                    {"index": 1, "status": "passed", "seconds": 0.5, "first_line": "import torch"},
-                    {"index": 3, "status": "failed", "seconds": 0.1, "first_line": "claim(...)"},
-                    {"index": 5, "status": "not_run", "seconds": None, "first_line": "more()"},
+                    {
+                        "index": 1,
+                        "status": "passed",
+                        "seconds": 0.5,
+                        "first_line": "import torch",
+                        "raised": None,
+                        "memory": {"before_bytes": 10, "peak_bytes": 30, "after_bytes": 20},
+                        "cuda": [
+                            {
+                                "device": "cuda:0",
+                                "before_bytes": 0,
+                                "peak_bytes": 500,
+                                "after_bytes": 400,
+                            }
+                        ],
+                        "output_bytes": 7,
+                        "truncated": False,
+                    },
+                    describe_plain_cell(3, "failed", 0.1, "claim(...)"),
+                    describe_plain_cell(5, "not_run", None, "more()"),
                 ],
+                "timeline": [[0.5, 10, None]],
                 "claims": [
                     {"statement": "from_numpy shares memory", "held": True, "skipped": None},
                     {"statement": "two and two make five", "held": False, "skipped": None},
@@ -98,6 +164,9 @@ def test_the_object_is_the_documented_one():
                     "name": "ValueError",
                     "source": "f()\ng()",
                     "traceback": "line 1",
+                    "kind": "cell",
+                    "hint": None,
+                    "balance": None,
                 },
             }
         ],
@@ -193,6 +262,11 @@ def test_a_long_traceback_keeps_its_end():
             "tensors  3/9  " + "x" * 49 + "...  600.40 s  timed out",
             id="timed out",
         ),
+        pytest.param(
+            CellEvent("tensors", 3, 9, "x" * 80, "running", 3.2, 300 * 2**20),
+            "tensors  3/9  " + "x" * 49 + "...    3.20 s  300.0 MiB",
+            id="with its memory now",
+        ),
     ],
 )
 def test_the_line_of_a_cell(event, line):
@@ -207,22 +281,73 @@ class FakeTerminal(io.StringIO):
 
 
 START = CellEvent("a", 1, 1, "f()", "running", None)
+LATER = CellEvent("a", 1, 1, "f()", "running", 0.3, 2**20)
 END = CellEvent("a", 1, 1, "f()", "passed", 0.5)
+OVER = "\r\x1b[K"
+
+
+@pytest.fixture
+def terminal(monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    return FakeTerminal()
 
 
 def test_without_a_terminal_a_cell_is_one_line_when_it_ends():
     stream = io.StringIO()
     progress = Progress(stream)
     progress.show_event(START)
+    progress.show_event(LATER)
     assert stream.getvalue() == ""
     progress.show_event(END)
     assert stream.getvalue() == format_cell(END) + "\n"
 
 
-def test_on_a_terminal_the_line_stands_while_the_cell_runs():
-    stream = FakeTerminal()
-    progress = Progress(stream)
+def test_on_a_terminal_the_line_stands_and_goes_on_while_the_cell_runs(terminal):
+    progress = Progress(terminal, columns=120)
     progress.show_event(START)
-    assert stream.getvalue() == format_cell(START)
+    assert terminal.getvalue() == OVER + format_cell(START)
+    progress.show_event(LATER)
+    assert terminal.getvalue() == OVER + format_cell(START)  # too soon to look again
+    progress._shown = 0.0
+    progress.show_event(LATER)
     progress.show_event(END)
-    assert stream.getvalue() == f"{format_cell(START)}\r{format_cell(END)}\n"
+    lines = terminal.getvalue().split(OVER)
+    assert lines == ["", format_cell(START), format_cell(LATER), format_cell(END) + "\n"]
+
+
+def test_a_line_that_stands_never_wraps(terminal):
+    Progress(terminal, columns=20).show_event(START)
+    assert terminal.getvalue() == OVER + format_cell(START, 20)[:19]
+
+
+def test_in_a_narrow_terminal_the_figures_keep_their_place():
+    event = CellEvent("tensors", 3, 9, "x" * 80, "running", 3.2, 300 * 2**20)
+    line = format_cell(event, 60)
+    assert line == "tensors  3/9  " + "x" * 21 + "...    3.20 s  300.0 MiB"
+    assert len(line) == 59
+
+
+@pytest.mark.parametrize(("jobs", "term"), [(2, "xterm"), (1, "dumb")], ids=["jobs", "dumb"])
+def test_where_lines_cannot_stand_they_are_written_when_cells_end(
+    terminal, monkeypatch, jobs, term
+):
+    monkeypatch.setenv("TERM", term)
+    progress = Progress(terminal, jobs=jobs)
+    progress.show_event(START)
+    progress.show_event(END)
+    assert terminal.getvalue() == format_cell(END) + "\n"
+
+
+def test_the_summary_adds_what_was_left_out_and_what_to_try():
+    cells = (CellResult(0, "passed", 1.0, "print(1)", output_bytes=10**8, truncated=True),)
+    error = RunFailure("cell 2 of 2 raised MemoryError", 1, "MemoryError", "f()", hint="try: less")
+    text = format_summary((NotebookResult("a", "a.py", "failed", cells=cells, error=error),))
+    assert text.splitlines() == [
+        "a: failed, 1 of 1 cells run",
+        "  not all output was kept: 95.4 MiB came from 'print(1)'",
+        "  cell 2 of 2 raised MemoryError",
+        "",
+        "    f()",
+        "",
+        "  try: less",
+    ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import os
 import sys
@@ -20,7 +21,10 @@ FAMILIES = {
     "status": "launch",
     "logs": "launch",
     "devices": "devices",
+    "memory": "memory",
     "run": "run",
+    "report": "report",
+    "compare": "report",
     "check": "learn",
     "progress": "learn",
     "reset": "learn",
@@ -60,10 +64,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return ExitCode.INTERRUPTED
-    except BrokenPipeError:
+    except BrokenPipeError:  # an OSError too: this one must come first
         # The reader went away (`labkit logs | head`): not an error of ours.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return ExitCode.OK
+    except OSError as error:
+        return _report(_explain_system_error(error), words)
+
+
+def _explain_system_error(error: OSError) -> LabkitError:
+    """What the system refused, where no caller knew more of it."""
+    where = f"{error.filename}: " if error.filename else ""
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    explained = LabkitError(
+        f"{where}{error.strerror or error}",
+        cause="the disk is full" if full else "the system refused it",
+        fix="df -h ." if full else "the same command with --debug",
+    )
+    explained.__cause__ = error
+    return explained
 
 
 def _report(error: LabkitError, words: Sequence[str]) -> int:

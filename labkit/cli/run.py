@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
+import itertools
 import math
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
+from datetime import datetime
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from labkit.cli import SCHEMA_VERSION, add_common, print_json
-from labkit.errors import EngineError, LabkitError, UsageError
+from labkit.cli import add_common, print_json
+from labkit.errors import EngineError, ExitCode, LabkitError, UsageError, format_error
 
 if TYPE_CHECKING:
+    from labkit.runner.execute import RunOptions
+    from labkit.runner.folder import RunFolder
     from labkit.runner.result import NotebookResult, RunResult
     from labkit.runner.sources import Source
 
@@ -35,6 +39,21 @@ def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help="a lab, or PATH.ipynb|.py|.md")
     parser.add_argument("--all", action="store_true", help="every lab")
+    _add_limits(parser)
+    _add_ways(parser)
+    parser.add_argument(
+        "--output",
+        type=Path,
+        metavar="DIR",
+        help="the run folder: result.json, executed notebooks, report.html"
+        " (default: runs/DATE-TIME here)",
+    )
+    parser.add_argument("--no-output", action="store_true", help="keep nothing of the run")
+    add_common(parser)
+    parser.set_defaults(run=run_asked)
+
+
+def _add_limits(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--timeout",
         type=float,
@@ -43,13 +62,35 @@ def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]
         help="the longest a single cell may take (default: 600)",
     )
     parser.add_argument(
+        "--total-timeout",
+        type=float,
+        metavar="SECONDS",
+        help="the longest the whole run may take (default: no limit)",
+    )
+
+
+def _add_ways(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--device",
+        default="auto",
+        metavar="DEVICE",
+        help="auto, cpu, cuda or cuda:N; what is not here is an error (default: auto)",
+    )
+    parser.add_argument(
         "--keep-going", action="store_true", help="run the rest after a notebook that failed"
     )
     parser.add_argument(
-        "--output", type=Path, metavar="DIR", help="keep the executed notebooks and result.json"
+        "--allow-errors",
+        action="store_true",
+        help="go on after a cell that raised, as nbclient does; a claim must hold all the same",
     )
-    add_common(parser)
-    parser.set_defaults(run=run_asked)
+    parser.add_argument(
+        "--jobs",
+        type=int,
+        default=1,
+        metavar="N",
+        help="notebooks at a time, each in its own kernel; they share the GPU (default: 1)",
+    )
 
 
 def run_asked(arguments: argparse.Namespace) -> int:
@@ -63,11 +104,10 @@ def run_asked(arguments: argparse.Namespace) -> int:
     if not sources:
         raise UsageError("there is no lab to run", cause="labs.toml lists none with a lesson")
     with _end_like_interrupt():
-        run = _execute(_name_apart(sources), arguments)
-    if arguments.output:
-        _write_result(arguments.output, run)
+        run, folder = _execute(_name_apart(sources), arguments)
     _show(run, arguments.json)
-    return int(run.exit_code)
+    sound = folder is None or _finish_folder(folder)
+    return int(run.exit_code) or (ExitCode.OK if sound else ExitCode.FAILED)
 
 
 def require_packages(labs: list[str], find: Callable[[str], object] = find_spec) -> None:
@@ -90,28 +130,107 @@ def _require_sense(arguments: argparse.Namespace) -> None:
         raise UsageError("--all runs every lab: give it or names, not both")
     if not arguments.all and not arguments.names:
         raise UsageError("nothing to run: name a lab or a notebook", fix="labkit run --all")
-    if not (math.isfinite(arguments.timeout) and arguments.timeout > 0):
-        raise UsageError(
-            f"--timeout {arguments.timeout:g} is no time limit", cause="it must be above 0 seconds"
-        )
+    limits = {"--timeout": arguments.timeout, "--total-timeout": arguments.total_timeout}
+    for option, seconds in limits.items():
+        if seconds is not None and not (math.isfinite(seconds) and seconds > 0):
+            raise UsageError(
+                f"{option} {seconds:g} is no time limit", cause="it must be above 0 seconds"
+            )
+    if arguments.jobs < 1:
+        raise UsageError(f"--jobs {arguments.jobs} runs nothing", cause="it must be at least 1")
+    if arguments.no_output and arguments.output:
+        raise UsageError("--output and --no-output: give one of them, not both")
 
 
-def _execute(sources: list[Source], arguments: argparse.Namespace) -> RunResult:
+def _execute(
+    sources: list[Source], arguments: argparse.Namespace
+) -> tuple[RunResult, RunFolder | None]:
+    from labkit.devices.detect import detect_devices
+    from labkit.runner.crew import keep_nothing, run_notebooks
+    from labkit.runner.device import choose_device
     from labkit.runner.environment import read_environment
-    from labkit.runner.execute import run_notebooks
-    from labkit.runner.result import RunResult
+    from labkit.runner.result import NotebookResult, RunResult
     from labkit.runner.show import Progress
 
-    if arguments.output:
-        _make_folder(arguments.output)
+    started, started_at = time.monotonic(), datetime.now().astimezone()
+    detection = detect_devices()
+    device = choose_device(arguments.device, detection, os.environ)
+    environment = read_environment(detection, device.name)
+    waiting = [NotebookResult(source.name, str(source.path), "not_run") for source in sources]
+    folder = _open_folder(arguments, environment, waiting)
     notebooks = run_notebooks(
         sources,
-        timeout_seconds=arguments.timeout,
-        keep_going=arguments.keep_going,
-        watch=Progress(sys.stderr).show_event,
-        keep=_keep_in(arguments.output) if arguments.output else lambda result, notebook: None,
+        _choose_options(arguments, device.environment, device.asks_cuda),
+        watch=Progress(sys.stderr, jobs=arguments.jobs).show_event,
+        keep=folder.keep if folder else keep_nothing,
+        follow=folder.follow if folder else lambda place, result: None,
     )
-    return RunResult(read_environment(), notebooks)
+    run = RunResult(
+        environment,
+        notebooks,
+        started_at.isoformat(timespec="seconds"),
+        time.monotonic() - started,
+    )
+    if folder:
+        folder.finish(run)
+    return run, folder
+
+
+def _choose_options(
+    arguments: argparse.Namespace, environment: Mapping[str, str], asks_cuda: bool
+) -> RunOptions:
+    from labkit.runner.execute import RunOptions
+
+    return RunOptions(
+        timeout_seconds=arguments.timeout,
+        total_timeout_seconds=arguments.total_timeout,
+        keep_going=arguments.keep_going,
+        jobs=arguments.jobs,
+        allow_errors=arguments.allow_errors,
+        environment=environment,
+        asks_cuda=asks_cuda,
+    )
+
+
+def _open_folder(
+    arguments: argparse.Namespace,
+    environment: Mapping[str, object],
+    waiting: list[NotebookResult],
+) -> RunFolder | None:
+    """The run's folder; where only the default one cannot be made, a warning and None."""
+    from labkit.runner.folder import RunFolder, make_run_folder
+
+    if arguments.no_output:
+        return None
+    try:
+        path = make_run_folder(arguments.output)
+    except UsageError as error:
+        if arguments.output:
+            raise
+        print(f"warning: nothing of this run is kept: {error.what}", file=sys.stderr)
+        print(f"  cause: {error.cause}\n  try: --output DIR, or --no-output", file=sys.stderr)
+        return None
+    return RunFolder(path, environment, waiting)
+
+
+def _finish_folder(folder: RunFolder) -> bool:
+    """Adds the report, says where all of it is, and returns whether it is whole."""
+    if folder.trouble:
+        cause = folder.trouble.strerror or str(folder.trouble)
+        error = LabkitError(f"the run folder {folder.path} is not whole", cause=cause)
+        print(format_error(error), file=sys.stderr)
+        return False
+    print(f"run folder: {folder.path}", file=sys.stderr)
+    if find_spec("labkit.runner.report") is None:
+        return True
+    from labkit.runner.report import write_report
+
+    try:
+        print(f"report: {write_report(folder.path)}", file=sys.stderr)
+    except (LabkitError, OSError) as error:
+        print(f"error: the report could not be written: {error}", file=sys.stderr)
+        return False
+    return True
 
 
 def _show(run: RunResult, as_json: bool) -> None:
@@ -142,43 +261,11 @@ def _name_apart(sources: list[Source]) -> list[Source]:
     """The same sources, with a number added to a name that came before."""
     import dataclasses
 
-    seen: dict[str, int] = {}
+    taken: set[str] = set()
     apart = []
     for source in sources:
-        seen[source.name] = count = seen.get(source.name, 0) + 1
-        name = source.name if count == 1 else f"{source.name}-{count}"
+        names = itertools.chain([source.name], (f"{source.name}-{n}" for n in itertools.count(2)))
+        name = next(name for name in names if name not in taken)
+        taken.add(name)
         apart.append(dataclasses.replace(source, name=name))
     return apart
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"--output {folder} cannot be made", cause=str(error)) from error
-    if not os.access(folder, os.W_OK):
-        raise UsageError(f"--output {folder} cannot be written", cause="permission denied")
-
-
-def _keep_in(folder: Path) -> Callable[[NotebookResult, Any], None]:
-    """Writes each executed notebook into the folder as it is done."""
-    import nbformat
-
-    def keep(result: NotebookResult, notebook: Any) -> None:
-        _write(folder / f"{result.name}.ipynb", nbformat.writes(notebook))
-
-    return keep
-
-
-def _write_result(folder: Path, run: RunResult) -> None:
-    from labkit.runner.result import describe_run
-
-    described = {"schema_version": SCHEMA_VERSION, **describe_run(run)}
-    _write(folder / "result.json", json.dumps(described, indent=2) + "\n")
-
-
-def _write(path: Path, text: str) -> None:
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise LabkitError(f"{path} cannot be written", cause=str(error)) from error

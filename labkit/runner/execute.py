@@ -1,4 +1,4 @@
-"""Runs notebooks one after the other, each in a fresh kernel, through nbclient's hooks.
+"""Runs one notebook in a fresh kernel, through nbclient's hooks.
 
 The cells, outputs and failures are those of plain nbclient; what is added is the account of them.
 """
@@ -8,21 +8,22 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import math
 import os
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from jupyter_client.kernelspec import NoSuchKernel
-from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 
-from labkit.errors import LabkitError
-from labkit.runner.kernel import QUIET, Kernel, explain_death
+from labkit.runner.client import Client
+from labkit.runner.cuda_probe import CudaProbe
+from labkit.runner.kernel import QUIET, Kernel
+from labkit.runner.meter import Meter
 from labkit.runner.recorder import CellEvent, Recorder
 from labkit.runner.result import (
     NotebookResult,
@@ -31,11 +32,30 @@ from labkit.runner.result import (
     collect_checks,
     collect_claims,
 )
-from labkit.runner.sources import Source, load_notebook
+from labkit.runner.sources import Source
+from labkit.units import format_bytes
 
 Watch = Callable[[CellEvent], None]
-Keep = Callable[[NotebookResult, Any], None]
+Follow = Callable[[NotebookResult], None]
 PACKAGE_PARENT = str(Path(__file__).resolve().parents[2])
+STARTUP_SECONDS = 60
+KERNEL_HINT = "the kernels that are: jupyter kernelspec list"
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How notebooks are run; ``environment`` is what their kernels get on top of ours.
+
+    ``asks_cuda`` is True where a kernel can have a GPU: only there is its allocator asked.
+    """
+
+    timeout_seconds: float = 600.0
+    total_timeout_seconds: float | None = None
+    keep_going: bool = False
+    jobs: int = 1
+    allow_errors: bool = False
+    environment: Mapping[str, str] = field(default_factory=dict)
+    asks_cuda: bool = False
 
 
 @dataclass(frozen=True)
@@ -46,123 +66,71 @@ class Ending:
     failure: RunFailure | None = None
 
 
-def run_notebooks(
-    sources: Sequence[Source],
-    *,
-    timeout_seconds: float,
-    keep_going: bool = False,
-    watch: Watch = lambda event: None,
-    keep: Keep = lambda result, notebook: None,
-) -> tuple[NotebookResult, ...]:
-    """Runs each source in its own kernel; after a failure the rest is "not_run".
-
-    ``keep_going`` runs the rest all the same, except after Ctrl-C. ``watch`` hears of each cell
-    as it starts and ends; ``keep`` gets each result with its executed notebook as it is done.
-    """
-    results: list[NotebookResult] = []
-    stopped = False
-    for source in sources:
-        if stopped:
-            results.append(NotebookResult(source.name, str(source.path), "not_run"))
-            continue
-        try:
-            notebook = load_notebook(source)
-        except LabkitError as error:
-            what = f"{error.what}: {error.cause}" if error.cause else error.what
-            result = NotebookResult(
-                source.name, str(source.path), "invalid", error=RunFailure(what)
-            )
-        else:
-            result = run_notebook(source, notebook, timeout_seconds=timeout_seconds, watch=watch)
-            keep(result, notebook)
-        results.append(result)
-        stopped = result.status == "interrupted" or (result.status != "passed" and not keep_going)
-    return tuple(results)
-
-
-def run_notebook(
-    source: Source, notebook: Any, *, timeout_seconds: float, watch: Watch = lambda event: None
-) -> NotebookResult:
-    """Runs every cell of ``notebook`` in place, in a fresh kernel that is gone afterwards."""
-    started = time.monotonic()
-    recorder = Recorder(source.name, notebook, watch)
-    with tempfile.TemporaryDirectory(prefix="labkit-run-") as scratch:
-        folder = scratch if source.lab is not None else str(source.path.resolve().parent)
-        execution = Execution(notebook, recorder, timeout_seconds)
-        ending = execution.run(_choose_environment(source), folder)
-    recorder.end_open_cell(ending.status)
-    claims, checks = collect_claims(notebook), collect_checks(notebook)
-    status = ending.status
-    if status == "passed" and not all_held(claims, checks):
-        status = "failed"
-    return NotebookResult(
-        name=source.name,
-        path=str(source.path),
-        status=status,
-        seconds=time.monotonic() - started,
-        cells=recorder.cells,
-        claims=claims,
-        checks=checks,
-        error=ending.failure,
-    )
-
-
-class Client(NotebookClient):  # type: ignore[misc]
-    """nbclient, which does not ask a kernel politely to stop where it cannot listen."""
-
-    death = "it is gone"
-
-    async def async_execute_cell(
-        self, cell: Any, cell_index: int, *rest: Any, **options: Any
-    ) -> Any:
-        """Executes the cell; past its time, dead or cancelled, the kernel is killed at once."""
-        try:
-            return await super().async_execute_cell(cell, cell_index, *rest, **options)
-        except (CellTimeoutError, DeadKernelError, asyncio.CancelledError) as error:
-            self.shutdown_kernel = "immediate"
-            if isinstance(error, DeadKernelError):
-                self.death = await explain_death(self.km)
-            raise
-
-
 class Execution:
     """One notebook in one kernel, from the kernel's start to its certain end.
 
-    nbclient runs in a thread of its own: in the main thread it would take Ctrl-C for itself and
-    report a dead kernel. So the signal comes here, as KeyboardInterrupt.
+    Runs in a thread that is not the main one: there nbclient would take Ctrl-C for itself and
+    report a dead kernel. ``stop`` is for the thread that the signal comes to.
     """
 
-    def __init__(self, notebook: Any, recorder: Recorder, timeout_seconds: float) -> None:
-        self._recorder = recorder
-        self._timeout_seconds = timeout_seconds
+    def __init__(
+        self,
+        source: Source,
+        notebook: Any,
+        options: RunOptions,
+        *,
+        deadline: float | None = None,
+        watch: Watch = lambda event: None,
+        follow: Follow = lambda result: None,
+    ) -> None:
+        self._source = source
+        self._notebook = notebook
+        self._options = options
+        self._deadline = deadline
+        self._follow = follow
+        self._started = time.monotonic()
+        self._startup_seconds: float | None = None
+        self._stopped = False
+        self._recorder = Recorder(source.name, notebook, watch)
+        self._meter = Meter(self._tick)
+        self._probe = CudaProbe(notebook) if options.asks_cuda else None
         self._kernel = Kernel(notebook)
         self._client = Client(
             notebook,
+            self._note_cut_short,
             km=self._kernel.manager,
-            timeout_func=lambda cell: timeout_seconds,
-            on_cell_execute=recorder.start_cell,
-            on_cell_executed=recorder.end_cell,
+            timeout_func=lambda cell: self._limit_seconds(),
+            startup_timeout=math.ceil(min(STARTUP_SECONDS, self._left_seconds())),
+            allow_errors=options.allow_errors,
+            on_notebook_start=self._start_notebook,
+            on_cell_execute=self._start_cell,
+            on_cell_executed=self._end_cell,
             log=QUIET,
         )
         self._loop: asyncio.AbstractEventLoop | None = None
         self._task: asyncio.Task[Any] | None = None
 
-    def run(self, environment: dict[str, str], folder: str) -> Ending:
-        """Runs all cells and returns how that ended; the kernel is gone by then."""
-        options = self._kernel.start_options(environment, folder)
-        try:
-            with ThreadPoolExecutor(1) as pool:
-                future = pool.submit(lambda: asyncio.run(self._execute(options)))
-                try:
-                    return future.result()
-                except KeyboardInterrupt:
-                    self._stop()
-        finally:
-            self._kernel.close()
-        place = f" in {self._recorder.place}" if self._recorder.place else ""
-        return Ending("interrupted", self._recorder.describe_open_cell(f"interrupted{place}"))
+    def run(self) -> NotebookResult:
+        """Runs every cell of the notebook in place; the kernel is gone when this returns."""
+        self._follow(self._describe("running"))
+        with tempfile.TemporaryDirectory(prefix="labkit-run-") as scratch:
+            lab = self._source.lab is not None
+            folder = scratch if lab else str(self._source.path.resolve().parent)
+            environment = _choose_environment(self._source, self._options.environment)
+            try:
+                ending = asyncio.run(self._execute(self._kernel.start_options(environment, folder)))
+            finally:
+                self._meter.detach()
+                self._kernel.close()
+        self._recorder.end_open_cell(ending.status)
+        claims, checks = collect_claims(self._notebook), collect_checks(self._notebook)
+        broken = ending.status == "passed" and not all_held(claims, checks)
+        result = self._describe("failed" if broken else ending.status)
+        return dataclasses.replace(result, claims=claims, checks=checks, error=ending.failure)
 
-    def _stop(self) -> None:
+    def stop(self) -> None:
+        """Ends the kernel and the run, from another thread; the status becomes "interrupted"."""
+        self._stopped = True
         self._kernel.kill()
         if self._loop is not None and self._task is not None:
             with contextlib.suppress(RuntimeError):  # it ended by itself just now
@@ -171,30 +139,130 @@ class Execution:
     async def _execute(self, options: dict[str, Any]) -> Ending:
         self._loop, self._task = asyncio.get_running_loop(), asyncio.current_task()
         try:
+            if self._stopped:
+                raise asyncio.CancelledError
             await self._client.async_execute(cleanup_kc=True, **options)
-        except CellTimeoutError:
-            what = f"{self._recorder.place} ran past {self._timeout_seconds:g} s"
-            return Ending("timed_out", self._recorder.describe_open_cell(what))
-        except CellExecutionError as error:
-            return Ending("failed", self._recorder.describe_error(error.ename, error.evalue))
-        except NoSuchKernel as error:
-            what = f"it asks for the kernel {error.name!r}, which is not installed here"
-            return Ending("invalid", RunFailure(what))
-        except DeadKernelError:
-            what = f"the kernel died in {self._recorder.place}: {self._client.death}"
-            return Ending("died", self._describe_death(what))
-        except RuntimeError as error:  # nbclient's own, where the kernel did not start
-            return Ending("died", self._describe_death(f"the kernel did not start: {error}"))
+        except (Exception, asyncio.CancelledError) as error:
+            if self._stopped:
+                return self._explain_stop()
+            ending = self._explain(error)
+            if ending is None:
+                raise
+            return ending
         return Ending("passed")
 
+    def _explain(self, error: BaseException) -> Ending | None:
+        """What an execution's exception means; None where it is not one of its own."""
+        if isinstance(error, CellTimeoutError):
+            return self._explain_timeout()
+        if isinstance(error, CellExecutionError):
+            return Ending("failed", self._recorder.describe_error(error.ename, error.evalue))
+        if isinstance(error, DeadKernelError):
+            what = f"the kernel died in {self._recorder.place}: {self._client.death}"
+            return Ending("died", self._describe_death(what))
+        return self._explain_start(error) if self._startup_seconds is None else None
+
+    def _explain_start(self, error: BaseException) -> Ending | None:
+        if isinstance(error, NoSuchKernel):
+            what = f"it asks for the kernel {error.name!r}, which is not installed here"
+            return Ending("invalid", RunFailure(what, kind="no_kernel", hint=KERNEL_HINT))
+        if not isinstance(error, (RuntimeError, OSError)):
+            return None
+        if self._left_seconds() <= 0:
+            return self._explain_timeout()
+        return Ending("died", self._describe_death(f"the kernel did not start: {error}"))
+
+    def _explain_timeout(self) -> Ending:
+        place = self._recorder.place
+        what = f"{place} ran past {self._options.timeout_seconds:g} s"
+        if self._left_seconds() <= 0:
+            limit = self._options.total_timeout_seconds
+            begun = self._startup_seconds is not None
+            where = f"in {place}" if place else "between two cells" if begun else "at its start"
+            what = f"the run's {limit:g} s in all were over {where}"
+        return Ending("timed_out", self._recorder.describe_open_cell(what, "timeout"))
+
+    def _explain_stop(self) -> Ending:
+        place = f" in {self._recorder.place}" if self._recorder.place else ""
+        failure = self._recorder.describe_open_cell(f"interrupted{place}", "interrupted")
+        return Ending("interrupted", failure)
+
     def _describe_death(self, what: str) -> RunFailure:
-        failure = self._recorder.describe_open_cell(what)
-        return dataclasses.replace(failure, traceback=self._kernel.read_stderr() or None)
+        failure = self._recorder.describe_open_cell(what, "dead_kernel")
+        memory = self._recorder.open_memory
+        hint = None
+        if memory and memory.before_bytes and memory.peak_bytes:
+            hint = (
+                f"its process held {format_bytes(memory.before_bytes)} before the cell and"
+                f" {format_bytes(memory.peak_bytes)} when it was last seen"
+            )
+            if "SIGKILL" in what:
+                hint += "; SIGKILL is also how Linux ends a process when memory runs out (dmesg)"
+        stderr = self._kernel.read_stderr() or None
+        return dataclasses.replace(failure, traceback=stderr, hint=hint)
+
+    def _start_notebook(self, notebook: Any) -> None:
+        self._kernel.guard()
+        self._meter.attach(self._kernel.process_id)
+
+    def _start_cell(self, cell: Any, cell_index: int) -> None:
+        if self._left_seconds() <= 0:
+            raise CellTimeoutError
+        if self._startup_seconds is None:
+            self._startup_seconds = time.monotonic() - self._started
+        self._recorder.start_cell(cell_index)
+        self._meter.begin_cell()
+        self._recorder.start_clock()
+
+    async def _end_cell(self, cell: Any, cell_index: int, execute_reply: Any) -> None:
+        seconds = self._recorder.seconds
+        self._client.limit.finish_cell()
+        memory = self._meter.end_cell()
+        cuda: tuple[Any, ...] = ()
+        if self._probe:
+            with self._meter.count_cost():
+                states = await self._probe.ask(self._client)
+            cuda = self._probe.tell_cell(states)
+            if cuda:
+                self._meter.note_cuda(cuda, sum(state.reserved_bytes for state in states))
+        tags = cell.metadata.get("tags", [])
+        allowed = self._options.allow_errors or "raises-exception" in tags
+        self._recorder.note_output(self._client.limit)
+        self._recorder.end_cell(execute_reply["content"], seconds, memory, cuda, allowed)
+        self._follow(self._describe("running"))
+
+    def _note_cut_short(self) -> None:
+        self._recorder.note_output(self._client.limit)
+        self._recorder.note_memory(self._meter.end_cell())
+
+    def _tick(self, resident_bytes: int | None) -> None:
+        with contextlib.suppress(OSError):  # said where the cell's end is written, in its thread
+            self._recorder.tick(resident_bytes)
+        self._follow(self._describe("running"))
+
+    def _describe(self, status: str) -> NotebookResult:
+        return NotebookResult(
+            name=self._source.name,
+            path=str(self._source.path),
+            status=status,
+            seconds=time.monotonic() - self._started,
+            startup_seconds=self._startup_seconds,
+            cells=self._recorder.cells,
+            timeline=() if status == "running" else self._meter.timeline.points,
+            measuring=self._meter.measuring,
+        )
+
+    def _left_seconds(self) -> float:
+        return math.inf if self._deadline is None else self._deadline - time.monotonic()
+
+    def _limit_seconds(self) -> float:
+        # nbclient takes 0 for "no limit".
+        return max(0.001, min(self._options.timeout_seconds, self._left_seconds()))
 
 
-def _choose_environment(source: Source) -> dict[str, str]:
+def _choose_environment(source: Source, extra: Mapping[str, str]) -> dict[str, str]:
     """The kernel's environment: ours for anybody's notebook; for a lab, a reference run's."""
-    environment = dict(os.environ)
+    environment = {**os.environ, **extra}
     if source.lab is None:
         return environment
     environment["LABKIT_REFERENCE"] = "1"

@@ -6,8 +6,11 @@ import contextlib
 import logging
 import os
 import signal
+import subprocess
 import tempfile
-from collections.abc import Mapping
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import IO, Any
 
 from jupyter_client import AsyncKernelManager
@@ -19,6 +22,16 @@ QUIET.addHandler(logging.NullHandler())
 QUIET.propagate = False
 
 KEPT_STDERR_BYTES = 2000
+
+# Every process that a kernel starts inherits this, also one that left the kernel's process group.
+# The name is the kernel's own, so that a run within a run's notebook carries both marks.
+MARK = "LABKIT_KERNEL_"
+
+# Waits for the pipe to the runner to close, which the runner's end does, whatever it was.
+GUARD = """read -r line; kill -9 -- "-$1"
+for file in $(grep -las "$2" /proc/[0-9]*/environ); do
+  id=${file#/proc/}; kill -9 "${id%/environ}"
+done"""
 
 
 class Kernel:
@@ -32,6 +45,8 @@ class Kernel:
             # registered may start another one.
             self.manager.kernel_spec_manager = KernelSpecManager(kernel_dirs=[], log=QUIET)
         self._stderr: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115
+        self._mark = MARK + uuid.uuid4().hex
+        self._guard: subprocess.Popen[bytes] | None = None
 
     def start_options(self, environment: Mapping[str, str], folder: str) -> dict[str, Any]:
         """What nbclient hands on to the kernel's start.
@@ -40,7 +55,7 @@ class Kernel:
         writes to stderr is told with it.
         """
         return {
-            "env": dict(environment),
+            "env": {**environment, self._mark: "1"},
             "cwd": folder,
             "stdout": self._stderr,
             "stderr": self._stderr,
@@ -53,17 +68,61 @@ class Kernel:
         lines = self._stderr.read().decode(errors="replace").splitlines()
         return "\n".join(line for line in lines if "[IPKernelApp] WARNING" not in line).strip()
 
+    @property
+    def process_id(self) -> int | None:
+        """The kernel's process id; None before it started, or where it runs elsewhere."""
+        found = getattr(self.manager.provisioner, "pid", None)
+        return None if found is None else int(found)
+
+    def guard(self) -> None:
+        """Leaves a shell waiting that ends the kernel should this process be killed itself."""
+        group = self._group
+        if group is None:
+            return
+        # Not by way of labkit.commands: this one lives as long as the kernel, and has no limit.
+        self._guard = subprocess.Popen(
+            ["sh", "-c", GUARD, "sh", str(group), self._mark],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+
     def kill(self) -> None:
         """Ends the kernel's whole process group, children and all, from any thread."""
-        group = getattr(self.manager.provisioner, "pgid", None)
-        if group and group != os.getpgrp():
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(group, signal.SIGKILL)
+        if self._group is not None:
+            _end(self._group, os.killpg)
 
     def close(self) -> None:
         """Ends what is left of the kernel and lets go of what was kept of it."""
         self.kill()
+        # Twice: a process can have started another between being found and being ended.
+        for _ in range(2):
+            for process_id in find_marked(self._mark):
+                _end(process_id, os.kill)
+        if self._guard is not None:
+            self._guard.kill()
+            self._guard.communicate()
         self._stderr.close()
+
+    @property
+    def _group(self) -> int | None:
+        group = getattr(self.manager.provisioner, "pgid", None)
+        return int(group) if group and group != os.getpgrp() else None
+
+
+def find_marked(mark: str, proc: Path = Path("/proc")) -> Iterator[int]:
+    """The ids of the processes whose environment has the variable ``mark`` (Linux)."""
+    entry = f"{mark}=1".encode()
+    for folder in proc.glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if entry in (folder / "environ").read_bytes().split(b"\0"):
+                yield int(folder.name)
+
+
+def _end(target: int, send: Callable[[int, int], None]) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        send(target, signal.SIGKILL)
 
 
 async def explain_death(manager: Any) -> str:
@@ -81,8 +140,9 @@ async def explain_death(manager: Any) -> str:
 
 def _choose_kernel(notebook: Any) -> str:
     """The kernel to start: this Python's own, unless the notebook is in another language."""
-    spec = notebook.metadata.get("kernelspec", {})
-    language = spec.get("language") or notebook.metadata.get("language_info", {}).get("name")
+    spec = notebook.metadata.get("kernelspec") or {}
+    info = notebook.metadata.get("language_info") or {}
+    language = spec.get("language") or info.get("name")
     if language and "python" not in language.lower() and spec.get("name"):
         return str(spec["name"])
     return str(NATIVE_KERNEL_NAME)

@@ -1,4 +1,4 @@
-"""Follows a notebook cell by cell as it runs: status, seconds, and where it is."""
+"""Follows a notebook cell by cell as it runs: status, seconds, memory, and where it is."""
 
 from __future__ import annotations
 
@@ -9,15 +9,21 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from labkit.runner.result import CellResult, RunFailure
+from labkit.runner.floods import OutputLimit, shorten
+from labkit.runner.oom import advise, is_out_of_memory, read_balance
+from labkit.runner.result import CellMemory, CellResult, CudaMemory, RunFailure
 
 SKIP_TAG = "skip-execution"  # nbclient's
 ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
+MESSAGE_CHARACTERS = 2000
 
 
 @dataclass(frozen=True)
 class CellEvent:
-    """A cell that starts (status "running", seconds None) or has ended."""
+    """A cell that starts (status "running", no seconds yet), goes on, or has ended.
+
+    ``resident_bytes`` is what the kernel's process holds now, None where not measured.
+    """
 
     notebook: str
     number: int
@@ -25,6 +31,7 @@ class CellEvent:
     first_line: str
     status: str
     seconds: float | None
+    resident_bytes: int | None = None
 
 
 class Recorder:
@@ -55,51 +62,98 @@ class Recorder:
             return None
         return f"cell {self._order.index(self._open) + 1} of {len(self._order)}"
 
-    def start_cell(self, cell: Any, cell_index: int) -> None:
-        """A cell is about to run (nbclient's ``on_cell_execute``)."""
+    @property
+    def seconds(self) -> float:
+        """How long the running cell has been running."""
+        return time.monotonic() - self._started
+
+    def start_cell(self, cell_index: int) -> None:
+        """A cell is about to run."""
         self._open = cell_index
-        self._tell("running", None)
+        self._change(status="running")
+        self._tell(cell_index, "running", None)
+
+    def start_clock(self) -> None:
+        """The cell's time begins now."""
         self._started = time.monotonic()
 
-    def end_cell(self, cell: Any, cell_index: int, execute_reply: Any) -> None:
-        """A cell has run (nbclient's ``on_cell_executed``); one that may fail has passed too."""
-        seconds = time.monotonic() - self._started
-        failed = execute_reply["content"]["status"] == "error"
-        allowed = "raises-exception" in cell.metadata.get("tags", [])
-        self._settle("failed" if failed and not allowed else "passed", seconds)
-        if not failed or allowed:
+    def tick(self, resident_bytes: int | None) -> None:
+        """Tells that the cell is still running, if one is."""
+        number = self._open
+        if number is not None and self._cells[number].status == "running":
+            self._tell(number, "running", self.seconds, resident_bytes)
+
+    def end_cell(
+        self,
+        reply: Any,
+        seconds: float,
+        memory: CellMemory | None,
+        cuda: tuple[CudaMemory, ...],
+        allowed: bool,
+    ) -> None:
+        """A cell has run; one that is allowed to raise has passed all the same."""
+        raised = str(reply.get("ename")) if reply["status"] == "error" else None
+        status = "failed" if raised and not allowed else "passed"
+        self._change(raised=raised if allowed else None, memory=memory, cuda=cuda or None)
+        self._settle(status, seconds, memory)
+        if status == "passed":
             self._open = None
+
+    def note_output(self, limit: OutputLimit) -> None:
+        """What the running cell has put out."""
+        self._change(output_bytes=limit.output_bytes, truncated=limit.truncated)
+
+    def note_memory(self, memory: CellMemory | None) -> None:
+        """What the running cell, which is cut short, was seen to hold."""
+        self._change(memory=memory)
 
     def end_open_cell(self, status: str) -> None:
         """The run ended; the cell it ended in, if it has no status of its own yet, gets this."""
-        if self._open is not None and self._cells[self._open].status == "not_run":
-            self._settle(status, time.monotonic() - self._started)
+        if self._open is not None and self._cells[self._open].status == "running":
+            self._settle(status, self.seconds, self._cells[self._open].memory)
 
-    def describe_open_cell(self, what: str) -> RunFailure:
+    def describe_open_cell(self, what: str, kind: str) -> RunFailure:
         """The failure ``what`` with the running cell's place and source."""
         if self._open is None:
-            return RunFailure(what)
-        return RunFailure(what, self._open, source=self._notebook.cells[self._open].source)
+            return RunFailure(what, kind=kind)
+        source = self._notebook.cells[self._open].source
+        return RunFailure(what, self._open, source=source, kind=kind)
 
     def describe_error(self, name: str, value: str) -> RunFailure:
         """The failure of the running cell, which raised: its source and its plain traceback."""
-        message = ANSI.sub("", f"{name}: {value}" if value else name)
-        failure = self.describe_open_cell(f"{self.place} raised {message}")
+        value = ANSI.sub("", value)
+        message = shorten(f"{name}: {value}" if value else name, MESSAGE_CHARACTERS)
+        failure = self.describe_open_cell(f"{self.place} raised {message}", "cell")
         traceback = _find_traceback(self._notebook.cells[failure.cell_index])
-        return dataclasses.replace(failure, name=name, traceback=traceback)
-
-    def _settle(self, status: str, seconds: float) -> None:
-        assert self._open is not None
-        self._cells[self._open] = dataclasses.replace(
-            self._cells[self._open], status=status, seconds=seconds
+        failure = dataclasses.replace(failure, name=name, traceback=traceback)
+        if not is_out_of_memory(name, value):
+            return failure
+        balance = read_balance(value)
+        return dataclasses.replace(
+            failure, kind="out_of_memory", balance=balance, hint=advise(value, balance)
         )
-        self._tell(status, seconds)
 
-    def _tell(self, status: str, seconds: float | None) -> None:
+    @property
+    def open_memory(self) -> CellMemory | None:
+        """The memory of the cell that is running or was the last to run."""
+        return None if self._open is None else self._cells[self._open].memory
+
+    def _change(self, **changes: Any) -> None:
+        if self._open is not None:
+            self._cells[self._open] = dataclasses.replace(self._cells[self._open], **changes)
+
+    def _settle(self, status: str, seconds: float, memory: CellMemory | None) -> None:
         assert self._open is not None
-        number, total = self._order.index(self._open) + 1, len(self._order)
-        first_line = self._cells[self._open].first_line
-        self._watch(CellEvent(self._name, number, total, first_line, status, seconds))
+        self._change(status=status, seconds=seconds)
+        self._tell(self._open, status, seconds, memory.after_bytes if memory else None)
+
+    def _tell(
+        self, index: int, status: str, seconds: float | None, resident: int | None = None
+    ) -> None:
+        number, total = self._order.index(index) + 1, len(self._order)
+        first_line = self._cells[index].first_line
+        event = CellEvent(self._name, number, total, first_line, status, seconds, resident)
+        self._watch(event)
 
 
 def _find_traceback(cell: Any) -> str | None:
@@ -111,6 +165,6 @@ def _find_traceback(cell: Any) -> str | None:
 
 def _start_result(index: int, cell: Any) -> CellResult:
     lines = (line.strip() for line in cell.source.splitlines())
-    first_line = next(line for line in lines if line)
+    first_line = shorten(next(line for line in lines if line), 200)
     skipped = SKIP_TAG in cell.metadata.get("tags", [])
     return CellResult(index, "skipped" if skipped else "not_run", None, first_line)

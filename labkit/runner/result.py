@@ -1,4 +1,7 @@
-"""What came of a run: frozen facts, the object that ``labkit run --json`` prints."""
+"""What came of a run: frozen facts, the object that ``labkit run --json`` prints.
+
+``result.schema.json`` beside this file is its JSON Schema.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,8 @@ from typing import Any
 from labkit.errors import ExitCode
 from labkit.lessons.outputs import read_checks, read_claims
 
+Point = tuple[float, int | None, int | None]
+
 # The status words of notebooks and runs, and the exit code each one ends the command with.
 EXIT_CODES = {
     "passed": ExitCode.OK,
@@ -19,20 +24,54 @@ EXIT_CODES = {
     "invalid": ExitCode.USAGE,  # the file is no notebook, or asks for a kernel that is not here
     "interrupted": ExitCode.INTERRUPTED,
     "not_run": ExitCode.OK,  # an earlier notebook failed; that one sets the exit code
+    "running": ExitCode.FAILED,  # only in the file of a run that goes on, or that was cut short
 }
+
+
+@dataclass(frozen=True)
+class CellMemory:
+    """The kernel process's resident bytes before a cell, at its highest, and after it.
+
+    None is "not measured". Of a cell that the kernel died in, the peak is the highest sample.
+    """
+
+    before_bytes: int | None
+    peak_bytes: int | None
+    after_bytes: int | None
+
+
+@dataclass(frozen=True)
+class CudaMemory:
+    """What torch's allocator had on one device: bytes before a cell, at the highest, and after.
+
+    The peak is None where the notebook reads the allocator's peak itself, so that it must not be
+    reset for each cell, and this cell stayed below an earlier one.
+    """
+
+    device: str
+    before_bytes: int
+    peak_bytes: int | None
+    after_bytes: int
 
 
 @dataclass(frozen=True)
 class CellResult:
     """One code cell: its place in the notebook from 0, wall seconds (None: did not end by itself).
 
-    ``status`` is passed, failed, timed_out, died, interrupted, skipped (by its tag) or not_run.
+    ``status`` is passed, failed, timed_out, died, interrupted, skipped (by its tag), not_run, or
+    running while it does. ``raised`` names the exception of a cell that was allowed to raise.
+    ``output_bytes`` is what the cell put out; ``truncated`` says that not all of it was kept.
     """
 
     index: int
     status: str
     seconds: float | None
     first_line: str
+    raised: str | None = None
+    memory: CellMemory | None = None
+    cuda: tuple[CudaMemory, ...] | None = None
+    output_bytes: int = 0
+    truncated: bool = False
 
 
 @dataclass(frozen=True)
@@ -56,8 +95,10 @@ class CheckOutcome:
 class RunFailure:
     """Why a notebook ended early: what happened, and in which cell, with its source.
 
+    ``kind`` is cell, out_of_memory, timeout, dead_kernel, interrupted, invalid or no_kernel.
     ``name`` is the exception's; ``traceback`` is its text or, of a kernel that died, the last
-    that the process wrote.
+    that the process wrote. ``hint`` is what else is known and what to try. ``balance`` has the
+    bytes that an out-of-memory text names.
     """
 
     what: str
@@ -65,35 +106,61 @@ class RunFailure:
     name: str | None = None
     source: str | None = None
     traceback: str | None = None
+    kind: str = "cell"
+    hint: str | None = None
+    balance: Mapping[str, int | None] | None = None
+
+
+@dataclass(frozen=True)
+class Measuring:
+    """How a notebook was measured, and what that cost in seconds of its own time."""
+
+    process: str | None = None
+    cuda: str | None = None
+    cell_seconds: float = 0.0
+    cells: int = 0
+    sampling_seconds: float = 0.0
+    samples: int = 0
 
 
 @dataclass(frozen=True)
 class NotebookResult:
-    """One notebook's run: status, wall seconds with the kernel's start, and what it showed."""
+    """One notebook's run: status, wall seconds with the kernel's start, and what it showed.
+
+    ``executed`` is its file in the run folder. ``timeline`` is points of seconds since the start,
+    resident bytes, and the bytes torch's allocator holds on all devices (None: not asked then).
+    """
 
     name: str
     path: str
     status: str
     seconds: float | None = None
+    executed: str | None = None
+    startup_seconds: float | None = None
     cells: tuple[CellResult, ...] = ()
+    timeline: tuple[Point, ...] = ()
     claims: tuple[ClaimOutcome, ...] = ()
     checks: tuple[CheckOutcome, ...] = ()
     error: RunFailure | None = None
+    measuring: Measuring = Measuring()
 
 
 @dataclass(frozen=True)
 class RunResult:
-    """A whole run: where it ran, and its notebooks in the order they were asked for."""
+    """A whole run: where and when it ran, and its notebooks in the order they were asked for."""
 
     environment: Mapping[str, object]
     notebooks: tuple[NotebookResult, ...]
+    started_at: str | None = None
+    seconds: float | None = None
 
     @property
     def status(self) -> str:
         """The status of the first notebook that did not pass; "passed" where all did."""
         statuses = [notebook.status for notebook in self.notebooks]
-        if "interrupted" in statuses:
-            return "interrupted"
+        for above_all in ("running", "interrupted"):
+            if above_all in statuses:
+                return above_all
         return next((status for status in statuses if status != "passed"), "passed")
 
     @property
@@ -106,8 +173,30 @@ def describe_run(run: RunResult) -> dict[str, object]:
     """The run as ``--json`` and ``result.json`` have it."""
     return {
         "status": run.status,
+        "started_at": run.started_at,
+        "seconds": run.seconds,
         "environment": dict(run.environment),
-        "notebooks": [dataclasses.asdict(notebook) for notebook in run.notebooks],
+        "measuring": _describe_measuring([notebook.measuring for notebook in run.notebooks]),
+        "notebooks": [_describe_notebook(notebook) for notebook in run.notebooks],
+    }
+
+
+def _describe_notebook(notebook: NotebookResult) -> dict[str, object]:
+    described = dataclasses.asdict(notebook)
+    del described["measuring"]
+    return described
+
+
+def _describe_measuring(parts: list[Measuring]) -> dict[str, object]:
+    cells = sum(part.cells for part in parts)
+    return {
+        "seconds_per_cell": sum(part.cell_seconds for part in parts) / cells if cells else None,
+        "samples": sum(part.samples for part in parts),
+        "sampling_seconds": sum(part.sampling_seconds for part in parts),
+        "how": {
+            "process": next((part.process for part in parts if part.process), None),
+            "cuda": next((part.cuda for part in parts if part.cuda), None),
+        },
     }
 
 

@@ -1,0 +1,74 @@
+"""Running out of memory, told from the exception's own text: what was asked for, what there was."""
+
+from __future__ import annotations
+
+import re
+
+from labkit.units import format_bytes
+
+NAMES = ("OutOfMemoryError", "MemoryError")
+TEXTS = ("out of memory", "not enough memory", "can't allocate memory", "cannot allocate memory")
+UNITS = {"B": 1, "bytes": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
+AMOUNT = r"(\d+(?:\.\d+)?) (KiB|MiB|GiB|TiB|bytes|B)\b"
+
+# torch's CUDA text, and that of its CPU allocator ("you tried to allocate 8000 bytes").
+PATTERNS = {
+    "asked_bytes": rf"[Tt]ried to allocate {AMOUNT}",
+    "total_bytes": rf"total capacity of {AMOUNT}",
+    "free_bytes": rf"of which {AMOUNT} is free",
+    "allocated_bytes": rf"{AMOUNT} is allocated by PyTorch",
+    "cached_bytes": rf"{AMOUNT} is reserved by PyTorch but unallocated",
+}
+WORDS = {
+    "asked_bytes": "asked for",
+    "free_bytes": "free",
+    "allocated_bytes": "allocated by torch",
+    "cached_bytes": "cached by torch",
+    "total_bytes": "in all",
+}
+ON_CUDA = (
+    "try: a smaller batch; torch.no_grad() where no gradient is needed; restart kernels that still"
+    " hold memory (nvidia-smi names their processes)"
+)
+FRAGMENTED = (
+    "much is cached and in pieces too small to use:"
+    " PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True helps"
+)
+ON_CPU = "try: a smaller batch or a smaller type, or give the machine or container more memory"
+
+
+def is_out_of_memory(name: str, value: str) -> bool:
+    """True where this exception says that memory ran out, on a GPU or in the process.
+
+    >>> is_out_of_memory("RuntimeError", "CUDA error: out of memory")
+    True
+    """
+    return name.rpartition(".")[2] in NAMES or any(text in value.lower() for text in TEXTS)
+
+
+def read_balance(value: str) -> dict[str, int | None] | None:
+    """The bytes that the text names, None for each it does not; None where it names none."""
+    found = {key: _read_amount(pattern, value) for key, pattern in PATTERNS.items()}
+    return found if any(count is not None for count in found.values()) else None
+
+
+def advise(value: str, balance: dict[str, int | None] | None) -> str:
+    """The balance in a line, where there is one, and what to try."""
+    lines = []
+    if balance:
+        known = [
+            f"{format_bytes(balance[key])} {word}"
+            for key, word in WORDS.items()
+            if balance[key] is not None
+        ]
+        lines.append(", ".join(known))
+    lines.append(ON_CUDA if "CUDA" in value else ON_CPU)
+    asked, cached = (balance or {}).get("asked_bytes"), (balance or {}).get("cached_bytes")
+    if asked and cached and cached >= asked:
+        lines.append(FRAGMENTED)
+    return "\n".join(lines)
+
+
+def _read_amount(pattern: str, text: str) -> int | None:
+    found = re.search(pattern, text)
+    return round(float(found[1]) * UNITS[found[2]]) if found else None
