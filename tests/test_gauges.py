@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import mmap
 import sys
 import threading
 from types import SimpleNamespace
@@ -106,14 +107,19 @@ def needs_the_mark():
         pytest.skip("needs a kernel that lets a process reset its mark: /proc/self/clear_refs")
 
 
+def touch_and_give_back(count: int) -> None:
+    """Has ``count`` bytes resident for a moment; malloc would keep what it once got."""
+    with mmap.mmap(-1, count) as pages:
+        for start in range(0, count, mmap.PAGESIZE):
+            pages[start] = 1
+
+
 def test_the_process_peak_holds_a_spike_that_is_gone_again():
     needs_the_mark()
     with track_memory("cpu") as outer:
-        spike = bytearray(64 * MIB)
-        del spike
+        touch_and_give_back(64 * MIB)
         with track_memory("cpu") as inner:
-            spike = bytearray(16 * MIB)
-            del spike
+            touch_and_give_back(16 * MIB)
     assert outer.use is not None
     assert inner.use is not None
     outer_added, inner_added = outer.use.spans[0].added_bytes, inner.use.spans[0].added_bytes
