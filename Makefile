@@ -8,7 +8,7 @@ WHERE := $(if $(PORT),--port "$(PORT)") $(if $(BIND),--bind "$(BIND)")
 LABS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help up down status logs shell devices run check progress reset test lint build lock bench clean
+.PHONY: help up down status logs shell devices doctor run check progress reset test lint build lock bench clean
 
 ## Using the lab
 
@@ -29,6 +29,9 @@ shell:  ## open a shell inside the lab
 
 devices:  ## list the devices the lab can use
 	@$(LABKIT) exec $(CHOICE) -- labkit devices
+
+doctor:  ## find out what keeps this host from running the lab, and the line that mends it
+	@$(LABKIT) doctor
 
 run:  ## run labs headless and check every claim (LABS="tensors autograd")
 	@$(LABKIT) exec $(CHOICE) -- labkit run $(or $(LABS),--all)

@@ -21,6 +21,7 @@ FAMILIES = {
     "status": "launch",
     "logs": "launch",
     "devices": "devices",
+    "doctor": "doctor",
     "memory": "memory",
     "run": "run",
     "report": "report",

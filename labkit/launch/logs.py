@@ -8,36 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
+from labkit.doctor.distribution import read_distribution
+from labkit.doctor.explain import explain_text
 from labkit.errors import EngineError, LabkitError
 
 QUOTED_LINES = 12
-
-# A text in a failed step's output, and what it means: cause and next command.
-SIGNS = (
-    ("no space left on device", "the disk is full", "df -h && docker system prune"),
-    ("temporary failure in name resolution", "no name server answers from here", "check DNS"),
-    ("could not resolve", "no name server answers from here", "check DNS and the proxy settings"),
-    (
-        "certificate verify failed",
-        "something between here and the package index changes certificates (a company proxy?)",
-        "ask for that proxy's certificate",
-    ),
-    (
-        "do not match the hashes",
-        "a downloaded package is not the one that was locked",
-        "check the package index or proxy in use, then: make lock",
-    ),
-    (
-        "no matching distribution found",
-        "the package index has no build of a locked package for this Python and machine",
-        "use Python 3.10 to 3.14 on x86-64 or ARM64, or a container engine",
-    ),
-    (
-        "ensurepip is not available",
-        "this Python came without the venv module's own files",
-        "sudo apt-get install python3-venv",
-    ),
-)
 
 
 class StepLog:
@@ -79,13 +54,12 @@ class StepLog:
 
 def explain_failure(what: str, lines: list[str], path: Path, fix: str) -> LabkitError:
     """An EngineError that quotes the end of ``lines`` and names the sign found in them."""
-    text = "\n".join(lines).lower()
-    cause, known_fix = next(
-        ((cause, fix) for sign, cause, fix in SIGNS if sign in text), (None, fix)
-    )
+    found = explain_text("\n".join(lines)).first
+    # A mere possibility is for `labkit doctor --explain` to tell of: here one cause is named.
+    sign = found.sign if found and found.sign.certainty != "possible" else None
     quoted = "\n".join(f"  | {line}" for line in lines[-QUOTED_LINES:] if line.strip())
     return EngineError(
         f"{what}\n{quoted}\n  the whole log: {path}" if quoted else f"{what} (log: {path})",
-        cause=cause,
-        fix=known_fix,
+        cause=sign.cause if sign else None,
+        fix=sign.fix.on(read_distribution()) if sign else fix,
     )

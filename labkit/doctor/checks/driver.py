@@ -1,0 +1,107 @@
+"""Is NVIDIA's driver loaded, and new enough for a CUDA build of torch?"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from labkit.doctor.check import Check, Finding, failed, ok, unknown
+from labkit.doctor.distribution import INSTALL_DRIVER, Distribution
+from labkit.doctor.explain import explain_text
+from labkit.doctor.host import COMMAND_SECONDS, Host
+from labkit.host.gpu import GpuFacts, probe_gpu
+
+CUDA_12_DRIVER = 525
+CUDA_13_DRIVER = 580
+
+
+@dataclass(frozen=True)
+class DriverFacts:
+    """nvidia-smi's words or the loaded module's version, and what stands in its place."""
+
+    gpu: GpuFacts
+    module_version: str | None = None
+    installed_module: str | None = None
+    held_by_nouveau: bool = False
+    in_wsl: bool = False
+    hung: bool = False
+
+
+def probe(host: Host) -> DriverFacts:
+    """nvidia-smi first, then the module's own file, then whether a module could be loaded."""
+    gpu = probe_gpu(host.run, host.root)
+    hung = "did not answer" in (gpu.problem or "")
+    return DriverFacts(
+        gpu,
+        module_version=read_module_version(host),
+        # One hang is as much waiting as a check may cost.
+        installed_module=None if hung or gpu.driver_version else _find_installed(host),
+        held_by_nouveau=bool(re.search(r"^nouveau ", host.read("proc/modules") or "", re.M)),
+        in_wsl=host.in_wsl,
+        hung=hung,
+    )
+
+
+def _find_installed(host: Host) -> str | None:
+    """The version of the module that the running kernel could load, or None."""
+    answer = host.run(["modinfo", "-F", "version", "nvidia"], timeout_seconds=COMMAND_SECONDS)
+    version = answer.stdout.strip() if answer.ok else ""
+    return version if re.fullmatch(r"\d{3}[\d.]*", version) else None
+
+
+def read_module_version(host: Host) -> str | None:
+    """The loaded kernel module's version, such as "580.65.06"; None where none is loaded."""
+    text = host.read("proc/driver/nvidia/version") or ""
+    found = re.search(r"\b(\d{3}\.\d+(?:\.\d+)?)\b", text)
+    return found.group(1) if found else None
+
+
+def judge(facts: DriverFacts, distribution: Distribution) -> Finding:
+    """The loaded driver's version against what CUDA 12 and 13 need."""
+    version = facts.gpu.driver_version or facts.module_version
+    major = re.match(r"\d+", version or "")
+    if facts.hung and not version:
+        return unknown(
+            f"{facts.gpu.problem}", "sudo dmesg | grep -i xid   # a hung GPU needs a reboot"
+        )
+    if major is None:
+        return _judge_missing(facts, distribution)
+    if int(major.group()) < CUDA_12_DRIVER:
+        return failed(
+            f"driver {version}",
+            f"too old: every CUDA build of torch here needs driver {CUDA_12_DRIVER} or newer",
+            INSTALL_DRIVER.on(distribution),
+        )
+    build = "every CUDA build" if int(major.group()) >= CUDA_13_DRIVER else "CUDA 12 builds"
+    return ok(f"driver {version} runs {build} of torch")
+
+
+def _judge_missing(facts: DriverFacts, distribution: Distribution) -> Finding:
+    found = explain_text(facts.gpu.problem or "").first
+    if facts.in_wsl:
+        cause = found.sign.cause if found else "the driver in Windows does not reach into WSL2"
+        return failed(
+            f"no driver answers ({facts.gpu.problem or 'no nvidia-smi'})",
+            cause,
+            "wsl.exe --update && wsl.exe --shutdown   # in Windows, with its driver current",
+        )
+    if facts.held_by_nouveau:
+        return failed(
+            "nouveau drives the GPU",
+            "the free nouveau driver is loaded, which CUDA cannot use",
+            INSTALL_DRIVER.on(distribution),
+        )
+    if facts.installed_module:
+        return failed(
+            f"driver {facts.installed_module} is installed but not loaded",
+            "the kernel did not load its module: no reboot since, or Secure Boot",
+            "sudo modprobe nvidia   # where it refuses, it says why",
+        )
+    return failed(
+        "no NVIDIA driver is loaded",
+        "none is installed, or none for the running kernel",
+        INSTALL_DRIVER.on(distribution),
+    )
+
+
+CHECK = Check("driver", "NVIDIA's driver, and its age", probe, judge, needs=("gpu-bus",))

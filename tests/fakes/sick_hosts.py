@@ -1,0 +1,99 @@
+"""A host that is played to the doctor: a root of files, recorded answers, and no network."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from labkit.commands import CommandResult
+from labkit.doctor.host import Host, OnceRunner
+from tests.fakes.host import ADA, CONTEXT, DOCKER_FINE, DOCKER_INFO, INFO, FakeRunner, says
+
+GIB = 2**30
+DRIVER = "580.95.05"
+OS_RELEASES = {
+    "debian": 'PRETTY_NAME="Debian GNU/Linux 13 (trixie)"\nID=debian\n',
+    "ubuntu": 'PRETTY_NAME="Ubuntu 24.04.3 LTS"\nID=ubuntu\nID_LIKE=debian\n',
+    "fedora": 'PRETTY_NAME="Fedora Linux 43"\nID=fedora\n',
+    "rhel": 'PRETTY_NAME="Rocky Linux 9.6"\nID="rocky"\nID_LIKE="rhel centos fedora"\n',
+    "suse": 'PRETTY_NAME="openSUSE Tumbleweed"\nID="opensuse-tumbleweed"\nID_LIKE="suse"\n',
+    "arch": "PRETTY_NAME=Arch\nID=arch\n",
+    "alpine": "PRETTY_NAME=Alpine\nID=alpine\n",
+}
+Answers = Mapping[str, CommandResult | None]
+Files = Mapping[str, str | None]
+
+SMI_QUERY = "nvidia-smi --query-gpu=name"
+SMI_FINE = says(f"NVIDIA GeForce RTX 4090, {DRIVER}")
+CTK = "nvidia-ctk --version"
+CTK_FINE = says("NVIDIA Container Toolkit CLI version 1.17.8\ncommit: 5b2f1a3")
+WITH_RUNTIME = {INFO: says(json.dumps({**DOCKER_INFO, "Runtimes": {"runc": {}, "nvidia": {}}}))}
+
+PLAIN_FILES: Files = {
+    "proc/version": "Linux version 6.12.0-amd64",
+    "proc/modules": "ext4 1015808 2 - Live 0x0\n",
+    "proc/meminfo": "MemTotal: 32000000 kB\nMemFree: 100 kB\nMemAvailable: 24000000 kB\n",
+    "dev/shm/.keep": "",
+}
+CARD = "sys/bus/pci/devices/0000:01:00.0"
+CARD_FILES: Files = {f"{CARD}/vendor": "0x10de\n", f"{CARD}/class": "0x030000\n"}
+GPU_FILES: Files = {
+    **CARD_FILES,
+    "proc/driver/nvidia/version": (
+        "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  "
+        f"{DRIVER}  Release Build\nGCC version: gcc version 14.2.0\n"
+    ),
+    "proc/modules": "nvidia_uvm 2150400 0 - Live 0x0\nnvidia 14000000 1 - Live 0x0\n",
+    "dev/nvidiactl": "",
+    "dev/nvidia0": "",
+    "dev/nvidia-uvm": "",
+}
+GPU_ANSWERS: Answers = {**WITH_RUNTIME, SMI_QUERY: SMI_FINE, CTK: CTK_FINE}
+
+
+def play_host(
+    root: Path,
+    *,
+    files: Files = {},  # noqa: B006
+    answers: Answers = {},  # noqa: B006
+    gpu: bool = False,
+    distribution: str = "debian",
+    **settings: object,
+) -> Host:
+    """A healthy CPU host (or GPU host) with Docker, changed by ``files`` and ``answers``.
+
+    A file or an answer of None is taken away.
+    """
+    written = {**PLAIN_FILES, **(GPU_FILES if gpu else {}), **files}
+    written.setdefault("etc/os-release", OS_RELEASES[distribution])
+    for name, text in written.items():
+        if text is not None:
+            path = root / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+            path.chmod(0o666)
+    played = {**DOCKER_FINE, **(GPU_ANSWERS if gpu else {}), **answers}
+    runner = FakeRunner({start: answer for start, answer in played.items() if answer})
+    workspace = root / "home/ada/work"
+    workspace.mkdir(parents=True, exist_ok=True)
+    host = Host(
+        run=OnceRunner(runner),
+        run_long=runner,
+        root=root,
+        machine=dataclasses.replace(ADA, user_id=workspace.stat().st_uid),
+        groups=(),
+        environment={},
+        workspace=workspace,
+        indexes=("https://index.example/whl/cpu",),
+        free_bytes=lambda path: 80 * GIB,
+        total_bytes=lambda path: 16 * GIB,
+        is_port_free=lambda address, port: True,
+        resolve=lambda name: None,
+        reach=lambda url: None,
+    )
+    return dataclasses.replace(host, **settings)
+
+
+__all__ = ["CONTEXT", "INFO", "play_host"]

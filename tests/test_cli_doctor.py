@@ -1,0 +1,240 @@
+"""``labkit doctor`` as people and programs see it."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from labkit.cli import doctor, main
+from labkit.doctor import checks as doctor_checks
+from labkit.doctor import distribution as doctor_distribution
+from labkit.doctor.check import Check, failed, ok, unknown, warning
+from labkit.doctor.checks import CHECKS
+from labkit.doctor.distribution import Distribution
+from tests.fakes.sick_hosts import play_host
+from tests.test_light_imports import HEAVY, MAIN, list_modules
+
+LOG = """\
+#12 8.411 Collecting torch
+#12 9.020 ERROR: Could not install packages due to an OSError: [Errno 28] No space left on device
+"""
+LOG_SCREEN = """\
+disk-full (certain)
+  line 2: #12 9.020 ERROR: Could not install packages due to an OSError: [Errno 28] No space left \
+on device
+  cause: the disk is full
+  try: df -h && docker system prune
+"""
+
+
+def play_checks(monkeypatch, tmp_path, *findings):
+    """Lets the command make checks that come back with these findings, on a played host."""
+
+    def make(number, finding):
+        return Check(
+            f"check-{number}", f"question {number}", lambda host: finding, lambda facts, _: facts
+        )
+
+    made = tuple(make(number, finding) for number, finding in enumerate(findings, 1))
+    monkeypatch.setattr(doctor_checks, "CHECKS", made)
+    monkeypatch.setattr(doctor, "make_host", lambda: play_host(tmp_path))
+
+
+def test_a_healthy_host(monkeypatch, tmp_path, capsys):
+    play_checks(monkeypatch, tmp_path, ok("no NVIDIA GPU on the bus; the lab uses the CPU"))
+    assert main(["doctor"]) == 0
+    assert capsys.readouterr().out == (
+        "ok       check-1 no NVIDIA GPU on the bus; the lab uses the CPU\n\n1 checks: 1 ok\n"
+    )
+
+
+def test_a_broken_host(monkeypatch, tmp_path, capsys):
+    play_checks(
+        monkeypatch,
+        tmp_path,
+        failed("0 B free at /home", "the disk is all but full", "df -h"),
+        ok("port 8888 is free"),
+        warning("shared memory: 64.0 MiB", "workers die", "LABKIT_SHM_SIZE=2g make down up"),
+    )
+    assert main(["doctor"]) == 5
+    assert capsys.readouterr().out == (
+        "ok       check-2 port 8888 is free\n"
+        "warning  check-3 shared memory: 64.0 MiB\n"
+        "                 cause: workers die\n"
+        "                 try: LABKIT_SHM_SIZE=2g make down up\n"
+        "failed   check-1 0 B free at /home\n"
+        "                 cause: the disk is all but full\n"
+        "                 try: df -h\n"
+        "\n"
+        "3 checks: 1 ok, 1 warning, 1 failed\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("finding", "code"),
+    [(ok("x"), 0), (warning("x", "c", "f"), 0), (unknown("x"), 0), (failed("x", "c", "f"), 5)],
+    ids=["ok", "warning", "unknown", "failed"],
+)
+def test_only_a_failure_ends_with_5(monkeypatch, tmp_path, finding, code):
+    play_checks(monkeypatch, tmp_path, finding)
+    assert main(["doctor"]) == code
+
+
+def test_the_findings_as_json(monkeypatch, tmp_path, capsys):
+    play_checks(monkeypatch, tmp_path, failed("no Compose", "not installed", "install it"))
+    assert main(["doctor", "--json"]) == 5
+    assert json.loads(capsys.readouterr().out) == {
+        "schema_version": 1,
+        "healthy": False,
+        "distribution": "Debian GNU/Linux 13 (trixie)",
+        "counts": {"failed": 1},
+        "checks": [
+            {
+                "check": "check-1",
+                "status": "failed",
+                "found": "no Compose",
+                "cause": "not installed",
+                "fix": "install it",
+            }
+        ],
+    }
+
+
+def test_the_list_has_every_check_and_makes_none(monkeypatch, capsys):
+    monkeypatch.setattr(doctor, "make_host", lambda: pytest.fail("a check was made"))
+    assert main(["doctor", "--list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "gpu-bus           an NVIDIA GPU on the bus"
+    assert [line.split()[0] for line in lines] == [check.name for check in CHECKS]
+
+
+def test_the_list_as_json(capsys):
+    assert main(["doctor", "--list", "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["checks"][8] == {"check": "compose", "title": "Compose 2"}
+
+
+def test_a_log_is_explained(tmp_path, capsys):
+    path = tmp_path / "build.log"
+    path.write_text(LOG)
+    assert main(["doctor", "--explain", str(path)]) == 0
+    assert capsys.readouterr().out == LOG_SCREEN
+
+
+def test_a_log_from_standard_input(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stdin", io.StringIO(LOG))
+    assert main(["doctor", "--explain"]) == 0
+    assert capsys.readouterr().out == LOG_SCREEN
+
+
+def test_an_explanation_as_json(tmp_path, monkeypatch, capsys):
+    fedora = Distribution("Fedora Linux 43", "fedora")
+    monkeypatch.setattr(doctor_distribution, "read_distribution", lambda: fedora)
+    path = tmp_path / "log"
+    path.write_text("docker: 'compose' is not a docker command.\n")
+    assert main(["doctor", "--explain", str(path), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["found"]
+    assert len(found) == 1
+    assert found[0]["sign"] == "no-compose"
+    assert found[0]["line"] == "docker: 'compose' is not a docker command."
+    assert found[0]["fix"] == "sudo dnf install docker-compose"
+    assert found[0]["fix_elsewhere"]["ubuntu"] == "sudo apt-get install docker-compose-v2"
+    assert found[0]["caused_by"] is None
+
+
+@pytest.mark.parametrize("words", [[], ["--json"]], ids=["text", "json"])
+def test_an_unknown_text_says_so_and_ends_with_1(tmp_path, capsys, words):
+    path = tmp_path / "log"
+    path.write_bytes(b"all is well \xff\xfe")
+    assert main(["doctor", "--explain", str(path), *words]) == 1
+    said = capsys.readouterr()
+    assert said.err == "nothing in this text is an error that the doctor knows\n"
+    assert said.out == ('{\n  "schema_version": 1,\n  "found": []\n}\n' if words else "")
+
+
+def test_a_log_that_is_not_there(tmp_path, capsys):
+    assert main(["doctor", "--explain", str(tmp_path / "none")]) == 2
+    assert f"error: cannot read {tmp_path}/none: No such file" in capsys.readouterr().err
+
+
+def test_listing_and_explaining_exclude_each_other(capsys):
+    assert main(["doctor", "--list", "--explain"]) == 2
+    assert "not allowed with argument" in capsys.readouterr().err
+
+
+def test_the_index_is_the_one_a_build_would_use(tmp_path):
+    compose = tmp_path / "compose.yaml"
+    compose.write_text("  TORCH_INDEX: ${TORCH_INDEX:-https://index.example/whl/cpu}\n")
+    assert doctor.find_indexes(compose, {}) == ("https://index.example/whl/cpu",)
+    assert doctor.find_indexes(compose, {"TORCH_INDEX": "https://own.example"}) == (
+        "https://own.example",
+    )
+    assert doctor.find_indexes(None, {"PIP_INDEX_URL": "https://pip.example"}) == (
+        "https://pip.example",
+    )
+    assert doctor.find_indexes(None, {}) == ()
+
+
+def test_this_checkout_is_the_one_that_is_examined(monkeypatch):
+    monkeypatch.setenv("LABKIT_PORT", "9001")
+    host = doctor.make_host()
+    assert (host.port, host.port_asked) == (9001, True)
+    assert host.workspace is not None and host.workspace.name == "work"
+    assert len(host.indexes) == 1
+
+
+@pytest.mark.parametrize(
+    ("environment", "workspace"),
+    [
+        ({}, None),
+        ({"LABKIT_IN_CONTAINER": "1"}, Path("/work")),
+        ({"LABKIT_IN_CONTAINER": "1", "LABKIT_WORKSPACE": "/elsewhere"}, Path("/elsewhere")),
+    ],
+    ids=["nowhere", "inside the lab", "named"],
+)
+def test_the_workspace_is_known_inside_the_lab(environment, workspace):
+    assert doctor.find_workspace(environment) == workspace
+
+
+def test_outside_of_a_checkout_there_is_no_workspace(monkeypatch, tmp_path):
+    monkeypatch.setenv("LABKIT_HOME", str(tmp_path))
+    for name in ("LABKIT_WORKSPACE", "LABKIT_IN_CONTAINER"):
+        monkeypatch.delenv(name, raising=False)
+    assert doctor.make_host().workspace is None
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["doctor", "--list"], ["doctor", "--explain", "/dev/null"]],
+    ids=["list", "explain"],
+)
+def test_the_doctor_needs_the_standard_library_alone(words):
+    assert list_modules(MAIN.format(words=words)).isdisjoint({*HEAVY, "pynvml"})
+
+
+def test_a_whole_examination_loads_nothing_heavy():
+    statement = (
+        "from labkit.cli import doctor\n"
+        "    from labkit.doctor.checks import CHECKS\n"
+        "    from labkit.doctor.examine import examine_host\n"
+        "    keep = [each for each in CHECKS if each.name[:6] != 'torch-']\n"
+        "    examine_host(doctor.make_host(), keep, offline=True)"
+    )
+    assert list_modules(statement).isdisjoint({*HEAVY, "pynvml"})
+
+
+def test_this_machine_is_examined_without_a_crash():
+    # -S leaves the installed packages out: a bare host, as `make doctor` finds it.
+    command = [sys.executable, "-S", "-m", "labkit", "doctor", "--offline", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    said = json.loads(done.stdout)
+    assert done.returncode == (0 if said["healthy"] else 5)
+    assert {each["check"] for each in said["checks"]} == {
+        check.name for check in CHECKS if not check.network
+    }
+    assert not [each for each in said["checks"] if "itself broke" in each["found"]]

@@ -1,0 +1,781 @@
+"""Each check's predicate on the facts it may meet, and its probe on files and programs."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from labkit.commands import CommandResult, run_command
+from labkit.devices.torch_devices import TorchBuild, best_device
+from labkit.doctor import trials
+from labkit.doctor.check import Check, Finding, failed, ok, unknown
+from labkit.doctor.checks import (
+    CHECKS,
+    caches,
+    certificates,
+    device_nodes,
+    disk,
+    dns,
+    driver,
+    driver_library,
+    engine_client,
+    engine_daemon,
+    gpu_bus,
+    index,
+    memory,
+    port,
+    selinux,
+    shm,
+    toolkit,
+    torch_build,
+    torch_trial,
+    uvm,
+    workspace,
+)
+from labkit.doctor.distribution import UNKNOWN, Distribution, Fix, packages, parse_os_release
+from labkit.doctor.examine import examine_host, format_examination
+from labkit.doctor.host import Host, OnceRunner, find_free_bytes, find_total_bytes
+from labkit.host.engine import EngineFacts
+from labkit.host.folders import FolderFacts
+from labkit.host.gpu import GpuFacts
+from labkit.lessons.needs import missing_need
+from tests.fakes.host import ADA, DOCKER, NO_DOCKER, NO_PODMAN, PODMAN, fails, hangs, says
+from tests.fakes.sick_hosts import CARD, CARD_FILES, GIB, OS_RELEASES, play_host
+
+DEBIAN = Distribution("Debian", "debian")
+
+
+# The checks as a whole
+
+
+def test_names_are_single_and_each_need_stands_before_its_check():
+    seen: list[str] = []
+    for check in CHECKS:
+        assert check.name not in seen
+        assert set(check.needs) <= set(seen)
+        seen.append(check.name)
+
+
+def test_every_module_of_checks_is_in_the_list():
+    folder = Path(gpu_bus.__file__).parent
+    modules = {path.stem for path in folder.glob("*.py")} - {"__init__", "torch_trial"}
+    assert len(modules) == len(CHECKS)
+
+
+# Distributions
+
+
+@pytest.mark.parametrize(
+    ("name", "family"),
+    [(name, name) for name in OS_RELEASES],
+    ids=OS_RELEASES.keys(),
+)
+def test_a_distribution_is_known_by_its_own_file(name, family):
+    assert parse_os_release(OS_RELEASES[name]).family == family
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        pytest.param(None, id="no file"),
+        pytest.param("", id="an empty file"),
+        pytest.param("ID=plan9\n", id="an unknown one"),
+        pytest.param("\x00'\"=\x01\n===\nID", id="garbage"),
+    ],
+)
+def test_an_unknown_distribution_has_no_family(text):
+    assert parse_os_release(text).family is None
+
+
+@pytest.mark.parametrize(
+    ("family", "command"),
+    [
+        ("ubuntu", "sudo apt-get install a"),
+        ("debian", "sudo apt-get install a"),
+        ("rhel", "sudo dnf install b"),
+        ("suse", "sudo zypper install c"),
+        ("arch", "sudo pacman -S d"),
+        ("alpine", "see the page"),
+        (None, "see the page"),
+    ],
+)
+def test_a_fix_falls_back_on_the_family_it_comes_from(family, command):
+    fix = packages("a", "b", "c", "d", "see the page")
+    assert fix.on(Distribution("x", family)) == command
+
+
+def test_a_fix_that_is_the_same_everywhere():
+    assert Fix("sudo reboot").on(DEBIAN) == "sudo reboot"
+    assert Fix("sudo reboot").by_family() == {}
+
+
+# The GPU and its driver
+
+
+def test_the_driver_of_a_card_on_the_bus_is_read(tmp_path):
+    host = play_host(tmp_path, files=CARD_FILES)
+    target = tmp_path / "sys/bus/pci/drivers/vfio-pci"
+    target.mkdir(parents=True)
+    (tmp_path / CARD / "driver").symlink_to(target)
+    facts = gpu_bus.probe(host)
+    assert facts.drivers == (("0000:01:00.0", "vfio-pci"),)
+    finding = gpu_bus.judge(facts, UNKNOWN)
+    assert finding.status == "warning"
+    assert finding.moot == "the GPU is kept for virtual machines"
+
+
+@pytest.mark.parametrize(
+    ("facts", "found"),
+    [
+        pytest.param(
+            gpu_bus.BusFacts(), "no NVIDIA GPU on the bus; the lab uses the CPU", id="none"
+        ),
+        pytest.param(
+            gpu_bus.BusFacts((("0000:01:00.0", "nvidia"), ("0000:02:00.0", "vfio-pci"))),
+            "2 on the bus: 0000:01:00.0, 0000:02:00.0",
+            id="one of two given away",
+        ),
+        pytest.param(
+            gpu_bus.BusFacts(in_wsl=True),
+            "WSL2: Windows has the GPU and lends it (/dev/dxg)",
+            id="WSL2",
+        ),
+        pytest.param(
+            gpu_bus.BusFacts(has_nodes=True),
+            "an NVIDIA GPU that is on no PCI bus here (/dev/nvidiactl)",
+            id="on a chip",
+        ),
+    ],
+)
+def test_a_bus_that_is_fine(facts, found):
+    assert gpu_bus.judge(facts, UNKNOWN).found == found
+    assert gpu_bus.judge(facts, UNKNOWN).status == "ok"
+
+
+@pytest.mark.parametrize(
+    ("version", "status", "found"),
+    [
+        ("450.80.02", "failed", "driver 450.80.02"),
+        ("470.256.02", "failed", "driver 470.256.02"),
+        ("525.60.13", "ok", "driver 525.60.13 runs CUDA 12 builds of torch"),
+        ("579.99", "ok", "driver 579.99 runs CUDA 12 builds of torch"),
+        ("580.65.06", "ok", "driver 580.65.06 runs every CUDA build of torch"),
+        ("590.10", "ok", "driver 590.10 runs every CUDA build of torch"),
+    ],
+)
+def test_a_driver_is_judged_by_its_age(version, status, found):
+    finding = driver.judge(driver.DriverFacts(GpuFacts(version, ("T4",))), DEBIAN)
+    assert (finding.status, finding.found) == (status, found)
+
+
+def test_a_module_without_nvidia_smi_is_a_driver():
+    facts = driver.DriverFacts(GpuFacts(None), module_version="580.65.06")
+    assert driver.judge(facts, DEBIAN).status == "ok"
+
+
+def test_a_hung_nvidia_smi_with_a_loaded_module_says_nothing_against_the_driver():
+    facts = driver.DriverFacts(
+        GpuFacts(None, problem="nvidia-smi did not answer in 3 s"), "580.65.06", hung=True
+    )
+    assert driver.judge(facts, DEBIAN).status == "ok"
+
+
+@pytest.mark.parametrize(
+    ("answer", "status", "words"),
+    [
+        pytest.param(
+            says("NVIDIA H200, 580.95.05"),
+            "ok",
+            "module and libraries work together, both 580.95.05: NVIDIA H200",
+            id="both versions agree",
+        ),
+        pytest.param(
+            CommandResult(("nvidia-smi",), None, missing=True),
+            "warning",
+            "the module is loaded, but there is no nvidia-smi",
+            id="no nvidia-smi",
+        ),
+        pytest.param(
+            fails("Failed to initialize NVML: Insufficient Permissions", 4),
+            "failed",
+            "Failed to initialize NVML: Insufficient Permissions",
+            id="a known sign",
+        ),
+        pytest.param(
+            fails("Segmentation fault", 139), "failed", "Segmentation fault", id="a crash"
+        ),
+        pytest.param(
+            says("No devices were found"), "failed", "No devices were found", id="no devices"
+        ),
+        pytest.param(
+            says("hello"), "unknown", "nvidia-smi printed nothing that lists a GPU", id="garbage"
+        ),
+        pytest.param(
+            hangs("nvidia-smi", 3), "unknown", "nvidia-smi did not answer in 3 s", id="hangs"
+        ),
+    ],
+)
+def test_nvidia_smi_proves_module_and_library(answer, status, words):
+    finding = driver_library.judge(driver_library.LibraryFacts(answer, "580.95.05"), DEBIAN)
+    assert (finding.status, finding.found) == (status, words)
+
+
+@pytest.mark.parametrize(
+    ("mode", "owner", "group", "groups", "refused"),
+    [
+        pytest.param(0o666, 0, 0, (), False, id="open to all"),
+        pytest.param(0o660, 0, 44, (), True, id="another group's"),
+        pytest.param(0o660, 0, 44, (44,), False, id="a group of mine"),
+        pytest.param(0o600, 1000, 0, (), False, id="my own"),
+        pytest.param(0o066, 1000, 0, (), True, id="my own, and closed to me"),
+        pytest.param(0o644, 0, 0, (), True, id="to be read only"),
+    ],
+)
+def test_device_files_are_open_or_not(mode, owner, group, groups, refused):
+    status = os.stat_result((0o020000 | mode, 0, 0, 1, owner, group, 0, 0, 0, 0))
+    host = Host(machine=play_machine(1000), groups=groups)
+    assert device_nodes._may_open(status, host) is not refused
+
+
+def play_machine(user_id):
+    """A Linux machine that this user sits at."""
+    return dataclasses.replace(ADA, user_id=user_id)
+
+
+def test_root_may_open_everything():
+    status = os.stat_result((0o020000, 0, 0, 1, 5, 5, 0, 0, 0, 0))
+    assert device_nodes._may_open(status, Host(machine=play_machine(0)))
+
+
+def test_refused_device_files_are_named_with_the_fix():
+    facts = device_nodes.NodeFacts(("nvidiactl", "nvidia0"), ("nvidia0",))
+    finding = device_nodes.judge(facts, DEBIAN)
+    assert finding.found == "this user may not open /dev/nvidia0"
+    assert finding.fix.startswith("sudo usermod -aG video $USER")
+
+
+def test_a_missing_gpu_file_is_named():
+    finding = device_nodes.judge(device_nodes.NodeFacts(("nvidiactl",)), DEBIAN)
+    assert (finding.status, finding.found) == ("failed", "missing: /dev/nvidia0")
+
+
+def test_uvm_loaded_without_its_file_is_told_apart():
+    finding = uvm.judge(uvm.UvmFacts(loaded=True), DEBIAN)
+    assert finding.found == "nvidia-uvm is loaded, without /dev/nvidia-uvm"
+
+
+# The engine
+
+
+def test_the_engine_that_answers_is_the_one_that_counts():
+    down = EngineFacts("docker", client_found=True, problem="no")
+    assert engine_client.EnginePair(down, PODMAN).chosen is PODMAN
+    assert engine_client.EnginePair(DOCKER, PODMAN).chosen is DOCKER
+    assert engine_client.EnginePair(down, NO_PODMAN).chosen is down
+    assert engine_client.EnginePair(NO_DOCKER, NO_PODMAN).chosen is NO_DOCKER
+
+
+def test_in_a_container_with_an_engine_the_engine_counts():
+    pair = engine_client.EnginePair(DOCKER, NO_PODMAN, in_container=True)
+    assert engine_client.judge(pair, DEBIAN).found == "docker is installed"
+    bare = engine_client.EnginePair(NO_DOCKER, NO_PODMAN, in_container=True)
+    assert engine_client.judge(bare, DEBIAN).moot == "this is inside a container"
+
+
+def test_docker_on_a_mac_is_started_its_own_way():
+    down = EngineFacts("docker", client_found=True, problem="no daemon")
+    pair = engine_client.EnginePair(down, NO_PODMAN, system="Darwin")
+    assert engine_daemon.judge(pair, UNKNOWN).fix == "open -a Docker"
+
+
+def test_a_podman_that_is_broken_says_so():
+    broken = EngineFacts("podman", client_found=True, problem="no subuid ranges")
+    finding = engine_daemon.judge(engine_client.EnginePair(NO_DOCKER, broken), DEBIAN)
+    assert finding.found == "podman does not work (no subuid ranges)"
+
+
+@pytest.mark.parametrize(
+    ("version", "status"),
+    [
+        ("1.17.7", "warning"),
+        ("1.17.8", "ok"),
+        ("1.17.10", "ok"),
+        ("1.9.0", "warning"),
+        ("1.18.0", "ok"),
+        ("2.0.0", "ok"),
+    ],
+)
+def test_the_toolkit_has_a_floor(version, status):
+    answer = says(f"NVIDIA Container Toolkit CLI version {version}\ncommit: 0a1b")
+    assert toolkit.judge(toolkit.ToolkitFacts(answer), DEBIAN).status == status
+
+
+def test_a_toolkit_that_tells_no_version_is_unknown():
+    finding = toolkit.judge(toolkit.ToolkitFacts(says("hello")), DEBIAN)
+    assert (finding.status, finding.found) == (
+        "unknown",
+        "nvidia-ctk tells no version (hello)",
+    )
+
+
+@pytest.mark.parametrize("switch", [None, "", "\x00", "1 1"])
+def test_selinux_without_an_off_switch_is_fine(tmp_path, switch):
+    files = {
+        "sys/fs/selinux/enforce": "1",
+        "sys/fs/selinux/booleans/container_use_devices": switch,
+    }
+    facts = selinux.probe(play_host(tmp_path, files=files))
+    assert facts.enforcing
+    assert (facts.devices_allowed is False) == (switch == "\x00")
+
+
+# Resources
+
+
+@pytest.mark.parametrize(
+    ("facts", "status", "fix"),
+    [
+        pytest.param(shm.SharedMemoryFacts(16 * GIB), "ok", None, id="plenty"),
+        pytest.param(shm.SharedMemoryFacts(512 * 2**20), "ok", None, id="just enough"),
+        pytest.param(
+            shm.SharedMemoryFacts(64 * 2**20),
+            "warning",
+            "sudo mount -o remount,size=2G /dev/shm",
+            id="on a host",
+        ),
+        pytest.param(
+            shm.SharedMemoryFacts(64 * 2**20, in_container=True),
+            "warning",
+            "LABKIT_SHM_SIZE=2g make down up",
+            id="in a container",
+        ),
+        pytest.param(shm.SharedMemoryFacts(None, system="Darwin"), "ok", None, id="a Mac"),
+        pytest.param(shm.SharedMemoryFacts(None), "unknown", None, id="not to be asked"),
+    ],
+)
+def test_shared_memory(facts, status, fix):
+    finding = shm.judge(facts, DEBIAN)
+    assert (finding.status, finding.fix) == (status, fix)
+
+
+def test_the_fullest_disk_is_the_one_that_counts():
+    facts = disk.DiskFacts((("/home", 80 * GIB), ("/var", 3 * GIB), ("/x", None)))
+    assert disk.judge(facts, DEBIAN).found == "3.0 GiB free at /var"
+    assert disk.judge(disk.DiskFacts(()), DEBIAN).status == "unknown"
+
+
+def test_the_engines_own_disk_is_asked_too(tmp_path):
+    host = play_host(
+        tmp_path,
+        files={"var/lib/docker/x": ""},
+        answers={
+            "docker info": says('{"ServerVersion": "28", "DockerRootDir": "/var/lib/docker"}')
+        },
+    )
+    assert disk.probe(host).places[1] == ("/var/lib/docker", 80 * GIB)
+
+
+@pytest.mark.parametrize(
+    ("facts", "status", "found"),
+    [
+        pytest.param(
+            memory.MemoryFacts(32 * GIB, 20 * GIB), "ok", "20.0 GiB of 32.0 GiB available", id="ok"
+        ),
+        pytest.param(
+            memory.MemoryFacts(32 * GIB, 20 * GIB, GIB),
+            "warning",
+            "1.0 GiB of memory for this container",
+            id="a tight container",
+        ),
+        pytest.param(
+            memory.MemoryFacts(32 * GIB, GIB // 2),
+            "warning",
+            "512.0 MiB of 32.0 GiB available",
+            id="little left",
+        ),
+        pytest.param(
+            memory.MemoryFacts(32 * GIB, None), "ok", "unknown of 32.0 GiB available", id="unknown"
+        ),
+        pytest.param(memory.MemoryFacts(system="Darwin"), "ok", "not asked on Darwin", id="a Mac"),
+    ],
+)
+def test_memory(facts, status, found):
+    finding = memory.judge(facts, DEBIAN)
+    assert (finding.status, finding.found) == (status, found)
+
+
+@pytest.mark.parametrize(
+    ("facts", "status", "found"),
+    [
+        pytest.param(port.PortFacts(8888, free=True), "ok", "port 8888 is free", id="free"),
+        pytest.param(
+            port.PortFacts(9000, free=False, own=True), "ok", "this lab runs on port 9000", id="own"
+        ),
+        pytest.param(
+            port.PortFacts(8888, free=False, in_lab=True),
+            "ok",
+            "the host publishes the port: ask there",
+            id="inside",
+        ),
+        pytest.param(port.PortFacts(8888, free=False), "warning", "port 8888 is taken", id="taken"),
+        pytest.param(
+            port.PortFacts(8888, free=False, asked=True),
+            "failed",
+            "port 8888 is taken",
+            id="taken, and asked for",
+        ),
+    ],
+)
+def test_a_port(facts, status, found):
+    finding = port.judge(facts, DEBIAN)
+    assert (finding.status, finding.found) == (status, found)
+
+
+WORK = Path("/home/ada/work")
+
+
+@pytest.mark.parametrize(
+    ("folder", "status", "fix"),
+    [
+        pytest.param(FolderFacts(WORK, True, True, 1000, 1000, True, 1), "ok", None, id="mine"),
+        pytest.param(
+            FolderFacts(WORK, False, False, None, None, False, None), "ok", None, id="new"
+        ),
+        pytest.param(
+            FolderFacts(WORK, True, False, 1000, 1000, True, 1),
+            "failed",
+            "mv /home/ada/work /home/ada/work.old",
+            id="a file",
+        ),
+        pytest.param(
+            FolderFacts(WORK, True, True, 0, 0, False, 1),
+            "failed",
+            'sudo chown -R "$(id -u):$(id -g)" /home/ada/work',
+            id="root's",
+        ),
+        pytest.param(
+            FolderFacts(WORK, True, True, 1000, 1000, False, 1),
+            "failed",
+            "ls -ld /home/ada/work",
+            id="mine, read-only",
+        ),
+        pytest.param(
+            FolderFacts(WORK, True, True, 1001, 1001, True, 1),
+            "warning",
+            'sudo chown -R "$(id -u):$(id -g)" /home/ada/work',
+            id="another's, shared",
+        ),
+    ],
+)
+def test_a_workspace(folder, status, fix):
+    finding = workspace.judge(workspace.WorkspaceFacts(folder, 1000), DEBIAN)
+    assert (finding.status, finding.fix) == (status, fix)
+
+
+def test_room_is_asked_of_the_nearest_folder_there_is(tmp_path):
+    assert find_free_bytes(tmp_path / "not/made/yet") > 0
+    assert find_total_bytes(tmp_path / "not/made/yet") is None
+    assert find_total_bytes(tmp_path) > 0
+
+
+# The network
+
+
+def test_a_proxys_password_is_never_shown(tmp_path):
+    environment = {"HTTPS_PROXY": "http://ada:secret@proxy.example:3128"}
+    finding = certificates.judge(
+        certificates.probe(play_host(tmp_path, environment=environment)), DEBIAN
+    )
+    assert (finding.status, finding.found) == ("ok", "set: HTTPS_PROXY")
+    assert "secret" not in repr(finding)
+
+
+@pytest.mark.parametrize(
+    ("address", "host"),
+    [
+        ("http://proxy.example:3128", "proxy.example"),
+        ("proxy.example:3128", "proxy.example"),
+        ("http://[::1", None),
+        ("http://", None),
+    ],
+)
+def test_a_proxys_host_is_read(address, host):
+    assert certificates._read_host(address) == host
+
+
+def test_a_proxy_that_is_no_address_fails():
+    facts = certificates.ProxyFacts((("https_proxy", None),))
+    assert certificates.judge(facts, DEBIAN).fix == "unset https_proxy"
+
+
+def test_behind_a_proxy_no_name_is_asked_for(tmp_path):
+    asked = []
+    environment = {"https_proxy": "http://proxy.example:3128"}
+    facts = dns.probe(play_host(tmp_path, resolve=asked.append, environment=environment))
+    assert asked == []
+    assert dns.judge(facts, DEBIAN).found == "the proxy resolves names"
+
+
+def test_without_an_index_there_is_nothing_to_reach():
+    assert dns.judge(dns.NameFacts(), DEBIAN).moot == "no index is set"
+
+
+def test_an_index_out_of_reach_for_an_unknown_reason_gets_a_command_to_look():
+    facts = index.IndexFacts((("https://index.example", "strange"),))
+    assert index.judge(facts, DEBIAN).fix == "curl -sSI https://index.example"
+
+
+def test_an_indexs_password_is_never_shown(tmp_path):
+    indexes = ("https://ada:secret@index.example/whl",)
+
+    def refuse(address):
+        raise OSError("refused")
+
+    for settings in ({"reach": refuse}, {}):
+        host = play_host(tmp_path, indexes=indexes, **settings)
+        finding = index.judge(index.probe(host), DEBIAN)
+        assert finding.found.startswith("https://index.example/whl ")
+        assert "secret" not in repr(finding)
+
+
+# Torch
+
+
+@pytest.mark.parametrize(
+    ("facts", "status", "found"),
+    [
+        pytest.param(
+            torch_build.BuildFacts(None),
+            "ok",
+            "no torch in this Python: the lab brings its own",
+            id="no torch",
+        ),
+        pytest.param(
+            torch_build.BuildFacts(TorchBuild("2.13.0+cpu")),
+            "ok",
+            "torch 2.13.0+cpu, for the CPU",
+            id="CPU",
+        ),
+        pytest.param(
+            torch_build.BuildFacts(TorchBuild("2.13.0+cpu"), "580.95.05", (9.0,)),
+            "warning",
+            "torch 2.13.0+cpu",
+            id="a CPU build beside a GPU",
+        ),
+        pytest.param(
+            torch_build.BuildFacts(TorchBuild("2.13.0+cu130", "13.0"), "580.95.05", (9.0,)),
+            "ok",
+            "torch 2.13.0+cu130 fits driver 580.95.05",
+            id="CUDA 13 on H200",
+        ),
+        pytest.param(
+            torch_build.BuildFacts(TorchBuild("2.13.0+cu130", "13.0"), "570.86.10", (9.0,)),
+            "failed",
+            "torch 2.13.0+cu130",
+            id="CUDA 13 on an older driver",
+        ),
+        pytest.param(
+            torch_build.BuildFacts(TorchBuild("2.13.0+cu130", "13.0"), "580.95.05", (7.0,)),
+            "failed",
+            "torch 2.13.0+cu130",
+            id="CUDA 13 on Volta",
+        ),
+        pytest.param(
+            torch_build.BuildFacts(TorchBuild("2.13.0+cu126", "12.6"), "580.95.05", (12.0,)),
+            "failed",
+            "torch 2.13.0+cu126",
+            id="CUDA 12.6 on Blackwell",
+        ),
+        pytest.param(
+            torch_build.BuildFacts(TorchBuild("2.13.0+cu126", "12.6"), "535.230.02", (6.1,)),
+            "ok",
+            "torch 2.13.0+cu126 fits driver 535.230.02",
+            id="CUDA 12.6 on Pascal",
+        ),
+        pytest.param(
+            torch_build.BuildFacts(TorchBuild("2.20.0+cu150", "15.0"), None, (99.0,)),
+            "ok",
+            "torch 2.20.0+cu150 fits the CPU",
+            id="a build of tomorrow",
+        ),
+    ],
+)
+def test_a_torch_build(facts, status, found):
+    finding = torch_build.judge(facts, DEBIAN)
+    assert (finding.status, finding.found) == (status, found)
+
+
+@pytest.mark.parametrize(
+    ("answer", "status", "found"),
+    [
+        pytest.param(says("a warning\n64 MiB on cpu"), "ok", "64 MiB on cpu", id="fine"),
+        pytest.param(says(""), "unknown", "the trial said nothing", id="silence"),
+        pytest.param(
+            CommandResult(("python",), None, seconds=40, timed_out=True),
+            "failed",
+            "no end after 40 s",
+            id="hangs",
+        ),
+        pytest.param(
+            fails(
+                "RuntimeError: CUDA error: no kernel image is available for execution on the device"
+            ),
+            "failed",
+            "RuntimeError: CUDA error: no kernel image is available for execution on the device",
+            id="a known sign",
+        ),
+        pytest.param(
+            CommandResult(("python",), -11), "failed", "exit code -11", id="a segmentation fault"
+        ),
+    ],
+)
+def test_a_trial(answer, status, found):
+    facts = torch_trial.TrialFacts("matmul", answer)
+    finding = torch_trial.judge_trial(facts, DEBIAN)
+    assert (finding.status, finding.found) == (status, found)
+
+
+def test_a_trial_runs_in_a_python_of_its_own(tmp_path):
+    host = play_host(tmp_path, answers={sys.executable: says("64 MiB on cpu")})
+    facts = torch_trial.probe_trial("allocation", 40)(host)
+    assert host.run_long.calls == [f"{sys.executable} -m labkit.doctor.trials allocation"]
+    assert host.run_long.limits == [40]
+    assert torch_trial.judge_trial(facts, DEBIAN).status == "ok"
+
+
+@pytest.mark.parametrize("name", ["allocation", "matmul"])
+def test_the_real_trials_hold_here(name):
+    assert trials.TRIALS[name]()
+
+
+@pytest.mark.slow
+def test_the_real_compile_holds_here():
+    if missing_need("compiler"):
+        pytest.skip("needs compiler: apt-get install g++")
+    answer = run_command(
+        [sys.executable, "-m", "labkit.doctor.trials", "compile"], timeout_seconds=240
+    )
+    assert (
+        answer.stdout == f"torch.compile on {best_device()} gives what the plain function gives\n"
+    )
+
+
+def test_caches_are_named_and_judged(tmp_path, monkeypatch):
+    host = play_host(tmp_path, environment={"TORCHINDUCTOR_CACHE_DIR": "/cache/inductor"})
+    facts = caches.probe(host)
+    assert facts.folders == ("/cache/inductor", "/tmp")
+    assert caches.judge(facts, DEBIAN).status == "ok"
+    assert not (tmp_path / "cache").exists()
+    monkeypatch.setattr(caches, "is_noexec", lambda path: True)
+    finding = caches.judge(caches.probe(host), DEBIAN)
+    assert (finding.status, finding.found) == ("failed", "/cache/inductor is mounted noexec")
+
+
+def test_a_cache_that_refuses_files_fails():
+    finding = caches.judge(caches.CacheFacts(("/cache",), unwritable=("/cache",)), DEBIAN)
+    assert finding.found == "/cache cannot be written"
+
+
+# How checks are made
+
+
+def play_check(name, finding, needs=(), **settings):
+    """A check that comes back with this finding, or raises it."""
+
+    def probe(host):
+        if isinstance(finding, BaseException):
+            raise finding
+        return finding
+
+    return Check(name, name, probe, lambda facts, distribution: facts, needs, **settings)
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        pytest.param(ok("yes"), ("ok", "fine"), id="ok"),
+        pytest.param(Finding("warning", "hm"), ("ok", "fine"), id="warning"),
+        pytest.param(failed("no", "c", "f"), ("skipped", "because a failed"), id="failed"),
+        pytest.param(unknown("?"), ("skipped", "because a is unknown"), id="unknown"),
+        pytest.param(
+            ok("none", moot="there is none"), ("skipped", "because there is none"), id="moot"
+        ),
+        pytest.param(ValueError("x"), ("skipped", "because a is unknown"), id="broken"),
+    ],
+)
+def test_what_the_first_finds_decides_whether_the_next_is_made(tmp_path, first, second):
+    checks = [play_check("a", first), play_check("b", ok("fine"), ("a",))]
+    finding = examine_host(play_host(tmp_path), checks).findings[1]
+    assert (finding.status, finding.found) == second
+
+
+def test_a_check_that_breaks_is_unknown_and_alone(tmp_path):
+    checks = [play_check("a", KeyError("x")), play_check("b", ok("fine"))]
+    first, second = examine_host(play_host(tmp_path), checks).findings
+    assert first.found == "the check itself broke on what it read: KeyError: 'x'"
+    assert (first.status, second.status) == ("unknown", "ok")
+
+
+def test_a_reason_is_handed_down_a_chain(tmp_path):
+    checks = [
+        play_check("a", failed("no", "c", "f")),
+        play_check("b", ok("fine"), ("a",)),
+        play_check("c", ok("fine"), ("b",)),
+    ]
+    assert examine_host(play_host(tmp_path), checks).findings[2].found == "because a failed"
+
+
+def test_an_examination_as_a_person_reads_it(tmp_path):
+    checks = [
+        play_check("disk", failed("0 B free", "the disk is full", "df -h")),
+        play_check("memory", ok("8.0 GiB free")),
+        play_check("build", ok("fine"), ("disk",)),
+    ]
+    assert format_examination(examine_host(play_host(tmp_path), checks)) == (
+        "ok       memory 8.0 GiB free\n"
+        "skipped  build  because disk failed\n"
+        "failed   disk   0 B free\n"
+        "                cause: the disk is full\n"
+        "                try: df -h\n"
+        "\n"
+        "3 checks: 1 ok, 1 skipped, 1 failed"
+    )
+
+
+def test_two_who_ask_the_same_share_the_answer():
+    calls = []
+    inside = threading.Event()
+
+    def slow(arguments, *, timeout_seconds):
+        calls.append(arguments)
+        inside.wait(10)
+        return says("fine")
+
+    runner = OnceRunner(slow)
+    answers = []
+    threads = [
+        threading.Thread(target=lambda: answers.append(runner(["x"], timeout_seconds=1)))
+        for _ in range(3)
+    ]
+    for thread in threads:
+        thread.start()
+    inside.set()
+    for thread in threads:
+        thread.join(10)
+    assert len(calls) == 1
+    assert [answer.stdout for answer in answers] == ["fine\n"] * 3
+
+
+def test_a_runner_that_breaks_breaks_for_all_who_ask():
+    def broken(arguments, *, timeout_seconds):
+        raise OSError("no more processes")
+
+    runner = OnceRunner(broken)
+    for _ in range(2):
+        with pytest.raises(OSError, match="no more processes"):
+            runner(["x"], timeout_seconds=1)

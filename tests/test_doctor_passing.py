@@ -1,0 +1,300 @@
+"""The checks on the way from the engine to the GPU: permission, Compose, CDI, cgroups, uvm."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from labkit.doctor.checks import (
+    CHECKS,
+    certificates,
+    cgroups,
+    compose,
+    device_nodes,
+    engine_permission,
+    gpu_bus,
+    gpu_passing,
+    memory,
+    toolkit,
+    uvm,
+)
+from labkit.doctor.checks import torch_build as torch_build_check
+from labkit.doctor.checks.engine_client import EnginePair
+from labkit.doctor.distribution import Distribution, parse_os_release
+from labkit.doctor.examine import examine_host
+from labkit.host.engine import EngineFacts
+from tests.fakes.host import DOCKER, NO_DOCKER, NO_PODMAN, PODMAN, says
+from tests.fakes.sick_hosts import GPU_FILES, INFO, play_host
+
+DEBIAN = Distribution("Debian GNU/Linux 13", "debian")
+FEDORA = Distribution("Fedora Linux 43", "fedora")
+OLD, NEW = "570.86.10", "580.95.05"
+SPEC = "/etc/cdi/nvidia.yaml"
+FAMILY_NAMES = ("debian", "ubuntu", "fedora", "rhel", "suse", "arch", "alpine")
+MAKE_SPEC = "sudo nvidia-ctk cdi generate --output=/etc/cdi/nvidia.yaml"
+CONFIGURE = "sudo nvidia-ctk runtime configure --runtime=docker && sudo systemctl restart docker"
+
+
+@pytest.mark.parametrize(
+    ("facts", "status", "found", "fix"),
+    [
+        pytest.param(
+            gpu_passing.PassingFacts("docker", has_runtime=True),
+            "ok",
+            "docker knows the nvidia runtime",
+            None,
+            id="docker, runtime",
+        ),
+        pytest.param(
+            gpu_passing.PassingFacts("docker", True, SPEC, NEW, NEW),
+            "ok",
+            "docker knows the nvidia runtime and CDI",
+            None,
+            id="docker, both",
+        ),
+        pytest.param(
+            gpu_passing.PassingFacts("docker", True, SPEC, OLD, NEW),
+            "warning",
+            "the nvidia runtime works; /etc/cdi/nvidia.yaml is for driver 570.86.10",
+            MAKE_SPEC,
+            id="docker, runtime and an old specification",
+        ),
+        pytest.param(
+            gpu_passing.PassingFacts("docker", False, SPEC, OLD, NEW),
+            "failed",
+            "/etc/cdi/nvidia.yaml is for driver 570.86.10, and 580.95.05 is loaded",
+            MAKE_SPEC,
+            id="docker, an old specification alone",
+        ),
+        pytest.param(
+            gpu_passing.PassingFacts("docker"),
+            "failed",
+            "docker has neither the nvidia runtime nor a CDI specification",
+            CONFIGURE,
+            id="docker, nothing",
+        ),
+        pytest.param(
+            gpu_passing.PassingFacts("podman", has_runtime=True),
+            "failed",
+            "no CDI specification for the GPU",
+            MAKE_SPEC,
+            id="podman, docker's runtime is no help",
+        ),
+        pytest.param(
+            gpu_passing.PassingFacts("podman", False, SPEC, None, NEW),
+            "ok",
+            "CDI: /etc/cdi/nvidia.yaml",
+            None,
+            id="podman, a specification that names no driver",
+        ),
+        pytest.param(
+            gpu_passing.PassingFacts("podman", False, SPEC, NEW, None),
+            "ok",
+            "CDI: /etc/cdi/nvidia.yaml",
+            None,
+            id="podman, a driver that tells no version",
+        ),
+    ],
+)
+def test_passing_the_gpu_on(facts, status, found, fix):
+    finding = gpu_passing.judge(facts, DEBIAN)
+    assert (finding.status, finding.found, finding.fix) == (status, found, fix)
+
+
+@pytest.mark.parametrize(
+    ("files", "spec"),
+    [
+        pytest.param({}, None, id="none"),
+        pytest.param({"etc/cdi/nvidia.yaml": "kind: nvidia.com/gpu"}, SPEC, id="in /etc"),
+        pytest.param(
+            {"run/cdi/nvidia.json": '{"kind": "nvidia.com/gpu"}'},
+            "/run/cdi/nvidia.json",
+            id="in /run, as JSON",
+        ),
+        pytest.param({"etc/cdi/intel.yaml": "kind: intel.com/gpu"}, None, id="another maker's"),
+        pytest.param({"etc/cdi/notes.txt": "kind: nvidia.com/gpu"}, None, id="no specification"),
+        pytest.param({"etc/cdi/nvidia.yaml": "\x00\x01"}, None, id="garbage"),
+    ],
+)
+def test_a_specification_is_found(tmp_path, files, spec):
+    assert gpu_passing.find_spec(play_host(tmp_path, files=files))[0] == spec
+
+
+@pytest.mark.parametrize(
+    ("facts", "status", "found"),
+    [
+        pytest.param(
+            cgroups.CgroupFacts("docker", rootless=False),
+            "ok",
+            "no-cgroups is off, as this engine needs it",
+            id="root, off",
+        ),
+        pytest.param(
+            cgroups.CgroupFacts("docker", rootless=True, no_cgroups=True),
+            "ok",
+            "no-cgroups is on, as this engine needs it",
+            id="rootless, on",
+        ),
+        pytest.param(
+            cgroups.CgroupFacts("docker", rootless=True, has_spec=True),
+            "ok",
+            "no-cgroups is off, and CDI does without it",
+            id="rootless, off, CDI",
+        ),
+        pytest.param(
+            cgroups.CgroupFacts("docker", rootless=True),
+            "warning",
+            "rootless docker, and no-cgroups is off",
+            id="rootless, off",
+        ),
+        pytest.param(
+            cgroups.CgroupFacts("docker", rootless=False, no_cgroups=True),
+            "failed",
+            "docker runs as root, and no-cgroups is on",
+            id="root, on",
+        ),
+        pytest.param(
+            cgroups.CgroupFacts("podman", rootless=True),
+            "ok",
+            "no matter for this engine",
+            id="podman",
+        ),
+        pytest.param(
+            cgroups.CgroupFacts("docker", None), "ok", "no matter for this engine", id="not known"
+        ),
+    ],
+)
+def test_no_cgroups_must_fit_the_engine(facts, status, found):
+    finding = cgroups.judge(facts, DEBIAN)
+    assert (finding.status, finding.found) == (status, found)
+
+
+@pytest.mark.parametrize(
+    ("line", "on"),
+    [
+        ("no-cgroups = true", True),
+        ("  no-cgroups=true", True),
+        ("#no-cgroups = true", False),
+        ("no-cgroups = false", False),
+        ("", False),
+    ],
+)
+def test_the_toolkits_setting_is_read(tmp_path, line, on):
+    name = "etc/nvidia-container-runtime/config.toml"
+    files = {name: f"[nvidia-container-cli]\n{line}\n"}
+    assert cgroups.probe(play_host(tmp_path, files=files)).no_cgroups is on
+
+
+@pytest.mark.parametrize(
+    ("engine", "distribution", "status", "fix"),
+    [
+        pytest.param(DOCKER, DEBIAN, "ok", None, id="docker"),
+        pytest.param(PODMAN, FEDORA, "ok", None, id="podman's own numbering"),
+        pytest.param(
+            EngineFacts("docker", True, "28.5.1", compose_problem="unknown flag"),
+            FEDORA,
+            "failed",
+            "sudo dnf install docker-compose",
+            id="docker, Fedora",
+        ),
+        pytest.param(
+            EngineFacts("podman", True, "5.4.2", compose_problem="no provider"),
+            FEDORA,
+            "failed",
+            "sudo dnf install podman-compose",
+            id="podman, Fedora",
+        ),
+        pytest.param(
+            EngineFacts("docker", True, "20.10", compose_version="1.29.2"),
+            DEBIAN,
+            "failed",
+            "sudo apt-get install docker-compose-plugin",
+            id="Compose 1",
+        ),
+        pytest.param(
+            EngineFacts("docker", True, "28", compose_version="dev"), DEBIAN, "ok", None, id="dev"
+        ),
+    ],
+)
+def test_compose(engine, distribution, status, fix):
+    pair = EnginePair(NO_DOCKER, engine) if engine.name == "podman" else EnginePair(engine, PODMAN)
+    finding = compose.judge(pair, distribution)
+    assert (finding.status, finding.fix) == (status, fix)
+
+
+def test_a_refusing_socket_does_not_matter_where_podman_answers():
+    refused = EngineFacts("docker", True, problem="permission denied while trying to connect")
+    assert engine_permission.judge(EnginePair(refused, PODMAN), DEBIAN).status == "ok"
+    assert engine_permission.judge(EnginePair(refused, NO_PODMAN), DEBIAN).status == "failed"
+
+
+@pytest.mark.parametrize(
+    ("info", "known"),
+    [
+        ('{"Runtimes": {"runc": {}, "nvidia": {"path": "x"}}}', True),
+        ('{"Runtimes": {"runc": {}}}', False),
+        ('{"Runtimes": null, "Labels": ["nvidia"]}', False),
+        ('["nvidia"]', False),
+        ("nvidia", False),
+    ],
+)
+def test_the_nvidia_runtime_is_read_from_the_engines_own_list(tmp_path, info, known):
+    assert toolkit.knows_runtime(play_host(tmp_path, answers={INFO: says(info)})) is known
+
+
+@pytest.mark.parametrize(
+    ("facts", "status"),
+    [
+        (uvm.UvmFacts(loaded=True, has_node=True), "ok"),
+        (uvm.UvmFacts(has_loader=True), "ok"),
+        (uvm.UvmFacts(in_wsl=True), "ok"),
+        (uvm.UvmFacts(), "warning"),
+        (uvm.UvmFacts(loaded=True), "warning"),
+    ],
+    ids=["there", "on demand", "WSL2", "missing", "without its file"],
+)
+def test_uvm(facts, status):
+    assert uvm.judge(facts, DEBIAN).status == status
+
+
+def test_a_gpu_hosts_files_are_read_as_they_are(tmp_path):
+    host = play_host(tmp_path, gpu=True)
+    assert gpu_bus.probe(host).drivers == (("0000:01:00.0", None),)
+    assert device_nodes.probe(host).found == ("nvidiactl", "nvidia0")
+    assert uvm.probe(host) == uvm.UvmFacts(loaded=True, has_node=True)
+    assert memory.probe(host).available_bytes == 24_000_000 * 1024
+
+
+@pytest.mark.parametrize(
+    ("name", "path", "missing"),
+    [
+        ("SSL_CERT_FILE", "/etc/ssl/company.pem", False),
+        ("CURL_CA_BUNDLE", "/etc/ssl/none.pem", True),
+    ],
+)
+def test_a_certificate_file_is_looked_for(tmp_path, name, path, missing):
+    host = play_host(
+        tmp_path, files={"etc/ssl/company.pem": "PEM"}, environment={name: path, "PIP_CERT": ""}
+    )
+    facts = certificates.probe(host)
+    assert facts.files == (name,)
+    assert facts.missing == (((name, path),) if missing else ())
+
+
+@given(st.text(max_size=300))
+def test_any_os_release_is_read(text):
+    assert parse_os_release(text).family in (None, *FAMILY_NAMES)
+
+
+@settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(data=st.data())
+def test_whatever_is_in_a_hosts_files_every_check_comes_back(tmp_path, monkeypatch, data):
+    monkeypatch.setattr(torch_build_check, "read_torch_build", lambda: None)
+    words = st.text(st.characters(codec="utf-8"), max_size=60)
+    names = [*GPU_FILES, "etc/os-release", "proc/meminfo", "proc/self/cgroup", "etc/cdi/a.yaml"]
+    files = {name: data.draw(words, label=name) for name in names}
+    findings = examine_host(play_host(tmp_path, gpu=True, files=files), CHECKS).findings
+    assert [each.check for each in findings] == [check.name for check in CHECKS]

@@ -1,0 +1,161 @@
+"""Whole logs as they come: the causes in them, in the order in which to mend them."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from labkit.doctor.distribution import UNKNOWN, Distribution
+from labkit.doctor.explain import explain_text, format_explanation
+from labkit.doctor.signs import SIGNS
+
+LOGS = {
+    "a build behind an inspecting proxy": (
+        """\
+#9 [lab 4/9] RUN pip install --require-hashes -r torch-cpu.txt
+#9 2.114 WARNING: Retrying (Retry(total=4)) after connection broken by
+#9 2.114 'SSLError(SSLCertVerificationError(1, '[SSL: CERTIFICATE_VERIFY_FAILED] certificate
+#9 2.114 verify failed: unable to get local issuer certificate'))'
+#9 9.870 ERROR: Could not find a version that satisfies the requirement torch==2.13.0+cpu
+#9 9.871 ERROR: No matching distribution found for torch==2.13.0+cpu
+""",
+        [("changed-certificate", 3), ("no-build", 5)],
+    ),
+    "a build without a name server": (
+        """\
+Err:1 http://mirror.example trixie InRelease
+  Temporary failure resolving 'mirror.example'
+ERROR: No matching distribution found for numpy==2.4.0
+""",
+        [("no-name-server", 2), ("no-build", 3)],
+    ),
+    "a GPU container on a host without the toolkit": (
+        """\
+ Container labkit-cuda-1  Starting
+Error response from daemon: could not select device driver "nvidia" with capabilities: [[gpu]]
+""",
+        [("no-gpu-driver-in-engine", 2)],
+    ),
+    "a container that lost its GPU overnight": (
+        """\
+$ nvidia-smi
+Failed to initialize NVML: Unknown Error
+$ python train.py
+RuntimeError: CUDA unknown error - this may be due to an incorrectly set up environment, e.g.
+changing env variable CUDA_VISIBLE_DEVICES after program start.
+""",
+        [("nvml-unknown-error", 2), ("nvidia-uvm", 4)],
+    ),
+    "training that ran out of shared memory": (
+        """\
+Traceback (most recent call last):
+RuntimeError: unable to write to file </torch_29_17_0>: No space left on device (28)
+RuntimeError: DataLoader worker (pid 12) is killed by signal: Bus error. It is possible that
+dataloader's workers are out of shared memory. Please try to raise your shared memory limit.
+RuntimeError: DataLoader worker (pid(s) 12) exited unexpectedly
+""",
+        [("shared-memory-full", 2), ("worker-exited", 5)],
+    ),
+    "workers that the kernel ended": (
+        """\
+RuntimeError: DataLoader worker (pid(s) 88) exited unexpectedly
+RuntimeError: DataLoader worker (pid 88) is killed by signal: Killed.
+""",
+        [("out-of-memory-killed", 2), ("worker-exited", 1)],
+    ),
+    "a forked worker that used CUDA": (
+        """\
+RuntimeError: Cannot re-initialize CUDA in forked subprocess. To use CUDA with multiprocessing,
+you must use the 'spawn' start method
+RuntimeError: DataLoader worker (pid(s) 4, 5) exited unexpectedly
+""",
+        [("cuda-after-fork", 1), ("worker-exited", 3)],
+    ),
+    "a kernel module that was never signed": (
+        """\
+modprobe: ERROR: could not insert 'nvidia': Key was rejected by service
+NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver.
+nvidia-container-cli: initialization error: load library failed: libnvidia-ml.so.1: cannot open
+""",
+        [("secure-boot", 1), ("driver-not-loaded", 2), ("no-driver-library", 3)],
+    ),
+    "a GPU that died in the middle": (
+        """\
+[88123.4] NVRM: Xid (PCI:0000:41:00): 79, pid=2212, GPU has fallen off the bus.
+No devices were found
+RuntimeError: No CUDA GPUs are available
+""",
+        [("gpu-off-the-bus", 1), ("no-devices", 2), ("torch-without-driver", 3)],
+    ),
+    "two faults that have nothing to do with each other": (
+        """\
+listen tcp4 127.0.0.1:8888: bind: address already in use
+fatal error: Python.h: No such file or directory
+""",
+        [("port-taken", 1), ("no-python-headers", 2)],
+    ),
+    "a full GPU that cuDNN tripped over": (
+        """\
+RuntimeError: cuDNN error: CUDNN_STATUS_NOT_INITIALIZED
+torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB.
+""",
+        [("gpu-memory-full", 2), ("cudnn-not-initialized", 1)],
+    ),
+    "a card that is too old for Triton": (
+        """\
+GPUTooOldForTriton: Found Quadro P2000 which is too old to be supported by the triton GPU compiler
+TritonMissing: Cannot find a working triton installation.
+""",
+        [("gpu-too-old-for-triton", 1), ("no-triton", 2)],
+    ),
+    "a disk that filled up while pip was at work": (
+        """\
+OSError: [Errno 28] No space left on device
+zipfile.BadZipFile: File is not a zip file
+ERROR: THESE PACKAGES DO NOT MATCH THE HASHES FROM THE REQUIREMENTS FILE.
+""",
+        [("disk-full", 1), ("hashes-differ", 3), ("unreadable-archive", 2)],
+    ),
+}
+
+
+@pytest.mark.parametrize(("log", "expected"), LOGS.values(), ids=LOGS.keys())
+def test_a_log_is_ranked_and_each_line_quoted(log, expected):
+    found = explain_text(log).found
+    assert [(each.sign.name, each.line_number) for each in found] == expected
+    lines = log.splitlines()
+    assert all(each.line == lines[each.line_number - 1].strip() for each in found)
+
+
+@pytest.mark.parametrize(("log", "expected"), LOGS.values(), ids=LOGS.keys())
+def test_line_ends_and_prefixes_change_nothing(log, expected):
+    names = [name for name, _ in expected]
+    windows = log.replace("\n", "\r\n")
+    assert [each.sign.name for each in explain_text(windows).found] == names
+
+
+@given(st.text(max_size=2000))
+def test_any_text_is_read_and_every_quoted_line_is_in_it(text):
+    for found in explain_text(text).found:
+        assert found.line in text
+        assert found.line_number >= 1
+
+
+@given(st.permutations([text for text, _ in LOGS.values()]))
+def test_causes_stand_above_what_they_bring_whatever_the_order_of_the_log(logs):
+    found = explain_text("\n".join(logs)).found
+    places = {each.sign.name: place for place, each in enumerate(found)}
+    for each in found:
+        if each.caused_by:
+            assert places[each.caused_by] < places[each.sign.name]
+
+
+@pytest.mark.parametrize("family", [None, "debian", "ubuntu", "fedora", "suse", "arch", "alpine"])
+def test_every_sign_has_a_command_for_every_distribution(family):
+    for sign in SIGNS:
+        assert sign.fix.on(Distribution("any", family)).strip()
+
+
+def test_nothing_found_is_nothing_said():
+    assert format_explanation(explain_text("all is well"), UNKNOWN) == ""
