@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from labkit.cli import FAMILIES
+from labkit.doctor.signs import SIGNS
 from labkit.lessons.catalog import find_labs
 from labkit.lessons.gate import count_lab
 
@@ -68,3 +69,7 @@ def test_every_local_link_leads_somewhere():
 
     assert len(links) >= 5
     assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+def test_the_doctors_signs_are_counted():
+    assert f"it knows {len(SIGNS)} signs of trouble" in README
