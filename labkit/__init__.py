@@ -11,8 +11,10 @@ _EXPORTS = {
     "claim_raises": "labkit.lessons.claims",
     "best_device": "labkit.devices.torch_devices",
     "LabkitError": "labkit.errors",
+    "load_ipython_extension": "labkit.jupyter.extension",
     "memory": "labkit.memory",
     "track_memory": "labkit.memory.track",
+    "unload_ipython_extension": "labkit.jupyter.extension",
 }
 
 __all__ = [
@@ -22,8 +24,10 @@ __all__ = [
     "check",
     "claim",
     "claim_raises",
+    "load_ipython_extension",
     "memory",
     "track_memory",
+    "unload_ipython_extension",
 ]
 
 

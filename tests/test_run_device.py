@@ -167,7 +167,7 @@ def test_the_advice_shows_the_figures_side_by_side():
         " torch, 139.8 GiB in all"
     )
     assert lines[1].startswith("try: a smaller batch; torch.no_grad()")
-    assert lines[2].endswith("PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True helps")
+    assert lines[2].endswith("PYTORCH_ALLOC_CONF=expandable_segments:True helps")
 
 
 def test_on_the_cpu_there_is_other_advice():

@@ -2,23 +2,11 @@
 
 from __future__ import annotations
 
-import re
-
+from labkit.memory.oom import EXPANDABLE, read_shortage
 from labkit.units import format_bytes
 
 NAMES = ("OutOfMemoryError", "MemoryError")
 TEXTS = ("out of memory", "not enough memory", "can't allocate memory", "cannot allocate memory")
-UNITS = {"B": 1, "bytes": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
-AMOUNT = r"(\d+(?:\.\d+)?) (KiB|MiB|GiB|TiB|bytes|B)\b"
-
-# torch's CUDA text, and that of its CPU allocator ("you tried to allocate 8000 bytes").
-PATTERNS = {
-    "asked_bytes": rf"[Tt]ried to allocate {AMOUNT}",
-    "total_bytes": rf"total capacity of {AMOUNT}",
-    "free_bytes": rf"of which {AMOUNT} is free",
-    "allocated_bytes": rf"{AMOUNT} is allocated by PyTorch",
-    "cached_bytes": rf"{AMOUNT} is reserved by PyTorch but unallocated",
-}
 WORDS = {
     "asked_bytes": "asked for",
     "free_bytes": "free",
@@ -30,10 +18,7 @@ ON_CUDA = (
     "try: a smaller batch; torch.no_grad() where no gradient is needed; restart kernels that still"
     " hold memory (nvidia-smi names their processes)"
 )
-FRAGMENTED = (
-    "much is cached and in pieces too small to use:"
-    " PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True helps"
-)
+FRAGMENTED = f"much is cached and in pieces too small to use: {EXPANDABLE} helps"
 ON_CPU = "try: a smaller batch or a smaller type, or give the machine or container more memory"
 
 
@@ -48,7 +33,8 @@ def is_out_of_memory(name: str, value: str) -> bool:
 
 def read_balance(value: str) -> dict[str, int | None] | None:
     """The bytes that the text names, None for each it does not; None where it names none."""
-    found = {key: _read_amount(pattern, value) for key, pattern in PATTERNS.items()}
+    shortage = read_shortage(value)
+    found = {key: getattr(shortage, key) for key in WORDS}
     return found if any(count is not None for count in found.values()) else None
 
 
@@ -67,8 +53,3 @@ def advise(value: str, balance: dict[str, int | None] | None) -> str:
     if asked and cached and cached >= asked:
         lines.append(FRAGMENTED)
     return "\n".join(lines)
-
-
-def _read_amount(pattern: str, text: str) -> int | None:
-    found = re.search(pattern, text)
-    return round(float(found[1]) * UNITS[found[2]]) if found else None

@@ -1,0 +1,1 @@
+"""labkit in IPython and Jupyter: ``%load_ext labkit`` gives ``%memory`` and ``%%memory``."""

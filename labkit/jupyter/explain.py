@@ -1,0 +1,50 @@
+"""The page after an out-of-memory error: every fact there is, gathered right after the cell."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from labkit.jupyter.live import Budget, find_live_tensors, list_roots
+from labkit.memory.allocator import find_started_torch
+from labkit.memory.balance import Balance
+from labkit.memory.oom import OutOfMemoryPage, read_largest_block, read_shortage
+from labkit.memory.snapshot import Snapshot, take_snapshot
+
+
+def explain_out_of_memory(
+    error: BaseException,
+    namespace: Mapping[str, object],
+    *,
+    torch: Any = None,
+    take: Callable[[], Snapshot] = take_snapshot,
+    budget: Budget | None = None,
+) -> OutOfMemoryPage:
+    """What is known of this shortage: from its text, the allocator, the balance and the names.
+
+    Nothing of the page keeps a tensor or the error alive. ``torch`` is the one that has started
+    CUDA; without it the allocator is not asked.
+    """
+    torch = torch or find_started_torch()
+    shortage = read_shortage(str(error))
+    device = shortage.device or (_name_current(torch) if torch else None)
+    if device is None:
+        return OutOfMemoryPage(shortage)
+    return OutOfMemoryPage(
+        shortage._replace(device=device),
+        balance=_find_balance(device, take),
+        largest_block_bytes=read_largest_block(torch.cuda, device) if torch else None,
+        live=find_live_tensors(device, list_roots(namespace, error), budget),
+    )
+
+
+def _name_current(torch: Any) -> str:
+    return f"cuda:{torch.cuda.current_device()}"
+
+
+def _find_balance(device: str, take: Callable[[], Snapshot]) -> Balance | None:
+    try:
+        balances = take().balances
+    except RuntimeError:
+        return None  # an error of CUDA's that stays makes every further question fail
+    return next((one for one in balances if one.torch_name == device), None)

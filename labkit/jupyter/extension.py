@@ -1,0 +1,154 @@
+"""The IPython extension: ``%load_ext labkit`` and the magics ``%memory`` and ``%%memory``."""
+
+from __future__ import annotations
+
+import ast
+from typing import Any
+
+from labkit.jupyter.cells import CellLines
+from labkit.jupyter.show import show, show_use
+from labkit.memory.oom import find_out_of_memory
+from labkit.memory.track import track_memory
+
+USAGE = "%memory, %memory on or %memory off; %%memory on a line of its own above a cell"
+_LOADED: list[Extension] = []
+
+
+def load_ipython_extension(shell: Any) -> None:
+    """What ``%load_ext labkit`` calls: gives the shell its magics and the out-of-memory page."""
+    if not any(extension.shell is shell for extension in _LOADED):
+        extension = Extension(shell)
+        extension.load()
+        _LOADED.append(extension)
+
+
+def unload_ipython_extension(shell: Any) -> None:
+    """What ``%unload_ext labkit`` calls: leaves the shell as it was."""
+    for extension in [one for one in _LOADED if one.shell is shell]:
+        extension.unload()
+        _LOADED.remove(extension)
+
+
+class Extension:
+    """labkit in one IPython shell."""
+
+    def __init__(self, shell: Any) -> None:
+        self.shell = shell
+        self._lines = CellLines(shell.events)
+
+    def load(self) -> None:
+        """Registers the magics and the events."""
+        from IPython.core.magic import output_can_be_silenced
+
+        @output_can_be_silenced  # type: ignore[untyped-decorator]
+        def memory(line: str, cell: str | None = None) -> object:
+            __tracebackhide__ = True  # IPython leaves such frames out of a traceback
+            return self.run_magic(line, cell)
+
+        memory.__doc__ = MAGIC_HELP
+        self.shell.register_magic_function(memory, "line_cell", "memory")
+        self.shell.events.register("post_run_cell", self._explain_error)
+
+    def unload(self) -> None:
+        """Takes the magics and the events away again."""
+        self._lines.turn_off()
+        self.shell.events.unregister("post_run_cell", self._explain_error)
+        for kind in ("line", "cell"):
+            self.shell.magics_manager.magics[kind].pop("memory", None)
+
+    def run_magic(self, line: str, cell: str | None) -> object:
+        """Does what the magic says; the value of a measured cell's last line, else None."""
+        __tracebackhide__ = True
+        word = line.strip()
+        if cell is not None and not word:
+            return self._measure_cell(cell)
+        if cell is None and word == "on":
+            self._turn_lines_on()
+        elif cell is None and word == "off":
+            self._lines.turn_off()
+        elif cell is None and not word:
+            self._show_balance()
+        else:
+            from IPython.core.error import UsageError
+
+            raise UsageError(f"no such use of memory: {word!r}. There is: {USAGE}")
+        return None
+
+    def _turn_lines_on(self) -> None:
+        # Events come in the order of registering: a cell's figures end before the page begins.
+        self.shell.events.unregister("post_run_cell", self._explain_error)
+        self._lines.turn_on()
+        self.shell.events.register("post_run_cell", self._explain_error)
+
+    def _show_balance(self) -> None:
+        from labkit.memory.picture import draw_snapshot
+        from labkit.memory.snapshot import take_snapshot
+
+        snapshot = take_snapshot()
+        show(repr(snapshot), draw_snapshot(snapshot))
+
+    def _measure_cell(self, cell: str) -> object:
+        __tracebackhide__ = True
+        program, last = compile_cell(self.shell, cell)
+        tracker = track_memory()
+        try:
+            with tracker:
+                exec(program, self.shell.user_global_ns, self.shell.user_ns)  # noqa: S102
+                if last is not None:
+                    return eval(last, self.shell.user_global_ns, self.shell.user_ns)  # noqa: S307
+        finally:
+            self._lines.mark_shown()
+            if tracker.use is not None:
+                show_use(tracker.use)
+        return None
+
+    def _explain_error(self, result: Any) -> None:
+        error = find_out_of_memory(result.error_in_exec)
+        if error is not None:
+            from labkit.jupyter.explain import explain_out_of_memory
+
+            page = explain_out_of_memory(error, self.shell.user_ns)
+            show(repr(page), page._repr_html_())
+
+
+MAGIC_HELP = """Where the memory is, and what a cell takes of it.
+
+    %memory        the balance of every device, now
+    %memory on     a dim line under every cell that touches memory: seconds, peak, change
+    %memory off    no more of these lines
+    %%memory       above a cell: its seconds, its exact peak and its change
+
+On CUDA the figures are the allocator's, on the CPU the kernel's of the whole process.
+"""
+
+
+def compile_cell(shell: Any, cell: str) -> tuple[Any, Any]:
+    """The cell's code, and its last line's where that is an expression (else None).
+
+    Compiled under the name that IPython gives cells, so that tracebacks show its lines. Raises
+    IPython's UsageError for a cell that awaits at its top level: a magic cannot wait.
+    """
+    # The empty line stands for %%memory: a traceback counts lines as the notebook does.
+    source = "\n" + shell.transform_cell(cell)
+    # IPython has counted on already when a cell begins to run.
+    name = shell.compile.cache(source, max(0, shell.execution_count - 1), raw_code=cell)
+    try:
+        tree = shell.compile.ast_parse(source, filename=name)
+        tree = shell.transform_ast(tree)
+        last = tree.body.pop() if tree.body and isinstance(tree.body[-1], ast.Expr) else None
+        program = shell.compile(tree, name, "exec")
+        value = shell.compile(ast.Expression(last.value), name, "eval") if last else None
+    except SyntaxError:
+        _refuse_waiting(source)
+        raise
+    return program, value
+
+
+def _refuse_waiting(source: str) -> None:
+    from IPython.core.error import UsageError
+
+    try:
+        compile(source, "<cell>", "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, dont_inherit=True)
+    except (SyntaxError, ValueError):
+        return
+    raise UsageError("%%memory cannot measure a cell that awaits. Try: %memory on")
