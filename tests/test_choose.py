@@ -277,6 +277,7 @@ def folder(owner, group=None):
     return FolderFacts(path, True, True, owner, owner if group is None else group, True, 10**9)
 
 
+ROOTS = folder(0)  # a checkout that belongs to root
 ROOT = replace(ADA, user_id=0, group_id=0, user_name="root")
 NO_IDS = replace(ADA, system="Windows", user_id=None, group_id=None)
 ROOTLESS_DOCKER = replace(DOCKER, rootless=True)
@@ -322,7 +323,7 @@ UNKNOWN_PODMAN = replace(PODMAN, rootless=None)
     ],
 )
 def test_who_the_container_runs_as(machine, workspace, engine, identity):
-    assert choose_identity(machine, workspace, engine).value == identity
+    assert choose_identity(machine, workspace, engine, ROOTS).value == identity
 
 
 @pytest.mark.parametrize("workspace", [folder(0), folder(1007), folder(None)])
@@ -331,4 +332,10 @@ def test_who_the_container_runs_as(machine, workspace, engine, identity):
     "engine", [DOCKER, PODMAN, ROOTFUL_PODMAN], ids=["docker", "podman", "rootful podman"]
 )
 def test_outside_rootless_docker_nobody_is_root(machine, workspace, engine):
-    assert not choose_identity(machine, workspace, engine).value.is_root
+    assert not choose_identity(machine, workspace, engine, ROOTS).value.is_root
+
+
+def test_under_sudo_the_lab_runs_as_the_checkouts_owner():
+    choice = choose_identity(ROOT, folder(0), DOCKER, folder(4321, 4322))
+    assert choice.value == Identity(4321, 4322, owns_workspace=False)
+    assert choice.reason == "you are root, so the checkout's owner, who is given the workspace"

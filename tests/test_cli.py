@@ -263,7 +263,7 @@ def test_up_as_json(started, capsys):
 
 def test_up_hands_on_what_was_asked_for(started):
     main(["up", "--runtime", "docker", "--flavor", "cpu", "--port", "9000", "--bind", "0.0.0.0"])
-    assert started == [Settings("docker", "cpu", 9000, "0.0.0.0")]
+    assert started == [Settings("docker", "cpu", 9000, "0.0.0.0", bind_asked=True)]
 
 
 def test_up_refuses_a_port_that_is_none(started, capsys):

@@ -250,8 +250,14 @@ def test_a_build_that_fails_quotes_its_log_and_the_cause(lab, docker):
 
 def test_stopping_keeps_workspace_and_caches(lab, docker):
     lab.stop(RUNNING)
-    assert docker.calls[0].endswith(" down --remove-orphans --timeout 15")
-    assert "--volumes" not in docker.calls[0]
+    assert docker.calls[-1].endswith(" down --remove-orphans --timeout 15")
+    assert "--volumes" not in docker.calls[-1]
+
+
+def test_stopping_leaves_a_command_in_a_container_of_its_own_alone(lab, docker):
+    docker.play("*oneoff=True*) echo a1b2c3 ;;")
+    lab.stop(RUNNING)
+    assert docker.calls[-1].endswith(" rm --stop --force cpu")
 
 
 def test_a_stop_that_fails_is_an_error(lab, docker):

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -99,11 +100,14 @@ def chowned(monkeypatch):
     """What root would have given away, by path."""
     given = {}
     monkeypatch.setattr(workspace_module.os, "geteuid", lambda: 0)
-    monkeypatch.setattr(
-        workspace_module.os,
-        "chown",
-        lambda path, user, group, follow_symlinks=True: given.update({path: (user, group)}),
-    )
+    # The tests' own files stand for root's.
+    monkeypatch.setattr(workspace_module, "ROOT_ID", os.getuid())
+
+    def note(path, user, group, *, dir_fd=None, follow_symlinks=True):
+        folder = Path(f"/proc/self/fd/{dir_fd}").readlink() if dir_fd is not None else Path()
+        given[folder / path] = (user, group)
+
+    monkeypatch.setattr(workspace_module.os, "chown", note)
     return given
 
 
@@ -126,7 +130,14 @@ def test_a_workspace_that_is_a_link_is_handed_over_itself(checkout, chowned, tmp
     assert checkout.workspace not in chowned
 
 
-def test_somebodys_workspace_stays_theirs(checkout, chowned):
+def test_of_somebodys_workspace_only_what_root_made_is_given(checkout, chowned, monkeypatch):
+    (checkout.workspace / "made_by_root.txt").write_text("")
+    hand_over(checkout, Identity(1007, 1007))
+    given = (checkout.token_file, checkout.workspace / "made_by_root.txt")
+    assert chowned == dict.fromkeys(given, (1007, 1007))
+
+    chowned.clear()
+    monkeypatch.setattr(workspace_module, "ROOT_ID", os.getuid() + 1)  # nothing is root's
     hand_over(checkout, Identity(1007, 1007))
     assert chowned == {checkout.token_file: (1007, 1007)}
 

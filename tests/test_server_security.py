@@ -118,3 +118,13 @@ def test_the_log_does_not_hold_the_token(lab_server: LabServer):
 
     assert "is running at" in log
     assert lab_server.token not in log
+
+
+def test_a_refused_request_does_not_bring_the_token_into_the_log(lab_server: LabServer):
+    # tornado's words on a 404 quote the whole address.
+    answer = lab_server.ask(f"/api/contents/nowhere.ipynb?token={lab_server.token}")
+    log = (lab_server.workspace.parent / "server.log").read_text()
+
+    assert answer.status == 404
+    assert "nowhere.ipynb" in log
+    assert lab_server.token not in log

@@ -20,9 +20,9 @@ def test_options_come_before_the_environment():
         "LABKIT_PORT": "9000",
         "LABKIT_BIND": "0.0.0.0",
     }
-    assert read_settings({}, environment) == Settings("podman", "cpu", 9000, "0.0.0.0")
+    assert read_settings({}, environment) == Settings("podman", "cpu", 9000, "0.0.0.0", True)
     options = {"runtime": "local", "port": "9001", "flavor": None, "other": "ignored"}
-    assert read_settings(options, environment) == Settings("local", "cpu", 9001, "0.0.0.0")
+    assert read_settings(options, environment) == Settings("local", "cpu", 9001, "0.0.0.0", True)
 
 
 @pytest.mark.parametrize("text", ["0", "65536", "80x", "-1", "8888.0", "http"])

@@ -162,7 +162,8 @@ def test_a_state_folder_that_cannot_be_made(tmp_path):
     (tmp_path / ".labkit").write_text("a file of that name")
     with pytest.raises(UsageError) as caught:
         prepare_state_folder(Checkout(tmp_path))
-    assert caught.value.what == f"cannot write to {tmp_path}: File exists"
+    assert caught.value.what == f"cannot make {tmp_path / '.labkit'}: File exists"
+    assert caught.value.fix == f"sudo chown -R $(id -u):$(id -g) {tmp_path / '.labkit'}"
 
 
 def test_the_lock_is_free_and_free_again(checkout):

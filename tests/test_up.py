@@ -191,7 +191,7 @@ def test_a_lab_that_runs_is_taken_as_it_is(checkout, steps, screen, running, set
         (Settings(runtime="docker"), "RUNTIME=docker"),
         (Settings(flavor="cuda"), "FLAVOR=cuda"),
         (Settings(port=9000), "PORT=9000"),
-        (Settings(bind="0.0.0.0"), "BIND=0.0.0.0"),
+        (Settings(bind="0.0.0.0", bind_asked=True), "BIND=0.0.0.0"),
         (Settings(runtime="docker", port=9000), "RUNTIME=docker PORT=9000"),
     ],
 )
@@ -345,4 +345,27 @@ def test_over_ssh_the_tunnel_is_spelled_out(checkout, user, target):
 
 def test_an_open_lab_needs_no_tunnel(checkout):
     status = healthy(checkout, replace(RUNNING, bind="0.0.0.0"))
-    assert len(describe_urls(status, replace(ADA, ssh_server="10.0.0.9"))) == 2
+    lines = describe_urls(status, replace(ADA, ssh_server="10.0.0.9"))
+    assert lines[1:] == [
+        "from another machine:  the same with this one's name or address for 127.0.0.1",
+        "stop it:  make down",
+    ]
+
+
+def test_loopback_asked_for_by_name_is_no_open_lab(checkout, steps, running):
+    running(healthy(checkout, replace(RUNNING, bind="0.0.0.0")))
+    with pytest.raises(UsageError, match=r"and not with BIND=127\.0\.0\.1"):
+        find_running(checkout, Settings(bind="127.0.0.1", bind_asked=True), steps)
+
+
+def test_an_unknown_name_is_told_before_a_lab_that_runs(checkout, steps, running):
+    running(healthy(checkout))
+    with pytest.raises(UsageError) as caught:
+        start_lab(checkout, Settings(runtime="dokcer"), steps)
+    assert caught.value.fix == "make up RUNTIME=docker"
+
+
+def test_the_tunnel_goes_through_the_servers_own_port(checkout):
+    status = healthy(checkout, replace(RUNNING, bind="::1"))
+    lines = describe_urls(status, replace(ADA, ssh_server="10.0.0.9", ssh_port=2222))
+    assert "ssh -N -p 2222 -L 8890:[::1]:8890 " in lines[1]

@@ -1,9 +1,29 @@
 """JupyterLab's settings, the same in a container and in a .venv; `labkit serve` gives the rest."""
 
+import logging
 import os
+import re
 from pathlib import Path
 
 c = get_config()  # noqa: F821 - Jupyter puts it here
+
+
+class HideToken(logging.Filter):
+    """Takes tokens out of log lines: tornado's own words on a refused request quote its address."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Rewrites the record; every one is let through."""
+        message = record.getMessage()
+        hidden = re.sub(r"(token=)[0-9A-Fa-f]{16,}", r"\1[secret]", message)
+        if hidden != message:
+            record.msg, record.args = hidden, ()
+        return True
+
+
+c.ServerApp.logging_config = {
+    "filters": {"hide_token": {"()": HideToken}},
+    "handlers": {"console": {"filters": ["hide_token"]}},
+}
 
 # Read from a file, so that the token is in no environment, argument list or `docker inspect`.
 c.IdentityProvider.token = Path(os.environ["LABKIT_TOKEN_FILE"]).read_text().strip()

@@ -59,8 +59,8 @@ def run_up(arguments: argparse.Namespace) -> int:
     checkout = find_checkout()
     settings = read_settings(vars(arguments))
     steps = Steps()
-    before = read_state(checkout)
     with hold_lock(checkout, lambda: steps.say("another `up` or `down` is at work: waiting")):
+        before = read_state(checkout)  # here, so that one that was waited for counts too
         status = start_lab(checkout, settings, steps)
     if arguments.json:
         print_json(status.describe())

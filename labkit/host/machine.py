@@ -20,6 +20,7 @@ class MachineFacts:
     group_id: int | None
     user_name: str | None
     ssh_server: str | None
+    ssh_port: int = 22
 
     @property
     def is_root(self) -> bool:
@@ -42,4 +43,5 @@ def read_machine(environment: Mapping[str, str] = os.environ) -> MachineFacts:
         group_id=os.getgid() if hasattr(os, "getgid") else None,
         user_name=environment.get("USER") or environment.get("LOGNAME"),
         ssh_server=connection[2] if len(connection) == 4 else None,
+        ssh_port=int(connection[3]) if len(connection) == 4 else 22,
     )

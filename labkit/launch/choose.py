@@ -198,7 +198,7 @@ def _refuse_cuda(gpu: GpuFacts) -> LabkitError:
 
 
 def choose_identity(
-    machine: MachineFacts, workspace: FolderFacts, engine: EngineFacts
+    machine: MachineFacts, workspace: FolderFacts, engine: EngineFacts, checkout: FolderFacts
 ) -> Choice[Identity]:
     """Who the container's process is, so that the host's user owns what it writes."""
     user, group = machine.user_id, machine.group_id
@@ -212,6 +212,12 @@ def choose_identity(
     if workspace.owner_id:
         owner_group = workspace.group_id or UNPRIVILEGED_ID
         return Choice(Identity(workspace.owner_id, owner_group), "the workspace's owner, not root")
+    if checkout.owner_id:  # `sudo make up`: not whoever has uid 1000 on this machine
+        owner_group = checkout.group_id or UNPRIVILEGED_ID
+        return Choice(
+            Identity(checkout.owner_id, owner_group, owns_workspace=False),
+            "you are root, so the checkout's owner, who is given the workspace",
+        )
     return Choice(
         Identity(UNPRIVILEGED_ID, UNPRIVILEGED_ID, owns_workspace=False),
         "you are root, so an unprivileged user, who is given the workspace",

@@ -18,7 +18,10 @@ def clean_checkout(checkout: Checkout, steps: Steps) -> list[str]:
     for client in ("docker", "podman"):
         removed += _clean_engine(ContainerLab(checkout, client, "cpu", Settings()), steps)
     for folder in (checkout.environment_folder, checkout.state_folder):
-        if folder.exists():
+        if folder.is_symlink():  # what it leads to is not ours
+            folder.unlink()
+            removed.append(folder.name)
+        elif folder.exists():
             shutil.rmtree(folder)
             removed.append(folder.name)
     return removed

@@ -84,7 +84,10 @@ class ContainerLab:
     def stop(self, handle: LabHandle | None = None) -> None:
         """Stops and removes the container; the workspace and the caches stay."""
         with StepLog(self.checkout.logs_folder / "stop.log") as log:
-            result = self._compose(["down", "--remove-orphans", "--timeout", "15"], log)
+            words = ["down", "--remove-orphans", "--timeout", "15"]
+            if self._has_one_offs():  # a `make run` or `make test` that `down` would kill
+                words = ["rm", "--stop", "--force", self.flavor]
+            result = self._compose(words, log)
             if not result.ok:
                 raise log.failure("Compose could not stop the lab", "make down")
 
@@ -97,6 +100,13 @@ class ContainerLab:
             filters += ["--filter", "label=com.docker.compose.oneoff=False"]
         answer = self._ask("ps", "--all", "--quiet", *filters)
         return answer.stdout.split()[0] if answer.ok and answer.stdout.split() else None
+
+    def _has_one_offs(self) -> bool:
+        """True while a command of this checkout runs in a container of its own."""
+        project = f"label=com.docker.compose.project={self.checkout.project}"
+        one_off = "label=com.docker.compose.oneoff=True"
+        answer = self._ask("ps", "--quiet", "--filter", project, "--filter", one_off)
+        return bool(answer.stdout.strip())
 
     def read_status(self, container: str) -> str | None:
         """The container's state ("running", "exited", ...), or None where it is gone."""

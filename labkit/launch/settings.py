@@ -61,6 +61,7 @@ class Settings:
     flavor: str = "auto"
     port: int | None = None
     bind: str = LOOPBACK
+    bind_asked: bool = False
 
     @property
     def opens_to_others(self) -> bool:
@@ -100,6 +101,7 @@ def read_settings(
         flavor=asked("flavor") or "auto",
         port=_parse_port(asked("port")),
         bind=_parse_address(asked("bind")),
+        bind_asked=asked("bind") is not None,
     )
 
 

@@ -7,7 +7,10 @@ import fcntl
 import json
 import os
 import secrets
+import shlex
+import signal
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -72,10 +75,23 @@ def prepare_state_folder(checkout: Checkout) -> None:
         checkout.logs_folder.mkdir(exist_ok=True)
     except OSError as error:
         raise UsageError(
-            f"cannot write to {checkout.root}: {error.strerror}",
-            cause="the launcher keeps its token and logs in .labkit/ there",
-            fix=f"ls -ld '{checkout.root}'   # then give yourself the right to write to it",
+            f"cannot make {error.filename}: {error.strerror}",
+            cause=_explain_refusal(checkout),
+            fix=_give_back(checkout),
         ) from error
+
+
+def _explain_refusal(checkout: Checkout) -> str:
+    try:
+        owner = checkout.state_folder.stat().st_uid
+    except OSError:
+        return f"the launcher keeps its token and logs there, in {checkout.root}"
+    return f"{checkout.state_folder.name}/ belongs to uid {owner}, and you are uid {os.getuid()}"
+
+
+def _give_back(checkout: Checkout) -> str:
+    folder = checkout.state_folder if checkout.state_folder.exists() else checkout.root
+    return f"sudo chown -R $(id -u):$(id -g) {shlex.quote(str(folder))}"
 
 
 def read_token(checkout: Checkout) -> str:
@@ -107,10 +123,11 @@ def write_private(path: Path, text: str) -> None:
     except OSError as error:
         if temporary:
             Path(temporary).unlink(missing_ok=True)
+        quoted = shlex.quote(str(path.parent))
         raise LabkitError(
             f"cannot write {path}: {error.strerror}",
             cause="the disk may be full, or the folder another user's",
-            fix=f"ls -ld '{path.parent}' && df -h '{path.parent}'",
+            fix=f"ls -ld {quoted} && df -h {quoted}",
         ) from error
 
 
@@ -128,7 +145,23 @@ def hold_lock(checkout: Checkout, on_wait: Callable[[], None]) -> Iterator[None]
         except BlockingIOError:
             on_wait()
             fcntl.flock(file, fcntl.LOCK_EX)
+        with _end_orderly():
+            yield
+
+
+@contextlib.contextmanager
+def _end_orderly() -> Iterator[None]:
+    """Makes `kill` and a closed terminal what Ctrl-C is: what was started on the way is undone."""
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is signal.SIG_DFL:  # nohup's choice is kept
+                before[number] = signal.signal(number, signal.default_int_handler)
+    try:
         yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def timestamp() -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -14,11 +15,20 @@ from labkit.host.gpu import GpuFacts, probe_gpu
 from labkit.host.machine import MachineFacts, read_machine
 from labkit.host.ports import find_free_port, is_port_free
 from labkit.launch import workspace
-from labkit.launch.choose import Choice, choose_flavor, choose_identity, choose_runtime
+from labkit.launch.choose import (
+    FLAVORS,
+    RUNTIMES,
+    Choice,
+    Identity,
+    check_name,
+    choose_flavor,
+    choose_identity,
+    choose_runtime,
+)
 from labkit.launch.container import ContainerLab, PortTakenError
 from labkit.launch.health import probe_server, reachable_address, wait_until
 from labkit.launch.local import LocalLab
-from labkit.launch.settings import DEFAULT_PORT, LOOPBACK, Checkout, Settings
+from labkit.launch.settings import DEFAULT_PORT, Checkout, Settings
 from labkit.launch.state import (
     LabHandle,
     LabState,
@@ -56,6 +66,7 @@ class Plan:
     flavor: Choice[str]
     lab: Lab
     port_asked: bool
+    identity: Choice[Identity] | None = None
 
 
 def probe_host(settings: Settings) -> HostFacts:
@@ -77,19 +88,22 @@ def make_plan(checkout: Checkout, settings: Settings, facts: HostFacts) -> Plan:
     system = facts.machine.system
     runtime = choose_runtime(settings.runtime, facts.docker, facts.podman, system)
     flavor = choose_flavor(settings.flavor, facts.gpu)
-    lab: Lab
     if runtime.value == "local":
-        lab = LocalLab(checkout, settings)
+        lab: Lab = LocalLab(checkout, settings)
+        identity = None
     else:
         engine = facts.docker if runtime.value == "docker" else facts.podman
         folder = read_folder(checkout.workspace)
-        identity = choose_identity(facts.machine, folder, engine)
+        identity = choose_identity(facts.machine, folder, engine, read_folder(checkout.root))
         lab = ContainerLab(checkout, runtime.value, flavor.value, settings, identity=identity.value)
-    return Plan(runtime, flavor, lab, settings.port is not None)
+    return Plan(runtime, flavor, lab, settings.port is not None, identity)
 
 
 def start_lab(checkout: Checkout, settings: Settings, steps: Steps) -> LabStatus:
     """Starts the lab, unless it runs already, and waits until it answers."""
+    # Before a lab that runs is held against them: `make down` would not make them known.
+    check_name("runtime", settings.runtime, RUNTIMES)
+    check_name("flavor", settings.flavor, FLAVORS)
     running = find_running(checkout, settings, steps)
     if running:
         return running
@@ -127,8 +141,7 @@ def find_running(checkout: Checkout, settings: Settings, steps: Steps) -> LabSta
             ("runtime", settings.runtime, state.runtime),
             ("flavor", settings.flavor, state.flavor),
             ("port", settings.port or "auto", state.port),
-            # Loopback is also what is meant by not asking.
-            ("bind", "auto" if settings.bind == LOOPBACK else settings.bind, state.bind),
+            ("bind", settings.bind if settings.bind_asked else "auto", state.bind),
         )
         if asked not in ("auto", has)
     ]
@@ -162,6 +175,8 @@ def announce(plan: Plan, settings: Settings, steps: Steps) -> None:
         steps.say(f"{name + ':':<9}{choice.value} ({choice.reason})")
         if choice.warning:
             steps.say(f"  warning: {choice.warning}")
+    if plan.identity and plan.identity.value.user_id != os.getuid():
+        steps.say(f"user:    uid {plan.identity.value.user_id} ({plan.identity.reason})")
     if settings.opens_to_others:
         steps.say(
             f"  warning: BIND={settings.bind} opens the lab to every machine that reaches this"
@@ -265,11 +280,18 @@ def describe_urls(status: LabStatus, machine: MachineFacts) -> Sequence[str]:
     lines = [f"JupyterLab is ready:  {status.url}"]
     if machine.ssh_server and status.state and not status.opens_to_others:
         port = status.state.port
-        host = reachable_address(status.state.bind)
+        address = reachable_address(status.state.bind)
+        host = f"[{address}]" if ":" in address else address
+        door = "" if machine.ssh_port == 22 else f"-p {machine.ssh_port} "
         user = f"{machine.user_name}@" if machine.user_name else ""
         lines.append(
-            f"from your own computer:  ssh -N -L {port}:{host}:{port} "
+            f"from your own computer:  ssh -N {door}-L {port}:{host}:{port} "
             f"{user}{machine.ssh_server}   # then open the URL there"
+        )
+    if status.state and status.opens_to_others and status.state.bind in ("0.0.0.0", "::"):  # noqa: S104
+        lines.append(
+            f"from another machine:  the same with this one's name or address for"
+            f" {reachable_address(status.state.bind)}"
         )
     lines.append("stop it:  make down")
     return lines

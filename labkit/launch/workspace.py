@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,13 @@ from labkit.launch.settings import Checkout
 from labkit.units import format_bytes
 
 LEAST_FREE_BYTES = 64 * 1024**2
+ROOT_ID = 0
 
 
 def prepare_workspace(checkout: Checkout) -> None:
     """Makes ``work/`` where it is missing. Raises UsageError where it cannot be used."""
     workspace = checkout.workspace
+    quoted = shlex.quote(str(workspace))
     with contextlib.suppress(OSError):
         workspace.mkdir(exist_ok=True)
     facts = read_folder(workspace)
@@ -27,19 +30,19 @@ def prepare_workspace(checkout: Checkout) -> None:
         raise UsageError(
             f"the workspace {workspace} is not a folder",
             cause="something else has its name" if facts.exists else "it could not be made",
-            fix=f"ls -ld '{workspace}' '{workspace.parent}'",
+            fix=f"ls -ld {quoted} {shlex.quote(str(workspace.parent))}",
         )
     if not facts.writable:
         raise UsageError(
             f"the workspace {workspace} is not writable",
             cause=f"it belongs to uid {facts.owner_id}, and you are uid {os.getuid()}",
-            fix=f"sudo chown -R $(id -u):$(id -g) '{workspace}'",
+            fix=f"sudo chown -R $(id -u):$(id -g) {quoted}",
         )
     if facts.free_bytes is not None and facts.free_bytes < LEAST_FREE_BYTES:
         raise UsageError(
             f"the workspace's disk is full: {format_bytes(facts.free_bytes)} left",
             cause="a notebook that cannot be saved is lost",
-            fix=f"df -h '{workspace}'",
+            fix=f"df -h {quoted}",
         )
 
 
@@ -51,11 +54,22 @@ def hand_over(checkout: Checkout, identity: Identity) -> None:
     if os.geteuid() != 0 or identity.is_root:
         return
     os.chown(checkout.token_file, identity.user_id, identity.group_id)
+    # Resolved, so that a workspace that is a link elsewhere is handed over, not the link.
+    workspace = checkout.workspace.resolve()
     if not identity.owns_workspace:
-        # Resolved, so that a workspace that is a link elsewhere is handed over, not the link.
-        workspace = checkout.workspace.resolve()
-        for path in (workspace, *workspace.rglob("*")):
-            os.chown(path, identity.user_id, identity.group_id, follow_symlinks=False)
+        os.chown(workspace, identity.user_id, identity.group_id)
+    # What root made there, with RUNTIME=local or an editor; other users' files stay theirs.
+    # By folder descriptor: the workspace's user could put a link where a folder was.
+    for _, folders, files, descriptor in os.fwalk(workspace):
+        for name in (*folders, *files):
+            if os.stat(name, dir_fd=descriptor, follow_symlinks=False).st_uid == ROOT_ID:
+                os.chown(
+                    name,
+                    identity.user_id,
+                    identity.group_id,
+                    dir_fd=descriptor,
+                    follow_symlinks=False,
+                )
 
 
 def describe_update(checkout: Checkout) -> list[str]:
