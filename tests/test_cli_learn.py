@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from labkit.cli import main
-from labkit.lessons.catalog import listed_labs
+from labkit.errors import LabkitError
+from labkit.lessons.catalog import Lab, listed_labs, load_exercises
 from labkit.lessons.learner import find_notebook
 from labkit.lessons.progress import read_progress, record_attempt
 from labkit.lessons.workspace import update_workspace
@@ -285,6 +286,23 @@ def test_the_gate_says_what_does_not_hold(desk: Desk, capsys: Any) -> None:
 def test_the_whole_gate_counts_what_held(desk: Desk, capsys: Any) -> None:
     assert main(["check", "small", "--gate"]) == 0
     assert "small: holds: 2 claims (" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("seconds", ["0", "-1", "nan", "inf"])
+def test_what_is_no_time_limit_is_refused(desk: Desk, capsys: Any, seconds: str) -> None:
+    assert main(["check", "--timeout", seconds]) == 2
+    assert "is no time limit" in capsys.readouterr().err
+
+
+def test_a_mistake_in_a_labs_exercises_names_the_file(tmp_path: Path) -> None:
+    (tmp_path / "exercises.py").write_text("EXERCISES = (unknown,)\n")
+    lab = Lab("odd", "Odd", "", 5, (), "01_odd.ipynb", tmp_path)
+
+    with pytest.raises(LabkitError) as caught:
+        load_exercises(lab)
+
+    assert caught.value.what == f"{tmp_path / 'exercises.py'} cannot be loaded"
+    assert caught.value.cause == "NameError: name 'unknown' is not defined"
 
 
 def test_fast_without_gate_is_a_mistake(desk: Desk, capsys: Any) -> None:

@@ -309,10 +309,29 @@ def test_a_disk_that_fills_up_fails_the_run_and_loses_no_result(tmp_path, monkey
     path = make_file(tmp_path / "a.ipynb", "1")
     assert main(["run", path, "--json", "--output", "out"]) == 1
     out, err = capsys.readouterr()
-    assert json.loads(out)["status"] == "passed"
+    printed = json.loads(out)
+    assert (printed["status"], printed["notebooks"][0]["status"]) == ("failed", "passed")
+    assert printed["trouble"].startswith("the run folder is not whole: [Errno 28]")
     assert err.endswith(
         "error: the run folder out is not whole\n  cause: No space left on device\n"
     )
+
+
+def test_a_file_that_is_no_notebook_keeps_no_other_from_running(tmp_path, capsys):
+    (tmp_path / "bad.ipynb").write_text('{"cells": [')
+    paths = [str(tmp_path / "bad.ipynb"), make_file(tmp_path / "good.ipynb", "1")]
+    assert main(["run", *paths, "--json", "--no-output"]) == 2
+    statuses = [notebook["status"] for notebook in json.loads(capsys.readouterr().out)["notebooks"]]
+    assert statuses == ["invalid", "passed"]
+
+
+def test_an_interruption_is_one_object_too(monkeypatch, capsys):
+    def interrupt(arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("labkit.cli.run.run_asked", interrupt)
+    assert main(["run", "tensors", "--json"]) == 130
+    assert json.loads(capsys.readouterr().out)["error"]["exit_code"] == 130
 
 
 def test_a_device_that_is_not_here_exits_3_before_anything_runs(tmp_path, monkeypatch, capsys):

@@ -7,6 +7,7 @@ import os
 from datetime import datetime
 from pathlib import Path
 
+import nbformat
 import pytest
 
 from labkit.errors import UsageError
@@ -89,6 +90,12 @@ def test_what_is_known_is_in_the_file_while_the_run_goes_on(here):
     folder.follow(0, NotebookResult("a", "a.ipynb", "passed"))
     known = read(here / "out")
     assert (known["status"], known["notebooks"][0]["status"]) == ("running", "passed")
+
+
+def test_a_crash_leaves_the_notebook_as_far_as_it_came(here):
+    folder = make_folder(here / "out")
+    folder.follow(0, NotebookResult("a", "a.ipynb", "running"), make_notebook("1"))
+    assert nbformat.read(here / "out" / "a.ipynb", 4).cells[0].source == "1"
 
 
 def test_the_end_has_the_notebooks_and_the_whole_result(here):

@@ -131,6 +131,21 @@ def test_each_version_is_laid_beside_under_a_name_of_its_own(world: World) -> No
     ]
 
 
+def test_every_version_that_was_laid_is_known_as_labkits_own(world: World) -> None:
+    world.update()
+    world.path.write_bytes(notebook("mine"))
+    for version in (2, 3, 4):
+        world.set_version(version)
+        world.update()
+
+    # `labkit check` must not take one of them for the learner's work.
+    known = (world.work / ".labkit" / "manifest.json").read_text(encoding="utf-8")
+    laid = [read_digest(path) for path in world.work.glob("01_small.new-*.ipynb")]
+    assert len(set(laid)) == 3
+    assert [digest for digest in laid if str(digest) not in known] == []
+    assert str(read_digest(world.path)) not in known
+
+
 def test_a_new_version_that_was_laid_and_thrown_away_stays_away(world: World) -> None:
     world.update()
     world.path.write_bytes(notebook("mine"))

@@ -64,6 +64,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _report(error, words)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
+        if "--json" in words:
+            stopped = {"what": "interrupted", "cause": None, "fix": None, "exit_code": 130}
+            print_json({"error": stopped})
         return ExitCode.INTERRUPTED
     except BrokenPipeError:  # an OSError too: this one must come first
         # The reader went away (`labkit logs | head`): not an error of ours.

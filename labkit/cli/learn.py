@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from argparse import ArgumentParser, Namespace, _SubParsersAction
 from dataclasses import asdict
@@ -53,6 +54,10 @@ def _add_check(parser: ArgumentParser) -> None:
 
 def check_answers(arguments: Namespace) -> int:
     """labkit check: judges the learner's notebooks; with --gate or --count, looks at the labs."""
+    if not (math.isfinite(arguments.timeout) and arguments.timeout > 0):
+        raise UsageError(
+            f"--timeout {arguments.timeout:g} is no time limit", cause="it must be above 0 seconds"
+        )
     if arguments.gate:
         return _run_gate(arguments)
     if arguments.count:

@@ -105,7 +105,7 @@ def run_asked(arguments: argparse.Namespace) -> int:
         raise UsageError("there is no lab to run", cause="labs.toml lists none with a lesson")
     with _end_like_interrupt():
         run, folder = _execute(_name_apart(sources), arguments)
-    _show(run, arguments.json)
+    _show(run, arguments.json, folder.trouble if folder else None)
     sound = folder is None or _finish_folder(folder)
     return int(run.exit_code) or (ExitCode.OK if sound else ExitCode.FAILED)
 
@@ -163,7 +163,7 @@ def _execute(
         _choose_options(arguments, device.environment, device.asks_cuda),
         watch=Progress(sys.stderr, jobs=arguments.jobs).show_event,
         keep=folder.keep if folder else keep_nothing,
-        follow=folder.follow if folder else lambda place, result: None,
+        follow=folder.follow if folder else lambda place, result, notebook: None,
     )
     run = RunResult(
         environment,
@@ -233,28 +233,36 @@ def _finish_folder(folder: RunFolder) -> bool:
     return True
 
 
-def _show(run: RunResult, as_json: bool) -> None:
+def _show(run: RunResult, as_json: bool, trouble: OSError | None) -> None:
     from labkit.runner.result import describe_run
     from labkit.runner.show import format_summary
 
     # Under --json the summary is for whoever watches; stdout is the object's alone.
     print(format_summary(run.notebooks), file=sys.stderr if as_json else sys.stdout)
     if as_json:
-        print_json(describe_run(run))
+        described = describe_run(run)
+        if trouble:  # the exit code is 1 for it: what was asked for was not all written
+            described |= {"status": "failed", "trouble": f"the run folder is not whole: {trouble}"}
+        print_json(described)
 
 
 @contextlib.contextmanager
 def _end_like_interrupt() -> Iterator[None]:
-    """Makes SIGTERM (``docker stop``, CI) end a run as Ctrl-C does: with its kernel."""
+    """Makes SIGTERM (``docker stop``, CI) and SIGHUP (a lost terminal) end a run as Ctrl-C does."""
 
     def interrupt(number: int, frame: object) -> None:
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, interrupt)
+    # Where SIGHUP is ignored (nohup), it stays so.
+    ends = [signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        ends.append(signal.SIGHUP)
+    before = {number: signal.signal(number, interrupt) for number in ends}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _name_apart(sources: list[Source]) -> list[Source]:

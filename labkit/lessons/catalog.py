@@ -104,9 +104,15 @@ def load_exercises(lab: Lab) -> tuple[Exercise, ...]:
     sys.modules[name] = module
     try:
         loader.exec_module(module)
+        return tuple(module.EXERCISES)
+    except Exception as error:  # a new lab's own code can be wrong in any way
+        raise LabkitError(
+            f"{lab.exercises} cannot be loaded",
+            cause=f"{type(error).__name__}: {error}",
+            fix=f"python {lab.exercises}   # shows the line",
+        ) from error
     finally:
         sys.modules.pop(name, None)
-    return tuple(module.EXERCISES)
 
 
 def exercise_names(lab: Lab) -> tuple[str, ...]:

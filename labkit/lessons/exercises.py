@@ -21,7 +21,7 @@ STATUSES = (
     CHANGED_ARGUMENT,
     FORBIDDEN,
 )
-FORBIDDEN_WAYS = ("loop", "numpy", "item")
+FORBIDDEN_WAYS = ("loop", "numpy", "item", "by_hand")
 
 
 class _Unset:

@@ -102,7 +102,10 @@ def _ask_judge(case: Case, got: object, arguments: tuple[Any, ...]) -> Differenc
         # The judge looks for a property; an answer that does not even have it is of a wrong kind.
         kind = f"the answer is {describe_type(got)}, which cannot be what was asked for"
         return Difference(WRONG_TYPE, f"{kind} ({type(error).__name__}: {shorten(str(error))})")
-    return Difference(WRONG_VALUES, complaint) if complaint else None
+    if not complaint:
+        return None
+    right = complaint.startswith(("the values are right, but", "right values, but"))
+    return Difference(FORBIDDEN if right else WRONG_VALUES, complaint)
 
 
 def _judge_error(name: str, function: object, error: Exception, label: str) -> Verdict:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import json
+import math
 import os
 import subprocess
 from collections.abc import Callable, Mapping
@@ -48,7 +49,7 @@ def run_cells(
         copy,
         resources={"metadata": {"path": str(folder)}},
         allow_errors=True,
-        timeout=int(timeout_seconds),
+        timeout=math.ceil(timeout_seconds),  # whole seconds; 0 would be no limit
         interrupt_on_timeout=True,
         on_cell_start=tell,
     )

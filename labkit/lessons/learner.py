@@ -82,7 +82,7 @@ def find_notebook(workspace: Path, lab: Lab) -> Path | None:
     as labkit put them count only where there is no other; backups do not count.
     """
     entry = _read_entry(workspace, lab)
-    shipped = {entry.placed, entry.laid} - {None} if entry else set()
+    shipped = {entry.placed, entry.laid, *entry.older} - {None} if entry else set()
     found = [path for path in list_notebooks(workspace) if _belongs(path, lab, entry)]
     worked_on = [path for path in found if read_digest(path) not in shipped]
     return max(worked_on or found, key=lambda path: path.stat().st_mtime_ns, default=None)
@@ -156,6 +156,13 @@ def _answer(name: str, record: dict[str, Any] | None, cells: list[Any]) -> Answe
     error = cell_error(calling[-1])
     if error and error.startswith("KeyboardInterrupt"):
         return Answer(name, TIMED_OUT, "the check took longer than the limit")
-    return Answer(
-        name, NO_VERDICT, f"its cell raised {error}" if error else "its cell said nothing"
+    said = f"its cell raised {error}" if error else "its cell said nothing"
+    number, first = next(
+        ((number, text) for number, cell in enumerate(cells, 1) if (text := cell_error(cell))),
+        (0, ""),
     )
+    if first.startswith("KeyboardInterrupt"):
+        return Answer(name, TIMED_OUT, f"cell {number} took longer than the limit; then {said}")
+    if first and cells[number - 1] is not calling[-1]:
+        said += f"; the first cell that raised is cell {number}: {first}"
+    return Answer(name, NO_VERDICT, said)

@@ -23,12 +23,14 @@ SCHEMA_VERSION = 1
 class Entry:
     """A lab's notebook: the file's name, the content put there, the content laid beside it.
 
-    ``placed`` is None where the file was there before labkit put anything.
+    ``placed`` is None where the file was there before labkit put anything; ``older`` are contents
+    that were placed or laid before those: files of labkit's, until somebody works on them.
     """
 
     file: str
     placed: str | None = None
     laid: str | None = None
+    older: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -84,4 +86,7 @@ def _read_entry(value: dict[str, Any]) -> Entry:
         raise TypeError("a plain file name")
     if not isinstance(placed, str | None) or not isinstance(laid, str | None):
         raise TypeError("a digest")
-    return Entry(file, placed, laid)
+    older = tuple(value.get("older", ()))
+    if not all(isinstance(digest, str) for digest in older):
+        raise TypeError("a digest")
+    return Entry(file, placed, laid, older)

@@ -22,6 +22,11 @@ _SENTENCES = {
     "numpy": "it goes through NumPy, and this exercise asks for torch alone",
     "item": "it takes values out of tensors with `.item()` or `.tolist()`, "
     "and this exercise asks to stay with tensors",
+    "by_hand": "no gradient was asked for, and this exercise asks for autograd's",
+}
+_DERIVATIVES = {
+    *("backward", "grad", "grad_and_value", "jacobian", "hessian"),
+    *("jacrev", "jacfwd", "vjp", "jvp", "linearize"),
 }
 
 
@@ -33,7 +38,10 @@ def find_forbidden(function: object, forbids: tuple[str, ...]) -> str | None:
     """
     functions = list(_own_functions(function, set()))
     for way in forbids:
-        if any(_FINDERS[way](one) for one in functions):
+        if way == "by_hand":
+            if functions and not any(asks_for_gradient(one) for one in functions):
+                return _SENTENCES[way]
+        elif any(_FINDERS[way](one) for one in functions):
             return _SENTENCES[way]
     return None
 
@@ -62,6 +70,11 @@ def takes_items(function: FunctionType) -> bool:
     return any(
         name in ("item", "tolist") for code in _codes(function.__code__) for name in code.co_names
     )
+
+
+def asks_for_gradient(function: FunctionType) -> bool:
+    """True where the function names a way to have torch find a derivative."""
+    return any(name in _DERIVATIVES for code in _codes(function.__code__) for name in code.co_names)
 
 
 _FINDERS: dict[str, Callable[[FunctionType], bool]] = {

@@ -102,9 +102,11 @@ def update_workspace(
             done = []
             for lab in labs:
                 data = (make or _make_notebook)(lab)
-                entry, result = keeper.update(lab, manifest.entries.get(lab.name), data)
+                known = manifest.entries.get(lab.name)
+                entry, result = keeper.update(lab, known, data)
+                entry = _succeed(known, entry) if known else entry
                 done.append(result)
-                if entry != manifest.entries.get(lab.name):
+                if entry != known:
                     manifest = replace(manifest, entries={**manifest.entries, lab.name: entry})
                     write_manifest(keeper.disk, keeper.state, manifest)
         update = Update(keeper.folder, tuple(done), notes)
@@ -126,7 +128,7 @@ def reset_lab(
     with explain_disk_errors(keeper.folder), keeper.opened():
         manifest, _ = keeper.read()
         known = manifest.entries.get(lab.name)
-        entry = Entry(known.file if known else lab.notebook, content_digest(data))
+        entry = _succeed(known or Entry(lab.notebook), Entry(lab.notebook, content_digest(data)))
         backup = keeper.put_fresh(keeper.folder / entry.file, data)
         entries = {**manifest.entries, lab.name: entry}
         write_manifest(keeper.disk, keeper.state, replace(manifest, entries=entries))
@@ -254,6 +256,14 @@ class _Keeper:
         """The same version laid before a crash kept it from being noted."""
         beside = sorted(self.folder.glob(f"{path.stem}.new-*{path.suffix}"))
         return next((other for other in beside if read_digest(other) == new), None)
+
+
+def _succeed(known: Entry, entry: Entry) -> Entry:
+    """The new entry under the old one's name, which remembers the contents it takes over from."""
+    now = {entry.placed, entry.laid}
+    before = dict.fromkeys((*known.older, known.placed, known.laid))
+    older = tuple(digest for digest in before if digest is not None and digest not in now)
+    return replace(entry, file=known.file, older=older)
 
 
 def _is_writable(path: Path) -> bool:

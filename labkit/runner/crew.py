@@ -17,7 +17,7 @@ from labkit.runner.result import NotebookResult, RunFailure
 from labkit.runner.sources import Source, load_notebook
 
 Keep = Callable[[int, NotebookResult, Any], NotebookResult]
-Follow = Callable[[int, NotebookResult], None]
+Follow = Callable[[int, NotebookResult, Any], None]
 
 # Reading a notebook changes warning filters, which belong to the whole process.
 LOADING = threading.Lock()
@@ -34,7 +34,7 @@ def run_notebooks(
     *,
     watch: Watch = lambda event: None,
     keep: Keep = keep_nothing,
-    follow: Follow = lambda place, result: None,
+    follow: Follow = lambda place, result, notebook: None,
     load: Callable[[Source], Any] = load_notebook,
 ) -> tuple[NotebookResult, ...]:
     """Runs each source in its own kernel; after a failure those not begun are "not_run".
@@ -110,9 +110,10 @@ class Crew:
             result = NotebookResult(source.name, str(source.path), "invalid", error=failure)
         else:
             result = self._execute(place, source, notebook)
-        if result.status != "passed" and not self._options.keep_going:
+        # A file that is no notebook says nothing of the others.
+        if result.status not in ("passed", "invalid") and not self._options.keep_going:
             self._no_more = True
-        self._follow(place, result)
+        self._follow(place, result, None)
         return result
 
     def _execute(self, place: int, source: Source, notebook: Any) -> NotebookResult:
@@ -122,7 +123,7 @@ class Crew:
             self._options,
             deadline=self._deadline,
             watch=self._watch,
-            follow=lambda result: self._follow(place, result),
+            follow=lambda result: self._follow(place, result, notebook),
         )
         with self._lock:
             self._running.add(execution)

@@ -41,8 +41,8 @@ class RunFolder:
         self._lock = threading.Lock()
         self._written = 0.0
 
-    def follow(self, place: int, result: NotebookResult) -> None:
-        """Notes a notebook's result so far; in the file within about a second."""
+    def follow(self, place: int, result: NotebookResult, notebook: Any = None) -> None:
+        """Notes a notebook's result so far, and the notebook itself; on disk in about a second."""
         with self._lock:
             self._results[place] = result
             now = time.monotonic()
@@ -54,21 +54,25 @@ class RunFolder:
                 self._environment, tuple(self._results), self.started_at, now - self._started
             )
             self._write(RESULT, format_result({**describe_run(run), "status": "running"}))
+            if notebook is not None:
+                self._write_notebook(result, notebook)
 
     def keep(self, place: int, result: NotebookResult, notebook: Any) -> NotebookResult:
         """Writes the executed notebook, and returns the result with the name of its file."""
-        import nbformat
-
-        name = f"{result.name}.ipynb"
         with self._lock:
-            if not self._write(name, nbformat.writes(notebook)):
+            if not self._write_notebook(result, notebook):
                 return result
-        return dataclasses.replace(result, executed=name)
+        return dataclasses.replace(result, executed=f"{result.name}.ipynb")
 
     def finish(self, run: RunResult) -> None:
         """Writes the result of the whole run."""
         with self._lock:
             self._write(RESULT, format_result(describe_run(run)))
+
+    def _write_notebook(self, result: NotebookResult, notebook: Any) -> bool:
+        import nbformat
+
+        return self._write(f"{result.name}.ipynb", nbformat.writes(notebook))
 
     def _write(self, name: str, text: str) -> bool:
         try:

@@ -83,6 +83,7 @@ CUBIC = Exercise(
         "mark: what gives you the same values without the history?",
     ),
     cases=make_cubic_cases,
+    forbids=("by_hand",),
     wrong_answers=(
         WrongAnswer(
             "finite differences in float32",
@@ -92,7 +93,7 @@ CUBIC = Exercise(
         WrongAnswer(
             "marks the caller's own tensor",
             partial(by_backward, leaf=lambda x: torch.as_tensor(x).requires_grad_()),
-            "wrong_values",
+            "forbidden",
         ),
         WrongAnswer("takes the number out", lambda x: by_backward(x).item(), "wrong_type"),
         WrongAnswer("wraps a number in a list", lambda x: by_backward([x]), "wrong_shape"),
@@ -104,6 +105,7 @@ CUBIC = Exercise(
         WrongAnswer(
             "calls backward on many values", partial(by_backward, total=lambda y: y), "raised"
         ),
+        WrongAnswer("writes the derivative down by hand", slope, "forbidden"),
     ),
 )
 
@@ -261,7 +263,7 @@ DESCEND = Exercise(
         WrongAnswer(
             "returns the leaf itself",
             lambda f, start, rate, steps: walk_down(f, start, rate, steps).requires_grad_(),
-            "wrong_values",
+            "forbidden",
         ),
     ),
 )
@@ -317,11 +319,9 @@ ROUND = Exercise(
     ),
     cases=make_round_cases,
     wrong_answers=(
-        WrongAnswer("rounds, with its gradient of zero", lambda x: x.round(), "wrong_values"),
-        WrongAnswer("detaches everything", lambda x: x.detach().round(), "wrong_values"),
-        WrongAnswer(
-            "detaches the wrong part", lambda x: x.detach() + (x.round() - x), "wrong_values"
-        ),
+        WrongAnswer("rounds, with its gradient of zero", lambda x: x.round(), "forbidden"),
+        WrongAnswer("detaches everything", lambda x: x.detach().round(), "forbidden"),
+        WrongAnswer("detaches the wrong part", lambda x: x.detach() + (x.round() - x), "forbidden"),
         WrongAnswer("rounds the caller's values", round_in_place, "changed_argument"),
         WrongAnswer("rounds to whole numbers of int64", lambda x: x.round().long(), "wrong_dtype"),
     ),

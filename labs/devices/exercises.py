@@ -387,7 +387,7 @@ RUN_IN_HALVES = Exercise(
     ),
     cases=run_in_halves_cases,
     wrong_answers=(
-        WrongAnswer("tries again inside the except block", halves_inside_except, "wrong_values"),
+        WrongAnswer("tries again inside the except block", halves_inside_except, "forbidden"),
         WrongAnswer("goes row by row at once", rows_after_failure, "wrong_values"),
         WrongAnswer("hopes", lambda step, batch: step(batch), "raised"),
         WrongAnswer("forgets the second half", first_half_only, "wrong_shape"),

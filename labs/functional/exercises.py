@@ -383,9 +383,9 @@ EXERCISES = (
                 "takes the norm of the batch's gradient", _norm_of_the_batch, "wrong_shape"
             ),
             WrongAnswer("adds up the norms of the parameters", _add_up_norms, "wrong_values"),
-            WrongAnswer("does not detach the parameters", _keep_the_graph, "wrong_values"),
-            WrongAnswer("runs the model once for each example", _norms_by_loop, "wrong_values"),
-            WrongAnswer("goes backward for each example", _leave_grads, "wrong_values"),
+            WrongAnswer("does not detach the parameters", _keep_the_graph, "forbidden"),
+            WrongAnswer("runs the model once for each example", _norms_by_loop, "forbidden"),
+            WrongAnswer("goes backward for each example", _leave_grads, "forbidden"),
         ),
     ),
 )

@@ -249,7 +249,7 @@ EXERCISES = (
             WrongAnswer(
                 "stacks slices: right, but copied",
                 _stack_windows,
-                "wrong_values",
+                "forbidden",
             ),
             WrongAnswer(
                 "takes it that every signal has stride 1",
