@@ -210,7 +210,7 @@ def _port_taken(port: int) -> UsageError:
     return UsageError(
         f"port {port} is taken",
         cause="another program listens on it, or it needs root's rights",
-        fix=f"make up PORT={port + 1 if port < 65535 else DEFAULT_PORT}",
+        fix="make up   # takes the next port that is free",
     )
 
 

@@ -368,8 +368,8 @@ claim("with a gradient of zero it shrinks", step_with(torch.zeros(1)) < 1.0)
 #
 # Write `small_batches(weights, batches)`. `weights` has shape `(d,)` and requires grad. `batches`
 # is a list of pairs: inputs `(n, d)` and targets `(n,)`, where `n` differs from batch to batch.
-# Go through them one by one, and return the gradient, shape `(d,)`, of the **mean** squared error
-# over **all** samples of all batches:
+# Return the gradient, shape `(d,)`, of the **mean** squared error over **all** samples of all
+# batches:
 #
 # $$\frac{1}{N} \sum_{\text{all samples}} (\text{input} \cdot \text{weights} - \text{target})^2$$
 #
