@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import mmap
 import sys
 import threading
 from types import SimpleNamespace
@@ -15,6 +14,7 @@ from labkit.memory import gauges, process
 from labkit.memory.blocks import Ledger, Span
 from labkit.memory.gauges import CudaGauge, ProcessGauge, Reading, find_cuda_gauges
 from labkit.memory.track import MemoryTracker, track_memory
+from tests.fakes.pages import hold_pages
 
 MIB = 2**20
 
@@ -107,19 +107,12 @@ def needs_the_mark():
         pytest.skip("needs a kernel that lets a process reset its mark: /proc/self/clear_refs")
 
 
-def touch_and_give_back(count: int) -> None:
-    """Has ``count`` bytes resident for a moment; malloc would keep what it once got."""
-    with mmap.mmap(-1, count) as pages:
-        for start in range(0, count, mmap.PAGESIZE):
-            pages[start] = 1
-
-
 def test_the_process_peak_holds_a_spike_that_is_gone_again():
     needs_the_mark()
     with track_memory("cpu") as outer:
-        touch_and_give_back(64 * MIB)
+        hold_pages(64 * MIB).close()
         with track_memory("cpu") as inner:
-            touch_and_give_back(16 * MIB)
+            hold_pages(16 * MIB).close()
     assert outer.use is not None
     assert inner.use is not None
     outer_added, inner_added = outer.use.spans[0].added_bytes, inner.use.spans[0].added_bytes

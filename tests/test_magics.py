@@ -25,11 +25,14 @@ from labkit.memory.blocks import Span
 from labkit.memory.track import MemoryUse
 from tests.fakes.counters import FakeDevice, track
 from tests.fakes.nvml import ROOT
+from tests.fakes.pages import hold_pages
 from tests.test_cli_memory import in_checkout
 from tests.test_oom_page import TEXT
 
 MIB = 2**20
-LINE = re.compile(r"[\d.]+ m?s · process peak [\d.]+ MiB \(\+[\d.]+ MiB\), change [+-][\d.]+ \w+")
+LINE = re.compile(
+    r"[\d.]+ m?s · process peak [\d.]+ [MG]iB \(\+[\d.]+ MiB\), change [+-][\d.]+ \w+"
+)
 
 
 @pytest.fixture
@@ -40,6 +43,7 @@ def shell():
     config.InteractiveShell.colors = "nocolor"
     InteractiveShell.clear_instance()
     started = InteractiveShell.instance(config=config)
+    started.user_ns["hold_pages"] = hold_pages
     started.run_cell("%load_ext labkit", store_history=True)
     yield started
     extension.unload_ipython_extension(started)
@@ -56,17 +60,17 @@ def run(shell, *cells):
 
 
 def test_a_measured_cell_shows_its_figures_as_text_and_html(shell):
-    result, _, (shown,) = run(shell, f"%%memory\nheld = bytearray({64 * MIB})")
+    result, _, (shown,) = run(shell, f"%%memory\nheld = hold_pages({64 * MIB})")
     assert result.success
     first, seconds = shown["text/plain"].splitlines()
-    assert re.fullmatch(r"process: peak [\d.]+ MiB \(\+6[345]\.\d MiB\), change .*", first)
+    assert re.fullmatch(r"process: peak [\d.]+ [MG]iB \(\+6[345]\.\d MiB\), change .*", first)
     assert seconds.startswith("seconds: ")
     assert shown["text/html"].startswith("<table")
     assert ">process</td>" in shown["text/html"]
 
 
 def test_a_spike_that_is_gone_at_the_end_is_measured(shell):
-    _, _, (shown,) = run(shell, f"%%memory\nheld = bytearray({64 * MIB})\ndel held")
+    _, _, (shown,) = run(shell, f"%%memory\nheld = hold_pages({64 * MIB})\ndel held")
     assert re.search(r"\(\+6[345]\.\d MiB\), change [+-][\d.]+ (B|KiB)\n", shown["text/plain"])
 
 
@@ -146,9 +150,9 @@ def test_the_balance(shell):
 def test_tracked_blocks_in_a_measured_cell_are_right(shell):
     cell = (
         "%%memory\n"
-        "before = bytearray(96 * 2**20); del before\n"
+        "before = hold_pages(96 * 2**20); del before\n"
         "with labkit.track_memory('cpu') as inner:\n"
-        "    held = bytearray(32 * 2**20); del held\n"
+        "    held = hold_pages(32 * 2**20); del held\n"
     )
     _, _, (shown,) = run(shell, "import labkit", cell)
     assert 31 * MIB < shell.user_ns["inner"].use.spans[0].added_bytes < 34 * MIB
@@ -156,7 +160,7 @@ def test_tracked_blocks_in_a_measured_cell_are_right(shell):
 
 
 def test_a_measured_cell_in_a_tracked_block(shell):
-    inner = f"%%memory\nheld = bytearray({96 * MIB}); del held"
+    inner = f"%%memory\nheld = hold_pages({96 * MIB}); del held"
     run(
         shell,
         "import labkit",
@@ -166,7 +170,7 @@ def test_a_measured_cell_in_a_tracked_block(shell):
 
 
 def test_a_line_under_every_cell_that_touches_memory(shell):
-    _, _, outputs = run(shell, "%memory on", f"held = bytearray({64 * MIB})")
+    _, _, outputs = run(shell, "%memory on", f"held = hold_pages({64 * MIB})")
     assert LINE.fullmatch(outputs[0]["text/plain"])
     assert outputs[0]["text/html"] == (
         f'<div style="font-size:85%;opacity:0.6">{outputs[0]["text/plain"]}</div>'
@@ -175,29 +179,29 @@ def test_a_line_under_every_cell_that_touches_memory(shell):
     assert run(shell, "1 + 1", "1 + 1")[2] == []
     assert run(shell, "")[2] == []
     assert run(shell, "%memory off")[2] == []
-    assert run(shell, f"more = bytearray({64 * MIB})")[2] == []
+    assert run(shell, f"more = hold_pages({64 * MIB})")[2] == []
 
 
 def test_the_line_comes_after_an_error_too(shell):
-    result, _, outputs = run(shell, "%memory on", f"held = bytearray({64 * MIB}); 1/0")
+    result, _, outputs = run(shell, "%memory on", f"held = hold_pages({64 * MIB}); 1/0")
     assert isinstance(result.error_in_exec, ZeroDivisionError)
     assert LINE.fullmatch(outputs[0]["text/plain"])
 
 
 def test_a_cell_that_awaits_gets_its_line(shell):
     run(shell, "%memory on", "import asyncio")
-    cell = f"await asyncio.sleep(0)\nheld = bytearray({64 * MIB})"
+    cell = f"await asyncio.sleep(0)\nheld = hold_pages({64 * MIB})"
     assert LINE.fullmatch(run(shell, cell)[2][0]["text/plain"])
 
 
 def test_a_measured_cell_gets_no_line_as_well(shell):
-    _, _, outputs = run(shell, "%memory on", f"%%memory\nheld = bytearray({64 * MIB})")
+    _, _, outputs = run(shell, "%memory on", f"%%memory\nheld = hold_pages({64 * MIB})")
     assert len(outputs) == 1
     assert "seconds: " in outputs[0]["text/plain"]
 
 
 def test_a_cell_within_a_cell_gets_no_line_of_its_own(shell):
-    cell = f"get_ipython().run_cell('held = bytearray({64 * MIB})');"
+    cell = f"get_ipython().run_cell('held = hold_pages({64 * MIB})');"
     assert len(run(shell, "%memory on", cell)[2]) == 1
 
 
@@ -330,7 +334,7 @@ def test_loading_twice_unloading_and_loading_anew(shell):
     assert len(shell.events.callbacks["post_run_cell"]) == 1
     run(shell, "%memory on", "%reload_ext labkit")
     assert len(shell.events.callbacks["post_run_cell"]) == 1
-    assert run(shell, f"held = bytearray({64 * MIB})")[2] == []
+    assert run(shell, f"held = hold_pages({64 * MIB})")[2] == []
     run(shell, "%unload_ext labkit")
     assert shell.events.callbacks["post_run_cell"] == []
     assert shell.find_line_magic("memory") is shell.find_cell_magic("memory") is None
@@ -354,7 +358,7 @@ def test_out_of_memory_is_followed_by_its_page(shell):
 
 def test_the_page_is_not_in_the_cells_figures(shell):
     shell.user_ns.update(torch=torch, text=TEXT)
-    cell = f"held = bytearray({64 * MIB}); raise torch.OutOfMemoryError(text)"
+    cell = f"held = hold_pages({64 * MIB}); raise torch.OutOfMemoryError(text)"
     _, _, (line, page) = run(shell, "%memory on", "%memory on", cell)
     assert LINE.fullmatch(line["text/plain"])
     assert page["text/plain"].startswith("out of memory on cuda:0\n")

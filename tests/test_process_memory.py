@@ -19,6 +19,7 @@ from labkit.memory.process import (
     reset_peak,
     sees_host_ids,
 )
+from tests.fakes.pages import hold_pages
 
 MIB = 2**20
 PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -139,7 +140,7 @@ def test_a_spike_is_seen_after_it_is_gone():
     if not reset_peak():
         pytest.skip("needs a kernel that lets a process reset its mark: /proc/self/clear_refs")
     before = read_resident_bytes()
-    spike = bytearray(64 * MIB)
+    spike = hold_pages(64 * MIB)
     del spike
     peak = read_peak_bytes()
     assert before is not None
