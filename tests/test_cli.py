@@ -146,13 +146,13 @@ def test_a_traceback_only_with_debug(play, capsys, words):
     ("error", "said"),
     [
         pytest.param(
-            OSError(28, "No space left on device", "/work/x"),
-            "error: /work/x: No space left on device\n  cause: the disk is full\n  try: df -h .\n",
+            OSError(28, "No space left on device", "/lab/x"),
+            "error: /lab/x: No space left on device\n  cause: the disk is full\n  try: df -h .\n",
             id="disk full",
         ),
         pytest.param(
-            PermissionError(13, "Permission denied", "/work/x"),
-            "error: /work/x: Permission denied\n  cause: the system refused it\n"
+            PermissionError(13, "Permission denied", "/lab/x"),
+            "error: /lab/x: Permission denied\n  cause: the system refused it\n"
             "  try: the same command with --debug\n",
             id="not allowed",
         ),
