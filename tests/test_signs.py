@@ -155,7 +155,7 @@ TEXTS = [
     ("token-rejected", "[W ServerApp] Invalid credentials"),
     (
         "work-folder-refused",
-        "PermissionError: [Errno 13] Permission denied: '/work/01_tensors.ipynb'",
+        "PermissionError: [Errno 13] Permission denied: '/work'",
     ),
     (
         "missing-bind-source",
