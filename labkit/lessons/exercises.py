@@ -31,6 +31,21 @@ class _Unset:
 
 UNSET: Final = _Unset()
 
+
+class NotThisWay(str):
+    """A judge's sentence where the values are right, and only the way to them is not.
+
+    >>> NotThisWay("they are a copy")
+    'the values are right, but they are a copy'
+    """
+
+    __slots__ = ()
+
+    def __new__(cls, but: str) -> NotThisWay:
+        """The sentence, from what comes after its "but"."""
+        return super().__new__(cls, f"the values are right, but {but}")
+
+
 Judge = Callable[[Any, tuple[Any, ...]], "str | None"]
 
 
@@ -40,7 +55,8 @@ class Case:
 
     ``expected`` is the value (a tensor, number, string, or tuple, list or dict of them), or a
     function of the same arguments that gives it. ``judge(got, arguments)`` comes after it, or
-    alone: it returns None when content, else a sentence that says what is wrong. Tensors compare
+    alone: it returns None when content, else a sentence that says what is wrong
+    (NotThisWay where the values are right and only the way is not). Tensors compare
     with torch.testing's tolerances for their dtype unless ``rtol`` and ``atol`` say otherwise.
     """
 

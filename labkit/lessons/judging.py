@@ -23,6 +23,7 @@ from labkit.lessons.exercises import (
     WRONG_VALUES,
     Case,
     Exercise,
+    NotThisWay,
     Verdict,
 )
 from labkit.lessons.values import PLAIN_FUNCTIONS, format_block, format_value, same_value, shorten
@@ -48,7 +49,7 @@ def judge_function(exercise: Exercise, name: str, function: object) -> Verdict:
                 return verdict
     forbidden = find_forbidden(function, exercise.forbids)
     if forbidden:
-        return Verdict(name, FORBIDDEN, f"the values are right, but {forbidden}")
+        return Verdict(name, FORBIDDEN, NotThisWay(forbidden))
     return Verdict(name, PASSED, f"right in all {len(cases)} cases")
 
 
@@ -104,8 +105,8 @@ def _ask_judge(case: Case, got: object, arguments: tuple[Any, ...]) -> Differenc
         return Difference(WRONG_TYPE, f"{kind} ({type(error).__name__}: {shorten(str(error))})")
     if not complaint:
         return None
-    right = complaint.startswith(("the values are right, but", "right values, but"))
-    return Difference(FORBIDDEN if right else WRONG_VALUES, complaint)
+    status = FORBIDDEN if isinstance(complaint, NotThisWay) else WRONG_VALUES
+    return Difference(status, complaint)
 
 
 def _judge_error(name: str, function: object, error: Exception, label: str) -> Verdict:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from labkit.lessons.exercises import Case, Exercise, WrongAnswer
+from labkit.lessons.exercises import Case, Exercise, NotThisWay, WrongAnswer
 from labkit.lessons.values import format_value
 
 Tensor = torch.Tensor
@@ -28,8 +28,8 @@ def complain_of_traces(_got: Tensor, arguments: tuple[Any, ...]) -> str | None:
     """A sentence where an argument that came in bare was marked or got a gradient."""
     for number, given in enumerate(arguments, start=1):
         if isinstance(given, Tensor) and given.requires_grad:
-            return (
-                f"the values are right, but argument number {number} came without requires_grad "
+            return NotThisWay(
+                f"argument number {number} came without requires_grad "
                 "and was given it: everything computed from it later would be recorded"
             )
     return None
@@ -38,7 +38,7 @@ def complain_of_traces(_got: Tensor, arguments: tuple[Any, ...]) -> str | None:
 def complain_of_filled_grad(_got: Tensor, arguments: tuple[Any, ...]) -> str | None:
     """A sentence where the argument's own .grad was filled."""
     if arguments[0].grad is not None:
-        return "the values are right, but the argument's own .grad was filled on the way"
+        return NotThisWay("the argument's own .grad was filled on the way")
     return None
 
 
@@ -192,9 +192,7 @@ def walk_down(f: Callable[[Tensor], Tensor], start: Tensor, rate: float, steps: 
 def complain_of_live_point(got: Tensor, _arguments: tuple[Any, ...]) -> str | None:
     """A sentence where the point that was found still requires grad."""
     if got.requires_grad:
-        return (
-            "the values are right, but the answer still requires grad: it is a result, not a leaf"
-        )
+        return NotThisWay("the answer still requires grad: it is a result, not a leaf")
     return None
 
 
@@ -273,14 +271,14 @@ def complain_of_gradient(got: Tensor, arguments: tuple[Any, ...]) -> str | None:
     """A sentence where the gradient does not come through the rounding unchanged."""
     (x,) = arguments
     if not got.requires_grad:
-        return "the values are right, but nothing was recorded: no gradient can reach x"
+        return NotThisWay("nothing was recorded: no gradient can reach x")
     sent = torch.linspace(1, 2, got.numel(), dtype=got.dtype).reshape(got.shape)
     (arrived,) = torch.autograd.grad((got * sent.to(got.device)).sum(), x, allow_unused=True)
     if arrived is None:
-        return "the values are right, but the graph does not lead to x"
+        return NotThisWay("the graph does not lead to x")
     if not torch.allclose(arrived.cpu(), sent):
-        return (
-            "the values are right, but the gradient must come through unchanged: "
+        return NotThisWay(
+            "the gradient must come through unchanged: "
             f"sent {format_value(sent)}, arrived {format_value(arrived)}"
         )
     return None

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from labkit.lessons.exercises import Case, Exercise, WrongAnswer
+from labkit.lessons.exercises import Case, Exercise, NotThisWay, WrongAnswer
 
 META = torch.device("meta")
 Step = Callable[[torch.Tensor], torch.Tensor]
@@ -336,7 +336,7 @@ def judge_halves(got: torch.Tensor, arguments: tuple[SmallStep, torch.Tensor]) -
     if step.asked_rows[0] != len(batch):
         return f"the whole batch must be tried first: {len(batch)} rows, not {step.asked_rows[0]}"
     if step.called_while_handling:
-        return "right values, but step was called again inside the except block"
+        return NotThisWay("step was called again inside the except block")
     most_fitting = max(rows for rows in step.asked_rows if rows <= step.most_rows)
     if most_fitting < min(step.most_rows, len(batch)) // 2:
         return f"{step.most_rows} rows fit, and step was asked for only {most_fitting} at a time"

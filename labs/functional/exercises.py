@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, hessian, jacrev, jvp, vjp, vmap
 
-from labkit.lessons.exercises import Case, Exercise, WrongAnswer
+from labkit.lessons.exercises import Case, Exercise, NotThisWay, WrongAnswer
 
 Distance = Callable[[Tensor, Tensor], Tensor]
 ScalarFunction = Callable[[Tensor], Tensor]
@@ -164,13 +164,12 @@ class CountingModel(nn.Module):
 def _judge_norms(got: Tensor, arguments: tuple[nn.Module, Tensor, Tensor]) -> str | None:
     model, inputs, _ = arguments
     if any(parameter.grad is not None for parameter in model.parameters()):
-        return "the values are right, but the model's parameters were left with a .grad"
+        return NotThisWay("the model's parameters were left with a .grad")
     if got.requires_grad:
-        return "the values are right, but the result requires grad: it holds a graph in memory"
+        return NotThisWay("the result requires grad: it holds a graph in memory")
     if isinstance(model, CountingModel) and model.calls >= len(inputs) > 1:
-        return (
-            f"the values are right, but the model was run {model.calls} times "
-            f"for {len(inputs)} examples; vmap runs it once"
+        return NotThisWay(
+            f"the model was run {model.calls} times for {len(inputs)} examples; vmap runs it once"
         )
     return None
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from labkit.lessons.exercises import Case, Exercise, WrongAnswer
+from labkit.lessons.exercises import Case, Exercise, NotThisWay, WrongAnswer
 
 
 def _scaled_channels_first(images: Tensor) -> Tensor:
@@ -100,7 +100,7 @@ def _stack_windows(signal: Tensor, size: int) -> Tensor:
 def _not_a_view(got: Tensor, arguments: tuple[Any, ...]) -> str | None:
     signal = arguments[0]
     if got.untyped_storage().data_ptr() != signal.untyped_storage().data_ptr():
-        return "the values are right, but they are a copy: the windows must be views of the signal"
+        return NotThisWay("they are a copy: the windows must be views of the signal")
     return None
 
 
