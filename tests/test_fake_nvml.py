@@ -323,9 +323,20 @@ def test_the_slices_of_a_split_gpu_stand_in_its_place(host):
     assert {first["trouble"], second["trouble"]} == {None}
 
 
-def test_a_split_gpu_is_named_as_one(host):
-    (gpu,) = list_gpus(ask(host, script_slices(), "devices"))
-    assert (gpu["mig"], gpu["torch_name"]) == (True, None)
+def test_the_slices_of_a_split_gpu_are_listed_behind_it(host):
+    printed = ask(host, script_slices(), "devices")
+    gpu, first, second = list_gpus(printed)
+    assert (gpu["mig"], gpu["torch_name"], gpu["parent_uuid"]) == (True, None, None)
+    assert [part["uuid"] for part in (first, second)] == ["MIG-00000001", "MIG-00000002"]
+    assert [part["total_bytes"] for part in (first, second)] == [10 * GIB, 5 * GIB]
+    assert {part["parent_uuid"] for part in (first, second)} == {"GPU-00000000"}
+
+
+def test_a_slice_is_named_where_the_environment_picks_it(host):
+    done = host.run(script_slices(), "devices", "--json", CUDA_VISIBLE_DEVICES="MIG-00000002")
+    printed = json.loads(done.stdout)
+    names = [gpu["torch_name"] for gpu in list_gpus(printed)]
+    assert (printed["best"], names) == ("cuda:0", [None, None, "cuda:0"])
 
 
 def test_a_gpu_in_the_machines_memory_has_the_machines_figures(host):

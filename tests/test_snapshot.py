@@ -158,6 +158,43 @@ def test_gpus_and_allocators_are_joined_by_uuid_and_not_by_number():
     ]
 
 
+SLICE = GPU._replace(uuid="MIG-1111", parent_uuid="GPU-0a1b")
+
+
+@pytest.mark.parametrize(
+    ("gpus", "uuid", "names"),
+    [
+        pytest.param((SLICE,), "1111", ["cuda:0"], id="by its own UUID"),
+        pytest.param((SLICE,), "0a1b", ["cuda:0"], id="by its GPU's, as the only slice"),
+        pytest.param(
+            (SLICE, SLICE._replace(uuid="MIG-2222")),
+            "2222",
+            [None, "cuda:0"],
+            id="one of two, by its own",
+        ),
+        pytest.param(
+            (SLICE, SLICE._replace(uuid="MIG-2222")),
+            "0a1b",
+            [None, None, "cuda:0"],
+            id="one of two by their GPU's is neither for certain",
+        ),
+    ],
+)
+def test_a_slice_is_told_by_its_uuid_or_as_the_only_one_of_its_gpu(gpus, uuid, names):
+    held = (HELD._replace(uuid=uuid),)
+    balances = join_memory(MemoryAnswer(gpus), held, MACHINE, INSIDE).balances
+    assert [one.torch_name for one in balances[:-1]] == names
+
+
+@pytest.mark.parametrize("name", ["NVIDIA GB10", "NVIDIA Thor", "Orin (nvgpu)"])
+def test_unified_memory_is_told_by_name_where_torch_has_not_started_cuda(name):
+    refused = GpuMemory(0, "GPU-0a1b", name, processes=())
+    shared = join(refused, None)
+    assert (shared.shared, shared.total_bytes, shared.free_bytes) == (True, 64 * GIB, 40 * GIB)
+    lost = join(refused._replace(trouble=Trouble("gpu lost", "lost")), None)
+    assert (lost.shared, lost.total_bytes) == (False, None)
+
+
 def test_a_gpu_that_only_torch_knows_has_torchs_figures():
     held = HELD._replace(uuid=None, total_bytes=48 * GIB, free_bytes=10 * GIB)
     answer = MemoryAnswer(trouble=Trouble("no library", "no driver here"))
