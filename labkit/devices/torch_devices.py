@@ -27,10 +27,10 @@ class TorchBuild(NamedTuple):
         >>> TorchBuild("2.13.0+cpu").describe(), TorchBuild("2.13.0+rocm7.1", hip="7.1").describe()
         ('torch 2.13.0+cpu is a CPU build', 'torch 2.13.0+rocm7.1 is built for ROCm')
         """
-        if self.hip or self.xpu:
-            return f"torch {self.version} is built for {'ROCm' if self.hip else 'XPU'}"
-        kind = "a CPU build" if self.version.endswith("+cpu") else "built without CUDA"
-        return f"torch {self.version} is {kind}"
+        built = {"CUDA": self.cuda, "ROCm": self.hip, "XPU": self.xpu}
+        platform = next((name for name, version in built.items() if version), None)
+        without = "a CPU build" if self.version.endswith("+cpu") else "built without CUDA"
+        return f"torch {self.version} is {f'built for {platform}' if platform else without}"
 
 
 def best_device() -> torch.device:
@@ -137,21 +137,22 @@ def _read_torch_device(module: Any, kind: str, index: int) -> TorchDevice:
     told = module.get_device_properties(index)
     uuid = getattr(told, "uuid", None)
     capability = (getattr(told, "major", None), getattr(told, "minor", None))
-    architecture = getattr(told, "gcnArchName", None)  # AMD's: gfx942:sramecc+:xnack-
+    # On NVIDIA's GPUs this is their name; what AMD's have for a capability is not one of NVIDIA's.
+    is_amd = str(getattr(told, "gcnArchName", "")).startswith("gfx")
     return TorchDevice(
         name,
         getattr(told, "name", None),
         None if uuid is None else str(uuid),
         getattr(told, "total_memory", None),
-        None if architecture or None in capability else "{}.{}".format(*capability),
+        None if is_amd or None in capability else "{}.{}".format(*capability),
     )
 
 
 def has_kernels(compute_capability: str | None, architectures: tuple[str, ...]) -> bool:
     """Whether a torch with these architectures can run on a GPU of that compute capability.
 
-    A kernel for sm_80 runs on 8.0, 8.6 and 8.9; ``compute_80`` on anything from 8.0 on; one that
-    ends in a letter (sm_90a) just there. True where nothing is known.
+    A kernel for sm_80 runs on 8.0, 8.6 and 8.9; ``compute_80`` on anything from 8.0 on; sm_90a
+    on 9.0 alone. True where nothing is known.
 
     >>> has_kernels("8.9", ("sm_80", "sm_90")), has_kernels("6.1", ("sm_75", "compute_120"))
     (True, False)
@@ -162,7 +163,12 @@ def has_kernels(compute_capability: str | None, architectures: tuple[str, ...]) 
     major, minor = (int(part) for part in compute_capability.split("."))
     return not known or any(
         (int(found[2]), int(found[3])) == (major, minor)
-        or (not found[4] and found[1] == "sm" and int(found[2]) == major and int(found[3]) < minor)
+        or (
+            found[4] != "a"
+            and found[1] == "sm"
+            and int(found[2]) == major
+            and int(found[3]) < minor
+        )
         or (found[1] == "compute" and (int(found[2]), int(found[3])) < (major, minor))
         for found in known
         if found

@@ -116,8 +116,8 @@ def judge_trial(
 
 
 def _name_gap(device: TorchDevice, architectures: tuple[str, ...]) -> str:
-    built = ", ".join(architectures)
-    return f"torch has no kernel for its compute capability {device.compute_capability}: {built}"
+    capability, built = device.compute_capability, ", ".join(architectures)
+    return f"torch has no kernel for its compute capability {capability}, only for {built}"
 
 
 def explain_error(error: str, step: str, explain: Explain) -> Advice:
@@ -132,7 +132,7 @@ def explain_end(answer: CommandResult, limit_seconds: float, step: str, explain:
     """Why a trial ended before it was through: it hung, died of a signal, or raised."""
     failure = FAILURES[step]
     if answer.timed_out or "Timeout (" in answer.stderr:
-        return Advice(f"{failure}: no end after {limit_seconds:g} s, the driver or library hangs")
+        return Advice(f"{failure}: no end after {limit_seconds:g} s, the driver or a library hangs")
     known = explain(answer.stderr)
     if known:
         return known._replace(cause=f"{failure}: {known.cause}")

@@ -129,27 +129,28 @@ def read_facts(answer: CommandResult) -> TorchFacts | None:
 
 def match_devices(devices: Sequence[Device], listed: Sequence[TorchDevice]) -> dict[str, Device]:
     """The device that is meant by each name of torch's, as far as one can be told."""
+    usable = [device for device in _leave_out_split(devices) if not device.trouble]
     found: dict[str, Device] = {}
     # By UUID first: what is found so is nobody else's.
     for matches in (_is_same, _is_alike):
         for one in listed:
-            taken = list(found.values())
-            free = (device for device in devices if device not in taken and not device.trouble)
-            same = next((device for device in free if matches(device, one)), None)
-            if one.torch_name not in found and same:
-                found[one.torch_name] = same
+            free = [device for device in usable if device not in found.values()]
+            fitting = [device for device in free if matches(device, one)]
+            if one.torch_name not in found and fitting:
+                named = (device for device in fitting if device.torch_name == one.torch_name)
+                found[one.torch_name] = next(named, fitting[0])
     return found
 
 
 def find_unlisted(devices: Sequence[Device], listed: Iterable[Device]) -> list[Device]:
     """The devices that are here and that torch does not list; a split GPU is its slices."""
     taken = list(listed)
+    return [device for device in _leave_out_split(devices) if device not in taken]
+
+
+def _leave_out_split(devices: Sequence[Device]) -> list[Device]:
     split = {device.parent_uuid for device in devices if device.parent_uuid}
-    return [
-        device
-        for device in devices
-        if device not in taken and (device.uuid is None or device.uuid not in split)
-    ]
+    return [device for device in devices if device.uuid is None or device.uuid not in split]
 
 
 def _is_same(device: Device, one: TorchDevice) -> bool:
