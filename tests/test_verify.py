@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 
 import pytest
 
@@ -286,6 +287,17 @@ def test_the_screen_has_a_line_for_each_device(host):
     shown = done.stdout[done.stdout.index("verified:") :]
     seconds = re.findall(r"(?:MiB|computed) in (.*?)[,;]", shown)
     assert shown == SCREEN.format(*seconds, "there is no C++ compiler (g++) here")
+
+
+@pytest.mark.slow
+def test_the_real_cpu_is_verified(capsys):
+    pytest.importorskip("torch")
+    if not shutil.which("g++"):
+        pytest.skip("needs g++, to compile for the CPU")
+    assert main(["devices", "--verify", "cpu", "--json"]) == 0
+    (cpu,) = json.loads(capsys.readouterr().out)["verified"]
+    assert (cpu["torch_name"], cpu["verified"], cpu["cause"]) == ("cpu", True, None)
+    assert [step["words"] for step in cpu["steps"]][3] == "the same as uncompiled"
 
 
 @pytest.mark.parametrize("name", ["GPU", "cuda:", "cuda:-1", "0", "cuda 0"])
