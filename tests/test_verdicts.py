@@ -96,6 +96,12 @@ LISTED = TorchDevice("cuda:0", "NVIDIA P40", "0a1b", 24 * 2**30, "6.1")
             id="hung and was ended",
         ),
         pytest.param(
+            ended(exit_code=1, stderr="ModuleNotFoundError: No module named 'torch'"),
+            "torch is not installed in this Python",
+            "python -m pip install torch",
+            id="not installed",
+        ),
+        pytest.param(
             ended(exit_code=1, stderr="Traceback\nImportError: libfoo.so\n"),
             "torch cannot be imported: ImportError: libfoo.so",
             None,

@@ -289,6 +289,16 @@ def test_the_screen_has_a_line_for_each_device(host):
     assert shown == SCREEN.format(*seconds, "there is no C++ compiler (g++) here")
 
 
+def test_the_screen_names_the_cpu_where_torch_is_missing(host):
+    (host.folder / "torch/__init__.py").write_text("import nothing_of_that_name\n")
+    done = host.run(script_driver(), "devices", "--verify")
+    assert done.returncode == 5
+    assert done.stdout.splitlines()[-2] == "verified:"
+    cause = "ModuleNotFoundError: No module named 'nothing_of_that_name'"
+    assert done.stdout.splitlines()[-1].startswith("cpu     ")
+    assert done.stdout.endswith(f" cannot be used: torch cannot be imported: {cause}\n")
+
+
 @pytest.mark.slow
 def test_the_real_cpu_is_verified(capsys):
     pytest.importorskip("torch")

@@ -138,7 +138,8 @@ def format_verification(verification: Verification) -> str:
     """A line for each device: that it computes and how long each step took, or why it does not."""
     lines = ["verified:"]
     for one in verification.verdicts:
-        lines.append(f"{one.torch_name or 'gpu':<8}{_format_verdict(one)}")
+        title = one.torch_name or ("cpu" if one.kind == "cpu" else "gpu")
+        lines.append(f"{title:<8}{_format_verdict(one)}")
         if one.fix:
             lines.append(f"{'':<8}try: {one.fix}")
     return "\n".join(lines)

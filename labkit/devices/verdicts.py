@@ -131,6 +131,8 @@ def explain_error(error: str, step: str, explain: Explain) -> Advice:
 def explain_end(answer: CommandResult, limit_seconds: float, step: str, explain: Explain) -> Advice:
     """Why a trial ended before it was through: it hung, died of a signal, or raised."""
     failure = FAILURES[step]
+    if "No module named 'torch'" in answer.stderr:
+        return Advice("torch is not installed in this Python", "python -m pip install torch")
     if answer.timed_out or "Timeout (" in answer.stderr:
         return Advice(f"{failure}: no end after {limit_seconds:g} s, the driver or a library hangs")
     known = explain(answer.stderr)

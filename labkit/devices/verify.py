@@ -26,7 +26,7 @@ from labkit.devices.verdicts import (
 from labkit.errors import DeviceMissingError
 
 LIST_SECONDS = 60.0
-DEVICE_SECONDS = 120.0
+DEVICE_SECONDS = 180.0  # mostly for torch.compile on a busy machine
 # How much later a process is ended from outside, where it did not end itself.
 GRACE_SECONDS = 15.0
 TRIALS = (sys.executable, "-m", "labkit.devices.trials")
