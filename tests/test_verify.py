@@ -216,6 +216,17 @@ def test_a_torch_that_cannot_be_imported_is_everybodys_cause(host, ending, cause
     assert printed["torch"] is None
 
 
+def test_a_gpu_that_computes_needs_no_nvml(host):
+    """As in a container after systemd's daemon-reload, where CUDA was already open."""
+    printed, done = verify(host, script_driver("fail init 999"), {"gpus": [H200]})
+    assert done.returncode == 0
+    assert [(one["torch_name"], one["verified"]) for one in printed["verified"]] == [
+        ("cuda:0", True),
+        ("cpu", True),
+    ]
+    assert printed["notes"] == ["NVML failed: Unknown Error (code 999)"]
+
+
 def test_one_device_can_be_asked_for_by_name(host):
     printed, done = verify(host, TWO_GPUS, {"gpus": [H200, {**H200, "uuid": "00000001"}]}, "cuda:1")
     assert done.returncode == 0

@@ -70,7 +70,7 @@ def verify_devices(
     if asked is not None:
         reasons = (advice.cause,) if advice else detection.notes
         listed, missing = (_find_asked(asked, listed, missing, reasons),), []
-    elif detection.driver_trouble:
+    elif detection.driver_trouble and not any(one.torch_name[:4] == "cuda" for one in listed):
         missing.insert(0, judge_driver(detection.driver_trouble))
     verdicts = []
     for device in listed:
@@ -129,12 +129,12 @@ def read_facts(answer: CommandResult) -> TorchFacts | None:
 
 def match_devices(devices: Sequence[Device], listed: Sequence[TorchDevice]) -> dict[str, Device]:
     """The device that is meant by each name of torch's, as far as one can be told."""
-    usable = [device for device in _leave_out_split(devices) if not device.trouble]
+    whole = _leave_out_split(devices)
     found: dict[str, Device] = {}
     # By UUID first: what is found so is nobody else's.
     for matches in (_is_same, _is_alike):
         for one in listed:
-            free = [device for device in usable if device not in found.values()]
+            free = [device for device in whole if device not in found.values()]
             fitting = [device for device in free if matches(device, one)]
             if one.torch_name not in found and fitting:
                 named = (device for device in fitting if device.torch_name == one.torch_name)
@@ -159,6 +159,8 @@ def _is_same(device: Device, one: TorchDevice) -> bool:
 
 def _is_alike(device: Device, one: TorchDevice) -> bool:
     """True where nothing but the kind is there to go by, or a slice is told by its GPU's UUID."""
+    if device.trouble:
+        return False
     if device.uuid and one.uuid:
         return bool(device.parent_uuid) and _strip_kind(device.parent_uuid) == _strip_kind(one.uuid)
     return TORCH_KINDS[device.kind] == one.torch_name.partition(":")[0]
