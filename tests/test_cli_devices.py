@@ -49,6 +49,41 @@ cpu     AMD EPYC 9654
         memory      2.0 GiB for this container, of 16.0 GiB
         vectors     AVX, AVX2"""
 
+SLICE = Device(
+    "cuda",
+    name="NVIDIA H200 MIG 1g.18gb",
+    uuid="MIG-11aa",
+    total_bytes=18 * GIB,
+    compute_capability="9.0",
+    driver="580.95.05",
+    cuda="13.0",
+    parent_uuid="GPU-0a1b2c3d",
+)
+SPARK = Device("cuda", "cuda:0", "NVIDIA GB10", "GPU-77", 120 * GIB, unified=True)
+OTHER = Device("rocm", None, "AMD Instinct MI300X", total_bytes=GIB, compute_capability="gfx942")
+
+ODD_SCREEN = """\
+best device: cuda:0
+
+slice   NVIDIA H200 MIG 1g.18gb
+        memory      18.0 GiB
+        capability  9.0
+        driver      580.95.05 (CUDA 13.0)
+        uuid        MIG-11aa
+        slice of    GPU-0a1b2c3d
+        torch name  none, or not known
+
+cuda:0  NVIDIA GB10
+        memory      120.0 GiB, shared with the system
+        capability  unknown
+        driver      unknown (CUDA unknown)
+        uuid        GPU-77
+
+gpu     AMD Instinct MI300X
+        memory      1.0 GiB
+        capability  gfx942
+        torch name  none, or not known"""
+
 UNKNOWN_SCREEN = """\
 best device: unknown
 
@@ -72,6 +107,9 @@ note: and another thing"""
     ("detection", "screen"),
     [
         pytest.param(Detection("cuda:0", (GPU, CPU), ()), FULL_SCREEN, id="all known"),
+        pytest.param(
+            Detection("cuda:0", (SLICE, SPARK, OTHER), ()), ODD_SCREEN, id="slice, unified, AMD"
+        ),
         pytest.param(
             Detection(
                 None,
@@ -116,6 +154,8 @@ def test_the_json_object_has_every_key_and_null_for_the_unknown():
                 "logical_cores": None,
                 "vector_extensions": None,
                 "trouble": None,
+                "parent_uuid": None,
+                "unified": None,
             },
             {
                 "kind": "cpu",
@@ -133,6 +173,8 @@ def test_the_json_object_has_every_key_and_null_for_the_unknown():
                 "logical_cores": 4,
                 "vector_extensions": ["AVX", "AVX2"],
                 "trouble": None,
+                "parent_uuid": None,
+                "unified": None,
             },
         ],
         "notes": ["a note"],

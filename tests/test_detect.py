@@ -7,11 +7,12 @@ import sys
 import pytest
 
 from labkit.devices import torch_devices
+from labkit.devices.accelerators import Accelerator
 from labkit.devices.cpu import CpuFacts
-from labkit.devices.detect import detect_devices, join_facts
+from labkit.devices.detect import SPLIT, describe_mac, detect_devices, join_facts
 from labkit.devices.nvml import SENTENCES, GpuFacts, NvmlFacts, Trouble
 from labkit.devices.torch_devices import TorchBuild, best_device, read_torch_build
-from labkit.devices.visibility import name_gpus
+from labkit.devices.visibility import hides_all, name_gpus, name_slice
 
 GIB = 2**30
 CPU = CpuFacts("AMD EPYC", 2, 4, 4, 16 * GIB, None, ("AVX2",))
@@ -35,6 +36,14 @@ def make_trouble(kind):
 
 ALIKE = (make_gpu(0), make_gpu(1), make_gpu(2))
 UNLIKE = (make_gpu(0, "NVIDIA T400"), make_gpu(1), make_gpu(2))
+HALVED = make_gpu(
+    0,
+    mig_enabled=True,
+    slices=(
+        GpuFacts(0, "MIG-1a1a", "NVIDIA H200 MIG 3g.71gb", 70 * GIB, "9.0"),
+        GpuFacts(0, "MIG-2b2b", "NVIDIA H200 MIG 3g.71gb", 70 * GIB, "9.0"),
+    ),
+)
 BY_BUS = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
 
 
@@ -92,8 +101,8 @@ def test_uuids_name_gpus_up_to_a_lost_one(visible, names):
     assert name_gpus(gpus, {"CUDA_VISIBLE_DEVICES": visible}) == names
 
 
-def join(nvml, build=CUDA_BUILD, environment=None):
-    return join_facts(nvml, CPU, build, environment or {}, "linux")
+def join(nvml, build=CUDA_BUILD, environment=None, accelerators=()):
+    return join_facts(nvml, CPU, build, environment or {}, accelerators)
 
 
 def test_the_best_device_is_the_first_that_torch_sees():
@@ -227,8 +236,42 @@ def test_unlike_gpus_leave_the_number_open_and_say_how_to_settle_it():
             CUDA_BUILD,
             {"CUDA_VISIBLE_DEVICES": "MIG-1"},
             "cuda",
+            ("GPU 0 (NVIDIA H200): it is split by MIG, and no slice of it can be seen here",),
+            id="a MIG slice that NVML does not show",
+        ),
+        pytest.param(
+            make_nvml(HALVED),
+            CUDA_BUILD,
+            {"CUDA_VISIBLE_DEVICES": "MIG-2b"},
+            "cuda:0",
             (),
             id="a MIG slice",
+        ),
+        pytest.param(make_nvml(HALVED), CUDA_BUILD, {}, "cuda", (SPLIT,), id="no slice picked"),
+        pytest.param(
+            make_nvml(HALVED),
+            CUDA_BUILD,
+            {"CUDA_VISIBLE_DEVICES": "MIG-9"},
+            "cpu",
+            ("CUDA_VISIBLE_DEVICES='MIG-9' hides every GPU",),
+            id="no such MIG slice",
+        ),
+        pytest.param(
+            make_nvml(
+                make_gpu(
+                    0,
+                    mig_enabled=True,
+                    slices=(GpuFacts(0, trouble=make_trouble("gpu lost")), HALVED.slices[0]),
+                )
+            ),
+            CUDA_BUILD,
+            {"CUDA_VISIBLE_DEVICES": "MIG-1a"},
+            "cuda:0",
+            (
+                "a slice of GPU 0 (NVIDIA H200):"
+                " the GPU is lost: it fell off the bus or its driver gave it up",
+            ),
+            id="a lost slice beside a healthy one",
         ),
     ],
 )
@@ -241,12 +284,162 @@ def test_a_gpu_that_torch_cannot_use_has_no_name_in_torch():
     assert join(make_nvml(make_gpu(0)), CPU_BUILD).devices[0].torch_name is None
 
 
-def test_macos_leaves_the_answer_to_torch():
-    nothing = NvmlFacts(trouble=make_trouble("no library"))
-    detection = join_facts(nothing, CPU, TorchBuild("2.13.0"), {}, "darwin")
+@pytest.mark.parametrize(
+    ("visible", "uuid"),
+    [
+        (None, None),
+        ("", None),
+        ("0", None),
+        ("MIG-1a1a", "MIG-1a1a"),
+        (" MIG-2b ", "MIG-2b2b"),
+        ("MIG-2b2b,MIG-1a1a", "MIG-2b2b"),
+        ("MIG-9,MIG-1a1a", None),
+        ("MIG-", None),
+    ],
+)
+def test_the_slice_that_torch_gets_is_the_first_that_is_named(visible, uuid):
+    environment = {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
+    assert name_slice((HALVED,), environment) == uuid
+
+
+@pytest.mark.parametrize(
+    ("gpus", "visible", "hidden"),
+    [
+        pytest.param((HALVED,), "MIG-1a1a", False, id="a slice"),
+        pytest.param((HALVED,), "MIG-9", True, id="no such slice"),
+        pytest.param((HALVED,), "MIG-GPU-00aa/1/0", False, id="a slice named by numbers"),
+        pytest.param((HALVED._replace(slices=()),), "MIG-9", False, id="slices not listed"),
+        pytest.param((make_gpu(0, mig_enabled=None),), "MIG-9", False, id="MIG not told"),
+        pytest.param(ALIKE, "MIG-1a1a", True, id="no GPU is split"),
+        pytest.param(ALIKE, "MIG-GPU-00aa/1/0", True, id="no GPU is split, by numbers"),
+    ],
+)
+def test_a_name_that_fits_no_slice_hides_all_where_they_are_known(gpus, visible, hidden):
+    assert hides_all(gpus, {"CUDA_VISIBLE_DEVICES": visible}) is hidden
+
+
+def test_slices_are_devices_of_their_own_behind_their_gpu():
+    environment = {"CUDA_VISIBLE_DEVICES": "MIG-2b2b"}
+    gpu, first, second, _cpu = join(make_nvml(HALVED), environment=environment).devices
+    assert (gpu.mig, gpu.torch_name, gpu.parent_uuid) == (True, None, None)
+    assert (first.uuid, first.torch_name, first.parent_uuid) == ("MIG-1a1a", None, "GPU-00aa")
+    assert (second.uuid, second.torch_name) == ("MIG-2b2b", "cuda:0")
+    assert (second.total_bytes, second.compute_capability) == (70 * GIB, "9.0")
+
+
+@pytest.mark.parametrize(
+    ("gpu", "total", "unified"),
+    [
+        (make_gpu(0), 141 * GIB, False),
+        (make_gpu(0, "NVIDIA GB10", total_bytes=None), 16 * GIB, True),
+        (make_gpu(0, "NVIDIA GH200 480GB", total_bytes=96 * GIB), 96 * GIB, False),
+        (make_gpu(0, total_bytes=None), None, None),
+        (make_gpu(0, None, total_bytes=None), None, None),
+        (make_gpu(0, "Orin", total_bytes=None, trouble=make_trouble("gpu lost")), None, None),
+    ],
+    ids=["of its own", "the machine's", "linked", "refused", "nameless", "lost"],
+)
+def test_unified_memory_is_the_machines(gpu, total, unified):
+    device = join(make_nvml(gpu)).devices[0]
+    assert (device.total_bytes, device.unified) == (total, unified)
+
+
+def test_unified_memory_in_a_container_is_what_the_container_may_use():
+    gb10 = make_nvml(make_gpu(0, "NVIDIA GB10", total_bytes=None))
+    cpu = CPU._replace(limit_bytes=2 * GIB)
+    assert join_facts(gb10, cpu, CUDA_BUILD, {}).devices[0].total_bytes == 2 * GIB
+
+
+AMD = Accelerator("rocm", "AMD Instinct MI300X", 192 * GIB, "gfx942", False)
+INTEL = Accelerator("xpu", "Intel GPU 0xe20b")
+ROCM_BUILD = TorchBuild("2.13.0+rocm7.1", hip="7.1")
+XPU_BUILD = TorchBuild("2.13.0+xpu", xpu="20260000")
+NO_DRIVER = NvmlFacts(trouble=make_trouble("no library"))
+MISSED = "no NVIDIA driver here: libnvidia-ml.so.1 was not found"
+
+
+@pytest.mark.parametrize(
+    ("build", "accelerators", "environment", "best", "notes"),
+    [
+        pytest.param(ROCM_BUILD, (AMD,), {}, "cuda:0", (), id="AMD and a build for it"),
+        pytest.param(ROCM_BUILD, (AMD, AMD), {}, "cuda", (), id="two of AMD"),
+        pytest.param(
+            ROCM_BUILD, (AMD,), {"HIP_VISIBLE_DEVICES": "0"}, "cuda", (), id="AMD, maybe hidden"
+        ),
+        pytest.param(XPU_BUILD, (INTEL,), {}, "xpu:0", (), id="Intel and a build for it"),
+        pytest.param(
+            CUDA_BUILD,
+            (AMD,),
+            {},
+            "cpu",
+            (MISSED, "AMD Instinct MI300X: torch 2.13.0+cu130 is not built for ROCm"),
+            id="AMD and a build for NVIDIA",
+        ),
+        pytest.param(
+            ROCM_BUILD,
+            (INTEL,),
+            {},
+            "cpu",
+            (
+                MISSED,
+                "torch 2.13.0+rocm7.1 is built for ROCm",
+                "Intel GPU 0xe20b: torch 2.13.0+rocm7.1 is not built for XPU",
+            ),
+            id="Intel and a build for AMD",
+        ),
+        pytest.param(
+            ROCM_BUILD,
+            (AMD._replace(trouble="there is no /dev/kfd here"),),
+            {},
+            "cpu",
+            (
+                MISSED,
+                "torch 2.13.0+rocm7.1 is built for ROCm",
+                "AMD Instinct MI300X: there is no /dev/kfd here",
+            ),
+            id="AMD, not passed on",
+        ),
+        pytest.param(None, (AMD,), {}, None, (MISSED,), id="AMD and no torch"),
+    ],
+)
+def test_gpus_of_other_makers_need_a_torch_built_for_them(
+    build, accelerators, environment, best, notes
+):
+    detection = join(NO_DRIVER, build, environment, accelerators)
+    assert (detection.best, detection.notes) == (best, notes)
+    assert [device.kind for device in detection.devices[:-1]] == [
+        found.kind for found in accelerators
+    ]
+
+
+def test_a_gpu_of_amd_carries_its_architecture():
+    device = join(NO_DRIVER, ROCM_BUILD, accelerators=(AMD,)).devices[0]
+    assert (device.compute_capability, device.total_bytes) == ("gfx942", 192 * GIB)
+
+
+def test_a_mac_leaves_the_answer_to_torch():
+    gpu, cpu = describe_mac(CPU._replace(name="Apple M3 Pro")).devices
+    assert (gpu.kind, gpu.name, gpu.total_bytes) == ("mps", "Apple M3 Pro GPU", 16 * GIB)
+    assert (gpu.torch_name, gpu.unified, cpu.kind) == (None, True, "cpu")
+
+
+def test_a_mac_with_intels_processor_has_its_cpu_alone():
+    detection = describe_mac(CPU)
     assert detection.best is None
     assert [device.kind for device in detection.devices] == ["cpu"]
     assert detection.notes[0].startswith("macOS has no NVIDIA driver")
+
+
+@pytest.mark.parametrize(
+    ("kind", "told"),
+    [
+        ("no library", None),
+        ("no binding", None),
+        ("version mismatch", SENTENCES["version mismatch"]),
+    ],
+)
+def test_a_driver_that_is_not_here_is_none_that_is_out_of_order(kind, told):
+    assert join(NvmlFacts(trouble=make_trouble(kind))).driver_trouble == told
 
 
 def test_this_machine_ends_with_its_cpu():
@@ -259,13 +452,16 @@ __all__ = ['__version__', 'cuda']
 __version__ = {version!r}
 debug = False
 cuda: Optional[str] = {cuda!r}
-hip: Optional[str] = None
+hip: Optional[str] = {hip!r}
+xpu: Optional[str] = {xpu!r}
 """
 
 
-@pytest.mark.parametrize("build", [CUDA_BUILD, CPU_BUILD], ids=["cuda", "cpu"])
+@pytest.mark.parametrize(
+    "build", [CUDA_BUILD, CPU_BUILD, ROCM_BUILD, XPU_BUILD], ids=["cuda", "cpu", "rocm", "xpu"]
+)
 def test_torchs_build_is_read_from_its_files(tmp_path, build):
-    text = VERSION_FILE.format(version=build.version, cuda=build.cuda)
+    text = VERSION_FILE.format(**build._asdict())
     (tmp_path / "version.py").write_text(text)
     assert read_torch_build(tmp_path) == build
 

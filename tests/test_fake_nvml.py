@@ -1,4 +1,8 @@
-"""``labkit devices`` and ``labkit memory`` on played drivers, through the real nvidia-ml-py."""
+"""The figures of one GPU in ``labkit devices`` and ``labkit memory``, on played drivers.
+
+Everything is read through the real nvidia-ml-py. What several GPUs and broken drivers come to is
+in test_driver_scenarios.py.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +20,6 @@ pytest.importorskip("pynvml", reason="needs nvidia-ml-py")
 # Above the kernel's largest process id: no process of the machine the tests run on has it.
 TRAINER, BROWSER = 5_000_001, 5_000_002
 LOST = "the GPU is lost: it fell off the bus or its driver gave it up"
-MISMATCH = (
-    "the NVIDIA driver was updated while loaded: its library and kernel module differ"
-    " until the module is reloaded or the machine restarted"
-)
 
 
 @pytest.fixture(scope="module")
@@ -224,121 +224,6 @@ def test_the_terms_add_up_to_the_total(host, case):
             assert sum(term or 0 for term in terms) == device["total_bytes"]
 
 
-UNREACHABLE = {
-    "driver not loaded": (
-        "init",
-        9,
-        "the NVIDIA driver is installed but not loaded into the kernel",
-    ),
-    "no permission": (
-        "init",
-        4,
-        "this user may not open the NVIDIA driver's device files (/dev/nvidia*)",
-    ),
-    "driver and library differ": ("init", 18, MISMATCH),
-    "unknown error at the start": ("init", 999, "NVML failed: Unknown Error (code 999)"),
-    "it does not tell how many": (
-        "count",
-        3,
-        "the NVIDIA driver does not answer nvmlDeviceGetCount",
-    ),
-    "unknown error only later": ("count", 999, "NVML failed: Unknown Error (code 999)"),
-}
-
-
-@pytest.mark.parametrize("command", ["devices", "memory"])
-@pytest.mark.parametrize(
-    ("query", "code", "sentence"), UNREACHABLE.values(), ids=UNREACHABLE.keys()
-)
-def test_a_driver_that_does_not_answer_is_one_sentence(host, command, query, code, sentence):
-    script = script_driver(f"fail {query} {code}", script_gpu())
-    printed = ask(host, script, command)
-    assert list_gpus(printed) == []
-    assert [device["kind"] for device in printed["devices"]] == ["cpu"]
-    assert printed["notes"] == [sentence]
-    shown = host.run(script, command)
-    assert (shown.returncode, shown.stderr) == (0, "")
-    assert shown.stdout.endswith(f"note: {sentence}\n")
-
-
-@pytest.mark.parametrize("command", ["devices", "memory"])
-def test_a_driver_without_gpus_says_so(host, command):
-    printed = ask(host, script_driver(), command)
-    assert list_gpus(printed) == []
-    assert printed["notes"] == ["the NVIDIA driver is loaded but there is no GPU"]
-
-
-@pytest.mark.parametrize("command", ["devices", "memory"])
-def test_a_shutdown_that_fails_takes_nothing_away(host, command):
-    assert len(list_gpus(ask(host, script_driver("fail shutdown 999", script_gpu()), command))) == 1
-
-
-@pytest.mark.parametrize("command", ["devices", "memory"])
-def test_a_lost_gpu_does_not_hide_the_healthy_ones(host, command):
-    script = script_driver(script_gpu(0), script_gpu(1, "fail handle 15"), script_gpu(2))
-    first, lost, last = list_gpus(ask(host, script, command))
-    assert (lost["trouble"], lost["total_bytes"], lost["uuid"]) == (LOST, None, None)
-    assert [gpu["uuid"] for gpu in (first, last)] == ["GPU-00000000", "GPU-00000002"]
-    assert {gpu["total_bytes"] for gpu in (first, last)} == {24 * GIB}
-    assert {gpu["trouble"] for gpu in (first, last)} == {None}
-
-
-@pytest.mark.parametrize("command", ["devices", "memory"])
-def test_a_gpu_that_may_not_be_opened_says_so(host, command):
-    (gpu,) = list_gpus(ask(host, script_driver(script_gpu(0, "fail handle 4")), command))
-    assert gpu["trouble"] == UNREACHABLE["no permission"][2]
-    assert gpu["total_bytes"] is None
-
-
-@pytest.mark.parametrize("command", ["devices", "memory"])
-def test_sixteen_gpus_are_all_told(host, command):
-    script = script_driver(*(script_gpu(index) for index in range(16)))
-    gpus = list_gpus(ask(host, script, command))
-    assert [gpu["uuid"] for gpu in gpus] == [f"GPU-0000000{index:x}" for index in range(16)]
-
-
-def test_each_gpu_has_its_own_figures(host):
-    busy = script_gpu(1, f"memory {80 * GIB} {GIB} {30 * GIB}", process(used=49 * GIB))
-    idle, used = list_gpus(ask(host, script_driver(script_gpu(0), busy), "memory"))
-    assert (idle["free_bytes"], idle["other_processes_bytes"]) == (20 * GIB, 0)
-    assert (used["free_bytes"], used["other_processes_bytes"]) == (30 * GIB, 49 * GIB)
-    assert used["unaccounted_bytes"] == 0
-
-
-def script_slices(*extra):
-    return script_driver(
-        script_gpu(0, "mig 1", *extra),
-        script_gpu(1, f"memory {10 * GIB} 0 {4 * GIB}", process(used=6 * GIB), kind="slice"),
-        script_gpu(2, f"memory {5 * GIB} 0 {5 * GIB}", kind="slice"),
-    )
-
-
-def test_the_slices_of_a_split_gpu_stand_in_its_place(host):
-    denied = ("fail memory 4", "fail memory_v2 4", "fail compute 4")
-    first, second = list_gpus(ask(host, script_slices(*denied), "memory"))
-    assert (first["uuid"], second["uuid"]) == ("MIG-00000001", "MIG-00000002")
-    assert (first["total_bytes"], first["free_bytes"]) == (10 * GIB, 4 * GIB)
-    assert (first["other_processes_bytes"], first["unaccounted_bytes"]) == (6 * GIB, 0)
-    assert (second["free_bytes"], second["processes"]) == (5 * GIB, [])
-    assert {first["trouble"], second["trouble"]} == {None}
-
-
-def test_a_split_gpu_is_named_as_one(host):
-    (gpu,) = list_gpus(ask(host, script_slices(), "devices"))
-    assert (gpu["mig"], gpu["torch_name"]) == (True, None)
-
-
-def test_a_gpu_in_the_machines_memory_has_the_machines_figures(host):
-    refused = ("name NVIDIA GB10", "fail memory 3", "fail memory_v2 3")
-    gpu, cpu = ask(host, script_driver(script_gpu(0, *refused, process())), "memory")["devices"]
-    assert gpu["shared"] is True
-    assert gpu["total_bytes"] == cpu["total_bytes"]
-    assert gpu["total_bytes"] == gpu["other_processes_bytes"] + gpu["free_bytes"]
-    assert gpu["unaccounted_bytes"] == 0
-    shown = host.run(script_driver(script_gpu(0, *refused)), "memory").stdout
-    assert "        its memory is shared with the system\n" in shown
-
-
 @pytest.mark.parametrize("command", ["devices", "memory"])
 def test_an_old_driver_lacks_symbols_and_tells_the_rest(tmp_path, old_driver, command):
     host = PlayedHost(tmp_path, old_driver)
@@ -360,31 +245,60 @@ def test_without_a_driver_the_library_is_named_as_missing(tmp_path):
         assert "no NVIDIA driver here: libnvidia-ml.so.1 was not found" in printed["notes"]
 
 
-TWO_READINGS = """
+CHANGING = """
+from labkit.devices.detect import detect_devices
 from labkit.memory.snapshot import take_snapshot
-print([take_snapshot().balances[0].free_bytes for _ in range(3)])
+for _ in range(3):
+    devices, snapshot = detect_devices(), take_snapshot()
+    gpus = [one for one in snapshot.balances if one.kind == "cuda"]
+    print([one.trouble for one in devices.devices if one.kind == "cuda"], list(devices.notes)[:1])
+    print([(one.free_bytes, one.trouble) for one in gpus], list(snapshot.notes))
 """
+UNKNOWN_ERROR = "NVML failed: Unknown Error (code 999)"
+NO_GPU = "the NVIDIA driver is loaded but there is no GPU"
 
 
-def test_figures_that_change_are_read_anew(host):
-    script = script_driver(script_gpu(0, f"grow {GIB}"))
-    done = host.run_python(script, "-c", TWO_READINGS)
-    assert (done.stdout, done.stderr) == (f"{[19 * GIB, 18 * GIB, 17 * GIB]}\n", "")
+def full(free, trouble=None):
+    return f"[({free}, {trouble!r})] []"
 
 
-FAILING_LATER = """
-from labkit.memory.snapshot import take_snapshot
-for _ in range(2):
-    snapshot = take_snapshot()
-    print(len(snapshot.balances), [one.trouble for one in snapshot.balances], snapshot.notes)
-"""
-
-
-def test_a_driver_that_fails_only_later_is_one_sentence_then(host):
-    """As in a container after systemd's daemon-reload."""
-    script = script_driver("fail count 999 1", script_gpu())
-    done = host.run_python(script, "-c", FAILING_LATER)
-    assert done.stdout.splitlines() == [
-        "2 [None, None] ()",
-        "1 [None] ('NVML failed: Unknown Error (code 999)',)",
-    ]
+@pytest.mark.parametrize(
+    ("script", "lines"),
+    [
+        pytest.param(
+            script_driver(script_gpu(0, f"grow {GIB}")),
+            # Each reading of the memory finds more in use, that of the total among them.
+            ["[None] []", full(18 * GIB), "[None] []", full(16 * GIB), "[None] []", full(14 * GIB)],
+            id="the memory fills up",
+        ),
+        pytest.param(
+            script_driver("fail count 999 2", script_gpu(0)),
+            ["[None] []", full(20 * GIB), *[f"[] ['{UNKNOWN_ERROR}']"] * 4],
+            id="the driver fails only later, as after systemd's daemon-reload",
+        ),
+        pytest.param(
+            script_driver(script_gpu(0, "fail handle 15 3")),
+            [
+                *("[None] []", full(20 * GIB), "[None] []", full(None, LOST)),
+                *(f"[{LOST!r}] ['GPU 0 (unknown): {LOST}']", full(None, LOST)),
+            ],
+            id="a GPU gets lost",
+        ),
+        pytest.param(
+            script_driver(script_gpu(0, "here 3 4")),
+            [*[f"[] ['{NO_GPU}']"] * 2, "[None] []", full(20 * GIB), *[f"[] ['{NO_GPU}']"] * 2],
+            id="a GPU is plugged in and out",
+        ),
+        pytest.param(
+            script_driver("fail init 999 2 2", script_gpu(0)),
+            [
+                *("[None] []", full(20 * GIB), *[f"[] ['{UNKNOWN_ERROR}']"] * 2),
+                *("[None] []", full(20 * GIB)),
+            ],
+            id="the driver comes back",
+        ),
+    ],
+)
+def test_what_changes_is_read_anew(host, script, lines):
+    done = host.run_python(script, "-c", CHANGING)
+    assert (done.stdout.splitlines(), done.stderr) == (lines, "")

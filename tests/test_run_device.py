@@ -19,6 +19,16 @@ def gpus(count, named=True):
     return Detection("cuda:0" if named else "cuda", (*devices, CPU), ())
 
 
+SPLIT = Detection(
+    "cuda:0",
+    (
+        Device("cuda", None, "H", "GPU-1", mig=True),
+        Device("cuda", None, "H 1g", "MIG-1", parent_uuid="GPU-1"),
+        Device("cuda", "cuda:0", "H 1g", "MIG-2", parent_uuid="GPU-1"),
+        CPU,
+    ),
+    (),
+)
 NONE = Detection("cpu", (CPU,), ("the NVIDIA driver is not installed",))
 
 
@@ -44,6 +54,18 @@ NONE = Detection("cpu", (CPU,), ("the NVIDIA driver is not installed",))
             {},
             DeviceChoice("cuda:1", True, {"CUDA_VISIBLE_DEVICES": "1"}),
         ),
+        (
+            "cuda:0",
+            SPLIT,
+            {"CUDA_VISIBLE_DEVICES": "MIG-2"},
+            DeviceChoice("cuda:0", True, {"CUDA_VISIBLE_DEVICES": "MIG-2"}),
+        ),
+        (
+            "cuda:0",
+            Detection("cuda:0", (Device("rocm", "cuda:0", "AMD"), CPU), ()),
+            {},
+            DeviceChoice("cuda:0", True, {"CUDA_VISIBLE_DEVICES": "0"}),
+        ),
     ],
     ids=[
         "auto without a GPU",
@@ -55,6 +77,8 @@ NONE = Detection("cpu", (CPU,), ("the NVIDIA driver is not installed",))
         "one by number",
         "one of a list",
         "one of unlike GPUs",
+        "a slice",
+        "one of AMD's",
     ],
 )
 def test_a_device_that_is_here_is_imposed_on_the_kernel(asked, detection, environment, choice):
@@ -80,6 +104,13 @@ def test_a_device_that_is_here_is_imposed_on_the_kernel(asked, detection, enviro
         ),
         ("cuda:1", gpus(1), {}, "--device cuda:1: torch has 1 GPU, cuda:0, here", None),
         (
+            "cuda:1",
+            SPLIT,
+            {"CUDA_VISIBLE_DEVICES": "MIG-2"},
+            "--device cuda:1: torch has 1 GPU, cuda:0, here",
+            "CUDA_VISIBLE_DEVICES='MIG-2' decides which",
+        ),
+        (
             "cuda:5",
             gpus(3),
             {"CUDA_VISIBLE_DEVICES": "2,1,0"},
@@ -87,7 +118,7 @@ def test_a_device_that_is_here_is_imposed_on_the_kernel(asked, detection, enviro
             "CUDA_VISIBLE_DEVICES='2,1,0' decides which",
         ),
     ],
-    ids=["none", "a lost one", "past the only one", "past the last one"],
+    ids=["none", "a lost one", "past the only one", "past the only slice", "past the last one"],
 )
 def test_a_device_that_is_not_here_is_missing(asked, detection, environment, what, cause):
     with pytest.raises(DeviceMissingError) as caught:

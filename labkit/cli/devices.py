@@ -1,16 +1,29 @@
-"""``labkit devices``: what is here to compute on, in words or as JSON."""
+"""``labkit devices``: what is here to compute on, in words or as JSON, and whether it computes."""
 
 from __future__ import annotations
 
 import argparse
+import re
+import sys
 from typing import TYPE_CHECKING
 
 from labkit.cli import add_common, print_json
-from labkit.errors import ExitCode
-from labkit.units import format_bytes
+from labkit.errors import ExitCode, UsageError
+from labkit.units import format_bytes, format_seconds
 
 if TYPE_CHECKING:
     from labkit.devices.detect import Detection, Device
+    from labkit.devices.verdicts import Advice, Step, Verdict
+    from labkit.devices.verify import Verification
+
+EPILOG = """\
+exit codes: 0 all is well; without --verify always, once the devices are listed. With it:
+1 a device that torch lists failed; 3 the DEVICE asked for is not here; 5 torch, the driver or
+a GPU is out of order. A GPU that is hidden, or that this build of torch is not for, is told and
+is no failure: name it, as in --verify cuda, to make it one.
+"""
+ALL = "all"
+DONE = {"import": "imported", "allocate": "allocated", "compute": "computed", "compile": "compiled"}
 
 
 def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -19,21 +32,76 @@ def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]
         "devices",
         help="list the devices here",
         description="The accelerators and the CPU of this machine, and which one torch takes.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--verify",
+        nargs="?",
+        const=ALL,
+        metavar="DEVICE",
+        help="import torch and try each device (or one, such as cuda:0): allocate, compute, "
+        "compile; say why one cannot be used",
     )
     add_common(parser)
     parser.set_defaults(run=show_devices)
 
 
 def show_devices(arguments: argparse.Namespace) -> int:
-    """Prints every device and why there is no accelerator; always exits 0."""
+    """Prints every device and why there is no accelerator, and where asked what came of trying."""
     from labkit.devices.detect import detect_devices
 
+    asked = arguments.verify
+    if asked is not None and not re.fullmatch(r"[a-z]+(:\d+)?", asked):
+        cause = "it is a name that torch has for it: cpu, cuda, cuda:1, mps, xpu"
+        raise UsageError(f"--verify {asked} is no device", cause=cause, fix="labkit devices")
     detection = detect_devices()
+    if asked is not None:
+        return _show_verification(arguments, detection)
     if arguments.json:
         print_json(describe_detection(detection))
     else:
         print(format_detection(detection))
     return ExitCode.OK
+
+
+def _show_verification(arguments: argparse.Namespace, detection: Detection) -> int:
+    from labkit.commands import run_command
+    from labkit.devices.verify import verify_devices
+
+    verification = verify_devices(
+        detection,
+        run_command,
+        _explain,
+        asked=None if arguments.verify == ALL else arguments.verify,
+        on_step=lambda words: print(words, file=sys.stderr, flush=True),
+    )
+    if verification.best:
+        detection = detection._replace(best=verification.best)
+    if arguments.json:
+        told = describe_verification(verification)
+        print_json({**describe_detection(detection), **told})
+    else:
+        print(f"{format_detection(detection)}\n\n{format_verification(verification)}")
+    return judge_exit(verification)
+
+
+def _explain(text: str) -> Advice | None:
+    """What the doctor knows of an error's text: its cause, and the command for this system."""
+    from labkit.devices.verdicts import Advice
+    from labkit.doctor.distribution import read_distribution
+    from labkit.doctor.explain import explain_text
+
+    found = explain_text(text).first
+    return Advice(found.sign.cause, found.sign.fix.on(read_distribution())) if found else None
+
+
+def judge_exit(verification: Verification) -> ExitCode:
+    """The exit code: a device that failed weighs more than a driver that is out of order."""
+    if any(one.listed and not one.verified for one in verification.verdicts):
+        return ExitCode.FAILED
+    broken = any(one.broken for one in verification.verdicts)
+    return ExitCode.ENGINE if broken else ExitCode.OK
 
 
 def describe_detection(detection: Detection) -> dict[str, object]:
@@ -54,9 +122,52 @@ def format_detection(detection: Detection) -> str:
     return "\n\n".join(blocks)
 
 
+def describe_verification(verification: Verification) -> dict[str, object]:
+    """What ``--verify`` adds to the JSON object: torch's build, and a verdict for each device."""
+    facts = verification.torch
+    return {
+        "torch": facts.build._asdict() if facts else None,
+        "verified": [
+            {**one._asdict(), "steps": [step._asdict() for step in one.steps]}
+            for one in verification.verdicts
+        ],
+    }
+
+
+def format_verification(verification: Verification) -> str:
+    """A line for each device: that it computes and how long each step took, or why it does not."""
+    lines = ["verified:"]
+    for one in verification.verdicts:
+        title = one.torch_name or ("cpu" if one.kind == "cpu" else "gpu")
+        lines.append(f"{title:<8}{_format_verdict(one)}")
+        if one.fix:
+            lines.append(f"{'':<8}try: {one.fix}")
+    return "\n".join(lines)
+
+
+def _format_verdict(one: Verdict) -> str:
+    if one.verified:
+        return f"works: {_format_steps(one.steps)}"
+    if one.listed:
+        return f"fails: {one.cause}"
+    return f"{one.name or 'unknown'} cannot be used: {one.cause}"
+
+
+def _format_steps(steps: tuple[Step, ...]) -> str:
+    """What was done in how long, then what was not done and why."""
+    told = [
+        f"{DONE[step.name]} {f'{step.words} ' if step.name == 'allocate' else ''}"
+        f"in {format_seconds(step.seconds)}"
+        for step in steps
+        if not step.skipped and step.name != "import"
+    ]
+    left_out = [f"; not {DONE[step.name]}: {step.skipped}" for step in steps if step.skipped]
+    return ", ".join(told) + "".join(left_out)
+
+
 def _format_device(device: Device) -> str:
     facts = _list_cpu_facts(device) if device.kind == "cpu" else _list_gpu_facts(device)
-    title = device.torch_name or "gpu"
+    title = device.torch_name or ("slice" if device.parent_uuid else "gpu")
     lines = [f"{title:<8}{device.name or 'unknown'}"]
     lines += [f"        {label:<12}{fact}" for label, fact in facts]
     return "\n".join(lines)
@@ -82,13 +193,24 @@ def _count(number: float | None) -> str:
 
 
 def _list_gpu_facts(gpu: Device) -> list[tuple[str, str]]:
-    memory = format_bytes(gpu.total_bytes)
     facts = [
-        ("memory", f"{memory}, split by MIG" if gpu.mig else memory),
+        ("memory", _format_memory(gpu)),
         ("capability", gpu.compute_capability or "unknown"),
-        ("driver", f"{gpu.driver or 'unknown'} (CUDA {gpu.cuda or 'unknown'})"),
-        ("uuid", gpu.uuid or "unknown"),
     ]
+    if gpu.kind == "cuda":
+        facts += [
+            ("driver", f"{gpu.driver or 'unknown'} (CUDA {gpu.cuda or 'unknown'})"),
+            ("uuid", gpu.uuid or "unknown"),
+        ]
+    if gpu.parent_uuid:
+        facts.append(("slice of", gpu.parent_uuid))
     if gpu.torch_name is None:
         facts.append(("torch name", "none, or not known"))
     return facts
+
+
+def _format_memory(gpu: Device) -> str:
+    memory = format_bytes(gpu.total_bytes)
+    if gpu.unified:
+        return f"{memory}, shared with the system"
+    return f"{memory}, split by MIG" if gpu.mig else memory

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from labkit.devices.nvml import SENTENCES, Gate, NvmlError, Trouble, open_gate
+from labkit.devices.nvml import SENTENCES, Gate, NvmlError, Trouble, list_slices, open_gate
 
 # NVML writes "not available" as the largest number of its type; no real figure is near it.
 NOT_TOLD_BYTES = 2**63
@@ -31,7 +31,8 @@ class GpuMemory(NamedTuple):
     """One GPU, or one MIG slice of one: memory in bytes, and its processes; unknown is None.
 
     ``reserved_bytes`` is the driver's own, told apart from drivers with version 2 of the query
-    on; older ones hide it in what is used (gpustat#116).
+    on; older ones hide it in what is used (gpustat#116). ``parent_uuid`` is the split GPU's, for
+    a slice of one.
     """
 
     nvml_index: int
@@ -42,6 +43,7 @@ class GpuMemory(NamedTuple):
     reserved_bytes: int | None = None
     processes: tuple[GpuProcess, ...] | None = None
     trouble: Trouble | None = None
+    parent_uuid: str | None = None
 
 
 class MemoryAnswer(NamedTuple):
@@ -75,24 +77,23 @@ def _read_slices(gate: Gate, index: int) -> list[GpuMemory]:
     """The GPU, or in its place its MIG slices: a split GPU's own figures are nobody's."""
     try:
         handle = gate.ask("nvmlDeviceGetHandleByIndex", index)
-        if handle is None:
-            return [GpuMemory(index, trouble=Trouble("no permission", SENTENCES["no permission"]))]
-        mig = gate.ask("nvmlDeviceGetMigMode", handle)
-        slices = _list_slices(gate, handle) if mig is not None and mig[0] else []
     except NvmlError as error:
         return [GpuMemory(index, trouble=error.trouble)]
-    return [_read_device(gate, index, device) for device in slices or [handle]]
-
-
-def _list_slices(gate: Gate, handle: Any) -> list[Any]:
-    count = gate.ask("nvmlDeviceGetMaxMigDeviceCount", handle) or 0
-    places = [
-        gate.ask("nvmlDeviceGetMigDeviceHandleByIndex", handle, place) for place in range(count)
-    ]
-    return [device for device in places if device is not None]
+    if handle is None:
+        return [GpuMemory(index, trouble=Trouble("no permission", SENTENCES["no permission"]))]
+    try:
+        mig = gate.ask("nvmlDeviceGetMigMode", handle)
+        parts = list_slices(gate, handle) if mig is not None and mig[0] else []
+        parent_uuid = gate.ask("nvmlDeviceGetUUID", handle) if parts else None
+    except NvmlError as error:
+        return [_read_device(gate, index, handle)._replace(trouble=error.trouble)]
+    read = [_read_device(gate, index, part) for part in parts or [handle]]
+    return [device._replace(parent_uuid=parent_uuid) for device in read]
 
 
 def _read_device(gate: Gate, index: int, handle: Any) -> GpuMemory:
+    if isinstance(handle, Trouble):
+        return GpuMemory(index, trouble=handle)
     known: dict[str, Any] = {}
     try:
         # What names the GPU comes first, so that a GPU that is lost midway is still named.

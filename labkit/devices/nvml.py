@@ -67,6 +67,11 @@ SENTENCES: dict[TroubleKind, str] = {
 }
 
 
+# GPUs that are built into the machine's memory, by how the driver names them. Torch tells it too
+# where it has started CUDA; a figure that is refused proves nothing by itself (ollama#12619).
+UNIFIED_NAMES = ("GB10", "Orin", "Thor", "Xavier", "Tegra")
+
+
 class Trouble(NamedTuple):
     """Why NVML, or one GPU, gives no answer: its kind, and a sentence for people."""
 
@@ -75,7 +80,11 @@ class Trouble(NamedTuple):
 
 
 class GpuFacts(NamedTuple):
-    """One GPU as NVML numbers it (PCI order); whatever it does not tell is None."""
+    """One GPU as NVML numbers it (PCI order); whatever it does not tell is None.
+
+    ``slices`` are the parts that MIG split it into, each with the facts of a GPU and the number
+    of the one it is part of.
+    """
 
     nvml_index: int
     uuid: str | None = None
@@ -84,6 +93,7 @@ class GpuFacts(NamedTuple):
     compute_capability: str | None = None
     mig_enabled: bool | None = None
     trouble: Trouble | None = None
+    slices: tuple[GpuFacts, ...] = ()
 
 
 class NvmlFacts(NamedTuple):
@@ -187,11 +197,51 @@ def _read_cuda_version(gate: Gate) -> str | None:
 
 
 def _read_gpu(gate: Gate, index: int) -> GpuFacts:
-    known: dict[str, Any] = {}
     try:
         handle = gate.ask("nvmlDeviceGetHandleByIndex", index)
-        if handle is None:
-            return GpuFacts(index, trouble=Trouble("no permission", SENTENCES["no permission"]))
+    except NvmlError as error:
+        return GpuFacts(index, trouble=error.trouble)
+    if handle is None:
+        return GpuFacts(index, trouble=Trouble("no permission", SENTENCES["no permission"]))
+    gpu = _read_facts(gate, index, handle)
+    if not gpu.mig_enabled:
+        return gpu
+    try:
+        parts = list_slices(gate, handle)
+    except NvmlError as error:
+        return gpu._replace(trouble=error.trouble)
+    slices = tuple(_read_slice(gate, gpu, part) for part in parts)
+    return gpu._replace(slices=slices)
+
+
+def _read_slice(gate: Gate, gpu: GpuFacts, part: Any) -> GpuFacts:
+    if isinstance(part, Trouble):
+        return GpuFacts(gpu.nvml_index, trouble=part)
+    facts = _read_facts(gate, gpu.nvml_index, part)
+    # NVML tells the architecture of whole GPUs only; a slice has that of its GPU.
+    return facts._replace(compute_capability=gpu.compute_capability, mig_enabled=None)
+
+
+def list_slices(gate: Gate, handle: Any) -> list[Any]:
+    """The handle of each MIG slice of a GPU, or the trouble with it in its place.
+
+    Raises NvmlError where the GPU itself does not answer.
+    """
+    count = gate.ask("nvmlDeviceGetMaxMigDeviceCount", handle) or 0
+    found = [_find_slice(gate, handle, place) for place in range(count)]
+    return [part for part in found if part is not None]
+
+
+def _find_slice(gate: Gate, handle: Any, place: int) -> Any:
+    try:
+        return gate.ask("nvmlDeviceGetMigDeviceHandleByIndex", handle, place)
+    except NvmlError as error:
+        return error.trouble
+
+
+def _read_facts(gate: Gate, index: int, handle: Any) -> GpuFacts:
+    known: dict[str, Any] = {}
+    try:
         # What names the GPU comes first, so that a GPU that is lost midway is still named.
         known["uuid"] = gate.ask("nvmlDeviceGetUUID", handle)
         known["name"] = gate.ask("nvmlDeviceGetName", handle)
@@ -205,6 +255,15 @@ def _read_gpu(gate: Gate, index: int) -> GpuFacts:
     except NvmlError as error:
         known["trouble"] = error.trouble
     return GpuFacts(index, **known)
+
+
+def is_named_unified(name: str | None) -> bool:
+    """True where the driver's name for a GPU says that its memory is the machine's own.
+
+    >>> is_named_unified("NVIDIA GB10"), is_named_unified("NVIDIA H200"), is_named_unified(None)
+    (True, False, False)
+    """
+    return any(known in (name or "") for known in UNIFIED_NAMES)
 
 
 def _explain(error: Any) -> Trouble:

@@ -2,7 +2,8 @@
 
 NVML numbers GPUs by their place on the bus. CUDA numbers them "fastest first" unless
 CUDA_DEVICE_ORDER=PCI_BUS_ID, and then keeps only what CUDA_VISIBLE_DEVICES lets through. Where
-the number cannot be known without starting CUDA it is None (pytorch#86539, vllm#53834).
+the number cannot be known without starting CUDA it is None (pytorch#86539, vllm#53834). Of the
+slices that MIG makes of a GPU, CUDA gives a process one: the first that is named.
 """
 
 from __future__ import annotations
@@ -18,6 +19,16 @@ def name_gpus(gpus: Sequence[GpuFacts], environment: Mapping[str, str]) -> list[
     places = _find_places(gpus, environment)
     numbers = [None if gpu.mig_enabled else places.get(gpu.nvml_index) for gpu in gpus]
     return [None if number is None else f"cuda:{number}" for number in numbers]
+
+
+def name_slice(gpus: Sequence[GpuFacts], environment: Mapping[str, str]) -> str | None:
+    """The UUID of the MIG slice that torch calls cuda:0; None where none is picked by name."""
+    asked = environment.get("CUDA_VISIBLE_DEVICES", "").split(",")[0].strip()
+    if not asked.startswith("MIG-"):
+        return None
+    uuids = [part.uuid for gpu in gpus for part in gpu.slices if part.uuid]
+    fitting = [uuid for uuid in uuids if uuid.startswith(asked)]
+    return fitting[0] if len(fitting) == 1 else None
 
 
 def _find_places(gpus: Sequence[GpuFacts], environment: Mapping[str, str]) -> dict[int, int]:
@@ -38,11 +49,21 @@ def _find_places(gpus: Sequence[GpuFacts], environment: Mapping[str, str]) -> di
 def hides_all(gpus: Sequence[GpuFacts], environment: Mapping[str, str]) -> bool:
     """True where CUDA_VISIBLE_DEVICES leaves torch none of these GPUs."""
     asked = environment.get("CUDA_VISIBLE_DEVICES")
-    if asked is None or asked.startswith("MIG-"):
+    if asked is None:
         return False
+    if asked.startswith("MIG-"):
+        return not name_slice(gpus, environment) and not _may_hide_slices(gpus, asked)
     if asked.startswith("GPU-"):
         return not _match_uuids(parse_uuids(asked), gpus)
     return not parse_indices(asked, len(gpus))
+
+
+def _may_hide_slices(gpus: Sequence[GpuFacts], asked: str) -> bool:
+    """True where a name that fits no slice here can still be one's: listing them is refused."""
+    # Drivers before 470 name slices by GPU and numbers, and later ones still take such names.
+    by_numbers = asked.startswith("MIG-GPU-")
+    split = [gpu for gpu in gpus if gpu.mig_enabled is not False]
+    return any(by_numbers or not gpu.slices for gpu in split)
 
 
 def is_order_known(gpus: Sequence[GpuFacts], environment: Mapping[str, str]) -> bool:

@@ -7,17 +7,15 @@ CUDA, and the two are joined by UUID (NVML's numbers are not torch's: pytorch#86
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from labkit.devices.gpu_memory import GpuMemory, GpuProcess, MemoryAnswer, read_gpu_memory
+from labkit.devices.nvml import is_named_unified
 from labkit.memory.allocator import AllocatorFacts, count_cpu_tensors, read_allocators
 from labkit.memory.balance import Balance, DeviceProcess, ThisProcess
 from labkit.memory.machine import MachineMemory, read_machine_memory
 from labkit.memory.process import has_loaded, read_command, read_resident_bytes, sees_host_ids
-
-# GPUs that are built into the machine's memory, by how the driver names them. Where torch has
-# started CUDA it says so itself; a figure that is refused alone proves nothing (ollama#12619).
-UNIFIED_NAMES = ("GB10", "Orin", "Thor", "Xavier", "Tegra")
 
 
 class Observer(NamedTuple):
@@ -80,9 +78,10 @@ def join_memory(
 ) -> Snapshot:
     """The snapshot that these facts add up to."""
     by_uuid = {_strip_kind(held.uuid): held for held in allocators if held.uuid}
+    keys = [_find_key(gpu, nvml.gpus, by_uuid) for gpu in nvml.gpus]
     balances = [
-        _balance_gpu(gpu, by_uuid.pop(_strip_kind(gpu.uuid), None), machine, observer)
-        for gpu in nvml.gpus
+        _balance_gpu(gpu, by_uuid.pop(key, None), machine, observer)
+        for gpu, key in zip(nvml.gpus, keys, strict=True)
     ]
     # What torch uses and NVML does not know: an AMD GPU, or NVML out of order.
     unknown = list(by_uuid.values()) + [held for held in allocators if not held.uuid]
@@ -93,6 +92,16 @@ def join_memory(
     return Snapshot((*balances, _balance_cpu(machine, observer)), tuple(notes))
 
 
+def _find_key(
+    gpu: GpuMemory, gpus: tuple[GpuMemory, ...], by_uuid: Mapping[str, AllocatorFacts]
+) -> str:
+    """The UUID under which torch knows a GPU or slice, as torch writes it."""
+    key, parent = _strip_kind(gpu.uuid), _strip_kind(gpu.parent_uuid)
+    # Where CUDA gives a slice the UUID of its GPU, it can be no other one if there is just one.
+    alone = bool(parent) and sum(one.parent_uuid == gpu.parent_uuid for one in gpus) == 1
+    return parent if alone and key not in by_uuid else key
+
+
 def _strip_kind(uuid: str | None) -> str:
     """The UUID as torch writes it, without NVML's ``GPU-`` or ``MIG-``."""
     return (uuid or "").removeprefix("GPU-").removeprefix("MIG-")
@@ -101,7 +110,7 @@ def _strip_kind(uuid: str | None) -> str:
 def _balance_gpu(
     gpu: GpuMemory, held: AllocatorFacts | None, machine: MachineMemory, observer: Observer
 ) -> Balance:
-    unified = held.unified if held else any(name in (gpu.name or "") for name in UNIFIED_NAMES)
+    unified = held.unified if held else is_named_unified(gpu.name)
     # Linked to the machine's memory and yet with figures of its own (GH200): those are right.
     shared = unified and gpu.total_bytes is None and gpu.trouble is None
     own = _read_own_use(gpu.processes, held, observer)

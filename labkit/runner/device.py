@@ -53,7 +53,11 @@ def _choose_numbered(
     number: int, detection: Detection, environment: Mapping[str, str]
 ) -> DeviceChoice:
     visible = environment.get(VISIBLE)
-    gpus = [device for device in detection.devices if device.kind == "cuda" and not device.trouble]
+    # A slice of a GPU has no number of its own. Torch calls AMD's GPUs cuda too.
+    sound = [one for one in detection.devices if not one.trouble and not one.parent_uuid]
+    gpus = [one for one in sound if one.kind == "cuda"] or [
+        one for one in sound if one.kind == "rocm"
+    ]
     # CUDA counts within the list that is set, so one entry of it means the same GPU alone.
     entries = [str(index) for index in range(len(gpus))]
     if visible is not None:

@@ -24,6 +24,9 @@ from tests.fakes.nvml import PlayedHost, build_driver, script_driver, script_gpu
 ROUNDS = 15
 # What the installed ``labkit`` runs.
 CONSOLE_SCRIPT = "import re, sys; from labkit.cli import main; sys.exit(main())"
+LABKIT = {
+    f"labkit {name}": (sys.executable, "-c", CONSOLE_SCRIPT, name) for name in ("devices", "memory")
+}
 BLOCKS = 2000
 
 
@@ -77,11 +80,7 @@ def report(name: str, measured: float, limit: float, unit: str) -> bool:
 
 def compare_commands() -> list[bool]:
     """labkit's commands against ``import pynvml``, without a driver."""
-    commands = {
-        "import pynvml": (sys.executable, "-c", "import pynvml"),
-        "labkit devices": (sys.executable, "-c", CONSOLE_SCRIPT, "devices"),
-        "labkit memory": (sys.executable, "-c", CONSOLE_SCRIPT, "memory"),
-    }
+    commands = {"import pynvml": (sys.executable, "-c", "import pynvml"), **LABKIT}
     with tempfile.TemporaryDirectory() as folder:
         medians = time_commands(commands, dict(os.environ), folder)
     base = medians.pop("import pynvml")
@@ -92,27 +91,27 @@ def compare_commands() -> list[bool]:
 
 
 def compare_peers() -> list[bool]:
-    """``labkit memory`` against nvitop and gpustat, on the same played driver."""
-    commands = {"labkit": (sys.executable, "-c", CONSOLE_SCRIPT, "memory")}
+    """labkit's commands against nvitop and gpustat, on the same played driver."""
+    peers = {}
     for name, option in (("nvitop", "-1"), ("gpustat", "--no-color")):
         path = shutil.which(name)
         if path:
-            commands[name] = (path, option)
+            peers[f"{name} {option}"] = (path, option)
         else:
-            print(f"{'labkit memory, over ' + name:<52}not measured: {name} is not installed")
+            print(f"{'labkit, over ' + name:<52}not measured: {name} is not installed")
     with tempfile.TemporaryDirectory() as folder:
         host = PlayedHost(Path(folder), build_driver(Path(folder) / "driver"))
         played = host.play(script_driver(script_gpu(0), script_gpu(1)))
-        medians = time_commands(commands, played, folder)
+        medians = time_commands({**LABKIT, **peers}, played, folder)
     return [
         report(
-            f"labkit memory, over {name} ({medians[name] * 1000:.0f} ms)",
-            medians["labkit"] / medians[name],
+            f"{name}, over {peer} ({medians[peer] * 1000:.0f} ms)",
+            medians[name] / medians[peer],
             1.0,
             "times",
         )
-        for name in commands
-        if name != "labkit"
+        for peer in peers
+        for name in LABKIT
     ]
 
 

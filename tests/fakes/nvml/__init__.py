@@ -78,10 +78,15 @@ class PlayedHost:
             check=False,
         )
 
+    def write_script(self, script: str, name: str = "script") -> Path:
+        """The file that the driver reads the script from."""
+        path = self.folder / name
+        path.write_text(script)
+        return path
+
     def play(self, script: str) -> dict[str, str]:
         """The environment in which any program finds the scripted driver."""
-        path = self.folder / "script"
-        path.write_text(script)
+        path = self.write_script(script)
         hidden = {"CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "NO_COLOR"}
         kept = {key: value for key, value in os.environ.items() if key not in hidden}
         return {

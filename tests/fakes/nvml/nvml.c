@@ -1,15 +1,19 @@
 /* A driver that is played: what nvidia-ml-py asks of libnvidia-ml.so.1, answered from a script.
  *
- * The script is the file that FAKE_NVML_SCRIPT names, read at the first nvmlInit. A line each:
+ * The script is the file that FAKE_NVML_SCRIPT names, read at the first nvmlInit, and again at one
+ * that finds another file named. A line each:
  *   driver TEXT | cuda NUMBER          what the system is told
- *   fail QUERY CODE [AFTER]            QUERY answers CODE, from the call after the AFTERth on
+ *   fail QUERY CODE [AFTER [TIMES]]    QUERY answers CODE, from the call after the AFTERth on,
+ *                                      as often as TIMES says, or for good
  *   gpu | slice                        begins a GPU; begins a MIG slice of the last GPU
+ *   here FIRST LAST                    the GPU is there from one nvmlInit to another, from 1
  *   name TEXT | uuid TEXT | capability MAJOR MINOR
  *   memory TOTAL RESERVED FREE         in bytes; used is the rest
  *   grow BYTES                         every reading of the memory finds that much more used
  *   mig 0|1
  *   process PID BYTES|unknown [graphics]
- * Below "gpu" or "slice", fail is that device's own. Queries are named as in ask() below.
+ * Below "gpu" or "slice", fail is that device's own. Queries are named as in ask() below; "any" is
+ * each of them, and above the first "gpu" each of every device, but not nvmlInit and nvmlShutdown.
  */
 #include <stdint.h>
 #include <stdio.h>
@@ -19,7 +23,7 @@
 enum { MAX_DEVICES = 64, MAX_FAILS = 16, MAX_PROCESSES = 16, TEXT = 96 };
 enum { OK = 0, INVALID_ARGUMENT = 2, NOT_FOUND = 6, INSUFFICIENT_SIZE = 7, LIBRARY_NOT_FOUND = 12 };
 
-typedef struct { char query[32]; int code, after, calls; } Fail;
+typedef struct { char query[32]; int code, after, times, calls; } Fail;
 typedef struct { Fail entries[MAX_FAILS]; int count; } Fails;
 typedef struct { unsigned pid; unsigned long long used; int graphics; } Process;
 typedef struct {
@@ -27,6 +31,7 @@ typedef struct {
     char name[TEXT], uuid[TEXT];
     int major, minor;
     unsigned mig;
+    int first, last; /* the nvmlInits between which it is there; 0 is without end */
     unsigned long long total, reserved, free, grow;
     Process processes[MAX_PROCESSES];
     unsigned process_count;
@@ -34,16 +39,25 @@ typedef struct {
 } Device;
 
 static Device devices[MAX_DEVICES];
-static int device_count, cuda;
+static int device_count, cuda, init_count;
 static char driver[TEXT];
 static Fails system_fails;
 
-static int ask(Fails *fails, const char *query) {
+static int find_failure(Fails *fails, const char *query) {
     for (int i = 0; i < fails->count; i++) {
         Fail *fail = &fails->entries[i];
-        if (!strcmp(fail->query, query) && ++fail->calls > fail->after) return fail->code;
+        if (strcmp(fail->query, query) || ++fail->calls <= fail->after) continue;
+        if (!fail->times || fail->calls <= fail->after + fail->times) return fail->code;
     }
     return OK;
+}
+
+static int ask(Fails *fails, const char *query) {
+    int code = find_failure(fails, query);
+    if (!strcmp(query, "init") || !strcmp(query, "shutdown")) return code;
+    if (code == OK) code = find_failure(&system_fails, "any");
+    if (code == OK && fails != &system_fails) code = find_failure(fails, "any");
+    return code;
 }
 
 static void read_process(Device *device, const char *words) {
@@ -80,11 +94,12 @@ static void read_line(char *line) {
         Fails *fails = device ? &device->fails : &system_fails;
         Fail *fail = &fails->entries[fails->count++];
         memset(fail, 0, sizeof *fail);
-        sscanf(words, "%31s %d %d", fail->query, &fail->code, &fail->after);
+        sscanf(words, "%31s %d %d %d", fail->query, &fail->code, &fail->after, &fail->times);
     } else if (!device) return;
     else if (!strcmp(line, "name")) snprintf(device->name, TEXT, "%s", words);
     else if (!strcmp(line, "uuid")) snprintf(device->uuid, TEXT, "%s", words);
     else if (!strcmp(line, "capability")) sscanf(words, "%d %d", &device->major, &device->minor);
+    else if (!strcmp(line, "here")) sscanf(words, "%d %d", &device->first, &device->last);
     else if (!strcmp(line, "mig")) device->mig = (unsigned)atoi(words);
     else if (!strcmp(line, "grow")) device->grow = strtoull(words, NULL, 10);
     else if (!strcmp(line, "memory"))
@@ -92,22 +107,24 @@ static void read_line(char *line) {
     else if (!strcmp(line, "process")) read_process(device, words);
 }
 
-/* Reading the script again would forget how often each query was asked. */
+/* Reading the same script again would forget how often each query was asked. */
 int nvmlInitWithFlags(unsigned flags) {
-    static int started;
+    static char last[512];
+    const char *path = getenv("FAKE_NVML_SCRIPT");
     (void)flags;
-    if (!started) {
-        const char *path = getenv("FAKE_NVML_SCRIPT");
+    if (!path || strcmp(path, last)) {
         FILE *script = path ? fopen(path, "r") : NULL;
         char line[256];
         if (!script) return LIBRARY_NOT_FOUND;
+        device_count = init_count = system_fails.count = 0;
         while (fgets(line, sizeof line, script)) {
             line[strcspn(line, "\n")] = 0;
             read_line(line);
         }
         fclose(script);
-        started = 1;
+        snprintf(last, sizeof last, "%s", path);
     }
+    init_count++;
     return ask(&system_fails, "init");
 }
 
@@ -135,8 +152,11 @@ int nvmlSystemGetCudaDriverVersion_v2(int *version) {
 }
 
 static Device *find_part(int parent, unsigned index) {
-    for (int i = 0; i < device_count; i++)
-        if (devices[i].parent == parent && index-- == 0) return &devices[i];
+    for (int i = 0; i < device_count; i++) {
+        Device *device = &devices[i];
+        int gone = init_count < device->first || (device->last && init_count > device->last);
+        if (device->parent == parent && !gone && index-- == 0) return device;
+    }
     return NULL;
 }
 

@@ -1,0 +1,119 @@
+"""The GPUs that NVML does not know: AMD's, Intel's and Apple's, as the operating system has them.
+
+Torch is not asked: on Linux the files below /sys and /dev tell, on macOS the processor's name.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+from labkit.devices.cpu import CpuFacts
+
+INTEL = "0x8086"
+AMD = "0x1002"
+REFUSED = "this user may not open {}: sudo usermod -aG render $USER"
+NOT_HERE = "there is no {} here: its driver is not loaded, or it was not passed to this container"
+
+
+class Accelerator(NamedTuple):
+    """A GPU that is not NVIDIA's; memory in bytes, and None for what is not told.
+
+    ``kind`` is what torch must be built for: rocm, xpu or mps. ``architecture`` is the name that
+    its compiler has for it, such as gfx942. ``unified``: its memory is the machine's.
+    """
+
+    kind: str
+    name: str | None = None
+    total_bytes: int | None = None
+    architecture: str | None = None
+    unified: bool | None = None
+    trouble: str | None = None
+
+
+def find_apple_gpu(cpu: CpuFacts) -> tuple[Accelerator, ...]:
+    """The GPU on an Apple chip, which has the machine's memory; () on a Mac with Intel's."""
+    if not (cpu.name or "").startswith("Apple"):
+        return ()
+    return (Accelerator("mps", f"{cpu.name} GPU", cpu.total_bytes, unified=True),)
+
+
+def read_accelerators(root: Path = Path("/")) -> tuple[Accelerator, ...]:
+    """AMD's and Intel's GPUs as the files below ``root`` tell of them; () where there are none."""
+    return (*_read_amd(root), *_read_intel(root))
+
+
+def _read_amd(root: Path) -> list[Accelerator]:
+    """The nodes of amdgpu's compute driver that have shader units, in its order."""
+    folders = (root / "sys/class/kfd/kfd/topology/nodes").glob("[0-9]*")
+    found = []
+    for folder in sorted(folders, key=lambda path: int(path.name)):
+        told = _read_properties(folder / "properties")
+        if told.get("simd_count"):
+            found.append(_describe_amd(root, told))
+    return found or [_describe_uncomputing(path) for path in _list_cards(root, AMD)]
+
+
+def _describe_amd(root: Path, told: dict[str, int]) -> Accelerator:
+    card = root / f"sys/class/drm/renderD{told.get('drm_render_minor', 0)}/device"
+    architecture = _name_architecture(told.get("gfx_target_version", 0))
+    unified = bool(told.get("cpu_cores_count"))  # a node with both is one chip with one memory
+    memory = _read_text(card / "mem_info_vram_total")
+    return Accelerator(
+        "rocm",
+        _read_text(card / "product_name") or f"AMD GPU ({architecture or 'unknown'})",
+        int(memory) if memory and not unified else None,
+        architecture,
+        unified,
+        _explain_refusal(root, "dev/kfd"),
+    )
+
+
+def _describe_uncomputing(card: Path) -> Accelerator:
+    name = _read_text(card / "device/product_name") or "AMD GPU"
+    return Accelerator("rocm", name, trouble=NOT_HERE.format("/dev/kfd"))
+
+
+def _read_intel(root: Path) -> list[Accelerator]:
+    found = []
+    for card in _list_cards(root, INTEL):
+        name = f"Intel GPU {_read_text(card / 'device/device')}".rstrip()
+        trouble = _explain_refusal(root, f"dev/dri/{card.name}")
+        found.append(Accelerator("xpu", name, trouble=trouble))
+    return found
+
+
+def _list_cards(root: Path, vendor: str) -> list[Path]:
+    """The folders of a vendor's GPUs that can compute, in the kernel's order."""
+    cards = sorted((root / "sys/class/drm").glob("renderD*"))
+    return [card for card in cards if _read_text(card / "device/vendor") == vendor]
+
+
+def _explain_refusal(root: Path, node: str) -> str | None:
+    if not (root / node).exists():
+        return NOT_HERE.format(f"/{node}")
+    allowed = os.access(root / node, os.R_OK | os.W_OK)
+    return None if allowed else REFUSED.format(f"/{node}")
+
+
+def _name_architecture(version: int) -> str | None:
+    """The compiler's name for the kernel's number.
+
+    >>> _name_architecture(90402), _name_architecture(100300), _name_architecture(0)
+    ('gfx942', 'gfx1030', None)
+    """
+    major, minor, step = version // 10000, version // 100 % 100, version % 100
+    return f"gfx{major}{minor:x}{step:x}" if version else None
+
+
+def _read_properties(path: Path) -> dict[str, int]:
+    lines = (line.split() for line in _read_text(path).splitlines())
+    return {words[0]: int(words[1]) for words in lines if len(words) == 2 and words[1].isdigit()}
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(errors="replace").strip()
+    except OSError:
+        return ""
