@@ -13,6 +13,7 @@ _EXPORTS = {
     "LabkitError": "labkit.errors",
     "load_ipython_extension": "labkit.jupyter.extension",
     "memory": "labkit.memory",
+    "record_allocations": "labkit.memory.history.record",
     "track_memory": "labkit.memory.track",
     "unload_ipython_extension": "labkit.jupyter.extension",
 }
@@ -26,6 +27,7 @@ __all__ = [
     "claim_raises",
     "load_ipython_extension",
     "memory",
+    "record_allocations",
     "track_memory",
     "unload_ipython_extension",
 ]

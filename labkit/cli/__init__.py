@@ -23,6 +23,7 @@ FAMILIES = {
     "devices": "devices",
     "doctor": "doctor",
     "memory": "memory",
+    "history": "history",
     "run": "run",
     "report": "report",
     "compare": "report",
