@@ -113,19 +113,21 @@ def choose_step(highest: int) -> int:
 
 
 def _draw_bands(scale: Scale, number: int) -> str:
-    """The lines' live bytes on top of each other, and grey above them what is of other lines."""
-    columns = scale.columns
-    lower = [0] * len(columns)
+    """The lines' live bytes on top of each other, and grey above them what is of other lines.
+
+    What changes least is at the bottom, so that the steps of the others are seen as they are.
+    """
+    bands = [[column.bands[band] for column in scale.columns] for band in range(number)]
+    order = sorted(range(number), key=lambda band: max(bands[band]) - min(bands[band]))
+    lower = [0] * len(scale.columns)
     parts = []
-    for band in range(number + 1):
-        upper = [
-            low + column.bands[band] if band < number else column.live_bytes
-            for low, column in zip(lower, columns, strict=True)
-        ]
-        css = f"band b{band}" if band < number else "band rest"
-        if upper != lower:
-            parts.append(f'<path class="{css}" d="{_outline(scale, lower, upper)}"/>')
+    for band in order:
+        upper = [low + held for low, held in zip(lower, bands[band], strict=True)]
+        parts.append(f'<path class="band b{band}" d="{_outline(scale, lower, upper)}"/>')
         lower = upper
+    upper = [column.live_bytes for column in scale.columns]
+    if upper != lower:
+        parts.append(f'<path class="band rest" d="{_outline(scale, lower, upper)}"/>')
     return "".join(parts)
 
 
@@ -193,7 +195,7 @@ def draw_segments(cut: Fragmentation) -> str:
     drawn = cut.segments[:BARS_DRAWN]
     if not drawn:
         return ""
-    longest = drawn[0].span.size_bytes
+    longest = max(1, drawn[0].span.size_bytes)
     height = len(drawn) * BAR_STEP
     rows = "".join(
         _draw_segment(segment, place * BAR_STEP, longest) for place, segment in enumerate(drawn)

@@ -15,7 +15,6 @@ from typing import NamedTuple
 
 from labkit.memory.frames import Frame
 from labkit.memory.history.replay import Held
-from labkit.memory.history.snapshot import read_frames
 
 OWN, PACKAGE, USER = "own", "package", "user"
 # Packages that carry out what the line of somebody else's asked for.
@@ -77,17 +76,18 @@ def judge_file(file: str) -> str:
 
 def find_place(held: Held) -> Place:
     """The place that a block comes from."""
-    frames = read_frames(held.frames)
-    if not frames:
-        return Place(None, BEFORE if held.event is None else NO_STACK)
-    first: Frame | None = None
-    for frame in frames:
+    innermost: Frame | None = None
+    package: Frame | None = None
+    for frame in held.frames:
+        innermost = innermost or frame
         whose = judge_file(frame.file)
         if whose == USER:
-            return Place(first, via=frame) if first else Place(frame)
-        if whose == PACKAGE and first is None:
-            first = frame
-    return Place(first or frames[0])
+            return Place(package, via=frame) if package else Place(frame)
+        if whose == PACKAGE and package is None:
+            package = frame
+    if innermost is None:
+        return Place(None, BEFORE if held.event is None else NO_STACK)
+    return Place(package or innermost)
 
 
 def group_by_line(blocks: Iterable[Held]) -> tuple[Group, ...]:
@@ -102,8 +102,7 @@ def group_by_line(blocks: Iterable[Held]) -> tuple[Group, ...]:
 def _sum_up(place: Place, blocks: list[Held]) -> Group:
     stacks: dict[tuple[Frame, ...], int] = {}
     for held in blocks:
-        frames = read_frames(held.frames)
-        stacks[frames] = stacks.get(frames, 0) + held.size_bytes
+        stacks[held.frames] = stacks.get(held.frames, 0) + held.size_bytes
     largest = sorted(stacks.items(), key=lambda pair: -pair[1])[:STACKS_KEPT]
     kept = tuple(Stack(frames, count) for frames, count in largest if frames)
     total = sum(held.size_bytes for held in blocks)

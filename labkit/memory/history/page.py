@@ -24,6 +24,7 @@ ROWS_SHOWN = 25
 KEPT_ROWS_SHOWN = 15
 NAME_LENGTH, SOURCE_LENGTH = 160, 120
 STACKS_BYTES = 700_000  # for all stacks of the page together
+CLEAR_SHARE = 25  # percent
 WHAT_FRAGMENTATION_IS = (
     "Fragmentation is free memory in pieces: the allocator holds enough in all, but no single"
     " piece is large enough for what is asked next, so it has to take more from the device."
@@ -31,6 +32,10 @@ WHAT_FRAGMENTATION_IS = (
 WHY_NO_CACHE = (
     "On the CPU torch keeps no memory in reserve: every tensor's memory is taken from the system"
     " and goes back to it. So there is nothing reserved here, and nothing that could be in pieces."
+)
+WHAT_CPU_COUNTS = (
+    "Counted are the CPU tensors of the thread that recorded. What an operator takes and gives"
+    " back within itself is not seen, and compiled functions ran eagerly."
 )
 WHAT_IS_COUNTED = (
     "Counted are the bytes that were asked for. The CUDA allocator rounds each block up to a"
@@ -68,6 +73,8 @@ def make_page(history: History, name: str = "") -> str:
     title, lede = _make_title(history)
     kicker = f"labkit history{' of ' + escape(shorten(name, NAME_LENGTH)) if name else ''}"
     many = len(history.devices) > 1
+    cached = any(device.has_cache for device in history.devices)
+    counted = WHAT_IS_COUNTED if cached else WHAT_CPU_COUNTS
     links = "".join(
         f'<a href="#d{place}">{escape(device.device)}</a>'
         for place, device in enumerate(history.devices)
@@ -81,7 +88,7 @@ def make_page(history: History, name: str = "") -> str:
             for place, device in enumerate(history.devices)
         ),
         "</main>",
-        f"<footer><p>{escape(WHAT_IS_COUNTED)}</p></footer>",
+        f"<footer><p>{escape(counted)}</p></footer>",
     ]
     return make_document(f"{title} - labkit history", "\n".join(body))
 
@@ -96,9 +103,9 @@ def _make_title(history: History) -> tuple[str, str]:
         return title, "No block was live at any moment."
     share = 100 * groups[0].held_bytes // max(1, highest.peak.live_bytes)
     place = shorten(say_place(groups[0].place, history), NAME_LENGTH)
-    return title, f"Most of it, {share} %, comes from one place: {place}." if share >= 50 else (
-        f"The largest part, {share} %, comes from {place}."
-    )
+    if share >= CLEAR_SHARE:
+        return title, f"{share} % of it comes from one place: {place}."
+    return title, f"No line stands out: the largest, {place}, has {share} %."
 
 
 def _make_device(
@@ -230,7 +237,7 @@ def _make_cut(device: DeviceHistory) -> str:
         ("reserved at the end", format_bytes(device.end.reserved_bytes)),
     ]
     rows = "".join(f"<div><dt>{name}</dt><dd>{figure}</dd></div>" for name, figure in figures)
-    advice = advise(device) or "There is little of it here."
+    advice = f"{advise(device) or 'there is little of it here'}."
     left_out = len(cut.segments) - BARS_DRAWN
     more = f" The {BARS_DRAWN} largest of {len(cut.segments):,} are drawn." if left_out > 0 else ""
     drawn = draw_segments(cut)

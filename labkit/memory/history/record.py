@@ -11,12 +11,13 @@ from types import TracebackType
 from typing import Any, Protocol
 
 from labkit.errors import DeviceMissingError, LabkitError, UsageError
+from labkit.memory.frames import Frame
 from labkit.memory.history.analysis import History, analyse
 from labkit.memory.history.cpu_events import CpuEvents
 from labkit.memory.history.files import save_snapshot, write_file
 from labkit.memory.history.lines import OWN, judge_file
 from labkit.memory.history.page import make_page
-from labkit.memory.history.snapshot import OWN_KEY, read_frames, read_recording
+from labkit.memory.history.snapshot import OWN_KEY, read_frame, read_recording
 
 # About 0.5 kB each while they are recorded; a training step of a large model makes some thousands.
 MAX_ENTRIES = 100_000
@@ -253,12 +254,12 @@ def read_lines(snapshot: dict[str, Any]) -> tuple[dict[str, str], list[list[obje
     return names, [[*place, text] for place, text in sources.items()]
 
 
-def _list_frames(snapshot: dict[str, Any]) -> set[Any]:
+def _list_frames(snapshot: dict[str, Any]) -> set[Frame]:
     """Every frame of the snapshot's events and live blocks, once."""
     entries = [entry for trace in snapshot["device_traces"] for entry in trace]
     entries += [block for segment in snapshot["segments"] for block in segment["blocks"]]
     unique = {id(raw): raw for entry in entries for raw in entry.get("frames", ())}
-    return set(read_frames([*unique.values()], deepest=len(unique)))
+    return {frame for frame in map(read_frame, unique.values()) if frame is not None}
 
 
 def _name_cell(file: str) -> str | None:

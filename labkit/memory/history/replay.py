@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
+from labkit.memory.frames import Frame
 from labkit.memory.history.snapshot import (
     ALLOC,
     FREE_COMPLETED,
@@ -25,7 +26,7 @@ class Held(NamedTuple):
 
     address: int
     size_bytes: int
-    frames: object = ()
+    frames: tuple[Frame, ...] = ()
     event: int | None = None
 
 
@@ -47,8 +48,20 @@ def name_free_action(trace: Trace) -> str:
     A block that another stream still uses is free only once that is done. A recorder can have
     been told to leave those events out: then asking for it must do.
     """
-    completed = any(event.action == FREE_COMPLETED for event in trace.events)
-    return FREE_COMPLETED if completed else FREE_REQUESTED
+    asked: set[int] = set()
+    for event in trace.events:
+        if event.action == FREE_COMPLETED:
+            return FREE_COMPLETED
+        if event.action == FREE_REQUESTED:
+            asked.add(event.address)
+        elif event.action == ALLOC:
+            asked.discard(event.address)
+    still_used = any(
+        block.live and block.address in asked
+        for segment in trace.segments
+        for block in segment.blocks
+    )
+    return FREE_COMPLETED if still_used else FREE_REQUESTED
 
 
 def find_start(trace: Trace) -> dict[int, Held]:

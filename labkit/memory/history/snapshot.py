@@ -20,6 +20,7 @@ MAPPED = {"segment_map", "segment_unmap"}
 # The key under which a recording of labkit's says what torch's format has no place for.
 OWN_KEY = "labkit"
 LARGEST_NUMBER = 2**63
+LAST_LINE = 2**31
 DEEPEST_STACK = 256
 LONGEST_NAME = 1000
 
@@ -27,15 +28,15 @@ LONGEST_NAME = 1000
 class Event(NamedTuple):
     """One thing the allocator did; at "oom" the size is what was asked for, in vain.
 
-    ``free_bytes``: what the device had free, told at "oom" alone. ``frames`` is the stack as torch
-    gives it, innermost first, unread.
+    ``free_bytes``: what the device had free, told at "oom" alone. ``frames`` is the stack,
+    innermost first.
     """
 
     action: str
     address: int
     size_bytes: int
     time_us: int | None = None
-    frames: object = ()
+    frames: tuple[Frame, ...] = ()
     free_bytes: int | None = None
 
 
@@ -46,7 +47,7 @@ class Block(NamedTuple):
     size_bytes: int
     asked_bytes: int
     live: bool
-    frames: object = ()
+    frames: tuple[Frame, ...] = ()
 
 
 class Segment(NamedTuple):
@@ -97,46 +98,72 @@ def read_recording(snapshot: object) -> Recording:
     expandable = isinstance(settings, dict) and settings.get("expandable_segments") is True
     by_device = _sort_segments(segments)
     numbers = sorted({*range(len(histories)), *by_device})
+    stacks = StackReader()
     traces = (
-        _read_trace(number, histories, by_device.get(number, []), own, expandable)
+        _read_trace(_Raw(number, histories, by_device.get(number, []), own, stacks), expandable)
         for number in numbers
     )
     used = tuple(trace for trace in traces if trace.events or trace.segments)
     return Recording(used, _read_names(own), _read_sources(own))
 
 
-def read_frames(raw: object, deepest: int = DEEPEST_STACK) -> tuple[Frame, ...]:
-    """A stack as torch gives it, innermost first; what is no frame is left out."""
-    if not isinstance(raw, (list, tuple)):
-        return ()
-    return tuple(frame for frame in map(_read_frame, raw[:deepest]) if frame is not None)
+class StackReader:
+    """Reads stacks; torch gives frames that are equal as one object, and each is read once.
+
+    For as long as the snapshot is held, that is: objects are told apart by their address.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[int, Frame | None] = {}
+
+    def read(self, raw: object) -> tuple[Frame, ...]:
+        """A stack, innermost first; what is no frame is left out."""
+        if not isinstance(raw, (list, tuple)):
+            return ()
+        known = self._known
+        frames = []
+        for one in raw[:DEEPEST_STACK]:
+            key = id(one)
+            if key not in known:
+                known[key] = read_frame(one)
+            frame = known[key]
+            if frame is not None:
+                frames.append(frame)
+        return tuple(frames)
 
 
-def _read_frame(raw: object) -> Frame | None:
+def read_frame(raw: object) -> Frame | None:
+    """A frame as torch gives it; None where it is something else."""
     if not isinstance(raw, dict):
         return None
     file, line, name = raw.get("filename"), raw.get("line"), raw.get("name")
-    if not isinstance(file, str) or not isinstance(name, str) or not isinstance(line, int):
+    if not isinstance(file, str) or not isinstance(name, str) or type(line) is not int:
         return None
-    return Frame(file[:LONGEST_NAME], line, name[:LONGEST_NAME])
+    number = line if 0 <= line <= LAST_LINE else 0
+    return Frame(file[:LONGEST_NAME], number, name[:LONGEST_NAME])
 
 
-def _read_trace(
-    number: int,
-    histories: Sequence[object],
-    segments: Sequence[dict[object, object]],
-    own: Mapping[object, object],
-    expandable: bool,
-) -> Trace:
-    raw = histories[number] if number < len(histories) else []
-    if not isinstance(raw, list):
+class _Raw(NamedTuple):
+    """What is there to read one device's trace from."""
+
+    number: int
+    histories: Sequence[object]
+    segments: Sequence[dict[object, object]]
+    own: Mapping[object, object]
+    stacks: StackReader
+
+
+def _read_trace(raw: _Raw, expandable: bool) -> Trace:
+    number, histories = raw.number, raw.histories
+    entries = histories[number] if number < len(histories) else []
+    if not isinstance(entries, list):
         raise _refuse(f"device_traces[{number}] is no list")
-    on_cpu = own.get("device") == "cpu"
-    read = tuple(_read_segment(one) for one in segments)
-    limit = own.get("max_entries")
+    on_cpu = raw.own.get("device") == "cpu"
+    read = [_read_segment(one, raw.stacks) for one in raw.segments]
+    limit = raw.own.get("max_entries")
     return Trace(
         device="cpu" if on_cpu else f"cuda:{number}",
-        events=tuple(_read_event(entry) for entry in raw),
+        events=tuple(_read_event(entry, raw.stacks) for entry in entries),
         segments=tuple(sorted(read, key=lambda segment: segment.address)),
         max_entries=limit if isinstance(limit, int) and limit > 0 else None,
         has_cache=not on_cpu,
@@ -144,7 +171,7 @@ def _read_trace(
     )
 
 
-def _read_event(raw: object) -> Event:
+def _read_event(raw: object, stacks: StackReader) -> Event:
     if not isinstance(raw, dict):
         raise _refuse("an event is no dict")
     action = raw.get("action")
@@ -157,7 +184,7 @@ def _read_event(raw: object) -> Event:
         0 if action == OOM else _read_number(raw, "addr", 0),
         _read_number(raw, "size", 0),
         time_us if known_time else None,
-        raw.get("frames", ()),
+        stacks.read(raw.get("frames")),
         _read_number(raw, "device_free", 0) if "device_free" in raw else None,
     )
 
@@ -172,7 +199,7 @@ def _sort_segments(raw: Iterable[object]) -> dict[int, list[dict[object, object]
     return by_device
 
 
-def _read_segment(raw: dict[object, object]) -> Segment:
+def _read_segment(raw: dict[object, object], stacks: StackReader) -> Segment:
     address, total = _read_number(raw, "address"), _read_number(raw, "total_size")
     blocks = raw.get("blocks", [])
     if not isinstance(blocks, list):
@@ -180,24 +207,24 @@ def _read_segment(raw: dict[object, object]) -> Segment:
     read, at = [], address
     for block in blocks:
         # Blocks lie side by side; older snapshots do not say where.
-        read.append(_read_block(block, at))
+        read.append(_read_block(block, at, stacks))
         at += read[-1].size_bytes
     return Segment(address, total, raw.get("is_expandable") is True, tuple(read))
 
 
-def _read_block(raw: object, address: int) -> Block:
+def _read_block(raw: object, address: int, stacks: StackReader) -> Block:
     if not isinstance(raw, dict):
         raise _refuse("a block is no dict")
     size = _read_number(raw, "size")
     live = raw.get("state") != "inactive"
     asked = _read_number(raw, "requested_size", size)
-    return Block(address, size, asked if live else 0, live, raw.get("frames", ()))
+    return Block(address, size, asked if live else 0, live, stacks.read(raw.get("frames")))
 
 
 def _read_number(raw: Mapping[object, object], key: str, otherwise: int | None = None) -> int:
     value = raw.get(key, otherwise)
     if type(value) is not int or not 0 <= value < LARGEST_NUMBER:
-        raise _refuse(f"{key} is {str(value)[:40]!r} where a number of bytes or a place is due")
+        raise _refuse(f"{key} is a {type(value).__name__} that is no number of bytes or place")
     return value
 
 

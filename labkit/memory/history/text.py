@@ -156,7 +156,7 @@ def list_notes(device: DeviceHistory) -> list[str]:
         )
         notes.append(
             f"{format_bytes(device.before_bytes)} in {count(device.before_blocks, 'block')} had"
-            f" been allocated {why}; they count as long as they are live"
+            f" been allocated {why}; it counts as long as it is live"
         )
     if not device.events:
         notes.append("no events were recorded: what is shown is the state at the end")
