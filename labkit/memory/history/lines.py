@@ -29,7 +29,7 @@ STANDARD_LIBRARY = re.compile(r"[/\\]lib[/\\]python3\.\d+[/\\]|[/\\]Python3\d+[/
 OWN_FOLDERS = (f"{Path(__file__).parents[2]}/", f"{sysconfig.get_path('stdlib')}/")
 STACKS_KEPT = 3
 
-BEFORE = "before recording began"
+BEFORE = "before the first event"
 NO_STACK = "no Python line: most likely the backward pass, which runs in a thread of torch's"
 
 

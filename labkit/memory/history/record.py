@@ -49,20 +49,20 @@ class CudaRecorder:
     device = "cuda"
 
     def __init__(self, torch: Any, max_entries: int) -> None:
-        self._torch = torch
+        self._torch, self._bound = torch, max_entries
         self.max_entries: int | None = max_entries
         self._joined = False
 
     def start(self) -> None:
         """Turns the recorder on; this starts CUDA where nothing has started it yet."""
         self._joined = self._torch.cuda.is_initialized() and self._torch._C._cuda_isHistoryEnabled()
+        self.max_entries = None if self._joined else self._bound
         if self._joined:
-            self.max_entries = None
             return
         # Stacks of Python alone: those of C++ make the snapshot a hundred times slower. Frees
         # get none: who let go last tells little, and it would be half of the cost.
         self._torch.cuda.memory._record_memory_history(
-            "all", context="alloc", stacks="python", max_entries=self.max_entries
+            "all", context="alloc", stacks="python", max_entries=self._bound
         )
 
     def stop(self, error: BaseException | None) -> dict[str, Any]:
@@ -81,14 +81,17 @@ class CpuRecorder:
     device = "cpu"
 
     def __init__(self, max_entries: int) -> None:
-        from labkit.memory.storages import StorageTracer
-
         self.max_entries: int | None = max_entries
+        self._bound = max_entries
         self._events = CpuEvents(max_entries)
-        self._tracer = StorageTracer(self._events, depth=CPU_STACK_DEPTH)
+        self._tracer: Any = None
 
     def start(self) -> None:
         """Begins to trace this thread's operators."""
+        from labkit.memory.storages import StorageTracer
+
+        self._events = CpuEvents(self._bound)
+        self._tracer = StorageTracer(self._events, depth=CPU_STACK_DEPTH)
         self._tracer.__enter__()
 
     def stop(self, error: BaseException | None) -> dict[str, Any]:

@@ -224,7 +224,7 @@ def _read_block(raw: object, address: int, stacks: StackReader) -> Block:
 def _read_number(raw: Mapping[object, object], key: str, otherwise: int | None = None) -> int:
     value = raw.get(key, otherwise)
     if type(value) is not int or not 0 <= value < LARGEST_NUMBER:
-        raise _refuse(f"{key} is a {type(value).__name__} that is no number of bytes or place")
+        raise _refuse(f"{key} is no number of bytes or place (type: {type(value).__name__})")
     return value
 
 
