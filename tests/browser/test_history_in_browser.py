@@ -55,7 +55,7 @@ def test_the_timeline_is_read_with_the_keyboard(page):
     slider.send_keys(Keys.END)
     assert told.text == "event 30 (29 ms): 6.0 MiB live, 12.0 MiB reserved"
     slider.send_keys(Keys.ARROW_LEFT)
-    assert told.text == "event 29 (28 ms): 6.0 MiB live, 12.0 MiB reserved"
+    assert told.text == "event 29 (28 ms): 7.0 MiB live, 12.0 MiB reserved"
     assert slider.get_attribute("aria-valuetext") == told.text
     cursor = driver.find_element(By.CSS_SELECTOR, ".cursor")
     assert 800 < float(cursor.get_attribute("x1")) < 900
