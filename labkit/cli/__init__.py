@@ -23,6 +23,7 @@ FAMILIES = {
     "devices": "devices",
     "doctor": "doctor",
     "memory": "memory",
+    "estimate": "estimate",
     "run": "run",
     "report": "report",
     "compare": "report",
