@@ -63,8 +63,10 @@ def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]
 def show_estimate(arguments: argparse.Namespace) -> int:
     """Prints the estimate; exits 0 where it fits or nothing was named that it is to fit."""
     from labkit.memory.estimate import estimate_memory
+    from labkit.memory.estimate_target import find_target
     from labkit.memory.estimate_text import GLYPHS, format_estimate
 
+    find_target(arguments.device)  # a name that is wrong is told before torch is loaded
     path, name = split_step(arguments.step)
     # The user's own prints are no results of this command.
     with contextlib.redirect_stdout(sys.stderr):

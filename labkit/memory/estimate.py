@@ -293,9 +293,8 @@ def explain_failure(name: str, error: BaseException) -> UsageError:
 
     frame = find_raising_frame(error)
     where = f"{frame.where}: {frame.source}" if frame else "in no line of its own"
-    said = str(error).strip().splitlines()
-    return UsageError(
-        f"{name} raised {type(error).__name__}: {said[0] if said else 'without a word'}",
-        cause=where,
-        fix="run it once for real with a small batch; --debug shows the traceback",
-    )
+    said = (str(error).strip().splitlines() or ["without a word"])[0]
+    fix = "run it once for real with a small batch; --debug shows the traceback"
+    if "cuda" in said.lower():
+        fix = "let it compute where its model and inputs are: it is played on the CPU"
+    return UsageError(f"{name} raised {type(error).__name__}: {said}", cause=where, fix=fix)

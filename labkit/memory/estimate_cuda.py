@@ -23,7 +23,11 @@ CONTEXT_BYTES = (300 * MIB, 800 * MIB)
 
 
 class CudaWays(TorchFunctionMode):  # type: ignore[misc]
-    """Runs torch's functions on the CPU in the way in which CUDA would take memory."""
+    """Takes ``"cuda"`` for the CPU; ``follow`` runs what CUDA does differently in its way."""
+
+    def __init__(self, *, follow: bool) -> None:
+        super().__init__()
+        self._follow = follow
 
     def __torch_function__(
         self,
@@ -37,9 +41,9 @@ class CudaWays(TorchFunctionMode):  # type: ignore[misc]
         named = {name: _take_cpu(one) for name, one in (named or {}).items()}
         if function is torch.Tensor.cuda:
             return arguments[0]
-        if function is functional.dropout:
+        if self._follow and function is functional.dropout:
             return _drop_out(*arguments, **named)
-        if function is functional.scaled_dot_product_attention:
+        if self._follow and function is functional.scaled_dot_product_attention:
             return _attend(*arguments, **named)
         return function(*arguments, **named)
 

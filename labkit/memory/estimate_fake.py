@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import logging
 import sys
 import traceback
 import warnings
@@ -121,6 +122,7 @@ class Pretence:
             caught = stack.enter_context(warnings.catch_warnings(record=True))
             warnings.simplefilter("default")
             warnings.filterwarnings("ignore", message="Accessing the data pointer of FakeTensor")
+            stack.enter_context(_hush(logging.getLogger(fake_tensor.__name__)))
             stack.enter_context(torch.random.fork_rng(devices=[]))
             stack.enter_context(_swap_by_data())
             stack.enter_context(pass_unknown_items(self._note_unknown))
@@ -137,8 +139,8 @@ class Pretence:
             return copy.deepcopy(arguments)
 
     def follow_cuda(self, *, wanted: bool = True) -> contextlib.AbstractContextManager[Any]:
-        """The context in which functions take CUDA's ways, where the target is CUDA."""
-        return CudaWays() if self._cuda and wanted else contextlib.nullcontext()
+        """The context in which code for CUDA runs on the CPU; in CUDA's ways, if it is for CUDA."""
+        return CudaWays(follow=self._cuda) if wanted else contextlib.nullcontext()
 
     def _note_unknown(self) -> None:
         frames = find_user_frames()
@@ -189,6 +191,17 @@ def refuse_real(name: str) -> UsageError:
         cause="its gradients would be fake ones: the model would be spoilt",
         fix="estimate_memory(step, model, ...) with the model as an argument, or made inside",
     )
+
+
+@contextlib.contextmanager
+def _hush(logger: logging.Logger) -> Iterator[None]:
+    """Keeps the tracebacks back that fake tensors log on the way to raising the same error."""
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 @contextlib.contextmanager

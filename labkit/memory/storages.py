@@ -123,7 +123,12 @@ class StorageTracer(TorchDispatchMode):  # type: ignore[misc]
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        super().__exit__(kind, error, trace)
+        # Torch takes out whichever mode came last: those opened within this one go back in.
+        later = self._open[self._open.index(self) + 1 :]
+        for one in [*reversed(later), self]:
+            TorchDispatchMode.__exit__(one, kind, error, trace)
+        for one in later:
+            TorchDispatchMode.__enter__(one)
         self._kinds.close()
         self._open.remove(self)
         self._bury()
