@@ -126,20 +126,21 @@ def estimate_memory(
     target = find_target(device)
     work = Work(step, arguments, _find_batch(step, arguments, batch), inference)
     estimate = _estimate(work, target)
-    if estimate.fits is True or work.batch is None or target.capacity_bytes is None:
-        return estimate
-    if estimate.fits is None and estimate.obstacle is not None:
+    judged = target.capacity_bytes is not None and estimate.obstacle is None
+    if not judged or estimate.fits is True or work.batch is None:
         return estimate
 
     def measure(size: int) -> int | None:
         if say:
             say(f"tries batch {size}")
         try:
-            return _estimate(work._replace(batch=size), target).most_bytes
+            found = _estimate(work._replace(batch=size), target)
         except UsageError:
             return None  # some models cannot run a batch of one
+        return found.most_bytes if found.obstacle is None else None
 
-    found = find_largest_batch(measure, target.capacity_bytes, work.batch, estimate.most_bytes)
+    capacity = target.capacity_bytes or 0
+    found = find_largest_batch(measure, capacity, work.batch, estimate.most_bytes)
     return estimate._replace(largest_batch=found)
 
 
@@ -173,10 +174,12 @@ def find_largest_batch(
         if above - below <= 1:
             break
         guess = (below + above) // 2
-        # A line needs two ends; and where it misleads, every third try halves what is left.
-        if below_bytes is not None and turn % 3 != 2:
+        # By a line, a little below it and a little above in turn, to have it between the two: the
+        # allocator's segments make stairs of it. Near the end halves are as good.
+        if below_bytes is not None and above - below > 0.03 * below:
             share = (capacity_bytes - below_bytes) / (above_bytes - below_bytes)
-            guess = min(max(below + int(share * (above - below)), below + 1), above - 1)
+            aim = (below + share * (above - below)) * (1.01 if turn % 2 else 0.99)
+            guess = min(max(int(aim), below + 1), above - 1)
         found = measure(guess)
         if found is not None and found <= capacity_bytes:
             below, below_bytes = guess, found
@@ -206,12 +209,10 @@ def _find_batch(
 
 def _estimate(work: Work, target: Target) -> Estimate:
     from labkit.memory.estimate_cuda import CONTEXT_BYTES
-    from labkit.memory.estimate_fake import Pretence
     from labkit.memory.levels import Level, sum_kinds, sum_lines
 
     on_cuda = target.kind == "cuda"
-    pretence = Pretence(cuda=on_cuda)
-    obstacle = _play(work, pretence)
+    pretence, obstacle = _play_out(work, cuda=on_cuda)
     level = pretence.tracer.levels.get("cpu", Level())
     held = level.list_at_peak()
     return Estimate(
@@ -229,13 +230,34 @@ def _estimate(work: Work, target: Target) -> Estimate:
     )
 
 
-def _play(work: Work, pretence: Pretence) -> Obstacle | None:
+def _play_out(work: Work, *, cuda: bool) -> tuple[Pretence, Obstacle | None]:
+    """Plays the work in the way that is closest to how it would really run."""
+    from labkit.memory.estimate_fake import Pretence
+
+    pretence = Pretence(cuda=cuda)
+    if not work.inference:
+        return pretence, _play(work, pretence, follow=True)
+    # An encoder has a faster way for inference, which it does not take while functions are
+    # followed; and nothing else differs on CUDA then. Only code that names cuda needs it.
+    try:
+        obstacle = _play(work, pretence, follow=False)
+    except UsageError as error:
+        if "cuda" not in error.what.lower():
+            raise
+    else:
+        if not pretence.names_cuda:
+            return pretence, obstacle
+    pretence = Pretence(cuda=cuda)
+    return pretence, _play(work, pretence, follow=True)
+
+
+def _play(work: Work, pretence: Pretence, *, follow: bool) -> Obstacle | None:
     """Runs the work in the pretence; gives what stopped it where fake tensors did not know."""
     from labkit.memory.estimate_fake import RealTensorError, read_obstacle, refuse_real
 
     try:
         with pretence.play():
-            _run(work, pretence)
+            _run(work, pretence, follow=follow)
     except RealTensorError as error:
         raise refuse_real(work.name) from error
     except LabkitError:
@@ -248,17 +270,18 @@ def _play(work: Work, pretence: Pretence) -> Obstacle | None:
     return None
 
 
-def _run(work: Work, pretence: Pretence) -> None:
+def _run(work: Work, pretence: Pretence, *, follow: bool) -> None:
     arguments = pretence.copy_fake(work.arguments)
     given = arguments if work.batch is None else (work.batch, *arguments)
-    with pretence.follow_cuda(), _keep_gradients(off=work.inference and bool(arguments)):
+    # With arguments, to call the function is to take the first step.
+    first = work.inference and bool(arguments)
+    with pretence.follow_cuda(wanted=follow or not first), _keep_gradients(off=first):
         made = work.function(*given)
     step = made if callable(made) else None
     _refuse_no_step(made, work.name)
     if step is None and not arguments:
         return
-    # In an inference step nothing differs on CUDA, and encoders have a way that modes close.
-    with pretence.follow_cuda(wanted=not work.inference), _keep_gradients(off=work.inference):
+    with pretence.follow_cuda(wanted=follow), _keep_gradients(off=work.inference):
         for _ in range(ITERATIONS if step else ITERATIONS - 1):
             # What a step returns is gone before the next one, as in a loop.
             (step or (lambda: work.function(*given)))()
@@ -294,7 +317,8 @@ def explain_failure(name: str, error: BaseException) -> UsageError:
     frame = find_raising_frame(error)
     where = f"{frame.where}: {frame.source}" if frame else "in no line of its own"
     said = (str(error).strip().splitlines() or ["without a word"])[0]
-    fix = "run it once for real with a small batch; --debug shows the traceback"
-    if "cuda" in said.lower():
-        fix = "let it compute where its model and inputs are: it is played on the CPU"
-    return UsageError(f"{name} raised {type(error).__name__}: {said}", cause=where, fix=fix)
+    return UsageError(
+        f"{name} raised {type(error).__name__}: {said}",
+        cause=where,
+        fix="run it once for real with a small batch; --debug shows the traceback",
+    )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import logging
+import re
 import sys
 import traceback
 import warnings
@@ -133,6 +134,11 @@ class Pretence:
             yield
         self._tell_warnings(caught)
 
+    @property
+    def names_cuda(self) -> bool:
+        """True where tensors were put on a GPU: only making them works there without one."""
+        return any(name.startswith("cuda") for name in self.tracer.levels)
+
     def copy_fake(self, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
         """The arguments with fake tensors for real ones; what they share, they still share."""
         with _copy_by(self._fake.from_tensor):
@@ -170,6 +176,9 @@ def read_obstacle(error: BaseException) -> Obstacle | None:
         return Obstacle(operator, "gives as many elements as the values say", frame)
     if isinstance(error, fake_tensor.UnsupportedOperatorException):
         return Obstacle(operator, "has no fake version", frame)
+    unregistered = re.search(r"no fake impl registered for <CustomOpDef\((.+?)\)>", str(error))
+    if unregistered:
+        return Obstacle(unregistered[1], "has no fake version", frame)
     if ".numpy() is not supported" in str(error):
         return Obstacle("numpy()", "asks for values, and fake tensors have none", frame)
     return None

@@ -88,13 +88,13 @@ def _find_here(word: str) -> Target:
 
     wanted = "cuda:0" if word == "cuda" else word
     found = [one for one in take_snapshot().balances if one.torch_name == wanted]
-    if not found or found[0].total_bytes is None:
+    balance = found[0] if found else None
+    if balance is None or balance.total_bytes is None:
         raise DeviceMissingError(
-            f"{word} is not on this machine, or its memory is not known",
+            f"{wanted} is not on this machine, or its memory is not known",
             cause="neither the driver nor torch tells of it",
             fix='a size instead: --device "24 GiB"',
         )
-    balance = found[0]
-    total = found[0].total_bytes - (balance.driver_reserved_bytes or 0)
+    total = balance.total_bytes - (balance.driver_reserved_bytes or 0)
     name = f"{wanted} ({balance.name})" if balance.name else wanted
     return Target(name, balance.kind, total, balance.other_processes_bytes)
