@@ -24,6 +24,7 @@ FAMILIES = {
     "doctor": "doctor",
     "memory": "memory",
     "history": "history",
+    "estimate": "estimate",
     "run": "run",
     "report": "report",
     "compare": "report",

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch.nn.modules import module as modules
 from torch.optim import optimizer as optimizers
-from torch.utils.weak import WeakIdKeyDictionary
 
 # These are known by what holds the tensor, not by where it was made: nothing overrules them.
 CERTAIN = ("parameters", "gradients", "optimizer")
@@ -28,7 +27,8 @@ class KindWatch:
         self._thread = threading.get_ident()
         self._depth = self._steps = 0
         self._handles: list[Any] = []
-        self._watched: Any = WeakIdKeyDictionary()
+        # By id, without a reference of any kind: torch will not swap a tensor that has a weak one.
+        self._watched: dict[int, Any] = {}
 
     def open(self) -> None:
         """Begins to follow; ``close`` must come after it."""
@@ -44,7 +44,7 @@ class KindWatch:
         """Takes every hook out again."""
         for handle in [*self._handles, *self._watched.values()]:
             handle.remove()
-        self._handles, self._watched = [], WeakIdKeyDictionary()
+        self._handles, self._watched = [], {}
         self._depth = self._steps = 0
 
     def name_birth(self, arguments: Iterable[Any], kinds: Iterable[str]) -> str:
@@ -64,13 +64,19 @@ class KindWatch:
 
     def watch_parameter(self, tensor: Any) -> None:
         """Marks a parameter or another leaf, its gradient, and each one that it will collect."""
-        if tensor in self._watched:
-            return
         self._mark(tensor, "parameters")
+        if self._is_watched(tensor):
+            return
         if tensor.grad is not None:
             self._mark(tensor.grad, "gradients")
         if tensor.requires_grad:
-            self._watched[tensor] = tensor.register_post_accumulate_grad_hook(self._end_gradient)
+            handle = tensor.register_post_accumulate_grad_hook(self._end_gradient)
+            self._watched[id(tensor)] = handle
+
+    def _is_watched(self, tensor: Any) -> bool:
+        handle = self._watched.get(id(tensor))
+        # The id can be another tensor's by now: the handle knows the hooks that it is among.
+        return handle is not None and handle.hooks_dict_ref() is tensor._post_accumulate_grad_hooks
 
     def _end_gradient(self, tensor: Any) -> None:
         if tensor.grad is not None:

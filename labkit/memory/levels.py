@@ -103,11 +103,14 @@ def sum_kinds(storages: Iterable[Storage]) -> dict[str, int]:
 
 def sum_lines(storages: Iterable[Storage], most: int | None = None) -> tuple[LineUse, ...]:
     """The lines that allocated these storages, the one that holds most first."""
-    held: Counter[Frame | None] = Counter()
-    count: Counter[Frame | None] = Counter()
+    frames: dict[tuple[str, int] | None, Frame | None] = {}
+    held: Counter[tuple[str, int] | None] = Counter()
+    count: Counter[tuple[str, int] | None] = Counter()
     for one in storages:
         frame = one.frames[0] if one.frames else None
-        held[frame] += one.bytes
-        count[frame] += 1
-    ranked = sorted(held, key=lambda frame: -held[frame])
-    return tuple(LineUse(frame, held[frame], count[frame]) for frame in ranked[:most])
+        line = frame and (frame.file, frame.line)
+        frames.setdefault(line, frame)
+        held[line] += one.bytes
+        count[line] += 1
+    ranked = [(line, total) for line, total in held.most_common(most) if total]
+    return tuple(LineUse(frames[line], total, count[line]) for line, total in ranked)

@@ -12,6 +12,7 @@ ones, which take no memory:
 A storage that was there before is found when the block first uses it, and counted from the
 beginning; a view of it is not taken for a new one. What an operator takes and gives back within
 itself is not seen. Compiled functions run eagerly under it, as under any dispatch mode.
+``round_up`` makes of a storage's bytes what the device's allocator gives out for it.
 
 **Events.** ``StorageTracer(observer=one, depth=8)`` calls ``one.allocate(storage)`` and
 ``one.free(storage)`` for each storage, in order and in the block's thread. ``storage.serial`` is
@@ -76,10 +77,17 @@ class StorageTracer(TorchDispatchMode):  # type: ignore[misc]
 
     _open: list[StorageTracer] = []  # noqa: RUF012
 
-    def __init__(self, observer: Observer | None = None, *, depth: int = 1) -> None:
+    def __init__(
+        self,
+        observer: Observer | None = None,
+        *,
+        depth: int = 1,
+        round_up: Callable[[int], int] = int,
+    ) -> None:
         super().__init__()
         self.levels: dict[str, Level] = {}
-        self._observer, self._depth = observer, depth
+        self._observer, self._depth, self._round_up = observer, depth, round_up
+        self._used = False
         self._kinds = KindWatch(self.mark)
         self._thread = threading.get_ident()
         self._serials = itertools.count(1)
@@ -97,6 +105,13 @@ class StorageTracer(TorchDispatchMode):  # type: ignore[misc]
                 " and another thread's block is open",
                 fix="track_memory() without kinds or lines: the process's peak holds every thread",
             )
+        if self._used:
+            raise LabkitError(
+                "this tracer has traced a block already",
+                cause="what was freed since then is not known to it",
+                fix="a StorageTracer() of its own for each block",
+            )
+        self._used = True
         self._open.append(self)
         self._kinds.open()
         super().__enter__()
@@ -108,7 +123,12 @@ class StorageTracer(TorchDispatchMode):  # type: ignore[misc]
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        super().__exit__(kind, error, trace)
+        # Torch takes out whichever mode came last: those opened within this one go back in.
+        later = self._open[self._open.index(self) + 1 :]
+        for one in [*reversed(later), self]:
+            TorchDispatchMode.__exit__(one, kind, error, trace)
+        for one in later:
+            TorchDispatchMode.__enter__(one)
         self._kinds.close()
         self._open.remove(self)
         self._bury()
@@ -190,7 +210,7 @@ class StorageTracer(TorchDispatchMode):  # type: ignore[misc]
         source = tensor.untyped_storage()
         storage = Storage(
             next(self._serials),
-            source.nbytes(),
+            self._round_up(source.nbytes()),
             str(tensor.device),
             kind,
             frames,
@@ -227,12 +247,11 @@ class StorageTracer(TorchDispatchMode):  # type: ignore[misc]
             for part in list_parts(tensor):
                 source = part.untyped_storage()
                 held = self._live.get(source._cdata)
-                if held is not None and source.nbytes() != held.storage.bytes:
+                count = self._round_up(source.nbytes())
+                if held is not None and count != held.storage.bytes:
                     old = held.storage
                     self._discount(old)
-                    held.storage = Storage(
-                        next(self._serials), source.nbytes(), old.device, old.kind, frames
-                    )
+                    held.storage = Storage(next(self._serials), count, old.device, old.kind, frames)
                     self._count(held.storage)
 
     def _find_frames(self) -> tuple[tuple[Frame, ...], bool]:
