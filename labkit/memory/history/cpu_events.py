@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from labkit.memory.frames import Frame, is_user_file
+from labkit.memory.machine import read_machine_memory
 
 if TYPE_CHECKING:
     from labkit.memory.levels import Storage
@@ -49,10 +50,13 @@ class CpuEvents:
             self._note("free_completed", address, storage)
 
     def note_shortage(self, error: BaseException) -> None:
-        """An error that ends the recording; one that says so is of the system's memory run out."""
+        """An error that ends the recording, which may say that the system's memory ran out."""
         found = REFUSED.search(str(error))
         if found:
-            self._append("oom", size=int(found[1]), frames=self._keep(_list_frames(error)))
+            free = read_machine_memory().free_bytes
+            facts = {} if free is None else {"device_free": free}
+            frames = self._keep(_list_frames(error))
+            self._append("oom", size=int(found[1]), frames=frames, **facts)
 
     def make_snapshot(self) -> dict[str, Any]:
         """What was recorded so far, as torch's own format has it: a segment for each live block."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import linecache
 import sys
 import threading
@@ -88,6 +89,9 @@ class CpuRecorder:
 
     def start(self) -> None:
         """Begins to trace this thread's operators."""
+        # Torch imports this at the first operator under any dispatch mode, which takes seconds:
+        # now, and not in the middle of what is recorded.
+        importlib.import_module("torch._dynamo")
         from labkit.memory.storages import StorageTracer
 
         self._events = CpuEvents(self._bound)
