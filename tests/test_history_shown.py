@@ -126,6 +126,18 @@ def test_a_truncated_recording_says_what_that_means():
     assert repr(understand(make_training(max_entries=30), max_entries=30)) == TRUNCATED
 
 
+def test_a_block_whose_allocation_was_pushed_out_keeps_its_line_where_its_free_has_it():
+    allocator = FakeAllocator(max_entries=3).start()
+    for line in (20, 21):
+        allocator.free(allocator.alloc(MIB, stack_of(line)))
+    # Kept: the second block's two frees, and this.
+    allocator.alloc(512, stack_of(22))
+    (known,) = understand(allocator, context="alloc").devices
+    (unknown,) = understand(allocator).devices
+    assert known.peak.groups[0].place.frame == Frame("/home/ada/train.py", 21, "forward")
+    assert unknown.peak.groups[0].place == Place(None, BEFORE)
+
+
 def test_a_recording_that_tells_no_bound_leaves_it_open():
     (device,) = understand(make_training()).devices
     assert device.truncated is None
@@ -271,11 +283,11 @@ def test_several_devices_have_a_section_each():
     assert "No line stands out" not in page
 
 
-def make_flood(device, events):
+def make_flood(device, events, depth=60):
     """A snapshot's trace with long names in deep stacks, and segments full of holes."""
     long = "x" * 900
     stacks = [
-        [frame(f"/{long}/{level}/{number}.py", level, long) for level in range(60)]
+        [frame(f"/{long}/{level}/{number}.py", level, long) for level in range(depth)]
         for number in range(200)
     ]
     trace = []
@@ -303,7 +315,7 @@ def test_a_page_stays_small_whatever_was_recorded():
 
 
 def test_a_hundred_thousand_events_keep_their_peak():
-    trace, segments = make_flood(0, 80_000)
+    trace, segments = make_flood(0, 80_000, depth=8)
     spike = {"action": "alloc", "addr": 1, "size": 2**40}
     trace[50_001:50_001] = [spike, {**spike, "action": "free_completed"}]
     assert len(trace) > 100_000

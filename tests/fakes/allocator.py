@@ -65,8 +65,9 @@ class FakeAllocator:
 
     def free(self, address, *, later=False):
         """Asks for a block to be freed; ``later``: another stream still uses it."""
-        size = self.blocks[address]["requested_size"]
-        self.note("free_requested", addr=address, size=size)
+        block = self.blocks[address]
+        facts = {"size": block["requested_size"], "frames": block["frames"]}
+        self.note("free_requested", addr=address, **facts)
         if later:
             self.blocks[address]["state"] = "active_pending_free"
         else:
@@ -74,8 +75,9 @@ class FakeAllocator:
 
     def complete(self, address):
         """The other stream is done with a block."""
-        size = self.blocks.pop(address)["requested_size"]
-        self.note("free_completed", addr=address, size=size)
+        block = self.blocks.pop(address)
+        facts = {"size": block["requested_size"], "frames": block["frames"]}
+        self.note("free_completed", addr=address, **facts)
 
     def empty_cache(self):
         """Gives back segments that are free; of an expandable one the pages at its end."""

@@ -66,7 +66,7 @@ class CpuEvents:
         return {"segments": segments, "device_traces": [list(self._events)]}
 
     def _note(self, action: str, address: int, storage: Storage) -> None:
-        frames = self._write_stack(storage) if action == "alloc" else []
+        frames = self._write_stack(storage)
         self._append(action, addr=address, size=storage.bytes, frames=frames)
 
     def _append(self, action: str, **facts: Any) -> None:

@@ -26,10 +26,15 @@ CPU_STACK_DEPTH = 16
 
 
 class Recorder(Protocol):
-    """What records one kind of device."""
+    """What records one kind of device.
+
+    ``context`` is "alloc" where frees have no stacks of their own. It and ``max_entries`` are
+    None where the settings are not known.
+    """
 
     device: str
     max_entries: int | None
+    context: str | None
 
     def start(self) -> None:
         """Begins to record."""
@@ -52,18 +57,21 @@ class CudaRecorder:
     def __init__(self, torch: Any, max_entries: int) -> None:
         self._torch, self._bound = torch, max_entries
         self.max_entries: int | None = max_entries
+        self.context: str | None = "alloc"
         self._joined = False
 
     def start(self) -> None:
         """Turns the recorder on; this starts CUDA where nothing has started it yet."""
         self._joined = self._torch.cuda.is_initialized() and self._torch._C._cuda_isHistoryEnabled()
-        self.max_entries = None if self._joined else self._bound
+        self.max_entries, self.context = self._bound, "alloc"
         if self._joined:
+            self.max_entries = self.context = None
             return
-        # Stacks of Python alone: those of C++ make the snapshot a hundred times slower. Frees
-        # get none: who let go last tells little, and it would be half of the cost.
+        # Stacks of Python alone: those of C++ make the snapshot a hundred times slower. None are
+        # taken for frees: torch then gives them the allocation's, which tells more, and the cost
+        # is halved.
         self._torch.cuda.memory._record_memory_history(
-            "all", context="alloc", stacks="python", max_entries=self._bound
+            "all", context=self.context, stacks="python", max_entries=self._bound
         )
 
     def stop(self, error: BaseException | None) -> dict[str, Any]:
@@ -83,6 +91,7 @@ class CpuRecorder:
 
     def __init__(self, max_entries: int) -> None:
         self.max_entries: int | None = max_entries
+        self.context: str | None = "alloc"
         self._bound = max_entries
         self._events = CpuEvents(max_entries)
         self._tracer: Any = None
@@ -187,6 +196,7 @@ class AllocationRecorder:
             "schema_version": 1,
             "device": self._recorder.device,
             "max_entries": self._recorder.max_entries,
+            "context": self._recorder.context,
             "names": names,
             "sources": sources,
         }

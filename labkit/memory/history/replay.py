@@ -78,7 +78,8 @@ def find_start(trace: Trace) -> dict[int, Held]:
             allocated.add(event.address)
         elif event.action == free_action:
             if event.address not in allocated:
-                start.setdefault(event.address, Held(event.address, event.size_bytes))
+                frames = event.frames if trace.frees_tell_origin else ()
+                start.setdefault(event.address, Held(event.address, event.size_bytes, frames))
             allocated.discard(event.address)
     for segment in trace.segments:
         for block in segment.blocks:

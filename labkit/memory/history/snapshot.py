@@ -63,6 +63,8 @@ class Trace(NamedTuple):
     """What is known of one device; ``max_entries`` is None where the recorder did not say.
 
     ``has_cache`` is False on the CPU, where torch takes each block from the system by itself.
+    ``frees_tell_origin``: the stack of a free is that of the block's allocation, which torch puts
+    there when it was told to take none for frees, and not where the block was let go.
     """
 
     device: str
@@ -71,6 +73,7 @@ class Trace(NamedTuple):
     max_entries: int | None = None
     has_cache: bool = True
     expandable: bool = False
+    frees_tell_origin: bool = False
 
 
 class Recording(NamedTuple):
@@ -168,6 +171,7 @@ def _read_trace(raw: _Raw, expandable: bool) -> Trace:
         max_entries=limit if isinstance(limit, int) and limit > 0 else None,
         has_cache=not on_cpu,
         expandable=expandable or any(segment.expandable for segment in read),
+        frees_tell_origin=raw.own.get("context") == "alloc",
     )
 
 
