@@ -10,9 +10,11 @@ _EXPORTS = {
     "claim": "labkit.lessons.claims",
     "claim_raises": "labkit.lessons.claims",
     "best_device": "labkit.devices.torch_devices",
+    "estimate_memory": "labkit.memory.estimate",
     "LabkitError": "labkit.errors",
     "load_ipython_extension": "labkit.jupyter.extension",
     "memory": "labkit.memory",
+    "record_allocations": "labkit.memory.history.record",
     "track_memory": "labkit.memory.track",
     "unload_ipython_extension": "labkit.jupyter.extension",
 }
@@ -24,8 +26,10 @@ __all__ = [
     "check",
     "claim",
     "claim_raises",
+    "estimate_memory",
     "load_ipython_extension",
     "memory",
+    "record_allocations",
     "track_memory",
     "unload_ipython_extension",
 ]

@@ -23,6 +23,8 @@ FAMILIES = {
     "devices": "devices",
     "doctor": "doctor",
     "memory": "memory",
+    "history": "history",
+    "estimate": "estimate",
     "run": "run",
     "report": "report",
     "compare": "report",

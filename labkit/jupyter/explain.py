@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from labkit.jupyter.live import Budget, find_live_tensors, list_roots
 from labkit.memory.allocator import find_started_torch
 from labkit.memory.balance import Balance
-from labkit.memory.oom import OutOfMemoryPage, read_largest_block, read_shortage
+from labkit.memory.oom import (
+    OutOfMemoryPage,
+    find_out_of_memory,
+    read_largest_block,
+    read_shortage,
+)
 from labkit.memory.snapshot import Snapshot, take_snapshot
 
 
@@ -36,6 +42,19 @@ def explain_out_of_memory(
         largest_block_bytes=read_largest_block(torch.cuda, device) if torch else None,
         live=find_live_tensors(device, list_roots(namespace, error), budget),
     )
+
+
+def explain_last_error() -> str | None:
+    """The page as text on the error that the last cell ended with; None if it is of another kind.
+
+    ``labkit run`` asks for it in a notebook's kernel, where the extension need not be loaded.
+    """
+    error = find_out_of_memory(getattr(sys, "last_exc", None) or getattr(sys, "last_value", None))
+    if error is None:
+        return None
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython is not None else None
+    return repr(explain_out_of_memory(error, shell.user_ns if shell is not None else {}))
 
 
 def _name_current(torch: Any) -> str:

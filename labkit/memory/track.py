@@ -9,21 +9,42 @@ import sys
 import time
 from collections.abc import Callable
 from types import TracebackType
-from typing import NamedTuple, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, ParamSpec, TypeVar
 
 from labkit.errors import LabkitError, UsageError
 from labkit.memory.blocks import LEDGER, Block, Ledger, Span
+from labkit.memory.levels import Level, LineUse, sum_kinds, sum_lines
 from labkit.units import format_bytes, format_seconds
+
+if TYPE_CHECKING:
+    from labkit.memory.storages import StorageTracer
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 
 
+class Breakdown(NamedTuple):
+    """What one device's tensors were for when they took most: bytes by kind, bytes by line.
+
+    ``kinds`` (all of ``KINDS``) adds up to ``peak_bytes``. Tensors from before the block are in
+    it where the block used them.
+    """
+
+    where: str
+    peak_bytes: int
+    kinds: dict[str, int]
+    lines: tuple[LineUse, ...] = ()
+
+
 class MemoryUse(NamedTuple):
-    """What a block used: its seconds, and a span in bytes for each counter that was read."""
+    """What a block used: its seconds, and a span in bytes for each counter that was read.
+
+    ``breakdowns`` has one of each device that had tensors, where kinds or lines were asked for.
+    """
 
     seconds: float
     spans: tuple[Span, ...]
+    breakdowns: tuple[Breakdown, ...] = ()
 
     def find_span(self, where: str) -> Span | None:
         """The span of ``"cuda:0"``, ``"tensors"`` or ``"process"``; None where not measured."""
@@ -31,6 +52,7 @@ class MemoryUse(NamedTuple):
 
     def __repr__(self) -> str:
         lines = [_format_span(span) for span in self.spans] or ["memory: not measured"]
+        lines += [_format_breakdown(one) for one in self.breakdowns]
         return "\n".join([*lines, f"seconds: {format_seconds(self.seconds)}"])
 
     def __str__(self) -> str:
@@ -50,11 +72,15 @@ class MemoryTracker:
         *,
         tensors: bool = False,
         synchronize: bool = False,
+        kinds: bool = False,
+        lines: int = 0,
         ledger: Ledger = LEDGER,
     ) -> None:
         self.use: MemoryUse | None = None
         self._device, self._tensors, self._synchronize = device, tensors, synchronize
+        self._kinds, self._lines = kinds, lines
         self._ledger = ledger
+        self._tracer: StorageTracer | None = None
         self._block: Block | None = None
         self._started = 0.0
 
@@ -67,6 +93,16 @@ class MemoryTracker:
     def change_bytes(self) -> int | None:
         """The net change of that same span."""
         return self.use.spans[0].change_bytes if self.use and self.use.spans else None
+
+    @property
+    def kinds(self) -> dict[str, int] | None:
+        """Bytes by kind at the peak of the first device's tensors; None where not asked for."""
+        return self.use.breakdowns[0].kinds if self.use and self.use.breakdowns else None
+
+    @property
+    def lines(self) -> tuple[LineUse, ...] | None:
+        """The lines that allocated most of that same peak; None where not asked for."""
+        return self.use.breakdowns[0].lines if self.use and self.use.breakdowns else None
 
     @property
     def seconds(self) -> float | None:
@@ -82,7 +118,10 @@ class MemoryTracker:
             )
         self.use = None
         self._wait_for_devices()
+        tracer = self._make_tracer()
         self._block = self._ledger.open_block(self._wants)
+        if tracer is not None:
+            self._open_tracer(tracer, self._block)
         self._started = time.perf_counter()
         return self
 
@@ -98,8 +137,11 @@ class MemoryTracker:
         if error is None:
             self._wait_for_devices()  # after an error it could hide that one behind its own
         seconds = time.perf_counter() - self._started
-        self._block = None
-        self.use = MemoryUse(seconds, _keep_touched(self._ledger.close_block(block)))
+        self._block, tracer, self._tracer = None, self._tracer, None
+        if tracer is not None:
+            tracer.__exit__(kind, error, trace)
+        spans = _keep_touched(self._ledger.close_block(block))
+        self.use = MemoryUse(seconds, spans, self._break_down(tracer) if tracer else ())
 
     def __call__(self, function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
         """The function, measured at every call."""
@@ -116,6 +158,8 @@ class MemoryTracker:
                 self._device,
                 tensors=self._tensors,
                 synchronize=self._synchronize,
+                kinds=self._kinds,
+                lines=self._lines,
                 ledger=self._ledger,
             )
             try:
@@ -139,6 +183,37 @@ class MemoryTracker:
             return name == "process"
         return name == self._device or (self._device == "cuda" and name.startswith("cuda:"))
 
+    def _make_tracer(self) -> StorageTracer | None:
+        if not self._kinds and not self._lines:
+            return None
+        from labkit.memory.storages import StorageTracer
+
+        return StorageTracer()
+
+    def _open_tracer(self, tracer: StorageTracer, block: Block) -> None:
+        """Opens it after the counters, whose profiler would see it; a refusal closes them."""
+        try:
+            self._tracer = tracer.__enter__()
+        except LabkitError:
+            self._block = None
+            self._ledger.close_block(block)
+            raise
+
+    def _break_down(self, tracer: StorageTracer) -> tuple[Breakdown, ...]:
+        """The peaks by kind and line: the GPUs' first, as among the spans."""
+        names = [name for name in tracer.levels if self._device in (None, name.split(":")[0], name)]
+        names.sort(key=lambda name: (name == "cpu", name))
+        found = [(name, tracer.levels[name]) for name in names] or [("cpu", Level())]
+        return tuple(
+            Breakdown(
+                name,
+                level.peak_bytes,
+                sum_kinds(level.list_at_peak()),
+                sum_lines(level.list_at_peak(), self._lines),
+            )
+            for name, level in found
+        )
+
     def _wait_for_devices(self) -> None:
         torch = sys.modules.get("torch")
         if self._synchronize and torch is not None and torch.cuda.is_initialized():
@@ -146,7 +221,12 @@ class MemoryTracker:
 
 
 def track_memory(
-    device: str | None = None, *, tensors: bool = False, synchronize: bool = False
+    device: str | None = None,
+    *,
+    tensors: bool = False,
+    synchronize: bool = False,
+    kinds: bool = False,
+    lines: int = 0,
 ) -> MemoryTracker:
     """Measures a block or a function: exact peak and net change in bytes, and seconds.
 
@@ -155,6 +235,13 @@ def track_memory(
     or ``"cpu"``. ``tensors=True`` adds the CPU tensors made in this thread, through
     torch.profiler, which makes small operators about six times slower. ``synchronize=True``
     waits for the current CUDA device at both ends, for seconds that contain its work.
+
+    ``kinds=True`` says what the tensors at the peak were for (``tracked.kinds``: parameters with
+    buffers, gradients, optimizer, activations, inputs, other), and ``lines=5`` which lines of
+    yours allocated most of it (``tracked.lines``), on any device; backward's memory goes to the
+    forward line it belongs to. Both watch every operator of this thread: small ones take about six
+    times longer, and compiled functions run eagerly meanwhile. While such a block is open, one
+    in another thread is refused.
 
     The figures are the process's: what other threads take meanwhile is in them. The allocator's
     peak is reset on the way, so ``torch.cuda.max_memory_allocated()`` starts anew. Nothing else
@@ -173,7 +260,9 @@ def track_memory(
             cause="the devices with exact peaks are cpu, cuda, and cuda with a number",
             fix='track_memory("cuda:0")',
         )
-    return MemoryTracker(device, tensors=tensors, synchronize=synchronize)
+    if lines < 0:
+        raise UsageError(f"lines={lines} is no number of lines", fix="track_memory(lines=5)")
+    return MemoryTracker(device, tensors=tensors, synchronize=synchronize, kinds=kinds, lines=lines)
 
 
 def _keep_touched(spans: tuple[Span, ...]) -> tuple[Span, ...]:
@@ -191,6 +280,15 @@ def _format_span(span: Span) -> str:
         return f"{span.where}: peak not measured, change {change}"
     added = _format_change(span.added_bytes)
     return f"{span.where}: peak {format_bytes(span.peak_bytes)} ({added}), change {change}"
+
+
+def _format_breakdown(one: Breakdown) -> str:
+    kinds = [f"{kind} {format_bytes(held)}" for kind, held in one.kinds.items() if held]
+    parts = [f"{one.where} tensors at their peak: {', '.join(kinds) or 'none'}"]
+    for line in one.lines:
+        where = f"{line.frame.where}  {line.frame.source}" if line.frame else "before the block"
+        parts.append(f"  {format_bytes(line.held_bytes):>10}  {where}")
+    return "\n".join(parts)
 
 
 def _format_change(count: int | None) -> str:

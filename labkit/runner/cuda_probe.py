@@ -60,17 +60,12 @@ class CudaProbe:
         if self._silent:
             return ()
         expression = EXPRESSION.format(reset=RESET if self._resets else "None")
-        try:
-            for _ in range(ATTEMPTS):
-                asking = _evaluate(client, expression)
-                content = await asyncio.wait_for(asking, TIMEOUT_SECONDS)
-                if content.get("status") != "aborted":
-                    return read_answer(content)
-                await asyncio.sleep(PAUSE_SECONDS)
-        except asyncio.TimeoutError:
+        content = await ask_kernel(client, expression)
+        if content is None:
             # A kernel that does not take a request after its cell: it is not asked again.
             self._silent = True
-        return ()
+            return ()
+        return read_answer(content)
 
     def tell_cell(self, states: tuple[DeviceState, ...]) -> tuple[CudaMemory, ...]:
         """The memory of the cell that ended with these states, for each device it touched."""
@@ -100,6 +95,19 @@ def read_answer(content: Mapping[str, Any]) -> tuple[DeviceState, ...]:
         return tuple(DeviceState(*map(int, row)) for row in rows or ())
     except (ValueError, SyntaxError, TypeError):
         return ()  # the notebook changed how lists are shown
+
+
+async def ask_kernel(client: Any, expression: str) -> Mapping[str, Any] | None:
+    """The reply to one expression that is evaluated without a trace; None where none comes."""
+    try:
+        for _ in range(ATTEMPTS):
+            content = await asyncio.wait_for(_evaluate(client, expression), TIMEOUT_SECONDS)
+            if content.get("status") != "aborted":
+                return content
+            await asyncio.sleep(PAUSE_SECONDS)
+    except asyncio.TimeoutError:
+        return None
+    return {}
 
 
 async def _evaluate(client: Any, expression: str) -> Mapping[str, Any]:

@@ -24,6 +24,7 @@ from labkit.runner.client import Client
 from labkit.runner.cuda_probe import CudaProbe
 from labkit.runner.kernel import QUIET, Kernel
 from labkit.runner.meter import Meter
+from labkit.runner.oom import explain_in_kernel
 from labkit.runner.recorder import CellEvent, Recorder
 from labkit.runner.result import (
     NotebookResult,
@@ -227,9 +228,17 @@ class Execution:
                 self._meter.note_cuda(cuda, sum(state.reserved_bytes for state in states))
         tags = cell.metadata.get("tags", [])
         allowed = self._options.allow_errors or "raises-exception" in tags
+        if not allowed:
+            await self._explain_shortage(execute_reply["content"])
         self._recorder.note_output(self._client.limit)
         self._recorder.end_cell(execute_reply["content"], seconds, memory, cuda, allowed)
         self._follow(self._describe("running"))
+
+    async def _explain_shortage(self, reply: Mapping[str, Any]) -> None:
+        """Has the kernel tell where its memory is, if that is what the cell ended for."""
+        if reply["status"] == "error":
+            value = str(reply.get("evalue"))
+            self._recorder.explanation = await explain_in_kernel(self._client, value)
 
     def _note_cut_short(self) -> None:
         self._recorder.note_output(self._client.limit)

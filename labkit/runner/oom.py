@@ -1,8 +1,16 @@
-"""Running out of memory, told from the exception's own text: what was asked for, what there was."""
+"""Running out of memory: told by the kernel itself while it is there, else from the error's text.
+
+The kernel knows the balance, the largest free block, the live tensors and the names that hold
+them. It is asked right after the cell, once; one that cannot answer leaves the text.
+"""
 
 from __future__ import annotations
 
-from labkit.memory.oom import EXPANDABLE, read_shortage
+import ast
+from typing import Any
+
+from labkit.memory.oom import EXPANDABLE, TEXT, read_shortage
+from labkit.runner.cuda_probe import KEY, ask_kernel
 from labkit.units import format_bytes
 
 NAMES = ("OutOfMemoryError", "MemoryError")
@@ -20,6 +28,30 @@ ON_CUDA = (
 )
 FRAGMENTED = f"much is cached and in pieces too small to use: {EXPANDABLE} helps"
 ON_CPU = "try: a smaller batch or a smaller type, or give the machine or container more memory"
+
+# In the kernel this imports labkit, which a notebook of anybody's may not have: then it fails.
+EXPLAIN = "__import__('importlib').import_module('labkit.jupyter.explain').explain_last_error()"
+PAGE_CHARACTERS = 10_000
+
+
+async def explain_in_kernel(client: Any, value: str) -> str | None:
+    """The page on the error that a cell has just ended with, whose text is ``value``.
+
+    None where it is not about a GPU's memory, or the kernel cannot tell.
+    """
+    if not TEXT.search(value):
+        return None
+    return read_page(await ask_kernel(client, EXPLAIN) or {})
+
+
+def read_page(content: Any) -> str | None:
+    """The page in a kernel's reply; None where there is none, or something else."""
+    answer = content.get("user_expressions", {}).get(KEY, {})
+    try:
+        page = ast.literal_eval(answer.get("data", {}).get("text/plain", "None"))
+    except (ValueError, SyntaxError):
+        return None  # the notebook changed how text is shown
+    return page[:PAGE_CHARACTERS] if isinstance(page, str) and page else None
 
 
 def is_out_of_memory(name: str, value: str) -> bool:

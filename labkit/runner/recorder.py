@@ -49,6 +49,8 @@ class Recorder:
         self._order = [index for index, cell in self._cells.items() if cell.status != "skipped"]
         self._open: int | None = None
         self._started = 0.0
+        # What the kernel tells of the memory it ran out of.
+        self.explanation: str | None = None
 
     @property
     def cells(self) -> tuple[CellResult, ...]:
@@ -129,9 +131,8 @@ class Recorder:
         if not is_out_of_memory(name, value):
             return failure
         balance = read_balance(value)
-        return dataclasses.replace(
-            failure, kind="out_of_memory", balance=balance, hint=advise(value, balance)
-        )
+        hint = self.explanation or advise(value, balance)
+        return dataclasses.replace(failure, kind="out_of_memory", balance=balance, hint=hint)
 
     @property
     def open_memory(self) -> CellMemory | None:

@@ -156,7 +156,9 @@ def _explain_failure(number: int, failure: Failure, cells: tuple[Cell, ...]) -> 
     if any(cell.index == failure.cell_index for cell in cells):
         link = f"#n{number}-c{failure.cell_index}"
         parts.append(f'<p class="no-print"><a href="{link}">to the cell and what it showed</a></p>')
-    if failure.hint:
+    if failure.hint and "\n\n" in failure.hint:  # a page with columns, not a sentence
+        parts.append(f"<pre>{escape_block(failure.hint, MAX_TRACEBACK_CHARACTERS)}</pre>")
+    elif failure.hint:
         parts.append(f"<p>{inline(failure.hint)}</p>")
     if failure.details:
         parts.append(draw_facts(failure.details))

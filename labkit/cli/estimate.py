@@ -1,0 +1,222 @@
+"""``labkit estimate``: will this step fit a GPU, said beforehand and without one."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib.util
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from labkit.cli import add_common, print_json
+from labkit.errors import ExitCode, UsageError
+from labkit.units import near_match
+
+if TYPE_CHECKING:
+    from labkit.memory.estimate import Estimate
+
+MODULE_NAME = "labkit_estimated_file"
+EXAMPLE = """\
+the function takes the batch size and returns the step:
+
+  def make_step(batch=32):
+      model = Model()
+      optimizer = torch.optim.AdamW(model.parameters())
+      inputs = torch.randn(batch, 3, 224, 224)
+      def step():
+          optimizer.zero_grad()
+          model(inputs).mean().backward()
+          optimizer.step()
+      return step
+
+exits 0 if it fits or no device was named, 1 if it does not or that is not certain"""
+
+
+def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Adds ``estimate``."""
+    parser = subparsers.add_parser(
+        "estimate",
+        help="say beforehand whether a training step fits a GPU",
+        description="The peak of a training or inference step, found on fake tensors: no GPU is"
+        " needed and no memory taken.",
+        epilog=EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("step", metavar="FILE:FUNCTION", help="where the step is made")
+    parser.add_argument(
+        "--batch", type=int, metavar="N", help="the batch size (default: the function's own)"
+    )
+    parser.add_argument(
+        "--device",
+        metavar="WHAT",
+        help='what it is to fit: a size ("24 GiB"), a GPU ("H100"), or cuda:0 or cpu of this'
+        " machine",
+    )
+    parser.add_argument("--inference", action="store_true", help="run the step without gradients")
+    add_common(parser)
+    parser.set_defaults(run=show_estimate)
+
+
+def show_estimate(arguments: argparse.Namespace) -> int:
+    """Prints the estimate; exits 0 where it fits or nothing was named that it is to fit."""
+    from labkit.memory.estimate import estimate_memory
+    from labkit.memory.estimate_target import find_target
+    from labkit.memory.estimate_text import GLYPHS, format_estimate
+
+    find_target(arguments.device)  # a name that is wrong is told before torch is loaded
+    path, name = split_step(arguments.step)
+    # The user's own prints are no results of this command.
+    with contextlib.redirect_stdout(sys.stderr):
+        function = find_function(load_file(path), name, path)
+        estimate = estimate_memory(
+            function,
+            batch=arguments.batch,
+            device=arguments.device,
+            inference=arguments.inference,
+            say=lambda words: print(words, file=sys.stderr),
+        )
+    if arguments.json:
+        print_json(describe_estimate(estimate))
+    else:
+        print(format_estimate(estimate, plain=not _can_print("".join(GLYPHS.values()))))
+    judged = estimate.target.capacity_bytes is not None
+    return ExitCode.FAILED if judged and not estimate.fits else ExitCode.OK
+
+
+def split_step(word: str) -> tuple[Path, str]:
+    """The file and the function of ``FILE:FUNCTION``; raises UsageError where one is missing.
+
+    >>> split_step("train.py:make_step")
+    (PosixPath('train.py'), 'make_step')
+    """
+    file, colon, name = word.rpartition(":")
+    if not colon or not file or not name:
+        raise UsageError(
+            f"{word!r} names no function",
+            cause="a file and a function in it are needed, with a colon between them",
+            fix=f"labkit estimate {file or word or 'train.py'}:make_step",
+        )
+    path = Path(file)
+    if not path.is_file():
+        folder = path.parent
+        there = sorted(one.name for one in folder.glob("*.py")) if folder.is_dir() else []
+        near = near_match(path.name, there)
+        raise UsageError(
+            f"there is no file {file}",
+            cause=f"in {folder}/ there are: {', '.join(there[:8]) or 'no Python files'}",
+            fix=f"labkit estimate {folder / near}:{name}" if near else "labkit estimate --help",
+        )
+    return path, name
+
+
+def load_file(path: Path) -> ModuleType:
+    """The file as a module, its own folder importable; raises UsageError where it cannot be."""
+    from labkit.memory.estimate import explain_failure
+
+    spec = importlib.util.spec_from_file_location(MODULE_NAME, path.resolve())
+    if spec is None or spec.loader is None:
+        raise UsageError(f"{path} is no Python file", fix="labkit estimate train.py:make_step")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[MODULE_NAME] = module  # dataclasses and pickle look a module up by its name
+    with _import_beside(path):
+        try:
+            spec.loader.exec_module(module)
+        except SyntaxError as error:
+            raise UsageError(
+                f"{path} is not Python: {error.msg}",
+                cause=f"{Path(error.filename or path).name}:{error.lineno}:"
+                f" {(error.text or '').strip()}",
+                fix=f"python -m py_compile {path}",
+            ) from error
+        except (Exception, SystemExit) as error:
+            raise explain_failure(str(path), error) from error
+    return module
+
+
+def find_function(module: ModuleType, name: str, path: Path) -> Callable[..., Any]:
+    """The function of that name; raises UsageError with a near match where there is none."""
+    found = getattr(module, name, None)
+    if callable(found):
+        return found  # type: ignore[no-any-return]
+    own = [
+        key
+        for key, value in vars(module).items()
+        if callable(value) and getattr(value, "__module__", None) == module.__name__
+    ]
+    near = near_match(name, own)
+    raise UsageError(
+        f"{path} has no function {name!r}",
+        cause=f"its functions are: {', '.join(own) or 'none'}",
+        fix=f"labkit estimate {path}:{near or (own[0] if own else 'make_step')}",
+    )
+
+
+def describe_estimate(estimate: Estimate) -> dict[str, object]:
+    """The estimate as ``--json`` prints it; what is unknown is null."""
+    return {
+        "function": estimate.name,
+        "batch": estimate.batch,
+        "inference": estimate.inference,
+        "device": {
+            "name": estimate.target.name,
+            "kind": estimate.target.kind,
+            "capacity_bytes": estimate.target.capacity_bytes,
+            "taken_bytes": estimate.target.taken_bytes,
+        },
+        "peak_bytes": estimate.peak_bytes,
+        "kinds": estimate.kinds,
+        "reserved_bytes": estimate.reserved_bytes,
+        "context_bytes": estimate.context_bytes,
+        "needed_bytes": [estimate.least_bytes, estimate.most_bytes],
+        "fits": estimate.fits,
+        "spare_bytes": estimate.spare_bytes,
+        "largest_batch": estimate.largest_batch,
+        "complete": estimate.obstacle is None,
+        "obstacle": _describe_obstacle(estimate),
+        "lines": [_describe_line(line) for line in estimate.lines],
+        "notes": list(estimate.notes),
+    }
+
+
+def _describe_obstacle(estimate: Estimate) -> dict[str, object] | None:
+    obstacle = estimate.obstacle
+    if obstacle is None:
+        return None
+    frame = obstacle.frame
+    return {
+        "operator": obstacle.operator,
+        "reason": obstacle.reason,
+        "file": frame.file if frame else None,
+        "line": frame.line if frame else None,
+    }
+
+
+def _describe_line(line: Any) -> dict[str, object]:
+    return {
+        "file": line.frame.file if line.frame else None,
+        "line": line.frame.line if line.frame else None,
+        "source": line.frame.source if line.frame else None,
+        "held_bytes": line.held_bytes,
+        "storages": line.storages,
+    }
+
+
+@contextlib.contextmanager
+def _import_beside(path: Path) -> Iterator[None]:
+    """Lets the file import what lies beside it, as ``python FILE`` would."""
+    sys.path.insert(0, str(path.resolve().parent))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(path.resolve().parent))
+
+
+def _can_print(text: str) -> bool:
+    try:
+        text.encode(sys.stdout.encoding or "ascii")
+    except UnicodeEncodeError:
+        return False
+    return True

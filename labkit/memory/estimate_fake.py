@@ -1,0 +1,262 @@
+"""Running a step on fake tensors: all of torch's shapes and storages, and none of the memory.
+
+Where a step asks for a value, there is none: an ``Obstacle`` says which operator asked, in which
+line, and why it stops there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import logging
+import re
+import sys
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any, NamedTuple
+
+import torch
+from torch._subclasses import fake_tensor
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+from labkit.errors import UsageError
+from labkit.memory.caching import CachingAllocator, round_request
+from labkit.memory.estimate_cuda import CudaWays, choose_foreach
+from labkit.memory.estimate_values import READ_VALUE, pass_unknown_items
+from labkit.memory.frames import Frame, find_user_frames, is_user_file
+from labkit.memory.storages import StorageTracer
+
+# What torch's own code asks of values decides how it computes, never how much memory it takes:
+# how often an optimizer has stepped, and whether a gradient has overflowed (it has not).
+OWN_ANSWERS = {"optim/": 1, "amp/": 0, "nn/utils/": 0}
+# Their scratch memory is made by a library whose sizes fake tensors do not know.
+UNKNOWN_SCRATCH = ("mkldnn_rnn_layer", "_cudnn_rnn", "miopen_rnn")
+AUTOCAST = "torch.autocast('cuda') does nothing to fake tensors: the types are those without it"
+FOLDER = str(Path(torch.__file__).parent) + "/"
+# Between the code that asks for a value and the one that answers.
+PASSAGES = ("_ops.py", "_compile.py", "_tensor.py", "_dynamo/", "_subclasses/", "utils/")
+
+
+class Obstacle(NamedTuple):
+    """Where fake tensors do not know: the operator, why not, and the user's line."""
+
+    operator: str
+    reason: str
+    frame: Frame | None = None
+
+    def __str__(self) -> str:
+        where = f" at {self.frame.where}" if self.frame else ""
+        return f"{self.operator}{where} {self.reason}"
+
+
+class FakeMode(fake_tensor.FakeTensorMode):  # type: ignore[misc]
+    """Torch's fake tensors; a deep copy of one belongs to the same mode."""
+
+    def __deepcopy__(self, memo: Any) -> FakeMode:
+        return self
+
+
+class FakeTracer(StorageTracer):
+    """Traces fake storages, and takes down what cannot be known of them."""
+
+    def __init__(self, observer: Any, round_up: Callable[[int], int]) -> None:
+        super().__init__(observer, round_up=round_up)
+        self.obstacle: Obstacle | None = None
+        self.autocast = False
+
+    def __torch_dispatch__(
+        self,
+        operator: Callable[..., Any],
+        types: Any,
+        arguments: tuple[Any, ...] = (),
+        named: dict[str, Any] | None = None,
+    ) -> Any:
+        """Traces the operator; a value that torch itself asks for is answered."""
+        self.autocast = self.autocast or torch.is_autocast_enabled("cuda")
+        try:
+            result = super().__torch_dispatch__(operator, types, arguments, named)
+        except fake_tensor.DataDependentOutputException:
+            answer = _answer_torch() if operator is READ_VALUE else None
+            if answer is None:
+                raise
+            return answer
+        name = operator._schema.name.partition("::")[2]  # type: ignore[attr-defined]
+        if name in UNKNOWN_SCRATCH:
+            self._note(Obstacle(str(operator), "takes scratch memory of unknown size"))
+        return result
+
+    def _look_at(self, tensors: Any) -> Any:
+        for one in tensors:
+            if one.requires_grad and one.is_leaf and not isinstance(one, fake_tensor.FakeTensor):
+                raise RealTensorError
+            if one.layout is not torch.strided:
+                self._note(Obstacle(f"a {one.layout} tensor", "has as much as its values say"))
+        return super()._look_at(tensors)
+
+    def _note(self, obstacle: Obstacle) -> None:
+        if self.obstacle is None:
+            frames = find_user_frames()
+            self.obstacle = obstacle._replace(frame=frames[0] if frames else None)
+
+
+class RealTensorError(Exception):
+    """A parameter that was made outside takes part: its gradients would be fake ones."""
+
+
+class Pretence:
+    """Fake tensors around whatever runs in it, traced; ``cuda`` as CUDA would take memory."""
+
+    def __init__(self, *, cuda: bool) -> None:
+        self._cuda = cuda
+        self.allocator = CachingAllocator() if cuda else None
+        self._fake = FakeMode(allow_non_fake_inputs=True)
+        self.tracer = FakeTracer(self.allocator, round_request if cuda else int)
+        self.notes: list[str] = []
+
+    @contextlib.contextmanager
+    def play(self) -> Iterator[None]:
+        """The context to run in; torch is as it was before when it ends."""
+        with contextlib.ExitStack() as stack:
+            caught = stack.enter_context(warnings.catch_warnings(record=True))
+            warnings.simplefilter("default")
+            warnings.filterwarnings("ignore", message="Accessing the data pointer of FakeTensor")
+            stack.enter_context(_hush(logging.getLogger(fake_tensor.__name__)))
+            stack.enter_context(torch.random.fork_rng(devices=[]))
+            stack.enter_context(_swap_by_data())
+            stack.enter_context(pass_unknown_items(self._note_unknown))
+            if self._cuda:
+                stack.callback(register_optimizer_step_pre_hook(choose_foreach).remove)
+            stack.enter_context(self._fake)
+            stack.enter_context(self.tracer)
+            yield
+        self._tell_warnings(caught)
+
+    @property
+    def names_cuda(self) -> bool:
+        """True where tensors were put on a GPU: only making them works there without one."""
+        return any(name.startswith("cuda") for name in self.tracer.levels)
+
+    def copy_fake(self, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+        """The arguments with fake tensors for real ones; what they share, they still share."""
+        with _copy_by(self._fake.from_tensor):
+            return copy.deepcopy(arguments)
+
+    def follow_cuda(self, *, wanted: bool = True) -> contextlib.AbstractContextManager[Any]:
+        """The context in which code for CUDA runs on the CPU; in CUDA's ways, if it is for CUDA."""
+        return CudaWays(follow=self._cuda) if wanted else contextlib.nullcontext()
+
+    def _note_unknown(self) -> None:
+        frames = find_user_frames()
+        where = f" at {frames[0].where}" if frames else ""
+        note = f"the value of item(){where} is not known; it was only passed on"
+        if note not in self.notes:
+            self.notes.append(note)
+
+    def _tell_warnings(self, caught: list[warnings.WarningMessage]) -> None:
+        played = self.tracer.autocast
+        for one in caught:
+            if "CUDA is not available" in str(one.message):
+                played = True
+            else:
+                warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
+        if played:
+            self.notes.append(AUTOCAST)
+
+
+def read_obstacle(error: BaseException) -> Obstacle | None:
+    """What stopped a step on fake tensors; None where the error is the step's own."""
+    frame = find_raising_frame(error)
+    operator = str(getattr(error, "func", ""))
+    if isinstance(error, fake_tensor.DataDependentOutputException):
+        return Obstacle(operator, "asks for a value, and fake tensors have none", frame)
+    if isinstance(error, fake_tensor.DynamicOutputShapeException):
+        return Obstacle(operator, "gives as many elements as the values say", frame)
+    if isinstance(error, fake_tensor.UnsupportedOperatorException):
+        return Obstacle(operator, "has no fake version", frame)
+    unregistered = re.search(r"no fake impl registered for <CustomOpDef\((.+?)\)>", str(error))
+    if unregistered:
+        return Obstacle(unregistered[1], "has no fake version", frame)
+    if ".numpy() is not supported" in str(error):
+        return Obstacle("numpy()", "asks for values, and fake tensors have none", frame)
+    return None
+
+
+def find_raising_frame(error: BaseException) -> Frame | None:
+    """The innermost line of the user's own code on the way to an error."""
+    found = None
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        if is_user_file(frame.f_code.co_filename):
+            found = Frame(frame.f_code.co_filename, line, frame.f_code.co_name)
+    return found
+
+
+def refuse_real(name: str) -> UsageError:
+    """The error for a step that trains tensors which were made outside of it."""
+    return UsageError(
+        f"{name} trains a tensor that was made outside of it",
+        cause="its gradients would be fake ones: the model would be spoilt",
+        fix="estimate_memory(step, model, ...) with the model as an argument, or made inside",
+    )
+
+
+@contextlib.contextmanager
+def _hush(logger: logging.Logger) -> Iterator[None]:
+    """Keeps the tracebacks back that fake tensors log on the way to raising the same error."""
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+@contextlib.contextmanager
+def _copy_by(convert: Callable[[Any], Any]) -> Iterator[None]:
+    """Lets ``copy.deepcopy`` put ``convert(tensor)`` wherever the original has the tensor."""
+
+    def copy_tensor(tensor: Any, memo: dict[int, Any]) -> Any:
+        return memo.setdefault(id(tensor), convert(tensor))
+
+    kinds = (torch.Tensor, torch.nn.Parameter)
+    originals = [kind.__deepcopy__ for kind in kinds]
+    for kind in kinds:
+        kind.__deepcopy__ = copy_tensor
+    try:
+        yield
+    finally:
+        for kind, original in zip(kinds, originals, strict=True):
+            kind.__deepcopy__ = original
+
+
+@contextlib.contextmanager
+def _swap_by_data() -> Iterator[None]:
+    """Lets ``Module.to`` exchange fake parameters, which torch's own exchange refuses."""
+
+    def exchange(one: Any, other: Any) -> None:
+        one.data = other.data
+
+    original = torch.utils.swap_tensors
+    torch.utils.swap_tensors = exchange
+    try:
+        yield
+    finally:
+        torch.utils.swap_tensors = original
+
+
+def _answer_torch() -> int | None:
+    """The answer to a value that torch's own code asks for; None where the user's asks."""
+    running: FrameType | None = sys._getframe(2)
+    while running is not None:
+        file = running.f_code.co_filename
+        running = running.f_back
+        if file.startswith(FOLDER):
+            path = file.removeprefix(FOLDER)
+            if not path.startswith(PASSAGES):
+                answers = (OWN_ANSWERS[one] for one in OWN_ANSWERS if path.startswith(one))
+                return next(answers, None)
+        elif is_user_file(file):
+            return None
+    return None

@@ -1,0 +1,345 @@
+"""``estimate_memory``: the same bytes as the step takes for real, without taking them."""
+
+from __future__ import annotations
+
+import copy
+import threading
+
+import pytest
+import torch
+from torch import nn
+
+import labkit
+from labkit.errors import LabkitError, UsageError
+from labkit.memory import estimate as estimate_module
+from labkit.memory.estimate import estimate_memory, find_largest_batch
+from labkit.memory.estimate_values import UnknownNumber
+from labkit.memory.levels import KINDS, sum_kinds
+from labkit.memory.process import read_resident_bytes
+from labkit.memory.storages import StorageTracer
+from labkit.memory.track import track_memory
+from tests.fakes.models import MODELS, OPTIMIZERS, make_training, run_twice
+
+GIB = 2**30
+CASES = [(model, optimizer) for model in MODELS for optimizer in OPTIMIZERS]
+
+
+@pytest.mark.parametrize(("model", "optimizer"), CASES)
+def test_the_estimate_is_within_two_percent_of_what_is_measured(model, optimizer):
+    make_step = make_training(model, optimizer)
+    estimate = estimate_memory(make_step, batch=16)
+    run_twice(make_step, 16)
+    with StorageTracer() as tracer:
+        run_twice(make_step, 16)
+    with track_memory("cpu", tensors=True) as tracked:
+        run_twice(make_step, 16)
+    level = tracer.levels["cpu"]
+    by_profiler = tracked.use.find_span("tensors").peak_bytes
+    assert estimate.obstacle is None
+    assert estimate.peak_bytes == level.peak_bytes
+    assert estimate.kinds == sum_kinds(level.list_at_peak())
+    assert abs(estimate.peak_bytes - by_profiler) <= 0.02 * by_profiler
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_inference_keeps_nothing_for_backward(model):
+    def make_run(batch):
+        net, inputs, _ = MODELS[model](batch)
+        net.eval()
+        return lambda: net(inputs)
+
+    estimate = estimate_memory(make_run, batch=16, inference=True)
+    with StorageTracer() as tracer, torch.no_grad():
+        run_twice(make_run, 16)
+    assert estimate.peak_bytes == tracer.levels["cpu"].peak_bytes
+    assert estimate.kinds["gradients"] == estimate.kinds["optimizer"] == 0
+    assert estimate.peak_bytes < estimate_memory(make_training(model, "SGD"), batch=16).peak_bytes
+
+
+def test_the_kinds_and_the_lines_add_up_to_the_peak():
+    estimate = estimate_memory(make_training("gpt", "Adam"), batch=8)
+    assert tuple(estimate.kinds) == KINDS
+    assert sum(estimate.kinds.values()) == estimate.peak_bytes
+    assert sum(line.held_bytes for line in estimate.lines) <= estimate.peak_bytes
+    assert estimate.lines[0].frame.where.startswith("models.py:")
+
+
+def test_a_terabyte_is_estimated_without_taking_it():
+    before = read_resident_bytes()
+    estimate = estimate_memory(
+        lambda: nn.Linear(2**19, 2**19, bias=False)(torch.ones(1, 2**19)), device="H100"
+    )
+    assert estimate.peak_bytes > 2**40
+    assert estimate.fits is False
+    assert read_resident_bytes() - before < 2**30
+
+
+def train(model, optimizer, inputs):
+    optimizer.zero_grad()
+    model(inputs).pow(2).mean().backward()
+    optimizer.step()
+
+
+def test_a_real_model_is_estimated_and_stays_as_it_is():
+    model, inputs = nn.Sequential(nn.Linear(64, 64), nn.BatchNorm1d(64)), torch.randn(8, 64)
+    optimizer = torch.optim.Adam(model.parameters())
+    before, state = copy.deepcopy(model.state_dict()), torch.random.get_rng_state()
+    estimate = estimate_memory(train, model, optimizer, inputs)
+    assert all(torch.equal(one, before[name]) for name, one in model.state_dict().items())
+    assert all(one.grad is None for one in model.parameters())
+    assert not optimizer.state
+    assert torch.equal(torch.random.get_rng_state(), state)
+    with StorageTracer() as tracer:
+        for _ in range(2):
+            train(model, optimizer, inputs)
+    assert estimate.peak_bytes == tracer.levels["cpu"].peak_bytes
+    assert estimate.kinds == sum_kinds(tracer.levels["cpu"].list_at_peak())
+
+
+def test_an_optimizer_that_has_stepped_keeps_its_state():
+    model, inputs = nn.Linear(64, 64, bias=False), torch.randn(8, 64)
+    optimizer = torch.optim.Adam(model.parameters())
+    train(model, optimizer, inputs)
+    estimate = estimate_memory(train, model, optimizer, inputs)
+    assert estimate.kinds["parameters"] == estimate.kinds["gradients"] == 64 * 64 * 4
+    assert estimate.kinds["optimizer"] >= 2 * 64 * 64 * 4
+
+
+def test_a_model_from_outside_that_is_trained_is_refused():
+    model = nn.Linear(4, 4)
+    with pytest.raises(UsageError, match="trains a tensor that was made outside of it"):
+        estimate_memory(lambda: model(torch.ones(1, 4)).sum().backward())
+    assert model.weight.grad is None
+
+
+def test_a_constant_from_outside_is_counted():
+    table = torch.ones(100)
+    estimate = estimate_memory(lambda: nn.functional.relu(table))
+    assert estimate.peak_bytes == 800
+
+
+def test_torch_is_as_before():
+    swap, item, copying = torch.utils.swap_tensors, torch.Tensor.item, torch.Tensor.__deepcopy__
+    with pytest.raises(UsageError):
+        estimate_memory(lambda model: 1 / 0, nn.Linear(2, 2), device="H100")
+    assert torch.utils.swap_tensors is swap
+    assert torch.Tensor.item is item
+    assert "item" not in vars(torch.Tensor)
+    assert torch.Tensor.__deepcopy__ is copying
+    assert type(torch.zeros(1)) is torch.Tensor
+
+
+def test_a_model_can_be_moved_and_made_smaller():
+    def make_step():
+        model = nn.Linear(100, 100, bias=False).to("cpu").bfloat16()
+        return lambda: model(torch.ones(1, 100, dtype=torch.bfloat16)).sum().backward()
+
+    estimate = estimate_memory(make_step)
+    assert estimate.kinds["parameters"] == 2 * 100 * 100
+
+
+def branch(batch=4):
+    """Makes 4000 bytes a sample, and then asks for a value."""
+    values = torch.ones(batch, 1000)
+    if values.sum() > 0:
+        return values.repeat(100, 1)
+    return values
+
+
+@pytest.mark.parametrize(
+    ("ask", "operator", "reason"),
+    [
+        (lambda: float(torch.ones(3).sum()), "aten._local_scalar_dense.default", "asks for a"),
+        (lambda: torch.ones(3).nonzero(), "aten.nonzero.default", "as many elements as"),
+        (lambda: torch.ones(3).numpy(), "numpy()", "asks for values"),
+        (lambda: torch.ones(3).long().sum().item(), "aten._local_scalar_dense.default", "asks"),
+        (lambda: [0, 1][int(torch.ones(1).item())], "aten._local_scalar_dense.default", "asks"),
+    ],
+    ids=["float", "nonzero", "numpy", "a count", "an index"],
+)
+def test_what_cannot_be_known_is_named_with_its_line(ask, operator, reason):
+    estimate = estimate_memory(ask)
+    assert estimate.obstacle.operator == operator
+    assert reason in estimate.obstacle.reason
+    assert estimate.obstacle.frame.where.startswith("test_estimate.py:")
+
+
+def test_an_operator_without_a_fake_version_is_named():
+    @torch.library.custom_op("labkit_tests::double", mutates_args=())
+    def double(values: torch.Tensor) -> torch.Tensor:
+        return values * 2
+
+    obstacle = estimate_memory(lambda: double(torch.ones(3))).obstacle
+    assert obstacle.operator == "labkit_tests::double"
+    assert obstacle.reason == "has no fake version"
+
+
+def test_a_bound_never_says_that_it_fits():
+    estimate = estimate_memory(branch, device="H100")
+    assert (estimate.fits, estimate.peak_bytes) == (None, 16_384 + 512 + 512)
+    assert "a lower bound: aten._local_scalar_dense.default at test_estimate.py:" in repr(estimate)
+    assert "not known whether it fits H100" in repr(estimate)
+
+
+def test_a_bound_can_say_that_it_does_not_fit():
+    estimate = estimate_memory(branch, batch=2**30, device="H100")
+    assert estimate.fits is False
+    assert "does not fit H100" in repr(estimate)
+
+
+def test_scratch_memory_that_nobody_knows_makes_a_bound():
+    def make_step(batch=2):
+        model, inputs = nn.LSTM(8, 8), torch.ones(5, batch, 8)
+        return lambda: model(inputs)[0].sum().backward()
+
+    obstacle = estimate_memory(make_step).obstacle
+    assert obstacle.reason == "takes scratch memory of unknown size"
+    assert obstacle.frame.source == "return lambda: model(inputs)[0].sum().backward()"
+
+
+def test_a_loss_that_is_only_shown_goes_through(capsys):
+    def make_step(batch=4):
+        model, inputs, total = nn.Linear(8, 8), torch.ones(batch, 8), []
+
+        def step():
+            loss = model(inputs).mean()
+            loss.backward()
+            total.append(loss.item() / 2)
+            print(f"loss {loss.item():.3f}, mean {sum(total) / len(total):.3f}")
+
+        return step
+
+    estimate = estimate_memory(make_step)
+    assert estimate.obstacle is None
+    assert capsys.readouterr().out == "loss ?, mean ?\n" * 2
+    assert len(estimate.notes) == 2
+    assert "is not known; it was only passed on" in estimate.notes[0]
+
+
+@pytest.mark.parametrize(
+    "use", [bool, int, round, lambda one: one < 2, lambda one: one == 1, lambda one: one // 1]
+)
+def test_an_unknown_number_is_not_to_be_decided_by(use):
+    with pytest.raises(RuntimeError):
+        use(UnknownNumber(1.0))
+
+
+def test_an_unknown_number_is_passed_on():
+    number = UnknownNumber(1.0)
+    passed = [number + 1, 2 - number, number * 3, 1 / number, -number, number**2, round(number, 2)]
+    assert {str(one) for one in passed} == {"?"}
+
+
+def test_what_torch_asks_for_itself_is_answered():
+    def make_step():
+        model, inputs = nn.Linear(8, 8), torch.ones(4, 8)
+        optimizer = torch.optim.ASGD(model.parameters())
+        scaler = torch.amp.GradScaler("cpu")
+
+        def step():
+            scaler.scale(model(inputs).mean()).backward()
+            scaler.unscale_(optimizer)
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0, error_if_nonfinite=True)
+            scaler.step(optimizer)
+            scaler.update()
+
+        return step
+
+    estimate = estimate_memory(make_step)
+    assert (estimate.obstacle, estimate.notes) == (None, ())
+
+
+@pytest.mark.parametrize(
+    ("step", "what"),
+    [
+        (lambda: nn.Linear(2, 2), "<lambda> returned a model, and not a step"),
+        (lambda: (one for one in "ab"), "<lambda> returned generator '<lambda>', which has not"),
+        (lambda: 1 / 0, "<lambda> raised ZeroDivisionError: division by zero"),
+        (lambda: exit(3), "<lambda> raised SystemExit: 3"),
+        (lambda: nn.Linear(2, 2)(torch.ones(1, 3)), "<lambda> raised RuntimeError: a and b must"),
+        (lambda batch: None, "<lambda> raised TypeError: .*missing 1 required positional"),
+    ],
+)
+def test_a_step_that_fails_by_itself_is_explained(step, what, caplog):
+    with pytest.raises(UsageError, match=what.replace("(", r"\(")) as caught:
+        estimate_memory(step)
+    assert caught.value.fix
+    assert not caplog.records
+
+
+def test_a_batch_below_one_is_refused():
+    with pytest.raises(UsageError, match="a batch of 0 samples"):
+        estimate_memory(branch, batch=0)
+
+
+def test_the_batch_is_the_functions_own_where_none_is_given():
+    estimate = estimate_memory(lambda batch=7: torch.ones(batch) + 1)
+    assert (estimate.batch, estimate.peak_bytes) == (7, 56)
+    assert estimate_memory(lambda size=7: None).batch is None
+    assert estimate_memory(lambda one: None, torch.ones(1)).batch is None
+
+
+def test_while_another_thread_traces_it_is_refused():
+    opened, done = threading.Event(), threading.Event()
+
+    def work():
+        with StorageTracer():
+            opened.set()
+            done.wait(10)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        assert opened.wait(10)
+        with pytest.raises(LabkitError, match="two threads at once"):
+            estimate_memory(branch)
+    finally:
+        done.set()
+        thread.join(10)
+
+
+def test_the_largest_batch_is_found_and_the_next_one_does_not_fit():
+    make_step = make_training("cnn", "Adam")
+    tried = []
+    estimate = estimate_memory(make_step, batch=5000, device="1.5 GiB", say=tried.append)
+    largest = estimate.largest_batch
+    assert estimate.fits is False
+    assert estimate_memory(make_step, batch=largest, device="1.5 GiB").fits is True
+    assert estimate_memory(make_step, batch=largest + 1, device="1.5 GiB").fits is not True
+    assert tried[0] == "tries batch 2500"
+    assert len(tried) < 14
+
+
+@pytest.mark.parametrize(
+    ("measure", "expected"),
+    [
+        (lambda size: 10 * size, 20),
+        (lambda size: 100 + 10 * size, 10),
+        (lambda size: 206, 0),
+        (lambda size: 10 * size if size > 1 else None, 20),
+        (lambda size: size * size, 14),
+        (lambda size: 1 if size < 63 else 1000, 62),
+        (lambda size: None, 0),
+    ],
+    ids=["linear", "affine", "never", "not one alone", "square", "a cliff", "never runs"],
+)
+def test_the_search_for_the_largest_batch(measure, expected):
+    assert find_largest_batch(measure, 205, 64, 1000) == expected
+
+
+def test_a_fit_has_no_largest_batch():
+    estimate = estimate_memory(make_training("mlp", "SGD"), batch=4, device="H100")
+    assert (estimate.fits, estimate.largest_batch) == (True, None)
+    assert estimate.spare_bytes == estimate.target.capacity_bytes - estimate.most_bytes
+
+
+def test_a_close_call_is_none_and_the_largest_batch_surely_fits():
+    estimate = estimate_memory(make_training("mlp", "SGD"), batch=4, device="600 MiB")
+    assert estimate.fits is None
+    assert estimate.largest_batch == 0
+    assert "close: whether it fits 600 MiB depends on CUDA's context" in repr(estimate)
+    assert "not even a batch of 1 surely fits" in repr(estimate)
+
+
+def test_the_public_name_is_the_function():
+    assert labkit.estimate_memory is estimate_module.estimate_memory

@@ -1,0 +1,228 @@
+"""What an estimate does for a GPU: sizes, names, and the ways in which CUDA differs."""
+
+from __future__ import annotations
+
+import gc
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from labkit.devices.gpu_memory import GpuMemory, GpuProcess, MemoryAnswer
+from labkit.errors import DeviceMissingError, UsageError
+from labkit.memory import snapshot
+from labkit.memory.estimate import estimate_memory
+from labkit.memory.estimate_cuda import CONTEXT_BYTES
+from labkit.memory.estimate_target import KNOWN_GPUS, Target, find_target
+from tests.fakes.models import MODELS, OPTIMIZERS, make_training, run_twice
+
+MIB, GIB = 2**20, 2**30
+
+
+@pytest.mark.parametrize(
+    ("device", "expected"),
+    [
+        ("24 GiB", Target("24 GiB", "cuda", 24 * GIB)),
+        ("24gb", Target("24gb", "cuda", 24 * 10**9)),
+        ("1.5 MiB", Target("1.5 MiB", "cuda", 3 * MIB // 2)),
+        (GIB, Target("1.0 GiB", "cuda", GIB)),
+        ("H100", Target("H100", "cuda", 81_559 * MIB)),
+        ("nvidia a100-80gb", Target("A100 80GB", "cuda", 81_920 * MIB)),
+        ("rtx4090", Target("RTX 4090", "cuda", 24_564 * MIB)),
+        (None, Target("cpu", "cpu")),
+    ],
+)
+def test_what_a_step_is_to_fit(device, expected):
+    assert find_target(device) == expected
+
+
+@pytest.mark.parametrize(
+    ("device", "near"),
+    [("A100", "A100 40GB"), ("RTX 4091", "RTX 4090"), ("24 apples", "24 GiB"), ("", "24 GiB")],
+)
+def test_a_device_that_nobody_knows(device, near):
+    with pytest.raises(UsageError, match="unknown device") as caught:
+        find_target(device)
+    assert caught.value.fix == f'--device "{near}"'
+
+
+def test_every_known_gpu_is_found_by_its_name():
+    assert [find_target(name).name for name in KNOWN_GPUS] == list(KNOWN_GPUS)
+
+
+def test_this_machines_cpu_has_what_it_may_use():
+    target = find_target("cpu")
+    assert target.kind == "cpu"
+    assert target.capacity_bytes > 0
+
+
+def test_a_gpu_that_is_not_here_is_missing(monkeypatch):
+    monkeypatch.setattr(snapshot, "read_gpu_memory", lambda: MemoryAnswer(()))
+    with pytest.raises(DeviceMissingError, match="cuda:0 is not on this machine"):
+        find_target("cuda")
+
+
+def test_a_gpu_of_this_machine_is_found_by_torchs_name(monkeypatch):
+    held = snapshot.AllocatorFacts("cuda:0", "0a1b", "NVIDIA L4", 0, 0)
+    gpu = GpuMemory(
+        nvml_index=0,
+        uuid="GPU-0a1b",
+        name="NVIDIA L4",
+        total_bytes=23_034 * MIB,
+        free_bytes=20_000 * MIB,
+        reserved_bytes=500 * MIB,
+        processes=(GpuProcess(99, 2_534 * MIB),),
+    )
+    monkeypatch.setattr(snapshot, "read_gpu_memory", lambda: MemoryAnswer((gpu,)))
+    monkeypatch.setattr(snapshot, "read_allocators", lambda: (held,))
+    monkeypatch.setattr(snapshot, "sees_host_ids", lambda: True)
+    target = find_target("cuda")
+    assert target == Target("cuda:0 (NVIDIA L4)", "cuda", 22_534 * MIB, 2_534 * MIB)
+
+
+def test_each_tensor_is_rounded_up_to_what_the_allocator_gives_out():
+    estimate = estimate_memory(lambda: [torch.ones(1), torch.ones(200)], device="H100")
+    assert estimate.peak_bytes == 512 + 1024
+    assert estimate.reserved_bytes == 2 * MIB
+    assert estimate.context_bytes == CONTEXT_BYTES
+    assert estimate.least_bytes == estimate.peak_bytes + CONTEXT_BYTES[0]
+    assert estimate.most_bytes == 2 * MIB + CONTEXT_BYTES[1]
+
+
+def test_on_the_cpu_nothing_is_rounded_and_there_is_no_context():
+    estimate = estimate_memory(lambda: torch.ones(1), device="cpu")
+    assert (estimate.peak_bytes, estimate.reserved_bytes, estimate.context_bytes) == (4, None, None)
+    assert estimate.least_bytes == estimate.most_bytes == 4
+
+
+@pytest.mark.parametrize("device", ["H100", "cpu", None])
+def test_code_for_cuda_is_played_on_the_cpu(device):
+    def make_step(batch=2):
+        model = nn.Linear(4, 4).to("cuda")
+        where = torch.device("cuda:0")
+        inputs = torch.ones(batch, 4, device=where).cuda()
+        labels = torch.zeros(batch, 4).to(where, non_blocking=True)
+        return lambda: functional.mse_loss(model(inputs), labels).backward()
+
+    estimate = estimate_memory(make_step, device=device)
+    assert estimate.obstacle is None
+    assert estimate.kinds["gradients"] > 0
+
+
+@pytest.mark.parametrize("move", [lambda one: one.to("cuda"), lambda one: one.cuda()])
+def test_an_inference_for_cuda_counts_what_it_puts_there(move):
+    def make_step():
+        model = move(nn.Linear(100, 100, bias=False))
+        return lambda: model(torch.ones(1, 100, device="cuda"))
+
+    estimate = estimate_memory(make_step, inference=True)
+    assert estimate.peak_bytes == 100 * 100 * 4 + 400 + 400
+    assert estimate_memory(lambda: torch.ones(9, device="cuda"), inference=True).peak_bytes == 36
+
+
+def drop(batch=64):
+    values = torch.ones(batch, 1024, requires_grad=True)
+    return lambda: functional.dropout(values, 0.1).sum().backward()
+
+
+def test_dropout_keeps_a_mask_of_one_byte_an_element():
+    on_cuda, on_cpu = estimate_memory(drop, device="H100"), estimate_memory(drop)
+    assert on_cuda.peak_bytes < on_cpu.peak_bytes
+    size = 64 * 1024
+    # The values, what drops out, and the mask; the values' gradient comes when that has gone.
+    assert on_cuda.kinds["activations"] <= 4 * size + size + 4 * size + 2048
+
+
+def test_dropout_that_drops_nothing_is_left_alone():
+    def make_step():
+        values = torch.ones(100, requires_grad=True)
+        return lambda: functional.dropout(values, 0.5, training=False).sum().backward()
+
+    assert estimate_memory(make_step, device="H100").obstacle is None
+
+
+def attend(batch=2, **named):
+    query = torch.ones(batch, 4, 512, 32, requires_grad=True)
+    return lambda: (
+        functional.scaled_dot_product_attention(query, query, query, **named).sum().backward()
+    )
+
+
+def test_attention_with_dropout_does_not_keep_its_weights():
+    weights = 2 * 4 * 512 * 512 * 4
+    on_cuda = estimate_memory(lambda: attend(dropout_p=0.1), device="H100")
+    on_cpu = estimate_memory(lambda: attend(dropout_p=0.1))
+    assert on_cuda.peak_bytes < weights < on_cpu.peak_bytes
+
+
+def test_attention_with_a_mask_goes_its_way():
+    mask = torch.ones(512, 512, dtype=torch.bool)
+    assert estimate_memory(lambda: attend(attn_mask=mask), device="H100").obstacle is None
+
+
+def test_an_optimizer_works_on_all_parameters_at_once():
+    def make_step():
+        model = nn.Sequential(*(nn.Linear(100, 100, bias=False) for _ in range(8)))
+        optimizer = torch.optim.Adam(model.parameters())
+
+        def step():
+            model(torch.ones(1, 100)).sum().backward()
+            optimizer.step()
+
+        return step
+
+    weights = 8 * 100 * 100 * 4
+    on_cuda, on_cpu = estimate_memory(make_step, device="H100"), estimate_memory(make_step)
+    assert on_cuda.kinds["optimizer"] >= 3 * weights
+    assert on_cpu.kinds["optimizer"] < 3 * weights
+
+
+def test_an_optimizer_that_has_chosen_is_left_its_choice():
+    def make_step(foreach):
+        weight = torch.ones(1000, requires_grad=True)
+        optimizer = torch.optim.SGD([weight], lr=0.1, momentum=0.9, foreach=foreach)
+
+        def step():
+            weight.sum().backward()
+            optimizer.step()
+            assert optimizer.param_groups[0]["foreach"] is bool(foreach is not False)
+
+        return step
+
+    for foreach in (None, True, False):
+        estimate_memory(lambda choice=foreach: make_step(choice), device="H100")
+
+
+@pytest.mark.filterwarnings("error")
+def test_autocast_for_cuda_is_not_played_and_that_is_said():
+    def make_step():
+        model = nn.Linear(4, 4)
+
+        def step():
+            with torch.autocast("cuda", dtype=torch.bfloat16):
+                model(torch.ones(2, 4)).sum().backward()
+
+        return step
+
+    notes = estimate_memory(make_step, device="H100").notes
+    assert notes == (
+        "torch.autocast('cuda') does nothing to fake tensors: the types are those without it",
+    )
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("model", MODELS)
+def test_the_estimate_is_within_three_percent_of_the_gpus_peak(model, optimizer):
+    batch = 256
+    estimate = estimate_memory(make_training(model, optimizer), batch=batch, device="H100")
+    make_step = make_training(model, optimizer, "cuda")
+    run_twice(make_step, 2)  # what cuBLAS keeps for itself is there from then on
+    gc.collect()
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    run_twice(make_step, batch)
+    measured = torch.cuda.max_memory_allocated() - before
+    assert abs(estimate.peak_bytes - measured) <= 0.03 * measured
