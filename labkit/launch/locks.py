@@ -30,7 +30,8 @@ INDEX_HEADER = """\
 # Installed alone, without dependencies ({others}): only this step knows PyTorch's index.
 """
 DEFAULT_HEADER = """\
-# torch's build {name}: the one on the default index. Installed without dependencies ({others}).
+# torch's build {name}: the one on the default index.
+# Installed alone, without dependencies ({others}).
 # Three equal signs: two would also take 2.13.0+cpu, and pip prefers it where it sees one.
 """
 
@@ -74,17 +75,10 @@ def _resolve(resolver: Path, folder: Path, name: str) -> None:
 
 def _compile(resolver: Path, folder: Path, source: str, *options: str) -> CommandResult:
     """One run of the resolver: for every Python and machine, with hashes, without an index."""
-    command = [
-        str(resolver),
-        "pip",
-        "compile",
-        source,
-        "--quiet",
-        "--universal",
-        "--no-python-downloads",
-    ]
-    command += ["--python-version", OLDEST_PYTHON, "--generate-hashes"]
-    command += ["--no-header", "--no-annotate", "--no-emit-index-url", *options]
+    always = "--quiet --universal --no-python-downloads --generate-hashes"
+    always += " --no-header --no-annotate --no-emit-index-url"
+    command = [str(resolver), "pip", "compile", source, *always.split()]
+    command += ["--python-version", OLDEST_PYTHON, *options]
     return run_command(command, timeout_seconds=900, folder=folder)
 
 

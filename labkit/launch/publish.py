@@ -89,7 +89,8 @@ def build_image(
 def compose_build(checkout: Checkout, client: str, service: str) -> list[str]:
     """The command that builds a service's image."""
     file = ["--file", str(checkout.root / "compose.yaml")]
-    folder = ["--project-directory", str(checkout.root), "--project-name", checkout.project]
+    # Not the checkout's own project: Compose labels the image with it, and it differs by folder.
+    folder = ["--project-directory", str(checkout.root), "--project-name", "labkit"]
     return [client, "compose", *folder, *file, "--profile", service, "build", service]
 
 

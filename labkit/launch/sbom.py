@@ -27,7 +27,7 @@ LIMIT_SECONDS = 300.0
 
 # Copied inside the image by a container that is never seen again; no network, nothing mounted.
 COLLECT = (
-    "cd / && tar -cf /tmp/records.tar etc/os-release var/lib/dpkg/status"
+    "cd / && tar -cf /tmp/records.tar usr/lib/os-release var/lib/dpkg/status"
     " opt/lab/lib/python3*/site-packages/*.dist-info"
 )
 ALONE = ("--network", "none", "--entrypoint", "sh")
@@ -93,7 +93,7 @@ def _copy_records(client: str, image: str, scratch: Path) -> Path:
 
 
 def _list_debian_packages(tools: Path, records: Path) -> Document:
-    release = (records / "etc" / "os-release").read_text(encoding="utf-8")
+    release = (records / "usr" / "lib" / "os-release").read_text(encoding="utf-8")
     version = re.search(r'^VERSION_ID="?([^"\n]+)', release, flags=re.MULTILINE)
     options = ["--sbom-type", "cdx", "--cdx-schema-version", SCHEMA_VERSION, "--root", str(records)]
     options += ["--distro-version", version.group(1)] if version else []
