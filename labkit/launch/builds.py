@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from labkit.errors import UsageError
@@ -70,23 +70,23 @@ def choose_named_build(flavor: str, environment: Mapping[str, str] = os.environ)
         )
     if flavor != "cuda":
         return CPU_BUILD
-    build = find_build(environment.get("LABKIT_CUDA_BUILD") or CUDA_BUILDS[0].name)
-    return build if build.cuda else CUDA_BUILDS[0]
+    return find_build(environment.get("LABKIT_CUDA_BUILD") or CUDA_BUILDS[0].name, CUDA_BUILDS)
 
 
-def find_build(name: str) -> TorchBuild:
-    """The build of this name.
+def find_build(name: str, known: Sequence[TorchBuild] = (CPU_BUILD, *CUDA_BUILDS)) -> TorchBuild:
+    """The build of this name, among those that are ``known``.
 
     Raises UsageError, with the near match, for a name that is none.
 
     >>> find_build("cu126").locks
     ('cuda-cu126', 'torch-cu126', 'lab')
     """
-    if name in BUILDS:
-        return BUILDS[name]
-    near = near_match(name.lower(), tuple(BUILDS))
+    for build in known:
+        if build.name == name:
+            return build
+    names = tuple(build.name for build in CUDA_BUILDS)
     raise UsageError(
         f"unknown build of torch {name!r}",
-        cause=f"it is one of: {', '.join(build.name for build in CUDA_BUILDS)}",
-        fix=f"make up LABKIT_CUDA_BUILD={near or CUDA_BUILDS[0].name}",
+        cause=f"it is one of: {', '.join(names)}",
+        fix=f"make up LABKIT_CUDA_BUILD={near_match(name.lower(), names) or names[0]}",
     )
