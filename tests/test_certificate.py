@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import hashlib
+import io
+import os
 
 import pytest
 
 from labkit.errors import UsageError
 from labkit.launch import certificate as certificate_module
+from labkit.launch import environment as environment_module
 from labkit.launch.certificate import (
     build_certificate,
     keep_fingerprint,
     read_certificate,
     trust_in_pip,
 )
-from tests.fakes.host import make_checkout
+from labkit.launch.environment import PythonEnvironment
+from labkit.launch.steps import Steps
+from tests.fakes.host import make_checkout, write_program
 
 TEXT = "-----BEGIN CERTIFICATE-----\nTHE PROXY\n-----END CERTIFICATE-----\n"
 
@@ -111,3 +116,26 @@ def test_without_a_choice_of_the_users_the_systems_certificates_are_kept(
     monkeypatch.setattr(certificate_module, "SYSTEM_BUNDLES", ())
     trust_in_pip(checkout, {"LABKIT_CA_FILE": str(file)})
     assert (checkout.state_folder / "trusted.pem").read_text() == "\n" + TEXT
+
+
+# Plays the Python that makes the .venv, and its pip, which writes down whom it trusts.
+PYTHON = """\
+case "$*" in
+"-m venv"*)
+  for folder; do :; done
+  mkdir -p "$folder/bin" && cp "$0" "$folder/bin/python" ;;
+*install*) echo "$PIP_CERT" >> "{calls}" ;;
+esac"""
+
+
+def test_the_venvs_pip_trusts_it_and_this_process_is_left_as_it_was(
+    file, checkout, tmp_path, monkeypatch
+):
+    program = write_program(tmp_path / "bin", "python3", PYTHON.format(calls=tmp_path / "calls"))
+    monkeypatch.setattr(environment_module.sys, "executable", str(program))
+    monkeypatch.delenv("PIP_CERT", raising=False)
+    monkeypatch.setenv("LABKIT_CA_FILE", str(file))
+    PythonEnvironment(checkout).prepare(Steps(io.StringIO()))
+    trusted = str(checkout.state_folder / "trusted.pem")
+    assert (tmp_path / "calls").read_text().splitlines() == [trusted] * 3
+    assert "PIP_CERT" not in os.environ
