@@ -22,7 +22,7 @@ from pathlib import Path
 OPENED_HOST = "index.example"
 USER, PASSWORD = "ada", "a-secret-of-the-proxy"
 NAME = "Inspecting Proxy of the Tests"
-WHEEL = "torch-2.13.0+cpu-py3-none-any.whl"
+WHEEL = "torch-99.0+cpu-py3-none-any.whl"
 
 
 def make_certificates(folder: Path) -> Path:
@@ -41,13 +41,13 @@ def make_certificates(folder: Path) -> Path:
 
 
 def make_wheel() -> bytes:
-    """A wheel that calls itself torch and holds one line."""
-    info = "torch-2.13.0+cpu.dist-info"
+    """A wheel that calls itself torch, of a version that no other index has."""
+    info = "torch-99.0+cpu.dist-info"
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w") as archive:
-        archive.writestr("torch/__init__.py", "__version__ = '2.13.0+cpu'\n")
+        archive.writestr("torch/__init__.py", "__version__ = '99.0+cpu'\n")
         archive.writestr(
-            f"{info}/METADATA", "Metadata-Version: 2.1\nName: torch\nVersion: 2.13.0+cpu\n"
+            f"{info}/METADATA", "Metadata-Version: 2.1\nName: torch\nVersion: 99.0+cpu\n"
         )
         archive.writestr(
             f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
