@@ -12,18 +12,20 @@ from pathlib import Path
 
 from labkit.commands import run_command, stream_command
 from labkit.errors import LabkitError
+from labkit.launch.builds import BUILDS, CPU_BUILD, CUDA_BUILDS
 from labkit.launch.logs import StepLog
 from labkit.launch.settings import Checkout
 from labkit.launch.steps import Step, Steps
 
 INSTALL_LIMIT_SECONDS = 2 * 3600.0
-TORCH_INDEX = "https://download.pytorch.org/whl/cpu"
 # What labkit itself is installed from: editable, so that a change to the code needs nothing.
 LABKIT_INPUT = "pyproject.toml"
 
 # What each lock is called while it is being installed.
 TITLES = {
     "torch-cpu": "torch, the build for the CPU",
+    **{build.torch_lock: f"torch, the build for CUDA {build.cuda}" for build in CUDA_BUILDS},
+    **{f"cuda-{build.name}": f"CUDA {build.cuda}'s libraries" for build in CUDA_BUILDS},
     "lab": "JupyterLab and what the labs use",
     "test": "what the tests use",
 }
@@ -49,7 +51,7 @@ class PythonEnvironment:
         """The environment's own interpreter."""
         return self.checkout.environment_folder / "bin" / "python"
 
-    def prepare(self, steps: Steps, locks: Sequence[str] = ("torch-cpu", "lab")) -> None:
+    def prepare(self, steps: Steps, locks: Sequence[str] = CPU_BUILD.locks) -> None:
         """Makes the environment where there is none, and installs every lock that has changed.
 
         Interrupted or failed, it goes on from there the next time. Raises EngineError with the
@@ -61,7 +63,7 @@ class PythonEnvironment:
             self._install_once(steps, lock, self._lock_file(lock), self._lock_options(lock))
         self._install_once(steps, "labkit", self.checkout.root / LABKIT_INPUT, ())
 
-    def is_current(self, locks: Sequence[str] = ("torch-cpu", "lab")) -> bool:
+    def is_current(self, locks: Sequence[str] = CPU_BUILD.locks) -> bool:
         """True where everything the locks name is installed."""
         return self.python.exists() and all(
             self._read_stamp(lock) == self._digest(self._lock_file(lock)) for lock in locks
@@ -113,9 +115,10 @@ class PythonEnvironment:
 
     def _lock_options(self, lock: str) -> tuple[str, ...]:
         # torch alone comes from PyTorch's index; one that does not answer costs a second.
-        if not lock.startswith("torch"):
+        build = BUILDS.get(lock.removeprefix("torch-"))
+        if build is None or build.torch_index is None:
             return ()
-        index = os.environ.get("TORCH_INDEX", TORCH_INDEX)
+        index = os.environ.get("TORCH_INDEX", build.torch_index)
         return ("--index-url", index, "--retries", "1")
 
     def _count(self, lock: Path) -> int | None:
