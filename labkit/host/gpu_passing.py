@@ -73,6 +73,12 @@ def name_cdi_device(gpu: str) -> str:
     return f"nvidia.com/gpu={gpu}"
 
 
+def list_seen(answer: CommandResult) -> tuple[str, ...]:
+    """The lines of `nvidia-smi -L` that name a GPU, or a part of one (MIG)."""
+    lines = (line.strip() for line in answer.stdout.splitlines() if answer.ok)
+    return tuple(line for line in lines if LISTED.match(line))
+
+
 def _has_image(client: str, image: str, run: CommandRunner) -> bool:
     words = [client, "image", "inspect", "--format", "{{.Id}}", image]
     return run(words, timeout_seconds=INSPECT_SECONDS).ok
@@ -106,14 +112,8 @@ def _try_way(
     answer = run(command, timeout_seconds=TRIAL_SECONDS)
     if answer.timed_out:  # the client is gone, and its container may not be
         run([client, "rm", "--force", name], timeout_seconds=INSPECT_SECONDS)
-    seen = _read_list(answer.stdout) if answer.ok else ()
+    seen = list_seen(answer)
     return PassingTrial(way, seen, None if seen else _quote_engine(answer))
-
-
-def _read_list(text: str) -> tuple[str, ...]:
-    """The lines of `nvidia-smi -L` that name a GPU, or a part of one (MIG)."""
-    lines = (line.strip() for line in text.splitlines())
-    return tuple(line for line in lines if LISTED.match(line))
 
 
 def _quote_engine(answer: CommandResult) -> str:

@@ -69,5 +69,5 @@ def find_build(name: str) -> TorchBuild:
     raise UsageError(
         f"unknown build of torch {name!r}",
         cause=f"it is one of: {', '.join(build.name for build in CUDA_BUILDS)}",
-        fix=f"make up LABKIT_CUDA_BUILD={near or CUDA_BUILDS[0].name}",
+        fix=f"make up CUDA={near or CUDA_BUILDS[0].name}",
     )

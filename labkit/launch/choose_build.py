@@ -31,7 +31,7 @@ class BuildNeeds:
         return self.oldest <= capability and (self.newest is None or capability <= self.newest)
 
 
-# The newest first: the build to take where nothing speaks for another.
+# By the names in builds.py, the newest first: the one to take where nothing speaks for another.
 NEEDS = {
     "cu130": BuildNeeds(580, (7, 5), None),
     "cu126": BuildNeeds(525, (5, 0), (9, 0), machines=("x86_64",)),

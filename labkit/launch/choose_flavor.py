@@ -82,7 +82,7 @@ def choose_flavor(settings: Settings, host: GpuHost, *, demand: bool = True) -> 
     try:
         return _choose_cuda(settings, host)
     except LabkitError as error:
-        if settings.flavor == "cuda" and not demand and settings.gpus == ALL_GPUS:
+        if settings.flavor == "cuda" and not demand and not settings.gpus:
             return _choose_idle(settings, error)
         if settings.flavor == "cuda" or settings.asks_for_gpu:
             raise _name_asked(settings, error) from error
@@ -129,7 +129,7 @@ def _choose_gpus(settings: Settings, host: GpuHost) -> tuple[GpuSelection, Choic
         )
     selection = select_gpus(settings.gpus, facts)
     build_host = BuildHost(facts, selection.gpus, host.machine, host.distribution)
-    by_name = settings.gpus != ALL_GPUS
+    by_name = settings.gpus not in ((), ALL_GPUS)
     build = choose_build(settings.cuda, build_host, all_asked=by_name)
     return selection.narrow(find_served(build.value, selection.gpus)), build
 
@@ -196,6 +196,6 @@ def _list_asked(settings: Settings) -> Sequence[str]:
     asked = {
         "FLAVOR": settings.flavor,
         "CUDA": settings.cuda,
-        "GPUS": "auto" if settings.gpus == ALL_GPUS else ",".join(settings.gpus),
+        "GPUS": ",".join(settings.gpus) or "auto",
     }
     return [f"{name}={value}" for name, value in asked.items() if value != "auto"]

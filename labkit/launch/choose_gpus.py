@@ -30,13 +30,13 @@ class GpuSelection:
 
 
 def parse_gpus(text: str | None) -> tuple[str, ...]:
-    """The words in `GPUS=`; ("all",) where it was left out.
+    """The words in `GPUS=`; empty where it was left out.
 
     Raises UsageError for words that name no GPU.
     """
-    words = tuple(word.strip() for word in (text or "all").split(",") if word.strip())
-    if words == ALL_GPUS:
-        return words
+    if text is None or text == "all":
+        return ALL_GPUS if text else ()
+    words = tuple(word.strip() for word in text.split(",") if word.strip())
     for word in words or ("",):
         if not (word.isdecimal() or word.startswith(("GPU-", "MIG-"))):
             raise UsageError(
@@ -53,19 +53,13 @@ def select_gpus(asked: tuple[str, ...], facts: GpuFacts) -> GpuSelection:
     Raises DeviceMissingError, with the list of those that are there, for one that is not. A host
     that does not list its GPUs is taken at the word.
     """
-    if asked == ALL_GPUS:
+    if asked in ((), ALL_GPUS):
         return GpuSelection(facts.gpus, ALL_GPUS)
     if not facts.gpus:
         return GpuSelection((), asked)
     found = [_find_gpu(word, facts.gpus) for word in asked]
     words = tuple(dict.fromkeys(word for _, word in found))
     return GpuSelection(tuple(dict.fromkeys(gpu for gpu, _ in found)), words)
-
-
-def list_visible(words: Sequence[str], facts_gpus: Sequence[Gpu]) -> str:
-    """The words for CUDA_VISIBLE_DEVICES: UUIDs where they are known, as CUDA orders otherwise."""
-    uuids = {str(gpu.index): gpu.uuid for gpu in facts_gpus}
-    return ",".join(uuids.get(word) or word for word in words)
 
 
 def _find_gpu(word: str, gpus: Sequence[Gpu]) -> tuple[Gpu, str]:

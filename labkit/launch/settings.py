@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from labkit.errors import UsageError
-from labkit.launch.choose_gpus import ALL_GPUS, parse_gpus
+from labkit.launch.choose_gpus import parse_gpus
 
 DEFAULT_PORT = 8888
 LOOPBACK = "127.0.0.1"
@@ -64,12 +64,12 @@ class Settings:
     bind: str = LOOPBACK
     bind_asked: bool = False
     cuda: str = "auto"
-    gpus: tuple[str, ...] = ALL_GPUS
+    gpus: tuple[str, ...] = ()
 
     @property
     def asks_for_gpu(self) -> bool:
         """True where a CUDA build or GPUs were asked for by name, which the CPU cannot give."""
-        return self.cuda != "auto" or self.gpus != ALL_GPUS
+        return self.cuda != "auto" or bool(self.gpus)
 
     @property
     def opens_to_others(self) -> bool:
