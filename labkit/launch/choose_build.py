@@ -180,7 +180,7 @@ def _refuse_all(host: BuildHost) -> LabkitError:
     oldest = min(needs.driver for needs in NEEDS.values())
     if major is not None and major < oldest:
         return EngineError(
-            f"driver {host.driver} is too old for CUDA {'12'}",
+            f"driver {host.driver} is too old for CUDA",
             cause=f"every CUDA build of torch here needs driver {oldest} or newer",
             fix=host.install_driver,
         )

@@ -6,8 +6,9 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from pathlib import Path
 
-from labkit.commands import run_command
+from labkit.commands import CommandRunner, run_command
 from labkit.doctor.distribution import UNKNOWN, Distribution, read_distribution
 from labkit.errors import EngineError
 from labkit.host.engine import EngineFacts, probe_engine
@@ -79,28 +80,37 @@ def check_settings(settings: Settings) -> None:
     check_flavor(settings)
 
 
-def probe_host(checkout: Checkout, settings: Settings) -> HostFacts:
-    """The host's facts, its engines and driver asked side by side, and then a container tried."""
+def probe_host(
+    checkout: Checkout,
+    settings: Settings,
+    run: CommandRunner = run_command,
+    root: Path = Path("/"),
+    machine: MachineFacts | None = None,
+) -> HostFacts:
+    """The host's facts, its engines and driver asked side by side, and then a container tried.
+
+    Raises UsageError for settings that no host could meet.
+    """
     check_settings(settings)
     absent = EngineFacts("docker", client_found=False)
     names = [settings.runtime] if settings.runtime in ("docker", "podman") else []
     names = names or ([] if settings.runtime == "local" else ["docker", "podman"])
     with ThreadPoolExecutor() as pool:
-        gpu = pool.submit(probe_gpu, run_command)
-        engines = {name: pool.submit(probe_engine, name, run_command) for name in names}
+        gpu = pool.submit(probe_gpu, run, root)
+        engines = {name: pool.submit(probe_engine, name, run) for name in names}
         found = {name: future.result() for name, future in engines.items()}
         facts = HostFacts(
-            read_machine(),
+            machine or read_machine(),
             found.get("docker", absent),
             found.get("podman", absent),
             gpu.result(),
-            read_distribution(),
+            read_distribution(root),
         )
-    return replace(facts, trials=_try_passing(checkout, settings, facts))
+    return replace(facts, trials=_try_passing(checkout, settings, facts, run))
 
 
 def _try_passing(
-    checkout: Checkout, settings: Settings, facts: HostFacts
+    checkout: Checkout, settings: Settings, facts: HostFacts, run: CommandRunner
 ) -> tuple[PassingTrial, ...]:
     """The containers tried, where the lab would run in one and have a GPU."""
     try:
@@ -113,9 +123,9 @@ def _try_passing(
     own = [os.environ.get("LABKIT_IMAGE"), *(f"labkit:{name}" for name in BUILDS)]
     base = os.environ.get("BASE_IMAGE") or BASE_IMAGE
     images = [name for name in (*own, base) if name]
-    image = find_image(runtime, images, run_command) or base
+    image = find_image(runtime, images, run) or base
     user = _word_identity(_choose_identity(checkout, facts, runtime).value)
-    return probe_passing(runtime, image, run_command, gpus=gpus, user=user)
+    return probe_passing(runtime, image, run, gpus=gpus, user=user)
 
 
 def make_plan(
