@@ -11,13 +11,15 @@ import pytest
 from labkit.errors import EngineError, LabkitError, TimedOutError, UsageError
 from labkit.launch import up
 from labkit.launch.choose import Choice
+from labkit.launch.choose_flavor import CPU
 from labkit.launch.container import PortTakenError
 from labkit.launch.health import wait_until
+from labkit.launch.plan import Plan
 from labkit.launch.settings import Settings
 from labkit.launch.state import LabHandle, LabState, read_state, write_state
 from labkit.launch.status import LabStatus
 from labkit.launch.steps import Steps
-from labkit.launch.up import Plan, choose_port, describe_urls, find_running, launch, start_lab
+from labkit.launch.up import choose_port, describe_urls, find_running, launch, start_lab
 from tests.fakes.host import ADA, make_checkout
 
 TOKEN = "abc"
@@ -30,6 +32,7 @@ class FakeLab:
     port: int = 0
     on_start: dict[int, BaseException] = field(default_factory=dict)
     alive: bool = True
+    gpu_problem: str | None = None
     calls: list[str] = field(default_factory=list)
 
     def on_port(self, port):
@@ -50,12 +53,15 @@ class FakeLab:
     def is_alive(self, handle):
         return self.alive
 
+    def find_gpu_problem(self, handle):
+        return self.gpu_problem
+
     def explain_death(self, handle):
         return EngineError(f"{handle.container} died")
 
 
-def plan_for(lab, port_asked=False):
-    return Plan(Choice("local", "a reason"), Choice("cpu", "another"), lab, port_asked)
+def plan_for(lab, port_asked=False, flavor=CPU):
+    return Plan(Choice("local", "a reason"), Choice(flavor, "another"), lab, port_asked)
 
 
 @pytest.fixture
@@ -302,7 +308,7 @@ def test_a_port_asked_for_and_taken_meanwhile_is_an_error(checkout, steps):
 
 def test_from_nothing_to_a_url(checkout, steps, monkeypatch):
     lab = FakeLab()
-    monkeypatch.setattr(up, "probe_host", lambda settings: None)
+    monkeypatch.setattr(up, "probe_host", lambda checkout, settings: None)
     monkeypatch.setattr(up, "make_plan", lambda checkout, settings, facts: plan_for(lab))
     monkeypatch.setattr(up, "probe_server", lambda port, token, address: "healthy")
     status = start_lab(checkout, Settings(), steps)
@@ -317,7 +323,7 @@ def test_a_workspace_that_cannot_be_used_stops_it_before_anything_starts(
 ):
     checkout.workspace.rmdir()
     checkout.workspace.write_text("a file of that name")
-    monkeypatch.setattr(up, "probe_host", lambda settings: pytest.fail("went on"))
+    monkeypatch.setattr(up, "probe_host", lambda checkout, settings: pytest.fail("went on"))
     with pytest.raises(LabkitError, match="is not a folder"):
         start_lab(checkout, Settings(), steps)
 

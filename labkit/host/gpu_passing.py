@@ -17,6 +17,7 @@ INSPECT_SECONDS = 10.0
 PULL_SECONDS = 120.0
 # What Docker and Podman have, in the order in which they are tried.
 WAYS = {"docker": ("reservation", "cdi"), "podman": ("cdi",)}
+NO_IMAGE = "no image to try it with"
 # Held as the lab is: what a container with more rights sees proves nothing.
 HARDENED = ("--cap-drop", "ALL", "--security-opt", "no-new-privileges", "--read-only")
 # What the client says around its error: it looked for the image, pulled it, has a help page.
@@ -89,7 +90,7 @@ def _fetch_image(client: str, image: str, run: CommandRunner) -> str | None:
     if _has_image(client, image, run):
         return None
     answer = run([client, "pull", "--quiet", image], timeout_seconds=PULL_SECONDS)
-    return None if answer.ok else f"no image to try it with: {_quote_engine(answer)}"
+    return None if answer.ok else f"{NO_IMAGE}: {_quote_engine(answer)}"
 
 
 def _ask_for(way: str, gpus: Sequence[str]) -> list[str]:

@@ -15,6 +15,9 @@ RUNTIMES = ("docker", "podman", "local")
 # Who a lab runs as where the host's user is root: the first ordinary user of most systems.
 UNPRIVILEGED_ID = 1000
 
+# Nearer to "cpu" by its letters.
+MEANT = {"gpu": "cuda"}
+
 T = TypeVar("T")
 
 
@@ -111,7 +114,7 @@ def check_name(kind: str, asked: str, known: tuple[str, ...], variable: str = ""
     """
     if asked in known or asked == "auto":
         return
-    near = near_match(asked.lower(), known)
+    near = MEANT.get(asked.lower()) or near_match(asked.lower(), known)
     raise UsageError(
         f"unknown {kind} {asked!r}",
         cause=f"{kind} is one of: auto, {', '.join(known)}",

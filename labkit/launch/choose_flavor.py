@@ -9,7 +9,7 @@ from labkit.doctor.distribution import UNKNOWN, Distribution
 from labkit.doctor.explain import explain_text
 from labkit.errors import DeviceMissingError, EngineError, LabkitError, UsageError
 from labkit.host.gpu import GpuFacts
-from labkit.host.gpu_passing import PassingTrial
+from labkit.host.gpu_passing import NO_IMAGE, PassingTrial
 from labkit.launch.choose import Choice, check_name
 from labkit.launch.choose_build import (
     BUILDS,
@@ -156,8 +156,12 @@ def _refuse_passing(host: GpuHost) -> LabkitError:
     problems = [trial.problem for trial in host.trials if trial.problem]
     known = [problem for problem in problems if explain_text(problem).first]
     told = (known or problems or ["no container was tried"])[0]
+    untried = told.startswith(NO_IMAGE)
     return EngineError(
-        f"{name} does not pass the GPU on", **_explain(told, host.distribution, "make doctor")
+        f"{name} could not be tried with the GPU"
+        if untried
+        else f"{name} does not pass the GPU on",
+        **_explain(told, host.distribution, "make doctor"),
     )
 
 

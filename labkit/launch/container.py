@@ -21,6 +21,8 @@ from labkit.launch.steps import Steps
 
 BUILD_LIMIT_SECONDS = 3 * 3600.0
 START_LIMIT_SECONDS = 180.0
+# All of them, always: what starts names its service, and what stops is to find every one.
+PROFILES = ("cpu", "cuda", GPU_SERVICE, "test")
 
 
 class PortTakenError(EngineError):
@@ -171,14 +173,16 @@ class ContainerLab:
         return replace(self, port=port)
 
     def compose_command(self, words: Sequence[str]) -> list[str]:
-        """The whole Compose command line for ``words``."""
+        """The whole Compose command line for ``words``.
+
+        What starts a container of a cuda lab gets the file with its GPUs, written here.
+        """
         project = ["--project-name", self.checkout.project]
         folder = ["--project-directory", str(self.checkout.root)]
         files = ["--file", str(self.checkout.root / "compose.yaml")]
         if self.flavor.way and words[0] in ("up", "run"):
             files += ["--file", str(write_gpu_file(self.checkout, self.client, self.flavor))]
-        names = dict.fromkeys([self.flavor.name, self.service, "test"])
-        profiles = [word for name in names for word in ("--profile", name)]
+        profiles = [word for name in PROFILES for word in ("--profile", name)]
         return [self.client, "compose", *project, *folder, *files, *profiles, *words]
 
     def environment(self) -> dict[str, str]:
