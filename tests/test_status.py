@@ -191,8 +191,8 @@ def test_a_cuda_lab_is_the_same_again(checkout):
     ("state", "kind"),
     [
         (state_of(), "cpu"),
-        (CUDA_STATE, "cuda (cu130, GPUs: 0,1)"),
-        (replace(CUDA_STATE, gpus=None), "cuda (cu130, GPUs: none)"),
+        (CUDA_STATE, "cuda cu130, GPUs: 0,1"),
+        (replace(CUDA_STATE, gpus=None), "cuda cu130, GPUs: none"),
     ],
 )
 def test_what_kind_of_lab_it_is(state, kind):

@@ -61,7 +61,7 @@ class LabState:
         """
         if self.flavor == "cpu":
             return self.flavor
-        return f"{self.flavor} ({self.build}, GPUs: {self.gpus or 'none'})"
+        return f"{self.flavor} {self.build}, GPUs: {self.gpus or 'none'}"
 
 
 def read_state(checkout: Checkout) -> LabState | None:

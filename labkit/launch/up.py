@@ -197,8 +197,10 @@ def _check_gpu(lab: Lab, state: LabState, settings: Settings, steps: Steps) -> N
     if problem is None:
         return
     what = f"the lab runs, but sees no GPU ({problem})"
-    cause = f"{state.runtime} passes it on, but the Compose it uses left it out"
+    cause = f"{state.runtime} passed it on to a container, but its Compose did not"
     fix = "make down && sudo apt-get install podman-compose && make up"
+    if state.runtime != "podman":  # whose Compose is one of several, and not all know CDI
+        fix = "make doctor"
     if settings.flavor == "cuda" or settings.asks_for_gpu:
         raise EngineError(what, cause=cause, fix=fix)
     steps.say(f"  warning: {what}: {cause}")
