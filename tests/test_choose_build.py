@@ -204,6 +204,11 @@ def test_every_build_that_can_be_made_can_be_chosen():
             Choice("cu130", "build cu130 for NVIDIA H200 with driver 580.65.06"),
             id="on ARM64",
         ),
+        pytest.param(
+            host("550", H200, machine="aarch64"),
+            Choice("cu126", "build cu126 for NVIDIA H200 with driver 550.54.15"),
+            id="on ARM64, with a driver of CUDA 12",
+        ),
     ],
 )
 def test_the_build_and_why(played, choice):
@@ -255,9 +260,9 @@ def test_a_build_that_was_asked_for(asked, played, reason):
         ),
         pytest.param(
             "cu126",
-            host("580", H200, machine="aarch64"),
-            "it is made for x86_64, and this machine is aarch64",
-            "make up CUDA=cu130",
+            host("580", H200, machine="ppc64le"),
+            "they are made for x86_64 and aarch64, and this machine is ppc64le",
+            "make up FLAVOR=cpu",
             id="another machine",
         ),
     ],
@@ -268,12 +273,17 @@ def test_a_build_that_was_asked_for_and_cannot_work_is_an_error(asked, played, c
     assert (error.cause, error.fix) == (cause, fix)
 
 
-def test_on_arm_an_older_driver_has_no_build():
-    error = refuse(host("570", H200, machine="aarch64"))
-    assert error.what == "no build of torch fits NVIDIA H200 with driver 570.86.15"
-    assert error.cause == (
-        "its architecture (Hopper, 9.0) needs build cu130, and that driver 580 or newer"
-    )
+@pytest.mark.parametrize(
+    ("machine", "cause"),
+    [
+        ("aarch64", "its architecture (Turing, 7.5) is in none of them"),
+        ("ppc64le", "they are made for x86_64 and aarch64, and this machine is ppc64le"),
+    ],
+)
+def test_what_runs_on_a_pc_may_have_no_build_on_another_machine(machine, cause):
+    error = refuse(host("580", T4, machine=machine))
+    assert error.what == "no build of torch fits Tesla T4 with driver 580.65.06"
+    assert (error.cause, error.fix) == (cause, "make up FLAVOR=cpu")
 
 
 def test_gpus_asked_for_that_no_build_serves_together_are_an_error():

@@ -24,18 +24,21 @@ class BuildNeeds:
     driver: int
     oldest: Capability
     newest: Capability | None
-    machines: tuple[str, ...] = ("x86_64", "aarch64")
 
-    def has_code_for(self, capability: Capability) -> bool:
-        """True where the build runs on GPUs of this compute capability."""
-        return self.oldest <= capability and (self.newest is None or capability <= self.newest)
+    def has_code_for(self, capability: Capability, machine: str) -> bool:
+        """True where the build runs on GPUs of this compute capability in such a machine."""
+        oldest = max(self.oldest, OLDEST_ON.get(machine, self.oldest))
+        return oldest <= capability and (self.newest is None or capability <= self.newest)
 
 
 # By the names in builds.py, the newest first: the one to take where nothing speaks for another.
 NEEDS = {
     "cu130": BuildNeeds(580, (7, 5), None),
-    "cu126": BuildNeeds(525, (5, 0), (9, 0), machines=("x86_64",)),
+    "cu126": BuildNeeds(525, (5, 0), (9, 0)),
 }
+# PyTorch makes its wheels for these, and leaves older architectures out of those for ARM64.
+MACHINES = ("x86_64", "aarch64")
+OLDEST_ON = {"aarch64": (8, 0)}
 BUILDS = tuple(NEEDS)
 DEFAULT_BUILD = BUILDS[0]
 
@@ -66,7 +69,11 @@ def choose_build(asked: str, host: BuildHost, *, all_asked: bool = False) -> Cho
     Raises EngineError where none serves any, or not the one that was asked for; where
     ``all_asked``, also where one GPU would be left out.
     """
-    fitting = {name: find_served(name, host.gpus) for name in BUILDS if _fits_host(name, host)}
+    fitting = {
+        name: find_served(name, host.gpus, host.machine)
+        for name in BUILDS
+        if _fits_host(name, host)
+    }
     if asked != "auto":
         if not _serves(fitting.get(asked), host):
             raise _refuse_asked(asked, fitting, host)
@@ -77,20 +84,20 @@ def choose_build(asked: str, host: BuildHost, *, all_asked: bool = False) -> Cho
         best = max(fitting, key=lambda name: len(fitting[name]))
     left_out = [gpu for gpu in host.gpus if gpu not in fitting[best]]
     if left_out and all_asked:
-        raise _refuse_together(best, fitting[best], left_out)
-    return Choice(best, _explain(best, fitting[best], host), *_warn_of(best, left_out))
+        raise _refuse_together(best, left_out, host)
+    return Choice(best, _explain(best, fitting[best], host), *_warn_of(best, left_out, host))
 
 
-def find_served(build: str, gpus: Sequence[Gpu]) -> tuple[Gpu, ...]:
+def find_served(build: str, gpus: Sequence[Gpu], machine: str) -> tuple[Gpu, ...]:
     """Those of the GPUs that the build runs on; one that is not known is given the chance."""
-    return tuple(gpu for gpu in gpus if find_gpu_obstacle(build, gpu) is None)
+    return tuple(gpu for gpu in gpus if find_gpu_obstacle(build, gpu, machine) is None)
 
 
-def find_gpu_obstacle(build: str, gpu: Gpu) -> str | None:
+def find_gpu_obstacle(build: str, gpu: Gpu, machine: str) -> str | None:
     """Why a lab of this build cannot use the GPU, or None where nothing speaks against it."""
     if gpu.mig and not gpu.parts:
         return "it is in MIG mode and has no parts"
-    if gpu.capability is None or NEEDS[build].has_code_for(gpu.capability):
+    if gpu.capability is None or NEEDS[build].has_code_for(gpu.capability, machine):
         return None
     return f"build {build} has no code for its architecture ({describe_architecture(gpu)})"
 
@@ -122,7 +129,7 @@ def describe_gpus(gpus: Sequence[Gpu]) -> str:
 def _fits_host(build: str, host: BuildHost) -> bool:
     """True where driver and machine are right; a driver of unknown age is given the chance."""
     needs, major = NEEDS[build], host.facts.driver_major
-    return host.machine in needs.machines and (major is None or major >= needs.driver)
+    return host.machine in MACHINES and (major is None or major >= needs.driver)
 
 
 def _serves(served: Sequence[Gpu] | None, host: BuildHost) -> bool:
@@ -136,12 +143,12 @@ def _explain(build: str, served: Sequence[Gpu], host: BuildHost) -> str:
     return f"build {build} by driver {host.driver} alone: it does not tell the GPU's architecture"
 
 
-def _warn_of(build: str, left_out: Sequence[Gpu]) -> tuple[str | None, str | None]:
+def _warn_of(build: str, left_out: Sequence[Gpu], host: BuildHost) -> tuple[str | None, str | None]:
     """What is said of the GPUs that a lab of this build cannot use, and what would help."""
     if not left_out:
         return None, None
     said = [
-        f"{gpu.name} (GPU {gpu.index}) is left out: {find_gpu_obstacle(build, gpu)}"
+        f"{gpu.name} (GPU {gpu.index}) is left out: {find_gpu_obstacle(build, gpu, host.machine)}"
         for gpu in left_out
     ]
     alone = next((gpu for gpu in left_out if not (gpu.mig and not gpu.parts)), None)
@@ -156,17 +163,18 @@ def _cut(gpu: Gpu) -> str:
 
 def _refuse_asked(asked: str, fitting: dict[str, tuple[Gpu, ...]], host: BuildHost) -> LabkitError:
     others = [name for name in fitting if name != asked and _serves(fitting[name], host)]
-    needs = NEEDS[asked]
-    if host.machine not in needs.machines:
-        cause = f"it is made for {' and '.join(needs.machines)}, and this machine is {host.machine}"
+    if host.machine not in MACHINES:
+        cause = _describe_machine(host)
     elif asked not in fitting:
-        cause = f"it needs driver {needs.driver} or newer, and {host.driver} is loaded"
+        cause = f"it needs driver {NEEDS[asked].driver} or newer, and {host.driver} is loaded"
         if not others:
             return EngineError(
                 f"build {asked} cannot run here", cause=cause, fix=host.install_driver
             )
     else:
-        cause = "; ".join(f"{gpu.name}: {find_gpu_obstacle(asked, gpu)}" for gpu in host.gpus)
+        cause = "; ".join(
+            f"{gpu.name}: {find_gpu_obstacle(asked, gpu, host.machine)}" for gpu in host.gpus
+        )
     return EngineError(
         f"build {asked} cannot run here",
         cause=cause,
@@ -176,6 +184,9 @@ def _refuse_asked(asked: str, fitting: dict[str, tuple[Gpu, ...]], host: BuildHo
 
 def _refuse_all(host: BuildHost) -> LabkitError:
     """Why no build at all runs on this driver and these GPUs."""
+    what = f"no build of torch fits {describe_gpus(host.gpus)} with driver {host.driver}"
+    if host.machine not in MACHINES:
+        return EngineError(what, cause=_describe_machine(host), fix=CPU_LAB)
     major = host.facts.driver_major
     oldest = min(needs.driver for needs in NEEDS.values())
     if major is not None and major < oldest:
@@ -184,7 +195,6 @@ def _refuse_all(host: BuildHost) -> LabkitError:
             cause=f"every CUDA build of torch here needs driver {oldest} or newer",
             fix=host.install_driver,
         )
-    what = f"no build of torch fits {describe_gpus(host.gpus)} with driver {host.driver}"
     empty = [gpu for gpu in host.gpus if gpu.mig and not gpu.parts]
     if empty:
         return DeviceMissingError(
@@ -192,34 +202,28 @@ def _refuse_all(host: BuildHost) -> LabkitError:
             cause=f"{empty[0].name} (GPU {empty[0].index}) is in MIG mode and has no parts",
             fix=_cut(empty[0]),
         )
-    newer = [
-        name
-        for name in BUILDS
-        if host.machine in NEEDS[name].machines and _serves(find_served(name, host.gpus), host)
-    ]
+    newer = [name for name in BUILDS if _serves(find_served(name, host.gpus, host.machine), host)]
     if newer:
         return EngineError(
             what,
-            cause=f"{_describe_kind(host.gpus)} needs build {newer[0]}, and that driver"
+            cause=f"its architecture ({describe_architecture(host.gpus[0])}) needs build {newer[0]}, and that driver"
             f" {NEEDS[newer[0]].driver} or newer",
             fix=host.install_driver,
         )
-    return EngineError(what, cause=f"{_describe_kind(host.gpus)} is in none of them", fix=CPU_LAB)
+    kind = describe_architecture(host.gpus[0])
+    return EngineError(what, cause=f"its architecture ({kind}) is in none of them", fix=CPU_LAB)
 
 
-def _describe_kind(gpus: Sequence[Gpu]) -> str:
-    return f"its architecture ({describe_architecture(gpus[0])})" if gpus else "this machine"
+def _describe_machine(host: BuildHost) -> str:
+    return f"they are made for {' and '.join(MACHINES)}, and this machine is {host.machine}"
 
 
-def _refuse_together(build: str, served: Sequence[Gpu], left_out: Sequence[Gpu]) -> LabkitError:
-    together = " and ".join(f"GPU {gpu.index}" for gpu in sorted([*served, *left_out], key=_index))
+def _refuse_together(build: str, left_out: Sequence[Gpu], host: BuildHost) -> LabkitError:
+    together = " and ".join(f"GPU {gpu.index}" for gpu in host.gpus)
+    served = ",".join(str(gpu.index) for gpu in host.gpus if gpu not in left_out)
     gpu = left_out[0]
     return EngineError(
         f"no build of torch serves {together} together",
-        cause=f"{gpu.name} (GPU {gpu.index}): {find_gpu_obstacle(build, gpu)}",
-        fix=f"make up GPUS={','.join(str(gpu.index) for gpu in served)}",
+        cause=f"{gpu.name} (GPU {gpu.index}): {find_gpu_obstacle(build, gpu, host.machine)}",
+        fix=f"make up GPUS={served}",
     )
-
-
-def _index(gpu: Gpu) -> int:
-    return gpu.index

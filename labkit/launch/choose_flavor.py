@@ -131,7 +131,7 @@ def _choose_gpus(settings: Settings, host: GpuHost) -> tuple[GpuSelection, Choic
     build_host = BuildHost(facts, selection.gpus, host.machine, host.distribution)
     by_name = settings.gpus not in ((), ALL_GPUS)
     build = choose_build(settings.cuda, build_host, all_asked=by_name)
-    return selection.narrow(find_served(build.value, selection.gpus)), build
+    return selection.narrow(find_served(build.value, selection.gpus, host.machine)), build
 
 
 def _explain_absence(host: GpuHost) -> dict[str, str]:
