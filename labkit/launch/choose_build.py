@@ -69,11 +69,7 @@ def choose_build(asked: str, host: BuildHost, *, all_asked: bool = False) -> Cho
     Raises EngineError where none serves any, or not the one that was asked for; where
     ``all_asked``, also where one GPU would be left out.
     """
-    fitting = {
-        name: find_served(name, host.gpus, host.machine)
-        for name in BUILDS
-        if _fits_host(name, host)
-    }
+    fitting = {name: _list_served(name, host) for name in BUILDS if _fits_host(name, host)}
     if asked != "auto":
         if not _serves(fitting.get(asked), host):
             raise _refuse_asked(asked, fitting, host)
@@ -124,6 +120,10 @@ def describe_gpus(gpus: Sequence[Gpu]) -> str:
     counts = {name: names.count(name) for name in names}
     said = [f"{count} {name}" if count > 1 else name for name, count in counts.items()]
     return ", ".join(said) or "an NVIDIA GPU"
+
+
+def _list_served(build: str, host: BuildHost) -> tuple[Gpu, ...]:
+    return find_served(build, host.gpus, host.machine)
 
 
 def _fits_host(build: str, host: BuildHost) -> bool:
@@ -202,15 +202,15 @@ def _refuse_all(host: BuildHost) -> LabkitError:
             cause=f"{empty[0].name} (GPU {empty[0].index}) is in MIG mode and has no parts",
             fix=_cut(empty[0]),
         )
-    newer = [name for name in BUILDS if _serves(find_served(name, host.gpus, host.machine), host)]
+    kind = describe_architecture(host.gpus[0])
+    newer = [name for name in BUILDS if _serves(_list_served(name, host), host)]
     if newer:
         return EngineError(
             what,
-            cause=f"its architecture ({describe_architecture(host.gpus[0])}) needs build {newer[0]}, and that driver"
+            cause=f"its architecture ({kind}) needs build {newer[0]}, and that driver"
             f" {NEEDS[newer[0]].driver} or newer",
             fix=host.install_driver,
         )
-    kind = describe_architecture(host.gpus[0])
     return EngineError(what, cause=f"its architecture ({kind}) is in none of them", fix=CPU_LAB)
 
 
