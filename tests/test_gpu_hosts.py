@@ -219,6 +219,15 @@ BROKEN = [
         id="no toolkit",
     ),
     pytest.param(
+        docker_host(H200, H200_TOO),
+        cpu_lab(
+            NOT_PASSED,
+            "2 NVIDIA H200 (driver 580.65.06) are here but will not be used: " + NO_TOOLKIT_CAUSE,
+            INSTALL_TOOLKIT,
+        ),
+        id="no toolkit, two GPUs",
+    ),
+    pytest.param(
         docker_host(H200, cdi=played.NO_SPEC),
         cpu_lab(NOT_PASSED, H200_HERE + NO_TOOLKIT_CAUSE, INSTALL_TOOLKIT),
         id="neither toolkit nor specification",
@@ -376,6 +385,11 @@ def test_there_cuda_by_name_is_an_error_and_never_quietly_the_cpu(plan, answers)
     assert error.what.startswith("FLAVOR=cuda: ")
     assert error.cause
     assert error.fix
+
+
+def test_the_build_for_its_gpus_is_made_while_the_engine_is_not_set_up(plan):
+    made = plan(docker_host(GTX_1080), Settings(flavor="cuda"), demand=False)
+    assert made.flavor.value == Flavor("cuda", "cu126")
 
 
 @pytest.mark.parametrize(

@@ -83,7 +83,7 @@ def choose_flavor(settings: Settings, host: GpuHost, *, demand: bool = True) -> 
         return _choose_cuda(settings, host)
     except LabkitError as error:
         if settings.flavor == "cuda" and not demand and not settings.gpus:
-            return _choose_idle(settings, error)
+            return _choose_idle(settings, host, error)
         if settings.flavor == "cuda" or settings.asks_for_gpu:
             raise _name_asked(settings, error) from error
         return _fall_back(host, error)
@@ -165,9 +165,12 @@ def _refuse_passing(host: GpuHost) -> LabkitError:
     )
 
 
-def _choose_idle(settings: Settings, error: LabkitError) -> Choice[Flavor]:
+def _choose_idle(settings: Settings, host: GpuHost, error: LabkitError) -> Choice[Flavor]:
     """The cuda flavor on a host that has no GPU for it: built and tested as far as that goes."""
-    build = DEFAULT_BUILD if settings.cuda == "auto" else settings.cuda
+    try:
+        build = _choose_gpus(settings, host)[1].value  # what it will need once the engine is set up
+    except LabkitError:
+        build = DEFAULT_BUILD if settings.cuda == "auto" else settings.cuda
     return Choice(
         Flavor("cuda", build), f"asked for by name; build {build}, without a GPU: {error.what}"
     )
@@ -179,12 +182,12 @@ def _fall_back(host: GpuHost, error: LabkitError) -> Choice[Flavor]:
         reason = facts.problem or "no NVIDIA driver on this host"
         known = facts.problem and explain_text(facts.problem).first
         return Choice(CPU, reason, error.cause, error.fix) if known else Choice(CPU, reason)
-    here = describe_gpus(facts.gpus)
+    here, are = describe_gpus(facts.gpus), "are" if len(facts.gpus) > 1 else "is"
     driver = f" (driver {facts.driver_version})" if facts.driver_version else ""
     return Choice(
         CPU,
         error.what,
-        f"{here}{driver} is here but will not be used: {error.cause}",
+        f"{here}{driver} {are} here but will not be used: {error.cause}",
         error.fix,
     )
 
