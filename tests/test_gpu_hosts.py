@@ -208,6 +208,8 @@ def cpu_lab(reason, warning=None, fix=None, runtime=DOCKER_LINE):
     lines = [f"{runtime}flavor:  cpu ({reason})\n"]
     lines += [f"  warning: {warning}\n"] if warning else []
     lines += [f"    try: {fix}\n"] if fix else []
+    if reason.startswith(("Docker", "Podman")):
+        lines.append("    else: make up RUNTIME=local   # uses the GPU at once, from a .venv\n")
     return "".join(lines)
 
 

@@ -24,6 +24,7 @@ from labkit.launch.choose_gpus import ALL_GPUS, GpuSelection, select_gpus
 from labkit.launch.settings import Settings
 
 FLAVORS = ("cpu", "cuda")
+VENV_LAB = "make up RUNTIME=local   # uses the GPU at once, from a .venv"
 ENGINES = {"docker": "Docker", "podman": "Podman"}
 
 
@@ -41,6 +42,10 @@ class Flavor:
 
 
 CPU = Flavor("cpu", "cpu")
+
+
+class NotPassedError(EngineError):
+    """The engine runs labs, and their containers see no GPU."""
 
 
 @dataclass(frozen=True)
@@ -157,7 +162,7 @@ def _refuse_passing(host: GpuHost) -> LabkitError:
     known = [problem for problem in problems if explain_text(problem).first]
     told = (known or problems or ["no container was tried"])[0]
     untried = told.startswith(NO_IMAGE)
-    return EngineError(
+    return NotPassedError(
         f"{name} could not be tried with the GPU"
         if untried
         else f"{name} does not pass the GPU on",
@@ -189,6 +194,7 @@ def _fall_back(host: GpuHost, error: LabkitError) -> Choice[Flavor]:
         error.what,
         f"{here}{driver} {are} here but will not be used: {error.cause}",
         error.fix,
+        VENV_LAB if isinstance(error, NotPassedError) else None,
     )
 
 
