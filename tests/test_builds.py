@@ -10,7 +10,6 @@ import pytest
 from labkit.errors import UsageError
 from labkit.launch.builds import (
     BUILDS,
-    CPU_BUILD,
     CUDA_BUILDS,
     TORCH_VERSION,
     choose_named_build,
@@ -82,33 +81,18 @@ def test_an_unknown_build_is_named_with_its_near_match():
         find_build("cu13")
     assert caught.value.what == "unknown build of torch 'cu13'"
     assert caught.value.cause == "it is one of: cu130, cu126"
-    assert caught.value.fix == "make up LABKIT_CUDA_BUILD=cu130"
+    assert caught.value.fix == "make up CUDA=cu130"
 
 
 @pytest.mark.parametrize(
-    ("flavor", "variable", "build"),
+    ("flavor", "cuda", "build"),
     [
-        ("auto", None, CPU_BUILD),
-        ("cpu", "cu126", CPU_BUILD),
-        ("cuda", None, CUDA_BUILDS[0]),
-        ("cuda", "", CUDA_BUILDS[0]),
-        ("cuda", "cu126", find_build("cu126")),
+        ("auto", "auto", "cpu"),
+        ("cpu", "auto", "cpu"),
+        ("cuda", "auto", "cu130"),
+        ("cuda", "cu126", "cu126"),
+        ("auto", "cu126", "cu126"),
     ],
 )
-def test_the_build_that_a_flavor_names(flavor, variable, build):
-    environment = {} if variable is None else {"LABKIT_CUDA_BUILD": variable}
-    assert choose_named_build(flavor, environment) == build
-
-
-@pytest.mark.parametrize(
-    ("flavor", "variable", "what", "fix"),
-    [
-        ("cuad", "", "unknown flavor 'cuad'", "make build FLAVOR=cuda"),
-        ("cuda", "12.6", "unknown build of torch '12.6'", "make up LABKIT_CUDA_BUILD=cu126"),
-        ("cuda", "cpu", "unknown build of torch 'cpu'", "make up LABKIT_CUDA_BUILD=cu130"),
-    ],
-)
-def test_a_flavor_or_build_that_is_none(flavor, variable, what, fix):
-    with pytest.raises(UsageError) as caught:
-        choose_named_build(flavor, {"LABKIT_CUDA_BUILD": variable})
-    assert (caught.value.what, caught.value.fix) == (what, fix)
+def test_the_build_that_was_named(flavor, cuda, build):
+    assert choose_named_build(flavor, cuda).name == build

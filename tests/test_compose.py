@@ -9,7 +9,8 @@ import pytest
 import yaml  # comes with JupyterLab
 
 from labkit.launch.choose import Identity
-from labkit.launch.container import ContainerLab
+from labkit.launch.choose_flavor import CPU
+from labkit.launch.container import PROFILES, ContainerLab
 from labkit.launch.settings import Settings
 from tests.fakes.host import make_checkout
 
@@ -34,7 +35,7 @@ SERVERS = [name for name in SERVICES if name != "test"]
 
 
 def test_the_services():
-    assert set(SERVICES) == {"cpu", "cuda", "test"}
+    assert set(SERVICES) == set(PROFILES) == {"cpu", "cuda", "cuda-chosen", "test"}
     assert all(service["profiles"] == [name] for name, service in SERVICES.items())
 
 
@@ -158,6 +159,6 @@ def test_every_variable_has_a_default():
 def test_what_the_launcher_sets_is_what_compose_reads(tmp_path, monkeypatch):
     monkeypatch.setattr("labkit.launch.container.os.environ", {})
     lab = ContainerLab(
-        make_checkout(tmp_path), "docker", "cpu", Settings(), 8888, Identity(1000, 1000)
+        make_checkout(tmp_path), "docker", CPU, Settings(), 8888, Identity(1000, 1000)
     )
     assert set(lab.environment()) <= find_variables()

@@ -66,7 +66,7 @@ def test_a_cuda_image_is_built_under_the_name_and_the_way_to_hosts_is_said(
         "  warning: the checkout has changes that no commit holds",
         f"push it:            docker push {NAME}",
         f"on each host:       docker pull {NAME}",
-        f"  from a checkout of the same revision:  LABKIT_IMAGE={NAME} make up FLAVOR=cuda",
+        f"  from a checkout of the same revision:  LABKIT_IMAGE={NAME} make up CUDA=cu130",
     ]
 
 
@@ -78,20 +78,40 @@ def test_nothing_is_asked_of_the_hosts_gpu(docker):
     assert not asked.exists()
 
 
+@pytest.mark.usefixtures("checkout")
 @pytest.mark.parametrize(
-    ("words", "variable", "service", "name"),
+    ("words", "service", "name", "cuda"),
     [
-        (["--flavor", "cuda"], "", "cuda", "labkit:cu130"),
-        (["--flavor", "cuda"], "cu126", "cuda", "labkit:cu126"),
-        (["--flavor", "cpu"], "cu126", "cpu", "labkit:cpu"),
-        (["--image", NAME], "", "cpu", NAME),
+        (["--flavor", "cuda"], "cuda", "labkit:cu130", "cu130"),
+        (["--flavor", "cuda", "--cuda", "cu126"], "cuda", "labkit:cu126", "cu126"),
+        (["--cuda", "cu126"], "cuda", "labkit:cu126", "cu126"),
+        (["--flavor", "cpu"], "cpu", "labkit:cpu", "cu130"),
+        (["--image", NAME], "cpu", NAME, "cu130"),
     ],
 )
-def test_which_service_and_name(docker, checkout, monkeypatch, words, variable, service, name):
-    monkeypatch.setenv("LABKIT_CUDA_BUILD", variable)
+def test_which_service_build_and_name(docker, words, service, name, cuda):
     assert main(["build", *words]) == ExitCode.OK
     assert docker.calls[-1].endswith(f"--profile {service} build {service}")
-    assert read_variables(docker)["LABKIT_IMAGE"] == name
+    variables = read_variables(docker)
+    assert (variables["LABKIT_IMAGE"], variables["LABKIT_CUDA_BUILD"]) == (name, cuda)
+
+
+@pytest.mark.usefixtures("checkout")
+@pytest.mark.parametrize("command", ["build", "sbom"])
+@pytest.mark.parametrize(
+    ("words", "what"),
+    [
+        (["--flavor", "cuad"], "error: unknown flavor 'cuad'"),
+        (["--cuda", "cu999"], "error: unknown CUDA build 'cu999'"),
+        (["--flavor", "cpu", "--cuda", "cu126"], "error: FLAVOR=cpu has no use for CUDA=cu126"),
+    ],
+)
+def test_a_name_that_is_none_is_refused_before_anything_is_built(
+    docker, capsys, command, words, what
+):
+    assert main([command, "--image", NAME, *words]) == ExitCode.USAGE
+    assert capsys.readouterr().err.startswith(what)
+    assert docker.calls == []
 
 
 def test_a_build_that_fails_quotes_its_log(docker, checkout, capsys):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from labkit.errors import UsageError
@@ -57,36 +55,30 @@ CUDA_BUILDS = (
 BUILDS = {build.name: build for build in (CPU_BUILD, *CUDA_BUILDS)}
 
 
-def choose_named_build(flavor: str, environment: Mapping[str, str] = os.environ) -> TorchBuild:
-    """The build to make for a flavor on a host that need not run it: no GPU is asked about.
+def choose_named_build(flavor: str, cuda: str) -> TorchBuild:
+    """The build to make of a flavor on a host that need not run it: no GPU is asked about.
 
-    LABKIT_CUDA_BUILD names one of the CUDA builds. Raises UsageError for an unknown name.
+    >>> choose_named_build("cuda", "auto").name
+    'cu130'
     """
-    if flavor not in ("auto", "cpu", "cuda"):
-        raise UsageError(
-            f"unknown flavor {flavor!r}",
-            cause="flavor is one of: auto, cpu, cuda",
-            fix=f"make build FLAVOR={near_match(flavor.lower(), ('cpu', 'cuda')) or 'cuda'}",
-        )
-    if flavor != "cuda":
+    if flavor != "cuda" and cuda == "auto":
         return CPU_BUILD
-    return find_build(environment.get("LABKIT_CUDA_BUILD") or CUDA_BUILDS[0].name, CUDA_BUILDS)
+    return CUDA_BUILDS[0] if cuda == "auto" else find_build(cuda)
 
 
-def find_build(name: str, known: Sequence[TorchBuild] = (CPU_BUILD, *CUDA_BUILDS)) -> TorchBuild:
-    """The build of this name, among those that are ``known``.
+def find_build(name: str) -> TorchBuild:
+    """The build of this name.
 
     Raises UsageError, with the near match, for a name that is none.
 
     >>> find_build("cu126").locks
     ('cuda-cu126', 'torch-cu126', 'lab')
     """
-    for build in known:
-        if build.name == name:
-            return build
-    names = tuple(build.name for build in CUDA_BUILDS)
+    if name in BUILDS:
+        return BUILDS[name]
+    near = near_match(name.lower(), tuple(BUILDS))
     raise UsageError(
         f"unknown build of torch {name!r}",
-        cause=f"it is one of: {', '.join(names)}",
-        fix=f"make up LABKIT_CUDA_BUILD={near_match(name.lower(), names) or names[0]}",
+        cause=f"it is one of: {', '.join(build.name for build in CUDA_BUILDS)}",
+        fix=f"make up CUDA={near or CUDA_BUILDS[0].name}",
     )

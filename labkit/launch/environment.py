@@ -31,6 +31,9 @@ TITLES = {
     "test": "what the tests use",
 }
 
+# The locks that a build of torch brings and another one replaces.
+BUILD_LOCKS = tuple(lock for build in BUILDS.values() for lock in build.locks if lock != "lab")
+
 COUNT_REQUIREMENTS = """
 import sys
 from pip._vendor.packaging.requirements import Requirement
@@ -60,6 +63,7 @@ class PythonEnvironment:
         """
         if not self.python.exists() or self._made_with() not in (None, _python_version()):
             self._create(steps)
+        self._remove_other_builds(steps, locks)
         for lock in locks:
             self._install_once(steps, lock, self._lock_file(lock), self._lock_options(lock))
         self._install_once(steps, "labkit", self.checkout.root / LABKIT_INPUT, ())
@@ -103,6 +107,34 @@ class PythonEnvironment:
                     "make up   # goes on where it stopped",
                 )
         self._stamp(name).write_text(digest, encoding="ascii")
+
+    def _remove_other_builds(self, steps: Steps, locks: Sequence[str]) -> None:
+        """Takes out what another build of torch brought, and torch with it.
+
+        pip takes torch 2.13.0+cpu for the 2.13.0 that a lock asks for and would leave it there,
+        and the other CUDA's libraries, gigabytes of them, would stay for nothing.
+        """
+        others = [lock for lock in BUILD_LOCKS if lock not in locks and self._stamp(lock).exists()]
+        if not others:
+            return
+        kept = {name for lock in locks for name in self._list_packages(lock)}
+        names = {name for lock in others for name in self._list_packages(lock)} - kept | {"torch"}
+        with steps.step("removing the other build of torch"), self._open_log("remove") as log:
+            pip = [str(self.python), "-m", "pip", "uninstall", "--disable-pip-version-check"]
+            command = [*pip, "--yes", *sorted(names)]
+            self._run(log, command, "removing torch failed", "rm -rf .venv && make up")
+        # Last, so that one that was interrupted is gone through again; what both builds brought
+        # and was not removed is looked at anew by their own installation.
+        for lock in (*others, *BUILD_LOCKS):
+            self._stamp(lock).unlink(missing_ok=True)
+
+    def _list_packages(self, lock: str) -> set[str]:
+        """The names of the packages in a lock; empty where the checkout has no such lock."""
+        try:
+            text = self._lock_file(lock).read_text(encoding="utf-8")
+        except OSError:
+            return set()
+        return set(re.findall(r"^([A-Za-z0-9][A-Za-z0-9._-]*)==", text, flags=re.MULTILINE))
 
     def _pip_command(self, name: str, source: Path, options: tuple[str, ...]) -> list[str]:
         pip = [str(self.python), "-m", "pip", "install", "--disable-pip-version-check"]
