@@ -524,7 +524,7 @@ def test_a_container_is_tried_as_the_lab_will_be(checkout, root):
             UsageError,
             "FLAVOR=cpu has no use for CUDA=cu130 GPUS=0",
             "the cpu flavor uses no GPU",
-            "make up FLAVOR=cuda",
+            "unset LABKIT_CUDA LABKIT_GPUS; make up FLAVOR=cpu",
             id="CUDA on the CPU",
         ),
         pytest.param(
