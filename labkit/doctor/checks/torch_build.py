@@ -29,9 +29,15 @@ class BuildFacts:
 def probe(host: Host) -> BuildFacts:
     """torch/version.py without importing torch, the module's version, nvidia-smi's list."""
     build = read_torch_build()
-    answer = host.run(COMPUTE, timeout_seconds=COMMAND_SECONDS) if build else None
-    found = re.findall(r"^\s*(\d+\.\d)\s*$", answer.stdout if answer else "", re.MULTILINE)
-    return BuildFacts(build, read_module_version(host), tuple(map(float, found)))
+    capabilities = read_capabilities(host) if build else ()
+    return BuildFacts(build, read_module_version(host), capabilities)
+
+
+def read_capabilities(host: Host) -> tuple[float, ...]:
+    """Each GPU's compute capability, such as 8.9, in nvidia-smi's order; empty where not told."""
+    answer = host.run(COMPUTE, timeout_seconds=COMMAND_SECONDS)
+    found = re.findall(r"^\s*(\d+\.\d)\s*$", answer.stdout, re.MULTILINE)
+    return tuple(map(float, found))
 
 
 def judge(facts: BuildFacts, distribution: Distribution) -> Finding:

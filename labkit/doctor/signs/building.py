@@ -39,7 +39,8 @@ BUILDING_SIGNS = (
             r"unable to get local issuer certificate",
         ),
         "something between here and the package index changes certificates (a company proxy?)",
-        Fix("make up BASE_IMAGE=NAME   # an image of yours that trusts that proxy's certificate"),
+        Fix("LABKIT_CA_FILE=/path/to/that-proxy.pem make up   # a build then trusts it too"),
+        otherwise="ask who runs the proxy for its certificate, or take it from this browser",
         brings=("no-build", "index-unreachable"),
     ),
     Sign(
