@@ -9,7 +9,7 @@ from pathlib import Path
 
 from labkit.commands import CommandResult
 from labkit.doctor.host import Host, OnceRunner
-from tests.fakes.host import ADA, CONTEXT, DOCKER_FINE, DOCKER_INFO, INFO, FakeRunner, says
+from tests.fakes.host import ADA, CONTEXT, DOCKER_FINE, DOCKER_INFO, INFO, FakeRunner, fails, says
 
 GIB = 2**30
 DRIVER = "580.95.05"
@@ -50,7 +50,41 @@ GPU_FILES: Files = {
     "dev/nvidia0": "",
     "dev/nvidia-uvm": "",
 }
-GPU_ANSWERS: Answers = {**WITH_RUNTIME, SMI_QUERY: SMI_FINE, CTK: CTK_FINE}
+# `nvidia-smi -L` and a query of compute capabilities, as an RTX 4090 answers them.
+GPU_LINE = "GPU 0: NVIDIA GeForce RTX 4090 (UUID: GPU-f0a1b2c3-0000-1111-2222-333344445555)"
+COMPUTE = "nvidia-smi --query-gpu=compute_cap"
+MIG_MODE = "nvidia-smi --query-gpu=index,mig.mode.current"
+ECC = "nvidia-smi --query-gpu=index,ecc.errors"
+SMI_LIST = "nvidia-smi -L"
+# An image that is here, and a container of it that sees the GPU.
+IMAGE_HERE: Answers = {
+    "docker image inspect": says("sha256:1d0747c5"),
+    "podman image inspect": says("1d0747c5"),
+}
+IN_DOCKER, IN_DOCKER_BY_CDI = "docker run --gpus", "docker run --device"
+IN_PODMAN = "podman run --device"
+SEEN_INSIDE: Answers = {
+    **IMAGE_HERE,
+    IN_DOCKER: says(GPU_LINE),
+    IN_DOCKER_BY_CDI: says(GPU_LINE),
+    IN_PODMAN: says(GPU_LINE),
+}
+# A specification of a driver's version, and the library it names.
+SPEC = "cdiVersion: 0.5.0\nkind: nvidia.com/gpu\n  - hostPath: /usr/lib/libcuda.so.{}\n"
+LIBRARY = "usr/lib/libcuda.so.{}"
+
+GPU_ANSWERS: Answers = {
+    **WITH_RUNTIME,
+    **SEEN_INSIDE,
+    SMI_QUERY: SMI_FINE,
+    SMI_LIST: says(GPU_LINE),
+    COMPUTE: says("8.9"),
+    MIG_MODE: says("0, [N/A]"),
+    ECC: says("0, [N/A]"),
+    "dmesg": fails("dmesg: read kernel buffer failed: Operation not permitted"),
+    "journalctl": says("Nov 24 09:12:01 ada kernel: NVRM: loading NVIDIA UNIX Open Kernel Module"),
+    CTK: CTK_FINE,
+}
 
 
 def play_host(
@@ -87,6 +121,7 @@ def play_host(
         groups=(),
         environment={},
         workspace=workspace,
+        images=("labkit:cuda",),
         indexes=("https://index.example/whl/cpu",),
         free_bytes=lambda path: 80 * GIB,
         total_bytes=lambda path: 16 * GIB,

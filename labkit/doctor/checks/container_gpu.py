@@ -74,7 +74,7 @@ CHECK = Check(
     "a GPU seen from a container",
     probe,
     judge,
-    ("gpu-passing", "driver-library"),
+    ("gpu-passing", "driver-library", "cgroups"),
     deep_seconds=2 * DEEP_SECONDS + 15,
     late=DEEPER,
 )

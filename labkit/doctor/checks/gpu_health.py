@@ -9,7 +9,7 @@ from labkit.doctor.check import Check, Finding, failed, ok, warning
 from labkit.doctor.distribution import Distribution
 from labkit.doctor.explain import explain_text
 from labkit.doctor.host import COMMAND_SECONDS, Host
-from labkit.doctor.signs.driver import DRIVER_SIGNS
+from labkit.doctor.signs import SIGNS
 
 ERRORS = [
     "nvidia-smi",
@@ -48,7 +48,7 @@ def _read_log(host: Host) -> str | None:
 
 def judge(facts: HealthFacts, distribution: Distribution) -> Finding:
     """A GPU that left the bus is gone until a reboot; other faults are warned of."""
-    faults = tuple(sign for sign in DRIVER_SIGNS if sign.name in FAULTS)
+    faults = tuple(sign for sign in SIGNS if sign.name in FAULTS)
     found = explain_text(facts.log or "", faults).first
     if found:
         judged = failed if found.sign.name in ("gpu-off-the-bus", "needs-open-modules") else warning

@@ -60,6 +60,8 @@ BUILDING_SIGNS = (
             r"net/http: request canceled",
             r"Connection to \S+ timed out",
             r"i/o timeout",
+            r"context deadline exceeded",
+            r"Failed to establish a new connection",
         ),
         "the package index or registry cannot be reached from here",
         Fix("labkit doctor   # checks names, proxy and index"),
