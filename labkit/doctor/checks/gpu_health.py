@@ -43,6 +43,8 @@ def _read_log(host: Host) -> str | None:
         answer = host.run(command, timeout_seconds=COMMAND_SECONDS)
         if answer.ok:
             return "\n".join(line for line in answer.stdout.splitlines() if "NVRM" in line)
+        if answer.timed_out:  # one hang is as much waiting as a check may cost
+            return None
     return None
 
 
