@@ -3,7 +3,10 @@
 
 PYTHON ?= python3
 LABKIT := PYTHONPATH="$(CURDIR)" $(PYTHON) -m labkit
-CHOICE := $(if $(RUNTIME),--runtime "$(RUNTIME)") $(if $(FLAVOR),--flavor "$(FLAVOR)")
+# CUDA and GPUS count where they are typed: some hosts set CUDA to the toolkit's folder.
+TYPED = $(if $(filter command,$(origin $(1))),--$(2) "$($(1))")
+CHOICE := $(if $(RUNTIME),--runtime "$(RUNTIME)") $(if $(FLAVOR),--flavor "$(FLAVOR)") \
+  $(call TYPED,CUDA,cuda) $(call TYPED,GPUS,gpus)
 WHERE := $(if $(PORT),--port "$(PORT)") $(if $(BIND),--bind "$(BIND)")
 LABS ?=
 
@@ -73,7 +76,9 @@ help:  ## print this
 	@printf '  %-14s %s\n' \
 	  'RUNTIME=' 'docker, podman, local or auto (auto: an engine where one answers, else .venv)' \
 	  'FLAVOR=' 'cpu, cuda or auto (auto: what the host can run)' \
-	  'PORT=' 'the port (8888, or the next one that is free)' \
+	  'CUDA=' "torch's CUDA build: cu130, cu126 or auto (auto: by the driver and the GPUs)" \
+  'GPUS=' 'the GPUs: all, indices or UUIDs (all; GPUS=0,1)' \
+  'PORT=' 'the port (8888, or the next one that is free)' \
 	  'BIND=' 'the address to listen on (127.0.0.1; 0.0.0.0 opens it to the network)' \
 	  'LABS=' 'labs for run and reset, by name ("tensors autograd")' \
 	  'PYTHON=' 'the Python to use (python3; 3.10 or newer)'

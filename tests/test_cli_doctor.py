@@ -172,8 +172,7 @@ def test_listing_and_explaining_exclude_each_other(capsys):
 
 def test_the_index_is_the_one_a_build_would_use(tmp_path):
     compose = tmp_path / "compose.yaml"
-    compose.write_text("  TORCH_INDEX: ${TORCH_INDEX:-https://index.example/whl/cpu}\n")
-    assert doctor.find_indexes(compose, {}) == ("https://index.example/whl/cpu",)
+    assert doctor.find_indexes(compose, {}) == ("https://download.pytorch.org/whl/cpu",)
     assert doctor.find_indexes(compose, {"TORCH_INDEX": "https://own.example"}) == (
         "https://own.example",
     )

@@ -36,7 +36,7 @@ from labkit.doctor.examine import examine_host, format_examination
 from labkit.doctor.host import Host, OnceRunner, find_free_bytes, find_total_bytes
 from labkit.host.engine import EngineFacts
 from labkit.host.folders import FolderFacts
-from labkit.host.gpu import GpuFacts
+from labkit.host.gpu import Gpu, GpuFacts
 from tests.fakes.host import ADA, DOCKER, NO_DOCKER, NO_PODMAN, PODMAN, fails, hangs, says
 from tests.fakes.sick_hosts import CARD, CARD_FILES, GIB, OS_RELEASES, play_host
 
@@ -162,7 +162,7 @@ def test_a_bus_that_is_fine(facts, found):
     ],
 )
 def test_a_driver_is_judged_by_its_age(version, status, found):
-    finding = driver.judge(driver.DriverFacts(GpuFacts(version, ("T4",))), DEBIAN)
+    finding = driver.judge(driver.DriverFacts(GpuFacts(version, (Gpu("T4"),))), DEBIAN)
     assert (finding.status, finding.found) == (status, found)
 
 

@@ -6,7 +6,6 @@ import argparse
 import dataclasses
 import functools
 import os
-import re
 import shlex
 import sys
 from collections.abc import Mapping
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from labkit.cli import add_common, print_json
 from labkit.errors import ExitCode, UsageError
+from labkit.launch.builds import CPU_BUILD
 
 if TYPE_CHECKING:
     from labkit.doctor.examine import Examination
@@ -237,9 +237,8 @@ def find_workspace(environment: Mapping[str, str]) -> Path | None:
 
 
 def find_indexes(compose: Path | None, environment: Mapping[str, str]) -> tuple[str, ...]:
-    """The package indexes that a build here would use: the variables', else compose.yaml's own."""
+    """The package indexes that a build here would use: the variables', else PyTorch's own."""
     named = [environment.get("TORCH_INDEX"), environment.get("PIP_INDEX_URL")]
     if not named[0] and compose is not None:
-        found = re.search(r"\$\{TORCH_INDEX:-(https?://[^}\s]+)\}", compose.read_text("utf-8"))
-        named[0] = found.group(1) if found else None
+        named[0] = CPU_BUILD.torch_index
     return tuple(address for address in named if address)

@@ -17,6 +17,7 @@ INSPECT_SECONDS = 10.0
 PULL_SECONDS = 120.0
 # What Docker and Podman have, in the order in which they are tried.
 WAYS = {"docker": ("reservation", "cdi"), "podman": ("cdi",)}
+NO_IMAGE = "no image to try it with"
 # Held as the lab is: what a container with more rights sees proves nothing.
 HARDENED = ("--cap-drop", "ALL", "--security-opt", "no-new-privileges", "--read-only")
 # What the client says around its error: it looked for the image, pulled it, has a help page.
@@ -73,6 +74,12 @@ def name_cdi_device(gpu: str) -> str:
     return f"nvidia.com/gpu={gpu}"
 
 
+def list_seen(answer: CommandResult) -> tuple[str, ...]:
+    """The lines of `nvidia-smi -L` that name a GPU, or a part of one (MIG)."""
+    lines = (line.strip() for line in answer.stdout.splitlines() if answer.ok)
+    return tuple(line for line in lines if LISTED.match(line))
+
+
 def _has_image(client: str, image: str, run: CommandRunner) -> bool:
     words = [client, "image", "inspect", "--format", "{{.Id}}", image]
     return run(words, timeout_seconds=INSPECT_SECONDS).ok
@@ -83,7 +90,7 @@ def _fetch_image(client: str, image: str, run: CommandRunner) -> str | None:
     if _has_image(client, image, run):
         return None
     answer = run([client, "pull", "--quiet", image], timeout_seconds=PULL_SECONDS)
-    return None if answer.ok else f"no image to try it with: {_quote_engine(answer)}"
+    return None if answer.ok else f"{NO_IMAGE}: {_quote_engine(answer)}"
 
 
 def _ask_for(way: str, gpus: Sequence[str]) -> list[str]:
@@ -106,14 +113,8 @@ def _try_way(
     answer = run(command, timeout_seconds=TRIAL_SECONDS)
     if answer.timed_out:  # the client is gone, and its container may not be
         run([client, "rm", "--force", name], timeout_seconds=INSPECT_SECONDS)
-    seen = _read_list(answer.stdout) if answer.ok else ()
+    seen = list_seen(answer)
     return PassingTrial(way, seen, None if seen else _quote_engine(answer))
-
-
-def _read_list(text: str) -> tuple[str, ...]:
-    """The lines of `nvidia-smi -L` that name a GPU, or a part of one (MIG)."""
-    lines = (line.strip() for line in text.splitlines())
-    return tuple(line for line in lines if LISTED.match(line))
 
 
 def _quote_engine(answer: CommandResult) -> str:

@@ -11,13 +11,12 @@ from pathlib import Path
 
 from labkit.commands import run_command
 from labkit.errors import EngineError
-from labkit.launch.environment import TORCH_INDEX
+from labkit.launch.builds import CPU_BUILD, TORCH_VERSION
 from labkit.launch.settings import Checkout
 from labkit.launch.steps import Steps
 
 # One resolver version, so that two maintainers' locks differ by packages alone.
 RESOLVER = "uv==0.13.9"
-TORCH_VERSION = "2.13.0"
 OLDEST_PYTHON = "3.10"
 LOCKS = ("lab", "test")
 
@@ -104,7 +103,7 @@ def _update_torch_lock(lock: Path, steps: Steps) -> str:
     """Renews torch's lock from PyTorch's index; where that is out of reach, keeps it."""
     with steps.step("reading PyTorch's index"):
         try:
-            with urllib.request.urlopen(f"{TORCH_INDEX}/torch/", timeout=20) as answer:  # noqa: S310
+            with urllib.request.urlopen(f"{CPU_BUILD.torch_index}/torch/", timeout=20) as answer:  # noqa: S310
                 page = answer.read().decode("utf-8", "replace")
         except (urllib.error.URLError, OSError) as error:
             return f"torch-cpu: kept, as PyTorch's index does not answer ({error})"
