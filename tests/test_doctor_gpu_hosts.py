@@ -28,7 +28,6 @@ from tests.fakes.host import (
 )
 from tests.fakes.sick_hosts import (
     CARD_FILES,
-    COMPUTE,
     CTK,
     DRIVER,
     ECC,
@@ -38,16 +37,16 @@ from tests.fakes.sick_hosts import (
     IN_DOCKER_BY_CDI,
     IN_PODMAN,
     LIBRARY,
-    MIG_MODE,
     SMI_LIST,
     SMI_QUERY,
     SPEC,
+    lists,
     play_host,
 )
 
 RUNTIME = {"runc": {}, "nvidia": {"path": "nvidia-container-runtime"}}
 NO_DOCKER = {INFO: None, COMPOSE: None, CONTEXT: None}
-NO_SMI = dict.fromkeys((SMI_QUERY, SMI_LIST, COMPUTE, MIG_MODE, ECC))
+NO_SMI = dict.fromkeys((SMI_QUERY, SMI_LIST, ECC))
 PODMAN = {**NO_DOCKER, **PODMAN_FINE}
 PODMAN_ROOTFUL = {
     **PODMAN,
@@ -68,6 +67,9 @@ TOOLKIT = (
 )
 NEW_DRIVER = "sudo apt-get install nvidia-driver && sudo reboot"
 OLDER_BUILD = "pip install torch --index-url https://download.pytorch.org/whl/cu126"
+PASCAL = "NVIDIA GeForce GTX 1080, 6.1, [N/A]"
+BLACKWELL = "NVIDIA GeForce RTX 5090, 12.0, [N/A]"
+REFUSED = 'Field "compute_cap" is not a valid field to query.'
 SMI_DOWN = fails("Unable to determine the device handle for GPU0: 0000:01:00.0: Unknown Error", 15)
 XID_79 = (
     "[    4.1] NVRM: loading NVIDIA UNIX Open Kernel Module for x86_64  580.95.05\n"
@@ -75,12 +77,13 @@ XID_79 = (
 )
 
 
-def driver(version):
-    """The files and answers of a host with this driver loaded."""
-    return (
-        {"proc/driver/nvidia/version": f"NVRM version: NVIDIA UNIX Kernel Module  {version}  x"},
-        {SMI_QUERY: says(f"NVIDIA GeForce RTX, {version}")},
-    )
+def driver(version, gpu="Tesla T4, 7.5, [N/A]"):
+    """The files and answers of a host with this driver loaded, and this GPU."""
+    text = f"NVRM version: NVIDIA UNIX Kernel Module  {version}  x"
+    return {
+        "files": {"proc/driver/nvidia/version": text},
+        "answers": {SMI_QUERY: lists(gpu, driver=version)},
+    }
 
 
 def docker(**changes):
@@ -112,22 +115,23 @@ def hook(text):
 HEALTHY = {
     "an RTX 4090, Docker with the toolkit": ({}, None),
     "an H200 cut into parts by MIG": (
-        {"answers": {MIG_MODE: says("0, Enabled"), SMI_LIST: says(MIG_PARTS)}},
+        {"answers": {SMI_QUERY: lists("NVIDIA H200, 9.0, Enabled"), SMI_LIST: says(MIG_PARTS)}},
         None,
     ),
-    "a B200 with driver 580": ({"answers": {COMPUTE: says("10.0")}}, None),
-    "a GTX 1080 with driver 580": ({"answers": {COMPUTE: says("6.1")}}, None),
+    "a B200 with driver 580": (
+        {"answers": {SMI_QUERY: lists("NVIDIA B200, 10.0, Disabled")}},
+        None,
+    ),
+    "a GTX 1080 with driver 580": ({"answers": {SMI_QUERY: lists(PASCAL)}}, None),
     "a Tesla V100 with driver 535": (
-        {
-            "files": driver("535.230.02")[0],
-            "answers": {**driver("535.230.02")[1], COMPUTE: says("7.0")},
-        },
+        driver("535.230.02", "Tesla V100-SXM2-16GB, 7.0, [N/A]"),
         None,
     ),
     "a driver that does not know compute capabilities": (
         {
             "answers": {
-                COMPUTE: fails('Field "compute_cap" is not a valid field to query.', 2),
+                f"{SMI_QUERY},driver_version,index,uuid,compute_cap": fails(REFUSED, 2),
+                f"{SMI_QUERY},driver_version,index,uuid,mig": fails(REFUSED, 2),
                 ECC: fails('Field "ecc.errors" is not a valid field to query.', 2),
             }
         },
@@ -396,7 +400,7 @@ BROKEN = {
         ],
     ),
     "MIG on, and no part made": (
-        {"answers": {MIG_MODE: says("0, Enabled"), SMI_LIST: says(GPU_LINE)}},
+        {"answers": {SMI_QUERY: lists("NVIDIA H200, 9.0, Enabled"), SMI_LIST: says(GPU_LINE)}},
         None,
         [
             (
@@ -467,15 +471,12 @@ BROKEN = {
         [("nvidia-uvm", "warning", "sudo nvidia-modprobe -u -c=0 || sudo modprobe nvidia-uvm")],
     ),
     "a driver of 2021": (
-        {"files": driver("470.256.02")[0], "answers": driver("470.256.02")[1]},
+        driver("470.256.02"),
         None,
         [("driver", "failed", NEW_DRIVER)],
     ),
     "an RTX 5090 with driver 570": (
-        {
-            "files": driver("570.86.10")[0],
-            "answers": {**driver("570.86.10")[1], COMPUTE: says("12.0")},
-        },
+        driver("570.86.10", BLACKWELL),
         None,
         [("cuda-build", "failed", NEW_DRIVER)],
     ),
@@ -493,12 +494,12 @@ BROKEN = {
         [("gpu-health", "failed", "sudo apt-get install nvidia-open-kernel-dkms && sudo reboot")],
     ),
     "a GPU of 2012": (
-        {"answers": {COMPUTE: says("3.5")}},
+        {"answers": {SMI_QUERY: lists("Tesla K40c, 3.5, [N/A]")}},
         None,
         [("cuda-build", "warning", "make up FLAVOR=cpu")],
     ),
     "a GTX 1080 beside an RTX 5090": (
-        {"answers": {COMPUTE: says("6.1\n12.0")}},
+        {"answers": {SMI_QUERY: lists(PASCAL, BLACKWELL)}},
         None,
         [
             (
@@ -509,14 +510,14 @@ BROKEN = {
         ],
     ),
     "a GTX 1080 with a torch of CUDA 13": (
-        {"answers": {COMPUTE: says("6.1")}},
+        {"answers": {SMI_QUERY: lists(PASCAL)}},
         TorchBuild("2.13.0+cu130", "13.0"),
-        [("torch-build", "failed", f"{OLDER_BUILD}   # or cu130")],
+        [("torch-build", "failed", OLDER_BUILD)],
     ),
     "a torch of CUDA 13 on driver 550": (
-        {"files": driver("550.163.01")[0], "answers": driver("550.163.01")[1]},
+        driver("550.163.01"),
         TorchBuild("2.13.0+cu130", "13.0"),
-        [("torch-build", "failed", f"{OLDER_BUILD}   # or cu130")],
+        [("torch-build", "failed", OLDER_BUILD)],
     ),
     "CDI of the driver before": (
         {"files": {"etc/cdi/nvidia.yaml": SPEC.format("570.86.10")}, "answers": PODMAN},

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from labkit.cli import add_common, print_json
 from labkit.errors import ExitCode, UsageError
-from labkit.launch.builds import CPU_BUILD
+from labkit.launch.builds import BUILDS, CPU_BUILD
 
 if TYPE_CHECKING:
     from labkit.doctor.examine import Examination
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from labkit.doctor.host import Host
 
 # What a GPU is looked for from: the lab's own images, and what they are made from.
-IMAGES = ("labkit:cuda", "labkit:cpu", "debian:bookworm-slim")
+IMAGES = (*(f"labkit:{name}" for name in BUILDS), "debian:bookworm-slim")
 
 
 def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -26,7 +26,19 @@ Answers = Mapping[str, CommandResult | None]
 Files = Mapping[str, str | None]
 
 SMI_QUERY = "nvidia-smi --query-gpu=name"
-SMI_FINE = says(f"NVIDIA GeForce RTX 4090, {DRIVER}")
+
+
+def lists(*gpus: str, driver: str = DRIVER) -> CommandResult:
+    """nvidia-smi's answer for GPUs given as "NAME, CAPABILITY, MIG MODE"."""
+    rows = []
+    for index, gpu in enumerate(gpus):
+        name, rest = gpu.split(", ", 1)
+        rows.append(f"{name}, {driver}, {index}, GPU-f0a1b2c3-000{index}, {rest}")
+    return says("\n".join(rows))
+
+
+ADA_GPU = "NVIDIA GeForce RTX 4090, 8.9, [N/A]"
+SMI_FINE = lists(ADA_GPU)
 CTK = "nvidia-ctk --version"
 CTK_FINE = says("NVIDIA Container Toolkit CLI version 1.17.8\ncommit: 5b2f1a3")
 WITH_RUNTIME = {INFO: says(json.dumps({**DOCKER_INFO, "Runtimes": {"runc": {}, "nvidia": {}}}))}
@@ -50,10 +62,8 @@ GPU_FILES: Files = {
     "dev/nvidia0": "",
     "dev/nvidia-uvm": "",
 }
-# `nvidia-smi -L` and a query of compute capabilities, as an RTX 4090 answers them.
+# `nvidia-smi -L`, as an RTX 4090 answers it.
 GPU_LINE = "GPU 0: NVIDIA GeForce RTX 4090 (UUID: GPU-f0a1b2c3-0000-1111-2222-333344445555)"
-COMPUTE = "nvidia-smi --query-gpu=compute_cap"
-MIG_MODE = "nvidia-smi --query-gpu=index,mig.mode.current"
 ECC = "nvidia-smi --query-gpu=index,ecc.errors"
 SMI_LIST = "nvidia-smi -L"
 # An image that is here, and a container of it that sees the GPU.
@@ -78,8 +88,6 @@ GPU_ANSWERS: Answers = {
     **SEEN_INSIDE,
     SMI_QUERY: SMI_FINE,
     SMI_LIST: says(GPU_LINE),
-    COMPUTE: says("8.9"),
-    MIG_MODE: says("0, [N/A]"),
     ECC: says("0, [N/A]"),
     "dmesg": fails("dmesg: read kernel buffer failed: Operation not permitted"),
     "journalctl": says("Nov 24 09:12:01 ada kernel: NVRM: loading NVIDIA UNIX Open Kernel Module"),

@@ -5,13 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from labkit.doctor.check import Check, Finding, failed, ok, warning
-from labkit.doctor.checks.driver import CUDA_12_DRIVER, CUDA_13_DRIVER, read_module_version
-from labkit.doctor.checks.torch_build import ARCHITECTURES, read_capabilities
+from labkit.doctor.checks.driver import CUDA_13_DRIVER, read_module_version
+from labkit.doctor.checks.torch_build import ARCHITECTURES, find_build, read_capabilities
 from labkit.doctor.distribution import INSTALL_DRIVER, Distribution
 from labkit.doctor.host import Host
-
-# Each build's name, the CUDA it carries, and the driver that this needs.
-BUILDS = (("cu130", "13.0", CUDA_13_DRIVER), ("cu126", "12.6", CUDA_12_DRIVER))
 
 
 @dataclass(frozen=True)
@@ -29,18 +26,15 @@ def probe(host: Host) -> FitFacts:
 
 def judge(facts: FitFacts, distribution: Distribution) -> Finding:
     """The newest build that fits both; where none does, what stands in the way."""
+    name = find_build(facts.driver, facts.capabilities)
+    if name is None:
+        return _judge_misfit(facts, distribution)
+    fits = ", ".join(str(each) for each in dict.fromkeys(facts.capabilities))
+    return ok(f"torch's {name} build fits" + (f" compute capability {fits}" if fits else ""))
+
+
+def _judge_misfit(facts: FitFacts, distribution: Distribution) -> Finding:
     major = int((facts.driver or "999").partition(".")[0])
-    for name, cuda, needed in BUILDS:
-        oldest, newest = ARCHITECTURES[cuda]
-        if major >= needed and all(oldest <= each <= newest for each in facts.capabilities):
-            fits = ", ".join(str(each) for each in dict.fromkeys(facts.capabilities))
-            return ok(
-                f"torch's {name} build fits" + (f" compute capability {fits}" if fits else "")
-            )
-    return _judge_misfit(facts, major, distribution)
-
-
-def _judge_misfit(facts: FitFacts, major: int, distribution: Distribution) -> Finding:
     oldest, newest = min(facts.capabilities, default=0.0), max(facts.capabilities, default=0.0)
     if oldest < ARCHITECTURES["12.6"][0]:
         return warning(
