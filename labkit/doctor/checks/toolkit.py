@@ -40,7 +40,8 @@ def judge(facts: ToolkitFacts, distribution: Distribution) -> Finding:
             return ok("not installed here; the engine brings its own (Docker Desktop)")
         return failed(
             "no NVIDIA Container Toolkit",
-            "without it no container can be given the GPU",
+            "without it no container gets the GPU; it comes from NVIDIA's own package source "
+            "(nvidia.github.io/libnvidia-container)",
             INSTALL_TOOLKIT.on(distribution),
         )
     found = re.search(r"version\s+v?(\d+)\.(\d+)\.(\d+)", facts.answer.stdout)
