@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from labkit.doctor.distribution import Distribution
 from labkit.errors import DeviceMissingError, EngineError, ExitCode
@@ -11,10 +13,12 @@ from labkit.launch.builds import CUDA_BUILDS
 from labkit.launch.choose import Choice
 from labkit.launch.choose_build import (
     BUILDS,
+    NEEDS,
     BuildHost,
     choose_build,
     describe_architecture,
     describe_gpus,
+    find_served,
 )
 
 UBUNTU = Distribution("Ubuntu 24.04", "ubuntu")
@@ -294,6 +298,29 @@ def test_gpus_asked_for_that_no_build_serves_together_are_an_error():
         " (Pascal, 6.1)"
     )
     assert error.fix == "make up GPUS=1"
+
+
+GPUS = st.lists(st.sampled_from([*KINDS.values()]), max_size=6)
+
+
+@given(
+    gpus=GPUS, driver=st.sampled_from([*DRIVERS]), machine=st.sampled_from(["x86_64", "aarch64"])
+)
+def test_whatever_the_host_no_build_would_serve_more_of_its_gpus(gpus, driver, machine):
+    played = host(driver, *gpus, machine=machine)
+    able = [name for name in BUILDS if int(driver) >= NEEDS[name].driver]
+    served = {name: len(find_served(name, played.gpus, machine)) for name in able}
+    try:
+        build = choose_build("auto", played)
+    except EngineError as error:
+        assert not any(served.values())
+        assert error.cause
+        assert error.fix
+        return
+    assert build.value in able
+    assert served[build.value] == max(served.values())
+    assert bool(build.warning) is (served[build.value] < len(gpus))
+    assert played.gpus == () or served[build.value] > 0
 
 
 EMPTY_MIG = Gpu("NVIDIA A100-SXM4-80GB", 0, "GPU-aaaa", (8, 0), True)

@@ -38,6 +38,7 @@ RTX_5090 = "NVIDIA GeForce RTX 5090, 580.65.06, 1, GPU-bbbb, 12.0, [N/A]"
 EARLY_5090 = "NVIDIA GeForce RTX 5090, 570.86.15, 0, GPU-aaaa, 12.0, [N/A]"
 V100_OLD = "Tesla V100-SXM2-32GB, 470.182.03, 0, GPU-aaaa, [N/A]"
 WSL_4070 = "NVIDIA GeForce RTX 4070, 581.29, 0, GPU-aaaa, 8.9, [N/A]"
+WSL_OLD = "NVIDIA GeForce RTX 3060, 516.94, 0, GPU-aaaa, 8.6, [N/A]"
 MIG = "NVIDIA A100-SXM4-80GB, 580.65.06, 0, GPU-aaaa, 8.0, Enabled"
 MIG_LIST = says(
     "GPU 0: NVIDIA A100-SXM4-80GB (UUID: GPU-aaaa)\n"
@@ -208,6 +209,8 @@ def cpu_lab(reason, warning=None, fix=None, runtime=DOCKER_LINE):
     lines = [f"{runtime}flavor:  cpu ({reason})\n"]
     lines += [f"  warning: {warning}\n"] if warning else []
     lines += [f"    try: {fix}\n"] if fix else []
+    if reason.startswith(("Docker", "Podman")):
+        lines.append("    else: make up RUNTIME=local   # uses the GPU at once, from a .venv\n")
     return "".join(lines)
 
 
@@ -217,6 +220,15 @@ BROKEN = [
         docker_host(H200),
         cpu_lab(NOT_PASSED, H200_HERE + NO_TOOLKIT_CAUSE, INSTALL_TOOLKIT),
         id="no toolkit",
+    ),
+    pytest.param(
+        docker_host(H200, H200_TOO),
+        cpu_lab(
+            NOT_PASSED,
+            "2 NVIDIA H200 (driver 580.65.06) are here but will not be used: " + NO_TOOLKIT_CAUSE,
+            INSTALL_TOOLKIT,
+        ),
+        id="no toolkit, two GPUs",
     ),
     pytest.param(
         docker_host(H200, cdi=played.NO_SPEC),
@@ -378,6 +390,11 @@ def test_there_cuda_by_name_is_an_error_and_never_quietly_the_cpu(plan, answers)
     assert error.fix
 
 
+def test_the_build_for_its_gpus_is_made_while_the_engine_is_not_set_up(plan):
+    made = plan(docker_host(GTX_1080), Settings(flavor="cuda"), demand=False)
+    assert made.flavor.value == Flavor("cuda", "cu126")
+
+
 @pytest.mark.parametrize(
     "answers", [case.values[0] for case in BROKEN], ids=[case.id for case in BROKEN]
 )
@@ -388,6 +405,25 @@ def test_there_a_cuda_lab_can_be_built_and_tested_all_the_same(plan, answers):
     assert plan(answers, Settings(flavor="cuda", cuda="cu126"), demand=False).flavor.value == (
         Flavor("cuda", "cu126")
     )
+
+
+@pytest.mark.parametrize(
+    ("answers", "reason"),
+    [
+        (docker_host(WSL_OLD, reservation=SEEN), "driver 516.94 is too old for CUDA"),
+        (
+            docker_host(EARLY_5090, reservation=SEEN),
+            "no build of torch fits NVIDIA GeForce RTX 5090 with driver 570.86.15",
+        ),
+    ],
+    ids=["too old for CUDA", "too old for the GPU"],
+)
+def test_in_wsl2_the_driver_to_update_is_windows_own(plan, root, answers, reason):
+    (root / "dev").mkdir()
+    (root / "dev" / "dxg").write_text("")
+    made = plan(answers)
+    assert (made.flavor.value, made.flavor.reason) == (CPU, reason)
+    assert made.flavor.fix == "wsl.exe --shutdown   # after updating NVIDIA's driver in Windows"
 
 
 def test_a_mac_has_no_nvidia_gpu(plan):

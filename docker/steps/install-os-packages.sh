@@ -2,13 +2,10 @@
 # Installs what every flavor's image runs on, and takes out of it what no lab needs.
 set -eu
 export DEBIAN_FRONTEND=noninteractive
-. "$(dirname "$0")/trust.sh"
-# shellcheck disable=SC2086  # one option or none
-apt-get ${apt_trust-} update -qq
+apt-get update -qq
 # g++ and Python's headers: torch.compile writes C++ (and Triton C) that is built in the lab.
 # tini: reaps the kernels' children.  git and less: what a terminal in JupyterLab is opened for.
-# shellcheck disable=SC2086
-apt-get ${apt_trust-} install -y --no-install-recommends \
+apt-get install -y --no-install-recommends \
     ca-certificates g++ git less libpython3-dev procps python3 python3-venv tini
 # Measured, 150 MB that no compile of torch's opens: link-time optimisers, sanitizers,
 # and the static copies of Python.

@@ -6,7 +6,6 @@ set -eu
 name=$1
 lock=/etc/labkit/locks/$name.txt
 steps=$(dirname "$0")
-. "$steps/trust.sh"
 set --
 # A torch with a local version (+cpu, +cu126) is on PyTorch's own index alone. No other step knows
 # that index: one that does not answer costs seconds of retries for every package that might come

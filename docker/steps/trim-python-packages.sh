@@ -7,6 +7,12 @@ site=$(/opt/lab/bin/python -c 'import sysconfig; print(sysconfig.get_path("purel
 rm -rf "$site"/torch/test "$site"/torch/bin/*Test "$site"/torch/bin/test_* \
     "$site"/torch/bin/protoc* "$site"/torch/lib/libtorchbind_test.so \
     "$site"/torch/lib/libjitbackend_test.so
+# Of CUDA's wheels, 290 MB that nothing in them or in torch loads (by the libraries' own lists of
+# what they need, and by their texts): the second build of NVRTC, the solver for several GPUs that
+# torch has no call for, and static libraries, which nvcc alone would link.
+rm -f "$site"/nvidia/*/lib/libnvrtc.alt.so.* "$site"/nvidia/*/lib/libnvrtc-builtins.alt.so.* \
+    "$site"/nvidia/*/lib/libcusolverMg.so.* "$site"/nvidia/*/lib/libcudart_static.a \
+    "$site"/nvidia/nvshmem/lib/libnvshmem_device.a "$site"/triton/backends/nvidia/lib/cupti/*.a
 for package in matplotlib networkx numpy sympy mpmath fontTools; do
     [ ! -d "$site/$package" ] || find "$site/$package" -depth -type d -name tests -exec rm -rf {} +
 done

@@ -23,12 +23,16 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Choice(Generic[T]):
-    """What was taken, why, and what the user should know all the same, with the line to type."""
+    """What was taken, why, and what the user should know all the same.
+
+    ``fix`` is the line to type then, ``otherwise`` one for who cannot type that.
+    """
 
     value: T
     reason: str
     warning: str | None = None
     fix: str | None = None
+    otherwise: str | None = None
 
 
 @dataclass(frozen=True)

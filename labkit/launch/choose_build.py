@@ -12,6 +12,8 @@ from labkit.host.gpu import Gpu, GpuFacts
 from labkit.launch.choose import Choice
 
 CPU_LAB = "make up FLAVOR=cpu"
+# A driver for Linux inside WSL2 would stand in front of Windows' own, and break it.
+WINDOWS_DRIVER = "wsl.exe --shutdown   # after updating NVIDIA's driver in Windows"
 
 
 @dataclass(frozen=True)
@@ -59,8 +61,8 @@ class BuildHost:
 
     @property
     def install_driver(self) -> str:
-        """The command that brings this distribution's newest driver."""
-        return INSTALL_DRIVER.on(self.distribution)
+        """The command that brings this distribution's newest driver; in WSL2 it is Windows'."""
+        return WINDOWS_DRIVER if self.facts.wsl else INSTALL_DRIVER.on(self.distribution)
 
 
 def choose_build(asked: str, host: BuildHost, *, all_asked: bool = False) -> Choice[str]:

@@ -24,6 +24,7 @@ from labkit.launch.choose_gpus import ALL_GPUS, GpuSelection, select_gpus
 from labkit.launch.settings import Settings
 
 FLAVORS = ("cpu", "cuda")
+VENV_LAB = "make up RUNTIME=local   # uses the GPU at once, from a .venv"
 ENGINES = {"docker": "Docker", "podman": "Podman"}
 
 
@@ -41,6 +42,10 @@ class Flavor:
 
 
 CPU = Flavor("cpu", "cpu")
+
+
+class NotPassedError(EngineError):
+    """The engine runs labs, and their containers see no GPU."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +88,7 @@ def choose_flavor(settings: Settings, host: GpuHost, *, demand: bool = True) -> 
         return _choose_cuda(settings, host)
     except LabkitError as error:
         if settings.flavor == "cuda" and not demand and not settings.gpus:
-            return _choose_idle(settings, error)
+            return _choose_idle(settings, host, error)
         if settings.flavor == "cuda" or settings.asks_for_gpu:
             raise _name_asked(settings, error) from error
         return _fall_back(host, error)
@@ -157,7 +162,7 @@ def _refuse_passing(host: GpuHost) -> LabkitError:
     known = [problem for problem in problems if explain_text(problem).first]
     told = (known or problems or ["no container was tried"])[0]
     untried = told.startswith(NO_IMAGE)
-    return EngineError(
+    return NotPassedError(
         f"{name} could not be tried with the GPU"
         if untried
         else f"{name} does not pass the GPU on",
@@ -165,9 +170,12 @@ def _refuse_passing(host: GpuHost) -> LabkitError:
     )
 
 
-def _choose_idle(settings: Settings, error: LabkitError) -> Choice[Flavor]:
+def _choose_idle(settings: Settings, host: GpuHost, error: LabkitError) -> Choice[Flavor]:
     """The cuda flavor on a host that has no GPU for it: built and tested as far as that goes."""
-    build = DEFAULT_BUILD if settings.cuda == "auto" else settings.cuda
+    try:
+        build = _choose_gpus(settings, host)[1].value  # what it will need once the engine is set up
+    except LabkitError:
+        build = DEFAULT_BUILD if settings.cuda == "auto" else settings.cuda
     return Choice(
         Flavor("cuda", build), f"asked for by name; build {build}, without a GPU: {error.what}"
     )
@@ -179,13 +187,14 @@ def _fall_back(host: GpuHost, error: LabkitError) -> Choice[Flavor]:
         reason = facts.problem or "no NVIDIA driver on this host"
         known = facts.problem and explain_text(facts.problem).first
         return Choice(CPU, reason, error.cause, error.fix) if known else Choice(CPU, reason)
-    here = describe_gpus(facts.gpus)
+    here, are = describe_gpus(facts.gpus), "are" if len(facts.gpus) > 1 else "is"
     driver = f" (driver {facts.driver_version})" if facts.driver_version else ""
     return Choice(
         CPU,
         error.what,
-        f"{here}{driver} is here but will not be used: {error.cause}",
+        f"{here}{driver} {are} here but will not be used: {error.cause}",
         error.fix,
+        VENV_LAB if isinstance(error, NotPassedError) else None,
     )
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from labkit.commands import run_command, stream_command
 from labkit.errors import LabkitError
 from labkit.launch.builds import BUILDS, CPU_BUILD, CUDA_BUILDS
+from labkit.launch.certificate import trust_in_pip
 from labkit.launch.logs import StepLog
 from labkit.launch.settings import Checkout
 from labkit.launch.steps import Step, Steps
@@ -165,7 +166,12 @@ class PythonEnvironment:
             command,
             timeout_seconds=INSTALL_LIMIT_SECONDS,
             on_line=log.write,
-            environment={**os.environ, "PYTHONUNBUFFERED": "1", "PIP_REQUIRE_VIRTUALENV": "0"},
+            environment={
+                **os.environ,
+                "PYTHONUNBUFFERED": "1",
+                "PIP_REQUIRE_VIRTUALENV": "0",
+                **trust_in_pip(self.checkout),
+            },
             folder=self.checkout.root,
         )
         if result.missing or result.timed_out:

@@ -172,3 +172,5 @@ def announce_choices(plan: Plan, steps: Steps) -> None:
             steps.say(f"  warning: {choice.warning}")
         if choice.fix:
             steps.say(f"    try: {choice.fix}")
+        if choice.otherwise:
+            steps.say(f"    else: {choice.otherwise}")
