@@ -21,6 +21,8 @@ from labkit.errors import UsageError
 
 Line = Callable[[str], None]
 
+# How long a program that is asked to end may take over it.
+GRACE_SECONDS = 5.0
 # What is kept of each stream of a probed program; a flood beyond it is read and let go.
 KEPT_BYTES = 4 * 2**20
 # How long the last words of a program that was ended are waited for: a child of its that left
@@ -70,10 +72,12 @@ def run_command(
     timeout_seconds: float,
     environment: Mapping[str, str] | None = None,
     folder: Path | None = None,
+    grace_seconds: float = GRACE_SECONDS,
 ) -> CommandResult:
     """What the program printed (at most 4 MiB of each stream) and how it ended.
 
-    Missing and timed out are results too; the latter has what was printed by then.
+    Missing and timed out are results too; the latter has what was printed by then. Past its limit
+    a program has ``grace_seconds`` to end by itself.
     """
     started = time.monotonic()
     try:
@@ -86,8 +90,9 @@ def run_command(
     except BaseException:
         _end_group(process)
         raise
+    seconds = time.monotonic() - started
     if timed_out:
-        _end_group(process)
+        _end_group(process, grace_seconds)
         for stream in streams:
             stream.join(LAST_WORDS_SECONDS)
     return CommandResult(
@@ -95,7 +100,7 @@ def run_command(
         None if timed_out else process.returncode,
         stdout=streams[0].text,
         stderr=streams[1].text,
-        seconds=time.monotonic() - started,
+        seconds=seconds,
         timed_out=timed_out,
     )
 
@@ -231,7 +236,7 @@ def _wait(process: subprocess.Popen[str], streams: Sequence[_Stream], deadline: 
     return not any(stream.is_alive() for stream in streams)
 
 
-def _end_group(process: subprocess.Popen[str], grace_seconds: float = 5.0) -> None:
+def _end_group(process: subprocess.Popen[str], grace_seconds: float = GRACE_SECONDS) -> None:
     """Ends the program's whole process group: politely, then for certain.
 
     The second signal goes out even where the program has ended by then: a child of its may have

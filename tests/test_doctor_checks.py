@@ -470,6 +470,14 @@ def test_a_workspace(folder, status, fix):
     assert (finding.status, finding.fix) == (status, fix)
 
 
+def test_inside_the_lab_the_workspace_is_given_back_from_outside():
+    folder = FolderFacts(Path("/work"), True, True, 0, 0, False, 1)
+    finding = workspace.judge(workspace.WorkspaceFacts(folder, 1000, in_container=True), DEBIAN)
+    assert finding.fix == (
+        'sudo chown -R "$(id -u):$(id -g)" work   # on the host, in the checkout'
+    )
+
+
 def test_room_is_asked_of_the_nearest_folder_there_is(tmp_path):
     assert find_free_bytes(tmp_path / "not/made/yet") > 0
     assert find_total_bytes(tmp_path / "not/made/yet") is None

@@ -370,6 +370,8 @@ def test_a_real_folder_is_opened_again(checkout, tmp_path):
     checkout.chmod(0o500)
     host = play_host(tmp_path / "host", workspace=checkout)
     offer = list_offers([finding], host.machine.user_id)[0]
-    attempt = make_attempt(offer, lambda offer: True, commands.run_command, host, CHECKS)
+    attempt = make_attempt(
+        offer, CHECKS, lambda: host, ask=lambda offer: True, run=commands.run_command
+    )
     assert attempt.mended
     assert checkout.stat().st_mode & 0o777 == 0o700

@@ -118,7 +118,7 @@ def mend_host(
         host = make_host()
         made = []
         for offer in list_offers(left, host.machine.user_id, may_ask=may_ask):
-            made.append(make_attempt(offer, ask, run, make_host(), checks))
+            made.append(make_attempt(offer, checks, make_host, ask=ask, run=run))
             tell(format_attempt(made[-1]))
         attempts += made
         if all(attempt.result is None for attempt in made):
@@ -133,14 +133,19 @@ def explain_refusal(fix: str) -> str:
 
 
 def make_attempt(
-    offer: Offer, ask: Ask, run: CommandRunner, host: Host, checks: Sequence[Check]
+    offer: Offer,
+    checks: Sequence[Check],
+    make_host: Callable[[], Host],
+    *,
+    ask: Ask,
+    run: CommandRunner,
 ) -> Attempt:
     """Runs the offer's command if ``ask`` agrees, and then makes its check again, alone."""
     if offer.safe is None or not ask(offer):
         return Attempt(offer)
     result = run(offer.command, timeout_seconds=FIX_SECONDS)
     again = [replace(check, needs=()) for check in checks if check.name == offer.finding.check]
-    return Attempt(offer, result, examine_host(host, again).findings[0])
+    return Attempt(offer, result, examine_host(make_host(), again).findings[0])
 
 
 def format_attempt(attempt: Attempt) -> str:

@@ -25,8 +25,16 @@ from labkit.host.ports import PortProbe, is_port_free
 
 COMMAND_SECONDS = 3.0
 TRIAL_SECONDS = 600.0
+PROBE_GRACE_SECONDS = 0.5
 NETWORK_SECONDS = 3.0
 READ_CHARACTERS = 1_000_000
+
+
+def run_probe(arguments: Sequence[str], *, timeout_seconds: float) -> CommandResult:
+    """The command's result; one that is past its limit is ended without much ado."""
+    return run_command(
+        arguments, timeout_seconds=timeout_seconds, grace_seconds=PROBE_GRACE_SECONDS
+    )
 
 
 class OnceRunner:
@@ -110,10 +118,10 @@ class Host:
     of which only one that is here already is used.
     """
 
-    run: CommandRunner = field(default_factory=lambda: OnceRunner(run_command))
-    run_long: CommandRunner = run_command
+    run: CommandRunner = field(default_factory=lambda: OnceRunner(run_probe))
+    run_long: CommandRunner = run_probe
     run_trial: CommandRunner = field(
-        default_factory=lambda: OnceRunner(run_command, limit_seconds=TRIAL_SECONDS)
+        default_factory=lambda: OnceRunner(run_probe, limit_seconds=TRIAL_SECONDS)
     )
     root: Path = Path("/")
     machine: MachineFacts = field(default_factory=read_machine)
