@@ -12,7 +12,7 @@ import pytest
 
 from labkit.errors import DeviceMissingError, EngineError, ExitCode, LabkitError, UsageError
 from labkit.launch.choose_flavor import CPU, Flavor
-from labkit.launch.plan import announce_choices, make_plan, probe_host
+from labkit.launch.plan import announce_choices, choose_image_build, make_plan, probe_host
 from labkit.launch.settings import Settings, read_settings
 from labkit.launch.steps import Steps
 from tests.fakes import gpu_hosts as played
@@ -402,9 +402,8 @@ def test_there_a_cuda_lab_can_be_built_and_tested_all_the_same(plan, answers):
     made = plan(answers, Settings(flavor="cuda"), demand=False)
     assert made.flavor.value == Flavor("cuda", "cu130")
     assert made.flavor.reason.startswith("asked for by name; build cu130, without a GPU: ")
-    assert plan(answers, Settings(flavor="cuda", cuda="cu126"), demand=False).flavor.value == (
-        Flavor("cuda", "cu126")
-    )
+    by_build = plan(answers, Settings(cuda="cu126"), demand=False)
+    assert by_build.flavor.value == Flavor("cuda", "cu126")
 
 
 @pytest.mark.parametrize(
@@ -459,6 +458,22 @@ def test_a_driver_under_a_stopped_module_is_not_tried(plan, root):
 
 
 # What is asked for by name
+
+
+@pytest.mark.parametrize(
+    ("answers", "options", "build"),
+    [
+        pytest.param({}, {"flavor": "cuda"}, "cu130", id="no GPU"),
+        pytest.param({}, {"cuda": "cu126"}, "cu126", id="no GPU, a build by name"),
+        pytest.param(played.lists(GTX_1080), {"flavor": "cuda"}, "cu126", id="Pascal"),
+        pytest.param(played.lists(GTX_1080), {"cuda": "cu130"}, "cu130", id="for another host"),
+        pytest.param(played.lists(H200), {"flavor": "cpu"}, "cpu", id="the cpu"),
+    ],
+)
+def test_the_build_of_an_image_that_is_only_made(root, answers, options, build):
+    run = FakeRunner(answers)
+    assert choose_image_build(read_settings(options, {}), run, root).name == build
+    assert {call.split()[0] for call in run.calls} == {"nvidia-smi"}
 
 
 @pytest.mark.parametrize(

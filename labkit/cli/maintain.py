@@ -41,7 +41,8 @@ def run_build(arguments: argparse.Namespace) -> int:
     from labkit.launch.steps import Steps
 
     steps, checkout, settings = Steps(), find_checkout(), read_settings(vars(arguments))
-    if arguments.image or (settings.flavor != "auto" and settings.runtime != "local"):
+    named = settings.flavor != "auto" or settings.cuda != "auto"
+    if arguments.image or (named and settings.runtime != "local"):
         return _build_image(arguments, steps)
     prepare_lab(checkout, settings, steps, use_running=False)
     print("up to date")
@@ -51,12 +52,17 @@ def run_build(arguments: argparse.Namespace) -> int:
 def _build_image(arguments: argparse.Namespace, steps: Steps) -> int:
     """Builds the flavor that was named, whatever this host could run of it."""
     from labkit.launch.builds import choose_named_build
+    from labkit.launch.plan import check_settings, choose_image_build
     from labkit.launch.publish import build_image, describe_built
     from labkit.launch.settings import find_checkout, read_settings
     from labkit.launch.state import hold_lock, prepare_state_folder
 
     checkout, settings = find_checkout(), read_settings(vars(arguments))
-    build = choose_named_build(settings.flavor)
+    check_settings(settings)
+    if arguments.image:  # for other hosts
+        build = choose_named_build(settings.flavor, settings.cuda)
+    else:
+        build = choose_image_build(settings)
     prepare_state_folder(checkout)
     with hold_lock(checkout, lambda: steps.say("another `up` or `down` is at work: waiting")):
         built = build_image(checkout, settings, build, arguments.image, steps)
@@ -67,6 +73,7 @@ def _build_image(arguments: argparse.Namespace, steps: Steps) -> int:
 def run_sbom(arguments: argparse.Namespace) -> int:
     """Writes the SBOM of an image that is here; prints the file's path."""
     from labkit.launch.builds import choose_named_build
+    from labkit.launch.plan import check_settings
     from labkit.launch.publish import find_engine
     from labkit.launch.sbom import write_sbom
     from labkit.launch.settings import find_checkout, read_settings
@@ -74,8 +81,10 @@ def run_sbom(arguments: argparse.Namespace) -> int:
     from labkit.launch.steps import Steps
 
     checkout, settings = find_checkout(), read_settings(vars(arguments))
+    check_settings(settings)
     prepare_state_folder(checkout)
-    image = arguments.image or f"labkit:{choose_named_build(settings.flavor).name}"
+    build = choose_named_build(settings.flavor, settings.cuda)
+    image = arguments.image or f"labkit:{build.name}"
     path, count = write_sbom(checkout, find_engine(settings), image, Steps())
     print(f"{path}\n{count} packages, CycloneDX 1.6, valid")
     return ExitCode.OK

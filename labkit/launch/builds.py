@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from labkit.errors import UsageError
@@ -57,21 +55,15 @@ CUDA_BUILDS = (
 BUILDS = {build.name: build for build in (CPU_BUILD, *CUDA_BUILDS)}
 
 
-def choose_named_build(flavor: str, environment: Mapping[str, str] = os.environ) -> TorchBuild:
-    """The build to make for a flavor on a host that need not run it: no GPU is asked about.
+def choose_named_build(flavor: str, cuda: str) -> TorchBuild:
+    """The build to make of a flavor on a host that need not run it: no GPU is asked about.
 
-    LABKIT_CUDA_BUILD names one of the CUDA builds. Raises UsageError for an unknown name.
+    >>> choose_named_build("cuda", "auto").name
+    'cu130'
     """
-    if flavor not in ("auto", "cpu", "cuda"):
-        raise UsageError(
-            f"unknown flavor {flavor!r}",
-            cause="flavor is one of: auto, cpu, cuda",
-            fix=f"make build FLAVOR={near_match(flavor.lower(), ('cpu', 'cuda')) or 'cuda'}",
-        )
-    if flavor != "cuda":
+    if flavor != "cuda" and cuda == "auto":
         return CPU_BUILD
-    build = find_build(environment.get("LABKIT_CUDA_BUILD") or CUDA_BUILDS[0].name)
-    return build if build.cuda else CUDA_BUILDS[0]
+    return CUDA_BUILDS[0] if cuda == "auto" else find_build(cuda)
 
 
 def find_build(name: str) -> TorchBuild:

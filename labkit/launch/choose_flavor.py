@@ -87,9 +87,10 @@ def choose_flavor(settings: Settings, host: GpuHost, *, demand: bool = True) -> 
     try:
         return _choose_cuda(settings, host)
     except LabkitError as error:
-        if settings.flavor == "cuda" and not demand and not settings.gpus:
+        by_name = settings.flavor == "cuda" or settings.cuda != "auto"
+        if by_name and not demand and not settings.gpus:
             return _choose_idle(settings, host, error)
-        if settings.flavor == "cuda" or settings.asks_for_gpu:
+        if by_name or settings.gpus:
             raise _name_asked(settings, error) from error
         return _fall_back(host, error)
 

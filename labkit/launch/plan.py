@@ -16,7 +16,7 @@ from labkit.host.folders import read_folder
 from labkit.host.gpu import GpuFacts, probe_gpu
 from labkit.host.gpu_passing import PassingTrial, find_image, probe_passing
 from labkit.host.machine import MachineFacts, read_machine
-from labkit.launch.builds import BUILDS
+from labkit.launch.builds import BUILDS, TorchBuild, find_build
 from labkit.launch.choose import (
     RUNTIMES,
     Choice,
@@ -126,6 +126,17 @@ def _try_passing(
     image = find_image(runtime, images, run) or base
     user = _word_identity(_choose_identity(checkout, facts, runtime).value)
     return probe_passing(runtime, image, run, gpus=gpus, user=user)
+
+
+def choose_image_build(
+    settings: Settings, run: CommandRunner = run_command, root: Path = Path("/")
+) -> TorchBuild:
+    """The build of an image that is made here and not started: for this host's GPUs, if any.
+
+    No engine is asked whether it passes them on.
+    """
+    host = GpuHost(probe_gpu(run, root), read_machine().architecture)
+    return find_build(choose_flavor(settings, host, demand=False).value.build)
 
 
 def make_plan(

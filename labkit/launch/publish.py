@@ -10,7 +10,7 @@ from labkit.errors import EngineError
 from labkit.host.engine import EngineFacts, probe_engine
 from labkit.host.machine import read_machine
 from labkit.launch import image
-from labkit.launch.builds import TorchBuild
+from labkit.launch.builds import CUDA_BUILDS, TorchBuild
 from labkit.launch.choose import choose_runtime
 from labkit.launch.container import BUILD_LIMIT_SECONDS
 from labkit.launch.logs import StepLog
@@ -75,14 +75,14 @@ def build_image(
                     **os.environ,
                     **variables,
                     "LABKIT_IMAGE": name,
-                    "LABKIT_CUDA_BUILD": build.name if build.cuda else "cu130",
+                    "LABKIT_CUDA_BUILD": (build if build.cuda else CUDA_BUILDS[0]).name,
                 },
                 folder=checkout.root,
             )
             if result.missing or result.timed_out:
                 log.write(result.message)
         if not result.ok:
-            raise log.failure(f"building {name} failed", f"make build FLAVOR={build.flavor}")
+            raise log.failure(f"building {name} failed", f"make build {name_choice(build)}")
     return BuiltImage(client, name, build, image.read_revision(checkout))
 
 
@@ -107,5 +107,14 @@ def describe_built(built: BuiltImage) -> list[str]:
         f"push it:            {built.client} push {built.name}",
         f"on each host:       {built.client} pull {built.name}",
         f"  from a checkout of the same revision:  LABKIT_IMAGE={built.name} make up"
-        f" FLAVOR={built.build.flavor}",
+        f" {name_choice(built.build)}",
     ]
+
+
+def name_choice(build: TorchBuild) -> str:
+    """What is typed after `make` to get this build.
+
+    >>> name_choice(CPU_BUILD)
+    'FLAVOR=cpu'
+    """
+    return f"CUDA={build.name}" if build.cuda else "FLAVOR=cpu"
