@@ -377,7 +377,12 @@ BROKEN = {
         [("container-gpu", "failed", "labkit doctor   # on the host: says where the GPU is lost")],
     ),
     "an engine that says something new": (
-        {"answers": refuses("the moon is in the wrong phase")},
+        {
+            "answers": refuses(
+                "the moon is in the wrong phase",
+                'could not select device driver "cdi" with capabilities: [].',
+            )
+        },
         None,
         [
             (
