@@ -3,12 +3,16 @@
 
 PYTHON ?= python3
 LABKIT := PYTHONPATH="$(CURDIR)" $(PYTHON) -m labkit
-CHOICE := $(if $(RUNTIME),--runtime "$(RUNTIME)") $(if $(FLAVOR),--flavor "$(FLAVOR)")
+# CUDA and GPUS count where they are typed: some hosts set CUDA to the toolkit's folder.
+TYPED = $(if $(filter command,$(origin $(1))),--$(2) "$($(1))")
+CHOICE := $(if $(RUNTIME),--runtime "$(RUNTIME)") $(if $(FLAVOR),--flavor "$(FLAVOR)") \
+  $(call TYPED,CUDA,cuda) $(call TYPED,GPUS,gpus)
 WHERE := $(if $(PORT),--port "$(PORT)") $(if $(BIND),--bind "$(BIND)")
+NAMED := $(if $(IMAGE),--image "$(IMAGE)")
 LABS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help up down status logs shell devices doctor run check progress reset test lint build lock bench clean
+.PHONY: help up down status logs shell devices doctor run check progress reset test lint build sbom lock bench clean
 
 ## Using the lab
 
@@ -30,8 +34,8 @@ shell:  ## open a shell inside the lab
 devices:  ## list the devices the lab can use
 	@$(LABKIT) exec $(CHOICE) -- labkit devices
 
-doctor:  ## find out what keeps this host from running the lab, and the line that mends it
-	@$(LABKIT) doctor
+doctor:  ## find out what keeps this host from running the lab (FIX=1 offers to mend it)
+	@$(LABKIT) doctor $(if $(FIX),--fix) $(if $(DEEP),--deep)
 
 run:  ## run labs headless and check every claim (LABS="tensors autograd")
 	@$(LABKIT) exec $(CHOICE) -- labkit run $(or $(LABS),--all)
@@ -53,8 +57,11 @@ test:  ## run the tests, in the image or in the .venv
 lint:  ## check style, types and layers
 	@$(LABKIT) lint $(CHOICE)
 
-build:  ## build the image, or bring the .venv up to date
-	@$(LABKIT) build $(CHOICE)
+build:  ## build the image (FLAVOR=cuda, IMAGE=registry/name:tag on any host), or the .venv
+	@$(LABKIT) build $(CHOICE) $(NAMED)
+
+sbom:  ## write down what an image is made of, in CycloneDX
+	@$(LABKIT) sbom $(CHOICE) $(NAMED)
 
 lock:  ## pin every package anew in docker/locks/
 	@$(LABKIT) lock
@@ -73,7 +80,10 @@ help:  ## print this
 	@printf '  %-14s %s\n' \
 	  'RUNTIME=' 'docker, podman, local or auto (auto: an engine where one answers, else .venv)' \
 	  'FLAVOR=' 'cpu, cuda or auto (auto: what the host can run)' \
-	  'PORT=' 'the port (8888, or the next one that is free)' \
+	  'CUDA=' "torch's CUDA build: cu130, cu126 or auto (auto: by the driver and the GPUs)" \
+  'GPUS=' 'the GPUs: all, indices or UUIDs (all; GPUS=0,1)' \
+  'PORT=' 'the port (8888, or the next one that is free)' \
 	  'BIND=' 'the address to listen on (127.0.0.1; 0.0.0.0 opens it to the network)' \
+	  'IMAGE=' 'the name of the image for build and sbom (labkit:cpu, labkit:cu130, ...)' \
 	  'LABS=' 'labs for run and reset, by name ("tensors autograd")' \
 	  'PYTHON=' 'the Python to use (python3; 3.10 or newer)'

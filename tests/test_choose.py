@@ -7,20 +7,18 @@ from pathlib import Path
 
 import pytest
 
-from labkit.errors import DeviceMissingError, EngineError, ExitCode, UsageError
+from labkit.errors import EngineError, ExitCode, UsageError
 from labkit.host.folders import FolderFacts
-from labkit.host.gpu import GpuFacts
 from labkit.launch.choose import (
     Choice,
     Identity,
     check_name,
-    choose_flavor,
     choose_identity,
     choose_runtime,
     find_obstacle,
 )
 from tests.fakes import host
-from tests.fakes.host import ADA, DOCKER, NO_DOCKER, NO_GPU, NO_PODMAN, PODMAN
+from tests.fakes.host import ADA, DOCKER, NO_DOCKER, NO_PODMAN, PODMAN
 
 NO_ANSWER = replace(DOCKER, server_version=None, rootless=None, problem=host.NO_DAEMON)
 REFUSED = replace(DOCKER, server_version=None, rootless=None, problem=host.NOT_ALLOWED)
@@ -204,72 +202,15 @@ def test_an_unknown_name_is_a_usage_error_with_the_near_match(kind, asked, fix):
     assert caught.value.fix == fix
 
 
-def test_an_unknown_runtime_and_flavor_are_refused():
+def test_an_unknown_runtime_is_refused():
     with pytest.raises(UsageError, match="unknown runtime 'dokcer'"):
         choose_runtime("dokcer", DOCKER, PODMAN)
-    with pytest.raises(UsageError, match="unknown flavor 'gpu'"):
-        choose_flavor("gpu", NO_GPU)
 
 
-HOPPER = GpuFacts("580.65.06", ("NVIDIA H200",))
-SILENT_DRIVER = GpuFacts("580.65.06")
-SMI_FAILED = GpuFacts(problem="nvidia-smi did not answer in 10 s")
-
-
-@pytest.mark.parametrize(
-    ("asked", "gpu", "choice"),
-    [
-        pytest.param("cpu", HOPPER, Choice("cpu", "asked for by name"), id="asked for"),
-        pytest.param("auto", NO_GPU, Choice("cpu", "no NVIDIA driver on this host"), id="no GPU"),
-        pytest.param(
-            "auto", SMI_FAILED, Choice("cpu", "nvidia-smi did not answer in 10 s"), id="broken"
-        ),
-        pytest.param(
-            "auto",
-            HOPPER,
-            Choice(
-                "cpu",
-                "this version of labkit has no cuda flavor yet",
-                "NVIDIA H200 (driver 580.65.06) is here but will not be used",
-            ),
-            id="a GPU",
-        ),
-        pytest.param(
-            "auto",
-            SILENT_DRIVER,
-            Choice(
-                "cpu",
-                "this version of labkit has no cuda flavor yet",
-                "an NVIDIA GPU (driver 580.65.06) is here but will not be used",
-            ),
-            id="a driver that names none",
-        ),
-    ],
-)
-def test_the_flavor(asked, gpu, choice):
-    assert choose_flavor(asked, gpu) == choice
-
-
-@pytest.mark.parametrize(
-    ("gpu", "kind", "cause"),
-    [
-        pytest.param(
-            NO_GPU,
-            DeviceMissingError,
-            "nvidia-smi is not here and no nvidia kernel module is loaded",
-            id="no GPU",
-        ),
-        pytest.param(
-            SMI_FAILED, DeviceMissingError, "nvidia-smi did not answer in 10 s", id="broken"
-        ),
-        pytest.param(HOPPER, EngineError, "its image and locks are still being made", id="a GPU"),
-    ],
-)
-def test_cuda_by_name_is_never_quietly_the_cpu(gpu, kind, cause):
-    with pytest.raises(kind) as caught:
-        choose_flavor("cuda", gpu)
-    assert caught.value.cause == cause
-    assert caught.value.fix == "make up FLAVOR=cpu"
+def test_what_make_calls_by_another_name_is_typed_by_that():
+    with pytest.raises(UsageError, match="unknown CUDA build 'cu13'") as caught:
+        check_name("CUDA build", "cu13", ("cu130", "cu126"), "CUDA")
+    assert caught.value.fix == "make up CUDA=cu130"
 
 
 def folder(owner, group=None):

@@ -53,8 +53,8 @@ def test_everything_goes_but_the_learners_work(checkout, stopped, play):
     engine = play({"docker": says("fine")})
     volume = f"{checkout.project}_caches"
     assert clean_checkout(checkout, Steps(io.StringIO())) == [
-        "labkit:cpu",
-        "labkit:cpu-test",
+        *("labkit:cpu", "labkit:cpu-test"),
+        *("labkit:cu130", "labkit:cu130-test", "labkit:cu126", "labkit:cu126-test"),
         volume,
         ".venv",
         ".labkit",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -222,6 +223,16 @@ def test_status_in_words(checkout, monkeypatch, capsys, well, exit_code, said):
     assert capsys.readouterr().out == said
 
 
+def test_status_tells_the_build_and_the_gpus(checkout, monkeypatch, capsys):
+    state = replace(STATE, runtime="docker", flavor="cuda", build="cu130", gpus="0,1")
+    status = healthy(checkout, state)
+    monkeypatch.setattr("labkit.launch.status.read_status", lambda checkout: status)
+    assert main(["status"]) == 0
+    assert capsys.readouterr().out == (
+        "running (docker, cuda cu130, GPUs: 0,1):  http://127.0.0.1:8890/lab?token=abc\n"
+    )
+
+
 def test_outside_of_a_checkout_it_says_so(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("LABKIT_HOME", str(tmp_path))
     assert main(["status", "--json"]) == 2
@@ -263,7 +274,17 @@ def test_up_as_json(started, capsys):
 
 def test_up_hands_on_what_was_asked_for(started):
     main(["up", "--runtime", "docker", "--flavor", "cpu", "--port", "9000", "--bind", "0.0.0.0"])
-    assert started == [Settings("docker", "cpu", 9000, "0.0.0.0", bind_asked=True)]
+    main(["up", "--flavor", "cuda", "--cuda", "cu126", "--gpus", "0,1"])
+    assert started == [
+        Settings("docker", "cpu", 9000, "0.0.0.0", bind_asked=True),
+        Settings(flavor="cuda", cuda="cu126", gpus=("0", "1")),
+    ]
+
+
+def test_up_refuses_gpus_that_are_none(started, capsys):
+    assert main(["up", "--gpus", "cuda:0"]) == 2
+    assert capsys.readouterr().err.startswith("error: GPUS=cuda:0 names no GPU\n")
+    assert started == []
 
 
 def test_up_refuses_a_port_that_is_none(started, capsys):

@@ -9,7 +9,8 @@ import pytest
 import yaml  # comes with JupyterLab
 
 from labkit.launch.choose import Identity
-from labkit.launch.container import ContainerLab
+from labkit.launch.choose_flavor import CPU
+from labkit.launch.container import PROFILES, ContainerLab
 from labkit.launch.settings import Settings
 from tests.fakes.host import make_checkout
 
@@ -18,17 +19,23 @@ TEXT = (ROOT / "compose.yaml").read_text(encoding="utf-8")
 
 
 def fill_in(text):
-    """The file with each variable at its default, as Compose fills it in."""
-    return re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", text)
+    """The file with each variable at its default, as Compose fills it in: the inner ones first."""
+    filled = re.sub(r"\$\{\w+:-([^${}]*)\}", r"\1", text)
+    return filled if filled == text else fill_in(filled)
 
 
 COMPOSE = yaml.safe_load(fill_in(TEXT))
 SERVICES = COMPOSE["services"]
+# What a build takes without its Dockerfile declaring it.
+PREDEFINED = {
+    *("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy"),
+    "SOURCE_DATE_EPOCH",
+}
 SERVERS = [name for name in SERVICES if name != "test"]
 
 
 def test_the_services():
-    assert set(SERVICES) == {"cpu", "test"}
+    assert set(SERVICES) == set(PROFILES) == {"cpu", "cuda", "cuda-chosen", "test"}
     assert all(service["profiles"] == [name] for name, service in SERVICES.items())
 
 
@@ -63,7 +70,7 @@ def test_the_tests_publish_nothing_and_have_no_workspace():
 def test_the_token_is_a_secret_and_no_variable(name):
     service = SERVICES[name]
     assert service["secrets"] == ["jupyter_token"]
-    assert COMPOSE["secrets"] == {"jupyter_token": {"file": "./.labkit/token"}}
+    assert COMPOSE["secrets"]["jupyter_token"] == {"file": "./.labkit/token"}
     values = service["environment"]
     assert values["LABKIT_TOKEN_FILE"] == "/run/secrets/jupyter_token"
     assert [key for key in values if "TOKEN" in key] == ["LABKIT_TOKEN_FILE"]
@@ -108,7 +115,36 @@ def test_each_service_is_a_target_of_its_dockerfile(name):
     assert f" AS {build['target']}\n" in dockerfile
     assert build["args"]["BASE_IMAGE"] == "debian:bookworm-slim"
     declared = set(re.findall(r"^ARG (\w+)", dockerfile, flags=re.MULTILINE))
-    assert set(build["args"]) <= declared
+    assert set(build["args"]) - PREDEFINED <= declared
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_a_proxys_address_is_handed_on_and_not_declared(name):
+    """Engines keep these arguments out of an image's history, unless its Dockerfile names them."""
+    arguments = SERVICES[name]["build"]["args"]
+    assert {key: arguments[key] for key in PREDEFINED} == dict.fromkeys(PREDEFINED)
+    dockerfile = (ROOT / SERVICES[name]["build"]["dockerfile"]).read_text(encoding="utf-8")
+    assert not any(f"ARG {key}" in dockerfile for key in PREDEFINED)
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_a_certificate_is_a_secret_of_the_build(name):
+    assert SERVICES[name]["build"]["secrets"] == ["ca"]
+    assert COMPOSE["secrets"]["ca"] == {"file": "/dev/null"}
+
+
+@pytest.mark.parametrize(
+    ("service", "flavor", "build", "image"),
+    [
+        ("cpu", "cpu", None, "labkit:cpu"),
+        ("cuda", "cuda", "cu130", "labkit:cu130"),
+        ("test", "cpu", "cu130", "labkit:cpu-test"),
+    ],
+)
+def test_which_stages_make_each_services_image(service, flavor, build, image):
+    arguments = SERVICES[service]["build"]["args"]
+    assert (arguments["FLAVOR"], arguments.get("CUDA_BUILD")) == (flavor, build)
+    assert SERVICES[service]["image"] == image
 
 
 def find_variables():
@@ -123,6 +159,6 @@ def test_every_variable_has_a_default():
 def test_what_the_launcher_sets_is_what_compose_reads(tmp_path, monkeypatch):
     monkeypatch.setattr("labkit.launch.container.os.environ", {})
     lab = ContainerLab(
-        make_checkout(tmp_path), "docker", "cpu", Settings(), 8888, Identity(1000, 1000)
+        make_checkout(tmp_path), "docker", CPU, Settings(), 8888, Identity(1000, 1000)
     )
     assert set(lab.environment()) <= find_variables()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ import pytest
 from labkit.errors import EngineError, format_error
 from labkit.launch import container
 from labkit.launch.choose import Identity
+from labkit.launch.choose_flavor import CPU, Flavor
 from labkit.launch.container import ContainerLab, PortTakenError
 from labkit.launch.settings import Settings
 from labkit.launch.state import LabHandle, ensure_token
@@ -17,6 +20,8 @@ from labkit.launch.steps import Steps
 from tests.fakes.host import make_checkout, write_program
 
 RUNNING = LabHandle(container="a1b2c3")
+CUDA = Flavor("cuda", "cu126", ("0", "1"), "reservation")
+IDLE = Flavor("cuda", "cu130")
 
 # Writes down how it was called and with what variables, then does what the case says.
 SCRIPT = """\
@@ -67,7 +72,7 @@ def checkout(tmp_path):
 @pytest.fixture
 def lab(checkout):
     return ContainerLab(
-        checkout, "docker", "cpu", Settings(), port=8890, identity=Identity(1234, 100)
+        checkout, "docker", CPU, Settings(), port=8890, identity=Identity(1234, 100)
     )
 
 
@@ -95,10 +100,7 @@ def test_the_compose_command_names_project_folder_and_file(lab):
         root,
         "--file",
         f"{root}/compose.yaml",
-        "--profile",
-        "cpu",
-        "--profile",
-        "test",
+        *("--profile", "cpu", "--profile", "cuda", "--profile", "cuda-chosen", "--profile", "test"),
         "up",
         "--detach",
     ]
@@ -111,6 +113,8 @@ def test_the_variables_that_compose_reads(lab):
     assert said == {
         "LABKIT_PROJECT": lab.checkout.project,
         "LABKIT_IMAGE": "labkit:cpu",
+        "LABKIT_TEST_IMAGE": "labkit:cpu-test",
+        "LABKIT_FLAVOR": "cpu",
         "LABKIT_PORT": "8890",
         "LABKIT_BIND": "127.0.0.1",
         "LABKIT_WORKSPACE": str(root / "work"),
@@ -122,12 +126,91 @@ def test_the_variables_that_compose_reads(lab):
     }
 
 
+@pytest.mark.usefixtures("docker")
+@pytest.mark.parametrize(
+    ("flavor", "service", "image", "build"),
+    [
+        pytest.param(CPU, "cpu", "labkit:cpu", None, id="cpu"),
+        pytest.param(CUDA, "cuda-chosen", "labkit:cu126", "cu126", id="cuda with its GPUs"),
+        pytest.param(IDLE, "cuda", "labkit:cu130", "cu130", id="cuda without a GPU"),
+    ],
+)
+def test_each_flavor_has_its_service_and_its_images(lab, flavor, service, image, build):
+    flavored = replace(lab, flavor=flavor)
+    values = flavored.environment()
+    assert (flavored.service, flavored.image) == (service, image)
+    assert (values["LABKIT_IMAGE"], values["LABKIT_TEST_IMAGE"]) == (image, f"{image}-test")
+    assert (values["LABKIT_FLAVOR"], values.get("LABKIT_CUDA_BUILD")) == (flavor.name, build)
+
+
+def test_what_starts_a_cuda_lab_gets_the_file_with_its_gpus(lab):
+    cuda = replace(lab, flavor=CUDA)
+    path = lab.checkout.state_folder / "gpus.json"
+    for words in (["up", "--detach"], ["run", "--rm", "test"]):
+        path.unlink(missing_ok=True)
+        command = cuda.compose_command(words)
+        assert command[command.index("--profile") - 2 :][:2] == ["--file", str(path)]
+        reserved = json.loads(path.read_text())["services"]["test"]["deploy"]["resources"]
+        assert reserved["reservations"]["devices"] == [
+            {"capabilities": ["gpu"], "device_ids": ["0", "1"]}
+        ]
+
+
+@pytest.mark.parametrize(
+    ("flavor", "words"),
+    [(CUDA, ["down"]), (CUDA, ["build", "cuda"]), (IDLE, ["run"]), (CPU, ["up"])],
+    ids=["stopping", "building", "no GPU given", "cpu"],
+)
+def test_nothing_else_needs_the_file(lab, flavor, words):
+    assert replace(lab, flavor=flavor).compose_command(words).count("--file") == 1
+    assert not (lab.checkout.state_folder / "gpus.json").exists()
+
+
+def test_a_cuda_lab_is_built_by_its_flavor_and_started_with_its_gpus(lab, docker):
+    cuda = replace(lab, flavor=CUDA)
+    docker.play('"ps "*) echo a1b2c3 ;;', '"image inspect"*) exit 1 ;;')
+    cuda.prepare(Steps())
+    assert cuda.start() == RUNNING
+    [build] = [call for call in docker.calls if " build " in call]
+    [start] = [call for call in docker.calls if " up " in call]
+    assert build.endswith(" build cuda")
+    assert start.endswith(" up --detach --no-build cuda-chosen")
+    assert "label=com.docker.compose.service=cuda-chosen" in docker.calls[-1]
+
+
+@pytest.mark.parametrize(
+    ("answer", "problem"),
+    [
+        pytest.param('echo "GPU 0: NVIDIA H200 (UUID: GPU-aaaa)"', None, id="it sees one"),
+        pytest.param(
+            'echo "Failed to initialize NVML: Unknown Error"; exit 255',
+            "Failed to initialize NVML: Unknown Error",
+            id="it sees none",
+        ),
+        pytest.param(
+            "echo 'exec: \"nvidia-smi\": executable file not found in $PATH' >&2; exit 127",
+            'exec: "nvidia-smi": executable file not found in $PATH',
+            id="nothing was passed on",
+        ),
+    ],
+)
+def test_whether_the_running_lab_sees_its_gpus(lab, docker, answer, problem):
+    docker.play(f'"exec a1b2c3 nvidia-smi -L") {answer} ;;')
+    assert replace(lab, flavor=CUDA).find_gpu_problem(RUNNING) == problem
+
+
+def test_a_lab_without_gpus_is_not_asked_for_any(lab, docker):
+    for flavor in (CPU, IDLE):
+        assert replace(lab, flavor=flavor).find_gpu_problem(RUNNING) is None
+    assert docker.calls == []
+
+
 @pytest.mark.parametrize(
     ("bind", "text", "remote"),
     [("127.0.0.1", "127.0.0.1", "0"), ("::1", "[::1]", "0"), ("0.0.0.0", "0.0.0.0", "1")],
 )
 def test_the_address_as_compose_wants_it(checkout, bind, text, remote):
-    values = ContainerLab(checkout, "docker", "cpu", Settings(bind=bind)).environment()
+    values = ContainerLab(checkout, "docker", CPU, Settings(bind=bind)).environment()
     assert (values["LABKIT_BIND"], values["LABKIT_REMOTE_ACCESS"]) == (text, remote)
 
 
@@ -140,7 +223,7 @@ def test_the_address_as_compose_wants_it(checkout, bind, text, remote):
     ],
 )
 def test_who_it_runs_as(checkout, identity, user, allow_root, namespace):
-    lab = ContainerLab(checkout, "docker", "cpu", Settings(), identity=identity)
+    lab = ContainerLab(checkout, "docker", CPU, Settings(), identity=identity)
     values = lab.environment()
     assert values["LABKIT_USER"] == user
     assert values["LABKIT_ALLOW_ROOT"] == allow_root

@@ -7,11 +7,13 @@ import io
 import pytest
 
 from labkit.launch import down
-from labkit.launch.down import stop_lab
+from labkit.launch.choose_flavor import CPU
+from labkit.launch.down import CHOSEN, stop_lab
 from labkit.launch.state import LabHandle, LabState, read_state, write_state
 from labkit.launch.steps import Steps
 from tests.fakes.host import make_checkout
 
+CLIENTS = ("docker", "podman")
 STATE = LabState("docker", "cpu", 8888, "127.0.0.1", "a reason", "now", LabHandle(container="a1"))
 
 
@@ -51,9 +53,12 @@ def screen():
 @pytest.fixture
 def engines(monkeypatch):
     """The labs that each engine has, for a launcher without a memory."""
-    labs = {"docker": FakeLab("docker"), "podman": FakeLab("podman")}
+    labs = {(client, flavor): FakeLab(client) for client in CLIENTS for flavor in (CPU, CHOSEN)}
+    nothing = FakeLab()
     monkeypatch.setattr(
-        down, "ContainerLab", lambda checkout, client, flavor, settings: labs[client]
+        down,
+        "ContainerLab",
+        lambda checkout, client, flavor, settings: labs.get((client, flavor), nothing),
     )
     return labs
 
@@ -87,9 +92,10 @@ def test_nothing_was_running(checkout, screen, engines):
     assert screen.getvalue() == ""
 
 
-@pytest.mark.parametrize("client", ["docker", "podman"])
-def test_a_forgotten_container_is_found_and_stopped(checkout, screen, engines, client):
-    engines[client].container = "a1b2c3"
+@pytest.mark.parametrize("client", CLIENTS)
+@pytest.mark.parametrize("flavor", [CPU, CHOSEN], ids=["cpu", "cuda"])
+def test_a_forgotten_container_is_found_and_stopped(checkout, screen, engines, client, flavor):
+    engines[client, flavor].container = "a1b2c3"
     assert stop_lab(checkout, Steps(screen, clock=lambda: 0.0)) is True
-    assert engines[client].stopped == ["forgotten"]
+    assert engines[client, flavor].stopped == ["forgotten"]
     assert screen.getvalue().startswith(f"stopping a lab that {client} still has ...\n")

@@ -13,16 +13,18 @@ import pytest
 from labkit.commands import run_command
 from labkit.errors import UsageError
 from labkit.launch import enter, testing
+from labkit.launch.builds import BUILDS
 from labkit.launch.choose import Choice
+from labkit.launch.choose_flavor import CPU, Flavor
 from labkit.launch.container import ContainerLab
 from labkit.launch.enter import prepare_lab
 from labkit.launch.local import LocalLab
+from labkit.launch.plan import Plan
 from labkit.launch.settings import Settings
 from labkit.launch.state import LabHandle, LabState
 from labkit.launch.status import LabStatus
 from labkit.launch.steps import Steps
-from labkit.launch.testing import TEST_LOCKS, run_tools
-from labkit.launch.up import Plan
+from labkit.launch.testing import run_tools
 from tests.fakes.host import make_checkout
 
 STATE = LabState("docker", "cpu", 8888, "127.0.0.1", "why", "now", LabHandle(container="a1"))
@@ -44,13 +46,24 @@ def checkout(tmp_path):
 
 
 @pytest.fixture
-def planned(monkeypatch):
+def demanded():
+    """Whether the plans that were made had to have a GPU where one is asked for."""
+    return []
+
+
+@pytest.fixture
+def planned(monkeypatch, demanded):
     """The lab that would be made ready; no host is probed."""
 
-    def play(lab, module=enter):
-        plan = Plan(Choice("local", "no engine"), Choice("cpu", "no GPU"), lab, False)
-        monkeypatch.setattr(module, "probe_host", lambda settings: None)
-        monkeypatch.setattr(module, "make_plan", lambda checkout, settings, facts: plan)
+    def play(lab, module=enter, flavor=CPU):
+        plan = Plan(Choice("local", "no engine"), Choice(flavor, "a reason"), lab, False)
+        monkeypatch.setattr(module, "probe_host", lambda checkout, settings, steps: None)
+
+        def make_plan(checkout, settings, facts, *, demand):
+            demanded.append(demand)
+            return plan
+
+        monkeypatch.setattr(module, "make_plan", make_plan)
         return lab
 
     return play
@@ -73,11 +86,15 @@ def test_the_lab_that_runs_is_used(checkout, monkeypatch, runtime):
     ("settings", "healthy", "use_running"),
     [
         pytest.param(Settings(runtime="local"), True, True, id="another runtime asked for"),
+        pytest.param(Settings(flavor="cuda"), True, True, id="another flavor asked for"),
+        pytest.param(Settings(gpus=("0",)), True, True, id="a GPU asked for"),
         pytest.param(Settings(), False, True, id="it is not well"),
         pytest.param(Settings(), True, False, id="make build"),
     ],
 )
-def test_else_one_is_made_ready(checkout, monkeypatch, planned, settings, healthy, use_running):
+def test_else_one_is_made_ready(
+    checkout, monkeypatch, planned, demanded, settings, healthy, use_running
+):
     runs(monkeypatch, checkout, healthy=healthy)
     fake = planned(FakeLab())
     checkout.workspace.rmdir()
@@ -85,7 +102,8 @@ def test_else_one_is_made_ready(checkout, monkeypatch, planned, settings, health
     lab, handle = prepare_lab(checkout, settings, Steps(screen), use_running=use_running)
     assert (lab, handle) == (fake, None)
     assert fake.prepared == ["prepared"]
-    assert screen.getvalue() == "runtime: local (no engine)\n"
+    assert screen.getvalue() == "runtime: local (no engine)\nflavor:  cpu (a reason)\n"
+    assert demanded == [use_running]  # `make build` needs no GPU, what runs in the lab does
     assert checkout.workspace.is_dir()
     assert checkout.token_file.exists()
 
@@ -113,23 +131,28 @@ def became(monkeypatch):
     return calls
 
 
-def test_in_a_venv_pytest_runs_from_the_checkout(checkout, planned, became, monkeypatch):
+@pytest.mark.parametrize("build", BUILDS.values(), ids=tuple(BUILDS))
+def test_in_a_venv_pytest_runs_from_the_checkout(
+    checkout, planned, demanded, became, monkeypatch, build
+):
     installed = []
     monkeypatch.setattr(
         "labkit.launch.environment.PythonEnvironment.prepare",
         lambda self, steps, locks: installed.append(locks),
     )
-    planned(LocalLab(checkout, Settings()), testing)
+    flavor = Flavor(build.flavor, build.name)
+    planned(LocalLab(checkout, Settings(), flavor=flavor), testing, flavor)
     monkeypatch.chdir(os.curdir)
     run_tools(checkout, Settings(), Steps(io.StringIO()), "test", ["-k", "ports"])
-    assert installed == [TEST_LOCKS]
+    assert installed == [(*build.locks, "test")]
+    assert demanded == [False]
     assert became == [["python", "-m", "pytest", "-k", "ports"]]
     assert Path.cwd() == checkout.root
 
 
 @pytest.fixture
 def container(checkout, planned):
-    return planned(ContainerLab(checkout, "docker", "cpu", Settings()), testing)
+    return planned(ContainerLab(checkout, "docker", CPU, Settings()), testing)
 
 
 def test_in_a_container_pytest_runs_in_the_test_image(checkout, container, became, monkeypatch):

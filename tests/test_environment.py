@@ -11,6 +11,7 @@ import pytest
 
 from labkit.errors import EngineError, LabkitError
 from labkit.launch import environment as environment_module
+from labkit.launch.builds import find_build
 from labkit.launch.environment import PythonEnvironment, follow_pip
 from labkit.launch.steps import Step, Steps
 from tests.fakes.host import make_checkout, write_program
@@ -206,6 +207,127 @@ def test_an_environment_of_another_python_is_made_anew(checkout, python, tmp_pat
     read_calls(tmp_path)
     environment.prepare(Steps())
     assert read_calls(tmp_path)[0].startswith("-m venv --clear")
+
+
+# From one build of torch to another
+
+
+CUDA_LOCKS = {
+    "cuda-cu130": "nvidia-cublas==13.1.1.3\ntriton==3.7.1 ; sys_platform == 'linux' \\\n",
+    "torch-cu130": "torch===2.13.0 \\\n    --hash=sha256:aa\n",
+    "cuda-cu126": "nvidia-cublas-cu12==12.6.4.1\ntriton==3.7.1\n",
+    "torch-cu126": "torch==2.13.0+cu126\n",
+}
+CU130, CU126 = find_build("cu130").locks, find_build("cu126").locks
+REMOVE = "-m pip uninstall --disable-pip-version-check --yes"
+
+
+@pytest.fixture
+def environment(checkout, python, tmp_path):
+    """A .venv with the build for the CPU, in a checkout with all locks."""
+    for name, text in CUDA_LOCKS.items():
+        (checkout.root / "docker" / "locks" / f"{name}.txt").write_text(text)
+    environment = PythonEnvironment(checkout)
+    environment.prepare(Steps())
+    read_calls(tmp_path)
+    return environment
+
+
+def tell(calls):
+    """The calls in short: what was removed, and the locks that were installed."""
+    return [line.removeprefix(f"{REMOVE} ").split("/")[-1] for line in calls]
+
+
+def test_a_cuda_build_takes_the_place_of_the_cpus(environment, tmp_path, capsys):
+    capsys.readouterr()
+    environment.prepare(Steps(), CU130)
+    locks = environment.checkout.root / "docker" / "locks"
+    assert read_calls(tmp_path) == [
+        f"{REMOVE} torch",
+        f"{LOCKED} -r {locks}/cuda-cu130.txt",
+        f"{LOCKED} -r {locks}/torch-cu130.txt",
+    ]
+    assert capsys.readouterr().err.splitlines()[::2] == [
+        "removing the other build of torch ...",
+        "installing CUDA 13.0's libraries ...",
+        "installing torch, the build for CUDA 13.0 ...",
+    ]
+    assert environment.is_current(CU130)
+    assert not environment.is_current()
+
+
+def test_the_other_cudas_libraries_go_with_it(environment, tmp_path):
+    environment.prepare(Steps(), CU130)
+    read_calls(tmp_path)
+    environment.prepare(Steps(), CU126)
+    assert tell(read_calls(tmp_path)) == [
+        "nvidia-cublas torch",  # triton is in both
+        "cuda-cu126.txt",
+        "torch-cu126.txt",
+    ]
+    environment.prepare(Steps())
+    assert tell(read_calls(tmp_path)) == ["nvidia-cublas-cu12 torch triton", "torch-cpu.txt"]
+
+
+def test_a_build_that_is_there_is_left_as_it_is(environment, tmp_path):
+    environment.prepare(Steps(), CU130)
+    read_calls(tmp_path)
+    environment.prepare(Steps(), CU130)
+    assert read_calls(tmp_path) == []
+
+
+def test_torch_alone_comes_from_pytorchs_index_and_its_libraries_do_not(environment, tmp_path):
+    environment.prepare(Steps(), CU126)
+    [torch] = [line for line in read_calls(tmp_path) if "--index-url" in line]
+    assert "--index-url https://download.pytorch.org/whl/cu126 --retries 1" in torch
+    assert torch.endswith("torch-cu126.txt")
+
+
+@pytest.mark.parametrize(("locks", "asks"), [(CU126, True), (CU130, False)], ids=["cu126", "cu130"])
+def test_an_index_by_name_is_for_the_builds_that_have_one(
+    environment, tmp_path, monkeypatch, locks, asks
+):
+    monkeypatch.setenv("TORCH_INDEX", "https://mirror.example/whl")
+    environment.prepare(Steps(), locks)
+    asked = [line for line in read_calls(tmp_path) if "https://mirror.example/whl" in line]
+    assert bool(asked) is asks
+
+
+def test_a_removal_that_fails_is_made_again(environment, tmp_path):
+    program = environment.python
+    fine = program.read_text()
+    write_program(program.parent, "python", "echo 'Permission denied'; exit 1")
+    with pytest.raises(EngineError, match="removing torch failed"):
+        environment.prepare(Steps(), CU130)
+    program.write_text(fine)
+    environment.prepare(Steps(), CU130)
+    assert tell(read_calls(tmp_path)) == ["torch", "cuda-cu130.txt", "torch-cu130.txt"]
+
+
+def test_an_installation_that_fails_between_two_builds_goes_on(environment, tmp_path):
+    """Neither build is there then, and pip must not be asked to remove it twice."""
+    lock = environment.checkout.root / "docker" / "locks" / "torch-cu130.txt"
+    text = lock.read_text()
+    lock.unlink()
+    with pytest.raises(LabkitError, match="cannot read"):
+        environment.prepare(Steps(), CU130)
+    assert not environment.is_current()
+    lock.write_text(text)
+    read_calls(tmp_path)
+    environment.prepare(Steps(), CU130)
+    assert tell(read_calls(tmp_path)) == ["torch-cu130.txt"]
+    environment.prepare(Steps())
+    assert tell(read_calls(tmp_path)) == ["nvidia-cublas torch triton", "torch-cpu.txt"]
+
+
+def test_half_of_a_cuda_build_is_removed_too(environment, tmp_path):
+    lock = environment.checkout.root / "docker" / "locks" / "torch-cu130.txt"
+    lock.unlink()
+    with pytest.raises(LabkitError):
+        environment.prepare(Steps(), CU130)
+    read_calls(tmp_path)
+    environment.prepare(Steps())
+    assert tell(read_calls(tmp_path)) == ["nvidia-cublas torch triton", "torch-cpu.txt"]
 
 
 LOCK = """\

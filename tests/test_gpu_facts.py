@@ -1,16 +1,24 @@
-"""The host's GPUs by what nvidia-smi and the kernel module's own file say."""
+"""The host's GPUs by what nvidia-smi and the kernel module's own files say."""
 
 from __future__ import annotations
 
 import pytest
 
-from labkit.host.gpu import GpuFacts, probe_gpu
+from labkit.host.architectures import infer_capability, name_architecture
+from labkit.host.gpu import PROBE_SECONDS, Gpu, GpuFacts, probe_gpu
 from tests.fakes import host
 from tests.fakes.host import FakeRunner, hangs, says
 
 MODULE_VERSION = """\
 NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.65.06  Release Build  (dvs-builder)
 GCC version:  gcc version 12.2.0 (Debian 12.2.0-14)
+"""
+INFORMATION = """\
+Model: \t\t NVIDIA GeForce GTX 1080
+IRQ:   \t\t 128
+GPU UUID: \t {uuid}
+Video BIOS: \t 86.04.17.00.01
+Bus Location: \t 0000:01:00.0
 """
 
 
@@ -23,22 +31,115 @@ def loaded_module(tmp_path):
     return tmp_path
 
 
+def add_gpu(root, address, uuid):
+    folder = root / "proc" / "driver" / "nvidia" / "gpus" / address
+    folder.mkdir(parents=True)
+    (folder / "information").write_text(INFORMATION.format(uuid=uuid))
+
+
 def test_what_nvidia_smi_lists(tmp_path):
-    facts = probe_gpu(FakeRunner(host.TWO_GPUS), tmp_path)
-    assert facts == GpuFacts("580.65.06", ("NVIDIA H200", "NVIDIA GeForce RTX 4090"))
+    run = FakeRunner(host.TWO_GPUS)
+    facts = probe_gpu(run, tmp_path)
+    assert facts == GpuFacts(
+        "580.65.06",
+        (
+            Gpu("NVIDIA H200", 0, "GPU-aaaa", (9, 0), False),
+            Gpu("NVIDIA GeForce RTX 4090", 1, "GPU-bbbb", (8, 9), None),
+        ),
+    )
     assert facts.present
+    assert facts.driver_major == 580
+    assert facts.names == ("NVIDIA H200", "NVIDIA GeForce RTX 4090")
+    assert run.calls == [
+        "nvidia-smi --query-gpu=name,driver_version,index,uuid,compute_cap,mig.mode.current"
+        " --format=csv,noheader"
+    ]
+    assert run.limits == [PROBE_SECONDS]
 
 
 def test_no_driver_at_all(tmp_path):
     facts = probe_gpu(FakeRunner({}), tmp_path)
     assert facts == GpuFacts()
     assert not facts.present
+    assert facts.driver_major is None
+
+
+def test_an_older_nvidia_smi_is_asked_for_what_it_knows(tmp_path):
+    run = FakeRunner(
+        {
+            host.SMI: host.SMI_REFUSES,
+            "nvidia-smi --query-gpu=name,driver_version,index,uuid,mig": says(
+                "Tesla V100-SXM2-32GB, 470.182.03, 0, GPU-cccc, [N/A]\n"
+                "Quadro T1000, 470.182.03, 1, GPU-dddd, [N/A]"
+            ),
+        }
+    )
+    assert probe_gpu(run, tmp_path) == GpuFacts(
+        "470.182.03",
+        (
+            Gpu("Tesla V100-SXM2-32GB", 0, "GPU-cccc", (7, 0)),
+            Gpu("Quadro T1000", 1, "GPU-dddd", None),
+        ),
+    )
+    assert len(run.calls) == 2
+
+
+def test_the_oldest_is_asked_for_names_alone(tmp_path):
+    run = FakeRunner(
+        {
+            host.SMI: host.SMI_REFUSES,
+            "nvidia-smi --query-gpu=name,driver_version --": says(
+                "GeForce GTX 780, 390.157\nGeForce GTX 780, 390.157"
+            ),
+        }
+    )
+    assert probe_gpu(run, tmp_path) == GpuFacts(
+        "390.157", (Gpu("GeForce GTX 780", 0), Gpu("GeForce GTX 780", 1))
+    )
+
+
+def test_what_is_not_told_is_not_known(tmp_path):
+    answer = says("NVIDIA Graphics Device, [N/A], 0, [Unknown Error], [N/A], [N/A]")
+    facts = probe_gpu(FakeRunner({host.SMI: answer}), tmp_path)
+    assert facts == GpuFacts(None, (Gpu("NVIDIA Graphics Device"),))
+    assert facts.present
+    assert facts.driver_major is None
+
+
+def test_a_gpu_cut_into_parts_comes_with_their_uuids(tmp_path):
+    run = FakeRunner(
+        {
+            host.SMI: says(
+                "NVIDIA A100-SXM4-80GB, 580.65.06, 0, GPU-aaaa, 8.0, Disabled\n"
+                "NVIDIA A100-SXM4-80GB, 580.65.06, 1, GPU-bbbb, 8.0, Enabled"
+            ),
+            "nvidia-smi -L": says(
+                "GPU 0: NVIDIA A100-SXM4-80GB (UUID: GPU-aaaa)\n"
+                "GPU 1: NVIDIA A100-SXM4-80GB (UUID: GPU-bbbb)\n"
+                "  MIG 3g.40gb     Device  0: (UUID: MIG-1111)\n"
+                "  MIG 3g.40gb     Device  1: (UUID: MIG-2222)"
+            ),
+        }
+    )
+    whole, cut = probe_gpu(run, tmp_path).gpus
+    assert (whole.mig, whole.parts) == (False, ())
+    assert (cut.mig, cut.parts) == (True, ("MIG-1111", "MIG-2222"))
 
 
 def test_a_module_without_nvidia_smi(loaded_module):
     facts = probe_gpu(FakeRunner({}), loaded_module)
     assert facts == GpuFacts(driver_version="580.65.06")
     assert facts.present
+
+
+def test_the_module_tells_its_gpus_by_name(loaded_module):
+    add_gpu(loaded_module, "0000:41:00.0", "GPU-????????-????-????-????-????????????")
+    add_gpu(loaded_module, "0000:01:00.0", "GPU-aaaa")
+    facts = probe_gpu(FakeRunner({}), loaded_module)
+    assert facts.gpus == (
+        Gpu("NVIDIA GeForce GTX 1080", 0, "GPU-aaaa", (6, 1)),
+        Gpu("NVIDIA GeForce GTX 1080", 1, None, (6, 1)),
+    )
 
 
 def test_nvidia_smi_without_a_driver(tmp_path):
@@ -51,17 +152,94 @@ def test_nvidia_smi_without_a_driver(tmp_path):
 
 
 def test_nvidia_smi_that_hangs_leaves_the_module_as_witness(loaded_module):
-    facts = probe_gpu(FakeRunner({host.SMI: hangs("nvidia-smi")}), loaded_module)
+    run = FakeRunner({host.SMI: hangs("nvidia-smi")})
+    facts = probe_gpu(run, loaded_module)
     assert facts.present
     assert facts.problem == "nvidia-smi did not answer in 10 s"
+    assert len(run.calls) == 1
 
 
-def test_a_driver_that_lists_nothing(tmp_path):
-    assert probe_gpu(FakeRunner({host.SMI: says("")}), tmp_path) == GpuFacts()
+@pytest.mark.parametrize("text", ["", "No devices were found", "\x00\x01garbage"])
+def test_a_driver_that_lists_nothing(tmp_path, text):
+    assert probe_gpu(FakeRunner({host.SMI: says(text)}), tmp_path) == GpuFacts()
 
 
-def test_a_version_file_of_another_form(tmp_path):
-    folder = tmp_path / "proc" / "driver" / "nvidia"
+@pytest.mark.parametrize(
+    ("path", "text"),
+    [
+        ("proc/version", "Linux version 6.6.87.2-microsoft-standard-WSL2 (root@439a258ad544)"),
+        ("dev/dxg", ""),
+    ],
+)
+def test_wsl2_is_told_by_its_kernel_and_its_device(tmp_path, path, text):
+    (tmp_path / path).parent.mkdir()
+    (tmp_path / path).write_text(text)
+    assert probe_gpu(FakeRunner(host.TWO_GPUS), tmp_path).wsl
+    assert probe_gpu(FakeRunner({}), tmp_path) == GpuFacts(wsl=True)
+
+
+def test_in_wsl2_nvidia_smi_is_found_where_path_does_not_lead(tmp_path):
+    folder = tmp_path / "usr" / "lib" / "wsl" / "lib"
     folder.mkdir(parents=True)
-    (folder / "version").write_text("something else\n")
-    assert probe_gpu(FakeRunner({}), tmp_path).driver_version is None
+    (folder / "nvidia-smi").write_text("")
+    answer = says("NVIDIA GeForce RTX 4070, 581.29, 0, GPU-aaaa, 8.9, [N/A]")
+    run = FakeRunner({f"{folder}/nvidia-smi": answer})
+    assert probe_gpu(run, tmp_path).driver_version == "581.29"
+
+
+@pytest.mark.parametrize(
+    ("capability", "name"),
+    [
+        ((2, 0), "an architecture before Kepler"),
+        ((3, 5), "Kepler"),
+        ((5, 2), "Maxwell"),
+        ((6, 1), "Pascal"),
+        ((7, 2), "Volta"),
+        ((7, 5), "Turing"),
+        ((8, 6), "Ampere"),
+        ((8, 9), "Ada"),
+        ((9, 0), "Hopper"),
+        ((10, 3), "Blackwell"),
+        ((12, 1), "Blackwell"),
+        ((13, 0), "a newer architecture"),
+    ],
+)
+def test_the_architectures_name(capability, name):
+    assert name_architecture(capability) == name
+
+
+@pytest.mark.parametrize(
+    ("name", "capability"),
+    [
+        ("GeForce GTX 970", (5, 2)),
+        ("GeForce GTX TITAN X", (5, 2)),
+        ("Tesla M60", (5, 2)),
+        ("Tesla P100-PCIE-16GB", (6, 0)),
+        ("NVIDIA TITAN X (Pascal)", (6, 1)),
+        ("NVIDIA GeForce GTX 1080 Ti", (6, 1)),
+        ("Quadro P2000", (6, 1)),
+        ("Tesla V100-SXM2-32GB", (7, 0)),
+        ("Tesla T4", (7, 5)),
+        ("NVIDIA GeForce RTX 2080 Ti", (7, 5)),
+        ("NVIDIA A100-SXM4-80GB", (8, 0)),
+        ("NVIDIA GeForce RTX 3090", (8, 6)),
+        ("NVIDIA A10G", (8, 6)),
+        ("NVIDIA RTX A6000", (8, 6)),
+        ("NVIDIA GeForce RTX 4090", (8, 9)),
+        ("NVIDIA RTX 6000 Ada Generation", (8, 9)),
+        ("NVIDIA L4", (8, 9)),
+        ("NVIDIA H100 80GB HBM3", (9, 0)),
+        ("NVIDIA B200", (10, 0)),
+        ("NVIDIA B300", (10, 3)),
+        ("NVIDIA GeForce RTX 5090", (12, 0)),
+        ("NVIDIA RTX PRO 6000 Blackwell Workstation Edition", (12, 0)),
+        ("NVIDIA GB10", (12, 1)),
+        ("NVIDIA GeForce RTX 2050", None),
+        ("NVIDIA GeForce GTX 960M", None),
+        ("NVIDIA GeForce RTX 3050 A Laptop GPU", None),
+        ("Quadro T1000", None),
+        ("NVIDIA Graphics Device", None),
+    ],
+)
+def test_a_name_tells_the_capability_only_where_it_is_certain(name, capability):
+    assert infer_capability(name) == capability

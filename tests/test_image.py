@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
+
 import pytest
 
 from labkit import __version__
@@ -19,7 +22,7 @@ from tests.fakes.host import make_checkout, write_program
 @pytest.fixture
 def checkout(tmp_path, monkeypatch):
     """A checkout with one file of each kind, and no build settings around it."""
-    for name in ("BASE_IMAGE", "TORCH_INDEX"):
+    for name in ("BASE_IMAGE", "TORCH_INDEX", "LABKIT_CA_FILE", "LABKIT_CA_KEEP"):
         monkeypatch.delenv(name, raising=False)
     checkout = make_checkout(tmp_path / "a lab")
     for name in ("labkit/cli/run.py", "labs/tensors/lesson.py", "docker/steps/install.sh"):
@@ -71,11 +74,28 @@ def test_a_change_of_an_input_changes_the_digest(checkout, change):
     assert digest_inputs(checkout) != before
 
 
-@pytest.mark.parametrize("name", ["BASE_IMAGE", "TORCH_INDEX"])
-def test_a_build_setting_changes_the_digest(checkout, monkeypatch, name):
+def test_another_base_changes_the_digest(checkout, monkeypatch):
     before = digest_inputs(checkout)
-    monkeypatch.setenv(name, "another")
+    monkeypatch.setenv("BASE_IMAGE", "another")
     assert digest_inputs(checkout) != before
+
+
+def test_a_mirror_does_not_as_every_file_is_held_to_its_hash(checkout, monkeypatch):
+    before = digest_inputs(checkout)
+    monkeypatch.setenv("TORCH_INDEX", "https://mirror.example/whl/cpu")
+    assert digest_inputs(checkout) == before
+
+
+def test_a_certificate_counts_where_the_image_keeps_it(checkout, monkeypatch, tmp_path):
+    before = digest_inputs(checkout)
+    certificate = tmp_path / "ca.pem"
+    certificate.write_text("-----BEGIN CERTIFICATE-----\none\n")
+    monkeypatch.setenv("LABKIT_CA_FILE", str(certificate))
+    assert digest_inputs(checkout) == before
+    monkeypatch.setenv("LABKIT_CA_KEEP", "1")
+    kept = digest_inputs(checkout)
+    certificate.write_text("-----BEGIN CERTIFICATE-----\nanother\n")
+    assert len({before, kept, digest_inputs(checkout)}) == 3
 
 
 @pytest.mark.parametrize(
@@ -127,14 +147,42 @@ def test_outside_of_git_the_revision_is_not_known(checkout):
         "LABKIT_REVISION": "unknown",
         "LABKIT_INPUTS": "0123",
         "BUILDKIT_PROGRESS": "plain",
+        "LABKIT_KEPT_CA": "",
     }
+
+
+def git(root, *words):
+    identity = ["-c", "user.name=a", "-c", "user.email=a@example"]
+    subprocess.run(["git", "-C", str(root), *identity, *words], check=True, capture_output=True)
+
+
+@pytest.fixture
+def committed(checkout, monkeypatch):
+    """The checkout with all of it in one commit of a known time."""
+    monkeypatch.setenv("GIT_COMMITTER_DATE", "2026-01-02T03:04:05Z")
+    git(checkout.root, "init", "--quiet")
+    git(checkout.root, "add", "--all")
+    git(checkout.root, "commit", "--quiet", "--message", "all")
+    return checkout
+
+
+def test_an_image_is_as_old_as_the_commit_it_was_made_from(committed):
+    variables = build_variables(committed, "0123")
+    assert variables["SOURCE_DATE_EPOCH"] == "1767323045"
+    assert re.fullmatch(r"[0-9a-f]{12}", variables["LABKIT_REVISION"])
+
+
+def test_a_revision_says_that_files_differ_from_it(committed):
+    before = read_revision(committed)
+    change_content(committed.root)
+    assert read_revision(committed) == f"{before}-changed"
 
 
 COMPOSE_BUILDKIT = """\
 #0 building with "default" instance using docker driver
-#1 [cpu internal] load build definition from cpu.Dockerfile
+#1 [cpu internal] load build definition from Dockerfile
 #5 [cpu os 1/2] FROM docker.io/library/debian:bookworm-slim@sha256:abc
-#9 [cpu python 5/8] RUN --mount=type=cache,target=/root/.cache/pip install-python-packages.sh
+#9 [cpu python 5/8] RUN --mount=type=secret,id=ca /steps/trust-certificate.sh /steps/install.sh lab
 #9 1.532 Collecting jupyterlab==4.6.3 (from -r /locks/lab.txt (line 7))
 #9 1.733   Downloading jupyterlab-4.6.3-py3-none-any.whl (12.4 MB)
 #9 2.011 Collecting numpy==2.4.0 (from -r /locks/lab.txt (line 90))
@@ -161,9 +209,9 @@ CLASSIC = "STEP 3/9: COPY docker/jupyter /etc/labkit/jupyter\n"
             COMPOSE_BUILDKIT,
             [
                 "os step 1 of 2: FROM docker.io/library/debian:bookworm-slim@sha256:abc",
-                "python step 5 of 8: RUN install-python-packages.sh",
-                "python step 5 of 8: RUN install-python-packages.sh - package 1, jupyterlab",
-                "python step 5 of 8: RUN install-python-packages.sh - package 2, numpy",
+                "python step 5 of 8: RUN /steps/install.sh lab",
+                "python step 5 of 8: RUN /steps/install.sh lab - package 1, jupyterlab",
+                "python step 5 of 8: RUN /steps/install.sh lab - package 2, numpy",
                 "lab step 2 of 9: COPY --from=python /opt/lab /opt/lab",
             ],
             id="BuildKit under Compose",

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from labkit.errors import EngineError
 from labkit.launch import local
+from labkit.launch.choose_flavor import Flavor
 from labkit.launch.local import LocalLab
 from labkit.launch.settings import Settings
 from labkit.launch.state import LabHandle, ensure_token
@@ -80,10 +83,63 @@ def test_each_start_has_a_log_of_its_own(lab):
 def test_what_it_prepares_is_the_environment(lab, monkeypatch):
     prepared = []
     monkeypatch.setattr(
-        local.PythonEnvironment, "prepare", lambda self, steps: prepared.append(self.checkout)
+        local.PythonEnvironment, "prepare", lambda self, steps, locks: prepared.append(locks)
     )
     lab.prepare(Steps())
-    assert prepared == [lab.checkout]
+    replace(lab, flavor=Flavor("cuda", "cu126", ("all",))).prepare(Steps())
+    assert prepared == [("torch-cpu", "lab"), ("cuda-cu126", "torch-cu126", "lab")]
+
+
+@pytest.mark.parametrize(
+    ("asked", "locks", "said"),
+    [
+        pytest.param(
+            "auto",
+            ("cuda-cu130", "torch-cu130", "lab", "test"),
+            "keeping the build for CUDA 13.0 in .venv, which has the CPU too\n",
+            id="left to the launcher",
+        ),
+        pytest.param("cpu", ("torch-cpu", "lab", "test"), "", id="asked for by name"),
+    ],
+)
+def test_a_cuda_build_is_kept_while_its_driver_fails(lab, monkeypatch, asked, locks, said):
+    prepared, screen = [], io.StringIO()
+    monkeypatch.setattr(
+        local.PythonEnvironment, "prepare", lambda self, steps, locks: prepared.append(locks)
+    )
+    lab.checkout.environment_folder.mkdir()
+    (lab.checkout.environment_folder / ".labkit-torch-cu130").write_text("0123")
+    replace(lab, settings=Settings(flavor=asked)).prepare(Steps(screen), ["test"])
+    assert prepared == [locks]
+    assert screen.getvalue() == said
+
+
+@pytest.mark.parametrize(
+    ("gpus", "asked", "outside", "seen"),
+    [
+        pytest.param((), (), None, None, id="cpu"),
+        pytest.param(("all",), (), None, None, id="all"),
+        pytest.param(("all",), (), "3", "3", id="all, and a choice made outside"),
+        pytest.param(("0", "1"), ("0", "1"), None, "0,1", id="some"),
+        pytest.param(("0",), ("0",), "3", "0", id="some, by name, against one made outside"),
+        pytest.param(("1",), (), None, "1", id="what the build serves"),
+        pytest.param(("1",), (), "3", "3", id="what the build serves, and one made outside"),
+    ],
+)
+def test_torch_sees_the_chosen_gpus(lab, monkeypatch, gpus, asked, outside, seen):
+    for name in ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER"):
+        monkeypatch.delenv(name, raising=False)
+    if outside:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", outside)
+    flavor = Flavor("cuda", "cu130", gpus)
+    values = replace(lab, settings=Settings(gpus=asked), flavor=flavor).environment()
+    assert values.get("CUDA_VISIBLE_DEVICES") == seen
+    # As nvidia-smi counts them: by itself CUDA has the fastest in front.
+    assert values.get("CUDA_DEVICE_ORDER") == ("PCI_BUS_ID" if seen not in (None, "3") else None)
+
+
+def test_the_driver_has_been_asked_already(lab):
+    assert lab.find_gpu_problem(LabHandle()) is None
 
 
 def test_a_dead_server_is_explained_by_its_last_words(lab):

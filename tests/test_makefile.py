@@ -15,7 +15,7 @@ from labkit.commands import run_command
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "Makefile").read_text(encoding="utf-8")
 TARGETS = re.findall(r"^([a-z][a-z-]*):(?!=)", TEXT, flags=re.MULTILINE)
-VARIABLES = ("RUNTIME", "FLAVOR", "PORT", "BIND", "LABS", "PYTHON")
+VARIABLES = ("RUNTIME", "FLAVOR", "CUDA", "GPUS", "PORT", "BIND", "LABS", "PYTHON")
 
 needs_make = pytest.mark.skipif(not shutil.which("make"), reason="needs make: apt-get install make")
 
@@ -83,6 +83,8 @@ def test_help_lists_every_target_and_variable(words):
             ("up", "RUNTIME=local", "FLAVOR=cpu", "PORT=9000", "BIND=0.0.0.0"),
             '-m labkit up --runtime "local" --flavor "cpu" --port "9000" --bind "0.0.0.0"',
         ),
+        (("up", "CUDA=cu126", "GPUS=0,1"), '-m labkit up --cuda "cu126" --gpus "0,1"'),
+        (("build", "FLAVOR=cuda"), '-m labkit build --flavor "cuda"'),
         (("run",), "-m labkit exec -- labkit run --all"),
         (("run", "LABS=tensors autograd"), "-m labkit exec -- labkit run tensors autograd"),
         (("test", "PYTEST=-k ports", "RUNTIME=local"), 'test --runtime "local" -- -k ports'),
@@ -94,6 +96,16 @@ def test_help_lists_every_target_and_variable(words):
 def test_what_a_target_runs(words, command):
     line = " ".join(run_make("-n", *words).split())
     assert line.endswith(command)
+
+
+@needs_make
+def test_a_toolkits_folder_in_the_environment_is_no_choice_of_a_build(monkeypatch):
+    monkeypatch.setenv("CUDA", "/usr/local/cuda")
+    monkeypatch.setenv("GPUS", "8")
+    result = run_command(["make", "-n", "up"], timeout_seconds=20, folder=ROOT)
+    assert "labkit up" in result.stdout
+    assert "/usr/local/cuda" not in result.stdout
+    assert "--gpus" not in result.stdout
 
 
 @needs_make

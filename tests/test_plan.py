@@ -6,15 +6,27 @@ import io
 
 import pytest
 
-from labkit.host.gpu import GpuFacts
-from labkit.launch import up
+from labkit.errors import UsageError
+from labkit.host.gpu import Gpu, GpuFacts
 from labkit.launch.choose import Choice, Identity
+from labkit.launch.choose_flavor import CPU
 from labkit.launch.container import ContainerLab
 from labkit.launch.local import LocalLab
+from labkit.launch.plan import HostFacts, make_plan, probe_host
 from labkit.launch.settings import Settings
 from labkit.launch.steps import Steps
-from labkit.launch.up import HostFacts, announce, make_plan
-from tests.fakes.host import ADA, DOCKER, NO_DOCKER, NO_GPU, NO_PODMAN, PODMAN, make_checkout
+from labkit.launch.up import announce
+from tests.fakes.gpu_hosts import docker_host
+from tests.fakes.host import (
+    ADA,
+    DOCKER,
+    NO_DOCKER,
+    NO_GPU,
+    NO_PODMAN,
+    PODMAN,
+    FakeRunner,
+    make_checkout,
+)
 
 
 @pytest.fixture
@@ -39,7 +51,7 @@ def facts(docker=NO_DOCKER, podman=NO_PODMAN, gpu=NO_GPU, machine=ADA):
 def test_a_host_without_an_engine_gets_a_local_lab(checkout):
     plan = make_plan(checkout, Settings(), facts())
     assert plan.runtime == Choice("local", "no docker or podman command here")
-    assert plan.flavor.value == "cpu"
+    assert plan.flavor.value == CPU
     assert plan.lab == LocalLab(checkout, Settings())
     assert not plan.port_asked
 
@@ -47,7 +59,7 @@ def test_a_host_without_an_engine_gets_a_local_lab(checkout):
 def test_a_host_with_docker_gets_a_container_of_its_user(checkout):
     plan = make_plan(checkout, Settings(port=9000), facts(docker=DOCKER))
     assert isinstance(plan.lab, ContainerLab)
-    assert (plan.lab.client, plan.lab.flavor) == ("docker", "cpu")
+    assert (plan.lab.client, plan.lab.flavor) == ("docker", CPU)
     assert plan.lab.identity == Identity(1000, 1000)
     assert plan.port_asked
 
@@ -59,25 +71,54 @@ def test_a_host_with_podman_keeps_the_users_id(checkout):
     assert plan.lab.identity == Identity(1000, 1000, keep_id=True)
 
 
-def test_only_the_engine_that_was_asked_for_is_probed(monkeypatch):
-    probed = []
-    monkeypatch.setattr(up, "probe_engine", lambda name, run: probed.append(name) or DOCKER)
-    monkeypatch.setattr(up, "probe_gpu", lambda run: NO_GPU)
-    up.probe_host(Settings(runtime="docker"))
-    assert probed == ["docker"]
-    up.probe_host(Settings(runtime="local"))
-    assert probed == ["docker"]
-    up.probe_host(Settings())
-    assert sorted(probed) == ["docker", "docker", "podman"]
+@pytest.mark.parametrize(
+    ("runtime", "clients"),
+    [
+        ("docker", {"docker"}),
+        ("podman", {"podman"}),
+        ("local", set()),
+        ("auto", {"docker", "podman"}),
+    ],
+)
+def test_only_the_engine_that_was_asked_for_is_probed(checkout, tmp_path, runtime, clients):
+    run = FakeRunner({})
+    probe_host(
+        checkout, Settings(runtime=runtime), Steps(io.StringIO()), run, tmp_path, machine=ADA
+    )
+    asked = {call.split()[0] for call in run.calls}
+    assert asked == {"nvidia-smi", *clients}
+
+
+def test_settings_that_no_host_meets_are_told_before_it_is_asked(checkout, tmp_path):
+    run = FakeRunner({})
+    for settings in (Settings(runtime="dokcer"), Settings(flavor="gpus"), Settings(cuda="cu1")):
+        with pytest.raises(UsageError, match="unknown"):
+            probe_host(checkout, settings, Steps(io.StringIO()), run, tmp_path, machine=ADA)
+    assert run.calls == []
+
+
+def test_the_probes_of_a_gpu_host_stand_side_by_side_but_the_trial_comes_last(
+    checkout, tmp_path, steps, screen
+):
+    run = FakeRunner(docker_host("NVIDIA H200, 580.65.06, 0, GPU-aaaa, 9.0, Disabled"))
+    trials = probe_host(checkout, Settings(), steps, run, tmp_path, machine=ADA).trials
+    assert screen.getvalue().splitlines() == [
+        "trying a container with the GPU ...",
+        "trying a container with the GPU: done in 0:00",
+    ]
+    assert [trial.way for trial in trials] == ["reservation", "cdi"]
+    assert [call.split()[1] for call in run.calls[-3:]] == ["image", "run", "run"]
 
 
 def test_what_was_chosen_and_why_is_said(steps, screen, checkout):
-    gpu = GpuFacts("580.65.06", ("NVIDIA H200",))
+    gpu = GpuFacts("470.82.01", (Gpu("Tesla T4", capability=(7, 5)),))
     announce(make_plan(checkout, Settings(), facts(gpu=gpu)), Settings(), steps)
     assert screen.getvalue() == (
         "runtime: local (no docker or podman command here)\n"
-        "flavor:  cpu (this version of labkit has no cuda flavor yet)\n"
-        "  warning: NVIDIA H200 (driver 580.65.06) is here but will not be used\n"
+        "flavor:  cpu (driver 470.82.01 is too old for CUDA)\n"
+        "  warning: Tesla T4 (driver 470.82.01) is here but will not be used: every CUDA build of"
+        " torch here needs driver 525 or newer\n"
+        "    try: install NVIDIA's driver 580 or newer for this system, then: sudo reboot\n"
     )
 
 

@@ -19,10 +19,30 @@ def test_options_come_before_the_environment():
         "LABKIT_FLAVOR": "cpu",
         "LABKIT_PORT": "9000",
         "LABKIT_BIND": "0.0.0.0",
+        "LABKIT_CUDA": "cu126",
+        "LABKIT_GPUS": "0,GPU-b",
     }
-    assert read_settings({}, environment) == Settings("podman", "cpu", 9000, "0.0.0.0", True)
+    assert read_settings({}, environment) == Settings(
+        "podman", "cpu", 9000, "0.0.0.0", True, "cu126", ("0", "GPU-b")
+    )
     options = {"runtime": "local", "port": "9001", "flavor": None, "other": "ignored"}
-    assert read_settings(options, environment) == Settings("local", "cpu", 9001, "0.0.0.0", True)
+    options |= {"cuda": "cu130", "gpus": "all"}
+    assert read_settings(options, environment) == Settings(
+        "local", "cpu", 9001, "0.0.0.0", True, "cu130", ("all",)
+    )
+
+
+@pytest.mark.parametrize(
+    ("settings", "asks"),
+    [
+        (Settings(), False),
+        (Settings(flavor="cuda"), False),
+        (Settings(cuda="cu130"), True),
+        (Settings(gpus=("all",)), True),
+    ],
+)
+def test_a_build_or_gpus_by_name_ask_for_a_gpu(settings, asks):
+    assert settings.asks_for_gpu is asks
 
 
 @pytest.mark.parametrize("text", ["0", "65536", "80x", "-1", "8888.0", "http"])

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 
 import pytest
 
 from labkit.launch import status as status_module
+from labkit.launch.choose_flavor import CPU, Flavor
 from labkit.launch.container import ContainerLab
 from labkit.launch.local import LocalLab
 from labkit.launch.processes import read_start
+from labkit.launch.settings import Settings
 from labkit.launch.state import LabHandle, LabState, ensure_token, write_state
-from labkit.launch.status import LabStatus, make_url, open_lab, read_status
+from labkit.launch.status import LabStatus, list_differences, make_url, open_lab, read_status
 from tests.fakes.host import make_checkout
 
 
@@ -118,6 +121,8 @@ def test_the_status_as_json_prints_it(checkout, server):
         "healthy": True,
         "runtime": "local",
         "flavor": "cpu",
+        "build": "cpu",
+        "gpus": None,
         "url": "http://127.0.0.1:8890/lab?token=abc",
         "port": 8890,
         "bind": "127.0.0.1",
@@ -161,8 +166,56 @@ def test_the_lab_that_a_state_tells_of(checkout):
     assert isinstance(local, LocalLab)
     podman = open_lab(checkout, state_of("podman", bind="0.0.0.0"))
     assert isinstance(podman, ContainerLab)
-    assert (podman.client, podman.flavor, podman.port) == ("podman", "cpu", 8890)
+    assert (podman.client, podman.flavor, podman.port) == ("podman", CPU, 8890)
     assert podman.settings.bind == "0.0.0.0"
+
+
+CUDA_STATE = replace(
+    state_of("docker"),
+    flavor="cuda",
+    build="cu130",
+    gpus="0,1",
+    gpus_asked="GPU-a,GPU-b",
+    way="cdi",
+)
+
+
+def test_a_cuda_lab_is_the_same_again(checkout):
+    flavor = Flavor("cuda", "cu130", ("0", "1"), "cdi")
+    assert open_lab(checkout, CUDA_STATE).flavor == flavor
+    local = replace(CUDA_STATE, runtime="local", way=None)
+    assert open_lab(checkout, local).flavor == replace(flavor, way=None)
+
+
+@pytest.mark.parametrize(
+    ("state", "kind"),
+    [
+        (state_of(), "cpu"),
+        (CUDA_STATE, "cuda cu130, GPUs: 0,1"),
+        (replace(CUDA_STATE, gpus=None), "cuda cu130, GPUs: none"),
+    ],
+)
+def test_what_kind_of_lab_it_is(state, kind):
+    assert state.kind == kind
+
+
+@pytest.mark.parametrize(
+    ("settings", "differences"),
+    [
+        pytest.param(Settings(), [], id="nothing asked for"),
+        pytest.param(Settings("docker", "cuda", cuda="cu130"), [], id="as it is"),
+        pytest.param(Settings(gpus=("0", "1")), [], id="its GPUs"),
+        pytest.param(Settings(gpus=("GPU-a", "GPU-b")), [], id="its GPUs as they were typed"),
+        pytest.param(Settings(flavor="cpu"), ["FLAVOR=cpu"], id="flavor"),
+        pytest.param(
+            Settings("local", cuda="cu126", gpus=("0",)),
+            ["RUNTIME=local", "CUDA=cu126", "GPUS=0"],
+            id="all else",
+        ),
+    ],
+)
+def test_what_a_running_lab_is_not(settings, differences):
+    assert list_differences(settings, CUDA_STATE) == differences
 
 
 @pytest.mark.parametrize(("bind", "opens"), [("127.0.0.1", False), ("0.0.0.0", True)])

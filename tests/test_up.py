@@ -11,13 +11,15 @@ import pytest
 from labkit.errors import EngineError, LabkitError, TimedOutError, UsageError
 from labkit.launch import up
 from labkit.launch.choose import Choice
+from labkit.launch.choose_flavor import CPU, Flavor
 from labkit.launch.container import PortTakenError
 from labkit.launch.health import wait_until
+from labkit.launch.plan import Plan
 from labkit.launch.settings import Settings
 from labkit.launch.state import LabHandle, LabState, read_state, write_state
 from labkit.launch.status import LabStatus
 from labkit.launch.steps import Steps
-from labkit.launch.up import Plan, choose_port, describe_urls, find_running, launch, start_lab
+from labkit.launch.up import choose_port, describe_urls, find_running, launch, start_lab
 from tests.fakes.host import ADA, make_checkout
 
 TOKEN = "abc"
@@ -30,6 +32,7 @@ class FakeLab:
     port: int = 0
     on_start: dict[int, BaseException] = field(default_factory=dict)
     alive: bool = True
+    gpu_problem: str | None = None
     calls: list[str] = field(default_factory=list)
 
     def on_port(self, port):
@@ -50,12 +53,15 @@ class FakeLab:
     def is_alive(self, handle):
         return self.alive
 
+    def find_gpu_problem(self, handle):
+        return self.gpu_problem
+
     def explain_death(self, handle):
         return EngineError(f"{handle.container} died")
 
 
-def plan_for(lab, port_asked=False):
-    return Plan(Choice("local", "a reason"), Choice("cpu", "another"), lab, port_asked)
+def plan_for(lab, port_asked=False, flavor=CPU):
+    return Plan(Choice("local", "a reason"), Choice(flavor, "another"), lab, port_asked)
 
 
 @pytest.fixture
@@ -191,6 +197,7 @@ def test_a_lab_that_runs_is_taken_as_it_is(checkout, steps, screen, running, set
         (Settings(port=9000), "PORT=9000"),
         (Settings(bind="0.0.0.0", bind_asked=True), "BIND=0.0.0.0"),
         (Settings(runtime="docker", port=9000), "RUNTIME=docker PORT=9000"),
+        (Settings(cuda="cu126", gpus=("0", "1")), "CUDA=cu126 GPUS=0,1"),
     ],
 )
 def test_another_kind_of_lab_than_runs_is_refused(checkout, steps, running, settings, differing):
@@ -200,6 +207,44 @@ def test_another_kind_of_lab_than_runs_is_refused(checkout, steps, running, sett
     assert caught.value.what == f"a lab runs already, and not with {differing}"
     assert caught.value.cause == "it has runtime local, flavor cpu, port 8890, address 127.0.0.1"
     assert caught.value.fix == f"make down && make up {differing}"
+
+
+CUDA_RUNNING = replace(
+    RUNNING,
+    runtime="docker",
+    flavor="cuda",
+    build="cu130",
+    gpus="1",
+    gpus_asked="GPU-bbbb",
+    way="reservation",
+)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [Settings(), Settings(flavor="cuda", cuda="cu130", gpus=("1",)), Settings(gpus=("GPU-bbbb",))],
+    ids=["nothing asked", "the same asked", "the GPU as it was typed"],
+)
+def test_a_cuda_lab_that_runs_is_taken_as_it_is(checkout, steps, running, settings):
+    status = running(healthy(checkout, CUDA_RUNNING))
+    assert find_running(checkout, settings, steps) is status
+
+
+def test_another_build_and_other_gpus_than_the_running_labs_are_refused(checkout, steps, running):
+    running(healthy(checkout, CUDA_RUNNING))
+    with pytest.raises(UsageError) as caught:
+        find_running(checkout, Settings(cuda="cu126", gpus=("0",)), steps)
+    assert caught.value.what == "a lab runs already, and not with CUDA=cu126 GPUS=0"
+    assert caught.value.cause == (
+        "it has runtime docker, flavor cuda cu130, GPUs: 1, port 8890, address 127.0.0.1"
+    )
+    assert caught.value.fix == "make down && make up CUDA=cu126 GPUS=0"
+
+
+def test_where_a_lab_runs_no_host_is_probed(checkout, steps, running, monkeypatch):
+    status = running(healthy(checkout, CUDA_RUNNING))
+    monkeypatch.setattr(up, "probe_host", lambda checkout, settings, steps: pytest.fail("probed"))
+    assert start_lab(checkout, Settings(), steps) is status
 
 
 def test_nothing_runs(checkout, steps, running):
@@ -242,6 +287,48 @@ def test_a_launched_lab_is_remembered(checkout, steps, screen, answers):
     assert read_state(checkout) == state
     assert lab.calls == ["start 8888"]
     assert screen.getvalue() == "starting JupyterLab ...\nstarting JupyterLab: done in 0:00\n"
+
+
+CUDA = Flavor("cuda", "cu130", ("1",), "reservation")
+
+
+@pytest.mark.usefixtures("answers")
+def test_a_cuda_lab_is_remembered_with_its_build_and_gpus(checkout, steps):
+    settings = Settings(gpus=("GPU-bbbb",))
+    state = launch(checkout, settings, plan_for(FakeLab(), flavor=CUDA), TOKEN, steps)
+    assert (state.flavor, state.build, state.gpus) == ("cuda", "cu130", "1")
+    assert (state.gpus_asked, state.way) == ("GPU-bbbb", "reservation")
+    assert read_state(checkout) == state
+
+
+@pytest.mark.usefixtures("answers")
+@pytest.mark.parametrize(
+    ("runtime", "fix"),
+    [
+        ("podman", "make down && sudo apt-get install podman-compose && make up"),
+        ("docker", "make doctor"),
+    ],
+)
+def test_a_lab_that_was_given_a_gpu_and_sees_none_says_so(checkout, steps, screen, runtime, fix):
+    lab = FakeLab(gpu_problem="nvidia-smi: command not found")
+    plan = replace(plan_for(lab, flavor=CUDA), runtime=Choice(runtime, "a reason"))
+    launch(checkout, Settings(), plan, TOKEN, steps)
+    assert lab.calls == ["start 8888"]
+    assert screen.getvalue().splitlines()[1:3] == [
+        "  warning: the lab runs, but sees no GPU (nvidia-smi: command not found):"
+        f" {runtime} passed it on to a container, but its Compose did not",
+        f"    try: {fix}",
+    ]
+
+
+@pytest.mark.usefixtures("answers")
+@pytest.mark.parametrize("settings", [Settings(flavor="cuda"), Settings(gpus=("1",))])
+def test_where_the_gpu_was_asked_for_by_name_it_is_not_left_running(checkout, steps, settings):
+    lab = FakeLab(gpu_problem="Failed to initialize NVML: Unknown Error")
+    with pytest.raises(EngineError, match="the lab runs, but sees no GPU"):
+        launch(checkout, settings, plan_for(lab, flavor=CUDA), TOKEN, steps)
+    assert lab.calls == ["start 8888", "stop at-8888"]
+    assert read_state(checkout) is None
 
 
 def test_ctrl_c_while_waiting_leaves_nothing_running(checkout, steps, answers):
@@ -302,7 +389,7 @@ def test_a_port_asked_for_and_taken_meanwhile_is_an_error(checkout, steps):
 
 def test_from_nothing_to_a_url(checkout, steps, monkeypatch):
     lab = FakeLab()
-    monkeypatch.setattr(up, "probe_host", lambda settings: None)
+    monkeypatch.setattr(up, "probe_host", lambda checkout, settings, steps: None)
     monkeypatch.setattr(up, "make_plan", lambda checkout, settings, facts: plan_for(lab))
     monkeypatch.setattr(up, "probe_server", lambda port, token, address: "healthy")
     status = start_lab(checkout, Settings(), steps)
@@ -317,7 +404,7 @@ def test_a_workspace_that_cannot_be_used_stops_it_before_anything_starts(
 ):
     checkout.workspace.rmdir()
     checkout.workspace.write_text("a file of that name")
-    monkeypatch.setattr(up, "probe_host", lambda settings: pytest.fail("went on"))
+    monkeypatch.setattr(up, "probe_host", lambda checkout, settings, steps: pytest.fail("went on"))
     with pytest.raises(LabkitError, match="is not a folder"):
         start_lab(checkout, Settings(), steps)
 

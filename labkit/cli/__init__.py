@@ -35,6 +35,7 @@ FAMILIES = {
     "exec": "inside",
     "serve": "inside",
     "build": "maintain",
+    "sbom": "maintain",
     "test": "maintain",
     "lint": "maintain",
     "lock": "maintain",

@@ -46,6 +46,10 @@ def add_choices(parser: argparse.ArgumentParser) -> None:
     """The options that overrule the launcher's own choice."""
     parser.add_argument("--runtime", metavar="NAME", help="docker, podman, local or auto (auto)")
     parser.add_argument("--flavor", metavar="NAME", help="cpu, cuda or auto (auto)")
+    parser.add_argument(
+        "--cuda", metavar="BUILD", help="torch's build: cu130, cu126 or auto (auto)"
+    )
+    parser.add_argument("--gpus", metavar="LIST", help="all, or indices and UUIDs: 0,1 (all)")
 
 
 def run_up(arguments: argparse.Namespace) -> int:
@@ -96,7 +100,7 @@ def run_status(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print_json(status.describe())
     elif status.healthy and status.state:
-        print(f"running ({status.state.runtime}, {status.state.flavor}):  {status.url}")
+        print(f"running ({status.state.runtime}, {status.state.kind}):  {status.url}")
     elif status.state:
         print(f"not well: {status.problem}\n  try: make up")
     else:

@@ -1,27 +1,33 @@
-"""labkit build, test, lint, lock, clean: what a maintainer of the lab runs from a checkout."""
+"""labkit build, sbom, test, lint, lock, clean: what a maintainer of the lab runs in a checkout."""
 
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from labkit.cli import add_common
 from labkit.cli.launch import add_choices
 from labkit.errors import ExitCode
 
+if TYPE_CHECKING:
+    from labkit.launch.steps import Steps
+
 
 def add_commands(commands: argparse._SubParsersAction[Any]) -> None:
-    """Adds the five commands."""
+    """Adds the six commands."""
     for name, help_text, run in (
         ("build", "build the image, or bring the .venv up to date", run_build),
+        ("sbom", "write down what an image is made of, in CycloneDX", run_sbom),
         ("test", "run the tests, in the image or in the .venv", run_test),
         ("lint", "check style, types and layers", run_lint),
         ("lock", "pin every package anew in docker/locks/", run_lock),
         ("clean", "remove images, caches, .venv and state; never work/", run_clean),
     ):
         parser = commands.add_parser(name, help=help_text, description=f"{help_text}.")
-        if name in ("build", "test", "lint"):
+        if name in ("build", "sbom", "test", "lint"):
             add_choices(parser)
+        if name in ("build", "sbom"):
+            parser.add_argument("--image", metavar="NAME", help="the image: registry/name:tag")
         if name in ("test", "lint"):
             parser.add_argument("words", nargs="*", metavar="OPTION", help="passed on, after `--`")
         add_common(parser, as_json=False)
@@ -29,14 +35,58 @@ def add_commands(commands: argparse._SubParsersAction[Any]) -> None:
 
 
 def run_build(arguments: argparse.Namespace) -> int:
-    """Makes the environment of the chosen runtime current, without starting anything."""
+    """Builds an image by name, or makes what `up` would run current; starts nothing."""
     from labkit.launch.enter import prepare_lab
     from labkit.launch.settings import find_checkout, read_settings
     from labkit.launch.steps import Steps
 
-    steps = Steps()
-    prepare_lab(find_checkout(), read_settings(vars(arguments)), steps, use_running=False)
+    steps, checkout, settings = Steps(), find_checkout(), read_settings(vars(arguments))
+    named = settings.flavor != "auto" or settings.cuda != "auto"
+    if arguments.image or (named and settings.runtime != "local"):
+        return _build_image(arguments, steps)
+    prepare_lab(checkout, settings, steps, use_running=False)
     print("up to date")
+    return ExitCode.OK
+
+
+def _build_image(arguments: argparse.Namespace, steps: Steps) -> int:
+    """Builds the flavor that was named, whatever this host could run of it."""
+    from labkit.launch.builds import choose_named_build
+    from labkit.launch.plan import check_settings, choose_image_build
+    from labkit.launch.publish import build_image, describe_built
+    from labkit.launch.settings import find_checkout, read_settings
+    from labkit.launch.state import hold_lock, prepare_state_folder
+
+    checkout, settings = find_checkout(), read_settings(vars(arguments))
+    check_settings(settings)
+    if arguments.image:  # for other hosts
+        build = choose_named_build(settings.flavor, settings.cuda)
+    else:
+        build = choose_image_build(settings)
+    prepare_state_folder(checkout)
+    with hold_lock(checkout, lambda: steps.say("another `up` or `down` is at work: waiting")):
+        built = build_image(checkout, settings, build, arguments.image, steps)
+    print("\n".join(describe_built(built)))
+    return ExitCode.OK
+
+
+def run_sbom(arguments: argparse.Namespace) -> int:
+    """Writes the SBOM of an image that is here; prints the file's path."""
+    from labkit.launch.builds import choose_named_build
+    from labkit.launch.plan import check_settings
+    from labkit.launch.publish import find_engine
+    from labkit.launch.sbom import write_sbom
+    from labkit.launch.settings import find_checkout, read_settings
+    from labkit.launch.state import prepare_state_folder
+    from labkit.launch.steps import Steps
+
+    checkout, settings = find_checkout(), read_settings(vars(arguments))
+    check_settings(settings)
+    prepare_state_folder(checkout)
+    build = choose_named_build(settings.flavor, settings.cuda)
+    image = arguments.image or f"labkit:{build.name}"
+    path, count = write_sbom(checkout, find_engine(settings), image, Steps())
+    print(f"{path}\n{count} packages, CycloneDX 1.6, valid")
     return ExitCode.OK
 
 

@@ -3,12 +3,41 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from labkit.commands import CommandRunner
+from labkit.commands import CommandResult, CommandRunner
+from labkit.host.architectures import Capability, infer_capability
 
 PROBE_SECONDS = 10.0
+# One question, and what is left of it where an older nvidia-smi refuses a field (compute_cap is
+# not known to 470). The name stands first: it is the one column that is always there.
+FIELDS = (
+    ("name", "driver_version", "index", "uuid", "compute_cap", "mig.mode.current"),
+    ("name", "driver_version", "index", "uuid", "mig.mode.current"),
+    ("name", "driver_version"),
+)
+REFUSED = "is not a valid field to query"
+# Where WSL2 keeps nvidia-smi; root's PATH does not lead there.
+WSL_SMI = "usr/lib/wsl/lib/nvidia-smi"
+VERSION = re.compile(r"\b(\d{3}\.\d+(?:\.\d+)?)\b")
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """One GPU. ``index`` counts in PCI bus order, as nvidia-smi and the engines do.
+
+    ``capability`` is CUDA's compute capability, (8, 9) for 8.9. ``mig`` is True where the GPU is
+    cut into parts, and ``parts`` are their UUIDs. None is "not known".
+    """
+
+    name: str
+    index: int = 0
+    uuid: str | None = None
+    capability: Capability | None = None
+    mig: bool | None = None
+    parts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -16,36 +45,141 @@ class GpuFacts:
     """The host's NVIDIA driver and GPUs; ``problem`` is nvidia-smi's own line where it failed."""
 
     driver_version: str | None = None
-    names: tuple[str, ...] = ()
+    gpus: tuple[Gpu, ...] = ()
     problem: str | None = None
+    wsl: bool = False
 
     @property
     def present(self) -> bool:
         """True where a driver runs here and has at least one GPU, or cannot say how many."""
-        return bool(self.names) or self.driver_version is not None
+        return bool(self.gpus) or self.driver_version is not None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The GPUs' names, in the order of their indices."""
+        return tuple(gpu.name for gpu in self.gpus)
+
+    @property
+    def driver_major(self) -> int | None:
+        """The driver's branch, 580 of "580.65.06"; None where the version is not known."""
+        found = re.match(r"(\d+)\.", self.driver_version or "")
+        return int(found.group(1)) if found else None
 
 
 def probe_gpu(run: CommandRunner, root: Path = Path("/")) -> GpuFacts:
-    """What `nvidia-smi` lists, else what /proc/driver/nvidia/version says, else nothing."""
-    answer = run(
-        ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"],
-        timeout_seconds=PROBE_SECONDS,
-    )
+    """What `nvidia-smi` lists, else what /proc/driver/nvidia tells, else nothing."""
+    program = _find_program(run, root)
+    answer, fields = _ask_fields(run, program)
+    wsl = _is_wsl(root)
+    rows = _read_rows(answer, fields)
+    if rows:
+        gpus = _read_parts(run, program, tuple(_read_gpu(row, n) for n, row in enumerate(rows)))
+        return GpuFacts(_known(rows[0].get("driver_version")), gpus, wsl=wsl)
     if answer.ok:
-        rows = [line.split(",") for line in answer.stdout.splitlines() if "," in line]
-        names = tuple(row[0].strip() for row in rows)
-        return GpuFacts(rows[0][-1].strip() if rows else None, names)
+        return GpuFacts(wsl=wsl)
     return GpuFacts(
         driver_version=_read_module_version(root),
+        gpus=_read_module_gpus(root),
         problem=None if answer.missing else answer.message,
+        wsl=wsl,
     )
+
+
+def _find_program(run: CommandRunner, root: Path) -> str:
+    """nvidia-smi by its name, or WSL2's where PATH does not lead to it."""
+    by_path = root / WSL_SMI
+    if by_path.exists() and run(["nvidia-smi", "-h"], timeout_seconds=PROBE_SECONDS).missing:
+        return str(by_path)
+    return "nvidia-smi"
+
+
+def _ask_fields(run: CommandRunner, program: str) -> tuple[CommandResult, Sequence[str]]:
+    """nvidia-smi's answer to as many fields as it knows, and those fields."""
+    for fields in FIELDS:
+        words = [program, f"--query-gpu={','.join(fields)}", "--format=csv,noheader"]
+        answer = run(words, timeout_seconds=PROBE_SECONDS)
+        if REFUSED not in answer.stdout + answer.stderr:
+            break
+    return answer, fields
+
+
+def _read_rows(answer: CommandResult, fields: Sequence[str]) -> list[dict[str, str]]:
+    """Each GPU's values by the names of the fields."""
+    if not answer.ok:
+        return []
+    lines = [line.split(",") for line in answer.stdout.splitlines() if "," in line]
+    return [dict(zip(fields, map(str.strip, line), strict=False)) for line in lines]
+
+
+def _read_gpu(row: dict[str, str], place: int) -> Gpu:
+    name = row["name"]
+    index = row.get("index", "")
+    return Gpu(
+        name,
+        int(index) if index.isdecimal() else place,
+        _known(row.get("uuid")),
+        _parse_capability(row.get("compute_cap", "")) or infer_capability(name),
+        {"Enabled": True, "Disabled": False}.get(row.get("mig.mode.current", "")),
+    )
+
+
+def _known(text: str | None) -> str | None:
+    """The value, or None for what nvidia-smi prints in its place ("[N/A]")."""
+    return text if text and not text.startswith("[") and text != "N/A" else None
+
+
+def _parse_capability(text: str) -> Capability | None:
+    found = re.fullmatch(r"(\d+)\.(\d+)", text)
+    return (int(found.group(1)), int(found.group(2))) if found else None
+
+
+def _read_parts(run: CommandRunner, program: str, gpus: tuple[Gpu, ...]) -> tuple[Gpu, ...]:
+    """The GPUs with the UUIDs of their parts, which `nvidia-smi -L` alone lists."""
+    if not any(gpu.mig for gpu in gpus):
+        return gpus
+    parts: dict[int, list[str]] = {}
+    current = -1
+    for line in run([program, "-L"], timeout_seconds=PROBE_SECONDS).stdout.splitlines():
+        whole = re.match(r"GPU (\d+):", line)
+        part = re.search(r"\(UUID: (MIG-[^)]+)\)", line)
+        if whole:
+            current = int(whole.group(1))
+        elif part:
+            parts.setdefault(current, []).append(part.group(1))
+    return tuple(
+        Gpu(gpu.name, gpu.index, gpu.uuid, gpu.capability, gpu.mig, tuple(parts.get(gpu.index, ())))
+        for gpu in gpus
+    )
+
+
+def _is_wsl(root: Path) -> bool:
+    """True in WSL2, where the GPU is a Windows device (/dev/dxg)."""
+    return (root / "dev/dxg").exists() or "microsoft" in _read(root / "proc/version").lower()
 
 
 def _read_module_version(root: Path) -> str | None:
     """The loaded kernel module's version, such as "580.65.06"; None where none is loaded."""
-    try:
-        text = (root / "proc/driver/nvidia/version").read_text(encoding="utf-8")
-    except OSError:
-        return None
-    found = re.search(r"\b(\d{3}\.\d+(?:\.\d+)?)\b", text)
+    found = VERSION.search(_read(root / "proc/driver/nvidia/version"))
     return found.group(1) if found else None
+
+
+def _read_module_gpus(root: Path) -> tuple[Gpu, ...]:
+    """The GPUs that the kernel module has, in the order of their addresses on the bus."""
+    gpus: list[Gpu] = []
+    for path in sorted((root / "proc/driver/nvidia/gpus").glob("*/information")):
+        fields = dict(
+            re.findall(r"^(Model|GPU UUID):\s*(.+?)\s*$", _read(path), flags=re.MULTILINE)
+        )
+        name, uuid = fields.get("Model"), fields.get("GPU UUID", "")
+        if name:
+            known = uuid if "?" not in uuid else None  # as it prints one it has not read yet
+            gpus.append(Gpu(name, len(gpus), known or None, infer_capability(name)))
+    return tuple(gpus)
+
+
+def _read(path: Path) -> str:
+    """The file's text; empty where it is not there or may not be read."""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""

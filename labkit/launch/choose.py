@@ -1,32 +1,38 @@
-"""The launcher's choices, each a pure function of probed facts that also says why."""
+"""The launcher's choices of engine and user, pure functions of probed facts that also say why."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from labkit.errors import DeviceMissingError, EngineError, LabkitError, UsageError
+from labkit.errors import EngineError, UsageError
 from labkit.host.engine import EngineFacts
 from labkit.host.folders import FolderFacts
-from labkit.host.gpu import GpuFacts
 from labkit.host.machine import MachineFacts
 from labkit.units import near_match
 
 RUNTIMES = ("docker", "podman", "local")
-FLAVORS = ("cpu", "cuda")
 # Who a lab runs as where the host's user is root: the first ordinary user of most systems.
 UNPRIVILEGED_ID = 1000
+
+# Nearer to "cpu" by its letters.
+MEANT = {"gpu": "cuda"}
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Choice(Generic[T]):
-    """What was taken, why, and what the user should know about it all the same."""
+    """What was taken, why, and what the user should know all the same.
+
+    ``fix`` is the line to type then, ``otherwise`` one for who cannot type that.
+    """
 
     value: T
     reason: str
     warning: str | None = None
+    fix: str | None = None
+    otherwise: str | None = None
 
 
 @dataclass(frozen=True)
@@ -105,15 +111,18 @@ def _compose_hint(name: str) -> str:
     return "sudo apt-get install docker-compose-plugin   # docs.docker.com/compose/install"
 
 
-def check_name(kind: str, asked: str, known: tuple[str, ...]) -> None:
-    """Raises UsageError, with the near match, unless ``asked`` is "auto" or a known name."""
+def check_name(kind: str, asked: str, known: tuple[str, ...], variable: str = "") -> None:
+    """Raises UsageError, with the near match, unless ``asked`` is "auto" or a known name.
+
+    ``variable`` is what make calls it, where that is another name than ``kind``.
+    """
     if asked in known or asked == "auto":
         return
-    near = near_match(asked.lower(), known)
+    near = MEANT.get(asked.lower()) or near_match(asked.lower(), known)
     raise UsageError(
         f"unknown {kind} {asked!r}",
         cause=f"{kind} is one of: auto, {', '.join(known)}",
-        fix=f"make up {kind.upper()}={near or 'auto'}",
+        fix=f"make up {variable or kind.upper()}={near or 'auto'}",
     )
 
 
@@ -160,40 +169,6 @@ def _describe_engine(engine: EngineFacts) -> str:
     return (
         f"{engine.name.capitalize()} {engine.server_version} answers, "
         f"with Compose {engine.compose_version}"
-    )
-
-
-def choose_flavor(asked: str, gpu: GpuFacts) -> Choice[str]:
-    """cpu or cuda. This version has the cpu flavor only, and says so where a GPU is here.
-
-    Raises DeviceMissingError or EngineError where cuda was asked for by name.
-    """
-    check_name("flavor", asked, FLAVORS)
-    if asked == "cuda":
-        raise _refuse_cuda(gpu)
-    if asked == "cpu":
-        return Choice("cpu", "asked for by name")
-    if not gpu.present:
-        return Choice("cpu", gpu.problem or "no NVIDIA driver on this host")
-    here = ", ".join(gpu.names) or "an NVIDIA GPU"
-    return Choice(
-        "cpu",
-        "this version of labkit has no cuda flavor yet",
-        warning=f"{here} (driver {gpu.driver_version}) is here but will not be used",
-    )
-
-
-def _refuse_cuda(gpu: GpuFacts) -> LabkitError:
-    if not gpu.present:
-        return DeviceMissingError(
-            "FLAVOR=cuda: this host has no NVIDIA GPU that its driver knows",
-            cause=gpu.problem or "nvidia-smi is not here and no nvidia kernel module is loaded",
-            fix="make up FLAVOR=cpu",
-        )
-    return EngineError(
-        "FLAVOR=cuda: this version of labkit has no cuda flavor yet",
-        cause="its image and locks are still being made",
-        fix="make up FLAVOR=cpu",
     )
 
 

@@ -9,8 +9,11 @@ from dataclasses import dataclass, replace
 
 from labkit.commands import CommandResult, replace_process, run_command, stream_command
 from labkit.errors import EngineError, LabkitError
+from labkit.host.gpu_passing import list_seen
 from labkit.launch import image
 from labkit.launch.choose import Identity
+from labkit.launch.choose_flavor import Flavor
+from labkit.launch.gpu_file import GPU_SERVICE, write_gpu_file
 from labkit.launch.logs import StepLog, explain_failure
 from labkit.launch.settings import Checkout, Settings
 from labkit.launch.state import LabHandle
@@ -18,6 +21,8 @@ from labkit.launch.steps import Steps
 
 BUILD_LIMIT_SECONDS = 3 * 3600.0
 START_LIMIT_SECONDS = 180.0
+# All of them, always: what starts names its service, and what stops is to find every one.
+PROFILES = ("cpu", "cuda", GPU_SERVICE, "test")
 
 
 class PortTakenError(EngineError):
@@ -30,7 +35,7 @@ class ContainerLab:
 
     checkout: Checkout
     client: str
-    flavor: str
+    flavor: Flavor
     settings: Settings
     port: int = 0
     identity: Identity | None = None
@@ -38,12 +43,17 @@ class ContainerLab:
     @property
     def image(self) -> str:
         """The image's name; LABKIT_IMAGE gives another."""
-        return os.environ.get("LABKIT_IMAGE") or f"labkit:{self.flavor}"
+        return os.environ.get("LABKIT_IMAGE") or f"labkit:{self.flavor.build}"
 
     @property
     def test_image(self) -> str:
         """The name of the image that the tests run in; LABKIT_TEST_IMAGE gives another."""
-        return os.environ.get("LABKIT_TEST_IMAGE") or f"labkit:{self.flavor}-test"
+        return os.environ.get("LABKIT_TEST_IMAGE") or f"labkit:{self.flavor.build}-test"
+
+    @property
+    def service(self) -> str:
+        """The Compose service that runs the lab: "cuda-chosen" is the one with a list of GPUs."""
+        return GPU_SERVICE if self.flavor.way else self.flavor.name
 
     def prepare(self, steps: Steps) -> None:
         """Builds the image where there is none or its inputs have changed."""
@@ -52,7 +62,7 @@ class ContainerLab:
         if present == digest:
             return
         why = "not built yet" if present is None else "its inputs have changed"
-        self.build(steps, self.flavor, digest, why)
+        self.build(steps, self.flavor.name, digest, why)
 
     def build(self, steps: Steps, service: str, digest: str, why: str) -> None:
         """Builds a service's image, showing how far it is. Raises EngineError with the log."""
@@ -65,7 +75,9 @@ class ContainerLab:
             if not result.ok:
                 raise log.failure(f"building the {service} image failed", "make build")
         # The image that had the name before: nothing refers to it any more, and it is 1.5 GB.
-        self._ask("image", "prune", "--force", "--filter", f"label=io.labkit.flavor={self.flavor}")
+        self._ask(
+            "image", "prune", "--force", "--filter", f"label=io.labkit.flavor={self.flavor.name}"
+        )
 
     def start(self) -> LabHandle:
         """Starts the service; its container is what to take hold of it by.
@@ -73,7 +85,7 @@ class ContainerLab:
         Raises PortTakenError where the port is taken, else EngineError.
         """
         with StepLog(self.checkout.logs_folder / "start.log") as log:
-            result = self._compose(["up", "--detach", "--no-build", self.flavor], log)
+            result = self._compose(["up", "--detach", "--no-build", self.service], log)
             if not result.ok:
                 error = log.failure("Compose could not start the lab", f"less '{log.path}'")
                 if "already allocated" in error.what or "address already in use" in error.what:
@@ -86,7 +98,7 @@ class ContainerLab:
         with StepLog(self.checkout.logs_folder / "stop.log") as log:
             words = ["down", "--remove-orphans", "--timeout", "15"]
             if self._has_one_offs():  # a `make run` or `make test` that `down` would kill
-                words = ["rm", "--stop", "--force", self.flavor]
+                words = ["rm", "--stop", "--force", self.service]
             result = self._compose(words, log)
             if not result.ok:
                 raise log.failure("Compose could not stop the lab", "make down")
@@ -94,7 +106,7 @@ class ContainerLab:
     def find_container(self) -> str | None:
         """The id of this checkout's lab container, running or not, or None."""
         project = f"label=com.docker.compose.project={self.checkout.project}"
-        service = f"label=com.docker.compose.service={self.flavor}"
+        service = f"label=com.docker.compose.service={self.service}"
         filters = ["--filter", project, "--filter", service]
         if self.client == "docker":  # podman-compose does not set this label
             filters += ["--filter", "label=com.docker.compose.oneoff=False"]
@@ -116,6 +128,17 @@ class ContainerLab:
     def is_alive(self, handle: LabHandle) -> bool:
         """True while the container runs, and is not restarting again and again."""
         return handle.container is not None and self.read_status(handle.container) == "running"
+
+    def find_gpu_problem(self, handle: LabHandle) -> str | None:
+        """Why the running lab sees no GPU although it was given one, or None.
+
+        Podman's engine may pass it on and the Compose it found still leave it out, without a word
+        (podman#28436).
+        """
+        if self.flavor.way is None or handle.container is None:
+            return None
+        answer = self._ask("exec", handle.container, "nvidia-smi", "-L")
+        return None if list_seen(answer) else answer.message
 
     def explain_death(self, handle: LabHandle) -> LabkitError:
         """Why a container that was started does not run: its own last words."""
@@ -142,7 +165,7 @@ class ContainerLab:
             replace_process([self.client, "exec", *flags, handle.container, *command])
         arguments = ["run", "--rm", *([] if terminal else ["--no-TTY"])]
         replace_process(
-            self.compose_command([*arguments, self.flavor, *command]), self.environment()
+            self.compose_command([*arguments, self.service, *command]), self.environment()
         )
 
     def on_port(self, port: int) -> ContainerLab:
@@ -150,24 +173,33 @@ class ContainerLab:
         return replace(self, port=port)
 
     def compose_command(self, words: Sequence[str]) -> list[str]:
-        """The whole Compose command line for ``words``."""
+        """The whole Compose command line for ``words``.
+
+        What starts a container of a cuda lab gets the file with its GPUs, written here.
+        """
         project = ["--project-name", self.checkout.project]
         folder = ["--project-directory", str(self.checkout.root)]
-        file = ["--file", str(self.checkout.root / "compose.yaml")]
-        profiles = ["--profile", self.flavor, "--profile", "test"]
-        return [self.client, "compose", *project, *folder, *file, *profiles, *words]
+        files = ["--file", str(self.checkout.root / "compose.yaml")]
+        if self.flavor.way and words[0] in ("up", "run"):
+            files += ["--file", str(write_gpu_file(self.checkout, self.client, self.flavor))]
+        profiles = [word for name in PROFILES for word in ("--profile", name)]
+        return [self.client, "compose", *project, *folder, *files, *profiles, *words]
 
     def environment(self) -> dict[str, str]:
         """The variables that compose.yaml reads; never the token itself."""
         values = {
             "LABKIT_PROJECT": self.checkout.project,
             "LABKIT_IMAGE": self.image,
+            "LABKIT_TEST_IMAGE": self.test_image,
+            "LABKIT_FLAVOR": self.flavor.name,
             "LABKIT_PORT": str(self.port or 8888),
             "LABKIT_BIND": _bracket(self.settings.bind),
             "LABKIT_WORKSPACE": str(self.checkout.workspace),
             "LABKIT_TOKEN_FILE": str(self.checkout.token_file),
             "LABKIT_REMOTE_ACCESS": "1" if self.settings.opens_to_others else "0",
         }
+        if self.flavor.name == "cuda":
+            values["LABKIT_CUDA_BUILD"] = self.flavor.build
         if self.identity:
             values["LABKIT_USER"] = f"{self.identity.user_id}:{self.identity.group_id}"
             values["LABKIT_ALLOW_ROOT"] = "1" if self.identity.is_root else "0"

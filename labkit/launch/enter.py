@@ -4,24 +4,34 @@ from __future__ import annotations
 
 from labkit.launch import workspace
 from labkit.launch.container import ContainerLab
+from labkit.launch.plan import (
+    Lab,
+    announce_choices,
+    check_settings,
+    make_plan,
+    probe_host,
+)
 from labkit.launch.settings import Checkout, Settings
 from labkit.launch.state import LabHandle, ensure_token, hold_lock, prepare_state_folder
-from labkit.launch.status import open_lab, read_status
+from labkit.launch.status import list_differences, open_lab, read_status
 from labkit.launch.steps import Steps
-from labkit.launch.up import Lab, make_plan, probe_host
 
 
 def prepare_lab(
     checkout: Checkout, settings: Settings, steps: Steps, *, use_running: bool = True
 ) -> tuple[Lab, LabHandle | None]:
-    """The lab to run a command in: the running one where it fits, else one made ready for it."""
+    """The lab to run a command in: the running one where it fits, else one made ready for it.
+
+    Without ``use_running`` it is made ready alone, for which a cuda lab needs no GPU here.
+    """
     status = read_status(checkout)
     state = status.state
-    if use_running and state and status.healthy and settings.runtime in ("auto", state.runtime):
+    check_settings(settings)
+    if use_running and state and status.healthy and not list_differences(settings, state):
         return open_lab(checkout, state), state.handle
     prepare_state_folder(checkout)
-    plan = make_plan(checkout, settings, probe_host(settings))
-    steps.say(f"runtime: {plan.runtime.value} ({plan.runtime.reason})")
+    plan = make_plan(checkout, settings, probe_host(checkout, settings, steps), demand=use_running)
+    announce_choices(plan, steps)
     with hold_lock(checkout, lambda: steps.say("another `up` or `down` is at work: waiting")):
         workspace.prepare_workspace(checkout)
         ensure_token(checkout)

@@ -12,21 +12,27 @@ from pathlib import Path
 
 from labkit.commands import run_command, stream_command
 from labkit.errors import LabkitError
+from labkit.launch.builds import BUILDS, CPU_BUILD, CUDA_BUILDS, TorchBuild
+from labkit.launch.certificate import trust_in_pip
 from labkit.launch.logs import StepLog
 from labkit.launch.settings import Checkout
 from labkit.launch.steps import Step, Steps
 
 INSTALL_LIMIT_SECONDS = 2 * 3600.0
-TORCH_INDEX = "https://download.pytorch.org/whl/cpu"
 # What labkit itself is installed from: editable, so that a change to the code needs nothing.
 LABKIT_INPUT = "pyproject.toml"
 
 # What each lock is called while it is being installed.
 TITLES = {
     "torch-cpu": "torch, the build for the CPU",
+    **{build.torch_lock: f"torch, the build for CUDA {build.cuda}" for build in CUDA_BUILDS},
+    **{f"cuda-{build.name}": f"CUDA {build.cuda}'s libraries" for build in CUDA_BUILDS},
     "lab": "JupyterLab and what the labs use",
     "test": "what the tests use",
 }
+
+# The locks that a build of torch brings and another one replaces.
+BUILD_LOCKS = tuple(lock for build in BUILDS.values() for lock in build.locks if lock != "lab")
 
 COUNT_REQUIREMENTS = """
 import sys
@@ -49,7 +55,7 @@ class PythonEnvironment:
         """The environment's own interpreter."""
         return self.checkout.environment_folder / "bin" / "python"
 
-    def prepare(self, steps: Steps, locks: Sequence[str] = ("torch-cpu", "lab")) -> None:
+    def prepare(self, steps: Steps, locks: Sequence[str] = CPU_BUILD.locks) -> None:
         """Makes the environment where there is none, and installs every lock that has changed.
 
         Interrupted or failed, it goes on from there the next time. Raises EngineError with the
@@ -57,14 +63,21 @@ class PythonEnvironment:
         """
         if not self.python.exists() or self._made_with() not in (None, _python_version()):
             self._create(steps)
+        self._remove_other_builds(steps, locks)
         for lock in locks:
             self._install_once(steps, lock, self._lock_file(lock), self._lock_options(lock))
         self._install_once(steps, "labkit", self.checkout.root / LABKIT_INPUT, ())
 
-    def is_current(self, locks: Sequence[str] = ("torch-cpu", "lab")) -> bool:
+    def is_current(self, locks: Sequence[str] = CPU_BUILD.locks) -> bool:
         """True where everything the locks name is installed."""
         return self.python.exists() and all(
             self._read_stamp(lock) == self._digest(self._lock_file(lock)) for lock in locks
+        )
+
+    def find_cuda_build(self) -> TorchBuild | None:
+        """The CUDA build of torch that is installed, or None where it is the CPU's, or none."""
+        return next(
+            (build for build in CUDA_BUILDS if self._stamp(build.torch_lock).exists()), None
         )
 
     def _made_with(self) -> str | None:
@@ -101,6 +114,34 @@ class PythonEnvironment:
                 )
         self._stamp(name).write_text(digest, encoding="ascii")
 
+    def _remove_other_builds(self, steps: Steps, locks: Sequence[str]) -> None:
+        """Takes out what another build of torch brought, and torch with it.
+
+        pip takes torch 2.13.0+cpu for the 2.13.0 that a lock asks for and would leave it there,
+        and the other CUDA's libraries, gigabytes of them, would stay for nothing.
+        """
+        others = [lock for lock in BUILD_LOCKS if lock not in locks and self._stamp(lock).exists()]
+        if not others:
+            return
+        kept = {name for lock in locks for name in self._list_packages(lock)}
+        names = {name for lock in others for name in self._list_packages(lock)} - kept | {"torch"}
+        with steps.step("removing the other build of torch"), self._open_log("remove") as log:
+            pip = [str(self.python), "-m", "pip", "uninstall", "--disable-pip-version-check"]
+            command = [*pip, "--yes", *sorted(names)]
+            self._run(log, command, "removing torch failed", "rm -rf .venv && make up")
+        # Last, so that one that was interrupted is gone through again; what both builds brought
+        # and was not removed is looked at anew by their own installation.
+        for lock in (*others, *BUILD_LOCKS):
+            self._stamp(lock).unlink(missing_ok=True)
+
+    def _list_packages(self, lock: str) -> set[str]:
+        """The names of the packages in a lock; empty where the checkout has no such lock."""
+        try:
+            text = self._lock_file(lock).read_text(encoding="utf-8")
+        except OSError:
+            return set()
+        return set(re.findall(r"^([A-Za-z0-9][A-Za-z0-9._-]*)==", text, flags=re.MULTILINE))
+
     def _pip_command(self, name: str, source: Path, options: tuple[str, ...]) -> list[str]:
         pip = [str(self.python), "-m", "pip", "install", "--disable-pip-version-check"]
         pip += ["--no-deps", "--progress-bar", "off"]
@@ -113,9 +154,10 @@ class PythonEnvironment:
 
     def _lock_options(self, lock: str) -> tuple[str, ...]:
         # torch alone comes from PyTorch's index; one that does not answer costs a second.
-        if not lock.startswith("torch"):
+        build = BUILDS.get(lock.removeprefix("torch-"))
+        if build is None or build.torch_index is None:
             return ()
-        index = os.environ.get("TORCH_INDEX", TORCH_INDEX)
+        index = os.environ.get("TORCH_INDEX", build.torch_index)
         return ("--index-url", index, "--retries", "1")
 
     def _count(self, lock: Path) -> int | None:
@@ -130,7 +172,12 @@ class PythonEnvironment:
             command,
             timeout_seconds=INSTALL_LIMIT_SECONDS,
             on_line=log.write,
-            environment={**os.environ, "PYTHONUNBUFFERED": "1", "PIP_REQUIRE_VIRTUALENV": "0"},
+            environment={
+                **os.environ,
+                "PYTHONUNBUFFERED": "1",
+                "PIP_REQUIRE_VIRTUALENV": "0",
+                **trust_in_pip(self.checkout),
+            },
             folder=self.checkout.root,
         )
         if result.missing or result.timed_out:

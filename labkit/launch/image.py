@@ -10,6 +10,7 @@ from pathlib import Path
 
 from labkit import __version__
 from labkit.commands import run_command
+from labkit.launch.certificate import build_certificate, keep_fingerprint
 from labkit.launch.settings import Checkout
 
 # What the images are made from; .dockerignore lets little more than this through.
@@ -29,8 +30,8 @@ TEST_INPUTS = (
     ),
 )
 IGNORED = {"__pycache__", ".ipynb_checkpoints"}
-# Settings that change what a build gives.
-BUILD_VARIABLES = ("BASE_IMAGE", "TORCH_INDEX")
+# Settings that change what a build gives. TORCH_INDEX is none: every file is held to its hash.
+BUILD_VARIABLES = ("BASE_IMAGE",)
 
 # BuildKit: "#12 [python 3/5] RUN ...", under Compose "#12 [cpu python 3/5] RUN ..."; classic
 # Docker and Podman: "STEP 3/9: RUN ...".
@@ -49,6 +50,7 @@ def digest_inputs(checkout: Checkout, inputs: tuple[str, ...] = LAB_INPUTS) -> s
         digest.update(path.read_bytes() + b"\0")
     for name in BUILD_VARIABLES:
         digest.update(f"{name}={os.environ.get(name, '')}\0".encode())
+    digest.update(f"LABKIT_KEPT_CA={keep_fingerprint()}\0".encode())
     return digest.hexdigest()[:16]
 
 
@@ -69,21 +71,29 @@ def read_image_digest(client: str, image: str) -> str | None:
 
 
 def build_variables(checkout: Checkout, digest: str) -> dict[str, str]:
-    """What compose.yaml passes on to the build: version, revision and fingerprint."""
+    """What compose.yaml passes on to the build: version, revision, fingerprint and certificate."""
+    commit_time = _ask_git(checkout, "log", "-1", "--format=%ct")
     return {
         "LABKIT_VERSION": __version__,
         "LABKIT_REVISION": read_revision(checkout) or "unknown",
         "LABKIT_INPUTS": digest,
         # One line an event, which a progress line can be made from.
         "BUILDKIT_PROGRESS": "plain",
+        # The image is as old as the commit it was made from, whoever builds it, and when.
+        **({"SOURCE_DATE_EPOCH": commit_time} if commit_time else {}),
+        **build_certificate(),
     }
 
 
 def read_revision(checkout: Checkout) -> str | None:
-    """The checkout's git commit, or None outside of git."""
-    answer = run_command(
-        ["git", "-C", str(checkout.root), "rev-parse", "--short=12", "HEAD"], timeout_seconds=10
+    """The checkout's git commit, with "-changed" where files differ from it; None outside git."""
+    return _ask_git(
+        checkout, "describe", "--always", "--exclude=*", "--abbrev=12", "--dirty=-changed"
     )
+
+
+def _ask_git(checkout: Checkout, *words: str) -> str | None:
+    answer = run_command(["git", "-C", str(checkout.root), *words], timeout_seconds=10)
     return answer.stdout.strip() or None if answer.ok else None
 
 
@@ -110,6 +120,6 @@ def follow_build(note: Callable[[str], None]) -> Callable[[str], None]:
 def _name_build_step(step: re.Match[str]) -> str:
     stage, number, count, classic, classic_count, text = step.groups()
     words = " ".join(text.split())
-    words = re.sub(r"--mount=\S+ ?", "", words)
+    words = re.sub(r"--mount=\S+ ?|/steps/trust-certificate\.sh ", "", words)
     place = f"step {number or classic} of {count or classic_count}"
     return f"{stage + ' ' if stage else ''}{place}: {words[:60]}"

@@ -9,6 +9,9 @@ from pathlib import Path
 
 from labkit.commands import replace_process
 from labkit.errors import EngineError, LabkitError
+from labkit.launch.builds import CPU_BUILD, find_build
+from labkit.launch.choose_flavor import CPU, Flavor
+from labkit.launch.choose_gpus import ALL_GPUS
 from labkit.launch.environment import PythonEnvironment
 from labkit.launch.logs import explain_failure
 from labkit.launch.processes import is_running, start_in_background, stop_process
@@ -24,6 +27,7 @@ class LocalLab:
     checkout: Checkout
     settings: Settings
     port: int = 0
+    flavor: Flavor = CPU
 
     @property
     def python_environment(self) -> PythonEnvironment:
@@ -35,9 +39,15 @@ class LocalLab:
         """The server's output."""
         return self.checkout.logs_folder / "server.log"
 
-    def prepare(self, steps: Steps) -> None:
-        """Makes the .venv or brings it up to date."""
-        self.python_environment.prepare(steps)
+    def prepare(self, steps: Steps, more_locks: Sequence[str] = ()) -> None:
+        """Makes the .venv or brings it up to date, with what ``more_locks`` name on top."""
+        build = find_build(self.flavor.build)
+        kept = self.python_environment.find_cuda_build()
+        # A driver that fails for a day must not cost the gigabytes that it will need again.
+        if kept and build == CPU_BUILD and self.settings.flavor == "auto":
+            steps.say(f"keeping the build for CUDA {kept.cuda} in .venv, which has the CPU too")
+            build = kept
+        self.python_environment.prepare(steps, (*build.locks, *more_locks))
 
     def start(self) -> LabHandle:
         """Starts JupyterLab in the background."""
@@ -99,4 +109,21 @@ class LocalLab:
             # Kept across restarts and reboots: a cold compile costs a learner 20 s.
             "TORCHINDUCTOR_CACHE_DIR": str(state / "torchinductor"),
             "PYTHONUNBUFFERED": "1",
+            **self._choose_gpus(),
         }
+
+    def _choose_gpus(self) -> dict[str, str]:
+        """What shows torch the chosen GPUs alone; a choice made outside stays where none is here.
+
+        CUDA counts the fastest GPU first unless it is told to count as nvidia-smi does.
+        """
+        chosen = self.flavor.gpus
+        if chosen in ((), ALL_GPUS):
+            return {}
+        if not self.settings.gpus and "CUDA_VISIBLE_DEVICES" in os.environ:
+            return {}
+        return {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": ",".join(chosen)}
+
+    def find_gpu_problem(self, handle: LabHandle) -> str | None:
+        """None: the driver that was asked about the GPUs is the one the lab uses."""
+        return None

@@ -3,30 +3,36 @@
 from __future__ import annotations
 
 import re
-import sys
+import tempfile
 import urllib.error
 import urllib.request
 from collections.abc import Iterable
 from pathlib import Path
 
-from labkit.commands import run_command
+from labkit.commands import CommandResult, run_command
 from labkit.errors import EngineError
-from labkit.launch.environment import TORCH_INDEX
+from labkit.launch.builds import BUILDS, CUDA_BUILDS, TORCH_VERSION, TorchBuild
 from labkit.launch.settings import Checkout
 from labkit.launch.steps import Steps
+from labkit.launch.tools import prepare_tools
 
 # One resolver version, so that two maintainers' locks differ by packages alone.
 RESOLVER = "uv==0.13.9"
-TORCH_VERSION = "2.13.0"
 OLDEST_PYTHON = "3.10"
-LOCKS = ("lab", "test")
+# In this order: a lock after lab.txt keeps to its versions.
+LOCKS = ("lab", "test", *(f"cuda-{build.name}" for build in CUDA_BUILDS))
 
 WHEEL = re.compile(
     r"torch-([0-9.]+)(?:%2B|\+)?(\w+)?-cp(\d+)-cp\d+-(\w+)\.whl#sha256=([0-9a-f]{64})"
 )
-TORCH_HEADER = """\
-# torch for the cpu flavor, every wheel that PyTorch publishes of it for Linux and macOS.
-# Installed alone, without dependencies (lab.in names them): only this step knows PyTorch's index.
+INDEX_HEADER = """\
+# torch's build {name}: every wheel of it that PyTorch publishes for {systems}.
+# Installed alone, without dependencies ({others}): only this step knows PyTorch's index.
+"""
+DEFAULT_HEADER = """\
+# torch's build {name}: the one on the default index.
+# Installed alone, without dependencies ({others}).
+# Three equal signs: two would also take 2.13.0+cpu, and pip prefers it where it sees one.
 """
 
 
@@ -40,40 +46,40 @@ def update_locks(checkout: Checkout, steps: Steps) -> list[str]:
             before = _read_pins(folder / f"{name}.txt")
             _resolve(resolver, folder, name)
             lines.append(describe_change(name, before, _read_pins(folder / f"{name}.txt")))
-    lines.append(_update_torch_lock(folder / "torch-cpu.txt", steps))
+    for build in BUILDS.values():
+        if build.torch_index:
+            lines.append(_update_from_index(folder, build, build.torch_index, steps))
+        else:
+            lines.append(_update_from_default(resolver, folder, build, steps))
     return lines
 
 
 def _prepare_resolver(checkout: Checkout, steps: Steps) -> Path:
     """The resolver's program, in an environment of its own."""
-    home = checkout.state_folder / "resolver"
-    program = home / "bin" / "uv"
-    with steps.step(f"getting {RESOLVER}"):
-        for command in (
-            [sys.executable, "-m", "venv", str(home)],
-            [str(home / "bin" / "pip"), "install", "--quiet", RESOLVER],
-        ):
-            result = run_command(command, timeout_seconds=600)
-            if not result.ok:
-                raise EngineError(
-                    f"cannot install {RESOLVER}: {result.message}",
-                    cause="the package index does not answer, or has no build for this machine",
-                    fix="make lock   # again, with a network",
-                )
-    return program
+    return prepare_tools(checkout, steps, [RESOLVER], "make lock") / "uv"
 
 
 def _resolve(resolver: Path, folder: Path, name: str) -> None:
-    command = [str(resolver), "pip", "compile", f"{name}.in", "-o", f"{name}.txt", "--quiet"]
-    command += ["--universal", "--python-version", OLDEST_PYTHON, "--generate-hashes"]
-    command += ["--no-header", "--no-annotate", "--no-emit-index-url", "--upgrade"]
-    result = run_command(command, timeout_seconds=900, folder=folder)
+    """Writes NAME.txt from NAME.in; of a CUDA build's, without what other locks hold."""
+    elsewhere = ["torch", *_read_pins(folder / "lab.txt")] if name.startswith("cuda-") else []
+    options = ["-o", f"{name}.txt", "--upgrade"]
+    options += [word for other in elsewhere for word in ("--no-emit-package", other)]
+    result = _compile(resolver, folder, f"{name}.in", *options)
     if not result.ok:
         raise EngineError(
             f"resolving {name}.in failed: {result.message}",
             cause="its requirements exclude each other, or the package index does not answer",
             fix=f"edit docker/locks/{name}.in, then: make lock",
         )
+
+
+def _compile(resolver: Path, folder: Path, source: str, *options: str) -> CommandResult:
+    """One run of the resolver: for every Python and machine, with hashes, without an index."""
+    always = "--quiet --universal --no-python-downloads --generate-hashes"
+    always += " --no-header --no-annotate --no-emit-index-url"
+    command = [str(resolver), "pip", "compile", source, *always.split()]
+    command += ["--python-version", OLDEST_PYTHON, *options]
+    return run_command(command, timeout_seconds=900, folder=folder)
 
 
 def _read_pins(lock: Path) -> dict[str, str]:
@@ -100,36 +106,67 @@ def _moved(key: str, before: dict[str, str], after: dict[str, str]) -> bool:
     return key in before and before[key] != after[key]
 
 
-def _update_torch_lock(lock: Path, steps: Steps) -> str:
-    """Renews torch's lock from PyTorch's index; where that is out of reach, keeps it."""
-    with steps.step("reading PyTorch's index"):
+def _update_from_default(resolver: Path, folder: Path, build: TorchBuild, steps: Steps) -> str:
+    """Renews the lock of torch's build on the default index."""
+    with steps.step(f"resolving {build.torch_lock}"), tempfile.TemporaryDirectory() as scratch:
+        source = Path(scratch) / "torch.in"
+        source.write_text(f'torch=={TORCH_VERSION} ; sys_platform == "linux"\n', encoding="utf-8")
+        result = _compile(resolver, folder, str(source), "--no-deps")
+    if not result.ok:
+        raise EngineError(
+            f"resolving {build.torch_lock} failed: {result.message}",
+            cause=f"the package index does not answer, or has no torch {TORCH_VERSION}",
+            fix="make lock   # again, with a network",
+        )
+    pins = re.sub(r"^torch==(?!=)", "torch===", result.stdout, flags=re.MULTILINE)
+    header = DEFAULT_HEADER.format(name=build.name, others=_name_other_locks(build))
+    return _write_lock(folder, build, header + pins.rstrip("\n") + "\n")
+
+
+def _update_from_index(folder: Path, build: TorchBuild, index: str, steps: Steps) -> str:
+    """Renews the lock of one build of torch from PyTorch's index; out of reach, keeps it."""
+    with steps.step(f"reading PyTorch's index of {build.name}"):
         try:
-            with urllib.request.urlopen(f"{TORCH_INDEX}/torch/", timeout=20) as answer:  # noqa: S310
+            with urllib.request.urlopen(f"{index}/torch/", timeout=20) as answer:  # noqa: S310
                 page = answer.read().decode("utf-8", "replace")
         except (urllib.error.URLError, OSError) as error:
-            return f"torch-cpu: kept, as PyTorch's index does not answer ({error})"
-    text = format_torch_lock(page, TORCH_VERSION)
+            return f"{build.torch_lock}: kept, as PyTorch's index does not answer ({error})"
+    text = format_torch_lock(page, TORCH_VERSION, build)
     if text is None:
-        return f"torch-cpu: kept, as PyTorch's index has no torch {TORCH_VERSION}"
+        return f"{build.torch_lock}: kept, as PyTorch's index has no torch {TORCH_VERSION}"
+    return _write_lock(folder, build, text)
+
+
+def _write_lock(folder: Path, build: TorchBuild, text: str) -> str:
+    lock = folder / f"{build.torch_lock}.txt"
     changed = not lock.exists() or lock.read_text(encoding="utf-8") != text
     lock.write_text(text, encoding="utf-8")
-    return "torch-cpu: " + ("renewed" if changed else "unchanged")
+    return f"{build.torch_lock}: " + ("renewed" if changed else "unchanged")
 
 
-def format_torch_lock(page: str, version: str) -> str | None:
+def format_torch_lock(page: str, version: str, build: TorchBuild) -> str | None:
     """The lock for torch ``version`` from its page on the index; None where it is not there."""
     linux, mac = set(), set()
     for found_version, local, python, platform, digest in WHEEL.findall(page):
         if found_version != version or int(python) < 310:
             continue
-        if local == "cpu" and platform.endswith(("linux_2_28_x86_64", "linux_2_28_aarch64")):
+        if local == build.name and platform.endswith(("linux_2_28_x86_64", "linux_2_28_aarch64")):
             linux.add(digest)
-        elif not local and platform.startswith("macosx"):
+        elif not local and platform.startswith("macosx") and build.flavor == "cpu":
             mac.add(digest)
     if not linux:
         return None
-    text = TORCH_HEADER + _format_pin(f'torch=={version}+cpu ; sys_platform == "linux"', linux)
+    systems = "Linux and macOS" if mac else "Linux"
+    others = _name_other_locks(build)
+    text = INDEX_HEADER.format(name=build.name, systems=systems, others=others)
+    text += _format_pin(f'torch=={version}+{build.name} ; sys_platform == "linux"', linux)
     return text + (_format_pin(f'torch=={version} ; sys_platform == "darwin"', mac) if mac else "")
+
+
+def _name_other_locks(build: TorchBuild) -> str:
+    """Where the dependencies are that torch is installed without."""
+    others = [f"{name}.txt" for name in build.locks if name != build.torch_lock]
+    return " and ".join(others) + (" have them" if len(others) > 1 else " has them")
 
 
 def _format_pin(pin: str, digests: Iterable[str]) -> str:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from labkit.errors import UsageError
+from labkit.launch.choose_gpus import parse_gpus
 
 DEFAULT_PORT = 8888
 LOOPBACK = "127.0.0.1"
@@ -62,6 +63,13 @@ class Settings:
     port: int | None = None
     bind: str = LOOPBACK
     bind_asked: bool = False
+    cuda: str = "auto"
+    gpus: tuple[str, ...] = ()
+
+    @property
+    def asks_for_gpu(self) -> bool:
+        """True where a CUDA build or GPUs were asked for by name, which the CPU cannot give."""
+        return self.cuda != "auto" or bool(self.gpus)
 
     @property
     def opens_to_others(self) -> bool:
@@ -90,7 +98,7 @@ def read_settings(
 ) -> Settings:
     """The settings from options, each falling back to LABKIT_<NAME> in the environment.
 
-    Raises UsageError for a port or an address that cannot be one.
+    Raises UsageError for a port, an address or GPUs that cannot be any.
     """
 
     def asked(name: str) -> str | None:
@@ -102,6 +110,8 @@ def read_settings(
         port=_parse_port(asked("port")),
         bind=_parse_address(asked("bind")),
         bind_asked=asked("bind") is not None,
+        cuda=asked("cuda") or "auto",
+        gpus=parse_gpus(asked("gpus")),
     )
 
 

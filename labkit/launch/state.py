@@ -34,7 +34,11 @@ class LabHandle:
 
 @dataclass(frozen=True)
 class LabState:
-    """A lab that was started: how, why so, where, and what to take hold of it by."""
+    """A lab that was started: how, why so, where, and what to take hold of it by.
+
+    ``gpus`` are the engine's words for the GPUs of a cuda lab ("all", "0,1"), and ``gpus_asked``
+    what was typed for them.
+    """
 
     runtime: str
     flavor: str
@@ -43,6 +47,21 @@ class LabState:
     reason: str
     started_at: str
     handle: LabHandle
+    build: str = "cpu"
+    gpus: str | None = None
+    gpus_asked: str | None = None
+    way: str | None = None
+
+    @property
+    def kind(self) -> str:
+        """Flavor, build and GPUs as they are shown.
+
+        >>> LabState("local", "cpu", 8888, "::1", "", "", LabHandle()).kind
+        'cpu'
+        """
+        if self.flavor == "cpu":
+            return self.flavor
+        return f"{self.flavor} {self.build}, GPUs: {self.gpus or 'none'}"
 
 
 def read_state(checkout: Checkout) -> LabState | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 from dataclasses import dataclass
 
+from labkit.launch.choose_flavor import Flavor
 from labkit.launch.container import ContainerLab
 from labkit.launch.health import probe_server, reachable_address
 from labkit.launch.local import LocalLab
@@ -42,6 +43,8 @@ class LabStatus:
             "healthy": self.healthy,
             "runtime": state.runtime if state else None,
             "flavor": state.flavor if state else None,
+            "build": state.build if state else None,
+            "gpus": state.gpus if state else None,
             "url": self.url,
             "port": state.port if state else None,
             "bind": state.bind if state else None,
@@ -64,9 +67,26 @@ def make_url(checkout: Checkout, state: LabState, token: str) -> str:
 def open_lab(checkout: Checkout, state: LabState) -> ContainerLab | LocalLab:
     """The lab that ``state`` tells of."""
     settings = Settings(state.runtime, state.flavor, state.port, state.bind)
+    gpus = tuple(state.gpus.split(",")) if state.gpus else ()
+    flavor = Flavor(state.flavor, state.build, gpus, state.way)
     if state.runtime == "local":
-        return LocalLab(checkout, settings, state.port)
-    return ContainerLab(checkout, state.runtime, state.flavor, settings, state.port)
+        return LocalLab(checkout, settings, state.port, flavor)
+    return ContainerLab(checkout, state.runtime, flavor, settings, state.port)
+
+
+def list_differences(settings: Settings, state: LabState) -> list[str]:
+    """What was asked for by name and the lab that runs is not, as it is typed after `make up`."""
+    gpus = ",".join(settings.gpus) or "auto"
+    return [
+        f"{name}={asked}"
+        for name, asked, has in (
+            ("RUNTIME", settings.runtime, (state.runtime,)),
+            ("FLAVOR", settings.flavor, (state.flavor,)),
+            ("CUDA", settings.cuda, (state.build,)),
+            ("GPUS", gpus, (state.gpus, state.gpus_asked)),
+        )
+        if asked not in ("auto", *has)
+    ]
 
 
 def read_status(checkout: Checkout) -> LabStatus:

@@ -9,12 +9,10 @@ from collections.abc import Sequence
 from labkit.commands import replace_process
 from labkit.launch import image
 from labkit.launch.container import ContainerLab
+from labkit.launch.plan import announce_choices, make_plan, probe_host
 from labkit.launch.settings import Checkout, Settings
 from labkit.launch.state import ensure_token, hold_lock, prepare_state_folder
 from labkit.launch.steps import Steps
-from labkit.launch.up import make_plan, probe_host
-
-TEST_LOCKS = ("torch-cpu", "lab", "test")
 
 # Every linter runs, whatever the one before it found.
 LINTERS = (
@@ -31,8 +29,8 @@ def run_tools(
 ) -> int:
     """Becomes pytest (``kind`` "test") or the linters ("lint"), in the chosen runtime."""
     prepare_state_folder(checkout)
-    plan = make_plan(checkout, settings, probe_host(settings))
-    steps.say(f"runtime: {plan.runtime.value} ({plan.runtime.reason})")
+    plan = make_plan(checkout, settings, probe_host(checkout, settings, steps), demand=False)
+    announce_choices(plan, steps)
     command = ["python", "-m", "pytest", *words] if kind == "test" else _lint_command()
     with hold_lock(checkout, lambda: steps.say("another `up` or `down` is at work: waiting")):
         checkout.workspace.mkdir(exist_ok=True)
@@ -40,7 +38,7 @@ def run_tools(
         if isinstance(plan.lab, ContainerLab):
             _prepare_image(plan.lab, steps)
         else:
-            plan.lab.python_environment.prepare(steps, TEST_LOCKS)
+            plan.lab.prepare(steps, ["test"])
     if isinstance(plan.lab, ContainerLab):
         run = plan.lab.compose_command(["run", "--rm", "--no-TTY", "test", *command])
         replace_process(run, plan.lab.environment())

@@ -4,30 +4,21 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 
-from labkit.commands import run_command
-from labkit.errors import TimedOutError, UsageError
-from labkit.host.engine import EngineFacts, probe_engine
-from labkit.host.folders import read_folder
-from labkit.host.gpu import GpuFacts, probe_gpu
-from labkit.host.machine import MachineFacts, read_machine
+from labkit.errors import EngineError, TimedOutError, UsageError
+from labkit.host.machine import MachineFacts
 from labkit.host.ports import find_free_port, is_port_free
 from labkit.launch import workspace
-from labkit.launch.choose import (
-    FLAVORS,
-    RUNTIMES,
-    Choice,
-    Identity,
-    check_name,
-    choose_flavor,
-    choose_identity,
-    choose_runtime,
-)
 from labkit.launch.container import ContainerLab, PortTakenError
 from labkit.launch.health import probe_server, reachable_address, wait_until
-from labkit.launch.local import LocalLab
+from labkit.launch.plan import (
+    Lab,
+    Plan,
+    announce_choices,
+    check_settings,
+    make_plan,
+    probe_host,
+)
 from labkit.launch.settings import DEFAULT_PORT, Checkout, Settings
 from labkit.launch.state import (
     LabHandle,
@@ -38,79 +29,25 @@ from labkit.launch.state import (
     timestamp,
     write_state,
 )
-from labkit.launch.status import LabStatus, open_lab, read_status
+from labkit.launch.status import LabStatus, list_differences, open_lab, read_status
 from labkit.launch.steps import Steps
 
 HEALTH_LIMIT_SECONDS = 180.0
 BUSY_LIMIT_SECONDS = 20.0
 START_ATTEMPTS = 5
 
-Lab = ContainerLab | LocalLab
-
-
-@dataclass(frozen=True)
-class HostFacts:
-    """Everything the choices are made from."""
-
-    machine: MachineFacts
-    docker: EngineFacts
-    podman: EngineFacts
-    gpu: GpuFacts
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How the lab will run, and why."""
-
-    runtime: Choice[str]
-    flavor: Choice[str]
-    lab: Lab
-    port_asked: bool
-    identity: Choice[Identity] | None = None
-
-
-def probe_host(settings: Settings) -> HostFacts:
-    """The host's facts, its engines and driver asked side by side."""
-    absent = EngineFacts("docker", client_found=False)
-    names = [settings.runtime] if settings.runtime in ("docker", "podman") else []
-    names = names or ([] if settings.runtime == "local" else ["docker", "podman"])
-    with ThreadPoolExecutor() as pool:
-        gpu = pool.submit(probe_gpu, run_command)
-        engines = {name: pool.submit(probe_engine, name, run_command) for name in names}
-        found = {name: future.result() for name, future in engines.items()}
-        return HostFacts(
-            read_machine(), found.get("docker", absent), found.get("podman", absent), gpu.result()
-        )
-
-
-def make_plan(checkout: Checkout, settings: Settings, facts: HostFacts) -> Plan:
-    """The runtime and flavor for these facts. Raises where what was asked for cannot be had."""
-    system = facts.machine.system
-    runtime = choose_runtime(settings.runtime, facts.docker, facts.podman, system)
-    flavor = choose_flavor(settings.flavor, facts.gpu)
-    if runtime.value == "local":
-        lab: Lab = LocalLab(checkout, settings)
-        identity = None
-    else:
-        engine = facts.docker if runtime.value == "docker" else facts.podman
-        folder = read_folder(checkout.workspace)
-        identity = choose_identity(facts.machine, folder, engine, read_folder(checkout.root))
-        lab = ContainerLab(checkout, runtime.value, flavor.value, settings, identity=identity.value)
-    return Plan(runtime, flavor, lab, settings.port is not None, identity)
-
 
 def start_lab(checkout: Checkout, settings: Settings, steps: Steps) -> LabStatus:
     """Starts the lab, unless it runs already, and waits until it answers."""
     # Before a lab that runs is held against them: `make down` would not make them known.
-    check_name("runtime", settings.runtime, RUNTIMES)
-    check_name("flavor", settings.flavor, FLAVORS)
+    check_settings(settings)
     running = find_running(checkout, settings, steps)
     if running:
         return running
     workspace.prepare_workspace(checkout)
     prepare_state_folder(checkout)
     token = ensure_token(checkout)
-    plan = make_plan(checkout, settings, probe_host(settings))
+    plan = make_plan(checkout, settings, probe_host(checkout, settings, steps))
     announce(plan, settings, steps)
     if isinstance(plan.lab, ContainerLab) and plan.lab.identity:
         workspace.hand_over(checkout, plan.lab.identity)
@@ -136,19 +73,14 @@ def find_running(checkout: Checkout, settings: Settings, steps: Steps) -> LabSta
         forget_state(checkout)
         return None
     differing = [
-        f"{name.upper()}={asked}"
-        for name, asked, has in (
-            ("runtime", settings.runtime, state.runtime),
-            ("flavor", settings.flavor, state.flavor),
-            ("port", settings.port or "auto", state.port),
-            ("bind", settings.bind if settings.bind_asked else "auto", state.bind),
-        )
-        if asked not in ("auto", has)
+        *list_differences(settings, state),
+        *([f"PORT={settings.port}"] if settings.port not in (None, state.port) else []),
+        *([f"BIND={settings.bind}"] if settings.bind_asked and settings.bind != state.bind else []),
     ]
     if differing:
         raise UsageError(
             f"a lab runs already, and not with {' '.join(differing)}",
-            cause=f"it has runtime {state.runtime}, flavor {state.flavor}, "
+            cause=f"it has runtime {state.runtime}, flavor {state.kind}, "
             f"port {state.port}, address {state.bind}",
             fix=f"make down && make up {' '.join(differing)}",
         )
@@ -171,10 +103,7 @@ def _read_patiently(checkout: Checkout, steps: Steps) -> LabStatus:
 
 def announce(plan: Plan, settings: Settings, steps: Steps) -> None:
     """Says what was chosen and why, and warns of what the choice leaves out or lets in."""
-    for name, choice in (("runtime", plan.runtime), ("flavor", plan.flavor)):
-        steps.say(f"{name + ':':<9}{choice.value} ({choice.reason})")
-        if choice.warning:
-            steps.say(f"  warning: {choice.warning}")
+    announce_choices(plan, steps)
     if plan.identity and plan.identity.value.user_id != os.getuid():
         steps.say(f"user:    uid {plan.identity.value.user_id} ({plan.identity.reason})")
     if settings.opens_to_others:
@@ -228,17 +157,10 @@ def launch(
             handle = LabHandle()
             try:
                 handle = lab.start()
-                state = LabState(
-                    plan.runtime.value,
-                    plan.flavor.value,
-                    port,
-                    settings.bind,
-                    plan.runtime.reason,
-                    timestamp(),
-                    handle,
-                )
+                state = _describe_state(plan, settings, port, handle)
                 write_state(checkout, state)
                 _wait_healthy(lab, state, token)
+                _check_gpu(lab, state, settings, steps)
                 return state
             except PortTakenError:
                 lab.stop(handle)
@@ -250,6 +172,39 @@ def launch(
                 forget_state(checkout)
                 raise
     raise _port_taken(port)
+
+
+def _describe_state(plan: Plan, settings: Settings, port: int, handle: LabHandle) -> LabState:
+    flavor = plan.flavor.value
+    return LabState(
+        plan.runtime.value,
+        flavor.name,
+        port,
+        settings.bind,
+        plan.runtime.reason,
+        timestamp(),
+        handle,
+        build=flavor.build,
+        gpus=",".join(flavor.gpus) or None,
+        gpus_asked=",".join(settings.gpus) or None,
+        way=flavor.way,
+    )
+
+
+def _check_gpu(lab: Lab, state: LabState, settings: Settings, steps: Steps) -> None:
+    """Says where the lab was given a GPU and sees none; raises where one was asked for by name."""
+    problem = lab.find_gpu_problem(state.handle)
+    if problem is None:
+        return
+    what = f"the lab runs, but sees no GPU ({problem})"
+    cause = f"{state.runtime} passed it on to a container, but its Compose did not"
+    fix = "make down && sudo apt-get install podman-compose && make up"
+    if state.runtime != "podman":  # whose Compose is one of several, and not all know CDI
+        fix = "make doctor"
+    if settings.flavor == "cuda" or settings.asks_for_gpu:
+        raise EngineError(what, cause=cause, fix=fix)
+    steps.say(f"  warning: {what}: {cause}")
+    steps.say(f"    try: {fix}")
 
 
 def _wait_healthy(lab: Lab, state: LabState, token: str) -> None:

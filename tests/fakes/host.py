@@ -105,8 +105,15 @@ PODMAN_AS_DOCKER: Answers = {
 
 SMI = "nvidia-smi"
 TWO_GPUS: Answers = {
-    SMI: says("NVIDIA H200, 580.65.06\nNVIDIA GeForce RTX 4090, 580.65.06"),
+    SMI: says(
+        "NVIDIA H200, 580.65.06, 0, GPU-aaaa, 9.0, Disabled\n"
+        "NVIDIA GeForce RTX 4090, 580.65.06, 1, GPU-bbbb, 8.9, [N/A]"
+    ),
 }
+# Recorded from 470, which does not know the field.
+SMI_REFUSES = CommandResult(
+    ("nvidia-smi",), 2, 'Field "compute_cap" is not a valid field to query.\n\n'
+)
 SMI_WITHOUT_DRIVER: Answers = {
     SMI: CommandResult(
         ("nvidia-smi",),

@@ -1,0 +1,98 @@
+"""A certificate of the network's own, which a build behind an inspecting proxy must trust."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import ssl
+from collections.abc import Mapping
+from pathlib import Path
+
+from labkit.errors import UsageError
+from labkit.launch.settings import Checkout
+
+MARK = "-----BEGIN CERTIFICATE-----"
+# Where the system's certificates are, on the distributions and macOS.
+SYSTEM_BUNDLES = (
+    "/etc/ssl/certs/ca-certificates.crt",
+    "/etc/pki/tls/certs/ca-bundle.crt",
+    "/etc/ssl/cert.pem",
+)
+
+
+def read_certificate(environment: Mapping[str, str] = os.environ) -> tuple[Path, bytes] | None:
+    """The file that LABKIT_CA_FILE names, and its content; None where it names none.
+
+    Raises UsageError where the file cannot be read or holds no certificate in PEM.
+    """
+    named = environment.get("LABKIT_CA_FILE")
+    if not named:
+        return None
+    path = Path(named).expanduser().absolute()
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UsageError(
+            f"LABKIT_CA_FILE={named} cannot be read: {error.strerror}",
+            cause="it is the path of the proxy's certificate, as text (PEM), on this machine",
+            fix=f"ls -l '{path}'",
+        ) from error
+    if MARK.encode() not in content:
+        raise UsageError(
+            f"LABKIT_CA_FILE={named} holds no certificate",
+            cause=f"the text form (PEM) is needed, which begins with {MARK}",
+            fix=f"openssl x509 -inform der -in '{path}' -out ca.pem   # from the binary form",
+        )
+    return path, content
+
+
+def keep_fingerprint(environment: Mapping[str, str] = os.environ) -> str:
+    """What the image's build needs to be told where it shall keep the certificate, else "".
+
+    The fingerprint of the file's content, so that another certificate makes another image.
+    """
+    if environment.get("LABKIT_CA_KEEP", "0") in ("", "0"):
+        return ""
+    found = read_certificate(environment)
+    if found is None:
+        raise UsageError(
+            "LABKIT_CA_KEEP is set, but no certificate to keep",
+            cause="LABKIT_CA_FILE names the certificate",
+            fix="LABKIT_CA_FILE=/path/to/ca.pem LABKIT_CA_KEEP=1 make up",
+        )
+    return hashlib.sha256(found[1]).hexdigest()[:16]
+
+
+def build_certificate(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """The variables that hand the certificate to compose.yaml's build."""
+    found = read_certificate(environment)
+    file = {"LABKIT_CA_FILE": str(found[0])} if found else {}
+    return {**file, "LABKIT_KEPT_CA": keep_fingerprint(environment)}
+
+
+def trust_in_pip(checkout: Checkout, environment: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """The variable that makes a pip on this machine trust the certificate too, or nothing.
+
+    pip takes one file, so this writes one that also holds what pip would have trusted without
+    it: the proxy may leave some hosts alone.
+    """
+    found = read_certificate(environment)
+    if found is None:
+        return {}
+    trusted = _read_trusted(environment)
+    bundle = checkout.state_folder / "trusted.pem"
+    bundle.parent.mkdir(parents=True, exist_ok=True)
+    bundle.write_bytes(trusted + b"\n" + found[1])
+    return {"PIP_CERT": str(bundle)}
+
+
+def _read_trusted(environment: Mapping[str, str]) -> bytes:
+    """The certificates that this machine trusts already, in PEM; empty where none are found."""
+    own = ssl.get_default_verify_paths().cafile
+    for name in (environment.get("PIP_CERT"), environment.get("SSL_CERT_FILE"), own):
+        if name and Path(name).is_file():
+            return Path(name).read_bytes()
+    for name in SYSTEM_BUNDLES:
+        if Path(name).is_file():
+            return Path(name).read_bytes()
+    return b""

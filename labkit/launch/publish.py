@@ -1,0 +1,120 @@
+"""`make build FLAVOR=cuda IMAGE=registry/name:tag`: an image for other hosts, built on any one."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
+
+from labkit.commands import run_command, stream_command
+from labkit.errors import EngineError
+from labkit.host.engine import EngineFacts, probe_engine
+from labkit.host.machine import read_machine
+from labkit.launch import image
+from labkit.launch.builds import CUDA_BUILDS, TorchBuild
+from labkit.launch.choose import choose_runtime
+from labkit.launch.container import BUILD_LIMIT_SECONDS
+from labkit.launch.logs import StepLog
+from labkit.launch.settings import Checkout, Settings
+from labkit.launch.steps import Steps
+
+
+@dataclass(frozen=True)
+class BuiltImage:
+    """An image that was built under a name, and what its labels say."""
+
+    client: str
+    name: str
+    build: TorchBuild
+    revision: str | None
+
+
+def find_engine(settings: Settings) -> str:
+    """The engine that can build: docker or podman. Neither a GPU nor its driver is asked about.
+
+    Raises EngineError where there is none, or the one that was asked for does not answer.
+    """
+    absent = EngineFacts("docker", client_found=False)
+    names = [settings.runtime] if settings.runtime in ("docker", "podman") else ["docker", "podman"]
+    # An engine on another machine builds as well as one here: a build needs no folder of ours.
+    engines = {name: replace(probe_engine(name, run_command), endpoint=None) for name in names}
+    chosen = choose_runtime(
+        settings.runtime,
+        engines.get("docker", absent),
+        engines.get("podman", replace(absent, name="podman")),
+        read_machine().system,
+    )
+    if chosen.value == "local":
+        raise EngineError(
+            "no container engine here to build an image with",
+            cause=chosen.reason,
+            fix=(chosen.warning or "").removeprefix("to use the engine instead: ")
+            or "make build RUNTIME=docker",
+        )
+    return chosen.value
+
+
+def build_image(
+    checkout: Checkout, settings: Settings, build: TorchBuild, name: str | None, steps: Steps
+) -> BuiltImage:
+    """Builds the lab's image of one build of torch, under ``name`` or the lab's own name for it.
+
+    Raises EngineError with the log's last lines.
+    """
+    client = find_engine(settings)
+    name = name or f"labkit:{build.name}"
+    digest = image.digest_inputs(checkout)
+    variables = image.build_variables(checkout, digest)
+    with steps.step(f"building {name}") as step:
+        log_path = checkout.logs_folder / f"build-{build.name}.log"
+        with StepLog(log_path, image.follow_build(step.note)) as log:
+            result = stream_command(
+                compose_build(checkout, client, build.flavor),
+                timeout_seconds=BUILD_LIMIT_SECONDS,
+                on_line=log.write,
+                environment={
+                    **os.environ,
+                    **variables,
+                    "LABKIT_IMAGE": name,
+                    "LABKIT_CUDA_BUILD": (build if build.cuda else CUDA_BUILDS[0]).name,
+                },
+                folder=checkout.root,
+            )
+            if result.missing or result.timed_out:
+                log.write(result.message)
+        if not result.ok:
+            raise log.failure(f"building {name} failed", f"make build {name_choice(build)}")
+    return BuiltImage(client, name, build, image.read_revision(checkout))
+
+
+def compose_build(checkout: Checkout, client: str, service: str) -> list[str]:
+    """The command that builds a service's image."""
+    file = ["--file", str(checkout.root / "compose.yaml")]
+    # Not the checkout's own project: Compose labels the image with it, and it differs by folder.
+    folder = ["--project-directory", str(checkout.root), "--project-name", "labkit"]
+    return [client, "compose", *folder, *file, "--profile", service, "build", service]
+
+
+def describe_built(built: BuiltImage) -> list[str]:
+    """What was built, and how it comes to other hosts: the lines that `make build` ends with."""
+    lines = [f"built {built.name}: torch {built.build.torch_version}, revision {built.revision}"]
+    if "/" not in built.name:
+        return lines
+    changed = (built.revision or "-changed").endswith("-changed")
+    warning = ["  warning: the checkout has changes that no commit holds"] if changed else []
+    return [
+        *lines,
+        *warning,
+        f"push it:            {built.client} push {built.name}",
+        f"on each host:       {built.client} pull {built.name}",
+        f"  from a checkout of the same revision:  LABKIT_IMAGE={built.name} make up"
+        f" {name_choice(built.build)}",
+    ]
+
+
+def name_choice(build: TorchBuild) -> str:
+    """What is typed after `make` to get this build.
+
+    >>> name_choice(CPU_BUILD)
+    'FLAVOR=cpu'
+    """
+    return f"CUDA={build.name}" if build.cuda else "FLAVOR=cpu"

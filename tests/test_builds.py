@@ -1,0 +1,98 @@
+"""The builds of torch: which locks make them, and which one a name means."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from labkit.errors import UsageError
+from labkit.launch.builds import (
+    BUILDS,
+    CUDA_BUILDS,
+    TORCH_VERSION,
+    choose_named_build,
+    find_build,
+)
+
+ROOT = Path(__file__).parents[1]
+DOCKERFILE = (ROOT / "docker" / "Dockerfile").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("name", "flavor", "torch", "index", "locks"),
+    [
+        (
+            "cpu",
+            "cpu",
+            "2.13.0+cpu",
+            "https://download.pytorch.org/whl/cpu",
+            ("torch-cpu", "lab"),
+        ),
+        ("cu130", "cuda", "2.13.0+cu130", None, ("cuda-cu130", "torch-cu130", "lab")),
+        (
+            "cu126",
+            "cuda",
+            "2.13.0+cu126",
+            "https://download.pytorch.org/whl/cu126",
+            ("cuda-cu126", "torch-cu126", "lab"),
+        ),
+    ],
+)
+def test_what_makes_a_build(name, flavor, torch, index, locks):
+    build = find_build(name)
+    assert (build.flavor, build.torch_version, build.torch_index) == (flavor, torch, index)
+    assert build.locks == locks
+
+
+@pytest.mark.parametrize("build", BUILDS.values(), ids=BUILDS)
+def test_every_lock_of_a_build_is_there(build):
+    for name in build.locks:
+        assert (ROOT / "docker" / "locks" / f"{name}.txt").is_file()
+
+
+def test_the_dockerfile_makes_the_same_builds():
+    assert f"ARG TORCH_VERSION={TORCH_VERSION}\n" in DOCKERFILE
+    assert f"ARG CUDA_BUILD={CUDA_BUILDS[0].name}\n" in DOCKERFILE
+    copied = set(re.findall(r"docker/locks/([\w${}-]+)\.txt", DOCKERFILE))
+    variables = {"${CUDA_BUILD}": "cu126", "${LABKIT_TORCH_BUILD}": "cu126"}
+    for variable, value in variables.items():
+        copied = {name.replace(variable, value) for name in copied}
+    assert copied == {*find_build("cu126").locks, "test"}
+
+
+def test_only_the_cuda_stage_asks_for_nvidias_driver():
+    stages = dict(re.findall(r"^FROM \S+ AS (\w+)\n(.*?)(?=^FROM |\Z)", DOCKERFILE, re.M | re.S))
+    assert [name for name, text in stages.items() if "NVIDIA_" in text] == ["cuda"]
+    assert "NVIDIA_VISIBLE_DEVICES=all" in stages["cuda"]
+    assert "NVIDIA_DRIVER_CAPABILITIES=compute,utility" in stages["cuda"]
+
+
+def test_the_steps_know_pytorchs_index_in_one_place():
+    steps = ROOT / "docker" / "steps"
+    knowing = [path.name for path in steps.iterdir() if "pytorch.org" in path.read_text()]
+    assert knowing == ["install-python-packages.sh"]
+    assert "pytorch.org" not in DOCKERFILE
+
+
+def test_an_unknown_build_is_named_with_its_near_match():
+    with pytest.raises(UsageError) as caught:
+        find_build("cu13")
+    assert caught.value.what == "unknown build of torch 'cu13'"
+    assert caught.value.cause == "it is one of: cu130, cu126"
+    assert caught.value.fix == "make up CUDA=cu130"
+
+
+@pytest.mark.parametrize(
+    ("flavor", "cuda", "build"),
+    [
+        ("auto", "auto", "cpu"),
+        ("cpu", "auto", "cpu"),
+        ("cuda", "auto", "cu130"),
+        ("cuda", "cu126", "cu126"),
+        ("auto", "cu126", "cu126"),
+    ],
+)
+def test_the_build_that_was_named(flavor, cuda, build):
+    assert choose_named_build(flavor, cuda).name == build
