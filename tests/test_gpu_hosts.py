@@ -86,7 +86,7 @@ def plan(checkout, root):
 
     def play(answers, settings=Settings(), machine=ADA, **options):  # noqa: B008
         run = FakeRunner({start: answer for start, answer in answers.items() if answer})
-        facts = probe_host(checkout, settings, run, root, machine)
+        facts = probe_host(checkout, settings, Steps(io.StringIO()), run, root, machine=machine)
         return make_plan(checkout, settings, facts, **options)
 
     return play
@@ -494,13 +494,13 @@ def test_what_is_asked_for_is_taken(plan, options, flavor):
 
 def test_where_the_cpu_is_asked_for_no_container_is_tried(checkout, root):
     run = FakeRunner(docker_host(H200, reservation=SEEN))
-    probe_host(checkout, Settings(flavor="cpu"), run, root, ADA)
+    probe_host(checkout, Settings(flavor="cpu"), Steps(io.StringIO()), run, root, machine=ADA)
     assert [call for call in run.calls if call.startswith("docker run")] == []
 
 
 def test_a_container_is_tried_as_the_lab_will_be(checkout, root):
     run = FakeRunner(podman_host(H200, H200_TOO, cdi=SEEN))
-    probe_host(checkout, Settings(gpus=("1",)), run, root, ADA)
+    probe_host(checkout, Settings(gpus=("1",)), Steps(io.StringIO()), run, root, machine=ADA)
     [trial] = [call for call in run.calls if call.startswith("podman run")]
     assert trial.startswith(
         "podman run --device nvidia.com/gpu=1 --user 1000:1000 --userns keep-id --rm"
@@ -524,7 +524,7 @@ def test_a_container_is_tried_as_the_lab_will_be(checkout, root):
             UsageError,
             "FLAVOR=cpu has no use for CUDA=cu130 GPUS=0",
             "the cpu flavor uses no GPU",
-            "make up FLAVOR=cuda",
+            "unset LABKIT_CUDA LABKIT_GPUS; make up FLAVOR=cpu",
             id="CUDA on the CPU",
         ),
         pytest.param(

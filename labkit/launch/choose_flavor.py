@@ -70,7 +70,7 @@ def check_flavor(settings: Settings) -> None:
         raise UsageError(
             f"FLAVOR=cpu has no use for {' '.join(_list_asked(settings)[1:])}",
             cause="the cpu flavor uses no GPU",
-            fix="make up FLAVOR=cuda",
+            fix="unset LABKIT_CUDA LABKIT_GPUS; make up FLAVOR=cpu",
         )
 
 

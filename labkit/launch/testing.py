@@ -29,7 +29,7 @@ def run_tools(
 ) -> int:
     """Becomes pytest (``kind`` "test") or the linters ("lint"), in the chosen runtime."""
     prepare_state_folder(checkout)
-    plan = make_plan(checkout, settings, probe_host(checkout, settings), demand=False)
+    plan = make_plan(checkout, settings, probe_host(checkout, settings, steps), demand=False)
     announce_choices(plan, steps)
     command = ["python", "-m", "pytest", *words] if kind == "test" else _lint_command()
     with hold_lock(checkout, lambda: steps.say("another `up` or `down` is at work: waiting")):

@@ -53,6 +53,11 @@ def small_clone(fresh_clone: Clone, proxy: InspectingProxy) -> Iterator[Clone]:
     (locks / "lab.txt").write_text("".join(needed))
     (fresh_clone.root / "loopback.yaml").write_text(ON_LOOPBACK)
     yield fresh_clone
+    remove_image()
+
+
+def remove_image() -> None:
+    """Also before another takes its name, or it would stay without one."""
     run_command(["docker", "image", "rm", "--force", IMAGE], timeout_seconds=60)
 
 
@@ -126,6 +131,7 @@ def test_a_build_behind_an_inspecting_proxy(
     assert "/whl/cpu/torch/" in proxy.opened
     traces = list_traces(certificates)
     assert find_traces(IMAGE, traces, tmp_path) == []
+    remove_image()
 
     keeping = build(small_clone, proxy, LABKIT_CA_FILE=certificate, LABKIT_CA_KEEP="1")
     assert keeping.ok, keeping.stdout[-3000:]
