@@ -472,7 +472,7 @@ def test_a_workspace(folder, status, fix):
 
 def test_inside_the_lab_the_workspace_is_given_back_from_outside():
     folder = FolderFacts(Path("/work"), True, True, 0, 0, False, 1)
-    finding = workspace.judge(workspace.WorkspaceFacts(folder, 1000, in_container=True), DEBIAN)
+    finding = workspace.judge(workspace.WorkspaceFacts(folder, 1000, in_lab=True), DEBIAN)
     assert finding.fix == (
         'sudo chown -R "$(id -u):$(id -g)" work   # on the host, in the checkout'
     )

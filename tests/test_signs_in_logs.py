@@ -80,6 +80,51 @@ nvidia-container-cli: initialization error: load library failed: libnvidia-ml.so
 """,
         [("secure-boot", 1), ("driver-not-loaded", 2), ("no-driver-library", 3)],
     ),
+    "a new card with the closed module": (
+        """\
+$ nvidia-smi
+No devices were found
+$ sudo dmesg | grep NVRM
+NVRM: installed in this system requires use of the NVIDIA open kernel modules.
+NVRM: GPU 0000:02:00.0: RmInitAdapter failed! (0x22:0x56:884)
+$ python train.py
+RuntimeError: No CUDA GPUs are available
+""",
+        [
+            ("needs-open-modules", 4),
+            ("gpu-init-failed", 5),
+            ("no-devices", 2),
+            ("torch-without-driver", 7),
+        ],
+    ),
+    "a kernel update that took the module along": (
+        """\
+Error! Your kernel headers for kernel 6.12.0-3-amd64 cannot be found at /lib/modules/6.12.0-3-amd64
+modprobe: FATAL: Module nvidia not found in directory /lib/modules/6.12.0-3-amd64
+NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver.
+RuntimeError: Found no NVIDIA driver on your system.
+""",
+        [
+            ("no-kernel-headers", 1),
+            ("no-module-for-kernel", 2),
+            ("driver-not-loaded", 3),
+            ("torch-without-driver", 4),
+        ],
+    ),
+    "a clock that stands in the wrong year": (
+        """\
+#5 1.2 SSLError(SSLCertVerificationError(1, 'certificate verify failed: certificate is not yet valid
+ERROR: No matching distribution found for torch==2.13.0+cpu
+""",
+        [("clock-wrong", 1), ("changed-certificate", 1), ("no-build", 2)],
+    ),
+    "CUDA broken by a program of the user's own": (
+        """\
+NVRM: Xid (PCI:0000:01:00): 31, pid=7, name=python, MMU Fault: ENGINE GRAPHICS
+RuntimeError: CUDA error: an illegal memory access was encountered
+""",
+        [("gpu-program-fault", 1), ("illegal-access", 2)],
+    ),
     "a GPU that died in the middle": (
         """\
 [88123.4] NVRM: Xid (PCI:0000:41:00): 79, pid=2212, GPU has fallen off the bus.

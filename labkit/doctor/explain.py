@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from labkit.doctor.distribution import UNKNOWN, Distribution
@@ -77,7 +78,7 @@ def explain_text(text: str, signs: tuple[Sign, ...] = SIGNS) -> Explanation:
         )
         for sign, match in matches.items()
     ]
-    return Explanation(tuple(sorted(found, key=_rank)))
+    return Explanation(tuple(sorted(found, key=lambda each: _rank(each, effects))))
 
 
 def hint_at(text: str, distribution: Distribution) -> str | None:
@@ -98,9 +99,10 @@ def format_explanation(explanation: Explanation, distribution: Distribution) -> 
     return "\n\n".join(_format_found(each, distribution) for each in explanation.found)
 
 
-def _rank(found: FoundSign) -> tuple[bool, int, int]:
-    certainty = CERTAINTIES.index(found.sign.certainty)
-    return found.caused_by is not None, certainty, found.line_number
+def _rank(found: FoundSign, effects: Mapping[str, set[str]]) -> tuple[int, int, int]:
+    # A cause brings about all that its effects do, so it has fewer causes above it than they.
+    causes = sum(found.sign.name in brought for brought in effects.values())
+    return causes, CERTAINTIES.index(found.sign.certainty), found.line_number
 
 
 def _list_effects(sign: Sign, signs: tuple[Sign, ...]) -> set[str]:

@@ -115,15 +115,14 @@ def mend_host(
     while True:
         done = {attempt.offer.finding.check for attempt in attempts}
         left = [finding for finding in examination.findings if finding.check not in done]
-        host = make_host()
         made = []
-        for offer in list_offers(left, host.machine.user_id, may_ask=may_ask):
+        for offer in list_offers(left, make_host().machine.user_id, may_ask=may_ask):
             made.append(make_attempt(offer, checks, make_host, ask=ask, run=run))
             tell(format_attempt(made[-1]))
         attempts += made
         if all(attempt.result is None for attempt in made):
             return attempts, examination
-        examination = examine_host(host, checks, offline=offline)
+        examination = examine_host(make_host(), checks, offline=offline)
 
 
 def explain_refusal(fix: str) -> str:

@@ -149,7 +149,12 @@ class Host:
     def in_container(self) -> bool:
         """True inside a container, where the engine and its settings are out of sight."""
         marks = (".dockerenv", "run/.containerenv")
-        return bool(self.environment.get("LABKIT_IN_CONTAINER")) or any(map(self.exists, marks))
+        return self.in_lab or any(map(self.exists, marks))
+
+    @property
+    def in_lab(self) -> bool:
+        """True inside the lab's own container, whose workspace is a folder of the host."""
+        return bool(self.environment.get("LABKIT_IN_CONTAINER"))
 
     @property
     def in_wsl(self) -> bool:

@@ -23,9 +23,8 @@ class PortFacts:
 def probe(host: Host) -> PortFacts:
     """Whether a server could listen on the port of 127.0.0.1 now."""
     free = host.is_port_free("127.0.0.1", host.port)
-    in_lab = bool(host.environment.get("LABKIT_IN_CONTAINER"))
     own = host.own_port == host.port
-    return PortFacts(host.port, free, host.port_asked, own, in_lab)
+    return PortFacts(host.port, free, host.port_asked, own, host.in_lab)
 
 
 def judge(facts: PortFacts, distribution: Distribution) -> Finding:

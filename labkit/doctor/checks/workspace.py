@@ -22,7 +22,7 @@ class WorkspaceFacts:
     user_id: int | None = None
     group_id: int | None = None
     own: bool = False
-    in_container: bool = False
+    in_lab: bool = False
 
 
 def probe(host: Host) -> WorkspaceFacts:
@@ -32,8 +32,8 @@ def probe(host: Host) -> WorkspaceFacts:
         folder,
         host.machine.user_id,
         host.machine.group_id,
-        own=not host.in_container and is_own(host.workspace),
-        in_container=host.in_container,
+        own=is_own(host.workspace),
+        in_lab=host.in_lab,
     )
 
 
@@ -55,7 +55,7 @@ def judge(facts: WorkspaceFacts, distribution: Distribution) -> Finding:
         fix, cause = f"mv {folder.path} {folder.path}.old", "a file or a dead link is in its place"
         return failed(f"{folder.path} is not a folder", cause, fix)
     foreign = facts.user_id not in (None, 0) and folder.owner_id != facts.user_id
-    place = "work   # on the host, in the checkout" if facts.in_container else folder.path
+    place = "work   # on the host, in the checkout" if facts.in_lab else folder.path
     chown = f'sudo chown -R "$(id -u):$(id -g)" {place}'
     safe = _give_back(facts, foreign) if facts.own else None
     if not folder.writable:
