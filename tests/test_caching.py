@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from labkit.memory.caching import CachingAllocator
-from labkit.memory.levels import Storage
+from labkit.memory.storage_levels import Storage
 
 MIB = 2**20
 

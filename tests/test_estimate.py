@@ -14,8 +14,8 @@ from labkit.errors import LabkitError, UsageError
 from labkit.memory import estimate as estimate_module
 from labkit.memory.estimate import estimate_memory, find_largest_batch
 from labkit.memory.estimate_values import UnknownNumber
-from labkit.memory.levels import KINDS, sum_kinds
 from labkit.memory.process import read_resident_bytes
+from labkit.memory.storage_levels import KINDS, sum_kinds
 from labkit.memory.storages import StorageTracer
 from labkit.memory.track import track_memory
 from tests.fakes.models import MODELS, OPTIMIZERS, make_training, run_twice

@@ -12,7 +12,7 @@ from labkit.memory.estimate_fake import Obstacle
 from labkit.memory.estimate_target import Target
 from labkit.memory.estimate_text import format_estimate, list_terms
 from labkit.memory.frames import Frame
-from labkit.memory.levels import KINDS, LineUse
+from labkit.memory.storage_levels import KINDS, LineUse
 
 MIB, GIB = 2**20, 2**30
 SIZES = (2 * GIB, 2 * GIB, 4 * GIB, 7 * GIB, GIB, 0)

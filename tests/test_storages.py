@@ -11,7 +11,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from labkit.errors import LabkitError
-from labkit.memory.levels import sum_kinds, sum_lines
+from labkit.memory.storage_levels import sum_kinds, sum_lines
 from labkit.memory.storages import StorageTracer
 from labkit.memory.track import track_memory
 from tests.fakes.models import MODELS, OPTIMIZERS, make_training, run_twice

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 
-from labkit.memory.levels import Storage
+from labkit.memory.storage_levels import Storage
 
 MIB = 2**20
 SMALLEST_BLOCK, SMALL_REQUEST = 512, MIB

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from labkit.errors import LabkitError, UsageError
 from labkit.memory.estimate_target import Target, find_target
-from labkit.memory.levels import LineUse
+from labkit.memory.storage_levels import LineUse
 
 if TYPE_CHECKING:
     from labkit.memory.estimate_fake import Obstacle, Pretence
@@ -209,7 +209,7 @@ def _find_batch(
 
 def _estimate(work: Work, target: Target) -> Estimate:
     from labkit.memory.estimate_cuda import CONTEXT_BYTES
-    from labkit.memory.levels import Level, sum_kinds, sum_lines
+    from labkit.memory.storage_levels import Level, sum_kinds, sum_lines
 
     on_cuda = target.kind == "cuda"
     pretence, obstacle = _play_out(work, cuda=on_cuda)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from labkit.memory.balance import Term, divide_bar
 from labkit.memory.estimate import Estimate
-from labkit.memory.levels import LineUse
+from labkit.memory.storage_levels import LineUse
 from labkit.units import format_bytes
 
 INDENT = " " * 8

@@ -39,7 +39,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from labkit.errors import LabkitError
 from labkit.memory.frames import Frame, find_user_frames
 from labkit.memory.kinds import CERTAIN, KindWatch, list_tensors
-from labkit.memory.levels import Level, Storage
+from labkit.memory.storage_levels import Level, Storage
 
 # Nodes of the graph whose forward line is kept; a loop that runs on for hours has many more.
 NODES_KEPT = 200_000

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple, ParamSpec, TypeVar
 
 from labkit.errors import LabkitError, UsageError
 from labkit.memory.blocks import LEDGER, Block, Ledger, Span
-from labkit.memory.levels import Level, LineUse, sum_kinds, sum_lines
+from labkit.memory.storage_levels import Level, LineUse, sum_kinds, sum_lines
 from labkit.units import format_bytes, format_seconds
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from labkit.memory.frames import Frame, is_user_file
 from labkit.memory.machine import read_machine_memory
 
 if TYPE_CHECKING:
-    from labkit.memory.levels import Storage
+    from labkit.memory.storage_levels import Storage
 
 ALIGNMENT = 512
 REFUSED = re.compile(r"tried to allocate (\d+) bytes")

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from labkit.memory.frames import Frame, find_user_frames, is_user_file
-from labkit.memory.levels import KINDS, Level, LineUse, Storage, sum_kinds, sum_lines
+from labkit.memory.storage_levels import KINDS, Level, LineUse, Storage, sum_kinds, sum_lines
 
 FIRST, SECOND = Frame("/home/me/train.py", 3, "step"), Frame("/home/me/train.py", 9, "step")
 
