@@ -13,8 +13,11 @@ _EXPORTS = {
     "LabkitError": "labkit.errors",
     "load_ipython_extension": "labkit.jupyter.extension",
     "memory": "labkit.memory",
+    "plot_memory": "labkit.memory.plot",
+    "sample_memory": "labkit.memory.sampler",
     "track_memory": "labkit.memory.track",
     "unload_ipython_extension": "labkit.jupyter.extension",
+    "watch_memory": "labkit.jupyter.panel",
 }
 
 __all__ = [
@@ -26,8 +29,11 @@ __all__ = [
     "claim_raises",
     "load_ipython_extension",
     "memory",
+    "plot_memory",
+    "sample_memory",
     "track_memory",
     "unload_ipython_extension",
+    "watch_memory",
 ]
 
 

@@ -62,16 +62,25 @@ def read_gpu_memory(binding: Any = None) -> MemoryAnswer:
     except NvmlError as error:
         return MemoryAnswer(trouble=error.trouble)
     try:
-        count = gate.demand("nvmlDeviceGetCount")
-        found = [gpu for index in range(count) for gpu in _read_slices(gate, index)]
-    except NvmlError as error:
-        return MemoryAnswer(trouble=error.trouble)
+        return ask_gpu_memory(gate)
     finally:
         gate.close()
+
+
+def ask_gpu_memory(gate: Gate, *, processes: bool = True) -> MemoryAnswer:
+    """The memory of every GPU and MIG slice, through a gate that is open and stays so.
+
+    Without ``processes`` they are not listed: that is the slow part. Raises nothing.
+    """
+    try:
+        count = gate.demand("nvmlDeviceGetCount")
+        found = [gpu for index in range(count) for gpu in _read_slices(gate, index, processes)]
+    except NvmlError as error:
+        return MemoryAnswer(trouble=error.trouble)
     return MemoryAnswer(tuple(found))
 
 
-def _read_slices(gate: Gate, index: int) -> list[GpuMemory]:
+def _read_slices(gate: Gate, index: int, processes: bool) -> list[GpuMemory]:
     """The GPU, or in its place its MIG slices: a split GPU's own figures are nobody's."""
     try:
         handle = gate.ask("nvmlDeviceGetHandleByIndex", index)
@@ -81,7 +90,7 @@ def _read_slices(gate: Gate, index: int) -> list[GpuMemory]:
         slices = _list_slices(gate, handle) if mig is not None and mig[0] else []
     except NvmlError as error:
         return [GpuMemory(index, trouble=error.trouble)]
-    return [_read_device(gate, index, device) for device in slices or [handle]]
+    return [_read_device(gate, index, device, processes) for device in slices or [handle]]
 
 
 def _list_slices(gate: Gate, handle: Any) -> list[Any]:
@@ -92,14 +101,15 @@ def _list_slices(gate: Gate, handle: Any) -> list[Any]:
     return [device for device in places if device is not None]
 
 
-def _read_device(gate: Gate, index: int, handle: Any) -> GpuMemory:
+def _read_device(gate: Gate, index: int, handle: Any, processes: bool) -> GpuMemory:
     known: dict[str, Any] = {}
     try:
         # What names the GPU comes first, so that a GPU that is lost midway is still named.
         known["uuid"] = gate.ask("nvmlDeviceGetUUID", handle)
         known["name"] = gate.ask("nvmlDeviceGetName", handle)
         known |= _read_totals(gate, handle)
-        known["processes"] = _read_processes(gate, handle)
+        if processes:
+            known["processes"] = _read_processes(gate, handle)
     except NvmlError as error:
         known["trouble"] = error.trouble
     return GpuMemory(index, **known)

@@ -13,6 +13,7 @@ from typing import NamedTuple, ParamSpec, TypeVar
 
 from labkit.errors import LabkitError, UsageError
 from labkit.memory.blocks import LEDGER, Block, Ledger, Span
+from labkit.memory.marks import Opened, begin_spans, end_spans
 from labkit.units import format_bytes, format_seconds
 
 Arguments = ParamSpec("Arguments")
@@ -56,6 +57,8 @@ class MemoryTracker:
         self._device, self._tensors, self._synchronize = device, tensors, synchronize
         self._ledger = ledger
         self._block: Block | None = None
+        self._name: str | None = None
+        self._marked: Opened = []
         self._started = 0.0
 
     @property
@@ -83,6 +86,7 @@ class MemoryTracker:
         self.use = None
         self._wait_for_devices()
         self._block = self._ledger.open_block(self._wants)
+        self._marked = begin_spans("block", self._name)  # on every sampler's time
         self._started = time.perf_counter()
         return self
 
@@ -99,6 +103,7 @@ class MemoryTracker:
             self._wait_for_devices()  # after an error it could hide that one behind its own
         seconds = time.perf_counter() - self._started
         self._block = None
+        end_spans(self._marked)
         self.use = MemoryUse(seconds, _keep_touched(self._ledger.close_block(block)))
 
     def __call__(self, function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
@@ -118,6 +123,7 @@ class MemoryTracker:
                 synchronize=self._synchronize,
                 ledger=self._ledger,
             )
+            tracker._name = getattr(function, "__name__", None)
             try:
                 with tracker:
                     return function(*arguments, **named)
