@@ -6,6 +6,7 @@ import ast
 from typing import Any
 
 from labkit.jupyter.cells import CellLines
+from labkit.jupyter.panel_cells import follow_cells, leave_cells
 from labkit.jupyter.show import show, show_use
 from labkit.memory.oom import find_out_of_memory
 from labkit.memory.track import track_memory
@@ -48,10 +49,12 @@ class Extension:
         memory.__doc__ = MAGIC_HELP
         self.shell.register_magic_function(memory, "line_cell", "memory")
         self.shell.events.register("post_run_cell", self._explain_error)
+        follow_cells(self.shell)
 
     def unload(self) -> None:
         """Takes the magics and the events away again."""
         self._lines.turn_off()
+        leave_cells(self.shell)
         self.shell.events.unregister("post_run_cell", self._explain_error)
         for kind in ("line", "cell"):
             self.shell.magics_manager.magics[kind].pop("memory", None)

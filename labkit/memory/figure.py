@@ -10,7 +10,7 @@ import base64
 import io
 import math
 import time
-from typing import Any, NamedTuple
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -18,9 +18,9 @@ from matplotlib.ticker import MaxNLocator
 
 from labkit.memory.buckets import Point, split_at_gaps
 from labkit.memory.marks import MarkedSpan
-from labkit.memory.picture import COLOURS
 from labkit.memory.sampler import DeviceSamples, MemorySamples
 from labkit.memory.sparkline import find_least, format_samples, list_missing
+from labkit.memory.styles import STYLES, Style
 from labkit.units import BINARY_UNITS, format_bytes
 
 # A contrast of about 4 on white and on JupyterLab's dark ground.
@@ -29,22 +29,6 @@ WIDTH_INCHES, DEVICE_INCHES, LANE_INCHES, EDGE_INCHES = 9.0, 2.3, 0.26, 0.75
 SCREEN_DPI, PNG_DPI = 100, 200
 LETTER_INCHES = 0.085
 
-
-class Style(NamedTuple):
-    """How one measure is drawn: its name in the legend, its colour, how strong its area is."""
-
-    words: str
-    colour: str
-    area: float
-
-
-# In the order of drawing: what holds more lies behind what is within it.
-STYLES = {
-    "used": Style("used by anyone", COLOURS["others"], 0.10),
-    "reserved": Style("reserved by torch", COLOURS["cached"], 0.25),
-    "allocated": Style("tensors", COLOURS["allocated"], 0.55),
-    "process": Style("this process", COLOURS["context"], 0.35),
-}
 # A lane for each kind of span, in this order from the top.
 LANES = {"cell": "cells", "block": "blocks", "mark": "marks"}
 LANE_COLOURS = {"cell": "#8a8f98", "block": "#00917c", "mark": "#a07800"}

@@ -167,12 +167,12 @@ class LevelReader:
         for balance in snapshot.balances:
             before = self._places.get(-1 if balance.nvml_index is None else balance.nvml_index, [])
             # A split GPU has several slices at its place: which of them is lost is not known.
+            told = balance
             if not balance.uuid and len(before) == 1:
-                known = before[0]
-                balance = balance._replace(uuid=known.uuid, torch_name=known.torch_name)
-            if balance.nvml_index is not None:
-                places.setdefault(balance.nvml_index, []).append(balance)
-            balances.append(balance)
+                told = balance._replace(uuid=before[0].uuid, torch_name=before[0].torch_name)
+            if told.nvml_index is not None:
+                places.setdefault(told.nvml_index, []).append(told)
+            balances.append(told)
         self._places = {**self._places, **places}
         return snapshot._replace(balances=tuple(balances))
 

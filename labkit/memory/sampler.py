@@ -103,7 +103,7 @@ class MemorySampler:
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
         make_event: Callable[[], threading.Event] = threading.Event,
-        on_sample: Callable[[Snapshot | None], None] | None = None,
+        on_sample: Callable[[float, Snapshot | None], None] | None = None,
         limit: int = BUCKET_LIMIT,
     ) -> None:
         self.interval_seconds = interval_seconds
@@ -154,9 +154,18 @@ class MemorySampler:
         """Takes a last sample and ends; nothing where it does not run."""
         if not self.running:
             return
-        self._end()
+        self.end()
         self.take_sample()
         self._reader.close()
+
+    def end(self) -> None:
+        """Ends without a last sample; its own thread may call it."""
+        if self._stopping is not None:
+            self._stopping.set()
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join(timeout=5)
+        self._stopping = self._thread = None
+        LISTENERS[:] = [marks for marks in LISTENERS if marks is not self._marks]
 
     def __enter__(self) -> MemorySampler:
         return self.start()
@@ -186,9 +195,14 @@ class MemorySampler:
             interval_seconds=self.interval_seconds,
             gap_seconds=gap,
             devices=tuple(sorted(devices, key=lambda device: device.kind == "cpu")),
-            spans=self._marks.list_spans(),
+            spans=self.spans,
             trouble=self.trouble,
         )
+
+    @property
+    def spans(self) -> tuple[MarkedSpan, ...]:
+        """What was marked so far."""
+        return self._marks.list_spans()
 
     def __repr__(self) -> str:
         return repr(self.samples)
@@ -198,7 +212,7 @@ class MemorySampler:
         snapshot = None
         try:
             snapshot = self._reader.read()
-        except Exception as error:  # noqa: BLE001 - following goes on, whatever one reading meets
+        except Exception as error:  # following goes on, whatever one reading meets
             self.trouble = f"{type(error).__name__}: {error}"
         levels = [read_levels(balance) for balance in snapshot.balances] if snapshot else []
         with self._lock:
@@ -212,7 +226,7 @@ class MemorySampler:
             }
             self._buckets.add(self._last, {**missed, **figures})
         if self._on_sample is not None:
-            self._on_sample(snapshot)
+            self._on_sample(self._last, snapshot)
 
     def forget_thread(self) -> None:
         """In a forked child, where no thread goes on: what was seen stays, and it is stopped."""
@@ -227,14 +241,6 @@ class MemorySampler:
             began = self._clock()
             self.take_sample()
             took = self._clock() - began
-
-    def _end(self) -> None:
-        if self._stopping is not None:
-            self._stopping.set()
-        if self._thread is not None and self._thread is not threading.current_thread():
-            self._thread.join(timeout=5)
-        self._stopping = self._thread = None
-        LISTENERS[:] = [marks for marks in LISTENERS if marks is not self._marks]
 
     def _measure_time(self) -> float:
         return self._clock() - self._began
@@ -292,7 +298,7 @@ def _forget_threads() -> None:
 def _stop_all() -> None:
     """Before the interpreter goes down: a thread that still reads then may crash it."""
     for sampler in list(_EVERY):
-        sampler._end()
+        sampler.end()
 
 
 if hasattr(os, "register_at_fork"):
