@@ -69,7 +69,8 @@ class Trace:
         picture = (
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}"'
             f' preserveAspectRatio="none" aria-hidden="true"'
-            f' style="display:block;width:100%;height:{HEIGHT}px">{bands}<g transform="{place}">{lines}</g>{edge}</svg>'
+            f' style="display:block;width:100%;height:{HEIGHT}px">{bands}'
+            f'<g transform="{place}">{lines}</g>{edge}</svg>'
         )
         return picture, top
 
