@@ -97,7 +97,7 @@ def round_up(count: int) -> float:
     unit = 1.0
     while count * 1.08 / unit > 800 and unit < 1024.0 ** (len(BINARY_UNITS) - 1):
         unit *= 1024
-    power = 1.0 if count * 1.08 >= unit else 0.1
+    power = 1.0
     while count * 1.08 / unit > 10 * power:
         power *= 10
     needed = count * 1.08 / unit / power

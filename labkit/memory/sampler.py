@@ -215,9 +215,11 @@ class MemorySampler:
         except Exception as error:  # following goes on, whatever one reading meets
             self.trouble = f"{type(error).__name__}: {error}"
         levels = [read_levels(balance) for balance in snapshot.balances] if snapshot else []
+        if snapshot is not None:
+            self._note_trouble(snapshot, levels)
         with self._lock:
             self._last = self._measure_time()
-            self._known.update({one.key: one for one in levels})
+            self._known.update({one.key: self._keep_total(one) for one in levels})
             missed = {series: None for one in self._known.values() for series in _name_series(one)}
             figures = {
                 series: count
@@ -241,6 +243,21 @@ class MemorySampler:
             began = self._clock()
             self.take_sample()
             took = self._clock() - began
+
+    def _note_trouble(self, snapshot: Snapshot, levels: list[Levels]) -> None:
+        """Why a device is not measured that was: its own trouble, or the driver's."""
+        for balance, one in zip(snapshot.balances, levels, strict=True):
+            if balance.trouble:
+                self.trouble = f"{one.name}: {balance.trouble}"
+        if self._known.keys() - {one.key for one in levels} and snapshot.notes:
+            self.trouble = "; ".join(snapshot.notes)
+
+    def _keep_total(self, levels: Levels) -> Levels:
+        """A device that is lost tells its size no more; it has not changed."""
+        before = self._known.get(levels.key)
+        if levels.total_bytes is None and before is not None:
+            return levels._replace(total_bytes=before.total_bytes)
+        return levels
 
     def _measure_time(self) -> float:
         return self._clock() - self._began
