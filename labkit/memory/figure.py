@@ -157,7 +157,7 @@ def _draw_device(axes: Axes, device: DeviceSamples, samples: MemorySamples, unit
     told = next(measure for measure in ("allocated", "process", "used") if measure in measures)
     peak = peaks[told]
     if peak is not None:
-        _note_peak(axes, peak, STYLES[told].colour, (unit, scale), samples.seconds)
+        _note_peak(axes, peak, STYLES[told].colour, (unit, scale, highest), samples.seconds)
     axes.set_ylim(0, (highest / scale or 1.0) * 1.22)
     axes.set_ylabel(name, color=INK)
     axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
@@ -185,14 +185,15 @@ def _draw_stretch(
 
 
 def _note_peak(
-    axes: Axes, peak: Point, colour: str, units: tuple[float, float], whole: float
+    axes: Axes, peak: Point, colour: str, units: tuple[float, float, int], whole: float
 ) -> None:
-    unit, scale = units
+    """A dot on the line, and the figure above all lines, where it covers none."""
+    unit, scale, highest = units
     middle = (peak.begin + peak.end) / 2
     late = middle > whole / 2
     axes.annotate(
         f"peak {format_bytes(peak.high)}",
-        (min(middle, whole) / unit, (peak.high or 0) / scale),
+        (min(middle, whole) / unit, highest / scale),
         xytext=(-6 if late else 6, 5),
         textcoords="offset points",
         ha="right" if late else "left",

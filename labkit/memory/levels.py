@@ -95,9 +95,8 @@ class LevelReader:
 
     def close(self) -> None:
         """Closes NVML; the next reading opens it again."""
-        if self._gate is not None:
-            self._gate.close()
-            self._gate = None
+        self._asked_at = None
+        self._close_gate()
 
     def read(self) -> Snapshot:
         """The balance of every device now, GPUs first; CPU tensors are not told apart."""
@@ -131,8 +130,13 @@ class LevelReader:
         except NvmlError as error:
             self._answer = MemoryAnswer(trouble=error.trouble)
         if self._answer.trouble:
-            self.close()  # a driver that was reloaded answers only to those who ask anew
+            self._close_gate()  # a driver that was reloaded answers only to who asks anew
         return self._answer
+
+    def _close_gate(self) -> None:
+        if self._gate is not None:
+            self._gate.close()
+            self._gate = None
 
     def _may_ask(self) -> bool:
         trouble: Trouble | None = self._answer.trouble

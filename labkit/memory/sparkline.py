@@ -79,7 +79,8 @@ def list_missing(samples: MemorySamples) -> list[str]:
         # What was never told (a GPU whose torch has not started) is no gap.
         missed = max((missed for missed, measured in counts if measured), default=0)
         if missed:
-            sentences.append(f"{device.name} in {missed:,} samples")
+            words = "sample" if missed == 1 else "samples"
+            sentences.append(f"{device.name} in {missed:,} {words}")
     return sentences + ([samples.trouble] if samples.trouble else [])
 
 
