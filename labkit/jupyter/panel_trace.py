@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple
 
 from labkit.memory.balance import MIB
 from labkit.memory.marks import MarkedSpan
-from labkit.memory.styles import STYLES
+from labkit.memory.styles import STYLES, Style
 from labkit.units import BINARY_UNITS
 
 WIDTH, HEIGHT = 600, 64
@@ -21,12 +20,68 @@ GAP_SECONDS = 2.5
 ROUND = (1, 1.5, 2, 3, 4, 5, 6, 8, 10)
 
 
-class Dot(NamedTuple):
-    """One sample: its time in tenths of a second, bytes (None: not measured), and its text."""
+BREAK = "|"
+# So many points a measure has at most: a page gets all of them twice a second, and Jupyter's
+# server passes on no more than a megabyte a second.
+DOT_LIMIT = 360
 
-    tenths: int
-    held_bytes: int | None
-    text: str
+
+class Dots:
+    """One measure's samples: their times in tenths of a second, bytes, and texts.
+
+    Kept apart, so that joining and searching them is one call each: eight GPUs have thousands. A
+    level that stays is kept as its two ends, and of samples too close to be drawn the highest.
+    """
+
+    def __init__(self, window_seconds: float) -> None:
+        self._window = window_seconds * 10
+        self._step = self._window / DOT_LIMIT
+        self._seen_at = 0
+        self.tenths: deque[int] = deque()
+        self.counts: deque[int] = deque()
+        self.texts: deque[str] = deque()
+
+    def add(self, tenths: int, count: int | None) -> None:
+        """Takes in a sample; None, and a pause before it, break the line."""
+        late = tenths - self._seen_at > GAP_SECONDS * 10 and bool(self.tenths)
+        self._seen_at = tenths
+        if not late and self._is_close(tenths, count):
+            if (count or 0) <= self.counts[-1]:
+                return
+            self._drop_last()
+        level = "" if count is None else f"{count / MIB:.1f}"
+        if not late and level and self._stays(level):
+            self._drop_last()
+        text = f"{tenths},{level}" if level else BREAK
+        self.tenths.append(tenths)
+        self.counts.append(count or 0)
+        self.texts.append(f"{BREAK} {text}" if late else text)
+        # One that is older stays: the line comes from there.
+        while len(self.tenths) > 1 and self.tenths[1] <= tenths - self._window:
+            self.tenths.popleft()
+            self.counts.popleft()
+            self.texts.popleft()
+
+    def _is_close(self, tenths: int, count: int | None) -> bool:
+        if count is None or not self.texts or BREAK in self.texts[-1]:
+            return False
+        return tenths // self._step == self.tenths[-1] // self._step
+
+    def _stays(self, level: str) -> bool:
+        """True where the last two are at this level, so that the last can be left out."""
+        if len(self.texts) < 2 or BREAK in self.texts[-1]:
+            return False
+        return all(self.texts[place].rpartition(",")[2] == level for place in (-1, -2))
+
+    def _drop_last(self) -> None:
+        self.tenths.pop()
+        self.counts.pop()
+        self.texts.pop()
+
+    def list_stretches(self) -> list[str]:
+        """The points of each stretch without a gap, as the text of a path."""
+        stretches = (stretch.strip() for stretch in " ".join(self.texts).split(BREAK))
+        return [stretch for stretch in stretches if stretch]
 
 
 class Trace:
@@ -34,22 +89,18 @@ class Trace:
 
     def __init__(self, window_seconds: float) -> None:
         self._window = window_seconds
-        self._dots: dict[str, deque[Dot]] = {}
+        self._dots: dict[str, Dots] = {}
 
     def add(self, seconds: float, held_bytes: Mapping[str, int | None]) -> None:
         """Takes in a sample; a measure that it lacks was not measured."""
         tenths = round(seconds * 10)
         for measure in {*self._dots, *held_bytes} & STYLES.keys():
-            count = held_bytes.get(measure)
-            text = "" if count is None else f"{tenths},{count / MIB:.1f}"
-            dots = self._dots.setdefault(measure, deque())
-            dots.append(Dot(tenths, count, text))
-            while dots[0].tenths < tenths - self._window * 10:
-                dots.popleft()
+            dots = self._dots.setdefault(measure, Dots(self._window))
+            dots.add(tenths, held_bytes.get(measure))
 
     def find_highest(self) -> int:
         """The most bytes of any measure in these minutes; 0 where none was measured."""
-        return max((dot.held_bytes or 0 for dots in self._dots.values() for dot in dots), default=0)
+        return max((max(dots.counts, default=0) for dots in self._dots.values()), default=0)
 
     def draw(self, now: float, spans: Iterable[MarkedSpan] = ()) -> tuple[str, float]:
         """The picture as an SVG without words, and the bytes at its upper edge."""
@@ -64,7 +115,11 @@ class Trace:
                 self.place_span(span, now) for span in spans if self.is_seen(span, now)
             )
         )
-        lines = "".join(_draw_measure(measure, self._dots.get(measure, ())) for measure in STYLES)
+        lines = "".join(
+            _draw_measure(STYLES[measure], self._dots[measure].list_stretches())
+            for measure in STYLES
+            if measure in self._dots
+        )
         edge = f'<path d="M0,{HEIGHT - 0.5}H{WIDTH}" stroke="currentColor" stroke-opacity="0.4"/>'
         picture = (
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}"'
@@ -104,30 +159,15 @@ def round_up(count: int) -> float:
     return next(step for step in ROUND if step >= needed) * power * unit
 
 
-def _draw_measure(measure: str, dots: Iterable[Dot]) -> str:
-    style = STYLES[measure]
+def _draw_measure(style: Style, stretches: Iterable[str]) -> str:
     parts = []
-    for stretch in _split(dots):
-        points = " ".join(dot.text for dot in stretch)
-        first, last = stretch[0].tenths, stretch[-1].tenths
+    for points in stretches:
+        first = points.partition(",")[0]
+        last = points.rpartition(" ")[2].partition(",")[0]
+        # Not closed: an area closes itself, and its edge stays without a line along the ground.
         parts.append(
-            f'<path d="M{first},0L{points}L{last},0Z" fill="{style.colour}"'
-            f' fill-opacity="{style.area}"/>'
-            f'<path d="M{points}" fill="none" stroke="{style.colour}" stroke-width="1.6"'
-            ' stroke-linecap="round" vector-effect="non-scaling-stroke"/>'
+            f'<path d="M{first},0L{points}L{last},0" fill="{style.colour}"'
+            f' fill-opacity="{style.area}" stroke="{style.colour}" stroke-width="1.6"'
+            ' vector-effect="non-scaling-stroke"/>'
         )
     return "".join(parts)
-
-
-def _split(dots: Iterable[Dot]) -> list[list[Dot]]:
-    """The stretches without a gap; those of one sample among them."""
-    stretches: list[list[Dot]] = [[]]
-    for dot in dots:
-        held = stretches[-1]
-        if not dot.text:
-            stretches.append([])
-        elif held and dot.tenths - held[-1].tenths > GAP_SECONDS * 10:
-            stretches.append([dot])
-        else:
-            held.append(dot)
-    return [stretch for stretch in stretches if stretch]
