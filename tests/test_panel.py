@@ -461,6 +461,14 @@ def test_the_extension_marks_cells_for_any_sampler_and_leaves_with_it(shell):
     assert sampler.spans == ()
 
 
+def test_a_measured_cell_is_marked_once_and_a_block_in_it_too(shell):
+    run(shell, "%load_ext labkit\n%memory on")
+    with labkit.sample_memory() as sampler:
+        run(shell, "%%memory\nimport labkit\nwith labkit.track_memory():\n    pass")
+        run(shell, "x = 1")
+    assert [span.name for span in sampler.spans] == ["[2]", "block 1", "[3]"]
+
+
 @pytest.mark.parametrize("minutes", [0, -1, 61, float("nan")])
 def test_minutes_that_cannot_be_drawn(minutes):
     with pytest.raises(UsageError, match="minutes cannot be drawn"):

@@ -5,11 +5,10 @@ from __future__ import annotations
 import ast
 from typing import Any
 
-from labkit.jupyter.cells import CellLines
+from labkit.jupyter.cells import CellLines, track_cell
 from labkit.jupyter.panel_cells import follow_cells, leave_cells
 from labkit.jupyter.show import show, show_use
 from labkit.memory.oom import find_out_of_memory
-from labkit.memory.track import track_memory
 
 USAGE = "%memory, %memory on or %memory off; %%memory on a line of its own above a cell"
 _LOADED: list[Extension] = []
@@ -93,7 +92,7 @@ class Extension:
     def _measure_cell(self, cell: str) -> object:
         __tracebackhide__ = True
         program, last = compile_cell(self.shell, cell)
-        tracker = track_memory()
+        tracker = track_cell()
         try:
             with tracker:
                 exec(program, self.shell.user_global_ns, self.shell.user_ns)  # noqa: S102

@@ -27,7 +27,7 @@ from labkit.units import BINARY_UNITS, format_bytes
 INK = "#7b7b7b"
 WIDTH_INCHES, DEVICE_INCHES, LANE_INCHES, EDGE_INCHES = 9.0, 2.3, 0.26, 0.75
 SCREEN_DPI, PNG_DPI = 100, 200
-LETTER_INCHES = 0.085
+LETTER_INCHES = 0.07
 
 # A lane for each kind of span, in this order from the top.
 LANES = {"cell": "cells", "block": "blocks", "mark": "marks"}

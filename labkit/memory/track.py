@@ -52,13 +52,14 @@ class MemoryTracker:
         tensors: bool = False,
         synchronize: bool = False,
         ledger: Ledger = LEDGER,
+        marked: bool = True,
     ) -> None:
         self.use: MemoryUse | None = None
         self._device, self._tensors, self._synchronize = device, tensors, synchronize
         self._ledger = ledger
         self._block: Block | None = None
         self._name: str | None = None
-        self._marked: Opened = []
+        self._marked, self._spans = marked, Opened()
         self._started = 0.0
 
     @property
@@ -86,7 +87,8 @@ class MemoryTracker:
         self.use = None
         self._wait_for_devices()
         self._block = self._ledger.open_block(self._wants)
-        self._marked = begin_spans("block", self._name)  # on every sampler's time
+        if self._marked:  # on every sampler's time
+            self._spans = begin_spans("block", self._name)
         self._started = time.perf_counter()
         return self
 
@@ -103,7 +105,7 @@ class MemoryTracker:
             self._wait_for_devices()  # after an error it could hide that one behind its own
         seconds = time.perf_counter() - self._started
         self._block = None
-        end_spans(self._marked)
+        end_spans(self._spans)
         self.use = MemoryUse(seconds, _keep_touched(self._ledger.close_block(block)))
 
     def __call__(self, function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
@@ -122,6 +124,7 @@ class MemoryTracker:
                 tensors=self._tensors,
                 synchronize=self._synchronize,
                 ledger=self._ledger,
+                marked=self._marked,
             )
             tracker._name = getattr(function, "__name__", None)
             try:
