@@ -31,6 +31,7 @@ from tests.fakes.sampling import (
     lose_gpu,
     play_cpu,
     play_gpu,
+    play_utc,
     snap,
 )
 
@@ -74,7 +75,8 @@ PLAYED = []
 
 @pytest.fixture(autouse=True)
 def _stop_panels():
-    yield
+    with play_utc():
+        yield
     while PLAYED:
         PLAYED.pop().stop()
 
@@ -182,6 +184,14 @@ def test_a_lost_gpu_is_told_and_the_others_go_on():
     assert "the GPU is lost" in words
     assert words.count("4.0 GiB of 24.0 GiB in use") == 1
     assert "unknown of unknown in use" in words
+
+
+def test_what_failed_once_and_goes_on_is_no_trouble_any_more():
+    panel, screen, _ = play_panel(snap(), ValueError("no sense"), snap(), turns=4)
+    run_turns(panel)
+    assert "no sense" not in screen.html
+    assert len(screen.shown) == 4
+    assert len(points_of(screen.html, "#9a7fd1")) == 2
 
 
 def test_what_is_shown_cannot_bring_markup_along():
@@ -511,3 +521,16 @@ def test_a_full_window_of_eight_gpus_is_drawn_within_one_hundredth_of_a_core():
         costs.append(time.thread_time() - began)
     assert statistics.median(costs[-40:]) < 0.005
     assert len(screen.html) < 100_000
+
+
+@pytest.mark.gpu
+def test_a_real_gpu_is_on_the_panel():
+    import torch
+
+    held = torch.empty(256 * MIB, dtype=torch.uint8, device="cuda")
+    screen = Screen()
+    Panel(screen).show_once()
+    words = Words(screen.html).words
+    tensors = next(word for word in words if word.startswith("tensors "))
+    assert int(tensors.split()[1].replace(",", "")) >= held.nbytes // MIB
+    assert "cuda:0" in words

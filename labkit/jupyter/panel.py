@@ -63,7 +63,7 @@ class Panel:
         self._snapshot = Snapshot(())
         self._measured_at = wall_clock()
         self._published_at = self._looked_at = self._busy_at = self._now = 0.0
-        self._shown = False
+        self._shown = self._failed = False
         self._sampler = MemorySampler(
             INTERVAL_SECONDS,
             reader=reader or LevelReader(processes=True),
@@ -114,6 +114,7 @@ class Panel:
         held = {one.key: one.held_bytes for one in levels}
         for key in {*self._traces, *held}:
             self._traces.setdefault(key, Trace(self._window)).add(now, held.get(key, {}))
+        self._failed = snapshot is None
         if snapshot is not None:
             self._snapshot, self._measured_at = snapshot, self._wall_clock()
         if now - self._looked_at >= LOOK_SECONDS:
@@ -142,7 +143,7 @@ class Panel:
             window_seconds=self._window,
             live_seconds=live_seconds,
             ending=ending,
-            trouble=self._sampler.trouble,
+            trouble=self._sampler.trouble if self._failed else None,
         )
         self._publish(draw_panel(view), update=self._shown)
         self._shown, self._published_at = True, self._now

@@ -23,7 +23,7 @@ from tests.browser.driver import (
     severe_messages,
     wait_for,
 )
-from tests.fakes.sampling import play_cpu, play_gpu, snap
+from tests.fakes.sampling import play_cpu, play_gpu, play_utc, snap
 from tests.servers import LabServer
 from tests.test_panel import play_panel
 
@@ -117,7 +117,8 @@ def test_a_notebook_that_is_not_trusted_shows_when_it_was_taken(
     path = write_notebook(lab_server, "panel-strange.ipynb", CELLS[:1])
     notebook = json.loads(path.read_text(encoding="utf-8"))
     panel, screen, _ = play_panel(snap(play_gpu(), play_cpu()))
-    panel.show_once()
+    with play_utc():
+        panel.show_once()
     html = screen.html
     output = nbformat.v4.new_output("display_data", {"text/html": html, "text/plain": "memory"})
     notebook["cells"][0]["outputs"] = [output]

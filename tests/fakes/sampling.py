@@ -2,13 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import threading
+import time
 
 from labkit.memory.balance import Balance, ThisProcess
 from labkit.memory.snapshot import Snapshot
 
 GIB = 2**30
 MIB = 2**20
+
+
+@contextlib.contextmanager
+def play_utc():
+    """Greenwich, wherever this machine is: the zone that local times are written in."""
+    before = os.environ.get("TZ")
+    os.environ["TZ"] = "UTC"
+    time.tzset()
+    try:
+        yield
+    finally:
+        os.environ.pop("TZ")
+        if before is not None:
+            os.environ["TZ"] = before
+        time.tzset()
 
 
 class PlayedClock:
