@@ -194,6 +194,15 @@ def test_what_failed_once_and_goes_on_is_no_trouble_any_more():
     assert len(points_of(screen.html, "#9a7fd1")) == 2
 
 
+def test_a_page_that_cannot_be_reached_for_a_moment_does_not_end_it():
+    panel, screen, _ = play_panel(turns=4)
+    fails = iter([False, True, False, False, False])
+    panel._publish = lambda bundle, update: 1 / 0 if next(fails) else screen(bundle, update=update)
+    run_turns(panel)
+    assert len(screen.shown) == 4
+    assert panel.samples.trouble == "ZeroDivisionError: division by zero"
+
+
 def test_what_is_shown_cannot_bring_markup_along():
     panel, screen, _ = play_panel(snap(play_cpu()._replace(name="<b>&")))
     panel.show_once()

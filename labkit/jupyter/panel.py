@@ -1,9 +1,9 @@
 """``watch_memory()``: a live panel in the notebook, of plain display updates.
 
 Widgets were weighed and left: a widget's view is gone after a kernel's restart, and a saved
-notebook holds none of it. An html output that is replaced twice a second stays in both, works in
-JupyterLab and VS Code alike, and needs nothing installed. What it cannot do is tell the kernel
-that it was cleared; ``panel_output`` finds that out from the saved notebook.
+notebook holds none of it. An html output that is replaced twice a second stays in both, is in the
+protocol that every front end speaks, and needs nothing installed. What it cannot do is tell the
+kernel that it was cleared; ``panel_output`` finds that out from the saved notebook.
 """
 
 from __future__ import annotations

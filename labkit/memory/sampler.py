@@ -241,7 +241,10 @@ class MemorySampler:
         took = 0.0
         while not stopping.wait(max(0.0, self.interval_seconds - took)):
             began = self._clock()
-            self.take_sample()
+            try:
+                self.take_sample()
+            except Exception as error:  # of who is told of it: a page that cannot be reached now
+                self.trouble = f"{type(error).__name__}: {error}"
             took = self._clock() - began
 
     def _note_trouble(self, snapshot: Snapshot, levels: list[Levels]) -> None:
