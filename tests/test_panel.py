@@ -197,7 +197,9 @@ def test_what_failed_once_and_goes_on_is_no_trouble_any_more():
 def test_a_page_that_cannot_be_reached_for_a_moment_does_not_end_it():
     panel, screen, _ = play_panel(turns=4)
     fails = iter([False, True, False, False, False])
-    panel._publish = lambda bundle, update: 1 / 0 if next(fails) else screen(bundle, update=update)
+    panel._publish = lambda bundle, update: (
+        1 / 0 if next(fails, False) else screen(bundle, update=update)
+    )
     run_turns(panel)
     assert len(screen.shown) == 4
     assert panel.samples.trouble == "ZeroDivisionError: division by zero"
