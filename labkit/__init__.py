@@ -14,9 +14,12 @@ _EXPORTS = {
     "LabkitError": "labkit.errors",
     "load_ipython_extension": "labkit.jupyter.extension",
     "memory": "labkit.memory",
+    "plot_memory": "labkit.memory.plot",
     "record_allocations": "labkit.memory.history.record",
+    "sample_memory": "labkit.memory.sampler",
     "track_memory": "labkit.memory.track",
     "unload_ipython_extension": "labkit.jupyter.extension",
+    "watch_memory": "labkit.jupyter.panel",
 }
 
 __all__ = [
@@ -29,9 +32,12 @@ __all__ = [
     "estimate_memory",
     "load_ipython_extension",
     "memory",
+    "plot_memory",
     "record_allocations",
+    "sample_memory",
     "track_memory",
     "unload_ipython_extension",
+    "watch_memory",
 ]
 
 

@@ -331,9 +331,9 @@ def test_a_line_costs_less_than_5_ms_a_cell(shell):
 
 def test_loading_twice_unloading_and_loading_anew(shell):
     labkit.load_ipython_extension(shell)
-    assert len(shell.events.callbacks["post_run_cell"]) == 1
+    assert len(shell.events.callbacks["post_run_cell"]) == 2
     run(shell, "%memory on", "%reload_ext labkit")
-    assert len(shell.events.callbacks["post_run_cell"]) == 1
+    assert len(shell.events.callbacks["post_run_cell"]) == 2
     assert run(shell, f"held = hold_pages({64 * MIB})")[2] == []
     run(shell, "%unload_ext labkit")
     assert shell.events.callbacks["post_run_cell"] == []

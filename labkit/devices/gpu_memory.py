@@ -64,16 +64,25 @@ def read_gpu_memory(binding: Any = None) -> MemoryAnswer:
     except NvmlError as error:
         return MemoryAnswer(trouble=error.trouble)
     try:
-        count = gate.demand("nvmlDeviceGetCount")
-        found = [gpu for index in range(count) for gpu in _read_slices(gate, index)]
-    except NvmlError as error:
-        return MemoryAnswer(trouble=error.trouble)
+        return ask_gpu_memory(gate)
     finally:
         gate.close()
+
+
+def ask_gpu_memory(gate: Gate, *, processes: bool = True) -> MemoryAnswer:
+    """The memory of every GPU and MIG slice, through a gate that is open and stays so.
+
+    Without ``processes`` they are not listed: that is the slow part. Raises nothing.
+    """
+    try:
+        count = gate.demand("nvmlDeviceGetCount")
+        found = [gpu for index in range(count) for gpu in _read_slices(gate, index, processes)]
+    except NvmlError as error:
+        return MemoryAnswer(trouble=error.trouble)
     return MemoryAnswer(tuple(found))
 
 
-def _read_slices(gate: Gate, index: int) -> list[GpuMemory]:
+def _read_slices(gate: Gate, index: int, processes: bool) -> list[GpuMemory]:
     """The GPU, or in its place its MIG slices: a split GPU's own figures are nobody's."""
     try:
         handle = gate.ask("nvmlDeviceGetHandleByIndex", index)
@@ -86,12 +95,12 @@ def _read_slices(gate: Gate, index: int) -> list[GpuMemory]:
         parts = list_slices(gate, handle) if mig is not None and mig[0] else []
         parent_uuid = gate.ask("nvmlDeviceGetUUID", handle) if parts else None
     except NvmlError as error:
-        return [_read_device(gate, index, handle)._replace(trouble=error.trouble)]
-    read = [_read_device(gate, index, part) for part in parts or [handle]]
+        return [_read_device(gate, index, handle, processes)._replace(trouble=error.trouble)]
+    read = [_read_device(gate, index, part, processes) for part in parts or [handle]]
     return [device._replace(parent_uuid=parent_uuid) for device in read]
 
 
-def _read_device(gate: Gate, index: int, handle: Any) -> GpuMemory:
+def _read_device(gate: Gate, index: int, handle: Any, processes: bool) -> GpuMemory:
     if isinstance(handle, Trouble):
         return GpuMemory(index, trouble=handle)
     known: dict[str, Any] = {}
@@ -100,7 +109,8 @@ def _read_device(gate: Gate, index: int, handle: Any) -> GpuMemory:
         known["uuid"] = gate.ask("nvmlDeviceGetUUID", handle)
         known["name"] = gate.ask("nvmlDeviceGetName", handle)
         known |= _read_totals(gate, handle)
-        known["processes"] = _read_processes(gate, handle)
+        if processes:
+            known["processes"] = _read_processes(gate, handle)
     except NvmlError as error:
         known["trouble"] = error.trouble
     return GpuMemory(index, **known)

@@ -7,7 +7,12 @@ from collections.abc import Callable
 from typing import Any
 
 from labkit.jupyter.show import show_line
-from labkit.memory.track import MemoryTracker, MemoryUse, track_memory
+from labkit.memory.track import MemoryTracker, MemoryUse
+
+
+def track_cell() -> MemoryTracker:
+    """The tracker of a cell; a sampler's time has the cell on it already, by its number."""
+    return MemoryTracker(marked=False)
 
 
 class OpenCell:
@@ -33,7 +38,7 @@ class CellLines:
     def __init__(
         self,
         events: Any,
-        track: Callable[[], MemoryTracker] = track_memory,
+        track: Callable[[], MemoryTracker] = track_cell,
         show: Callable[[MemoryUse], None] = show_line,
     ) -> None:
         self._events = events

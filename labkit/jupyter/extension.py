@@ -5,10 +5,10 @@ from __future__ import annotations
 import ast
 from typing import Any
 
-from labkit.jupyter.cells import CellLines
+from labkit.jupyter.cells import CellLines, track_cell
+from labkit.jupyter.panel_cells import follow_cells, leave_cells
 from labkit.jupyter.show import show, show_hint, show_use
 from labkit.memory.oom import find_out_of_memory
-from labkit.memory.track import track_memory
 
 USAGE = "%memory, %memory on or %memory off; %%memory on a line of its own above a cell"
 _LOADED: list[Extension] = []
@@ -48,10 +48,12 @@ class Extension:
         memory.__doc__ = MAGIC_HELP
         self.shell.register_magic_function(memory, "line_cell", "memory")
         self.shell.events.register("post_run_cell", self._explain_error)
+        follow_cells(self.shell)
 
     def unload(self) -> None:
         """Takes the magics and the events away again."""
         self._lines.turn_off()
+        leave_cells(self.shell)
         self.shell.events.unregister("post_run_cell", self._explain_error)
         for kind in ("line", "cell"):
             self.shell.magics_manager.magics[kind].pop("memory", None)
@@ -90,7 +92,7 @@ class Extension:
     def _measure_cell(self, cell: str) -> object:
         __tracebackhide__ = True
         program, last = compile_cell(self.shell, cell)
-        tracker = track_memory()
+        tracker = track_cell()
         try:
             with tracker:
                 exec(program, self.shell.user_global_ns, self.shell.user_ns)  # noqa: S102

@@ -28,7 +28,7 @@ class MachineMemory(NamedTuple):
 def read_machine_memory(root: Path = Path("/")) -> MachineMemory:
     """The memory of this machine, from the files below ``root``; all None where there are none."""
     cpu = detect_cpu() if root == Path("/") else read_linux_cpu(root, None)
-    available = _read_available_bytes(root)
+    available = read_available_bytes(root)
     if cpu.limit_bytes is None:
         return MachineMemory(cpu.total_bytes, available, cpu.total_bytes, None, cpu.name)
     offered = [count for count in (available, read_room(root)) if count is not None]
@@ -36,7 +36,8 @@ def read_machine_memory(root: Path = Path("/")) -> MachineMemory:
     return MachineMemory(cpu.limit_bytes, free, cpu.total_bytes, cpu.limit_bytes, cpu.name)
 
 
-def _read_available_bytes(root: Path) -> int | None:
+def read_available_bytes(root: Path) -> int | None:
+    """Bytes that can be had without swapping (MemAvailable); None where the kernel does not say."""
     try:
         text = (root / "proc/meminfo").read_text()
     except OSError:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple, ParamSpec, TypeVar
 
 from labkit.errors import LabkitError, UsageError
 from labkit.memory.blocks import LEDGER, Block, Ledger, Span
+from labkit.memory.marks import Opened, begin_spans, end_spans
 from labkit.memory.storage_levels import Level, LineUse, sum_kinds, sum_lines
 from labkit.units import format_bytes, format_seconds
 
@@ -75,6 +76,7 @@ class MemoryTracker:
         kinds: bool = False,
         lines: int = 0,
         ledger: Ledger = LEDGER,
+        marked: bool = True,
     ) -> None:
         self.use: MemoryUse | None = None
         self._device, self._tensors, self._synchronize = device, tensors, synchronize
@@ -82,6 +84,8 @@ class MemoryTracker:
         self._ledger = ledger
         self._tracer: StorageTracer | None = None
         self._block: Block | None = None
+        self._name: str | None = None
+        self._marked, self._spans = marked, Opened()
         self._started = 0.0
 
     @property
@@ -122,6 +126,8 @@ class MemoryTracker:
         self._block = self._ledger.open_block(self._wants)
         if tracer is not None:
             self._open_tracer(tracer, self._block)
+        if self._marked:  # on every sampler's time
+            self._spans = begin_spans("block", self._name)
         self._started = time.perf_counter()
         return self
 
@@ -138,6 +144,7 @@ class MemoryTracker:
             self._wait_for_devices()  # after an error it could hide that one behind its own
         seconds = time.perf_counter() - self._started
         self._block, tracer, self._tracer = None, self._tracer, None
+        end_spans(self._spans)
         if tracer is not None:
             tracer.__exit__(kind, error, trace)
         spans = _keep_touched(self._ledger.close_block(block))
@@ -161,7 +168,9 @@ class MemoryTracker:
                 kinds=self._kinds,
                 lines=self._lines,
                 ledger=self._ledger,
+                marked=self._marked,
             )
+            tracker._name = getattr(function, "__name__", None)
             try:
                 with tracker:
                     return function(*arguments, **named)
