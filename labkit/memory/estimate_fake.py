@@ -141,8 +141,17 @@ class Pretence:
 
     def copy_fake(self, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
         """The arguments with fake tensors for real ones; what they share, they still share."""
-        with _copy_by(self._fake.from_tensor):
+        with _copy_by(self._make_fake):
             return copy.deepcopy(arguments)
+
+    def _make_fake(self, tensor: Any) -> Any:
+        if tensor.device.type == "cpu":
+            return self._fake.from_tensor(tensor)
+        # What is on a GPU, or on the meta device, is played on the CPU too.
+        stand_in = torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype)
+        if isinstance(tensor, torch.nn.Parameter):
+            return torch.nn.Parameter(stand_in, requires_grad=tensor.requires_grad)
+        return stand_in.requires_grad_(tensor.requires_grad)
 
     def follow_cuda(self, *, wanted: bool = True) -> contextlib.AbstractContextManager[Any]:
         """The context in which code for CUDA runs on the CPU; in CUDA's ways, if it is for CUDA."""
