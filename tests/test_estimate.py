@@ -154,6 +154,16 @@ def test_a_model_can_be_moved_and_made_smaller():
     assert estimate.kinds["parameters"] == 2 * 100 * 100
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated")
+def test_a_compiled_model_is_estimated_as_an_eager_one():
+    def make_step(wrap):
+        model = wrap(nn.Sequential(nn.Linear(64, 64), nn.ReLU()))
+        return lambda: model(torch.ones(8, 64)).sum().backward()
+
+    compiled = estimate_memory(lambda: make_step(torch.compile))
+    assert compiled.kinds == estimate_memory(lambda: make_step(lambda model: model)).kinds
+
+
 def branch(batch=4):
     """Makes 4000 bytes a sample, and then asks for a value."""
     values = torch.ones(batch, 1000)

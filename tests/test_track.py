@@ -282,6 +282,30 @@ def test_kinds_in_a_second_thread_are_refused_and_leave_no_block_open():
     assert again.use is not None
 
 
+def test_a_compiled_function_runs_eagerly_and_is_compiled_still():
+    import torch
+
+    ran = []
+
+    def backend(module, inputs):
+        def run(*values):
+            ran.append(1)
+            return module.forward(*values)
+
+        return run
+
+    @torch.compile(backend=backend)
+    def double(values):
+        return values * 2
+
+    double(torch.ones(3))
+    with track_memory("cpu", kinds=True) as tracked:
+        held = double(torch.ones(3))
+    double(torch.ones(3))
+    assert len(ran) == 2
+    assert sum(tracked.kinds.values()) == 2 * held.nbytes
+
+
 def test_kinds_and_a_profiler_of_someone_else_do_not_disturb_each_other():
     import torch
     from torch.profiler import ProfilerActivity, profile

@@ -11,7 +11,7 @@ ones, which take no memory:
 
 A storage that was there before is found when the block first uses it, and counted from the
 beginning; a view of it is not taken for a new one. What an operator takes and gives back within
-itself is not seen. Compiled functions run eagerly under it, as under any dispatch mode.
+itself is not seen. Compiled functions run eagerly meanwhile, in every thread.
 ``round_up`` makes of a storage's bytes what the device's allocator gives out for it.
 
 **Events.** ``StorageTracer(observer=one, depth=8)`` calls ``one.allocate(storage)`` and
@@ -88,6 +88,7 @@ class StorageTracer(TorchDispatchMode):  # type: ignore[misc]
         self.levels: dict[str, Level] = {}
         self._observer, self._depth, self._round_up = observer, depth, round_up
         self._used = False
+        self._eager: Any = None
         self._kinds = KindWatch(self.mark)
         self._thread = threading.get_ident()
         self._serials = itertools.count(1)
@@ -114,6 +115,9 @@ class StorageTracer(TorchDispatchMode):  # type: ignore[misc]
         self._used = True
         self._open.append(self)
         self._kinds.open()
+        # A mode makes compiled functions eager anyhow, but dynamo would remember that of each for
+        # ever: told beforehand, it forgets it with the block.
+        self._eager = torch.compiler.set_stance("force_eager")
         super().__enter__()
         return self
 
@@ -129,6 +133,7 @@ class StorageTracer(TorchDispatchMode):  # type: ignore[misc]
             TorchDispatchMode.__exit__(one, kind, error, trace)
         for one in later:
             TorchDispatchMode.__enter__(one)
+        self._eager.__exit__(None, None, None)
         self._kinds.close()
         self._open.remove(self)
         self._bury()
