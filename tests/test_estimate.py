@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import doctest
+import importlib
 import threading
 
 import pytest
@@ -119,6 +121,12 @@ def test_what_arguments_share_they_still_share():
     tied[1].weight = model.weight
     estimate = estimate_memory(lambda net, one: net[1](net[0](one)), tied, torch.ones(1, 8))
     assert estimate.kinds["parameters"] == 8 * 8 * 4
+
+
+def test_an_argument_counts_whether_or_not_the_step_looks_at_it():
+    model, inputs = nn.Linear(10, 10, bias=False), torch.ones(5)
+    kinds = estimate_memory(lambda model, inputs: None, model, inputs).kinds
+    assert (kinds["parameters"], kinds["other"]) == (400, 20)
 
 
 def test_a_model_from_outside_that_is_trained_is_refused():
@@ -369,3 +377,13 @@ def test_a_close_call_is_none_and_the_largest_batch_surely_fits():
 
 def test_the_public_name_is_the_function():
     assert labkit.estimate_memory is estimate_module.estimate_memory
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["memory.caching", "memory.estimate", "memory.estimate_target", "memory.track", "cli.estimate"],
+)
+def test_the_examples_in_the_docstrings_hold(name):
+    result = doctest.testmod(importlib.import_module(f"labkit.{name}"))
+    assert result.attempted > 0
+    assert result.failed == 0

@@ -145,6 +145,12 @@ class Pretence:
             return copy.deepcopy(arguments)
 
     def _make_fake(self, tensor: Any) -> Any:
+        made = self._stand_in(tensor)
+        # It takes memory whether or not the step looks at it.
+        self.tracer.mark(made, "parameters" if isinstance(made, torch.nn.Parameter) else "other")
+        return made
+
+    def _stand_in(self, tensor: Any) -> Any:
         if tensor.device.type == "cpu":
             return self._fake.from_tensor(tensor)
         # What is on a GPU, or on the meta device, is played on the CPU too.

@@ -173,8 +173,7 @@ class StorageTracer(TorchDispatchMode):  # type: ignore[misc]
         for part in list_parts(tensor):
             held = self._live.get(part.untyped_storage()._cdata)
             storage = held.storage if held else self._add(part, kind, (), before=True)
-            settled = storage.kind in CERTAIN or (kind == "inputs" and storage.kind != "other")
-            if not settled:
+            if storage.kind == "other" or (kind in CERTAIN and storage.kind not in CERTAIN):
                 storage.kind = kind
 
     def _look_at(self, tensors: Iterable[Any]) -> list[Storage]:
