@@ -299,8 +299,15 @@ def test_a_compiled_function_runs_eagerly_and_is_compiled_still():
         return values * 2
 
     double(torch.ones(3))
+    first, second = track_memory(kinds=True), track_memory(kinds=True)
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    double(torch.ones(3))
+    second.__exit__(None, None, None)
     with track_memory("cpu", kinds=True) as tracked:
         held = double(torch.ones(3))
+    assert len(ran) == 1
     double(torch.ones(3))
     assert len(ran) == 2
     assert sum(tracked.kinds.values()) == 2 * held.nbytes

@@ -76,6 +76,7 @@ class StorageTracer(TorchDispatchMode):  # type: ignore[misc]
     """
 
     _open: list[StorageTracer] = []  # noqa: RUF012
+    _stance: Any = None
 
     def __init__(
         self,
@@ -88,7 +89,6 @@ class StorageTracer(TorchDispatchMode):  # type: ignore[misc]
         self.levels: dict[str, Level] = {}
         self._observer, self._depth, self._round_up = observer, depth, round_up
         self._used = False
-        self._eager: Any = None
         self._kinds = KindWatch(self.mark)
         self._thread = threading.get_ident()
         self._serials = itertools.count(1)
@@ -113,11 +113,12 @@ class StorageTracer(TorchDispatchMode):  # type: ignore[misc]
                 fix="a StorageTracer() of its own for each block",
             )
         self._used = True
+        if not self._open:
+            # A mode makes compiled functions eager anyhow, but dynamo would remember that of each
+            # for ever: told beforehand, it forgets it with the block.
+            StorageTracer._stance = torch.compiler.set_stance("force_eager")
         self._open.append(self)
         self._kinds.open()
-        # A mode makes compiled functions eager anyhow, but dynamo would remember that of each for
-        # ever: told beforehand, it forgets it with the block.
-        self._eager = torch.compiler.set_stance("force_eager")
         super().__enter__()
         return self
 
@@ -133,9 +134,10 @@ class StorageTracer(TorchDispatchMode):  # type: ignore[misc]
             TorchDispatchMode.__exit__(one, kind, error, trace)
         for one in later:
             TorchDispatchMode.__enter__(one)
-        self._eager.__exit__(None, None, None)
         self._kinds.close()
         self._open.remove(self)
+        if not self._open:
+            self._stance.__exit__(None, None, None)
         self._bury()
         # From here on nothing is counted: what goes after the block is none of its business.
         self._live.clear()
