@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import doctest
+import importlib
 import threading
 
 import pytest
@@ -27,12 +29,12 @@ CASES = [(model, optimizer) for model in MODELS for optimizer in OPTIMIZERS]
 @pytest.mark.parametrize(("model", "optimizer"), CASES)
 def test_the_estimate_is_within_two_percent_of_what_is_measured(model, optimizer):
     make_step = make_training(model, optimizer)
-    estimate = estimate_memory(make_step, batch=16)
-    run_twice(make_step, 16)
+    estimate = estimate_memory(make_step, batch=4)
+    run_twice(make_step, 4)
     with StorageTracer() as tracer:
-        run_twice(make_step, 16)
+        run_twice(make_step, 4)
     with track_memory("cpu", tensors=True) as tracked:
-        run_twice(make_step, 16)
+        run_twice(make_step, 4)
     level = tracer.levels["cpu"]
     by_profiler = tracked.use.find_span("tensors").peak_bytes
     assert estimate.obstacle is None
@@ -48,12 +50,12 @@ def test_inference_keeps_nothing_for_backward(model):
         net.eval()
         return lambda: net(inputs)
 
-    estimate = estimate_memory(make_run, batch=16, inference=True)
+    estimate = estimate_memory(make_run, batch=4, inference=True)
     with StorageTracer() as tracer, torch.no_grad():
-        run_twice(make_run, 16)
+        run_twice(make_run, 4)
     assert estimate.peak_bytes == tracer.levels["cpu"].peak_bytes
     assert estimate.kinds["gradients"] == estimate.kinds["optimizer"] == 0
-    assert estimate.peak_bytes < estimate_memory(make_training(model, "SGD"), batch=16).peak_bytes
+    assert estimate.peak_bytes < estimate_memory(make_training(model, "SGD"), batch=4).peak_bytes
 
 
 def test_the_kinds_and_the_lines_add_up_to_the_peak():
@@ -105,6 +107,28 @@ def test_an_optimizer_that_has_stepped_keeps_its_state():
     assert estimate.kinds["optimizer"] >= 2 * 64 * 64 * 4
 
 
+def test_a_model_on_the_meta_device_is_played_on_the_cpu():
+    model, inputs = nn.Linear(64, 64, device="meta"), torch.ones(8, 64, device="meta")
+    optimizer = torch.optim.SGD(model.parameters())
+    here = nn.Linear(64, 64), torch.ones(8, 64)
+    expected = estimate_memory(train, here[0], torch.optim.SGD(here[0].parameters()), here[1])
+    assert estimate_memory(train, model, optimizer, inputs).kinds == expected.kinds
+
+
+def test_what_arguments_share_they_still_share():
+    model = nn.Linear(8, 8, bias=False)
+    tied = nn.ModuleList([model, nn.Linear(8, 8, bias=False)])
+    tied[1].weight = model.weight
+    estimate = estimate_memory(lambda net, one: net[1](net[0](one)), tied, torch.ones(1, 8))
+    assert estimate.kinds["parameters"] == 8 * 8 * 4
+
+
+def test_an_argument_counts_whether_or_not_the_step_looks_at_it():
+    model, inputs = nn.Linear(10, 10, bias=False), torch.ones(5)
+    kinds = estimate_memory(lambda model, inputs: None, model, inputs).kinds
+    assert (kinds["parameters"], kinds["other"]) == (400, 20)
+
+
 def test_a_model_from_outside_that_is_trained_is_refused():
     model = nn.Linear(4, 4)
     with pytest.raises(UsageError, match="trains a tensor that was made outside of it"):
@@ -136,6 +160,16 @@ def test_a_model_can_be_moved_and_made_smaller():
 
     estimate = estimate_memory(make_step)
     assert estimate.kinds["parameters"] == 2 * 100 * 100
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated")
+def test_a_compiled_model_is_estimated_as_an_eager_one():
+    def make_step(wrap):
+        model = wrap(nn.Sequential(nn.Linear(64, 64), nn.ReLU()))
+        return lambda: model(torch.ones(8, 64)).sum().backward()
+
+    compiled = estimate_memory(lambda: make_step(torch.compile))
+    assert compiled.kinds == estimate_memory(lambda: make_step(lambda model: model)).kinds
 
 
 def branch(batch=4):
@@ -343,3 +377,13 @@ def test_a_close_call_is_none_and_the_largest_batch_surely_fits():
 
 def test_the_public_name_is_the_function():
     assert labkit.estimate_memory is estimate_module.estimate_memory
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["memory.caching", "memory.estimate", "memory.estimate_target", "memory.track", "cli.estimate"],
+)
+def test_the_examples_in_the_docstrings_hold(name):
+    result = doctest.testmod(importlib.import_module(f"labkit.{name}"))
+    assert result.attempted > 0
+    assert result.failed == 0

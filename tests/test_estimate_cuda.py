@@ -194,21 +194,75 @@ def test_an_optimizer_that_has_chosen_is_left_its_choice():
         estimate_memory(lambda choice=foreach: make_step(choice), device="H100")
 
 
-@pytest.mark.filterwarnings("error")
-def test_autocast_for_cuda_is_not_played_and_that_is_said():
+def make_autocast(batch=64):
+    """A linear layer and a norm, whose results are 4 bytes an element without autocast."""
+    model = nn.Sequential(nn.Linear(256, 256), nn.LayerNorm(256), nn.Linear(256, 256))
+    inputs = torch.ones(batch, 256)
+
+    def step():
+        with torch.autocast("cuda", dtype=torch.bfloat16):
+            first, normed, last = model[0](inputs), None, None
+            normed = model[1](first)
+            last = model[2](normed)
+            loss = functional.mse_loss(last, torch.zeros_like(last))
+        SEEN.append((first.dtype, normed.dtype, last.dtype, loss.dtype))
+        loss.backward()
+
+    return step
+
+
+SEEN: list[tuple[torch.dtype, ...]] = []
+
+
+def test_autocast_for_cuda_gives_its_types_and_that_is_noted():
+    SEEN.clear()
+    estimate = estimate_memory(make_autocast, device="H100")
+    half, full = torch.bfloat16, torch.float32
+    assert set(SEEN) == {(half, full, half, full)}
+    assert estimate.notes == (
+        "torch.autocast('cuda') is played on the CPU, by its lists of types: close, not exact",
+    )
+    assert estimate.obstacle is None
+
+
+def test_autocast_without_a_type_has_cudas_own():
     def make_step():
-        model = nn.Linear(4, 4)
+        layer = nn.Linear(8, 8)
 
         def step():
-            with torch.autocast("cuda", dtype=torch.bfloat16):
-                model(torch.ones(2, 4)).sum().backward()
+            with torch.amp.autocast("cuda"):
+                assert layer(torch.ones(1, 8)).dtype is torch.float16
 
         return step
 
-    notes = estimate_memory(make_step, device="H100").notes
-    assert notes == (
-        "torch.autocast('cuda') does nothing to fake tensors: the types are those without it",
-    )
+    assert estimate_memory(make_step, device="H100").obstacle is None
+    assert estimate_memory(make_step, device="H100", inference=True).obstacle is None
+
+
+def test_attention_under_autocast_takes_its_type():
+    def make_step():
+        query = torch.ones(2, 4, 16, 8, requires_grad=True)
+
+        def step():
+            with torch.autocast("cuda", dtype=torch.float16):
+                attended = functional.scaled_dot_product_attention(query, query, query)
+            assert attended.dtype is torch.float16
+            attended.sum().backward()
+
+        return step
+
+    assert estimate_memory(make_step, device="H100").obstacle is None
+
+
+@pytest.mark.filterwarnings("ignore:CUDA is not available")
+def test_for_the_cpu_autocast_for_cuda_is_as_it_is_there():
+    SEEN.clear()
+    original = torch.amp.autocast_mode.autocast.__init__
+    estimate = estimate_memory(make_autocast, device="cpu")
+    assert estimate.notes == ()
+    assert set(SEEN) == {(torch.float32,) * 4}
+    estimate_memory(make_autocast, device="H100")
+    assert torch.amp.autocast_mode.autocast.__init__ is original
 
 
 @pytest.mark.gpu

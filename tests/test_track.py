@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+import threading
 
 import pytest
 
 import labkit
 from labkit.errors import LabkitError, UsageError
 from labkit.memory.blocks import Span
-from labkit.memory.track import MemoryUse, track_memory
+from labkit.memory.frames import Frame
+from labkit.memory.levels import KINDS, LineUse, sum_kinds
+from labkit.memory.storages import StorageTracer
+from labkit.memory.track import Breakdown, MemoryTracker, MemoryUse, track_memory
 from tests.fakes.counters import FakeDevice, track
 
 MIB = 2**20
@@ -139,6 +144,213 @@ def test_a_forked_child_begins_anew():
 
 def test_the_public_name_is_the_function():
     assert labkit.track_memory is track_memory
+
+
+def make_training_step():
+    """A small model's training step, which has run once: its gradients and state exist."""
+    import torch
+
+    model, inputs = torch.nn.Linear(100, 50, bias=False), torch.randn(8, 100)
+    optimizer = torch.optim.Adam(model.parameters())
+
+    def step():
+        optimizer.zero_grad()
+        model(inputs).square().mean().backward()
+        optimizer.step()
+
+    step()
+    return step
+
+
+def test_the_peak_is_split_by_what_it_was_for():
+    step = make_training_step()
+    with track_memory("cpu", kinds=True) as tracked:
+        step()
+    weights = 100 * 50 * 4
+    assert tuple(tracked.kinds) == KINDS
+    assert tracked.kinds["parameters"] == tracked.kinds["gradients"] == weights
+    assert tracked.kinds["inputs"] == 8 * 100 * 4
+    assert tracked.kinds["optimizer"] >= 2 * weights
+    assert sum(tracked.kinds.values()) == tracked.use.breakdowns[0].peak_bytes
+    assert tracked.lines == ()
+
+
+def test_the_kinds_are_those_of_the_tracer_and_the_peak_is_the_profilers():
+    step = make_training_step()
+    with track_memory("cpu", tensors=True, kinds=True) as tracked:
+        step()
+    with StorageTracer() as tracer:
+        step()
+    level = tracer.levels["cpu"]
+    assert tracked.kinds == sum_kinds(level.list_at_peak())
+    # The profiler counts from the block's beginning; and what operators take within themselves.
+    added = level.peak_bytes - level.before_bytes
+    assert added <= tracked.use.find_span("tensors").peak_bytes <= added + 2048
+
+
+def test_the_lines_that_allocated_most_are_told():
+    import torch
+
+    with track_memory("cpu", lines=2) as tracked:
+        small = torch.zeros(1000)
+        large = torch.zeros(5000)
+        least = torch.zeros(10)
+    assert [line.frame.source for line in tracked.lines] == [
+        "large = torch.zeros(5000)",
+        "small = torch.zeros(1000)",
+    ]
+    assert tracked.lines[0].held_bytes == large.nbytes
+    assert small.nbytes + least.nbytes == 4040
+    assert tracked.kinds["other"] == 24_040
+
+
+def test_the_breakdown_as_text():
+    kinds = dict.fromkeys(KINDS, 0) | {"parameters": 3 * MIB, "inputs": 1024}
+    lines = (LineUse(Frame("/a/b.py", 7, "f"), 2 * MIB, 3), LineUse(None, MIB, 1))
+    use = MemoryUse(1.0, (), (Breakdown("cpu", 3 * MIB + 1024, kinds, lines),))
+    assert str(use) == (
+        "memory: not measured\n"
+        "cpu tensors at their peak: parameters 3.0 MiB, inputs 1.0 KiB\n"
+        "     2.0 MiB  b.py:7\n"
+        "     1.0 MiB  before the block\n"
+        "seconds: 1 s"
+    )
+
+
+def test_a_block_without_tensors_has_a_breakdown_of_nothing():
+    with track_memory("cpu", kinds=True) as tracked:
+        pass
+    assert set(tracked.kinds.values()) == {0}
+    assert "cpu tensors at their peak: none" in repr(tracked)
+
+
+def test_without_asking_there_is_no_breakdown_and_nothing_is_traced(monkeypatch):
+    import torch
+
+    monkeypatch.setattr(MemoryTracker, "_open_tracer", None)
+    with track_memory(tensors=True) as tracked:
+        torch.zeros(10)
+    assert (tracked.kinds, tracked.lines, tracked.use.breakdowns) == (None, None, ())
+    assert (MemoryTracker().kinds, MemoryTracker().lines) == (None, None)
+
+
+def test_blocks_with_kinds_nest_and_each_has_its_own():
+    import torch
+
+    with track_memory("cpu", kinds=True) as outer:
+        first = torch.zeros(1000)
+        with track_memory("cpu", kinds=True) as inner:
+            second = torch.zeros(500)
+    assert outer.kinds["other"] == first.nbytes + second.nbytes
+    assert inner.kinds["other"] == second.nbytes
+
+
+def test_a_decorated_function_has_its_kinds():
+    import torch
+
+    @track_memory("cpu", kinds=True, lines=3)
+    def work():
+        return torch.zeros(1000)
+
+    work()
+    assert work.last_use.breakdowns[0].kinds["other"] == 4000
+    assert len(work.last_use.breakdowns[0].lines) == 1
+
+
+def test_kinds_in_a_second_thread_are_refused_and_leave_no_block_open():
+    caught = []
+
+    def work():
+        tracker = track_memory("cpu", kinds=True)
+        try:
+            tracker.__enter__()
+        except LabkitError as error:
+            caught.append(error)
+        with track_memory("cpu") as plain:
+            pass
+        caught.append(plain.use)
+
+    with track_memory("cpu", kinds=True):
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join(10)
+    assert caught[0].what == "cannot trace tensors in two threads at once"
+    assert "without kinds or lines" in caught[0].fix
+    assert caught[1].spans
+    with track_memory("cpu", kinds=True) as again:
+        pass
+    assert again.use is not None
+
+
+def test_a_compiled_function_runs_eagerly_and_is_compiled_still():
+    import torch
+
+    ran = []
+
+    def backend(module, inputs):
+        def run(*values):
+            ran.append(1)
+            return module.forward(*values)
+
+        return run
+
+    @torch.compile(backend=backend)
+    def double(values):
+        return values * 2
+
+    double(torch.ones(3))
+    first, second = track_memory(kinds=True), track_memory(kinds=True)
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    double(torch.ones(3))
+    second.__exit__(None, None, None)
+    with track_memory("cpu", kinds=True) as tracked:
+        held = double(torch.ones(3))
+    assert len(ran) == 1
+    double(torch.ones(3))
+    assert len(ran) == 2
+    assert sum(tracked.kinds.values()) == 2 * held.nbytes
+
+
+def test_kinds_and_a_profiler_of_someone_else_do_not_disturb_each_other():
+    import torch
+    from torch.profiler import ProfilerActivity, profile
+
+    with (
+        profile(activities=[ProfilerActivity.CPU]) as theirs,
+        track_memory("cpu", kinds=True) as tracked,
+    ):
+        held = torch.zeros(1000)
+    assert tracked.kinds["other"] == held.nbytes
+    assert any(event.name == "aten::zeros" for event in theirs.events())
+
+
+def test_a_block_that_raises_still_has_its_kinds():
+    import torch
+
+    with pytest.raises(ZeroDivisionError), track_memory("cpu", kinds=True) as tracked:
+        torch.zeros(1000)
+        1 / 0  # noqa: B018
+    assert tracked.kinds["other"] == 4000
+    assert StorageTracer._open == []
+
+
+def test_a_number_of_lines_below_zero_is_refused():
+    with pytest.raises(UsageError, match=re.escape("lines=-1 is no number of lines")):
+        track_memory(lines=-1)
+
+
+@pytest.mark.gpu
+def test_the_kinds_on_a_gpu_come_first():
+    import torch
+
+    model = torch.nn.Linear(100, 50, bias=False, device="cuda")
+    with track_memory(kinds=True, lines=1) as tracked:
+        model(torch.ones(4, 100, device="cuda")).sum().backward()
+        torch.zeros(10)
+    assert [one.where for one in tracked.use.breakdowns] == ["cuda:0", "cpu"]
+    assert tracked.kinds["parameters"] == tracked.kinds["gradients"] == 100 * 50 * 4
 
 
 @pytest.mark.gpu

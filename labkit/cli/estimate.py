@@ -68,6 +68,7 @@ def show_estimate(arguments: argparse.Namespace) -> int:
 
     find_target(arguments.device)  # a name that is wrong is told before torch is loaded
     path, name = split_step(arguments.step)
+    check_file(path, name)
     # The user's own prints are no results of this command.
     with contextlib.redirect_stdout(sys.stderr):
         function = find_function(load_file(path), name, path)
@@ -89,8 +90,8 @@ def show_estimate(arguments: argparse.Namespace) -> int:
 def split_step(word: str) -> tuple[Path, str]:
     """The file and the function of ``FILE:FUNCTION``; raises UsageError where one is missing.
 
-    >>> split_step("train.py:make_step")
-    (PosixPath('train.py'), 'make_step')
+    >>> split_step("train.py:make_step")[1]
+    'make_step'
     """
     file, colon, name = word.rpartition(":")
     if not colon or not file or not name:
@@ -99,17 +100,21 @@ def split_step(word: str) -> tuple[Path, str]:
             cause="a file and a function in it are needed, with a colon between them",
             fix=f"labkit estimate {file or word or 'train.py'}:make_step",
         )
-    path = Path(file)
-    if not path.is_file():
-        folder = path.parent
-        there = sorted(one.name for one in folder.glob("*.py")) if folder.is_dir() else []
-        near = near_match(path.name, there)
-        raise UsageError(
-            f"there is no file {file}",
-            cause=f"in {folder}/ there are: {', '.join(there[:8]) or 'no Python files'}",
-            fix=f"labkit estimate {folder / near}:{name}" if near else "labkit estimate --help",
-        )
-    return path, name
+    return Path(file), name
+
+
+def check_file(path: Path, name: str) -> None:
+    """Raises UsageError with a near match where there is no such file."""
+    if path.is_file():
+        return
+    folder = path.parent
+    there = sorted(one.name for one in folder.glob("*.py")) if folder.is_dir() else []
+    near = near_match(path.name, there)
+    raise UsageError(
+        f"there is no file {path}",
+        cause=f"in {folder}/ there are: {', '.join(there[:8]) or 'no Python files'}",
+        fix=f"labkit estimate {folder / near}:{name}" if near else "labkit estimate --help",
+    )
 
 
 def load_file(path: Path) -> ModuleType:

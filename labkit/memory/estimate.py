@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import io
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -134,7 +135,8 @@ def estimate_memory(
         if say:
             say(f"tries batch {size}")
         try:
-            found = _estimate(work._replace(batch=size), target)
+            with contextlib.redirect_stdout(io.StringIO()):  # what it prints was seen once
+                found = _estimate(work._replace(batch=size), target)
         except UsageError:
             return None  # some models cannot run a batch of one
         return found.most_bytes if found.obstacle is None else None

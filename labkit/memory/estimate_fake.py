@@ -24,7 +24,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from labkit.errors import UsageError
 from labkit.memory.caching import CachingAllocator, round_request
-from labkit.memory.estimate_cuda import CudaWays, choose_foreach
+from labkit.memory.estimate_cuda import AUTOCAST, CudaWays, choose_foreach, play_autocast
 from labkit.memory.estimate_values import READ_VALUE, pass_unknown_items
 from labkit.memory.frames import Frame, find_user_frames, is_user_file
 from labkit.memory.storages import StorageTracer
@@ -34,8 +34,9 @@ from labkit.memory.storages import StorageTracer
 OWN_ANSWERS = {"optim/": 1, "amp/": 0, "nn/utils/": 0}
 # Their scratch memory is made by a library whose sizes fake tensors do not know.
 UNKNOWN_SCRATCH = ("mkldnn_rnn_layer", "_cudnn_rnn", "miopen_rnn")
-AUTOCAST = "torch.autocast('cuda') does nothing to fake tensors: the types are those without it"
 FOLDER = str(Path(torch.__file__).parent) + "/"
+# Said because of how a step is played, and true of nothing that its owner does.
+HARMLESS = ("Accessing the data pointer of FakeTensor", "Using `torch.compile.module.` when there")
 # Between the code that asks for a value and the one that answers.
 PASSAGES = ("_ops.py", "_compile.py", "_tensor.py", "_dynamo/", "_subclasses/", "utils/")
 
@@ -65,7 +66,6 @@ class FakeTracer(StorageTracer):
     def __init__(self, observer: Any, round_up: Callable[[int], int]) -> None:
         super().__init__(observer, round_up=round_up)
         self.obstacle: Obstacle | None = None
-        self.autocast = False
 
     def __torch_dispatch__(
         self,
@@ -75,7 +75,6 @@ class FakeTracer(StorageTracer):
         named: dict[str, Any] | None = None,
     ) -> Any:
         """Traces the operator; a value that torch itself asks for is answered."""
-        self.autocast = self.autocast or torch.is_autocast_enabled("cuda")
         try:
             result = super().__torch_dispatch__(operator, types, arguments, named)
         except fake_tensor.DataDependentOutputException:
@@ -120,29 +119,45 @@ class Pretence:
     def play(self) -> Iterator[None]:
         """The context to run in; torch is as it was before when it ends."""
         with contextlib.ExitStack() as stack:
-            caught = stack.enter_context(warnings.catch_warnings(record=True))
-            warnings.simplefilter("default")
-            warnings.filterwarnings("ignore", message="Accessing the data pointer of FakeTensor")
+            stack.enter_context(warnings.catch_warnings())
+            for message in HARMLESS:
+                warnings.filterwarnings("ignore", message=message)
             stack.enter_context(_hush(logging.getLogger(fake_tensor.__name__)))
             stack.enter_context(torch.random.fork_rng(devices=[]))
             stack.enter_context(_swap_by_data())
             stack.enter_context(pass_unknown_items(self._note_unknown))
             if self._cuda:
+                stack.enter_context(play_autocast(self._note_autocast))
                 stack.callback(register_optimizer_step_pre_hook(choose_foreach).remove)
             stack.enter_context(self._fake)
             stack.enter_context(self.tracer)
             yield
-        self._tell_warnings(caught)
 
     @property
     def names_cuda(self) -> bool:
-        """True where tensors were put on a GPU: only making them works there without one."""
-        return any(name.startswith("cuda") for name in self.tracer.levels)
+        """True where the code names cuda: for autocast, or for tensors that cannot be used then."""
+        on_cuda = any(name.startswith("cuda") for name in self.tracer.levels)
+        return on_cuda or AUTOCAST in self.notes
 
     def copy_fake(self, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
         """The arguments with fake tensors for real ones; what they share, they still share."""
-        with _copy_by(self._fake.from_tensor):
+        with _copy_by(self._make_fake):
             return copy.deepcopy(arguments)
+
+    def _make_fake(self, tensor: Any) -> Any:
+        made = self._stand_in(tensor)
+        # It takes memory whether or not the step looks at it.
+        self.tracer.mark(made, "parameters" if isinstance(made, torch.nn.Parameter) else "other")
+        return made
+
+    def _stand_in(self, tensor: Any) -> Any:
+        if tensor.device.type == "cpu":
+            return self._fake.from_tensor(tensor)
+        # What is on a GPU, or on the meta device, is played on the CPU too.
+        stand_in = torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype)
+        if isinstance(tensor, torch.nn.Parameter):
+            return torch.nn.Parameter(stand_in, requires_grad=tensor.requires_grad)
+        return stand_in.requires_grad_(tensor.requires_grad)
 
     def follow_cuda(self, *, wanted: bool = True) -> contextlib.AbstractContextManager[Any]:
         """The context in which code for CUDA runs on the CPU; in CUDA's ways, if it is for CUDA."""
@@ -151,19 +166,14 @@ class Pretence:
     def _note_unknown(self) -> None:
         frames = find_user_frames()
         where = f" at {frames[0].where}" if frames else ""
-        note = f"the value of item(){where} is not known; it was only passed on"
-        if note not in self.notes:
-            self.notes.append(note)
+        self._note(f"the value of item(){where} is not known; it was only passed on")
 
-    def _tell_warnings(self, caught: list[warnings.WarningMessage]) -> None:
-        played = self.tracer.autocast
-        for one in caught:
-            if "CUDA is not available" in str(one.message):
-                played = True
-            else:
-                warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
-        if played:
-            self.notes.append(AUTOCAST)
+    def _note_autocast(self) -> None:
+        self._note(AUTOCAST)
+
+    def _note(self, words: str) -> None:
+        if words not in self.notes:
+            self.notes.append(words)
 
 
 def read_obstacle(error: BaseException) -> Obstacle | None:

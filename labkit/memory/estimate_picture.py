@@ -35,7 +35,7 @@ def draw_estimate(estimate: Estimate) -> str:
     """The estimate as one piece of html."""
     verdict = "".join(f"<div><b>{escape(one)}</b></div>" for one in say_verdict(estimate))
     lines = "".join(
-        f"<div><code>{escape(f'{format_bytes(line.held_bytes):>10}')}  {escape(where)}</code></div>"
+        f'<div style="white-space:pre"><code>{_pad(line.held_bytes)}  {escape(where)}</code></div>'
         for line, where in name_lines(estimate)
     )
     held = f"<details><summary>the lines that hold most at the peak</summary>{lines}</details>"
@@ -85,6 +85,10 @@ def _draw_row(words: str, figure: str, top: int, colour: str | None) -> list[str
         square = f'<rect x="0.5" y="{top + 3}.5" width="12" height="12" fill="{colour}"{EDGE}/>'
         row.insert(0, square)
     return row
+
+
+def _pad(count: int) -> str:
+    return f"{format_bytes(count):>10}"
 
 
 def _write(text: str, left: int, base: int, *, anchor: str = "start", weight: str = "") -> str:

@@ -8,7 +8,7 @@ while the watch is open and gone after it; they see the thread that opened it al
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -123,7 +123,7 @@ def list_tensors(value: Any) -> list[Any]:
     """The tensors in nested lists, tuples and dicts, in order."""
     if isinstance(value, torch.Tensor):
         return [value]
-    if isinstance(value, Mapping):
+    if isinstance(value, dict):
         value = value.values()
     elif not isinstance(value, list | tuple):
         return []

@@ -11,7 +11,7 @@ ones, which take no memory:
 
 A storage that was there before is found when the block first uses it, and counted from the
 beginning; a view of it is not taken for a new one. What an operator takes and gives back within
-itself is not seen. Compiled functions run eagerly under it, as under any dispatch mode.
+itself is not seen. Compiled functions run eagerly meanwhile, in every thread.
 ``round_up`` makes of a storage's bytes what the device's allocator gives out for it.
 
 **Events.** ``StorageTracer(observer=one, depth=8)`` calls ``one.allocate(storage)`` and
@@ -76,6 +76,7 @@ class StorageTracer(TorchDispatchMode):  # type: ignore[misc]
     """
 
     _open: list[StorageTracer] = []  # noqa: RUF012
+    _stance: Any = None
 
     def __init__(
         self,
@@ -112,6 +113,10 @@ class StorageTracer(TorchDispatchMode):  # type: ignore[misc]
                 fix="a StorageTracer() of its own for each block",
             )
         self._used = True
+        if not self._open:
+            # A mode makes compiled functions eager anyhow, but dynamo would remember that of each
+            # for ever: told beforehand, it forgets it with the block.
+            StorageTracer._stance = torch.compiler.set_stance("force_eager")
         self._open.append(self)
         self._kinds.open()
         super().__enter__()
@@ -131,6 +136,8 @@ class StorageTracer(TorchDispatchMode):  # type: ignore[misc]
             TorchDispatchMode.__enter__(one)
         self._kinds.close()
         self._open.remove(self)
+        if not self._open:
+            self._stance.__exit__(None, None, None)
         self._bury()
         # From here on nothing is counted: what goes after the block is none of its business.
         self._live.clear()
@@ -168,8 +175,7 @@ class StorageTracer(TorchDispatchMode):  # type: ignore[misc]
         for part in list_parts(tensor):
             held = self._live.get(part.untyped_storage()._cdata)
             storage = held.storage if held else self._add(part, kind, (), before=True)
-            settled = storage.kind in CERTAIN or (kind == "inputs" and storage.kind != "other")
-            if not settled:
+            if storage.kind == "other" or (kind in CERTAIN and storage.kind not in CERTAIN):
                 storage.kind = kind
 
     def _look_at(self, tensors: Iterable[Any]) -> list[Storage]:
