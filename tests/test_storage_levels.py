@@ -114,7 +114,7 @@ def test_the_users_own_frames_are_found_from_the_innermost_on():
         "inner",
         "test_the_users_own_frames_are_found_from_the_innermost_on",
     ]
-    assert frames[0].where == f"test_levels.py:{frames[0].line}"
+    assert frames[0].where == f"test_storage_levels.py:{frames[0].line}"
     assert frames[0].source == "return find_user_frames(2)"
     assert find_user_frames(0) == ()
 

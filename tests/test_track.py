@@ -13,7 +13,7 @@ import labkit
 from labkit.errors import LabkitError, UsageError
 from labkit.memory.blocks import Span
 from labkit.memory.frames import Frame
-from labkit.memory.levels import KINDS, LineUse, sum_kinds
+from labkit.memory.storage_levels import KINDS, LineUse, sum_kinds
 from labkit.memory.storages import StorageTracer
 from labkit.memory.track import Breakdown, MemoryTracker, MemoryUse, track_memory
 from tests.fakes.counters import FakeDevice, track
