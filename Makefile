@@ -34,8 +34,8 @@ shell:  ## open a shell inside the lab
 devices:  ## list the devices the lab can use
 	@$(LABKIT) exec $(CHOICE) -- labkit devices
 
-doctor:  ## find out what keeps this host from running the lab, and the line that mends it
-	@$(LABKIT) doctor
+doctor:  ## find out what keeps this host from running the lab (FIX=1 offers to mend it)
+	@$(LABKIT) doctor $(if $(FIX),--fix) $(if $(DEEP),--deep)
 
 run:  ## run labs headless and check every claim (LABS="tensors autograd")
 	@$(LABKIT) exec $(CHOICE) -- labkit run $(or $(LABS),--all)

@@ -15,11 +15,19 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import IO, Protocol
 
 from labkit.errors import UsageError
 
 Line = Callable[[str], None]
+
+# How long a program that is asked to end may take over it.
+GRACE_SECONDS = 5.0
+# What is kept of each stream of a probed program; a flood beyond it is read and let go.
+KEPT_BYTES = 4 * 2**20
+# How long the last words of a program that was ended are waited for: a child of its that left
+# its process group may hold the pipe open.
+LAST_WORDS_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -64,27 +72,55 @@ def run_command(
     timeout_seconds: float,
     environment: Mapping[str, str] | None = None,
     folder: Path | None = None,
+    grace_seconds: float = GRACE_SECONDS,
 ) -> CommandResult:
-    """What the program printed and how it ended; missing and timed out are results too."""
+    """What the program printed (at most 4 MiB of each stream) and how it ended.
+
+    Missing and timed out are results too; the latter has what was printed by then. Past its limit
+    a program has ``grace_seconds`` to end by itself.
+    """
     started = time.monotonic()
     try:
         process = _start(arguments, environment, folder, stderr=subprocess.PIPE)
     except OSError:
         return CommandResult(tuple(arguments), None, missing=True)
+    streams = [_Stream(process.stdout), _Stream(process.stderr)]
     try:
-        stdout, stderr = process.communicate(timeout=timeout_seconds)
-    except subprocess.TimeoutExpired:
-        _end_group(process)
-        return CommandResult(
-            tuple(arguments), None, seconds=time.monotonic() - started, timed_out=True
-        )
+        timed_out = not _wait(process, streams, started + timeout_seconds)
     except BaseException:
         _end_group(process)
         raise
-    finally:
-        _close_pipes(process)
     seconds = time.monotonic() - started
-    return CommandResult(tuple(arguments), process.returncode, stdout, stderr, seconds)
+    if timed_out:
+        _end_group(process, grace_seconds)
+        for stream in streams:
+            stream.join(LAST_WORDS_SECONDS)
+    return CommandResult(
+        tuple(arguments),
+        None if timed_out else process.returncode,
+        stdout=streams[0].text,
+        stderr=streams[1].text,
+        seconds=seconds,
+        timed_out=timed_out,
+    )
+
+
+def run_at_terminal(arguments: Sequence[str], *, timeout_seconds: float) -> CommandResult:
+    """How a program ended that may ask the person at the terminal, as sudo asks for a password.
+
+    It keeps this process's terminal, so Ctrl-C reaches it too, and what it prints is seen there
+    (on standard error: standard output is for results) and not kept.
+    """
+    started = time.monotonic()
+    try:
+        done = subprocess.run(list(arguments), stdout=2, timeout=timeout_seconds, check=False)
+    except OSError:
+        return CommandResult(tuple(arguments), None, missing=True)
+    except subprocess.TimeoutExpired:
+        seconds = time.monotonic() - started
+        return CommandResult(tuple(arguments), None, seconds=seconds, timed_out=True)
+    seconds = time.monotonic() - started
+    return CommandResult(tuple(arguments), done.returncode, seconds=seconds)
 
 
 def stream_command(
@@ -163,7 +199,44 @@ def _start(
     )
 
 
-def _end_group(process: subprocess.Popen[str], grace_seconds: float = 5.0) -> None:
+class _Stream(threading.Thread):
+    """Reads a program's stream to its end, so that it never waits for a reader; keeps a part.
+
+    The thread closes the pipe itself: closed by another in the middle of a read, its number could
+    be a new file's by then.
+    """
+
+    def __init__(self, pipe: IO[str] | None) -> None:
+        super().__init__(daemon=True)
+        self._pipe = pipe
+        self._kept = bytearray()
+        self.start()
+
+    def run(self) -> None:
+        """Reads until nobody holds the other end."""
+        with contextlib.suppress(OSError, ValueError), self._pipe or contextlib.nullcontext():
+            while self._pipe and (block := os.read(self._pipe.fileno(), 65536)):
+                self._kept += block[: KEPT_BYTES - len(self._kept)]
+
+    @property
+    def text(self) -> str:
+        """What was kept of it so far; what is not UTF-8 is shown as such."""
+        text = bytes(self._kept).decode(errors="replace")
+        return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _wait(process: subprocess.Popen[str], streams: Sequence[_Stream], deadline: float) -> bool:
+    """True once the program has ended and all it wrote is read; False at the deadline."""
+    for stream in streams:
+        stream.join(max(0.0, deadline - time.monotonic()))
+    try:
+        process.wait(max(0.0, deadline - time.monotonic()))
+    except subprocess.TimeoutExpired:
+        return False
+    return not any(stream.is_alive() for stream in streams)
+
+
+def _end_group(process: subprocess.Popen[str], grace_seconds: float = GRACE_SECONDS) -> None:
     """Ends the program's whole process group: politely, then for certain.
 
     The second signal goes out even where the program has ended by then: a child of its may have

@@ -42,7 +42,7 @@ def play_checks(monkeypatch, tmp_path, *findings):
 
     made = tuple(make(number, finding) for number, finding in enumerate(findings, 1))
     monkeypatch.setattr(doctor_checks, "CHECKS", made)
-    monkeypatch.setattr(doctor, "make_host", lambda: play_host(tmp_path))
+    monkeypatch.setattr(doctor, "make_host", lambda deep: play_host(tmp_path, deep=deep))
 
 
 def test_a_healthy_host(monkeypatch, tmp_path, capsys):
@@ -100,8 +100,11 @@ def test_the_findings_as_json(monkeypatch, tmp_path, capsys):
                 "found": "no Compose",
                 "cause": "not installed",
                 "fix": "install it",
+                "safe_fix": None,
             }
         ],
+        "fixes": [],
+        "not_run": [],
     }
 
 
@@ -116,7 +119,7 @@ def test_the_list_has_every_check_and_makes_none(monkeypatch, capsys):
 def test_the_list_as_json(capsys):
     assert main(["doctor", "--list", "--json"]) == 0
     said = json.loads(capsys.readouterr().out)
-    assert said["checks"][8] == {"check": "compose", "title": "Compose 2"}
+    assert said["checks"][11] == {"check": "compose", "title": "Compose 2"}
 
 
 def test_a_log_is_explained(tmp_path, capsys):

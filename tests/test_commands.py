@@ -11,7 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from labkit.commands import CommandResult, replace_process, run_command, stream_command
+from labkit.commands import (
+    KEPT_BYTES,
+    CommandResult,
+    replace_process,
+    run_at_terminal,
+    run_command,
+    stream_command,
+)
 from labkit.errors import UsageError
 from labkit.launch.health import wait_until
 
@@ -105,6 +112,66 @@ def test_at_its_limit_a_streamed_program_is_ended_with_its_children(tmp_path, tr
     assert result.timed_out
     assert seen == ["first"]
     assert wait_until(lambda: is_gone(read_child(path)), timeout_seconds=5)
+
+
+def test_what_a_program_printed_before_its_limit_is_kept():
+    result = run_command(shell("echo one; echo two >&2; exec sleep 60"), timeout_seconds=0.3)
+    assert result.timed_out
+    assert (result.stdout, result.stderr) == ("one\n", "two\n")
+
+
+def test_of_a_flood_a_part_is_kept_and_the_program_ends_by_itself():
+    flood = f"head -c {KEPT_BYTES + 2**20} /dev/zero | tr '\\0' x; echo end >&2"
+    result = run_command(shell(flood), timeout_seconds=20)
+    assert result.ok
+    assert result.stdout == "x" * KEPT_BYTES
+    assert result.stderr == "end\n"
+
+
+def test_an_endless_flood_is_ended_at_its_limit():
+    started = time.monotonic()
+    result = run_command(["yes", "x" * 500], timeout_seconds=0.3)
+    assert result.timed_out
+    assert len(result.stdout) <= KEPT_BYTES
+    assert time.monotonic() - started < 4
+
+
+def test_a_child_that_left_and_holds_the_pipe_holds_up_nobody(tmp_path):
+    path = tmp_path / "child"
+    started = time.monotonic()
+    result = run_command(
+        shell(f"echo said; setsid sleep 20 & echo $! > {path}; exit 0"), timeout_seconds=0.3
+    )
+    assert time.monotonic() - started < 5
+    assert result.timed_out
+    assert result.stdout == "said\n"
+    os.kill(read_child(path), signal.SIGKILL)
+
+
+def test_a_program_that_is_killed_is_an_answer():
+    result = run_command(shell("echo said; kill -9 $$"), timeout_seconds=5)
+    assert (result.exit_code, result.stdout, result.ok) == (-9, "said\n", False)
+
+
+@pytest.mark.parametrize(
+    ("command", "code", "missing"),
+    [(shell("exit 3"), 3, False), (["no-such-program"], None, True)],
+    ids=["ends", "missing"],
+)
+def test_at_the_terminal_a_program_says_how_it_ended(command, code, missing):
+    result = run_at_terminal(command, timeout_seconds=5)
+    assert (result.exit_code, result.missing) == (code, missing)
+
+
+def test_at_the_terminal_a_limit_holds_too():
+    result = run_at_terminal(["sleep", "20"], timeout_seconds=0.1)
+    assert result.timed_out
+    assert not result.ok
+
+
+def test_at_the_terminal_standard_output_stays_free_for_results(capfd):
+    assert run_at_terminal(shell("echo said"), timeout_seconds=5).ok
+    assert capfd.readouterr() == ("", "said\n")
 
 
 def test_a_slow_reader_gets_every_line_of_a_program_past_its_limit():

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import sys
 import threading
 from pathlib import Path
 
 import pytest
 
-from labkit.commands import CommandResult, run_command
-from labkit.devices.torch_devices import TorchBuild, best_device
-from labkit.doctor import trials
+from labkit.commands import CommandResult
 from labkit.doctor.check import Check, Finding, failed, ok, unknown
 from labkit.doctor.checks import (
     CHECKS,
-    caches,
     certificates,
     device_nodes,
     disk,
@@ -32,8 +28,6 @@ from labkit.doctor.checks import (
     selinux,
     shm,
     toolkit,
-    torch_build,
-    torch_trial,
     uvm,
     workspace,
 )
@@ -43,7 +37,6 @@ from labkit.doctor.host import Host, OnceRunner, find_free_bytes, find_total_byt
 from labkit.host.engine import EngineFacts
 from labkit.host.folders import FolderFacts
 from labkit.host.gpu import Gpu, GpuFacts
-from labkit.lessons.needs import missing_need
 from tests.fakes.host import ADA, DOCKER, NO_DOCKER, NO_PODMAN, PODMAN, fails, hangs, says
 from tests.fakes.sick_hosts import CARD, CARD_FILES, GIB, OS_RELEASES, play_host
 
@@ -461,7 +454,7 @@ WORK = Path("/home/ada/work")
         pytest.param(
             FolderFacts(WORK, True, True, 1000, 1000, False, 1),
             "failed",
-            "ls -ld /home/ada/work",
+            "chmod u+rwx /home/ada/work   # or look: ls -ld /home/ada/work",
             id="mine, read-only",
         ),
         pytest.param(
@@ -475,6 +468,14 @@ WORK = Path("/home/ada/work")
 def test_a_workspace(folder, status, fix):
     finding = workspace.judge(workspace.WorkspaceFacts(folder, 1000), DEBIAN)
     assert (finding.status, finding.fix) == (status, fix)
+
+
+def test_inside_the_lab_the_workspace_is_given_back_from_outside():
+    folder = FolderFacts(Path("/work"), True, True, 0, 0, False, 1)
+    finding = workspace.judge(workspace.WorkspaceFacts(folder, 1000, in_container=True), DEBIAN)
+    assert finding.fix == (
+        'sudo chown -R "$(id -u):$(id -g)" work   # on the host, in the checkout'
+    )
 
 
 def test_room_is_asked_of_the_nearest_folder_there_is(tmp_path):
@@ -541,144 +542,6 @@ def test_an_indexs_password_is_never_shown(tmp_path):
         finding = index.judge(index.probe(host), DEBIAN)
         assert finding.found.startswith("https://index.example/whl ")
         assert "secret" not in repr(finding)
-
-
-# Torch
-
-
-@pytest.mark.parametrize(
-    ("facts", "status", "found"),
-    [
-        pytest.param(
-            torch_build.BuildFacts(None),
-            "ok",
-            "no torch in this Python: the lab brings its own",
-            id="no torch",
-        ),
-        pytest.param(
-            torch_build.BuildFacts(TorchBuild("2.13.0+cpu")),
-            "ok",
-            "torch 2.13.0+cpu, for the CPU",
-            id="CPU",
-        ),
-        pytest.param(
-            torch_build.BuildFacts(TorchBuild("2.13.0+cpu"), "580.95.05", (9.0,)),
-            "warning",
-            "torch 2.13.0+cpu",
-            id="a CPU build beside a GPU",
-        ),
-        pytest.param(
-            torch_build.BuildFacts(TorchBuild("2.13.0+cu130", "13.0"), "580.95.05", (9.0,)),
-            "ok",
-            "torch 2.13.0+cu130 fits driver 580.95.05",
-            id="CUDA 13 on H200",
-        ),
-        pytest.param(
-            torch_build.BuildFacts(TorchBuild("2.13.0+cu130", "13.0"), "570.86.10", (9.0,)),
-            "failed",
-            "torch 2.13.0+cu130",
-            id="CUDA 13 on an older driver",
-        ),
-        pytest.param(
-            torch_build.BuildFacts(TorchBuild("2.13.0+cu130", "13.0"), "580.95.05", (7.0,)),
-            "failed",
-            "torch 2.13.0+cu130",
-            id="CUDA 13 on Volta",
-        ),
-        pytest.param(
-            torch_build.BuildFacts(TorchBuild("2.13.0+cu126", "12.6"), "580.95.05", (12.0,)),
-            "failed",
-            "torch 2.13.0+cu126",
-            id="CUDA 12.6 on Blackwell",
-        ),
-        pytest.param(
-            torch_build.BuildFacts(TorchBuild("2.13.0+cu126", "12.6"), "535.230.02", (6.1,)),
-            "ok",
-            "torch 2.13.0+cu126 fits driver 535.230.02",
-            id="CUDA 12.6 on Pascal",
-        ),
-        pytest.param(
-            torch_build.BuildFacts(TorchBuild("2.20.0+cu150", "15.0"), None, (99.0,)),
-            "ok",
-            "torch 2.20.0+cu150 fits the CPU",
-            id="a build of tomorrow",
-        ),
-    ],
-)
-def test_a_torch_build(facts, status, found):
-    finding = torch_build.judge(facts, DEBIAN)
-    assert (finding.status, finding.found) == (status, found)
-
-
-@pytest.mark.parametrize(
-    ("answer", "status", "found"),
-    [
-        pytest.param(says("a warning\n64 MiB on cpu"), "ok", "64 MiB on cpu", id="fine"),
-        pytest.param(says(""), "unknown", "the trial said nothing", id="silence"),
-        pytest.param(
-            CommandResult(("python",), None, seconds=40, timed_out=True),
-            "failed",
-            "no end after 40 s",
-            id="hangs",
-        ),
-        pytest.param(
-            fails(
-                "RuntimeError: CUDA error: no kernel image is available for execution on the device"
-            ),
-            "failed",
-            "RuntimeError: CUDA error: no kernel image is available for execution on the device",
-            id="a known sign",
-        ),
-        pytest.param(
-            CommandResult(("python",), -11), "failed", "exit code -11", id="a segmentation fault"
-        ),
-    ],
-)
-def test_a_trial(answer, status, found):
-    facts = torch_trial.TrialFacts("matmul", answer)
-    finding = torch_trial.judge_trial(facts, DEBIAN)
-    assert (finding.status, finding.found) == (status, found)
-
-
-def test_a_trial_runs_in_a_python_of_its_own(tmp_path):
-    host = play_host(tmp_path, answers={sys.executable: says("64 MiB on cpu")})
-    facts = torch_trial.probe_trial("allocation", 40)(host)
-    assert host.run_long.calls == [f"{sys.executable} -m labkit.doctor.trials allocation"]
-    assert host.run_long.limits == [40]
-    assert torch_trial.judge_trial(facts, DEBIAN).status == "ok"
-
-
-@pytest.mark.parametrize("name", ["allocation", "matmul"])
-def test_the_real_trials_hold_here(name):
-    assert trials.TRIALS[name]()
-
-
-@pytest.mark.slow
-def test_the_real_compile_holds_here():
-    if missing_need("compiler"):
-        pytest.skip("needs compiler: apt-get install g++")
-    answer = run_command(
-        [sys.executable, "-m", "labkit.doctor.trials", "compile"], timeout_seconds=240
-    )
-    assert (
-        answer.stdout == f"torch.compile on {best_device()} gives what the plain function gives\n"
-    )
-
-
-def test_caches_are_named_and_judged(tmp_path, monkeypatch):
-    host = play_host(tmp_path, environment={"TORCHINDUCTOR_CACHE_DIR": "/cache/inductor"})
-    facts = caches.probe(host)
-    assert facts.folders == ("/cache/inductor", "/tmp")
-    assert caches.judge(facts, DEBIAN).status == "ok"
-    assert not (tmp_path / "cache").exists()
-    monkeypatch.setattr(caches, "is_noexec", lambda path: True)
-    finding = caches.judge(caches.probe(host), DEBIAN)
-    assert (finding.status, finding.found) == ("failed", "/cache/inductor is mounted noexec")
-
-
-def test_a_cache_that_refuses_files_fails():
-    finding = caches.judge(caches.CacheFacts(("/cache",), unwritable=("/cache",)), DEBIAN)
-    assert finding.found == "/cache cannot be written"
 
 
 # How checks are made

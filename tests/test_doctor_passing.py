@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from labkit.doctor.checks import (
     CHECKS,
+    cdi,
     certificates,
     cgroups,
     compose,
@@ -47,25 +50,26 @@ CONFIGURE = "sudo nvidia-ctk runtime configure --runtime=docker && sudo systemct
             id="docker, runtime",
         ),
         pytest.param(
-            gpu_passing.PassingFacts("docker", True, SPEC, NEW, NEW),
+            gpu_passing.PassingFacts("docker", has_runtime=True, has_specification=True),
             "ok",
             "docker knows the nvidia runtime and CDI",
             None,
             id="docker, both",
         ),
         pytest.param(
-            gpu_passing.PassingFacts("docker", True, SPEC, OLD, NEW),
-            "warning",
-            "the nvidia runtime works; /etc/cdi/nvidia.yaml is for driver 570.86.10",
-            MAKE_SPEC,
-            id="docker, runtime and an old specification",
+            gpu_passing.PassingFacts("docker", has_specification=True),
+            "ok",
+            "docker passes the GPU on by CDI",
+            None,
+            id="docker, CDI",
         ),
         pytest.param(
-            gpu_passing.PassingFacts("docker", False, SPEC, OLD, NEW),
+            gpu_passing.PassingFacts("docker", has_specification=True, cdi_off=True),
             "failed",
-            "/etc/cdi/nvidia.yaml is for driver 570.86.10, and 580.95.05 is loaded",
-            MAKE_SPEC,
-            id="docker, an old specification alone",
+            "docker's CDI is switched off, and it has no nvidia runtime",
+            "sudo nvidia-ctk runtime configure --runtime=docker --cdi.enabled "
+            "&& sudo systemctl restart docker",
+            id="docker, CDI that is switched off",
         ),
         pytest.param(
             gpu_passing.PassingFacts("docker"),
@@ -75,25 +79,26 @@ CONFIGURE = "sudo nvidia-ctk runtime configure --runtime=docker && sudo systemct
             id="docker, nothing",
         ),
         pytest.param(
-            gpu_passing.PassingFacts("podman", has_runtime=True),
+            gpu_passing.PassingFacts("docker", configured=True),
             "failed",
-            "no CDI specification for the GPU",
-            MAKE_SPEC,
-            id="podman, docker's runtime is no help",
+            "docker's daemon.json names the nvidia runtime, and docker does not know it",
+            "sudo systemctl restart docker",
+            id="docker, not restarted",
         ),
         pytest.param(
-            gpu_passing.PassingFacts("podman", False, SPEC, None, NEW),
-            "ok",
-            "CDI: /etc/cdi/nvidia.yaml",
-            None,
-            id="podman, a specification that names no driver",
+            gpu_passing.PassingFacts("docker", rootless=True),
+            "failed",
+            "docker has neither the nvidia runtime nor a CDI specification",
+            "nvidia-ctk runtime configure --runtime=docker "
+            "--config=$HOME/.config/docker/daemon.json && systemctl --user restart docker",
+            id="rootless docker, nothing",
         ),
         pytest.param(
-            gpu_passing.PassingFacts("podman", False, SPEC, NEW, None),
+            gpu_passing.PassingFacts("podman"),
             "ok",
-            "CDI: /etc/cdi/nvidia.yaml",
+            "podman passes the GPU on by CDI",
             None,
-            id="podman, a driver that tells no version",
+            id="podman",
         ),
     ],
 )
@@ -103,7 +108,115 @@ def test_passing_the_gpu_on(facts, status, found, fix):
 
 
 @pytest.mark.parametrize(
-    ("files", "spec"),
+    ("info", "off"),
+    [
+        ({"ServerVersion": "26.1.5", "CDISpecDirs": []}, True),
+        ({"ServerVersion": "26.1.5", "CDISpecDirs": ["/etc/cdi"]}, False),
+        ({"ServerVersion": "24.0.7"}, True),
+        ({"ServerVersion": "29.1.0"}, False),
+        ({"ServerVersion": "dev"}, False),
+        ({}, False),
+    ],
+    ids=["switched off", "switched on", "too old for it", "on by default", "a build", "silent"],
+)
+def test_docker_says_whether_its_cdi_is_on(tmp_path, info, off):
+    host = play_host(tmp_path, answers={INFO: says(json.dumps(info))})
+    assert gpu_passing.probe(host).cdi_off is off
+
+
+LIBRARY = f"/usr/lib/libcuda.so.{NEW}"
+TEXT = f"kind: nvidia.com/gpu\n  - hostPath: {LIBRARY}\n"
+FOUND = cdi.Specification(SPEC, TEXT)
+CLOSED = cdi.Specification(SPEC, None)
+
+
+@pytest.mark.parametrize(
+    ("facts", "status", "found", "fix"),
+    [
+        pytest.param(
+            cdi.CdiFacts("docker", needed=False),
+            "ok",
+            "no CDI specification, and none needed",
+            None,
+            id="docker with its runtime, none",
+        ),
+        pytest.param(
+            cdi.CdiFacts("podman", needed=True),
+            "failed",
+            "no CDI specification for the GPU",
+            MAKE_SPEC,
+            id="podman, none",
+        ),
+        pytest.param(
+            cdi.CdiFacts("podman", True, specification=FOUND, driver=NEW),
+            "ok",
+            f"/etc/cdi/nvidia.yaml, of driver {NEW}",
+            None,
+            id="podman, right",
+        ),
+        pytest.param(
+            cdi.CdiFacts("podman", True, specification=FOUND, driver=OLD),
+            "failed",
+            f"/etc/cdi/nvidia.yaml is for driver {NEW}, and {OLD} is loaded",
+            MAKE_SPEC,
+            id="podman, of another driver",
+        ),
+        pytest.param(
+            cdi.CdiFacts("docker", False, specification=FOUND, driver=OLD),
+            "warning",
+            f"/etc/cdi/nvidia.yaml is for driver {NEW}, and {OLD} is loaded",
+            MAKE_SPEC,
+            id="docker that can do without, of another driver",
+        ),
+        pytest.param(
+            cdi.CdiFacts("podman", True, specification=FOUND, driver=None, gone=LIBRARY),
+            "failed",
+            f"/etc/cdi/nvidia.yaml names {LIBRARY}, which is not there",
+            MAKE_SPEC,
+            id="podman, files that are gone",
+        ),
+        pytest.param(
+            cdi.CdiFacts("podman", True, rootless=True, specification=CLOSED),
+            "failed",
+            "/etc/cdi/nvidia.yaml may not be read by this user",
+            "sudo chmod a+r /etc/cdi/nvidia.yaml",
+            id="rootless, closed",
+        ),
+        pytest.param(
+            cdi.CdiFacts("docker", True, specification=CLOSED),
+            "ok",
+            "/etc/cdi/nvidia.yaml, which only root reads",
+            None,
+            id="docker as root, closed",
+        ),
+        pytest.param(
+            cdi.CdiFacts(
+                "podman", True, specification=cdi.Specification(SPEC, "nvidia.com/gpu"), driver=NEW
+            ),
+            "ok",
+            SPEC,
+            None,
+            id="one that names no driver",
+        ),
+    ],
+)
+def test_a_cdi_specification(facts, status, found, fix):
+    finding = cdi.judge(facts, DEBIAN)
+    assert (finding.status, finding.found, finding.fix) == (status, found, fix)
+
+
+def test_an_outdated_specification_is_written_anew_where_it_is():
+    text = TEXT.replace(NEW, OLD)
+    specification = cdi.Specification("/var/run/cdi/nvidia.yaml", text)
+    finding = cdi.judge(cdi.CdiFacts("podman", True, False, specification, NEW), DEBIAN)
+    assert finding.safe.arguments == (
+        *("nvidia-ctk", "cdi", "generate"),
+        "--output=/var/run/cdi/nvidia.yaml",
+    )
+
+
+@pytest.mark.parametrize(
+    ("files", "path"),
     [
         pytest.param({}, None, id="none"),
         pytest.param({"etc/cdi/nvidia.yaml": "kind: nvidia.com/gpu"}, SPEC, id="in /etc"),
@@ -117,8 +230,17 @@ def test_passing_the_gpu_on(facts, status, found, fix):
         pytest.param({"etc/cdi/nvidia.yaml": "\x00\x01"}, None, id="garbage"),
     ],
 )
-def test_a_specification_is_found(tmp_path, files, spec):
-    assert gpu_passing.find_spec(play_host(tmp_path, files=files))[0] == spec
+def test_a_specification_is_found(tmp_path, files, path):
+    found = cdi.find_specification(play_host(tmp_path, files=files))
+    assert (found.path if found else None) == path
+
+
+def test_the_files_a_specification_names_are_looked_for(tmp_path):
+    files = {"etc/cdi/nvidia.yaml": TEXT}
+    assert cdi.probe(play_host(tmp_path, gpu=True, files=files)).gone == LIBRARY
+    there = {**files, LIBRARY.lstrip("/"): ""}
+    assert cdi.probe(play_host(tmp_path, gpu=True, files=there)).gone is None
+    assert cdi.probe(play_host(tmp_path, gpu=True, files=there)).specification.driver == NEW
 
 
 @pytest.mark.parametrize(

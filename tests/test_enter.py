@@ -57,7 +57,7 @@ def planned(monkeypatch, demanded):
 
     def play(lab, module=enter, flavor=CPU):
         plan = Plan(Choice("local", "no engine"), Choice(flavor, "a reason"), lab, False)
-        monkeypatch.setattr(module, "probe_host", lambda checkout, settings: None)
+        monkeypatch.setattr(module, "probe_host", lambda checkout, settings, steps: None)
 
         def make_plan(checkout, settings, facts, *, demand):
             demanded.append(demand)

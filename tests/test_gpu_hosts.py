@@ -12,7 +12,7 @@ import pytest
 
 from labkit.errors import DeviceMissingError, EngineError, ExitCode, LabkitError, UsageError
 from labkit.launch.choose_flavor import CPU, Flavor
-from labkit.launch.plan import announce_choices, make_plan, probe_host
+from labkit.launch.plan import announce_choices, choose_image_build, make_plan, probe_host
 from labkit.launch.settings import Settings, read_settings
 from labkit.launch.steps import Steps
 from tests.fakes import gpu_hosts as played
@@ -86,7 +86,7 @@ def plan(checkout, root):
 
     def play(answers, settings=Settings(), machine=ADA, **options):  # noqa: B008
         run = FakeRunner({start: answer for start, answer in answers.items() if answer})
-        facts = probe_host(checkout, settings, run, root, machine)
+        facts = probe_host(checkout, settings, Steps(io.StringIO()), run, root, machine=machine)
         return make_plan(checkout, settings, facts, **options)
 
     return play
@@ -402,9 +402,8 @@ def test_there_a_cuda_lab_can_be_built_and_tested_all_the_same(plan, answers):
     made = plan(answers, Settings(flavor="cuda"), demand=False)
     assert made.flavor.value == Flavor("cuda", "cu130")
     assert made.flavor.reason.startswith("asked for by name; build cu130, without a GPU: ")
-    assert plan(answers, Settings(flavor="cuda", cuda="cu126"), demand=False).flavor.value == (
-        Flavor("cuda", "cu126")
-    )
+    by_build = plan(answers, Settings(cuda="cu126"), demand=False)
+    assert by_build.flavor.value == Flavor("cuda", "cu126")
 
 
 @pytest.mark.parametrize(
@@ -462,6 +461,22 @@ def test_a_driver_under_a_stopped_module_is_not_tried(plan, root):
 
 
 @pytest.mark.parametrize(
+    ("answers", "options", "build"),
+    [
+        pytest.param({}, {"flavor": "cuda"}, "cu130", id="no GPU"),
+        pytest.param({}, {"cuda": "cu126"}, "cu126", id="no GPU, a build by name"),
+        pytest.param(played.lists(GTX_1080), {"flavor": "cuda"}, "cu126", id="Pascal"),
+        pytest.param(played.lists(GTX_1080), {"cuda": "cu130"}, "cu130", id="for another host"),
+        pytest.param(played.lists(H200), {"flavor": "cpu"}, "cpu", id="the cpu"),
+    ],
+)
+def test_the_build_of_an_image_that_is_only_made(root, answers, options, build):
+    run = FakeRunner(answers)
+    assert choose_image_build(read_settings(options, {}), run, root).name == build
+    assert {call.split()[0] for call in run.calls} == {"nvidia-smi"}
+
+
+@pytest.mark.parametrize(
     ("options", "flavor"),
     [
         pytest.param({"cuda": "cu126"}, cuda("cu126"), id="a build"),
@@ -479,13 +494,13 @@ def test_what_is_asked_for_is_taken(plan, options, flavor):
 
 def test_where_the_cpu_is_asked_for_no_container_is_tried(checkout, root):
     run = FakeRunner(docker_host(H200, reservation=SEEN))
-    probe_host(checkout, Settings(flavor="cpu"), run, root, ADA)
+    probe_host(checkout, Settings(flavor="cpu"), Steps(io.StringIO()), run, root, machine=ADA)
     assert [call for call in run.calls if call.startswith("docker run")] == []
 
 
 def test_a_container_is_tried_as_the_lab_will_be(checkout, root):
     run = FakeRunner(podman_host(H200, H200_TOO, cdi=SEEN))
-    probe_host(checkout, Settings(gpus=("1",)), run, root, ADA)
+    probe_host(checkout, Settings(gpus=("1",)), Steps(io.StringIO()), run, root, machine=ADA)
     [trial] = [call for call in run.calls if call.startswith("podman run")]
     assert trial.startswith(
         "podman run --device nvidia.com/gpu=1 --user 1000:1000 --userns keep-id --rm"
@@ -509,7 +524,7 @@ def test_a_container_is_tried_as_the_lab_will_be(checkout, root):
             UsageError,
             "FLAVOR=cpu has no use for CUDA=cu130 GPUS=0",
             "the cpu flavor uses no GPU",
-            "make up FLAVOR=cuda",
+            "unset LABKIT_CUDA LABKIT_GPUS; make up FLAVOR=cpu",
             id="CUDA on the CPU",
         ),
         pytest.param(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -87,6 +88,30 @@ def test_what_it_prepares_is_the_environment(lab, monkeypatch):
     lab.prepare(Steps())
     replace(lab, flavor=Flavor("cuda", "cu126", ("all",))).prepare(Steps())
     assert prepared == [("torch-cpu", "lab"), ("cuda-cu126", "torch-cu126", "lab")]
+
+
+@pytest.mark.parametrize(
+    ("asked", "locks", "said"),
+    [
+        pytest.param(
+            "auto",
+            ("cuda-cu130", "torch-cu130", "lab", "test"),
+            "keeping the build for CUDA 13.0 in .venv, which has the CPU too\n",
+            id="left to the launcher",
+        ),
+        pytest.param("cpu", ("torch-cpu", "lab", "test"), "", id="asked for by name"),
+    ],
+)
+def test_a_cuda_build_is_kept_while_its_driver_fails(lab, monkeypatch, asked, locks, said):
+    prepared, screen = [], io.StringIO()
+    monkeypatch.setattr(
+        local.PythonEnvironment, "prepare", lambda self, steps, locks: prepared.append(locks)
+    )
+    lab.checkout.environment_folder.mkdir()
+    (lab.checkout.environment_folder / ".labkit-torch-cu130").write_text("0123")
+    replace(lab, settings=Settings(flavor=asked)).prepare(Steps(screen), ["test"])
+    assert prepared == [locks]
+    assert screen.getvalue() == said
 
 
 @pytest.mark.parametrize(

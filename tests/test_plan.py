@@ -82,7 +82,9 @@ def test_a_host_with_podman_keeps_the_users_id(checkout):
 )
 def test_only_the_engine_that_was_asked_for_is_probed(checkout, tmp_path, runtime, clients):
     run = FakeRunner({})
-    probe_host(checkout, Settings(runtime=runtime), run, tmp_path, ADA)
+    probe_host(
+        checkout, Settings(runtime=runtime), Steps(io.StringIO()), run, tmp_path, machine=ADA
+    )
     asked = {call.split()[0] for call in run.calls}
     assert asked == {"nvidia-smi", *clients}
 
@@ -91,13 +93,19 @@ def test_settings_that_no_host_meets_are_told_before_it_is_asked(checkout, tmp_p
     run = FakeRunner({})
     for settings in (Settings(runtime="dokcer"), Settings(flavor="gpus"), Settings(cuda="cu1")):
         with pytest.raises(UsageError, match="unknown"):
-            probe_host(checkout, settings, run, tmp_path, ADA)
+            probe_host(checkout, settings, Steps(io.StringIO()), run, tmp_path, machine=ADA)
     assert run.calls == []
 
 
-def test_the_probes_of_a_gpu_host_stand_side_by_side_but_the_trial_comes_last(checkout, tmp_path):
+def test_the_probes_of_a_gpu_host_stand_side_by_side_but_the_trial_comes_last(
+    checkout, tmp_path, steps, screen
+):
     run = FakeRunner(docker_host("NVIDIA H200, 580.65.06, 0, GPU-aaaa, 9.0, Disabled"))
-    trials = probe_host(checkout, Settings(), run, tmp_path, ADA).trials
+    trials = probe_host(checkout, Settings(), steps, run, tmp_path, machine=ADA).trials
+    assert screen.getvalue().splitlines() == [
+        "trying a container with the GPU ...",
+        "trying a container with the GPU: done in 0:00",
+    ]
     assert [trial.way for trial in trials] == ["reservation", "cdi"]
     assert [call.split()[1] for call in run.calls[-3:]] == ["image", "run", "run"]
 

@@ -72,11 +72,19 @@ def test_a_cuda_image_is_built_under_the_name_and_the_way_to_hosts_is_said(
 
 
 @pytest.mark.usefixtures("checkout")
-def test_nothing_is_asked_of_the_hosts_gpu(docker):
+def test_an_image_for_other_hosts_asks_nothing_of_this_ones_gpu(docker):
     asked = docker.folder / "asked"
     write_program(docker.folder, "nvidia-smi", f"touch {asked}")
-    assert main(["build", "--flavor", "cuda"]) == ExitCode.OK
+    assert main(["build", "--flavor", "cuda", "--image", NAME]) == ExitCode.OK
     assert not asked.exists()
+
+
+@pytest.mark.usefixtures("checkout")
+def test_an_image_for_this_host_is_made_for_its_gpu(docker):
+    row = "NVIDIA GeForce GTX 1080, 580.65.06, 0, GPU-aaaa, 6.1, [N/A]"
+    write_program(docker.folder, "nvidia-smi", f"echo '{row}'")
+    assert main(["build", "--flavor", "cuda"]) == ExitCode.OK
+    assert read_variables(docker)["LABKIT_IMAGE"] == "labkit:cu126"
 
 
 @pytest.mark.usefixtures("checkout")

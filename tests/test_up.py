@@ -243,7 +243,7 @@ def test_another_build_and_other_gpus_than_the_running_labs_are_refused(checkout
 
 def test_where_a_lab_runs_no_host_is_probed(checkout, steps, running, monkeypatch):
     status = running(healthy(checkout, CUDA_RUNNING))
-    monkeypatch.setattr(up, "probe_host", lambda checkout, settings: pytest.fail("probed"))
+    monkeypatch.setattr(up, "probe_host", lambda checkout, settings, steps: pytest.fail("probed"))
     assert start_lab(checkout, Settings(), steps) is status
 
 
@@ -389,7 +389,7 @@ def test_a_port_asked_for_and_taken_meanwhile_is_an_error(checkout, steps):
 
 def test_from_nothing_to_a_url(checkout, steps, monkeypatch):
     lab = FakeLab()
-    monkeypatch.setattr(up, "probe_host", lambda checkout, settings: None)
+    monkeypatch.setattr(up, "probe_host", lambda checkout, settings, steps: None)
     monkeypatch.setattr(up, "make_plan", lambda checkout, settings, facts: plan_for(lab))
     monkeypatch.setattr(up, "probe_server", lambda port, token, address: "healthy")
     status = start_lab(checkout, Settings(), steps)
@@ -404,7 +404,7 @@ def test_a_workspace_that_cannot_be_used_stops_it_before_anything_starts(
 ):
     checkout.workspace.rmdir()
     checkout.workspace.write_text("a file of that name")
-    monkeypatch.setattr(up, "probe_host", lambda checkout, settings: pytest.fail("went on"))
+    monkeypatch.setattr(up, "probe_host", lambda checkout, settings, steps: pytest.fail("went on"))
     with pytest.raises(LabkitError, match="is not a folder"):
         start_lab(checkout, Settings(), steps)
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import functools
 import os
+import shlex
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,10 +14,15 @@ from typing import TYPE_CHECKING
 
 from labkit.cli import add_common, print_json
 from labkit.errors import ExitCode, UsageError
-from labkit.launch.builds import CPU_BUILD
+from labkit.launch.builds import BUILDS, CPU_BUILD
 
 if TYPE_CHECKING:
+    from labkit.doctor.examine import Examination
+    from labkit.doctor.fix import Attempt, Offer
     from labkit.doctor.host import Host
+
+# What a GPU is looked for from: the lab's own images, and what they are made from.
+IMAGES = (*(f"labkit:{name}" for name in BUILDS), "debian:bookworm-slim")
 
 
 def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -22,9 +30,10 @@ def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]
     parser = subparsers.add_parser(
         "doctor",
         help="check this host, or explain an error",
-        description="Checks this host from the GPU on its bus to a compiled kernel, and changes "
-        "nothing. Exits with 5 where a check failed. With --explain it names the causes of a log "
-        "instead, and exits with 1 where it knows none.",
+        description="Checks this host from the GPU on its bus to a compiled kernel, within 10 "
+        "seconds, and changes nothing. Exits with 5 where a check failed. With --fix it offers to "
+        "run the fixes that are safe. With --explain it names the causes of a log instead, and "
+        "exits with 1 where it knows none.",
     )
     what = parser.add_mutually_exclusive_group()
     what.add_argument(
@@ -35,13 +44,22 @@ def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]
         help="explain the errors in a file (or in standard input)",
     )
     what.add_argument("--list", action="store_true", help="list the checks, and make none")
+    what.add_argument(
+        "--fix", action="store_true", help="offer to run the fixes that are safe, one by one"
+    )
+    parser.add_argument("--yes", action="store_true", help="with --fix: run them without asking")
+    parser.add_argument(
+        "--deep", action="store_true", help="give torch.compile and containers their minutes"
+    )
     parser.add_argument("--offline", action="store_true", help="leave out what uses the network")
     add_common(parser)
     parser.set_defaults(run=run_doctor)
 
 
 def run_doctor(arguments: argparse.Namespace) -> int:
-    """Lists, explains or examines, as was asked."""
+    """Lists, explains, examines or mends, as was asked."""
+    if arguments.yes and not arguments.fix:
+        raise UsageError("--yes without --fix agrees to nothing", fix="labkit doctor --fix --yes")
     if arguments.explain is not None:
         return explain(arguments)
     return list_checks(arguments) if arguments.list else examine(arguments)
@@ -90,12 +108,20 @@ def read_text(name: str) -> str:
 
 
 def examine(arguments: argparse.Namespace) -> int:
-    """Makes every check and prints the findings, the failures last; 5 where one failed."""
-    from labkit.doctor.checks import CHECKS
-    from labkit.doctor.examine import examine_host, format_examination
+    """Makes every check and prints the findings, the failures last; 5 where one failed.
 
-    host = make_host()
+    Under ``--fix`` it then offers the fixes, and prints what is found after those that were run.
+    """
+    from labkit.doctor.checks import CHECKS
+    from labkit.doctor.examine import examine_host
+
+    host = make_host(deep=arguments.deep)
     examination = examine_host(host, CHECKS, offline=arguments.offline)
+    attempts: list[Attempt] = []
+    if arguments.fix:
+        if not arguments.json:
+            show(examination)
+        attempts, examination = mend(arguments, host, examination)
     if arguments.json:
         print_json(
             {
@@ -103,33 +129,100 @@ def examine(arguments: argparse.Namespace) -> int:
                 "distribution": host.distribution.name,
                 "counts": examination.count(),
                 "checks": [finding.describe() for finding in examination.shown],
+                "fixes": [each.describe() for each in attempts if each.offer.safe],
+                "not_run": [each.describe_refusal() for each in attempts if not each.offer.safe],
             }
         )
-    else:
-        print(format_examination(examination))
+    elif not arguments.fix or any(attempt.result for attempt in attempts):
+        show(examination)
     return ExitCode.OK if examination.healthy else ExitCode.ENGINE
 
 
-def make_host() -> Host:
+def show(examination: Examination) -> None:
+    """Prints the findings for a person."""
+    from labkit.doctor.examine import format_examination
+
+    print(format_examination(examination))
+
+
+def mend(
+    arguments: argparse.Namespace, host: Host, examination: Examination
+) -> tuple[list[Attempt], Examination]:
+    """What came of the fixes that were agreed to, and what is found after them.
+
+    Raises UsageError where there is something to agree to and nobody who could.
+    """
+    from labkit.commands import run_at_terminal, run_command
+    from labkit.doctor.checks import CHECKS
+    from labkit.doctor.fix import list_offers, mend_host
+
+    asks = not arguments.yes
+    if asks and (arguments.json or not sys.stdin.isatty()):
+        commands = [
+            shlex.join(offer.command)
+            for offer in list_offers(examination.findings, host.machine.user_id)
+            if offer.safe
+        ]
+        if commands:
+            raise UsageError(
+                f"--fix would run: {'; '.join(commands)}",
+                cause="and there is nobody to ask: "
+                + ("--json is for programs" if arguments.json else "this is no terminal"),
+                fix="labkit doctor --fix --yes",
+            )
+    return mend_host(
+        lambda: make_host(deep=arguments.deep),
+        CHECKS,
+        examination,
+        ask=ask_person if asks else announce,
+        run=run_at_terminal if asks else run_command,
+        tell=lambda line: print(line, file=sys.stderr),
+        may_ask=asks,
+        offline=arguments.offline,
+    )
+
+
+def announce(offer: Offer) -> bool:
+    """Shows the command that is about to be run, and agrees to it."""
+    does = offer.safe.does if offer.safe else ""
+    print(f"{offer.finding.check}: {offer.finding.found}", file=sys.stderr)
+    print(f"  {shlex.join(offer.command)}   # {does}", file=sys.stderr)
+    return True
+
+
+def ask_person(offer: Offer) -> bool:
+    """Shows the command and asks whether to run it; anything but a yes is a no."""
+    announce(offer)
+    print("run it? [y/N] ", end="", file=sys.stderr, flush=True)
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
+def make_host(*, deep: bool = False) -> Host:
     """This machine as the checks see it; from a checkout, its workspace, port and index too."""
-    from labkit.doctor.host import Host
+    from labkit.doctor.host import Host, reach_url
     from labkit.launch.settings import DEFAULT_PORT, find_checkout, read_settings
     from labkit.launch.state import read_state
 
     settings = read_settings({})
-    port = settings.port or DEFAULT_PORT
-    asked = settings.port is not None
+    named = [os.environ.get(name) for name in ("LABKIT_IMAGE", "BASE_IMAGE")]
+    host = Host(
+        deep=deep,
+        images=(*filter(None, named), *IMAGES),
+        port=settings.port or DEFAULT_PORT,
+        port_asked=settings.port is not None,
+        reach=functools.partial(reach_url, ca_file=os.environ.get("LABKIT_CA_FILE")),
+        workspace=find_workspace(os.environ),
+        indexes=find_indexes(None, os.environ),
+    )
     try:
         checkout = find_checkout()
     except UsageError:
-        indexes = find_indexes(None, os.environ)
-        workspace = find_workspace(os.environ)
-        return Host(workspace=workspace, port=port, port_asked=asked, indexes=indexes)
+        return host
     state = read_state(checkout)
-    return Host(
+    return dataclasses.replace(
+        host,
         workspace=checkout.workspace,
-        port=state.port if state and not asked else port,
-        port_asked=asked,
+        port=state.port if state and not host.port_asked else host.port,
         own_port=state.port if state else None,
         indexes=find_indexes(checkout.root / "compose.yaml", os.environ),
     )

@@ -52,14 +52,17 @@ def run_build(arguments: argparse.Namespace) -> int:
 def _build_image(arguments: argparse.Namespace, steps: Steps) -> int:
     """Builds the flavor that was named, whatever this host could run of it."""
     from labkit.launch.builds import choose_named_build
-    from labkit.launch.plan import check_settings
+    from labkit.launch.plan import check_settings, choose_image_build
     from labkit.launch.publish import build_image, describe_built
     from labkit.launch.settings import find_checkout, read_settings
     from labkit.launch.state import hold_lock, prepare_state_folder
 
     checkout, settings = find_checkout(), read_settings(vars(arguments))
     check_settings(settings)
-    build = choose_named_build(settings.flavor, settings.cuda)
+    if arguments.image:  # for other hosts
+        build = choose_named_build(settings.flavor, settings.cuda)
+    else:
+        build = choose_image_build(settings)
     prepare_state_folder(checkout)
     with hold_lock(checkout, lambda: steps.say("another `up` or `down` is at work: waiting")):
         built = build_image(checkout, settings, build, arguments.image, steps)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, InvalidStateError
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import suppress
@@ -15,8 +15,6 @@ from labkit.doctor.host import Host
 
 # How long a check still gets when what it waited for has run out of time: it is skipped at once.
 AFTERWARDS_SECONDS = 0.3
-
-Futures = Mapping[str, "Future[Finding]"]
 
 
 @dataclass(frozen=True)
@@ -43,28 +41,55 @@ class Examination:
         return {status: count for status, count in counts.items() if count}
 
 
+class _Round:
+    """One examination under way: a thread and a future for each check."""
+
+    def __init__(self, host: Host, checks: Sequence[Check]) -> None:
+        self._host = host
+        self._futures: dict[str, Future[Finding]] = {check.name: Future() for check in checks}
+        self._asking: set[str] = set()
+        for check in checks:
+            threading.Thread(target=self._make, args=(check,), daemon=True).start()
+
+    def _make(self, check: Check) -> None:
+        """Makes the check in its own thread and leaves the finding in its future."""
+        needed = [self._futures[name].result() for name in check.needs if name in self._futures]
+        reason = next((why for finding in needed if (why := _why_moot(finding))), None)
+        if reason:
+            finding = Finding("skipped", f"because {reason}", moot=reason)
+        else:
+            self._asking.add(check.name)
+            finding = _ask(check, self._host)
+        self._settle(check, finding)
+
+    def await_finding(self, check: Check, deadline: float) -> Finding:
+        """The check's finding, or that none came in time."""
+        future = self._futures[check.name]
+        # Whoever only waits for another that has run out of time just now is told in no time.
+        left = AFTERWARDS_SECONDS if check.name not in self._asking else 0.0
+        try:
+            return future.result(max(left, deadline - time.monotonic()))
+        except FutureTimeoutError:
+            self._settle(check, unknown("no answer in time", check.late))
+            return future.result()
+
+    def _settle(self, check: Check, finding: Finding) -> None:
+        with suppress(InvalidStateError):  # the other of the check and its deadline was first
+            self._futures[check.name].set_result(replace(finding, check=check.name))
+
+
 def examine_host(
     host: Host, checks: Sequence[Check], *, offline: bool = False, patience_scale: float = 1.0
 ) -> Examination:
     """What every check finds; ``offline`` leaves out those that use the network."""
     chosen = [check for check in checks if not (offline and check.network)]
-    futures: dict[str, Future[Finding]] = {check.name: Future() for check in chosen}
     started = time.monotonic()
-    for check in chosen:
-        threading.Thread(target=_make_check, args=(check, host, futures), daemon=True).start()
+    under_way = _Round(host, chosen)
     found = []
     for check in chosen:
-        limit_seconds = check.patience_seconds * patience_scale
-        found.append(_await_finding(check, futures[check.name], started + limit_seconds))
+        limit_seconds = check.deep_seconds if host.deep else check.patience_seconds
+        found.append(under_way.await_finding(check, started + limit_seconds * patience_scale))
     return Examination(tuple(found))
-
-
-def _make_check(check: Check, host: Host, futures: Futures) -> None:
-    """Makes the check in its own thread and leaves the finding in its future."""
-    needed = [futures[name].result() for name in check.needs if name in futures]
-    reason = next((why for finding in needed if (why := _why_moot(finding))), None)
-    finding = Finding("skipped", f"because {reason}", moot=reason) if reason else _ask(check, host)
-    _settle(futures[check.name], replace(finding, check=check.name))
 
 
 def _ask(check: Check, host: Host) -> Finding:
@@ -81,25 +106,25 @@ def _why_moot(finding: Finding) -> str | None:
     return f"{finding.check} {'failed' if finding.status == 'failed' else 'is unknown'}"
 
 
-def _await_finding(check: Check, future: Future[Finding], deadline: float) -> Finding:
-    try:
-        return future.result(max(AFTERWARDS_SECONDS, deadline - time.monotonic()))
-    except FutureTimeoutError:
-        _settle(future, replace(unknown("no answer in time"), check=check.name))
-        return future.result()
-
-
-def _settle(future: Future[Finding], finding: Finding) -> None:
-    with suppress(InvalidStateError):  # the other of the check and its deadline was first
-        future.set_result(finding)
-
-
 def format_examination(examination: Examination) -> str:
-    """The findings as a person reads them, and a last line that counts them."""
+    """The findings as a person reads them, and a last line that counts them.
+
+    Checks that were skipped for one reason share a line.
+    """
     width = max((len(finding.check) for finding in examination.findings), default=0)
-    blocks = [_format_finding(finding, width) for finding in examination.shown]
+    blocks = [_format_finding(finding, width) for finding in _join_skipped(examination.shown)]
     counts = ", ".join(f"{count} {status}" for status, count in examination.count().items())
     return "\n".join([*blocks, "", f"{len(examination.findings)} checks: {counts}"])
+
+
+def _join_skipped(findings: Sequence[Finding]) -> list[Finding]:
+    reasons = [each.found for each in findings if each.status == "skipped"]
+    joined: dict[tuple[str, str], Finding] = {}
+    for each in findings:
+        many = each.status == "skipped" and reasons.count(each.found) > 1
+        name = f"{reasons.count(each.found)} checks" if many else each.check
+        joined.setdefault((name, each.found), replace(each, check=name))
+    return list(joined.values())
 
 
 def _format_finding(finding: Finding, width: int) -> str:

@@ -49,6 +49,11 @@ class Explanation:
         """The cause to mend first, or None where nothing in the text is known."""
         return self.found[0] if self.found else None
 
+    @property
+    def sure(self) -> FoundSign | None:
+        """The first where it is more than a possibility: what to name beside an error unasked."""
+        return self.first if self.first and self.first.sign.certainty != "possible" else None
+
     def describe(self, distribution: Distribution = UNKNOWN) -> dict[str, object]:
         """The explanation as ``--json`` prints it."""
         return {"found": [each.describe(distribution) for each in self.found]}
@@ -73,6 +78,19 @@ def explain_text(text: str, signs: tuple[Sign, ...] = SIGNS) -> Explanation:
         for sign, match in matches.items()
     ]
     return Explanation(tuple(sorted(found, key=_rank)))
+
+
+def hint_at(text: str, distribution: Distribution) -> str | None:
+    """The cause and the fix, a line each, to stand below an error; None where none is sure.
+
+    >>> print(hint_at("AssertionError: Torch not compiled with CUDA enabled", UNKNOWN))
+    cause: this torch is a build for the CPU
+    try: pip install torch --index-url https://download.pytorch.org/whl/cu130
+    """
+    found = explain_text(text).sure
+    if found is None:
+        return None
+    return f"cause: {found.sign.cause}\ntry: {found.sign.fix.on(distribution)}"
 
 
 def format_explanation(explanation: Explanation, distribution: Distribution) -> str:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import socket
+import ssl
 import threading
 import urllib.error
 import urllib.request
@@ -13,6 +15,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from labkit.commands import CommandResult, CommandRunner, run_command
 from labkit.doctor.distribution import Distribution, read_distribution
@@ -21,8 +24,17 @@ from labkit.host.machine import MachineFacts, read_machine
 from labkit.host.ports import PortProbe, is_port_free
 
 COMMAND_SECONDS = 3.0
+TRIAL_SECONDS = 600.0
+PROBE_GRACE_SECONDS = 0.5
 NETWORK_SECONDS = 3.0
 READ_CHARACTERS = 1_000_000
+
+
+def run_probe(arguments: Sequence[str], *, timeout_seconds: float) -> CommandResult:
+    """The command's result; one that is past its limit is ended without much ado."""
+    return run_command(
+        arguments, timeout_seconds=timeout_seconds, grace_seconds=PROBE_GRACE_SECONDS
+    )
 
 
 class OnceRunner:
@@ -80,14 +92,18 @@ def resolve_name(name: str) -> None:
     socket.getaddrinfo(name, 443)
 
 
-def reach_url(url: str) -> None:
+def reach_url(url: str, ca_file: str | None = None) -> None:
     """Asks for the page's head, through the proxies set. Raises OSError where nothing answers.
 
-    An answer of any status will do: the question is only whether somebody is there.
+    An answer of any status will do: the question is only whether somebody is there. What
+    ``ca_file`` certifies is trusted too, as a build does that is given LABKIT_CA_FILE.
     """
     request = urllib.request.Request(url, method="HEAD")  # noqa: S310  (the settings' own address)
+    trust = ssl.create_default_context()
+    if ca_file:
+        trust.load_verify_locations(ca_file)
     try:
-        urllib.request.urlopen(request, timeout=NETWORK_SECONDS).close()  # noqa: S310
+        urllib.request.urlopen(request, timeout=NETWORK_SECONDS, context=trust).close()  # noqa: S310
     except urllib.error.HTTPError as answer:
         answer.close()
 
@@ -96,16 +112,24 @@ def reach_url(url: str) -> None:
 class Host:
     """What the checks may ask. Everything that reaches out is injected, so a host can be played.
 
-    ``own_port`` is the port this checkout's own lab runs on; ``run_long`` has no short limit.
+    ``own_port`` is the port this checkout's own lab runs on. ``run_long`` has no short limit, and
+    ``run_trial`` neither, but runs a command once for all that ask.
+    ``deep`` gives what may take minutes its minutes. ``images`` are the images to try a GPU in,
+    of which only one that is here already is used.
     """
 
-    run: CommandRunner = field(default_factory=lambda: OnceRunner(run_command))
-    run_long: CommandRunner = run_command
+    run: CommandRunner = field(default_factory=lambda: OnceRunner(run_probe))
+    run_long: CommandRunner = run_probe
+    run_trial: CommandRunner = field(
+        default_factory=lambda: OnceRunner(run_probe, limit_seconds=TRIAL_SECONDS)
+    )
     root: Path = Path("/")
     machine: MachineFacts = field(default_factory=read_machine)
     groups: tuple[int, ...] = field(default_factory=lambda: tuple(os.getgroups()))
     environment: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
     workspace: Path | None = None
+    deep: bool = False
+    images: tuple[str, ...] = ()
     port: int = 8888
     port_asked: bool = False
     own_port: int | None = None
@@ -150,6 +174,15 @@ class Host:
             return sorted((self.root / folder).glob(pattern))
         except OSError:
             return []
+
+    def ask_docker(self) -> dict[str, Any]:
+        """What `docker info` says of its daemon; empty where it says nothing that can be read."""
+        words = ["docker", "info", "--format", "{{json .}}"]
+        try:
+            said = json.loads(self.run(words, timeout_seconds=COMMAND_SECONDS).stdout)
+        except (ValueError, RecursionError):
+            return {}
+        return said if isinstance(said, dict) else {}
 
     def probe_engines(self) -> tuple[EngineFacts, EngineFacts]:
         """Docker's and Podman's facts, asked side by side."""

@@ -53,10 +53,10 @@ def probe_docker(run: CommandRunner) -> EngineFacts:
         return EngineFacts("docker", client_found=False)
     said = _parse_object(info.stdout)
     version, compose_problem = _probe_compose("docker", run)
-    errors = said.get("ServerErrors") or []
+    errors = _as_list(said.get("ServerErrors"))
     if "host" in said:
         errors = ["this docker command is Podman's"]
-    server = said.get("ServerVersion") or None
+    server = str(said.get("ServerVersion") or "") or None
     return EngineFacts(
         "docker",
         client_found=True,
@@ -75,14 +75,14 @@ def probe_podman(run: CommandRunner) -> EngineFacts:
     if info.missing:
         return EngineFacts("podman", client_found=False)
     said = _parse_object(info.stdout)
-    host = said.get("host") or {}
+    host = _as_object(said.get("host"))
     version, compose_problem = _probe_compose("podman", run)
-    server = (said.get("version") or {}).get("Version")
+    server = _as_object(said.get("version")).get("Version")
     return EngineFacts(
         "podman",
         client_found=True,
         server_version=server,
-        rootless=(host.get("security") or {}).get("rootless"),
+        rootless=_as_object(host.get("security")).get("rootless"),
         problem=None if server else _first_line(info.message),
         compose_version=version,
         compose_problem=compose_problem,
@@ -100,7 +100,7 @@ def _probe_compose(client: str, run: CommandRunner) -> tuple[str | None, str | N
 
 
 def _is_rootless(said: dict[str, Any]) -> bool:
-    return any("rootless" in str(option) for option in said.get("SecurityOptions") or [])
+    return any("rootless" in str(option) for option in _as_list(said.get("SecurityOptions")))
 
 
 def _read_docker_endpoint(run: CommandRunner) -> str | None:
@@ -115,10 +115,17 @@ def _read_docker_endpoint(run: CommandRunner) -> str | None:
 def _parse_object(text: str) -> dict[str, Any]:
     """The JSON object in a command's output; empty where it printed anything else."""
     try:
-        value = json.loads(text)
-    except ValueError:
+        return _as_object(json.loads(text))
+    except (ValueError, RecursionError):  # the second: brackets without end
         return {}
+
+
+def _as_object(value: Any) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
+
+
+def _as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
 
 
 def _first_line(text: str) -> str:

@@ -1,14 +1,16 @@
-"""The page after an out-of-memory error: every fact there is, gathered right after the cell."""
+"""What is shown after a cell that raised: the page of an out-of-memory error, a cause of others."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from labkit.doctor.distribution import read_distribution
+from labkit.doctor.explain import hint_at
 from labkit.jupyter.live import Budget, find_live_tensors, list_roots
 from labkit.memory.allocator import find_started_torch
 from labkit.memory.balance import Balance
-from labkit.memory.oom import OutOfMemoryPage, read_largest_block, read_shortage
+from labkit.memory.oom import OutOfMemoryPage, read_largest_block, read_shortage, walk_chain
 from labkit.memory.snapshot import Snapshot, take_snapshot
 
 
@@ -36,6 +38,12 @@ def explain_out_of_memory(
         largest_block_bytes=read_largest_block(torch.cuda, device) if torch else None,
         live=find_live_tensors(device, list_roots(namespace, error), budget),
     )
+
+
+def explain_known_error(error: BaseException | None) -> str | None:
+    """The cause and the fix, a line each, of an error that the doctor knows; None of another."""
+    told = [f"{type(one).__name__}: {one}" for one in walk_chain(error)]
+    return hint_at("\n".join(told), read_distribution()) if told else None
 
 
 def _name_current(torch: Any) -> str:

@@ -6,7 +6,7 @@ import ast
 from typing import Any
 
 from labkit.jupyter.cells import CellLines
-from labkit.jupyter.show import show, show_use
+from labkit.jupyter.show import show, show_hint, show_use
 from labkit.memory.oom import find_out_of_memory
 from labkit.memory.track import track_memory
 
@@ -103,12 +103,16 @@ class Extension:
         return None
 
     def _explain_error(self, result: Any) -> None:
+        if result.error_in_exec is None:
+            return
+        from labkit.jupyter.explain import explain_known_error, explain_out_of_memory
+
         error = find_out_of_memory(result.error_in_exec)
         if error is not None:
-            from labkit.jupyter.explain import explain_out_of_memory
-
             page = explain_out_of_memory(error, self.shell.user_ns)
             show(repr(page), page._repr_html_())
+        elif hint := explain_known_error(result.error_in_exec):
+            show_hint(hint)
 
 
 MAGIC_HELP = """Where the memory is, and what a cell takes of it.

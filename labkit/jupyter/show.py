@@ -24,6 +24,11 @@ def show(text: str, html: str) -> None:
     display({"text/plain": text, "text/html": html}, raw=True)
 
 
+def show_hint(hint: str) -> None:
+    """Displays the cause of an error and what to try, below its traceback."""
+    show(hint, f'<pre style="white-space:pre-wrap">{escape(hint)}</pre>')
+
+
 def show_use(use: MemoryUse) -> None:
     """Displays everything that was measured of a cell."""
     rows = [

@@ -70,7 +70,7 @@ def check_flavor(settings: Settings) -> None:
         raise UsageError(
             f"FLAVOR=cpu has no use for {' '.join(_list_asked(settings)[1:])}",
             cause="the cpu flavor uses no GPU",
-            fix="make up FLAVOR=cuda",
+            fix="unset LABKIT_CUDA LABKIT_GPUS; make up FLAVOR=cpu",
         )
 
 
@@ -87,9 +87,10 @@ def choose_flavor(settings: Settings, host: GpuHost, *, demand: bool = True) -> 
     try:
         return _choose_cuda(settings, host)
     except LabkitError as error:
-        if settings.flavor == "cuda" and not demand and not settings.gpus:
+        by_name = settings.flavor == "cuda" or settings.cuda != "auto"
+        if by_name and not demand and not settings.gpus:
             return _choose_idle(settings, host, error)
-        if settings.flavor == "cuda" or settings.asks_for_gpu:
+        if by_name or settings.gpus:
             raise _name_asked(settings, error) from error
         return _fall_back(host, error)
 
@@ -159,7 +160,8 @@ def _refuse_passing(host: GpuHost) -> LabkitError:
     """Why no container saw the GPU: the first trial that the doctor knows the trouble of."""
     name = ENGINES.get(host.engine or "", host.engine)
     problems = [trial.problem for trial in host.trials if trial.problem]
-    known = [problem for problem in problems if explain_text(problem).first]
+    # A docker whose CDI is off, as it is by default, tells nothing of what its first way met.
+    known = [text for text in problems if _name_sign(text) not in (None, "docker-cdi-off")]
     told = (known or problems or ["no container was tried"])[0]
     untried = told.startswith(NO_IMAGE)
     return NotPassedError(
@@ -168,6 +170,11 @@ def _refuse_passing(host: GpuHost) -> LabkitError:
         else f"{name} does not pass the GPU on",
         **_explain(told, host.distribution, "make doctor"),
     )
+
+
+def _name_sign(text: str) -> str | None:
+    found = explain_text(text).first
+    return found.sign.name if found else None
 
 
 def _choose_idle(settings: Settings, host: GpuHost, error: LabkitError) -> Choice[Flavor]:

@@ -30,7 +30,7 @@ def prepare_lab(
     if use_running and state and status.healthy and not list_differences(settings, state):
         return open_lab(checkout, state), state.handle
     prepare_state_folder(checkout)
-    plan = make_plan(checkout, settings, probe_host(checkout, settings), demand=use_running)
+    plan = make_plan(checkout, settings, probe_host(checkout, settings, steps), demand=use_running)
     announce_choices(plan, steps)
     with hold_lock(checkout, lambda: steps.say("another `up` or `down` is at work: waiting")):
         workspace.prepare_workspace(checkout)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from labkit.commands import run_command, stream_command
 from labkit.errors import LabkitError
-from labkit.launch.builds import BUILDS, CPU_BUILD, CUDA_BUILDS
+from labkit.launch.builds import BUILDS, CPU_BUILD, CUDA_BUILDS, TorchBuild
 from labkit.launch.certificate import trust_in_pip
 from labkit.launch.logs import StepLog
 from labkit.launch.settings import Checkout
@@ -72,6 +72,12 @@ class PythonEnvironment:
         """True where everything the locks name is installed."""
         return self.python.exists() and all(
             self._read_stamp(lock) == self._digest(self._lock_file(lock)) for lock in locks
+        )
+
+    def find_cuda_build(self) -> TorchBuild | None:
+        """The CUDA build of torch that is installed, or None where it is the CPU's, or none."""
+        return next(
+            (build for build in CUDA_BUILDS if self._stamp(build.torch_lock).exists()), None
         )
 
     def _made_with(self) -> str | None:

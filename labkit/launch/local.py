@@ -9,7 +9,7 @@ from pathlib import Path
 
 from labkit.commands import replace_process
 from labkit.errors import EngineError, LabkitError
-from labkit.launch.builds import find_build
+from labkit.launch.builds import CPU_BUILD, find_build
 from labkit.launch.choose_flavor import CPU, Flavor
 from labkit.launch.choose_gpus import ALL_GPUS
 from labkit.launch.environment import PythonEnvironment
@@ -39,9 +39,15 @@ class LocalLab:
         """The server's output."""
         return self.checkout.logs_folder / "server.log"
 
-    def prepare(self, steps: Steps) -> None:
-        """Makes the .venv or brings it up to date."""
-        self.python_environment.prepare(steps, find_build(self.flavor.build).locks)
+    def prepare(self, steps: Steps, more_locks: Sequence[str] = ()) -> None:
+        """Makes the .venv or brings it up to date, with what ``more_locks`` name on top."""
+        build = find_build(self.flavor.build)
+        kept = self.python_environment.find_cuda_build()
+        # A driver that fails for a day must not cost the gigabytes that it will need again.
+        if kept and build == CPU_BUILD and self.settings.flavor == "auto":
+            steps.say(f"keeping the build for CUDA {kept.cuda} in .venv, which has the CPU too")
+            build = kept
+        self.python_environment.prepare(steps, (*build.locks, *more_locks))
 
     def start(self) -> LabHandle:
         """Starts JupyterLab in the background."""

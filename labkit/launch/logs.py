@@ -54,9 +54,9 @@ class StepLog:
 
 def explain_failure(what: str, lines: list[str], path: Path, fix: str) -> LabkitError:
     """An EngineError that quotes the end of ``lines`` and names the sign found in them."""
-    found = explain_text("\n".join(lines)).first
     # A mere possibility is for `labkit doctor --explain` to tell of: here one cause is named.
-    sign = found.sign if found and found.sign.certainty != "possible" else None
+    found = explain_text("\n".join(lines)).sure
+    sign = found.sign if found else None
     quoted = "\n".join(f"  | {line}" for line in lines[-QUOTED_LINES:] if line.strip())
     return EngineError(
         f"{what}\n{quoted}\n  the whole log: {path}" if quoted else f"{what} (log: {path})",

@@ -16,7 +16,7 @@ from labkit.host.folders import read_folder
 from labkit.host.gpu import GpuFacts, probe_gpu
 from labkit.host.gpu_passing import PassingTrial, find_image, probe_passing
 from labkit.host.machine import MachineFacts, read_machine
-from labkit.launch.builds import BUILDS
+from labkit.launch.builds import BUILDS, TorchBuild, find_build
 from labkit.launch.choose import (
     RUNTIMES,
     Choice,
@@ -83,8 +83,10 @@ def check_settings(settings: Settings) -> None:
 def probe_host(
     checkout: Checkout,
     settings: Settings,
+    steps: Steps,
     run: CommandRunner = run_command,
     root: Path = Path("/"),
+    *,
     machine: MachineFacts | None = None,
 ) -> HostFacts:
     """The host's facts, its engines and driver asked side by side, and then a container tried.
@@ -106,11 +108,11 @@ def probe_host(
             gpu.result(),
             read_distribution(root),
         )
-    return replace(facts, trials=_try_passing(checkout, settings, facts, run))
+    return replace(facts, trials=_try_passing(checkout, settings, facts, steps, run))
 
 
 def _try_passing(
-    checkout: Checkout, settings: Settings, facts: HostFacts, run: CommandRunner
+    checkout: Checkout, settings: Settings, facts: HostFacts, steps: Steps, run: CommandRunner
 ) -> tuple[PassingTrial, ...]:
     """The containers tried, where the lab would run in one and have a GPU."""
     try:
@@ -125,7 +127,19 @@ def _try_passing(
     images = [name for name in (*own, base) if name]
     image = find_image(runtime, images, run) or base
     user = _word_identity(_choose_identity(checkout, facts, runtime).value)
-    return probe_passing(runtime, image, run, gpus=gpus, user=user)
+    with steps.step("trying a container with the GPU"):  # a second; minutes where it must be pulled
+        return probe_passing(runtime, image, run, gpus=gpus, user=user)
+
+
+def choose_image_build(
+    settings: Settings, run: CommandRunner = run_command, root: Path = Path("/")
+) -> TorchBuild:
+    """The build of an image that is made here and not started: for this host's GPUs, if any.
+
+    No engine is asked whether it passes them on.
+    """
+    host = GpuHost(probe_gpu(run, root), read_machine().architecture)
+    return find_build(choose_flavor(settings, host, demand=False).value.build)
 
 
 def make_plan(

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 
 from labkit.commands import replace_process
 from labkit.launch import image
-from labkit.launch.builds import find_build
 from labkit.launch.container import ContainerLab
 from labkit.launch.plan import announce_choices, make_plan, probe_host
 from labkit.launch.settings import Checkout, Settings
@@ -30,7 +29,7 @@ def run_tools(
 ) -> int:
     """Becomes pytest (``kind`` "test") or the linters ("lint"), in the chosen runtime."""
     prepare_state_folder(checkout)
-    plan = make_plan(checkout, settings, probe_host(checkout, settings), demand=False)
+    plan = make_plan(checkout, settings, probe_host(checkout, settings, steps), demand=False)
     announce_choices(plan, steps)
     command = ["python", "-m", "pytest", *words] if kind == "test" else _lint_command()
     with hold_lock(checkout, lambda: steps.say("another `up` or `down` is at work: waiting")):
@@ -39,8 +38,7 @@ def run_tools(
         if isinstance(plan.lab, ContainerLab):
             _prepare_image(plan.lab, steps)
         else:
-            locks = (*find_build(plan.flavor.value.build).locks, "test")
-            plan.lab.python_environment.prepare(steps, locks)
+            plan.lab.prepare(steps, ["test"])
     if isinstance(plan.lab, ContainerLab):
         run = plan.lab.compose_command(["run", "--rm", "--no-TTY", "test", *command])
         replace_process(run, plan.lab.environment())

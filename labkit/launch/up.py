@@ -47,7 +47,7 @@ def start_lab(checkout: Checkout, settings: Settings, steps: Steps) -> LabStatus
     workspace.prepare_workspace(checkout)
     prepare_state_folder(checkout)
     token = ensure_token(checkout)
-    plan = make_plan(checkout, settings, probe_host(checkout, settings))
+    plan = make_plan(checkout, settings, probe_host(checkout, settings, steps))
     announce(plan, settings, steps)
     if isinstance(plan.lab, ContainerLab) and plan.lab.identity:
         workspace.hand_over(checkout, plan.lab.identity)

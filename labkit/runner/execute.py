@@ -20,6 +20,8 @@ from typing import Any
 from jupyter_client.kernelspec import NoSuchKernel
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 
+from labkit.doctor.distribution import read_distribution
+from labkit.doctor.explain import hint_at
 from labkit.runner.client import Client
 from labkit.runner.cuda_probe import CudaProbe
 from labkit.runner.kernel import QUIET, Kernel
@@ -199,6 +201,8 @@ class Execution:
             if "SIGKILL" in what:
                 hint += "; SIGKILL is also how Linux ends a process when memory runs out (dmesg)"
         stderr = self._kernel.read_stderr() or None
+        hints = [hint, hint_at(stderr or "", read_distribution())]
+        hint = "\n".join(filter(None, hints)) or None
         return dataclasses.replace(failure, traceback=stderr, hint=hint)
 
     def _start_notebook(self, notebook: Any) -> None:

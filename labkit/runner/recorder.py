@@ -9,6 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from labkit.doctor.distribution import read_distribution
+from labkit.doctor.explain import hint_at
 from labkit.runner.floods import OutputLimit, shorten
 from labkit.runner.oom import advise, is_out_of_memory, read_balance
 from labkit.runner.result import CellMemory, CellResult, CudaMemory, RunFailure
@@ -127,7 +129,9 @@ class Recorder:
         traceback = _find_traceback(self._notebook.cells[failure.cell_index])
         failure = dataclasses.replace(failure, name=name, traceback=traceback)
         if not is_out_of_memory(name, value):
-            return failure
+            said = _read_stderr(self._notebook.cells[failure.cell_index])
+            hint = hint_at(f"{said}\n{name}: {value}", read_distribution())
+            return dataclasses.replace(failure, hint=hint)
         balance = read_balance(value)
         return dataclasses.replace(
             failure, kind="out_of_memory", balance=balance, hint=advise(value, balance)
@@ -154,6 +158,16 @@ class Recorder:
         first_line = self._cells[index].first_line
         event = CellEvent(self._name, number, total, first_line, status, seconds, resident)
         self._watch(event)
+
+
+def _read_stderr(cell: Any) -> str:
+    """What the cell wrote to standard error: the warning that explains an error stands there."""
+    texts = [
+        output.text
+        for output in cell.outputs
+        if output.output_type == "stream" and output.name == "stderr"
+    ]
+    return "".join(texts)
 
 
 def _find_traceback(cell: Any) -> str | None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from labkit.commands import CommandResult
 from labkit.doctor.host import Host, OnceRunner
-from tests.fakes.host import ADA, CONTEXT, DOCKER_FINE, DOCKER_INFO, INFO, FakeRunner, says
+from tests.fakes.host import ADA, CONTEXT, DOCKER_FINE, DOCKER_INFO, INFO, FakeRunner, fails, says
 
 GIB = 2**30
 DRIVER = "580.95.05"
@@ -26,7 +26,19 @@ Answers = Mapping[str, CommandResult | None]
 Files = Mapping[str, str | None]
 
 SMI_QUERY = "nvidia-smi --query-gpu=name"
-SMI_FINE = says(f"NVIDIA GeForce RTX 4090, {DRIVER}")
+
+
+def lists(*gpus: str, driver: str = DRIVER) -> CommandResult:
+    """nvidia-smi's answer for GPUs given as "NAME, CAPABILITY, MIG MODE"."""
+    rows = []
+    for index, gpu in enumerate(gpus):
+        name, rest = gpu.split(", ", 1)
+        rows.append(f"{name}, {driver}, {index}, GPU-f0a1b2c3-000{index}, {rest}")
+    return says("\n".join(rows))
+
+
+ADA_GPU = "NVIDIA GeForce RTX 4090, 8.9, [N/A]"
+SMI_FINE = lists(ADA_GPU)
 CTK = "nvidia-ctk --version"
 CTK_FINE = says("NVIDIA Container Toolkit CLI version 1.17.8\ncommit: 5b2f1a3")
 WITH_RUNTIME = {INFO: says(json.dumps({**DOCKER_INFO, "Runtimes": {"runc": {}, "nvidia": {}}}))}
@@ -50,7 +62,37 @@ GPU_FILES: Files = {
     "dev/nvidia0": "",
     "dev/nvidia-uvm": "",
 }
-GPU_ANSWERS: Answers = {**WITH_RUNTIME, SMI_QUERY: SMI_FINE, CTK: CTK_FINE}
+# `nvidia-smi -L`, as an RTX 4090 answers it.
+GPU_LINE = "GPU 0: NVIDIA GeForce RTX 4090 (UUID: GPU-f0a1b2c3-0000-1111-2222-333344445555)"
+ECC = "nvidia-smi --query-gpu=index,ecc.errors"
+SMI_LIST = "nvidia-smi -L"
+# An image that is here, and a container of it that sees the GPU.
+IMAGE_HERE: Answers = {
+    "docker image inspect": says("sha256:1d0747c5"),
+    "podman image inspect": says("1d0747c5"),
+}
+IN_DOCKER, IN_DOCKER_BY_CDI = "docker run --gpus", "docker run --device"
+IN_PODMAN = "podman run --device"
+SEEN_INSIDE: Answers = {
+    **IMAGE_HERE,
+    IN_DOCKER: says(GPU_LINE),
+    IN_DOCKER_BY_CDI: says(GPU_LINE),
+    IN_PODMAN: says(GPU_LINE),
+}
+# A specification of a driver's version, and the library it names.
+SPEC = "cdiVersion: 0.5.0\nkind: nvidia.com/gpu\n  - hostPath: /usr/lib/libcuda.so.{}\n"
+LIBRARY = "usr/lib/libcuda.so.{}"
+
+GPU_ANSWERS: Answers = {
+    **WITH_RUNTIME,
+    **SEEN_INSIDE,
+    SMI_QUERY: SMI_FINE,
+    SMI_LIST: says(GPU_LINE),
+    ECC: says("0, [N/A]"),
+    "dmesg": fails("dmesg: read kernel buffer failed: Operation not permitted"),
+    "journalctl": says("Nov 24 09:12:01 ada kernel: NVRM: loading NVIDIA UNIX Open Kernel Module"),
+    CTK: CTK_FINE,
+}
 
 
 def play_host(
@@ -81,11 +123,13 @@ def play_host(
     host = Host(
         run=OnceRunner(runner),
         run_long=runner,
+        run_trial=OnceRunner(runner, limit_seconds=600),
         root=root,
         machine=dataclasses.replace(ADA, user_id=workspace.stat().st_uid),
         groups=(),
         environment={},
         workspace=workspace,
+        images=("labkit:cuda",),
         indexes=("https://index.example/whl/cpu",),
         free_bytes=lambda path: 80 * GIB,
         total_bytes=lambda path: 16 * GIB,

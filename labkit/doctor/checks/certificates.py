@@ -11,17 +11,19 @@ from labkit.doctor.check import Check, Finding, failed, ok, warning
 from labkit.doctor.distribution import Distribution
 from labkit.doctor.host import Host
 
-FILES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "PIP_CERT", "CURL_CA_BUNDLE")
+# LABKIT_CA_FILE is what a build of the lab trusts besides the system's own.
+FILES = ("LABKIT_CA_FILE", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "PIP_CERT", "CURL_CA_BUNDLE")
 PROXIES = ("https_proxy", "http_proxy", "HTTPS_PROXY", "HTTP_PROXY", "all_proxy", "ALL_PROXY")
 
 
 @dataclass(frozen=True)
 class ProxyFacts:
-    """The proxies set (variable and host) and the certificate files set, missing ones apart."""
+    """The proxies set (variable and host) and the certificate files set, bad ones apart."""
 
     proxies: tuple[tuple[str, str | None], ...] = ()
     files: tuple[str, ...] = ()
     missing: tuple[tuple[str, str], ...] = ()
+    strange: tuple[tuple[str, str], ...] = ()
 
 
 def probe(host: Host) -> ProxyFacts:
@@ -33,7 +35,14 @@ def probe(host: Host) -> ProxyFacts:
         tuple((name, _read_host(address)) for name, address in proxies),
         tuple(named),
         tuple(gone),
+        tuple(each for each in named.items() if each not in gone and not _is_pem(host, each[1])),
     )
+
+
+def _is_pem(host: Host, path: str) -> bool:
+    """False for a file that holds no certificate in text form, such as a .der or .p12 one."""
+    text = host.read(path.lstrip("/")) if Path(path).is_absolute() else None
+    return text is None or "-----BEGIN" in text
 
 
 def _is_there(host: Host, path: str) -> bool:
@@ -52,6 +61,13 @@ def judge(facts: ProxyFacts, distribution: Distribution) -> Finding:
     if facts.missing:
         name, path = facts.missing[0]
         return failed(f"{name}={path} is not there", "every download will fail", f"unset {name}")
+    if facts.strange:
+        name, path = facts.strange[0]
+        return failed(
+            f"{name}={path} holds no certificate in PEM form",
+            "it is another kind of file, or a certificate in binary form",
+            f"openssl x509 -inform der -in {path} -out {path}.pem",
+        )
     unreadable = [name for name, host in facts.proxies if host is None]
     if unreadable:
         return failed(

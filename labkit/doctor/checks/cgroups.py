@@ -6,8 +6,8 @@ import re
 from dataclasses import dataclass
 
 from labkit.doctor.check import Check, Finding, failed, ok, warning
+from labkit.doctor.checks.cdi import find_specification
 from labkit.doctor.checks.engine_client import probe_pair
-from labkit.doctor.checks.gpu_passing import find_spec
 from labkit.doctor.distribution import Distribution
 from labkit.doctor.host import Host
 
@@ -30,7 +30,7 @@ def probe(host: Host) -> CgroupFacts:
     engine = probe_pair(host).chosen
     setting = re.search(r"^\s*no-cgroups\s*=\s*(true|false)", text, re.MULTILINE)
     on = bool(setting and setting.group(1) == "true")
-    return CgroupFacts(engine.name, engine.rootless, on, find_spec(host)[0] is not None)
+    return CgroupFacts(engine.name, engine.rootless, on, find_specification(host) is not None)
 
 
 def judge(facts: CgroupFacts, distribution: Distribution) -> Finding:

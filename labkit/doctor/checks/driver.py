@@ -5,14 +5,28 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from labkit.doctor.check import Check, Finding, failed, ok, unknown
-from labkit.doctor.distribution import INSTALL_DRIVER, Distribution
+from labkit.doctor.check import Check, Finding, SafeFix, failed, ok, unknown
+from labkit.doctor.distribution import INSTALL_DRIVER, Distribution, Fix
 from labkit.doctor.explain import explain_text
 from labkit.doctor.host import COMMAND_SECONDS, Host
 from labkit.host.gpu import GpuFacts, probe_gpu
 
 CUDA_12_DRIVER = 525
 CUDA_13_DRIVER = 580
+DROP_NOUVEAU = Fix(
+    "echo blacklist nouveau | sudo tee /etc/modprobe.d/no-nouveau.conf "
+    "&& sudo dracut --force && sudo reboot",
+    debian="echo blacklist nouveau | sudo tee /etc/modprobe.d/no-nouveau.conf "
+    "&& sudo update-initramfs -u && sudo reboot",
+    arch="echo blacklist nouveau | sudo tee /etc/modprobe.d/no-nouveau.conf "
+    "&& sudo mkinitcpio -P && sudo reboot",
+)
+ENROLL_KEY = Fix(
+    "sudo mokutil --import <the key that signed the module>   # then reboot and enroll it",
+    ubuntu="sudo update-secureboot-policy --enroll-key   # then reboot and enroll it",
+    fedora="sudo kmodgenca -a; sudo mokutil --import /etc/pki/akmods/certs/public_key.der   "
+    "# then reboot and enroll it",
+)
 
 
 @dataclass(frozen=True)
@@ -25,6 +39,7 @@ class DriverFacts:
     held_by_nouveau: bool = False
     in_wsl: bool = False
     hung: bool = False
+    secure_boot: bool = False
 
 
 def probe(host: Host) -> DriverFacts:
@@ -39,7 +54,15 @@ def probe(host: Host) -> DriverFacts:
         held_by_nouveau=bool(re.search(r"^nouveau ", host.read("proc/modules") or "", re.M)),
         in_wsl=host.in_wsl,
         hung=hung,
+        secure_boot=is_secure_boot(host),
     )
+
+
+def is_secure_boot(host: Host) -> bool:
+    """True where the firmware says Secure Boot is on: its variable's last byte is 1."""
+    variables = host.list("sys/firmware/efi/efivars", "SecureBoot-*")
+    texts = [host.read(f"sys/firmware/efi/efivars/{each.name}") for each in variables]
+    return any(text and text[-1] == "\x01" for text in texts)
 
 
 def _find_installed(host: Host) -> str | None:
@@ -86,21 +109,34 @@ def _judge_missing(facts: DriverFacts, distribution: Distribution) -> Finding:
             "wsl.exe --update && wsl.exe --shutdown   # in Windows, with its driver current",
         )
     if facts.held_by_nouveau:
+        fix = DROP_NOUVEAU if facts.installed_module else INSTALL_DRIVER
         return failed(
             "nouveau drives the GPU",
             "the free nouveau driver is loaded, which CUDA cannot use",
-            INSTALL_DRIVER.on(distribution),
+            fix.on(distribution),
         )
     if facts.installed_module:
-        return failed(
-            f"driver {facts.installed_module} is installed but not loaded",
-            "the kernel did not load its module: no reboot since, or Secure Boot",
-            "sudo modprobe nvidia   # where it refuses, it says why",
-        )
+        return _judge_not_loaded(facts, distribution)
     return failed(
         "no NVIDIA driver is loaded",
         "none is installed, or none for the running kernel",
         INSTALL_DRIVER.on(distribution),
+    )
+
+
+def _judge_not_loaded(facts: DriverFacts, distribution: Distribution) -> Finding:
+    found = f"driver {facts.installed_module} is installed but not loaded"
+    if facts.secure_boot:
+        return failed(
+            found,
+            "Secure Boot is on, and refuses a module that is not signed with an enrolled key",
+            ENROLL_KEY.on(distribution),
+        )
+    return failed(
+        found,
+        "the kernel did not load its module: no reboot since it was installed",
+        "sudo modprobe nvidia   # where it refuses, it says why",
+        safe=SafeFix(("modprobe", "nvidia"), "loads the driver that is installed"),
     )
 
 

@@ -21,23 +21,20 @@ class LibraryFacts:
 
     answer: CommandResult
     module_version: str | None = None
+    in_container: bool = False
 
 
 def probe(host: Host) -> LibraryFacts:
     """nvidia-smi goes through the library to the module: it fails where they differ."""
     answer = host.run(QUERY, timeout_seconds=COMMAND_SECONDS)
-    return LibraryFacts(answer, read_module_version(host))
+    return LibraryFacts(answer, read_module_version(host), host.in_container)
 
 
 def judge(facts: LibraryFacts, distribution: Distribution) -> Finding:
     """Fine where nvidia-smi lists GPUs; else what its own words mean."""
     answer = facts.answer
     if answer.missing:
-        return warning(
-            "the module is loaded, but there is no nvidia-smi",
-            "the driver's user-space part is missing or not on PATH",
-            "command -v nvidia-smi || sudo ldconfig -p | grep libnvidia-ml",
-        )
+        return _judge_no_program(facts.in_container)
     if answer.timed_out:
         return unknown(answer.message, "sudo dmesg | grep -i xid   # a hung GPU needs a reboot")
     said = f"{answer.stdout}\n{answer.stderr}"
@@ -52,6 +49,20 @@ def judge(facts: LibraryFacts, distribution: Distribution) -> Finding:
     versions = re.findall(r"\d{3}\.\d+(?:\.\d+)?", answer.stdout)
     agree = f", both {facts.module_version}" if facts.module_version in versions else ""
     return ok(f"module and libraries work together{agree}: {', '.join(names)}")
+
+
+def _judge_no_program(in_container: bool) -> Finding:
+    if in_container:
+        return warning(
+            "this container has the GPU's files, and no nvidia-smi",
+            "the driver's programs were not passed on to it",
+            "NVIDIA_DRIVER_CAPABILITIES=compute,utility   # in the container's environment",
+        )
+    return warning(
+        "the module is loaded, but there is no nvidia-smi",
+        "the driver's user-space part is missing or not on PATH",
+        "command -v nvidia-smi || sudo ldconfig -p | grep libnvidia-ml",
+    )
 
 
 CHECK = Check(

@@ -5,76 +5,84 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from labkit.doctor.check import Check, Finding, failed, ok, warning
-from labkit.doctor.checks.driver import read_module_version
+from labkit.doctor.check import Check, Finding, failed, ok
+from labkit.doctor.checks.cdi import find_specification
 from labkit.doctor.checks.engine_client import probe_pair
 from labkit.doctor.checks.toolkit import knows_runtime
-from labkit.doctor.distribution import MAKE_CDI_SPEC, RESTART_DOCKER, Distribution
+from labkit.doctor.distribution import RESTART_DOCKER, Distribution
 from labkit.doctor.host import Host
+
+CDI_BY_DEFAULT = 28  # Docker 25 to 27 have CDI, switched off; older ones have none
+ROOTLESS_CONFIGURE = (
+    "nvidia-ctk runtime configure --runtime=docker --config=$HOME/.config/docker/daemon.json "
+    "&& systemctl --user restart docker"
+)
+ENABLE_CDI = (
+    "sudo nvidia-ctk runtime configure --runtime=docker --cdi.enabled "
+    "&& sudo systemctl restart docker"
+)
 
 
 @dataclass(frozen=True)
 class PassingFacts:
-    """The engine, whether it knows the nvidia runtime, and the CDI specification that is there."""
+    """The engine, the nvidia runtime (known, or only written down) and CDI (there, switched on)."""
 
     engine: str
     has_runtime: bool = False
-    spec: str | None = None
-    spec_driver: str | None = None
-    driver: str | None = None
+    has_specification: bool = False
+    cdi_off: bool = False
+    configured: bool = False
+    rootless: bool = False
 
 
 def probe(host: Host) -> PassingFacts:
-    """The CDI specifications in /etc/cdi and /var/run/cdi, and `docker info`'s runtimes."""
-    spec, text = find_spec(host)
-    names_driver = re.search(r"\.so\.(\d{3}\.\d+(?:\.\d+)?)\b", text)
+    """`docker info`'s runtimes and CDI folders, daemon.json, and the CDI specification."""
+    engine = probe_pair(host).chosen
     return PassingFacts(
-        probe_pair(host).chosen.name,
+        engine.name,
         knows_runtime(host),
-        spec,
-        names_driver.group(1) if names_driver else None,
-        read_module_version(host),
+        find_specification(host) is not None,
+        engine.name == "docker" and _is_cdi_off(host),
+        "nvidia-container-runtime" in (host.read("etc/docker/daemon.json") or ""),
+        bool(engine.rootless),
     )
 
 
-def find_spec(host: Host) -> tuple[str | None, str]:
-    """The first specification of nvidia.com/gpu with its text, or (None, "")."""
-    for folder in ("etc/cdi", "var/run/cdi", "run/cdi"):
-        for path in host.list(folder, "*"):
-            text = host.read(f"{folder}/{path.name}") or ""
-            if path.suffix in (".yaml", ".yml", ".json") and "nvidia.com/gpu" in text:
-                return f"/{folder}/{path.name}", text
-    return None, ""
+def _is_cdi_off(host: Host) -> bool:
+    """True where the daemon lists no folder of specifications: it then takes no CDI device."""
+    said = host.ask_docker()
+    if "CDISpecDirs" in said:
+        return not said["CDISpecDirs"]
+    major = re.match(r"\d+", str(said.get("ServerVersion") or ""))
+    return bool(major) and int(major.group()) < CDI_BY_DEFAULT if major else False
 
 
 def judge(facts: PassingFacts, distribution: Distribution) -> Finding:
-    """Podman needs a specification; Docker that or the runtime; neither may be of an old driver."""
-    outdated = facts.spec_driver and facts.driver and facts.spec_driver != facts.driver
-    if facts.spec and outdated and not (facts.engine == "docker" and facts.has_runtime):
+    """Podman needs a specification; Docker that, with CDI switched on, or the runtime."""
+    if facts.engine != "docker":
+        return ok("podman passes the GPU on by CDI")
+    by_cdi = facts.has_specification and not facts.cdi_off
+    if facts.has_runtime:
+        return ok("docker knows the nvidia runtime" + (" and CDI" if by_cdi else ""))
+    if by_cdi:
+        return ok("docker passes the GPU on by CDI")
+    if facts.configured and not facts.rootless:
         return failed(
-            f"{facts.spec} is for driver {facts.spec_driver}, and {facts.driver} is loaded",
-            "the driver was updated after the specification was made",
-            MAKE_CDI_SPEC,
+            "docker's daemon.json names the nvidia runtime, and docker does not know it",
+            "it was not restarted since",
+            "sudo systemctl restart docker",
         )
-    if facts.engine == "docker" and facts.has_runtime:
-        if outdated:
-            return warning(
-                f"the nvidia runtime works; {facts.spec} is for driver {facts.spec_driver}",
-                f"driver {facts.driver} came after the specification was made",
-                MAKE_CDI_SPEC,
-            )
-        return ok("docker knows the nvidia runtime" + (" and CDI" if facts.spec else ""))
-    if facts.spec:
-        return ok(f"CDI: {facts.spec}")
-    if facts.engine == "docker":
+    if facts.has_specification and not facts.rootless:
         return failed(
-            "docker has neither the nvidia runtime nor a CDI specification",
-            "the toolkit is installed, but docker was not told of it, or not restarted since",
-            RESTART_DOCKER,
+            "docker's CDI is switched off, and it has no nvidia runtime",
+            f"before version {CDI_BY_DEFAULT} docker uses CDI only where it is told to",
+            ENABLE_CDI,
         )
     return failed(
-        "no CDI specification for the GPU", "podman passes GPUs by CDI alone", MAKE_CDI_SPEC
+        "docker has neither the nvidia runtime nor a CDI specification",
+        "the toolkit is installed, but docker was not told of it, or not restarted since",
+        ROOTLESS_CONFIGURE if facts.rootless else RESTART_DOCKER,
     )
 
 
-CHECK = Check("gpu-passing", "CDI or the nvidia runtime", probe, judge, ("toolkit",))
+CHECK = Check("gpu-passing", "CDI or the nvidia runtime", probe, judge, ("cdi",))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 
@@ -30,11 +29,8 @@ def probe(host: Host) -> ToolkitFacts:
 
 def knows_runtime(host: Host) -> bool:
     """True where `docker info` lists the nvidia runtime."""
-    info = host.run(["docker", "info", "--format", "{{json .}}"], timeout_seconds=COMMAND_SECONDS)
-    try:
-        return "nvidia" in (json.loads(info.stdout).get("Runtimes") or ())
-    except (ValueError, AttributeError, TypeError):  # garbage, or JSON of another shape
-        return False
+    runtimes = host.ask_docker().get("Runtimes")
+    return isinstance(runtimes, dict) and "nvidia" in runtimes
 
 
 def judge(facts: ToolkitFacts, distribution: Distribution) -> Finding:
@@ -44,7 +40,8 @@ def judge(facts: ToolkitFacts, distribution: Distribution) -> Finding:
             return ok("not installed here; the engine brings its own (Docker Desktop)")
         return failed(
             "no NVIDIA Container Toolkit",
-            "without it no container can be given the GPU",
+            "without it no container gets the GPU; it comes from NVIDIA's own package source "
+            "(nvidia.github.io/libnvidia-container)",
             INSTALL_TOOLKIT.on(distribution),
         )
     found = re.search(r"version\s+v?(\d+)\.(\d+)\.(\d+)", facts.answer.stdout)
@@ -60,4 +57,4 @@ def judge(facts: ToolkitFacts, distribution: Distribution) -> Finding:
     return ok(f"NVIDIA Container Toolkit {version}")
 
 
-CHECK = Check("toolkit", "the NVIDIA Container Toolkit", probe, judge, ("driver", "engine-daemon"))
+CHECK = Check("toolkit", "the NVIDIA Container Toolkit", probe, judge, ("engine-kind",))

@@ -2,14 +2,6 @@
 
 from __future__ import annotations
 
-from labkit.doctor.check import Check
-from labkit.doctor.checks.torch_trial import judge_trial, probe_trial
+from labkit.doctor.checks.torch_trial import make_trial_check
 
-CHECK = Check(
-    "torch-compile",
-    "torch.compile",
-    probe_trial("compile", limit_seconds=120),
-    judge_trial,
-    ("torch-matmul",),
-    patience_seconds=220,
-)
+CHECK = make_trial_check("compile", "torch.compile", "torch-matmul")

@@ -2,14 +2,6 @@
 
 from __future__ import annotations
 
-from labkit.doctor.check import Check
-from labkit.doctor.checks.torch_trial import judge_trial, probe_trial
+from labkit.doctor.checks.torch_trial import make_trial_check
 
-CHECK = Check(
-    "torch-matmul",
-    "a matmul against the CPU",
-    probe_trial("matmul", limit_seconds=40),
-    judge_trial,
-    ("torch-allocation",),
-    patience_seconds=90,
-)
+CHECK = make_trial_check("matmul", "a matmul against the CPU", "torch-allocation")

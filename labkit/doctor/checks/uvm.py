@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from labkit.doctor.check import Check, Finding, ok, warning
+from labkit.doctor.check import Check, Finding, SafeFix, ok, warning
 from labkit.doctor.distribution import Distribution
 from labkit.doctor.host import Host
 
@@ -18,6 +18,7 @@ class UvmFacts:
     has_node: bool = False
     has_loader: bool = False
     in_wsl: bool = False
+    in_container: bool = False
 
 
 def probe(host: Host) -> UvmFacts:
@@ -27,6 +28,7 @@ def probe(host: Host) -> UvmFacts:
         has_node=host.exists("dev/nvidia-uvm"),
         has_loader=host.exists("usr/bin/nvidia-modprobe"),
         in_wsl=host.in_wsl,
+        in_container=host.in_container,
     )
 
 
@@ -38,11 +40,14 @@ def judge(facts: UvmFacts, distribution: Distribution) -> Finding:
         return ok("/dev/nvidia-uvm is there")
     if facts.has_loader:
         return ok("not loaded yet; nvidia-modprobe loads it when CUDA is first used")
+    cause = "CUDA would fail with an unknown error where nvidia-smi still works"
+    if facts.in_container:
+        return warning("no /dev/nvidia-uvm in this container", cause, "make down up")
     what = "nvidia-uvm is loaded, without /dev/nvidia-uvm" if facts.loaded else "no nvidia-uvm"
+    load = ("modprobe", "nvidia-uvm")
+    safe = None if facts.loaded else SafeFix(load, "loads the driver's module for CUDA's memory")
     return warning(
-        what,
-        "CUDA would fail with an unknown error where nvidia-smi still works",
-        "sudo nvidia-modprobe -u -c=0 || sudo modprobe nvidia-uvm",
+        what, cause, "sudo nvidia-modprobe -u -c=0 || sudo modprobe nvidia-uvm", safe=safe
     )
 
 

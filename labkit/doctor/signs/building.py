@@ -39,7 +39,8 @@ BUILDING_SIGNS = (
             r"unable to get local issuer certificate",
         ),
         "something between here and the package index changes certificates (a company proxy?)",
-        Fix("make up BASE_IMAGE=NAME   # an image of yours that trusts that proxy's certificate"),
+        Fix("LABKIT_CA_FILE=/path/to/that-proxy.pem make up   # a build then trusts it too"),
+        otherwise="ask who runs the proxy for its certificate, or take it from this browser",
         brings=("no-build", "index-unreachable"),
     ),
     Sign(
@@ -59,6 +60,8 @@ BUILDING_SIGNS = (
             r"net/http: request canceled",
             r"Connection to \S+ timed out",
             r"i/o timeout",
+            r"context deadline exceeded",
+            r"Failed to establish a new connection",
         ),
         "the package index or registry cannot be reached from here",
         Fix("labkit doctor   # checks names, proxy and index"),

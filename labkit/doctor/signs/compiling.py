@@ -67,6 +67,13 @@ COMPILING_SIGNS = (
         brings=("no-triton",),
     ),
     Sign(
+        "triton-kernel-too-large",
+        (r"out of resource: shared memory, Required: \d+",),
+        "a Triton kernel wants more of the GPU's fast memory than this card has",
+        Fix("torch.compile(model, options={'max_autotune': False})   # or smaller blocks"),
+        "likely",
+    ),
+    Sign(
         "no-architecture",
         (
             r"no kernel image is available for execution on the device",
@@ -86,8 +93,10 @@ COMPILING_SIGNS = (
     Sign(
         "mixed-cuda-libraries",
         (
+            r"(?:Could not load library|Unable to load any of \{)\s?libcudnn",
             r"undefined symbol: _?_?(?:nvJitLink|cublasLt|cudnn|nccl|cusparse)\w*",
-            r"lib(?:cudnn|cublas|cusparseLt|nccl|cupti)[\w.]*: cannot open shared object file",
+            r"lib(?:cudnn|cublas|cudart|cufft|curand|cusolver|cusparse|cupti|nccl|nvJitLink|nvrtc"
+            r"|nvToolsExt|nvshmem)[\w.-]*: cannot open shared object file",
         ),
         "libraries of another CUDA are found before the ones that came with torch",
         Fix("unset LD_LIBRARY_PATH"),

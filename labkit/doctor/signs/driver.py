@@ -21,7 +21,12 @@ DRIVER_SIGNS = (
     ),
     Sign(
         "gpu-off-the-bus",
-        (r"GPU has fallen off the bus", r"NVRM: Xid \(.{1,40}\): 79\b"),
+        (
+            r"GPU has fallen off the bus",
+            r"NVRM: Xid \(.{1,40}\): 79\b",
+            r"Unable to determine the device handle for GPU",
+            r"GPU is lost\. Reboot the system to recover",
+        ),
         "the GPU stopped answering on PCIe: power, heat, a riser, or the card itself",
         Fix("sudo dmesg | grep -i xid   # then power off, reseat the card and start again"),
         brings=("driver-not-loaded", "no-devices", "nvml-unknown-error", "torch-without-driver"),

@@ -45,6 +45,42 @@ PASSING_SIGNS = (
         otherwise="sudo chmod a+r /etc/cdi/nvidia.yaml   # where it is there already",
     ),
     Sign(
+        "docker-cdi-off",
+        (r"could not select device driver \"cdi\" with capabilities",),
+        "docker's CDI is switched off, as it is by default before version 28",
+        Fix(
+            "sudo nvidia-ctk runtime configure --runtime=docker --cdi.enabled "
+            "&& sudo systemctl restart docker"
+        ),
+        otherwise="nvidia-ctk before 1.14 has no such option: set features.cdi in "
+        "/etc/docker/daemon.json",
+    ),
+    Sign(
+        "no-nvidia-smi-inside",
+        (
+            r"exec: \\?\"nvidia-smi\\?\": executable file not found",
+            r"executable file `nvidia-smi`? not found",
+        ),
+        "the container started without the GPU: nothing passed it on",
+        Fix("labkit doctor   # on the host: says where the GPU is lost"),
+        "likely",
+        otherwise="podman takes no --gpus: --device nvidia.com/gpu=all",
+    ),
+    Sign(
+        "driver-files-in-image",
+        (r"file creation failed: \S+/libnvidia-ml\.so\.1: file exists",),
+        "the image has a driver's libraries in it, where the host's are to go",
+        Fix("make build   # the lab's own image has none; in another remove libnvidia-*"),
+    ),
+    Sign(
+        "wrong-ldconfig",
+        (r"ldcache error: open failed: \S*ldconfig",),
+        "the toolkit looks for ldconfig where this system has none",
+        Fix(
+            "sudo nvidia-ctk config --in-place --set nvidia-container-cli.ldconfig=@/sbin/ldconfig"
+        ),
+    ),
+    Sign(
         "stale-cdi-spec",
         (
             r"failed to stat CDI host device",

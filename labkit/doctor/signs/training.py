@@ -38,7 +38,13 @@ TRAINING_SIGNS = (
     ),
     Sign(
         "gpu-memory-full",
-        (r"CUDA out of memory", r"torch\.OutOfMemoryError", r"CUBLAS_STATUS_ALLOC_FAILED"),
+        (
+            r"(?:CUDA|HIP) out of memory",
+            r"OutOfMemoryError:\x20\S",
+            r"CUBLAS_STATUS_ALLOC_FAILED",
+            r"CUDA error: out of memory",
+            r"cudaErrorMemoryAllocation",
+        ),
         "the GPU's memory is used up, by this process or by others",
         Fix("labkit memory   # shows where all of it is"),
         otherwise="a smaller batch, or: export PYTORCH_ALLOC_CONF=expandable_segments:True",
@@ -59,7 +65,11 @@ TRAINING_SIGNS = (
     ),
     Sign(
         "illegal-access",
-        (r"an illegal memory access was encountered", r"unspecified launch failure"),
+        (
+            r"an illegal memory access was encountered",
+            r"unspecified launch failure",
+            r"CUDA error: misaligned address",
+        ),
         "a kernel read or wrote outside its memory; the line shown is often a later one",
         Fix("CUDA_LAUNCH_BLOCKING=1 python your_program.py   # names the line; then restart"),
         "likely",
@@ -78,5 +88,79 @@ TRAINING_SIGNS = (
         Fix("torch.multiprocessing.set_sharing_strategy('file_system')"),
         otherwise="ulimit -n 65535",
         brings=("worker-exited",),
+    ),
+    Sign(
+        "memory-full",
+        (
+            r"DefaultCPUAllocator: (?:not enough memory|can't allocate memory)",
+            r"\[Errno 12\] Cannot allocate memory",
+            r"numpy\S*ArrayMemoryError",
+        ),
+        "the machine's (or the container's) own memory is used up",
+        Fix("free -h   # then load less, or give the lab more: LABKIT_MEMORY=16g make down up"),
+        brings=("worker-exited",),
+    ),
+    Sign(
+        "kernel-timed-out",
+        (r"the launch timed out and was terminated",),
+        "a kernel ran for longer than the driver lets it on a card that also drives a screen",
+        Fix("a smaller batch, or a card without a screen: CUDA_VISIBLE_DEVICES=1"),
+        "likely",
+    ),
+    Sign(
+        "nccl-timeout",
+        (
+            r"Watchdog caught collective operation timeout",
+            r"collective operation timeout: WorkNCCL",
+        ),
+        "one process of several did not come to a step that all must take: it died, or went on",
+        Fix("TORCH_NCCL_TRACE_BUFFER_SIZE=2000 torchrun your_program.py   # says who was missing"),
+        "possible",
+    ),
+    Sign(
+        "torchrun-port-taken",
+        (r"The server socket has failed to listen on any local network address",),
+        "another torchrun holds the port that the processes meet on",
+        Fix("torchrun --rdzv-endpoint=localhost:0 your_program.py   # any port that is free"),
+        brings=("port-taken",),
+    ),
+    Sign(
+        "gpu-file-on-cpu",
+        (r"Attempting to deserialize object on (?:a )?CUDA device",),
+        "the file holds tensors of a GPU, and this program has none",
+        Fix("torch.load(path, map_location='cpu')"),
+    ),
+    Sign(
+        "weights-only",
+        (r"Weights only load failed",),
+        "since torch 2.6 torch.load reads tensors alone unless told, and this file has more in it",
+        Fix(
+            "torch.load(path, weights_only=False)   # only for a file that you trust: it runs code"
+        ),
+    ),
+    Sign(
+        "tensors-apart",
+        (r"Expected all tensors to be on the same device, but found at least two",),
+        "one tensor is on the CPU and another on the GPU, or they are on two GPUs",
+        Fix("x = x.to(model_device)   # inputs, targets and model: all on one device"),
+    ),
+    Sign(
+        "no-expandable-segments",
+        (r"expandable_segments not supported on this platform",),
+        "PYTORCH_ALLOC_CONF asks for growing segments, which this system (WSL2?) does not have",
+        Fix("unset PYTORCH_ALLOC_CONF PYTORCH_CUDA_ALLOC_CONF"),
+    ),
+    Sign(
+        "not-on-mps",
+        (r"is not currently implemented for the MPS device",),
+        "Apple's GPU has no code in torch for this operation",
+        Fix("export PYTORCH_ENABLE_MPS_FALLBACK=1   # the CPU then does what the GPU cannot"),
+    ),
+    Sign(
+        "nvml-unreachable",
+        (r"NVML_SUCCESS == r INTERNAL ASSERT FAILED",),
+        "torch ran out of GPU memory, or lost the driver, and could not ask which of the two",
+        Fix("nvidia-smi   # where it works the memory was full: labkit memory"),
+        "possible",
     ),
 )

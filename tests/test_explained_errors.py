@@ -1,0 +1,156 @@
+"""Errors that pass through the doctor by themselves: of notebooks, of runs, of kernels that die."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from IPython.core.interactiveshell import InteractiveShell
+from IPython.utils.capture import capture_output
+from traitlets.config import Config
+from traitlets.config.loader import PyFileConfigLoader
+
+import labkit
+from labkit.doctor.distribution import Distribution
+from labkit.doctor.explain import explain_text, hint_at
+from labkit.jupyter import explain, extension
+from tests.notebooks import run_cells
+
+SETTINGS = Path(labkit.__file__).parent / "jupyter" / "ipython_config.py"
+REPOSITORY = Path(labkit.__file__).parents[1]
+NO_DRIVER = "Found no NVIDIA driver on your system."
+HINT = (
+    "cause: torch sees no GPU: none was passed to this container, or CUDA_VISIBLE_DEVICES "
+    "hides it\n"
+    "try: labkit doctor   # on the host: says where the GPU is lost"
+)
+
+
+@pytest.fixture
+def shell():
+    """A shell of its own, without the history file, in which the extension is loaded."""
+    config = Config()
+    config.HistoryManager.enabled = False
+    config.InteractiveShell.colors = "nocolor"
+    InteractiveShell.clear_instance()
+    started = InteractiveShell.instance(config=config)
+    started.run_cell("%load_ext labkit")
+    yield started
+    extension.unload_ipython_extension(started)
+    InteractiveShell.clear_instance()
+
+
+def show(shell, cell):
+    """The rich outputs that the cell left below its traceback."""
+    with capture_output() as captured:
+        shell.run_cell(cell)
+    return [output.data for output in captured.outputs]
+
+
+def test_a_cell_that_raises_a_known_error_is_followed_by_its_cause(shell):
+    (data,) = show(shell, f"raise RuntimeError({NO_DRIVER!r})")
+    assert data["text/plain"] == HINT
+    assert data["text/html"].startswith('<pre style="white-space:pre-wrap">cause: torch sees no')
+
+
+def test_the_error_that_led_to_another_is_read_too(shell):
+    cell = f"""
+try:
+    raise RuntimeError({NO_DRIVER!r})
+except RuntimeError as error:
+    raise ValueError("no model") from error
+"""
+    assert [data["text/plain"] for data in show(shell, cell)] == [HINT]
+
+
+@pytest.mark.parametrize(
+    "cell",
+    [
+        pytest.param("raise ValueError('expected 4 classes, got 3')", id="an error of one's own"),
+        pytest.param("print('RuntimeError: No CUDA GPUs are available')", id="a cell that prints"),
+        pytest.param("raise SystemExit", id="an exit"),
+        pytest.param(
+            "raise RuntimeError('Kernel died before replying to kernel_info')", id="maybe"
+        ),
+        pytest.param("1 +", id="no Python"),
+    ],
+)
+def test_nothing_is_shown_below_other_cells(shell, cell):
+    assert show(shell, cell) == []
+
+
+def test_nothing_was_raised_is_nothing_explained():
+    assert explain.explain_known_error(None) is None
+
+
+def test_the_settings_of_the_labs_python_load_the_extension():
+    loaded = PyFileConfigLoader(SETTINGS.name, str(SETTINGS.parent)).load_config()
+    assert loaded.InteractiveShellApp.extensions == ["labkit"]
+
+
+def test_an_ipython_with_these_settings_explains_by_itself(tmp_path):
+    profile = tmp_path / "profile_default"
+    profile.mkdir()
+    (profile / "ipython_config.py").write_text(SETTINGS.read_text())
+    done = subprocess.run(
+        [sys.executable, "-m", "IPython", "-c", f"raise RuntimeError({NO_DRIVER!r})"],
+        env={**os.environ, "IPYTHONDIR": str(tmp_path), "PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert HINT in done.stdout
+
+
+# labkit run
+
+
+def test_a_runs_failure_has_the_cause_of_a_known_error(tmp_path):
+    result, _ = run_cells(tmp_path, f"raise RuntimeError({NO_DRIVER!r})")
+    assert result.error.hint == HINT
+    assert result.error.kind == "cell"
+
+
+def test_a_warning_that_explains_the_error_is_read_with_it(tmp_path):
+    result, _ = run_cells(
+        tmp_path,
+        "import sys\nprint('Error 804: forward compatibility was attempted on non supported HW',"
+        " file=sys.stderr)\nraise RuntimeError('CUDA is not there')",
+    )
+    assert result.error.hint.startswith("cause: a compat libcuda is in front of the driver's own")
+
+
+def test_a_runs_ordinary_failure_has_no_cause(tmp_path):
+    result, _ = run_cells(tmp_path, "raise ValueError('expected 4 classes, got 3')")
+    assert result.error.hint is None
+
+
+def test_a_kernels_last_words_are_read(tmp_path):
+    result, _ = run_cells(
+        tmp_path,
+        "import os\nos.write(2, b'symbol lookup error: libcusparse.so.12: undefined symbol: "
+        "__nvJitLinkComplete_12_4\\n')\nos._exit(127)",
+    )
+    assert result.status == "died"
+    assert "cause: libraries of another CUDA are found before" in result.error.hint
+
+
+# What is sure enough to be said unasked
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("fatal error: Python.h: No such file or directory", True),
+        ("Illegal instruction (core dumped)", False),
+        ("all is well", False),
+    ],
+    ids=["certain", "a possibility", "nothing"],
+)
+def test_a_mere_possibility_is_not_said_unasked(text, said):
+    assert (explain_text(text).sure is not None) is said
+    assert (hint_at(text, Distribution("Debian", "debian")) is not None) is said
