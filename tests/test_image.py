@@ -22,7 +22,8 @@ from tests.fakes.host import make_checkout, write_program
 @pytest.fixture
 def checkout(tmp_path, monkeypatch):
     """A checkout with one file of each kind, and no build settings around it."""
-    for name in ("BASE_IMAGE", "TORCH_INDEX", "LABKIT_CA_FILE", "LABKIT_CA_KEEP"):
+    proxies = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy")
+    for name in ("BASE_IMAGE", "TORCH_INDEX", "LABKIT_CA_FILE", "LABKIT_CA_KEEP", *proxies):
         monkeypatch.delenv(name, raising=False)
     checkout = make_checkout(tmp_path / "a lab")
     for name in ("labkit/cli/run.py", "labs/tensors/lesson.py", "docker/steps/install.sh"):
