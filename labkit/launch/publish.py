@@ -122,7 +122,7 @@ def describe_built(built: BuiltImage) -> list[str]:
 def name_choice(build: TorchBuild) -> str:
     """What is typed after `make` to get this build.
 
-    >>> name_choice(CPU_BUILD)
-    'FLAVOR=cpu'
+    >>> name_choice(CUDA_BUILDS[0])
+    'CUDA=cu130'
     """
     return f"CUDA={build.name}" if build.cuda else "FLAVOR=cpu"
