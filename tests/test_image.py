@@ -201,6 +201,7 @@ PODMAN = """\
 Collecting numpy==2.4.0 (from -r /locks/lab.txt (line 90))
 """
 CLASSIC = "STEP 3/9: COPY docker/jupyter /etc/labkit/jupyter\n"
+INSTALLER = "#7 [installer 1/1] COPY docker/steps/trust-certificate.sh docker/steps/install.sh /\n"
 
 
 @pytest.mark.parametrize(
@@ -238,6 +239,11 @@ CLASSIC = "STEP 3/9: COPY docker/jupyter /etc/labkit/jupyter\n"
         ),
         pytest.param(
             CLASSIC, ["step 3 of 9: COPY docker/jupyter /etc/labkit/jupyter"], id="one stage"
+        ),
+        pytest.param(
+            INSTALLER,
+            ["installer step 1 of 1: COPY docker/steps/trust-certificate.sh docker/steps/install."],
+            id="a step that copies the certificate's",
         ),
         pytest.param("#9 CACHED\nsomething else\n\n", [], id="nothing to say"),
     ],
