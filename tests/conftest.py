@@ -14,6 +14,10 @@ from tests.servers import LabServer, start_server
 
 ROOT = Path(__file__).parents[1]
 
+# Kernels that tests start are plain ones, whatever the environment's settings load into them; the
+# servers of tests/servers.py are started as the lab's own.
+os.environ["LABKIT_EXTENSION"] = "0"
+
 
 def _missing_engine() -> str | None:
     if os.environ.get("LABKIT_IN_CONTAINER"):

@@ -104,6 +104,7 @@ def serve_environment(folder: Path, port: int) -> dict[str, str]:
     """The variables that the launcher gives a server."""
     return {
         **os.environ,
+        "LABKIT_EXTENSION": "1",
         "PYTHONPATH": str(ROOT),
         "LABKIT_STATE": str(folder / "state"),
         "LABKIT_WORKSPACE": str(folder / "work"),

@@ -85,9 +85,17 @@ def test_nothing_was_raised_is_nothing_explained():
     assert explain.explain_known_error(None) is None
 
 
-def test_the_settings_of_the_labs_python_load_the_extension():
+@pytest.mark.parametrize(
+    ("set_to", "extensions"),
+    [(None, ["labkit"]), ("1", ["labkit"]), ("0", None)],
+    ids=["not set", "on", "off"],
+)
+def test_the_settings_of_the_labs_python_load_the_extension(monkeypatch, set_to, extensions):
+    monkeypatch.delenv("LABKIT_EXTENSION")
+    if set_to is not None:
+        monkeypatch.setenv("LABKIT_EXTENSION", set_to)
     loaded = PyFileConfigLoader(SETTINGS.name, str(SETTINGS.parent)).load_config()
-    assert loaded.InteractiveShellApp.extensions == ["labkit"]
+    assert loaded.get("InteractiveShellApp", {}).get("extensions") == extensions
 
 
 def test_an_ipython_with_these_settings_explains_by_itself(tmp_path):
@@ -96,7 +104,12 @@ def test_an_ipython_with_these_settings_explains_by_itself(tmp_path):
     (profile / "ipython_config.py").write_text(SETTINGS.read_text())
     done = subprocess.run(
         [sys.executable, "-m", "IPython", "-c", f"raise RuntimeError({NO_DRIVER!r})"],
-        env={**os.environ, "IPYTHONDIR": str(tmp_path), "PYTHONPATH": str(REPOSITORY)},
+        env={
+            **os.environ,
+            "IPYTHONDIR": str(tmp_path),
+            "PYTHONPATH": str(REPOSITORY),
+            "LABKIT_EXTENSION": "1",
+        },
         capture_output=True,
         text=True,
         timeout=60,

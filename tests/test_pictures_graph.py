@@ -242,7 +242,7 @@ def test_notebook_gets_html_and_text():
 def test_what_is_no_tensor_is_refused(arguments, text):
     with pytest.raises(UsageError) as caught:
         draw_graph(*arguments)
-    assert str(caught.value) == text
+    assert caught.value.what == text
 
 
 def test_layers_follow_the_longest_way():

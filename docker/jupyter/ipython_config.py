@@ -4,5 +4,8 @@ The image and the .venv have this file in a folder that IPython looks into. The 
 it: in an environment of one's own, what IPython loads is its owner's business.
 """
 
+import os
+
 c = get_config()  # noqa: F821 - IPython puts it here
-c.InteractiveShellApp.extensions = ["labkit"]
+if os.environ.get("LABKIT_EXTENSION", "1") != "0":
+    c.InteractiveShellApp.extensions = ["labkit"]

@@ -85,9 +85,11 @@ def inspect_lab(lab: Lab) -> LabGate:
     try:
         counts = count_lab(lab)
         problems = [*_notebook_problems(lab), *_exercise_problems(lab)]
-    except (LabkitError, SyntaxError) as error:
-        cause = getattr(error, "cause", None)
-        return LabGate(lab.name, 0, 0, (f"{error} ({cause})" if cause else str(error),))
+    except LabkitError as error:
+        cause = f" ({error.cause})" if error.cause else ""
+        return LabGate(lab.name, 0, 0, (error.what + cause,))
+    except SyntaxError as error:
+        return LabGate(lab.name, 0, 0, (str(error),))
     return LabGate(lab.name, counts.claims, counts.exercises, tuple(problems))
 
 
