@@ -159,9 +159,9 @@ def watch_memory(minutes: float = 3.0) -> Panel:
 
     A function and no magic: what it gives back can be stopped and plotted.
     """
-    if not 0 < minutes <= 60:
+    if not isinstance(minutes, int | float) or not 0 < minutes <= 60:
         raise UsageError(
-            f"a panel of {minutes:g} minutes cannot be drawn",
+            f"a panel of {minutes!r} minutes cannot be drawn",
             cause="it shows every sample of its last minutes: 60 at most",
             fix="labkit.sample_memory() keeps hours, and labkit.plot_memory() draws them",
         )

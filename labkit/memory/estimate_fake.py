@@ -102,7 +102,7 @@ class FakeTracer(StorageTracer):
 
 
 class RealTensorError(Exception):
-    """A parameter that was made outside takes part: its gradients would be fake ones."""
+    """A parameter that was made outside takes part."""
 
 
 class Pretence:
@@ -186,6 +186,8 @@ def read_obstacle(error: BaseException) -> Obstacle | None:
         return Obstacle(operator, "gives as many elements as the values say", frame)
     if isinstance(error, fake_tensor.UnsupportedOperatorException):
         return Obstacle(operator, "has no fake version", frame)
+    if isinstance(error, fake_tensor.UnsupportedFakeTensorException):
+        return Obstacle("a tensor", f"has no fake version ({error})", frame)
     unregistered = re.search(r"no fake impl registered for <CustomOpDef\((.+?)\)>", str(error))
     if unregistered:
         return Obstacle(unregistered[1], "has no fake version", frame)
@@ -203,11 +205,14 @@ def find_raising_frame(error: BaseException) -> Frame | None:
     return found
 
 
-def refuse_real(name: str) -> UsageError:
-    """The error for a step that trains tensors which were made outside of it."""
+def refuse_real(name: str, *, inference: bool) -> UsageError:
+    """The error for a step with parameters which were made outside of it."""
+    cause = "its gradients would be fake ones: the model would be spoilt"
+    if inference:
+        cause = "it would count twice: as it is, and as the fake one that is made of it"
     return UsageError(
-        f"{name} trains a tensor that was made outside of it",
-        cause="its gradients would be fake ones: the model would be spoilt",
+        f"{name} {'reads' if inference else 'trains'} a parameter that was made outside of it",
+        cause=cause,
         fix="estimate_memory(step, model, ...) with the model as an argument, or made inside",
     )
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from labkit.errors import DeviceMissingError, UsageError
 from labkit.memory.balance import MIB
 from labkit.units import format_bytes, near_match
+
+if TYPE_CHECKING:
+    import torch
 
 # Total memory in MiB as nvidia-smi shows it. A card's ECC and driver move it by a little.
 KNOWN_GPUS = {
@@ -44,17 +47,23 @@ class Target(NamedTuple):
     taken_bytes: int | None = None
 
 
-def find_target(device: str | int | None) -> Target:
-    """The device, GPU or size that was named; raises UsageError or DeviceMissingError.
+def find_target(device: str | int | torch.device | None) -> Target:
+    """The device, GPU or size (bytes) that was named; raises UsageError or DeviceMissingError.
 
     >>> find_target("24 GiB").capacity_bytes, find_target("H100").name
     (25769803776, 'H100')
     """
     if device is None:
         return Target("cpu", "cpu")
-    if isinstance(device, int):
+    if isinstance(device, int | float):
+        if type(device) is not int or device <= 0:
+            raise UsageError(
+                f"{device!r} is no size of a device",
+                cause="a number is taken for bytes",
+                fix='a size in words: "24 GiB"',
+            )
         return Target(format_bytes(device), "cuda", device)
-    word = device.strip()
+    word = str(device).strip()
     amount = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT]?i?B)", word, re.IGNORECASE)
     if amount:
         count = round(float(amount[1]) * SIZES[amount[2].lower()])

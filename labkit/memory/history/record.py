@@ -9,7 +9,7 @@ import sys
 import threading
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from labkit.errors import DeviceMissingError, LabkitError, UsageError
 from labkit.memory.frames import Frame
@@ -19,6 +19,9 @@ from labkit.memory.history.files import save_snapshot, write_file
 from labkit.memory.history.lines import OWN, judge_file
 from labkit.memory.history.page import make_page
 from labkit.memory.history.snapshot import OWN_KEY, read_frame, read_recording
+
+if TYPE_CHECKING:
+    import torch
 
 # About 0.5 kB each while they are recorded; a training step of a large model makes some thousands.
 MAX_ENTRIES = 100_000
@@ -212,7 +215,7 @@ class AllocationRecorder:
 
 
 def record_allocations(
-    device: str | None = None, *, max_entries: int = MAX_ENTRIES
+    device: str | torch.device | None = None, *, max_entries: int = MAX_ENTRIES
 ) -> AllocationRecorder:
     """Records every allocation of a block: what was live at the peak, by line, and what stayed.
 
@@ -233,22 +236,23 @@ def record_allocations(
             cause="a recording without a bound takes memory until there is none",
             fix=f"record_allocations(max_entries={MAX_ENTRIES})",
         )
-    if device not in (None, "cpu", "cuda"):
+    name = None if device is None else str(device)
+    if name not in (None, "cpu", "cuda"):
         raise UsageError(
-            f"cannot record the allocations of {device!r}",
+            f"cannot record the allocations of {name!r}",
             cause="torch records those of all CUDA devices together; the CPU is the other choice",
             fix='record_allocations("cuda")',
         )
     import torch
 
     has_cuda = torch.cuda.is_available()
-    if device == "cuda" and not has_cuda:
+    if name == "cuda" and not has_cuda:
         raise DeviceMissingError(
             "there is no CUDA device whose allocations could be recorded",
             cause="torch.cuda.is_available() is False",
             fix='record_allocations("cpu"), or: labkit devices --verify',
         )
-    on_cuda = has_cuda and device != "cpu"
+    on_cuda = has_cuda and name != "cpu"
     return AllocationRecorder(
         CudaRecorder(torch, max_entries) if on_cuda else CpuRecorder(max_entries)
     )
