@@ -1,4 +1,4 @@
-"""What can be handed to ``estimate_memory`` for a step, and what is said of what cannot be known."""
+"""What can be handed to ``estimate_memory`` as a step, and what is said of the unknown."""
 
 from __future__ import annotations
 

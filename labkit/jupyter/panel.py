@@ -20,6 +20,7 @@ from labkit.jupyter.panel_picture import PanelView, draw_panel
 from labkit.jupyter.panel_trace import Trace
 from labkit.memory.levels import LevelReader, read_levels
 from labkit.memory.sampler import MemorySampler, MemorySamples, Reader
+from labkit.memory.shell import find_shell
 from labkit.memory.snapshot import Snapshot
 
 INTERVAL_SECONDS = 0.5
@@ -225,10 +226,7 @@ class _Output:
 
 def _find_kernel_shell() -> Any:
     """IPython's shell where a front end can replace an output; None in a terminal."""
-    import sys
-
-    ipython = sys.modules.get("IPython")
-    shell = ipython.get_ipython() if ipython is not None else None
+    shell = find_shell()
     return shell if getattr(shell, "kernel", None) is not None else None
 
 

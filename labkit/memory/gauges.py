@@ -17,7 +17,6 @@ from labkit.errors import LabkitError
 from labkit.memory import process
 from labkit.memory.allocator import find_started_torch
 
-
 LOG_LEVEL, NOTHING_LOGGED = "KINETO_LOG_LEVEL", "6"
 
 

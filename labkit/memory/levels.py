@@ -21,6 +21,7 @@ from labkit.memory.balance import Balance
 from labkit.memory.machine import MachineMemory, read_available_bytes, read_machine_memory
 from labkit.memory.process import has_loaded, read_resident_bytes, sees_host_ids
 from labkit.memory.snapshot import Observer, Snapshot, join_memory
+from labkit.memory.text import name_device
 
 # What there is to draw of a device, the innermost first.
 GPU_MEASURES = ("allocated", "reserved", "used")
@@ -54,7 +55,7 @@ def read_levels(balance: Balance) -> Levels:
     # Of a lost GPU nothing is known: what torch last counted there is no level of now.
     told = (mine.allocated_bytes, reserved, balance.used_bytes)
     counts = (None, None, None) if balance.trouble else told
-    name = balance.torch_name or f"gpu {balance.nvml_index}"
+    name = name_device(balance)
     held = dict(zip(GPU_MEASURES, counts, strict=True))
     # Torch writes a UUID without NVML's prefix, and tells of a device that NVML has lost sight of.
     key = (balance.uuid or name).removeprefix("GPU-").removeprefix("MIG-")

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import linecache
-import sys
 import threading
 from pathlib import Path
 from types import TracebackType
@@ -19,6 +17,7 @@ from labkit.memory.history.files import save_snapshot, write_file
 from labkit.memory.history.lines import OWN, judge_file
 from labkit.memory.history.page import make_page
 from labkit.memory.history.snapshot import OWN_KEY, read_frame, read_recording
+from labkit.memory.shell import name_cell
 
 if TYPE_CHECKING:
     import torch
@@ -266,7 +265,7 @@ def read_lines(snapshot: dict[str, Any]) -> tuple[dict[str, str], list[list[obje
     names, sources = {}, {}
     for frame in _list_frames(snapshot):
         if judge_file(frame.file) != OWN:
-            name = _name_cell(frame.file)
+            name = name_cell(frame.file)
             if name:
                 names[frame.file] = name
             text = linecache.getline(frame.file, frame.line).strip()
@@ -281,16 +280,3 @@ def _list_frames(snapshot: dict[str, Any]) -> set[Frame]:
     entries += [block for segment in snapshot["segments"] for block in segment["blocks"]]
     unique = {id(raw): raw for entry in entries for raw in entry.get("frames", ())}
     return {frame for frame in map(read_frame, unique.values()) if frame is not None}
-
-
-def _name_cell(file: str) -> str | None:
-    """IPython's name of the cell that a file stands for, ``In[3]``; None for a real file."""
-    ipython = sys.modules.get("IPython")
-    shell = ipython.get_ipython() if ipython is not None else None
-    if shell is None:
-        return None
-    with contextlib.suppress(AttributeError, TypeError):
-        # What ipython calls "Cell In[3]".
-        found = shell.compile.format_code_name(file)
-        return str(found[1]) if found else None
-    return None
