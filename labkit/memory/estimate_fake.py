@@ -37,6 +37,12 @@ UNKNOWN_SCRATCH = ("mkldnn_rnn_layer", "_cudnn_rnn", "miopen_rnn")
 FOLDER = str(Path(torch.__file__).parent) + "/"
 # Said because of how a step is played, and true of nothing that its owner does.
 HARMLESS = ("Accessing the data pointer of FakeTensor", "Using `torch.compile.module.` when there")
+# What torch raises for an operator that it cannot fake, and why that is.
+UNKNOWN = {
+    fake_tensor.DataDependentOutputException: "asks for a value, and fake tensors have none",
+    fake_tensor.DynamicOutputShapeException: "gives as many elements as the values say",
+    fake_tensor.UnsupportedOperatorException: "has no fake version",
+}
 # Between the code that asks for a value and the one that answers.
 PASSAGES = ("_ops.py", "_compile.py", "_tensor.py", "_dynamo/", "_subclasses/", "utils/")
 
@@ -179,13 +185,9 @@ class Pretence:
 def read_obstacle(error: BaseException) -> Obstacle | None:
     """What stopped a step on fake tensors; None where the error is the step's own."""
     frame = find_raising_frame(error)
-    operator = str(getattr(error, "func", ""))
-    if isinstance(error, fake_tensor.DataDependentOutputException):
-        return Obstacle(operator, "asks for a value, and fake tensors have none", frame)
-    if isinstance(error, fake_tensor.DynamicOutputShapeException):
-        return Obstacle(operator, "gives as many elements as the values say", frame)
-    if isinstance(error, fake_tensor.UnsupportedOperatorException):
-        return Obstacle(operator, "has no fake version", frame)
+    for kind, reason in UNKNOWN.items():
+        if isinstance(error, kind):
+            return Obstacle(str(getattr(error, "func", "")), reason, frame)
     if isinstance(error, fake_tensor.UnsupportedFakeTensorException):
         return Obstacle("a tensor", f"has no fake version ({error})", frame)
     unregistered = re.search(r"no fake impl registered for <CustomOpDef\((.+?)\)>", str(error))
