@@ -12,7 +12,7 @@ NAMED := $(if $(IMAGE),--image "$(IMAGE)")
 LABS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help up down status logs shell devices doctor run check progress reset test lint build sbom lock bench clean
+.PHONY: help up down status logs shell devices memory estimate doctor run check progress reset test lint build sbom lock bench clean
 
 ## Using the lab
 
@@ -33,6 +33,12 @@ shell:  ## open a shell inside the lab
 
 devices:  ## list the devices the lab can use
 	@$(LABKIT) exec $(CHOICE) -- labkit devices
+
+memory:  ## show where each device's memory is
+	@$(LABKIT) exec $(CHOICE) -- labkit memory
+
+estimate:  ## say whether a step fits a GPU (STEP=work.py:make_step DEVICE="24 GiB")
+	@$(LABKIT) exec $(CHOICE) -- labkit estimate $(if $(STEP),"$(STEP)") $(if $(DEVICE),--device "$(DEVICE)")
 
 doctor:  ## find out what keeps this host from running the lab (FIX=1 offers to mend it)
 	@$(LABKIT) doctor $(if $(FIX),--fix) $(if $(DEEP),--deep)
@@ -85,5 +91,7 @@ help:  ## print this
   'PORT=' 'the port (8888, or the next one that is free)' \
 	  'BIND=' 'the address to listen on (127.0.0.1; 0.0.0.0 opens it to the network)' \
 	  'IMAGE=' 'the name of the image for build and sbom (labkit:cpu, labkit:cu130, ...)' \
+	  'STEP=' 'for estimate: the file in work/ and the function that makes a step (train.py:make_step)' \
+	  'DEVICE=' 'for estimate: what it is to fit ("24 GiB", H100, cuda:0)' \
 	  'LABS=' 'labs for run and reset, by name ("tensors autograd")' \
 	  'PYTHON=' 'the Python to use (python3; 3.10 or newer)'

@@ -84,8 +84,8 @@ def run_command(
         process = _start(arguments, environment, folder, stderr=subprocess.PIPE)
     except OSError:
         return CommandResult(tuple(arguments), None, missing=True)
-    streams = [_Stream(process.stdout), _Stream(process.stderr)]
     try:
+        streams = [_Stream(process.stdout), _Stream(process.stderr)]
         timed_out = not _wait(process, streams, started + timeout_seconds)
     except BaseException:
         _end_group(process)
@@ -136,10 +136,6 @@ def stream_command(
     On Ctrl-C or past the limit the program and all its children are ended before this returns.
     """
     started = time.monotonic()
-    try:
-        process = _start(arguments, environment, folder, stderr=subprocess.STDOUT)
-    except OSError:
-        return CommandResult(tuple(arguments), None, missing=True)
     expired = threading.Event()
 
     def expire() -> None:
@@ -148,8 +144,13 @@ def stream_command(
 
     alarm = threading.Timer(timeout_seconds, expire)
     alarm.daemon = True
-    alarm.start()
     try:
+        process = _start(arguments, environment, folder, stderr=subprocess.STDOUT)
+    except OSError:
+        return CommandResult(tuple(arguments), None, missing=True)
+    # Nothing between the start and here: a Ctrl-C that came there would leave the program behind.
+    try:
+        alarm.start()
         for line in process.stdout or ():
             on_line(line.rstrip("\n"))
         process.wait()
@@ -158,7 +159,8 @@ def stream_command(
         raise
     finally:
         alarm.cancel()
-        alarm.join()
+        if alarm.ident is not None:
+            alarm.join()
         _close_pipes(process)
     seconds = time.monotonic() - started
     exit_code = None if expired.is_set() else process.returncode

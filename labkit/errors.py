@@ -34,6 +34,15 @@ class LabkitError(Exception):
         self.cause = cause
         self.fix = fix
 
+    def __str__(self) -> str:
+        # In a notebook or a script nothing but the traceback tells the cause and the next command.
+        lines = [self.what]
+        if self.cause:
+            lines.append(f"  cause: {self.cause}")
+        if self.fix:
+            lines.append(f"  try: {self.fix}")
+        return "\n".join(lines)
+
 
 class UsageError(LabkitError):
     """What was asked for makes no sense here: a name, a port, a folder."""
@@ -66,12 +75,7 @@ def format_error(error: LabkitError) -> str:
     error: port 80 is taken
       try: make up PORT=8889
     """
-    lines = [f"error: {error.what}"]
-    if error.cause:
-        lines.append(f"  cause: {error.cause}")
-    if error.fix:
-        lines.append(f"  try: {error.fix}")
-    return "\n".join(lines)
+    return f"error: {error}"
 
 
 def describe_error(error: LabkitError) -> dict[str, object]:

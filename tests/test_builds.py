@@ -63,7 +63,7 @@ def test_the_dockerfile_makes_the_same_builds():
 
 
 def test_only_the_cuda_stage_asks_for_nvidias_driver():
-    stages = dict(re.findall(r"^FROM \S+ AS (\w+)\n(.*?)(?=^FROM |\Z)", DOCKERFILE, re.M | re.S))
+    stages = dict(re.findall(r"^FROM \S+ AS ([\w-]+)\n(.*?)(?=^FROM |\Z)", DOCKERFILE, re.M | re.S))
     assert [name for name, text in stages.items() if "NVIDIA_" in text] == ["cuda"]
     assert "NVIDIA_VISIBLE_DEVICES=all" in stages["cuda"]
     assert "NVIDIA_DRIVER_CAPABILITIES=compute,utility" in stages["cuda"]

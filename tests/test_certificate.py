@@ -1,4 +1,4 @@
-"""A network's own certificate: found, refused where it is none, and handed on."""
+"""The network's proxies and certificate: found, refused where they are none, and handed on."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from labkit.launch import certificate as certificate_module
 from labkit.launch import environment as environment_module
 from labkit.launch.certificate import (
     build_certificate,
+    build_proxies,
     keep_fingerprint,
     read_certificate,
     trust_in_pip,
@@ -69,6 +70,24 @@ def test_nothing_to_keep_is_an_error():
     with pytest.raises(UsageError) as caught:
         keep_fingerprint({"LABKIT_CA_KEEP": "1"})
     assert caught.value.what == "LABKIT_CA_KEEP is set, but no certificate to keep"
+
+
+@pytest.mark.parametrize(
+    ("given", "both"),
+    [
+        pytest.param({}, {}, id="none"),
+        pytest.param({"HTTP_PROXY": ""}, {}, id="empty"),
+        pytest.param({"https_proxy": "a"}, {"HTTPS_PROXY": "a", "https_proxy": "a"}, id="small"),
+        pytest.param({"NO_PROXY": "a,b"}, {"NO_PROXY": "a,b", "no_proxy": "a,b"}, id="capital"),
+        pytest.param(
+            {"HTTP_PROXY": "a", "http_proxy": "b"},
+            {"HTTP_PROXY": "a", "http_proxy": "b"},
+            id="each its own",
+        ),
+    ],
+)
+def test_a_proxy_is_named_in_both_writings(given, both):
+    assert build_proxies(given) == both
 
 
 def test_a_file_that_is_not_there(tmp_path):

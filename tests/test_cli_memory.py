@@ -298,13 +298,17 @@ def test_the_documentations_picture_is_what_the_product_draws():
 
 
 @in_checkout
-def test_the_documentations_code_runs(capsys):
+def test_the_documentations_code_runs(capsys, tmp_path, monkeypatch):
     text = (ROOT / "docs/memory.md").read_text(encoding="utf-8")
     blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    assert len(blocks) == 2
-    for block in blocks:
-        exec(compile(block, "docs/memory.md", "exec"), {})
-    assert "process: peak " in capsys.readouterr().out
+    monkeypatch.chdir(tmp_path)
+    shared: dict[str, object] = {}
+    for block in blocks:  # one after the other, as a reader types them
+        exec(compile(block, "docs/memory.md", "exec"), shared)
+    printed = capsys.readouterr().out
+    told = ("process: peak ", "parameters 2.0 MiB", "before the first event", "fits 24 GiB")
+    assert [words for words in told if words not in printed] == []
+    assert {path.name for path in tmp_path.iterdir()} == {"history.html", "history.pickle"}
 
 
 LOADED = """

@@ -144,6 +144,7 @@ def test_a_certificate_is_a_secret_of_the_build(name):
 def test_which_stages_make_each_services_image(service, flavor, build, image):
     arguments = SERVICES[service]["build"]["args"]
     assert (arguments["FLAVOR"], arguments.get("CUDA_BUILD")) == (flavor, build)
+    assert arguments.get("TOOLS", "none") == ("test" if service == "test" else "none")
     assert SERVICES[service]["image"] == image
 
 

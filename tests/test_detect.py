@@ -157,6 +157,17 @@ def test_unlike_gpus_leave_the_number_open_and_say_how_to_settle_it():
             id="no driver and a CPU build",
         ),
         pytest.param(
+            NvmlFacts(trouble=make_trouble("no library")),
+            CUDA_BUILD,
+            {"LABKIT_IN_CONTAINER": "1"},
+            "cpu",
+            (
+                "no GPU was passed into this container: libnvidia-ml.so.1 was not found"
+                " (on the host, make doctor says why)",
+            ),
+            id="the cuda lab without a GPU",
+        ),
+        pytest.param(
             make_nvml(),
             CUDA_BUILD,
             {},

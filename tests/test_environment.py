@@ -79,6 +79,13 @@ def test_a_new_environment_is_installed_from_the_locks(checkout, python, tmp_pat
     ]
 
 
+def test_its_kernels_find_the_labs_settings(checkout, python):
+    PythonEnvironment(checkout).prepare(Steps())
+    PythonEnvironment(checkout).prepare(Steps())
+    settings = checkout.environment_folder / "etc" / "ipython" / "ipython_config.py"
+    assert settings.readlink() == checkout.root / "docker" / "jupyter" / "ipython_config.py"
+
+
 def test_only_torch_knows_an_index_and_another_one_by_name(checkout, python, tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_INDEX", "https://mirror.example/cpu")
     PythonEnvironment(checkout).prepare(Steps())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import traceback
+
 import pytest
 
 from labkit.errors import (
@@ -65,5 +67,11 @@ def test_what_is_not_known_is_null():
     assert describe_error(LabkitError("it"))["fix"] is None
 
 
-def test_an_error_prints_as_what_failed():
-    assert str(UsageError("no lab named tensor", cause="a typing error")) == "no lab named tensor"
+def test_a_traceback_tells_the_cause_and_the_next_command_too():
+    error = UsageError("no lab 'tensor'", cause="the labs are: tensors", fix="labkit run tensors")
+
+    assert traceback.format_exception_only(error) == [
+        "labkit.errors.UsageError: no lab 'tensor'\n"
+        "  cause: the labs are: tensors\n"
+        "  try: labkit run tensors\n"
+    ]

@@ -13,14 +13,13 @@ from IPython.utils.capture import capture_output
 from traitlets.config import Config
 from traitlets.config.loader import PyFileConfigLoader
 
-import labkit
 from labkit.doctor.distribution import Distribution
 from labkit.doctor.explain import explain_text, hint_at
 from labkit.jupyter import explain, extension
 from tests.notebooks import run_cells
 
-SETTINGS = Path(labkit.__file__).parent / "jupyter" / "ipython_config.py"
-REPOSITORY = Path(labkit.__file__).parents[1]
+REPOSITORY = Path(__file__).parents[1]
+SETTINGS = REPOSITORY / "docker" / "jupyter" / "ipython_config.py"
 NO_DRIVER = "Found no NVIDIA driver on your system."
 HINT = (
     "cause: torch sees no GPU: none was passed to this container, or CUDA_VISIBLE_DEVICES "

@@ -22,7 +22,8 @@ from tests.fakes.host import make_checkout, write_program
 @pytest.fixture
 def checkout(tmp_path, monkeypatch):
     """A checkout with one file of each kind, and no build settings around it."""
-    for name in ("BASE_IMAGE", "TORCH_INDEX", "LABKIT_CA_FILE", "LABKIT_CA_KEEP"):
+    proxies = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy")
+    for name in ("BASE_IMAGE", "TORCH_INDEX", "LABKIT_CA_FILE", "LABKIT_CA_KEEP", *proxies):
         monkeypatch.delenv(name, raising=False)
     checkout = make_checkout(tmp_path / "a lab")
     for name in ("labkit/cli/run.py", "labs/tensors/lesson.py", "docker/steps/install.sh"):
@@ -200,6 +201,7 @@ PODMAN = """\
 Collecting numpy==2.4.0 (from -r /locks/lab.txt (line 90))
 """
 CLASSIC = "STEP 3/9: COPY docker/jupyter /etc/labkit/jupyter\n"
+INSTALLER = "#7 [installer 1/1] COPY docker/steps/trust-certificate.sh docker/steps/install.sh /\n"
 
 
 @pytest.mark.parametrize(
@@ -237,6 +239,11 @@ CLASSIC = "STEP 3/9: COPY docker/jupyter /etc/labkit/jupyter\n"
         ),
         pytest.param(
             CLASSIC, ["step 3 of 9: COPY docker/jupyter /etc/labkit/jupyter"], id="one stage"
+        ),
+        pytest.param(
+            INSTALLER,
+            ["installer step 1 of 1: COPY docker/steps/trust-certificate.sh docker/steps/install."],
+            id="a step that copies the certificate's",
         ),
         pytest.param("#9 CACHED\nsomething else\n\n", [], id="nothing to say"),
     ],

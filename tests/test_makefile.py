@@ -15,7 +15,18 @@ from labkit.commands import run_command
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "Makefile").read_text(encoding="utf-8")
 TARGETS = re.findall(r"^([a-z][a-z-]*):(?!=)", TEXT, flags=re.MULTILINE)
-VARIABLES = ("RUNTIME", "FLAVOR", "CUDA", "GPUS", "PORT", "BIND", "LABS", "PYTHON")
+VARIABLES = (
+    "RUNTIME",
+    "FLAVOR",
+    "CUDA",
+    "GPUS",
+    "PORT",
+    "BIND",
+    "STEP",
+    "DEVICE",
+    "LABS",
+    "PYTHON",
+)
 
 needs_make = pytest.mark.skipif(not shutil.which("make"), reason="needs make: apt-get install make")
 
@@ -35,7 +46,7 @@ def run_make(*words, folder=ROOT):
 
 
 def test_there_is_a_target_for_each_obvious_thing():
-    wanted = "up down status logs shell run test lint build lock clean help devices"
+    wanted = "up down status logs shell run test lint build lock clean help devices memory estimate"
     assert set(wanted.split()) <= set(TARGETS)
 
 
@@ -90,6 +101,11 @@ def test_help_lists_every_target_and_variable(words):
         (("test", "PYTEST=-k ports", "RUNTIME=local"), 'test --runtime "local" -- -k ports'),
         (("status", "PYTHON=python3.12"), "python3.12 -m labkit status"),
         (("devices",), "-m labkit exec -- labkit devices"),
+        (("memory",), "-m labkit exec -- labkit memory"),
+        (
+            ("estimate", "STEP=train.py:make_step", "DEVICE=24 GiB"),
+            'labkit estimate "train.py:make_step" --device "24 GiB"',
+        ),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )

@@ -35,7 +35,7 @@ def docker(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def checkout(tmp_path, monkeypatch):
+def checkout(docker, tmp_path, monkeypatch):
     made = make_checkout(tmp_path / "a lab")
     monkeypatch.setenv("LABKIT_HOME", str(made.root))
     return made
@@ -52,7 +52,8 @@ def test_a_cuda_image_is_built_under_the_name_and_the_way_to_hosts_is_said(
 ):
     assert main(["build", "--flavor", "cuda", "--image", NAME]) == ExitCode.OK
 
-    build = docker.calls[-1]
+    build, prune = docker.calls[-2:]
+    assert prune == "image prune --force --filter label=io.labkit.flavor=cuda"
     assert build == (
         f"compose --project-directory {checkout.root} --project-name labkit"
         f" --file {checkout.root}/compose.yaml --profile cuda build cuda"
@@ -99,9 +100,16 @@ def test_an_image_for_this_host_is_made_for_its_gpu(docker):
 )
 def test_which_service_build_and_name(docker, words, service, name, cuda):
     assert main(["build", *words]) == ExitCode.OK
-    assert docker.calls[-1].endswith(f"--profile {service} build {service}")
+    assert docker.calls[-2].endswith(f"--profile {service} build {service}")
     variables = read_variables(docker)
     assert (variables["LABKIT_IMAGE"], variables["LABKIT_CUDA_BUILD"]) == (name, cuda)
+
+
+@pytest.mark.usefixtures("checkout")
+def test_the_variable_names_the_image_where_no_option_does(docker, monkeypatch):
+    monkeypatch.setenv("LABKIT_IMAGE", "labkit:mine")
+    assert main(["build", "--flavor", "cuda"]) == ExitCode.OK
+    assert read_variables(docker)["LABKIT_IMAGE"] == "labkit:mine"
 
 
 @pytest.mark.usefixtures("checkout")

@@ -124,7 +124,7 @@ def tools(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def checkout(tmp_path, monkeypatch):
+def checkout(docker, tmp_path, monkeypatch):
     made = make_checkout(tmp_path / "a lab")
     monkeypatch.setenv("LABKIT_HOME", str(made.root))
     return made

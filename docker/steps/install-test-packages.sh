@@ -7,4 +7,4 @@ apt-get update -qq
 apt-get install -y --no-install-recommends \
     chromium chromium-driver fonts-dejavu-core make shellcheck
 rm -rf /var/lib/apt/lists/* /var/cache/apt/*
-PIP_PREFIX=/opt/lab "$steps/install-python-packages.sh" test
+"$steps/install-python-packages.sh" test

@@ -74,7 +74,7 @@ def run_sbom(arguments: argparse.Namespace) -> int:
     """Writes the SBOM of an image that is here; prints the file's path."""
     from labkit.launch.builds import choose_named_build
     from labkit.launch.plan import check_settings
-    from labkit.launch.publish import find_engine
+    from labkit.launch.publish import find_engine, name_image
     from labkit.launch.sbom import write_sbom
     from labkit.launch.settings import find_checkout, read_settings
     from labkit.launch.state import prepare_state_folder
@@ -83,8 +83,7 @@ def run_sbom(arguments: argparse.Namespace) -> int:
     checkout, settings = find_checkout(), read_settings(vars(arguments))
     check_settings(settings)
     prepare_state_folder(checkout)
-    build = choose_named_build(settings.flavor, settings.cuda)
-    image = arguments.image or f"labkit:{build.name}"
+    image = arguments.image or name_image(choose_named_build(settings.flavor, settings.cuda))
     path, count = write_sbom(checkout, find_engine(settings), image, Steps())
     print(f"{path}\n{count} packages, CycloneDX 1.6, valid")
     return ExitCode.OK

@@ -17,6 +17,11 @@ ON_MACOS = (
     "macOS has no NVIDIA driver; whether torch can use the Apple GPU only torch knows:"
     " labkit devices --verify"
 )
+# The driver's library comes into a container with the GPU.
+WITHHELD = (
+    "no GPU was passed into this container: libnvidia-ml.so.1 was not found"
+    " (on the host, make doctor says why)"
+)
 SPLIT = (
     "a GPU is split by MIG, and CUDA gives a process one slice of it:"
     " CUDA_VISIBLE_DEVICES=MIG-... picks which"
@@ -159,7 +164,9 @@ def _explain_unusable(
 ) -> str | None:
     """One sentence on why torch has no NVIDIA GPU to compute on, None where it may have one."""
     if nvml.trouble:
-        return nvml.trouble.sentence
+        in_cuda_lab = environment.get("LABKIT_IN_CONTAINER") and build and build.cuda
+        withheld = in_cuda_lab and nvml.trouble.kind == "no library"
+        return WITHHELD if withheld else nvml.trouble.sentence
     if not nvml.gpus:
         return "the NVIDIA driver is loaded but there is no GPU"
     if build is None:

@@ -1,4 +1,4 @@
-"""A certificate of the network's own, which a build behind an inspecting proxy must trust."""
+"""The way out of this network for a build: its proxies, and the certificate they sign with."""
 
 from __future__ import annotations
 
@@ -68,6 +68,21 @@ def build_certificate(environment: Mapping[str, str] = os.environ) -> dict[str, 
     found = read_certificate(environment)
     file = {"LABKIT_CA_FILE": str(found[0])} if found else {}
     return {**file, "LABKIT_KEPT_CA": keep_fingerprint(environment)}
+
+
+def build_proxies(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """The proxy variables in either writing: apt reads the small ones alone, some tools the others.
+
+    >>> build_proxies({"HTTPS_PROXY": "http://proxy:3128"})
+    {'HTTPS_PROXY': 'http://proxy:3128', 'https_proxy': 'http://proxy:3128'}
+    """
+    both = {}
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY"):
+        value = environment.get(name) or environment.get(name.lower())
+        if value:
+            both[name] = environment.get(name) or value
+            both[name.lower()] = environment.get(name.lower()) or value
+    return both
 
 
 def trust_in_pip(checkout: Checkout, environment: Mapping[str, str] = os.environ) -> dict[str, str]:

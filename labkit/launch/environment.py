@@ -21,6 +21,7 @@ from labkit.launch.steps import Step, Steps
 INSTALL_LIMIT_SECONDS = 2 * 3600.0
 # What labkit itself is installed from: editable, so that a change to the code needs nothing.
 LABKIT_INPUT = "pyproject.toml"
+IPYTHON_SETTINGS = Path("docker/jupyter/ipython_config.py")
 
 # What each lock is called while it is being installed.
 TITLES = {
@@ -67,6 +68,7 @@ class PythonEnvironment:
         for lock in locks:
             self._install_once(steps, lock, self._lock_file(lock), self._lock_options(lock))
         self._install_once(steps, "labkit", self.checkout.root / LABKIT_INPUT, ())
+        self._link_settings()
 
     def is_current(self, locks: Sequence[str] = CPU_BUILD.locks) -> bool:
         """True where everything the locks name is installed."""
@@ -113,6 +115,14 @@ class PythonEnvironment:
                     "make up   # goes on where it stopped",
                 )
         self._stamp(name).write_text(digest, encoding="ascii")
+
+    def _link_settings(self) -> None:
+        """Has the environment's kernels find the lab's settings for IPython."""
+        link = self.checkout.environment_folder / "etc" / "ipython" / IPYTHON_SETTINGS.name
+        if not link.is_symlink():
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.unlink(missing_ok=True)
+            link.symlink_to(self.checkout.root / IPYTHON_SETTINGS)
 
     def _remove_other_builds(self, steps: Steps, locks: Sequence[str]) -> None:
         """Takes out what another build of torch brought, and torch with it.

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from labkit import __version__
 from labkit.commands import run_command
-from labkit.launch.certificate import build_certificate, keep_fingerprint
+from labkit.launch.certificate import build_certificate, build_proxies, keep_fingerprint
 from labkit.launch.settings import Checkout
 
 # What the images are made from; .dockerignore lets little more than this through.
@@ -71,7 +71,7 @@ def read_image_digest(client: str, image: str) -> str | None:
 
 
 def build_variables(checkout: Checkout, digest: str) -> dict[str, str]:
-    """What compose.yaml passes on to the build: version, revision, fingerprint and certificate."""
+    """What compose.yaml passes on to the build: its labels, and the way out of this network."""
     commit_time = _ask_git(checkout, "log", "-1", "--format=%ct")
     return {
         "LABKIT_VERSION": __version__,
@@ -82,6 +82,7 @@ def build_variables(checkout: Checkout, digest: str) -> dict[str, str]:
         # The image is as old as the commit it was made from, whoever builds it, and when.
         **({"SOURCE_DATE_EPOCH": commit_time} if commit_time else {}),
         **build_certificate(),
+        **build_proxies(),
     }
 
 
@@ -120,6 +121,6 @@ def follow_build(note: Callable[[str], None]) -> Callable[[str], None]:
 def _name_build_step(step: re.Match[str]) -> str:
     stage, number, count, classic, classic_count, text = step.groups()
     words = " ".join(text.split())
-    words = re.sub(r"--mount=\S+ ?|/steps/trust-certificate\.sh ", "", words)
+    words = re.sub(r"--mount=\S+ ?|(?<= )/steps/trust-certificate\.sh ", "", words)
     place = f"step {number or classic} of {count or classic_count}"
     return f"{stage + ' ' if stage else ''}{place}: {words[:60]}"

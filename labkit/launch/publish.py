@@ -61,7 +61,7 @@ def build_image(
     Raises EngineError with the log's last lines.
     """
     client = find_engine(settings)
-    name = name or f"labkit:{build.name}"
+    name = name or name_image(build)
     digest = image.digest_inputs(checkout)
     variables = image.build_variables(checkout, digest)
     with steps.step(f"building {name}") as step:
@@ -83,7 +83,15 @@ def build_image(
                 log.write(result.message)
         if not result.ok:
             raise log.failure(f"building {name} failed", f"make build {name_choice(build)}")
+    # The image that had the name before: nothing refers to it any more, and it is gigabytes.
+    label = f"label=io.labkit.flavor={build.flavor}"
+    run_command([client, "image", "prune", "--force", "--filter", label], timeout_seconds=60)
     return BuiltImage(client, name, build, image.read_revision(checkout))
+
+
+def name_image(build: TorchBuild) -> str:
+    """The lab's own name for the image of a build; LABKIT_IMAGE gives another."""
+    return os.environ.get("LABKIT_IMAGE") or f"labkit:{build.name}"
 
 
 def compose_build(checkout: Checkout, client: str, service: str) -> list[str]:
@@ -114,7 +122,7 @@ def describe_built(built: BuiltImage) -> list[str]:
 def name_choice(build: TorchBuild) -> str:
     """What is typed after `make` to get this build.
 
-    >>> name_choice(CPU_BUILD)
-    'FLAVOR=cpu'
+    >>> name_choice(CUDA_BUILDS[0])
+    'CUDA=cu130'
     """
     return f"CUDA={build.name}" if build.cuda else "FLAVOR=cpu"

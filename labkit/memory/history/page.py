@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib.resources import files
 
 from labkit.memory.frames import Frame
 from labkit.memory.history.analysis import DeviceHistory, History, Moment
 from labkit.memory.history.drawing import BARS_DRAWN, draw_segments, draw_timeline
 from labkit.memory.history.lines import OWN, Group, Place, judge_file
-from labkit.memory.history.markup import escape, make_document, shorten
+from labkit.memory.history.markup import escape, shorten
 from labkit.memory.history.text import (
     advise,
     count,
@@ -18,6 +19,7 @@ from labkit.memory.history.text import (
     say_shortage,
     say_when,
 )
+from labkit.pages import make_document
 from labkit.units import format_bytes
 
 ROWS_SHOWN = 25
@@ -90,7 +92,16 @@ def make_page(history: History, name: str = "") -> str:
         "</main>",
         f"<footer><p>{escape(counted)}</p></footer>",
     ]
-    return make_document(f"{title} - labkit history", "\n".join(body))
+    return make_document(
+        escape(f"{title} - labkit history"),
+        "\n".join(body),
+        style=_read("history.css"),
+        script=_read("history.js"),
+    )
+
+
+def _read(name: str) -> str:
+    return files("labkit.memory.history").joinpath(name).read_text(encoding="utf-8")
 
 
 def _make_title(history: History) -> tuple[str, str]:

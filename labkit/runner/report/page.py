@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import base64
 import contextlib
-import hashlib
 import os
 from importlib.resources import files
 from pathlib import Path
 
 from labkit.errors import LabkitError
+from labkit.pages import make_document
 from labkit.runner.report.markup import escape
 from labkit.runner.report.outputs import Piece
 from labkit.units import format_bytes
@@ -69,20 +68,12 @@ def _choose(sizes: dict[int, int], room: int) -> set[int]:
 
 def make_page(title: str, body: str) -> str:
     """A whole html document that loads nothing: style and script are in it, and no other can be."""
-    style = _read("report.css")
-    script = _read("report.js")
-    allowed = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    policy = (
-        "default-src 'none'; img-src data:; style-src 'unsafe-inline';"
-        f" script-src 'sha256-{allowed}'; base-uri 'none'; form-action 'none'"
-    )
-    return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        '<meta name="color-scheme" content="light dark">\n'
-        f"<title>{escape(title)}</title>\n<style>\n{style}</style>\n</head>\n"
-        f"<body>\n{body}\n<script>{script}</script>\n</body>\n</html>\n"
+    return make_document(
+        escape(title),
+        body,
+        style=_read("report.css"),
+        script=_read("report.js"),
+        sources=("img-src data:",),
     )
 
 
