@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import shutil
 import sys
 
 NARROWEST_BAR = 10
@@ -35,6 +34,8 @@ def fit_bar(widest: int, indent: int) -> int:
     ``widest``. A file gets all of them."""
     if not is_terminal():
         return widest
+    import shutil  # with the libraries of archives that it loads, it takes milliseconds
+
     return max(NARROWEST_BAR, min(widest, shutil.get_terminal_size().columns - indent))
 
 
