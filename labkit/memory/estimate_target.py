@@ -93,15 +93,23 @@ def _squeeze(name: str) -> str:
 
 def _find_here(word: str) -> Target:
     """A device of this machine, by torch's name for it, with what it has and what is taken."""
+    from labkit.devices.detect import detect_devices
     from labkit.memory.snapshot import take_snapshot
 
     wanted = "cuda:0" if word == "cuda" else word
-    found = [one for one in take_snapshot().balances if one.torch_name == wanted]
-    balance = found[0] if found else None
+    balances = take_snapshot().balances
+    balance = next((one for one in balances if one.torch_name == wanted), None)
+    reasons: tuple[str, ...] = ()
+    if balance is None:
+        # Torch tells its names only once it has started CUDA; until then they are worked out.
+        detection = detect_devices()
+        uuids = {one.uuid for one in detection.devices if one.uuid and one.torch_name == wanted}
+        balance = next((one for one in balances if one.uuid in uuids), None)
+        reasons = detection.notes
     if balance is None or balance.total_bytes is None:
         raise DeviceMissingError(
             f"{wanted} is not on this machine, or its memory is not known",
-            cause="neither the driver nor torch tells of it",
+            cause="; ".join(reasons) or "neither the driver nor torch tells of it",
             fix='a size instead: --device "24 GiB"',
         )
     total = balance.total_bytes - (balance.driver_reserved_bytes or 0)
