@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from labkit.devices.cgroup import read_room
 from labkit.devices.gpu_memory import MemoryAnswer, ask_gpu_memory
 from labkit.devices.nvml import Gate, NvmlError, Trouble, open_gate
+from labkit.devices.visibility import strip_kind
 from labkit.memory.allocator import AllocatorFacts, find_started_torch
 from labkit.memory.balance import Balance
 from labkit.memory.machine import MachineMemory, read_available_bytes, read_machine_memory
@@ -58,7 +59,7 @@ def read_levels(balance: Balance) -> Levels:
     name = name_device(balance)
     held = dict(zip(GPU_MEASURES, counts, strict=True))
     # Torch writes a UUID without NVML's prefix, and tells of a device that NVML has lost sight of.
-    key = (balance.uuid or name).removeprefix("GPU-").removeprefix("MIG-")
+    key = strip_kind(balance.uuid or name)
     return Levels(key, name, "gpu", balance.total_bytes, held)
 
 

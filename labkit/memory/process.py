@@ -83,12 +83,14 @@ def read_command(process_id: int, *, proc: Path = PROC) -> str | None:
     try:
         words = (folder / "cmdline").read_bytes().decode(errors="replace").split("\0")
         if not words[0]:  # a kernel's thread
-            return (folder / "comm").read_text(errors="replace").strip() or None
+            words = [(folder / "comm").read_text(errors="replace").strip()]
     except OSError:
         return None
     program, *rest = words
     said = rest[:2] if rest[:1] == ["-m"] else [word for word in rest[:1] if word[:1] != "-"]
-    return " ".join(word.rpartition("/")[2] for word in (program, *said) if word)
+    told = " ".join(word.rpartition("/")[2] for word in (program, *said) if word)
+    # A process can call itself anything: what would move a terminal's cursor is left out.
+    return "".join(sign if sign.isprintable() else "?" for sign in told) or None
 
 
 def _folder(process_id: int | None, proc: Path) -> Path:
