@@ -300,16 +300,26 @@ def _play_out(work: Work, *, cuda: bool) -> tuple[Pretence, Obstacle | None]:
 
 def _play(work: Work, pretence: Pretence, *, follow: bool) -> Obstacle | None:
     """Runs the work in the pretence; gives what stopped it where fake tensors did not know."""
-    from labkit.memory.estimate_fake import RealTensorError, read_obstacle, refuse_real
+    from labkit.memory.estimate_fake import (
+        LazyTensorError,
+        RealTensorError,
+        read_obstacle,
+        refuse_lazy,
+        refuse_real,
+    )
 
     try:
         with pretence.play():
             _run(work, pretence, follow=follow)
     except RealTensorError as error:
         raise refuse_real(work.name, inference=work.inference) from error
+    except LazyTensorError as error:
+        raise refuse_lazy(work.name) from error
     except LabkitError:
         raise
     except (Exception, SystemExit) as error:  # whatever the user's code raises
+        if "UninitializedParameter" in str(error):
+            raise refuse_lazy(work.name) from error
         obstacle = read_obstacle(error)
         if obstacle is None:
             raise explain_failure(work.name, error) from error

@@ -111,6 +111,10 @@ class RealTensorError(Exception):
     """A parameter that was made outside takes part."""
 
 
+class LazyTensorError(Exception):
+    """A parameter of a lazy module, which has no size before its module has run."""
+
+
 class Pretence:
     """Fake tensors around whatever runs in it, traced; ``cuda`` as CUDA would take memory."""
 
@@ -151,6 +155,8 @@ class Pretence:
             return copy.deepcopy(arguments)
 
     def _make_fake(self, tensor: Any) -> Any:
+        if torch.nn.parameter.is_lazy(tensor):
+            raise LazyTensorError(type(tensor).__name__)
         made = self._stand_in(tensor)
         # It takes memory whether or not the step looks at it.
         self.tracer.mark(made, "parameters" if isinstance(made, torch.nn.Parameter) else "other")
@@ -207,6 +213,15 @@ def find_raising_frame(error: BaseException) -> Frame | None:
     return found
 
 
+def refuse_lazy(name: str) -> UsageError:
+    """The error for a step whose model has lazy modules that have not run yet."""
+    return UsageError(
+        f"{name} has a lazy module, whose parameters have no size yet",
+        cause="torch's fake tensors cannot stand in for them",
+        fix="run the model once on a small batch, then estimate_memory(step, model, ...)",
+    )
+
+
 def refuse_real(name: str, *, inference: bool) -> UsageError:
     """The error for a step with parameters which were made outside of it."""
     cause = "its gradients would be fake ones: the model would be spoilt"
@@ -237,7 +252,8 @@ def _copy_by(convert: Callable[[Any], Any]) -> Iterator[None]:
     def copy_tensor(tensor: Any, memo: dict[int, Any]) -> Any:
         return memo.setdefault(id(tensor), convert(tensor))
 
-    kinds = (torch.Tensor, torch.nn.Parameter)
+    # Each of these has a way of its own.
+    kinds = (torch.Tensor, torch.nn.Parameter, torch.nn.UninitializedParameter)
     originals = [kind.__deepcopy__ for kind in kinds]
     for kind in kinds:
         kind.__deepcopy__ = copy_tensor
