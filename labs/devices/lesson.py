@@ -30,7 +30,7 @@ import matplotlib.pyplot as plt
 import torch
 from torch.nn import functional
 
-from labkit import best_device, check, claim, claim_raises
+from labkit import best_device, check, claim, claim_raises, estimate_memory, track_memory
 from labkit.lessons.pictures import use_lab_style
 
 torch.manual_seed(0)
@@ -983,6 +983,49 @@ if torch.accelerator.current_accelerator() is None:  # no accelerator in this bu
     )
 
 # %% [markdown]
+# ### Ask before: will it fit?
+#
+# A peak can be known without a GPU, and without the memory that it takes: torch's *fake* tensors
+# have shapes and storages, and no bytes. labkit's `estimate_memory` runs a training step on them and
+# counts what each storage is for. `track_memory` measures the real step. Both on the CPU here, where
+# every machine can hold one against the other:
+
+
+# %%
+def train_step(model, inputs):
+    model.zero_grad()
+    model(inputs).square().mean().backward()
+
+
+model = torch.nn.Sequential(
+    torch.nn.Linear(512, 2048), torch.nn.GELU(), torch.nn.Linear(2048, 512)
+)
+estimates = {
+    rows: estimate_memory(train_step, model, torch.randn(rows, 512)) for rows in (256, 512)
+}
+inputs = torch.randn(256, 512)
+train_step(model, inputs)  # the first step makes the gradients that later ones write into
+with track_memory("cpu", kinds=True) as tracked:
+    train_step(model, inputs)
+
+measured = sum(tracked.kinds.values())
+claim(
+    "the estimate is within 2 % of the measured peak",
+    abs(estimates[256].peak_bytes - measured) < 0.02 * measured,
+)
+claim(
+    "twice the rows keep twice the activations",
+    round(estimates[512].kinds["activations"] / estimates[256].kinds["activations"], 2),
+    2.0,
+)
+claim(
+    "and not a byte more of parameters",
+    estimates[512].kinds["parameters"],
+    tracked.kinds["parameters"],
+)
+estimates[256]
+
+# %% [markdown]
 # ## Out of memory, and back
 #
 # On CUDA, asking for more than is free raises `torch.OutOfMemoryError`, after torch has emptied its
@@ -1091,5 +1134,5 @@ check("devices.run_in_halves", run_in_halves)
 # - Wait before you read the clock; warm up; take the median; say on which machine.
 # - Fewer bits cost accuracy by a known amount, and give speed only where the hardware has it.
 #   Measure both.
-# - Memory follows storages, and the peak is what must fit. After a failure, let go of the error
-#   first.
+# - Memory follows storages, and the peak is what must fit: it can be asked for beforehand. After a
+#   failure, let go of the error first.
