@@ -62,8 +62,8 @@ def test_a_hostile_pickle_is_a_usage_error_and_runs_nothing(tmp_path, monkeypatc
 def test_a_file_that_is_not_there_and_a_folder(tmp_path, capsys):
     assert main(["history", str(tmp_path / "none.pickle")]) == 2
     assert "is not there" in capsys.readouterr().err
-    assert main(["history", str(tmp_path)]) == 1
-    assert capsys.readouterr().err.startswith(f"error: {tmp_path}: Is a directory\n")
+    assert main(["history", str(tmp_path)]) == 2
+    assert capsys.readouterr().err.startswith(f"error: {tmp_path} cannot be read\n")
 
 
 def test_a_page_that_cannot_be_written_is_an_error_without_output(file, capsys):

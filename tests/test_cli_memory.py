@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import os
 import re
 import subprocess
 import sys
@@ -61,7 +62,7 @@ note: a note
 def played(monkeypatch):
     """This machine has the GPU above, and no other device."""
     monkeypatch.setattr(snapshot_module, "take_snapshot", lambda: SNAPSHOT)
-    monkeypatch.setattr(command.os, "environ", {})
+    monkeypatch.setattr(os, "environ", {})
 
 
 class Terminal(io.StringIO):
@@ -137,7 +138,7 @@ def test_the_json_object_has_every_key_and_null_for_the_unknown(played, capsys):
 def test_colour_is_for_terminals_that_want_it(played, monkeypatch, words, environment, coloured):
     terminal = Terminal()
     monkeypatch.setattr(sys, "stdout", terminal)
-    monkeypatch.setattr(command.os, "environ", environment)
+    monkeypatch.setattr(os, "environ", environment)
     assert main(["memory", *words]) == 0
     assert ("\x1b[94m█" in terminal.getvalue()) is coloured
     assert coloured or terminal.getvalue() == TEXT
@@ -155,9 +156,10 @@ def test_a_terminal_without_the_characters_gets_others(played, monkeypatch):
     ("words", "sentence"),
     [
         (["--watch", "--json"], "--watch and --json do not go together"),
-        (["--watch", "0"], "--watch 0 is too short"),
-        (["--watch", "-1"], "--watch -1 is too short"),
-        (["--watch", "nan"], "--watch nan is too short"),
+        (["--watch", "0"], "--watch 0 is no interval to watch at"),
+        (["--watch", "-1"], "--watch -1 is no interval to watch at"),
+        (["--watch", "nan"], "--watch nan is no interval to watch at"),
+        (["--watch", "inf"], "--watch inf is no interval to watch at"),
         (["--watch", "soon"], "argument --watch: invalid float value: 'soon'"),
     ],
 )
@@ -197,11 +199,11 @@ def test_a_watched_screen_is_drawn_in_place_and_given_back(capsys):
     sleep = watch_three(on_screen=True)
     assert sleep.slept == [0.5, 0.5, 0.5]
     assert capsys.readouterr().out == (
-        "\x1b[?1049h\x1b[?25l"
+        "\x1b[?1049h\x1b[?25l\x1b[?7l"
         "\x1b[Hone\x1b[K\ntwo\x1b[K\x1b[J"
         "\x1b[Hthree\x1b[K\x1b[J"
         "\x1b[Hfour\x1b[K\n2 more lines: a higher window shows them\x1b[K\x1b[J"
-        "\x1b[?25h\x1b[?1049l"
+        "\x1b[?7h\x1b[?25h\x1b[?1049l"
     )
 
 

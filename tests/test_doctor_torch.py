@@ -17,7 +17,7 @@ from tests.fakes.sick_hosts import play_host
 
 DEBIAN = Distribution("Debian", "debian")
 ALL = f"{sys.executable} -m labkit.doctor.trials allocation matmul compile"
-HELD = "allocation: 64 MiB on cpu\nmatmul: a matmul on cpu is within 2e-05 of the exact product\n"
+HELD = "allocation: 64 MiB on cpu\nmatmul: a product on cpu is within 2e-05 of the CPU's float64\n"
 NO_KERNEL = "RuntimeError: CUDA error: no kernel image is available for execution on the device"
 
 
@@ -97,14 +97,14 @@ def cut_short(stdout, seconds=6.5):
             says(f"a warning\n{HELD}compile: fine"),
             False,
             "ok",
-            "a matmul on cpu is within 2e-05 of the exact product",
+            "a product on cpu is within 2e-05 of the CPU's float64",
             id="fine",
         ),
         pytest.param(
             cut_short(HELD),
             False,
             "ok",
-            "a matmul on cpu is within 2e-05 of the exact product",
+            "a product on cpu is within 2e-05 of the CPU's float64",
             id="the compile after it was cut short",
         ),
         pytest.param(
@@ -161,14 +161,17 @@ def test_the_real_trials_hold_here_and_each_says_so_at_once(capsys):
     lines = capsys.readouterr().out.splitlines()
     assert [line.partition(":")[0] for line in lines] == ["allocation", "matmul"]
     assert lines[0] == f"allocation: 64 MiB on {best_device()}"
+    assert lines[1].startswith(f"matmul: a product on {best_device()} is within ")
 
 
 def test_a_trial_that_breaks_ends_the_rest_after_what_held_was_said(capsys, monkeypatch):
-    def broken():
+    def broken(torch, device):
         raise RuntimeError("no such card")
 
-    monkeypatch.setitem(trials.TRIALS, "allocation", lambda: "64 MiB on cpu")
-    monkeypatch.setitem(trials.TRIALS, "matmul", broken)
+    monkeypatch.setattr(trials, "best_device", lambda: "cpu")
+    held = trials.Trial(lambda torch, device: "64 MiB", "{words} on {device}")
+    monkeypatch.setitem(trials.TRIALS, "allocation", held)
+    monkeypatch.setitem(trials.TRIALS, "matmul", trials.Trial(broken, ""))
     with pytest.raises(RuntimeError, match="no such card"):
         trials.main(["allocation", "matmul", "compile"])
     assert capsys.readouterr().out == "allocation: 64 MiB on cpu\n"
@@ -181,7 +184,7 @@ def test_the_real_compile_holds_here():
     command = [sys.executable, "-m", "labkit.doctor.trials", "compile"]
     answer = run_command(command, timeout_seconds=240)
     assert answer.stdout == (
-        f"compile: torch.compile on {best_device()} gives what the plain function gives\n"
+        f"compile: a compiled function on {best_device()} gives the same as uncompiled\n"
     )
 
 

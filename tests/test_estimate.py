@@ -131,7 +131,7 @@ def test_an_argument_counts_whether_or_not_the_step_looks_at_it():
 
 def test_a_model_from_outside_that_is_trained_is_refused():
     model = nn.Linear(4, 4)
-    with pytest.raises(UsageError, match="trains a tensor that was made outside of it"):
+    with pytest.raises(UsageError, match="trains a parameter that was made outside of it"):
         estimate_memory(lambda: model(torch.ones(1, 4)).sum().backward())
     assert model.weight.grad is None
 
@@ -309,7 +309,7 @@ def test_a_batch_below_one_is_refused():
 def test_the_batch_is_the_functions_own_where_none_is_given():
     estimate = estimate_memory(lambda batch=7: torch.ones(batch) + 1)
     assert (estimate.batch, estimate.peak_bytes) == (7, 56)
-    assert estimate_memory(lambda size=7: None).batch is None
+    assert estimate_memory(lambda size=7: torch.ones(size)).batch is None
     assert estimate_memory(lambda one: None, torch.ones(1)).batch is None
 
 

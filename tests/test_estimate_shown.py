@@ -145,3 +145,14 @@ def test_ipython_shows_the_text_and_not_a_tuple():
     formatters = pytest.importorskip("IPython.core.formatters")
     assert formatters.PlainTextFormatter()(FULL) == SCREEN
     assert formatters.HTMLFormatter()(FULL).startswith('<div class="labkit-estimate"')
+
+
+def test_what_the_balance_has_too_has_its_colours():
+    from labkit.memory import estimate_picture, picture
+
+    shared = ("cached", "context", "free")
+    assert {key: estimate_picture.COLOURS[key] for key in shared} == {
+        key: picture.COLOURS[key] for key in shared
+    }
+    told_apart = [colour for colour in estimate_picture.COLOURS.values() if colour != "none"]
+    assert len(set(told_apart)) == len(told_apart)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
 import threading
 from types import SimpleNamespace
@@ -309,3 +311,27 @@ def test_a_compiled_function_stays_compiled(tensors):
         double(torch.ones(3))
     double(torch.ones(3))
     assert (len(compiled), len(ran)) == (1, 3)
+
+
+QUIET = """
+import os, torch
+from labkit import track_memory
+with track_memory(tensors=True):
+    torch.ones(3)
+print(os.environ.get("KINETO_LOG_LEVEL"))
+"""
+
+
+@pytest.mark.parametrize("level", [None, "6"], ids=["unset", "set by someone else"])
+def test_the_profiler_writes_nothing_and_its_variable_is_as_before(level):
+    pytest.importorskip("torch")
+    environment = {key: value for key, value in os.environ.items() if key != "KINETO_LOG_LEVEL"}
+    given = {} if level is None else {"KINETO_LOG_LEVEL": level}
+    ended = subprocess.run(
+        [sys.executable, "-c", QUIET],
+        env={**environment, **given},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert (ended.stdout, ended.stderr) == (f"{level}\n", "")

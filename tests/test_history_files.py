@@ -11,7 +11,7 @@ import subprocess
 
 import pytest
 
-from labkit.errors import LabkitError, UsageError
+from labkit.errors import LabkitError, UsageError, format_error
 from labkit.memory.frames import Frame
 from labkit.memory.history.analysis import analyse
 from labkit.memory.history.files import PlainUnpickler, load_snapshot, save_snapshot, write_file
@@ -136,10 +136,21 @@ def test_a_file_that_is_not_there(tmp_path):
         load_snapshot(tmp_path / "none.pickle")
 
 
-def test_a_folder_that_is_not_there_leaves_no_partial_file(tmp_path):
-    with pytest.raises(LabkitError, match="cannot be written"):
-        write_file(tmp_path / "no" / "page.html", b"x")
-    assert list(tmp_path.iterdir()) == []
+def test_a_folder_is_no_snapshot(tmp_path):
+    with pytest.raises(UsageError) as caught:
+        load_snapshot(tmp_path)
+    assert format_error(caught.value) == (
+        f"error: {tmp_path} cannot be read\n  cause: Is a directory\n  try: ls -l {tmp_path}"
+    )
+
+
+@pytest.mark.parametrize("folder", ["no", "file"])
+def test_where_nothing_can_be_written_no_partial_file_is_left(tmp_path, folder):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(LabkitError, match="cannot be written") as caught:
+        write_file(tmp_path / folder / "page.html", b"x")
+    assert caught.value.fix.startswith("another folder, such as ")
+    assert [one.name for one in tmp_path.iterdir()] == ["file"]
 
 
 def event(**facts):

@@ -367,7 +367,7 @@ def test_a_measured_cell_is_marked_once_and_a_block_in_it_too(shell):
     assert [span.name for span in sampler.spans] == ["[2]", "block 1", "[3]"]
 
 
-@pytest.mark.parametrize("minutes", [0, -1, 61, float("nan")])
+@pytest.mark.parametrize("minutes", [0, -1, 61, float("nan"), None, "3"])
 def test_minutes_that_cannot_be_drawn(minutes):
     with pytest.raises(UsageError, match="minutes cannot be drawn"):
         labkit.watch_memory(minutes)

@@ -99,8 +99,18 @@ def test_without_proc_the_figure_is_that_of_ps(tmp_path, monkeypatch, answer, ex
         ({"cmdline": b"", "comm": b"kworker/0:1\n"}, "kworker/0:1"),
         ({"cmdline": b"", "comm": b""}, None),
         ({"cmdline": b"pyth\xffon\0"}, "pyth\ufffdon"),
+        ({"cmdline": b"py\x1b[2Jthon\nx\0"}, "py?[2Jthon?x"),
     ],
-    ids=["script", "module", "code", "program", "kernel thread", "empty", "not utf-8"],
+    ids=[
+        "script",
+        "module",
+        "code",
+        "program",
+        "kernel thread",
+        "empty",
+        "not utf-8",
+        "a terminal's commands",
+    ],
 )
 def test_the_command_of_a_process(proc, files, expected):
     for name, content in files.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import errno
 import json
 import os
@@ -60,7 +61,10 @@ def print_json(value: dict[str, object]) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code; errors go to stderr, and to JSON where asked."""
+    from labkit.cli.terminal import print_what_can_be
+
     words = list(sys.argv[1:] if arguments is None else arguments)
+    print_what_can_be()
     try:
         return int(_run(words))
     except LabkitError as error:
@@ -99,7 +103,8 @@ def _report(error: LabkitError, words: Sequence[str]) -> int:
         traceback.print_exception(error)
     print(format_error(error), file=sys.stderr)
     if "--json" in words:
-        print_json({"error": describe_error(error)})
+        with contextlib.suppress(OSError):  # a disk that is full stays so: it was told above
+            print_json({"error": describe_error(error)})
     return int(error.exit_code)
 
 

@@ -12,6 +12,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from labkit.cli import add_common, print_json
+from labkit.cli.terminal import can_print, fit_bar
 from labkit.errors import ExitCode, UsageError
 from labkit.units import near_match
 
@@ -64,7 +65,7 @@ def show_estimate(arguments: argparse.Namespace) -> int:
     """Prints the estimate; exits 0 where it fits or nothing was named that it is to fit."""
     from labkit.memory.estimate import estimate_memory
     from labkit.memory.estimate_target import find_target
-    from labkit.memory.estimate_text import GLYPHS, format_estimate
+    from labkit.memory.estimate_text import BAR_WIDTH, GLYPHS, INDENT, format_estimate
 
     find_target(arguments.device)  # a name that is wrong is told before torch is loaded
     path, name = split_step(arguments.step)
@@ -82,7 +83,9 @@ def show_estimate(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print_json(describe_estimate(estimate))
     else:
-        print(format_estimate(estimate, plain=not _can_print("".join(GLYPHS.values()))))
+        plain = not can_print("".join(GLYPHS.values()))
+        width = fit_bar(BAR_WIDTH, len(INDENT))
+        print(format_estimate(estimate, plain=plain, width=width))
     judged = estimate.target.capacity_bytes is not None
     return ExitCode.FAILED if judged and not estimate.fits else ExitCode.OK
 
@@ -217,11 +220,3 @@ def _import_beside(path: Path) -> Iterator[None]:
         yield
     finally:
         sys.path.remove(str(path.resolve().parent))
-
-
-def _can_print(text: str) -> bool:
-    try:
-        text.encode(sys.stdout.encoding or "ascii")
-    except UnicodeEncodeError:
-        return False
-    return True

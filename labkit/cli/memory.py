@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import os
 import shutil
-import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from labkit.cli import add_common, print_json
+from labkit.cli.terminal import can_print, fit_bar, is_terminal, wants_colour
 from labkit.errors import ExitCode, UsageError
 
 if TYPE_CHECKING:
@@ -19,11 +18,12 @@ if TYPE_CHECKING:
     from labkit.memory.snapshot import Snapshot
 
 DEFAULT_INTERVAL_SECONDS = 2.0
-SHORTEST_INTERVAL_SECONDS = 0.1
+SHORTEST_INTERVAL_SECONDS, LONGEST_INTERVAL_SECONDS = 0.1, 86_400.0
 
-# The terminal's second screen, without a cursor, so that what was there comes back at the end.
-ENTER_SCREEN = "\x1b[?1049h\x1b[?25l"
-LEAVE_SCREEN = "\x1b[?25h\x1b[?1049l"
+# The terminal's second screen, without a cursor, so that what was there comes back at the end;
+# a line that is too long is cut off there and not wrapped, or the picture would be too high.
+ENTER_SCREEN = "\x1b[?1049h\x1b[?25l\x1b[?7l"
+LEAVE_SCREEN = "\x1b[?7h\x1b[?25h\x1b[?1049l"
 TO_TOP, CLEAR_LINE, CLEAR_BELOW = "\x1b[H", "\x1b[K", "\x1b[J"
 
 
@@ -67,13 +67,13 @@ def _start_watching(arguments: argparse.Namespace, take: Callable[[], Snapshot])
             cause="--json promises exactly one object",
             fix="labkit memory --json",
         )
-    if not arguments.watch >= SHORTEST_INTERVAL_SECONDS:
+    if not SHORTEST_INTERVAL_SECONDS <= arguments.watch <= LONGEST_INTERVAL_SECONDS:
         raise UsageError(
-            f"--watch {arguments.watch:g} is too short",
-            cause=f"the shortest interval is {SHORTEST_INTERVAL_SECONDS:g} seconds",
+            f"--watch {arguments.watch:g} is no interval to watch at",
+            cause=f"it is from {SHORTEST_INTERVAL_SECONDS:g} seconds to a day",
             fix=f"labkit memory --watch {DEFAULT_INTERVAL_SECONDS:g}",
         )
-    watch(lambda: _draw(take(), arguments), arguments.watch, on_screen=sys.stdout.isatty())
+    watch(lambda: _draw(take(), arguments), arguments.watch, on_screen=is_terminal())
     return ExitCode.OK
 
 
@@ -123,26 +123,14 @@ def _second_screen() -> Iterator[None]:
 
 
 def _draw(snapshot: Snapshot, arguments: argparse.Namespace) -> str:
-    from labkit.memory.text import GLYPHS, format_snapshot
+    from labkit.memory.text import BAR_WIDTH, GLYPHS, INDENT, format_snapshot
 
     return format_snapshot(
         snapshot,
-        colour=_wants_colour(arguments),
-        plain=not _can_print("".join(GLYPHS.values())),
+        colour=wants_colour(refused=arguments.no_color),
+        plain=not can_print("".join(GLYPHS.values())),
+        width=fit_bar(BAR_WIDTH, len(INDENT)),
     )
-
-
-def _wants_colour(arguments: argparse.Namespace) -> bool:
-    refused = arguments.no_color or os.environ.get("NO_COLOR")
-    return sys.stdout.isatty() and not refused and os.environ.get("TERM") != "dumb"
-
-
-def _can_print(text: str) -> bool:
-    try:
-        text.encode(sys.stdout.encoding or "ascii")
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def describe_snapshot(snapshot: Snapshot) -> dict[str, object]:

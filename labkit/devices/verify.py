@@ -23,6 +23,7 @@ from labkit.devices.verdicts import (
     judge_unlisted,
     read_events,
 )
+from labkit.devices.visibility import strip_kind
 from labkit.errors import DeviceMissingError
 
 LIST_SECONDS = 60.0
@@ -154,7 +155,7 @@ def _leave_out_split(devices: Sequence[Device]) -> list[Device]:
 
 
 def _is_same(device: Device, one: TorchDevice) -> bool:
-    return bool(device.uuid and one.uuid) and _strip_kind(device.uuid) == _strip_kind(one.uuid)
+    return bool(device.uuid and one.uuid) and strip_kind(device.uuid) == strip_kind(one.uuid)
 
 
 def _is_alike(device: Device, one: TorchDevice) -> bool:
@@ -162,10 +163,5 @@ def _is_alike(device: Device, one: TorchDevice) -> bool:
     if device.trouble:
         return False
     if device.uuid and one.uuid:
-        return bool(device.parent_uuid) and _strip_kind(device.parent_uuid) == _strip_kind(one.uuid)
+        return bool(device.parent_uuid) and strip_kind(device.parent_uuid) == strip_kind(one.uuid)
     return TORCH_KINDS[device.kind] == one.torch_name.partition(":")[0]
-
-
-def _strip_kind(uuid: str | None) -> str:
-    """The UUID as torch writes it, without NVML's ``GPU-`` or ``MIG-``."""
-    return (uuid or "").removeprefix("GPU-").removeprefix("MIG-")

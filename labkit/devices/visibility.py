@@ -14,6 +14,15 @@ from collections.abc import Mapping, Sequence
 from labkit.devices.nvml import GpuFacts
 
 
+def strip_kind(uuid: str | None) -> str:
+    """The UUID as torch writes it, without NVML's ``GPU-`` or ``MIG-``; empty where there is none.
+
+    >>> strip_kind("GPU-5d1c0f2e"), strip_kind("5d1c0f2e"), strip_kind(None)
+    ('5d1c0f2e', '5d1c0f2e', '')
+    """
+    return (uuid or "").removeprefix("GPU-").removeprefix("MIG-")
+
+
 def name_gpus(gpus: Sequence[GpuFacts], environment: Mapping[str, str]) -> list[str | None]:
     """The name torch gives each GPU, such as ``"cuda:0"``; None where hidden or not knowable."""
     places = _find_places(gpus, environment)

@@ -18,6 +18,7 @@ from labkit.memory.oom import (
     read_shortage,
     walk_chain,
 )
+from labkit.memory.shell import find_shell
 from labkit.memory.snapshot import Snapshot, take_snapshot
 
 
@@ -55,8 +56,7 @@ def explain_last_error() -> str | None:
     error = find_out_of_memory(getattr(sys, "last_exc", None) or getattr(sys, "last_value", None))
     if error is None:
         return None
-    ipython = sys.modules.get("IPython")
-    shell = ipython.get_ipython() if ipython is not None else None
+    shell = find_shell()
     return repr(explain_out_of_memory(error, shell.user_ns if shell is not None else {}))
 
 

@@ -123,9 +123,11 @@ def _add_tensor(tensor: Any, device: str, found: dict[int, LiveTensor]) -> None:
         if str(tensor.device) != device:
             return
         storage = tensor.untyped_storage()
+        if storage.device != tensor.device:
+            return  # a fake tensor, which has no memory
         address, held = storage.data_ptr(), storage.nbytes()
     except (RuntimeError, NotImplementedError):
-        return  # sparse, functional and fake tensors have no storage to speak of
+        return  # sparse and functional tensors have no storage to speak of
     if not held:
         return
     dtype = str(tensor.dtype).removeprefix("torch.")
@@ -164,7 +166,10 @@ def _note_name(names: dict[int, list[Holder]], address: int | None, holder: Hold
 
 def _find_address(tensor: Any, found: Mapping[int, LiveTensor]) -> int | None:
     try:
-        address: int = tensor.untyped_storage().data_ptr()
+        storage = tensor.untyped_storage()
+        if storage.device != tensor.device:
+            return None  # to ask a fake tensor for its address brings up a warning
+        address: int = storage.data_ptr()
     except (RuntimeError, NotImplementedError):
         return None
     return address if address in found else None

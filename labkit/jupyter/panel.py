@@ -20,6 +20,7 @@ from labkit.jupyter.panel_picture import PanelView, draw_panel
 from labkit.jupyter.panel_trace import Trace
 from labkit.memory.levels import LevelReader, read_levels
 from labkit.memory.sampler import MemorySampler, MemorySamples, Reader
+from labkit.memory.shell import find_shell
 from labkit.memory.snapshot import Snapshot
 
 INTERVAL_SECONDS = 0.5
@@ -159,9 +160,9 @@ def watch_memory(minutes: float = 3.0) -> Panel:
 
     A function and no magic: what it gives back can be stopped and plotted.
     """
-    if not 0 < minutes <= 60:
+    if not isinstance(minutes, int | float) or not 0 < minutes <= 60:
         raise UsageError(
-            f"a panel of {minutes:g} minutes cannot be drawn",
+            f"a panel of {minutes!r} minutes cannot be drawn",
             cause="it shows every sample of its last minutes: 60 at most",
             fix="labkit.sample_memory() keeps hours, and labkit.plot_memory() draws them",
         )
@@ -225,10 +226,7 @@ class _Output:
 
 def _find_kernel_shell() -> Any:
     """IPython's shell where a front end can replace an output; None in a terminal."""
-    import sys
-
-    ipython = sys.modules.get("IPython")
-    shell = ipython.get_ipython() if ipython is not None else None
+    shell = find_shell()
     return shell if getattr(shell, "kernel", None) is not None else None
 
 

@@ -19,7 +19,8 @@ from labkit.jupyter.panel_trace import WIDTH, Trace
 from labkit.memory.balance import Balance, divide_bar, list_terms
 from labkit.memory.levels import read_levels
 from labkit.memory.marks import MarkedSpan
-from labkit.memory.picture import COLOURS, INLINE_STYLE
+from labkit.memory.picture import COLOURS
+from labkit.memory.sheet_picture import INLINE_STYLE
 from labkit.memory.snapshot import Snapshot
 from labkit.memory.text import format_figures, format_snapshot, list_remarks, name_device
 from labkit.units import format_bytes, format_seconds

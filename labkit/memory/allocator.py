@@ -68,14 +68,17 @@ def count_cpu_tensors() -> int | None:
     What only torch's own graph holds (saved for backward) is not seen. None where torch is being
     imported just now. Takes about 0.1 us for each object that Python's collector tracks.
     """
-    if "torch" not in sys.modules:
+    torch = sys.modules.get("torch")
+    if torch is None:
         return 0
-    tensor = getattr(sys.modules["torch"], "Tensor", None)
+    tensor = getattr(torch, "Tensor", None)
     if tensor is None:
         return None
     # By type() and not isinstance(): that would wake lazy proxies, which import things.
     tensors = [held for held in gc.get_objects() if issubclass(type(held), tensor)]
-    return sum(dict(filter(None, map(_measure_storage, tensors))).values())
+    # Subclasses can put code of their own behind every attribute; a lazy module's parameter raises.
+    with torch._C.DisableTorchFunctionSubclass():
+        return sum(dict(filter(None, map(_measure_storage, tensors))).values())
 
 
 def _measure_storage(tensor: Any) -> tuple[int, int] | None:
@@ -84,6 +87,8 @@ def _measure_storage(tensor: Any) -> tuple[int, int] | None:
         if tensor.device.type != "cpu":
             return None
         storage = tensor.untyped_storage()
+        if storage.device.type != "cpu":
+            return None  # a fake tensor, which has no memory
         return storage.data_ptr(), storage.nbytes()
     except (RuntimeError, NotImplementedError):
-        return None  # sparse, functional and fake tensors have no storage to speak of
+        return None  # sparse and functional tensors have no storage to speak of

@@ -13,12 +13,15 @@ from labkit.memory.estimate_target import Target, find_target
 from labkit.memory.storage_levels import LineUse
 
 if TYPE_CHECKING:
+    import torch
+
     from labkit.memory.estimate_fake import Obstacle, Pretence
 
 ITERATIONS = 2  # an optimizer makes its state in the first step; the second one has it beside it
 LINES_SHOWN = 8
 BATCH_NAMES = ("batch", "batch_size")
 MOST_TRIES = 24
+FORWARD_ALONE = "the forward pass alone: a training step is a function that calls backward() too"
 
 
 class Estimate(NamedTuple):
@@ -92,7 +95,7 @@ def estimate_memory(
     step: Callable[..., object],
     *arguments: object,
     batch: int | None = None,
-    device: str | int | None = None,
+    device: str | int | torch.device | None = None,
     inference: bool = False,
     say: Callable[[str], object] | None = None,
 ) -> Estimate:
@@ -101,7 +104,8 @@ def estimate_memory(
     ``step`` runs on fake tensors: shapes and storages without data or memory. Two ways:
 
     - ``estimate_memory(train_step, model, optimizer, inputs)``: the step and what it takes, real
-      or not; fake copies of it are used, and it stays as it is.
+      or not; fake copies of it are used, and it stays as it is. A model is a step too, of its
+      forward pass: ``estimate_memory(model, inputs, inference=True)``.
     - ``estimate_memory(make_step, batch=32)``: ``make_step(batch)`` makes model, optimizer and
       inputs and returns the step, a function without arguments. A parameter named ``batch`` with
       a default needs no ``batch=``.
@@ -125,11 +129,19 @@ def estimate_memory(
     4000000
     """
     target = find_target(device)
-    work = Work(step, arguments, _find_batch(step, arguments, batch), inference)
+    work = make_work(step, arguments, batch, inference=inference)
     estimate = _estimate(work, target)
+    if not (estimate.peak_bytes or arguments or estimate.obstacle):
+        raise UsageError(
+            f"{work.name} makes no tensors: there is nothing to estimate",
+            cause="without arguments, it is to make model and inputs and to return the step",
+            fix="labkit estimate --help",
+        )
     judged = target.capacity_bytes is not None and estimate.obstacle is None
     if not judged or estimate.fits is True or work.batch is None:
         return estimate
+    if (estimate.context_bytes or (0, 0))[1] > (target.capacity_bytes or 0):
+        return estimate._replace(largest_batch=0)  # CUDA's context alone may be too much
 
     def measure(size: int) -> int | None:
         if say:
@@ -158,6 +170,40 @@ class Work(NamedTuple):
     def name(self) -> str:
         """The function's name, for messages."""
         return getattr(self.function, "__name__", type(self.function).__name__)
+
+
+class ModelCall:
+    """A model's forward pass as a step, which takes the model like any other argument."""
+
+    def __init__(self, model: object) -> None:
+        self.__name__ = type(model).__name__
+
+    def __call__(self, model: Callable[..., object], *inputs: object) -> object:
+        """What the model gives for the inputs."""
+        return model(*inputs)
+
+
+def make_work(
+    step: object, arguments: tuple[object, ...], batch: int | None, *, inference: bool
+) -> Work:
+    """The work that was handed in; UsageError where it is none."""
+    import torch
+
+    if isinstance(step, torch.nn.Module):
+        if not arguments:
+            raise UsageError(
+                f"{type(step).__name__} is a model, and not a step",
+                cause="a model cannot be run without its inputs",
+                fix="estimate_memory(model, inputs, inference=True)",
+            )
+        arguments, step = (step, *arguments), ModelCall(step)
+    if not callable(step):
+        raise UsageError(
+            f"{step!r} is no step to estimate",
+            cause="a step is a function",
+            fix="estimate_memory(train_step, model, optimizer, inputs)",
+        )
+    return Work(step, arguments, _find_batch(step, arguments, batch), inference)
 
 
 def find_largest_batch(
@@ -194,19 +240,17 @@ def _find_batch(
     step: Callable[..., object], arguments: tuple[object, ...], batch: int | None
 ) -> int | None:
     """The batch size that was given, or the default of the parameter of that name."""
-    if batch is not None:
-        if batch < 1:
-            raise UsageError(f"a batch of {batch} samples", fix="a batch of 1 or more")
-        return batch
-    if arguments:
+    found: object = batch
+    if batch is None and not arguments:
+        with contextlib.suppress(TypeError, ValueError):  # it has no signature
+            first = next(iter(inspect.signature(step).parameters.values()), None)
+            if first is not None and first.name in BATCH_NAMES and type(first.default) is int:
+                found = first.default
+    if found is None:
         return None
-    try:
-        parameters = inspect.signature(step).parameters
-    except (TypeError, ValueError):
-        return None
-    first = next(iter(parameters.values()), None)
-    named = first is not None and first.name in BATCH_NAMES and isinstance(first.default, int)
-    return first.default if first is not None and named else None
+    if type(found) is not int or found < 1:
+        raise UsageError(f"a batch of {found!r} samples", fix="a batch of 1 or more")
+    return found
 
 
 def _estimate(work: Work, target: Target) -> Estimate:
@@ -214,6 +258,7 @@ def _estimate(work: Work, target: Target) -> Estimate:
     from labkit.memory.storage_levels import Level, sum_kinds, sum_lines
 
     on_cuda = target.kind == "cuda"
+    forward_alone = isinstance(work.function, ModelCall) and not work.inference
     pretence, obstacle = _play_out(work, cuda=on_cuda)
     level = pretence.tracer.levels.get("cpu", Level())
     held = level.list_at_peak()
@@ -228,7 +273,7 @@ def _estimate(work: Work, target: Target) -> Estimate:
         reserved_bytes=pretence.allocator.reserved_bytes if pretence.allocator else None,
         context_bytes=CONTEXT_BYTES if on_cuda else None,
         obstacle=obstacle or pretence.tracer.obstacle,
-        notes=tuple(pretence.notes),
+        notes=(*([FORWARD_ALONE] if forward_alone else []), *pretence.notes),
     )
 
 
@@ -255,16 +300,26 @@ def _play_out(work: Work, *, cuda: bool) -> tuple[Pretence, Obstacle | None]:
 
 def _play(work: Work, pretence: Pretence, *, follow: bool) -> Obstacle | None:
     """Runs the work in the pretence; gives what stopped it where fake tensors did not know."""
-    from labkit.memory.estimate_fake import RealTensorError, read_obstacle, refuse_real
+    from labkit.memory.estimate_fake import (
+        LazyTensorError,
+        RealTensorError,
+        read_obstacle,
+        refuse_lazy,
+        refuse_real,
+    )
 
     try:
         with pretence.play():
             _run(work, pretence, follow=follow)
     except RealTensorError as error:
-        raise refuse_real(work.name) from error
+        raise refuse_real(work.name, inference=work.inference) from error
+    except LazyTensorError as error:
+        raise refuse_lazy(work.name) from error
     except LabkitError:
         raise
     except (Exception, SystemExit) as error:  # whatever the user's code raises
+        if "UninitializedParameter" in str(error):
+            raise refuse_lazy(work.name) from error
         obstacle = read_obstacle(error)
         if obstacle is None:
             raise explain_failure(work.name, error) from error
@@ -281,11 +336,11 @@ def _run(work: Work, pretence: Pretence, *, follow: bool) -> None:
         made = work.function(*given)
     step = made if callable(made) else None
     _refuse_no_step(made, work.name)
+    del made  # what a step returns is gone before the next one, as in a loop
     if step is None and not arguments:
         return
     with pretence.follow_cuda(wanted=follow), _keep_gradients(off=work.inference):
         for _ in range(ITERATIONS if step else ITERATIONS - 1):
-            # What a step returns is gone before the next one, as in a loop.
             (step or (lambda: work.function(*given)))()
 
 

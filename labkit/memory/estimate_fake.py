@@ -37,6 +37,12 @@ UNKNOWN_SCRATCH = ("mkldnn_rnn_layer", "_cudnn_rnn", "miopen_rnn")
 FOLDER = str(Path(torch.__file__).parent) + "/"
 # Said because of how a step is played, and true of nothing that its owner does.
 HARMLESS = ("Accessing the data pointer of FakeTensor", "Using `torch.compile.module.` when there")
+# What torch raises for an operator that it cannot fake, and why that is.
+UNKNOWN = {
+    fake_tensor.DataDependentOutputException: "asks for a value, and fake tensors have none",
+    fake_tensor.DynamicOutputShapeException: "gives as many elements as the values say",
+    fake_tensor.UnsupportedOperatorException: "has no fake version",
+}
 # Between the code that asks for a value and the one that answers.
 PASSAGES = ("_ops.py", "_compile.py", "_tensor.py", "_dynamo/", "_subclasses/", "utils/")
 
@@ -102,7 +108,11 @@ class FakeTracer(StorageTracer):
 
 
 class RealTensorError(Exception):
-    """A parameter that was made outside takes part: its gradients would be fake ones."""
+    """A parameter that was made outside takes part."""
+
+
+class LazyTensorError(Exception):
+    """A parameter of a lazy module, which has no size before its module has run."""
 
 
 class Pretence:
@@ -145,6 +155,8 @@ class Pretence:
             return copy.deepcopy(arguments)
 
     def _make_fake(self, tensor: Any) -> Any:
+        if torch.nn.parameter.is_lazy(tensor):
+            raise LazyTensorError(type(tensor).__name__)
         made = self._stand_in(tensor)
         # It takes memory whether or not the step looks at it.
         self.tracer.mark(made, "parameters" if isinstance(made, torch.nn.Parameter) else "other")
@@ -179,13 +191,11 @@ class Pretence:
 def read_obstacle(error: BaseException) -> Obstacle | None:
     """What stopped a step on fake tensors; None where the error is the step's own."""
     frame = find_raising_frame(error)
-    operator = str(getattr(error, "func", ""))
-    if isinstance(error, fake_tensor.DataDependentOutputException):
-        return Obstacle(operator, "asks for a value, and fake tensors have none", frame)
-    if isinstance(error, fake_tensor.DynamicOutputShapeException):
-        return Obstacle(operator, "gives as many elements as the values say", frame)
-    if isinstance(error, fake_tensor.UnsupportedOperatorException):
-        return Obstacle(operator, "has no fake version", frame)
+    for kind, reason in UNKNOWN.items():
+        if isinstance(error, kind):
+            return Obstacle(str(getattr(error, "func", "")), reason, frame)
+    if isinstance(error, fake_tensor.UnsupportedFakeTensorException):
+        return Obstacle("a tensor", f"has no fake version ({error})", frame)
     unregistered = re.search(r"no fake impl registered for <CustomOpDef\((.+?)\)>", str(error))
     if unregistered:
         return Obstacle(unregistered[1], "has no fake version", frame)
@@ -203,11 +213,23 @@ def find_raising_frame(error: BaseException) -> Frame | None:
     return found
 
 
-def refuse_real(name: str) -> UsageError:
-    """The error for a step that trains tensors which were made outside of it."""
+def refuse_lazy(name: str) -> UsageError:
+    """The error for a step whose model has lazy modules that have not run yet."""
     return UsageError(
-        f"{name} trains a tensor that was made outside of it",
-        cause="its gradients would be fake ones: the model would be spoilt",
+        f"{name} has a lazy module, whose parameters have no size yet",
+        cause="torch's fake tensors cannot stand in for them",
+        fix="run the model once on a small batch, then estimate_memory(step, model, ...)",
+    )
+
+
+def refuse_real(name: str, *, inference: bool) -> UsageError:
+    """The error for a step with parameters which were made outside of it."""
+    cause = "its gradients would be fake ones: the model would be spoilt"
+    if inference:
+        cause = "it would count twice: as it is, and as the fake one that is made of it"
+    return UsageError(
+        f"{name} {'reads' if inference else 'trains'} a parameter that was made outside of it",
+        cause=cause,
         fix="estimate_memory(step, model, ...) with the model as an argument, or made inside",
     )
 
@@ -230,7 +252,8 @@ def _copy_by(convert: Callable[[Any], Any]) -> Iterator[None]:
     def copy_tensor(tensor: Any, memo: dict[int, Any]) -> Any:
         return memo.setdefault(id(tensor), convert(tensor))
 
-    kinds = (torch.Tensor, torch.nn.Parameter)
+    # Each of these has a way of its own.
+    kinds = (torch.Tensor, torch.nn.Parameter, torch.nn.UninitializedParameter)
     originals = [kind.__deepcopy__ for kind in kinds]
     for kind in kinds:
         kind.__deepcopy__ = copy_tensor

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from labkit.errors import DeviceMissingError, UsageError
 from labkit.memory.balance import MIB
 from labkit.units import format_bytes, near_match
+
+if TYPE_CHECKING:
+    import torch
 
 # Total memory in MiB as nvidia-smi shows it. A card's ECC and driver move it by a little.
 KNOWN_GPUS = {
@@ -44,17 +47,23 @@ class Target(NamedTuple):
     taken_bytes: int | None = None
 
 
-def find_target(device: str | int | None) -> Target:
-    """The device, GPU or size that was named; raises UsageError or DeviceMissingError.
+def find_target(device: str | int | torch.device | None) -> Target:
+    """The device, GPU or size (bytes) that was named; raises UsageError or DeviceMissingError.
 
     >>> find_target("24 GiB").capacity_bytes, find_target("H100").name
     (25769803776, 'H100')
     """
     if device is None:
         return Target("cpu", "cpu")
-    if isinstance(device, int):
+    if isinstance(device, int | float):
+        if type(device) is not int or device <= 0:
+            raise UsageError(
+                f"{device!r} is no size of a device",
+                cause="a number is taken for bytes",
+                fix='a size in words: "24 GiB"',
+            )
         return Target(format_bytes(device), "cuda", device)
-    word = device.strip()
+    word = str(device).strip()
     amount = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT]?i?B)", word, re.IGNORECASE)
     if amount:
         count = round(float(amount[1]) * SIZES[amount[2].lower()])
@@ -84,15 +93,23 @@ def _squeeze(name: str) -> str:
 
 def _find_here(word: str) -> Target:
     """A device of this machine, by torch's name for it, with what it has and what is taken."""
+    from labkit.devices.detect import detect_devices
     from labkit.memory.snapshot import take_snapshot
 
     wanted = "cuda:0" if word == "cuda" else word
-    found = [one for one in take_snapshot().balances if one.torch_name == wanted]
-    balance = found[0] if found else None
+    balances = take_snapshot().balances
+    balance = next((one for one in balances if one.torch_name == wanted), None)
+    reasons: tuple[str, ...] = ()
+    if balance is None:
+        # Torch tells its names only once it has started CUDA; until then they are worked out.
+        detection = detect_devices()
+        uuids = {one.uuid for one in detection.devices if one.uuid and one.torch_name == wanted}
+        balance = next((one for one in balances if one.uuid in uuids), None)
+        reasons = detection.notes
     if balance is None or balance.total_bytes is None:
         raise DeviceMissingError(
             f"{wanted} is not on this machine, or its memory is not known",
-            cause="neither the driver nor torch tells of it",
+            cause="; ".join(reasons) or "neither the driver nor torch tells of it",
             fix='a size instead: --device "24 GiB"',
         )
     total = balance.total_bytes - (balance.driver_reserved_bytes or 0)

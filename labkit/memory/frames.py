@@ -11,6 +11,8 @@ from pathlib import Path
 from types import FrameType
 from typing import NamedTuple
 
+from labkit.memory.shell import name_cell
+
 
 class Frame(NamedTuple):
     """A line of a program that ran: its file, its number, and the function that it is in."""
@@ -21,8 +23,8 @@ class Frame(NamedTuple):
 
     @property
     def where(self) -> str:
-        """``train.py:12``; a notebook's cell has no file of its own, and is called ``cell``."""
-        name = "cell" if _is_cell(self.file) else Path(self.file).name
+        """``train.py:12``; for a notebook's cell, which has no file of its own, ``In[3]:2``."""
+        name = name_cell(self.file) or ("cell" if _is_cell(self.file) else Path(self.file).name)
         return f"{name}:{self.line}"
 
     @property

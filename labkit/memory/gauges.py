@@ -6,13 +6,18 @@ statistics of a CUDA device, torch's profiler. ``blocks.py`` shares them between
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sys
 import threading
+from collections.abc import Iterator
 from typing import Any, NamedTuple, Protocol
 
 from labkit.errors import LabkitError
 from labkit.memory import process
 from labkit.memory.allocator import find_started_torch
+
+LOG_LEVEL, NOTHING_LOGGED = "KINETO_LOG_LEVEL", "6"
 
 
 class Reading(NamedTuple):
@@ -132,7 +137,8 @@ class TensorGauge:
         self._peak = self._level
         self._thread = threading.get_ident()
         self._segment = profile(use_kineto=True, profile_memory=True)
-        self._segment.__enter__()
+        with _quieten_first_profile():
+            self._segment.__enter__()
         return Reading(self._level, self._peak)
 
     def _count(self, events: list[Any]) -> None:
@@ -141,6 +147,22 @@ class TensorGauge:
             if event.device_type().name == "CPU":
                 self._level += event.nbytes()
                 self._peak = max(self._peak, self._level)
+
+
+@contextlib.contextmanager
+def _quieten_first_profile() -> Iterator[None]:
+    """Keeps the profiler's library from writing two lines below every block, as torch 2.13's does.
+
+    It reads the variable when it is started, once in a process; who has set it is not overruled.
+    """
+    if LOG_LEVEL in os.environ:
+        yield
+        return
+    os.environ[LOG_LEVEL] = NOTHING_LOGGED
+    try:
+        yield
+    finally:
+        os.environ.pop(LOG_LEVEL, None)
 
 
 def find_cuda_gauges() -> list[Gauge]:

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch.nn.modules import module as modules
+from torch.nn.parameter import is_lazy
 from torch.optim import optimizer as optimizers
 
 # These are known by what holds the tensor, not by where it was made: nothing overrules them.
@@ -65,7 +66,8 @@ class KindWatch:
     def watch_parameter(self, tensor: Any) -> None:
         """Marks a parameter or another leaf, its gradient, and each one that it will collect."""
         self._mark(tensor, "parameters")
-        if self._is_watched(tensor):
+        # A lazy module's has no size and takes no hooks; its first forward pass makes it one.
+        if is_lazy(tensor) or self._is_watched(tensor):
             return
         if tensor.grad is not None:
             self._mark(tensor.grad, "gradients")

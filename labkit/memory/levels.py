@@ -16,11 +16,13 @@ from typing import Any, NamedTuple
 from labkit.devices.cgroup import read_room
 from labkit.devices.gpu_memory import MemoryAnswer, ask_gpu_memory
 from labkit.devices.nvml import Gate, NvmlError, Trouble, open_gate
+from labkit.devices.visibility import strip_kind
 from labkit.memory.allocator import AllocatorFacts, find_started_torch
 from labkit.memory.balance import Balance
 from labkit.memory.machine import MachineMemory, read_available_bytes, read_machine_memory
 from labkit.memory.process import has_loaded, read_resident_bytes, sees_host_ids
 from labkit.memory.snapshot import Observer, Snapshot, join_memory
+from labkit.memory.text import name_device
 
 # What there is to draw of a device, the innermost first.
 GPU_MEASURES = ("allocated", "reserved", "used")
@@ -54,10 +56,10 @@ def read_levels(balance: Balance) -> Levels:
     # Of a lost GPU nothing is known: what torch last counted there is no level of now.
     told = (mine.allocated_bytes, reserved, balance.used_bytes)
     counts = (None, None, None) if balance.trouble else told
-    name = balance.torch_name or f"gpu {balance.nvml_index}"
+    name = name_device(balance)
     held = dict(zip(GPU_MEASURES, counts, strict=True))
     # Torch writes a UUID without NVML's prefix, and tells of a device that NVML has lost sight of.
-    key = (balance.uuid or name).removeprefix("GPU-").removeprefix("MIG-")
+    key = strip_kind(balance.uuid or name)
     return Levels(key, name, "gpu", balance.total_bytes, held)
 
 

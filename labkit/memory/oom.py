@@ -99,7 +99,8 @@ class OutOfMemoryPage(NamedTuple):
         return repr(self)
 
     def _repr_html_(self) -> str:
-        from labkit.memory.picture import INLINE_STYLE, draw_balance
+        from labkit.memory.picture import draw_balance
+        from labkit.memory.sheet_picture import INLINE_STYLE
 
         figures = _draw_table(list_figures(self), "left", "right")
         tensors = _draw_table(list_tensors(self), "right", "left")

@@ -28,7 +28,13 @@ def plot_memory(
             cause="no sampler was started in this process",
             fix="with labkit.sample_memory() as sampler: ...",
         )
-    seen: MemorySamples = source if isinstance(source, MemorySamples) else source.samples
+    seen = source if isinstance(source, MemorySamples) else getattr(source, "samples", None)
+    if not isinstance(seen, MemorySamples):
+        raise UsageError(
+            f"cannot plot {source!r}",
+            cause="what is plotted are a sampler, a panel, or their samples",
+            fix="plot_memory(), of the sampler started last",
+        )
     if not seen.devices:
         raise UsageError(
             "there is nothing to plot",

@@ -83,12 +83,17 @@ def read_command(process_id: int, *, proc: Path = PROC) -> str | None:
     try:
         words = (folder / "cmdline").read_bytes().decode(errors="replace").split("\0")
         if not words[0]:  # a kernel's thread
-            return (folder / "comm").read_text(errors="replace").strip() or None
+            return _make_printable((folder / "comm").read_text(errors="replace").strip())
     except OSError:
         return None
     program, *rest = words
     said = rest[:2] if rest[:1] == ["-m"] else [word for word in rest[:1] if word[:1] != "-"]
-    return " ".join(word.rpartition("/")[2] for word in (program, *said) if word)
+    return _make_printable(" ".join(word.rpartition("/")[2] for word in (program, *said) if word))
+
+
+def _make_printable(name: str) -> str | None:
+    """The name without what would move a terminal's cursor: a process calls itself anything."""
+    return "".join(sign if sign.isprintable() else "?" for sign in name) or None
 
 
 def _folder(process_id: int | None, proc: Path) -> Path:

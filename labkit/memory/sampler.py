@@ -19,7 +19,7 @@ from labkit.memory.marks import LISTENERS, Mark, MarkedSpan, Marks
 from labkit.memory.snapshot import Snapshot
 
 DEFAULT_INTERVAL_SECONDS = 0.1
-SHORTEST_INTERVAL_SECONDS = 0.01
+SHORTEST_INTERVAL_SECONDS, LONGEST_INTERVAL_SECONDS = 0.01, 86_400.0
 # Without a sample for so many intervals, and at least so long, there is a gap: a thread gets its
 # turn late now and then, and that is none.
 GAP_INTERVALS, SHORTEST_GAP_SECONDS = 10, 1.0
@@ -287,10 +287,12 @@ def sample_memory(interval: float = DEFAULT_INTERVAL_SECONDS) -> MemorySampler:
     >>> sampler.samples.devices[-1].name, sampler.samples.spans[0].name
     ('cpu', 'work')
     """
-    if not interval >= SHORTEST_INTERVAL_SECONDS:
+    known = isinstance(interval, int | float)
+    if not known or not SHORTEST_INTERVAL_SECONDS <= interval <= LONGEST_INTERVAL_SECONDS:
         raise UsageError(
-            f"an interval of {interval:g} s is too short",
-            cause=f"the shortest is {SHORTEST_INTERVAL_SECONDS:g} s: sampling would cost too much",
+            f"interval={interval!r} is no time between two samples",
+            cause=f"it is from {SHORTEST_INTERVAL_SECONDS:g} s, below which sampling costs too"
+            " much, to a day",
             fix="sample_memory(), every 0.1 s; exact peaks are track_memory()'s",
         )
     return MemorySampler(interval)

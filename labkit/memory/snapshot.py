@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from labkit.devices.gpu_memory import GpuMemory, GpuProcess, MemoryAnswer, read_gpu_memory
 from labkit.devices.nvml import is_named_unified
+from labkit.devices.visibility import strip_kind
 from labkit.memory.allocator import AllocatorFacts, count_cpu_tensors, read_allocators
 from labkit.memory.balance import Balance, DeviceProcess, ThisProcess
 from labkit.memory.machine import MachineMemory, read_machine_memory
@@ -77,7 +78,7 @@ def join_memory(
     observer: Observer,
 ) -> Snapshot:
     """The snapshot that these facts add up to."""
-    by_uuid = {_strip_kind(held.uuid): held for held in allocators if held.uuid}
+    by_uuid = {strip_kind(held.uuid): held for held in allocators if held.uuid}
     keys = [_find_key(gpu, nvml.gpus, by_uuid) for gpu in nvml.gpus]
     balances = [
         _balance_gpu(gpu, by_uuid.pop(key, None), machine, observer)
@@ -96,15 +97,10 @@ def _find_key(
     gpu: GpuMemory, gpus: tuple[GpuMemory, ...], by_uuid: Mapping[str, AllocatorFacts]
 ) -> str:
     """The UUID under which torch knows a GPU or slice, as torch writes it."""
-    key, parent = _strip_kind(gpu.uuid), _strip_kind(gpu.parent_uuid)
+    key, parent = strip_kind(gpu.uuid), strip_kind(gpu.parent_uuid)
     # Where CUDA gives a slice the UUID of its GPU, it can be no other one if there is just one.
     alone = bool(parent) and sum(one.parent_uuid == gpu.parent_uuid for one in gpus) == 1
     return parent if alone and key not in by_uuid else key
-
-
-def _strip_kind(uuid: str | None) -> str:
-    """The UUID as torch writes it, without NVML's ``GPU-`` or ``MIG-``."""
-    return (uuid or "").removeprefix("GPU-").removeprefix("MIG-")
 
 
 def _balance_gpu(

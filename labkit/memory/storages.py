@@ -34,6 +34,7 @@ from types import TracebackType
 from typing import Any, Protocol
 
 import torch
+from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from labkit.errors import LabkitError
@@ -281,7 +282,7 @@ def list_parts(tensor: Any) -> list[Any]:
     if tensor.layout is torch.strided:
         inner = getattr(tensor, "__tensor_flatten__", None)
         if inner is None:
-            return [tensor]
+            return [] if is_lazy(tensor) else [tensor]  # its module has not run yet
         return [part for name in inner()[0] for part in list_parts(getattr(tensor, name))]
     if tensor.layout is torch.sparse_coo:
         return [tensor._indices(), tensor._values()]

@@ -18,6 +18,8 @@ from labkit.memory.storage_levels import Level, LineUse, sum_kinds, sum_lines
 from labkit.units import format_bytes, format_seconds
 
 if TYPE_CHECKING:
+    import torch
+
     from labkit.memory.storages import StorageTracer
 
 Arguments = ParamSpec("Arguments")
@@ -152,9 +154,14 @@ class MemoryTracker:
 
     def __call__(self, function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
         """The function, measured at every call."""
-        if inspect.iscoroutinefunction(function) or inspect.isgeneratorfunction(function):
+        runs_later = (
+            inspect.iscoroutinefunction,
+            inspect.isgeneratorfunction,
+            inspect.isasyncgenfunction,
+        )
+        if any(is_one(function) for is_one in runs_later):
             raise UsageError(
-                f"track_memory() cannot decorate {function.__name__}",
+                f"track_memory() cannot decorate {getattr(function, '__name__', function)}",
                 cause="calling a coroutine or a generator function does not run its body",
                 fix="with track_memory() inside of it",
             )
@@ -230,7 +237,7 @@ class MemoryTracker:
 
 
 def track_memory(
-    device: str | None = None,
+    device: str | torch.device | None = None,
     *,
     tensors: bool = False,
     synchronize: bool = False,
@@ -263,15 +270,16 @@ def track_memory(
     """
     if callable(device):
         raise UsageError("@track_memory has no parentheses", fix="@track_memory()")
-    if device is not None and not re.fullmatch(r"cpu|cuda(:\d+)?", device):
+    name = None if device is None else str(device)
+    if name is not None and not re.fullmatch(r"cpu|cuda(:\d+)?", name):
         raise UsageError(
-            f"cannot track the memory of {device!r}",
+            f"cannot track the memory of {name!r}",
             cause="the devices with exact peaks are cpu, cuda, and cuda with a number",
             fix='track_memory("cuda:0")',
         )
-    if lines < 0:
-        raise UsageError(f"lines={lines} is no number of lines", fix="track_memory(lines=5)")
-    return MemoryTracker(device, tensors=tensors, synchronize=synchronize, kinds=kinds, lines=lines)
+    if type(lines) is not int or lines < 0:
+        raise UsageError(f"lines={lines!r} is no number of lines", fix="track_memory(lines=5)")
+    return MemoryTracker(name, tensors=tensors, synchronize=synchronize, kinds=kinds, lines=lines)
 
 
 def _keep_touched(spans: tuple[Span, ...]) -> tuple[Span, ...]:

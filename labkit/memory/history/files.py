@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import pickle
+import tempfile
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -39,6 +41,9 @@ def load_snapshot(path: Path) -> Any:
             return PlainUnpickler(file).load()
     except FileNotFoundError as error:
         raise UsageError(f"{path} is not there", fix="ls *.pickle") from error
+    except OSError as error:  # a folder, or a file of somebody else's
+        cause = error.strerror or str(error)
+        raise UsageError(f"{path} cannot be read", cause=cause, fix=f"ls -l {path}") from error
     except UNREADABLE as error:
         raise UsageError(
             f"{path} is not read: it is no memory snapshot of torch's",
@@ -59,6 +64,11 @@ def write_file(path: Path, content: bytes) -> Path:
         partial.write_bytes(content)
         partial.replace(path)
     except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise LabkitError(f"{path} cannot be written", cause=str(error)) from error
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise LabkitError(
+            f"{path} cannot be written",
+            cause=error.strerror or str(error),
+            fix=f"another folder, such as {Path(tempfile.gettempdir(), path.name)}",
+        ) from error
     return path

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import linecache
-import sys
 import threading
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from labkit.errors import DeviceMissingError, LabkitError, UsageError
 from labkit.memory.frames import Frame
@@ -19,6 +17,10 @@ from labkit.memory.history.files import save_snapshot, write_file
 from labkit.memory.history.lines import OWN, judge_file
 from labkit.memory.history.page import make_page
 from labkit.memory.history.snapshot import OWN_KEY, read_frame, read_recording
+from labkit.memory.shell import name_cell
+
+if TYPE_CHECKING:
+    import torch
 
 # About 0.5 kB each while they are recorded; a training step of a large model makes some thousands.
 MAX_ENTRIES = 100_000
@@ -212,7 +214,7 @@ class AllocationRecorder:
 
 
 def record_allocations(
-    device: str | None = None, *, max_entries: int = MAX_ENTRIES
+    device: str | torch.device | None = None, *, max_entries: int = MAX_ENTRIES
 ) -> AllocationRecorder:
     """Records every allocation of a block: what was live at the peak, by line, and what stayed.
 
@@ -233,22 +235,23 @@ def record_allocations(
             cause="a recording without a bound takes memory until there is none",
             fix=f"record_allocations(max_entries={MAX_ENTRIES})",
         )
-    if device not in (None, "cpu", "cuda"):
+    name = None if device is None else str(device)
+    if name not in (None, "cpu", "cuda"):
         raise UsageError(
-            f"cannot record the allocations of {device!r}",
+            f"cannot record the allocations of {name!r}",
             cause="torch records those of all CUDA devices together; the CPU is the other choice",
             fix='record_allocations("cuda")',
         )
     import torch
 
     has_cuda = torch.cuda.is_available()
-    if device == "cuda" and not has_cuda:
+    if name == "cuda" and not has_cuda:
         raise DeviceMissingError(
             "there is no CUDA device whose allocations could be recorded",
             cause="torch.cuda.is_available() is False",
             fix='record_allocations("cpu"), or: labkit devices --verify',
         )
-    on_cuda = has_cuda and device != "cpu"
+    on_cuda = has_cuda and name != "cpu"
     return AllocationRecorder(
         CudaRecorder(torch, max_entries) if on_cuda else CpuRecorder(max_entries)
     )
@@ -262,7 +265,7 @@ def read_lines(snapshot: dict[str, Any]) -> tuple[dict[str, str], list[list[obje
     names, sources = {}, {}
     for frame in _list_frames(snapshot):
         if judge_file(frame.file) != OWN:
-            name = _name_cell(frame.file)
+            name = name_cell(frame.file)
             if name:
                 names[frame.file] = name
             text = linecache.getline(frame.file, frame.line).strip()
@@ -277,16 +280,3 @@ def _list_frames(snapshot: dict[str, Any]) -> set[Frame]:
     entries += [block for segment in snapshot["segments"] for block in segment["blocks"]]
     unique = {id(raw): raw for entry in entries for raw in entry.get("frames", ())}
     return {frame for frame in map(read_frame, unique.values()) if frame is not None}
-
-
-def _name_cell(file: str) -> str | None:
-    """IPython's name of the cell that a file stands for, ``In[3]``; None for a real file."""
-    ipython = sys.modules.get("IPython")
-    shell = ipython.get_ipython() if ipython is not None else None
-    if shell is None:
-        return None
-    with contextlib.suppress(AttributeError, TypeError):
-        # What ipython calls "Cell In[3]".
-        found = shell.compile.format_code_name(file)
-        return str(found[1]) if found else None
-    return None
