@@ -8,13 +8,8 @@ from pathlib import Path
 import pytest
 
 from labkit.errors import UsageError
-from labkit.launch.builds import (
-    BUILDS,
-    CUDA_BUILDS,
-    TORCH_VERSION,
-    choose_named_build,
-    find_build,
-)
+from labkit.host.builds import BUILDS, CUDA_BUILDS, NEEDS, TORCH_VERSION
+from labkit.launch.builds import choose_named_build, find_build
 
 ROOT = Path(__file__).parents[1]
 DOCKERFILE = (ROOT / "docker" / "Dockerfile").read_text(encoding="utf-8")
@@ -96,3 +91,24 @@ def test_an_unknown_build_is_named_with_its_near_match():
 )
 def test_the_build_that_was_named(flavor, cuda, build):
     assert choose_named_build(flavor, cuda).name == build
+
+
+def test_each_cuda_build_says_what_it_needs():
+    assert list(NEEDS) == [build.name for build in CUDA_BUILDS]
+
+
+@pytest.mark.parametrize(
+    ("build", "capability", "machine", "has"),
+    [
+        ("cu130", (7, 0), "x86_64", False),
+        ("cu130", (7, 5), "x86_64", True),
+        ("cu130", (7, 5), "aarch64", False),
+        ("cu130", (12, 1), "aarch64", True),
+        ("cu126", (3, 7), "x86_64", False),
+        ("cu126", (5, 0), "x86_64", True),
+        ("cu126", (9, 0), "x86_64", True),
+        ("cu126", (10, 0), "x86_64", False),
+    ],
+)
+def test_the_gpus_that_a_build_has_code_for(build, capability, machine, has):
+    assert NEEDS[build].has_code_for(capability, machine) is has

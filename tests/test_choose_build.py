@@ -8,12 +8,11 @@ from hypothesis import strategies as st
 
 from labkit.doctor.distribution import Distribution
 from labkit.errors import DeviceMissingError, EngineError, ExitCode
+from labkit.host.builds import CUDA_BUILDS, NEEDS
 from labkit.host.gpu import Gpu, GpuFacts
-from labkit.launch.builds import CUDA_BUILDS
 from labkit.launch.choose import Choice
 from labkit.launch.choose_build import (
     BUILDS,
-    NEEDS,
     BuildHost,
     choose_build,
     describe_architecture,

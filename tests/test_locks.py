@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from labkit.errors import EngineError
+from labkit.host.builds import BUILDS, CPU_BUILD, CUDA_BUILDS, TORCH_VERSION
 from labkit.launch import locks
-from labkit.launch.builds import BUILDS, CPU_BUILD, CUDA_BUILDS, TORCH_VERSION, find_build
+from labkit.launch.builds import find_build
 from labkit.launch.locks import describe_change, format_torch_lock
 from labkit.launch.steps import Steps
 from tests.fakes.host import make_checkout, write_program

@@ -15,7 +15,18 @@ from labkit.commands import run_command
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "Makefile").read_text(encoding="utf-8")
 TARGETS = re.findall(r"^([a-z][a-z-]*):(?!=)", TEXT, flags=re.MULTILINE)
-VARIABLES = ("RUNTIME", "FLAVOR", "CUDA", "GPUS", "PORT", "BIND", "STEP", "DEVICE", "LABS", "PYTHON")
+VARIABLES = (
+    "RUNTIME",
+    "FLAVOR",
+    "CUDA",
+    "GPUS",
+    "PORT",
+    "BIND",
+    "STEP",
+    "DEVICE",
+    "LABS",
+    "PYTHON",
+)
 
 needs_make = pytest.mark.skipif(not shutil.which("make"), reason="needs make: apt-get install make")
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from labkit.commands import run_command, stream_command
 from labkit.errors import LabkitError
-from labkit.launch.builds import BUILDS, CPU_BUILD, CUDA_BUILDS, TorchBuild
+from labkit.host.builds import BUILDS, CPU_BUILD, CUDA_BUILDS, TorchBuild
 from labkit.launch.certificate import trust_in_pip
 from labkit.launch.logs import StepLog
 from labkit.launch.settings import Checkout

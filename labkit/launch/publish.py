@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 
 from labkit.commands import run_command, stream_command
 from labkit.errors import EngineError
+from labkit.host.builds import CUDA_BUILDS, TorchBuild
 from labkit.host.engine import EngineFacts, probe_engine
 from labkit.host.machine import read_machine
 from labkit.launch import image
-from labkit.launch.builds import CUDA_BUILDS, TorchBuild
 from labkit.launch.choose import choose_runtime
 from labkit.launch.container import BUILD_LIMIT_SECONDS
 from labkit.launch.logs import StepLog
