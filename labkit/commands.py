@@ -55,7 +55,13 @@ class CommandResult:
         if self.timed_out:
             return f"{self.arguments[0]} did not answer in {self.seconds:.0f} s"
         lines = [line.strip() for line in (self.stderr or self.stdout).splitlines()]
-        return next((line for line in reversed(lines) if line), f"exit code {self.exit_code}")
+        return next((line for line in reversed(lines) if line), self._describe_end())
+
+    def _describe_end(self) -> str:
+        if self.exit_code is not None and self.exit_code < 0:
+            with contextlib.suppress(ValueError):  # a number that no signal here has
+                return f"{self.arguments[0]} was killed by {signal.Signals(-self.exit_code).name}"
+        return f"exit code {self.exit_code}"
 
 
 class CommandRunner(Protocol):

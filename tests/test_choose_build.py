@@ -62,7 +62,7 @@ KINDS = {
 # old: the driver is too old for any CUDA build; new: the GPU needs a newer driver; -: no build.
 TABLE = """
                    450  470  525    535    550    570    580    590
-Kepler             old  old  -      -      -      -      -      -
+Kepler             -    -    -      -      -      -      -      -
 Maxwell            old  old  cu126  cu126  cu126  cu126  cu126  cu126
 Pascal             old  old  cu126  cu126  cu126  cu126  cu126  cu126
 Volta              old  old  cu126  cu126  cu126  cu126  cu126  cu126

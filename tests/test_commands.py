@@ -81,6 +81,8 @@ def test_a_file_that_cannot_be_run_counts_as_missing(tmp_path):
         pytest.param(CommandResult(("a",), 1, "out\n", "\n"), "exit code 1", id="blank stderr"),
         pytest.param(CommandResult(("a",), 1, "one\ntwo\n\n"), "two", id="stdout alone"),
         pytest.param(CommandResult(("a",), 7), "exit code 7", id="silent"),
+        pytest.param(CommandResult(("a",), -9), "a was killed by SIGKILL", id="killed"),
+        pytest.param(CommandResult(("a",), -99), "exit code -99", id="no signal of here"),
         pytest.param(
             CommandResult(("docker", "info"), None, seconds=10.02, timed_out=True),
             "docker did not answer in 10 s",

@@ -131,7 +131,11 @@ def cut_short(stdout, seconds=6.5):
             id="a known sign",
         ),
         pytest.param(
-            CommandResult(("python",), -11), False, "failed", "exit code -11", id="a crash"
+            CommandResult(("python",), -11),
+            False,
+            "failed",
+            "python was killed by SIGSEGV",
+            id="a crash",
         ),
     ],
 )

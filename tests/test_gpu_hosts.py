@@ -364,7 +364,7 @@ BROKEN = [
     ),
     pytest.param(
         {**DOCKER_FINE, "nvidia-smi": says("Segmentation fault")},
-        cpu_lab("no NVIDIA driver on this host"),
+        cpu_lab("nvidia-smi says: Segmentation fault"),
         id="nvidia-smi prints garbage",
     ),
 ]

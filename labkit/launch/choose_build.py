@@ -168,7 +168,9 @@ def _refuse_all(host: BuildHost) -> LabkitError:
         return EngineError(what, cause=_describe_machine(host), fix=CPU_LAB)
     major = host.facts.driver_major
     oldest = min(needs.driver for needs in NEEDS.values())
-    if major is not None and major < oldest:
+    # Where none has code for the GPU, a newer driver would change nothing.
+    able = [name for name in BUILDS if _serves(_list_served(name, host), host)]
+    if able and major is not None and major < oldest:
         return EngineError(
             f"driver {host.driver} is too old for CUDA",
             cause=f"every CUDA build of torch here needs driver {oldest} or newer",
@@ -182,12 +184,11 @@ def _refuse_all(host: BuildHost) -> LabkitError:
             fix=_cut(empty[0]),
         )
     kind = describe_architecture(host.gpus[0])
-    newer = [name for name in BUILDS if _serves(_list_served(name, host), host)]
-    if newer:
+    if able:
         return EngineError(
             what,
-            cause=f"its architecture ({kind}) needs build {newer[0]}, and that driver"
-            f" {NEEDS[newer[0]].driver} or newer",
+            cause=f"its architecture ({kind}) needs build {able[0]}, and that driver"
+            f" {NEEDS[able[0]].driver} or newer",
             fix=host.install_driver,
         )
     return EngineError(what, cause=f"its architecture ({kind}) is in none of them", fix=CPU_LAB)
