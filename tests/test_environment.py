@@ -22,7 +22,8 @@ echo "$*" >> "{calls}"
 case "$*" in
 "-m venv"*)
   for folder; do :; done
-  rm -rf "$folder" && mkdir -p "$folder/bin" && cp "$0" "$folder/bin/python" ;;
+  rm -rf "$folder" && mkdir -p "$folder/bin" && cp "$0" "$folder/bin/python"
+  touch "$folder/bin/pip" ;;
 "-c"*) echo 2 ;;
 *lab.txt) {lab} ;;
 *) echo "Successfully installed" ;;
@@ -391,3 +392,13 @@ def test_how_far_pip_is(total, notes):
         if step.detail not in ("", *seen):
             seen.append(step.detail)
     assert seen == notes
+
+
+def test_one_that_was_stopped_while_it_was_made_is_made_anew(checkout, python, tmp_path):
+    environment = PythonEnvironment(checkout)
+    environment.prepare(Steps())
+    read_calls(tmp_path)
+    (checkout.environment_folder / "bin" / "pip").unlink()  # the last that comes into it
+    environment.prepare(Steps())
+    assert read_calls(tmp_path)[0] == f"-m venv --clear {checkout.environment_folder}"
+    assert environment.is_current()

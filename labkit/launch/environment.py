@@ -62,7 +62,7 @@ class PythonEnvironment:
         Interrupted or failed, it goes on from there the next time. Raises EngineError with the
         log's last lines.
         """
-        if not self.python.exists() or self._made_with() not in (None, _python_version()):
+        if not self._is_whole() or self._made_with() not in (None, _python_version()):
             self._create(steps)
         self._remove_other_builds(steps, locks)
         for lock in locks:
@@ -81,6 +81,10 @@ class PythonEnvironment:
         return next(
             (build for build in CUDA_BUILDS if self._stamp(build.torch_lock).exists()), None
         )
+
+    def _is_whole(self) -> bool:
+        """True where the environment was made to its end, which is where pip comes into it."""
+        return self.python.exists() and (self.python.parent / "pip").exists()
 
     def _made_with(self) -> str | None:
         """The Python version that the environment was made with, such as "3.12"; None unknown."""
