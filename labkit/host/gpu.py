@@ -87,6 +87,11 @@ def probe_gpu(run: CommandRunner, root: Path = Path("/")) -> GpuFacts:
     )
 
 
+def has_driver(root: Path = Path("/")) -> bool:
+    """True where a driver's own files show that one runs; nothing is asked of it."""
+    return any((root / path).exists() for path in ("proc/driver/nvidia/version", "dev/dxg"))
+
+
 def _find_program(run: CommandRunner, root: Path) -> str:
     """nvidia-smi by its name, or WSL2's where PATH does not lead to it."""
     by_path = root / WSL_SMI

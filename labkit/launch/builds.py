@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from labkit.errors import UsageError
+import shlex
+from collections.abc import Iterable
+
+from labkit.errors import LabkitError, UsageError
 from labkit.host.builds import BUILDS, CPU_BUILD, CUDA_BUILDS, TorchBuild
+from labkit.launch.settings import Checkout
 from labkit.units import near_match
 
 
@@ -34,3 +38,15 @@ def find_build(name: str) -> TorchBuild:
         cause=f"it is one of: {', '.join(build.name for build in CUDA_BUILDS)}",
         fix=f"make up CUDA={near or CUDA_BUILDS[0].name}",
     )
+
+
+def check_locks(checkout: Checkout, locks: Iterable[str]) -> None:
+    """Raises LabkitError where a lock is missing, before anything is fetched or removed for it."""
+    folder = checkout.root / "docker" / "locks"
+    missing = [name for name in locks if not (folder / f"{name}.txt").is_file()]
+    if missing:
+        raise LabkitError(
+            f"docker/locks/{missing[0]}.txt is missing",
+            cause="the checkout is not complete",
+            fix=f"git -C {shlex.quote(str(checkout.root))} checkout -- docker/locks",
+        )

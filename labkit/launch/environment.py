@@ -13,6 +13,7 @@ from pathlib import Path
 from labkit.commands import run_command, stream_command
 from labkit.errors import LabkitError
 from labkit.host.builds import BUILDS, CPU_BUILD, CUDA_BUILDS, TorchBuild
+from labkit.launch.builds import check_locks
 from labkit.launch.certificate import trust_in_pip
 from labkit.launch.logs import StepLog
 from labkit.launch.settings import Checkout
@@ -62,6 +63,7 @@ class PythonEnvironment:
         Interrupted or failed, it goes on from there the next time. Raises EngineError with the
         log's last lines.
         """
+        check_locks(self.checkout, locks)
         if not self._is_whole() or self._made_with() not in (None, _python_version()):
             self._create(steps)
         self._remove_other_builds(steps, locks)

@@ -8,14 +8,13 @@ import json
 import os
 import secrets
 import shlex
-import signal
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from labkit.commands import end_like_interrupt
 from labkit.errors import LabkitError, UsageError
 from labkit.launch.settings import Checkout
 
@@ -164,23 +163,8 @@ def hold_lock(checkout: Checkout, on_wait: Callable[[], None]) -> Iterator[None]
         except BlockingIOError:
             on_wait()
             fcntl.flock(file, fcntl.LOCK_EX)
-        with _end_orderly():
+        with end_like_interrupt():
             yield
-
-
-@contextlib.contextmanager
-def _end_orderly() -> Iterator[None]:
-    """Makes `kill` and a closed terminal what Ctrl-C is: what was started on the way is undone."""
-    before = {}
-    if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGTERM, signal.SIGHUP):
-            if signal.getsignal(number) is signal.SIG_DFL:  # nohup's choice is kept
-                before[number] = signal.signal(number, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def timestamp() -> str:
