@@ -121,7 +121,7 @@ def test_what_is_no_list_of_gpus_is_no_gpu(tmp_path, loaded_module, printed):
     answer = {host.SMI: says(printed)}
     facts = probe_gpu(FakeRunner(answer), tmp_path / "without a driver")
     assert (facts.present, facts.gpus) == (False, ())
-    assert facts.problem == printed.replace("\n", "; ")
+    assert facts.problem == printed.replace("\n", "; ").lstrip("\x01 ")
     facts = probe_gpu(FakeRunner(answer), loaded_module)
     assert (facts.driver_version, facts.gpus) == ("580.65.06", ())
 

@@ -114,7 +114,9 @@ def _quote(answer: CommandResult) -> str:
     """nvidia-smi's own words; of a mismatch the first line tells, and the last only a version."""
     if answer.exit_code is None:
         return answer.message
-    lines = [line.strip() for line in (answer.stderr or answer.stdout).splitlines()]
+    said = answer.stderr or answer.stdout
+    text = "".join(each for each in said if each.isprintable() or each == "\n")
+    lines = [line.strip() for line in text.splitlines()]
     return "; ".join([line for line in lines if line][:QUOTED_LINES]) or answer.message
 
 

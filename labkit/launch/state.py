@@ -92,11 +92,13 @@ def prepare_state_folder(checkout: Checkout) -> None:
         checkout.state_folder.mkdir(mode=0o700, exist_ok=True)
         checkout.logs_folder.mkdir(exist_ok=True)
     except OSError as error:
-        raise UsageError(
-            f"cannot make {error.filename}: {error.strerror}",
-            cause=_explain_refusal(checkout),
-            fix=_give_back(checkout),
-        ) from error
+        raise _refuse(checkout, f"cannot make {error.filename}", error) from error
+
+
+def _refuse(checkout: Checkout, what: str, error: OSError) -> UsageError:
+    return UsageError(
+        f"{what}: {error.strerror}", cause=_explain_refusal(checkout), fix=_give_back(checkout)
+    )
 
 
 def _explain_refusal(checkout: Checkout) -> str:
@@ -104,11 +106,15 @@ def _explain_refusal(checkout: Checkout) -> str:
         owner = checkout.state_folder.stat().st_uid
     except OSError:
         return f"the launcher keeps its token and logs there, in {checkout.root}"
+    if owner == os.getuid():
+        return f"{checkout.state_folder.name}/ is yours, but may not be written to"
     return f"{checkout.state_folder.name}/ belongs to uid {owner}, and you are uid {os.getuid()}"
 
 
 def _give_back(checkout: Checkout) -> str:
     folder = checkout.state_folder if checkout.state_folder.exists() else checkout.root
+    if folder.is_dir() and folder.stat().st_uid == os.getuid():
+        return f"chmod -R u+rwX {shlex.quote(str(folder))}"
     return f"sudo chown -R $(id -u):$(id -g) {shlex.quote(str(folder))}"
 
 
@@ -157,7 +163,12 @@ def hold_lock(checkout: Checkout, on_wait: Callable[[], None]) -> Iterator[None]
     however it ends.
     """
     prepare_state_folder(checkout)
-    with (checkout.state_folder / "lock").open("w") as file:
+    path = checkout.state_folder / "lock"
+    try:
+        lock = path.open("w")
+    except OSError as error:
+        raise _refuse(checkout, f"cannot write {path}", error) from error
+    with lock as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
