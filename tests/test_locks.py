@@ -136,8 +136,8 @@ def test_the_locks_are_resolved_for_every_python_with_hashes_and_without_an_inde
     assert lines == [
         "lab: numpy 2.4.0 -> 2.4.1",
         "test: + numpy 2.4.1",
-        "cuda-cu130: + numpy 2.4.1",
-        "cuda-cu126: + numpy 2.4.1",
+        "cuda-cu130: + numpy 2.4.1, - nvidia-cublas",
+        "cuda-cu126: + numpy 2.4.1, - nvidia-cublas",
         "torch-cpu: kept, as PyTorch's index does not answer (no route to host)",
         "torch-cu130: renewed",
         "torch-cu126: kept, as PyTorch's index does not answer (no route to host)",
