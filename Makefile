@@ -9,6 +9,10 @@ CHOICE := $(if $(RUNTIME),--runtime "$(RUNTIME)") $(if $(FLAVOR),--flavor "$(FLA
   $(call TYPED,CUDA,cuda) $(call TYPED,GPUS,gpus)
 WHERE := $(if $(PORT),--port "$(PORT)") $(if $(BIND),--bind "$(BIND)")
 NAMED := $(if $(IMAGE),--image "$(IMAGE)")
+# Typed, it is the image that `make up` starts too; in the environment it may be anybody's.
+ifeq ($(origin IMAGE),command line)
+export LABKIT_IMAGE := $(IMAGE)
+endif
 LABS ?=
 
 .DEFAULT_GOAL := help
@@ -90,7 +94,7 @@ help:  ## print this
   'GPUS=' 'the GPUs: all, indices or UUIDs (all; GPUS=0,1)' \
   'PORT=' 'the port (8888, or the next one that is free)' \
 	  'BIND=' 'the address to listen on (127.0.0.1; 0.0.0.0 opens it to the network)' \
-	  'IMAGE=' 'the name of the image for build and sbom (labkit:cpu, labkit:cu130, ...)' \
+	  'IMAGE=' 'the name of the image (labkit:cpu, labkit:cu130, ...)' \
 	  'STEP=' 'for estimate: the file in work/ and the function that makes a step (train.py:make_step)' \
 	  'DEVICE=' 'for estimate: what it is to fit ("24 GiB", H100, cuda:0)' \
 	  'LABS=' 'labs for run and reset, by name ("tensors autograd")' \

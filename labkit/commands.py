@@ -12,7 +12,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Protocol
@@ -55,7 +55,13 @@ class CommandResult:
         if self.timed_out:
             return f"{self.arguments[0]} did not answer in {self.seconds:.0f} s"
         lines = [line.strip() for line in (self.stderr or self.stdout).splitlines()]
-        return next((line for line in reversed(lines) if line), f"exit code {self.exit_code}")
+        return next((line for line in reversed(lines) if line), self._describe_end())
+
+    def _describe_end(self) -> str:
+        if self.exit_code is not None and self.exit_code < 0:
+            with contextlib.suppress(ValueError):  # a number that no signal here has
+                return f"{self.arguments[0]} was killed by {signal.Signals(-self.exit_code).name}"
+        return f"exit code {self.exit_code}"
 
 
 class CommandRunner(Protocol):
@@ -165,6 +171,25 @@ def stream_command(
     seconds = time.monotonic() - started
     exit_code = None if expired.is_set() else process.returncode
     return CommandResult(tuple(arguments), exit_code, seconds=seconds, timed_out=expired.is_set())
+
+
+@contextlib.contextmanager
+def end_like_interrupt() -> Iterator[None]:
+    """Has SIGTERM (``docker stop``, CI) and SIGHUP (a lost terminal) end the block as Ctrl-C does.
+
+    What was started in it is undone, and results are written. A signal that somebody else has
+    chosen for is left to them, as nohup's is.
+    """
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is signal.SIG_DFL:
+                before[number] = signal.signal(number, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def replace_process(arguments: Sequence[str], environment: Mapping[str, str] | None = None) -> None:

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
 
-from labkit.errors import UsageError
-from labkit.launch.builds import (
-    BUILDS,
-    CUDA_BUILDS,
-    TORCH_VERSION,
-    choose_named_build,
-    find_build,
-)
+from labkit.errors import LabkitError, UsageError
+from labkit.host.builds import BUILDS, CUDA_BUILDS, NEEDS, TORCH_VERSION
+from labkit.launch.builds import check_locks, choose_named_build, find_build
+from tests.fakes.host import make_checkout
 
 ROOT = Path(__file__).parents[1]
 DOCKERFILE = (ROOT / "docker" / "Dockerfile").read_text(encoding="utf-8")
@@ -96,3 +93,33 @@ def test_an_unknown_build_is_named_with_its_near_match():
 )
 def test_the_build_that_was_named(flavor, cuda, build):
     assert choose_named_build(flavor, cuda).name == build
+
+
+def test_each_cuda_build_says_what_it_needs():
+    assert list(NEEDS) == [build.name for build in CUDA_BUILDS]
+
+
+@pytest.mark.parametrize(
+    ("build", "capability", "machine", "has"),
+    [
+        ("cu130", (7, 0), "x86_64", False),
+        ("cu130", (7, 5), "x86_64", True),
+        ("cu130", (7, 5), "aarch64", False),
+        ("cu130", (12, 1), "aarch64", True),
+        ("cu126", (3, 7), "x86_64", False),
+        ("cu126", (5, 0), "x86_64", True),
+        ("cu126", (9, 0), "x86_64", True),
+        ("cu126", (10, 0), "x86_64", False),
+    ],
+)
+def test_the_gpus_that_a_build_has_code_for(build, capability, machine, has):
+    assert NEEDS[build].has_code_for(capability, machine) is has
+
+
+def test_a_lock_that_is_missing_is_named_before_anything_is_done(tmp_path):
+    checkout = make_checkout(tmp_path / "a lab")
+    check_locks(checkout, find_build("cpu").locks)
+    with pytest.raises(LabkitError) as caught:
+        check_locks(checkout, ["lab", "torch-cu999"])
+    assert caught.value.what == "docker/locks/torch-cu999.txt is missing"
+    assert caught.value.fix == f"git -C {shlex.quote(str(checkout.root))} checkout -- docker/locks"

@@ -8,12 +8,11 @@ from hypothesis import strategies as st
 
 from labkit.doctor.distribution import Distribution
 from labkit.errors import DeviceMissingError, EngineError, ExitCode
+from labkit.host.builds import CUDA_BUILDS, NEEDS
 from labkit.host.gpu import Gpu, GpuFacts
-from labkit.launch.builds import CUDA_BUILDS
 from labkit.launch.choose import Choice
 from labkit.launch.choose_build import (
     BUILDS,
-    NEEDS,
     BuildHost,
     choose_build,
     describe_architecture,
@@ -63,7 +62,7 @@ KINDS = {
 # old: the driver is too old for any CUDA build; new: the GPU needs a newer driver; -: no build.
 TABLE = """
                    450  470  525    535    550    570    580    590
-Kepler             old  old  -      -      -      -      -      -
+Kepler             -    -    -      -      -      -      -      -
 Maxwell            old  old  cu126  cu126  cu126  cu126  cu126  cu126
 Pascal             old  old  cu126  cu126  cu126  cu126  cu126  cu126
 Volta              old  old  cu126  cu126  cu126  cu126  cu126  cu126

@@ -170,24 +170,23 @@ def test_listing_and_explaining_exclude_each_other(capsys):
     assert "not allowed with argument" in capsys.readouterr().err
 
 
-def test_the_index_is_the_one_a_build_would_use(tmp_path):
-    compose = tmp_path / "compose.yaml"
-    assert doctor.find_indexes(compose, {}) == ("https://download.pytorch.org/whl/cpu",)
-    assert doctor.find_indexes(compose, {"TORCH_INDEX": "https://own.example"}) == (
-        "https://own.example",
-    )
-    assert doctor.find_indexes(None, {"PIP_INDEX_URL": "https://pip.example"}) == (
-        "https://pip.example",
-    )
-    assert doctor.find_indexes(None, {}) == ()
+def test_the_indexes_are_those_that_are_named():
+    assert doctor.find_indexes({}) == ()
+    assert doctor.find_indexes({"TORCH_INDEX": "https://own.example"}) == ("https://own.example",)
+    assert doctor.find_indexes({"PIP_INDEX_URL": "https://pip.example"}) == ("https://pip.example",)
 
 
 def test_this_checkout_is_the_one_that_is_examined(monkeypatch):
     monkeypatch.setenv("LABKIT_PORT", "9001")
+    for name in ("TORCH_INDEX", "PIP_INDEX_URL"):
+        monkeypatch.delenv(name, raising=False)
     host = doctor.make_host()
     assert (host.port, host.port_asked) == (9001, True)
     assert host.workspace is not None and host.workspace.name == "work"
-    assert len(host.indexes) == 1
+    assert (host.indexes, host.builds_torch) == ((), True)
+    monkeypatch.setenv("TORCH_INDEX", "https://own.example")
+    host = doctor.make_host()
+    assert (host.indexes, host.builds_torch) == (("https://own.example",), False)
 
 
 @pytest.mark.parametrize(

@@ -81,6 +81,8 @@ def test_a_file_that_cannot_be_run_counts_as_missing(tmp_path):
         pytest.param(CommandResult(("a",), 1, "out\n", "\n"), "exit code 1", id="blank stderr"),
         pytest.param(CommandResult(("a",), 1, "one\ntwo\n\n"), "two", id="stdout alone"),
         pytest.param(CommandResult(("a",), 7), "exit code 7", id="silent"),
+        pytest.param(CommandResult(("a",), -9), "a was killed by SIGKILL", id="killed"),
+        pytest.param(CommandResult(("a",), -99), "exit code -99", id="no signal of here"),
         pytest.param(
             CommandResult(("docker", "info"), None, seconds=10.02, timed_out=True),
             "docker did not answer in 10 s",
@@ -263,3 +265,30 @@ def test_becoming_a_program_that_is_missing_is_a_usage_error():
         replace_process(["no-such-program"])
     assert caught.value.what == "cannot run no-such-program: No such file or directory"
     assert caught.value.fix == "command -v no-such-program"
+
+
+ENDED = """
+import os, signal, sys
+from labkit.commands import end_like_interrupt
+{before}
+try:
+    with end_like_interrupt():
+        os.kill(os.getpid(), signal.{name})
+except KeyboardInterrupt:
+    print("undone")
+print(signal.getsignal(signal.{name}) == {after})
+"""
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_a_signal_ends_the_block_as_ctrl_c_does_and_nothing_after_it(name):
+    script = ENDED.format(before="", name=name, after="signal.SIG_DFL")
+    result = run_command([sys.executable, "-c", script], timeout_seconds=20)
+    assert result.stdout == "undone\nTrue\n"
+
+
+def test_a_signal_that_nohup_ignores_stays_ignored():
+    before = "signal.signal(signal.SIGHUP, signal.SIG_IGN)"
+    script = ENDED.format(before=before, name="SIGHUP", after="signal.SIG_IGN")
+    result = run_command([sys.executable, "-c", script], timeout_seconds=20)
+    assert result.stdout == "True\n"

@@ -38,7 +38,7 @@ from labkit.host.engine import EngineFacts
 from labkit.host.folders import FolderFacts
 from labkit.host.gpu import Gpu, GpuFacts
 from tests.fakes.host import ADA, DOCKER, NO_DOCKER, NO_PODMAN, PODMAN, fails, hangs, says
-from tests.fakes.sick_hosts import CARD, CARD_FILES, GIB, OS_RELEASES, play_host
+from tests.fakes.sick_hosts import CARD, CARD_FILES, GIB, OS_RELEASES, SMI_QUERY, lists, play_host
 
 DEBIAN = Distribution("Debian", "debian")
 
@@ -524,6 +524,43 @@ def test_behind_a_proxy_no_name_is_asked_for(tmp_path):
 
 def test_without_an_index_there_is_nothing_to_reach():
     assert dns.judge(dns.NameFacts(), DEBIAN).moot == "no index is set"
+
+
+@pytest.mark.parametrize(
+    ("settings", "machine", "indexes"),
+    [
+        ({}, "x86_64", ("cpu",)),
+        ({"gpu": True}, "x86_64", ()),
+        (
+            {"gpu": True, "answers": {SMI_QUERY: lists("Tesla V100, 7.0, [N/A]")}},
+            "x86_64",
+            ("cu126",),
+        ),
+        ({"gpu": True, "answers": {SMI_QUERY: lists("T4, 7.5, [N/A]")}}, "aarch64", ("cpu",)),
+        ({"gpu": True, "answers": {SMI_QUERY: None}}, "x86_64", ()),
+    ],
+    ids=["no GPU", "an RTX 4090", "a V100", "one that no build has code for", "no nvidia-smi"],
+)
+def test_the_index_is_the_one_that_this_hosts_build_comes_from(
+    tmp_path, settings, machine, indexes
+):
+    host = play_host(tmp_path, indexes=(), builds_torch=True, **settings)
+    host = dataclasses.replace(
+        host, machine=dataclasses.replace(host.machine, architecture=machine)
+    )
+    expected = tuple(f"https://download.pytorch.org/whl/{name}" for name in indexes)
+    assert index.list_indexes(host) == expected
+    finding = index.judge(index.probe(host), DEBIAN)
+    assert finding.found == (
+        f"{expected[0]} answers"
+        if expected
+        else "no index is set: torch's build for this GPU comes from the default one"
+    )
+
+
+def test_an_index_that_is_named_takes_the_place_of_pytorchs(tmp_path):
+    host = play_host(tmp_path, indexes=("https://own.example",), gpu=True)
+    assert index.list_indexes(host) == ("https://own.example",)
 
 
 def test_an_index_out_of_reach_for_an_unknown_reason_gets_a_command_to_look():

@@ -24,7 +24,6 @@ from labkit.doctor.distribution import Distribution
 from labkit.doctor.examine import Examination, examine_host, format_examination
 from labkit.doctor.host import reach_url
 from labkit.host.gpu import Gpu
-from labkit.launch.choose_build import NEEDS
 from tests.fakes.host import INFO, PODMAN_FINE, fails, hangs, says
 from tests.fakes.sick_hosts import ECC, GPU_LINE, IN_DOCKER, play_host
 
@@ -123,26 +122,17 @@ def test_memory_errors_are_counted_for_each_gpu(tmp_path, printed, errors):
 # Builds and parts
 
 
-@pytest.mark.parametrize("build", NEEDS)
-def test_the_doctor_knows_the_builds_as_the_launcher_does(build):
-    cuda, needed = next(
-        (cuda, driver) for name, cuda, driver in torch_build.BUILDS if name == build
-    )
-    oldest, newest = torch_build.ARCHITECTURES[cuda]
-    assert needed == NEEDS[build].driver
-    for capability in ((3, 5), (5, 0), (6, 1), (7, 0), (7, 5), (8, 9), (9, 0), (10, 0), (12, 0)):
-        major, minor = capability
-        fits = oldest <= float(f"{major}.{minor}") <= newest
-        assert fits == NEEDS[build].has_code_for(capability, "x86_64"), capability
-
-
 @pytest.mark.parametrize(
     ("version", "capabilities", "found"),
     [
-        ("580.95.05", (8.9,), "torch's cu130 build fits compute capability 8.9"),
-        ("580.95.05", (8.9, 8.9, 7.5), "torch's cu130 build fits compute capability 8.9, 7.5"),
-        ("580.95.05", (6.1,), "torch's cu126 build fits compute capability 6.1"),
-        ("535.230.02", (9.0,), "torch's cu126 build fits compute capability 9.0"),
+        ("580.95.05", ((8, 9),), "torch's cu130 build fits compute capability 8.9"),
+        (
+            "580.95.05",
+            ((8, 9), (8, 9), (7, 5)),
+            "torch's cu130 build fits compute capability 8.9, 7.5",
+        ),
+        ("580.95.05", ((6, 1),), "torch's cu126 build fits compute capability 6.1"),
+        ("535.230.02", ((9, 0),), "torch's cu126 build fits compute capability 9.0"),
         ("580.95.05", (), "torch's cu130 build fits"),
         (None, (), "torch's cu130 build fits"),
     ],
@@ -154,7 +144,7 @@ def test_a_build_for_driver_and_gpus(version, capabilities, found):
 
 def test_one_gpu_of_two_that_torch_has_no_code_for_is_a_warning():
     facts = torch_build.BuildFacts(
-        torch_build.TorchBuild("2.13.0+cu130", "13.0"), "580.95.05", (6.1, 8.9)
+        torch_build.TorchBuild("2.13.0+cu130", "13.0"), "580.95.05", ((6, 1), (8, 9))
     )
     finding = torch_build.judge(facts, DEBIAN)
     assert (finding.status, finding.cause) == (

@@ -65,7 +65,7 @@ TOOLKIT = (
     "sudo apt-get install nvidia-container-toolkit && sudo nvidia-ctk runtime configure "
     "--runtime=docker && sudo systemctl restart docker"
 )
-NEW_DRIVER = "sudo apt-get install nvidia-driver && sudo reboot"
+NEW_DRIVER = "sudo apt-get install nvidia-driver && sudo reboot   # 580 or newer: from NVIDIA"
 OLDER_BUILD = "pip install torch --index-url https://download.pytorch.org/whl/cu126"
 PASCAL = "NVIDIA GeForce GTX 1080, 6.1, [N/A]"
 BLACKWELL = "NVIDIA GeForce RTX 5090, 12.0, [N/A]"

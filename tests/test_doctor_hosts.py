@@ -12,6 +12,7 @@ import pytest
 from labkit.commands import CommandResult, run_command
 from labkit.doctor.checks import CHECKS
 from labkit.doctor.checks import torch_build as torch_build_check
+from labkit.doctor.distribution import INSTALL_DRIVER, Distribution
 from labkit.doctor.examine import examine_host, format_examination
 from labkit.doctor.host import OnceRunner
 from tests.fakes.host import (
@@ -44,6 +45,7 @@ from tests.fakes.sick_hosts import (
     play_host,
 )
 
+NEW_DRIVER = INSTALL_DRIVER.on(Distribution(family="debian"))
 NO_DOCKER = {INFO: None, COMPOSE: None, CONTEXT: None}
 ROOTLESS = {**DOCKER_INFO, "SecurityOptions": ["name=rootless"], "Runtimes": {"nvidia": {}}}
 WSL_FILES = dict.fromkeys(GPU_FILES) | {
@@ -152,7 +154,11 @@ MODULE = {"proc/driver/nvidia/version": None, "proc/modules": ""}
 BROKEN = {
     "no driver, Debian": (
         {"gpu": True, "files": MODULE, "answers": {SMI_QUERY: None}},
-        ("driver", "failed", "sudo apt-get install nvidia-driver && sudo reboot"),
+        (
+            "driver",
+            "failed",
+            NEW_DRIVER,
+        ),
     ),
     "no driver, Ubuntu": (
         {"files": CARD_FILES, "distribution": "ubuntu"},
@@ -176,7 +182,11 @@ BROKEN = {
     ),
     "nouveau has the card": (
         {"files": {**CARD_FILES, "proc/modules": "nouveau 3 0 - Live 0x0\n"}},
-        ("driver", "failed", "sudo apt-get install nvidia-driver && sudo reboot"),
+        (
+            "driver",
+            "failed",
+            NEW_DRIVER,
+        ),
     ),
     "the module is not loaded": (
         {
@@ -191,7 +201,11 @@ BROKEN = {
             "files": {"proc/driver/nvidia/version": "NVRM version: Module  450.80.02  x"},
             "answers": {SMI_QUERY: says("Tesla T4, 450.80.02")},
         },
-        ("driver", "failed", "sudo apt-get install nvidia-driver && sudo reboot"),
+        (
+            "driver",
+            "failed",
+            NEW_DRIVER,
+        ),
     ),
     "updated without a reboot": (
         {

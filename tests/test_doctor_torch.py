@@ -37,43 +37,43 @@ NO_KERNEL = "RuntimeError: CUDA error: no kernel image is available for executio
             id="CPU",
         ),
         pytest.param(
-            torch_build.BuildFacts(TorchBuild("2.13.0+cpu"), "580.95.05", (9.0,)),
+            torch_build.BuildFacts(TorchBuild("2.13.0+cpu"), "580.95.05", ((9, 0),)),
             "warning",
             "torch 2.13.0+cpu",
             id="a CPU build beside a GPU",
         ),
         pytest.param(
-            torch_build.BuildFacts(TorchBuild("2.13.0+cu130", "13.0"), "580.95.05", (9.0,)),
+            torch_build.BuildFacts(TorchBuild("2.13.0+cu130", "13.0"), "580.95.05", ((9, 0),)),
             "ok",
             "torch 2.13.0+cu130 fits driver 580.95.05",
             id="CUDA 13 on H200",
         ),
         pytest.param(
-            torch_build.BuildFacts(TorchBuild("2.13.0+cu130", "13.0"), "570.86.10", (9.0,)),
+            torch_build.BuildFacts(TorchBuild("2.13.0+cu130", "13.0"), "570.86.10", ((9, 0),)),
             "failed",
             "torch 2.13.0+cu130",
             id="CUDA 13 on an older driver",
         ),
         pytest.param(
-            torch_build.BuildFacts(TorchBuild("2.13.0+cu130", "13.0"), "580.95.05", (7.0,)),
+            torch_build.BuildFacts(TorchBuild("2.13.0+cu130", "13.0"), "580.95.05", ((7, 0),)),
             "failed",
             "torch 2.13.0+cu130",
             id="CUDA 13 on Volta",
         ),
         pytest.param(
-            torch_build.BuildFacts(TorchBuild("2.13.0+cu126", "12.6"), "580.95.05", (12.0,)),
+            torch_build.BuildFacts(TorchBuild("2.13.0+cu126", "12.6"), "580.95.05", ((12, 0),)),
             "failed",
             "torch 2.13.0+cu126",
             id="CUDA 12.6 on Blackwell",
         ),
         pytest.param(
-            torch_build.BuildFacts(TorchBuild("2.13.0+cu126", "12.6"), "535.230.02", (6.1,)),
+            torch_build.BuildFacts(TorchBuild("2.13.0+cu126", "12.6"), "535.230.02", ((6, 1),)),
             "ok",
             "torch 2.13.0+cu126 fits driver 535.230.02",
             id="CUDA 12.6 on Pascal",
         ),
         pytest.param(
-            torch_build.BuildFacts(TorchBuild("2.20.0+cu150", "15.0"), None, (99.0,)),
+            torch_build.BuildFacts(TorchBuild("2.20.0+cu150", "15.0"), None, ((99, 0),)),
             "ok",
             "torch 2.20.0+cu150 fits the CPU",
             id="a build of tomorrow",
@@ -131,7 +131,11 @@ def cut_short(stdout, seconds=6.5):
             id="a known sign",
         ),
         pytest.param(
-            CommandResult(("python",), -11), False, "failed", "exit code -11", id="a crash"
+            CommandResult(("python",), -11),
+            False,
+            "failed",
+            "python was killed by SIGSEGV",
+            id="a crash",
         ),
     ],
 )

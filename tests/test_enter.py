@@ -12,8 +12,8 @@ import pytest
 
 from labkit.commands import run_command
 from labkit.errors import UsageError
+from labkit.host.builds import BUILDS
 from labkit.launch import enter, testing
-from labkit.launch.builds import BUILDS
 from labkit.launch.choose import Choice
 from labkit.launch.choose_flavor import CPU, Flavor
 from labkit.launch.container import ContainerLab

@@ -22,7 +22,8 @@ echo "$*" >> "{calls}"
 case "$*" in
 "-m venv"*)
   for folder; do :; done
-  rm -rf "$folder" && mkdir -p "$folder/bin" && cp "$0" "$folder/bin/python" ;;
+  rm -rf "$folder" && mkdir -p "$folder/bin" && cp "$0" "$folder/bin/python"
+  touch "$folder/bin/pip" ;;
 "-c"*) echo 2 ;;
 *lab.txt) {lab} ;;
 *) echo "Successfully installed" ;;
@@ -193,7 +194,8 @@ def test_a_lock_that_is_missing_is_the_checkouts_fault(checkout, python):
     with pytest.raises(LabkitError) as caught:
         PythonEnvironment(checkout).prepare(Steps())
     assert caught.value.cause == "the checkout is not complete"
-    assert caught.value.fix == f"git -C '{checkout.root}' status"
+    assert caught.value.fix == f"git -C '{checkout.root}' checkout -- docker/locks"
+    assert not checkout.environment_folder.exists()
 
 
 def test_an_environment_whose_python_is_gone_is_made_anew(checkout, python, tmp_path):
@@ -311,7 +313,13 @@ def test_a_removal_that_fails_is_made_again(environment, tmp_path):
     assert tell(read_calls(tmp_path)) == ["torch", "cuda-cu130.txt", "torch-cu130.txt"]
 
 
-def test_an_installation_that_fails_between_two_builds_goes_on(environment, tmp_path):
+@pytest.fixture
+def unchecked(monkeypatch):
+    """Has a lock that goes while others are installed fail in the middle, as a network may."""
+    monkeypatch.setattr(environment_module, "check_locks", lambda checkout, locks: None)
+
+
+def test_an_installation_that_fails_between_two_builds_goes_on(environment, tmp_path, unchecked):
     """Neither build is there then, and pip must not be asked to remove it twice."""
     lock = environment.checkout.root / "docker" / "locks" / "torch-cu130.txt"
     text = lock.read_text()
@@ -327,7 +335,7 @@ def test_an_installation_that_fails_between_two_builds_goes_on(environment, tmp_
     assert tell(read_calls(tmp_path)) == ["nvidia-cublas torch triton", "torch-cpu.txt"]
 
 
-def test_half_of_a_cuda_build_is_removed_too(environment, tmp_path):
+def test_half_of_a_cuda_build_is_removed_too(environment, tmp_path, unchecked):
     lock = environment.checkout.root / "docker" / "locks" / "torch-cu130.txt"
     lock.unlink()
     with pytest.raises(LabkitError):
@@ -391,3 +399,13 @@ def test_how_far_pip_is(total, notes):
         if step.detail not in ("", *seen):
             seen.append(step.detail)
     assert seen == notes
+
+
+def test_one_that_was_stopped_while_it_was_made_is_made_anew(checkout, python, tmp_path):
+    environment = PythonEnvironment(checkout)
+    environment.prepare(Steps())
+    read_calls(tmp_path)
+    (checkout.environment_folder / "bin" / "pip").unlink()  # the last that comes into it
+    environment.prepare(Steps())
+    assert read_calls(tmp_path)[0] == f"-m venv --clear {checkout.environment_folder}"
+    assert environment.is_current()

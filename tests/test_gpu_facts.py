@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from labkit.commands import CommandResult
 from labkit.host.architectures import infer_capability, name_architecture
 from labkit.host.gpu import PROBE_SECONDS, Gpu, GpuFacts, probe_gpu
 from tests.fakes import host
@@ -106,6 +107,37 @@ def test_what_is_not_told_is_not_known(tmp_path):
     assert facts.driver_major is None
 
 
+@pytest.mark.parametrize(
+    "printed",
+    [
+        "No devices were found",
+        "\x01 lorem ipsum {",
+        "a,b\nc,,,,,,\n,,,,",
+        "Usage: it [OPTION], ...",
+    ],
+    ids=["no devices", "noise", "commas", "a help page"],
+)
+def test_what_is_no_list_of_gpus_is_no_gpu(tmp_path, loaded_module, printed):
+    answer = {host.SMI: says(printed)}
+    facts = probe_gpu(FakeRunner(answer), tmp_path / "without a driver")
+    assert (facts.present, facts.gpus) == (False, ())
+    assert facts.problem == printed.replace("\n", "; ").lstrip("\x01 ")
+    facts = probe_gpu(FakeRunner(answer), loaded_module)
+    assert (facts.driver_version, facts.gpus) == ("580.65.06", ())
+
+
+def test_a_program_that_lists_nothing_has_no_gpu(tmp_path):
+    assert probe_gpu(FakeRunner({host.SMI: says("")}), tmp_path) == GpuFacts()
+
+
+def test_a_failure_of_two_lines_is_told_whole(loaded_module):
+    said = (
+        "Failed to initialize NVML: Driver/library version mismatch\nNVML library version: 580.95"
+    )
+    run = FakeRunner({host.SMI: CommandResult(("nvidia-smi",), 18, said + "\n")})
+    assert probe_gpu(run, loaded_module).problem == said.replace("\n", "; ")
+
+
 def test_a_gpu_cut_into_parts_comes_with_their_uuids(tmp_path):
     run = FakeRunner(
         {
@@ -157,11 +189,6 @@ def test_nvidia_smi_that_hangs_leaves_the_module_as_witness(loaded_module):
     assert facts.present
     assert facts.problem == "nvidia-smi did not answer in 10 s"
     assert len(run.calls) == 1
-
-
-@pytest.mark.parametrize("text", ["", "No devices were found", "\x00\x01garbage"])
-def test_a_driver_that_lists_nothing(tmp_path, text):
-    assert probe_gpu(FakeRunner({host.SMI: says(text)}), tmp_path) == GpuFacts()
 
 
 @pytest.mark.parametrize(

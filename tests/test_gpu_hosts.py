@@ -54,7 +54,7 @@ INSTALL_TOOLKIT = (
     "sudo apt-get install nvidia-container-toolkit && sudo nvidia-ctk runtime configure"
     " --runtime=docker && sudo systemctl restart docker"
 )
-NEW_DRIVER = "sudo apt-get install nvidia-driver && sudo reboot"
+NEW_DRIVER = "sudo apt-get install nvidia-driver && sudo reboot   # 580 or newer: from NVIDIA"
 MAKE_SPEC = "sudo nvidia-ctk cdi generate --output=/etc/cdi/nvidia.yaml"
 H200_HERE = "NVIDIA H200 (driver 580.65.06) is here but will not be used: "
 NO_TOOLKIT_CAUSE = (
@@ -364,7 +364,7 @@ BROKEN = [
     ),
     pytest.param(
         {**DOCKER_FINE, "nvidia-smi": says("Segmentation fault")},
-        cpu_lab("no NVIDIA driver on this host"),
+        cpu_lab("nvidia-smi says: Segmentation fault"),
         id="nvidia-smi prints garbage",
     ),
 ]

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from labkit.errors import EngineError
+from labkit.host.builds import BUILDS, CPU_BUILD, CUDA_BUILDS, TORCH_VERSION
 from labkit.launch import locks
-from labkit.launch.builds import BUILDS, CPU_BUILD, CUDA_BUILDS, TORCH_VERSION, find_build
+from labkit.launch.builds import find_build
 from labkit.launch.locks import describe_change, format_torch_lock
 from labkit.launch.steps import Steps
 from tests.fakes.host import make_checkout, write_program
@@ -135,8 +136,8 @@ def test_the_locks_are_resolved_for_every_python_with_hashes_and_without_an_inde
     assert lines == [
         "lab: numpy 2.4.0 -> 2.4.1",
         "test: + numpy 2.4.1",
-        "cuda-cu130: + numpy 2.4.1",
-        "cuda-cu126: + numpy 2.4.1",
+        "cuda-cu130: + numpy 2.4.1, - nvidia-cublas",
+        "cuda-cu126: + numpy 2.4.1, - nvidia-cublas",
         "torch-cpu: kept, as PyTorch's index does not answer (no route to host)",
         "torch-cu130: renewed",
         "torch-cu126: kept, as PyTorch's index does not answer (no route to host)",

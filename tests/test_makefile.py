@@ -140,3 +140,16 @@ def test_a_failing_command_fails_the_target(tmp_path):
         ["make", "-s", "status", "PYTHON=false"], timeout_seconds=20, folder=tmp_path
     )
     assert result.exit_code == 2
+
+
+@needs_make
+@pytest.mark.parametrize(
+    ("words", "image"), [([], ""), (["IMAGE=registry.example/lab:x"], "registry.example/lab:x")]
+)
+def test_an_image_that_is_typed_is_the_labs(tmp_path, monkeypatch, words, image):
+    monkeypatch.delenv("LABKIT_IMAGE", raising=False)
+    monkeypatch.setenv("IMAGE", "of-something-else")
+    more = tmp_path / "more.mk"
+    more.write_text('show:\n\t@echo "[$$LABKIT_IMAGE]"\n')
+    said = run_make("-s", "-f", str(ROOT / "Makefile"), "-f", str(more), "show", *words)
+    assert said == f"[{image}]\n"

@@ -204,3 +204,14 @@ def test_every_sign_has_a_command_for_every_distribution(family):
 
 def test_nothing_found_is_nothing_said():
     assert format_explanation(explain_text("all is well"), UNKNOWN) == ""
+
+
+def test_quotes_that_a_journal_escapes_are_read_as_quotes():
+    line = r'dockerd[22]: level=error msg="could not select device driver \"nvidia\" with '
+    found = explain_text(line + 'capabilities: [[gpu]]"')
+    assert [each.sign.name for each in found.found] == ["no-gpu-driver-in-engine"]
+
+
+def test_a_docker_whose_cdi_is_off_is_told_of_nothing_else():
+    found = explain_text('could not select device driver "cdi" with capabilities: [[gpu]]')
+    assert [each.sign.name for each in found.found] == ["docker-cdi-off"]

@@ -201,3 +201,13 @@ def test_the_lock_goes_with_an_error(checkout):
 def test_a_timestamp_is_utc_to_the_second(monkeypatch):
     monkeypatch.setattr("labkit.launch.state.time.gmtime", lambda: (2026, 11, 23, 5, 6, 7, 0, 0, 0))
     assert timestamp() == "2026-11-23T05:06:07Z"
+
+
+def test_a_lock_that_may_not_be_written_is_told_of_with_the_way_out(tmp_path):
+    checkout = make_checkout(tmp_path / "a lab")
+    (checkout.state_folder / "lock").mkdir()  # root may write to any file, but to no folder
+    with pytest.raises(UsageError) as caught, hold_lock(checkout, lambda: None):
+        pytest.fail("held it")
+    assert caught.value.what == f"cannot write {checkout.state_folder}/lock: Is a directory"
+    assert caught.value.cause == ".labkit/ is yours, but may not be written to"
+    assert caught.value.fix == f"chmod -R u+rwX '{checkout.state_folder}'"

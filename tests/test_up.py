@@ -185,8 +185,31 @@ def healthy(checkout, state=RUNNING):
 )
 def test_a_lab_that_runs_is_taken_as_it_is(checkout, steps, screen, running, settings):
     status = running(healthy(checkout))
-    assert find_running(checkout, settings, steps) is status
+    assert find_running(checkout, settings, steps, checkout.root) is status
     assert screen.getvalue() == ""
+
+
+@pytest.mark.parametrize(
+    ("settings", "state", "told"),
+    [
+        (Settings(), RUNNING, True),
+        (Settings(flavor="cpu"), RUNNING, False),
+        (Settings(), replace(RUNNING, flavor="cuda", build="cu130", gpus="all"), False),
+    ],
+    ids=["nothing asked", "cpu by name", "a cuda lab"],
+)
+def test_a_gpu_that_came_after_a_cpu_lab_is_told_of(
+    checkout, steps, screen, running, tmp_path, settings, state, told
+):
+    (tmp_path / "dev").mkdir()
+    (tmp_path / "dev" / "dxg").touch()
+    status = running(healthy(checkout, state))
+    assert find_running(checkout, settings, steps, tmp_path) is status
+    said = (
+        "the lab that runs is the cpu one, and this host has a GPU's driver\n"
+        "  try: make down && make up   # chooses anew, and says why\n"
+    )
+    assert screen.getvalue() == (said if told else "")
 
 
 @pytest.mark.parametrize(

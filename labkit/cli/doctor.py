@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from labkit.cli import add_common, print_json
 from labkit.errors import ExitCode, UsageError
-from labkit.launch.builds import BUILDS, CPU_BUILD
+from labkit.host.builds import BUILDS
 
 if TYPE_CHECKING:
     from labkit.doctor.examine import Examination
@@ -212,7 +212,7 @@ def make_host(*, deep: bool = False) -> Host:
         port_asked=settings.port is not None,
         reach=functools.partial(reach_url, ca_file=os.environ.get("LABKIT_CA_FILE")),
         workspace=find_workspace(os.environ),
-        indexes=find_indexes(None, os.environ),
+        indexes=find_indexes(os.environ),
     )
     try:
         checkout = find_checkout()
@@ -224,7 +224,7 @@ def make_host(*, deep: bool = False) -> Host:
         workspace=checkout.workspace,
         port=state.port if state and not host.port_asked else host.port,
         own_port=state.port if state else None,
-        indexes=find_indexes(checkout.root / "compose.yaml", os.environ),
+        builds_torch=not os.environ.get("TORCH_INDEX"),
     )
 
 
@@ -236,9 +236,7 @@ def find_workspace(environment: Mapping[str, str]) -> Path | None:
     return Path(place) if place else None
 
 
-def find_indexes(compose: Path | None, environment: Mapping[str, str]) -> tuple[str, ...]:
-    """The package indexes that a build here would use: the variables', else PyTorch's own."""
-    named = [environment.get("TORCH_INDEX"), environment.get("PIP_INDEX_URL")]
-    if not named[0] and compose is not None:
-        named[0] = CPU_BUILD.torch_index
+def find_indexes(environment: Mapping[str, str]) -> tuple[str, ...]:
+    """The package indexes that are named by variables."""
+    named = (environment.get("TORCH_INDEX"), environment.get("PIP_INDEX_URL"))
     return tuple(address for address in named if address)

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import itertools
 import math
 import os
-import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from labkit.cli import add_common, print_json
+from labkit.commands import end_like_interrupt
 from labkit.errors import EngineError, ExitCode, LabkitError, UsageError, format_error
 
 if TYPE_CHECKING:
@@ -103,7 +102,7 @@ def run_asked(arguments: argparse.Namespace) -> int:
     sources = list_labs() if arguments.all else [find_source(word) for word in arguments.names]
     if not sources:
         raise UsageError("there is no lab to run", cause="labs.toml lists none with a lesson")
-    with _end_like_interrupt():
+    with end_like_interrupt():
         run, folder = _execute(_name_apart(sources), arguments)
     _show(run, arguments.json, folder.trouble if folder else None)
     sound = folder is None or _finish_folder(folder)
@@ -244,25 +243,6 @@ def _show(run: RunResult, as_json: bool, trouble: OSError | None) -> None:
         if trouble:  # the exit code is 1 for it: what was asked for was not all written
             described |= {"status": "failed", "trouble": f"the run folder is not whole: {trouble}"}
         print_json(described)
-
-
-@contextlib.contextmanager
-def _end_like_interrupt() -> Iterator[None]:
-    """Makes SIGTERM (``docker stop``, CI) and SIGHUP (a lost terminal) end a run as Ctrl-C does."""
-
-    def interrupt(number: int, frame: object) -> None:
-        raise KeyboardInterrupt
-
-    # Where SIGHUP is ignored (nohup), it stays so.
-    ends = [signal.SIGTERM]
-    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
-        ends.append(signal.SIGHUP)
-    before = {number: signal.signal(number, interrupt) for number in ends}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _name_apart(sources: list[Source]) -> list[Source]:

@@ -126,7 +126,8 @@ UPDATE_TOOLKIT = Fix(
 )
 INSTALL_DRIVER = Fix(
     "install NVIDIA's driver 580 or newer for this system, then: sudo reboot",
-    debian="sudo apt-get install nvidia-driver && sudo reboot",
+    # Debian 12 has 535 and 13 has 550.
+    debian="sudo apt-get install nvidia-driver && sudo reboot   # 580 or newer: from NVIDIA",
     ubuntu="sudo ubuntu-drivers install && sudo reboot",
     fedora="sudo dnf install akmod-nvidia && sudo reboot   # from RPM Fusion",
     rhel="sudo dnf module install nvidia-driver:open-dkms && sudo reboot",

@@ -66,7 +66,8 @@ def explain_text(text: str, signs: tuple[Sign, ...] = SIGNS) -> Explanation:
     >>> explain_text("OSError: [Errno 28] No space left on device").first.sign.cause
     'the disk is full'
     """
-    clean = ESCAPES.sub("", text).replace("\r\n", "\n").replace("\r", "\n")
+    # A journal's lines have the quotes inside them escaped, as dockerd writes its own errors.
+    clean = ESCAPES.sub("", text).replace("\r\n", "\n").replace("\r", "\n").replace('\\"', '"')
     matches = {sign: match for sign in signs if (match := sign.find(clean))}
     effects = {sign.name: _list_effects(sign, signs) for sign in matches}
     found = [

@@ -115,7 +115,8 @@ class Host:
     ``own_port`` is the port this checkout's own lab runs on. ``run_long`` has no short limit, and
     ``run_trial`` neither, but runs a command once for all that ask.
     ``deep`` gives what may take minutes its minutes. ``images`` are the images to try a GPU in,
-    of which only one that is here already is used.
+    of which only one that is here already is used. ``builds_torch`` is True in a checkout, whose
+    builds take torch from PyTorch's own index where no other one is named.
     """
 
     run: CommandRunner = field(default_factory=lambda: OnceRunner(run_probe))
@@ -134,6 +135,7 @@ class Host:
     port_asked: bool = False
     own_port: int | None = None
     indexes: tuple[str, ...] = ()
+    builds_torch: bool = False
     free_bytes: Callable[[Path], int | None] = find_free_bytes
     total_bytes: Callable[[Path], int | None] = find_total_bytes
     is_port_free: PortProbe = is_port_free

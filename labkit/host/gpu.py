@@ -21,6 +21,8 @@ FIELDS = (
 REFUSED = "is not a valid field to query"
 # Where WSL2 keeps nvidia-smi; root's PATH does not lead there.
 WSL_SMI = "usr/lib/wsl/lib/nvidia-smi"
+DRIVER = re.compile(r"\d{3}\.\d+")
+QUOTED_LINES = 3
 VERSION = re.compile(r"\b(\d{3}\.\d+(?:\.\d+)?)\b")
 
 
@@ -75,14 +77,19 @@ def probe_gpu(run: CommandRunner, root: Path = Path("/")) -> GpuFacts:
     if rows:
         gpus = _read_parts(run, program, tuple(_read_gpu(row, n) for n, row in enumerate(rows)))
         return GpuFacts(_known(rows[0].get("driver_version")), gpus, wsl=wsl)
-    if answer.ok:
+    if answer.ok and not answer.stdout.strip():
         return GpuFacts(wsl=wsl)
     return GpuFacts(
         driver_version=_read_module_version(root),
         gpus=_read_module_gpus(root),
-        problem=None if answer.missing else answer.message,
+        problem=None if answer.missing else _quote(answer),
         wsl=wsl,
     )
+
+
+def has_driver(root: Path = Path("/")) -> bool:
+    """True where a driver's own files show that one runs; nothing is asked of it."""
+    return any((root / path).exists() for path in ("proc/driver/nvidia/version", "dev/dxg"))
 
 
 def _find_program(run: CommandRunner, root: Path) -> str:
@@ -103,12 +110,33 @@ def _ask_fields(run: CommandRunner, program: str) -> tuple[CommandResult, Sequen
     return answer, fields
 
 
+def _quote(answer: CommandResult) -> str:
+    """nvidia-smi's own words; of a mismatch the first line tells, and the last only a version."""
+    if answer.exit_code is None:
+        return answer.message
+    said = answer.stderr or answer.stdout
+    text = "".join(each for each in said if each.isprintable() or each == "\n")
+    lines = [line.strip() for line in text.splitlines()]
+    return "; ".join([line for line in lines if line][:QUOTED_LINES]) or answer.message
+
+
 def _read_rows(answer: CommandResult, fields: Sequence[str]) -> list[dict[str, str]]:
-    """Each GPU's values by the names of the fields."""
+    """Each GPU's values by the names of the fields; what is no list of GPUs has no rows."""
     if not answer.ok:
         return []
     lines = [line.split(",") for line in answer.stdout.splitlines() if "," in line]
-    return [dict(zip(fields, map(str.strip, line), strict=False)) for line in lines]
+    rows = [dict(zip(fields, map(str.strip, line), strict=False)) for line in lines]
+    return [row for row in rows if _names_gpu(row)]
+
+
+def _names_gpu(row: dict[str, str]) -> bool:
+    """True where a name and a driver's version, or what stands in for one, are where they belong.
+
+    A program that prints something else must not have gigabytes of CUDA fetched for it.
+    """
+    version = row["driver_version"]
+    told = DRIVER.match(version) is not None or version.startswith("[") or version == "N/A"
+    return told and bool(row["name"])
 
 
 def _read_gpu(row: dict[str, str], place: int) -> Gpu:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from labkit.doctor.distribution import INSTALL_DRIVER, UNKNOWN, Distribution
 from labkit.errors import DeviceMissingError, EngineError, LabkitError
-from labkit.host.architectures import Capability, name_architecture
+from labkit.host.architectures import name_architecture
+from labkit.host.builds import MACHINES, NEEDS
 from labkit.host.gpu import Gpu, GpuFacts
 from labkit.launch.choose import Choice
 
@@ -16,31 +17,7 @@ CPU_LAB = "make up FLAVOR=cpu"
 WINDOWS_DRIVER = "wsl.exe --shutdown   # after updating NVIDIA's driver in Windows"
 
 
-@dataclass(frozen=True)
-class BuildNeeds:
-    """What a build asks of a host: the driver's branch, and architectures from ``oldest`` on.
-
-    ``newest`` is None where code for later architectures is made from the build's PTX.
-    """
-
-    driver: int
-    oldest: Capability
-    newest: Capability | None
-
-    def has_code_for(self, capability: Capability, machine: str) -> bool:
-        """True where the build runs on GPUs of this compute capability in such a machine."""
-        oldest = max(self.oldest, OLDEST_ON.get(machine, self.oldest))
-        return oldest <= capability and (self.newest is None or capability <= self.newest)
-
-
-# By the names in builds.py, the newest first: the one to take where nothing speaks for another.
-NEEDS = {
-    "cu130": BuildNeeds(580, (7, 5), None),
-    "cu126": BuildNeeds(525, (5, 0), (9, 0)),
-}
-# PyTorch makes its wheels for these, and leaves older architectures out of those for ARM64.
-MACHINES = ("x86_64", "aarch64")
-OLDEST_ON = {"aarch64": (8, 0)}
+# The newest first: the one to take where nothing speaks for another.
 BUILDS = tuple(NEEDS)
 DEFAULT_BUILD = BUILDS[0]
 
@@ -191,7 +168,9 @@ def _refuse_all(host: BuildHost) -> LabkitError:
         return EngineError(what, cause=_describe_machine(host), fix=CPU_LAB)
     major = host.facts.driver_major
     oldest = min(needs.driver for needs in NEEDS.values())
-    if major is not None and major < oldest:
+    # Where none has code for the GPU, a newer driver would change nothing.
+    able = [name for name in BUILDS if _serves(_list_served(name, host), host)]
+    if able and major is not None and major < oldest:
         return EngineError(
             f"driver {host.driver} is too old for CUDA",
             cause=f"every CUDA build of torch here needs driver {oldest} or newer",
@@ -205,12 +184,11 @@ def _refuse_all(host: BuildHost) -> LabkitError:
             fix=_cut(empty[0]),
         )
     kind = describe_architecture(host.gpus[0])
-    newer = [name for name in BUILDS if _serves(_list_served(name, host), host)]
-    if newer:
+    if able:
         return EngineError(
             what,
-            cause=f"its architecture ({kind}) needs build {newer[0]}, and that driver"
-            f" {NEEDS[newer[0]].driver} or newer",
+            cause=f"its architecture ({kind}) needs build {able[0]}, and that driver"
+            f" {NEEDS[able[0]].driver} or newer",
             fix=host.install_driver,
         )
     return EngineError(what, cause=f"its architecture ({kind}) is in none of them", fix=CPU_LAB)

@@ -191,7 +191,7 @@ def _choose_idle(settings: Settings, host: GpuHost, error: LabkitError) -> Choic
 def _fall_back(host: GpuHost, error: LabkitError) -> Choice[Flavor]:
     facts = host.facts
     if not facts.present:
-        reason = facts.problem or "no NVIDIA driver on this host"
+        reason = _quote_program(facts.problem) or "no NVIDIA driver on this host"
         known = facts.problem and explain_text(facts.problem).first
         return Choice(CPU, reason, error.cause, error.fix) if known else Choice(CPU, reason)
     here, are = describe_gpus(facts.gpus), "are" if len(facts.gpus) > 1 else "is"
@@ -203,6 +203,12 @@ def _fall_back(host: GpuHost, error: LabkitError) -> Choice[Flavor]:
         error.fix,
         VENV_LAB if isinstance(error, NotPassedError) else None,
     )
+
+
+def _quote_program(problem: str | None) -> str | None:
+    """nvidia-smi's words, with whose they are where they do not say so."""
+    named = problem is None or problem.lower().startswith("nvidia-smi")
+    return problem if named else f"nvidia-smi says: {problem}"
 
 
 def _name_asked(settings: Settings, error: LabkitError) -> LabkitError:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 
 from labkit.commands import run_command
-from labkit.launch.builds import BUILDS
+from labkit.host.builds import BUILDS
 from labkit.launch.choose_flavor import Flavor
 from labkit.launch.container import ContainerLab
 from labkit.launch.down import stop_lab

@@ -11,6 +11,7 @@ from labkit.commands import CommandResult, replace_process, run_command, stream_
 from labkit.errors import EngineError, LabkitError
 from labkit.host.gpu_passing import list_seen
 from labkit.launch import image
+from labkit.launch.builds import check_locks, find_build
 from labkit.launch.choose import Identity
 from labkit.launch.choose_flavor import Flavor
 from labkit.launch.gpu_file import GPU_SERVICE, write_gpu_file
@@ -66,6 +67,7 @@ class ContainerLab:
 
     def build(self, steps: Steps, service: str, digest: str, why: str) -> None:
         """Builds a service's image, showing how far it is. Raises EngineError with the log."""
+        check_locks(self.checkout, find_build(self.flavor.build).locks)
         log_path = self.checkout.logs_folder / f"build-{service}.log"
         with steps.step(f"building the {service} image ({why})") as step:
             with StepLog(log_path, image.follow_build(step.note)) as log:

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from labkit.commands import run_command, stream_command
 from labkit.errors import LabkitError
-from labkit.launch.builds import BUILDS, CPU_BUILD, CUDA_BUILDS, TorchBuild
+from labkit.host.builds import BUILDS, CPU_BUILD, CUDA_BUILDS, TorchBuild
+from labkit.launch.builds import check_locks
 from labkit.launch.certificate import trust_in_pip
 from labkit.launch.logs import StepLog
 from labkit.launch.settings import Checkout
@@ -62,7 +63,8 @@ class PythonEnvironment:
         Interrupted or failed, it goes on from there the next time. Raises EngineError with the
         log's last lines.
         """
-        if not self.python.exists() or self._made_with() not in (None, _python_version()):
+        check_locks(self.checkout, locks)
+        if not self._is_whole() or self._made_with() not in (None, _python_version()):
             self._create(steps)
         self._remove_other_builds(steps, locks)
         for lock in locks:
@@ -81,6 +83,10 @@ class PythonEnvironment:
         return next(
             (build for build in CUDA_BUILDS if self._stamp(build.torch_lock).exists()), None
         )
+
+    def _is_whole(self) -> bool:
+        """True where the environment was made to its end, which is where pip comes into it."""
+        return self.python.exists() and (self.python.parent / "pip").exists()
 
     def _made_with(self) -> str | None:
         """The Python version that the environment was made with, such as "3.12"; None unknown."""

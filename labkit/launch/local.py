@@ -9,7 +9,8 @@ from pathlib import Path
 
 from labkit.commands import replace_process
 from labkit.errors import EngineError, LabkitError
-from labkit.launch.builds import CPU_BUILD, find_build
+from labkit.host.builds import CPU_BUILD
+from labkit.launch.builds import find_build
 from labkit.launch.choose_flavor import CPU, Flavor
 from labkit.launch.choose_gpus import ALL_GPUS
 from labkit.launch.environment import PythonEnvironment

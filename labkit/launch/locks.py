@@ -11,7 +11,7 @@ from pathlib import Path
 
 from labkit.commands import CommandResult, run_command
 from labkit.errors import EngineError
-from labkit.launch.builds import BUILDS, CUDA_BUILDS, TORCH_VERSION, TorchBuild
+from labkit.host.builds import BUILDS, CUDA_BUILDS, TORCH_VERSION, TorchBuild
 from labkit.launch.settings import Checkout
 from labkit.launch.steps import Steps
 from labkit.launch.tools import prepare_tools

@@ -11,12 +11,13 @@ from pathlib import Path
 from labkit.commands import CommandRunner, run_command
 from labkit.doctor.distribution import UNKNOWN, Distribution, read_distribution
 from labkit.errors import EngineError
+from labkit.host.builds import BUILDS, TorchBuild
 from labkit.host.engine import EngineFacts, probe_engine
 from labkit.host.folders import read_folder
 from labkit.host.gpu import GpuFacts, probe_gpu
 from labkit.host.gpu_passing import PassingTrial, find_image, probe_passing
 from labkit.host.machine import MachineFacts, read_machine
-from labkit.launch.builds import BUILDS, TorchBuild, find_build
+from labkit.launch.builds import find_build
 from labkit.launch.choose import (
     RUNTIMES,
     Choice,

@@ -7,10 +7,11 @@ from dataclasses import dataclass, replace
 
 from labkit.commands import run_command, stream_command
 from labkit.errors import EngineError
+from labkit.host.builds import CUDA_BUILDS, TorchBuild
 from labkit.host.engine import EngineFacts, probe_engine
 from labkit.host.machine import read_machine
 from labkit.launch import image
-from labkit.launch.builds import CUDA_BUILDS, TorchBuild
+from labkit.launch.builds import check_locks
 from labkit.launch.choose import choose_runtime
 from labkit.launch.container import BUILD_LIMIT_SECONDS
 from labkit.launch.logs import StepLog
@@ -60,6 +61,7 @@ def build_image(
 
     Raises EngineError with the log's last lines.
     """
+    check_locks(checkout, build.locks)
     client = find_engine(settings)
     name = name or name_image(build)
     digest = image.digest_inputs(checkout)

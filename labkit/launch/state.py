@@ -8,14 +8,13 @@ import json
 import os
 import secrets
 import shlex
-import signal
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from labkit.commands import end_like_interrupt
 from labkit.errors import LabkitError, UsageError
 from labkit.launch.settings import Checkout
 
@@ -93,11 +92,13 @@ def prepare_state_folder(checkout: Checkout) -> None:
         checkout.state_folder.mkdir(mode=0o700, exist_ok=True)
         checkout.logs_folder.mkdir(exist_ok=True)
     except OSError as error:
-        raise UsageError(
-            f"cannot make {error.filename}: {error.strerror}",
-            cause=_explain_refusal(checkout),
-            fix=_give_back(checkout),
-        ) from error
+        raise _refuse(checkout, f"cannot make {error.filename}", error) from error
+
+
+def _refuse(checkout: Checkout, what: str, error: OSError) -> UsageError:
+    return UsageError(
+        f"{what}: {error.strerror}", cause=_explain_refusal(checkout), fix=_give_back(checkout)
+    )
 
 
 def _explain_refusal(checkout: Checkout) -> str:
@@ -105,11 +106,15 @@ def _explain_refusal(checkout: Checkout) -> str:
         owner = checkout.state_folder.stat().st_uid
     except OSError:
         return f"the launcher keeps its token and logs there, in {checkout.root}"
+    if owner == os.getuid():
+        return f"{checkout.state_folder.name}/ is yours, but may not be written to"
     return f"{checkout.state_folder.name}/ belongs to uid {owner}, and you are uid {os.getuid()}"
 
 
 def _give_back(checkout: Checkout) -> str:
     folder = checkout.state_folder if checkout.state_folder.exists() else checkout.root
+    if folder.is_dir() and folder.stat().st_uid == os.getuid():
+        return f"chmod -R u+rwX {shlex.quote(str(folder))}"
     return f"sudo chown -R $(id -u):$(id -g) {shlex.quote(str(folder))}"
 
 
@@ -158,29 +163,19 @@ def hold_lock(checkout: Checkout, on_wait: Callable[[], None]) -> Iterator[None]
     however it ends.
     """
     prepare_state_folder(checkout)
-    with (checkout.state_folder / "lock").open("w") as file:
+    path = checkout.state_folder / "lock"
+    try:
+        lock = path.open("w")
+    except OSError as error:
+        raise _refuse(checkout, f"cannot write {path}", error) from error
+    with lock as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             on_wait()
             fcntl.flock(file, fcntl.LOCK_EX)
-        with _end_orderly():
+        with end_like_interrupt():
             yield
-
-
-@contextlib.contextmanager
-def _end_orderly() -> Iterator[None]:
-    """Makes `kill` and a closed terminal what Ctrl-C is: what was started on the way is undone."""
-    before = {}
-    if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGTERM, signal.SIGHUP):
-            if signal.getsignal(number) is signal.SIG_DFL:  # nohup's choice is kept
-                before[number] = signal.signal(number, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def timestamp() -> str:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
 
 from labkit.errors import EngineError, TimedOutError, UsageError
+from labkit.host.gpu import has_driver
 from labkit.host.machine import MachineFacts
 from labkit.host.ports import find_free_port, is_port_free
 from labkit.launch import workspace
@@ -58,7 +60,9 @@ def start_lab(checkout: Checkout, settings: Settings, steps: Steps) -> LabStatus
     return LabStatus.of(checkout, state, healthy=True, token=token)
 
 
-def find_running(checkout: Checkout, settings: Settings, steps: Steps) -> LabStatus | None:
+def find_running(
+    checkout: Checkout, settings: Settings, steps: Steps, root: Path = Path("/")
+) -> LabStatus | None:
     """The lab that runs already; what is left of one that does not is cleared away.
 
     Raises UsageError where another kind of lab was asked for by name than runs.
@@ -84,6 +88,9 @@ def find_running(checkout: Checkout, settings: Settings, steps: Steps) -> LabSta
             f"port {state.port}, address {state.bind}",
             fix=f"make down && make up {' '.join(differing)}",
         )
+    if settings.flavor == "auto" and state.flavor == "cpu" and has_driver(root):
+        steps.say("the lab that runs is the cpu one, and this host has a GPU's driver")
+        steps.say("  try: make down && make up   # chooses anew, and says why")
     return status
 
 

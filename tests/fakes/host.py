@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from labkit.commands import CommandResult
+from labkit.host.builds import BUILDS
 from labkit.host.engine import EngineFacts
 from labkit.host.gpu import GpuFacts
 from labkit.host.machine import MachineFacts
@@ -165,6 +166,10 @@ def make_checkout(folder: Path) -> Checkout:
     (folder / "pyproject.toml").write_text("[project]\nname = 'labkit'\n", encoding="utf-8")
     locks = folder / "docker" / "locks"
     locks.mkdir(parents=True)
+    for build in BUILDS.values():
+        for name in build.locks[:-1]:
+            package = "nvidia-cublas==13.0" if name.startswith("cuda-") else "torch==2.13.0"
+            (locks / f"{name}.txt").write_text(f"{package}\n", encoding="utf-8")
     (locks / "torch-cpu.txt").write_text("torch==2.13.0+cpu\n", encoding="utf-8")
     (locks / "lab.txt").write_text("numpy==2.4.0\n", encoding="utf-8")
     (folder / ".labkit" / "logs").mkdir(mode=0o700, parents=True)

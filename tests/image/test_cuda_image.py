@@ -8,7 +8,7 @@ import re
 import pytest
 
 from labkit.commands import CommandResult, run_command
-from labkit.launch.builds import CUDA_BUILDS
+from labkit.host.builds import CUDA_BUILDS
 
 # Compose runs labs like this: nothing can be written but these.
 HELD = ["--rm", "--network", "none", "--read-only", "--cap-drop", "ALL"]

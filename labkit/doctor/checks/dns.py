@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from labkit.doctor.check import Check, Finding, ok, warning
+from labkit.doctor.checks.index import list_indexes
 from labkit.doctor.distribution import Distribution
 from labkit.doctor.host import Host
 
@@ -21,7 +22,7 @@ class NameFacts:
 
 def probe(host: Host) -> NameFacts:
     """The system's resolver, asked for the host of the index that a build would use."""
-    names = [urlsplit(index).hostname for index in host.indexes]
+    names = [urlsplit(index).hostname for index in list_indexes(host)]
     name = next((name for name in names if name), None)
     proxied = any(host.environment.get(key) for key in ("https_proxy", "HTTPS_PROXY"))
     if name is None or proxied:

@@ -9,10 +9,11 @@ from labkit.doctor.check import Check, Finding, SafeFix, failed, ok, unknown
 from labkit.doctor.distribution import INSTALL_DRIVER, Distribution, Fix
 from labkit.doctor.explain import explain_text
 from labkit.doctor.host import COMMAND_SECONDS, Host
+from labkit.host.builds import NEEDS
 from labkit.host.gpu import GpuFacts, probe_gpu
 
-CUDA_12_DRIVER = 525
-CUDA_13_DRIVER = 580
+OLDEST_DRIVER = min(needs.driver for needs in NEEDS.values())
+NEWEST_DRIVER = max(needs.driver for needs in NEEDS.values())
 DROP_NOUVEAU = Fix(
     "echo blacklist nouveau | sudo tee /etc/modprobe.d/no-nouveau.conf "
     "&& sudo dracut --force && sudo reboot",
@@ -89,13 +90,13 @@ def judge(facts: DriverFacts, distribution: Distribution) -> Finding:
         )
     if major is None:
         return _judge_missing(facts, distribution)
-    if int(major.group()) < CUDA_12_DRIVER:
+    if int(major.group()) < OLDEST_DRIVER:
         return failed(
             f"driver {version}",
-            f"too old: every CUDA build of torch here needs driver {CUDA_12_DRIVER} or newer",
+            f"too old: every CUDA build of torch here needs driver {OLDEST_DRIVER} or newer",
             INSTALL_DRIVER.on(distribution),
         )
-    build = "every CUDA build" if int(major.group()) >= CUDA_13_DRIVER else "CUDA 12 builds"
+    build = "every CUDA build" if int(major.group()) >= NEWEST_DRIVER else "CUDA 12 builds"
     return ok(f"driver {version} runs {build} of torch")
 
 

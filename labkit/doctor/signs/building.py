@@ -72,7 +72,9 @@ BUILDING_SIGNS = (
         "hashes-differ",
         (r"do not match the hashes",),
         "a downloaded package is not the one that was locked",
-        Fix("check the package index or proxy in use, then: make lock"),
+        # Not `make lock`: that would take whatever came for the right one.
+        Fix("make build   # a download that was cut short is fetched anew"),
+        otherwise="ask who runs the package index or proxy in use what it serves in its place",
     ),
     Sign(
         "no-build",

@@ -23,7 +23,7 @@ NO_CGROUPS = (
 PASSING_SIGNS = (
     Sign(
         "no-gpu-driver-in-engine",
-        (r"could not select device driver \"\w*\" with capabilities: \[\[gpu\]\]",),
+        (r"could not select device driver \"(?!cdi\")\w*\" with capabilities: \[\[gpu\]\]",),
         "the NVIDIA Container Toolkit is missing, or the engine was not restarted after it was "
         "configured",
         INSTALL_TOOLKIT,
