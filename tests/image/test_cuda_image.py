@@ -9,6 +9,8 @@ import pytest
 
 from labkit.commands import CommandResult, run_command
 from labkit.host.builds import CUDA_BUILDS
+from labkit.launch.image import digest_inputs, read_image_digest
+from labkit.launch.settings import find_checkout
 
 # Compose runs labs like this: nothing can be written but these.
 HELD = ["--rm", "--network", "none", "--read-only", "--cap-drop", "ALL"]
@@ -20,19 +22,20 @@ WRITABLE = [
 
 
 def find_images() -> list[str]:
-    """The cuda images that are built here."""
-    listed = run_command(
-        ["docker", "image", "ls", "--format", "{{.Repository}}:{{.Tag}}"], timeout_seconds=20
-    )
-    names = listed.stdout.split() if listed.ok else []
-    return [build.name for build in CUDA_BUILDS if f"labkit:{build.name}" in names]
+    """The cuda builds whose image here was made of this checkout's own files."""
+    digest = digest_inputs(find_checkout())
+    return [
+        build.name
+        for build in CUDA_BUILDS
+        if read_image_digest("docker", f"labkit:{build.name}") == digest
+    ]
 
 
 BUILT = find_images()
 pytestmark = [
     pytest.mark.engine,
     pytest.mark.timeout(900),
-    pytest.mark.skipif(not BUILT, reason="no cuda image here: make build FLAVOR=cuda"),
+    pytest.mark.skipif(not BUILT, reason="no cuda image of these files: make build FLAVOR=cuda"),
     pytest.mark.parametrize(
         "build", [b for b in CUDA_BUILDS if b.name in BUILT], ids=lambda b: b.name
     ),
