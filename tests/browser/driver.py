@@ -158,10 +158,16 @@ def find_shown(driver: WebDriver, selector: str) -> list[WebElement]:
     return [element for element in found if element.is_displayed()]
 
 
+# No word of the page's: a file asked for in vain, and what Chromium says when a network interface
+# of the host comes or goes, as an engine's do.
+NOT_THE_PAGES = ("favicon", "net::ERR_NETWORK_CHANGED")
+
+
 def severe_messages(driver: WebDriver) -> list[str]:
-    """What the page itself reported as an error, except for files it asks for in vain."""
+    """What the page itself reported as an error."""
     return [
         entry["message"]
         for entry in driver.get_log("browser")
-        if entry["level"] == "SEVERE" and "favicon" not in entry["message"]
+        if entry["level"] == "SEVERE"
+        and not any(known in entry["message"] for known in NOT_THE_PAGES)
     ]
