@@ -513,7 +513,7 @@ FACTS = [
     (
         18,
         "work-folder-refused",
-        "PermissionError: [Errno 13] Permission denied: '/work/notes.ipynb'",
+        "PermissionError: [Errno 13] Permission denied: 'work/notes.ipynb'",
     ),
     (19, "port-taken", "port is already allocated"),
     (19, "port-taken", "address already in use"),
@@ -590,7 +590,7 @@ SKIPPED [1] tests/test_gpu.py:9: needs cuda: no CUDA device here
     "a training run": """\
 epoch 1/3  loss 0.412  lr 3e-04  gpu memory 11.2 GiB of 23.6 GiB
 UserWarning: The given NumPy array is not writable, and PyTorch does not support it
-saved checkpoint to /work/runs/best.pt
+saved checkpoint to /data/runs/best.pt
 epoch 2/3  loss 0.318
 Traceback (most recent call last):
 ValueError: expected 4 classes, got 3
