@@ -6,7 +6,8 @@ import threading
 
 import pytest
 
-from labkit.memory.track.counters import BlockSpan, Ledger, Reading, TensorCounter
+from labkit.memory.track.counters import Ledger, Reading, TensorCounter
+from labkit.memory.track.model import BlockSpan
 from labkit.memory.track.tracker import MemoryTracker
 from tests.fakes.counters import FakeDevice, NoCounter, track
 
@@ -124,7 +125,7 @@ def test_many_threads_leave_nothing_open():
 
 
 class FakeTensors(TensorCounter):
-    """A profiler that only notes when it is read and restarted."""
+    """A profiler that only notes when it is read and reset."""
 
     def __init__(self, log):
         super().__init__()
@@ -134,8 +135,8 @@ class FakeTensors(TensorCounter):
         self._log.append("read tensors")
         return Reading(0, 0)
 
-    def restart(self):
-        self._log.append("start tensors")
+    def reset(self):
+        self._log.append("reset tensors")
         return Reading(0, 0)
 
 
@@ -150,8 +151,8 @@ class LoggedProcess(FakeDevice):
         self._log.append("read process")
         return super().read()
 
-    def restart(self):
-        self._log.append("start process")
+    def reset(self):
+        self._log.append("reset process")
         return super().read()
 
 
@@ -159,12 +160,12 @@ def test_the_profilers_own_memory_is_kept_out_of_the_process():
     log: list[str] = []
     ledger = Ledger(LoggedProcess(log), FakeTensors(log), find_devices=list)
     with MemoryTracker(tensors=True, ledger=ledger):
-        assert log == ["start tensors", "start process"]
+        assert log == ["reset tensors", "reset process"]
         log.clear()
         with MemoryTracker(tensors=True, ledger=ledger):
-            assert log == ["read process", "read tensors", "start tensors", "start process"]
+            assert log == ["read process", "read tensors", "reset tensors", "reset process"]
             log.clear()
-        assert log == ["read process", "read tensors", "start tensors", "start process"]
+        assert log == ["read process", "read tensors", "reset tensors", "reset process"]
         log.clear()
     assert log == ["read process", "read tensors"]
 
@@ -217,7 +218,7 @@ def test_gpus_that_held_nothing_are_left_out():
 def test_a_device_narrows_what_is_read(device, expected):
     counters = [FakeDevice("cuda:0", 1), FakeDevice("cuda:1", 1)]
     memory = FakeDevice("process", 1)
-    with track(*counters, process_gauge=memory, device=device)() as tracked:
+    with track(*counters, process_counter=memory, device=device)() as tracked:
         pass
     assert tracked.use is not None
     assert [span.where for span in tracked.use.spans] == expected
@@ -227,7 +228,7 @@ def test_a_device_narrows_what_is_read(device, expected):
 
 def test_a_mark_that_cannot_be_reset_is_not_measured():
     memory = FakeDevice("process", 100, exact=False)
-    start = track(process_gauge=memory)
+    start = track(process_counter=memory)
     with start() as outer, start() as inner:
         memory.take(5)
     assert inner.use is not None

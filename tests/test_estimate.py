@@ -182,7 +182,7 @@ def branch(batch=4):
     ("ask", "operator", "reason"),
     [
         (lambda: float(torch.ones(3).sum()), "aten._local_scalar_dense.default", "asks for a"),
-        (lambda: torch.ones(3).nonzero(), "aten.nonzero.default", "as many elements as"),
+        (lambda: torch.ones(3).nonzero(), "aten.nonzero.default", "size depends on values"),
         (lambda: torch.ones(3).numpy(), "numpy()", "asks for values"),
         (lambda: torch.ones(3).long().sum().item(), "aten._local_scalar_dense.default", "asks"),
         (lambda: [0, 1][int(torch.ones(1).item())], "aten._local_scalar_dense.default", "asks"),
@@ -210,7 +210,7 @@ def test_a_bound_never_says_that_it_fits():
     estimate = estimate_memory(branch, device="H100")
     assert (estimate.fits, estimate.peak_bytes) == (None, 16_384 + 512 + 512)
     assert "a lower bound: aten._local_scalar_dense.default at test_estimate.py:" in repr(estimate)
-    assert "not known whether it fits H100" in repr(estimate)
+    assert "unknown whether it fits H100" in repr(estimate)
 
 
 def test_a_bound_can_say_that_it_does_not_fit():
@@ -245,7 +245,7 @@ def test_a_loss_that_is_only_shown_goes_through(capsys):
     assert estimate.obstacle is None
     assert capsys.readouterr().out == "loss ?, mean ?\n" * 2
     assert len(estimate.notes) == 2
-    assert "is not known; it was only passed on" in estimate.notes[0]
+    assert "is unknown" in estimate.notes[0]
 
 
 @pytest.mark.parametrize(
@@ -284,23 +284,23 @@ def test_what_torch_asks_for_itself_is_answered():
 @pytest.mark.parametrize(
     ("step", "what"),
     [
-        (lambda: nn.Linear(2, 2), "<lambda> returned a model, and not a step"),
-        (lambda: (one for one in "ab"), "<lambda> returned generator '<lambda>', which has not"),
-        (lambda: 1 / 0, "<lambda> raised ZeroDivisionError: division by zero"),
-        (lambda: exit(3), "<lambda> raised SystemExit: 3"),
-        (lambda: nn.Linear(2, 2)(torch.ones(1, 3)), "<lambda> raised RuntimeError: a and b must"),
-        (lambda batch: None, "<lambda> raised TypeError: .*missing 1 required positional"),
+        (lambda: nn.Linear(2, 2), "returned a model"),
+        (lambda: (one for one in "ab"), "returned a generator"),
+        (lambda: 1 / 0, "raised ZeroDivisionError: division by zero"),
+        (lambda: exit(3), "raised SystemExit: 3"),
+        (lambda: nn.Linear(2, 2)(torch.ones(1, 3)), "raised RuntimeError: a and b must"),
+        (lambda batch: None, "raised TypeError: .*missing 1 required positional"),
     ],
 )
 def test_a_step_that_fails_by_itself_is_explained(step, what, caplog):
-    with pytest.raises(UsageError, match=what.replace("(", r"\(")) as caught:
+    with pytest.raises(UsageError, match=what) as caught:
         estimate_memory(step)
     assert caught.value.fix
     assert not caplog.records
 
 
 def test_a_batch_below_one_is_refused():
-    with pytest.raises(UsageError, match="a batch of 0 samples"):
+    with pytest.raises(UsageError, match="batch size 0"):
         estimate_memory(branch, batch=0)
 
 
@@ -338,7 +338,7 @@ def test_the_largest_batch_is_found_and_the_next_one_does_not_fit():
     assert estimate.fits is False
     assert estimate_memory(make_step, batch=largest, device="1.5 GiB").fits is True
     assert estimate_memory(make_step, batch=largest + 1, device="1.5 GiB").fits is not True
-    assert tried[0] == "tries batch 2500"
+    assert tried[0] == "trying batch 2500"
     assert len(tried) < 14
 
 

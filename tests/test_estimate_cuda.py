@@ -12,9 +12,9 @@ from torch.nn import functional
 from labkit.devices.nvml import GpuMemory, GpuProcess, MemoryAnswer
 from labkit.errors import DeviceMissingError, UsageError
 from labkit.memory.balance import read
-from labkit.memory.estimate.cuda import CONTEXT_BYTES
+from labkit.memory.estimate.cuda import AUTOCAST, CONTEXT_BYTES
+from labkit.memory.estimate.model import KNOWN_GPUS, Target, find_target
 from labkit.memory.estimate.play import estimate_memory
-from labkit.memory.estimate.target import KNOWN_GPUS, Target, find_target
 from tests.fakes.models import MODELS, OPTIMIZERS, make_training, run_twice
 
 MIB, GIB = 2**20, 2**30
@@ -219,9 +219,7 @@ def test_autocast_for_cuda_gives_its_types_and_that_is_noted():
     estimate = estimate_memory(make_autocast, device="H100")
     half, full = torch.bfloat16, torch.float32
     assert set(SEEN) == {(half, full, half, full)}
-    assert estimate.notes == (
-        "torch.autocast('cuda') is played on the CPU, by its lists of types: close, not exact",
-    )
+    assert estimate.notes == (AUTOCAST,)
     assert estimate.obstacle is None
 
 

@@ -32,9 +32,7 @@ def test_a_model_from_outside_would_count_twice_without_training_too():
     model = nn.Linear(4, 4)
     with pytest.raises(UsageError, match="reads a parameter that was made outside") as caught:
         estimate_memory(lambda inputs: model(inputs), torch.ones(1, 4), inference=True)  # noqa: PLW0108
-    assert caught.value.cause == (
-        "it would count twice: as it is, and as the fake one that is made of it"
-    )
+    assert "count twice" in caught.value.cause
 
 
 @pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor:UserWarning")

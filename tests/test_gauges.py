@@ -65,7 +65,7 @@ def test_the_allocators_statistics_are_what_is_read():
     cuda = RecordedCuda()
     gauge = CudaCounter(cuda, 0)
     assert (gauge.name, gauge.read()) == ("cuda:0", Reading(1024, 4096))
-    assert gauge.restart() == Reading(1024, 4096)
+    assert gauge.reset() == Reading(1024, 4096)
     assert cuda.calls == ["reset 0"]
 
 
@@ -78,7 +78,7 @@ def test_an_allocator_without_statistics_is_not_measured():
     cuda.memory_stats_as_nested_dict = refuse  # type: ignore[method-assign]
     cuda.reset_peak_memory_stats = refuse  # type: ignore[method-assign]
     assert CudaCounter(cuda, 0).read() is None
-    assert CudaCounter(cuda, 0).restart() is None
+    assert CudaCounter(cuda, 0).reset() is None
 
 
 def test_a_device_that_was_never_used_holds_nothing():
@@ -131,17 +131,17 @@ def test_the_process_peak_holds_a_spike_that_is_gone_again():
     assert 14 * MIB < inner_added < 32 * MIB
 
 
-def test_the_process_gauge_says_where_there_is_no_mark(monkeypatch):
+def test_the_process_counter_says_where_there_is_no_mark(monkeypatch):
     monkeypatch.setattr(process, "read_peak_bytes", lambda: None)
     reading = ProcessCounter().read()
     assert reading is not None
     assert reading.peak_bytes is None
     monkeypatch.setattr(process, "reset_peak", lambda: False)
-    again = ProcessCounter().restart()
+    again = ProcessCounter().reset()
     assert again is not None
     assert again.peak_bytes is None
     monkeypatch.setattr(process, "read_resident_bytes", lambda: None)
-    assert (ProcessCounter().read(), ProcessCounter().restart()) == (None, None)
+    assert (ProcessCounter().read(), ProcessCounter().reset()) == (None, None)
 
 
 def make_mlp():

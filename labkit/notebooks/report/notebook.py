@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from pathlib import Path
 
-from labkit.charts import Column, Line, draw_columns, draw_lines
+from labkit.charts import Column, Line, render_columns, render_lines
 from labkit.notebooks.report.outputs import ShownCell, read_cells
 from labkit.notebooks.report.page import Pieces
 from labkit.notebooks.report.saved import Cell, Claim, Notebook, Run, cell_cuda_peak
@@ -66,7 +66,7 @@ def _draw_seconds(notebook: Notebook) -> str:
         )
         for cell in notebook.cells
     ]
-    plot = draw_columns(columns, alt=f"Time per cell. {words}", unit="seconds")
+    plot = render_columns(columns, alt=f"Time per cell. {words}", unit="seconds")
     return _figure("Time per cell", words, plot)
 
 
@@ -90,7 +90,7 @@ def _draw_memory(notebook: Notebook) -> str:
             )
         )
     key = '<span class="key peak"></span>at most<span class="key after"></span>afterwards'
-    plot = draw_columns(columns, alt=f"Memory per cell. {words}", unit="bytes")
+    plot = render_columns(columns, alt=f"Memory per cell. {words}", unit="bytes")
     return _figure("Memory per cell", words, plot, key)
 
 
@@ -104,7 +104,7 @@ def _draw_cuda(notebook: Notebook) -> str:
         Column(str(cell.number), cell_cuda_peak(cell), tooltip=_tooltip(cell, _say_cuda(cell)))
         for cell in notebook.cells
     ]
-    plot = draw_columns(columns, alt=f"CUDA memory per cell. {words}", unit="bytes")
+    plot = render_columns(columns, alt=f"CUDA memory per cell. {words}", unit="bytes")
     return _figure("Peak on CUDA per cell", words, plot)
 
 
@@ -114,7 +114,7 @@ def _draw_timeline(notebook: Notebook) -> str:
     cuda = [(m.seconds, m.cuda_bytes) for m in moments if m.cuda_bytes is not None]
     lines = [Line("process", tuple(resident)), Line("cuda", tuple(cuda))]
     words = f"{plural(len(moments), 'sample')} from the run’s start to its end."
-    plot = draw_lines(lines, alt=f"Memory over the seconds of the run. {words}")
+    plot = render_lines(lines, alt=f"Memory over the seconds of the run. {words}")
     if not plot:
         return ""
     key = '<span class="key process"></span>process<span class="key cuda"></span>reserved on CUDA'
