@@ -72,11 +72,7 @@ def test_the_bar_without_more_than_ascii():
             ["fits cuda:0, with 6.2 GiB", "hold 3.0 GiB of cuda:0"],
             id="others",
         ),
-        pytest.param(
-            {"target": Target("cpu", "cpu")},
-            ["no device was named"],
-            id="nothing named",
-        ),
+        pytest.param({"target": Target("cpu", "cpu")}, ["no device was named"], id="nothing named"),
     ],
 )
 def test_the_verdict(changes, expected):

@@ -176,18 +176,9 @@ def segment(**facts):
         ({"segments": [], "device_traces": [[7]]}, "an event is not a dict"),
         (event(addr=0, size=1), "an event has no action"),
         (event(action="alloc", addr=-1, size=1), "addr is not a valid number"),
-        (
-            event(action="alloc", addr=0, size="big"),
-            "size is not a valid number",
-        ),
-        (
-            event(action="alloc", addr=0, size=True),
-            "size is not a valid number",
-        ),
-        (
-            event(action="alloc", addr=0, size=10**6000),
-            "size is not a valid number",
-        ),
+        (event(action="alloc", addr=0, size="big"), "size is not a valid number"),
+        (event(action="alloc", addr=0, size=True), "size is not a valid number"),
+        (event(action="alloc", addr=0, size=10**6000), "size is not a valid number"),
         (segment(blocks=3), "the blocks of a segment are not a list"),
         (segment(blocks=[3]), "a block is not a dict"),
         (segment(device="a"), "device is not a valid number"),

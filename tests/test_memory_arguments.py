@@ -69,26 +69,14 @@ REFUSED = {
     "fit: nothing": (lambda: find_target(0), "device size 0"),
     "fit: less": (lambda: find_target(-1), "device size -1"),
     "fit: a part": (lambda: find_target(24.5), "device size 24.5"),
-    "batch: text": (
-        lambda: labkit.estimate_memory(make_step, batch="32"),
-        "batch size '32'",
-    ),
-    "batch: a part": (
-        lambda: labkit.estimate_memory(make_step, batch=3.5),
-        "batch size 3.5",
-    ),
-    "batch: a truth": (
-        lambda: labkit.estimate_memory(make_step, batch=True),
-        "batch size True",
-    ),
+    "batch: text": (lambda: labkit.estimate_memory(make_step, batch="32"), "batch size '32'"),
+    "batch: a part": (lambda: labkit.estimate_memory(make_step, batch=3.5), "batch size 3.5"),
+    "batch: a truth": (lambda: labkit.estimate_memory(make_step, batch=True), "batch size True"),
     "step: a model without its inputs": (
         lambda: labkit.estimate_memory(torch.nn.Linear(1, 1)),
         "Linear is a model",
     ),
-    "step: without a tensor": (
-        lambda: labkit.estimate_memory(lambda: 5),
-        "makes no tensors",
-    ),
+    "step: without a tensor": (lambda: labkit.estimate_memory(lambda: 5), "makes no tensors"),
     "step: none": (lambda: labkit.estimate_memory(None), "cannot estimate None"),
 }
 

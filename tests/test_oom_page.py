@@ -233,11 +233,7 @@ def test_what_frees_enough_comes_before_what_does_not():
 
 @pytest.mark.parametrize(
     ("words", "lines"),
-    [
-        (["Out[7]", "_7"], "%xdel _7"),
-        (["_", "_12[0]"], "%xdel _12"),
-        (["_"], "%xdel _"),
-    ],
+    [(["Out[7]", "_7"], "%xdel _7"), (["_", "_12[0]"], "%xdel _12"), (["_"], "%xdel _")],
     ids=["out", "inside of one", "the last one alone"],
 )
 def test_how_to_delete_an_output(words, lines):
@@ -317,12 +313,7 @@ def test_ipythons_outputs_are_told_from_the_users_names():
     held = make(3)
     names = {"Out": {7: held}, "_oh": {7: held}, "_": held, "_7": held, "_mine": held}
     assert find(list_roots(names)) == {
-        held.nbytes: [
-            ("output", "Out[7]"),
-            ("output", "_"),
-            ("output", "_7"),
-            ("user", "_mine"),
-        ]
+        held.nbytes: [("output", "Out[7]"), ("output", "_"), ("output", "_7"), ("user", "_mine")]
     }
 
 

@@ -296,9 +296,7 @@ def load_snapshot(path: Path) -> Any:
             return PlainUnpickler(file).load()
     except FileNotFoundError as error:
         raise UsageError(
-            f"{path} does not exist",
-            cause="no file has this name",
-            fix="ls *.pickle",
+            f"{path} does not exist", cause="no file has this name", fix="ls *.pickle"
         ) from error
     except OSError as error:  # a folder, or a file of another user
         cause = error.strerror or str(error)

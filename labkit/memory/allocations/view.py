@@ -227,11 +227,7 @@ def _describe_lines(groups: tuple[Group, ...]) -> dict[str, object]:
     rest = groups[LINES_DESCRIBED:]
     return {
         "lines": [
-            {
-                **_describe_place(group.place),
-                "held_bytes": group.held_bytes,
-                "blocks": group.blocks,
-            }
+            {**_describe_place(group.place), "held_bytes": group.held_bytes, "blocks": group.blocks}
             for group in groups[:LINES_DESCRIBED]
         ],
         "other_lines_bytes": sum(group.held_bytes for group in rest),

@@ -65,10 +65,7 @@ class EstimateObstacle(NamedTuple):
 
 @dataclass(frozen=True, repr=False)
 class Estimate(
-    Displayed,
-    view="labkit.memory.estimate.view",
-    text="format_estimate",
-    html="render_estimate",
+    Displayed, view="labkit.memory.estimate.view", text="format_estimate", html="render_estimate"
 ):
     """What a step takes at its peak, in bytes, and whether its target has that.
 
