@@ -100,11 +100,6 @@ def test_sums_by_line_have_the_largest_first():
     assert len(sum_lines(storages, 2)) == 2
 
 
-def test_a_storage_as_text():
-    assert repr(hold(7, 12, "inputs", (FIRST,))) == "<storage 7: 12 B of inputs on cpu, train.py:3>"
-    assert repr(hold(8, 1)).endswith("unknown line>")
-
-
 def test_the_users_own_frames_are_found_from_the_innermost_on():
     def inner():
         return find_user_frames(2)

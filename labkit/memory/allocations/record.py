@@ -16,7 +16,7 @@ import time
 from collections import deque
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from labkit.errors import DeviceMissingError, LabkitError, UsageError
 from labkit.memory.allocations.analysis import OWN, History, analyse, judge_file
@@ -138,28 +138,11 @@ MAX_ENTRIES = 100_000
 CPU_STACK_DEPTH = 16
 
 
-class Recorder(Protocol):
-    """Records the events of one kind of device.
+class CudaRecorder:
+    """Torch's own recorder with a limit; by default it is off, and unlimited when turned on.
 
     ``context`` is "alloc" where frees have no stacks of their own. ``context`` and
     ``max_entries`` are None where the settings are unknown.
-    """
-
-    device: str
-    max_entries: int | None
-    context: str | None
-
-    def start(self) -> None:
-        """Starts recording."""
-        ...
-
-    def stop(self, error: BaseException | None) -> dict[str, Any]:
-        """Stops recording in every case, and returns a snapshot in torch's format."""
-        ...
-
-
-class CudaRecorder:
-    """Torch's own recorder with a limit; by default it is off, and unlimited when turned on.
 
     If it is already on, its settings cannot be read and so could not be restored: it stays as it
     is, and goes on after the block.
@@ -233,7 +216,7 @@ class AllocationRecorder:
     _open: AllocationRecorder | None = None
     _lock = threading.Lock()
 
-    def __init__(self, recorder: Recorder) -> None:
+    def __init__(self, recorder: CudaRecorder | CpuRecorder) -> None:
         self._recorder = recorder
         self._snapshot: dict[str, Any] | None = None
         self._history: History | None = None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import pickle
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -104,15 +104,21 @@ def read_recording(snapshot: object) -> Recording:
     own = own if isinstance(own, dict) else {}
     settings = snapshot.get("allocator_settings")
     expandable = isinstance(settings, dict) and settings.get("expandable_segments") is True
-    by_device = _sort_segments(segments)
-    numbers = sorted({*range(len(histories)), *by_device})
-    stacks = StackReader()
-    traces = (
-        _read_trace(_Raw(number, histories, by_device.get(number, []), own, stacks), expandable)
-        for number in numbers
-    )
-    used = tuple(trace for trace in traces if trace.events or trace.segments)
-    return Recording(used, _read_names(own), _read_sources(own))
+    by_device: dict[int, list[dict[object, object]]] = {n: [] for n in range(len(histories))}
+    for segment in segments:
+        if not isinstance(segment, dict):
+            raise _refuse("a segment is not a dict")
+        by_device.setdefault(_read_number(segment, "device", 0), []).append(segment)
+    stacks, traces = StackReader(), []
+    for number, raw in sorted(by_device.items()):
+        entries = histories[number] if number < len(histories) else []
+        if not isinstance(entries, list):
+            raise _refuse(f"device_traces[{number}] is not a list")
+        events = tuple(_read_event(entry, stacks) for entry in entries)
+        read = sorted((_read_segment(one, stacks) for one in raw), key=lambda one: one.address)
+        if events or read:
+            traces.append(_make_trace(number, events, tuple(read), own, expandable))
+    return Recording(tuple(traces), _read_names(own), _read_sources(own))
 
 
 class StackReader:
@@ -151,32 +157,23 @@ def read_frame(raw: object) -> Frame | None:
     return Frame(file[:LONGEST_NAME], number, name[:LONGEST_NAME])
 
 
-class _Raw(NamedTuple):
-    """What one device's trace is read from."""
-
-    number: int
-    histories: Sequence[object]
-    segments: Sequence[dict[object, object]]
-    own: Mapping[object, object]
-    stacks: StackReader
-
-
-def _read_trace(raw: _Raw, expandable: bool) -> Trace:
-    number, histories = raw.number, raw.histories
-    entries = histories[number] if number < len(histories) else []
-    if not isinstance(entries, list):
-        raise _refuse(f"device_traces[{number}] is not a list")
-    on_cpu = raw.own.get("device") == "cpu"
-    read = [_read_segment(one, raw.stacks) for one in raw.segments]
-    limit = raw.own.get("max_entries")
+def _make_trace(
+    number: int,
+    events: tuple[Event, ...],
+    segments: tuple[Segment, ...],
+    own: Mapping[object, object],
+    expandable: bool,
+) -> Trace:
+    on_cpu = own.get("device") == "cpu"
+    limit = own.get("max_entries")
     return Trace(
         device="cpu" if on_cpu else f"cuda:{number}",
-        events=tuple(_read_event(entry, raw.stacks) for entry in entries),
-        segments=tuple(sorted(read, key=lambda segment: segment.address)),
+        events=events,
+        segments=segments,
         max_entries=limit if isinstance(limit, int) and limit > 0 else None,
         has_cache=not on_cpu,
-        expandable=expandable or any(segment.expandable for segment in read),
-        frees_have_origin=raw.own.get("context") == "alloc",
+        expandable=expandable or any(segment.expandable for segment in segments),
+        frees_have_origin=own.get("context") == "alloc",
     )
 
 
@@ -196,16 +193,6 @@ def _read_event(raw: object, stacks: StackReader) -> Event:
         stacks.read(raw.get("frames")),
         _read_number(raw, "device_free", 0) if "device_free" in raw else None,
     )
-
-
-def _sort_segments(raw: Iterable[object]) -> dict[int, list[dict[object, object]]]:
-    """The segments of each device, by its number."""
-    by_device: dict[int, list[dict[object, object]]] = {}
-    for segment in raw:
-        if not isinstance(segment, dict):
-            raise _refuse("a segment is not a dict")
-        by_device.setdefault(_read_number(segment, "device", 0), []).append(segment)
-    return by_device
 
 
 def _read_segment(raw: dict[object, object], stacks: StackReader) -> Segment:

@@ -77,7 +77,20 @@ class CudaBehavior(TorchFunctionMode):  # type: ignore[misc]
 
 
 @contextlib.contextmanager
-def simulate_autocast(note: Callable[[], object]) -> Iterator[None]:
+def replace_attribute(owner: Any, name: str, value: object) -> Iterator[None]:
+    """Replaces an attribute of torch while it is open; an inherited one is inherited again."""
+    own, original = name in vars(owner), getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        if own:
+            setattr(owner, name, original)
+        else:
+            delattr(owner, name)
+
+
+def simulate_autocast(note: Callable[[], object]) -> contextlib.AbstractContextManager[None]:
     """Makes ``torch.autocast("cuda")`` the CPU's, with CUDA's type; ``note`` is called for each."""
     autocast = torch.amp.autocast_mode.autocast
     original = autocast.__init__
@@ -88,11 +101,7 @@ def simulate_autocast(note: Callable[[], object]) -> Iterator[None]:
             note()
         original(self, device_type, dtype, *others, **named)
 
-    autocast.__init__ = begin
-    try:
-        yield
-    finally:
-        autocast.__init__ = original
+    return replace_attribute(autocast, "__init__", begin)
 
 
 def choose_foreach(optimizer: Any, arguments: Any, named: Any) -> None:

@@ -30,6 +30,7 @@ from labkit.memory.estimate.cuda import (
     CachingAllocator,
     CudaBehavior,
     choose_foreach,
+    replace_attribute,
     round_request,
     simulate_autocast,
 )
@@ -130,9 +131,11 @@ class Simulation:
             stack.enter_context(warnings.catch_warnings())
             for message in HARMLESS:
                 warnings.filterwarnings("ignore", message=message)
-            stack.enter_context(_silence(logging.getLogger(fake_tensor.__name__)))
+            # Fake tensors log the traceback of an error that they also raise.
+            logger = logging.getLogger(fake_tensor.__name__)
+            stack.enter_context(replace_attribute(logger, "disabled", True))
             stack.enter_context(torch.random.fork_rng(devices=[]))
-            stack.enter_context(_swap_data())
+            stack.enter_context(replace_attribute(torch.utils, "swap_tensors", _swap_data))
             stack.enter_context(allow_unknown_items(self._note_unknown))
             if self._cuda:
                 stack.enter_context(simulate_autocast(self._note_autocast))
@@ -224,17 +227,6 @@ def refuse_real(name: str, *, inference: bool) -> UsageError:
 
 
 @contextlib.contextmanager
-def _silence(logger: logging.Logger) -> Iterator[None]:
-    """Keeps fake tensors from logging the traceback of an error that they also raise."""
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-
-
-@contextlib.contextmanager
 def _copy_by(convert: Callable[[Any], Any]) -> Iterator[None]:
     """Lets ``copy.deepcopy`` put ``convert(tensor)`` wherever the original has the tensor."""
 
@@ -242,30 +234,15 @@ def _copy_by(convert: Callable[[Any], Any]) -> Iterator[None]:
         return memo.setdefault(id(tensor), convert(tensor))
 
     # Each of these has its own __deepcopy__.
-    classes = (torch.Tensor, torch.nn.Parameter, torch.nn.UninitializedParameter)
-    originals = [kind.__deepcopy__ for kind in classes]
-    for kind in classes:
-        kind.__deepcopy__ = copy_tensor
-    try:
+    with contextlib.ExitStack() as stack:
+        for cls in (torch.Tensor, torch.nn.Parameter, torch.nn.UninitializedParameter):
+            stack.enter_context(replace_attribute(cls, "__deepcopy__", copy_tensor))
         yield
-    finally:
-        for kind, original in zip(classes, originals, strict=True):
-            kind.__deepcopy__ = original
 
 
-@contextlib.contextmanager
-def _swap_data() -> Iterator[None]:
-    """Lets ``Module.to`` swap fake parameters, which torch's own swap refuses."""
-
-    def swap(one: Any, other: Any) -> None:
-        one.data = other.data
-
-    original = torch.utils.swap_tensors
-    torch.utils.swap_tensors = swap
-    try:
-        yield
-    finally:
-        torch.utils.swap_tensors = original
+def _swap_data(one: Any, other: Any) -> None:
+    """For ``Module.to``: torch's own swap refuses fake parameters."""
+    one.data = other.data
 
 
 def _answer_torch() -> int | None:
@@ -314,13 +291,11 @@ class UnknownNumber(float):
         return self._refuse() if digits is None else self._pass_on()
 
 
-@contextlib.contextmanager
-def allow_unknown_items(note: Callable[[], object]) -> Iterator[None]:
+def allow_unknown_items(note: Callable[[], object]) -> contextlib.AbstractContextManager[None]:
     """While it is open, ``tensor.item()`` returns an UnknownNumber where there is no value.
 
     ``note`` is called each time that it does.
     """
-    own = "item" in vars(torch.Tensor)
     original = torch.Tensor.item
 
     def read(tensor: Any) -> Any:
@@ -332,11 +307,4 @@ def allow_unknown_items(note: Callable[[], object]) -> Iterator[None]:
             note()
             return UnknownNumber(1.0)
 
-    torch.Tensor.item = read
-    try:
-        yield
-    finally:
-        if own:
-            torch.Tensor.item = original
-        else:
-            del torch.Tensor.item
+    return replace_attribute(torch.Tensor, "item", read)

@@ -211,12 +211,11 @@ class Stretch:
         return BlockSpan(counter.name, before - base, highest, after - base)
 
 
-class TrackedBlock:
-    """A block of code being measured: which counters it wants, and its figures so far."""
+class TrackedBlock(NamedTuple):
+    """A block of code being measured: which counters it wants, and its figures by counter."""
 
-    def __init__(self, wants: Callable[[str], bool]) -> None:
-        self.wants = wants
-        self.stretches: dict[str, Stretch] = {}
+    wants: Callable[[str], bool]
+    stretches: dict[str, Stretch]
 
 
 class Ledger:
@@ -240,7 +239,7 @@ class Ledger:
 
     def open_block(self, wants: Callable[[str], bool]) -> TrackedBlock:
         """Begins a block; raises LabkitError where tensors are wanted and cannot be measured."""
-        block = TrackedBlock(wants)
+        block = TrackedBlock(wants, {})
         with self._lock:
             if wants(self._tensors.name):
                 self._tensors.check_available()

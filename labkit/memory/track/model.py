@@ -19,37 +19,24 @@ from labkit.render import Displayed
 CATEGORIES = ("parameters", "gradients", "optimizer", "activations", "inputs", "other")
 
 
+@dataclass(slots=True, eq=False)
 class Storage:
     """One piece of memory that tensors share; a resized storage counts as a new one.
 
     ``serial`` is never reused, unlike an address. ``before``: it existed when the tracing began,
     and was found when it was first used. ``frames`` are the user's lines that allocated it,
     innermost first; for what backward allocates (``backward`` is True), those of its forward
-    operator.
+    operator. ``born`` counts the storages that its ``Level`` has seen.
     """
 
-    __slots__ = ("backward", "before", "born", "bytes", "category", "device", "frames", "serial")
-
-    def __init__(
-        self,
-        serial: int,
-        count: int,
-        device: str,
-        category: str,
-        frames: tuple[Frame, ...] = (),
-        *,
-        before: bool = False,
-        backward: bool = False,
-    ) -> None:
-        self.serial, self.bytes, self.device, self.category = serial, count, device, category
-        self.frames, self.before, self.backward = frames, before, backward
-        self.born = 0
-
-    def __repr__(self) -> str:
-        where = self.frames[0].where if self.frames else "unknown line"
-        return (
-            f"<storage {self.serial}: {self.bytes} B of {self.category} on {self.device}, {where}>"
-        )
+    serial: int
+    bytes: int
+    device: str
+    category: str
+    frames: tuple[Frame, ...] = ()
+    before: bool = False
+    backward: bool = False
+    born: int = 0
 
 
 class Level:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
 import re
@@ -140,15 +141,8 @@ class MemoryTracker:
 
         @functools.wraps(function)
         def measured(*arguments: Arguments.args, **named: Arguments.kwargs) -> Result:
-            tracker = MemoryTracker(
-                self._device,
-                tensors=self._tensors,
-                synchronize=self._synchronize,
-                kinds=self._kinds,
-                lines=self._lines,
-                ledger=self._ledger,
-                annotated=self._annotated,
-            )
+            tracker = copy.copy(self)
+            tracker.use = tracker._block = tracker._tracer = None
             tracker._name = getattr(function, "__name__", None)
             try:
                 with tracker:
