@@ -7,12 +7,14 @@ import json
 import re
 import subprocess
 import sys
+import threading
 from collections import defaultdict
 from pathlib import Path
 
 import pytest
 
 import labkit
+from tests.house.count_files import LIMITS, FileCounter, count
 from tests.house.imports import (
     Graph,
     describe_chain,
@@ -194,6 +196,34 @@ def test_models_import_no_view(graph, wing):
     chains = [chain for name in names if (chain := find_chain(graph, name, is_view))]
     told = "\n\n".join(describe_chain(graph, chain, ROOT) for chain in chains)
     assert not chains, f"{len(chains)} models import a view:\n{told}"
+
+
+# How many files a reader opens to follow one thing
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", LIMITS)
+def test_one_thing_is_followed_through_few_files(path):
+    files = count(path)
+    told = "\n".join(files)
+    assert len(files) <= LIMITS[path], f"{path} goes through {len(files)} files:\n{told}"
+
+
+def test_the_counter_takes_functions_on_every_thread_and_leaves_imports(tmp_path, monkeypatch):
+    function = "def f():\n    return 1\n"
+    body = "def f():\n    return 1\nclass C:\n    x = f()\n"
+    write_package(tmp_path, called=function, on_thread=function, imported=body, unused=function)
+    monkeypatch.syspath_prepend(tmp_path)
+    from house import called, on_thread, unused  # noqa: F401
+
+    with FileCounter(tmp_path / "house") as counter:
+        called.f()
+        thread = threading.Thread(target=on_thread.f)
+        thread.start()
+        thread.join()
+        from house import imported  # noqa: F401
+
+    assert counter.list_files() == ["house/called.py", "house/on_thread.py"]
 
 
 # The package's own door
