@@ -16,7 +16,7 @@ endif
 LABS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help up down status logs shell devices memory estimate doctor run check progress reset test lint build sbom lock bench clean
+.PHONY: help up down status logs shell devices memory estimate doctor run check progress reset test lint build lock bench clean
 
 ## Using the lab
 
@@ -69,9 +69,6 @@ lint:  ## check style, types and layers
 
 build:  ## build the image (FLAVOR=cuda, IMAGE=registry/name:tag on any host), or the .venv
 	@$(LABKIT) build $(CHOICE) $(NAMED)
-
-sbom:  ## write down what an image is made of, in CycloneDX
-	@$(LABKIT) sbom $(CHOICE) $(NAMED)
 
 lock:  ## pin every package anew in docker/locks/
 	@$(LABKIT) lock

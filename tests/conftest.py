@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from labkit.commands import run_command
+from labkit.process import run_command
 from tests.servers import LabServer, start_server
+from tests.snapshots import RENEW_VARIABLE
 
 ROOT = Path(__file__).parents[1]
 
@@ -37,6 +38,19 @@ def _missing_gpu() -> str | None:
     import torch
 
     return None if torch.cuda.is_available() else "needs a GPU that this torch can use"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Adds ``--renew-snapshots``: stores the screens that tests/snapshots.py compares."""
+    parser.addoption(
+        "--renew-snapshots", action="store_true", help="store the screens that tests compare"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Hands the option to tests/snapshots.py."""
+    if config.getoption("--renew-snapshots"):
+        os.environ[RENEW_VARIABLE] = "1"
 
 
 MISSING = {"engine": _missing_engine, "browser": _missing_browser, "gpu": _missing_gpu}

@@ -6,6 +6,7 @@ import contextlib
 import http.client
 import json
 import os
+import secrets
 import signal
 import subprocess
 import sys
@@ -15,11 +16,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from labkit.host.ports import find_free_port
-from labkit.launch.health import probe_server, wait_until
+from labkit.host.machine import find_free_port
+from labkit.launch.server import probe_server, wait_until
 
 ROOT = Path(__file__).parents[1]
-TOKEN = "0123456789abcdef0123456789abcdef"
+# Two test runs on one machine must not take each other's server for their own.
+TOKEN = secrets.token_hex(16)
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,7 @@ def start_server(folder: Path, **variables: str) -> Iterator[LabServer]:
     workspace = folder / "work"
     workspace.mkdir()
     (folder / "token").write_text(TOKEN)
-    port = find_free_port("127.0.0.1", 18888, 500)
+    port = find_free_port("127.0.0.1", 18888 + secrets.randbelow(8000), 500)
     assert port is not None
     with (folder / "server.log").open("wb") as log:
         process = subprocess.Popen(

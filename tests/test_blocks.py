@@ -6,9 +6,8 @@ import threading
 
 import pytest
 
-from labkit.memory.blocks import Ledger, Span
-from labkit.memory.gauges import Reading, TensorGauge
-from labkit.memory.track import MemoryTracker
+from labkit.memory.track.counters import BlockSpan, Ledger, Reading, TensorCounter
+from labkit.memory.track.tracker import MemoryTracker
 from tests.fakes.counters import FakeDevice, NoCounter, track
 
 
@@ -18,7 +17,7 @@ def test_a_block_has_its_exact_peak_and_change():
         gpu.take(500)
         gpu.take(-450)
     assert tracked.use is not None
-    assert tracked.use.spans == (Span("cuda:0", 100, 600, 150),)
+    assert tracked.use.spans == (BlockSpan("cuda:0", 100, 600, 150),)
     assert (tracked.use.spans[0].added_bytes, tracked.change_bytes) == (500, 50)
     assert tracked.peak_bytes == 600
 
@@ -124,7 +123,7 @@ def test_many_threads_leave_nothing_open():
     assert all(tracker.peak_bytes is not None for tracker in trackers)
 
 
-class FakeTensors(TensorGauge):
+class FakeTensors(TensorCounter):
     """A profiler that only notes when it is read and restarted."""
 
     def __init__(self, log):
@@ -194,8 +193,8 @@ def test_a_device_that_starts_inside_the_block_held_nothing_before():
             gpu.take(10)
     assert outer.use is not None
     assert inner.use is not None
-    assert outer.use.spans == (Span("cuda:0", 0, 50, 30),)
-    assert inner.use.spans == (Span("cuda:0", 20, 30, 30),)
+    assert outer.use.spans == (BlockSpan("cuda:0", 0, 50, 30),)
+    assert inner.use.spans == (BlockSpan("cuda:0", 20, 30, 30),)
 
 
 def test_gpus_that_held_nothing_are_left_out():
@@ -233,7 +232,7 @@ def test_a_mark_that_cannot_be_reset_is_not_measured():
         memory.take(5)
     assert inner.use is not None
     assert outer.use is not None
-    assert inner.use.spans == outer.use.spans == (Span("process", 100, None, 105),)
+    assert inner.use.spans == outer.use.spans == (BlockSpan("process", 100, None, 105),)
     assert repr(inner).startswith("process: peak not measured, change +5 B\n")
     assert inner.peak_bytes is None
 

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from labkit.memory.buckets import Buckets, Point, split_at_gaps
+from labkit.memory.sample.model import Buckets, Point, split_at_gaps
 
 
 def fill(counts, limit=600, width=1.0):

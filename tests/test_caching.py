@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from labkit.memory.caching import CachingAllocator
-from labkit.memory.storage_levels import Storage
+from labkit.memory.estimate.cuda import CachingAllocator
+from labkit.memory.track.model import Storage
 
 MIB = 2**20
 

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import doctest
-import importlib
 import sys
 from pathlib import Path
 
@@ -26,15 +24,6 @@ ROOT = Path(__file__).parents[1]
 def labs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("LABKIT_LABS", str(tmp_path / "labs"))
     return write_labs(tmp_path / "labs")
-
-
-@pytest.mark.parametrize(
-    "name", ["values", "files", "render", "claims", "learner", "ways", "comparing"]
-)
-def test_the_examples_in_the_docstrings_hold(name: str) -> None:
-    result = doctest.testmod(importlib.import_module(f"labkit.lessons.{name}"))
-
-    assert result.attempted and not result.failed
 
 
 def test_a_checkout_uses_its_own_labs(monkeypatch: pytest.MonkeyPatch) -> None:

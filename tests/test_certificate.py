@@ -9,17 +9,17 @@ import os
 import pytest
 
 from labkit.errors import UsageError
-from labkit.launch import certificate as certificate_module
-from labkit.launch import environment as environment_module
-from labkit.launch.certificate import (
+from labkit.launch import certificates as certificate_module
+from labkit.launch import venv as environment_module
+from labkit.launch.certificates import (
     build_certificate,
     build_proxies,
     keep_fingerprint,
     read_certificate,
     trust_in_pip,
 )
-from labkit.launch.environment import PythonEnvironment
-from labkit.launch.steps import Steps
+from labkit.launch.progress import Steps
+from labkit.launch.venv import PythonEnvironment
 from tests.fakes.host import make_checkout, write_program
 
 TEXT = "-----BEGIN CERTIFICATE-----\nTHE PROXY\n-----END CERTIFICATE-----\n"

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from labkit.errors import EngineError, ExitCode, UsageError
-from labkit.host.folders import FolderFacts
-from labkit.launch.choose import (
+from labkit.host.machine import FolderFacts
+from labkit.launch.runtime import (
     Choice,
     Identity,
     check_name,

@@ -6,19 +6,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from labkit.doctor.distribution import Distribution
 from labkit.errors import DeviceMissingError, EngineError, ExitCode
-from labkit.host.builds import CUDA_BUILDS, NEEDS
+from labkit.host.distribution import Distribution
 from labkit.host.gpu import Gpu, GpuFacts
-from labkit.launch.choose import Choice
-from labkit.launch.choose_build import (
-    BUILDS,
+from labkit.host.torch_builds import CUDA_BUILDS, NEEDS
+from labkit.launch.build import (
+    CHOOSE_BUILD_BUILDS,
     BuildHost,
     choose_build,
     describe_architecture,
     describe_gpus,
     find_served,
 )
+from labkit.launch.runtime import Choice
 
 UBUNTU = Distribution("Ubuntu 24.04", "ubuntu")
 NEW_DRIVER = "sudo ubuntu-drivers install && sudo reboot"
@@ -105,7 +105,7 @@ def refuse(host, asked="auto", **options):
 @pytest.mark.parametrize(("kind", "driver", "expected"), list(read_table()))
 def test_the_build_for_a_driver_and_an_architecture(kind, driver, expected):
     played = host(driver, KINDS[kind])
-    if expected in BUILDS:
+    if expected in CHOOSE_BUILD_BUILDS:
         choice = choose_build("auto", played)
         assert choice.value == expected
         assert choice.warning is None
@@ -128,7 +128,7 @@ def test_the_build_for_a_driver_and_an_architecture(kind, driver, expected):
 
 
 def test_every_build_that_can_be_made_can_be_chosen():
-    assert tuple(build.name for build in CUDA_BUILDS) == BUILDS
+    assert tuple(build.name for build in CUDA_BUILDS) == CHOOSE_BUILD_BUILDS
 
 
 @pytest.mark.parametrize(
@@ -307,7 +307,7 @@ GPUS = st.lists(st.sampled_from([*KINDS.values()]), max_size=6)
 )
 def test_whatever_the_host_no_build_would_serve_more_of_its_gpus(gpus, driver, machine):
     played = host(driver, *gpus, machine=machine)
-    able = [name for name in BUILDS if int(driver) >= NEEDS[name].driver]
+    able = [name for name in CHOOSE_BUILD_BUILDS if int(driver) >= NEEDS[name].driver]
     served = {name: len(find_served(name, played.gpus, machine)) for name in able}
     try:
         build = choose_build("auto", played)

@@ -8,9 +8,9 @@ import pytest
 
 from labkit.errors import DeviceMissingError, ExitCode, UsageError
 from labkit.host.gpu import Gpu, GpuFacts
-from labkit.launch.choose_flavor import Flavor
-from labkit.launch.choose_gpus import ALL_GPUS, GpuSelection, parse_gpus, select_gpus
-from labkit.launch.gpu_file import list_gpus, write_gpu_file
+from labkit.launch.compose import list_gpus, write_gpu_file
+from labkit.launch.flavor import Flavor
+from labkit.launch.gpu import ALL_GPUS, GpuSelection, parse_gpus, select_gpus
 from tests.fakes.host import make_checkout
 
 FIRST = Gpu("NVIDIA H200", 0, "GPU-aaaa-1111", (9, 0), False)

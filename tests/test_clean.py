@@ -6,9 +6,9 @@ import io
 
 import pytest
 
-from labkit.launch import clean
-from labkit.launch.clean import clean_checkout
-from labkit.launch.steps import Steps
+from labkit.launch import stop
+from labkit.launch.progress import Steps
+from labkit.launch.stop import clean_checkout
 from tests.fakes.host import FakeRunner, fails, make_checkout, says
 
 FAILED = fails("no such object")
@@ -27,7 +27,7 @@ def checkout(tmp_path, monkeypatch):
 def stopped(monkeypatch):
     """The checkouts whose lab was stopped."""
     labs = []
-    monkeypatch.setattr(clean, "stop_lab", lambda checkout, steps: labs.append(checkout))
+    monkeypatch.setattr(stop, "stop_lab", lambda checkout, steps: labs.append(checkout))
     return labs
 
 
@@ -38,7 +38,7 @@ def play(monkeypatch):
     def play_answers(answers):
         runner = FakeRunner(answers)
         monkeypatch.setattr(
-            clean,
+            stop,
             "run_command",
             lambda words, timeout_seconds, environment=None: runner(
                 words, timeout_seconds=timeout_seconds

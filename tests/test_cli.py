@@ -297,7 +297,7 @@ def test_up_refuses_a_port_that_is_none(started, capsys):
     ("stopped", "said"), [(True, "stopped; your files are in {}"), (False, "nothing was running")]
 )
 def test_down(checkout, monkeypatch, capsys, stopped, said):
-    monkeypatch.setattr("labkit.launch.down.stop_lab", lambda checkout, steps: stopped)
+    monkeypatch.setattr("labkit.launch.stop.stop_lab", lambda checkout, steps: stopped)
     assert main(["down"]) == 0
     assert capsys.readouterr().out == said.format(checkout.workspace) + "\n"
 
@@ -328,7 +328,7 @@ def test_a_command_inside_the_lab_is_handed_on_as_it_is(checkout, monkeypatch, w
             FakeLab.entered = list(command)
 
     monkeypatch.setattr(
-        "labkit.launch.enter.prepare_lab", lambda checkout, settings, steps: (FakeLab(), None)
+        "labkit.launch.up.prepare_lab", lambda checkout, settings, steps: (FakeLab(), None)
     )
     assert main(words) == 0
     assert FakeLab.entered == command
@@ -349,12 +349,12 @@ def test_the_tools_exit_code_is_the_commands(checkout, monkeypatch, words, kind,
         assert (asked_kind, list(asked_words)) == (kind, options)
         return 7
 
-    monkeypatch.setattr("labkit.launch.testing.run_tools", run_tools)
+    monkeypatch.setattr("labkit.launch.dev.run_tools", run_tools)
     assert main(words) == 7
 
 
 def test_clean_names_what_went_and_what_stayed(checkout, monkeypatch, capsys):
-    monkeypatch.setattr("labkit.launch.clean.clean_checkout", lambda checkout, steps: [".venv"])
+    monkeypatch.setattr("labkit.launch.stop.clean_checkout", lambda checkout, steps: [".venv"])
     assert main(["clean"]) == 0
     assert capsys.readouterr().out == f"removed .venv\nkept {checkout.workspace}\n"
 
@@ -363,14 +363,14 @@ def test_clean_with_nothing_to_remove(checkout, monkeypatch, capsys):
     checkout.logs_folder.rmdir()
     checkout.state_folder.rmdir()
     checkout.workspace.rmdir()
-    monkeypatch.setattr("labkit.launch.clean.clean_checkout", lambda checkout, steps: [".labkit"])
+    monkeypatch.setattr("labkit.launch.stop.clean_checkout", lambda checkout, steps: [".labkit"])
     assert main(["clean"]) == 0
     assert capsys.readouterr().out == "nothing to remove\n"
 
 
 def test_lock_prints_a_line_a_lock(checkout, monkeypatch, capsys):
     monkeypatch.setattr(
-        "labkit.launch.locks.update_locks",
+        "labkit.launch.dev.update_locks",
         lambda checkout, steps: ["lab: unchanged", "test: + a 1"],
     )
     assert main(["lock"]) == 0
@@ -379,7 +379,7 @@ def test_lock_prints_a_line_a_lock(checkout, monkeypatch, capsys):
 
 def test_build_says_when_it_is_done(checkout, monkeypatch, capsys):
     monkeypatch.setattr(
-        "labkit.launch.enter.prepare_lab",
+        "labkit.launch.up.prepare_lab",
         lambda checkout, settings, steps, use_running: (None, use_running),
     )
     assert main(["build"]) == 0

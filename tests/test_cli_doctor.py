@@ -12,10 +12,10 @@ import pytest
 
 from labkit.cli import doctor, main
 from labkit.doctor import checks as doctor_checks
-from labkit.doctor import distribution as doctor_distribution
 from labkit.doctor.check import Check, failed, ok, unknown, warning
 from labkit.doctor.checks import CHECKS
-from labkit.doctor.distribution import Distribution
+from labkit.host import distribution as doctor_distribution
+from labkit.host.distribution import Distribution
 from tests.fakes.sick_hosts import play_host
 from tests.test_light_imports import HEAVY, MAIN, list_modules
 
@@ -222,7 +222,7 @@ def test_a_whole_examination_loads_nothing_heavy():
     statement = (
         "from labkit.cli import doctor\n"
         "    from labkit.doctor.checks import CHECKS\n"
-        "    from labkit.doctor.examine import examine_host\n"
+        "    from labkit.doctor.run import examine_host\n"
         "    keep = [each for each in CHECKS if each.name[:6] != 'torch-']\n"
         "    examine_host(doctor.make_host(), keep, offline=True)"
     )

@@ -8,7 +8,7 @@ import pickle
 import pytest
 
 from labkit.cli import main
-from labkit.memory.history.files import save_snapshot
+from labkit.memory.allocations.snapshot import save_snapshot
 from tests.fakes.allocator import MIB, make_training, take_snapshot
 from tests.test_history_files import Hostile
 from tests.test_history_shown import SCREEN

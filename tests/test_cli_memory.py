@@ -14,11 +14,10 @@ import pytest
 
 from labkit.cli import main
 from labkit.cli import memory as command
-from labkit.memory import snapshot as snapshot_module
-from labkit.memory.balance import Balance, DeviceProcess, ThisProcess, list_terms
-from labkit.memory.picture import draw_balance
-from labkit.memory.snapshot import Snapshot
-from labkit.memory.text import format_snapshot
+from labkit.memory.balance import read as snapshot_module
+from labkit.memory.balance.model import Balance, DeviceProcess, ThisProcess, list_terms
+from labkit.memory.balance.read import Snapshot
+from labkit.memory.balance.view import draw_balance, format_snapshot
 from tests.fakes.nvml import GIB, MIB, ROOT, PlayedHost, build_driver, script_driver, script_gpu
 
 # The example of docs/memory.md.

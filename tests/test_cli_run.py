@@ -20,7 +20,7 @@ from labkit.errors import EngineError
 from tests.notebooks import make_file
 
 ROOT = Path(__file__).parents[1]
-SCHEMA = json.loads((ROOT / "labkit/runner/result.schema.json").read_text())
+SCHEMA = json.loads((ROOT / "labkit/notebooks/result.schema.json").read_text())
 
 LABS = """[[lab]]
 name = "numbers"
@@ -76,7 +76,7 @@ claim("the alphabet ends with y", "abcxyz"[-1], "y")
 
 @pytest.fixture(autouse=True)
 def quiet_progress(monkeypatch):
-    monkeypatch.setattr("labkit.runner.show.Progress.show_event", lambda self, event: None)
+    monkeypatch.setattr("labkit.notebooks.console.RunProgress.show_event", lambda self, event: None)
 
 
 @pytest.fixture(autouse=True)
@@ -305,7 +305,7 @@ def test_a_disk_that_fills_up_fails_the_run_and_loses_no_result(tmp_path, monkey
     def fail(path, text):
         raise OSError(28, "No space left on device", str(path))
 
-    monkeypatch.setattr("labkit.runner.folder.write_whole", fail)
+    monkeypatch.setattr("labkit.notebooks.folder.write_whole", fail)
     path = make_file(tmp_path / "a.ipynb", "1")
     assert main(["run", path, "--json", "--output", "out"]) == 1
     out, err = capsys.readouterr()

@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from labkit.commands import (
+from labkit.errors import UsageError
+from labkit.launch.server import wait_until
+from labkit.process import (
     KEPT_BYTES,
     CommandResult,
     replace_process,
@@ -19,8 +21,6 @@ from labkit.commands import (
     run_command,
     stream_command,
 )
-from labkit.errors import UsageError
-from labkit.launch.health import wait_until
 
 # Starts a child in the background, writes down its number, and waits for longer than any test.
 PARENT = "sh -c '{trap}sleep 60' & echo $! > {path}; wait"
@@ -253,7 +253,7 @@ def test_a_reader_that_fails_ends_the_program(tmp_path):
 
 def test_becoming_a_program_hands_over_its_exit_code():
     script = (
-        "from labkit.commands import replace_process\n"
+        "from labkit.process import replace_process\n"
         "replace_process(['sh', '-c', 'echo $NAME; exit 7'], {'NAME': 'lab', 'PATH': '/bin'})"
     )
     result = run_command([sys.executable, "-c", script], timeout_seconds=20)
@@ -269,7 +269,7 @@ def test_becoming_a_program_that_is_missing_is_a_usage_error():
 
 ENDED = """
 import os, signal, sys
-from labkit.commands import end_like_interrupt
+from labkit.process import end_like_interrupt
 {before}
 try:
     with end_like_interrupt():

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import doctest
-import importlib
 import json
 from pathlib import Path
 
 import pytest
 
-from labkit.runner.compare import (
+from labkit.notebooks.compare import (
     Pair,
+    choose_cells,
     compare_runs,
     describe_comparison,
     find_median,
+    format_comparison,
     match_cells,
 )
-from labkit.runner.compare_text import choose_cells, format_comparison
-from labkit.runner.report.comparison import render_comparison, write_comparison
-from labkit.runner.report.saved import Cell, parse_run
+from labkit.notebooks.report.comparison import render_comparison, write_comparison
+from labkit.notebooks.report.saved import Cell, parse_run
 from tests.fakes.runs import MIB, make_cell, make_notebook, make_result
 from tests.test_report import Page, assert_opens_offline
 
@@ -122,12 +121,6 @@ only in B: new"""
 
 def test_the_comparison_in_words_is_this():
     assert format_comparison(compare(CPU, GPU)) == TEXT
-
-
-@pytest.mark.parametrize("name", ["compare_text", "compare"])
-def test_the_examples_in_the_docstrings_hold(name):
-    result = doctest.testmod(importlib.import_module(f"labkit.runner.{name}"))
-    assert result.failed == 0
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import yaml  # comes with JupyterLab
 
-from labkit.launch.choose import Identity
-from labkit.launch.choose_flavor import CPU
-from labkit.launch.container import PROFILES, ContainerLab
+from labkit.launch.compose import PROFILES, ContainerLab
+from labkit.launch.flavor import CPU
+from labkit.launch.runtime import Identity
 from labkit.launch.settings import Settings
 from tests.fakes.host import make_checkout
 
@@ -158,7 +158,7 @@ def test_every_variable_has_a_default():
 
 
 def test_what_the_launcher_sets_is_what_compose_reads(tmp_path, monkeypatch):
-    monkeypatch.setattr("labkit.launch.container.os.environ", {})
+    monkeypatch.setattr("labkit.launch.compose.os.environ", {})
     lab = ContainerLab(
         make_checkout(tmp_path), "docker", CPU, Settings(), 8888, Identity(1000, 1000)
     )

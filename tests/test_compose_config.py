@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from labkit.commands import run_command
-from labkit.launch.choose_flavor import CPU, Flavor
-from labkit.launch.container import PROFILES, ContainerLab
+from labkit.launch.compose import PROFILES, ContainerLab
+from labkit.launch.flavor import CPU, Flavor
 from labkit.launch.settings import Settings
+from labkit.process import run_command
 from tests.fakes.host import make_checkout
 
 pytestmark = pytest.mark.engine

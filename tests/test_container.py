@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 
 from labkit.errors import EngineError, format_error
-from labkit.launch import container
-from labkit.launch.choose import Identity
-from labkit.launch.choose_flavor import CPU, Flavor
-from labkit.launch.container import ContainerLab, PortTakenError
+from labkit.launch import compose
+from labkit.launch.compose import ContainerLab, PortTakenError
+from labkit.launch.flavor import CPU, Flavor
+from labkit.launch.progress import Steps
+from labkit.launch.runtime import Identity
 from labkit.launch.settings import Settings
 from labkit.launch.state import LabHandle, ensure_token
-from labkit.launch.steps import Steps
 from tests.fakes.host import make_checkout, write_program
 
 RUNNING = LabHandle(container="a1b2c3")
@@ -85,7 +85,7 @@ def became(monkeypatch):
         calls.append(list(words))
         raise SystemExit
 
-    monkeypatch.setattr(container, "replace_process", become)
+    monkeypatch.setattr(compose, "replace_process", become)
     return calls
 
 
@@ -296,7 +296,7 @@ def test_an_engine_that_is_gone_is_named(lab, monkeypatch):
 
 
 def test_a_current_image_is_not_built(lab, docker, monkeypatch):
-    monkeypatch.setattr(container.image, "digest_inputs", lambda checkout: "0123")
+    monkeypatch.setattr(compose.image, "digest_inputs", lambda checkout: "0123")
     docker.play('"image inspect"*) echo 0123 ;;')
     lab.prepare(Steps())
     assert len(docker.calls) == 1
@@ -313,7 +313,7 @@ def test_a_missing_or_stale_image_is_built(lab, docker, capsys, answer, why):
         '*" build cpu") echo "STEP 1/2: FROM debian"; echo "$LABKIT_INPUTS" ;;',
     )
     lab.prepare(Steps())
-    digest = container.image.digest_inputs(lab.checkout)
+    digest = compose.image.digest_inputs(lab.checkout)
     log = lab.checkout.logs_folder / "build-cpu.log"
     assert log.read_text() == f"STEP 1/2: FROM debian\n{digest}\n"
     assert f"building the cpu image ({why}) ...\n" in capsys.readouterr().err

@@ -9,19 +9,26 @@ import pytest
 from labkit.devices import torch_devices
 from labkit.devices.accelerators import Accelerator
 from labkit.devices.cpu import CpuFacts
-from labkit.devices.detect import SPLIT, describe_mac, detect_devices, join_facts
-from labkit.devices.nvml import SENTENCES, GpuFacts, NvmlFacts, Trouble
-from labkit.devices.torch_devices import TorchBuild, best_device, read_torch_build
-from labkit.devices.visibility import hides_all, name_gpus, name_slice
+from labkit.devices.detect import (
+    SPLIT,
+    describe_mac,
+    detect_devices,
+    hides_all,
+    join_facts,
+    name_gpus,
+    name_slice,
+)
+from labkit.devices.nvml import SENTENCES, NvmlFacts, NvmlGpu, Trouble
+from labkit.devices.torch_devices import InstalledTorch, best_device, read_torch_build
 
 GIB = 2**30
 CPU = CpuFacts("AMD EPYC", 2, 4, 4, 16 * GIB, None, ("AVX2",))
-CUDA_BUILD = TorchBuild("2.13.0+cu130", "13.0")
-CPU_BUILD = TorchBuild("2.13.0+cpu", None)
+CUDA_BUILD = InstalledTorch("2.13.0+cu130", "13.0")
+CPU_BUILD = InstalledTorch("2.13.0+cpu", None)
 
 
 def make_gpu(index, name="NVIDIA H200", **changes):
-    return GpuFacts(index, f"GPU-{index}{index}aa", name, 141 * GIB, "9.0", False)._replace(
+    return NvmlGpu(index, f"GPU-{index}{index}aa", name, 141 * GIB, "9.0", False)._replace(
         **changes
     )
 
@@ -40,8 +47,8 @@ HALVED = make_gpu(
     0,
     mig_enabled=True,
     slices=(
-        GpuFacts(0, "MIG-1a1a", "NVIDIA H200 MIG 3g.71gb", 70 * GIB, "9.0"),
-        GpuFacts(0, "MIG-2b2b", "NVIDIA H200 MIG 3g.71gb", 70 * GIB, "9.0"),
+        NvmlGpu(0, "MIG-1a1a", "NVIDIA H200 MIG 3g.71gb", 70 * GIB, "9.0"),
+        NvmlGpu(0, "MIG-2b2b", "NVIDIA H200 MIG 3g.71gb", 70 * GIB, "9.0"),
     ),
 )
 BY_BUS = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
@@ -185,7 +192,7 @@ def test_unlike_gpus_leave_the_number_open_and_say_how_to_settle_it():
         ),
         pytest.param(
             make_nvml(make_gpu(0)),
-            TorchBuild("2.13.0", None),
+            InstalledTorch("2.13.0", None),
             {},
             "cpu",
             ("torch 2.13.0 is built without CUDA",),
@@ -228,7 +235,7 @@ def test_unlike_gpus_leave_the_number_open_and_say_how_to_settle_it():
         ),
         pytest.param(
             make_nvml(make_gpu(0), cuda="12.2"),
-            TorchBuild("2.13.0+cu129", "12.9"),
+            InstalledTorch("2.13.0+cu129", "12.9"),
             {},
             "cuda:0",
             (),
@@ -272,7 +279,7 @@ def test_unlike_gpus_leave_the_number_open_and_say_how_to_settle_it():
                 make_gpu(
                     0,
                     mig_enabled=True,
-                    slices=(GpuFacts(0, trouble=make_trouble("gpu lost")), HALVED.slices[0]),
+                    slices=(NvmlGpu(0, trouble=make_trouble("gpu lost")), HALVED.slices[0]),
                 )
             ),
             CUDA_BUILD,
@@ -363,8 +370,8 @@ def test_unified_memory_in_a_container_is_what_the_container_may_use():
 
 AMD = Accelerator("rocm", "AMD Instinct MI300X", 192 * GIB, "gfx942", False)
 INTEL = Accelerator("xpu", "Intel GPU 0xe20b")
-ROCM_BUILD = TorchBuild("2.13.0+rocm7.1", hip="7.1")
-XPU_BUILD = TorchBuild("2.13.0+xpu", xpu="20260000")
+ROCM_BUILD = InstalledTorch("2.13.0+rocm7.1", hip="7.1")
+XPU_BUILD = InstalledTorch("2.13.0+xpu", xpu="20260000")
 NO_DRIVER = NvmlFacts(trouble=make_trouble("no library"))
 MISSED = "no NVIDIA driver here: libnvidia-ml.so.1 was not found"
 
@@ -497,7 +504,7 @@ def test_torch_is_found_on_the_path_without_importing_it(tmp_path, monkeypatch, 
 
 def test_what_is_read_is_what_torch_says():
     torch = pytest.importorskip("torch")
-    assert read_torch_build() == TorchBuild(torch.__version__, torch.version.cuda)
+    assert read_torch_build() == InstalledTorch(torch.__version__, torch.version.cuda)
 
 
 def test_the_best_device_computes():

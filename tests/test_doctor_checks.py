@@ -3,40 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import os
 import threading
 from pathlib import Path
 
 import pytest
 
-from labkit.commands import CommandResult
 from labkit.doctor.check import Check, Finding, failed, ok, unknown
-from labkit.doctor.checks import (
-    CHECKS,
-    certificates,
-    device_nodes,
-    disk,
-    dns,
-    driver,
-    driver_library,
-    engine_client,
-    engine_daemon,
-    gpu_bus,
-    index,
-    memory,
-    port,
-    selinux,
-    shm,
-    toolkit,
-    uvm,
-    workspace,
-)
-from labkit.doctor.distribution import UNKNOWN, Distribution, Fix, packages, parse_os_release
-from labkit.doctor.examine import examine_host, format_examination
+from labkit.doctor.checks import CHECKS, driver, gpu_access, network
+from labkit.doctor.checks import driver as driver_module
+from labkit.doctor.checks import engine as engine_module
+from labkit.doctor.checks import system as system_module
 from labkit.doctor.host import Host, OnceRunner, find_free_bytes, find_total_bytes
+from labkit.doctor.run import examine_host, format_examination
+from labkit.host.distribution import UNKNOWN, Distribution, Fix, packages, parse_os_release
 from labkit.host.engine import EngineFacts
-from labkit.host.folders import FolderFacts
 from labkit.host.gpu import Gpu, GpuFacts
+from labkit.host.machine import FolderFacts
+from labkit.process import CommandResult
 from tests.fakes.host import ADA, DOCKER, NO_DOCKER, NO_PODMAN, PODMAN, fails, hangs, says
 from tests.fakes.sick_hosts import CARD, CARD_FILES, GIB, OS_RELEASES, SMI_QUERY, lists, play_host
 
@@ -54,10 +39,14 @@ def test_names_are_single_and_each_need_stands_before_its_check():
         seen.append(check.name)
 
 
-def test_every_module_of_checks_is_in_the_list():
-    folder = Path(gpu_bus.__file__).parent
-    modules = {path.stem for path in folder.glob("*.py")} - {"__init__", "torch_trial"}
-    assert len(modules) == len(CHECKS)
+def test_every_check_of_every_module_is_in_the_list():
+    found = [
+        value
+        for path in Path(driver_module.__file__).parent.glob("*.py")
+        for value in vars(importlib.import_module(f"labkit.doctor.checks.{path.stem}")).values()
+        if isinstance(value, Check)
+    ]
+    assert {check.name for check in found} == {check.name for check in CHECKS}
 
 
 # Distributions
@@ -115,9 +104,9 @@ def test_the_driver_of_a_card_on_the_bus_is_read(tmp_path):
     target = tmp_path / "sys/bus/pci/drivers/vfio-pci"
     target.mkdir(parents=True)
     (tmp_path / CARD / "driver").symlink_to(target)
-    facts = gpu_bus.probe(host)
+    facts = driver_module.probe_gpu_bus(host)
     assert facts.drivers == (("0000:01:00.0", "vfio-pci"),)
-    finding = gpu_bus.judge(facts, UNKNOWN)
+    finding = driver_module.judge_gpu_bus(facts, UNKNOWN)
     assert finding.status == "warning"
     assert finding.moot == "the GPU is kept for virtual machines"
 
@@ -126,28 +115,28 @@ def test_the_driver_of_a_card_on_the_bus_is_read(tmp_path):
     ("facts", "found"),
     [
         pytest.param(
-            gpu_bus.BusFacts(), "no NVIDIA GPU on the bus; the lab uses the CPU", id="none"
+            driver_module.BusFacts(), "no NVIDIA GPU on the bus; the lab uses the CPU", id="none"
         ),
         pytest.param(
-            gpu_bus.BusFacts((("0000:01:00.0", "nvidia"), ("0000:02:00.0", "vfio-pci"))),
+            driver_module.BusFacts((("0000:01:00.0", "nvidia"), ("0000:02:00.0", "vfio-pci"))),
             "2 on the bus: 0000:01:00.0, 0000:02:00.0",
             id="one of two given away",
         ),
         pytest.param(
-            gpu_bus.BusFacts(in_wsl=True),
+            driver_module.BusFacts(in_wsl=True),
             "WSL2: Windows has the GPU and lends it (/dev/dxg)",
             id="WSL2",
         ),
         pytest.param(
-            gpu_bus.BusFacts(has_nodes=True),
+            driver_module.BusFacts(has_nodes=True),
             "an NVIDIA GPU that is on no PCI bus here (/dev/nvidiactl)",
             id="on a chip",
         ),
     ],
 )
 def test_a_bus_that_is_fine(facts, found):
-    assert gpu_bus.judge(facts, UNKNOWN).found == found
-    assert gpu_bus.judge(facts, UNKNOWN).status == "ok"
+    assert driver_module.judge_gpu_bus(facts, UNKNOWN).found == found
+    assert driver_module.judge_gpu_bus(facts, UNKNOWN).status == "ok"
 
 
 @pytest.mark.parametrize(
@@ -162,20 +151,20 @@ def test_a_bus_that_is_fine(facts, found):
     ],
 )
 def test_a_driver_is_judged_by_its_age(version, status, found):
-    finding = driver.judge(driver.DriverFacts(GpuFacts(version, (Gpu("T4"),))), DEBIAN)
+    finding = driver.judge_driver(driver.DriverFacts(GpuFacts(version, (Gpu("T4"),))), DEBIAN)
     assert (finding.status, finding.found) == (status, found)
 
 
 def test_a_module_without_nvidia_smi_is_a_driver():
     facts = driver.DriverFacts(GpuFacts(None), module_version="580.65.06")
-    assert driver.judge(facts, DEBIAN).status == "ok"
+    assert driver.judge_driver(facts, DEBIAN).status == "ok"
 
 
 def test_a_hung_nvidia_smi_with_a_loaded_module_says_nothing_against_the_driver():
     facts = driver.DriverFacts(
         GpuFacts(None, problem="nvidia-smi did not answer in 3 s"), "580.65.06", hung=True
     )
-    assert driver.judge(facts, DEBIAN).status == "ok"
+    assert driver.judge_driver(facts, DEBIAN).status == "ok"
 
 
 @pytest.mark.parametrize(
@@ -214,7 +203,9 @@ def test_a_hung_nvidia_smi_with_a_loaded_module_says_nothing_against_the_driver(
     ],
 )
 def test_nvidia_smi_proves_module_and_library(answer, status, words):
-    finding = driver_library.judge(driver_library.LibraryFacts(answer, "580.95.05"), DEBIAN)
+    finding = driver_module.judge_driver_library(
+        driver_module.LibraryFacts(answer, "580.95.05"), DEBIAN
+    )
     assert (finding.status, finding.found) == (status, words)
 
 
@@ -232,7 +223,7 @@ def test_nvidia_smi_proves_module_and_library(answer, status, words):
 def test_device_files_are_open_or_not(mode, owner, group, groups, refused):
     status = os.stat_result((0o020000 | mode, 0, 0, 1, owner, group, 0, 0, 0, 0))
     host = Host(machine=play_machine(1000), groups=groups)
-    assert device_nodes._may_open(status, host) is not refused
+    assert driver_module._may_open(status, host) is not refused
 
 
 def play_machine(user_id):
@@ -242,23 +233,23 @@ def play_machine(user_id):
 
 def test_root_may_open_everything():
     status = os.stat_result((0o020000, 0, 0, 1, 5, 5, 0, 0, 0, 0))
-    assert device_nodes._may_open(status, Host(machine=play_machine(0)))
+    assert driver_module._may_open(status, Host(machine=play_machine(0)))
 
 
 def test_refused_device_files_are_named_with_the_fix():
-    facts = device_nodes.NodeFacts(("nvidiactl", "nvidia0"), ("nvidia0",))
-    finding = device_nodes.judge(facts, DEBIAN)
+    facts = driver_module.NodeFacts(("nvidiactl", "nvidia0"), ("nvidia0",))
+    finding = driver_module.judge_device_nodes(facts, DEBIAN)
     assert finding.found == "this user may not open /dev/nvidia0"
     assert finding.fix.startswith("sudo usermod -aG video $USER")
 
 
 def test_a_missing_gpu_file_is_named():
-    finding = device_nodes.judge(device_nodes.NodeFacts(("nvidiactl",)), DEBIAN)
+    finding = driver_module.judge_device_nodes(driver_module.NodeFacts(("nvidiactl",)), DEBIAN)
     assert (finding.status, finding.found) == ("failed", "missing: /dev/nvidia0")
 
 
 def test_uvm_loaded_without_its_file_is_told_apart():
-    finding = uvm.judge(uvm.UvmFacts(loaded=True), DEBIAN)
+    finding = driver_module.judge_uvm(driver_module.UvmFacts(loaded=True), DEBIAN)
     assert finding.found == "nvidia-uvm is loaded, without /dev/nvidia-uvm"
 
 
@@ -267,28 +258,28 @@ def test_uvm_loaded_without_its_file_is_told_apart():
 
 def test_the_engine_that_answers_is_the_one_that_counts():
     down = EngineFacts("docker", client_found=True, problem="no")
-    assert engine_client.EnginePair(down, PODMAN).chosen is PODMAN
-    assert engine_client.EnginePair(DOCKER, PODMAN).chosen is DOCKER
-    assert engine_client.EnginePair(down, NO_PODMAN).chosen is down
-    assert engine_client.EnginePair(NO_DOCKER, NO_PODMAN).chosen is NO_DOCKER
+    assert engine_module.EnginePair(down, PODMAN).chosen is PODMAN
+    assert engine_module.EnginePair(DOCKER, PODMAN).chosen is DOCKER
+    assert engine_module.EnginePair(down, NO_PODMAN).chosen is down
+    assert engine_module.EnginePair(NO_DOCKER, NO_PODMAN).chosen is NO_DOCKER
 
 
 def test_in_a_container_with_an_engine_the_engine_counts():
-    pair = engine_client.EnginePair(DOCKER, NO_PODMAN, in_container=True)
-    assert engine_client.judge(pair, DEBIAN).found == "docker is installed"
-    bare = engine_client.EnginePair(NO_DOCKER, NO_PODMAN, in_container=True)
-    assert engine_client.judge(bare, DEBIAN).moot == "this is inside a container"
+    pair = engine_module.EnginePair(DOCKER, NO_PODMAN, in_container=True)
+    assert engine_module.judge_engine_client(pair, DEBIAN).found == "docker is installed"
+    bare = engine_module.EnginePair(NO_DOCKER, NO_PODMAN, in_container=True)
+    assert engine_module.judge_engine_client(bare, DEBIAN).moot == "this is inside a container"
 
 
 def test_docker_on_a_mac_is_started_its_own_way():
     down = EngineFacts("docker", client_found=True, problem="no daemon")
-    pair = engine_client.EnginePair(down, NO_PODMAN, system="Darwin")
-    assert engine_daemon.judge(pair, UNKNOWN).fix == "open -a Docker"
+    pair = engine_module.EnginePair(down, NO_PODMAN, system="Darwin")
+    assert engine_module.judge_engine_daemon(pair, UNKNOWN).fix == "open -a Docker"
 
 
 def test_a_podman_that_is_broken_says_so():
     broken = EngineFacts("podman", client_found=True, problem="no subuid ranges")
-    finding = engine_daemon.judge(engine_client.EnginePair(NO_DOCKER, broken), DEBIAN)
+    finding = engine_module.judge_engine_daemon(engine_module.EnginePair(NO_DOCKER, broken), DEBIAN)
     assert finding.found == "podman does not work (no subuid ranges)"
 
 
@@ -305,11 +296,11 @@ def test_a_podman_that_is_broken_says_so():
 )
 def test_the_toolkit_has_a_floor(version, status):
     answer = says(f"NVIDIA Container Toolkit CLI version {version}\ncommit: 0a1b")
-    assert toolkit.judge(toolkit.ToolkitFacts(answer), DEBIAN).status == status
+    assert gpu_access.judge_toolkit(gpu_access.ToolkitFacts(answer), DEBIAN).status == status
 
 
 def test_a_toolkit_that_tells_no_version_is_unknown():
-    finding = toolkit.judge(toolkit.ToolkitFacts(says("hello")), DEBIAN)
+    finding = gpu_access.judge_toolkit(gpu_access.ToolkitFacts(says("hello")), DEBIAN)
     assert (finding.status, finding.found) == (
         "unknown",
         "nvidia-ctk tells no version (hello)",
@@ -322,7 +313,7 @@ def test_selinux_without_an_off_switch_is_fine(tmp_path, switch):
         "sys/fs/selinux/enforce": "1",
         "sys/fs/selinux/booleans/container_use_devices": switch,
     }
-    facts = selinux.probe(play_host(tmp_path, files=files))
+    facts = gpu_access.probe_selinux(play_host(tmp_path, files=files))
     assert facts.enforcing
     assert (facts.devices_allowed is False) == (switch == "\x00")
 
@@ -333,33 +324,35 @@ def test_selinux_without_an_off_switch_is_fine(tmp_path, switch):
 @pytest.mark.parametrize(
     ("facts", "status", "fix"),
     [
-        pytest.param(shm.SharedMemoryFacts(16 * GIB), "ok", None, id="plenty"),
-        pytest.param(shm.SharedMemoryFacts(512 * 2**20), "ok", None, id="just enough"),
+        pytest.param(system_module.SharedMemoryFacts(16 * GIB), "ok", None, id="plenty"),
+        pytest.param(system_module.SharedMemoryFacts(512 * 2**20), "ok", None, id="just enough"),
         pytest.param(
-            shm.SharedMemoryFacts(64 * 2**20),
+            system_module.SharedMemoryFacts(64 * 2**20),
             "warning",
             "sudo mount -o remount,size=2G /dev/shm",
             id="on a host",
         ),
         pytest.param(
-            shm.SharedMemoryFacts(64 * 2**20, in_container=True),
+            system_module.SharedMemoryFacts(64 * 2**20, in_container=True),
             "warning",
             "LABKIT_SHM_SIZE=2g make down up",
             id="in a container",
         ),
-        pytest.param(shm.SharedMemoryFacts(None, system="Darwin"), "ok", None, id="a Mac"),
-        pytest.param(shm.SharedMemoryFacts(None), "unknown", None, id="not to be asked"),
+        pytest.param(
+            system_module.SharedMemoryFacts(None, system="Darwin"), "ok", None, id="a Mac"
+        ),
+        pytest.param(system_module.SharedMemoryFacts(None), "unknown", None, id="not to be asked"),
     ],
 )
 def test_shared_memory(facts, status, fix):
-    finding = shm.judge(facts, DEBIAN)
+    finding = system_module.judge_shm(facts, DEBIAN)
     assert (finding.status, finding.fix) == (status, fix)
 
 
 def test_the_fullest_disk_is_the_one_that_counts():
-    facts = disk.DiskFacts((("/home", 80 * GIB), ("/var", 3 * GIB), ("/x", None)))
-    assert disk.judge(facts, DEBIAN).found == "3.0 GiB free at /var"
-    assert disk.judge(disk.DiskFacts(()), DEBIAN).status == "unknown"
+    facts = system_module.DiskFacts((("/home", 80 * GIB), ("/var", 3 * GIB), ("/x", None)))
+    assert system_module.judge_disk(facts, DEBIAN).found == "3.0 GiB free at /var"
+    assert system_module.judge_disk(system_module.DiskFacts(()), DEBIAN).status == "unknown"
 
 
 def test_the_engines_own_disk_is_asked_too(tmp_path):
@@ -370,54 +363,69 @@ def test_the_engines_own_disk_is_asked_too(tmp_path):
             "docker info": says('{"ServerVersion": "28", "DockerRootDir": "/var/lib/docker"}')
         },
     )
-    assert disk.probe(host).places[1] == ("/var/lib/docker", 80 * GIB)
+    assert system_module.probe_disk(host).places[1] == ("/var/lib/docker", 80 * GIB)
 
 
 @pytest.mark.parametrize(
     ("facts", "status", "found"),
     [
         pytest.param(
-            memory.MemoryFacts(32 * GIB, 20 * GIB), "ok", "20.0 GiB of 32.0 GiB available", id="ok"
+            system_module.MemoryFacts(32 * GIB, 20 * GIB),
+            "ok",
+            "20.0 GiB of 32.0 GiB available",
+            id="ok",
         ),
         pytest.param(
-            memory.MemoryFacts(32 * GIB, 20 * GIB, GIB),
+            system_module.MemoryFacts(32 * GIB, 20 * GIB, GIB),
             "warning",
             "1.0 GiB of memory for this container",
             id="a tight container",
         ),
         pytest.param(
-            memory.MemoryFacts(32 * GIB, GIB // 2),
+            system_module.MemoryFacts(32 * GIB, GIB // 2),
             "warning",
             "512.0 MiB of 32.0 GiB available",
             id="little left",
         ),
         pytest.param(
-            memory.MemoryFacts(32 * GIB, None), "ok", "unknown of 32.0 GiB available", id="unknown"
+            system_module.MemoryFacts(32 * GIB, None),
+            "ok",
+            "unknown of 32.0 GiB available",
+            id="unknown",
         ),
-        pytest.param(memory.MemoryFacts(system="Darwin"), "ok", "not asked on Darwin", id="a Mac"),
+        pytest.param(
+            system_module.MemoryFacts(system="Darwin"), "ok", "not asked on Darwin", id="a Mac"
+        ),
     ],
 )
 def test_memory(facts, status, found):
-    finding = memory.judge(facts, DEBIAN)
+    finding = system_module.judge_memory(facts, DEBIAN)
     assert (finding.status, finding.found) == (status, found)
 
 
 @pytest.mark.parametrize(
     ("facts", "status", "found"),
     [
-        pytest.param(port.PortFacts(8888, free=True), "ok", "port 8888 is free", id="free"),
         pytest.param(
-            port.PortFacts(9000, free=False, own=True), "ok", "this lab runs on port 9000", id="own"
+            system_module.PortFacts(8888, free=True), "ok", "port 8888 is free", id="free"
         ),
         pytest.param(
-            port.PortFacts(8888, free=False, in_lab=True),
+            system_module.PortFacts(9000, free=False, own=True),
+            "ok",
+            "this lab runs on port 9000",
+            id="own",
+        ),
+        pytest.param(
+            system_module.PortFacts(8888, free=False, in_lab=True),
             "ok",
             "the host publishes the port: ask there",
             id="inside",
         ),
-        pytest.param(port.PortFacts(8888, free=False), "warning", "port 8888 is taken", id="taken"),
         pytest.param(
-            port.PortFacts(8888, free=False, asked=True),
+            system_module.PortFacts(8888, free=False), "warning", "port 8888 is taken", id="taken"
+        ),
+        pytest.param(
+            system_module.PortFacts(8888, free=False, asked=True),
             "failed",
             "port 8888 is taken",
             id="taken, and asked for",
@@ -425,7 +433,7 @@ def test_memory(facts, status, found):
     ],
 )
 def test_a_port(facts, status, found):
-    finding = port.judge(facts, DEBIAN)
+    finding = system_module.judge_port(facts, DEBIAN)
     assert (finding.status, finding.found) == (status, found)
 
 
@@ -466,13 +474,15 @@ WORK = Path("/home/ada/work")
     ],
 )
 def test_a_workspace(folder, status, fix):
-    finding = workspace.judge(workspace.WorkspaceFacts(folder, 1000), DEBIAN)
+    finding = system_module.judge_workspace(system_module.WorkspaceFacts(folder, 1000), DEBIAN)
     assert (finding.status, finding.fix) == (status, fix)
 
 
 def test_inside_the_lab_the_workspace_is_given_back_from_outside():
     folder = FolderFacts(Path("/work"), True, True, 0, 0, False, 1)
-    finding = workspace.judge(workspace.WorkspaceFacts(folder, 1000, in_lab=True), DEBIAN)
+    finding = system_module.judge_workspace(
+        system_module.WorkspaceFacts(folder, 1000, in_lab=True), DEBIAN
+    )
     assert finding.fix == (
         'sudo chown -R "$(id -u):$(id -g)" work   # on the host, in the checkout'
     )
@@ -489,8 +499,8 @@ def test_room_is_asked_of_the_nearest_folder_there_is(tmp_path):
 
 def test_a_proxys_password_is_never_shown(tmp_path):
     environment = {"HTTPS_PROXY": "http://ada:secret@proxy.example:3128"}
-    finding = certificates.judge(
-        certificates.probe(play_host(tmp_path, environment=environment)), DEBIAN
+    finding = network.judge_certificates(
+        network.probe_certificates(play_host(tmp_path, environment=environment)), DEBIAN
     )
     assert (finding.status, finding.found) == ("ok", "set: HTTPS_PROXY")
     assert "secret" not in repr(finding)
@@ -506,24 +516,24 @@ def test_a_proxys_password_is_never_shown(tmp_path):
     ],
 )
 def test_a_proxys_host_is_read(address, host):
-    assert certificates._read_host(address) == host
+    assert network._read_host(address) == host
 
 
 def test_a_proxy_that_is_no_address_fails():
-    facts = certificates.ProxyFacts((("https_proxy", None),))
-    assert certificates.judge(facts, DEBIAN).fix == "unset https_proxy"
+    facts = network.ProxyFacts((("https_proxy", None),))
+    assert network.judge_certificates(facts, DEBIAN).fix == "unset https_proxy"
 
 
 def test_behind_a_proxy_no_name_is_asked_for(tmp_path):
     asked = []
     environment = {"https_proxy": "http://proxy.example:3128"}
-    facts = dns.probe(play_host(tmp_path, resolve=asked.append, environment=environment))
+    facts = network.probe_dns(play_host(tmp_path, resolve=asked.append, environment=environment))
     assert asked == []
-    assert dns.judge(facts, DEBIAN).found == "the proxy resolves names"
+    assert network.judge_dns(facts, DEBIAN).found == "the proxy resolves names"
 
 
 def test_without_an_index_there_is_nothing_to_reach():
-    assert dns.judge(dns.NameFacts(), DEBIAN).moot == "no index is set"
+    assert network.judge_dns(network.NameFacts(), DEBIAN).moot == "no index is set"
 
 
 @pytest.mark.parametrize(
@@ -549,8 +559,8 @@ def test_the_index_is_the_one_that_this_hosts_build_comes_from(
         host, machine=dataclasses.replace(host.machine, architecture=machine)
     )
     expected = tuple(f"https://download.pytorch.org/whl/{name}" for name in indexes)
-    assert index.list_indexes(host) == expected
-    finding = index.judge(index.probe(host), DEBIAN)
+    assert network.list_indexes(host) == expected
+    finding = network.judge_index(network.probe_index(host), DEBIAN)
     assert finding.found == (
         f"{expected[0]} answers"
         if expected
@@ -560,12 +570,12 @@ def test_the_index_is_the_one_that_this_hosts_build_comes_from(
 
 def test_an_index_that_is_named_takes_the_place_of_pytorchs(tmp_path):
     host = play_host(tmp_path, indexes=("https://own.example",), gpu=True)
-    assert index.list_indexes(host) == ("https://own.example",)
+    assert network.list_indexes(host) == ("https://own.example",)
 
 
 def test_an_index_out_of_reach_for_an_unknown_reason_gets_a_command_to_look():
-    facts = index.IndexFacts((("https://index.example", "strange"),))
-    assert index.judge(facts, DEBIAN).fix == "curl -sSI https://index.example"
+    facts = network.IndexFacts((("https://index.example", "strange"),))
+    assert network.judge_index(facts, DEBIAN).fix == "curl -sSI https://index.example"
 
 
 def test_an_indexs_password_is_never_shown(tmp_path):
@@ -576,7 +586,7 @@ def test_an_indexs_password_is_never_shown(tmp_path):
 
     for settings in ({"reach": refuse}, {}):
         host = play_host(tmp_path, indexes=indexes, **settings)
-        finding = index.judge(index.probe(host), DEBIAN)
+        finding = network.judge_index(network.probe_index(host), DEBIAN)
         assert finding.found.startswith("https://index.example/whl ")
         assert "secret" not in repr(finding)
 

@@ -9,21 +9,15 @@ import sys
 
 import pytest
 
-from labkit import commands
+from labkit import process
 from labkit.cli import doctor, main
-from labkit.commands import CommandResult
 from labkit.doctor import checks as doctor_checks
 from labkit.doctor.check import Check, Finding, SafeFix, failed, ok, unknown, warning
-from labkit.doctor.checks import CHECKS, workspace
-from labkit.doctor.distribution import (
-    INSTALL_COMPOSE,
-    INSTALL_DRIVER,
-    INSTALL_TOOLKIT,
-    Distribution,
-)
-from labkit.doctor.examine import examine_host
-from labkit.doctor.fix import explain_refusal, list_offers, make_attempt
-from labkit.host.folders import FolderFacts
+from labkit.doctor.checks import CHECKS, system
+from labkit.doctor.run import examine_host, explain_refusal, list_offers, make_attempt
+from labkit.host.distribution import INSTALL_COMPOSE, INSTALL_DRIVER, INSTALL_TOOLKIT, Distribution
+from labkit.host.machine import FolderFacts
+from labkit.process import CommandResult
 from tests.fakes.host import ADA, PODMAN_FINE, fails, says
 from tests.fakes.sick_hosts import GPU_FILES, SMI_QUERY, play_host
 
@@ -52,7 +46,7 @@ class Mender:
             doctor, "make_host", lambda deep: play_host(tmp_path, deep=deep, machine=machine)
         )
         for name in ("run_command", "run_at_terminal"):
-            monkeypatch.setattr(commands, name, self.run)
+            monkeypatch.setattr(process, name, self.run)
 
     def judge(self):
         """What the check of the fault finds now."""
@@ -328,14 +322,14 @@ def checkout(tmp_path):
 
 
 def test_only_a_checkouts_own_workspace_is_given_back(checkout, tmp_path):
-    assert workspace.is_own(checkout)
+    assert system.is_own(checkout)
     link = tmp_path / "other" / "work"
     link.parent.mkdir()
     (link.parent / "compose.yaml").write_text("")
     link.symlink_to(checkout)
-    assert not workspace.is_own(link)
-    assert not workspace.is_own(tmp_path)
-    assert not workspace.is_own(None)
+    assert not system.is_own(link)
+    assert not system.is_own(tmp_path)
+    assert not system.is_own(None)
 
 
 @pytest.mark.parametrize(
@@ -349,9 +343,9 @@ def test_only_a_checkouts_own_workspace_is_given_back(checkout, tmp_path):
     ids=["root's", "another's", "mine, closed", "elsewhere"],
 )
 def test_how_a_workspace_is_given_back(tmp_path, owner, writable, own, arguments):
-    path = workspace.Path("/home/ada/work")
+    path = system.Path("/home/ada/work")
     folder = FolderFacts(path, True, True, owner, owner, writable, 1)
-    finding = workspace.judge(workspace.WorkspaceFacts(folder, 1000, 1000, own), DEBIAN)
+    finding = system.judge_workspace(system.WorkspaceFacts(folder, 1000, 1000, own), DEBIAN)
     assert (finding.safe.arguments if finding.safe else None) == arguments
 
 
@@ -371,7 +365,7 @@ def test_a_real_folder_is_opened_again(checkout, tmp_path):
     host = play_host(tmp_path / "host", workspace=checkout)
     offer = list_offers([finding], host.machine.user_id)[0]
     attempt = make_attempt(
-        offer, CHECKS, lambda: host, ask=lambda offer: True, run=commands.run_command
+        offer, CHECKS, lambda: host, ask=lambda offer: True, run=process.run_command
     )
     assert attempt.mended
     assert checkout.stat().st_mode & 0o777 == 0o700

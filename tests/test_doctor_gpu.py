@@ -8,21 +8,11 @@ import ssl
 import pytest
 
 from labkit.doctor.check import Check, Finding, ok, unknown
-from labkit.doctor.checks import (
-    certificates,
-    cgroup_driver,
-    container_gpu,
-    cuda_build,
-    driver,
-    engine_kind,
-    gpu_bus,
-    gpu_health,
-    mig,
-    torch_build,
-)
-from labkit.doctor.distribution import Distribution
-from labkit.doctor.examine import Examination, examine_host, format_examination
+from labkit.doctor.checks import driver, gpu_access, network, torch
+from labkit.doctor.checks import driver as driver_module
 from labkit.doctor.host import reach_url
+from labkit.doctor.run import Examination, examine_host, format_examination
+from labkit.host.distribution import Distribution
 from labkit.host.gpu import Gpu
 from tests.fakes.host import INFO, PODMAN_FINE, fails, hangs, says
 from tests.fakes.sick_hosts import ECC, GPU_LINE, IN_DOCKER, play_host
@@ -53,7 +43,7 @@ def test_a_container_without_a_gpu_is_at_fault_only_where_it_asked_for_one(tmp_p
         files={"dev/nvidiactl": None},
         environment={"LABKIT_IN_CONTAINER": "1", "NVIDIA_VISIBLE_DEVICES": asked},
     )
-    finding = gpu_bus.judge(gpu_bus.probe(host), DEBIAN)
+    finding = driver_module.judge_gpu_bus(driver_module.probe_gpu_bus(host), DEBIAN)
     assert (finding.status, finding.moot) == (status, "no GPU was passed to this container")
 
 
@@ -91,7 +81,7 @@ def test_a_container_without_a_gpu_is_at_fault_only_where_it_asked_for_one(tmp_p
     ],
 )
 def test_the_gpus_own_faults(log, errors, status, words):
-    finding = gpu_health.judge(gpu_health.HealthFacts(log, errors), DEBIAN)
+    finding = driver_module.judge_gpu_health(driver_module.HealthFacts(log, errors), DEBIAN)
     assert (finding.status, finding.found) == (status, words)
 
 
@@ -106,7 +96,7 @@ def test_the_gpus_own_faults(log, errors, status, words):
     ids=["dmesg", "the journal", "neither", "one hang is enough"],
 )
 def test_the_kernels_log_is_asked_for_twice_at_most(tmp_path, answers, log):
-    assert gpu_health.probe(play_host(tmp_path, gpu=True, answers=answers)).log == log
+    assert driver_module.probe_gpu_health(play_host(tmp_path, gpu=True, answers=answers)).log == log
 
 
 @pytest.mark.parametrize(
@@ -116,7 +106,7 @@ def test_the_kernels_log_is_asked_for_twice_at_most(tmp_path, answers, log):
 )
 def test_memory_errors_are_counted_for_each_gpu(tmp_path, printed, errors):
     host = play_host(tmp_path, gpu=True, answers={ECC: says(printed)})
-    assert gpu_health.probe(host).errors == errors
+    assert driver_module.probe_gpu_health(host).errors == errors
 
 
 # Builds and parts
@@ -138,15 +128,15 @@ def test_memory_errors_are_counted_for_each_gpu(tmp_path, printed, errors):
     ],
 )
 def test_a_build_for_driver_and_gpus(version, capabilities, found):
-    finding = cuda_build.judge(cuda_build.FitFacts(version, capabilities), DEBIAN)
+    finding = torch.judge_cuda_build(torch.FitFacts(version, capabilities), DEBIAN)
     assert (finding.status, finding.found) == ("ok", found)
 
 
 def test_one_gpu_of_two_that_torch_has_no_code_for_is_a_warning():
-    facts = torch_build.BuildFacts(
-        torch_build.TorchBuild("2.13.0+cu130", "13.0"), "580.95.05", ((6, 1), (8, 9))
+    facts = torch.BuildFacts(
+        torch.TorchBuild("2.13.0+cu130", "13.0"), "580.95.05", ((6, 1), (8, 9))
     )
-    finding = torch_build.judge(facts, DEBIAN)
+    finding = torch.judge_torch_build(facts, DEBIAN)
     assert (finding.status, finding.cause) == (
         "warning",
         "it has code for 7.5 and newer, and a GPU here is 6.1",
@@ -172,7 +162,7 @@ def test_one_gpu_of_two_that_torch_has_no_code_for_is_a_warning():
     ids=["off", "no GPU", "a part", "no part"],
 )
 def test_parts_of_a_gpu(gpus, status, found):
-    finding = mig.judge(gpus, DEBIAN)
+    finding = driver_module.judge_mig(gpus, DEBIAN)
     assert (finding.status, finding.found) == (status, found)
 
 
@@ -182,20 +172,20 @@ def test_parts_of_a_gpu(gpus, status, found):
 @pytest.mark.parametrize(
     ("facts", "status", "found"),
     [
-        (engine_kind.KindFacts("docker"), "ok", "docker runs on this very system"),
-        (engine_kind.KindFacts("podman"), "ok", "podman runs on this very system"),
+        (gpu_access.KindFacts("docker"), "ok", "docker runs on this very system"),
+        (gpu_access.KindFacts("podman"), "ok", "podman runs on this very system"),
         (
-            engine_kind.KindFacts("docker", system="Docker Desktop", in_wsl=True),
+            gpu_access.KindFacts("docker", system="Docker Desktop", in_wsl=True),
             "ok",
             "docker reaches into WSL2",
         ),
         (
-            engine_kind.KindFacts("docker", system="Docker Desktop"),
+            gpu_access.KindFacts("docker", system="Docker Desktop"),
             "failed",
             "docker is Docker Desktop's",
         ),
         (
-            engine_kind.KindFacts("docker", "/var/snap/docker/common/x"),
+            gpu_access.KindFacts("docker", "/var/snap/docker/common/x"),
             "failed",
             "docker is a snap",
         ),
@@ -203,7 +193,7 @@ def test_parts_of_a_gpu(gpus, status, found):
     ids=["docker", "podman", "Desktop in WSL2", "Desktop on Linux", "a snap"],
 )
 def test_an_engine_that_can_reach_the_gpu(facts, status, found):
-    finding = engine_kind.judge(facts, DEBIAN)
+    finding = gpu_access.judge_engine_kind(facts, DEBIAN)
     assert (finding.status, finding.found) == (status, found)
 
 
@@ -228,14 +218,14 @@ def test_an_engine_that_can_reach_the_gpu(facts, status, found):
 )
 def test_the_cgroup_driver_is_told_and_never_a_fault(tmp_path, said, files, found):
     host = play_host(tmp_path, files=files, answers={INFO: says(json.dumps(said))})
-    finding = cgroup_driver.judge(cgroup_driver.probe(host), DEBIAN)
+    finding = gpu_access.judge_cgroup_driver(gpu_access.probe_cgroup_driver(host), DEBIAN)
     assert (finding.status, finding.found) == ("ok", found)
 
 
 def test_a_container_gets_seconds_and_under_deep_its_minutes(tmp_path):
     for deep, limit in ((False, 5.0), (True, 20.0)):
         host = play_host(tmp_path / str(deep), gpu=True, deep=deep)
-        container_gpu.probe(host)
+        gpu_access.probe_container_gpu(host)
         limits = dict(zip(host.run_long.calls, host.run_long.limits, strict=True))
         assert [limits[call] for call in limits if call.startswith(IN_DOCKER)] == [limit]
 
@@ -243,13 +233,13 @@ def test_a_container_gets_seconds_and_under_deep_its_minutes(tmp_path):
 def test_podman_is_asked_by_cdi(tmp_path):
     answers = {INFO: None, "docker context": None, "docker compose": None, **PODMAN_FINE}
     host = play_host(tmp_path, gpu=True, answers=answers)
-    facts = container_gpu.probe(host)
+    facts = gpu_access.probe_container_gpu(host)
     assert (facts.engine, facts.trials[0].way, facts.trials[0].seen) == (
         "podman",
         "cdi",
         (GPU_LINE,),
     )
-    assert container_gpu.judge(facts, DEBIAN).found == (
+    assert gpu_access.judge_container_gpu(facts, DEBIAN).found == (
         "a container of labkit:cuda sees 1 GPU (by cdi)"
     )
 
@@ -276,7 +266,7 @@ def test_the_certificate_that_a_build_shall_trust(tmp_path, text, status, found)
         files={"etc/ssl/proxy.crt": text},
         environment={"LABKIT_CA_FILE": "/etc/ssl/proxy.crt"},
     )
-    finding = certificates.judge(certificates.probe(host), DEBIAN)
+    finding = network.judge_certificates(network.probe_certificates(host), DEBIAN)
     assert (finding.status, finding.found) == (status, found)
 
 

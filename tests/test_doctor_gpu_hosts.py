@@ -8,11 +8,12 @@ import sys
 
 import pytest
 
-from labkit.commands import CommandResult
-from labkit.devices.torch_devices import TorchBuild
-from labkit.doctor.checks import CHECKS, caches
-from labkit.doctor.checks import torch_build as torch_build_check
-from labkit.doctor.examine import examine_host
+from labkit.devices.torch_devices import InstalledTorch
+from labkit.doctor.checks import CHECKS
+from labkit.doctor.checks import system as system_module
+from labkit.doctor.checks import torch as torch_build_check
+from labkit.doctor.run import examine_host
+from labkit.process import CommandResult
 from tests.fakes.host import (
     ADA,
     COMPOSE,
@@ -193,7 +194,7 @@ HEALTHY = {
             "files": {".dockerenv": ""},
             "environment": {"LABKIT_IN_CONTAINER": "1", "NVIDIA_VISIBLE_DEVICES": "all"},
         },
-        TorchBuild("2.13.0+cu130", "13.0"),
+        InstalledTorch("2.13.0+cu130", "13.0"),
     ),
     "inside the CPU lab on a GPU host": (
         {
@@ -205,7 +206,7 @@ HEALTHY = {
             "files": {".dockerenv": "", "dev/nvidiactl": None, "dev/nvidia0": None},
             "environment": {"LABKIT_IN_CONTAINER": "1"},
         },
-        TorchBuild("2.13.0+cpu"),
+        InstalledTorch("2.13.0+cpu"),
     ),
 }
 
@@ -516,12 +517,12 @@ BROKEN = {
     ),
     "a GTX 1080 with a torch of CUDA 13": (
         {"answers": {SMI_QUERY: lists(PASCAL)}},
-        TorchBuild("2.13.0+cu130", "13.0"),
+        InstalledTorch("2.13.0+cu130", "13.0"),
         [("torch-build", "failed", OLDER_BUILD)],
     ),
     "a torch of CUDA 13 on driver 550": (
         driver("550.163.01"),
-        TorchBuild("2.13.0+cu130", "13.0"),
+        InstalledTorch("2.13.0+cu130", "13.0"),
         [("torch-build", "failed", OLDER_BUILD)],
     ),
     "CDI of the driver before": (
@@ -617,7 +618,7 @@ BROKEN = {
             "files": {".dockerenv": "", "dev/nvidiactl": None, "dev/nvidia0": None},
             "environment": {"LABKIT_IN_CONTAINER": "1", "NVIDIA_VISIBLE_DEVICES": "all"},
         },
-        TorchBuild("2.13.0+cu130", "13.0"),
+        InstalledTorch("2.13.0+cu130", "13.0"),
         [
             (
                 "gpu-bus",
@@ -632,7 +633,7 @@ BROKEN = {
             "files": {".dockerenv": ""},
             "environment": {"LABKIT_IN_CONTAINER": "1"},
         },
-        TorchBuild("2.13.0+cu130", "13.0"),
+        InstalledTorch("2.13.0+cu130", "13.0"),
         [
             (
                 "driver-library",
@@ -647,7 +648,7 @@ BROKEN = {
             "files": {".dockerenv": "", "dev/nvidia-uvm": None},
             "environment": {"LABKIT_IN_CONTAINER": "1"},
         },
-        TorchBuild("2.13.0+cu130", "13.0"),
+        InstalledTorch("2.13.0+cu130", "13.0"),
         [("nvidia-uvm", "warning", "make down up")],
     ),
 }
@@ -729,15 +730,15 @@ def test_a_fault_of_torch_is_known_by_its_own_words(tmp_path, monkeypatch, text,
     held = [line for line in text.splitlines() if ": " in line and "Error" not in line[:20]]
     said = [line for line in held if line.startswith(("allocation", "matmul"))]
     answer = fails(text, stdout="\n".join(said) + "\n")
-    torch = TorchBuild("2.13.0+cu130", "13.0")
+    torch = InstalledTorch("2.13.0+cu130", "13.0")
     alarms, _ = examine(tmp_path, monkeypatch, {"answers": {TRIALS: answer}}, torch)
     assert alarms == [(verdict[0], "failed", verdict[1])]
 
 
 def test_a_cache_on_a_mount_that_runs_nothing_is_found_beforehand(tmp_path, monkeypatch):
-    monkeypatch.setattr(caches, "is_noexec", lambda path: True)
+    monkeypatch.setattr(system_module, "is_noexec", lambda path: True)
     settings = {"answers": {TRIALS: says(HELD)}}
-    alarms, _ = examine(tmp_path, monkeypatch, settings, TorchBuild("2.13.0+cu130", "13.0"))
+    alarms, _ = examine(tmp_path, monkeypatch, settings, InstalledTorch("2.13.0+cu130", "13.0"))
     assert alarms == [
         (
             "caches",

@@ -9,12 +9,12 @@ import time
 
 import pytest
 
-from labkit.commands import CommandResult, run_command
 from labkit.doctor.checks import CHECKS
-from labkit.doctor.checks import torch_build as torch_build_check
-from labkit.doctor.distribution import INSTALL_DRIVER, Distribution
-from labkit.doctor.examine import examine_host, format_examination
+from labkit.doctor.checks import torch as torch_build_check
 from labkit.doctor.host import OnceRunner
+from labkit.doctor.run import examine_host, format_examination
+from labkit.host.distribution import INSTALL_DRIVER, Distribution
+from labkit.process import CommandResult, run_command
 from tests.fakes.host import (
     COMPOSE,
     CONTEXT,

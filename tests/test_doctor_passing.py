@@ -8,24 +8,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from labkit.doctor.checks import (
-    CHECKS,
-    cdi,
-    certificates,
-    cgroups,
-    compose,
-    device_nodes,
-    engine_permission,
-    gpu_bus,
-    gpu_passing,
-    memory,
-    toolkit,
-    uvm,
-)
-from labkit.doctor.checks import torch_build as torch_build_check
-from labkit.doctor.checks.engine_client import EnginePair
-from labkit.doctor.distribution import Distribution, parse_os_release
-from labkit.doctor.examine import examine_host
+from labkit.doctor.checks import CHECKS, gpu_access, network, system
+from labkit.doctor.checks import driver as driver_module
+from labkit.doctor.checks import engine as engine_module
+from labkit.doctor.checks import torch as torch_build_check
+from labkit.doctor.checks.engine import EnginePair
+from labkit.doctor.run import examine_host
+from labkit.host.distribution import Distribution, parse_os_release
 from labkit.host.engine import EngineFacts
 from tests.fakes.host import DOCKER, NO_DOCKER, NO_PODMAN, PODMAN, says
 from tests.fakes.sick_hosts import GPU_FILES, INFO, play_host
@@ -43,28 +32,28 @@ CONFIGURE = "sudo nvidia-ctk runtime configure --runtime=docker && sudo systemct
     ("facts", "status", "found", "fix"),
     [
         pytest.param(
-            gpu_passing.PassingFacts("docker", has_runtime=True),
+            gpu_access.PassingFacts("docker", has_runtime=True),
             "ok",
             "docker knows the nvidia runtime",
             None,
             id="docker, runtime",
         ),
         pytest.param(
-            gpu_passing.PassingFacts("docker", has_runtime=True, has_specification=True),
+            gpu_access.PassingFacts("docker", has_runtime=True, has_specification=True),
             "ok",
             "docker knows the nvidia runtime and CDI",
             None,
             id="docker, both",
         ),
         pytest.param(
-            gpu_passing.PassingFacts("docker", has_specification=True),
+            gpu_access.PassingFacts("docker", has_specification=True),
             "ok",
             "docker passes the GPU on by CDI",
             None,
             id="docker, CDI",
         ),
         pytest.param(
-            gpu_passing.PassingFacts("docker", has_specification=True, cdi_off=True),
+            gpu_access.PassingFacts("docker", has_specification=True, cdi_off=True),
             "failed",
             "docker's CDI is switched off, and it has no nvidia runtime",
             "sudo nvidia-ctk runtime configure --runtime=docker --cdi.enabled "
@@ -72,21 +61,21 @@ CONFIGURE = "sudo nvidia-ctk runtime configure --runtime=docker && sudo systemct
             id="docker, CDI that is switched off",
         ),
         pytest.param(
-            gpu_passing.PassingFacts("docker"),
+            gpu_access.PassingFacts("docker"),
             "failed",
             "docker has neither the nvidia runtime nor a CDI specification",
             CONFIGURE,
             id="docker, nothing",
         ),
         pytest.param(
-            gpu_passing.PassingFacts("docker", configured=True),
+            gpu_access.PassingFacts("docker", configured=True),
             "failed",
             "docker's daemon.json names the nvidia runtime, and docker does not know it",
             "sudo systemctl restart docker",
             id="docker, not restarted",
         ),
         pytest.param(
-            gpu_passing.PassingFacts("docker", rootless=True),
+            gpu_access.PassingFacts("docker", rootless=True),
             "failed",
             "docker has neither the nvidia runtime nor a CDI specification",
             "nvidia-ctk runtime configure --runtime=docker "
@@ -94,7 +83,7 @@ CONFIGURE = "sudo nvidia-ctk runtime configure --runtime=docker && sudo systemct
             id="rootless docker, nothing",
         ),
         pytest.param(
-            gpu_passing.PassingFacts("podman"),
+            gpu_access.PassingFacts("podman"),
             "ok",
             "podman passes the GPU on by CDI",
             None,
@@ -103,7 +92,7 @@ CONFIGURE = "sudo nvidia-ctk runtime configure --runtime=docker && sudo systemct
     ],
 )
 def test_passing_the_gpu_on(facts, status, found, fix):
-    finding = gpu_passing.judge(facts, DEBIAN)
+    finding = gpu_access.judge_gpu_passing(facts, DEBIAN)
     assert (finding.status, finding.found, finding.fix) == (status, found, fix)
 
 
@@ -121,77 +110,80 @@ def test_passing_the_gpu_on(facts, status, found, fix):
 )
 def test_docker_says_whether_its_cdi_is_on(tmp_path, info, off):
     host = play_host(tmp_path, answers={INFO: says(json.dumps(info))})
-    assert gpu_passing.probe(host).cdi_off is off
+    assert gpu_access.probe_gpu_passing(host).cdi_off is off
 
 
 LIBRARY = f"/usr/lib/libcuda.so.{NEW}"
 TEXT = f"kind: nvidia.com/gpu\n  - hostPath: {LIBRARY}\n"
-FOUND = cdi.Specification(SPEC, TEXT)
-CLOSED = cdi.Specification(SPEC, None)
+FOUND = gpu_access.Specification(SPEC, TEXT)
+CLOSED = gpu_access.Specification(SPEC, None)
 
 
 @pytest.mark.parametrize(
     ("facts", "status", "found", "fix"),
     [
         pytest.param(
-            cdi.CdiFacts("docker", needed=False),
+            gpu_access.CdiFacts("docker", needed=False),
             "ok",
             "no CDI specification, and none needed",
             None,
             id="docker with its runtime, none",
         ),
         pytest.param(
-            cdi.CdiFacts("podman", needed=True),
+            gpu_access.CdiFacts("podman", needed=True),
             "failed",
             "no CDI specification for the GPU",
             MAKE_SPEC,
             id="podman, none",
         ),
         pytest.param(
-            cdi.CdiFacts("podman", True, specification=FOUND, driver=NEW),
+            gpu_access.CdiFacts("podman", True, specification=FOUND, driver=NEW),
             "ok",
             f"/etc/cdi/nvidia.yaml, of driver {NEW}",
             None,
             id="podman, right",
         ),
         pytest.param(
-            cdi.CdiFacts("podman", True, specification=FOUND, driver=OLD),
+            gpu_access.CdiFacts("podman", True, specification=FOUND, driver=OLD),
             "failed",
             f"/etc/cdi/nvidia.yaml is for driver {NEW}, and {OLD} is loaded",
             MAKE_SPEC,
             id="podman, of another driver",
         ),
         pytest.param(
-            cdi.CdiFacts("docker", False, specification=FOUND, driver=OLD),
+            gpu_access.CdiFacts("docker", False, specification=FOUND, driver=OLD),
             "warning",
             f"/etc/cdi/nvidia.yaml is for driver {NEW}, and {OLD} is loaded",
             MAKE_SPEC,
             id="docker that can do without, of another driver",
         ),
         pytest.param(
-            cdi.CdiFacts("podman", True, specification=FOUND, driver=None, gone=LIBRARY),
+            gpu_access.CdiFacts("podman", True, specification=FOUND, driver=None, gone=LIBRARY),
             "failed",
             f"/etc/cdi/nvidia.yaml names {LIBRARY}, which is not there",
             MAKE_SPEC,
             id="podman, files that are gone",
         ),
         pytest.param(
-            cdi.CdiFacts("podman", True, rootless=True, specification=CLOSED),
+            gpu_access.CdiFacts("podman", True, rootless=True, specification=CLOSED),
             "failed",
             "/etc/cdi/nvidia.yaml may not be read by this user",
             "sudo chmod a+r /etc/cdi/nvidia.yaml",
             id="rootless, closed",
         ),
         pytest.param(
-            cdi.CdiFacts("docker", True, specification=CLOSED),
+            gpu_access.CdiFacts("docker", True, specification=CLOSED),
             "ok",
             "/etc/cdi/nvidia.yaml, which only root reads",
             None,
             id="docker as root, closed",
         ),
         pytest.param(
-            cdi.CdiFacts(
-                "podman", True, specification=cdi.Specification(SPEC, "nvidia.com/gpu"), driver=NEW
+            gpu_access.CdiFacts(
+                "podman",
+                True,
+                specification=gpu_access.Specification(SPEC, "nvidia.com/gpu"),
+                driver=NEW,
             ),
             "ok",
             SPEC,
@@ -201,14 +193,16 @@ CLOSED = cdi.Specification(SPEC, None)
     ],
 )
 def test_a_cdi_specification(facts, status, found, fix):
-    finding = cdi.judge(facts, DEBIAN)
+    finding = gpu_access.judge_cdi(facts, DEBIAN)
     assert (finding.status, finding.found, finding.fix) == (status, found, fix)
 
 
 def test_an_outdated_specification_is_written_anew_where_it_is():
     text = TEXT.replace(NEW, OLD)
-    specification = cdi.Specification("/var/run/cdi/nvidia.yaml", text)
-    finding = cdi.judge(cdi.CdiFacts("podman", True, False, specification, NEW), DEBIAN)
+    specification = gpu_access.Specification("/var/run/cdi/nvidia.yaml", text)
+    finding = gpu_access.judge_cdi(
+        gpu_access.CdiFacts("podman", True, False, specification, NEW), DEBIAN
+    )
     assert finding.safe.arguments == (
         *("nvidia-ctk", "cdi", "generate"),
         "--output=/var/run/cdi/nvidia.yaml",
@@ -231,64 +225,69 @@ def test_an_outdated_specification_is_written_anew_where_it_is():
     ],
 )
 def test_a_specification_is_found(tmp_path, files, path):
-    found = cdi.find_specification(play_host(tmp_path, files=files))
+    found = gpu_access.find_specification(play_host(tmp_path, files=files))
     assert (found.path if found else None) == path
 
 
 def test_the_files_a_specification_names_are_looked_for(tmp_path):
     files = {"etc/cdi/nvidia.yaml": TEXT}
-    assert cdi.probe(play_host(tmp_path, gpu=True, files=files)).gone == LIBRARY
+    assert gpu_access.probe_cdi(play_host(tmp_path, gpu=True, files=files)).gone == LIBRARY
     there = {**files, LIBRARY.lstrip("/"): ""}
-    assert cdi.probe(play_host(tmp_path, gpu=True, files=there)).gone is None
-    assert cdi.probe(play_host(tmp_path, gpu=True, files=there)).specification.driver == NEW
+    assert gpu_access.probe_cdi(play_host(tmp_path, gpu=True, files=there)).gone is None
+    assert (
+        gpu_access.probe_cdi(play_host(tmp_path, gpu=True, files=there)).specification.driver == NEW
+    )
 
 
 @pytest.mark.parametrize(
     ("facts", "status", "found"),
     [
         pytest.param(
-            cgroups.CgroupFacts("docker", rootless=False),
+            gpu_access.CgroupFacts("docker", rootless=False),
             "ok",
             "no-cgroups is off, as this engine needs it",
             id="root, off",
         ),
         pytest.param(
-            cgroups.CgroupFacts("docker", rootless=True, no_cgroups=True),
+            gpu_access.CgroupFacts("docker", rootless=True, no_cgroups=True),
             "ok",
             "no-cgroups is on, as this engine needs it",
             id="rootless, on",
         ),
         pytest.param(
-            cgroups.CgroupFacts("docker", rootless=True, has_spec=True),
+            gpu_access.CgroupFacts("docker", rootless=True, has_spec=True),
             "ok",
             "no-cgroups is off, and CDI does without it",
             id="rootless, off, CDI",
         ),
         pytest.param(
-            cgroups.CgroupFacts("docker", rootless=True),
+            gpu_access.CgroupFacts("docker", rootless=True),
             "warning",
             "rootless docker, and no-cgroups is off",
             id="rootless, off",
         ),
         pytest.param(
-            cgroups.CgroupFacts("docker", rootless=False, no_cgroups=True),
+            gpu_access.CgroupFacts("docker", rootless=False, no_cgroups=True),
             "failed",
             "docker runs as root, and no-cgroups is on",
             id="root, on",
         ),
         pytest.param(
-            cgroups.CgroupFacts("podman", rootless=True),
+            gpu_access.CgroupFacts("podman", rootless=True),
             "ok",
             "no matter for this engine",
             id="podman",
         ),
         pytest.param(
-            cgroups.CgroupFacts("docker", None), "ok", "no matter for this engine", id="not known"
+            gpu_access.CgroupFacts("docker", None),
+            "ok",
+            "no matter for this engine",
+            id="not known",
         ),
     ],
 )
 def test_no_cgroups_must_fit_the_engine(facts, status, found):
-    finding = cgroups.judge(facts, DEBIAN)
+    finding = gpu_access.judge_cgroups(facts, DEBIAN)
     assert (finding.status, finding.found) == (status, found)
 
 
@@ -305,7 +304,7 @@ def test_no_cgroups_must_fit_the_engine(facts, status, found):
 def test_the_toolkits_setting_is_read(tmp_path, line, on):
     name = "etc/nvidia-container-runtime/config.toml"
     files = {name: f"[nvidia-container-cli]\n{line}\n"}
-    assert cgroups.probe(play_host(tmp_path, files=files)).no_cgroups is on
+    assert gpu_access.probe_cgroups(play_host(tmp_path, files=files)).no_cgroups is on
 
 
 @pytest.mark.parametrize(
@@ -341,14 +340,17 @@ def test_the_toolkits_setting_is_read(tmp_path, line, on):
 )
 def test_compose(engine, distribution, status, fix):
     pair = EnginePair(NO_DOCKER, engine) if engine.name == "podman" else EnginePair(engine, PODMAN)
-    finding = compose.judge(pair, distribution)
+    finding = engine_module.judge_compose(pair, distribution)
     assert (finding.status, finding.fix) == (status, fix)
 
 
 def test_a_refusing_socket_does_not_matter_where_podman_answers():
     refused = EngineFacts("docker", True, problem="permission denied while trying to connect")
-    assert engine_permission.judge(EnginePair(refused, PODMAN), DEBIAN).status == "ok"
-    assert engine_permission.judge(EnginePair(refused, NO_PODMAN), DEBIAN).status == "failed"
+    assert engine_module.judge_engine_permission(EnginePair(refused, PODMAN), DEBIAN).status == "ok"
+    assert (
+        engine_module.judge_engine_permission(EnginePair(refused, NO_PODMAN), DEBIAN).status
+        == "failed"
+    )
 
 
 @pytest.mark.parametrize(
@@ -362,30 +364,30 @@ def test_a_refusing_socket_does_not_matter_where_podman_answers():
     ],
 )
 def test_the_nvidia_runtime_is_read_from_the_engines_own_list(tmp_path, info, known):
-    assert toolkit.knows_runtime(play_host(tmp_path, answers={INFO: says(info)})) is known
+    assert gpu_access.knows_runtime(play_host(tmp_path, answers={INFO: says(info)})) is known
 
 
 @pytest.mark.parametrize(
     ("facts", "status"),
     [
-        (uvm.UvmFacts(loaded=True, has_node=True), "ok"),
-        (uvm.UvmFacts(has_loader=True), "ok"),
-        (uvm.UvmFacts(in_wsl=True), "ok"),
-        (uvm.UvmFacts(), "warning"),
-        (uvm.UvmFacts(loaded=True), "warning"),
+        (driver_module.UvmFacts(loaded=True, has_node=True), "ok"),
+        (driver_module.UvmFacts(has_loader=True), "ok"),
+        (driver_module.UvmFacts(in_wsl=True), "ok"),
+        (driver_module.UvmFacts(), "warning"),
+        (driver_module.UvmFacts(loaded=True), "warning"),
     ],
     ids=["there", "on demand", "WSL2", "missing", "without its file"],
 )
 def test_uvm(facts, status):
-    assert uvm.judge(facts, DEBIAN).status == status
+    assert driver_module.judge_uvm(facts, DEBIAN).status == status
 
 
 def test_a_gpu_hosts_files_are_read_as_they_are(tmp_path):
     host = play_host(tmp_path, gpu=True)
-    assert gpu_bus.probe(host).drivers == (("0000:01:00.0", None),)
-    assert device_nodes.probe(host).found == ("nvidiactl", "nvidia0")
-    assert uvm.probe(host) == uvm.UvmFacts(loaded=True, has_node=True)
-    assert memory.probe(host).available_bytes == 24_000_000 * 1024
+    assert driver_module.probe_gpu_bus(host).drivers == (("0000:01:00.0", None),)
+    assert driver_module.probe_device_nodes(host).found == ("nvidiactl", "nvidia0")
+    assert driver_module.probe_uvm(host) == driver_module.UvmFacts(loaded=True, has_node=True)
+    assert system.probe_memory(host).available_bytes == 24_000_000 * 1024
 
 
 @pytest.mark.parametrize(
@@ -399,7 +401,7 @@ def test_a_certificate_file_is_looked_for(tmp_path, name, path, missing):
     host = play_host(
         tmp_path, files={"etc/ssl/company.pem": "PEM"}, environment={name: path, "PIP_CERT": ""}
     )
-    facts = certificates.probe(host)
+    facts = network.probe_certificates(host)
     assert facts.files == (name,)
     assert facts.missing == (((name, path),) if missing else ())
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from labkit import commands
+from labkit import process
 from labkit.cli import doctor, main
-from labkit.commands import CommandResult
-from labkit.doctor.checks import torch_build
+from labkit.doctor.checks import torch
+from labkit.process import CommandResult
 from tests.fakes.host import DOCKER_INFO, INFO, says
 from tests.fakes.sick_hosts import CTK, CTK_FINE, play_host
 
@@ -83,7 +83,7 @@ WHOLE = [
 def lab_box(tmp_path, monkeypatch):
     """An Ubuntu box with an RTX 4090, no toolkit and no nvidia-uvm; its state can be changed."""
     state = {"files": dict(NO_UVM), "answers": {INFO: says(json.dumps(SYSTEMD)), CTK: None}}
-    monkeypatch.setattr(torch_build, "read_torch_build", lambda: None)
+    monkeypatch.setattr(torch, "read_torch_build", lambda: None)
     place = Path("/home/ada/labkit/work")
 
     def make(deep):
@@ -110,7 +110,7 @@ def test_its_way_out(lab_box, tmp_path, monkeypatch, capsys):
     stream = io.StringIO("y\n")
     stream.isatty = lambda: True
     monkeypatch.setattr(sys, "stdin", stream)
-    monkeypatch.setattr(commands, "run_at_terminal", load)
+    monkeypatch.setattr(process, "run_at_terminal", load)
     assert main(["doctor", "--fix"]) == 5
     out, err = capsys.readouterr()
     assert out.startswith(BROKEN)

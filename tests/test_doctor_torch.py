@@ -6,12 +6,13 @@ import sys
 
 import pytest
 
-from labkit.commands import CommandResult, run_command
-from labkit.devices.torch_devices import TorchBuild, best_device
+from labkit.devices.torch_devices import InstalledTorch, best_device
 from labkit.doctor import trials
-from labkit.doctor.checks import caches, torch_allocation, torch_build, torch_compile, torch_trial
-from labkit.doctor.distribution import Distribution
+from labkit.doctor.checks import system
+from labkit.doctor.checks import torch as torch_module
+from labkit.host.distribution import Distribution
 from labkit.lessons.needs import missing_need
+from labkit.process import CommandResult, run_command
 from tests.fakes.host import fails, says
 from tests.fakes.sick_hosts import play_host
 
@@ -25,55 +26,59 @@ NO_KERNEL = "RuntimeError: CUDA error: no kernel image is available for executio
     ("facts", "status", "found"),
     [
         pytest.param(
-            torch_build.BuildFacts(None),
+            torch_module.BuildFacts(None),
             "ok",
             "no torch in this Python: the lab brings its own",
             id="no torch",
         ),
         pytest.param(
-            torch_build.BuildFacts(TorchBuild("2.13.0+cpu")),
+            torch_module.BuildFacts(InstalledTorch("2.13.0+cpu")),
             "ok",
             "torch 2.13.0+cpu, for the CPU",
             id="CPU",
         ),
         pytest.param(
-            torch_build.BuildFacts(TorchBuild("2.13.0+cpu"), "580.95.05", ((9, 0),)),
+            torch_module.BuildFacts(InstalledTorch("2.13.0+cpu"), "580.95.05", ((9, 0),)),
             "warning",
             "torch 2.13.0+cpu",
             id="a CPU build beside a GPU",
         ),
         pytest.param(
-            torch_build.BuildFacts(TorchBuild("2.13.0+cu130", "13.0"), "580.95.05", ((9, 0),)),
+            torch_module.BuildFacts(InstalledTorch("2.13.0+cu130", "13.0"), "580.95.05", ((9, 0),)),
             "ok",
             "torch 2.13.0+cu130 fits driver 580.95.05",
             id="CUDA 13 on H200",
         ),
         pytest.param(
-            torch_build.BuildFacts(TorchBuild("2.13.0+cu130", "13.0"), "570.86.10", ((9, 0),)),
+            torch_module.BuildFacts(InstalledTorch("2.13.0+cu130", "13.0"), "570.86.10", ((9, 0),)),
             "failed",
             "torch 2.13.0+cu130",
             id="CUDA 13 on an older driver",
         ),
         pytest.param(
-            torch_build.BuildFacts(TorchBuild("2.13.0+cu130", "13.0"), "580.95.05", ((7, 0),)),
+            torch_module.BuildFacts(InstalledTorch("2.13.0+cu130", "13.0"), "580.95.05", ((7, 0),)),
             "failed",
             "torch 2.13.0+cu130",
             id="CUDA 13 on Volta",
         ),
         pytest.param(
-            torch_build.BuildFacts(TorchBuild("2.13.0+cu126", "12.6"), "580.95.05", ((12, 0),)),
+            torch_module.BuildFacts(
+                InstalledTorch("2.13.0+cu126", "12.6"), "580.95.05", ((12, 0),)
+            ),
             "failed",
             "torch 2.13.0+cu126",
             id="CUDA 12.6 on Blackwell",
         ),
         pytest.param(
-            torch_build.BuildFacts(TorchBuild("2.13.0+cu126", "12.6"), "535.230.02", ((6, 1),)),
+            torch_module.BuildFacts(
+                InstalledTorch("2.13.0+cu126", "12.6"), "535.230.02", ((6, 1),)
+            ),
             "ok",
             "torch 2.13.0+cu126 fits driver 535.230.02",
             id="CUDA 12.6 on Pascal",
         ),
         pytest.param(
-            torch_build.BuildFacts(TorchBuild("2.20.0+cu150", "15.0"), None, ((99, 0),)),
+            torch_module.BuildFacts(InstalledTorch("2.20.0+cu150", "15.0"), None, ((99, 0),)),
             "ok",
             "torch 2.20.0+cu150 fits the CPU",
             id="a build of tomorrow",
@@ -81,7 +86,7 @@ NO_KERNEL = "RuntimeError: CUDA error: no kernel image is available for executio
     ],
 )
 def test_a_torch_build(facts, status, found):
-    finding = torch_build.judge(facts, DEBIAN)
+    finding = torch_module.judge_torch_build(facts, DEBIAN)
     assert (finding.status, finding.found) == (status, found)
 
 
@@ -140,21 +145,21 @@ def cut_short(stdout, seconds=6.5):
     ],
 )
 def test_a_trial(answer, deep, status, found):
-    facts = torch_trial.TrialFacts("matmul", answer, deep)
-    finding = torch_trial.judge_trial(facts, DEBIAN)
+    facts = torch_module.TrialFacts("matmul", answer, deep)
+    finding = torch_module.judge_trial(facts, DEBIAN)
     assert (finding.status, finding.found) == (status, found)
 
 
 def test_what_was_cut_short_can_be_given_its_minutes():
-    finding = torch_trial.judge_trial(torch_trial.TrialFacts("compile", cut_short(HELD)), DEBIAN)
+    finding = torch_module.judge_trial(torch_module.TrialFacts("compile", cut_short(HELD)), DEBIAN)
     assert finding.fix.startswith("labkit doctor --deep")
-    assert torch_compile.CHECK.late.startswith("labkit doctor --deep")
+    assert torch_module.TORCH_COMPILE_CHECK.late.startswith("labkit doctor --deep")
 
 
 @pytest.mark.parametrize(("deep", "limit"), [(False, 6.5), (True, 240)], ids=["quick", "deep"])
 def test_the_trials_run_once_in_a_python_of_their_own(tmp_path, deep, limit):
     host = play_host(tmp_path, answers={sys.executable: says(HELD + "compile: fine")}, deep=deep)
-    for check in (torch_allocation.CHECK, torch_compile.CHECK):
+    for check in (torch_module.TORCH_ALLOCATION_CHECK, torch_module.TORCH_COMPILE_CHECK):
         assert check.judge(check.probe(host), DEBIAN).status == "ok"
     assert host.run_long.calls == [ALL]
     assert host.run_long.limits == [limit]
@@ -197,17 +202,17 @@ def test_the_real_compile_holds_here():
 
 def test_caches_are_named_and_judged(tmp_path, monkeypatch):
     host = play_host(tmp_path, environment={"TORCHINDUCTOR_CACHE_DIR": "/cache/inductor"})
-    facts = caches.probe(host)
+    facts = system.probe_caches(host)
     assert facts.folders == ("/cache/inductor", "/tmp")
-    assert caches.judge(facts, DEBIAN).status == "ok"
+    assert system.judge_caches(facts, DEBIAN).status == "ok"
     assert not (tmp_path / "cache").exists()
-    monkeypatch.setattr(caches, "is_noexec", lambda path: True)
-    finding = caches.judge(caches.probe(host), DEBIAN)
+    monkeypatch.setattr(system, "is_noexec", lambda path: True)
+    finding = system.judge_caches(system.probe_caches(host), DEBIAN)
     assert (finding.status, finding.found) == ("failed", "/cache/inductor is mounted noexec")
 
 
 def test_without_a_named_cache_inductors_own_folder_is_looked_at(tmp_path):
-    assert caches.probe(play_host(tmp_path)).folders == ("/tmp", "/tmp/torchinductor_ada")
+    assert system.probe_caches(play_host(tmp_path)).folders == ("/tmp", "/tmp/torchinductor_ada")
 
 
 @pytest.mark.parametrize(
@@ -216,7 +221,7 @@ def test_without_a_named_cache_inductors_own_folder_is_looked_at(tmp_path):
     ids=["mine", "another's"],
 )
 def test_only_a_cache_of_ones_own_can_be_opened_up(owned, arguments):
-    facts = caches.CacheFacts(("/cache",), unwritable=("/cache",), owned=owned)
-    finding = caches.judge(facts, DEBIAN)
+    facts = system.CacheFacts(("/cache",), unwritable=("/cache",), owned=owned)
+    finding = system.judge_caches(facts, DEBIAN)
     assert finding.found == "/cache cannot be written"
     assert (finding.safe.arguments if finding.safe else None) == arguments

@@ -6,11 +6,11 @@ import io
 
 import pytest
 
-from labkit.launch import down
-from labkit.launch.choose_flavor import CPU
-from labkit.launch.down import CHOSEN, stop_lab
+from labkit.launch import stop as stop_module
+from labkit.launch.flavor import CPU
+from labkit.launch.progress import Steps
 from labkit.launch.state import LabHandle, LabState, read_state, write_state
-from labkit.launch.steps import Steps
+from labkit.launch.stop import CHOSEN, stop_lab
 from tests.fakes.host import make_checkout
 
 CLIENTS = ("docker", "podman")
@@ -56,7 +56,7 @@ def engines(monkeypatch):
     labs = {(client, flavor): FakeLab(client) for client in CLIENTS for flavor in (CPU, CHOSEN)}
     nothing = FakeLab()
     monkeypatch.setattr(
-        down,
+        stop_module,
         "ContainerLab",
         lambda checkout, client, flavor, settings: labs.get((client, flavor), nothing),
     )
@@ -64,7 +64,7 @@ def engines(monkeypatch):
 
 
 def play(monkeypatch, lab):
-    monkeypatch.setattr(down, "open_lab", lambda checkout, state: lab)
+    monkeypatch.setattr(stop_module, "open_lab", lambda checkout, state: lab)
     return lab
 
 

@@ -10,21 +10,21 @@ from pathlib import Path
 
 import pytest
 
-from labkit.commands import run_command
 from labkit.errors import UsageError
-from labkit.host.builds import BUILDS
-from labkit.launch import enter, testing
-from labkit.launch.choose import Choice
-from labkit.launch.choose_flavor import CPU, Flavor
-from labkit.launch.container import ContainerLab
-from labkit.launch.enter import prepare_lab
+from labkit.host.torch_builds import BUILDS
+from labkit.launch import dev, up
+from labkit.launch.compose import ContainerLab
+from labkit.launch.dev import run_tools
+from labkit.launch.flavor import CPU, Flavor
 from labkit.launch.local import LocalLab
 from labkit.launch.plan import Plan
+from labkit.launch.progress import Steps
+from labkit.launch.runtime import Choice
 from labkit.launch.settings import Settings
 from labkit.launch.state import LabHandle, LabState
 from labkit.launch.status import LabStatus
-from labkit.launch.steps import Steps
-from labkit.launch.testing import run_tools
+from labkit.launch.up import prepare_lab
+from labkit.process import run_command
 from tests.fakes.host import make_checkout
 
 STATE = LabState("docker", "cpu", 8888, "127.0.0.1", "why", "now", LabHandle(container="a1"))
@@ -55,7 +55,7 @@ def demanded():
 def planned(monkeypatch, demanded):
     """The lab that would be made ready; no host is probed."""
 
-    def play(lab, module=enter, flavor=CPU):
+    def play(lab, module=up, flavor=CPU):
         plan = Plan(Choice("local", "no engine"), Choice(flavor, "a reason"), lab, False)
         monkeypatch.setattr(module, "probe_host", lambda checkout, settings, steps: None)
 
@@ -71,7 +71,7 @@ def planned(monkeypatch, demanded):
 
 def runs(monkeypatch, checkout, state=STATE, *, healthy=True):
     status = LabStatus(checkout, state, running=True, healthy=healthy)
-    monkeypatch.setattr(enter, "read_status", lambda checkout: status)
+    monkeypatch.setattr(up, "read_status", lambda checkout: status)
 
 
 @pytest.mark.parametrize("runtime", ["auto", "docker"])
@@ -109,7 +109,7 @@ def test_else_one_is_made_ready(
 
 
 def test_a_workspace_that_cannot_be_used_is_told_before(checkout, monkeypatch, planned):
-    monkeypatch.setattr(enter, "read_status", LabStatus)
+    monkeypatch.setattr(up, "read_status", LabStatus)
     fake = planned(FakeLab())
     checkout.workspace.rmdir()
     checkout.workspace.write_text("")
@@ -126,7 +126,7 @@ def became(monkeypatch):
     """What the process would have become."""
     calls = []
     monkeypatch.setattr(
-        testing, "replace_process", lambda words, environment=None: calls.append(list(words))
+        dev, "replace_process", lambda words, environment=None: calls.append(list(words))
     )
     return calls
 
@@ -137,11 +137,11 @@ def test_in_a_venv_pytest_runs_from_the_checkout(
 ):
     installed = []
     monkeypatch.setattr(
-        "labkit.launch.environment.PythonEnvironment.prepare",
+        "labkit.launch.venv.PythonEnvironment.prepare",
         lambda self, steps, locks: installed.append(locks),
     )
     flavor = Flavor(build.flavor, build.name)
-    planned(LocalLab(checkout, Settings(), flavor=flavor), testing, flavor)
+    planned(LocalLab(checkout, Settings(), flavor=flavor), dev, flavor)
     monkeypatch.chdir(os.curdir)
     run_tools(checkout, Settings(), Steps(io.StringIO()), "test", ["-k", "ports"])
     assert installed == [(*build.locks, "test")]
@@ -152,12 +152,12 @@ def test_in_a_venv_pytest_runs_from_the_checkout(
 
 @pytest.fixture
 def container(checkout, planned):
-    return planned(ContainerLab(checkout, "docker", CPU, Settings()), testing)
+    return planned(ContainerLab(checkout, "docker", CPU, Settings()), dev)
 
 
 def test_in_a_container_pytest_runs_in_the_test_image(checkout, container, became, monkeypatch):
-    monkeypatch.setattr(testing.image, "read_image_digest", lambda client, name: "0123")
-    monkeypatch.setattr(testing.image, "digest_inputs", lambda checkout, inputs: "0123")
+    monkeypatch.setattr(dev.image, "read_image_digest", lambda client, name: "0123")
+    monkeypatch.setattr(dev.image, "digest_inputs", lambda checkout, inputs: "0123")
     run_tools(checkout, Settings(), Steps(io.StringIO()), "test", [])
     assert became[0][-7:] == ["run", "--rm", "--no-TTY", "test", "python", "-m", "pytest"]
 
@@ -169,7 +169,7 @@ def test_the_test_image_is_built_where_it_is_missing_or_stale(
     checkout, container, became, monkeypatch, present, why
 ):
     built = []
-    monkeypatch.setattr(testing.image, "read_image_digest", lambda client, name: present)
+    monkeypatch.setattr(dev.image, "read_image_digest", lambda client, name: present)
     monkeypatch.setattr(
         ContainerLab,
         "build",
@@ -188,13 +188,13 @@ def test_the_test_image_is_built_where_it_is_missing_or_stale(
     ],
 )
 def test_every_linter_runs_whatever_the_one_before_found(monkeypatch, linters, exit_code, printed):
-    monkeypatch.setattr(testing, "LINTERS", linters)
-    result = run_command(testing._lint_command(), timeout_seconds=10)
+    monkeypatch.setattr(dev, "LINTERS", linters)
+    result = run_command(dev._lint_command(), timeout_seconds=10)
     assert (result.exit_code, result.stdout) == (exit_code, printed)
 
 
 def test_the_linters_are_a_single_line_of_sh():
-    [shell, option, line] = testing._lint_command()
+    [shell, option, line] = dev._lint_command()
     assert (shell, option) == ("sh", "-c")
     assert "ruff check ." in line
     assert shlex.split(line)

@@ -10,10 +10,10 @@ import sys
 import pytest
 
 from labkit.errors import EngineError, LabkitError
-from labkit.launch import environment as environment_module
-from labkit.launch.builds import find_build
-from labkit.launch.environment import PythonEnvironment, follow_pip
-from labkit.launch.steps import Step, Steps
+from labkit.launch import venv as environment_module
+from labkit.launch.build import find_build
+from labkit.launch.progress import Step, Steps
+from labkit.launch.venv import PythonEnvironment, follow_pip
 from tests.fakes.host import make_checkout, write_program
 
 # `-m venv ... FOLDER` copies this program there; `-c` counts packages; the rest is pip.

@@ -9,12 +9,12 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from labkit.devices.gpu_memory import GpuMemory, GpuProcess, MemoryAnswer
+from labkit.devices.nvml import GpuMemory, GpuProcess, MemoryAnswer
 from labkit.errors import DeviceMissingError, UsageError
-from labkit.memory import snapshot
-from labkit.memory.estimate import estimate_memory
-from labkit.memory.estimate_cuda import CONTEXT_BYTES
-from labkit.memory.estimate_target import KNOWN_GPUS, Target, find_target
+from labkit.memory.balance import read
+from labkit.memory.estimate.cuda import CONTEXT_BYTES
+from labkit.memory.estimate.play import estimate_memory
+from labkit.memory.estimate.target import KNOWN_GPUS, Target, find_target
 from tests.fakes.models import MODELS, OPTIMIZERS, make_training, run_twice
 
 MIB, GIB = 2**20, 2**30
@@ -58,13 +58,13 @@ def test_this_machines_cpu_has_what_it_may_use():
 
 
 def test_a_gpu_that_is_not_here_is_missing(monkeypatch):
-    monkeypatch.setattr(snapshot, "read_gpu_memory", lambda: MemoryAnswer(()))
+    monkeypatch.setattr(read, "read_gpu_memory", lambda: MemoryAnswer(()))
     with pytest.raises(DeviceMissingError, match="cuda:0 is not on this machine"):
         find_target("cuda")
 
 
 def test_a_gpu_of_this_machine_is_found_by_torchs_name(monkeypatch):
-    held = snapshot.AllocatorFacts("cuda:0", "0a1b", "NVIDIA L4", 0, 0)
+    held = read.AllocatorFacts("cuda:0", "0a1b", "NVIDIA L4", 0, 0)
     gpu = GpuMemory(
         nvml_index=0,
         uuid="GPU-0a1b",
@@ -74,9 +74,9 @@ def test_a_gpu_of_this_machine_is_found_by_torchs_name(monkeypatch):
         reserved_bytes=500 * MIB,
         processes=(GpuProcess(99, 2_534 * MIB),),
     )
-    monkeypatch.setattr(snapshot, "read_gpu_memory", lambda: MemoryAnswer((gpu,)))
-    monkeypatch.setattr(snapshot, "read_allocators", lambda: (held,))
-    monkeypatch.setattr(snapshot, "sees_host_ids", lambda: True)
+    monkeypatch.setattr(read, "read_gpu_memory", lambda: MemoryAnswer((gpu,)))
+    monkeypatch.setattr(read, "read_allocators", lambda: (held,))
+    monkeypatch.setattr(read, "sees_host_ids", lambda: True)
     target = find_target("cuda")
     assert target == Target("cuda:0 (NVIDIA L4)", "cuda", 22_534 * MIB, 2_534 * MIB)
 

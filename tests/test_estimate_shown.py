@@ -7,12 +7,12 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
-from labkit.memory.estimate import Estimate
-from labkit.memory.estimate_fake import Obstacle
-from labkit.memory.estimate_target import Target
-from labkit.memory.estimate_text import format_estimate, list_terms
-from labkit.memory.frames import Frame
-from labkit.memory.storage_levels import KINDS, LineUse
+from labkit.memory.estimate.fake import EstimateObstacle
+from labkit.memory.estimate.play import Estimate
+from labkit.memory.estimate.target import Target
+from labkit.memory.estimate.view import format_estimate, list_terms
+from labkit.memory.track.frames import Frame
+from labkit.memory.track.model import CATEGORIES, LineUse
 
 MIB, GIB = 2**20, 2**30
 SIZES = (2 * GIB, 2 * GIB, 4 * GIB, 7 * GIB, GIB, 0)
@@ -20,7 +20,7 @@ FULL = Estimate(
     name="make_step",
     target=Target("24 GiB", "cuda", 24 * GIB),
     peak_bytes=16 * GIB,
-    kinds=dict(zip(KINDS, SIZES, strict=True)),
+    kinds=dict(zip(CATEGORIES, SIZES, strict=True)),
     lines=(
         LineUse(Frame("/home/me/train.py", 12, "forward"), 7 * GIB, 40),
         LineUse(None, 2 * GIB, 9),
@@ -84,7 +84,7 @@ def test_the_bar_without_more_than_ascii():
             id="close",
         ),
         pytest.param(
-            {"obstacle": Obstacle("aten.nonzero", "has no end", Frame("a/b.py", 3, "f"))},
+            {"obstacle": EstimateObstacle("aten.nonzero", "has no end", Frame("a/b.py", 3, "f"))},
             [
                 "a lower bound: aten.nonzero at b.py:3 has no end",
                 "not known whether it fits 24 GiB",
@@ -117,11 +117,11 @@ def test_an_inference_on_the_cpu_has_no_terms_of_cuda():
         target=Target("cpu", "cpu"), reserved_bytes=None, context_bytes=None, inference=True
     )
     assert repr(estimate).startswith("make_step, batch 32, inference\n")
-    assert [term.key for term in list_terms(estimate)] == list(KINDS[:-1])
+    assert [term.key for term in list_terms(estimate)] == list(CATEGORIES[:-1])
 
 
 def test_an_estimate_of_nothing():
-    nothing = Estimate("idle", Target("cpu", "cpu"), 0, dict.fromkeys(KINDS, 0))
+    nothing = Estimate("idle", Target("cpu", "cpu"), 0, dict.fromkeys(CATEGORIES, 0))
     assert repr(nothing).splitlines()[0] == "idle"
     ET.fromstring(nothing._repr_html_())
 
@@ -148,11 +148,12 @@ def test_ipython_shows_the_text_and_not_a_tuple():
 
 
 def test_what_the_balance_has_too_has_its_colours():
-    from labkit.memory import estimate_picture, picture
+    from labkit.memory.balance import view as balance_view
+    from labkit.memory.estimate import view
 
     shared = ("cached", "context", "free")
-    assert {key: estimate_picture.COLOURS[key] for key in shared} == {
-        key: picture.COLOURS[key] for key in shared
+    assert {key: view.COLOURS[key] for key in shared} == {
+        key: balance_view.PICTURE_COLOURS[key] for key in shared
     }
-    told_apart = [colour for colour in estimate_picture.COLOURS.values() if colour != "none"]
+    told_apart = [colour for colour in view.COLOURS.values() if colour != "none"]
     assert len(set(told_apart)) == len(told_apart)

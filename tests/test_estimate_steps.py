@@ -8,7 +8,7 @@ torch = pytest.importorskip("torch")
 from torch import nn  # noqa: E402
 
 from labkit.errors import UsageError  # noqa: E402
-from labkit.memory.estimate import FORWARD_ALONE, estimate_memory  # noqa: E402
+from labkit.memory.estimate.play import FORWARD_ALONE, estimate_memory  # noqa: E402
 
 
 def test_a_model_with_its_inputs_is_its_forward_pass():

@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 
 from labkit.errors import DeviceMissingError
-from labkit.memory import snapshot
-from labkit.memory.estimate_target import find_target
-from labkit.memory.snapshot import Snapshot
+from labkit.memory.balance import read
+from labkit.memory.balance.read import Snapshot
+from labkit.memory.estimate.target import find_target
 from tests.fakes.nvml import GIB, MIB, PlayedHost, build_driver, script_driver, script_gpu
 
-FIND = "import sys; from labkit.memory.estimate_target import find_target as find; "
+FIND = "import sys; from labkit.memory.estimate.target import find_target as find; "
 FIND += "target = find(sys.argv[1]); print(target.name, target.kind, target.capacity_bytes)"
 SMALL = script_gpu(0)
 LARGE = script_gpu(1, "name NVIDIA H100", f"memory {80 * GIB} {512 * MIB} {70 * GIB}")
@@ -48,6 +48,6 @@ def test_a_gpu_that_is_hidden_is_missing_for_that_reason(host):
 
 
 def test_a_machine_that_tells_nothing_of_itself_has_no_capacity(monkeypatch):
-    monkeypatch.setattr(snapshot, "take_snapshot", lambda: Snapshot(()))
+    monkeypatch.setattr(read, "take_snapshot", lambda: Snapshot(()))
     with pytest.raises(DeviceMissingError, match="cpu is not on this machine, or its memory"):
         find_target("cpu")

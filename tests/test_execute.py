@@ -11,9 +11,9 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell
 
 from labkit.lessons.catalog import Lab
-from labkit.runner.crew import run_notebooks
-from labkit.runner.execute import RunOptions
-from labkit.runner.sources import Source
+from labkit.notebooks.execute import RunOptions
+from labkit.notebooks.schedule import run_notebooks
+from labkit.notebooks.sources import Source
 from tests.notebooks import (
     SPAWN,
     is_gone,

@@ -9,7 +9,7 @@ import torch
 
 from labkit.lessons.exercises import Case, Exercise, Verdict, WrongAnswer
 from labkit.lessons.judging import copy_arguments, judge_function
-from labkit.lessons.ways import find_forbidden
+from labkit.lessons.restrictions import find_forbidden
 
 X = torch.tensor([[1.0, 2.0], [3.0, 6.0]])
 

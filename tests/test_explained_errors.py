@@ -13,9 +13,9 @@ from IPython.utils.capture import capture_output
 from traitlets.config import Config
 from traitlets.config.loader import PyFileConfigLoader
 
-from labkit.doctor.distribution import Distribution
-from labkit.doctor.explain import explain_text, hint_at
+from labkit.host.distribution import Distribution
 from labkit.jupyter import explain, extension
+from labkit.known_errors.match import explain_text, hint_at
 from tests.notebooks import run_cells
 
 REPOSITORY = Path(__file__).parents[1]

@@ -247,7 +247,7 @@ def test_without_a_driver_the_library_is_named_as_missing(tmp_path):
 
 CHANGING = """
 from labkit.devices.detect import detect_devices
-from labkit.memory.snapshot import take_snapshot
+from labkit.memory.balance.read import take_snapshot
 for _ in range(3):
     devices, snapshot = detect_devices(), take_snapshot()
     gpus = [one for one in snapshot.balances if one.kind == "cuda"]

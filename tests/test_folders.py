@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from labkit.host.folders import FolderFacts, read_folder
+from labkit.host.machine import FolderFacts, read_folder
 
 as_root = os.geteuid() == 0
 

@@ -12,10 +12,17 @@ from types import SimpleNamespace
 import pytest
 
 from labkit.errors import LabkitError
-from labkit.memory import gauges, process
-from labkit.memory.blocks import Ledger, Span
-from labkit.memory.gauges import CudaGauge, ProcessGauge, Reading, find_cuda_gauges
-from labkit.memory.track import MemoryTracker, track_memory
+from labkit.memory.balance import process
+from labkit.memory.track import counters
+from labkit.memory.track.counters import (
+    BlockSpan,
+    CudaCounter,
+    Ledger,
+    ProcessCounter,
+    Reading,
+    find_cuda_counters,
+)
+from labkit.memory.track.tracker import MemoryTracker, track_memory
 from tests.fakes.pages import hold_pages
 
 MIB = 2**20
@@ -56,7 +63,7 @@ class RecordedCuda:
 
 def test_the_allocators_statistics_are_what_is_read():
     cuda = RecordedCuda()
-    gauge = CudaGauge(cuda, 0)
+    gauge = CudaCounter(cuda, 0)
     assert (gauge.name, gauge.read()) == ("cuda:0", Reading(1024, 4096))
     assert gauge.restart() == Reading(1024, 4096)
     assert cuda.calls == ["reset 0"]
@@ -70,24 +77,24 @@ def test_an_allocator_without_statistics_is_not_measured():
 
     cuda.memory_stats_as_nested_dict = refuse  # type: ignore[method-assign]
     cuda.reset_peak_memory_stats = refuse  # type: ignore[method-assign]
-    assert CudaGauge(cuda, 0).read() is None
-    assert CudaGauge(cuda, 0).restart() is None
+    assert CudaCounter(cuda, 0).read() is None
+    assert CudaCounter(cuda, 0).restart() is None
 
 
 def test_a_device_that_was_never_used_holds_nothing():
     cuda = RecordedCuda()
     cuda.statistics = {}
-    assert CudaGauge(cuda, 0).read() == Reading(0, 0)
+    assert CudaCounter(cuda, 0).read() == Reading(0, 0)
 
 
 def test_the_current_device_is_the_first(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=RecordedCuda()))
-    assert [gauge.name for gauge in find_cuda_gauges()] == ["cuda:1", "cuda:0"]
+    assert [gauge.name for gauge in find_cuda_counters()] == ["cuda:1", "cuda:0"]
 
 
 def test_before_cuda_is_started_it_is_not_read(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=RecordedCuda(started=False)))
-    assert find_cuda_gauges() == []
+    assert find_cuda_counters() == []
 
 
 @pytest.mark.parametrize(
@@ -126,15 +133,15 @@ def test_the_process_peak_holds_a_spike_that_is_gone_again():
 
 def test_the_process_gauge_says_where_there_is_no_mark(monkeypatch):
     monkeypatch.setattr(process, "read_peak_bytes", lambda: None)
-    reading = ProcessGauge().read()
+    reading = ProcessCounter().read()
     assert reading is not None
     assert reading.peak_bytes is None
     monkeypatch.setattr(process, "reset_peak", lambda: False)
-    again = ProcessGauge().restart()
+    again = ProcessCounter().restart()
     assert again is not None
     assert again.peak_bytes is None
     monkeypatch.setattr(process, "read_resident_bytes", lambda: None)
-    assert (ProcessGauge().read(), ProcessGauge().restart()) == (None, None)
+    assert (ProcessCounter().read(), ProcessCounter().restart()) == (None, None)
 
 
 def make_mlp():
@@ -230,8 +237,8 @@ def test_nested_blocks_share_the_profiler():
     assert outer.use is not None
     assert inner.use is not None
     assert plain.use is not None
-    assert outer.use.find_span("tensors") == Span("tensors", 0, 16_000, 0)
-    assert inner.use.find_span("tensors") == Span("tensors", 0, 2_000, 0)
+    assert outer.use.find_span("tensors") == BlockSpan("tensors", 0, 16_000, 0)
+    assert inner.use.find_span("tensors") == BlockSpan("tensors", 0, 2_000, 0)
     assert plain.use.find_span("tensors") is None
 
 
@@ -278,7 +285,7 @@ def test_a_refused_block_is_not_left_open(monkeypatch):
     ledger = Ledger(find_devices=list)
     tracker = MemoryTracker(tensors=True, ledger=ledger)
     with monkeypatch.context() as patched:
-        patched.setattr(gauges, "_is_profiling", lambda: True)
+        patched.setattr(counters, "_is_profiling", lambda: True)
         with pytest.raises(LabkitError):
             tracker.__enter__()
     assert ledger._open == []

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from labkit.commands import CommandResult
-from labkit.host.architectures import infer_capability, name_architecture
-from labkit.host.gpu import PROBE_SECONDS, Gpu, GpuFacts, probe_gpu
+from labkit.host.gpu import (
+    PROBE_SECONDS,
+    Gpu,
+    GpuFacts,
+    infer_capability,
+    name_architecture,
+    probe_gpu,
+)
+from labkit.process import CommandResult
 from tests.fakes import host
 from tests.fakes.host import FakeRunner, hangs, says
 

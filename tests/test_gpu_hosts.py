@@ -11,10 +11,10 @@ from dataclasses import replace
 import pytest
 
 from labkit.errors import DeviceMissingError, EngineError, ExitCode, LabkitError, UsageError
-from labkit.launch.choose_flavor import CPU, Flavor
+from labkit.launch.flavor import CPU, Flavor
 from labkit.launch.plan import announce_choices, choose_image_build, make_plan, probe_host
+from labkit.launch.progress import Steps
 from labkit.launch.settings import Settings, read_settings
-from labkit.launch.steps import Steps
 from tests.fakes import gpu_hosts as played
 from tests.fakes.gpu_hosts import docker_host, podman_host, sees
 from tests.fakes.host import (

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from labkit.devices.torch_devices import has_kernels, read_torch_devices
-from labkit.memory.snapshot import take_snapshot
+from labkit.memory.balance.read import take_snapshot
 
 pytestmark = pytest.mark.gpu
 
@@ -105,8 +105,8 @@ def test_what_is_unaccounted_is_under_a_hundredth_of_the_total(held):
 
 def test_a_snapshot_makes_no_context():
     script = (
-        "from labkit.memory.snapshot import take_snapshot\n"
-        "from labkit.memory.process import has_loaded\n"
+        "from labkit.memory.balance.read import take_snapshot\n"
+        "from labkit.memory.balance.process import has_loaded\n"
         "from labkit.devices.detect import detect_devices\n"
         "detect_devices(), take_snapshot()\n"
         "print(has_loaded('libcuda.so'))"

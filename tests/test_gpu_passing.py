@@ -6,14 +6,14 @@ import os
 
 import pytest
 
-from labkit.host.gpu_passing import (
+from labkit.host.gpu_access import (
     INSPECT_SECONDS,
     PULL_SECONDS,
     TRIAL_SECONDS,
-    PassingTrial,
+    GpuAccessTest,
     find_image,
     name_cdi_device,
-    probe_passing,
+    probe_gpu_access,
 )
 from tests.fakes.host import FakeRunner, fails, hangs, says
 
@@ -42,7 +42,7 @@ GPUS, DEVICE, PODMAN_DEVICE = "docker run --gpus", "docker run --device", "podma
 
 def test_docker_with_the_toolkit_passes_it_on_by_reservation():
     run = FakeRunner({**HERE, GPUS: says(GPU_LINE)})
-    assert probe_passing("docker", BASE, run) == (PassingTrial("reservation", (GPU_LINE,)),)
+    assert probe_gpu_access("docker", BASE, run) == (GpuAccessTest("reservation", (GPU_LINE,)),)
     assert run.calls == [
         "docker image inspect --format {{.Id}} debian:bookworm-slim",
         f"docker run --gpus all --rm --name labkit-trial-{os.getpid()}-reservation --network none"
@@ -54,20 +54,20 @@ def test_docker_with_the_toolkit_passes_it_on_by_reservation():
 
 def test_docker_with_a_specification_alone_passes_it_on_by_cdi():
     run = FakeRunner({**HERE, GPUS: fails(NO_TOOLKIT, 125), DEVICE: says(GPU_LINE)})
-    first, second = probe_passing("docker", BASE, run)
-    assert first == PassingTrial(
+    first, second = probe_gpu_access("docker", BASE, run)
+    assert first == GpuAccessTest(
         "reservation",
         (),
         'docker: Error response from daemon: could not select device driver "" with'
         " capabilities: [[gpu]].",
     )
-    assert second == PassingTrial("cdi", (GPU_LINE,))
+    assert second == GpuAccessTest("cdi", (GPU_LINE,))
     assert run.calls[-1].startswith("docker run --device nvidia.com/gpu=all --rm")
 
 
 def test_podman_is_asked_for_cdi_alone():
     run = FakeRunner({**HERE, PODMAN_DEVICE: says(GPU_LINE)})
-    assert probe_passing("podman", BASE, run) == (PassingTrial("cdi", (GPU_LINE,)),)
+    assert probe_gpu_access("podman", BASE, run) == (GpuAccessTest("cdi", (GPU_LINE,)),)
 
 
 @pytest.mark.parametrize(
@@ -104,14 +104,14 @@ def test_podman_is_asked_for_cdi_alone():
 )
 def test_why_no_gpu_is_seen_in_the_engines_own_words(answer, problem):
     run = FakeRunner({**HERE, GPUS: answer, DEVICE: fails(NO_SPEC, 125)})
-    first, second = probe_passing("docker", BASE, run)
-    assert first == PassingTrial("reservation", (), problem)
+    first, second = probe_gpu_access("docker", BASE, run)
+    assert first == GpuAccessTest("reservation", (), problem)
     assert second.problem == NO_SPEC
 
 
 def test_a_container_whose_client_was_ended_is_removed():
     run = FakeRunner({**HERE, PODMAN_DEVICE: hangs("podman", 20.0)})
-    probe_passing("podman", BASE, run)
+    probe_gpu_access("podman", BASE, run)
     assert run.calls[-1] == f"podman rm --force labkit-trial-{os.getpid()}-cdi"
     assert run.limits[-1] == INSPECT_SECONDS
 
@@ -127,7 +127,7 @@ def test_a_container_whose_client_was_ended_is_removed():
 )
 def test_which_gpus_are_asked_for(gpus, reservation, cdi):
     run = FakeRunner({**HERE, GPUS: fails(NO_TOOLKIT), DEVICE: says(GPU_LINE)})
-    probe_passing("docker", BASE, run, gpus=gpus)
+    probe_gpu_access("docker", BASE, run, gpus=gpus)
     assert run.calls[1].startswith(f"docker run --gpus {reservation} --rm ")
     devices = " ".join(f"--device nvidia.com/gpu={name}" for name in cdi)
     assert run.calls[2].startswith(f"docker run {devices} --rm ")
@@ -135,12 +135,12 @@ def test_which_gpus_are_asked_for(gpus, reservation, cdi):
 
 def test_a_gpu_in_parts_is_seen_with_its_parts():
     run = FakeRunner({**HERE, GPUS: says(f"{GPU_LINE}\n  {MIG_LINE}")})
-    assert probe_passing("docker", BASE, run)[0].seen == (GPU_LINE, MIG_LINE)
+    assert probe_gpu_access("docker", BASE, run)[0].seen == (GPU_LINE, MIG_LINE)
 
 
 def test_it_runs_as_who_the_lab_will_run_as():
     run = FakeRunner({**HERE, GPUS: says(GPU_LINE)})
-    probe_passing("docker", BASE, run, user=("--user", "1000:1000"))
+    probe_gpu_access("docker", BASE, run, user=("--user", "1000:1000"))
     assert " --gpus all --user 1000:1000 --rm " in run.calls[1]
 
 
@@ -148,7 +148,7 @@ def test_an_image_that_is_not_here_is_pulled():
     run = FakeRunner(
         {"docker image inspect": fails("No such image"), "docker pull": says(BASE), GPUS: says("")}
     )
-    probe_passing("docker", BASE, run)
+    probe_gpu_access("docker", BASE, run)
     assert run.calls[1] == "docker pull --quiet debian:bookworm-slim"
     assert run.limits[1] == PULL_SECONDS
 
@@ -160,8 +160,8 @@ def test_without_an_image_nothing_is_tried():
             "docker pull": fails("Error response from daemon: no route to host"),
         }
     )
-    assert probe_passing("docker", BASE, run) == (
-        PassingTrial(
+    assert probe_gpu_access("docker", BASE, run) == (
+        GpuAccessTest(
             "reservation",
             (),
             "no image to try it with: Error response from daemon: no route to host",

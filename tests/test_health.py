@@ -8,7 +8,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
-from labkit.launch.health import probe_server, reachable_address, wait_until
+from labkit.launch.server import probe_server, reachable_address, wait_until
 
 TOKEN = "0123456789abcdef"
 

@@ -12,11 +12,18 @@ import subprocess
 import pytest
 
 from labkit.errors import LabkitError, UsageError, format_error
-from labkit.memory.frames import Frame
-from labkit.memory.history.analysis import analyse
-from labkit.memory.history.files import PlainUnpickler, load_snapshot, save_snapshot, write_file
-from labkit.memory.history.page import make_page
-from labkit.memory.history.snapshot import DEEPEST_STACK, StackReader, read_recording
+from labkit.memory.allocations.analysis import analyse
+from labkit.memory.allocations.page import make_page
+from labkit.memory.allocations.snapshot import (
+    DEEPEST_STACK,
+    PlainUnpickler,
+    StackReader,
+    load_snapshot,
+    read_recording,
+    save_snapshot,
+    write_file,
+)
+from labkit.memory.track.frames import Frame
 from tests.fakes.allocator import frame, make_training, take_snapshot
 
 

@@ -13,17 +13,16 @@ import torch
 
 import labkit
 from labkit.errors import DeviceMissingError, LabkitError, UsageError
-from labkit.memory.history.analysis import analyse
-from labkit.memory.history.files import load_snapshot
-from labkit.memory.history.record import (
+from labkit.memory.allocations.analysis import analyse
+from labkit.memory.allocations.record import (
     MAX_ENTRIES,
     AllocationRecorder,
     CudaRecorder,
     record_allocations,
 )
-from labkit.memory.history.snapshot import read_recording
-from labkit.memory.machine import read_machine_memory
-from labkit.memory.storages import StorageTracer
+from labkit.memory.allocations.snapshot import load_snapshot, read_recording
+from labkit.memory.balance.process import read_machine_memory
+from labkit.memory.track.storages import StorageTracer
 from tests.fakes.allocator import MIB, make_training, take_snapshot
 
 

@@ -6,11 +6,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from labkit.memory.frames import Frame
-from labkit.memory.history.analysis import analyse, make_columns
-from labkit.memory.history.layout import Span, find_segments, lay_out, measure_fragmentation
-from labkit.memory.history.replay import Held, find_start, list_live, measure_levels
-from labkit.memory.history.snapshot import Block, Event, Segment, Trace, read_recording
+from labkit.memory.allocations.analysis import analyse, make_columns
+from labkit.memory.allocations.replay import (
+    Held,
+    LayoutSpan,
+    find_segments,
+    find_start,
+    lay_out,
+    list_live,
+    measure_fragmentation,
+    measure_levels,
+)
+from labkit.memory.allocations.snapshot import Block, Event, Segment, Trace, read_recording
+from labkit.memory.track.frames import Frame
 from tests.fakes.allocator import MIB, FakeAllocator, take_snapshot
 
 LINE = Frame("train.py", 3, "f")
@@ -69,7 +77,7 @@ def test_every_level_is_what_the_allocator_had(before, during, expandable, kept)
         book = books[level]
         assert {held.address: held.size_bytes for held in live} == book.live
         gaps = [gap for one in lay_out(trace, level, live) for gap in one.gaps]
-        assert sorted(gaps) == [Span(*gap) for gap in book.gaps]
+        assert sorted(gaps) == [LayoutSpan(*gap) for gap in book.gaps]
         cut = measure_fragmentation(trace, level, live)
         sizes = [size for _, size in book.gaps]
         assert (cut.free_bytes, cut.largest_free_bytes, cut.pieces) == (
@@ -133,14 +141,14 @@ def test_reserved_is_never_below_zero():
 
 def test_segments_that_lie_side_by_side_stay_two():
     trace = Trace("cuda:0", (), (Segment(0, 512), Segment(512, 512)))
-    assert find_segments(trace, 0) == [Span(0, 512), Span(512, 512)]
+    assert find_segments(trace, 0) == [LayoutSpan(0, 512), LayoutSpan(512, 512)]
     joined = Trace(
         "cuda:0",
         (Event("segment_unmap", 512, 512),),
         (Segment(0, 512, expandable=True), Segment(1024, 512, expandable=True)),
     )
-    assert find_segments(joined, 0) == [Span(0, 1536)]
-    assert find_segments(joined, 1) == [Span(0, 512), Span(1024, 512)]
+    assert find_segments(joined, 0) == [LayoutSpan(0, 1536)]
+    assert find_segments(joined, 1) == [LayoutSpan(0, 512), LayoutSpan(1024, 512)]
 
 
 def test_at_the_end_a_block_takes_what_torch_says_it_takes():
@@ -148,7 +156,7 @@ def test_at_the_end_a_block_takes_what_torch_says_it_takes():
     block = Block(0, 2048, 700, live=True)
     trace = Trace("cuda:0", (), (Segment(0, 4096, blocks=(block,)),))
     (held,) = find_start(trace).values()
-    assert lay_out(trace, 0, [held])[0].gaps == (Span(2048, 2048),)
+    assert lay_out(trace, 0, [held])[0].gaps == (LayoutSpan(2048, 2048),)
 
 
 def test_the_cpu_has_nothing_in_reserve():

@@ -8,15 +8,19 @@ from html.parser import HTMLParser
 
 import pytest
 
-from labkit.memory.frames import Frame
-from labkit.memory.history.analysis import analyse
-from labkit.memory.history.describe import describe_history
-from labkit.memory.history.drawing import choose_step, merge_runs
-from labkit.memory.history.layout import Span
-from labkit.memory.history.lines import BEFORE, NO_STACK, Place, find_place, judge_file
-from labkit.memory.history.page import make_page
-from labkit.memory.history.replay import Held
-from labkit.memory.history.snapshot import StackReader, read_recording
+from labkit.memory.allocations.analysis import (
+    BEFORE,
+    NO_STACK,
+    Place,
+    analyse,
+    find_place,
+    judge_file,
+)
+from labkit.memory.allocations.page import choose_step, make_page, merge_runs
+from labkit.memory.allocations.replay import Held, LayoutSpan
+from labkit.memory.allocations.snapshot import StackReader, read_recording
+from labkit.memory.allocations.view import describe_history
+from labkit.memory.track.frames import Frame
 from tests.fakes.allocator import (
     MAIN,
     MIB,
@@ -334,7 +338,7 @@ def test_grid_lines_are_two_to_six(highest):
 
 
 def test_what_touches_in_a_bar_is_one_and_nothing_vanishes():
-    span = Span(1000, 1000)
+    span = LayoutSpan(1000, 1000)
     assert merge_runs([], span, 10) == []
-    assert merge_runs([Span(1000, 1), Span(1500, 500)], span, 10) == [(0, 1), (10, 20)]
-    assert merge_runs([Span(1000 + n, 1) for n in range(0, 1000, 2)], span, 10) == [(0, 20)]
+    assert merge_runs([LayoutSpan(1000, 1), LayoutSpan(1500, 500)], span, 10) == [(0, 1), (10, 20)]
+    assert merge_runs([LayoutSpan(1000 + n, 1) for n in range(0, 1000, 2)], span, 10) == [(0, 20)]

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from labkit.errors import UsageError
-from labkit.host.folders import read_folder
+from labkit.host.machine import read_folder
 from labkit.launch import workspace as workspace_module
-from labkit.launch.choose import Identity
+from labkit.launch.runtime import Identity
 from labkit.launch.state import ensure_token
 from labkit.launch.workspace import (
     describe_update,

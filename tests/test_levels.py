@@ -7,8 +7,8 @@ import types
 
 import pytest
 
-from labkit.memory.levels import RETRY_SECONDS, LevelReader, read_levels
-from labkit.memory.snapshot import take_snapshot
+from labkit.memory.balance.read import take_snapshot
+from labkit.memory.sample.levels import RETRY_SECONDS, LevelReader, read_levels
 from tests.fakes.sampling import GIB, PlayedClock, lose_gpu, play_cpu, play_gpu
 
 MIB = 2**20

@@ -9,16 +9,16 @@ from pathlib import Path
 import pytest
 
 from labkit.errors import EngineError
-from labkit.host.builds import BUILDS, CPU_BUILD, CUDA_BUILDS, TORCH_VERSION
-from labkit.launch import locks
-from labkit.launch.builds import find_build
-from labkit.launch.locks import describe_change, format_torch_lock
-from labkit.launch.steps import Steps
+from labkit.host.torch_builds import BUILDS, CPU_BUILD, CUDA_BUILDS, TORCH_VERSION
+from labkit.launch import dev
+from labkit.launch.build import find_build
+from labkit.launch.dev import describe_change, format_torch_lock
+from labkit.launch.progress import Steps
 from tests.fakes.host import make_checkout, write_program
 
 FOLDER = Path(__file__).parents[1] / "docker" / "locks"
 TORCH_LOCKS = [f"{build.torch_lock}.txt" for build in BUILDS.values()]
-LOCKS = (*(f"{name}.txt" for name in locks.LOCKS), *TORCH_LOCKS)
+LOCKS = (*(f"{name}.txt" for name in dev.LOCKS), *TORCH_LOCKS)
 
 
 def wheel(name, digest):
@@ -114,14 +114,14 @@ def checkout(tmp_path, monkeypatch):
     def fail(address, timeout):
         raise OSError("no route to host")
 
-    monkeypatch.setattr(locks.urllib.request, "urlopen", fail)
+    monkeypatch.setattr(dev.urllib.request, "urlopen", fail)
     return make_checkout(tmp_path / "a lab")
 
 
 def play_resolver(checkout, monkeypatch, script):
     text = RESOLVER.replace("{script}", script)
     program = write_program(checkout.root / "resolver", "uv", text)
-    monkeypatch.setattr(locks, "_prepare_resolver", lambda checkout, steps: program)
+    monkeypatch.setattr(dev, "_prepare_resolver", lambda checkout, steps: program)
 
 
 def read_calls(checkout):
@@ -132,7 +132,7 @@ def test_the_locks_are_resolved_for_every_python_with_hashes_and_without_an_inde
     checkout, monkeypatch
 ):
     play_resolver(checkout, monkeypatch, 'echo "numpy==2.4.1" > "$lock"')
-    lines = locks.update_locks(checkout, Steps(io.StringIO()))
+    lines = dev.update_locks(checkout, Steps(io.StringIO()))
     assert lines == [
         "lab: numpy 2.4.0 -> 2.4.1",
         "test: + numpy 2.4.1",
@@ -153,7 +153,7 @@ def test_the_locks_are_resolved_for_every_python_with_hashes_and_without_an_inde
 
 def test_a_cuda_lock_leaves_out_torch_and_what_the_lab_has_already(checkout, monkeypatch):
     play_resolver(checkout, monkeypatch, 'echo "numpy==2.4.1" > "$lock"')
-    locks.update_locks(checkout, Steps(io.StringIO()))
+    dev.update_locks(checkout, Steps(io.StringIO()))
     left_out = "--no-emit-package torch --no-emit-package numpy"
     assert [left_out in call for call in read_calls(checkout)] == [False, False, True, True, False]
 
@@ -161,7 +161,7 @@ def test_a_cuda_lock_leaves_out_torch_and_what_the_lab_has_already(checkout, mon
 def test_requirements_that_exclude_each_other(checkout, monkeypatch):
     play_resolver(checkout, monkeypatch, "echo 'No solution found' >&2; exit 1")
     with pytest.raises(EngineError) as caught:
-        locks.update_locks(checkout, Steps(io.StringIO()))
+        dev.update_locks(checkout, Steps(io.StringIO()))
     assert caught.value.what == "resolving lab.in failed: No solution found"
     assert caught.value.fix == "edit docker/locks/lab.in, then: make lock"
 
@@ -178,7 +178,7 @@ def answer_with(monkeypatch, page):
         asked.append(address)
         return FakePage(page)
 
-    monkeypatch.setattr(locks.urllib.request, "urlopen", fetch)
+    monkeypatch.setattr(dev.urllib.request, "urlopen", fetch)
     return asked
 
 
@@ -187,8 +187,8 @@ def test_torchs_locks_are_renewed_and_then_unchanged(checkout, monkeypatch):
     asked = answer_with(monkeypatch, PAGE.encode())
     steps = Steps(io.StringIO())
     names = ["torch-cpu", "torch-cu130", "torch-cu126"]
-    assert locks.update_locks(checkout, steps)[-3:] == [f"{name}: renewed" for name in names]
-    assert locks.update_locks(checkout, steps)[-3:] == [f"{name}: unchanged" for name in names]
+    assert dev.update_locks(checkout, steps)[-3:] == [f"{name}: renewed" for name in names]
+    assert dev.update_locks(checkout, steps)[-3:] == [f"{name}: unchanged" for name in names]
     assert asked[:2] == [
         "https://download.pytorch.org/whl/cpu/torch/",
         "https://download.pytorch.org/whl/cu126/torch/",
@@ -200,7 +200,7 @@ def test_torchs_locks_are_renewed_and_then_unchanged(checkout, monkeypatch):
 
 def test_the_default_indexs_torch_is_pinned_so_that_no_other_build_fits(checkout, monkeypatch):
     play_resolver(checkout, monkeypatch, ":")
-    locks.update_locks(checkout, Steps(io.StringIO()))
+    dev.update_locks(checkout, Steps(io.StringIO()))
     text = (checkout.root / "docker" / "locks" / "torch-cu130.txt").read_text()
     assert text.splitlines()[-1] == "torch===2.13.0 ; sys_platform == 'linux'"
     assert text.startswith("# torch's build cu130: the one on the default index.\n")
@@ -209,7 +209,7 @@ def test_the_default_indexs_torch_is_pinned_so_that_no_other_build_fits(checkout
 def test_an_index_without_that_torch_leaves_the_lock(checkout, monkeypatch):
     play_resolver(checkout, monkeypatch, ":")
     answer_with(monkeypatch, b"")
-    lines = locks.update_locks(checkout, Steps(io.StringIO()))
+    lines = dev.update_locks(checkout, Steps(io.StringIO()))
     assert lines[-1] == "torch-cu126: kept, as PyTorch's index has no torch 2.13.0"
 
 
@@ -235,7 +235,7 @@ def test_every_requirement_has_a_version_and_a_hash(name):
     assert wrong == []
 
 
-@pytest.mark.parametrize("name", [*LOCKS, *(f"{name}.in" for name in locks.LOCKS)])
+@pytest.mark.parametrize("name", [*LOCKS, *(f"{name}.in" for name in dev.LOCKS)])
 def test_no_address_is_in_a_lock(name):
     text = (FOLDER / name).read_text(encoding="utf-8")
     assert not re.search(r"https?:|file:|--(extra-)?index-url|--find-links", text)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from labkit.errors import EngineError, ExitCode, format_error
-from labkit.launch.logs import QUOTED_LINES, StepLog, explain_failure
+from labkit.launch.progress import QUOTED_LINES, StepLog, explain_failure
 
 
 def test_the_whole_output_is_in_the_file(tmp_path):

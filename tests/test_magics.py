@@ -19,10 +19,9 @@ from traitlets.config import Config
 
 import labkit
 from labkit.jupyter import extension
-from labkit.jupyter.cells import CellLines
-from labkit.jupyter.show import format_line, show_line, show_use
-from labkit.memory.blocks import Span
-from labkit.memory.track import MemoryUse
+from labkit.jupyter.cells import CellLines, format_line, show_line, show_use
+from labkit.memory.track.counters import BlockSpan
+from labkit.memory.track.tracker import MemoryUse
 from tests.fakes.counters import FakeDevice, track
 from tests.fakes.nvml import ROOT
 from tests.fakes.pages import hold_pages
@@ -249,7 +248,7 @@ def test_the_exact_figures_of_nested_cells():
     events.end(inner)
     assert shown == []
     events.end(outer)
-    assert [use.spans for use in shown] == [(Span("cuda:0", 0, 900, 50),)]
+    assert [use.spans for use in shown] == [(BlockSpan("cuda:0", 0, 900, 50),)]
 
 
 def test_ends_and_beginnings_that_have_no_partner():
@@ -260,7 +259,7 @@ def test_ends_and_beginnings_that_have_no_partner():
     events.begin(cell("never ended"))
     gpu.take(5)
     events.end(cell("outer"))  # told anew, as IPython does after an interruption
-    assert [use.spans for use in shown] == [(Span("cuda:0", 0, 5, 5),)]
+    assert [use.spans for use in shown] == [(BlockSpan("cuda:0", 0, 5, 5),)]
     events.begin(cell("next"))
     events.end(cell("next"))
     assert len(shown) == 2
@@ -279,20 +278,20 @@ def test_turning_it_off_twice_and_within_a_cell():
 
 
 def test_the_line_as_text():
-    moved = Span("cuda:0", 1024 * MIB, 3072 * MIB, 1536 * MIB)
-    still = Span("cuda:1", 7, 7, 7)
-    use = MemoryUse(0.05, (moved, still, Span("process", 0, MIB, -MIB)))
+    moved = BlockSpan("cuda:0", 1024 * MIB, 3072 * MIB, 1536 * MIB)
+    still = BlockSpan("cuda:1", 7, 7, 7)
+    use = MemoryUse(0.05, (moved, still, BlockSpan("process", 0, MIB, -MIB)))
     assert format_line(use) == "50 ms · cuda:0 peak 3.0 GiB (+2.0 GiB), change +512.0 MiB"
     assert format_line(use._replace(spans=(still,))) is None
     assert format_line(use._replace(spans=())) is None
-    unknown = Span("process", 0, None, -2 * MIB)
+    unknown = BlockSpan("process", 0, None, -2 * MIB)
     assert format_line(use._replace(spans=(unknown,))) == (
         "50 ms · process peak not measured, change -2.0 MiB"
     )
 
 
 def test_a_terminal_dims_the_line(shell, monkeypatch):
-    use = MemoryUse(1.0, (Span("cuda:0", 0, MIB, 0),))
+    use = MemoryUse(1.0, (BlockSpan("cuda:0", 0, MIB, 0),))
 
     def show():
         with capture_output() as captured:

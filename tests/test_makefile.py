@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from labkit.cli import FAMILIES
-from labkit.commands import run_command
+from labkit.process import run_command
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "Makefile").read_text(encoding="utf-8")

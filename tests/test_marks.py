@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from labkit.memory.marks import LISTENERS, Mark, MarkedSpan, Marks, begin_spans, end_spans
+from labkit.memory.sample.model import (
+    LISTENERS,
+    AnnotatedSpan,
+    Annotation,
+    Annotations,
+    begin_spans,
+    end_spans,
+)
 from tests.fakes.counters import FakeDevice, track
 from tests.fakes.sampling import PlayedClock
 
@@ -16,28 +23,28 @@ def clock():
 
 @pytest.fixture
 def marks(clock):
-    listening = Marks(clock)
+    listening = Annotations(clock)
     LISTENERS.append(listening)
     yield listening
     LISTENERS.remove(listening)
 
 
 def test_a_mark_is_a_moment_or_the_time_of_its_block(marks, clock):
-    Mark(marks, "moment")
+    Annotation(marks, "moment")
     clock.now = 1.0
-    with Mark(marks, "block"):
+    with Annotation(marks, "block"):
         clock.now = 3.0
     assert marks.list_spans() == (
-        MarkedSpan("mark", "moment", 0.0, 0.0),
-        MarkedSpan("mark", "block", 1.0, 3.0),
+        AnnotatedSpan("mark", "moment", 0.0, 0.0),
+        AnnotatedSpan("mark", "block", 1.0, 3.0),
     )
 
 
 def test_a_block_that_raises_ends_and_one_that_goes_on_has_no_end(marks, clock):
-    with pytest.raises(ValueError, match="mine"), Mark(marks, "raises"):
+    with pytest.raises(ValueError, match="mine"), Annotation(marks, "raises"):
         clock.now = 2.0
         raise ValueError("mine")
-    Mark(marks, "open").__enter__()
+    Annotation(marks, "open").__enter__()
     assert [(span.name, span.end) for span in marks.list_spans()] == [
         ("raises", 2.0),
         ("open", None),
@@ -58,9 +65,9 @@ def test_track_memory_marks_its_blocks_and_functions(marks, clock):
     with make():
         pass
     assert marks.list_spans() == (
-        MarkedSpan("block", "block 1", 0.0, 1.0),
-        MarkedSpan("block", "step", 1.0, 2.0),
-        MarkedSpan("block", "block 3", 2.0, 2.0),
+        AnnotatedSpan("block", "block 1", 0.0, 1.0),
+        AnnotatedSpan("block", "step", 1.0, 2.0),
+        AnnotatedSpan("block", "block 3", 2.0, 2.0),
     )
 
 
@@ -71,7 +78,7 @@ def test_without_a_listener_nothing_is_kept():
 
 
 def test_everyone_who_listens_gets_the_span(marks, clock):
-    other = Marks(clock)
+    other = Annotations(clock)
     LISTENERS.append(other)
     try:
         opened = begin_spans("cell", "[7]")
@@ -79,11 +86,11 @@ def test_everyone_who_listens_gets_the_span(marks, clock):
         LISTENERS.remove(other)
     clock.now = 5.0
     end_spans(opened)
-    assert marks.list_spans() == other.list_spans() == (MarkedSpan("cell", "[7]", 0.0, 5.0),)
+    assert marks.list_spans() == other.list_spans() == (AnnotatedSpan("cell", "[7]", 0.0, 5.0),)
 
 
 def test_a_million_blocks_keep_the_longest_and_what_goes_on(clock):
-    marks = Marks(clock, limit=50)
+    marks = Annotations(clock, limit=50)
     running = marks.begin("cell", "running")
     for number in range(5000):
         block = marks.begin("block")
@@ -91,7 +98,7 @@ def test_a_million_blocks_keep_the_longest_and_what_goes_on(clock):
         marks.end(block)
     spans = marks.list_spans()
     assert len(spans) <= 50
-    assert spans[0] == MarkedSpan("cell", "running", 0.0, None)
+    assert spans[0] == AnnotatedSpan("cell", "running", 0.0, None)
     assert spans[1].name == "block 18"
     assert spans[-1].name == "block 5000"
     marks.end(running)

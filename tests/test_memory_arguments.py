@@ -8,7 +8,7 @@ import pytest
 
 import labkit
 from labkit.errors import DeviceMissingError, UsageError, format_error
-from labkit.memory.estimate_target import find_target
+from labkit.memory.estimate.target import find_target
 
 torch = pytest.importorskip("torch")
 

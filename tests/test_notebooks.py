@@ -6,16 +6,19 @@ import pytest
 
 from labkit.errors import LabkitError
 from labkit.lessons.catalog import Lab, listed_labs
-from labkit.lessons.contents import content_digest, read_digest
+from labkit.lessons.learner import count_claims, find_answer, find_check_calls
 from labkit.lessons.notebooks import (
+    content_digest,
+    find_solutions,
+    keep_solutions,
     make_learner_notebook,
     make_reference_notebook,
     notebook_bytes,
     notebook_to_lesson,
+    read_digest,
     read_percent,
+    strip_solutions,
 )
-from labkit.lessons.slices import count_claims, find_answer, find_check_calls
-from labkit.lessons.solutions import find_solutions, keep_solutions, strip_solutions
 from tests.fakes.small_labs import LESSON, write_labs
 
 PATH = Path("labs/small/lesson.py")

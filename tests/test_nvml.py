@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from labkit.devices import nvml
-from labkit.devices.nvml import GpuFacts, NvmlFacts, read_nvml
+from labkit.devices.nvml import NvmlFacts, NvmlGpu, read_nvml
 
 GIB = 2**30
 
@@ -86,7 +86,7 @@ def make_gpu(**changes):
     }
 
 
-H200 = GpuFacts(0, "GPU-aaaa", "NVIDIA H200", 141 * GIB, "9.0", False)
+H200 = NvmlGpu(0, "GPU-aaaa", "NVIDIA H200", 141 * GIB, "9.0", False)
 
 
 def test_a_healthy_gpu_is_read_in_full():

@@ -6,7 +6,7 @@ import pytest
 
 import labkit
 from labkit.errors import UsageError
-from labkit.memory.allocator import count_cpu_tensors
+from labkit.memory.balance.read import count_cpu_tensors
 
 torch = pytest.importorskip("torch")
 nn = torch.nn

@@ -12,22 +12,22 @@ import pytest
 import torch
 
 from labkit.jupyter.explain import explain_out_of_memory
-from labkit.jupyter.live import Budget, Root, find_live_tensors, list_roots
-from labkit.memory.balance import Balance, ThisProcess
-from labkit.memory.oom import (
+from labkit.memory.balance.model import Balance, ThisProcess
+from labkit.memory.balance.read import Snapshot
+from labkit.memory.oom.live import Budget, Root, find_live_tensors, list_roots
+from labkit.memory.oom.page import (
+    AllocationFailure,
     Holder,
     LiveTensor,
     LiveTensors,
     OutOfMemoryPage,
-    Shortage,
     find_out_of_memory,
     list_figures,
     list_measures,
     list_tensors,
+    read_failure,
     read_largest_block,
-    read_shortage,
 )
-from labkit.memory.snapshot import Snapshot
 from tests.fakes.nvml import ROOT
 from tests.test_cli_memory import GPU, in_checkout
 
@@ -50,9 +50,7 @@ OUTPUT = LiveTensor(
 )
 FRAME = LiveTensor(3 * GIB, (12288, 65536), "float32", (Holder("frame", "hidden in forward()"),))
 # The example of docs/memory.md.
-PAGE = OutOfMemoryPage(
-    read_shortage(TEXT), GPU, int(1.5 * GIB), LiveTensors((MODEL, OUTPUT, FRAME))
-)
+PAGE = OutOfMemoryPage(read_failure(TEXT), GPU, int(1.5 * GIB), LiveTensors((MODEL, OUTPUT, FRAME)))
 
 
 def segment(*blocks, device=0):
@@ -84,7 +82,7 @@ def say(page):
 
 
 def test_what_the_text_says():
-    assert read_shortage(TEXT) == Shortage(
+    assert read_failure(TEXT) == AllocationFailure(
         device="cuda:0",
         asked_bytes=30 * GIB,
         total_bytes=round(79.65 * GIB),
@@ -105,7 +103,7 @@ def test_what_the_text_says():
     ids=["no figures", "bytes", "rocm", "a limit"],
 )
 def test_other_texts(text, asked, device, allowed):
-    seen = read_shortage(text)
+    seen = read_failure(text)
     assert (seen.asked_bytes, seen.device, seen.allowed_bytes) == (asked, device, allowed)
 
 
@@ -173,11 +171,13 @@ def test_the_page_as_html():
     assert "<b>out of memory on cuda:0</b>" in html
     assert "ema[&#x27;head&#x27;]" in html
     assert html.count("<li>") == len(list_measures(PAGE))
-    assert "<b>the biggest live tensors</b>" not in OutOfMemoryPage(Shortage())._repr_html_()
+    assert (
+        "<b>the biggest live tensors</b>" not in OutOfMemoryPage(AllocationFailure())._repr_html_()
+    )
 
 
 def test_a_page_about_nothing_known():
-    assert repr(OutOfMemoryPage(Shortage())) == (
+    assert repr(OutOfMemoryPage(AllocationFailure())) == (
         "out of memory on the GPU\n\n"
         "what would help, in order\n"
         "  1. a smaller batch, a smaller type (torch.autocast), or a part at a time"
@@ -185,13 +185,13 @@ def test_a_page_about_nothing_known():
 
 
 def test_unknown_figures_are_left_out():
-    page = OutOfMemoryPage(Shortage(asked_bytes=GIB, free_bytes=0))
+    page = OutOfMemoryPage(AllocationFailure(asked_bytes=GIB, free_bytes=0))
     assert list_figures(page) == [("asked for", "1.0 GiB"), ("free on the device", "0 B")]
 
 
 def test_many_tensors_are_summed_up():
     one = LiveTensor(MIB, (512, 512), "float32", (Holder("user", "x"),) * 5)
-    page = OutOfMemoryPage(Shortage(), live=LiveTensors((one,) * 11, complete=False))
+    page = OutOfMemoryPage(AllocationFailure(), live=LiveTensors((one,) * 11, complete=False))
     rows = list_tensors(page)
     assert rows[0] == ("1.0 MiB", "(512, 512) float32  x, x, x and 2 more")
     assert rows[8:] == [
@@ -242,13 +242,13 @@ def test_what_frees_enough_comes_before_what_does_not():
 )
 def test_how_to_delete_an_output(words, lines):
     held = OUTPUT._replace(holders=tuple(Holder("output", one) for one in words))
-    page = OutOfMemoryPage(Shortage(), live=LiveTensors((held, held)))
+    page = OutOfMemoryPage(AllocationFailure(), live=LiveTensors((held, held)))
     assert say(page)[0] == f"only IPython's outputs hold some of it: {lines}"
 
 
 def test_a_limit_and_graphs_that_are_kept():
     loss = LiveTensor(MIB, (512, 512), "float32", (Holder("user", "losses[0]"),), in_graph=True)
-    shortage = Shortage("cuda:0", asked_bytes=MIB, free_bytes=0, allowed_bytes=GIB)
+    shortage = AllocationFailure("cuda:0", asked_bytes=MIB, free_bytes=0, allowed_bytes=GIB)
     page = OutOfMemoryPage(shortage, live=LiveTensors((loss,)))
     assert [(one.words, one.frees_bytes) for one in list_measures(page)[:4]] == [
         ("del what is not needed any more, the biggest first: losses[0]", None),
@@ -432,15 +432,15 @@ def test_the_facts_are_put_together():
         torch=fake_torch(segment(("inactive", 300))),
         take=lambda: Snapshot((other, balance)),
     )
-    assert page == OutOfMemoryPage(read_shortage(TEXT), balance, 300, LiveTensors())
+    assert page == OutOfMemoryPage(read_failure(TEXT), balance, 300, LiveTensors())
     assert page.unheld_bytes == GIB
 
 
 def test_an_error_without_a_number_is_of_the_current_device():
     error = RuntimeError("CUDA error: out of memory")
     page = explain_out_of_memory(error, {}, torch=fake_torch(), take=lambda: Snapshot(()))
-    assert page == OutOfMemoryPage(Shortage("cuda:1"), largest_block_bytes=0)
-    assert explain_out_of_memory(error, {}) == OutOfMemoryPage(Shortage())
+    assert page == OutOfMemoryPage(AllocationFailure("cuda:1"), largest_block_bytes=0)
+    assert explain_out_of_memory(error, {}) == OutOfMemoryPage(AllocationFailure())
 
 
 def test_a_device_that_answers_nothing_any_more():

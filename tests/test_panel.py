@@ -15,10 +15,10 @@ from traitlets.config import Config
 
 import labkit
 from labkit.errors import UsageError
-from labkit.jupyter import extension, panel_cells
+from labkit.jupyter import extension
 from labkit.jupyter import panel as panel_module
 from labkit.jupyter.panel import QUIET_SECONDS, RARE_SECONDS, Panel
-from labkit.memory.marks import LISTENERS
+from labkit.memory.sample.model import LISTENERS
 from tests.fakes.sampling import (
     GIB,
     MIB,
@@ -271,7 +271,7 @@ def shell():
             host.panel.stop()
     panel_module._HOSTS.clear()
     extension.unload_ipython_extension(started)
-    panel_cells.leave_cells(started)
+    panel_module.leave_cells(started)
     InteractiveShell.clear_instance()
 
 
@@ -336,7 +336,7 @@ def test_cells_are_marked_with_their_numbers(shell):
 
 def test_cells_are_marked_by_the_numbers_an_older_ipython_counts():
     shell = types.SimpleNamespace(execution_count=7)
-    cells = panel_cells.CellSpans(shell)
+    cells = panel_module.CellSpans(shell)
     seen = []
     for _ in range(2):
         info = types.SimpleNamespace(store_history=True, raw_cell="x")

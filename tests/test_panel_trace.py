@@ -7,9 +7,9 @@ import re
 
 import pytest
 
-from labkit.jupyter.panel_output import SavedOutput, find_notebook
-from labkit.jupyter.panel_trace import Trace, round_up
-from labkit.memory.marks import MarkedSpan
+from labkit.jupyter.panel import SavedOutput, find_notebook
+from labkit.jupyter.panel_view import SeriesTrace, round_up
+from labkit.memory.sample.model import AnnotatedSpan
 from tests.fakes.sampling import GIB, MIB
 
 
@@ -18,7 +18,7 @@ def points_of(svg, colour):
 
 
 def test_a_trace_forgets_what_is_older_than_its_window():
-    trace = Trace(window_seconds=10)
+    trace = SeriesTrace(window_seconds=10)
     for second in range(100):
         count = 1000 if second == 50 else 5 + second % 2
         trace.add(float(second), {"process": count * MIB, "available": 1})
@@ -30,7 +30,7 @@ def test_a_trace_forgets_what_is_older_than_its_window():
 
 
 def test_a_level_that_stays_is_kept_as_its_two_ends():
-    trace = Trace(window_seconds=100)
+    trace = SeriesTrace(window_seconds=100)
     for second in range(500):
         trace.add(float(second), {"process": (7 if second > 450 else 5) * MIB})
     (points,) = points_of(trace.draw(499.0)[0], "#9a7fd1")
@@ -38,7 +38,7 @@ def test_a_level_that_stays_is_kept_as_its_two_ends():
 
 
 def test_of_samples_too_close_to_be_drawn_the_highest_stays():
-    trace = Trace(window_seconds=3600)
+    trace = SeriesTrace(window_seconds=3600)
     for number in range(7200):
         count = 900 if number == 5001 else 5 + number % 2
         trace.add(number / 2, {"process": count * MIB})
@@ -48,7 +48,7 @@ def test_of_samples_too_close_to_be_drawn_the_highest_stays():
 
 
 def test_a_trace_breaks_where_nothing_was_measured():
-    trace = Trace(window_seconds=60)
+    trace = SeriesTrace(window_seconds=60)
     for second, count in ((0, 1), (1, 2), (2, None), (3, 3), (4, 4), (9, 5)):
         trace.add(float(second), {} if count is None else {"used": count * MIB})
     svg, _ = trace.draw(9.0)
@@ -56,13 +56,13 @@ def test_a_trace_breaks_where_nothing_was_measured():
 
 
 def test_cells_are_bands_where_they_ran():
-    trace = Trace(window_seconds=60)
+    trace = SeriesTrace(window_seconds=60)
     trace.add(0.0, {"process": MIB})
     trace.add(60.0, {"process": MIB})
     spans = [
-        MarkedSpan("cell", "[1]", -20.0, -10.0),
-        MarkedSpan("cell", "[2]", 6.0, 12.0),
-        MarkedSpan("cell", "[3]", 54.0, None),
+        AnnotatedSpan("cell", "[1]", -20.0, -10.0),
+        AnnotatedSpan("cell", "[2]", 6.0, 12.0),
+        AnnotatedSpan("cell", "[3]", 54.0, None),
     ]
     svg, _ = trace.draw(60.0, spans)
     assert re.findall(r'<rect x="([\d.]+)" y="0" width="([\d.]+)"', svg) == [

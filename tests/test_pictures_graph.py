@@ -9,7 +9,7 @@ import torch
 
 from labkit.errors import UsageError
 from labkit.lessons.pictures import draw_graph
-from labkit.lessons.pictures.graph_layout import lay_out
+from labkit.lessons.pictures.graph import lay_out
 
 
 def cubic(x: torch.Tensor) -> torch.Tensor:

@@ -8,13 +8,13 @@ import pytest
 
 from labkit.errors import UsageError
 from labkit.host.gpu import Gpu, GpuFacts
-from labkit.launch.choose import Choice, Identity
-from labkit.launch.choose_flavor import CPU
-from labkit.launch.container import ContainerLab
+from labkit.launch.compose import ContainerLab
+from labkit.launch.flavor import CPU
 from labkit.launch.local import LocalLab
 from labkit.launch.plan import HostFacts, make_plan, probe_host
+from labkit.launch.progress import Steps
+from labkit.launch.runtime import Choice, Identity
 from labkit.launch.settings import Settings
-from labkit.launch.steps import Steps
 from labkit.launch.up import announce
 from tests.fakes.gpu_hosts import docker_host
 from tests.fakes.host import (

@@ -10,9 +10,9 @@ import pytest
 
 import labkit
 from labkit.errors import UsageError
-from labkit.memory import sampler as sampler_module
-from labkit.memory.sampler import MemorySampler
-from labkit.memory.sparkline import BARS
+from labkit.memory.sample import sampler as sampler_module
+from labkit.memory.sample.sampler import MemorySampler
+from labkit.memory.sample.view import BARS
 from tests.fakes.sampling import (
     GIB,
     MIB,

@@ -6,7 +6,7 @@ import socket
 
 import pytest
 
-from labkit.host.ports import find_free_port, is_port_free
+from labkit.host.machine import find_free_port, is_port_free
 
 
 @pytest.fixture

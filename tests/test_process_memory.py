@@ -9,9 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from labkit.commands import CommandResult
-from labkit.memory import process
-from labkit.memory.process import (
+from labkit.memory.balance import process
+from labkit.memory.balance.process import (
     has_loaded,
     read_command,
     read_peak_bytes,
@@ -19,6 +18,7 @@ from labkit.memory.process import (
     reset_peak,
     sees_host_ids,
 )
+from labkit.process import CommandResult
 from tests.fakes.pages import hold_pages
 
 MIB = 2**20
@@ -84,7 +84,7 @@ def test_without_proc_the_figure_is_that_of_ps(tmp_path, monkeypatch, answer, ex
         asked.append(arguments)
         return answer
 
-    monkeypatch.setattr("labkit.commands.run_command", play)
+    monkeypatch.setattr("labkit.process.run_command", play)
     assert read_resident_bytes(77, proc=tmp_path / "none") == expected
     assert asked == [["ps", "-o", "rss=", "-p", "77"]]
 

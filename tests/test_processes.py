@@ -9,9 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from labkit.launch import processes
-from labkit.launch.health import wait_until
-from labkit.launch.processes import is_running, read_start, start_in_background, stop_process
+from labkit.launch import server
+from labkit.launch.server import (
+    is_running,
+    read_start,
+    start_in_background,
+    stop_process,
+    wait_until,
+)
 from labkit.launch.state import LabHandle
 from tests.fakes.host import FakeRunner, says
 
@@ -123,8 +128,8 @@ def test_a_name_with_brackets_and_spaces_is_read_past(tmp_path, start):
 
 
 def test_where_there_is_no_proc_ps_is_asked(monkeypatch, tmp_path):
-    monkeypatch.setattr(processes, "Path", lambda path: tmp_path / "nothing")
+    monkeypatch.setattr(server, "Path", lambda path: tmp_path / "nothing")
     ps = FakeRunner({"ps": says("Mon Nov 23 05:00:00 2026")})
-    monkeypatch.setattr(processes, "run_command", ps)
+    monkeypatch.setattr(server, "run_command", ps)
     assert read_start(4711) == "Mon Nov 23 05:00:00 2026"
     assert ps.calls == ["ps -o lstart= -p 4711"]

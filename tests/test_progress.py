@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from labkit.errors import LabkitError
-from labkit.lessons.files import Disk
+from labkit.files import Disk
 from labkit.lessons.progress import Standing, find_workspace, read_progress, record_attempt
 
 NOON = datetime(2026, 11, 23, 12, tzinfo=timezone.utc)

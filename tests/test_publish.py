@@ -10,7 +10,7 @@ import pytest
 from labkit.cli import main
 from labkit.errors import EngineError, ExitCode
 from labkit.launch import image, publish
-from labkit.launch.builds import find_build
+from labkit.launch.build import find_build
 from labkit.launch.publish import BuiltImage, describe_built, find_engine
 from labkit.launch.settings import Settings
 from tests.fakes.host import DOCKER_INFO, make_checkout, write_program
@@ -113,7 +113,7 @@ def test_the_variable_names_the_image_where_no_option_does(docker, monkeypatch):
 
 
 @pytest.mark.usefixtures("checkout")
-@pytest.mark.parametrize("command", ["build", "sbom"])
+@pytest.mark.parametrize("command", ["build"])
 @pytest.mark.parametrize(
     ("words", "what"),
     [

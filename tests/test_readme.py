@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from labkit.cli import FAMILIES
-from labkit.doctor.signs import SIGNS
+from labkit.known_errors import KNOWN_ERRORS
 from labkit.lessons.catalog import find_labs
 from labkit.lessons.gate import count_lab
 
@@ -72,4 +72,4 @@ def test_every_local_link_leads_somewhere():
 
 
 def test_the_doctors_signs_are_counted():
-    assert f"it knows {len(SIGNS)} signs of trouble" in README
+    assert f"it knows {len(KNOWN_ERRORS)} signs of trouble" in README

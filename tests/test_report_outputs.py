@@ -6,11 +6,11 @@ import json
 
 import pytest
 
-from labkit.runner.report.markup import clean_text, escape, escape_block
-from labkit.runner.report.outputs import Piece, read_cells
-from labkit.runner.report.page import Pieces
-from labkit.runner.report.plots import Column, Line, choose_scale, draw_columns, draw_lines
-from labkit.runner.report.sanitize import clean_html, clean_style
+from labkit.charts import Column, Line, choose_scale, draw_columns, draw_lines
+from labkit.notebooks.report.outputs import Piece, read_cells
+from labkit.notebooks.report.page import Pieces
+from labkit.notebooks.report.sanitize import clean_html, clean_style
+from labkit.render import clean_text, escape, escape_block
 from tests.fakes.runs import code, markdown, prints, shows
 
 PIXEL = "R0lGODlhAQABAAAAACwAAAAAAQABAAA="

@@ -7,8 +7,9 @@ import json
 
 import pytest
 
-from labkit.runner.recorder import CellEvent
-from labkit.runner.result import (
+from labkit.notebooks.console import RunProgress, format_cell, format_summary
+from labkit.notebooks.recorder import CellEvent
+from labkit.notebooks.result import (
     CellMemory,
     CellResult,
     CheckOutcome,
@@ -23,7 +24,6 @@ from labkit.runner.result import (
     collect_claims,
     describe_run,
 )
-from labkit.runner.show import Progress, format_cell, format_summary
 
 
 def make_run(*statuses):
@@ -294,7 +294,7 @@ def terminal(monkeypatch):
 
 def test_without_a_terminal_a_cell_is_one_line_when_it_ends():
     stream = io.StringIO()
-    progress = Progress(stream)
+    progress = RunProgress(stream)
     progress.show_event(START)
     progress.show_event(LATER)
     assert stream.getvalue() == ""
@@ -303,7 +303,7 @@ def test_without_a_terminal_a_cell_is_one_line_when_it_ends():
 
 
 def test_on_a_terminal_the_line_stands_and_goes_on_while_the_cell_runs(terminal):
-    progress = Progress(terminal, columns=120)
+    progress = RunProgress(terminal, columns=120)
     progress.show_event(START)
     assert terminal.getvalue() == OVER + format_cell(START)
     progress.show_event(LATER)
@@ -316,7 +316,7 @@ def test_on_a_terminal_the_line_stands_and_goes_on_while_the_cell_runs(terminal)
 
 
 def test_a_line_that_stands_never_wraps(terminal):
-    Progress(terminal, columns=20).show_event(START)
+    RunProgress(terminal, columns=20).show_event(START)
     assert terminal.getvalue() == OVER + format_cell(START, 20)[:19]
 
 
@@ -332,7 +332,7 @@ def test_where_lines_cannot_stand_they_are_written_when_cells_end(
     terminal, monkeypatch, jobs, term
 ):
     monkeypatch.setenv("TERM", term)
-    progress = Progress(terminal, jobs=jobs)
+    progress = RunProgress(terminal, jobs=jobs)
     progress.show_event(START)
     progress.show_event(END)
     assert terminal.getvalue() == format_cell(END) + "\n"

@@ -16,13 +16,13 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
 from labkit.cli import print_json
-from labkit.runner.crew import run_notebooks
-from labkit.runner.execute import RunOptions
-from labkit.runner.result import NotebookResult, RunResult, describe_run
-from labkit.runner.sources import find_source, load_notebook
+from labkit.notebooks.execute import RunOptions
+from labkit.notebooks.result import NotebookResult, RunResult, describe_run
+from labkit.notebooks.schedule import run_notebooks
+from labkit.notebooks.sources import find_source, load_notebook
 from tests.notebooks import FOLDER
 
-SCHEMA = json.loads((FOLDER.parents[1] / "labkit/runner/result.schema.json").read_text())
+SCHEMA = json.loads((FOLDER.parents[1] / "labkit/notebooks/result.schema.json").read_text())
 SOUND = [
     "figure.ipynb",
     "gallery_script.py",

@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 from nbformat.v4 import new_code_cell
 
-from labkit.runner.crew import run_notebooks
-from labkit.runner.execute import RunOptions
-from labkit.runner.kernel import find_marked
-from labkit.runner.sources import Source
+from labkit.notebooks.execute import RunOptions
+from labkit.notebooks.kernel import find_marked
+from labkit.notebooks.schedule import run_notebooks
+from labkit.notebooks.sources import Source
 from tests.notebooks import SPAWN, is_gone, make_file, make_notebook, read_pids, run_cells
 
 ROOT = Path(__file__).parents[1]

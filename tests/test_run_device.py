@@ -6,9 +6,9 @@ import pytest
 
 from labkit.devices.detect import Detection, Device
 from labkit.errors import DeviceMissingError, UsageError
-from labkit.runner.device import DeviceChoice, choose_device
-from labkit.runner.environment import read_environment
-from labkit.runner.oom import advise, is_out_of_memory, read_balance
+from labkit.notebooks.recorder import advise, is_out_of_memory, read_balance
+from labkit.notebooks.result import read_environment
+from labkit.notebooks.schedule import DeviceChoice, choose_device
 
 CPU = Device("cpu", "cpu", "a CPU", total_bytes=64 * 2**30, limit_bytes=8 * 2**30)
 LOST = Device("cuda", None, "H", trouble="the GPU is lost")

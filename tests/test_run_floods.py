@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import resource
 
-from labkit.runner.floods import HEAD_BYTES, RICH_BYTES, TAIL_BYTES, OutputLimit, shorten
+from labkit.notebooks.output_limits import HEAD_BYTES, RICH_BYTES, TAIL_BYTES, OutputLimit, shorten
 from tests.notebooks import run_cells
 
 MIB = 2**20

@@ -11,8 +11,8 @@ import nbformat
 import pytest
 
 from labkit.errors import UsageError
-from labkit.runner.folder import RunFolder, make_run_folder, write_whole
-from labkit.runner.result import CellResult, NotebookResult, RunResult
+from labkit.notebooks.folder import RunFolder, make_run_folder, write_whole
+from labkit.notebooks.result import CellResult, NotebookResult, RunResult
 from tests.notebooks import make_notebook
 
 NOON = datetime(2026, 11, 23, 12, 0, 0)

@@ -9,10 +9,9 @@ import sys
 
 import pytest
 
-from labkit.runner.cuda_probe import CudaProbe, DeviceState, read_answer
-from labkit.runner.meter import HIGH_WATER_MARK, INTERVAL_SECONDS, Meter
-from labkit.runner.result import CellMemory, CudaMemory
-from labkit.runner.timeline import Timeline
+from labkit.notebooks.cuda_probe import CudaProbe, DeviceState, read_answer
+from labkit.notebooks.meter import HIGH_WATER_MARK, INTERVAL_SECONDS, Meter, Timeline
+from labkit.notebooks.result import CellMemory, CudaMemory
 from tests.notebooks import make_notebook, run_cells
 
 MIB = 2**20
@@ -52,8 +51,8 @@ def sleeper():
 
 
 def test_without_a_high_water_mark_the_highest_sample_counts_and_it_says_so(monkeypatch, sleeper):
-    monkeypatch.setattr("labkit.runner.meter.reset_peak", lambda process_id: False)
-    monkeypatch.setattr("labkit.runner.meter.read_resident_bytes", Readings(10, 30, 20))
+    monkeypatch.setattr("labkit.notebooks.meter.reset_peak", lambda process_id: False)
+    monkeypatch.setattr("labkit.notebooks.meter.read_resident_bytes", Readings(10, 30, 20))
     meter = Meter()
     meter._process_id = sleeper.pid  # sampled by hand, not by the clock
     meter.begin_cell()
@@ -63,8 +62,8 @@ def test_without_a_high_water_mark_the_highest_sample_counts_and_it_says_so(monk
 
 
 def test_a_mark_that_the_cell_reset_itself_hides_no_sample(monkeypatch, sleeper):
-    monkeypatch.setattr("labkit.runner.meter.read_peak_bytes", lambda process_id: 15)
-    monkeypatch.setattr("labkit.runner.meter.read_resident_bytes", Readings(10, 30, 12))
+    monkeypatch.setattr("labkit.notebooks.meter.read_peak_bytes", lambda process_id: 15)
+    monkeypatch.setattr("labkit.notebooks.meter.read_resident_bytes", Readings(10, 30, 12))
     meter = Meter()
     meter._process_id = sleeper.pid
     meter.begin_cell()

@@ -9,9 +9,9 @@ import textwrap
 import pytest
 
 from labkit.jupyter.explain import explain_last_error
-from labkit.runner.oom import PAGE_CHARACTERS, explain_in_kernel, read_page
-from labkit.runner.report import write_report
-from labkit.runner.show import format_summary
+from labkit.notebooks.console import format_summary
+from labkit.notebooks.recorder import PAGE_CHARACTERS, explain_in_kernel, read_page
+from labkit.notebooks.report import write_report
 from tests.fakes.runs import make_notebook, make_result, write_run
 from tests.notebooks import run_cells
 from tests.test_oom_page import TEXT

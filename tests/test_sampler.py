@@ -13,8 +13,8 @@ import pytest
 
 import labkit
 from labkit.errors import LabkitError, UsageError
-from labkit.memory.marks import LISTENERS, MarkedSpan
-from labkit.memory.sampler import MemorySampler, find_latest, sample_memory
+from labkit.memory.sample.model import LISTENERS, AnnotatedSpan
+from labkit.memory.sample.sampler import MemorySampler, find_latest, sample_memory
 from tests.fakes.nvml import GIB as SCRIPT_GIB
 from tests.fakes.nvml import MIB as SCRIPT_MIB
 from tests.fakes.nvml import ROOT, PlayedHost, build_driver, script_driver, script_gpu
@@ -266,8 +266,8 @@ def played(tmp_path_factory):
 
 
 ON_DRIVER = """
-from labkit.memory.sampler import MemorySampler
-from labkit.memory.levels import LevelReader
+from labkit.memory.sample.sampler import MemorySampler
+from labkit.memory.sample.levels import LevelReader
 clock = iter(range(1000)).__next__
 sampler = MemorySampler(1.0, reader=LevelReader(processes=True, clock=lambda: 0.0), clock=clock)
 for _ in range(6):
@@ -371,4 +371,4 @@ def test_a_span_still_open_has_no_end():
     with sampler:
         mark = sampler.mark("open")
         mark.__enter__()
-        assert sampler.spans[0] == MarkedSpan("mark", "open", sampler.spans[0].begin, None)
+        assert sampler.spans[0] == AnnotatedSpan("mark", "open", sampler.spans[0].begin, None)

@@ -6,7 +6,7 @@ import socket
 
 import pytest
 
-from labkit.launch.health import wait_until
+from labkit.launch.server import wait_until
 from tests.servers import LabServer
 
 

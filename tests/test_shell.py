@@ -7,8 +7,7 @@ import types
 
 import pytest
 
-from labkit.memory.frames import Frame
-from labkit.memory.shell import find_shell, name_cell
+from labkit.memory.track.frames import Frame, find_shell, name_cell
 
 CELL = Frame("<ipython-input-7-abc>", 2, "<module>")
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from labkit.doctor.distribution import Distribution, Fix
-from labkit.doctor.explain import explain_text, format_explanation
-from labkit.doctor.signs import SIGNS
-from labkit.doctor.signs.sign import CERTAINTIES, Sign
+from labkit.host.distribution import Distribution, Fix
+from labkit.known_errors import KNOWN_ERRORS
+from labkit.known_errors.match import explain_text, format_explanation
+from labkit.known_errors.model import CERTAINTIES, KnownError
 from tests.fakes.error_texts import FACTS, ORDINARY, TEXTS
 
 
@@ -51,23 +51,23 @@ def test_a_text_is_known_in_the_middle_of_a_wrapped_and_coloured_log(name, text)
 
 
 def test_every_sign_has_a_real_text():
-    assert {name for name, _ in TEXTS} == {sign.name for sign in SIGNS}
+    assert {name for name, _ in TEXTS} == {sign.name for sign in KNOWN_ERRORS}
 
 
 def test_names_are_single_and_what_a_sign_brings_is_known():
-    known = [sign.name for sign in SIGNS]
+    known = [sign.name for sign in KNOWN_ERRORS]
     assert len(set(known)) == len(known)
-    assert {name for sign in SIGNS for name in sign.brings} <= set(known)
+    assert {name for sign in KNOWN_ERRORS for name in sign.brings} <= set(known)
 
 
 def test_no_sign_brings_itself_about():
-    left = {sign.name: set(sign.brings) for sign in SIGNS}
+    left = {sign.name: set(sign.brings) for sign in KNOWN_ERRORS}
     while roots := set(left) - set().union(*left.values()):
         left = {name: brings for name, brings in left.items() if name not in roots}
     assert left == {}  # what is left stands in a circle
 
 
-@pytest.mark.parametrize("sign", SIGNS, ids=lambda sign: sign.name)
+@pytest.mark.parametrize("sign", KNOWN_ERRORS, ids=lambda sign: sign.name)
 def test_each_sign_says_all_it_must(sign):
     assert sign.cause and not sign.cause.endswith(".")
     assert sign.fix.anywhere
@@ -211,6 +211,6 @@ def test_an_explanation_as_a_person_reads_it():
 
 
 def test_a_sign_of_ones_own_serves_too():
-    sign = Sign("tea", (r"teapot \d+",), "it is a teapot", Fix("make coffee"))
+    sign = KnownError("tea", (r"teapot \d+",), "it is a teapot", Fix("make coffee"))
     found = explain_text("I am\na teapot   418", (sign,)).first
     assert (found.sign.name, found.line_number) == ("tea", 2)

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from labkit.doctor.distribution import UNKNOWN, Distribution
-from labkit.doctor.explain import explain_text, format_explanation
-from labkit.doctor.signs import SIGNS
+from labkit.host.distribution import UNKNOWN, Distribution
+from labkit.known_errors import KNOWN_ERRORS
+from labkit.known_errors.match import explain_text, format_explanation
 
 LOGS = {
     "a build behind an inspecting proxy": (
@@ -198,7 +198,7 @@ def test_causes_stand_above_what_they_bring_whatever_the_order_of_the_log(logs):
 
 @pytest.mark.parametrize("family", [None, "debian", "ubuntu", "fedora", "suse", "arch", "alpine"])
 def test_every_sign_has_a_command_for_every_distribution(family):
-    for sign in SIGNS:
+    for sign in KNOWN_ERRORS:
         assert sign.fix.on(Distribution("any", family)).strip()
 
 

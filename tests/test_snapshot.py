@@ -7,18 +7,19 @@ from types import SimpleNamespace
 
 import pytest
 
-from labkit.devices.cgroup import read_room
-from labkit.devices.gpu_memory import GpuMemory, GpuProcess, MemoryAnswer
-from labkit.devices.nvml import Trouble
-from labkit.memory import allocator
-from labkit.memory.allocator import AllocatorFacts, count_cpu_tensors, read_allocators
-from labkit.memory.balance import (
-    Balance,
-    ThisProcess,
-    list_terms,
+from labkit.devices.cpu import read_room
+from labkit.devices.nvml import GpuMemory, GpuProcess, MemoryAnswer, Trouble
+from labkit.memory.balance import read
+from labkit.memory.balance.model import Balance, ThisProcess, list_terms
+from labkit.memory.balance.process import MachineMemory, read_machine_memory
+from labkit.memory.balance.read import (
+    AllocatorFacts,
+    Observer,
+    count_cpu_tensors,
+    join_memory,
+    read_allocators,
+    take_snapshot,
 )
-from labkit.memory.machine import MachineMemory, read_machine_memory
-from labkit.memory.snapshot import Observer, join_memory, take_snapshot
 
 GIB, MIB = 2**30, 2**20
 ME = 4321
@@ -379,12 +380,12 @@ def test_cpu_tensors_are_counted_by_storage():
 
 def test_tensors_are_unknown_while_torch_is_being_imported(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", SimpleNamespace())
-    assert allocator.count_cpu_tensors() is None
+    assert read.count_cpu_tensors() is None
 
 
 def test_without_torch_there_are_no_tensors(monkeypatch):
     monkeypatch.delitem(sys.modules, "torch", raising=False)
-    assert allocator.count_cpu_tensors() == 0
+    assert read.count_cpu_tensors() == 0
 
 
 def test_this_machine_is_told():

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import labkit
-from labkit.memory.balance import (
+from labkit.memory.balance.model import (
     Balance,
     DeviceProcess,
     Term,
@@ -20,9 +20,8 @@ from labkit.memory.balance import (
     divide_bar,
     round_together,
 )
-from labkit.memory.picture import draw_balance, draw_snapshot
-from labkit.memory.snapshot import Snapshot
-from labkit.memory.text import format_snapshot
+from labkit.memory.balance.read import Snapshot
+from labkit.memory.balance.view import draw_balance, draw_snapshot, format_snapshot
 
 GIB, MIB = 2**30, 2**20
 ME = 4321
@@ -192,8 +191,8 @@ def test_ipython_shows_the_text_and_not_a_tuple():
 
 
 CALLS = {
-    "the name first": "import labkit\nlabkit.memory()\nimport labkit.memory.snapshot\n",
-    "the package first": "import labkit.memory.snapshot\nimport labkit\n",
+    "the name first": "import labkit\nlabkit.memory()\nimport labkit.memory.balance.read\n",
+    "the package first": "import labkit.memory.balance.read\nimport labkit\n",
     "imported by name": "from labkit import memory\nassert memory() is not None\nimport labkit\n",
     "the tracker first": "from labkit import track_memory\nimport labkit\n",
 }
@@ -204,7 +203,7 @@ def test_labkit_memory_is_function_and_package_in_any_order(before):
     after = (
         "import sys\nassert labkit.memory().balances[-1].kind == 'cpu'\n"
         "assert labkit.memory is sys.modules['labkit.memory']\n"
-        "from labkit.memory.snapshot import Snapshot\n"
+        "from labkit.memory.balance.read import Snapshot\n"
         "assert isinstance(labkit.memory(), Snapshot)\n"
         "assert 'torch' not in sys.modules\n"
     )
@@ -213,4 +212,4 @@ def test_labkit_memory_is_function_and_package_in_any_order(before):
 
 def test_the_exports_are_there():
     assert {"memory", "track_memory"} <= set(labkit.__all__)
-    assert labkit.track_memory.__module__ == "labkit.memory.track"
+    assert labkit.track_memory.__module__ == "labkit.memory.track.tracker"

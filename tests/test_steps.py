@@ -8,8 +8,8 @@ import threading
 
 import pytest
 
-from labkit.launch import steps as steps_module
-from labkit.launch.steps import Step, Steps
+from labkit.launch import progress as steps_module
+from labkit.launch.progress import Step, Steps
 
 CLEAR = "\r\x1b[K"
 

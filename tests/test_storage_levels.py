@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from labkit.memory.frames import Frame, find_user_frames, is_user_file
-from labkit.memory.storage_levels import KINDS, Level, LineUse, Storage, sum_kinds, sum_lines
+from labkit.memory.track.frames import Frame, find_user_frames, is_user_file
+from labkit.memory.track.model import CATEGORIES, Level, LineUse, Storage, sum_categories, sum_lines
 
 FIRST, SECOND = Frame("/home/me/train.py", 3, "step"), Frame("/home/me/train.py", 9, "step")
 
@@ -79,8 +79,8 @@ def test_what_was_live_at_the_peak_adds_up_to_it(moves):
 
 
 def test_sums_by_kind_name_every_kind():
-    sums = sum_kinds([hold(1, 5, "inputs"), hold(2, 7, "inputs"), hold(3, 1, "gradients")])
-    assert tuple(sums) == KINDS
+    sums = sum_categories([hold(1, 5, "inputs"), hold(2, 7, "inputs"), hold(3, 1, "gradients")])
+    assert tuple(sums) == CATEGORIES
     assert (sums["inputs"], sums["gradients"], sums["other"]) == (12, 1, 0)
 
 

@@ -11,9 +11,9 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from labkit.errors import LabkitError
-from labkit.memory.storage_levels import sum_kinds, sum_lines
-from labkit.memory.storages import StorageTracer
-from labkit.memory.track import track_memory
+from labkit.memory.track.model import sum_categories, sum_lines
+from labkit.memory.track.storages import StorageTracer
+from labkit.memory.track.tracker import track_memory
 from tests.fakes.models import MODELS, OPTIMIZERS, make_training, run_twice
 
 CASES = [(model, optimizer) for model in MODELS for optimizer in OPTIMIZERS]
@@ -21,7 +21,7 @@ CASES = [(model, optimizer) for model in MODELS for optimizer in OPTIMIZERS]
 
 def list_kinds(tracer):
     """Bytes by kind at the peak on the CPU, without the kinds that hold nothing."""
-    sums = sum_kinds(tracer.levels["cpu"].list_at_peak())
+    sums = sum_categories(tracer.levels["cpu"].list_at_peak())
     return {kind: held for kind, held in sums.items() if held}
 
 

@@ -7,9 +7,9 @@ import io
 import pytest
 
 from labkit.errors import EngineError
-from labkit.launch import tools as tools_module
-from labkit.launch.steps import Steps
-from labkit.launch.tools import prepare_tools
+from labkit.launch import dev as tools_module
+from labkit.launch.dev import prepare_tools
+from labkit.launch.progress import Steps
 from tests.fakes.host import make_checkout, write_program
 
 # Plays the Python that makes the environment, whose pip does what the case says.

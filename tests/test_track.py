@@ -11,11 +11,11 @@ import pytest
 
 import labkit
 from labkit.errors import LabkitError, UsageError
-from labkit.memory.blocks import Span
-from labkit.memory.frames import Frame
-from labkit.memory.storage_levels import KINDS, LineUse, sum_kinds
-from labkit.memory.storages import StorageTracer
-from labkit.memory.track import Breakdown, MemoryTracker, MemoryUse, track_memory
+from labkit.memory.track.counters import BlockSpan
+from labkit.memory.track.frames import Frame
+from labkit.memory.track.model import CATEGORIES, LineUse, sum_categories
+from labkit.memory.track.storages import StorageTracer
+from labkit.memory.track.tracker import Breakdown, MemoryTracker, MemoryUse, track_memory
 from tests.fakes.counters import FakeDevice, track
 
 MIB = 2**20
@@ -44,10 +44,10 @@ def test_the_decorator_measures_each_call_and_keeps_the_functions_ways():
 
     assert work.last_use is None
     assert work(4) == 8
-    assert work.last_use.spans == (Span("cuda:0", 0, 4, 4),)
+    assert work.last_use.spans == (BlockSpan("cuda:0", 0, 4, 4),)
     with pytest.raises(ValueError, match="no more"):
         work(1, back=True)
-    assert work.last_use.spans == (Span("cuda:0", 4, 5, 5),)
+    assert work.last_use.spans == (BlockSpan("cuda:0", 4, 5, 5),)
     assert (work.__name__, work.__doc__) == ("work", "Takes some.")
 
 
@@ -62,7 +62,7 @@ def test_a_decorated_function_may_call_itself():
         gpu.take(-10)
 
     descend(3)
-    assert descend.last_use.spans == (Span("cuda:0", 0, 40, 0),)
+    assert descend.last_use.spans == (BlockSpan("cuda:0", 0, 40, 0),)
 
 
 def test_what_a_decorator_cannot_measure_is_refused():
@@ -93,7 +93,7 @@ def test_a_device_without_exact_peaks_is_refused(device):
 
 def test_the_figures_as_text():
     use = MemoryUse(
-        1.234, (Span("cuda:0", MIB, 3 * MIB, MIB // 2), Span("process", 0, None, 2 * MIB))
+        1.234, (BlockSpan("cuda:0", MIB, 3 * MIB, MIB // 2), BlockSpan("process", 0, None, 2 * MIB))
     )
     assert str(use) == (
         "cuda:0: peak 3.0 MiB (+2.0 MiB), change -512.0 KiB\n"
@@ -167,7 +167,7 @@ def test_the_peak_is_split_by_what_it_was_for():
     with track_memory("cpu", kinds=True) as tracked:
         step()
     weights = 100 * 50 * 4
-    assert tuple(tracked.kinds) == KINDS
+    assert tuple(tracked.kinds) == CATEGORIES
     assert tracked.kinds["parameters"] == tracked.kinds["gradients"] == weights
     assert tracked.kinds["inputs"] == 8 * 100 * 4
     assert tracked.kinds["optimizer"] >= 2 * weights
@@ -182,7 +182,7 @@ def test_the_kinds_are_those_of_the_tracer_and_the_peak_is_the_profilers():
     with StorageTracer() as tracer:
         step()
     level = tracer.levels["cpu"]
-    assert tracked.kinds == sum_kinds(level.list_at_peak())
+    assert tracked.kinds == sum_categories(level.list_at_peak())
     # The profiler counts from the block's beginning; and what operators take within themselves.
     added = level.peak_bytes - level.before_bytes
     assert added <= tracked.use.find_span("tensors").peak_bytes <= added + 2048
@@ -205,7 +205,7 @@ def test_the_lines_that_allocated_most_are_told():
 
 
 def test_the_breakdown_as_text():
-    kinds = dict.fromkeys(KINDS, 0) | {"parameters": 3 * MIB, "inputs": 1024}
+    kinds = dict.fromkeys(CATEGORIES, 0) | {"parameters": 3 * MIB, "inputs": 1024}
     lines = (LineUse(Frame("/a/b.py", 7, "f"), 2 * MIB, 3), LineUse(None, MIB, 1))
     use = MemoryUse(1.0, (), (Breakdown("cpu", 3 * MIB + 1024, kinds, lines),))
     assert str(use) == (

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
+from labkit.devices.self_test import find_compiler_gap, run_steps
 from labkit.devices.torch_devices import (
-    TorchBuild,
+    InstalledTorch,
     TorchDevice,
     has_kernels,
     read_torch_devices,
 )
-from labkit.devices.trials import find_compiler_gap, run_steps
-from labkit.devices.verdicts import read_events
+from labkit.devices.verify import read_events
 from tests.fakes.played_torch import NO_GPUS, install_torch, make_torch
 
 ROOT = Path(__file__).parents[1]
@@ -32,7 +32,7 @@ def run_trial(folder, *words, **script):
     """A trial in a Python of its own, whose torch is played."""
     install_torch(folder)
     return subprocess.run(
-        [sys.executable, "-m", "labkit.devices.trials", *words],
+        [sys.executable, "-m", "labkit.devices.self_test", *words],
         env={"PYTHONPATH": f"{folder}:{ROOT}", "FAKE_TORCH": json.dumps(script), "PATH": ""},
         capture_output=True,
         text=True,
@@ -51,7 +51,7 @@ def take_steps(gpu, **script):
 @pytest.fixture
 def compilers(monkeypatch):
     """A machine with everything that torch.compile needs."""
-    monkeypatch.setattr("labkit.devices.trials.find_compiler_gap", lambda torch, device: None)
+    monkeypatch.setattr("labkit.devices.self_test.find_compiler_gap", lambda torch, device: None)
 
 
 @pytest.mark.usefixtures("compilers")
@@ -165,7 +165,7 @@ def test_what_compiling_needs_and_lacks(device, capability, find, find_module, e
 
 def test_a_compile_without_a_compiler_is_skipped_with_the_reason(monkeypatch):
     reason = "there is no C compiler (gcc) here"
-    monkeypatch.setattr("labkit.devices.trials.find_compiler_gap", lambda torch, device: reason)
+    monkeypatch.setattr("labkit.devices.self_test.find_compiler_gap", lambda torch, device: reason)
     assert take_steps({})[-1] == {"step": "compile", "skipped": reason}
 
 
@@ -200,7 +200,7 @@ def test_what_libraries_print_is_no_event(tmp_path):
         "import os\nprint('{\"devices\": 1}')\nos.system('echo 7')\n" + start.read_text()
     )
     done = subprocess.run(
-        [sys.executable, "-m", "labkit.devices.trials", "list", "30"],
+        [sys.executable, "-m", "labkit.devices.self_test", "list", "30"],
         env={"PYTHONPATH": f"{tmp_path}:{ROOT}", "FAKE_TORCH": "{}", "PATH": "/bin:/usr/bin"},
         capture_output=True,
         text=True,
@@ -212,7 +212,7 @@ def test_what_libraries_print_is_no_event(tmp_path):
     assert [device["torch_name"] for device in facts["devices"]] == ["cpu"]
 
 
-BUILT = TorchBuild("2.13.0+cu130", "13.0")
+BUILT = InstalledTorch("2.13.0+cu130", "13.0")
 
 
 def test_torch_tells_its_devices_the_cpu_last():
@@ -288,7 +288,7 @@ def test_the_real_torch_tells_of_the_cpu():
 
 def test_the_real_cpu_allocates_and_computes(monkeypatch):
     torch = pytest.importorskip("torch")
-    monkeypatch.setattr("labkit.devices.trials.find_compiler_gap", lambda torch, device: "short")
+    monkeypatch.setattr("labkit.devices.self_test.find_compiler_gap", lambda torch, device: "short")
     events = []
     run_steps(torch, "cpu", events.append, iter(range(99)).__next__)
     assert [event["step"] for event in events] == ["allocate", "compute", "compile"]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import labkit
-from labkit.units import format_bytes, format_clock, format_seconds, near_match
+from labkit.text import format_bytes, format_clock, format_seconds, near_match
 
 PACKAGE = Path(labkit.__file__).parent
 
@@ -31,7 +31,7 @@ def test_the_examples_in_docstrings_hold(name):
 
 
 def test_examples_are_found_where_they_are():
-    assert {"labkit.units", "labkit.errors", "labkit.launch.locks"} <= set(
+    assert {"labkit.text", "labkit.errors", "labkit.launch.dev"} <= set(
         find_modules_with_examples()
     )
 

@@ -10,15 +10,15 @@ import pytest
 
 from labkit.errors import EngineError, LabkitError, TimedOutError, UsageError
 from labkit.launch import up
-from labkit.launch.choose import Choice
-from labkit.launch.choose_flavor import CPU, Flavor
-from labkit.launch.container import PortTakenError
-from labkit.launch.health import wait_until
+from labkit.launch.compose import PortTakenError
+from labkit.launch.flavor import CPU, Flavor
 from labkit.launch.plan import Plan
+from labkit.launch.progress import Steps
+from labkit.launch.runtime import Choice
+from labkit.launch.server import wait_until
 from labkit.launch.settings import Settings
 from labkit.launch.state import LabHandle, LabState, read_state, write_state
 from labkit.launch.status import LabStatus
-from labkit.launch.steps import Steps
 from labkit.launch.up import choose_port, describe_urls, find_running, launch, start_lab
 from tests.fakes.host import ADA, make_checkout
 

@@ -6,13 +6,20 @@ import json
 
 import pytest
 
-from labkit.commands import CommandResult
 from labkit.devices.detect import Device
-from labkit.devices.torch_devices import TorchBuild, TorchDevice, TorchFacts
-from labkit.devices.verdicts import Advice, explain_end, judge_trial, judge_unlisted, read_events
-from labkit.devices.verify import find_unlisted, match_devices
+from labkit.devices.torch_devices import InstalledTorch, TorchDevice, TorchFacts
+from labkit.devices.verify import (
+    Advice,
+    explain_end,
+    find_unlisted,
+    judge_trial,
+    judge_unlisted,
+    match_devices,
+    read_events,
+)
+from labkit.process import CommandResult
 
-BUILD = TorchBuild("2.13.0+cu130", "13.0")
+BUILD = InstalledTorch("2.13.0+cu130", "13.0")
 CPU = Device("cpu", "cpu", "AMD EPYC")
 TORCH_CPU = TorchDevice("cpu")
 GPU = Device("cuda", None, "NVIDIA H200", "GPU-0a1b", driver="580.95.05", cuda="13.0")
@@ -166,7 +173,7 @@ def test_an_end_without_words_is_still_told():
         pytest.param(GPU, None, {}, "no torch", "pip", True, id="torch does not import"),
         pytest.param(
             GPU,
-            NOTHING._replace(build=TorchBuild("2.13.0+cpu"), refusal=None),
+            NOTHING._replace(build=InstalledTorch("2.13.0+cpu"), refusal=None),
             {},
             "torch 2.13.0+cpu is a CPU build",
             None,
@@ -256,7 +263,7 @@ def test_an_end_without_words_is_still_told():
         ),
         pytest.param(
             Device("rocm", None, "AMD"),
-            TorchFacts(TorchBuild("2.13.0+rocm7.1", hip="7.1"), (TORCH_CPU,)),
+            TorchFacts(InstalledTorch("2.13.0+rocm7.1", hip="7.1"), (TORCH_CPU,)),
             {"HIP_VISIBLE_DEVICES": "-1"},
             "it is hidden by HIP_VISIBLE_DEVICES='-1'",
             "unset HIP_VISIBLE_DEVICES",

@@ -15,11 +15,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from labkit import files
 from labkit.errors import LabkitError
-from labkit.lessons import files
+from labkit.files import Disk, hold_lock, place_new
 from labkit.lessons.catalog import Lab, listed_labs
-from labkit.lessons.contents import read_digest
-from labkit.lessons.files import Disk, hold_lock, place_new
+from labkit.lessons.notebooks import read_digest
 from labkit.lessons.workspace import LabUpdate, Update, reset_lab, update_workspace
 from tests.fakes.small_labs import write_labs
 

@@ -24,19 +24,18 @@ FAMILIES = {
     "devices": "devices",
     "doctor": "doctor",
     "memory": "memory",
-    "history": "history",
+    "history": "memory",
     "estimate": "estimate",
     "run": "run",
-    "report": "report",
-    "compare": "report",
+    "report": "run",
+    "compare": "run",
     "check": "learn",
     "progress": "learn",
     "reset": "learn",
-    "shell": "inside",
-    "exec": "inside",
-    "serve": "inside",
+    "shell": "launch",
+    "exec": "launch",
+    "serve": "launch",
     "build": "maintain",
-    "sbom": "maintain",
     "test": "maintain",
     "lint": "maintain",
     "lock": "maintain",
@@ -119,7 +118,7 @@ def _run(words: list[str]) -> int:
 
 def _unknown_command(named: str) -> LabkitError:
     from labkit.errors import UsageError
-    from labkit.units import near_match
+    from labkit.text import near_match
 
     near = near_match(named, FAMILIES)
     return UsageError(

@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING
 
 from labkit.cli import add_common, print_json
 from labkit.errors import ExitCode, UsageError
-from labkit.units import format_bytes, format_seconds
+from labkit.text import format_bytes, format_seconds
 
 if TYPE_CHECKING:
     from labkit.devices.detect import Detection, Device
-    from labkit.devices.verdicts import Advice, Step, Verdict
-    from labkit.devices.verify import Verification
+    from labkit.devices.verify import Advice, DeviceVerdict, SelfTestStep, Verification
 
 EPILOG = """\
 exit codes: 0 all is well; without --verify always, once the devices are listed. With it:
@@ -66,8 +65,8 @@ def show_devices(arguments: argparse.Namespace) -> int:
 
 
 def _show_verification(arguments: argparse.Namespace, detection: Detection) -> int:
-    from labkit.commands import run_command
     from labkit.devices.verify import verify_devices
+    from labkit.process import run_command
 
     verification = verify_devices(
         detection,
@@ -88,9 +87,9 @@ def _show_verification(arguments: argparse.Namespace, detection: Detection) -> i
 
 def _explain(text: str) -> Advice | None:
     """What the doctor knows of an error's text: its cause, and the command for this system."""
-    from labkit.devices.verdicts import Advice
-    from labkit.doctor.distribution import read_distribution
-    from labkit.doctor.explain import explain_text
+    from labkit.devices.verify import Advice
+    from labkit.host.distribution import read_distribution
+    from labkit.known_errors.match import explain_text
 
     found = explain_text(text).first
     return Advice(found.sign.cause, found.sign.fix.on(read_distribution())) if found else None
@@ -145,7 +144,7 @@ def format_verification(verification: Verification) -> str:
     return "\n".join(lines)
 
 
-def _format_verdict(one: Verdict) -> str:
+def _format_verdict(one: DeviceVerdict) -> str:
     if one.verified:
         return f"works: {_format_steps(one.steps)}"
     if one.listed:
@@ -153,7 +152,7 @@ def _format_verdict(one: Verdict) -> str:
     return f"{one.name or 'unknown'} cannot be used: {one.cause}"
 
 
-def _format_steps(steps: tuple[Step, ...]) -> str:
+def _format_steps(steps: tuple[SelfTestStep, ...]) -> str:
     """What was done in how long, then what was not done and why."""
     told = [
         f"{DONE[step.name]} {f'{step.words} ' if step.name == 'allocate' else ''}"

@@ -14,12 +14,11 @@ from typing import TYPE_CHECKING
 
 from labkit.cli import add_common, print_json
 from labkit.errors import ExitCode, UsageError
-from labkit.host.builds import BUILDS
+from labkit.host.torch_builds import BUILDS
 
 if TYPE_CHECKING:
-    from labkit.doctor.examine import Examination
-    from labkit.doctor.fix import Attempt, Offer
     from labkit.doctor.host import Host
+    from labkit.doctor.run import Attempt, Examination, Offer
 
 # What a GPU is looked for from: the lab's own images, and what they are made from.
 IMAGES = (*(f"labkit:{name}" for name in BUILDS), "debian:bookworm-slim")
@@ -78,8 +77,8 @@ def list_checks(arguments: argparse.Namespace) -> int:
 
 def explain(arguments: argparse.Namespace) -> int:
     """Prints the causes found in the text, or that none is known (exit 1)."""
-    from labkit.doctor.distribution import read_distribution
-    from labkit.doctor.explain import explain_text, format_explanation
+    from labkit.host.distribution import read_distribution
+    from labkit.known_errors.match import explain_text, format_explanation
 
     explanation = explain_text(read_text(arguments.explain))
     distribution = read_distribution()
@@ -113,7 +112,7 @@ def examine(arguments: argparse.Namespace) -> int:
     Under ``--fix`` it then offers the fixes, and prints what is found after those that were run.
     """
     from labkit.doctor.checks import CHECKS
-    from labkit.doctor.examine import examine_host
+    from labkit.doctor.run import examine_host
 
     host = make_host(deep=arguments.deep)
     examination = examine_host(host, CHECKS, offline=arguments.offline)
@@ -140,7 +139,7 @@ def examine(arguments: argparse.Namespace) -> int:
 
 def show(examination: Examination) -> None:
     """Prints the findings for a person."""
-    from labkit.doctor.examine import format_examination
+    from labkit.doctor.run import format_examination
 
     print(format_examination(examination))
 
@@ -152,9 +151,9 @@ def mend(
 
     Raises UsageError where there is something to agree to and nobody who could.
     """
-    from labkit.commands import run_at_terminal, run_command
     from labkit.doctor.checks import CHECKS
-    from labkit.doctor.fix import list_offers, mend_host
+    from labkit.doctor.run import list_offers, mend_host
+    from labkit.process import run_at_terminal, run_command
 
     asks = not arguments.yes
     if asks and (arguments.json or not sys.stdin.isatty()):

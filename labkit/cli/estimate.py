@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 from labkit.cli import add_common, print_json
 from labkit.cli.terminal import can_print, fit_bar
 from labkit.errors import ExitCode, UsageError
-from labkit.units import near_match
+from labkit.text import near_match
 
 if TYPE_CHECKING:
-    from labkit.memory.estimate import Estimate
+    from labkit.memory.estimate.play import Estimate
 
 MODULE_NAME = "labkit_estimated_file"
 EXAMPLE = """\
@@ -63,9 +63,9 @@ def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]
 
 def show_estimate(arguments: argparse.Namespace) -> int:
     """Prints the estimate; exits 0 where it fits or nothing was named that it is to fit."""
-    from labkit.memory.estimate import estimate_memory
-    from labkit.memory.estimate_target import find_target
-    from labkit.memory.estimate_text import BAR_WIDTH, GLYPHS, INDENT, format_estimate
+    from labkit.memory.estimate.play import estimate_memory
+    from labkit.memory.estimate.target import find_target
+    from labkit.memory.estimate.view import BAR_WIDTH, GLYPHS, INDENT, format_estimate
 
     find_target(arguments.device)  # a name that is wrong is told before torch is loaded
     path, name = split_step(arguments.step)
@@ -122,7 +122,7 @@ def check_file(path: Path, name: str) -> None:
 
 def load_file(path: Path) -> ModuleType:
     """The file as a module, its own folder importable; raises UsageError where it cannot be."""
-    from labkit.memory.estimate import explain_failure
+    from labkit.memory.estimate.play import explain_failure
 
     spec = importlib.util.spec_from_file_location(MODULE_NAME, path.resolve())
     if spec is None or spec.loader is None:

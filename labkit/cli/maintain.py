@@ -1,4 +1,4 @@
-"""labkit build, sbom, test, lint, lock, clean: what a maintainer of the lab runs in a checkout."""
+"""labkit build, test, lint, lock, clean: what a maintainer of the lab runs in a checkout."""
 
 from __future__ import annotations
 
@@ -10,23 +10,22 @@ from labkit.cli.launch import add_choices
 from labkit.errors import ExitCode
 
 if TYPE_CHECKING:
-    from labkit.launch.steps import Steps
+    from labkit.launch.progress import Steps
 
 
 def add_commands(commands: argparse._SubParsersAction[Any]) -> None:
-    """Adds the six commands."""
+    """Adds the five commands."""
     for name, help_text, run in (
         ("build", "build the image, or bring the .venv up to date", run_build),
-        ("sbom", "write down what an image is made of, in CycloneDX", run_sbom),
         ("test", "run the tests, in the image or in the .venv", run_test),
         ("lint", "check style, types and layers", run_lint),
         ("lock", "pin every package anew in docker/locks/", run_lock),
         ("clean", "remove images, caches, .venv and state; never work/", run_clean),
     ):
         parser = commands.add_parser(name, help=help_text, description=f"{help_text}.")
-        if name in ("build", "sbom", "test", "lint"):
+        if name in ("build", "test", "lint"):
             add_choices(parser)
-        if name in ("build", "sbom"):
+        if name == "build":
             parser.add_argument("--image", metavar="NAME", help="the image: registry/name:tag")
         if name in ("test", "lint"):
             parser.add_argument("words", nargs="*", metavar="OPTION", help="passed on, after `--`")
@@ -36,9 +35,9 @@ def add_commands(commands: argparse._SubParsersAction[Any]) -> None:
 
 def run_build(arguments: argparse.Namespace) -> int:
     """Builds an image by name, or makes what `up` would run current; starts nothing."""
-    from labkit.launch.enter import prepare_lab
+    from labkit.launch.progress import Steps
     from labkit.launch.settings import find_checkout, read_settings
-    from labkit.launch.steps import Steps
+    from labkit.launch.up import prepare_lab
 
     steps, checkout, settings = Steps(), find_checkout(), read_settings(vars(arguments))
     named = settings.flavor != "auto" or settings.cuda != "auto"
@@ -51,7 +50,7 @@ def run_build(arguments: argparse.Namespace) -> int:
 
 def _build_image(arguments: argparse.Namespace, steps: Steps) -> int:
     """Builds the flavor that was named, whatever this host could run of it."""
-    from labkit.launch.builds import choose_named_build
+    from labkit.launch.build import choose_named_build
     from labkit.launch.plan import check_settings, choose_image_build
     from labkit.launch.publish import build_image, describe_built
     from labkit.launch.settings import find_checkout, read_settings
@@ -70,25 +69,6 @@ def _build_image(arguments: argparse.Namespace, steps: Steps) -> int:
     return ExitCode.OK
 
 
-def run_sbom(arguments: argparse.Namespace) -> int:
-    """Writes the SBOM of an image that is here; prints the file's path."""
-    from labkit.launch.builds import choose_named_build
-    from labkit.launch.plan import check_settings
-    from labkit.launch.publish import find_engine, name_image
-    from labkit.launch.sbom import write_sbom
-    from labkit.launch.settings import find_checkout, read_settings
-    from labkit.launch.state import prepare_state_folder
-    from labkit.launch.steps import Steps
-
-    checkout, settings = find_checkout(), read_settings(vars(arguments))
-    check_settings(settings)
-    prepare_state_folder(checkout)
-    image = arguments.image or name_image(choose_named_build(settings.flavor, settings.cuda))
-    path, count = write_sbom(checkout, find_engine(settings), image, Steps())
-    print(f"{path}\n{count} packages, CycloneDX 1.6, valid")
-    return ExitCode.OK
-
-
 def run_test(arguments: argparse.Namespace) -> int:
     """Runs pytest where the lab runs; its exit code is this one's."""
     return _run_tools(arguments, "test")
@@ -100,9 +80,9 @@ def run_lint(arguments: argparse.Namespace) -> int:
 
 
 def _run_tools(arguments: argparse.Namespace, kind: str) -> int:
+    from labkit.launch.dev import run_tools
+    from labkit.launch.progress import Steps
     from labkit.launch.settings import find_checkout, read_settings
-    from labkit.launch.steps import Steps
-    from labkit.launch.testing import run_tools
 
     checkout = find_checkout()
     settings = read_settings(vars(arguments))
@@ -111,9 +91,9 @@ def _run_tools(arguments: argparse.Namespace, kind: str) -> int:
 
 def run_lock(arguments: argparse.Namespace) -> int:
     """Resolves every lock anew and says what changed."""
-    from labkit.launch.locks import update_locks
+    from labkit.launch.dev import update_locks
+    from labkit.launch.progress import Steps
     from labkit.launch.settings import find_checkout
-    from labkit.launch.steps import Steps
 
     for line in update_locks(find_checkout(), Steps()):
         print(line)
@@ -122,10 +102,10 @@ def run_lock(arguments: argparse.Namespace) -> int:
 
 def run_clean(arguments: argparse.Namespace) -> int:
     """Removes what labkit made, except the learner's work."""
-    from labkit.launch.clean import clean_checkout
+    from labkit.launch.progress import Steps
     from labkit.launch.settings import find_checkout
     from labkit.launch.state import hold_lock
-    from labkit.launch.steps import Steps
+    from labkit.launch.stop import clean_checkout
 
     checkout = find_checkout()
     steps = Steps()

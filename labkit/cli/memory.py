@@ -1,4 +1,7 @@
-"""``labkit memory``: where every byte of each device is, once or live."""
+"""``labkit memory``: where every byte of each device is, once or live.
+
+``labkit history`` makes a page and figures of a memory snapshot that torch has written.
+"""
 
 from __future__ import annotations
 
@@ -7,15 +10,17 @@ import contextlib
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from labkit.cli import add_common, print_json
 from labkit.cli.terminal import can_print, fit_bar, is_terminal, wants_colour
 from labkit.errors import ExitCode, UsageError
 
 if TYPE_CHECKING:
-    from labkit.memory.balance import Balance
-    from labkit.memory.snapshot import Snapshot
+    from labkit.memory.balance.model import Balance
+    from labkit.memory.balance.read import Snapshot
+
 
 DEFAULT_INTERVAL_SECONDS = 2.0
 SHORTEST_INTERVAL_SECONDS, LONGEST_INTERVAL_SECONDS = 0.1, 86_400.0
@@ -27,7 +32,13 @@ LEAVE_SCREEN = "\x1b[?7h\x1b[?25h\x1b[?1049l"
 TO_TOP, CLEAR_LINE, CLEAR_BELOW = "\x1b[H", "\x1b[K", "\x1b[J"
 
 
-def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add_commands(commands: argparse._SubParsersAction[Any]) -> None:
+    """Adds ``memory`` and ``history``."""
+    _add_memory(commands)
+    _add_history(commands)
+
+
+def _add_memory(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Adds ``memory``."""
     parser = subparsers.add_parser(
         "memory",
@@ -48,7 +59,7 @@ def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]
 
 def show_memory(arguments: argparse.Namespace) -> int:
     """Prints the balance of each device and why one cannot be read; exits 0."""
-    from labkit.memory.snapshot import take_snapshot
+    from labkit.memory.balance.read import take_snapshot
 
     if arguments.watch is not None:
         return _start_watching(arguments, take_snapshot)
@@ -123,7 +134,7 @@ def _second_screen() -> Iterator[None]:
 
 
 def _draw(snapshot: Snapshot, arguments: argparse.Namespace) -> str:
-    from labkit.memory.text import BAR_WIDTH, GLYPHS, INDENT, format_snapshot
+    from labkit.memory.balance.view import BAR_WIDTH, GLYPHS, INDENT, format_snapshot
 
     return format_snapshot(
         snapshot,
@@ -150,3 +161,47 @@ def _describe_balance(balance: Balance) -> dict[str, object]:
         "unaccounted_bytes": balance.unaccounted_bytes,
         "processes": None if processes is None else [one._asdict() for one in processes],
     }
+
+
+def _add_history(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Adds ``history``."""
+    parser = subparsers.add_parser(
+        "history",
+        help="show what a memory snapshot of torch's tells",
+        description="Reads a snapshot that torch.cuda.memory._dump_snapshot() or"
+        " labkit.record_allocations() has written: what was live at the peak, by the line that"
+        " allocated it, how the reserved memory is cut up, and what was never freed. A snapshot"
+        " is a pickle; no code in it is run.",
+    )
+    parser.add_argument("file", type=Path, metavar="FILE", help="the snapshot, a .pickle")
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        metavar="PAGE.html",
+        help="write it as one page too, which needs no internet",
+    )
+    add_common(parser)
+    parser.set_defaults(run=show_history)
+
+
+def show_history(arguments: argparse.Namespace) -> int:
+    """Prints what the snapshot tells and writes the page where asked; exits 0."""
+    from labkit.memory.allocations.analysis import analyse
+    from labkit.memory.allocations.page import make_page
+    from labkit.memory.allocations.snapshot import load_snapshot, read_recording, write_file
+    from labkit.memory.allocations.view import describe_history
+
+    history = analyse(read_recording(load_snapshot(arguments.file)))
+    page = None
+    if arguments.output:
+        made = make_page(history, arguments.file.name)
+        page = str(write_file(arguments.output, made.encode(errors="replace")))
+    if arguments.json:
+        described = describe_history(history)
+        print_json({"snapshot": str(arguments.file), "page": page, **described})
+    else:
+        print(history)
+        if page:
+            print(f"\npage: {page}")
+    return ExitCode.OK

@@ -1,4 +1,7 @@
-"""``labkit run``: executes labs and notebooks headless and says what held."""
+"""``labkit run``: executes labs and notebooks headless and says what held.
+
+``labkit report`` makes a run's page again; ``labkit compare`` sets two runs side by side.
+"""
 
 from __future__ import annotations
 
@@ -12,23 +15,30 @@ from collections.abc import Callable, Mapping
 from datetime import datetime
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from labkit.cli import add_common, print_json
-from labkit.commands import end_like_interrupt
 from labkit.errors import EngineError, ExitCode, LabkitError, UsageError, format_error
+from labkit.process import end_like_interrupt
 
 if TYPE_CHECKING:
-    from labkit.runner.execute import RunOptions
-    from labkit.runner.folder import RunFolder
-    from labkit.runner.result import NotebookResult, RunResult
-    from labkit.runner.sources import Source
+    from labkit.notebooks.execute import RunOptions
+    from labkit.notebooks.folder import RunFolder
+    from labkit.notebooks.result import NotebookResult, RunResult
+    from labkit.notebooks.sources import Source
+
 
 DEFAULT_TIMEOUT_SECONDS = 600.0
 NEEDED = ("nbclient", "nbformat", "ipykernel", "jupytext")
 
 
-def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add_commands(commands: argparse._SubParsersAction[Any]) -> None:
+    """Adds ``run``, ``report`` and ``compare``."""
+    _add_run(commands)
+    _add_report(commands)
+
+
+def _add_run(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Adds ``run``."""
     parser = subparsers.add_parser(
         "run",
@@ -95,7 +105,7 @@ def _add_ways(parser: argparse.ArgumentParser) -> None:
 def run_asked(arguments: argparse.Namespace) -> int:
     """Runs what was asked for and returns the exit code of the first notebook that failed."""
     _require_sense(arguments)
-    from labkit.runner.sources import find_source, is_path, list_labs
+    from labkit.notebooks.sources import find_source, is_path, list_labs
 
     labs = [word for word in arguments.names if not is_path(word)]
     require_packages(labs if labs or not arguments.all else ["all"])
@@ -145,11 +155,9 @@ def _execute(
     sources: list[Source], arguments: argparse.Namespace
 ) -> tuple[RunResult, RunFolder | None]:
     from labkit.devices.detect import detect_devices
-    from labkit.runner.crew import keep_nothing, run_notebooks
-    from labkit.runner.device import choose_device
-    from labkit.runner.environment import read_environment
-    from labkit.runner.result import NotebookResult, RunResult
-    from labkit.runner.show import Progress
+    from labkit.notebooks.console import RunProgress
+    from labkit.notebooks.result import NotebookResult, RunResult, read_environment
+    from labkit.notebooks.schedule import choose_device, keep_nothing, run_notebooks
 
     started, started_at = time.monotonic(), datetime.now().astimezone()
     detection = detect_devices()
@@ -160,7 +168,7 @@ def _execute(
     notebooks = run_notebooks(
         sources,
         _choose_options(arguments, device.environment, device.asks_cuda),
-        watch=Progress(sys.stderr, jobs=arguments.jobs).show_event,
+        watch=RunProgress(sys.stderr, jobs=arguments.jobs).show_event,
         keep=folder.keep if folder else keep_nothing,
         follow=folder.follow if folder else lambda place, result, notebook: None,
     )
@@ -178,7 +186,7 @@ def _execute(
 def _choose_options(
     arguments: argparse.Namespace, environment: Mapping[str, str], asks_cuda: bool
 ) -> RunOptions:
-    from labkit.runner.execute import RunOptions
+    from labkit.notebooks.execute import RunOptions
 
     return RunOptions(
         timeout_seconds=arguments.timeout,
@@ -197,7 +205,7 @@ def _open_folder(
     waiting: list[NotebookResult],
 ) -> RunFolder | None:
     """The run's folder; where only the default one cannot be made, a warning and None."""
-    from labkit.runner.folder import RunFolder, make_run_folder
+    from labkit.notebooks.folder import RunFolder, make_run_folder
 
     if arguments.no_output:
         return None
@@ -220,9 +228,9 @@ def _finish_folder(folder: RunFolder) -> bool:
         print(format_error(error), file=sys.stderr)
         return False
     print(f"run folder: {folder.path}", file=sys.stderr)
-    if find_spec("labkit.runner.report") is None:
+    if find_spec("labkit.notebooks.report") is None:
         return True
-    from labkit.runner.report import write_report
+    from labkit.notebooks.report import write_report
 
     try:
         print(f"report: {write_report(folder.path)}", file=sys.stderr)
@@ -233,8 +241,8 @@ def _finish_folder(folder: RunFolder) -> bool:
 
 
 def _show(run: RunResult, as_json: bool, trouble: OSError | None) -> None:
-    from labkit.runner.result import describe_run
-    from labkit.runner.show import format_summary
+    from labkit.notebooks.console import format_summary
+    from labkit.notebooks.result import describe_run
 
     # Under --json the summary is for whoever watches; stdout is the object's alone.
     print(format_summary(run.notebooks), file=sys.stderr if as_json else sys.stdout)
@@ -257,3 +265,77 @@ def _name_apart(sources: list[Source]) -> list[Source]:
         taken.add(name)
         apart.append(dataclasses.replace(source, name=name))
     return apart
+
+
+RUNS_FOLDER = Path("runs")
+
+
+def _add_report(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Adds ``report`` and ``compare``."""
+    report = subparsers.add_parser(
+        "report",
+        help="make a run's report again",
+        description="Writes report.html beside a run's result.json and prints its path.",
+    )
+    report.add_argument(
+        "run_folder",
+        nargs="?",
+        type=Path,
+        metavar="RUN",
+        help="a run folder or its result.json (default: the newest under runs/)",
+    )
+    add_common(report)
+    report.set_defaults(run=make_report)
+    compare = subparsers.add_parser(
+        "compare",
+        help="set two runs side by side",
+        description="Compares two runs, CPU against GPU or before against after: seconds and"
+        " peaks with their ratios (B over A), cells of one side alone, claims that changed.",
+    )
+    compare.add_argument("a", type=Path, metavar="A", help="a run folder or its result.json")
+    compare.add_argument("b", type=Path, metavar="B", help="the run to set beside it")
+    compare.add_argument(
+        "--output", type=Path, metavar="FILE.html", help="write the comparison as a page too"
+    )
+    add_common(compare)
+    compare.set_defaults(run=compare_asked)
+
+
+def make_report(arguments: argparse.Namespace) -> int:
+    """Writes the report and prints its path; exits 0 whatever came of the run."""
+    from labkit.notebooks.report import write_report
+
+    path = write_report(arguments.run_folder or find_newest_run(RUNS_FOLDER))
+    if arguments.json:
+        print_json({"report": str(path)})
+    else:
+        print(path)
+    return ExitCode.OK
+
+
+def find_newest_run(runs: Path) -> Path:
+    """The run folder under ``runs`` with the newest result.json; UsageError where none has one."""
+    results = sorted(runs.glob("*/result.json"), key=lambda path: path.stat().st_mtime_ns)
+    if not results:
+        raise UsageError(
+            f"there is no run under {runs}/",
+            cause="no folder in it has a result.json",
+            fix="labkit run tensors --output runs/tensors",
+        )
+    return results[-1].parent
+
+
+def compare_asked(arguments: argparse.Namespace) -> int:
+    """Prints the comparison and writes its page where asked; exits 0 whatever differs."""
+    from labkit.notebooks.compare import compare_runs, describe_comparison, format_comparison
+    from labkit.notebooks.report.comparison import write_comparison
+    from labkit.notebooks.report.saved import read_run
+
+    comparison = compare_runs(read_run(arguments.a), read_run(arguments.b))
+    if arguments.output:
+        write_comparison(arguments.output, comparison)
+    if arguments.json:
+        print_json(describe_comparison(comparison))
+    else:
+        print(format_comparison(comparison))
+    return ExitCode.OK

@@ -1,17 +1,25 @@
-"""The devices of this machine, and which of them torch would take; torch is not imported."""
+"""The devices of this machine, and which of them torch would take; torch is not imported.
+
+Which GPU torch will call cuda:0: CUDA_VISIBLE_DEVICES and CUDA_DEVICE_ORDER, read as CUDA does.
+
+NVML numbers GPUs by their place on the bus. CUDA numbers them "fastest first" unless
+CUDA_DEVICE_ORDER=PCI_BUS_ID, and then keeps only what CUDA_VISIBLE_DEVICES lets through. Where
+the number cannot be known without starting CUDA it is None (pytorch#86539, vllm#53834). Of the
+slices that MIG makes of a GPU, CUDA gives a process one: the first that is named.
+"""
 
 from __future__ import annotations
 
 import os
+import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from labkit.devices.accelerators import Accelerator, find_apple_gpu, read_accelerators
 from labkit.devices.cpu import CpuFacts, detect_cpu
-from labkit.devices.nvml import GpuFacts, NvmlFacts, is_named_unified, read_nvml
-from labkit.devices.torch_devices import TorchBuild, read_torch_build
-from labkit.devices.visibility import hides_all, is_order_known, name_gpus, name_slice
+from labkit.devices.nvml import NvmlFacts, NvmlGpu, is_named_unified, read_nvml
+from labkit.devices.torch_devices import InstalledTorch, read_torch_build
 
 ON_MACOS = (
     "macOS has no NVIDIA driver; whether torch can use the Apple GPU only torch knows:"
@@ -99,7 +107,7 @@ def describe_mac(cpu: CpuFacts) -> Detection:
 def join_facts(
     nvml: NvmlFacts,
     cpu: CpuFacts,
-    build: TorchBuild | None,
+    build: InstalledTorch | None,
     environment: Mapping[str, str],
     accelerators: tuple[Accelerator, ...] = (),
 ) -> Detection:
@@ -144,7 +152,7 @@ def _name_all(
 
 
 def _choose_best(
-    gpus: list[Device], others: list[Device], unusable: str | None, build: TorchBuild | None
+    gpus: list[Device], others: list[Device], unusable: str | None, build: InstalledTorch | None
 ) -> str | None:
     found = [*gpus, *others]
     if not found:
@@ -160,7 +168,7 @@ def _choose_best(
 
 
 def _explain_unusable(
-    nvml: NvmlFacts, build: TorchBuild | None, environment: Mapping[str, str]
+    nvml: NvmlFacts, build: InstalledTorch | None, environment: Mapping[str, str]
 ) -> str | None:
     """One sentence on why torch has no NVIDIA GPU to compute on, None where it may have one."""
     if nvml.trouble:
@@ -179,7 +187,7 @@ def _explain_unusable(
 
 
 def explain_old_driver(
-    driver_version: str | None, driver_cuda: str | None, build: TorchBuild
+    driver_version: str | None, driver_cuda: str | None, build: InstalledTorch
 ) -> str | None:
     """Why this build of torch cannot use this driver; None where nothing speaks against it."""
     # CUDA runs on drivers of its own major version, and on newer ones.
@@ -191,7 +199,7 @@ def explain_old_driver(
     )
 
 
-def _list_remarks(nvml: NvmlFacts, build: TorchBuild | None) -> list[str]:
+def _list_remarks(nvml: NvmlFacts, build: InstalledTorch | None) -> list[str]:
     remarks = []
     if not nvml.gpus and build is not None and build.cuda is None:
         remarks.append(build.describe())
@@ -228,7 +236,7 @@ def _major(version: str) -> int:
 def _name_other(
     found: Accelerator,
     accelerators: tuple[Accelerator, ...],
-    build: TorchBuild | None,
+    build: InstalledTorch | None,
     environment: Mapping[str, str],
 ) -> str | None:
     """Torch's name for another maker's GPU, where it is alone and nothing can hide it."""
@@ -239,7 +247,7 @@ def _name_other(
     return f"{TORCH_KINDS[found.kind]}:0" if usable else None
 
 
-def _explain_others(others: list[Device], build: TorchBuild | None) -> list[str]:
+def _explain_others(others: list[Device], build: InstalledTorch | None) -> list[str]:
     """A sentence for each GPU of another maker that this torch is not for, or that is barred."""
     notes = []
     for device in others:
@@ -252,7 +260,7 @@ def _explain_others(others: list[Device], build: TorchBuild | None) -> list[str]
     return notes
 
 
-def _describe_gpu(gpu: GpuFacts, torch_name: str | None, nvml: NvmlFacts, cpu: CpuFacts) -> Device:
+def _describe_gpu(gpu: NvmlGpu, torch_name: str | None, nvml: NvmlFacts, cpu: CpuFacts) -> Device:
     # Linked to the machine's memory and yet with figures of its own (GH200): those are right.
     unified = gpu.total_bytes is None and gpu.trouble is None and is_named_unified(gpu.name)
     return Device(
@@ -299,3 +307,119 @@ def _describe_cpu(cpu: CpuFacts) -> Device:
         logical_cores=cpu.logical_cores,
         vector_extensions=cpu.vector_extensions,
     )
+
+
+def strip_kind(uuid: str | None) -> str:
+    """The UUID as torch writes it, without NVML's ``GPU-`` or ``MIG-``; empty where there is none.
+
+    >>> strip_kind("GPU-5d1c0f2e"), strip_kind("5d1c0f2e"), strip_kind(None)
+    ('5d1c0f2e', '5d1c0f2e', '')
+    """
+    return (uuid or "").removeprefix("GPU-").removeprefix("MIG-")
+
+
+def name_gpus(gpus: Sequence[NvmlGpu], environment: Mapping[str, str]) -> list[str | None]:
+    """The name torch gives each GPU, such as ``"cuda:0"``; None where hidden or not knowable."""
+    places = _find_places(gpus, environment)
+    numbers = [None if gpu.mig_enabled else places.get(gpu.nvml_index) for gpu in gpus]
+    return [None if number is None else f"cuda:{number}" for number in numbers]
+
+
+def name_slice(gpus: Sequence[NvmlGpu], environment: Mapping[str, str]) -> str | None:
+    """The UUID of the MIG slice that torch calls cuda:0; None where none is picked by name."""
+    asked = environment.get("CUDA_VISIBLE_DEVICES", "").split(",")[0].strip()
+    if not asked.startswith("MIG-"):
+        return None
+    uuids = [part.uuid for gpu in gpus for part in gpu.slices if part.uuid]
+    fitting = [uuid for uuid in uuids if uuid.startswith(asked)]
+    return fitting[0] if len(fitting) == 1 else None
+
+
+def _find_places(gpus: Sequence[NvmlGpu], environment: Mapping[str, str]) -> dict[int, int]:
+    """Each GPU's place in torch's list by its NVML index, as far as it can be known."""
+    asked = environment.get("CUDA_VISIBLE_DEVICES")
+    if asked is not None and asked.startswith("GPU-"):
+        places = _match_uuids(parse_uuids(asked), gpus)
+        # Whether CUDA stops at a lost GPU or skips it is not known: nothing after it is.
+        lost = [places[gpu.nvml_index] for gpu in gpus if gpu.trouble and gpu.nvml_index in places]
+        sound = min(lost, default=len(places))
+        return {index: place for index, place in places.items() if place < sound}
+    if not is_order_known(gpus, environment) or (asked or "").startswith("MIG-"):
+        return {}  # of a MIG list torch gets slices of GPUs, and no whole one
+    shown = range(len(gpus)) if asked is None else parse_indices(asked, len(gpus))
+    return {index: place for place, index in enumerate(shown)}
+
+
+def hides_all(gpus: Sequence[NvmlGpu], environment: Mapping[str, str]) -> bool:
+    """True where CUDA_VISIBLE_DEVICES leaves torch none of these GPUs."""
+    asked = environment.get("CUDA_VISIBLE_DEVICES")
+    if asked is None:
+        return False
+    if asked.startswith("MIG-"):
+        return not name_slice(gpus, environment) and not _may_hide_slices(gpus, asked)
+    if asked.startswith("GPU-"):
+        return not _match_uuids(parse_uuids(asked), gpus)
+    return not parse_indices(asked, len(gpus))
+
+
+def _may_hide_slices(gpus: Sequence[NvmlGpu], asked: str) -> bool:
+    """True where a name that fits no slice here can still be one's: listing them is refused."""
+    # Drivers before 470 name slices by GPU and numbers, and later ones still take such names.
+    by_numbers = asked.startswith("MIG-GPU-")
+    split = [gpu for gpu in gpus if gpu.mig_enabled is not False]
+    return any(by_numbers or not gpu.slices for gpu in split)
+
+
+def is_order_known(gpus: Sequence[NvmlGpu], environment: Mapping[str, str]) -> bool:
+    """True where CUDA must number these GPUs as NVML does."""
+    if any(gpu.trouble or gpu.mig_enabled for gpu in gpus):
+        return False  # CUDA leaves out a lost GPU, and counts a slice in place of a split one
+    if environment.get("CUDA_DEVICE_ORDER") == "PCI_BUS_ID":
+        return True
+    return len({(gpu.name, gpu.compute_capability, gpu.total_bytes) for gpu in gpus}) <= 1
+
+
+def parse_indices(asked: str, count: int) -> list[int]:
+    """The GPU numbers in a list such as ``"2,0"``, as CUDA reads it.
+
+    The first entry that is no number of a GPU here ends the list; a repeated one voids it.
+
+    >>> parse_indices("2, 0,-1,1", 4), parse_indices("1,1", 4), parse_indices("", 4)
+    ([2, 0], [], [])
+    """
+    found: list[int] = []
+    for word in asked.split(","):
+        number = re.match(r"\+?\d+", word.strip())
+        if number is None or int(number[0]) >= count:
+            break
+        if int(number[0]) in found:
+            return []
+        found.append(int(number[0]))
+    return found
+
+
+def parse_uuids(asked: str) -> list[str]:
+    """The GPU UUIDs, or their beginnings, in a list; anything else ends it, a repeat voids it.
+
+    >>> parse_uuids("GPU-8932,GPU-1a2b,0,GPU-77"), parse_uuids("GPU-1,GPU-1")
+    (['GPU-8932', 'GPU-1a2b'], [])
+    """
+    found: list[str] = []
+    for word in asked.split(","):
+        if not word.strip().startswith("GPU-"):
+            break
+        if word.strip() in found:
+            return []
+        found.append(word.strip())
+    return found
+
+
+def _match_uuids(uuids: Sequence[str], gpus: Sequence[NvmlGpu]) -> dict[int, int]:
+    """The place in torch's list by NVML index; the first beginning that fits no GPU ends it."""
+    places: dict[int, int] = {}
+    for place, uuid in enumerate(uuids):
+        fitting = [gpu.nvml_index for gpu in gpus if (gpu.uuid or "").startswith(uuid)]
+        if len(fitting) != 1:
+            break
+        places[fitting[0]] = place
+    return places

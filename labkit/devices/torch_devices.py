@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     import torch
 
 
-class TorchBuild(NamedTuple):
+class InstalledTorch(NamedTuple):
     """The installed torch: its version, and what it was built for, each by its version or None.
 
     ``cuda`` for NVIDIA's GPUs, ``hip`` for AMD's, ``xpu`` for Intel's.
@@ -24,8 +24,10 @@ class TorchBuild(NamedTuple):
     def describe(self) -> str:
         """What kind of build it is, as the second half of a sentence.
 
-        >>> TorchBuild("2.13.0+cpu").describe(), TorchBuild("2.13.0+rocm7.1", hip="7.1").describe()
-        ('torch 2.13.0+cpu is a CPU build', 'torch 2.13.0+rocm7.1 is built for ROCm')
+        >>> InstalledTorch("2.13.0+cpu").describe()
+        'torch 2.13.0+cpu is a CPU build'
+        >>> InstalledTorch("2.13.0+rocm7.1", hip="7.1").describe()
+        'torch 2.13.0+rocm7.1 is built for ROCm'
         """
         built = {"CUDA": self.cuda, "ROCm": self.hip, "XPU": self.xpu}
         platform = next((name for name, version in built.items() if version), None)
@@ -45,7 +47,7 @@ def best_device() -> torch.device:
     return torch.device("cpu") if found is None else found
 
 
-def read_torch_build(folder: Path | None = None) -> TorchBuild | None:
+def read_torch_build(folder: Path | None = None) -> InstalledTorch | None:
     """The installed torch's version and CUDA, without importing it; None where there is none.
 
     Read from ``torch/version.py``: the package's metadata leaves out what a wheel was built for
@@ -61,7 +63,7 @@ def read_torch_build(folder: Path | None = None) -> TorchBuild | None:
     fields = r"^(__version__|cuda|hip|xpu)\b[^=\n]*=\s*'([^'\n]*)'"
     told = dict(re.findall(fields, text, re.MULTILINE))
     version = told.pop("__version__", None)
-    return TorchBuild(version, **told) if version else None
+    return InstalledTorch(version, **told) if version else None
 
 
 def find_torch_folder() -> Path | None:
@@ -93,7 +95,7 @@ class TorchFacts(NamedTuple):
     ``forked``: this process came about after CUDA was started, and cannot use it.
     """
 
-    build: TorchBuild
+    build: InstalledTorch
     devices: tuple[TorchDevice, ...]
     architectures: tuple[str, ...] = ()
     refusal: str | None = None
@@ -103,7 +105,7 @@ class TorchFacts(NamedTuple):
 def read_torch_devices(torch: Any) -> TorchFacts:
     """Every device that torch lists in this process; it starts CUDA where it can."""
     version = torch.version
-    build = TorchBuild(str(torch.__version__), version.cuda, version.hip, version.xpu)
+    build = InstalledTorch(str(torch.__version__), version.cuda, version.hip, version.xpu)
     found = torch.accelerator.current_accelerator(check_available=True)
     devices = []
     if found is not None:
@@ -119,7 +121,7 @@ def read_torch_devices(torch: Any) -> TorchFacts:
     )
 
 
-def _ask_refusal(torch: Any, build: TorchBuild) -> str | None:
+def _ask_refusal(torch: Any, build: InstalledTorch) -> str | None:
     """Torch's words on why it has no CUDA: ``is_available()`` says no more than False."""
     if not (build.cuda or build.hip):
         return None

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from labkit.doctor.distribution import Distribution
 from labkit.doctor.host import Host
+from labkit.host.distribution import Distribution
 
 # The whole is to be over in 10 s, with the start of Python and the printing.
 PATIENCE_SECONDS = 8.0

@@ -17,11 +17,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from labkit.commands import CommandResult, CommandRunner, run_command
-from labkit.doctor.distribution import Distribution, read_distribution
+from labkit.host.distribution import Distribution, read_distribution
 from labkit.host.engine import EngineFacts, probe_engine
-from labkit.host.machine import MachineFacts, read_machine
-from labkit.host.ports import PortProbe, is_port_free
+from labkit.host.machine import MachineFacts, PortProbe, is_port_free, read_machine
+from labkit.process import CommandResult, CommandRunner, run_command
 
 COMMAND_SECONDS = 3.0
 TRIAL_SECONDS = 600.0

@@ -9,8 +9,8 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+from labkit.devices.self_test import allocate, compile_curve, compute
 from labkit.devices.torch_devices import best_device
-from labkit.devices.trials import allocate, compile_curve, compute
 
 
 class Trial(NamedTuple):

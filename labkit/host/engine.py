@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from labkit.commands import CommandRunner
+from labkit.process import CommandRunner
 
 PROBE_SECONDS = 10.0
 

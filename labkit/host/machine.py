@@ -1,12 +1,21 @@
-"""This machine, this user and this Python, as the launcher needs to know them."""
+"""This machine, this user and this Python, as the launcher needs to know them.
+
+Who owns a folder, whether it can be written, and how much room its disk has.
+
+Which TCP ports of an address are free to listen on.
+"""
 
 from __future__ import annotations
 
+import errno
 import os
 import platform
+import shutil
+import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 
 @dataclass(frozen=True)
@@ -45,3 +54,63 @@ def read_machine(environment: Mapping[str, str] = os.environ) -> MachineFacts:
         ssh_server=connection[2] if len(connection) == 4 else None,
         ssh_port=int(connection[3]) if len(connection) == 4 else 22,
     )
+
+
+@dataclass(frozen=True)
+class FolderFacts:
+    """A folder as it is on disk; owner and room are None where it does not exist."""
+
+    path: Path
+    exists: bool
+    is_folder: bool
+    owner_id: int | None
+    group_id: int | None
+    writable: bool
+    free_bytes: int | None
+
+
+def read_folder(path: Path) -> FolderFacts:
+    """The facts of ``path``, following a symbolic link to where it leads."""
+    try:
+        status = path.stat()
+    except OSError:
+        return FolderFacts(path, os.path.lexists(path), False, None, None, False, None)
+    return FolderFacts(
+        path,
+        exists=True,
+        is_folder=path.is_dir(),
+        owner_id=status.st_uid,
+        group_id=status.st_gid,
+        writable=os.access(path, os.W_OK | os.X_OK),
+        free_bytes=shutil.disk_usage(path).free,
+    )
+
+
+PortProbe = Callable[[str, int], bool]
+
+
+def is_port_free(address: str, port: int) -> bool:
+    """True where a server could listen on ``address`` and ``port`` now.
+
+    Raises OSError where the address itself is not one of this machine's.
+    """
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as listener:
+        # As a server does, so that a port just closed does not count as taken.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((address, port))
+            listener.listen(1)
+        except OSError as error:
+            if error.errno in (errno.EADDRINUSE, errno.EACCES):
+                return False
+            raise
+    return True
+
+
+def find_free_port(
+    address: str, first: int, count: int = 50, is_free: PortProbe = is_port_free
+) -> int | None:
+    """The first free port from ``first`` on, or None where ``count`` ports are all taken."""
+    ports = range(first, min(first + count, 65536))
+    return next((port for port in ports if is_free(address, port)), None)

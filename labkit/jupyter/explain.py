@@ -6,20 +6,19 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from labkit.doctor.distribution import read_distribution
-from labkit.doctor.explain import hint_at
-from labkit.jupyter.live import Budget, find_live_tensors, list_roots
-from labkit.memory.allocator import find_started_torch
-from labkit.memory.balance import Balance
-from labkit.memory.oom import (
+from labkit.host.distribution import read_distribution
+from labkit.known_errors.match import hint_at
+from labkit.memory.balance.model import Balance
+from labkit.memory.balance.read import Snapshot, find_started_torch, take_snapshot
+from labkit.memory.oom.live import Budget, find_live_tensors, list_roots
+from labkit.memory.oom.page import (
     OutOfMemoryPage,
     find_out_of_memory,
+    read_failure,
     read_largest_block,
-    read_shortage,
     walk_chain,
 )
-from labkit.memory.shell import find_shell
-from labkit.memory.snapshot import Snapshot, take_snapshot
+from labkit.memory.track.frames import find_shell
 
 
 def explain_out_of_memory(
@@ -36,7 +35,7 @@ def explain_out_of_memory(
     CUDA; without it the allocator is not asked.
     """
     torch = torch or find_started_torch()
-    shortage = read_shortage(str(error))
+    shortage = read_failure(str(error))
     device = shortage.device or (_name_current(torch) if torch else None)
     if device is None:
         return OutOfMemoryPage(shortage)

@@ -5,10 +5,9 @@ from __future__ import annotations
 import ast
 from typing import Any
 
-from labkit.jupyter.cells import CellLines, track_cell
-from labkit.jupyter.panel_cells import follow_cells, leave_cells
-from labkit.jupyter.show import show, show_hint, show_use
-from labkit.memory.oom import find_out_of_memory
+from labkit.jupyter.cells import CellLines, show, show_hint, show_use, track_cell
+from labkit.jupyter.panel import follow_cells, leave_cells
+from labkit.memory.oom.page import find_out_of_memory
 
 USAGE = "%memory, %memory on or %memory off; %%memory on a line of its own above a cell"
 _LOADED: list[Extension] = []
@@ -83,8 +82,8 @@ class Extension:
         self.shell.events.register("post_run_cell", self._explain_error)
 
     def _show_balance(self) -> None:
-        from labkit.memory.picture import draw_snapshot
-        from labkit.memory.snapshot import take_snapshot
+        from labkit.memory.balance.read import take_snapshot
+        from labkit.memory.balance.view import draw_snapshot
 
         snapshot = take_snapshot()
         show(repr(snapshot), draw_snapshot(snapshot))

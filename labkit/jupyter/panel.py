@@ -4,24 +4,130 @@ Widgets were weighed and left: a widget's view is gone after a kernel's restart,
 notebook holds none of it. An html output that is replaced twice a second stays in both, is in the
 protocol that every front end speaks, and needs nothing installed. What it cannot do is tell the
 kernel that it was cleared; ``panel_output`` finds that out from the saved notebook.
+
+Whether a panel's output is still in the notebook, as far as a kernel can know.
+
+No front end tells a kernel that an output was cleared. But the notebook is saved every now and
+then, and where an output was in the file and is no longer, it was taken away.
+
+Each executed cell marked with its number on the time of every sampler that runs.
 """
 
 from __future__ import annotations
 
+import os
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, Protocol
 
 from labkit.errors import UsageError
-from labkit.jupyter.panel_cells import follow_cells
-from labkit.jupyter.panel_output import SavedOutput, find_notebook
-from labkit.jupyter.panel_picture import PanelView, draw_panel
-from labkit.jupyter.panel_trace import Trace
-from labkit.memory.levels import LevelReader, read_levels
-from labkit.memory.sampler import MemorySampler, MemorySamples, Reader
-from labkit.memory.shell import find_shell
-from labkit.memory.snapshot import Snapshot
+from labkit.jupyter.panel_view import PanelView, SeriesTrace, draw_panel
+from labkit.memory.balance.read import Snapshot
+from labkit.memory.sample.levels import LevelReader, read_levels
+from labkit.memory.sample.model import Opened, begin_spans, end_spans
+from labkit.memory.sample.sampler import MemorySampler, MemorySamples, Reader
+from labkit.memory.track.frames import find_shell
+
+# Reading a file of more than that after each save would cost more than it is worth.
+LARGEST_BYTES = 64 * 2**20
+
+
+class SavedOutput:
+    """One output in a notebook's file, looked for by a word that stands in nothing else."""
+
+    def __init__(self, notebook: Path | None, word: str) -> None:
+        self._notebook = notebook
+        self._word = word.encode()
+        self._seen_at: int | None = None
+        self._was_there = False
+
+    def was_cleared(self) -> bool:
+        """True once a saved notebook lacks the output that an earlier save held."""
+        if self._notebook is None:
+            return False
+        try:
+            status = self._notebook.stat()
+            if status.st_mtime_ns == self._seen_at or status.st_size > LARGEST_BYTES:
+                return False
+            held = self._notebook.read_bytes()
+        except OSError:
+            return False
+        self._seen_at = status.st_mtime_ns
+        is_there = self._word in held
+        # A file cut off in the middle of being written proves nothing.
+        gone = self._was_there and not is_there and held.rstrip().endswith(b"}")
+        self._was_there = is_there or (self._was_there and not gone)
+        return gone
+
+
+def find_notebook(
+    names: Mapping[str, Any], environment: Mapping[str, str] = os.environ
+) -> Path | None:
+    """The file of the notebook that this kernel serves, as its front end names it; else None."""
+    # The first is VS Code's, in the notebook's own names, the second the Jupyter server's.
+    said = names.get("__vsc_ipynb_file__") or environment.get("JPY_SESSION_NAME")
+    return Path(said) if isinstance(said, str) and said.endswith(".ipynb") else None
+
+
+_FOLLOWED: list[CellSpans] = []
+
+
+class CellSpans:
+    """The cells of one shell that run now, and what was opened for each."""
+
+    def __init__(self, shell: Any) -> None:
+        self.shell = shell
+        self._open: list[tuple[Any, int, Opened]] = []
+        # How far IPython has counted on when a cell begins: newer ones by one, older not yet.
+        self._ahead = 1
+
+    def begin(self, info: Any) -> None:
+        """A cell begins; one within it (``%run``) has its number, and is part of it."""
+        count = self.shell.execution_count
+        # One that IPython never ended, such as one whose syntax was wrong.
+        while self._open and self._open[-1][1] != count:
+            end_spans(self._open.pop()[2])
+        name = f"[{count - self._ahead}]" if info.store_history else None
+        opened = [] if self._open else begin_spans("cell", name)
+        self._open.append((info, count, opened))
+
+    def end(self, result: Any) -> None:
+        """A cell has ended, and with it those within it that were never ended."""
+        info = result.info
+        if not any(_is_same(one, info) for one, _, _ in self._open):
+            return
+        while self._open:
+            one, count, opened = self._open.pop()
+            end_spans(opened)
+            if _is_same(one, info):
+                if info.store_history and result.execution_count is not None:
+                    self._ahead = count - result.execution_count
+                return
+
+
+def follow_cells(shell: Any) -> None:
+    """Marks the cells of this shell from the next one on; calling it again changes nothing."""
+    if not any(spans.shell is shell for spans in _FOLLOWED):
+        spans = CellSpans(shell)
+        shell.events.register("pre_run_cell", spans.begin)
+        shell.events.register("post_run_cell", spans.end)
+        _FOLLOWED.append(spans)
+
+
+def leave_cells(shell: Any) -> None:
+    """No more marks of this shell's cells."""
+    for spans in [one for one in _FOLLOWED if one.shell is shell]:
+        shell.events.unregister("pre_run_cell", spans.begin)
+        shell.events.unregister("post_run_cell", spans.end)
+        _FOLLOWED.remove(spans)
+
+
+def _is_same(one: Any, other: Any) -> bool:
+    """True where both are about the same cell; IPython can make the information anew."""
+    return one is other or one.raw_cell == getattr(other, "raw_cell", None)
+
 
 INTERVAL_SECONDS = 0.5
 # An update that is so late is not coming: the panel says that nothing is measured any more.
@@ -60,7 +166,7 @@ class Panel:
         self._publish, self._is_cleared = publish, is_cleared
         self._window = minutes * 60
         self._wall_clock = wall_clock
-        self._traces: dict[str, Trace] = {}
+        self._traces: dict[str, SeriesTrace] = {}
         self._snapshot = Snapshot(())
         self._measured_at = wall_clock()
         self._published_at = self._looked_at = self._busy_at = self._now = 0.0
@@ -114,7 +220,7 @@ class Panel:
         levels = [read_levels(balance) for balance in snapshot.balances] if snapshot else []
         held = {one.key: one.held_bytes for one in levels}
         for key in {*self._traces, *held}:
-            self._traces.setdefault(key, Trace(self._window)).add(now, held.get(key, {}))
+            self._traces.setdefault(key, SeriesTrace(self._window)).add(now, held.get(key, {}))
         self._failed = snapshot is None
         if snapshot is not None:
             self._snapshot, self._measured_at = snapshot, self._wall_clock()
@@ -177,7 +283,7 @@ def watch_memory(minutes: float = 3.0) -> Panel:
     return panel.start()
 
 
-class Host:
+class PanelHost:
     """The one live panel of a shell, and what ends it there."""
 
     def __init__(self, shell: Any) -> None:
@@ -201,14 +307,14 @@ class Host:
             self.panel = None
 
 
-_HOSTS: list[Host] = []
+_HOSTS: list[PanelHost] = []
 
 
-def _find_host(shell: Any) -> Host:
+def _find_host(shell: Any) -> PanelHost:
     """This shell's host, made where there is none."""
     found = next((host for host in _HOSTS if host.shell is shell), None)
     if found is None:
-        found = Host(shell)
+        found = PanelHost(shell)
         _HOSTS.append(found)
     return found
 

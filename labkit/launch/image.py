@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from labkit import __version__
-from labkit.commands import run_command
-from labkit.launch.certificate import build_certificate, build_proxies, keep_fingerprint
+from labkit.launch.certificates import build_certificate, build_proxies, keep_fingerprint
 from labkit.launch.settings import Checkout
+from labkit.process import run_command
 
 # What the images are made from; .dockerignore lets little more than this through.
 LAB_INPUTS = ("docker", "labkit", "labs", "pyproject.toml", ".dockerignore")

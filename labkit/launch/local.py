@@ -7,18 +7,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from labkit.commands import replace_process
 from labkit.errors import EngineError, LabkitError
-from labkit.host.builds import CPU_BUILD
-from labkit.launch.builds import find_build
-from labkit.launch.choose_flavor import CPU, Flavor
-from labkit.launch.choose_gpus import ALL_GPUS
-from labkit.launch.environment import PythonEnvironment
-from labkit.launch.logs import explain_failure
-from labkit.launch.processes import is_running, start_in_background, stop_process
+from labkit.host.torch_builds import CPU_BUILD
+from labkit.launch.build import find_build
+from labkit.launch.flavor import CPU, Flavor
+from labkit.launch.gpu import ALL_GPUS
+from labkit.launch.progress import Steps, explain_failure
+from labkit.launch.server import is_running, start_in_background, stop_process
 from labkit.launch.settings import Checkout, Settings
 from labkit.launch.state import LabHandle
-from labkit.launch.steps import Steps
+from labkit.launch.venv import PythonEnvironment
+from labkit.process import replace_process
 
 
 @dataclass(frozen=True)

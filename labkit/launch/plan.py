@@ -8,17 +8,19 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from labkit.commands import CommandRunner, run_command
-from labkit.doctor.distribution import UNKNOWN, Distribution, read_distribution
 from labkit.errors import EngineError
-from labkit.host.builds import BUILDS, TorchBuild
+from labkit.host.distribution import UNKNOWN, Distribution, read_distribution
 from labkit.host.engine import EngineFacts, probe_engine
-from labkit.host.folders import read_folder
 from labkit.host.gpu import GpuFacts, probe_gpu
-from labkit.host.gpu_passing import PassingTrial, find_image, probe_passing
-from labkit.host.machine import MachineFacts, read_machine
-from labkit.launch.builds import find_build
-from labkit.launch.choose import (
+from labkit.host.gpu_access import GpuAccessTest, find_image, probe_gpu_access
+from labkit.host.machine import MachineFacts, read_folder, read_machine
+from labkit.host.torch_builds import BUILDS, TorchBuild
+from labkit.launch.build import find_build
+from labkit.launch.compose import ContainerLab
+from labkit.launch.flavor import Flavor, GpuHost, check_flavor, choose_flavor, prepare_trial
+from labkit.launch.local import LocalLab
+from labkit.launch.progress import Steps
+from labkit.launch.runtime import (
     RUNTIMES,
     Choice,
     Identity,
@@ -26,17 +28,8 @@ from labkit.launch.choose import (
     choose_identity,
     choose_runtime,
 )
-from labkit.launch.choose_flavor import (
-    Flavor,
-    GpuHost,
-    check_flavor,
-    choose_flavor,
-    prepare_trial,
-)
-from labkit.launch.container import ContainerLab
-from labkit.launch.local import LocalLab
 from labkit.launch.settings import Checkout, Settings
-from labkit.launch.steps import Steps
+from labkit.process import CommandRunner, run_command
 
 Lab = ContainerLab | LocalLab
 
@@ -52,7 +45,7 @@ class HostFacts:
     podman: EngineFacts
     gpu: GpuFacts
     distribution: Distribution = UNKNOWN
-    trials: tuple[PassingTrial, ...] = ()
+    trials: tuple[GpuAccessTest, ...] = ()
 
     def engine(self, name: str) -> EngineFacts:
         """The facts of the engine of this name."""
@@ -114,7 +107,7 @@ def probe_host(
 
 def _try_passing(
     checkout: Checkout, settings: Settings, facts: HostFacts, steps: Steps, run: CommandRunner
-) -> tuple[PassingTrial, ...]:
+) -> tuple[GpuAccessTest, ...]:
     """The containers tried, where the lab would run in one and have a GPU."""
     try:
         runtime = _choose_runtime(settings, facts).value
@@ -129,7 +122,7 @@ def _try_passing(
     image = find_image(runtime, images, run) or base
     user = _word_identity(_choose_identity(checkout, facts, runtime).value)
     with steps.step("trying a container with the GPU"):  # a second; minutes where it must be pulled
-        return probe_passing(runtime, image, run, gpus=gpus, user=user)
+        return probe_gpu_access(runtime, image, run, gpus=gpus, user=user)
 
 
 def choose_image_build(

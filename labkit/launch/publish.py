@@ -5,18 +5,17 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, replace
 
-from labkit.commands import run_command, stream_command
 from labkit.errors import EngineError
-from labkit.host.builds import CUDA_BUILDS, TorchBuild
 from labkit.host.engine import EngineFacts, probe_engine
 from labkit.host.machine import read_machine
+from labkit.host.torch_builds import CUDA_BUILDS, TorchBuild
 from labkit.launch import image
-from labkit.launch.builds import check_locks
-from labkit.launch.choose import choose_runtime
-from labkit.launch.container import BUILD_LIMIT_SECONDS
-from labkit.launch.logs import StepLog
+from labkit.launch.build import check_locks
+from labkit.launch.compose import BUILD_LIMIT_SECONDS
+from labkit.launch.progress import StepLog, Steps
+from labkit.launch.runtime import choose_runtime
 from labkit.launch.settings import Checkout, Settings
-from labkit.launch.steps import Steps
+from labkit.process import run_command, stream_command
 
 
 @dataclass(frozen=True)

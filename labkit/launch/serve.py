@@ -7,8 +7,8 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from labkit.commands import replace_process
 from labkit.errors import EngineError, UsageError
+from labkit.process import replace_process
 
 # Made where they are missing: a fresh cache volume has none of them.
 STATE_FOLDERS = {

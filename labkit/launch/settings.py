@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from labkit.errors import UsageError
-from labkit.launch.choose_gpus import parse_gpus
+from labkit.launch.gpu import parse_gpus
 
 DEFAULT_PORT = 8888
 LOOPBACK = "127.0.0.1"

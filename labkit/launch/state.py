@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from labkit.commands import end_like_interrupt
 from labkit.errors import LabkitError, UsageError
 from labkit.launch.settings import Checkout
+from labkit.process import end_like_interrupt
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,7 @@
-"""`labkit up`: from a fresh clone to a URL, whatever this host has."""
+"""`labkit up`: from a fresh clone to a URL, whatever this host has.
+
+Makes the lab's environment ready for a command, and finds the lab that runs to run it in.
+"""
 
 from __future__ import annotations
 
@@ -8,31 +11,24 @@ from pathlib import Path
 
 from labkit.errors import EngineError, TimedOutError, UsageError
 from labkit.host.gpu import has_driver
-from labkit.host.machine import MachineFacts
-from labkit.host.ports import find_free_port, is_port_free
+from labkit.host.machine import MachineFacts, find_free_port, is_port_free
 from labkit.launch import workspace
-from labkit.launch.container import ContainerLab, PortTakenError
-from labkit.launch.health import probe_server, reachable_address, wait_until
-from labkit.launch.plan import (
-    Lab,
-    Plan,
-    announce_choices,
-    check_settings,
-    make_plan,
-    probe_host,
-)
+from labkit.launch.compose import ContainerLab, PortTakenError
+from labkit.launch.plan import Lab, Plan, announce_choices, check_settings, make_plan, probe_host
+from labkit.launch.progress import Steps
+from labkit.launch.server import probe_server, reachable_address, wait_until
 from labkit.launch.settings import DEFAULT_PORT, Checkout, Settings
 from labkit.launch.state import (
     LabHandle,
     LabState,
     ensure_token,
     forget_state,
+    hold_lock,
     prepare_state_folder,
     timestamp,
     write_state,
 )
 from labkit.launch.status import LabStatus, list_differences, open_lab, read_status
-from labkit.launch.steps import Steps
 
 HEALTH_LIMIT_SECONDS = 180.0
 BUSY_LIMIT_SECONDS = 20.0
@@ -257,3 +253,27 @@ def describe_urls(status: LabStatus, machine: MachineFacts) -> Sequence[str]:
         )
     lines.append("stop it:  make down")
     return lines
+
+
+def prepare_lab(
+    checkout: Checkout, settings: Settings, steps: Steps, *, use_running: bool = True
+) -> tuple[Lab, LabHandle | None]:
+    """The lab to run a command in: the running one where it fits, else one made ready for it.
+
+    Without ``use_running`` it is made ready alone, for which a cuda lab needs no GPU here.
+    """
+    status = read_status(checkout)
+    state = status.state
+    check_settings(settings)
+    if use_running and state and status.healthy and not list_differences(settings, state):
+        return open_lab(checkout, state), state.handle
+    prepare_state_folder(checkout)
+    plan = make_plan(checkout, settings, probe_host(checkout, settings, steps), demand=use_running)
+    announce_choices(plan, steps)
+    with hold_lock(checkout, lambda: steps.say("another `up` or `down` is at work: waiting")):
+        workspace.prepare_workspace(checkout)
+        ensure_token(checkout)
+        if isinstance(plan.lab, ContainerLab) and plan.lab.identity:
+            workspace.hand_over(checkout, plan.lab.identity)
+        plan.lab.prepare(steps)
+    return plan.lab, None

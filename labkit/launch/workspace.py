@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from labkit.errors import UsageError
-from labkit.host.folders import read_folder
-from labkit.launch.choose import Identity
+from labkit.host.machine import read_folder
+from labkit.launch.runtime import Identity
 from labkit.launch.settings import Checkout
-from labkit.units import format_bytes
+from labkit.text import format_bytes
 
 LEAST_FREE_BYTES = 64 * 1024**2
 ROOT_ID = 0

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from labkit.errors import LabkitError, UsageError
-from labkit.units import near_match
+from labkit.text import near_match
 
 if TYPE_CHECKING:
     from labkit.lessons.exercises import Exercise

@@ -6,9 +6,8 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 from labkit.errors import LabkitError
+from labkit.lessons.cards import BAD, CLAIM_MIME, GOOD, QUIET, Card, show_card
 from labkit.lessons.needs import missing_need
-from labkit.lessons.outputs import CLAIM_MIME
-from labkit.lessons.render import BAD, GOOD, QUIET, Card, show_card
 from labkit.lessons.values import PLAIN_FUNCTIONS, format_value, same_value, shorten
 
 

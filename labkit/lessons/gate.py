@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from labkit.errors import LabkitError
+from labkit.lessons.cards import read_checks, read_claims
 from labkit.lessons.catalog import (
     Lab,
     exercise_names,
@@ -24,9 +25,12 @@ from labkit.lessons.catalog import (
     load_exercises,
 )
 from labkit.lessons.exercises import NOT_STARTED, PASSED, Exercise
-from labkit.lessons.kernels import OnCell, cell_error, kernel_environment, run_cells
+from labkit.lessons.learner import CheckCall, count_claims, find_answer, find_check_calls
 from labkit.lessons.needs import NEEDS, missing_need
 from labkit.lessons.notebooks import (
+    BEGIN,
+    END,
+    find_solutions,
     make_learner_notebook,
     make_reference_notebook,
     notebook_bytes,
@@ -34,9 +38,7 @@ from labkit.lessons.notebooks import (
     read_lesson,
     read_percent,
 )
-from labkit.lessons.outputs import read_checks, read_claims
-from labkit.lessons.slices import CheckCall, count_claims, find_answer, find_check_calls
-from labkit.lessons.solutions import BEGIN, END, find_solutions
+from labkit.notebooks.client import OnCell, cell_error, kernel_environment, run_cells
 
 HINTS_AN_EXERCISE = 2
 FILES_OF_A_LAB = {"lesson.py", "exercises.py"}

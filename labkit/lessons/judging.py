@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 
-from labkit.lessons.comparing import Difference, Tolerance, describe_type, find_difference
 from labkit.lessons.exercises import (
     CHANGED_ARGUMENT,
     FORBIDDEN,
@@ -26,8 +25,18 @@ from labkit.lessons.exercises import (
     NotThisWay,
     Verdict,
 )
-from labkit.lessons.values import PLAIN_FUNCTIONS, format_block, format_value, same_value, shorten
-from labkit.lessons.ways import find_forbidden
+from labkit.lessons.restrictions import find_forbidden
+from labkit.lessons.values import (
+    PLAIN_FUNCTIONS,
+    Difference,
+    Tolerance,
+    describe_type,
+    find_difference,
+    format_block,
+    format_value,
+    same_value,
+    shorten,
+)
 
 STUB_TEXT = "write your code here"
 

@@ -14,7 +14,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from labkit.lessons.files import Disk, dated_name, move_new, write_atomically
+from labkit.files import Disk, dated_name, move_new, write_atomically
 
 SCHEMA_VERSION = 1
 

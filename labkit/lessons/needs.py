@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Callable
 
 from labkit.errors import UsageError
-from labkit.units import near_match
+from labkit.text import near_match
 
 
 def missing_need(need: str | None) -> str | None:

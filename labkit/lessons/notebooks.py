@@ -2,16 +2,101 @@
 
 The same lesson always gives the same bytes: ids come from place and content, and nothing of the
 day or the machine goes in.
+
+Takes reference solutions out of a lesson's text, or only the marks around them.
+
+What counts as a notebook's content: the cells' kinds, sources and attachments, in order.
+
+Outputs, counters, ids, metadata and the way the file is laid out do not: running every cell and
+saving is not a change. Standard library only.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
+import os
+import re
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from labkit.errors import LabkitError
 from labkit.lessons.catalog import Lab
-from labkit.lessons.solutions import keep_solutions, strip_solutions
+
+BEGIN, END = "### BEGIN SOLUTION", "### END SOLUTION"
+STUB = 'raise NotImplementedError("write your code here")'
+_LOOKS_LIKE_MARK = re.compile(r"^\s*#+\s*(BEGIN|END)\s*SOLUTION", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Solution:
+    """One marked region: the line of its first mark, its indentation, and what it holds."""
+
+    line: int
+    indent: str
+    lines: tuple[str, ...]
+
+
+def strip_solutions(text: str, path: Path) -> str:
+    """The lesson with a stub, at the same indentation, in place of each solution."""
+    return _join(
+        f"{part.indent}{STUB}" if isinstance(part, Solution) else part
+        for part in _split(text, path)
+    )
+
+
+def keep_solutions(text: str, path: Path) -> str:
+    """The lesson with its solutions, and without the marks around them."""
+    return _join(
+        "\n".join(part.lines) if isinstance(part, Solution) else part for part in _split(text, path)
+    )
+
+
+def find_solutions(text: str, path: Path) -> tuple[Solution, ...]:
+    """The marked regions in their order; a mark out of place is an error with file and line."""
+    return tuple(part for part in _split(text, path) if isinstance(part, Solution))
+
+
+def _join(lines: Iterator[str]) -> str:
+    return "\n".join(lines) + "\n"
+
+
+def _split(text: str, path: Path) -> Iterator[str | Solution]:
+    opened: int | None = None
+    indent, held = "", list[str]()
+    for number, line in enumerate(text.splitlines(), start=1):
+        mark = line.strip()
+        if mark == BEGIN:
+            if opened:
+                raise _misplaced(path, number, f"it is nested in the solution of line {opened}")
+            opened, indent, held = number, line[: len(line) - len(line.lstrip())], []
+        elif mark == END:
+            if not opened:
+                raise _misplaced(path, number, f"no {BEGIN!r} stands before it")
+            yield Solution(opened, indent, tuple(held))
+            opened = None
+        elif _LOOKS_LIKE_MARK.match(line):
+            raise _misplaced(path, number, f"it must read exactly {BEGIN!r} or {END!r}")
+        elif opened and mark.startswith("# %%"):
+            raise _misplaced(path, opened, "it is not closed in its cell")
+        elif opened:
+            held.append(line)
+        else:
+            yield line
+    if opened:
+        raise _misplaced(path, opened, "it is never closed")
+
+
+def _misplaced(path: Path, line: int, cause: str) -> LabkitError:
+    return LabkitError(
+        f"{path}:{line}: a solution's mark is out of place",
+        cause=cause,
+        fix=f"put each solution between {BEGIN!r} and {END!r}, inside one cell",
+    )
+
 
 # Goes into the workspace's source digest: raise it where the same lesson gives a new notebook.
 CONVERTER_VERSION = 1
@@ -86,3 +171,60 @@ def _metadata(lab: Lab, text: str) -> dict[str, Any]:
         "language_info": {"name": "python"},
         "labkit": {"lab": lab.name, "version": hashlib.sha256(text.encode()).hexdigest()[:12]},
     }
+
+
+def content_digest(data: bytes) -> str:
+    """The digest of a notebook's content; ValueError where the bytes are no notebook."""
+    notebook = json.loads(data)
+    if not isinstance(notebook, dict) or not isinstance(notebook.get("cells"), list):
+        raise ValueError("it holds no list of cells")
+    # JupyterLab adds an empty cell when the last one is run: nobody wrote anything there.
+    cells = [cell for cell in map(_cell_content, notebook["cells"]) if cell[1].strip() or cell[2]]
+    return hashlib.sha256(json.dumps(cells, sort_keys=True).encode()).hexdigest()
+
+
+def read_digest(path: Path) -> str | None:
+    """The content digest of a plain file, or None for what is no whole notebook in one.
+
+    A symbolic link is not followed, and a file that may not be read or parsed has no digest.
+    """
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        with os.fdopen(handle, "rb") as file:
+            if not stat.S_ISREG(os.fstat(handle).st_mode):
+                return None
+            return content_digest(file.read())
+    except (OSError, ValueError, RecursionError):
+        return None
+
+
+def read_notebook(path: Path) -> dict[str, Any]:
+    """The notebook as parsed JSON; a broken one is an error that names the file and the reason."""
+    try:
+        data = path.read_bytes()
+        content_digest(data)
+        return dict(json.loads(data))
+    except OSError as error:
+        raise LabkitError(f"{path} cannot be read", cause=error.strerror) from error
+    except (ValueError, RecursionError) as error:
+        raise LabkitError(
+            f"{path} is not a whole notebook",
+            cause=str(error),
+            fix="restore it from a copy, or: labkit reset NAME (which keeps a backup of it)",
+        ) from error
+
+
+def _cell_content(cell: Any) -> tuple[str, str, Any]:
+    if not isinstance(cell, dict) or not isinstance(cell.get("cell_type"), str):
+        raise ValueError("a cell has no type")
+    return cell["cell_type"], cell_source(cell), cell.get("attachments")
+
+
+def cell_source(cell: dict[str, Any]) -> str:
+    """A cell's source as one text, however the file splits it into lines."""
+    source = cell.get("source", "")
+    if isinstance(source, list) and all(isinstance(line, str) for line in source):
+        return "".join(source)
+    if not isinstance(source, str):
+        raise ValueError("a cell's source is no text")
+    return source

@@ -9,7 +9,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from labkit.lessons.files import (
+from labkit.files import (
     Disk,
     dated_name,
     explain_disk_errors,

@@ -1,13 +1,22 @@
-"""Values of any kind, compared and put into words; torch is looked at only where it is loaded."""
+"""Values of any kind, compared and put into words; torch is looked at only where it is loaded.
+
+How an answer differs from what was expected: in type, shape, dtype, or values and where.
+"""
 
 from __future__ import annotations
 
+import cmath
 import functools
 import math
 import sys
 import types
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
+
+import torch
+
+from labkit.lessons.exercises import WRONG_DTYPE, WRONG_SHAPE, WRONG_TYPE, WRONG_VALUES
 
 # What stands for the value it gives; a class, a dtype or a module is a value itself.
 PLAIN_FUNCTIONS = (
@@ -163,3 +172,179 @@ def _format_array(value: Any) -> str:
     if value.size <= MOST_SHOWN_VALUES:
         return shorten(" ".join(repr(value).split()))
     return f"array of shape {value.shape}, {value.dtype}"
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """How far values may lie apart; None takes torch.testing's figure for the dtype."""
+
+    rtol: float | None = None
+    atol: float | None = None
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A verdict's status and the sentence that says what differs."""
+
+    status: str
+    message: str
+
+
+def find_difference(
+    got: Any, expected: Any, tolerance: Tolerance = Tolerance(), place: str = "the answer"
+) -> Difference | None:
+    """The first thing in which ``got`` is not ``expected``, or None where they agree.
+
+    The device does not count: what was expected is moved to where the answer is.
+    """
+    if isinstance(expected, torch.Tensor):
+        return _compare_tensors(got, expected, tolerance, place)
+    if isinstance(expected, Mapping):
+        return _compare_mappings(got, expected, tolerance, place)
+    if isinstance(expected, tuple | list):
+        return _compare_lists(got, expected, tolerance, place)
+    if isinstance(expected, float | complex | int) and not isinstance(expected, bool):
+        return _compare_numbers(got, expected, tolerance, place)
+    return _compare_plain(got, expected, place)
+
+
+def describe_type(value: object) -> str:
+    """What kind of thing a value is, in the learner's words.
+
+    >>> describe_type(None), describe_type(2.0), describe_type(torch.zeros(2, 3))
+    ('None', 'float', 'a tensor of shape (2, 3)')
+    """
+    if value is None:
+        return "None"
+    if isinstance(value, torch.Tensor):
+        return f"a tensor of shape {tuple(value.shape)}"
+    if is_array(value):
+        return "a NumPy array"
+    return type(value).__name__
+
+
+def _compare_plain(got: object, expected: object, place: str) -> Difference | None:
+    if type(got) is not type(expected):
+        return _wrong_type(got, expected, place)
+    if got != expected:
+        return Difference(WRONG_VALUES, f"{place} is not the value expected")
+    return None
+
+
+def _wrong_type(got: object, expected: object, place: str) -> Difference:
+    if got is None:
+        text = f"{place} is None: does every path of the function end in `return`?"
+    elif got is ...:
+        text = f"{place} is `...`: the function returns the placeholder still"
+    else:
+        text = f"{place} must be {describe_type(expected)}, and is {describe_type(got)}"
+    return Difference(WRONG_TYPE, text)
+
+
+def _compare_tensors(
+    got: Any, expected: torch.Tensor, tolerance: Tolerance, place: str
+) -> Difference | None:
+    if not isinstance(got, torch.Tensor):
+        return _wrong_type(got, expected, place)
+    if got.shape != expected.shape:
+        shapes = f"{tuple(expected.shape)}, and has {tuple(got.shape)}"
+        return Difference(WRONG_SHAPE, f"{place} must have the shape {shapes}")
+    if got.dtype != expected.dtype:
+        dtypes = f"{expected.dtype}, and has {got.dtype}"
+        return Difference(WRONG_DTYPE, f"{place} must have the dtype {dtypes}")
+    return _compare_values(got.detach(), expected.detach(), tolerance, place)
+
+
+def _compare_values(
+    got: torch.Tensor, expected: torch.Tensor, tolerance: Tolerance, place: str
+) -> Difference | None:
+    expected = expected.to(got.device)
+    rtol, atol = _tolerances(got.dtype, tolerance)
+    near = torch.isclose(got, expected, rtol=rtol, atol=atol, equal_nan=True)
+    if bool(near.all()):
+        return None
+    off = (~near).nonzero()
+    apart = _distance(got, expected)
+    # nan is furthest of all: it must not hide behind a finite distance.
+    ranked = torch.where(near, -1.0, apart.nan_to_num(nan=float("inf")))
+    worst = tuple(int(index) for index in torch.unravel_index(ranked.argmax(), ranked.shape))
+    count = f"{len(off)} of {got.numel()} values differ" if got.numel() > 1 else "the value differs"
+    at = f" at {list(worst)}" if worst else ""
+    return Difference(
+        WRONG_VALUES,
+        f"{_of(place)}{count}; furthest apart{at}: expected {_number(expected[worst])}, "
+        f"got {_number(got[worst])}, off by {_number(apart[worst])}",
+    )
+
+
+def _of(place: str) -> str:
+    return "" if place == "the answer" else f"in {place}, "
+
+
+def _tolerances(dtype: torch.dtype, tolerance: Tolerance) -> tuple[float, float]:
+    default = torch.testing._comparison.default_tolerances(dtype)
+    rtol = default[0] if tolerance.rtol is None else tolerance.rtol
+    atol = default[1] if tolerance.atol is None else tolerance.atol
+    return rtol, atol
+
+
+def _distance(got: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
+    if got.dtype.is_complex:
+        return (got.cpu() - expected.cpu()).abs().double()
+    return (got.cpu().double() - expected.cpu().double()).abs()
+
+
+def _number(value: torch.Tensor) -> str:
+    plain = value.item()
+    return f"{plain:.6g}" if isinstance(plain, float) else str(plain)
+
+
+def _compare_mappings(
+    got: Any, expected: Mapping[Any, Any], tolerance: Tolerance, place: str
+) -> Difference | None:
+    if not isinstance(got, Mapping):
+        return _wrong_type(got, expected, place)
+    if set(got) != set(expected):
+        keys = f"{sorted(map(str, expected))}, and has {sorted(map(str, got))}"
+        return Difference(WRONG_VALUES, f"{place} must have the keys {keys}")
+    return _first(
+        find_difference(got[key], expected[key], tolerance, f"{place}[{key!r}]") for key in expected
+    )
+
+
+def _compare_lists(
+    got: Any, expected: tuple[Any, ...] | list[Any], tolerance: Tolerance, place: str
+) -> Difference | None:
+    if not isinstance(got, tuple | list):
+        return _wrong_type(got, expected, place)
+    if len(got) != len(expected):
+        lengths = f"{len(expected)} values, and has {len(got)}"
+        return Difference(WRONG_SHAPE, f"{place} must have {lengths}")
+    return _first(
+        find_difference(one, other, tolerance, f"{place}[{index}]")
+        for index, (one, other) in enumerate(zip(got, expected, strict=True))
+    )
+
+
+def _first(differences: Any) -> Difference | None:
+    return next((found for found in differences if found is not None), None)
+
+
+def _compare_numbers(
+    got: Any, expected: float | complex, tolerance: Tolerance, place: str
+) -> Difference | None:
+    allowed = (int,) if isinstance(expected, int) else (int, type(expected), float)
+    if not isinstance(got, allowed) or isinstance(got, bool):
+        return _wrong_type(got, expected, place)
+    if got == expected or (cmath.isnan(got) and cmath.isnan(expected)):
+        return None
+    apart = abs(got - expected)
+    if not isinstance(expected, int):
+        rtol = 1e-6 if tolerance.rtol is None else tolerance.rtol
+        atol = 1e-9 if tolerance.atol is None else tolerance.atol
+        if apart <= atol + rtol * abs(expected):
+            return None
+    elif tolerance.atol is not None and apart <= tolerance.atol:
+        return None
+    text = f"expected {format_value(expected)}, got {format_value(got)}, off by {apart:.6g}"
+    return Difference(WRONG_VALUES, f"{_of(place)}the value differs: {text}")

@@ -19,9 +19,7 @@ from pathlib import Path
 
 from labkit import __version__
 from labkit.errors import LabkitError
-from labkit.lessons.catalog import Lab, find_labs
-from labkit.lessons.contents import content_digest, read_digest
-from labkit.lessons.files import (
+from labkit.files import (
     Disk,
     dated_name,
     explain_disk_errors,
@@ -31,6 +29,7 @@ from labkit.lessons.files import (
     place_new,
     write_atomically,
 )
+from labkit.lessons.catalog import Lab, find_labs
 from labkit.lessons.manifest import (
     Entry,
     Manifest,
@@ -39,7 +38,13 @@ from labkit.lessons.manifest import (
     set_manifest_aside,
     write_manifest,
 )
-from labkit.lessons.notebooks import CONVERTER_VERSION, make_learner_notebook, notebook_bytes
+from labkit.lessons.notebooks import (
+    CONVERTER_VERSION,
+    content_digest,
+    make_learner_notebook,
+    notebook_bytes,
+    read_digest,
+)
 from labkit.lessons.progress import STATE_FOLDER
 
 PLACED, UNCHANGED, REPLACED = "placed", "unchanged", "replaced"

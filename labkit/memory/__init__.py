@@ -1,7 +1,7 @@
 """Where memory is: ``labkit.memory()`` gives the balance of each device, now.
 
 This package is itself the function. ``labkit.memory`` is the natural name of both, and Python
-binds a subpackage to its parent's name as soon as anything imports ``labkit.memory.snapshot``: a
+binds a subpackage to its parent's name as soon as anything imports ``labkit.memory.balance``: a
 function of that name would be there or gone by the order of imports. A module whose class has
 ``__call__`` is one object under both roles, whichever is used first.
 """
@@ -13,7 +13,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from labkit.memory.snapshot import Snapshot
+    from labkit.memory.balance.read import Snapshot
 
 
 class _CallableModule(ModuleType):
@@ -24,7 +24,7 @@ class _CallableModule(ModuleType):
 
         Reads only: no CUDA context is made, no cache emptied, torch not imported.
         """
-        from labkit.memory.snapshot import take_snapshot
+        from labkit.memory.balance.read import take_snapshot
 
         return take_snapshot()
 

@@ -14,9 +14,9 @@ from collections.abc import Callable
 
 import torch
 
-from labkit.memory.estimate import Estimate, estimate_memory
-from labkit.memory.storages import StorageTracer
-from labkit.memory.track import track_memory
+from labkit.memory.estimate.play import Estimate, estimate_memory
+from labkit.memory.track.storages import StorageTracer
+from labkit.memory.track.tracker import track_memory
 from tests.fakes.models import MODELS, OPTIMIZERS, make_training, run_twice
 
 ROUNDS = 15

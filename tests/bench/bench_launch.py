@@ -17,10 +17,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from labkit.commands import run_command
-from labkit.launch.environment import PythonEnvironment
-from labkit.launch.health import probe_server, wait_until
+from labkit.launch.server import probe_server, wait_until
 from labkit.launch.settings import Checkout
+from labkit.launch.venv import PythonEnvironment
+from labkit.process import run_command
 
 ROOT = Path(__file__).parents[2]
 CHECKOUT = Checkout(ROOT)

@@ -16,9 +16,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from labkit.memory.blocks import Ledger
-from labkit.memory.gauges import CudaGauge
-from labkit.memory.track import MemoryTracker
+from labkit.memory.track.counters import CudaCounter, Ledger
+from labkit.memory.track.tracker import MemoryTracker
 from tests.fakes.nvml import PlayedHost, build_driver, script_driver, script_gpu
 
 ROUNDS = 15
@@ -117,7 +116,7 @@ def compare_peers() -> list[bool]:
 
 def compare_blocks() -> list[bool]:
     """What a tracker costs, on CUDA by a recorded backend and on the CPU."""
-    ledger = Ledger(find_devices=lambda: [CudaGauge(RecordedCuda(), 0)])
+    ledger = Ledger(find_devices=lambda: [CudaCounter(RecordedCuda(), 0)])
     cuda = time_block(lambda: MemoryTracker("cuda", ledger=ledger))
     cpu = time_block(lambda: MemoryTracker("cpu"))
     return [

@@ -87,8 +87,8 @@ def run_plainly(names: list[str], folder: Path) -> None:
     import nbformat
     from nbclient import NotebookClient
 
-    from labkit.runner.execute import _choose_environment
-    from labkit.runner.sources import find_source, load_notebook
+    from labkit.notebooks.execute import _choose_environment
+    from labkit.notebooks.sources import find_source, load_notebook
 
     for name in names:
         source = find_source(name)

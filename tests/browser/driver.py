@@ -21,7 +21,7 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webdriver import WebDriver
 from selenium.webdriver.remote.webelement import WebElement
 
-from labkit.launch.health import wait_until
+from labkit.launch.server import wait_until
 from tests.servers import LabServer
 
 FLAGS = (

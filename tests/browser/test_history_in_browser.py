@@ -10,9 +10,9 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webdriver import WebDriver
 
-from labkit.memory.history.analysis import analyse
-from labkit.memory.history.page import make_page
-from labkit.memory.history.snapshot import read_recording
+from labkit.memory.allocations.analysis import analyse
+from labkit.memory.allocations.page import make_page
+from labkit.memory.allocations.snapshot import read_recording
 from tests.browser.driver import open_browser
 from tests.fakes.allocator import make_training, take_snapshot
 from tests.test_history_shown import HOSTILE

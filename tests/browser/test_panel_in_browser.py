@@ -13,7 +13,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webdriver import WebDriver
 
-from labkit.launch.health import wait_until
+from labkit.launch.server import wait_until
 from tests.browser.driver import (
     RUN_ALL,
     click,

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from labkit.memory.blocks import Ledger
-from labkit.memory.gauges import Reading
-from labkit.memory.track import MemoryTracker
+from labkit.memory.track.counters import Ledger, Reading
+from labkit.memory.track.tracker import MemoryTracker
 
 
 class FakeDevice:

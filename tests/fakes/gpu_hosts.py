@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 
-from labkit.commands import CommandResult
+from labkit.process import CommandResult
 from tests.fakes.host import (
     CONTEXT,
     DOCKER_FINE,

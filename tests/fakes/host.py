@@ -7,12 +7,12 @@ import stat
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from labkit.commands import CommandResult
-from labkit.host.builds import BUILDS
 from labkit.host.engine import EngineFacts
 from labkit.host.gpu import GpuFacts
 from labkit.host.machine import MachineFacts
+from labkit.host.torch_builds import BUILDS
 from labkit.launch.settings import Checkout
+from labkit.process import CommandResult
 
 Answers = Mapping[str, CommandResult]
 

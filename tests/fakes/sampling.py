@@ -7,8 +7,8 @@ import os
 import threading
 import time
 
-from labkit.memory.balance import Balance, ThisProcess
-from labkit.memory.snapshot import Snapshot
+from labkit.memory.balance.model import Balance, ThisProcess
+from labkit.memory.balance.read import Snapshot
 
 GIB = 2**30
 MIB = 2**20

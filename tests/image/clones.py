@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from labkit.commands import CommandResult, run_command
 from labkit.launch.settings import Checkout
+from labkit.process import CommandResult, run_command
 from tests.servers import LabServer
 
 ROOT = Path(__file__).parents[2]

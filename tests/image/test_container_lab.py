@@ -8,7 +8,7 @@ import socket
 
 import pytest
 
-from labkit.commands import run_command
+from labkit.process import run_command
 from tests.image.clones import Clone
 from tests.test_server_security import find_own_address
 

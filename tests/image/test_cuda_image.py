@@ -7,10 +7,10 @@ import re
 
 import pytest
 
-from labkit.commands import CommandResult, run_command
-from labkit.host.builds import CUDA_BUILDS
+from labkit.host.torch_builds import CUDA_BUILDS
 from labkit.launch.image import digest_inputs, read_image_digest
 from labkit.launch.settings import find_checkout
+from labkit.process import CommandResult, run_command
 
 # Compose runs labs like this: nothing can be written but these.
 HELD = ["--rm", "--network", "none", "--read-only", "--cap-drop", "ALL"]

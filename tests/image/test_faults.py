@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from labkit.commands import run_command
-from labkit.launch.health import wait_until
+from labkit.launch.server import wait_until
+from labkit.process import run_command
 from tests.image.clones import Clone
 
 pytestmark = pytest.mark.engine

@@ -10,11 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from labkit.commands import run_command
-from labkit.launch.environment import PythonEnvironment
-from labkit.launch.health import wait_until
-from labkit.launch.processes import read_start
+from labkit.launch.server import read_start, wait_until
 from labkit.launch.settings import Checkout
+from labkit.launch.venv import PythonEnvironment
+from labkit.process import run_command
 from tests.image.clones import ROOT, Clone, copy_checkout
 
 pytestmark = [

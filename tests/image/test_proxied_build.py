@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from labkit.commands import CommandResult, run_command
+from labkit.process import CommandResult, run_command
 from tests.fakes.proxy import NAME, OPENED_HOST, PASSWORD, InspectingProxy, make_certificates
 from tests.image.clones import Clone
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import nbformat
 from nbformat.v4 import new_code_cell, new_notebook
 
-from labkit.runner.crew import run_notebooks
-from labkit.runner.execute import RunOptions
-from labkit.runner.sources import Source
+from labkit.notebooks.execute import RunOptions
+from labkit.notebooks.schedule import run_notebooks
+from labkit.notebooks.sources import Source
 
 FOLDER = Path(__file__).parent
 

@@ -1,0 +1,205 @@
+"""Are the proxy and certificate settings ones that can work?
+
+Do names resolve, as a build needs?
+
+Can a build reach its package index?
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from labkit.doctor.check import Check, Finding, failed, ok, warning
+from labkit.doctor.checks.driver import read_module_version
+from labkit.doctor.checks.torch import find_build, read_capabilities
+from labkit.doctor.host import Host
+from labkit.host.distribution import Distribution
+from labkit.host.torch_builds import BUILDS, CPU_BUILD
+from labkit.known_errors.match import explain_text
+
+
+@dataclass(frozen=True)
+class NameFacts:
+    """The index's host name, whether it resolved, and whether a proxy does that instead."""
+
+    name: str | None = None
+    problem: str | None = None
+    proxied: bool = False
+
+
+def probe_dns(host: Host) -> NameFacts:
+    """The system's resolver, asked for the host of the index that a build would use."""
+    names = [urlsplit(index).hostname for index in list_indexes(host)]
+    name = next((name for name in names if name), None)
+    proxied = any(host.environment.get(key) for key in ("https_proxy", "HTTPS_PROXY"))
+    if name is None or proxied:
+        return NameFacts(name, proxied=proxied)
+    try:
+        host.resolve(name)
+    except OSError as error:
+        return NameFacts(name, str(error.strerror or error))
+    return NameFacts(name)
+
+
+def judge_dns(facts: NameFacts, distribution: Distribution) -> Finding:
+    """A warning only: an image that is built already needs no names."""
+    if facts.name is None:
+        return ok("no index is set, so no name to resolve", moot="no index is set")
+    if facts.proxied:
+        return ok("the proxy resolves names")
+    if facts.problem:
+        return warning(
+            f"{facts.name} does not resolve ({facts.problem})",
+            "no name server answers from here, or it does not know the name: a build would fail",
+            "resolvectl status || cat /etc/resolv.conf",
+            moot=f"{facts.name} does not resolve",
+        )
+    return ok(f"{facts.name} resolves")
+
+
+DNS_CHECK = Check("dns", "names resolve", probe_dns, judge_dns, network=True, patience_seconds=6.0)
+
+
+@dataclass(frozen=True)
+class IndexFacts:
+    """Each index with the problem of reaching it; None is none."""
+
+    answers: tuple[tuple[str, str | None], ...] = ()
+
+
+def probe_index(host: Host) -> IndexFacts:
+    """Asks each index for its head, through the proxies that are set, with a short limit."""
+    return IndexFacts(tuple((hide_login(each), _reach(host, each)) for each in list_indexes(host)))
+
+
+def list_indexes(host: Host) -> tuple[str, ...]:
+    """The indexes that a build here would use: those that are named, and PyTorch's own.
+
+    The build for CUDA 13 comes from the default index, which is asked only where it is named.
+    """
+    if not host.builds_torch:
+        return host.indexes
+    capabilities = read_capabilities(host)
+    driver = read_module_version(host)
+    name = None
+    if driver or capabilities:
+        name = find_build(driver, capabilities, host.machine.architecture)
+    own = BUILDS[name or CPU_BUILD.name].torch_index
+    return (*([own] if own else []), *host.indexes)
+
+
+def _reach(host: Host, index: str) -> str | None:
+    try:
+        host.reach(index)
+    except (OSError, ValueError) as error:
+        return str(error) or type(error).__name__
+    return None
+
+
+def hide_login(index: str) -> str:
+    """The index's address without the user and password that may stand in it."""
+    return re.sub(r"//[^/@]*@", "//", index)
+
+
+def judge_index(facts: IndexFacts, distribution: Distribution) -> Finding:
+    """A warning only: an image that is built already needs no index."""
+    for index, problem in facts.answers:
+        if problem:
+            found = explain_text(problem).first
+            return warning(
+                f"{index} cannot be reached ({problem})",
+                found.sign.cause if found else "a firewall, a proxy that is not set, or no network",
+                found.sign.fix.on(distribution) if found else f"curl -sSI {index}",
+            )
+    if not facts.answers:
+        return ok("no index is set: torch's build for this GPU comes from the default one")
+    return ok(f"{', '.join(index for index, _ in facts.answers)} answers")
+
+
+INDEX_CHECK = Check(
+    "index", "the package index answers", probe_index, judge_index, ("dns",), network=True
+)
+
+
+# LABKIT_CA_FILE is what a build of the lab trusts besides the system's own.
+FILES = ("LABKIT_CA_FILE", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "PIP_CERT", "CURL_CA_BUNDLE")
+PROXIES = ("https_proxy", "http_proxy", "HTTPS_PROXY", "HTTP_PROXY", "all_proxy", "ALL_PROXY")
+
+
+@dataclass(frozen=True)
+class ProxyFacts:
+    """The proxies set (variable and host) and the certificate files set, bad ones apart."""
+
+    proxies: tuple[tuple[str, str | None], ...] = ()
+    files: tuple[str, ...] = ()
+    missing: tuple[tuple[str, str], ...] = ()
+    strange: tuple[tuple[str, str], ...] = ()
+
+
+def probe_certificates(host: Host) -> ProxyFacts:
+    """The environment's own words; of a proxy's address only its host, never its password."""
+    named = {name: host.environment[name] for name in FILES if host.environment.get(name)}
+    gone = [(name, path) for name, path in named.items() if not _is_there(host, path)]
+    proxies = [(name, host.environment[name]) for name in PROXIES if host.environment.get(name)]
+    return ProxyFacts(
+        tuple((name, _read_host(address)) for name, address in proxies),
+        tuple(named),
+        tuple(gone),
+        tuple(each for each in named.items() if each not in gone and not _is_pem(host, each[1])),
+    )
+
+
+def _is_pem(host: Host, path: str) -> bool:
+    """False for a file that holds no certificate in text form, such as a .der or .p12 one."""
+    text = host.read(path.lstrip("/")) if Path(path).is_absolute() else None
+    return text is None or "-----BEGIN" in text
+
+
+def _is_there(host: Host, path: str) -> bool:
+    return host.exists(path.lstrip("/")) if Path(path).is_absolute() else os.path.lexists(path)
+
+
+def _read_host(address: str) -> str | None:
+    try:
+        return urlsplit(address if "://" in address else f"http://{address}").hostname
+    except ValueError:
+        return None
+
+
+def judge_certificates(facts: ProxyFacts, distribution: Distribution) -> Finding:
+    """A certificate file that is not there fails everything that uses TLS."""
+    if facts.missing:
+        name, path = facts.missing[0]
+        return failed(f"{name}={path} is not there", "every download will fail", f"unset {name}")
+    if facts.strange:
+        name, path = facts.strange[0]
+        return failed(
+            f"{name}={path} holds no certificate in PEM form",
+            "it is another kind of file, or a certificate in binary form",
+            f"openssl x509 -inform der -in {path} -out {path}.pem",
+        )
+    unreadable = [name for name, host in facts.proxies if host is None]
+    if unreadable:
+        return failed(
+            f"{unreadable[0]} is not an address",
+            "a proxy is written as http://host:port",
+            f"unset {unreadable[0]}",
+        )
+    local = [name for name, host in facts.proxies if host in ("localhost", "127.0.0.1", "::1")]
+    if local:
+        return warning(
+            f"{local[0]} names this machine itself",
+            "inside a container that address is the container, so a build cannot use this proxy",
+            f"export {local[0]}=http://<this host's address>:<port>",
+        )
+    words = [*dict.fromkeys(name for name, _ in facts.proxies), *facts.files]
+    return ok(f"set: {', '.join(words)}" if words else "no proxy and no certificate of its own set")
+
+
+CERTIFICATES_CHECK = Check(
+    "certificates", "proxies and certificates", probe_certificates, judge_certificates
+)

@@ -1,0 +1,131 @@
+"""Signs of a build, a pull or an installation that failed."""
+
+from __future__ import annotations
+
+from labkit.host.distribution import Fix, packages
+from labkit.known_errors.model import KnownError
+
+BUILD_ERRORS = (
+    KnownError(
+        "disk-full",
+        # A line that names shared memory is about /dev/shm, which no disk's room can mend.
+        (r"^(?!.*(?:/dev/shm|</?torch_|shared memory)).*no space left on device",),
+        "the disk is full",
+        Fix("df -h && docker system prune"),
+        brings=("hashes-differ", "no-build", "daemon-not-running", "unreadable-archive"),
+    ),
+    KnownError(
+        "no-name-server",
+        (
+            r"temporary failure in name resolution",
+            r"could not resolve (?:host|proxy|['\"])",
+            r"no such host",
+            r"server misbehaving",
+            r"Name or service not known",
+            r"Temporary failure resolving",
+        ),
+        "no name server answers from here",
+        Fix("resolvectl status   # check DNS and the proxy settings"),
+        otherwise='where only containers fail: "dns" in /etc/docker/daemon.json',
+        brings=("no-build", "index-unreachable"),
+    ),
+    KnownError(
+        "changed-certificate",
+        (
+            r"certificate verify failed",
+            r"CERTIFICATE_VERIFY_FAILED",
+            r"x509: certificate signed by unknown authority",
+            r"self.signed certificate in certificate chain",
+            r"unable to get local issuer certificate",
+        ),
+        "something between here and the package index changes certificates (a company proxy?)",
+        Fix("LABKIT_CA_FILE=/path/to/that-proxy.pem make up   # a build then trusts it too"),
+        otherwise="ask who runs the proxy for its certificate, or take it from this browser",
+        brings=("no-build", "index-unreachable"),
+    ),
+    KnownError(
+        "proxy-refuses",
+        (r"407 Proxy Authentication Required", r"Cannot connect to proxy", r"ProxyError"),
+        "the proxy refuses, or does not answer",
+        Fix("env | grep -i proxy   # address, user and password as the proxy wants them"),
+        brings=("no-build", "index-unreachable"),
+    ),
+    KnownError(
+        "index-unreachable",
+        (
+            r"Network is unreachable",
+            r"ReadTimeoutError",
+            r"ConnectTimeoutError",
+            r"TLS handshake timeout",
+            r"net/http: request canceled",
+            r"Connection to \S+ timed out",
+            r"i/o timeout",
+            r"context deadline exceeded",
+            r"Failed to establish a new connection",
+        ),
+        "the package index or registry cannot be reached from here",
+        Fix("labkit doctor   # checks names, proxy and index"),
+        "likely",
+        brings=("no-build",),
+    ),
+    KnownError(
+        "hashes-differ",
+        (r"do not match the hashes",),
+        "a downloaded package is not the one that was locked",
+        # Not `make lock`: that would take whatever came for the right one.
+        Fix("make build   # a download that was cut short is fetched anew"),
+        otherwise="ask who runs the package index or proxy in use what it serves in its place",
+    ),
+    KnownError(
+        "no-build",
+        (r"no matching distribution found", r"could not find a version that satisfies"),
+        "the package index has no build of a locked package for this Python and machine",
+        Fix("use Python 3.10 to 3.14 on x86-64 or ARM64, or a container engine"),
+        "likely",
+    ),
+    KnownError(
+        "no-venv",
+        (r"ensurepip is not available", r"No module named '?ensurepip"),
+        "this Python came without the venv module's own files",
+        packages(
+            "python3-venv", "python3", "python3", "python", "python3 -m pip install virtualenv"
+        ),
+    ),
+    KnownError(
+        "pull-limit",
+        (r"toomanyrequests", r"reached your (?:unauthenticated )?pull rate limit"),
+        "the registry's limit of anonymous pulls is used up",
+        Fix("docker login   # or wait; BASE_IMAGE= names a base from another registry"),
+    ),
+    KnownError(
+        "image-not-there",
+        (
+            r"pull access denied for",
+            r"manifest (?:for \S+ not found|unknown)",
+            r"repository does not exist or may require",
+        ),
+        "the registry has no such image, or does not show it without a login",
+        Fix("make build   # makes the image here"),
+        "likely",
+    ),
+    KnownError(
+        "unreadable-archive",
+        (r"unexpected EOF(?! while)", r"BadZipFile", r"unexpected end of (?:file|archive)"),
+        "a download broke off, or a cache holds half a file",
+        Fix("docker builder prune && make build"),
+        "possible",
+    ),
+    KnownError(
+        "externally-managed",
+        (r"error: externally-managed-environment",),
+        "this Python belongs to the distribution and takes no packages from pip",
+        Fix("make up RUNTIME=local   # uses a .venv of its own"),
+    ),
+    KnownError(
+        "old-libc",
+        (r"version `?GLIBC(?:XX)?_[\d.]+'? not found",),
+        "a package was built for a newer system than this one",
+        Fix("make up RUNTIME=docker   # the image brings its own libraries"),
+        "likely",
+    ),
+)

@@ -1,0 +1,235 @@
+"""Signs of the container engine: its daemon, Compose, ports, disks and owners.
+
+Signs of an engine that runs and was set up in a way that stands in the lab's way.
+"""
+
+from __future__ import annotations
+
+from labkit.host.distribution import INSTALL_COMPOSE, Fix, packages
+from labkit.known_errors.model import KnownError
+
+ENGINE_ERRORS = (
+    KnownError(
+        "daemon-not-running",
+        (
+            r"Cannot connect to the Docker daemon",
+            r"error during connect: .{0,200}docker",
+            r"unable to connect to Podman socket",
+            r"Cannot connect to Podman",
+        ),
+        "the engine's daemon does not run, or the client looks for it in another place",
+        Fix(
+            "sudo systemctl enable --now docker",
+            alpine="sudo rc-update add docker && sudo service docker start",
+        ),
+        "likely",
+        otherwise="docker context use default; unset DOCKER_HOST",
+    ),
+    KnownError(
+        "daemon-refuses",
+        (r"permission denied while trying to connect to the docker (?:daemon socket|API)",),
+        "this user is not in the docker group",
+        Fix("sudo usermod -aG docker $USER   # then log out and in again"),
+    ),
+    KnownError(
+        "no-compose",
+        (
+            r"docker: 'compose' is not a docker command",
+            r"unknown flag: --profile",
+            r"unknown shorthand flag: 'd' in -d",
+            r"looking up compose provider failed",
+            r"docker-compose version 1\.",
+            r"\bcompose 1\.x\b",
+            r"docker compose: command not found",
+        ),
+        "Compose 2 is not installed",
+        INSTALL_COMPOSE,
+    ),
+    KnownError(
+        "compose-file-too-new",
+        (
+            r"Unsupported config option for services",
+            r"The Compose file .{0,200} is invalid because",
+        ),
+        "Compose 1 reads this file and does not understand it",
+        INSTALL_COMPOSE,
+        "likely",
+    ),
+    KnownError(
+        "port-taken",
+        (
+            r"port is already allocated",
+            r"address already in use",
+            r"ports are not available",
+            r"The port \d+ is already in use",
+        ),
+        "another program listens on this port already",
+        Fix("make up   # takes the next free port; or choose one: make up PORT=8890"),
+        otherwise="ss -ltnp   # shows who has it",
+    ),
+    KnownError(
+        "token-rejected",
+        (r"Invalid credentials", r"403 (?:GET|PUT|POST) .{0,200}token", r"wrong password or token"),
+        "the page is another Jupyter's, which was on this port first, or the URL is an old one",
+        Fix("make status   # prints the URL of this lab"),
+        "possible",
+    ),
+    KnownError(
+        "work-folder-refused",
+        (
+            r"PermissionError: \[Errno 13\] Permission denied: '?/?work\b",
+            r"PermissionError: \[Errno 13\] Permission denied: '/(?:home|cache|workspace|opt)\b",
+            r"Permission denied: .{0,100}\.ipynb",
+        ),
+        "the container's user does not own the folder (named volumes arrive owned by root)",
+        Fix('sudo chown -R "$(id -u):$(id -g)" work && make down up'),
+        "likely",
+    ),
+    KnownError(
+        "missing-bind-source",
+        (r"bind source path does not exist", r"invalid mount config for type \"?bind"),
+        "a folder that the container is to see is not there",
+        Fix("mkdir -p work && make up"),
+    ),
+    KnownError(
+        "read-only",
+        (r"\[Errno 30\] Read-only file system", r"EROFS: read-only file system"),
+        "the lab writes only to work/, its caches and /tmp; all else is read-only on purpose",
+        Fix("write to /work, /cache or /tmp instead"),
+        "likely",
+    ),
+    KnownError(
+        "no-user-name",
+        (r"getpwuid\(\): uid not found", r"I have no name!"),
+        "the container's user id has no entry in /etc/passwd (torch before 2.13 asks for one)",
+        Fix("export USER=lab HOME=/cache/home"),
+    ),
+    KnownError(
+        "wrong-architecture",
+        (r"exec format error", r"does not match the (?:detected host|specified) platform"),
+        "the image was built for another processor architecture",
+        Fix("make build   # builds it for this machine"),
+    ),
+    KnownError(
+        "out-of-memory-killed",
+        (
+            r"killed by signal: Killed",
+            r"OOMKilled.{0,5}true",
+            r"Out of memory: Killed process",
+            r"oom-kill:constraint=",
+            r"exit(?:ed with)? (?:code|status):? 137\b",
+            r"signal: killed",
+            r"Killed signal terminated program cc1plus",
+        ),
+        "the kernel ended a process because the memory was used up",
+        Fix("free -h   # then give the lab more (LABKIT_MEMORY=16g make down up), or load less"),
+        "likely",
+        brings=("daemon-not-running",),
+    ),
+    KnownError(
+        "too-many-watches",
+        (r"inotify watch limit reached", r"System limit for number of file watchers reached"),
+        "this user has no file watches left",
+        Fix("sudo sysctl fs.inotify.max_user_watches=524288"),
+    ),
+)
+
+
+ENGINE_SETUP_ERRORS = (
+    KnownError(
+        "no-buildx",
+        (
+            r"BuildKit is enabled but the buildx component is missing or broken",
+            r"the --mount option requires BuildKit",
+        ),
+        "the lab's images are built by BuildKit, and this docker came without its buildx plugin",
+        packages(
+            "docker-buildx",
+            "docker-buildx-plugin",
+            "docker-buildx",
+            "docker-buildx",
+            "install buildx (docs.docker.com/build/install-buildx)",
+        ),
+    ),
+    KnownError(
+        "credential-helper-gone",
+        (r"error getting credentials.{0,80}docker-credential-",),
+        "docker's settings name a program that keeps logins, left over from Docker Desktop",
+        Fix("sed -i '/\"credsStore\"/d' ~/.docker/config.json   # then: docker login, if need be"),
+        "likely",
+        brings=("image-not-there",),
+    ),
+    KnownError(
+        "address-pools-used-up",
+        (
+            r"could not find an available, non-overlapping IPv4 address pool",
+            r"all predefined address pools have been fully subnetted",
+        ),
+        "docker has no addresses left for another network",
+        Fix("docker network prune   # removes networks that nothing uses"),
+    ),
+    KnownError(
+        "firewall-chain-gone",
+        (r"iptables.{0,120}No chain/target/match by that name",),
+        "a firewall was restarted and took docker's rules with it",
+        Fix("sudo systemctl restart docker"),
+        "likely",
+    ),
+    KnownError(
+        "name-in-use",
+        (r"The container name .{1,80} is already in use by container",),
+        "a container of that name is left from before",
+        Fix("make down up"),
+        "likely",
+    ),
+    KnownError(
+        "no-subordinate-ids",
+        (
+            r"insufficient UIDs or GIDs available in user namespace",
+            r"no subuid ranges found for user",
+            r"cannot find UID/GID for user",
+        ),
+        "this user has no range of ids for a rootless engine's containers",
+        Fix(
+            'sudo usermod --add-subuids 100000-165535 --add-subgids 100000-165535 "$USER" '
+            "&& podman system migrate"
+        ),
+    ),
+    KnownError(
+        "short-image-name",
+        (r"did not resolve to an alias and no unqualified-search registries",),
+        "podman does not know in which registry to look for a name without one",
+        Fix(
+            "echo 'unqualified-search-registries = [\"docker.io\"]' "
+            "| sudo tee /etc/containers/registries.conf.d/labkit.conf"
+        ),
+        brings=("image-not-there",),
+    ),
+    KnownError(
+        "clock-wrong",
+        (r"certificate has expired or is not yet valid", r"certificate is not yet valid"),
+        "this machine's clock is off (or the certificate has really run out)",
+        Fix("date && sudo timedatectl set-ntp true"),
+        "likely",
+        brings=("changed-certificate", "index-unreachable", "no-build"),
+    ),
+    KnownError(
+        "no-package-source",
+        (
+            r"Unable to locate package nvidia-(?:container-toolkit|driver|open)",
+            r"Package '?nvidia-(?:container-toolkit|driver)\S*'? has no installation candidate",
+            r"(?:No match for argument|Unable to find a match): nvidia-",
+            r"No provider of 'nvidia-",
+        ),
+        "this system's package sources do not have NVIDIA's packages",
+        Fix(
+            "add NVIDIA's own source: docs.nvidia.com/datacenter/cloud-native/container-toolkit",
+            debian="sudo sed -i '/^deb /s/ main.*/ main contrib non-free/;"
+            "/^Components:/s/main.*/main contrib non-free/' /etc/apt/sources.list "
+            "/etc/apt/sources.list.d/debian.sources; sudo apt-get update   "
+            "# the driver; for the toolkit: nvidia.github.io/libnvidia-container",
+            ubuntu="sudo add-apt-repository restricted && sudo apt-get update   "
+            "# the driver; for the toolkit: nvidia.github.io/libnvidia-container",
+        ),
+    ),
+)

@@ -1,0 +1,268 @@
+"""The lab in a container: Compose builds, starts and stops it; the engine is asked about it.
+
+The file beside compose.yaml that lists a lab's GPUs: `.labkit/gpus.json`.
+
+Variables make no lists, and Compose only ever adds to one, so the service that takes the list
+has none of its own. JSON is YAML.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from labkit.errors import EngineError, LabkitError
+from labkit.host.gpu_access import list_seen, name_cdi_device
+from labkit.launch import image
+from labkit.launch.build import check_locks, find_build
+from labkit.launch.flavor import Flavor
+from labkit.launch.gpu import ALL_GPUS
+from labkit.launch.progress import StepLog, Steps, explain_failure
+from labkit.launch.runtime import Identity
+from labkit.launch.settings import Checkout, Settings
+from labkit.launch.state import LabHandle, prepare_state_folder, write_private
+from labkit.process import CommandResult, replace_process, run_command, stream_command
+
+GPU_SERVICE = "cuda-chosen"
+# The tests get the same GPUs.
+SERVICES = (GPU_SERVICE, "test")
+
+
+def write_gpu_file(checkout: Checkout, client: str, flavor: Flavor) -> Path:
+    """The file for this engine and flavor, written anew."""
+    prepare_state_folder(checkout)
+    path = checkout.state_folder / "gpus.json"
+    write_private(path, json.dumps(list_gpus(client, flavor), indent=2) + "\n")
+    return path
+
+
+def list_gpus(client: str, flavor: Flavor) -> dict[str, object]:
+    """What the file holds: for each service the GPUs, the way the trial proved to work."""
+    cdi = [name_cdi_device(gpu) for gpu in flavor.gpus]
+    if client == "podman":  # whose Compose takes no reservation but NVIDIA's own
+        return {"services": {name: {"devices": cdi} for name in SERVICES}}
+    request: dict[str, object] = {"capabilities": ["gpu"]}
+    if flavor.way == "cdi":
+        # Not `devices:`, which Compose takes for a path before 2.30.
+        request.update(driver="cdi", device_ids=cdi)
+    elif flavor.gpus == ALL_GPUS:
+        request.update(count="all")
+    else:
+        request.update(device_ids=list(flavor.gpus))
+    reserved = {"resources": {"reservations": {"devices": [request]}}}
+    return {"services": {name: {"deploy": reserved} for name in SERVICES}}
+
+
+BUILD_LIMIT_SECONDS = 3 * 3600.0
+START_LIMIT_SECONDS = 180.0
+# All of them, always: what starts names its service, and what stops is to find every one.
+PROFILES = ("cpu", "cuda", GPU_SERVICE, "test")
+
+
+class PortTakenError(EngineError):
+    """The engine could not publish the port: something took it since it was found free."""
+
+
+@dataclass(frozen=True)
+class ContainerLab:
+    """One flavor of the lab on one engine."""
+
+    checkout: Checkout
+    client: str
+    flavor: Flavor
+    settings: Settings
+    port: int = 0
+    identity: Identity | None = None
+
+    @property
+    def image(self) -> str:
+        """The image's name; LABKIT_IMAGE gives another."""
+        return os.environ.get("LABKIT_IMAGE") or f"labkit:{self.flavor.build}"
+
+    @property
+    def test_image(self) -> str:
+        """The name of the image that the tests run in; LABKIT_TEST_IMAGE gives another."""
+        return os.environ.get("LABKIT_TEST_IMAGE") or f"labkit:{self.flavor.build}-test"
+
+    @property
+    def service(self) -> str:
+        """The Compose service that runs the lab: "cuda-chosen" is the one with a list of GPUs."""
+        return GPU_SERVICE if self.flavor.way else self.flavor.name
+
+    def prepare(self, steps: Steps) -> None:
+        """Builds the image where there is none or its inputs have changed."""
+        digest = image.digest_inputs(self.checkout)
+        present = image.read_image_digest(self.client, self.image)
+        if present == digest:
+            return
+        why = "not built yet" if present is None else "its inputs have changed"
+        self.build(steps, self.flavor.name, digest, why)
+
+    def build(self, steps: Steps, service: str, digest: str, why: str) -> None:
+        """Builds a service's image, showing how far it is. Raises EngineError with the log."""
+        check_locks(self.checkout, find_build(self.flavor.build).locks)
+        log_path = self.checkout.logs_folder / f"build-{service}.log"
+        with steps.step(f"building the {service} image ({why})") as step:
+            with StepLog(log_path, image.follow_build(step.note)) as log:
+                result = self._compose(
+                    ["build", service], log, image.build_variables(self.checkout, digest)
+                )
+            if not result.ok:
+                raise log.failure(f"building the {service} image failed", "make build")
+        # The image that had the name before: nothing refers to it any more, and it is 1.5 GB.
+        self._ask(
+            "image", "prune", "--force", "--filter", f"label=io.labkit.flavor={self.flavor.name}"
+        )
+
+    def start(self) -> LabHandle:
+        """Starts the service; its container is what to take hold of it by.
+
+        Raises PortTakenError where the port is taken, else EngineError.
+        """
+        with StepLog(self.checkout.logs_folder / "start.log") as log:
+            result = self._compose(["up", "--detach", "--no-build", self.service], log)
+            if not result.ok:
+                error = log.failure("Compose could not start the lab", f"less '{log.path}'")
+                if "already allocated" in error.what or "address already in use" in error.what:
+                    raise PortTakenError(error.what, cause=f"port {self.port} is taken")
+                raise error
+        return LabHandle(container=self.find_container())
+
+    def stop(self, handle: LabHandle | None = None) -> None:
+        """Stops and removes the container; the workspace and the caches stay."""
+        with StepLog(self.checkout.logs_folder / "stop.log") as log:
+            words = ["down", "--remove-orphans", "--timeout", "15"]
+            if self._has_one_offs():  # a `make run` or `make test` that `down` would kill
+                words = ["rm", "--stop", "--force", self.service]
+            result = self._compose(words, log)
+            if not result.ok:
+                raise log.failure("Compose could not stop the lab", "make down")
+
+    def find_container(self) -> str | None:
+        """The id of this checkout's lab container, running or not, or None."""
+        project = f"label=com.docker.compose.project={self.checkout.project}"
+        service = f"label=com.docker.compose.service={self.service}"
+        filters = ["--filter", project, "--filter", service]
+        if self.client == "docker":  # podman-compose does not set this label
+            filters += ["--filter", "label=com.docker.compose.oneoff=False"]
+        answer = self._ask("ps", "--all", "--quiet", *filters)
+        return answer.stdout.split()[0] if answer.ok and answer.stdout.split() else None
+
+    def _has_one_offs(self) -> bool:
+        """True while a command of this checkout runs in a container of its own."""
+        project = f"label=com.docker.compose.project={self.checkout.project}"
+        one_off = "label=com.docker.compose.oneoff=True"
+        answer = self._ask("ps", "--quiet", "--filter", project, "--filter", one_off)
+        return bool(answer.stdout.strip())
+
+    def read_status(self, container: str) -> str | None:
+        """The container's state ("running", "exited", ...), or None where it is gone."""
+        answer = self._ask("inspect", "--format", "{{.State.Status}}", container)
+        return answer.stdout.strip() or None if answer.ok else None
+
+    def is_alive(self, handle: LabHandle) -> bool:
+        """True while the container runs, and is not restarting again and again."""
+        return handle.container is not None and self.read_status(handle.container) == "running"
+
+    def find_gpu_problem(self, handle: LabHandle) -> str | None:
+        """Why the running lab sees no GPU although it was given one, or None.
+
+        Podman's engine may pass it on and the Compose it found still leave it out, without a word
+        (podman#28436).
+        """
+        if self.flavor.way is None or handle.container is None:
+            return None
+        answer = self._ask("exec", handle.container, "nvidia-smi", "-L")
+        return None if list_seen(answer) else answer.message
+
+    def explain_death(self, handle: LabHandle) -> LabkitError:
+        """Why a container that was started does not run: its own last words."""
+        answer = self._ask("logs", "--tail", "40", handle.container or "")
+        lines = (answer.stdout + answer.stderr).splitlines()
+        path = self.checkout.logs_folder / "server.log"
+        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        # The container goes when the start is undone, and `make logs` would find nothing.
+        return explain_failure("the lab's container stopped", lines, path, f"less '{path}'")
+
+    def show_logs(self, handle: LabHandle | None, lines: int, follow: bool) -> None:
+        """Becomes the engine's `logs` of the container."""
+        container = (handle and handle.container) or self.find_container()
+        if container is None:
+            raise EngineError("there is no log yet", cause="no lab was started", fix="make up")
+        options = ["--tail", str(lines), *(["--follow"] if follow else [])]
+        replace_process([self.client, "logs", *options, container])
+
+    def enter(self, handle: LabHandle | None, command: Sequence[str]) -> None:
+        """Becomes ``command`` inside the running lab, or in a one-off container of it."""
+        terminal = sys.stdin.isatty() and sys.stdout.isatty()
+        flags = ["--interactive", *(["--tty"] if terminal else [])]
+        if handle and handle.container and self.is_alive(handle):
+            replace_process([self.client, "exec", *flags, handle.container, *command])
+        arguments = ["run", "--rm", *([] if terminal else ["--no-TTY"])]
+        replace_process(
+            self.compose_command([*arguments, self.service, *command]), self.environment()
+        )
+
+    def on_port(self, port: int) -> ContainerLab:
+        """The same lab, to be published on another port."""
+        return replace(self, port=port)
+
+    def compose_command(self, words: Sequence[str]) -> list[str]:
+        """The whole Compose command line for ``words``.
+
+        What starts a container of a cuda lab gets the file with its GPUs, written here.
+        """
+        project = ["--project-name", self.checkout.project]
+        folder = ["--project-directory", str(self.checkout.root)]
+        files = ["--file", str(self.checkout.root / "compose.yaml")]
+        if self.flavor.way and words[0] in ("up", "run"):
+            files += ["--file", str(write_gpu_file(self.checkout, self.client, self.flavor))]
+        profiles = [word for name in PROFILES for word in ("--profile", name)]
+        return [self.client, "compose", *project, *folder, *files, *profiles, *words]
+
+    def environment(self) -> dict[str, str]:
+        """The variables that compose.yaml reads; never the token itself."""
+        values = {
+            "LABKIT_PROJECT": self.checkout.project,
+            "LABKIT_IMAGE": self.image,
+            "LABKIT_TEST_IMAGE": self.test_image,
+            "LABKIT_FLAVOR": self.flavor.name,
+            "LABKIT_PORT": str(self.port or 8888),
+            "LABKIT_BIND": _bracket(self.settings.bind),
+            "LABKIT_WORKSPACE": str(self.checkout.workspace),
+            "LABKIT_TOKEN_FILE": str(self.checkout.token_file),
+            "LABKIT_REMOTE_ACCESS": "1" if self.settings.opens_to_others else "0",
+        }
+        if self.flavor.name == "cuda":
+            values["LABKIT_CUDA_BUILD"] = self.flavor.build
+        if self.identity:
+            values["LABKIT_USER"] = f"{self.identity.user_id}:{self.identity.group_id}"
+            values["LABKIT_ALLOW_ROOT"] = "1" if self.identity.is_root else "0"
+            values["LABKIT_USERNS"] = "keep-id" if self.identity.keep_id else ""
+        return {**os.environ, **values}
+
+    def _ask(self, *words: str) -> CommandResult:
+        return run_command([self.client, *words], timeout_seconds=30)
+
+    def _compose(
+        self, words: Sequence[str], log: StepLog, extra: dict[str, str] | None = None
+    ) -> CommandResult:
+        limit = BUILD_LIMIT_SECONDS if words[0] == "build" else START_LIMIT_SECONDS
+        result = stream_command(
+            self.compose_command(words),
+            timeout_seconds=limit,
+            on_line=log.write,
+            environment={**self.environment(), **(extra or {})},
+            folder=self.checkout.root,
+        )
+        if result.missing or result.timed_out:
+            log.write(result.message)
+        return result
+
+
+def _bracket(address: str) -> str:
+    return f"[{address}]" if ":" in address else address

@@ -1,0 +1,166 @@
+"""The full output of a long step, in a file that an error names and quotes the end of.
+
+Shows long steps as they go: one living line on a terminal, else a line now and then.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import TextIO
+
+from labkit.errors import EngineError, LabkitError
+from labkit.host.distribution import read_distribution
+from labkit.known_errors.match import explain_text
+from labkit.text import format_clock
+
+HEARTBEAT_SECONDS = 15.0
+TICK_SECONDS = 0.2
+
+
+class Step:
+    """One step under way: what it is, how far it has come, since when."""
+
+    def __init__(self, title: str, clock: Callable[[], float]) -> None:
+        self.title = title
+        self.detail = ""
+        self._clock = clock
+        self._started = clock()
+
+    @property
+    def seconds(self) -> float:
+        """How long the step has been going on."""
+        return self._clock() - self._started
+
+    def note(self, detail: str) -> None:
+        """Says how far the step has come, such as "package 12 of 118"."""
+        self.detail = detail
+
+    def __str__(self) -> str:
+        middle = f": {self.detail}" if self.detail else ""
+        return f"{self.title}{middle}  {format_clock(self.seconds)}"
+
+
+class Steps:
+    """Prints steps and messages to ``stream``; the step's line is redrawn on a terminal only."""
+
+    def __init__(
+        self,
+        stream: TextIO | None = None,
+        *,
+        terminal: bool | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        heartbeat_seconds: float = HEARTBEAT_SECONDS,
+    ) -> None:
+        self._stream = stream or sys.stderr
+        self._terminal = self._stream.isatty() if terminal is None else terminal
+        self._clock = clock
+        self._heartbeat_seconds = heartbeat_seconds
+        self._lock = threading.Lock()
+
+    def say(self, text: str) -> None:
+        """Prints one line, above the step that is under way."""
+        with self._lock:
+            self._clear()
+            print(text, file=self._stream, flush=True)
+
+    @contextlib.contextmanager
+    def step(self, title: str) -> Iterator[Step]:
+        """Shows ``title`` while the block runs, and how long it took at its end."""
+        step = Step(title, self._clock)
+        done = threading.Event()
+        if not self._terminal:
+            self.say(f"{title} ...")
+        ticker = threading.Thread(target=self._tick, args=(step, done), daemon=True)
+        ticker.start()
+        try:
+            yield step
+        except BaseException:
+            self._end(done, ticker, f"{title}: stopped after {format_clock(step.seconds)}")
+            raise
+        self._end(done, ticker, f"{title}: done in {format_clock(step.seconds)}")
+
+    def _tick(self, step: Step, done: threading.Event) -> None:
+        """Redraws the line on a terminal; elsewhere says now and then that work goes on."""
+        if self._terminal:
+            while not done.wait(TICK_SECONDS):
+                self._redraw(str(step))
+            return
+        while not done.wait(self._heartbeat_seconds):
+            self.say(f"  {step}")
+
+    def _redraw(self, line: str) -> None:
+        width = shutil.get_terminal_size().columns
+        with self._lock:
+            self._clear()
+            self._stream.write(line[: width - 1])
+            self._stream.flush()
+
+    def _clear(self) -> None:
+        if self._terminal:
+            self._stream.write("\r\x1b[K")
+
+    def _end(self, done: threading.Event, ticker: threading.Thread, line: str) -> None:
+        done.set()
+        ticker.join()
+        self.say(line)
+
+
+QUOTED_LINES = 12
+
+
+class StepLog:
+    """Collects a step's output in ``path`` and keeps its last lines for an error to quote."""
+
+    def __init__(self, path: Path, on_line: Callable[[str], None] | None = None) -> None:
+        self.path = path
+        self._last: deque[str] = deque(maxlen=400)
+        self._on_line = on_line
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = path.open("w", encoding="utf-8")
+
+    def __enter__(self) -> StepLog:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        with contextlib.suppress(OSError):
+            self._file.close()
+
+    def write(self, line: str) -> None:
+        """Adds one line of output."""
+        # A full disk must not hide what the step says: its last lines are quoted from memory.
+        with contextlib.suppress(OSError):
+            self._file.write(line + "\n")
+            self._file.flush()
+        self._last.append(line)
+        if self._on_line:
+            self._on_line(line)
+
+    def failure(self, what: str, fix: str) -> LabkitError:
+        """The error for a step that failed: its last lines, the file, and a cause where known."""
+        return explain_failure(what, list(self._last), self.path, fix)
+
+
+def explain_failure(what: str, lines: list[str], path: Path, fix: str) -> LabkitError:
+    """An EngineError that quotes the end of ``lines`` and names the sign found in them."""
+    # A mere possibility is for `labkit doctor --explain` to tell of: here one cause is named.
+    found = explain_text("\n".join(lines)).sure
+    sign = found.sign if found else None
+    quoted = "\n".join(f"  | {line}" for line in lines[-QUOTED_LINES:] if line.strip())
+    return EngineError(
+        f"{what}\n{quoted}\n  the whole log: {path}" if quoted else f"{what} (log: {path})",
+        cause=sign.cause if sign else None,
+        fix=sign.fix.on(read_distribution()) if sign else fix,
+    )

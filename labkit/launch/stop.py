@@ -1,0 +1,91 @@
+"""`make clean`: removes all that labkit made in and for a checkout; never the workspace.
+
+`labkit down`: stops whatever lab of this checkout runs, remembered or not.
+"""
+
+from __future__ import annotations
+
+import shutil
+
+from labkit.host.torch_builds import BUILDS
+from labkit.launch.build import DEFAULT_BUILD
+from labkit.launch.compose import ContainerLab
+from labkit.launch.flavor import CPU, Flavor
+from labkit.launch.progress import Steps
+from labkit.launch.settings import Checkout, Settings
+from labkit.launch.state import forget_state, read_state
+from labkit.launch.status import open_lab
+from labkit.process import run_command
+
+# A cuda lab with its GPUs, as `up` starts one, whatever its build.
+CHOSEN = Flavor("cuda", DEFAULT_BUILD, way="cdi")
+
+
+def stop_lab(checkout: Checkout, steps: Steps) -> bool:
+    """Stops the lab; False where none was running. The workspace is left as it is."""
+    state = read_state(checkout)
+    if state is None:
+        return _stop_forgotten(checkout, steps)
+    lab = open_lab(checkout, state)
+    alive = lab.is_alive(state.handle)
+    with steps.step("stopping the lab"):
+        lab.stop(state.handle)
+    forget_state(checkout)
+    return alive
+
+
+def _stop_forgotten(checkout: Checkout, steps: Steps) -> bool:
+    """Stops a container that the launcher no longer remembers (its state file was deleted)."""
+    for client in ("docker", "podman"):
+        for flavor in (CPU, CHOSEN):
+            lab = ContainerLab(checkout, client, flavor, Settings())
+            if lab.find_container():
+                with steps.step(f"stopping a lab that {client} still has"):
+                    lab.stop()
+                return True
+    return False
+
+
+def clean_checkout(checkout: Checkout, steps: Steps) -> list[str]:
+    """Stops the lab, then removes images, caches, .venv and state; the names of what went."""
+    stop_lab(checkout, steps)
+    removed: list[str] = []
+    for client in ("docker", "podman"):
+        removed += _clean_engine(checkout, client, steps)
+    for folder in (checkout.environment_folder, checkout.state_folder):
+        if folder.is_symlink():  # what it leads to is not ours
+            folder.unlink()
+            removed.append(folder.name)
+        elif folder.exists():
+            shutil.rmtree(folder)
+            removed.append(folder.name)
+    return removed
+
+
+def _clean_engine(checkout: Checkout, client: str, steps: Steps) -> list[str]:
+    """Removes the engine's containers, volumes and images of this checkout."""
+    flavors = [Flavor(build.flavor, build.name) for build in BUILDS.values()]
+    labs = [ContainerLab(checkout, client, flavor, Settings()) for flavor in flavors]
+    names = dict.fromkeys(name for lab in labs for name in (lab.image, lab.test_image))
+    images = [name for name in names if _has_image(client, name)]
+    volume = f"{checkout.project}_caches"
+    has_volume = run_command([client, "volume", "inspect", volume], timeout_seconds=20).ok
+    if not images and not has_volume:
+        return []
+    lab = labs[0]
+    with steps.step(f"removing what {client} has of this lab"):
+        run_command(
+            lab.compose_command(["down", "--volumes", "--remove-orphans"]),
+            timeout_seconds=120,
+            environment=lab.environment(),
+        )
+        gone = [
+            name
+            for name in images
+            if run_command([client, "image", "rm", name], timeout_seconds=120).ok
+        ]
+    return [*gone, *([volume] if has_volume else [])]
+
+
+def _has_image(client: str, name: str) -> bool:
+    return run_command([client, "image", "inspect", name], timeout_seconds=20).ok

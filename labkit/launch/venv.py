@@ -1,0 +1,247 @@
+"""The local runtime's .venv: made from the same locks as the image, and remade when they change."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from labkit.errors import LabkitError
+from labkit.host.torch_builds import BUILDS, CPU_BUILD, CUDA_BUILDS, TorchBuild
+from labkit.launch.build import check_locks
+from labkit.launch.certificates import trust_in_pip
+from labkit.launch.progress import Step, StepLog, Steps
+from labkit.launch.settings import Checkout
+from labkit.process import run_command, stream_command
+
+INSTALL_LIMIT_SECONDS = 2 * 3600.0
+# What labkit itself is installed from: editable, so that a change to the code needs nothing.
+LABKIT_INPUT = "pyproject.toml"
+IPYTHON_SETTINGS = Path("docker/jupyter/ipython_config.py")
+
+# What each lock is called while it is being installed.
+TITLES = {
+    "torch-cpu": "torch, the build for the CPU",
+    **{build.torch_lock: f"torch, the build for CUDA {build.cuda}" for build in CUDA_BUILDS},
+    **{f"cuda-{build.name}": f"CUDA {build.cuda}'s libraries" for build in CUDA_BUILDS},
+    "lab": "JupyterLab and what the labs use",
+    "test": "what the tests use",
+}
+
+# The locks that a build of torch brings and another one replaces.
+BUILD_LOCKS = tuple(lock for build in BUILDS.values() for lock in build.locks if lock != "lab")
+
+COUNT_REQUIREMENTS = """
+import sys
+from pip._vendor.packaging.requirements import Requirement
+text = open(sys.argv[1]).read().replace("\\\\\\n", " ")
+lines = (line.split(" --hash")[0].strip() for line in text.splitlines())
+wanted = [Requirement(line) for line in lines if line and line[0] not in "#- "]
+print(sum(not need.marker or need.marker.evaluate() for need in wanted))
+"""
+
+
+@dataclass(frozen=True)
+class PythonEnvironment:
+    """The checkout's .venv and what is installed in it."""
+
+    checkout: Checkout
+
+    @property
+    def python(self) -> Path:
+        """The environment's own interpreter."""
+        return self.checkout.environment_folder / "bin" / "python"
+
+    def prepare(self, steps: Steps, locks: Sequence[str] = CPU_BUILD.locks) -> None:
+        """Makes the environment where there is none, and installs every lock that has changed.
+
+        Interrupted or failed, it goes on from there the next time. Raises EngineError with the
+        log's last lines.
+        """
+        check_locks(self.checkout, locks)
+        if not self._is_whole() or self._made_with() not in (None, _python_version()):
+            self._create(steps)
+        self._remove_other_builds(steps, locks)
+        for lock in locks:
+            self._install_once(steps, lock, self._lock_file(lock), self._lock_options(lock))
+        self._install_once(steps, "labkit", self.checkout.root / LABKIT_INPUT, ())
+        self._link_settings()
+
+    def is_current(self, locks: Sequence[str] = CPU_BUILD.locks) -> bool:
+        """True where everything the locks name is installed."""
+        return self.python.exists() and all(
+            self._read_stamp(lock) == self._digest(self._lock_file(lock)) for lock in locks
+        )
+
+    def find_cuda_build(self) -> TorchBuild | None:
+        """The CUDA build of torch that is installed, or None where it is the CPU's, or none."""
+        return next(
+            (build for build in CUDA_BUILDS if self._stamp(build.torch_lock).exists()), None
+        )
+
+    def _is_whole(self) -> bool:
+        """True where the environment was made to its end, which is where pip comes into it."""
+        return self.python.exists() and (self.python.parent / "pip").exists()
+
+    def _made_with(self) -> str | None:
+        """The Python version that the environment was made with, such as "3.12"; None unknown."""
+        try:
+            text = (self.checkout.environment_folder / "pyvenv.cfg").read_text(encoding="utf-8")
+        except OSError:
+            return None
+        found = re.search(r"^version\s*=\s*(\d+\.\d+)", text, flags=re.MULTILINE)
+        return found.group(1) if found else None
+
+    def _create(self, steps: Steps) -> None:
+        folder = self.checkout.environment_folder
+        title = f"making {folder.name} with Python {_python_version()}"
+        with steps.step(title), self._open_log("venv") as log:
+            command = [sys.executable, "-m", "venv", "--clear", str(folder)]
+            self._run(log, command, "making the .venv failed", "rm -rf .venv && make up")
+
+    def _install_once(
+        self, steps: Steps, name: str, source: Path, options: tuple[str, ...]
+    ) -> None:
+        digest = self._digest(source)
+        if self._read_stamp(name) == digest:
+            return
+        self._stamp(name).unlink(missing_ok=True)
+        with steps.step(f"installing {TITLES.get(name, name)}") as step:
+            follow = follow_pip(step, self._count(source)) if source.suffix == ".txt" else None
+            with self._open_log(f"install-{name}", follow) as log:
+                self._run(
+                    log,
+                    self._pip_command(name, source, options),
+                    f"installing {name} failed",
+                    "make up   # goes on where it stopped",
+                )
+        self._stamp(name).write_text(digest, encoding="ascii")
+
+    def _link_settings(self) -> None:
+        """Has the environment's kernels find the lab's settings for IPython."""
+        link = self.checkout.environment_folder / "etc" / "ipython" / IPYTHON_SETTINGS.name
+        if not link.is_symlink():
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.unlink(missing_ok=True)
+            link.symlink_to(self.checkout.root / IPYTHON_SETTINGS)
+
+    def _remove_other_builds(self, steps: Steps, locks: Sequence[str]) -> None:
+        """Takes out what another build of torch brought, and torch with it.
+
+        pip takes torch 2.13.0+cpu for the 2.13.0 that a lock asks for and would leave it there,
+        and the other CUDA's libraries, gigabytes of them, would stay for nothing.
+        """
+        others = [lock for lock in BUILD_LOCKS if lock not in locks and self._stamp(lock).exists()]
+        if not others:
+            return
+        kept = {name for lock in locks for name in self._list_packages(lock)}
+        names = {name for lock in others for name in self._list_packages(lock)} - kept | {"torch"}
+        with steps.step("removing the other build of torch"), self._open_log("remove") as log:
+            pip = [str(self.python), "-m", "pip", "uninstall", "--disable-pip-version-check"]
+            command = [*pip, "--yes", *sorted(names)]
+            self._run(log, command, "removing torch failed", "rm -rf .venv && make up")
+        # Last, so that one that was interrupted is gone through again; what both builds brought
+        # and was not removed is looked at anew by their own installation.
+        for lock in (*others, *BUILD_LOCKS):
+            self._stamp(lock).unlink(missing_ok=True)
+
+    def _list_packages(self, lock: str) -> set[str]:
+        """The names of the packages in a lock; empty where the checkout has no such lock."""
+        try:
+            text = self._lock_file(lock).read_text(encoding="utf-8")
+        except OSError:
+            return set()
+        return set(re.findall(r"^([A-Za-z0-9][A-Za-z0-9._-]*)==", text, flags=re.MULTILINE))
+
+    def _pip_command(self, name: str, source: Path, options: tuple[str, ...]) -> list[str]:
+        pip = [str(self.python), "-m", "pip", "install", "--disable-pip-version-check"]
+        pip += ["--no-deps", "--progress-bar", "off"]
+        if name == "labkit":
+            return [*pip, "--no-build-isolation", "--no-index", "--editable", str(source.parent)]
+        return [*pip, "--require-hashes", "--only-binary", ":all:", *options, "-r", str(source)]
+
+    def _lock_file(self, lock: str) -> Path:
+        return self.checkout.root / "docker" / "locks" / f"{lock}.txt"
+
+    def _lock_options(self, lock: str) -> tuple[str, ...]:
+        # torch alone comes from PyTorch's index; one that does not answer costs a second.
+        build = BUILDS.get(lock.removeprefix("torch-"))
+        if build is None or build.torch_index is None:
+            return ()
+        index = os.environ.get("TORCH_INDEX", build.torch_index)
+        return ("--index-url", index, "--retries", "1")
+
+    def _count(self, lock: Path) -> int | None:
+        """How many of the lock's packages this Python and machine need; None if unknown."""
+        answer = run_command(
+            [str(self.python), "-c", COUNT_REQUIREMENTS, str(lock)], timeout_seconds=30
+        )
+        return int(answer.stdout) if answer.ok and answer.stdout.strip().isdecimal() else None
+
+    def _run(self, log: StepLog, command: list[str], what: str, fix: str) -> None:
+        result = stream_command(
+            command,
+            timeout_seconds=INSTALL_LIMIT_SECONDS,
+            on_line=log.write,
+            environment={
+                **os.environ,
+                "PYTHONUNBUFFERED": "1",
+                "PIP_REQUIRE_VIRTUALENV": "0",
+                **trust_in_pip(self.checkout),
+            },
+            folder=self.checkout.root,
+        )
+        if result.missing or result.timed_out:
+            log.write(result.message)
+        if not result.ok:
+            raise log.failure(what, fix)
+
+    def _open_log(self, name: str, follow: Callable[[str], None] | None = None) -> StepLog:
+        return StepLog(self.checkout.logs_folder / f"{name}.log", follow)
+
+    def _digest(self, source: Path) -> str:
+        try:
+            content = source.read_bytes()
+        except OSError as error:
+            raise LabkitError(
+                f"cannot read {source}: {error.strerror}",
+                cause="the checkout is not complete",
+                fix=f"git -C '{self.checkout.root}' status",
+            ) from error
+        return hashlib.sha256(content + _python_version().encode()).hexdigest()
+
+    def _stamp(self, name: str) -> Path:
+        return self.checkout.environment_folder / f".labkit-{name}"
+
+    def _read_stamp(self, name: str) -> str | None:
+        try:
+            return self._stamp(name).read_text(encoding="ascii")
+        except OSError:
+            return None
+
+
+def follow_pip(step: Step, total: int | None) -> Callable[[str], None]:
+    """A reader of pip's output that notes on ``step`` how many packages have come."""
+    seen = 0
+    of_total = f" of {total}" if total else ""
+
+    def read_line(line: str) -> None:
+        nonlocal seen
+        # "Processing" names a file: a wheel that is on this machine already.
+        found = re.match(r"(?:Collecting (?P<name>\S+?)(?:==|\s|$)|Processing (?P<file>\S+))", line)
+        if found:
+            seen += 1
+            name = found["name"] or Path(found["file"]).name.split("-")[0]
+            step.note(f"package {seen}{of_total}, {name}")
+        elif line.startswith("Installing collected packages"):
+            step.note(f"unpacking {total or seen} packages")
+
+    return read_line
+
+
+def _python_version() -> str:
+    return f"{sys.version_info[0]}.{sys.version_info[1]}"

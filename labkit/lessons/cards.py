@@ -1,0 +1,136 @@
+"""The records that claims and checks leave in a notebook's outputs, and how to read them back.
+
+Standard library only: whoever counts claims or collects verdicts needs neither torch nor IPython.
+
+Shows a card in a notebook (html, text and a record) or a line on a terminal.
+
+Colours come from JupyterLab's own variables, so a card is legible in its light and dark themes;
+elsewhere the surrounding text colour is kept.
+"""
+
+from __future__ import annotations
+
+import html
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+GOOD, BAD, QUIET = "good", "bad", "quiet"
+
+_EDGES = {
+    GOOD: "var(--jp-success-color1, #4caf50)",
+    BAD: "var(--jp-error-color1, #e5484d)",
+    QUIET: "var(--jp-border-color1, #9e9e9e)",
+}
+_WORDS = {**_EDGES, QUIET: "var(--jp-content-font-color2, currentColor)"}
+_CARD = (
+    "border-left: 3px solid {edge}; padding: 0.15em 0 0.15em 0.75em; margin: 0.15em 0; "
+    "color: var(--jp-content-font-color1, currentColor); "
+    "font-family: var(--jp-content-font-family, sans-serif); "
+    "font-size: var(--jp-content-font-size1, 14px); line-height: 1.45;"
+)
+_MUTED = "color: var(--jp-content-font-color2, currentColor);"
+_CODE = (
+    "font-family: var(--jp-code-font-family, monospace); background: transparent; color: inherit;"
+)
+
+
+class Detail(NamedTuple):
+    """A line under a card's sentence; ``code`` keeps its spaces and its line breaks."""
+
+    label: str
+    text: str
+    code: bool = False
+
+
+@dataclass(frozen=True)
+class Card:
+    """One thing to show: its mood, a bold word, a sentence, an aside to it, and details."""
+
+    mood: str
+    word: str
+    sentence: str
+    aside: str = ""
+    details: tuple[Detail, ...] = ()
+
+
+def show_card(card: Card, mime: str, record: Mapping[str, object]) -> None:
+    """Displays the card where IPython runs, with its record; prints its text elsewhere."""
+    if not _in_ipython():
+        print(card_text(card))
+        return
+    from IPython.display import display
+
+    bundle = {"text/html": card_html(card), "text/plain": card_text(card), mime: dict(record)}
+    display(bundle, raw=True)
+
+
+def card_text(card: Card) -> str:
+    """The card as plain text: the word and the sentence, then a line for each detail.
+
+    >>> print(card_text(Card(GOOD, "holds", "1 + 1 is 2", "seen 2", (Detail("hint", "add"),))))
+    holds: 1 + 1 is 2 (seen 2)
+      hint: add
+    """
+    aside = f" ({card.aside})" if card.aside else ""
+    lines = [f"{card.word}: {card.sentence}{aside}"]
+    lines += [f"  {detail.label}: {_indent(detail.text)}" for detail in card.details]
+    return "\n".join(lines)
+
+
+def card_html(card: Card) -> str:
+    """The card as html that inherits the theme's colours; `code` in backticks becomes code."""
+    mark = f'<b style="color: {_WORDS[card.mood]};">{html.escape(card.word)}</b>'
+    aside = f' <span style="{_MUTED}">({_inline_html(card.aside)})</span>' if card.aside else ""
+    head = f"<div>{mark} {_inline_html(card.sentence)}{aside}</div>"
+    details = "".join(_detail_html(detail) for detail in card.details)
+    return f'<div style="{_CARD.format(edge=_EDGES[card.mood])}">{head}{details}</div>'
+
+
+def _in_ipython() -> bool:
+    module = sys.modules.get("IPython")
+    return module is not None and module.get_ipython() is not None
+
+
+def _indent(text: str) -> str:
+    return text.replace("\n", "\n    ")
+
+
+def _detail_html(detail: Detail) -> str:
+    text = _inline_html(detail.text)
+    if detail.code:
+        style = f"{_CODE} white-space: pre-wrap; display: inline-block; vertical-align: top;"
+        text = f'<span style="{style}">{html.escape(detail.text)}</span>'
+    return f'<div><span style="{_MUTED}">{html.escape(detail.label)}:</span> {text}</div>'
+
+
+def _inline_html(text: str) -> str:
+    escaped = html.escape(text).replace("\n", "<br>")
+    return re.sub(r"`([^`]+)`", rf'<code style="{_CODE}">\1</code>', escaped)
+
+
+CLAIM_MIME = "application/vnd.labkit.claim+json"
+CHECK_MIME = "application/vnd.labkit.check+json"
+
+
+def read_claims(notebook: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Each claim's record in the order shown: statement, held, skipped, expected, seen.
+
+    ``held`` is None where the claim was skipped, and ``skipped`` is then the reason.
+    """
+    return list(_read_records(notebook, CLAIM_MIME))
+
+
+def read_checks(notebook: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Each check's record in the order shown: exercise, status, message, and the rest."""
+    return list(_read_records(notebook, CHECK_MIME))
+
+
+def _read_records(notebook: Mapping[str, Any], mime: str) -> Iterator[dict[str, Any]]:
+    for cell in notebook.get("cells", ()):
+        for output in cell.get("outputs", ()):
+            record = output.get("data", {}).get(mime)
+            if isinstance(record, Mapping):
+                yield dict(record)

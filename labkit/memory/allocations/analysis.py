@@ -1,0 +1,325 @@
+"""A recording's answers, one set for each device: the peak, its lines, the cuts, what stayed.
+
+Live blocks by the line of code that allocated them.
+
+The line is the innermost one that is not torch's, Python's own or labkit's. Where that is in
+another package, the user's line that led there is told as well.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import re
+import sysconfig
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from labkit.memory.allocations.replay import (
+    Fragmentation,
+    Held,
+    ReplayedLevels,
+    find_start,
+    list_live,
+    measure_fragmentation,
+    measure_levels,
+    walk_live,
+)
+from labkit.memory.allocations.snapshot import OOM, Recording, Trace
+from labkit.memory.track.frames import Frame
+
+OWN, PACKAGE, USER = "own", "package", "user"
+# Packages that carry out what the line of somebody else's asked for.
+FOLDED = re.compile(
+    r"[/\\](?:site|dist)-packages[/\\](?:torch|torchgen|functorch|triton|labkit|IPython|ipykernel"
+    r"|traitlets|tornado|zmq|nbclient|jupyter_client|_pytest|pluggy)(?:[/\\]|\.py$)"
+    r"|[/\\]pytorch[/\\]torch[/\\]|[/\\]torchinductor_[^/\\]*[/\\]"
+    r"|^<(?:frozen |eval_with_key)"
+)
+PACKAGES = re.compile(r"[/\\](?:site|dist)-packages[/\\]")
+STANDARD_LIBRARY = re.compile(r"[/\\]lib[/\\]python3\.\d+[/\\]|[/\\]Python3\d+[/\\]Lib[/\\]")
+OWN_FOLDERS = (f"{Path(__file__).parents[2]}/", f"{sysconfig.get_path('stdlib')}/")
+STACKS_KEPT = 3
+
+BEFORE = "before the first event"
+NO_STACK = "no Python line: most likely the backward pass, which runs in a thread of torch's"
+
+
+class Place(NamedTuple):
+    """Where blocks come from: a frame, or words where there is none; ``via``: the user's line."""
+
+    frame: Frame | None
+    words: str = ""
+    via: Frame | None = None
+
+
+class Stack(NamedTuple):
+    """A whole stack, innermost first, with the bytes that it allocated."""
+
+    frames: tuple[Frame, ...]
+    held_bytes: int
+
+
+class Group(NamedTuple):
+    """All live blocks of one place; the largest of its stacks, and how many there are in all."""
+
+    place: Place
+    held_bytes: int
+    blocks: int
+    stacks: tuple[Stack, ...] = ()
+    stack_count: int = 0
+
+
+@functools.lru_cache(maxsize=65_536)
+def judge_file(file: str) -> str:
+    """Whose code a file is: "own" (torch, Python, labkit), "package", or "user".
+
+    >>> judge_file("/home/a/train.py"), judge_file("/x/lib/python3.11/site-packages/torch/_ops.py")
+    ('user', 'own')
+    """
+    if FOLDED.search(file):
+        return OWN
+    if PACKAGES.search(file):
+        return PACKAGE
+    if STANDARD_LIBRARY.search(file) or file.startswith(OWN_FOLDERS):
+        return OWN
+    return USER
+
+
+def find_place(held: Held) -> Place:
+    """The place that a block comes from."""
+    innermost: Frame | None = None
+    package: Frame | None = None
+    for frame in held.frames:
+        innermost = innermost or frame
+        whose = judge_file(frame.file)
+        if whose == USER:
+            return Place(package, via=frame) if package else Place(frame)
+        if whose == PACKAGE and package is None:
+            package = frame
+    if innermost is None:
+        return Place(None, BEFORE if held.event is None else NO_STACK)
+    return Place(package or innermost)
+
+
+def group_by_line(blocks: Iterable[Held]) -> tuple[Group, ...]:
+    """The blocks by their place, the one with most bytes first."""
+    found: dict[Place, list[Held]] = {}
+    for held in blocks:
+        found.setdefault(find_place(held), []).append(held)
+    groups = [_sum_up(place, held) for place, held in found.items()]
+    return tuple(sorted(groups, key=lambda group: -group.held_bytes))
+
+
+def _sum_up(place: Place, blocks: list[Held]) -> Group:
+    stacks: dict[tuple[Frame, ...], int] = {}
+    for held in blocks:
+        stacks[held.frames] = stacks.get(held.frames, 0) + held.size_bytes
+    largest = sorted(stacks.items(), key=lambda pair: -pair[1])[:STACKS_KEPT]
+    kept = tuple(Stack(frames, count) for frames, count in largest if frames)
+    total = sum(held.size_bytes for held in blocks)
+    return Group(place, total, len(blocks), kept, len(stacks))
+
+
+COLUMNS = 800
+BANDS = 6
+SHORTAGES_KEPT = 5
+
+
+class TimelineColumn(NamedTuple):
+    """A stretch of levels in the picture: its highest level, the lowest, and the most reserved.
+
+    ``bands`` are the live bytes of each line that has a colour, at the highest level; what is
+    not in them is of other lines.
+    """
+
+    level: int
+    seconds: float | None
+    live_bytes: int
+    lowest_bytes: int
+    reserved_bytes: int
+    bands: tuple[int, ...]
+
+
+class Moment(NamedTuple):
+    """One level: when it was, what was live and reserved, by which lines, and how cut up.
+
+    ``event`` is how many events it took to get there.
+    """
+
+    event: int
+    seconds: float | None
+    live_bytes: int
+    reserved_bytes: int
+    groups: tuple[Group, ...]
+    fragmentation: Fragmentation | None = None
+
+
+class OutOfMemoryEvent(NamedTuple):
+    """An allocation that failed: what was asked, what the device had free, and the moment."""
+
+    asked_bytes: int
+    device_free_bytes: int | None
+    place: Place
+    moment: Moment
+
+
+class DeviceHistory(NamedTuple):
+    """Everything that a recording tells of one device.
+
+    ``truncated`` is None where the recorder did not say how much it would keep. ``kept`` is what
+    was allocated in the recording and is live at its end; ``before_*`` what was there when it
+    began.
+    """
+
+    device: str
+    events: int
+    seconds: float | None
+    truncated: bool | None
+    max_entries: int | None
+    before_bytes: int
+    before_blocks: int
+    highest_reserved_bytes: int
+    peak: Moment
+    end: Moment
+    kept: tuple[Group, ...]
+    shortages: tuple[OutOfMemoryEvent, ...]
+    columns: tuple[TimelineColumn, ...]
+    bands: tuple[Place, ...]
+    has_cache: bool = True
+    expandable: bool = False
+
+    @property
+    def cut_moment(self) -> Moment:
+        """The moment at which fragmentation matters: the last shortage, else the peak."""
+        return self.shortages[-1].moment if self.shortages else self.peak
+
+
+class History(NamedTuple):
+    """A recording, understood; it shows itself as text."""
+
+    devices: tuple[DeviceHistory, ...]
+    names: Mapping[str, str]
+    sources: Mapping[tuple[str, int], str]
+
+    def __repr__(self) -> str:
+        from labkit.memory.allocations.view import format_history
+
+        return format_history(self)
+
+    def __str__(self) -> str:
+        return repr(self)
+
+
+def analyse(recording: Recording) -> History:
+    """The answers for every device that the recording has something of."""
+    devices = tuple(_analyse_device(trace) for trace in recording.traces)
+    return History(devices, recording.names, recording.sources)
+
+
+def _analyse_device(trace: Trace) -> DeviceHistory:
+    levels = measure_levels(trace)
+    end = len(trace.events)
+    failed = [place for place, event in enumerate(trace.events) if event.action == OOM]
+    failed = failed[-SHORTAGES_KEPT:]
+    live = list_live(trace, {levels.peak, end, *failed})
+    peak = _tell_moment(trace, levels, levels.peak, live)
+    bands = tuple(group.place for group in peak.groups[:BANDS])
+    start = find_start(trace).values()
+    return DeviceHistory(
+        device=trace.device,
+        events=end,
+        seconds=_tell_seconds(trace, end),
+        truncated=None if trace.max_entries is None else end >= trace.max_entries,
+        max_entries=trace.max_entries,
+        before_bytes=sum(held.size_bytes for held in start),
+        before_blocks=len(start),
+        highest_reserved_bytes=max(levels.reserved),
+        peak=peak,
+        end=_tell_moment(trace, levels, end, live),
+        kept=group_by_line(held for held in live[end] if held.event is not None),
+        shortages=tuple(_tell_shortage(trace, levels, place, live) for place in failed),
+        columns=make_columns(trace, levels, bands),
+        bands=bands,
+        has_cache=trace.has_cache,
+        expandable=trace.expandable,
+    )
+
+
+def _tell_moment(
+    trace: Trace, levels: ReplayedLevels, level: int, live: Mapping[int, tuple[Held, ...]]
+) -> Moment:
+    return Moment(
+        level,
+        _tell_seconds(trace, level),
+        levels.live[level],
+        levels.reserved[level],
+        group_by_line(live[level]),
+        measure_fragmentation(trace, level, live[level]),
+    )
+
+
+def _tell_shortage(
+    trace: Trace, levels: ReplayedLevels, place: int, live: Mapping[int, tuple[Held, ...]]
+) -> OutOfMemoryEvent:
+    event = trace.events[place]
+    return OutOfMemoryEvent(
+        event.size_bytes,
+        event.free_bytes,
+        find_place(Held(0, event.size_bytes, event.frames, place)),
+        _tell_moment(trace, levels, place, live),
+    )
+
+
+def _tell_seconds(trace: Trace, level: int) -> float | None:
+    """Seconds from the first event to the one that led to this level."""
+    if not trace.events:
+        return None
+    first, this = trace.events[0].time_us, trace.events[max(0, level - 1)].time_us
+    return None if first is None or this is None else (this - first) / 1e6
+
+
+def make_columns(
+    trace: Trace, levels: ReplayedLevels, bands: tuple[Place, ...], most: int = COLUMNS
+) -> tuple[TimelineColumn, ...]:
+    """The levels in at most ``most`` columns; each shows its highest, so no peak is lost."""
+    count = len(levels.live)
+    width = min(count, most)
+    edges = [count * place // width for place in range(width + 1)]
+    highest = [
+        max(range(first, last), key=levels.live.__getitem__)
+        for first, last in itertools.pairwise(edges)
+    ]
+    split = _split_levels(trace, bands, highest)
+    return tuple(
+        TimelineColumn(
+            level=level,
+            seconds=_tell_seconds(trace, level),
+            live_bytes=levels.live[level],
+            lowest_bytes=min(levels.live[first:last]),
+            reserved_bytes=max(levels.reserved[first:last]),
+            bands=split[level],
+        )
+        for level, (first, last) in zip(highest, itertools.pairwise(edges), strict=True)
+    )
+
+
+def _split_levels(
+    trace: Trace, bands: tuple[Place, ...], wanted: Iterable[int]
+) -> dict[int, tuple[int, ...]]:
+    """The live bytes of each of these places at each of these levels."""
+    number = {place: index for index, place in enumerate(bands)}
+    wanted = set(wanted)
+    sums = [0] * (len(bands) + 1)
+    split = {}
+    for level, (live, came, went) in enumerate(walk_live(trace)):
+        for held in live.values() if level == 0 else ():
+            sums[number.get(find_place(held), -1)] += held.size_bytes
+        if went:
+            sums[number.get(find_place(went), -1)] -= went.size_bytes
+        if came:
+            sums[number.get(find_place(came), -1)] += came.size_bytes
+        if level in wanted:
+            split[level] = tuple(sums[:-1])
+    return split

@@ -1,0 +1,402 @@
+"""``record_allocations()``: who allocates what while a block of code runs.
+
+CPU tensors as a memory snapshot: the same events that torch's CUDA allocator records.
+
+They are of the thread that traces, and an operator's scratch memory is not among them. A storage
+gets an address of its own, never used twice. What the program's ``backward()`` allocates has the
+line of the forward operator it belongs to.
+"""
+
+from __future__ import annotations
+
+import importlib
+import linecache
+import re
+import threading
+import time
+from collections import deque
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Protocol
+
+from labkit.errors import DeviceMissingError, LabkitError, UsageError
+from labkit.memory.allocations.analysis import OWN, History, analyse, judge_file
+from labkit.memory.allocations.page import make_page
+from labkit.memory.allocations.snapshot import (
+    OWN_KEY,
+    read_frame,
+    read_recording,
+    save_snapshot,
+    write_file,
+)
+from labkit.memory.balance.process import read_machine_memory
+from labkit.memory.track.frames import Frame, is_user_file, name_cell
+
+if TYPE_CHECKING:
+    import torch
+
+    from labkit.memory.track.model import Storage
+
+
+ALIGNMENT = 512
+REFUSED = re.compile(r"tried to allocate (\d+) bytes")
+
+
+class CpuEvents:
+    """Receives every storage from ``StorageTracer`` and keeps the last events."""
+
+    def __init__(self, max_entries: int) -> None:
+        self._events: deque[dict[str, Any]] = deque(maxlen=max_entries)
+        self._live: dict[int, tuple[int, Storage]] = {}
+        self._next_address = ALIGNMENT
+        self._stacks: dict[tuple[Frame, ...], list[dict[str, Any]]] = {}
+        self._frames: dict[Frame, dict[str, Any]] = {}
+
+    def allocate(self, storage: Storage) -> None:
+        """A storage is there; of one that was there before the recording there is no event."""
+        if storage.device != "cpu" or not storage.bytes:
+            return
+        address = self._next_address
+        self._next_address += -(-storage.bytes // ALIGNMENT) * ALIGNMENT
+        self._live[storage.serial] = address, storage
+        if not storage.before:
+            self._note("alloc", address, storage)
+
+    def free(self, storage: Storage) -> None:
+        """A storage has gone."""
+        address, _ = self._live.pop(storage.serial, (0, None))
+        if address:
+            self._note("free_completed", address, storage)
+
+    def note_shortage(self, error: BaseException) -> None:
+        """An error that ends the recording, which may say that the system's memory ran out."""
+        found = REFUSED.search(str(error))
+        if found:
+            free = read_machine_memory().free_bytes
+            facts = {} if free is None else {"device_free": free}
+            frames = self._keep(_list_frames_cpu_events(error))
+            self._append("oom", size=int(found[1]), frames=frames, **facts)
+
+    def make_snapshot(self) -> dict[str, Any]:
+        """What was recorded so far, as torch's own format has it: a segment for each live block."""
+        segments = [
+            self._make_segment(address, storage) for address, storage in self._live.values()
+        ]
+        return {"segments": segments, "device_traces": [list(self._events)]}
+
+    def _note(self, action: str, address: int, storage: Storage) -> None:
+        frames = self._write_stack(storage)
+        self._append(action, addr=address, size=storage.bytes, frames=frames)
+
+    def _append(self, action: str, **facts: Any) -> None:
+        time_us = time.time_ns() // 1000
+        self._events.append({"action": action, **facts, "stream": 0, "time_us": time_us})
+
+    def _make_segment(self, address: int, storage: Storage) -> dict[str, Any]:
+        frames = self._write_stack(storage)
+        block = {
+            "address": address,
+            "size": storage.bytes,
+            "requested_size": storage.bytes,
+            "state": "active_allocated",
+            "frames": frames,
+        }
+        sizes = dict.fromkeys(
+            ("total_size", "allocated_size", "active_size", "requested_size"), storage.bytes
+        )
+        kind = {"segment_type": "large", "is_expandable": False, "segment_pool_id": (0, 0)}
+        return {
+            **{"device": 0, "address": address, "stream": 0, "frames": frames},
+            **sizes,
+            **kind,
+            "blocks": [block],
+        }
+
+    def _write_stack(self, storage: Storage) -> list[dict[str, Any]]:
+        frames = storage.frames
+        if storage.backward and frames:
+            first = frames[0]
+            frames = (first._replace(function=f"{first.function} (backward)"), *frames[1:])
+        return self._keep(frames)
+
+    def _keep(self, frames: tuple[Frame, ...]) -> list[dict[str, Any]]:
+        """A stack as torch writes it; equal ones are one object, which a pickle writes once."""
+        if frames not in self._stacks:
+            self._stacks[frames] = [self._write_frame(frame) for frame in frames]
+        return self._stacks[frames]
+
+    def _write_frame(self, frame: Frame) -> dict[str, Any]:
+        written = {"filename": frame.file, "line": frame.line, "name": frame.function}
+        return self._frames.setdefault(frame, written)
+
+
+def _list_frames_cpu_events(error: BaseException) -> tuple[Frame, ...]:
+    """The user's frames of an error's traceback, innermost first."""
+    frames = []
+    step: TracebackType | None = error.__traceback__
+    while step is not None:
+        code = step.tb_frame.f_code
+        if is_user_file(code.co_filename):
+            frames.append(Frame(code.co_filename, step.tb_lineno, code.co_name))
+        step = step.tb_next
+    return tuple(reversed(frames))
+
+
+# About 0.5 kB each while they are recorded; a training step of a large model makes some thousands.
+MAX_ENTRIES = 100_000
+CPU_STACK_DEPTH = 16
+
+
+class Recorder(Protocol):
+    """What records one kind of device.
+
+    ``context`` is "alloc" where frees have no stacks of their own. It and ``max_entries`` are
+    None where the settings are not known.
+    """
+
+    device: str
+    max_entries: int | None
+    context: str | None
+
+    def start(self) -> None:
+        """Begins to record."""
+        ...
+
+    def stop(self, error: BaseException | None) -> dict[str, Any]:
+        """Ends it, in every case; what was recorded, as torch's snapshot has it."""
+        ...
+
+
+class CudaRecorder:
+    """Torch's own recorder, with bounds: it is off by default, and unbounded when turned on.
+
+    Where it is on already its settings cannot be asked, so they could not be put back: it is left
+    as it is, and goes on after the block.
+    """
+
+    device = "cuda"
+
+    def __init__(self, torch: Any, max_entries: int) -> None:
+        self._torch, self._bound = torch, max_entries
+        self.max_entries: int | None = max_entries
+        self.context: str | None = "alloc"
+        self._joined = False
+
+    def start(self) -> None:
+        """Turns the recorder on; this starts CUDA where nothing has started it yet."""
+        self._joined = self._torch.cuda.is_initialized() and self._torch._C._cuda_isHistoryEnabled()
+        self.max_entries, self.context = self._bound, "alloc"
+        if self._joined:
+            self.max_entries = self.context = None
+            return
+        # Stacks of Python alone: those of C++ make the snapshot a hundred times slower. None are
+        # taken for frees: torch then gives them the allocation's, which tells more, and the cost
+        # is halved.
+        self._torch.cuda.memory._record_memory_history(
+            "all", context=self.context, stacks="python", max_entries=self._bound
+        )
+
+    def stop(self, error: BaseException | None) -> dict[str, Any]:
+        """Takes the snapshot, and turns off what was off: this forgets the events."""
+        try:
+            snapshot: dict[str, Any] = self._torch.cuda.memory._snapshot()
+        finally:
+            if not self._joined:
+                self._torch.cuda.memory._record_memory_history(enabled=None)
+        return snapshot
+
+
+class CpuRecorder:
+    """The CPU tensors of this thread, through a dispatch mode; compiled functions run eagerly."""
+
+    device = "cpu"
+
+    def __init__(self, max_entries: int) -> None:
+        self.max_entries: int | None = max_entries
+        self.context: str | None = "alloc"
+        self._bound = max_entries
+        self._events = CpuEvents(max_entries)
+        self._tracer: Any = None
+
+    def start(self) -> None:
+        """Begins to trace this thread's operators."""
+        # Torch imports this at the first operator under any dispatch mode, which takes seconds:
+        # now, and not in the middle of what is recorded.
+        importlib.import_module("torch._dynamo")
+        from labkit.memory.track.storages import StorageTracer
+
+        self._events = CpuEvents(self._bound)
+        self._tracer = StorageTracer(self._events, depth=CPU_STACK_DEPTH)
+        self._tracer.__enter__()
+
+    def stop(self, error: BaseException | None) -> dict[str, Any]:
+        """Ends the tracing; an error about memory becomes an event."""
+        self._tracer.__exit__(None, None, None)
+        if error is not None:
+            self._events.note_shortage(error)
+        return self._events.make_snapshot()
+
+
+class AllocationRecorder:
+    """One block whose allocations are recorded; what it shows is there once the block has ended."""
+
+    _open: AllocationRecorder | None = None
+    _lock = threading.Lock()
+
+    def __init__(self, recorder: Recorder) -> None:
+        self._recorder = recorder
+        self._snapshot: dict[str, Any] | None = None
+        self._history: History | None = None
+        self._trouble: str | None = None
+
+    @property
+    def snapshot(self) -> dict[str, Any]:
+        """Torch's own snapshot, as a dict; LabkitError where there is none."""
+        if self._snapshot is None:
+            raise LabkitError(
+                "nothing has been recorded" if self._trouble is None else "the recording is lost",
+                cause=self._trouble or "the with block has not run to its end",
+                fix="with labkit.record_allocations() as recorded: ...",
+            )
+        return self._snapshot
+
+    @property
+    def history(self) -> History:
+        """What the recording tells; it takes some seconds for a million events, once."""
+        if self._history is None:
+            self._history = analyse(read_recording(self.snapshot))
+        return self._history
+
+    def save(self, path: str | Path) -> Path:
+        """Writes torch's own snapshot, which pytorch.org/memory_viz and ``labkit history`` open."""
+        return save_snapshot(Path(path), self.snapshot)
+
+    def save_page(self, path: str | Path) -> Path:
+        """Writes the history as one html page that needs no internet."""
+        path = Path(path)
+        return write_file(path, make_page(self.history).encode(errors="replace"))
+
+    def __enter__(self) -> AllocationRecorder:
+        with self._lock:
+            if AllocationRecorder._open is not None:
+                raise LabkitError(
+                    "allocations are being recorded already",
+                    cause="there is one recorder for the whole process, and its block is open",
+                    fix="one record_allocations() around both blocks",
+                )
+            AllocationRecorder._open = self
+        self._snapshot = self._history = self._trouble = None
+        try:
+            self._recorder.start()
+        except BaseException:
+            AllocationRecorder._open = None
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        AllocationRecorder._open = None
+        try:
+            snapshot = self._recorder.stop(error)
+        except RuntimeError as trouble:
+            # After an error of CUDA's that stays, every question fails. That one is to be seen.
+            self._trouble = str(trouble)
+            if error is None:
+                raise
+            return
+        snapshot[OWN_KEY] = self._describe(snapshot)
+        self._snapshot = snapshot
+
+    def _describe(self, snapshot: dict[str, Any]) -> dict[str, Any]:
+        """What torch's format has no place for; its viewer passes over it."""
+        names, sources = read_lines(snapshot)
+        return {
+            "schema_version": 1,
+            "device": self._recorder.device,
+            "max_entries": self._recorder.max_entries,
+            "context": self._recorder.context,
+            "names": names,
+            "sources": sources,
+        }
+
+    def __repr__(self) -> str:
+        if self._snapshot is not None:
+            return repr(self.history)
+        running = AllocationRecorder._open is self
+        return f"allocations: {'being recorded' if running else 'nothing recorded'}"
+
+    def __str__(self) -> str:
+        return repr(self)
+
+
+def record_allocations(
+    device: str | torch.device | None = None, *, max_entries: int = MAX_ENTRIES
+) -> AllocationRecorder:
+    """Records every allocation of a block: what was live at the peak, by line, and what stayed.
+
+    On CUDA by torch's own recorder, on every device; without a GPU, or with ``device="cpu"``, the
+    CPU tensors of this thread. At most the last ``max_entries`` events of each device are kept,
+    100,000 by default: an allocation makes one, its free two. What was recorded is there after an
+    exception too, which is when it is needed most: an allocation that failed is one of the events.
+
+    >>> import torch
+    >>> with record_allocations("cpu") as recorded:
+    ...     kept = torch.zeros(1024)
+    >>> recorded.history.devices[0].peak.live_bytes
+    4096
+    """
+    if type(max_entries) is not int or max_entries < 1:
+        raise UsageError(
+            f"max_entries={max_entries!r} is no number of events to keep",
+            cause="a recording without a bound takes memory until there is none",
+            fix=f"record_allocations(max_entries={MAX_ENTRIES})",
+        )
+    name = None if device is None else str(device)
+    if name not in (None, "cpu", "cuda"):
+        raise UsageError(
+            f"cannot record the allocations of {name!r}",
+            cause="torch records those of all CUDA devices together; the CPU is the other choice",
+            fix='record_allocations("cuda")',
+        )
+    import torch
+
+    has_cuda = torch.cuda.is_available()
+    if name == "cuda" and not has_cuda:
+        raise DeviceMissingError(
+            "there is no CUDA device whose allocations could be recorded",
+            cause="torch.cuda.is_available() is False",
+            fix='record_allocations("cpu"), or: labkit devices --verify',
+        )
+    on_cuda = has_cuda and name != "cpu"
+    return AllocationRecorder(
+        CudaRecorder(torch, max_entries) if on_cuda else CpuRecorder(max_entries)
+    )
+
+
+def read_lines(snapshot: dict[str, Any]) -> tuple[dict[str, str], list[list[object]]]:
+    """The notebook's names of its cells, and the text of every line of the user's that allocated.
+
+    Read right after the block, while the files are those that ran.
+    """
+    names, sources = {}, {}
+    for frame in _list_frames_record(snapshot):
+        if judge_file(frame.file) != OWN:
+            name = name_cell(frame.file)
+            if name:
+                names[frame.file] = name
+            text = linecache.getline(frame.file, frame.line).strip()
+            if text:
+                sources[frame.file, frame.line] = text
+    return names, [[*place, text] for place, text in sources.items()]
+
+
+def _list_frames_record(snapshot: dict[str, Any]) -> set[Frame]:
+    """Every frame of the snapshot's events and live blocks, once."""
+    entries = [entry for trace in snapshot["device_traces"] for entry in trace]
+    entries += [block for segment in snapshot["segments"] for block in segment["blocks"]]
+    unique = {id(raw): raw for entry in entries for raw in entry.get("frames", ())}
+    return {frame for frame in map(read_frame, unique.values()) if frame is not None}

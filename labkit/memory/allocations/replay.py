@@ -1,0 +1,283 @@
+"""The events of one device played back: how much was live and reserved after each, and what.
+
+Levels are counted from 0, before the first event; level ``n`` is the state after ``n`` events.
+Sizes are those that were asked for: the allocator rounds them up (on CUDA to 512 bytes), and what
+it rounded for blocks that are gone is not recorded.
+
+How the reserved memory is cut up at a level: segments with their live blocks and their gaps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+from labkit.memory.allocations.snapshot import (
+    ALLOC,
+    FREE_COMPLETED,
+    FREE_REQUESTED,
+    MAPPED,
+    SEGMENT_ADDED,
+    SEGMENT_REMOVED,
+    Trace,
+)
+from labkit.memory.track.frames import Frame
+
+
+class Held(NamedTuple):
+    """A block that is live; ``event`` is the place of its allocation, None: before the first."""
+
+    address: int
+    size_bytes: int
+    frames: tuple[Frame, ...] = ()
+    event: int | None = None
+
+
+class ReplayedLevels(NamedTuple):
+    """Bytes live and bytes reserved, a number for each level."""
+
+    live: list[int]
+    reserved: list[int]
+
+    @property
+    def peak(self) -> int:
+        """The first level at which the most was live."""
+        return self.live.index(max(self.live))
+
+
+def name_free_action(trace: Trace) -> str:
+    """The event after which a block's memory is free again.
+
+    A block that another stream still uses is free only once that is done. A recorder can have
+    been told to leave those events out: then asking for it must do.
+    """
+    asked: set[int] = set()
+    for event in trace.events:
+        if event.action == FREE_COMPLETED:
+            return FREE_COMPLETED
+        if event.action == FREE_REQUESTED:
+            asked.add(event.address)
+        elif event.action == ALLOC:
+            asked.discard(event.address)
+    still_used = any(
+        block.live and block.address in asked
+        for segment in trace.segments
+        for block in segment.blocks
+    )
+    return FREE_COMPLETED if still_used else FREE_REQUESTED
+
+
+def find_start(trace: Trace) -> dict[int, Held]:
+    """The blocks that were live before the first event, by address.
+
+    They are those that were freed, or are live at the end, and of whose allocation there is no
+    event: it was before the recording, or newer events have pushed it out.
+    """
+    free_action = name_free_action(trace)
+    start: dict[int, Held] = {}
+    allocated: set[int] = set()
+    for event in trace.events:
+        if event.action == ALLOC:
+            allocated.add(event.address)
+        elif event.action == free_action:
+            if event.address not in allocated:
+                frames = event.frames if trace.frees_tell_origin else ()
+                start.setdefault(event.address, Held(event.address, event.size_bytes, frames))
+            allocated.discard(event.address)
+    for segment in trace.segments:
+        for block in segment.blocks:
+            if block.live and block.address not in allocated and block.address not in start:
+                start[block.address] = Held(block.address, block.asked_bytes, block.frames)
+    return start
+
+
+def walk_live(trace: Trace) -> Iterator[tuple[dict[int, Held], Held | None, Held | None]]:
+    """At each level the live blocks by address, the block that came, and the one that went.
+
+    The dictionary is the same one all along. An address that is given out twice without having
+    been freed was freed without an event.
+    """
+    free_action = name_free_action(trace)
+    live = find_start(trace)
+    yield live, None, None
+    for place, event in enumerate(trace.events):
+        came = went = None
+        if event.action == ALLOC:
+            went = live.get(event.address)
+            came = Held(event.address, event.size_bytes, event.frames, place)
+            live[event.address] = came
+        elif event.action == free_action:
+            went = live.pop(event.address, None)
+        yield live, came, went
+
+
+def measure_levels(trace: Trace) -> ReplayedLevels:
+    """How much was live and how much reserved at every level."""
+    live: list[int] = []
+    level = 0
+    for held, came, went in walk_live(trace):
+        level += (came.size_bytes if came else 0) - (went.size_bytes if went else 0)
+        if not live:
+            level = sum(one.size_bytes for one in held.values())
+        live.append(level)
+    return ReplayedLevels(live, _measure_reserved(trace))
+
+
+def _measure_reserved(trace: Trace) -> list[int]:
+    """Bytes of all segments at every level, counted back from the segments at the end."""
+    steps = [0]
+    for event in trace.events:
+        step = 0
+        if event.action in SEGMENT_ADDED:
+            step = event.size_bytes
+        elif event.action in SEGMENT_REMOVED:
+            step = -event.size_bytes
+        steps.append(steps[-1] + step)
+    # Never below zero, where events of segments were left out of the recording.
+    start = max(sum(one.size_bytes for one in trace.segments) - steps[-1], -min(steps))
+    return [start + step for step in steps]
+
+
+def list_live(trace: Trace, levels: Iterable[int]) -> dict[int, tuple[Held, ...]]:
+    """What was live at each of these levels."""
+    wanted = set(levels)
+    return {
+        level: tuple(held.values())
+        for level, (held, _, _) in enumerate(walk_live(trace))
+        if level in wanted
+    }
+
+
+ROUNDING_BYTES = 512
+
+
+class LayoutSpan(NamedTuple):
+    """A range of addresses."""
+
+    address: int
+    size_bytes: int
+
+    @property
+    def end(self) -> int:
+        """The first address behind it."""
+        return self.address + self.size_bytes
+
+
+class LaidSegment(NamedTuple):
+    """A segment with what is live in it, in order of address; neighbours are joined."""
+
+    span: LayoutSpan
+    live: tuple[LayoutSpan, ...] = ()
+
+    @property
+    def gaps(self) -> tuple[LayoutSpan, ...]:
+        """The free pieces."""
+        found, at = [], self.span.address
+        for one in (*self.live, LayoutSpan(self.span.end, 0)):
+            if one.address > at:
+                found.append(LayoutSpan(at, one.address - at))
+            at = max(at, one.end)
+        return tuple(found)
+
+
+class Fragmentation(NamedTuple):
+    """The reserved memory at one moment, in bytes; the layout has its segments, largest first."""
+
+    reserved_bytes: int
+    free_bytes: int
+    largest_free_bytes: int
+    pieces: int
+    segments: tuple[LaidSegment, ...] = ()
+
+    @property
+    def live_bytes(self) -> int:
+        """Reserved and in use, with what the allocator rounds up."""
+        return self.reserved_bytes - self.free_bytes
+
+
+def measure_fragmentation(trace: Trace, level: int, live: Sequence[Held]) -> Fragmentation | None:
+    """How the reserved memory was cut up; None on the CPU, where nothing is kept in reserve."""
+    if not trace.has_cache:
+        return None
+    segments = lay_out(trace, level, live)
+    gaps = [gap.size_bytes for segment in segments for gap in segment.gaps]
+    return Fragmentation(
+        reserved_bytes=sum(segment.span.size_bytes for segment in segments),
+        free_bytes=sum(gaps),
+        largest_free_bytes=max(gaps, default=0),
+        pieces=len(gaps),
+        segments=segments,
+    )
+
+
+def lay_out(trace: Trace, level: int, live: Iterable[Held]) -> tuple[LaidSegment, ...]:
+    """The segments at a level with these blocks in them, largest first."""
+    sizes = {}
+    if level == len(trace.events):  # at the end torch tells what each block really takes
+        sizes = {b.address: b.size_bytes for s in trace.segments for b in s.blocks if b.live}
+    ranges = sorted(
+        LayoutSpan(one.address, sizes.get(one.address, _round_up(one.size_bytes))) for one in live
+    )
+    laid, place = [], 0
+    for span in find_segments(trace, level):
+        inside: list[LayoutSpan] = []
+        while place < len(ranges) and ranges[place].address < span.end:
+            if ranges[place].address >= span.address:
+                _append(inside, ranges[place], span.end)
+            place += 1
+        laid.append(LaidSegment(span, tuple(inside)))
+    return tuple(sorted(laid, key=lambda one: -one.span.size_bytes))
+
+
+def find_segments(trace: Trace, level: int) -> list[LayoutSpan]:
+    """The segments at a level in order of address: those at the end, with later events undone."""
+    fixed = {one.address: one.size_bytes for one in trace.segments if not one.expandable}
+    mapped = [LayoutSpan(one.address, one.size_bytes) for one in trace.segments if one.expandable]
+    for event in reversed(trace.events[level:]):
+        span = LayoutSpan(event.address, event.size_bytes)
+        if event.action in SEGMENT_ADDED:
+            if event.action in MAPPED:
+                mapped = _cut_out(mapped, span)
+            else:
+                fixed.pop(span.address, None)
+        elif event.action in SEGMENT_REMOVED:
+            if event.action in MAPPED:
+                mapped = _join([*mapped, span])
+            else:
+                fixed[span.address] = span.size_bytes
+    return sorted([*(LayoutSpan(*pair) for pair in fixed.items()), *_join(mapped)])
+
+
+def _append(ranges: list[LayoutSpan], span: LayoutSpan, limit: int) -> None:
+    """Adds a range behind the others, joined to its neighbour, within the segment."""
+    end = min(span.end, limit)
+    if ranges and ranges[-1].end >= span.address:
+        ranges[-1] = LayoutSpan(ranges[-1].address, max(ranges[-1].end, end) - ranges[-1].address)
+    else:
+        ranges.append(LayoutSpan(span.address, end - span.address))
+
+
+def _join(spans: Iterable[LayoutSpan]) -> list[LayoutSpan]:
+    """Ranges that touch become one: an expandable segment grows page by page."""
+    joined: list[LayoutSpan] = []
+    for span in sorted(spans):
+        _append(joined, span, span.end)
+    return joined
+
+
+def _cut_out(spans: Iterable[LayoutSpan], hole: LayoutSpan) -> list[LayoutSpan]:
+    left = []
+    for span in spans:
+        if span.end <= hole.address or hole.end <= span.address:
+            left.append(span)
+            continue
+        if span.address < hole.address:
+            left.append(LayoutSpan(span.address, hole.address - span.address))
+        if hole.end < span.end:
+            left.append(LayoutSpan(hole.end, span.end - hole.end))
+    return left
+
+
+def _round_up(count: int) -> int:
+    """What a block takes at least: torch's CUDA allocator hands out multiples of 512 bytes."""
+    return max(1, -(-count // ROUNDING_BYTES)) * ROUNDING_BYTES

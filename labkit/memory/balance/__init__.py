@@ -1,0 +1,1 @@
+"""The balance: where every byte of each device's memory is, now."""

@@ -1,0 +1,171 @@
+"""An estimate as html: the bar and its terms as a picture, the verdict, the lines.
+
+An estimate as text: the verdict, the bar, the terms, the lines, and what is not known.
+"""
+
+from __future__ import annotations
+
+from html import escape
+
+from labkit.memory.balance.model import Term, divide_bar
+from labkit.memory.balance.view import INLINE_STYLE, Row, Sheet, draw_sheet
+from labkit.memory.balance.view import PICTURE_COLOURS as OF_BALANCE
+from labkit.memory.estimate.play import Estimate
+from labkit.memory.track.model import LineUse
+from labkit.text import format_bytes
+
+INDENT = " " * 8
+BAR_WIDTH = 64
+SOURCE_LENGTH = 60
+GLYPHS = {
+    "parameters": "█",
+    "gradients": "▓",
+    "optimizer": "▒",
+    "activations": "╱",
+    "inputs": "░",
+    "other": "?",
+    "cached": "-",
+    "context": "+",
+    "free": "·",
+}
+PLAIN_GLYPHS = dict(zip(GLYPHS, "#=%/:?-+.", strict=True))
+
+
+def format_estimate(estimate: Estimate, *, plain: bool = False, width: int = BAR_WIDTH) -> str:
+    """The estimate as a person reads it; ``plain`` draws the bar in ASCII."""
+    glyphs = PLAIN_GLYPHS if plain else GLYPHS
+    terms = list_terms(estimate)
+    bar = "".join(glyphs[key] * cells for key, cells in divide_bar(terms, width))
+    rows = [
+        f"{INDENT}{glyphs[term.key]} {term.words:<32}{format_bytes(term.held_bytes):>22}"
+        for term in terms
+    ]
+    rows += [f"{INDENT}  {words:<32}{figure:>22}" for words, figure in list_sums(estimate)]
+    parts = ["\n".join([name_work(estimate), f"{INDENT}{bar}".rstrip(), *rows])]
+    parts.append("\n".join(say_verdict(estimate)))
+    if estimate.lines:
+        lines = [
+            f"{INDENT}{format_bytes(one.held_bytes):>10}  {where}"
+            for one, where in name_lines(estimate)
+        ]
+        parts.append("\n".join(["the lines that hold most at the peak", *lines]))
+    if estimate.notes:
+        parts.append("\n".join(f"note: {note}" for note in estimate.notes))
+    return "\n\n".join(parts)
+
+
+def name_work(estimate: Estimate) -> str:
+    """What was estimated: the function, its batch, and whether gradients were off."""
+    words = [estimate.name]
+    if estimate.batch is not None:
+        words.append(f"batch {estimate.batch}")
+    if estimate.inference:
+        words.append("inference")
+    return ", ".join(words)
+
+
+def list_terms(estimate: Estimate) -> list[Term]:
+    """The parts of the bar: what the peak is made of, what CUDA adds, and what is left."""
+    terms = [Term(kind, kind, held) for kind, held in estimate.kinds.items() if held]
+    if estimate.reserved_bytes is not None:
+        cached = estimate.reserved_bytes - estimate.peak_bytes
+        if cached > 0:
+            terms.append(Term("cached", "cached by the allocator", cached))
+    if estimate.context_bytes is not None:
+        terms.append(Term("context", "context and libraries, at most", estimate.context_bytes[1]))
+    if estimate.target.capacity_bytes is not None:
+        left = estimate.target.capacity_bytes - estimate.most_bytes
+        if left > 0:
+            terms.append(Term("free", "free", left))
+    return terms
+
+
+def list_sums(estimate: Estimate) -> list[tuple[str, str]]:
+    """The sums under the terms: the tensors' peak, all that is needed, and what there is."""
+    sums = [("tensors at the peak", format_bytes(estimate.peak_bytes))]
+    if estimate.context_bytes is not None:
+        needed = f"{format_bytes(estimate.least_bytes)} to {format_bytes(estimate.most_bytes)}"
+        sums.append(("needed", needed))
+    if estimate.target.capacity_bytes is not None:
+        sums.append((estimate.target.name, format_bytes(estimate.target.capacity_bytes)))
+    return sums
+
+
+def say_verdict(estimate: Estimate) -> list[str]:
+    """Whether it fits, by how much, and the largest batch that does; a sentence a line."""
+    said = []
+    if estimate.obstacle is not None:
+        said += [f"a lower bound: {estimate.obstacle}"]
+    spare, name = estimate.spare_bytes, estimate.target.name
+    if spare is not None:
+        said.append(_say_fit(estimate, spare, name))
+    if estimate.largest_batch:
+        said.append(f"the largest batch that fits: {estimate.largest_batch}")
+    elif estimate.largest_batch == 0:
+        said.append("not even a batch of 1 surely fits")
+    taken = estimate.target.taken_bytes
+    if taken:
+        said.append(f"others hold {format_bytes(taken)} of {name} now")
+    return said or ["no device was named: nothing to fit"]
+
+
+def _say_fit(estimate: Estimate, spare: int, name: str) -> str:
+    if estimate.fits:
+        return f"fits {name}, with {format_bytes(spare)} to spare"
+    if estimate.fits is False:
+        return f"does not fit {name}: {format_bytes(-spare)} too much"
+    if estimate.obstacle is not None:
+        return f"not known whether it fits {name}"
+    return f"close: whether it fits {name} depends on CUDA's context and the allocator's cache"
+
+
+def name_lines(estimate: Estimate) -> list[tuple[LineUse, str]]:
+    """Each line with its place and its text."""
+    return [(one, _name_line(one)) for one in estimate.lines]
+
+
+def _name_line(line: LineUse) -> str:
+    if line.frame is None:
+        return "before the step, or in no line of Python"
+    source = line.frame.source
+    shown = source if len(source) <= SOURCE_LENGTH else f"{source[: SOURCE_LENGTH - 1]}…"
+    return f"{line.frame.where}  {shown}".rstrip()
+
+
+# What the balance has too has the balance's colours; there all tensors are blue.
+COLOURS = {
+    "parameters": OF_BALANCE["allocated"],
+    "gradients": "#2a9d8f",
+    "optimizer": "#a8982c",
+    "activations": "#e08a2e",
+    "inputs": "#d6487e",
+    "other": "#8a8f98",
+    **{key: OF_BALANCE[key] for key in ("cached", "context", "free")},
+}
+
+
+def draw_estimate(estimate: Estimate) -> str:
+    """The estimate as one piece of html."""
+    verdict = "".join(f"<div><b>{escape(one)}</b></div>" for one in say_verdict(estimate))
+    lines = "".join(
+        f'<div style="white-space:pre"><code>{_pad(line.held_bytes)}  {escape(where)}</code></div>'
+        for line, where in name_lines(estimate)
+    )
+    held = f"<details><summary>the lines that hold most at the peak</summary>{lines}</details>"
+    notes = "".join(f"<p>note: {escape(note)}</p>" for note in estimate.notes)
+    body = draw_bar(estimate) + verdict + (held if lines else "") + notes
+    return f'<div class="labkit-estimate" style="{INLINE_STYLE}">{body}</div>'
+
+
+def draw_bar(estimate: Estimate) -> str:
+    """The terms as an SVG picture: the bar, and each with its colour and figure."""
+    terms = list_terms(estimate)
+    figures = {term.key: format_bytes(term.held_bytes) for term in terms}
+    rows = [Row(term.words, figures[term.key], COLOURS[term.key]) for term in terms]
+    rows += [Row(words, figure) for words, figure in list_sums(estimate)]
+    title = name_work(estimate)
+    return draw_sheet(Sheet(f"estimate of {title}", title, terms, COLOURS, figures, rows))
+
+
+def _pad(count: int) -> str:
+    return f"{format_bytes(count):>10}"

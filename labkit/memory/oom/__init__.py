@@ -1,0 +1,1 @@
+"""Out-of-memory errors explained: the request, where the memory is, what would help."""

@@ -1,0 +1,212 @@
+"""The live tensors on a device and the names that hold them: a search that is bounded in time.
+
+No code of the user's is run: attributes are read from ``__dict__``, containers through the
+methods of the built-in types, and nothing is compared or printed but keys that are text or whole
+numbers.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+import re
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import islice
+from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType, TracebackType
+from typing import Any, NamedTuple
+
+from labkit.memory.oom.page import Holder, LiveTensor, LiveTensors, walk_chain
+
+SEARCH_SECONDS = 1.0
+# Reading the clock costs as much as looking at an object: once for each so many.
+STRIDE = 256
+DEPTH = 8
+ELEMENTS = 10_000
+NAMES_KEPT = 20
+
+# IPython's own names for results (_, __, ___, _12). Out is told by its entries.
+OUTPUT_NAME = re.compile(r"_{1,3}|_\d+")
+OWN_PACKAGES = {"IPython", "ipykernel", "traitlets", "labkit"}
+ATOMS = (str, bytes, int, float, complex, bool, type(None), type)
+SEQUENCES = (list, tuple, deque, set, frozenset)
+CLOSED = (type, ModuleType, FunctionType, BuiltinFunctionType, MethodType)
+
+
+class Root(NamedTuple):
+    """Where a search for names begins: who holds the value, under which words (``{}``: a path)."""
+
+    kind: str
+    words: str
+    value: object
+
+
+class Budget:
+    """A time limit, looked at now and then."""
+
+    def __init__(
+        self, seconds: float = SEARCH_SECONDS, clock: Callable[[], float] = time.perf_counter
+    ) -> None:
+        self._clock = clock
+        self._ends = clock() + seconds
+        self._steps = 0
+        self.spent = False
+
+    def has_ended(self) -> bool:
+        """True once the time is over; counts a step."""
+        self._steps += 1
+        if self._steps % STRIDE == 1:
+            self.spent = self.spent or self._clock() >= self._ends
+        return self.spent
+
+
+def find_live_tensors(
+    device: str, roots: Iterable[Root], budget: Budget | None = None
+) -> LiveTensors:
+    """The storages that tensors in Python hold on the device, biggest first, with their names.
+
+    Tensors that share a storage are one. () where torch is not loaded. What only torch's own
+    graph holds is not seen.
+    """
+    torch: Any = sys.modules.get("torch")
+    if getattr(torch, "Tensor", None) is None:
+        return LiveTensors()
+    budget = budget or Budget()
+    # Subclasses of Tensor can put code of their own behind every attribute.
+    with torch._C.DisableTorchFunctionSubclass():
+        found = _list_storages(torch, device, budget)
+        names = _find_names(torch, roots, found, budget)
+    named = (one._replace(holders=tuple(names.get(address, ()))) for address, one in found.items())
+    ordered = sorted(named, key=lambda one: -one.held_bytes)
+    return LiveTensors(tuple(ordered), not budget.spent)
+
+
+def list_roots(
+    namespace: Mapping[str, object], error: BaseException | None = None
+) -> Iterator[Root]:
+    """What can hold a tensor in a notebook: its names, IPython's outputs, an error's frames."""
+    for name, value in list(namespace.items()):
+        if name == "Out" and isinstance(value, dict):
+            yield from (Root("output", f"Out[{key}]", held) for key, held in list(value.items()))
+        elif name != "_oh":
+            kind = "output" if OUTPUT_NAME.fullmatch(name) else "user"
+            yield Root(kind, name, value)
+    for one in walk_chain(error):
+        yield from _list_frames(one.__traceback__, namespace)
+
+
+def _list_frames(trace: TracebackType | None, namespace: Mapping[str, object]) -> Iterator[Root]:
+    while trace is not None:
+        frame, trace = trace.tb_frame, trace.tb_next
+        package = str(frame.f_globals.get("__name__", "")).partition(".")[0]
+        # A cell's own frame has the notebook's names for its locals.
+        if frame.f_locals is namespace or package in OWN_PACKAGES:
+            continue
+        for name, value in list(frame.f_locals.items()):
+            yield Root("frame", f"{name}{{}} in {frame.f_code.co_name}()", value)
+
+
+def _list_storages(torch: Any, device: str, budget: Budget) -> dict[int, LiveTensor]:
+    found: dict[int, LiveTensor] = {}
+    for held in gc.get_objects():
+        if budget.has_ended():
+            break
+        if issubclass(type(held), torch.Tensor):
+            _add_tensor(held, device, found)
+    return found
+
+
+def _add_tensor(tensor: Any, device: str, found: dict[int, LiveTensor]) -> None:
+    try:
+        if str(tensor.device) != device:
+            return
+        storage = tensor.untyped_storage()
+        if storage.device != tensor.device:
+            return  # a fake tensor, which has no memory
+        address, held = storage.data_ptr(), storage.nbytes()
+    except (RuntimeError, NotImplementedError):
+        return  # sparse and functional tensors have no storage to speak of
+    if not held:
+        return
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    seen = LiveTensor(held, tuple(tensor.shape), dtype, in_graph=tensor.grad_fn is not None)
+    before = found.get(address, seen)
+    widest = max(before, seen, key=lambda one: math.prod(one.shape))
+    found[address] = widest._replace(in_graph=before.in_graph or seen.in_graph)
+
+
+def _find_names(
+    torch: Any, roots: Iterable[Root], found: Mapping[int, LiveTensor], budget: Budget
+) -> dict[int, list[Holder]]:
+    """The names of each storage, the nearest first: a search in breadth from all the roots."""
+    names: dict[int, list[Holder]] = {}
+    queue = deque((root, "", root.value, 0) for root in roots)
+    seen: set[int] = set()
+    while queue and not budget.has_ended():
+        root, path, value, depth = queue.popleft()
+        if issubclass(type(value), torch.Tensor):
+            _note_name(names, _find_address(value, found), Holder(root.kind, _join(root, path)))
+        if id(value) in seen or depth >= DEPTH:
+            continue
+        seen.add(id(value))
+        for step, child in _list_children(torch, value):
+            if not isinstance(child, ATOMS):
+                queue.append((root, path + step, child, depth + 1))
+    return names
+
+
+def _note_name(names: dict[int, list[Holder]], address: int | None, holder: Holder) -> None:
+    if address is not None:
+        known = names.setdefault(address, [])
+        if len(known) < NAMES_KEPT and holder not in known:
+            known.append(holder)
+
+
+def _find_address(tensor: Any, found: Mapping[int, LiveTensor]) -> int | None:
+    try:
+        storage = tensor.untyped_storage()
+        if storage.device != tensor.device:
+            return None  # to ask a fake tensor for its address brings up a warning
+        address: int = storage.data_ptr()
+    except (RuntimeError, NotImplementedError):
+        return None
+    return address if address in found else None
+
+
+def _join(root: Root, path: str) -> str:
+    return root.words.replace("{}", path) if "{}" in root.words else root.words + path
+
+
+def _list_children(torch: Any, value: Any) -> Iterator[tuple[str, object]]:
+    """What a value holds, each with the step to it as Python writes it."""
+    kind = type(value)
+    if issubclass(kind, torch.Tensor):
+        # Asking a tensor that is no leaf for its gradient warns.
+        if value.is_leaf and value.grad is not None:
+            yield ".grad", value.grad
+    elif issubclass(kind, dict):
+        for key, held in list(islice(dict.items(value), ELEMENTS)):
+            yield (f"[{key!r}]" if type(key) in (str, int) else "[…]"), held
+    elif issubclass(kind, SEQUENCES):
+        base = next(one for one in SEQUENCES if issubclass(kind, one))
+        held_now = list(islice(base.__iter__(value), ELEMENTS))
+        yield from ((f"[{place}]", held) for place, held in enumerate(held_now))
+    elif not issubclass(kind, CLOSED) and kind.__module__.partition(".")[0] not in OWN_PACKAGES:
+        yield from _list_attributes(value)
+
+
+def _list_attributes(value: object) -> Iterator[tuple[str, object]]:
+    try:
+        attributes = object.__getattribute__(value, "__dict__")
+    except AttributeError:
+        return
+    if not isinstance(attributes, dict):
+        return
+    for name, held in list(attributes.items()):
+        # torch.nn.Module keeps what it shows as attributes in dicts of its own.
+        if name in ("_parameters", "_buffers", "_modules") and isinstance(held, dict):
+            yield from ((f".{part}", inner) for part, inner in list(held.items()))
+        else:
+            yield f".{name}", held

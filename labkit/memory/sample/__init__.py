@@ -1,0 +1,1 @@
+"""Memory over time: a sampler, its figures, and how they are shown."""

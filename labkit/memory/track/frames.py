@@ -1,0 +1,97 @@
+"""The user's line that is running now: the first frame outside torch, labkit and Python's own.
+
+IPython's shell, where this process runs in one, and what it calls its cells.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import linecache
+import sys
+import sysconfig
+from pathlib import Path
+from types import FrameType
+from typing import Any, NamedTuple
+
+
+class Frame(NamedTuple):
+    """A line of a program that ran: its file, its number, and the function that it is in."""
+
+    file: str
+    line: int
+    function: str
+
+    @property
+    def where(self) -> str:
+        """``train.py:12``; for a notebook's cell, which has no file of its own, ``In[3]:2``."""
+        name = name_cell(self.file) or ("cell" if _is_cell(self.file) else Path(self.file).name)
+        return f"{name}:{self.line}"
+
+    @property
+    def source(self) -> str:
+        """The text of the line; empty where it cannot be read."""
+        return linecache.getline(self.file, self.line).strip()
+
+
+def find_user_frames(depth: int = 1) -> tuple[Frame, ...]:
+    """The innermost ``depth`` frames of the user's own code that are running; () if none is."""
+    found: list[Frame] = []
+    running: FrameType | None = sys._getframe(1)
+    while running is not None and len(found) < depth:
+        code = running.f_code
+        if is_user_file(code.co_filename):
+            found.append(Frame(code.co_filename, running.f_lineno, code.co_name))
+        running = running.f_back
+    return tuple(found)
+
+
+@functools.lru_cache(maxsize=4096)
+def is_user_file(file: str) -> bool:
+    """True for a file outside torch, labkit and Python's library; cells are the user's too."""
+    if file.startswith("<"):
+        return file.startswith(("<ipython", "<stdin>", "<string>"))
+    if not file.startswith(_list_foreign_folders()):
+        return True
+    # Packages of others are installed inside Python's folder, and count as the user's.
+    library = ("site-packages", "dist-packages")
+    return any(name in file for name in library) and not file.startswith(_list_own_folders())
+
+
+@functools.cache
+def _list_own_folders() -> tuple[str, ...]:
+    """The folders of torch and of this package, where they are installed."""
+    folders = [str(Path(__file__).parents[2])]
+    spec = importlib.util.find_spec("torch")
+    if spec is not None and spec.origin is not None:
+        folders.append(str(Path(spec.origin).parent))
+    return tuple(folder + "/" for folder in folders)
+
+
+@functools.cache
+def _list_foreign_folders() -> tuple[str, ...]:
+    return (*_list_own_folders(), sysconfig.get_path("stdlib") + "/")
+
+
+def _is_cell(file: str) -> bool:
+    return file.startswith("<ipython") or "ipykernel_" in file
+
+
+def find_shell() -> Any:
+    """The shell that runs the user's code; None in plain Python. Imports nothing."""
+    # While another thread imports IPython, it has not got that far.
+    find = getattr(sys.modules.get("IPython"), "get_ipython", None)
+    return find() if find is not None else None
+
+
+def name_cell(file: str) -> str | None:
+    """IPython's name of the cell that a file stands for, ``In[3]``; None for a real file."""
+    shell = find_shell()
+    if shell is None:
+        return None
+    try:
+        # What ipython calls "Cell In[3]".
+        found = shell.compile.format_code_name(file)
+    except (AttributeError, TypeError):
+        return None  # a shell that compiles in a way of its own
+    return str(found[1]) if found else None

@@ -1,0 +1,312 @@
+"""``track_memory()``: the exact peak of a block of code, its net change, and its seconds."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import re
+import sys
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import TYPE_CHECKING, NamedTuple, ParamSpec, TypeVar
+
+from labkit.errors import LabkitError, UsageError
+from labkit.memory.sample.model import Opened, begin_spans, end_spans
+from labkit.memory.track.counters import LEDGER, BlockSpan, Ledger, TrackedBlock
+from labkit.memory.track.model import Level, LineUse, sum_categories, sum_lines
+from labkit.text import format_bytes, format_seconds
+
+if TYPE_CHECKING:
+    import torch
+
+    from labkit.memory.track.storages import StorageTracer
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
+
+
+class Breakdown(NamedTuple):
+    """What one device's tensors were for when they took most: bytes by kind, bytes by line.
+
+    ``kinds`` (all of ``KINDS``) adds up to ``peak_bytes``. Tensors from before the block are in
+    it where the block used them.
+    """
+
+    where: str
+    peak_bytes: int
+    kinds: dict[str, int]
+    lines: tuple[LineUse, ...] = ()
+
+
+class MemoryUse(NamedTuple):
+    """What a block used: its seconds, and a span in bytes for each counter that was read.
+
+    ``breakdowns`` has one of each device that had tensors, where kinds or lines were asked for.
+    """
+
+    seconds: float
+    spans: tuple[BlockSpan, ...]
+    breakdowns: tuple[Breakdown, ...] = ()
+
+    def find_span(self, where: str) -> BlockSpan | None:
+        """The span of ``"cuda:0"``, ``"tensors"`` or ``"process"``; None where not measured."""
+        return next((span for span in self.spans if span.where == where), None)
+
+    def __repr__(self) -> str:
+        lines = [_format_span(span) for span in self.spans] or ["memory: not measured"]
+        lines += [_format_breakdown(one) for one in self.breakdowns]
+        return "\n".join([*lines, f"seconds: {format_seconds(self.seconds)}"])
+
+    def __str__(self) -> str:
+        return repr(self)
+
+
+class MemoryTracker:
+    """One block being measured; ``use`` has its figures once it has ended, raised or not.
+
+    As a decorator it measures every call, each with a tracker of its own; ``function.last_use``
+    is the use of the call that ended last.
+    """
+
+    def __init__(
+        self,
+        device: str | None = None,
+        *,
+        tensors: bool = False,
+        synchronize: bool = False,
+        kinds: bool = False,
+        lines: int = 0,
+        ledger: Ledger = LEDGER,
+        marked: bool = True,
+    ) -> None:
+        self.use: MemoryUse | None = None
+        self._device, self._tensors, self._synchronize = device, tensors, synchronize
+        self._kinds, self._lines = kinds, lines
+        self._ledger = ledger
+        self._tracer: StorageTracer | None = None
+        self._block: TrackedBlock | None = None
+        self._name: str | None = None
+        self._marked, self._spans = marked, Opened()
+        self._started = 0.0
+
+    @property
+    def peak_bytes(self) -> int | None:
+        """The highest level of the first span: torch's device, else tensors, else the process."""
+        return self.use.spans[0].peak_bytes if self.use and self.use.spans else None
+
+    @property
+    def change_bytes(self) -> int | None:
+        """The net change of that same span."""
+        return self.use.spans[0].change_bytes if self.use and self.use.spans else None
+
+    @property
+    def kinds(self) -> dict[str, int] | None:
+        """Bytes by kind at the peak of the first device's tensors; None where not asked for."""
+        return self.use.breakdowns[0].kinds if self.use and self.use.breakdowns else None
+
+    @property
+    def lines(self) -> tuple[LineUse, ...] | None:
+        """The lines that allocated most of that same peak; None where not asked for."""
+        return self.use.breakdowns[0].lines if self.use and self.use.breakdowns else None
+
+    @property
+    def seconds(self) -> float | None:
+        """How long the block took; None while it is open."""
+        return self.use.seconds if self.use else None
+
+    def __enter__(self) -> MemoryTracker:
+        if self._block is not None:
+            raise LabkitError(
+                "this tracker is measuring already",
+                cause="one tracker measures one block at a time",
+                fix="a track_memory() of its own for each block and each thread",
+            )
+        self.use = None
+        self._wait_for_devices()
+        tracer = self._make_tracer()
+        self._block = self._ledger.open_block(self._wants)
+        if tracer is not None:
+            self._open_tracer(tracer, self._block)
+        if self._marked:  # on every sampler's time
+            self._spans = begin_spans("block", self._name)
+        self._started = time.perf_counter()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        block = self._block
+        if block is None:
+            return
+        if error is None:
+            self._wait_for_devices()  # after an error it could hide that one behind its own
+        seconds = time.perf_counter() - self._started
+        self._block, tracer, self._tracer = None, self._tracer, None
+        end_spans(self._spans)
+        if tracer is not None:
+            tracer.__exit__(kind, error, trace)
+        spans = _keep_touched(self._ledger.close_block(block))
+        self.use = MemoryUse(seconds, spans, self._break_down(tracer) if tracer else ())
+
+    def __call__(self, function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+        """The function, measured at every call."""
+        runs_later = (
+            inspect.iscoroutinefunction,
+            inspect.isgeneratorfunction,
+            inspect.isasyncgenfunction,
+        )
+        if any(is_one(function) for is_one in runs_later):
+            raise UsageError(
+                f"track_memory() cannot decorate {getattr(function, '__name__', function)}",
+                cause="calling a coroutine or a generator function does not run its body",
+                fix="with track_memory() inside of it",
+            )
+
+        @functools.wraps(function)
+        def measured(*arguments: Arguments.args, **named: Arguments.kwargs) -> Result:
+            tracker = MemoryTracker(
+                self._device,
+                tensors=self._tensors,
+                synchronize=self._synchronize,
+                kinds=self._kinds,
+                lines=self._lines,
+                ledger=self._ledger,
+                marked=self._marked,
+            )
+            tracker._name = getattr(function, "__name__", None)
+            try:
+                with tracker:
+                    return function(*arguments, **named)
+            finally:
+                measured.last_use = tracker.use  # type: ignore[attr-defined]
+
+        measured.last_use = None  # type: ignore[attr-defined]
+        return measured
+
+    def __repr__(self) -> str:
+        return repr(self.use) if self.use else "memory: not measured yet"
+
+    def _wants(self, name: str) -> bool:
+        if name == "tensors":
+            return self._tensors
+        if self._device is None:
+            return True
+        if self._device == "cpu":
+            return name == "process"
+        return name == self._device or (self._device == "cuda" and name.startswith("cuda:"))
+
+    def _make_tracer(self) -> StorageTracer | None:
+        if not self._kinds and not self._lines:
+            return None
+        from labkit.memory.track.storages import StorageTracer
+
+        return StorageTracer()
+
+    def _open_tracer(self, tracer: StorageTracer, block: TrackedBlock) -> None:
+        """Opens it after the counters, whose profiler would see it; a refusal closes them."""
+        try:
+            self._tracer = tracer.__enter__()
+        except LabkitError:
+            self._block = None
+            self._ledger.close_block(block)
+            raise
+
+    def _break_down(self, tracer: StorageTracer) -> tuple[Breakdown, ...]:
+        """The peaks by kind and line: the GPUs' first, as among the spans."""
+        names = [name for name in tracer.levels if self._device in (None, name.split(":")[0], name)]
+        names.sort(key=lambda name: (name == "cpu", name))
+        found = [(name, tracer.levels[name]) for name in names] or [("cpu", Level())]
+        return tuple(
+            Breakdown(
+                name,
+                level.peak_bytes,
+                sum_categories(level.list_at_peak()),
+                sum_lines(level.list_at_peak(), self._lines),
+            )
+            for name, level in found
+        )
+
+    def _wait_for_devices(self) -> None:
+        torch = sys.modules.get("torch")
+        if self._synchronize and torch is not None and torch.cuda.is_initialized():
+            torch.cuda.synchronize()
+
+
+def track_memory(
+    device: str | torch.device | None = None,
+    *,
+    tensors: bool = False,
+    synchronize: bool = False,
+    kinds: bool = False,
+    lines: int = 0,
+) -> MemoryTracker:
+    """Measures a block or a function: exact peak and net change in bytes, and seconds.
+
+    On CUDA the tensors of every device, by the allocator's own statistics; on the CPU the whole
+    process, by the kernel's high-water mark. ``device`` narrows that to ``"cuda"``, ``"cuda:1"``
+    or ``"cpu"``. ``tensors=True`` adds the CPU tensors made in this thread, through
+    torch.profiler, which makes small operators about six times slower. ``synchronize=True``
+    waits for the current CUDA device at both ends, for seconds that contain its work.
+
+    ``kinds=True`` says what the tensors at the peak were for (``tracked.kinds``: parameters with
+    buffers, gradients, optimizer, activations, inputs, other), and ``lines=5`` which lines of
+    yours allocated most of it (``tracked.lines``), on any device; backward's memory goes to the
+    forward line it belongs to. Both watch every operator of this thread: that takes about 50 us
+    each, and compiled functions run eagerly meanwhile. While such a block is open, one in another
+    thread is refused.
+
+    The figures are the process's: what other threads take meanwhile is in them. The allocator's
+    peak is reset on the way, so ``torch.cuda.max_memory_allocated()`` starts anew. Nothing else
+    is touched: no cache is emptied, and compiled functions stay compiled.
+
+    >>> with track_memory("cpu") as tracked:
+    ...     held = bytearray(1000)
+    >>> [span.where for span in tracked.use.spans]
+    ['process']
+    """
+    if callable(device):
+        raise UsageError("@track_memory has no parentheses", fix="@track_memory()")
+    name = None if device is None else str(device)
+    if name is not None and not re.fullmatch(r"cpu|cuda(:\d+)?", name):
+        raise UsageError(
+            f"cannot track the memory of {name!r}",
+            cause="the devices with exact peaks are cpu, cuda, and cuda with a number",
+            fix='track_memory("cuda:0")',
+        )
+    if type(lines) is not int or lines < 0:
+        raise UsageError(f"lines={lines!r} is no number of lines", fix="track_memory(lines=5)")
+    return MemoryTracker(name, tensors=tensors, synchronize=synchronize, kinds=kinds, lines=lines)
+
+
+def _keep_touched(spans: tuple[BlockSpan, ...]) -> tuple[BlockSpan, ...]:
+    """Without the GPUs of this machine that held nothing all along."""
+    return tuple(
+        span
+        for span in spans
+        if not span.where.startswith("cuda:") or span.peak_bytes or span.before_bytes
+    )
+
+
+def _format_span(span: BlockSpan) -> str:
+    change = _format_change(span.change_bytes)
+    if span.peak_bytes is None:
+        return f"{span.where}: peak not measured, change {change}"
+    added = _format_change(span.added_bytes)
+    return f"{span.where}: peak {format_bytes(span.peak_bytes)} ({added}), change {change}"
+
+
+def _format_breakdown(one: Breakdown) -> str:
+    kinds = [f"{kind} {format_bytes(held)}" for kind, held in one.kinds.items() if held]
+    parts = [f"{one.where} tensors at their peak: {', '.join(kinds) or 'none'}"]
+    for line in one.lines:
+        where = f"{line.frame.where}  {line.frame.source}" if line.frame else "before the block"
+        parts.append(f"  {format_bytes(line.held_bytes):>10}  {where}".rstrip())
+    return "\n".join(parts)
+
+
+def _format_change(count: int | None) -> str:
+    return format_bytes(count) if count is None or count < 0 else f"+{format_bytes(count)}"

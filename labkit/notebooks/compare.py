@@ -1,0 +1,433 @@
+"""Two runs side by side: seconds and peaks with their ratios, and claims that changed.
+
+A ratio is B over A, and there is none where a side is unknown or A is 0.
+
+A comparison as people read it: the two runs, a small table a notebook, what changed.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from labkit.notebooks.report.saved import Cell, Claim, Notebook, Run, cell_cuda_peak
+from labkit.notebooks.report.sections import format_moment, join_names
+from labkit.text import format_bytes, format_seconds, plural, shorten
+
+Number = int | float
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A figure of both runs, None where unknown."""
+
+    a: Number | None
+    b: Number | None
+
+    @property
+    def ratio(self) -> float | None:
+        """B over A; None where a side is unknown or A is 0."""
+        return None if self.a is None or self.b is None or self.a <= 0 else self.b / self.a
+
+
+@dataclass(frozen=True)
+class CellPair:
+    """The same cell in both runs."""
+
+    a: Cell
+    b: Cell
+
+    @property
+    def seconds(self) -> Pair:
+        """Wall seconds of each."""
+        return Pair(self.a.seconds, self.b.seconds)
+
+    @property
+    def peak_bytes(self) -> Pair:
+        """The process's peak in each."""
+        memories = (self.a.memory, self.b.memory)
+        first, second = (memory.peak_bytes if memory else None for memory in memories)
+        return Pair(first, second)
+
+    @property
+    def cuda_peak_bytes(self) -> Pair:
+        """The highest peak on any one CUDA device in each."""
+        return Pair(cell_cuda_peak(self.a), cell_cuda_peak(self.b))
+
+
+@dataclass(frozen=True)
+class ClaimChange:
+    """A claim whose outcome differs: "held", "failed", "skipped: reason" or "absent"."""
+
+    statement: str
+    a: str
+    b: str
+
+
+@dataclass(frozen=True)
+class NotebookPair:
+    """A notebook of both runs: its cells matched, those of one side alone, its changed claims."""
+
+    a: Notebook
+    b: Notebook
+    cells: tuple[CellPair, ...]
+    only_a: tuple[Cell, ...]
+    only_b: tuple[Cell, ...]
+    claims: tuple[ClaimChange, ...]
+
+    @property
+    def figures(self) -> dict[str, Pair]:
+        """Seconds, peak bytes and median seconds of a matched cell, under their names in JSON."""
+        timed = [
+            pair.seconds for pair in self.cells if None not in (pair.seconds.a, pair.seconds.b)
+        ]
+        return {
+            "seconds": Pair(self.a.seconds, self.b.seconds),
+            "startup_seconds": Pair(self.a.startup_seconds, self.b.startup_seconds),
+            "peak_bytes": Pair(self.a.peak_bytes, self.b.peak_bytes),
+            "cuda_peak_bytes": Pair(self.a.cuda_peak_bytes, self.b.cuda_peak_bytes),
+            "median_cell_seconds": Pair(
+                find_median(pair.a for pair in timed), find_median(pair.b for pair in timed)
+            ),
+        }
+
+    @property
+    def median_seconds_ratio(self) -> float | None:
+        """The median over the matched cells of each one's ratio of seconds."""
+        return find_median(pair.seconds.ratio for pair in self.cells)
+
+    @property
+    def median_peak_ratio(self) -> float | None:
+        """The median over the matched cells of each one's ratio of process peaks."""
+        return find_median(pair.peak_bytes.ratio for pair in self.cells)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two runs and what differs: notebooks of both by name, and those of one side alone."""
+
+    a: Run
+    b: Run
+    notebooks: tuple[NotebookPair, ...]
+    only_a: tuple[str, ...]
+    only_b: tuple[str, ...]
+
+
+def compare_runs(a: Run, b: Run) -> Comparison:
+    """The two runs side by side, notebooks matched by name."""
+    others = {notebook.name: notebook for notebook in b.notebooks}
+    names = {notebook.name for notebook in a.notebooks}
+    return Comparison(
+        a,
+        b,
+        tuple(
+            _compare_notebooks(notebook, others[notebook.name])
+            for notebook in a.notebooks
+            if notebook.name in others
+        ),
+        tuple(notebook.name for notebook in a.notebooks if notebook.name not in others),
+        tuple(notebook.name for notebook in b.notebooks if notebook.name not in names),
+    )
+
+
+def _compare_notebooks(a: Notebook, b: Notebook) -> NotebookPair:
+    cells = match_cells(a.cells, b.cells)
+    matched_a, matched_b = {id(pair.a) for pair in cells}, {id(pair.b) for pair in cells}
+    return NotebookPair(
+        a,
+        b,
+        cells,
+        tuple(cell for cell in a.cells if id(cell) not in matched_a),
+        tuple(cell for cell in b.cells if id(cell) not in matched_b),
+        _compare_claims(a.claims, b.claims),
+    )
+
+
+def match_cells(a: Sequence[Cell], b: Sequence[Cell]) -> tuple[CellPair, ...]:
+    """The cells of both: those with one index and first line, then by first line in order."""
+    places = {(cell.index, cell.first_line): cell for cell in b}
+    pairs = {cell.index: places.pop((cell.index, cell.first_line), None) for cell in a}
+    left: dict[str, list[Cell]] = {}
+    for cell in places.values():
+        left.setdefault(cell.first_line, []).append(cell)
+    for cell in a:
+        if pairs[cell.index] is None and left.get(cell.first_line):
+            pairs[cell.index] = left[cell.first_line].pop(0)
+    return tuple(
+        CellPair(cell, other) for cell in a for other in [pairs[cell.index]] if other is not None
+    )
+
+
+def _compare_claims(a: Sequence[Claim], b: Sequence[Claim]) -> tuple[ClaimChange, ...]:
+    before, after = _list_outcomes(a), _list_outcomes(b)
+    changes = (
+        ClaimChange(key[0], before.get(key, "absent"), after.get(key, "absent"))
+        for key in {**before, **after}
+    )
+    return tuple(change for change in changes if change.a != change.b)
+
+
+def _list_outcomes(claims: Sequence[Claim]) -> dict[tuple[str, int], str]:
+    """Each claim's outcome by its statement and how many times that was stated before."""
+    outcomes: dict[tuple[str, int], str] = {}
+    times: dict[str, int] = {}
+    for claim in claims:
+        time = times[claim.statement] = times.get(claim.statement, -1) + 1
+        word = f"skipped: {claim.skipped}" if claim.skipped else "skipped"
+        if claim.held is not None:
+            word = "held" if claim.held else "failed"
+        outcomes[claim.statement, time] = word
+    return outcomes
+
+
+def find_median(values: Iterable[Number | None]) -> float | None:
+    """The median of the known values; None where none is known."""
+    known = [value for value in values if value is not None]
+    return float(statistics.median(known)) if known else None
+
+
+def describe_comparison(comparison: Comparison) -> dict[str, object]:
+    """The comparison as ``--json`` prints it; what is unknown is null."""
+    return {
+        "a": _describe_run(comparison.a),
+        "b": _describe_run(comparison.b),
+        "notebooks": [_describe_notebook(pair) for pair in comparison.notebooks],
+        "only_in_a": list(comparison.only_a),
+        "only_in_b": list(comparison.only_b),
+    }
+
+
+def _describe_run(run: Run) -> dict[str, object]:
+    return {
+        "folder": str(run.folder),
+        "status": run.status,
+        "started_at": run.started_at,
+        "device": run.device,
+        "environment": dict(run.environment),
+    }
+
+
+def _describe_notebook(pair: NotebookPair) -> dict[str, object]:
+    return {
+        "name": pair.a.name,
+        "status": {"a": pair.a.status, "b": pair.b.status},
+        **{name: describe_pair(figure) for name, figure in pair.figures.items()},
+        "median_seconds_ratio": pair.median_seconds_ratio,
+        "median_peak_ratio": pair.median_peak_ratio,
+        "claims_changed": [
+            {"statement": change.statement, "a": change.a, "b": change.b} for change in pair.claims
+        ],
+        "cells": [_describe_cells(cells) for cells in pair.cells],
+        "only_in_a": [_describe_cell(cell) for cell in pair.only_a],
+        "only_in_b": [_describe_cell(cell) for cell in pair.only_b],
+    }
+
+
+def _describe_cells(pair: CellPair) -> dict[str, object]:
+    return {
+        "index": {"a": pair.a.index, "b": pair.b.index},
+        "first_line": pair.a.first_line,
+        "status": {"a": pair.a.status, "b": pair.b.status},
+        "seconds": describe_pair(pair.seconds),
+        "peak_bytes": describe_pair(pair.peak_bytes),
+        "cuda_peak_bytes": describe_pair(pair.cuda_peak_bytes),
+    }
+
+
+def _describe_cell(cell: Cell) -> dict[str, object]:
+    return {"index": cell.index, "first_line": cell.first_line}
+
+
+def describe_pair(pair: Pair) -> dict[str, Number | None]:
+    """Both figures and their ratio."""
+    return {"a": pair.a, "b": pair.b, "ratio": pair.ratio}
+
+
+NAMED_CELLS = 8
+# Below this a cell's seconds tell of the machine's mood more than of the cell.
+SHORT_SECONDS = 0.05
+SAME_WITHIN = 0.05
+FIRST_LINE_CHARACTERS = 44
+FIGURES = {
+    "seconds": "time",
+    "startup_seconds": "kernel start",
+    "median_cell_seconds": "median cell",
+    "peak_bytes": "peak memory",
+    "cuda_peak_bytes": "peak on CUDA",
+}
+
+
+def format_comparison(comparison: Comparison) -> str:
+    """The whole comparison as plain text; a ratio is B over A."""
+    blocks = [
+        f"A  {describe_run(comparison.a)}\nB  {describe_run(comparison.b)}",
+        describe_outcome(comparison),
+        *(_format_notebook(pair) for pair in comparison.notebooks),
+    ]
+    return "\n\n".join([*blocks, *describe_loners(comparison)])
+
+
+def describe_run(run: Run) -> str:
+    """A run in a line: its folder, what came of it, where and when it ran."""
+    torch = run.environment.get("torch")
+    words = [
+        str(run.folder),
+        run.status.replace("_", " "),
+        f"on {run.device}" if run.device else "device unknown",
+        f"PyTorch {torch}" if torch else "",
+        format_moment(run.started_at),
+    ]
+    return ", ".join(word for word in words if word)
+
+
+def describe_outcome(comparison: Comparison) -> str:
+    """The comparison in a sentence or two."""
+    if not comparison.notebooks:
+        return "The two runs have no notebook in common."
+    timed = [pair for pair in comparison.notebooks if pair.figures["seconds"].ratio is not None]
+    untimed = [pair.a.name for pair in comparison.notebooks if pair not in timed]
+    sentences = []
+    if timed:
+        total = Pair(sum(p.a.seconds or 0 for p in timed), sum(p.b.seconds or 0 for p in timed))
+        sentences.append(
+            f"For {join_names([pair.a.name for pair in timed])}, A took {format_seconds(total.a)}"
+            f" and B {format_seconds(total.b)}: {describe_ratio(total.ratio or 0)}."
+        )
+    if untimed:
+        sentences.append(f"Of {join_names(untimed)} the time of a side is unknown.")
+    changed = sum(len(pair.claims) for pair in comparison.notebooks)
+    sentences.append(f"{plural(changed, 'claim') if changed else 'No claim'} changed.")
+    return " ".join(sentences)
+
+
+def describe_ratio(ratio: float) -> str:
+    """A ratio of seconds in words; within 5 per cent it is "about the same".
+
+    >>> describe_ratio(0.5), describe_ratio(2.0), describe_ratio(1.03)
+    ('B is 2.00 times as fast', 'B takes 2.00 times as long', 'about the same')
+    """
+    if abs(ratio - 1) <= SAME_WITHIN:
+        return "about the same"
+    if ratio > 1:
+        return f"B takes {format_number(ratio)} times as long"
+    return f"B is {format_number(1 / ratio)} times as fast" if ratio else "B took no time"
+
+
+def format_ratio(ratio: float | None) -> str:
+    """A ratio with three figures; "unknown" where there is none.
+
+    >>> format_ratio(0.5), format_ratio(123.4), format_ratio(None)
+    ('0.50x', '123x', 'unknown')
+    """
+    return "unknown" if ratio is None else f"{format_number(ratio)}x"
+
+
+def format_number(value: float) -> str:
+    """A number with about three figures and never an exponent."""
+    if value >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.1f}" if value >= 10 else f"{value:.2f}" if value >= 0.1 else f"{value:.3f}"
+
+
+def format_figure(name: str, value: Number | None) -> str:
+    """Bytes or seconds, as the figure's name ends; None is "unknown"."""
+    if value is None:
+        return "unknown"
+    return format_bytes(round(value)) if name.endswith("_bytes") else format_seconds(value)
+
+
+def list_figures(pair: NotebookPair) -> list[tuple[str, Pair]]:
+    """The figures that a side knows, and time and peak memory in any case."""
+    always = ("seconds", "peak_bytes")
+    return [
+        (name, pair.figures[name])
+        for name in FIGURES
+        if name in always or (pair.figures[name].a, pair.figures[name].b) != (None, None)
+    ]
+
+
+def _format_notebook(pair: NotebookPair) -> str:
+    status = (
+        pair.a.status if pair.a.status == pair.b.status else f"A {pair.a.status}, B {pair.b.status}"
+    )
+    lines = [f"{pair.a.name}: {status.replace('_', ' ')}"]
+    rows = [("", "A", "B", "B/A")]
+    for name, figure in list_figures(pair):
+        sides = (format_figure(name, figure.a), format_figure(name, figure.b))
+        rows.append((FIGURES[name], *sides, format_ratio(figure.ratio)))
+    lines += _align(rows)
+    lines += [f"  {sentence}" for sentence in describe_medians(pair)]
+    lines += _format_cells(choose_cells(pair.cells))
+    lines += [
+        f"  claim changed: {change.statement}: A {change.a}, B {change.b}" for change in pair.claims
+    ]
+    lines += [f"  only in A: {name_cell(cell)}" for cell in pair.only_a]
+    lines += [f"  only in B: {name_cell(cell)}" for cell in pair.only_b]
+    return "\n".join(lines)
+
+
+def describe_medians(pair: NotebookPair) -> list[str]:
+    """The medians of the cells' own ratios, in words; none where no cell has one."""
+    ratios = {"time": pair.median_seconds_ratio, "peak memory": pair.median_peak_ratio}
+    known = [f"{format_ratio(ratio)} in {name}" for name, ratio in ratios.items() if ratio]
+    if not known:
+        return []
+    return [f"median of the ratios of {plural(len(pair.cells), 'cell')}: {' and '.join(known)}"]
+
+
+def choose_cells(cells: Iterable[CellPair]) -> list[CellPair]:
+    """The cells whose seconds differ most, at most eight.
+
+    Left out are those that are short on both sides, and those that took about the same.
+    """
+    differing = [
+        pair
+        for pair in cells
+        if pair.seconds.ratio is not None
+        and abs(pair.seconds.ratio - 1) > SAME_WITHIN
+        and max(pair.seconds.a or 0, pair.seconds.b or 0) >= SHORT_SECONDS
+    ]
+    differing.sort(key=lambda pair: abs((pair.seconds.b or 0) - (pair.seconds.a or 0)))
+    return differing[::-1][:NAMED_CELLS]
+
+
+def _format_cells(cells: Sequence[CellPair]) -> list[str]:
+    if not cells:
+        return []
+    rows = [
+        (
+            name_cell(pair.b),
+            format_seconds(pair.seconds.a),
+            format_seconds(pair.seconds.b),
+            format_ratio(pair.seconds.ratio),
+        )
+        for pair in cells
+    ]
+    return ["  the cells whose time differs most:", *_align(rows, indent="    ")]
+
+
+def name_cell(cell: Cell) -> str:
+    """A cell by its number and first line."""
+    number = "skipped cell" if cell.number is None else f"cell {cell.number}"
+    return f"{number}  {shorten(cell.first_line, FIRST_LINE_CHARACTERS)}"
+
+
+def describe_loners(comparison: Comparison) -> list[str]:
+    """The notebooks that only one of the runs has, a line a run."""
+    sides: tuple[tuple[str, tuple[str, ...]], ...] = (
+        ("A", comparison.only_a),
+        ("B", comparison.only_b),
+    )
+    return [f"only in {side}: {join_names(names)}" for side, names in sides if names]
+
+
+def _align(rows: Sequence[Sequence[str]], indent: str = "  ") -> list[str]:
+    """The rows as lines: the first column to the left, the others to the right."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+
+    def write(row: Sequence[str]) -> str:
+        rest = (f"{cell:>{wide}}" for cell, wide in zip(row[1:], widths[1:], strict=True))
+        return "  ".join([f"{row[0]:<{widths[0]}}", *rest])
+
+    return [f"{indent}{write(row)}".rstrip() for row in rows]
