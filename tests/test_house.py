@@ -114,7 +114,7 @@ def test_bare_wings_import_without_any_package():
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "problem"),
     [
         ("import torch", "labkit.tried imports torch"),
         ("from os import path, nothing", "ImportError: cannot import name 'nothing'"),
@@ -122,13 +122,13 @@ def test_bare_wings_import_without_any_package():
     ],
     ids=["a package", "a broken import", "a package if it is there"],
 )
-def test_what_a_bare_interpreter_lacks_is_named(tmp_path, text, told):
+def test_what_a_bare_interpreter_lacks_is_named(tmp_path, text, problem):
     (tmp_path / "labkit").mkdir()
     (tmp_path / "labkit" / "__init__.py").touch()
     (tmp_path / "labkit" / "tried.py").write_text(text)
     problems = import_bare(tmp_path, ["labkit", "labkit.tried"])
     assert list(problems) == ["labkit.tried"]
-    assert told in problems["labkit.tried"][0]
+    assert problem in problems["labkit.tried"][0]
 
 
 def list_wing(wing: str) -> list[str]:
@@ -194,19 +194,19 @@ def test_models_import_no_view(graph, wing):
     names = [name for name in list_wing(wing) if graph[name].last_name in MODELS]
     assert names, f"labkit/{wing} has no file named {' or '.join(MODELS)}"
     chains = [chain for name in names if (chain := find_chain(graph, name, is_view))]
-    told = "\n\n".join(describe_chain(graph, chain, ROOT) for chain in chains)
-    assert not chains, f"{len(chains)} models import a view:\n{told}"
+    listing = "\n\n".join(describe_chain(graph, chain, ROOT) for chain in chains)
+    assert not chains, f"{len(chains)} models import a view:\n{listing}"
 
 
-# How many files a reader opens to follow one thing
+# How many files a path runs through
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", LIMITS)
-def test_one_thing_is_followed_through_few_files(path):
+def test_a_path_runs_through_few_files(path):
     files = count(path)
-    told = "\n".join(files)
-    assert len(files) <= LIMITS[path], f"{path} goes through {len(files)} files:\n{told}"
+    listing = "\n".join(files)
+    assert len(files) <= LIMITS[path], f"{path} runs through {len(files)} files:\n{listing}"
 
 
 def test_the_counter_takes_functions_on_every_thread_and_leaves_imports(tmp_path, monkeypatch):
@@ -226,7 +226,7 @@ def test_the_counter_takes_functions_on_every_thread_and_leaves_imports(tmp_path
     assert counter.list_files() == ["house/called.py", "house/on_thread.py"]
 
 
-# The package's own door
+# The public names
 
 
 def test_the_public_names_stay():

@@ -1,8 +1,8 @@
 """Imports modules on a bare interpreter: ``python -I -S bare_import.py CHECKOUT MODULE...``.
 
 Prints one JSON object: for each module that failed, or asked for anything outside the standard
-library and labkit, what happened. An import that is refused and caught counts too: code that
-reads "torch if it is there" behaves differently on a bare host.
+library and labkit, the error. A refused import that the module catches counts too: code that
+uses torch where it is installed behaves differently on a bare host.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ ALLOWED = {*sys.stdlib_module_names, "labkit"}
 
 
 class Gate(importlib.abc.MetaPathFinder):
-    """Refuses every module outside the standard library and labkit, and notes who asked."""
+    """Refuses every module outside the standard library and labkit, and notes the importer."""
 
     def __init__(self) -> None:
         self.refused: list[str] = []

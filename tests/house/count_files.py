@@ -1,4 +1,4 @@
-"""Counts the files of labkit that a reader opens to follow one thing from its start to its end.
+"""Counts the files of labkit that one command or call runs through, from its start to its end.
 
 ``python tests/house/count_files.py [PATH...]`` runs each path in a fresh Python under a profiler
 and counts the files in which a function ran; code that runs because a module is imported does not
@@ -29,20 +29,18 @@ PACKAGE = ROOT / "labkit"
 
 LIMITS = {"up": 20, "run": 20, "choice": 4, "memory": 8, "check": 11}
 
-# What is not reached through a public door is found by one of these names, wherever in the
-# launcher it lives.
+# What has no public entry point is found by one of these names, in any module of the launcher.
 CHECKOUT, SETTINGS, STEPS = ("Checkout",), ("Settings",), ("Steps",)
 PROBE_HOST, MAKE_PLAN = ("probe_host",), ("make_plan",)
 
-# Plays `.venv/bin/python`: pip has nothing to do, and everything else is this very Python, which
-# finds a JupyterLab that is played too.
-PLAYED_PYTHON = """\
+# A fake `.venv/bin/python`: pip does nothing; all else runs in this Python, with a fake JupyterLab.
+FAKE_PYTHON = """\
 #!/bin/sh
 case "$*" in *"-m pip "*) exit 0 ;; esac
-export PYTHONPATH="{played}:{root}"
+export PYTHONPATH="{fakes}:{root}"
 exec "{python}" "$@"
 """
-PLAYED_JUPYTERLAB = '''\
+FAKE_JUPYTERLAB = '''\
 """Answers as JupyterLab does to whoever has the token."""
 import os
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -129,11 +127,11 @@ def is_function(code: CodeType) -> bool:
     return bool(code.co_flags & 0x1)  # inspect.CO_OPTIMIZED
 
 
-# The paths. Each yields once everything around is ready, and is counted until it ends.
+# The paths. Each yields when its setup is done, and is counted from there to its end.
 
 
 def follow_up(folder: Path) -> Iterator[None]:
-    """`labkit up` without an engine, where an earlier one has made .venv and workspace."""
+    """`labkit up` without an engine, after an earlier one has made the .venv and the workspace."""
     checkout = make_checkout(folder)
     os.environ["LABKIT_HOME"] = str(checkout)
     words = ["--runtime", "local", "--port", str(find_free_port())]
@@ -220,12 +218,12 @@ PATHS: dict[str, Callable[[Path], Iterator[None]]] = {
 }
 
 
-# What the paths stand on.
+# What the paths need.
 
 
 def make_checkout(folder: Path) -> Path:
-    """A checkout with this one's locks, and a .venv whose Python and JupyterLab are played."""
-    checkout, played = folder / "checkout", folder / "played"
+    """A checkout with this one's locks, and a .venv with a fake Python and a fake JupyterLab."""
+    checkout, fakes = folder / "checkout", folder / "fakes"
     checkout.mkdir()
     for name in ("compose.yaml", "pyproject.toml", "labs", "docker"):
         (checkout / name).symlink_to(ROOT / name)
@@ -235,20 +233,20 @@ def make_checkout(folder: Path) -> Path:
     version = "{}.{}.{}".format(*sys.version_info)
     (checkout / ".venv" / "pyvenv.cfg").write_text(f"version = {version}\n", encoding="utf-8")
     python = binaries / "python"
-    text = PLAYED_PYTHON.format(played=played, root=ROOT, python=sys.executable)
+    text = FAKE_PYTHON.format(fakes=fakes, root=ROOT, python=sys.executable)
     python.write_text(text, encoding="utf-8")
     python.chmod(0o755)
-    write_jupyterlab(played, PLAYED_JUPYTERLAB)
+    write_jupyterlab(fakes, FAKE_JUPYTERLAB)
     return checkout
 
 
 def make_workspace(folder: Path) -> Path:
-    """A learner's workspace, filled by `labkit serve` and a JupyterLab that ends at once."""
+    """A workspace that `labkit serve` fills, with a fake JupyterLab that exits at once."""
     workspace = folder / "work"
     workspace.mkdir()
-    write_jupyterlab(folder / "played", "")
+    write_jupyterlab(folder / "fakes", "")
     variables = {"LABKIT_WORKSPACE": str(workspace), "LABKIT_STATE": str(folder / "state")}
-    labkit("serve", **variables, PYTHONPATH=f"{folder / 'played'}:{ROOT}")
+    labkit("serve", **variables, PYTHONPATH=f"{folder / 'fakes'}:{ROOT}")
     return workspace
 
 
@@ -318,7 +316,7 @@ def find_name(package: str, names: tuple[str, ...]) -> Any:
     )
 
 
-# Counting and telling.
+# Counting and printing.
 
 
 def follow(name: str) -> list[str]:
@@ -356,7 +354,7 @@ def main(words: list[str]) -> int:
     for name in words or LIMITS:
         files = count(name)
         over += len(files) > LIMITS[name]
-        verdict = "over" if len(files) > LIMITS[name] else "fine"
+        verdict = "over the limit" if len(files) > LIMITS[name] else "ok"
         print(f"{name}: {len(files)} files, limit {LIMITS[name]}: {verdict}")
         print("".join(f"  {file}\n" for file in files), flush=True)
     return 1 if over else 0
