@@ -7,7 +7,8 @@ import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from labkit.host.distribution import INSTALL_COMPOSE, UNKNOWN, Distribution, Fix, packages
+from labkit.host.distribution import UNKNOWN, Distribution
+from labkit.host.packages import INSTALL_COMPOSE, Fix, packages
 from labkit.process import CommandRunner
 from labkit.text import first_line
 
