@@ -10,7 +10,7 @@ from labkit.notebooks.report.outputs import ShownCell, read_cells
 from labkit.notebooks.report.page import Pieces
 from labkit.notebooks.report.saved import Cell, Claim, Notebook, Run, cell_cuda_peak
 from labkit.notebooks.report.sections import describe_counts, inline
-from labkit.render import escape, make_table, mark
+from labkit.render import escape, make_table, render_status
 from labkit.text import format_bytes, format_seconds, plural, shorten
 
 # Of all notebooks together: so many rows and cells keep a page of any run within its bounds.
@@ -26,7 +26,7 @@ def draw_notebook(run: Run, number: int, pieces: Pieces) -> str:
     limit = max(20, MAX_ROWS // len(run.notebooks))
     parts = [
         f'<h2 id="n{number}">{escape(notebook.name)}'
-        f'<span class="aside">{mark(notebook.status)}</span></h2>',
+        f'<span class="aside">{render_status(notebook.status)}</span></h2>',
         f'<p class="soft">{_describe_notebook(notebook)}</p>',
         _draw_seconds(notebook),
         _draw_memory(notebook),
@@ -162,7 +162,7 @@ def _draw_checks(notebook: Notebook) -> str:
     if not notebook.checks:
         return ""
     items = "".join(
-        f'<li><span class="mono">{escape(check.name)}</span> {mark(check.status)}</li>'
+        f'<li><span class="mono">{escape(check.name)}</span> {render_status(check.status)}</li>'
         for check in sorted(notebook.checks, key=lambda check: check.status == "passed")
     )
     return f'<h3>Checks</h3><ul class="checks">{items}</ul>'
@@ -255,7 +255,7 @@ def _describe_cell(cell: Cell | None) -> str:
 
 
 def _mark_cell(cell: Cell) -> str:
-    return mark(cell.status) + (f" (raised {escape(cell.raised)})" if cell.raised else "")
+    return render_status(cell.status) + (f" (raised {escape(cell.raised)})" if cell.raised else "")
 
 
 def _name_cell(cell: Cell) -> str:
