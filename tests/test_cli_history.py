@@ -57,13 +57,6 @@ def test_a_hostile_pickle_is_a_usage_error_and_runs_nothing(tmp_path, monkeypatc
     assert [one.name for one in tmp_path.iterdir()] == ["evil.pickle"]
 
 
-def test_a_file_that_is_not_there_and_a_folder(tmp_path, capsys):
-    assert main(["history", str(tmp_path / "none.pickle")]) == 2
-    assert "does not exist" in capsys.readouterr().err
-    assert main(["history", str(tmp_path)]) == 2
-    assert capsys.readouterr().err.startswith(f"error: cannot read {tmp_path}\n")
-
-
 def test_a_page_that_cannot_be_written_is_an_error_without_output(file, capsys):
     assert main(["history", str(file), "-o", "no/where.html"]) == 1
     output = capsys.readouterr()

@@ -5,13 +5,11 @@ from __future__ import annotations
 import gc
 import linecache
 import pickle
-import threading
 import types
 
 import pytest
 import torch
 
-import labkit
 from labkit.errors import DeviceMissingError, LabkitError, UsageError
 from labkit.memory.allocations.analysis import analyse
 from labkit.memory.allocations.record import (
@@ -160,23 +158,6 @@ def test_nested_recordings_are_refused_and_the_outer_one_goes_on():
         pass
 
 
-def test_another_thread_is_refused_too():
-    errors = []
-
-    def record():
-        try:
-            with record_allocations("cpu"):
-                pass
-        except LabkitError as error:
-            errors.append(error.what)
-
-    with record_allocations("cpu"):
-        thread = threading.Thread(target=record)
-        thread.start()
-        thread.join()
-    assert "already being recorded" in errors[0]
-
-
 def test_one_recorder_serves_block_after_block():
     recorder = record_allocations("cpu")
     assert repr(recorder) == "allocations: nothing recorded"
@@ -192,7 +173,7 @@ def test_nothing_is_told_before_the_end():
         recorder.save("never.pickle")
 
 
-@pytest.mark.parametrize("entries", [0, -1, None, 2.5, True], ids=str)
+@pytest.mark.parametrize("entries", [0, 2.5, True], ids=str)
 def test_a_recording_always_has_a_bound(entries):
     with pytest.raises(UsageError, match="max_entries="):
         record_allocations("cpu", max_entries=entries)
@@ -204,10 +185,6 @@ def test_devices_that_cannot_be_recorded(monkeypatch):
         record_allocations("cuda")
     with pytest.raises(UsageError, match="'cuda:1'"):
         record_allocations("cuda:1")
-
-
-def test_it_is_one_of_labkits_names():
-    assert labkit.record_allocations is record_allocations
 
 
 class FakeCuda:

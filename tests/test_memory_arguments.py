@@ -44,13 +44,13 @@ async def wait_for_each():
 
 REFUSED = {
     "track: a number": (lambda: labkit.track_memory(0), "cannot track the memory of '0'"),
-    "track: bytes": (lambda: labkit.track_memory(b"cpu"), "cannot track the memory of"),
+    "track: an index": (lambda: labkit.track_memory("cuda:x"), "cannot track the memory of"),
     "track: another device": (
         lambda: labkit.track_memory(torch.device("mps")),
         "cannot track the memory of 'mps'",
     ),
     "lines: None": (lambda: labkit.track_memory(lines=None), "lines=None"),
-    "lines: text": (lambda: labkit.track_memory(lines="5"), "lines='5'"),
+    "lines: less": (lambda: labkit.track_memory(lines=-1), "lines=-1"),
     "lines: a part": (lambda: labkit.track_memory(lines=2.5), "lines=2.5"),
     "decorate: async": (lambda: labkit.track_memory()(wait), "cannot decorate wait"),
     "decorate: async for": (

@@ -27,7 +27,7 @@ from labkit.memory.oom.model import (
     read_failure,
     read_largest_block,
 )
-from labkit.memory.oom.view import list_figures, list_tensors
+from labkit.memory.oom.view import list_tensors
 from tests.fakes.nvml import ROOT
 from tests.test_cli_memory import GPU, in_checkout
 
@@ -182,11 +182,6 @@ def test_a_page_about_nothing_known():
         "what would help, in order\n"
         "  1. a smaller batch, a smaller type (torch.autocast), or a part at a time"
     )
-
-
-def test_unknown_figures_are_left_out():
-    page = OutOfMemoryPage(AllocationFailure(asked_bytes=GIB, free_bytes=0))
-    assert list_figures(page) == [("asked for", "1.0 GiB"), ("free on the device", "0 B")]
 
 
 def test_many_tensors_are_summed_up():

@@ -27,15 +27,6 @@ def test_the_peak_and_what_was_live_at_it():
     assert {storage.serial for storage in level.list_at_peak()} == {1, 2}
 
 
-def test_what_came_and_went_before_the_peak_is_not_in_it():
-    level = Level()
-    early, late = hold(1, 100), hold(2, 200)
-    level.add(early)
-    level.remove(early)
-    level.add(late)
-    assert level.list_at_peak() == [late]
-
-
 def test_the_first_of_two_equal_peaks_is_told():
     level = Level()
     first, second = hold(1, 100), hold(2, 100)
