@@ -15,9 +15,8 @@ import pytest
 from labkit.cli import main
 from labkit.cli import memory as command
 from labkit.memory.balance import read as snapshot_module
-from labkit.memory.balance.model import Balance, DeviceProcess, ThisProcess, list_terms
-from labkit.memory.balance.read import Snapshot
-from labkit.memory.balance.view import draw_balance, format_snapshot
+from labkit.memory.balance.model import Balance, DeviceProcess, Snapshot, ThisProcess, list_terms
+from labkit.memory.balance.view import format_snapshot, render_balance
 from tests.fakes.nvml import GIB, MIB, ROOT, PlayedHost, build_driver, script_driver, script_gpu
 
 # The example of docs/memory.md.
@@ -291,9 +290,9 @@ def test_the_documentation_shows_what_the_command_prints():
 
 @in_checkout
 def test_the_documentations_picture_is_what_the_product_draws():
-    """Drawn anew: the file's text is ``draw_balance(GPU, standalone=True)`` and a line's end."""
+    """Drawn anew: the file's text is ``render_balance(GPU, standalone=True)`` and a line's end."""
     drawn = (ROOT / "docs/pictures/balance.svg").read_text(encoding="utf-8")
-    assert drawn == draw_balance(GPU, standalone=True) + "\n"
+    assert drawn == render_balance(GPU, standalone=True) + "\n"
 
 
 @in_checkout

@@ -11,12 +11,12 @@ from labkit.devices.accelerators import Accelerator
 from labkit.devices.cpu import CpuFacts
 from labkit.devices.detect import (
     SPLIT,
+    choose_mig_instance,
     describe_mac,
     detect_devices,
     hides_all,
     join_facts,
     name_gpus,
-    name_slice,
 )
 from labkit.devices.nvml import SENTENCES, NvmlFacts, NvmlGpu, Trouble
 from labkit.devices.torch_devices import InstalledTorch, best_device, read_torch_build
@@ -46,7 +46,7 @@ UNLIKE = (make_gpu(0, "NVIDIA T400"), make_gpu(1), make_gpu(2))
 HALVED = make_gpu(
     0,
     mig_enabled=True,
-    slices=(
+    mig_instances=(
         NvmlGpu(0, "MIG-1a1a", "NVIDIA H200 MIG 3g.71gb", 70 * GIB, "9.0"),
         NvmlGpu(0, "MIG-2b2b", "NVIDIA H200 MIG 3g.71gb", 70 * GIB, "9.0"),
     ),
@@ -279,7 +279,10 @@ def test_unlike_gpus_leave_the_number_open_and_say_how_to_settle_it():
                 make_gpu(
                     0,
                     mig_enabled=True,
-                    slices=(NvmlGpu(0, trouble=make_trouble("gpu lost")), HALVED.slices[0]),
+                    mig_instances=(
+                        NvmlGpu(0, trouble=make_trouble("gpu lost")),
+                        HALVED.mig_instances[0],
+                    ),
                 )
             ),
             CUDA_BUILD,
@@ -317,7 +320,7 @@ def test_a_gpu_that_torch_cannot_use_has_no_name_in_torch():
 )
 def test_the_slice_that_torch_gets_is_the_first_that_is_named(visible, uuid):
     environment = {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
-    assert name_slice((HALVED,), environment) == uuid
+    assert choose_mig_instance((HALVED,), environment) == uuid
 
 
 @pytest.mark.parametrize(
@@ -326,7 +329,7 @@ def test_the_slice_that_torch_gets_is_the_first_that_is_named(visible, uuid):
         pytest.param((HALVED,), "MIG-1a1a", False, id="a slice"),
         pytest.param((HALVED,), "MIG-9", True, id="no such slice"),
         pytest.param((HALVED,), "MIG-GPU-00aa/1/0", False, id="a slice named by numbers"),
-        pytest.param((HALVED._replace(slices=()),), "MIG-9", False, id="slices not listed"),
+        pytest.param((HALVED._replace(mig_instances=()),), "MIG-9", False, id="slices not listed"),
         pytest.param((make_gpu(0, mig_enabled=None),), "MIG-9", False, id="MIG not told"),
         pytest.param(ALIKE, "MIG-1a1a", True, id="no GPU is split"),
         pytest.param(ALIKE, "MIG-GPU-00aa/1/0", True, id="no GPU is split, by numbers"),

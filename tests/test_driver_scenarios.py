@@ -12,7 +12,7 @@ from typing import NamedTuple
 import pytest
 
 from labkit.devices.nvml import SENTENCES
-from labkit.memory.balance.process import sees_host_ids
+from labkit.memory.balance.read import sees_host_ids
 from tests.fakes.nvml import GIB, MIB, PlayedHost, build_driver, script_driver, script_gpu
 
 pytest.importorskip("pynvml", reason="needs nvidia-ml-py")

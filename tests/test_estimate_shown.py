@@ -127,7 +127,7 @@ def test_what_the_balance_has_too_has_its_colours():
 
     shared = ("cached", "context", "free")
     assert {key: view.COLOURS[key] for key in shared} == {
-        key: balance_view.PICTURE_COLOURS[key] for key in shared
+        key: balance_view.PICTURE_COLORS[key] for key in shared
     }
     told_apart = [colour for colour in view.COLOURS.values() if colour != "none"]
     assert len(set(told_apart)) == len(told_apart)

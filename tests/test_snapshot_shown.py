@@ -15,13 +15,13 @@ import labkit
 from labkit.memory.balance.model import (
     Balance,
     DeviceProcess,
+    Snapshot,
     Term,
     ThisProcess,
     divide_bar,
     round_together,
 )
-from labkit.memory.balance.read import Snapshot
-from labkit.memory.balance.view import draw_balance, draw_snapshot, format_snapshot
+from labkit.memory.balance.view import format_snapshot, render_balance, render_snapshot
 
 GIB, MIB = 2**30, 2**20
 ME = 4321
@@ -147,7 +147,7 @@ def test_the_figures_on_the_screen_add_up():
 
 
 def test_the_picture_is_drawn_from_the_same_figures():
-    drawn = ET.fromstring(draw_balance(FULL))
+    drawn = ET.fromstring(render_balance(FULL))
     space = "{http://www.w3.org/2000/svg}"
     words = [text.text for text in drawn.findall(f"{space}text")]
     assert words[0] == "cuda:0  NVIDIA <H200>"
@@ -159,8 +159,8 @@ def test_the_picture_is_drawn_from_the_same_figures():
 
 
 def test_the_picture_takes_the_readers_colours():
-    in_a_file = draw_balance(FULL, standalone=True)
-    in_a_notebook = draw_snapshot(Snapshot((FULL,)))
+    in_a_file = render_balance(FULL, standalone=True)
+    in_a_notebook = render_snapshot(Snapshot((FULL,)))
     assert 'fill="currentColor"' in in_a_file
     assert "@media (prefers-color-scheme:dark)" in in_a_file
     # A notebook's theme is its own, whatever the browser prefers.
@@ -171,7 +171,7 @@ def test_the_picture_takes_the_readers_colours():
 def test_a_gpu_in_trouble_has_no_bar_and_says_why():
     lost = Balance("cuda", nvml_index=3, uuid="GPU-0a1b", trouble="the GPU is <lost>")
     assert repr(Snapshot((lost,))) == ("gpu 3   unknown  GPU-0a1b\n        the GPU is <lost>")
-    html = draw_snapshot(Snapshot((lost,)))
+    html = render_snapshot(Snapshot((lost,)))
     assert "<rect" not in html
     assert "<div>the GPU is &lt;lost&gt;</div>" in html
 
@@ -203,7 +203,7 @@ def test_labkit_memory_is_function_and_package_in_any_order(before):
     after = (
         "import sys\nassert labkit.memory().balances[-1].kind == 'cpu'\n"
         "assert labkit.memory is sys.modules['labkit.memory']\n"
-        "from labkit.memory.balance.read import Snapshot\n"
+        "from labkit.memory.balance.model import Snapshot\n"
         "assert isinstance(labkit.memory(), Snapshot)\n"
         "assert 'torch' not in sys.modules\n"
     )

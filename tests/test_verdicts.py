@@ -12,7 +12,7 @@ from labkit.devices.verify import (
     Advice,
     explain_end,
     find_unlisted,
-    judge_trial,
+    judge_self_test,
     judge_unlisted,
     match_devices,
     read_events,
@@ -123,13 +123,13 @@ LISTED = TorchDevice("cuda:0", "NVIDIA P40", "0a1b", 24 * 2**30, "6.1")
     ],
 )
 def test_a_trial_ends_in_a_verdict(answer, cause, fix):
-    verdict = judge_trial(LISTED, answer, 120, (), know)
+    verdict = judge_self_test(LISTED, answer, 120, (), know)
     assert (verdict.verified, verdict.cause, verdict.fix) == (cause is None, cause, fix)
 
 
 def test_a_gpu_that_torch_has_no_kernels_for_is_told_by_its_capability():
     answer = ended(IMPORTED, ALLOCATED, {"step": "compute", "error": "E: known"}, END)
-    verdict = judge_trial(LISTED, answer, 120, ("sm_75", "sm_90"), know)
+    verdict = judge_self_test(LISTED, answer, 120, ("sm_75", "sm_90"), know)
     assert verdict.cause == (
         "torch has no kernel for its compute capability 6.1, only for sm_75, sm_90"
     )
@@ -138,7 +138,7 @@ def test_a_gpu_that_torch_has_no_kernels_for_is_told_by_its_capability():
 
 def test_the_steps_keep_their_seconds_and_reasons():
     skipped = {"step": "compile", "skipped": "no g++"}
-    steps = judge_trial(
+    steps = judge_self_test(
         LISTED, ended(IMPORTED, ALLOCATED, COMPUTED, skipped, END), 1, (), know
     ).steps
     assert [(step.name, step.seconds, step.skipped) for step in steps] == [

@@ -1,4 +1,4 @@
-"""What torch can compute on; the one module that asks torch, and imports it only then."""
+"""The devices that torch can use; the only module of ``devices`` that asks torch."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ if TYPE_CHECKING:
 
 
 class InstalledTorch(NamedTuple):
-    """The installed torch: its version, and what it was built for, each by its version or None.
+    """The installed torch: its version, and the version of each platform it was built for.
 
-    ``cuda`` for NVIDIA's GPUs, ``hip`` for AMD's, ``xpu`` for Intel's.
+    ``cuda`` is for NVIDIA's GPUs, ``hip`` (ROCm) for AMD's, ``xpu`` for Intel's.
     """
 
     version: str
@@ -21,22 +21,27 @@ class InstalledTorch(NamedTuple):
     hip: str | None = None
     xpu: str | None = None
 
+    @property
+    def platforms(self) -> dict[str, str | None]:
+        """The version it was built for by the kind of device: cuda, rocm, xpu."""
+        return {"cuda": self.cuda, "rocm": self.hip, "xpu": self.xpu}
+
     def describe(self) -> str:
-        """What kind of build it is, as the second half of a sentence.
+        """A sentence on the kind of build.
 
         >>> InstalledTorch("2.13.0+cpu").describe()
         'torch 2.13.0+cpu is a CPU build'
         >>> InstalledTorch("2.13.0+rocm7.1", hip="7.1").describe()
         'torch 2.13.0+rocm7.1 is built for ROCm'
         """
-        built = {"CUDA": self.cuda, "ROCm": self.hip, "XPU": self.xpu}
-        platform = next((name for name, version in built.items() if version), None)
+        names = {"cuda": "CUDA", "rocm": "ROCm", "xpu": "XPU"}
+        platform = next((names[kind] for kind, built in self.platforms.items() if built), None)
         without = "a CPU build" if self.version.endswith("+cpu") else "built without CUDA"
         return f"torch {self.version} is {f'built for {platform}' if platform else without}"
 
 
 def best_device() -> torch.device:
-    """The device to compute on here: CUDA, MPS or XPU where torch can use it, else the CPU.
+    """The accelerator that torch can use (CUDA, MPS or XPU), else the CPU.
 
     >>> best_device().type in ("cpu", "cuda", "mps", "xpu")
     True
@@ -48,10 +53,10 @@ def best_device() -> torch.device:
 
 
 def read_torch_build(folder: Path | None = None) -> InstalledTorch | None:
-    """The installed torch's version and CUDA, without importing it; None where there is none.
+    """The installed torch's build, without importing it; None if torch is not installed.
 
-    Read from ``torch/version.py``: the package's metadata leaves out what a wheel was built for
-    ("2.13.0" where this file says "2.13.0+cu130"), and importing torch takes seconds.
+    Read from ``torch/version.py``, as importing torch takes seconds and the package's metadata
+    lacks the platform of a wheel ("2.13.0" instead of "2.13.0+cu130").
     """
     folder = folder or find_torch_folder()
     if folder is None:
@@ -67,19 +72,19 @@ def read_torch_build(folder: Path | None = None) -> InstalledTorch | None:
 
 
 def find_torch_folder() -> Path | None:
-    """The folder of the torch that ``import torch`` would load, or None."""
+    """The folder of the package that ``import torch`` would load, or None."""
     from importlib.util import find_spec
 
     try:
         spec = find_spec("torch")
-    except ValueError:  # a stand-in without a spec sits in sys.modules
+    except ValueError:  # sys.modules has a replacement without a spec
         return None
     places = list(spec.submodule_search_locations or ()) if spec else []
     return Path(places[0]) if places else None
 
 
 class TorchDevice(NamedTuple):
-    """One device as torch lists it; what torch does not tell is None."""
+    """One device as torch lists it; unknown is None."""
 
     torch_name: str
     name: str | None = None
@@ -89,10 +94,10 @@ class TorchDevice(NamedTuple):
 
 
 class TorchFacts(NamedTuple):
-    """What torch can use here, accelerators before the CPU, and why it uses no accelerator.
+    """The devices that torch lists, the CPU last, and why there is no accelerator.
 
-    ``architectures`` are what its CUDA kernels are built for. ``refusal`` is torch's own text.
-    ``forked``: this process came about after CUDA was started, and cannot use it.
+    ``architectures``: what its CUDA kernels are built for. ``refusal``: torch's error message.
+    ``forked``: this process was forked after CUDA was started, and cannot use it.
     """
 
     build: InstalledTorch
@@ -103,7 +108,7 @@ class TorchFacts(NamedTuple):
 
 
 def read_torch_devices(torch: Any) -> TorchFacts:
-    """Every device that torch lists in this process; it starts CUDA where it can."""
+    """Every device that torch lists in this process; starts CUDA if it can."""
     version = torch.version
     build = InstalledTorch(str(torch.__version__), version.cuda, version.hip, version.xpu)
     found = torch.accelerator.current_accelerator(check_available=True)
@@ -122,7 +127,7 @@ def read_torch_devices(torch: Any) -> TorchFacts:
 
 
 def _ask_refusal(torch: Any, build: InstalledTorch) -> str | None:
-    """Torch's words on why it has no CUDA: ``is_available()`` says no more than False."""
+    """Torch's message on why it has no CUDA; ``is_available()`` is only False."""
     if not (build.cuda or build.hip):
         return None
     try:
@@ -135,26 +140,26 @@ def _ask_refusal(torch: Any, build: InstalledTorch) -> str | None:
 def _read_torch_device(module: Any, kind: str, index: int) -> TorchDevice:
     name = f"{kind}:{index}"
     if not hasattr(module, "get_device_properties"):
-        return TorchDevice(name)  # mps: one device, and torch tells nothing of it
-    told = module.get_device_properties(index)
-    uuid = getattr(told, "uuid", None)
-    capability = (getattr(told, "major", None), getattr(told, "minor", None))
-    # On NVIDIA's GPUs this is their name; what AMD's have for a capability is not one of NVIDIA's.
-    is_amd = str(getattr(told, "gcnArchName", "")).startswith("gfx")
+        return TorchDevice(name)  # torch has no properties for mps
+    properties = module.get_device_properties(index)
+    uuid = getattr(properties, "uuid", None)
+    capability = (getattr(properties, "major", None), getattr(properties, "minor", None))
+    # AMD's major and minor are not a compute capability. NVIDIA's GPUs have their name here.
+    is_amd = str(getattr(properties, "gcnArchName", "")).startswith("gfx")
     return TorchDevice(
         name,
-        getattr(told, "name", None),
+        getattr(properties, "name", None),
         None if uuid is None else str(uuid),
-        getattr(told, "total_memory", None),
+        getattr(properties, "total_memory", None),
         None if is_amd or None in capability else "{}.{}".format(*capability),
     )
 
 
 def has_kernels(compute_capability: str | None, architectures: tuple[str, ...]) -> bool:
-    """Whether a torch with these architectures can run on a GPU of that compute capability.
+    """True if torch built for these architectures runs on a GPU of that compute capability.
 
-    A kernel for sm_80 runs on 8.0, 8.6 and 8.9; ``compute_80`` on anything from 8.0 on; sm_90a
-    on 9.0 alone. True where nothing is known.
+    sm_80 runs on 8.0, 8.6 and 8.9; compute_80 on 8.0 and all later ones; sm_90a only on 9.0.
+    True if either is unknown.
 
     >>> has_kernels("8.9", ("sm_80", "sm_90")), has_kernels("6.1", ("sm_75", "compute_120"))
     (True, False)
@@ -163,15 +168,14 @@ def has_kernels(compute_capability: str | None, architectures: tuple[str, ...]) 
     if compute_capability is None or not all(known):
         return True
     major, minor = (int(part) for part in compute_capability.split("."))
-    return not known or any(
-        (int(found[2]), int(found[3])) == (major, minor)
-        or (
-            found[4] != "a"
-            and found[1] == "sm"
-            and int(found[2]) == major
-            and int(found[3]) < minor
-        )
-        or (found[1] == "compute" and (int(found[2]), int(found[3])) < (major, minor))
-        for found in known
-        if found
-    )
+    return not known or any(_runs_on(found, major, minor) for found in known if found)
+
+
+def _runs_on(architecture: re.Match[str], major: int, minor: int) -> bool:
+    kind, suffix = architecture[1], architecture[4]
+    built = int(architecture[2]), int(architecture[3])
+    if built == (major, minor):
+        return True
+    if kind == "compute":
+        return built < (major, minor)
+    return suffix != "a" and built[0] == major and built[1] < minor
