@@ -8,7 +8,7 @@ import re
 import pytest
 
 from labkit.jupyter.panel import SavedOutput, find_notebook
-from labkit.jupyter.panel_view import SeriesTrace
+from labkit.jupyter.panel_view import SeriesTrace, choose_top
 from labkit.memory.sample.model import AnnotatedSpan
 from tests.fakes.sampling import GIB, MIB
 

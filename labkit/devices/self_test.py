@@ -113,14 +113,14 @@ def run_steps(torch: Any, device: str, tell: Tell, clock: Callable[[], float]) -
     for name, step in STEPS.items():
         started = clock()
         try:
-            told = {"words": step(torch, device)}
+            result = step(torch, device)
         except NotTried as reason:
             tell({"step": name, "skipped": str(reason)})
             continue
         except Exception as error:  # whatever torch raises is what was to be found out
             tell({"step": name, "error": f"{type(error).__name__}: {error}".strip()})
             return
-        tell({"step": name, "seconds": clock() - started, **told})
+        tell({"step": name, "seconds": clock() - started, "words": result})
 
 
 def main(words: list[str]) -> None:

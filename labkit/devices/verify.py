@@ -289,7 +289,7 @@ def explain_end(answer: CommandResult, limit_seconds: float, step: str, explain:
         return Advice("torch is not installed in this Python", "python -m pip install torch")
     if answer.timed_out or "Timeout (" in answer.stderr:
         return Advice(
-            f"{failure}: it did not end within {limit_seconds:g} s, the driver or a library hangs"
+            f"{failure}: no result within {limit_seconds:g} s, the driver or a library hangs"
         )
     known = explain(answer.stderr)
     if known:

@@ -1,7 +1,7 @@
 """A snapshot as text and as HTML: for each device a bar of its terms, with figures that add up.
 
-An SVG takes the text color around it. Its bars have colors of medium brightness that can be
-told apart without distinguishing red from green.
+An SVG takes the text color around it. Its bars have colors of medium brightness, which differ
+for color-blind readers too.
 """
 
 from __future__ import annotations
