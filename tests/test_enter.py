@@ -70,7 +70,7 @@ def planned(monkeypatch, demanded):
 
 
 def runs(monkeypatch, checkout, state=STATE, *, healthy=True):
-    status = LabStatus(checkout, state, running=True, healthy=healthy)
+    status = LabStatus(checkout, state, "healthy" if healthy else "silent")
     monkeypatch.setattr(up, "read_status", lambda checkout: status)
 
 

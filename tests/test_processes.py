@@ -103,7 +103,7 @@ def test_one_that_does_not_listen_is_killed(start, tmp_path):
     [LabHandle(), LabHandle(process_id=4711), LabHandle(container="a1b2c3")],
     ids=["empty", "never seen running", "a container"],
 )
-def test_what_is_no_process_does_not_run(handle):
+def test_a_handle_without_a_process_does_not_run(handle):
     assert not is_running(handle)
     stop_process(handle)
 

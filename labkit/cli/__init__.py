@@ -112,7 +112,11 @@ def _run(words: list[str]) -> int:
     if named is not None and named not in FAMILIES:
         raise _unknown_command(named)
     parser = _build_parser(named)
-    arguments = parser.parse_args(words)
+    # `labkit serve` passes on what it does not know; to all others it is a mistake.
+    arguments, further = parser.parse_known_args(words)
+    arguments.further = further
+    if further and not getattr(arguments, "passes_on", False):
+        parser.error(f"unrecognized arguments: {' '.join(further)}")
     return int(arguments.run(arguments))
 
 
