@@ -21,7 +21,7 @@ from labkit.launch.build import (
 from labkit.launch.runtime import Choice
 
 UBUNTU = Distribution("Ubuntu 24.04", "ubuntu")
-NEW_DRIVER = "sudo ubuntu-drivers install && sudo reboot"
+NEW_DRIVER = "sudo ubuntu-drivers install   # then reboot"
 
 DRIVERS = {
     "450": "450.248.02",

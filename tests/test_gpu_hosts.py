@@ -54,7 +54,7 @@ INSTALL_TOOLKIT = (
     "sudo apt-get install nvidia-container-toolkit && sudo nvidia-ctk runtime configure"
     " --runtime=docker && sudo systemctl restart docker"
 )
-NEW_DRIVER = "sudo apt-get install nvidia-driver && sudo reboot   # 580 or newer: from NVIDIA"
+NEW_DRIVER = "sudo apt-get install nvidia-driver   # 580 or newer: from NVIDIA; then reboot"
 MAKE_SPEC = "sudo nvidia-ctk cdi generate --output=/etc/cdi/nvidia.yaml"
 H200_HERE = "NVIDIA H200 (driver 580.65.06) is here but will not be used: "
 NO_TOOLKIT_CAUSE = (

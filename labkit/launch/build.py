@@ -10,8 +10,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from labkit.errors import DeviceMissingError, EngineError, LabkitError, UsageError
-from labkit.host.distribution import INSTALL_DRIVER, UNKNOWN, Distribution
+from labkit.host.distribution import UNKNOWN, Distribution
 from labkit.host.gpu import Gpu, GpuFacts, name_architecture
+from labkit.host.packages import INSTALL_DRIVER
 from labkit.host.torch_builds import BUILDS, CPU_BUILD, CUDA_BUILDS, MACHINES, NEEDS, TorchBuild
 from labkit.launch.runtime import Choice
 from labkit.launch.settings import Checkout
