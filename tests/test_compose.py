@@ -100,12 +100,7 @@ def test_resources_are_limited_by_variables(name):
     service = SERVICES[name]
     assert service["shm_size"] == "2g"
     assert service["pids_limit"] == 4096
-    assert {
-        "LABKIT_SHM_SIZE",
-        "LABKIT_MEMORY_LIMIT",
-        "LABKIT_CPUS",
-        "LABKIT_PIDS",
-    } <= find_variables()
+    assert {"LABKIT_SHM_SIZE", "LABKIT_MEMORY", "LABKIT_CPUS", "LABKIT_PIDS"} <= find_variables()
 
 
 @pytest.mark.parametrize("name", SERVERS)

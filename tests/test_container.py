@@ -120,7 +120,7 @@ def test_the_variables_that_compose_reads(lab):
         "LABKIT_WORKSPACE": str(root / "work"),
         "LABKIT_TOKEN_FILE": str(root / ".labkit" / "token"),
         "LABKIT_REMOTE_ACCESS": "0",
-        "LABKIT_MEMORY_LIMIT": "0",
+        "LABKIT_MEMORY": "0",
         "LABKIT_USER": "1234:100",
         "LABKIT_ALLOW_ROOT": "0",
         "LABKIT_USERNS": "",

@@ -524,7 +524,7 @@ def test_a_container_leaves_the_host_some_memory(
     monkeypatch.setattr(ContainerLab, "prepare", lambda self, steps: None)
     lab = ContainerLab(checkout, client, CPU, Settings(memory_bytes=asked))
     plan = up._prepare(checkout, plan_for(lab), steps)
-    assert plan.lab.environment()["LABKIT_MEMORY_LIMIT"] == str(limit)
+    assert plan.lab.environment()["LABKIT_MEMORY"] == str(limit)
     assert ("MEMORY=off" in screen.getvalue()) is (asked is None and limit > 0)
 
 

@@ -236,7 +236,7 @@ class ContainerLab:
             "LABKIT_WORKSPACE": str(self.checkout.workspace),
             "LABKIT_TOKEN_FILE": str(self.checkout.token_file),
             "LABKIT_REMOTE_ACCESS": "1" if self.settings.opens_to_others else "0",
-            "LABKIT_MEMORY_LIMIT": str(self.settings.memory_bytes or 0),
+            "LABKIT_MEMORY": str(self.settings.memory_bytes or 0),
         }
         if self.flavor.name == "cuda":
             values["LABKIT_CUDA_BUILD"] = self.flavor.build
