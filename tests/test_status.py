@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -231,26 +232,33 @@ def test_a_server_of_another_workspace_is_not_it(tmp_path, monkeypatch, checkout
 
 
 @pytest.mark.parametrize(
-    ("service", "flavor", "build", "label"),
-    [("cpu", "cpu", "cpu", "<no value>"), ("cuda-chosen", "cuda", "cu126", "cu126")],
+    ("labels", "flavor", "build"),
+    [
+        pytest.param({"service": "cpu"}, "cpu", "cpu", id="cpu"),
+        pytest.param({"service": "cuda-chosen", "cuda": "cu126"}, "cuda", "cu126", id="cuda"),
+        pytest.param({"service": "cpu", "oneoff": "True"}, None, None, id="a command's own"),
+        pytest.param({"service": "test"}, None, None, id="the tests"),
+        pytest.param({}, None, None, id="no labels"),
+    ],
 )
-def test_a_forgotten_container_is_found_with_its_port(
-    checkout, monkeypatch, service, flavor, build, label
-):
+def test_a_forgotten_container_is_found_with_its_port(checkout, monkeypatch, labels, flavor, build):
     monkeypatch.setattr(status_module.shutil, "which", lambda name: name == "podman" or None)
-    monkeypatch.setattr(
-        ContainerLab,
-        "find_container",
-        lambda self: "b2" if (self.client, self.service) == ("podman", service) else None,
+    compose = {f"com.docker.compose.{name}": value for name, value in labels.items()}
+    said = inspected("running").stdout + json.dumps(
+        {**compose, "io.labkit.cuda": labels.get("cuda")}
     )
+    project = f"label=com.docker.compose.project={checkout.project}"
     run = FakeRunner(
-        {"podman inspect": inspected("running"), "podman inspect --format {{index": says(label)}
+        {f"podman ps --all --quiet --filter {project}": says("b2"), "podman inspect": says(said)}
     )
     state = find_forgotten_lab(checkout, run)
+    if flavor is None:
+        assert state is None
+        return
     assert state is not None
     assert (state.runtime, state.flavor, state.build) == ("podman", flavor, build)
     assert (state.port, state.bind, state.handle.container) == (8890, "127.0.0.1", "b2")
-    assert open_lab(checkout, state).service == service
+    assert open_lab(checkout, state).service == labels["service"]
 
 
 def test_a_stopped_process_is_paused_and_resumed(server):

@@ -25,6 +25,8 @@ from labkit.launch.settings import Checkout
 from labkit.process import end_like_interrupt
 
 T = TypeVar("T")
+# Folders of the state folder with many files, and none that is secret.
+CACHES = ("torchinductor", "tools")
 
 
 @dataclass(frozen=True)
@@ -127,21 +129,23 @@ def _state_file(checkout: Checkout) -> Path:
 def prepare_state_folder(checkout: Checkout) -> None:
     """Makes the state folder, and closes it to other users. Raises UsageError where it cannot.
 
-    A folder that others could enter until now is closed with everything in it.
+    The modes of what is inside matter only where others can enter, so caches of thousands of
+    files are left out where they cannot.
     """
-    folder, logs = checkout.state_folder, checkout.logs_folder
+    folder = checkout.state_folder
     try:
         folder.mkdir(mode=0o700, exist_ok=True)
         was_open = _close_to_others(folder.resolve())
-        logs.mkdir(mode=0o700, exist_ok=True)
-        inside = folder.rglob("*") if was_open else [*folder.iterdir(), *logs.iterdir()]
-        for path in inside:
-            # The folder is closed already. A running lab removes files meanwhile, and as root we
-            # gave the token to the lab's user.
-            with contextlib.suppress(OSError):
-                _close_to_others(path)
+        checkout.logs_folder.mkdir(mode=0o700, exist_ok=True)
     except OSError as error:
         raise _refuse(checkout, f"cannot make {error.filename} private", error) from error
+    for top, folders, files in os.walk(folder):
+        for name in (*folders, *files):
+            # A running lab removes files meanwhile; as root we gave the token to the lab's user.
+            with contextlib.suppress(OSError):
+                _close_to_others(Path(top, name))
+        if not was_open:
+            folders[:] = [name for name in folders if name not in CACHES]
 
 
 def _close_to_others(path: Path) -> bool:

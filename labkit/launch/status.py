@@ -6,10 +6,11 @@ is its own; only then is the server asked, by a challenge. Nothing secret is sen
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import json
 import shutil
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -45,8 +46,13 @@ Condition = Literal[
 
 CONTAINER_PORT = "8888/tcp"
 INSPECT = "{{.State.Status}}\n{{json .NetworkSettings.Ports}}\n{{json .HostConfig.PortBindings}}"
-# A cuda lab with its GPUs, as `up` starts one, whatever its build.
-CUDA = Flavor("cuda", DEFAULT_BUILD, way="cdi")
+# The Compose services that are labs. `up` starts "cuda-chosen", with its GPUs.
+LAB_SERVICES = {
+    "cpu": CPU,
+    "cuda": Flavor("cuda", DEFAULT_BUILD),
+    "cuda-chosen": Flavor("cuda", DEFAULT_BUILD, way="cdi"),
+}
+FOUND = "found running, without its state file"
 
 
 @dataclass(frozen=True)
@@ -258,10 +264,13 @@ def find_forgotten_lab(checkout: Checkout, run: CommandRunner = run_command) -> 
     if found is not None:
         return found
     for client in ("docker", "podman"):
-        for flavor in (CPU, CUDA) if shutil.which(client) else ():
-            container = ContainerLab(checkout, client, flavor, Settings()).find_container()
-            if container:
-                return _describe_container(client, flavor, container, run)
+        if shutil.which(client):
+            label = f"label=com.docker.compose.project={checkout.project}"
+            listed = run([client, "ps", "--all", "--quiet", "--filter", label], timeout_seconds=10)
+            for container in listed.stdout.split() if listed.ok else ():
+                state = _describe_container(client, container, run)
+                if state:
+                    return state
     return None
 
 
@@ -276,7 +285,7 @@ def _find_forgotten_process(checkout: Checkout) -> LabState | None:
         flavor.name,
         port,
         bind,
-        "found running, without its state file",
+        FOUND,
         None,
         LabHandle(process_id=process, process_started=started),
         build=flavor.build,
@@ -286,12 +295,14 @@ def _find_forgotten_process(checkout: Checkout) -> LabState | None:
 
 def _read_server(checkout: Checkout, process: int) -> tuple[int, str, Flavor]:
     """Port, address and flavor of a server: from its environment, else from Jupyter's own file."""
-    try:
+    values: dict[str, str] = {}
+    text = ""
+    with contextlib.suppress(OSError):
         values = read_environment(Path(f"/proc/{process}"))
-    except OSError:
-        values = {}
-    runtime = checkout.state_folder / "jupyter" / "runtime"
-    said = _read_object(runtime / f"jpserver-{process}.json")
+    with contextlib.suppress(OSError, ValueError):
+        runtime = checkout.state_folder / "jupyter" / "runtime"
+        text = (runtime / f"jpserver-{process}.json").read_text(encoding="utf-8")
+    said = _parse_object(text)
     port = values.get("LABKIT_SERVER_PORT") or str(said.get("port"))
     bind = values.get("LABKIT_SERVER_ADDRESS") or str(said.get("hostname"))
     try:
@@ -304,33 +315,35 @@ def _read_server(checkout: Checkout, process: int) -> tuple[int, str, Flavor]:
     return int(port) if port.isdecimal() else 0, bind, flavor if known else CPU
 
 
-def _read_object(path: Path) -> dict[str, Any]:
-    """The JSON object in a file; empty where there is none."""
+def _parse_object(text: str) -> dict[str, Any]:
+    """The JSON object in a text; empty where there is none."""
     try:
-        said = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        said = json.loads(text)
+    except (ValueError, RecursionError):
         return {}
     return said if isinstance(said, dict) else {}
 
 
-def _describe_container(
-    client: str, flavor: Flavor, container: str, run: CommandRunner
-) -> LabState:
-    words = [client, "inspect", "--format", INSPECT, container]
-    _, _, bound = _parse_inspection(run(words, timeout_seconds=10).stdout)
+def _describe_container(client: str, container: str, run: CommandRunner) -> LabState | None:
+    """The state of a forgotten container; None where it is none of a lab's service."""
+    words = [client, "inspect", "--format", f"{INSPECT}\n{{{{json .Config.Labels}}}}", container]
+    answer = run(words, timeout_seconds=10)
+    _, _, bound = _parse_inspection(answer.stdout)
+    labels = _parse_object("".join(answer.stdout.splitlines()[3:]))
+    service = labels.get("com.docker.compose.service")
+    # A `make run` or `make test` in a container of its own is not the lab.
+    if service not in LAB_SERVICES or labels.get("com.docker.compose.oneoff") == "True":
+        return None
+    flavor, build = LAB_SERVICES[str(service)], labels.get("io.labkit.cuda")
     port, bind = next(iter(bound.items()), (0, LOOPBACK))
-    state = LabState(
+    return LabState(
         client,
         flavor.name,
         port,
         bind,
-        "found running, without its state file",
+        FOUND,
         None,
         LabHandle(container=container),
-        build=flavor.build,
+        build=str(build) if build in BUILDS else flavor.build,
         way=flavor.way,
     )
-    label = '{{index .Config.Labels "io.labkit.cuda"}}'
-    said = run([client, "inspect", "--format", label, container], timeout_seconds=10)
-    build = said.stdout.strip()
-    return replace(state, build=build) if build in BUILDS else state

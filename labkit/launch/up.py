@@ -66,6 +66,7 @@ def start_lab(checkout: Checkout, settings: Settings, steps: Steps) -> LabStatus
     token = renew_token(checkout)
     plan = _prepare(checkout, plan, steps)
     state = launch(checkout, settings, plan, token, steps)
+    prepare_state_folder(checkout)  # also what the server has just written into it
     for line in workspace.describe_update(checkout):
         steps.say(line)
     return LabStatus.of(checkout, state, token)
