@@ -9,6 +9,7 @@ from functools import partial
 import pytest
 
 from labkit.errors import EngineError, LabkitError, TimedOutError, UsageError
+from labkit.host.distribution import Distribution
 from labkit.launch import up
 from labkit.launch.compose import ContainerLab, PortTakenError
 from labkit.launch.flavor import CPU, Flavor
@@ -369,20 +370,21 @@ def test_a_cuda_lab_is_remembered_with_its_build_and_gpus(checkout, steps):
 @pytest.mark.parametrize(
     ("runtime", "fix"),
     [
-        ("podman", "make down && sudo apt-get install podman-compose && make up"),
+        ("podman", "dnf install podman-compose"),
         ("docker", "make doctor"),
     ],
 )
-def test_a_lab_that_was_given_a_gpu_and_sees_none_says_so(checkout, steps, screen, runtime, fix):
+def test_a_lab_that_was_given_a_gpu_and_sees_none_says_so(
+    checkout, steps, screen, monkeypatch, runtime, fix
+):
+    monkeypatch.setattr(up, "read_distribution", lambda: Distribution("Fedora 43", "fedora"))
     lab = FakeLab(gpu_problem="nvidia-smi: command not found")
     plan = replace(plan_for(lab, flavor=CUDA), runtime=Choice(runtime, "a reason"))
     launch(checkout, Settings(), plan, TOKEN, steps)
     assert lab.calls == ["start 8888"]
-    assert screen.getvalue().splitlines()[1:3] == [
-        "  warning: the lab runs, but sees no GPU (nvidia-smi: command not found):"
-        f" {runtime} passed it on to a container, but its Compose did not",
-        f"    try: {fix}",
-    ]
+    warning, advice = screen.getvalue().splitlines()[1:3]
+    assert "sees no GPU (nvidia-smi: command not found)" in warning
+    assert fix in advice
 
 
 @pytest.mark.usefixtures("answers")
