@@ -1,4 +1,4 @@
-"""A process in the background is told from a later one that has its number."""
+"""A process in the background is not confused with a later one that has its number."""
 
 from __future__ import annotations
 

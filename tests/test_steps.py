@@ -15,7 +15,7 @@ CLEAR = "\r\x1b[K"
 
 
 class FakeClock:
-    """A clock that moves when it is told to."""
+    """A clock that a test moves."""
 
     def __init__(self):
         self.now = 1000.0

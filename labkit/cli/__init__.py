@@ -102,7 +102,7 @@ def _report(error: LabkitError, words: Sequence[str]) -> int:
         traceback.print_exception(error)
     print(format_error(error), file=sys.stderr)
     if "--json" in words:
-        with contextlib.suppress(OSError):  # a disk that is full stays so: it was told above
+        with contextlib.suppress(OSError):  # a disk that is full stays so: it is printed above
             print_json({"error": describe_error(error)})
     return int(error.exit_code)
 

@@ -23,8 +23,8 @@ export PYTHONPATH="{played}:{root}"
 exec "{python}" "$@"
 """
 
-# Answers challenges and, to whoever has the token, everything else. Waits for `hold` to go before
-# it takes its port.
+# Answers challenges and, to whoever has the token, everything else. It takes its port once the file
+# `hold` is gone, and answers nothing while its process id is in the file `hang`.
 PLAYED_JUPYTERLAB = """\
 import os, sys, time, urllib.parse
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -33,7 +33,7 @@ from pathlib import Path
 from labkit.host.proof import PROTOCOL, ServerProof, name_end
 
 token = Path(os.environ["LABKIT_TOKEN_FILE"]).read_text().strip()
-hold = Path(os.environ["LABKIT_STATE"]) / "hold"
+hold, hang = (Path(os.environ["LABKIT_STATE"]) / name for name in ("hold", "hang"))
 while hold.exists():
     time.sleep(0.01)
 
@@ -42,6 +42,8 @@ class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_GET(self):
+        while hang.exists() and hang.read_text() == str(os.getpid()):
+            time.sleep(0.01)
         url = urllib.parse.urlsplit(self.path)
         if url.path == "/labkit/proof":
             [challenge] = urllib.parse.parse_qs(url.query)["challenge"]
