@@ -27,6 +27,13 @@ def test_a_full_disk_does_not_hide_what_the_step_says(tmp_path):
     assert error.cause == "the disk is full"
 
 
+def test_a_failure_quotes_no_control_characters(tmp_path):
+    error = explain_failure(
+        "it failed", ["a\x1b[31mred \x1b]0;title\x07b\u202e\x07"], tmp_path, "make up"
+    )
+    assert error.what.splitlines()[1] == r"  | ared b\u202e\x07"
+
+
 def test_a_new_step_starts_a_new_file(tmp_path):
     path = tmp_path / "build.log"
     for word in ("first", "second"):

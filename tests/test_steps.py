@@ -120,6 +120,12 @@ def test_elsewhere_a_heartbeat_says_that_work_goes_on(clock):
     assert "  installing lab: package 3 of 118, numpy  0:15\n" in stream.getvalue()
 
 
+def test_no_message_moves_the_terminal(clock):
+    stream = io.StringIO()
+    Steps(stream, clock=clock).say("put into work/: a\x1b[2J\x9b31m.ipynb")
+    assert stream.getvalue() == "put into work/: a\\x1b[2J\\x9b31m.ipynb\n"
+
+
 def test_a_file_is_no_terminal(tmp_path, clock):
     path = tmp_path / "log"
     with path.open("w") as stream, Steps(stream, clock=clock).step("a step"):
