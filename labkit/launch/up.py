@@ -108,8 +108,8 @@ def _limit_memory(lab: ContainerLab, steps: Steps) -> int:
 def choose_memory_limit(total_bytes: int) -> int:
     """Most of a machine's memory: the rest keeps the host reachable. 0 on a small machine.
 
-    >>> choose_memory_limit(32 * 1024**3) / 1024**3
-    28.8
+    >>> format_bytes(choose_memory_limit(32 * 1024**3))
+    '28.8 GiB'
     """
     if total_bytes < 4 * LEAST_RESERVE_BYTES:
         return 0
