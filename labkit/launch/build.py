@@ -5,8 +5,7 @@ Which CUDA build of torch fits the driver and the GPUs, and which GPUs it leaves
 
 from __future__ import annotations
 
-import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from labkit.errors import DeviceMissingError, EngineError, LabkitError, UsageError
@@ -14,7 +13,6 @@ from labkit.host.distribution import INSTALL_DRIVER, UNKNOWN, Distribution
 from labkit.host.gpu import Gpu, GpuFacts, name_architecture
 from labkit.host.torch_builds import BUILDS, CPU_BUILD, CUDA_BUILDS, MACHINES, NEEDS, TorchBuild
 from labkit.launch.runtime import Choice
-from labkit.launch.settings import Checkout
 from labkit.text import near_match
 
 CPU_LAB = "make up FLAVOR=cpu"
@@ -243,15 +241,3 @@ def find_build(name: str) -> TorchBuild:
         cause=f"it is one of: {', '.join(build.name for build in CUDA_BUILDS)}",
         fix=f"make up CUDA={near or CUDA_BUILDS[0].name}",
     )
-
-
-def check_locks(checkout: Checkout, locks: Iterable[str]) -> None:
-    """Raises LabkitError where a lock is missing, before anything is fetched or removed for it."""
-    folder = checkout.root / "docker" / "locks"
-    missing = [name for name in locks if not (folder / f"{name}.txt").is_file()]
-    if missing:
-        raise LabkitError(
-            f"docker/locks/{missing[0]}.txt is missing",
-            cause="the checkout is not complete",
-            fix=f"git -C {shlex.quote(str(checkout.root))} checkout -- docker/locks",
-        )

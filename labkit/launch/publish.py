@@ -11,12 +11,11 @@ from labkit.host.engine import EngineFacts, probe_engine
 from labkit.host.machine import read_machine
 from labkit.host.torch_builds import CUDA_BUILDS, TorchBuild
 from labkit.launch import image
-from labkit.launch.build import check_locks
 from labkit.launch.compose import BUILD_LIMIT_SECONDS
 from labkit.launch.progress import StepLog, Steps
 from labkit.launch.runtime import choose_runtime
-from labkit.launch.settings import Checkout, Settings
-from labkit.process import run_command, stream_command
+from labkit.launch.settings import Checkout, Settings, check_locks
+from labkit.process import compose_environment, run_command, stream_command
 
 
 @dataclass(frozen=True)
@@ -75,7 +74,7 @@ def build_image(
                 timeout_seconds=BUILD_LIMIT_SECONDS,
                 on_line=log.write,
                 environment={
-                    **os.environ,
+                    **compose_environment(),
                     **variables,
                     "LABKIT_IMAGE": name,
                     "LABKIT_CUDA_BUILD": (build if build.cuda else CUDA_BUILDS[0]).name,
