@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from labkit.launch.compose import PROFILES, ContainerLab
-from labkit.launch.flavor import CPU, Flavor
-from labkit.launch.settings import Settings
+from labkit.launch.settings import CPU, Flavor, Settings
 from labkit.process import run_command
 from tests.fakes.host import make_checkout
 

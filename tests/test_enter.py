@@ -14,12 +14,10 @@ from labkit.host.torch_builds import BUILDS
 from labkit.launch import dev, up
 from labkit.launch.compose import ContainerLab
 from labkit.launch.dev import run_tools
-from labkit.launch.flavor import CPU, Flavor
 from labkit.launch.local import LocalLab
-from labkit.launch.plan import Plan
+from labkit.launch.plan import Choice, Plan
 from labkit.launch.progress import Steps
-from labkit.launch.runtime import Choice
-from labkit.launch.settings import Settings
+from labkit.launch.settings import CPU, Flavor, Settings
 from labkit.launch.state import LabHandle, LabState
 from labkit.launch.status import LabStatus
 from labkit.launch.up import prepare_lab

@@ -15,8 +15,8 @@ import zipfile
 import pytest
 
 from labkit.errors import EngineError, LabkitError
+from labkit.host.torch_builds import find_build
 from labkit.launch import venv as environment_module
-from labkit.launch.build import find_build
 from labkit.launch.progress import Step, Steps
 from labkit.launch.venv import PythonEnvironment, follow_pip
 from tests.fakes.host import make_checkout, write_program

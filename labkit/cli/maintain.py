@@ -60,9 +60,8 @@ def run_build(arguments: argparse.Namespace) -> int:
 
 def _build_image(arguments: argparse.Namespace, steps: Steps) -> int:
     """Builds the flavor that was named, whatever this host could run of it."""
-    from labkit.launch.build import choose_named_build
     from labkit.launch.plan import check_settings, choose_image_build
-    from labkit.launch.publish import build_image, describe_built
+    from labkit.launch.publish import build_image, choose_named_build, describe_built
     from labkit.launch.settings import find_checkout, read_settings
     from labkit.launch.state import hold_lock, prepare_state_folder
 

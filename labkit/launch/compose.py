@@ -16,14 +16,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from labkit.errors import EngineError, LabkitError
+from labkit.host.gpu import ALL_GPUS
 from labkit.host.gpu_access import list_seen, name_cdi_device
+from labkit.host.torch_builds import find_build
 from labkit.launch import image
-from labkit.launch.build import find_build
-from labkit.launch.flavor import Flavor
-from labkit.launch.gpu import ALL_GPUS
 from labkit.launch.progress import StepLog, Steps, explain_failure
-from labkit.launch.runtime import Identity
-from labkit.launch.settings import Checkout, Settings, check_locks
+from labkit.launch.settings import Checkout, Flavor, Identity, Settings, check_locks
 from labkit.launch.state import LabHandle, prepare_state_folder, write_private
 from labkit.process import (
     CommandResult,

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from labkit.errors import LabkitError, UsageError
-from labkit.launch.gpu import parse_gpus
+from labkit.host.gpu import parse_gpus
 
 DEFAULT_PORT = 8888
 LOOPBACK = "127.0.0.1"
@@ -80,6 +80,38 @@ class Settings:
     def opens_to_others(self) -> bool:
         """True where more than this machine can reach the lab."""
         return not ipaddress.ip_address(self.bind).is_loopback
+
+
+@dataclass(frozen=True)
+class Flavor:
+    """A flavor with the name of its build of torch, its GPUs, and how a container gets them.
+
+    ``gpus`` are the engine's words, empty where the lab has none; ``way`` is "reservation" or
+    "cdi" in a container.
+    """
+
+    name: str
+    build: str
+    gpus: tuple[str, ...] = ()
+    way: str | None = None
+
+
+CPU = Flavor("cpu", "cpu")
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Who the container runs as; ``keep_id`` asks rootless Podman to map the user to itself."""
+
+    user_id: int
+    group_id: int
+    keep_id: bool = False
+    owns_workspace: bool = True
+
+    @property
+    def is_root(self) -> bool:
+        """True only in a rootless engine, where the container's root is the host's user."""
+        return self.user_id == 0
 
 
 def find_checkout(start: Path | None = None) -> Checkout:

@@ -7,19 +7,17 @@ from __future__ import annotations
 
 import shutil
 
-from labkit.host.torch_builds import BUILDS
-from labkit.launch.build import DEFAULT_BUILD
+from labkit.host.torch_builds import BUILDS, CUDA_BUILDS
 from labkit.launch.compose import ContainerLab
-from labkit.launch.flavor import CPU, Flavor
 from labkit.launch.progress import Steps
-from labkit.launch.settings import Checkout, Settings
+from labkit.launch.settings import CPU, Checkout, Flavor, Settings
 from labkit.launch.state import forget_state, read_state
 from labkit.launch.status import open_lab
 from labkit.launch.venv import PythonEnvironment
 from labkit.process import run_command
 
 # A cuda lab with its GPUs, as `up` starts one, whatever its build.
-CHOSEN = Flavor("cuda", DEFAULT_BUILD, way="cdi")
+CHOSEN = Flavor("cuda", CUDA_BUILDS[0].name, way="cdi")
 
 
 def stop_lab(checkout: Checkout, steps: Steps) -> bool:
