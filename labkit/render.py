@@ -1,8 +1,6 @@
-"""Text as html.
+"""HTML from data: escaped and bounded text, tables, self-contained documents, and ``Displayed``.
 
-One html document that stands alone: nothing that is not in it is loaded or run.
-
-Text as html: escaped, without terminal codes and control characters, bounded.
+A document contains all it needs: a browser loads nothing else for it.
 """
 
 from __future__ import annotations
@@ -10,10 +8,48 @@ from __future__ import annotations
 import base64
 import hashlib
 import html
+import importlib
 import re
 from collections.abc import Iterable, Sequence
+from typing import Any, ClassVar
 
 from labkit.text import strip_ansi
+
+
+class Displayed:
+    """Data that a view shows, in ``print`` and in a notebook.
+
+    The class names its view's module, and in it the function that makes the text and, if there is
+    one, the function that makes the HTML. The module is imported when the first object is shown:
+    a view imports its model, and so the model cannot import its view. A dataclass needs
+    ``repr=False``, or its own ``__repr__`` replaces the one given here.
+
+        class Estimate(Displayed, view="labkit.memory.estimate.view", text="format_estimate"):
+    """
+
+    _view: ClassVar[str]
+    _text: ClassVar[str]
+    _html: ClassVar[str | None]
+
+    def __init_subclass__(cls, *, view: str, text: str, html: str | None = None) -> None:
+        super().__init_subclass__()
+        cls._view, cls._text, cls._html = view, text, html
+
+    def __repr__(self) -> str:
+        return str(self._show(self._text))
+
+    def __str__(self) -> str:
+        return repr(self)
+
+    def _repr_html_(self) -> str | None:
+        return None if self._html is None else str(self._show(self._html))
+
+    def _repr_mimebundle_(self, **_: object) -> dict[str, str]:
+        shown = {"text/plain": repr(self), "text/html": self._repr_html_()}
+        return {kind: content for kind, content in shown.items() if content is not None}
+
+    def _show(self, function: str) -> Any:
+        return getattr(importlib.import_module(self._view), function)(self)
 
 
 def make_document(

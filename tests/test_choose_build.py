@@ -14,7 +14,7 @@ from labkit.host.gpu import Gpu, GpuFacts, describe_architecture, describe_gpus
 from labkit.host.torch_builds import NEEDS, BuildHost, choose_build
 
 UBUNTU = Distribution("Ubuntu 24.04", "ubuntu")
-NEW_DRIVER = "sudo ubuntu-drivers install && sudo reboot"
+NEW_DRIVER = "sudo ubuntu-drivers install   # then reboot"
 
 DRIVERS = {
     "450": "450.248.02",

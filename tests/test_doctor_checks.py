@@ -17,10 +17,11 @@ from labkit.doctor.checks import engine as engine_module
 from labkit.doctor.checks import system as system_module
 from labkit.doctor.host import Host, OnceRunner, find_free_bytes, find_total_bytes
 from labkit.doctor.run import examine_host, format_examination
-from labkit.host.distribution import UNKNOWN, Distribution, Fix, packages, parse_os_release
+from labkit.host.distribution import UNKNOWN, Distribution, parse_os_release
 from labkit.host.engine import EngineFacts
 from labkit.host.gpu import Gpu, GpuFacts
 from labkit.host.machine import FolderFacts
+from labkit.host.packages import Fix, install
 from labkit.process import CommandResult
 from tests.fakes.host import ADA, DOCKER, NO_DOCKER, NO_PODMAN, PODMAN, fails, hangs, says
 from tests.fakes.sick_hosts import CARD, CARD_FILES, GIB, OS_RELEASES, SMI_QUERY, lists, play_host
@@ -64,7 +65,6 @@ def test_a_distribution_is_known_by_its_own_file(name, family):
 @pytest.mark.parametrize(
     "text",
     [
-        pytest.param(None, id="no file"),
         pytest.param("", id="an empty file"),
         pytest.param("ID=plan9\n", id="an unknown one"),
         pytest.param("\x00'\"=\x01\n===\nID", id="garbage"),
@@ -87,7 +87,7 @@ def test_an_unknown_distribution_has_no_family(text):
     ],
 )
 def test_a_fix_falls_back_on_the_family_it_comes_from(family, command):
-    fix = packages("a", "b", "c", "d", "see the page")
+    fix = install("see the page", debian="a", fedora="b", suse="c", arch="d")
     assert fix.on(Distribution("x", family)) == command
 
 

@@ -15,8 +15,9 @@ from labkit.doctor import checks as doctor_checks
 from labkit.doctor.check import Check, Finding, SafeFix, failed, ok, unknown, warning
 from labkit.doctor.checks import CHECKS, system
 from labkit.doctor.run import examine_host, explain_refusal, list_offers, make_attempt
-from labkit.host.distribution import INSTALL_COMPOSE, INSTALL_DRIVER, INSTALL_TOOLKIT, Distribution
+from labkit.host.distribution import Distribution
 from labkit.host.machine import FolderFacts
+from labkit.host.packages import INSTALL_DRIVER, INSTALL_TOOLKIT
 from labkit.process import CommandResult
 from tests.fakes.host import ADA, PODMAN_FINE, fails, says
 from tests.fakes.sick_hosts import GPU_FILES, SMI_QUERY, play_host
@@ -235,12 +236,12 @@ def test_the_command_for_a_user(safe, user_id, may_ask, command):
 @pytest.mark.parametrize(
     ("fix", "why"),
     [
-        (INSTALL_DRIVER.on(DEBIAN), "it restarts this machine"),
+        ("sudo reboot", "it restarts this machine"),
         (
             INSTALL_TOOLKIT.on(DEBIAN),
             "it restarts the engine, and with it everybody's containers",
         ),
-        (INSTALL_COMPOSE.on(DEBIAN), "it installs packages"),
+        (INSTALL_DRIVER.on(DEBIAN), "it installs packages"),
         ("df -h && docker system prune", "it deletes what others may want"),
         (
             "sudo usermod -aG docker $USER   # then log out and in again",

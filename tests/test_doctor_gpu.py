@@ -134,7 +134,7 @@ def test_a_build_for_driver_and_gpus(version, capabilities, found):
 
 def test_one_gpu_of_two_that_torch_has_no_code_for_is_a_warning():
     facts = torch.BuildFacts(
-        torch.TorchBuild("2.13.0+cu130", "13.0"), "580.95.05", ((6, 1), (8, 9))
+        torch.InstalledTorch("2.13.0+cu130", "13.0"), "580.95.05", ((6, 1), (8, 9))
     )
     finding = torch.judge_torch_build(facts, DEBIAN)
     assert (finding.status, finding.cause) == (

@@ -66,7 +66,7 @@ TOOLKIT = (
     "sudo apt-get install nvidia-container-toolkit && sudo nvidia-ctk runtime configure "
     "--runtime=docker && sudo systemctl restart docker"
 )
-NEW_DRIVER = "sudo apt-get install nvidia-driver && sudo reboot   # 580 or newer: from NVIDIA"
+NEW_DRIVER = "sudo apt-get install nvidia-driver   # 580 or newer: from NVIDIA; then reboot"
 OLDER_BUILD = "pip install torch --index-url https://download.pytorch.org/whl/cu126"
 PASCAL = "NVIDIA GeForce GTX 1080, 6.1, [N/A]"
 BLACKWELL = "NVIDIA GeForce RTX 5090, 12.0, [N/A]"
@@ -467,7 +467,7 @@ BROKEN = {
                 "driver",
                 "failed",
                 "echo blacklist nouveau | sudo tee /etc/modprobe.d/no-nouveau.conf "
-                "&& sudo update-initramfs -u && sudo reboot",
+                "&& sudo update-initramfs -u   # then reboot",
             )
         ],
     ),
@@ -497,7 +497,7 @@ BROKEN = {
             }
         },
         None,
-        [("gpu-health", "failed", "sudo apt-get install nvidia-open-kernel-dkms && sudo reboot")],
+        [("gpu-health", "failed", "sudo apt-get install nvidia-open-kernel-dkms   # then reboot")],
     ),
     "a GPU of 2012": (
         {"answers": {SMI_QUERY: lists("Tesla K40c, 3.5, [N/A]")}},

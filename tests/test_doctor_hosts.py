@@ -13,7 +13,8 @@ from labkit.doctor.checks import CHECKS
 from labkit.doctor.checks import torch as torch_build_check
 from labkit.doctor.host import OnceRunner
 from labkit.doctor.run import examine_host, format_examination
-from labkit.host.distribution import INSTALL_DRIVER, Distribution
+from labkit.host.distribution import Distribution
+from labkit.host.packages import INSTALL_DRIVER
 from labkit.process import CommandResult, run_command
 from tests.fakes.host import (
     COMPOSE,
@@ -162,23 +163,23 @@ BROKEN = {
     ),
     "no driver, Ubuntu": (
         {"files": CARD_FILES, "distribution": "ubuntu"},
-        ("driver", "failed", "sudo ubuntu-drivers install && sudo reboot"),
+        ("driver", "failed", "sudo ubuntu-drivers install   # then reboot"),
     ),
     "no driver, Fedora": (
         {"files": CARD_FILES, "distribution": "fedora"},
-        ("driver", "failed", "sudo dnf install akmod-nvidia && sudo reboot   # from RPM Fusion"),
+        ("driver", "failed", "sudo dnf install akmod-nvidia   # from RPM Fusion; then reboot"),
     ),
     "no driver, Rocky": (
         {"files": CARD_FILES, "distribution": "rhel"},
         (
             "driver",
             "failed",
-            "sudo dnf module install nvidia-driver:open-dkms && sudo reboot",
+            "sudo dnf module install nvidia-driver:open-dkms   # then reboot",
         ),
     ),
     "no driver, Arch": (
         {"files": CARD_FILES, "distribution": "arch"},
-        ("driver", "failed", "sudo pacman -S nvidia-open && sudo reboot"),
+        ("driver", "failed", "sudo pacman -S nvidia-open   # then reboot"),
     ),
     "nouveau has the card": (
         {"files": {**CARD_FILES, "proc/modules": "nouveau 3 0 - Live 0x0\n"}},

@@ -119,7 +119,7 @@ def test_what_was_chosen_and_why_is_said(steps, screen, checkout):
         "flavor:  cpu (driver 470.82.01 is too old for CUDA)\n"
         "  warning: Tesla T4 (driver 470.82.01) is here but will not be used: every CUDA build of"
         " torch here needs driver 525 or newer\n"
-        "    try: install NVIDIA's driver 580 or newer for this system, then: sudo reboot\n"
+        "    try: install NVIDIA's driver 580 or newer for this system, then reboot\n"
     )
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from labkit.host.distribution import Distribution, Fix
+from labkit.host.distribution import Distribution
+from labkit.host.packages import Fix
 from labkit.known_errors import KNOWN_ERRORS
 from labkit.known_errors.match import explain_text, format_explanation
 from labkit.known_errors.model import CERTAINTIES, KnownError

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from labkit.errors import DeviceMissingError, EngineError, LabkitError, UsageError
-from labkit.host.distribution import INSTALL_DRIVER, UNKNOWN, Distribution
+from labkit.host.distribution import UNKNOWN, Distribution
 from labkit.host.gpu import Capability, Gpu, GpuFacts, describe_architecture, describe_gpus
+from labkit.host.packages import INSTALL_DRIVER
 from labkit.text import near_match
 
 TORCH_VERSION = "2.13.0"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from labkit.host.distribution import Fix, packages
+from labkit.host.packages import INSTALL_VENV, Fix
 from labkit.known_errors.model import KnownError
 
 BUILD_ERRORS = (
@@ -87,9 +87,7 @@ BUILD_ERRORS = (
         "no-venv",
         (r"ensurepip is not available", r"No module named '?ensurepip"),
         "this Python came without the venv module's own files",
-        packages(
-            "python3-venv", "python3", "python3", "python", "python3 -m pip install virtualenv"
-        ),
+        INSTALL_VENV,
     ),
     KnownError(
         "pull-limit",

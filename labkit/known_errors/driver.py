@@ -5,7 +5,13 @@ Signs of the card and its module: what the kernel's log and the installer say of
 
 from __future__ import annotations
 
-from labkit.host.distribution import INSTALL_DRIVER, Fix, packages
+from labkit.host.packages import (
+    ENROLL_KEY,
+    INSTALL_DRIVER,
+    INSTALL_HEADERS,
+    INSTALL_OPEN_MODULE,
+    Fix,
+)
 from labkit.known_errors.model import KnownError
 
 REBOOT = Fix("sudo reboot")
@@ -16,10 +22,7 @@ DRIVER_ERRORS = (
         "secure-boot",
         (r"Key was rejected by service", r"nvidia.{0,80}Required key not available"),
         "Secure Boot refuses the NVIDIA module: it is not signed with a key this machine trusts",
-        Fix(
-            "sudo mokutil --import <the key that signed the module>   # then reboot and enroll it",
-            ubuntu="sudo update-secureboot-policy --enroll-key   # then reboot and enroll it",
-        ),
+        ENROLL_KEY,
         brings=("driver-not-loaded", "no-driver-library", "torch-without-driver"),
     ),
     KnownError(
@@ -155,24 +158,6 @@ DRIVER_ERRORS = (
     ),
 )
 
-
-INSTALL_OPEN_MODULE = Fix(
-    "install the open variant of NVIDIA's driver 570 or newer, then: sudo reboot",
-    debian="sudo apt-get install nvidia-open-kernel-dkms && sudo reboot",
-    ubuntu="sudo apt-get install nvidia-driver-580-open && sudo reboot",
-    fedora="echo '%_with_kmod_nvidia_open 1' | sudo tee /etc/rpm/macros.nvidia-kmod "
-    "&& sudo akmods --force --rebuild && sudo reboot",
-    rhel="sudo dnf module switch-to nvidia-driver:open-dkms && sudo reboot",
-    suse="sudo zypper install nvidia-open-driver-G06-signed-kmp-meta && sudo reboot",
-    arch="sudo pacman -S nvidia-open && sudo reboot",
-)
-INSTALL_HEADERS = packages(
-    'linux-headers-"$(uname -r)"',
-    'kernel-devel-"$(uname -r)"',
-    "kernel-default-devel",
-    "linux-headers",
-    "install the headers of the running kernel, then the driver anew",
-)
 
 HARDWARE_ERRORS = (
     KnownError(

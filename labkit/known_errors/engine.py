@@ -5,7 +5,13 @@ Signs of an engine that runs and was set up in a way that stands in the lab's wa
 
 from __future__ import annotations
 
-from labkit.host.distribution import INSTALL_COMPOSE, Fix, packages
+from labkit.host.packages import (
+    ADD_NVIDIA_SOURCE,
+    INSTALL_BUILDX,
+    INSTALL_COMPOSE,
+    START_DOCKER,
+    Fix,
+)
 from labkit.known_errors.model import KnownError
 
 ENGINE_ERRORS = (
@@ -18,10 +24,7 @@ ENGINE_ERRORS = (
             r"Cannot connect to Podman",
         ),
         "the engine's daemon does not run, or the client looks for it in another place",
-        Fix(
-            "sudo systemctl enable --now docker",
-            alpine="sudo rc-update add docker && sudo service docker start",
-        ),
+        START_DOCKER,
         "likely",
         otherwise="docker context use default; unset DOCKER_HOST",
     ),
@@ -143,13 +146,7 @@ ENGINE_SETUP_ERRORS = (
             r"the --mount option requires BuildKit",
         ),
         "the lab's images are built by BuildKit, and this docker came without its buildx plugin",
-        packages(
-            "docker-buildx",
-            "docker-buildx-plugin",
-            "docker-buildx",
-            "docker-buildx",
-            "install buildx (docs.docker.com/build/install-buildx)",
-        ),
+        INSTALL_BUILDX,
     ),
     KnownError(
         "credential-helper-gone",
@@ -222,14 +219,6 @@ ENGINE_SETUP_ERRORS = (
             r"No provider of 'nvidia-",
         ),
         "this system's package sources do not have NVIDIA's packages",
-        Fix(
-            "add NVIDIA's own source: docs.nvidia.com/datacenter/cloud-native/container-toolkit",
-            debian="sudo sed -i '/^deb /s/ main.*/ main contrib non-free/;"
-            "/^Components:/s/main.*/main contrib non-free/' /etc/apt/sources.list "
-            "/etc/apt/sources.list.d/debian.sources; sudo apt-get update   "
-            "# the driver; for the toolkit: nvidia.github.io/libnvidia-container",
-            ubuntu="sudo add-apt-repository restricted && sudo apt-get update   "
-            "# the driver; for the toolkit: nvidia.github.io/libnvidia-container",
-        ),
+        ADD_NVIDIA_SOURCE,
     ),
 )

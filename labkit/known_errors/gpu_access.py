@@ -2,13 +2,7 @@
 
 from __future__ import annotations
 
-from labkit.host.distribution import (
-    INSTALL_DRIVER,
-    INSTALL_TOOLKIT,
-    MAKE_CDI_SPEC,
-    RESTART_DOCKER,
-    Fix,
-)
+from labkit.host.packages import INSTALL_DRIVER, INSTALL_TOOLKIT, MAKE_CDI_SPEC, RESTART_DOCKER, Fix
 from labkit.known_errors.model import KnownError
 
 SNAP_OR_DESKTOP = (

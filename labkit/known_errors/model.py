@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
-from labkit.host.distribution import Fix
+from labkit.host.packages import Fix
 
 Certainty = Literal["certain", "likely", "possible"]
 CERTAINTIES: tuple[Certainty, ...] = ("certain", "likely", "possible")

@@ -7,7 +7,7 @@ Signs of JupyterLab and its kernels.
 
 from __future__ import annotations
 
-from labkit.host.distribution import INSTALL_COMPILER, Fix, packages
+from labkit.host.packages import INSTALL_COMPILER, INSTALL_LIBGL, Fix
 from labkit.known_errors.model import KnownError
 
 TOGETHER = (
@@ -60,7 +60,7 @@ LIBRARY_ERRORS = (
         "no-libgl",
         (r"lib(?:GL|EGL|gthread-2\.0|SM|Xext)\.so\.\d+: cannot open shared object file",),
         "OpenCV or another package for pictures wants a screen's libraries",
-        packages("libgl1", "mesa-libGL", "Mesa-libGL1", "libglvnd", "install libGL"),
+        INSTALL_LIBGL,
         "likely",
         otherwise="pip install opencv-python-headless   # needs none of them",
     ),

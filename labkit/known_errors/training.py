@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from labkit.host.distribution import Fix
+from labkit.host.packages import Fix
 from labkit.known_errors.model import KnownError
 
 TRAINING_ERRORS = (

@@ -21,8 +21,9 @@ from dataclasses import dataclass
 
 from labkit.doctor.check import Check, Finding, SafeFix, failed, ok, unknown, warning
 from labkit.doctor.host import COMMAND_SECONDS, Host
-from labkit.host.distribution import INSTALL_DRIVER, Distribution, Fix
+from labkit.host.distribution import Distribution
 from labkit.host.gpu import Gpu, GpuFacts, probe_gpu
+from labkit.host.packages import DROP_NOUVEAU, ENROLL_KEY, INSTALL_DRIVER
 from labkit.host.torch_builds import NEEDS
 from labkit.known_errors import KNOWN_ERRORS
 from labkit.known_errors.match import explain_text
@@ -105,20 +106,6 @@ GPU_BUS_CHECK = Check("gpu-bus", "an NVIDIA GPU on the bus", probe_gpu_bus, judg
 
 OLDEST_DRIVER = min(needs.driver for needs in NEEDS.values())
 NEWEST_DRIVER = max(needs.driver for needs in NEEDS.values())
-DROP_NOUVEAU = Fix(
-    "echo blacklist nouveau | sudo tee /etc/modprobe.d/no-nouveau.conf "
-    "&& sudo dracut --force && sudo reboot",
-    debian="echo blacklist nouveau | sudo tee /etc/modprobe.d/no-nouveau.conf "
-    "&& sudo update-initramfs -u && sudo reboot",
-    arch="echo blacklist nouveau | sudo tee /etc/modprobe.d/no-nouveau.conf "
-    "&& sudo mkinitcpio -P && sudo reboot",
-)
-ENROLL_KEY = Fix(
-    "sudo mokutil --import <the key that signed the module>   # then reboot and enroll it",
-    ubuntu="sudo update-secureboot-policy --enroll-key   # then reboot and enroll it",
-    fedora="sudo kmodgenca -a; sudo mokutil --import /etc/pki/akmods/certs/public_key.der   "
-    "# then reboot and enroll it",
-)
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 
 from labkit.doctor.check import Check, Finding, failed, ok, unknown, warning
 from labkit.doctor.host import Host
-from labkit.host.distribution import INSTALL_COMPOSE, Distribution, Fix, packages
+from labkit.host.distribution import Distribution
 from labkit.host.engine import EngineFacts
+from labkit.host.packages import INSTALL_COMPOSE, INSTALL_PODMAN_COMPOSE, START_DOCKER
 
 
 @dataclass(frozen=True)
@@ -57,12 +58,6 @@ ENGINE_CLIENT_CHECK = Check(
 )
 
 
-START = Fix(
-    "sudo systemctl enable --now docker",
-    alpine="sudo rc-update add docker && sudo service docker start",
-)
-
-
 def judge_engine_daemon(facts: EnginePair, distribution: Distribution) -> Finding:
     """Fine where a daemon of this machine answers."""
     engine = facts.chosen
@@ -80,7 +75,7 @@ def judge_engine_daemon(facts: EnginePair, distribution: Distribution) -> Findin
         return warning(
             f"docker does not answer ({docker_says}); podman {engine.server_version} does",
             "the lab runs in podman, although docker is installed",
-            START.on(distribution),
+            START_DOCKER.on(distribution),
         )
     return ok(f"{kind}{engine.name} {engine.server_version} answers")
 
@@ -95,7 +90,7 @@ def _judge_silent(facts: EnginePair, distribution: Distribution) -> Finding:
             "its storage or its runtime is not set up",
             "podman info   # shows what is wrong with it",
         )
-    start = "open -a Docker" if facts.system == "Darwin" else START.on(distribution)
+    start = "open -a Docker" if facts.system == "Darwin" else START_DOCKER.on(distribution)
     return failed(f"docker's daemon does not answer ({engine.problem})", "it does not run", start)
 
 
@@ -126,15 +121,6 @@ ENGINE_PERMISSION_CHECK = Check(
     probe_pair,
     judge_engine_permission,
     ("engine-client",),
-)
-
-
-INSTALL_PODMAN_COMPOSE = packages(
-    debian="podman-compose",
-    fedora="podman-compose",
-    suse="podman-compose",
-    arch="podman-compose",
-    anywhere="install podman-compose by your distribution's package",
 )
 
 

@@ -25,24 +25,17 @@ from labkit.doctor.check import Check, Finding, SafeFix, failed, ok, unknown, wa
 from labkit.doctor.checks.driver import read_module_version
 from labkit.doctor.checks.engine import probe_pair
 from labkit.doctor.host import COMMAND_SECONDS, Host
-from labkit.host.distribution import (
+from labkit.host.distribution import Distribution
+from labkit.host.gpu_access import GpuAccessTest, find_image, probe_gpu_access
+from labkit.host.packages import (
     INSTALL_TOOLKIT,
+    LEAVE_SNAP,
     MAKE_CDI_SPEC,
     RESTART_DOCKER,
     UPDATE_TOOLKIT,
-    Distribution,
-    Fix,
 )
-from labkit.host.gpu_access import GpuAccessTest, find_image, probe_gpu_access
 from labkit.known_errors.match import explain_text
 from labkit.process import CommandResult
-
-LEAVE_SNAP = Fix(
-    "sudo snap remove docker   # then install docker anew: docs.docker.com/engine/install",
-    debian="sudo snap remove docker && sudo apt-get install docker.io docker-compose",
-    ubuntu="sudo snap remove docker && sudo apt-get install docker.io docker-compose-v2",
-    fedora="sudo snap remove docker && sudo dnf install moby-engine docker-compose",
-)
 
 
 @dataclass(frozen=True)

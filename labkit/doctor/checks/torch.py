@@ -22,8 +22,9 @@ from labkit.devices.torch_devices import InstalledTorch, read_torch_build
 from labkit.doctor.check import Check, Finding, failed, ok, unknown, warning
 from labkit.doctor.checks.driver import NEWEST_DRIVER, OLDEST_DRIVER, read_module_version
 from labkit.doctor.host import Host
-from labkit.host.distribution import INSTALL_DRIVER, Distribution
+from labkit.host.distribution import Distribution
 from labkit.host.gpu import Capability, probe_gpu
+from labkit.host.packages import INSTALL_DRIVER
 from labkit.host.torch_builds import CUDA_BUILDS, NEEDS, BuildNeeds
 from labkit.known_errors.match import explain_text
 from labkit.process import CommandResult
