@@ -11,8 +11,7 @@ from typing import Any
 
 from labkit.errors import UsageError
 from labkit.host.machine import read_folder
-from labkit.launch.runtime import Identity
-from labkit.launch.settings import Checkout
+from labkit.launch.settings import Checkout, Identity
 from labkit.text import format_bytes
 
 LEAST_FREE_BYTES = 64 * 1024**2
