@@ -56,8 +56,8 @@ check:  ## check your own answers to the exercises
 progress:  ## show how far you are
 	@$(LABKIT) exec $(CHOICE) -- labkit progress
 
-reset:  ## start a lab's notebook anew, keeping a backup (LABS=tensors)
-	@$(LABKIT) exec $(CHOICE) -- labkit reset $(LABS)
+reset:  ## put fresh notebooks in place, keeping yours beside them (LABS=tensors)
+	@$(LABKIT) exec $(CHOICE) -- labkit reset $(or $(LABS),--all)
 
 ## Working on the lab
 
