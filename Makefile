@@ -61,8 +61,8 @@ check:  ## check your own answers to the exercises
 progress:  ## show how far you are
 	@$(LABKIT) exec $(CHOICE) -- labkit progress
 
-reset:  ## replace a lab's notebook by a new one and keep a backup (LABS=tensors)
-	@$(LABKIT) exec $(CHOICE) -- labkit reset $(LABS)
+reset:  ## put fresh notebooks in place, keeping yours beside them (LABS=tensors)
+	@$(LABKIT) exec $(CHOICE) -- labkit reset $(or $(LABS),--all)
 
 ## Working on the lab
 

@@ -80,11 +80,12 @@ def describe_update(checkout: Checkout) -> list[str]:
     }
     update = _read_manifest(checkout).get("last_update") or {}
     folder = f"{checkout.workspace.name}/"
-    return [
+    lines = [
         text.format(folder=folder, names=", ".join(update[kind]))
         for kind, text in kinds.items()
         if update.get(kind)
     ]
+    return [*lines, *(update.get("notes") or ())]
 
 
 def read_update_time(checkout: Checkout) -> str | None:
