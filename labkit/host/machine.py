@@ -1,9 +1,4 @@
-"""This machine, this user and this Python, as the launcher needs to know them.
-
-Who owns a folder, whether it can be written, and how much room its disk has.
-
-Which TCP ports of an address are free to listen on.
-"""
+"""Facts about this machine: its system, user and Python, its folders, and its free TCP ports."""
 
 from __future__ import annotations
 
@@ -33,15 +28,15 @@ class MachineFacts:
 
     @property
     def is_root(self) -> bool:
-        """True where the user may do everything, so the lab must run as somebody else."""
+        """True where the user is root, and the lab must run as another user."""
         return self.user_id == 0
 
 
 def read_machine(environment: Mapping[str, str] = os.environ) -> MachineFacts:
-    """The facts of the running process's machine.
+    """The facts of this process's machine.
 
-    ``ssh_server`` is the address this host was reached at over SSH (the third field of
-    SSH_CONNECTION), or None for a local session.
+    ``ssh_server`` is the address of this host that an SSH session uses (the third field of
+    SSH_CONNECTION), or None in a local session.
     """
     connection = environment.get("SSH_CONNECTION", "").split()
     return MachineFacts(
@@ -58,7 +53,7 @@ def read_machine(environment: Mapping[str, str] = os.environ) -> MachineFacts:
 
 @dataclass(frozen=True)
 class FolderFacts:
-    """A folder as it is on disk; owner and room are None where it does not exist."""
+    """A folder on disk; its owner and free space are None where it does not exist."""
 
     path: Path
     exists: bool
@@ -70,7 +65,7 @@ class FolderFacts:
 
 
 def read_folder(path: Path) -> FolderFacts:
-    """The facts of ``path``, following a symbolic link to where it leads."""
+    """The facts of ``path``, or of what it links to."""
     try:
         status = path.stat()
     except OSError:
@@ -92,11 +87,11 @@ PortProbe = Callable[[str, int], bool]
 def is_port_free(address: str, port: int) -> bool:
     """True where a server could listen on ``address`` and ``port`` now.
 
-    Raises OSError where the address itself is not one of this machine's.
+    Raises OSError where the address is not one of this machine's.
     """
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as listener:
-        # As a server does, so that a port just closed does not count as taken.
+        # As a server does: a port that was just closed is free.
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind((address, port))
