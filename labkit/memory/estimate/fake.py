@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import gc
 import logging
 import re
 import sys
@@ -123,6 +124,7 @@ class Simulation:
         self._fake = FakeMode(allow_non_fake_inputs=True)
         self.tracer = FakeTracer(self.allocator, round_request if cuda else int)
         self.notes: list[str] = []
+        self.growth_bytes = 0
 
     @contextlib.contextmanager
     def open(self) -> Iterator[None]:
@@ -171,6 +173,22 @@ class Simulation:
         if isinstance(tensor, torch.nn.Parameter):
             return torch.nn.Parameter(made, requires_grad=tensor.requires_grad)
         return made.requires_grad_(tensor.requires_grad)
+
+    def measure_growth(self, run_step: Callable[[], object]) -> None:
+        """Runs the second step and, if it keeps more memory than the first, a third.
+
+        An optimizer creates its state in the first step; in the second, everything is there. What
+        only the second keeps is not growth: the third decides.
+        """
+        before = self.tracer.count_live()
+        run_step()
+        if self.tracer.count_live() <= before:
+            return
+        gc.collect()  # what only reference cycles keep alive is not growth
+        before = self.tracer.count_live()
+        run_step()
+        gc.collect()
+        self.growth_bytes = max(0, self.tracer.count_live() - before)
 
     def follow_cuda(self, *, wanted: bool = True) -> contextlib.AbstractContextManager[Any]:
         """The context in which code for CUDA runs on the CPU, with CUDA's behavior for a GPU."""
