@@ -479,7 +479,7 @@ def probe_mig(host: Host) -> tuple[Gpu, ...]:
 def judge_mig(gpus: tuple[Gpu, ...], distribution: Distribution) -> Finding:
     """A GPU with MIG on and no part of its own gives CUDA nothing to run on."""
     cut = [gpu for gpu in gpus if gpu.mig]
-    empty = [gpu for gpu in cut if not gpu.parts]
+    empty = [gpu for gpu in cut if not gpu.instances]
     if empty:
         index = empty[0].index
         return failed(
@@ -489,7 +489,7 @@ def judge_mig(gpus: tuple[Gpu, ...], distribution: Distribution) -> Finding:
             f"# one part of all of it; or switch MIG off: sudo nvidia-smi -i {index} -mig 0",
         )
     if cut:
-        count = sum(len(gpu.parts) for gpu in cut)
+        count = sum(len(gpu.instances) for gpu in cut)
         return ok(f"MIG is on: {count} part{'s' if count > 1 else ''}; a process uses one of them")
     return ok("MIG is off, or not on this GPU")
 
