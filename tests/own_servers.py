@@ -14,6 +14,7 @@ from pathlib import Path
 
 from labkit.host.ports import find_free_port
 from labkit.launch.health import wait_until
+
 from labkit.launch.serve import prepare_folders
 from tests.servers import LabServer, serve_environment
 

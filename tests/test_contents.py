@@ -17,6 +17,7 @@ from http.client import HTTPException
 from pathlib import Path
 
 import pytest
+from labkit.launch.health import wait_until
 from tornado.web import HTTPError
 
 from labkit.jupyter import contents
@@ -27,7 +28,6 @@ from labkit.jupyter.contents import (
     open_beside,
     remove_abandoned,
 )
-from labkit.launch.health import wait_until
 from tests.own_servers import OwnServer, start_own_server
 from tests.servers import TOKEN, LabServer
 

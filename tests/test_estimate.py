@@ -431,3 +431,26 @@ def test_what_only_the_second_step_makes_is_not_growth():
 @pytest.mark.parametrize("model", MODELS)
 def test_training_does_not_grow(model):
     assert estimate_memory(make_training(model, "Adam"), batch=4).growth_bytes == 0
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize(
+    "loss", ["mse_loss", "smooth_l1_loss", "soft_margin_loss", "binary_cross_entropy", "l1_loss"]
+)
+def test_a_loss_keeps_the_storage_that_it_really_keeps(loss, reduction):
+    def make_step(batch=256):
+        layer = nn.Linear(64, 64)
+        inputs, targets = torch.rand(batch, 64), torch.rand(batch, 64)
+
+        def step():
+            wrong = getattr(nn.functional, loss)(
+                layer(inputs).sigmoid(), targets, reduction=reduction
+            )
+            wrong.sum().backward()
+
+        return step
+
+    run_twice(make_step, 256)
+    with StorageTracer() as tracer:
+        run_twice(make_step, 256)
+    assert estimate_memory(make_step).peak_bytes == tracer.levels["cpu"].peak_bytes
