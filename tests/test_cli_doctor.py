@@ -130,7 +130,7 @@ def test_a_log_is_explained(tmp_path, capsys):
 
 
 def test_a_log_from_standard_input(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "stdin", io.StringIO(LOG))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(LOG.encode())))
     assert main(["doctor", "--explain"]) == 0
     assert capsys.readouterr().out == LOG_SCREEN
 

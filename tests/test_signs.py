@@ -17,7 +17,7 @@ from tests.fakes.error_texts import FACTS, ORDINARY, TEXTS
 
 def names(text):
     """The signs found in the text, in their ranking."""
-    return [found.sign.name for found in explain_text(text).found]
+    return [found.error.name for found in explain_text(text).found]
 
 
 @pytest.mark.parametrize(
@@ -214,4 +214,4 @@ def test_an_explanation_as_a_person_reads_it():
 def test_a_sign_of_ones_own_serves_too():
     sign = KnownError("tea", (r"teapot \d+",), "it is a teapot", Fix("make coffee"))
     found = explain_text("I am\na teapot   418", (sign,)).first
-    assert (found.sign.name, found.line_number) == ("tea", 2)
+    assert (found.error.name, found.line_number) == ("tea", 2)

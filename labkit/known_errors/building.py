@@ -8,11 +8,12 @@ from labkit.known_errors.model import KnownError
 BUILD_ERRORS = (
     KnownError(
         "disk-full",
-        # A line that names shared memory is about /dev/shm, which no disk's room can mend.
-        (r"^(?!.*(?:/dev/shm|</?torch_|shared memory)).*no space left on device",),
+        (r"no space left on device",),
         "the disk is full",
         Fix("df -h && docker system prune"),
         brings=("hashes-differ", "no-build", "daemon-not-running", "unreadable-archive"),
+        # Shared memory (/dev/shm) is full, not a disk.
+        unless=r"/dev/shm|</?torch_|shared memory",
     ),
     KnownError(
         "no-name-server",

@@ -72,7 +72,7 @@ ENGINE_ERRORS = (
     ),
     KnownError(
         "token-rejected",
-        (r"Invalid credentials", r"403 (?:GET|PUT|POST) .{0,200}token", r"wrong password or token"),
+        (r"Invalid credentials", r"wrong password or token"),
         "the page is another Jupyter's, which was on this port first, or the URL is an old one",
         Fix("make status   # prints the URL of this lab"),
         "possible",
@@ -215,7 +215,8 @@ ENGINE_SETUP_ERRORS = (
         (
             r"Unable to locate package nvidia-(?:container-toolkit|driver|open)",
             r"Package '?nvidia-(?:container-toolkit|driver)\S*'? has no installation candidate",
-            r"(?:No match for argument|Unable to find a match): nvidia-",
+            r"No match for argument: nvidia-",
+            r"Unable to find a match: nvidia-",
             r"No provider of 'nvidia-",
         ),
         "this system's package sources do not have NVIDIA's packages",

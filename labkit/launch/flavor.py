@@ -153,7 +153,7 @@ def _explain(problem: str, distribution: Distribution, fix: str) -> dict[str, st
     found = explain_text(problem).first
     if found is None:
         return {"cause": problem, "fix": fix}
-    return {"cause": found.sign.cause, "fix": found.sign.fix.on(distribution)}
+    return {"cause": found.error.cause, "fix": found.error.fix.on(distribution)}
 
 
 def _refuse_passing(host: GpuHost) -> LabkitError:
@@ -161,7 +161,7 @@ def _refuse_passing(host: GpuHost) -> LabkitError:
     name = ENGINES.get(host.engine or "", host.engine)
     problems = [trial.problem for trial in host.trials if trial.problem]
     # A docker whose CDI is off, as it is by default, tells nothing of what its first way met.
-    known = [text for text in problems if _name_sign(text) not in (None, "docker-cdi-off")]
+    known = [text for text in problems if _name_known_error(text) not in (None, "docker-cdi-off")]
     told = (known or problems or ["no container was tried"])[0]
     untried = told.startswith(NO_IMAGE)
     return GpuAccessError(
@@ -172,9 +172,9 @@ def _refuse_passing(host: GpuHost) -> LabkitError:
     )
 
 
-def _name_sign(text: str) -> str | None:
+def _name_known_error(text: str) -> str | None:
     found = explain_text(text).first
-    return found.sign.name if found else None
+    return found.error.name if found else None
 
 
 def _choose_idle(settings: Settings, host: GpuHost, error: LabkitError) -> Choice[Flavor]:

@@ -181,7 +181,7 @@ def judge_driver(facts: DriverFacts, distribution: Distribution) -> Finding:
 def _judge_missing_driver(facts: DriverFacts, distribution: Distribution) -> Finding:
     found = explain_text(facts.gpu.problem or "").first
     if facts.in_wsl:
-        cause = found.sign.cause if found else "the driver in Windows does not reach into WSL2"
+        cause = found.error.cause if found else "the driver in Windows does not reach into WSL2"
         return failed(
             f"no driver answers ({facts.gpu.problem or 'no nvidia-smi'})",
             cause,
@@ -252,7 +252,7 @@ def judge_driver_library(facts: LibraryFacts, distribution: Distribution) -> Fin
     said = f"{answer.stdout}\n{answer.stderr}"
     found = explain_text(said).first
     if found:
-        return failed(found.line, found.sign.cause, found.sign.fix.on(distribution))
+        return failed(found.line, found.error.cause, found.error.fix.on(distribution))
     if not answer.ok:
         return failed(answer.message, "nvidia-smi does not say why", "sudo dmesg | grep -i nvrm")
     names = [line.split(",")[0].strip() for line in answer.stdout.splitlines() if "," in line]
@@ -451,8 +451,8 @@ def judge_gpu_health(facts: HealthFacts, distribution: Distribution) -> Finding:
     faults = tuple(sign for sign in KNOWN_ERRORS if sign.name in FAULTS)
     found = explain_text(facts.log or "", faults).first
     if found:
-        judged = failed if found.sign.name in ("gpu-off-the-bus", "needs-open-modules") else warning
-        return judged(found.line, found.sign.cause, found.sign.fix.on(distribution))
+        judged = failed if found.error.name in ("gpu-off-the-bus", "needs-open-modules") else warning
+        return judged(found.line, found.error.cause, found.error.fix.on(distribution))
     broken = [(index, count) for index, count in facts.errors if count]
     if broken:
         index, count = broken[0]

@@ -507,10 +507,10 @@ def judge_container_gpu(facts: SeenFacts, distribution: Distribution) -> Finding
         return unknown(f"no container of {facts.image} started in time", DEEPER)
     known = [found for text in problems if (found := explain_text(text).first)]
     # A docker whose CDI is off, as it is by default, tells nothing of what its first way met.
-    known = [each for each in known if each.sign.name != "docker-cdi-off"]
+    known = [each for each in known if each.error.name != "docker-cdi-off"]
     what = f"no container sees the GPU ({known[0].line if known else _shorten(problems)})"
     if known:
-        return failed(what, known[0].sign.cause, known[0].sign.fix.on(distribution))
+        return failed(what, known[0].error.cause, known[0].error.fix.on(distribution))
     way = WAYS[facts.trials[0].way] if facts.trials else WAYS["reservation"]
     return failed(
         what,

@@ -112,8 +112,8 @@ def judge_index(facts: IndexFacts, distribution: Distribution) -> Finding:
             found = explain_text(problem).first
             return warning(
                 f"{index} cannot be reached ({problem})",
-                found.sign.cause if found else "a firewall, a proxy that is not set, or no network",
-                found.sign.fix.on(distribution) if found else f"curl -sSI {index}",
+                found.error.cause if found else "a firewall, a proxy that is not set, or no network",
+                found.error.fix.on(distribution) if found else f"curl -sSI {index}",
             )
     if not facts.answers:
         return ok("no index is set: torch's build for this GPU comes from the default one")

@@ -231,7 +231,7 @@ def judge_trial(facts: TrialFacts, distribution: Distribution) -> Finding:
         return unknown("the trial said nothing", again)
     found = explain_text(f"{answer.stdout}\n{answer.stderr}").first
     if found:
-        return failed(found.line, found.sign.cause, found.sign.fix.on(distribution))
+        return failed(found.line, found.error.cause, found.error.fix.on(distribution))
     return failed(answer.message, "not known: its whole output may say more", again)
 
 
