@@ -74,7 +74,7 @@ def probe_gpu(run: CommandRunner, root: Path = Path("/")) -> GpuFacts:
     """What `nvidia-smi` lists, else what /proc/driver/nvidia tells, else nothing."""
     program = _find_program(run, root)
     answer, fields = _ask_fields(run, program)
-    wsl = _is_wsl(root)
+    wsl = is_wsl(root)
     rows = _read_rows(answer, fields)
     if rows:
         gpus = _read_parts(run, program, tuple(_read_gpu(row, n) for n, row in enumerate(rows)))
@@ -82,7 +82,7 @@ def probe_gpu(run: CommandRunner, root: Path = Path("/")) -> GpuFacts:
     if answer.ok and not answer.stdout.strip():
         return GpuFacts(wsl=wsl)
     return GpuFacts(
-        driver_version=_read_module_version(root),
+        driver_version=read_module_version(root),
         gpus=_read_module_gpus(root),
         problem=None if answer.missing else _quote(answer),
         wsl=wsl,
@@ -182,12 +182,12 @@ def _read_parts(run: CommandRunner, program: str, gpus: tuple[Gpu, ...]) -> tupl
     )
 
 
-def _is_wsl(root: Path) -> bool:
+def is_wsl(root: Path) -> bool:
     """True in WSL2, where the GPU is a Windows device (/dev/dxg)."""
     return (root / "dev/dxg").exists() or "microsoft" in _read(root / "proc/version").lower()
 
 
-def _read_module_version(root: Path) -> str | None:
+def read_module_version(root: Path) -> str | None:
     """The loaded kernel module's version, such as "580.65.06"; None where none is loaded."""
     found = VERSION.search(_read(root / "proc/driver/nvidia/version"))
     return found.group(1) if found else None

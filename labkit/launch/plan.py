@@ -155,7 +155,9 @@ def make_plan(
 
 
 def _choose_runtime(settings: Settings, facts: HostFacts) -> Choice[str]:
-    return choose_runtime(settings.runtime, facts.docker, facts.podman, facts.machine.system)
+    return choose_runtime(
+        settings.runtime, facts.docker, facts.podman, facts.distribution, facts.machine.system
+    )
 
 
 def _choose_identity(checkout: Checkout, facts: HostFacts, engine: str) -> Choice[Identity]:

@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass, replace
 
 from labkit.errors import EngineError
+from labkit.host.distribution import read_distribution
 from labkit.host.engine import EngineFacts, probe_engine
 from labkit.host.machine import read_machine
 from labkit.host.torch_builds import CUDA_BUILDS, TorchBuild
@@ -41,6 +42,7 @@ def find_engine(settings: Settings) -> str:
         settings.runtime,
         engines.get("docker", absent),
         engines.get("podman", replace(absent, name="podman")),
+        read_distribution(),
         read_machine().system,
     )
     if chosen.value == "local":

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from labkit.errors import EngineError, UsageError
-from labkit.host.engine import EngineFacts
+from labkit.host.distribution import UNKNOWN, Distribution
+from labkit.host.engine import EngineFacts, find_engine_obstacle
 from labkit.host.machine import FolderFacts, MachineFacts
 from labkit.text import near_match
 
@@ -35,14 +36,6 @@ class Choice(Generic[T]):
 
 
 @dataclass(frozen=True)
-class EngineObstacle:
-    """Why an engine cannot run the lab, and the line that would change that."""
-
-    why: str
-    fix: str
-
-
-@dataclass(frozen=True)
 class Identity:
     """Who the container runs as; ``keep_id`` asks rootless Podman to map the user to itself."""
 
@@ -55,59 +48,6 @@ class Identity:
     def is_root(self) -> bool:
         """True only in a rootless engine, where the container's root is the host's user."""
         return self.user_id == 0
-
-
-def find_obstacle(engine: EngineFacts, system: str = "Linux") -> EngineObstacle | None:
-    """What keeps the engine from running the lab, or None where nothing does."""
-    name = engine.name
-    if not engine.client_found:
-        return EngineObstacle(f"no {name} command here", _install_hint(name))
-    if engine.server_version is None:
-        return _find_daemon_obstacle(engine, system)
-    if engine.remote:
-        return EngineObstacle(
-            f"{name} talks to another machine ({engine.endpoint}), which cannot see work/",
-            f"unset DOCKER_HOST DOCKER_CONTEXT; {name} context use default",
-        )
-    if engine.compose_version is None:
-        why = f"{name} {engine.server_version} has no Compose ({engine.compose_problem})"
-        return EngineObstacle(why, _compose_hint(name))
-    if engine.compose_major is not None and engine.compose_major < 2 and name == "docker":
-        return EngineObstacle(
-            f"Compose {engine.compose_version} is too old: the lab needs Compose 2",
-            _compose_hint(name),
-        )
-    return None
-
-
-def _find_daemon_obstacle(engine: EngineFacts, system: str) -> EngineObstacle:
-    """Why a client that is there gets no answer: refused, or nobody at home."""
-    if "permission denied" in (engine.problem or "").lower():
-        return EngineObstacle(
-            f"{engine.name}'s socket refuses this user ({engine.problem})",
-            "sudo usermod -aG docker $USER   # then log out and in again",
-        )
-    if "Podman's" in (engine.problem or ""):
-        return EngineObstacle(str(engine.problem), "make up RUNTIME=podman")
-    start = "open -a Docker" if system == "Darwin" else "sudo systemctl start docker"
-    return EngineObstacle(
-        f"{engine.name} is installed but its daemon does not answer ({engine.problem})",
-        start if engine.name == "docker" else "podman info   # shows what is wrong with it",
-    )
-
-
-def _install_hint(name: str) -> str:
-    pages = {
-        "docker": "https://docs.docker.com/engine/install/",
-        "podman": "https://podman.io/docs/installation",
-    }
-    return f"install it ({pages[name]}), or: make up RUNTIME=local"
-
-
-def _compose_hint(name: str) -> str:
-    if name == "podman":
-        return "sudo apt-get install podman-compose   # or your distribution's package of it"
-    return "sudo apt-get install docker-compose-plugin   # docs.docker.com/compose/install"
 
 
 def check_name(kind: str, asked: str, known: tuple[str, ...], variable: str = "") -> None:
@@ -126,7 +66,11 @@ def check_name(kind: str, asked: str, known: tuple[str, ...], variable: str = ""
 
 
 def choose_runtime(
-    asked: str, docker: EngineFacts, podman: EngineFacts, system: str = "Linux"
+    asked: str,
+    docker: EngineFacts,
+    podman: EngineFacts,
+    distribution: Distribution = UNKNOWN,
+    system: str = "Linux",
 ) -> Choice[str]:
     """docker, podman or local: the one that was asked for, else the first that can run the lab.
 
@@ -137,30 +81,25 @@ def choose_runtime(
         return Choice("local", "asked for by name")
     engines = {"docker": docker, "podman": podman}
     if asked in engines:
-        obstacle = find_obstacle(engines[asked], system)
+        obstacle = find_engine_obstacle(engines[asked], distribution, system)
         if obstacle:
-            raise EngineError(
-                f"RUNTIME={asked} cannot run the lab", cause=obstacle.why, fix=obstacle.fix
-            )
+            cause = f"{obstacle.what}: {obstacle.cause}"
+            raise EngineError(f"RUNTIME={asked} cannot run the lab", cause=cause, fix=obstacle.fix)
         return Choice(asked, f"asked for by name; {_describe_engine(engines[asked])}")
-    return _choose_any_runtime(docker, podman, system)
-
-
-def _choose_any_runtime(docker: EngineFacts, podman: EngineFacts, system: str) -> Choice[str]:
-    obstacles = {}
+    obstacles = []
     for engine in (docker, podman):
-        obstacle = find_obstacle(engine, system)
+        obstacle = find_engine_obstacle(engine, distribution, system)
         if obstacle is None:
             return Choice(engine.name, _describe_engine(engine))
         if engine.client_found:
-            obstacles[engine.name] = obstacle
+            obstacles.append(obstacle)
     if not obstacles:
         return Choice("local", "no docker or podman command here")
     return Choice(
         "local",
-        "; ".join(obstacle.why for obstacle in obstacles.values()),
+        "; ".join(obstacle.what for obstacle in obstacles),
         warning="to use the engine instead: "
-        + "; or ".join(obstacle.fix for obstacle in obstacles.values()),
+        + "; or ".join(obstacle.fix for obstacle in obstacles),
     )
 
 
