@@ -57,7 +57,7 @@ def test_a_broken_host(monkeypatch, tmp_path, capsys):
     play_checks(
         monkeypatch,
         tmp_path,
-        failed("0 B free at /home", "the disk is all but full", "df -h"),
+        failed("0 B free at /home", "the disk is almost full", "df -h"),
         ok("port 8888 is free"),
         warning("shared memory: 64.0 MiB", "workers die", "LABKIT_SHM_SIZE=2g make down up"),
     )
@@ -68,7 +68,7 @@ def test_a_broken_host(monkeypatch, tmp_path, capsys):
         "                 cause: workers die\n"
         "                 try: LABKIT_SHM_SIZE=2g make down up\n"
         "failed   check-1 0 B free at /home\n"
-        "                 cause: the disk is all but full\n"
+        "                 cause: the disk is almost full\n"
         "                 try: df -h\n"
         "\n"
         "3 checks: 1 ok, 1 warning, 1 failed\n"

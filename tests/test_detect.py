@@ -19,7 +19,8 @@ from labkit.devices.detect import (
     name_slice,
 )
 from labkit.devices.nvml import SENTENCES, NvmlFacts, NvmlGpu, Trouble
-from labkit.devices.torch_devices import InstalledTorch, best_device, read_torch_build
+from labkit.devices.torch_devices import best_device
+from labkit.host.torch_builds import InstalledTorch, read_torch_build
 
 GIB = 2**30
 CPU = CpuFacts("AMD EPYC", 2, 4, 4, 16 * GIB, None, ("AVX2",))

@@ -8,11 +8,11 @@ import sys
 
 import pytest
 
-from labkit.devices.torch_devices import InstalledTorch
 from labkit.doctor.checks import CHECKS
 from labkit.doctor.checks import system as system_module
 from labkit.doctor.checks import torch as torch_build_check
 from labkit.doctor.run import examine_host
+from labkit.host.torch_builds import InstalledTorch
 from labkit.process import CommandResult
 from tests.fakes.host import (
     ADA,
@@ -375,7 +375,7 @@ BROKEN = {
     "a container without nvidia-smi": (
         {"answers": refuses('exec: "nvidia-smi": executable file not found in $PATH: unknown.')},
         None,
-        [("container-gpu", "failed", "labkit doctor   # on the host: says where the GPU is lost")],
+        [("container-gpu", "failed", "labkit doctor   # on the host: shows where the GPU is lost")],
     ),
     "an engine that says something new": (
         {
@@ -413,7 +413,7 @@ BROKEN = {
                 "mig",
                 "failed",
                 "sudo nvidia-smi mig -i 0 -cgi 0 -C   "
-                "# one part of all of it; or switch MIG off: sudo nvidia-smi -i 0 -mig 0",
+                "# one instance of the whole GPU; or turn MIG off: sudo nvidia-smi -i 0 -mig 0",
             )
         ],
     ),
@@ -601,7 +601,7 @@ BROKEN = {
     "an nvidia-smi that hangs": (
         {"answers": {SMI: hangs("nvidia-smi", 3), SMI_QUERY: hangs("nvidia-smi", 3)}},
         None,
-        [("driver-library", "unknown", "sudo dmesg | grep -i xid   # a hung GPU needs a reboot")],
+        [("driver-library", "unknown", "sudo dmesg | grep -i xid   # if the GPU hangs: reboot")],
     ),
     "a macOS machine whose Docker is not started": (
         {
@@ -623,7 +623,7 @@ BROKEN = {
             (
                 "gpu-bus",
                 "warning",
-                "make doctor   # on the host: says where the GPU is lost",
+                "make doctor   # on the host: shows where the GPU is lost",
             )
         ],
     ),
@@ -762,6 +762,6 @@ def test_no_image_is_pulled_to_try_a_gpu_in(tmp_path):
     )
     assert (found.status, found.found) == (
         "skipped",
-        "no image is here yet to try it in: make build",
+        "no image to test it with yet: make build",
     )
     assert not [call for call in host.run_long.calls if " pull " in call or " run " in call]

@@ -426,7 +426,7 @@ BROKEN = {
         (
             "driver-library",
             "unknown",
-            "sudo dmesg | grep -i xid   # a hung GPU needs a reboot",
+            "sudo dmesg | grep -i xid   # if the GPU hangs: reboot",
         ),
     ),
 }
@@ -485,10 +485,10 @@ def test_failures_are_shown_last_and_counted(tmp_path):
     screen = format_examination(examination).splitlines()
     assert screen[-8:-1] == [
         "warning  port              port 8888 is taken",
-        " " * 27 + "cause: another program listens on it, and would refuse this lab's token",
+        " " * 27 + "cause: another program listens on it, which does not accept this lab's token",
         " " * 27 + "try: make up   # takes the next free port, and prints it",
         f"failed   disk              1 B free at {tmp_path}/home/ada/work",
-        " " * 27 + "cause: the disk is all but full",
+        " " * 27 + "cause: the disk is almost full",
         " " * 27 + "try: df -h && docker system prune",
         "",
     ]
@@ -530,7 +530,7 @@ def test_commands_that_never_end_do_not_hold_up_the_doctor(tmp_path):
 
     host = dataclasses.replace(play_host(tmp_path, gpu=True), run=OnceRunner(never))
     started = time.monotonic()
-    examination = examine_host(host, CHECKS, patience_scale=0.05)
+    examination = examine_host(host, CHECKS, limit_scale=0.05)
     let_go.set()
     assert time.monotonic() - started < 5
     assert find(examination, "driver").found == "no answer in time"

@@ -55,7 +55,7 @@ CONFIGURE = "sudo nvidia-ctk runtime configure --runtime=docker && sudo systemct
         pytest.param(
             gpu_access.PassingFacts("docker", has_specification=True, cdi_off=True),
             "failed",
-            "docker's CDI is switched off, and it has no nvidia runtime",
+            "docker's CDI is off, and docker has no nvidia runtime",
             "sudo nvidia-ctk runtime configure --runtime=docker --cdi.enabled "
             "&& sudo systemctl restart docker",
             id="docker, CDI that is switched off",
@@ -70,7 +70,7 @@ CONFIGURE = "sudo nvidia-ctk runtime configure --runtime=docker && sudo systemct
         pytest.param(
             gpu_access.PassingFacts("docker", configured=True),
             "failed",
-            "docker's daemon.json names the nvidia runtime, and docker does not know it",
+            "daemon.json names the nvidia runtime, but docker does not know it",
             "sudo systemctl restart docker",
             id="docker, not restarted",
         ),
@@ -160,21 +160,21 @@ CLOSED = gpu_access.Specification(SPEC, None)
         pytest.param(
             gpu_access.CdiFacts("podman", True, specification=FOUND, driver=None, gone=LIBRARY),
             "failed",
-            f"/etc/cdi/nvidia.yaml names {LIBRARY}, which is not there",
+            f"/etc/cdi/nvidia.yaml names {LIBRARY}, which does not exist",
             MAKE_SPEC,
             id="podman, files that are gone",
         ),
         pytest.param(
             gpu_access.CdiFacts("podman", True, rootless=True, specification=CLOSED),
             "failed",
-            "/etc/cdi/nvidia.yaml may not be read by this user",
+            "/etc/cdi/nvidia.yaml",
             "sudo chmod a+r /etc/cdi/nvidia.yaml",
             id="rootless, closed",
         ),
         pytest.param(
             gpu_access.CdiFacts("docker", True, specification=CLOSED),
             "ok",
-            "/etc/cdi/nvidia.yaml, which only root reads",
+            "/etc/cdi/nvidia.yaml, which only root can read",
             None,
             id="docker as root, closed",
         ),
@@ -245,19 +245,19 @@ def test_the_files_a_specification_names_are_looked_for(tmp_path):
         pytest.param(
             gpu_access.CgroupFacts("docker", rootless=False),
             "ok",
-            "no-cgroups is off, as this engine needs it",
+            "no-cgroups is off, as this engine requires",
             id="root, off",
         ),
         pytest.param(
             gpu_access.CgroupFacts("docker", rootless=True, no_cgroups=True),
             "ok",
-            "no-cgroups is on, as this engine needs it",
+            "no-cgroups is on, as this engine requires",
             id="rootless, on",
         ),
         pytest.param(
             gpu_access.CgroupFacts("docker", rootless=True, has_spec=True),
             "ok",
-            "no-cgroups is off, and CDI does without it",
+            "no-cgroups is off, and CDI does not need it",
             id="rootless, off, CDI",
         ),
         pytest.param(
@@ -275,13 +275,13 @@ def test_the_files_a_specification_names_are_looked_for(tmp_path):
         pytest.param(
             gpu_access.CgroupFacts("podman", rootless=True),
             "ok",
-            "no matter for this engine",
+            "not applicable to this engine",
             id="podman",
         ),
         pytest.param(
             gpu_access.CgroupFacts("docker", None),
             "ok",
-            "no matter for this engine",
+            "not applicable to this engine",
             id="not known",
         ),
     ],

@@ -33,21 +33,21 @@ ok       engine-client     docker is installed
 ok       engine-permission docker has not refused this user
 ok       engine-daemon     docker 26.1.5+dfsg1 answers
 ok       compose           Compose 2.26.1-4
-ok       engine-kind       docker runs on this very system
-ok       selinux           SELinux does not enforce here
+ok       engine-kind       docker runs on this system
+ok       selinux           SELinux is not enforcing
 ok       shm               shared memory: 16.0 GiB
 ok       disk              80.0 GiB free at /home/ada/labkit/work
 ok       memory            22.9 GiB of 30.5 GiB available
 ok       port              port 8888 is free
-ok       workspace         /home/ada/labkit/work is not made yet; make up makes it
-ok       certificates      no proxy and no certificate of its own set
+ok       workspace         /home/ada/labkit/work does not exist yet; make up creates it
+ok       certificates      no proxy and no certificate file is set
 ok       dns               index.example resolves
 ok       index             https://index.example/whl/cpu answers
 ok       torch-build       no torch in this Python: the lab brings its own
 skipped  5 checks          because toolkit failed
 skipped  4 checks          because there is no torch here
 warning  nvidia-uvm        no nvidia-uvm
-                           cause: CUDA would fail with an unknown error where nvidia-smi still works
+                           cause: CUDA would fail with an unknown error, although nvidia-smi works
                            try: sudo nvidia-modprobe -u -c=0 || sudo modprobe nvidia-uvm
 failed   toolkit           no NVIDIA Container Toolkit
                            cause: without it no container gets the GPU; it comes from NVIDIA's own \
@@ -60,18 +60,18 @@ runtime configure --runtime=docker && sudo systemctl restart docker
 OFFERED = """\
 nvidia-uvm: no nvidia-uvm
   sudo modprobe nvidia-uvm   # loads the driver's module for CUDA's memory
-run it? [y/N] nvidia-uvm: now ok: /dev/nvidia-uvm is there
-toolkit: not run: it restarts the engine, and with it everybody's containers
+run it? [y/N] nvidia-uvm: now ok: /dev/nvidia-uvm exists
+toolkit: not run: it restarts the engine, and with it all containers
   type it yourself: sudo apt-get install nvidia-container-toolkit && sudo nvidia-ctk runtime \
 configure --runtime=docker && sudo systemctl restart docker
 """
 # What is new on the screen once the toolkit is there too.
 WHOLE = [
-    "ok       nvidia-uvm        /dev/nvidia-uvm is there",
+    "ok       nvidia-uvm        /dev/nvidia-uvm exists",
     "ok       toolkit           NVIDIA Container Toolkit 1.17.8",
     "ok       cdi               no CDI specification, and none needed",
     "ok       gpu-passing       docker knows the nvidia runtime",
-    "ok       cgroups           no-cgroups is off, as this engine needs it",
+    "ok       cgroups           no-cgroups is off, as this engine requires",
     "ok       cgroup-driver     systemd, cgroup v2: where a running lab loses its GPU (NVML: "
     "Unknown Error) after a daemon-reload, make down up",
     "ok       container-gpu     a container of labkit:cuda sees 1 GPU (by reservation)",

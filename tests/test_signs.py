@@ -205,7 +205,7 @@ def test_an_explanation_as_a_person_reads_it():
         "  line 4: RuntimeError: No CUDA GPUs are available\n"
         "  cause: torch sees no GPU: none was passed to this container, or CUDA_VISIBLE_DEVICES "
         "hides it\n"
-        "  try: labkit doctor   # on the host: says where the GPU is lost\n"
+        "  try: labkit doctor   # on the host: shows where the GPU is lost\n"
         "  else: unset CUDA_VISIBLE_DEVICES\n"
         "  comes from: driver-library-mismatch"
     )

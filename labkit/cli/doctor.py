@@ -160,7 +160,7 @@ def mend(
     Raises UsageError where there is something to agree to and nobody who could.
     """
     from labkit.doctor.checks import CHECKS
-    from labkit.doctor.run import list_offers, mend_host
+    from labkit.doctor.run import fix_host, list_offers
     from labkit.process import run_at_terminal, run_command
 
     asks = not arguments.yes
@@ -177,13 +177,13 @@ def mend(
                 + ("--json is for programs" if arguments.json else "this is no terminal"),
                 fix="labkit doctor --fix --yes",
             )
-    return mend_host(
+    return fix_host(
         lambda: make_host(deep=arguments.deep),
         CHECKS,
         examination,
         ask=ask_person if asks else announce,
         run=run_at_terminal if asks else run_command,
-        tell=lambda line: print(line, file=sys.stderr),
+        report=lambda line: print(line, file=sys.stderr),
         may_ask=asks,
         offline=arguments.offline,
     )

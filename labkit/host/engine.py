@@ -7,7 +7,8 @@ import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from labkit.host.distribution import INSTALL_COMPOSE, UNKNOWN, Distribution, Fix, packages
+from labkit.host.distribution import UNKNOWN, Distribution
+from labkit.host.packages import INSTALL_COMPOSE, INSTALL_PODMAN_COMPOSE, START_DOCKER
 from labkit.process import CommandRunner
 from labkit.text import first_line
 
@@ -16,17 +17,6 @@ INSTALL_PAGES = {
     "docker": "https://docs.docker.com/engine/install/",
     "podman": "https://podman.io/docs/installation",
 }
-START_DOCKER = Fix(
-    "sudo systemctl enable --now docker",
-    alpine="sudo rc-update add docker && sudo service docker start",
-)
-INSTALL_PODMAN_COMPOSE = packages(
-    debian="podman-compose",
-    fedora="podman-compose",
-    suse="podman-compose",
-    arch="podman-compose",
-    anywhere="install podman-compose by your distribution's package",
-)
 
 
 @dataclass(frozen=True)

@@ -69,7 +69,7 @@ class Explanation:
 
     @property
     def sure(self) -> Match | None:
-        """The first one if it is more than possible, to show beside an error without being asked."""
+        """The first one if it is more than possible: good enough to show unasked."""
         return self.first if self.first and self.first.error.certainty != "possible" else None
 
     def describe(self, distribution: Distribution = UNKNOWN) -> dict[str, object]:

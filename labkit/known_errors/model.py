@@ -100,7 +100,8 @@ def list_required_words(pattern: str) -> RequiredWords:
     RequiredWords(whole=('no',), parts=('error', '80', 'driver'))
     """
     text = _leave_only_literals(pattern).lower()
-    whole, parts = [], []
+    whole: list[str] = []
+    parts: list[str] = []
     for word in _WORD.finditer(text):
         around = text[word.start() - 1 : word.start()] + text[word.end() : word.end() + 1]
         closed = len(around) == 2 and word.start() and _OPEN not in around

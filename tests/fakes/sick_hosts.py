@@ -123,7 +123,7 @@ def play_host(
     host = Host(
         run=OnceRunner(runner),
         run_long=runner,
-        run_trial=OnceRunner(runner, limit_seconds=600),
+        run_shared=OnceRunner(runner, limit_seconds=600),
         root=root,
         machine=dataclasses.replace(ADA, user_id=workspace.stat().st_uid),
         groups=(),
