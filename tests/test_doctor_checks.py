@@ -108,7 +108,7 @@ def test_the_driver_of_a_card_on_the_bus_is_read(tmp_path):
     assert facts.drivers == (("0000:01:00.0", "vfio-pci"),)
     finding = driver_module.judge_gpu_bus(facts, UNKNOWN)
     assert finding.status == "warning"
-    assert finding.skip_reason == "the GPU is kept for virtual machines"
+    assert finding.skip_reason == "the GPU is reserved for virtual machines"
 
 
 @pytest.mark.parametrize(
@@ -237,7 +237,7 @@ def test_root_may_open_everything():
 def test_refused_device_files_are_named_with_the_fix():
     facts = driver_module.NodeFacts(("nvidiactl", "nvidia0"), ("nvidia0",))
     finding = driver_module.judge_device_nodes(facts, DEBIAN)
-    assert finding.found == "this user may not open /dev/nvidia0"
+    assert finding.found == "this user cannot open /dev/nvidia0"
     assert finding.fix.startswith("sudo usermod -aG video $USER")
 
 
@@ -248,7 +248,7 @@ def test_a_missing_gpu_file_is_named():
 
 def test_uvm_loaded_without_its_file_is_told_apart():
     finding = driver_module.judge_uvm(driver_module.UvmFacts(loaded=True), DEBIAN)
-    assert finding.found == "nvidia-uvm is loaded, without /dev/nvidia-uvm"
+    assert finding.found == "nvidia-uvm is loaded, but /dev/nvidia-uvm is missing"
 
 
 # The engine
@@ -462,7 +462,7 @@ WORK = Path("/home/ada/work")
         pytest.param(
             FolderFacts(WORK, True, True, 1000, 1000, False, 1),
             "failed",
-            "chmod u+rwx /home/ada/work   # or look: ls -ld /home/ada/work",
+            "chmod u+rwx /home/ada/work   # or see: ls -ld /home/ada/work",
             id="mine, read-only",
         ),
         pytest.param(

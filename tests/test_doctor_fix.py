@@ -247,7 +247,7 @@ def test_the_command_for_a_user(safe, user_id, may_ask, command):
             "sudo usermod -aG docker $USER   # then log out and in again",
             "it changes this user's permissions, from the next login on",
         ),
-        ("ss -ltnp   # or another PORT=", "it looks further, or needs your judgement"),
+        ("ss -ltnp   # or choose another PORT=", "it only shows more, or needs your judgment"),
         ("make down up", "it starts, stops or builds the lab"),
     ],
 )

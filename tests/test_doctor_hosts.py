@@ -44,6 +44,7 @@ from tests.fakes.sick_hosts import (
     SPEC,
     WITH_RUNTIME,
     play_host,
+    read_command,
 )
 
 NEW_DRIVER = INSTALL_DRIVER.on(Distribution(family="debian"))
@@ -436,16 +437,13 @@ BROKEN = {
 def test_a_broken_host_gets_its_one_verdict_and_its_fix(tmp_path, host, verdict):
     examination = examine_host(play_host(tmp_path, **host), CHECKS)
     alarms = [
-        (each.check, each.status, each.fix)
+        (each.check, each.status, read_command(each.fix))
         for each in examination.findings
         if each.status not in ("ok", "skipped")
     ]
-    assert alarms == [verdict]  # this one, and no false alarm beside it
+    # This one, and no false alarm beside it.
+    assert alarms == [(*verdict[:2], read_command(verdict[2]))]
     assert examination.healthy == (verdict[1] != "failed")
-
-
-def test_there_are_hosts_enough():
-    assert len(HEALTHY) + len(BROKEN) >= 30
 
 
 def find(examination, name):
@@ -463,7 +461,7 @@ def test_without_a_gpu_its_checks_are_not_made(tmp_path):
     assert not any(call.startswith("nvidia") for call in host.run_long.calls)
 
 
-def test_what_a_failure_makes_moot_is_skipped_with_the_reason(tmp_path):
+def test_checks_that_need_a_failed_one_are_skipped_with_the_reason(tmp_path):
     host = play_host(tmp_path, gpu=True, answers={INFO: fails(NOT_ALLOWED)})
     examination = examine_host(host, CHECKS)
     for name in ("engine-daemon", "compose", "toolkit", "gpu-passing"):

@@ -27,7 +27,7 @@ NO_KERNEL = "RuntimeError: CUDA error: no kernel image is available for executio
         pytest.param(
             torch_module.InstalledTorchFacts(None),
             "ok",
-            "no torch in this Python: the lab brings its own",
+            "no torch in this Python: the lab has its own",
             id="no torch",
         ),
         pytest.param(

@@ -14,7 +14,14 @@ from typing import BinaryIO
 from labkit.host.distribution import UNKNOWN, Distribution
 from labkit.known_errors import KNOWN_ERRORS
 from labkit.known_errors.model import CERTAINTIES, Expression, KnownError, RequiredWords
-from labkit.known_errors.read import Piece, clean_line, decode_blocks, read_pieces
+from labkit.known_errors.read import (
+    Piece,
+    clean_line,
+    decode_blocks,
+    find_translated,
+    read_pieces,
+    translate,
+)
 from labkit.text import escape_controls, strip_ansi
 
 BLOCK_BYTES = 2**18
@@ -145,6 +152,8 @@ class _Block:
         joined = "\n".join([text for _, text in pieces])
         # One character of Unicode has two in lower case, which would move all that follows.
         lowered = strip_ansi(joined).replace("\u0130", "i").lower()
+        self._translated = find_translated(lowered)
+        lowered = translate(lowered, self._translated)
         words = re.sub(r"\\+[nrt]", " ", lowered) if "\\" in lowered else lowered
         self._words = set(words.encode(errors="replace").translate(_SEPARATORS).split())
         self._vocabulary = b" ".join(self._words)
@@ -193,7 +202,8 @@ class _Block:
 
     def _clean(self, place: int) -> str:
         if place not in self._cleaned:
-            self._cleaned[place] = clean_line(self.pieces[place][1])
+            line = clean_line(self.pieces[place][1])
+            self._cleaned[place] = translate(line, self._translated)
         return self._cleaned[place]
 
 

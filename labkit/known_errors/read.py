@@ -21,6 +21,63 @@ BYTE_ORDER_MARKS = (
 )
 
 
+# What shells and the C library print in the ten most common languages, in lower case.
+ENGLISH = {
+    "command not found": (
+        " : commande introuvable",
+        "commande introuvable",
+        "befehl nicht gefunden",
+        "kommando nicht gefunden",
+        "orden no encontrada",
+        "comando non trovato",
+        "comando não encontrado",
+        "команда не найдена",
+        "コマンドが見つかりません",
+        "未找到命令",
+        "명령어를 찾을 수 없음",
+        "nie znaleziono polecenia",
+    ),
+    "no space left on device": (
+        "auf dem gerät ist kein speicherplatz mehr verfügbar",
+        "aucun espace disponible sur le périphérique",
+        "no queda espacio en el dispositivo",
+        "spazio esaurito sul device",
+        "spazio esaurito sul dispositivo",
+        "não há espaço disponível no dispositivo",
+        "на устройстве не осталось свободного места",
+        "на устройстве кончилось место",
+        "デバイスに空き領域がありません",
+        "设备上没有空间",
+        "장치에 남은 공간이 없음",
+        "brak miejsca na urządzeniu",
+    ),
+    "permission denied": (
+        "keine berechtigung",
+        "permission non accordée",
+        "permiso denegado",
+        "permesso negato",
+        "permissão negada",
+        "отказано в доступе",
+        "許可がありません",
+        "权限不够",
+        "허가 거부",
+        "brak dostępu",
+    ),
+    "no such file or directory": (
+        "datei oder verzeichnis nicht gefunden",
+        "aucun fichier ou dossier de ce type",
+        "no existe el fichero o el directorio",
+        "file o directory non esistente",
+        "arquivo ou diretório inexistente",
+        "нет такого файла или каталога",
+        "そのようなファイルやディレクトリはありません",
+        "没有那个文件或目录",
+        "그런 파일이나 디렉터리가 없습니다",
+        "nie ma takiego pliku ani katalogu",
+    ),
+}
+TRANSLATIONS = {foreign: english for english, texts in ENGLISH.items() for foreign in texts}
+
 # The number of a line from 1, and the line or a part of a long one.
 Piece = tuple[int, str]
 
@@ -97,6 +154,25 @@ PREFIXES = re.compile(
     r"|\[\d{1,4},\d{1,5}\]<std(?:out|err)>: ?"  # mpirun
     r")"
 )
+
+
+def find_translated(text: str) -> tuple[str, ...]:
+    """The translated messages in a text in lower case, the longest first."""
+    return tuple(sorted((each for each in TRANSLATIONS if each in text), key=len, reverse=True))
+
+
+def translate(text: str, messages: Iterable[str]) -> str:
+    """The text with these translated messages in English, whatever their case.
+
+    >>> translate("bash: nvidia-smi: Befehl nicht gefunden", ["befehl nicht gefunden"])
+    'bash: nvidia-smi: command not found'
+    """
+    for message in messages:
+        english = (": " if message.startswith(" :") else "") + TRANSLATIONS[message]
+        text = re.sub(re.escape(message), english, text, flags=re.IGNORECASE)
+    return text
+
+
 _DOCKER_RECORD = '{"log":"'
 
 

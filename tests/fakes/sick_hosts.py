@@ -140,4 +140,9 @@ def play_host(
     return dataclasses.replace(host, **settings)
 
 
+def read_command(fix: str | None) -> str | None:
+    """The command of a fix, without the comment that may follow it."""
+    return fix.partition("   #")[0] if fix else fix
+
+
 __all__ = ["CONTEXT", "INFO", "play_host"]

@@ -27,6 +27,7 @@ from labkit.host.torch_builds import (
 )
 from labkit.known_errors.match import explain_text
 from labkit.process import CommandResult
+from labkit.text import escape_controls, first_line
 
 
 @dataclass(frozen=True)
@@ -257,7 +258,8 @@ def judge_self_test(facts: SelfTestFacts, distribution: Distribution) -> Finding
     known = explain_text(str(error) if error else f"{answer.stdout}\n{answer.stderr}").first
     if known:
         return failed(known.line, known.error.cause, known.error.fix.on(distribution))
-    return failed(str(error or answer.message), "unknown: its whole output may show more", again)
+    message = first_line(escape_controls(str(error or answer.message)))
+    return failed(message, "unknown: the whole error may show more", again)
 
 
 def make_self_test_check(name: str, step: str, title: str, needs: str) -> Check:

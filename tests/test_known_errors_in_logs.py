@@ -197,9 +197,9 @@ def test_causes_stand_above_what_they_bring_whatever_the_order_of_the_log(logs):
 
 
 @pytest.mark.parametrize("family", [None, "debian", "ubuntu", "fedora", "suse", "arch", "alpine"])
-def test_every_sign_has_a_command_for_every_distribution(family):
-    for sign in KNOWN_ERRORS:
-        assert sign.fix.on(Distribution("any", family)).strip()
+def test_every_known_error_has_a_command_for_every_distribution(family):
+    for error in KNOWN_ERRORS:
+        assert error.fix.on(Distribution("any", family)).strip()
 
 
 def test_nothing_found_is_nothing_said():
