@@ -12,10 +12,8 @@ import pytest
 from labkit.errors import EngineError, format_error
 from labkit.launch import compose
 from labkit.launch.compose import ContainerLab, PortTakenError
-from labkit.launch.flavor import CPU, Flavor
 from labkit.launch.progress import Steps
-from labkit.launch.runtime import Identity
-from labkit.launch.settings import Settings
+from labkit.launch.settings import CPU, Flavor, Identity, Settings
 from labkit.launch.state import LabHandle, ensure_token
 from tests.fakes.host import make_checkout, write_program
 

@@ -149,7 +149,7 @@ def test_one_gpu_of_two_that_torch_has_no_code_for_is_a_warning():
         ((Gpu("T4"),), "ok", "MIG is off, or this GPU has none"),
         ((), "ok", "MIG is off, or this GPU has none"),
         (
-            (Gpu("H200", mig=True, parts=("MIG-1",)),),
+            (Gpu("H200", mig=True, instances=("MIG-1",)),),
             "ok",
             "MIG is on: 1 instance; a process uses one of them",
         ),

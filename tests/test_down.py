@@ -7,8 +7,8 @@ import io
 import pytest
 
 from labkit.launch import stop as stop_module
-from labkit.launch.flavor import CPU
 from labkit.launch.progress import Steps
+from labkit.launch.settings import CPU
 from labkit.launch.state import LabHandle, LabState, read_state, write_state
 from labkit.launch.stop import CHOSEN, stop_lab
 from tests.fakes.host import make_checkout

@@ -144,7 +144,7 @@ def test_a_failure_of_two_lines_is_told_whole(loaded_module):
     assert probe_gpu(run, loaded_module).problem == said.replace("\n", "; ")
 
 
-def test_a_gpu_cut_into_parts_comes_with_their_uuids(tmp_path):
+def test_a_gpu_in_mig_mode_comes_with_its_instances(tmp_path):
     run = FakeRunner(
         {
             host.SMI: says(
@@ -160,8 +160,8 @@ def test_a_gpu_cut_into_parts_comes_with_their_uuids(tmp_path):
         }
     )
     whole, cut = probe_gpu(run, tmp_path).gpus
-    assert (whole.mig, whole.parts) == (False, ())
-    assert (cut.mig, cut.parts) == (True, ("MIG-1111", "MIG-2222"))
+    assert (whole.mig, whole.instances) == (False, ())
+    assert (cut.mig, cut.instances) == (True, ("MIG-1111", "MIG-2222"))
 
 
 def test_a_module_without_nvidia_smi(loaded_module):

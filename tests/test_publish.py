@@ -9,8 +9,8 @@ import pytest
 
 from labkit.cli import main
 from labkit.errors import EngineError, ExitCode
+from labkit.host.torch_builds import find_build
 from labkit.launch import image, publish
-from labkit.launch.build import find_build
 from labkit.launch.publish import BuiltImage, describe_built, find_engine
 from labkit.launch.settings import Settings
 from tests.fakes.host import DOCKER_INFO, make_checkout, write_program
@@ -119,7 +119,7 @@ def test_the_variable_names_the_image_where_no_option_does(docker, monkeypatch):
     [
         (["--flavor", "cuad"], "error: unknown flavor 'cuad'"),
         (["--cuda", "cu999"], "error: unknown CUDA build 'cu999'"),
-        (["--flavor", "cpu", "--cuda", "cu126"], "error: FLAVOR=cpu has no use for CUDA=cu126"),
+        (["--flavor", "cpu", "--cuda", "cu126"], "error: CUDA=cu126 conflicts with FLAVOR=cpu"),
     ],
 )
 def test_a_name_that_is_none_is_refused_before_anything_is_built(

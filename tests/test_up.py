@@ -11,12 +11,10 @@ import pytest
 from labkit.errors import EngineError, LabkitError, TimedOutError, UsageError
 from labkit.launch import up
 from labkit.launch.compose import PortTakenError
-from labkit.launch.flavor import CPU, Flavor
-from labkit.launch.plan import Plan
+from labkit.launch.plan import Choice, Plan
 from labkit.launch.progress import Steps
-from labkit.launch.runtime import Choice
 from labkit.launch.server import wait_until
-from labkit.launch.settings import Settings
+from labkit.launch.settings import CPU, Flavor, Settings
 from labkit.launch.state import LabHandle, LabState, read_state, write_state
 from labkit.launch.status import LabStatus
 from labkit.launch.up import choose_port, describe_urls, find_running, launch, start_lab
@@ -328,7 +326,7 @@ def test_a_cuda_lab_is_remembered_with_its_build_and_gpus(checkout, steps):
 @pytest.mark.parametrize(
     ("runtime", "fix"),
     [
-        ("podman", "make down && sudo apt-get install podman-compose && make up"),
+        ("podman", "podman-compose"),
         ("docker", "make doctor"),
     ],
 )
@@ -337,11 +335,9 @@ def test_a_lab_that_was_given_a_gpu_and_sees_none_says_so(checkout, steps, scree
     plan = replace(plan_for(lab, flavor=CUDA), runtime=Choice(runtime, "a reason"))
     launch(checkout, Settings(), plan, TOKEN, steps)
     assert lab.calls == ["start 8888"]
-    assert screen.getvalue().splitlines()[1:3] == [
-        "  warning: the lab runs, but sees no GPU (nvidia-smi: command not found):"
-        f" {runtime} passed it on to a container, but its Compose did not",
-        f"    try: {fix}",
-    ]
+    said = screen.getvalue()
+    assert "sees no GPU (nvidia-smi: command not found)" in said
+    assert fix in said.partition("try:")[2]
 
 
 @pytest.mark.usefixtures("answers")

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from labkit.host.distribution import UNKNOWN, Distribution
 from labkit.host.packages import INSTALL_COMPOSE, INSTALL_PODMAN_COMPOSE, START_DOCKER
 from labkit.process import CommandRunner
-from labkit.text import first_line
+from labkit.text import escape_controls, first_line
 
 PROBE_SECONDS = 10.0
 INSTALL_PAGES = {
@@ -70,7 +70,7 @@ def probe_docker(run: CommandRunner) -> EngineFacts:
         server_version=server,
         endpoint=_read_docker_endpoint(run),
         rootless=_is_rootless(said) if server else None,
-        problem=None if server else first_line(str(errors[0]) if errors else info.message),
+        problem=None if server else _quote(str(errors[0]) if errors else info.message),
         compose_version=version,
         compose_problem=compose_problem,
     )
@@ -90,7 +90,7 @@ def probe_podman(run: CommandRunner) -> EngineFacts:
         client_found=True,
         server_version=server,
         rootless=_as_object(host.get("security")).get("rootless"),
-        problem=None if server else first_line(info.message),
+        problem=None if server else _quote(info.message),
         compose_version=version,
         compose_problem=compose_problem,
     )
@@ -103,7 +103,12 @@ def _probe_compose(client: str, run: CommandRunner) -> tuple[str | None, str | N
     if version:
         return version.group(0).lstrip("v"), None
     # The first line says why; what follows it is the client's whole help.
-    return None, first_line(answer.stderr) or answer.message
+    return None, _quote(answer.stderr or answer.message)
+
+
+def _quote(text: str) -> str:
+    """The first line of a program's output, safe for a terminal."""
+    return escape_controls(first_line(text))
 
 
 def _is_rootless(said: dict[str, Any]) -> bool:
@@ -148,6 +153,11 @@ class EngineObstacle:
     what: str
     cause: str
     fix: str
+
+    @property
+    def reason(self) -> str:
+        """What and why, as one phrase."""
+        return f"{self.what}: {self.cause}"
 
 
 def find_engine_obstacle(

@@ -16,16 +16,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from labkit.errors import EngineError, LabkitError
+from labkit.host.gpu import ALL_GPUS
 from labkit.host.gpu_access import list_seen, name_cdi_device
+from labkit.host.torch_builds import find_build
 from labkit.launch import image
-from labkit.launch.build import check_locks, find_build
-from labkit.launch.flavor import Flavor
-from labkit.launch.gpu import ALL_GPUS
 from labkit.launch.progress import StepLog, Steps, explain_failure
-from labkit.launch.runtime import Identity
-from labkit.launch.settings import Checkout, Settings
+from labkit.launch.settings import Checkout, Flavor, Identity, Settings, check_locks
 from labkit.launch.state import LabHandle, prepare_state_folder, write_private
-from labkit.process import CommandResult, replace_process, run_command, stream_command
+from labkit.process import (
+    CommandResult,
+    compose_environment,
+    replace_process,
+    run_command,
+    stream_command,
+)
 
 GPU_SERVICE = "cuda-chosen"
 # The tests get the same GPUs.
@@ -243,7 +247,7 @@ class ContainerLab:
             values["LABKIT_USER"] = f"{self.identity.user_id}:{self.identity.group_id}"
             values["LABKIT_ALLOW_ROOT"] = "1" if self.identity.is_root else "0"
             values["LABKIT_USERNS"] = "keep-id" if self.identity.keep_id else ""
-        return {**os.environ, **values}
+        return {**compose_environment(), **values}
 
     def _ask(self, *words: str) -> CommandResult:
         return run_command([self.client, *words], timeout_seconds=30)

@@ -9,14 +9,13 @@ from labkit.errors import EngineError
 from labkit.host.distribution import read_distribution
 from labkit.host.engine import EngineFacts, probe_engine
 from labkit.host.machine import read_machine
-from labkit.host.torch_builds import CUDA_BUILDS, TorchBuild
+from labkit.host.torch_builds import CPU_BUILD, CUDA_BUILDS, TorchBuild, find_build
 from labkit.launch import image
-from labkit.launch.build import check_locks
 from labkit.launch.compose import BUILD_LIMIT_SECONDS
+from labkit.launch.plan import choose_runtime
 from labkit.launch.progress import StepLog, Steps
-from labkit.launch.runtime import choose_runtime
-from labkit.launch.settings import Checkout, Settings
-from labkit.process import run_command, stream_command
+from labkit.launch.settings import Checkout, Settings, check_locks
+from labkit.process import compose_environment, run_command, stream_command
 
 
 @dataclass(frozen=True)
@@ -27,6 +26,17 @@ class BuiltImage:
     name: str
     build: TorchBuild
     revision: str | None
+
+
+def choose_named_build(flavor: str, cuda: str) -> TorchBuild:
+    """The build of a flavor by name, whatever this host could run.
+
+    >>> choose_named_build("cuda", "auto").name
+    'cu130'
+    """
+    if flavor != "cuda" and cuda == "auto":
+        return CPU_BUILD
+    return CUDA_BUILDS[0] if cuda == "auto" else find_build(cuda)
 
 
 def find_engine(settings: Settings) -> str:
@@ -75,7 +85,7 @@ def build_image(
                 timeout_seconds=BUILD_LIMIT_SECONDS,
                 on_line=log.write,
                 environment={
-                    **os.environ,
+                    **compose_environment(),
                     **variables,
                     "LABKIT_IMAGE": name,
                     "LABKIT_CUDA_BUILD": (build if build.cuda else CUDA_BUILDS[0]).name,

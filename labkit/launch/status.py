@@ -6,10 +6,9 @@ import ipaddress
 from dataclasses import dataclass
 
 from labkit.launch.compose import ContainerLab
-from labkit.launch.flavor import Flavor
 from labkit.launch.local import LocalLab
 from labkit.launch.server import probe_server, reachable_address
-from labkit.launch.settings import Checkout, Settings
+from labkit.launch.settings import Checkout, Flavor, Settings
 from labkit.launch.state import LabState, read_state, read_token
 from labkit.launch.workspace import find_first_notebook
 

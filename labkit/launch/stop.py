@@ -7,18 +7,17 @@ from __future__ import annotations
 
 import shutil
 
-from labkit.host.torch_builds import BUILDS
-from labkit.launch.build import DEFAULT_BUILD
+from labkit.host.torch_builds import BUILDS, CUDA_BUILDS
 from labkit.launch.compose import ContainerLab
-from labkit.launch.flavor import CPU, Flavor
 from labkit.launch.progress import Steps
-from labkit.launch.settings import Checkout, Settings
+from labkit.launch.settings import CPU, Checkout, Flavor, Settings
 from labkit.launch.state import forget_state, read_state
 from labkit.launch.status import open_lab
+from labkit.launch.venv import PythonEnvironment
 from labkit.process import run_command
 
 # A cuda lab with its GPUs, as `up` starts one, whatever its build.
-CHOSEN = Flavor("cuda", DEFAULT_BUILD, way="cdi")
+CHOSEN = Flavor("cuda", CUDA_BUILDS[0].name, way="cdi")
 
 
 def stop_lab(checkout: Checkout, steps: Steps) -> bool:
@@ -52,13 +51,18 @@ def clean_checkout(checkout: Checkout, steps: Steps) -> list[str]:
     removed: list[str] = []
     for client in ("docker", "podman"):
         removed += _clean_engine(checkout, client, steps)
-    for folder in (checkout.environment_folder, checkout.state_folder):
-        if folder.is_symlink():  # what it leads to is not ours
-            folder.unlink()
-            removed.append(folder.name)
-        elif folder.exists():
-            shutil.rmtree(folder)
-            removed.append(folder.name)
+    environment, state = PythonEnvironment(checkout), checkout.state_folder
+    if environment.is_owned:
+        shutil.rmtree(environment.folder)
+        removed.append(environment.folder.name)
+    elif environment.folder.exists():
+        steps.say(f"left {environment.folder}, which has no mark that labkit made it")
+    if state.is_symlink():  # what it leads to is not ours
+        state.unlink()
+        removed.append(state.name)
+    elif state.exists():
+        shutil.rmtree(state)
+        removed.append(state.name)
     return removed
 
 

@@ -10,8 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from labkit.errors import EngineError, TimedOutError, UsageError
+from labkit.host.distribution import read_distribution
 from labkit.host.gpu import has_driver
 from labkit.host.machine import MachineFacts, find_free_port, is_port_free
+from labkit.host.packages import INSTALL_PODMAN_COMPOSE
 from labkit.launch import workspace
 from labkit.launch.compose import ContainerLab, PortTakenError
 from labkit.launch.plan import Lab, Plan, announce_choices, check_settings, make_plan, probe_host
@@ -201,9 +203,9 @@ def _check_gpu(lab: Lab, state: LabState, settings: Settings, steps: Steps) -> N
         return
     what = f"the lab runs, but sees no GPU ({problem})"
     cause = f"{state.runtime} passed it on to a container, but its Compose did not"
-    fix = "make down && sudo apt-get install podman-compose && make up"
-    if state.runtime != "podman":  # whose Compose is one of several, and not all know CDI
-        fix = "make doctor"
+    fix = "make doctor"
+    if state.runtime == "podman":  # its Compose is one of several, and not all know CDI
+        fix = f"{INSTALL_PODMAN_COMPOSE.on(read_distribution())}   # then: make down && make up"
     if settings.flavor == "cuda" or settings.asks_for_gpu:
         raise EngineError(what, cause=cause, fix=fix)
     steps.say(f"  warning: {what}: {cause}")

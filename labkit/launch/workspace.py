@@ -11,8 +11,7 @@ from typing import Any
 
 from labkit.errors import UsageError
 from labkit.host.machine import read_folder
-from labkit.launch.runtime import Identity
-from labkit.launch.settings import Checkout
+from labkit.launch.settings import Checkout, Identity
 from labkit.text import format_bytes
 
 LEAST_FREE_BYTES = 64 * 1024**2
@@ -81,11 +80,12 @@ def describe_update(checkout: Checkout) -> list[str]:
     }
     update = _read_manifest(checkout).get("last_update") or {}
     folder = f"{checkout.workspace.name}/"
-    return [
+    lines = [
         text.format(folder=folder, names=", ".join(update[kind]))
         for kind, text in kinds.items()
         if update.get(kind)
     ]
+    return [*lines, *(update.get("notes") or ())]
 
 
 def read_update_time(checkout: Checkout) -> str | None:

@@ -470,7 +470,7 @@ def probe_mig(host: Host) -> tuple[Gpu, ...]:
 def judge_mig(gpus: tuple[Gpu, ...], distribution: Distribution) -> Finding:
     """With MIG on and without an instance CUDA has no device."""
     enabled = [gpu for gpu in gpus if gpu.mig]
-    empty = [gpu for gpu in enabled if not gpu.parts]
+    empty = [gpu for gpu in enabled if not gpu.instances]
     if empty:
         index = empty[0].index
         return failed(
@@ -480,7 +480,7 @@ def judge_mig(gpus: tuple[Gpu, ...], distribution: Distribution) -> Finding:
             f"# one instance of the whole GPU; or turn MIG off: sudo nvidia-smi -i {index} -mig 0",
         )
     if enabled:
-        count = sum(len(gpu.parts) for gpu in enabled)
+        count = sum(len(gpu.instances) for gpu in enabled)
         return ok(f"MIG is on: {plural(count, 'instance')}; a process uses one of them")
     return ok("MIG is off, or this GPU has none")
 

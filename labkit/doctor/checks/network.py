@@ -9,7 +9,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from labkit.doctor.check import Check, Finding, failed, ok, warning
-from labkit.doctor.checks.torch import find_build, read_capabilities
+from labkit.doctor.checks.torch import find_fitting_build, read_capabilities
 from labkit.doctor.host import Host
 from labkit.host.distribution import Distribution
 from labkit.host.gpu import read_module_version
@@ -82,7 +82,7 @@ def list_indexes(host: Host) -> tuple[str, ...]:
     driver = read_module_version(host.root)
     name = None
     if driver or capabilities:
-        name = find_build(driver, capabilities, host.machine.architecture)
+        name = find_fitting_build(driver, capabilities, host.machine.architecture)
     own = BUILDS[name or CPU_BUILD.name].torch_index
     return (*([own] if own else []), *host.indexes)
 

@@ -52,7 +52,7 @@ def read_capabilities(host: Host) -> tuple[Capability, ...]:
     return tuple(gpu.capability for gpu in gpus if gpu.capability)
 
 
-def find_build(
+def find_fitting_build(
     driver: str | None, capabilities: tuple[Capability, ...], machine: str = "x86_64"
 ) -> str | None:
     """The newest build that runs on this driver and has code for every GPU, or None."""
@@ -66,7 +66,7 @@ def find_build(
 
 def judge_cuda_build(facts: CudaBuildFacts, distribution: Distribution) -> Finding:
     """The newest build that fits driver and GPUs, else the reason why none does."""
-    name = find_build(facts.driver, facts.capabilities, facts.machine)
+    name = find_fitting_build(facts.driver, facts.capabilities, facts.machine)
     if name is None:
         return _judge_no_build(facts, distribution)
     fits = ", ".join(map(format_capability, dict.fromkeys(facts.capabilities)))
@@ -150,7 +150,9 @@ def judge_installed_torch(facts: InstalledTorchFacts, distribution: Distribution
             skip_reason="this Python has no torch",
         )
     found = f"torch {build.version}"
-    suited = find_build(facts.driver, facts.capabilities, facts.machine) or CUDA_BUILDS[-1].name
+    suited = (
+        find_fitting_build(facts.driver, facts.capabilities, facts.machine) or CUDA_BUILDS[-1].name
+    )
     fix = f"pip install torch --index-url https://download.pytorch.org/whl/{suited}"
     if build.cuda is None:
         if facts.capabilities:

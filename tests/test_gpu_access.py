@@ -99,7 +99,9 @@ def test_podman_is_asked_for_cdi_alone():
             " capabilities: [[gpu]].",
             id="after a pull",
         ),
-        pytest.param(says("\x00garbage\nGPUs are nice"), "\x00garbage GPUs are nice", id="garbage"),
+        pytest.param(
+            says("\x00garbage\nGPUs are nice"), r"\x00garbage GPUs are nice", id="garbage"
+        ),
     ],
 )
 def test_why_no_gpu_is_seen_in_the_engines_own_words(answer, problem):
