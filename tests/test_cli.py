@@ -283,7 +283,7 @@ def test_up_hands_on_what_was_asked_for(started):
 
 def test_up_refuses_gpus_that_are_none(started, capsys):
     assert main(["up", "--gpus", "cuda:0"]) == 2
-    assert capsys.readouterr().err.startswith("error: GPUS=cuda:0 names no GPU\n")
+    assert capsys.readouterr().err.startswith("error: invalid GPUS=cuda:0\n")
     assert started == []
 
 

@@ -17,7 +17,7 @@ import pytest
 from labkit.errors import UsageError
 from labkit.host.machine import read_folder
 from labkit.launch import workspace as workspace_module
-from labkit.launch.runtime import Identity
+from labkit.launch.settings import Identity
 from labkit.launch.state import ensure_token
 from labkit.launch.workspace import (
     describe_update,

@@ -11,10 +11,9 @@ import pytest
 
 from labkit.errors import EngineError
 from labkit.launch import local
-from labkit.launch.flavor import Flavor
 from labkit.launch.local import LocalLab
 from labkit.launch.progress import Steps
-from labkit.launch.settings import Settings
+from labkit.launch.settings import Flavor, Settings
 from labkit.launch.state import LabHandle, ensure_token
 from tests.fakes.host import make_checkout, write_program
 

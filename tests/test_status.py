@@ -14,10 +14,9 @@ import pytest
 
 from labkit.launch import status as status_module
 from labkit.launch.compose import ContainerLab
-from labkit.launch.flavor import CPU, Flavor
 from labkit.launch.local import LocalLab
 from labkit.launch.server import read_start, wait_until
-from labkit.launch.settings import Settings
+from labkit.launch.settings import CPU, Flavor, Settings
 from labkit.launch.state import LabHandle, LabState, ensure_token, write_state
 from labkit.launch.status import (
     LabStatus,

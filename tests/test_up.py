@@ -12,12 +12,10 @@ from labkit.errors import EngineError, LabkitError, TimedOutError, UsageError
 from labkit.host.distribution import Distribution
 from labkit.launch import up
 from labkit.launch.compose import ContainerLab, PortTakenError
-from labkit.launch.flavor import CPU, Flavor
-from labkit.launch.plan import Plan
+from labkit.launch.plan import Choice, Plan
 from labkit.launch.progress import Steps
-from labkit.launch.runtime import Choice
 from labkit.launch.server import wait_until
-from labkit.launch.settings import Settings
+from labkit.launch.settings import CPU, Flavor, Settings
 from labkit.launch.state import LabHandle, LabState, read_state, write_state
 from labkit.launch.status import LabStatus
 from labkit.launch.up import choose_port, describe_urls, find_running, launch, start_lab

@@ -38,6 +38,7 @@ FAMILIES = {
     "build": "maintain",
     "test": "maintain",
     "lint": "maintain",
+    "docs": "maintain",
     "lock": "maintain",
     "clean": "maintain",
 }

@@ -8,16 +8,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from labkit.errors import EngineError, LabkitError
-from labkit.host.torch_builds import CPU_BUILD
-from labkit.launch.build import find_build
-from labkit.launch.flavor import CPU, Flavor
-from labkit.launch.gpu import ALL_GPUS
+from labkit.host.gpu import ALL_GPUS
+from labkit.host.torch_builds import CPU_BUILD, find_build
 from labkit.launch.progress import Steps, explain_failure
 from labkit.launch.server import is_running, start_in_background, stop_process
-from labkit.launch.settings import Checkout, Settings
+from labkit.launch.settings import CPU, Checkout, Flavor, Settings
 from labkit.launch.state import LabHandle
 from labkit.launch.venv import PythonEnvironment
-from labkit.process import replace_process
+from labkit.process import compose_environment, replace_process
 
 # Flavor, build and GPUs of a running server, for a launcher that has lost its state file.
 LAB_VARIABLE = "LABKIT_LAB"
@@ -102,7 +100,7 @@ class LocalLab:
         gpus = ",".join(self.flavor.gpus)
         binaries = self.python_environment.python.parent
         return {
-            **os.environ,
+            **compose_environment(),
             "PATH": f"{binaries}{os.pathsep}{os.environ.get('PATH', '')}",
             "VIRTUAL_ENV": str(self.checkout.environment_folder),
             "LABKIT_HOME": str(root),

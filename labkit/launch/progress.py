@@ -162,11 +162,11 @@ def explain_failure(what: str, lines: list[str], path: Path, fix: str) -> Labkit
     """An EngineError that quotes the end of ``lines``, with the cause of a known error in them."""
     # Only a sure match is named here; `labkit doctor --explain` lists the possible ones too.
     found = explain_text("\n".join(lines)).sure
-    sign = found.sign if found else None
+    known = found.error if found else None
     shown = [escape_controls(strip_ansi(line)) for line in lines[-QUOTED_LINES:] if line.strip()]
     quoted = "\n".join(f"  | {line}" for line in shown)
     return EngineError(
         f"{what}\n{quoted}\n  the whole log: {path}" if quoted else f"{what} (log: {path})",
-        cause=sign.cause if sign else None,
-        fix=sign.fix.on(read_distribution()) if sign else fix,
+        cause=known.cause if known else None,
+        fix=known.fix.on(read_distribution()) if known else fix,
     )

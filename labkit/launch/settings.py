@@ -6,13 +6,15 @@ import hashlib
 import ipaddress
 import os
 import re
-from collections.abc import Mapping
+import shlex
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from labkit.errors import UsageError
-from labkit.launch.gpu import parse_gpus
+from labkit.errors import LabkitError, UsageError
+from labkit.host.gpu import parse_gpus
 
+RUNTIMES = ("docker", "podman", "local")
 DEFAULT_PORT = 8888
 LOOPBACK = "127.0.0.1"
 
@@ -45,8 +47,12 @@ class Checkout:
 
     @property
     def environment_folder(self) -> Path:
-        """The Python environment of the local runtime."""
-        return self.root / ".venv"
+        """The Python environment of the local runtime; LABKIT_VENV names another folder."""
+        return self.root / (os.environ.get("LABKIT_VENV") or ".venv")
+
+    def lock_file(self, name: str) -> Path:
+        """The file with the pins of one lock, such as "lab"."""
+        return self.root / "docker" / "locks" / f"{name}.txt"
 
     @property
     def project(self) -> str:
@@ -82,6 +88,38 @@ class Settings:
         return not ipaddress.ip_address(self.bind).is_loopback
 
 
+@dataclass(frozen=True)
+class Flavor:
+    """A flavor with the name of its build of torch, its GPUs, and how a container gets them.
+
+    ``gpus`` are the engine's words, empty where the lab has none; ``way`` is "reservation" or
+    "cdi" in a container.
+    """
+
+    name: str
+    build: str
+    gpus: tuple[str, ...] = ()
+    way: str | None = None
+
+
+CPU = Flavor("cpu", "cpu")
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Who the container runs as; ``keep_id`` asks rootless Podman to map the user to itself."""
+
+    user_id: int
+    group_id: int
+    keep_id: bool = False
+    owns_workspace: bool = True
+
+    @property
+    def is_root(self) -> bool:
+        """True only in a rootless engine, where the container's root is the host's user."""
+        return self.user_id == 0
+
+
 def find_checkout(start: Path | None = None) -> Checkout:
     """The checkout that this labkit runs from; LABKIT_HOME names another.
 
@@ -96,6 +134,17 @@ def find_checkout(start: Path | None = None) -> Checkout:
             fix="cd to the clone and run: make up",
         )
     return Checkout(root.resolve())
+
+
+def check_locks(checkout: Checkout, locks: Iterable[str]) -> None:
+    """Raises LabkitError where a lock is missing, before anything is fetched or removed for it."""
+    missing = [path for path in map(checkout.lock_file, locks) if not path.is_file()]
+    if missing:
+        raise LabkitError(
+            f"docker/locks/{missing[0].name} is missing",
+            cause="the checkout is not complete",
+            fix=f"git -C {shlex.quote(str(checkout.root))} checkout -- docker/locks",
+        )
 
 
 def read_settings(

@@ -20,8 +20,7 @@ from typing import Any, TypeVar, get_type_hints
 
 from labkit.errors import LabkitError, UsageError
 from labkit.host.torch_builds import BUILDS
-from labkit.launch.runtime import RUNTIMES
-from labkit.launch.settings import Checkout
+from labkit.launch.settings import RUNTIMES, Checkout
 from labkit.process import end_like_interrupt
 
 T = TypeVar("T")

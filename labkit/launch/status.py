@@ -14,10 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from labkit.host.torch_builds import BUILDS
-from labkit.launch.build import DEFAULT_BUILD
+from labkit.host.torch_builds import BUILDS, CUDA_BUILDS
 from labkit.launch.compose import ContainerLab
-from labkit.launch.flavor import CPU, Flavor
 from labkit.launch.local import LAB_VARIABLE, LocalLab
 from labkit.launch.server import (
     find_server_process,
@@ -30,7 +28,7 @@ from labkit.launch.server import (
     read_start,
     resume_process,
 )
-from labkit.launch.settings import LOOPBACK, Checkout, Settings
+from labkit.launch.settings import CPU, LOOPBACK, Checkout, Flavor, Settings
 from labkit.launch.state import LabHandle, LabState, read_state, read_token
 from labkit.launch.venv import PythonEnvironment
 from labkit.launch.workspace import find_first_notebook
@@ -49,8 +47,8 @@ INSPECT = "{{.State.Status}}\n{{json .NetworkSettings.Ports}}\n{{json .HostConfi
 # The Compose services that are labs. `up` starts "cuda-chosen", with its GPUs.
 LAB_SERVICES = {
     "cpu": CPU,
-    "cuda": Flavor("cuda", DEFAULT_BUILD),
-    "cuda-chosen": Flavor("cuda", DEFAULT_BUILD, way="cdi"),
+    "cuda": Flavor("cuda", CUDA_BUILDS[0].name),
+    "cuda-chosen": Flavor("cuda", CUDA_BUILDS[0].name, way="cdi"),
 }
 FOUND = "found running, without its state file"
 

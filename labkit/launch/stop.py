@@ -9,11 +9,11 @@ import shutil
 
 from labkit.host.torch_builds import BUILDS
 from labkit.launch.compose import ContainerLab
-from labkit.launch.flavor import Flavor
 from labkit.launch.progress import Steps
-from labkit.launch.settings import Checkout, Settings
+from labkit.launch.settings import Checkout, Flavor, Settings
 from labkit.launch.state import LabState, forget_state, read_state
 from labkit.launch.status import find_forgotten_lab, open_lab, resume_lab
+from labkit.launch.venv import PythonEnvironment
 from labkit.process import run_command
 
 
@@ -43,13 +43,18 @@ def clean_checkout(checkout: Checkout, steps: Steps) -> list[str]:
     removed: list[str] = []
     for client in ("docker", "podman"):
         removed += _clean_engine(checkout, client, steps)
-    for folder in (checkout.environment_folder, checkout.state_folder):
-        if folder.is_symlink():  # what it points to is not ours
-            folder.unlink()
-            removed.append(folder.name)
-        elif folder.exists():
-            shutil.rmtree(folder)
-            removed.append(folder.name)
+    environment, state = PythonEnvironment(checkout), checkout.state_folder
+    if environment.is_owned:
+        shutil.rmtree(environment.folder)
+        removed.append(environment.folder.name)
+    elif environment.folder.exists():
+        steps.say(f"left {environment.folder}, which has no mark that labkit made it")
+    if state.is_symlink():  # what it leads to is not ours
+        state.unlink()
+        removed.append(state.name)
+    elif state.exists():
+        shutil.rmtree(state)
+        removed.append(state.name)
     return removed
 
 

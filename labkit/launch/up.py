@@ -290,10 +290,9 @@ def _check_gpu(lab: Lab, state: LabState, settings: Settings, steps: Steps) -> N
         return
     what = f"the lab runs, but sees no GPU ({problem})"
     cause = f"{state.runtime} passed it on to a container, but its Compose did not"
-    install = INSTALL_PODMAN_COMPOSE.on(read_distribution())
-    fix = f"make down && {install} && make up"
-    if state.runtime != "podman":  # whose Compose is one of several, and not all know CDI
-        fix = "make doctor"
+    fix = "make doctor"
+    if state.runtime == "podman":  # its Compose is one of several, and not all know CDI
+        fix = f"{INSTALL_PODMAN_COMPOSE.on(read_distribution())}   # then: make down && make up"
     if settings.flavor == "cuda" or settings.asks_for_gpu:
         raise EngineError(what, cause=cause, fix=fix)
     steps.say(f"  warning: {what}: {cause}")

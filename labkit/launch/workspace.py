@@ -17,8 +17,7 @@ from typing import Any
 
 from labkit.errors import UsageError
 from labkit.host.machine import read_folder
-from labkit.launch.runtime import Identity
-from labkit.launch.settings import Checkout
+from labkit.launch.settings import Checkout, Identity
 from labkit.text import format_bytes, plural
 
 LEAST_FREE_BYTES = 64 * 1024**2
@@ -202,11 +201,15 @@ def describe_update(checkout: Checkout) -> list[str]:
     update = _read_last_update(checkout)
     lines = []
     for kind, title in titles.items():
-        found = update.get(kind)
-        names = [name for name in found if isinstance(name, str)] if type(found) is list else []
+        names = _list_texts(update.get(kind))
         if names:
             lines.append(f"{title}: {', '.join(names)}")
-    return lines
+    return [*lines, *_list_texts(update.get("notes"))]
+
+
+def _list_texts(value: Any) -> list[str]:
+    """The texts of a list; empty for anything else."""
+    return [one for one in value if isinstance(one, str)] if isinstance(value, list) else []
 
 
 def read_update_time(checkout: Checkout) -> str | None:

@@ -88,6 +88,7 @@ def make_played_checkout(folder: Path, interpreter: str = sys.executable) -> Che
     binaries = checkout / ".venv" / "bin"
     binaries.mkdir(parents=True)
     (binaries / "pip").touch()
+    (checkout / ".venv" / ".labkit-environment").touch()
     version = "{}.{}.{}".format(*sys.version_info)
     (checkout / ".venv" / "pyvenv.cfg").write_text(f"version = {version}\n", encoding="utf-8")
     python = binaries / "python"

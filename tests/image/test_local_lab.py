@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 import shutil
@@ -29,11 +30,9 @@ pytestmark = [
 @pytest.fixture
 def local_clone(tmp_path: Path) -> Iterator[Clone]:
     """A checkout that uses this one's .venv, which takes a minute to make."""
-    made = copy_checkout(tmp_path / "my lab")
-    (made.root / ".venv").symlink_to(ROOT / ".venv")
+    made = dataclasses.replace(copy_checkout(tmp_path / "my lab"), venv=ROOT / ".venv")
     yield made
     made.labkit("down", timeout_seconds=60)
-    (made.root / ".venv").unlink(missing_ok=True)
 
 
 def up_locally(clone: Clone, *words: str) -> str:
