@@ -234,8 +234,8 @@ def _try_gpu_access(
         runtime = _choose_runtime(settings, facts).value
     except EngineError:
         return ()  # make_plan says why
-    gpus = list_gpus_to_try(settings, facts.gpu_host(runtime))
-    if runtime == "local" or not gpus:
+    gpus = () if runtime == "local" else list_gpus_to_try(settings, facts.gpu_host(runtime))
+    if not gpus:
         return ()
     own = [os.environ.get("LABKIT_IMAGE"), *(f"labkit:{name}" for name in BUILDS)]
     base = os.environ.get("BASE_IMAGE") or BASE_IMAGE
