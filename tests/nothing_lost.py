@@ -194,6 +194,8 @@ class Sequence:
         self.count = 0
         self.must_start = False
         self.states: set[Tokens] = set()
+        # Of a killed save: what it wrote, and the states that it was to replace.
+        self.pending: tuple[Tokens, set[Tokens]] | None = None
         self.passed: set[str] = set()
         self.set_version(1)
         (self.work / "progress.json").write_text('{"owner": "token-0", "exercises": {}}')
@@ -280,9 +282,7 @@ class Sequence:
         if not path or not cells:
             return
         change(cells)
-        self.write(path, cells)
-
-    def write(self, path: Path, cells: list[Cell]) -> None:
+        old = read_tokens(read_cells(path) or [])
         before = self.owed()
         data = make_notebook(cells)
         style = self.random.choice((save_in_place, save_by_renaming))
@@ -293,6 +293,8 @@ class Sequence:
             self.states.add(read_tokens(cells))
         else:
             self.must_start = True
+            replaced = {state for state in before if state <= old}
+            self.pending = (read_tokens(cells), replaced)
 
     def together(self) -> None:
         """Two processes at once: one of labkit's, and another or a save."""
@@ -405,6 +407,15 @@ class Sequence:
 
     def look(self) -> None:
         """Raises Lost unless everything owed is there."""
+        if self.pending:
+            new, replaced = self.pending
+            self.pending = None
+            self.states.add(new)
+            # A save that was killed at its end counts as complete; any other never was.
+            if new in self.owed():
+                self.states -= replaced - self.owed()
+            else:
+                self.states.discard(new)
         lost = self.states - self.owed()
         progress = json.loads((self.work / "progress.json").read_bytes())
         recorded = {name for name, entry in progress["exercises"].items() if entry["passed"]}
