@@ -53,6 +53,7 @@ c.ServerApp.allow_remote_access = remote_access == "1"
 # Only where an unprivileged host user is root in a rootless engine's container.
 c.ServerApp.allow_root = os.environ.get("LABKIT_ALLOW_ROOT") == "1"
 
+c.ServerApp.contents_manager_class = "labkit.jupyter.contents.LabContentsManager"
 # jupytext's would put a contents manager of its own between the browser and the learner's files.
 c.ServerApp.jpserver_extensions = {"jupyterlab_jupytext": False}
 c.LanguageServerManager.autodetect = False  # none is in the environment; looking costs a second
