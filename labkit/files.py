@@ -23,6 +23,10 @@ LOCK_SECONDS = 30.0
 # Between two tries: short, so that a process that locks in a loop cannot starve another one.
 RETRY_SECONDS = 0.01
 TEMPORARY_PREFIX = "tmp-"
+# JupyterLab copies X to .~X, then empties X and writes it, and removes .~X at the end.
+SAVE_PREFIX = ".~"
+# A save that takes longer was killed.
+SAVE_SECONDS = 2.0
 
 # What file systems without hard links answer (FAT, FUSE, some bind mounts into containers).
 _NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV, errno.EACCES}
@@ -161,9 +165,17 @@ def _move_without_links(disk: Disk, source: Path, target: Path) -> None:
             if not os.fstat(handle).st_size:
                 _discard(disk, target)
             raise
+        _wait_for_save(target)
         saved = claimed.read()
     if saved:
         disk.write_new(dated_name(target, "yours", datetime.now().astimezone()), saved)
+
+
+def _wait_for_save(path: Path) -> None:
+    """Waits until JupyterLab's save of the file ends: it keeps a copy in .~NAME until then."""
+    until = time.monotonic() + SAVE_SECONDS
+    while os.path.lexists(path.with_name(SAVE_PREFIX + path.name)) and time.monotonic() < until:
+        time.sleep(0.05)
 
 
 def temporary_name(path: Path, scratch: Path | None = None) -> Path:

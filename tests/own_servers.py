@@ -12,10 +12,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from labkit.host.ports import find_free_port
-from labkit.launch.health import wait_until
-
+from labkit.host.machine import find_free_port
 from labkit.launch.serve import prepare_folders
+from labkit.launch.server import wait_until
 from tests.servers import LabServer, serve_environment
 
 

@@ -17,7 +17,6 @@ from http.client import HTTPException
 from pathlib import Path
 
 import pytest
-from labkit.launch.health import wait_until
 from tornado.web import HTTPError
 
 from labkit.jupyter import contents
@@ -28,6 +27,7 @@ from labkit.jupyter.contents import (
     open_beside,
     remove_abandoned,
 )
+from labkit.launch.server import wait_until
 from tests.own_servers import OwnServer, start_own_server
 from tests.servers import TOKEN, LabServer
 

@@ -11,7 +11,6 @@ from http.client import HTTPConnection, NotConnected
 from pathlib import Path
 
 import pytest
-from labkit.launch.health import wait_until
 
 from labkit.errors import UsageError
 from labkit.host.proof import LEAST_TOKEN_LENGTH, ServerProof, ask_for_proof
@@ -29,6 +28,7 @@ from labkit.jupyter.guard import (
     find_token,
     rotate_log,
 )
+from labkit.launch.server import wait_until
 from tests.own_servers import OwnServer, start_own_server, start_process
 from tests.servers import TOKEN, LabServer
 

@@ -13,8 +13,8 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from labkit.host.ports import find_free_port
 
+from labkit.host.machine import find_free_port
 from tests.own_servers import OwnServer, start_own_server
 
 SCRIPT = Path(__file__).parents[1] / "docker" / "jupyter" / "healthcheck.py"

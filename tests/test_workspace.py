@@ -521,10 +521,10 @@ def test_a_save_that_was_killed_is_put_back(world: World, act: str, broken: byte
 
 @pytest.mark.parametrize(
     ("data", "hidden"),
-    [(notebook("newer"), notebook("older")), (b"", b""), (b"{", b"{"), (b"", b"{")],
-    ids=["whole", "both empty", "both broken", "no whole copy"],
+    [(notebook("same"), notebook("same")), (b"", b""), (b"{", b"{"), (b"", b"{")],
+    ids=["same", "both empty", "both broken", "no whole copy"],
 )
-def test_only_a_whole_copy_of_a_broken_file_is_put_back(
+def test_only_a_whole_copy_that_differs_is_put_back(
     world: World, data: bytes, hidden: bytes
 ) -> None:
     world.update()
@@ -537,15 +537,30 @@ def test_only_a_whole_copy_of_a_broken_file_is_put_back(
     assert (world.work / f".~{NAME}").read_bytes() == hidden
 
 
+def test_a_copy_beside_a_whole_notebook_becomes_visible(world: World) -> None:
+    """The file that was being saved was moved away by a reset, which placed a fresh one."""
+    world.update()
+    age(world.path)
+    (world.work / f".~{NAME}").write_bytes(notebook("mine"))
+
+    (note,) = world.update().notes
+
+    kept = world.work / "01_small.yours-2026-11-23.ipynb"
+    assert kept.read_bytes() == notebook("mine") and kept.name in note
+    assert world.path.read_bytes() == notebook("version = 1")
+
+
 def test_a_save_that_is_going_on_is_waited_for(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world.update()
     world.path.write_bytes(b"")
-    (world.work / f".~{NAME}").write_bytes(notebook("before"))
+    hidden = world.work / f".~{NAME}"
+    hidden.write_bytes(notebook("before"))
 
     def complete(seconds: float) -> None:
         world.path.write_bytes(notebook("after"))
+        hidden.unlink()
 
     monkeypatch.setattr(workspace.time, "sleep", complete)
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 c = get_config()  # noqa: F821 - Jupyter puts it here
 
-# Jupyter passes over a configuration that fails and serves with its defaults: other people's
-# limits, another port. The variable is how `labkit serve` has it stop for its owner's own file;
-# kernels and terminals, which inherit what is left here, decide for themselves.
+# Jupyter skips a configuration file that fails and serves with its defaults: without the limits
+# below, on another port. This file ends the server instead. With the variable, Jupyter does so for
+# its owner's own files; kernels and terminals inherit what is left here, and are not meant.
 os.environ.pop("TRAITLETS_APPLICATION_RAISE_CONFIG_FILE_ERROR", None)
 try:
     from labkit.jupyter.guard import LogFilter, find_token
@@ -24,7 +24,9 @@ try:
 except Exception as error:
     sys.exit(f"error: JupyterLab's configuration does not load: {error}")
 
-in_container = os.environ.get("LABKIT_IN_CONTAINER", "") not in ("", "0")
+# In a container that was started by hand: `make up` says on which address a server listens.
+address = os.environ.get("LABKIT_SERVER_ADDRESS")
+by_hand = os.environ.get("LABKIT_IN_CONTAINER") == "1" and not address
 
 # For every application: LabApp logs beside ServerApp.
 c.Application.logging_config = {
@@ -39,17 +41,15 @@ c.LabIdentityProvider.announce = is_new
 c.LabIdentityProvider.cookie_options = {"samesite": "Strict"}
 c.ServerApp.open_browser = False
 
-c.ServerApp.ip = os.environ.get("LABKIT_SERVER_ADDRESS") or (
-    "0.0.0.0" if in_container else "127.0.0.1"  # noqa: S104 - who publishes a port decides
-)
+# In a container, whoever publishes the port decides who reaches it.
+c.ServerApp.ip = address or ("0.0.0.0" if by_hand else "127.0.0.1")  # noqa: S104
 c.ServerApp.port = int(port)
 c.ServerApp.port_retries = 0  # the launcher chose the port; another one would not be found
 c.ServerApp.root_dir = os.environ.get("LABKIT_WORKSPACE") or str(Path.cwd())
-# False: a request must name a loopback host, which stops DNS rebinding. The launcher says which;
-# a container started by hand may be reached by any name.
-c.ServerApp.allow_remote_access = (
-    os.environ.get("LABKIT_REMOTE_ACCESS") or ("1" if in_container else "0")
-) == "1"
+# Off: a request must name a loopback host, which stops DNS rebinding. The launcher decides; a
+# container that was started by hand may be reached by any name, a proxy's or a pod's.
+remote_access = os.environ.get("LABKIT_REMOTE_ACCESS") or ("1" if by_hand else "0")
+c.ServerApp.allow_remote_access = remote_access == "1"
 # Only where an unprivileged host user is root in a rootless engine's container.
 c.ServerApp.allow_root = os.environ.get("LABKIT_ALLOW_ROOT") == "1"
 

@@ -25,8 +25,8 @@ from labkit.lessons.exercises import (
     NotThisWay,
     Verdict,
 )
-from labkit.lessons.restrictions import find_forbidden
-from labkit.lessons.values import (
+from labkit.lessons.restrictions import find_violation
+from labkit.lessons.value_repr import (
     PLAIN_FUNCTIONS,
     Difference,
     Tolerance,
@@ -56,9 +56,9 @@ def judge_function(exercise: Exercise, name: str, function: object) -> Verdict:
             verdict = _judge_case(name, function, case, f"case {index + 1} of {len(cases)}")
             if verdict:
                 return verdict
-    forbidden = find_forbidden(function, exercise.forbids)
-    if forbidden:
-        return Verdict(name, FORBIDDEN, NotThisWay(forbidden))
+    violation = find_violation(function, exercise.restrictions)
+    if violation:
+        return Verdict(name, FORBIDDEN, NotThisWay(violation))
     return Verdict(name, PASSED, f"right in all {len(cases)} cases")
 
 

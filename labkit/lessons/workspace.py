@@ -28,6 +28,8 @@ from typing import Any
 from labkit import __version__
 from labkit.errors import LabkitError
 from labkit.files import (
+    SAVE_PREFIX,
+    SAVE_SECONDS,
     STATE_FOLDER,
     TEMPORARY_PREFIX,
     Disk,
@@ -61,10 +63,6 @@ BACKUP, YOURS, NEW, BROKEN = "old", "yours", "new", "broken"
 # A file that is being moved away has one of these prefixes in the state folder, and if that is
 # interrupted, becomes a copy of the kind given.
 _TAKEN = {"replaced-": YOURS, "reset-": BACKUP}
-# JupyterLab copies X to .~X, and then empties X and writes it.
-_SAVE_PREFIX = ".~"
-# A broken file that is younger may be in the middle of a save.
-SAVE_SECONDS = 2.0
 
 MakeNotebook = Callable[[Lab], bytes]
 
@@ -197,11 +195,11 @@ def reset_lab(
 def restore_saves(
     folder: Path, *, disk: Disk | None = None, now: datetime | None = None
 ) -> tuple[str, ...]:
-    """Puts back what a save of JupyterLab left in ``.~NAME`` when it was killed; says what.
+    """Makes visible what a killed save of JupyterLab left in ``.~NAME``, and says what.
 
-    Files that no save left broken are not touched. LabkitError if the folder cannot be locked.
+    LabkitError if the folder cannot be locked; without such a file, it need not be.
     """
-    if next(_find_broken_saves(Path(folder)), None) is None:
+    if next(_find_saves(Path(folder)), None) is None:
         return ()
     keeper = _Keeper(Path(folder), disk or Disk(), now or datetime.now().astimezone())
     with explain_disk_errors(keeper.folder), keeper.opened():
@@ -259,8 +257,8 @@ class _Keeper:
             self.notes.append(
                 f"the manifest could not be read: it was kept as {STATE_FOLDER}/{kept.name}"
             )
-        self.restore_saves()
         self._restore_taken(manifest)
+        self.restore_saves()
         return manifest
 
     def write(self, manifest: Manifest) -> None:
@@ -275,25 +273,31 @@ class _Keeper:
         write_atomically(_manifest_path(self.state), data, disk=self.disk, scratch=self.state)
 
     def restore_saves(self) -> None:
-        """Renames each ``.~X`` to X if X is broken; a broken X that holds bytes is kept too."""
-        for path, saved in _find_broken_saves(self.folder):
+        """Makes the hidden copies visible that killed saves left; see ``_find_saves``."""
+        for path, saved, broken in _find_saves(self.folder):
             name = path.relative_to(self.folder)
+            said = f"a save of {name} was interrupted: the save before it"
             try:
-                kept = ""
-                broken = path.read_bytes()
                 if broken:
-                    beside = dated_name(path, BROKEN, self.now)
-                    place_new(self.disk, beside, broken, self.state)
-                    kept = f"; the broken file was kept as {beside.name}"
-                self.disk.replace(saved, path)
-                self.disk.sync(path.parent)
+                    self.notes.append(f"{said} was put back{self._restore_save(path, saved)}")
+                else:
+                    kept = dated_name(path, YOURS, self.now)
+                    move_new(self.disk, saved, kept)
+                    self.notes.append(f"{said} is {kept.name}")
             except OSError as error:
-                said = f"its last save {saved.name} could not be put back: {error.strerror}"
-                self.notes.append(f"{name} is broken, and {said}")
-            else:
-                self.notes.append(
-                    f"a save of {name} was interrupted: the save before it was put back{kept}"
-                )
+                self.notes.append(f"{said} is in {saved.name}, and stays there: {error.strerror}")
+
+    def _restore_save(self, path: Path, saved: Path) -> str:
+        """Renames the copy to the broken file's name; says where the latter's bytes were kept."""
+        said = ""
+        data = path.read_bytes()
+        if data:
+            kept = dated_name(path, BROKEN, self.now)
+            place_new(self.disk, kept, data, self.state)
+            said = f"; the broken file was kept as {kept.name}"
+        self.disk.replace(saved, path)
+        self.disk.sync(path.parent)
+        return said
 
     def look(self, lab: Lab, entry: Entry) -> LabUpdate:
         """Whether the file is there, if no lesson has changed."""
@@ -436,7 +440,8 @@ class _Keeper:
         elif os.path.samestat(os.lstat(taken), os.lstat(path)):
             self.disk.remove(taken)
             return
-        elif _is_empty(path):  # claimed, and not renamed over yet
+        elif _is_empty(path) and not os.path.lexists(path.with_name(SAVE_PREFIX + path.name)):
+            # Claimed, and not renamed over yet.
             self.disk.replace(taken, path)
         else:
             if kind == YOURS:
@@ -499,35 +504,49 @@ def _succeed(known: Entry, entry: Entry) -> Entry:
     return replace(entry, file=known.file, older=older)
 
 
-def _find_broken_saves(folder: Path) -> Iterator[tuple[Path, Path]]:
-    """Each file that a killed save left broken, and the hidden file with the save before it."""
+def _find_saves(folder: Path) -> Iterator[tuple[Path, Path, bool]]:
+    """Each file X and its hidden copy .~X that a killed save left, and whether X is broken.
+
+    X that is whole counts if .~X is a whole notebook too, and another one: the file that the
+    save was writing may have been moved away from under it.
+    """
     for inside, folders, files in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(files):
-            if name.startswith(_SAVE_PREFIX):
+            if name.startswith(SAVE_PREFIX):
                 saved = Path(inside) / name
-                path = saved.with_name(name.removeprefix(_SAVE_PREFIX))
-                if _is_broken(path, saved):
-                    yield path, saved
+                path = saved.with_name(name.removeprefix(SAVE_PREFIX))
+                broken = _judge_save(path, saved)
+                if broken is not None:
+                    yield path, saved, broken
 
 
-def _is_broken(path: Path, saved: Path) -> bool:
-    """True if ``path`` is empty or not JSON, and ``saved`` is whole; waits out a save."""
+def _judge_save(path: Path, saved: Path) -> bool | None:
+    """Whether ``path`` is broken; None if there is nothing to do. Waits for a save to end.
+
+    Two looks must agree: ext4 empties a file a moment before it changes its time.
+    """
+    seen: object = None
     while True:
         try:
+            if not _is_plain(path) or not _is_plain(saved):
+                return None
+            now, before = path.read_bytes(), saved.read_bytes()
+            # Looked at last: a save that began before this has set it.
             details = path.lstat()
-            if not _is_plain(path) or not _is_plain(saved) or not saved.stat().st_size:
-                return False
-            if path.suffix == ".ipynb":
-                if _is_json(path) or not _is_json(saved):
-                    return False
-            elif details.st_size:
-                return False
         except OSError:
-            return False
+            return None
+        if path.suffix == ".ipynb":
+            useful, broken = _is_json(before) and now != before, not _is_json(now)
+        else:  # half of a text cannot be told from the whole
+            useful, broken = bool(before) and not now, True
+        if not useful:
+            return None
+        look = (now, before, details.st_mtime_ns)
         # A time in the future, after the clock was put back, says nothing.
-        if not 0 <= time.time() - details.st_mtime < SAVE_SECONDS:
-            return True
+        if look == seen and not 0 <= time.time() - details.st_mtime < SAVE_SECONDS:
+            return broken
+        seen = look
         time.sleep(0.05)
 
 
@@ -535,9 +554,9 @@ def _is_plain(path: Path) -> bool:
     return path.is_file() and not path.is_symlink()
 
 
-def _is_json(path: Path) -> bool:
+def _is_json(data: bytes) -> bool:
     try:
-        json.loads(path.read_bytes())
+        json.loads(data)
     except (ValueError, RecursionError):
         return False
     return True
