@@ -18,6 +18,7 @@ from labkit.launch.serve import (
     find_workspace,
     prepare_folders,
 )
+from labkit.process import run_command
 
 
 def test_jupyters_own_folders_are_made_in_the_state_folder(tmp_path):
@@ -116,3 +117,22 @@ def test_further_arguments_are_jupyterlabs(became, tmp_path, monkeypatch):
 def test_no_other_command_takes_arguments_that_it_does_not_know(capsys):
     assert main(["status", "--ServerApp.base_url=/"]) == 2
     assert "--ServerApp.base_url=/" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("fault", ["raise RuntimeError('broken on purpose')", "def f(:"])
+def test_a_configuration_that_does_not_load_stops_the_server(tmp_path, fault):
+    """Jupyter itself would serve without it: with its own token, on its own port."""
+    (tmp_path / "config").mkdir()
+    (tmp_path / "work").mkdir()
+    (tmp_path / "config" / "jupyter_server_config.py").write_text(fault + "\n")
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(Path(__file__).parents[1]),
+        "LABKIT_WORKSPACE": str(tmp_path / "work"),
+        "LABKIT_STATE": str(tmp_path / "state"),
+        "JUPYTER_CONFIG_PATH": str(tmp_path / "config"),
+    }
+    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--port=0"]
+    done = run_command(command, timeout_seconds=60, environment=prepare_folders(environment))
+    assert done.exit_code not in (0, None)
+    assert ("broken on purpose" in done.stderr) or ("SyntaxError" in done.stderr)
