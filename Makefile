@@ -9,11 +9,11 @@ LABKIT := $(PYTHON) -E -m labkit
 # $(call PASS,PORT,port) is `--port "$PORT"` where PORT has a value. make exports by itself what is
 # typed and what the environment has.
 PASS = $(if $(value $(1)),--$(2) "$$$(1)")
-# CUDA and GPUS count only where they are typed: some hosts set CUDA to the toolkit's folder.
+# CUDA, GPUS and MEMORY count only where they are typed: some hosts set CUDA to the toolkit's folder.
 TYPED = $(if $(filter command,$(origin $(1))),--$(2) "$$$(1)")
 CHOICE := $(call PASS,RUNTIME,runtime) $(call PASS,FLAVOR,flavor) \
   $(call TYPED,CUDA,cuda) $(call TYPED,GPUS,gpus)
-WHERE := $(call PASS,PORT,port) $(call PASS,BIND,bind)
+WHERE := $(call PASS,PORT,port) $(call PASS,BIND,bind) $(call TYPED,MEMORY,memory)
 NAMED := $(call PASS,IMAGE,image)
 # Typed, it is the image that `make up` starts too; in the environment it may be anybody's.
 ifeq ($(origin IMAGE),command line)
@@ -102,6 +102,7 @@ help:  ## print this
 	  'GPUS=' 'the GPUs: all, indices or UUIDs (all; GPUS=0,1)' \
   'PORT=' 'the port (8888, or the next one that is free)' \
 	  'BIND=' 'the address to listen on (127.0.0.1; 0.0.0.0 opens it to the network)' \
+	  'MEMORY=' "the container's memory limit: 16g, off or auto (auto: most of the machine's)" \
 	  'IMAGE=' 'the name of the image (labkit:cpu, labkit:cu130, ...)' \
 	  'STEP=' 'for estimate: the file in work/ and the function that makes a step (train.py:make_step)' \
 	  'DEVICE=' 'for estimate: what it is to fit ("24 GiB", H100, cuda:0)' \

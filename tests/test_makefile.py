@@ -24,6 +24,7 @@ VARIABLES = (
     "GPUS",
     "PORT",
     "BIND",
+    "MEMORY",
     "IMAGE",
     "STEP",
     "DEVICE",
@@ -123,6 +124,7 @@ LABKIT = ["-E", "-m", "labkit"]
             ["up", "--runtime", "local", "--flavor", "cpu", "--port", "9000", "--bind", "0.0.0.0"],
         ),
         (["up", "CUDA=cu126", "GPUS=0,1"], ["up", "--cuda", "cu126", "--gpus", "0,1"]),
+        (["up", "MEMORY=16g"], ["up", "--memory", "16g"]),
         (
             ["build", "FLAVOR=cuda", "IMAGE=a/b:c"],
             ["build", "--flavor", "cuda", "--image", "a/b:c"],
