@@ -110,6 +110,23 @@ def test_a_server_that_sends_without_end_is_silent(monkeypatch):
         thread.join()
 
 
+NESTED = b"[" * 900 + b"]" * 900
+PROOF = b'{"pid": %s, "server": 1, "client": 2, "published_port": 3, "proof": "\\ud800"}'
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"[]", b"{}", b"null", b"\xff\xfe", b"[" * 4000, PROOF % NESTED, PROOF % b"1e999"],
+    ids=["empty", "list", "object", "null", "bytes", "brackets", "nested", "odd values"],
+)
+def test_no_answer_breaks_who_asks(body):
+    def reply(request):
+        return b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
+
+    with impostor(reply=reply) as other:
+        assert probe_server(other.port, "0" * 48) == "foreign"
+
+
 def test_a_squatter_on_the_default_port_is_passed_by(checkout):
     with impostor(up.DEFAULT_PORT) as other:
         port, token = start(checkout)

@@ -54,6 +54,8 @@ def probe_server(
         return "healthy" if ours or proof.is_direct(connection) else "foreign"
     except (OSError, HTTPException):
         return "silent"
+    except (ValueError, RecursionError):  # an answer made to break its reader
+        return "foreign"
     finally:
         alarm.cancel()
         connection.close()
