@@ -419,7 +419,7 @@ def _explain(problem: str, distribution: Distribution, fix: str) -> dict[str, st
     found = explain_text(problem).first
     if found is None:
         return {"cause": problem, "fix": fix}
-    return {"cause": found.sign.cause, "fix": found.sign.fix.on(distribution)}
+    return {"cause": found.error.cause, "fix": found.error.fix.on(distribution)}
 
 
 def _refuse_access(host: GpuHost) -> LabkitError:
@@ -438,7 +438,7 @@ def _refuse_access(host: GpuHost) -> LabkitError:
 
 def _name_error(text: str) -> str | None:
     found = explain_text(text).first
-    return found.sign.name if found else None
+    return found.error.name if found else None
 
 
 def _choose_without_gpu(settings: Settings, host: GpuHost, error: LabkitError) -> Choice[Flavor]:
