@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from labkit.commands import run_command
-from labkit.host.ports import find_free_port
-from labkit.launch.health import wait_until
 
+from labkit.host.machine import find_free_port
+from labkit.launch.server import wait_until
+from labkit.process import run_command
 from tests.image.clones import copy_checkout
 from tests.servers import LabServer
 
