@@ -102,12 +102,12 @@ def test_the_probes_of_a_gpu_host_stand_side_by_side_but_the_trial_comes_last(
     checkout, tmp_path, steps, screen
 ):
     run = FakeRunner(docker_host("NVIDIA H200, 580.65.06, 0, GPU-aaaa, 9.0, Disabled"))
-    trials = probe_host(checkout, Settings(), steps, run, tmp_path, machine=ADA).trials
+    access_tests = probe_host(checkout, Settings(), steps, run, tmp_path, machine=ADA).access_tests
     assert screen.getvalue().splitlines() == [
         "trying a container with the GPU ...",
         "trying a container with the GPU: done in 0:00",
     ]
-    assert [trial.way for trial in trials] == ["reservation", "cdi"]
+    assert [test.way for test in access_tests] == ["reservation", "cdi"]
     assert [call.split()[1] for call in run.calls[-3:]] == ["image", "run", "run"]
 
 

@@ -64,7 +64,7 @@ def test_a_cuda_image_is_built_under_the_name_and_the_way_to_hosts_is_said(
     assert variables["LABKIT_INPUTS"] == image.digest_inputs(checkout)
     assert capsys.readouterr().out.splitlines() == [
         f"built {NAME}: torch 2.13.0+cu130, revision None",
-        "  warning: the checkout has changes that no commit holds",
+        "  warning: the checkout has changes that are not committed",
         f"push it:            docker push {NAME}",
         f"on each host:       docker pull {NAME}",
         f"  from a checkout of the same revision:  LABKIT_IMAGE={NAME} make up CUDA=cu130",

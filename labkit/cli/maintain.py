@@ -1,4 +1,4 @@
-"""labkit build, test, lint, lock, clean: what a maintainer of the lab runs in a checkout."""
+"""labkit build, test, lint, docs, lock, clean: a maintainer's commands in a checkout."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def add_commands(commands: argparse._SubParsersAction[Any]) -> None:
 
 
 def run_build(arguments: argparse.Namespace) -> int:
-    """Builds an image by name, or makes what `up` would run current; starts nothing."""
+    """Builds an image by name, or brings what `up` would run up to date; starts nothing."""
     from labkit.launch.progress import Steps
     from labkit.launch.settings import find_checkout, read_settings
     from labkit.launch.up import prepare_lab
@@ -59,7 +59,7 @@ def run_build(arguments: argparse.Namespace) -> int:
 
 
 def _build_image(arguments: argparse.Namespace, steps: Steps) -> int:
-    """Builds the flavor that was named, whatever this host could run of it."""
+    """Builds the flavor that was named, even where this host cannot run it."""
     from labkit.launch.plan import check_settings, choose_image_build
     from labkit.launch.publish import build_image, choose_named_build, describe_built
     from labkit.launch.settings import find_checkout, read_settings
@@ -79,14 +79,14 @@ def _build_image(arguments: argparse.Namespace, steps: Steps) -> int:
 
 
 def run_test(arguments: argparse.Namespace) -> int:
-    """Runs pytest where the lab runs; its exit code is this one's."""
+    """Runs pytest (or the count of files) where the lab runs, and exits with its code."""
     if arguments.house:
         return _run_tools(arguments, "house")
     return _run_tools(arguments, "fast test" if arguments.fast else "test")
 
 
 def run_lint(arguments: argparse.Namespace) -> int:
-    """Runs every linter where the lab runs; 1 where any of them found something."""
+    """Runs every linter where the lab runs; exits with 1 where one of them finds something."""
     return _run_tools(arguments, "lint")
 
 

@@ -21,10 +21,9 @@ INSTALL_PAGES = {
 
 @dataclass(frozen=True)
 class EngineFacts:
-    """One container engine as its own commands describe it; None is "not known".
+    """One container engine by the output of its own commands; None is "not known".
 
-    ``problem`` is the engine's own line on why its daemon does not answer, ``compose_problem``
-    the one on why its Compose does not.
+    ``problem`` quotes why its daemon does not answer, ``compose_problem`` why its Compose does not.
     """
 
     name: str
@@ -49,7 +48,7 @@ class EngineFacts:
 
 
 def probe_engine(name: str, run: CommandRunner) -> EngineFacts:
-    """The facts of the engine ``docker`` or ``podman``, asked of its own client."""
+    """The facts of ``docker`` or ``podman``, from its client."""
     return (probe_docker if name == "docker" else probe_podman)(run)
 
 
@@ -97,12 +96,12 @@ def probe_podman(run: CommandRunner) -> EngineFacts:
 
 
 def _probe_compose(client: str, run: CommandRunner) -> tuple[str | None, str | None]:
-    """Compose's version, or the line on why there is none."""
+    """Compose's version and None, or None and why there is no Compose."""
     answer = run([client, "compose", "version", "--short"], timeout_seconds=PROBE_SECONDS)
     version = re.search(r"v?\d+\.\d+\S*", answer.stdout) if answer.ok else None
     if version:
         return version.group(0).lstrip("v"), None
-    # The first line says why; what follows it is the client's whole help.
+    # The first line says why; after it comes the client's help.
     return None, _quote(answer.stderr or answer.message)
 
 
@@ -128,7 +127,7 @@ def _parse_object(text: str) -> dict[str, Any]:
     """The JSON object in a command's output; empty where it printed anything else."""
     try:
         return _as_object(json.loads(text))
-    except (ValueError, RecursionError):  # the second: brackets without end
+    except (ValueError, RecursionError):  # RecursionError: thousands of brackets
         return {}
 
 

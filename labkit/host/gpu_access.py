@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from labkit.process import CommandResult, CommandRunner
 from labkit.text import escape_controls
 
-TRIAL_SECONDS = 20.0
+TEST_SECONDS = 20.0
 INSPECT_SECONDS = 10.0
 PULL_SECONDS = 120.0
 # What Docker and Podman have, in the order in which they are tried.
@@ -48,7 +48,7 @@ def probe_gpu_access(
     gpus: Sequence[str] = ("all",),
     user: Sequence[str] = (),
 ) -> tuple[GpuAccessTest, ...]:
-    """Tries each way of the engine ``client`` until a container sees a GPU; gives all trials.
+    """Tries each way of the engine ``client`` until a container sees a GPU; gives all tests.
 
     ``image`` is pulled where it is not here. ``gpus`` are "all", indices or UUIDs; ``user`` are the
     engine's options for the container's user, such as ("--user", "1000:1000").
@@ -56,12 +56,12 @@ def probe_gpu_access(
     missing = _fetch_image(client, image, run)
     if missing:
         return (GpuAccessTest(WAYS[client][0], problem=missing),)
-    trials: list[GpuAccessTest] = []
+    tests: list[GpuAccessTest] = []
     for way in WAYS[client]:
-        trials.append(_try_way(client, image, run, way, [*_ask_for(way, gpus), *user]))
-        if trials[-1].seen:
+        tests.append(_try_way(client, image, run, way, [*_ask_for(way, gpus), *user]))
+        if tests[-1].seen:
             break
-    return tuple(trials)
+    return tuple(tests)
 
 
 def find_image(client: str, images: Sequence[str], run: CommandRunner) -> str | None:
@@ -110,11 +110,11 @@ def _ask_for(way: str, gpus: Sequence[str]) -> list[str]:
 def _try_way(
     client: str, image: str, run: CommandRunner, way: str, words: Sequence[str]
 ) -> GpuAccessTest:
-    name = f"labkit-trial-{os.getpid()}-{way}"
+    name = f"labkit-gpu-test-{os.getpid()}-{way}"
     held = ["--rm", "--name", name, "--network", "none", *HARDENED]
     # The lab's image has an entrypoint that would start a lab.
     command = [client, "run", *words, *held, "--entrypoint", "nvidia-smi", image, "-L"]
-    answer = run(command, timeout_seconds=TRIAL_SECONDS)
+    answer = run(command, timeout_seconds=TEST_SECONDS)
     if answer.timed_out:  # the client has ended; its container may still run
         run([client, "rm", "--force", name], timeout_seconds=INSPECT_SECONDS)
     seen = list_seen(answer)

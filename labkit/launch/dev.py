@@ -96,9 +96,11 @@ def build_docs(checkout: Checkout, steps: Steps) -> Path:
             [str(mkdocs), "build", "--strict"], timeout_seconds=600, folder=checkout.root
         )
     if not result.ok:
-        told = [line for line in result.stderr.splitlines() if "WARNING" in line or "rror" in line]
+        warnings = [
+            line for line in result.stderr.splitlines() if "WARNING" in line or "rror" in line
+        ]
         raise EngineError(
-            "\n  ".join([f"mkdocs build --strict failed: {result.message}", *told]),
+            "\n  ".join([f"mkdocs build --strict failed: {result.message}", *warnings]),
             cause="a page or a docstring has a broken link or anchor",
             fix="mend it, then: make docs",
         )

@@ -72,8 +72,8 @@ class GpuAccessError(EngineError):
 class HostFacts:
     """Everything that the choices are made from.
 
-    ``folder`` and ``workspace`` are the checkout's; ``trials`` are the containers tried with the
-    GPU, by the engine that will be chosen; none where none had to be.
+    ``folder`` and ``workspace`` are the checkout's. ``access_tests`` are the containers that the
+    engine to be chosen was tried with; none where the choice needs none.
     """
 
     machine: MachineFacts
@@ -83,7 +83,7 @@ class HostFacts:
     folder: FolderFacts
     workspace: FolderFacts
     distribution: Distribution = UNKNOWN
-    trials: tuple[GpuAccessTest, ...] = ()
+    access_tests: tuple[GpuAccessTest, ...] = ()
 
     def engine(self, name: str) -> EngineFacts:
         """The facts of the engine of this name."""
@@ -92,7 +92,9 @@ class HostFacts:
     def gpu_host(self, runtime: str) -> GpuHost:
         """What the flavor is chosen from, where the lab runs by ``runtime``."""
         engine = None if runtime == "local" else runtime
-        return GpuHost(self.gpu, self.machine.architecture, self.distribution, engine, self.trials)
+        return GpuHost(
+            self.gpu, self.machine.architecture, self.distribution, engine, self.access_tests
+        )
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,7 @@ class GpuHost:
     machine: str = "x86_64"
     distribution: Distribution = UNKNOWN
     engine: str | None = None
-    trials: tuple[GpuAccessTest, ...] = ()
+    access_tests: tuple[GpuAccessTest, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -222,7 +224,7 @@ def probe_host(
         read_folder(checkout.workspace),
         read_distribution(root),
     )
-    return replace(facts, trials=_try_gpu_access(settings, facts, steps, run))
+    return replace(facts, access_tests=_try_gpu_access(settings, facts, steps, run))
 
 
 def _try_gpu_access(
@@ -233,7 +235,7 @@ def _try_gpu_access(
         runtime = _choose_runtime(settings, facts).value
     except EngineError:
         return ()  # make_plan says why
-    gpus = prepare_trial(settings, facts.gpu_host(runtime))
+    gpus = list_gpus_to_try(settings, facts.gpu_host(runtime))
     if runtime == "local" or not gpus:
         return ()
     own = [os.environ.get("LABKIT_IMAGE"), *(f"labkit:{name}" for name in BUILDS)]
@@ -246,8 +248,8 @@ def _try_gpu_access(
         return probe_gpu_access(runtime, image, run, gpus=gpus, user=user)
 
 
-def prepare_trial(settings: Settings, host: GpuHost) -> tuple[str, ...]:
-    """The GPUs to try a container with; empty where the choice needs no trial."""
+def list_gpus_to_try(settings: Settings, host: GpuHost) -> tuple[str, ...]:
+    """The GPUs to try a container with; empty where the choice needs none."""
     if settings.flavor == "cpu":
         return ()
     try:
@@ -382,7 +384,7 @@ def _choose_cuda(settings: Settings, host: GpuHost) -> Choice[Flavor]:
     flavor = Flavor("cuda", build.name, selection.words)
     if host.engine is None:
         return Choice(flavor, build.reason, build.warning, build.fix)
-    seen = next((trial for trial in host.trials if trial.seen), None)
+    seen = next((test for test in host.access_tests if test.seen), None)
     if seen is None:
         raise _refuse_access(host)
     them = "them" if len(selection.gpus) > 1 else "it"
@@ -417,13 +419,13 @@ def _explain(problem: str, distribution: Distribution, fix: str) -> dict[str, st
     found = explain_text(problem).first
     if found is None:
         return {"cause": problem, "fix": fix}
-    return {"cause": found.sign.cause, "fix": found.sign.fix.on(distribution)}
+    return {"cause": found.error.cause, "fix": found.error.fix.on(distribution)}
 
 
 def _refuse_access(host: GpuHost) -> LabkitError:
-    """Why no container saw the GPU: the first trial whose problem is a known error."""
+    """Why no container saw the GPU: the first test whose problem is a known error."""
     name = str(host.engine).capitalize()
-    problems = [trial.problem for trial in host.trials if trial.problem]
+    problems = [test.problem for test in host.access_tests if test.problem]
     # Docker's CDI is off by default: that says nothing about what its first way met.
     known = [text for text in problems if _name_error(text) not in (None, "docker-cdi-off")]
     problem = (known or problems or ["no container was tried"])[0]
@@ -436,7 +438,7 @@ def _refuse_access(host: GpuHost) -> LabkitError:
 
 def _name_error(text: str) -> str | None:
     found = explain_text(text).first
-    return found.sign.name if found else None
+    return found.error.name if found else None
 
 
 def _choose_without_gpu(settings: Settings, host: GpuHost, error: LabkitError) -> Choice[Flavor]:

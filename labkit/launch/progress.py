@@ -154,13 +154,13 @@ class StepLog:
 
 
 def explain_failure(what: str, lines: list[str], path: Path, fix: str) -> LabkitError:
-    """An EngineError that quotes the end of ``lines`` and names the sign found in them."""
+    """An EngineError that quotes the end of ``lines`` and names the known error found in them."""
     # A mere possibility is for `labkit doctor --explain` to tell of: here one cause is named.
     found = explain_text("\n".join(lines)).sure
-    sign = found.sign if found else None
+    known = found.error if found else None
     quoted = "\n".join(f"  | {line}" for line in lines[-QUOTED_LINES:] if line.strip())
     return EngineError(
         f"{what}\n{quoted}\n  the whole log: {path}" if quoted else f"{what} (log: {path})",
-        cause=sign.cause if sign else None,
-        fix=sign.fix.on(read_distribution()) if sign else fix,
+        cause=known.cause if known else None,
+        fix=known.fix.on(read_distribution()) if known else fix,
     )

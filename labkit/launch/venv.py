@@ -36,7 +36,7 @@ SAFE_HEADER = b"""#!/bin/sh
 LABKIT_INPUT = "pyproject.toml"
 IPYTHON_SETTINGS = Path("docker/jupyter/ipython_config.py")
 
-# What each lock is called while it is being installed.
+# How each lock is called while it is installed.
 TITLES = {
     "torch-cpu": "torch, the build for the CPU",
     **{build.torch_lock: f"torch, the build for CUDA {build.cuda}" for build in CUDA_BUILDS},
@@ -45,7 +45,7 @@ TITLES = {
     "test": "what the tests use",
 }
 
-# The locks that a build of torch brings and another one replaces.
+# The locks of one build of torch, which those of another replace.
 BUILD_LOCKS = tuple(lock for build in BUILDS.values() for lock in build.locks if lock != "lab")
 
 COUNT_REQUIREMENTS = """
@@ -60,7 +60,7 @@ print(sum(not need.marker or need.marker.evaluate() for need in wanted))
 
 @dataclass(frozen=True)
 class PythonEnvironment:
-    """The checkout's .venv and what is installed in it."""
+    """The checkout's .venv and the packages in it."""
 
     checkout: Checkout
 
@@ -102,7 +102,7 @@ class PythonEnvironment:
         )
 
     def find_cuda_build(self) -> TorchBuild | None:
-        """The CUDA build of torch that is installed, or None where it is the CPU's, or none."""
+        """The CUDA build of torch that is installed, or None."""
         return next(
             (build for build in CUDA_BUILDS if self._stamp(build.torch_lock).exists()), None
         )
@@ -232,7 +232,7 @@ class PythonEnvironment:
             self._stamp(lock).unlink(missing_ok=True)
 
     def _list_packages(self, lock: str) -> set[str]:
-        """The names of the packages in a lock; empty where the checkout has no such lock."""
+        """The names of the packages in a lock; empty where there is no such lock."""
         try:
             text = self.checkout.lock_file(lock).read_text(encoding="utf-8")
         except OSError:
@@ -248,7 +248,7 @@ class PythonEnvironment:
         return [*pip, "--require-hashes", "--only-binary", ":all:", *options, "-r", str(source)]
 
     def _lock_options(self, lock: str) -> tuple[str, ...]:
-        # torch alone comes from PyTorch's index; one that does not answer costs a second.
+        # Only torch comes from PyTorch's index; one retry, so that an outage costs a second.
         build = BUILDS.get(lock.removeprefix("torch-"))
         if build is None or build.torch_index is None:
             return ()
@@ -256,7 +256,7 @@ class PythonEnvironment:
         return ("--index-url", index, "--retries", "1")
 
     def _count(self, lock: Path) -> int | None:
-        """How many of the lock's packages this Python and machine need; None if unknown."""
+        """How many of the lock's packages this Python and machine need; None where not known."""
         answer = run_command(
             [str(self.python), "-c", COUNT_REQUIREMENTS, str(lock)], timeout_seconds=30
         )
@@ -305,13 +305,13 @@ class PythonEnvironment:
 
 
 def follow_pip(step: Step, total: int | None) -> Callable[[str], None]:
-    """A reader of pip's output that notes on ``step`` how many packages have come."""
+    """A reader of pip's output that notes on ``step`` how many packages it has fetched."""
     seen = 0
     of_total = f" of {total}" if total else ""
 
     def read_line(line: str) -> None:
         nonlocal seen
-        # "Processing" names a file: a wheel that is on this machine already.
+        # "Processing" names a wheel on this machine.
         found = re.match(r"(?:Collecting (?P<name>\S+?)(?:==|\s|$)|Processing (?P<file>\S+))", line)
         if found:
             seen += 1
