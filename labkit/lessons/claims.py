@@ -104,14 +104,14 @@ def _describe(error: BaseException) -> str:
 
 
 def _settle(result: ClaimResult, error: BaseException | None = None) -> None:
-    show_card(_draw(result), CLAIM_MIME, asdict(result))
+    show_card(_make_card(result), CLAIM_MIME, asdict(result))
     if result.held is False:
         raise ClaimFailed(
             f"{result.statement}: expected {result.expected}, seen {result.seen}"
         ) from error
 
 
-def _draw(result: ClaimResult) -> Card:
+def _make_card(result: ClaimResult) -> Card:
     if result.skipped:
         return Card(QUIET, "skipped", result.statement, result.skipped)
     found = f"expected {result.expected}, seen {result.seen}"

@@ -1,6 +1,7 @@
-"""Values of any kind, compared and put into words; torch is looked at only where it is loaded.
+"""Compares values of any type, and describes them and their differences in text.
 
-How an answer differs from what was expected: in type, shape, dtype, or values and where.
+``find_difference`` says how an answer differs from what was expected: in type, shape, dtype, or
+in which values.
 """
 
 from __future__ import annotations
