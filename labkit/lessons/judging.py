@@ -27,6 +27,7 @@ from labkit.lessons.exercises import (
 )
 from labkit.lessons.restrictions import find_violation
 from labkit.lessons.value_repr import (
+    LONGEST_TEXT,
     PLAIN_FUNCTIONS,
     Difference,
     Tolerance,
@@ -35,8 +36,8 @@ from labkit.lessons.value_repr import (
     format_block,
     format_value,
     same_value,
-    shorten,
 )
+from labkit.text import shorten
 
 STUB_TEXT = "write your code here"
 
@@ -94,7 +95,7 @@ def _compare(got: object, expected: object, tolerance: Tolerance) -> Difference 
         return find_difference(got, expected, tolerance)
     except (RuntimeError, TypeError) as error:
         # Sparse tensors, tensors without data and the like: not what the exercise asks for.
-        reason = f"{type(error).__name__}: {shorten(str(error))}"
+        reason = f"{type(error).__name__}: {shorten(str(error), LONGEST_TEXT)}"
         return Difference(WRONG_TYPE, f"the answer cannot be compared ({reason})")
 
 
@@ -111,7 +112,9 @@ def _ask_judge(case: Case, got: object, arguments: tuple[Any, ...]) -> Differenc
     except Exception as error:
         # The judge looks for a property: an answer without it has the wrong type.
         kind = f"the answer is {describe_type(got)}, which cannot be what was asked for"
-        return Difference(WRONG_TYPE, f"{kind} ({type(error).__name__}: {shorten(str(error))})")
+        return Difference(
+            WRONG_TYPE, f"{kind} ({type(error).__name__}: {shorten(str(error), LONGEST_TEXT)})"
+        )
     if not complaint:
         return None
     status = FORBIDDEN if isinstance(complaint, NotThisWay) else WRONG_VALUES
