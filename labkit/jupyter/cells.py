@@ -13,8 +13,8 @@ from html import escape
 from typing import Any
 
 from labkit.memory.balance.model import MIB
-from labkit.memory.track.counters import BlockSpan
-from labkit.memory.track.tracker import MemoryTracker, MemoryUse
+from labkit.memory.track.model import BlockSpan, MemoryUse
+from labkit.memory.track.tracker import MemoryTracker
 from labkit.text import format_bytes, format_seconds
 
 # A process's resident memory moves by less than this when a cell does nothing at all.
@@ -97,7 +97,7 @@ def _is_terminal() -> bool:
 
 def track_cell() -> MemoryTracker:
     """The tracker of a cell; a sampler's time has the cell on it already, by its number."""
-    return MemoryTracker(marked=False)
+    return MemoryTracker(annotated=False)
 
 
 class OpenCell:

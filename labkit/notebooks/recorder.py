@@ -18,7 +18,7 @@ from typing import Any
 
 from labkit.host.distribution import read_distribution
 from labkit.known_errors.match import hint_at
-from labkit.memory.oom.page import EXPANDABLE, TEXT, read_failure
+from labkit.memory.oom.model import EXPANDABLE, TEXT, read_failure
 from labkit.notebooks.cuda_probe import KEY, ask_kernel
 from labkit.notebooks.output_limits import OutputLimit, shorten
 from labkit.notebooks.result import CellMemory, CellResult, CudaMemory, RunFailure

@@ -22,7 +22,7 @@ from labkit.notebooks.compare import (
 from labkit.notebooks.report.page import make_page, write_page
 from labkit.notebooks.report.saved import Cell
 from labkit.notebooks.report.sections import inline
-from labkit.render import escape, make_table, mark, start_sentence
+from labkit.render import escape, make_table, render_status, start_sentence
 from labkit.text import shorten
 
 MAX_ROWS = 2000
@@ -57,9 +57,9 @@ def render_comparison(comparison: Comparison) -> str:
 
 
 def _draw_pair(pair: NotebookPair, limit: int) -> str:
-    status = mark(pair.a.status)
+    status = render_status(pair.a.status)
     if pair.a.status != pair.b.status:
-        status = f"A {mark(pair.a.status)}, B {mark(pair.b.status)}"
+        status = f"A {render_status(pair.a.status)}, B {render_status(pair.b.status)}"
     medians = "".join(
         f'<p class="soft">{escape(start_sentence(text))}.</p>' for text in describe_medians(pair)
     )

@@ -5,12 +5,12 @@ from __future__ import annotations
 import statistics
 from pathlib import Path
 
-from labkit.charts import Column, Line, draw_columns, draw_lines
+from labkit.charts import Column, Line, render_columns, render_lines
 from labkit.notebooks.report.outputs import ShownCell, read_cells
 from labkit.notebooks.report.page import Pieces
 from labkit.notebooks.report.saved import Cell, Claim, Notebook, Run, cell_cuda_peak
 from labkit.notebooks.report.sections import describe_counts, inline
-from labkit.render import escape, make_table, mark
+from labkit.render import escape, make_table, render_status
 from labkit.text import format_bytes, format_seconds, plural, shorten
 
 # Of all notebooks together: so many rows and cells keep a page of any run within its bounds.
@@ -26,7 +26,7 @@ def draw_notebook(run: Run, number: int, pieces: Pieces) -> str:
     limit = max(20, MAX_ROWS // len(run.notebooks))
     parts = [
         f'<h2 id="n{number}">{escape(notebook.name)}'
-        f'<span class="aside">{mark(notebook.status)}</span></h2>',
+        f'<span class="aside">{render_status(notebook.status)}</span></h2>',
         f'<p class="soft">{_describe_notebook(notebook)}</p>',
         _draw_seconds(notebook),
         _draw_memory(notebook),
@@ -66,7 +66,7 @@ def _draw_seconds(notebook: Notebook) -> str:
         )
         for cell in notebook.cells
     ]
-    plot = draw_columns(columns, alt=f"Time per cell. {words}", unit="seconds")
+    plot = render_columns(columns, alt=f"Time per cell. {words}", unit="seconds")
     return _figure("Time per cell", words, plot)
 
 
@@ -90,7 +90,7 @@ def _draw_memory(notebook: Notebook) -> str:
             )
         )
     key = '<span class="key peak"></span>at most<span class="key after"></span>afterwards'
-    plot = draw_columns(columns, alt=f"Memory per cell. {words}", unit="bytes")
+    plot = render_columns(columns, alt=f"Memory per cell. {words}", unit="bytes")
     return _figure("Memory per cell", words, plot, key)
 
 
@@ -104,7 +104,7 @@ def _draw_cuda(notebook: Notebook) -> str:
         Column(str(cell.number), cell_cuda_peak(cell), tooltip=_tooltip(cell, _say_cuda(cell)))
         for cell in notebook.cells
     ]
-    plot = draw_columns(columns, alt=f"CUDA memory per cell. {words}", unit="bytes")
+    plot = render_columns(columns, alt=f"CUDA memory per cell. {words}", unit="bytes")
     return _figure("Peak on CUDA per cell", words, plot)
 
 
@@ -114,7 +114,7 @@ def _draw_timeline(notebook: Notebook) -> str:
     cuda = [(m.seconds, m.cuda_bytes) for m in moments if m.cuda_bytes is not None]
     lines = [Line("process", tuple(resident)), Line("cuda", tuple(cuda))]
     words = f"{plural(len(moments), 'sample')} from the run’s start to its end."
-    plot = draw_lines(lines, alt=f"Memory over the seconds of the run. {words}")
+    plot = render_lines(lines, alt=f"Memory over the seconds of the run. {words}")
     if not plot:
         return ""
     key = '<span class="key process"></span>process<span class="key cuda"></span>reserved on CUDA'
@@ -162,7 +162,7 @@ def _draw_checks(notebook: Notebook) -> str:
     if not notebook.checks:
         return ""
     items = "".join(
-        f'<li><span class="mono">{escape(check.name)}</span> {mark(check.status)}</li>'
+        f'<li><span class="mono">{escape(check.name)}</span> {render_status(check.status)}</li>'
         for check in sorted(notebook.checks, key=lambda check: check.status == "passed")
     )
     return f'<h3>Checks</h3><ul class="checks">{items}</ul>'
@@ -255,7 +255,7 @@ def _describe_cell(cell: Cell | None) -> str:
 
 
 def _mark_cell(cell: Cell) -> str:
-    return mark(cell.status) + (f" (raised {escape(cell.raised)})" if cell.raised else "")
+    return render_status(cell.status) + (f" (raised {escape(cell.raised)})" if cell.raised else "")
 
 
 def _name_cell(cell: Cell) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timezone
 
 from labkit.notebooks.report.saved import Cell, Failure, Notebook, Run
-from labkit.render import escape, escape_block, make_table, mark, say, start_sentence
+from labkit.render import escape, escape_block, make_table, render_status, start_sentence, to_words
 from labkit.text import format_bytes, format_seconds, plural
 
 MAX_TRACEBACK_CHARACTERS = 20_000
@@ -72,7 +72,7 @@ def _say_ending(status: str) -> str:
         "unknown": "ended, how is unknown",
         "running": "was cut short",
     }
-    return verbs.get(status, say(status))
+    return verbs.get(status, to_words(status))
 
 
 def describe_counts(notebooks: Iterable[Notebook]) -> str:
@@ -123,7 +123,7 @@ def is_unwell(notebook: Notebook) -> bool:
 
 
 def _draw_failure(number: int, notebook: Notebook) -> str:
-    parts = [f"<h3>{escape(notebook.name)}: {mark(notebook.status)}</h3>"]
+    parts = [f"<h3>{escape(notebook.name)}: {render_status(notebook.status)}</h3>"]
     if notebook.failure:
         parts.append(_explain_failure(number, notebook.failure, notebook.cells))
     parts += [
@@ -132,7 +132,8 @@ def _draw_failure(number: int, notebook: Notebook) -> str:
         if claim.held is False
     ]
     parts += [
-        f'<p class="what">Check did not pass: {escape(f"{check.name} ({say(check.status)})")}</p>'
+        '<p class="what">Check did not pass: '
+        f"{escape(f'{check.name} ({to_words(check.status)})')}</p>"
         for check in notebook.checks
         if check.status != "passed"
     ]
@@ -224,7 +225,7 @@ def _draw_fact(key: str, value: object) -> str:
 def _name_fact(key: str) -> str:
     if key in NAMES_OF_FACTS:
         return NAMES_OF_FACTS[key]
-    return start_sentence(say(key.removesuffix("_bytes").removesuffix("_seconds")))
+    return start_sentence(to_words(key.removesuffix("_bytes").removesuffix("_seconds")))
 
 
 def format_fact(key: str, value: object) -> str:
@@ -278,7 +279,7 @@ def _overview_row(number: int, notebook: Notebook) -> list[str]:
     ran = sum(has_run(cell) for cell in notebook.cells)
     return [
         f'<a href="#n{number}">{escape(notebook.name)}</a>',
-        mark(notebook.status),
+        render_status(notebook.status),
         _of(ran, len(notebook.cells)),
         _of(held, len(notebook.claims)),
         _of(passed, len(notebook.checks)),
