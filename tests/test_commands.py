@@ -13,7 +13,10 @@ from pathlib import Path
 import pytest
 
 from labkit.errors import UsageError
+from labkit.launch.compose import ContainerLab
+from labkit.launch.local import LocalLab
 from labkit.launch.server import wait_until
+from labkit.launch.settings import CPU, Settings
 from labkit.process import (
     KEPT_BYTES,
     STEERING_VARIABLES,
@@ -24,6 +27,7 @@ from labkit.process import (
     run_command,
     stream_command,
 )
+from tests.fakes.host import make_checkout
 
 ROOT = Path(__file__).parents[1]
 
@@ -364,3 +368,28 @@ def test_the_documentation_lists_what_is_passed_on():
     text = (ROOT / "docs" / "environment.md").read_text(encoding="utf-8")
     for start, passed in STEERING_VARIABLES.items():
         assert [name for name in (start, *passed) if f"`{name}" not in text] == []
+
+
+def test_the_lab_gets_it_in_a_container_and_without_one(tmp_path, monkeypatch):
+    for name, value in {**STEERED, **PASSED}.items():
+        monkeypatch.setenv(name, value)
+    checkout = make_checkout(tmp_path / "lab")
+    composed = ContainerLab(checkout, "docker", CPU, Settings()).environment()
+    local = LocalLab(checkout, Settings()).environment()
+    assert local.pop("VIRTUAL_ENV") == str(checkout.environment_folder)
+    for environment in (composed, local):
+        assert STEERED.keys() & environment.keys() == set()
+        assert environment.items() >= PASSED.items()
+
+
+def test_a_kernel_of_the_callers_named_python3_is_not_the_labs(tmp_path, monkeypatch):
+    kernel = tmp_path / "kernels" / "python3" / "kernel.json"
+    kernel.parent.mkdir(parents=True)
+    kernel.write_text('{"argv": ["evil"], "display_name": "evil", "language": "python"}')
+    words = [sys.executable, "-m", "jupyter_client.kernelspecapp", "list", "--json"]
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
+    as_it_is = run_command(words, timeout_seconds=60, environment=os.environ)
+    assert "evil" in as_it_is.stdout
+    composed = run_command(words, timeout_seconds=60)
+    assert "python3" in composed.stdout
+    assert "evil" not in composed.stdout

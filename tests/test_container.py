@@ -284,7 +284,7 @@ def test_an_engine_that_is_gone_is_named(lab, monkeypatch):
 
 
 def test_a_current_image_is_not_built(lab, docker, monkeypatch):
-    monkeypatch.setattr(compose.image, "digest_inputs", lambda checkout: "0123")
+    monkeypatch.setattr(compose.image, "digest_inputs", lambda checkout, inputs: "0123")
     docker.play('"image inspect"*) echo 0123 ;;')
     lab.prepare(Steps())
     assert len(docker.calls) == 1

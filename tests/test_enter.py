@@ -11,7 +11,7 @@ import pytest
 
 from labkit.errors import UsageError
 from labkit.host.torch_builds import BUILDS
-from labkit.launch import dev, up
+from labkit.launch import dev, image, up
 from labkit.launch.compose import ContainerLab
 from labkit.launch.dev import run_tools
 from labkit.launch.local import LocalLab
@@ -153,27 +153,31 @@ def container(checkout, planned):
 
 
 def test_in_a_container_pytest_runs_in_the_test_image(checkout, container, became, monkeypatch):
-    monkeypatch.setattr(dev.image, "read_image_digest", lambda client, name: "0123")
-    monkeypatch.setattr(dev.image, "digest_inputs", lambda checkout, inputs: "0123")
+    monkeypatch.setattr(image, "read_image_digest", lambda client, name: "0123")
+    monkeypatch.setattr(image, "digest_inputs", lambda checkout, inputs: "0123")
     run_tools(checkout, Settings(), Steps(io.StringIO()), "test", [])
     assert became[0][-7:] == ["run", "--rm", "--no-TTY", "test", "python", "-m", "pytest"]
 
 
-@pytest.mark.parametrize(
-    ("present", "why"), [(None, "not built yet"), ("4567", "its inputs have changed")]
-)
+@pytest.mark.parametrize("present", [None, "4567"], ids=["missing", "stale"])
 def test_the_test_image_is_built_where_it_is_missing_or_stale(
-    checkout, container, became, monkeypatch, present, why
+    checkout, container, became, monkeypatch, present
 ):
     built = []
-    monkeypatch.setattr(dev.image, "read_image_digest", lambda client, name: present)
-    monkeypatch.setattr(
-        ContainerLab,
-        "build",
-        lambda self, steps, service, digest, why: built.append((service, why)),
-    )
+    monkeypatch.setattr(image, "read_image_digest", lambda client, name: present)
+    monkeypatch.setattr(image, "run_build", lambda *words, **_: built.append(words[3][-2:]))
     run_tools(checkout, Settings(), Steps(io.StringIO()), "test", [])
-    assert built == [("test", why)]
+    assert built == [["build", "test"]]
+
+
+def test_the_fast_tests_leave_out_what_takes_long(checkout, container, became, monkeypatch):
+    monkeypatch.setattr(image, "read_image_digest", lambda client, name: "0123")
+    monkeypatch.setattr(image, "digest_inputs", lambda checkout, inputs: "0123")
+    run_tools(checkout, Settings(), Steps(io.StringIO()), "fast test", ["-k", "ports"])
+    words = became[0][became[0].index("pytest") :]
+    assert words[-2:] == ["-k", "ports"]
+    assert "not slow and not engine and not browser" in words
+    assert words[words.index("-n") + 1] == "2"
 
 
 @pytest.mark.parametrize(

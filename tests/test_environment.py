@@ -15,7 +15,9 @@ import zipfile
 import pytest
 
 from labkit.errors import EngineError, LabkitError
+from labkit.host.distribution import Distribution
 from labkit.host.torch_builds import find_build
+from labkit.launch import progress
 from labkit.launch import venv as environment_module
 from labkit.launch.progress import Step, Steps
 from labkit.launch.venv import PythonEnvironment, follow_pip
@@ -191,9 +193,10 @@ def test_a_python_without_venv_is_explained(checkout, tmp_path, monkeypatch):
         "available.'; exit 1",
     )
     monkeypatch.setattr(environment_module.sys, "executable", str(program))
-    with pytest.raises(EngineError) as caught:
+    monkeypatch.setattr(progress, "read_distribution", lambda: Distribution("Debian", "debian"))
+    with pytest.raises(EngineError, match="ensurepip") as caught:
         PythonEnvironment(checkout).prepare(Steps())
-    assert caught.value.cause == "this Python came without the venv module's own files"
+    assert "venv" in str(caught.value.cause)
     assert caught.value.fix == "sudo apt-get install python3-venv"
 
 

@@ -207,9 +207,9 @@ def _print_answers(workspace: Path, found: LabAnswers) -> None:
         print(f"  {status:<{_STATUS_WIDTH}}{name}")
         if answer.status in ("passed", "not_started"):
             continue
-        told = [answer.message, answer.case and f"in {answer.case}"]
-        told += [f"hint: {hint}" for hint in answer.hints]
-        for line in "\n".join(text for text in told if text).splitlines():
+        lines = [answer.message, answer.case and f"in {answer.case}"]
+        lines += [f"hint: {hint}" for hint in answer.hints]
+        for line in "\n".join(text for text in lines if text).splitlines():
             print(f"  {'':<{_STATUS_WIDTH}}  {line}")
 
 
@@ -296,7 +296,7 @@ def _print_gate(found: LabGate) -> None:
 
 
 class _Steps:
-    """Tells on stderr what is running: a changing line on a terminal, else a line a lab."""
+    """Shows progress on stderr: one line that changes on a terminal, else a line per lab."""
 
     def __init__(self, lab: str) -> None:
         self._lab = lab

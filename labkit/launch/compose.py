@@ -28,7 +28,6 @@ from labkit.process import (
 GPU_SERVICE = "cuda-chosen"
 # The tests get the same GPUs.
 SERVICES = (GPU_SERVICE, "test")
-BUILD_LIMIT_SECONDS = 3 * 3600.0
 START_LIMIT_SECONDS = 180.0
 # Always all of them: a start names its service, and a stop must find every one.
 PROFILES = ("cpu", "cuda", GPU_SERVICE, "test")
@@ -93,29 +92,30 @@ class ContainerLab:
         """The Compose service that runs the lab; "cuda-chosen" is the one with a list of GPUs."""
         return GPU_SERVICE if self.flavor.way else self.flavor.name
 
-    def prepare(self, steps: Steps) -> None:
-        """Builds the image where there is none or its inputs have changed."""
-        digest = image.digest_inputs(self.checkout)
-        present = image.read_image_digest(self.client, self.image)
+    def prepare(self, steps: Steps, *, for_tests: bool = False) -> None:
+        """Builds the lab's image, or that of the tests, where it is missing or out of date.
+
+        Raises EngineError with the build's log.
+        """
+        service, name = self.flavor.name, self.image
+        inputs = image.LAB_INPUTS
+        if for_tests:
+            service, name, inputs = "test", self.test_image, image.TEST_INPUTS
+        digest = image.digest_inputs(self.checkout, inputs)
+        present = image.read_image_digest(self.client, name)
         if present == digest:
             return
-        why = "not built yet" if present is None else "its inputs have changed"
-        self.build(steps, self.flavor.name, digest, why)
-
-    def build(self, steps: Steps, service: str, digest: str, why: str) -> None:
-        """Builds a service's image and shows the progress. Raises EngineError with the log."""
         check_locks(self.checkout, find_build(self.flavor.build).locks)
-        log_path = self.checkout.logs_folder / f"build-{service}.log"
-        with steps.step(f"building the {service} image ({why})") as step:
-            with StepLog(log_path, image.follow_build(step.note)) as log:
-                result = self._compose(
-                    ["build", service], log, image.build_variables(self.checkout, digest)
-                )
-            if not result.ok:
-                raise log.failure(f"building the {service} image failed", "make build")
-        # The image that had the name before, 1.5 GB: nothing refers to it any more.
-        self._ask(
-            "image", "prune", "--force", "--filter", f"label=io.labkit.flavor={self.flavor.name}"
+        image.run_build(
+            steps,
+            f"building the {service} image",
+            self.client,
+            self.compose_command(["build", service]),
+            {**self.environment(), **image.build_variables(self.checkout, digest)},
+            why="not built yet" if present is None else "its inputs have changed",
+            flavor=self.flavor.name,
+            log_path=self.checkout.logs_folder / f"build-{service}.log",
+            fix="make build",
         )
 
     def start(self) -> LabHandle:
@@ -248,16 +248,12 @@ class ContainerLab:
     def _ask(self, *words: str) -> CommandResult:
         return run_command([self.client, *words], timeout_seconds=30)
 
-    def _compose(
-        self, words: Sequence[str], log: StepLog, extra: dict[str, str] | None = None
-    ) -> CommandResult:
-        limit = BUILD_LIMIT_SECONDS if words[0] == "build" else START_LIMIT_SECONDS
+    def _compose(self, words: Sequence[str], log: StepLog) -> CommandResult:
         result = stream_command(
             self.compose_command(words),
-            timeout_seconds=limit,
+            timeout_seconds=START_LIMIT_SECONDS,
             on_line=log.write,
-            environment={**self.environment(), **(extra or {})},
-            folder=self.checkout.root,
+            environment=self.environment(),
         )
         if result.missing or result.timed_out:
             log.write(result.message)

@@ -13,7 +13,6 @@ from pathlib import Path
 
 from labkit.errors import EngineError
 from labkit.host.torch_builds import BUILDS, CUDA_BUILDS, TORCH_VERSION, TorchBuild
-from labkit.launch import image
 from labkit.launch.certificates import trust_in_pip
 from labkit.launch.compose import ContainerLab
 from labkit.launch.plan import announce_choices, make_plan, probe_host
@@ -71,21 +70,13 @@ def run_tools(
         checkout.workspace.mkdir(exist_ok=True)
         ensure_token(checkout)
         if isinstance(plan.lab, ContainerLab):
-            _prepare_image(plan.lab, steps)
+            plan.lab.prepare(steps, for_tests=True)
             command = plan.lab.compose_command(["run", "--rm", "--no-TTY", "test", *command])
         else:
             plan.lab.prepare(steps, ["test"])
     os.chdir(checkout.root)
     replace_process(command, plan.lab.environment())
     return 0
-
-
-def _prepare_image(lab: ContainerLab, steps: Steps) -> None:
-    digest = image.digest_inputs(lab.checkout, image.TEST_INPUTS)
-    present = image.read_image_digest(lab.client, lab.test_image)
-    if present != digest:
-        why = "not built yet" if present is None else "its inputs have changed"
-        lab.build(steps, "test", digest, why)
 
 
 def build_docs(checkout: Checkout, steps: Steps) -> Path:

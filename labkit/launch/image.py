@@ -5,21 +5,23 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from labkit import __version__
 from labkit.launch.certificates import build_certificate, build_proxies, keep_fingerprint
+from labkit.launch.progress import StepLog, Steps
 from labkit.launch.settings import Checkout
-from labkit.process import run_command
+from labkit.process import run_command, stream_command
 
 # What the images are made from; .dockerignore excludes nearly everything else.
-LAB_INPUTS = ("docker", "labkit", "labs", "pyproject.toml", ".dockerignore")
+LAB_INPUTS: tuple[str, ...] = ("docker", "labkit", "labs", "pyproject.toml", ".dockerignore")
 TEST_INPUTS = (
     *LAB_INPUTS,
     *("tests", "compose.yaml", "Makefile", "docs", ".ci", ".gitignore"),
     *("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "LICENSE"),
 )
+BUILD_LIMIT_SECONDS = 3 * 3600.0
 IGNORED = {"__pycache__", ".ipynb_checkpoints"}
 # Settings that change a build's result. TORCH_INDEX does not: every file must have its hash.
 BUILD_VARIABLES = ("BASE_IMAGE",)
@@ -87,6 +89,39 @@ def read_revision(checkout: Checkout) -> str | None:
 def _ask_git(checkout: Checkout, *words: str) -> str | None:
     answer = run_command(["git", "-C", str(checkout.root), *words], timeout_seconds=10)
     return answer.stdout.strip() or None if answer.ok else None
+
+
+def run_build(
+    steps: Steps,
+    what: str,
+    client: str,
+    command: Sequence[str],
+    environment: Mapping[str, str],
+    *,
+    flavor: str,
+    log_path: Path,
+    fix: str,
+    why: str = "",
+) -> None:
+    """Runs a build and shows its progress; then removes the image that had the name before.
+
+    Raises EngineError with the log's last lines; ``fix`` is its command where the cause is unknown.
+    """
+    with steps.step(f"{what} ({why})" if why else what) as step:
+        with StepLog(log_path, follow_build(step.note)) as log:
+            result = stream_command(
+                command,
+                timeout_seconds=BUILD_LIMIT_SECONDS,
+                on_line=log.write,
+                environment=environment,
+            )
+            if result.missing or result.timed_out:
+                log.write(result.message)
+        if not result.ok:
+            raise log.failure(f"{what} failed", fix)
+    # Gigabytes that nothing refers to any more.
+    label = f"label=io.labkit.flavor={flavor}"
+    run_command([client, "image", "prune", "--force", "--filter", label], timeout_seconds=60)
 
 
 def follow_build(note: Callable[[str], None]) -> Callable[[str], None]:

@@ -11,11 +11,10 @@ from labkit.host.engine import EngineFacts, probe_engine
 from labkit.host.machine import read_machine
 from labkit.host.torch_builds import CPU_BUILD, CUDA_BUILDS, TorchBuild, find_build
 from labkit.launch import image
-from labkit.launch.compose import BUILD_LIMIT_SECONDS
 from labkit.launch.plan import choose_runtime
-from labkit.launch.progress import StepLog, Steps
+from labkit.launch.progress import Steps
 from labkit.launch.settings import Checkout, Settings, check_locks
-from labkit.process import compose_environment, run_command, stream_command
+from labkit.process import compose_environment, run_command
 
 
 @dataclass(frozen=True)
@@ -76,29 +75,22 @@ def build_image(
     client = find_engine(settings)
     name = name or name_image(build)
     digest = image.digest_inputs(checkout)
-    variables = image.build_variables(checkout, digest)
-    with steps.step(f"building {name}") as step:
-        log_path = checkout.logs_folder / f"build-{build.name}.log"
-        with StepLog(log_path, image.follow_build(step.note)) as log:
-            result = stream_command(
-                compose_build(checkout, client, build.flavor),
-                timeout_seconds=BUILD_LIMIT_SECONDS,
-                on_line=log.write,
-                environment={
-                    **compose_environment(),
-                    **variables,
-                    "LABKIT_IMAGE": name,
-                    "LABKIT_CUDA_BUILD": (build if build.cuda else CUDA_BUILDS[0]).name,
-                },
-                folder=checkout.root,
-            )
-            if result.missing or result.timed_out:
-                log.write(result.message)
-        if not result.ok:
-            raise log.failure(f"building {name} failed", f"make build {name_choice(build)}")
-    # The image that had the name before, gigabytes: nothing refers to it any more.
-    label = f"label=io.labkit.flavor={build.flavor}"
-    run_command([client, "image", "prune", "--force", "--filter", label], timeout_seconds=60)
+    variables = {
+        **compose_environment(),
+        **image.build_variables(checkout, digest),
+        "LABKIT_IMAGE": name,
+        "LABKIT_CUDA_BUILD": (build if build.cuda else CUDA_BUILDS[0]).name,
+    }
+    image.run_build(
+        steps,
+        f"building {name}",
+        client,
+        compose_build(checkout, client, build.flavor),
+        variables,
+        flavor=build.flavor,
+        log_path=checkout.logs_folder / f"build-{build.name}.log",
+        fix=f"make build {name_choice(build)}",
+    )
     return BuiltImage(client, name, build, image.read_revision(checkout))
 
 

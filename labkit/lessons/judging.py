@@ -1,4 +1,4 @@
-"""Runs a learner's function over an exercise's cases and says what it found; shows nothing."""
+"""Runs a learner's function on the cases of an exercise, and returns the verdict."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ from labkit.lessons.exercises import (
 )
 from labkit.lessons.restrictions import find_violation
 from labkit.lessons.value_repr import (
+    LONGEST_TEXT,
     PLAIN_FUNCTIONS,
     Difference,
     Tolerance,
@@ -35,8 +36,8 @@ from labkit.lessons.value_repr import (
     format_block,
     format_value,
     same_value,
-    shorten,
 )
+from labkit.text import shorten
 
 STUB_TEXT = "write your code here"
 
@@ -93,8 +94,8 @@ def _compare(got: object, expected: object, tolerance: Tolerance) -> Difference 
     try:
         return find_difference(got, expected, tolerance)
     except (RuntimeError, TypeError) as error:
-        # Sparse tensors, tensors without data and their like: nothing that was asked for.
-        reason = f"{type(error).__name__}: {shorten(str(error))}"
+        # Sparse tensors, tensors without data and the like: not what the exercise asks for.
+        reason = f"{type(error).__name__}: {shorten(str(error), LONGEST_TEXT)}"
         return Difference(WRONG_TYPE, f"the answer cannot be compared ({reason})")
 
 
@@ -109,9 +110,11 @@ def _ask_judge(case: Case, got: object, arguments: tuple[Any, ...]) -> Differenc
     try:
         complaint = case.judge(got, arguments)
     except Exception as error:
-        # The judge looks for a property; an answer that does not even have it is of a wrong kind.
+        # The judge looks for a property: an answer without it has the wrong type.
         kind = f"the answer is {describe_type(got)}, which cannot be what was asked for"
-        return Difference(WRONG_TYPE, f"{kind} ({type(error).__name__}: {shorten(str(error))})")
+        return Difference(
+            WRONG_TYPE, f"{kind} ({type(error).__name__}: {shorten(str(error), LONGEST_TEXT)})"
+        )
     if not complaint:
         return None
     status = FORBIDDEN if isinstance(complaint, NotThisWay) else WRONG_VALUES

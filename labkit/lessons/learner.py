@@ -1,8 +1,7 @@
-"""Runs the checks on the learner's own notebooks as they are, renamed or not.
+"""Finds and runs the learner's notebooks, and gives the verdict on each exercise.
 
-Takes from a notebook just the statements that an answer to a check needs, and runs those.
-
-So the gate can judge every stub and every reference in a second, without running whole labs.
+``find_answer`` runs only the statements that the answer to one check depends on. With it, the
+gate judges every stub and every reference in a second, without running whole labs.
 """
 
 from __future__ import annotations

@@ -538,7 +538,7 @@ def _judge_save(path: Path, saved: Path) -> bool | None:
             return None
         if path.suffix == ".ipynb":
             useful, broken = _is_json(before) and now != before, not _is_json(now)
-        else:  # half of a text cannot be told from the whole
+        else:  # half of a text looks like a whole one
             useful, broken = bool(before) and not now, True
         if not useful:
             return None
