@@ -11,13 +11,8 @@ from labkit.errors import EngineError, UsageError
 from labkit.host.distribution import Distribution
 from labkit.host.engine import find_engine_obstacle
 from labkit.host.machine import FolderFacts
-from labkit.launch.runtime import (
-    Choice,
-    Identity,
-    check_name,
-    choose_identity,
-    choose_runtime,
-)
+from labkit.launch.plan import Choice, check_name, choose_identity, choose_runtime
+from labkit.launch.settings import Identity
 from tests.fakes import host
 from tests.fakes.host import ADA, DOCKER, NO_DOCKER, NO_PODMAN, PODMAN
 

@@ -235,6 +235,27 @@ def test_a_profiler_of_someone_else_is_left_alone():
     assert after.peak_bytes == 0
 
 
+@pytest.mark.parametrize("ends", [True, False], ids=["ended", "still running"])
+def test_with_a_profiler_started_inside_the_tensors_are_not_measured(ends):
+    import torch
+    from torch.profiler import ProfilerActivity, profile
+
+    with track_memory(tensors=True) as outer:
+        theirs = profile(activities=[ProfilerActivity.CPU])
+        with track_memory(tensors=True) as inner:
+            theirs.__enter__()
+            torch.ones(1000)
+            if ends:
+                theirs.__exit__(None, None, None)
+        with track_memory(tensors=True) as later:
+            held = torch.ones(1000)
+    assert inner.use.find_span("tensors") == BlockSpan("tensors", 0, None, None)
+    assert outer.use.find_span("tensors") == BlockSpan("tensors", 0, None, None)
+    assert (inner.peak_bytes, inner.change_bytes) == (None, None)
+    assert "tensors: not measured" in repr(inner)
+    assert later.peak_bytes == held.nbytes
+
+
 def test_a_refused_block_is_not_left_open(monkeypatch):
     ledger = Ledger(find_devices=list)
     tracker = MemoryTracker(tensors=True, ledger=ledger)

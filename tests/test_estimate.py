@@ -391,3 +391,66 @@ def test_where_the_context_alone_is_too_much_no_batch_is_tried():
     estimate = estimate_memory(make_step, batch=1000, device="100 MiB")
     assert (estimate.fits, estimate.largest_batch) == (False, 0)
     assert tried == [1000]
+
+
+def keep_outputs(batch=1024):
+    """A step that keeps its output with its graph."""
+    model = nn.Sequential(nn.Linear(1024, 1024), nn.ReLU(), nn.Linear(1024, 1024))
+    inputs, kept = torch.randn(batch, 1024), []
+    return lambda: kept.append(model(inputs))
+
+
+def test_memory_that_grows_with_each_step_never_fits_for_good():
+    estimate = estimate_memory(keep_outputs, device="24 GiB")
+    # The outputs and the ReLU's, which the graph keeps; the inputs are there once.
+    assert estimate.growth_bytes == 2 * 1024 * 4096
+    assert (estimate.fits, estimate.largest_batch) == (None, None)
+    assert estimate.steps_left == (24 * GIB - estimate.most_bytes) // estimate.growth_bytes
+    assert f"for about {estimate.steps_left:,} more steps" in str(estimate)
+    assert "each step keeps 8.0 MiB more" in estimate.notes[0]
+
+
+def test_a_list_of_losses_does_not_change_the_verdict():
+    def make_step(batch=8):
+        model, inputs, losses = nn.Linear(8, 8), torch.ones(batch, 8), []
+        return lambda: losses.append(model(inputs).mean().detach())
+
+    estimate = estimate_memory(make_step, device="24 GiB")
+    assert (estimate.growth_bytes, estimate.fits) == (512, True)
+
+
+def test_what_only_the_second_step_makes_is_not_growth():
+    def make_step(batch=8):
+        model, inputs, kept = nn.Linear(8, 8), torch.ones(batch, 8), {}
+        runs = iter(range(10))
+        return lambda: (kept.update({min(1, next(runs)): torch.ones(9)}), model(inputs))[0]
+
+    assert estimate_memory(make_step, device="24 GiB").growth_bytes == 0
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_training_does_not_grow(model):
+    assert estimate_memory(make_training(model, "Adam"), batch=4).growth_bytes == 0
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize(
+    "loss", ["mse_loss", "smooth_l1_loss", "soft_margin_loss", "binary_cross_entropy", "l1_loss"]
+)
+def test_a_loss_keeps_the_storage_that_it_really_keeps(loss, reduction):
+    def make_step(batch=256):
+        layer = nn.Linear(64, 64)
+        inputs, targets = torch.rand(batch, 64), torch.rand(batch, 64)
+
+        def step():
+            wrong = getattr(nn.functional, loss)(
+                layer(inputs).sigmoid(), targets, reduction=reduction
+            )
+            wrong.sum().backward()
+
+        return step
+
+    run_twice(make_step, 256)
+    with StorageTracer() as tracer:
+        run_twice(make_step, 256)
+    assert estimate_memory(make_step).peak_bytes == tracer.levels["cpu"].peak_bytes

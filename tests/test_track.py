@@ -206,6 +206,17 @@ def test_a_block_without_tensors_has_a_breakdown_of_nothing():
     assert "cpu tensors at their peak: none" in repr(tracked)
 
 
+def test_backward_alone_has_parameters_and_gradients():
+    import torch
+
+    layers = [torch.nn.Linear(256, 256), torch.nn.ReLU(), torch.nn.Linear(256, 256)]
+    loss = torch.nn.Sequential(*layers)(torch.randn(64, 256)).sum()
+    with track_memory("cpu", kinds=True) as tracked:
+        loss.backward()
+    weights = 2 * (256 * 256 + 256) * 4
+    assert tracked.kinds["parameters"] == tracked.kinds["gradients"] == weights
+
+
 def test_without_asking_there_is_no_breakdown_and_nothing_is_traced(monkeypatch):
     import torch
 

@@ -3,41 +3,12 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+from labkit.host.torch_builds import InstalledTorch
 
 if TYPE_CHECKING:
     import torch
-
-
-class InstalledTorch(NamedTuple):
-    """The installed torch: its version, and the version of each platform it was built for.
-
-    ``cuda`` is for NVIDIA's GPUs, ``hip`` (ROCm) for AMD's, ``xpu`` for Intel's.
-    """
-
-    version: str
-    cuda: str | None = None
-    hip: str | None = None
-    xpu: str | None = None
-
-    @property
-    def platforms(self) -> dict[str, str | None]:
-        """The version it was built for by the kind of device: cuda, rocm, xpu."""
-        return {"cuda": self.cuda, "rocm": self.hip, "xpu": self.xpu}
-
-    def describe(self) -> str:
-        """A sentence on the kind of build.
-
-        >>> InstalledTorch("2.13.0+cpu").describe()
-        'torch 2.13.0+cpu is a CPU build'
-        >>> InstalledTorch("2.13.0+rocm7.1", hip="7.1").describe()
-        'torch 2.13.0+rocm7.1 is built for ROCm'
-        """
-        names = {"cuda": "CUDA", "rocm": "ROCm", "xpu": "XPU"}
-        platform = next((names[kind] for kind, built in self.platforms.items() if built), None)
-        without = "a CPU build" if self.version.endswith("+cpu") else "built without CUDA"
-        return f"torch {self.version} is {f'built for {platform}' if platform else without}"
 
 
 def best_device() -> torch.device:
@@ -50,37 +21,6 @@ def best_device() -> torch.device:
 
     found = torch.accelerator.current_accelerator(check_available=True)
     return torch.device("cpu") if found is None else found
-
-
-def read_torch_build(folder: Path | None = None) -> InstalledTorch | None:
-    """The installed torch's build, without importing it; None if torch is not installed.
-
-    Read from ``torch/version.py``, as importing torch takes seconds and the package's metadata
-    lacks the platform of a wheel ("2.13.0" instead of "2.13.0+cu130").
-    """
-    folder = folder or find_torch_folder()
-    if folder is None:
-        return None
-    try:
-        text = (folder / "version.py").read_text(encoding="utf-8")
-    except OSError:
-        return None
-    fields = r"^(__version__|cuda|hip|xpu)\b[^=\n]*=\s*'([^'\n]*)'"
-    found = dict(re.findall(fields, text, re.MULTILINE))
-    version = found.pop("__version__", None)
-    return InstalledTorch(version, **found) if version else None
-
-
-def find_torch_folder() -> Path | None:
-    """The folder of the package that ``import torch`` would load, or None."""
-    from importlib.util import find_spec
-
-    try:
-        spec = find_spec("torch")
-    except ValueError:  # sys.modules has a replacement without a spec
-        return None
-    places = list(spec.submodule_search_locations or ()) if spec else []
-    return Path(places[0]) if places else None
 
 
 class TorchDevice(NamedTuple):

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from labkit.host.distribution import UNKNOWN, Distribution
 from labkit.host.packages import INSTALL_COMPOSE, INSTALL_PODMAN_COMPOSE, START_DOCKER
 from labkit.process import CommandRunner
-from labkit.text import first_line
+from labkit.text import escape_controls, first_line
 
 PROBE_SECONDS = 10.0
 INSTALL_PAGES = {
@@ -21,10 +21,9 @@ INSTALL_PAGES = {
 
 @dataclass(frozen=True)
 class EngineFacts:
-    """One container engine as its own commands describe it; None is "not known".
+    """One container engine by the output of its own commands; None is "not known".
 
-    ``problem`` is the engine's own line on why its daemon does not answer, ``compose_problem``
-    the one on why its Compose does not.
+    ``problem`` quotes why its daemon does not answer, ``compose_problem`` why its Compose does not.
     """
 
     name: str
@@ -49,7 +48,7 @@ class EngineFacts:
 
 
 def probe_engine(name: str, run: CommandRunner) -> EngineFacts:
-    """The facts of the engine ``docker`` or ``podman``, asked of its own client."""
+    """The facts of ``docker`` or ``podman``, from its client."""
     return (probe_docker if name == "docker" else probe_podman)(run)
 
 
@@ -70,7 +69,7 @@ def probe_docker(run: CommandRunner) -> EngineFacts:
         server_version=server,
         endpoint=_read_docker_endpoint(run),
         rootless=_is_rootless(said) if server else None,
-        problem=None if server else first_line(str(errors[0]) if errors else info.message),
+        problem=None if server else _quote(str(errors[0]) if errors else info.message),
         compose_version=version,
         compose_problem=compose_problem,
     )
@@ -90,20 +89,25 @@ def probe_podman(run: CommandRunner) -> EngineFacts:
         client_found=True,
         server_version=server,
         rootless=_as_object(host.get("security")).get("rootless"),
-        problem=None if server else first_line(info.message),
+        problem=None if server else _quote(info.message),
         compose_version=version,
         compose_problem=compose_problem,
     )
 
 
 def _probe_compose(client: str, run: CommandRunner) -> tuple[str | None, str | None]:
-    """Compose's version, or the line on why there is none."""
+    """Compose's version and None, or None and why there is no Compose."""
     answer = run([client, "compose", "version", "--short"], timeout_seconds=PROBE_SECONDS)
     version = re.search(r"v?\d+\.\d+\S*", answer.stdout) if answer.ok else None
     if version:
         return version.group(0).lstrip("v"), None
-    # The first line says why; what follows it is the client's whole help.
-    return None, first_line(answer.stderr) or answer.message
+    # The first line says why; after it comes the client's help.
+    return None, _quote(answer.stderr or answer.message)
+
+
+def _quote(text: str) -> str:
+    """The first line of a program's output, safe for a terminal."""
+    return escape_controls(first_line(text))
 
 
 def _is_rootless(said: dict[str, Any]) -> bool:
@@ -123,7 +127,7 @@ def _parse_object(text: str) -> dict[str, Any]:
     """The JSON object in a command's output; empty where it printed anything else."""
     try:
         return _as_object(json.loads(text))
-    except (ValueError, RecursionError):  # the second: brackets without end
+    except (ValueError, RecursionError):  # RecursionError: thousands of brackets
         return {}
 
 
@@ -148,6 +152,11 @@ class EngineObstacle:
     what: str
     cause: str
     fix: str
+
+    @property
+    def reason(self) -> str:
+        """What and why, as one phrase."""
+        return f"{self.what}: {self.cause}"
 
 
 def find_engine_obstacle(

@@ -73,7 +73,7 @@ def format_line(use: MemoryUse) -> str | None:
 
 def _has_changed(span: BlockSpan) -> bool:
     noise = PROCESS_NOISE_BYTES if span.where == "process" else 0
-    return (span.added_bytes or 0) > noise or abs(span.change_bytes) > noise
+    return (span.added_bytes or 0) > noise or abs(span.change_bytes or 0) > noise
 
 
 def _format_peak(span: BlockSpan) -> str:
@@ -82,7 +82,9 @@ def _format_peak(span: BlockSpan) -> str:
     return f"peak {format_bytes(span.peak_bytes)} (+{format_bytes(span.added_bytes)})"
 
 
-def _format_change(count: int) -> str:
+def _format_change(count: int | None) -> str:
+    if count is None:
+        return "change not measured"
     return f"change {'+' if count >= 0 else ''}{format_bytes(count)}"
 
 

@@ -15,8 +15,8 @@ from typing import Any
 
 from labkit import __version__
 from labkit.devices.detect import Detection
-from labkit.devices.torch_devices import read_torch_build
 from labkit.errors import ExitCode
+from labkit.host.torch_builds import read_torch_build
 from labkit.lessons.cards import read_checks, read_claims
 
 Point = tuple[float, int | None, int | None]

@@ -33,35 +33,6 @@ LIMITS = {"up": 20, "run": 20, "choice": 4, "memory": 8, "check": 11}
 CHECKOUT, SETTINGS, STEPS = ("Checkout",), ("Settings",), ("Steps",)
 PROBE_HOST, MAKE_PLAN = ("probe_host",), ("make_plan",)
 
-# A fake `.venv/bin/python`: pip does nothing; all else runs in this Python, with a fake JupyterLab.
-FAKE_PYTHON = """\
-#!/bin/sh
-case "$*" in *"-m pip "*) exit 0 ;; esac
-export PYTHONPATH="{fakes}:{root}"
-exec "{python}" "$@"
-"""
-FAKE_JUPYTERLAB = '''\
-"""Answers as JupyterLab does to whoever has the token."""
-import os
-from http.server import BaseHTTPRequestHandler, HTTPServer
-
-with open(os.environ["LABKIT_TOKEN_FILE"]) as file:
-    TOKEN = file.read().strip()
-
-
-class Handler(BaseHTTPRequestHandler):
-    def do_GET(self):
-        known = self.headers.get("Authorization") == f"token {TOKEN}"
-        self.send_response(200 if known else 403)
-        self.send_header("Content-Length", "2")
-        self.end_headers()
-        self.wfile.write(b"{}")
-
-
-address = os.environ["LABKIT_SERVER_ADDRESS"], int(os.environ["LABKIT_SERVER_PORT"])
-HTTPServer(address, Handler).serve_forever()
-'''
-
 CENTER = """\
 def center_right(x):
     return x - x.mean(dim=0, keepdim=True)
@@ -223,21 +194,9 @@ PATHS: dict[str, Callable[[Path], Iterator[None]]] = {
 
 def make_checkout(folder: Path) -> Path:
     """A checkout with this one's locks, and a .venv with a fake Python and a fake JupyterLab."""
-    checkout, fakes = folder / "checkout", folder / "fakes"
-    checkout.mkdir()
-    for name in ("compose.yaml", "pyproject.toml", "labs", "docker"):
-        (checkout / name).symlink_to(ROOT / name)
-    binaries = checkout / ".venv" / "bin"
-    binaries.mkdir(parents=True)
-    (binaries / "pip").touch()
-    version = "{}.{}.{}".format(*sys.version_info)
-    (checkout / ".venv" / "pyvenv.cfg").write_text(f"version = {version}\n", encoding="utf-8")
-    python = binaries / "python"
-    text = FAKE_PYTHON.format(fakes=fakes, root=ROOT, python=sys.executable)
-    python.write_text(text, encoding="utf-8")
-    python.chmod(0o755)
-    write_jupyterlab(fakes, FAKE_JUPYTERLAB)
-    return checkout
+    from tests.fakes.played_lab import make_played_checkout
+
+    return make_played_checkout(folder).root
 
 
 def make_workspace(folder: Path) -> Path:

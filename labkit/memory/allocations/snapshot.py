@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 from labkit.errors import LabkitError, UsageError
-from labkit.files import Disk, write_atomically
+from labkit.files import write_atomically
 from labkit.memory.track.frames import Frame
 
 # Torch's names for what its allocator did.
@@ -304,7 +304,7 @@ def save_snapshot(path: Path, snapshot: object) -> Path:
 def write_file(path: Path, content: bytes) -> Path:
     """Writes a file, whole or not at all; raises LabkitError where it cannot."""
     try:
-        write_atomically(Disk(), path, content, path.parent)
+        write_atomically(path, content)
     except OSError as error:
         raise LabkitError(
             f"cannot write {path}",

@@ -34,6 +34,8 @@ KNOWN_GPUS = {
     "RTX 4090": 24_564,
     "RTX 5090": 32_607,
 }
+# Growth that lasts for so many steps does not change the verdict: a list of losses, for example.
+MANY_STEPS = 10_000
 SIZES = {"kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
 SIZES |= {"b": 1, "kib": 2**10, "mib": MIB, "gib": 2**30, "tib": 2**40}
 
@@ -75,6 +77,7 @@ class Estimate(
     driver, and ``context_bytes`` the least and the most that CUDA itself takes; both are None for
     the CPU. With an ``obstacle`` the figures are a lower bound. ``largest_batch`` is the largest
     that surely fits where ``batch`` does not; 0 if not even 1 does, None if it was not searched.
+    ``growth_bytes`` is what each step keeps in addition to what the step before kept.
     """
 
     name: str
@@ -89,6 +92,7 @@ class Estimate(
     obstacle: EstimateObstacle | None = None
     largest_batch: int | None = None
     notes: tuple[str, ...] = ()
+    growth_bytes: int = 0
 
     @property
     def least_bytes(self) -> int:
@@ -103,13 +107,22 @@ class Estimate(
 
     @property
     def fits(self) -> bool | None:
-        """True or False where it is certain; None where it is close, or unknown."""
+        """True or False where it is certain; None where it is close or unknown, or grows."""
         capacity = self.target.capacity_bytes
         if capacity is None:
             return None
         if self.least_bytes > capacity:
             return False
-        return True if self.most_bytes <= capacity and self.obstacle is None else None
+        lasts = self.steps_left is None or self.steps_left >= MANY_STEPS
+        return True if self.most_bytes <= capacity and self.obstacle is None and lasts else None
+
+    @property
+    def steps_left(self) -> int | None:
+        """How many more steps fit while each keeps more memory; None without growth or target."""
+        capacity = self.target.capacity_bytes
+        if capacity is None or not self.growth_bytes:
+            return None
+        return max(0, capacity - self.most_bytes) // self.growth_bytes
 
     @property
     def spare_bytes(self) -> int | None:

@@ -17,15 +17,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from labkit.errors import LabkitError, UsageError
 from labkit.memory.estimate.model import Estimate, EstimateObstacle, Target, find_target
 from labkit.memory.track.frames import list_error_frames
-from labkit.text import first_line
+from labkit.text import first_line, format_bytes
 
 if TYPE_CHECKING:
     import torch
 
     from labkit.memory.estimate.fake import Simulation
 
-# An optimizer creates its state in the first step; in the second, everything is there.
-ITERATIONS = 2
 LINES_SHOWN = 8
 BATCH_NAMES = ("batch", "batch_size")
 MOST_TRIES = 24
@@ -52,6 +50,8 @@ def estimate_memory(
       default, ``batch=`` is not needed.
 
     The step runs twice, so that the state which an optimizer creates in its first step counts.
+    If it keeps more memory after the second run than after the first, it runs once more: a step
+    whose memory grows fits only for a number of steps, which the verdict names.
     ``device`` is what the step is to fit: a size ("24 GiB"), a GPU's name ("H100"), "cuda:0" or
     "cpu" of this machine. If it does not fit and there is a batch size, the largest that fits is
     searched, on the assumption that more samples never need less memory. ``inference=True`` runs
@@ -80,7 +80,8 @@ def estimate_memory(
             fix="labkit estimate --help",
         )
     judged = target.capacity_bytes is not None and estimate.obstacle is None
-    if not judged or estimate.fits is True or work.batch is None:
+    grows = estimate.growth_bytes > 0 and estimate.fits is None
+    if not judged or estimate.fits is True or grows or work.batch is None:
         return estimate
     if (estimate.context_bytes or (0, 0))[1] > (target.capacity_bytes or 0):
         return dataclasses.replace(estimate, largest_batch=0)  # the context alone may not fit
@@ -204,10 +205,13 @@ def _estimate(work: Work, target: Target) -> Estimate:
     from labkit.memory.track.model import Level, sum_categories, sum_lines
 
     on_cuda = target.kind == "cuda"
-    forward_alone = isinstance(work.function, ModelCall) and not work.inference
     simulation, obstacle = _simulate(work, cuda=on_cuda)
     level = simulation.tracer.levels.get("cpu", Level())
     held = level.list_at_peak()
+    growth = simulation.growth_bytes
+    notes = [FORWARD_ALONE] if isinstance(work.function, ModelCall) and not work.inference else []
+    if growth:
+        notes.append(f"each step keeps {format_bytes(growth)} more than the one before")
     return Estimate(
         name=work.name,
         target=target,
@@ -219,7 +223,8 @@ def _estimate(work: Work, target: Target) -> Estimate:
         reserved_bytes=simulation.allocator.reserved_bytes if simulation.allocator else None,
         context_bytes=CONTEXT_BYTES if on_cuda else None,
         obstacle=obstacle or simulation.tracer.obstacle,
-        notes=(*([FORWARD_ALONE] if forward_alone else []), *simulation.notes),
+        notes=(*notes, *simulation.notes),
+        growth_bytes=growth,
     )
 
 
@@ -286,8 +291,10 @@ def _run_steps(work: Work, simulation: Simulation, *, follow: bool) -> None:
     if step is None and not arguments:
         return
     with simulation.follow_cuda(wanted=follow), _keep_gradients(off=work.inference):
-        for _ in range(ITERATIONS if step else ITERATIONS - 1):
-            (step or (lambda: work.function(*given)))()
+        run_step = step or (lambda: work.function(*given))
+        if step:
+            run_step()
+        simulation.measure_growth(run_step)
 
 
 def _keep_gradients(*, off: bool) -> contextlib.AbstractContextManager[Any]:

@@ -8,7 +8,7 @@ from labkit.memory.balance.view import PICTURE_COLORS as OF_BALANCE
 from labkit.memory.estimate.model import Estimate
 from labkit.memory.track.model import LineUse
 from labkit.render import escape
-from labkit.text import format_bytes, shorten
+from labkit.text import format_bytes, plural, shorten
 
 INDENT = " " * 8
 BAR_WIDTH = 64
@@ -112,6 +112,9 @@ def _say_fit(estimate: Estimate, spare: int, name: str) -> str:
         return f"does not fit {name}: {format_bytes(-spare)} too much"
     if estimate.obstacle is not None:
         return f"unknown whether it fits {name}"
+    if estimate.steps_left:
+        steps = plural(estimate.steps_left, "more step")
+        return f"its memory grows with each step: fits {name} for about {steps}"
     return f"close: whether it fits {name} depends on CUDA's context and the allocator's cache"
 
 

@@ -22,6 +22,8 @@ from labkit.memory.balance.read import find_started_torch
 from labkit.memory.track.model import BlockSpan
 
 LOG_LEVEL, NOTHING_LOGGED = "KINETO_LOG_LEVEL", "6"
+# An event of ours: it is missing where another profiler was started in the segment.
+SEGMENT = "labkit: tensors"
 
 
 class Reading(NamedTuple):
@@ -126,23 +128,30 @@ class TensorCounter:
                 fix="track_memory() without tensors=True, or outside of the profiled block",
             )
 
-    def read(self) -> Reading:
-        """The level and the peak, after the events of the segment that ends here."""
+    def read(self) -> Reading | None:
+        """The level and the peak, after the events of the segment that ends here.
+
+        None where another profiler was started in the segment: torch then drops its events.
+        """
         if self._segment is not None:
             self._segment.__exit__(None, None, None)
-            self._count(self._segment.kineto_results.events())
-            self._segment = None
+            events, self._segment = self._segment.kineto_results.events(), None
+            if not any(event.name() == SEGMENT for event in events):
+                return None
+            self._count(events)
         return Reading(self._level, self._peak)
 
     def reset(self) -> Reading:
         """Begins a segment whose peak starts at the current level."""
-        from torch.autograd.profiler import profile
+        from torch.autograd.profiler import profile, record_function
 
         self._peak = self._level
         self._thread = threading.get_ident()
         self._segment = profile(use_kineto=True, profile_memory=True)
         with _silence_first_profile():
             self._segment.__enter__()
+        with record_function(SEGMENT):
+            pass
         return Reading(self._level, self._peak)
 
     def _count(self, events: list[Any]) -> None:
@@ -188,11 +197,12 @@ def _is_profiling() -> bool:
 
 
 class Stretch:
-    """One counter's running figures for one open block."""
+    """One counter's running figures for one open block; ``lost``: a part was not measured."""
 
     def __init__(self, before_bytes: int, peak_bytes: int | None) -> None:
         self.before_bytes = before_bytes
         self.peak_bytes = peak_bytes
+        self.lost = False
 
     def fold(self, peak_bytes: int | None) -> None:
         """Adds the peak of a part of the block; one unknown part makes the whole unknown."""
@@ -201,11 +211,14 @@ class Stretch:
         else:
             self.peak_bytes = max(self.peak_bytes, peak_bytes)
 
-    def end(self, counter: PeakCounter, reading: Reading) -> BlockSpan:
+    def end(self, counter: PeakCounter, reading: Reading | None) -> BlockSpan:
         """The counter's span over the block, which ends with this reading."""
-        before, peak, after = self.before_bytes, self.peak_bytes, reading.level_bytes
+        before, peak = self.before_bytes, self.peak_bytes
         # Tensors are counted from the block's beginning; those from before are not known.
         base = before if isinstance(counter, TensorCounter) else 0
+        if reading is None or self.lost:
+            return BlockSpan(counter.name, before - base, None, None)
+        after = reading.level_bytes
         # The kernel adds up resident pages lazily: its mark can lag behind the current figure.
         highest = None if peak is None else max(peak, before, after) - base
         return BlockSpan(counter.name, before - base, highest, after - base)
@@ -260,7 +273,7 @@ class Ledger:
             counters = self._list_counters(block.wants)
             for counter in counters:
                 reading = self._fold(counter)
-                if reading is not None and counter.name in block.stretches:
+                if counter.name in block.stretches:
                     spans[counter] = block.stretches[counter.name].end(counter, reading)
             self._open = [one for one in self._open if one is not block]
             for counter in reversed(self._list_shared(counters)):
@@ -289,12 +302,12 @@ class Ledger:
     def _fold(self, counter: PeakCounter) -> Reading | None:
         """Reads the counter and folds its peak into every open block that wants it."""
         reading = counter.read()
-        if reading is None:
-            return None
         for block in self._open:
-            if block.wants(counter.name):
+            if reading is not None and block.wants(counter.name):
                 # A device that torch started inside the block held nothing before.
                 block.stretches.setdefault(counter.name, Stretch(0, 0)).fold(reading.peak_bytes)
+            elif reading is None and counter.name in block.stretches:
+                block.stretches[counter.name].lost = True
         return reading
 
 

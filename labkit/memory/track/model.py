@@ -103,7 +103,7 @@ class BlockSpan(NamedTuple):
     where: str
     before_bytes: int
     peak_bytes: int | None
-    after_bytes: int
+    after_bytes: int | None
 
     @property
     def added_bytes(self) -> int | None:
@@ -111,9 +111,9 @@ class BlockSpan(NamedTuple):
         return None if self.peak_bytes is None else self.peak_bytes - self.before_bytes
 
     @property
-    def change_bytes(self) -> int:
+    def change_bytes(self) -> int | None:
         """What the block allocated and still holds; below zero where it freed more."""
-        return self.after_bytes - self.before_bytes
+        return None if self.after_bytes is None else self.after_bytes - self.before_bytes
 
 
 @dataclass(frozen=True, repr=False)

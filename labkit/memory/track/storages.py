@@ -178,6 +178,11 @@ class StorageTracer(TorchDispatchMode):  # type: ignore[misc]
             if storage.category == "other" or certain:
                 storage.category = category
 
+    def count_live(self) -> int:
+        """The bytes of all storages that are live now."""
+        self._bury()
+        return sum(level.now_bytes for level in self.levels.values())
+
     def _look_at(self, tensors: Iterable[Any]) -> list[Storage]:
         """The storages of an operator's arguments; those not seen so far are from before."""
         found = []
@@ -265,6 +270,7 @@ class StorageTracer(TorchDispatchMode):  # type: ignore[misc]
         """The user's lines for what is allocated now, and whether backward allocates it."""
         node = torch._C._current_autograd_node()
         if node is not None:
+            self._watch.watch_leaves(node)
             forward = self._node_frames.get(node._sequence_nr())
             return (forward or find_user_frames(self._depth)), True
         frames = find_user_frames(self._depth)
@@ -363,6 +369,16 @@ class CategoryWatch:
         if tensor.requires_grad:
             handle = tensor.register_post_accumulate_grad_hook(self._end_gradient)
             self._watched[id(tensor)] = handle
+
+    def watch_leaves(self, node: Any) -> None:
+        """Watches the leaves that get their gradients from a node that backward is running.
+
+        The forward pass, where they are found otherwise, may have run before the block.
+        """
+        for following, _ in node.next_functions:
+            leaf = getattr(following, "variable", None)  # AccumulateGrad has one
+            if leaf is not None and not self._is_watched(leaf):
+                self.watch_parameter(leaf)
 
     def _is_watched(self, tensor: Any) -> bool:
         handle = self._watched.get(id(tensor))

@@ -14,6 +14,8 @@ def format_use(use: MemoryUse) -> str:
 
 
 def _format_span(span: BlockSpan) -> str:
+    if span.change_bytes is None:
+        return f"{span.where}: not measured"
     change = _format_change(span.change_bytes)
     if span.peak_bytes is None:
         return f"{span.where}: peak not measured, change {change}"
