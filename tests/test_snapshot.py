@@ -159,29 +159,29 @@ def test_gpus_and_allocators_are_joined_by_uuid_and_not_by_number():
     ]
 
 
-SLICE = GPU._replace(uuid="MIG-1111", parent_uuid="GPU-0a1b")
+INSTANCE = GPU._replace(uuid="MIG-1111", parent_uuid="GPU-0a1b")
 
 
 @pytest.mark.parametrize(
     ("gpus", "uuid", "names"),
     [
-        pytest.param((SLICE,), "1111", ["cuda:0"], id="by its own UUID"),
-        pytest.param((SLICE,), "0a1b", ["cuda:0"], id="by its GPU's, as the only slice"),
+        pytest.param((INSTANCE,), "1111", ["cuda:0"], id="by its own UUID"),
+        pytest.param((INSTANCE,), "0a1b", ["cuda:0"], id="by its GPU's, as the only instance"),
         pytest.param(
-            (SLICE, SLICE._replace(uuid="MIG-2222")),
+            (INSTANCE, INSTANCE._replace(uuid="MIG-2222")),
             "2222",
             [None, "cuda:0"],
             id="one of two, by its own",
         ),
         pytest.param(
-            (SLICE, SLICE._replace(uuid="MIG-2222")),
+            (INSTANCE, INSTANCE._replace(uuid="MIG-2222")),
             "0a1b",
             [None, None, "cuda:0"],
             id="one of two by their GPU's is neither for certain",
         ),
     ],
 )
-def test_a_slice_is_told_by_its_uuid_or_as_the_only_one_of_its_gpu(gpus, uuid, names):
+def test_a_mig_instance_is_matched_by_its_uuid_or_as_the_only_one_of_its_gpu(gpus, uuid, names):
     held = (HELD._replace(uuid=uuid),)
     balances = join_memory(MemoryAnswer(gpus), held, MACHINE, INSIDE).balances
     assert [one.torch_name for one in balances[:-1]] == names
