@@ -14,7 +14,7 @@ _EXPORTS = {
     "LabkitError": "labkit.errors",
     "load_ipython_extension": "labkit.jupyter.extension",
     "memory": "labkit.memory",
-    "plot_memory": "labkit.memory.sample.view",
+    "plot_memory": "labkit.memory.sample.sampler",
     "record_allocations": "labkit.memory.allocations.record",
     "sample_memory": "labkit.memory.sample.sampler",
     "track_memory": "labkit.memory.track.tracker",

@@ -5,8 +5,6 @@ A document contains all it needs: a browser loads nothing else for it.
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import html
 import importlib
 import re
@@ -63,6 +61,9 @@ def make_document(
     >>> "script-src 'sha256-" in make_document("t", "b", style="", script="")
     True
     """
+    import base64  # these two are slow to import, and only documents need them
+    import hashlib
+
     allowed = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     directives = (
         "default-src 'none'",

@@ -5,7 +5,6 @@ What is unknown prints as "unknown", never as a number.
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterable
 
@@ -63,6 +62,8 @@ def near_match(name: str, known: Iterable[str]) -> str | None:
     >>> near_match("tensor", ["autograd", "tensors"])
     'tensors'
     """
+    import difflib  # slow to import, and only errors need it
+
     found = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return found[0] if found else None
 

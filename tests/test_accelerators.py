@@ -41,9 +41,7 @@ KFD = {"dev/kfd": ""}
 INTEL = {f"{CARD.format(128)}/vendor": "0x8086\n", f"{CARD.format(128)}/device": "0xe20b\n"}
 ASPEED = {f"{CARD.format(128)}/vendor": "0x1a03\n"}
 MI300X = Accelerator("rocm", "AMD Instinct MI300X", 192 * GIB, "gfx942", False)
-NO_KFD = (
-    "there is no /dev/kfd here: its driver is not loaded, or it was not passed to this container"
-)
+NO_KFD = "/dev/kfd does not exist: its driver is not loaded, or it was not passed to this container"
 NO_NODE = NO_KFD.replace("/dev/kfd", "/dev/dri/renderD128")
 
 

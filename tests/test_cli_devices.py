@@ -10,6 +10,7 @@ from labkit.cli import main
 from labkit.cli.devices import describe_detection, format_detection
 from labkit.devices import detect
 from labkit.devices.detect import Detection, Device
+from tests.snapshots import assert_snapshot
 
 GIB = 2**30
 GPU = Device(
@@ -35,21 +36,7 @@ CPU = Device(
     vector_extensions=("AVX", "AVX2"),
 )
 
-FULL_SCREEN = """\
-best device: cuda:0
-
-cuda:0  NVIDIA H200
-        memory      141.0 GiB
-        capability  9.0
-        driver      580.95.05 (CUDA 13.0)
-        uuid        GPU-0a1b2c3d
-
-cpu     AMD EPYC 9654
-        cores       1.5 usable here, of 4 (2 physical)
-        memory      2.0 GiB for this container, of 16.0 GiB
-        vectors     AVX, AVX2"""
-
-SLICE = Device(
+INSTANCE = Device(
     "cuda",
     name="NVIDIA H200 MIG 1g.18gb",
     uuid="MIG-11aa",
@@ -62,67 +49,28 @@ SLICE = Device(
 SPARK = Device("cuda", "cuda:0", "NVIDIA GB10", "GPU-77", 120 * GIB, unified=True)
 OTHER = Device("rocm", None, "AMD Instinct MI300X", total_bytes=GIB, compute_capability="gfx942")
 
-ODD_SCREEN = """\
-best device: cuda:0
-
-slice   NVIDIA H200 MIG 1g.18gb
-        memory      18.0 GiB
-        capability  9.0
-        driver      580.95.05 (CUDA 13.0)
-        uuid        MIG-11aa
-        slice of    GPU-0a1b2c3d
-        torch name  none, or not known
-
-cuda:0  NVIDIA GB10
-        memory      120.0 GiB, shared with the system
-        capability  unknown
-        driver      unknown (CUDA unknown)
-        uuid        GPU-77
-
-gpu     AMD Instinct MI300X
-        memory      1.0 GiB
-        capability  gfx942
-        torch name  none, or not known"""
-
-UNKNOWN_SCREEN = """\
-best device: unknown
-
-gpu     unknown
-        memory      unknown, split by MIG
-        capability  unknown
-        driver      unknown (CUDA unknown)
-        uuid        unknown
-        torch name  none, or not known
-
-cpu     unknown
-        cores       unknown usable here (unknown physical)
-        memory      unknown
-        vectors     unknown
-
-note: torch is not installed in this Python
-note: and another thing"""
-
-
-@pytest.mark.parametrize(
-    ("detection", "screen"),
-    [
-        pytest.param(Detection("cuda:0", (GPU, CPU), ()), FULL_SCREEN, id="all known"),
-        pytest.param(
-            Detection("cuda:0", (SLICE, SPARK, OTHER), ()), ODD_SCREEN, id="slice, unified, AMD"
-        ),
-        pytest.param(
-            Detection(
-                None,
-                (Device("cuda", mig=True), Device("cpu", "cpu")),
-                ("torch is not installed in this Python", "and another thing"),
-            ),
-            UNKNOWN_SCREEN,
-            id="nothing known",
-        ),
-    ],
+KEYS = (
+    "kind torch_name name uuid total_bytes limit_bytes compute_capability mig driver cuda cores"
+    " physical_cores logical_cores vector_extensions trouble parent_uuid unified"
 )
-def test_the_screen(detection, screen):
-    assert format_detection(detection) == screen
+DETECTIONS = (
+    Detection("cuda:0", (GPU, CPU), ()),
+    Detection("cuda:0", (INSTANCE, SPARK, OTHER), ()),
+    Detection(None, (Device("cuda", mig=True), Device("cpu", "cpu")), ("a note", "another note")),
+)
+
+
+def test_the_screens_of_known_rare_and_unknown_devices():
+    assert_snapshot("devices", "\n\n---\n\n".join(map(format_detection, DETECTIONS)) + "\n")
+
+
+def test_a_name_cannot_act_on_the_terminal(monkeypatch, capsys):
+    hostile = GPU._replace(name="H200\x1b]0;title\x07\u202e")
+    monkeypatch.setattr(detect, "detect_devices", lambda: Detection("cuda:0", (hostile,), ()))
+    assert main(["devices"]) == 0
+    shown = capsys.readouterr().out
+    assert "H200\\x1b]0;title\\x07\\u202e\n" in shown
+    assert "\x1b" not in shown
 
 
 @pytest.mark.parametrize(
@@ -135,56 +83,20 @@ def test_no_vector_extensions_is_not_unknown_ones(extensions, words):
 
 def test_the_json_object_has_every_key_and_null_for_the_unknown():
     described = describe_detection(Detection("cuda:0", (GPU, CPU), ("a note",)))
-    assert json.loads(json.dumps(described)) == {
-        "best": "cuda:0",
-        "devices": [
-            {
-                "kind": "cuda",
-                "torch_name": "cuda:0",
-                "name": "NVIDIA H200",
-                "uuid": "GPU-0a1b2c3d",
-                "total_bytes": 141 * GIB,
-                "limit_bytes": None,
-                "compute_capability": "9.0",
-                "mig": False,
-                "driver": "580.95.05",
-                "cuda": "13.0",
-                "cores": None,
-                "physical_cores": None,
-                "logical_cores": None,
-                "vector_extensions": None,
-                "trouble": None,
-                "parent_uuid": None,
-                "unified": None,
-            },
-            {
-                "kind": "cpu",
-                "torch_name": "cpu",
-                "name": "AMD EPYC 9654",
-                "uuid": None,
-                "total_bytes": 16 * GIB,
-                "limit_bytes": 2 * GIB,
-                "compute_capability": None,
-                "mig": None,
-                "driver": None,
-                "cuda": None,
-                "cores": 1.5,
-                "physical_cores": 2,
-                "logical_cores": 4,
-                "vector_extensions": ["AVX", "AVX2"],
-                "trouble": None,
-                "parent_uuid": None,
-                "unified": None,
-            },
-        ],
-        "notes": ["a note"],
-    }
+    printed = json.loads(json.dumps(described))
+    gpu, cpu = printed["devices"]
+    assert (printed["best"], printed["notes"]) == ("cuda:0", ["a note"])
+    assert " ".join(gpu) == KEYS
+    assert (gpu["uuid"], gpu["total_bytes"], gpu["mig"]) == ("GPU-0a1b2c3d", 141 * GIB, False)
+    assert (gpu["limit_bytes"], gpu["cores"], gpu["trouble"]) == (None, None, None)
+    assert list(cpu) == list(gpu)
+    assert (cpu["cores"], cpu["vector_extensions"], cpu["mig"]) == (1.5, ["AVX", "AVX2"], None)
 
 
 def test_the_command_prints_the_screen(monkeypatch, capsys):
     monkeypatch.setattr(detect, "detect_devices", lambda: Detection("cuda:0", (GPU, CPU), ()))
     assert main(["devices"]) == 0
-    assert capsys.readouterr() == (FULL_SCREEN + "\n", "")
+    assert capsys.readouterr() == (format_detection(DETECTIONS[0]) + "\n", "")
 
 
 def test_the_command_prints_one_json_object_of_this_machine(capsys):

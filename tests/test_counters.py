@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 
 from labkit.errors import LabkitError
-from labkit.memory.balance import process
+from labkit.memory.balance import read
 from labkit.memory.track import counters
 from labkit.memory.track.counters import (
     CudaCounter,
@@ -114,7 +114,7 @@ def test_nothing_waits_for_the_device(monkeypatch, synchronize, started, expecte
 
 
 def needs_the_mark():
-    if not process.reset_peak():
+    if not read.reset_peak():
         pytest.skip("needs a kernel that lets a process reset its mark: /proc/self/clear_refs")
 
 
@@ -132,13 +132,13 @@ def test_the_process_peak_holds_a_spike_that_is_gone_again():
 
 
 def test_the_process_counter_says_where_there_is_no_mark(monkeypatch):
-    monkeypatch.setattr(process, "read_peak_bytes", lambda: None)
+    monkeypatch.setattr(read, "read_peak_bytes", lambda: None)
     reading = ProcessCounter().read()
     assert reading.peak_bytes is None
-    monkeypatch.setattr(process, "reset_peak", lambda: False)
+    monkeypatch.setattr(read, "reset_peak", lambda: False)
     again = ProcessCounter().reset()
     assert again.peak_bytes is None
-    monkeypatch.setattr(process, "read_resident_bytes", lambda: None)
+    monkeypatch.setattr(read, "read_resident_bytes", lambda: None)
     assert (ProcessCounter().read(), ProcessCounter().reset()) == (None, None)
 
 

@@ -11,8 +11,10 @@ from typing import NamedTuple
 
 import pytest
 
+from labkit.devices.detect import ORDER_UNKNOWN
+from labkit.devices.detect import SPLIT as SPLIT_NOTE
 from labkit.devices.nvml import SENTENCES
-from labkit.memory.balance.process import sees_host_ids
+from labkit.memory.balance.read import sees_host_ids
 from tests.fakes.nvml import GIB, MIB, PlayedHost, build_driver, script_driver, script_gpu
 
 pytest.importorskip("pynvml", reason="needs nvidia-ml-py")
@@ -82,7 +84,6 @@ def numbered(count):
 NOTHING = Held(None, None, None, None, None)
 SECOND, THIRD = "GPU-00000001", "GPU-00000002"
 MEMORY = ("memory", "memory_v2")
-EVERYTHING = ("name", "uuid", "capability", *MEMORY, "mig", "compute", "graphics")
 SPLIT = (
     script_gpu(0, "mig 1"),
     script_gpu(1, f"memory {10 * GIB} 0 {4 * GIB}", busy(6 * GIB), kind="slice"),
@@ -93,13 +94,9 @@ HALVES = (
     Held("MIG-00000002", 5 * GIB, 5 * GIB, 0, 0),
 )
 WHOLE = Listed(torch_name=None)
-PARTS = (
+INSTANCES = (
     Listed("MIG-00000001", 10 * GIB, torch_name=None),
     Listed("MIG-00000002", 5 * GIB, torch_name=None),
-)
-PICK = (
-    "a GPU is split by MIG, and CUDA gives a process one slice of it:"
-    " CUDA_VISIBLE_DEVICES=MIG-... picks which"
 )
 
 SCENARIOS = {
@@ -109,10 +106,7 @@ SCENARIOS = {
         ),
         (Listed(torch_name=None), Listed(SECOND, 80 * GIB, torch_name=None)),
         (Held(), Held(SECOND, 80 * GIB, 30 * GIB, GIB, 49 * GIB)),
-        noted=(
-            "which GPU torch calls cuda:0 is not known without starting CUDA;"
-            " for unlike GPUs CUDA_DEVICE_ORDER=PCI_BUS_ID settles it",
-        ),
+        noted=(ORDER_UNKNOWN,),
     ),
     "two unlike GPUs in the order of the bus, turned round": Scenario(
         script_driver(script_gpu(0), script_gpu(1, "capability 12 0")),
@@ -127,79 +121,36 @@ SCENARIOS = {
         noted=("CUDA_VISIBLE_DEVICES='' hides every GPU",),
         environment=(("CUDA_VISIBLE_DEVICES", ""),),
     ),
-    "hidden by garbage": Scenario(
-        script_driver(script_gpu(0)),
-        (Listed(torch_name=None),),
-        (Held(),),
-        noted=("CUDA_VISIBLE_DEVICES='x;y' hides every GPU",),
-        environment=(("CUDA_VISIBLE_DEVICES", "x;y"), ("CUDA_DEVICE_ORDER", "?")),
-    ),
-    "split by MIG": Scenario(script_driver(*SPLIT), (WHOLE, *PARTS), HALVES, noted=(PICK,)),
-    "split by MIG, a slice picked": Scenario(
+    "split by MIG, an instance chosen": Scenario(
         script_driver(*SPLIT),
-        (WHOLE, PARTS[0], PARTS[1]._replace(torch_name="cuda:0")),
+        (WHOLE, INSTANCES[0], INSTANCES[1]._replace(torch_name="cuda:0")),
         HALVES,
         environment=(("CUDA_VISIBLE_DEVICES", "MIG-00000002"),),
     ),
-    "split by MIG, no such slice": Scenario(
-        script_driver(*SPLIT),
-        (WHOLE, *PARTS),
-        HALVES,
-        noted=("CUDA_VISIBLE_DEVICES='MIG-9' hides every GPU",),
-        environment=(("CUDA_VISIBLE_DEVICES", "MIG-9"),),
-    ),
     "split by MIG, the whole refused": Scenario(
         script_driver("\n".join([SPLIT[0], *refuse(*MEMORY, "compute", code=4)]), *SPLIT[1:]),
-        (WHOLE._replace(total=None), *PARTS),
+        (WHOLE._replace(total=None), *INSTANCES),
         HALVES,
-        noted=(PICK,),
+        noted=(SPLIT_NOTE,),
     ),
-    "split by MIG, a slice lost": Scenario(
+    "split by MIG, an instance lost": Scenario(
         script_driver(SPLIT[0], f"{SPLIT[1]}\nfail handle 15", SPLIT[2]),
-        (WHOLE, Listed(None, None, LOST, None), PARTS[1]),
+        (WHOLE, Listed(None, None, LOST, None), INSTANCES[1]),
         (NOTHING._replace(trouble=LOST), HALVES[1]),
-        noted=(PICK, f"a slice of GPU 0 ({RTX}): {LOST}"),
+        noted=(SPLIT_NOTE, f"a MIG instance of GPU 0 ({RTX}): {LOST}"),
         sentence=LOST,
     ),
-    "split by MIG, and no slice made": Scenario(
+    "split by MIG, without instances": Scenario(
         script_driver(SPLIT[0]),
         (WHOLE,),
         (Held(),),
-        noted=(f"GPU 0 ({RTX}): it is split by MIG, and no slice of it can be seen here",),
+        noted=(f"GPU 0 ({RTX}): it is split by MIG, and none of its MIG instances is visible",),
     ),
     "in the machine's memory, refused": Scenario(
         script_driver(script_gpu(0, "name NVIDIA GB10", *refuse(*MEMORY))),
         (Listed(total=MACHINE),),
         (Held(total=MACHINE, free=MACHINE, reserved=None),),
         sentence="shared with the system",
-    ),
-    "in the machine's memory, a total of nothing": Scenario(
-        script_driver(script_gpu(0, "name NVIDIA Thor", "memory 0 0 0")),
-        (Listed(total=MACHINE),),
-        (Held(total=MACHINE, free=MACHINE, reserved=None),),
-        sentence="shared with the system",
-    ),
-    "linked to the machine's memory, with its own": Scenario(
-        script_driver(script_gpu(0, "name NVIDIA GH200 480GB")), (Listed(),), (Held(),)
-    ),
-    "version 2 of the memory query missing": Scenario(
-        script_driver(script_gpu(0, "fail memory_v2 13", busy(GIB))),
-        (Listed(),),
-        (Held(reserved=None, others=GIB),),
-    ),
-    "nothing supported": Scenario(
-        script_driver(
-            *refuse("driver", "cuda", "cuda_v2"),
-            script_gpu(0, *refuse(*EVERYTHING)),
-        ),
-        (Listed(None, None),),
-        (NOTHING,),
-        sentence="unknown",
-    ),
-    "memory of a process unknown": Scenario(
-        script_driver(script_gpu(0, busy("unknown"), busy(GIB, TRAINER + 1))),
-        (Listed(),),
-        (Held(others=None),),
     ),
     "processes with ids of the host": Scenario(
         script_driver(script_gpu(0, busy(GIB), busy(GIB, 1))),
@@ -215,8 +166,7 @@ SCENARIOS = {
         ),
         (Held(), NOTHING._replace(trouble=LOST), Held(THIRD)),
         noted=(
-            "which GPU torch calls cuda:0 is not known without starting CUDA;"
-            " for unlike GPUs CUDA_DEVICE_ORDER=PCI_BUS_ID settles it",
+            ORDER_UNKNOWN,
             f"GPU 1 (unknown): {LOST}",
         ),
         sentence=LOST,
@@ -226,8 +176,7 @@ SCENARIOS = {
         (Listed(torch_name=None), Listed(SECOND, None, LOST, None)),
         (Held(), NOTHING._replace(uuid=SECOND, trouble=LOST)),
         noted=(
-            "which GPU torch calls cuda:0 is not known without starting CUDA;"
-            " for unlike GPUs CUDA_DEVICE_ORDER=PCI_BUS_ID settles it",
+            ORDER_UNKNOWN,
             f"GPU 1 ({RTX}): {LOST}",
         ),
         sentence=LOST,
@@ -248,14 +197,8 @@ SCENARIOS = {
     "a shutdown that fails": Scenario(
         script_driver("fail shutdown 999", script_gpu(0)), (Listed(),), (Held(),)
     ),
-    "no permission": broken(4, DENIED),
     "driver not loaded": broken(9, SENTENCES["driver not loaded"]),
-    "driver and library differ": broken(18, SENTENCES["version mismatch"]),
     "an unknown error": broken(999, UNKNOWN_ERROR),
-    "an unknown error only later": broken(999, UNKNOWN_ERROR, "count"),
-    "it does not tell how many": broken(
-        3, "the NVIDIA driver does not answer nvmlDeviceGetCount", "count"
-    ),
 }
 
 

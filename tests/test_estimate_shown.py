@@ -121,13 +121,13 @@ def test_ipython_shows_the_text_and_not_a_tuple():
     assert formatters.HTMLFormatter()(FULL).startswith('<div class="labkit-estimate"')
 
 
-def test_what_the_balance_has_too_has_its_colours():
+def test_shared_terms_have_the_colors_of_the_balance():
     from labkit.memory.balance import view as balance_view
     from labkit.memory.estimate import view
 
     shared = ("cached", "context", "free")
-    assert {key: view.COLOURS[key] for key in shared} == {
-        key: balance_view.PICTURE_COLOURS[key] for key in shared
+    assert {key: view.COLORS[key] for key in shared} == {
+        key: balance_view.PICTURE_COLORS[key] for key in shared
     }
-    told_apart = [colour for colour in view.COLOURS.values() if colour != "none"]
+    told_apart = [colour for colour in view.COLORS.values() if colour != "none"]
     assert len(set(told_apart)) == len(told_apart)

@@ -6,7 +6,7 @@ import pytest
 
 from labkit.errors import DeviceMissingError
 from labkit.memory.balance import read
-from labkit.memory.balance.read import Snapshot
+from labkit.memory.balance.model import Snapshot
 from labkit.memory.estimate.model import find_target
 from tests.fakes.nvml import GIB, MIB, PlayedHost, build_driver, script_driver, script_gpu
 

@@ -106,7 +106,7 @@ def test_what_is_unaccounted_is_under_a_hundredth_of_the_total(held):
 def test_a_snapshot_makes_no_context():
     script = (
         "from labkit.memory.balance.read import take_snapshot\n"
-        "from labkit.memory.balance.process import has_loaded\n"
+        "from labkit.memory.balance.read import has_loaded\n"
         "from labkit.devices.detect import detect_devices\n"
         "detect_devices(), take_snapshot()\n"
         "print(has_loaded('libcuda.so'))"

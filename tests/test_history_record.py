@@ -19,7 +19,7 @@ from labkit.memory.allocations.record import (
     record_allocations,
 )
 from labkit.memory.allocations.snapshot import load_snapshot, read_recording
-from labkit.memory.balance.process import read_machine_memory
+from labkit.memory.balance.read import read_machine_memory
 from labkit.memory.track.storages import StorageTracer
 from tests.fakes.allocator import MIB, make_training, take_snapshot
 

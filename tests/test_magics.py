@@ -124,9 +124,8 @@ def test_wrong_syntax_is_told_as_such(shell):
 
 def test_a_cell_that_awaits_is_refused_with_the_way_out(shell, capsys):
     result, _, outputs = run(shell, "import asyncio", "%%memory\nawait asyncio.sleep(0)")
-    assert "%%memory cannot measure a cell that awaits. Try: %memory on" in str(
-        result.error_in_exec
-    )
+    assert type(result.error_in_exec).__name__ == "UsageError"
+    assert "%memory on" in str(result.error_in_exec)
     assert outputs == []
 
 
@@ -134,9 +133,7 @@ def test_a_cell_that_awaits_is_refused_with_the_way_out(shell, capsys):
 def test_a_use_that_there_is_not(shell, cell):
     result, _, _ = run(shell, cell)
     assert type(result.error_in_exec).__name__ == "UsageError"
-    assert str(result.error_in_exec).endswith(
-        "There is: %memory, %memory on or %memory off; %%memory on a line of its own above a cell"
-    )
+    assert "%memory on or %memory off" in str(result.error_in_exec)
 
 
 def test_the_balance(shell):

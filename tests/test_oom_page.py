@@ -13,8 +13,7 @@ import pytest
 import torch
 
 from labkit.jupyter.explain import explain_out_of_memory
-from labkit.memory.balance.model import Balance, ThisProcess
-from labkit.memory.balance.read import Snapshot
+from labkit.memory.balance.model import Balance, Snapshot, ThisProcess
 from labkit.memory.oom.live import Budget, Root, find_live_tensors, list_roots
 from labkit.memory.oom.model import (
     AllocationFailure,

@@ -222,7 +222,7 @@ def test_a_cell_wakes_it_up():
     panel, screen, clock = play_panel(turns=round(QUIET_SECONDS * 2) + 40)
     run_turns(panel)
     assert read_late(screen.html) != "3s"
-    marks = panel._sampler._marks
+    marks = panel._sampler._annotations
     clock.now += 1
     marks.end(marks.begin("cell", "[10]"))
     panel._sampler.take_sample()
@@ -369,7 +369,7 @@ def test_a_measured_cell_is_marked_once_and_a_block_in_it_too(shell):
 
 @pytest.mark.parametrize("minutes", [0, -1, 61, float("nan"), None, "3"])
 def test_minutes_that_cannot_be_drawn(minutes):
-    with pytest.raises(UsageError, match="minutes cannot be drawn"):
+    with pytest.raises(UsageError, match="invalid minutes"):
         labkit.watch_memory(minutes)
 
 

@@ -8,7 +8,7 @@ import re
 import pytest
 
 from labkit.jupyter.panel import SavedOutput, find_notebook
-from labkit.jupyter.panel_view import SeriesTrace, round_up
+from labkit.jupyter.panel_view import SeriesTrace, choose_top
 from labkit.memory.sample.model import AnnotatedSpan
 from tests.fakes.sampling import GIB, MIB
 
@@ -22,7 +22,7 @@ def test_a_trace_forgets_what_is_older_than_its_window():
     for second in range(100):
         count = 1000 if second == 50 else 5 + second % 2
         trace.add(float(second), {"process": count * MIB, "available": 1})
-    svg, top = trace.draw(99.0)
+    svg, top = trace.render(99.0)
     (points,) = points_of(svg, "#9a7fd1")
     assert points.split()[0] == "890,6.0"
     assert points.split()[-1] == "990,6.0"
@@ -33,7 +33,7 @@ def test_a_level_that_stays_is_kept_as_its_two_ends():
     trace = SeriesTrace(window_seconds=100)
     for second in range(500):
         trace.add(float(second), {"process": (7 if second > 450 else 5) * MIB})
-    (points,) = points_of(trace.draw(499.0)[0], "#9a7fd1")
+    (points,) = points_of(trace.render(499.0)[0], "#9a7fd1")
     assert points == "0,5.0 4500,5.0 4510,7.0 4990,7.0"
 
 
@@ -42,7 +42,7 @@ def test_of_samples_too_close_to_be_drawn_the_highest_stays():
     for number in range(7200):
         count = 900 if number == 5001 else 5 + number % 2
         trace.add(number / 2, {"process": count * MIB})
-    (points,) = points_of(trace.draw(3600.0)[0], "#9a7fd1")
+    (points,) = points_of(trace.render(3600.0)[0], "#9a7fd1")
     assert len(points.split()) <= 361
     assert "25005,900.0" in points
 
@@ -51,7 +51,7 @@ def test_a_trace_breaks_where_nothing_was_measured():
     trace = SeriesTrace(window_seconds=60)
     for second, count in ((0, 1), (1, 2), (2, None), (3, 3), (4, 4), (9, 5)):
         trace.add(float(second), {} if count is None else {"used": count * MIB})
-    svg, _ = trace.draw(9.0)
+    svg, _ = trace.render(9.0)
     assert points_of(svg, "#e08a2e") == ["0,1.0 10,2.0", "30,3.0 40,4.0", "90,5.0"]
 
 
@@ -64,7 +64,7 @@ def test_cells_are_bands_where_they_ran():
         AnnotatedSpan("cell", "[2]", 6.0, 12.0),
         AnnotatedSpan("cell", "[3]", 54.0, None),
     ]
-    svg, _ = trace.draw(60.0, spans)
+    svg, _ = trace.render(60.0, spans)
     assert re.findall(r'<rect x="([\d.]+)" y="0" width="([\d.]+)"', svg) == [
         ("60.0", "60.0"),
         ("540.0", "60.0"),
@@ -84,7 +84,7 @@ def test_cells_are_bands_where_they_ran():
     ],
 )
 def test_the_upper_edge_is_a_round_number_above(count, top):
-    assert round_up(count) == top
+    assert choose_top(count) == top
 
 
 def write(path, text, at):

@@ -175,10 +175,10 @@ def test_nothing_to_plot(monkeypatch):
     monkeypatch.setattr(sampler_module, "_LATEST", None)
     with pytest.raises(UsageError) as caught:
         labkit.plot_memory()
-    assert caught.value.cause == "no sampler was started in this process"
+    assert "no sampler was started" in caught.value.cause
     with pytest.raises(UsageError) as caught:
         labkit.plot_memory(play_run(ValueError("no sense"), steps=1))
-    assert caught.value.cause.endswith("that could be read (ValueError: no sense)")
+    assert "(ValueError: no sense)" in caught.value.cause
 
 
 WITHOUT = """

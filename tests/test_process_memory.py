@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from labkit.memory.balance import process
-from labkit.memory.balance.process import (
+from labkit.memory.balance import read
+from labkit.memory.balance.read import (
     has_loaded,
     read_command,
     read_peak_bytes,
@@ -137,7 +137,7 @@ def test_ids_are_the_hosts_only_in_the_first_namespace(proc, monkeypatch):
     namespace = proc / "self/ns/pid"
     namespace.write_text("")
     assert sees_host_ids(proc=proc) is False
-    monkeypatch.setattr(process, "FIRST_NAMESPACE", namespace.stat().st_ino)
+    monkeypatch.setattr(read, "FIRST_NAMESPACE", namespace.stat().st_ino)
     assert sees_host_ids(proc=proc) is True
 
 

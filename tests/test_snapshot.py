@@ -11,13 +11,14 @@ from labkit.devices.nvml import GpuMemory, GpuProcess, MemoryAnswer, Trouble
 from labkit.host.machine import read_room
 from labkit.memory.balance import read
 from labkit.memory.balance.model import Balance, ThisProcess, list_terms
-from labkit.memory.balance.process import MachineMemory, read_machine_memory
 from labkit.memory.balance.read import (
     AllocatorFacts,
+    MachineMemory,
     Observer,
     count_cpu_tensors,
     join_memory,
     read_allocators,
+    read_machine_memory,
     take_snapshot,
 )
 

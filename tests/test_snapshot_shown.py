@@ -15,13 +15,14 @@ import labkit
 from labkit.memory.balance.model import (
     Balance,
     DeviceProcess,
+    Snapshot,
     Term,
     ThisProcess,
     divide_bar,
     round_together,
 )
-from labkit.memory.balance.read import Snapshot
-from labkit.memory.balance.view import draw_balance, draw_snapshot, format_snapshot
+from labkit.memory.balance.view import format_snapshot, render_balance, render_snapshot
+from tests.snapshots import assert_snapshot
 
 GIB, MIB = 2**30, 2**20
 ME = 4321
@@ -82,57 +83,26 @@ UNSURE = FULL._replace(
     processes=None,
     host_ids=True,
 )
-SCREEN = """\
-cuda:0  NVIDIA <H200>  GPU-0a1b
-        ██████████████████████▓▓▓▓▓▓▓▒▒╱╱╱╱╱╱╱╱╱╱╱╱╱╱░░??···············
-        █ tensors                                 24,576 MiB
-        ▓ cached by the allocator                  7,168 MiB
-        ▒ context and libraries                    1,024 MiB
-        ╱ other processes                         14,336 MiB
-        ░ driver's reserve                         1,024 MiB
-        ? unaccounted                              1,024 MiB
-        · free                                    16,384 MiB
-          total                                   65,536 MiB
-        2 processes
-          4321  python train.py --with ve…        32,768 MiB
-          99                                      14,336 MiB
-
-cpu     AMD EPYC 9654
-        ▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒╱╱╱╱╱╱╱╱╱╱╱╱╱╱╱╱································
-        ▒ this process                             1,024 MiB
-        ╱ rest of the container                    1,024 MiB
-        · free                                     2,048 MiB
-          total                                    4,096 MiB
-        4,096 MiB for this container, of 16,384 MiB
-
-note: a remark"""
-UNSURE_SCREEN = """\
-cuda:0  NVIDIA <H200>  GPU-0a1b
-        #######################========?????????????????................
-        # tensors                                 24,576 MiB
-        = cached by the allocator                  7,168 MiB
-        + context and libraries                      unknown
-        / other processes                            unknown
-        : driver's reserve                           unknown
-        ? unaccounted                             17,408 MiB
-        . free                                    16,384 MiB
-          total                                   65,536 MiB
-        in unaccounted, for want of a figure: context and libraries, other processes,\
- driver's reserve"""
+SHOWN = Snapshot((FULL, CPU), ("a remark",))
 
 
-def test_the_screen():
-    assert repr(Snapshot((FULL, CPU), ("a remark",))) == SCREEN
+def test_the_screen_of_known_and_unknown_terms():
+    unsure = format_snapshot(Snapshot((UNSURE,)), plain=True)
+    assert_snapshot("memory", f"{SHOWN!r}\n\n---\n\n{unsure}\n")
 
 
-def test_the_screen_of_what_is_not_known():
-    assert format_snapshot(Snapshot((UNSURE,)), plain=True) == UNSURE_SCREEN
+def test_names_cannot_act_on_the_terminal():
+    process = DeviceProcess(7, "a\x1b[2Jb\u202e")
+    hostile = FULL._replace(name="H200\x1b]0;title\x07", processes=(process,))
+    for color in (False, True):
+        shown = format_snapshot(Snapshot((hostile,), ("\x1b[2J",)), color=color)
+        assert not re.search(r"\x1b(?!\[\d+m)|\x07|\u202e", shown)
 
 
-def test_colour_changes_nothing_but_colour():
-    coloured = format_snapshot(Snapshot((FULL, CPU), ("a remark",)), colour=True)
-    assert "\x1b[94m██████████████████████\x1b[0m\x1b[36m▓" in coloured
-    assert re.sub(r"\x1b\[\d+m", "", coloured) == SCREEN
+def test_color_changes_nothing_but_color():
+    colored = format_snapshot(SHOWN, color=True)
+    assert "\x1b[94m██████████████████████\x1b[0m\x1b[36m▓" in colored
+    assert re.sub(r"\x1b\[\d+m", "", colored) == repr(SHOWN)
 
 
 def test_the_figures_on_the_screen_add_up():
@@ -147,7 +117,7 @@ def test_the_figures_on_the_screen_add_up():
 
 
 def test_the_picture_is_drawn_from_the_same_figures():
-    drawn = ET.fromstring(draw_balance(FULL))
+    drawn = ET.fromstring(render_balance(FULL))
     space = "{http://www.w3.org/2000/svg}"
     words = [text.text for text in drawn.findall(f"{space}text")]
     assert words[0] == "cuda:0  NVIDIA <H200>"
@@ -159,8 +129,8 @@ def test_the_picture_is_drawn_from_the_same_figures():
 
 
 def test_the_picture_takes_the_readers_colours():
-    in_a_file = draw_balance(FULL, standalone=True)
-    in_a_notebook = draw_snapshot(Snapshot((FULL,)))
+    in_a_file = render_balance(FULL, standalone=True)
+    in_a_notebook = render_snapshot(Snapshot((FULL,)))
     assert 'fill="currentColor"' in in_a_file
     assert "@media (prefers-color-scheme:dark)" in in_a_file
     # A notebook's theme is its own, whatever the browser prefers.
@@ -171,7 +141,7 @@ def test_the_picture_takes_the_readers_colours():
 def test_a_gpu_in_trouble_has_no_bar_and_says_why():
     lost = Balance("cuda", nvml_index=3, uuid="GPU-0a1b", trouble="the GPU is <lost>")
     assert repr(Snapshot((lost,))) == ("gpu 3   unknown  GPU-0a1b\n        the GPU is <lost>")
-    html = draw_snapshot(Snapshot((lost,)))
+    html = render_snapshot(Snapshot((lost,)))
     assert "<rect" not in html
     assert "<div>the GPU is &lt;lost&gt;</div>" in html
 
@@ -186,7 +156,7 @@ def test_the_html_names_the_processes_and_escapes_what_it_shows():
 
 def test_ipython_shows_the_text_and_not_a_tuple():
     formatters = pytest.importorskip("IPython.core.formatters")
-    assert formatters.PlainTextFormatter()(Snapshot((FULL, CPU), ("a remark",))) == SCREEN
+    assert formatters.PlainTextFormatter()(SHOWN) == repr(SHOWN)
     assert formatters.HTMLFormatter()(Snapshot((CPU,))).startswith('<div class="labkit-memory"')
 
 
@@ -203,7 +173,7 @@ def test_labkit_memory_is_function_and_package_in_any_order(before):
     after = (
         "import sys\nassert labkit.memory().balances[-1].kind == 'cpu'\n"
         "assert labkit.memory is sys.modules['labkit.memory']\n"
-        "from labkit.memory.balance.read import Snapshot\n"
+        "from labkit.memory.balance.model import Snapshot\n"
         "assert isinstance(labkit.memory(), Snapshot)\n"
         "assert 'torch' not in sys.modules\n"
     )

@@ -1,4 +1,4 @@
-"""Verdicts on devices from recorded endings of trials, and how torch's devices are joined."""
+"""Verdicts on devices from recorded endings of self-tests, and how torch's devices are joined."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ import pytest
 from labkit.devices.detect import Device
 from labkit.devices.torch_devices import TorchDevice, TorchFacts
 from labkit.devices.verify import (
+    FORKED,
     Advice,
     explain_end,
     find_unlisted,
-    judge_trial,
+    judge_self_test,
     judge_unlisted,
     match_devices,
     read_events,
@@ -93,13 +94,13 @@ LISTED = TorchDevice("cuda:0", "NVIDIA P40", "0a1b", 24 * 2**30, "6.1")
         ),
         pytest.param(
             ended(IMPORTED, ALLOCATED, exit_code=1, stderr="Timeout (0:02:00)!\nknown"),
-            "it does not compute: no end after 120 s, the driver or a library hangs",
+            "it does not compute: no result within 120 s, the driver or a library hangs",
             None,
             id="hung and ended itself",
         ),
         pytest.param(
             ended(exit_code=None, timed_out=True),
-            "torch cannot be imported: no end after 120 s, the driver or a library hangs",
+            "torch cannot be imported: no result within 120 s, the driver or a library hangs",
             None,
             id="hung and was ended",
         ),
@@ -123,14 +124,14 @@ LISTED = TorchDevice("cuda:0", "NVIDIA P40", "0a1b", 24 * 2**30, "6.1")
         ),
     ],
 )
-def test_a_trial_ends_in_a_verdict(answer, cause, fix):
-    verdict = judge_trial(LISTED, answer, 120, (), know)
+def test_a_self_test_ends_in_a_verdict(answer, cause, fix):
+    verdict = judge_self_test(LISTED, answer, 120, (), know)
     assert (verdict.verified, verdict.cause, verdict.fix) == (cause is None, cause, fix)
 
 
 def test_a_gpu_that_torch_has_no_kernels_for_is_told_by_its_capability():
     answer = ended(IMPORTED, ALLOCATED, {"step": "compute", "error": "E: known"}, END)
-    verdict = judge_trial(LISTED, answer, 120, ("sm_75", "sm_90"), know)
+    verdict = judge_self_test(LISTED, answer, 120, ("sm_75", "sm_90"), know)
     assert verdict.cause == (
         "torch has no kernel for its compute capability 6.1, only for sm_75, sm_90"
     )
@@ -139,7 +140,7 @@ def test_a_gpu_that_torch_has_no_kernels_for_is_told_by_its_capability():
 
 def test_the_steps_keep_their_seconds_and_reasons():
     skipped = {"step": "compile", "skipped": "no g++"}
-    steps = judge_trial(
+    steps = judge_self_test(
         LISTED, ended(IMPORTED, ALLOCATED, COMPUTED, skipped, END), 1, (), know
     ).steps
     assert [(step.name, step.seconds, step.skipped) for step in steps] == [
@@ -194,7 +195,7 @@ def test_an_end_without_words_is_still_told():
             GPU,
             NOTHING._replace(forked=True, refusal="known"),
             {"CUDA_VISIBLE_DEVICES": ""},
-            "CUDA was started before this process was forked, and does not survive that",
+            FORKED,
             "a command",
             False,
             id="forked",
@@ -248,7 +249,7 @@ def test_an_end_without_words_is_still_told():
             GPU,
             TorchFacts(BUILD, (LISTED, TORCH_CPU)),
             {},
-            "torch does not list it, and says not why",
+            "torch does not list it, without a reason",
             None,
             True,
             id="left out without a word",
@@ -257,10 +258,10 @@ def test_an_end_without_words_is_still_told():
             GPU._replace(uuid="MIG-77", parent_uuid="GPU-0a1b"),
             TorchFacts(BUILD, (LISTED, TORCH_CPU)),
             {},
-            "CUDA gives a process one MIG slice, and it is another one",
+            "CUDA gives a process one MIG instance, and this is another one",
             "export CUDA_VISIBLE_DEVICES=MIG-77",
             False,
-            id="another slice",
+            id="another MIG instance",
         ),
         pytest.param(
             Device("rocm", None, "AMD"),
@@ -295,21 +296,21 @@ AMD = Device("rocm", None, "AMD")
             (LISTED._replace(uuid="2"), TORCH_CPU),
             [OTHER_HALF, CPU],
             [HALF],
-            id="a slice by its UUID",
+            id="a MIG instance by its UUID",
         ),
         pytest.param(
             (SPLIT, HALF, OTHER_HALF, CPU),
             (LISTED, TORCH_CPU),
             [HALF, CPU],
             [OTHER_HALF],
-            id="a slice by its GPU's UUID: CUDA takes the first",
+            id="a MIG instance by its GPU's UUID: CUDA takes the first",
         ),
         pytest.param(
             (SPLIT, HALF, OTHER_HALF._replace(torch_name="cuda:0"), CPU),
             (LISTED, TORCH_CPU),
             [OTHER_HALF._replace(torch_name="cuda:0"), CPU],
             [HALF],
-            id="a slice by its GPU's UUID, and picked",
+            id="a MIG instance by its GPU's UUID, and picked",
         ),
         pytest.param((AMD, CPU), (LISTED, TORCH_CPU), [AMD, CPU], [], id="AMD, by kind"),
         pytest.param(

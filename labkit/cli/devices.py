@@ -1,4 +1,4 @@
-"""``labkit devices``: what is here to compute on, in words or as JSON, and whether it computes."""
+"""``labkit devices``: the devices of this machine, as text or JSON, and whether they compute."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING
 
 from labkit.cli import add_common, print_json
 from labkit.errors import ExitCode, UsageError
-from labkit.text import format_bytes, format_seconds
+from labkit.text import escape_controls, format_bytes, format_seconds
 
 if TYPE_CHECKING:
     from labkit.devices.detect import Detection, Device
     from labkit.devices.verify import Advice, DeviceVerdict, SelfTestStep, Verification
 
 EPILOG = """\
-exit codes: 0 all is well; without --verify always, once the devices are listed. With it:
-1 a device that torch lists failed; 3 the DEVICE asked for is not here; 5 torch, the driver or
-a GPU is out of order. A GPU that is hidden, or that this build of torch is not for, is told and
-is no failure: name it, as in --verify cuda, to make it one.
+exit codes: 0 the devices are listed and, with --verify, they work. With --verify:
+1 a device that torch lists failed; 3 the DEVICE is not available; 5 torch, the driver or a GPU
+is broken. A GPU that is hidden, or that this build of torch does not support, is reported and
+is not a failure, unless it is the DEVICE, as in --verify cuda.
 """
 ALL = "all"
 DONE = {"import": "imported", "allocate": "allocated", "compute": "computed", "compile": "compiled"}
@@ -30,7 +30,7 @@ def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]
     parser = subparsers.add_parser(
         "devices",
         help="list the devices here",
-        description="The accelerators and the CPU of this machine, and which one torch takes.",
+        description="The accelerators and the CPU of this machine, and which one torch uses.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -39,28 +39,28 @@ def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]
         nargs="?",
         const=ALL,
         metavar="DEVICE",
-        help="import torch and try each device (or one, such as cuda:0): allocate, compute, "
-        "compile; say why one cannot be used",
+        help="test each device with torch (or one, such as cuda:0): allocate, compute, compile; "
+        "print why a device cannot be used",
     )
     add_common(parser)
     parser.set_defaults(run=show_devices)
 
 
 def show_devices(arguments: argparse.Namespace) -> int:
-    """Prints every device and why there is no accelerator, and where asked what came of trying."""
+    """Prints every device and why there is no accelerator; with --verify, the verdicts."""
     from labkit.devices.detect import detect_devices
 
     asked = arguments.verify
     if asked is not None and not re.fullmatch(r"[a-z]+(:\d+)?", asked):
-        cause = "it is a name that torch has for it: cpu, cuda, cuda:1, mps, xpu"
-        raise UsageError(f"--verify {asked} is no device", cause=cause, fix="labkit devices")
+        cause = "a device is named as in torch: cpu, cuda, cuda:1, mps, xpu"
+        raise UsageError(f"invalid --verify {asked!r}", cause=cause, fix="labkit devices")
     detection = detect_devices()
     if asked is not None:
         return _show_verification(arguments, detection)
     if arguments.json:
         print_json(describe_detection(detection))
     else:
-        print(format_detection(detection))
+        print(escape_controls(format_detection(detection)))
     return ExitCode.OK
 
 
@@ -73,20 +73,20 @@ def _show_verification(arguments: argparse.Namespace, detection: Detection) -> i
         run_command,
         _explain,
         asked=None if arguments.verify == ALL else arguments.verify,
-        on_step=lambda words: print(words, file=sys.stderr, flush=True),
+        on_step=lambda words: print(escape_controls(words), file=sys.stderr, flush=True),
     )
     if verification.best:
         detection = detection._replace(best=verification.best)
     if arguments.json:
-        told = describe_verification(verification)
-        print_json({**describe_detection(detection), **told})
+        print_json({**describe_detection(detection), **describe_verification(verification)})
     else:
-        print(f"{format_detection(detection)}\n\n{format_verification(verification)}")
+        screen = f"{format_detection(detection)}\n\n{format_verification(verification)}"
+        print(escape_controls(screen))
     return judge_exit(verification)
 
 
 def _explain(text: str) -> Advice | None:
-    """What the doctor knows of an error's text: its cause, and the command for this system."""
+    """The cause of a known error, and the command that fixes it on this system."""
     from labkit.devices.verify import Advice
     from labkit.host.distribution import read_distribution
     from labkit.known_errors.match import explain_text
@@ -96,7 +96,7 @@ def _explain(text: str) -> Advice | None:
 
 
 def judge_exit(verification: Verification) -> ExitCode:
-    """The exit code: a device that failed weighs more than a driver that is out of order."""
+    """The exit code; a device that failed comes before a driver that is broken."""
     if any(one.listed and not one.verified for one in verification.verdicts):
         return ExitCode.FAILED
     broken = any(one.broken for one in verification.verdicts)
@@ -113,7 +113,7 @@ def describe_detection(detection: Detection) -> dict[str, object]:
 
 
 def format_detection(detection: Detection) -> str:
-    """The detection as a person reads it: the best device, each device's facts, the notes."""
+    """The detection as text: the best device, each device's facts, the notes."""
     blocks = [f"best device: {detection.best or 'unknown'}"]
     blocks += [_format_device(device) for device in detection.devices]
     if detection.notes:
@@ -134,7 +134,7 @@ def describe_verification(verification: Verification) -> dict[str, object]:
 
 
 def format_verification(verification: Verification) -> str:
-    """A line for each device: that it computes and how long each step took, or why it does not."""
+    """For each device: that it works and how long each step took, or why it does not."""
     lines = ["verified:"]
     for one in verification.verdicts:
         title = one.torch_name or ("cpu" if one.kind == "cpu" else "gpu")
@@ -153,20 +153,20 @@ def _format_verdict(one: DeviceVerdict) -> str:
 
 
 def _format_steps(steps: tuple[SelfTestStep, ...]) -> str:
-    """What was done in how long, then what was not done and why."""
-    told = [
+    """The steps with their durations, then the skipped ones with the reasons."""
+    done = [
         f"{DONE[step.name]} {f'{step.words} ' if step.name == 'allocate' else ''}"
         f"in {format_seconds(step.seconds)}"
         for step in steps
         if not step.skipped and step.name != "import"
     ]
-    left_out = [f"; not {DONE[step.name]}: {step.skipped}" for step in steps if step.skipped]
-    return ", ".join(told) + "".join(left_out)
+    skipped = [f"; not {DONE[step.name]}: {step.skipped}" for step in steps if step.skipped]
+    return ", ".join(done) + "".join(skipped)
 
 
 def _format_device(device: Device) -> str:
     facts = _list_cpu_facts(device) if device.kind == "cpu" else _list_gpu_facts(device)
-    title = device.torch_name or ("slice" if device.parent_uuid else "gpu")
+    title = device.torch_name or ("mig" if device.parent_uuid else "gpu")
     lines = [f"{title:<8}{device.name or 'unknown'}"]
     lines += [f"        {label:<12}{fact}" for label, fact in facts]
     return "\n".join(lines)
@@ -202,9 +202,9 @@ def _list_gpu_facts(gpu: Device) -> list[tuple[str, str]]:
             ("uuid", gpu.uuid or "unknown"),
         ]
     if gpu.parent_uuid:
-        facts.append(("slice of", gpu.parent_uuid))
+        facts.append(("part of", gpu.parent_uuid))
     if gpu.torch_name is None:
-        facts.append(("torch name", "none, or not known"))
+        facts.append(("torch name", "none, or unknown"))
     return facts
 
 

@@ -1,7 +1,4 @@
-"""``labkit memory``: where every byte of each device is, once or live.
-
-``labkit history`` makes a page and figures of a memory snapshot that torch has written.
-"""
+"""``labkit memory``: the balance of each device, once or live; ``labkit history``: a snapshot."""
 
 from __future__ import annotations
 
@@ -14,19 +11,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from labkit.cli import add_common, print_json
-from labkit.cli.terminal import can_print, fit_bar, is_terminal, wants_colour
+from labkit.cli.terminal import can_print, fit_bar, is_terminal, wants_color
 from labkit.errors import ExitCode, UsageError
 
 if TYPE_CHECKING:
-    from labkit.memory.balance.model import Balance
-    from labkit.memory.balance.read import Snapshot
+    from labkit.memory.balance.model import Balance, Snapshot
 
 
 DEFAULT_INTERVAL_SECONDS = 2.0
 SHORTEST_INTERVAL_SECONDS, LONGEST_INTERVAL_SECONDS = 0.1, 86_400.0
 
-# The terminal's second screen, without a cursor, so that what was there comes back at the end;
-# a line that is too long is cut off there and not wrapped, or the picture would be too high.
+# The terminal's alternate screen, so that its contents come back at the end, without a cursor
+# and without line wrapping, which would make the text too high.
 ENTER_SCREEN = "\x1b[?1049h\x1b[?25l\x1b[?7l"
 LEAVE_SCREEN = "\x1b[?7h\x1b[?25h\x1b[?1049l"
 TO_TOP, CLEAR_LINE, CLEAR_BELOW = "\x1b[H", "\x1b[K", "\x1b[J"
@@ -42,7 +38,7 @@ def _add_memory(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
     """Adds ``memory``."""
     parser = subparsers.add_parser(
         "memory",
-        help="show where each device's memory is",
+        help="show who holds each device's memory",
         description="The balance of each device: who holds its memory, in terms that add up.",
     )
     parser.add_argument(
@@ -51,14 +47,14 @@ def _add_memory(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
         type=float,
         const=DEFAULT_INTERVAL_SECONDS,
         metavar="SECONDS",
-        help="show it anew every SECONDS (2) until Ctrl-C",
+        help="update the balance every SECONDS (default: 2) until Ctrl-C",
     )
     add_common(parser)
     parser.set_defaults(run=show_memory)
 
 
 def show_memory(arguments: argparse.Namespace) -> int:
-    """Prints the balance of each device and why one cannot be read; exits 0."""
+    """Prints the balance of each device, or why it cannot be read; exits 0."""
     from labkit.memory.balance.read import take_snapshot
 
     if arguments.watch is not None:
@@ -67,24 +63,24 @@ def show_memory(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print_json(describe_snapshot(snapshot))
     else:
-        print(_draw(snapshot, arguments))
+        print(_format(snapshot, arguments))
     return ExitCode.OK
 
 
 def _start_watching(arguments: argparse.Namespace, take: Callable[[], Snapshot]) -> int:
     if arguments.json:
         raise UsageError(
-            "--watch and --json do not go together",
-            cause="--json promises exactly one object",
+            "--watch conflicts with --json",
+            cause="--json prints exactly one object",
             fix="labkit memory --json",
         )
     if not SHORTEST_INTERVAL_SECONDS <= arguments.watch <= LONGEST_INTERVAL_SECONDS:
         raise UsageError(
-            f"--watch {arguments.watch:g} is no interval to watch at",
-            cause=f"it is from {SHORTEST_INTERVAL_SECONDS:g} seconds to a day",
+            f"invalid --watch {arguments.watch:g}",
+            cause=f"an interval is between {SHORTEST_INTERVAL_SECONDS:g} seconds and a day",
             fix=f"labkit memory --watch {DEFAULT_INTERVAL_SECONDS:g}",
         )
-    watch(lambda: _draw(take(), arguments), arguments.watch, on_screen=is_terminal())
+    watch(lambda: _format(take(), arguments), arguments.watch, on_screen=is_terminal())
     return ExitCode.OK
 
 
@@ -96,11 +92,8 @@ def watch(
     sleep: Callable[[float], object] = time.sleep,
     measure_height: Callable[[], int] = lambda: shutil.get_terminal_size().lines,
 ) -> None:
-    """Shows what ``draw`` gives, anew after every interval, until Ctrl-C.
-
-    On a screen in place, elsewhere one picture below the other.
-    """
-    with _second_screen() if on_screen else contextlib.nullcontext():
+    """Prints what ``draw`` returns after every interval until Ctrl-C; on a screen, in place."""
+    with _alternate_screen() if on_screen else contextlib.nullcontext():
         while True:
             text = draw()
             if on_screen:
@@ -112,20 +105,20 @@ def watch(
 
 
 def fit_screen(text: str, height: int) -> list[str]:
-    """The lines of a text that a screen holds; the last one says how many it does not.
+    """The lines of a text that fit a screen; if some do not, the last line has their number.
 
     >>> fit_screen("one\\ntwo\\nthree", height=2)
-    ['one', '2 more lines: a higher window shows them']
+    ['one', '2 more lines in a higher window']
     """
     lines = text.splitlines()
     if len(lines) <= height:
         return lines
     hidden = len(lines) - height + 1
-    return [*lines[: height - 1], f"{hidden} more lines: a higher window shows them"]
+    return [*lines[: height - 1], f"{hidden} more lines in a higher window"]
 
 
 @contextlib.contextmanager
-def _second_screen() -> Iterator[None]:
+def _alternate_screen() -> Iterator[None]:
     print(ENTER_SCREEN, end="", flush=True)
     try:
         yield
@@ -133,12 +126,12 @@ def _second_screen() -> Iterator[None]:
         print(LEAVE_SCREEN, end="", flush=True)
 
 
-def _draw(snapshot: Snapshot, arguments: argparse.Namespace) -> str:
+def _format(snapshot: Snapshot, arguments: argparse.Namespace) -> str:
     from labkit.memory.balance.view import BAR_WIDTH, GLYPHS, INDENT, format_snapshot
 
     return format_snapshot(
         snapshot,
-        colour=wants_colour(refused=arguments.no_color),
+        color=wants_color(refused=arguments.no_color),
         plain=not can_print("".join(GLYPHS.values())),
         width=fit_bar(BAR_WIDTH, len(INDENT)),
     )
@@ -167,11 +160,11 @@ def _add_history(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]
     """Adds ``history``."""
     parser = subparsers.add_parser(
         "history",
-        help="show what a memory snapshot of torch's tells",
-        description="Reads a snapshot that torch.cuda.memory._dump_snapshot() or"
-        " labkit.record_allocations() has written: what was live at the peak, by the line that"
-        " allocated it, how the reserved memory is cut up, and what was never freed. A snapshot"
-        " is a pickle; no code in it is run.",
+        help="analyze a memory snapshot that torch wrote",
+        description="Reads a snapshot from torch.cuda.memory._dump_snapshot() or"
+        " labkit.record_allocations(): what was live at the peak, by the line that allocated it,"
+        " how fragmented the reserved memory is, and what was never freed. A snapshot is a"
+        " pickle; its code is not run.",
     )
     parser.add_argument("file", type=Path, metavar="FILE", help="the snapshot, a .pickle")
     parser.add_argument(
@@ -179,14 +172,14 @@ def _add_history(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]
         "--output",
         type=Path,
         metavar="PAGE.html",
-        help="write it as one page too, which needs no internet",
+        help="also write a page that works offline",
     )
     add_common(parser)
     parser.set_defaults(run=show_history)
 
 
 def show_history(arguments: argparse.Namespace) -> int:
-    """Prints what the snapshot tells and writes the page where asked; exits 0."""
+    """Prints the analysis of the snapshot and writes the page if asked; exits 0."""
     from labkit.memory.allocations.analysis import analyse
     from labkit.memory.allocations.page import make_page
     from labkit.memory.allocations.snapshot import load_snapshot, read_recording, write_file

@@ -1,4 +1,4 @@
-"""What stands behind the standard output: its width, its characters, whether it has colours."""
+"""The standard output: its width, its encoding, and whether it shows colors."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ NARROWEST_BAR = 10
 
 
 def can_print(text: str) -> bool:
-    """True where the output's encoding has every character of the text."""
+    """True if the output's encoding has every character of the text."""
     try:
         text.encode(getattr(sys.stdout, "encoding", None) or "ascii")
     except UnicodeEncodeError:
@@ -18,31 +18,33 @@ def can_print(text: str) -> bool:
     return True
 
 
-def wants_colour(*, refused: bool) -> bool:
-    """True for a terminal that shows colours and was not asked to leave them: NO_COLOR counts."""
+def wants_color(*, refused: bool) -> bool:
+    """True for a terminal with colors, unless ``refused`` or NO_COLOR is set."""
     refused = refused or bool(os.environ.get("NO_COLOR"))
     return is_terminal() and not refused and os.environ.get("TERM") != "dumb"
 
 
 def is_terminal() -> bool:
-    """True where a person reads along; a closed standard output is none."""
+    """True if the standard output is a terminal; False if it is closed."""
     return sys.stdout is not None and sys.stdout.isatty()
 
 
 def fit_bar(widest: int, indent: int) -> int:
-    """The cells of a bar after ``indent`` others: as many as a terminal's line has, at most
-    ``widest``. A file gets all of them."""
+    """How many cells of a bar fit a terminal's line after ``indent`` others: at most ``widest``.
+
+    Outside a terminal it is ``widest``.
+    """
     if not is_terminal():
         return widest
-    import shutil  # with the libraries of archives that it loads, it takes milliseconds
+    import shutil  # it also imports archive formats, which takes milliseconds
 
     return max(NARROWEST_BAR, min(widest, shutil.get_terminal_size().columns - indent))
 
 
 def print_what_can_be() -> None:
-    """Lets the output write ``?`` for a character that its encoding lacks, where it would raise.
+    """Makes the output write ``?`` for a character that its encoding lacks, instead of raising.
 
-    Names of files, processes and cards, and lines of code, are in whatever letters they are.
+    Names of files, processes and devices, and lines of code, can have any characters.
     """
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
         sys.stdout.reconfigure(errors="replace")

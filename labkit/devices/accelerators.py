@@ -1,7 +1,4 @@
-"""The GPUs that NVML does not know: AMD's, Intel's and Apple's, as the operating system has them.
-
-Torch is not asked: on Linux the files below /sys and /dev tell, on macOS the processor's name.
-"""
+"""The GPUs of AMD, Intel and Apple: on Linux from /sys and /dev, on macOS from the CPU's name."""
 
 from __future__ import annotations
 
@@ -14,14 +11,14 @@ from labkit.devices.cpu import CpuFacts
 INTEL = "0x8086"
 AMD = "0x1002"
 REFUSED = "this user may not open {}: sudo usermod -aG render $USER"
-NOT_HERE = "there is no {} here: its driver is not loaded, or it was not passed to this container"
+NOT_HERE = "{} does not exist: its driver is not loaded, or it was not passed to this container"
 
 
 class Accelerator(NamedTuple):
-    """A GPU that is not NVIDIA's; memory in bytes, and None for what is not told.
+    """A GPU that is not NVIDIA's, its memory in bytes; unknown is None.
 
-    ``kind`` is what torch must be built for: rocm, xpu or mps. ``architecture`` is the name that
-    its compiler has for it, such as gfx942. ``unified``: its memory is the machine's.
+    ``kind`` is the build of torch that can use it: rocm, xpu or mps. ``architecture`` is its
+    compiler's name for it, such as gfx942. ``unified``: it uses the machine's memory.
     """
 
     kind: str
@@ -33,32 +30,32 @@ class Accelerator(NamedTuple):
 
 
 def find_apple_gpu(cpu: CpuFacts) -> tuple[Accelerator, ...]:
-    """The GPU on an Apple chip, which has the machine's memory; () on a Mac with Intel's."""
+    """The GPU of an Apple chip, which uses the machine's memory; () on an Intel Mac."""
     if not (cpu.name or "").startswith("Apple"):
         return ()
     return (Accelerator("mps", f"{cpu.name} GPU", cpu.total_bytes, unified=True),)
 
 
 def read_accelerators(root: Path = Path("/")) -> tuple[Accelerator, ...]:
-    """AMD's and Intel's GPUs as the files below ``root`` tell of them; () where there are none."""
+    """AMD's and Intel's GPUs, from the files below ``root``."""
     return (*_read_amd(root), *_read_intel(root))
 
 
 def _read_amd(root: Path) -> list[Accelerator]:
-    """The nodes of amdgpu's compute driver that have shader units, in its order."""
+    """The nodes of AMD's compute driver (kfd) that have shader units, in its order."""
     folders = (root / "sys/class/kfd/kfd/topology/nodes").glob("[0-9]*")
     found = []
     for folder in sorted(folders, key=lambda path: int(path.name)):
-        told = _read_properties(folder / "properties")
-        if told.get("simd_count"):
-            found.append(_describe_amd(root, told))
-    return found or [_describe_uncomputing(path) for path in _list_cards(root, AMD)]
+        properties = _read_properties(folder / "properties")
+        if properties.get("simd_count"):
+            found.append(_describe_amd(root, properties))
+    return found or [_describe_without_kfd(path) for path in _list_cards(root, AMD)]
 
 
-def _describe_amd(root: Path, told: dict[str, int]) -> Accelerator:
-    card = root / f"sys/class/drm/renderD{told.get('drm_render_minor', 0)}/device"
-    architecture = _name_architecture(told.get("gfx_target_version", 0))
-    unified = bool(told.get("cpu_cores_count"))  # a node with both is one chip with one memory
+def _describe_amd(root: Path, properties: dict[str, int]) -> Accelerator:
+    card = root / f"sys/class/drm/renderD{properties.get('drm_render_minor', 0)}/device"
+    architecture = _name_architecture(properties.get("gfx_target_version", 0))
+    unified = bool(properties.get("cpu_cores_count"))  # a chip with CPU and GPU has one memory
     memory = _read_text(card / "mem_info_vram_total")
     return Accelerator(
         "rocm",
@@ -70,7 +67,7 @@ def _describe_amd(root: Path, told: dict[str, int]) -> Accelerator:
     )
 
 
-def _describe_uncomputing(card: Path) -> Accelerator:
+def _describe_without_kfd(card: Path) -> Accelerator:
     name = _read_text(card / "device/product_name") or "AMD GPU"
     return Accelerator("rocm", name, trouble=NOT_HERE.format("/dev/kfd"))
 
@@ -85,7 +82,7 @@ def _read_intel(root: Path) -> list[Accelerator]:
 
 
 def _list_cards(root: Path, vendor: str) -> list[Path]:
-    """The folders of a vendor's GPUs that can compute, in the kernel's order."""
+    """The folders of a vendor's GPUs that have a render node, in the kernel's order."""
     cards = sorted((root / "sys/class/drm").glob("renderD*"))
     return [card for card in cards if _read_text(card / "device/vendor") == vendor]
 
@@ -98,7 +95,7 @@ def _explain_refusal(root: Path, node: str) -> str | None:
 
 
 def _name_architecture(version: int) -> str | None:
-    """The compiler's name for the kernel's number.
+    """The compiler's name for the kernel's version number.
 
     >>> _name_architecture(90402), _name_architecture(100300), _name_architecture(0)
     ('gfx942', 'gfx1030', None)

@@ -1,7 +1,6 @@
-"""The processor as the operating system describes it, and how much of it may be used here.
+"""The CPU and the machine's memory, and how much of them this process may use.
 
-Linux tells in /proc and /sys, below a root that tests replace; macOS through sysctl. What a
-system does not tell is None.
+Linux has the facts in /proc and /sys, below a root that tests replace; macOS in sysctl.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
     from labkit.process import CommandRunner
 
 
-# What the kernel calls an instruction set, and what people do; in the order they are shown.
+# The kernel's name of an instruction set, and the usual one; in the order they are shown.
 X86_EXTENSIONS = {
     "sse4_2": "SSE4.2",
     "avx": "AVX",
@@ -41,7 +40,7 @@ ARM_EXTENSIONS = {
     "sve2": "SVE2",
     "sme": "SME",
 }
-# Arm's kernels give numbers and no name; these are the cores that GPU hosts are built on.
+# On Arm the kernel reports numbers instead of a name; these are the cores of GPU hosts.
 ARM_CORES = {
     ("0x41", "0xd08"): "Arm Cortex-A72",
     ("0x41", "0xd0b"): "Arm Cortex-A76",
@@ -63,10 +62,10 @@ SYSCTL_EXTENSIONS = {
 
 
 class CpuFacts(NamedTuple):
-    """One machine's processor: cores, memory in bytes, instruction sets; unknown is None.
+    """The CPU of a machine: cores, memory in bytes, instruction sets; unknown is None.
 
-    ``usable_cores`` is what affinity and the container's quota leave, and can be a fraction;
-    ``limit_bytes`` is the container's memory limit, None where there is none below the total.
+    ``usable_cores`` respects affinity and the container's quota, and can be a fraction.
+    ``limit_bytes`` is the container's memory limit, None if there is none below the total.
     """
 
     name: str | None = None
@@ -79,7 +78,7 @@ class CpuFacts(NamedTuple):
 
 
 def detect_cpu() -> CpuFacts:
-    """The processor of this machine, and how much of it this process may use."""
+    """The CPU of this machine, and how much of it this process may use."""
     if sys.platform == "darwin":
         from labkit.process import run_command
 
@@ -88,14 +87,14 @@ def detect_cpu() -> CpuFacts:
 
 
 def count_allowed_cores() -> int | None:
-    """Cores this process may be scheduled on (``taskset``, cpusets); None where unknown."""
+    """Cores that this process may be scheduled on (``taskset``, cpusets); None if unknown."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count()
 
 
 def read_linux_cpu(root: Path, allowed_cores: int | None) -> CpuFacts:
-    """The processor as /proc and /sys below ``root`` tell it."""
+    """The CPU, from /proc and /sys below ``root``."""
     cores = _read_cpuinfo(root)
     first = cores[0] if cores else {}
     limits = read_limits(root)
@@ -114,23 +113,23 @@ def read_linux_cpu(root: Path, allowed_cores: int | None) -> CpuFacts:
 
 
 def read_macos_cpu(run: CommandRunner) -> CpuFacts:
-    """The processor as ``sysctl`` tells it on macOS."""
+    """The CPU, from ``sysctl`` on macOS."""
     keys = ("machdep.cpu.brand_string", "hw.physicalcpu", "hw.logicalcpu", "hw.memsize")
-    # sysctl answers the names it knows and complains of the rest: its exit code says nothing.
+    # sysctl answers the names that it knows and fails for the rest: its exit code is not used.
     answer = run(["sysctl", *keys, *SYSCTL_EXTENSIONS], timeout_seconds=5)
     pairs = (line.partition(": ") for line in answer.stdout.splitlines())
-    told = {key: value.strip() for key, colon, value in pairs if colon}
-    if not told:
+    facts = {key: value.strip() for key, colon, value in pairs if colon}
+    if not facts:
         return CpuFacts()
-    logical = _whole(told.get("hw.logicalcpu"))
+    logical = _whole(facts.get("hw.logicalcpu"))
     return CpuFacts(
-        name=told.get("machdep.cpu.brand_string"),
-        physical_cores=_whole(told.get("hw.physicalcpu")),
+        name=facts.get("machdep.cpu.brand_string"),
+        physical_cores=_whole(facts.get("hw.physicalcpu")),
         logical_cores=logical,
         usable_cores=logical,
-        total_bytes=_whole(told.get("hw.memsize")),
+        total_bytes=_whole(facts.get("hw.memsize")),
         vector_extensions=tuple(
-            name for key, name in SYSCTL_EXTENSIONS.items() if told.get(key) == "1"
+            name for key, name in SYSCTL_EXTENSIONS.items() if facts.get(key) == "1"
         ),
     )
 
@@ -162,7 +161,7 @@ def _count_physical(root: Path, cores: list[dict[str, str]]) -> int | None:
     }
     if places:
         return len(places)
-    # Arm's cpuinfo has no ids: there the groups of hyperthreads that share a core tell.
+    # On Arm cpuinfo has no ids: count the groups of hyperthreads that share a core.
     folders = (root / "sys/devices/system/cpu").glob("cpu[0-9]*/topology/thread_siblings_list")
     return len({_read_text(path) for path in folders}) or None
 

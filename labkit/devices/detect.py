@@ -1,11 +1,9 @@
-"""The devices of this machine, and which of them torch would take; torch is not imported.
+"""The devices of this machine and the names that torch gives them, without importing torch.
 
-Which GPU torch will call cuda:0: CUDA_VISIBLE_DEVICES and CUDA_DEVICE_ORDER, read as CUDA does.
-
-NVML numbers GPUs by their place on the bus. CUDA numbers them "fastest first" unless
-CUDA_DEVICE_ORDER=PCI_BUS_ID, and then keeps only what CUDA_VISIBLE_DEVICES lets through. Where
-the number cannot be known without starting CUDA it is None (pytorch#86539, vllm#53834). Of the
-slices that MIG makes of a GPU, CUDA gives a process one: the first that is named.
+NVML numbers GPUs by PCI bus. CUDA numbers them "fastest first" unless
+CUDA_DEVICE_ORDER=PCI_BUS_ID, and shows only those in CUDA_VISIBLE_DEVICES, which is parsed here
+as CUDA does. A number that cannot be known without starting CUDA is None (pytorch#86539,
+vllm#53834). CUDA gives a process one MIG instance: the first in the list.
 """
 
 from __future__ import annotations
@@ -22,36 +20,39 @@ from labkit.devices.nvml import NvmlFacts, NvmlGpu, is_named_unified, read_nvml
 from labkit.host.torch_builds import InstalledTorch, read_torch_build
 
 ON_MACOS = (
-    "macOS has no NVIDIA driver; whether torch can use the Apple GPU only torch knows:"
+    "macOS has no NVIDIA driver; to find out whether torch can use the Apple GPU:"
     " labkit devices --verify"
 )
-# The driver's library comes into a container with the GPU.
-WITHHELD = (
+# The engine puts the driver's library into the container together with the GPU.
+NOT_PASSED = (
     "no GPU was passed into this container: libnvidia-ml.so.1 was not found"
-    " (on the host, make doctor says why)"
+    " (run make doctor on the host to find the cause)"
 )
 SPLIT = (
-    "a GPU is split by MIG, and CUDA gives a process one slice of it:"
-    " CUDA_VISIBLE_DEVICES=MIG-... picks which"
+    "a GPU is split by MIG, and CUDA gives a process one MIG instance:"
+    " choose it with CUDA_VISIBLE_DEVICES=MIG-..."
 )
-# The variables that keep GPUs from the processes they are set for.
+ORDER_UNKNOWN = (
+    "which GPU torch calls cuda:0 is not known without starting CUDA, as the GPUs differ:"
+    " set CUDA_DEVICE_ORDER=PCI_BUS_ID to number them by bus"
+)
+# The variables that can hide GPUs from a process.
 HIDING = {
     "cuda": ("CUDA_VISIBLE_DEVICES",),
     "rocm": ("HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES"),
     "xpu": ("ZE_AFFINITY_MASK", "ONEAPI_DEVICE_SELECTOR"),
 }
-# What torch calls the devices of each kind; its builds for AMD keep CUDA's name.
+# Torch's name for each kind of device; its ROCm builds use CUDA's.
 TORCH_KINDS = {"cuda": "cuda", "rocm": "cuda", "xpu": "xpu", "mps": "mps", "cpu": "cpu"}
 
 
 class Device(NamedTuple):
-    """One device; memory in bytes, and None for what is unknown or makes no sense for its kind.
+    """One device, its memory in bytes; None is unknown or does not apply to its kind.
 
-    ``kind`` is cuda, rocm, xpu, mps or cpu: what torch must be built for to use it.
-    ``torch_name`` is what torch calls it ("cuda:0"), None where torch cannot use it or where its
-    number cannot be known without starting CUDA. ``trouble`` says why a device is not read.
-    ``parent_uuid`` is the GPU that a MIG slice is part of. ``unified``: it has no memory of its
-    own, and ``total_bytes`` is the machine's.
+    ``kind`` is cuda, rocm, xpu, mps or cpu: the build of torch that can use it. ``torch_name`` is
+    torch's name ("cuda:0"), None if torch cannot use the device or its number is unknown.
+    ``trouble`` is why the device cannot be read. ``parent_uuid`` is the GPU of a MIG instance.
+    ``unified``: the device uses the machine's memory, and ``total_bytes`` is the machine's.
     """
 
     kind: str
@@ -74,10 +75,10 @@ class Device(NamedTuple):
 
 
 class Detection(NamedTuple):
-    """What is here: torch's best device (None: not knowable), every device, and remarks.
+    """The devices, torch's best one (None: unknown), and notes.
 
-    ``best`` is "cuda" without a number where torch can use a GPU whose number is not known.
-    ``driver_trouble`` says why an NVIDIA driver that is here does not answer.
+    ``best`` is "cuda" without a number if torch can use a GPU whose number is unknown.
+    ``driver_trouble`` is why an installed NVIDIA driver does not answer.
     """
 
     best: str | None
@@ -99,7 +100,7 @@ def detect_devices() -> Detection:
 
 
 def describe_mac(cpu: CpuFacts) -> Detection:
-    """What a Mac has: its processor, and the GPU on it where it is Apple's."""
+    """The devices of a Mac: its CPU, and the GPU of an Apple chip."""
     gpus = [_describe_other(found, None, cpu) for found in find_apple_gpu(cpu)]
     return Detection(None, (*gpus, _describe_cpu(cpu)), (ON_MACOS,))
 
@@ -111,9 +112,9 @@ def join_facts(
     environment: Mapping[str, str],
     accelerators: tuple[Accelerator, ...] = (),
 ) -> Detection:
-    """The devices that these facts add up to, accelerators first."""
+    """The detection made of these facts, accelerators first."""
     unusable = _explain_unusable(nvml, build, environment)
-    gpus = _name_all(nvml, cpu, environment if unusable is None else None)
+    gpus = _describe_gpus(nvml, cpu, environment if unusable is None else None)
     others = [
         _describe_other(found, _name_other(found, accelerators, build, environment), cpu)
         for found in accelerators
@@ -123,7 +124,7 @@ def join_facts(
     broken = nvml.trouble if nvml.trouble and nvml.trouble.kind not in absent else None
     notes = [unusable or _explain_order(nvml, environment), *_list_remarks(nvml, build)]
     if not gpus and best not in ("cpu", None):
-        notes = []  # the GPU that torch takes is another maker's: NVIDIA's driver is not missed
+        notes = []  # torch uses another vendor's GPU and needs no NVIDIA driver
     notes += _explain_others(others, build)
     return Detection(
         best=best,
@@ -133,20 +134,21 @@ def join_facts(
     )
 
 
-def _name_all(
+def _describe_gpus(
     nvml: NvmlFacts, cpu: CpuFacts, environment: Mapping[str, str] | None
 ) -> list[Device]:
-    """Every GPU with its slices behind it, named as torch would; by nothing without environment."""
+    """Every GPU, each followed by its MIG instances; without environment, none has a torch name."""
     names: list[str | None] = [None] * len(nvml.gpus)
-    picked = None
+    chosen = None
     if environment is not None:
-        names, picked = name_gpus(nvml.gpus, environment), name_slice(nvml.gpus, environment)
+        names = name_gpus(nvml.gpus, environment)
+        chosen = choose_mig_instance(nvml.gpus, environment)
     found = []
     for gpu, name in zip(nvml.gpus, names, strict=True):
         found.append(_describe_gpu(gpu, name, nvml, cpu))
-        for part in gpu.slices:
-            part_name = "cuda:0" if picked and part.uuid == picked else None
-            described = _describe_gpu(part, part_name, nvml, cpu)
+        for instance in gpu.mig_instances:
+            name = "cuda:0" if chosen and instance.uuid == chosen else None  # noqa: PLW2901
+            described = _describe_gpu(instance, name, nvml, cpu)
             found.append(described._replace(parent_uuid=gpu.uuid))
     return found
 
@@ -158,8 +160,8 @@ def _choose_best(
     if not found:
         return "cpu"
     if build is None:
-        return None  # there are GPUs, and no torch here to say whether it could use them
-    built = {"rocm": build.hip, "xpu": build.xpu, "cuda": None if unusable else build.cuda}
+        return None  # without torch it is unknown which GPU it could use
+    built = {**build.platforms, "cuda": None if unusable else build.cuda}
     usable = [device for device in found if not device.trouble and built.get(device.kind)]
     if not usable:
         return "cpu"
@@ -170,15 +172,15 @@ def _choose_best(
 def _explain_unusable(
     nvml: NvmlFacts, build: InstalledTorch | None, environment: Mapping[str, str]
 ) -> str | None:
-    """One sentence on why torch has no NVIDIA GPU to compute on, None where it may have one."""
+    """Why torch cannot use an NVIDIA GPU, in one sentence; None if it may be able to."""
     if nvml.trouble:
         in_cuda_lab = environment.get("LABKIT_IN_CONTAINER") and build and build.cuda
-        withheld = in_cuda_lab and nvml.trouble.kind == "no library"
-        return WITHHELD if withheld else nvml.trouble.sentence
+        not_passed = in_cuda_lab and nvml.trouble.kind == "no library"
+        return NOT_PASSED if not_passed else nvml.trouble.sentence
     if not nvml.gpus:
         return "the NVIDIA driver is loaded but there is no GPU"
     if build is None:
-        return "torch is not installed in this Python, so which GPU it would take is not known"
+        return "torch is not installed in this Python, so it is unknown which GPU it would use"
     if hides_all(nvml.gpus, environment):
         return f"CUDA_VISIBLE_DEVICES={environment['CUDA_VISIBLE_DEVICES']!r} hides every GPU"
     if build.cuda is None:
@@ -189,8 +191,8 @@ def _explain_unusable(
 def explain_old_driver(
     driver_version: str | None, driver_cuda: str | None, build: InstalledTorch
 ) -> str | None:
-    """Why this build of torch cannot use this driver; None where nothing speaks against it."""
-    # CUDA runs on drivers of its own major version, and on newer ones.
+    """Why this build of torch cannot use this driver; None if it can, or that is unknown."""
+    # CUDA needs a driver of its own major version or a newer one.
     if build.cuda is None or driver_cuda is None or _major(driver_cuda) >= _major(build.cuda):
         return None
     return (
@@ -207,26 +209,24 @@ def _list_remarks(nvml: NvmlFacts, build: InstalledTorch | None) -> list[str]:
         place = f"GPU {gpu.nvml_index} ({gpu.name or 'unknown'})"
         if gpu.trouble:
             remarks.append(f"{place}: {gpu.trouble.sentence}")
-        elif gpu.mig_enabled and not gpu.slices:
-            remarks.append(f"{place}: it is split by MIG, and no slice of it can be seen here")
+        elif gpu.mig_enabled and not gpu.mig_instances:
+            remarks.append(f"{place}: it is split by MIG, and none of its MIG instances is visible")
         remarks += [
-            f"a slice of {place}: {part.trouble.sentence}" for part in gpu.slices if part.trouble
+            f"a MIG instance of {place}: {instance.trouble.sentence}"
+            for instance in gpu.mig_instances
+            if instance.trouble
         ]
     return remarks
 
 
 def _explain_order(nvml: NvmlFacts, environment: Mapping[str, str]) -> str | None:
-    """What to say where torch can use these GPUs and their numbers in torch are not known."""
+    """Why the numbers of usable GPUs are unknown; None if they are known."""
     if environment.get("CUDA_VISIBLE_DEVICES", "").startswith(("GPU-", "MIG-")):
         return None
-    if any(gpu.slices for gpu in nvml.gpus):
+    if any(gpu.mig_instances for gpu in nvml.gpus):
         return SPLIT
-    if len(nvml.gpus) < 2 or is_order_known(nvml.gpus, environment):
-        return None
-    return (
-        "which GPU torch calls cuda:0 is not known without starting CUDA;"
-        " for unlike GPUs CUDA_DEVICE_ORDER=PCI_BUS_ID settles it"
-    )
+    known = len(nvml.gpus) < 2 or is_order_known(nvml.gpus, environment)
+    return None if known else ORDER_UNKNOWN
 
 
 def _major(version: str) -> int:
@@ -239,8 +239,8 @@ def _name_other(
     build: InstalledTorch | None,
     environment: Mapping[str, str],
 ) -> str | None:
-    """Torch's name for another maker's GPU, where it is alone and nothing can hide it."""
-    built = build and {"rocm": build.hip, "xpu": build.xpu}.get(found.kind)
+    """Torch's name for another vendor's GPU; None unless it is the only one and not hidden."""
+    built = build and build.platforms.get(found.kind)
     alone = sum(one.kind == found.kind for one in accelerators) == 1
     hidden = any(name in environment for name in HIDING.get(found.kind, ()))
     usable = built and alone and not hidden and not found.trouble
@@ -248,10 +248,10 @@ def _name_other(
 
 
 def _explain_others(others: list[Device], build: InstalledTorch | None) -> list[str]:
-    """A sentence for each GPU of another maker that this torch is not for, or that is barred."""
+    """For each GPU of another vendor, why torch cannot use it."""
     notes = []
     for device in others:
-        built = build and {"rocm": build.hip, "xpu": build.xpu}.get(device.kind)
+        built = build and build.platforms.get(device.kind)
         if device.trouble:
             notes.append(f"{device.name}: {device.trouble}")
         elif build and not built:
@@ -261,7 +261,7 @@ def _explain_others(others: list[Device], build: InstalledTorch | None) -> list[
 
 
 def _describe_gpu(gpu: NvmlGpu, torch_name: str | None, nvml: NvmlFacts, cpu: CpuFacts) -> Device:
-    # Linked to the machine's memory and yet with figures of its own (GH200): those are right.
+    # A GPU that is linked to the machine's memory and has its own (GH200) reports right figures.
     unified = gpu.total_bytes is None and gpu.trouble is None and is_named_unified(gpu.name)
     return Device(
         kind="cuda",
@@ -291,7 +291,7 @@ def _describe_other(found: Accelerator, torch_name: str | None, cpu: CpuFacts) -
 
 
 def _share_memory(cpu: CpuFacts) -> int | None:
-    """The bytes a GPU in the machine's memory has: all of it, or what this container may use."""
+    """The bytes of a GPU with unified memory: the machine's, or the container's limit."""
     return cpu.total_bytes if cpu.limit_bytes is None else cpu.limit_bytes
 
 
@@ -309,80 +309,71 @@ def _describe_cpu(cpu: CpuFacts) -> Device:
     )
 
 
-def strip_kind(uuid: str | None) -> str:
-    """The UUID as torch writes it, without NVML's ``GPU-`` or ``MIG-``; empty where there is none.
-
-    >>> strip_kind("GPU-5d1c0f2e"), strip_kind("5d1c0f2e"), strip_kind(None)
-    ('5d1c0f2e', '5d1c0f2e', '')
-    """
-    return (uuid or "").removeprefix("GPU-").removeprefix("MIG-")
-
-
 def name_gpus(gpus: Sequence[NvmlGpu], environment: Mapping[str, str]) -> list[str | None]:
-    """The name torch gives each GPU, such as ``"cuda:0"``; None where hidden or not knowable."""
+    """Torch's name for each GPU, such as ``"cuda:0"``; None if it is hidden or unknown."""
     places = _find_places(gpus, environment)
     numbers = [None if gpu.mig_enabled else places.get(gpu.nvml_index) for gpu in gpus]
     return [None if number is None else f"cuda:{number}" for number in numbers]
 
 
-def name_slice(gpus: Sequence[NvmlGpu], environment: Mapping[str, str]) -> str | None:
-    """The UUID of the MIG slice that torch calls cuda:0; None where none is picked by name."""
+def choose_mig_instance(gpus: Sequence[NvmlGpu], environment: Mapping[str, str]) -> str | None:
+    """The UUID of the MIG instance that torch calls cuda:0; None if none is chosen by name."""
     asked = environment.get("CUDA_VISIBLE_DEVICES", "").split(",")[0].strip()
     if not asked.startswith("MIG-"):
         return None
-    uuids = [part.uuid for gpu in gpus for part in gpu.slices if part.uuid]
-    fitting = [uuid for uuid in uuids if uuid.startswith(asked)]
-    return fitting[0] if len(fitting) == 1 else None
+    uuids = [instance.uuid for gpu in gpus for instance in gpu.mig_instances if instance.uuid]
+    matching = [uuid for uuid in uuids if uuid.startswith(asked)]
+    return matching[0] if len(matching) == 1 else None
 
 
 def _find_places(gpus: Sequence[NvmlGpu], environment: Mapping[str, str]) -> dict[int, int]:
-    """Each GPU's place in torch's list by its NVML index, as far as it can be known."""
+    """The index in torch of each GPU by its NVML index, as far as it is known."""
     asked = environment.get("CUDA_VISIBLE_DEVICES")
     if asked is not None and asked.startswith("GPU-"):
         places = _match_uuids(parse_uuids(asked), gpus)
-        # Whether CUDA stops at a lost GPU or skips it is not known: nothing after it is.
+        # CUDA may stop at a lost GPU or skip it, so the indices after it are unknown.
         lost = [places[gpu.nvml_index] for gpu in gpus if gpu.trouble and gpu.nvml_index in places]
-        sound = min(lost, default=len(places))
-        return {index: place for index, place in places.items() if place < sound}
+        first_lost = min(lost, default=len(places))
+        return {index: place for index, place in places.items() if place < first_lost}
     if not is_order_known(gpus, environment) or (asked or "").startswith("MIG-"):
-        return {}  # of a MIG list torch gets slices of GPUs, and no whole one
+        return {}  # with a MIG list torch gets MIG instances and no whole GPU
     shown = range(len(gpus)) if asked is None else parse_indices(asked, len(gpus))
     return {index: place for place, index in enumerate(shown)}
 
 
 def hides_all(gpus: Sequence[NvmlGpu], environment: Mapping[str, str]) -> bool:
-    """True where CUDA_VISIBLE_DEVICES leaves torch none of these GPUs."""
+    """True if CUDA_VISIBLE_DEVICES hides all of these GPUs from torch."""
     asked = environment.get("CUDA_VISIBLE_DEVICES")
     if asked is None:
         return False
     if asked.startswith("MIG-"):
-        return not name_slice(gpus, environment) and not _may_hide_slices(gpus, asked)
+        return not choose_mig_instance(gpus, environment) and not _may_be_instance(gpus, asked)
     if asked.startswith("GPU-"):
         return not _match_uuids(parse_uuids(asked), gpus)
     return not parse_indices(asked, len(gpus))
 
 
-def _may_hide_slices(gpus: Sequence[NvmlGpu], asked: str) -> bool:
-    """True where a name that fits no slice here can still be one's: listing them is refused."""
-    # Drivers before 470 name slices by GPU and numbers, and later ones still take such names.
+def _may_be_instance(gpus: Sequence[NvmlGpu], asked: str) -> bool:
+    """True if a name that matches no listed MIG instance can still be valid."""
+    # Drivers before 470 name instances by GPU and numbers, and later ones still accept that.
     by_numbers = asked.startswith("MIG-GPU-")
     split = [gpu for gpu in gpus if gpu.mig_enabled is not False]
-    return any(by_numbers or not gpu.slices for gpu in split)
+    return any(by_numbers or not gpu.mig_instances for gpu in split)
 
 
 def is_order_known(gpus: Sequence[NvmlGpu], environment: Mapping[str, str]) -> bool:
-    """True where CUDA must number these GPUs as NVML does."""
+    """True if CUDA numbers these GPUs as NVML does."""
     if any(gpu.trouble or gpu.mig_enabled for gpu in gpus):
-        return False  # CUDA leaves out a lost GPU, and counts a slice in place of a split one
+        return False  # CUDA omits a lost GPU, and counts a MIG instance instead of a split GPU
     if environment.get("CUDA_DEVICE_ORDER") == "PCI_BUS_ID":
         return True
     return len({(gpu.name, gpu.compute_capability, gpu.total_bytes) for gpu in gpus}) <= 1
 
 
 def parse_indices(asked: str, count: int) -> list[int]:
-    """The GPU numbers in a list such as ``"2,0"``, as CUDA reads it.
+    """The GPU numbers in a list such as ``"2,0"``, as CUDA parses it.
 
-    The first entry that is no number of a GPU here ends the list; a repeated one voids it.
+    The first invalid entry ends the list; a repeated one makes it empty.
 
     >>> parse_indices("2, 0,-1,1", 4), parse_indices("1,1", 4), parse_indices("", 4)
     ([2, 0], [], [])
@@ -399,7 +390,9 @@ def parse_indices(asked: str, count: int) -> list[int]:
 
 
 def parse_uuids(asked: str) -> list[str]:
-    """The GPU UUIDs, or their beginnings, in a list; anything else ends it, a repeat voids it.
+    """The GPU UUIDs, or prefixes of them, in a list, as CUDA parses it.
+
+    The first other entry ends the list; a repeated one makes it empty.
 
     >>> parse_uuids("GPU-8932,GPU-1a2b,0,GPU-77"), parse_uuids("GPU-1,GPU-1")
     (['GPU-8932', 'GPU-1a2b'], [])
@@ -415,11 +408,11 @@ def parse_uuids(asked: str) -> list[str]:
 
 
 def _match_uuids(uuids: Sequence[str], gpus: Sequence[NvmlGpu]) -> dict[int, int]:
-    """The place in torch's list by NVML index; the first beginning that fits no GPU ends it."""
+    """The index in torch by NVML index; a prefix without exactly one match ends the list."""
     places: dict[int, int] = {}
     for place, uuid in enumerate(uuids):
-        fitting = [gpu.nvml_index for gpu in gpus if (gpu.uuid or "").startswith(uuid)]
-        if len(fitting) != 1:
+        matching = [gpu.nvml_index for gpu in gpus if (gpu.uuid or "").startswith(uuid)]
+        if len(matching) != 1:
             break
-        places[fitting[0]] = place
+        places[matching[0]] = place
     return places

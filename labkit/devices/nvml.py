@@ -1,13 +1,7 @@
-"""What NVML says about the NVIDIA GPUs here; the one module that touches its binding, pynvml.
+"""The NVIDIA GPUs of this machine and their memory, from NVML; the only module to use pynvml.
 
-The binding is imported when it is asked, never before, and every query goes through one gate. The
-facts of labkit.devices are NamedTuples: ``labkit devices`` is to answer in the time that twice
-``import pynvml`` takes, and dataclasses import a third of that.
-
-What NVML says of each GPU's memory now: totals, the driver's reserve, and who holds what.
-
-Like everything here it asks through the gate in ``nvml.py``, the one module that touches the
-binding, and opens no CUDA context.
+pynvml is imported on the first query, every query goes through one ``Gate``, and no CUDA context
+is made. The facts are NamedTuples: importing ``dataclasses`` would slow ``labkit devices`` down.
 """
 
 from __future__ import annotations
@@ -16,7 +10,7 @@ import contextlib
 from importlib import import_module
 from typing import Any, Literal, NamedTuple
 
-# Return codes of NVML's C interface; they are stable, and older bindings lack some of the names.
+# Return codes of NVML's C interface, which are stable; older bindings lack some of the names.
 NOT_SUPPORTED = 3
 NO_PERMISSION = 4
 NOT_FOUND = 6
@@ -28,8 +22,8 @@ GPU_IS_LOST = 15
 VERSION_MISMATCH = 18
 ARGUMENT_VERSION_MISMATCH = 25
 
-# A single figure that is refused is unknown. NO_PERMISSION is normal on a MIG parent, the size
-# is insufficient where processes started between the two calls that list them.
+# With these codes one figure is unknown. NO_PERMISSION is normal for a GPU split by MIG, and
+# INSUFFICIENT_SIZE if processes start between the two calls that list them.
 UNKNOWN_ANSWERS = frozenset(
     {
         NOT_SUPPORTED,
@@ -60,7 +54,7 @@ KINDS: dict[int, TroubleKind] = {
 }
 
 SENTENCES: dict[TroubleKind, str] = {
-    "no binding": "NVIDIA GPUs were not looked for: nvidia-ml-py is not installed in this Python",
+    "no binding": "cannot look for NVIDIA GPUs: nvidia-ml-py is not installed in this Python",
     "no library": "no NVIDIA driver here: libnvidia-ml.so.1 was not found",
     "driver not loaded": "the NVIDIA driver is installed but not loaded into the kernel",
     "no permission": "this user may not open the NVIDIA driver's device files (/dev/nvidia*)",
@@ -68,27 +62,26 @@ SENTENCES: dict[TroubleKind, str] = {
         "the NVIDIA driver was updated while loaded: its library and kernel module differ"
         " until the module is reloaded or the machine restarted"
     ),
-    "gpu lost": "the GPU is lost: it fell off the bus or its driver gave it up",
+    "gpu lost": "the GPU is lost: it fell off the bus, or the driver stopped using it",
 }
 
 
-# GPUs that are built into the machine's memory, by how the driver names them. Torch tells it too
-# where it has started CUDA; a figure that is refused proves nothing by itself (ollama#12619).
+# Parts of the names of GPUs with unified memory. A refused memory query alone does not prove it
+# (ollama#12619); torch reports it once it has started CUDA.
 UNIFIED_NAMES = ("GB10", "Orin", "Thor", "Xavier", "Tegra")
 
 
 class Trouble(NamedTuple):
-    """Why NVML, or one GPU, gives no answer: its kind, and a sentence for people."""
+    """Why NVML or one GPU does not answer: the kind of failure, and a sentence."""
 
     kind: TroubleKind
     sentence: str
 
 
 class NvmlGpu(NamedTuple):
-    """One GPU as NVML numbers it (PCI order); whatever it does not tell is None.
+    """One GPU, numbered by NVML (in PCI order); what is unknown is None.
 
-    ``slices`` are the parts that MIG split it into, each with the facts of a GPU and the number
-    of the one it is part of.
+    ``mig_instances`` have the facts of a GPU, and the number of the GPU that they are part of.
     """
 
     nvml_index: int
@@ -98,11 +91,11 @@ class NvmlGpu(NamedTuple):
     compute_capability: str | None = None
     mig_enabled: bool | None = None
     trouble: Trouble | None = None
-    slices: tuple[NvmlGpu, ...] = ()
+    mig_instances: tuple[NvmlGpu, ...] = ()
 
 
 class NvmlFacts(NamedTuple):
-    """The driver and its GPUs; with trouble, why there is nothing to tell."""
+    """The driver and its GPUs, or the trouble with it."""
 
     driver_version: str | None = None
     cuda_version: str | None = None
@@ -111,7 +104,7 @@ class NvmlFacts(NamedTuple):
 
 
 class NvmlError(Exception):
-    """NVML refused in a way that says more than "unknown"."""
+    """NVML failed, and not only for one unknown figure."""
 
     def __init__(self, trouble: Trouble) -> None:
         super().__init__(trouble.sentence)
@@ -119,13 +112,13 @@ class NvmlError(Exception):
 
 
 class Gate:
-    """The one way to NVML's functions: an answer, None where it cannot be known, or NvmlError."""
+    """Calls NVML's functions: an answer, None if it is unknown, or NvmlError."""
 
     def __init__(self, binding: Any) -> None:
         self._binding = binding
 
     def ask(self, query: str, *arguments: object) -> Any:
-        """NVML's answer to one query; None where GPU, driver or binding do not support it."""
+        """NVML's answer to a query; None if the GPU, driver or binding does not support it."""
         function = getattr(self._binding, query, None)
         if function is None:
             return None
@@ -137,27 +130,27 @@ class Gate:
             raise NvmlError(_explain(error)) from error
 
     def demand(self, query: str, *arguments: object) -> Any:
-        """NVML's answer to a query that nothing can be told without; raises NvmlError."""
+        """NVML's answer to a required query; raises NvmlError if there is none."""
         answer = self.ask(query, *arguments)
         if answer is None:
             raise NvmlError(Trouble("other", f"the NVIDIA driver does not answer {query}"))
         return answer
 
     def open(self) -> None:
-        """Connects to the driver; raises NvmlError with the reason where there is no way."""
+        """Connects to the driver; raises NvmlError."""
         try:
             self._binding.nvmlInit()
         except self._binding.NVMLError as error:
             raise NvmlError(_explain(error)) from error
 
     def close(self) -> None:
-        """Lets go of the driver, which may have gone away by itself."""
+        """Disconnects from the driver, which may be gone."""
         with contextlib.suppress(self._binding.NVMLError):
             self._binding.nvmlShutdown()
 
 
 def open_gate(binding: Any = None) -> Gate:
-    """The way to NVML, opened; raises NvmlError with the reason where there is none."""
+    """A gate that is connected to the driver; raises NvmlError."""
     try:
         gate = Gate(binding or import_module("pynvml"))
     except ImportError as error:
@@ -167,10 +160,9 @@ def open_gate(binding: Any = None) -> Gate:
 
 
 def read_nvml(binding: Any = None) -> NvmlFacts:
-    """The driver and every GPU it knows; a lost one does not hide the others.
+    """The driver and every GPU; a lost GPU does not hide the others.
 
-    ``binding`` is the pynvml module, imported here where it is not given. Raises nothing:
-    why there is no answer is in ``trouble``.
+    ``binding`` is the pynvml module (None: imports it). A failure is in ``trouble``, not raised.
     """
     try:
         gate = open_gate(binding)
@@ -212,32 +204,31 @@ def _read_gpu(gate: Gate, index: int) -> NvmlGpu:
     if not gpu.mig_enabled:
         return gpu
     try:
-        parts = list_slices(gate, handle)
+        handles = _list_mig_instances(gate, handle)
     except NvmlError as error:
         return gpu._replace(trouble=error.trouble)
-    slices = tuple(_read_slice(gate, gpu, part) for part in parts)
-    return gpu._replace(slices=slices)
+    return gpu._replace(mig_instances=tuple(_read_mig_instance(gate, gpu, one) for one in handles))
 
 
-def _read_slice(gate: Gate, gpu: NvmlGpu, part: Any) -> NvmlGpu:
-    if isinstance(part, Trouble):
-        return NvmlGpu(gpu.nvml_index, trouble=part)
-    facts = _read_facts(gate, gpu.nvml_index, part)
-    # NVML tells the architecture of whole GPUs only; a slice has that of its GPU.
+def _read_mig_instance(gate: Gate, gpu: NvmlGpu, handle: Any) -> NvmlGpu:
+    if isinstance(handle, Trouble):
+        return NvmlGpu(gpu.nvml_index, trouble=handle)
+    facts = _read_facts(gate, gpu.nvml_index, handle)
+    # NVML reports the compute capability of whole GPUs only.
     return facts._replace(compute_capability=gpu.compute_capability, mig_enabled=None)
 
 
-def list_slices(gate: Gate, handle: Any) -> list[Any]:
-    """The handle of each MIG slice of a GPU, or the trouble with it in its place.
+def _list_mig_instances(gate: Gate, handle: Any) -> list[Any]:
+    """The handle of each MIG instance of a GPU, or a Trouble in its place.
 
-    Raises NvmlError where the GPU itself does not answer.
+    Raises NvmlError if the GPU itself does not answer.
     """
     count = gate.ask("nvmlDeviceGetMaxMigDeviceCount", handle) or 0
-    found = [_find_slice(gate, handle, place) for place in range(count)]
-    return [part for part in found if part is not None]
+    found = [_find_mig_instance(gate, handle, place) for place in range(count)]
+    return [instance for instance in found if instance is not None]
 
 
-def _find_slice(gate: Gate, handle: Any, place: int) -> Any:
+def _find_mig_instance(gate: Gate, handle: Any, place: int) -> Any:
     try:
         return gate.ask("nvmlDeviceGetMigDeviceHandleByIndex", handle, place)
     except NvmlError as error:
@@ -247,13 +238,13 @@ def _find_slice(gate: Gate, handle: Any, place: int) -> Any:
 def _read_facts(gate: Gate, index: int, handle: Any) -> NvmlGpu:
     known: dict[str, Any] = {}
     try:
-        # What names the GPU comes first, so that a GPU that is lost midway is still named.
+        # UUID and name first: a GPU that is lost during the reading still has them.
         known["uuid"] = gate.ask("nvmlDeviceGetUUID", handle)
         known["name"] = gate.ask("nvmlDeviceGetName", handle)
         capability = gate.ask("nvmlDeviceGetCudaComputeCapability", handle)
         known["compute_capability"] = "{}.{}".format(*capability) if capability else None
         memory = gate.ask("nvmlDeviceGetMemoryInfo", handle)
-        # Drivers of GPUs in the machine's memory refuse, or say nothing with a total of 0.
+        # For a GPU with unified memory, drivers refuse the query or answer a total of 0.
         known["total_bytes"] = int(memory.total) or None if memory is not None else None
         mig = gate.ask("nvmlDeviceGetMigMode", handle)
         known["mig_enabled"] = bool(mig[0]) if mig is not None else None
@@ -263,7 +254,7 @@ def _read_facts(gate: Gate, index: int, handle: Any) -> NvmlGpu:
 
 
 def is_named_unified(name: str | None) -> bool:
-    """True where the driver's name for a GPU says that its memory is the machine's own.
+    """True if a GPU with this name uses the machine's memory.
 
     >>> is_named_unified("NVIDIA GB10"), is_named_unified("NVIDIA H200"), is_named_unified(None)
     (True, False, False)
@@ -276,17 +267,26 @@ def _explain(error: Any) -> Trouble:
     return Trouble(kind, SENTENCES.get(kind) or f"NVML failed: {error} (code {error.value})")
 
 
-# NVML writes "not available" as the largest number of its type; no real figure is near it.
-NOT_TOLD_BYTES = 2**63
+def strip_kind(uuid: str | None) -> str:
+    """The UUID without NVML's ``GPU-`` or ``MIG-``, as torch writes it; "" if there is none.
 
-# The version word that nvmlDeviceGetMemoryInfo_v2 wants: sizeof(struct) | 2 << 24.
+    >>> strip_kind("GPU-5d1c0f2e"), strip_kind("5d1c0f2e"), strip_kind(None)
+    ('5d1c0f2e', '5d1c0f2e', '')
+    """
+    return (uuid or "").removeprefix("GPU-").removeprefix("MIG-")
+
+
+# NVML's "not available" is the largest number of its type; no real figure is near it.
+NOT_AVAILABLE_BYTES = 2**63
+
+# The version argument of nvmlDeviceGetMemoryInfo_v2: sizeof(struct) | 2 << 24.
 MEMORY_V2 = 0x02000028
 
 
 class GpuProcess(NamedTuple):
-    """A process that holds memory on a GPU; bytes are None where the driver does not tell (WSL).
+    """A process that holds memory on a GPU; its bytes are None if unknown (on WSL).
 
-    In a container the id is mostly the host's (nvidia-docker#179): never match by it alone.
+    In a container the id is usually the host's (nvidia-docker#179): never match by it alone.
     """
 
     pid: int
@@ -294,11 +294,10 @@ class GpuProcess(NamedTuple):
 
 
 class GpuMemory(NamedTuple):
-    """One GPU, or one MIG slice of one: memory in bytes, and its processes; unknown is None.
+    """The memory of a GPU or a MIG instance in bytes, and its processes; unknown is None.
 
-    ``reserved_bytes`` is the driver's own, told apart from drivers with version 2 of the query
-    on; older ones hide it in what is used (gpustat#116). ``parent_uuid`` is the split GPU's, for
-    a slice of one.
+    ``reserved_bytes`` is the driver's reserve; drivers without version 2 of the query count it as
+    used (gpustat#116). ``parent_uuid`` is the GPU of a MIG instance.
     """
 
     nvml_index: int
@@ -313,17 +312,16 @@ class GpuMemory(NamedTuple):
 
 
 class MemoryAnswer(NamedTuple):
-    """Every GPU's memory; with trouble, why there is nothing to tell."""
+    """Every GPU's memory, or the trouble with the driver."""
 
     gpus: tuple[GpuMemory, ...] = ()
     trouble: Trouble | None = None
 
 
 def read_gpu_memory(binding: Any = None) -> MemoryAnswer:
-    """The memory of every GPU and MIG slice; a lost one does not hide the others.
+    """The memory of every GPU and MIG instance; a lost one does not hide the others.
 
-    ``binding`` is the pynvml module, imported here where it is not given. Raises nothing:
-    why there is no answer is in ``trouble``.
+    ``binding`` is the pynvml module (None: imports it). A failure is in ``trouble``, not raised.
     """
     try:
         gate = open_gate(binding)
@@ -336,20 +334,20 @@ def read_gpu_memory(binding: Any = None) -> MemoryAnswer:
 
 
 def ask_gpu_memory(gate: Gate, *, processes: bool = True) -> MemoryAnswer:
-    """The memory of every GPU and MIG slice, through a gate that is open and stays so.
+    """The memory of every GPU and MIG instance, through an open gate.
 
-    Without ``processes`` they are not listed: that is the slow part. Raises nothing.
+    Listing the processes is the slow part. A failure is in ``trouble``, not raised.
     """
     try:
         count = gate.demand("nvmlDeviceGetCount")
-        found = [gpu for index in range(count) for gpu in _read_slices(gate, index, processes)]
+        found = [gpu for index in range(count) for gpu in _read_gpu_memory(gate, index, processes)]
     except NvmlError as error:
         return MemoryAnswer(trouble=error.trouble)
     return MemoryAnswer(tuple(found))
 
 
-def _read_slices(gate: Gate, index: int, processes: bool) -> list[GpuMemory]:
-    """The GPU, or in its place its MIG slices: a split GPU's own figures are nobody's."""
+def _read_gpu_memory(gate: Gate, index: int, processes: bool) -> list[GpuMemory]:
+    """The memory of a GPU, or of its MIG instances: then the GPU's own figures mean nothing."""
     try:
         handle = gate.ask("nvmlDeviceGetHandleByIndex", index)
     except NvmlError as error:
@@ -358,11 +356,11 @@ def _read_slices(gate: Gate, index: int, processes: bool) -> list[GpuMemory]:
         return [GpuMemory(index, trouble=Trouble("no permission", SENTENCES["no permission"]))]
     try:
         mig = gate.ask("nvmlDeviceGetMigMode", handle)
-        parts = list_slices(gate, handle) if mig is not None and mig[0] else []
-        parent_uuid = gate.ask("nvmlDeviceGetUUID", handle) if parts else None
+        instances = _list_mig_instances(gate, handle) if mig is not None and mig[0] else []
+        parent_uuid = gate.ask("nvmlDeviceGetUUID", handle) if instances else None
     except NvmlError as error:
         return [_read_device(gate, index, handle, processes)._replace(trouble=error.trouble)]
-    read = [_read_device(gate, index, part, processes) for part in parts or [handle]]
+    read = [_read_device(gate, index, one, processes) for one in instances or [handle]]
     return [device._replace(parent_uuid=parent_uuid) for device in read]
 
 
@@ -371,7 +369,7 @@ def _read_device(gate: Gate, index: int, handle: Any, processes: bool) -> GpuMem
         return GpuMemory(index, trouble=handle)
     known: dict[str, Any] = {}
     try:
-        # What names the GPU comes first, so that a GPU that is lost midway is still named.
+        # UUID and name first, as in _read_facts.
         known["uuid"] = gate.ask("nvmlDeviceGetUUID", handle)
         known["name"] = gate.ask("nvmlDeviceGetName", handle)
         known |= _read_totals(gate, handle)
@@ -387,22 +385,22 @@ def _read_totals(gate: Gate, handle: Any) -> dict[str, int]:
     reserved = {} if memory is None else {"reserved_bytes": int(memory.reserved)}
     if memory is None:
         memory = gate.ask("nvmlDeviceGetMemoryInfo", handle)
-    # A total of nothing is how some drivers say that the memory is the machine's.
+    # For a GPU with unified memory some drivers answer a total of 0.
     if memory is None or not memory.total:
         return {}
     return {"total_bytes": int(memory.total), "free_bytes": int(memory.free), **reserved}
 
 
 def _read_processes(gate: Gate, handle: Any) -> tuple[GpuProcess, ...] | None:
-    """Who computes or draws on it, the largest first; None where the driver does not tell."""
+    """The compute and graphics processes, the largest first; None if unknown."""
     computing = _ask_processes(gate, "Compute", handle)
     if computing is None:
         return None
     held: dict[int, int | None] = {}
-    # A process that computes and draws is in both lists, with the same memory in each.
+    # A process that does both is in both lists, with the same memory in each.
     for process in (*computing, *(_ask_processes(gate, "Graphics", handle) or ())):
         used = process.usedGpuMemory
-        if used is not None and used < NOT_TOLD_BYTES:
+        if used is not None and used < NOT_AVAILABLE_BYTES:
             held[process.pid] = max(used, held.get(process.pid) or 0)
         else:
             held.setdefault(process.pid, None)
@@ -411,7 +409,7 @@ def _read_processes(gate: Gate, handle: Any) -> tuple[GpuProcess, ...] | None:
 
 
 def _ask_processes(gate: Gate, kind: str, handle: Any) -> list[Any] | None:
-    # The unversioned names raise something else than NVMLError where the driver is older.
+    # With an older driver, the names without a version raise something other than NVMLError.
     for version in ("_v3", "_v2"):
         answer: list[Any] | None = gate.ask(f"nvmlDeviceGet{kind}RunningProcesses{version}", handle)
         if answer is not None:

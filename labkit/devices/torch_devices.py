@@ -1,4 +1,4 @@
-"""What torch can compute on; the one module that asks torch, and imports it only then."""
+"""The devices that torch can use; the only module of ``devices`` that asks torch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def best_device() -> torch.device:
-    """The device to compute on here: CUDA, MPS or XPU where torch can use it, else the CPU.
+    """The accelerator that torch can use (CUDA, MPS or XPU), else the CPU.
 
     >>> best_device().type in ("cpu", "cuda", "mps", "xpu")
     True
@@ -24,7 +24,7 @@ def best_device() -> torch.device:
 
 
 class TorchDevice(NamedTuple):
-    """One device as torch lists it; what torch does not tell is None."""
+    """One device as torch lists it; unknown is None."""
 
     torch_name: str
     name: str | None = None
@@ -34,10 +34,10 @@ class TorchDevice(NamedTuple):
 
 
 class TorchFacts(NamedTuple):
-    """What torch can use here, accelerators before the CPU, and why it uses no accelerator.
+    """The devices that torch lists, the CPU last, and why there is no accelerator.
 
-    ``architectures`` are what its CUDA kernels are built for. ``refusal`` is torch's own text.
-    ``forked``: this process came about after CUDA was started, and cannot use it.
+    ``architectures``: what its CUDA kernels are built for. ``refusal``: torch's error message.
+    ``forked``: this process was forked after CUDA was started, and cannot use it.
     """
 
     build: InstalledTorch
@@ -48,7 +48,7 @@ class TorchFacts(NamedTuple):
 
 
 def read_torch_devices(torch: Any) -> TorchFacts:
-    """Every device that torch lists in this process; it starts CUDA where it can."""
+    """Every device that torch lists in this process; starts CUDA if it can."""
     version = torch.version
     build = InstalledTorch(str(torch.__version__), version.cuda, version.hip, version.xpu)
     found = torch.accelerator.current_accelerator(check_available=True)
@@ -67,7 +67,7 @@ def read_torch_devices(torch: Any) -> TorchFacts:
 
 
 def _ask_refusal(torch: Any, build: InstalledTorch) -> str | None:
-    """Torch's words on why it has no CUDA: ``is_available()`` says no more than False."""
+    """Torch's message on why it has no CUDA; ``is_available()`` is only False."""
     if not (build.cuda or build.hip):
         return None
     try:
@@ -80,26 +80,26 @@ def _ask_refusal(torch: Any, build: InstalledTorch) -> str | None:
 def _read_torch_device(module: Any, kind: str, index: int) -> TorchDevice:
     name = f"{kind}:{index}"
     if not hasattr(module, "get_device_properties"):
-        return TorchDevice(name)  # mps: one device, and torch tells nothing of it
-    told = module.get_device_properties(index)
-    uuid = getattr(told, "uuid", None)
-    capability = (getattr(told, "major", None), getattr(told, "minor", None))
-    # On NVIDIA's GPUs this is their name; what AMD's have for a capability is not one of NVIDIA's.
-    is_amd = str(getattr(told, "gcnArchName", "")).startswith("gfx")
+        return TorchDevice(name)  # torch has no properties for mps
+    properties = module.get_device_properties(index)
+    uuid = getattr(properties, "uuid", None)
+    capability = (getattr(properties, "major", None), getattr(properties, "minor", None))
+    # AMD's major and minor are not a compute capability. NVIDIA's GPUs have their name here.
+    is_amd = str(getattr(properties, "gcnArchName", "")).startswith("gfx")
     return TorchDevice(
         name,
-        getattr(told, "name", None),
+        getattr(properties, "name", None),
         None if uuid is None else str(uuid),
-        getattr(told, "total_memory", None),
+        getattr(properties, "total_memory", None),
         None if is_amd or None in capability else "{}.{}".format(*capability),
     )
 
 
 def has_kernels(compute_capability: str | None, architectures: tuple[str, ...]) -> bool:
-    """Whether a torch with these architectures can run on a GPU of that compute capability.
+    """True if torch built for these architectures runs on a GPU of that compute capability.
 
-    A kernel for sm_80 runs on 8.0, 8.6 and 8.9; ``compute_80`` on anything from 8.0 on; sm_90a
-    on 9.0 alone. True where nothing is known.
+    sm_80 runs on 8.0, 8.6 and 8.9; compute_80 on 8.0 and all later ones; sm_90a only on 9.0.
+    True if either is unknown.
 
     >>> has_kernels("8.9", ("sm_80", "sm_90")), has_kernels("6.1", ("sm_75", "compute_120"))
     (True, False)
@@ -108,15 +108,14 @@ def has_kernels(compute_capability: str | None, architectures: tuple[str, ...]) 
     if compute_capability is None or not all(known):
         return True
     major, minor = (int(part) for part in compute_capability.split("."))
-    return not known or any(
-        (int(found[2]), int(found[3])) == (major, minor)
-        or (
-            found[4] != "a"
-            and found[1] == "sm"
-            and int(found[2]) == major
-            and int(found[3]) < minor
-        )
-        or (found[1] == "compute" and (int(found[2]), int(found[3])) < (major, minor))
-        for found in known
-        if found
-    )
+    return not known or any(_runs_on(found, major, minor) for found in known if found)
+
+
+def _runs_on(architecture: re.Match[str], major: int, minor: int) -> bool:
+    kind, suffix = architecture[1], architecture[4]
+    built = int(architecture[2]), int(architecture[3])
+    if built == (major, minor):
+        return True
+    if kind == "compute":
+        return built < (major, minor)
+    return suffix != "a" and built[0] == major and built[1] < minor

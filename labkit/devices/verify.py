@@ -1,11 +1,8 @@
-"""Does each device compute? Tried in processes of their own, so that a crash or hang is an answer.
+"""Verdicts on the devices: whether each computes, and if not, the cause and the fix.
 
-What torch lists is tried step by step; for what is here and torch does not list, one sentence says
-why. Nothing here imports torch.
-
-Verdicts on devices: from what a trial printed and how it ended, to one sentence and a command.
-
-Everything here is made of facts that are given: nothing is run, and torch is not imported.
+Each device that torch lists runs the self-test in its own process, so that a crash or a hang is a
+result too. The others get the reason why torch does not list them. This module does not import
+torch.
 """
 
 from __future__ import annotations
@@ -23,29 +20,30 @@ from labkit.devices.detect import (
     Detection,
     Device,
     explain_old_driver,
-    strip_kind,
 )
+from labkit.devices.nvml import strip_kind
 from labkit.devices.torch_devices import TorchDevice, TorchFacts, has_kernels
 from labkit.errors import DeviceMissingError
 from labkit.host.torch_builds import InstalledTorch
 from labkit.process import CommandResult, CommandRunner
+from labkit.text import first_line, shorten
 
 LIST_SECONDS = 60.0
 DEVICE_SECONDS = 180.0  # mostly for torch.compile on a busy machine
-# How much later a process is ended from outside, where it did not end itself.
+# A process that did not end itself in time is killed so much later.
 GRACE_SECONDS = 15.0
-TRIALS = (sys.executable, "-m", "labkit.devices.self_test")
+SELF_TEST = (sys.executable, "-m", "labkit.devices.self_test")
 
 
 class Verification(NamedTuple):
-    """What came of verifying: torch's facts (None: it did not tell), and a verdict a device."""
+    """Torch's facts (None: torch could not be asked), and a verdict on each device."""
 
     torch: TorchFacts | None
     verdicts: tuple[DeviceVerdict, ...]
 
     @property
     def best(self) -> str | None:
-        """The device that torch takes first, None where torch did not tell."""
+        """Torch's first device; None if torch could not be asked."""
         return self.torch.devices[0].torch_name if self.torch else None
 
 
@@ -58,12 +56,12 @@ def verify_devices(
     on_step: Callable[[str], None] = lambda words: None,
     environment: Mapping[str, str] = os.environ,
 ) -> Verification:
-    """The verdict on every device, or on the one that is asked for by torch's name.
+    """The verdict on every device, or on the device ``asked`` for by torch's name.
 
-    Raises DeviceMissingError where torch does not list the one that is asked for.
+    Raises DeviceMissingError if torch does not list the device that is asked for.
     """
     on_step("asking torch for its devices ...")
-    answer = run([*TRIALS, "list", f"{LIST_SECONDS:g}"], timeout_seconds=_wait(LIST_SECONDS))
+    answer = run([*SELF_TEST, "list", f"{LIST_SECONDS:g}"], timeout_seconds=_wait(LIST_SECONDS))
     facts = read_facts(answer)
     advice = None if facts else explain_end(answer, LIST_SECONDS, "import", explain)
     listed = facts.devices if facts else ()
@@ -80,10 +78,10 @@ def verify_devices(
     verdicts = []
     for device in listed:
         on_step(f"{device.torch_name}: allocating, computing, compiling ...")
-        command = [*TRIALS, "try", f"{DEVICE_SECONDS:g}", device.torch_name]
+        command = [*SELF_TEST, "try", f"{DEVICE_SECONDS:g}", device.torch_name]
         answer = run(command, timeout_seconds=_wait(DEVICE_SECONDS))
         architectures = facts.architectures if facts else ()
-        verdict = judge_trial(device, answer, DEVICE_SECONDS, architectures, explain)
+        verdict = judge_self_test(device, answer, DEVICE_SECONDS, architectures, explain)
         verdicts.append(_complete(verdict, known.get(device.torch_name)))
     return Verification(facts, (*verdicts, *missing))
 
@@ -93,7 +91,7 @@ def _wait(limit_seconds: float) -> float:
 
 
 def _complete(verdict: DeviceVerdict, device: Device | None) -> DeviceVerdict:
-    """The verdict with the names that NVML and the operating system have for the device."""
+    """The verdict with the names that NVML and the operating system give the device."""
     if device is None:
         return verdict
     name, uuid = verdict.name or device.name, device.uuid or verdict.uuid
@@ -119,7 +117,7 @@ def _find_asked(
 
 
 def read_facts(answer: CommandResult) -> TorchFacts | None:
-    """What torch lists, as its trial printed it; None where it did not come to that."""
+    """Torch's facts, as the self-test printed them; None if it did not get that far."""
     for event in read_events(answer.stdout):
         if "devices" in event:
             return TorchFacts(
@@ -133,22 +131,22 @@ def read_facts(answer: CommandResult) -> TorchFacts | None:
 
 
 def match_devices(devices: Sequence[Device], listed: Sequence[TorchDevice]) -> dict[str, Device]:
-    """The device that is meant by each name of torch's, as far as one can be told."""
+    """The device for each name of torch's, as far as one can be matched."""
     whole = _leave_out_split(devices)
     found: dict[str, Device] = {}
-    # By UUID first: what is found so is nobody else's.
+    # By UUID first: these matches are certain.
     for matches in (_is_same, _is_alike):
         for one in listed:
             free = [device for device in whole if device not in found.values()]
-            fitting = [device for device in free if matches(device, one)]
-            if one.torch_name not in found and fitting:
-                named = (device for device in fitting if device.torch_name == one.torch_name)
-                found[one.torch_name] = next(named, fitting[0])
+            matching = [device for device in free if matches(device, one)]
+            if one.torch_name not in found and matching:
+                named = (device for device in matching if device.torch_name == one.torch_name)
+                found[one.torch_name] = next(named, matching[0])
     return found
 
 
 def find_unlisted(devices: Sequence[Device], listed: Iterable[Device]) -> list[Device]:
-    """The devices that are here and that torch does not list; a split GPU is its slices."""
+    """The devices that torch does not list; a split GPU counts as its MIG instances."""
     taken = list(listed)
     return [device for device in _leave_out_split(devices) if device not in taken]
 
@@ -163,7 +161,7 @@ def _is_same(device: Device, one: TorchDevice) -> bool:
 
 
 def _is_alike(device: Device, one: TorchDevice) -> bool:
-    """True where nothing but the kind is there to go by, or a slice is told by its GPU's UUID."""
+    """True if the kinds match and no UUID differs; a MIG instance may have its GPU's UUID."""
     if device.trouble:
         return False
     if device.uuid and one.uuid:
@@ -171,7 +169,7 @@ def _is_alike(device: Device, one: TorchDevice) -> bool:
     return TORCH_KINDS[device.kind] == one.torch_name.partition(":")[0]
 
 
-# Torch starts CUDA and is given no GPU: what it says where they are hidden from it.
+# Torch's message if CUDA starts and all GPUs are hidden.
 NO_GPUS = "No CUDA GPUs are available"
 STEPS = ("import", "allocate", "compute", "compile")
 FAILURES = {
@@ -180,22 +178,22 @@ FAILURES = {
     "compute": "it does not compute",
     "compile": "torch.compile fails on it",
 }
-FORKED = "CUDA was started before this process was forked, and does not survive that"
+FORKED = "this process was forked after CUDA was started, and CUDA cannot be used in it"
 
 
 class Advice(NamedTuple):
-    """What an error text comes from, and the command that mends it (None: not known)."""
+    """The cause of an error, and the command that fixes it (None: unknown)."""
 
     cause: str
     fix: str | None = None
 
 
-# Turns what torch said into its cause; None where the text is not known.
+# Finds the cause of an error message; None for an unknown one.
 Explain = Callable[[str], "Advice | None"]
 
 
 class SelfTestStep(NamedTuple):
-    """One step of a trial: how long it took, what it found, or why it was skipped."""
+    """One step of a self-test: its duration and result, or why it was skipped."""
 
     name: str
     seconds: float | None = None
@@ -204,10 +202,10 @@ class SelfTestStep(NamedTuple):
 
 
 class DeviceVerdict(NamedTuple):
-    """Whether a device computes, and if not, why, in one sentence.
+    """Whether a device computes, and if not, the cause and the fix.
 
-    ``listed``: torch lists it, so it was tried. ``broken``: what is wrong lies below torch or in
-    its build, and is not what somebody has set so.
+    ``listed``: torch lists it, so it was tested. ``broken``: the cause is a defect of the device,
+    the driver or torch's build, and not a setting.
     """
 
     kind: str
@@ -223,7 +221,7 @@ class DeviceVerdict(NamedTuple):
 
 
 def read_events(text: str) -> list[dict[str, Any]]:
-    """The events that a trial printed, a JSON object a line; a line cut short is left out."""
+    """The events that a self-test printed, one JSON object per line; other lines are skipped."""
     events = []
     for line in text.splitlines():
         try:
@@ -235,14 +233,14 @@ def read_events(text: str) -> list[dict[str, Any]]:
     return events
 
 
-def judge_trial(
+def judge_self_test(
     device: TorchDevice,
     answer: CommandResult,
     limit_seconds: float,
     architectures: tuple[str, ...],
     explain: Explain,
 ) -> DeviceVerdict:
-    """The verdict on a device that was tried, from what its process printed and how it ended."""
+    """The verdict on a tested device, from the output of its process and how it ended."""
     events = {event.get("step"): event for event in read_events(answer.stdout)}
     error = next((event["error"] for event in events.values() if "error" in event), None)
     steps = tuple(
@@ -278,26 +276,28 @@ def _name_gap(device: TorchDevice, architectures: tuple[str, ...]) -> str:
 
 
 def explain_error(error: str, step: str, explain: Explain) -> Advice:
-    """What torch's error in a step comes from, with torch's first line where it is not known."""
+    """The cause of torch's error in a step; if unknown, the first line of the error."""
     known = explain(error)
     if known:
         return known._replace(cause=f"{FAILURES[step]}: {known.cause}")
-    return Advice(f"{FAILURES[step]}: {_shorten(error)}")
+    return Advice(f"{FAILURES[step]}: {_first_line(error)}")
 
 
 def explain_end(answer: CommandResult, limit_seconds: float, step: str, explain: Explain) -> Advice:
-    """Why a trial ended before it was through: it hung, died of a signal, or raised."""
+    """Why a self-test ended early: it hung, was ended by a signal, or raised."""
     failure = FAILURES[step]
     if "No module named 'torch'" in answer.stderr:
         return Advice("torch is not installed in this Python", "python -m pip install torch")
     if answer.timed_out or "Timeout (" in answer.stderr:
-        return Advice(f"{failure}: no end after {limit_seconds:g} s, the driver or a library hangs")
+        return Advice(
+            f"{failure}: no result within {limit_seconds:g} s, the driver or a library hangs"
+        )
     known = explain(answer.stderr)
     if known:
         return known._replace(cause=f"{failure}: {known.cause}")
     if answer.exit_code is not None and answer.exit_code < 0:
         return Advice(f"{failure}: the process was ended by {_name_signal(-answer.exit_code)}")
-    return Advice(f"{failure}: {_shorten(answer.message)}")
+    return Advice(f"{failure}: {_first_line(answer.message)}")
 
 
 def _name_signal(number: int) -> str:
@@ -308,7 +308,7 @@ def _name_signal(number: int) -> str:
 
 
 def judge_driver(trouble: str) -> DeviceVerdict:
-    """The verdict on an NVIDIA driver that is here and does not answer: its GPUs are unknown."""
+    """The verdict on an NVIDIA driver that does not answer: its GPUs are unknown."""
     return DeviceVerdict(
         "cuda", None, None, None, verified=False, listed=False, cause=trouble, broken=True
     )
@@ -321,10 +321,7 @@ def judge_unlisted(
     explain: Explain,
     environment: Mapping[str, str],
 ) -> DeviceVerdict:
-    """Why a device that is here is not one of torch's, in one sentence.
-
-    ``advice`` is why torch told of no facts.
-    """
+    """The verdict on a device that torch does not list; ``advice`` is why ``facts`` are None."""
     reason = _explain_unlisted(device, facts, advice, explain, environment)
     return DeviceVerdict(
         kind=device.kind,
@@ -340,7 +337,7 @@ def judge_unlisted(
 
 
 class Reason(NamedTuple):
-    """Why torch does not list a device: cause, command that mends it, whether it is a defect."""
+    """Why torch does not list a device: the cause, the command that fixes it, if it is a defect."""
 
     cause: str
     fix: str | None = None
@@ -364,20 +361,19 @@ def _explain_unlisted(
     if mismatch:
         return mismatch
     hidden = _explain_hidden(device, environment)
-    # Where torch ought to see the device, or says something else, it is not the variable.
+    # It is not the variable if torch should see the device, or has another message.
     if hidden and device.torch_name is None and NO_GPUS in (facts.refusal or NO_GPUS):
         return hidden
     if known:
         return Reason(known.cause, fix)
-    said = _shorten(facts.refusal or "")
-    return Reason(f"torch says: {said}" if said else "torch does not list it, and says not why")
+    said = _first_line(facts.refusal or "")
+    return Reason(f"torch says: {said}" if said else "torch does not list it, without a reason")
 
 
 def _explain_mismatch(device: Device, facts: TorchFacts, fix: str | None) -> Reason | None:
-    """What this torch lacks for the device, or this process; None where nothing is known."""
+    """What torch's build or this process lacks for the device; None if nothing is known."""
     build = facts.build
-    built = {"cuda": build.cuda, "rocm": build.hip, "xpu": build.xpu}
-    if device.kind in built and not built[device.kind]:
+    if not build.platforms.get(device.kind, True):
         return Reason(build.describe(), broken=False)
     if facts.forked:
         return Reason(FORKED, fix, broken=False)
@@ -386,9 +382,9 @@ def _explain_mismatch(device: Device, facts: TorchFacts, fix: str | None) -> Rea
 
 
 def _explain_hidden(device: Device, environment: Mapping[str, str]) -> Reason | None:
-    """Which variable keeps a device from torch; None where none is set."""
+    """The variable that hides a device from torch; None if none is set."""
     if device.parent_uuid:
-        words = "CUDA gives a process one MIG slice, and it is another one"
+        words = "CUDA gives a process one MIG instance, and this is another one"
         return Reason(words, f"export CUDA_VISIBLE_DEVICES={device.uuid}", broken=False)
     for name in HIDING.get(device.kind, ()):
         if name in environment:
@@ -397,6 +393,5 @@ def _explain_hidden(device: Device, environment: Mapping[str, str]) -> Reason | 
     return None
 
 
-def _shorten(text: str) -> str:
-    """The first line of a text that somebody else wrote, cut where it is long."""
-    return next(iter(text.strip().splitlines()), "")[:200]
+def _first_line(text: str) -> str:
+    return shorten(first_line(text), 200)

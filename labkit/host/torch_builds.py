@@ -284,16 +284,21 @@ class InstalledTorch(NamedTuple):
     hip: str | None = None
     xpu: str | None = None
 
+    @property
+    def platforms(self) -> dict[str, str | None]:
+        """The version it was built for by the kind of device: cuda, rocm, xpu."""
+        return {"cuda": self.cuda, "rocm": self.hip, "xpu": self.xpu}
+
     def describe(self) -> str:
-        """What kind of build it is, as the second half of a sentence.
+        """A sentence on the kind of build.
 
         >>> InstalledTorch("2.13.0+cpu").describe()
         'torch 2.13.0+cpu is a CPU build'
         >>> InstalledTorch("2.13.0+rocm7.1", hip="7.1").describe()
         'torch 2.13.0+rocm7.1 is built for ROCm'
         """
-        built = {"CUDA": self.cuda, "ROCm": self.hip, "XPU": self.xpu}
-        platform = next((name for name, version in built.items() if version), None)
+        names = {"cuda": "CUDA", "rocm": "ROCm", "xpu": "XPU"}
+        platform = next((names[kind] for kind, built in self.platforms.items() if built), None)
         without = "a CPU build" if self.version.endswith("+cpu") else "built without CUDA"
         return f"torch {self.version} is {f'built for {platform}' if platform else without}"
 

@@ -1,4 +1,4 @@
-"""What is shown after a cell that raised: the page of an out-of-memory error, a cause of others."""
+"""Explains the error of a cell: a page on an out-of-memory error, the cause of other known ones."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 
 from labkit.host.distribution import read_distribution
 from labkit.known_errors.match import hint_at
-from labkit.memory.balance.model import Balance
-from labkit.memory.balance.read import Snapshot, find_started_torch, take_snapshot
+from labkit.memory.balance.model import Balance, Snapshot
+from labkit.memory.balance.read import find_started_torch, take_snapshot
 from labkit.memory.oom.live import Budget, find_live_tensors, list_roots
 from labkit.memory.oom.model import (
     OutOfMemoryPage,
@@ -29,18 +29,18 @@ def explain_out_of_memory(
     take: Callable[[], Snapshot] = take_snapshot,
     budget: Budget | None = None,
 ) -> OutOfMemoryPage:
-    """What is known of this shortage: from its text, the allocator, the balance and the names.
+    """What is known about this out-of-memory error: its text, the allocator, the live tensors.
 
-    Nothing of the page keeps a tensor or the error alive. ``torch`` is the one that has started
-    CUDA; without it the allocator is not asked.
+    The page keeps neither a tensor nor the error alive. ``torch`` has started CUDA; without it
+    the allocator's figures are left out.
     """
     torch = torch or find_started_torch()
-    shortage = read_failure(str(error))
-    device = shortage.device or (_name_current(torch) if torch else None)
+    failure = read_failure(str(error))
+    device = failure.device or (_name_current(torch) if torch else None)
     if device is None:
-        return OutOfMemoryPage(shortage)
+        return OutOfMemoryPage(failure)
     return OutOfMemoryPage(
-        shortage._replace(device=device),
+        failure._replace(device=device),
         balance=_find_balance(device, take),
         largest_block_bytes=read_largest_block(torch.cuda, device) if torch else None,
         live=find_live_tensors(device, list_roots(namespace, error), budget),
@@ -48,9 +48,9 @@ def explain_out_of_memory(
 
 
 def explain_last_error() -> str | None:
-    """The page as text on the error that the last cell ended with; None if it is of another kind.
+    """The page on the last cell's error as text; None if it was not an out-of-memory error.
 
-    ``labkit run`` asks for it in a notebook's kernel, where the extension need not be loaded.
+    ``labkit run`` calls it in a notebook's kernel; the extension need not be loaded.
     """
     error = find_out_of_memory(getattr(sys, "last_exc", None) or getattr(sys, "last_value", None))
     if error is None:
@@ -60,9 +60,9 @@ def explain_last_error() -> str | None:
 
 
 def explain_known_error(error: BaseException | None) -> str | None:
-    """The cause and the fix, a line each, of an error that the doctor knows; None of another."""
-    told = [f"{type(one).__name__}: {one}" for one in walk_chain(error)]
-    return hint_at("\n".join(told), read_distribution()) if told else None
+    """The cause and the fix of a known error, one line each; None for an unknown one."""
+    texts = [f"{type(one).__name__}: {one}" for one in walk_chain(error)]
+    return hint_at("\n".join(texts), read_distribution()) if texts else None
 
 
 def _name_current(torch: Any) -> str:
@@ -73,5 +73,5 @@ def _find_balance(device: str, take: Callable[[], Snapshot]) -> Balance | None:
     try:
         balances = take().balances
     except RuntimeError:
-        return None  # an error of CUDA's that stays makes every further question fail
+        return None  # after a sticky CUDA error every call fails
     return next((one for one in balances if one.torch_name == device), None)

@@ -14,7 +14,7 @@ _LOADED: list[Extension] = []
 
 
 def load_ipython_extension(shell: Any) -> None:
-    """What ``%load_ext labkit`` calls: gives the shell its magics and the out-of-memory page."""
+    """Adds the magics and the explanation of errors to the shell, for ``%load_ext labkit``."""
     if not any(extension.shell is shell for extension in _LOADED):
         extension = Extension(shell)
         extension.load()
@@ -22,7 +22,7 @@ def load_ipython_extension(shell: Any) -> None:
 
 
 def unload_ipython_extension(shell: Any) -> None:
-    """What ``%unload_ext labkit`` calls: leaves the shell as it was."""
+    """Removes what ``load_ipython_extension`` added, for ``%unload_ext labkit``."""
     for extension in [one for one in _LOADED if one.shell is shell]:
         extension.unload()
         _LOADED.remove(extension)
@@ -50,7 +50,7 @@ class Extension:
         follow_cells(self.shell)
 
     def unload(self) -> None:
-        """Takes the magics and the events away again."""
+        """Removes the magics and the events."""
         self._lines.turn_off()
         leave_cells(self.shell)
         self.shell.events.unregister("post_run_cell", self._explain_error)
@@ -58,7 +58,7 @@ class Extension:
             self.shell.magics_manager.magics[kind].pop("memory", None)
 
     def run_magic(self, line: str, cell: str | None) -> object:
-        """Does what the magic says; the value of a measured cell's last line, else None."""
+        """Runs the magic; returns the value of a measured cell's last line, else None."""
         __tracebackhide__ = True
         word = line.strip()
         if cell is not None and not word:
@@ -72,21 +72,21 @@ class Extension:
         else:
             from IPython.core.error import UsageError
 
-            raise UsageError(f"no such use of memory: {word!r}. There is: {USAGE}")
+            raise UsageError(f"invalid argument of memory: {word!r}. Use {USAGE}")
         return None
 
     def _turn_lines_on(self) -> None:
-        # Events come in the order of registering: a cell's figures end before the page begins.
+        # Events run in the order of registration: the measuring ends before an error is explained.
         self.shell.events.unregister("post_run_cell", self._explain_error)
         self._lines.turn_on()
         self.shell.events.register("post_run_cell", self._explain_error)
 
     def _show_balance(self) -> None:
         from labkit.memory.balance.read import take_snapshot
-        from labkit.memory.balance.view import draw_snapshot
+        from labkit.memory.balance.view import render_snapshot
 
         snapshot = take_snapshot()
-        show(repr(snapshot), draw_snapshot(snapshot))
+        show(repr(snapshot), render_snapshot(snapshot))
 
     def _measure_cell(self, cell: str) -> object:
         __tracebackhide__ = True
@@ -98,7 +98,7 @@ class Extension:
                 if last is not None:
                     return eval(last, self.shell.user_global_ns, self.shell.user_ns)  # noqa: S307
         finally:
-            self._lines.mark_shown()
+            self._lines.skip_running_cell()
             if tracker.use is not None:
                 show_use(tracker.use)
         return None
@@ -117,26 +117,26 @@ class Extension:
             show_hint(hint)
 
 
-MAGIC_HELP = """Where the memory is, and what a cell takes of it.
+MAGIC_HELP = """Shows the memory of the devices, and the memory that a cell uses.
 
     %memory        the balance of every device, now
-    %memory on     a dim line under every cell that touches memory: seconds, peak, change
+    %memory on     a dim line under every cell that uses memory: seconds, peak, change
     %memory off    no more of these lines
     %%memory       above a cell: its seconds, its exact peak and its change
 
-On CUDA the figures are the allocator's, on the CPU the kernel's of the whole process.
+On CUDA the figures are the allocator's, on the CPU the kernel's for the whole process.
 """
 
 
 def compile_cell(shell: Any, cell: str) -> tuple[Any, Any]:
-    """The cell's code, and its last line's where that is an expression (else None).
+    """The cell's code without its last line, and the last line's if it is an expression (or None).
 
-    Compiled under the name that IPython gives cells, so that tracebacks show its lines. Raises
-    IPython's UsageError for a cell that awaits at its top level: a magic cannot wait.
+    It is compiled under IPython's name for the cell, so that tracebacks show its lines. Raises
+    IPython's UsageError for a cell with a top-level await: a magic is not async.
     """
-    # The empty line stands for %%memory: a traceback counts lines as the notebook does.
+    # The empty line replaces %%memory, so that line numbers match the notebook.
     source = "\n" + shell.transform_cell(cell)
-    # IPython has counted on already when a cell begins to run.
+    # IPython increments execution_count before a cell runs.
     name = shell.compile.cache(source, max(0, shell.execution_count - 1), raw_code=cell)
     try:
         tree = shell.compile.ast_parse(source, filename=name)
@@ -145,16 +145,16 @@ def compile_cell(shell: Any, cell: str) -> tuple[Any, Any]:
         program = shell.compile(tree, name, "exec")
         value = shell.compile(ast.Expression(last.value), name, "eval") if last else None
     except SyntaxError:
-        _refuse_waiting(source)
+        _refuse_await(source)
         raise
     return program, value
 
 
-def _refuse_waiting(source: str) -> None:
+def _refuse_await(source: str) -> None:
     from IPython.core.error import UsageError
 
     try:
         compile(source, "<cell>", "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, dont_inherit=True)
     except (SyntaxError, ValueError):
         return
-    raise UsageError("%%memory cannot measure a cell that awaits. Try: %memory on")
+    raise UsageError("%%memory cannot measure a cell with a top-level await. Try: %memory on")

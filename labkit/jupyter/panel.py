@@ -1,16 +1,9 @@
-"""``watch_memory()``: a live panel in the notebook, of plain display updates.
+"""``watch_memory()``: a live panel in the notebook, made of display updates.
 
-Widgets were weighed and left: a widget's view is gone after a kernel's restart, and a saved
-notebook holds none of it. An html output that is replaced twice a second stays in both, is in the
-protocol that every front end speaks, and needs nothing installed. What it cannot do is tell the
-kernel that it was cleared; ``panel_output`` finds that out from the saved notebook.
-
-Whether a panel's output is still in the notebook, as far as a kernel can know.
-
-No front end tells a kernel that an output was cleared. But the notebook is saved every now and
-then, and where an output was in the file and is no longer, it was taken away.
-
-Each executed cell marked with its number on the time of every sampler that runs.
+A widget would need an extension, is gone after the kernel restarts, and is not saved in the
+notebook. An HTML output that is replaced twice a second works in every front end and is saved.
+The kernel is not informed if the output is cleared: ``SavedOutput`` finds that out from the
+saved notebook. ``CellSpans`` annotates each cell on the timelines of the running samplers.
 """
 
 from __future__ import annotations
@@ -23,19 +16,19 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from labkit.errors import UsageError
-from labkit.jupyter.panel_view import PanelView, SeriesTrace, draw_panel
-from labkit.memory.balance.read import Snapshot
+from labkit.jupyter.panel_view import PanelView, SeriesTrace, render_panel
+from labkit.memory.balance.model import Snapshot
 from labkit.memory.sample.levels import LevelReader, read_levels
-from labkit.memory.sample.model import Opened, begin_spans, end_spans
-from labkit.memory.sample.sampler import MemorySampler, MemorySamples, Reader
+from labkit.memory.sample.model import MemorySamples, Opened, begin_spans, end_spans
+from labkit.memory.sample.sampler import MemorySampler, Reader
 from labkit.memory.track.frames import find_shell
 
-# Reading a file of more than that after each save would cost more than it is worth.
+# A larger file is not read after each save: that would be too slow.
 LARGEST_BYTES = 64 * 2**20
 
 
 class SavedOutput:
-    """One output in a notebook's file, looked for by a word that stands in nothing else."""
+    """One output in the file of a notebook, found by a word that occurs nowhere else."""
 
     def __init__(self, notebook: Path | None, word: str) -> None:
         self._notebook = notebook
@@ -44,7 +37,7 @@ class SavedOutput:
         self._was_there = False
 
     def was_cleared(self) -> bool:
-        """True once a saved notebook lacks the output that an earlier save held."""
+        """True if the saved notebook lacks the output and an earlier save had it."""
         if self._notebook is None:
             return False
         try:
@@ -56,7 +49,7 @@ class SavedOutput:
             return False
         self._seen_at = status.st_mtime_ns
         is_there = self._word in held
-        # A file cut off in the middle of being written proves nothing.
+        # A file that is still being written is not complete and proves nothing.
         gone = self._was_there and not is_there and held.rstrip().endswith(b"}")
         self._was_there = is_there or (self._was_there and not gone)
         return gone
@@ -65,8 +58,8 @@ class SavedOutput:
 def find_notebook(
     names: Mapping[str, Any], environment: Mapping[str, str] = os.environ
 ) -> Path | None:
-    """The file of the notebook that this kernel serves, as its front end names it; else None."""
-    # The first is VS Code's, in the notebook's own names, the second the Jupyter server's.
+    """The file of this kernel's notebook; None if the front end does not name it."""
+    # VS Code sets a name in the notebook's namespace, the Jupyter server a variable.
     said = names.get("__vsc_ipynb_file__") or environment.get("JPY_SESSION_NAME")
     return Path(said) if isinstance(said, str) and said.endswith(".ipynb") else None
 
@@ -75,18 +68,18 @@ _FOLLOWED: list[CellSpans] = []
 
 
 class CellSpans:
-    """The cells of one shell that run now, and what was opened for each."""
+    """The running cells of one shell, and the spans that are open for each."""
 
     def __init__(self, shell: Any) -> None:
         self.shell = shell
         self._open: list[tuple[Any, int, Opened]] = []
-        # How far IPython has counted on when a cell begins: newer ones by one, older not yet.
+        # How far execution_count is ahead when a cell begins: 1, and 0 in an older IPython.
         self._ahead = 1
 
     def begin(self, info: Any) -> None:
-        """A cell begins; one within it (``%run``) has its number, and is part of it."""
+        """A cell begins; a nested one (``%run``) has the same number and is part of it."""
         count = self.shell.execution_count
-        # One that IPython never ended, such as one whose syntax was wrong.
+        # IPython does not report the end of every cell, such as one with a syntax error.
         while self._open and self._open[-1][1] != count:
             end_spans(self._open.pop()[2])
         name = f"[{count - self._ahead}]" if info.store_history else None
@@ -94,21 +87,21 @@ class CellSpans:
         self._open.append((info, count, opened))
 
     def end(self, result: Any) -> None:
-        """A cell has ended, and with it those within it that were never ended."""
+        """A cell has ended, and with it the open cells that are nested in it."""
         info = result.info
-        if not any(_is_same(one, info) for one, _, _ in self._open):
+        if not any(is_same_cell(one, info) for one, _, _ in self._open):
             return
         while self._open:
             one, count, opened = self._open.pop()
             end_spans(opened)
-            if _is_same(one, info):
+            if is_same_cell(one, info):
                 if info.store_history and result.execution_count is not None:
                     self._ahead = count - result.execution_count
                 return
 
 
 def follow_cells(shell: Any) -> None:
-    """Marks the cells of this shell from the next one on; calling it again changes nothing."""
+    """Annotates the cells of this shell from the next one on; a second call has no effect."""
     if not any(spans.shell is shell for spans in _FOLLOWED):
         spans = CellSpans(shell)
         shell.events.register("pre_run_cell", spans.begin)
@@ -117,37 +110,37 @@ def follow_cells(shell: Any) -> None:
 
 
 def leave_cells(shell: Any) -> None:
-    """No more marks of this shell's cells."""
+    """Stops annotating the cells of this shell."""
     for spans in [one for one in _FOLLOWED if one.shell is shell]:
         shell.events.unregister("pre_run_cell", spans.begin)
         shell.events.unregister("post_run_cell", spans.end)
         _FOLLOWED.remove(spans)
 
 
-def _is_same(one: Any, other: Any) -> bool:
-    """True where both are about the same cell; IPython can make the information anew."""
+def is_same_cell(one: Any, other: Any) -> bool:
+    """True if both are IPython's information about one cell; IPython may create it twice."""
     return one is other or one.raw_cell == getattr(other, "raw_cell", None)
 
 
 INTERVAL_SECONDS = 0.5
-# An update that is so late is not coming: the panel says that nothing is measured any more.
+# Without an update for so long, the panel shows that nothing is measured any more.
 LATE_SECONDS = 3.0
-# Nobody may be looking. Jupyter's server keeps every message for a page that was closed, so
-# after so long without a new cell the updates become rare.
+# Jupyter's server keeps every message for a closed page, so without a new cell for so long the
+# updates become rare.
 QUIET_SECONDS, RARE_SECONDS = 15 * 60.0, 5.0
 LOOK_SECONDS = 2.0
 
 
 class Publish(Protocol):
-    """Shows a bundle of html and text, in a new output or (update) in place of the last."""
+    """Displays a bundle of HTML and text, in a new output or (update) in place of the last."""
 
     def __call__(self, bundle: dict[str, str], *, update: bool) -> None:
-        """Sends it."""
+        """Displays the bundle."""
         ...
 
 
 class Panel:
-    """A live panel: it updates itself until ``stop()``, the end of the kernel, or another one."""
+    """A live panel, updated until ``stop()``, the end of the kernel, or the next panel."""
 
     def __init__(
         self,
@@ -182,40 +175,40 @@ class Panel:
 
     @property
     def running(self) -> bool:
-        """True while it updates itself."""
+        """True while the panel is updated."""
         return self._sampler.running
 
     @property
     def samples(self) -> MemorySamples:
-        """What it has seen since it began; ``plot_memory(panel)`` draws it."""
+        """What was measured since the start; ``plot_memory(panel)`` plots it."""
         return self._sampler.samples
 
     def start(self) -> Panel:
-        """Shows the panel here and keeps it up to date; itself."""
+        """Displays the panel here and keeps it up to date; returns itself."""
         self._sampler.start()
         return self
 
     def show_once(self) -> None:
-        """Shows the panel here as it is now."""
+        """Displays the panel here once."""
         self._sampler.take_sample()
 
     def stop(self, reason: str = "stopped") -> None:
-        """Ends the updates; the panel stays as it is, and says that it was stopped."""
+        """Ends the updates; the panel stays visible and shows when and why it was stopped."""
         if self.running:
             self._sampler.stop()
-            self._show(None, f"{reason} at {self._write_time()}")
+            self._show(None, f"{reason} at {self._format_time()}")
 
     def __repr__(self) -> str:
         return f"memory panel, {'live' if self.running else 'stopped'}"
 
     def _ipython_display_(self) -> None:
-        """Nothing: the panel has shown itself where it was started."""
+        """Displays nothing: the panel is already displayed where it was started."""
 
-    def _write_time(self) -> str:
+    def _format_time(self) -> str:
         return time.strftime("%H:%M:%S", time.localtime(self._wall_clock()))
 
     def _take_in(self, now: float, snapshot: Snapshot | None) -> None:
-        """What the sampler's thread calls after every sample."""
+        """Adds a sample and updates the output; the sampler's thread calls it."""
         self._now = now
         levels = [read_levels(balance) for balance in snapshot.balances] if snapshot else []
         held = {one.key: one.held_bytes for one in levels}
@@ -252,25 +245,23 @@ class Panel:
             ending=ending,
             trouble=self._sampler.trouble if self._failed else None,
         )
-        self._publish(draw_panel(view), update=self._shown)
+        self._publish(render_panel(view), update=self._shown)
         self._shown, self._published_at = True, self._now
 
 
 def watch_memory(minutes: float = 3.0) -> Panel:
-    """Shows a panel in the notebook that follows every device's memory, twice a second.
+    """Displays a live panel of every device's memory in the notebook, updated twice a second.
 
-    Each device has its balance as a bar and its last ``minutes`` as a moving picture, with the
-    cells that ran. It goes on while a cell runs, and ends with its ``stop()``, with another
-    ``watch_memory()``, where its cell is run again or deleted, and, once that is saved, where its
-    output was cleared. Without a kernel (plain IPython, Python) it prints the balance once.
-
-    A function and no magic: what it gives back can be stopped and plotted.
+    For each device it shows the balance as a bar and the last ``minutes`` as a trace, with the
+    cells that ran. It is updated while cells run. The updates end with ``stop()``, with another
+    ``watch_memory()``, if its cell is run again or deleted, and if its output is cleared and the
+    notebook saved. Without a kernel (IPython in a terminal, Python) the balance is printed once.
     """
     if not isinstance(minutes, int | float) or not 0 < minutes <= 60:
         raise UsageError(
-            f"a panel of {minutes!r} minutes cannot be drawn",
-            cause="it shows every sample of its last minutes: 60 at most",
-            fix="labkit.sample_memory() keeps hours, and labkit.plot_memory() draws them",
+            f"invalid minutes={minutes!r}",
+            cause="a panel shows at most the last 60 minutes",
+            fix="labkit.sample_memory() samples for hours; labkit.plot_memory() plots them",
         )
     shell = _find_kernel_shell()
     if shell is None:
@@ -284,7 +275,7 @@ def watch_memory(minutes: float = 3.0) -> Panel:
 
 
 class PanelHost:
-    """The one live panel of a shell, and what ends it there."""
+    """The one live panel of a shell; ends it if its cell is run again or deleted."""
 
     def __init__(self, shell: Any) -> None:
         self.shell = shell
@@ -292,7 +283,7 @@ class PanelHost:
         shell.events.register("pre_run_cell", self._look_at_cell)
 
     def put(self, panel: Panel) -> None:
-        """Takes in a new panel in place of the one before."""
+        """Replaces the panel."""
         if self.panel is not None:
             self.panel.stop("another panel took over")
         panel.cell_id = _read_metadata(self.shell).get("cellId")
@@ -311,7 +302,7 @@ _HOSTS: list[PanelHost] = []
 
 
 def _find_host(shell: Any) -> PanelHost:
-    """This shell's host, made where there is none."""
+    """This shell's host, created on the first call."""
     found = next((host for host in _HOSTS if host.shell is shell), None)
     if found is None:
         found = PanelHost(shell)
@@ -320,7 +311,7 @@ def _find_host(shell: Any) -> PanelHost:
 
 
 class _Output:
-    """One output of a notebook that is shown once and then replaced, from whatever thread."""
+    """One output of a notebook: displayed once and then replaced, from any thread."""
 
     def __init__(self, shell: Any, display_id: str) -> None:
         self._publisher = shell.display_pub
@@ -331,7 +322,7 @@ class _Output:
 
 
 def _find_kernel_shell() -> Any:
-    """IPython's shell where a front end can replace an output; None in a terminal."""
+    """IPython's shell if its front end can replace outputs; None in a terminal."""
     shell = find_shell()
     return shell if getattr(shell, "kernel", None) is not None else None
 
@@ -348,6 +339,6 @@ def _print_once(minutes: float) -> Panel:
 
 
 def _read_metadata(shell: Any) -> dict[str, Any]:
-    """What the front end says of the cell that it asks to run."""
+    """The front end's metadata of the cell that it runs."""
     parent = shell.get_parent() if hasattr(shell, "get_parent") else {}
     return parent.get("metadata") or {}

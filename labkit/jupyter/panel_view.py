@@ -1,16 +1,12 @@
-"""The live panel as html: it says by itself when no newer one has come.
+"""The live panel as HTML; it shows by itself, without a script, when its updates end.
 
-No script is needed for that, and none is there: the words "not measured since" are shown by
-default, and an animation hides them for as long as the next update may take. Every update puts
-new elements in the page, so the animation begins anew. Where the kernel has gone it ends, and
-the words appear; where styles are taken away (a notebook that is not trusted) they were never
-hidden; where it was stopped there is none. What the sanitizer leaves is words and figures: the
-pictures have none of their own.
+The words "not measured since" are visible by default, and an animation hides them for the time
+that the next update may take. Each update inserts new elements, which restarts the animation. If
+the kernel is gone, the animation ends and the words appear. Untrusted notebooks have no styles:
+there the words are always visible. All text is outside the SVGs, which the sanitizer removes.
 
-The last minutes of one device, kept as the text of an SVG so that drawing costs next to nothing.
-
-A point's text is made once, in its own units (tenths of a second, MiB); where it stands in the
-picture is said by one transform for all of them.
+A trace holds the last minutes of a device. The text of each point is made once, in its own units
+(tenths of a second, MiB), and one transform places them all, so that drawing is cheap.
 """
 
 from __future__ import annotations
@@ -18,41 +14,46 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
-from html import escape
 from typing import NamedTuple
 
-from labkit.memory.balance.model import MIB, Balance, divide_bar, list_terms
-from labkit.memory.balance.read import Snapshot
+from labkit.charts import round_up
+from labkit.memory.balance.model import (
+    MIB,
+    Balance,
+    Snapshot,
+    divide_bar,
+    list_terms,
+    name_device,
+)
 from labkit.memory.balance.view import (
     INLINE_STYLE,
-    PICTURE_COLOURS,
+    PICTURE_COLORS,
     format_figures,
     format_snapshot,
     list_remarks,
-    name_device,
 )
 from labkit.memory.sample.levels import read_levels
 from labkit.memory.sample.model import AnnotatedSpan
 from labkit.memory.sample.view import STYLES, Style
+from labkit.render import escape
 from labkit.text import BINARY_UNITS, format_bytes, format_seconds
 
 WIDTH, HEIGHT = 600, 64
-# Without a sample for so long the line is broken.
+# A gap in the samples that is longer than this is a gap in the line.
 GAP_SECONDS = 2.5
-ROUND = (1, 1.5, 2, 3, 4, 5, 6, 8, 10)
-
+ROUND_FACTORS = (1, 1.5, 2, 3, 4, 5, 6, 8)
 
 BREAK = "|"
-# So many points a measure has at most: a page gets all of them twice a second, and Jupyter's
-# server passes on no more than a megabyte a second.
+# The most points of a measure: all of them are sent twice a second, and Jupyter's server forwards
+# at most a megabyte per second.
 DOT_LIMIT = 360
 
 
 class Dots:
-    """One measure's samples: their times in tenths of a second, bytes, and texts.
+    """One measure's samples: their times in tenths of a second, their bytes, their texts.
 
-    Kept apart, so that joining and searching them is one call each: eight GPUs have thousands. A
-    level that stays is kept as its two ends, and of samples too close to be drawn the highest.
+    Separate lists make joining and searching one call each: eight GPUs have thousands of samples.
+    A constant level is kept as its two ends; of samples too close to be drawn, only the highest.
     """
 
     def __init__(self, window_seconds: float) -> None:
@@ -64,7 +65,7 @@ class Dots:
         self.texts: deque[str] = deque()
 
     def add(self, tenths: int, count: int | None) -> None:
-        """Takes in a sample; None, and a pause before it, break the line."""
+        """Adds a sample; None makes a gap in the line, and so does a pause before it."""
         late = tenths - self._seen_at > GAP_SECONDS * 10 and bool(self.tenths)
         self._seen_at = tenths
         if not late and self._is_close(tenths, count):
@@ -78,7 +79,7 @@ class Dots:
         self.tenths.append(tenths)
         self.counts.append(count or 0)
         self.texts.append(f"{BREAK} {text}" if late else text)
-        # One that is older stays: the line comes from there.
+        # One older point stays, as the line begins there.
         while len(self.tenths) > 1 and self.tenths[1] <= tenths - self._window:
             self.tenths.popleft()
             self.counts.popleft()
@@ -90,7 +91,7 @@ class Dots:
         return tenths // self._step == self.tenths[-1] // self._step
 
     def _stays(self, level: str) -> bool:
-        """True where the last two are at this level, so that the last can be left out."""
+        """True if the last two are at this level, so that the last one can be dropped."""
         if len(self.texts) < 2 or BREAK in self.texts[-1]:
             return False
         return all(self.texts[place].rpartition(",")[2] == level for place in (-1, -2))
@@ -114,19 +115,19 @@ class SeriesTrace:
         self._dots: dict[str, Dots] = {}
 
     def add(self, seconds: float, held_bytes: Mapping[str, int | None]) -> None:
-        """Takes in a sample; a measure that it lacks was not measured."""
+        """Adds a sample; a missing measure was not measured."""
         tenths = round(seconds * 10)
         for measure in {*self._dots, *held_bytes} & STYLES.keys():
             dots = self._dots.setdefault(measure, Dots(self._window))
             dots.add(tenths, held_bytes.get(measure))
 
     def find_highest(self) -> int:
-        """The most bytes of any measure in these minutes; 0 where none was measured."""
+        """The most bytes of any measure in these minutes; 0 if none was measured."""
         return max((max(dots.counts, default=0) for dots in self._dots.values()), default=0)
 
-    def draw(self, now: float, spans: Iterable[AnnotatedSpan] = ()) -> tuple[str, float]:
-        """The picture as an SVG without words, and the bytes at its upper edge."""
-        top = round_up(self.find_highest())
+    def render(self, now: float, spans: Iterable[AnnotatedSpan] = ()) -> tuple[str, float]:
+        """The trace as an SVG without words, and the bytes at its upper edge."""
+        top = choose_top(self.find_highest())
         across = WIDTH / (self._window * 10)
         down = HEIGHT / (top / MIB)
         place = f"matrix({across:.6g} 0 0 {-down:.6g} {WIDTH - now * 10 * across:.6g} {HEIGHT})"
@@ -138,7 +139,7 @@ class SeriesTrace:
             )
         )
         lines = "".join(
-            _draw_measure(STYLES[measure], self._dots[measure].list_stretches())
+            _render_measure(STYLES[measure], self._dots[measure].list_stretches())
             for measure in STYLES
             if measure in self._dots
         )
@@ -152,51 +153,47 @@ class SeriesTrace:
         return picture, top
 
     def is_seen(self, span: AnnotatedSpan, now: float) -> bool:
-        """True where some of the span lies in these minutes."""
+        """True if part of the span is in these minutes."""
         return span.end is None or span.end > now - self._window
 
     def place_span(self, span: AnnotatedSpan, now: float) -> tuple[float, float]:
-        """Where a span begins in the picture, and its width, of ``WIDTH``."""
+        """The left edge and the width of a span, in the units of ``WIDTH``."""
         scale = WIDTH / self._window
         left = max(0.0, WIDTH + (span.begin - now) * scale)
         right = WIDTH if span.end is None else WIDTH + (span.end - now) * scale
         return left, max(1.0, right - left)
 
 
-def round_up(count: int) -> float:
-    """The next round number of bytes above a count, for the upper edge of a picture.
+def choose_top(count: int) -> float:
+    """A round number of bytes above a count, for the upper edge of a trace.
 
-    >>> round_up(0), round_up(3 * 2**20), round_up(700)
+    >>> choose_top(0), choose_top(3 * 2**20), choose_top(700)
     (1024.0, 4194304.0, 800.0)
     """
     if count <= 0:
         return 1024.0
-    unit = 1.0
-    while count * 1.08 / unit > 800 and unit < 1024.0 ** (len(BINARY_UNITS) - 1):
+    needed, unit = count * 1.08, 1.0
+    while needed / unit > 800 and unit < 1024.0 ** (len(BINARY_UNITS) - 1):
         unit *= 1024
-    power = 1.0
-    while count * 1.08 / unit > 10 * power:
-        power *= 10
-    needed = count * 1.08 / unit / power
-    return next(step for step in ROUND if step >= needed) * power * unit
+    return max(1.0, round_up(needed / unit, ROUND_FACTORS)) * unit
 
 
-def _draw_measure(style: Style, stretches: Iterable[str]) -> str:
+def _render_measure(style: Style, stretches: Iterable[str]) -> str:
     parts = []
     for points in stretches:
         first = points.partition(",")[0]
         last = points.rpartition(" ")[2].partition(",")[0]
-        # Not closed: an area closes itself, and its edge stays without a line along the ground.
+        # The path stays open: its area is filled, and it has no line along the bottom.
         parts.append(
-            f'<path d="M{first},0L{points}L{last},0" fill="{style.colour}"'
-            f' fill-opacity="{style.area}" stroke="{style.colour}" stroke-width="1.6"'
+            f'<path d="M{first},0L{points}L{last},0" fill="{style.color}"'
+            f' fill-opacity="{style.area}" stroke="{style.color}" stroke-width="1.6"'
             ' vector-effect="non-scaling-stroke"/>'
         )
     return "".join(parts)
 
 
 BAR_CELLS, BAR_HEIGHT = 600, 16
-# Room for a cell's number below its band, of the picture's width.
+# The width that a cell's number needs below its band.
 NUMBER_ROOM = 26
 SCALE_WIDTH = 76
 
@@ -213,10 +210,10 @@ SMALL = "font-size:85%;opacity:0.75"
 
 
 class PanelView(NamedTuple):
-    """What a panel shows: the balances, the traces by key, what ran, and when it was measured.
+    """What a panel shows: the balances, the traces by key, the spans, and the time of measuring.
 
-    ``live_seconds`` is how long it may be taken for the present; None once it has been stopped,
-    and then ``ending`` says why.
+    ``live_seconds`` is how long the figures count as current; None for a stopped panel, and then
+    ``ending`` is the reason.
     """
 
     name: str
@@ -231,36 +228,36 @@ class PanelView(NamedTuple):
     trouble: str | None = None
 
 
-def draw_panel(view: PanelView) -> dict[str, str]:
-    """The panel as html and as text."""
-    devices = "".join(_draw_device(balance, view) for balance in view.snapshot.balances)
+def render_panel(view: PanelView) -> dict[str, str]:
+    """The panel as a bundle of HTML and text."""
+    devices = "".join(_render_device(balance, view) for balance in view.snapshot.balances)
     notes = [*view.snapshot.notes, *([f"not measured: {view.trouble}"] if view.trouble else [])]
     dim = "".join(f'<div style="{SMALL}">{escape(note)}</div>' for note in notes)
     html = (
         f'<div class="labkit-panel {view.name}" style="{INLINE_STYLE};max-width:760px">'
-        f"{STYLE}{_draw_head(view)}"
+        f"{STYLE}{_render_head(view)}"
         f'<div class="labkit-figures"{_animate(view)}>{devices}</div>{dim}</div>'
     )
-    return {"text/html": html, "text/plain": _write_text(view)}
+    return {"text/html": html, "text/plain": _format_text(view)}
 
 
 def format_moment(seconds: float) -> str:
-    """An epoch as date and time of the kernel's clock, with its zone's name."""
+    """An epoch as local date and time with the time zone."""
     return time.strftime("%Y-%m-%d %H:%M:%S %Z", time.localtime(seconds)).rstrip()
 
 
-def _write_text(view: PanelView) -> str:
+def _format_text(view: PanelView) -> str:
     ending = f"; {view.ending}" if view.ending else ""
     return f"{format_snapshot(view.snapshot)}\n\nmeasured {format_moment(view.measured_at)}{ending}"
 
 
 def _animate(view: PanelView) -> str:
-    # Without an animation: how it looks once nothing is measured any more.
+    # A duration of 0: the words "not measured since" are visible.
     duration = f"{view.live_seconds:g}s" if view.live_seconds is not None else "0s"
     return f' style="animation-duration:{duration}"'
 
 
-def _draw_head(view: PanelView) -> str:
+def _render_head(view: PanelView) -> str:
     late = f'<span class="labkit-late"{_animate(view)}>not measured since </span>'
     ending = f'<div style="{SMALL}">{escape(view.ending)}</div>' if view.ending else ""
     moment = escape(format_moment(view.measured_at))
@@ -270,7 +267,7 @@ def _draw_head(view: PanelView) -> str:
     )
 
 
-def _draw_device(balance: Balance, view: PanelView) -> str:
+def _render_device(balance: Balance, view: PanelView) -> str:
     levels = read_levels(balance)
     used, total = format_bytes(balance.used_bytes), format_bytes(balance.total_bytes)
     title = (
@@ -282,17 +279,16 @@ def _draw_device(balance: Balance, view: PanelView) -> str:
         f'<div style="{SMALL}">{escape(remark)}</div>' for remark in list_remarks(balance)
     )
     trace = view.traces.get(levels.key)
-    told = balance.total_bytes is not None or not balance.trouble
-    terms = f"{_draw_bar(balance)}{_draw_terms(balance)}" if told else ""
-    return title + terms + remarks + (_draw_trace(trace, view) if trace else "")
+    terms = f"{_render_bar(balance)}{_render_terms(balance)}" if balance.is_readable else ""
+    return title + terms + remarks + (_render_trace(trace, view) if trace else "")
 
 
-def _draw_bar(balance: Balance) -> str:
+def _render_bar(balance: Balance) -> str:
     left, cells = 0, []
     for key, width in divide_bar(list_terms(balance), BAR_CELLS):
         cells.append(
-            f'<rect x="{left}" y="0" width="{width}" height="1" fill="{PICTURE_COLOURS[key]}"/>'
-            if PICTURE_COLOURS[key] != "none"
+            f'<rect x="{left}" y="0" width="{width}" height="1" fill="{PICTURE_COLORS[key]}"/>'
+            if PICTURE_COLORS[key] != "none"
             else ""
         )
         left += width
@@ -304,23 +300,23 @@ def _draw_bar(balance: Balance) -> str:
     )
 
 
-def _draw_terms(balance: Balance) -> str:
-    """Each term with its colour and its figure; they add up as those of ``%memory`` do."""
+def _render_terms(balance: Balance) -> str:
+    """Each term with its color and its figure; they add up as those of ``%memory`` do."""
     words = (
-        f'<span style="white-space:nowrap"><span style="color:{_name_colour(term.key)}">'
-        f"{'□' if PICTURE_COLOURS[term.key] == 'none' else '■'}</span>"
+        f'<span style="white-space:nowrap"><span style="color:{_name_color(term.key)}">'
+        f"{'□' if PICTURE_COLORS[term.key] == 'none' else '■'}</span>"
         f" {escape(term.words)} {figure}</span>"
         for term, figure in format_figures(list_terms(balance), balance.total_bytes)
     )
     return f'<div style="font-size:90%">{" &nbsp; ".join(words)}</div>'
 
 
-def _name_colour(key: str) -> str:
-    return "inherit" if PICTURE_COLOURS[key] == "none" else PICTURE_COLOURS[key]
+def _name_color(key: str) -> str:
+    return "inherit" if PICTURE_COLORS[key] == "none" else PICTURE_COLORS[key]
 
 
-def _draw_trace(trace: SeriesTrace, view: PanelView) -> str:
-    picture, top = trace.draw(view.now, view.spans)
+def _render_trace(trace: SeriesTrace, view: PanelView) -> str:
+    picture, top = trace.render(view.now, view.spans)
     begin = f"{format_seconds(view.window_seconds).removesuffix(' 0 s')} ago"
     moment = time.strftime("%H:%M:%S", time.localtime(view.measured_at))
     scale = (
@@ -334,12 +330,12 @@ def _draw_trace(trace: SeriesTrace, view: PanelView) -> str:
         f"<span>{moment}</span></div>"
     )
     plot = f'<div style="flex:1">{picture}</div>'
-    numbers = _draw_numbers(trace, view)
+    numbers = _render_numbers(trace, view)
     return f'<div style="display:flex;margin-top:6px">{scale}{plot}</div>{numbers}{foot}'
 
 
-def _draw_numbers(trace: SeriesTrace, view: PanelView) -> str:
-    """The cells' numbers below their bands, as many as there is room for."""
+def _render_numbers(trace: SeriesTrace, view: PanelView) -> str:
+    """The cells' numbers below their bands, as many as fit."""
     parts, free = [], 0.0
     for span in _list_cells(trace, view):
         left, _ = trace.place_span(span, view.now)

@@ -13,12 +13,13 @@ import sys
 import types
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from labkit.lessons.exercises import WRONG_DTYPE, WRONG_SHAPE, WRONG_TYPE, WRONG_VALUES
 from labkit.text import shorten
+
+if TYPE_CHECKING:
+    import torch
 
 # What stands for the value it gives; a class, a dtype or a module is a value itself.
 PLAIN_FUNCTIONS = (
@@ -37,7 +38,7 @@ def loaded_torch() -> types.ModuleType | None:
     return sys.modules.get("torch")
 
 
-def is_tensor(value: object) -> bool:
+def is_tensor(value: object) -> TypeGuard[torch.Tensor]:
     """True for a torch tensor, without importing torch to find out."""
     torch = loaded_torch()
     return torch is not None and isinstance(value, torch.Tensor)
@@ -89,8 +90,8 @@ def format_block(value: object) -> str:
 
     For where there is room for several lines.
     """
-    if is_tensor(value) and value.numel() <= MOST_SHOWN_VALUES and not value.is_sparse:  # type: ignore[attr-defined]
-        return shorten(repr(value.detach()), LONGEST_BLOCK)  # type: ignore[attr-defined]
+    if is_tensor(value) and value.numel() <= MOST_SHOWN_VALUES and not value.is_sparse:
+        return shorten(repr(value.detach()), LONGEST_BLOCK)
     return format_value(value)
 
 
@@ -194,7 +195,7 @@ def find_difference(
 
     The device does not count: what was expected is moved to where the answer is.
     """
-    if isinstance(expected, torch.Tensor):
+    if is_tensor(expected):
         return _compare_tensors(got, expected, tolerance, place)
     if isinstance(expected, Mapping):
         return _compare_mappings(got, expected, tolerance, place)
@@ -208,12 +209,13 @@ def find_difference(
 def describe_type(value: object) -> str:
     """What kind of thing a value is, in the learner's words.
 
+    >>> import torch
     >>> describe_type(None), describe_type(2.0), describe_type(torch.zeros(2, 3))
     ('None', 'float', 'a tensor of shape (2, 3)')
     """
     if value is None:
         return "None"
-    if isinstance(value, torch.Tensor):
+    if is_tensor(value):
         return f"a tensor of shape {tuple(value.shape)}"
     if is_array(value):
         return "a NumPy array"
@@ -241,7 +243,7 @@ def _wrong_type(got: object, expected: object, place: str) -> Difference:
 def _compare_tensors(
     got: Any, expected: torch.Tensor, tolerance: Tolerance, place: str
 ) -> Difference | None:
-    if not isinstance(got, torch.Tensor):
+    if not is_tensor(got):
         return _wrong_type(got, expected, place)
     if got.shape != expected.shape:
         shapes = f"{tuple(expected.shape)}, and has {tuple(got.shape)}"
@@ -255,6 +257,8 @@ def _compare_tensors(
 def _compare_values(
     got: torch.Tensor, expected: torch.Tensor, tolerance: Tolerance, place: str
 ) -> Difference | None:
+    import torch
+
     expected = expected.to(got.device)
     rtol, atol = _tolerances(got.dtype, tolerance)
     near = torch.isclose(got, expected, rtol=rtol, atol=atol, equal_nan=True)
@@ -279,6 +283,8 @@ def _of(place: str) -> str:
 
 
 def _tolerances(dtype: torch.dtype, tolerance: Tolerance) -> tuple[float, float]:
+    import torch
+
     default = torch.testing._comparison.default_tolerances(dtype)
     rtol = default[0] if tolerance.rtol is None else tolerance.rtol
     atol = default[1] if tolerance.atol is None else tolerance.atol

@@ -1,9 +1,8 @@
-"""Where memory is: ``labkit.memory()`` gives the balance of each device, now.
+"""``labkit.memory()``: the balance of each device now.
 
-This package is itself the function. ``labkit.memory`` is the natural name of both, and Python
-binds a subpackage to its parent's name as soon as anything imports ``labkit.memory.balance``: a
-function of that name would be there or gone by the order of imports. A module whose class has
-``__call__`` is one object under both roles, whichever is used first.
+This package is also the function. ``labkit.memory`` must name both, and as soon as something
+imports ``labkit.memory.balance``, Python binds the package to that name in ``labkit``. A module
+whose class has ``__call__`` is both, whatever is imported first.
 """
 
 from __future__ import annotations
@@ -13,22 +12,22 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from labkit.memory.balance.read import Snapshot
+    from labkit.memory.balance.model import Snapshot
 
 
 class _CallableModule(ModuleType):
     """A module that can be called."""
 
     def __call__(self) -> Snapshot:
-        """The balance of every GPU and of this process on the CPU; shows itself when displayed.
+        """The balance of every GPU, and of this process on the CPU; a notebook displays it.
 
-        Reads only: no CUDA context is made, no cache emptied, torch not imported.
+        Only reads: it makes no CUDA context, empties no cache and does not import torch.
         """
         from labkit.memory.balance.read import take_snapshot
 
         return take_snapshot()
 
 
-# ``labkit`` exports a name from the module of its table: this package gives itself.
+# `labkit` resolves its exports as attributes of their modules: this package holds itself.
 memory = sys.modules[__name__]
 memory.__class__ = _CallableModule

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from labkit.memory.balance.process import PROC, read_peak_bytes, read_resident_bytes, reset_peak
+from labkit.memory.balance.read import PROC, read_peak_bytes, read_resident_bytes, reset_peak
 from labkit.notebooks.result import CellMemory, CudaMemory, Measuring, Point
 
 HIGH_WATER_MARK = "the kernel's high-water mark"

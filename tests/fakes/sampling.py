@@ -7,8 +7,7 @@ import os
 import threading
 import time
 
-from labkit.memory.balance.model import Balance, ThisProcess
-from labkit.memory.balance.read import Snapshot
+from labkit.memory.balance.model import Balance, Snapshot, ThisProcess
 
 GIB = 2**30
 MIB = 2**20

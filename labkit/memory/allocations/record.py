@@ -28,7 +28,7 @@ from labkit.memory.allocations.snapshot import (
     save_snapshot,
     write_file,
 )
-from labkit.memory.balance.process import read_machine_memory
+from labkit.memory.balance.read import read_machine_memory
 from labkit.memory.track.frames import Frame, list_error_frames, name_cell
 
 if TYPE_CHECKING:

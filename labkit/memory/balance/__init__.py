@@ -1,1 +1,1 @@
-"""The balance: where every byte of each device's memory is, now."""
+"""The balance: which part of each device's memory is held by whom, now."""

@@ -1,11 +1,10 @@
-"""The balance of one device: every byte of it under one term, and the terms add up to the total.
+"""The balance of a device: which part of its memory is held by whom.
 
 total = driver's reserve + this process (live tensors + cached by the allocator + context and
-libraries) + other processes + free + unaccounted. A term that nobody tells is None, and what it
-holds shows up in "unaccounted": it is never guessed and never hidden.
+libraries) + other processes + free + unaccounted. A term that cannot be read is None, and its
+bytes are part of "unaccounted".
 
-These are NamedTuples for the reason that ``labkit.devices.nvml`` gives: ``labkit memory`` answers
-at once.
+The classes are NamedTuples: importing ``dataclasses`` would slow ``labkit memory`` down.
 """
 
 from __future__ import annotations
@@ -13,15 +12,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+from labkit.render import Displayed
+
 MIB = 2**20
 
 
 class ThisProcess(NamedTuple):
     """What this process holds on a device, in bytes; None is unknown.
 
-    allocated: live tensors. cached: what torch's allocator keeps for the next tensors. context:
-    everything else, such as the CUDA context and loaded kernels. used: all of it, as the driver
-    or the kernel counts it.
+    allocated: live tensors. cached: memory that torch's allocator keeps for later tensors.
+    context: everything else, such as the CUDA context and loaded kernels. used: the sum of them,
+    as the driver or the kernel counts it.
     """
 
     allocated_bytes: int | None = None
@@ -30,15 +31,18 @@ class ThisProcess(NamedTuple):
     used_bytes: int | None = None
 
     @property
+    def parts(self) -> tuple[int | None, int | None, int | None]:
+        """Allocated, cached and context."""
+        return self.allocated_bytes, self.cached_bytes, self.context_bytes
+
+    @property
     def known_bytes(self) -> int:
-        """As much of this process's use as is known: all of it, or the parts that are."""
-        if self.used_bytes is not None:
-            return self.used_bytes
-        return _add_known((self.allocated_bytes, self.cached_bytes, self.context_bytes))
+        """The sum if it is known, else the sum of the known parts."""
+        return _add_known(self.parts) if self.used_bytes is None else self.used_bytes
 
 
 class DeviceProcess(NamedTuple):
-    """A process on a device; name and bytes are None where they are not told."""
+    """A process on a device; its name and bytes are None if unknown."""
 
     pid: int
     name: str | None = None
@@ -54,12 +58,12 @@ class Term(NamedTuple):
 
 
 class Balance(NamedTuple):
-    """One device's memory in bytes, every term told apart; what is unknown is None.
+    """The memory of one device in bytes; what is unknown is None.
 
-    On a device that shares the machine's memory (``shared``: the CPU, a unified-memory GPU)
-    ``other_processes_bytes`` is the rest of the machine, or of the container where that has a
-    limit; then ``total_bytes`` is the limit and ``machine_bytes`` what the machine has.
-    ``host_ids``: the ids of ``processes`` are the host's, and mean nothing in here.
+    ``shared``: the device uses the machine's memory (the CPU, a GPU with unified memory). Then
+    ``other_processes_bytes`` is everything else on the machine, or in the container if it has a
+    limit; ``total_bytes`` is that limit and ``machine_bytes`` the machine's memory.
+    ``host_ids``: the ids of ``processes`` are the host's and not valid in this container.
     """
 
     kind: str
@@ -81,40 +85,63 @@ class Balance(NamedTuple):
 
     @property
     def used_bytes(self) -> int | None:
-        """Bytes in use by anyone but the driver itself; equals ``nvidia-smi``'s memory.used."""
+        """Bytes in use, without the driver's reserve; ``nvidia-smi``'s memory.used."""
         if self.total_bytes is None or self.free_bytes is None:
             return None
         return self.total_bytes - self.free_bytes - (self.driver_reserved_bytes or 0)
 
     @property
     def unaccounted_bytes(self) -> int | None:
-        """What is in use and in no known term; None where total or free is unknown.
+        """Bytes in use that no known term holds; None if total or free is unknown.
 
-        Below zero where terms count more than is in use, such as tensors never written to.
+        Negative if the terms hold more than is in use, such as tensors that were never written.
         """
         if self.used_bytes is None:
             return None
-        mine = self.this_process.known_bytes
-        parts = _list_parts(self.this_process)
-        if all(part is not None for part in parts):
-            mine = _add_known(parts)
+        parts = self.this_process.parts
+        mine = self.this_process.known_bytes if None in parts else _add_known(parts)
         return self.used_bytes - mine - (self.other_processes_bytes or 0)
+
+    @property
+    def is_readable(self) -> bool:
+        """False for a device in trouble of which not even the total is known."""
+        return self.total_bytes is not None or not self.trouble
+
+
+class _SnapshotFields(NamedTuple):
+    balances: tuple[Balance, ...]
+    notes: tuple[str, ...] = ()
+
+
+class Snapshot(
+    Displayed,
+    _SnapshotFields,
+    view="labkit.memory.balance.view",
+    text="format_snapshot",
+    html="render_snapshot",
+):
+    """The balance of each device, GPUs first, and notes on what could not be read."""
+
+
+def name_device(balance: Balance) -> str:
+    """Torch's name for the device; if that is unknown, its number in ``nvidia-smi``."""
+    number = "" if balance.nvml_index is None else f" {balance.nvml_index}"
+    return balance.torch_name or f"gpu{number}"
 
 
 def list_terms(balance: Balance) -> list[Term]:
-    """The lines of the balance in the order of its bar; the known ones add up to the total."""
+    """The terms in the order of the bar; the known ones add up to the total."""
     mine, on_cpu = balance.this_process, balance.kind == "cpu"
-    context = "everything else in this process" if on_cpu else "context and libraries"
-    rest = "rest of the container" if balance.limit_bytes else "rest of the machine"
-    parts = _list_parts(mine)
-    if mine.used_bytes is not None and (None in parts or mine.used_bytes == mine.context_bytes):
+    if mine.used_bytes is not None and (None in mine.parts or mine.used_bytes == mine.parts[2]):
         terms = [Term("context", "this process", mine.used_bytes)]
     else:
+        context = "everything else in this process" if on_cpu else "context and libraries"
         terms = [
             Term("allocated", "tensors", mine.allocated_bytes),
             Term("cached", "cached by the allocator", mine.cached_bytes),
             Term("context", context, mine.context_bytes),
         ]
+    rest = "rest of the container" if balance.limit_bytes else "rest of the machine"
     others = rest if balance.shared else "other processes"
     terms.append(Term("others", others, balance.other_processes_bytes))
     if not balance.shared:
@@ -125,7 +152,7 @@ def list_terms(balance: Balance) -> list[Term]:
 
 
 def round_together(counts: Sequence[int], unit: int = MIB) -> list[int]:
-    """The counts in whole units, rounded so that they still add up to their rounded sum.
+    """The counts in whole units, rounded so that they add up to their rounded sum.
 
     >>> round_together([4, 4, 4], unit=10), round_together([14, 14, 2], unit=10)
     ([1, 0, 0], [2, 1, 0])
@@ -139,17 +166,13 @@ def round_together(counts: Sequence[int], unit: int = MIB) -> list[int]:
 
 
 def divide_bar(terms: Iterable[Term], width: int) -> list[tuple[str, int]]:
-    """How many of ``width`` cells each term takes; one that is not nothing takes at least one."""
+    """How many of ``width`` cells each positive term gets: at least one."""
     held = {term.key: term.held_bytes for term in terms if term.held_bytes and term.held_bytes > 0}
     whole = sum(held.values())
-    # A cell for each first; what is left is shared out by size, in units of one cell.
+    # One cell for each term, and the rest in proportion to size.
     left = width - len(held)
     shares = round_together([count * left for count in held.values()], whole) if held else []
     return [(key, 1 + share) for key, share in zip(held, shares, strict=True)]
-
-
-def _list_parts(mine: ThisProcess) -> tuple[int | None, int | None, int | None]:
-    return mine.allocated_bytes, mine.cached_bytes, mine.context_bytes
 
 
 def _add_known(counts: Iterable[int | None]) -> int:

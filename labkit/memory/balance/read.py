@@ -1,46 +1,180 @@
-"""The memory of this machine now: the balance of every GPU, and of this process on the CPU.
+"""Reads the balance of every GPU, and of this process on the CPU, now.
 
-Reading changes nothing: the driver is asked through NVML, torch only where it has already started
-CUDA, and the two are joined by UUID (NVML's numbers are not torch's: pytorch#86539).
+The figures come from the driver (through NVML), the kernel (``/proc`` and cgroups) and torch's
+allocators. GPUs of NVML and torch are joined by UUID, as their numbers differ (pytorch#86539).
 
-What torch's allocators hold, asked only where torch is loaded and has started CUDA already.
-
-Nothing here imports torch or makes a CUDA context: to report memory by taking several hundred
-megabytes of it (pytorch#86493) would be to change what is read.
+Reading changes nothing: torch is not imported, and no CUDA context is made, which would itself
+take several hundred megabytes (pytorch#86493).
 """
 
 from __future__ import annotations
 
 import gc
 import os
+import re
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
-from labkit.devices.detect import strip_kind
+from labkit.devices.cpu import detect_cpu, read_linux_cpu
 from labkit.devices.nvml import (
     GpuMemory,
     GpuProcess,
     MemoryAnswer,
     is_named_unified,
     read_gpu_memory,
+    strip_kind,
 )
-from labkit.memory.balance.model import Balance, DeviceProcess, ThisProcess
-from labkit.memory.balance.process import (
-    MachineMemory,
-    has_loaded,
-    read_command,
-    read_machine_memory,
-    read_resident_bytes,
-    sees_host_ids,
-)
+from labkit.host.machine import read_room
+from labkit.memory.balance.model import Balance, DeviceProcess, Snapshot, ThisProcess
+
+PROC = Path("/proc")
+
+# proc(5): writing 5 to clear_refs resets the high-water mark of resident memory and nothing else
+# (1 to 4 clear page bits that other tools use).
+RESET_HIGH_WATER_MARK = "5"
+
+# The inode of the initial pid namespace on every machine (PROC_PID_INIT_INO in
+# include/linux/proc_ns.h); a container has another.
+FIRST_NAMESPACE = 0xEFFFFFFC
+
+
+def read_resident_bytes(process_id: int | None = None, *, proc: Path = PROC) -> int | None:
+    """Bytes of a process (None: this one) in physical memory, ``ps``'s RSS; None if unknown.
+
+    Shared libraries and shared memory count in full.
+    """
+    try:
+        words = (_folder(process_id, proc) / "statm").read_bytes().split()
+    except FileNotFoundError:
+        # Without /proc (macOS) ps knows; with /proc the process has ended.
+        return None if proc.is_dir() else _ask_ps(process_id)
+    except OSError:
+        return None
+    return int(words[1]) * os.sysconf("SC_PAGE_SIZE") if len(words) > 1 else None
+
+
+def reset_peak(process_id: int | None = None, *, proc: Path = PROC) -> bool:
+    """Resets the peak of a process to its present use; False if the system does not allow it.
+
+    The kernel keeps one peak for each process: the reset applies to every reader.
+    """
+    try:
+        (_folder(process_id, proc) / "clear_refs").write_text(RESET_HIGH_WATER_MARK)
+    except OSError:
+        return False
+    return True
+
+
+def read_peak_bytes(process_id: int | None = None, *, proc: Path = PROC) -> int | None:
+    """The most bytes a process had in physical memory since the last reset, or since its start.
+
+    The kernel counts it (VmHWM), so no spike is missed; None on a system that does not.
+    """
+    try:
+        status = (_folder(process_id, proc) / "status").read_bytes()
+    except OSError:
+        return None
+    _, found, rest = status.partition(b"\nVmHWM:")
+    return int(rest.split(None, 1)[0]) * 1024 if found else None
+
+
+def sees_host_ids(*, proc: Path = PROC) -> bool:
+    """True if process ids here are the host's, as NVML's are; False in a container."""
+    try:
+        return (proc / "self/ns/pid").stat().st_ino == FIRST_NAMESPACE
+    except OSError:
+        return False
+
+
+def has_loaded(library: str, *, proc: Path = PROC) -> bool | None:
+    """True if this process has loaded a library with this name in its path; None if unknown."""
+    try:
+        return library.encode() in (proc / "self/maps").read_bytes()
+    except OSError:
+        return None
+
+
+def read_command(process_id: int, *, proc: Path = PROC) -> str | None:
+    """What a process runs, such as ``python train.py``; None if it has ended or is hidden.
+
+    The program and its script or module, without folders and arguments: these can hold secrets,
+    and a snapshot is shared.
+    """
+    folder = _folder(process_id, proc)
+    try:
+        words = (folder / "cmdline").read_bytes().decode(errors="replace").split("\0")
+        if not words[0]:  # a kernel thread
+            return _make_printable((folder / "comm").read_text(errors="replace").strip())
+    except OSError:
+        return None
+    program, *rest = words
+    said = rest[:2] if rest[:1] == ["-m"] else [word for word in rest[:1] if word[:1] != "-"]
+    return _make_printable(" ".join(word.rpartition("/")[2] for word in (program, *said) if word))
+
+
+def _make_printable(name: str) -> str | None:
+    """The name with "?" for control characters: a process chooses its own name."""
+    return "".join(letter if letter.isprintable() else "?" for letter in name) or None
+
+
+def _folder(process_id: int | None, proc: Path) -> Path:
+    return proc / ("self" if process_id is None else str(process_id))
+
+
+def _ask_ps(process_id: int | None) -> int | None:
+    from labkit.process import run_command
+
+    pid = str(process_id or os.getpid())
+    answer = run_command(["ps", "-o", "rss=", "-p", pid], timeout_seconds=5)
+    text = answer.stdout.strip()
+    return int(text) * 1024 if answer.ok and text.isdigit() else None
+
+
+class MachineMemory(NamedTuple):
+    """Bytes of the machine, and of what may be used here; None is unknown.
+
+    ``total_bytes`` is the container's limit if that is below ``machine_bytes``. ``free_bytes`` is
+    what can be allocated without swapping: the kernel's MemAvailable (MemFree leaves out caches
+    that can be reclaimed), or what the limit leaves if that is less.
+    """
+
+    total_bytes: int | None = None
+    free_bytes: int | None = None
+    machine_bytes: int | None = None
+    limit_bytes: int | None = None
+    cpu_name: str | None = None
+
+
+def read_machine_memory(root: Path = Path("/")) -> MachineMemory:
+    """The memory of this machine, from the files below ``root``."""
+    cpu = detect_cpu() if root == Path("/") else read_linux_cpu(root, None)
+    total = cpu.total_bytes if cpu.limit_bytes is None else cpu.limit_bytes
+    free = read_free_bytes(root, limited=cpu.limit_bytes is not None)
+    return MachineMemory(total, free, cpu.total_bytes, cpu.limit_bytes, cpu.name)
+
+
+def read_free_bytes(root: Path, *, limited: bool) -> int | None:
+    """Bytes that can be allocated without swapping, on the machine or (limited) in a container."""
+    offered = [_read_available_bytes(root), read_room(root) if limited else None]
+    return min((count for count in offered if count is not None), default=None)
+
+
+def _read_available_bytes(root: Path) -> int | None:
+    try:
+        text = (root / "proc/meminfo").read_text()
+    except OSError:
+        return None
+    found = re.search(r"^MemAvailable:\s*(\d+) kB$", text, re.MULTILINE)
+    return int(found[1]) * 1024 if found else None
 
 
 class AllocatorFacts(NamedTuple):
-    """One CUDA (or ROCm) device as torch sees it, in bytes.
+    """One CUDA (or ROCm) device as torch reports it, in bytes.
 
-    ``total_bytes`` and ``free_bytes`` are None where asking would make a context. ``unified``:
-    the GPU has no memory of its own, and uses the machine's.
+    ``total_bytes`` and ``free_bytes`` are None if reading them would make a CUDA context.
+    ``unified``: the GPU uses the machine's memory.
     """
 
     torch_name: str
@@ -54,7 +188,7 @@ class AllocatorFacts(NamedTuple):
 
 
 def find_started_torch() -> Any:
-    """The torch module where this process has loaded it and CUDA has been started, else None."""
+    """The torch module if this process has imported it and started CUDA, else None."""
     torch = sys.modules.get("torch")
     cuda = getattr(torch, "cuda", None)
     is_initialized = getattr(cuda, "is_initialized", None)
@@ -62,7 +196,7 @@ def find_started_torch() -> Any:
 
 
 def read_allocators(torch: Any = None) -> tuple[AllocatorFacts, ...]:
-    """Every device that torch can use, with what its allocator holds; () before CUDA is started."""
+    """Every device that torch can use, with its allocator's figures; () before CUDA is started."""
     torch = torch or find_started_torch()
     if torch is None:
         return ()
@@ -70,28 +204,35 @@ def read_allocators(torch: Any = None) -> tuple[AllocatorFacts, ...]:
 
 
 def _read_allocator(torch: Any, index: int) -> AllocatorFacts:
-    properties = torch.cuda.get_device_properties(index)
-    uuid = getattr(properties, "uuid", None)
+    name, uuid, unified = describe_gpu(torch, index)
     reserved = torch.cuda.memory_reserved(index)
-    # mem_get_info makes a context where there is none. What the allocator holds proves one.
+    # mem_get_info would make a context; reserved memory proves that there is one.
     free, total = torch.cuda.mem_get_info(index) if reserved else (None, None)
     return AllocatorFacts(
         torch_name=f"cuda:{index}",
-        uuid=str(uuid) if uuid is not None else None,
-        name=properties.name,
+        uuid=uuid,
+        name=name,
         allocated_bytes=torch.cuda.memory_allocated(index),
         reserved_bytes=reserved,
-        unified=bool(getattr(properties, "is_integrated", 0)),
+        unified=unified,
         total_bytes=total,
         free_bytes=free,
     )
 
 
+def describe_gpu(torch: Any, index: int) -> tuple[str, str | None, bool]:
+    """A GPU's name, UUID, and whether its memory is the machine's, as torch reports them."""
+    properties = torch.cuda.get_device_properties(index)
+    uuid = getattr(properties, "uuid", None)
+    unified = bool(getattr(properties, "is_integrated", 0))
+    return properties.name, str(uuid) if uuid is not None else None, unified
+
+
 def count_cpu_tensors() -> int | None:
     """Bytes of the CPU tensors that Python objects hold, each storage once; 0 without torch.
 
-    What only torch's own graph holds (saved for backward) is not seen. None where torch is being
-    imported just now. Takes about 0.1 us for each object that Python's collector tracks.
+    Tensors that only autograd's graph holds (saved for backward) are not counted. None while
+    torch is being imported. Takes about 0.1 us for each object that Python's collector tracks.
     """
     torch = sys.modules.get("torch")
     if torch is None:
@@ -99,15 +240,15 @@ def count_cpu_tensors() -> int | None:
     tensor = getattr(torch, "Tensor", None)
     if tensor is None:
         return None
-    # By type() and not isinstance(): that would wake lazy proxies, which import things.
+    # By type(): isinstance would wake lazy proxies, which then import modules.
     tensors = [held for held in gc.get_objects() if issubclass(type(held), tensor)]
-    # Subclasses can put code of their own behind every attribute; a lazy module's parameter raises.
+    # A subclass can override every attribute, and the parameter of a lazy module raises.
     with torch._C.DisableTorchFunctionSubclass():
         return sum(dict(filter(None, map(_measure_storage, tensors))).values())
 
 
 def _measure_storage(tensor: Any) -> tuple[int, int] | None:
-    """The address and the bytes of a CPU tensor's storage; None for one that has none."""
+    """The address and the bytes of a CPU tensor's storage; None if it has none."""
     try:
         if tensor.device.type != "cpu":
             return None
@@ -116,14 +257,14 @@ def _measure_storage(tensor: Any) -> tuple[int, int] | None:
             return None  # a fake tensor, which has no memory
         return storage.data_ptr(), storage.nbytes()
     except (RuntimeError, NotImplementedError):
-        return None  # sparse and functional tensors have no storage to speak of
+        return None  # sparse and functional tensors have no storage
 
 
 class Observer(NamedTuple):
-    """What this process knows of itself: its id, whether ids here are the host's, and memory.
+    """What this process knows of itself: its id, whether ids here are the host's, its memory.
 
-    ``resident_bytes`` and ``tensor_bytes`` are on the CPU; ``uses_cuda`` is None where it is not
-    known whether some library of this process has started CUDA.
+    ``resident_bytes`` and ``tensor_bytes`` are on the CPU. ``uses_cuda`` is None if a library of
+    this process may have started CUDA.
     """
 
     process_id: int
@@ -133,42 +274,22 @@ class Observer(NamedTuple):
     tensor_bytes: int | None = None
 
 
-class Snapshot(NamedTuple):
-    """The balance of each device, GPUs first, and remarks; it shows itself as text and html."""
-
-    balances: tuple[Balance, ...]
-    notes: tuple[str, ...] = ()
-
-    def __repr__(self) -> str:
-        from labkit.memory.balance.view import format_snapshot
-
-        return format_snapshot(self)
-
-    def __str__(self) -> str:
-        return repr(self)
-
-    def _repr_html_(self) -> str:
-        from labkit.memory.balance.view import draw_snapshot
-
-        return draw_snapshot(self)
-
-
 def take_snapshot() -> Snapshot:
-    """Where every byte of this machine's devices is, as far as it can be told."""
+    """The balance of every device of this machine, as far as it can be read."""
     allocators = read_allocators()
-    observer = observe_process(bool(allocators))
-    return join_memory(read_gpu_memory(), allocators, read_machine_memory(), observer)
-
-
-def observe_process(cuda_started: bool) -> Observer:
-    """What is known of this process; a CUDA that torch started is in use."""
-    return Observer(
+    observer = Observer(
         process_id=os.getpid(),
         host_ids=sees_host_ids(),
-        uses_cuda=cuda_started or (None if has_loaded("libcuda.so") is not False else False),
+        uses_cuda=True if allocators else may_use_cuda(),
         resident_bytes=read_resident_bytes(),
         tensor_bytes=count_cpu_tensors(),
     )
+    return join_memory(read_gpu_memory(), allocators, read_machine_memory(), observer)
+
+
+def may_use_cuda() -> bool | None:
+    """False if this process has not loaded CUDA's library, else None: it may have started CUDA."""
+    return False if has_loaded("libcuda.so") is False else None
 
 
 def join_memory(
@@ -177,14 +298,14 @@ def join_memory(
     machine: MachineMemory,
     observer: Observer,
 ) -> Snapshot:
-    """The snapshot that these facts add up to."""
+    """The snapshot made of these facts."""
     by_uuid = {strip_kind(held.uuid): held for held in allocators if held.uuid}
     keys = [_find_key(gpu, nvml.gpus, by_uuid) for gpu in nvml.gpus]
     balances = [
         _balance_gpu(gpu, by_uuid.pop(key, None), machine, observer)
         for gpu, key in zip(nvml.gpus, keys, strict=True)
     ]
-    # What torch uses and NVML does not know: an AMD GPU, or NVML out of order.
+    # Only torch knows an AMD GPU, or any GPU while NVML fails.
     unknown = list(by_uuid.values()) + [held for held in allocators if not held.uuid]
     balances += [_balance_allocator(held, machine) for held in unknown]
     notes = [nvml.trouble.sentence] if nvml.trouble else []
@@ -196,9 +317,9 @@ def join_memory(
 def _find_key(
     gpu: GpuMemory, gpus: tuple[GpuMemory, ...], by_uuid: Mapping[str, AllocatorFacts]
 ) -> str:
-    """The UUID under which torch knows a GPU or slice, as torch writes it."""
+    """The UUID that torch has for a GPU or MIG instance, without a prefix."""
     key, parent = strip_kind(gpu.uuid), strip_kind(gpu.parent_uuid)
-    # Where CUDA gives a slice the UUID of its GPU, it can be no other one if there is just one.
+    # CUDA may report a MIG instance under its GPU's UUID. With one instance there is no doubt.
     alone = bool(parent) and sum(one.parent_uuid == gpu.parent_uuid for one in gpus) == 1
     return parent if alone and key not in by_uuid else key
 
@@ -207,7 +328,7 @@ def _balance_gpu(
     gpu: GpuMemory, held: AllocatorFacts | None, machine: MachineMemory, observer: Observer
 ) -> Balance:
     unified = held.unified if held else is_named_unified(gpu.name)
-    # Linked to the machine's memory and yet with figures of its own (GH200): those are right.
+    # A GPU that is linked to the machine's memory and has its own (GH200) reports right figures.
     shared = unified and gpu.total_bytes is None and gpu.trouble is None
     own = _read_own_use(gpu.processes, held, observer)
     balance = Balance(
@@ -231,10 +352,11 @@ def _balance_gpu(
 def _read_own_use(
     processes: tuple[GpuProcess, ...] | None, held: AllocatorFacts | None, observer: Observer
 ) -> int | None:
-    """Bytes this process holds as the driver counts them, where that is certain.
+    """Bytes of this process as the driver counts them; None if that is not certain.
 
-    Among the host's own ids, by the id. In a container the ids are strangers' (nvidia-docker#179);
-    there a list of one is this process where its allocator holds memory and no more than that.
+    On the host this process is found by its id. In a container the ids are the host's
+    (nvidia-docker#179): there, the only process of the list is this one if its allocator holds
+    memory, and no more than the process.
     """
     if observer.uses_cuda is False:
         return 0
@@ -250,14 +372,14 @@ def _read_own_use(
 
 
 def _split_own(held: AllocatorFacts | None, used: int | None) -> ThisProcess:
-    # Without an entry of torch's, torch holds nothing here: it has not started CUDA.
+    # Without allocator facts torch has not started CUDA: it holds nothing.
     allocated, reserved = (held.allocated_bytes, held.reserved_bytes) if held else (0, 0)
     context = None if used is None else used - reserved
     return ThisProcess(allocated, reserved - allocated, context, used)
 
 
 def _add_others(processes: tuple[GpuProcess, ...] | None, own: int | None) -> int | None:
-    """Bytes of all processes but this one; None where one is not told, or may be this one."""
+    """Bytes of all other processes; None if one is unknown, or may be this process."""
     if processes is None or own is None:
         return None
     counts = [one.used_bytes for one in processes if one.used_bytes is not None]
@@ -276,7 +398,7 @@ def _name_processes(
 
 
 def _balance_allocator(held: AllocatorFacts, machine: MachineMemory) -> Balance:
-    """A device that only torch knows; who else uses it is unknown."""
+    """The balance of a device that only torch knows; its other users are unknown."""
     balance = Balance(
         kind="cuda",
         torch_name=held.torch_name,
@@ -290,7 +412,7 @@ def _balance_allocator(held: AllocatorFacts, machine: MachineMemory) -> Balance:
 
 
 def _share_machine(balance: Balance, machine: MachineMemory) -> Balance:
-    """The balance of a GPU that uses the machine's memory: what is not its own is the rest."""
+    """The balance of a device that uses the machine's memory: others hold the rest of it."""
     total, free = machine.total_bytes, machine.free_bytes
     rest = None
     if total is not None and free is not None:
@@ -310,7 +432,7 @@ def _balance_cpu(machine: MachineMemory, observer: Observer) -> Balance:
     resident, tensors = observer.resident_bytes, observer.tensor_bytes
     mine = ThisProcess(used_bytes=resident)
     if resident is not None and tensors is not None:
-        # Tensors that were never written to are not resident: they can be more than that.
+        # Tensors that were never written are not resident and can exceed the resident bytes.
         mine = ThisProcess(tensors, 0, max(0, resident - tensors), resident)
     return _share_machine(
         Balance("cpu", torch_name="cpu", name=machine.cpu_name, this_process=mine), machine

@@ -1,29 +1,34 @@
-"""A sheet as an SVG picture: a title, a bar of terms, and a row with a figure for each of them.
+"""A snapshot as text and as HTML: for each device a bar of its terms, with figures that add up.
 
-The colours are of middle brightness and told apart without red against green; text takes the
-colour of the text around it.
-
-A snapshot as text: each device's bar, and under it the terms as figures that add up.
-
-A snapshot as html: each device's balance as an SVG picture, its processes, the notes.
+An SVG takes the text color around it. Its bars have colors of medium brightness, which differ
+for color-blind readers too.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from html import escape
 from typing import NamedTuple
 
-from labkit.memory.balance.model import Balance, Term, divide_bar, list_terms, round_together
-from labkit.memory.balance.read import Snapshot
+from labkit.memory.balance.model import (
+    Balance,
+    Snapshot,
+    Term,
+    divide_bar,
+    list_terms,
+    name_device,
+    round_together,
+)
+from labkit.render import escape
+from labkit.text import escape_controls, shorten
 
-# Gives so many cells of a term, by its key.
+# Makes a number of cells of a term, by its key.
 Paint = Callable[[str, int], str]
 
 BAR_WIDTH = 64
 INDENT = " " * 8
+LONGEST_NAME = 26
 
-# Told apart without colour too: by eye on a terminal, in a log, and by who sees no colours.
+# Distinct without color: in a log, and for color-blind readers.
 GLYPHS = {
     "allocated": "█",
     "cached": "▓",
@@ -34,9 +39,9 @@ GLYPHS = {
     "free": "·",
 }
 PLAIN_GLYPHS = dict(zip(GLYPHS, "#=+/:?.", strict=True))
-# Bright blue, cyan, magenta, yellow, white, red: each is told from its neighbours on dark and
-# light grounds. Free keeps the terminal's own colour.
-TEXT_COLOURS = {
+# ANSI colors that contrast with their neighbors on dark and light backgrounds. Free memory keeps
+# the terminal's own color.
+ANSI_COLORS = {
     "allocated": 94,
     "cached": 36,
     "context": 35,
@@ -44,23 +49,30 @@ TEXT_COLOURS = {
     "reserved": 90,
     "unaccounted": 91,
 }
+PICTURE_COLORS = {
+    "allocated": "#2f7ed8",
+    "cached": "#6db3e8",
+    "context": "#9a7fd1",
+    "others": "#e08a2e",
+    "reserved": "#8a8f98",
+    "unaccounted": "#d6487e",
+    "free": "none",
+}
 
 
 def format_snapshot(
-    snapshot: Snapshot, *, colour: bool = False, plain: bool = False, width: int = BAR_WIDTH
+    snapshot: Snapshot, *, color: bool = False, plain: bool = False, width: int = BAR_WIDTH
 ) -> str:
-    """The snapshot as a person reads it, in MiB; ``plain`` draws the bars in ASCII."""
+    """The snapshot as text, in MiB; ``plain`` draws the bars in ASCII."""
     glyphs = PLAIN_GLYPHS if plain else GLYPHS
 
     def paint(key: str, cells: int) -> str:
         drawn = glyphs[key] * cells
-        return (
-            f"\x1b[{TEXT_COLOURS[key]}m{drawn}\x1b[0m" if colour and key in TEXT_COLOURS else drawn
-        )
+        return f"\x1b[{ANSI_COLORS[key]}m{drawn}\x1b[0m" if color and key in ANSI_COLORS else drawn
 
     blocks = [_format_balance(balance, paint, width) for balance in snapshot.balances]
     if snapshot.notes:
-        blocks.append("\n".join(f"note: {note}" for note in snapshot.notes))
+        blocks.append(escape_controls("\n".join(f"note: {note}" for note in snapshot.notes)))
     return "\n\n".join(blocks)
 
 
@@ -76,7 +88,7 @@ def format_figures(terms: list[Term], total: int | None) -> list[tuple[Term, str
 
 
 def format_mib(count: int | None) -> str:
-    """Bytes in whole MiB, as ``nvidia-smi`` writes them; None is "unknown".
+    """Bytes in whole MiB, as in ``nvidia-smi``; None is "unknown".
 
     >>> format_mib(151397597184), format_mib(None)
     ('144,384 MiB', 'unknown')
@@ -84,17 +96,9 @@ def format_mib(count: int | None) -> str:
     return "unknown" if count is None else f"{round_together([count])[0]:,} MiB"
 
 
-def name_device(balance: Balance) -> str:
-    """Torch's name for the device where that is known, else its number in ``nvidia-smi``."""
-    number = "" if balance.nvml_index is None else f" {balance.nvml_index}"
-    return balance.torch_name or f"gpu{number}"
-
-
 def list_remarks(balance: Balance) -> list[str]:
-    """What has to be known to read this balance: limits, shared memory, trouble."""
-    remarks = []
-    if balance.trouble:
-        remarks.append(balance.trouble)
+    """What explains the figures of this balance: trouble, shared memory, limits, unknown terms."""
+    remarks = [balance.trouble] if balance.trouble else []
     if balance.shared and balance.kind != "cpu":
         remarks.append("its memory is shared with the system")
     if balance.limit_bytes is not None:
@@ -102,20 +106,20 @@ def list_remarks(balance: Balance) -> list[str]:
         remarks.append(f"{format_mib(balance.limit_bytes)} for this container, of {machine}")
     unknown = [term.words for term in list_terms(balance) if term.held_bytes is None]
     if unknown and balance.unaccounted_bytes is not None:
-        remarks.append(f"in unaccounted, for want of a figure: {', '.join(unknown)}")
+        remarks.append(f"unaccounted includes what is unknown: {', '.join(unknown)}")
     return remarks
 
 
 def list_processes(balance: Balance) -> list[tuple[str, str]]:
-    """A line for each process on the device: its id and name, and what it holds."""
+    """For each process on the device: its id and name, and what it holds."""
     return [
-        (f"{one.pid}  {_shorten(one.name)}".rstrip(), format_mib(one.used_bytes))
+        (f"{one.pid}  {shorten(one.name or '', LONGEST_NAME)}".rstrip(), format_mib(one.used_bytes))
         for one in balance.processes or ()
     ]
 
 
 def count_processes(balance: Balance) -> str | None:
-    """How many processes there are, and whose ids they have; None where there are none."""
+    """The number of processes, and whether their ids are the host's; None without processes."""
     if not balance.processes:
         return None
     count = len(balance.processes)
@@ -124,16 +128,14 @@ def count_processes(balance: Balance) -> str | None:
 
 
 def _format_balance(balance: Balance, paint: Paint, width: int) -> str:
-    title = [f"{name_device(balance):<8}{balance.name or 'unknown'}", balance.uuid or ""]
-    lines = ["  ".join(title).rstrip()]
-    if balance.total_bytes is not None or not balance.trouble:
-        lines += _format_terms(balance, paint, width)
+    title = f"{name_device(balance):<8}{balance.name or 'unknown'}  {balance.uuid or ''}".rstrip()
+    terms = _format_terms(balance, paint, width) if balance.is_readable else []
     processes = count_processes(balance)
-    if processes:
-        lines.append(f"{INDENT}{processes}")
-        lines += [f"{INDENT}  {who:<37}{held:>13}" for who, held in list_processes(balance)]
+    lines = [f"{INDENT}{processes}"] if processes else []
+    lines += [f"{INDENT}  {who:<37}{held:>13}" for who, held in list_processes(balance)]
     lines += [f"{INDENT}{remark}" for remark in list_remarks(balance)]
-    return "\n".join(lines)
+    # Names of devices and processes are not ours; the terms have their own color sequences.
+    return "\n".join([escape_controls(title), *terms, *map(escape_controls, lines)])
 
 
 def _format_terms(balance: Balance, paint: Paint, width: int) -> list[str]:
@@ -147,58 +149,37 @@ def _format_terms(balance: Balance, paint: Paint, width: int) -> list[str]:
     return [f"{INDENT}{bar}", *rows, total] if bar else [*rows, total]
 
 
-def _shorten(name: str | None, length: int = 26) -> str:
-    if name is None or len(name) <= length:
-        return name or ""
-    return f"{name[: length - 1]}…"
-
-
-PICTURE_COLOURS = {
-    "allocated": "#2f7ed8",
-    "cached": "#6db3e8",
-    "context": "#9a7fd1",
-    "others": "#e08a2e",
-    "reserved": "#8a8f98",
-    "unaccounted": "#d6487e",
-    "free": "none",
-}
-
-
-def draw_snapshot(snapshot: Snapshot) -> str:
-    """The snapshot as one piece of html: a picture for each device, its processes, the notes."""
-    parts = [draw_balance(balance) + _list_details(balance) for balance in snapshot.balances]
+def render_snapshot(snapshot: Snapshot) -> str:
+    """The snapshot as HTML: a picture of each device, its processes and remarks, the notes."""
+    parts = [render_balance(balance) + _render_details(balance) for balance in snapshot.balances]
     parts += [f"<p>note: {escape(note)}</p>" for note in snapshot.notes]
     return f'<div class="labkit-memory" style="{INLINE_STYLE}">{"".join(parts)}</div>'
 
 
-def draw_balance(balance: Balance, *, standalone: bool = False) -> str:
-    """The balance as an SVG picture: the bar, and each term with its colour and figure.
+def render_balance(balance: Balance, *, standalone: bool = False) -> str:
+    """The balance as an SVG: the bar, and each term with its color and figure.
 
-    ``standalone`` makes it a file of its own, which follows the reader's light or dark theme.
+    A ``standalone`` SVG is a file of its own and follows the reader's light or dark theme.
     """
     title = f"{name_device(balance)}  {balance.name or 'unknown'}"
-    told = balance.total_bytes is not None or not balance.trouble
     terms = list_terms(balance)
     rows = [
-        Row(term.words, figure, PICTURE_COLOURS[term.key])
+        Row(term.words, figure, PICTURE_COLORS[term.key])
         for term, figure in format_figures(terms, balance.total_bytes)
     ]
-    total = Row("total", format_mib(balance.total_bytes))
-    figures = {term.key: format_mib(term.held_bytes) for term in terms}
-    return draw_sheet(
-        Sheet(
-            f"memory of {title}",
-            title,
-            terms,
-            PICTURE_COLOURS,
-            figures,
-            (*rows, total) if told else (),
-        ),
-        standalone=standalone,
+    rows.append(Row("total", format_mib(balance.total_bytes)))
+    sheet = Sheet(
+        name=f"memory of {title}",
+        title=title,
+        terms=terms,
+        colors=PICTURE_COLORS,
+        figures={term.key: format_mib(term.held_bytes) for term in terms},
+        rows=rows if balance.is_readable else (),
     )
+    return render_sheet(sheet, standalone=standalone)
 
 
-def _list_details(balance: Balance) -> str:
+def _render_details(balance: Balance) -> str:
     lines = [count_processes(balance) or ""]
     lines += [f"{who}: {held}" for who, held in list_processes(balance)]
     lines += list_remarks(balance)
@@ -207,13 +188,12 @@ def _list_details(balance: Balance) -> str:
 
 WIDTH, BAR_TOP, BAR_HEIGHT, ROW_HEIGHT = 640, 32, 26, 20
 FIGURES_RIGHT = 430
-# A picture in a file has no text around it: there the reader's theme decides. GitHub and
-# browsers follow it inside <img> too.
+# A file has no text around it whose color it could take: there the reader's theme decides.
 STANDALONE_STYLE = (
     "<style>svg{color:#24292f;background:none}"
     "@media (prefers-color-scheme:dark){svg{color:#e6edf3}}</style>"
 )
-# JupyterLab and VS Code say in these what their theme's text is; elsewhere it is inherited.
+# The text color of JupyterLab's and VS Code's themes; elsewhere it is inherited.
 INLINE_STYLE = (
     "color:var(--jp-content-font-color1,var(--vscode-foreground,currentColor));"
     "font:13px/1.5 sans-serif"
@@ -221,30 +201,30 @@ INLINE_STYLE = (
 
 
 class Row(NamedTuple):
-    """A line of the sheet; a sum has no colour, for it is no part of the bar."""
+    """A line of a sheet; a sum has no color, as it is not part of the bar."""
 
     words: str
     figure: str
-    colour: str | None = None
+    color: str | None = None
 
 
 class Sheet(NamedTuple):
-    """What is drawn: ``name`` says it to who hears pictures; ``figures`` are the bar's, by key."""
+    """What is drawn. ``name`` is for screen readers; ``colors`` and ``figures`` are by term key."""
 
     name: str
     title: str
     terms: Sequence[Term]
-    colours: Mapping[str, str]
+    colors: Mapping[str, str]
     figures: Mapping[str, str]
     rows: Sequence[Row]
 
 
-def draw_sheet(sheet: Sheet, *, standalone: bool = False) -> str:
-    """The sheet as an SVG; ``standalone`` makes it a file, which follows the reader's theme."""
-    body = [_write(sheet.title, 0, 20, weight="bold"), *_draw_bar(sheet)]
+def render_sheet(sheet: Sheet, *, standalone: bool = False) -> str:
+    """The sheet as an SVG: its title, a bar of its terms, and its rows."""
+    body = [_render_text(sheet.title, 0, 20, ' font-weight="bold"'), *_render_bar(sheet)]
     top = BAR_TOP + BAR_HEIGHT + 8
     for place, row in enumerate(sheet.rows):
-        body += _draw_row(row, top + place * ROW_HEIGHT)
+        body += _render_row(row, top + place * ROW_HEIGHT)
     height = top + len(sheet.rows) * ROW_HEIGHT if sheet.rows else BAR_TOP
     style = "" if standalone else ' style="display:block;max-width:100%"'
     return (
@@ -255,13 +235,13 @@ def draw_sheet(sheet: Sheet, *, standalone: bool = False) -> str:
     )
 
 
-def _draw_bar(sheet: Sheet) -> Iterable[str]:
+def _render_bar(sheet: Sheet) -> Iterable[str]:
     words = {term.key: term.words for term in sheet.terms}
     left = 0
     for key, cells in divide_bar(sheet.terms, WIDTH):
         yield (
             f'<rect x="{left}" y="{BAR_TOP}" width="{cells}" height="{BAR_HEIGHT}"'
-            f' fill="{sheet.colours[key]}">'
+            f' fill="{sheet.colors[key]}">'
             f"<title>{escape(f'{words[key]}: {sheet.figures[key]}')}</title></rect>"
         )
         left += cells
@@ -272,17 +252,15 @@ def _draw_bar(sheet: Sheet) -> Iterable[str]:
         )
 
 
-def _draw_row(row: Row, top: int) -> Iterable[str]:
-    if row.colour is not None:
+def _render_row(row: Row, top: int) -> Iterable[str]:
+    if row.color is not None:
         yield (
-            f'<rect x="0.5" y="{top + 3}.5" width="12" height="12" fill="{row.colour}"'
+            f'<rect x="0.5" y="{top + 3}.5" width="12" height="12" fill="{row.color}"'
             ' stroke="currentColor" stroke-opacity="0.4"/>'
         )
-    yield _write(row.words, 22, top + 14)
-    yield _write(row.figure, FIGURES_RIGHT, top + 14, anchor="end")
+    yield _render_text(row.words, 22, top + 14)
+    yield _render_text(row.figure, FIGURES_RIGHT, top + 14, ' text-anchor="end"')
 
 
-def _write(text: str, left: int, base: int, *, anchor: str = "start", weight: str = "") -> str:
-    bold = f' font-weight="{weight}"' if weight else ""
-    end = ' text-anchor="end"' if anchor == "end" else ""
-    return f'<text x="{left}" y="{base}"{end}{bold}>{escape(text)}</text>'
+def _render_text(text: str, left: int, base: int, attributes: str = "") -> str:
+    return f'<text x="{left}" y="{base}"{attributes}>{escape(text)}</text>'

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from labkit.memory.balance.model import Term, divide_bar
-from labkit.memory.balance.view import INLINE_STYLE, Row, Sheet, draw_sheet
-from labkit.memory.balance.view import PICTURE_COLOURS as OF_BALANCE
+from labkit.memory.balance.view import INLINE_STYLE, Row, Sheet, render_sheet
+from labkit.memory.balance.view import PICTURE_COLORS as OF_BALANCE
 from labkit.memory.estimate.model import Estimate
 from labkit.memory.track.model import LineUse
 from labkit.render import escape
@@ -129,8 +129,8 @@ def _name_line(line: LineUse) -> str:
     return f"{line.frame.where}  {shorten(line.frame.source, SOURCE_LENGTH)}".rstrip()
 
 
-# What the balance has too has the balance's colours; there all tensors are blue.
-COLOURS = {
+# What the balance has too has the balance's colors; there all tensors are blue.
+COLORS = {
     "parameters": OF_BALANCE["allocated"],
     "gradients": "#2a9d8f",
     "optimizer": "#a8982c",
@@ -155,13 +155,13 @@ def render_estimate(estimate: Estimate) -> str:
 
 
 def render_bar(estimate: Estimate) -> str:
-    """The terms as an SVG picture: the bar, and each with its colour and figure."""
+    """The terms as an SVG picture: the bar, and each with its color and figure."""
     terms = list_terms(estimate)
     figures = {term.key: format_bytes(term.held_bytes) for term in terms}
-    rows = [Row(term.words, figures[term.key], COLOURS[term.key]) for term in terms]
+    rows = [Row(term.words, figures[term.key], COLORS[term.key]) for term in terms]
     rows += [Row(words, figure) for words, figure in list_sums(estimate)]
     title = name_work(estimate)
-    return draw_sheet(Sheet(f"estimate of {title}", title, terms, COLOURS, figures, rows))
+    return render_sheet(Sheet(f"estimate of {title}", title, terms, COLORS, figures, rows))
 
 
 def _pad(count: int) -> str:

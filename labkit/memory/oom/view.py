@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from labkit.memory.balance.model import MIB
-from labkit.memory.balance.read import Snapshot
-from labkit.memory.balance.view import INLINE_STYLE, draw_balance, format_snapshot
+from labkit.memory.balance.model import MIB, Snapshot
+from labkit.memory.balance.view import INLINE_STYLE, format_snapshot, render_balance
 from labkit.memory.oom.model import NAMES_SHOWN, Holder, OutOfMemoryPage, list_measures
 from labkit.render import escape
 from labkit.text import format_bytes, plural
@@ -37,7 +36,7 @@ def render_page(page: OutOfMemoryPage) -> str:
         f'<b>what would help, in order</b><ol style="margin:2px 0 10px">{measures}</ol>',
     ]
     if page.balance:
-        parts.append(f"<b>the balance after the error</b>{draw_balance(page.balance)}")
+        parts.append(f"<b>the balance after the error</b>{render_balance(page.balance)}")
     return f'<div class="labkit-oom" style="{INLINE_STYLE}">{"".join(parts)}</div>'
 
 

@@ -1,9 +1,7 @@
-"""Memory over time as a matplotlib figure; nothing but ``plot_memory`` imports this module.
+"""Samples as a matplotlib figure; only ``plot_memory`` imports this module.
 
-Legible on light and dark grounds: the background is transparent, text is a grey between them, and
-the colours are those of the balance (``labkit.memory.balance.view``).
-
-``plot_memory()``: memory over time as a matplotlib figure, or as text where there is none.
+It is legible on light and dark backgrounds: the figure is transparent, its text is gray, and its
+colors are those of the balance.
 """
 
 from __future__ import annotations
@@ -12,30 +10,32 @@ import base64
 import io
 import math
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from labkit.memory.sample.model import AnnotatedSpan, Point, split_at_gaps
-from labkit.memory.sample.sampler import DeviceSamples, MemorySamples
+from labkit.charts import choose_binary_unit
+from labkit.memory.sample.model import (
+    AnnotatedSpan,
+    DeviceSamples,
+    MemorySamples,
+    Point,
+    split_at_gaps,
+)
 from labkit.memory.sample.view import STYLES, Style, find_least, format_samples, list_missing
-from labkit.text import BINARY_UNITS, format_bytes
+from labkit.text import format_bytes
 
-if TYPE_CHECKING:
-    pass
-
-
-# A contrast of about 4 on white and on JupyterLab's dark ground.
+# A contrast of about 4 on white and on JupyterLab's dark background.
 INK = "#7b7b7b"
 WIDTH_INCHES, DEVICE_INCHES, LANE_INCHES, EDGE_INCHES = 9.0, 2.3, 0.26, 0.75
 SCREEN_DPI, PNG_DPI = 100, 200
 LETTER_INCHES = 0.07
 
-# A lane for each kind of span, in this order from the top.
+# The lanes of the kinds of spans, from the top.
 LANES = {"cell": "cells", "block": "blocks", "mark": "marks"}
-LANE_COLOURS = {"cell": "#8a8f98", "block": "#00917c", "mark": "#a07800"}
+LANE_COLORS = {"cell": "#8a8f98", "block": "#00917c", "mark": "#a07800"}
 
 
 class MemoryFigure(Figure):
@@ -52,8 +52,8 @@ class MemoryFigure(Figure):
         return repr(self)
 
     def _repr_mimebundle_(self, **options: Any) -> tuple[dict[str, str], dict[str, Any]]:
-        # As a PNG it is shown in a notebook that is not trusted too, and by GitHub. It brings its
-        # own: matplotlib registers its with IPython only when pyplot is imported.
+        # A PNG is also shown in untrusted notebooks and on GitHub. It is made here because
+        # matplotlib registers its own formatter only when pyplot is imported.
         drawn = io.BytesIO()
         self.savefig(drawn, format="png", dpi=PNG_DPI)
         data = {"image/png": base64.b64encode(drawn.getvalue()).decode(), "text/plain": repr(self)}
@@ -61,7 +61,7 @@ class MemoryFigure(Figure):
 
 
 def draw_samples(samples: MemorySamples) -> MemoryFigure:
-    """The figure: lanes of what ran when, and below them each device that was measured."""
+    """The figure: a lane for each kind of span, and below them each device that was measured."""
     shown = [device for device in samples.devices if _list_measures(device)]
     lanes = [kind for kind in LANES if any(span.kind == kind for span in samples.spans)]
     heights = [LANE_INCHES * len(lanes)] if lanes else []
@@ -121,13 +121,13 @@ def _draw_span(
     axes: Axes, span: AnnotatedSpan, end: float, lane: int, time_scale: tuple[float, float]
 ) -> None:
     unit, whole = time_scale
-    # A hair of the whole at least: a moment is seen too.
+    # A minimal width, so that moments are visible.
     width = max(end - span.begin, whole / 600)
     axes.broken_barh(
         [(span.begin / unit, width / unit)],
         (lane + 0.1, 0.8),
-        facecolor=(LANE_COLOURS[span.kind], 0.16),
-        edgecolor=(LANE_COLOURS[span.kind], 0.9),
+        facecolor=(LANE_COLORS[span.kind], 0.16),
+        edgecolor=(LANE_COLORS[span.kind], 0.9),
         linewidth=0.8,
     )
     inches = width / whole * (WIDTH_INCHES - 1.0) if whole else 0.0
@@ -150,18 +150,18 @@ def _draw_device(axes: Axes, device: DeviceSamples, samples: MemorySamples, unit
     measures = _list_measures(device)
     peaks = {measure: device.find_peak(measure) for measure in measures}
     highest = max(point.high or 0 for point in peaks.values() if point)
-    scale, name = _choose_unit(highest)
+    scale, name = choose_binary_unit(highest)
     for measure in measures:
         for number, stretch in enumerate(
             split_at_gaps(device.points[measure], samples.gap_seconds)
         ):
             words = STYLES[measure].words if number == 0 else None
             _draw_stretch(axes, stretch, STYLES[measure], (unit, scale), words)
-    # The innermost measure that is there is what the reader's own code did.
-    told = next(measure for measure in ("allocated", "process", "used") if measure in measures)
-    peak = peaks[told]
+    # The innermost measure shows the reader's own code best.
+    inner = next(measure for measure in ("allocated", "process", "used") if measure in measures)
+    peak = peaks[inner]
     if peak is not None:
-        _note_peak(axes, peak, STYLES[told].colour, (unit, scale, highest), samples.seconds)
+        _note_peak(axes, peak, STYLES[inner].color, (unit, scale, highest), samples.seconds)
     axes.set_ylim(0, (highest / scale or 1.0) * 1.22)
     axes.set_ylabel(name, color=INK)
     axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
@@ -177,21 +177,21 @@ def _draw_stretch(
     words: str | None,
 ) -> None:
     unit, scale = units
-    # A bucket's figures hold for all of its time; of a single one this makes a line, too.
+    # A bucket's figures apply to all of its time, so a single bucket is a line too.
     ends = [(point.end if math.isfinite(point.end) else point.begin) / unit for point in stretch]
     times = [stretch[0].begin / unit, *ends]
     high = [(point.high or 0) / scale for point in (stretch[0], *stretch)]
     low = [(point.low or 0) / scale for point in (stretch[0], *stretch)]
-    axes.fill_between(times, high, step="pre", color=style.colour, alpha=style.area, linewidth=0)
+    axes.fill_between(times, high, step="pre", color=style.color, alpha=style.area, linewidth=0)
     if low != high:
-        axes.fill_between(times, low, high, step="pre", color=style.colour, alpha=0.3, linewidth=0)
-    axes.plot(times, high, color=style.colour, linewidth=1.6, drawstyle="steps-pre", label=words)
+        axes.fill_between(times, low, high, step="pre", color=style.color, alpha=0.3, linewidth=0)
+    axes.plot(times, high, color=style.color, linewidth=1.6, drawstyle="steps-pre", label=words)
 
 
 def _note_peak(
-    axes: Axes, peak: Point, colour: str, units: tuple[float, float, int], whole: float
+    axes: Axes, peak: Point, color: str, units: tuple[float, float, int], whole: float
 ) -> None:
-    """A dot on the line, and the figure above all lines, where it covers none."""
+    """Marks the peak with a dot on its line, and writes its figure above all lines."""
     unit, scale, highest = units
     middle = (peak.begin + peak.end) / 2
     late = middle > whole / 2
@@ -205,7 +205,7 @@ def _note_peak(
         fontweight="bold",
         color=INK,
     )
-    axes.plot([min(middle, whole) / unit], [(peak.high or 0) / scale], "o", color=colour, ms=5)
+    axes.plot([min(middle, whole) / unit], [(peak.high or 0) / scale], "o", color=color, ms=5)
 
 
 def _write_title(device: DeviceSamples) -> str:
@@ -215,11 +215,6 @@ def _write_title(device: DeviceSamples) -> str:
     least = find_least(device.points["available"])
     left = "" if least is None else f": never less than {format_bytes(least)}{total} available"
     return f"{device.name}{left}"
-
-
-def _choose_unit(highest: int) -> tuple[float, str]:
-    step = min(4, max(0, math.floor(math.log(highest, 1024)))) if highest > 0 else 0
-    return 1024.0**step, BINARY_UNITS[step]
 
 
 def _style_axes(axes: Axes, legend: bool) -> None:

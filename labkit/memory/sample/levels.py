@@ -1,8 +1,7 @@
-"""The balance of every device again and again, cheaply: what does not change is read once.
+"""Reads the balance of every device repeatedly, at little cost: constant facts are read once.
 
-``take_snapshot`` looks at everything anew, for the one time it is asked. Here NVML stays open, and
-nothing is called that could disturb what runs: of torch only the allocators' own counters are
-read, for a call into CUDA from another thread may spoil a graph that is being captured.
+NVML stays open between two readings. Of torch only the allocators' counters are read: a call into
+CUDA from another thread can break a CUDA graph capture.
 """
 
 from __future__ import annotations
@@ -13,39 +12,34 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from labkit.devices.detect import strip_kind
-from labkit.devices.nvml import Gate, MemoryAnswer, NvmlError, Trouble, ask_gpu_memory, open_gate
-from labkit.host.machine import read_room
-from labkit.memory.balance.model import Balance
-from labkit.memory.balance.process import (
+from labkit.devices.nvml import Gate, MemoryAnswer, NvmlError, ask_gpu_memory, open_gate, strip_kind
+from labkit.memory.balance.model import Balance, Snapshot, name_device
+from labkit.memory.balance.read import (
+    AllocatorFacts,
     MachineMemory,
-    has_loaded,
-    read_available_bytes,
+    Observer,
+    describe_gpu,
+    find_started_torch,
+    join_memory,
+    may_use_cuda,
+    read_free_bytes,
     read_machine_memory,
     read_resident_bytes,
     sees_host_ids,
 )
-from labkit.memory.balance.read import (
-    AllocatorFacts,
-    Observer,
-    Snapshot,
-    find_started_torch,
-    join_memory,
-)
-from labkit.memory.balance.view import name_device
 
-# What there is to draw of a device, the innermost first.
+# The measures of a device, the innermost first.
 GPU_MEASURES = ("allocated", "reserved", "used")
 CPU_MEASURES = ("process", "available")
 
-# Between two attempts to reach a driver that did not answer, and two looks at what is loaded.
+# Between two attempts to open a driver that failed, and two looks at the loaded libraries.
 RETRY_SECONDS = 5.0
-# Nothing will change about these while this process lives.
+# These do not change while this process lives.
 FINAL_TROUBLES = {"no binding", "no library"}
 
 
 class Levels(NamedTuple):
-    """What one device holds at a moment, by measure, in bytes; None is not measured."""
+    """What one device holds at a moment, in bytes by measure; None was not measured."""
 
     key: str
     name: str
@@ -55,7 +49,7 @@ class Levels(NamedTuple):
 
 
 def read_levels(balance: Balance) -> Levels:
-    """The levels that are followed over time, from a balance."""
+    """The levels in a balance that are followed over time."""
     mine = balance.this_process
     if balance.kind == "cpu":
         held = dict(zip(CPU_MEASURES, (mine.used_bytes, balance.free_bytes), strict=True))
@@ -63,20 +57,21 @@ def read_levels(balance: Balance) -> Levels:
     reserved = None
     if mine.allocated_bytes is not None and mine.cached_bytes is not None:
         reserved = mine.allocated_bytes + mine.cached_bytes
-    # Of a lost GPU nothing is known: what torch last counted there is no level of now.
-    told = (mine.allocated_bytes, reserved, balance.used_bytes)
-    counts = (None, None, None) if balance.trouble else told
+    counts: tuple[int | None, ...] = (mine.allocated_bytes, reserved, balance.used_bytes)
+    if balance.trouble:
+        counts = (None, None, None)  # torch's counters of a lost GPU are out of date
     name = name_device(balance)
-    held = dict(zip(GPU_MEASURES, counts, strict=True))
-    # Torch writes a UUID without NVML's prefix, and tells of a device that NVML has lost sight of.
+    # Torch's UUIDs have no prefix, and torch still lists a GPU that NVML has lost.
     key = strip_kind(balance.uuid or name)
+    held = dict(zip(GPU_MEASURES, counts, strict=True))
     return Levels(key, name, "gpu", balance.total_bytes, held)
 
 
 class LevelReader:
-    """Reads every device as often as it is asked, without importing torch or starting CUDA.
+    """Reads every device on each call, without importing torch or starting CUDA.
 
-    ``processes`` tells this process from others on a GPU, which costs a query more for each GPU.
+    ``processes`` separates this process from others on a GPU, at the cost of one more query per
+    GPU.
     """
 
     def __init__(
@@ -95,15 +90,15 @@ class LevelReader:
         self.forget()
 
     def forget(self) -> None:
-        """Lets go of the driver without a word to it: in a forked child it is the parent's."""
+        """Drops the driver without closing it: in a forked child it belongs to the parent."""
         self._gate: Gate | None = None
         self._answer = MemoryAnswer()
         self._asked_at: float | None = None
         self._uses_cuda: bool | None = None
         self._looked_at: float | None = None
         self._torch: Any = None
-        self._devices: tuple[tuple[str | None, str, bool], ...] = ()
-        self._places: dict[int, list[Balance]] = {}
+        self._gpus: list[tuple[str, str | None, bool]] = []
+        self._known: dict[int, list[Balance]] = {}
 
     def close(self) -> None:
         """Closes NVML; the next reading opens it again."""
@@ -111,7 +106,7 @@ class LevelReader:
         self._close_gate()
 
     def read(self) -> Snapshot:
-        """The balance of every device now, GPUs first; CPU tensors are not told apart."""
+        """The balance of every device now, GPUs first; CPU tensors are not counted."""
         allocators = self._read_allocators()
         answer = self._ask_driver()
         observer = Observer(
@@ -125,11 +120,8 @@ class LevelReader:
     def _read_machine(self) -> MachineMemory:
         if self._machine is None:
             self._machine = read_machine_memory(self._root)
-        offered = [read_available_bytes(self._root)]
-        if self._machine.limit_bytes is not None:
-            offered.append(read_room(self._root))
-        known = [count for count in offered if count is not None]
-        return self._machine._replace(free_bytes=min(known, default=None))
+        limited = self._machine.limit_bytes is not None
+        return self._machine._replace(free_bytes=read_free_bytes(self._root, limited=limited))
 
     def _ask_driver(self) -> MemoryAnswer:
         if self._gate is None and not self._may_ask():
@@ -142,7 +134,7 @@ class LevelReader:
         except NvmlError as error:
             self._answer = MemoryAnswer(trouble=error.trouble)
         if self._answer.trouble:
-            self._close_gate()  # a driver that was reloaded answers only to who asks anew
+            self._close_gate()  # a reloaded driver answers only after NVML is opened again
         return self._answer
 
     def _close_gate(self) -> None:
@@ -151,7 +143,7 @@ class LevelReader:
             self._gate = None
 
     def _may_ask(self) -> bool:
-        trouble: Trouble | None = self._answer.trouble
+        trouble = self._answer.trouble
         if trouble is not None and trouble.kind in FINAL_TROUBLES:
             return False
         return self._asked_at is None or self._clock() - self._asked_at >= RETRY_SECONDS
@@ -161,7 +153,7 @@ class LevelReader:
             self._uses_cuda = True
         elif self._looked_at is None or self._clock() - self._looked_at >= RETRY_SECONDS:
             self._looked_at = self._clock()
-            self._uses_cuda = None if has_loaded("libcuda.so") is not False else False
+            self._uses_cuda = may_use_cuda()
         return self._uses_cuda
 
     def _read_allocators(self) -> tuple[AllocatorFacts, ...]:
@@ -169,42 +161,32 @@ class LevelReader:
         if torch is None:
             return ()
         if torch is not self._torch:
-            self._devices = tuple(map(_describe, _list_properties(torch)))
+            self._gpus = [describe_gpu(torch, at) for at in range(torch.cuda.device_count())]
             self._torch = torch
         return tuple(
             AllocatorFacts(f"cuda:{index}", uuid, name, *_count(torch.cuda, index), unified)
-            for index, (uuid, name, unified) in enumerate(self._devices)
+            for index, (name, uuid, unified) in enumerate(self._gpus)
         )
 
     def _name_lost(self, snapshot: Snapshot) -> Snapshot:
-        """A GPU that no longer tells its UUID is the one that was at its place before."""
-        places: dict[int, list[Balance]] = {}
+        """The snapshot in which a GPU that no longer reports its UUID keeps its earlier names."""
+        known: dict[int, list[Balance]] = {}
         balances = []
         for balance in snapshot.balances:
-            before = self._places.get(-1 if balance.nvml_index is None else balance.nvml_index, [])
-            # A split GPU has several slices at its place: which of them is lost is not known.
-            told = balance
+            before = self._known.get(-1 if balance.nvml_index is None else balance.nvml_index, [])
+            # With several MIG instances at this index, it is not known which one is lost.
             if not balance.uuid and len(before) == 1:
-                told = balance._replace(uuid=before[0].uuid, torch_name=before[0].torch_name)
-            if told.nvml_index is not None:
-                places.setdefault(told.nvml_index, []).append(told)
-            balances.append(told)
-        self._places = {**self._places, **places}
+                uuid, torch_name = before[0].uuid, before[0].torch_name
+                balance = balance._replace(uuid=uuid, torch_name=torch_name)  # noqa: PLW2901
+            if balance.nvml_index is not None:
+                known.setdefault(balance.nvml_index, []).append(balance)
+            balances.append(balance)
+        self._known |= known
         return snapshot._replace(balances=tuple(balances))
 
 
-def _list_properties(torch: Any) -> list[Any]:
-    return [torch.cuda.get_device_properties(at) for at in range(torch.cuda.device_count())]
-
-
-def _describe(properties: Any) -> tuple[str | None, str, bool]:
-    uuid = getattr(properties, "uuid", None)
-    unified = bool(getattr(properties, "is_integrated", 0))
-    return str(uuid) if uuid is not None else None, properties.name, unified
-
-
 def _count(cuda: Any, index: int) -> tuple[int, int]:
-    """Bytes allocated and reserved; the allocator's own counters, without a call into CUDA."""
+    """Bytes allocated and reserved: the allocator's counters, without a call into CUDA."""
     statistics = cuda.memory_stats_as_nested_dict(index)
     if not statistics:
         return 0, 0

@@ -1,12 +1,8 @@
-"""What ran when: named spans on the time of a sampler, such as a cell, a block, a mark by hand.
+"""Memory over time: buckets of samples, annotated spans, and what a sampler has measured.
 
-Whoever runs something tells all listeners; with none there it costs next to nothing.
-
-Figures over time in a bounded number of buckets, however long it lasts.
-
-Time is cut into buckets of one width, and each keeps the lowest, the highest and the mean of what
-fell into it. Where the buckets become too many, each two neighbours become one: the width doubles,
-and no spike that was seen is lost.
+Time is divided into buckets of equal width. Each keeps the lowest, the highest and the mean of
+its samples. If there are too many buckets, each two neighbors are merged and the width doubles:
+the number of buckets is bounded and no measured spike is lost.
 """
 
 from __future__ import annotations
@@ -16,13 +12,15 @@ from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
 from typing import NamedTuple
 
+from labkit.render import Displayed
+
 BUCKET_LIMIT = 600
 
 
 class Point(NamedTuple):
-    """One bucket of one series: its time in seconds, its figures, how many were (not) measured.
+    """One bucket of one series: its time in seconds, its figures, and the numbers of samples.
 
-    The figures are None where nothing was measured in that time.
+    The figures are None if nothing was measured in that time.
     """
 
     begin: float
@@ -35,9 +33,9 @@ class Point(NamedTuple):
 
 
 def split_at_gaps(points: Iterable[Point], gap_seconds: float) -> list[list[Point]]:
-    """The stretches in which a series was measured without a gap; the points in them have figures.
+    """The stretches in which a series was measured without a gap.
 
-    A gap is a bucket in which nothing could be measured, or more than ``gap_seconds`` without one.
+    A gap is a bucket in which nothing was measured, or more than ``gap_seconds`` without one.
     """
     stretches: list[list[Point]] = []
     whole = False
@@ -61,14 +59,14 @@ class Extent:
         self.low = self.high = self.total = self.measured = self.missed = 0
 
     def add(self, count: int | None) -> None:
-        """Takes in one figure; None is one that could not be measured."""
+        """Adds a sample; None is one that could not be measured."""
         if count is None:
             self.missed += 1
         else:
             self._join(count, count, count, 1)
 
     def merge(self, other: Extent) -> None:
-        """Takes in what another bucket has seen."""
+        """Adds the samples of another bucket."""
         if other.measured:
             self._join(other.low, other.high, other.total, other.measured)
         self.missed += other.missed
@@ -80,7 +78,7 @@ class Extent:
         self.measured += measured
 
     def describe(self, begin: float, end: float) -> Point:
-        """The figures as they are now."""
+        """The figures now, as a point of this time."""
         if not self.measured:
             return Point(begin, end, None, None, None, 0, self.missed)
         mean = self.total / self.measured
@@ -88,7 +86,7 @@ class Extent:
 
 
 class Buckets:
-    """Several series over the same time, at most ``limit`` buckets of each.
+    """Several series over the same time, in at most ``limit`` buckets.
 
     >>> seen = Buckets(limit=2, width_seconds=1.0)
     >>> for second, count in enumerate([5, 90, 5, None]):
@@ -106,15 +104,15 @@ class Buckets:
         return len(self._buckets)
 
     def add(self, seconds: float, figures: Mapping[str, int | None]) -> None:
-        """Takes in one figure of each series, at a time that is not below zero."""
+        """Adds a sample of each series, at a time of 0 or more seconds."""
         bucket = self._buckets.setdefault(int(seconds / self.width_seconds), {})
         for series, count in figures.items():
             bucket.setdefault(series, Extent()).add(count)
         while len(self._buckets) > self._limit:
-            self._halve()
+            self._merge_neighbors()
 
     def list_points(self, series: str) -> tuple[Point, ...]:
-        """The buckets of one series in the order of time; those without a sample are not there."""
+        """The buckets of one series in order of time, without empty ones."""
         width = self.width_seconds
         return tuple(
             extents[series].describe(number * width, (number + 1) * width)
@@ -122,7 +120,7 @@ class Buckets:
             if series in extents
         )
 
-    def _halve(self) -> None:
+    def _merge_neighbors(self) -> None:
         merged: dict[int, dict[str, Extent]] = {}
         for number, extents in self._buckets.items():
             bucket = merged.setdefault(number // 2, {})
@@ -132,15 +130,15 @@ class Buckets:
         self.width_seconds *= 2
 
 
-# So many spans a picture can show at most; a decorated function can be called a million times.
+# The most spans of one sampler: a decorated function can be called a million times.
 SPAN_LIMIT = 500
 
 
 class AnnotatedSpan(NamedTuple):
-    """A named stretch of time in a sampler's seconds; its end is None while it goes on.
+    """A named span on a sampler's time, in seconds; its end is None while it is open.
 
-    ``kind`` is "cell", "block" (of track_memory) or "mark"; a mark by hand that was never opened
-    as a block is a moment, and ends where it begins.
+    ``kind`` is "cell", "block" (of track_memory) or "mark" (of ``MemorySampler.mark``); a mark
+    without a ``with`` block ends where it begins.
     """
 
     kind: str
@@ -150,14 +148,14 @@ class AnnotatedSpan(NamedTuple):
 
 
 class Annotation:
-    """A mark by hand: a moment, or in a ``with`` statement the time that its block takes."""
+    """A mark: a moment, or with a ``with`` statement the time of its block."""
 
-    def __init__(self, marks: Annotations, name: str) -> None:
-        self._marks = marks
-        self._number = marks.begin("mark", name, moment=True)
+    def __init__(self, annotations: Annotations, name: str) -> None:
+        self._annotations = annotations
+        self._number = annotations.begin("mark", name, moment=True)
 
     def __enter__(self) -> Annotation:
-        self._marks.resume(self._number)
+        self._annotations.reopen(self._number)
         return self
 
     def __exit__(
@@ -166,11 +164,11 @@ class Annotation:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._marks.end(self._number)
+        self._annotations.end(self._number)
 
 
 class Annotations:
-    """The spans of one sampler, in the order they began; beyond a limit the longest are kept."""
+    """The spans of one sampler in the order of their beginnings; above the limit, the longest."""
 
     def __init__(self, clock: Callable[[], float], limit: int = SPAN_LIMIT) -> None:
         self._clock = clock
@@ -181,9 +179,9 @@ class Annotations:
         self._lock = threading.Lock()
 
     def begin(self, kind: str, name: str | None = None, *, moment: bool = False) -> int:
-        """Opens a span now; its number. Without a name it is called by its kind and a count.
+        """Opens a span now and returns its number; without a name it is named "block 3".
 
-        A moment ends where it begins.
+        A moment is closed at once.
         """
         now = self._clock()
         with self._lock:
@@ -196,29 +194,29 @@ class Annotations:
             return self._number
 
     def end(self, number: int) -> None:
-        """Closes a span now; one that was dropped stays so."""
-        now = self._clock()
-        with self._lock:
-            if number in self._spans:
-                self._spans[number] = self._spans[number]._replace(end=now)
+        """Closes a span now, unless it was dropped."""
+        self._set_end(number, self._clock())
 
-    def resume(self, number: int) -> None:
-        """Lets a moment go on."""
+    def reopen(self, number: int) -> None:
+        """Opens a moment again, as a span."""
+        self._set_end(number, None)
+
+    def _set_end(self, number: int, end: float | None) -> None:
         with self._lock:
             if number in self._spans:
-                self._spans[number] = self._spans[number]._replace(end=None)
+                self._spans[number] = self._spans[number]._replace(end=end)
 
     def list_spans(self) -> tuple[AnnotatedSpan, ...]:
-        """Every span that is kept, those that go on among them."""
+        """Every span that is kept, open ones included."""
         with self._lock:
             return tuple(self._spans.values())
 
-    def forget_lock(self) -> None:
-        """In a forked child: a lock that a thread of the parent's may have held."""
+    def reset_lock(self) -> None:
+        """Replaces the lock: in a forked child, a thread of the parent may have held it."""
         self._lock = threading.Lock()
 
     def _drop_shortest(self) -> None:
-        """Keeps half: whatever goes on, and the longest of what has ended."""
+        """Keeps half of the spans: those that are open, and the longest of the others."""
         now = self._clock()
 
         def measure(number: int) -> tuple[bool, float]:
@@ -229,17 +227,60 @@ class Annotations:
         self._spans = {number: self._spans[number] for number in sorted(longest)}
 
 
-# The marks of every sampler that runs.
+# The annotations of every sampler that is running.
 LISTENERS: list[Annotations] = []
 Opened = list[tuple[Annotations, int]]
 
 
 def begin_spans(kind: str, name: str | None = None) -> Opened:
-    """Opens a span with everyone who listens; what ``end_spans`` is to be given."""
-    return [(marks, marks.begin(kind, name)) for marks in tuple(LISTENERS)]
+    """Opens a span in every running sampler; ``end_spans`` takes what this returns."""
+    return [(annotations, annotations.begin(kind, name)) for annotations in tuple(LISTENERS)]
 
 
 def end_spans(opened: Opened) -> None:
     """Closes the spans."""
-    for marks, number in opened:
-        marks.end(number)
+    for sampler_annotations, number in opened:
+        sampler_annotations.end(number)
+
+
+class DeviceSamples(NamedTuple):
+    """One device over time: its points by measure, in bytes.
+
+    The measures of a GPU are "allocated" and "reserved" (by torch's allocator in this process)
+    and "used" (by all processes, from the driver); those of the CPU "process" (resident memory of
+    this process) and "available" (on the machine, or in the container).
+    """
+
+    name: str
+    kind: str
+    total_bytes: int | None
+    points: dict[str, tuple[Point, ...]]
+
+    def find_peak(self, measure: str) -> Point | None:
+        """The bucket with the highest figure of a measure; None if nothing was measured."""
+        known = [point for point in self.points.get(measure, ()) if point.high is not None]
+        return max(known, key=lambda point: point.high or 0, default=None)
+
+
+class _SampleFields(NamedTuple):
+    started: float
+    seconds: float
+    interval_seconds: float
+    gap_seconds: float
+    devices: tuple[DeviceSamples, ...] = ()
+    spans: tuple[AnnotatedSpan, ...] = ()
+    trouble: str | None = None
+
+
+class MemorySamples(
+    Displayed, _SampleFields, view="labkit.memory.sample.view", text="format_samples"
+):
+    """What a sampler has measured: the devices (GPUs first), the annotated spans, the timing.
+
+    Times are in seconds since ``started`` (an epoch). Between two points that are more than
+    ``gap_seconds`` apart nothing was measured. ``trouble`` is the cause of the last failure.
+    """
+
+    def find_device(self, name: str) -> DeviceSamples | None:
+        """The device with this name of torch's, such as "cuda:0" or "cpu"."""
+        return next((device for device in self.devices if device.name == name), None)

@@ -1,4 +1,4 @@
-"""``sample_memory()``: a thread that follows the memory of every device, for hours if need be."""
+"""``sample_memory()``: a thread that samples every device's memory; ``plot_memory()`` plots it."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import time
 import weakref
 from collections.abc import Callable
 from types import TracebackType
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from labkit.errors import LabkitError, UsageError
-from labkit.memory.balance.read import Snapshot
+from labkit.memory.balance.model import Snapshot
 from labkit.memory.sample.levels import LevelReader, Levels, read_levels
 from labkit.memory.sample.model import (
     BUCKET_LIMIT,
@@ -22,84 +22,40 @@ from labkit.memory.sample.model import (
     Annotation,
     Annotations,
     Buckets,
-    Point,
+    DeviceSamples,
+    MemorySamples,
 )
+
+if TYPE_CHECKING:
+    from labkit.memory.sample.figure import MemoryFigure
 
 DEFAULT_INTERVAL_SECONDS = 0.1
 SHORTEST_INTERVAL_SECONDS, LONGEST_INTERVAL_SECONDS = 0.01, 86_400.0
-# Without a sample for so many intervals, and at least so long, there is a gap: a thread gets its
-# turn late now and then, and that is none.
+# A gap is so many intervals without a sample, and at least so many seconds: a thread may run late.
 GAP_INTERVALS, SHORTEST_GAP_SECONDS = 10, 1.0
 
 
 class Reader(Protocol):
-    """What reads every device; ``labkit.memory.sample.levels.LevelReader`` is the real one."""
+    """Reads every device, as ``labkit.memory.sample.levels.LevelReader`` does."""
 
     def read(self) -> Snapshot:
         """The balance of every device now."""
         ...
 
     def close(self) -> None:
-        """Nothing will be read for a while."""
+        """Closes what is open; a later reading opens it again."""
         ...
 
     def forget(self) -> None:
-        """This is a forked child."""
+        """Drops what belongs to the parent process, in a forked child."""
         ...
 
 
-class DeviceSamples(NamedTuple):
-    """One device over time: its points by measure, in bytes.
-
-    The measures of a GPU are "allocated" and "reserved" (by torch's allocator in this process)
-    and "used" (by anyone, as the driver counts); those of the CPU "process" (resident memory of
-    this process) and "available" (on the machine, or in the container).
-    """
-
-    name: str
-    kind: str
-    total_bytes: int | None
-    points: dict[str, tuple[Point, ...]]
-
-    def find_peak(self, measure: str) -> Point | None:
-        """The bucket with the highest figure of a measure; None where none was measured."""
-        known = [point for point in self.points.get(measure, ()) if point.high is not None]
-        return max(known, key=lambda point: point.high or 0, default=None)
-
-
-class MemorySamples(NamedTuple):
-    """What a sampler has seen: the devices (GPUs first), the marks, and how it was taken.
-
-    Times are in seconds since ``started`` (an epoch). Between two points more than ``gap_seconds``
-    apart nothing was measured. ``trouble`` says why the last failing sample failed.
-    """
-
-    started: float
-    seconds: float
-    interval_seconds: float
-    gap_seconds: float
-    devices: tuple[DeviceSamples, ...] = ()
-    spans: tuple[AnnotatedSpan, ...] = ()
-    trouble: str | None = None
-
-    def find_device(self, name: str) -> DeviceSamples | None:
-        """The device that torch calls by this name, such as "cuda:0" or "cpu"."""
-        return next((device for device in self.devices if device.name == name), None)
-
-    def __repr__(self) -> str:
-        from labkit.memory.sample.view import format_samples
-
-        return format_samples(self)
-
-    def __str__(self) -> str:
-        return repr(self)
-
-
 class MemorySampler:
-    """Follows memory in a thread of its own from ``start()`` to ``stop()``, or in a ``with``.
+    """Samples memory in its own thread from ``start()`` to ``stop()``, or in a ``with`` block.
 
-    What it has seen stays, and a later start goes on after a gap. One that fails to measure goes
-    on and says so: what was not measured is a gap, never zero.
+    Samples are kept after ``stop()``, and a later start continues after a gap. A failed reading
+    does not end the sampling: it is a gap, never zero, and ``trouble`` has its cause.
     """
 
     def __init__(
@@ -121,12 +77,12 @@ class MemorySampler:
         self._began, self._started = clock(), wall_clock()
         self._last = 0.0
         self._buckets = Buckets(limit, interval_seconds)
-        self._marks = Annotations(self._measure_time)
+        self._annotations = Annotations(self._measure_time)
         self._known: dict[str, Levels] = {}
         self._lock = threading.Lock()
         self._stopping: threading.Event | None = None
         self._thread: threading.Thread | None = None
-        _EVERY.add(self)
+        _SAMPLERS.add(self)
 
     @property
     def running(self) -> bool:
@@ -134,19 +90,19 @@ class MemorySampler:
         return self._stopping is not None
 
     def start(self) -> MemorySampler:
-        """Takes a sample now, and then one after every interval; itself."""
-        global _LATEST  # noqa: PLW0603 - what plot_memory() draws where it is given nothing
+        """Takes a sample now and after every interval; returns itself."""
+        global _LATEST  # noqa: PLW0603 - plot_memory() without an argument plots it
         if self.running:
             raise LabkitError(
-                "this sampler runs already",
-                cause="one sampler has one thread",
-                fix="a sample_memory() of its own for each use",
+                "this sampler is already running",
+                cause="a sampler has one thread",
+                fix="a new sample_memory() for each use",
             )
         _LATEST = self
         self._stopping = self._make_event()
-        LISTENERS.append(self._marks)
+        LISTENERS.append(self._annotations)
         self.take_sample()
-        # With the context of the cell that starts it: what it displays belongs to that cell.
+        # In the context of the starting cell: what the thread displays belongs to that cell.
         context = contextvars.copy_context()
         self._thread = threading.Thread(
             target=context.run,
@@ -158,7 +114,7 @@ class MemorySampler:
         return self
 
     def stop(self) -> None:
-        """Takes a last sample and ends; nothing where it does not run."""
+        """Takes a last sample and ends; does nothing if it is not running."""
         if not self.running:
             return
         self.end()
@@ -166,13 +122,13 @@ class MemorySampler:
         self._reader.close()
 
     def end(self) -> None:
-        """Ends without a last sample; its own thread may call it."""
+        """Ends without a last sample; the sampler's own thread may call it."""
         if self._stopping is not None:
             self._stopping.set()
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join(timeout=5)
         self._stopping = self._thread = None
-        LISTENERS[:] = [marks for marks in LISTENERS if marks is not self._marks]
+        LISTENERS[:] = [one for one in LISTENERS if one is not self._annotations]
 
     def __enter__(self) -> MemorySampler:
         return self.start()
@@ -186,12 +142,12 @@ class MemorySampler:
         self.stop()
 
     def mark(self, name: str) -> Annotation:
-        """Marks this moment, or with ``with sampler.mark("forward"):`` the time of a block."""
-        return Annotation(self._marks, name)
+        """Annotates this moment, or with ``with sampler.mark("forward"):`` the time of a block."""
+        return Annotation(self._annotations, name)
 
     @property
     def samples(self) -> MemorySamples:
-        """What was seen so far."""
+        """What was measured so far."""
         with self._lock:
             devices = tuple(self._describe(levels) for levels in self._known.values())
             width = self._buckets.width_seconds
@@ -208,8 +164,8 @@ class MemorySampler:
 
     @property
     def spans(self) -> tuple[AnnotatedSpan, ...]:
-        """What was marked so far."""
-        return self._marks.list_spans()
+        """The annotated spans so far."""
+        return self._annotations.list_spans()
 
     def __repr__(self) -> str:
         return repr(self.samples)
@@ -219,7 +175,7 @@ class MemorySampler:
         snapshot = None
         try:
             snapshot = self._reader.read()
-        except Exception as error:  # following goes on, whatever one reading meets
+        except Exception as error:  # a failed reading must not end the sampling
             self.trouble = f"{type(error).__name__}: {error}"
         levels = [read_levels(balance) for balance in snapshot.balances] if snapshot else []
         if snapshot is not None:
@@ -238,9 +194,9 @@ class MemorySampler:
             self._on_sample(self._last, snapshot)
 
     def forget_thread(self) -> None:
-        """In a forked child, where no thread goes on: what was seen stays, and it is stopped."""
+        """Stops in a forked child, which has no threads; the samples are kept."""
         self._lock = threading.Lock()
-        self._marks.forget_lock()
+        self._annotations.reset_lock()
         self._reader.forget()
         self._stopping = self._thread = None
 
@@ -250,12 +206,12 @@ class MemorySampler:
             began = self._clock()
             try:
                 self.take_sample()
-            except Exception as error:  # of who is told of it: a page that cannot be reached now
+            except Exception as error:  # of on_sample, such as a page that cannot be reached
                 self.trouble = f"{type(error).__name__}: {error}"
             took = self._clock() - began
 
     def _note_trouble(self, snapshot: Snapshot, levels: list[Levels]) -> None:
-        """Why a device is not measured that was: its own trouble, or the driver's."""
+        """Keeps the cause if a device is no longer measured: its own trouble, or the driver's."""
         for balance, one in zip(snapshot.balances, levels, strict=True):
             if balance.trouble:
                 self.trouble = f"{one.name}: {balance.trouble}"
@@ -263,7 +219,7 @@ class MemorySampler:
             self.trouble = "; ".join(snapshot.notes)
 
     def _keep_total(self, levels: Levels) -> Levels:
-        """A device that is lost tells its size no more; it has not changed."""
+        """The levels with the earlier total of a device that no longer reports it."""
         before = self._known.get(levels.key)
         if levels.total_bytes is None and before is not None:
             return levels._replace(total_bytes=before.total_bytes)
@@ -281,12 +237,13 @@ class MemorySampler:
 
 
 def sample_memory(interval: float = DEFAULT_INTERVAL_SECONDS) -> MemorySampler:
-    """Follows every device's memory in a thread: what ``plot_memory`` draws.
+    """Samples every device's memory in a thread, for ``plot_memory``.
 
-    Use it as a context manager, or with its ``start()`` and ``stop()``. ``interval`` is in
-    seconds. What it keeps is bounded: of a longer time each point holds the lowest, the highest
-    and the mean of more samples. It reads counters only: no CUDA context is made, torch is not
-    imported. A spike shorter than the interval can be missed; ``track_memory`` misses none.
+    Use it in a ``with`` statement, or with its ``start()`` and ``stop()``. ``interval`` is in
+    seconds. The memory that it needs is bounded: in a long run each point holds the lowest, the
+    highest and the mean of more samples. It only reads counters: no CUDA context is made, torch
+    is not imported. A spike shorter than the interval can be missed; ``track_memory`` measures
+    exact peaks.
 
     >>> with sample_memory() as sampler:
     ...     with sampler.mark("work"):
@@ -297,17 +254,51 @@ def sample_memory(interval: float = DEFAULT_INTERVAL_SECONDS) -> MemorySampler:
     known = isinstance(interval, int | float)
     if not known or not SHORTEST_INTERVAL_SECONDS <= interval <= LONGEST_INTERVAL_SECONDS:
         raise UsageError(
-            f"interval={interval!r} is no time between two samples",
-            cause=f"it is from {SHORTEST_INTERVAL_SECONDS:g} s, below which sampling costs too"
-            " much, to a day",
-            fix="sample_memory(), every 0.1 s; exact peaks are track_memory()'s",
+            f"invalid interval={interval!r}",
+            cause=f"an interval is between {SHORTEST_INTERVAL_SECONDS:g} s and a day; shorter ones"
+            " slow down what is measured",
+            fix="sample_memory() samples every 0.1 s; for exact peaks use track_memory()",
         )
     return MemorySampler(interval)
 
 
-def find_latest() -> MemorySampler | None:
-    """The sampler that was started last in this process."""
-    return _LATEST
+def plot_memory(
+    samples: MemorySampler | MemorySamples | None = None,
+) -> MemoryFigure | MemorySamples:
+    """A figure of each device's memory over time, with its peak and the annotated spans.
+
+    Without an argument it plots the sampler that was started last. The figure displays itself in
+    a notebook, prints as text in a terminal, and is a matplotlib figure (``savefig``). Without
+    matplotlib the samples themselves are returned, which print as the same text. Raises
+    UsageError if nothing was sampled.
+    """
+    source = _LATEST if samples is None else samples
+    if source is None:
+        raise UsageError(
+            "there is nothing to plot",
+            cause="no sampler was started in this process",
+            fix="with labkit.sample_memory() as sampler: ...",
+        )
+    seen = source if isinstance(source, MemorySamples) else getattr(source, "samples", None)
+    if not isinstance(seen, MemorySamples):
+        raise UsageError(
+            f"cannot plot {source!r}",
+            cause="plot_memory takes a sampler, a panel, or their samples",
+            fix="plot_memory() plots the sampler that was started last",
+        )
+    if not seen.devices:
+        raise UsageError(
+            "there is nothing to plot",
+            cause="no sample could be read" + (f" ({seen.trouble})" if seen.trouble else ""),
+            fix="with labkit.sample_memory() as sampler: ...",
+        )
+    try:
+        from labkit.memory.sample.figure import draw_samples
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in {"matplotlib", "numpy"}:
+            raise
+        return seen
+    return draw_samples(seen)
 
 
 def _name_series(levels: Levels) -> list[str]:
@@ -315,18 +306,18 @@ def _name_series(levels: Levels) -> list[str]:
 
 
 _LATEST: MemorySampler | None = None
-_EVERY: weakref.WeakSet[MemorySampler] = weakref.WeakSet()
+_SAMPLERS: weakref.WeakSet[MemorySampler] = weakref.WeakSet()
 
 
 def _forget_threads() -> None:
     LISTENERS.clear()
-    for sampler in _EVERY:
+    for sampler in _SAMPLERS:
         sampler.forget_thread()
 
 
 def _stop_all() -> None:
-    """Before the interpreter goes down: a thread that still reads then may crash it."""
-    for sampler in list(_EVERY):
+    """At exit: a thread that reads while the interpreter shuts down may crash it."""
+    for sampler in list(_SAMPLERS):
         sampler.end()
 
 

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple, Protocol
 
 from labkit.errors import LabkitError
-from labkit.memory.balance import process
+from labkit.memory.balance import read
 from labkit.memory.balance.read import find_started_torch
 from labkit.memory.track.model import BlockSpan
 
@@ -54,14 +54,14 @@ class ProcessCounter:
 
     def read(self) -> Reading | None:
         """Resident bytes now and at the peak, which is None where the kernel keeps no mark."""
-        peak = process.read_peak_bytes()
-        level = process.read_resident_bytes()
+        peak = read.read_peak_bytes()
+        level = read.read_resident_bytes()
         return None if level is None else Reading(level, peak)
 
     def reset(self) -> Reading | None:
         """Resets the kernel's mark to the resident bytes."""
-        exact = process.reset_peak()
-        level = process.read_resident_bytes()
+        exact = read.reset_peak()
+        level = read.read_resident_bytes()
         return None if level is None else Reading(level, level if exact else None)
 
 
