@@ -1,8 +1,4 @@
-"""The records that claims and checks leave in a notebook's outputs, and how to read them back.
-
-Standard library only: whoever counts claims or collects verdicts needs neither torch nor IPython.
-
-Shows a card in a notebook (html, text and a record) or a line on a terminal.
+"""Shows a card in a notebook (html, text and a record) or a line on a terminal.
 
 Colours come from JupyterLab's own variables, so a card is legible in its light and dark themes;
 elsewhere the surrounding text colour is kept.
@@ -13,9 +9,9 @@ from __future__ import annotations
 import html
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 GOOD, BAD, QUIET = "good", "bad", "quiet"
 
@@ -109,28 +105,3 @@ def _detail_html(detail: Detail) -> str:
 def _inline_html(text: str) -> str:
     escaped = html.escape(text).replace("\n", "<br>")
     return re.sub(r"`([^`]+)`", rf'<code style="{_CODE}">\1</code>', escaped)
-
-
-CLAIM_MIME = "application/vnd.labkit.claim+json"
-CHECK_MIME = "application/vnd.labkit.check+json"
-
-
-def read_claims(notebook: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Each claim's record in the order shown: statement, held, skipped, expected, seen.
-
-    ``held`` is None where the claim was skipped, and ``skipped`` is then the reason.
-    """
-    return list(_read_records(notebook, CLAIM_MIME))
-
-
-def read_checks(notebook: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Each check's record in the order shown: exercise, status, message, and the rest."""
-    return list(_read_records(notebook, CHECK_MIME))
-
-
-def _read_records(notebook: Mapping[str, Any], mime: str) -> Iterator[dict[str, Any]]:
-    for cell in notebook.get("cells", ()):
-        for output in cell.get("outputs", ()):
-            record = output.get("data", {}).get(mime)
-            if isinstance(record, Mapping):
-                yield dict(record)

@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from labkit.errors import LabkitError
-from labkit.lessons.cards import read_checks
 from labkit.lessons.catalog import Lab, load_exercises
 from labkit.lessons.manifest import read_manifest
 from labkit.lessons.notebooks import cell_source, read_digest, read_notebook
 from labkit.lessons.progress import STATE_FOLDER
-from labkit.notebooks.client import OnCell, cell_error, kernel_environment, run_cells
+from labkit.notebooks.kernel import OnCell, cell_error, kernel_environment, run_cells
+from labkit.notebooks.result import read_checks
 
 
 @dataclass(frozen=True)

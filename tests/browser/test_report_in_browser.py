@@ -9,7 +9,7 @@ import pytest
 from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webdriver import WebDriver
 
-from labkit.notebooks.report import write_report
+from labkit.notebooks.report.page import write_report
 from tests.browser.driver import open_browser
 from tests.fakes.runs import code, make_notebook, make_result, prints, shows, write_run
 
