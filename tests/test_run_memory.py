@@ -225,7 +225,7 @@ def test_an_answer_is_read_or_let_be(text, states):
 
 def test_a_device_that_was_never_used_is_not_told():
     probe = CudaProbe(make_notebook("1"))
-    assert probe.tell_cell((DeviceState(0, 0, 0, 0), DeviceState(1, 5, 7, 9))) == (
+    assert probe.describe_cell((DeviceState(0, 0, 0, 0), DeviceState(1, 5, 7, 9))) == (
         CudaMemory("cuda:1", 0, 7, 5),
     )
-    assert json.dumps(probe.tell_cell(())) == "[]"
+    assert json.dumps(probe.describe_cell(())) == "[]"

@@ -253,7 +253,7 @@ class Execution:
         if self._probe:
             with self._meter.count_cost():
                 states = await self._probe.ask(self._client)
-            cuda = self._probe.tell_cell(states)
+            cuda = self._probe.describe_cell(states)
             if cuda:
                 self._meter.note_cuda(sum(state.reserved_bytes for state in states))
         reply = execute_reply["content"]
