@@ -2,21 +2,26 @@
 # `make` alone prints this help.
 
 PYTHON ?= python3
-LABKIT := PYTHONPATH="$(CURDIR)" $(PYTHON) -m labkit
-# CUDA and GPUS count where they are typed: some hosts set CUDA to the toolkit's folder.
-TYPED = $(if $(filter command,$(origin $(1))),--$(2) "$($(1))")
-CHOICE := $(if $(RUNTIME),--runtime "$(RUNTIME)") $(if $(FLAVOR),--flavor "$(FLAVOR)") \
+# No recipe holds the name of the checkout's folder, which may hold anything: Python finds labkit in
+# the current folder. -E: the caller's PYTHONPATH, PYTHONHOME and the like change nothing.
+LABKIT := $(PYTHON) -E -m labkit
+# The shell reads the values from its environment, so that no value becomes a part of a command:
+# $(call PASS,PORT,port) is `--port "$PORT"` where PORT has a value. make exports by itself what is
+# typed and what the environment has.
+PASS = $(if $(value $(1)),--$(2) "$$$(1)")
+# CUDA, GPUS and MEMORY count only where they are typed: some hosts set CUDA to the toolkit's folder.
+TYPED = $(if $(filter command,$(origin $(1))),--$(2) "$$$(1)")
+CHOICE := $(call PASS,RUNTIME,runtime) $(call PASS,FLAVOR,flavor) \
   $(call TYPED,CUDA,cuda) $(call TYPED,GPUS,gpus)
-WHERE := $(if $(PORT),--port "$(PORT)") $(if $(BIND),--bind "$(BIND)")
-NAMED := $(if $(IMAGE),--image "$(IMAGE)")
+WHERE := $(call PASS,PORT,port) $(call PASS,BIND,bind) $(call TYPED,MEMORY,memory)
+NAMED := $(call PASS,IMAGE,image)
 # Typed, it is the image that `make up` starts too; in the environment it may be anybody's.
 ifeq ($(origin IMAGE),command line)
 export LABKIT_IMAGE := $(IMAGE)
 endif
-LABS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help up down status logs shell devices memory estimate doctor run check progress reset test lint build lock bench clean
+.PHONY: help up down status logs shell devices memory estimate doctor run check progress reset test lint house docs build lock bench clean
 
 ## Using the lab
 
@@ -42,10 +47,10 @@ memory:  ## show where each device's memory is
 	@$(LABKIT) exec $(CHOICE) -- labkit memory
 
 estimate:  ## say whether a step fits a GPU (STEP=work.py:make_step DEVICE="24 GiB")
-	@$(LABKIT) exec $(CHOICE) -- labkit estimate $(if $(STEP),"$(STEP)") $(if $(DEVICE),--device "$(DEVICE)")
+	@$(LABKIT) exec $(CHOICE) -- labkit estimate $(if $(value STEP),"$$STEP") $(call PASS,DEVICE,device)
 
-doctor:  ## find out what keeps this host from running the lab (FIX=1 offers to mend it)
-	@$(LABKIT) doctor $(if $(FIX),--fix) $(if $(DEEP),--deep)
+doctor:  ## find out what keeps this host from running the lab (FIX=1 offers to mend it, DEEP=1 tries more)
+	@$(LABKIT) doctor $(if $(value FIX),--fix) $(if $(value DEEP),--deep)
 
 run:  ## run labs headless and check every claim (LABS="tensors autograd")
 	@$(LABKIT) exec $(CHOICE) -- labkit run $(or $(LABS),--all)
@@ -56,21 +61,27 @@ check:  ## check your own answers to the exercises
 progress:  ## show how far you are
 	@$(LABKIT) exec $(CHOICE) -- labkit progress
 
-reset:  ## start a lab's notebook anew, keeping a backup (LABS=tensors)
-	@$(LABKIT) exec $(CHOICE) -- labkit reset $(LABS)
+reset:  ## put fresh notebooks in place, keeping yours beside them (LABS=tensors)
+	@$(LABKIT) exec $(CHOICE) -- labkit reset $(or $(LABS),--all)
 
 ## Working on the lab
 
-test:  ## run the tests, in the image or in the .venv
-	@$(LABKIT) test $(CHOICE) -- $(PYTEST)
+test:  ## run the tests, in the image or in the .venv (FAST=1 leaves out the slow ones)
+	@$(LABKIT) test $(CHOICE) $(if $(value FAST),--fast) -- $(PYTEST)
 
 lint:  ## check style, types and layers
 	@$(LABKIT) lint $(CHOICE)
 
+house:  ## count how many of labkit's files each of five paths runs through
+	@$(LABKIT) test $(CHOICE) --house
+
+docs:  ## build the documentation site in build/site
+	@$(LABKIT) docs
+
 build:  ## build the image (FLAVOR=cuda, IMAGE=registry/name:tag on any host), or the .venv
 	@$(LABKIT) build $(CHOICE) $(NAMED)
 
-lock:  ## pin every package anew in docker/locks/
+lock:  ## resolve the newest versions into docker/locks/
 	@$(LABKIT) lock
 
 bench:  ## measure start-up times and the image's size
@@ -82,17 +93,21 @@ clean:  ## remove images, caches, .venv and state; never work/
 help:  ## print this
 	@awk 'BEGIN { FS = ":.*## " } \
 	  /^## / { printf "\n%s\n", substr($$0, 4) } \
-	  /^[a-z]+: .*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	  /^[a-z]+: .*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
 	@printf '\nVariables\n'
 	@printf '  %-14s %s\n' \
 	  'RUNTIME=' 'docker, podman, local or auto (auto: an engine where one answers, else .venv)' \
 	  'FLAVOR=' 'cpu, cuda or auto (auto: what the host can run)' \
 	  'CUDA=' "torch's CUDA build: cu130, cu126 or auto (auto: by the driver and the GPUs)" \
-  'GPUS=' 'the GPUs: all, indices or UUIDs (all; GPUS=0,1)' \
+	  'GPUS=' 'the GPUs: all, indices or UUIDs (all; GPUS=0,1)' \
   'PORT=' 'the port (8888, or the next one that is free)' \
 	  'BIND=' 'the address to listen on (127.0.0.1; 0.0.0.0 opens it to the network)' \
+	  'MEMORY=' "the container's memory limit: 16g, off or auto (auto: most of the machine's)" \
 	  'IMAGE=' 'the name of the image (labkit:cpu, labkit:cu130, ...)' \
 	  'STEP=' 'for estimate: the file in work/ and the function that makes a step (train.py:make_step)' \
 	  'DEVICE=' 'for estimate: what it is to fit ("24 GiB", H100, cuda:0)' \
 	  'LABS=' 'labs for run and reset, by name ("tensors autograd")' \
+	  'FAST=1' 'for test: at most 2 minutes: no compiler, container or browser, no gate of all labs' \
+	  'PYTEST=' 'for test: options of pytest ("-k ports")' \
+	  'FIX=1, DEEP=1' 'for doctor: offer to mend what it finds; also start containers and compile' \
 	  'PYTHON=' 'the Python to use (python3; 3.10 or newer)'

@@ -1,4 +1,7 @@
-"""Small SVG plots that take the page's colours: columns a cell, and lines over time."""
+"""Small SVG plots in the colours of the page: a column for each cell, and lines over time.
+
+``Scale`` and ``round_up`` are the vertical axis and its round numbers for every plot of labkit.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +10,35 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from labkit.render import escape
-from labkit.text import format_bytes, format_seconds
+from labkit.text import BINARY_UNITS, format_bytes, format_seconds
 
 WIDTH, HEIGHT = 900, 190
-LEFT, RIGHT, TOP, BOTTOM = 78, 14, 20, 24
-PLOT_WIDTH, PLOT_HEIGHT = WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM
-MANY_COLUMNS = 400  # from here on one path for all: no tooltips, and a page that stays small
+MANY_COLUMNS = 400  # from here on all columns are one path, without tooltips: the page stays small
 WIDEST_COLUMN = 26.0
-Format = Callable[[float], str]
+HEADROOM = 1.05  # the axis ends this much above the highest value
+
+
+@dataclass(frozen=True)
+class Area:
+    """Where the plot itself stands in its picture, in pixels, with room for labels around it."""
+
+    left: int = 78
+    top: int = 20
+    width: int = WIDTH - 78 - 14
+    height: int = HEIGHT - 20 - 24
+
+    @property
+    def right(self) -> int:
+        """Its right edge."""
+        return self.left + self.width
+
+    @property
+    def floor(self) -> int:
+        """Its lower edge."""
+        return self.top + self.height
+
+
+AREA = Area()
 
 
 @dataclass(frozen=True)
@@ -36,7 +60,7 @@ class Line:
     points: tuple[tuple[float, float], ...]
 
 
-def draw_columns(columns: Sequence[Column], *, alt: str, unit: str) -> str:
+def render_columns(columns: Sequence[Column], *, alt: str, unit: str) -> str:
     """A column for each cell in order, the three highest with their labels; "" without values.
 
     ``unit`` is "seconds" or "bytes".
@@ -45,30 +69,31 @@ def draw_columns(columns: Sequence[Column], *, alt: str, unit: str) -> str:
     if not known:
         return ""
     scale = choose_scale(max(known), unit)
-    step = PLOT_WIDTH / len(columns)
+    step = AREA.width / len(columns)
     wide = max(0.8, min(step * 0.72, WIDEST_COLUMN))
     placed = [
-        (LEFT + (place + 0.5) * step - wide / 2, column)
+        (AREA.left + (place + 0.5) * step - wide / 2, column)
         for place, column in enumerate(columns)
         if column.value is not None
     ]
-    marks = (
-        _draw_many(placed, wide, scale)
-        if len(placed) > MANY_COLUMNS
-        else "".join(_draw_column(x, wide, column, scale) for x, column in placed)
-    )
-    ends = _draw_ends(columns[0].label, columns[-1].label)
-    return _frame(scale.draw() + marks + _label_highest(placed, wide, scale) + ends, alt)
+    if len(placed) > MANY_COLUMNS:
+        marks = _render_many(placed, wide, scale)
+    else:
+        marks = "".join(_render_column(x, wide, column, scale) for x, column in placed)
+    first, last = f"cell {escape(columns[0].label)}", f"cell {escape(columns[-1].label)}"
+    ends = _tick(AREA.left, HEIGHT - 6, first, "start") + _tick(AREA.right, HEIGHT - 6, last, "end")
+    return _frame(scale.render() + marks + _label_highest(placed, wide, scale) + ends, alt)
 
 
-def draw_lines(lines: Sequence[Line], *, alt: str) -> str:
-    """Bytes over seconds, a line each; "" where nothing was seen."""
+def render_lines(lines: Sequence[Line], *, alt: str) -> str:
+    """Bytes over seconds, a line each; "" where no line has two points."""
     drawn = [line for line in lines if len(line.points) > 1]
     if not drawn:
         return ""
     scale = choose_scale(max(value for line in drawn for _, value in line.points), "bytes")
     last = max(seconds for line in drawn for seconds, _ in line.points) or 1.0
-    parts = [scale.draw(), _draw_seconds(last), *(_draw_line(line, last, scale) for line in drawn)]
+    parts = [scale.render(), _render_seconds(last)]
+    parts += [_render_line(line, last, scale) for line in drawn]
     return _frame("".join(parts), alt)
 
 
@@ -78,43 +103,63 @@ class Scale:
 
     top: float
     ticks: tuple[float, ...]
-    write: Format
+    write: Callable[[float], str]
+    area: Area = AREA
 
     def place(self, value: float) -> float:
-        """How far down in the picture a value stands."""
-        return TOP + PLOT_HEIGHT * (1 - min(value / self.top, 1.0))
+        """How many pixels from the top of the picture a value stands."""
+        return self.area.top + self.area.height * (1 - min(value / self.top, 1.0))
 
-    def draw(self) -> str:
+    def render(self) -> str:
         """The grid lines with their values."""
         return "".join(
-            f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
-            f'<text class="tick" x="{LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">'
-            f"{escape(self.write(tick))}</text>"
+            f'<line class="grid" x1="{self.area.left}" x2="{self.area.right}" y1="{y:.1f}"'
+            f' y2="{y:.1f}"/>{_tick(self.area.left - 8, y + 4, escape(self.write(tick)), "end")}'
             for tick in self.ticks
             for y in [self.place(tick)]
         )
 
 
-def choose_scale(highest: float, unit: str) -> Scale:
+def choose_scale(highest: float, unit: str, area: Area = AREA) -> Scale:
     """An axis from 0 to just above ``highest`` with two to five round values on it.
+
+    ``unit`` is "seconds" or "bytes"; bytes are round in their binary unit.
 
     >>> choose_scale(3.2, "seconds").ticks
     (0.0, 1.0, 2.0, 3.0)
     """
     if highest <= 0:
         highest = 1.0
-    base = 1.0
     if unit == "bytes":
-        base = 1024.0 ** min(5, max(0, math.floor(math.log(highest, 1024))))
-    step = base * _round_step(highest / base / 4)
+        base, write = choose_binary_unit(highest)[0], _write_bytes
+        step = max(1.0, base * round_up(highest / base / 4))
+    else:
+        step, write = round_up(highest / 4), _write_seconds
     ticks = tuple(step * number for number in range(math.floor(highest / step) + 1))
-    return Scale(highest * 1.04, ticks, _write_bytes if unit == "bytes" else _write_seconds)
+    return Scale(highest * HEADROOM, ticks, write, area)
 
 
-def _round_step(least: float) -> float:
-    """The smallest of 1, 2, 5 times a power of ten that is not below ``least``."""
+def choose_binary_unit(highest: float) -> tuple[float, str]:
+    """The largest binary unit that is not above ``highest`` bytes: its bytes and its name.
+
+    >>> choose_binary_unit(5000), choose_binary_unit(0)
+    ((1024.0, 'KiB'), (1.0, 'B'))
+    """
+    number = math.floor(math.log(highest, 1024)) if highest >= 1 else 0
+    number = min(number, len(BINARY_UNITS) - 1)
+    return 1024.0**number, BINARY_UNITS[number]
+
+
+def round_up(least: float, factors: Sequence[float] = (1, 2, 5)) -> float:
+    """The smallest round number that is not below ``least``: a factor times a power of ten.
+
+    ``factors`` are from 1 to 10, in order.
+
+    >>> round_up(0.3), round_up(700), round_up(700, (1, 4, 8))
+    (0.5, 1000.0, 800.0)
+    """
     power = 10.0 ** math.floor(math.log10(least))
-    return next(power * factor for factor in (1, 2, 5, 10) if power * factor >= least * 0.999)
+    return next(power * factor for factor in (*factors, 10) if power * factor >= least * 0.999)
 
 
 def _write_bytes(value: float) -> str:
@@ -125,30 +170,29 @@ def _write_seconds(value: float) -> str:
     return format_seconds(float(f"{value:.6g}")) if value else "0 s"
 
 
-def _draw_column(x: float, wide: float, column: Column, scale: Scale) -> str:
+def _render_column(x: float, wide: float, column: Column, scale: Scale) -> str:
     assert column.value is not None
     css = "column bad-column" if column.bad else "column"
     tooltip = f"<title>{escape(column.tooltip)}</title>" if column.tooltip else ""
     inner = ""
     if column.lower is not None:
-        inner = _draw_rectangle(x, wide, column.lower, scale, "lower")
+        inner = _render_rectangle(x, wide, column.lower, scale, "lower")
         css += " above"
-    return f"<g>{tooltip}{_draw_rectangle(x, wide, column.value, scale, css)}{inner}</g>"
+    return f"<g>{tooltip}{_render_rectangle(x, wide, column.value, scale, css)}{inner}</g>"
 
 
-def _draw_rectangle(x: float, wide: float, value: float, scale: Scale, css: str) -> str:
-    y = min(scale.place(value), TOP + PLOT_HEIGHT - 1)  # even nothing leaves a trace
+def _render_rectangle(x: float, wide: float, value: float, scale: Scale, css: str) -> str:
+    y = min(scale.place(value), AREA.floor - 1)  # a value of 0 is one pixel high
     return (
         f'<rect class="{css}" x="{x:.1f}" y="{y:.1f}" width="{wide:.1f}"'
-        f' height="{TOP + PLOT_HEIGHT - y:.1f}"/>'
+        f' height="{AREA.floor - y:.1f}"/>'
     )
 
 
-def _draw_many(placed: Sequence[tuple[float, Column]], wide: float, scale: Scale) -> str:
-    floor = TOP + PLOT_HEIGHT
+def _render_many(placed: Sequence[tuple[float, Column]], wide: float, scale: Scale) -> str:
     steps = "".join(
-        f"M{x + wide / 2:.1f} {floor}V{min(scale.place(column.value or 0), floor - 1):.1f}"
-        for x, column in placed
+        f"M{x + wide / 2:.1f} {AREA.floor}V{min(scale.place(one.value or 0), AREA.floor - 1):.1f}"
+        for x, one in placed
     )
     return f'<path class="columns" style="stroke-width:{wide:.2f}" d="{steps}"/>'
 
@@ -170,30 +214,25 @@ def _label_highest(placed: Sequence[tuple[float, Column]], wide: float, scale: S
     return "".join(parts)
 
 
-def _draw_ends(first: str, last: str) -> str:
-    return (
-        f'<text class="tick" x="{LEFT}" y="{HEIGHT - 6}">cell {escape(first)}</text>'
-        f'<text class="tick" x="{WIDTH - RIGHT}" y="{HEIGHT - 6}" text-anchor="end">'
-        f"cell {escape(last)}</text>"
-    )
-
-
-def _draw_seconds(last: float) -> str:
-    step = _round_step(last / 6)
+def _render_seconds(last: float) -> str:
+    step = round_up(last / 6)
     places = [step * number for number in range(math.floor(last / step) + 1)]
     return "".join(
-        f'<text class="tick" x="{LEFT + PLOT_WIDTH * seconds / last:.1f}" y="{HEIGHT - 6}"'
-        f' text-anchor="middle">{escape(_write_seconds(seconds))}</text>'
+        _tick(AREA.left + AREA.width * seconds / last, HEIGHT - 6, _write_seconds(seconds))
         for seconds in places
     )
 
 
-def _draw_line(line: Line, last: float, scale: Scale) -> str:
+def _render_line(line: Line, last: float, scale: Scale) -> str:
     points = " ".join(
-        f"{LEFT + PLOT_WIDTH * seconds / last:.1f},{scale.place(value):.1f}"
+        f"{AREA.left + AREA.width * seconds / last:.1f},{scale.place(value):.1f}"
         for seconds, value in line.points
     )
     return f'<polyline class="line {line.css}" points="{points}"/>'
+
+
+def _tick(x: float, y: float, words: str, anchor: str = "middle") -> str:
+    return f'<text class="tick" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{words}</text>'
 
 
 def _frame(content: str, alt: str) -> str:

@@ -1,7 +1,6 @@
-"""Writes that are whole or not at all, and never over something that was not meant.
+"""Atomic writes, moves that overwrite nothing, one lock, and where the workspace is.
 
-Each mutation of the learner's folder goes through a Disk, so that a test can let the machine
-die between any two of them.
+A Disk makes each change of a folder, so that a test can stop the machine between any two of them.
 """
 
 from __future__ import annotations
@@ -9,46 +8,65 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import secrets
+import shlex
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
 
 from labkit.errors import LabkitError
 
-# What file systems without hard links answer (FAT, some bind mounts into containers).
-_NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV, errno.EACCES}
-# What network file systems answer that keep no locks: one process at a time is up to the user.
-_NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS}
+WORKSPACE_VARIABLE = "LABKIT_WORKSPACE"
+STATE_FOLDER = ".labkit"
 LOCK_SECONDS = 30.0
+# Between two tries: short, so that a process that locks in a loop cannot starve another one.
+RETRY_SECONDS = 0.01
+TEMPORARY_PREFIX = "tmp-"
+# JupyterLab copies X to .~X, then empties X and writes it, and removes .~X at the end.
+SAVE_PREFIX = ".~"
+# A save that takes longer was killed.
+SAVE_SECONDS = 2.0
+
+# What file systems without hard links answer (FAT, FUSE, some bind mounts into containers).
+_NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV, errno.EACCES}
+# What network file systems without locks answer: there, nothing keeps two processes apart.
+_NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS}
 
 
 class Disk:
-    """The few ways in which labkit changes a folder; each step is atomic."""
+    """The changes that labkit makes to a folder; each is one step."""
 
-    def write_new(self, path: Path, data: bytes) -> None:
-        """Writes a file that must not be there yet, and waits until the disk has it."""
-        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644)
+    def write_new(self, path: Path, data: bytes, mode: int = 0o644) -> None:
+        """Creates the file and waits until it is on disk. FileExistsError if the name is taken."""
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+        handle = os.open(path, flags, mode)
         with os.fdopen(handle, "wb") as file:
             give_to_owner(handle, path.parent)
             file.write(data)
             file.flush()
-            os.fsync(file.fileno())
+            os.fsync(handle)
 
     def link(self, source: Path, target: Path) -> None:
-        """Gives ``source`` a second name; FileExistsError where the name is taken."""
+        """Gives ``source`` a second name. FileExistsError if the name is taken."""
         os.link(source, target, follow_symlinks=False)
 
+    def claim(self, path: Path) -> int:
+        """Creates an empty file and returns its descriptor. FileExistsError if it exists."""
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644)
+        give_to_owner(handle, path.parent)
+        return handle
+
     def replace(self, source: Path, target: Path) -> None:
-        """Moves ``source`` over ``target`` in one step."""
+        """Renames ``source`` to ``target``, and overwrites what had that name."""
         source.replace(target)
 
     def remove(self, path: Path) -> None:
-        """Takes one name of a file away; one that is gone already is fine."""
+        """Removes the file; a missing one is not an error."""
         path.unlink(missing_ok=True)
 
     def make_folder(self, path: Path) -> None:
-        """Makes the folder and those above it."""
+        """Creates the folder and its parents."""
         if path.is_dir():
             return
         path.mkdir(parents=True, exist_ok=True)
@@ -58,8 +76,8 @@ class Disk:
         finally:
             os.close(handle)
 
-    def settle(self, folder: Path) -> None:
-        """Waits until the disk has the folder's names too, where the system can say so."""
+    def sync(self, folder: Path) -> None:
+        """Waits until the folder's names are on disk, where the system supports that."""
         with contextlib.suppress(OSError):
             handle = os.open(folder, os.O_RDONLY)
             try:
@@ -69,70 +87,116 @@ class Disk:
 
 
 def give_to_owner(handle: int, folder: Path) -> None:
-    """Where root writes into somebody's folder, lets that somebody own what is written."""
+    """If root writes into another user's folder, gives the new file to that user.
+
+    File systems that refuse chown (FAT, FUSE, a root-squashing server) keep the file as it is.
+    """
     if os.geteuid() == 0:
-        owner = folder.stat()
-        os.fchown(handle, owner.st_uid, owner.st_gid)
+        with contextlib.suppress(OSError):
+            owner = folder.stat()
+            os.fchown(handle, owner.st_uid, owner.st_gid)
 
 
 def write_atomically(
-    disk: Disk, path: Path, data: bytes, scratch: Path, kept: Path | None = None
+    path: Path,
+    data: bytes | str,
+    mode: int | None = None,
+    *,
+    disk: Disk | None = None,
+    scratch: Path | None = None,
 ) -> None:
-    """The file at ``path`` is the old one or the new one, whatever happens in between.
+    """Writes the file so that a reader sees the old content or the new one, never a part.
 
-    Where ``kept`` is given, the old one has that name too before it is replaced.
+    ``mode`` is the new file's (0644 if None, reduced by the umask). The new content is first
+    written to a hidden file beside ``path``, or in the folder ``scratch`` of the same file
+    system; it is removed on an OSError, which is raised again.
     """
-    temporary = free_name(scratch / f"tmp-{os.getpid()}-{path.name}")
+    disk = disk or Disk()
+    content = data.encode() if isinstance(data, str) else data
+    temporary = temporary_name(path, scratch)
     try:
-        disk.write_new(temporary, data)
-        if kept:
-            keep_copy(disk, path, kept)
+        disk.write_new(temporary, content, 0o644 if mode is None else mode)
         disk.replace(temporary, path)
     except OSError:
-        disk.remove(temporary)
+        _discard(disk, temporary)
         raise
-    disk.settle(path.parent)
+    disk.sync(path.parent)
 
 
 def place_new(disk: Disk, path: Path, data: bytes, scratch: Path) -> None:
-    """Puts a whole file where none is; FileExistsError where something has that name."""
-    temporary = free_name(scratch / f"tmp-{os.getpid()}-{path.name}")
+    """Writes a whole file under a free name. FileExistsError if the name is taken."""
+    temporary = temporary_name(path, scratch)
     try:
         disk.write_new(temporary, data)
         move_new(disk, temporary, path)
     except OSError:
-        disk.remove(temporary)
+        _discard(disk, temporary)
         raise
-    disk.settle(path.parent)
 
 
 def move_new(disk: Disk, source: Path, target: Path) -> None:
-    """Moves a file to a name that must be free, without a moment in which it has none."""
+    """Renames a file, link or folder to a free name. FileExistsError if the name is taken."""
+    if source.is_dir() and not source.is_symlink():
+        if os.path.lexists(target):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target))
+        disk.replace(source, target)  # a folder cannot overwrite a file
+        return
     try:
         disk.link(source, target)
     except OSError as error:
         if isinstance(error, FileExistsError) or error.errno not in _NO_LINKS:
             raise
-        # Without hard links the name is taken with an empty file first.
-        disk.write_new(target, b"")
-        disk.replace(source, target)
-        return
-    disk.remove(source)
+        _move_without_links(disk, source, target)
+    else:
+        disk.remove(source)
+    disk.sync(target.parent)
 
 
-def keep_copy(disk: Disk, path: Path, kept: Path) -> None:
-    """Makes ``kept`` hold what ``path`` holds, under a name that must be free."""
-    try:
-        disk.link(path, kept)
-    except OSError as error:
-        if isinstance(error, FileExistsError) or error.errno not in _NO_LINKS:
+def _move_without_links(disk: Disk, source: Path, target: Path) -> None:
+    """Claims the name with an empty file, then renames over it.
+
+    What another program saves into the empty file meanwhile is kept beside it.
+    """
+    handle = disk.claim(target)
+    with os.fdopen(handle, "rb") as claimed:
+        try:
+            disk.replace(source, target)
+        except OSError:
+            if not os.fstat(handle).st_size:
+                _discard(disk, target)
             raise
-        disk.write_new(kept, path.read_bytes())
-    disk.settle(kept.parent)
+        _wait_for_save(target)
+        saved = claimed.read()
+    if saved:
+        disk.write_new(dated_name(target, "yours", datetime.now().astimezone()), saved)
+
+
+def _wait_for_save(path: Path) -> None:
+    """Waits until JupyterLab's save of the file ends: it keeps a copy in .~NAME until then."""
+    until = time.monotonic() + SAVE_SECONDS
+    while os.path.lexists(path.with_name(SAVE_PREFIX + path.name)) and time.monotonic() < until:
+        time.sleep(0.05)
+
+
+def temporary_name(path: Path, scratch: Path | None = None) -> Path:
+    """A name for the draft of ``path`` that no other process or thread uses.
+
+    Hidden, beside ``path``; or in ``scratch``, where it begins with TEMPORARY_PREFIX.
+    """
+    unique = f"{os.getpid()}-{secrets.token_hex(4)}"
+    if scratch is None:
+        return path.with_name(f".{path.name[:40]}.{unique}.tmp")
+    return scratch / f"{TEMPORARY_PREFIX}{unique}"
+
+
+def _discard(disk: Disk, temporary: Path) -> None:
+    # The error that is being raised matters more than a draft that could not be removed.
+    with contextlib.suppress(OSError):
+        disk.remove(temporary)
 
 
 def free_name(path: Path) -> Path:
-    """The path, or the first of ``name-2``, ``name-3`` ... that nothing has."""
+    """The path, or the first of ``name-2``, ``name-3`` ... that does not exist."""
     candidate, number = path, 1
     while os.path.lexists(candidate):
         number += 1
@@ -141,38 +205,51 @@ def free_name(path: Path) -> Path:
 
 
 def dated_name(path: Path, kind: str, now: datetime) -> Path:
-    """A free name beside ``path`` that says what it is and of which day.
+    """A free name beside ``path`` with the kind of copy and the date in it.
 
-    >>> dated_name(Path("gone/01_tensors.ipynb"), "backup", datetime(2026, 11, 23)).name
-    '01_tensors.backup-2026-11-23.ipynb'
+    >>> dated_name(Path("gone/01_tensors.ipynb"), "old", datetime(2026, 11, 23)).name
+    '01_tensors.old-2026-11-23.ipynb'
     """
     return free_name(path.with_name(f"{path.stem}.{kind}-{now:%Y-%m-%d}{path.suffix}"))
 
 
 @contextlib.contextmanager
-def hold_lock(path: Path, timeout_seconds: float = LOCK_SECONDS) -> Iterator[None]:
-    """Keeps other labkit processes out of the folder; the system frees it if this one dies."""
+def hold_lock(
+    path: Path,
+    timeout_seconds: float | None = LOCK_SECONDS,
+    on_wait: Callable[[], None] | None = None,
+) -> Iterator[None]:
+    """Holds an exclusive lock on the file ``path``; the system releases it if the process dies.
+
+    ``on_wait`` is called once if another process holds it. LabkitError after
+    ``timeout_seconds``; None waits without a limit. On a system or file system without locks,
+    nothing is locked.
+    """
     try:
         import fcntl
-    except ImportError:  # no such lock on this system: one process at a time is up to the user
+    except ImportError:  # Windows
         yield
         return
     handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
     try:
         give_to_owner(handle, path.parent)
-        until = time.monotonic() + timeout_seconds
+        started = time.monotonic()
+        waited = False
         while True:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
-                if time.monotonic() > until:
+                if timeout_seconds is not None and time.monotonic() - started > timeout_seconds:
                     raise LabkitError(
                         f"{path.parent.parent} is being changed by another labkit process",
                         cause=f"{path} has been locked for {timeout_seconds:.0f} s",
                         fix="wait for it to end, then try again",
                     ) from None
-                time.sleep(0.05)
+                if on_wait and not waited:
+                    on_wait()
+                waited = True
+                time.sleep(RETRY_SECONDS)
             except OSError as error:
                 if error.errno not in _NO_LOCKS:
                     raise
@@ -184,20 +261,41 @@ def hold_lock(path: Path, timeout_seconds: float = LOCK_SECONDS) -> Iterator[Non
 
 @contextlib.contextmanager
 def explain_disk_errors(folder: Path) -> Iterator[None]:
-    """Turns what the system says into an error with its cause and what to do about it."""
+    """Turns an OSError into a LabkitError with its cause and the command that helps."""
     try:
         yield
     except OSError as error:
         cause = error.strerror or str(error)
         named = f"{cause} ({error.filename})" if error.filename else cause
+        quoted = shlex.quote(str(error.filename or folder))
+        full = "free some space, then try again: no notebook was changed"
+        chown = f"chown -R $(id -u):$(id -g) {shlex.quote(str(folder))}"
         fix = {
-            errno.ENOSPC: "free some space, then try again: no notebook was changed",
-            errno.EDQUOT: "free some space, then try again: no notebook was changed",
+            errno.ENOSPC: full,
+            errno.EDQUOT: full,
             errno.EROFS: "mount the workspace so that it can be written to",
-            errno.EACCES: f"chown -R $(id -u):$(id -g) '{folder}'",
-            errno.EPERM: f"chown -R $(id -u):$(id -g) '{folder}'",
+            errno.EACCES: chown,
+            # Also what a file gives that was made immutable with chattr +i.
+            errno.EPERM: f"{chown}; if `lsattr -d {quoted}` shows an i: chattr -i {quoted}",
             errno.ELOOP: f"remove the symbolic link {error.filename}",
         }.get(error.errno or 0)
         raise LabkitError(
             f"the workspace {folder} could not be written to", cause=named, fix=fix
         ) from error
+
+
+def find_workspace(
+    environment: Mapping[str, str] | None = None, start: Path | None = None
+) -> Path | None:
+    """The learner's folder: LABKIT_WORKSPACE, or the nearest one above ``start`` with a manifest.
+
+    ``environment`` is os.environ if None, ``start`` the current folder. None if neither is there.
+    """
+    named = (os.environ if environment is None else environment).get(WORKSPACE_VARIABLE)
+    if named:
+        return Path(named) if Path(named).is_dir() else None
+    here = (start or Path.cwd()).resolve()
+    for folder in (here, *here.parents):
+        if (folder / STATE_FOLDER / "manifest.json").is_file():
+            return folder
+    return None

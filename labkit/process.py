@@ -1,7 +1,7 @@
-"""The one door to other programs: every call has a time limit, and none outlives it.
+"""Runs other programs: each with a time limit, and in an environment that labkit composes.
 
-A program that is missing, slow or killed is an answer here, not an exception: probes must
-never hang or crash on a broken host.
+A program that is missing, slow or killed is a result here, not an exception: a probe must never
+hang or crash on a broken host.
 """
 
 from __future__ import annotations
@@ -23,16 +23,75 @@ Line = Callable[[str], None]
 
 # How long a program that is asked to end may take over it.
 GRACE_SECONDS = 5.0
-# What is kept of each stream of a probed program; a flood beyond it is read and let go.
+# What is kept of each stream of a probed program; the rest is read and dropped.
 KEPT_BYTES = 4 * 2**20
-# How long the last words of a program that was ended are waited for: a child of its that left
-# its process group may hold the pipe open.
-LAST_WORDS_SECONDS = 1.0
+# How long to wait for the last output of a program that was ended: a child that left its process
+# group may hold the pipe open.
+LAST_OUTPUT_SECONDS = 1.0
+
+# Variables that would make pip, Python, Jupyter, Compose, uv, git or make act on another place, or
+# in another way, than labkit asks for. The key is the beginning of a name; the value names what is
+# passed on all the same. A variable that begins with no key is passed on: a learner's programs need
+# theirs. docs/environment.md lists the same.
+STEERING_VARIABLES: dict[str, tuple[str, ...]] = {
+    # Where packages come from, and how to get there. Not where they go to (PIP_TARGET, PIP_PREFIX,
+    # PIP_ROOT, PIP_USER) or whether (PIP_DRY_RUN, PIP_CONSTRAINT, PIP_REQUIRE_VIRTUALENV, ...).
+    "PIP_": (
+        *("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "PIP_NO_INDEX", "PIP_FIND_LINKS"),
+        *("PIP_CONFIG_FILE", "PIP_KEYRING_PROVIDER", "PIP_TRUSTED_HOST", "PIP_PROXY"),
+        *("PIP_CERT", "PIP_CLIENT_CERT", "PIP_TIMEOUT", "PIP_DEFAULT_TIMEOUT", "PIP_RETRIES"),
+        *("PIP_CACHE_DIR", "PIP_NO_CACHE_DIR"),
+    ),
+    # How Python prints, hashes and caches. Not what it imports or runs at its start.
+    "PYTHON": (
+        *("PYTHONUTF8", "PYTHONIOENCODING", "PYTHONUNBUFFERED", "PYTHONFAULTHANDLER"),
+        *("PYTHONHASHSEED", "PYTHONDONTWRITEBYTECODE", "PYTHONPYCACHEPREFIX"),
+        "PYTHON_KEYRING_BACKEND",  # for the index's password
+    ),
+    "__PYVENV_LAUNCHER__": (),  # macOS: makes a .venv's Python another one
+    "VIRTUAL_ENV": (),
+    # The lab has its own configuration and kernels.
+    "JUPYTER": (),
+    "IPYTHONDIR": (),
+    # The launcher names the file, the project and the profiles.
+    "COMPOSE_": ("COMPOSE_PARALLEL_LIMIT", "COMPOSE_CONVERT_WINDOWS_PATHS"),
+    # `make lock`: as for pip.
+    "UV_": (
+        *("UV_INDEX_URL", "UV_DEFAULT_INDEX", "UV_EXTRA_INDEX_URL", "UV_INDEX", "UV_FIND_LINKS"),
+        *("UV_KEYRING_PROVIDER", "UV_INSECURE_HOST", "UV_NATIVE_TLS", "UV_SYSTEM_CERTS"),
+        *("UV_HTTP_TIMEOUT", "UV_CACHE_DIR", "UV_NO_CACHE", "UV_OFFLINE"),
+    ),
+    # Set in a git hook: the revision of another repository.
+    "GIT_DIR": (),
+    "GIT_WORK_TREE": (),
+    "GIT_INDEX_FILE": (),
+    # Of the make that called labkit: a make in a notebook or terminal would join its jobs.
+    "MAKEFLAGS": (),
+    "MAKELEVEL": (),
+    "MFLAGS": (),
+}
+
+
+def compose_environment(environment: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The environment for a program that labkit starts, from ``environment`` (this process's).
+
+    Every program that this module starts gets it, unless its caller composes more.
+
+    >>> compose_environment({"PIP_TARGET": "/x", "PIP_INDEX_URL": "https://a", "HF_HOME": "/h"})
+    {'PIP_INDEX_URL': 'https://a', 'HF_HOME': '/h'}
+    """
+    found = os.environ if environment is None else environment
+    return {name: value for name, value in found.items() if _is_passed_on(name)}
+
+
+def _is_passed_on(name: str) -> bool:
+    steered = [passed for start, passed in STEERING_VARIABLES.items() if name.startswith(start)]
+    return not steered or any(name in passed for passed in steered)
 
 
 @dataclass(frozen=True)
 class CommandResult:
-    """What a program did: its exit code (None where it never ended by itself) and its words."""
+    """How a program ended (``exit_code`` is None where it never did by itself) and its output."""
 
     arguments: tuple[str, ...]
     exit_code: int | None
@@ -49,7 +108,7 @@ class CommandResult:
 
     @property
     def message(self) -> str:
-        """The one line that says most: its last error line, or why there is none."""
+        """The most telling line: the last line of its errors, or why there is none."""
         if self.missing:
             return f"{self.arguments[0]}: command not found"
         if self.timed_out:
@@ -65,7 +124,7 @@ class CommandResult:
 
 
 class CommandRunner(Protocol):
-    """What probes call to run a program; tests play a fake host through it."""
+    """What a probe calls to run a program; tests pass one that plays a host."""
 
     def __call__(self, arguments: Sequence[str], *, timeout_seconds: float) -> CommandResult:
         """Runs the program and returns what it did, within the limit."""
@@ -80,10 +139,10 @@ def run_command(
     folder: Path | None = None,
     grace_seconds: float = GRACE_SECONDS,
 ) -> CommandResult:
-    """What the program printed (at most 4 MiB of each stream) and how it ended.
+    """Runs a program; gives how it ended and what it printed (at most 4 MiB of each stream).
 
-    Missing and timed out are results too; the latter has what was printed by then. Past its limit
-    a program has ``grace_seconds`` to end by itself.
+    A missing program and one past its limit are results too, the latter with what was printed by
+    then. Past its limit a program has ``grace_seconds`` to end by itself.
     """
     started = time.monotonic()
     try:
@@ -100,7 +159,7 @@ def run_command(
     if timed_out:
         _end_group(process, grace_seconds)
         for stream in streams:
-            stream.join(LAST_WORDS_SECONDS)
+            stream.join(LAST_OUTPUT_SECONDS)
     return CommandResult(
         tuple(arguments),
         None if timed_out else process.returncode,
@@ -112,14 +171,20 @@ def run_command(
 
 
 def run_at_terminal(arguments: Sequence[str], *, timeout_seconds: float) -> CommandResult:
-    """How a program ended that may ask the person at the terminal, as sudo asks for a password.
+    """Runs a program that may ask the person at the terminal, as sudo asks for a password.
 
-    It keeps this process's terminal, so Ctrl-C reaches it too, and what it prints is seen there
-    (on standard error: standard output is for results) and not kept.
+    It keeps this process's terminal, so Ctrl-C reaches it too. What it prints appears there, on
+    standard error (standard output is for results), and is not kept.
     """
     started = time.monotonic()
     try:
-        done = subprocess.run(list(arguments), stdout=2, timeout=timeout_seconds, check=False)
+        done = subprocess.run(
+            list(arguments),
+            stdout=2,
+            timeout=timeout_seconds,
+            check=False,
+            env=compose_environment(),
+        )
     except OSError:
         return CommandResult(tuple(arguments), None, missing=True)
     except subprocess.TimeoutExpired:
@@ -137,9 +202,9 @@ def stream_command(
     environment: Mapping[str, str] | None = None,
     folder: Path | None = None,
 ) -> CommandResult:
-    """Runs a long program, handing over each line of its output (both streams) as it comes.
+    """Runs a long program and calls ``on_line`` with each line of its output (both streams).
 
-    On Ctrl-C or past the limit the program and all its children are ended before this returns.
+    On Ctrl-C, or past the limit, the program and its children are ended before this returns.
     """
     started = time.monotonic()
     expired = threading.Event()
@@ -154,7 +219,7 @@ def stream_command(
         process = _start(arguments, environment, folder, stderr=subprocess.STDOUT)
     except OSError:
         return CommandResult(tuple(arguments), None, missing=True)
-    # Nothing between the start and here: a Ctrl-C that came there would leave the program behind.
+    # Nothing stands between the start and here: a Ctrl-C there would leave the program running.
     try:
         alarm.start()
         for line in process.stdout or ():
@@ -175,10 +240,10 @@ def stream_command(
 
 @contextlib.contextmanager
 def end_like_interrupt() -> Iterator[None]:
-    """Has SIGTERM (``docker stop``, CI) and SIGHUP (a lost terminal) end the block as Ctrl-C does.
+    """Lets SIGTERM (``docker stop``, CI) and SIGHUP (a lost terminal) act on the block as Ctrl-C.
 
-    What was started in it is undone, and results are written. A signal that somebody else has
-    chosen for is left to them, as nohup's is.
+    So what the block started is undone, and results are written. A signal that has a handler, or is
+    ignored (nohup), keeps it.
     """
     before = {}
     if threading.current_thread() is threading.main_thread():
@@ -193,12 +258,13 @@ def end_like_interrupt() -> Iterator[None]:
 
 
 def replace_process(arguments: Sequence[str], environment: Mapping[str, str] | None = None) -> None:
-    """Becomes the program: its exit code, signals and terminal are this process's own.
+    """Replaces this process by the program, which gets its terminal, signals and exit code.
 
     Raises UsageError where there is no such program.
     """
+    passed = compose_environment() if environment is None else dict(environment)
     try:
-        os.execvpe(arguments[0], list(arguments), dict(environment or os.environ))  # noqa: S606
+        os.execvpe(arguments[0], list(arguments), passed)  # noqa: S606
     except OSError as error:
         raise UsageError(
             f"cannot run {arguments[0]}: {error.strerror}",
@@ -218,7 +284,7 @@ def _start(
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=stderr,
-        env=dict(environment) if environment is not None else None,
+        env=compose_environment() if environment is None else dict(environment),
         cwd=folder,
         text=True,
         errors="replace",
@@ -227,10 +293,10 @@ def _start(
 
 
 class _Stream(threading.Thread):
-    """Reads a program's stream to its end, so that it never waits for a reader; keeps a part.
+    """Reads a program's stream to EOF, so that the program never waits for a reader; keeps a part.
 
-    The thread closes the pipe itself: closed by another in the middle of a read, its number could
-    be a new file's by then.
+    The thread closes the pipe itself: were another thread to close it during a read, the number of
+    the file descriptor could belong to a new file by then.
     """
 
     def __init__(self, pipe: IO[str] | None) -> None:
@@ -240,20 +306,20 @@ class _Stream(threading.Thread):
         self.start()
 
     def run(self) -> None:
-        """Reads until nobody holds the other end."""
+        """Reads until EOF."""
         with contextlib.suppress(OSError, ValueError), self._pipe or contextlib.nullcontext():
             while self._pipe and (block := os.read(self._pipe.fileno(), 65536)):
                 self._kept += block[: KEPT_BYTES - len(self._kept)]
 
     @property
     def text(self) -> str:
-        """What was kept of it so far; what is not UTF-8 is shown as such."""
+        """The text kept so far; bytes that are not UTF-8 become U+FFFD."""
         text = bytes(self._kept).decode(errors="replace")
         return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def _wait(process: subprocess.Popen[str], streams: Sequence[_Stream], deadline: float) -> bool:
-    """True once the program has ended and all it wrote is read; False at the deadline."""
+    """True once the program has ended and all its output is read; False at the deadline."""
     for stream in streams:
         stream.join(max(0.0, deadline - time.monotonic()))
     try:
@@ -264,10 +330,10 @@ def _wait(process: subprocess.Popen[str], streams: Sequence[_Stream], deadline: 
 
 
 def _end_group(process: subprocess.Popen[str], grace_seconds: float = GRACE_SECONDS) -> None:
-    """Ends the program's whole process group: politely, then for certain.
+    """Ends the program's process group: SIGTERM, then SIGKILL after ``grace_seconds``.
 
-    The second signal goes out even where the program has ended by then: a child of its may have
-    ignored the first.
+    SIGKILL is sent even where the program itself has ended: one of its children may have ignored
+    SIGTERM.
     """
     for sign in (signal.SIGTERM, signal.SIGKILL):
         with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -277,7 +343,7 @@ def _end_group(process: subprocess.Popen[str], grace_seconds: float = GRACE_SECO
 
 
 def _close_pipes(process: subprocess.Popen[str]) -> None:
-    """Closes what is left open; only ever by the thread that reads, which may be in the middle."""
+    """Closes open pipes; only the thread that reads them may call it."""
     for pipe in (process.stdout, process.stderr):
         if pipe:
             pipe.close()

@@ -1,8 +1,6 @@
-"""Text as html.
+"""HTML from data: escaped and bounded text, tables, self-contained documents, and ``Displayed``.
 
-One html document that stands alone: nothing that is not in it is loaded or run.
-
-Text as html: escaped, without terminal codes and control characters, bounded.
+A document contains all it needs: a browser loads nothing else for it.
 """
 
 from __future__ import annotations
@@ -10,19 +8,57 @@ from __future__ import annotations
 import base64
 import hashlib
 import html
+import importlib
 import re
 from collections.abc import Iterable, Sequence
+from typing import Any, ClassVar
 
 from labkit.text import strip_ansi
+
+
+class Displayed:
+    """Data that a view shows, in ``print`` and in a notebook.
+
+    The class names its view's module, and in it the function that makes the text and, if there is
+    one, the function that makes the HTML. The module is imported when the first object is shown:
+    a view imports its model, and so the model cannot import its view. A dataclass needs
+    ``repr=False``, or its own ``__repr__`` replaces the one given here.
+
+        class Estimate(Displayed, view="labkit.memory.estimate.view", text="format_estimate"):
+    """
+
+    _view: ClassVar[str]
+    _text: ClassVar[str]
+    _html: ClassVar[str | None]
+
+    def __init_subclass__(cls, *, view: str, text: str, html: str | None = None) -> None:
+        super().__init_subclass__()
+        cls._view, cls._text, cls._html = view, text, html
+
+    def __repr__(self) -> str:
+        return str(self._show(self._text))
+
+    def __str__(self) -> str:
+        return repr(self)
+
+    def _repr_html_(self) -> str | None:
+        return None if self._html is None else str(self._show(self._html))
+
+    def _repr_mimebundle_(self, **_: object) -> dict[str, str]:
+        shown = {"text/plain": repr(self), "text/html": self._repr_html_()}
+        return {kind: content for kind, content in shown.items() if content is not None}
+
+    def _show(self, function: str) -> Any:
+        return getattr(importlib.import_module(self._view), function)(self)
 
 
 def make_document(
     title: str, body: str, *, style: str, script: str, sources: tuple[str, ...] = ()
 ) -> str:
-    """The whole document; a browser loads nothing for it and runs no script but this one.
+    """The whole document; the browser loads nothing else for it and runs only this script.
 
-    ``title`` and ``body`` are html, escaped already. ``sources`` are further directives of its
-    content security policy, such as ``"img-src data:"``.
+    ``title`` and ``body`` are HTML, already escaped. ``sources`` are more directives of its content
+    security policy, such as ``"img-src data:"``.
 
     >>> "script-src 'sha256-" in make_document("t", "b", style="", script="")
     True
@@ -46,25 +82,25 @@ def make_document(
     )
 
 
-# Control characters, marks of direction (with them a file's name can show as another), and halves
-# of characters.
+# Control characters, direction marks (with them one file name can look like another), and lone
+# surrogates.
 _CONTROL = re.compile(
     r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
 )
 
 
 def escape(text: object) -> str:
-    """The text as html, in an attribute too; control characters become the replacement mark."""
+    """The text as HTML, also for attributes; control characters become U+FFFD."""
     return html.escape(mark_controls(str(text)))
 
 
 def mark_controls(text: str) -> str:
-    """The text with control characters and halves of characters as the replacement mark."""
+    """The text with U+FFFD in place of control characters and lone surrogates."""
     return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 def clean_text(text: str) -> str:
-    """What a terminal would show in the end: no colour codes, no progress bar's earlier states."""
+    """What a terminal shows in the end: no colour codes, no earlier states of a progress bar."""
     plain = strip_ansi(text)
     if "\r" in plain:
         # Line by line: a regular expression for this takes hours on a long line.
@@ -73,22 +109,22 @@ def clean_text(text: str) -> str:
 
 
 def escape_block(text: str, limit: int) -> str:
-    """Text for a ``<pre>``: past ``limit`` characters its middle is left out, and that is said."""
-    # A flood is cut before it is cleaned: what goes need not be read.
-    flood = max(0, len(text) - 20 * limit)
-    plain = clean_text(text[: 10 * limit] + text[-10 * limit :] if flood else text)
-    if len(plain) <= limit and not flood:
+    """Text for a ``<pre>``: beyond ``limit`` characters a note replaces the middle."""
+    # A very long text is cut before it is cleaned, which takes time.
+    cut = max(0, len(text) - 20 * limit)
+    plain = clean_text(text[: 10 * limit] + text[-10 * limit :] if cut else text)
+    if len(plain) <= limit and not cut:
         return escape(plain)
     head, tail = plain[: limit * 3 // 4], plain[-(limit // 4) :]
-    left_out = flood + len(plain) - len(head) - len(tail)
+    left_out = cut + len(plain) - len(head) - len(tail)
     note = f'<em class="left-out">{left_out:,} characters left out</em>'
     return f"{escape(head)}\n{note}\n{escape(tail)}"
 
 
 def make_table(caption: str, heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table of html cells with its heads and a caption; a row's first cell is its head.
+    """A table of HTML cells with column heads and a caption; a row's first cell is its head.
 
-    A head that starts with "#" is of a column of numbers.
+    A column whose head starts with "#" has numbers.
     """
     numbers = [head.startswith("#") for head in heads]
     top = "".join(
@@ -115,19 +151,19 @@ def _number_class(number: bool) -> str:
     return ' class="n"' if number else ""
 
 
-def say(word: str) -> str:
-    """A status word or a key as people write it: "timed_out" is "timed out"."""
-    return word.replace("_", " ")
+def to_words(name: str) -> str:
+    """A status or a key as words: "timed_out" is "timed out"."""
+    return name.replace("_", " ")
 
 
 def start_sentence(text: str) -> str:
-    """The text with its first letter in upper case, and all else as it is."""
+    """The text with its first letter in upper case."""
     return text[:1].upper() + text[1:]
 
 
-def mark(status: str) -> str:
-    """A status as html: its words, in the colour of how good they are."""
-    mood = "good" if status in ("passed", "held") else "bad"
+def render_status(status: str) -> str:
+    """A status as HTML: its words, in the colour of how good it is."""
+    severity = "good" if status in ("passed", "held") else "bad"
     if status in ("skipped", "not_run", "interrupted", "running", "unknown"):
-        mood = "quiet"
-    return f'<span class="{mood}">{escape(say(status))}</span>'
+        severity = "quiet"
+    return f'<span class="{severity}">{escape(to_words(status))}</span>'

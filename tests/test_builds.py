@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from labkit.errors import LabkitError, UsageError
-from labkit.host.torch_builds import BUILDS, CUDA_BUILDS, NEEDS, TORCH_VERSION
-from labkit.launch.build import check_locks, choose_named_build, find_build
+from labkit.host.torch_builds import BUILDS, CUDA_BUILDS, NEEDS, TORCH_VERSION, find_build
+from labkit.launch.publish import choose_named_build
+from labkit.launch.settings import check_locks
 from tests.fakes.host import make_checkout
 
 ROOT = Path(__file__).parents[1]

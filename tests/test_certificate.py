@@ -69,7 +69,7 @@ def test_a_certificate_that_the_image_keeps_is_told_by_its_content(file, keep, k
 def test_nothing_to_keep_is_an_error():
     with pytest.raises(UsageError) as caught:
         keep_fingerprint({"LABKIT_CA_KEEP": "1"})
-    assert caught.value.what == "LABKIT_CA_KEEP is set, but no certificate to keep"
+    assert caught.value.what == "LABKIT_CA_KEEP is set, and LABKIT_CA_FILE is not"
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from labkit.charts import Column, Line, choose_scale, draw_columns, draw_lines
+from labkit.charts import Column, Line, choose_scale, render_columns, render_lines
 
 
 @pytest.mark.parametrize(
@@ -27,18 +27,18 @@ def test_axes_have_round_values(highest, unit, ticks):
 
 def test_columns_are_drawn_for_known_values_only():
     columns = [Column("1", 2.0, tooltip="<t>"), Column("2", None), Column("3", 1.0, bad=True)]
-    plot = draw_columns(columns, alt='"quoted"', unit="seconds")
+    plot = render_columns(columns, alt='"quoted"', unit="seconds")
     assert plot.count("<rect") == 2
     assert plot.count("bad-column") == 1
     assert "<title>&lt;t&gt;</title>" in plot
     assert 'aria-label="&quot;quoted&quot;"' in plot
-    assert draw_columns([Column("1", None)], alt="", unit="seconds") == ""
-    assert draw_columns([], alt="", unit="seconds") == ""
+    assert render_columns([Column("1", None)], alt="", unit="seconds") == ""
+    assert render_columns([], alt="", unit="seconds") == ""
 
 
 def test_very_many_columns_are_one_path():
     columns = [Column(str(number), float(number)) for number in range(5000)]
-    plot = draw_columns(columns, alt="", unit="bytes")
+    plot = render_columns(columns, alt="", unit="bytes")
     assert "<rect" not in plot
     assert plot.count("M") >= 5000
     assert len(plot) < 120_000
@@ -46,7 +46,7 @@ def test_very_many_columns_are_one_path():
 
 def test_lines_need_two_points():
     line = Line("process", ((0.0, 1.0), (2.0, 3.0)))
-    plot = draw_lines([line, Line("cuda", ())], alt="")
+    plot = render_lines([line, Line("cuda", ())], alt="")
     assert plot.count("<polyline") == 1
-    assert draw_lines([Line("process", ((0.0, 1.0),))], alt="") == ""
-    assert "<polyline" in draw_lines([Line("cuda", ((0.0, 0.0), (0.0, 0.0)))], alt="")
+    assert render_lines([Line("process", ((0.0, 1.0),))], alt="") == ""
+    assert "<polyline" in render_lines([Line("cuda", ((0.0, 0.0), (0.0, 0.0)))], alt="")

@@ -7,21 +7,19 @@ from pathlib import Path
 
 import pytest
 
-from labkit.errors import EngineError, ExitCode, UsageError
+from labkit.errors import EngineError, UsageError
+from labkit.host.distribution import Distribution
+from labkit.host.engine import find_engine_obstacle
 from labkit.host.machine import FolderFacts
-from labkit.launch.runtime import (
-    Choice,
-    Identity,
-    check_name,
-    choose_identity,
-    choose_runtime,
-    find_obstacle,
-)
+from labkit.launch.plan import Choice, check_name, choose_identity, choose_runtime
+from labkit.launch.settings import Identity
 from tests.fakes import host
 from tests.fakes.host import ADA, DOCKER, NO_DOCKER, NO_PODMAN, PODMAN
 
 NO_ANSWER = replace(DOCKER, server_version=None, rootless=None, problem=host.NO_DAEMON)
 REFUSED = replace(DOCKER, server_version=None, rootless=None, problem=host.NOT_ALLOWED)
+HANGS = replace(DOCKER, server_version=None, problem="docker did not answer in 10 s")
+FEDORA = Distribution("Fedora Linux 42", "fedora")
 SHIM = replace(DOCKER, server_version=None, problem="this docker command is Podman's")
 NO_COMPOSE = replace(DOCKER, compose_version=None, compose_problem="unknown flag: --short")
 OLD_COMPOSE = replace(DOCKER, compose_version="1.29.2")
@@ -29,18 +27,8 @@ REMOTE = replace(DOCKER, endpoint="ssh://ada@gpu-host")
 PODMAN_BARE = replace(PODMAN, compose_version=None, compose_problem="no provider")
 PODMAN_BROKEN = replace(PODMAN, server_version=None, problem="cannot re-exec process")
 
-START_DOCKER = "sudo systemctl start docker"
-JOIN_GROUP = "sudo usermod -aG docker $USER   # then log out and in again"
-GET_COMPOSE = "sudo apt-get install docker-compose-plugin   # docs.docker.com/compose/install"
-GET_PODMAN_COMPOSE = "sudo apt-get install podman-compose   # or your distribution's package of it"
-NO_ANSWER_WHY = f"docker is installed but its daemon does not answer ({host.NO_DAEMON})"
-REFUSED_WHY = f"docker's socket refuses this user ({host.NOT_ALLOWED})"
-NO_COMPOSE_WHY = "docker 26.1.5 has no Compose (unknown flag: --short)"
-OLD_COMPOSE_WHY = "Compose 1.29.2 is too old: the lab needs Compose 2"
-REMOTE_WHY = "docker talks to another machine (ssh://ada@gpu-host), which cannot see work/"
 DOCKER_ANSWERS = "Docker 26.1.5 answers, with Compose 2.26.1"
 PODMAN_ANSWERS = "Podman 5.4.2 answers, with Compose 1.3.0"
-INSTEAD = "to use the engine instead: "
 
 
 @pytest.mark.parametrize(
@@ -56,50 +44,6 @@ INSTEAD = "to use the engine instead: "
             NO_PODMAN,
             Choice("local", "no docker or podman command here"),
             id="no engine",
-        ),
-        pytest.param(
-            NO_ANSWER,
-            NO_PODMAN,
-            Choice("local", NO_ANSWER_WHY, INSTEAD + START_DOCKER),
-            id="client without daemon",
-        ),
-        pytest.param(
-            REFUSED,
-            NO_PODMAN,
-            Choice("local", REFUSED_WHY, INSTEAD + JOIN_GROUP),
-            id="permission denied",
-        ),
-        pytest.param(
-            NO_COMPOSE,
-            NO_PODMAN,
-            Choice("local", NO_COMPOSE_WHY, INSTEAD + GET_COMPOSE),
-            id="compose missing",
-        ),
-        pytest.param(
-            OLD_COMPOSE,
-            NO_PODMAN,
-            Choice("local", OLD_COMPOSE_WHY, INSTEAD + GET_COMPOSE),
-            id="compose 1.29",
-        ),
-        pytest.param(
-            REMOTE,
-            NO_PODMAN,
-            Choice(
-                "local",
-                REMOTE_WHY,
-                INSTEAD + "unset DOCKER_HOST DOCKER_CONTEXT; docker context use default",
-            ),
-            id="remote context",
-        ),
-        pytest.param(
-            NO_ANSWER,
-            PODMAN_BARE,
-            Choice(
-                "local",
-                f"{NO_ANSWER_WHY}; podman 5.4.2 has no Compose (no provider)",
-                f"{INSTEAD}{START_DOCKER}; or {GET_PODMAN_COMPOSE}",
-            ),
-            id="neither can",
         ),
     ],
 )
@@ -119,69 +63,72 @@ def test_the_runtime_that_was_asked_for(asked, reason):
     assert choose_runtime(asked, DOCKER, PODMAN) == Choice(asked, reason)
 
 
-@pytest.mark.parametrize(
-    ("asked", "docker", "podman", "cause", "fix"),
-    [
-        pytest.param("docker", NO_ANSWER, PODMAN, NO_ANSWER_WHY, START_DOCKER, id="no daemon"),
-        pytest.param("docker", REFUSED, PODMAN, REFUSED_WHY, JOIN_GROUP, id="permission denied"),
-        pytest.param("docker", NO_COMPOSE, PODMAN, NO_COMPOSE_WHY, GET_COMPOSE, id="no compose"),
-        pytest.param(
-            "docker", OLD_COMPOSE, PODMAN, OLD_COMPOSE_WHY, GET_COMPOSE, id="compose 1.29"
-        ),
-        pytest.param(
-            "docker",
-            SHIM,
-            PODMAN,
-            "this docker command is Podman's",
-            "make up RUNTIME=podman",
-            id="podman-docker shim",
-        ),
-        pytest.param(
-            "docker",
-            NO_DOCKER,
-            PODMAN,
-            "no docker command here",
-            "install it (https://docs.docker.com/engine/install/), or: make up RUNTIME=local",
-            id="no docker",
-        ),
-        pytest.param(
-            "podman",
-            DOCKER,
-            NO_PODMAN,
-            "no podman command here",
-            "install it (https://podman.io/docs/installation), or: make up RUNTIME=local",
-            id="no podman",
-        ),
-        pytest.param(
-            "podman",
-            DOCKER,
-            PODMAN_BROKEN,
-            "podman is installed but its daemon does not answer (cannot re-exec process)",
-            "podman info   # shows what is wrong with it",
-            id="podman broken",
-        ),
-    ],
-)
-def test_what_was_asked_for_and_cannot_be_had_is_an_error(asked, docker, podman, cause, fix):
-    with pytest.raises(EngineError) as caught:
-        choose_runtime(asked, docker, podman)
-    assert caught.value.exit_code == ExitCode.ENGINE
-    assert caught.value.what == f"RUNTIME={asked} cannot run the lab"
-    assert (caught.value.cause, caught.value.fix) == (cause, fix)
+# Each engine that cannot run the lab: the obstacle's kind, a word of what is said, and the fix.
+OBSTACLES = [
+    pytest.param(NO_DOCKER, "client", "no docker command", "docs.docker.com", id="no docker"),
+    pytest.param(NO_PODMAN, "client", "no podman command", "podman.io/docs", id="no podman"),
+    pytest.param(NO_ANSWER, "daemon", host.NO_DAEMON, "systemctl enable --now docker", id="daemon"),
+    pytest.param(REFUSED, "permission", host.NOT_ALLOWED, "usermod -aG docker", id="refused"),
+    pytest.param(HANGS, "timeout", "10 s", "systemctl restart docker", id="hangs"),
+    pytest.param(SHIM, "shim", "Podman's", "make up RUNTIME=podman", id="podman-docker"),
+    pytest.param(REMOTE, "remote", "ssh://ada@gpu-host", "unset DOCKER_HOST", id="remote"),
+    pytest.param(NO_COMPOSE, "compose", "unknown flag", "docker-compose", id="no compose"),
+    pytest.param(OLD_COMPOSE, "compose", "1.29.2", "docker-compose", id="compose 1"),
+    pytest.param(PODMAN_BARE, "compose", "no provider", "podman-compose", id="podman bare"),
+    pytest.param(PODMAN_BROKEN, "daemon", "re-exec", "podman info", id="podman broken"),
+]
+
+
+@pytest.mark.parametrize(("engine", "kind", "words", "fix"), OBSTACLES)
+def test_what_keeps_an_engine_from_running_the_lab(engine, kind, words, fix):
+    obstacle = find_engine_obstacle(engine, FEDORA)
+    assert obstacle is not None
+    assert obstacle.kind == kind
+    assert words in obstacle.what
+    assert obstacle.cause
+    assert fix in obstacle.fix
+    assert "apt-get" not in obstacle.fix
+
+
+@pytest.mark.parametrize(("engine", "kind", "words", "fix"), OBSTACLES)
+def test_an_engine_asked_for_by_name_that_cannot_run_the_lab_is_an_error(engine, kind, words, fix):
+    docker, podman = (engine, PODMAN) if engine.name == "docker" else (DOCKER, engine)
+    with pytest.raises(EngineError, match=f"RUNTIME={engine.name}") as caught:
+        choose_runtime(engine.name, docker, podman, FEDORA)
+    assert words in str(caught.value.cause)
+    assert fix in str(caught.value.fix)
+
+
+@pytest.mark.parametrize(("engine", "kind", "words", "fix"), OBSTACLES)
+def test_without_an_engine_the_lab_is_local_and_says_how_to_use_one(engine, kind, words, fix):
+    docker, podman = (engine, NO_PODMAN) if engine.name == "docker" else (NO_DOCKER, engine)
+    choice = choose_runtime("auto", docker, podman, FEDORA)
+    assert choice.value == "local"
+    if kind == "client":
+        assert choice == Choice("local", "no docker or podman command here")
+    else:
+        assert words in choice.reason
+        assert fix in str(choice.warning)
+
+
+def test_where_neither_engine_can_both_ways_out_are_named():
+    choice = choose_runtime("auto", NO_ANSWER, PODMAN_BARE, FEDORA)
+    assert "systemctl" in str(choice.warning)
+    assert "sudo dnf install podman-compose" in str(choice.warning)
 
 
 def test_on_a_mac_docker_is_started_another_way():
-    obstacle = find_obstacle(NO_ANSWER, "Darwin")
+    obstacle = find_engine_obstacle(NO_ANSWER, system="Darwin")
     assert obstacle is not None
     assert obstacle.fix == "open -a Docker"
 
 
 def test_podmans_compose_provider_may_be_of_the_first_version():
-    assert find_obstacle(replace(PODMAN, compose_version="1.0.6")) is None
+    assert find_engine_obstacle(replace(PODMAN, compose_version="1.0.6")) is None
 
 
 def test_a_compose_without_a_version_number_is_given_a_chance():
-    assert find_obstacle(replace(DOCKER, compose_version="dev")) is None
+    assert find_engine_obstacle(replace(DOCKER, compose_version="dev")) is None
 
 
 @pytest.mark.parametrize(

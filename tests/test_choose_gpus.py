@@ -7,10 +7,9 @@ import json
 import pytest
 
 from labkit.errors import DeviceMissingError, ExitCode, UsageError
-from labkit.host.gpu import Gpu, GpuFacts
+from labkit.host.gpu import ALL_GPUS, Gpu, GpuFacts, GpuSelection, parse_gpus, select_gpus
 from labkit.launch.compose import list_gpus, write_gpu_file
-from labkit.launch.flavor import Flavor
-from labkit.launch.gpu import ALL_GPUS, GpuSelection, parse_gpus, select_gpus
+from labkit.launch.settings import Flavor
 from tests.fakes.host import make_checkout
 
 FIRST = Gpu("NVIDIA H200", 0, "GPU-aaaa-1111", (9, 0), False)
@@ -49,7 +48,7 @@ def test_what_can_be_typed(text, words):
 def test_what_names_no_gpu(text, word):
     with pytest.raises(UsageError) as caught:
         parse_gpus(text)
-    assert caught.value.what == f"GPUS={text} names no GPU"
+    assert caught.value.what == f"invalid GPUS={text}"
     assert caught.value.cause == (
         f"{word!r} is neither an index (0,1) nor a UUID (GPU-..., MIG-...), nor all"
     )

@@ -20,7 +20,7 @@ from labkit.lessons.cards import (
 )
 from labkit.lessons.claims import ClaimFailed, claim, claim_raises
 from labkit.lessons.needs import missing_need
-from labkit.lessons.values import format_value, same_value
+from labkit.lessons.value_repr import format_value, same_value
 from labkit.notebooks.result import CHECK_MIME, CLAIM_MIME, read_checks, read_claims
 
 NAN = float("nan")

@@ -20,6 +20,7 @@ def checkout(tmp_path, monkeypatch):
     checkout = make_checkout(tmp_path / "a lab")
     (checkout.workspace / "mine.ipynb").write_text("my work")
     (checkout.environment_folder / "bin").mkdir(parents=True)
+    (checkout.environment_folder / ".labkit-environment").touch()
     return checkout
 
 
@@ -91,3 +92,15 @@ def test_a_second_time_nothing_is_left_to_remove(checkout, stopped, play):
     play({})
     clean_checkout(checkout, Steps(io.StringIO()))
     assert clean_checkout(checkout, Steps(io.StringIO())) == []
+
+
+def test_an_environment_that_labkit_did_not_make_stays(checkout, stopped, play, tmp_path):
+    play({})
+    (checkout.environment_folder / ".labkit-environment").unlink()
+    other = tmp_path / "other project"
+    checkout.environment_folder.rename(other)
+    checkout.environment_folder.symlink_to(other)
+    screen = io.StringIO()
+    assert clean_checkout(checkout, Steps(screen)) == [".labkit"]
+    assert (checkout.environment_folder / "bin").is_dir()
+    assert "left" in screen.getvalue()

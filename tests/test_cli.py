@@ -27,7 +27,7 @@ def checkout(tmp_path, monkeypatch):
 
 
 def healthy(checkout, state=STATE):
-    return LabStatus.of(checkout, state, healthy=True, token="abc")
+    return LabStatus.of(checkout, state, "abc")
 
 
 # The dispatcher
@@ -216,7 +216,7 @@ def test_status_as_json(checkout, capsys):
 )
 def test_status_in_words(checkout, monkeypatch, capsys, well, exit_code, said):
     status = (
-        healthy(checkout) if well else LabStatus(checkout, STATE, problem="its process is gone")
+        healthy(checkout) if well else LabStatus(checkout, STATE, "gone", "its process is gone")
     )
     monkeypatch.setattr("labkit.launch.status.read_status", lambda checkout: status)
     assert main(["status"]) == exit_code
@@ -283,13 +283,13 @@ def test_up_hands_on_what_was_asked_for(started):
 
 def test_up_refuses_gpus_that_are_none(started, capsys):
     assert main(["up", "--gpus", "cuda:0"]) == 2
-    assert capsys.readouterr().err.startswith("error: GPUS=cuda:0 names no GPU\n")
+    assert capsys.readouterr().err.startswith("error: invalid GPUS=cuda:0\n")
     assert started == []
 
 
 def test_up_refuses_a_port_that_is_none(started, capsys):
     assert main(["up", "--port", "80x"]) == 2
-    assert capsys.readouterr().err.startswith("error: PORT=80x is not a port\n")
+    assert capsys.readouterr().err.startswith("error: invalid PORT=80x\n")
     assert started == []
 
 

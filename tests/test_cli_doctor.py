@@ -57,7 +57,7 @@ def test_a_broken_host(monkeypatch, tmp_path, capsys):
     play_checks(
         monkeypatch,
         tmp_path,
-        failed("0 B free at /home", "the disk is all but full", "df -h"),
+        failed("0 B free at /home", "the disk is almost full", "df -h"),
         ok("port 8888 is free"),
         warning("shared memory: 64.0 MiB", "workers die", "LABKIT_SHM_SIZE=2g make down up"),
     )
@@ -68,7 +68,7 @@ def test_a_broken_host(monkeypatch, tmp_path, capsys):
         "                 cause: workers die\n"
         "                 try: LABKIT_SHM_SIZE=2g make down up\n"
         "failed   check-1 0 B free at /home\n"
-        "                 cause: the disk is all but full\n"
+        "                 cause: the disk is almost full\n"
         "                 try: df -h\n"
         "\n"
         "3 checks: 1 ok, 1 warning, 1 failed\n"
@@ -130,7 +130,7 @@ def test_a_log_is_explained(tmp_path, capsys):
 
 
 def test_a_log_from_standard_input(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "stdin", io.StringIO(LOG))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(LOG.encode())))
     assert main(["doctor", "--explain"]) == 0
     assert capsys.readouterr().out == LOG_SCREEN
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -174,7 +175,7 @@ def test_the_notebook_last_worked_on_counts(desk: Desk) -> None:
     desk.solve(SOLVED)
     assert find_notebook(desk.work, lab) == desk.notebook
 
-    for hidden in ("01_small.backup-2026-11-23.ipynb", ".ipynb_checkpoints/01_small.ipynb"):
+    for hidden in ("01_small.old-2026-11-23.ipynb", ".ipynb_checkpoints/01_small.ipynb"):
         (desk.work / hidden).parent.mkdir(exist_ok=True)
         (desk.work / hidden).write_bytes(desk.notebook.read_bytes() + b" ")
     assert find_notebook(desk.work, lab) == desk.notebook
@@ -224,6 +225,41 @@ def test_reset_names_the_backup(desk: Desk, capsys: Any, monkeypatch: pytest.Mon
     assert first == "01_small.ipynb is fresh"
     assert backup.read_bytes() == mine
     assert STUB in json.loads(desk.notebook.read_text())["cells"][3]["source"][-1]
+
+
+def test_check_names_a_backup_and_the_notebook_that_counts(desk: Desk, capsys: Any) -> None:
+    desk.solve(SOLVED)
+    main(["reset", "small"])
+
+    code, value = run_json(capsys, "check", "small.center")
+    assert (code, value["labs"][0]["notebook"]) == (1, "01_small.ipynb")
+
+    assert main(["check", "small.center"]) == 1
+    (note,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note:")]
+    assert ".old-" in note and note.endswith("01_small.ipynb counts")
+
+
+def test_check_puts_an_interrupted_save_back_first(desk: Desk, capsys: Any) -> None:
+    desk.solve(SOLVED)
+    desk.notebook.rename(desk.work / ".~01_small.ipynb")
+    desk.notebook.write_bytes(b"")
+    os.utime(desk.notebook, (1, 1))
+
+    assert main(["check", "small.center"]) == 0
+    assert "note: a save of 01_small.ipynb was interrupted" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["small", "small"], ["--all"]], ids=["names", "all"])
+def test_several_labs_are_reset_at_once(desk: Desk, capsys: Any, words: list[str]) -> None:
+    code, value = run_json(capsys, "reset", *words)
+
+    assert code == 0
+    assert [lab["lab"] for lab in value["labs"]] == ["small"] * len(words)
+
+
+def test_reset_without_a_lab_changes_nothing(desk: Desk) -> None:
+    assert main(["reset"]) == 2
+    assert [path.name for path in desk.work.glob("*.ipynb")] == ["01_small.ipynb"]
 
 
 def test_reset_of_an_unknown_lab_gives_the_near_match(desk: Desk, capsys: Any) -> None:

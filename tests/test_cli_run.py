@@ -277,7 +277,7 @@ def test_a_disk_that_fills_up_fails_the_run_and_loses_no_result(tmp_path, monkey
     def fail(path, text):
         raise OSError(28, "No space left on device", str(path))
 
-    monkeypatch.setattr("labkit.notebooks.result.write_whole", fail)
+    monkeypatch.setattr("labkit.notebooks.result.write_atomically", fail)
     path = make_file(tmp_path / "a.ipynb", "1")
     assert main(["run", path, "--json", "--output", "out"]) == 1
     out, err = capsys.readouterr()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -12,15 +13,23 @@ from pathlib import Path
 import pytest
 
 from labkit.errors import UsageError
+from labkit.launch.compose import ContainerLab
+from labkit.launch.local import LocalLab
 from labkit.launch.server import wait_until
+from labkit.launch.settings import CPU, Settings
 from labkit.process import (
     KEPT_BYTES,
+    STEERING_VARIABLES,
     CommandResult,
+    compose_environment,
     replace_process,
     run_at_terminal,
     run_command,
     stream_command,
 )
+from tests.fakes.host import make_checkout
+
+ROOT = Path(__file__).parents[1]
 
 # Starts a child in the background, writes down its number, and waits for longer than any test.
 PARENT = "sh -c '{trap}sleep 60' & echo $! > {path}; wait"
@@ -292,3 +301,95 @@ def test_a_signal_that_nohup_ignores_stays_ignored():
     script = ENDED.format(before=before, name="SIGHUP", after="signal.SIG_IGN")
     result = run_command([sys.executable, "-c", script], timeout_seconds=20)
     assert result.stdout == "True\n"
+
+
+# The environment of what is started
+
+STEERED = {
+    "PIP_TARGET": "/x",
+    "PIP_USER": "1",
+    "PYTHONPATH": "/x",
+    "PYTHONSTARTUP": "/x",
+    "JUPYTER_PATH": "/x",
+    "JUPYTER_NO_CONFIG": "1",
+    "JUPYTER_CONFIG_DIR": "/x",
+    "VIRTUAL_ENV": "/x",
+    "COMPOSE_FILE": "/x",
+    "GIT_DIR": "/x",
+    "MAKEFLAGS": "-n",
+}
+PASSED = {
+    "PIP_INDEX_URL": "https://index.example",
+    "PIP_CONFIG_FILE": "/x/pip.conf",
+    "PIP_CERT": "/x/ca.pem",
+    "PIP_TRUSTED_HOST": "index.example",
+    "HTTPS_PROXY": "http://proxy:3128",
+    "SSL_CERT_FILE": "/x/ca.pem",
+    "HF_TOKEN": "a learner's own",
+    "PYTHONHASHSEED": "0",
+    "GIT_AUTHOR_NAME": "Ada",
+    "PYTORCH_ALLOC_CONF": "x",
+    "DOCKER_HOST": "unix:///x",
+}
+
+
+def test_what_would_steer_a_program_is_left_out_and_the_rest_passed_on():
+    assert compose_environment({**STEERED, **PASSED}) == PASSED
+
+
+def run_and_list(words):
+    return run_command(words, timeout_seconds=10).stdout
+
+
+def stream_and_list(words):
+    lines = []
+    stream_command(words, timeout_seconds=10, on_line=lines.append)
+    return "\n".join(lines)
+
+
+def replace_and_list(words):
+    program = f"from labkit.process import replace_process; replace_process({words!r})"
+    return subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT
+    ).stdout
+
+
+@pytest.mark.parametrize("start", [run_and_list, stream_and_list, replace_and_list])
+def test_every_way_to_start_a_program_composes_its_environment(start, monkeypatch):
+    for name, value in {**STEERED, **PASSED}.items():
+        if name != "PYTHONSTARTUP":
+            monkeypatch.setenv(name, value)
+    found = dict(line.partition("=")[::2] for line in start(["env"]).splitlines())
+    assert STEERED.keys() & found.keys() == set()
+    assert found.items() >= PASSED.items()
+
+
+def test_the_documentation_lists_what_is_passed_on():
+    text = (ROOT / "docs" / "environment.md").read_text(encoding="utf-8")
+    for start, passed in STEERING_VARIABLES.items():
+        assert [name for name in (start, *passed) if f"`{name}" not in text] == []
+
+
+def test_the_lab_gets_it_in_a_container_and_without_one(tmp_path, monkeypatch):
+    for name, value in {**STEERED, **PASSED}.items():
+        monkeypatch.setenv(name, value)
+    checkout = make_checkout(tmp_path / "lab")
+    composed = ContainerLab(checkout, "docker", CPU, Settings()).environment()
+    local = LocalLab(checkout, Settings()).environment()
+    assert local.pop("VIRTUAL_ENV") == str(checkout.environment_folder)
+    for environment in (composed, local):
+        assert STEERED.keys() & environment.keys() == set()
+        assert environment.items() >= PASSED.items()
+
+
+def test_a_kernel_of_the_callers_named_python3_is_not_the_labs(tmp_path, monkeypatch):
+    kernel = tmp_path / "kernels" / "python3" / "kernel.json"
+    kernel.parent.mkdir(parents=True)
+    kernel.write_text('{"argv": ["evil"], "display_name": "evil", "language": "python"}')
+    words = [sys.executable, "-m", "jupyter_client.kernelspecapp", "list", "--json"]
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
+    as_it_is = run_command(words, timeout_seconds=60, environment=os.environ)
+    assert "evil" in as_it_is.stdout
+    composed = run_command(words, timeout_seconds=60)
+    assert "python3" in composed.stdout
+    assert "evil" not in composed.stdout

@@ -9,9 +9,7 @@ import pytest
 import yaml  # comes with JupyterLab
 
 from labkit.launch.compose import PROFILES, ContainerLab
-from labkit.launch.flavor import CPU
-from labkit.launch.runtime import Identity
-from labkit.launch.settings import Settings
+from labkit.launch.settings import CPU, Identity, Settings
 from tests.fakes.host import make_checkout
 
 ROOT = Path(__file__).parents[1]

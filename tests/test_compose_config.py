@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from labkit.launch.compose import PROFILES, ContainerLab
-from labkit.launch.flavor import CPU, Flavor
-from labkit.launch.settings import Settings
+from labkit.launch.settings import CPU, Flavor, Settings
 from labkit.process import run_command
 from tests.fakes.host import make_checkout
 
@@ -95,3 +94,19 @@ def test_the_flavors_differ_in_image_and_gpus_alone(checkout):
         for name in ("cpu", "cuda", "cuda-chosen")
     )
     assert cpu == cuda == chosen
+
+
+@pytest.mark.parametrize(
+    "name", ["x$(touch pwned)y", "x`touch pwned` y", 'a"$HOME', "a #; b", "a'b"]
+)
+def test_a_folders_name_reaches_compose_as_it_is(tmp_path, monkeypatch, name):
+    monkeypatch.setenv("COMPOSE_FILE", "/no/such/file")
+    monkeypatch.setenv("COMPOSE_PROJECT_NAME", "another")
+    checkout = make_checkout(tmp_path / name)
+    (checkout.root / "compose.yaml").write_bytes((ROOT / "compose.yaml").read_bytes())
+    checkout.token_file.write_text("abc\n")
+    service = read_config(ContainerLab(checkout, "docker", CPU, Settings(), port=8888))["cpu"]
+    # Compose writes "$$" for "$" in its output.
+    sources = {volume["source"].replace("$$", "$") for volume in service["volumes"]}
+    assert str(checkout.workspace) in sources
+    assert not list(tmp_path.rglob("pwned"))

@@ -6,7 +6,6 @@ import sys
 
 import pytest
 
-from labkit.devices import torch_devices
 from labkit.devices.accelerators import Accelerator
 from labkit.devices.cpu import CpuFacts
 from labkit.devices.detect import (
@@ -19,7 +18,8 @@ from labkit.devices.detect import (
     name_slice,
 )
 from labkit.devices.nvml import SENTENCES, NvmlFacts, NvmlGpu, Trouble
-from labkit.devices.torch_devices import InstalledTorch, best_device, read_torch_build
+from labkit.devices.torch_devices import best_device
+from labkit.host.torch_builds import InstalledTorch, find_torch_folder, read_torch_build
 
 GIB = 2**30
 CPU = CpuFacts("AMD EPYC", 2, 4, 4, 16 * GIB, None, ("AVX2",))
@@ -499,7 +499,7 @@ def test_torch_is_found_on_the_path_without_importing_it(tmp_path, monkeypatch, 
     monkeypatch.setattr(sys, "path", [str(tmp_path)])
     monkeypatch.delitem(sys.modules, "torch", raising=False)
     expected = tmp_path / "torch" if there else None
-    assert torch_devices.find_torch_folder() == expected
+    assert find_torch_folder() == expected
 
 
 def test_what_is_read_is_what_torch_says():

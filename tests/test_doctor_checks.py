@@ -17,10 +17,11 @@ from labkit.doctor.checks import engine as engine_module
 from labkit.doctor.checks import system as system_module
 from labkit.doctor.host import Host, OnceRunner, find_free_bytes, find_total_bytes
 from labkit.doctor.run import examine_host, format_examination
-from labkit.host.distribution import UNKNOWN, Distribution, Fix, packages, parse_os_release
+from labkit.host.distribution import UNKNOWN, Distribution, parse_os_release
 from labkit.host.engine import EngineFacts
 from labkit.host.gpu import Gpu, GpuFacts
 from labkit.host.machine import FolderFacts
+from labkit.host.packages import Fix, install
 from labkit.process import CommandResult
 from tests.fakes.host import ADA, DOCKER, NO_DOCKER, NO_PODMAN, PODMAN, fails, hangs, says
 from tests.fakes.sick_hosts import CARD, CARD_FILES, GIB, OS_RELEASES, SMI_QUERY, lists, play_host
@@ -64,7 +65,6 @@ def test_a_distribution_is_known_by_its_own_file(name, family):
 @pytest.mark.parametrize(
     "text",
     [
-        pytest.param(None, id="no file"),
         pytest.param("", id="an empty file"),
         pytest.param("ID=plan9\n", id="an unknown one"),
         pytest.param("\x00'\"=\x01\n===\nID", id="garbage"),
@@ -87,7 +87,7 @@ def test_an_unknown_distribution_has_no_family(text):
     ],
 )
 def test_a_fix_falls_back_on_the_family_it_comes_from(family, command):
-    fix = packages("a", "b", "c", "d", "see the page")
+    fix = install("see the page", debian="a", fedora="b", suse="c", arch="d")
     assert fix.on(Distribution("x", family)) == command
 
 
@@ -108,7 +108,7 @@ def test_the_driver_of_a_card_on_the_bus_is_read(tmp_path):
     assert facts.drivers == (("0000:01:00.0", "vfio-pci"),)
     finding = driver_module.judge_gpu_bus(facts, UNKNOWN)
     assert finding.status == "warning"
-    assert finding.moot == "the GPU is kept for virtual machines"
+    assert finding.skip_reason == "the GPU is reserved for virtual machines"
 
 
 @pytest.mark.parametrize(
@@ -124,12 +124,12 @@ def test_the_driver_of_a_card_on_the_bus_is_read(tmp_path):
         ),
         pytest.param(
             driver_module.BusFacts(in_wsl=True),
-            "WSL2: Windows has the GPU and lends it (/dev/dxg)",
+            "WSL2: Windows shares its GPU (/dev/dxg)",
             id="WSL2",
         ),
         pytest.param(
             driver_module.BusFacts(has_nodes=True),
-            "an NVIDIA GPU that is on no PCI bus here (/dev/nvidiactl)",
+            "an NVIDIA GPU that is not on a PCI bus (/dev/nvidiactl)",
             id="on a chip",
         ),
     ],
@@ -179,7 +179,7 @@ def test_a_hung_nvidia_smi_with_a_loaded_module_says_nothing_against_the_driver(
         pytest.param(
             CommandResult(("nvidia-smi",), None, missing=True),
             "warning",
-            "the module is loaded, but there is no nvidia-smi",
+            "the module is loaded, but nvidia-smi is missing",
             id="no nvidia-smi",
         ),
         pytest.param(
@@ -194,9 +194,7 @@ def test_a_hung_nvidia_smi_with_a_loaded_module_says_nothing_against_the_driver(
         pytest.param(
             says("No devices were found"), "failed", "No devices were found", id="no devices"
         ),
-        pytest.param(
-            says("hello"), "unknown", "nvidia-smi printed nothing that lists a GPU", id="garbage"
-        ),
+        pytest.param(says("hello"), "unknown", "nvidia-smi lists no GPU", id="garbage"),
         pytest.param(
             hangs("nvidia-smi", 3), "unknown", "nvidia-smi did not answer in 3 s", id="hangs"
         ),
@@ -239,7 +237,7 @@ def test_root_may_open_everything():
 def test_refused_device_files_are_named_with_the_fix():
     facts = driver_module.NodeFacts(("nvidiactl", "nvidia0"), ("nvidia0",))
     finding = driver_module.judge_device_nodes(facts, DEBIAN)
-    assert finding.found == "this user may not open /dev/nvidia0"
+    assert finding.found == "this user cannot open /dev/nvidia0"
     assert finding.fix.startswith("sudo usermod -aG video $USER")
 
 
@@ -250,7 +248,7 @@ def test_a_missing_gpu_file_is_named():
 
 def test_uvm_loaded_without_its_file_is_told_apart():
     finding = driver_module.judge_uvm(driver_module.UvmFacts(loaded=True), DEBIAN)
-    assert finding.found == "nvidia-uvm is loaded, without /dev/nvidia-uvm"
+    assert finding.found == "nvidia-uvm is loaded, but /dev/nvidia-uvm is missing"
 
 
 # The engine
@@ -268,7 +266,9 @@ def test_in_a_container_with_an_engine_the_engine_counts():
     pair = engine_module.EnginePair(DOCKER, NO_PODMAN, in_container=True)
     assert engine_module.judge_engine_client(pair, DEBIAN).found == "docker is installed"
     bare = engine_module.EnginePair(NO_DOCKER, NO_PODMAN, in_container=True)
-    assert engine_module.judge_engine_client(bare, DEBIAN).moot == "this is inside a container"
+    assert (
+        engine_module.judge_engine_client(bare, DEBIAN).skip_reason == "this is inside a container"
+    )
 
 
 def test_docker_on_a_mac_is_started_its_own_way():
@@ -303,7 +303,7 @@ def test_a_toolkit_that_tells_no_version_is_unknown():
     finding = gpu_access.judge_toolkit(gpu_access.ToolkitFacts(says("hello")), DEBIAN)
     assert (finding.status, finding.found) == (
         "unknown",
-        "nvidia-ctk tells no version (hello)",
+        "nvidia-ctk prints no version (hello)",
     )
 
 
@@ -394,7 +394,7 @@ def test_the_engines_own_disk_is_asked_too(tmp_path):
             id="unknown",
         ),
         pytest.param(
-            system_module.MemoryFacts(system="Darwin"), "ok", "not asked on Darwin", id="a Mac"
+            system_module.MemoryFacts(system="Darwin"), "ok", "not checked on Darwin", id="a Mac"
         ),
     ],
 )
@@ -418,7 +418,7 @@ def test_memory(facts, status, found):
         pytest.param(
             system_module.PortFacts(8888, free=False, in_lab=True),
             "ok",
-            "the host publishes the port: ask there",
+            "the host publishes the port: run the doctor there",
             id="inside",
         ),
         pytest.param(
@@ -462,7 +462,7 @@ WORK = Path("/home/ada/work")
         pytest.param(
             FolderFacts(WORK, True, True, 1000, 1000, False, 1),
             "failed",
-            "chmod u+rwx /home/ada/work   # or look: ls -ld /home/ada/work",
+            "chmod u+rwx /home/ada/work   # or see: ls -ld /home/ada/work",
             id="mine, read-only",
         ),
         pytest.param(
@@ -533,7 +533,7 @@ def test_behind_a_proxy_no_name_is_asked_for(tmp_path):
 
 
 def test_without_an_index_there_is_nothing_to_reach():
-    assert network.judge_dns(network.NameFacts(), DEBIAN).moot == "no index is set"
+    assert network.judge_dns(network.NameFacts(), DEBIAN).skip_reason == "no index is set"
 
 
 @pytest.mark.parametrize(
@@ -564,7 +564,7 @@ def test_the_index_is_the_one_that_this_hosts_build_comes_from(
     assert finding.found == (
         f"{expected[0]} answers"
         if expected
-        else "no index is set: torch's build for this GPU comes from the default one"
+        else "no index is set: torch's build for this GPU comes from the default index"
     )
 
 
@@ -613,7 +613,7 @@ def play_check(name, finding, needs=(), **settings):
         pytest.param(failed("no", "c", "f"), ("skipped", "because a failed"), id="failed"),
         pytest.param(unknown("?"), ("skipped", "because a is unknown"), id="unknown"),
         pytest.param(
-            ok("none", moot="there is none"), ("skipped", "because there is none"), id="moot"
+            ok("none", skip_reason="there is none"), ("skipped", "because there is none"), id="moot"
         ),
         pytest.param(ValueError("x"), ("skipped", "because a is unknown"), id="broken"),
     ],
@@ -627,7 +627,7 @@ def test_what_the_first_finds_decides_whether_the_next_is_made(tmp_path, first, 
 def test_a_check_that_breaks_is_unknown_and_alone(tmp_path):
     checks = [play_check("a", KeyError("x")), play_check("b", ok("fine"))]
     first, second = examine_host(play_host(tmp_path), checks).findings
-    assert first.found == "the check itself broke on what it read: KeyError: 'x'"
+    assert first.found == "the check failed on what it read: KeyError: 'x'"
     assert (first.status, second.status) == ("unknown", "ok")
 
 

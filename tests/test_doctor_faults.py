@@ -54,7 +54,7 @@ def sick_programs(tmp_path, monkeypatch):
         monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
         run = OnceRunner(run_probe, limit_seconds)
         host = play_host(tmp_path / "root", gpu=True)
-        return dataclasses.replace(host, run=run, run_long=run_probe, run_trial=run_probe)
+        return dataclasses.replace(host, run=run, run_long=run_probe, run_shared=run_probe)
 
     return write
 

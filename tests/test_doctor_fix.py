@@ -15,8 +15,9 @@ from labkit.doctor import checks as doctor_checks
 from labkit.doctor.check import Check, Finding, SafeFix, failed, ok, unknown, warning
 from labkit.doctor.checks import CHECKS, system
 from labkit.doctor.run import examine_host, explain_refusal, list_offers, make_attempt
-from labkit.host.distribution import INSTALL_COMPOSE, INSTALL_DRIVER, INSTALL_TOOLKIT, Distribution
+from labkit.host.distribution import Distribution
 from labkit.host.machine import FolderFacts
+from labkit.host.packages import INSTALL_DRIVER, INSTALL_TOOLKIT
 from labkit.process import CommandResult
 from tests.fakes.host import ADA, PODMAN_FINE, fails, says
 from tests.fakes.sick_hosts import GPU_FILES, SMI_QUERY, play_host
@@ -116,7 +117,7 @@ def test_anything_but_a_yes_is_a_no(monkeypatch, tmp_path, capsys, answer):
     assert main(["doctor", "--fix"]) == 5
     assert mender.ran == []
     out, err = capsys.readouterr()
-    assert err == f"{ASKED}uvm: not run: you did not say yes\n{LEFT}"
+    assert err == f"{ASKED}uvm: not run: you did not agree\n{LEFT}"
     assert out == FOUND
 
 
@@ -235,18 +236,18 @@ def test_the_command_for_a_user(safe, user_id, may_ask, command):
 @pytest.mark.parametrize(
     ("fix", "why"),
     [
-        (INSTALL_DRIVER.on(DEBIAN), "it restarts this machine"),
+        ("sudo reboot", "it restarts this machine"),
         (
             INSTALL_TOOLKIT.on(DEBIAN),
-            "it restarts the engine, and with it everybody's containers",
+            "it restarts the engine, and with it all containers",
         ),
-        (INSTALL_COMPOSE.on(DEBIAN), "it installs packages"),
-        ("df -h && docker system prune", "it deletes what others may want"),
+        (INSTALL_DRIVER.on(DEBIAN), "it installs packages"),
+        ("df -h && docker system prune", "it deletes what others may need"),
         (
             "sudo usermod -aG docker $USER   # then log out and in again",
-            "it changes what this user may do, from the next login on",
+            "it changes this user's permissions, from the next login on",
         ),
-        ("ss -ltnp   # or another PORT=", "it looks further, or needs your judgement"),
+        ("ss -ltnp   # or choose another PORT=", "it only shows more, or needs your judgment"),
         ("make down up", "it starts, stops or builds the lab"),
     ],
 )
@@ -367,5 +368,5 @@ def test_a_real_folder_is_opened_again(checkout, tmp_path):
     attempt = make_attempt(
         offer, CHECKS, lambda: host, ask=lambda offer: True, run=process.run_command
     )
-    assert attempt.mended
+    assert attempt.fixed
     assert checkout.stat().st_mode & 0o777 == 0o700

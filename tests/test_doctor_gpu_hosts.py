@@ -8,11 +8,11 @@ import sys
 
 import pytest
 
-from labkit.devices.torch_devices import InstalledTorch
 from labkit.doctor.checks import CHECKS
 from labkit.doctor.checks import system as system_module
 from labkit.doctor.checks import torch as torch_build_check
 from labkit.doctor.run import examine_host
+from labkit.host.torch_builds import InstalledTorch
 from labkit.process import CommandResult
 from tests.fakes.host import (
     ADA,
@@ -43,6 +43,7 @@ from tests.fakes.sick_hosts import (
     SPEC,
     lists,
     play_host,
+    read_command,
 )
 
 RUNTIME = {"runc": {}, "nvidia": {"path": "nvidia-container-runtime"}}
@@ -60,13 +61,21 @@ MIG_PARTS = (
     "  MIG 3g.71gb     Device  0: (UUID: MIG-51c2b1b8-9b65-5f2f-8a0b-5c2a2d6d9a11)\n"
     "  MIG 3g.71gb     Device  1: (UUID: MIG-51c2b1b8-9b65-5f2f-8a0b-5c2a2d6d9a12)"
 )
-TRIALS = f"{sys.executable} -m labkit.doctor.trials"
-HELD = "allocation: 64 MiB on cuda:0\nmatmul: right\ncompile: right"
+SELF_TEST = f"{sys.executable} -m labkit.devices.self_test"
+PASSED = {step: {"words": "right"} for step in ("device", "allocate", "compute", "compile")}
+
+
+def report(**events):
+    """What the self-test prints: an event for each step."""
+    return says("\n".join(json.dumps({"step": step, **event}) for step, event in events.items()))
+
+
+HELD = report(**PASSED)
 TOOLKIT = (
     "sudo apt-get install nvidia-container-toolkit && sudo nvidia-ctk runtime configure "
     "--runtime=docker && sudo systemctl restart docker"
 )
-NEW_DRIVER = "sudo apt-get install nvidia-driver && sudo reboot   # 580 or newer: from NVIDIA"
+NEW_DRIVER = "sudo apt-get install nvidia-driver   # 580 or newer: from NVIDIA; then reboot"
 OLDER_BUILD = "pip install torch --index-url https://download.pytorch.org/whl/cu126"
 PASCAL = "NVIDIA GeForce GTX 1080, 6.1, [N/A]"
 BLACKWELL = "NVIDIA GeForce RTX 5090, 12.0, [N/A]"
@@ -190,7 +199,7 @@ HEALTHY = {
     "Secure Boot with a signed driver": ({"files": {SECURE_BOOT: "\x06\0\0\0\x01"}}, None),
     "inside the CUDA lab, the GPU passed on": (
         {
-            "answers": {**NO_DOCKER, TRIALS: says(HELD)},
+            "answers": {**NO_DOCKER, SELF_TEST: HELD},
             "files": {".dockerenv": ""},
             "environment": {"LABKIT_IN_CONTAINER": "1", "NVIDIA_VISIBLE_DEVICES": "all"},
         },
@@ -201,7 +210,7 @@ HEALTHY = {
             "answers": {
                 **NO_DOCKER,
                 **NO_SMI,
-                TRIALS: says(HELD.replace("cuda:0", "cpu")),
+                SELF_TEST: HELD,
             },
             "files": {".dockerenv": "", "dev/nvidiactl": None, "dev/nvidia0": None},
             "environment": {"LABKIT_IN_CONTAINER": "1"},
@@ -375,7 +384,7 @@ BROKEN = {
     "a container without nvidia-smi": (
         {"answers": refuses('exec: "nvidia-smi": executable file not found in $PATH: unknown.')},
         None,
-        [("container-gpu", "failed", "labkit doctor   # on the host: says where the GPU is lost")],
+        [("container-gpu", "failed", "labkit doctor   # on the host: shows where the GPU is lost")],
     ),
     "an engine that says something new": (
         {
@@ -413,7 +422,7 @@ BROKEN = {
                 "mig",
                 "failed",
                 "sudo nvidia-smi mig -i 0 -cgi 0 -C   "
-                "# one part of all of it; or switch MIG off: sudo nvidia-smi -i 0 -mig 0",
+                "# one instance of the whole GPU; or turn MIG off: sudo nvidia-smi -i 0 -mig 0",
             )
         ],
     ),
@@ -467,7 +476,7 @@ BROKEN = {
                 "driver",
                 "failed",
                 "echo blacklist nouveau | sudo tee /etc/modprobe.d/no-nouveau.conf "
-                "&& sudo update-initramfs -u && sudo reboot",
+                "&& sudo update-initramfs -u   # then reboot",
             )
         ],
     ),
@@ -497,7 +506,7 @@ BROKEN = {
             }
         },
         None,
-        [("gpu-health", "failed", "sudo apt-get install nvidia-open-kernel-dkms && sudo reboot")],
+        [("gpu-health", "failed", "sudo apt-get install nvidia-open-kernel-dkms   # then reboot")],
     ),
     "a GPU of 2012": (
         {"answers": {SMI_QUERY: lists("Tesla K40c, 3.5, [N/A]")}},
@@ -601,7 +610,7 @@ BROKEN = {
     "an nvidia-smi that hangs": (
         {"answers": {SMI: hangs("nvidia-smi", 3), SMI_QUERY: hangs("nvidia-smi", 3)}},
         None,
-        [("driver-library", "unknown", "sudo dmesg | grep -i xid   # a hung GPU needs a reboot")],
+        [("driver-library", "unknown", "sudo dmesg | grep -i xid   # if the GPU hangs: reboot")],
     ),
     "a macOS machine whose Docker is not started": (
         {
@@ -614,7 +623,7 @@ BROKEN = {
     ),
     "inside the CUDA lab, without the GPU": (
         {
-            "answers": {**NO_DOCKER, **NO_SMI, TRIALS: says(HELD)},
+            "answers": {**NO_DOCKER, **NO_SMI, SELF_TEST: HELD},
             "files": {".dockerenv": "", "dev/nvidiactl": None, "dev/nvidia0": None},
             "environment": {"LABKIT_IN_CONTAINER": "1", "NVIDIA_VISIBLE_DEVICES": "all"},
         },
@@ -623,13 +632,13 @@ BROKEN = {
             (
                 "gpu-bus",
                 "warning",
-                "make doctor   # on the host: says where the GPU is lost",
+                "make doctor   # on the host: shows where the GPU is lost",
             )
         ],
     ),
     "inside the CUDA lab, the GPU's programs left out": (
         {
-            "answers": {**NO_DOCKER, **NO_SMI, TRIALS: says(HELD)},
+            "answers": {**NO_DOCKER, **NO_SMI, SELF_TEST: HELD},
             "files": {".dockerenv": ""},
             "environment": {"LABKIT_IN_CONTAINER": "1"},
         },
@@ -644,7 +653,7 @@ BROKEN = {
     ),
     "inside the CUDA lab, uvm left out": (
         {
-            "answers": {**NO_DOCKER, TRIALS: says(HELD)},
+            "answers": {**NO_DOCKER, SELF_TEST: HELD},
             "files": {".dockerenv": "", "dev/nvidia-uvm": None},
             "environment": {"LABKIT_IN_CONTAINER": "1"},
         },
@@ -653,7 +662,7 @@ BROKEN = {
     ),
 }
 
-# What torch's own trials print on a broken host, after what held; the check that fails, its fix.
+# The error that the self-test reports on a broken host; the check that fails, its command.
 TORCH_FAULTS = {
     "a driver that is too old": (
         "RuntimeError: The NVIDIA driver on your system is too old (found version 12040).",
@@ -677,17 +686,14 @@ TORCH_FAULTS = {
         ("torch-allocation", "sudo systemctl enable --now nvidia-fabricmanager"),
     ),
     "no compiler": (
-        "allocation: 64 MiB on cuda:0\nmatmul: right\n"
         "RuntimeError: Failed to find C compiler. Please specify via CC environment variable",
         ("torch-compile", "sudo apt-get install g++ python3-dev"),
     ),
     "no headers": (
-        "allocation: 64 MiB on cuda:0\nmatmul: right\n"
         "main.c:5:10: fatal error: Python.h: No such file or directory",
         ("torch-compile", "sudo apt-get install g++ python3-dev"),
     ),
     "a cache that runs nothing": (
-        "allocation: 64 MiB on cuda:0\nmatmul: right\n"
         "ImportError: /tmp/torchinductor_ada/x.so: failed to map segment from shared object",
         (
             "torch-compile",
@@ -702,7 +708,7 @@ def examine(tmp_path, monkeypatch, settings, torch):
     monkeypatch.setattr(torch_build_check, "read_torch_build", lambda: torch)
     examination = examine_host(play_host(tmp_path, gpu=True, **settings), CHECKS)
     alarms = [
-        (each.check, each.status, each.fix)
+        (each.check, each.status, read_command(each.fix))
         for each in examination.findings
         if each.status not in ("ok", "skipped")
     ]
@@ -721,23 +727,25 @@ def test_a_broken_host_gets_its_verdict_and_its_fix(
     tmp_path, monkeypatch, settings, torch, verdicts
 ):
     alarms, examination = examine(tmp_path, monkeypatch, settings, torch)
-    assert alarms == verdicts  # these, and no false alarm beside them
+    # These, and no false alarm beside them.
+    assert alarms == [(*verdict[:2], read_command(verdict[2])) for verdict in verdicts]
     assert examination.healthy == all(status != "failed" for _, status, _ in verdicts)
 
 
 @pytest.mark.parametrize(("text", "verdict"), TORCH_FAULTS.values(), ids=TORCH_FAULTS.keys())
-def test_a_fault_of_torch_is_known_by_its_own_words(tmp_path, monkeypatch, text, verdict):
-    held = [line for line in text.splitlines() if ": " in line and "Error" not in line[:20]]
-    said = [line for line in held if line.startswith(("allocation", "matmul"))]
-    answer = fails(text, stdout="\n".join(said) + "\n")
+def test_a_fault_of_torch_is_known_by_its_error(tmp_path, monkeypatch, text, verdict):
+    check, command = verdict
+    step = {"torch-allocation": "allocate", "torch-compile": "compile"}[check]
+    passed = dict(PASSED) if step == "compile" else {}
+    answers = {SELF_TEST: report(**{**passed, step: {"error": text}})}
     torch = InstalledTorch("2.13.0+cu130", "13.0")
-    alarms, _ = examine(tmp_path, monkeypatch, {"answers": {TRIALS: answer}}, torch)
-    assert alarms == [(verdict[0], "failed", verdict[1])]
+    alarms, _ = examine(tmp_path, monkeypatch, {"answers": answers}, torch)
+    assert alarms == [(check, "failed", read_command(command))]
 
 
 def test_a_cache_on_a_mount_that_runs_nothing_is_found_beforehand(tmp_path, monkeypatch):
     monkeypatch.setattr(system_module, "is_noexec", lambda path: True)
-    settings = {"answers": {TRIALS: says(HELD)}}
+    settings = {"answers": {SELF_TEST: HELD}}
     alarms, _ = examine(tmp_path, monkeypatch, settings, InstalledTorch("2.13.0+cu130", "13.0"))
     assert alarms == [
         (
@@ -762,6 +770,6 @@ def test_no_image_is_pulled_to_try_a_gpu_in(tmp_path):
     )
     assert (found.status, found.found) == (
         "skipped",
-        "no image is here yet to try it in: make build",
+        "no image to test it with yet: make build",
     )
     assert not [call for call in host.run_long.calls if " pull " in call or " run " in call]

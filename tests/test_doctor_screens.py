@@ -12,71 +12,16 @@ import pytest
 from labkit import process
 from labkit.cli import doctor, main
 from labkit.doctor.checks import torch
+from labkit.host.distribution import Distribution
 from labkit.process import CommandResult
 from tests.fakes.host import DOCKER_INFO, INFO, says
 from tests.fakes.sick_hosts import CTK, CTK_FINE, play_host
+from tests.snapshots import assert_snapshot
 
 SYSTEMD = {**DOCKER_INFO, "CgroupDriver": "systemd", "CgroupVersion": "2"}
 WITH_TOOLKIT = {**SYSTEMD, "Runtimes": {"runc": {}, "nvidia": {}}}
+UBUNTU = Distribution("Ubuntu 24.04", "ubuntu")
 NO_UVM = {"dev/nvidia-uvm": None, "proc/modules": "nvidia 14000000 1 - Live 0x0\n"}
-
-BROKEN = """\
-ok       gpu-bus           1 on the bus: 0000:01:00.0
-ok       gpu-health        no fault in the kernel's log since boot
-ok       driver            driver 580.95.05 runs every CUDA build of torch
-ok       driver-library    module and libraries work together, both 580.95.05: NVIDIA GeForce \
-RTX 4090
-ok       device-nodes      /dev/nvidiactl, /dev/nvidia0, open to this user
-ok       mig               MIG is off, or not on this GPU
-ok       cuda-build        torch's cu130 build fits compute capability 8.9
-ok       engine-client     docker is installed
-ok       engine-permission docker has not refused this user
-ok       engine-daemon     docker 26.1.5+dfsg1 answers
-ok       compose           Compose 2.26.1-4
-ok       engine-kind       docker runs on this very system
-ok       selinux           SELinux does not enforce here
-ok       shm               shared memory: 16.0 GiB
-ok       disk              80.0 GiB free at /home/ada/labkit/work
-ok       memory            22.9 GiB of 30.5 GiB available
-ok       port              port 8888 is free
-ok       workspace         /home/ada/labkit/work is not made yet; make up makes it
-ok       certificates      no proxy and no certificate of its own set
-ok       dns               index.example resolves
-ok       index             https://index.example/whl/cpu answers
-ok       torch-build       no torch in this Python: the lab brings its own
-skipped  5 checks          because toolkit failed
-skipped  4 checks          because there is no torch here
-warning  nvidia-uvm        no nvidia-uvm
-                           cause: CUDA would fail with an unknown error where nvidia-smi still works
-                           try: sudo nvidia-modprobe -u -c=0 || sudo modprobe nvidia-uvm
-failed   toolkit           no NVIDIA Container Toolkit
-                           cause: without it no container gets the GPU; it comes from NVIDIA's own \
-package source (nvidia.github.io/libnvidia-container)
-                           try: sudo apt-get install nvidia-container-toolkit && sudo nvidia-ctk \
-runtime configure --runtime=docker && sudo systemctl restart docker
-
-33 checks: 22 ok, 9 skipped, 1 warning, 1 failed
-"""
-OFFERED = """\
-nvidia-uvm: no nvidia-uvm
-  sudo modprobe nvidia-uvm   # loads the driver's module for CUDA's memory
-run it? [y/N] nvidia-uvm: now ok: /dev/nvidia-uvm is there
-toolkit: not run: it restarts the engine, and with it everybody's containers
-  type it yourself: sudo apt-get install nvidia-container-toolkit && sudo nvidia-ctk runtime \
-configure --runtime=docker && sudo systemctl restart docker
-"""
-# What is new on the screen once the toolkit is there too.
-WHOLE = [
-    "ok       nvidia-uvm        /dev/nvidia-uvm is there",
-    "ok       toolkit           NVIDIA Container Toolkit 1.17.8",
-    "ok       cdi               no CDI specification, and none needed",
-    "ok       gpu-passing       docker knows the nvidia runtime",
-    "ok       cgroups           no-cgroups is off, as this engine needs it",
-    "ok       cgroup-driver     systemd, cgroup v2: where a running lab loses its GPU (NVML: "
-    "Unknown Error) after a daemon-reload, make down up",
-    "ok       container-gpu     a container of labkit:cuda sees 1 GPU (by reservation)",
-    "33 checks: 29 ok, 4 skipped",
-]
 
 
 @pytest.fixture
@@ -94,16 +39,12 @@ def lab_box(tmp_path, monkeypatch):
     return state
 
 
-def test_a_host_without_the_toolkit(lab_box, capsys):
+def test_a_sick_host_is_shown_its_way_out(lab_box, monkeypatch, capsys):
     assert main(["doctor"]) == 5
-    assert capsys.readouterr().out == BROKEN
-
-
-def test_its_way_out(lab_box, tmp_path, monkeypatch, capsys):
-    ran = []
+    sick = capsys.readouterr().out
+    assert_snapshot("doctor_sick_host", sick)
 
     def load(arguments, *, timeout_seconds):
-        ran.append(arguments)
         lab_box["files"] = {}
         return CommandResult(tuple(arguments), 0)
 
@@ -113,13 +54,27 @@ def test_its_way_out(lab_box, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(process, "run_at_terminal", load)
     assert main(["doctor", "--fix"]) == 5
     out, err = capsys.readouterr()
-    assert out.startswith(BROKEN)
+    assert out.startswith(sick)
     # The tests may run as root, who needs no sudo.
-    assert err.replace("  modprobe", "  sudo modprobe") == OFFERED
-    assert len(ran) == 1
+    assert "sudo modprobe nvidia-uvm" in err.replace("  modprobe", "  sudo modprobe")
+    assert "nvidia-uvm: now ok" in err
+    assert "toolkit: not run" in err
 
     lab_box["answers"] = {INFO: says(json.dumps(WITH_TOOLKIT)), CTK: CTK_FINE}
     assert main(["doctor"]) == 0
-    screen = capsys.readouterr().out.splitlines()
-    before = BROKEN.splitlines()
-    assert [line for line in screen if line and line not in before] == WHOLE
+    assert_snapshot("doctor_healthy_host", capsys.readouterr().out)
+
+
+LOG = """\
+ cuda-1  | Failed to initialize NVML: Driver/library version mismatch
+ cuda-1  | RuntimeError: No CUDA GPUs are available
+ cuda-1  | OSError: [Errno 28] No space left on device: '\x1b]0;title\x07/data'
+"""
+
+
+def test_an_explained_log(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("labkit.host.distribution.read_distribution", lambda: UBUNTU)
+    log = tmp_path / "lab.log"
+    log.write_text(LOG)
+    assert main(["doctor", "--explain", str(log)]) == 0
+    assert_snapshot("doctor_explain", capsys.readouterr().out)

@@ -7,35 +7,29 @@ import io
 import pytest
 
 from labkit.launch import stop as stop_module
-from labkit.launch.flavor import CPU
 from labkit.launch.progress import Steps
 from labkit.launch.state import LabHandle, LabState, read_state, write_state
-from labkit.launch.stop import CHOSEN, stop_lab
+from labkit.launch.stop import stop_lab
 from tests.fakes.host import make_checkout
 
-CLIENTS = ("docker", "podman")
 STATE = LabState("docker", "cpu", 8888, "127.0.0.1", "a reason", "now", LabHandle(container="a1"))
+FORGOTTEN = LabState("docker", "cpu", 8888, "127.0.0.1", "found", None, LabHandle(container="b2"))
 
 
 class FakeLab:
-    """One lab; ``container`` is what its engine still has of it."""
+    """Any lab; ``stopped`` are the containers that it was asked to stop."""
 
-    stopped: list[str]
-
-    def __init__(self, client="docker", *, alive=True, container=None, fails=False):
-        self.client, self.alive, self.container, self.fails = client, alive, container, fails
+    def __init__(self, *, alive=True, fails=False):
+        self.alive, self.fails = alive, fails
         self.stopped = []
 
     def is_alive(self, handle):
         return self.alive
 
-    def find_container(self):
-        return self.container
-
-    def stop(self, handle=None):
+    def stop(self, handle):
         if self.fails:
             raise OSError("the engine is gone")
-        self.stopped.append(handle.container if handle else "forgotten")
+        self.stopped.append(handle.container)
 
 
 @pytest.fixture
@@ -46,56 +40,47 @@ def checkout(tmp_path):
 
 
 @pytest.fixture
-def screen():
-    return io.StringIO()
+def play(monkeypatch):
+    """Plays the lab, and one that runs without a state file."""
 
+    def play_lab(lab, forgotten=None):
+        monkeypatch.setattr(stop_module, "open_lab", lambda checkout, state: lab)
+        monkeypatch.setattr(stop_module, "resume_lab", lambda state: None)
+        monkeypatch.setattr(stop_module, "find_forgotten_lab", lambda checkout: forgotten)
+        return lab
 
-@pytest.fixture
-def engines(monkeypatch):
-    """The labs that each engine has, for a launcher without a memory."""
-    labs = {(client, flavor): FakeLab(client) for client in CLIENTS for flavor in (CPU, CHOSEN)}
-    nothing = FakeLab()
-    monkeypatch.setattr(
-        stop_module,
-        "ContainerLab",
-        lambda checkout, client, flavor, settings: labs.get((client, flavor), nothing),
-    )
-    return labs
-
-
-def play(monkeypatch, lab):
-    monkeypatch.setattr(stop_module, "open_lab", lambda checkout, state: lab)
-    return lab
+    return play_lab
 
 
 @pytest.mark.parametrize("alive", [True, False], ids=["it ran", "it was dead"])
-def test_a_remembered_lab_is_stopped_and_forgotten(checkout, screen, monkeypatch, alive):
-    lab = play(monkeypatch, FakeLab(alive=alive))
+def test_a_remembered_lab_is_stopped_and_forgotten(checkout, play, alive):
+    lab = play(FakeLab(alive=alive))
     write_state(checkout, STATE)
-    assert stop_lab(checkout, Steps(screen, clock=lambda: 0.0)) is alive
+    assert stop_lab(checkout, Steps(io.StringIO())) is alive
     assert lab.stopped == ["a1"]
     assert read_state(checkout) is None
     assert (checkout.workspace / "mine.ipynb").read_text() == "my work"
-    assert screen.getvalue() == "stopping the lab ...\nstopping the lab: done in 0:00\n"
 
 
-def test_a_lab_that_cannot_be_stopped_is_not_forgotten(checkout, screen, monkeypatch):
-    play(monkeypatch, FakeLab(fails=True))
+def test_a_lab_that_cannot_be_stopped_is_not_forgotten(checkout, play):
+    play(FakeLab(fails=True))
     write_state(checkout, STATE)
     with pytest.raises(OSError, match="the engine is gone"):
-        stop_lab(checkout, Steps(screen))
+        stop_lab(checkout, Steps(io.StringIO()))
     assert read_state(checkout) == STATE
 
 
-def test_nothing_was_running(checkout, screen, engines):
+def test_nothing_was_running(checkout, play):
+    screen = io.StringIO()
+    play(FakeLab())
     assert stop_lab(checkout, Steps(screen)) is False
     assert screen.getvalue() == ""
 
 
-@pytest.mark.parametrize("client", CLIENTS)
-@pytest.mark.parametrize("flavor", [CPU, CHOSEN], ids=["cpu", "cuda"])
-def test_a_forgotten_container_is_found_and_stopped(checkout, screen, engines, client, flavor):
-    engines[client, flavor].container = "a1b2c3"
-    assert stop_lab(checkout, Steps(screen, clock=lambda: 0.0)) is True
-    assert engines[client, flavor].stopped == ["forgotten"]
-    assert screen.getvalue().startswith(f"stopping a lab that {client} still has ...\n")
+@pytest.mark.parametrize("remembered", [None, STATE], ids=["nothing", "another one"])
+def test_a_forgotten_lab_is_stopped_whatever_is_remembered(checkout, play, remembered):
+    lab = play(FakeLab(), FORGOTTEN)
+    if remembered:
+        write_state(checkout, remembered)
+    assert stop_lab(checkout, Steps(io.StringIO())) is True
+    assert lab.stopped == (["a1", "b2"] if remembered else ["b2"])

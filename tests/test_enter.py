@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,15 +11,13 @@ import pytest
 
 from labkit.errors import UsageError
 from labkit.host.torch_builds import BUILDS
-from labkit.launch import dev, up
+from labkit.launch import dev, image, up
 from labkit.launch.compose import ContainerLab
 from labkit.launch.dev import run_tools
-from labkit.launch.flavor import CPU, Flavor
 from labkit.launch.local import LocalLab
-from labkit.launch.plan import Plan
+from labkit.launch.plan import Choice, Plan
 from labkit.launch.progress import Steps
-from labkit.launch.runtime import Choice
-from labkit.launch.settings import Settings
+from labkit.launch.settings import CPU, Flavor, Settings
 from labkit.launch.state import LabHandle, LabState
 from labkit.launch.status import LabStatus
 from labkit.launch.up import prepare_lab
@@ -70,7 +67,7 @@ def planned(monkeypatch, demanded):
 
 
 def runs(monkeypatch, checkout, state=STATE, *, healthy=True):
-    status = LabStatus(checkout, state, running=True, healthy=healthy)
+    status = LabStatus(checkout, state, "healthy" if healthy else "silent")
     monkeypatch.setattr(up, "read_status", lambda checkout: status)
 
 
@@ -156,27 +153,31 @@ def container(checkout, planned):
 
 
 def test_in_a_container_pytest_runs_in_the_test_image(checkout, container, became, monkeypatch):
-    monkeypatch.setattr(dev.image, "read_image_digest", lambda client, name: "0123")
-    monkeypatch.setattr(dev.image, "digest_inputs", lambda checkout, inputs: "0123")
+    monkeypatch.setattr(image, "read_image_digest", lambda client, name: "0123")
+    monkeypatch.setattr(image, "digest_inputs", lambda checkout, inputs: "0123")
     run_tools(checkout, Settings(), Steps(io.StringIO()), "test", [])
     assert became[0][-7:] == ["run", "--rm", "--no-TTY", "test", "python", "-m", "pytest"]
 
 
-@pytest.mark.parametrize(
-    ("present", "why"), [(None, "not built yet"), ("4567", "its inputs have changed")]
-)
+@pytest.mark.parametrize("present", [None, "4567"], ids=["missing", "stale"])
 def test_the_test_image_is_built_where_it_is_missing_or_stale(
-    checkout, container, became, monkeypatch, present, why
+    checkout, container, became, monkeypatch, present
 ):
     built = []
-    monkeypatch.setattr(dev.image, "read_image_digest", lambda client, name: present)
-    monkeypatch.setattr(
-        ContainerLab,
-        "build",
-        lambda self, steps, service, digest, why: built.append((service, why)),
-    )
+    monkeypatch.setattr(image, "read_image_digest", lambda client, name: present)
+    monkeypatch.setattr(image, "run_build", lambda *words, **_: built.append(words[3][-2:]))
     run_tools(checkout, Settings(), Steps(io.StringIO()), "test", [])
-    assert built == [("test", why)]
+    assert built == [["build", "test"]]
+
+
+def test_the_fast_tests_leave_out_what_takes_long(checkout, container, became, monkeypatch):
+    monkeypatch.setattr(image, "read_image_digest", lambda client, name: "0123")
+    monkeypatch.setattr(image, "digest_inputs", lambda checkout, inputs: "0123")
+    run_tools(checkout, Settings(), Steps(io.StringIO()), "fast test", ["-k", "ports"])
+    words = became[0][became[0].index("pytest") :]
+    assert words[-2:] == ["-k", "ports"]
+    assert "not slow and not engine and not browser" in words
+    assert words[words.index("-n") + 1] == "2"
 
 
 @pytest.mark.parametrize(
@@ -187,14 +188,6 @@ def test_the_test_image_is_built_where_it_is_missing_or_stale(
         pytest.param(("echo a", "false"), 1, "+ echo a\na\n+ false\n", id="the last fails"),
     ],
 )
-def test_every_linter_runs_whatever_the_one_before_found(monkeypatch, linters, exit_code, printed):
-    monkeypatch.setattr(dev, "LINTERS", linters)
-    result = run_command(dev._lint_command(), timeout_seconds=10)
+def test_every_linter_runs_whatever_the_one_before_found(linters, exit_code, printed):
+    result = run_command(dev.chain_commands(linters), timeout_seconds=10)
     assert (result.exit_code, result.stdout) == (exit_code, printed)
-
-
-def test_the_linters_are_a_single_line_of_sh():
-    [shell, option, line] = dev._lint_command()
-    assert (shell, option) == ("sh", "-c")
-    assert "ruff check ." in line
-    assert shlex.split(line)

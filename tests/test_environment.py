@@ -5,13 +5,20 @@ The Python it is made with is a few lines of sh, so no package is installed here
 
 from __future__ import annotations
 
+import hashlib
+import os
+import re
+import subprocess
 import sys
+import zipfile
 
 import pytest
 
 from labkit.errors import EngineError, LabkitError
+from labkit.host.distribution import Distribution
+from labkit.host.torch_builds import find_build
+from labkit.launch import progress
 from labkit.launch import venv as environment_module
-from labkit.launch.build import find_build
 from labkit.launch.progress import Step, Steps
 from labkit.launch.venv import PythonEnvironment, follow_pip
 from tests.fakes.host import make_checkout, write_program
@@ -22,7 +29,8 @@ echo "$*" >> "{calls}"
 case "$*" in
 "-m venv"*)
   for folder; do :; done
-  rm -rf "$folder" && mkdir -p "$folder/bin" && cp "$0" "$folder/bin/python"
+  test -f "$folder/.labkit-environment" || exit 1
+  mkdir -p "$folder/bin" && cp "$0" "$folder/bin/python"
   touch "$folder/bin/pip" ;;
 "-c"*) echo 2 ;;
 *lab.txt) {lab} ;;
@@ -54,22 +62,24 @@ def read_calls(tmp_path):
     path = tmp_path / "calls"
     lines = path.read_text().splitlines() if path.exists() else []
     path.write_text("")
-    return [line for line in lines if line.startswith("-m ")]
+    # What is the same in all is left out.
+    always = "--disable-pip-version-check --no-deps --progress-bar off --target= --root=/ --prefix="
+    lines = [re.sub(f"{always}(.*?)/.venv ", "", line) for line in lines]
+    return [line.removeprefix("-m pip install ") for line in lines if line.startswith("-m ")]
 
 
-PIP = "-m pip install --disable-pip-version-check --no-deps --progress-bar off"
-LOCKED = f"{PIP} --require-hashes --only-binary :all:"
+LOCKED = "--require-hashes --only-binary :all:"
 
 
 def test_a_new_environment_is_installed_from_the_locks(checkout, python, tmp_path, capsys):
     PythonEnvironment(checkout).prepare(Steps())
     locks = checkout.root / "docker" / "locks"
     assert read_calls(tmp_path) == [
-        f"-m venv --clear {checkout.root}/.venv",
+        f"-m venv {checkout.root}/.venv",
         f"{LOCKED} --index-url https://download.pytorch.org/whl/cpu --retries 1"
         f" -r {locks}/torch-cpu.txt",
         f"{LOCKED} -r {locks}/lab.txt",
-        f"{PIP} --no-build-isolation --no-index --editable {checkout.root}",
+        f"--no-build-isolation --no-index --editable {checkout.root}",
     ]
     version = f"{sys.version_info[0]}.{sys.version_info[1]}"
     assert capsys.readouterr().err.splitlines()[::2] == [
@@ -183,9 +193,10 @@ def test_a_python_without_venv_is_explained(checkout, tmp_path, monkeypatch):
         "available.'; exit 1",
     )
     monkeypatch.setattr(environment_module.sys, "executable", str(program))
-    with pytest.raises(EngineError) as caught:
+    monkeypatch.setattr(progress, "read_distribution", lambda: Distribution("Debian", "debian"))
+    with pytest.raises(EngineError, match="ensurepip") as caught:
         PythonEnvironment(checkout).prepare(Steps())
-    assert caught.value.cause == "this Python came without the venv module's own files"
+    assert "venv" in str(caught.value.cause)
     assert caught.value.fix == "sudo apt-get install python3-venv"
 
 
@@ -206,7 +217,7 @@ def test_an_environment_whose_python_is_gone_is_made_anew(checkout, python, tmp_
     assert not environment.is_current()
     read_calls(tmp_path)
     environment.prepare(Steps())
-    assert read_calls(tmp_path)[0].startswith("-m venv --clear")
+    assert read_calls(tmp_path)[0].startswith("-m venv")
 
 
 def test_an_environment_of_another_python_is_made_anew(checkout, python, tmp_path):
@@ -215,7 +226,242 @@ def test_an_environment_of_another_python_is_made_anew(checkout, python, tmp_pat
     (checkout.environment_folder / "pyvenv.cfg").write_text("home = /usr/bin\nversion = 3.9.2\n")
     read_calls(tmp_path)
     environment.prepare(Steps())
-    assert read_calls(tmp_path)[0].startswith("-m venv --clear")
+    assert read_calls(tmp_path)[0].startswith("-m venv")
+
+
+# What stands in the environment's place
+
+
+def list_tree(folder):
+    """Every path below the folder, with what a file holds and a link leads to."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        text = str(path.readlink()) if path.is_symlink() else path.is_file() and path.read_bytes()
+        found[str(path.relative_to(folder))] = text
+    return found
+
+
+def make_folder(place, other):
+    place.mkdir()
+    (place / "thesis.tex").write_text("three years of work")
+
+
+def make_uv_environment(place, other):
+    """As `uv venv` makes it: complete, and without pip."""
+    (place / "bin").mkdir(parents=True)
+    (place / "bin" / "python").symlink_to(sys.executable)
+    version = f"{sys.version_info[0]}.{sys.version_info[1]}.1"
+    (place / "pyvenv.cfg").write_text(f"home = /usr/bin\nuv = 0.13.9\nversion = {version}\n")
+
+
+def make_environment_with_pip(place, other):
+    make_uv_environment(place, other)
+    (place / "bin" / "pip").touch()
+
+
+def make_link(place, other):
+    make_uv_environment(other / ".venv", other)
+    (other / ".venv" / ".labkit-environment").touch()  # a neighbor's lab
+    place.symlink_to(other / ".venv")
+
+
+def make_dangling_link(place, other):
+    place.symlink_to("/no/such/folder")
+
+
+def make_file(place, other):
+    place.write_text("a note")
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        make_folder,
+        make_uv_environment,
+        make_environment_with_pip,
+        make_link,
+        make_dangling_link,
+        make_file,
+    ],
+)
+def test_what_labkit_did_not_make_is_left_as_it_is(checkout, python, tmp_path, make):
+    other = tmp_path / "other project"
+    other.mkdir()
+    make(checkout.environment_folder, other)
+    before = list_tree(checkout.root), list_tree(other)
+    with pytest.raises(EngineError, match="labkit did not make") as caught:
+        PythonEnvironment(checkout).prepare(Steps())
+    assert "LABKIT_VENV=" in str(caught.value.fix)
+    assert (list_tree(checkout.root), list_tree(other)) == before
+    assert read_calls(tmp_path) == []
+
+
+def test_the_way_out_is_another_folder(checkout, python, monkeypatch):
+    make_folder(checkout.environment_folder, None)
+    monkeypatch.setenv("LABKIT_VENV", ".labkit/venv")
+    PythonEnvironment(checkout).prepare(Steps())
+    assert (checkout.root / ".labkit" / "venv" / "bin" / "python").exists()
+    assert (checkout.environment_folder / "..").exists()
+
+
+def test_an_empty_folder_is_taken(checkout, python):
+    checkout.environment_folder.mkdir()
+    environment = PythonEnvironment(checkout)
+    environment.prepare(Steps())
+    assert environment.is_current()
+
+
+def test_the_stamp_is_there_from_the_first_moment_on(checkout, python, tmp_path):
+    """The played `python -m venv` fails where it is not."""
+    python(lab="exit 1")
+    environment = PythonEnvironment(checkout)
+    with pytest.raises(EngineError):
+        environment.prepare(Steps())
+    assert environment.is_owned
+
+
+@pytest.mark.parametrize("left", ["", "pyvenv.cfg", "bin/python", "bin/python3.12", "lib/half.py"])
+def test_a_half_made_environment_is_made_again(checkout, python, tmp_path, left):
+    folder = checkout.environment_folder
+    folder.mkdir()
+    (folder / ".labkit-environment").touch()
+    if left:
+        (folder / left).parent.mkdir(exist_ok=True)
+        (folder / left).write_text("version = 3.12.1\n")
+    other = tmp_path / "other"
+    make_folder(other, None)
+    (folder / "link").symlink_to(other)
+    environment = PythonEnvironment(checkout)
+    environment.prepare(Steps())
+    assert environment.is_current()
+    assert not (folder / "link").is_symlink()
+    assert (other / "thesis.tex").exists()
+    assert left in ("", "bin/python") or not (folder / left).exists()
+
+
+def test_the_environment_of_an_older_labkit_is_used_and_never_cleared(checkout, python, tmp_path):
+    environment = PythonEnvironment(checkout)
+    environment.prepare(Steps())
+    (checkout.environment_folder / ".labkit-environment").unlink()
+    read_calls(tmp_path)
+    environment.prepare(Steps())
+    assert read_calls(tmp_path) == []
+    (checkout.environment_folder / "bin" / "pip").unlink()
+    with pytest.raises(EngineError, match="labkit did not make"):
+        environment.prepare(Steps())
+
+
+# With a real Python and a real pip
+
+METADATA = "Metadata-Version: 2.1\nName: {}\nVersion: 1.0\n"
+WHEEL = "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+# The build backend of a checkout that needs none from elsewhere.
+BACKEND = f"""
+import zipfile
+
+METADATA, WHEEL = {(METADATA, WHEEL)}
+
+
+def build_editable(folder, settings=None, metadata=None):
+    name = "labkit-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(f"{{folder}}/{{name}}", "w") as wheel:
+        info = "labkit-1.0.dist-info"
+        wheel.writestr(f"{{info}}/METADATA", METADATA.format("labkit"))
+        wheel.writestr(f"{{info}}/WHEEL", WHEEL)
+        wheel.writestr(f"{{info}}/RECORD", "")
+    return name
+"""
+BUILD_SYSTEM = """
+[build-system]
+requires = []
+build-backend = "backend"
+backend-path = ["."]
+"""
+
+
+def make_wheel(folder, name):
+    """A wheel NAME 1.0 with a program of the same name that prints where Python is."""
+    folder.mkdir(exist_ok=True)
+    wheel = folder / f"{name}-1.0-py3-none-any.whl"
+    info = f"{name}-1.0.dist-info"
+    with zipfile.ZipFile(wheel, "w") as file:
+        file.writestr(f"{name}.py", "import sys\ndef main():\n    print(sys.prefix)\n")
+        file.writestr(f"{info}/METADATA", METADATA.format(name))
+        file.writestr(f"{info}/WHEEL", WHEEL)
+        file.writestr(f"{info}/entry_points.txt", f"[console_scripts]\n{name} = {name}:main\n")
+        file.writestr(f"{info}/RECORD", "")
+    digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
+    return f"{name}==1.0 --hash=sha256:{digest}\n"
+
+
+@pytest.fixture
+def real_checkout(tmp_path, monkeypatch):
+    """Call it with a folder's name: a checkout whose locks a real pip can install, offline."""
+    wheels = tmp_path / "wheels"
+    for name in [name for name in os.environ if name.startswith("PIP_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(wheels))
+
+    def make(name):
+        checkout = make_checkout(tmp_path / name)
+        locks = checkout.root / "docker" / "locks"
+        (locks / "torch-cpu.txt").write_text(make_wheel(wheels, "torch"))
+        (locks / "lab.txt").write_text(make_wheel(wheels, "sayhome"))
+        (checkout.root / "backend.py").write_text(BACKEND)
+        (checkout.root / "pyproject.toml").write_text(BUILD_SYSTEM)
+        return checkout
+
+    return make
+
+
+@pytest.mark.slow
+def test_a_callers_settings_of_pip_and_python_change_nothing(real_checkout, tmp_path, monkeypatch):
+    checkout = real_checkout("lab")
+    elsewhere = tmp_path / "elsewhere"
+    hostile = tmp_path / "hostile"
+    hostile.mkdir()
+    for name in ("pip", "venv", "encodings"):
+        (hostile / f"{name}.py").write_text("raise SystemExit('the hostile module ran')")
+    settings = tmp_path / "pip.conf"
+    settings.write_text(
+        f"[install]\ntarget = {elsewhere}\nprefix = {elsewhere}\nroot = {elsewhere}\n"
+        "user = true\ndry-run = true\nrequire-virtualenv = true\n"
+    )
+    for name, value in {
+        "PIP_CONFIG_FILE": str(settings),
+        **{name: str(elsewhere) for name in ("PIP_TARGET", "PIP_PREFIX", "PIP_ROOT")},
+        **dict.fromkeys(("PIP_USER", "PIP_DRY_RUN", "PIP_REQUIRE_VIRTUALENV"), "1"),
+        "PIP_NO_BINARY": ":all:",
+        "PIP_PYTHON": "/no/such/python",
+        "PIP_CONSTRAINT": "/no/such/file",
+        "PYTHONPATH": str(hostile),
+        "PYTHONHOME": str(hostile),
+        "PYTHONSTARTUP": str(hostile / "pip.py"),
+        "VIRTUAL_ENV": str(hostile),
+    }.items():
+        monkeypatch.setenv(name, value)
+    environment = PythonEnvironment(checkout)
+    environment.prepare(Steps())
+    assert not elsewhere.exists()
+    program = checkout.environment_folder / "bin" / "sayhome"
+    said = subprocess.run([program], env={}, capture_output=True, text=True, check=True).stdout
+    assert said.strip() == str(checkout.environment_folder)
+
+
+@pytest.mark.slow
+def test_no_folders_name_runs_anything_in_the_environments_programs(
+    real_checkout, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    checkout = real_checkout("a $(touch pwned) `touch pwned` \"$HOME' #;&\\ b")
+    PythonEnvironment(checkout).prepare(Steps())
+    binaries = checkout.environment_folder / "bin"
+    path = {"PATH": f"{binaries}:{os.environ['PATH']}"}
+    for words in (["sayhome"], [str(binaries / "sayhome")], ["pip", "--version"]):
+        done = subprocess.run(words, env=path, capture_output=True, text=True, check=True)
+        assert str(checkout.environment_folder) in done.stdout
+    assert not list(tmp_path.rglob("pwned"))
 
 
 # From one build of torch to another
@@ -407,5 +653,5 @@ def test_one_that_was_stopped_while_it_was_made_is_made_anew(checkout, python, t
     read_calls(tmp_path)
     (checkout.environment_folder / "bin" / "pip").unlink()  # the last that comes into it
     environment.prepare(Steps())
-    assert read_calls(tmp_path)[0] == f"-m venv --clear {checkout.environment_folder}"
+    assert read_calls(tmp_path)[0] == f"-m venv {checkout.environment_folder}"
     assert environment.is_current()

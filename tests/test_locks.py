@@ -9,80 +9,15 @@ from pathlib import Path
 import pytest
 
 from labkit.errors import EngineError
-from labkit.host.torch_builds import BUILDS, CPU_BUILD, CUDA_BUILDS, TORCH_VERSION
+from labkit.host.torch_builds import BUILDS, CUDA_BUILDS, TORCH_VERSION
 from labkit.launch import dev
-from labkit.launch.build import find_build
-from labkit.launch.dev import describe_change, format_torch_lock
+from labkit.launch.dev import describe_change
 from labkit.launch.progress import Steps
 from tests.fakes.host import make_checkout, write_program
 
 FOLDER = Path(__file__).parents[1] / "docker" / "locks"
 TORCH_LOCKS = [f"{build.torch_lock}.txt" for build in BUILDS.values()]
 LOCKS = (*(f"{name}.txt" for name in dev.LOCKS), *TORCH_LOCKS)
-
-
-def wheel(name, digest):
-    return f'<a href="/whl/cpu/{name}#sha256={digest * 64}" data-dist-info="x">{name}</a><br/>\n'
-
-
-PAGE = "".join(
-    wheel(f"torch-{name}.whl", digest)
-    for name, digest in (
-        ("2.13.0%2Bcpu-cp312-cp312-manylinux_2_28_x86_64", "b"),
-        ("2.13.0%2Bcpu-cp310-cp310-manylinux_2_28_x86_64", "a"),
-        ("2.13.0%2Bcpu-cp312-cp312-manylinux_2_28_aarch64", "c"),
-        ("2.13.0-cp312-cp312-macosx_11_0_arm64", "d"),
-        # None of these belongs in it.
-        ("2.12.1%2Bcpu-cp312-cp312-manylinux_2_28_x86_64", "1"),
-        ("2.13.0%2Bcpu-cp39-cp39-manylinux_2_28_x86_64", "2"),
-        ("2.13.0%2Bcpu-cp313-cp313t-manylinux_2_28_x86_64", "3"),
-        ("2.13.0%2Bcpu-cp312-cp312-win_amd64", "4"),
-        ("2.13.0%2Bcu130-cp312-cp312-manylinux_2_28_x86_64", "5"),
-        ("2.13.0%2Bcu126-cp311-cp311-manylinux_2_28_x86_64", "6"),
-        ("2.13.0%2Bcu126-cp314-cp314-manylinux_2_28_aarch64", "7"),
-    )
-)
-
-
-def pin(requirement, *digests):
-    hashes = [f"    --hash=sha256:{digest * 64}" for digest in digests]
-    return " \\\n".join([requirement, *hashes]) + "\n"
-
-
-CPU_HEADER = """\
-# torch's build cpu: every wheel of it that PyTorch publishes for Linux and macOS.
-# Installed alone, without dependencies (lab.txt has them): only this step knows PyTorch's index.
-"""
-
-
-def test_torchs_lock_has_every_wheel_for_linux_and_macos_and_no_other():
-    assert format_torch_lock(PAGE, "2.13.0", CPU_BUILD) == (
-        CPU_HEADER
-        + pin('torch==2.13.0+cpu ; sys_platform == "linux"', "a", "b", "c")
-        + pin('torch==2.13.0 ; sys_platform == "darwin"', "d")
-    )
-
-
-def test_a_cuda_builds_lock_has_its_own_wheels_for_linux_alone():
-    text = format_torch_lock(PAGE, "2.13.0", find_build("cu126"))
-    assert text == (
-        "# torch's build cu126: every wheel of it that PyTorch publishes for Linux.\n"
-        "# Installed alone, without dependencies (cuda-cu126.txt and lab.txt have them):"
-        " only this step knows PyTorch's index.\n"
-        + pin('torch==2.13.0+cu126 ; sys_platform == "linux"', "6", "7")
-    )
-
-
-def test_without_a_build_for_macos_there_is_no_line_for_it():
-    text = format_torch_lock(PAGE, "2.12.1", CPU_BUILD)
-    assert text == CPU_HEADER.replace(" and macOS", "") + pin(
-        'torch==2.12.1+cpu ; sys_platform == "linux"', "1"
-    )
-
-
-@pytest.mark.parametrize("page", ["", "<html>404</html>", PAGE], ids=["empty", "another", "older"])
-def test_a_page_without_that_version_gives_no_lock(page):
-    assert format_torch_lock(page, "2.14.0", CPU_BUILD) is None
 
 
 @pytest.mark.parametrize(
@@ -98,119 +33,124 @@ def test_how_a_lock_changed(before, after, line):
     assert describe_change("lab", before, after) == line
 
 
-# Writes the lock it is told to; asked for torch alone, it prints that.
+# Plays uv: writes the lock that -o names; asked for torch alone, does as the case says.
 RESOLVER = """\
 lock=
 for word; do case "$word" in *.txt) lock=$word ;; esac; done
-echo "$*" >> calls
-[ -n "$lock" ] || { echo "torch==2.13.0 ; sys_platform == 'linux'"; exit 0; }
+echo "$* [$UV_RESOLUTION$PIP_TARGET]" >> calls
+[ -n "$lock" ] || { {torch}; }
 {script}"""
+WRITE = 'echo "numpy==2.4.1" > "$lock"'
+# Prints what uv 0.13.9 printed for the input, asked of an index with these wheels.
+TORCH = (
+    """cat "$3" >> asked; echo "torch==2.13.0 ; sys_platform == 'linux' --hash=sha256:aa"; exit 0"""
+)
 
 
 @pytest.fixture
-def checkout(tmp_path, monkeypatch):
-    """A checkout whose index of PyTorch does not answer."""
+def play(tmp_path, monkeypatch):
+    """Call it with what uv does; it gives the checkout."""
+    checkout = make_checkout(tmp_path / "a lab")
+    monkeypatch.setenv("UV_RESOLUTION", "lowest")
+    monkeypatch.setenv("PIP_TARGET", "/elsewhere")
 
-    def fail(address, timeout):
-        raise OSError("no route to host")
+    def play(script=WRITE, torch=TORCH):
+        text = RESOLVER.replace("{script}", script).replace("{torch}", torch)
+        program = write_program(checkout.root / "resolver", "uv", text)
+        monkeypatch.setattr(dev, "prepare_tools", lambda *_: program.parent)
+        return checkout
 
-    monkeypatch.setattr(dev.urllib.request, "urlopen", fail)
-    return make_checkout(tmp_path / "a lab")
+    return play
 
 
-def play_resolver(checkout, monkeypatch, script):
-    text = RESOLVER.replace("{script}", script)
-    program = write_program(checkout.root / "resolver", "uv", text)
-    monkeypatch.setattr(dev, "_prepare_resolver", lambda checkout, steps: program)
+def update(checkout):
+    return dev.update_locks(checkout, Steps(io.StringIO()))
 
 
 def read_calls(checkout):
     return (checkout.root / "docker" / "locks" / "calls").read_text().splitlines()
 
 
-def test_the_locks_are_resolved_for_every_python_with_hashes_and_without_an_index(
-    checkout, monkeypatch
-):
-    play_resolver(checkout, monkeypatch, 'echo "numpy==2.4.1" > "$lock"')
-    lines = dev.update_locks(checkout, Steps(io.StringIO()))
-    assert lines == [
+def test_the_locks_are_resolved_for_every_python_with_hashes_and_without_an_index(play):
+    checkout = play()
+    assert update(checkout) == [
         "lab: numpy 2.4.0 -> 2.4.1",
-        "test: + numpy 2.4.1",
-        "cuda-cu130: + numpy 2.4.1, - nvidia-cublas",
-        "cuda-cu126: + numpy 2.4.1, - nvidia-cublas",
-        "torch-cpu: kept, as PyTorch's index does not answer (no route to host)",
-        "torch-cu130: renewed",
-        "torch-cu126: kept, as PyTorch's index does not answer (no route to host)",
+        *(f"{name}: + numpy 2.4.1" for name in ("test", "docs", "tools")),
+        *(f"cuda-{name}: + numpy 2.4.1, - nvidia-cublas" for name in ("cu130", "cu126")),
+        *(f"torch-{name}: renewed" for name in ("cpu", "cu130", "cu126")),
     ]
     always = (
-        "--quiet --universal --no-python-downloads --generate-hashes --no-header --no-annotate"
-        " --no-emit-index-url --python-version 3.10"
+        "--universal --no-python-downloads --generate-hashes --no-annotate --no-emit-index-url"
+        " --python-version 3.10"
     )
     calls = read_calls(checkout)
-    assert calls[0] == f"pip compile lab.in {always} -o lab.txt --upgrade"
-    assert all(always in call for call in calls)
+    assert calls[0] == f"pip compile lab.in --quiet {always} -o lab.txt --upgrade []"
+    assert [call for call in calls if always not in call or not call.endswith(" []")] == []
 
 
-def test_a_cuda_lock_leaves_out_torch_and_what_the_lab_has_already(checkout, monkeypatch):
-    play_resolver(checkout, monkeypatch, 'echo "numpy==2.4.1" > "$lock"')
-    dev.update_locks(checkout, Steps(io.StringIO()))
+def test_the_header_that_dependabot_reads_is_in_the_locks_that_it_renews(play):
+    checkout = play()
+    update(checkout)
+    headless = [call.split()[2] for call in read_calls(checkout) if "--no-header" in call]
+    assert len(headless) == 5
+    assert headless[:2] == ["cuda-cu130.in", "cuda-cu126.in"]
+
+
+def test_a_cuda_lock_leaves_out_torch_and_what_the_lab_has_already(play):
+    checkout = play()
+    update(checkout)
     left_out = "--no-emit-package torch --no-emit-package numpy"
-    assert [left_out in call for call in read_calls(checkout)] == [False, False, True, True, False]
+    found = [call.split()[2] for call in read_calls(checkout) if left_out in call]
+    assert found == ["cuda-cu130.in", "cuda-cu126.in"]
 
 
-def test_requirements_that_exclude_each_other(checkout, monkeypatch):
-    play_resolver(checkout, monkeypatch, "echo 'No solution found' >&2; exit 1")
-    with pytest.raises(EngineError) as caught:
-        dev.update_locks(checkout, Steps(io.StringIO()))
-    assert caught.value.what == "resolving lab.in failed: No solution found"
+def test_requirements_that_exclude_each_other(play):
+    checkout = play("echo 'No solution found' >&2; exit 1")
+    with pytest.raises(EngineError, match=r"lab\.in failed: No solution found") as caught:
+        update(checkout)
     assert caught.value.fix == "edit docker/locks/lab.in, then: make lock"
 
 
-class FakePage(io.BytesIO):
-    """What urlopen gives."""
-
-
-def answer_with(monkeypatch, page):
-    """Lets PyTorch's index answer with a page; the addresses that were asked for."""
-    asked = []
-
-    def fetch(address, timeout):
-        asked.append(address)
-        return FakePage(page)
-
-    monkeypatch.setattr(dev.urllib.request, "urlopen", fetch)
-    return asked
-
-
-def test_torchs_locks_are_renewed_and_then_unchanged(checkout, monkeypatch):
-    play_resolver(checkout, monkeypatch, ":")
-    asked = answer_with(monkeypatch, PAGE.encode())
-    steps = Steps(io.StringIO())
-    names = ["torch-cpu", "torch-cu130", "torch-cu126"]
-    assert dev.update_locks(checkout, steps)[-3:] == [f"{name}: renewed" for name in names]
-    assert dev.update_locks(checkout, steps)[-3:] == [f"{name}: unchanged" for name in names]
-    assert asked[:2] == [
-        "https://download.pytorch.org/whl/cpu/torch/",
-        "https://download.pytorch.org/whl/cu126/torch/",
+def test_torch_is_asked_of_its_builds_own_index(play):
+    checkout = play()
+    update(checkout)
+    asked = (checkout.root / "docker" / "locks" / "asked").read_text().splitlines()
+    assert asked == [
+        'torch==2.13.0+cpu ; sys_platform == "linux"',
+        'torch===2.13.0 ; sys_platform == "darwin"',
+        'torch==2.13.0 ; sys_platform == "linux"',
+        'torch==2.13.0+cu126 ; sys_platform == "linux"',
     ]
-    for build in (CPU_BUILD, find_build("cu126")):
-        lock = checkout.root / "docker" / "locks" / f"{build.torch_lock}.txt"
-        assert lock.read_text() == format_torch_lock(PAGE, "2.13.0", build)
+    indexes = [re.findall(r"--index-url \S*/(\w+)", call) for call in read_calls(checkout)[-3:]]
+    assert indexes == [["cpu"], [], ["cu126"]]
 
 
-def test_the_default_indexs_torch_is_pinned_so_that_no_other_build_fits(checkout, monkeypatch):
-    play_resolver(checkout, monkeypatch, ":")
-    dev.update_locks(checkout, Steps(io.StringIO()))
-    text = (checkout.root / "docker" / "locks" / "torch-cu130.txt").read_text()
-    assert text.splitlines()[-1] == "torch===2.13.0 ; sys_platform == 'linux'"
-    assert text.startswith("# torch's build cu130: the one on the default index.\n")
+def test_torchs_locks_are_renewed_and_then_unchanged(play):
+    checkout = play()
+    update(checkout)
+    names = ["torch-cpu", "torch-cu130", "torch-cu126"]
+    assert update(checkout)[-3:] == [f"{name}: unchanged" for name in names]
+    text = checkout.lock_file("torch-cpu").read_text()
+    assert "lab.txt has them" in text
+    assert text.endswith("torch==2.13.0 ; sys_platform == 'linux' --hash=sha256:aa\n")
 
 
-def test_an_index_without_that_torch_leaves_the_lock(checkout, monkeypatch):
-    play_resolver(checkout, monkeypatch, ":")
-    answer_with(monkeypatch, b"")
-    lines = dev.update_locks(checkout, Steps(io.StringIO()))
-    assert lines[-1] == "torch-cu126: kept, as PyTorch's index has no torch 2.13.0"
+def test_the_default_indexs_torch_is_pinned_so_that_no_other_build_fits(play):
+    checkout = play()
+    update(checkout)
+    text = checkout.lock_file("torch-cu130").read_text()
+    assert text.splitlines()[-1].startswith("torch===2.13.0 ; ")
+
+
+def test_an_index_of_pytorch_that_does_not_answer_leaves_the_lock(play):
+    checkout = play(
+        torch="""case "$*" in *--index-url*) echo 'no route' >&2; exit 1;; esac; """ + TORCH
+    )
+    before = checkout.lock_file("torch-cpu").read_text()
+    kept = [line for line in update(checkout) if "kept" in line]
+    assert [line.split(":")[0] for line in kept] == ["torch-cpu", "torch-cu126"]
+    assert "no route" in kept[0]
+    assert checkout.lock_file("torch-cpu").read_text() == before
 
 
 # What is checked in
@@ -298,7 +238,7 @@ def test_what_both_locks_pin_they_pin_alike():
     assert shared
 
 
-@pytest.mark.parametrize("name", ["lab", "test", "cuda-cu126"])
+@pytest.mark.parametrize("name", ["lab", "test", "docs", "tools", "cuda-cu126"])
 def test_everything_that_is_asked_for_is_locked(name):
     asked = {
         re.split(r"[<>=;~ \[]", line)[0].lower()

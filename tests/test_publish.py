@@ -9,8 +9,8 @@ import pytest
 
 from labkit.cli import main
 from labkit.errors import EngineError, ExitCode
+from labkit.host.torch_builds import find_build
 from labkit.launch import image, publish
-from labkit.launch.build import find_build
 from labkit.launch.publish import BuiltImage, describe_built, find_engine
 from labkit.launch.settings import Settings
 from tests.fakes.host import DOCKER_INFO, make_checkout, write_program
@@ -64,7 +64,7 @@ def test_a_cuda_image_is_built_under_the_name_and_the_way_to_hosts_is_said(
     assert variables["LABKIT_INPUTS"] == image.digest_inputs(checkout)
     assert capsys.readouterr().out.splitlines() == [
         f"built {NAME}: torch 2.13.0+cu130, revision None",
-        "  warning: the checkout has changes that no commit holds",
+        "  warning: the checkout has changes that are not committed",
         f"push it:            docker push {NAME}",
         f"on each host:       docker pull {NAME}",
         f"  from a checkout of the same revision:  LABKIT_IMAGE={NAME} make up CUDA=cu130",
@@ -119,7 +119,7 @@ def test_the_variable_names_the_image_where_no_option_does(docker, monkeypatch):
     [
         (["--flavor", "cuad"], "error: unknown flavor 'cuad'"),
         (["--cuda", "cu999"], "error: unknown CUDA build 'cu999'"),
-        (["--flavor", "cpu", "--cuda", "cu126"], "error: FLAVOR=cpu has no use for CUDA=cu126"),
+        (["--flavor", "cpu", "--cuda", "cu126"], "error: CUDA=cu126 conflicts with FLAVOR=cpu"),
     ],
 )
 def test_a_name_that_is_none_is_refused_before_anything_is_built(

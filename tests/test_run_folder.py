@@ -19,7 +19,6 @@ from labkit.notebooks.result import (
     RunAccount,
     RunFolder,
     make_run_folder,
-    write_whole,
 )
 from tests.notebooks import make_notebook
 
@@ -148,15 +147,6 @@ def test_a_full_disk_is_an_error_before_anything_runs(here, full_disk):
     with pytest.raises(UsageError, match="cannot be written"):
         make_folder(here / "out")
     assert list((here / "out").iterdir()) == []
-
-
-def test_a_file_that_could_not_be_replaced_is_still_the_old_one(here, full_disk):
-    write_whole(here / "file", b"old")
-    full_disk()
-    with pytest.raises(OSError, match="No space left"):
-        write_whole(here / "file", b"new")
-    assert (here / "file").read_text() == "old"
-    assert [path.name for path in here.iterdir()] == ["file"]
 
 
 def test_half_a_character_in_an_output_does_not_keep_the_notebook_from_being_written(here):

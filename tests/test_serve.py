@@ -8,15 +8,24 @@ from pathlib import Path
 
 import pytest
 
+from labkit.cli import main
 from labkit.errors import EngineError, UsageError
 from labkit.launch import serve
-from labkit.launch.serve import STATE_FOLDERS, become_jupyter, find_workspace, prepare_folders
+from labkit.launch.serve import (
+    STATE_FOLDERS,
+    STRICT_CONFIG,
+    become_jupyter,
+    find_workspace,
+    prepare_folders,
+)
+from labkit.process import run_command
 
 
 def test_jupyters_own_folders_are_made_in_the_state_folder(tmp_path):
     values = prepare_folders({"LABKIT_STATE": str(tmp_path / "state"), "OTHER": "kept"})
     assert values.pop("LABKIT_STATE") == str(tmp_path / "state")
     assert values.pop("OTHER") == "kept"
+    assert values.pop(STRICT_CONFIG) == "1"
     assert values == {name: f"{tmp_path}/state/{path}" for name, path in STATE_FOLDERS.items()}
     assert all(Path(path).is_dir() for path in values.values())
 
@@ -70,10 +79,60 @@ def test_a_workspace_that_cannot_be_written(tmp_path):
     assert caught.value.fix == "sudo chown -R $(id -u):$(id -g) work"
 
 
-def test_it_becomes_jupyterlab_of_its_own_python(monkeypatch):
+def test_what_holds_tokens_and_keys_is_closed_to_others(tmp_path):
+    runtime = tmp_path / "jupyter" / "runtime"
+    runtime.mkdir(parents=True, mode=0o755)
+    page, said = runtime / "jpserver-7-open.html", runtime / "jpserver-7.json"
+    for path in (page, said):
+        path.touch(mode=0o644)
+    prepare_folders({"LABKIT_STATE": str(tmp_path)})
+    assert not page.exists()
+    assert [path.stat().st_mode & 0o777 for path in (runtime, said)] == [0o700, 0o600]
+
+
+@pytest.fixture
+def became(monkeypatch):
+    """What the process would have become."""
     calls = []
     monkeypatch.setattr(serve, "replace_process", lambda *arguments: calls.append(arguments))
+    return calls
+
+
+def test_it_becomes_jupyterlab_of_its_own_python(became):
     become_jupyter({"JUPYTER_CONFIG_PATH": "/etc/labkit/jupyter"})
-    assert calls == [
+    assert became == [
         ([sys.executable, "-m", "jupyterlab"], {"JUPYTER_CONFIG_PATH": "/etc/labkit/jupyter"})
     ]
+
+
+def test_further_arguments_are_jupyterlabs(became, tmp_path, monkeypatch):
+    monkeypatch.setattr("labkit.lessons.workspace.update_workspace", lambda workspace: None)
+    monkeypatch.setenv("LABKIT_WORKSPACE", str(tmp_path))
+    monkeypatch.setenv("LABKIT_STATE", str(tmp_path / "state"))
+    options = ["--ServerApp.base_url=/user/ada/", "--ip", "0.0.0.0", "notes.ipynb"]
+    assert main(["serve", *options]) == 0
+    assert became[0][0][3:] == options
+
+
+def test_no_other_command_takes_arguments_that_it_does_not_know(capsys):
+    assert main(["status", "--ServerApp.base_url=/"]) == 2
+    assert "--ServerApp.base_url=/" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("fault", ["raise RuntimeError('broken on purpose')", "def f(:"])
+def test_a_configuration_that_does_not_load_stops_the_server(tmp_path, fault):
+    """Jupyter itself would serve without it: with its own token, on its own port."""
+    (tmp_path / "config").mkdir()
+    (tmp_path / "work").mkdir()
+    (tmp_path / "config" / "jupyter_server_config.py").write_text(fault + "\n")
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(Path(__file__).parents[1]),
+        "LABKIT_WORKSPACE": str(tmp_path / "work"),
+        "LABKIT_STATE": str(tmp_path / "state"),
+        "JUPYTER_CONFIG_PATH": str(tmp_path / "config"),
+    }
+    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--port=0"]
+    done = run_command(command, timeout_seconds=60, environment=prepare_folders(environment))
+    assert done.exit_code not in (0, None)
+    assert ("broken on purpose" in done.stderr) or ("SyntaxError" in done.stderr)

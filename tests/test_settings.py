@@ -21,14 +21,15 @@ def test_options_come_before_the_environment():
         "LABKIT_BIND": "0.0.0.0",
         "LABKIT_CUDA": "cu126",
         "LABKIT_GPUS": "0,GPU-b",
+        "LABKIT_MEMORY": "2g",
     }
     assert read_settings({}, environment) == Settings(
-        "podman", "cpu", 9000, "0.0.0.0", True, "cu126", ("0", "GPU-b")
+        "podman", "cpu", 9000, "0.0.0.0", True, "cu126", ("0", "GPU-b"), 2 * 2**30
     )
     options = {"runtime": "local", "port": "9001", "flavor": None, "other": "ignored"}
-    options |= {"cuda": "cu130", "gpus": "all"}
+    options |= {"cuda": "cu130", "gpus": "all", "memory": "off"}
     assert read_settings(options, environment) == Settings(
-        "local", "cpu", 9001, "0.0.0.0", True, "cu130", ("all",)
+        "local", "cpu", 9001, "0.0.0.0", True, "cu130", ("all",), 0
     )
 
 
@@ -45,12 +46,36 @@ def test_a_build_or_gpus_by_name_ask_for_a_gpu(settings, asks):
     assert settings.asks_for_gpu is asks
 
 
-@pytest.mark.parametrize("text", ["0", "65536", "80x", "-1", "8888.0", "http"])
-def test_what_is_no_port(text):
-    with pytest.raises(UsageError) as caught:
-        read_settings({"port": text}, {})
-    assert caught.value.what == f"PORT={text} is not a port"
-    assert caught.value.cause == "a port is a number from 1 to 65535"
+@pytest.mark.parametrize(
+    ("name", "texts"),
+    [
+        ("port", ["0", "65536", "80x", "-1", "8888.0", "http"]),
+        ("bind", ["my-host", "127.0.0", "0.0.0.0:80", "[::1]"]),
+        ("memory", ["much", "-1g", "1.g", "16 gg", "$(id)"]),
+    ],
+)
+def test_an_invalid_value_is_an_error_that_quotes_it(name, texts):
+    for text in texts:
+        with pytest.raises(UsageError) as caught:
+            read_settings({name: text}, {})
+        assert caught.value.what == f"invalid {name.upper()}={text}"
+        assert str(caught.value.fix).startswith("make up")
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("auto", None),
+        ("off", 0),
+        ("0", 0),
+        ("500", 500),
+        ("1.5 GiB", 3 * 2**29),
+        ("16g", 2**34),
+        ("512MB", 2**29),
+    ],
+)
+def test_the_memory_limit(text, size):
+    assert read_settings({"memory": text}, {}).memory_bytes == size
 
 
 @pytest.mark.parametrize("text", ["1", "65535"])
@@ -74,14 +99,6 @@ def test_an_empty_value_counts_as_not_asked_for():
 )
 def test_the_address(text, address):
     assert read_settings({"bind": text}, {}).bind == address
-
-
-@pytest.mark.parametrize("text", ["my-host", "127.0.0", "0.0.0.0:80", "[::1]"])
-def test_what_is_no_address(text):
-    with pytest.raises(UsageError) as caught:
-        read_settings({"bind": text}, {})
-    assert caught.value.what == f"BIND={text} is not an address"
-    assert caught.value.fix == "make up BIND=127.0.0.1"
 
 
 @pytest.mark.parametrize(

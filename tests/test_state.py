@@ -1,4 +1,4 @@
-"""What the launcher remembers: the lab, the token, and who is at work."""
+"""What the launcher keeps: the lab, its token, and a lock; all closed to other users."""
 
 from __future__ import annotations
 
@@ -7,12 +7,15 @@ import json
 import os
 import stat
 import threading
-from dataclasses import replace
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from labkit.errors import LabkitError, UsageError
+from labkit.launch import status
+from labkit.launch.progress import StepLog
 from labkit.launch.settings import Checkout
 from labkit.launch.state import (
     LabHandle,
@@ -22,11 +25,13 @@ from labkit.launch.state import (
     hold_lock,
     prepare_state_folder,
     read_state,
+    read_token,
+    renew_token,
     timestamp,
     write_private,
     write_state,
 )
-from tests.fakes.host import make_checkout
+from tests.fakes.host import FakeRunner, make_checkout
 
 STATE = LabState(
     runtime="local",
@@ -68,24 +73,55 @@ def test_a_forgotten_state_is_none(checkout):
 
 
 @pytest.mark.parametrize(
-    "text",
-    [
-        pytest.param("", id="empty"),
-        pytest.param("{", id="cut off"),
-        pytest.param("[1]", id="a list"),
-        pytest.param("{}", id="nothing in it"),
-        pytest.param('{"handle": 3}', id="handle of another kind"),
-        pytest.param('{"handle": {}, "flavour": "cpu"}', id="of another version"),
-    ],
+    "content",
+    [b"", b"{", b"[1]", b"{}", b"\xff\xfe", b'{"handle": {}, "flavour": "cpu"}', b"[" * 200_000],
+    ids=["empty", "cut off", "a list", "no fields", "bytes", "another version", "brackets"],
 )
-def test_a_corrupt_state_counts_as_none(checkout, text):
-    (checkout.state_folder / "state.json").write_text(text)
+def test_a_corrupt_state_counts_as_none(checkout, content):
+    (checkout.state_folder / "state.json").write_bytes(content)
     assert read_state(checkout) is None
 
 
-def test_bytes_that_are_no_text_count_as_none(checkout):
-    (checkout.state_folder / "state.json").write_bytes(b"\xff\xfe")
-    assert read_state(checkout) is None
+CUDA_STATE = replace(
+    STATE, runtime="docker", flavor="cuda", build="cu130", gpus="0", gpus_asked="0", way="cdi"
+)
+ODD_VALUES = (None, True, False, 0, -1, 1.5, "", "x", "--all", [], [1], {}, {"a": 1}, 2**70)
+
+
+def list_mutations():
+    """Every field of a state file, of both kinds of lab, with every odd value and without it."""
+    for state in (STATE, replace(CUDA_STATE, handle=LabHandle(container="a1b2c3"))):
+        said = asdict(state)
+        for place in (said, said["handle"]):
+            for name, kept in list(place.items()):
+                for value in ODD_VALUES:
+                    place[name] = value
+                    yield json.dumps(said)
+                del place[name]
+                yield json.dumps(said)
+                place[name] = kept
+
+
+def test_no_mutated_state_ends_in_a_traceback(checkout, monkeypatch):
+    """What is read is valid in every field; the commands that read it never fail on it."""
+    monkeypatch.setattr(status, "find_forgotten_lab", lambda checkout: None)
+    examine = partial(status.examine_lab, run=FakeRunner({}))
+    monkeypatch.setattr(status, "examine_lab", examine)
+    path = checkout.state_folder / "state.json"
+    mutations = list(list_mutations())
+    assert len(mutations) > 400
+    for text in mutations:
+        path.write_text(text)
+        state = read_state(checkout)
+        json.dumps(status.read_status(checkout).describe())
+        if state is None:
+            continue
+        assert state.runtime in ("docker", "podman", "local"), text
+        assert 1 <= state.port <= 65535 and type(state.port) is int, text
+        assert state.handle.process_id is None or state.handle.process_id > 1, text
+        assert not str(state.handle.container).startswith("-"), text
+        lab = status.open_lab(checkout, state)
+        assert all(type(value) is str for value in lab.environment().values()), text
 
 
 def test_the_state_can_be_read_by_its_owner_alone(checkout):
@@ -95,40 +131,32 @@ def test_the_state_can_be_read_by_its_owner_alone(checkout):
     assert json.loads(path.read_text())["port"] == 8890
 
 
-def test_the_token_is_made_once_and_kept(checkout):
+def test_each_start_gets_a_new_token(checkout):
+    tokens = {renew_token(checkout) for _ in range(3)}
+    assert len(tokens) == 3
+    assert all(len(token) == 48 and int(token, 16) > 0 for token in tokens)
+    assert checkout.token_file.read_text().strip() in tokens
+
+
+def test_what_only_needs_a_token_makes_none_new(checkout):
     token = ensure_token(checkout)
-    assert len(token) == 48
-    assert int(token, 16) > 0
-    assert ensure_token(checkout) == token
-    assert checkout.token_file.read_text() == token + "\n"
+    assert ensure_token(checkout) == token == read_token(checkout)
 
 
-def test_two_checkouts_have_two_tokens(tmp_path):
-    tokens = {ensure_token(make_checkout(tmp_path / name)) for name in "ab"}
-    assert len(tokens) == 2
+@pytest.mark.parametrize("content", [b"", b"  \n", b"\xff\xff"], ids=["empty", "blank", "bytes"])
+def test_a_file_without_a_token_gets_one(checkout, content):
+    checkout.token_file.write_bytes(content)
+    assert len(ensure_token(checkout)) == 48
 
 
 @pytest.mark.parametrize("mask", [0o000, 0o022, 0o077])
 def test_the_token_is_its_owners_alone_whatever_the_umask(checkout, mask):
     before = os.umask(mask)
     try:
-        ensure_token(checkout)
+        renew_token(checkout)
     finally:
         os.umask(before)
     assert mode(checkout.token_file) == 0o600
-
-
-def test_a_token_that_others_could_read_is_closed_again(checkout):
-    token = ensure_token(checkout)
-    checkout.token_file.chmod(0o644)
-    assert ensure_token(checkout) == token
-    assert mode(checkout.token_file) == 0o600
-
-
-@pytest.mark.parametrize("content", [b"", b"  \n", b"\xff\xff"], ids=["empty", "blank", "bytes"])
-def test_a_token_that_is_none_is_made_anew(checkout, content):
-    checkout.token_file.write_bytes(content)
-    assert len(ensure_token(checkout)) == 48
 
 
 def test_a_folder_that_is_not_there_is_an_error_and_not_a_traceback(tmp_path):
@@ -150,19 +178,46 @@ def test_a_full_disk_leaves_what_was_there(checkout, monkeypatch):
     assert sorted(path.name for path in checkout.state_folder.iterdir()) == ["logs", "state.json"]
 
 
-def test_the_state_folder_is_its_owners_alone(tmp_path):
+@pytest.mark.parametrize("mask", [0o000, 0o022])
+def test_the_state_folder_is_its_owners_alone(tmp_path, mask):
     checkout = Checkout(tmp_path)
+    before = os.umask(mask)
+    try:
+        prepare_state_folder(checkout)
+        with hold_lock(checkout, lambda: None):
+            write_state(checkout, STATE)
+            renew_token(checkout)
+            with StepLog(checkout.logs_folder / "start.log") as log:
+                log.write("a line")
+    finally:
+        os.umask(before)
+    files = [path for path in checkout.state_folder.rglob("*") if path.is_file()]
+    assert len(files) == 4
+    assert {mode(path) for path in files} == {0o600}
+    assert mode(checkout.state_folder) == mode(checkout.logs_folder) == 0o700
+
+
+def test_a_state_folder_that_was_open_is_closed_with_all_in_it(checkout):
+    inner = checkout.state_folder / "jupyter" / "runtime"
+    inner.mkdir(parents=True)
+    page, library = inner / "jpserver-1-open.html", checkout.state_folder / "kernel.so"
+    page.write_text("token")
+    library.touch(mode=0o755)
+    outside = checkout.root / "outside"
+    outside.touch(mode=0o644)
+    (checkout.state_folder / "link").symlink_to(outside)
+    checkout.state_folder.chmod(0o755)
     prepare_state_folder(checkout)
-    prepare_state_folder(checkout)
-    assert mode(checkout.state_folder) == 0o700
-    assert checkout.logs_folder.is_dir()
+    assert mode(checkout.state_folder) == mode(inner) == mode(library) == 0o700
+    assert mode(page) == 0o600
+    assert mode(outside) == 0o644
 
 
 def test_a_state_folder_that_cannot_be_made(tmp_path):
     (tmp_path / ".labkit").write_text("a file of that name")
     with pytest.raises(UsageError) as caught:
         prepare_state_folder(Checkout(tmp_path))
-    assert caught.value.what == f"cannot make {tmp_path / '.labkit'}: File exists"
+    assert "File exists" in caught.value.what
     assert caught.value.fix == f"sudo chown -R $(id -u):$(id -g) {tmp_path / '.labkit'}"
 
 
@@ -203,11 +258,10 @@ def test_a_timestamp_is_utc_to_the_second(monkeypatch):
     assert timestamp() == "2026-11-23T05:06:07Z"
 
 
-def test_a_lock_that_may_not_be_written_is_told_of_with_the_way_out(tmp_path):
+def test_a_lock_that_cannot_be_written_names_the_way_out(tmp_path):
     checkout = make_checkout(tmp_path / "a lab")
     (checkout.state_folder / "lock").mkdir()  # root may write to any file, but to no folder
     with pytest.raises(UsageError) as caught, hold_lock(checkout, lambda: None):
         pytest.fail("held it")
-    assert caught.value.what == f"cannot write {checkout.state_folder}/lock: Is a directory"
-    assert caught.value.cause == ".labkit/ is yours, but may not be written to"
+    assert "Is a directory" in caught.value.what
     assert caught.value.fix == f"chmod -R u+rwX '{checkout.state_folder}'"

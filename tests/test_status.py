@@ -1,21 +1,35 @@
-"""What `labkit status` knows, from the lab itself first and then from who started it."""
+"""What `labkit status` knows: from the system or the engine first, and then by a proof."""
 
 from __future__ import annotations
 
+import json
 import os
+import signal
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from labkit.launch import status as status_module
 from labkit.launch.compose import ContainerLab
-from labkit.launch.flavor import CPU, Flavor
 from labkit.launch.local import LocalLab
-from labkit.launch.server import read_start
-from labkit.launch.settings import Settings
+from labkit.launch.server import read_start, wait_until
+from labkit.launch.settings import CPU, Flavor, Settings
 from labkit.launch.state import LabHandle, LabState, ensure_token, write_state
-from labkit.launch.status import LabStatus, list_differences, make_url, open_lab, read_status
-from tests.fakes.host import make_checkout
+from labkit.launch.status import (
+    LabStatus,
+    describe_kernels,
+    examine_lab,
+    find_forgotten_lab,
+    list_differences,
+    make_url,
+    open_lab,
+    read_status,
+    resume_lab,
+)
+from tests.fakes.host import NO_DAEMON, FakeRunner, fails, hangs, make_checkout, says
 
 
 def state_of(runtime="local", bind="127.0.0.1", handle=None):
@@ -27,95 +41,134 @@ def state_of(runtime="local", bind="127.0.0.1", handle=None):
 # This very process: surely running.
 ALIVE = LabHandle(process_id=os.getpid(), process_started=read_start(os.getpid()))
 GONE = LabHandle(process_id=os.getpid(), process_started="1")
+CONTAINER = state_of("docker", handle=LabHandle(container="a1b2c3"))
+TOKEN = "0" * 48
 
 
 @pytest.fixture
-def checkout(tmp_path):
+def checkout(tmp_path, monkeypatch):
+    monkeypatch.setattr(status_module.shutil, "which", lambda name: None)
     return make_checkout(tmp_path / "a lab")
 
 
 @pytest.fixture
 def server(monkeypatch):
-    """Decides what answers on the lab's port, and notes who asked."""
+    """Decides what answers on the lab's port, and notes the token that it was asked with."""
     asked = []
 
-    def answer(kind):
-        def probe(port, token, address):
-            asked.append((port, token, address))
-            return kind
+    def play(answer, ports=(8890,)):
+        def probe(port, token, address, *, through_engine):
+            asked.append((port, token, address, through_engine))
+            return answer
 
         monkeypatch.setattr(status_module, "probe_server", probe)
+        monkeypatch.setattr(
+            status_module, "list_ports", lambda process: None if ports is None else set(ports)
+        )
         return asked
 
-    return answer
+    return play
 
 
 def test_nothing_was_started(checkout, server):
     asked = server("healthy")
     assert read_status(checkout) == LabStatus(checkout)
+    assert read_status(checkout).describe()["running"] is False
     assert asked == []
 
 
-def test_a_lab_that_answers(checkout, server):
-    asked = server("healthy")
-    write_state(checkout, state_of(bind="0.0.0.0"))
+@pytest.mark.parametrize("ports", [(8890,), None], ids=["its own port", "a system without /proc"])
+def test_a_lab_that_answers(checkout, server, ports):
+    asked = server("healthy", ports)
+    write_state(checkout, state_of(bind="0.0.0.0", handle=ALIVE))
     token = ensure_token(checkout)
     status = read_status(checkout)
-    assert status.running
-    assert status.healthy
-    assert status.problem is None
+    assert (status.running, status.healthy, status.problem) == (True, True, None)
     assert status.url == f"http://127.0.0.1:8890/lab?token={token}"
-    assert asked == [(8890, token, "127.0.0.1")]
+    assert asked == [(8890, token, "127.0.0.1", False)]
 
 
 @pytest.mark.parametrize(
-    ("answer", "handle", "running", "problem"),
+    ("handle", "ports", "answer", "condition", "asked_with"),
     [
-        pytest.param(
-            "silent", GONE, False, "its process is gone: it was killed or crashed", id="killed"
-        ),
-        pytest.param(
-            "foreign",
-            GONE,
-            False,
-            "its process is gone: it was killed or crashed",
-            id="killed, and its port taken over",
-        ),
-        pytest.param(
-            "silent", ALIVE, True, "it runs, but does not answer on port 8890", id="stuck"
-        ),
-        pytest.param(
-            "foreign", ALIVE, True, "another program answers on port 8890", id="port taken over"
-        ),
+        pytest.param(GONE, (8890,), "foreign", "gone", [], id="killed"),
+        pytest.param(ALIVE, (8890,), "silent", "silent", [TOKEN], id="hangs"),
+        pytest.param(ALIVE, (), "foreign", "foreign", [""], id="another program has its port"),
+        pytest.param(ALIVE, (), "silent", "silent", [""], id="it does not listen yet"),
+        pytest.param(ALIVE, (8890,), "foreign", "unproven", [TOKEN], id="no proof"),
+        pytest.param(ALIVE, None, "foreign", "unproven", [TOKEN], id="no proof, no /proc"),
     ],
 )
-def test_a_lab_that_is_not_well(checkout, server, answer, handle, running, problem):
-    server(answer)
-    write_state(checkout, state_of(handle=handle))
-    ensure_token(checkout)
+def test_a_local_lab_that_is_not_well(server, handle, ports, answer, condition, asked_with):
+    asked = server(answer, ports)
+    assert examine_lab(state_of(handle=handle), TOKEN) == condition
+    assert [token for _, token, _, _ in asked] == asked_with
+
+
+def inspected(status, ports='{"8888/tcp":[{"HostIp":"127.0.0.1","HostPort":"8890"}]}'):
+    return says(f"{status}\n{ports}\n{ports}")
+
+
+@pytest.mark.parametrize(
+    ("said", "answer", "condition", "asked_with"),
+    [
+        pytest.param(inspected("running"), "healthy", "healthy", [TOKEN], id="runs"),
+        pytest.param(inspected("running"), "silent", "silent", [TOKEN], id="hangs"),
+        pytest.param(inspected("running"), "foreign", "unproven", [TOKEN], id="no proof"),
+        pytest.param(inspected("running", "{}"), "foreign", "foreign", [""], id="no port"),
+        pytest.param(inspected("running", "[]"), "foreign", "foreign", [""], id="odd ports"),
+        pytest.param(inspected("paused"), "silent", "paused", [], id="paused"),
+        pytest.param(inspected("exited"), "silent", "gone", [], id="exited"),
+        pytest.param(fails("Error: No such object: a1b2c3"), "healthy", "gone", [], id="removed"),
+        pytest.param(fails(NO_DAEMON), "healthy", "unreachable", [], id="no daemon"),
+        pytest.param(hangs("docker"), "healthy", "unreachable", [], id="the daemon hangs"),
+    ],
+)
+def test_a_container_lab(server, said, answer, condition, asked_with):
+    asked = server(answer)
+    run = FakeRunner({"docker inspect": said})
+    assert examine_lab(CONTAINER, TOKEN, run) == condition
+    assert [token for _, token, _, _ in asked] == asked_with
+    assert all(through_engine for _, _, _, through_engine in asked)
+
+
+def test_an_engine_that_was_removed_runs_no_container(server):
+    server("healthy")
+    assert examine_lab(CONTAINER, TOKEN, FakeRunner({})) == "gone"
+
+
+@pytest.mark.parametrize(
+    ("condition", "running", "words", "fix"),
+    [
+        ("gone", False, "its container is gone", "make up"),
+        ("paused", True, "paused", "make up"),
+        ("unreachable", None, "docker does not answer", "make doctor"),
+        ("silent", True, "does not answer on port 8890", "make up"),
+        ("foreign", True, "another program answers on port 8890", "make up"),
+        ("unproven", True, "does not prove", "make up"),
+        ("tokenless", True, "token is gone", "make up"),
+    ],
+)
+def test_each_condition_is_named(checkout, monkeypatch, condition, running, words, fix):
+    monkeypatch.setattr(status_module, "examine_lab", lambda state, token: condition)
+    write_state(checkout, CONTAINER)
     status = read_status(checkout)
-    assert (status.running, status.healthy, status.problem) == (running, False, problem)
-    assert status.url is None
+    assert (status.running, status.healthy, status.url) == (running, False, None)
+    assert words in str(status.problem)
+    assert status.fix == fix
 
 
 def test_asking_makes_no_token(checkout, server):
     server("foreign")
     write_state(checkout, state_of(handle=ALIVE))
-    assert read_status(checkout).problem == f"its token is gone: {checkout.token_file}"
+    assert read_status(checkout).condition == "tokenless"
     assert not checkout.token_file.exists()
-
-
-def test_a_container_that_is_gone_is_called_one(checkout, server, monkeypatch):
-    server("silent")
-    monkeypatch.setattr(ContainerLab, "is_alive", lambda self, handle: False)
-    write_state(checkout, state_of("docker", handle=LabHandle(container="a1b2c3")))
-    assert read_status(checkout).problem == "its container is gone: it was killed or crashed"
 
 
 def test_the_status_as_json_prints_it(checkout, server):
     server("healthy")
-    write_state(checkout, state_of())
-    (checkout.token_file).write_text("abc\n")
+    write_state(checkout, state_of(handle=ALIVE))
+    checkout.token_file.write_text("abc\n")
     assert read_status(checkout).describe() == {
         "running": True,
         "healthy": True,
@@ -133,22 +186,125 @@ def test_the_status_as_json_prints_it(checkout, server):
     }
 
 
-def test_what_is_not_known_is_null(checkout):
-    said = LabStatus(checkout).describe()
-    assert said.pop("workspace") == str(checkout.workspace)
-    assert (said.pop("running"), said.pop("healthy")) == (False, False)
-    assert set(said.values()) == {None}
+# A lab whose state file is lost
+
+
+@pytest.fixture
+def forgotten(checkout):
+    """A process that looks like the checkout's server; ends with the test."""
+    environment = {
+        "LABKIT_WORKSPACE": str(checkout.workspace),
+        "LABKIT_SERVER_PORT": "8891",
+        "LABKIT_SERVER_ADDRESS": "127.0.0.2",
+        "LABKIT_LAB": "cuda cu130 0,1",
+    }
+    code = "import time; print(1, flush=True); time.sleep(60)"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, "jupyterlab", ""], env=environment, stdout=subprocess.PIPE
+    )
+    assert process.stdout
+    process.stdout.readline()
+    yield process
+    process.kill()
+    process.wait()
+    process.stdout.close()
+
+
+needs_proc = pytest.mark.skipif(
+    not Path("/proc/self/environ").exists(), reason="needs /proc, which this system has not"
+)
+
+
+@needs_proc
+def test_a_forgotten_server_is_found_by_its_environment(checkout, forgotten):
+    state = find_forgotten_lab(checkout)
+    assert state is not None
+    assert (state.runtime, state.port, state.bind) == ("local", 8891, "127.0.0.2")
+    assert (state.flavor, state.build, state.gpus) == ("cuda", "cu130", "0,1")
+    assert state.handle == LabHandle(None, forgotten.pid, read_start(forgotten.pid))
+    assert state.started_at is None
+
+
+@needs_proc
+def test_a_server_of_another_workspace_is_not_it(tmp_path, monkeypatch, checkout, forgotten):
+    assert find_forgotten_lab(make_checkout(tmp_path / "another")) is None
+
+
+@pytest.mark.parametrize(
+    ("labels", "flavor", "build"),
+    [
+        pytest.param({"service": "cpu"}, "cpu", "cpu", id="cpu"),
+        pytest.param({"service": "cuda-chosen", "cuda": "cu126"}, "cuda", "cu126", id="cuda"),
+        pytest.param({"service": "cpu", "oneoff": "True"}, None, None, id="a command's own"),
+        pytest.param({"service": "test"}, None, None, id="the tests"),
+        pytest.param({}, None, None, id="no labels"),
+    ],
+)
+def test_a_forgotten_container_is_found_with_its_port(checkout, monkeypatch, labels, flavor, build):
+    monkeypatch.setattr(status_module.shutil, "which", lambda name: name == "podman" or None)
+    compose = {f"com.docker.compose.{name}": value for name, value in labels.items()}
+    said = inspected("running").stdout + json.dumps(
+        {**compose, "io.labkit.cuda": labels.get("cuda")}
+    )
+    project = f"label=com.docker.compose.project={checkout.project}"
+    run = FakeRunner(
+        {f"podman ps --all --quiet --filter {project}": says("b2"), "podman inspect": says(said)}
+    )
+    state = find_forgotten_lab(checkout, run)
+    if flavor is None:
+        assert state is None
+        return
+    assert state is not None
+    assert (state.runtime, state.flavor, state.build) == ("podman", flavor, build)
+    assert (state.port, state.bind, state.handle.container) == (8890, "127.0.0.1", "b2")
+    assert open_lab(checkout, state).service == labels["service"]
+
+
+def test_a_stopped_process_is_paused_and_resumed(server):
+    asked = server("healthy")
+    process = subprocess.Popen(["sleep", "60"], start_new_session=True)
+    try:
+        state = state_of(handle=LabHandle(None, process.pid, read_start(process.pid)))
+        process.send_signal(signal.SIGSTOP)
+        assert wait_until(lambda: examine_lab(state, TOKEN) == "paused", timeout_seconds=5)
+        asked.clear()
+        assert examine_lab(state, TOKEN) == "paused"
+        assert asked == []
+        resume_lab(state)
+        assert wait_until(lambda: examine_lab(state, TOKEN) == "healthy", timeout_seconds=5)
+    finally:
+        process.kill()
+        process.wait()
+
+
+KERNEL = "python -m ipykernel_launcher -f kernel.json"
+
+
+@pytest.mark.parametrize(
+    ("listed", "said"),
+    [
+        pytest.param(f"1 Ssl jupyter-lab\n7 Rl {KERNEL}\n8 Ssl {KERNEL}", "2 kernels", id="two"),
+        pytest.param(f"1 Ssl jupyter-lab\n7 Rl {KERNEL}", "1 of them computing", id="computing"),
+        pytest.param("1 Ssl jupyter-lab", "no kernels", id="none"),
+    ],
+)
+def test_what_a_restart_ends_is_named(listed, said):
+    run = FakeRunner({"docker top a1b2c3": says(listed)})
+    assert said in describe_kernels(CONTAINER, run)
+
+
+def test_of_a_local_lab_only_the_servers_own_kernels_count():
+    run = FakeRunner({"ps": says(f"  9 Rl {KERNEL}\n 1 Rl {KERNEL}")})
+    assert "1 kernel end" in describe_kernels(state_of(handle=LabHandle(None, 9, "1")), run)
+    assert describe_kernels(state_of(handle=ALIVE), FakeRunner({})) == "; its kernels end"
+
+
+# What is printed of it
 
 
 @pytest.mark.parametrize(
     ("bind", "host"),
-    [
-        ("127.0.0.1", "127.0.0.1"),
-        ("0.0.0.0", "127.0.0.1"),
-        ("::1", "[::1]"),
-        ("::", "[::1]"),
-        ("192.168.0.7", "192.168.0.7"),
-    ],
+    [("0.0.0.0", "127.0.0.1"), ("::", "[::1]"), ("192.168.0.7", "192.168.0.7")],
 )
 def test_the_url_is_one_that_this_machine_can_open(checkout, bind, host):
     assert make_url(checkout, state_of(bind=bind), "abc") == f"http://{host}:8890/lab?token=abc"
@@ -161,9 +317,8 @@ def test_the_url_opens_on_the_first_notebook(checkout):
     assert url == "http://127.0.0.1:8890/lab/tree/01_tensors.ipynb?token=abc"
 
 
-def test_the_lab_that_a_state_tells_of(checkout):
-    local = open_lab(checkout, state_of("local"))
-    assert isinstance(local, LocalLab)
+def test_the_lab_that_a_state_describes(checkout):
+    assert isinstance(open_lab(checkout, state_of("local")), LocalLab)
     podman = open_lab(checkout, state_of("podman", bind="0.0.0.0"))
     assert isinstance(podman, ContainerLab)
     assert (podman.client, podman.flavor, podman.port) == ("podman", CPU, 8890)
@@ -185,18 +340,6 @@ def test_a_cuda_lab_is_the_same_again(checkout):
     assert open_lab(checkout, CUDA_STATE).flavor == flavor
     local = replace(CUDA_STATE, runtime="local", way=None)
     assert open_lab(checkout, local).flavor == replace(flavor, way=None)
-
-
-@pytest.mark.parametrize(
-    ("state", "kind"),
-    [
-        (state_of(), "cpu"),
-        (CUDA_STATE, "cuda cu130, GPUs: 0,1"),
-        (replace(CUDA_STATE, gpus=None), "cuda cu130, GPUs: none"),
-    ],
-)
-def test_what_kind_of_lab_it_is(state, kind):
-    assert state.kind == kind
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ CLEAR = "\r\x1b[K"
 
 
 class FakeClock:
-    """A clock that moves when it is told to."""
+    """A clock that a test moves."""
 
     def __init__(self):
         self.now = 1000.0
@@ -118,6 +118,12 @@ def test_elsewhere_a_heartbeat_says_that_work_goes_on(clock):
         clock.now += 15
         assert stream.seen.wait(5)
     assert "  installing lab: package 3 of 118, numpy  0:15\n" in stream.getvalue()
+
+
+def test_no_message_moves_the_terminal(clock):
+    stream = io.StringIO()
+    Steps(stream, clock=clock).say("put into work/: a\x1b[2J\x9b31m.ipynb")
+    assert stream.getvalue() == "put into work/: a\\x1b[2J\\x9b31m.ipynb\n"
 
 
 def test_a_file_is_no_terminal(tmp_path, clock):

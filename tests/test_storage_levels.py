@@ -27,15 +27,6 @@ def test_the_peak_and_what_was_live_at_it():
     assert {storage.serial for storage in level.list_at_peak()} == {1, 2}
 
 
-def test_what_came_and_went_before_the_peak_is_not_in_it():
-    level = Level()
-    early, late = hold(1, 100), hold(2, 200)
-    level.add(early)
-    level.remove(early)
-    level.add(late)
-    assert level.list_at_peak() == [late]
-
-
 def test_the_first_of_two_equal_peaks_is_told():
     level = Level()
     first, second = hold(1, 100), hold(2, 100)
@@ -98,11 +89,6 @@ def test_sums_by_line_have_the_largest_first():
         LineUse(None, 2, 1),
     )
     assert len(sum_lines(storages, 2)) == 2
-
-
-def test_a_storage_as_text():
-    assert repr(hold(7, 12, "inputs", (FIRST,))) == "<storage 7: 12 B of inputs on cpu, train.py:3>"
-    assert repr(hold(8, 1)).endswith("unknown line>")
 
 
 def test_the_users_own_frames_are_found_from_the_innermost_on():

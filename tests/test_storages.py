@@ -19,8 +19,8 @@ from tests.fakes.models import MODELS, OPTIMIZERS, make_training, run_twice
 CASES = [(model, optimizer) for model in MODELS for optimizer in OPTIMIZERS]
 
 
-def list_kinds(tracer):
-    """Bytes by kind at the peak on the CPU, without the kinds that hold nothing."""
+def list_categories(tracer):
+    """Bytes by category at the peak on the CPU, without the categories that hold nothing."""
     sums = sum_categories(tracer.levels["cpu"].list_at_peak())
     return {kind: held for kind, held in sums.items() if held}
 
@@ -95,13 +95,6 @@ def test_the_parts_of_a_sparse_tensor_are_counted():
     assert tracer.levels["cpu"].now_bytes >= held
 
 
-def test_what_the_allocator_rounds_up_is_rounded():
-    with StorageTracer(round_up=lambda count: -(-count // 512) * 512) as tracer:
-        held = [torch.zeros(1), torch.zeros(200)]
-    assert tracer.levels["cpu"].peak_bytes == 512 + 1024
-    assert len(held) == 2
-
-
 @pytest.mark.parametrize(("model", "optimizer"), CASES)
 def test_the_peak_is_the_profilers(model, optimizer):
     make_step = make_training(model, optimizer)
@@ -123,7 +116,7 @@ def test_fake_tensors_give_the_very_same_kinds(model, optimizer):
         run_twice(make_step, 4)
     with FakeTensorMode(), StorageTracer() as fake:
         run_twice(make_step, 4)
-    assert list_kinds(fake) == list_kinds(real)
+    assert list_categories(fake) == list_categories(real)
 
 
 def test_a_training_step_split_by_what_it_is_for():
@@ -135,7 +128,7 @@ def test_a_training_step_split_by_what_it_is_for():
             model(inputs).sum().backward()
             optimizer.step()
     weights = (100 * 50 + 50) * 4
-    kinds = list_kinds(tracer)
+    kinds = list_categories(tracer)
     assert kinds["parameters"] == weights
     assert kinds["gradients"] == weights
     assert kinds["inputs"] == inputs.nbytes
@@ -149,7 +142,7 @@ def test_buffers_are_counted_with_the_parameters():
     with StorageTracer() as tracer:
         norm(torch.randn(4, 10))
     buffers = sum(one.nbytes for one in (*norm.parameters(), *norm.buffers()))
-    assert list_kinds(tracer)["parameters"] == buffers
+    assert list_categories(tracer)["parameters"] == buffers
 
 
 def test_parameters_that_change_their_type_stay_parameters():
@@ -158,8 +151,8 @@ def test_parameters_that_change_their_type_stay_parameters():
         inputs = torch.ones(1, 100, dtype=torch.bfloat16)
         layer(inputs).sum().backward()
     held = tracer.levels["cpu"]._live.values()
-    assert sum(one.bytes for one in held if one.kind == "parameters") == 20_000
-    assert sum(one.bytes for one in held if one.kind == "gradients") == 20_000
+    assert sum(one.bytes for one in held if one.category == "parameters") == 20_000
+    assert sum(one.bytes for one in held if one.category == "gradients") == 20_000
 
 
 def test_a_leaf_of_ones_own_counts_as_a_parameter_and_its_gradient_too():
@@ -167,7 +160,7 @@ def test_a_leaf_of_ones_own_counts_as_a_parameter_and_its_gradient_too():
     with StorageTracer() as tracer:
         (torch.ones(3, 10) @ weight).sum().backward()
         torch.zeros(1000)
-    kinds = list_kinds(tracer)
+    kinds = list_categories(tracer)
     assert (kinds["parameters"], kinds["gradients"]) == (400, 400)
 
 
@@ -175,14 +168,14 @@ def test_loading_a_checkpoint_is_no_input():
     layer, saved = nn.Linear(10, 10, bias=False), torch.ones(10, 10)
     with StorageTracer() as tracer, torch.no_grad():
         layer.weight.copy_(saved)
-    assert list_kinds(tracer) == {"parameters": 400, "other": 400}
+    assert list_categories(tracer) == {"parameters": 400, "other": 400}
 
 
 def test_targets_are_inputs_where_the_loss_reads_them():
     model, targets = nn.Linear(4, 2), torch.zeros(3, 2)
     with StorageTracer() as tracer:
         nn.functional.mse_loss(model(torch.ones(3, 4)), targets)
-    assert list_kinds(tracer)["inputs"] == 3 * 4 * 4 + targets.nbytes
+    assert list_categories(tracer)["inputs"] == 3 * 4 * 4 + targets.nbytes
 
 
 def test_each_line_has_what_it_allocated_and_its_own_part_of_backward():
@@ -249,7 +242,7 @@ def test_a_tracer_traces_once():
     tracer = StorageTracer()
     with tracer:
         pass
-    with pytest.raises(LabkitError, match="has traced a block already"), tracer:
+    with pytest.raises(LabkitError, match="already traced"), tracer:
         pass
 
 
@@ -268,7 +261,7 @@ def test_another_thread_is_refused_and_its_tensors_are_not_counted():
         thread = threading.Thread(target=work)
         thread.start()
         thread.join(10)
-    assert caught == ["cannot trace tensors in two threads at once"]
+    assert "two threads" in caught[0]
     assert tracer.levels == {}
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from labkit.errors import EngineError
 from labkit.launch import dev as tools_module
-from labkit.launch.dev import prepare_tools
+from labkit.launch.dev import build_docs, prepare_tools
 from labkit.launch.progress import Steps
 from tests.fakes.host import make_checkout, write_program
 
@@ -16,15 +16,18 @@ from tests.fakes.host import make_checkout, write_program
 PYTHON = """\
 for home; do :; done
 mkdir -p "$home/bin"
-printf '#!/bin/sh\\necho "$*" "$PIP_CERT" >> {calls}\\n{pip}\\n' > "$home/bin/pip"
-chmod +x "$home/bin/pip" """
+printf '#!/bin/sh\\necho "$*" "$PIP_CERT" >> {calls}\\n{pip}\\n' > "$home/bin/python"
+chmod +x "$home/bin/python" """
 
 
 @pytest.fixture
 def checkout(tmp_path, monkeypatch):
     monkeypatch.delenv("LABKIT_CA_FILE", raising=False)
     monkeypatch.delenv("PIP_CERT", raising=False)
-    return make_checkout(tmp_path / "lab")
+    monkeypatch.setenv("PIP_TARGET", "/elsewhere")
+    checkout = make_checkout(tmp_path / "lab")
+    checkout.lock_file("tools").write_text("one==1 --hash=sha256:aa\n")
+    return checkout
 
 
 @pytest.fixture
@@ -41,22 +44,32 @@ def play(tmp_path, monkeypatch):
 
 
 def prepare(checkout):
-    return prepare_tools(checkout, Steps(io.StringIO()), ["one==1", "two==2"], "make lock")
+    return prepare_tools(checkout, Steps(io.StringIO()), "tools", "make lock")
 
 
 @pytest.mark.usefixtures("play")
-def test_they_are_installed_once(checkout, tmp_path):
+def test_they_are_installed_once_by_their_hashes(checkout, tmp_path):
     first, second = prepare(checkout), prepare(checkout)
-    assert first == second == checkout.state_folder / "tools" / "one==1+two==2" / "bin"
-    assert (tmp_path / "calls").read_text() == "install --quiet one==1 two==2 \n"
+    assert first == second
+    assert first.parent.parent == checkout.state_folder / "tools"
+    [call] = (tmp_path / "calls").read_text().splitlines()
+    assert "--require-hashes" in call
+    assert call.strip().endswith(f"-r {checkout.lock_file('tools')}")
 
 
-def test_an_install_that_failed_is_begun_anew(checkout, play):
+@pytest.mark.usefixtures("play")
+def test_another_lock_is_another_environment(checkout, tmp_path):
+    first = prepare(checkout)
+    checkout.lock_file("tools").write_text("one==2 --hash=sha256:bb\n")
+    assert prepare(checkout) != first
+    assert len((tmp_path / "calls").read_text().splitlines()) == 2
+
+
+def test_a_failed_install_is_repeated(checkout, play):
     play("echo no such release >&2; exit 1")
-    with pytest.raises(EngineError) as caught:
+    with pytest.raises(EngineError, match="no such release") as caught:
         prepare(checkout)
-    assert caught.value.what == "cannot install one==1 and two==2: no such release"
-    assert caught.value.fix == "make lock   # again, with a network"
+    assert "make lock" in str(caught.value.fix)
     play("exit 0")
     assert prepare(checkout).is_dir()
 
@@ -68,3 +81,18 @@ def test_their_pip_trusts_the_networks_certificate(checkout, tmp_path, monkeypat
     monkeypatch.setenv("LABKIT_CA_FILE", str(certificate))
     prepare(checkout)
     assert (tmp_path / "calls").read_text().endswith(f"{checkout.state_folder}/trusted.pem\n")
+
+
+# Plays mkdocs: the arguments are what it says and how it ends.
+@pytest.mark.parametrize(("script", "fails"), [("exit 0", False), ("exit 1", True)])
+def test_the_documentation_is_built_strictly(checkout, monkeypatch, script, fails):
+    words = 'echo "$*" > words; echo "WARNING - memory.md links to nothing" >&2'
+    program = write_program(checkout.root / "bin", "mkdocs", f"{words}; {script}")
+    monkeypatch.setattr(tools_module, "prepare_tools", lambda *_: program.parent)
+    if fails:
+        with pytest.raises(EngineError, match=r"memory\.md links to nothing"):
+            build_docs(checkout, Steps(io.StringIO()))
+    else:
+        page = build_docs(checkout, Steps(io.StringIO()))
+        assert page == checkout.root / "build" / "site" / "index.html"
+    assert (checkout.root / "words").read_text() == "build --strict\n"

@@ -10,13 +10,9 @@ from pathlib import Path
 import pytest
 
 from labkit.devices.self_test import find_compiler_gap, run_steps
-from labkit.devices.torch_devices import (
-    InstalledTorch,
-    TorchDevice,
-    has_kernels,
-    read_torch_devices,
-)
+from labkit.devices.torch_devices import TorchDevice, has_kernels, read_torch_devices
 from labkit.devices.verify import read_events
+from labkit.host.torch_builds import InstalledTorch
 from tests.fakes.played_torch import NO_GPUS, install_torch, make_torch
 
 ROOT = Path(__file__).parents[1]
@@ -76,7 +72,7 @@ def test_a_sound_gpu_takes_every_step():
             {"allocate": {"wrong": True}},
             {
                 "step": "allocate",
-                "error": "RuntimeError: what is read from its memory is not what was written to it",
+                "error": "RuntimeError: its memory does not return what was written to it",
             },
             id="forgets",
         ),

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from labkit.devices.detect import Device
-from labkit.devices.torch_devices import InstalledTorch, TorchDevice, TorchFacts
+from labkit.devices.torch_devices import TorchDevice, TorchFacts
 from labkit.devices.verify import (
     Advice,
     explain_end,
@@ -17,6 +17,7 @@ from labkit.devices.verify import (
     match_devices,
     read_events,
 )
+from labkit.host.torch_builds import InstalledTorch
 from labkit.process import CommandResult
 
 BUILD = InstalledTorch("2.13.0+cu130", "13.0")

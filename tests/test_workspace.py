@@ -18,9 +18,16 @@ from hypothesis import strategies as st
 from labkit import files
 from labkit.errors import LabkitError
 from labkit.files import Disk, hold_lock, place_new
+from labkit.lessons import workspace
 from labkit.lessons.catalog import Lab, listed_labs
-from labkit.lessons.notebooks import read_digest
-from labkit.lessons.workspace import LabUpdate, Update, reset_lab, update_workspace
+from labkit.lessons.notebooks import read_digests
+from labkit.lessons.workspace import (
+    LabUpdate,
+    Update,
+    reset_lab,
+    restore_saves,
+    update_workspace,
+)
 from tests.fakes.small_labs import write_labs
 
 DAY = datetime(2026, 11, 23, 9, 30, tzinfo=timezone.utc)
@@ -36,14 +43,19 @@ def notebook(*sources: str, **cell: Any) -> bytes:
     return json.dumps(value).encode()
 
 
+def read_digest(path: Path) -> str | None:
+    found = read_digests(path)
+    return found.content if found else None
+
+
 class QuickDisk(Disk):
     """A disk that does not wait for the platters; tests would take minutes."""
 
-    def write_new(self, path: Path, data: bytes) -> None:
+    def write_new(self, path: Path, data: bytes, mode: int = 0o644) -> None:
         with path.open("xb") as file:
             file.write(data)
 
-    def settle(self, folder: Path) -> None:
+    def sync(self, folder: Path) -> None:
         pass
 
 
@@ -96,13 +108,48 @@ def test_a_notebook_is_placed_once(world: World) -> None:
 
 def test_an_untouched_notebook_is_replaced(world: World) -> None:
     world.update()
-    world.path.write_bytes(notebook("version = 1", outputs=[{"output_type": "stream"}]))
     world.set_version(2)
 
     assert world.act() == ("replaced", NAME)
     assert world.path.read_bytes() == notebook("version = 2")
     assert world.names() == [NAME]
     assert not list((world.work / ".labkit").glob("replaced-*"))
+
+
+@pytest.mark.parametrize(
+    "added",
+    [
+        {"outputs": [{"output_type": "stream", "name": "stdout", "text": "1"}]},
+        {"metadata": {"tags": ["mine"]}},
+    ],
+    ids=["outputs", "cell metadata"],
+)
+def test_an_update_keeps_what_was_added_to_an_unedited_notebook(
+    world: World, added: dict[str, Any]
+) -> None:
+    world.update()
+    mine = notebook("version = 1", **added)
+    world.path.write_bytes(mine)
+    world.set_version(2)
+
+    update = world.update()
+
+    assert update.files("replaced") == [NAME]
+    assert world.path.read_bytes() == notebook("version = 2")
+    assert (world.work / "01_small.yours-2026-11-23.ipynb").read_bytes() == mine
+    assert "01_small.yours-2026-11-23.ipynb" in update.notes[0]
+    assert world.last_update()["notes"] == list(update.notes)
+
+
+def test_what_jupyterlab_writes_by_itself_is_not_kept(world: World) -> None:
+    world.update()
+    value = json.loads(notebook("version = 1", execution_count=3, id="a1"))
+    value["metadata"] = {"kernelspec": {"name": "python3"}, "language_info": {"version": "3.12"}}
+    world.path.write_text(json.dumps(value, indent=1))
+    world.set_version(2)
+
+    world.act()
+    assert world.names() == [NAME]
 
 
 def test_beside_a_touched_notebook_the_new_version_is_laid_once(world: World) -> None:
@@ -174,9 +221,9 @@ def test_reset_keeps_a_backup_each_time(world: World) -> None:
     world.update()
     world.path.write_bytes(notebook("mine"))
 
-    assert world.reset() == (NAME, "01_small.backup-2026-11-23.ipynb")
-    assert world.reset() == (NAME, "01_small.backup-2026-11-23-2.ipynb")
-    assert (world.work / "01_small.backup-2026-11-23.ipynb").read_bytes() == notebook("mine")
+    assert world.reset() == (NAME, "01_small.old-2026-11-23.ipynb")
+    assert world.reset() == (NAME, "01_small.old-2026-11-23-2.ipynb")
+    assert (world.work / "01_small.old-2026-11-23.ipynb").read_bytes() == notebook("mine")
 
 
 def test_a_file_that_was_there_first_is_never_replaced(world: World) -> None:
@@ -223,8 +270,8 @@ def test_a_link_in_the_notebooks_place_is_neither_followed_nor_replaced(
     assert world.act()[0] == "laid_beside"
     assert outside.read_bytes() == notebook("version = 1")
 
-    assert world.reset() == (NAME, "01_small.backup-2026-11-23.ipynb")
-    assert (world.work / "01_small.backup-2026-11-23.ipynb").readlink() == outside
+    assert world.reset() == (NAME, "01_small.old-2026-11-23.ipynb")
+    assert (world.work / "01_small.old-2026-11-23.ipynb").readlink() == outside
     assert not world.path.is_symlink()
     assert outside.read_bytes() == notebook("version = 1")
 
@@ -233,8 +280,8 @@ def test_a_folder_in_the_notebooks_place_is_moved_whole_by_reset(world: World) -
     (world.path / "deep").mkdir(parents=True)
 
     assert world.act()[0] == "laid_beside"
-    assert world.reset()[1] == "01_small.backup-2026-11-23.ipynb"
-    assert (world.work / "01_small.backup-2026-11-23.ipynb" / "deep").is_dir()
+    assert world.reset()[1] == "01_small.old-2026-11-23.ipynb"
+    assert (world.work / "01_small.old-2026-11-23.ipynb" / "deep").is_dir()
 
 
 @pytest.mark.parametrize("name", [".labkit", ".labkit/manifest.json"])
@@ -296,7 +343,7 @@ def test_an_update_with_nothing_new_converts_and_writes_nothing(world: World) ->
         raise AssertionError("converted")
 
     class NoDisk(Disk):
-        def write_new(self, path: Path, data: bytes) -> None:
+        def write_new(self, path: Path, data: bytes, mode: int = 0o644) -> None:
             raise AssertionError("written")
 
     update = update_workspace(world.work, [world.lab], make=make, disk=NoDisk(), now=DAY)
@@ -341,7 +388,7 @@ def test_a_disk_that_refuses_is_explained_and_harms_nothing(
     world: World, change: Callable[..., Any], number: int, fix: str
 ) -> None:
     class Refusing(QuickDisk):
-        def write_new(self, path: Path, data: bytes) -> None:
+        def write_new(self, path: Path, data: bytes, mode: int = 0o644) -> None:
             path.write_bytes(data[:5])
             raise OSError(number, os.strerror(number), str(path))
 
@@ -373,17 +420,44 @@ def test_without_hard_links_all_is_the_same(world: World) -> None:
     world.set_version(2)
     assert world.update(disk).labs[0].action == "replaced"
     world.path.write_bytes(notebook("mine"))
-    assert world.reset(disk) == (NAME, "01_small.backup-2026-11-23.ipynb")
-    assert (world.work / "01_small.backup-2026-11-23.ipynb").read_bytes() == notebook("mine")
+    assert world.reset(disk) == (NAME, "01_small.old-2026-11-23.ipynb")
+    assert (world.work / "01_small.old-2026-11-23.ipynb").read_bytes() == notebook("mine")
 
     with pytest.raises(FileExistsError):
         place_new(disk, world.path, b"other", world.work / ".labkit")
 
 
-def test_what_is_saved_while_the_file_is_being_replaced_is_kept(world: World) -> None:
-    """JupyterLab saves into the open file between the look at it and its replacement."""
+@pytest.mark.parametrize("disk", [QuickDisk, UnlinkableDisk], ids=["links", "no links"])
+@pytest.mark.parametrize("after", [False, True], ids=["before it is taken", "after"])
+@pytest.mark.parametrize("anew", [False, True], ids=["in place", "by renaming"])
+@pytest.mark.parametrize("act", [World.update, World.reset], ids=["update", "reset"])
+def test_what_is_saved_during_an_exchange_is_kept(
+    world: World, act: Callable[..., Any], anew: bool, after: bool, disk: type[Disk]
+) -> None:
+    def save() -> None:
+        if anew:
+            world.path.unlink(missing_ok=True)
+        world.path.write_bytes(notebook("saved just now"))
 
-    class SavingDisk(QuickDisk):
+    class SavingDisk(disk):  # type: ignore[misc,valid-type]
+        def replace(self, source: Path, target: Path) -> None:
+            if source == world.path and not after:
+                save()
+            super().replace(source, target)
+            if source == world.path and after:
+                save()
+
+    world.update()
+    world.set_version(2)
+    with contextlib.suppress(FileExistsError, LabkitError):
+        act(world, SavingDisk())
+
+    saved = notebook("saved just now")
+    assert saved in [path.read_bytes() for path in world.work.glob("*.ipynb")]
+
+
+def test_a_save_into_a_name_that_is_being_claimed_is_kept(world: World) -> None:
+    class SavingDisk(UnlinkableDisk):
         def replace(self, source: Path, target: Path) -> None:
             if target == world.path:
                 target.write_bytes(notebook("saved just now"))
@@ -393,9 +467,126 @@ def test_what_is_saved_while_the_file_is_being_replaced_is_kept(world: World) ->
     world.set_version(2)
     world.update(SavingDisk())
 
-    assert (world.work / "01_small.yours-2026-11-23.ipynb").read_bytes() == notebook(
-        "saved just now"
-    )
+    (kept,) = world.work.glob("01_small.yours-*.ipynb")
+    assert kept.read_bytes() == notebook("saved just now")
+    assert world.path.read_bytes() == notebook("version = 2")
+
+
+def test_an_immutable_notebook_holds_up_no_other(world: World) -> None:
+    class ImmutableDisk(QuickDisk):
+        def replace(self, source: Path, target: Path) -> None:
+            if world.path in (source, target):
+                raise PermissionError(errno.EPERM, "Operation not permitted", str(source))
+            super().replace(source, target)
+
+    world.update()
+    world.set_version(2)
+    update = world.update(ImmutableDisk())
+
+    assert update.labs[0].action == "laid_beside"
+    assert "could not be replaced" in update.notes[0]
+    assert world.path.read_bytes() == notebook("version = 1")
+    leaked = [path.name for path in (world.work / ".labkit").iterdir()]
+    assert sorted(leaked) == ["lock", "manifest.json"]
+
+
+def age(path: Path) -> None:
+    os.utime(path, (1, 1))
+
+
+@pytest.mark.parametrize("broken", [b"", b'{"cells": [ "half'], ids=["empty", "half"])
+@pytest.mark.parametrize("act", ["update", "reset", "check"])
+def test_a_save_that_was_killed_is_put_back(world: World, act: str, broken: bytes) -> None:
+    world.update()
+    mine = notebook("mine")
+    world.path.write_bytes(broken)
+    age(world.path)
+    hidden = world.work / f".~{NAME}"
+    hidden.write_bytes(mine)
+
+    if act == "check":
+        notes: tuple[str, ...] = restore_saves(world.work, now=DAY)
+    elif act == "update":
+        notes = world.update().notes
+    else:
+        notes = reset_lab(world.work, world.lab, make=world.make, now=DAY).notes
+
+    held = world.path.with_name("01_small.old-2026-11-23.ipynb") if act == "reset" else world.path
+    assert held.read_bytes() == mine
+    assert not hidden.exists()
+    assert NAME in notes[0] and "interrupted" in notes[0]
+    kept = list(world.work.glob("01_small.broken-*"))
+    assert [path.read_bytes() for path in kept] == [broken] * bool(broken)
+
+
+@pytest.mark.parametrize(
+    ("data", "hidden"),
+    [(notebook("same"), notebook("same")), (b"", b""), (b"{", b"{"), (b"", b"{")],
+    ids=["same", "both empty", "both broken", "no whole copy"],
+)
+def test_only_a_whole_copy_that_differs_is_put_back(
+    world: World, data: bytes, hidden: bytes
+) -> None:
+    world.update()
+    world.path.write_bytes(data)
+    age(world.path)
+    (world.work / f".~{NAME}").write_bytes(hidden)
+
+    assert restore_saves(world.work) == ()
+    assert world.path.read_bytes() == data
+    assert (world.work / f".~{NAME}").read_bytes() == hidden
+
+
+def test_a_copy_beside_a_whole_notebook_becomes_visible(world: World) -> None:
+    """The file that was being saved was moved away by a reset, which placed a fresh one."""
+    world.update()
+    age(world.path)
+    (world.work / f".~{NAME}").write_bytes(notebook("mine"))
+
+    (note,) = world.update().notes
+
+    kept = world.work / "01_small.yours-2026-11-23.ipynb"
+    assert kept.read_bytes() == notebook("mine") and kept.name in note
+    assert world.path.read_bytes() == notebook("version = 1")
+
+
+def test_a_save_that_is_going_on_is_waited_for(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.update()
+    world.path.write_bytes(b"")
+    hidden = world.work / f".~{NAME}"
+    hidden.write_bytes(notebook("before"))
+
+    def complete(seconds: float) -> None:
+        world.path.write_bytes(notebook("after"))
+        hidden.unlink()
+
+    monkeypatch.setattr(workspace.time, "sleep", complete)
+
+    assert restore_saves(world.work) == ()
+    assert world.path.read_bytes() == notebook("after")
+
+
+def test_the_backup_sorts_after_the_labs_notebook(world: World) -> None:
+    world.update()
+    world.reset()
+
+    assert sorted(path.name for path in world.work.glob("0*.ipynb"))[0] == NAME
+
+
+def test_a_replacement_of_an_earlier_labkit_that_was_interrupted_is_completed(
+    world: World,
+) -> None:
+    world.update()
+    state = world.work / ".labkit"
+    (state / f"replaced-{NAME}").write_bytes(notebook("saved meanwhile"))
+
+    (note,) = world.update().notes
+
+    assert "01_small.yours-2026-11-23.ipynb" in note
+    kept = world.work / "01_small.yours-2026-11-23.ipynb"
+    assert kept.read_bytes() == notebook("saved meanwhile")
 
 
 def test_two_updates_at_once_wait_for_each_other(
@@ -473,7 +664,7 @@ class DyingDisk(QuickDisk):
         {"before": lambda: None, "half": half, "after": act}[self.when]()
         self._die()
 
-    def write_new(self, path: Path, data: bytes) -> None:
+    def write_new(self, path: Path, data: bytes, mode: int = 0o644) -> None:
         whole, half = data, data[: len(data) // 2]
         write = super().write_new
         self._step(lambda: write(path, whole), lambda: write(path, half))
@@ -558,7 +749,7 @@ class Learner:
         after = self.holdings()
         for path, data in before.items():
             assert data in after.values(), f"lost what was in {path}"
-            if act == "update":
+            if act == "update" and ".labkit" not in path:
                 assert after.get(path) == data, f"{path} was changed"
 
     def _choose(self, choice: int) -> Path | None:
@@ -631,7 +822,6 @@ def test_a_crash_at_any_step_leaves_every_notebook_whole(
         dying = disk(step, when)
         learner.labkit(act, dying)
 
-        assert read_digest(learner.world.path) is not None
         learner.labkit("update", QuickDisk())
         assert read_digest(learner.world.path) is not None
         if not dying.dead:

@@ -38,6 +38,7 @@ FAMILIES = {
     "build": "maintain",
     "test": "maintain",
     "lint": "maintain",
+    "docs": "maintain",
     "lock": "maintain",
     "clean": "maintain",
 }
@@ -102,7 +103,7 @@ def _report(error: LabkitError, words: Sequence[str]) -> int:
         traceback.print_exception(error)
     print(format_error(error), file=sys.stderr)
     if "--json" in words:
-        with contextlib.suppress(OSError):  # a disk that is full stays so: it was told above
+        with contextlib.suppress(OSError):  # a disk that is full stays so: it is printed above
             print_json({"error": describe_error(error)})
     return int(error.exit_code)
 
@@ -112,7 +113,11 @@ def _run(words: list[str]) -> int:
     if named is not None and named not in FAMILIES:
         raise _unknown_command(named)
     parser = _build_parser(named)
-    arguments = parser.parse_args(words)
+    # `labkit serve` passes on what it does not know; to all others it is a mistake.
+    arguments, further = parser.parse_known_args(words)
+    arguments.further = further
+    if further and not getattr(arguments, "passes_on", False):
+        parser.error(f"unrecognized arguments: {' '.join(further)}")
     return int(arguments.run(arguments))
 
 

@@ -92,7 +92,7 @@ def _explain(text: str) -> Advice | None:
     from labkit.known_errors.match import explain_text
 
     found = explain_text(text).first
-    return Advice(found.sign.cause, found.sign.fix.on(read_distribution())) if found else None
+    return Advice(found.error.cause, found.error.fix.on(read_distribution())) if found else None
 
 
 def judge_exit(verification: Verification) -> ExitCode:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import functools
 import os
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 from labkit.cli import add_common, print_json
 from labkit.errors import ExitCode, UsageError
@@ -78,9 +79,10 @@ def list_checks(arguments: argparse.Namespace) -> int:
 def explain(arguments: argparse.Namespace) -> int:
     """Prints the causes found in the text, or that none is known (exit 1)."""
     from labkit.host.distribution import read_distribution
-    from labkit.known_errors.match import explain_text, format_explanation
+    from labkit.known_errors.match import explain_file, format_explanation
 
-    explanation = explain_text(read_text(arguments.explain))
+    with open_log(arguments.explain) as log:
+        explanation = explain_file(log)
     distribution = read_distribution()
     if arguments.json:
         print_json(explanation.describe(distribution))
@@ -92,14 +94,20 @@ def explain(arguments: argparse.Namespace) -> int:
     return ExitCode.FAILED
 
 
-def read_text(name: str) -> str:
-    """The text of a file, or of standard input for "-"; what is not UTF-8 is shown as such."""
+@contextlib.contextmanager
+def open_log(name: str) -> Iterator[BinaryIO]:
+    """A file, or standard input for "-", to read bytes from.
+
+    Raises UsageError for a file that cannot be read.
+    """
     if name == "-":
         if sys.stdin.isatty():
             print("paste the log, then press Ctrl-D:", file=sys.stderr)
-        return sys.stdin.read()
+        yield sys.stdin.buffer
+        return
     try:
-        return Path(name).read_text(encoding="utf-8", errors="replace")
+        with Path(name).open("rb") as file:
+            yield file
     except OSError as error:
         raise UsageError(
             f"cannot read {name}: {error.strerror}", fix="labkit doctor --explain < FILE"
@@ -152,7 +160,7 @@ def mend(
     Raises UsageError where there is something to agree to and nobody who could.
     """
     from labkit.doctor.checks import CHECKS
-    from labkit.doctor.run import list_offers, mend_host
+    from labkit.doctor.run import fix_host, list_offers
     from labkit.process import run_at_terminal, run_command
 
     asks = not arguments.yes
@@ -169,13 +177,13 @@ def mend(
                 + ("--json is for programs" if arguments.json else "this is no terminal"),
                 fix="labkit doctor --fix --yes",
             )
-    return mend_host(
+    return fix_host(
         lambda: make_host(deep=arguments.deep),
         CHECKS,
         examination,
         ask=ask_person if asks else announce,
         run=run_at_terminal if asks else run_command,
-        tell=lambda line: print(line, file=sys.stderr),
+        report=lambda line: print(line, file=sys.stderr),
         may_ask=asks,
         offline=arguments.offline,
     )

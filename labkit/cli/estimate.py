@@ -1,4 +1,4 @@
-"""``labkit estimate``: will this step fit a GPU, said beforehand and without one."""
+"""``labkit estimate``: whether a step fits a GPU, without a GPU."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from labkit.errors import ExitCode, UsageError
 from labkit.text import near_match
 
 if TYPE_CHECKING:
-    from labkit.memory.estimate.play import Estimate
+    from labkit.memory.estimate.model import Estimate
+    from labkit.memory.track.model import LineUse
 
 MODULE_NAME = "labkit_estimated_file"
 EXAMPLE = """\
@@ -33,27 +34,27 @@ the function takes the batch size and returns the step:
           optimizer.step()
       return step
 
-exits 0 if it fits or no device was named, 1 if it does not or that is not certain"""
+exits 0 if it fits or no device was named, 1 if it does not fit or may not fit"""
 
 
 def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Adds ``estimate``."""
     parser = subparsers.add_parser(
         "estimate",
-        help="say beforehand whether a training step fits a GPU",
-        description="The peak of a training or inference step, found on fake tensors: no GPU is"
-        " needed and no memory taken.",
+        help="estimate whether a training step fits a GPU, without running it",
+        description="Estimates the peak memory of a training or inference step on fake tensors,"
+        " without a GPU and without using the memory.",
         epilog=EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("step", metavar="FILE:FUNCTION", help="where the step is made")
+    parser.add_argument("step", metavar="FILE:FUNCTION", help="the function that makes the step")
     parser.add_argument(
         "--batch", type=int, metavar="N", help="the batch size (default: the function's own)"
     )
     parser.add_argument(
         "--device",
         metavar="WHAT",
-        help='what it is to fit: a size ("24 GiB"), a GPU ("H100"), or cuda:0 or cpu of this'
+        help='the device to fit: a size ("24 GiB"), a GPU ("H100"), or cuda:0 or cpu of this'
         " machine",
     )
     parser.add_argument("--inference", action="store_true", help="run the step without gradients")
@@ -62,15 +63,15 @@ def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]
 
 
 def show_estimate(arguments: argparse.Namespace) -> int:
-    """Prints the estimate; exits 0 where it fits or nothing was named that it is to fit."""
+    """Prints the estimate; exits 0 where it fits or no device was named."""
+    from labkit.memory.estimate.model import find_target
     from labkit.memory.estimate.play import estimate_memory
-    from labkit.memory.estimate.target import find_target
     from labkit.memory.estimate.view import BAR_WIDTH, GLYPHS, INDENT, format_estimate
 
-    find_target(arguments.device)  # a name that is wrong is told before torch is loaded
+    find_target(arguments.device)  # refuses an unknown name before torch is loaded
     path, name = split_step(arguments.step)
     check_file(path, name)
-    # The user's own prints are no results of this command.
+    # The user's own prints are not results of this command.
     with contextlib.redirect_stdout(sys.stderr):
         function = find_function(load_file(path), name, path)
         estimate = estimate_memory(
@@ -99,8 +100,8 @@ def split_step(word: str) -> tuple[Path, str]:
     file, colon, name = word.rpartition(":")
     if not colon or not file or not name:
         raise UsageError(
-            f"{word!r} names no function",
-            cause="a file and a function in it are needed, with a colon between them",
+            f"{word!r} does not name a function",
+            cause="the argument is FILE:FUNCTION, a file and a function in it",
             fix=f"labkit estimate {file or word or 'train.py'}:make_step",
         )
     return Path(file), name
@@ -114,8 +115,8 @@ def check_file(path: Path, name: str) -> None:
     there = sorted(one.name for one in folder.glob("*.py")) if folder.is_dir() else []
     near = near_match(path.name, there)
     raise UsageError(
-        f"there is no file {path}",
-        cause=f"in {folder}/ there are: {', '.join(there[:8]) or 'no Python files'}",
+        f"{path} does not exist",
+        cause=f"the Python files in {folder}/ are: {', '.join(there[:8]) or 'none'}",
         fix=f"labkit estimate {folder / near}:{name}" if near else "labkit estimate --help",
     )
 
@@ -126,7 +127,11 @@ def load_file(path: Path) -> ModuleType:
 
     spec = importlib.util.spec_from_file_location(MODULE_NAME, path.resolve())
     if spec is None or spec.loader is None:
-        raise UsageError(f"{path} is no Python file", fix="labkit estimate train.py:make_step")
+        raise UsageError(
+            f"{path} is not a Python file",
+            cause="its name does not end in .py",
+            fix="labkit estimate train.py:make_step",
+        )
     module = importlib.util.module_from_spec(spec)
     sys.modules[MODULE_NAME] = module  # dataclasses and pickle look a module up by its name
     with _import_beside(path):
@@ -134,7 +139,7 @@ def load_file(path: Path) -> ModuleType:
             spec.loader.exec_module(module)
         except SyntaxError as error:
             raise UsageError(
-                f"{path} is not Python: {error.msg}",
+                f"{path} is not valid Python: {error.msg}",
                 cause=f"{Path(error.filename or path).name}:{error.lineno}:"
                 f" {(error.text or '').strip()}",
                 fix=f"python -m py_compile {path}",
@@ -193,20 +198,19 @@ def _describe_obstacle(estimate: Estimate) -> dict[str, object] | None:
     obstacle = estimate.obstacle
     if obstacle is None:
         return None
-    frame = obstacle.frame
     return {
         "operator": obstacle.operator,
         "reason": obstacle.reason,
-        "file": frame.file if frame else None,
-        "line": frame.line if frame else None,
+        "file": obstacle.frame and obstacle.frame.file,
+        "line": obstacle.frame and obstacle.frame.line,
     }
 
 
-def _describe_line(line: Any) -> dict[str, object]:
+def _describe_line(line: LineUse) -> dict[str, object]:
     return {
-        "file": line.frame.file if line.frame else None,
-        "line": line.frame.line if line.frame else None,
-        "source": line.frame.source if line.frame else None,
+        "file": line.frame and line.frame.file,
+        "line": line.frame and line.frame.line,
+        "source": line.frame and line.frame.source,
         "held_bytes": line.held_bytes,
         "storages": line.storages,
     }
@@ -214,7 +218,7 @@ def _describe_line(line: Any) -> dict[str, object]:
 
 @contextlib.contextmanager
 def _import_beside(path: Path) -> Iterator[None]:
-    """Lets the file import what lies beside it, as ``python FILE`` would."""
+    """Lets the file import modules of its folder, as ``python FILE`` does."""
     sys.path.insert(0, str(path.resolve().parent))
     try:
         yield

@@ -1,7 +1,4 @@
-"""labkit up, down, status, logs: the lab from outside, with the standard library alone.
-
-labkit shell, exec, serve: commands that run inside the lab's own environment.
-"""
+"""The commands that start, stop and show the lab, and those that run inside its environment."""
 
 from __future__ import annotations
 
@@ -15,19 +12,24 @@ from labkit.errors import ExitCode
 
 
 def add_commands(commands: argparse._SubParsersAction[Any]) -> None:
-    """Adds the commands that start, stop and enter the lab."""
+    """Adds this family's commands to the parser."""
     _add_launch(commands)
     _add_inside(commands)
 
 
 def _add_launch(commands: argparse._SubParsersAction[Any]) -> None:
-    """Adds the four commands."""
+    """Adds up, down, status and logs."""
     up = commands.add_parser(
         "up", help="start the lab and print its URL", description="Starts the lab."
     )
     add_choices(up)
     up.add_argument("--port", metavar="N", help="the port (default: 8888, or the next free one)")
     up.add_argument("--bind", metavar="ADDRESS", help="the address to listen on (127.0.0.1)")
+    up.add_argument(
+        "--memory",
+        metavar="SIZE",
+        help="the container's memory limit: 16g, off or auto (most of the machine's)",
+    )
     add_common(up)
     up.set_defaults(run=run_up)
 
@@ -38,7 +40,7 @@ def _add_launch(commands: argparse._SubParsersAction[Any]) -> None:
     status = commands.add_parser(
         "status",
         help="say whether the lab runs, and where",
-        description="Says whether the lab runs. Exit code 1 where it should run and is not well.",
+        description="Says whether the lab runs. Exit code 1 where it was started and is not well.",
     )
     add_common(status)
     status.set_defaults(run=run_status)
@@ -47,13 +49,13 @@ def _add_launch(commands: argparse._SubParsersAction[Any]) -> None:
         "logs", help="show the server's log", description="Shows the server's log."
     )
     logs.add_argument("--lines", type=int, default=200, metavar="N", help="how many (200)")
-    logs.add_argument("--follow", "-f", action="store_true", help="go on until Ctrl-C")
+    logs.add_argument("--follow", "-f", action="store_true", help="follow it until Ctrl-C")
     add_common(logs, as_json=False)
     logs.set_defaults(run=run_logs)
 
 
 def add_choices(parser: argparse.ArgumentParser) -> None:
-    """The options that overrule the launcher's own choice."""
+    """Adds the options that overrule the launcher's choices."""
     parser.add_argument("--runtime", metavar="NAME", help="docker, podman, local or auto (auto)")
     parser.add_argument("--flavor", metavar="NAME", help="cpu, cuda or auto (auto)")
     parser.add_argument(
@@ -74,7 +76,7 @@ def run_up(arguments: argparse.Namespace) -> int:
     settings = read_settings(vars(arguments))
     steps = Steps()
     with hold_lock(checkout, lambda: steps.say("another `up` or `down` is at work: waiting")):
-        before = read_state(checkout)  # here, so that one that was waited for counts too
+        before = read_state(checkout)  # inside: another `up` may just have started it
         status = start_lab(checkout, settings, steps)
     if arguments.json:
         print_json(status.describe())
@@ -86,7 +88,7 @@ def run_up(arguments: argparse.Namespace) -> int:
 
 
 def run_down(arguments: argparse.Namespace) -> int:
-    """Stops the lab; with nothing running it says so, and that is fine too."""
+    """Stops the lab. Exit code 0 also where none was running."""
     from labkit.launch.progress import Steps
     from labkit.launch.settings import find_checkout
     from labkit.launch.state import hold_lock
@@ -102,7 +104,7 @@ def run_down(arguments: argparse.Namespace) -> int:
 
 
 def run_status(arguments: argparse.Namespace) -> int:
-    """Says whether the lab runs, where, and what is wrong with it if anything is."""
+    """Says whether the lab runs, where, and what is wrong with it."""
     from labkit.launch.settings import find_checkout
     from labkit.launch.status import read_status
 
@@ -112,7 +114,7 @@ def run_status(arguments: argparse.Namespace) -> int:
     elif status.healthy and status.state:
         print(f"running ({status.state.runtime}, {status.state.kind}):  {status.url}")
     elif status.state:
-        print(f"not well: {status.problem}\n  try: make up")
+        print(f"not well: {status.problem}\n  try: {status.fix}")
     else:
         print("not running\n  try: make up")
     return ExitCode.FAILED if status.state and not status.healthy else ExitCode.OK
@@ -123,10 +125,10 @@ def run_logs(arguments: argparse.Namespace) -> int:
     from labkit.launch.local import LocalLab
     from labkit.launch.settings import Settings, find_checkout
     from labkit.launch.state import read_state
-    from labkit.launch.status import open_lab
+    from labkit.launch.status import find_forgotten_lab, open_lab
 
     checkout = find_checkout()
-    state = read_state(checkout)
+    state = read_state(checkout) or find_forgotten_lab(checkout)
     sys.stdout.flush()
     if state is None:
         LocalLab(checkout, Settings()).show_logs(None, arguments.lines, arguments.follow)
@@ -136,7 +138,7 @@ def run_logs(arguments: argparse.Namespace) -> int:
 
 
 def _add_inside(commands: argparse._SubParsersAction[Any]) -> None:
-    """Adds the three commands."""
+    """Adds shell, exec and serve."""
     shell = commands.add_parser(
         "shell", help="open a shell inside the lab", description="Opens a shell inside the lab."
     )
@@ -157,10 +159,11 @@ def _add_inside(commands: argparse._SubParsersAction[Any]) -> None:
     serve = commands.add_parser(
         "serve",
         help="become JupyterLab (what `up` starts inside the lab)",
-        description="Puts the notebooks into the workspace and becomes JupyterLab.",
+        description="Puts the notebooks into the workspace and becomes JupyterLab, which gets"
+        " all further arguments: labkit serve --ServerApp.base_url=/lab/",
     )
     add_common(serve, as_json=False)
-    serve.set_defaults(run=run_serve)
+    serve.set_defaults(run=run_serve, passes_on=True)
 
 
 def run_shell(arguments: argparse.Namespace) -> int:
@@ -174,7 +177,7 @@ def run_exec(arguments: argparse.Namespace) -> int:
 
 
 def enter_lab(arguments: argparse.Namespace, command: Sequence[str]) -> int:
-    """Becomes ``command`` in the lab that runs, or in one made ready for it."""
+    """Becomes ``command`` in the running lab, or in one made ready for it."""
     from labkit.launch.progress import Steps
     from labkit.launch.settings import find_checkout, read_settings
     from labkit.launch.up import prepare_lab
@@ -186,12 +189,12 @@ def enter_lab(arguments: argparse.Namespace, command: Sequence[str]) -> int:
 
 
 def run_serve(arguments: argparse.Namespace) -> int:
-    """Puts the notebooks into the workspace, says what it did, and becomes JupyterLab."""
+    """Puts the notebooks into the workspace and becomes JupyterLab."""
     from labkit.launch.serve import become_jupyter, find_workspace, prepare_folders
     from labkit.lessons.workspace import update_workspace
 
     workspace = find_workspace()
     environment = prepare_folders()
     update_workspace(workspace)
-    become_jupyter(environment)
+    become_jupyter(environment, arguments.further)
     return ExitCode.OK

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from argparse import ArgumentParser, Namespace, _SubParsersAction
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,9 +29,10 @@ def add_commands(commands: _SubParsersAction[Any]) -> None:
     add_common(progress)
     progress.set_defaults(run=show_progress)
     reset = commands.add_parser("reset", help="put a fresh notebook in place, keeping yours")
-    reset.add_argument("name", metavar="LAB", help="the lab, for example tensors")
+    reset.add_argument("names", nargs="*", metavar="LAB", help="a lab, for example tensors")
+    reset.add_argument("--all", action="store_true", help="every lab")
     add_common(reset)
-    reset.set_defaults(run=reset_notebook)
+    reset.set_defaults(run=reset_notebooks)
 
 
 def _add_check(parser: ArgumentParser) -> None:
@@ -66,6 +68,7 @@ def check_answers(arguments: Namespace) -> int:
         raise UsageError("--fast goes with --gate only", fix="labkit check --gate --fast")
     workspace = _need_workspace()
     labs, exercise = _chosen(arguments.name)
+    _restore_saves(workspace)
     results: list[tuple[LabAnswers | None, Lab, LabkitError | None]] = []
     for lab in labs:
         results.append(_answer_lab(workspace, lab, exercise, arguments))
@@ -106,29 +109,41 @@ def show_progress(arguments: Namespace) -> int:
     return ExitCode.OK
 
 
-def reset_notebook(arguments: Namespace) -> int:
-    """labkit reset LAB: a fresh notebook; the old one stays beside it under a dated name."""
-    from labkit.lessons.catalog import find_lab
+def reset_notebooks(arguments: Namespace) -> int:
+    """labkit reset LAB: a fresh notebook; the previous one stays beside it under a dated name."""
+    from labkit.lessons.catalog import find_lab, find_labs
     from labkit.lessons.workspace import reset_lab
 
+    if bool(arguments.names) == arguments.all:
+        raise UsageError("reset takes either names of labs or --all", fix="labkit reset tensors")
     workspace = _need_workspace()
-    done = reset_lab(workspace, find_lab(arguments.name))
+    labs = find_labs() if arguments.all else [find_lab(name) for name in arguments.names]
+    done: list[dict[str, object]] = []
+    for lab in labs:
+        reset = reset_lab(workspace, lab)
+        _print_notes(reset.notes)
+        done.append({"lab": lab.name, "notebook": reset.file, "backup": reset.backup})
+        if not arguments.json:
+            print(f"{reset.file} is fresh")
+            if reset.backup:
+                print(f"yours was kept as {reset.backup}")
     if arguments.json:
-        print_json({"lab": arguments.name, "notebook": done.file, "backup": done.backup})
-    else:
-        print(f"{done.file} is fresh")
-        if done.backup:
-            print(f"yours was kept as {done.backup}")
+        print_json(done[0] if arguments.names and len(done) == 1 else {"labs": done})
     return ExitCode.OK
 
 
+def _print_notes(notes: Iterable[str]) -> None:
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
+
+
 def _need_workspace() -> Path:
-    from labkit.lessons.progress import WORKSPACE_VARIABLE, find_workspace
+    from labkit.files import WORKSPACE_VARIABLE, find_workspace
 
     workspace = find_workspace()
     if workspace is None:
         # From a checkout's root the workspace is the folder that `make up` fills.
-        workspace = find_workspace(Path.cwd() / "work")
+        workspace = find_workspace(start=Path.cwd() / "work")
     if workspace is None:
         raise UsageError(
             "there is no workspace here",
@@ -163,9 +178,24 @@ def _answer_lab(
             steps.end()
             print(format_error(error), file=sys.stderr)
             return None, lab, error
+    counted = found.notebook.name if found.notebook else "no notebook"
+    _print_notes(
+        f"{backup.name} is a backup, and work in it does not count: {counted} counts"
+        for backup in found.backups
+    )
     if not arguments.json:
         _print_answers(workspace, found)
     return found, lab, None
+
+
+def _restore_saves(workspace: Path) -> None:
+    from labkit.lessons.workspace import restore_saves
+
+    try:
+        _print_notes(restore_saves(workspace))
+    except LabkitError as error:
+        # A notebook that stays broken is an error of its own below.
+        print(format_error(error), file=sys.stderr)
 
 
 def _print_answers(workspace: Path, found: LabAnswers) -> None:
@@ -177,9 +207,9 @@ def _print_answers(workspace: Path, found: LabAnswers) -> None:
         print(f"  {status:<{_STATUS_WIDTH}}{name}")
         if answer.status in ("passed", "not_started"):
             continue
-        told = [answer.message, answer.case and f"in {answer.case}"]
-        told += [f"hint: {hint}" for hint in answer.hints]
-        for line in "\n".join(text for text in told if text).splitlines():
+        lines = [answer.message, answer.case and f"in {answer.case}"]
+        lines += [f"hint: {hint}" for hint in answer.hints]
+        for line in "\n".join(text for text in lines if text).splitlines():
             print(f"  {'':<{_STATUS_WIDTH}}  {line}")
 
 
@@ -266,7 +296,7 @@ def _print_gate(found: LabGate) -> None:
 
 
 class _Steps:
-    """Tells on stderr what is running: a changing line on a terminal, else a line a lab."""
+    """Shows progress on stderr: one line that changes on a terminal, else a line per lab."""
 
     def __init__(self, lab: str) -> None:
         self._lab = lab

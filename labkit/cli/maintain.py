@@ -1,4 +1,4 @@
-"""labkit build, test, lint, lock, clean: what a maintainer of the lab runs in a checkout."""
+"""labkit build, test, lint, docs, lock, clean: a maintainer's commands in a checkout."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ if TYPE_CHECKING:
 
 
 def add_commands(commands: argparse._SubParsersAction[Any]) -> None:
-    """Adds the five commands."""
+    """Adds the commands."""
     for name, help_text, run in (
         ("build", "build the image, or bring the .venv up to date", run_build),
         ("test", "run the tests, in the image or in the .venv", run_test),
         ("lint", "check style, types and layers", run_lint),
-        ("lock", "pin every package anew in docker/locks/", run_lock),
+        ("docs", "build the documentation site in build/site", run_docs),
+        ("lock", "resolve the newest versions into docker/locks/", run_lock),
         ("clean", "remove images, caches, .venv and state; never work/", run_clean),
     ):
         parser = commands.add_parser(name, help=help_text, description=f"{help_text}.")
@@ -27,6 +28,15 @@ def add_commands(commands: argparse._SubParsersAction[Any]) -> None:
             add_choices(parser)
         if name == "build":
             parser.add_argument("--image", metavar="NAME", help="the image: registry/name:tag")
+        if name == "test":
+            parser.add_argument(
+                "--fast", action="store_true", help="leave out slow, engine and browser"
+            )
+            parser.add_argument(
+                "--house",
+                action="store_true",
+                help="count the files that five paths run through, instead",
+            )
         if name in ("test", "lint"):
             parser.add_argument("words", nargs="*", metavar="OPTION", help="passed on, after `--`")
         add_common(parser, as_json=False)
@@ -34,7 +44,7 @@ def add_commands(commands: argparse._SubParsersAction[Any]) -> None:
 
 
 def run_build(arguments: argparse.Namespace) -> int:
-    """Builds an image by name, or makes what `up` would run current; starts nothing."""
+    """Builds an image by name, or brings what `up` would run up to date; starts nothing."""
     from labkit.launch.progress import Steps
     from labkit.launch.settings import find_checkout, read_settings
     from labkit.launch.up import prepare_lab
@@ -49,10 +59,9 @@ def run_build(arguments: argparse.Namespace) -> int:
 
 
 def _build_image(arguments: argparse.Namespace, steps: Steps) -> int:
-    """Builds the flavor that was named, whatever this host could run of it."""
-    from labkit.launch.build import choose_named_build
+    """Builds the flavor that was named, even where this host cannot run it."""
     from labkit.launch.plan import check_settings, choose_image_build
-    from labkit.launch.publish import build_image, describe_built
+    from labkit.launch.publish import build_image, choose_named_build, describe_built
     from labkit.launch.settings import find_checkout, read_settings
     from labkit.launch.state import hold_lock, prepare_state_folder
 
@@ -70,27 +79,42 @@ def _build_image(arguments: argparse.Namespace, steps: Steps) -> int:
 
 
 def run_test(arguments: argparse.Namespace) -> int:
-    """Runs pytest where the lab runs; its exit code is this one's."""
-    return _run_tools(arguments, "test")
+    """Runs pytest (or the count of files) where the lab runs, and exits with its code."""
+    if arguments.house:
+        return _run_tools(arguments, "house")
+    return _run_tools(arguments, "fast test" if arguments.fast else "test")
 
 
 def run_lint(arguments: argparse.Namespace) -> int:
-    """Runs every linter where the lab runs; 1 where any of them found something."""
+    """Runs every linter where the lab runs; exits with 1 where one of them finds something."""
     return _run_tools(arguments, "lint")
 
 
-def _run_tools(arguments: argparse.Namespace, kind: str) -> int:
+def _run_tools(arguments: argparse.Namespace, tool: str) -> int:
     from labkit.launch.dev import run_tools
     from labkit.launch.progress import Steps
     from labkit.launch.settings import find_checkout, read_settings
 
     checkout = find_checkout()
     settings = read_settings(vars(arguments))
-    return run_tools(checkout, settings, Steps(), kind, arguments.words)
+    return run_tools(checkout, settings, Steps(), tool, arguments.words)
+
+
+def run_docs(arguments: argparse.Namespace) -> int:
+    """Builds the documentation site and names its first page."""
+    from labkit.launch.dev import build_docs
+    from labkit.launch.progress import Steps
+    from labkit.launch.settings import find_checkout
+    from labkit.launch.state import prepare_state_folder
+
+    checkout = find_checkout()
+    prepare_state_folder(checkout)
+    print(build_docs(checkout, Steps()))
+    return ExitCode.OK
 
 
 def run_lock(arguments: argparse.Namespace) -> int:
-    """Resolves every lock anew and says what changed."""
+    """Resolves every lock to the newest versions and says what changed."""
     from labkit.launch.dev import update_locks
     from labkit.launch.progress import Steps
     from labkit.launch.settings import find_checkout

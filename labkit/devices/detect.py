@@ -19,7 +19,7 @@ from typing import NamedTuple
 from labkit.devices.accelerators import Accelerator, find_apple_gpu, read_accelerators
 from labkit.devices.cpu import CpuFacts, detect_cpu
 from labkit.devices.nvml import NvmlFacts, NvmlGpu, is_named_unified, read_nvml
-from labkit.devices.torch_devices import InstalledTorch, read_torch_build
+from labkit.host.torch_builds import InstalledTorch, read_torch_build
 
 ON_MACOS = (
     "macOS has no NVIDIA driver; whether torch can use the Apple GPU only torch knows:"

@@ -1,8 +1,12 @@
-"""Small proofs that a device computes with torch, each device in a Python of its own.
+"""Self-tests: does a device compute with torch? Each device is tested in a process of its own.
 
-``python -m labkit.devices.self_test list SECONDS`` prints what torch lists, ``try SECONDS cuda:0``
-what came of each step on one device: a JSON object a line, so that it is known how far a process
-got that hung or died. What they leave behind is what torch.compile puts in its own cache.
+Each command prints a JSON object a line, which shows how far a process got that hung or died:
+
+- ``python -m labkit.devices.self_test list SECONDS``: what torch lists;
+- ``... try SECONDS cuda:0``: the result of each step on one device;
+- ``... prove SECONDS``: the result of each step on the best device, for the doctor.
+
+They leave nothing behind but what torch.compile writes to its cache.
 """
 
 from __future__ import annotations
@@ -17,30 +21,31 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from labkit.devices.torch_devices import read_torch_devices
+from labkit.devices.torch_devices import best_device, read_torch_devices
 
-Tell = Callable[[Mapping[str, object]], None]
+Report = Callable[[Mapping[str, object]], None]
+Step = Callable[[Any, str], str]
 Find = Callable[[str], object]
 
 BLOCK = 16 * 2**20  # times 4 bytes
 SIDE = 256
-# TF32, where it is in use, stays below it; a broken card does not.
+# An error of TF32, where it is used, stays below it; that of a broken card does not.
 MATMUL_ERROR = 0.5
 COMPILE_ERROR = 1e-3
-# Of NVIDIA's GPUs Triton takes those from Volta on.
+# Triton supports NVIDIA's GPUs from Volta on.
 TRITON_CAPABILITY = 7
 
 
 class NotTried(Exception):
-    """A step that cannot be taken here, for a reason that says nothing against the device."""
+    """A step that cannot run here, for a reason that is no fault of the device."""
 
 
 def allocate(torch: Any, device: str) -> str:
     """Fills 64 MiB of the device with a number, and reads it back."""
-    # Whole numbers: MPS and some of Intel's GPUs have no float64 to add them up in.
+    # Integers: MPS and some of Intel's GPUs have no float64 to sum floats in.
     block = torch.full((BLOCK,), 7, dtype=torch.int32, device=device)
     if not bool((block == 7).all().item()):
-        raise RuntimeError("what is read from its memory is not what was written to it")
+        raise RuntimeError("its memory does not return what was written to it")
     return "64 MiB"
 
 
@@ -57,7 +62,7 @@ def compute(torch: Any, device: str) -> str:
 
 
 def compile_function(torch: Any, device: str) -> str:
-    """Compiles a small function for the device; NotTried where there is nothing to do it with."""
+    """Compiles a small function for the device; raises NotTried if a tool for it is missing."""
     reason = find_compiler_gap(torch, device)
     if reason:
         raise NotTried(reason)
@@ -79,6 +84,8 @@ def compile_curve(torch: Any, device: str) -> str:
 
 
 STEPS = {"allocate": allocate, "compute": compute, "compile": compile_function}
+# Compiles even if a compiler is known to be missing: the doctor has a fix for what torch says then.
+PROOFS = {**STEPS, "compile": compile_curve}
 
 
 def find_compiler_gap(
@@ -88,7 +95,7 @@ def find_compiler_gap(
     find_module: Find = importlib.util.find_spec,
     environment: Mapping[str, str] = os.environ,
 ) -> str | None:
-    """What torch.compile needs for the device and is not here, in a sentence; None where all is."""
+    """What torch.compile needs for the device and is missing, in a sentence; None if nothing is."""
     kind = device.partition(":")[0]
     if kind == "cpu":
         return _find_missing(find, environment.get("CXX"), ("g++", "clang++"), "C++ compiler")
@@ -108,48 +115,58 @@ def _find_missing(find: Find, chosen: str | None, usual: tuple[str, ...], what: 
     return None if any(find(name) for name in names) else f"there is no {what} ({names[0]}) here"
 
 
-def run_steps(torch: Any, device: str, tell: Tell, clock: Callable[[], float]) -> None:
-    """Takes the steps in turn and tells of each; the first that fails is the last."""
-    for name, step in STEPS.items():
+def run_steps(
+    torch: Any,
+    device: str,
+    report: Report,
+    clock: Callable[[], float],
+    steps: Mapping[str, Step] = STEPS,
+) -> None:
+    """Runs the steps in turn and reports each one; the first that fails is the last."""
+    for name, step in steps.items():
         started = clock()
         try:
-            told = {"words": step(torch, device)}
+            words = step(torch, device)
         except NotTried as reason:
-            tell({"step": name, "skipped": str(reason)})
+            report({"step": name, "skipped": str(reason)})
             continue
-        except Exception as error:  # whatever torch raises is what was to be found out
-            tell({"step": name, "error": f"{type(error).__name__}: {error}".strip()})
+        except Exception as error:  # torch raises many types, and each is a result
+            report({"step": name, "error": f"{type(error).__name__}: {error}".strip()})
             return
-        tell({"step": name, "seconds": clock() - started, **told})
+        report({"step": name, "seconds": clock() - started, "words": words})
 
 
 def main(words: list[str]) -> None:
-    """Lists torch's devices, or tries one; tells on what was the standard output."""
-    # What libraries print goes with the errors, so that the output holds nothing but events.
+    """Lists torch's devices, or tests one; reports on what was the standard output."""
+    # What libraries print goes to standard error, so that the output contains only events.
     output = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
 
-    def tell(event: Mapping[str, object]) -> None:
+    def report(event: Mapping[str, object]) -> None:
         print(json.dumps(event), file=output, flush=True)
 
-    # From a thread of its own in C: it ends a process that hangs inside the driver too.
+    # A thread in C: it also ends a process that hangs inside the driver.
     faulthandler.dump_traceback_later(float(words[1]), exit=True)
     started = time.perf_counter()
     import torch
 
-    tell({"step": "import", "seconds": time.perf_counter() - started})
+    report({"step": "import", "seconds": time.perf_counter() - started})
     if words[0] == "try":
-        run_steps(torch, words[2], tell, time.perf_counter)
+        run_steps(torch, words[2], report, time.perf_counter)
+    elif words[0] == "prove":
+        device = str(best_device())
+        report({"step": "device", "words": device})
+        run_steps(torch, device, report, time.perf_counter, PROOFS)
     else:
         facts = read_torch_devices(torch)
-        tell(
+        report(
             {
                 **facts._asdict(),
                 "build": facts.build._asdict(),
                 "devices": [device._asdict() for device in facts.devices],
             }
         )
-    tell({"step": "end"})
+    report({"step": "end"})
 
 
 if __name__ == "__main__":

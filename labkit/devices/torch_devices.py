@@ -3,36 +3,12 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+from labkit.host.torch_builds import InstalledTorch
 
 if TYPE_CHECKING:
     import torch
-
-
-class InstalledTorch(NamedTuple):
-    """The installed torch: its version, and what it was built for, each by its version or None.
-
-    ``cuda`` for NVIDIA's GPUs, ``hip`` for AMD's, ``xpu`` for Intel's.
-    """
-
-    version: str
-    cuda: str | None = None
-    hip: str | None = None
-    xpu: str | None = None
-
-    def describe(self) -> str:
-        """What kind of build it is, as the second half of a sentence.
-
-        >>> InstalledTorch("2.13.0+cpu").describe()
-        'torch 2.13.0+cpu is a CPU build'
-        >>> InstalledTorch("2.13.0+rocm7.1", hip="7.1").describe()
-        'torch 2.13.0+rocm7.1 is built for ROCm'
-        """
-        built = {"CUDA": self.cuda, "ROCm": self.hip, "XPU": self.xpu}
-        platform = next((name for name, version in built.items() if version), None)
-        without = "a CPU build" if self.version.endswith("+cpu") else "built without CUDA"
-        return f"torch {self.version} is {f'built for {platform}' if platform else without}"
 
 
 def best_device() -> torch.device:
@@ -45,37 +21,6 @@ def best_device() -> torch.device:
 
     found = torch.accelerator.current_accelerator(check_available=True)
     return torch.device("cpu") if found is None else found
-
-
-def read_torch_build(folder: Path | None = None) -> InstalledTorch | None:
-    """The installed torch's version and CUDA, without importing it; None where there is none.
-
-    Read from ``torch/version.py``: the package's metadata leaves out what a wheel was built for
-    ("2.13.0" where this file says "2.13.0+cu130"), and importing torch takes seconds.
-    """
-    folder = folder or find_torch_folder()
-    if folder is None:
-        return None
-    try:
-        text = (folder / "version.py").read_text(encoding="utf-8")
-    except OSError:
-        return None
-    fields = r"^(__version__|cuda|hip|xpu)\b[^=\n]*=\s*'([^'\n]*)'"
-    told = dict(re.findall(fields, text, re.MULTILINE))
-    version = told.pop("__version__", None)
-    return InstalledTorch(version, **told) if version else None
-
-
-def find_torch_folder() -> Path | None:
-    """The folder of the torch that ``import torch`` would load, or None."""
-    from importlib.util import find_spec
-
-    try:
-        spec = find_spec("torch")
-    except ValueError:  # a stand-in without a spec sits in sys.modules
-        return None
-    places = list(spec.submodule_search_locations or ()) if spec else []
-    return Path(places[0]) if places else None
 
 
 class TorchDevice(NamedTuple):

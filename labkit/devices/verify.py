@@ -25,8 +25,9 @@ from labkit.devices.detect import (
     explain_old_driver,
     strip_kind,
 )
-from labkit.devices.torch_devices import InstalledTorch, TorchDevice, TorchFacts, has_kernels
+from labkit.devices.torch_devices import TorchDevice, TorchFacts, has_kernels
 from labkit.errors import DeviceMissingError
+from labkit.host.torch_builds import InstalledTorch
 from labkit.process import CommandResult, CommandRunner
 
 LIST_SECONDS = 60.0

@@ -1,4 +1,4 @@
-"""What a check is, and the finding it comes back with."""
+"""A check, and the finding that it returns."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from typing import Any, Literal
 from labkit.doctor.host import Host
 from labkit.host.distribution import Distribution
 
-# The whole is to be over in 10 s, with the start of Python and the printing.
-PATIENCE_SECONDS = 8.0
+# All checks must finish within 10 s, with the start of Python and the printing.
+LIMIT_SECONDS = 8.0
 
 Status = Literal["ok", "skipped", "unknown", "warning", "failed"]
-# As they are shown: what needs doing comes last, where a terminal still shows it.
+# In the order shown: failures come last, where a terminal still shows them.
 STATUSES: tuple[Status, ...] = ("ok", "skipped", "unknown", "warning", "failed")
 
 
 @dataclass(frozen=True)
 class SafeFix:
-    """A fix that ``--fix`` may run: its exact arguments, never a shell's line, and what it does.
+    """A fix that ``--fix`` may run: its exact arguments (not a shell line), and what it does.
 
-    Safe is what can be taken back, touches no other person's work and lets no more in than the
-    lab needs: no reboot, no installation, no restart of an engine, nothing deleted.
+    A fix is safe if it can be undone, touches no other user's work, and grants no more access than
+    the lab needs: no reboot, no installation, no restart of an engine, no deletion.
     """
 
     arguments: tuple[str, ...]
@@ -30,7 +30,7 @@ class SafeFix:
     as_root: bool = True
 
     def command(self, user_id: int | None, *, may_ask: bool = True) -> tuple[str, ...]:
-        """The command for this user, by sudo where it takes root; without a password unasked."""
+        """The command for this user, with sudo if it needs root; ``may_ask``: for a password."""
         if not self.as_root or user_id == 0:
             return self.arguments
         return ("sudo", *(() if may_ask else ("-n",)), *self.arguments)
@@ -38,17 +38,17 @@ class SafeFix:
 
 @dataclass(frozen=True)
 class Finding:
-    """What a check found, the likely cause and the exact fix (both None where all is well).
+    """What a check found, the likely cause and the exact fix (both None if there is no problem).
 
-    ``moot`` is why checks that build on this one need not be made, or None where they should.
-    ``safe`` is the fix as data, where it is one that ``--fix`` may run.
+    ``skip_reason`` says why checks that depend on this one are skipped, None if they are not.
+    ``safe`` is the fix as data, if ``--fix`` may run it.
     """
 
     status: Status
     found: str
     cause: str | None = None
     fix: str | None = None
-    moot: str | None = None
+    skip_reason: str | None = None
     check: str = ""
     safe: SafeFix | None = None
 
@@ -64,35 +64,40 @@ class Finding:
         }
 
 
-def ok(found: str, *, moot: str | None = None) -> Finding:
-    """All is well; ``moot`` says why the checks that build on this one have nothing to look at."""
-    return Finding("ok", found, moot=moot)
+def ok(found: str, *, skip_reason: str | None = None) -> Finding:
+    """No problem; ``skip_reason`` says why the checks that depend on this one are skipped."""
+    return Finding("ok", found, skip_reason=skip_reason)
 
 
 def warning(
-    found: str, cause: str, fix: str, *, moot: str | None = None, safe: SafeFix | None = None
+    found: str,
+    cause: str,
+    fix: str,
+    *,
+    skip_reason: str | None = None,
+    safe: SafeFix | None = None,
 ) -> Finding:
-    """The lab works, but not as well or as safely as it could."""
-    return Finding("warning", found, cause, fix, moot, safe=safe)
+    """The lab works, but could work better or more safely."""
+    return Finding("warning", found, cause, fix, skip_reason, safe=safe)
 
 
 def failed(found: str, cause: str, fix: str, *, safe: SafeFix | None = None) -> Finding:
-    """This keeps the lab, or its GPU, from working."""
+    """The lab, or its GPU, does not work."""
     return Finding("failed", found, cause, fix, safe=safe)
 
 
 def unknown(found: str, fix: str | None = None) -> Finding:
-    """What was asked gave no answer that says anything."""
+    """The probe gave no usable answer."""
     return Finding("unknown", found, None, fix)
 
 
 @dataclass(frozen=True)
 class Check:
-    """One question to a host: a probe that gathers facts and a pure predicate that judges them.
+    """One question about a host: a probe that reads facts and a pure function that judges them.
 
-    ``needs`` names the checks whose trouble makes this one moot. ``patience_seconds`` is how
-    long after the start an answer is waited for, and ``deep_seconds`` the same under ``--deep``,
-    which gives minutes to what may take them. ``late`` is what to try where none came.
+    The check is skipped if one of those in ``needs`` did not pass. It must end ``limit_seconds``
+    after the start of the examination, and ``deep_seconds`` after it with ``--deep``, which gives
+    slow checks minutes. ``late`` is the fix to show if it does not.
     """
 
     name: str
@@ -101,6 +106,6 @@ class Check:
     judge: Callable[[Any, Distribution], Finding]
     needs: tuple[str, ...] = ()
     network: bool = False
-    patience_seconds: float = PATIENCE_SECONDS
-    deep_seconds: float = PATIENCE_SECONDS
+    limit_seconds: float = LIMIT_SECONDS
+    deep_seconds: float = LIMIT_SECONDS
     late: str | None = None

@@ -1,4 +1,4 @@
-"""The host a check looks at: its files below a root, its commands, and how each is limited."""
+"""The host that checks examine: its files below a root, its commands, and their limits."""
 
 from __future__ import annotations
 
@@ -19,25 +19,26 @@ from typing import Any
 
 from labkit.host.distribution import Distribution, read_distribution
 from labkit.host.engine import EngineFacts, probe_engine
+from labkit.host.gpu import is_wsl
 from labkit.host.machine import MachineFacts, PortProbe, is_port_free, read_machine
 from labkit.process import CommandResult, CommandRunner, run_command
 
 COMMAND_SECONDS = 3.0
-TRIAL_SECONDS = 600.0
+SELF_TEST_SECONDS = 600.0
 PROBE_GRACE_SECONDS = 0.5
 NETWORK_SECONDS = 3.0
 READ_CHARACTERS = 1_000_000
 
 
 def run_probe(arguments: Sequence[str], *, timeout_seconds: float) -> CommandResult:
-    """The command's result; one that is past its limit is ended without much ado."""
+    """The command's result; a command that exceeds its limit has half a second to end."""
     return run_command(
         arguments, timeout_seconds=timeout_seconds, grace_seconds=PROBE_GRACE_SECONDS
     )
 
 
 class OnceRunner:
-    """Runs each command once for all checks, within seconds; a program that hung is left alone."""
+    """Runs each command once for all checks; a program that hung is not run again."""
 
     def __init__(self, run: CommandRunner, limit_seconds: float = COMMAND_SECONDS) -> None:
         self._run = run
@@ -47,19 +48,19 @@ class OnceRunner:
         self._hung: set[str] = set()
 
     def __call__(self, arguments: Sequence[str], *, timeout_seconds: float) -> CommandResult:
-        """The command's result; the same one to everybody who asks the same."""
+        """The command's result; every caller of the same command gets the same one."""
         words = tuple(arguments)
         with self._lock:
             mine = words not in self._answers
             answer = self._answers.setdefault(words, Future())
         if mine:
             try:
-                answer.set_result(self._ask(words, min(timeout_seconds, self._limit_seconds)))
+                answer.set_result(self._run_once(words, min(timeout_seconds, self._limit_seconds)))
             except BaseException as error:
                 answer.set_exception(error)
         return answer.result()
 
-    def _ask(self, words: tuple[str, ...], limit_seconds: float) -> CommandResult:
+    def _run_once(self, words: tuple[str, ...], limit_seconds: float) -> CommandResult:
         if words[0] in self._hung:
             return CommandResult(words, None, seconds=limit_seconds, timed_out=True)
         result = self._run(words, timeout_seconds=limit_seconds)
@@ -69,7 +70,7 @@ class OnceRunner:
 
 
 def find_free_bytes(path: Path) -> int | None:
-    """Bytes free on the disk of ``path`` or of the nearest folder above it that exists."""
+    """Bytes free on the disk of ``path``, or of the nearest existing folder above it."""
     for folder in (path, *path.parents):
         try:
             return shutil.disk_usage(folder).free
@@ -79,7 +80,7 @@ def find_free_bytes(path: Path) -> int | None:
 
 
 def find_total_bytes(path: Path) -> int | None:
-    """The size of the file system at ``path`` in bytes, or None where it cannot be asked."""
+    """The size of the file system at ``path`` in bytes, or None if it cannot be read."""
     try:
         return shutil.disk_usage(path).total
     except OSError:
@@ -87,17 +88,17 @@ def find_total_bytes(path: Path) -> int | None:
 
 
 def resolve_name(name: str) -> None:
-    """Asks the system's resolver for the name. Raises OSError where it has no answer."""
+    """Resolves the name with the system's resolver. Raises OSError if it cannot."""
     socket.getaddrinfo(name, 443)
 
 
 def reach_url(url: str, ca_file: str | None = None) -> None:
-    """Asks for the page's head, through the proxies set. Raises OSError where nothing answers.
+    """Requests the page's head, through the proxies set. Raises OSError if nothing answers.
 
-    An answer of any status will do: the question is only whether somebody is there. What
-    ``ca_file`` certifies is trusted too, as a build does that is given LABKIT_CA_FILE.
+    Any status is an answer: the server is reachable. The certificates in ``ca_file`` are trusted
+    too, as in a build with LABKIT_CA_FILE.
     """
-    request = urllib.request.Request(url, method="HEAD")  # noqa: S310  (the settings' own address)
+    request = urllib.request.Request(url, method="HEAD")  # noqa: S310  (an address from the settings)
     trust = ssl.create_default_context()
     if ca_file:
         trust.load_verify_locations(ca_file)
@@ -109,19 +110,19 @@ def reach_url(url: str, ca_file: str | None = None) -> None:
 
 @dataclass(frozen=True)
 class Host:
-    """What the checks may ask. Everything that reaches out is injected, so a host can be played.
+    """The host's files, commands and network, all injected, so that tests can play a host.
 
-    ``own_port`` is the port this checkout's own lab runs on. ``run_long`` has no short limit, and
-    ``run_trial`` neither, but runs a command once for all that ask.
-    ``deep`` gives what may take minutes its minutes. ``images`` are the images to try a GPU in,
-    of which only one that is here already is used. ``builds_torch`` is True in a checkout, whose
-    builds take torch from PyTorch's own index where no other one is named.
+    ``run`` ends a command after seconds. ``run_long`` and ``run_shared`` do not; ``run_shared``
+    runs each command once for all checks. ``deep`` gives slow checks minutes. ``own_port`` is the
+    port of this checkout's running lab. ``images`` are the images to test GPU access with; only
+    one that the engine already has is used. ``builds_torch`` is True in a checkout, whose builds
+    get torch from PyTorch's index unless another one is set.
     """
 
     run: CommandRunner = field(default_factory=lambda: OnceRunner(run_probe))
     run_long: CommandRunner = run_probe
-    run_trial: CommandRunner = field(
-        default_factory=lambda: OnceRunner(run_probe, limit_seconds=TRIAL_SECONDS)
+    run_shared: CommandRunner = field(
+        default_factory=lambda: OnceRunner(run_probe, limit_seconds=SELF_TEST_SECONDS)
     )
     root: Path = Path("/")
     machine: MachineFacts = field(default_factory=read_machine)
@@ -148,26 +149,25 @@ class Host:
 
     @property
     def in_container(self) -> bool:
-        """True inside a container, where the engine and its settings are out of sight."""
-        marks = (".dockerenv", "run/.containerenv")
-        return self.in_lab or any(map(self.exists, marks))
+        """True inside a container, from which the engine and its settings are not visible."""
+        return self.in_lab or any(map(self.exists, (".dockerenv", "run/.containerenv")))
 
     @property
     def in_lab(self) -> bool:
-        """True inside the lab's own container, whose workspace is a folder of the host."""
+        """True inside the lab's container, whose workspace is a folder of the host."""
         return bool(self.environment.get("LABKIT_IN_CONTAINER"))
 
     @property
     def in_wsl(self) -> bool:
         """True in WSL2, where the GPU is a Windows device (/dev/dxg) and not on a bus."""
-        return self.exists("dev/dxg") or "microsoft" in (self.read("proc/version") or "").lower()
+        return is_wsl(self.root)
 
     def exists(self, path: str) -> bool:
-        """True where there is something at ``path`` below the root."""
+        """True if a file, folder or link exists at ``path`` below the root."""
         return os.path.lexists(self.root / path)
 
     def read(self, path: str) -> str | None:
-        """The text at ``path`` below the root; None where there is none or it may not be read."""
+        """The text at ``path`` below the root; None if there is none or it cannot be read."""
         try:
             with (self.root / path).open(encoding="utf-8", errors="replace") as file:
                 return file.read(READ_CHARACTERS)
@@ -175,30 +175,30 @@ class Host:
             return None
 
     def list(self, folder: str, pattern: str) -> list[Path]:
-        """What is in a folder below the root, by name; empty where it cannot be listed."""
+        """The sorted entries of a folder below the root; empty if it cannot be listed."""
         try:
             return sorted((self.root / folder).glob(pattern))
         except OSError:
             return []
 
-    def ask_docker(self) -> dict[str, Any]:
-        """What `docker info` says of its daemon; empty where it says nothing that can be read."""
+    def read_docker_info(self) -> dict[str, Any]:
+        """What `docker info` says about its daemon; empty if it cannot be read."""
         words = ["docker", "info", "--format", "{{json .}}"]
         try:
-            said = json.loads(self.run(words, timeout_seconds=COMMAND_SECONDS).stdout)
+            info = json.loads(self.run(words, timeout_seconds=COMMAND_SECONDS).stdout)
         except (ValueError, RecursionError):
             return {}
-        return said if isinstance(said, dict) else {}
+        return info if isinstance(info, dict) else {}
 
     def probe_engines(self) -> tuple[EngineFacts, EngineFacts]:
-        """Docker's and Podman's facts, asked side by side."""
+        """Docker's and Podman's facts, probed at the same time."""
         docker = start_thread(lambda: probe_engine("docker", self.run))
         podman = start_thread(lambda: probe_engine("podman", self.run))
         return docker.result(), podman.result()
 
 
 def start_thread(function: Callable[[], EngineFacts]) -> Future[EngineFacts]:
-    """The future result of a function that runs beside this one and never holds up an exit."""
+    """The future result of a function in a thread that does not delay an exit."""
     future: Future[EngineFacts] = Future()
 
     def work() -> None:

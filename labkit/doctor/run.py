@@ -1,6 +1,6 @@
-"""What ``labkit doctor --fix`` does: runs the safe fixes that were agreed to, and looks again.
+"""Runs all checks at the same time, shows what they found, and runs the safe fixes.
 
-Makes all checks side by side: each waits for those it needs, and none holds up the whole.
+Each check waits for those it needs, and has a time limit, so none delays the whole.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from labkit.doctor.check import STATUSES, Check, Finding, SafeFix, unknown
 from labkit.doctor.host import Host
 from labkit.process import CommandResult, CommandRunner
 
-# How long a check still gets when what it waited for has run out of time: it is skipped at once.
-AFTERWARDS_SECONDS = 0.3
+# A check that waited for one that ran out of time is skipped, which takes this long at most.
+SKIP_SECONDS = 0.3
 
 
 @dataclass(frozen=True)
@@ -29,48 +29,48 @@ class Examination:
 
     @property
     def healthy(self) -> bool:
-        """True where nothing failed; warnings and unknowns do not make a host broken."""
+        """True if nothing failed; a host with warnings and unknowns is healthy."""
         return all(finding.status != "failed" for finding in self.findings)
 
     @property
     def shown(self) -> list[Finding]:
-        """The findings with the failures last, else in order."""
+        """The findings, by status with the failures last."""
         return sorted(self.findings, key=lambda finding: STATUSES.index(finding.status))
 
     def count(self) -> dict[str, int]:
-        """How many findings there are of each status that came up."""
+        """The number of findings of each status that occurs."""
         counts = dict.fromkeys(STATUSES, 0)
         for finding in self.findings:
             counts[finding.status] += 1
         return {status: count for status, count in counts.items() if count}
 
 
-class _Round:
-    """One examination under way: a thread and a future for each check."""
+class _Examiner:
+    """A running examination: a thread and a future for each check."""
 
     def __init__(self, host: Host, checks: Sequence[Check]) -> None:
         self._host = host
         self._futures: dict[str, Future[Finding]] = {check.name: Future() for check in checks}
-        self._asking: set[str] = set()
+        self._running: set[str] = set()
         for check in checks:
-            threading.Thread(target=self._make, args=(check,), daemon=True).start()
+            threading.Thread(target=self._run, args=(check,), daemon=True).start()
 
-    def _make(self, check: Check) -> None:
-        """Makes the check in its own thread and leaves the finding in its future."""
+    def _run(self, check: Check) -> None:
+        """Runs the check in its own thread and puts the finding into its future."""
         needed = [self._futures[name].result() for name in check.needs if name in self._futures]
-        reason = next((why for finding in needed if (why := _why_moot(finding))), None)
+        reason = next((why for finding in needed if (why := _find_skip_reason(finding))), None)
         if reason:
-            finding = Finding("skipped", f"because {reason}", moot=reason)
+            finding = Finding("skipped", f"because {reason}", skip_reason=reason)
         else:
-            self._asking.add(check.name)
-            finding = _ask(check, self._host)
+            self._running.add(check.name)
+            finding = _examine(check, self._host)
         self._settle(check, finding)
 
     def await_finding(self, check: Check, deadline: float) -> Finding:
-        """The check's finding, or that none came in time."""
+        """The check's finding; unknown if there is none at the deadline."""
         future = self._futures[check.name]
-        # Whoever only waits for another that has run out of time just now is told in no time.
-        left = AFTERWARDS_SECONDS if check.name not in self._asking else 0.0
+        # If the check that this one waits for has just run out of time, it is skipped at once.
+        left = SKIP_SECONDS if check.name not in self._running else 0.0
         try:
             return future.result(max(left, deadline - time.monotonic()))
         except FutureTimeoutError:
@@ -78,42 +78,42 @@ class _Round:
             return future.result()
 
     def _settle(self, check: Check, finding: Finding) -> None:
-        with suppress(InvalidStateError):  # the other of the check and its deadline was first
+        with suppress(InvalidStateError):  # the check and its deadline may both settle it
             self._futures[check.name].set_result(replace(finding, check=check.name))
 
 
 def examine_host(
-    host: Host, checks: Sequence[Check], *, offline: bool = False, patience_scale: float = 1.0
+    host: Host, checks: Sequence[Check], *, offline: bool = False, limit_scale: float = 1.0
 ) -> Examination:
-    """What every check finds; ``offline`` leaves out those that use the network."""
+    """The findings of all checks; ``offline`` leaves out those that use the network."""
     chosen = [check for check in checks if not (offline and check.network)]
     started = time.monotonic()
-    under_way = _Round(host, chosen)
+    examiner = _Examiner(host, chosen)
     found = []
     for check in chosen:
-        limit_seconds = check.deep_seconds if host.deep else check.patience_seconds
-        found.append(under_way.await_finding(check, started + limit_seconds * patience_scale))
+        limit_seconds = check.deep_seconds if host.deep else check.limit_seconds
+        found.append(examiner.await_finding(check, started + limit_seconds * limit_scale))
     return Examination(tuple(found))
 
 
-def _ask(check: Check, host: Host) -> Finding:
+def _examine(check: Check, host: Host) -> Finding:
     try:
         return check.judge(check.probe(host), host.distribution)
-    except Exception as error:  # a broken host may say anything: one check lost, not all
-        return unknown(f"the check itself broke on what it read: {type(error).__name__}: {error}")
+    except Exception as error:  # a broken host may print anything: lose one check, not all
+        return unknown(f"the check failed on what it read: {type(error).__name__}: {error}")
 
 
-def _why_moot(finding: Finding) -> str | None:
-    """Why checks that build on this finding have nothing to look at, or None where they have."""
-    if finding.moot or finding.status in ("ok", "warning"):
-        return finding.moot
+def _find_skip_reason(finding: Finding) -> str | None:
+    """Why checks that depend on this finding are skipped, or None if they are not."""
+    if finding.skip_reason or finding.status in ("ok", "warning"):
+        return finding.skip_reason
     return f"{finding.check} {'failed' if finding.status == 'failed' else 'is unknown'}"
 
 
 def format_examination(examination: Examination) -> str:
-    """The findings as a person reads them, and a last line that counts them.
+    """The findings for a person, and a last line that counts them.
 
-    Checks that were skipped for one reason share a line.
+    Checks that were skipped for the same reason share a line.
     """
     width = max((len(finding.check) for finding in examination.findings), default=0)
     blocks = [_format_finding(finding, width) for finding in _join_skipped(examination.shown)]
@@ -143,29 +143,29 @@ def _format_finding(finding: Finding, width: int) -> str:
 
 FIX_SECONDS = 120.0
 
-# Why a fix that is not safe is left to a person, by what stands in its line; the first that fits.
+# Why --fix does not run a fix, by what its command contains; the first that fits.
 REASONS = (
     ("reboot", "it restarts this machine"),
     ("shutdown", "it ends every Linux program in WSL2"),
-    ("prune", "it deletes what others may want"),
-    ("restart", "it restarts the engine, and with it everybody's containers"),
-    ("enable --now", "it starts a service, now and at every start"),
+    ("prune", "it deletes what others may need"),
+    ("restart", "it restarts the engine, and with it all containers"),
+    ("enable --now", "it starts a service, now and at every boot"),
     ("install", "it installs packages"),
-    ("usermod", "it changes what this user may do, from the next login on"),
+    ("usermod", "it changes this user's permissions, from the next login on"),
     ("setsebool", "it loosens this machine's security policy"),
-    ("context use", "it changes where every docker command of yours goes"),
-    ("-mig 0", "it changes how everybody's GPU is cut up"),
-    ("remount", "it changes a file system under programs that run"),
-    ("unset ", "it belongs into your own shell"),
-    ("export ", "it belongs into your own shell"),
+    ("context use", "it changes which engine your docker commands use"),
+    ("-mig 0", "it changes the MIG instances of all users"),
+    ("remount", "it changes a file system that running programs use"),
+    ("unset ", "it must run in your own shell"),
+    ("export ", "it must run in your own shell"),
     ("make ", "it starts, stops or builds the lab"),
 )
-OTHERWISE = "it looks further, or needs your judgement"
+OTHERWISE = "it only shows more, or needs your judgment"
 
 
 @dataclass(frozen=True)
 class Offer:
-    """A finding's fix: the exact command that would be run, or why none is (and the line)."""
+    """The fix of a finding: the exact command to run, or the reason why none is run."""
 
     finding: Finding
     safe: SafeFix | None = None
@@ -175,15 +175,15 @@ class Offer:
 
 @dataclass(frozen=True)
 class Attempt:
-    """What came of an offer: how its command ended (None: not agreed to), and the check after."""
+    """The result of an offer: how its command ended (None: refused), and the check afterwards."""
 
     offer: Offer
     result: CommandResult | None = None
     after: Finding | None = None
 
     @property
-    def mended(self) -> bool:
-        """True where the check found nothing to complain of afterwards."""
+    def fixed(self) -> bool:
+        """True if the check finds no problem afterwards."""
         return self.after is not None and self.after.status in ("ok", "skipped")
 
     def describe(self) -> dict[str, object]:
@@ -194,11 +194,11 @@ class Attempt:
             "ran": self.result is not None,
             "exit_code": self.result.exit_code if self.result else None,
             "said": self.result.message if self.result and not self.result.ok else None,
-            "mended": self.mended,
+            "mended": self.fixed,
         }
 
     def describe_refusal(self) -> dict[str, object]:
-        """What is left to a person, as ``--json`` prints it."""
+        """The fix that is left to a person, as ``--json`` prints it."""
         return {
             "check": self.offer.finding.check,
             "why": self.offer.why_not,
@@ -212,9 +212,9 @@ Ask = Callable[[Offer], bool]
 def list_offers(
     findings: Sequence[Finding], user_id: int | None, *, may_ask: bool = True
 ) -> list[Offer]:
-    """An offer for each finding that has a fix: safe to run, or the reason why it is not run.
+    """An offer for each finding that has a fix: a safe one to run, or the reason why not.
 
-    ``may_ask`` is whether sudo may ask for a password; where nobody would answer, it may not.
+    ``may_ask`` says whether sudo may ask for a password.
     """
     offers = []
     for finding in findings:
@@ -226,21 +226,21 @@ def list_offers(
     return offers
 
 
-def mend_host(
+def fix_host(
     make_host: Callable[[], Host],
     checks: Sequence[Check],
     examination: Examination,
     *,
     ask: Ask,
     run: CommandRunner,
-    tell: Callable[[str], None],
+    report: Callable[[str], None],
     may_ask: bool = True,
     offline: bool = False,
 ) -> tuple[list[Attempt], Examination]:
-    """Offers every fix, tells what came of each, and examines anew as long as one was run.
+    """Offers every fix, reports the result of each, and repeats the examination if one was run.
 
-    What a fix brings to light (the module is loaded; now its device files are missing) is offered
-    too. No check's fix is offered twice. ``make_host`` gives a host that remembers no answer.
+    The next examination may offer the next fix: the module is loaded, but its device files are
+    missing. A check's fix is offered once only. ``make_host`` returns a host without old answers.
     """
     attempts: list[Attempt] = []
     while True:
@@ -249,7 +249,7 @@ def mend_host(
         made = []
         for offer in list_offers(left, make_host().machine.user_id, may_ask=may_ask):
             made.append(make_attempt(offer, checks, make_host, ask=ask, run=run))
-            tell(format_attempt(made[-1]))
+            report(format_attempt(made[-1]))
         attempts += made
         if all(attempt.result is None for attempt in made):
             return attempts, examination
@@ -257,7 +257,7 @@ def mend_host(
 
 
 def explain_refusal(fix: str) -> str:
-    """Why a fix is not one to be run by itself."""
+    """Why ``--fix`` does not run a fix."""
     line = fix.partition("   #")[0]
     return next((reason for mark, reason in REASONS if mark in line), OTHERWISE)
 
@@ -270,7 +270,7 @@ def make_attempt(
     ask: Ask,
     run: CommandRunner,
 ) -> Attempt:
-    """Runs the offer's command if ``ask`` agrees, and then makes its check again, alone."""
+    """Runs the offer's command if ``ask`` agrees, and then repeats its check alone."""
     if offer.safe is None or not ask(offer):
         return Attempt(offer)
     result = run(offer.command, timeout_seconds=FIX_SECONDS)
@@ -279,17 +279,17 @@ def make_attempt(
 
 
 def format_attempt(attempt: Attempt) -> str:
-    """How a command ended and what its check finds now, or that it was not run and why."""
+    """How a command ended and what its check finds now, or why it was not run."""
     offer = attempt.offer
     name = offer.finding.check
     if offer.safe is None:
         return f"{name}: not run: {offer.why_not}\n  type it yourself: {offer.finding.fix}"
     if attempt.result is None or attempt.after is None:
-        return f"{name}: not run: you did not say yes"
+        return f"{name}: not run: you did not agree"
     lines = []
     if not attempt.result.ok:
         lines.append(f"{name}: the command failed: {attempt.result.message}")
     lines.append(f"{name}: now {attempt.after.status}: {attempt.after.found}")
-    if not attempt.mended:
+    if not attempt.fixed:
         lines.append(f"  type it yourself: {offer.finding.fix}")
     return "\n".join(lines)

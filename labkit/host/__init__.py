@@ -1,1 +1,1 @@
-"""Facts about this host, gathered with the standard library alone; nothing here judges them."""
+"""Facts about this host, and the tables and judgments that the launcher and the doctor share."""

@@ -1,23 +1,29 @@
-"""What each container engine's client, daemon and Compose say of themselves."""
+"""Facts about Docker and Podman, and the judgment of what keeps an engine from running the lab."""
 
 from __future__ import annotations
 
 import json
 import re
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
+from labkit.host.distribution import UNKNOWN, Distribution
+from labkit.host.packages import INSTALL_COMPOSE, INSTALL_PODMAN_COMPOSE, START_DOCKER
 from labkit.process import CommandRunner
+from labkit.text import escape_controls, first_line
 
 PROBE_SECONDS = 10.0
+INSTALL_PAGES = {
+    "docker": "https://docs.docker.com/engine/install/",
+    "podman": "https://podman.io/docs/installation",
+}
 
 
 @dataclass(frozen=True)
 class EngineFacts:
-    """One container engine as its own commands describe it; None is "not known".
+    """One container engine by the output of its own commands; None is "not known".
 
-    ``problem`` is the engine's own line on why its daemon does not answer, ``compose_problem``
-    the one on why its Compose does not.
+    ``problem`` quotes why its daemon does not answer, ``compose_problem`` why its Compose does not.
     """
 
     name: str
@@ -42,7 +48,7 @@ class EngineFacts:
 
 
 def probe_engine(name: str, run: CommandRunner) -> EngineFacts:
-    """The facts of the engine ``docker`` or ``podman``, asked of its own client."""
+    """The facts of ``docker`` or ``podman``, from its client."""
     return (probe_docker if name == "docker" else probe_podman)(run)
 
 
@@ -63,7 +69,7 @@ def probe_docker(run: CommandRunner) -> EngineFacts:
         server_version=server,
         endpoint=_read_docker_endpoint(run),
         rootless=_is_rootless(said) if server else None,
-        problem=None if server else _first_line(str(errors[0]) if errors else info.message),
+        problem=None if server else _quote(str(errors[0]) if errors else info.message),
         compose_version=version,
         compose_problem=compose_problem,
     )
@@ -83,20 +89,25 @@ def probe_podman(run: CommandRunner) -> EngineFacts:
         client_found=True,
         server_version=server,
         rootless=_as_object(host.get("security")).get("rootless"),
-        problem=None if server else _first_line(info.message),
+        problem=None if server else _quote(info.message),
         compose_version=version,
         compose_problem=compose_problem,
     )
 
 
 def _probe_compose(client: str, run: CommandRunner) -> tuple[str | None, str | None]:
-    """Compose's version, or the line on why there is none."""
+    """Compose's version and None, or None and why there is no Compose."""
     answer = run([client, "compose", "version", "--short"], timeout_seconds=PROBE_SECONDS)
     version = re.search(r"v?\d+\.\d+\S*", answer.stdout) if answer.ok else None
     if version:
         return version.group(0).lstrip("v"), None
-    # The first line says why; what follows it is the client's whole help.
-    return None, _first_line(answer.stderr) or answer.message
+    # The first line says why; after it comes the client's help.
+    return None, _quote(answer.stderr or answer.message)
+
+
+def _quote(text: str) -> str:
+    """The first line of a program's output, safe for a terminal."""
+    return escape_controls(first_line(text))
 
 
 def _is_rootless(said: dict[str, Any]) -> bool:
@@ -109,14 +120,14 @@ def _read_docker_endpoint(run: CommandRunner) -> str | None:
         ["docker", "context", "inspect", "--format", "{{.Endpoints.docker.Host}}"],
         timeout_seconds=PROBE_SECONDS,
     )
-    return _first_line(answer.stdout) or None if answer.ok else None
+    return first_line(answer.stdout) or None if answer.ok else None
 
 
 def _parse_object(text: str) -> dict[str, Any]:
     """The JSON object in a command's output; empty where it printed anything else."""
     try:
         return _as_object(json.loads(text))
-    except (ValueError, RecursionError):  # the second: brackets without end
+    except (ValueError, RecursionError):  # RecursionError: thousands of brackets
         return {}
 
 
@@ -128,5 +139,105 @@ def _as_list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else []
 
 
-def _first_line(text: str) -> str:
-    return next((line.strip() for line in text.splitlines() if line.strip()), "")
+@dataclass(frozen=True)
+class EngineObstacle:
+    """What keeps an engine from running the lab, its likely cause, and the command that mends it.
+
+    ``kind`` says which step fails: "client" (no command), "shim" (Podman's `docker` command),
+    "permission" (the socket refuses this user), "timeout" (the daemon hangs), "daemon" (it does
+    not answer), "remote" (it is on another machine), "compose" (none, or too old).
+    """
+
+    kind: Literal["client", "shim", "permission", "timeout", "daemon", "remote", "compose"]
+    what: str
+    cause: str
+    fix: str
+
+    @property
+    def reason(self) -> str:
+        """What and why, as one phrase."""
+        return f"{self.what}: {self.cause}"
+
+
+def find_engine_obstacle(
+    engine: EngineFacts, distribution: Distribution = UNKNOWN, system: str = "Linux"
+) -> EngineObstacle | None:
+    """The first thing that keeps the engine from running the lab, or None where nothing does.
+
+    ``system`` is what ``platform.system()`` says: macOS starts Docker with another command.
+    """
+    name = engine.name
+    if not engine.client_found:
+        return EngineObstacle(
+            "client",
+            f"no {name} command here",
+            f"{name} is not installed, or not on PATH",
+            f"install it ({INSTALL_PAGES[name]}), or: make up RUNTIME=local",
+        )
+    if engine.server_version is None:
+        return _find_daemon_obstacle(engine, distribution, system)
+    if engine.remote:
+        return EngineObstacle(
+            "remote",
+            f"{name} talks to another machine ({engine.endpoint})",
+            "that engine cannot see this machine's work/ or its GPU",
+            "unset DOCKER_HOST DOCKER_CONTEXT; docker context use default",
+        )
+    return _find_compose_obstacle(engine, distribution)
+
+
+def _find_daemon_obstacle(
+    engine: EngineFacts, distribution: Distribution, system: str
+) -> EngineObstacle:
+    """Why an installed client gets no answer from its daemon."""
+    problem = engine.problem or "no answer"
+    if "permission denied" in problem.lower():
+        return EngineObstacle(
+            "permission",
+            f"{engine.name}'s socket refuses this user ({problem})",
+            "this user is not in the docker group, or not since the last login",
+            "sudo usermod -aG docker $USER   # then log out and in again",
+        )
+    if "Podman's" in problem:
+        return EngineObstacle(
+            "shim", problem, "the package podman-docker provides it", "make up RUNTIME=podman"
+        )
+    if engine.name == "podman":
+        return EngineObstacle(
+            "daemon",
+            f"podman does not work ({problem})",
+            "its storage or its runtime is not set up",
+            "podman info   # shows what is wrong with it",
+        )
+    if "did not answer" in problem:
+        return EngineObstacle(
+            "timeout", problem, "the daemon hangs", "sudo systemctl restart docker"
+        )
+    return EngineObstacle(
+        "daemon",
+        f"docker's daemon does not answer ({problem})",
+        "it is not running",
+        "open -a Docker" if system == "Darwin" else START_DOCKER.on(distribution),
+    )
+
+
+def _find_compose_obstacle(
+    engine: EngineFacts, distribution: Distribution
+) -> EngineObstacle | None:
+    """Docker needs Compose 2 or newer; for Podman any version serves."""
+    install = INSTALL_PODMAN_COMPOSE if engine.name == "podman" else INSTALL_COMPOSE
+    if engine.compose_version is None:
+        return EngineObstacle(
+            "compose",
+            f"{engine.name} {engine.server_version} has no Compose ({engine.compose_problem})",
+            "its Compose plugin is not installed",
+            install.on(distribution),
+        )
+    if engine.name == "docker" and engine.compose_major is not None and engine.compose_major < 2:
+        return EngineObstacle(
+            "compose",
+            f"Compose {engine.compose_version} is too old",
+            "the lab's compose.yaml needs Compose 2",
+            install.on(distribution),
+        )
+    return None

@@ -1,15 +1,13 @@
-"""The NVIDIA GPUs this host has, by what its driver's own programs and files say.
-
-NVIDIA's architectures by compute capability, and by the names of the GPUs that have them.
-"""
+"""The NVIDIA GPUs of this host by its driver's programs and files, and the choice among them."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from labkit.errors import DeviceMissingError, UsageError
 from labkit.process import CommandResult, CommandRunner
 
 PROBE_SECONDS = 10.0
@@ -28,12 +26,47 @@ QUOTED_LINES = 3
 VERSION = re.compile(r"\b(\d{3}\.\d+(?:\.\d+)?)\b")
 
 
+Capability = tuple[int, int]
+
+# Each from its capability on, up to the next one.
+ARCHITECTURES: tuple[tuple[Capability, str], ...] = (
+    ((3, 0), "Kepler"),
+    ((5, 0), "Maxwell"),
+    ((6, 0), "Pascal"),
+    ((7, 0), "Volta"),
+    ((7, 5), "Turing"),
+    ((8, 0), "Ampere"),
+    ((8, 9), "Ada"),
+    ((9, 0), "Hopper"),
+    ((10, 0), "Blackwell"),
+    ((13, 0), "a newer architecture"),
+)
+
+# For a driver that does not report the capability. Only series with one architecture throughout:
+# an RTX 2050 is not a Turing, a GTX 960M not like a GTX 960.
+NAMES: tuple[tuple[str, Capability], ...] = (
+    (r"GTX 9\d0\b|\bTesla M(4|6|40|60)\b|\bGTX TITAN X\b", (5, 2)),
+    (r"\bP100\b", (6, 0)),
+    (r"\bGTX? 10[3-8]0\b|\bTITAN Xp?\b|\bTesla P(4|6|40)\b|\bQuadro P\d{3,4}\b", (6, 1)),
+    (r"\bV100S?\b|\bTITAN V\b|\bQuadro GV100\b", (7, 0)),
+    (r"\bRTX 20[6-8]0\b|\bGTX 16[356]0\b|\bT4G?\b|\bTITAN RTX\b|\bQuadro RTX \d000\b", (7, 5)),
+    (r"\bA100\b|\bA800\b|\bA30\b", (8, 0)),
+    (r"\bRTX 30[6-9]0\b|\b(A2|A10G?|A16|A40)\b|\bRTX A\d000\b", (8, 6)),
+    (r"\bRTX 40[5-9]0\b|\bL4\b|\bL40S?\b|\bRTX \d000 Ada\b", (8, 9)),
+    (r"\bH100\b|\bH200\b|\bH800\b|\bGH200\b", (9, 0)),
+    (r"\bG?B200\b", (10, 0)),
+    (r"\bG?B300\b", (10, 3)),
+    (r"\bRTX 50[5-9]0\b|\bRTX PRO \d000 Blackwell\b", (12, 0)),
+    (r"\bGB10\b", (12, 1)),
+)
+
+
 @dataclass(frozen=True)
 class Gpu:
     """One GPU. ``index`` counts in PCI bus order, as nvidia-smi and the engines do.
 
-    ``capability`` is CUDA's compute capability, (8, 9) for 8.9. ``mig`` is True where the GPU is
-    cut into parts, and ``parts`` are their UUIDs. None is "not known".
+    ``capability`` is CUDA's compute capability, (8, 9) for 8.9. ``mig`` is True in MIG mode, and
+    ``instances`` are the UUIDs of the GPU's MIG instances. None is "not known".
     """
 
     name: str
@@ -41,12 +74,17 @@ class Gpu:
     uuid: str | None = None
     capability: Capability | None = None
     mig: bool | None = None
-    parts: tuple[str, ...] = ()
+    instances: tuple[str, ...] = ()
+
+    @property
+    def lacks_instances(self) -> bool:
+        """True where the GPU is in MIG mode and has no MIG instance: no program can use it."""
+        return bool(self.mig) and not self.instances
 
 
 @dataclass(frozen=True)
 class GpuFacts:
-    """The host's NVIDIA driver and GPUs; ``problem`` is nvidia-smi's own line where it failed."""
+    """The host's NVIDIA driver and GPUs; ``problem`` quotes nvidia-smi where it failed."""
 
     driver_version: str | None = None
     gpus: tuple[Gpu, ...] = ()
@@ -55,7 +93,7 @@ class GpuFacts:
 
     @property
     def present(self) -> bool:
-        """True where a driver runs here and has at least one GPU, or cannot say how many."""
+        """True where a driver runs here, with a GPU or without saying how many it has."""
         return bool(self.gpus) or self.driver_version is not None
 
     @property
@@ -71,18 +109,18 @@ class GpuFacts:
 
 
 def probe_gpu(run: CommandRunner, root: Path = Path("/")) -> GpuFacts:
-    """What `nvidia-smi` lists, else what /proc/driver/nvidia tells, else nothing."""
+    """What `nvidia-smi` lists, else what /proc/driver/nvidia says, else nothing."""
     program = _find_program(run, root)
     answer, fields = _ask_fields(run, program)
-    wsl = _is_wsl(root)
+    wsl = is_wsl(root)
     rows = _read_rows(answer, fields)
     if rows:
-        gpus = _read_parts(run, program, tuple(_read_gpu(row, n) for n, row in enumerate(rows)))
+        gpus = _read_instances(run, program, tuple(_read_gpu(row, n) for n, row in enumerate(rows)))
         return GpuFacts(_known(rows[0].get("driver_version")), gpus, wsl=wsl)
     if answer.ok and not answer.stdout.strip():
         return GpuFacts(wsl=wsl)
     return GpuFacts(
-        driver_version=_read_module_version(root),
+        driver_version=read_module_version(root),
         gpus=_read_module_gpus(root),
         problem=None if answer.missing else _quote(answer),
         wsl=wsl,
@@ -90,12 +128,12 @@ def probe_gpu(run: CommandRunner, root: Path = Path("/")) -> GpuFacts:
 
 
 def has_driver(root: Path = Path("/")) -> bool:
-    """True where a driver's own files show that one runs; nothing is asked of it."""
+    """True where a driver's own files show that one runs; no program is started."""
     return any((root / path).exists() for path in ("proc/driver/nvidia/version", "dev/dxg"))
 
 
 def _find_program(run: CommandRunner, root: Path) -> str:
-    """nvidia-smi by its name, or WSL2's where PATH does not lead to it."""
+    """nvidia-smi by its name, or WSL2's by its path where it is not on PATH."""
     by_path = root / WSL_SMI
     if by_path.exists() and run(["nvidia-smi", "-h"], timeout_seconds=PROBE_SECONDS).missing:
         return str(by_path)
@@ -113,7 +151,7 @@ def _ask_fields(run: CommandRunner, program: str) -> tuple[CommandResult, Sequen
 
 
 def _quote(answer: CommandResult) -> str:
-    """nvidia-smi's own words; of a mismatch the first line tells, and the last only a version."""
+    """The first lines of nvidia-smi's output: of a mismatch, the last is only a version."""
     if answer.exit_code is None:
         return answer.message
     said = answer.stderr or answer.stdout
@@ -123,7 +161,7 @@ def _quote(answer: CommandResult) -> str:
 
 
 def _read_rows(answer: CommandResult, fields: Sequence[str]) -> list[dict[str, str]]:
-    """Each GPU's values by the names of the fields; what is no list of GPUs has no rows."""
+    """Each GPU's values by the names of the fields; none where the output is not a list of GPUs."""
     if not answer.ok:
         return []
     lines = [line.split(",") for line in answer.stdout.splitlines() if "," in line]
@@ -132,13 +170,13 @@ def _read_rows(answer: CommandResult, fields: Sequence[str]) -> list[dict[str, s
 
 
 def _names_gpu(row: dict[str, str]) -> bool:
-    """True where a name and a driver's version, or what stands in for one, are where they belong.
+    """True where a name and a driver's version ("[N/A]" too) are in their columns.
 
-    A program that prints something else must not have gigabytes of CUDA fetched for it.
+    A program of the same name that prints something else must not cause a download of CUDA.
     """
     version = row["driver_version"]
-    told = DRIVER.match(version) is not None or version.startswith("[") or version == "N/A"
-    return told and bool(row["name"])
+    is_version = DRIVER.match(version) is not None or version.startswith("[") or version == "N/A"
+    return is_version and bool(row["name"])
 
 
 def _read_gpu(row: dict[str, str], place: int) -> Gpu:
@@ -163,38 +201,35 @@ def _parse_capability(text: str) -> Capability | None:
     return (int(found.group(1)), int(found.group(2))) if found else None
 
 
-def _read_parts(run: CommandRunner, program: str, gpus: tuple[Gpu, ...]) -> tuple[Gpu, ...]:
-    """The GPUs with the UUIDs of their parts, which `nvidia-smi -L` alone lists."""
+def _read_instances(run: CommandRunner, program: str, gpus: tuple[Gpu, ...]) -> tuple[Gpu, ...]:
+    """The GPUs with the UUIDs of their MIG instances, which only `nvidia-smi -L` lists."""
     if not any(gpu.mig for gpu in gpus):
         return gpus
-    parts: dict[int, list[str]] = {}
+    found: dict[int, list[str]] = {}
     current = -1
     for line in run([program, "-L"], timeout_seconds=PROBE_SECONDS).stdout.splitlines():
         whole = re.match(r"GPU (\d+):", line)
-        part = re.search(r"\(UUID: (MIG-[^)]+)\)", line)
+        instance = re.search(r"\(UUID: (MIG-[^)]+)\)", line)
         if whole:
             current = int(whole.group(1))
-        elif part:
-            parts.setdefault(current, []).append(part.group(1))
-    return tuple(
-        Gpu(gpu.name, gpu.index, gpu.uuid, gpu.capability, gpu.mig, tuple(parts.get(gpu.index, ())))
-        for gpu in gpus
-    )
+        elif instance:
+            found.setdefault(current, []).append(instance.group(1))
+    return tuple(replace(gpu, instances=tuple(found.get(gpu.index, ()))) for gpu in gpus)
 
 
-def _is_wsl(root: Path) -> bool:
+def is_wsl(root: Path) -> bool:
     """True in WSL2, where the GPU is a Windows device (/dev/dxg)."""
     return (root / "dev/dxg").exists() or "microsoft" in _read(root / "proc/version").lower()
 
 
-def _read_module_version(root: Path) -> str | None:
+def read_module_version(root: Path) -> str | None:
     """The loaded kernel module's version, such as "580.65.06"; None where none is loaded."""
     found = VERSION.search(_read(root / "proc/driver/nvidia/version"))
     return found.group(1) if found else None
 
 
 def _read_module_gpus(root: Path) -> tuple[Gpu, ...]:
-    """The GPUs that the kernel module has, in the order of their addresses on the bus."""
+    """The GPUs of the kernel module, in the order of their bus addresses."""
     gpus: list[Gpu] = []
     for path in sorted((root / "proc/driver/nvidia/gpus").glob("*/information")):
         fields = dict(
@@ -202,7 +237,7 @@ def _read_module_gpus(root: Path) -> tuple[Gpu, ...]:
         )
         name, uuid = fields.get("Model"), fields.get("GPU UUID", "")
         if name:
-            known = uuid if "?" not in uuid else None  # as it prints one it has not read yet
+            known = uuid if "?" not in uuid else None  # the module prints "?" until it has read it
             gpus.append(Gpu(name, len(gpus), known or None, infer_capability(name)))
     return tuple(gpus)
 
@@ -213,41 +248,6 @@ def _read(path: Path) -> str:
         return path.read_text(encoding="utf-8", errors="replace")
     except OSError:
         return ""
-
-
-Capability = tuple[int, int]
-
-# From each capability on, until the next one.
-ARCHITECTURES: tuple[tuple[Capability, str], ...] = (
-    ((3, 0), "Kepler"),
-    ((5, 0), "Maxwell"),
-    ((6, 0), "Pascal"),
-    ((7, 0), "Volta"),
-    ((7, 5), "Turing"),
-    ((8, 0), "Ampere"),
-    ((8, 9), "Ada"),
-    ((9, 0), "Hopper"),
-    ((10, 0), "Blackwell"),
-    ((13, 0), "a newer architecture"),
-)
-
-# For a driver that does not tell the capability. Only series with one architecture throughout:
-# an RTX 2050 is no Turing, a GTX 960M not like a GTX 960.
-NAMES: tuple[tuple[str, Capability], ...] = (
-    (r"GTX 9\d0\b|\bTesla M(4|6|40|60)\b|\bGTX TITAN X\b", (5, 2)),
-    (r"\bP100\b", (6, 0)),
-    (r"\bGTX? 10[3-8]0\b|\bTITAN Xp?\b|\bTesla P(4|6|40)\b|\bQuadro P\d{3,4}\b", (6, 1)),
-    (r"\bV100S?\b|\bTITAN V\b|\bQuadro GV100\b", (7, 0)),
-    (r"\bRTX 20[6-8]0\b|\bGTX 16[356]0\b|\bT4G?\b|\bTITAN RTX\b|\bQuadro RTX \d000\b", (7, 5)),
-    (r"\bA100\b|\bA800\b|\bA30\b", (8, 0)),
-    (r"\bRTX 30[6-9]0\b|\b(A2|A10G?|A16|A40)\b|\bRTX A\d000\b", (8, 6)),
-    (r"\bRTX 40[5-9]0\b|\bL4\b|\bL40S?\b|\bRTX \d000 Ada\b", (8, 9)),
-    (r"\bH100\b|\bH200\b|\bH800\b|\bGH200\b", (9, 0)),
-    (r"\bG?B200\b", (10, 0)),
-    (r"\bG?B300\b", (10, 3)),
-    (r"\bRTX 50[5-9]0\b|\bRTX PRO \d000 Blackwell\b", (12, 0)),
-    (r"\bGB10\b", (12, 1)),
-)
 
 
 def name_architecture(capability: Capability) -> str:
@@ -261,10 +261,120 @@ def name_architecture(capability: Capability) -> str:
 
 
 def infer_capability(name: str) -> Capability | None:
-    """The compute capability of the GPU of this name, or None where the name alone leaves doubt.
+    """The compute capability of the GPU of this name, or None where the name alone is ambiguous.
 
     >>> infer_capability("NVIDIA GeForce RTX 3090")
     (8, 6)
     """
     found = (capability for pattern, capability in NAMES if re.search(pattern, name))
     return next(found, None)
+
+
+def describe_architecture(gpu: Gpu) -> str:
+    """The architecture and the compute capability of a GPU.
+
+    >>> describe_architecture(Gpu("NVIDIA H200", capability=(9, 0)))
+    'Hopper, 9.0'
+    """
+    if gpu.capability is None:
+        return "unknown"
+    major, minor = gpu.capability
+    return f"{name_architecture(gpu.capability)}, {major}.{minor}"
+
+
+def describe_gpus(gpus: Sequence[Gpu]) -> str:
+    """The GPUs' names, each once, with their number where it is more than one.
+
+    >>> describe_gpus([Gpu("NVIDIA H200"), Gpu("NVIDIA H200", 1), Gpu("NVIDIA L4", 2)])
+    '2 NVIDIA H200, NVIDIA L4'
+    """
+    names = [gpu.name for gpu in gpus]
+    counts = {name: names.count(name) for name in names}
+    said = [f"{count} {name}" if count > 1 else name for name, count in counts.items()]
+    return ", ".join(said) or "an NVIDIA GPU"
+
+
+ALL_GPUS = ("all",)
+
+
+@dataclass(frozen=True)
+class GpuSelection:
+    """GPUs of a host, and the words that ask an engine for them.
+
+    The words are "all", indices, and UUIDs of MIG instances: every CDI specification has indices,
+    and only newer ones have the UUIDs of whole GPUs.
+    """
+
+    gpus: tuple[Gpu, ...]
+    words: tuple[str, ...]
+
+    def narrow(self, served: Sequence[Gpu]) -> GpuSelection:
+        """The same, of the GPUs in ``served`` only."""
+        if len(served) == len(self.gpus):
+            return self
+        return GpuSelection(tuple(served), tuple(str(gpu.index) for gpu in served))
+
+
+def parse_gpus(text: str | None) -> tuple[str, ...]:
+    """The words in `GPUS=`; empty where it was left out.
+
+    Raises UsageError for a word that cannot name a GPU.
+
+    >>> parse_gpus("0, 1,GPU-3f4e")
+    ('0', '1', 'GPU-3f4e')
+    """
+    if text is None or text == "all":
+        return ALL_GPUS if text else ()
+    words = tuple(word.strip() for word in text.split(",") if word.strip())
+    for word in words or ("",):
+        if not (word.isdecimal() or word.startswith(("GPU-", "MIG-"))):
+            raise UsageError(
+                f"invalid GPUS={text}",
+                cause=f"{word!r} is neither an index (0,1) nor a UUID (GPU-..., MIG-...), nor all",
+                fix="nvidia-smi -L   # lists both",
+            )
+    return tuple(dict.fromkeys(words))
+
+
+def select_gpus(asked: tuple[str, ...], facts: GpuFacts) -> GpuSelection:
+    """The host's GPUs that were asked for.
+
+    Raises DeviceMissingError, with the list of the host's GPUs, for one that it does not have. A
+    host that does not list its GPUs gets the words as they are.
+    """
+    if asked in ((), ALL_GPUS):
+        return GpuSelection(facts.gpus, ALL_GPUS)
+    if not facts.gpus:
+        return GpuSelection((), asked)
+    found = [_find_gpu(word, facts.gpus) for word in asked]
+    words = tuple(dict.fromkeys(word for _, word in found))
+    return GpuSelection(tuple(dict.fromkeys(gpu for gpu, _ in found)), words)
+
+
+def _find_gpu(word: str, gpus: Sequence[Gpu]) -> tuple[Gpu, str]:
+    """The GPU that the word names, and the engine's word for it."""
+    if word.startswith("MIG-"):
+        found = [(gpu, uuid) for gpu in gpus for uuid in gpu.instances if uuid.startswith(word)]
+        if len(found) == 1:
+            return found[0]
+        raise _refuse_gpu(word, gpus)
+    whole = [gpu for gpu in gpus if word == str(gpu.index) or _starts(gpu.uuid, word)]
+    if len(whole) == 1:
+        return whole[0], str(whole[0].index)
+    raise _refuse_gpu(word, gpus)
+
+
+def _starts(uuid: str | None, word: str) -> bool:
+    return word.startswith("GPU-") and bool(uuid) and str(uuid).startswith(word)
+
+
+def _refuse_gpu(word: str, gpus: Sequence[Gpu]) -> DeviceMissingError:
+    lines = []
+    for gpu in gpus:
+        lines.append(f"{gpu.index} {gpu.name}" + (f" ({gpu.uuid})" if gpu.uuid else ""))
+        lines += gpu.instances
+    return DeviceMissingError(
+        f"this host has no GPU {word}",
+        cause=f"it has: {'; '.join(lines)}",
+        fix=f"make up GPUS={gpus[0].index}",
+    )

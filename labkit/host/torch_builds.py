@@ -1,25 +1,33 @@
-"""The builds of torch that the lab comes with, and what each of them asks of a host."""
+"""The builds of torch that the lab offers, which of them fits a host, and the installed torch."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
 
-from labkit.host.gpu import Capability
+from labkit.errors import DeviceMissingError, EngineError, LabkitError, UsageError
+from labkit.host.distribution import UNKNOWN, Distribution
+from labkit.host.gpu import Capability, Gpu, GpuFacts, describe_architecture, describe_gpus
+from labkit.host.packages import INSTALL_DRIVER
+from labkit.text import near_match
 
 TORCH_VERSION = "2.13.0"
 PYTORCH_INDEX = "https://download.pytorch.org/whl"
 
 
-# PyTorch makes its CUDA wheels for these, and leaves older architectures out of those for ARM64.
+# PyTorch makes CUDA wheels for these machines; those for ARM64 have no code for older GPUs.
 MACHINES = ("x86_64", "aarch64")
 OLDEST_ON = {"aarch64": (8, 0)}
 
 
 @dataclass(frozen=True)
 class BuildNeeds:
-    """What a build asks of a host: the driver's branch, and architectures from ``oldest`` on.
+    """What a build needs: the driver's branch, and a GPU from ``oldest`` to ``newest``.
 
-    ``newest`` is None where code for later architectures is made from the build's PTX.
+    ``newest`` is None where the driver compiles the build's PTX for later architectures.
     """
 
     driver: int
@@ -34,48 +42,288 @@ class BuildNeeds:
 
 @dataclass(frozen=True)
 class TorchBuild:
-    """One build of torch: what it is called, and which locks make it."""
+    """One build of torch: its name, its CUDA, and the locks that install it."""
 
     name: str
     cuda: str | None  # the CUDA it carries, such as "13.0"; None for the CPU
-    from_default_index: bool = False  # else it is on PyTorch's own index alone
+    from_default_index: bool = False  # else only PyTorch's own index has it
 
     @property
     def flavor(self) -> str:
-        """The flavor of the lab that this build makes: cpu or cuda."""
+        """The lab's flavor with this build: cpu or cuda."""
         return "cuda" if self.cuda else "cpu"
 
     @property
     def torch_version(self) -> str:
-        """What ``torch.__version__`` says of it, such as "2.13.0+cu130"."""
+        """Its ``torch.__version__``, such as "2.13.0+cu130"."""
         return f"{TORCH_VERSION}+{self.name}"
 
     @property
     def torch_lock(self) -> str:
-        """The lock that holds torch alone."""
+        """The lock with torch alone."""
         return f"torch-{self.name}"
 
     @property
     def locks(self) -> tuple[str, ...]:
-        """The locks in docker/locks/ that make the lab's environment, in the order to install."""
+        """The lab's locks in docker/locks/, in the order to install them."""
         libraries = (f"cuda-{self.name}",) if self.cuda else ()
         return (*libraries, self.torch_lock, "lab")
 
     @property
     def torch_index(self) -> str | None:
-        """PyTorch's index where torch comes from there, else None: the default index."""
+        """PyTorch's index of the build, or None where the default index has it."""
         return None if self.from_default_index else f"{PYTORCH_INDEX}/{self.name}"
 
 
 CPU_BUILD = TorchBuild("cpu", None)
-# The newest first: the build to take where nothing speaks for another.
+# The newest first: the one to take by default.
 CUDA_BUILDS = (
     TorchBuild("cu130", "13.0", from_default_index=True),
     TorchBuild("cu126", "12.6"),
 )
 BUILDS = {build.name: build for build in (CPU_BUILD, *CUDA_BUILDS)}
-# By the names of the CUDA builds, in their order.
+# By the names of the CUDA builds, in their order: the newest first.
 NEEDS = {
     "cu130": BuildNeeds(580, (7, 5), None),
     "cu126": BuildNeeds(525, (5, 0), (9, 0)),
 }
+
+CPU_LAB = "make up FLAVOR=cpu"
+# In WSL2 the driver is Windows' own; one for Linux would hide it.
+UPDATE_WINDOWS_DRIVER = "wsl.exe --shutdown   # after updating NVIDIA's driver in Windows"
+
+
+def find_build(name: str) -> TorchBuild:
+    """The build of this name.
+
+    Raises UsageError, with the near match, where there is no such build.
+
+    >>> find_build("cu126").locks
+    ('cuda-cu126', 'torch-cu126', 'lab')
+    """
+    if name in BUILDS:
+        return BUILDS[name]
+    near = near_match(name.lower(), tuple(BUILDS))
+    raise UsageError(
+        f"unknown build of torch {name!r}",
+        cause=f"it is one of: {', '.join(NEEDS)}",
+        fix=f"make up CUDA={near or CUDA_BUILDS[0].name}",
+    )
+
+
+@dataclass(frozen=True)
+class BuildHost:
+    """What a build is chosen for: the driver, the GPUs that the lab shall use, and the machine."""
+
+    facts: GpuFacts
+    gpus: tuple[Gpu, ...]
+    machine: str = "x86_64"
+    distribution: Distribution = UNKNOWN
+
+    @property
+    def driver(self) -> str:
+        """The driver's version as it is shown."""
+        return self.facts.driver_version or "unknown"
+
+    @property
+    def install_driver(self) -> str:
+        """The command that installs this distribution's newest driver."""
+        return UPDATE_WINDOWS_DRIVER if self.facts.wsl else INSTALL_DRIVER.on(self.distribution)
+
+    def list_served(self, build: str) -> tuple[Gpu, ...]:
+        """The GPUs that the build runs on."""
+        return tuple(gpu for gpu in self.gpus if not find_gpu_obstacle(build, gpu, self.machine))
+
+    def is_served(self, build: str) -> bool:
+        """True where the build runs on a GPU of the host, or the host does not list its GPUs."""
+        return bool(self.list_served(build)) or not self.gpus
+
+    def has_driver_for(self, build: str) -> bool:
+        """True where machine and driver are right; an unknown version of the driver may be."""
+        major = self.facts.driver_major
+        return self.machine in MACHINES and (major is None or major >= NEEDS[build].driver)
+
+
+@dataclass(frozen=True)
+class BuildChoice:
+    """The CUDA build for a host, the GPUs it runs on, why, and what it leaves out."""
+
+    name: str
+    gpus: tuple[Gpu, ...]
+    reason: str
+    warning: str | None = None
+    fix: str | None = None
+
+
+def choose_build(asked: str, host: BuildHost, *, all_asked: bool = False) -> BuildChoice:
+    """The build that serves most of the host's GPUs; of several, the newest.
+
+    ``asked`` is a build's name or "auto". Raises EngineError where no build serves any GPU, or the
+    one asked for does not; with ``all_asked``, also where a GPU would be left out.
+    """
+    able = [name for name in NEEDS if host.has_driver_for(name)]
+    if asked != "auto":
+        if asked not in able or not host.is_served(asked):
+            raise _refuse_asked(asked, able, host)
+        best = asked
+    else:
+        if not any(host.is_served(name) for name in able):
+            raise _refuse_all(host)
+        best = max(able, key=lambda name: len(host.list_served(name)))
+    served = host.list_served(best)
+    left_out = [gpu for gpu in host.gpus if gpu not in served]
+    if left_out and all_asked:
+        raise _refuse_together(best, left_out, host)
+    return BuildChoice(best, served, _explain(best, served, host), *_warn(best, left_out, host))
+
+
+def find_gpu_obstacle(build: str, gpu: Gpu, machine: str) -> str | None:
+    """Why a lab of this build cannot use the GPU, or None where nothing is known against it."""
+    if gpu.lacks_instances:
+        return "it is in MIG mode and has no MIG instances"
+    if gpu.capability is None or NEEDS[build].has_code_for(gpu.capability, machine):
+        return None
+    return f"build {build} has no code for its architecture ({describe_architecture(gpu)})"
+
+
+def _explain(build: str, served: Sequence[Gpu], host: BuildHost) -> str:
+    if any(gpu.capability is not None for gpu in served):
+        return f"build {build} for {describe_gpus(served)} with driver {host.driver}"
+    return f"build {build} by driver {host.driver} alone: the GPU's architecture is not known"
+
+
+def _warn(build: str, left_out: Sequence[Gpu], host: BuildHost) -> tuple[str | None, str | None]:
+    """The warning about the GPUs that a lab of this build cannot use, and its fix."""
+    if not left_out:
+        return None, None
+    said = [
+        f"{gpu.name} (GPU {gpu.index}) is left out: {find_gpu_obstacle(build, gpu, host.machine)}"
+        for gpu in left_out
+    ]
+    alone = next((gpu for gpu in left_out if not gpu.lacks_instances), None)
+    fix = f"make up GPUS={alone.index}   # a lab on that one" if alone else _divide(left_out[0])
+    return "; ".join(said), fix
+
+
+def _divide(gpu: Gpu) -> str:
+    """The command that makes a GPU in MIG mode usable."""
+    return f"sudo nvidia-smi mig -i {gpu.index} -cgi 0 -C   # one instance of the whole GPU"
+
+
+def _refuse_asked(asked: str, able: Sequence[str], host: BuildHost) -> LabkitError:
+    others = [name for name in able if name != asked and host.is_served(name)]
+    fix = f"make up CUDA={others[0]}" if others else CPU_LAB
+    if host.machine not in MACHINES:
+        cause = _describe_machine(host)
+    elif asked not in able:
+        cause = f"it needs driver {NEEDS[asked].driver} or newer, and {host.driver} is loaded"
+        fix = fix if others else host.install_driver
+    else:
+        each = ((gpu.name, find_gpu_obstacle(asked, gpu, host.machine)) for gpu in host.gpus)
+        cause = "; ".join(f"{name}: {why}" for name, why in each)
+    return EngineError(f"build {asked} cannot run here", cause=cause, fix=fix)
+
+
+def _refuse_all(host: BuildHost) -> LabkitError:
+    """Why no build runs on this driver and these GPUs."""
+    what = f"no build of torch fits {describe_gpus(host.gpus)} with driver {host.driver}"
+    if host.machine not in MACHINES:
+        return EngineError(what, cause=_describe_machine(host), fix=CPU_LAB)
+    major, oldest = host.facts.driver_major, min(needs.driver for needs in NEEDS.values())
+    # Where no build has code for the GPU, a newer driver would change nothing.
+    with_code = [name for name in NEEDS if host.is_served(name)]
+    if with_code and major is not None and major < oldest:
+        return EngineError(
+            f"driver {host.driver} is too old for CUDA",
+            cause=f"every CUDA build of torch here needs driver {oldest} or newer",
+            fix=host.install_driver,
+        )
+    empty = next((gpu for gpu in host.gpus if gpu.lacks_instances), None)
+    if empty:
+        return DeviceMissingError(
+            what,
+            cause=f"{empty.name} (GPU {empty.index}) is in MIG mode and has no MIG instances",
+            fix=_divide(empty),
+        )
+    architecture = describe_architecture(host.gpus[0])
+    if with_code:
+        return EngineError(
+            what,
+            cause=f"its architecture ({architecture}) needs build {with_code[0]}, which needs"
+            f" driver {NEEDS[with_code[0]].driver} or newer",
+            fix=host.install_driver,
+        )
+    return EngineError(
+        what, cause=f"no build has code for its architecture ({architecture})", fix=CPU_LAB
+    )
+
+
+def _describe_machine(host: BuildHost) -> str:
+    return f"the builds are for {' and '.join(MACHINES)}, and this machine is {host.machine}"
+
+
+def _refuse_together(build: str, left_out: Sequence[Gpu], host: BuildHost) -> LabkitError:
+    together = " and ".join(f"GPU {gpu.index}" for gpu in host.gpus)
+    served = ",".join(str(gpu.index) for gpu in host.gpus if gpu not in left_out)
+    gpu = left_out[0]
+    return EngineError(
+        f"no build of torch serves {together} together",
+        cause=f"{gpu.name} (GPU {gpu.index}): {find_gpu_obstacle(build, gpu, host.machine)}",
+        fix=f"make up GPUS={served}",
+    )
+
+
+class InstalledTorch(NamedTuple):
+    """The installed torch: its version, and what it was built for, each by its version or None.
+
+    ``cuda`` for NVIDIA's GPUs, ``hip`` for AMD's, ``xpu`` for Intel's.
+    """
+
+    version: str
+    cuda: str | None = None
+    hip: str | None = None
+    xpu: str | None = None
+
+    def describe(self) -> str:
+        """What kind of build it is, as the second half of a sentence.
+
+        >>> InstalledTorch("2.13.0+cpu").describe()
+        'torch 2.13.0+cpu is a CPU build'
+        >>> InstalledTorch("2.13.0+rocm7.1", hip="7.1").describe()
+        'torch 2.13.0+rocm7.1 is built for ROCm'
+        """
+        built = {"CUDA": self.cuda, "ROCm": self.hip, "XPU": self.xpu}
+        platform = next((name for name, version in built.items() if version), None)
+        without = "a CPU build" if self.version.endswith("+cpu") else "built without CUDA"
+        return f"torch {self.version} is {f'built for {platform}' if platform else without}"
+
+
+def read_torch_build(folder: Path | None = None) -> InstalledTorch | None:
+    """The installed torch's version and CUDA, without importing it; None where there is none.
+
+    Read from ``torch/version.py``: the package's metadata leaves out what a wheel was built for
+    ("2.13.0" where this file says "2.13.0+cu130"), and importing torch takes seconds.
+    """
+    folder = folder or find_torch_folder()
+    if folder is None:
+        return None
+    try:
+        text = (folder / "version.py").read_text(encoding="utf-8")
+    except OSError:
+        return None
+    fields = r"^(__version__|cuda|hip|xpu)\b[^=\n]*=\s*'([^'\n]*)'"
+    told = dict(re.findall(fields, text, re.MULTILINE))
+    version = told.pop("__version__", None)
+    return InstalledTorch(version, **told) if version else None
+
+
+def find_torch_folder() -> Path | None:
+    """The folder of the torch that ``import torch`` would load, or None."""
+    from importlib.util import find_spec
+
+    try:
+        spec = find_spec("torch")
+    except ValueError:  # a stand-in without a spec sits in sys.modules
+        return None
+    places = list(spec.submodule_search_locations or ()) if spec else []
+    return Path(places[0]) if places else None

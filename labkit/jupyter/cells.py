@@ -13,8 +13,8 @@ from html import escape
 from typing import Any
 
 from labkit.memory.balance.model import MIB
-from labkit.memory.track.counters import BlockSpan
-from labkit.memory.track.tracker import MemoryTracker, MemoryUse
+from labkit.memory.track.model import BlockSpan, MemoryUse
+from labkit.memory.track.tracker import MemoryTracker
 from labkit.text import format_bytes, format_seconds
 
 # A process's resident memory moves by less than this when a cell does nothing at all.
@@ -73,7 +73,7 @@ def format_line(use: MemoryUse) -> str | None:
 
 def _has_moved(span: BlockSpan) -> bool:
     noise = PROCESS_NOISE_BYTES if span.where == "process" else 0
-    return (span.added_bytes or 0) > noise or abs(span.change_bytes) > noise
+    return (span.added_bytes or 0) > noise or abs(span.change_bytes or 0) > noise
 
 
 def _format_peak(span: BlockSpan) -> str:
@@ -82,7 +82,9 @@ def _format_peak(span: BlockSpan) -> str:
     return f"peak {format_bytes(span.peak_bytes)} (+{format_bytes(span.added_bytes)})"
 
 
-def _format_change(count: int) -> str:
+def _format_change(count: int | None) -> str:
+    if count is None:
+        return "change not measured"
     return f"change {'+' if count >= 0 else ''}{format_bytes(count)}"
 
 
@@ -97,7 +99,7 @@ def _is_terminal() -> bool:
 
 def track_cell() -> MemoryTracker:
     """The tracker of a cell; a sampler's time has the cell on it already, by its number."""
-    return MemoryTracker(marked=False)
+    return MemoryTracker(annotated=False)
 
 
 class OpenCell:

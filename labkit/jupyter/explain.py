@@ -11,7 +11,7 @@ from labkit.known_errors.match import hint_at
 from labkit.memory.balance.model import Balance
 from labkit.memory.balance.read import Snapshot, find_started_torch, take_snapshot
 from labkit.memory.oom.live import Budget, find_live_tensors, list_roots
-from labkit.memory.oom.page import (
+from labkit.memory.oom.model import (
     OutOfMemoryPage,
     find_out_of_memory,
     read_failure,

@@ -7,7 +7,7 @@ from typing import Any
 
 from labkit.jupyter.cells import CellLines, show, show_hint, show_use, track_cell
 from labkit.jupyter.panel import follow_cells, leave_cells
-from labkit.memory.oom.page import find_out_of_memory
+from labkit.memory.oom.model import find_out_of_memory
 
 USAGE = "%memory, %memory on or %memory off; %%memory on a line of its own above a cell"
 _LOADED: list[Extension] = []
@@ -107,11 +107,12 @@ class Extension:
         if result.error_in_exec is None:
             return
         from labkit.jupyter.explain import explain_known_error, explain_out_of_memory
+        from labkit.memory.oom.view import render_page
 
         error = find_out_of_memory(result.error_in_exec)
         if error is not None:
             page = explain_out_of_memory(error, self.shell.user_ns)
-            show(repr(page), page._repr_html_())
+            show(repr(page), render_page(page))
         elif hint := explain_known_error(result.error_in_exec):
             show_hint(hint)
 

@@ -1,18 +1,19 @@
-"""Signs of a build, a pull or an installation that failed."""
+"""Known errors of a build, a pull or an installation."""
 
 from __future__ import annotations
 
-from labkit.host.distribution import Fix, packages
+from labkit.host.packages import INSTALL_VENV, Fix
 from labkit.known_errors.model import KnownError
 
 BUILD_ERRORS = (
     KnownError(
         "disk-full",
-        # A line that names shared memory is about /dev/shm, which no disk's room can mend.
-        (r"^(?!.*(?:/dev/shm|</?torch_|shared memory)).*no space left on device",),
+        (r"no space left on device",),
         "the disk is full",
         Fix("df -h && docker system prune"),
         brings=("hashes-differ", "no-build", "daemon-not-running", "unreadable-archive"),
+        # Shared memory (/dev/shm) is full, not a disk.
+        unless=r"/dev/shm|</?torch_|shared memory",  # noqa: S108
     ),
     KnownError(
         "no-name-server",
@@ -24,9 +25,9 @@ BUILD_ERRORS = (
             r"Name or service not known",
             r"Temporary failure resolving",
         ),
-        "no name server answers from here",
+        "no name server answers",
         Fix("resolvectl status   # check DNS and the proxy settings"),
-        otherwise='where only containers fail: "dns" in /etc/docker/daemon.json',
+        otherwise='if only containers fail: set "dns" in /etc/docker/daemon.json',
         brings=("no-build", "index-unreachable"),
     ),
     KnownError(
@@ -38,16 +39,16 @@ BUILD_ERRORS = (
             r"self.signed certificate in certificate chain",
             r"unable to get local issuer certificate",
         ),
-        "something between here and the package index changes certificates (a company proxy?)",
+        "a proxy on the way to the package index replaces certificates (a company proxy?)",
         Fix("LABKIT_CA_FILE=/path/to/that-proxy.pem make up   # a build then trusts it too"),
-        otherwise="ask who runs the proxy for its certificate, or take it from this browser",
+        otherwise="ask the proxy's administrator for its certificate, or export it from a browser",
         brings=("no-build", "index-unreachable"),
     ),
     KnownError(
         "proxy-refuses",
         (r"407 Proxy Authentication Required", r"Cannot connect to proxy", r"ProxyError"),
-        "the proxy refuses, or does not answer",
-        Fix("env | grep -i proxy   # address, user and password as the proxy wants them"),
+        "the proxy refuses the connection, or does not answer",
+        Fix("env | grep -i proxy   # check address, user and password"),
         brings=("no-build", "index-unreachable"),
     ),
     KnownError(
@@ -63,7 +64,7 @@ BUILD_ERRORS = (
             r"context deadline exceeded",
             r"Failed to establish a new connection",
         ),
-        "the package index or registry cannot be reached from here",
+        "the package index or registry cannot be reached",
         Fix("labkit doctor   # checks names, proxy and index"),
         "likely",
         brings=("no-build",),
@@ -71,10 +72,10 @@ BUILD_ERRORS = (
     KnownError(
         "hashes-differ",
         (r"do not match the hashes",),
-        "a downloaded package is not the one that was locked",
-        # Not `make lock`: that would take whatever came for the right one.
-        Fix("make build   # a download that was cut short is fetched anew"),
-        otherwise="ask who runs the package index or proxy in use what it serves in its place",
+        "a downloaded package differs from the locked one",
+        # Not `make lock`: that would accept whatever was downloaded.
+        Fix("make build   # downloads an incomplete file again"),
+        otherwise="ask the administrator of the package index or proxy what it serves instead",
     ),
     KnownError(
         "no-build",
@@ -86,15 +87,13 @@ BUILD_ERRORS = (
     KnownError(
         "no-venv",
         (r"ensurepip is not available", r"No module named '?ensurepip"),
-        "this Python came without the venv module's own files",
-        packages(
-            "python3-venv", "python3", "python3", "python", "python3 -m pip install virtualenv"
-        ),
+        "this Python was installed without the files of its venv module",
+        INSTALL_VENV,
     ),
     KnownError(
         "pull-limit",
         (r"toomanyrequests", r"reached your (?:unauthenticated )?pull rate limit"),
-        "the registry's limit of anonymous pulls is used up",
+        "the registry's limit of anonymous pulls is reached",
         Fix("docker login   # or wait; BASE_IMAGE= names a base from another registry"),
     ),
     KnownError(
@@ -104,28 +103,28 @@ BUILD_ERRORS = (
             r"manifest (?:for \S+ not found|unknown)",
             r"repository does not exist or may require",
         ),
-        "the registry has no such image, or does not show it without a login",
+        "the registry has no such image, or requires a login for it",
         Fix("make build   # makes the image here"),
         "likely",
     ),
     KnownError(
         "unreadable-archive",
         (r"unexpected EOF(?! while)", r"BadZipFile", r"unexpected end of (?:file|archive)"),
-        "a download broke off, or a cache holds half a file",
+        "a download was interrupted, or a cache contains an incomplete file",
         Fix("docker builder prune && make build"),
         "possible",
     ),
     KnownError(
         "externally-managed",
         (r"error: externally-managed-environment",),
-        "this Python belongs to the distribution and takes no packages from pip",
+        "this Python belongs to the distribution, which lets pip install nothing into it",
         Fix("make up RUNTIME=local   # uses a .venv of its own"),
     ),
     KnownError(
         "old-libc",
         (r"version `?GLIBC(?:XX)?_[\d.]+'? not found",),
         "a package was built for a newer system than this one",
-        Fix("make up RUNTIME=docker   # the image brings its own libraries"),
+        Fix("make up RUNTIME=docker   # the image has its own libraries"),
         "likely",
     ),
 )

@@ -1,11 +1,14 @@
-"""Signs of the driver: its kernel module, its libraries, and what CUDA says of both.
-
-Signs of the card and its module: what the kernel's log and the installer say of them.
-"""
+"""Known errors of NVIDIA's driver and the card: kernel module, libraries, kernel log, CUDA."""
 
 from __future__ import annotations
 
-from labkit.host.distribution import INSTALL_DRIVER, Fix, packages
+from labkit.host.packages import (
+    ENROLL_KEY,
+    INSTALL_DRIVER,
+    INSTALL_HEADERS,
+    INSTALL_OPEN_MODULE,
+    Fix,
+)
 from labkit.known_errors.model import KnownError
 
 REBOOT = Fix("sudo reboot")
@@ -16,10 +19,7 @@ DRIVER_ERRORS = (
         "secure-boot",
         (r"Key was rejected by service", r"nvidia.{0,80}Required key not available"),
         "Secure Boot refuses the NVIDIA module: it is not signed with a key this machine trusts",
-        Fix(
-            "sudo mokutil --import <the key that signed the module>   # then reboot and enroll it",
-            ubuntu="sudo update-secureboot-policy --enroll-key   # then reboot and enroll it",
-        ),
+        ENROLL_KEY,
         brings=("driver-not-loaded", "no-driver-library", "torch-without-driver"),
     ),
     KnownError(
@@ -52,16 +52,16 @@ DRIVER_ERRORS = (
             r"nvml error: driver not loaded",
             r"Failed to initialize NVML: Driver Not Loaded",
         ),
-        "the driver is installed, but its kernel module is not loaded (a new kernel without it?)",
-        Fix("sudo modprobe nvidia   # where it refuses, it says why"),
-        otherwise="after a kernel update: install the driver anew and reboot",
+        "the driver is installed, but its kernel module is not loaded (was the kernel updated?)",
+        Fix("sudo modprobe nvidia   # if it fails, it says why"),
+        otherwise="after a kernel update: reinstall the driver, then reboot",
         brings=("torch-without-driver", "nvidia-uvm", "no-devices"),
     ),
     KnownError(
         "no-devices",
         (r"^No devices were found", r"nvml error: no devices? found"),
-        "the driver runs but has no GPU it can use: another driver holds it, or it failed to start",
-        Fix("sudo dmesg | grep -iE 'nvrm|nouveau|vfio'   # says who has it, or what failed"),
+        "the driver runs but has no GPU to use: another driver holds it, or it failed to start",
+        Fix("sudo dmesg | grep -iE 'nvrm|nouveau|vfio'   # shows its driver, or what failed"),
         "likely",
         brings=("torch-without-driver",),
     ),
@@ -74,15 +74,15 @@ DRIVER_ERRORS = (
             r"Error 100: no CUDA-capable device is detected",
         ),
         "torch sees no GPU: none was passed to this container, or CUDA_VISIBLE_DEVICES hides it",
-        Fix("labkit doctor   # on the host: says where the GPU is lost"),
+        Fix("labkit doctor   # on the host: shows where the GPU is lost"),
         "likely",
         otherwise="unset CUDA_VISIBLE_DEVICES",
     ),
     KnownError(
         "wsl-blocked",
         (r"GPU access blocked by the operating system",),
-        "WSL2: Windows does not let this distribution at the GPU (old WSL, or the driver for "
-        "Linux installed inside it)",
+        "WSL2: Windows gives this distribution no access to the GPU (an old WSL, or the driver "
+        "for Linux is installed inside it)",
         Fix(
             "wsl.exe --update && wsl.exe --shutdown   # in Windows, with its NVIDIA driver current"
         ),
@@ -94,8 +94,10 @@ DRIVER_ERRORS = (
         (
             r"NVIDIA driver on your system is too old \(found version \d+\)",
             r"CUDA driver version is insufficient for CUDA runtime version",
+            r"CUDA_ERROR_UNSUPPORTED_PTX_VERSION",
+            r"provided PTX was compiled with an unsupported toolchain",
         ),
-        "this torch is built for a newer CUDA than the driver can run (CUDA 13 needs driver 580, "
+        "this program is built for a newer CUDA than the driver can run (CUDA 13 needs driver 580, "
         "CUDA 12 needs 525)",
         Fix(OLDER_BUILD),
         otherwise="install a newer driver",
@@ -107,7 +109,7 @@ DRIVER_ERRORS = (
             r"Error 803: system has unsupported display driver",
             r"unsupported display driver / cuda driver combination",
         ),
-        "the driver was updated without a reboot, or a compat libcuda is found before the real one",
+        "the driver was updated without a reboot, or a compat libcuda is found before the driver's",
         REBOOT,
         "likely",
         otherwise="take the cuda/compat folder out of LD_LIBRARY_PATH",
@@ -115,7 +117,7 @@ DRIVER_ERRORS = (
     KnownError(
         "error-804",
         (r"forward compatibility was attempted on non supported HW",),
-        "a compat libcuda is in front of the driver's own, and this card (a GeForce) cannot use it",
+        "a compat libcuda is found before the driver's, and this card (a GeForce) cannot use it",
         Fix("unset LD_LIBRARY_PATH   # or take the cuda/compat folder out of it"),
     ),
     KnownError(
@@ -126,7 +128,7 @@ DRIVER_ERRORS = (
             r"CUDA_ERROR_SYSTEM_NOT_READY",
             r"error \(802\)\s*: system not yet initialized",
         ),
-        "GPUs on an NVSwitch need the fabric manager, of exactly the driver's version",
+        "GPUs on an NVSwitch need the fabric manager, in exactly the driver's version",
         Fix("sudo systemctl enable --now nvidia-fabricmanager"),
         "likely",
         brings=("torch-without-driver",),
@@ -142,8 +144,8 @@ DRIVER_ERRORS = (
     KnownError(
         "gpu-busy",
         (r"all CUDA-capable devices are busy or unavailable",),
-        "the GPU is in exclusive mode and another process has it, or a MIG device is not made yet",
-        Fix("nvidia-smi --query-compute-apps=pid,name --format=csv   # who has it"),
+        "the GPU is in exclusive mode and another process has it, or MIG is on without an instance",
+        Fix("nvidia-smi --query-compute-apps=pid,name --format=csv   # shows the process"),
         "likely",
         otherwise="sudo nvidia-smi -c DEFAULT",
     ),
@@ -151,35 +153,12 @@ DRIVER_ERRORS = (
         "ecc-error",
         (r"uncorrectable ECC error encountered", r"NVRM: Xid \(.{1,40}\): (?:48|94|95)\b"),
         "the GPU's memory has an error that it cannot correct",
-        Fix("nvidia-smi -q -d ECC,ROW_REMAPPER   # reset the GPU; if it comes back, replace it"),
+        Fix("nvidia-smi -q -d ECC,ROW_REMAPPER   # reset the GPU; if it happens again, replace it"),
     ),
-)
-
-
-INSTALL_OPEN_MODULE = Fix(
-    "install the open variant of NVIDIA's driver 570 or newer, then: sudo reboot",
-    debian="sudo apt-get install nvidia-open-kernel-dkms && sudo reboot",
-    ubuntu="sudo apt-get install nvidia-driver-580-open && sudo reboot",
-    fedora="echo '%_with_kmod_nvidia_open 1' | sudo tee /etc/rpm/macros.nvidia-kmod "
-    "&& sudo akmods --force --rebuild && sudo reboot",
-    rhel="sudo dnf module switch-to nvidia-driver:open-dkms && sudo reboot",
-    suse="sudo zypper install nvidia-open-driver-G06-signed-kmp-meta && sudo reboot",
-    arch="sudo pacman -S nvidia-open && sudo reboot",
-)
-INSTALL_HEADERS = packages(
-    'linux-headers-"$(uname -r)"',
-    'kernel-devel-"$(uname -r)"',
-    "kernel-default-devel",
-    "linux-headers",
-    "install the headers of the running kernel, then the driver anew",
-)
-
-HARDWARE_ERRORS = (
     KnownError(
         "needs-open-modules",
         (r"requires use of the NVIDIA open kernel modules",),
-        "this card (Blackwell and newer) runs with the open kernel module alone, and the closed "
-        "one is installed",
+        "this card (Blackwell or newer) needs the open kernel module; the closed one is installed",
         INSTALL_OPEN_MODULE,
         brings=("gpu-init-failed", "no-devices", "torch-without-driver"),
     ),
@@ -187,15 +166,15 @@ HARDWARE_ERRORS = (
         "gpu-firmware-hung",
         (r"NVRM: Xid \(.{1,40}\): (?:119|120)\b", r"Timeout (?:after \S+ of )?waiting for RPC"),
         "the GPU's own firmware (GSP) stopped answering the driver",
-        Fix("sudo nvidia-smi --gpu-reset -i 0   # where programs still hold it: sudo reboot"),
+        Fix("sudo nvidia-smi --gpu-reset -i 0   # if programs still use it: sudo reboot"),
         "likely",
-        otherwise="a newer driver, where it comes back",
+        otherwise="install a newer driver if it happens again",
         brings=("no-devices", "torch-without-driver", "gpu-init-failed"),
     ),
     KnownError(
         "gpu-init-failed",
         (r"RmInitAdapter failed!", r"rm_init_adapter failed"),
-        "the driver found the card and could not start it: the wrong module, power, or the card",
+        "the driver found the card and could not start it: wrong module, power, or a broken card",
         Fix("sudo dmesg | grep -i nvrm   # the line above it says why"),
         "likely",
         brings=("no-devices", "torch-without-driver"),
@@ -203,8 +182,8 @@ HARDWARE_ERRORS = (
     KnownError(
         "gpu-program-fault",
         (r"NVRM: Xid \(.{1,40}\): (?:13|31|43)\b",),
-        "a program read or wrote GPU memory that is not its own; the card is all right",
-        Fix("CUDA_LAUNCH_BLOCKING=1 python your_program.py   # names the line"),
+        "a program accessed GPU memory that is not its own; the card itself works",
+        Fix("CUDA_LAUNCH_BLOCKING=1 python your_program.py   # shows the line"),
         "likely",
         brings=("illegal-access",),
     ),
@@ -214,9 +193,9 @@ HARDWARE_ERRORS = (
             r"modprobe: FATAL: Module nvidia(?:[-_]\w+)? not found in directory",
             r"modprobe: ERROR: could not insert 'nvidia'.{0,40}Exec format error",
         ),
-        "no NVIDIA module was built for the running kernel: the kernel was updated since",
+        "no NVIDIA module was built for the running kernel: the kernel was updated",
         INSTALL_DRIVER,
-        otherwise="sudo dkms autoinstall   # where the driver came as source",
+        otherwise="sudo dkms autoinstall   # if the driver was installed as source (DKMS)",
         brings=("driver-not-loaded", "no-driver-library", "torch-without-driver"),
     ),
     KnownError(
@@ -231,9 +210,9 @@ HARDWARE_ERRORS = (
     ),
     KnownError(
         "no-nvidia-smi",
-        (r"nvidia-smi: (?:command )?not found",),
-        "the driver's programs are not here: no driver on a host, no GPU passed on in a container",
-        Fix("labkit doctor   # on the host: says which of the two it is"),
+        (r"nvidia-smi: (?:command )?not found", r"command not found: nvidia-smi"),
+        "no driver is installed (on a host), or no GPU was passed on (in a container)",
+        Fix("labkit doctor   # on the host: shows which of the two it is"),
         "likely",
     ),
 )

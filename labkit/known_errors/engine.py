@@ -1,11 +1,14 @@
-"""Signs of the container engine: its daemon, Compose, ports, disks and owners.
-
-Signs of an engine that runs and was set up in a way that stands in the lab's way.
-"""
+"""Known errors of the container engine: daemon, Compose, ports, folders, networks, sources."""
 
 from __future__ import annotations
 
-from labkit.host.distribution import INSTALL_COMPOSE, Fix, packages
+from labkit.host.packages import (
+    ADD_NVIDIA_SOURCE,
+    INSTALL_BUILDX,
+    INSTALL_COMPOSE,
+    START_DOCKER,
+    Fix,
+)
 from labkit.known_errors.model import KnownError
 
 ENGINE_ERRORS = (
@@ -17,11 +20,8 @@ ENGINE_ERRORS = (
             r"unable to connect to Podman socket",
             r"Cannot connect to Podman",
         ),
-        "the engine's daemon does not run, or the client looks for it in another place",
-        Fix(
-            "sudo systemctl enable --now docker",
-            alpine="sudo rc-update add docker && sudo service docker start",
-        ),
+        "the engine's daemon is not running, or the client connects to another address",
+        START_DOCKER,
         "likely",
         otherwise="docker context use default; unset DOCKER_HOST",
     ),
@@ -51,7 +51,7 @@ ENGINE_ERRORS = (
             r"Unsupported config option for services",
             r"The Compose file .{0,200} is invalid because",
         ),
-        "Compose 1 reads this file and does not understand it",
+        "Compose 1 cannot read this file",
         INSTALL_COMPOSE,
         "likely",
     ),
@@ -63,14 +63,14 @@ ENGINE_ERRORS = (
             r"ports are not available",
             r"The port \d+ is already in use",
         ),
-        "another program listens on this port already",
+        "another program already listens on this port",
         Fix("make up   # takes the next free port; or choose one: make up PORT=8890"),
-        otherwise="ss -ltnp   # shows who has it",
+        otherwise="ss -ltnp   # shows which program",
     ),
     KnownError(
         "token-rejected",
-        (r"Invalid credentials", r"403 (?:GET|PUT|POST) .{0,200}token", r"wrong password or token"),
-        "the page is another Jupyter's, which was on this port first, or the URL is an old one",
+        (r"Invalid credentials", r"wrong password or token"),
+        "another Jupyter server has this port, or the URL is an old one",
         Fix("make status   # prints the URL of this lab"),
         "possible",
     ),
@@ -81,20 +81,20 @@ ENGINE_ERRORS = (
             r"PermissionError: \[Errno 13\] Permission denied: '/(?:home|cache|workspace|opt)\b",
             r"Permission denied: .{0,100}\.ipynb",
         ),
-        "the container's user does not own the folder (named volumes arrive owned by root)",
+        "the container's user does not own the folder (root owns new named volumes)",
         Fix('sudo chown -R "$(id -u):$(id -g)" work && make down up'),
         "likely",
     ),
     KnownError(
         "missing-bind-source",
         (r"bind source path does not exist", r"invalid mount config for type \"?bind"),
-        "a folder that the container is to see is not there",
+        "a folder to mount into the container does not exist",
         Fix("mkdir -p work && make up"),
     ),
     KnownError(
         "read-only",
         (r"\[Errno 30\] Read-only file system", r"EROFS: read-only file system"),
-        "the lab writes only to work/, its caches and /tmp; all else is read-only on purpose",
+        "the lab can write only to work/, its caches and /tmp; the rest is read-only on purpose",
         Fix("write to /work, /cache or /tmp instead"),
         "likely",
     ),
@@ -119,9 +119,11 @@ ENGINE_ERRORS = (
             r"oom-kill:constraint=",
             r"exit(?:ed with)? (?:code|status):? 137\b",
             r"signal: killed",
+            r"oom[-_ ]kill event",
+            r"OOM Killed",
             r"Killed signal terminated program cc1plus",
         ),
-        "the kernel ended a process because the memory was used up",
+        "the kernel ended a process because the memory was full",
         Fix("free -h   # then give the lab more (LABKIT_MEMORY=16g make down up), or load less"),
         "likely",
         brings=("daemon-not-running",),
@@ -132,30 +134,20 @@ ENGINE_ERRORS = (
         "this user has no file watches left",
         Fix("sudo sysctl fs.inotify.max_user_watches=524288"),
     ),
-)
-
-
-ENGINE_SETUP_ERRORS = (
     KnownError(
         "no-buildx",
         (
             r"BuildKit is enabled but the buildx component is missing or broken",
             r"the --mount option requires BuildKit",
         ),
-        "the lab's images are built by BuildKit, and this docker came without its buildx plugin",
-        packages(
-            "docker-buildx",
-            "docker-buildx-plugin",
-            "docker-buildx",
-            "docker-buildx",
-            "install buildx (docs.docker.com/build/install-buildx)",
-        ),
+        "BuildKit builds the lab's images, and docker's buildx plugin is not installed",
+        INSTALL_BUILDX,
     ),
     KnownError(
         "credential-helper-gone",
         (r"error getting credentials.{0,80}docker-credential-",),
-        "docker's settings name a program that keeps logins, left over from Docker Desktop",
-        Fix("sed -i '/\"credsStore\"/d' ~/.docker/config.json   # then: docker login, if need be"),
+        "docker's settings name a login helper that is not installed (left by Docker Desktop?)",
+        Fix("sed -i '/\"credsStore\"/d' ~/.docker/config.json   # then, if needed: docker login"),
         "likely",
         brings=("image-not-there",),
     ),
@@ -165,20 +157,20 @@ ENGINE_SETUP_ERRORS = (
             r"could not find an available, non-overlapping IPv4 address pool",
             r"all predefined address pools have been fully subnetted",
         ),
-        "docker has no addresses left for another network",
+        "docker has no free address range for another network",
         Fix("docker network prune   # removes networks that nothing uses"),
     ),
     KnownError(
         "firewall-chain-gone",
         (r"iptables.{0,120}No chain/target/match by that name",),
-        "a firewall was restarted and took docker's rules with it",
+        "a firewall restart deleted docker's rules",
         Fix("sudo systemctl restart docker"),
         "likely",
     ),
     KnownError(
         "name-in-use",
         (r"The container name .{1,80} is already in use by container",),
-        "a container of that name is left from before",
+        "a container of that name is left from an earlier start",
         Fix("make down up"),
         "likely",
     ),
@@ -208,7 +200,7 @@ ENGINE_SETUP_ERRORS = (
     KnownError(
         "clock-wrong",
         (r"certificate has expired or is not yet valid", r"certificate is not yet valid"),
-        "this machine's clock is off (or the certificate has really run out)",
+        "this machine's clock is wrong (or the certificate has expired)",
         Fix("date && sudo timedatectl set-ntp true"),
         "likely",
         brings=("changed-certificate", "index-unreachable", "no-build"),
@@ -218,18 +210,11 @@ ENGINE_SETUP_ERRORS = (
         (
             r"Unable to locate package nvidia-(?:container-toolkit|driver|open)",
             r"Package '?nvidia-(?:container-toolkit|driver)\S*'? has no installation candidate",
-            r"(?:No match for argument|Unable to find a match): nvidia-",
+            r"No match for argument: nvidia-",
+            r"Unable to find a match: nvidia-",
             r"No provider of 'nvidia-",
         ),
         "this system's package sources do not have NVIDIA's packages",
-        Fix(
-            "add NVIDIA's own source: docs.nvidia.com/datacenter/cloud-native/container-toolkit",
-            debian="sudo sed -i '/^deb /s/ main.*/ main contrib non-free/;"
-            "/^Components:/s/main.*/main contrib non-free/' /etc/apt/sources.list "
-            "/etc/apt/sources.list.d/debian.sources; sudo apt-get update   "
-            "# the driver; for the toolkit: nvidia.github.io/libnvidia-container",
-            ubuntu="sudo add-apt-repository restricted && sudo apt-get update   "
-            "# the driver; for the toolkit: nvidia.github.io/libnvidia-container",
-        ),
+        ADD_NVIDIA_SOURCE,
     ),
 )

@@ -1,18 +1,19 @@
-"""Signs of a GPU that the host has and the container does not get."""
+"""Known errors of a GPU that the host has and the container does not get."""
 
 from __future__ import annotations
 
-from labkit.host.distribution import (
+from labkit.host.packages import (
     INSTALL_DRIVER,
     INSTALL_TOOLKIT,
     MAKE_CDI_SPEC,
     RESTART_DOCKER,
+    UPDATE_TOOLKIT,
     Fix,
 )
 from labkit.known_errors.model import KnownError
 
 SNAP_OR_DESKTOP = (
-    "docker context use default   # where the desktop-linux context is in use; "
+    "docker context use default   # if the desktop-linux context is in use; "
     "snap's docker cannot reach the driver: sudo snap remove docker, then install Docker's own"
 )
 NO_CGROUPS = (
@@ -39,15 +40,15 @@ GPU_ACCESS_ERRORS = (
     KnownError(
         "no-cdi-spec",
         (r"unresolvable CDI devices", r"stat nvidia\.com/gpu=\S+: no such file or directory"),
-        "the engine has no CDI specification for the NVIDIA GPUs, or one it cannot read",
+        "the engine has no CDI specification of the NVIDIA GPUs, or cannot read it",
         Fix(MAKE_CDI_SPEC),
         "likely",
-        otherwise="sudo chmod a+r /etc/cdi/nvidia.yaml   # where it is there already",
+        otherwise="sudo chmod a+r /etc/cdi/nvidia.yaml   # if it exists",
     ),
     KnownError(
         "docker-cdi-off",
         (r"could not select device driver \"cdi\" with capabilities",),
-        "docker's CDI is switched off, as it is by default before version 28",
+        "docker's CDI is off, which is the default before version 28",
         Fix(
             "sudo nvidia-ctk runtime configure --runtime=docker --cdi.enabled "
             "&& sudo systemctl restart docker"
@@ -61,21 +62,28 @@ GPU_ACCESS_ERRORS = (
             r"exec: \\?\"nvidia-smi\\?\": executable file not found",
             r"executable file `nvidia-smi`? not found",
         ),
-        "the container started without the GPU: nothing passed it on",
-        Fix("labkit doctor   # on the host: says where the GPU is lost"),
+        "the container was started without a GPU",
+        Fix("labkit doctor   # on the host: shows where the GPU is lost"),
         "likely",
-        otherwise="podman takes no --gpus: --device nvidia.com/gpu=all",
+        otherwise="podman has no --gpus: use --device nvidia.com/gpu=all",
     ),
     KnownError(
         "driver-files-in-image",
         (r"file creation failed: \S+/libnvidia-ml\.so\.1: file exists",),
-        "the image has a driver's libraries in it, where the host's are to go",
-        Fix("make build   # the lab's own image has none; in another remove libnvidia-*"),
+        "the image contains driver libraries in the place of the host's",
+        Fix("make build   # the lab's image has none; in another image remove libnvidia-*"),
+    ),
+    KnownError(
+        "toolkit-too-old",
+        (r"container error: cgroup subsystem devices not found",),
+        "this NVIDIA Container Toolkit is too old for cgroup v2",
+        UPDATE_TOOLKIT,
+        "likely",
     ),
     KnownError(
         "wrong-ldconfig",
         (r"ldcache error: open failed: \S*ldconfig",),
-        "the toolkit looks for ldconfig where this system has none",
+        "the toolkit is configured with a path of ldconfig that does not exist here",
         Fix(
             "sudo nvidia-ctk config --in-place --set nvidia-container-cli.ldconfig=@/sbin/ldconfig"
         ),
@@ -86,7 +94,7 @@ GPU_ACCESS_ERRORS = (
             r"failed to stat CDI host device",
             r"CDI.{0,200}lib\S+\.so\.\d{3}\S*: no such file or dir",
         ),
-        "the CDI specification names files of a driver that is no longer there",
+        "the CDI specification names files of a driver that is no longer installed",
         Fix(MAKE_CDI_SPEC),
         "likely",
     ),
@@ -97,7 +105,7 @@ GPU_ACCESS_ERRORS = (
             r"libnvidia-ml\.so\.1: cannot open shared object file",
             r"NVML Shared Library Not Found",
         ),
-        "there is no NVIDIA driver on the host, or snap's docker cannot see it",
+        "no NVIDIA driver is installed on the host, or snap's docker cannot see it",
         INSTALL_DRIVER,
         "likely",
         otherwise=SNAP_OR_DESKTOP,
@@ -105,31 +113,31 @@ GPU_ACCESS_ERRORS = (
     KnownError(
         "driver-requirement",
         (r"unsatisfied condition: cuda\s*>=\s*[\d.]+", r"requirement error: unsatisfied condition"),
-        "the image asks for a newer driver than the host has",
+        "the image requires a newer driver than the host has",
         INSTALL_DRIVER,
-        otherwise="NVIDIA_DISABLE_REQUIRE=true in the container's environment skips the question",
+        otherwise="NVIDIA_DISABLE_REQUIRE=true in the container's environment skips the check",
     ),
     KnownError(
         "nvml-unknown-error",
         (r"Failed to initialize NVML: Unknown Error", r"nvml error: unknown error"),
-        "the container lost its GPU: `systemctl daemon-reload` on the host took the devices from "
-        "its cgroup (or a rootful engine runs with no-cgroups = true)",
+        "the container lost its GPU: `systemctl daemon-reload` on the host removed the devices "
+        "from its cgroup (or an engine that runs as root has no-cgroups = true)",
         Fix("make down up"),
         "likely",
-        otherwise=f"for good, pass the GPU by CDI ({MAKE_CDI_SPEC}), or use the cgroupfs driver",
+        otherwise=f"to prevent it, use CDI ({MAKE_CDI_SPEC}), or the cgroupfs driver",
         brings=("torch-without-driver", "nvidia-uvm"),
     ),
     KnownError(
         "nvml-permissions",
         (r"Failed to initialize NVML: Insufficient Permissions", r"nvml error: insufficient perm"),
-        "SELinux keeps the container from the GPU, a rootless engine lacks no-cgroups = true, or "
-        "MIG is on without a device of its own",
+        "SELinux denies access to the GPU, a rootless engine lacks no-cgroups = true, or MIG is on "
+        "and no instance was passed on",
         Fix(
             NO_CGROUPS.format("true", "systemctl --user"),
             fedora="sudo setsebool -P container_use_devices on",
         ),
         "possible",
-        otherwise="--security-opt label=disable shows whether SELinux is what refuses",
+        otherwise="--security-opt label=disable shows whether SELinux is the cause",
         brings=("torch-without-driver",),
     ),
     KnownError(
@@ -149,8 +157,8 @@ GPU_ACCESS_ERRORS = (
             r"invalid device ordinal",
             r"nvidia-container-cli: device error",
         ),
-        "a GPU was asked for by a number or UUID that this host does not have",
-        Fix("nvidia-smi -L   # the numbers and UUIDs that this host has"),
+        "no GPU of this host has the requested number or UUID",
+        Fix("nvidia-smi -L   # lists numbers and UUIDs"),
     ),
     KnownError(
         "gpu-device-refused",

@@ -1,89 +1,106 @@
-"""From any log to its causes: the signs in it, the line each was seen in, the root first."""
+"""From any log to its causes: the known errors in it, the line of each, the root cause first.
+
+A log is read in blocks. In each block a known error is looked for only if the words that its text
+must contain are in it, and then only in the lines around them.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import BinaryIO
 
 from labkit.host.distribution import UNKNOWN, Distribution
 from labkit.known_errors import KNOWN_ERRORS
-from labkit.known_errors.model import CERTAINTIES, KnownError
+from labkit.known_errors.model import CERTAINTIES, Expression, KnownError, RequiredWords
+from labkit.known_errors.read import (
+    Piece,
+    clean_line,
+    decode_blocks,
+    find_translated,
+    read_pieces,
+    translate,
+)
+from labkit.text import escape_controls, strip_ansi
 
+BLOCK_BYTES = 2**18
 QUOTED_CHARACTERS = 200
-# Colours and cursor moves, as programs write them to terminals.
-ESCAPES = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)")
+# A text may be wrapped over this many lines before and after the one with its rarest word.
+LINES_AROUND = 3
+# A sentence about the error, not the error: `"address already in use" -> choose another port`.
+MENTION = re.compile(r".{0,40}?(?:[\"'`] {0,3}(?:->|=>|→)|\bmeans\b)")
+# Lower case letters, digits and all that is not ASCII stay; the rest separates words.
+_SEPARATORS = bytes(
+    byte if byte >= 0x80 or chr(byte).isalnum() else ord(" ") for byte in range(256)
+)
 
 
 @dataclass(frozen=True)
 class Match:
-    """A sign, the line of the text it was seen in (from 1), and the found sign that caused it."""
+    """A known error, the line of the text it was found in (from 1), and the match that caused it.
 
-    sign: KnownError
+    ``line`` is quoted safe to print.
+    """
+
+    error: KnownError
     line_number: int
     line: str
     caused_by: str | None = None
 
     def describe(self, distribution: Distribution) -> dict[str, object]:
-        """The find as ``--json`` prints it, with the fix for this distribution."""
+        """The match as ``--json`` prints it, with the fix for this distribution."""
         return {
-            "sign": self.sign.name,
-            "certainty": self.sign.certainty,
+            "sign": self.error.name,
+            "certainty": self.error.certainty,
             "line_number": self.line_number,
             "line": self.line,
-            "cause": self.sign.cause,
-            "fix": self.sign.fix.on(distribution),
-            "fix_elsewhere": self.sign.fix.by_family(),
-            "otherwise": self.sign.otherwise,
+            "cause": self.error.cause,
+            "fix": self.error.fix.on(distribution),
+            "fix_elsewhere": self.error.fix.by_family(),
+            "otherwise": self.error.otherwise,
             "caused_by": self.caused_by,
         }
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """The signs found in a text: causes first, what they bring about after them."""
+    """The known errors found in a text: causes first, their effects after them."""
 
     found: tuple[Match, ...] = ()
 
     @property
     def first(self) -> Match | None:
-        """The cause to mend first, or None where nothing in the text is known."""
+        """The cause to fix first, or None where nothing in the text is known."""
         return self.found[0] if self.found else None
 
     @property
     def sure(self) -> Match | None:
-        """The first where it is more than a possibility: what to name beside an error unasked."""
-        return self.first if self.first and self.first.sign.certainty != "possible" else None
+        """The first one if it is more than possible: good enough to show unasked."""
+        return self.first if self.first and self.first.error.certainty != "possible" else None
 
     def describe(self, distribution: Distribution = UNKNOWN) -> dict[str, object]:
         """The explanation as ``--json`` prints it."""
         return {"found": [each.describe(distribution) for each in self.found]}
 
 
-def explain_text(text: str, signs: tuple[KnownError, ...] = KNOWN_ERRORS) -> Explanation:
-    """The signs in ``text``, ranked: a cause above its symptoms, then the surer, then the earlier.
+def explain_text(text: str, known: tuple[KnownError, ...] = KNOWN_ERRORS) -> Explanation:
+    """The known errors in ``text``: a cause before its effects, then the surer, then the earlier.
 
-    >>> explain_text("OSError: [Errno 28] No space left on device").first.sign.cause
+    >>> explain_text("OSError: [Errno 28] No space left on device").first.error.cause
     'the disk is full'
     """
-    # A journal's lines have the quotes inside them escaped, as dockerd writes its own errors.
-    clean = ESCAPES.sub("", text).replace("\r\n", "\n").replace("\r", "\n").replace('\\"', '"')
-    matches = {sign: match for sign in signs if (match := sign.find(clean))}
-    effects = {sign.name: _list_effects(sign, signs) for sign in matches}
-    found = [
-        Match(
-            sign,
-            clean.count("\n", 0, match.start()) + 1,
-            _quote_line(clean, match),
-            next((name for name in effects if sign.name in effects[name]), None),
-        )
-        for sign, match in matches.items()
-    ]
-    return Explanation(tuple(sorted(found, key=lambda each: _rank(each, effects))))
+    return _explain(read_pieces([text]), known)
+
+
+def explain_file(file: BinaryIO, known: tuple[KnownError, ...] = KNOWN_ERRORS) -> Explanation:
+    """The known errors in a log of any size and encoding; a block of it is in memory at a time."""
+    blocks = iter(lambda: file.read(BLOCK_BYTES), b"")
+    return _explain(read_pieces(decode_blocks(blocks)), known)
 
 
 def hint_at(text: str, distribution: Distribution) -> str | None:
-    """The cause and the fix, a line each, to stand below an error; None where none is sure.
+    """The cause and the fix, a line each, to print below an error; None where none is sure.
 
     >>> print(hint_at("AssertionError: Torch not compiled with CUDA enabled", UNKNOWN))
     cause: this torch is a build for the CPU
@@ -92,54 +109,154 @@ def hint_at(text: str, distribution: Distribution) -> str | None:
     found = explain_text(text).sure
     if found is None:
         return None
-    return f"cause: {found.sign.cause}\ntry: {found.sign.fix.on(distribution)}"
+    return f"cause: {found.error.cause}\ntry: {found.error.fix.on(distribution)}"
 
 
 def format_explanation(explanation: Explanation, distribution: Distribution) -> str:
-    """The explanation as a person reads it, a block for each sign, the one to mend first on top."""
-    return "\n\n".join(_format_found(each, distribution) for each in explanation.found)
+    """The explanation for a person: a block for each known error, the one to fix first on top."""
+    return "\n\n".join(_format_match(each, distribution) for each in explanation.found)
+
+
+def _format_match(found: Match, distribution: Distribution) -> str:
+    error = found.error
+    lines = [
+        f"{error.name} ({error.certainty})",
+        f"  line {found.line_number}: {found.line}",
+        f"  cause: {error.cause}",
+        f"  try: {error.fix.on(distribution)}",
+    ]
+    if error.otherwise:
+        lines.append(f"  else: {error.otherwise}")
+    if found.caused_by:
+        lines.append(f"  comes from: {found.caused_by}")
+    return "\n".join(lines)
+
+
+def _explain(blocks: Iterable[list[Piece]], known: tuple[KnownError, ...]) -> Explanation:
+    places: dict[KnownError, tuple[int, str]] = {}
+    before: list[Piece] = []
+    for pieces in blocks:
+        block = _Block([*before, *pieces])
+        for error in known:
+            if error not in places and (place := block.find(error)):
+                places[error] = place
+        before = block.pieces[-2 * LINES_AROUND :]
+    return _rank_matches(places, known)
+
+
+class _Block:
+    """Some consecutive lines of a log, and the words in them."""
+
+    def __init__(self, pieces: list[Piece]) -> None:
+        self.pieces = pieces
+        joined = "\n".join([text for _, text in pieces])
+        # One character of Unicode has two in lower case, which would move all that follows.
+        lowered = strip_ansi(joined).replace("\u0130", "i").lower()
+        self._translated = find_translated(lowered)
+        lowered = translate(lowered, self._translated)
+        words = re.sub(r"\\+[nrt]", " ", lowered) if "\\" in lowered else lowered
+        self._words = set(words.encode(errors="replace").translate(_SEPARATORS).split())
+        self._vocabulary = b" ".join(self._words)
+        self._lowered = lowered.split("\n")
+        self._cleaned: dict[int, str] = {}
+
+    def find(self, error: KnownError) -> tuple[int, str] | None:
+        """The number and the quote of the first line that shows the error, or None."""
+        places = [self._search(each, error) for each in error.expressions if self._may_match(each)]
+        return min(filter(None, places), key=lambda place: place[0], default=None)
+
+    def _may_match(self, expression: Expression) -> bool:
+        whole, parts = expression.words
+        return all(word.encode() in self._words for word in whole) and all(
+            part.encode() in self._vocabulary for part in parts
+        )
+
+    def _search(self, expression: Expression, error: KnownError) -> tuple[int, str] | None:
+        for first, last in self._list_windows(expression.words):
+            window = "\n".join(self._clean(place) for place in range(first, last))
+            for match in expression.regex.finditer(window):
+                if not _is_excused(window, match, error):
+                    place = first + window.count("\n", 0, match.start())
+                    number, line = self.pieces[place]
+                    return number, quote_line(line, match.group())
+        return None
+
+    def _list_windows(self, words: RequiredWords) -> Iterator[tuple[int, int]]:
+        """The ranges of lines in which all the words are near; ranges that overlap are joined."""
+        first = last = -1
+        rarest = words.rarest
+        for place, line in enumerate(self._lowered):
+            if rarest not in line or not self._are_near(place, words):
+                continue
+            if place - LINES_AROUND > last:
+                if last >= 0:
+                    yield first, last
+                first = max(0, place - LINES_AROUND)
+            last = min(len(self.pieces), place + LINES_AROUND + 1)
+        if last >= 0:
+            yield first, last
+
+    def _are_near(self, place: int, words: RequiredWords) -> bool:
+        near = self._lowered[max(0, place - LINES_AROUND) : place + LINES_AROUND + 1]
+        return all(any(word in line for line in near) for word in (*words.whole, *words.parts))
+
+    def _clean(self, place: int) -> str:
+        if place not in self._cleaned:
+            line = clean_line(self.pieces[place][1])
+            self._cleaned[place] = translate(line, self._translated)
+        return self._cleaned[place]
+
+
+def _is_excused(window: str, match: re.Match[str], error: KnownError) -> bool:
+    """True where the line only mentions the error, or shows that it is another one."""
+    if MENTION.match(window, match.end()):
+        return True
+    if error.exception is None:
+        return False
+    start = window.rfind("\n", 0, match.start()) + 1
+    end = window.find("\n", match.end())
+    return bool(error.exception.search(window, start, end if end >= 0 else len(window)))
+
+
+def quote_line(line: str, matched: str) -> str:
+    """The line, safe to print; a long one is cut to what is around the matched text."""
+    line = strip_ansi(line)
+    if len(line) > QUOTED_CHARACTERS:
+        start = line.find(matched.partition("\n")[0][:QUOTED_CHARACTERS])
+        middle = max(0, start - QUOTED_CHARACTERS // 4)
+        line = line[middle : middle + QUOTED_CHARACTERS]
+    return escape_controls(line.strip())
+
+
+def _rank_matches(
+    places: Mapping[KnownError, tuple[int, str]], known: Sequence[KnownError]
+) -> Explanation:
+    by_name = {error.name: error for error in known}
+    effects = {error.name: _list_effects(error, by_name) for error in places}
+    found = [
+        Match(
+            error,
+            *place,
+            next((name for name in effects if error.name in effects[name]), None),
+        )
+        for error, place in places.items()
+    ]
+    return Explanation(tuple(sorted(found, key=lambda each: _rank(each, effects))))
 
 
 def _rank(found: Match, effects: Mapping[str, set[str]]) -> tuple[int, int, int]:
-    # A cause brings about all that its effects do, so it has fewer causes above it than they.
-    causes = sum(found.sign.name in brought for brought in effects.values())
-    return causes, CERTAINTIES.index(found.sign.certainty), found.line_number
+    # A cause has all effects of its effects, so it has fewer causes above it than they have.
+    causes = sum(found.error.name in names for names in effects.values())
+    return causes, CERTAINTIES.index(found.error.certainty), found.line_number
 
 
-def _list_effects(sign: KnownError, signs: tuple[KnownError, ...]) -> set[str]:
-    """The names of all that the sign brings about, through however many steps."""
-    by_name = {each.name: each for each in signs}
+def _list_effects(error: KnownError, by_name: Mapping[str, KnownError]) -> set[str]:
+    """The names of all that the error causes, through however many steps."""
     effects: set[str] = set()
-    waiting = list(sign.brings)
+    waiting = list(error.brings)
     while waiting:
         name = waiting.pop()
         if name not in effects:
             effects.add(name)
             waiting += by_name[name].brings if name in by_name else ()
-    return effects - {sign.name}
-
-
-def _quote_line(text: str, match: re.Match[str]) -> str:
-    """The line the match lies in, cut to what is around the match where it is long."""
-    start = text.rfind("\n", 0, match.start()) + 1
-    end = text.find("\n", match.start())
-    line = text[start : end if end >= 0 else len(text)]
-    if len(line) > QUOTED_CHARACTERS:
-        middle = max(0, match.start() - start - QUOTED_CHARACTERS // 4)
-        line = line[middle : middle + QUOTED_CHARACTERS]
-    return line.strip()
-
-
-def _format_found(found: Match, distribution: Distribution) -> str:
-    sign = found.sign
-    lines = [
-        f"{sign.name} ({sign.certainty})",
-        f"  line {found.line_number}: {found.line}",
-        f"  cause: {sign.cause}",
-        f"  try: {sign.fix.on(distribution)}",
-    ]
-    if sign.otherwise:
-        lines.append(f"  else: {sign.otherwise}")
-    if found.caused_by:
-        lines.append(f"  comes from: {found.caused_by}")
-    return "\n".join(lines)
+    return effects - {error.name}

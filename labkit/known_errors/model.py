@@ -1,25 +1,40 @@
-"""What the doctor knows of one error text."""
+"""What is known about one error text: how to find it, its cause, and the way out."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Literal, NamedTuple
 
-from labkit.host.distribution import Fix
+from labkit.host.packages import Fix
 
 Certainty = Literal["certain", "likely", "possible"]
 CERTAINTIES: tuple[Certainty, ...] = ("certain", "likely", "possible")
 
+# Terminals and log collectors wrap long lines and indent the rest.
+BLANKS = r"\s{1,40}"
+LONGEST_REPEAT = 120
+# One piece of a regular expression, with the repeat that follows it.
+_PIECE = re.compile(
+    r"(?:(?P<class>\[\^?\]?(?:\\.|[^\]\\])*\])|\\x(?P<code>[0-9a-f]{2})|\\(?P<escaped>.)|(?P<plain>.))"
+    r"(?P<repeat>[?*+]|\{\d*,?\d*\})?"
+)
+# Stands for what a pattern leaves open.
+_OPEN = "\0"
+_WORD = re.compile(r"[a-z0-9\x80-\U0010ffff]+")
+
 
 @dataclass(frozen=True)
 class KnownError:
-    """An error text, why it comes up, and the way out.
+    """An error text, its cause, and the fix.
 
-    ``patterns`` are regular expressions, of which any one is enough; a space in them stands for
-    any run of blanks, since terminals wrap long lines. ``otherwise`` is the second thing to try.
-    ``brings`` names the signs that this one causes: they rank below it.
+    ``patterns`` are regular expressions, any one of which is enough. A space in them matches any
+    run of blanks, and "+" and "*" end after ``LONGEST_REPEAT``, so that no text makes them slow.
+    Each contains a word that its matches must contain. A match is ignored where ``unless`` matches
+    its line.
+    ``otherwise`` is the second fix to try. ``brings`` names the known errors that this one causes:
+    they rank below it.
     """
 
     name: str
@@ -29,14 +44,97 @@ class KnownError:
     certainty: Certainty = "certain"
     otherwise: str | None = None
     brings: tuple[str, ...] = ()
+    unless: str | None = None
 
     @cached_property
-    def expressions(self) -> tuple[re.Pattern[str], ...]:
-        """The patterns, compiled: any case, a line at a time."""
-        flags = re.IGNORECASE | re.MULTILINE
-        return tuple(re.compile(text.replace(" ", r"\s+"), flags) for text in self.patterns)
+    def expressions(self) -> tuple[Expression, ...]:
+        """The patterns, each with the words that its matches contain."""
+        return tuple(Expression(text, list_required_words(text)) for text in self.patterns)
 
-    def find(self, text: str) -> re.Match[str] | None:
-        """The first place in ``text`` that shows this sign, or None."""
-        found = [match for each in self.expressions if (match := each.search(text))]
-        return min(found, key=lambda match: match.start(), default=None)
+    @cached_property
+    def exception(self) -> re.Pattern[str] | None:
+        """``unless``, compiled."""
+        return compile_pattern(self.unless) if self.unless else None
+
+
+class RequiredWords(NamedTuple):
+    """Words in lower case that a text must contain: ``whole`` ones, and ``parts`` of words."""
+
+    whole: tuple[str, ...]
+    parts: tuple[str, ...]
+
+    @property
+    def rarest(self) -> str:
+        """The longest of them, which is the best one to look for; "" where there is none."""
+        return max((*self.whole, *self.parts), key=len, default="")
+
+
+@dataclass(frozen=True)
+class Expression:
+    """A pattern, compiled when it is first needed, and the words that its matches contain."""
+
+    pattern: str
+    words: RequiredWords
+
+    @cached_property
+    def regex(self) -> re.Pattern[str]:
+        """The compiled pattern."""
+        return compile_pattern(self.pattern)
+
+
+def compile_pattern(pattern: str) -> re.Pattern[str]:
+    """The pattern for any case, line by line, with bounded repeats and wrapped blanks."""
+    bounded = "".join(map(_bound_repeat, _PIECE.finditer(pattern)))
+    return re.compile(bounded.replace(" ", BLANKS), re.IGNORECASE | re.MULTILINE)
+
+
+def _bound_repeat(piece: re.Match[str]) -> str:
+    least = {"*": 0, "+": 1}.get(piece["repeat"] or "")
+    return piece[0] if least is None else f"{piece[0][:-1]}{{{least},{LONGEST_REPEAT}}}"
+
+
+def list_required_words(pattern: str) -> RequiredWords:
+    """The words that every match of a pattern contains.
+
+    >>> list_required_words(r"Error 80\\d: no (?:old|new) driver")
+    RequiredWords(whole=('no',), parts=('error', '80', 'driver'))
+    """
+    text = _leave_only_literals(pattern).lower()
+    whole: list[str] = []
+    parts: list[str] = []
+    for word in _WORD.finditer(text):
+        around = text[word.start() - 1 : word.start()] + text[word.end() : word.end() + 1]
+        closed = len(around) == 2 and word.start() and _OPEN not in around
+        (whole if closed else parts).append(word.group())
+    return RequiredWords(tuple(dict.fromkeys(whole)), tuple(dict.fromkeys(parts)))
+
+
+def _leave_only_literals(pattern: str) -> str:
+    """The pattern with all that is optional, a group, a class or a repeat replaced by ``_OPEN``.
+
+    Raises ValueError for alternatives outside of a group, which have no words in common.
+    """
+    literals = ""
+    depth = 0
+    for piece in _PIECE.finditer(pattern):
+        character = piece["plain"]
+        if character == "|" and depth == 0:
+            raise ValueError(f"split this pattern into several: {pattern}")
+        depth += (character == "(") - (character == ")")
+        literals += _OPEN if depth or character == ")" else _read_literal(piece)
+    return literals
+
+
+def _read_literal(piece: re.Match[str]) -> str:
+    """What a piece outside of all groups certainly adds to a match."""
+    repeat = piece["repeat"] or ""
+    if piece["class"] or piece["plain"] == "." or repeat.startswith(("?", "*", "{0", "{,")):
+        return _OPEN
+    after = _OPEN if repeat else ""
+    if piece["code"]:
+        return chr(int(piece["code"], 16)) + after
+    if piece["escaped"]:
+        # \b, \B and \s end a word; the other classes are open; an escaped sign is itself.
+        classes = dict.fromkeys("bBs", " ") | dict.fromkeys("dDwWSAZ", _OPEN)
+        return classes.get(piece["escaped"], piece["escaped"]) + after
+    return " " + after if piece["plain"] in "^$" else piece["plain"] + after

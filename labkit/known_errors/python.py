@@ -1,13 +1,8 @@
-"""Signs of torch.compile: compiler, headers, caches and Triton.
-
-Signs of Python packages and system libraries that do not fit each other.
-
-Signs of JupyterLab and its kernels.
-"""
+"""Known errors of Python packages, torch.compile, JupyterLab and its kernels."""
 
 from __future__ import annotations
 
-from labkit.host.distribution import INSTALL_COMPILER, Fix, packages
+from labkit.host.packages import INSTALL_COMPILER, INSTALL_LIBGL, Fix
 from labkit.known_errors.model import KnownError
 
 TOGETHER = (
@@ -15,13 +10,13 @@ TOGETHER = (
     "--index-url https://download.pytorch.org/whl/cu130   # or cpu, cu126"
 )
 
-LIBRARY_ERRORS = (
+PYTHON_ERRORS = (
     KnownError(
         "cudnn-mismatch",
         (r"cuDNN version incompatibility: PyTorch was compiled against",),
         "another cuDNN is found before the one that came with torch",
         Fix("unset LD_LIBRARY_PATH"),
-        otherwise="pip list | grep -i cudnn   # one of them only",
+        otherwise="pip list | grep -i cudnn   # keep one of them",
     ),
     KnownError(
         "torch-family-mismatch",
@@ -31,57 +26,57 @@ LIBRARY_ERRORS = (
             r"torchaudio.{0,80}undefined symbol",
             r"torchvision.{0,80}undefined symbol",
         ),
-        "torchvision or torchaudio was built for another torch than the one here",
+        "torchvision or torchaudio was built for another version of torch",
         Fix(TOGETHER),
     ),
     KnownError(
         "numpy-2",
         (r"A module that was compiled using NumPy 1\.x cannot be run in",),
-        "a package here was built before NumPy 2 came, and does not run with it",
+        "a package was built for NumPy 1 and does not run with NumPy 2",
         Fix("pip install --upgrade <the package the traceback names>"),
         otherwise="pip install 'numpy<2'",
     ),
     KnownError(
         "openmp-twice",
         (r"OMP: Error #15: Initializing",),
-        "two packages brought an OpenMP each, most often one from conda and one from pip",
+        "two packages each load their own OpenMP, usually one from conda and one from pip",
         Fix("make up RUNTIME=local   # a .venv of its own, without conda's libraries"),
         "likely",
-        otherwise="KMP_DUPLICATE_LIB_OK=TRUE hides it, and may give wrong results",
+        otherwise="KMP_DUPLICATE_LIB_OK=TRUE hides it, and results may be wrong",
     ),
     KnownError(
         "static-tls",
         (r"cannot allocate memory in static TLS block",),
-        "a library that must be loaded early is loaded late (mostly on ARM)",
+        "a library that must be loaded first is loaded too late (mostly on ARM)",
         Fix("export LD_PRELOAD=<the library that the line names>"),
         "likely",
     ),
     KnownError(
         "no-libgl",
         (r"lib(?:GL|EGL|gthread-2\.0|SM|Xext)\.so\.\d+: cannot open shared object file",),
-        "OpenCV or another package for pictures wants a screen's libraries",
-        packages("libgl1", "mesa-libGL", "Mesa-libGL1", "libglvnd", "install libGL"),
+        "OpenCV or another imaging package needs the libraries of a desktop",
+        INSTALL_LIBGL,
         "likely",
-        otherwise="pip install opencv-python-headless   # needs none of them",
+        otherwise="pip install opencv-python-headless   # does not need them",
     ),
     KnownError(
         "no-cuda-toolkit",
         (r"CUDA_HOME environment variable is not set", r"nvcc: (?:command )?not found"),
-        "a package wants to compile CUDA code; torch brings CUDA's libraries, not its compiler",
-        Fix("pip install --only-binary :all: <the package>   # a build of it, not its source"),
+        "a package compiles CUDA code; torch contains CUDA's libraries, but not its compiler",
+        Fix("pip install --only-binary :all: <the package>   # a wheel, not the source"),
         "likely",
         otherwise="install the CUDA toolkit of torch's own version, and set CUDA_HOME",
     ),
     KnownError(
         "cuda-toolkit-mismatch",
         (r"The detected CUDA version \([\d.]+\) mismatches the version that was used to compile",),
-        "the CUDA compiler here is of another version than the CUDA in torch",
-        Fix("python -c 'import torch; print(torch.version.cuda)'   # the toolkit to install"),
+        "the CUDA compiler and the CUDA in torch have different versions",
+        Fix("python -c 'import torch; print(torch.version.cuda)'   # the version to install"),
     ),
     KnownError(
         "no-torch",
         (r"ModuleNotFoundError: No module named '(?:torch|labkit|ipykernel)'",),
-        "this Python is not the lab's: another environment, or another kernel in the notebook",
+        "this is not the lab's Python: another environment, or another kernel in the notebook",
         Fix("make shell   # a shell with the lab's own Python"),
         "likely",
         otherwise="in JupyterLab: Kernel, Change Kernel, Python 3",
@@ -92,22 +87,16 @@ LIBRARY_ERRORS = (
         "this Python is too old, or too new, for the package",
         Fix("make up PYTHON=python3.12   # any from 3.10 to 3.14"),
     ),
-)
-
-
-NOTEBOOK_ERRORS = (
     KnownError(
         "host-not-allowed",
         (r"Blocking request with non-local 'Host'",),
-        "the page was opened by a name or address that the lab does not listen for",
-        Fix(
-            "make down && make up BIND=0.0.0.0   # opens it to the network; else use an SSH tunnel"
-        ),
+        "the page was opened by a host name or address that the lab does not accept",
+        Fix("make down && make up BIND=0.0.0.0   # opens it to the network; or use an SSH tunnel"),
     ),
     KnownError(
         "stale-cookie",
         (r"'_xsrf' argument missing from", r"XSRF cookie does not match"),
-        "the browser holds a cookie of another Jupyter that was on this address",
+        "the browser has a cookie of another Jupyter server at this address",
         Fix("make status   # open the URL it prints in a private window, or clear the cookies"),
         "likely",
     ),
@@ -119,33 +108,31 @@ NOTEBOOK_ERRORS = (
             r"AsyncIOLoopKernelRestarter: restarting kernel",
             r"DeadKernelError",
         ),
-        "the kernel's process was ended: mostly by the kernel of the system, as memory ran out",
-        Fix("sudo dmesg | grep -i 'killed process'   # says so where it was memory"),
+        "the kernel's process ended: usually the operating system killed it as memory ran out",
+        Fix("sudo dmesg | grep -i 'killed process'   # shows it if memory ran out"),
         "possible",
     ),
     KnownError(
         "class-of-the-notebook",
         (r"Can't get attribute '\w+' on <module '__main__'",),
-        "a spawned worker cannot see what was defined in a cell",
+        "a spawned worker process cannot import what was defined in a cell",
         Fix("put the class or function into a .py file and import it, or use num_workers=0"),
         "likely",
         brings=("worker-exited",),
     ),
-)
-
-
-COMPILE_ERRORS = (
     KnownError(
         "no-compiler",
         (
             r"Failed to find C compiler\. Please specify via CC",
             r"No working C\+\+ compiler found",
             r"InvalidCxxCompiler",
-            r"(?:g\+\+|gcc|cc1plus): (?:command )?not found",
+            r"\bg\+\+: (?:command )?not found",
+            r"\bgcc: (?:command )?not found",
+            r"\bcc1plus: (?:command )?not found",
         ),
-        "there is no compiler here, and torch.compile needs one (on the CPU: g++, not gcc alone)",
+        "torch.compile needs a compiler, and none is installed (on the CPU: g++, not only gcc)",
         INSTALL_COMPILER,
-        otherwise="use the lab's image, which has it: make up RUNTIME=docker",
+        otherwise="use the lab's image, which has one: make up RUNTIME=docker",
     ),
     KnownError(
         "no-python-headers",
@@ -156,13 +143,13 @@ COMPILE_ERRORS = (
     KnownError(
         "no-openmp-header",
         (r"omp\.h: No such file or directory", r"'omp\.h' file not found"),
-        "the compiler came without OpenMP's header",
+        "the compiler was installed without OpenMP's header",
         INSTALL_COMPILER,
     ),
     KnownError(
         "noexec-cache",
         (r"failed to map segment from shared object",),
-        "the compile cache is on a mount that forbids running programs (Docker's tmpfs does)",
+        "the compile cache is on a noexec mount (such as Docker's tmpfs)",
         Fix("export TORCHINDUCTOR_CACHE_DIR=/cache/inductor   # or mount it as /tmp:exec"),
     ),
     KnownError(
@@ -171,13 +158,13 @@ COMPILE_ERRORS = (
             r"ptxas fatal\s*: Value 'sm_\w+' is not defined",
             r"ptxas.{0,80}sm_\d+a?'? is not defined",
         ),
-        "the ptxas in use is older than this GPU",
+        "the ptxas in use does not know this GPU: it is too old",
         Fix("export TRITON_PTXAS_PATH=/usr/local/cuda/bin/ptxas   # CUDA 13's"),
     ),
     KnownError(
         "no-libcuda-link",
         (r"libcuda\.so cannot found", r"ld: cannot find -lcuda\b"),
-        "Triton finds libcuda through ldconfig, whose cache does not list it",
+        "Triton looks for libcuda in ldconfig's cache, which does not list it",
         Fix("sudo ldconfig   # in a container: export TRITON_LIBCUDA_PATH=<libcuda.so's folder>"),
         "likely",
     ),
@@ -198,8 +185,8 @@ COMPILE_ERRORS = (
     KnownError(
         "triton-kernel-too-large",
         (r"out of resource: shared memory, Required: \d+",),
-        "a Triton kernel wants more of the GPU's fast memory than this card has",
-        Fix("torch.compile(model, options={'max_autotune': False})   # or smaller blocks"),
+        "a Triton kernel needs more shared memory than this GPU has",
+        Fix("torch.compile(model, options={'max_autotune': False})   # or use smaller blocks"),
         "likely",
     ),
     KnownError(
@@ -227,7 +214,7 @@ COMPILE_ERRORS = (
             r"lib(?:cudnn|cublas|cudart|cufft|curand|cusolver|cusparse|cupti|nccl|nvJitLink|nvrtc"
             r"|nvToolsExt|nvshmem)[\w.-]*: cannot open shared object file",
         ),
-        "libraries of another CUDA are found before the ones that came with torch",
+        "the libraries of another CUDA are found before the ones installed with torch",
         Fix("unset LD_LIBRARY_PATH"),
         "likely",
     ),

@@ -1,4 +1,4 @@
-"""The way out of this network for a build: its proxies, and the certificate they sign with."""
+"""What a build needs to reach the internet from this network: proxies and their certificate."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SYSTEM_BUNDLES = (
 
 
 def read_certificate(environment: Mapping[str, str] = os.environ) -> tuple[Path, bytes] | None:
-    """The file that LABKIT_CA_FILE names, and its content; None where it names none.
+    """The file that LABKIT_CA_FILE names, with its content; None where it is not set.
 
     Raises UsageError where the file cannot be read or holds no certificate in PEM.
     """
@@ -47,16 +47,16 @@ def read_certificate(environment: Mapping[str, str] = os.environ) -> tuple[Path,
 
 
 def keep_fingerprint(environment: Mapping[str, str] = os.environ) -> str:
-    """What the image's build needs to be told where it shall keep the certificate, else "".
+    """The certificate's fingerprint where the image shall keep it (LABKIT_CA_KEEP), else "".
 
-    The fingerprint of the file's content, so that another certificate makes another image.
+    Another certificate thus makes another image. Raises UsageError where there is none to keep.
     """
     if environment.get("LABKIT_CA_KEEP", "0") in ("", "0"):
         return ""
     found = read_certificate(environment)
     if found is None:
         raise UsageError(
-            "LABKIT_CA_KEEP is set, but no certificate to keep",
+            "LABKIT_CA_KEEP is set, and LABKIT_CA_FILE is not",
             cause="LABKIT_CA_FILE names the certificate",
             fix="LABKIT_CA_FILE=/path/to/ca.pem LABKIT_CA_KEEP=1 make up",
         )
@@ -64,14 +64,14 @@ def keep_fingerprint(environment: Mapping[str, str] = os.environ) -> str:
 
 
 def build_certificate(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """The variables that hand the certificate to compose.yaml's build."""
+    """The variables with which compose.yaml's build finds the certificate."""
     found = read_certificate(environment)
     file = {"LABKIT_CA_FILE": str(found[0])} if found else {}
     return {**file, "LABKIT_KEPT_CA": keep_fingerprint(environment)}
 
 
 def build_proxies(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """The proxy variables in either writing: apt reads the small ones alone, some tools the others.
+    """The proxy variables in both cases: apt reads only the lower one, some tools only the upper.
 
     >>> build_proxies({"HTTPS_PROXY": "http://proxy:3128"})
     {'HTTPS_PROXY': 'http://proxy:3128', 'https_proxy': 'http://proxy:3128'}
@@ -86,10 +86,10 @@ def build_proxies(environment: Mapping[str, str] = os.environ) -> dict[str, str]
 
 
 def trust_in_pip(checkout: Checkout, environment: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """The variable that makes a pip on this machine trust the certificate too, or nothing.
+    """The variable that makes pip on this machine trust the certificate too; empty without one.
 
-    pip takes one file, so this writes one that also holds what pip would have trusted without
-    it: the proxy may leave some hosts alone.
+    pip takes one file. The one written here also has what pip trusts by default, since the proxy
+    may pass some hosts through.
     """
     found = read_certificate(environment)
     if found is None:
@@ -102,7 +102,7 @@ def trust_in_pip(checkout: Checkout, environment: Mapping[str, str] = os.environ
 
 
 def _read_trusted(environment: Mapping[str, str]) -> bytes:
-    """The certificates that this machine trusts already, in PEM; empty where none are found."""
+    """The certificates that this machine trusts, in PEM; empty where none are found."""
     own = ssl.get_default_verify_paths().cafile
     for name in (environment.get("PIP_CERT"), environment.get("SSL_CERT_FILE"), own):
         if name and Path(name).is_file():

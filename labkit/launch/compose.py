@@ -1,10 +1,4 @@
-"""The lab in a container: Compose builds, starts and stops it; the engine is asked about it.
-
-The file beside compose.yaml that lists a lab's GPUs: `.labkit/gpus.json`.
-
-Variables make no lists, and Compose only ever adds to one, so the service that takes the list
-has none of its own. JSON is YAML.
-"""
+"""The lab in a container: Compose builds, starts and stops it; the engine answers about it."""
 
 from __future__ import annotations
 
@@ -16,24 +10,35 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from labkit.errors import EngineError, LabkitError
+from labkit.host.gpu import ALL_GPUS
 from labkit.host.gpu_access import list_seen, name_cdi_device
+from labkit.host.torch_builds import find_build
 from labkit.launch import image
-from labkit.launch.build import check_locks, find_build
-from labkit.launch.flavor import Flavor
-from labkit.launch.gpu import ALL_GPUS
 from labkit.launch.progress import StepLog, Steps, explain_failure
-from labkit.launch.runtime import Identity
-from labkit.launch.settings import Checkout, Settings
+from labkit.launch.settings import Checkout, Flavor, Identity, Settings, check_locks
 from labkit.launch.state import LabHandle, prepare_state_folder, write_private
-from labkit.process import CommandResult, replace_process, run_command, stream_command
+from labkit.process import (
+    CommandResult,
+    compose_environment,
+    replace_process,
+    run_command,
+    stream_command,
+)
 
 GPU_SERVICE = "cuda-chosen"
 # The tests get the same GPUs.
 SERVICES = (GPU_SERVICE, "test")
+START_LIMIT_SECONDS = 180.0
+# Always all of them: a start names its service, and a stop must find every one.
+PROFILES = ("cpu", "cuda", GPU_SERVICE, "test")
 
 
 def write_gpu_file(checkout: Checkout, client: str, flavor: Flavor) -> Path:
-    """The file for this engine and flavor, written anew."""
+    """Writes `.labkit/gpus.json`, the Compose file with the GPUs of this flavor; gives its path.
+
+    compose.yaml cannot have the list: a variable cannot hold one, and a second file can only add to
+    it. JSON is YAML.
+    """
     prepare_state_folder(checkout)
     path = checkout.state_folder / "gpus.json"
     write_private(path, json.dumps(list_gpus(client, flavor), indent=2) + "\n")
@@ -41,13 +46,13 @@ def write_gpu_file(checkout: Checkout, client: str, flavor: Flavor) -> Path:
 
 
 def list_gpus(client: str, flavor: Flavor) -> dict[str, object]:
-    """What the file holds: for each service the GPUs, the way the trial proved to work."""
+    """The content of that file: each service's GPUs, in the way that was seen to work."""
     cdi = [name_cdi_device(gpu) for gpu in flavor.gpus]
-    if client == "podman":  # whose Compose takes no reservation but NVIDIA's own
+    if client == "podman":  # its Compose takes no other reservation than NVIDIA's
         return {"services": {name: {"devices": cdi} for name in SERVICES}}
     request: dict[str, object] = {"capabilities": ["gpu"]}
     if flavor.way == "cdi":
-        # Not `devices:`, which Compose takes for a path before 2.30.
+        # Not `devices:`: Compose before 2.30 reads its value as a path.
         request.update(driver="cdi", device_ids=cdi)
     elif flavor.gpus == ALL_GPUS:
         request.update(count="all")
@@ -57,14 +62,8 @@ def list_gpus(client: str, flavor: Flavor) -> dict[str, object]:
     return {"services": {name: {"deploy": reserved} for name in SERVICES}}
 
 
-BUILD_LIMIT_SECONDS = 3 * 3600.0
-START_LIMIT_SECONDS = 180.0
-# All of them, always: what starts names its service, and what stops is to find every one.
-PROFILES = ("cpu", "cuda", GPU_SERVICE, "test")
-
-
 class PortTakenError(EngineError):
-    """The engine could not publish the port: something took it since it was found free."""
+    """The engine could not publish the port: a program took it after it was found free."""
 
 
 @dataclass(frozen=True)
@@ -90,38 +89,39 @@ class ContainerLab:
 
     @property
     def service(self) -> str:
-        """The Compose service that runs the lab: "cuda-chosen" is the one with a list of GPUs."""
+        """The Compose service that runs the lab; "cuda-chosen" is the one with a list of GPUs."""
         return GPU_SERVICE if self.flavor.way else self.flavor.name
 
-    def prepare(self, steps: Steps) -> None:
-        """Builds the image where there is none or its inputs have changed."""
-        digest = image.digest_inputs(self.checkout)
-        present = image.read_image_digest(self.client, self.image)
+    def prepare(self, steps: Steps, *, for_tests: bool = False) -> None:
+        """Builds the lab's image, or that of the tests, where it is missing or out of date.
+
+        Raises EngineError with the build's log.
+        """
+        service, name = self.flavor.name, self.image
+        inputs = image.LAB_INPUTS
+        if for_tests:
+            service, name, inputs = "test", self.test_image, image.TEST_INPUTS
+        digest = image.digest_inputs(self.checkout, inputs)
+        present = image.read_image_digest(self.client, name)
         if present == digest:
             return
-        why = "not built yet" if present is None else "its inputs have changed"
-        self.build(steps, self.flavor.name, digest, why)
-
-    def build(self, steps: Steps, service: str, digest: str, why: str) -> None:
-        """Builds a service's image, showing how far it is. Raises EngineError with the log."""
         check_locks(self.checkout, find_build(self.flavor.build).locks)
-        log_path = self.checkout.logs_folder / f"build-{service}.log"
-        with steps.step(f"building the {service} image ({why})") as step:
-            with StepLog(log_path, image.follow_build(step.note)) as log:
-                result = self._compose(
-                    ["build", service], log, image.build_variables(self.checkout, digest)
-                )
-            if not result.ok:
-                raise log.failure(f"building the {service} image failed", "make build")
-        # The image that had the name before: nothing refers to it any more, and it is 1.5 GB.
-        self._ask(
-            "image", "prune", "--force", "--filter", f"label=io.labkit.flavor={self.flavor.name}"
+        image.run_build(
+            steps,
+            f"building the {service} image",
+            self.client,
+            self.compose_command(["build", service]),
+            {**self.environment(), **image.build_variables(self.checkout, digest)},
+            why="not built yet" if present is None else "its inputs have changed",
+            flavor=self.flavor.name,
+            log_path=self.checkout.logs_folder / f"build-{service}.log",
+            fix="make build",
         )
 
     def start(self) -> LabHandle:
-        """Starts the service; its container is what to take hold of it by.
+        """Starts the service; gives the handle of its container.
 
-        Raises PortTakenError where the port is taken, else EngineError.
+        Raises PortTakenError where the port is taken, EngineError where it fails otherwise.
         """
         with StepLog(self.checkout.logs_folder / "start.log") as log:
             result = self._compose(["up", "--detach", "--no-build", self.service], log)
@@ -136,7 +136,7 @@ class ContainerLab:
         """Stops and removes the container; the workspace and the caches stay."""
         with StepLog(self.checkout.logs_folder / "stop.log") as log:
             words = ["down", "--remove-orphans", "--timeout", "15"]
-            if self._has_one_offs():  # a `make run` or `make test` that `down` would kill
+            if self._has_one_offs():  # `down` would kill a `make run` or `make test`
                 words = ["rm", "--stop", "--force", self.service]
             result = self._compose(words, log)
             if not result.ok:
@@ -165,14 +165,13 @@ class ContainerLab:
         return answer.stdout.strip() or None if answer.ok else None
 
     def is_alive(self, handle: LabHandle) -> bool:
-        """True while the container runs, and is not restarting again and again."""
+        """True while the container runs; one that restarts in a loop does not."""
         return handle.container is not None and self.read_status(handle.container) == "running"
 
     def find_gpu_problem(self, handle: LabHandle) -> str | None:
         """Why the running lab sees no GPU although it was given one, or None.
 
-        Podman's engine may pass it on and the Compose it found still leave it out, without a word
-        (podman#28436).
+        The Compose that Podman found may leave the GPU out without saying so (podman#28436).
         """
         if self.flavor.way is None or handle.container is None:
             return None
@@ -180,16 +179,16 @@ class ContainerLab:
         return None if list_seen(answer) else answer.message
 
     def explain_death(self, handle: LabHandle) -> LabkitError:
-        """Why a container that was started does not run: its own last words."""
+        """Why a container that was started does not run: the end of its log."""
         answer = self._ask("logs", "--tail", "40", handle.container or "")
         lines = (answer.stdout + answer.stderr).splitlines()
         path = self.checkout.logs_folder / "server.log"
         path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-        # The container goes when the start is undone, and `make logs` would find nothing.
+        # Undoing the start removes the container, and `make logs` would find nothing.
         return explain_failure("the lab's container stopped", lines, path, f"less '{path}'")
 
     def show_logs(self, handle: LabHandle | None, lines: int, follow: bool) -> None:
-        """Becomes the engine's `logs` of the container."""
+        """Replaces this process by the engine's `logs` of the container."""
         container = (handle and handle.container) or self.find_container()
         if container is None:
             raise EngineError("there is no log yet", cause="no lab was started", fix="make up")
@@ -197,7 +196,7 @@ class ContainerLab:
         replace_process([self.client, "logs", *options, container])
 
     def enter(self, handle: LabHandle | None, command: Sequence[str]) -> None:
-        """Becomes ``command`` inside the running lab, or in a one-off container of it."""
+        """Replaces this process by ``command`` in the running lab, or in a container of its own."""
         terminal = sys.stdin.isatty() and sys.stdout.isatty()
         flags = ["--interactive", *(["--tty"] if terminal else [])]
         if handle and handle.container and self.is_alive(handle):
@@ -212,9 +211,9 @@ class ContainerLab:
         return replace(self, port=port)
 
     def compose_command(self, words: Sequence[str]) -> list[str]:
-        """The whole Compose command line for ``words``.
+        """The Compose command line for ``words``.
 
-        What starts a container of a cuda lab gets the file with its GPUs, written here.
+        For a start of a cuda lab it writes the file with the GPUs and names it.
         """
         project = ["--project-name", self.checkout.project]
         folder = ["--project-directory", str(self.checkout.root)]
@@ -225,7 +224,7 @@ class ContainerLab:
         return [self.client, "compose", *project, *folder, *files, *profiles, *words]
 
     def environment(self) -> dict[str, str]:
-        """The variables that compose.yaml reads; never the token itself."""
+        """The variables that compose.yaml reads; the token is never one."""
         values = {
             "LABKIT_PROJECT": self.checkout.project,
             "LABKIT_IMAGE": self.image,
@@ -236,6 +235,7 @@ class ContainerLab:
             "LABKIT_WORKSPACE": str(self.checkout.workspace),
             "LABKIT_TOKEN_FILE": str(self.checkout.token_file),
             "LABKIT_REMOTE_ACCESS": "1" if self.settings.opens_to_others else "0",
+            "LABKIT_MEMORY": str(self.settings.memory_bytes or 0),
         }
         if self.flavor.name == "cuda":
             values["LABKIT_CUDA_BUILD"] = self.flavor.build
@@ -243,21 +243,17 @@ class ContainerLab:
             values["LABKIT_USER"] = f"{self.identity.user_id}:{self.identity.group_id}"
             values["LABKIT_ALLOW_ROOT"] = "1" if self.identity.is_root else "0"
             values["LABKIT_USERNS"] = "keep-id" if self.identity.keep_id else ""
-        return {**os.environ, **values}
+        return {**compose_environment(), **values}
 
     def _ask(self, *words: str) -> CommandResult:
         return run_command([self.client, *words], timeout_seconds=30)
 
-    def _compose(
-        self, words: Sequence[str], log: StepLog, extra: dict[str, str] | None = None
-    ) -> CommandResult:
-        limit = BUILD_LIMIT_SECONDS if words[0] == "build" else START_LIMIT_SECONDS
+    def _compose(self, words: Sequence[str], log: StepLog) -> CommandResult:
         result = stream_command(
             self.compose_command(words),
-            timeout_seconds=limit,
+            timeout_seconds=START_LIMIT_SECONDS,
             on_line=log.write,
-            environment={**self.environment(), **(extra or {})},
-            folder=self.checkout.root,
+            environment=self.environment(),
         )
         if result.missing or result.timed_out:
             log.write(result.message)

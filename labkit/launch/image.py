@@ -1,36 +1,29 @@
-"""The lab's image: what it is made from, whether the one here is current, and how it is built."""
+"""The lab's image: what it is made from, whether the one here is current, and its build."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from labkit import __version__
 from labkit.launch.certificates import build_certificate, build_proxies, keep_fingerprint
+from labkit.launch.progress import StepLog, Steps
 from labkit.launch.settings import Checkout
-from labkit.process import run_command
+from labkit.process import run_command, stream_command
 
-# What the images are made from; .dockerignore lets little more than this through.
-LAB_INPUTS = ("docker", "labkit", "labs", "pyproject.toml", ".dockerignore")
+# What the images are made from; .dockerignore excludes nearly everything else.
+LAB_INPUTS: tuple[str, ...] = ("docker", "labkit", "labs", "pyproject.toml", ".dockerignore")
 TEST_INPUTS = (
     *LAB_INPUTS,
-    *(
-        "tests",
-        "compose.yaml",
-        "Makefile",
-        "README.md",
-        "CHANGELOG.md",
-        "LICENSE",
-        "docs",
-        ".ci",
-        ".gitignore",
-    ),
+    *("tests", "compose.yaml", "Makefile", "docs", ".ci", ".gitignore"),
+    *("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "LICENSE"),
 )
+BUILD_LIMIT_SECONDS = 3 * 3600.0
 IGNORED = {"__pycache__", ".ipynb_checkpoints"}
-# Settings that change what a build gives. TORCH_INDEX is none: every file is held to its hash.
+# Settings that change a build's result. TORCH_INDEX does not: every file must have its hash.
 BUILD_VARIABLES = ("BASE_IMAGE",)
 
 # BuildKit: "#12 [python 3/5] RUN ...", under Compose "#12 [cpu python 3/5] RUN ..."; classic
@@ -42,7 +35,7 @@ PIP_LINE = re.compile(r"(?:^|\s)(Collecting|Downloading|Installing collected) ?(
 
 
 def digest_inputs(checkout: Checkout, inputs: tuple[str, ...] = LAB_INPUTS) -> str:
-    """A fingerprint of every file and setting that goes into an image, 16 hexadecimal digits."""
+    """The fingerprint of all files and settings that go into an image, 16 hexadecimal digits."""
     digest = hashlib.sha256()
     for path in sorted(_walk_inputs(checkout.root, inputs)):
         digest.update(f"{path.relative_to(checkout.root)}\0".encode())
@@ -64,22 +57,22 @@ def _walk_inputs(root: Path, inputs: tuple[str, ...]) -> Iterator[Path]:
 
 
 def read_image_digest(client: str, image: str) -> str | None:
-    """The fingerprint the image was built from, or None where there is no such image."""
+    """The fingerprint that the image was built from, or None where there is no such image."""
     label = '{{index .Config.Labels "io.labkit.inputs"}}'
     answer = run_command([client, "image", "inspect", "--format", label, image], timeout_seconds=20)
     return answer.stdout.strip() or None if answer.ok else None
 
 
 def build_variables(checkout: Checkout, digest: str) -> dict[str, str]:
-    """What compose.yaml passes on to the build: its labels, and the way out of this network."""
+    """The variables of compose.yaml's build: labels, proxies and the network's certificate."""
     commit_time = _ask_git(checkout, "log", "-1", "--format=%ct")
     return {
         "LABKIT_VERSION": __version__,
         "LABKIT_REVISION": read_revision(checkout) or "unknown",
         "LABKIT_INPUTS": digest,
-        # One line an event, which a progress line can be made from.
+        # One line per event, from which the progress is read.
         "BUILDKIT_PROGRESS": "plain",
-        # The image is as old as the commit it was made from, whoever builds it, and when.
+        # The image has its commit's time, whoever builds it, and whenever.
         **({"SOURCE_DATE_EPOCH": commit_time} if commit_time else {}),
         **build_certificate(),
         **build_proxies(),
@@ -98,8 +91,41 @@ def _ask_git(checkout: Checkout, *words: str) -> str | None:
     return answer.stdout.strip() or None if answer.ok else None
 
 
+def run_build(
+    steps: Steps,
+    what: str,
+    client: str,
+    command: Sequence[str],
+    environment: Mapping[str, str],
+    *,
+    flavor: str,
+    log_path: Path,
+    fix: str,
+    why: str = "",
+) -> None:
+    """Runs a build and shows its progress; then removes the image that had the name before.
+
+    Raises EngineError with the log's last lines; ``fix`` is its command where the cause is unknown.
+    """
+    with steps.step(f"{what} ({why})" if why else what) as step:
+        with StepLog(log_path, follow_build(step.note)) as log:
+            result = stream_command(
+                command,
+                timeout_seconds=BUILD_LIMIT_SECONDS,
+                on_line=log.write,
+                environment=environment,
+            )
+            if result.missing or result.timed_out:
+                log.write(result.message)
+        if not result.ok:
+            raise log.failure(f"{what} failed", fix)
+    # Gigabytes that nothing refers to any more.
+    label = f"label=io.labkit.flavor={flavor}"
+    run_command([client, "image", "prune", "--force", "--filter", label], timeout_seconds=60)
+
+
 def follow_build(note: Callable[[str], None]) -> Callable[[str], None]:
-    """A reader of build output that notes how far the build is, in a few words."""
+    """A reader of build output that calls ``note`` with the progress in a few words."""
     current = ""
     packages = 0
 

@@ -8,16 +8,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from labkit.errors import EngineError, LabkitError
-from labkit.host.torch_builds import CPU_BUILD
-from labkit.launch.build import find_build
-from labkit.launch.flavor import CPU, Flavor
-from labkit.launch.gpu import ALL_GPUS
+from labkit.host.gpu import ALL_GPUS
+from labkit.host.torch_builds import CPU_BUILD, find_build
 from labkit.launch.progress import Steps, explain_failure
 from labkit.launch.server import is_running, start_in_background, stop_process
-from labkit.launch.settings import Checkout, Settings
+from labkit.launch.settings import CPU, Checkout, Flavor, Settings
 from labkit.launch.state import LabHandle
 from labkit.launch.venv import PythonEnvironment
-from labkit.process import replace_process
+from labkit.process import compose_environment, replace_process
+
+# Flavor, build and GPUs of a running server, for a launcher that has lost its state file.
+LAB_VARIABLE = "LABKIT_LAB"
+# The end of a log that an error is explained from.
+LAST_BYTES = 65536
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,7 @@ class LocalLab:
         return self.checkout.logs_folder / "server.log"
 
     def prepare(self, steps: Steps, more_locks: Sequence[str] = ()) -> None:
-        """Makes the .venv or brings it up to date, with what ``more_locks`` name on top."""
+        """Makes the .venv or brings it up to date; ``more_locks`` name what is added."""
         build = find_build(self.flavor.build)
         kept = self.python_environment.find_cuda_build()
         # A driver that fails for a day must not cost the gigabytes that it will need again.
@@ -66,15 +69,17 @@ class LocalLab:
         return is_running(handle)
 
     def explain_death(self, handle: LabHandle) -> LabkitError:
-        """Why a server that was started does not run: its own last words."""
+        """Why a server that was started does not run: the end of its log."""
         try:
-            lines = self.log_file.read_text(encoding="utf-8", errors="replace").splitlines()
+            with self.log_file.open("rb") as log:
+                log.seek(max(0, self.log_file.stat().st_size - LAST_BYTES))
+                lines = log.read().decode(errors="replace").splitlines()
         except OSError:
             lines = []
         return explain_failure("JupyterLab stopped", lines, self.log_file, "make logs")
 
     def show_logs(self, handle: LabHandle | None, lines: int, follow: bool) -> None:
-        """Becomes `tail` of the server's log."""
+        """Becomes `tail` of the server's log. Raises EngineError where there is none."""
         if not self.log_file.exists():
             raise EngineError("there is no log yet", cause="no lab was started", fix="make up")
         options = ["-n", str(lines), *(["-f"] if follow else [])]
@@ -90,15 +95,19 @@ class LocalLab:
         return replace(self, port=port)
 
     def environment(self) -> dict[str, str]:
-        """The lab's variables: the image's own, with folders of this checkout."""
+        """The lab's variables: as in the image, with folders of this checkout."""
         state, root = self.checkout.state_folder, self.checkout.root
+        gpus = ",".join(self.flavor.gpus)
         binaries = self.python_environment.python.parent
         return {
-            **os.environ,
+            **compose_environment(),
             "PATH": f"{binaries}{os.pathsep}{os.environ.get('PATH', '')}",
             "VIRTUAL_ENV": str(self.checkout.environment_folder),
             "LABKIT_HOME": str(root),
             "LABKIT_STATE": str(state),
+            LAB_VARIABLE: f"{self.flavor.name} {self.flavor.build} {gpus}",
+            # The server bounds it: moves a long one aside and goes on with an empty one.
+            "LABKIT_LOG_FILE": str(self.log_file),
             "LABKIT_WORKSPACE": str(self.checkout.workspace),
             "LABKIT_TOKEN_FILE": str(self.checkout.token_file),
             "LABKIT_SERVER_ADDRESS": self.settings.bind,
@@ -113,9 +122,10 @@ class LocalLab:
         }
 
     def _choose_gpus(self) -> dict[str, str]:
-        """What shows torch the chosen GPUs alone; a choice made outside stays where none is here.
+        """The variables that show torch the chosen GPUs only.
 
-        CUDA counts the fastest GPU first unless it is told to count as nvidia-smi does.
+        A CUDA_VISIBLE_DEVICES of the user's stays where they chose no GPUs here. By itself CUDA
+        numbers the fastest GPU first; here it numbers them as nvidia-smi does.
         """
         chosen = self.flavor.gpus
         if chosen in ((), ALL_GPUS):
@@ -125,5 +135,5 @@ class LocalLab:
         return {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": ",".join(chosen)}
 
     def find_gpu_problem(self, handle: LabHandle) -> str | None:
-        """None: the driver that was asked about the GPUs is the one the lab uses."""
+        """Always None: the lab uses the driver that was already asked about the GPUs."""
         return None

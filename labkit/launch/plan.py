@@ -1,4 +1,7 @@
-"""From a host's facts to how the lab will run on it, and why."""
+"""How the lab will run on this host, and why: the runtime, the user, the flavor, build and GPUs.
+
+``probe_host`` gathers the facts; everything else here is a pure function of them.
+"""
 
 from __future__ import annotations
 
@@ -7,45 +10,79 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Generic, TypeVar
 
-from labkit.errors import EngineError
+from labkit.errors import DeviceMissingError, EngineError, LabkitError, UsageError
 from labkit.host.distribution import UNKNOWN, Distribution, read_distribution
-from labkit.host.engine import EngineFacts, probe_engine
-from labkit.host.gpu import GpuFacts, probe_gpu
-from labkit.host.gpu_access import GpuAccessTest, find_image, probe_gpu_access
-from labkit.host.machine import MachineFacts, read_folder, read_machine
-from labkit.host.torch_builds import BUILDS, TorchBuild
-from labkit.launch.build import find_build
+from labkit.host.engine import EngineFacts, find_engine_obstacle, probe_engine
+from labkit.host.gpu import ALL_GPUS, GpuFacts, GpuSelection, describe_gpus, probe_gpu, select_gpus
+from labkit.host.gpu_access import NO_IMAGE, GpuAccessTest, find_image, probe_gpu_access
+from labkit.host.machine import FolderFacts, MachineFacts, read_folder, read_machine
+from labkit.host.torch_builds import (
+    BUILDS,
+    CPU_LAB,
+    CUDA_BUILDS,
+    NEEDS,
+    BuildChoice,
+    BuildHost,
+    TorchBuild,
+    choose_build,
+    find_build,
+)
+from labkit.known_errors.match import explain_text
 from labkit.launch.compose import ContainerLab
-from labkit.launch.flavor import Flavor, GpuHost, check_flavor, choose_flavor, prepare_trial
 from labkit.launch.local import LocalLab
 from labkit.launch.progress import Steps
-from labkit.launch.runtime import (
-    RUNTIMES,
-    Choice,
-    Identity,
-    check_name,
-    choose_identity,
-    choose_runtime,
-)
-from labkit.launch.settings import Checkout, Settings
+from labkit.launch.settings import CPU, RUNTIMES, Checkout, Flavor, Identity, Settings
 from labkit.process import CommandRunner, run_command
+from labkit.text import near_match
+
+FLAVORS = ("cpu", "cuda")
+# Nearer to "cpu" by its letters.
+MEANT = {"gpu": "cuda"}
+# Who a lab runs as where the host's user is root: the first ordinary user of most systems.
+UNPRIVILEGED_ID = 1000
+BASE_IMAGE = "debian:bookworm-slim"
+VENV_LAB = "make up RUNTIME=local   # uses the GPU at once, from a .venv"
 
 Lab = ContainerLab | LocalLab
+T = TypeVar("T")
 
-BASE_IMAGE = "debian:bookworm-slim"
+
+@dataclass(frozen=True)
+class Choice(Generic[T]):
+    """What was chosen, why, and a warning with its fix.
+
+    ``otherwise`` is a command for a user who cannot type ``fix``.
+    """
+
+    value: T
+    reason: str
+    warning: str | None = None
+    fix: str | None = None
+    otherwise: str | None = None
+
+
+class GpuAccessError(EngineError):
+    """The engine runs labs, and their containers see no GPU."""
 
 
 @dataclass(frozen=True)
 class HostFacts:
-    """Everything the choices are made from; ``trials`` are of the engine that will be taken."""
+    """Everything that the choices are made from.
+
+    ``folder`` and ``workspace`` are the checkout's. ``access_tests`` are the containers that the
+    engine to be chosen was tried with; none where the choice needs none.
+    """
 
     machine: MachineFacts
     docker: EngineFacts
     podman: EngineFacts
     gpu: GpuFacts
+    folder: FolderFacts
+    workspace: FolderFacts
     distribution: Distribution = UNKNOWN
-    trials: tuple[GpuAccessTest, ...] = ()
+    access_tests: tuple[GpuAccessTest, ...] = ()
 
     def engine(self, name: str) -> EngineFacts:
         """The facts of the engine of this name."""
@@ -54,7 +91,20 @@ class HostFacts:
     def gpu_host(self, runtime: str) -> GpuHost:
         """What the flavor is chosen from, where the lab runs by ``runtime``."""
         engine = None if runtime == "local" else runtime
-        return GpuHost(self.gpu, self.machine.architecture, self.distribution, engine, self.trials)
+        return GpuHost(
+            self.gpu, self.machine.architecture, self.distribution, engine, self.access_tests
+        )
+
+
+@dataclass(frozen=True)
+class GpuHost:
+    """What the flavor is chosen from. ``engine`` is None for the local runtime."""
+
+    facts: GpuFacts
+    machine: str = "x86_64"
+    distribution: Distribution = UNKNOWN
+    engine: str | None = None
+    access_tests: tuple[GpuAccessTest, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -68,10 +118,80 @@ class Plan:
     identity: Choice[Identity] | None = None
 
 
+def make_plan(
+    checkout: Checkout, settings: Settings, facts: HostFacts, *, demand: bool = True
+) -> Plan:
+    """The runtime and flavor for these facts. Raises where what was asked for cannot be had.
+
+    Without ``demand`` a cuda lab needs no GPU: it is built or tested, and not started.
+    """
+    runtime = _choose_runtime(settings, facts)
+    flavor = choose_flavor(settings, facts.gpu_host(runtime.value), demand=demand)
+    port_asked = settings.port is not None
+    if runtime.value == "local":
+        return Plan(runtime, flavor, LocalLab(checkout, settings, flavor=flavor.value), port_asked)
+    identity = _choose_identity(facts, runtime.value)
+    lab = ContainerLab(checkout, runtime.value, flavor.value, settings, identity=identity.value)
+    return Plan(runtime, flavor, lab, port_asked, identity)
+
+
+def announce_choices(plan: Plan, steps: Steps) -> None:
+    """Says what was chosen and why, with the warnings and what mends them."""
+    for name, value, choice in (
+        ("runtime", plan.runtime.value, plan.runtime),
+        ("flavor", plan.flavor.value.name, plan.flavor),
+    ):
+        steps.say(f"{name + ':':<9}{value} ({choice.reason})")
+        if choice.warning:
+            steps.say(f"  warning: {choice.warning}")
+        if choice.fix:
+            steps.say(f"    try: {choice.fix}")
+        if choice.otherwise:
+            steps.say(f"    else: {choice.otherwise}")
+
+
+# The names that a user can give.
+
+
 def check_settings(settings: Settings) -> None:
-    """Raises UsageError for names that are none, before anything is asked of the host."""
+    """Raises UsageError for unknown names, and for CUDA or GPUS in a lab for the CPU."""
     check_name("runtime", settings.runtime, RUNTIMES)
-    check_flavor(settings)
+    check_name("flavor", settings.flavor, FLAVORS)
+    check_name("CUDA build", settings.cuda, tuple(NEEDS), "CUDA")
+    if settings.flavor == "cpu" and settings.asks_for_gpu:
+        raise UsageError(
+            f"{' '.join(_list_asked(settings)[1:])} conflicts with FLAVOR=cpu",
+            cause="the cpu flavor uses no GPU",
+            fix="unset LABKIT_CUDA LABKIT_GPUS; make up FLAVOR=cpu",
+        )
+
+
+def check_name(kind: str, asked: str, known: tuple[str, ...], variable: str = "") -> None:
+    """Raises UsageError, with the near match, unless ``asked`` is "auto" or a known name.
+
+    ``variable`` is what make calls it, where that is another name than ``kind``.
+    """
+    if asked in known or asked == "auto":
+        return
+    near = MEANT.get(asked.lower()) or near_match(asked.lower(), known)
+    raise UsageError(
+        f"unknown {kind} {asked!r}",
+        cause=f"{kind} is one of: auto, {', '.join(known)}",
+        fix=f"make up {variable or kind.upper()}={near or 'auto'}",
+    )
+
+
+def _list_asked(settings: Settings) -> Sequence[str]:
+    """What was asked for, as it is typed after `make up`."""
+    asked = {
+        "FLAVOR": settings.flavor,
+        "CUDA": settings.cuda,
+        "GPUS": ",".join(settings.gpus) or "auto",
+    }
+    return [f"{name}={value}" for name, value in asked.items() if value != "auto"]
+
+
+# The facts.
 
 
 def probe_host(
@@ -83,46 +203,167 @@ def probe_host(
     *,
     machine: MachineFacts | None = None,
 ) -> HostFacts:
-    """The host's facts, its engines and driver asked side by side, and then a container tried.
+    """The host's facts: engines and driver are asked in parallel, then a container is tried.
 
     Raises UsageError for settings that no host could meet.
     """
     check_settings(settings)
-    absent = EngineFacts("docker", client_found=False)
     names = [settings.runtime] if settings.runtime in ("docker", "podman") else []
     names = names or ([] if settings.runtime == "local" else ["docker", "podman"])
     with ThreadPoolExecutor() as pool:
         gpu = pool.submit(probe_gpu, run, root)
-        engines = {name: pool.submit(probe_engine, name, run) for name in names}
-        found = {name: future.result() for name, future in engines.items()}
-        facts = HostFacts(
-            machine or read_machine(),
-            found.get("docker", absent),
-            found.get("podman", absent),
-            gpu.result(),
-            read_distribution(root),
-        )
-    return replace(facts, trials=_try_passing(checkout, settings, facts, steps, run))
+        asked = {name: pool.submit(probe_engine, name, run) for name in names}
+        engines = {name: future.result() for name, future in asked.items()}
+    facts = HostFacts(
+        machine or read_machine(),
+        engines.get("docker", EngineFacts("docker", client_found=False)),
+        engines.get("podman", EngineFacts("podman", client_found=False)),
+        gpu.result(),
+        read_folder(checkout.root),
+        read_folder(checkout.workspace),
+        read_distribution(root),
+    )
+    return replace(facts, access_tests=_try_gpu_access(settings, facts, steps, run))
 
 
-def _try_passing(
-    checkout: Checkout, settings: Settings, facts: HostFacts, steps: Steps, run: CommandRunner
+def _try_gpu_access(
+    settings: Settings, facts: HostFacts, steps: Steps, run: CommandRunner
 ) -> tuple[GpuAccessTest, ...]:
     """The containers tried, where the lab would run in one and have a GPU."""
     try:
         runtime = _choose_runtime(settings, facts).value
     except EngineError:
-        return ()  # the plan says why
-    gpus = prepare_trial(settings, facts.gpu_host(runtime))
-    if runtime == "local" or not gpus:
+        return ()  # make_plan says why
+    gpus = () if runtime == "local" else list_gpus_to_try(settings, facts.gpu_host(runtime))
+    if not gpus:
         return ()
     own = [os.environ.get("LABKIT_IMAGE"), *(f"labkit:{name}" for name in BUILDS)]
     base = os.environ.get("BASE_IMAGE") or BASE_IMAGE
-    images = [name for name in (*own, base) if name]
-    image = find_image(runtime, images, run) or base
-    user = _word_identity(_choose_identity(checkout, facts, runtime).value)
+    image = find_image(runtime, [name for name in (*own, base) if name], run) or base
+    identity = _choose_identity(facts, runtime).value
+    user = ["--user", f"{identity.user_id}:{identity.group_id}"]
+    user += ["--userns", "keep-id"] if identity.keep_id else []
     with steps.step("trying a container with the GPU"):  # a second; minutes where it must be pulled
         return probe_gpu_access(runtime, image, run, gpus=gpus, user=user)
+
+
+def list_gpus_to_try(settings: Settings, host: GpuHost) -> tuple[str, ...]:
+    """The GPUs to try a container with; empty where the choice needs none."""
+    if settings.flavor == "cpu":
+        return ()
+    try:
+        return _choose_gpus(settings, host)[0].words
+    except LabkitError:
+        return ()
+
+
+# The runtime, and who the container runs as.
+
+
+def _choose_runtime(settings: Settings, facts: HostFacts) -> Choice[str]:
+    return choose_runtime(
+        settings.runtime, facts.docker, facts.podman, facts.distribution, facts.machine.system
+    )
+
+
+def choose_runtime(
+    asked: str,
+    docker: EngineFacts,
+    podman: EngineFacts,
+    distribution: Distribution = UNKNOWN,
+    system: str = "Linux",
+) -> Choice[str]:
+    """docker, podman or local: the one asked for, else the first that can run the lab.
+
+    Raises EngineError where the one that was asked for by name cannot run it.
+    """
+    check_name("runtime", asked, RUNTIMES)
+    if asked == "local":
+        return Choice("local", "asked for by name")
+    engines = {"docker": docker, "podman": podman}
+    if asked in engines:
+        obstacle = find_engine_obstacle(engines[asked], distribution, system)
+        if obstacle:
+            what = f"RUNTIME={asked} cannot run the lab"
+            raise EngineError(what, cause=obstacle.reason, fix=obstacle.fix)
+        return Choice(asked, f"asked for by name; {_describe_engine(engines[asked])}")
+    obstacles = []
+    for engine in (docker, podman):
+        obstacle = find_engine_obstacle(engine, distribution, system)
+        if obstacle is None:
+            return Choice(engine.name, _describe_engine(engine))
+        if engine.client_found:
+            obstacles.append(obstacle)
+    if not obstacles:
+        return Choice("local", "no docker or podman command here")
+    return Choice(
+        "local",
+        "; ".join(each.reason for each in obstacles),
+        warning="to use the engine instead: " + "; or ".join(each.fix for each in obstacles),
+    )
+
+
+def _describe_engine(engine: EngineFacts) -> str:
+    return (
+        f"{engine.name.capitalize()} {engine.server_version} answers, "
+        f"with Compose {engine.compose_version}"
+    )
+
+
+def _choose_identity(facts: HostFacts, engine: str) -> Choice[Identity]:
+    return choose_identity(facts.machine, facts.workspace, facts.engine(engine), facts.folder)
+
+
+def choose_identity(
+    machine: MachineFacts, workspace: FolderFacts, engine: EngineFacts, checkout: FolderFacts
+) -> Choice[Identity]:
+    """The user of the container's process, such that the host's user owns what it writes."""
+    user, group = machine.user_id, machine.group_id
+    if user is None or group is None:
+        return Choice(Identity(UNPRIVILEGED_ID, UNPRIVILEGED_ID), "the host has no user ids")
+    if engine.rootless and engine.name == "docker":
+        return Choice(Identity(0, 0), "rootless Docker: the container's root is you")
+    if user != 0:
+        keep = engine.name == "podman" and bool(engine.rootless)
+        return Choice(Identity(user, group, keep_id=keep), "your own user and group")
+    if workspace.owner_id:
+        owner_group = workspace.group_id or UNPRIVILEGED_ID
+        return Choice(Identity(workspace.owner_id, owner_group), "the workspace's owner, not root")
+    if checkout.owner_id:  # `sudo make up`: uid 1000 may be anybody on this machine
+        owner_group = checkout.group_id or UNPRIVILEGED_ID
+        return Choice(
+            Identity(checkout.owner_id, owner_group, owns_workspace=False),
+            "you are root, so the checkout's owner, who is given the workspace",
+        )
+    return Choice(
+        Identity(UNPRIVILEGED_ID, UNPRIVILEGED_ID, owns_workspace=False),
+        "you are root, so an unprivileged user, who is given the workspace",
+    )
+
+
+# The flavor, with its build and GPUs.
+
+
+def choose_flavor(settings: Settings, host: GpuHost, *, demand: bool = True) -> Choice[Flavor]:
+    """The flavor that this host can run, or that was asked for.
+
+    Raises where a flavor, build or GPU was asked for by name and cannot be had. Otherwise the cpu
+    flavor takes its place, with the reason and the fix. Without ``demand`` (a build, the tests) a
+    cuda lab needs no GPU.
+    """
+    check_settings(settings)
+    if settings.flavor == "cpu":
+        return Choice(CPU, "asked for by name")
+    try:
+        return _choose_cuda(settings, host)
+    except LabkitError as error:
+        by_name = settings.flavor == "cuda" or settings.cuda != "auto"
+        if by_name and not demand and not settings.gpus:
+            return _choose_without_gpu(settings, host, error)
+        if by_name or settings.gpus:
+            what = f"{' '.join(_list_asked(settings))}: {error.what}"
+            raise type(error)(what, cause=error.cause, fix=error.fix) from error
+        return _fall_back(host, error)
 
 
 def choose_image_build(
@@ -136,49 +377,98 @@ def choose_image_build(
     return find_build(choose_flavor(settings, host, demand=False).value.build)
 
 
-def make_plan(
-    checkout: Checkout, settings: Settings, facts: HostFacts, *, demand: bool = True
-) -> Plan:
-    """The runtime and flavor for these facts. Raises where what was asked for cannot be had.
-
-    Without ``demand`` a cuda lab needs no GPU: it is built or tested, and not started.
-    """
-    runtime = _choose_runtime(settings, facts)
-    host = facts.gpu_host(runtime.value)
-    flavor = choose_flavor(settings, host, demand=demand)
-    port_asked = settings.port is not None
-    if runtime.value == "local":
-        return Plan(runtime, flavor, LocalLab(checkout, settings, flavor=flavor.value), port_asked)
-    identity = _choose_identity(checkout, facts, runtime.value)
-    lab = ContainerLab(checkout, runtime.value, flavor.value, settings, identity=identity.value)
-    return Plan(runtime, flavor, lab, port_asked, identity)
+def _choose_cuda(settings: Settings, host: GpuHost) -> Choice[Flavor]:
+    """The cuda flavor. Raises LabkitError with the cause and the fix where it cannot be had."""
+    selection, build = _choose_gpus(settings, host)
+    flavor = Flavor("cuda", build.name, selection.words)
+    if host.engine is None:
+        return Choice(flavor, build.reason, build.warning, build.fix)
+    seen = next((test for test in host.access_tests if test.seen), None)
+    if seen is None:
+        raise _refuse_access(host)
+    them = "them" if len(selection.gpus) > 1 else "it"
+    by_cdi = " by CDI" if seen.way == "cdi" else ""
+    reason = f"{build.reason}; a container saw {them}{by_cdi}"
+    return Choice(replace(flavor, way=seen.way), reason, build.warning, build.fix)
 
 
-def _choose_runtime(settings: Settings, facts: HostFacts) -> Choice[str]:
-    return choose_runtime(settings.runtime, facts.docker, facts.podman, facts.machine.system)
+def _choose_gpus(settings: Settings, host: GpuHost) -> tuple[GpuSelection, BuildChoice]:
+    """The GPUs that the lab gets, and the build for them."""
+    facts = host.facts
+    if not facts.present:
+        what = "this host has no NVIDIA GPU that its driver knows"
+        if facts.problem:
+            raise DeviceMissingError(what, **_explain(facts.problem, host.distribution, CPU_LAB))
+        cause = "there is no nvidia-smi, and no nvidia kernel module is loaded"
+        raise DeviceMissingError(what, cause=cause, fix=CPU_LAB)
+    if facts.problem:
+        raise EngineError(
+            f"the NVIDIA driver does not answer as it should ({facts.problem})",
+            **_explain(facts.problem, host.distribution, "make doctor"),
+        )
+    selection = select_gpus(settings.gpus, facts)
+    build_host = BuildHost(facts, selection.gpus, host.machine, host.distribution)
+    by_name = settings.gpus not in ((), ALL_GPUS)
+    build = choose_build(settings.cuda, build_host, all_asked=by_name)
+    return selection.narrow(build.gpus), build
 
 
-def _choose_identity(checkout: Checkout, facts: HostFacts, engine: str) -> Choice[Identity]:
-    folder, root = read_folder(checkout.workspace), read_folder(checkout.root)
-    return choose_identity(facts.machine, folder, facts.engine(engine), root)
+def _explain(problem: str, distribution: Distribution, fix: str) -> dict[str, str]:
+    """The cause and the fix of a known error; of another, the problem itself and ``fix``."""
+    found = explain_text(problem).first
+    if found is None:
+        return {"cause": problem, "fix": fix}
+    return {"cause": found.error.cause, "fix": found.error.fix.on(distribution)}
 
 
-def _word_identity(identity: Identity) -> Sequence[str]:
-    """The engine's words for who a container runs as."""
-    user = ["--user", f"{identity.user_id}:{identity.group_id}"]
-    return [*user, *(["--userns", "keep-id"] if identity.keep_id else [])]
+def _refuse_access(host: GpuHost) -> LabkitError:
+    """Why no container saw the GPU: the first test whose problem is a known error."""
+    name = str(host.engine).capitalize()
+    problems = [test.problem for test in host.access_tests if test.problem]
+    # Docker's CDI is off by default: that says nothing about what its first way met.
+    known = [text for text in problems if _name_error(text) not in (None, "docker-cdi-off")]
+    problem = (known or problems or ["no container was tried"])[0]
+    what = "could not be tried with the GPU" if problem.startswith(NO_IMAGE) else None
+    return GpuAccessError(
+        f"{name} {what or 'does not pass the GPU on'}",
+        **_explain(problem, host.distribution, "make doctor"),
+    )
 
 
-def announce_choices(plan: Plan, steps: Steps) -> None:
-    """Says what was chosen and why, and warns of what the choice leaves out."""
-    for name, value, choice in (
-        ("runtime", plan.runtime.value, plan.runtime),
-        ("flavor", plan.flavor.value.name, plan.flavor),
-    ):
-        steps.say(f"{name + ':':<9}{value} ({choice.reason})")
-        if choice.warning:
-            steps.say(f"  warning: {choice.warning}")
-        if choice.fix:
-            steps.say(f"    try: {choice.fix}")
-        if choice.otherwise:
-            steps.say(f"    else: {choice.otherwise}")
+def _name_error(text: str) -> str | None:
+    found = explain_text(text).first
+    return found.error.name if found else None
+
+
+def _choose_without_gpu(settings: Settings, host: GpuHost, error: LabkitError) -> Choice[Flavor]:
+    """The cuda flavor on a host that has no GPU for it: it can be built, and tested in part."""
+    try:
+        build = _choose_gpus(settings, host)[1].name  # what it needs once the engine is set up
+    except LabkitError:
+        build = CUDA_BUILDS[0].name if settings.cuda == "auto" else settings.cuda
+    reason = f"asked for by name; build {build}, without a GPU: {error.what}"
+    return Choice(Flavor("cuda", build), reason)
+
+
+def _fall_back(host: GpuHost, error: LabkitError) -> Choice[Flavor]:
+    """The cpu flavor, with the reason why it is not cuda."""
+    facts = host.facts
+    if not facts.present:
+        reason = _quote_program(facts.problem) or "no NVIDIA driver on this host"
+        known = facts.problem and explain_text(facts.problem).first
+        return Choice(CPU, reason, error.cause, error.fix) if known else Choice(CPU, reason)
+    here, are = describe_gpus(facts.gpus), "are" if len(facts.gpus) > 1 else "is"
+    driver = f" (driver {facts.driver_version})" if facts.driver_version else ""
+    return Choice(
+        CPU,
+        error.what,
+        f"{here}{driver} {are} here but will not be used: {error.cause}",
+        error.fix,
+        VENV_LAB if isinstance(error, GpuAccessError) else None,
+    )
+
+
+def _quote_program(problem: str | None) -> str | None:
+    """nvidia-smi's words, introduced as such where they do not name it."""
+    named = problem is None or problem.lower().startswith("nvidia-smi")
+    return problem if named else f"nvidia-smi says: {problem}"

@@ -1,11 +1,12 @@
-"""The full output of a long step, in a file that an error names and quotes the end of.
+"""Shows long steps while they run, and keeps their full output in a log that errors quote.
 
-Shows long steps as they go: one living line on a terminal, else a line now and then.
+On a terminal the line of the running step is redrawn; elsewhere a line appears now and then.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import sys
 import threading
@@ -19,14 +20,15 @@ from typing import TextIO
 from labkit.errors import EngineError, LabkitError
 from labkit.host.distribution import read_distribution
 from labkit.known_errors.match import explain_text
-from labkit.text import format_clock
+from labkit.launch.state import open_private
+from labkit.text import escape_controls, format_clock, strip_ansi
 
 HEARTBEAT_SECONDS = 15.0
 TICK_SECONDS = 0.2
 
 
 class Step:
-    """One step under way: what it is, how far it has come, since when."""
+    """A running step: its title, how far it is, and since when it runs."""
 
     def __init__(self, title: str, clock: Callable[[], float]) -> None:
         self.title = title
@@ -36,11 +38,11 @@ class Step:
 
     @property
     def seconds(self) -> float:
-        """How long the step has been going on."""
+        """How long the step has been running."""
         return self._clock() - self._started
 
     def note(self, detail: str) -> None:
-        """Says how far the step has come, such as "package 12 of 118"."""
+        """Sets how far the step is, such as "package 12 of 118"."""
         self.detail = detail
 
     def __str__(self) -> str:
@@ -49,7 +51,10 @@ class Step:
 
 
 class Steps:
-    """Prints steps and messages to ``stream``; the step's line is redrawn on a terminal only."""
+    """Prints steps and messages to ``stream``, standard error by default.
+
+    Control characters are escaped: file names and the output of programs are among the messages.
+    """
 
     def __init__(
         self,
@@ -66,10 +71,10 @@ class Steps:
         self._lock = threading.Lock()
 
     def say(self, text: str) -> None:
-        """Prints one line, above the step that is under way."""
+        """Prints one message, above the line of the running step."""
         with self._lock:
             self._clear()
-            print(text, file=self._stream, flush=True)
+            print(escape_controls(text), file=self._stream, flush=True)
 
     @contextlib.contextmanager
     def step(self, title: str) -> Iterator[Step]:
@@ -88,7 +93,7 @@ class Steps:
         self._end(done, ticker, f"{title}: done in {format_clock(step.seconds)}")
 
     def _tick(self, step: Step, done: threading.Event) -> None:
-        """Redraws the line on a terminal; elsewhere says now and then that work goes on."""
+        """Redraws the line on a terminal; elsewhere prints it every 15 s."""
         if self._terminal:
             while not done.wait(TICK_SECONDS):
                 self._redraw(str(step))
@@ -100,7 +105,7 @@ class Steps:
         width = shutil.get_terminal_size().columns
         with self._lock:
             self._clear()
-            self._stream.write(line[: width - 1])
+            self._stream.write(escape_controls(line)[: width - 1])
             self._stream.flush()
 
     def _clear(self) -> None:
@@ -117,14 +122,14 @@ QUOTED_LINES = 12
 
 
 class StepLog:
-    """Collects a step's output in ``path`` and keeps its last lines for an error to quote."""
+    """Writes a step's output to ``path``, and keeps its last lines for an error to quote."""
 
     def __init__(self, path: Path, on_line: Callable[[str], None] | None = None) -> None:
         self.path = path
         self._last: deque[str] = deque(maxlen=400)
         self._on_line = on_line
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("w", encoding="utf-8")
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._file = os.fdopen(open_private(path, os.O_TRUNC), "w", encoding="utf-8")
 
     def __enter__(self) -> StepLog:
         return self
@@ -140,7 +145,7 @@ class StepLog:
 
     def write(self, line: str) -> None:
         """Adds one line of output."""
-        # A full disk must not hide what the step says: its last lines are quoted from memory.
+        # On a full disk, errors still quote the last lines: they are in memory.
         with contextlib.suppress(OSError):
             self._file.write(line + "\n")
             self._file.flush()
@@ -149,18 +154,19 @@ class StepLog:
             self._on_line(line)
 
     def failure(self, what: str, fix: str) -> LabkitError:
-        """The error for a step that failed: its last lines, the file, and a cause where known."""
+        """The error of a failed step: its last lines, the log's name, and a cause where known."""
         return explain_failure(what, list(self._last), self.path, fix)
 
 
 def explain_failure(what: str, lines: list[str], path: Path, fix: str) -> LabkitError:
-    """An EngineError that quotes the end of ``lines`` and names the sign found in them."""
-    # A mere possibility is for `labkit doctor --explain` to tell of: here one cause is named.
+    """An EngineError that quotes the end of ``lines``, with the cause of a known error in them."""
+    # Only a sure match is named here; `labkit doctor --explain` lists the possible ones too.
     found = explain_text("\n".join(lines)).sure
-    sign = found.sign if found else None
-    quoted = "\n".join(f"  | {line}" for line in lines[-QUOTED_LINES:] if line.strip())
+    known = found.error if found else None
+    shown = [escape_controls(strip_ansi(line)) for line in lines[-QUOTED_LINES:] if line.strip()]
+    quoted = "\n".join(f"  | {line}" for line in shown)
     return EngineError(
         f"{what}\n{quoted}\n  the whole log: {path}" if quoted else f"{what} (log: {path})",
-        cause=sign.cause if sign else None,
-        fix=sign.fix.on(read_distribution()) if sign else fix,
+        cause=known.cause if known else None,
+        fix=known.fix.on(read_distribution()) if known else fix,
     )

@@ -1,4 +1,4 @@
-"""`make build FLAVOR=cuda IMAGE=registry/name:tag`: an image for other hosts, built on any one."""
+"""`make build FLAVOR=cuda IMAGE=registry/name:tag`: an image for other hosts, built on any host."""
 
 from __future__ import annotations
 
@@ -6,21 +6,20 @@ import os
 from dataclasses import dataclass, replace
 
 from labkit.errors import EngineError
+from labkit.host.distribution import read_distribution
 from labkit.host.engine import EngineFacts, probe_engine
 from labkit.host.machine import read_machine
-from labkit.host.torch_builds import CUDA_BUILDS, TorchBuild
+from labkit.host.torch_builds import CPU_BUILD, CUDA_BUILDS, TorchBuild, find_build
 from labkit.launch import image
-from labkit.launch.build import check_locks
-from labkit.launch.compose import BUILD_LIMIT_SECONDS
-from labkit.launch.progress import StepLog, Steps
-from labkit.launch.runtime import choose_runtime
-from labkit.launch.settings import Checkout, Settings
-from labkit.process import run_command, stream_command
+from labkit.launch.plan import choose_runtime
+from labkit.launch.progress import Steps
+from labkit.launch.settings import Checkout, Settings, check_locks
+from labkit.process import compose_environment, run_command
 
 
 @dataclass(frozen=True)
 class BuiltImage:
-    """An image that was built under a name, and what its labels say."""
+    """An image that was built, its name, and its revision as its label says it."""
 
     client: str
     name: str
@@ -28,19 +27,31 @@ class BuiltImage:
     revision: str | None
 
 
-def find_engine(settings: Settings) -> str:
-    """The engine that can build: docker or podman. Neither a GPU nor its driver is asked about.
+def choose_named_build(flavor: str, cuda: str) -> TorchBuild:
+    """The build of a flavor by name, whatever this host could run.
 
-    Raises EngineError where there is none, or the one that was asked for does not answer.
+    >>> choose_named_build("cuda", "auto").name
+    'cu130'
+    """
+    if flavor != "cuda" and cuda == "auto":
+        return CPU_BUILD
+    return CUDA_BUILDS[0] if cuda == "auto" else find_build(cuda)
+
+
+def find_engine(settings: Settings) -> str:
+    """The engine to build with, docker or podman; it needs no GPU.
+
+    Raises EngineError where no engine can build, or the one that was asked for cannot.
     """
     absent = EngineFacts("docker", client_found=False)
     names = [settings.runtime] if settings.runtime in ("docker", "podman") else ["docker", "podman"]
-    # An engine on another machine builds as well as one here: a build needs no folder of ours.
+    # An engine on another machine may build too: a build mounts no folder of this one.
     engines = {name: replace(probe_engine(name, run_command), endpoint=None) for name in names}
     chosen = choose_runtime(
         settings.runtime,
         engines.get("docker", absent),
         engines.get("podman", replace(absent, name="podman")),
+        read_distribution(),
         read_machine().system,
     )
     if chosen.value == "local":
@@ -56,7 +67,7 @@ def find_engine(settings: Settings) -> str:
 def build_image(
     checkout: Checkout, settings: Settings, build: TorchBuild, name: str | None, steps: Steps
 ) -> BuiltImage:
-    """Builds the lab's image of one build of torch, under ``name`` or the lab's own name for it.
+    """Builds the lab's image with one build of torch, named ``name`` or as the lab names it.
 
     Raises EngineError with the log's last lines.
     """
@@ -64,52 +75,45 @@ def build_image(
     client = find_engine(settings)
     name = name or name_image(build)
     digest = image.digest_inputs(checkout)
-    variables = image.build_variables(checkout, digest)
-    with steps.step(f"building {name}") as step:
-        log_path = checkout.logs_folder / f"build-{build.name}.log"
-        with StepLog(log_path, image.follow_build(step.note)) as log:
-            result = stream_command(
-                compose_build(checkout, client, build.flavor),
-                timeout_seconds=BUILD_LIMIT_SECONDS,
-                on_line=log.write,
-                environment={
-                    **os.environ,
-                    **variables,
-                    "LABKIT_IMAGE": name,
-                    "LABKIT_CUDA_BUILD": (build if build.cuda else CUDA_BUILDS[0]).name,
-                },
-                folder=checkout.root,
-            )
-            if result.missing or result.timed_out:
-                log.write(result.message)
-        if not result.ok:
-            raise log.failure(f"building {name} failed", f"make build {name_choice(build)}")
-    # The image that had the name before: nothing refers to it any more, and it is gigabytes.
-    label = f"label=io.labkit.flavor={build.flavor}"
-    run_command([client, "image", "prune", "--force", "--filter", label], timeout_seconds=60)
+    variables = {
+        **compose_environment(),
+        **image.build_variables(checkout, digest),
+        "LABKIT_IMAGE": name,
+        "LABKIT_CUDA_BUILD": (build if build.cuda else CUDA_BUILDS[0]).name,
+    }
+    image.run_build(
+        steps,
+        f"building {name}",
+        client,
+        compose_build(checkout, client, build.flavor),
+        variables,
+        flavor=build.flavor,
+        log_path=checkout.logs_folder / f"build-{build.name}.log",
+        fix=f"make build {name_choice(build)}",
+    )
     return BuiltImage(client, name, build, image.read_revision(checkout))
 
 
 def name_image(build: TorchBuild) -> str:
-    """The lab's own name for the image of a build; LABKIT_IMAGE gives another."""
+    """The lab's name for the image of a build; LABKIT_IMAGE gives another."""
     return os.environ.get("LABKIT_IMAGE") or f"labkit:{build.name}"
 
 
 def compose_build(checkout: Checkout, client: str, service: str) -> list[str]:
     """The command that builds a service's image."""
     file = ["--file", str(checkout.root / "compose.yaml")]
-    # Not the checkout's own project: Compose labels the image with it, and it differs by folder.
+    # Not the checkout's project: Compose labels the image with it, and it depends on the folder.
     folder = ["--project-directory", str(checkout.root), "--project-name", "labkit"]
     return [client, "compose", *folder, *file, "--profile", service, "build", service]
 
 
 def describe_built(built: BuiltImage) -> list[str]:
-    """What was built, and how it comes to other hosts: the lines that `make build` ends with."""
+    """The last lines of `make build`: what was built, and how to bring it to other hosts."""
     lines = [f"built {built.name}: torch {built.build.torch_version}, revision {built.revision}"]
     if "/" not in built.name:
         return lines
     changed = (built.revision or "-changed").endswith("-changed")
-    warning = ["  warning: the checkout has changes that no commit holds"] if changed else []
+    warning = ["  warning: the checkout has changes that are not committed"] if changed else []
     return [
         *lines,
         *warning,

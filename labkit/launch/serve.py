@@ -1,10 +1,12 @@
-"""Becomes JupyterLab, inside the lab's own environment: a container's or a .venv's."""
+"""Becomes JupyterLab inside the lab's own environment: a container's or a .venv's."""
 
 from __future__ import annotations
 
+import contextlib
 import os
+import stat
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from labkit.errors import EngineError, UsageError
@@ -18,12 +20,16 @@ STATE_FOLDERS = {
     "IPYTHONDIR": "ipython",
     "MPLCONFIGDIR": "matplotlib",
 }
+# Jupyter ignores a configuration file that raises, and would serve without its settings. The lab's
+# own file takes the variable away again, so that no kernel inherits it.
+STRICT_CONFIG = "TRAITLETS_APPLICATION_RAISE_CONFIG_FILE_ERROR"
 
 
 def prepare_folders(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """The environment with JupyterLab's own folders set and made, apart from the user's own.
+    """The environment with JupyterLab's own folders, which are made and closed to other users.
 
-    Raises EngineError where the caches cannot be written.
+    They lie below LABKIT_STATE, apart from the user's own Jupyter. Raises EngineError where they
+    cannot be written.
     """
     state = Path(environment.get("LABKIT_STATE") or Path.home() / ".cache" / "labkit")
     values = {name: str(state / folder) for name, folder in STATE_FOLDERS.items()}
@@ -35,10 +41,22 @@ def prepare_folders(environment: Mapping[str, str] = os.environ) -> dict[str, st
         except OSError as error:
             raise EngineError(
                 f"cannot write to {folder}: {error.strerror}",
-                cause="the caches belong to another user than the lab runs as",
+                cause="the caches belong to another user than the one the lab runs as",
                 fix="make clean && make up",
             ) from error
-    return {**environment, **values}
+    _close_runtime(Path(values["JUPYTER_RUNTIME_DIR"]))
+    return {**environment, **values, STRICT_CONFIG: "1"}
+
+
+def _close_runtime(folder: Path) -> None:
+    """Closes the folder where Jupyter keeps tokens and keys; removes pages with old tokens."""
+    with contextlib.suppress(OSError):  # a file system without modes
+        folder.chmod(0o700)
+        for path in folder.iterdir():
+            if path.name.startswith("jpserver-") and path.name.endswith("-open.html"):
+                path.unlink()
+            elif stat.S_ISREG(path.lstat().st_mode):
+                path.chmod(0o600)
 
 
 def find_workspace(environment: Mapping[str, str] = os.environ) -> Path:
@@ -53,6 +71,9 @@ def find_workspace(environment: Mapping[str, str] = os.environ) -> Path:
     return workspace
 
 
-def become_jupyter(environment: Mapping[str, str]) -> None:
-    """Replaces this process with JupyterLab; JUPYTER_CONFIG_PATH names docker/jupyter/."""
-    replace_process([sys.executable, "-m", "jupyterlab"], environment)
+def become_jupyter(environment: Mapping[str, str], options: Sequence[str] = ()) -> None:
+    """Replaces this process with JupyterLab, started with ``options``.
+
+    JUPYTER_CONFIG_PATH names the folder with its settings, docker/jupyter/.
+    """
+    replace_process([sys.executable, "-m", "jupyterlab", *options], environment)

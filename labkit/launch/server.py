@@ -1,39 +1,70 @@
-"""Starts a process that outlives this one, and later tells it from another with its number.
+"""The lab's server as a process and as what answers on a port.
 
-Asks the server on a port whether it is our JupyterLab, and waits until it is.
+Starts a process that outlives the command, finds and stops it later, and asks whoever listens on
+the lab's port for a proof before it counts as the lab.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import socket
 import subprocess
+import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import Literal
 
-from labkit.launch.state import LabHandle
+from labkit.host.proof import ask_for_proof
+from labkit.launch.state import LabHandle, open_private
 from labkit.process import run_command
 
 Answer = Literal["healthy", "foreign", "silent"]
 
+PROBE_SECONDS = 5.0
+STOP_SECONDS = 10.0
+LISTENING = "0A"  # the state of a socket, as /proc/net/tcp writes it
 
-def probe_server(port: int, token: str, address: str = "127.0.0.1") -> Answer:
-    """Whether our JupyterLab answers there.
 
-    "healthy": it took our token; "foreign": some other server answers; "silent": nothing does.
+def probe_server(
+    port: int, token: str, address: str = "127.0.0.1", *, through_engine: bool = False
+) -> Answer:
+    """Whether the server on ``port`` proves that it has our token; the token is not sent.
+
+    "healthy": it proved it, and no other program stands in between; "foreign": something else
+    answers; "silent": nothing does in 5 s. ``through_engine`` is for a container's published port,
+    where the engine forwards the connection; the caller asks the engine whose port it is.
     """
-    connection = HTTPConnection(address, port, timeout=5)
+    connection = HTTPConnection(address, port, timeout=PROBE_SECONDS)
+    # The time limit of the socket starts again with each byte: a slow sender would never end.
+    alarm = threading.Timer(PROBE_SECONDS, _hang_up, [connection])
+    alarm.daemon = True
+    alarm.start()
     try:
-        connection.request("GET", "/api/status", headers={"Authorization": f"token {token}"})
-        status = connection.getresponse().status
+        if not token:
+            connection.connect()
+            return "foreign"
+        proof = ask_for_proof(connection, token)
+        if proof is None:
+            return "foreign"
+        ours = proof.published_port in (None, port) if through_engine else False
+        return "healthy" if ours or proof.is_direct(connection) else "foreign"
     except (OSError, HTTPException):
         return "silent"
+    except (ValueError, RecursionError):  # an answer made to break its reader
+        return "foreign"
     finally:
+        alarm.cancel()
         connection.close()
-    return "healthy" if status == 200 else "foreign"
+
+
+def _hang_up(connection: HTTPConnection) -> None:
+    if connection.sock is not None:
+        with contextlib.suppress(OSError):
+            connection.sock.shutdown(socket.SHUT_RDWR)
 
 
 def reachable_address(bind: str) -> str:
@@ -58,14 +89,12 @@ def wait_until(
     return True
 
 
-STOP_SECONDS = 10.0
-
-
 def start_in_background(
     command: Sequence[str], environment: Mapping[str, str], log: Path, folder: Path
 ) -> LabHandle:
-    """Starts ``command`` in a session of its own, with its output added to ``log``."""
-    with log.open("ab") as output:
+    """Starts ``command`` in a session of its own; its output is appended to ``log``."""
+    # O_APPEND: the server truncates its log where it has become too long.
+    with os.fdopen(open_private(log, os.O_APPEND), "ab") as output:
         process = subprocess.Popen(
             list(command),
             stdin=subprocess.DEVNULL,
@@ -81,23 +110,23 @@ def start_in_background(
 def read_start(process_id: int) -> str | None:
     """When the process started, as the system counts it; None where it does not run.
 
-    Linux: ticks since boot, field 22 of /proc/PID/stat. Elsewhere: what `ps` says.
+    Linux: ticks since boot, field 22 of /proc/PID/stat. Elsewhere: `ps -o lstart=`.
     """
     if Path("/proc/self/stat").exists():
-        return _read_start_ticks(process_id)
+        fields = _read_stat(process_id)
+        return fields[19] if fields and fields[0] not in "ZX" else None
     answer = run_command(["ps", "-o", "lstart=", "-p", str(process_id)], timeout_seconds=5)
     return answer.stdout.strip() or None if answer.ok else None
 
 
-def _read_start_ticks(process_id: int) -> str | None:
+def _read_stat(process_id: int) -> list[str]:
+    """The fields of /proc/PID/stat from the third on (its state); empty where there is none."""
     try:
         text = Path(f"/proc/{process_id}/stat").read_text(encoding="ascii", errors="replace")
     except OSError:
-        return None
+        return []
     # The second field is the program's name in brackets, and may hold anything.
-    fields = text.rpartition(")")[2].split()
-    is_dead = fields[0] in "ZX"
-    return None if is_dead else fields[19]
+    return text.rpartition(")")[2].split()
 
 
 def is_running(handle: LabHandle) -> bool:
@@ -109,15 +138,25 @@ def is_running(handle: LabHandle) -> bool:
 
 
 def _reap(process_id: int) -> None:
-    """Takes leave of an ended child; one of another process's is not ours to wait for."""
-    try:
+    """Collects an ended child; a process that is not our child has another parent for that."""
+    with contextlib.suppress(OSError):
         os.waitpid(process_id, os.WNOHANG)
-    except (ChildProcessError, OSError):
-        return
+
+
+def is_paused(process_id: int) -> bool:
+    """True where the process is stopped (SIGSTOP, Ctrl-Z); False where that is not known."""
+    return _read_stat(process_id)[:1] == ["T"]
+
+
+def resume_process(handle: LabHandle) -> None:
+    """Lets a stopped process and its group go on."""
+    if is_running(handle) and handle.process_id is not None:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(handle.process_id, signal.SIGCONT)
 
 
 def stop_process(handle: LabHandle, patience_seconds: float = STOP_SECONDS) -> None:
-    """Ends the process and its group: politely, then for certain. Gone already is fine."""
+    """Ends the process and its group: SIGTERM, then SIGKILL. One that has ended is fine."""
     for sign in (signal.SIGTERM, signal.SIGKILL):
         if not is_running(handle) or handle.process_id is None:
             return
@@ -126,3 +165,69 @@ def stop_process(handle: LabHandle, patience_seconds: float = STOP_SECONDS) -> N
         except (ProcessLookupError, PermissionError):
             return
         wait_until(lambda: not is_running(handle), timeout_seconds=patience_seconds)
+
+
+def list_ports(process_id: int, proc: Path = Path("/proc")) -> set[int] | None:
+    """The TCP ports that the process itself listens on.
+
+    None where the system does not say: no /proc (macOS), or another user's process.
+    """
+    try:
+        sockets = set(_list_sockets(process_id, proc))
+        return {port for port, inode in _read_listeners(proc) if inode in sockets}
+    except OSError:
+        return None
+
+
+def _read_listeners(proc: Path) -> Iterator[tuple[int, str]]:
+    """Port and inode of each listening TCP socket of this network namespace."""
+    for name in ("tcp", "tcp6"):
+        path = proc / "net" / name
+        if name == "tcp6" and not path.exists():  # a kernel without IPv6
+            return
+        for line in path.read_text(encoding="ascii").splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == LISTENING:
+                yield int(fields[1].rpartition(":")[2], 16), fields[9]
+
+
+def _list_sockets(process_id: int, proc: Path) -> Iterator[str]:
+    """The inodes of the process's sockets."""
+    for descriptor in (proc / str(process_id) / "fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+            target = str(descriptor.readlink())
+            if target.startswith("socket:["):
+                yield target[len("socket:[") : -1]
+
+
+def find_server_process(workspace: Path, python: Path, proc: Path = Path("/proc")) -> int | None:
+    """The process of this user's JupyterLab on ``workspace``, whatever the launcher remembers.
+
+    Linux: the process whose environment names the workspace. Elsewhere: the one that ``python``,
+    the checkout's own, runs as `-m jupyterlab`.
+    """
+    if not (proc / "self" / "stat").exists():
+        listed = run_command(["ps", "-axww", "-o", "pid=,uid=,command="], timeout_seconds=5)
+        rows = [line.split(None, 2) for line in listed.stdout.splitlines()]
+        wanted = [str(os.geteuid()), f"{python} -m jupyterlab"]
+        found = [int(row[0]) for row in rows if len(row) == 3 and _is_server(row[1:], wanted)]
+        return found[0] if found else None
+    for folder in proc.glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if folder.stat().st_uid != os.geteuid():
+                continue
+            if b"\0jupyterlab\0" not in (folder / "cmdline").read_bytes():
+                continue
+            if read_environment(folder).get("LABKIT_WORKSPACE") == str(workspace):
+                return int(folder.name)
+    return None
+
+
+def _is_server(row: Sequence[str], wanted: Sequence[str]) -> bool:
+    return row[0] == wanted[0] and row[1].startswith(wanted[1])
+
+
+def read_environment(folder: Path) -> dict[str, str]:
+    """The variables that the process of a /proc folder was started with. Raises OSError."""
+    items = (folder / "environ").read_bytes().decode(errors="replace").split("\0")
+    return dict(item.split("=", 1) for item in items if "=" in item)

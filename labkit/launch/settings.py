@@ -1,24 +1,27 @@
-"""What the user asked for, from options and environment, and the folders it all lives in."""
+"""The settings of a command, from its options and the environment, and a checkout's folders."""
 
 from __future__ import annotations
 
 import hashlib
 import ipaddress
 import os
-from collections.abc import Mapping
+import re
+import shlex
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from labkit.errors import UsageError
-from labkit.launch.gpu import parse_gpus
+from labkit.errors import LabkitError, UsageError
+from labkit.host.gpu import parse_gpus
 
+RUNTIMES = ("docker", "podman", "local")
 DEFAULT_PORT = 8888
 LOOPBACK = "127.0.0.1"
 
 
 @dataclass(frozen=True)
 class Checkout:
-    """The folder that holds compose.yaml, and the places in it that the launcher uses."""
+    """The folder with compose.yaml, and the places in it that the launcher uses."""
 
     root: Path
 
@@ -29,34 +32,41 @@ class Checkout:
 
     @property
     def workspace(self) -> Path:
-        """The learner's own folder."""
+        """The learner's folder."""
         return self.root / "work"
 
     @property
     def token_file(self) -> Path:
-        """The token, alone in a file of mode 0600."""
+        """The file with the running lab's token, of mode 0600."""
         return self.state_folder / "token"
 
     @property
     def logs_folder(self) -> Path:
-        """A log for each kind of long step; errors name the file."""
+        """One log for each kind of long step; errors name the file."""
         return self.state_folder / "logs"
 
     @property
     def environment_folder(self) -> Path:
-        """The Python environment of the local runtime."""
-        return self.root / ".venv"
+        """The Python environment of the local runtime; LABKIT_VENV names another folder."""
+        return self.root / (os.environ.get("LABKIT_VENV") or ".venv")
+
+    def lock_file(self, name: str) -> Path:
+        """The file with the pins of one lock, such as "lab"."""
+        return self.root / "docker" / "locks" / f"{name}.txt"
 
     @property
     def project(self) -> str:
-        """The Compose project's name, one for each checkout on this machine."""
+        """The Compose project's name, different for each checkout on this machine."""
         digest = hashlib.sha256(str(self.root).encode()).hexdigest()[:8]
         return f"labkit-{digest}"
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What was asked for; "auto" and None leave it to the launcher."""
+    """What the user asked for; "auto" and None leave the choice to the launcher.
+
+    ``memory_bytes`` limits a container's memory; 0 is no limit.
+    """
 
     runtime: str = "auto"
     flavor: str = "auto"
@@ -65,22 +75,55 @@ class Settings:
     bind_asked: bool = False
     cuda: str = "auto"
     gpus: tuple[str, ...] = ()
+    memory_bytes: int | None = None
 
     @property
     def asks_for_gpu(self) -> bool:
-        """True where a CUDA build or GPUs were asked for by name, which the CPU cannot give."""
+        """True where a CUDA build or GPUs were asked for by name: a CPU lab has neither."""
         return self.cuda != "auto" or bool(self.gpus)
 
     @property
     def opens_to_others(self) -> bool:
-        """True where more than this machine can reach the lab."""
+        """True where other machines can reach the lab."""
         return not ipaddress.ip_address(self.bind).is_loopback
 
 
-def find_checkout(start: Path | None = None) -> Checkout:
-    """The checkout this labkit runs from; LABKIT_HOME names another.
+@dataclass(frozen=True)
+class Flavor:
+    """A flavor with the name of its build of torch, its GPUs, and how a container gets them.
 
-    Raises UsageError where there is no compose.yaml.
+    ``gpus`` are the engine's words, empty where the lab has none; ``way`` is "reservation" or
+    "cdi" in a container.
+    """
+
+    name: str
+    build: str
+    gpus: tuple[str, ...] = ()
+    way: str | None = None
+
+
+CPU = Flavor("cpu", "cpu")
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Who the container runs as; ``keep_id`` asks rootless Podman to map the user to itself."""
+
+    user_id: int
+    group_id: int
+    keep_id: bool = False
+    owns_workspace: bool = True
+
+    @property
+    def is_root(self) -> bool:
+        """True only in a rootless engine, where the container's root is the host's user."""
+        return self.user_id == 0
+
+
+def find_checkout(start: Path | None = None) -> Checkout:
+    """The checkout that this labkit runs from; LABKIT_HOME names another.
+
+    Raises UsageError where it has no compose.yaml.
     """
     named = os.environ.get("LABKIT_HOME")
     root = start or (Path(named) if named else Path(__file__).parents[2])
@@ -93,12 +136,23 @@ def find_checkout(start: Path | None = None) -> Checkout:
     return Checkout(root.resolve())
 
 
+def check_locks(checkout: Checkout, locks: Iterable[str]) -> None:
+    """Raises LabkitError where a lock is missing, before anything is fetched or removed for it."""
+    missing = [path for path in map(checkout.lock_file, locks) if not path.is_file()]
+    if missing:
+        raise LabkitError(
+            f"docker/locks/{missing[0].name} is missing",
+            cause="the checkout is not complete",
+            fix=f"git -C {shlex.quote(str(checkout.root))} checkout -- docker/locks",
+        )
+
+
 def read_settings(
     options: Mapping[str, str | None], environment: Mapping[str, str] = os.environ
 ) -> Settings:
-    """The settings from options, each falling back to LABKIT_<NAME> in the environment.
+    """The settings from options; where one is missing, from LABKIT_<NAME> in the environment.
 
-    Raises UsageError for a port, an address or GPUs that cannot be any.
+    Raises UsageError for an invalid port, address, memory limit or list of GPUs.
     """
 
     def asked(name: str) -> str | None:
@@ -112,6 +166,7 @@ def read_settings(
         bind_asked=asked("bind") is not None,
         cuda=asked("cuda") or "auto",
         gpus=parse_gpus(asked("gpus")),
+        memory_bytes=_parse_memory(asked("memory")),
     )
 
 
@@ -121,7 +176,7 @@ def _parse_port(text: str | None) -> int | None:
     if text.isdecimal() and 1 <= int(text) <= 65535:
         return int(text)
     raise UsageError(
-        f"PORT={text} is not a port", cause="a port is a number from 1 to 65535", fix="make up"
+        f"invalid PORT={text}", cause="a port is a number from 1 to 65535", fix="make up"
     )
 
 
@@ -132,7 +187,22 @@ def _parse_address(text: str | None) -> str:
         return str(ipaddress.ip_address(str(text)))
     except ValueError as error:
         raise UsageError(
-            f"BIND={text} is not an address",
-            cause="BIND is an IP address of this machine",
+            f"invalid BIND={text}",
+            cause="BIND takes an IP address of this machine",
             fix="make up BIND=127.0.0.1",
         ) from error
+
+
+def _parse_memory(text: str | None) -> int | None:
+    """A size such as "16g" or "1.5 GiB" in bytes; 0 for "off", None for "auto"."""
+    asked = (text or "auto").strip().lower()
+    if asked in ("auto", "off"):
+        return None if asked == "auto" else 0
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([bkmgt]?)(?:i?b)?", asked)
+    if found is None:
+        raise UsageError(
+            f"invalid MEMORY={text}",
+            cause="MEMORY takes a size, off or auto",
+            fix="make up MEMORY=16g",
+        )
+    return int(float(found[1]) * 1024 ** "bkmgt".find(found[2] or "b"))

@@ -1,29 +1,38 @@
-"""What the launcher remembers between commands: the running lab, its token, and a lock."""
+"""What the launcher keeps in `.labkit` between commands: the running lab, its token, and a lock."""
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import ipaddress
 import json
 import os
+import re
 import secrets
 import shlex
+import stat
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, TypeVar, get_type_hints
 
 from labkit.errors import LabkitError, UsageError
-from labkit.launch.settings import Checkout
+from labkit.host.torch_builds import BUILDS
+from labkit.launch.settings import RUNTIMES, Checkout
 from labkit.process import end_like_interrupt
+
+T = TypeVar("T")
+# Folders of the state folder with many files, and none that is secret.
+CACHES = ("torchinductor", "tools")
 
 
 @dataclass(frozen=True)
 class LabHandle:
-    """What to take hold of a started lab by: its container's id, or its process.
+    """Handle of a running lab: the id of its container, or its process.
 
-    A process is told apart from a later one with the same number by when it started.
+    The start time tells the process from a later one with the same number.
     """
 
     container: str | None = None
@@ -33,10 +42,10 @@ class LabHandle:
 
 @dataclass(frozen=True)
 class LabState:
-    """A lab that was started: how, why so, where, and what to take hold of it by.
+    """A lab that was started: how, why so, where, and its handle.
 
-    ``gpus`` are the engine's words for the GPUs of a cuda lab ("all", "0,1"), and ``gpus_asked``
-    what was typed for them.
+    ``gpus`` names the GPUs of a cuda lab as the engine does ("all", "0,1"), ``gpus_asked`` as the
+    user typed them.
     """
 
     runtime: str
@@ -44,7 +53,7 @@ class LabState:
     port: int
     bind: str
     reason: str
-    started_at: str
+    started_at: str | None
     handle: LabHandle
     build: str = "cpu"
     gpus: str | None = None
@@ -53,7 +62,7 @@ class LabState:
 
     @property
     def kind(self) -> str:
-        """Flavor, build and GPUs as they are shown.
+        """Flavor, build and GPUs in words.
 
         >>> LabState("local", "cpu", 8888, "::1", "", "", LabHandle()).kind
         'cpu'
@@ -64,21 +73,51 @@ class LabState:
 
 
 def read_state(checkout: Checkout) -> LabState | None:
-    """The lab that was last started, or None; an unreadable file counts as none."""
+    """The lab that was last started; None where the file is missing or holds anything invalid."""
     try:
         said = json.loads(_state_file(checkout).read_text(encoding="utf-8"))
-        return LabState(**{**said, "handle": LabHandle(**said["handle"])})
-    except (OSError, ValueError, TypeError, KeyError):
+        state = _build(LabState, {**said, "handle": _build(LabHandle, said["handle"])})
+        _check_values(state)
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return None
+    return state
+
+
+def _build(kind: type[T], said: Any) -> T:
+    """An object of a dataclass from JSON. Raises ValueError or TypeError for wrong fields."""
+    if not isinstance(said, dict):
+        raise ValueError(f"{said!r} is not an object")
+    types = get_type_hints(kind)
+    for name, value in said.items():
+        if isinstance(value, bool) or not isinstance(value, types.get(name, ())):
+            raise ValueError(f"{name} is {value!r}")
+    return kind(**said)
+
+
+def _check_values(state: LabState) -> None:
+    """Raises ValueError for values that no start writes: they would end up in a command line."""
+    handle = state.handle
+    ipaddress.ip_address(state.bind)
+    possible = (
+        state.runtime in RUNTIMES,
+        state.flavor in ("cpu", "cuda"),
+        state.build in BUILDS,
+        1 <= state.port <= 65535,
+        # `kill` gives numbers below 2 a meaning of their own.
+        handle.process_id is None or 1 < handle.process_id < 2**31,
+        handle.container is None or re.fullmatch(r"\w[\w.-]*", handle.container),
+    )
+    if not all(possible):
+        raise ValueError(f"not the state of a lab: {state}")
 
 
 def write_state(checkout: Checkout, state: LabState) -> None:
-    """Remembers ``state`` for the next command."""
+    """Stores ``state`` for the next command."""
     write_private(_state_file(checkout), json.dumps(asdict(state), indent=2) + "\n")
 
 
 def forget_state(checkout: Checkout) -> None:
-    """Remembers that no lab runs."""
+    """Removes the stored state: no lab runs."""
     _state_file(checkout).unlink(missing_ok=True)
 
 
@@ -87,12 +126,34 @@ def _state_file(checkout: Checkout) -> Path:
 
 
 def prepare_state_folder(checkout: Checkout) -> None:
-    """Makes the state folder, readable by its owner alone. Raises UsageError where it cannot."""
+    """Makes the state folder, and closes it to other users. Raises UsageError where it cannot.
+
+    The modes of what is inside matter only where others can enter, so caches of thousands of
+    files are left out where they cannot.
+    """
+    folder = checkout.state_folder
     try:
-        checkout.state_folder.mkdir(mode=0o700, exist_ok=True)
-        checkout.logs_folder.mkdir(exist_ok=True)
+        folder.mkdir(mode=0o700, exist_ok=True)
+        was_open = _close_to_others(folder.resolve())
+        checkout.logs_folder.mkdir(mode=0o700, exist_ok=True)
     except OSError as error:
-        raise _refuse(checkout, f"cannot make {error.filename}", error) from error
+        raise _refuse(checkout, f"cannot make {error.filename} private", error) from error
+    for top, folders, files in os.walk(folder):
+        for name in (*folders, *files):
+            # A running lab removes files meanwhile; as root we gave the token to the lab's user.
+            with contextlib.suppress(OSError):
+                _close_to_others(Path(top, name))
+        if not was_open:
+            folders[:] = [name for name in folders if name not in CACHES]
+
+
+def _close_to_others(path: Path) -> bool:
+    """Takes all rights on ``path`` from group and others; True where they had any."""
+    mode = path.lstat().st_mode
+    if stat.S_ISLNK(mode) or not mode & 0o077:
+        return False
+    path.chmod(stat.S_IMODE(mode) & 0o700)
+    return True
 
 
 def _refuse(checkout: Checkout, what: str, error: OSError) -> UsageError:
@@ -102,13 +163,14 @@ def _refuse(checkout: Checkout, what: str, error: OSError) -> UsageError:
 
 
 def _explain_refusal(checkout: Checkout) -> str:
+    name = checkout.state_folder.name
     try:
         owner = checkout.state_folder.stat().st_uid
     except OSError:
         return f"the launcher keeps its token and logs there, in {checkout.root}"
     if owner == os.getuid():
-        return f"{checkout.state_folder.name}/ is yours, but may not be written to"
-    return f"{checkout.state_folder.name}/ belongs to uid {owner}, and you are uid {os.getuid()}"
+        return f"{name}/ is yours, but you may not write to it"
+    return f"{name}/ belongs to uid {owner}, and you are uid {os.getuid()}"
 
 
 def _give_back(checkout: Checkout) -> str:
@@ -119,25 +181,36 @@ def _give_back(checkout: Checkout) -> str:
 
 
 def read_token(checkout: Checkout) -> str:
-    """The lab's token as it is on disk; empty where there is none that can be read."""
+    """The token of the last start; empty where there is none that can be read."""
     try:
         return checkout.token_file.read_text(encoding="ascii").strip()
     except (OSError, ValueError):
         return ""
 
 
-def ensure_token(checkout: Checkout) -> str:
-    """The lab's token: made once, kept in a file of mode 0600, the same after every restart."""
-    token = read_token(checkout)
-    if not token:
-        token = secrets.token_hex(24)
-        write_private(checkout.token_file, token + "\n")
-    checkout.token_file.chmod(0o600)
+def renew_token(checkout: Checkout) -> str:
+    """A new token, in a file of mode 0600. Each start has its own: an old one opens nothing."""
+    token = secrets.token_hex(24)
+    write_private(checkout.token_file, token + "\n")
     return token
 
 
+def ensure_token(checkout: Checkout) -> str:
+    """The token, made where there is none: Compose mounts the file into one-off containers too."""
+    return read_token(checkout) or renew_token(checkout)
+
+
+def open_private(path: Path, flags: int = 0) -> int:
+    """A descriptor that writes to ``path``: a file of mode 0600, made where it is missing."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | flags, 0o600)
+    mode = os.fstat(descriptor).st_mode
+    if stat.S_ISREG(mode) and mode & 0o077:
+        os.fchmod(descriptor, 0o600)
+    return descriptor
+
+
 def write_private(path: Path, text: str) -> None:
-    """Replaces ``path`` whole, with mode 0600 from the first byte on."""
+    """Replaces ``path`` in one step by a file of mode 0600. Raises LabkitError."""
     temporary: str | None = None
     try:
         descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
@@ -150,32 +223,33 @@ def write_private(path: Path, text: str) -> None:
         quoted = shlex.quote(str(path.parent))
         raise LabkitError(
             f"cannot write {path}: {error.strerror}",
-            cause="the disk may be full, or the folder another user's",
+            cause="the disk may be full, or the folder may belong to another user",
             fix=f"ls -ld {quoted} && df -h {quoted}",
         ) from error
 
 
 @contextlib.contextmanager
 def hold_lock(checkout: Checkout, on_wait: Callable[[], None]) -> Iterator[None]:
-    """Keeps a second `up` or `down` of the same checkout waiting until this one is done.
+    """Lets only one `up` or `down` of a checkout run at a time; a second one waits.
 
-    ``on_wait`` is called once where another one holds the lock. The lock goes with the process,
-    however it ends.
+    ``on_wait`` is called once before waiting. The system frees the lock when the process ends.
     """
     prepare_state_folder(checkout)
     path = checkout.state_folder / "lock"
     try:
-        lock = path.open("w")
+        descriptor = open_private(path)
     except OSError as error:
         raise _refuse(checkout, f"cannot write {path}", error) from error
-    with lock as file:
+    try:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             on_wait()
-            fcntl.flock(file, fcntl.LOCK_EX)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
         with end_like_interrupt():
             yield
+    finally:
+        os.close(descriptor)
 
 
 def timestamp() -> str:

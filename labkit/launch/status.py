@@ -1,39 +1,92 @@
-"""`labkit status`: whether the lab runs and is well, asked of the lab itself first."""
+"""The lab of a checkout as it is now: `labkit status`, and what `up` and `down` start from.
+
+The system or the engine says first whether the process or container is there and whether the port
+is its own; only then is the server asked, by a challenge. Nothing secret is sent to any port.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
+import json
+import shutil
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
 
+from labkit.host.torch_builds import BUILDS, CUDA_BUILDS
 from labkit.launch.compose import ContainerLab
-from labkit.launch.flavor import Flavor
-from labkit.launch.local import LocalLab
-from labkit.launch.server import probe_server, reachable_address
-from labkit.launch.settings import Checkout, Settings
-from labkit.launch.state import LabState, read_state, read_token
+from labkit.launch.local import LAB_VARIABLE, LocalLab
+from labkit.launch.server import (
+    find_server_process,
+    is_paused,
+    is_running,
+    list_ports,
+    probe_server,
+    reachable_address,
+    read_environment,
+    read_start,
+    resume_process,
+)
+from labkit.launch.settings import CPU, LOOPBACK, Checkout, Flavor, Settings
+from labkit.launch.state import LabHandle, LabState, read_state, read_token
+from labkit.launch.venv import PythonEnvironment
 from labkit.launch.workspace import find_first_notebook
+from labkit.process import CommandRunner, run_command
+from labkit.text import plural
+
+# "unreachable": its engine does not answer; "silent": it runs and its port does not answer;
+# "foreign": its port belongs to another program; "unproven": what answers there has no proof;
+# "tokenless": it cannot be asked for one.
+Condition = Literal[
+    "healthy", "gone", "paused", "unreachable", "silent", "foreign", "unproven", "tokenless"
+]
+
+CONTAINER_PORT = "8888/tcp"
+INSPECT = "{{.State.Status}}\n{{json .NetworkSettings.Ports}}\n{{json .HostConfig.PortBindings}}"
+# The Compose services that are labs. `up` starts "cuda-chosen", with its GPUs.
+LAB_SERVICES = {
+    "cpu": CPU,
+    "cuda": Flavor("cuda", CUDA_BUILDS[0].name),
+    "cuda-chosen": Flavor("cuda", CUDA_BUILDS[0].name, way="cdi"),
+}
+FOUND = "found running, without its state file"
 
 
 @dataclass(frozen=True)
 class LabStatus:
-    """The lab as it is now; ``problem`` says what is wrong where it runs but is not well."""
+    """The lab as it is now; without a state there is none. ``problem`` says what is wrong."""
 
     checkout: Checkout
     state: LabState | None = None
-    running: bool = False
-    healthy: bool = False
+    condition: Condition = "gone"
     problem: str | None = None
     url: str | None = None
 
     @classmethod
-    def of(cls, checkout: Checkout, state: LabState, *, healthy: bool, token: str) -> LabStatus:
-        """The status of a lab that answers."""
-        return cls(checkout, state, True, healthy, None, make_url(checkout, state, token))
+    def of(cls, checkout: Checkout, state: LabState, token: str) -> LabStatus:
+        """The status of a healthy lab."""
+        return cls(checkout, state, "healthy", None, make_url(checkout, state, token))
+
+    @property
+    def healthy(self) -> bool:
+        """True where the server has proved that it is this lab's."""
+        return self.condition == "healthy"
+
+    @property
+    def running(self) -> bool | None:
+        """True where its process or container exists; None where the engine does not answer."""
+        return None if self.condition == "unreachable" else self.condition != "gone"
 
     @property
     def opens_to_others(self) -> bool:
         """True where the lab listens on more than loopback."""
         return self.state is not None and not ipaddress.ip_address(self.state.bind).is_loopback
+
+    @property
+    def fix(self) -> str:
+        """The command that helps."""
+        return "make doctor" if self.condition == "unreachable" else "make up"
 
     def describe(self) -> dict[str, object]:
         """The status as ``--json`` prints it; what is not known is null."""
@@ -65,7 +118,7 @@ def make_url(checkout: Checkout, state: LabState, token: str) -> str:
 
 
 def open_lab(checkout: Checkout, state: LabState) -> ContainerLab | LocalLab:
-    """The lab that ``state`` tells of."""
+    """The lab that ``state`` describes."""
     settings = Settings(state.runtime, state.flavor, state.port, state.bind)
     gpus = tuple(state.gpus.split(",")) if state.gpus else ()
     flavor = Flavor(state.flavor, state.build, gpus, state.way)
@@ -75,7 +128,7 @@ def open_lab(checkout: Checkout, state: LabState) -> ContainerLab | LocalLab:
 
 
 def list_differences(settings: Settings, state: LabState) -> list[str]:
-    """What was asked for by name and the lab that runs is not, as it is typed after `make up`."""
+    """What the user asked for by name and the running lab is not, as typed after `make up`."""
     gpus = ",".join(settings.gpus) or "auto"
     return [
         f"{name}={asked}"
@@ -90,21 +143,205 @@ def list_differences(settings: Settings, state: LabState) -> list[str]:
 
 
 def read_status(checkout: Checkout) -> LabStatus:
-    """Whether the lab runs and answers. Asks the engine only where the lab itself is silent."""
-    state = read_state(checkout)
+    """The status of the checkout's lab, found even where its state file is lost."""
+    state = read_state(checkout) or find_forgotten_lab(checkout)
     if state is None:
         return LabStatus(checkout)
     token = read_token(checkout)
-    answer = probe_server(state.port, token, reachable_address(state.bind))
-    if answer == "healthy":
-        return LabStatus.of(checkout, state, healthy=True, token=token)
-    if not open_lab(checkout, state).is_alive(state.handle):
-        kind = "process" if state.runtime == "local" else "container"
-        return LabStatus(checkout, state, problem=f"its {kind} is gone: it was killed or crashed")
-    if answer == "foreign" and not token:
-        problem = f"its token is gone: {checkout.token_file}"
-    elif answer == "foreign":
-        problem = f"another program answers on port {state.port}"
+    condition = examine_lab(state, token)
+    if condition == "healthy":
+        return LabStatus.of(checkout, state, token)
+    return LabStatus(checkout, state, condition, _describe_problem(checkout, state, condition))
+
+
+def examine_lab(state: LabState, token: str, run: CommandRunner = run_command) -> Condition:
+    """The condition of a started lab. Its port is asked only where it is known to be the lab's."""
+    is_local = state.runtime == "local"
+    found = _examine_process(state) if is_local else _examine_container(state, run)
+    if found not in (None, "foreign"):
+        return found
+    # To a port that is not the lab's, no byte is sent: without a token the probe only connects.
+    answer = probe_server(
+        state.port,
+        "" if found else token,
+        reachable_address(state.bind),
+        through_engine=not is_local,
+    )
+    if answer == "foreign" and not found:
+        return "unproven" if token else "tokenless"
+    return answer
+
+
+def _examine_process(state: LabState) -> Condition | None:
+    """What a local lab's process says; "foreign" where the port is not its own, None: ask it."""
+    process = state.handle.process_id
+    if process is None or not is_running(state.handle):
+        return "gone"
+    if is_paused(process):
+        return "paused"
+    ports = list_ports(process)
+    return None if ports is None or state.port in ports else "foreign"
+
+
+def _examine_container(state: LabState, run: CommandRunner) -> Condition | None:
+    """What the engine says; "foreign" where the container does not publish the port, None: ask."""
+    if state.handle.container is None:
+        return "gone"
+    words = [state.runtime, "inspect", "--format", INSPECT, state.handle.container]
+    answer = run(words, timeout_seconds=10)
+    if not answer.ok:
+        is_gone = answer.missing or "no such" in answer.message.lower()
+        return "gone" if is_gone else "unreachable"
+    status, ports, _ = _parse_inspection(answer.stdout)
+    if status != "running":
+        return "paused" if status == "paused" else "gone"
+    return None if state.port in ports else "foreign"
+
+
+def _parse_inspection(text: str) -> tuple[str, dict[int, str], dict[int, str]]:
+    """A container's state, and the ports it publishes now and when it runs, with the addresses."""
+    status, published, bound = [*text.splitlines(), "", "", ""][:3]
+    return status, _parse_ports(published), _parse_ports(bound)
+
+
+def _parse_ports(text: str) -> dict[int, str]:
+    """Host ports that lead to the server's, each with its address: an engine's JSON."""
+    try:
+        bindings = (json.loads(text) or {}).get(CONTAINER_PORT) or []
+        every = "0.0.0.0"  # noqa: S104 - what engines mean by no address
+        return {int(one["HostPort"]): str(one.get("HostIp") or every) for one in bindings}
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return {}
+
+
+def _describe_problem(checkout: Checkout, state: LabState, condition: Condition) -> str:
+    kind = "process" if state.runtime == "local" else "container"
+    return {
+        "gone": f"its {kind} is gone: it was killed or crashed",
+        "paused": f"its {kind} is paused",
+        "unreachable": f"{state.runtime} does not answer, so nothing is known of its container",
+        "silent": f"it runs, but does not answer on port {state.port}",
+        "foreign": f"another program answers on port {state.port}",
+        "unproven": f"what answers on port {state.port} does not prove to be this lab",
+        "tokenless": f"its token is gone: {checkout.token_file}",
+    }[condition]
+
+
+def resume_lab(state: LabState) -> None:
+    """Lets a paused lab go on, with its kernels as they were."""
+    if state.runtime == "local":
+        resume_process(state.handle)
+    elif state.handle.container:
+        run_command([state.runtime, "unpause", state.handle.container], timeout_seconds=30)
+
+
+def describe_kernels(state: LabState, run: CommandRunner = run_command) -> str:
+    """What a restart means for the lab's kernels, to go on a sentence: "; its 2 kernels end"."""
+    if state.runtime == "local":
+        words = ["ps", "-axww", "-o", "ppid=,stat=,args="]
+        parent = f"{state.handle.process_id} "
     else:
-        problem = f"it runs, but does not answer on port {state.port}"
-    return LabStatus(checkout, state, running=True, problem=problem)
+        words = [state.runtime, "top", str(state.handle.container), "-eo", "pid,stat,args"]
+        parent = ""
+    answer = run(words, timeout_seconds=10)
+    if not answer.ok:
+        return "; its kernels end"
+    lines = [line.strip() for line in answer.stdout.splitlines() if "ipykernel" in line]
+    states = [line.split()[1] for line in lines if line.startswith(parent)]
+    computing = sum(state.startswith("R") for state in states)
+    if not states:
+        return "; it has no kernels"
+    return f"; its {plural(len(states), 'kernel')} end" + (
+        f", {computing} of them computing" if computing else ""
+    )
+
+
+def find_forgotten_lab(checkout: Checkout, run: CommandRunner = run_command) -> LabState | None:
+    """A lab of this checkout that runs although its state file is lost; None where none does."""
+    found = _find_forgotten_process(checkout)
+    if found is not None:
+        return found
+    for client in ("docker", "podman"):
+        if shutil.which(client):
+            label = f"label=com.docker.compose.project={checkout.project}"
+            listed = run([client, "ps", "--all", "--quiet", "--filter", label], timeout_seconds=10)
+            for container in listed.stdout.split() if listed.ok else ():
+                state = _describe_container(client, container, run)
+                if state:
+                    return state
+    return None
+
+
+def _find_forgotten_process(checkout: Checkout) -> LabState | None:
+    process = find_server_process(checkout.workspace, PythonEnvironment(checkout).python)
+    started = read_start(process) if process else None
+    if process is None or started is None:
+        return None
+    port, bind, flavor = _read_server(checkout, process)
+    return LabState(
+        "local",
+        flavor.name,
+        port,
+        bind,
+        FOUND,
+        None,
+        LabHandle(process_id=process, process_started=started),
+        build=flavor.build,
+        gpus=",".join(flavor.gpus) or None,
+    )
+
+
+def _read_server(checkout: Checkout, process: int) -> tuple[int, str, Flavor]:
+    """Port, address and flavor of a server: from its environment, else from Jupyter's own file."""
+    values: dict[str, str] = {}
+    text = ""
+    with contextlib.suppress(OSError):
+        values = read_environment(Path(f"/proc/{process}"))
+    with contextlib.suppress(OSError, ValueError):
+        runtime = checkout.state_folder / "jupyter" / "runtime"
+        text = (runtime / f"jpserver-{process}.json").read_text(encoding="utf-8")
+    said = _parse_object(text)
+    port = values.get("LABKIT_SERVER_PORT") or str(said.get("port"))
+    bind = values.get("LABKIT_SERVER_ADDRESS") or str(said.get("hostname"))
+    try:
+        ipaddress.ip_address(bind)
+    except ValueError:
+        bind = LOOPBACK
+    name, build, gpus = [*values.get(LAB_VARIABLE, "").split(" "), "", "", ""][:3]
+    flavor = Flavor(name, build, tuple(gpus.split(",")) if gpus else ())
+    known = name in ("cpu", "cuda") and build in BUILDS
+    return int(port) if port.isdecimal() else 0, bind, flavor if known else CPU
+
+
+def _parse_object(text: str) -> dict[str, Any]:
+    """The JSON object in a text; empty where there is none."""
+    try:
+        said = json.loads(text)
+    except (ValueError, RecursionError):
+        return {}
+    return said if isinstance(said, dict) else {}
+
+
+def _describe_container(client: str, container: str, run: CommandRunner) -> LabState | None:
+    """The state of a forgotten container; None where it is none of a lab's service."""
+    words = [client, "inspect", "--format", f"{INSPECT}\n{{{{json .Config.Labels}}}}", container]
+    answer = run(words, timeout_seconds=10)
+    _, _, bound = _parse_inspection(answer.stdout)
+    labels = _parse_object("".join(answer.stdout.splitlines()[3:]))
+    service = labels.get("com.docker.compose.service")
+    # A `make run` or `make test` in a container of its own is not the lab.
+    if service not in LAB_SERVICES or labels.get("com.docker.compose.oneoff") == "True":
+        return None
+    flavor, build = LAB_SERVICES[str(service)], labels.get("io.labkit.cuda")
+    port, bind = next(iter(bound.items()), (0, LOOPBACK))
+    return LabState(
+        client,
+        flavor.name,
+        port,
+        bind,
+        FOUND,
+        None,
+        LabHandle(container=container),
+        build=str(build) if build in BUILDS else flavor.build,
+        way=flavor.way,
+    )

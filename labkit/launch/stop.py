@@ -1,6 +1,6 @@
-"""`make clean`: removes all that labkit made in and for a checkout; never the workspace.
+"""`labkit down` stops the checkout's lab, remembered or not; `make clean` removes what labkit made.
 
-`labkit down`: stops whatever lab of this checkout runs, remembered or not.
+Neither touches the workspace.
 """
 
 from __future__ import annotations
@@ -8,57 +8,53 @@ from __future__ import annotations
 import shutil
 
 from labkit.host.torch_builds import BUILDS
-from labkit.launch.build import DEFAULT_BUILD
 from labkit.launch.compose import ContainerLab
-from labkit.launch.flavor import CPU, Flavor
 from labkit.launch.progress import Steps
-from labkit.launch.settings import Checkout, Settings
-from labkit.launch.state import forget_state, read_state
-from labkit.launch.status import open_lab
+from labkit.launch.settings import Checkout, Flavor, Settings
+from labkit.launch.state import LabState, forget_state, read_state
+from labkit.launch.status import find_forgotten_lab, open_lab, resume_lab
+from labkit.launch.venv import PythonEnvironment
 from labkit.process import run_command
-
-# A cuda lab with its GPUs, as `up` starts one, whatever its build.
-CHOSEN = Flavor("cuda", DEFAULT_BUILD, way="cdi")
 
 
 def stop_lab(checkout: Checkout, steps: Steps) -> bool:
-    """Stops the lab; False where none was running. The workspace is left as it is."""
-    state = read_state(checkout)
-    if state is None:
-        return _stop_forgotten(checkout, steps)
+    """Stops the lab, also one whose state file is lost; False where none was running."""
+    was_running = False
+    for find_state in (read_state, find_forgotten_lab):
+        state = find_state(checkout)
+        if state is not None:
+            was_running = _stop(checkout, state, steps) or was_running
+    return was_running
+
+
+def _stop(checkout: Checkout, state: LabState, steps: Steps) -> bool:
     lab = open_lab(checkout, state)
-    alive = lab.is_alive(state.handle)
     with steps.step("stopping the lab"):
+        resume_lab(state)  # a paused process takes no signal, and cannot end its kernels
+        was_running = lab.is_alive(state.handle)
         lab.stop(state.handle)
     forget_state(checkout)
-    return alive
-
-
-def _stop_forgotten(checkout: Checkout, steps: Steps) -> bool:
-    """Stops a container that the launcher no longer remembers (its state file was deleted)."""
-    for client in ("docker", "podman"):
-        for flavor in (CPU, CHOSEN):
-            lab = ContainerLab(checkout, client, flavor, Settings())
-            if lab.find_container():
-                with steps.step(f"stopping a lab that {client} still has"):
-                    lab.stop()
-                return True
-    return False
+    return was_running
 
 
 def clean_checkout(checkout: Checkout, steps: Steps) -> list[str]:
-    """Stops the lab, then removes images, caches, .venv and state; the names of what went."""
+    """Stops the lab, removes images, caches, .venv and state, and returns the removed names."""
     stop_lab(checkout, steps)
     removed: list[str] = []
     for client in ("docker", "podman"):
         removed += _clean_engine(checkout, client, steps)
-    for folder in (checkout.environment_folder, checkout.state_folder):
-        if folder.is_symlink():  # what it leads to is not ours
-            folder.unlink()
-            removed.append(folder.name)
-        elif folder.exists():
-            shutil.rmtree(folder)
-            removed.append(folder.name)
+    environment, state = PythonEnvironment(checkout), checkout.state_folder
+    if environment.is_owned:
+        shutil.rmtree(environment.folder)
+        removed.append(environment.folder.name)
+    elif environment.folder.exists():
+        steps.say(f"left {environment.folder}, which has no mark that labkit made it")
+    if state.is_symlink():  # what it leads to is not ours
+        state.unlink()
+        removed.append(state.name)
+    elif state.exists():
+        shutil.rmtree(state)
+        removed.append(state.name)
     return removed
 
 
@@ -73,7 +69,7 @@ def _clean_engine(checkout: Checkout, client: str, steps: Steps) -> list[str]:
     if not images and not has_volume:
         return []
     lab = labs[0]
-    with steps.step(f"removing what {client} has of this lab"):
+    with steps.step(f"removing this lab from {client}"):
         run_command(
             lab.compose_command(["down", "--volumes", "--remove-orphans"]),
             timeout_seconds=120,

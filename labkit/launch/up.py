@@ -1,22 +1,26 @@
-"""`labkit up`: from a fresh clone to a URL, whatever this host has.
+"""`labkit up`: from a fresh clone to a URL on any host; `labkit exec`: the lab to run a command in.
 
-Makes the lab's environment ready for a command, and finds the lab that runs to run it in.
+A lab that runs already is taken as it is, resumed, or restarted; otherwise one is planned, prepared
+and started. It counts as ready once its server has proved that it is this start's.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from labkit.errors import EngineError, TimedOutError, UsageError
+from labkit.errors import EngineError, LabkitError, TimedOutError, UsageError
+from labkit.host.distribution import read_distribution
 from labkit.host.gpu import has_driver
 from labkit.host.machine import MachineFacts, find_free_port, is_port_free
+from labkit.host.packages import INSTALL_PODMAN_COMPOSE
 from labkit.launch import workspace
 from labkit.launch.compose import ContainerLab, PortTakenError
 from labkit.launch.plan import Lab, Plan, announce_choices, check_settings, make_plan, probe_host
 from labkit.launch.progress import Steps
-from labkit.launch.server import probe_server, reachable_address, wait_until
+from labkit.launch.server import reachable_address, wait_until
 from labkit.launch.settings import DEFAULT_PORT, Checkout, Settings
 from labkit.launch.state import (
     LabHandle,
@@ -25,53 +29,137 @@ from labkit.launch.state import (
     forget_state,
     hold_lock,
     prepare_state_folder,
+    renew_token,
     timestamp,
     write_state,
 )
-from labkit.launch.status import LabStatus, list_differences, open_lab, read_status
+from labkit.launch.status import (
+    Condition,
+    LabStatus,
+    describe_kernels,
+    examine_lab,
+    list_differences,
+    open_lab,
+    read_status,
+    resume_lab,
+)
+from labkit.process import run_command
+from labkit.text import format_bytes
 
 HEALTH_LIMIT_SECONDS = 180.0
 BUSY_LIMIT_SECONDS = 20.0
 START_ATTEMPTS = 5
+# What a lab without a limit of its own leaves to the host, so that it stays reachable.
+LEAST_RESERVE_BYTES = 512 * 1024**2
+MOST_RESERVE_BYTES = 8 * 1024**3
 
 
 def start_lab(checkout: Checkout, settings: Settings, steps: Steps) -> LabStatus:
     """Starts the lab, unless it runs already, and waits until it answers."""
-    # Before a lab that runs is held against them: `make down` would not make them known.
+    # Invalid settings are an error also where a lab runs: `make down` would not make them valid.
     check_settings(settings)
     running = find_running(checkout, settings, steps)
     if running:
         return running
     workspace.prepare_workspace(checkout)
     prepare_state_folder(checkout)
-    token = ensure_token(checkout)
     plan = make_plan(checkout, settings, probe_host(checkout, settings, steps))
     announce(plan, settings, steps)
-    if isinstance(plan.lab, ContainerLab) and plan.lab.identity:
-        workspace.hand_over(checkout, plan.lab.identity)
-    plan.lab.prepare(steps)
+    token = renew_token(checkout)
+    plan = _prepare(checkout, plan, steps)
     state = launch(checkout, settings, plan, token, steps)
+    prepare_state_folder(checkout)  # also what the server has just written into it
     for line in workspace.describe_update(checkout):
         steps.say(line)
-    return LabStatus.of(checkout, state, healthy=True, token=token)
+    return LabStatus.of(checkout, state, token)
+
+
+def _prepare(checkout: Checkout, plan: Plan, steps: Steps) -> Plan:
+    """Makes the planned lab ready to start: workspace, owner, memory limit, environment."""
+    lab = plan.lab
+    if isinstance(lab, ContainerLab):
+        settings = replace(lab.settings, memory_bytes=_limit_memory(lab, steps))
+        plan = replace(plan, lab=replace(lab, settings=settings))
+        if lab.identity:
+            warning = workspace.hand_over(checkout, lab.identity)
+            if warning:
+                steps.say(f"  warning: {warning}")
+    plan.lab.prepare(steps)
+    return plan
+
+
+def _limit_memory(lab: ContainerLab, steps: Steps) -> int:
+    """The bytes that the lab's container may use, 0 for no limit; says what it chose."""
+    asked = lab.settings.memory_bytes
+    if asked is not None:
+        return asked
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    limit = choose_memory_limit(total)
+    if limit and lab.client == "podman" and not _podman_limits_memory():
+        limit = 0
+    if limit:
+        steps.say(
+            f"memory:  at most {format_bytes(limit)} of the machine's {format_bytes(total)}"
+            " (MEMORY=off: no limit)"
+        )
+    return limit
+
+
+def choose_memory_limit(total_bytes: int) -> int:
+    """Most of a machine's memory: the rest keeps the host reachable. 0 on a small machine.
+
+    >>> format_bytes(choose_memory_limit(32 * 1024**3))
+    '28.8 GiB'
+    """
+    if total_bytes < 4 * LEAST_RESERVE_BYTES:
+        return 0
+    reserve = min(max(total_bytes // 10, LEAST_RESERVE_BYTES), MOST_RESERVE_BYTES)
+    return total_bytes - reserve
+
+
+def _podman_limits_memory() -> bool:
+    """False where Podman would refuse a limit: rootless, without the memory controller."""
+    words = ["podman", "info", "--format", "{{.Host.CgroupControllers}}"]
+    answer = run_command(words, timeout_seconds=10)
+    return answer.ok and "memory" in answer.stdout
 
 
 def find_running(
     checkout: Checkout, settings: Settings, steps: Steps, root: Path = Path("/")
 ) -> LabStatus | None:
-    """The lab that runs already; what is left of one that does not is cleared away.
+    """The lab that runs already, resumed where it was paused; None where one is to be started.
 
-    Raises UsageError where another kind of lab was asked for by name than runs.
+    A lab that cannot be used is stopped. Raises UsageError where the user asked by name for
+    another lab than the one that runs, and EngineError where its engine does not answer.
     """
     status = _read_patiently(checkout, steps)
     state = status.state
     if state is None:
         return None
+    if status.condition == "unreachable":
+        raise EngineError(
+            f"{state.runtime} does not answer, and the lab was started in it",
+            cause="its daemon is not running, or hangs; its container may still run",
+            fix=f"make doctor   # without {state.runtime}: rm .labkit/state.json"
+            " && make up RUNTIME=local",
+        )
     if not status.healthy:
-        steps.say(f"the last lab is not well ({status.problem}); starting it anew")
+        kernels = describe_kernels(state) if status.running else ""
+        steps.say(f"the last lab cannot be used ({status.problem}): restarting it{kernels}")
         open_lab(checkout, state).stop(state.handle)
         forget_state(checkout)
-        return None
+        # A remembered lab may hide one whose state file is lost. That one has no start time.
+        return find_running(checkout, settings, steps, root) if state.started_at else None
+    _check_differences(settings, state)
+    write_state(checkout, state)  # the file may have been lost
+    if settings.flavor == "auto" and state.flavor == "cpu" and has_driver(root):
+        steps.say("the running lab is a cpu one, and this host has a GPU's driver")
+        steps.say("  try: make down && make up   # chooses again, and says why")
+    return status
+
+
+def _check_differences(settings: Settings, state: LabState) -> None:
+    """Raises UsageError where the running lab is not what the user asked for by name."""
     differing = [
         *list_differences(settings, state),
         *([f"PORT={settings.port}"] if settings.port not in (None, state.port) else []),
@@ -79,24 +167,24 @@ def find_running(
     ]
     if differing:
         raise UsageError(
-            f"a lab runs already, and not with {' '.join(differing)}",
+            f"a lab is already running with other settings (you asked for {' '.join(differing)})",
             cause=f"it has runtime {state.runtime}, flavor {state.kind}, "
             f"port {state.port}, address {state.bind}",
             fix=f"make down && make up {' '.join(differing)}",
         )
-    if settings.flavor == "auto" and state.flavor == "cpu" and has_driver(root):
-        steps.say("the lab that runs is the cpu one, and this host has a GPU's driver")
-        steps.say("  try: make down && make up   # chooses anew, and says why")
-    return status
 
 
 def _read_patiently(checkout: Checkout, steps: Steps) -> LabStatus:
-    """The status; a lab that runs but is silent gets time, as stopping it ends its kernels."""
+    """The status, after resuming a paused lab, and giving a silent one time to answer."""
     status = read_status(checkout)
-    if status.running and not status.healthy:
-        steps.say(f"{status.problem}: waiting for it")
+    if status.condition == "paused" and status.state:
+        steps.say(f"the lab is there ({status.problem}): resuming it")
+        resume_lab(status.state)
+        status = read_status(checkout)
+    if status.condition == "silent":
+        steps.say(f"the lab is busy or hangs ({status.problem}): waiting for it")
         wait_until(
-            lambda: read_status(checkout).healthy,
+            lambda: read_status(checkout).condition != "silent",
             timeout_seconds=BUSY_LIMIT_SECONDS,
             interval_seconds=1.0,
         )
@@ -105,7 +193,7 @@ def _read_patiently(checkout: Checkout, steps: Steps) -> LabStatus:
 
 
 def announce(plan: Plan, settings: Settings, steps: Steps) -> None:
-    """Says what was chosen and why, and warns of what the choice leaves out or lets in."""
+    """Says what was chosen and why, with warnings of what is missing and of who gets in."""
     announce_choices(plan, steps)
     if plan.identity and plan.identity.value.user_id != os.getuid():
         steps.say(f"user:    uid {plan.identity.value.user_id} ({plan.identity.reason})")
@@ -141,8 +229,8 @@ def choose_port(settings: Settings, first: int, steps: Steps) -> int:
 def _port_taken(port: int) -> UsageError:
     return UsageError(
         f"port {port} is taken",
-        cause="another program listens on it, or it needs root's rights",
-        fix="make up   # takes the next port that is free",
+        cause="another program listens on it, or only root may",
+        fix="make up   # takes the next free port",
     )
 
 
@@ -151,7 +239,7 @@ def launch(
 ) -> LabState:
     """Starts the planned lab on a free port and waits until it is healthy.
 
-    Stopped or failed on the way, nothing is left running.
+    Where it is interrupted or fails, nothing is left running.
     """
     port = choose_port(settings, settings.port or DEFAULT_PORT, steps)
     with steps.step("starting JupyterLab"):
@@ -167,6 +255,7 @@ def launch(
                 return state
             except PortTakenError:
                 lab.stop(handle)
+                forget_state(checkout)
                 if plan.port_asked or attempt == START_ATTEMPTS - 1:
                     raise _port_taken(port) from None
                 port = choose_port(settings, port + 1, steps)
@@ -201,9 +290,9 @@ def _check_gpu(lab: Lab, state: LabState, settings: Settings, steps: Steps) -> N
         return
     what = f"the lab runs, but sees no GPU ({problem})"
     cause = f"{state.runtime} passed it on to a container, but its Compose did not"
-    fix = "make down && sudo apt-get install podman-compose && make up"
-    if state.runtime != "podman":  # whose Compose is one of several, and not all know CDI
-        fix = "make doctor"
+    fix = "make doctor"
+    if state.runtime == "podman":  # its Compose is one of several, and not all know CDI
+        fix = f"{INSTALL_PODMAN_COMPOSE.on(read_distribution())}   # then: make down && make up"
     if settings.flavor == "cuda" or settings.asks_for_gpu:
         raise EngineError(what, cause=cause, fix=fix)
     steps.say(f"  warning: {what}: {cause}")
@@ -211,30 +300,49 @@ def _check_gpu(lab: Lab, state: LabState, settings: Settings, steps: Steps) -> N
 
 
 def _wait_healthy(lab: Lab, state: LabState, token: str) -> None:
-    """Returns once the server takes our token. Raises where it dies, or never does."""
-    address = reachable_address(state.bind)
-    died = False
+    """Returns once the server has proved to be this start's.
 
-    def has_answered() -> bool:
-        nonlocal died
-        if probe_server(state.port, token, address) == "healthy":
-            return True
-        died = not lab.is_alive(state.handle)
-        return died
+    Raises PortTakenError where another program took the port meanwhile, EngineError where the
+    server dies, TimedOutError where it never answers.
+    """
+    condition: Condition = "silent"
 
-    answered = wait_until(has_answered, timeout_seconds=HEALTH_LIMIT_SECONDS, interval_seconds=0.2)
-    if died:
-        raise lab.explain_death(state.handle)
-    if not answered:
-        raise TimedOutError(
-            f"JupyterLab did not answer on port {state.port} in {HEALTH_LIMIT_SECONDS:.0f} s",
-            cause="the machine may be very busy",
-            fix="make logs",
+    def is_decided() -> bool:
+        nonlocal condition
+        condition = examine_lab(state, token)
+        return condition in ("healthy", "gone")
+
+    wait_until(is_decided, timeout_seconds=HEALTH_LIMIT_SECONDS, interval_seconds=0.2)
+    if condition == "healthy":
+        return
+    if condition == "foreign" or (condition == "gone" and not is_port_free(state.bind, state.port)):
+        raise PortTakenError(f"another program took port {state.port}")
+    said = lab.explain_death(state.handle)
+    if condition == "gone":
+        raise said
+    if condition == "unproven":
+        raise EngineError(
+            f"what answers on port {state.port} does not prove to be the lab",
+            cause="the lab was built from an older labkit, or a program intercepts the port",
+            fix="make build && make up",
         )
+    raise _explain_silence(state, said)
+
+
+def _explain_silence(state: LabState, said: LabkitError) -> TimedOutError:
+    """The error of a server that never answered, with the end of its log."""
+    load, processors = os.getloadavg()[0], os.cpu_count() or 1
+    busy = f"the machine is very busy: load {load:.0f} on {processors} processors"
+    quoted = "".join(said.what.partition("\n")[1:])
+    return TimedOutError(
+        f"JupyterLab did not answer on port {state.port} in {HEALTH_LIMIT_SECONDS:.0f} s{quoted}",
+        cause=busy if load > 2 * processors else said.cause,
+        fix=said.fix,
+    )
 
 
 def describe_urls(status: LabStatus, machine: MachineFacts) -> Sequence[str]:
-    """The last lines of `make up`: the URL, how to reach it from afar, and how to stop."""
+    """The last lines of `make up`: the URL, how to reach it remotely, and how to stop the lab."""
     lines = [f"JupyterLab is ready:  {status.url}"]
     if machine.ssh_server and status.state and not status.opens_to_others:
         port = status.state.port
@@ -260,7 +368,7 @@ def prepare_lab(
 ) -> tuple[Lab, LabHandle | None]:
     """The lab to run a command in: the running one where it fits, else one made ready for it.
 
-    Without ``use_running`` it is made ready alone, for which a cuda lab needs no GPU here.
+    Without ``use_running`` it is only made ready: a cuda lab then needs no GPU here.
     """
     status = read_status(checkout)
     state = status.state
@@ -273,7 +381,4 @@ def prepare_lab(
     with hold_lock(checkout, lambda: steps.say("another `up` or `down` is at work: waiting")):
         workspace.prepare_workspace(checkout)
         ensure_token(checkout)
-        if isinstance(plan.lab, ContainerLab) and plan.lab.identity:
-            workspace.hand_over(checkout, plan.lab.identity)
-        plan.lab.prepare(steps)
-    return plan.lab, None
+        return _prepare(checkout, plan, steps).lab, None

@@ -1,29 +1,42 @@
-"""The local runtime's .venv: made from the same locks as the image, and remade when they change."""
+"""The local runtime's .venv: made from the image's locks, and updated when they change."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import re
+import shlex
+import shutil
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from labkit.errors import LabkitError
+from labkit.errors import EngineError, LabkitError
 from labkit.host.torch_builds import BUILDS, CPU_BUILD, CUDA_BUILDS, TorchBuild
-from labkit.launch.build import check_locks
 from labkit.launch.certificates import trust_in_pip
 from labkit.launch.progress import Step, StepLog, Steps
-from labkit.launch.settings import Checkout
-from labkit.process import run_command, stream_command
+from labkit.launch.settings import Checkout, check_locks
+from labkit.process import compose_environment, run_command, stream_command
 
 INSTALL_LIMIT_SECONDS = 2 * 3600.0
+# The stamp that is written before anything else: labkit made the folder and may clear it.
+OWNER = "environment"
+# pip's configuration files may send packages elsewhere too; these and the options of _pip_command
+# overrule them.
+PIP_VARIABLES = {"PIP_USER": "0", "PIP_DRY_RUN": "0", "PIP_REQUIRE_VIRTUALENV": "0"}
+# What pip writes at the top of a script where the path of its Python does not fit a "#!" line. The
+# shell expands that path, and a folder named $(...) would run a command.
+SHELL_HEADER = re.compile(rb"\A#!/bin/sh\n'''exec' .*\n")
+SCRIPT_HEADER_BYTES = 8192
+SAFE_HEADER = b"""#!/bin/sh
+'''exec' "$(dirname -- "$(realpath -- "$0")")/python" "$0" "$@"
+"""
 # What labkit itself is installed from: editable, so that a change to the code needs nothing.
 LABKIT_INPUT = "pyproject.toml"
 IPYTHON_SETTINGS = Path("docker/jupyter/ipython_config.py")
 
-# What each lock is called while it is being installed.
+# How each lock is called while it is installed.
 TITLES = {
     "torch-cpu": "torch, the build for the CPU",
     **{build.torch_lock: f"torch, the build for CUDA {build.cuda}" for build in CUDA_BUILDS},
@@ -32,7 +45,7 @@ TITLES = {
     "test": "what the tests use",
 }
 
-# The locks that a build of torch brings and another one replaces.
+# The locks of one build of torch, which those of another replace.
 BUILD_LOCKS = tuple(lock for build in BUILDS.values() for lock in build.locks if lock != "lab")
 
 COUNT_REQUIREMENTS = """
@@ -47,61 +60,129 @@ print(sum(not need.marker or need.marker.evaluate() for need in wanted))
 
 @dataclass(frozen=True)
 class PythonEnvironment:
-    """The checkout's .venv and what is installed in it."""
+    """The checkout's .venv and the packages in it."""
 
     checkout: Checkout
 
     @property
+    def folder(self) -> Path:
+        """The environment's folder, .venv."""
+        return self.checkout.environment_folder
+
+    @property
     def python(self) -> Path:
         """The environment's own interpreter."""
-        return self.checkout.environment_folder / "bin" / "python"
+        return self.folder / "bin" / "python"
+
+    @property
+    def is_owned(self) -> bool:
+        """True where labkit made the folder, and may clear it; a link never is."""
+        return not self.folder.is_symlink() and self._stamp(OWNER).is_file()
 
     def prepare(self, steps: Steps, locks: Sequence[str] = CPU_BUILD.locks) -> None:
         """Makes the environment where there is none, and installs every lock that has changed.
 
-        Interrupted or failed, it goes on from there the next time. Raises EngineError with the
-        log's last lines.
+        Interrupted or failed, it continues from there the next time. Raises EngineError with the
+        log's last lines, or where something that labkit did not make is in the environment's place.
         """
         check_locks(self.checkout, locks)
-        if not self._is_whole() or self._made_with() not in (None, _python_version()):
+        self._refuse_foreign()
+        if not self._is_usable():
             self._create(steps)
         self._remove_other_builds(steps, locks)
         for lock in locks:
-            self._install_once(steps, lock, self._lock_file(lock), self._lock_options(lock))
+            self._install_once(steps, lock, self.checkout.lock_file(lock), self._lock_options(lock))
         self._install_once(steps, "labkit", self.checkout.root / LABKIT_INPUT, ())
         self._link_settings()
 
     def is_current(self, locks: Sequence[str] = CPU_BUILD.locks) -> bool:
         """True where everything the locks name is installed."""
         return self.python.exists() and all(
-            self._read_stamp(lock) == self._digest(self._lock_file(lock)) for lock in locks
+            self._read_stamp(lock) == self._digest(self.checkout.lock_file(lock)) for lock in locks
         )
 
     def find_cuda_build(self) -> TorchBuild | None:
-        """The CUDA build of torch that is installed, or None where it is the CPU's, or none."""
+        """The CUDA build of torch that is installed, or None."""
         return next(
             (build for build in CUDA_BUILDS if self._stamp(build.torch_lock).exists()), None
         )
 
-    def _is_whole(self) -> bool:
-        """True where the environment was made to its end, which is where pip comes into it."""
-        return self.python.exists() and (self.python.parent / "pip").exists()
+    def _refuse_foreign(self) -> None:
+        """Raises EngineError where the environment's place holds what labkit did not make."""
+        folder = self.folder
+        if not os.path.lexists(folder) or self.is_owned:
+            return
+        if folder.is_symlink():
+            found = f"a link to {folder.readlink()}"
+        elif not folder.is_dir():
+            found = "a file"
+        elif not any(folder.iterdir()) or self._is_of_older_labkit():
+            return
+        else:
+            found = "a Python environment" if (folder / "pyvenv.cfg").exists() else "a folder"
+        raise EngineError(
+            f"{folder} is {found} that labkit did not make, and labkit leaves it as it is",
+            cause="the local runtime keeps its own Python environment there",
+            fix="LABKIT_VENV=.labkit/venv make up   # or move it away, then: make up",
+        )
 
-    def _made_with(self) -> str | None:
-        """The Python version that the environment was made with, such as "3.12"; None unknown."""
+    def _is_of_older_labkit(self) -> bool:
+        """True where a labkit that wrote no owner's stamp made it: used as it is, never cleared."""
+        return self._is_usable() and self._stamp("labkit").is_file()
+
+    def _is_usable(self) -> bool:
+        """True where the environment is complete, and of this Python's version."""
+        # pip is the last thing that `python -m venv` brings.
+        complete = self.python.exists() and (self.python.parent / "pip").exists()
+        return complete and self._read_python_version() in (None, _python_version())
+
+    def _read_python_version(self) -> str | None:
+        """The Python that the environment was made with, such as "3.12"; None where not known."""
         try:
-            text = (self.checkout.environment_folder / "pyvenv.cfg").read_text(encoding="utf-8")
+            text = (self.folder / "pyvenv.cfg").read_text(encoding="utf-8")
         except OSError:
             return None
         found = re.search(r"^version\s*=\s*(\d+\.\d+)", text, flags=re.MULTILINE)
         return found.group(1) if found else None
 
     def _create(self, steps: Steps) -> None:
-        folder = self.checkout.environment_folder
-        title = f"making {folder.name} with Python {_python_version()}"
-        with steps.step(title), self._open_log("venv") as log:
-            command = [sys.executable, "-m", "venv", "--clear", str(folder)]
-            self._run(log, command, "making the .venv failed", "rm -rf .venv && make up")
+        with (
+            steps.step(f"making {self.folder.name} with Python {_python_version()}"),
+            self._open_log("venv") as log,
+        ):
+            self._clear()
+            command = [sys.executable, "-m", "venv", str(self.folder)]
+            self._run(log, command, "making the .venv failed", self._remake_command)
+        self._make_scripts_safe()
+
+    def _clear(self) -> None:
+        """Empties the folder, or makes it, and leaves the owner's stamp in it at every moment."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        stamp = self._stamp(OWNER)
+        stamp.touch()
+        for path in self.folder.iterdir():
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            elif path != stamp:
+                path.unlink()
+
+    @property
+    def _remake_command(self) -> str:
+        return f"rm -rf {shlex.quote(str(self.folder))} && make up"
+
+    def _make_scripts_safe(self) -> None:
+        """Replaces a path that the shell would expand at the top of the environment's scripts."""
+        for script in (self.folder / "bin").iterdir():
+            if script.is_symlink() or not script.is_file():
+                continue
+            with script.open("r+b") as file:
+                header = SHELL_HEADER.match(file.read(SCRIPT_HEADER_BYTES))
+                if header and header.group() != SAFE_HEADER:
+                    file.seek(header.end())
+                    rest = file.read()
+                    file.seek(0)
+                    file.write(SAFE_HEADER + rest)
+                    file.truncate()
 
     def _install_once(
         self, steps: Steps, name: str, source: Path, options: tuple[str, ...]
@@ -117,23 +198,24 @@ class PythonEnvironment:
                     log,
                     self._pip_command(name, source, options),
                     f"installing {name} failed",
-                    "make up   # goes on where it stopped",
+                    "make up   # continues where it stopped",
                 )
+        self._make_scripts_safe()
         self._stamp(name).write_text(digest, encoding="ascii")
 
     def _link_settings(self) -> None:
-        """Has the environment's kernels find the lab's settings for IPython."""
-        link = self.checkout.environment_folder / "etc" / "ipython" / IPYTHON_SETTINGS.name
+        """Lets the environment's kernels find the lab's settings for IPython."""
+        link = self.folder / "etc" / "ipython" / IPYTHON_SETTINGS.name
         if not link.is_symlink():
             link.parent.mkdir(parents=True, exist_ok=True)
             link.unlink(missing_ok=True)
             link.symlink_to(self.checkout.root / IPYTHON_SETTINGS)
 
     def _remove_other_builds(self, steps: Steps, locks: Sequence[str]) -> None:
-        """Takes out what another build of torch brought, and torch with it.
+        """Uninstalls torch and what else another build of it brought.
 
-        pip takes torch 2.13.0+cpu for the 2.13.0 that a lock asks for and would leave it there,
-        and the other CUDA's libraries, gigabytes of them, would stay for nothing.
+        pip accepts torch 2.13.0+cpu where a lock asks for 2.13.0 and would leave it there, and
+        gigabytes of the other CUDA's libraries would stay unused.
         """
         others = [lock for lock in BUILD_LOCKS if lock not in locks and self._stamp(lock).exists()]
         if not others:
@@ -143,16 +225,16 @@ class PythonEnvironment:
         with steps.step("removing the other build of torch"), self._open_log("remove") as log:
             pip = [str(self.python), "-m", "pip", "uninstall", "--disable-pip-version-check"]
             command = [*pip, "--yes", *sorted(names)]
-            self._run(log, command, "removing torch failed", "rm -rf .venv && make up")
-        # Last, so that one that was interrupted is gone through again; what both builds brought
-        # and was not removed is looked at anew by their own installation.
+            self._run(log, command, "removing torch failed", self._remake_command)
+        # Last, so that an interrupted removal is repeated. All builds' stamps go: what two builds
+        # share may be gone too, and their installation checks it again.
         for lock in (*others, *BUILD_LOCKS):
             self._stamp(lock).unlink(missing_ok=True)
 
     def _list_packages(self, lock: str) -> set[str]:
-        """The names of the packages in a lock; empty where the checkout has no such lock."""
+        """The names of the packages in a lock; empty where there is no such lock."""
         try:
-            text = self._lock_file(lock).read_text(encoding="utf-8")
+            text = self.checkout.lock_file(lock).read_text(encoding="utf-8")
         except OSError:
             return set()
         return set(re.findall(r"^([A-Za-z0-9][A-Za-z0-9._-]*)==", text, flags=re.MULTILINE))
@@ -160,15 +242,13 @@ class PythonEnvironment:
     def _pip_command(self, name: str, source: Path, options: tuple[str, ...]) -> list[str]:
         pip = [str(self.python), "-m", "pip", "install", "--disable-pip-version-check"]
         pip += ["--no-deps", "--progress-bar", "off"]
+        pip += ["--target=", "--root=/", f"--prefix={self.folder}"]  # whatever pip.conf says
         if name == "labkit":
             return [*pip, "--no-build-isolation", "--no-index", "--editable", str(source.parent)]
         return [*pip, "--require-hashes", "--only-binary", ":all:", *options, "-r", str(source)]
 
-    def _lock_file(self, lock: str) -> Path:
-        return self.checkout.root / "docker" / "locks" / f"{lock}.txt"
-
     def _lock_options(self, lock: str) -> tuple[str, ...]:
-        # torch alone comes from PyTorch's index; one that does not answer costs a second.
+        # Only torch comes from PyTorch's index; one retry, so that an outage costs a second.
         build = BUILDS.get(lock.removeprefix("torch-"))
         if build is None or build.torch_index is None:
             return ()
@@ -176,7 +256,7 @@ class PythonEnvironment:
         return ("--index-url", index, "--retries", "1")
 
     def _count(self, lock: Path) -> int | None:
-        """How many of the lock's packages this Python and machine need; None if unknown."""
+        """How many of the lock's packages this Python and machine need; None where not known."""
         answer = run_command(
             [str(self.python), "-c", COUNT_REQUIREMENTS, str(lock)], timeout_seconds=30
         )
@@ -188,9 +268,9 @@ class PythonEnvironment:
             timeout_seconds=INSTALL_LIMIT_SECONDS,
             on_line=log.write,
             environment={
-                **os.environ,
+                **compose_environment(),
+                **PIP_VARIABLES,
                 "PYTHONUNBUFFERED": "1",
-                "PIP_REQUIRE_VIRTUALENV": "0",
                 **trust_in_pip(self.checkout),
             },
             folder=self.checkout.root,
@@ -215,7 +295,7 @@ class PythonEnvironment:
         return hashlib.sha256(content + _python_version().encode()).hexdigest()
 
     def _stamp(self, name: str) -> Path:
-        return self.checkout.environment_folder / f".labkit-{name}"
+        return self.folder / f".labkit-{name}"
 
     def _read_stamp(self, name: str) -> str | None:
         try:
@@ -225,13 +305,13 @@ class PythonEnvironment:
 
 
 def follow_pip(step: Step, total: int | None) -> Callable[[str], None]:
-    """A reader of pip's output that notes on ``step`` how many packages have come."""
+    """A reader of pip's output that notes on ``step`` how many packages it has fetched."""
     seen = 0
     of_total = f" of {total}" if total else ""
 
     def read_line(line: str) -> None:
         nonlocal seen
-        # "Processing" names a file: a wheel that is on this machine already.
+        # "Processing" names a wheel on this machine.
         found = re.match(r"(?:Collecting (?P<name>\S+?)(?:==|\s|$)|Processing (?P<file>\S+))", line)
         if found:
             seen += 1

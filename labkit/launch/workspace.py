@@ -1,4 +1,8 @@
-"""Makes the workspace ready for whoever the lab runs as, and reads what was put into it."""
+"""The workspace before and after a start: usable, owned by the lab's user, and what was put there.
+
+As root, ownership is given by file descriptor: the workspace's user may rename and link while root
+walks through it.
+"""
 
 from __future__ import annotations
 
@@ -6,17 +10,20 @@ import contextlib
 import json
 import os
 import shlex
+import stat
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from labkit.errors import UsageError
 from labkit.host.machine import read_folder
-from labkit.launch.runtime import Identity
-from labkit.launch.settings import Checkout
-from labkit.text import format_bytes
+from labkit.launch.settings import Checkout, Identity
+from labkit.text import format_bytes, plural
 
 LEAST_FREE_BYTES = 64 * 1024**2
 ROOT_ID = 0
+# O_NONBLOCK: a pipe that took a file's name must not hold the walk up.
+OPEN_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 def prepare_workspace(checkout: Checkout) -> None:
@@ -29,7 +36,7 @@ def prepare_workspace(checkout: Checkout) -> None:
     if not facts.is_folder:
         raise UsageError(
             f"the workspace {workspace} is not a folder",
-            cause="something else has its name" if facts.exists else "it could not be made",
+            cause="something else has its name" if facts.exists else "it cannot be made",
             fix=f"ls -ld {quoted} {shlex.quote(str(workspace.parent))}",
         )
     if not facts.writable:
@@ -46,51 +53,169 @@ def prepare_workspace(checkout: Checkout) -> None:
         )
 
 
-def hand_over(checkout: Checkout, identity: Identity) -> None:
-    """Gives the workspace and the token to the unprivileged user that the lab runs as.
+def hand_over(checkout: Checkout, identity: Identity) -> str | None:
+    """Gives the token and what root made in the workspace to the user that the lab runs as.
 
-    Only where the host's user is root: everybody else owns them already.
+    Only where the host's user is root: everybody else owns them already. Given are folders, and
+    files with one name, on the workspace's own file system; no link is followed. Returns a warning
+    where the file system refuses.
     """
     if os.geteuid() != 0 or identity.is_root:
-        return
-    os.chown(checkout.token_file, identity.user_id, identity.group_id)
-    # Resolved, so that a workspace that is a link elsewhere is handed over, not the link.
-    workspace = checkout.workspace.resolve()
-    if not identity.owns_workspace:
-        os.chown(workspace, identity.user_id, identity.group_id)
-    # What root made there, with RUNTIME=local or an editor; other users' files stay theirs.
-    # By folder descriptor: the workspace's user could put a link where a folder was.
-    for _, folders, files, descriptor in os.fwalk(workspace):
-        for name in (*folders, *files):
-            if os.stat(name, dir_fd=descriptor, follow_symlinks=False).st_uid == ROOT_ID:
-                os.chown(
-                    name,
-                    identity.user_id,
-                    identity.group_id,
-                    dir_fd=descriptor,
-                    follow_symlinks=False,
-                )
+        return None
+    giver = _Giver(identity)
+    giver.give_file(checkout.token_file)
+    workspace = giver.open_folder(checkout.workspace)
+    if workspace is not None:
+        with _closing(workspace):
+            if not identity.owns_workspace:
+                giver.give(workspace)
+            giver.give_inside(workspace)
+    return giver.describe_refusals(checkout.workspace)
+
+
+class _Giver:
+    """Gives open files to a user; notes what cannot be given."""
+
+    def __init__(self, identity: Identity) -> None:
+        self._user, self._group = identity.user_id, identity.group_id
+        self._refused: list[str] = []
+
+    def open_folder(self, path: Path) -> int | None:
+        """A descriptor of the folder, reached from / without a link that is not root's."""
+        parent = os.open("/", OPEN_FLAGS)
+        for name in _resolve_own_link(path).parts[1:]:
+            with _closing(parent):
+                try:
+                    parent = os.open(name, OPEN_FLAGS | os.O_DIRECTORY, dir_fd=parent)
+                except OSError as error:
+                    self._refused.append(f"{path}: {error.strerror}")
+                    return None
+        return parent
+
+    def give_file(self, path: Path) -> None:
+        """Gives the file at ``path``, where it has one name and no link leads to it."""
+        folder = self.open_folder(path.parent)
+        if folder is not None:
+            with _closing(folder):
+                self._give_entry(folder, path.name, _find_mount(folder))
+
+    def give_inside(self, folder: int) -> None:
+        """Gives everything below the folder that is root's; other users' files stay theirs."""
+        mount = _find_mount(folder)
+        waiting = [os.dup(folder)]
+        try:
+            while waiting:
+                inner = waiting.pop()
+                with _closing(inner):
+                    for name in os.listdir(inner):  # noqa: PTH208 - by descriptor
+                        below = self._give_entry(inner, name, mount)
+                        if below is not None:
+                            waiting.append(below)
+        except OSError as error:  # such as too many open files
+            self._refused.append(str(error.strerror))
+        finally:
+            for left in waiting:
+                os.close(left)
+
+    def _give_entry(self, folder: int, name: str, mount: object) -> int | None:
+        """Gives one entry of a folder; returns a descriptor where it is a folder to look into."""
+        try:
+            kind = os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode
+            if not (stat.S_ISDIR(kind) or stat.S_ISREG(kind)):
+                return None
+            entry = os.open(name, OPEN_FLAGS, dir_fd=folder)
+        except OSError as error:
+            self._refused.append(f"{name}: {error.strerror}")
+            return None
+        # Judged by what was opened: the name may lead elsewhere by now.
+        facts = os.fstat(entry)
+        is_folder = stat.S_ISDIR(facts.st_mode)
+        has_one_name = stat.S_ISREG(facts.st_mode) and facts.st_nlink == 1
+        is_here = _find_mount(entry) == mount
+        if is_here and facts.st_uid == ROOT_ID and (is_folder or has_one_name):
+            self.give(entry)
+        if is_here and is_folder:
+            return entry
+        os.close(entry)
+        return None
+
+    def give(self, descriptor: int) -> None:
+        """Gives what is open; a refusal is noted."""
+        try:
+            os.fchown(descriptor, self._user, self._group)
+        except OSError as error:
+            self._refused.append(str(error.strerror))
+
+    def describe_refusals(self, workspace: Path) -> str | None:
+        """A warning about what could not be given; None where everything was."""
+        if not self._refused:
+            return None
+        files = plural(len(self._refused), "file")
+        return (
+            f"{files} of {workspace.name}/ cannot be given to uid {self._user}"
+            f" ({self._refused[0]}): the lab may not be able to change them"
+        )
+
+
+def _resolve_own_link(path: Path) -> Path:
+    """Where a workspace leads that is root's own link elsewhere; any other path as it is."""
+    if not hasattr(os, "O_PATH"):
+        return path
+    with contextlib.suppress(OSError):
+        link = os.open(path, os.O_PATH | os.O_NOFOLLOW)
+        with _closing(link):
+            facts = os.fstat(link)
+            if stat.S_ISLNK(facts.st_mode) and facts.st_uid == ROOT_ID:
+                return Path(os.path.normpath(path.parent / os.readlink("", dir_fd=link)))
+    return path
+
+
+def _find_mount(descriptor: int) -> object:
+    """What tells the mount of an open file from others: Linux's mount id, else the device.
+
+    Two bind mounts of one disk have the same device.
+    """
+    with contextlib.suppress(OSError):
+        for line in Path(f"/proc/self/fdinfo/{descriptor}").read_text().splitlines():
+            if line.startswith("mnt_id:"):
+                return line
+    return os.fstat(descriptor).st_dev
+
+
+@contextlib.contextmanager
+def _closing(descriptor: int) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def describe_update(checkout: Checkout) -> list[str]:
-    """What the last start put into the workspace, a line a kind; none where nothing changed."""
-    kinds = {
-        "placed": "put into {folder}: {names}",
-        "replaced": "updated, untouched until now: {names}",
-        "laid_beside": "new versions laid beside your own: {names}",
-    }
-    update = _read_manifest(checkout).get("last_update") or {}
+    """What the last start put into the workspace, one line for each kind of change."""
     folder = f"{checkout.workspace.name}/"
-    return [
-        text.format(folder=folder, names=", ".join(update[kind]))
-        for kind, text in kinds.items()
-        if update.get(kind)
-    ]
+    titles = {
+        "placed": f"put into {folder}",
+        "replaced": "updated, untouched until now",
+        "laid_beside": "new versions laid beside your own",
+    }
+    update = _read_last_update(checkout)
+    lines = []
+    for kind, title in titles.items():
+        names = _list_texts(update.get(kind))
+        if names:
+            lines.append(f"{title}: {', '.join(names)}")
+    return [*lines, *_list_texts(update.get("notes"))]
+
+
+def _list_texts(value: Any) -> list[str]:
+    """The texts of a list; empty for anything else."""
+    return [one for one in value if isinstance(one, str)] if isinstance(value, list) else []
 
 
 def read_update_time(checkout: Checkout) -> str | None:
     """When the workspace was last updated, or None where it never was."""
-    return (_read_manifest(checkout).get("last_update") or {}).get("at")
+    at = _read_last_update(checkout).get("at")
+    return at if isinstance(at, str) else None
 
 
 def find_first_notebook(checkout: Checkout) -> str | None:
@@ -99,10 +224,11 @@ def find_first_notebook(checkout: Checkout) -> str | None:
     return names[0] if names else None
 
 
-def _read_manifest(checkout: Checkout) -> dict[str, Any]:
-    path = Path(checkout.workspace) / ".labkit" / "manifest.json"
+def _read_last_update(checkout: Checkout) -> dict[str, Any]:
+    """The manifest's record of the last update; empty where there is none that can be read."""
+    path = checkout.workspace / ".labkit" / "manifest.json"
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        update = json.loads(path.read_text(encoding="utf-8")).get("last_update")
+    except (OSError, ValueError, AttributeError, RecursionError):
         return {}
-    return manifest if isinstance(manifest, dict) else {}
+    return update if isinstance(update, dict) else {}

@@ -1,7 +1,9 @@
-"""Shows a card in a notebook (html, text and a record) or a line on a terminal.
+"""Shows the results of claims and checks.
 
-Colours come from JupyterLab's own variables, so a card is legible in its light and dark themes;
-elsewhere the surrounding text colour is kept.
+In a notebook, a result is a card: HTML, text and a record, which
+``labkit.notebooks.result`` reads back. Elsewhere it is printed.
+Colors come from JupyterLab's variables, so that a card is legible in light and dark themes;
+elsewhere the surrounding text color is kept. Standard library only.
 """
 
 from __future__ import annotations
@@ -43,9 +45,9 @@ class Detail(NamedTuple):
 
 @dataclass(frozen=True)
 class Card:
-    """One thing to show: its mood, a bold word, a sentence, an aside to it, and details."""
+    """A result to show: its severity, a bold word, a sentence, an aside, and details."""
 
-    mood: str
+    severity: str
     word: str
     sentence: str
     aside: str = ""
@@ -77,12 +79,12 @@ def card_text(card: Card) -> str:
 
 
 def card_html(card: Card) -> str:
-    """The card as html that inherits the theme's colours; `code` in backticks becomes code."""
-    mark = f'<b style="color: {_WORDS[card.mood]};">{html.escape(card.word)}</b>'
+    """The card as html that inherits the theme's colors; `code` in backticks becomes code."""
+    mark = f'<b style="color: {_WORDS[card.severity]};">{html.escape(card.word)}</b>'
     aside = f' <span style="{_MUTED}">({_inline_html(card.aside)})</span>' if card.aside else ""
     head = f"<div>{mark} {_inline_html(card.sentence)}{aside}</div>"
     details = "".join(_detail_html(detail) for detail in card.details)
-    return f'<div style="{_CARD.format(edge=_EDGES[card.mood])}">{head}{details}</div>'
+    return f'<div style="{_CARD.format(edge=_EDGES[card.severity])}">{head}{details}</div>'
 
 
 def _in_ipython() -> bool:

@@ -1,4 +1,4 @@
-"""Finds the labs and their exercises: in a checkout its labs/, else those the package carries.
+"""Finds the labs and their exercises: in a checkout its labs/, else those in the package.
 
 Standard library only, so that the workspace can be looked at without loading torch.
 """
@@ -91,7 +91,7 @@ def find_lab(name: str, labs: Iterable[Lab] | None = None) -> Lab:
 
 
 def load_exercises(lab: Lab) -> tuple[Exercise, ...]:
-    """The lab's exercises, read anew from its exercises.py; a lab without the file has none."""
+    """The lab's exercises, loaded from its exercises.py each time; none without that file."""
     if not lab.exercises.is_file():
         return ()
     name = f"labkit_labs.{lab.name}.exercises"
@@ -99,8 +99,8 @@ def load_exercises(lab: Lab) -> tuple[Exercise, ...]:
     spec = spec_from_loader(name, loader)
     assert spec is not None
     module = module_from_spec(spec)
-    # Dataclasses look their module up while they are made; left there, it would stand in the way
-    # of pickle, which asks every module for the names that it seeks.
+    # Dataclasses look up their module when they are defined. It must not stay in sys.modules:
+    # pickle would search it for other modules' names.
     sys.modules[name] = module
     try:
         loader.exec_module(module)
@@ -156,7 +156,7 @@ class _QuietLoader(SourceFileLoader):
         """Writes nothing."""
 
     def path_stats(self, path: str) -> Any:
-        """No cached bytecode is looked for, so an edited file is always read anew."""
+        """Disables cached bytecode, so that an edited file is always loaded."""
         raise OSError
 
 

@@ -7,10 +7,11 @@ from collections import Counter
 from dataclasses import asdict
 
 from labkit.errors import LabkitError
+from labkit.files import find_workspace
 from labkit.lessons.cards import BAD, GOOD, QUIET, Card, Detail, show_card
 from labkit.lessons.catalog import find_exercise
 from labkit.lessons.exercises import NOT_STARTED, Exercise, Verdict
-from labkit.lessons.progress import find_workspace, record_attempt
+from labkit.lessons.progress import record_attempt
 from labkit.notebooks.result import CHECK_MIME
 
 REFERENCE_VARIABLE = "LABKIT_REFERENCE"
@@ -28,7 +29,7 @@ _WORDS = {
     "forbidden": (BAD, "right, but not this way"),
 }
 
-# Attempts of this process, for where there is no workspace to count them in.
+# Attempts in this process, used if there is no workspace to record them in.
 _attempts: Counter[str] = Counter()
 
 
@@ -65,11 +66,11 @@ def choose_hints(exercise: Exercise, verdict: Verdict, attempts: int) -> tuple[s
 def show_verdict(verdict: Verdict, hints: tuple[str, ...] = (), note: str | None = None) -> None:
     """Displays the verdict (html, text and a record), or prints it outside IPython."""
     record = {**asdict(verdict), "hints": list(hints), "note": note}
-    show_card(_draw(verdict, hints, note), CHECK_MIME, record)
+    show_card(_make_card(verdict, hints, note), CHECK_MIME, record)
 
 
 def _record(verdict: Verdict) -> tuple[int, str | None]:
-    """How many attempts there were with this one, and what to tell of the recording."""
+    """The number of attempts, and a note if the attempt could not be recorded."""
     name = verdict.exercise
     if verdict.status == NOT_STARTED:
         return 0, None
@@ -85,8 +86,8 @@ def _record(verdict: Verdict) -> tuple[int, str | None]:
     return standing.attempts, note
 
 
-def _draw(verdict: Verdict, hints: tuple[str, ...], note: str | None) -> Card:
-    mood, word = _WORDS[verdict.status]
+def _make_card(verdict: Verdict, hints: tuple[str, ...], note: str | None) -> Card:
+    severity, word = _WORDS[verdict.status]
     details = (
         Detail("in", verdict.case or ""),
         Detail("expected", verdict.expected or "", code=True),
@@ -94,5 +95,5 @@ def _draw(verdict: Verdict, hints: tuple[str, ...], note: str | None) -> Card:
         *(Detail("hint", hint) for hint in hints),
         Detail("note", note or ""),
     )
-    told = tuple(detail for detail in details if detail.text)
-    return Card(mood, word, f"`{verdict.exercise}` {verdict.message}", details=told)
+    shown = tuple(detail for detail in details if detail.text)
+    return Card(severity, word, f"`{verdict.exercise}` {verdict.message}", details=shown)

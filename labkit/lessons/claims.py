@@ -8,8 +8,9 @@ from dataclasses import asdict, dataclass
 from labkit.errors import LabkitError
 from labkit.lessons.cards import BAD, GOOD, QUIET, Card, show_card
 from labkit.lessons.needs import missing_need
-from labkit.lessons.values import PLAIN_FUNCTIONS, format_value, same_value, shorten
+from labkit.lessons.value_repr import PLAIN_FUNCTIONS, format_value, same_value
 from labkit.notebooks.result import CLAIM_MIME
+from labkit.text import shorten
 
 
 class ClaimFailed(LabkitError):
@@ -105,14 +106,14 @@ def _describe(error: BaseException) -> str:
 
 
 def _settle(result: ClaimResult, error: BaseException | None = None) -> None:
-    show_card(_draw(result), CLAIM_MIME, asdict(result))
+    show_card(_make_card(result), CLAIM_MIME, asdict(result))
     if result.held is False:
         raise ClaimFailed(
             f"{result.statement}: expected {result.expected}, seen {result.seen}"
         ) from error
 
 
-def _draw(result: ClaimResult) -> Card:
+def _make_card(result: ClaimResult) -> Card:
     if result.skipped:
         return Card(QUIET, "skipped", result.statement, result.skipped)
     found = f"expected {result.expected}, seen {result.seen}"

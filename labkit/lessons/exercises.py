@@ -1,4 +1,4 @@
-"""What an exercise is: its cases, its hints, the ways it forbids, and known wrong answers."""
+"""What an exercise is: its cases, its hints, its restrictions, and known wrong answers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ STATUSES = (
     CHANGED_ARGUMENT,
     FORBIDDEN,
 )
-FORBIDDEN_WAYS = ("loop", "numpy", "item", "by_hand")
+# What an exercise can rule out; ``restrictions.py`` finds who does it all the same.
+RESTRICTIONS = ("loop", "numpy", "item", "by_hand")
 
 
 class _Unset:
@@ -97,13 +98,13 @@ class Exercise:
     title: str
     hints: tuple[str, ...]
     cases: Callable[[], Iterable[Case]]
-    forbids: tuple[str, ...] = ()
+    restrictions: tuple[str, ...] = ()
     wrong_answers: tuple[WrongAnswer, ...] = ()
 
     def __post_init__(self) -> None:
-        unknown = [way for way in self.forbids if way not in FORBIDDEN_WAYS]
+        unknown = [one for one in self.restrictions if one not in RESTRICTIONS]
         if unknown:
-            raise ValueError(f"{self.name}: nothing is known of the forbidden way {unknown[0]!r}")
+            raise ValueError(f"{self.name}: unknown restriction {unknown[0]!r}")
 
 
 @dataclass(frozen=True)

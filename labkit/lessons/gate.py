@@ -1,6 +1,6 @@
-"""The gate: what must hold of every lab before anyone may learn from it.
+"""The gate: the checks that every lab must pass before it is published.
 
-The quick part reads and judges in this process; the other runs each reference notebook whole.
+``inspect_lab`` reads and judges in this process; ``run_reference`` runs the reference notebook.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ SHORTEST_GIVEAWAY = 24
 
 @dataclass(frozen=True)
 class LabGate:
-    """What the gate found in one lab: its counts, and each thing that is not as it must be.
+    """What the gate found in one lab: its counts, and every problem.
 
     ``held`` and ``skipped`` count the claims of a whole run; None where it was not run.
     """
@@ -77,7 +77,7 @@ def count_lab(lab: Lab) -> Counts:
 
 
 def inspect_folder(folder: Path | None = None) -> tuple[str, ...]:
-    """What is wrong with the labs' folder as a whole: strays, and where labs.toml disagrees."""
+    """The problems of the labs' folder: files that do not belong there, errors in labs.toml."""
     folder = folder or labs_folder()
     return tuple(_folder_problems(folder))
 
@@ -98,7 +98,7 @@ def inspect_lab(lab: Lab) -> LabGate:
 def run_reference(
     lab: Lab, found: LabGate, *, timeout_seconds: float, on_cell: OnCell | None = None
 ) -> LabGate:
-    """The gate's finding with what a whole run of the reference notebook adds to it."""
+    """``found`` with the problems and claims of a run of the whole reference notebook."""
     missing = [reason for reason in map(missing_need, lab.needs) if reason]
     if missing:
         return replace(found, problems=(*found.problems, f"it cannot run here: {missing[0]}"))
@@ -185,7 +185,7 @@ def _exercise_problems(lab: Lab) -> Iterator[str]:
         yield from _verdict_problem(name, exercise, "the stub", stubs[name], NOT_STARTED)
         yield from _verdict_problem(name, exercise, "the reference", references[name], PASSED)
         if not exercise.wrong_answers:
-            yield f"{name} has no wrong answers to be told apart"
+            yield f"{name} has no wrong answers"
         for wrong in exercise.wrong_answers:
             answer = f"the wrong answer {wrong.description!r}"
             yield from _judged_problem(name, exercise, answer, wrong.function, wrong.verdict)
@@ -235,7 +235,7 @@ def _judged_problem(
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps what lessons print and warn of out of the gate's own words."""
+    """Suppresses what lessons print and warn."""
     with redirect_stdout(StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

@@ -1,4 +1,4 @@
-"""Runs a learner's function over an exercise's cases and says what it found; shows nothing."""
+"""Runs a learner's function on the cases of an exercise, and returns the verdict."""
 
 from __future__ import annotations
 
@@ -25,8 +25,9 @@ from labkit.lessons.exercises import (
     NotThisWay,
     Verdict,
 )
-from labkit.lessons.restrictions import find_forbidden
-from labkit.lessons.values import (
+from labkit.lessons.restrictions import find_violation
+from labkit.lessons.value_repr import (
+    LONGEST_TEXT,
     PLAIN_FUNCTIONS,
     Difference,
     Tolerance,
@@ -35,8 +36,8 @@ from labkit.lessons.values import (
     format_block,
     format_value,
     same_value,
-    shorten,
 )
+from labkit.text import shorten
 
 STUB_TEXT = "write your code here"
 
@@ -56,9 +57,9 @@ def judge_function(exercise: Exercise, name: str, function: object) -> Verdict:
             verdict = _judge_case(name, function, case, f"case {index + 1} of {len(cases)}")
             if verdict:
                 return verdict
-    forbidden = find_forbidden(function, exercise.forbids)
-    if forbidden:
-        return Verdict(name, FORBIDDEN, NotThisWay(forbidden))
+    violation = find_violation(function, exercise.restrictions)
+    if violation:
+        return Verdict(name, FORBIDDEN, NotThisWay(violation))
     return Verdict(name, PASSED, f"right in all {len(cases)} cases")
 
 
@@ -93,8 +94,8 @@ def _compare(got: object, expected: object, tolerance: Tolerance) -> Difference 
     try:
         return find_difference(got, expected, tolerance)
     except (RuntimeError, TypeError) as error:
-        # Sparse tensors, tensors without data and their like: nothing that was asked for.
-        reason = f"{type(error).__name__}: {shorten(str(error))}"
+        # Sparse tensors, tensors without data and the like: not what the exercise asks for.
+        reason = f"{type(error).__name__}: {shorten(str(error), LONGEST_TEXT)}"
         return Difference(WRONG_TYPE, f"the answer cannot be compared ({reason})")
 
 
@@ -109,9 +110,11 @@ def _ask_judge(case: Case, got: object, arguments: tuple[Any, ...]) -> Differenc
     try:
         complaint = case.judge(got, arguments)
     except Exception as error:
-        # The judge looks for a property; an answer that does not even have it is of a wrong kind.
+        # The judge looks for a property: an answer without it has the wrong type.
         kind = f"the answer is {describe_type(got)}, which cannot be what was asked for"
-        return Difference(WRONG_TYPE, f"{kind} ({type(error).__name__}: {shorten(str(error))})")
+        return Difference(
+            WRONG_TYPE, f"{kind} ({type(error).__name__}: {shorten(str(error), LONGEST_TEXT)})"
+        )
     if not complaint:
         return None
     status = FORBIDDEN if isinstance(complaint, NotThisWay) else WRONG_VALUES

@@ -1,8 +1,7 @@
-"""Runs the checks on the learner's own notebooks as they are, renamed or not.
+"""Finds and runs the learner's notebooks, and gives the verdict on each exercise.
 
-Takes from a notebook just the statements that an answer to a check needs, and runs those.
-
-So the gate can judge every stub and every reference in a second, without running whole labs.
+``find_answer`` runs only the statements that the answer to one check depends on. With it, the
+gate judges every stub and every reference in a second, without running whole labs.
 """
 
 from __future__ import annotations
@@ -18,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from labkit.errors import LabkitError
+from labkit.files import STATE_FOLDER
 from labkit.lessons.catalog import Lab, load_exercises
-from labkit.lessons.manifest import read_manifest
-from labkit.lessons.notebooks import cell_source, read_digest, read_notebook
-from labkit.lessons.progress import STATE_FOLDER
+from labkit.lessons.notebooks import cell_source, read_digests, read_notebook
+from labkit.lessons.workspace import Entry, read_manifest
 from labkit.notebooks.kernel import OnCell, cell_error, kernel_environment, run_cells
 from labkit.notebooks.result import read_checks
 
@@ -182,7 +181,8 @@ def _table(statement: ast.stmt) -> symtable.SymbolTable:
 # What the notebook's run can add to a verdict's statuses.
 NO_CHECK, NO_VERDICT, TIMED_OUT = "no_check", "no_verdict", "timed_out"
 _CHECK_CALL = re.compile(r"""\bcheck\(\s*["']([A-Za-z0-9_]+\.[A-Za-z0-9_]+)["']""")
-_BACKUP = re.compile(r"\.backup-\d{4}-\d{2}-\d{2}")
+# What a reset keeps; "backup" is the name that earlier versions gave.
+_BACKUP = re.compile(r"\.(backup|old)-\d{4}-\d{2}-\d{2}")
 
 
 @dataclass(frozen=True)
@@ -200,11 +200,15 @@ class Answer:
 
 @dataclass(frozen=True)
 class LabAnswers:
-    """The answers of one lab's notebook; ``notebook`` is None where the workspace has none."""
+    """The answers of one lab's notebook; ``notebook`` is None if the workspace has none.
+
+    ``backups`` are copies that a reset kept: work in them does not count.
+    """
 
     lab: str
     notebook: Path | None
     answers: tuple[Answer, ...]
+    backups: tuple[Path, ...] = ()
 
 
 def answer_lab(
@@ -222,10 +226,11 @@ def answer_lab(
     """
     names = [f"{lab.name}.{one.name}" for one in load_exercises(lab)]
     names = [name for name in names if exercise in (None, name)]
-    path = find_notebook(workspace, lab)
+    path, backups = find_notebook(workspace, lab), find_backups(workspace, lab)
     if path is None:
         text = f"the workspace has no notebook of this lab: labkit reset {lab.name}"
-        return LabAnswers(lab.name, None, tuple(Answer(name, NO_CHECK, text) for name in names))
+        answers = tuple(Answer(name, NO_CHECK, text) for name in names)
+        return LabAnswers(lab.name, None, answers, backups)
     notebook = _cut_after_last(read_notebook(path), names)
     if notebook["cells"]:
         environment = kernel_environment(reference=False, workspace=workspace)
@@ -233,30 +238,49 @@ def answer_lab(
             notebook, path.parent, environment, timeout_seconds=timeout_seconds, on_cell=on_cell
         )
     records = {record["exercise"]: record for record in read_checks(notebook)}
-    answers = (_answer(name, records.get(name), notebook["cells"]) for name in names)
-    return LabAnswers(lab.name, path, tuple(answers))
+    answers = tuple(_answer(name, records.get(name), notebook["cells"]) for name in names)
+    return LabAnswers(lab.name, path, answers, backups)
 
 
 def find_notebook(workspace: Path, lab: Lab) -> Path | None:
     """The learner's notebook of a lab: the one last worked on, whatever its name.
 
-    A notebook belongs to a lab by its metadata, or by the checks it calls. Those that are still
-    as labkit put them count only where there is no other; backups do not count.
+    A notebook belongs to a lab by its metadata, or by the checks that it calls. Those that are
+    still as labkit placed them count only if there is no other; backups do not count.
     """
-    entry = _read_entry(workspace, lab)
+    entry = _find_entry(workspace, lab)
     shipped = {entry.placed, entry.laid, *entry.older} - {None} if entry else set()
-    found = [path for path in list_notebooks(workspace) if _belongs(path, lab, entry)]
-    worked_on = [path for path in found if read_digest(path) not in shipped]
+    found = [
+        path
+        for path in list_notebooks(workspace)
+        if not is_backup(path) and _belongs(path, lab, entry)
+    ]
+    digests = {path: read_digests(path) for path in found}
+    worked_on = [
+        path for path, digest in digests.items() if not digest or digest.content not in shipped
+    ]
     return max(worked_on or found, key=lambda path: path.stat().st_mtime_ns, default=None)
 
 
+def find_backups(workspace: Path, lab: Lab) -> tuple[Path, ...]:
+    """The copies of the lab's notebook that a reset kept."""
+    entry = _find_entry(workspace, lab)
+    backups = filter(is_backup, list_notebooks(workspace))
+    return tuple(path for path in backups if _belongs(path, lab, entry))
+
+
 def list_notebooks(workspace: Path) -> Iterator[Path]:
-    """The notebooks in the workspace and its folders, without hidden ones and backups."""
+    """The notebooks in the workspace and its folders, without hidden ones."""
     for folder, inner, files in os.walk(workspace):
         inner[:] = sorted(name for name in inner if not name.startswith("."))
         for name in sorted(files):
-            if name.endswith(".ipynb") and not name.startswith(".") and not _BACKUP.search(name):
+            if name.endswith(".ipynb") and not name.startswith("."):
                 yield Path(folder) / name
+
+
+def is_backup(path: Path) -> bool:
+    """True if the name is one that a reset gives to the notebook that it replaces."""
+    return bool(_BACKUP.search(path.name))
 
 
 def called_checks(source: str) -> list[str]:
@@ -268,14 +292,14 @@ def called_checks(source: str) -> list[str]:
     return _CHECK_CALL.findall(source)
 
 
-def _read_entry(workspace: Path, lab: Lab) -> Any:
+def _find_entry(workspace: Path, lab: Lab) -> Entry | None:
     try:
         return read_manifest(workspace / STATE_FOLDER).entries.get(lab.name)
     except (OSError, ValueError):
         return None
 
 
-def _belongs(path: Path, lab: Lab, entry: Any) -> bool:
+def _belongs(path: Path, lab: Lab, entry: Entry | None) -> bool:
     try:
         notebook = read_notebook(path)
     except LabkitError:

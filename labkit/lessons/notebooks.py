@@ -1,14 +1,9 @@
-"""Makes notebooks from a lesson: the learner's, with stubs, and the reference, with solutions.
+"""Makes notebooks from a lesson, and reads notebooks back.
 
-The same lesson always gives the same bytes: ids come from place and content, and nothing of the
-day or the machine goes in.
-
-Takes reference solutions out of a lesson's text, or only the marks around them.
-
-What counts as a notebook's content: the cells' kinds, sources and attachments, in order.
-
-Outputs, counters, ids, metadata and the way the file is laid out do not: running every cell and
-saving is not a change. Standard library only.
+A lesson is a percent notebook with reference solutions between two marks. The learner's notebook
+has a stub in place of each solution; the reference notebook has the solutions.
+The same lesson always gives the same bytes: cell ids are made from position and content, and
+neither the date nor the machine is recorded. Importing this loads the standard library only.
 """
 
 from __future__ import annotations
@@ -173,36 +168,74 @@ def _metadata(lab: Lab, text: str) -> dict[str, Any]:
     }
 
 
-def content_digest(data: bytes) -> str:
-    """The digest of a notebook's content; ValueError where the bytes are no notebook."""
+@dataclass(frozen=True)
+class Digests:
+    """Digests of a notebook: of its ``content``, and of the ``whole`` that a learner can add to.
+
+    The content is the cells' types, sources and attachments, in order. The whole is that with
+    the outputs and the metadata of cells and notebook, but without the counters and what
+    JupyterLab writes by itself (kernel, language, ids, layout of the file).
+    """
+
+    content: str
+    whole: str
+
+
+def digest_notebook(data: bytes) -> Digests:
+    """The digests of a notebook's bytes. ValueError if they are not a notebook."""
     notebook = json.loads(data)
     if not isinstance(notebook, dict) or not isinstance(notebook.get("cells"), list):
         raise ValueError("it holds no list of cells")
     # JupyterLab adds an empty cell when the last one is run: nobody wrote anything there.
-    cells = [cell for cell in map(_cell_content, notebook["cells"]) if cell[1].strip() or cell[2]]
-    return hashlib.sha256(json.dumps(cells, sort_keys=True).encode()).hexdigest()
+    cells = [
+        (cell, content)
+        for cell in notebook["cells"]
+        if (content := _cell_content(cell))[1].strip() or content[2]
+    ]
+    contents = [content for _, content in cells]
+    added = [(_cell_metadata(cell), cell.get("outputs") or []) for cell, _ in cells]
+    return Digests(_digest(contents), _digest([contents, added, _own_metadata(notebook)]))
 
 
-def read_digest(path: Path) -> str | None:
-    """The content digest of a plain file, or None for what is no whole notebook in one.
+def read_digests(path: Path) -> Digests | None:
+    """The digests of a plain file; None if it is not a whole notebook or cannot be read.
 
-    A symbolic link is not followed, and a file that may not be read or parsed has no digest.
+    A symbolic link is not followed.
     """
     try:
         handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
         with os.fdopen(handle, "rb") as file:
             if not stat.S_ISREG(os.fstat(handle).st_mode):
                 return None
-            return content_digest(file.read())
+            return digest_notebook(file.read())
     except (OSError, ValueError, RecursionError):
         return None
+
+
+def _digest(value: object) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def _cell_metadata(cell: dict[str, Any]) -> object:
+    metadata = cell.get("metadata")
+    if not isinstance(metadata, dict):
+        return metadata
+    return {key: metadata[key] for key in metadata if key != "trusted"}
+
+
+def _own_metadata(notebook: dict[str, Any]) -> object:
+    metadata = notebook.get("metadata")
+    if not isinstance(metadata, dict):
+        return metadata
+    by_jupyter = ("kernelspec", "language_info")
+    return {key: metadata[key] for key in metadata if key not in by_jupyter}
 
 
 def read_notebook(path: Path) -> dict[str, Any]:
     """The notebook as parsed JSON; a broken one is an error that names the file and the reason."""
     try:
         data = path.read_bytes()
-        content_digest(data)
+        digest_notebook(data)
         return dict(json.loads(data))
     except OSError as error:
         raise LabkitError(f"{path} cannot be read", cause=error.strerror) from error

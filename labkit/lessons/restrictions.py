@@ -1,22 +1,26 @@
-"""Finds the ways an answer was reached: loops, NumPy, and values taken out one by one.
+"""Finds how a function reaches its answer: with a loop, NumPy, ``.item()``, or without autograd.
 
-It reads the function's own bytecode (and its source, for a `while`), that of what is nested in
-it, and of the helpers that it calls by name from the same notebook; libraries are taken as they
-are.
+It reads the source of the function, of what is nested in it, and of the helpers from the same
+notebook that it names; libraries are not searched. A function without source passes.
 """
 
 from __future__ import annotations
 
 import ast
-import dis
 import functools
-import inspect
-import textwrap
-from collections.abc import Callable, Iterator
-from types import CodeType, FunctionType, MethodType, ModuleType
+import linecache
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import FunctionType, MethodType, ModuleType
 
 _LIBRARIES = {"torch", "numpy", "functools", "builtins", "math"}
-_LOOPING = ("map", "filter", "reduce", "accumulate", "starmap")
+_LOOPS = (ast.For, ast.AsyncFor, ast.While, ast.comprehension)
+_LOOPING = {"map", "filter", "reduce", "accumulate", "starmap"}
+_DERIVATIVES = {
+    *("backward", "grad", "grad_and_value", "jacobian", "hessian"),
+    *("jacrev", "jacfwd", "vjp", "jvp", "linearize"),
+}
+_Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
 _SENTENCES = {
     "loop": "it goes through the values with a loop, and this exercise asks for a way without one",
     "numpy": "it goes through NumPy, and this exercise asks for torch alone",
@@ -24,64 +28,125 @@ _SENTENCES = {
     "and this exercise asks to stay with tensors",
     "by_hand": "no gradient was asked for, and this exercise asks for autograd's",
 }
-_DERIVATIVES = {
-    *("backward", "grad", "grad_and_value", "jacobian", "hessian"),
-    *("jacrev", "jacfwd", "vjp", "jvp", "linearize"),
-}
 
 
-def find_forbidden(function: object, forbids: tuple[str, ...]) -> str | None:
-    """A sentence on the first forbidden way that the function takes, or None where it takes none.
+def find_violation(function: object, restrictions: tuple[str, ...]) -> str | None:
+    """A sentence on the first restriction that the function violates; None if it keeps to all.
 
-    >>> find_forbidden(lambda x: sum(v for v in x), ("loop",)).split(",")[0]
+    >>> source = "def total(x): return sum(v for v in x)"
+    >>> _ = linecache.cache.update({"<cell>": (len(source), None, [source], "<cell>")})
+    >>> exec(compile(source, "<cell>", "exec"))
+    >>> find_violation(total, ("loop",)).split(",")[0]
     'it goes through the values with a loop'
     """
-    functions = list(_own_functions(function, set()))
-    for way in forbids:
-        if way == "by_hand":
-            if functions and not any(asks_for_gradient(one) for one in functions):
-                return _SENTENCES[way]
-        elif any(_FINDERS[way](one) for one in functions):
-            return _SENTENCES[way]
+    sources = [source for one in _own_functions(function, set()) if (source := _read(one))]
+    for restriction in restrictions:
+        if restriction == "by_hand":
+            violated = bool(sources) and not any(one.names & _DERIVATIVES for one in sources)
+        else:
+            violated = any(one.violates(restriction) for one in sources)
+        if violated:
+            return _SENTENCES[restriction]
     return None
 
 
-def has_loop(function: FunctionType) -> bool:
-    """True where the function has a for, a while, a comprehension or a ``map`` of its own."""
-    codes = list(_codes(function.__code__))
-    if any(name in _LOOPING for code in codes for name in code.co_names):
-        return True
-    steps = (one.opname for code in codes for one in dis.get_instructions(code))
-    return "FOR_ITER" in steps or _has_while(function)
+@dataclass(frozen=True)
+class _Source:
+    """What a function's source uses: loops, names and attributes, texts, and global values."""
 
+    loops: bool
+    names: set[str]
+    texts: set[object]
+    values: tuple[object, ...]
 
-def uses_numpy(function: FunctionType) -> bool:
-    """True where the function calls ``.numpy()``, imports NumPy or uses a name from it."""
-    for code in _codes(function.__code__):
-        if any(name.split(".")[0] == "numpy" or name == "from_numpy" for name in code.co_names):
+    def violates(self, restriction: str) -> bool:
+        if restriction == "loop":
+            return self.loops or bool(self.names & _LOOPING)
+        if restriction == "item":
+            return bool(self.names & {"item", "tolist"})
+        if self.names & {"numpy", "from_numpy"} or "numpy" in self.texts:
             return True
-        if any(constant == "numpy" for constant in code.co_consts if isinstance(constant, str)):
-            return True
-    return any(_library_of(value) == "numpy" for value in _named_values(function))
+        return any(_library_of(value) == "numpy" for value in self.values)
 
 
-def takes_items(function: FunctionType) -> bool:
-    """True where the function calls ``.item()`` or ``.tolist()``."""
-    return any(
-        name in ("item", "tolist") for code in _codes(function.__code__) for name in code.co_names
+def _read(function: FunctionType) -> _Source | None:
+    node = _find_node(function)
+    if node is None:
+        return None
+    body = node.body if isinstance(node.body, list) else [node.body]
+    nodes = [one for statement in body for one in _walk(statement)]
+    bound = {arg.arg for arg in _walk(node) if isinstance(arg, ast.arg)}
+    names, texts = set[str](), set[object]()
+    for one in nodes:
+        if isinstance(one, ast.Attribute):
+            names.add(one.attr)
+        elif isinstance(one, ast.Import | ast.ImportFrom):
+            modules = [one.module or ""] if isinstance(one, ast.ImportFrom) else []
+            modules += [alias.name for alias in one.names]
+            names |= {part for module in modules for part in module.split(".")[:1]}
+        elif isinstance(one, ast.Constant) and isinstance(one.value, str):
+            texts.add(one.value)
+        elif isinstance(one, ast.Name) and not isinstance(one.ctx, ast.Load):
+            bound.add(one.id)
+    loaded = {one.id for one in nodes if isinstance(one, ast.Name)} - bound
+    values = [function.__globals__[name] for name in loaded if name in function.__globals__]
+    return _Source(
+        any(isinstance(one, _LOOPS) for one in nodes),
+        names | loaded,
+        texts,
+        (*values, *_closure_values(function)),
     )
 
 
-def asks_for_gradient(function: FunctionType) -> bool:
-    """True where the function names a way to have torch find a derivative."""
-    return any(name in _DERIVATIVES for code in _codes(function.__code__) for name in code.co_names)
+def _walk(node: ast.AST) -> Iterator[ast.AST]:
+    """The node and those below it, without annotations: they say nothing of how it works."""
+    yield node
+    for name, value in ast.iter_fields(node):
+        if name not in ("annotation", "returns"):
+            for child in value if isinstance(value, list) else [value]:
+                if isinstance(child, ast.AST):
+                    yield from _walk(child)
 
 
-_FINDERS: dict[str, Callable[[FunctionType], bool]] = {
-    "loop": has_loop,
-    "numpy": uses_numpy,
-    "item": takes_items,
-}
+def _find_node(
+    function: FunctionType,
+) -> ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda | None:
+    """Where the function is defined in its file or notebook cell."""
+    code = function.__code__
+    try:
+        tree = _parse("".join(linecache.getlines(code.co_filename)))
+    except (SyntaxError, ValueError):
+        return None
+    found: list[_Definition] = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            first = min([node.lineno, *(one.lineno for one in node.decorator_list)])
+            if node.name == code.co_name and first == code.co_firstlineno:
+                found.append(node)
+        elif isinstance(node, ast.Lambda) and code.co_name == "<lambda>":
+            names = tuple(one.arg for one in ast.walk(node.args) if isinstance(one, ast.arg))
+            known = code.co_varnames[: len(names)]
+            if node.lineno == code.co_firstlineno and sorted(names) == sorted(known):
+                found.append(node)
+    # Of several lambdas in one line, the one that uses what the code does.
+    used = set(code.co_names)
+    return next(
+        (node for node in found if used <= {*_attributes(node)} | {*_names(node)}),
+        found[0] if found else None,
+    )
+
+
+def _attributes(node: ast.AST) -> Iterator[str]:
+    return (one.attr for one in ast.walk(node) if isinstance(one, ast.Attribute))
+
+
+def _names(node: ast.AST) -> Iterator[str]:
+    return (one.id for one in ast.walk(node) if isinstance(one, ast.Name))
+
+
+@functools.lru_cache(maxsize=32)
+def _parse(text: str) -> ast.Module:
+    return ast.parse(text)
 
 
 def _own_functions(value: object, seen: set[int]) -> Iterator[FunctionType]:
@@ -100,20 +165,13 @@ def _own_functions(value: object, seen: set[int]) -> Iterator[FunctionType]:
         if own:
             yield value
         # A transform such as vmap(f) holds f in its closure; a library's globals are its own.
-        for other in _named_values(value) if own else _closure_values(value):
+        source = _read(value) if own else None
+        for other in source.values if source else _closure_values(value):
             if isinstance(other, FunctionType | functools.partial | MethodType):
                 yield from _own_functions(other, seen)
     elif callable(value) and not isinstance(value, type):
         for name in ("forward", "__call__"):
             yield from _own_functions(getattr(type(value), name, None), seen)
-
-
-def _named_values(function: FunctionType) -> Iterator[object]:
-    for code in _codes(function.__code__):
-        for name in code.co_names:
-            if name in function.__globals__:
-                yield function.__globals__[name]
-    yield from _closure_values(function)
 
 
 def _closure_values(function: FunctionType) -> Iterator[object]:
@@ -128,29 +186,3 @@ def _library_of(value: object) -> str:
     if isinstance(value, ModuleType):
         return value.__name__.split(".")[0]
     return str(getattr(value, "__module__", None) or "").split(".")[0]
-
-
-def _codes(code: CodeType) -> Iterator[CodeType]:
-    yield code
-    for constant in code.co_consts:
-        if isinstance(constant, CodeType):
-            yield from _codes(constant)
-
-
-def _has_while(function: FunctionType) -> bool:
-    if function.__name__ == "<lambda>":
-        return False
-    try:
-        tree = ast.parse(textwrap.dedent(inspect.getsource(function.__code__)))
-    except (OSError, TypeError, SyntaxError):
-        # Without its source a `while` and the handlers of a `try` look much the same.
-        return any(_jumps_back(code) for code in _codes(function.__code__))
-    return any(isinstance(node, ast.While) for node in ast.walk(tree))
-
-
-def _jumps_back(code: CodeType) -> bool:
-    jumps = {*dis.hasjrel, *dis.hasjabs}
-    return any(
-        one.opcode in jumps and one.argval <= one.offset and "NO_INTERRUPT" not in one.opname
-        for one in dis.get_instructions(code)
-    )

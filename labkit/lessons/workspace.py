@@ -1,25 +1,37 @@
-"""Puts the labs' notebooks into the learner's folder, and never takes anything of theirs away.
+"""Puts the labs' notebooks into the learner's folder without losing what the learner wrote.
 
-The folder belongs to the learner. A notebook is put there once. Where the labs change, an
-untouched notebook is replaced; beside a touched one the new version is laid under a dated name,
-once; a deleted one stays away until ``reset_lab``. Touched means content (``contents``).
-What was done is kept in ``.labkit/manifest.json`` (``manifest``), under ``last_update`` too.
-Where nothing is new no lesson is converted, and only the standard library is loaded.
+- A notebook is placed once. A deleted one stays away until ``reset_lab``.
+- If a lab changes, an unedited notebook is replaced; outputs and metadata that it holds are kept
+  in a copy. Beside an edited one, the new version is laid once, under a dated name.
+- What was interrupted is completed at the next start: saves of JupyterLab and own replacements.
+
+``.labkit/manifest.json`` records what labkit put where. Its ``last_update`` is read by the
+launcher: ``{"at": ISO time, "placed": [file, ...], "replaced": [...], "laid_beside": [...],
+"missing": [...], "notes": [...]}``; ``at`` is when the lists last changed.
+Without changes no lesson is converted, and only the standard library is loaded.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import json
 import os
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from labkit import __version__
 from labkit.errors import LabkitError
 from labkit.files import (
+    SAVE_PREFIX,
+    SAVE_SECONDS,
+    STATE_FOLDER,
+    TEMPORARY_PREFIX,
     Disk,
     dated_name,
     explain_disk_errors,
@@ -27,36 +39,37 @@ from labkit.files import (
     hold_lock,
     move_new,
     place_new,
+    temporary_name,
     write_atomically,
 )
 from labkit.lessons.catalog import Lab, find_labs
-from labkit.lessons.manifest import (
-    Entry,
-    Manifest,
-    manifest_path,
-    read_manifest,
-    set_manifest_aside,
-    write_manifest,
-)
 from labkit.lessons.notebooks import (
     CONVERTER_VERSION,
-    content_digest,
+    Digests,
+    digest_notebook,
     make_learner_notebook,
     notebook_bytes,
-    read_digest,
+    read_digests,
 )
-from labkit.lessons.progress import STATE_FOLDER
 
 PLACED, UNCHANGED, REPLACED = "placed", "unchanged", "replaced"
 LAID_BESIDE, MISSING = "laid_beside", "missing"
-_TOLD = (PLACED, REPLACED, LAID_BESIDE, MISSING)
+_LISTED = (PLACED, REPLACED, LAID_BESIDE, MISSING)
+SCHEMA_VERSION = 1
+
+# The kinds of copies beside a notebook. "old" sorts after "ipynb", so that the lab's notebook
+# stays the first of its files; a reset of an earlier labkit named its copies "backup".
+BACKUP, YOURS, NEW, BROKEN = "old", "yours", "new", "broken"
+# A file that is being moved away has one of these prefixes in the state folder, and if that is
+# interrupted, becomes a copy of the kind given.
+_TAKEN = {"replaced-": YOURS, "reset-": BACKUP}
 
 MakeNotebook = Callable[[Lab], bytes]
 
 
 @dataclass(frozen=True)
 class LabUpdate:
-    """What an update did for one lab, and the file it is about (for laid_beside, the new one)."""
+    """What an update did for one lab, and the file that it placed, laid or looked at."""
 
     lab: str
     action: str
@@ -65,23 +78,63 @@ class LabUpdate:
 
 @dataclass(frozen=True)
 class Update:
-    """What an update did in a workspace; ``notes`` tell of anything that was out of order."""
+    """What an update did in a workspace; ``notes`` name everything unusual."""
 
     workspace: Path
     labs: tuple[LabUpdate, ...]
     notes: tuple[str, ...] = ()
 
     def files(self, action: str) -> list[str]:
-        """The files that met with that action, in the order of the labs."""
+        """The files with that action, in the order of the labs."""
         return [lab.file for lab in self.labs if lab.action == action]
 
 
 @dataclass(frozen=True)
 class Reset:
-    """The fresh notebook's file, and the name its predecessor was kept under (None: no such)."""
+    """The fresh notebook's file, and the name of the copy of the previous one (None: no file)."""
 
     file: str
     backup: str | None
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A lab's notebook: its file name, and the digests of what labkit placed or laid beside it.
+
+    ``placed`` is None if the file was there before labkit placed anything. ``whole`` also covers
+    outputs and metadata of what was placed. ``older`` are contents placed or laid earlier.
+    """
+
+    file: str
+    placed: str | None = None
+    laid: str | None = None
+    older: tuple[str, ...] = ()
+    whole: str | None = None
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What labkit knows of a workspace; ``source`` is the digest of the labs last handled."""
+
+    entries: dict[str, Entry] = field(default_factory=dict)
+    source: str | None = None
+    last_update: dict[str, Any] = field(default_factory=dict)
+
+
+def read_manifest(state: Path) -> Manifest:
+    """The manifest in a ``.labkit`` folder, or an empty one. ValueError if it is broken."""
+    try:
+        value: Any = json.loads(_manifest_path(state).read_bytes())
+    except FileNotFoundError:
+        return Manifest()
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+    try:
+        entries = {name: _read_entry(entry) for name, entry in value["labs"].items()}
+        return Manifest(entries, value.get("source"), dict(value.get("last_update", {})))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"it lacks {error}") from error
 
 
 def update_workspace(
@@ -92,29 +145,28 @@ def update_workspace(
     disk: Disk | None = None,
     now: datetime | None = None,
 ) -> Update:
-    """Brings the workspace up to the labs, and says what became of each one's notebook.
+    """Brings the workspace up to date with the labs, and says what it did with each notebook.
 
-    A crash at any point leaves every file of the learner's whole; running it again goes on.
+    A crash at any point loses nothing; the next call completes what was begun.
     """
     labs = tuple(find_labs() if labs is None else labs)
     keeper = _Keeper(Path(folder), disk or Disk(), now or datetime.now().astimezone())
     with explain_disk_errors(keeper.folder), keeper.opened():
-        manifest, notes = keeper.read()
+        manifest = keeper.begin()
         source = source_digest(labs)
         if manifest.source == source and all(lab.name in manifest.entries for lab in labs):
             done = [keeper.look(lab, manifest.entries[lab.name]) for lab in labs]
         else:
             done = []
             for lab in labs:
-                data = (make or _make_notebook)(lab)
                 known = manifest.entries.get(lab.name)
-                entry, result = keeper.update(lab, known, data)
+                entry, result = keeper.update(lab, known, (make or _make_notebook)(lab))
                 entry = _succeed(known, entry) if known else entry
                 done.append(result)
                 if entry != known:
                     manifest = replace(manifest, entries={**manifest.entries, lab.name: entry})
-                    write_manifest(keeper.disk, keeper.state, manifest)
-        update = Update(keeper.folder, tuple(done), notes)
+                    keeper.write(manifest)
+        update = Update(keeper.folder, tuple(done), tuple(keeper.notes))
         keeper.conclude(manifest, source, update)
     return update
 
@@ -129,15 +181,30 @@ def reset_lab(
 ) -> Reset:
     """Puts a fresh notebook in place of the lab's, which is kept under a dated name."""
     data = (make or _make_notebook)(lab)
+    new = digest_notebook(data)
     keeper = _Keeper(Path(folder), disk or Disk(), now or datetime.now().astimezone())
     with explain_disk_errors(keeper.folder), keeper.opened():
-        manifest, _ = keeper.read()
-        known = manifest.entries.get(lab.name)
-        entry = _succeed(known or Entry(lab.notebook), Entry(lab.notebook, content_digest(data)))
-        backup = keeper.put_fresh(keeper.folder / entry.file, data)
-        entries = {**manifest.entries, lab.name: entry}
-        write_manifest(keeper.disk, keeper.state, replace(manifest, entries=entries))
-    return Reset(entry.file, backup)
+        manifest = keeper.begin()
+        fresh = Entry(lab.notebook, new.content, whole=new.whole)
+        entry = _succeed(manifest.entries.get(lab.name) or Entry(lab.notebook), fresh)
+        backup = keeper.exchange(keeper.folder / entry.file, data)
+        keeper.write(replace(manifest, entries={**manifest.entries, lab.name: entry}))
+    return Reset(entry.file, backup, tuple(keeper.notes))
+
+
+def restore_saves(
+    folder: Path, *, disk: Disk | None = None, now: datetime | None = None
+) -> tuple[str, ...]:
+    """Makes visible what a killed save of JupyterLab left in ``.~NAME``, and says what.
+
+    LabkitError if the folder cannot be locked; without such a file, it need not be.
+    """
+    if next(_find_saves(Path(folder)), None) is None:
+        return ()
+    keeper = _Keeper(Path(folder), disk or Disk(), now or datetime.now().astimezone())
+    with explain_disk_errors(keeper.folder), keeper.opened():
+        keeper.restore_saves()
+    return tuple(keeper.notes)
 
 
 def source_digest(labs: Iterable[Lab]) -> str:
@@ -151,129 +218,357 @@ def source_digest(labs: Iterable[Lab]) -> str:
 
 @dataclass(frozen=True)
 class _Keeper:
-    """A workspace being changed: its folder, the disk it goes through, and the day."""
+    """A workspace that is being changed, through which disk, on which day."""
 
     folder: Path
     disk: Disk
     now: datetime
+    notes: list[str] = field(default_factory=list)
 
     @property
     def state(self) -> Path:
         return self.folder / STATE_FOLDER
 
     def opened(self) -> AbstractContextManager[None]:
-        """Makes the folders, refuses links that lead elsewhere, and takes the lock."""
+        """Makes the folders, refuses links in place of labkit's own files, and takes the lock."""
         self.disk.make_folder(self.folder)
-        for path in (self.state, manifest_path(self.state)):
+        for path in (self.state, _manifest_path(self.state)):
             if path.is_symlink():
                 raise LabkitError(
                     f"{path} is a symbolic link",
-                    cause="labkit writes its notes there, and follows no link to do so",
+                    cause="labkit keeps its own records there, and does not follow links",
                     fix=f"rm '{path}'",
                 )
         self.disk.make_folder(self.state)
         return hold_lock(self.state / "lock")
 
-    def read(self) -> tuple[Manifest, tuple[str, ...]]:
-        """The manifest, or a new one and a note where it was broken; scraps of a crash go."""
-        for scrap in self.state.glob("tmp-*"):
-            self.disk.remove(scrap)
+    def begin(self) -> Manifest:
+        """Completes what was interrupted, and reads the manifest; a broken one is set aside."""
+        for draft in self.state.glob(f"{TEMPORARY_PREFIX}*"):
+            with contextlib.suppress(OSError):
+                self.disk.remove(draft)
         try:
-            return read_manifest(self.state), ()
+            manifest = read_manifest(self.state)
         except ValueError:
-            return Manifest(), (set_manifest_aside(self.disk, self.state, self.now),)
+            manifest = Manifest()
+            path = _manifest_path(self.state)
+            kept = dated_name(path, BROKEN, self.now)
+            move_new(self.disk, path, kept)
+            self.notes.append(
+                f"the manifest could not be read: it was kept as {STATE_FOLDER}/{kept.name}"
+            )
+        self._restore_taken(manifest)
+        self.restore_saves()
+        return manifest
+
+    def write(self, manifest: Manifest) -> None:
+        """Writes the manifest."""
+        value = {
+            "schema_version": SCHEMA_VERSION,
+            "labs": {name: asdict(entry) for name, entry in manifest.entries.items()},
+            "source": manifest.source,
+            "last_update": manifest.last_update,
+        }
+        data = json.dumps(value, indent=2) + "\n"
+        write_atomically(_manifest_path(self.state), data, disk=self.disk, scratch=self.state)
+
+    def restore_saves(self) -> None:
+        """Makes the hidden copies visible that killed saves left; see ``_find_saves``."""
+        for path, saved, broken in _find_saves(self.folder):
+            name = path.relative_to(self.folder)
+            said = f"a save of {name} was interrupted: the save before it"
+            try:
+                if broken:
+                    self.notes.append(f"{said} was put back{self._restore_save(path, saved)}")
+                else:
+                    kept = dated_name(path, YOURS, self.now)
+                    move_new(self.disk, saved, kept)
+                    self.notes.append(f"{said} is {kept.name}")
+            except OSError as error:
+                self.notes.append(f"{said} is in {saved.name}, and stays there: {error.strerror}")
+
+    def _restore_save(self, path: Path, saved: Path) -> str:
+        """Renames the copy to the broken file's name; says where the latter's bytes were kept."""
+        said = ""
+        data = path.read_bytes()
+        if data:
+            kept = dated_name(path, BROKEN, self.now)
+            place_new(self.disk, kept, data, self.state)
+            said = f"; the broken file was kept as {kept.name}"
+        self.disk.replace(saved, path)
+        self.disk.sync(path.parent)
+        return said
 
     def look(self, lab: Lab, entry: Entry) -> LabUpdate:
-        """How things stand where no lesson has changed: a file is there, or it is missing."""
+        """Whether the file is there, if no lesson has changed."""
         there = os.path.lexists(self.folder / entry.file)
         return LabUpdate(lab.name, UNCHANGED if there else MISSING, entry.file)
 
     def update(self, lab: Lab, entry: Entry | None, data: bytes) -> tuple[Entry, LabUpdate]:
-        """Does what the new notebook calls for, and gives the entry that describes it."""
-        new = content_digest(data)
+        """Does for one lab what its new notebook calls for; returns the entry to record."""
+        new = digest_notebook(data)
         if entry is None:
             return self._place(lab, data, new)
         path = self.folder / entry.file
         if not os.path.lexists(path):
             return entry, LabUpdate(lab.name, MISSING, entry.file)
-        current = read_digest(path)
-        if current == new:
-            return replace(entry, placed=new), LabUpdate(lab.name, UNCHANGED, entry.file)
-        if current is not None and current == entry.placed and _is_writable(path):
-            self._replace(path, data, current)
-            return replace(entry, placed=new), LabUpdate(lab.name, REPLACED, entry.file)
+        placed = replace(entry, placed=new.content, whole=new.whole)
+        current = read_digests(path)
+        if current is not None and current.content == new.content:
+            return placed, LabUpdate(lab.name, UNCHANGED, entry.file)
+        unedited = current is not None and current.content == entry.placed
+        if unedited and _is_writable(path) and self._replace(path, data, entry):
+            return placed, LabUpdate(lab.name, REPLACED, entry.file)
         return self._lay_beside(lab, entry, data, new)
 
-    def put_fresh(self, path: Path, data: bytes) -> str | None:
-        """Puts the notebook at ``path``; what was there is kept under the name returned."""
+    def exchange(self, path: Path, data: bytes) -> str | None:
+        """Puts the fresh notebook at ``path``; returns the new name of what was there."""
         if not os.path.lexists(path):
             place_new(self.disk, path, data, self.state)
             return None
-        backup = dated_name(path, "backup", self.now)
-        if path.is_file() and not path.is_symlink():
-            write_atomically(self.disk, path, data, self.state, kept=backup)
-        else:  # a link or a folder: it is moved as it is
-            self.disk.replace(path, backup)
-            place_new(self.disk, path, data, self.state)
+        taken = self._take(path, data, "reset-")
+        backup = dated_name(path, BACKUP, self.now)
+        move_new(self.disk, taken, backup)
         return backup.name
 
     def conclude(self, manifest: Manifest, source: str, update: Update) -> None:
-        """Notes what was done; writes nothing where nothing is new to note."""
-        told: dict[str, object] = {action: update.files(action) for action in _TOLD}
-        told["notes"] = list(update.notes)
-        before = {key: manifest.last_update.get(key) for key in told}
-        if manifest.source == source and before == told:
+        """Records what was done; writes nothing if that is the same as before."""
+        done: dict[str, object] = {action: update.files(action) for action in _LISTED}
+        done["notes"] = list(update.notes)
+        before = {key: manifest.last_update.get(key) for key in done}
+        if manifest.source == source and before == done:
             return
-        last = {"at": self.now.isoformat(timespec="seconds"), **told}
-        write_manifest(self.disk, self.state, replace(manifest, source=source, last_update=last))
+        last = {"at": self.now.isoformat(timespec="seconds"), **done}
+        self.write(replace(manifest, source=source, last_update=last))
 
-    def _place(self, lab: Lab, data: bytes, new: str) -> tuple[Entry, LabUpdate]:
+    def _place(self, lab: Lab, data: bytes, new: Digests) -> tuple[Entry, LabUpdate]:
         path = self.folder / lab.notebook
+        entry = Entry(lab.notebook, new.content, whole=new.whole)
         try:
             place_new(self.disk, path, data, self.state)
         except FileExistsError:
-            # Placed before a crash kept it from being noted, or the learner's own file.
-            if read_digest(path) != new:
+            if _is_empty(path):  # what an interrupted placement left, without hard links
+                write_atomically(path, data, disk=self.disk, scratch=self.state)
+                return entry, LabUpdate(lab.name, PLACED, lab.notebook)
+            # Placed, and interrupted before it was recorded; or the learner's own file.
+            current = read_digests(path)
+            if current is None or current.content != new.content:
                 return self._lay_beside(lab, Entry(lab.notebook), data, new)
-            return Entry(lab.notebook, new), LabUpdate(lab.name, UNCHANGED, lab.notebook)
-        return Entry(lab.notebook, new), LabUpdate(lab.name, PLACED, lab.notebook)
+            return entry, LabUpdate(lab.name, UNCHANGED, lab.notebook)
+        return entry, LabUpdate(lab.name, PLACED, lab.notebook)
 
-    def _replace(self, path: Path, data: bytes, untouched: str) -> None:
-        # The old file keeps a name until it is certain that nobody wrote to it meanwhile.
-        kept = free_name(self.state / f"replaced-{path.name}")
-        write_atomically(self.disk, path, data, self.state, kept=kept)
-        if read_digest(kept) == untouched:
-            self.disk.remove(kept)
+    def _replace(self, path: Path, data: bytes, entry: Entry) -> bool:
+        """Replaces an unedited notebook; False if the system or a save in between prevents it."""
+        try:
+            taken = self._take(path, data, "replaced-")
+        except PermissionError as error:  # an immutable file, for one
+            self.notes.append(f"{path.name} could not be replaced: {error.strerror}")
+            return False
+        except FileExistsError:
+            return False
+        kept = self._settle_taken(taken, path, entry)
+        if kept:
+            self.notes.append(
+                f"{path.name} is the new version; yours, with its outputs, was kept as {kept}"
+            )
+        return True
+
+    def _take(self, path: Path, data: bytes, prefix: str) -> Path:
+        """Moves what is at ``path`` into the state folder, and places ``data`` there.
+
+        The file itself is moved, so that a save lands either in what was taken or in a new file,
+        which is left: FileExistsError, and what was taken gets a dated name.
+        """
+        draft = temporary_name(path, self.state)
+        taken = free_name(self.state / f"{prefix}{path.name}")
+        try:
+            self.disk.write_new(draft, data)
+            self.disk.replace(path, taken)
+        except OSError:
+            with contextlib.suppress(OSError):
+                self.disk.remove(draft)
+            raise
+        try:
+            move_new(self.disk, draft, path)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                self.disk.remove(draft)
+            if isinstance(error, FileExistsError):
+                move_new(self.disk, taken, dated_name(path, _TAKEN[prefix], self.now))
+            else:
+                self._put_back(taken, path)
+            raise
+        self.disk.sync(self.state)
+        return taken
+
+    def _put_back(self, taken: Path, path: Path) -> None:
+        with contextlib.suppress(OSError):
+            move_new(self.disk, taken, path)
+            return
+        # A full disk has no room to claim the name first. If this fails too, the next start tries.
+        with contextlib.suppress(OSError):
+            if not os.path.lexists(path):
+                self.disk.replace(taken, path)
+
+    def _settle_taken(self, taken: Path, path: Path, entry: Entry | None) -> str | None:
+        """Removes a replaced file that holds only what labkit placed; keeps any other beside."""
+        held = read_digests(taken)
+        if held and entry and held.whole == entry.whole:
+            self.disk.remove(taken)
+            return None
+        kept = dated_name(path, YOURS, self.now)
+        move_new(self.disk, taken, kept)
+        return kept.name
+
+    def _restore_taken(self, manifest: Manifest) -> None:
+        """Completes replacements that were interrupted."""
+        entries = {entry.file: entry for entry in manifest.entries.values()}
+        for prefix, kind in _TAKEN.items():
+            for taken in sorted(self.state.glob(f"{prefix}*")):
+                path = self.folder / taken.name.removeprefix(prefix)
+                try:
+                    self._restore(taken, path, kind, entries.get(path.name))
+                except OSError as error:
+                    said = f"{STATE_FOLDER}/{taken.name}, and could not be moved: {error.strerror}"
+                    self.notes.append(
+                        f"what an interrupted update left of {path.name} is in {said}"
+                    )
+
+    def _restore(self, taken: Path, path: Path, kind: str, entry: Entry | None) -> None:
+        if not os.path.lexists(path):
+            move_new(self.disk, taken, path)
+        elif os.path.samestat(os.lstat(taken), os.lstat(path)):
+            self.disk.remove(taken)
+            return
+        elif _is_empty(path) and not os.path.lexists(path.with_name(SAVE_PREFIX + path.name)):
+            # Claimed, and not renamed over yet.
+            self.disk.replace(taken, path)
         else:
-            move_new(self.disk, kept, dated_name(path, "yours", self.now))
+            if kind == YOURS:
+                kept = self._settle_taken(taken, path, entry)
+                if kept is None:
+                    return
+            else:
+                beside = dated_name(path, kind, self.now)
+                move_new(self.disk, taken, beside)
+                kept = beside.name
+            self.notes.append(
+                f"an update of {path.name} was interrupted: the file that it replaced is {kept}"
+            )
+            return
+        self.notes.append(f"an update of {path.name} was interrupted: the file was put back")
 
-    def _lay_beside(self, lab: Lab, entry: Entry, data: bytes, new: str) -> tuple[Entry, LabUpdate]:
+    def _lay_beside(
+        self, lab: Lab, entry: Entry, data: bytes, new: Digests
+    ) -> tuple[Entry, LabUpdate]:
         path = self.folder / entry.file
-        if new in (entry.placed, entry.laid):
+        if new.content in (entry.placed, entry.laid):
             return entry, LabUpdate(lab.name, UNCHANGED, entry.file)
         laid = self._find_laid(path, new)
         if laid is None:
-            laid = dated_name(path, "new", self.now)
+            laid = dated_name(path, NEW, self.now)
             place_new(self.disk, laid, data, self.state)
-        return replace(entry, laid=new), LabUpdate(lab.name, LAID_BESIDE, laid.name)
+        return replace(entry, laid=new.content), LabUpdate(lab.name, LAID_BESIDE, laid.name)
 
-    def _find_laid(self, path: Path, new: str) -> Path | None:
-        """The same version laid before a crash kept it from being noted."""
-        beside = sorted(self.folder.glob(f"{path.stem}.new-*{path.suffix}"))
-        return next((other for other in beside if read_digest(other) == new), None)
+    def _find_laid(self, path: Path, new: Digests) -> Path | None:
+        """The same version, laid before a crash kept it from being recorded."""
+        for other in sorted(self.folder.glob(f"{path.stem}.{NEW}-*{path.suffix}")):
+            found = read_digests(other)
+            if found and found.content == new.content:
+                return other
+        return None
+
+
+def _manifest_path(state: Path) -> Path:
+    return state / "manifest.json"
+
+
+def _read_entry(value: dict[str, Any]) -> Entry:
+    file = value["file"]
+    # A name with a folder in it would lead out of the workspace.
+    if not isinstance(file, str) or Path(file).name != file or file.startswith("."):
+        raise TypeError("a plain file name")
+    placed, laid, whole = (value.get(key) for key in ("placed", "laid", "whole"))
+    older = tuple(value.get("older", ()))
+    digests = [digest for digest in (placed, laid, whole) if digest is not None]
+    if not all(isinstance(digest, str) for digest in (*digests, *older)):
+        raise TypeError("a digest")
+    return Entry(file, placed, laid, older, whole)
 
 
 def _succeed(known: Entry, entry: Entry) -> Entry:
-    """The new entry under the old one's name, which remembers the contents it takes over from."""
+    """The new entry under the known one's file name, with the known one's contents as older."""
     now = {entry.placed, entry.laid}
     before = dict.fromkeys((*known.older, known.placed, known.laid))
     older = tuple(digest for digest in before if digest is not None and digest not in now)
     return replace(entry, file=known.file, older=older)
 
 
+def _find_saves(folder: Path) -> Iterator[tuple[Path, Path, bool]]:
+    """Each file X and its hidden copy .~X that a killed save left, and whether X is broken.
+
+    X that is whole counts if .~X is a whole notebook too, and another one: the file that the
+    save was writing may have been moved away from under it.
+    """
+    for inside, folders, files in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(files):
+            if name.startswith(SAVE_PREFIX):
+                saved = Path(inside) / name
+                path = saved.with_name(name.removeprefix(SAVE_PREFIX))
+                broken = _judge_save(path, saved)
+                if broken is not None:
+                    yield path, saved, broken
+
+
+def _judge_save(path: Path, saved: Path) -> bool | None:
+    """Whether ``path`` is broken; None if there is nothing to do. Waits for a save to end.
+
+    Two looks must agree: ext4 empties a file a moment before it changes its time.
+    """
+    seen: object = None
+    while True:
+        try:
+            if not _is_plain(path) or not _is_plain(saved):
+                return None
+            now, before = path.read_bytes(), saved.read_bytes()
+            # Looked at last: a save that began before this has set it.
+            details = path.lstat()
+        except OSError:
+            return None
+        if path.suffix == ".ipynb":
+            useful, broken = _is_json(before) and now != before, not _is_json(now)
+        else:  # half of a text looks like a whole one
+            useful, broken = bool(before) and not now, True
+        if not useful:
+            return None
+        look = (now, before, details.st_mtime_ns)
+        # A time in the future, after the clock was put back, says nothing.
+        if look == seen and not 0 <= time.time() - details.st_mtime < SAVE_SECONDS:
+            return broken
+        seen = look
+        time.sleep(0.05)
+
+
+def _is_plain(path: Path) -> bool:
+    return path.is_file() and not path.is_symlink()
+
+
+def _is_json(data: bytes) -> bool:
+    try:
+        json.loads(data)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def _is_empty(path: Path) -> bool:
+    return _is_plain(path) and path.stat().st_size == 0
+
+
 def _is_writable(path: Path) -> bool:
-    # By the mode and not by os.access, which lets root write anything: a file that its owner
-    # made read-only is not to be replaced.
+    # By its mode: os.access lets root write anything, and a file that its owner made read-only
+    # is not to be replaced.
     return bool(path.stat().st_mode & 0o200)
 
 

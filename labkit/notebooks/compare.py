@@ -13,7 +13,7 @@ import msgspec
 
 from labkit.notebooks.report.page import format_moment, join_names
 from labkit.notebooks.result import CellResult, ClaimOutcome, NotebookResult, SavedRun
-from labkit.render import say
+from labkit.render import to_words
 from labkit.text import escape_controls, format_bytes, format_seconds, plural, shorten
 
 Number = int | float
@@ -278,7 +278,7 @@ def _say_run(run: SavedRun) -> str:
     result = run.result
     words = [
         str(run.folder),
-        say(result.status),
+        to_words(result.status),
         f"on {result.device}" if result.device else "device unknown",
         f"PyTorch {result.environment.torch}" if result.environment.torch else "",
         format_moment(result.started_at),
@@ -356,7 +356,7 @@ def _format_notebook(pair: NotebookPair) -> str:
     status = (
         pair.a.status if pair.a.status == pair.b.status else f"A {pair.a.status}, B {pair.b.status}"
     )
-    lines = [f"{pair.a.name}: {say(status)}"]
+    lines = [f"{pair.a.name}: {to_words(status)}"]
     rows = [("", "A", "B", "B/A")]
     for name, figure in _list_figures(pair):
         sides = (_format_figure(name, figure.a), _format_figure(name, figure.b))

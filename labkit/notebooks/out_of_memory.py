@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 from typing import Any
 
-from labkit.memory.oom.page import EXPANDABLE, TEXT, read_failure
+from labkit.memory.oom.model import EXPANDABLE, TEXT, read_failure
 from labkit.notebooks.cuda_probe import KEY, ask_kernel
 from labkit.notebooks.result import FailureBalance
 from labkit.text import format_bytes

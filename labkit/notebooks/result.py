@@ -356,7 +356,7 @@ def read_environment(detection: Detection, device: str | None) -> Environment:
 
     ``memory_total_bytes`` is the machine's memory, or the container's limit where that is lower.
     """
-    from labkit.devices.torch_devices import read_torch_build
+    from labkit.host.torch_builds import read_torch_build
 
     build = read_torch_build()
     cpu = next((device for device in detection.devices if device.kind == "cpu"), None)
@@ -494,16 +494,11 @@ class RunFolder:
 
     def _write(self, name: str, data: bytes) -> bool:
         try:
-            write_whole(self.path / name, data)
+            write_atomically(self.path / name, data)
         except OSError as error:
             self.trouble = self.trouble or error
             return False
         return True
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Writes beside and renames: a reader sees the old file or the new one, never half of one."""
-    write_atomically(Disk(), path, data, path.parent)
 
 
 def _encode(run: RunResult) -> bytes:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from labkit.lessons.exercises import Case, Exercise, NotThisWay, WrongAnswer
-from labkit.lessons.values import format_value
+from labkit.lessons.value_repr import format_value
 
 Tensor = torch.Tensor
 
@@ -83,7 +83,7 @@ CUBIC = Exercise(
         "mark: what gives you the same values without the history?",
     ),
     cases=make_cubic_cases,
-    forbids=("by_hand",),
+    restrictions=("by_hand",),
     wrong_answers=(
         WrongAnswer(
             "finite differences in float32",

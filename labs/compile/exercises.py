@@ -154,7 +154,7 @@ BUILD_NORMALIZER = Exercise(
         Case((), judge=_check_normalized_values, note="the values"),
         Case((), judge=_check_one_graph, note="one graph"),
     ),
-    forbids=("item",),
+    restrictions=("item",),
     wrong_answers=(
         WrongAnswer("still prints", lambda: _normalize_with_print, "wrong_values"),
         WrongAnswer(
@@ -219,7 +219,7 @@ MAKE_CLIPPER = Exercise(
         Case((1.0,), judge=_check_clipper, note="limit 1"),
         Case((0.5,), judge=_check_clipper, note="limit 0.5"),
     ),
-    forbids=("item",),
+    restrictions=("item",),
     wrong_answers=(
         WrongAnswer(
             "keeps the if",

@@ -132,7 +132,7 @@ EXERCISES = (
             "Then compare the largest value of the result with the largest that is allowed.",
         ),
         cases=images_to_batch_cases,
-        forbids=("loop", "numpy"),
+        restrictions=("loop", "numpy"),
         wrong_answers=(
             WrongAnswer(
                 "reshapes where it should permute, which mixes up the pixels",
@@ -183,7 +183,7 @@ EXERCISES = (
             "The sums need the shape (n, 1). A reduction can be told to keep its dimension.",
         ),
         cases=row_shares_cases,
-        forbids=("loop", "numpy"),
+        restrictions=("loop", "numpy"),
         wrong_answers=(
             WrongAnswer(
                 "forgets keepdim: a square table gives no error",
@@ -210,7 +210,7 @@ EXERCISES = (
             "Bring both to one shape before you subtract, whichever of the two they came in.",
         ),
         cases=paired_loss_cases,
-        forbids=("loop", "numpy"),
+        restrictions=("loop", "numpy"),
         wrong_answers=(
             WrongAnswer(
                 "subtracts as they come: every prediction against every target",
@@ -244,7 +244,7 @@ EXERCISES = (
             "be 1: ask the signal.",
         ),
         cases=windows_cases,
-        forbids=("loop", "numpy"),
+        restrictions=("loop", "numpy"),
         wrong_answers=(
             WrongAnswer(
                 "stacks slices: right, but copied",

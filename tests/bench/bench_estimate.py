@@ -14,7 +14,8 @@ from collections.abc import Callable
 
 import torch
 
-from labkit.memory.estimate.play import Estimate, estimate_memory
+from labkit.memory.estimate.model import Estimate
+from labkit.memory.estimate.play import estimate_memory
 from labkit.memory.track.storages import StorageTracer
 from labkit.memory.track.tracker import track_memory
 from tests.fakes.models import MODELS, OPTIMIZERS, make_training, run_twice

@@ -20,7 +20,7 @@ class FakeDevice:
     def read(self):
         return Reading(self.level, self.peak if self.exact else None)
 
-    def restart(self):
+    def reset(self):
         self.resets += 1
         self.peak = self.level
         return self.read()
@@ -32,11 +32,11 @@ class NoCounter(FakeDevice):
     def read(self):
         return None
 
-    restart = read
+    reset = read
 
 
-def track(*devices, process_gauge=None, device=None, **options):
+def track(*devices, process_counter=None, device=None, **options):
     """A function that makes trackers on these counters, which share one ledger."""
     found = list(devices)
-    ledger = Ledger(process_gauge or NoCounter("process"), find_devices=lambda: found)
+    ledger = Ledger(process_counter or NoCounter("process"), find_devices=lambda: found)
     return lambda: MemoryTracker(device, ledger=ledger, **options)

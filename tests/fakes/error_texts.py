@@ -2,8 +2,17 @@
 
 from __future__ import annotations
 
-# The texts as programs print them, by the sign each must give.
+# The texts as programs print them, by the known error that each must give.
 TEXTS = [
+    (
+        "toolkit-too-old",
+        "nvidia-container-cli: container error: cgroup subsystem devices not found: unknown",
+    ),
+    ("no-nvidia-smi", "zsh: command not found: nvidia-smi"),
+    ("driver-too-old", "CudaAPIError: [222] cuLinkAddData: CUDA_ERROR_UNSUPPORTED_PTX_VERSION"),
+    ("driver-too-old", "the provided PTX was compiled with an unsupported toolchain."),
+    ("out-of-memory-killed", "slurmstepd: error: Detected 1 oom_kill event in StepId=7.0."),
+    ("out-of-memory-killed", "Some of the step tasks have been OOM Killed."),
     ("secure-boot", "modprobe: ERROR: could not insert 'nvidia': Key was rejected by service"),
     ("secure-boot", "modprobe: ERROR: could not insert 'nvidia': Required key not available"),
     ("gpu-off-the-bus", "NVRM: Xid (PCI:0000:41:00): 79, pid=2212, GPU has fallen off the bus."),

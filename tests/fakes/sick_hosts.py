@@ -123,7 +123,7 @@ def play_host(
     host = Host(
         run=OnceRunner(runner),
         run_long=runner,
-        run_trial=OnceRunner(runner, limit_seconds=600),
+        run_shared=OnceRunner(runner, limit_seconds=600),
         root=root,
         machine=dataclasses.replace(ADA, user_id=workspace.stat().st_uid),
         groups=(),
@@ -138,6 +138,11 @@ def play_host(
         reach=lambda url: None,
     )
     return dataclasses.replace(host, **settings)
+
+
+def read_command(fix: str | None) -> str | None:
+    """The command of a fix, without the comment that may follow it."""
+    return fix.partition("   #")[0] if fix else fix
 
 
 __all__ = ["CONTEXT", "INFO", "play_host"]

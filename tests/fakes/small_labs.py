@@ -80,7 +80,7 @@ EXERCISES = (
         title="Center the columns",
         hints=("What shape has the mean?", "Which dimension goes away?"),
         cases=center_cases,
-        forbids=("loop", "numpy"),
+        restrictions=("loop", "numpy"),
         wrong_answers=(
             WrongAnswer("gives the means", lambda x: x.mean(0), "wrong_shape"),
             WrongAnswer("goes row by row", lambda x: torch.stack([r - x.mean(0) for r in x]),

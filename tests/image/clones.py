@@ -33,6 +33,7 @@ class Clone:
     """A checkout and how to use it."""
 
     root: Path
+    venv: Path | None = None  # one that is made already
 
     @property
     def checkout(self) -> Checkout:
@@ -44,7 +45,8 @@ class Clone:
 
     def environment(self, **variables: str) -> dict[str, str]:
         kept = {key: value for key, value in os.environ.items() if not key.startswith("LABKIT_")}
-        return {**kept, "PYTHONPATH": str(self.root), **variables}
+        named = {"LABKIT_VENV": str(self.venv)} if self.venv else {}
+        return {**kept, **named, "PYTHONPATH": str(self.root), **variables}
 
     def labkit(self, *words: str, timeout_seconds: float = 300, **variables: str) -> CommandResult:
         """`python3 -m labkit ...` from the clone, to its end."""

@@ -1,4 +1,4 @@
-"""All checks in the order a fault travels: bus, driver, engine, container, host, network, torch."""
+"""All checks in the order in which faults propagate: GPU, driver, engine, host, network, torch."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ CHECKS: tuple[Check, ...] = (
     gpu_access.ENGINE_KIND_CHECK,
     gpu_access.TOOLKIT_CHECK,
     gpu_access.CDI_CHECK,
-    gpu_access.GPU_PASSING_CHECK,
+    gpu_access.GPU_ACCESS_CHECK,
     gpu_access.CGROUPS_CHECK,
     gpu_access.CGROUP_DRIVER_CHECK,
     gpu_access.SELINUX_CHECK,

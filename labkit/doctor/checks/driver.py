@@ -1,17 +1,4 @@
-"""Is NVIDIA's driver loaded, and new enough for a CUDA build of torch?
-
-Is there an NVIDIA GPU on this machine at all?
-
-Do the driver's libraries fit its loaded kernel module, so that nvidia-smi works?
-
-Is nvidia-uvm there, which CUDA needs and nvidia-smi does not?
-
-Are the GPU's device files there, and may this user open them?
-
-Has the GPU itself reported a fault: off the bus, or memory that it cannot correct?
-
-Where a GPU is cut up (MIG), is there a part of it to use?
-"""
+"""Checks of the GPU and its driver: bus, kernel module, libraries, device files, faults, MIG."""
 
 from __future__ import annotations
 
@@ -21,25 +8,27 @@ from dataclasses import dataclass
 
 from labkit.doctor.check import Check, Finding, SafeFix, failed, ok, unknown, warning
 from labkit.doctor.host import COMMAND_SECONDS, Host
-from labkit.host.distribution import INSTALL_DRIVER, Distribution, Fix
-from labkit.host.gpu import Gpu, GpuFacts, probe_gpu
+from labkit.host.distribution import Distribution
+from labkit.host.gpu import Gpu, GpuFacts, probe_gpu, read_module_version
+from labkit.host.packages import DROP_NOUVEAU, ENROLL_KEY, INSTALL_DRIVER
 from labkit.host.torch_builds import NEEDS
 from labkit.known_errors import KNOWN_ERRORS
 from labkit.known_errors.match import explain_text
 from labkit.process import CommandResult
+from labkit.text import plural
 
 NVIDIA = "0x10de"
-DISPLAY_CLASS = "0x03"  # VGA, 3D and other display controllers; a card's sound chip is none
-WITHHELD = "no GPU was passed to this container"
+DISPLAY_CLASS = "0x03"  # VGA, 3D and other display controllers; not a card's sound chip
+NOT_PASSED = "no GPU was passed to this container"
 NO_GPU = "no NVIDIA GPU on the bus; the lab uses the CPU"
 
 
 @dataclass(frozen=True)
 class BusFacts:
-    """The PCI addresses of NVIDIA's display controllers with the kernel driver bound to each.
+    """The PCI addresses of NVIDIA's display controllers, and the kernel driver of each.
 
-    A container sees the host's bus whether it was given a GPU or not; ``gpu_asked`` is whether
-    its environment asks for one, as the CUDA image's does.
+    A container sees the host's bus even if no GPU was passed on to it. ``gpu_asked`` says whether
+    its environment requests one, as that of the CUDA image does.
     """
 
     drivers: tuple[tuple[str, str | None], ...] = ()
@@ -50,12 +39,12 @@ class BusFacts:
 
 
 def probe_gpu_bus(host: Host) -> BusFacts:
-    """The GPUs by /sys/bus/pci, and what shows one that is on no bus (WSL2, Jetson)."""
+    """The GPUs in /sys/bus/pci, and the device files of those on no bus (WSL2, Jetson)."""
     found = []
     for folder in host.list("sys/bus/pci/devices", "*"):
         place = f"sys/bus/pci/devices/{folder.name}"
-        vendor, kind = host.read(f"{place}/vendor"), host.read(f"{place}/class")
-        if (vendor or "").strip() == NVIDIA and (kind or "").startswith(DISPLAY_CLASS):
+        vendor, category = host.read(f"{place}/vendor"), host.read(f"{place}/class")
+        if (vendor or "").strip() == NVIDIA and (category or "").startswith(DISPLAY_CLASS):
             link = folder / "driver"
             found.append((folder.name, link.readlink().name if link.is_symlink() else None))
     return BusFacts(
@@ -68,35 +57,37 @@ def probe_gpu_bus(host: Host) -> BusFacts:
 
 
 def judge_gpu_bus(facts: BusFacts, distribution: Distribution) -> Finding:
-    """Fine with a GPU and fine without; only one that is given away to a machine is a warning."""
+    """Fine with a GPU and without one; a warning if all are reserved for virtual machines."""
     if not facts.drivers:
         if facts.in_wsl:
-            return ok("WSL2: Windows has the GPU and lends it (/dev/dxg)")
+            return ok("WSL2: Windows shares its GPU (/dev/dxg)")
         if facts.has_nodes:
-            return ok("an NVIDIA GPU that is on no PCI bus here (/dev/nvidiactl)")
-        return ok(NO_GPU, moot="no NVIDIA GPU on the bus")
+            return ok("an NVIDIA GPU that is not on a PCI bus (/dev/nvidiactl)")
+        return ok(NO_GPU, skip_reason="no NVIDIA GPU on the bus")
     if facts.in_container and not facts.has_nodes and not facts.in_wsl:
-        return _judge_withheld(facts)
+        return _judge_not_passed(facts)
     given = [address for address, driver in facts.drivers if driver == "vfio-pci"]
     if len(given) == len(facts.drivers):
         return warning(
-            f"every NVIDIA GPU ({', '.join(given)}) is kept for virtual machines",
-            "vfio-pci is bound to it, so this host cannot use it; the lab uses the CPU",
-            "lspci -nnk -d 10de:   # and take its id out of vfio-pci's ids to have it back",
-            moot="the GPU is kept for virtual machines",
+            f"every NVIDIA GPU ({', '.join(given)}) is reserved for virtual machines",
+            "its kernel driver is vfio-pci, so this host cannot use it; the lab uses the CPU",
+            "lspci -nnk -d 10de:   # then remove its id from vfio-pci's ids",
+            skip_reason="the GPU is reserved for virtual machines",
         )
     return ok(f"{len(facts.drivers)} on the bus: {', '.join(name for name, _ in facts.drivers)}")
 
 
-def _judge_withheld(facts: BusFacts) -> Finding:
-    """A container without the host's GPU: as it should be, unless it asked for one."""
+def _judge_not_passed(facts: BusFacts) -> Finding:
+    """A container without the host's GPU: a problem only if it requested one."""
     if not facts.gpu_asked:
-        return ok("the host has an NVIDIA GPU; this container was not given it", moot=WITHHELD)
+        return ok(
+            "the host has an NVIDIA GPU; this container did not request it", skip_reason=NOT_PASSED
+        )
     return warning(
-        "the host has an NVIDIA GPU, and this container does not",
+        "the host has an NVIDIA GPU, but this container does not",
         "it was started without one, or the engine did not pass it on",
-        "make doctor   # on the host: says where the GPU is lost",
-        moot=WITHHELD,
+        "make doctor   # on the host: shows where the GPU is lost",
+        skip_reason=NOT_PASSED,
     )
 
 
@@ -105,25 +96,11 @@ GPU_BUS_CHECK = Check("gpu-bus", "an NVIDIA GPU on the bus", probe_gpu_bus, judg
 
 OLDEST_DRIVER = min(needs.driver for needs in NEEDS.values())
 NEWEST_DRIVER = max(needs.driver for needs in NEEDS.values())
-DROP_NOUVEAU = Fix(
-    "echo blacklist nouveau | sudo tee /etc/modprobe.d/no-nouveau.conf "
-    "&& sudo dracut --force && sudo reboot",
-    debian="echo blacklist nouveau | sudo tee /etc/modprobe.d/no-nouveau.conf "
-    "&& sudo update-initramfs -u && sudo reboot",
-    arch="echo blacklist nouveau | sudo tee /etc/modprobe.d/no-nouveau.conf "
-    "&& sudo mkinitcpio -P && sudo reboot",
-)
-ENROLL_KEY = Fix(
-    "sudo mokutil --import <the key that signed the module>   # then reboot and enroll it",
-    ubuntu="sudo update-secureboot-policy --enroll-key   # then reboot and enroll it",
-    fedora="sudo kmodgenca -a; sudo mokutil --import /etc/pki/akmods/certs/public_key.der   "
-    "# then reboot and enroll it",
-)
 
 
 @dataclass(frozen=True)
 class DriverFacts:
-    """nvidia-smi's words or the loaded module's version, and what stands in its place."""
+    """What nvidia-smi says, the loaded module, and what may keep it from loading."""
 
     gpu: GpuFacts
     module_version: str | None = None
@@ -135,13 +112,13 @@ class DriverFacts:
 
 
 def probe_driver(host: Host) -> DriverFacts:
-    """nvidia-smi first, then the module's own file, then whether a module could be loaded."""
+    """nvidia-smi first, then the loaded module, then the module that could be loaded."""
     gpu = probe_gpu(host.run, host.root)
     hung = "did not answer" in (gpu.problem or "")
     return DriverFacts(
         gpu,
-        module_version=read_module_version(host),
-        # One hang is as much waiting as a check may cost.
+        module_version=read_module_version(host.root),
+        # A check has time for one hang only.
         installed_module=None if hung or gpu.driver_version else _find_installed(host),
         held_by_nouveau=bool(re.search(r"^nouveau ", host.read("proc/modules") or "", re.M)),
         in_wsl=host.in_wsl,
@@ -151,7 +128,7 @@ def probe_driver(host: Host) -> DriverFacts:
 
 
 def is_secure_boot(host: Host) -> bool:
-    """True where the firmware says Secure Boot is on: its variable's last byte is 1."""
+    """True if the firmware says that Secure Boot is on: its variable's last byte is 1."""
     variables = host.list("sys/firmware/efi/efivars", "SecureBoot-*")
     texts = [host.read(f"sys/firmware/efi/efivars/{each.name}") for each in variables]
     return any(text and text[-1] == "\x01" for text in texts)
@@ -164,27 +141,20 @@ def _find_installed(host: Host) -> str | None:
     return version if re.fullmatch(r"\d{3}[\d.]*", version) else None
 
 
-def read_module_version(host: Host) -> str | None:
-    """The loaded kernel module's version, such as "580.65.06"; None where none is loaded."""
-    text = host.read("proc/driver/nvidia/version") or ""
-    found = re.search(r"\b(\d{3}\.\d+(?:\.\d+)?)\b", text)
-    return found.group(1) if found else None
-
-
 def judge_driver(facts: DriverFacts, distribution: Distribution) -> Finding:
-    """The loaded driver's version against what CUDA 12 and 13 need."""
+    """Compares the loaded driver's version with what CUDA 12 and 13 need."""
     version = facts.gpu.driver_version or facts.module_version
     major = re.match(r"\d+", version or "")
     if facts.hung and not version:
         return unknown(
-            f"{facts.gpu.problem}", "sudo dmesg | grep -i xid   # a hung GPU needs a reboot"
+            f"{facts.gpu.problem}", "sudo dmesg | grep -i xid   # if the GPU hangs: reboot"
         )
     if major is None:
         return _judge_missing_driver(facts, distribution)
     if int(major.group()) < OLDEST_DRIVER:
         return failed(
             f"driver {version}",
-            f"too old: every CUDA build of torch here needs driver {OLDEST_DRIVER} or newer",
+            f"too old: the CUDA builds of torch need driver {OLDEST_DRIVER} or newer",
             INSTALL_DRIVER.on(distribution),
         )
     build = "every CUDA build" if int(major.group()) >= NEWEST_DRIVER else "CUDA 12 builds"
@@ -194,17 +164,17 @@ def judge_driver(facts: DriverFacts, distribution: Distribution) -> Finding:
 def _judge_missing_driver(facts: DriverFacts, distribution: Distribution) -> Finding:
     found = explain_text(facts.gpu.problem or "").first
     if facts.in_wsl:
-        cause = found.sign.cause if found else "the driver in Windows does not reach into WSL2"
+        cause = found.error.cause if found else "the driver in Windows is not available in WSL2"
         return failed(
             f"no driver answers ({facts.gpu.problem or 'no nvidia-smi'})",
             cause,
-            "wsl.exe --update && wsl.exe --shutdown   # in Windows, with its driver current",
+            "wsl.exe --update && wsl.exe --shutdown   # in Windows, with a current driver",
         )
     if facts.held_by_nouveau:
         fix = DROP_NOUVEAU if facts.installed_module else INSTALL_DRIVER
         return failed(
-            "nouveau drives the GPU",
-            "the free nouveau driver is loaded, which CUDA cannot use",
+            "the GPU is driven by nouveau",
+            "nouveau is loaded, which CUDA cannot use",
             fix.on(distribution),
         )
     if facts.installed_module:
@@ -221,19 +191,19 @@ def _judge_not_loaded(facts: DriverFacts, distribution: Distribution) -> Finding
     if facts.secure_boot:
         return failed(
             found,
-            "Secure Boot is on, and refuses a module that is not signed with an enrolled key",
+            "Secure Boot is on and rejects a module that is not signed with an enrolled key",
             ENROLL_KEY.on(distribution),
         )
     return failed(
         found,
-        "the kernel did not load its module: no reboot since it was installed",
-        "sudo modprobe nvidia   # where it refuses, it says why",
-        safe=SafeFix(("modprobe", "nvidia"), "loads the driver that is installed"),
+        "the kernel has not loaded its module: no reboot since the installation?",
+        "sudo modprobe nvidia   # if it fails, it says why",
+        safe=SafeFix(("modprobe", "nvidia"), "loads the installed driver"),
     )
 
 
 DRIVER_CHECK = Check(
-    "driver", "NVIDIA's driver, and its age", probe_driver, judge_driver, needs=("gpu-bus",)
+    "driver", "NVIDIA's driver and its version", probe_driver, judge_driver, needs=("gpu-bus",)
 )
 
 
@@ -242,7 +212,7 @@ QUERY = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader
 
 @dataclass(frozen=True)
 class LibraryFacts:
-    """nvidia-smi's answer, and the version of the module below it."""
+    """nvidia-smi's answer, and the version of the loaded module."""
 
     answer: CommandResult
     module_version: str | None = None
@@ -250,27 +220,27 @@ class LibraryFacts:
 
 
 def probe_driver_library(host: Host) -> LibraryFacts:
-    """nvidia-smi goes through the library to the module: it fails where they differ."""
+    """nvidia-smi calls the module through the library: it fails if their versions differ."""
     answer = host.run(QUERY, timeout_seconds=COMMAND_SECONDS)
-    return LibraryFacts(answer, read_module_version(host), host.in_container)
+    return LibraryFacts(answer, read_module_version(host.root), host.in_container)
 
 
 def judge_driver_library(facts: LibraryFacts, distribution: Distribution) -> Finding:
-    """Fine where nvidia-smi lists GPUs; else what its own words mean."""
+    """Fine if nvidia-smi lists GPUs; else what its error means."""
     answer = facts.answer
     if answer.missing:
         return _judge_no_program(facts.in_container)
     if answer.timed_out:
-        return unknown(answer.message, "sudo dmesg | grep -i xid   # a hung GPU needs a reboot")
-    said = f"{answer.stdout}\n{answer.stderr}"
-    found = explain_text(said).first
+        return unknown(answer.message, "sudo dmesg | grep -i xid   # if the GPU hangs: reboot")
+    output = f"{answer.stdout}\n{answer.stderr}"
+    found = explain_text(output).first
     if found:
-        return failed(found.line, found.sign.cause, found.sign.fix.on(distribution))
+        return failed(found.line, found.error.cause, found.error.fix.on(distribution))
     if not answer.ok:
         return failed(answer.message, "nvidia-smi does not say why", "sudo dmesg | grep -i nvrm")
     names = [line.split(",")[0].strip() for line in answer.stdout.splitlines() if "," in line]
     if not names:
-        return unknown("nvidia-smi printed nothing that lists a GPU", "nvidia-smi")
+        return unknown("nvidia-smi lists no GPU", "nvidia-smi")
     versions = re.findall(r"\d{3}\.\d+(?:\.\d+)?", answer.stdout)
     agree = f", both {facts.module_version}" if facts.module_version in versions else ""
     return ok(f"module and libraries work together{agree}: {', '.join(names)}")
@@ -279,20 +249,20 @@ def judge_driver_library(facts: LibraryFacts, distribution: Distribution) -> Fin
 def _judge_no_program(in_container: bool) -> Finding:
     if in_container:
         return warning(
-            "this container has the GPU's files, and no nvidia-smi",
-            "the driver's programs were not passed on to it",
+            "this container has the GPU's device files, but no nvidia-smi",
+            "the driver's programs were not passed on",
             "NVIDIA_DRIVER_CAPABILITIES=compute,utility   # in the container's environment",
         )
     return warning(
-        "the module is loaded, but there is no nvidia-smi",
-        "the driver's user-space part is missing or not on PATH",
+        "the module is loaded, but nvidia-smi is missing",
+        "the driver's programs are not installed, or not on PATH",
         "command -v nvidia-smi || sudo ldconfig -p | grep libnvidia-ml",
     )
 
 
 DRIVER_LIBRARY_CHECK = Check(
     "driver-library",
-    "module and libraries of one version",
+    "module and libraries of the same version",
     probe_driver_library,
     judge_driver_library,
     needs=("driver",),
@@ -301,7 +271,7 @@ DRIVER_LIBRARY_CHECK = Check(
 
 @dataclass(frozen=True)
 class UvmFacts:
-    """Whether the module is loaded, its device file there, and who could load it on demand."""
+    """Whether the module is loaded, its device file exists, and nvidia-modprobe can load it."""
 
     loaded: bool = False
     has_node: bool = False
@@ -322,17 +292,19 @@ def probe_uvm(host: Host) -> UvmFacts:
 
 
 def judge_uvm(facts: UvmFacts, distribution: Distribution) -> Finding:
-    """Fine where it is there, or where CUDA's first use will load it."""
+    """Fine if the device file exists, or if CUDA's first use creates it."""
     if facts.in_wsl:
-        return ok("WSL2 needs none")
+        return ok("not needed in WSL2")
     if facts.has_node:
-        return ok("/dev/nvidia-uvm is there")
+        return ok("/dev/nvidia-uvm exists")
     if facts.has_loader:
         return ok("not loaded yet; nvidia-modprobe loads it when CUDA is first used")
-    cause = "CUDA would fail with an unknown error where nvidia-smi still works"
+    cause = "CUDA would fail with an unknown error, although nvidia-smi works"
     if facts.in_container:
         return warning("no /dev/nvidia-uvm in this container", cause, "make down up")
-    what = "nvidia-uvm is loaded, without /dev/nvidia-uvm" if facts.loaded else "no nvidia-uvm"
+    what = "nvidia-uvm is loaded, but /dev/nvidia-uvm is missing"
+    if not facts.loaded:
+        what = "nvidia-uvm is not loaded"
     load = ("modprobe", "nvidia-uvm")
     safe = None if facts.loaded else SafeFix(load, "loads the driver's module for CUDA's memory")
     return warning(
@@ -347,7 +319,7 @@ UVM_CHECK = Check(
 
 @dataclass(frozen=True)
 class NodeFacts:
-    """The device files found, those that this user may not open, and what could make them."""
+    """The device files found, those that this user cannot open, and whether a loader exists."""
 
     found: tuple[str, ...] = ()
     refused: tuple[str, ...] = ()
@@ -371,7 +343,7 @@ def probe_device_nodes(host: Host) -> NodeFacts:
 
 
 def _may_open(status: object, host: Host) -> bool:
-    """Whether the mode lets this host's user read and write; the system would ask it the same."""
+    """Whether the mode lets this host's user read and write, as the system decides it."""
     mode = int(getattr(status, "st_mode", 0))
     owner, group = getattr(status, "st_uid", None), getattr(status, "st_gid", None)
     if host.machine.is_root:
@@ -386,15 +358,15 @@ def _may_open(status: object, host: Host) -> bool:
 
 
 def judge_device_nodes(facts: NodeFacts, distribution: Distribution) -> Finding:
-    """Fine where nvidiactl and a GPU are there and open to this user."""
+    """Fine if nvidiactl and a GPU exist and this user may open them."""
     if facts.in_wsl:
-        return ok("/dev/dxg is there")
+        return ok("/dev/dxg exists")
     if "nvidiactl" not in facts.found or len(facts.found) < 2:
         return _judge_missing_device_nodes(facts)
     if facts.refused:
         return failed(
-            f"this user may not open {', '.join(f'/dev/{name}' for name in facts.refused)}",
-            "their group and mode leave it out",
+            f"this user cannot open {', '.join(f'/dev/{name}' for name in facts.refused)}",
+            "their group and mode do not allow it",
             "sudo usermod -aG video $USER   # or the group of `ls -l /dev/nvidia*`",
         )
     return ok(f"{', '.join(f'/dev/{name}' for name in facts.found)}, open to this user")
@@ -403,11 +375,15 @@ def judge_device_nodes(facts: NodeFacts, distribution: Distribution) -> Finding:
 def _judge_missing_device_nodes(facts: NodeFacts) -> Finding:
     found = f"missing: {'/dev/nvidia0' if 'nvidiactl' in facts.found else '/dev/nvidiactl'}"
     if facts.in_container:
-        return failed(found, "this container was given part of the GPU's files", "make down up")
-    make = SafeFix(("nvidia-modprobe", "-c=0", "-u"), "makes the GPU's device files")
+        return failed(
+            found,
+            "only some of the GPU's device files were passed on to this container",
+            "make down up",
+        )
+    make = SafeFix(("nvidia-modprobe", "-c=0", "-u"), "creates the GPU's device files")
     return failed(
         found,
-        "the driver is loaded, but nobody made its device files",
+        "the driver is loaded, but its device files were not created",
         "sudo nvidia-modprobe -c=0 -u",
         safe=make if facts.has_loader else None,
     )
@@ -422,7 +398,7 @@ DEVICE_NODES_CHECK = Check(
 )
 
 
-ERRORS = [
+ECC_QUERY = [
     "nvidia-smi",
     "--query-gpu=index,ecc.errors.uncorrected.volatile.total",
     "--format=csv,noheader",
@@ -436,15 +412,15 @@ FAULTS = ("gpu-off-the-bus", "ecc-error", "gpu-firmware-hung", "needs-open-modul
 
 @dataclass(frozen=True)
 class HealthFacts:
-    """The kernel's lines on NVIDIA's GPUs since boot (None: not to be read) and the ECC counts."""
+    """The kernel's lines about NVIDIA's GPUs since boot (None: unreadable), and ECC counts."""
 
     log: str | None = None
     errors: tuple[tuple[int, int], ...] = ()
 
 
 def probe_gpu_health(host: Host) -> HealthFacts:
-    """The kernel's log, where this user may read it, and nvidia-smi's count of memory errors."""
-    answer = host.run(ERRORS, timeout_seconds=COMMAND_SECONDS)
+    """The kernel's log, if this user may read it, and nvidia-smi's count of memory errors."""
+    answer = host.run(ECC_QUERY, timeout_seconds=COMMAND_SECONDS)
     counted = re.findall(r"^(\d+), *(\d+)\s*$", answer.stdout, re.MULTILINE)
     return HealthFacts(_read_log(host), tuple((int(index), int(count)) for index, count in counted))
 
@@ -454,28 +430,30 @@ def _read_log(host: Host) -> str | None:
         answer = host.run(command, timeout_seconds=COMMAND_SECONDS)
         if answer.ok:
             return "\n".join(line for line in answer.stdout.splitlines() if "NVRM" in line)
-        if answer.timed_out:  # one hang is as much waiting as a check may cost
+        if answer.timed_out:  # a check has time for one hang only
             return None
     return None
 
 
 def judge_gpu_health(facts: HealthFacts, distribution: Distribution) -> Finding:
-    """A GPU that left the bus is gone until a reboot; other faults are warned of."""
-    faults = tuple(sign for sign in KNOWN_ERRORS if sign.name in FAULTS)
+    """A GPU that left the bus is gone until a reboot, a failure; other faults are warnings."""
+    faults = tuple(error for error in KNOWN_ERRORS if error.name in FAULTS)
     found = explain_text(facts.log or "", faults).first
     if found:
-        judged = failed if found.sign.name in ("gpu-off-the-bus", "needs-open-modules") else warning
-        return judged(found.line, found.sign.cause, found.sign.fix.on(distribution))
+        judged = (
+            failed if found.error.name in ("gpu-off-the-bus", "needs-open-modules") else warning
+        )
+        return judged(found.line, found.error.cause, found.error.fix.on(distribution))
     broken = [(index, count) for index, count in facts.errors if count]
     if broken:
         index, count = broken[0]
         return warning(
-            f"GPU {index} has met {count} memory errors that it could not correct",
-            "programs that used the memory then died or went wrong",
-            "nvidia-smi -q -d ECC,ROW_REMAPPER   # a reset clears it; if it comes back, replace it",
+            f"GPU {index} has had {count} uncorrectable memory errors",
+            "programs that used this memory crashed or computed wrong results",
+            "nvidia-smi -q -d ECC,ROW_REMAPPER   # reset the GPU; if it happens again, replace it",
         )
     if facts.log is None:
-        return ok("no memory error counted; the kernel's log is for root: sudo dmesg | grep NVRM")
+        return ok("no memory errors; only root can read the kernel's log: sudo dmesg | grep NVRM")
     return ok("no fault in the kernel's log since boot")
 
 
@@ -485,26 +463,26 @@ GPU_HEALTH_CHECK = Check(
 
 
 def probe_mig(host: Host) -> tuple[Gpu, ...]:
-    """The GPUs as nvidia-smi tells of them: which have MIG on, and their parts."""
+    """The GPUs that nvidia-smi lists, with MIG's state and instances."""
     return probe_gpu(host.run, host.root).gpus
 
 
 def judge_mig(gpus: tuple[Gpu, ...], distribution: Distribution) -> Finding:
-    """A GPU with MIG on and no part of its own gives CUDA nothing to run on."""
-    cut = [gpu for gpu in gpus if gpu.mig]
-    empty = [gpu for gpu in cut if not gpu.parts]
+    """With MIG on and without an instance CUDA has no device."""
+    enabled = [gpu for gpu in gpus if gpu.mig]
+    empty = [gpu for gpu in enabled if not gpu.instances]
     if empty:
         index = empty[0].index
         return failed(
-            f"MIG is on for GPU {index}, which is cut into no part",
-            "CUDA runs on the parts alone, and there is none",
+            f"MIG is on for GPU {index}, which has no MIG instance",
+            "with MIG on, CUDA uses only MIG instances",
             f"sudo nvidia-smi mig -i {index} -cgi 0 -C   "
-            f"# one part of all of it; or switch MIG off: sudo nvidia-smi -i {index} -mig 0",
+            f"# one instance of the whole GPU; or turn MIG off: sudo nvidia-smi -i {index} -mig 0",
         )
-    if cut:
-        count = sum(len(gpu.parts) for gpu in cut)
-        return ok(f"MIG is on: {count} part{'s' if count > 1 else ''}; a process uses one of them")
-    return ok("MIG is off, or not on this GPU")
+    if enabled:
+        count = sum(len(gpu.instances) for gpu in enabled)
+        return ok(f"MIG is on: {plural(count, 'instance')}; a process uses one of them")
+    return ok("MIG is off, or this GPU has none")
 
 
-MIG_CHECK = Check("mig", "MIG: parts of a GPU", probe_mig, judge_mig, ("driver-library",))
+MIG_CHECK = Check("mig", "MIG instances", probe_mig, judge_mig, ("driver-library",))

@@ -1,15 +1,4 @@
-"""Can what torch.compile builds be kept, and run from where it is kept?
-
-Is there room on the disk for images, packages and the workspace?
-
-Is there memory for a lab?
-
-Is /dev/shm large enough for DataLoader workers?
-
-Is the workspace a folder that the lab may write to?
-
-Is the lab's port free?
-"""
+"""Checks of the machine: disk, memory, shared memory, workspace, port, compile caches."""
 
 from __future__ import annotations
 
@@ -18,11 +7,10 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from labkit.devices.cpu import read_limits
 from labkit.doctor.check import Check, Finding, SafeFix, failed, ok, unknown, warning
 from labkit.doctor.host import COMMAND_SECONDS, Host
 from labkit.host.distribution import Distribution
-from labkit.host.machine import FolderFacts, read_folder
+from labkit.host.machine import FolderFacts, read_folder, read_limits
 from labkit.text import format_bytes
 
 FULL_BYTES = 2**30
@@ -37,7 +25,7 @@ class DiskFacts:
 
 
 def probe_disk(host: Host) -> DiskFacts:
-    """The workspace's disk, and the engine's own where `docker info` names a folder here."""
+    """The workspace's disk, and the engine's own if `docker info` names its folder."""
     folders = [host.workspace or Path.cwd()]
     info = host.run(["docker", "info", "--format", "{{json .}}"], timeout_seconds=COMMAND_SECONDS)
     named = re.search(r'"DockerRootDir":\s*"(/[^"]+)"', info.stdout)
@@ -47,20 +35,20 @@ def probe_disk(host: Host) -> DiskFacts:
 
 
 def judge_disk(facts: DiskFacts, distribution: Distribution) -> Finding:
-    """Judged by the place with the least room."""
+    """Judges the place with the least free space."""
     known = [(free, place) for place, free in facts.places if free is not None]
     if not known:
-        return unknown("no folder to ask for its room")
+        return unknown("the free space cannot be read")
     free, place = min(known)
     found = f"{format_bytes(free)} free at {place}"
     if free < FULL_BYTES:
-        return failed(found, "the disk is all but full", "df -h && docker system prune")
+        return failed(found, "the disk is almost full", "df -h && docker system prune")
     if free < TIGHT_BYTES:
         return warning(found, "a build or an update may fill it", "df -h && docker system prune")
     return ok(found)
 
 
-DISK_CHECK = Check("disk", "room on the disk", probe_disk, judge_disk)
+DISK_CHECK = Check("disk", "free space on the disk", probe_disk, judge_disk)
 
 
 SMALL_BYTES = 2 * 2**30
@@ -69,7 +57,7 @@ LOW_BYTES = 2**30
 
 @dataclass(frozen=True)
 class MemoryFacts:
-    """The machine's memory, what of it is available, and the container's limit, in bytes."""
+    """The machine's total and available memory, and the container's limit, in bytes."""
 
     total_bytes: int | None = None
     available_bytes: int | None = None
@@ -81,29 +69,30 @@ def probe_memory(host: Host) -> MemoryFacts:
     """/proc/meminfo and the cgroup above this process."""
     text = host.read("proc/meminfo") or ""
     found = re.findall(r"^(MemTotal|MemAvailable):\s+(\d+) kB", text, re.MULTILINE)
-    told = {name: int(count) * 1024 for name, count in found}
-    limit = read_limits(host.root).memory_bytes if told else None
-    return MemoryFacts(told.get("MemTotal"), told.get("MemAvailable"), limit, host.machine.system)
+    sizes = {name: int(count) * 1024 for name, count in found}
+    limit = read_limits(host.root).memory_bytes if sizes else None
+    total, available = sizes.get("MemTotal"), sizes.get("MemAvailable")
+    return MemoryFacts(total, available, limit, host.machine.system)
 
 
 def judge_memory(facts: MemoryFacts, distribution: Distribution) -> Finding:
-    """A warning where there is little in all, or little left."""
+    """A warning if the total or the available memory is small."""
     if facts.system != "Linux":
-        return ok(f"not asked on {facts.system}")
+        return ok(f"not checked on {facts.system}")
     if facts.total_bytes is None:
-        return unknown("/proc/meminfo does not say")
+        return unknown("/proc/meminfo cannot be read")
     total = min(facts.total_bytes, facts.limit_bytes or facts.total_bytes)
     if total < SMALL_BYTES:
         limited = total < facts.total_bytes
         return warning(
             f"{format_bytes(total)} of memory{' for this container' if limited else ''}",
-            "JupyterLab and torch take about 1 GiB before any work is done",
-            "LABKIT_MEMORY=4g make down up" if limited else "free -h   # close what is not needed",
+            "JupyterLab and torch need about 1 GiB before any work",
+            "LABKIT_MEMORY=4g make down up" if limited else "free -h   # then close programs",
         )
     if facts.available_bytes is not None and facts.available_bytes < LOW_BYTES:
         return warning(
             f"{format_bytes(facts.available_bytes)} of {format_bytes(total)} available",
-            "other programs hold the rest",
+            "other programs use the rest",
             "ps -eo pid,rss,comm --sort=-rss | head   # shows which",
         )
     return ok(f"{format_bytes(facts.available_bytes)} of {format_bytes(total)} available")
@@ -118,7 +107,7 @@ PLACE = "dev/shm"
 
 @dataclass(frozen=True)
 class SharedMemoryFacts:
-    """The size of /dev/shm in bytes; None where there is none to ask."""
+    """The size of /dev/shm in bytes; None if it does not exist."""
 
     total_bytes: int | None
     in_container: bool = False
@@ -134,9 +123,9 @@ def probe_shm(host: Host) -> SharedMemoryFacts:
 def judge_shm(facts: SharedMemoryFacts, distribution: Distribution) -> Finding:
     """A warning below half a GiB: an engine's own default is 64 MiB."""
     if facts.system != "Linux":
-        return ok("this system has none, and needs none")
+        return ok("not needed on this system")
     if facts.total_bytes is None:
-        return unknown("shared memory (/dev/shm) cannot be asked")
+        return unknown("the size of /dev/shm cannot be read")
     size = f"shared memory: {format_bytes(facts.total_bytes)}"
     if facts.total_bytes >= ENOUGH_BYTES:
         return ok(size)
@@ -145,7 +134,7 @@ def judge_shm(facts: SharedMemoryFacts, distribution: Distribution) -> Finding:
         if facts.in_container
         else ("sudo mount -o remount,size=2G /dev/shm")
     )
-    return warning(size, "DataLoader workers die of a Bus error when it is full", fix)
+    return warning(size, "DataLoader workers die with a bus error when it is full", fix)
 
 
 SHM_CHECK = Check("shm", "shared memory for worker processes", probe_shm, judge_shm)
@@ -153,9 +142,9 @@ SHM_CHECK = Check("shm", "shared memory for worker processes", probe_shm, judge_
 
 @dataclass(frozen=True)
 class WorkspaceFacts:
-    """The workspace's folder (None: not known where), who asks, and whether it is a checkout's own.
+    """The workspace's folder (None: unknown), and the user and group that examine it.
 
-    Only a checkout's own ``work/``, no link to elsewhere, is a folder to change by itself.
+    ``own``: it is the folder ``work/`` of a checkout, not a link; only that one ``--fix`` changes.
     """
 
     folder: FolderFacts | None
@@ -166,7 +155,7 @@ class WorkspaceFacts:
 
 
 def probe_workspace(host: Host) -> WorkspaceFacts:
-    """The folder's owner and whether this user may write there; nothing is written to find out."""
+    """The folder's owner, and whether this user may write there; nothing is written."""
     folder = read_folder(host.workspace) if host.workspace else None
     return WorkspaceFacts(
         folder,
@@ -178,49 +167,51 @@ def probe_workspace(host: Host) -> WorkspaceFacts:
 
 
 def is_own(workspace: Path | None) -> bool:
-    """True for the folder work/ that lies in a checkout itself."""
+    """True for the folder work/ of a checkout, if it is not a link."""
     if workspace is None or workspace.name != "work" or workspace.is_symlink():
         return False
     return (workspace.parent / "compose.yaml").is_file()
 
 
 def judge_workspace(facts: WorkspaceFacts, distribution: Distribution) -> Finding:
-    """Fine where it is this user's, writable, or not made yet."""
+    """Fine if it belongs to this user and is writable, or does not exist yet."""
     folder = facts.folder
     if folder is None:
-        return ok("no checkout here, so no workspace to look at")
+        return ok("not in a checkout, so there is no workspace")
     if not folder.exists:
-        return ok(f"{folder.path} is not made yet; make up makes it")
+        return ok(f"{folder.path} does not exist yet; make up creates it")
     if not folder.is_folder:
-        fix, cause = f"mv {folder.path} {folder.path}.old", "a file or a dead link is in its place"
+        fix, cause = f"mv {folder.path} {folder.path}.old", "a file or a dead link has its name"
         return failed(f"{folder.path} is not a folder", cause, fix)
     foreign = facts.user_id not in (None, 0) and folder.owner_id != facts.user_id
     place = "work   # on the host, in the checkout" if facts.in_lab else folder.path
     chown = f'sudo chown -R "$(id -u):$(id -g)" {place}'
     safe = _give_back(facts, foreign) if facts.own else None
     if not folder.writable:
-        cause = f"user {folder.owner_id} owns it" if foreign else "its mode or its disk forbids it"
-        fix = chown if foreign else f"chmod u+rwx {folder.path}   # or look: ls -ld {folder.path}"
-        return failed(f"{folder.path} cannot be written", cause, fix, safe=safe)
+        cause = (
+            f"user {folder.owner_id} owns it" if foreign else "its mode or its disk is read-only"
+        )
+        fix = chown if foreign else f"chmod u+rwx {folder.path}   # or see: ls -ld {folder.path}"
+        return failed(f"{folder.path} is not writable", cause, fix, safe=safe)
     if foreign:
         return warning(
             f"{folder.path} belongs to user {folder.owner_id}",
-            "files made inside the lab may not be yours outside, or the other way round",
+            "you may not be able to change files that the lab creates, and the lab yours",
             chown,
             safe=safe,
         )
-    return ok(f"{folder.path} can be written")
+    return ok(f"{folder.path} is writable")
 
 
 def _give_back(facts: WorkspaceFacts, foreign: bool) -> SafeFix | None:
-    """The folder back in this user's hands, with what is in it; links in it are not followed."""
+    """Makes this user the owner of the folder and its contents; links are not followed."""
     path = str(facts.folder.path) if facts.folder else ""
     if not foreign:
         return SafeFix(("chmod", "u+rwx", path), "lets you write to your workspace", as_root=False)
     if facts.group_id is None:
         return None
     owner = f"{facts.user_id}:{facts.group_id}"
-    return SafeFix(("chown", "-R", "-P", owner, path), "gives your workspace back to you")
+    return SafeFix(("chown", "-R", "-P", owner, path), "makes you the owner of your workspace")
 
 
 WORKSPACE_CHECK = Check("workspace", "the workspace's owner", probe_workspace, judge_workspace)
@@ -228,7 +219,7 @@ WORKSPACE_CHECK = Check("workspace", "the workspace's owner", probe_workspace, j
 
 @dataclass(frozen=True)
 class PortFacts:
-    """The port, who has it, and whether it was asked for by number."""
+    """The port, whether it is free or this lab's, and whether PORT= names it."""
 
     port: int
     free: bool
@@ -238,26 +229,28 @@ class PortFacts:
 
 
 def probe_port(host: Host) -> PortFacts:
-    """Whether a server could listen on the port of 127.0.0.1 now."""
+    """Whether a server could listen on the port of 127.0.0.1."""
     free = host.is_port_free("127.0.0.1", host.port)
     own = host.own_port == host.port
     return PortFacts(host.port, free, host.port_asked, own, host.in_lab)
 
 
 def judge_port(facts: PortFacts, distribution: Distribution) -> Finding:
-    """A taken port is a failure only where it was asked for by number."""
+    """A taken port is a failure only if PORT= names it."""
     if facts.own and not facts.free:
         return ok(f"this lab runs on port {facts.port}")
     if facts.in_lab:
-        return ok("the host publishes the port: ask there")
+        return ok("the host publishes the port: run the doctor there")
     if facts.free:
         return ok(f"port {facts.port} is free")
     found = f"port {facts.port} is taken"
     if facts.asked:
-        return failed(found, "another program listens on it", "ss -ltnp   # or another PORT=")
+        return failed(
+            found, "another program listens on it", "ss -ltnp   # or choose another PORT="
+        )
     return warning(
         found,
-        "another program listens on it, and would refuse this lab's token",
+        "another program listens on it, which does not accept this lab's token",
         "make up   # takes the next free port, and prints it",
     )
 
@@ -270,7 +263,7 @@ NAMES = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "TMPDIR")
 
 @dataclass(frozen=True)
 class CacheFacts:
-    """The cache folders, those of them that refuse writing or running, and those that are ours."""
+    """The cache folders, those that are not writable or noexec, and those of this user."""
 
     folders: tuple[str, ...] = ()
     unwritable: tuple[str, ...] = ()
@@ -279,9 +272,9 @@ class CacheFacts:
 
 
 def probe_caches(host: Host) -> CacheFacts:
-    """Mode and mount options of each folder, or of the one it would be made in; writes nothing."""
+    """Mode and mount options of each folder, or of the one to create it in; writes nothing."""
     named = [host.environment[name] for name in NAMES if host.environment.get(name)]
-    # Where no folder is named, inductor makes one of the user's name in the folder for temporaries.
+    # By default inductor creates a folder with the user's name in the temporary folder.
     default = Path(host.environment.get("TMPDIR") or "/tmp")  # noqa: S108
     folders = [Path(name) for name in dict.fromkeys([*named, "/tmp"])]  # noqa: S108
     if not host.environment.get("TORCHINDUCTOR_CACHE_DIR") and host.machine.user_name:
@@ -304,28 +297,28 @@ def _find_existing(path: Path) -> Path:
 
 
 def is_noexec(path: Path) -> bool:
-    """True where the mount that holds ``path`` forbids running programs from it."""
+    """True if the mount of ``path`` is noexec."""
     return bool(os.statvfs(path).f_flag & os.ST_NOEXEC) if hasattr(os, "ST_NOEXEC") else False
 
 
 def judge_caches(facts: CacheFacts, distribution: Distribution) -> Finding:
-    """Every cache folder must take files, and let what is in them run."""
+    """Every cache folder must be writable, and its files executable."""
     if facts.unwritable:
         folder = facts.unwritable[0]
         open_up = SafeFix(("chmod", "u+rwx", folder), "lets you write to a cache", as_root=False)
         return failed(
-            f"{folder} cannot be written",
-            "torch.compile keeps what it builds there",
+            f"{folder} is not writable",
+            "torch.compile stores what it builds there",
             "export TORCHINDUCTOR_CACHE_DIR=$HOME/.cache/inductor",
             safe=open_up if folder in facts.owned else None,
         )
     if facts.noexec:
         return failed(
             f"{facts.noexec[0]} is mounted noexec",
-            "what torch.compile builds there cannot be loaded",
+            "torch.compile cannot load what it builds there",
             "export TORCHINDUCTOR_CACHE_DIR=$HOME/.cache/inductor TMPDIR=$HOME/.cache",
         )
-    return ok(f"{', '.join(facts.folders)} can be written and run from")
+    return ok(f"{', '.join(facts.folders)}: writable and executable")
 
 
 CACHES_CHECK = Check(

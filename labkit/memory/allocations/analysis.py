@@ -1,9 +1,8 @@
-"""A recording's answers, one set for each device: the peak, its lines, the cuts, what stayed.
+"""What a recording shows of each device: the peak, its lines, fragmentation, what stayed.
 
-Live blocks by the line of code that allocated them.
-
-The line is the innermost one that is not torch's, Python's own or labkit's. Where that is in
-another package, the user's line that led there is told as well.
+Live blocks are grouped by the line that allocated them: the innermost line outside torch, Python's
+standard library and labkit. If that line is in another package, the user's line that led there is
+named as well.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ import itertools
 import re
 import sysconfig
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,9 +28,10 @@ from labkit.memory.allocations.replay import (
 )
 from labkit.memory.allocations.snapshot import OOM, Recording, Trace
 from labkit.memory.track.frames import Frame
+from labkit.render import Displayed
 
 OWN, PACKAGE, USER = "own", "package", "user"
-# Packages that carry out what the line of somebody else's asked for.
+# Packages whose lines do not count: they execute what another line asks for.
 FOLDED = re.compile(
     r"[/\\](?:site|dist)-packages[/\\](?:torch|torchgen|functorch|triton|labkit|IPython|ipykernel"
     r"|traitlets|tornado|zmq|nbclient|jupyter_client|_pytest|pluggy)(?:[/\\]|\.py$)"
@@ -43,11 +44,11 @@ OWN_FOLDERS = (f"{Path(__file__).parents[2]}/", f"{sysconfig.get_path('stdlib')}
 STACKS_KEPT = 3
 
 BEFORE = "before the first event"
-NO_STACK = "no Python line: most likely the backward pass, which runs in a thread of torch's"
+NO_STACK = "no Python line: most likely the backward pass, which runs in a thread of torch"
 
 
 class Place(NamedTuple):
-    """Where blocks come from: a frame, or words where there is none; ``via``: the user's line."""
+    """Where blocks come from: a frame, or words if there is none; ``via`` is the user's line."""
 
     frame: Frame | None
     words: str = ""
@@ -62,7 +63,7 @@ class Stack(NamedTuple):
 
 
 class Group(NamedTuple):
-    """All live blocks of one place; the largest of its stacks, and how many there are in all."""
+    """All live blocks of one place, its largest stacks, and how many stacks it has."""
 
     place: Place
     held_bytes: int
@@ -104,7 +105,7 @@ def find_place(held: Held) -> Place:
 
 
 def group_by_line(blocks: Iterable[Held]) -> tuple[Group, ...]:
-    """The blocks by their place, the one with most bytes first."""
+    """The blocks by place, the place with most bytes first."""
     found: dict[Place, list[Held]] = {}
     for held in blocks:
         found.setdefault(find_place(held), []).append(held)
@@ -124,14 +125,14 @@ def _sum_up(place: Place, blocks: list[Held]) -> Group:
 
 COLUMNS = 800
 BANDS = 6
-SHORTAGES_KEPT = 5
+FAILURES_KEPT = 5
 
 
 class TimelineColumn(NamedTuple):
-    """A stretch of levels in the picture: its highest level, the lowest, and the most reserved.
+    """A range of levels in the picture: its highest level, the lowest, and the most reserved.
 
-    ``bands`` are the live bytes of each line that has a colour, at the highest level; what is
-    not in them is of other lines.
+    ``bands`` has the live bytes of each line with a colour at the highest level; the rest belongs
+    to other lines.
     """
 
     level: int
@@ -143,9 +144,9 @@ class TimelineColumn(NamedTuple):
 
 
 class Moment(NamedTuple):
-    """One level: when it was, what was live and reserved, by which lines, and how cut up.
+    """One level: its time, live and reserved bytes, lines and fragmentation.
 
-    ``event`` is how many events it took to get there.
+    ``event`` is the number of events before it.
     """
 
     event: int
@@ -157,7 +158,7 @@ class Moment(NamedTuple):
 
 
 class OutOfMemoryEvent(NamedTuple):
-    """An allocation that failed: what was asked, what the device had free, and the moment."""
+    """An allocation that failed: the bytes requested, those free on the device, the moment."""
 
     asked_bytes: int
     device_free_bytes: int | None
@@ -166,11 +167,10 @@ class OutOfMemoryEvent(NamedTuple):
 
 
 class DeviceHistory(NamedTuple):
-    """Everything that a recording tells of one device.
+    """Everything that a recording shows of one device.
 
-    ``truncated`` is None where the recorder did not say how much it would keep. ``kept`` is what
-    was allocated in the recording and is live at its end; ``before_*`` what was there when it
-    began.
+    ``truncated`` is None where the recording does not have its limit of entries. ``kept`` was
+    allocated in the recording and is live at its end; ``before_*`` was live when it began.
     """
 
     device: str
@@ -184,36 +184,29 @@ class DeviceHistory(NamedTuple):
     peak: Moment
     end: Moment
     kept: tuple[Group, ...]
-    shortages: tuple[OutOfMemoryEvent, ...]
+    failures: tuple[OutOfMemoryEvent, ...]
     columns: tuple[TimelineColumn, ...]
     bands: tuple[Place, ...]
     has_cache: bool = True
     expandable: bool = False
 
     @property
-    def cut_moment(self) -> Moment:
-        """The moment at which fragmentation matters: the last shortage, else the peak."""
-        return self.shortages[-1].moment if self.shortages else self.peak
+    def fragmented_moment(self) -> Moment:
+        """The moment at which fragmentation matters: the last failure, else the peak."""
+        return self.failures[-1].moment if self.failures else self.peak
 
 
-class History(NamedTuple):
-    """A recording, understood; it shows itself as text."""
+@dataclass(frozen=True, repr=False)
+class History(Displayed, view="labkit.memory.allocations.view", text="format_history"):
+    """What a recording shows of all devices."""
 
     devices: tuple[DeviceHistory, ...]
     names: Mapping[str, str]
     sources: Mapping[tuple[str, int], str]
 
-    def __repr__(self) -> str:
-        from labkit.memory.allocations.view import format_history
-
-        return format_history(self)
-
-    def __str__(self) -> str:
-        return repr(self)
-
 
 def analyse(recording: Recording) -> History:
-    """The answers for every device that the recording has something of."""
+    """The history of every device in the recording."""
     devices = tuple(_analyse_device(trace) for trace in recording.traces)
     return History(devices, recording.names, recording.sources)
 
@@ -222,24 +215,24 @@ def _analyse_device(trace: Trace) -> DeviceHistory:
     levels = measure_levels(trace)
     end = len(trace.events)
     failed = [place for place, event in enumerate(trace.events) if event.action == OOM]
-    failed = failed[-SHORTAGES_KEPT:]
+    failed = failed[-FAILURES_KEPT:]
     live = list_live(trace, {levels.peak, end, *failed})
-    peak = _tell_moment(trace, levels, levels.peak, live)
+    peak = _find_moment(trace, levels, levels.peak, live)
     bands = tuple(group.place for group in peak.groups[:BANDS])
     start = find_start(trace).values()
     return DeviceHistory(
         device=trace.device,
         events=end,
-        seconds=_tell_seconds(trace, end),
+        seconds=_measure_seconds(trace, end),
         truncated=None if trace.max_entries is None else end >= trace.max_entries,
         max_entries=trace.max_entries,
         before_bytes=sum(held.size_bytes for held in start),
         before_blocks=len(start),
         highest_reserved_bytes=max(levels.reserved),
         peak=peak,
-        end=_tell_moment(trace, levels, end, live),
+        end=_find_moment(trace, levels, end, live),
         kept=group_by_line(held for held in live[end] if held.event is not None),
-        shortages=tuple(_tell_shortage(trace, levels, place, live) for place in failed),
+        failures=tuple(_find_failure(trace, levels, place, live) for place in failed),
         columns=make_columns(trace, levels, bands),
         bands=bands,
         has_cache=trace.has_cache,
@@ -247,12 +240,12 @@ def _analyse_device(trace: Trace) -> DeviceHistory:
     )
 
 
-def _tell_moment(
+def _find_moment(
     trace: Trace, levels: ReplayedLevels, level: int, live: Mapping[int, tuple[Held, ...]]
 ) -> Moment:
     return Moment(
         level,
-        _tell_seconds(trace, level),
+        _measure_seconds(trace, level),
         levels.live[level],
         levels.reserved[level],
         group_by_line(live[level]),
@@ -260,7 +253,7 @@ def _tell_moment(
     )
 
 
-def _tell_shortage(
+def _find_failure(
     trace: Trace, levels: ReplayedLevels, place: int, live: Mapping[int, tuple[Held, ...]]
 ) -> OutOfMemoryEvent:
     event = trace.events[place]
@@ -268,12 +261,12 @@ def _tell_shortage(
         event.size_bytes,
         event.free_bytes,
         find_place(Held(0, event.size_bytes, event.frames, place)),
-        _tell_moment(trace, levels, place, live),
+        _find_moment(trace, levels, place, live),
     )
 
 
-def _tell_seconds(trace: Trace, level: int) -> float | None:
-    """Seconds from the first event to the one that led to this level."""
+def _measure_seconds(trace: Trace, level: int) -> float | None:
+    """Seconds from the first event to the one before this level; None if unknown."""
     if not trace.events:
         return None
     first, this = trace.events[0].time_us, trace.events[max(0, level - 1)].time_us
@@ -283,7 +276,7 @@ def _tell_seconds(trace: Trace, level: int) -> float | None:
 def make_columns(
     trace: Trace, levels: ReplayedLevels, bands: tuple[Place, ...], most: int = COLUMNS
 ) -> tuple[TimelineColumn, ...]:
-    """The levels in at most ``most`` columns; each shows its highest, so no peak is lost."""
+    """The levels in at most ``most`` columns; each shows its highest, so that no peak is lost."""
     count = len(levels.live)
     width = min(count, most)
     edges = [count * place // width for place in range(width + 1)]
@@ -295,7 +288,7 @@ def make_columns(
     return tuple(
         TimelineColumn(
             level=level,
-            seconds=_tell_seconds(trace, level),
+            seconds=_measure_seconds(trace, level),
             live_bytes=levels.live[level],
             lowest_bytes=min(levels.live[first:last]),
             reserved_bytes=max(levels.reserved[first:last]),

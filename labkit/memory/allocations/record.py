@@ -1,10 +1,9 @@
 """``record_allocations()``: who allocates what while a block of code runs.
 
-CPU tensors as a memory snapshot: the same events that torch's CUDA allocator records.
-
-They are of the thread that traces, and an operator's scratch memory is not among them. A storage
-gets an address of its own, never used twice. What the program's ``backward()`` allocates has the
-line of the forward operator it belongs to.
+On CUDA torch records its allocator's events. For CPU tensors ``CpuEvents`` makes the same events
+from ``StorageTracer``: of the tracing thread, without an operator's scratch memory. Each storage
+gets an address that is never reused; what ``backward()`` allocates has its forward operator's
+line.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ import time
 from collections import deque
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from labkit.errors import DeviceMissingError, LabkitError, UsageError
 from labkit.memory.allocations.analysis import OWN, History, analyse, judge_file
@@ -30,7 +29,7 @@ from labkit.memory.allocations.snapshot import (
     write_file,
 )
 from labkit.memory.balance.process import read_machine_memory
-from labkit.memory.track.frames import Frame, is_user_file, name_cell
+from labkit.memory.track.frames import Frame, list_error_frames, name_cell
 
 if TYPE_CHECKING:
     import torch
@@ -43,7 +42,7 @@ REFUSED = re.compile(r"tried to allocate (\d+) bytes")
 
 
 class CpuEvents:
-    """Receives every storage from ``StorageTracer`` and keeps the last events."""
+    """Receives every storage from ``StorageTracer``, and keeps the last events."""
 
     def __init__(self, max_entries: int) -> None:
         self._events: deque[dict[str, Any]] = deque(maxlen=max_entries)
@@ -53,7 +52,7 @@ class CpuEvents:
         self._frames: dict[Frame, dict[str, Any]] = {}
 
     def allocate(self, storage: Storage) -> None:
-        """A storage is there; of one that was there before the recording there is no event."""
+        """Notes an allocation; a storage from before the recording has no event."""
         if storage.device != "cpu" or not storage.bytes:
             return
         address = self._next_address
@@ -63,22 +62,22 @@ class CpuEvents:
             self._note("alloc", address, storage)
 
     def free(self, storage: Storage) -> None:
-        """A storage has gone."""
+        """Notes that a storage is freed."""
         address, _ = self._live.pop(storage.serial, (0, None))
         if address:
             self._note("free_completed", address, storage)
 
-    def note_shortage(self, error: BaseException) -> None:
-        """An error that ends the recording, which may say that the system's memory ran out."""
+    def note_failure(self, error: BaseException) -> None:
+        """Notes a failed allocation, if the error that ended the recording is one."""
         found = REFUSED.search(str(error))
         if found:
             free = read_machine_memory().free_bytes
             facts = {} if free is None else {"device_free": free}
-            frames = self._keep(_list_frames_cpu_events(error))
+            frames = self._keep(list_error_frames(error))
             self._append("oom", size=int(found[1]), frames=frames, **facts)
 
     def make_snapshot(self) -> dict[str, Any]:
-        """What was recorded so far, as torch's own format has it: a segment for each live block."""
+        """The recording so far in torch's format, with a segment for each live block."""
         segments = [
             self._make_segment(address, storage) for address, storage in self._live.values()
         ]
@@ -104,11 +103,15 @@ class CpuEvents:
         sizes = dict.fromkeys(
             ("total_size", "allocated_size", "active_size", "requested_size"), storage.bytes
         )
-        kind = {"segment_type": "large", "is_expandable": False, "segment_pool_id": (0, 0)}
         return {
-            **{"device": 0, "address": address, "stream": 0, "frames": frames},
+            "device": 0,
+            "address": address,
+            "stream": 0,
+            "frames": frames,
             **sizes,
-            **kind,
+            "segment_type": "large",
+            "is_expandable": False,
+            "segment_pool_id": (0, 0),
             "blocks": [block],
         }
 
@@ -120,7 +123,7 @@ class CpuEvents:
         return self._keep(frames)
 
     def _keep(self, frames: tuple[Frame, ...]) -> list[dict[str, Any]]:
-        """A stack as torch writes it; equal ones are one object, which a pickle writes once."""
+        """A stack in torch's format; equal stacks are one object, which a pickle writes once."""
         if frames not in self._stacks:
             self._stacks[frames] = [self._write_frame(frame) for frame in frames]
         return self._stacks[frames]
@@ -130,48 +133,19 @@ class CpuEvents:
         return self._frames.setdefault(frame, written)
 
 
-def _list_frames_cpu_events(error: BaseException) -> tuple[Frame, ...]:
-    """The user's frames of an error's traceback, innermost first."""
-    frames = []
-    step: TracebackType | None = error.__traceback__
-    while step is not None:
-        code = step.tb_frame.f_code
-        if is_user_file(code.co_filename):
-            frames.append(Frame(code.co_filename, step.tb_lineno, code.co_name))
-        step = step.tb_next
-    return tuple(reversed(frames))
-
-
-# About 0.5 kB each while they are recorded; a training step of a large model makes some thousands.
+# An event takes about 0.5 kB; a training step of a large model makes some thousands.
 MAX_ENTRIES = 100_000
 CPU_STACK_DEPTH = 16
 
 
-class Recorder(Protocol):
-    """What records one kind of device.
-
-    ``context`` is "alloc" where frees have no stacks of their own. It and ``max_entries`` are
-    None where the settings are not known.
-    """
-
-    device: str
-    max_entries: int | None
-    context: str | None
-
-    def start(self) -> None:
-        """Begins to record."""
-        ...
-
-    def stop(self, error: BaseException | None) -> dict[str, Any]:
-        """Ends it, in every case; what was recorded, as torch's snapshot has it."""
-        ...
-
-
 class CudaRecorder:
-    """Torch's own recorder, with bounds: it is off by default, and unbounded when turned on.
+    """Torch's own recorder with a limit; by default it is off, and unlimited when turned on.
 
-    Where it is on already its settings cannot be asked, so they could not be put back: it is left
-    as it is, and goes on after the block.
+    ``context`` is "alloc" where frees have no stacks of their own. ``context`` and
+    ``max_entries`` are None where the settings are unknown.
+
+    If it is already on, its settings cannot be read and so could not be restored: it stays as it
+    is, and goes on after the block.
     """
 
     device = "cuda"
@@ -183,21 +157,20 @@ class CudaRecorder:
         self._joined = False
 
     def start(self) -> None:
-        """Turns the recorder on; this starts CUDA where nothing has started it yet."""
+        """Turns the recorder on; this starts CUDA if nothing has started it yet."""
         self._joined = self._torch.cuda.is_initialized() and self._torch._C._cuda_isHistoryEnabled()
         self.max_entries, self.context = self._bound, "alloc"
         if self._joined:
             self.max_entries = self.context = None
             return
-        # Stacks of Python alone: those of C++ make the snapshot a hundred times slower. None are
-        # taken for frees: torch then gives them the allocation's, which tells more, and the cost
-        # is halved.
+        # Python stacks only: those of C++ make the snapshot a hundred times slower. No stacks for
+        # frees: torch then stores the allocation's, which says more, at half the cost.
         self._torch.cuda.memory._record_memory_history(
             "all", context=self.context, stacks="python", max_entries=self._bound
         )
 
     def stop(self, error: BaseException | None) -> dict[str, Any]:
-        """Takes the snapshot, and turns off what was off: this forgets the events."""
+        """Takes the snapshot and, if the recorder was off, turns it off, which drops the events."""
         try:
             snapshot: dict[str, Any] = self._torch.cuda.memory._snapshot()
         finally:
@@ -219,9 +192,9 @@ class CpuRecorder:
         self._tracer: Any = None
 
     def start(self) -> None:
-        """Begins to trace this thread's operators."""
-        # Torch imports this at the first operator under any dispatch mode, which takes seconds:
-        # now, and not in the middle of what is recorded.
+        """Starts tracing this thread's operators."""
+        # Torch imports this, which takes seconds, at the first operator under a dispatch mode:
+        # do it now, not while recording.
         importlib.import_module("torch._dynamo")
         from labkit.memory.track.storages import StorageTracer
 
@@ -230,20 +203,20 @@ class CpuRecorder:
         self._tracer.__enter__()
 
     def stop(self, error: BaseException | None) -> dict[str, Any]:
-        """Ends the tracing; an error about memory becomes an event."""
+        """Stops tracing; an error about memory becomes an event."""
         self._tracer.__exit__(None, None, None)
         if error is not None:
-            self._events.note_shortage(error)
+            self._events.note_failure(error)
         return self._events.make_snapshot()
 
 
 class AllocationRecorder:
-    """One block whose allocations are recorded; what it shows is there once the block has ended."""
+    """Records the allocations of one block; its history is there when the block has ended."""
 
     _open: AllocationRecorder | None = None
     _lock = threading.Lock()
 
-    def __init__(self, recorder: Recorder) -> None:
+    def __init__(self, recorder: CudaRecorder | CpuRecorder) -> None:
         self._recorder = recorder
         self._snapshot: dict[str, Any] | None = None
         self._history: History | None = None
@@ -251,28 +224,28 @@ class AllocationRecorder:
 
     @property
     def snapshot(self) -> dict[str, Any]:
-        """Torch's own snapshot, as a dict; LabkitError where there is none."""
+        """The snapshot in torch's format, a dict; raises LabkitError where there is none."""
         if self._snapshot is None:
             raise LabkitError(
                 "nothing has been recorded" if self._trouble is None else "the recording is lost",
-                cause=self._trouble or "the with block has not run to its end",
+                cause=self._trouble or "the with block has not ended",
                 fix="with labkit.record_allocations() as recorded: ...",
             )
         return self._snapshot
 
     @property
     def history(self) -> History:
-        """What the recording tells; it takes some seconds for a million events, once."""
+        """The history in the recording; computing it takes some seconds for a million events."""
         if self._history is None:
             self._history = analyse(read_recording(self.snapshot))
         return self._history
 
     def save(self, path: str | Path) -> Path:
-        """Writes torch's own snapshot, which pytorch.org/memory_viz and ``labkit history`` open."""
+        """Writes the snapshot, which pytorch.org/memory_viz and ``labkit history`` open."""
         return save_snapshot(Path(path), self.snapshot)
 
     def save_page(self, path: str | Path) -> Path:
-        """Writes the history as one html page that needs no internet."""
+        """Writes the history as one HTML page that loads nothing from elsewhere."""
         path = Path(path)
         return write_file(path, make_page(self.history).encode(errors="replace"))
 
@@ -280,9 +253,9 @@ class AllocationRecorder:
         with self._lock:
             if AllocationRecorder._open is not None:
                 raise LabkitError(
-                    "allocations are being recorded already",
-                    cause="there is one recorder for the whole process, and its block is open",
-                    fix="one record_allocations() around both blocks",
+                    "allocations are already being recorded",
+                    cause="a process has one recorder, and its block is open",
+                    fix="use one record_allocations() around both blocks",
                 )
             AllocationRecorder._open = self
         self._snapshot = self._history = self._trouble = None
@@ -303,7 +276,7 @@ class AllocationRecorder:
         try:
             snapshot = self._recorder.stop(error)
         except RuntimeError as trouble:
-            # After an error of CUDA's that stays, every question fails. That one is to be seen.
+            # After a sticky CUDA error every call fails; the user's error must stay visible.
             self._trouble = str(trouble)
             if error is None:
                 raise
@@ -312,7 +285,7 @@ class AllocationRecorder:
         self._snapshot = snapshot
 
     def _describe(self, snapshot: dict[str, Any]) -> dict[str, Any]:
-        """What torch's format has no place for; its viewer passes over it."""
+        """What torch's format does not have; its viewer ignores it."""
         names, sources = read_lines(snapshot)
         return {
             "schema_version": 1,
@@ -338,10 +311,11 @@ def record_allocations(
 ) -> AllocationRecorder:
     """Records every allocation of a block: what was live at the peak, by line, and what stayed.
 
-    On CUDA by torch's own recorder, on every device; without a GPU, or with ``device="cpu"``, the
-    CPU tensors of this thread. At most the last ``max_entries`` events of each device are kept,
-    100,000 by default: an allocation makes one, its free two. What was recorded is there after an
-    exception too, which is when it is needed most: an allocation that failed is one of the events.
+    On CUDA it uses torch's recorder, for every device; without a GPU, or with ``device="cpu"``, it
+    records the CPU tensors of this thread. It keeps the last ``max_entries`` events of each device,
+    100,000 by default: an allocation is one event, its free two. The recording is also there after
+    an exception, when it is needed most: a failed allocation is one of the events. Raises
+    UsageError for other devices, DeviceMissingError where there is no CUDA device.
 
     >>> import torch
     >>> with record_allocations("cpu") as recorded:
@@ -351,15 +325,15 @@ def record_allocations(
     """
     if type(max_entries) is not int or max_entries < 1:
         raise UsageError(
-            f"max_entries={max_entries!r} is no number of events to keep",
-            cause="a recording without a bound takes memory until there is none",
+            f"invalid number of events to keep: max_entries={max_entries!r}",
+            cause="it is a whole number above 0: an unlimited recording would fill the memory",
             fix=f"record_allocations(max_entries={MAX_ENTRIES})",
         )
     name = None if device is None else str(device)
     if name not in (None, "cpu", "cuda"):
         raise UsageError(
             f"cannot record the allocations of {name!r}",
-            cause="torch records those of all CUDA devices together; the CPU is the other choice",
+            cause="torch records all CUDA devices together; the only other choice is the CPU",
             fix='record_allocations("cuda")',
         )
     import torch
@@ -367,7 +341,7 @@ def record_allocations(
     has_cuda = torch.cuda.is_available()
     if name == "cuda" and not has_cuda:
         raise DeviceMissingError(
-            "there is no CUDA device whose allocations could be recorded",
+            "there is no CUDA device to record",
             cause="torch.cuda.is_available() is False",
             fix='record_allocations("cpu"), or: labkit devices --verify',
         )
@@ -378,12 +352,12 @@ def record_allocations(
 
 
 def read_lines(snapshot: dict[str, Any]) -> tuple[dict[str, str], list[list[object]]]:
-    """The notebook's names of its cells, and the text of every line of the user's that allocated.
+    """The names of a notebook's cells, and the source of every line of the user that allocated.
 
-    Read right after the block, while the files are those that ran.
+    It is read right after the block, before the files can change.
     """
     names, sources = {}, {}
-    for frame in _list_frames_record(snapshot):
+    for frame in _list_frames(snapshot):
         if judge_file(frame.file) != OWN:
             name = name_cell(frame.file)
             if name:
@@ -394,8 +368,8 @@ def read_lines(snapshot: dict[str, Any]) -> tuple[dict[str, str], list[list[obje
     return names, [[*place, text] for place, text in sources.items()]
 
 
-def _list_frames_record(snapshot: dict[str, Any]) -> set[Frame]:
-    """Every frame of the snapshot's events and live blocks, once."""
+def _list_frames(snapshot: dict[str, Any]) -> set[Frame]:
+    """Every frame of the snapshot's events and blocks, once."""
     entries = [entry for trace in snapshot["device_traces"] for entry in trace]
     entries += [block for segment in snapshot["segments"] for block in segment["blocks"]]
     unique = {id(raw): raw for entry in entries for raw in entry.get("frames", ())}

@@ -1,10 +1,8 @@
-"""The events of one device played back: how much was live and reserved after each, and what.
+"""Replays the events of one device: what was live and reserved after each, and its layout.
 
-Levels are counted from 0, before the first event; level ``n`` is the state after ``n`` events.
-Sizes are those that were asked for: the allocator rounds them up (on CUDA to 512 bytes), and what
-it rounded for blocks that are gone is not recorded.
-
-How the reserved memory is cut up at a level: segments with their live blocks and their gaps.
+Level 0 is the state before the first event; level ``n`` is the state after ``n`` events. Sizes
+are those requested: the allocator rounds them up (on CUDA to 512 bytes), but the rounded sizes of
+freed blocks are not recorded.
 """
 
 from __future__ import annotations
@@ -25,7 +23,7 @@ from labkit.memory.track.frames import Frame
 
 
 class Held(NamedTuple):
-    """A block that is live; ``event`` is the place of its allocation, None: before the first."""
+    """A live block; ``event`` is the index of its allocation, None if it was before the first."""
 
     address: int
     size_bytes: int
@@ -34,7 +32,7 @@ class Held(NamedTuple):
 
 
 class ReplayedLevels(NamedTuple):
-    """Bytes live and bytes reserved, a number for each level."""
+    """Live bytes and reserved bytes at each level."""
 
     live: list[int]
     reserved: list[int]
@@ -46,10 +44,10 @@ class ReplayedLevels(NamedTuple):
 
 
 def name_free_action(trace: Trace) -> str:
-    """The event after which a block's memory is free again.
+    """The action after which a block's memory is free again.
 
-    A block that another stream still uses is free only once that is done. A recorder can have
-    been told to leave those events out: then asking for it must do.
+    A block that another stream still uses is free only when the free is completed. A recorder may
+    leave those events out; then the request counts.
     """
     asked: set[int] = set()
     for event in trace.events:
@@ -70,8 +68,8 @@ def name_free_action(trace: Trace) -> str:
 def find_start(trace: Trace) -> dict[int, Held]:
     """The blocks that were live before the first event, by address.
 
-    They are those that were freed, or are live at the end, and of whose allocation there is no
-    event: it was before the recording, or newer events have pushed it out.
+    These are the blocks that are freed, or live at the end, without an event of their allocation:
+    it was before the recording, or newer events have replaced it.
     """
     free_action = name_free_action(trace)
     start: dict[int, Held] = {}
@@ -81,7 +79,7 @@ def find_start(trace: Trace) -> dict[int, Held]:
             allocated.add(event.address)
         elif event.action == free_action:
             if event.address not in allocated:
-                frames = event.frames if trace.frees_tell_origin else ()
+                frames = event.frames if trace.frees_have_origin else ()
                 start.setdefault(event.address, Held(event.address, event.size_bytes, frames))
             allocated.discard(event.address)
     for segment in trace.segments:
@@ -92,10 +90,10 @@ def find_start(trace: Trace) -> dict[int, Held]:
 
 
 def walk_live(trace: Trace) -> Iterator[tuple[dict[int, Held], Held | None, Held | None]]:
-    """At each level the live blocks by address, the block that came, and the one that went.
+    """For each level: the live blocks by address, the block allocated, and the block freed.
 
-    The dictionary is the same one all along. An address that is given out twice without having
-    been freed was freed without an event.
+    It yields the same dictionary every time. An address that is allocated twice was freed in
+    between, without an event.
     """
     free_action = name_free_action(trace)
     live = find_start(trace)
@@ -112,7 +110,7 @@ def walk_live(trace: Trace) -> Iterator[tuple[dict[int, Held], Held | None, Held
 
 
 def measure_levels(trace: Trace) -> ReplayedLevels:
-    """How much was live and how much reserved at every level."""
+    """The live and reserved bytes at every level."""
     live: list[int] = []
     level = 0
     for held, came, went in walk_live(trace):
@@ -124,7 +122,7 @@ def measure_levels(trace: Trace) -> ReplayedLevels:
 
 
 def _measure_reserved(trace: Trace) -> list[int]:
-    """Bytes of all segments at every level, counted back from the segments at the end."""
+    """The bytes of all segments at every level, counted back from the segments at the end."""
     steps = [0]
     for event in trace.events:
         step = 0
@@ -133,13 +131,13 @@ def _measure_reserved(trace: Trace) -> list[int]:
         elif event.action in SEGMENT_REMOVED:
             step = -event.size_bytes
         steps.append(steps[-1] + step)
-    # Never below zero, where events of segments were left out of the recording.
+    # Never below zero, if the recording lacks some events of segments.
     start = max(sum(one.size_bytes for one in trace.segments) - steps[-1], -min(steps))
     return [start + step for step in steps]
 
 
 def list_live(trace: Trace, levels: Iterable[int]) -> dict[int, tuple[Held, ...]]:
-    """What was live at each of these levels."""
+    """The live blocks at each of these levels."""
     wanted = set(levels)
     return {
         level: tuple(held.values())
@@ -159,19 +157,19 @@ class LayoutSpan(NamedTuple):
 
     @property
     def end(self) -> int:
-        """The first address behind it."""
+        """The first address after it."""
         return self.address + self.size_bytes
 
 
 class LaidSegment(NamedTuple):
-    """A segment with what is live in it, in order of address; neighbours are joined."""
+    """A segment with its live ranges in address order; adjacent ranges are joined."""
 
     span: LayoutSpan
     live: tuple[LayoutSpan, ...] = ()
 
     @property
     def gaps(self) -> tuple[LayoutSpan, ...]:
-        """The free pieces."""
+        """The free ranges."""
         found, at = [], self.span.address
         for one in (*self.live, LayoutSpan(self.span.end, 0)):
             if one.address > at:
@@ -181,7 +179,7 @@ class LaidSegment(NamedTuple):
 
 
 class Fragmentation(NamedTuple):
-    """The reserved memory at one moment, in bytes; the layout has its segments, largest first."""
+    """The reserved memory at one moment, in bytes; ``segments`` has the largest first."""
 
     reserved_bytes: int
     free_bytes: int
@@ -191,12 +189,12 @@ class Fragmentation(NamedTuple):
 
     @property
     def live_bytes(self) -> int:
-        """Reserved and in use, with what the allocator rounds up."""
+        """Reserved bytes in use, including the allocator's rounding."""
         return self.reserved_bytes - self.free_bytes
 
 
 def measure_fragmentation(trace: Trace, level: int, live: Sequence[Held]) -> Fragmentation | None:
-    """How the reserved memory was cut up; None on the CPU, where nothing is kept in reserve."""
+    """How the reserved memory was split up; None on the CPU, where nothing is reserved."""
     if not trace.has_cache:
         return None
     segments = lay_out(trace, level, live)
@@ -213,7 +211,7 @@ def measure_fragmentation(trace: Trace, level: int, live: Sequence[Held]) -> Fra
 def lay_out(trace: Trace, level: int, live: Iterable[Held]) -> tuple[LaidSegment, ...]:
     """The segments at a level with these blocks in them, largest first."""
     sizes = {}
-    if level == len(trace.events):  # at the end torch tells what each block really takes
+    if level == len(trace.events):  # at the end torch has the real size of each block
         sizes = {b.address: b.size_bytes for s in trace.segments for b in s.blocks if b.live}
     ranges = sorted(
         LayoutSpan(one.address, sizes.get(one.address, _round_up(one.size_bytes))) for one in live
@@ -230,7 +228,7 @@ def lay_out(trace: Trace, level: int, live: Iterable[Held]) -> tuple[LaidSegment
 
 
 def find_segments(trace: Trace, level: int) -> list[LayoutSpan]:
-    """The segments at a level in order of address: those at the end, with later events undone."""
+    """The segments at a level in address order: those at the end, with later events undone."""
     fixed = {one.address: one.size_bytes for one in trace.segments if not one.expandable}
     mapped = [LayoutSpan(one.address, one.size_bytes) for one in trace.segments if one.expandable]
     for event in reversed(trace.events[level:]):
@@ -249,7 +247,7 @@ def find_segments(trace: Trace, level: int) -> list[LayoutSpan]:
 
 
 def _append(ranges: list[LayoutSpan], span: LayoutSpan, limit: int) -> None:
-    """Adds a range behind the others, joined to its neighbour, within the segment."""
+    """Appends a range within the segment, joined to the last one if they touch."""
     end = min(span.end, limit)
     if ranges and ranges[-1].end >= span.address:
         ranges[-1] = LayoutSpan(ranges[-1].address, max(ranges[-1].end, end) - ranges[-1].address)
@@ -258,7 +256,7 @@ def _append(ranges: list[LayoutSpan], span: LayoutSpan, limit: int) -> None:
 
 
 def _join(spans: Iterable[LayoutSpan]) -> list[LayoutSpan]:
-    """Ranges that touch become one: an expandable segment grows page by page."""
+    """Joins ranges that touch: an expandable segment grows page by page."""
     joined: list[LayoutSpan] = []
     for span in sorted(spans):
         _append(joined, span, span.end)
@@ -279,5 +277,5 @@ def _cut_out(spans: Iterable[LayoutSpan], hole: LayoutSpan) -> list[LayoutSpan]:
 
 
 def _round_up(count: int) -> int:
-    """What a block takes at least: torch's CUDA allocator hands out multiples of 512 bytes."""
+    """The least that a block takes: torch's CUDA allocator uses multiples of 512 bytes."""
     return max(1, -(-count // ROUNDING_BYTES)) * ROUNDING_BYTES

@@ -1,29 +1,28 @@
-"""Torch's memory snapshots as facts: the events of each device, and its segments at the end.
+"""Torch's memory snapshots: the events of each device, and its segments at the end.
 
-A snapshot may come from somebody else: everything in it is checked before it is believed.
-
-Snapshots in files: torch's own pickles, read without running anything that is in them.
+A snapshot may come from somebody else: its pickle is read without running any code in it, and
+everything in it is checked.
 """
 
 from __future__ import annotations
 
-import contextlib
 import pickle
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 from labkit.errors import LabkitError, UsageError
+from labkit.files import write_atomically
 from labkit.memory.track.frames import Frame
 
-# What torch's allocator did, in its own words.
+# Torch's names for what its allocator did.
 ALLOC, FREE_REQUESTED, FREE_COMPLETED, OOM = "alloc", "free_requested", "free_completed", "oom"
 SEGMENT_ADDED = {"segment_alloc", "segment_map"}
 SEGMENT_REMOVED = {"segment_free", "segment_unmap"}
 MAPPED = {"segment_map", "segment_unmap"}
 
-# The key under which a recording of labkit's says what torch's format has no place for.
+# The key of a snapshot under which labkit stores what torch's format does not have.
 OWN_KEY = "labkit"
 LARGEST_NUMBER = 2**63
 LAST_LINE = 2**31
@@ -32,9 +31,9 @@ LONGEST_NAME = 1000
 
 
 class Event(NamedTuple):
-    """One thing the allocator did; at "oom" the size is what was asked for, in vain.
+    """One action of the allocator; at "oom" the size is that of the request that failed.
 
-    ``free_bytes``: what the device had free, told at "oom" alone. ``frames`` is the stack,
+    ``free_bytes`` is what the device had free, known only at "oom". ``frames`` is the stack,
     innermost first.
     """
 
@@ -47,7 +46,7 @@ class Event(NamedTuple):
 
 
 class Block(NamedTuple):
-    """A piece of a segment; live ones have ``asked_bytes``, and their stack if it was recorded."""
+    """A block of a segment; a live one has ``asked_bytes``, and its stack if it was recorded."""
 
     address: int
     size_bytes: int
@@ -57,7 +56,7 @@ class Block(NamedTuple):
 
 
 class Segment(NamedTuple):
-    """Memory that the allocator took from the driver, with its blocks in order of address."""
+    """Memory that the allocator took from the driver, with its blocks in address order."""
 
     address: int
     size_bytes: int
@@ -66,11 +65,11 @@ class Segment(NamedTuple):
 
 
 class Trace(NamedTuple):
-    """What is known of one device; ``max_entries`` is None where the recorder did not say.
+    """The events and segments of one device; ``max_entries`` is None if the snapshot lacks it.
 
-    ``has_cache`` is False on the CPU, where torch takes each block from the system by itself.
-    ``frees_tell_origin``: the stack of a free is that of the block's allocation, which torch puts
-    there when it was told to take none for frees, and not where the block was let go.
+    ``has_cache`` is False on the CPU, where torch takes each block from the system.
+    ``frees_have_origin``: the stack of a free is the stack of the block's allocation (torch stores
+    it when it records no stacks for frees), not the place where the block was freed.
     """
 
     device: str
@@ -79,13 +78,13 @@ class Trace(NamedTuple):
     max_entries: int | None = None
     has_cache: bool = True
     expandable: bool = False
-    frees_tell_origin: bool = False
+    frees_have_origin: bool = False
 
 
 class Recording(NamedTuple):
     """A whole snapshot; ``names`` are better names of files, ``sources`` lines of code.
 
-    Both are there for labkit's own recordings: ``{"/tmp/ipykernel_7/1.py": "In[3]"}`` and
+    labkit's own recordings have both: ``{"/tmp/ipykernel_7/1.py": "In[3]"}`` and
     ``{("train.py", 12): "y = model(x)"}``.
     """
 
@@ -95,38 +94,44 @@ class Recording(NamedTuple):
 
 
 def read_recording(snapshot: object) -> Recording:
-    """The facts of a snapshot as ``torch.cuda.memory._snapshot()`` gives it; else UsageError."""
+    """The recording in a ``torch.cuda.memory._snapshot()``; raises UsageError for anything else."""
     if not isinstance(snapshot, dict):
-        raise _refuse(f"it is a {type(snapshot).__name__} and not a dict")
+        raise _refuse(f"it is a {type(snapshot).__name__}, not a dict")
     histories, segments = snapshot.get("device_traces"), snapshot.get("segments")
     if not isinstance(histories, list) or not isinstance(segments, list):
-        raise _refuse("it has no lists of device_traces and segments")
+        raise _refuse("it has no lists device_traces and segments")
     own = snapshot.get(OWN_KEY)
     own = own if isinstance(own, dict) else {}
     settings = snapshot.get("allocator_settings")
     expandable = isinstance(settings, dict) and settings.get("expandable_segments") is True
-    by_device = _sort_segments(segments)
-    numbers = sorted({*range(len(histories)), *by_device})
-    stacks = StackReader()
-    traces = (
-        _read_trace(_Raw(number, histories, by_device.get(number, []), own, stacks), expandable)
-        for number in numbers
-    )
-    used = tuple(trace for trace in traces if trace.events or trace.segments)
-    return Recording(used, _read_names(own), _read_sources(own))
+    by_device: dict[int, list[dict[object, object]]] = {n: [] for n in range(len(histories))}
+    for segment in segments:
+        if not isinstance(segment, dict):
+            raise _refuse("a segment is not a dict")
+        by_device.setdefault(_read_number(segment, "device", 0), []).append(segment)
+    stacks, traces = StackReader(), []
+    for number, raw in sorted(by_device.items()):
+        entries = histories[number] if number < len(histories) else []
+        if not isinstance(entries, list):
+            raise _refuse(f"device_traces[{number}] is not a list")
+        events = tuple(_read_event(entry, stacks) for entry in entries)
+        read = sorted((_read_segment(one, stacks) for one in raw), key=lambda one: one.address)
+        if events or read:
+            traces.append(_make_trace(number, events, tuple(read), own, expandable))
+    return Recording(tuple(traces), _read_names(own), _read_sources(own))
 
 
 class StackReader:
-    """Reads stacks; torch gives frames that are equal as one object, and each is read once.
+    """Reads stacks, each frame once: in torch's snapshots, equal frames are one object.
 
-    For as long as the snapshot is held, that is: objects are told apart by their address.
+    Frames are recognized by ``id()``, so the snapshot must live as long as the reader.
     """
 
     def __init__(self) -> None:
         self._known: dict[int, Frame | None] = {}
 
     def read(self, raw: object) -> tuple[Frame, ...]:
-        """A stack, innermost first; what is no frame is left out."""
+        """A stack, innermost first; entries that are not frames are left out."""
         if not isinstance(raw, (list, tuple)):
             return ()
         known = self._known
@@ -142,7 +147,7 @@ class StackReader:
 
 
 def read_frame(raw: object) -> Frame | None:
-    """A frame as torch gives it; None where it is something else."""
+    """A frame in torch's format; None for anything else."""
     if not isinstance(raw, dict):
         return None
     file, line, name = raw.get("filename"), raw.get("line"), raw.get("name")
@@ -152,38 +157,29 @@ def read_frame(raw: object) -> Frame | None:
     return Frame(file[:LONGEST_NAME], number, name[:LONGEST_NAME])
 
 
-class _Raw(NamedTuple):
-    """What is there to read one device's trace from."""
-
-    number: int
-    histories: Sequence[object]
-    segments: Sequence[dict[object, object]]
-    own: Mapping[object, object]
-    stacks: StackReader
-
-
-def _read_trace(raw: _Raw, expandable: bool) -> Trace:
-    number, histories = raw.number, raw.histories
-    entries = histories[number] if number < len(histories) else []
-    if not isinstance(entries, list):
-        raise _refuse(f"device_traces[{number}] is no list")
-    on_cpu = raw.own.get("device") == "cpu"
-    read = [_read_segment(one, raw.stacks) for one in raw.segments]
-    limit = raw.own.get("max_entries")
+def _make_trace(
+    number: int,
+    events: tuple[Event, ...],
+    segments: tuple[Segment, ...],
+    own: Mapping[object, object],
+    expandable: bool,
+) -> Trace:
+    on_cpu = own.get("device") == "cpu"
+    limit = own.get("max_entries")
     return Trace(
         device="cpu" if on_cpu else f"cuda:{number}",
-        events=tuple(_read_event(entry, raw.stacks) for entry in entries),
-        segments=tuple(sorted(read, key=lambda segment: segment.address)),
+        events=events,
+        segments=segments,
         max_entries=limit if isinstance(limit, int) and limit > 0 else None,
         has_cache=not on_cpu,
-        expandable=expandable or any(segment.expandable for segment in read),
-        frees_tell_origin=raw.own.get("context") == "alloc",
+        expandable=expandable or any(segment.expandable for segment in segments),
+        frees_have_origin=own.get("context") == "alloc",
     )
 
 
 def _read_event(raw: object, stacks: StackReader) -> Event:
     if not isinstance(raw, dict):
-        raise _refuse("an event is no dict")
+        raise _refuse("an event is not a dict")
     action = raw.get("action")
     if not isinstance(action, str):
         raise _refuse("an event has no action")
@@ -199,24 +195,14 @@ def _read_event(raw: object, stacks: StackReader) -> Event:
     )
 
 
-def _sort_segments(raw: Iterable[object]) -> dict[int, list[dict[object, object]]]:
-    """The segments of each device, by its number."""
-    by_device: dict[int, list[dict[object, object]]] = {}
-    for segment in raw:
-        if not isinstance(segment, dict):
-            raise _refuse("a segment is no dict")
-        by_device.setdefault(_read_number(segment, "device", 0), []).append(segment)
-    return by_device
-
-
 def _read_segment(raw: dict[object, object], stacks: StackReader) -> Segment:
     address, total = _read_number(raw, "address"), _read_number(raw, "total_size")
     blocks = raw.get("blocks", [])
     if not isinstance(blocks, list):
-        raise _refuse("the blocks of a segment are no list")
+        raise _refuse("the blocks of a segment are not a list")
     read, at = [], address
     for block in blocks:
-        # Blocks lie side by side; older snapshots do not say where.
+        # Blocks follow each other without gaps; older snapshots have no addresses.
         read.append(_read_block(block, at, stacks))
         at += read[-1].size_bytes
     return Segment(address, total, raw.get("is_expandable") is True, tuple(read))
@@ -224,7 +210,7 @@ def _read_segment(raw: dict[object, object], stacks: StackReader) -> Segment:
 
 def _read_block(raw: object, address: int, stacks: StackReader) -> Block:
     if not isinstance(raw, dict):
-        raise _refuse("a block is no dict")
+        raise _refuse("a block is not a dict")
     size = _read_number(raw, "size")
     live = raw.get("state") != "inactive"
     asked = _read_number(raw, "requested_size", size)
@@ -234,7 +220,7 @@ def _read_block(raw: object, address: int, stacks: StackReader) -> Block:
 def _read_number(raw: Mapping[object, object], key: str, otherwise: int | None = None) -> int:
     value = raw.get(key, otherwise)
     if type(value) is not int or not 0 <= value < LARGEST_NUMBER:
-        raise _refuse(f"{key} is no number of bytes or place (type: {type(value).__name__})")
+        raise _refuse(f"{key} is not a valid number (type: {type(value).__name__})")
     return value
 
 
@@ -260,15 +246,15 @@ def _read_sources(own: Mapping[object, object]) -> dict[tuple[str, int], str]:
 
 def _refuse(why: str) -> UsageError:
     return UsageError(
-        "this is no memory snapshot of torch's",
+        "this is not a memory snapshot of torch",
         cause=why,
         fix='torch.cuda.memory._dump_snapshot("snapshot.pickle") while history is recorded',
     )
 
 
-# The newest that torch's own viewer reads.
+# The newest protocol that torch's own viewer reads.
 PICKLE_PROTOCOL = 4
-# What reading bytes that are no pickle, or a malicious one, can end in.
+# What unpickling raises for bytes that are not a pickle, or for a malicious one.
 UNREADABLE = (
     pickle.UnpicklingError,
     EOFError,
@@ -283,48 +269,46 @@ UNREADABLE = (
 
 
 class PlainUnpickler(pickle.Unpickler):
-    """Reads containers, text, numbers, truth values and None; a pickle can ask for any code."""
+    """Reads containers, strings, numbers, booleans and None: a pickle can ask to run any code."""
 
     def find_class(self, module: str, name: str) -> NoReturn:
-        """Refuses every function and class: to load one would be to trust the file."""
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}, and data needs no code")
+        """Refuses every function and class: loading one would trust the file."""
+        raise pickle.UnpicklingError(f"it asks for {module}.{name}, and plain data needs no code")
 
 
 def load_snapshot(path: Path) -> Any:
-    """What is in a snapshot's file, as plain containers; UsageError where it is something else."""
+    """A snapshot's file as plain containers; raises UsageError for anything else."""
     try:
         with path.open("rb") as file:
             return PlainUnpickler(file).load()
     except FileNotFoundError as error:
-        raise UsageError(f"{path} is not there", fix="ls *.pickle") from error
-    except OSError as error:  # a folder, or a file of somebody else's
+        raise UsageError(
+            f"{path} does not exist", cause="no file has this name", fix="ls *.pickle"
+        ) from error
+    except OSError as error:  # a folder, or a file of another user
         cause = error.strerror or str(error)
-        raise UsageError(f"{path} cannot be read", cause=cause, fix=f"ls -l {path}") from error
+        raise UsageError(f"cannot read {path}", cause=cause, fix=f"ls -l {path}") from error
     except UNREADABLE as error:
         raise UsageError(
-            f"{path} is not read: it is no memory snapshot of torch's",
+            f"{path} is not a memory snapshot of torch",
             cause=str(error)[:300] or type(error).__name__,
             fix='torch.cuda.memory._dump_snapshot("snapshot.pickle") while history is recorded',
         ) from error
 
 
 def save_snapshot(path: Path, snapshot: object) -> Path:
-    """Writes a snapshot as torch does, for this page maker and for pytorch.org/memory_viz."""
+    """Writes a snapshot as torch does, for ``labkit history`` and pytorch.org/memory_viz."""
     return write_file(path, pickle.dumps(snapshot, protocol=PICKLE_PROTOCOL))
 
 
 def write_file(path: Path, content: bytes) -> Path:
-    """Writes a file in one step, so that nobody finds half of it; LabkitError where it cannot."""
-    partial = path.with_name(f".{path.name}.partial")
+    """Writes a file, whole or not at all; raises LabkitError where it cannot."""
     try:
-        partial.write_bytes(content)
-        partial.replace(path)
+        write_atomically(path, content)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
         raise LabkitError(
-            f"{path} cannot be written",
+            f"cannot write {path}",
             cause=error.strerror or str(error),
-            fix=f"another folder, such as {Path(tempfile.gettempdir(), path.name)}",
+            fix=f"choose another folder, such as {Path(tempfile.gettempdir(), path.name)}",
         ) from error
     return path

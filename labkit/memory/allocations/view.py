@@ -1,6 +1,7 @@
-"""A history as ``--json`` prints it: bytes and names, None for what is unknown.
+"""A history as text, and as the object that ``--json`` prints.
 
-A history as text: the peak and its lines, what is cut up, what stayed, and what to know.
+A snapshot may come from somebody else: names and lines from it are printed on one line, with
+control characters escaped.
 """
 
 from __future__ import annotations
@@ -16,29 +17,36 @@ from labkit.memory.allocations.analysis import (
     Place,
 )
 from labkit.memory.allocations.replay import Fragmentation
-from labkit.memory.oom.page import EXPANDABLE
+from labkit.memory.oom.model import EXPANDABLE
 from labkit.memory.track.frames import Frame
-from labkit.text import format_bytes, format_seconds
+from labkit.text import escape_controls, format_bytes, format_seconds, plural
 
 LINES_SHOWN = 8
-# From here on free memory in pieces is worth a word.
+SOURCE_LENGTH = 100
+LINES_DESCRIBED = 50
+# Free memory is fragmented where it is this share of the reserved memory at least, and its largest
+# piece this share of it at most.
 MUCH_FREE = 0.1
 SMALL_PIECE = 0.5
 
 
 def format_history(history: History) -> str:
-    """The answers for every device, in lines."""
+    """The history of every device, in lines."""
     if not history.devices:
         return "no allocations were recorded"
     return "\n\n".join(_format_device(device, history) for device in history.devices)
 
 
 def _format_device(device: DeviceHistory, history: History) -> str:
-    lines = [say_title(device)]
-    for shortage in device.shortages:
-        lines.append(f"  {say_shortage(shortage, history)}")
-    lines += _format_groups(device.peak.groups, history)
-    lines += [f"  {sentence}" for sentence in list_sentences(device)]
+    peak = device.peak
+    reserved = f", {format_bytes(peak.reserved_bytes)} reserved" if device.has_cache else ""
+    lines = [
+        f"{device.device}: peak {format_bytes(peak.live_bytes)} live{reserved}, "
+        f"{format_moment(peak, device)}"
+    ]
+    lines += [f"  {format_failure(one, history)}" for one in device.failures]
+    lines += _format_groups(peak.groups, history)
+    lines += [f"  {sentence}" for sentence in _list_findings(device)]
     lines += [f"  note: {note}" for note in list_notes(device)]
     return "\n".join(lines)
 
@@ -46,109 +54,83 @@ def _format_device(device: DeviceHistory, history: History) -> str:
 def _format_groups(groups: tuple[Group, ...], history: History) -> list[str]:
     lines = []
     for group in groups[:LINES_SHOWN]:
-        blocks = count(group.blocks, "block")
-        lines.append(
-            f"  {format_bytes(group.held_bytes):>10}  {blocks:<13}  "
-            f"{say_place(group.place, history)}"
-        )
-        source = (
-            history.sources.get((group.place.frame.file, group.place.frame.line))
-            if (group.place.frame)
-            else None
-        )
+        place = format_place(group.place, history)
+        blocks = plural(group.blocks, "block")
+        lines.append(f"  {format_bytes(group.held_bytes):>10}  {blocks:<13}  {place}")
+        source = find_source(group.place, history)
         if source:
-            lines.append(f"{'':<29}{source[:100]}")
+            lines.append(f"{'':<29}{_clean(source)[:SOURCE_LENGTH]}")
     rest = groups[LINES_SHOWN:]
     if rest:
         held = format_bytes(sum(group.held_bytes for group in rest))
-        lines.append(f"  {held:>10}  in {count(len(rest), 'more line')}")
+        lines.append(f"  {held:>10}  in {plural(len(rest), 'more line')}")
     return lines
 
 
-def say_title(device: DeviceHistory) -> str:
-    """The peak of a device in one line."""
-    peak = device.peak
-    reserved = f", {format_bytes(peak.reserved_bytes)} reserved" if device.has_cache else ""
-    return (
-        f"{device.device}: peak {format_bytes(peak.live_bytes)} live{reserved}, "
-        f"{say_when(peak, device)}"
-    )
-
-
-def say_when(moment: Moment, device: DeviceHistory) -> str:
-    """A moment's place among the events, and its seconds where the recorder kept the time.
-
-    The moment before the first event is the beginning.
-    """
+def format_moment(moment: Moment, device: DeviceHistory) -> str:
+    """When a moment was: after which event, and its seconds if the recording has times."""
     if moment.event == 0:
         return "at the beginning"
     seconds = "" if moment.seconds is None else f" ({format_seconds(moment.seconds)})"
     return f"after event {moment.event:,} of {device.events:,}{seconds}"
 
 
-def say_shortage(shortage: OutOfMemoryEvent, history: History) -> str:
-    """An allocation that failed, in one sentence."""
-    had = f" with {format_bytes(shortage.moment.live_bytes)} live"
-    if shortage.device_free_bytes is not None:
-        had += f" and {format_bytes(shortage.device_free_bytes)} free on the device"
-    where = say_place(shortage.place, history)
-    return f"out of memory: {format_bytes(shortage.asked_bytes)} asked for{had}, at {where}"
+def format_failure(failure: OutOfMemoryEvent, history: History) -> str:
+    """A failed allocation in one sentence."""
+    had = f" with {format_bytes(failure.moment.live_bytes)} live"
+    if failure.device_free_bytes is not None:
+        had += f" and {format_bytes(failure.device_free_bytes)} free on the device"
+    where = format_place(failure.place, history)
+    return f"out of memory: {format_bytes(failure.asked_bytes)} asked for{had}, at {where}"
 
 
-def list_sentences(device: DeviceHistory) -> list[str]:
-    """What is reserved and unused, and what is live at the end."""
-    kept = sum(group.held_bytes for group in device.kept)
-    blocks = sum(group.blocks for group in device.kept)
-    sentences = []
-    cut = device.cut_moment.fragmentation
+def _list_findings(device: DeviceHistory) -> list[str]:
+    """What is reserved and unused, the advice against fragmentation, and what was never freed."""
+    found = []
+    cut = device.fragmented_moment.fragmentation
     if cut is not None and cut.free_bytes:
-        when = "at the shortage" if device.shortages else "at the peak"
-        sentences.append(f"reserved and unused {when}: {say_free(cut)}")
+        when = "when memory ran out" if device.failures else "at the peak"
+        found.append(f"reserved and unused {when}: {format_free(cut)}")
         advice = advise(device)
-        if advice:
-            sentences.append(advice)
-    if blocks:
-        sentences.append(
-            f"allocated here and never freed: {format_bytes(kept)} in {count(blocks, 'block')}"
-        )
-    else:
-        sentences.append("everything that was allocated here was freed")
-    return sentences
+        found += [advice] if advice else []
+    kept = format_bytes(sum(group.held_bytes for group in device.kept))
+    blocks = sum(group.blocks for group in device.kept)
+    never = f"allocated here and never freed: {kept} in {plural(blocks, 'block')}"
+    return [*found, never if blocks else "everything that was allocated here was freed"]
 
 
-def say_free(cut: Fragmentation) -> str:
-    """Free reserved memory and its pieces.
+def format_free(cut: Fragmentation) -> str:
+    """The free reserved memory and its pieces.
 
-    >>> say_free(Fragmentation(4096, 3072, 2048, 2))
+    >>> format_free(Fragmentation(4096, 3072, 2048, 2))
     '3.0 KiB in 2 pieces, the largest of 2.0 KiB'
     """
-    pieces = count(cut.pieces, "piece")
     largest = f", the largest of {format_bytes(cut.largest_free_bytes)}" if cut.pieces > 1 else ""
-    return f"{format_bytes(cut.free_bytes)} in {pieces}{largest}"
+    return f"{format_bytes(cut.free_bytes)} in {plural(cut.pieces, 'piece')}{largest}"
 
 
 def advise(device: DeviceHistory) -> str | None:
-    """The measure against fragmentation where there is enough of it; None where there is not."""
-    cut = device.cut_moment.fragmentation
+    """What to do against fragmentation; None where there is little of it."""
+    cut = device.fragmented_moment.fragmentation
     if cut is None or not cut.reserved_bytes:
         return None
-    asked = device.shortages[-1].asked_bytes if device.shortages else None
-    if asked is not None:
-        bad = cut.largest_free_bytes < asked <= cut.free_bytes
+    if device.failures:
+        fragmented = cut.largest_free_bytes < device.failures[-1].asked_bytes <= cut.free_bytes
     else:
         much = cut.free_bytes >= MUCH_FREE * cut.reserved_bytes
-        bad = much and cut.largest_free_bytes < SMALL_PIECE * cut.free_bytes
-    if not bad:
+        fragmented = much and cut.largest_free_bytes < SMALL_PIECE * cut.free_bytes
+    if not fragmented:
         return None
     if device.expandable:
         return (
-            "it is fragmented although expandable segments are on: allocate what is largest first"
+            "it is fragmented although expandable segments are on: allocate the largest blocks"
+            " first"
         )
     return f"it is fragmented: start the program with {EXPANDABLE}"
 
 
 def list_notes(device: DeviceHistory) -> list[str]:
-    """What has to be known to read the figures: truncation, and what was there before."""
+    """What one must know to read the figures: lost events, and memory from before."""
     notes = []
     if device.truncated:
         notes.append(
@@ -156,56 +138,57 @@ def list_notes(device: DeviceHistory) -> list[str]:
             f" (max_entries={device.max_entries}). An earlier peak can have been higher."
         )
     if device.before_blocks:
-        why = (
-            "before the events that are kept"
-            if device.truncated
-            else "before recording began"
-            if device.truncated is False
-            else "before the first event (before recording began, or max_entries was reached)"
-        )
+        when = {
+            True: "before the events that are kept",
+            False: "before recording began",
+            None: "before the first event (before recording began, or max_entries was reached)",
+        }[device.truncated]
         notes.append(
-            f"{format_bytes(device.before_bytes)} in {count(device.before_blocks, 'block')} had"
-            f" been allocated {why}; it counts as long as it is live"
+            f"{format_bytes(device.before_bytes)} in {plural(device.before_blocks, 'block')} had"
+            f" been allocated {when}; it counts as long as it is live"
         )
     if not device.events:
-        notes.append("no events were recorded: what is shown is the state at the end")
+        notes.append("no events were recorded: the figures are the state at the end")
     return notes
 
 
-def say_place(place: Place, history: History) -> str:
-    """A place as ``train.py:12 in forward``, with the user's line where it is in a package."""
+def format_place(place: Place, history: History) -> str:
+    """A place as ``train.py:12 in forward``; for a line in a package, with the user's line."""
     if place.frame is None:
         return place.words
-    here = say_frame(place.frame, history)
-    return f"{here}, from {say_frame(place.via, history)}" if place.via else here
+    here = _format_frame(place.frame, history)
+    return f"{here}, from {_format_frame(place.via, history)}" if place.via else here
 
 
-def say_frame(frame: Frame, history: History) -> str:
-    """A frame as ``train.py:12 in forward``; a notebook's cell by its number where known."""
-    named = history.names.get(frame.file)
-    name = named or _strip_folders(frame.file)
+def find_source(place: Place, history: History) -> str:
+    """The text of the place's line; empty if it is unknown."""
+    return history.sources.get((place.frame.file, place.frame.line), "") if place.frame else ""
+
+
+def _format_frame(frame: Frame, history: History) -> str:
+    name = history.names.get(frame.file) or _strip_folders(frame.file)
     function = "" if frame.function == "<module>" else f" in {frame.function}"
-    return f"{name}:{frame.line}{function}"
+    return _clean(f"{name}:{frame.line}{function}")
 
 
 def _strip_folders(file: str) -> str:
-    """The file's name, with its folder where many packages have one of that name."""
+    """The file's name, with its folder if many packages have a file of that name."""
     path = PureWindowsPath(file) if "\\" in file else PurePosixPath(file)
     if path.name in ("__init__.py", "__main__.py", "main.py", "utils.py") and path.parent.name:
         return f"{path.parent.name}/{path.name}"
     return path.name or file
 
 
-def count(number: int, noun: str) -> str:
-    """A number with its noun: "1 block", "3 blocks"."""
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
-
-
-LINES_DESCRIBED = 50
+def _clean(text: str) -> str:
+    """Text from a snapshot as one line that is safe to print."""
+    return escape_controls(text).replace("\n", "\\n").replace("\t", " ")
 
 
 def describe_history(history: History) -> dict[str, object]:
-    """The answers for every device; at most 50 lines each, the rest in a sum."""
+    """The history of every device as ``--json`` prints it: bytes and names, None for unknown.
+
+    Each list has at most 50 lines, and a sum of the rest.
+    """
     return {"devices": [_describe_device(device) for device in history.devices]}
 
 
@@ -222,7 +205,7 @@ def _describe_device(device: DeviceHistory) -> dict[str, object]:
         "highest_reserved_bytes": device.highest_reserved_bytes if device.has_cache else None,
         "end": _describe_moment(device.end),
         "never_freed": _describe_lines(device.kept),
-        "out_of_memory": [_describe_shortage(one) for one in device.shortages],
+        "out_of_memory": [_describe_failure(one) for one in device.failures],
     }
 
 
@@ -244,23 +227,19 @@ def _describe_lines(groups: tuple[Group, ...]) -> dict[str, object]:
     rest = groups[LINES_DESCRIBED:]
     return {
         "lines": [
-            {
-                **_describe_place(group.place),
-                "held_bytes": group.held_bytes,
-                "blocks": group.blocks,
-            }
+            {**_describe_place(group.place), "held_bytes": group.held_bytes, "blocks": group.blocks}
             for group in groups[:LINES_DESCRIBED]
         ],
         "other_lines_bytes": sum(group.held_bytes for group in rest),
     }
 
 
-def _describe_shortage(shortage: OutOfMemoryEvent) -> dict[str, object]:
+def _describe_failure(failure: OutOfMemoryEvent) -> dict[str, object]:
     return {
-        "asked_bytes": shortage.asked_bytes,
-        "device_free_bytes": shortage.device_free_bytes,
-        **_describe_place(shortage.place),
-        **_describe_moment(shortage.moment),
+        "asked_bytes": failure.asked_bytes,
+        "device_free_bytes": failure.device_free_bytes,
+        **_describe_place(failure.place),
+        **_describe_moment(failure.moment),
     }
 
 

@@ -13,7 +13,8 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-from labkit.devices.cpu import detect_cpu, read_linux_cpu, read_room
+from labkit.devices.cpu import detect_cpu, read_linux_cpu
+from labkit.host.machine import read_room
 
 PROC = Path("/proc")
 

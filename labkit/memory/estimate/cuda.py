@@ -1,17 +1,16 @@
-"""What torch's CUDA allocator would keep for a sequence of storages, without a GPU.
+"""What differs on CUDA in the memory that a step takes, simulated on the CPU.
 
-The rules of the native allocator in its default setting, on one stream: small requests are cut
-from segments of 2 MiB, middle ones from 20 MiB, large ones get a segment of their own; the
-smallest free block that is large enough is taken, what is left of it is cut off where it is worth
-it, and free neighbours are joined. Nothing is given back to the driver: a real allocator does that
-before it gives up, so more than it can have may still be enough.
+A torch that was built without CUDA has no fake CUDA tensors, so a step runs on fake CPU tensors.
+``CudaBehavior`` follows CUDA by rule: ``"cuda"`` means the CPU, dropout keeps a mask of one byte
+an element, attention without a mask never keeps its weights, torch's optimizers work on all
+parameters at once, and ``torch.autocast("cuda")`` gives the types that it gives there.
 
-How CUDA would run what fake tensors run on the CPU, where that changes the memory it takes.
-
-There are no fake CUDA tensors in a torch that was built without CUDA, so a step is played on fake
-CPU tensors. CUDA's own ways are followed by rule: ``"cuda"`` is taken for the CPU, dropout keeps a
-mask of one byte an element, attention without a mask never keeps its weights, torch's optimizers
-work on all parameters at once, and ``torch.autocast("cuda")`` gives the types that it would.
+``CachingAllocator`` computes what torch's allocator would take from the driver. It has the rules
+of the native allocator in its default setting, on one stream: small requests are cut from segments
+of 2 MiB, middle ones from 20 MiB, large ones get their own segment; the smallest free block that
+is large enough is used, the rest of it is split off where that pays, and free neighbours are
+joined. Nothing is given back to the driver. A real allocator does that before it fails, so a
+smaller capacity may still be enough.
 """
 
 from __future__ import annotations
@@ -28,11 +27,13 @@ from torch.overrides import TorchFunctionMode
 from labkit.memory.balance.model import MIB
 from labkit.memory.track.model import Storage
 
-# What the context, the kernels and cuBLAS's and cuDNN's libraries and workspaces take beside
-# tensors. It differs by card, driver and library; on most it is between these two.
+# What CUDA takes besides tensors: context, kernels, libraries and workspaces of cuBLAS and cuDNN.
+# It differs by card, driver and library; mostly it is between these two.
 CONTEXT_BYTES = (300 * MIB, 800 * MIB)
 
-AUTOCAST = "torch.autocast('cuda') is played on the CPU, by its lists of types: close, not exact"
+AUTOCAST = (
+    "torch.autocast('cuda') is simulated on the CPU, by torch's list of types: close, not exact"
+)
 # What autocast computes in float32 on CUDA and in the given type on the CPU, by torch's own list.
 FLOAT32 = frozenset(
     """
@@ -48,7 +49,7 @@ CASTABLE = (torch.float16, torch.bfloat16, torch.float32)
 
 
 class CudaBehavior(TorchFunctionMode):  # type: ignore[misc]
-    """Takes ``"cuda"`` for the CPU; ``follow`` runs what CUDA does differently in its way."""
+    """Reads ``"cuda"`` as the CPU; ``follow`` runs functions that differ on CUDA as CUDA does."""
 
     def __init__(self, *, follow: bool) -> None:
         super().__init__()
@@ -76,26 +77,35 @@ class CudaBehavior(TorchFunctionMode):  # type: ignore[misc]
 
 
 @contextlib.contextmanager
-def play_autocast(tell: Callable[[], object]) -> Iterator[None]:
-    """Makes ``torch.autocast("cuda")`` the CPU's, with CUDA's type; ``tell`` is called for each."""
-    kind = torch.amp.autocast_mode.autocast
-    original = kind.__init__
+def replace_attribute(owner: Any, name: str, value: object) -> Iterator[None]:
+    """Replaces an attribute of torch while it is open; an inherited one is inherited again."""
+    own, original = name in vars(owner), getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        if own:
+            setattr(owner, name, original)
+        else:
+            delattr(owner, name)
+
+
+def simulate_autocast(note: Callable[[], object]) -> contextlib.AbstractContextManager[None]:
+    """Makes ``torch.autocast("cuda")`` the CPU's, with CUDA's type; ``note`` is called for each."""
+    autocast = torch.amp.autocast_mode.autocast
+    original = autocast.__init__
 
     def begin(self: Any, device_type: str, dtype: Any = None, *others: Any, **named: Any) -> None:
         if device_type == "cuda":
             device_type, dtype = "cpu", dtype or torch.get_autocast_dtype("cuda")
-            tell()
+            note()
         original(self, device_type, dtype, *others, **named)
 
-    kind.__init__ = begin
-    try:
-        yield
-    finally:
-        kind.__init__ = original
+    return replace_attribute(autocast, "__init__", begin)
 
 
 def choose_foreach(optimizer: Any, arguments: Any, named: Any) -> None:
-    """Lets an optimizer that has the choice work on all parameters at once: CUDA's default."""
+    """Makes an optimizer with the choice work on all parameters at once: CUDA's default."""
     for group in optimizer.param_groups:
         undecided = "foreach" in group and group["foreach"] is None
         if undecided and not group.get("fused") and not group.get("differentiable"):
@@ -114,10 +124,8 @@ def _cast_arguments(
         return arguments, named
 
     def cast(value: Any) -> Any:
-        small = (torch.float16, torch.bfloat16, torch.float32)
-        return (
-            value.to(wanted) if isinstance(value, torch.Tensor) and value.dtype in small else value
-        )
+        castable = isinstance(value, torch.Tensor) and value.dtype in CASTABLE
+        return value.to(wanted) if castable else value
 
     return tuple(map(cast, arguments)), {name: cast(one) for name, one in named.items()}
 
@@ -154,14 +162,13 @@ def _attend(  # noqa: PLR0917
     return attend(query, key, value, None, keeps, dropout_p, is_causal, scale=named.get("scale"))[0]
 
 
-CACHING_MIB = 2**20
-SMALLEST_BLOCK, SMALL_REQUEST = 512, CACHING_MIB
-SMALL_SEGMENT, MIDDLE_SEGMENT, SEGMENT_STEP = 2 * CACHING_MIB, 20 * CACHING_MIB, 2 * CACHING_MIB
-LARGE_REQUEST = 10 * CACHING_MIB
+SMALLEST_BLOCK, SMALL_REQUEST = 512, MIB
+SMALL_SEGMENT, MIDDLE_SEGMENT, SEGMENT_STEP = 2 * MIB, 20 * MIB, 2 * MIB
+LARGE_REQUEST = 10 * MIB
 
 
 def round_request(count: int) -> int:
-    """Bytes of the block for a request: the next multiple of 512; nothing for nothing.
+    """Bytes of the block for a request: the next multiple of 512; 0 for 0.
 
     >>> round_request(0), round_request(1), round_request(512), round_request(513)
     (0, 512, 512, 1024)
@@ -170,7 +177,7 @@ def round_request(count: int) -> int:
 
 
 class CachedBlock:
-    """A stretch of a segment, and its neighbours in it."""
+    """A block of a segment, and its neighbours in it."""
 
     __slots__ = ("bytes", "following", "free", "number", "previous", "small")
 
@@ -182,19 +189,19 @@ class CachedBlock:
 
 
 class CachingAllocator:
-    """Plays the allocator to the storages of one kind of device; an observer of the tracer."""
+    """Simulates the allocator for the storages of one device; an observer of StorageTracer."""
 
     def __init__(self, device: str = "cpu") -> None:
         self.reserved_bytes = self.allocated_bytes = self.peak_allocated_bytes = 0
         self._device = device
         self._numbers = 0
         self._used: dict[int, CachedBlock] = {}
-        # Free blocks of the small and the large pool, by size and then by age.
+        # Free blocks of the small pool (True) and the large one, by size and then by age.
         self._free: dict[bool, list[tuple[int, int]]] = {True: [], False: []}
         self._by_number: dict[int, CachedBlock] = {}
 
     def allocate(self, storage: Storage) -> None:
-        """Gives the storage a block, from a new segment where none is large enough."""
+        """Gives the storage a block, from a new segment where no free one is large enough."""
         size = round_request(storage.bytes)
         if storage.device != self._device or not size:
             return
@@ -206,7 +213,7 @@ class CachingAllocator:
         self.peak_allocated_bytes = max(self.peak_allocated_bytes, self.allocated_bytes)
 
     def free(self, storage: Storage) -> None:
-        """Takes the storage's block back and joins it with its free neighbours."""
+        """Frees the storage's block and joins it with its free neighbours."""
         block = self._used.pop(storage.serial, None)
         if block is None:
             return

@@ -1,27 +1,25 @@
-"""A number that nobody knows: what ``loss.item()`` gives where the loss is a fake tensor.
+"""Runs a step on fake tensors: with torch's shapes and storages, without their data and memory.
 
-Most training steps ask for the loss to print it or to add it up. That changes no size, so it goes
-through; to compare it, to branch on it or to make an integer of it does, and raises.
-
-Running a step on fake tensors: all of torch's shapes and storages, and none of the memory.
-
-Where a step asks for a value, there is none: an ``Obstacle`` says which operator asked, in which
-line, and why it stops there.
+Where a step asks for a value there is none: an ``EstimateObstacle`` says which operator asked, in
+which line, and why it stops there. ``loss.item()`` is an exception: most training steps print the
+loss or add it up, which changes no size. So it returns an ``UnknownNumber``, which raises only
+when it is compared, branched on or made an integer.
 """
 
 from __future__ import annotations
 
 import contextlib
 import copy
+import functools
+import gc
 import logging
 import re
 import sys
-import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
 
 import torch
 from torch._subclasses import fake_tensor
@@ -34,51 +32,50 @@ from labkit.memory.estimate.cuda import (
     CachingAllocator,
     CudaBehavior,
     choose_foreach,
-    play_autocast,
+    replace_attribute,
     round_request,
+    simulate_autocast,
 )
-from labkit.memory.track.frames import Frame, find_user_frames, is_user_file
+from labkit.memory.estimate.model import EstimateObstacle
+from labkit.memory.track.frames import find_user_frames, is_user_file, list_error_frames
 from labkit.memory.track.storages import StorageTracer
 
-# What torch's own code asks of values decides how it computes, never how much memory it takes:
-# how often an optimizer has stepped, and whether a gradient has overflowed (it has not).
+# Values that torch's own code reads decide how it computes, not how much memory it takes: how
+# often an optimizer has stepped, and whether a gradient has overflowed (it has not).
 OWN_ANSWERS = {"optim/": 1, "amp/": 0, "nn/utils/": 0}
-# Their scratch memory is made by a library whose sizes fake tensors do not know.
+# Operators whose scratch memory a library allocates: fake tensors do not know its size.
 UNKNOWN_SCRATCH = ("mkldnn_rnn_layer", "_cudnn_rnn", "miopen_rnn")
 FOLDER = str(Path(torch.__file__).parent) + "/"
-# Said because of how a step is played, and true of nothing that its owner does.
+# Losses that torch computes element by element into their result, which keeps that storage when it
+# is reduced to one number; the fake result has room for one number only. Among the operators of
+# torch's own test database (torch 2.13), no others differ.
+KEEP_STORAGE = (
+    torch.ops.aten.mse_loss.default,
+    torch.ops.aten.smooth_l1_loss.default,
+    torch.ops.aten.soft_margin_loss.default,
+    torch.ops.aten.binary_cross_entropy.default,
+)
+# Warnings that come from the simulation, not from the user's code.
 HARMLESS = ("Accessing the data pointer of FakeTensor", "Using `torch.compile.module.` when there")
-# What torch raises for an operator that it cannot fake, and why that is.
+# What torch raises for an operator that it cannot fake, and the reason.
 UNKNOWN = {
     fake_tensor.DataDependentOutputException: "asks for a value, and fake tensors have none",
-    fake_tensor.DynamicOutputShapeException: "gives as many elements as the values say",
+    fake_tensor.DynamicOutputShapeException: "has a result whose size depends on values",
     fake_tensor.UnsupportedOperatorException: "has no fake version",
 }
-# Between the code that asks for a value and the one that answers.
+# Files of torch that stand in the stack between the code that reads a value and the dispatcher.
 PASSAGES = ("_ops.py", "_compile.py", "_tensor.py", "_dynamo/", "_subclasses/", "utils/")
 
 
-class EstimateObstacle(NamedTuple):
-    """Where fake tensors do not know: the operator, why not, and the user's line."""
-
-    operator: str
-    reason: str
-    frame: Frame | None = None
-
-    def __str__(self) -> str:
-        where = f" at {self.frame.where}" if self.frame else ""
-        return f"{self.operator}{where} {self.reason}"
-
-
 class FakeMode(fake_tensor.FakeTensorMode):  # type: ignore[misc]
-    """Torch's fake tensors; a deep copy of one belongs to the same mode."""
+    """Torch's fake mode; a deep copy of a fake tensor belongs to the same mode."""
 
     def __deepcopy__(self, memo: Any) -> FakeMode:
         return self
 
 
 class FakeTracer(StorageTracer):
-    """Traces fake storages, and takes down what cannot be known of them."""
+    """Traces fake storages, and keeps the first obstacle: what is unknown of their memory."""
 
     def __init__(self, observer: Any, round_up: Callable[[int], int]) -> None:
         super().__init__(observer, round_up=round_up)
@@ -91,9 +88,10 @@ class FakeTracer(StorageTracer):
         arguments: tuple[Any, ...] = (),
         named: dict[str, Any] | None = None,
     ) -> Any:
-        """Traces the operator; a value that torch itself asks for is answered."""
+        """Traces the operator; answers a value that torch's own code reads."""
+        run = _keep_storage(operator) if operator in KEEP_STORAGE else operator
         try:
-            result = super().__torch_dispatch__(operator, types, arguments, named)
+            result = super().__torch_dispatch__(run, types, arguments, named)
         except fake_tensor.DataDependentOutputException:
             answer = _answer_torch() if operator is READ_VALUE else None
             if answer is None:
@@ -110,7 +108,7 @@ class FakeTracer(StorageTracer):
                 raise RealTensorError
             if one.layout is not torch.strided:
                 self._note(
-                    EstimateObstacle(f"a {one.layout} tensor", "has as much as its values say")
+                    EstimateObstacle(f"a {one.layout} tensor", "has a size that depends on values")
                 )
         return super()._look_at(tensors)
 
@@ -120,16 +118,30 @@ class FakeTracer(StorageTracer):
             self.obstacle = obstacle._replace(frame=frames[0] if frames else None)
 
 
+def _keep_storage(loss: Callable[..., Any]) -> Callable[..., Any]:
+    """The loss with a result whose storage is as large as the real one."""
+
+    @functools.wraps(loss)
+    def compute(*arguments: Any, **named: Any) -> Any:
+        result = loss(*arguments, **named)
+        count = torch.broadcast_shapes(arguments[0].shape, arguments[1].shape).numel()
+        storage = result.untyped_storage()
+        storage.resize_(max(storage.nbytes(), count * result.element_size()))
+        return result
+
+    return compute
+
+
 class RealTensorError(Exception):
-    """A parameter that was made outside takes part."""
+    """The step uses a real parameter, which was made outside of it."""
 
 
 class LazyTensorError(Exception):
-    """A parameter of a lazy module, which has no size before its module has run."""
+    """A parameter of a lazy module, which has no size until its module has run."""
 
 
-class FakeStep:
-    """Fake tensors around whatever runs in it, traced; ``cuda`` as CUDA would take memory."""
+class Simulation:
+    """Fake tensors for the code that runs in it, traced; ``cuda``: with the memory of a GPU."""
 
     def __init__(self, *, cuda: bool) -> None:
         self._cuda = cuda
@@ -137,20 +149,23 @@ class FakeStep:
         self._fake = FakeMode(allow_non_fake_inputs=True)
         self.tracer = FakeTracer(self.allocator, round_request if cuda else int)
         self.notes: list[str] = []
+        self.growth_bytes = 0
 
     @contextlib.contextmanager
-    def play(self) -> Iterator[None]:
-        """The context to run in; torch is as it was before when it ends."""
+    def open(self) -> Iterator[None]:
+        """The context to run the step in; when it ends, torch is as it was before."""
         with contextlib.ExitStack() as stack:
             stack.enter_context(warnings.catch_warnings())
             for message in HARMLESS:
                 warnings.filterwarnings("ignore", message=message)
-            stack.enter_context(_hush(logging.getLogger(fake_tensor.__name__)))
+            # Fake tensors log the traceback of an error that they also raise.
+            logger = logging.getLogger(fake_tensor.__name__)
+            stack.enter_context(replace_attribute(logger, "disabled", True))
             stack.enter_context(torch.random.fork_rng(devices=[]))
-            stack.enter_context(_swap_by_data())
-            stack.enter_context(pass_unknown_items(self._note_unknown))
+            stack.enter_context(replace_attribute(torch.utils, "swap_tensors", _swap_data))
+            stack.enter_context(allow_unknown_items(self._note_unknown))
             if self._cuda:
-                stack.enter_context(play_autocast(self._note_autocast))
+                stack.enter_context(simulate_autocast(self._note_autocast))
                 stack.callback(register_optimizer_step_pre_hook(choose_foreach).remove)
             stack.enter_context(self._fake)
             stack.enter_context(self.tracer)
@@ -158,40 +173,56 @@ class FakeStep:
 
     @property
     def names_cuda(self) -> bool:
-        """True where the code names cuda: for autocast, or for tensors that cannot be used then."""
+        """True where the code names cuda: for autocast or for tensors."""
         on_cuda = any(name.startswith("cuda") for name in self.tracer.levels)
         return on_cuda or AUTOCAST in self.notes
 
     def copy_fake(self, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-        """The arguments with fake tensors for real ones; what they share, they still share."""
+        """Copies of the arguments with fake tensors, which share storages as the real ones do."""
         with _copy_by(self._make_fake):
             return copy.deepcopy(arguments)
 
     def _make_fake(self, tensor: Any) -> Any:
         if torch.nn.parameter.is_lazy(tensor):
             raise LazyTensorError(type(tensor).__name__)
-        made = self._stand_in(tensor)
-        # It takes memory whether or not the step looks at it.
+        made = self._replace_tensor(tensor)
+        # It takes memory whether or not the step uses it.
         self.tracer.mark(made, "parameters" if isinstance(made, torch.nn.Parameter) else "other")
         return made
 
-    def _stand_in(self, tensor: Any) -> Any:
+    def _replace_tensor(self, tensor: Any) -> Any:
         if tensor.device.type == "cpu":
             return self._fake.from_tensor(tensor)
-        # What is on a GPU, or on the meta device, is played on the CPU too.
-        stand_in = torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype)
+        # Tensors on a GPU or on the meta device are simulated on the CPU too.
+        made = torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype)
         if isinstance(tensor, torch.nn.Parameter):
-            return torch.nn.Parameter(stand_in, requires_grad=tensor.requires_grad)
-        return stand_in.requires_grad_(tensor.requires_grad)
+            return torch.nn.Parameter(made, requires_grad=tensor.requires_grad)
+        return made.requires_grad_(tensor.requires_grad)
+
+    def measure_growth(self, run_step: Callable[[], object]) -> None:
+        """Runs the second step and, if it keeps more memory than the first, a third.
+
+        An optimizer creates its state in the first step; in the second, everything is there. What
+        only the second keeps is not growth: the third decides.
+        """
+        before = self.tracer.count_live()
+        run_step()
+        if self.tracer.count_live() <= before:
+            return
+        gc.collect()  # what only reference cycles keep alive is not growth
+        before = self.tracer.count_live()
+        run_step()
+        gc.collect()
+        self.growth_bytes = max(0, self.tracer.count_live() - before)
 
     def follow_cuda(self, *, wanted: bool = True) -> contextlib.AbstractContextManager[Any]:
-        """The context in which code for CUDA runs on the CPU; in CUDA's ways, if it is for CUDA."""
+        """The context in which code for CUDA runs on the CPU, with CUDA's behavior for a GPU."""
         return CudaBehavior(follow=self._cuda) if wanted else contextlib.nullcontext()
 
     def _note_unknown(self) -> None:
         frames = find_user_frames()
         where = f" at {frames[0].where}" if frames else ""
-        self._note(f"the value of item(){where} is not known; it was only passed on")
+        self._note(f"the value of item(){where} is unknown; it was only printed or added up")
 
     def _note_autocast(self) -> None:
         self._note(AUTOCAST)
@@ -203,7 +234,7 @@ class FakeStep:
 
 def read_obstacle(error: BaseException) -> EstimateObstacle | None:
     """What stopped a step on fake tensors; None where the error is the step's own."""
-    frame = find_raising_frame(error)
+    frame = next(iter(list_error_frames(error)), None)
     for kind, reason in UNKNOWN.items():
         if isinstance(error, kind):
             return EstimateObstacle(str(getattr(error, "func", "")), reason, frame)
@@ -217,45 +248,25 @@ def read_obstacle(error: BaseException) -> EstimateObstacle | None:
     return None
 
 
-def find_raising_frame(error: BaseException) -> Frame | None:
-    """The innermost line of the user's own code on the way to an error."""
-    found = None
-    for frame, line in traceback.walk_tb(error.__traceback__):
-        if is_user_file(frame.f_code.co_filename):
-            found = Frame(frame.f_code.co_filename, line, frame.f_code.co_name)
-    return found
-
-
 def refuse_lazy(name: str) -> UsageError:
     """The error for a step whose model has lazy modules that have not run yet."""
     return UsageError(
         f"{name} has a lazy module, whose parameters have no size yet",
-        cause="torch's fake tensors cannot stand in for them",
+        cause="torch cannot make fake tensors of them",
         fix="run the model once on a small batch, then estimate_memory(step, model, ...)",
     )
 
 
 def refuse_real(name: str, *, inference: bool) -> UsageError:
-    """The error for a step with parameters which were made outside of it."""
-    cause = "its gradients would be fake ones: the model would be spoilt"
+    """The error for a step that uses a parameter which was made outside of it."""
+    cause = "the real parameter would get fake gradients, and the model would be unusable"
     if inference:
-        cause = "it would count twice: as it is, and as the fake one that is made of it"
+        cause = "the parameter would count twice: the real one, and its fake copy"
     return UsageError(
         f"{name} {'reads' if inference else 'trains'} a parameter that was made outside of it",
         cause=cause,
         fix="estimate_memory(step, model, ...) with the model as an argument, or made inside",
     )
-
-
-@contextlib.contextmanager
-def _hush(logger: logging.Logger) -> Iterator[None]:
-    """Keeps the tracebacks back that fake tensors log on the way to raising the same error."""
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
 
 
 @contextlib.contextmanager
@@ -265,35 +276,20 @@ def _copy_by(convert: Callable[[Any], Any]) -> Iterator[None]:
     def copy_tensor(tensor: Any, memo: dict[int, Any]) -> Any:
         return memo.setdefault(id(tensor), convert(tensor))
 
-    # Each of these has a way of its own.
-    kinds = (torch.Tensor, torch.nn.Parameter, torch.nn.UninitializedParameter)
-    originals = [kind.__deepcopy__ for kind in kinds]
-    for kind in kinds:
-        kind.__deepcopy__ = copy_tensor
-    try:
+    # Each of these has its own __deepcopy__.
+    with contextlib.ExitStack() as stack:
+        for cls in (torch.Tensor, torch.nn.Parameter, torch.nn.UninitializedParameter):
+            stack.enter_context(replace_attribute(cls, "__deepcopy__", copy_tensor))
         yield
-    finally:
-        for kind, original in zip(kinds, originals, strict=True):
-            kind.__deepcopy__ = original
 
 
-@contextlib.contextmanager
-def _swap_by_data() -> Iterator[None]:
-    """Lets ``Module.to`` exchange fake parameters, which torch's own exchange refuses."""
-
-    def exchange(one: Any, other: Any) -> None:
-        one.data = other.data
-
-    original = torch.utils.swap_tensors
-    torch.utils.swap_tensors = exchange
-    try:
-        yield
-    finally:
-        torch.utils.swap_tensors = original
+def _swap_data(one: Any, other: Any) -> None:
+    """For ``Module.to``: torch's own swap refuses fake parameters."""
+    one.data = other.data
 
 
 def _answer_torch() -> int | None:
-    """The answer to a value that torch's own code asks for; None where the user's asks."""
+    """The answer to a value that torch's own code reads; None where the user's code reads it."""
     running: FrameType | None = sys._getframe(2)
     while running is not None:
         file = running.f_code.co_filename
@@ -312,7 +308,7 @@ READ_VALUE = torch.ops.aten._local_scalar_dense.default
 
 
 class UnknownNumber(float):
-    """A number without a value: it can be reckoned with and shown, as ``?``, and no more."""
+    """A number without a value: it can be computed with and printed (as ``?``), nothing else."""
 
     def __repr__(self) -> str:
         return "?"
@@ -338,13 +334,11 @@ class UnknownNumber(float):
         return self._refuse() if digits is None else self._pass_on()
 
 
-@contextlib.contextmanager
-def pass_unknown_items(tell: Callable[[], object]) -> Iterator[None]:
-    """While it is open, ``tensor.item()`` gives an UnknownNumber where there is no value.
+def allow_unknown_items(note: Callable[[], object]) -> contextlib.AbstractContextManager[None]:
+    """While it is open, ``tensor.item()`` returns an UnknownNumber where there is no value.
 
-    ``tell`` is called each time that it does.
+    ``note`` is called each time that it does.
     """
-    own = "item" in vars(torch.Tensor)
     original = torch.Tensor.item
 
     def read(tensor: Any) -> Any:
@@ -352,15 +346,8 @@ def pass_unknown_items(tell: Callable[[], object]) -> Iterator[None]:
             return original(tensor)
         except DataDependentOutputException:
             if not tensor.is_floating_point():
-                raise  # a count: it is asked for to be used
-            tell()
+                raise  # a count is read to be used
+            note()
             return UnknownNumber(1.0)
 
-    torch.Tensor.item = read
-    try:
-        yield
-    finally:
-        if own:
-            torch.Tensor.item = original
-        else:
-            del torch.Tensor.item
+    return replace_attribute(torch.Tensor, "item", read)

@@ -1,18 +1,14 @@
-"""An estimate as html: the bar and its terms as a picture, the verdict, the lines.
-
-An estimate as text: the verdict, the bar, the terms, the lines, and what is not known.
-"""
+"""An estimate as text and as HTML: the bar and its terms, the verdict, the lines, the notes."""
 
 from __future__ import annotations
-
-from html import escape
 
 from labkit.memory.balance.model import Term, divide_bar
 from labkit.memory.balance.view import INLINE_STYLE, Row, Sheet, draw_sheet
 from labkit.memory.balance.view import PICTURE_COLOURS as OF_BALANCE
-from labkit.memory.estimate.play import Estimate
+from labkit.memory.estimate.model import Estimate
 from labkit.memory.track.model import LineUse
-from labkit.text import format_bytes
+from labkit.render import escape
+from labkit.text import format_bytes, plural, shorten
 
 INDENT = " " * 8
 BAR_WIDTH = 64
@@ -66,7 +62,7 @@ def name_work(estimate: Estimate) -> str:
 
 def list_terms(estimate: Estimate) -> list[Term]:
     """The parts of the bar: what the peak is made of, what CUDA adds, and what is left."""
-    terms = [Term(kind, kind, held) for kind, held in estimate.kinds.items() if held]
+    terms = [Term(name, name, held) for name, held in estimate.kinds.items() if held]
     if estimate.reserved_bytes is not None:
         cached = estimate.reserved_bytes - estimate.peak_bytes
         if cached > 0:
@@ -105,8 +101,8 @@ def say_verdict(estimate: Estimate) -> list[str]:
         said.append("not even a batch of 1 surely fits")
     taken = estimate.target.taken_bytes
     if taken:
-        said.append(f"others hold {format_bytes(taken)} of {name} now")
-    return said or ["no device was named: nothing to fit"]
+        said.append(f"other processes hold {format_bytes(taken)} of {name} now")
+    return said or ["no verdict: no device was named"]
 
 
 def _say_fit(estimate: Estimate, spare: int, name: str) -> str:
@@ -115,7 +111,10 @@ def _say_fit(estimate: Estimate, spare: int, name: str) -> str:
     if estimate.fits is False:
         return f"does not fit {name}: {format_bytes(-spare)} too much"
     if estimate.obstacle is not None:
-        return f"not known whether it fits {name}"
+        return f"unknown whether it fits {name}"
+    if estimate.steps_left:
+        steps = plural(estimate.steps_left, "more step")
+        return f"its memory grows with each step: fits {name} for about {steps}"
     return f"close: whether it fits {name} depends on CUDA's context and the allocator's cache"
 
 
@@ -126,10 +125,8 @@ def name_lines(estimate: Estimate) -> list[tuple[LineUse, str]]:
 
 def _name_line(line: LineUse) -> str:
     if line.frame is None:
-        return "before the step, or in no line of Python"
-    source = line.frame.source
-    shown = source if len(source) <= SOURCE_LENGTH else f"{source[: SOURCE_LENGTH - 1]}…"
-    return f"{line.frame.where}  {shown}".rstrip()
+        return "before the step, or not in a line of Python"
+    return f"{line.frame.where}  {shorten(line.frame.source, SOURCE_LENGTH)}".rstrip()
 
 
 # What the balance has too has the balance's colours; there all tensors are blue.
@@ -144,7 +141,7 @@ COLOURS = {
 }
 
 
-def draw_estimate(estimate: Estimate) -> str:
+def render_estimate(estimate: Estimate) -> str:
     """The estimate as one piece of html."""
     verdict = "".join(f"<div><b>{escape(one)}</b></div>" for one in say_verdict(estimate))
     lines = "".join(
@@ -153,11 +150,11 @@ def draw_estimate(estimate: Estimate) -> str:
     )
     held = f"<details><summary>the lines that hold most at the peak</summary>{lines}</details>"
     notes = "".join(f"<p>note: {escape(note)}</p>" for note in estimate.notes)
-    body = draw_bar(estimate) + verdict + (held if lines else "") + notes
+    body = render_bar(estimate) + verdict + (held if lines else "") + notes
     return f'<div class="labkit-estimate" style="{INLINE_STYLE}">{body}</div>'
 
 
-def draw_bar(estimate: Estimate) -> str:
+def render_bar(estimate: Estimate) -> str:
     """The terms as an SVG picture: the bar, and each with its colour and figure."""
     terms = list_terms(estimate)
     figures = {term.key: format_bytes(term.held_bytes) for term in terms}

@@ -1,8 +1,8 @@
-"""The live tensors on a device and the names that hold them: a search that is bounded in time.
+"""The live tensors on a device and the names that hold them, found within a time limit.
 
-No code of the user's is run: attributes are read from ``__dict__``, containers through the
-methods of the built-in types, and nothing is compared or printed but keys that are text or whole
-numbers.
+The search runs none of the user's code: it reads attributes from ``__dict__`` and containers
+through the methods of the built-in types, and compares and prints only keys that are strings or
+integers.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from itertools import islice
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType, TracebackType
 from typing import Any, NamedTuple
 
-from labkit.memory.oom.page import Holder, LiveTensor, LiveTensors, walk_chain
+from labkit.memory.oom.model import Holder, LiveTensor, LiveTensors, walk_chain
 
 SEARCH_SECONDS = 1.0
-# Reading the clock costs as much as looking at an object: once for each so many.
+# Reading the clock costs as much as looking at an object: it is read once in so many steps.
 STRIDE = 256
 DEPTH = 8
 ELEMENTS = 10_000
 NAMES_KEPT = 20
 
-# IPython's own names for results (_, __, ___, _12). Out is told by its entries.
+# IPython's names for results (_, __, ___, _12). The entries of Out are roots of their own.
 OUTPUT_NAME = re.compile(r"_{1,3}|_\d+")
 OWN_PACKAGES = {"IPython", "ipykernel", "traitlets", "labkit"}
 ATOMS = (str, bytes, int, float, complex, bool, type(None), type)
@@ -36,7 +36,7 @@ CLOSED = (type, ModuleType, FunctionType, BuiltinFunctionType, MethodType)
 
 
 class Root(NamedTuple):
-    """Where a search for names begins: who holds the value, under which words (``{}``: a path)."""
+    """Where the search for names begins: who holds the value, and its name (``{}``: the path)."""
 
     kind: str
     words: str
@@ -44,7 +44,7 @@ class Root(NamedTuple):
 
 
 class Budget:
-    """A time limit, looked at now and then."""
+    """A time limit for the search."""
 
     def __init__(
         self, seconds: float = SEARCH_SECONDS, clock: Callable[[], float] = time.perf_counter
@@ -55,7 +55,7 @@ class Budget:
         self.spent = False
 
     def has_ended(self) -> bool:
-        """True once the time is over; counts a step."""
+        """True once the time is up; counts a step."""
         self._steps += 1
         if self._steps % STRIDE == 1:
             self.spent = self.spent or self._clock() >= self._ends
@@ -67,14 +67,14 @@ def find_live_tensors(
 ) -> LiveTensors:
     """The storages that tensors in Python hold on the device, biggest first, with their names.
 
-    Tensors that share a storage are one. () where torch is not loaded. What only torch's own
-    graph holds is not seen.
+    Tensors that share a storage are one. Empty if torch is not loaded. Tensors that only torch's
+    graph holds are not found.
     """
     torch: Any = sys.modules.get("torch")
     if getattr(torch, "Tensor", None) is None:
         return LiveTensors()
     budget = budget or Budget()
-    # Subclasses of Tensor can put code of their own behind every attribute.
+    # A subclass of Tensor can run its own code for every attribute.
     with torch._C.DisableTorchFunctionSubclass():
         found = _list_storages(torch, device, budget)
         names = _find_names(torch, roots, found, budget)
@@ -101,7 +101,7 @@ def _list_frames(trace: TracebackType | None, namespace: Mapping[str, object]) -
     while trace is not None:
         frame, trace = trace.tb_frame, trace.tb_next
         package = str(frame.f_globals.get("__name__", "")).partition(".")[0]
-        # A cell's own frame has the notebook's names for its locals.
+        # The locals of a cell's frame are the notebook's names.
         if frame.f_locals is namespace or package in OWN_PACKAGES:
             continue
         for name, value in list(frame.f_locals.items()):
@@ -127,7 +127,7 @@ def _add_tensor(tensor: Any, device: str, found: dict[int, LiveTensor]) -> None:
             return  # a fake tensor, which has no memory
         address, held = storage.data_ptr(), storage.nbytes()
     except (RuntimeError, NotImplementedError):
-        return  # sparse and functional tensors have no storage to speak of
+        return  # sparse and functional tensors have no storage
     if not held:
         return
     dtype = str(tensor.dtype).removeprefix("torch.")
@@ -140,7 +140,7 @@ def _add_tensor(tensor: Any, device: str, found: dict[int, LiveTensor]) -> None:
 def _find_names(
     torch: Any, roots: Iterable[Root], found: Mapping[int, LiveTensor], budget: Budget
 ) -> dict[int, list[Holder]]:
-    """The names of each storage, the nearest first: a search in breadth from all the roots."""
+    """The names of each storage, the shortest path first: a breadth-first search from the roots."""
     names: dict[int, list[Holder]] = {}
     queue = deque((root, "", root.value, 0) for root in roots)
     seen: set[int] = set()
@@ -168,7 +168,7 @@ def _find_address(tensor: Any, found: Mapping[int, LiveTensor]) -> int | None:
     try:
         storage = tensor.untyped_storage()
         if storage.device != tensor.device:
-            return None  # to ask a fake tensor for its address brings up a warning
+            return None  # asking a fake tensor for its address warns
         address: int = storage.data_ptr()
     except (RuntimeError, NotImplementedError):
         return None
@@ -180,20 +180,20 @@ def _join(root: Root, path: str) -> str:
 
 
 def _list_children(torch: Any, value: Any) -> Iterator[tuple[str, object]]:
-    """What a value holds, each with the step to it as Python writes it."""
-    kind = type(value)
-    if issubclass(kind, torch.Tensor):
-        # Asking a tensor that is no leaf for its gradient warns.
+    """What a value holds, each with the step to it in Python's syntax."""
+    cls = type(value)
+    if issubclass(cls, torch.Tensor):
+        # Asking a tensor that is not a leaf for its gradient warns.
         if value.is_leaf and value.grad is not None:
             yield ".grad", value.grad
-    elif issubclass(kind, dict):
+    elif issubclass(cls, dict):
         for key, held in list(islice(dict.items(value), ELEMENTS)):
             yield (f"[{key!r}]" if type(key) in (str, int) else "[…]"), held
-    elif issubclass(kind, SEQUENCES):
-        base = next(one for one in SEQUENCES if issubclass(kind, one))
+    elif issubclass(cls, SEQUENCES):
+        base = next(one for one in SEQUENCES if issubclass(cls, one))
         held_now = list(islice(base.__iter__(value), ELEMENTS))
         yield from ((f"[{place}]", held) for place, held in enumerate(held_now))
-    elif not issubclass(kind, CLOSED) and kind.__module__.partition(".")[0] not in OWN_PACKAGES:
+    elif not issubclass(cls, CLOSED) and cls.__module__.partition(".")[0] not in OWN_PACKAGES:
         yield from _list_attributes(value)
 
 
@@ -205,7 +205,7 @@ def _list_attributes(value: object) -> Iterator[tuple[str, object]]:
     if not isinstance(attributes, dict):
         return
     for name, held in list(attributes.items()):
-        # torch.nn.Module keeps what it shows as attributes in dicts of its own.
+        # torch.nn.Module keeps these attributes in its own dicts.
         if name in ("_parameters", "_buffers", "_modules") and isinstance(held, dict):
             yield from ((f".{part}", inner) for part, inner in list(held.items()))
         else:

@@ -13,9 +13,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from labkit.devices.cpu import read_room
 from labkit.devices.detect import strip_kind
 from labkit.devices.nvml import Gate, MemoryAnswer, NvmlError, Trouble, ask_gpu_memory, open_gate
+from labkit.host.machine import read_room
 from labkit.memory.balance.model import Balance
 from labkit.memory.balance.process import (
     MachineMemory,

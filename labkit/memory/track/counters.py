@@ -1,13 +1,10 @@
-"""Exact peaks for blocks of code that share one counter, nested or overlapping.
+"""Counters of memory, and exact peaks for the blocks of code that share them.
 
-A counter keeps one peak. So that a block inside another does not wipe out the outer one's, every
-boundary (a block begins or ends) first folds the peak since the last boundary into each block
-that is open, and only then resets it. The peak of a block is the highest of its stretches.
-
-What can be read while code runs: a level now, and the highest since the last reset.
-
-Each gauge is one counter that exists once for the process: the kernel's mark, the allocator's
-statistics of a CUDA device, torch's profiler. ``blocks.py`` shares them between blocks.
+A counter exists once for the process (the kernel's high-water mark, the statistics of a CUDA
+device's allocator, torch's profiler) and keeps one peak. So that a nested block does not erase
+the outer block's peak, every boundary (a block begins or ends) first folds the peak since the
+last boundary into each open block, and only then resets the counter. The peak of a block is the
+highest of its stretches.
 """
 
 from __future__ import annotations
@@ -22,54 +19,57 @@ from typing import Any, NamedTuple, Protocol
 from labkit.errors import LabkitError
 from labkit.memory.balance import process
 from labkit.memory.balance.read import find_started_torch
+from labkit.memory.track.model import BlockSpan
 
 LOG_LEVEL, NOTHING_LOGGED = "KINETO_LOG_LEVEL", "6"
+# An event of ours: it is missing where another profiler was started in the segment.
+SEGMENT = "labkit: tensors"
 
 
 class Reading(NamedTuple):
-    """Bytes now, and the most since the last reset; the peak is None where it is not kept."""
+    """Bytes now, and the peak since the last reset; the peak is None where it is not kept."""
 
     level_bytes: int
     peak_bytes: int | None
 
 
 class PeakCounter(Protocol):
-    """One counter of memory with a peak that can begin anew."""
+    """One counter of memory whose peak can be reset."""
 
     name: str
 
     def read(self) -> Reading | None:
-        """The level and the peak since the last restart; None where neither can be told."""
+        """The level and the peak since the last reset; None where neither is known."""
         ...
 
-    def restart(self) -> Reading | None:
-        """The level at which the peak begins anew; its peak is None where it cannot."""
+    def reset(self) -> Reading | None:
+        """Resets the peak and returns the level; its peak is None where it cannot be reset."""
         ...
 
 
 class ProcessCounter:
-    """This process's resident memory and the kernel's high-water mark of it."""
+    """This process's resident memory, and the kernel's high-water mark of it."""
 
     name = "process"
 
     def read(self) -> Reading | None:
-        """Resident bytes now and at most; the mark is None where the kernel keeps none."""
+        """Resident bytes now and at the peak, which is None where the kernel keeps no mark."""
         peak = process.read_peak_bytes()
         level = process.read_resident_bytes()
         return None if level is None else Reading(level, peak)
 
-    def restart(self) -> Reading | None:
-        """Puts the kernel's mark back to what is resident now."""
+    def reset(self) -> Reading | None:
+        """Resets the kernel's mark to the resident bytes."""
         exact = process.reset_peak()
         level = process.read_resident_bytes()
         return None if level is None else Reading(level, level if exact else None)
 
 
 class CudaCounter:
-    """The bytes of live tensors on one CUDA (or ROCm) device, by the allocator's statistics.
+    """The bytes of live tensors on one CUDA (or ROCm) device, from the allocator's statistics.
 
-    They are counted where a tensor is made and freed, on the host's side: exact without waiting
-    for the device, and no synchronize is needed.
+    The allocator counts on the host's side, where a tensor is made and freed: the figures are
+    exact without waiting for the device.
     """
 
     def __init__(self, cuda: Any, index: int) -> None:
@@ -78,7 +78,7 @@ class CudaCounter:
         self._index = index
 
     def read(self) -> Reading | None:
-        """Bytes of live tensors now and at most; None where the allocator keeps no statistics."""
+        """Bytes of live tensors now and at the peak; None where there are no statistics."""
         try:
             statistics = self._cuda.memory_stats_as_nested_dict(self._index)
         except RuntimeError:
@@ -88,8 +88,8 @@ class CudaCounter:
         counted = statistics["allocated_bytes"]["all"]
         return Reading(counted["current"], counted["peak"])
 
-    def restart(self) -> Reading | None:
-        """Lets the allocator's peaks begin anew; ``torch.cuda.max_memory_allocated`` is one."""
+    def reset(self) -> Reading | None:
+        """Resets the allocator's peaks, ``torch.cuda.max_memory_allocated`` among them."""
         try:
             self._cuda.reset_peak_memory_stats(self._index)
         except RuntimeError:
@@ -98,10 +98,10 @@ class CudaCounter:
 
 
 class TensorCounter:
-    """Bytes of CPU tensors made and freed by the thread that opened it, by torch's profiler.
+    """Bytes of CPU tensors made and freed by the thread that opened it, from torch's profiler.
 
-    The level counts from where it was opened: what was there before is not in it, and freeing
-    that brings it below zero. The profiler records a segment between two readings.
+    The level counts from where it was opened: tensors from before are not included, and freeing
+    them takes it below zero. The profiler records one segment between two readings.
     """
 
     name = "tensors"
@@ -112,14 +112,14 @@ class TensorCounter:
         self._level = self._peak = 0
 
     def check_available(self) -> None:
-        """Raises LabkitError where the profiler serves someone else: it can serve one."""
+        """Raises LabkitError where the profiler is in use: a process can run one at a time."""
         if self._segment is not None:
             if self._thread == threading.get_ident():
                 return
             raise LabkitError(
                 "cannot measure tensors in two threads at once",
                 cause="torch's profiler serves one thread, and another thread's block is open",
-                fix="track_memory() without tensors=True: the process's peak holds every thread",
+                fix="track_memory() without tensors=True: the process's peak covers all threads",
             )
         if _is_profiling():
             raise LabkitError(
@@ -128,23 +128,30 @@ class TensorCounter:
                 fix="track_memory() without tensors=True, or outside of the profiled block",
             )
 
-    def read(self) -> Reading:
-        """The level and the peak, after the events of the segment that ends here."""
+    def read(self) -> Reading | None:
+        """The level and the peak, after the events of the segment that ends here.
+
+        None where another profiler was started in the segment: torch then drops its events.
+        """
         if self._segment is not None:
             self._segment.__exit__(None, None, None)
-            self._count(self._segment.kineto_results.events())
-            self._segment = None
+            events, self._segment = self._segment.kineto_results.events(), None
+            if not any(event.name() == SEGMENT for event in events):
+                return None
+            self._count(events)
         return Reading(self._level, self._peak)
 
-    def restart(self) -> Reading:
-        """Begins a segment whose peak starts at the level now."""
-        from torch.autograd.profiler import profile
+    def reset(self) -> Reading:
+        """Begins a segment whose peak starts at the current level."""
+        from torch.autograd.profiler import profile, record_function
 
         self._peak = self._level
         self._thread = threading.get_ident()
         self._segment = profile(use_kineto=True, profile_memory=True)
-        with _quieten_first_profile():
+        with _silence_first_profile():
             self._segment.__enter__()
+        with record_function(SEGMENT):
+            pass
         return Reading(self._level, self._peak)
 
     def _count(self, events: list[Any]) -> None:
@@ -156,10 +163,11 @@ class TensorCounter:
 
 
 @contextlib.contextmanager
-def _quieten_first_profile() -> Iterator[None]:
-    """Keeps the profiler's library from writing two lines below every block, as torch 2.13's does.
+def _silence_first_profile() -> Iterator[None]:
+    """Keeps torch 2.13's profiler library from printing two lines after every block.
 
-    It reads the variable when it is started, once in a process; who has set it is not overruled.
+    The library reads the variable once per process, when it starts. A value that is already set
+    stays.
     """
     if LOG_LEVEL in os.environ:
         yield
@@ -172,69 +180,62 @@ def _quieten_first_profile() -> Iterator[None]:
 
 
 def find_cuda_counters() -> list[PeakCounter]:
-    """A gauge for each device torch can use; none before CUDA is started, and none starts it."""
+    """A counter for each device that torch can use; none before CUDA is started."""
     torch = find_started_torch()
     if torch is None:
         return []
-    # The device that code without a number computes on comes first.
+    # The current device, on which code without a device number computes, comes first.
     current = torch.cuda.current_device()
     others = [index for index in range(torch.cuda.device_count()) if index != current]
     return [CudaCounter(torch.cuda, index) for index in (current, *others)]
 
 
 def _is_profiling() -> bool:
-    # _profiler_enabled() knows of the calling thread alone; the flag of all of them.
+    # _profiler_enabled() knows of the calling thread only; this flag covers all threads.
     profiler = sys.modules.get("torch.autograd.profiler")
     return bool(getattr(profiler, "_is_profiler_enabled", False))
 
 
-class BlockSpan(NamedTuple):
-    """One counter over a block, in bytes: before, at its highest, after; None is not measured."""
-
-    where: str
-    before_bytes: int
-    peak_bytes: int | None
-    after_bytes: int
-
-    @property
-    def added_bytes(self) -> int | None:
-        """How far the peak rose above the level at the beginning."""
-        return None if self.peak_bytes is None else self.peak_bytes - self.before_bytes
-
-    @property
-    def change_bytes(self) -> int:
-        """What is held at the end and was not at the beginning; below zero where it was freed."""
-        return self.after_bytes - self.before_bytes
-
-
 class Stretch:
-    """One counter's running figures for one open block."""
+    """One counter's running figures for one open block; ``lost``: a part was not measured."""
 
     def __init__(self, before_bytes: int, peak_bytes: int | None) -> None:
         self.before_bytes = before_bytes
         self.peak_bytes = peak_bytes
+        self.lost = False
 
     def fold(self, peak_bytes: int | None) -> None:
-        """Takes in the peak of a part of the block; one unknown part makes the whole unknown."""
+        """Adds the peak of a part of the block; one unknown part makes the whole unknown."""
         if self.peak_bytes is None or peak_bytes is None:
             self.peak_bytes = None
         else:
             self.peak_bytes = max(self.peak_bytes, peak_bytes)
 
+    def end(self, counter: PeakCounter, reading: Reading | None) -> BlockSpan:
+        """The counter's span over the block, which ends with this reading."""
+        before, peak = self.before_bytes, self.peak_bytes
+        # Tensors are counted from the block's beginning; those from before are not known.
+        base = before if isinstance(counter, TensorCounter) else 0
+        if reading is None or self.lost:
+            return BlockSpan(counter.name, before - base, None, None)
+        after = reading.level_bytes
+        # The kernel adds up resident pages lazily: its mark can lag behind the current figure.
+        highest = None if peak is None else max(peak, before, after) - base
+        return BlockSpan(counter.name, before - base, highest, after - base)
 
-class TrackedBlock:
-    """A block of code being measured: which counters it wants, and its figures so far."""
 
-    def __init__(self, wants: Callable[[str], bool]) -> None:
-        self.wants = wants
-        self.stretches: dict[str, Stretch] = {}
+class TrackedBlock(NamedTuple):
+    """A block of code being measured: which counters it wants, and its figures by counter."""
+
+    wants: Callable[[str], bool]
+    stretches: dict[str, Stretch]
 
 
 class Ledger:
-    """Every open block of this process, and the counters they share.
+    """Every open block of this process, and the counters that the blocks share.
 
-    The counters count for the whole process, so blocks in different threads are right too: each
-    gets the peak of its own time, in which another thread's memory is counted as well.
+    The counters count for the whole process. So a block is right in any thread: it gets the peak
+    of its own time, which includes the memory that other threads used meanwhile.
     """
 
     def __init__(
@@ -251,73 +252,63 @@ class Ledger:
 
     def open_block(self, wants: Callable[[str], bool]) -> TrackedBlock:
         """Begins a block; raises LabkitError where tensors are wanted and cannot be measured."""
-        block = TrackedBlock(wants)
+        block = TrackedBlock(wants, {})
         with self._lock:
             if wants(self._tensors.name):
                 self._tensors.check_available()
-            gauges = self._list_gauges(wants)
-            for gauge in self._list_shared(gauges):
-                self._fold(gauge)
-            for gauge in reversed(gauges):
-                reading = gauge.restart()
+            counters = self._list_counters(wants)
+            for counter in self._list_shared(counters):
+                self._fold(counter)
+            for counter in reversed(counters):
+                reading = counter.reset()
                 if reading is not None:
-                    block.stretches[gauge.name] = Stretch(*reading)
+                    block.stretches[counter.name] = Stretch(*reading)
             self._open.append(block)
         return block
 
     def close_block(self, block: TrackedBlock) -> tuple[BlockSpan, ...]:
-        """Ends a block and gives its spans: devices first, then tensors, then the process."""
+        """Ends a block and returns its spans: devices first, then tensors, then the process."""
         spans = {}
         with self._lock:
-            gauges = self._list_gauges(block.wants)
-            for gauge in gauges:
-                reading = self._fold(gauge)
-                if reading is not None and gauge.name in block.stretches:
-                    spans[gauge] = _end_stretch(gauge, block.stretches[gauge.name], reading)
+            counters = self._list_counters(block.wants)
+            for counter in counters:
+                reading = self._fold(counter)
+                if counter.name in block.stretches:
+                    spans[counter] = block.stretches[counter.name].end(counter, reading)
             self._open = [one for one in self._open if one is not block]
-            for gauge in reversed(self._list_shared(gauges)):
-                gauge.restart()
-        # By what says most: sorting keeps the order of the devices.
-        last = (self._tensors, self._process)
-        order = sorted(spans, key=lambda gauge: last.index(gauge) if gauge in last else -1)
-        return tuple(spans[gauge] for gauge in order)
+            for counter in reversed(self._list_shared(counters)):
+                counter.reset()
+        last = (self._tensors, self._process)  # sorting keeps the order of the devices
+        order = sorted(spans, key=lambda counter: last.index(counter) if counter in last else -1)
+        return tuple(spans[counter] for counter in order)
 
     def forget_all(self) -> None:
-        """Begins anew: in a forked child, whose parent's blocks are not its own."""
+        """Drops every block: in a forked child, they are the parent's."""
         self._lock = threading.RLock()
         self._open = []
 
-    def _list_gauges(self, wants: Callable[[str], bool]) -> list[PeakCounter]:
-        """The counters in the order to read them; they are restarted in the opposite one.
+    def _list_counters(self, wants: Callable[[str], bool]) -> list[PeakCounter]:
+        """The counters in the order to read them; they are reset in the opposite order.
 
-        The process's is read first and restarted last, so that the memory in which the profiler
-        hands over its events is not taken for the block's.
+        The process's is read first and reset last, so that the memory which the profiler's events
+        take is not counted as the block's.
         """
-        gauges = [self._process, *self._find_devices(), self._tensors]
-        return [gauge for gauge in gauges if wants(gauge.name)]
+        counters = [self._process, *self._find_devices(), self._tensors]
+        return [counter for counter in counters if wants(counter.name)]
 
-    def _list_shared(self, gauges: list[PeakCounter]) -> list[PeakCounter]:
-        return [gauge for gauge in gauges if any(one.wants(gauge.name) for one in self._open)]
+    def _list_shared(self, counters: list[PeakCounter]) -> list[PeakCounter]:
+        return [one for one in counters if any(block.wants(one.name) for block in self._open)]
 
-    def _fold(self, gauge: PeakCounter) -> Reading | None:
-        """The counter now, its peak put into every open block that wants it."""
-        reading = gauge.read()
-        if reading is None:
-            return None
+    def _fold(self, counter: PeakCounter) -> Reading | None:
+        """Reads the counter and folds its peak into every open block that wants it."""
+        reading = counter.read()
         for block in self._open:
-            if block.wants(gauge.name):
+            if reading is not None and block.wants(counter.name):
                 # A device that torch started inside the block held nothing before.
-                block.stretches.setdefault(gauge.name, Stretch(0, 0)).fold(reading.peak_bytes)
+                block.stretches.setdefault(counter.name, Stretch(0, 0)).fold(reading.peak_bytes)
+            elif reading is None and counter.name in block.stretches:
+                block.stretches[counter.name].lost = True
         return reading
-
-
-def _end_stretch(gauge: PeakCounter, stretch: Stretch, reading: Reading) -> BlockSpan:
-    before, peak, after = stretch.before_bytes, stretch.peak_bytes, reading.level_bytes
-    # Tensors are counted from the block's beginning; what was there before is not known.
-    base = before if isinstance(gauge, TensorCounter) else 0
-    # The kernel sums resident pages up lazily: its mark can lag behind what it tells of now.
-    highest = None if peak is None else max(peak, before, after) - base
-    return BlockSpan(gauge.name, before - base, highest, after - base)
 
 
 LEDGER = Ledger()

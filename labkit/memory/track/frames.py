@@ -1,6 +1,6 @@
-"""The user's line that is running now: the first frame outside torch, labkit and Python's own.
+"""The user's line that is running now or that raised: the first outside torch, labkit and Python.
 
-IPython's shell, where this process runs in one, and what it calls its cells.
+A notebook's cell is a file to Python; IPython's shell knows the cell's number.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import importlib.util
 import linecache
 import sys
 import sysconfig
+import traceback
 from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
@@ -35,7 +36,7 @@ class Frame(NamedTuple):
 
 
 def find_user_frames(depth: int = 1) -> tuple[Frame, ...]:
-    """The innermost ``depth`` frames of the user's own code that are running; () if none is."""
+    """The innermost ``depth`` running frames of the user's own code; () if there is none."""
     found: list[Frame] = []
     running: FrameType | None = sys._getframe(1)
     while running is not None and len(found) < depth:
@@ -46,21 +47,31 @@ def find_user_frames(depth: int = 1) -> tuple[Frame, ...]:
     return tuple(found)
 
 
+def list_error_frames(error: BaseException) -> tuple[Frame, ...]:
+    """The user's own frames in an error's traceback, innermost first."""
+    steps = reversed(list(traceback.walk_tb(error.__traceback__)))
+    return tuple(
+        Frame(frame.f_code.co_filename, line, frame.f_code.co_name)
+        for frame, line in steps
+        if is_user_file(frame.f_code.co_filename)
+    )
+
+
 @functools.lru_cache(maxsize=4096)
 def is_user_file(file: str) -> bool:
-    """True for a file outside torch, labkit and Python's library; cells are the user's too."""
+    """True for a cell, and for a file outside torch, labkit and Python's standard library."""
     if file.startswith("<"):
         return file.startswith(("<ipython", "<stdin>", "<string>"))
     if not file.startswith(_list_foreign_folders()):
         return True
-    # Packages of others are installed inside Python's folder, and count as the user's.
+    # Other packages are installed inside Python's folder, and count as the user's.
     library = ("site-packages", "dist-packages")
     return any(name in file for name in library) and not file.startswith(_list_own_folders())
 
 
 @functools.cache
 def _list_own_folders() -> tuple[str, ...]:
-    """The folders of torch and of this package, where they are installed."""
+    """The folders where torch and this package are installed."""
     folders = [str(Path(__file__).parents[2])]
     spec = importlib.util.find_spec("torch")
     if spec is not None and spec.origin is not None:
@@ -78,8 +89,8 @@ def _is_cell(file: str) -> bool:
 
 
 def find_shell() -> Any:
-    """The shell that runs the user's code; None in plain Python. Imports nothing."""
-    # While another thread imports IPython, it has not got that far.
+    """The IPython shell that runs the user's code; None in plain Python. Imports nothing."""
+    # While another thread imports IPython, the module has no get_ipython yet.
     find = getattr(sys.modules.get("IPython"), "get_ipython", None)
     return find() if find is not None else None
 
@@ -90,8 +101,7 @@ def name_cell(file: str) -> str | None:
     if shell is None:
         return None
     try:
-        # What ipython calls "Cell In[3]".
-        found = shell.compile.format_code_name(file)
+        found = shell.compile.format_code_name(file)  # ("Cell", "In[3]")
     except (AttributeError, TypeError):
-        return None  # a shell that compiles in a way of its own
+        return None  # a shell with another compiler
     return str(found[1]) if found else None

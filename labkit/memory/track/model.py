@@ -1,76 +1,59 @@
-"""How much of a device's memory storages hold: the level, its exact peak, what was live at it.
+"""The figures of a measured block, and the storages that a traced block used. Without torch.
 
-Plain bookkeeping, without torch. To know at the end what was live at the peak, no picture is taken
-on the way, which would cost as much as there are storages at each new peak: every storage knows
-when it was born, and those that have gone since the peak are kept until there is a higher one.
+To know at the end what was live at the peak, no list is copied at each new peak, which would cost
+as much as there are storages: every storage knows when it was allocated, and those freed since
+the peak are kept until there is a higher one.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from labkit.memory.track.frames import Frame
+from labkit.render import Displayed
 
-# What a storage is for, in the order in which it is told.
+# What a storage is for, in the order in which it is shown.
 CATEGORIES = ("parameters", "gradients", "optimizer", "activations", "inputs", "other")
 
 
+@dataclass(slots=True, eq=False)
 class Storage:
-    """One piece of memory that tensors share; a resized one counts as a new one.
+    """One piece of memory that tensors share; a resized storage counts as a new one.
 
-    ``serial`` is never given twice, unlike an address. ``before`` says that it was there when
-    the tracing began, and was found when it was used. ``frames`` are the user's lines that
-    allocated it, innermost first; for what backward allocates, those of the forward operator it
-    belongs to (``backward`` is True).
+    ``serial`` is never reused, unlike an address. ``before``: it existed when the tracing began,
+    and was found when it was first used. ``frames`` are the user's lines that allocated it,
+    innermost first; for what backward allocates (``backward`` is True), those of its forward
+    operator. ``born`` counts the storages that its ``Level`` has seen.
     """
 
-    __slots__ = ("backward", "before", "born", "bytes", "device", "frames", "kind", "serial")
-
-    def __init__(
-        self,
-        serial: int,
-        count: int,
-        device: str,
-        kind: str,
-        frames: tuple[Frame, ...] = (),
-        *,
-        before: bool = False,
-        backward: bool = False,
-    ) -> None:
-        self.serial, self.bytes, self.device, self.kind = serial, count, device, kind
-        self.frames, self.before, self.backward = frames, before, backward
-        self.born = 0
-
-    def __repr__(self) -> str:
-        where = self.frames[0].where if self.frames else "unknown line"
-        return f"<storage {self.serial}: {self.bytes} B of {self.kind} on {self.device}, {where}>"
-
-
-class LineUse(NamedTuple):
-    """What one line of the user's code held, in bytes and storages; no frame: not known."""
-
-    frame: Frame | None
-    held_bytes: int
-    storages: int
+    serial: int
+    bytes: int
+    device: str
+    category: str
+    frames: tuple[Frame, ...] = ()
+    before: bool = False
+    backward: bool = False
+    born: int = 0
 
 
 class Level:
-    """One device's bytes in storages: now, at most, and at the beginning."""
+    """One device's bytes in storages: now, at the peak, and before the block."""
 
     def __init__(self) -> None:
         self.now_bytes = self.peak_bytes = self.before_bytes = 0
         self._clock = self._peak_time = 0
         self._live: dict[int, Storage] = {}
-        self._gone_since_peak: list[Storage] = []
+        self._freed_since_peak: list[Storage] = []
 
     def add(self, storage: Storage) -> None:
-        """Counts a storage, from now on or, where it was there before, from the beginning."""
+        """Counts a storage from now on; one that existed before the block, from its beginning."""
         self._live[storage.serial] = storage
         self.now_bytes += storage.bytes
         if storage.before:
-            # It was under every level so far: the moment of the peak does not move.
+            # It was part of every level so far: the moment of the peak does not move.
             self.before_bytes += storage.bytes
             self.peak_bytes += storage.bytes
             return
@@ -78,26 +61,83 @@ class Level:
         storage.born = self._clock
         if self.now_bytes > self.peak_bytes:
             self.peak_bytes, self._peak_time = self.now_bytes, self._clock
-            self._gone_since_peak.clear()
+            self._freed_since_peak.clear()
 
     def remove(self, storage: Storage) -> None:
-        """Takes back a storage that is freed."""
+        """Subtracts a storage that is freed."""
         del self._live[storage.serial]
         self.now_bytes -= storage.bytes
         if storage.born <= self._peak_time:
-            self._gone_since_peak.append(storage)
+            self._freed_since_peak.append(storage)
 
     def list_at_peak(self) -> list[Storage]:
         """The storages that were live when the level was highest for the first time."""
         live = [one for one in self._live.values() if one.born <= self._peak_time]
-        return live + self._gone_since_peak
+        return live + self._freed_since_peak
+
+
+class LineUse(NamedTuple):
+    """Bytes and storages that one line of the user's code allocated; no frame: an unknown line."""
+
+    frame: Frame | None
+    held_bytes: int
+    storages: int
+
+
+class Breakdown(NamedTuple):
+    """What one device's tensors were for at their peak: bytes by category and bytes by line.
+
+    ``categories`` (all of ``CATEGORIES``) adds up to ``peak_bytes``. Tensors from before the
+    block are included where the block used them.
+    """
+
+    where: str
+    peak_bytes: int
+    categories: dict[str, int]
+    lines: tuple[LineUse, ...] = ()
+
+
+class BlockSpan(NamedTuple):
+    """One counter over a block, in bytes: before, at the peak, after; ``None`` is not measured."""
+
+    where: str
+    before_bytes: int
+    peak_bytes: int | None
+    after_bytes: int | None
+
+    @property
+    def added_bytes(self) -> int | None:
+        """How far the peak rose above the level at the beginning."""
+        return None if self.peak_bytes is None else self.peak_bytes - self.before_bytes
+
+    @property
+    def change_bytes(self) -> int | None:
+        """What the block allocated and still holds; below zero where it freed more."""
+        return None if self.after_bytes is None else self.after_bytes - self.before_bytes
+
+
+@dataclass(frozen=True, repr=False)
+class MemoryUse(Displayed, view="labkit.memory.track.view", text="format_use"):
+    """What a block used: its seconds, and a span in bytes for each counter that was read.
+
+    ``breakdowns`` has one for each device that had tensors, where categories or lines were asked
+    for.
+    """
+
+    seconds: float
+    spans: tuple[BlockSpan, ...]
+    breakdowns: tuple[Breakdown, ...] = ()
+
+    def find_span(self, where: str) -> BlockSpan | None:
+        """The span of ``"cuda:0"``, ``"tensors"`` or ``"process"``; None where not measured."""
+        return next((span for span in self.spans if span.where == where), None)
 
 
 def sum_categories(storages: Iterable[Storage]) -> dict[str, int]:
-    """Bytes by kind, each kind there; they add up to all of them."""
+    """Bytes of every category; they add up to the bytes of all the storages."""
     sums = dict.fromkeys(CATEGORIES, 0)
     for one in storages:
-        sums[one.kind] += one.bytes
+        sums[one.category] += one.bytes
     return sums
 
 

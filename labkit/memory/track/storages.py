@@ -1,32 +1,19 @@
-"""Every storage that tensors take while a block runs: its bytes, its kind, the line it is from.
+"""Every storage that tensors take while a block runs: its bytes, its category, and its line.
 
 ``StorageTracer`` is a context manager around the code of one thread. It sees each operator of
-torch on its way, on real tensors of any device and, opened inside a ``FakeTensorMode``, on fake
-ones, which take no memory:
+torch, on real tensors of any device and, inside a ``FakeTensorMode``, on fake ones, which take no
+memory:
 
     with StorageTracer() as tracer:
         step()
     level = tracer.levels["cpu"]
-    level.peak_bytes, sum_kinds(level.list_at_peak()), sum_lines(level.list_at_peak(), 5)
+    level.peak_bytes, sum_categories(level.list_at_peak()), sum_lines(level.list_at_peak(), 5)
 
-A storage that was there before is found when the block first uses it, and counted from the
-beginning; a view of it is not taken for a new one. What an operator takes and gives back within
+A storage from before the block is found when the block first uses it, and counted from the
+beginning; a view of it is not a new storage. Memory that an operator allocates and frees within
 itself is not seen. Compiled functions run eagerly meanwhile, in every thread.
-``round_up`` makes of a storage's bytes what the device's allocator gives out for it.
 
-**Events.** ``StorageTracer(observer=one, depth=8)`` calls ``one.allocate(storage)`` and
-``one.free(storage)`` for each storage, in order and in the block's thread. ``storage.serial`` is
-like an address, but never used twice; ``bytes``, ``device``, ``kind`` (as far as it is known at
-that time: a gradient is told from other storages only after it was made) and ``frames`` (up to
-``depth`` of the user's lines, innermost first) are the rest. ``storage.before`` marks those that
-were there already. What is still live at the end gets no ``free``. An observer must not compute
-with tensors.
-
-What a storage is for, told by torch itself while a program runs.
-
-torch's own hooks, for every module and every optimizer, say when a forward pass or an optimizer's
-step goes on, which tensors a module holds, and when a gradient has been collected. They are there
-while the watch is open and gone after it; they see the thread that opened it alone.
+torch's own hooks for modules and optimizers (``CategoryWatch``) say what a storage is for.
 """
 
 from __future__ import annotations
@@ -49,26 +36,30 @@ from labkit.errors import LabkitError
 from labkit.memory.track.frames import Frame, find_user_frames
 from labkit.memory.track.model import Level, Storage
 
-# Nodes of the graph whose forward line is kept; a loop that runs on for hours has many more.
+# Nodes of the graph whose forward line is kept; a loop that runs for hours makes many more.
 NODES_KEPT = 200_000
-# torch.tensor(...) makes its storage unseen, and hands it to this operator.
+# torch.tensor(...) allocates where no operator is seen, and passes the tensor to this one.
 LIFT = torch.ops.aten.lift_fresh.default
 
 
 class StorageObserver(Protocol):
-    """Who is told of every storage that comes and goes."""
+    """Receives every storage that is allocated or freed, in order and in the block's thread.
+
+    ``storage.category`` is what is known at that time: a gradient is recognized only after it was
+    made. What is still live at the end is not freed. An observer must not compute with tensors.
+    """
 
     def allocate(self, storage: Storage) -> None:
-        """A storage is there from now on; ``storage.before``: it has been all along."""
+        """A new storage, or with ``storage.before`` one that existed before the block."""
         ...
 
     def free(self, storage: Storage) -> None:
-        """A storage has gone."""
+        """The storage is freed."""
         ...
 
 
 class StorageReference(weakref.ref):  # type: ignore[type-arg]
-    """A weak reference to torch's storage that knows what was written down about it."""
+    """A weak reference to one of torch's storages, with the record of it."""
 
     __slots__ = ("key", "storage")
 
@@ -77,10 +68,11 @@ class StorageReference(weakref.ref):  # type: ignore[type-arg]
 
 
 class StorageTracer(TorchDispatchMode):  # type: ignore[misc]
-    """Counts the storages of the block it is around, by device, kind and line.
+    """Counts the storages of a block by device, category and line.
 
-    Raises LabkitError where one is open in another thread: what says whether a module or an
-    optimizer is running is the process's.
+    ``observer`` receives each storage; ``depth`` is how many of the user's lines each keeps;
+    ``round_up`` gives the bytes that the device's allocator takes for a storage's bytes. Raises
+    LabkitError where a tracer is open in another thread: torch's hooks are for the whole process.
     """
 
     _open: list[StorageTracer] = []  # noqa: RUF012
@@ -97,11 +89,11 @@ class StorageTracer(TorchDispatchMode):  # type: ignore[misc]
         self.levels: dict[str, Level] = {}
         self._observer, self._depth, self._round_up = observer, depth, round_up
         self._used = False
-        self._kinds = CategoryWatch(self.mark)
+        self._watch = CategoryWatch(self.mark)
         self._thread = threading.get_ident()
         self._serials = itertools.count(1)
         self._live: dict[int, StorageReference] = {}
-        # Filled when Python collects a storage, at any moment; looked into at chosen ones.
+        # Python appends to it when it collects a storage, at any moment; _bury() reads it.
         self._dead: deque[StorageReference] = deque()
         self._node_frames: dict[int, tuple[Frame, ...]] = {}
 
@@ -110,23 +102,23 @@ class StorageTracer(TorchDispatchMode):  # type: ignore[misc]
         if any(one._thread != self._thread for one in self._open):
             raise LabkitError(
                 "cannot trace tensors in two threads at once",
-                cause="torch tells of its modules and optimizers for all threads together,"
-                " and another thread's block is open",
-                fix="track_memory() without kinds or lines: the process's peak holds every thread",
+                cause="torch's hooks for modules and optimizers are for the whole process, and"
+                " another thread's block is open",
+                fix="track_memory() without kinds or lines: the process's peak covers all threads",
             )
         if self._used:
             raise LabkitError(
-                "this tracer has traced a block already",
-                cause="what was freed since then is not known to it",
-                fix="a StorageTracer() of its own for each block",
+                "this tracer has already traced a block",
+                cause="it does not know what was freed since then",
+                fix="a new StorageTracer() for each block",
             )
         self._used = True
         if not self._open:
-            # A mode makes compiled functions eager anyhow, but dynamo would remember that of each
-            # for ever: told beforehand, it forgets it with the block.
+            # A mode makes compiled functions run eagerly anyway, but dynamo would keep that for
+            # ever; with a stance it ends with the block.
             StorageTracer._stance = torch.compiler.set_stance("force_eager")
         self._open.append(self)
-        self._kinds.open()
+        self._watch.open()
         super().__enter__()
         return self
 
@@ -136,18 +128,17 @@ class StorageTracer(TorchDispatchMode):  # type: ignore[misc]
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        # Torch takes out whichever mode came last: those opened within this one go back in.
+        # Torch removes whichever mode was entered last: those entered after this one return.
         later = self._open[self._open.index(self) + 1 :]
         for one in [*reversed(later), self]:
             TorchDispatchMode.__exit__(one, kind, error, trace)
         for one in later:
             TorchDispatchMode.__enter__(one)
-        self._kinds.close()
+        self._watch.close()
         self._open.remove(self)
         if not self._open:
             self._stance.__exit__(None, None, None)
         self._bury()
-        # From here on nothing is counted: what goes after the block is none of its business.
         self._live.clear()
         self._node_frames.clear()
 
@@ -158,7 +149,7 @@ class StorageTracer(TorchDispatchMode):  # type: ignore[misc]
         arguments: tuple[Any, ...] = (),
         named: dict[str, Any] | None = None,
     ) -> Any:
-        """Runs the operator, and counts the storages in its results that were not there."""
+        """Runs the operator, and counts the new storages in its results."""
         named = named or {}
         self._bury()
         frames, backward = self._find_frames()
@@ -166,56 +157,62 @@ class StorageTracer(TorchDispatchMode):  # type: ignore[misc]
         if operator is LIFT:
             self._add_new(arguments[0], "other", frames)
         known = self._look_at(taken)
-        kinds = {one.kind for one in known}
-        if kinds & {"parameters", "activations"} and self._kinds.reads_inputs():
+        categories = {one.category for one in known}
+        if categories & {"parameters", "activations"} and self._watch.reads_inputs():
             self._take_inputs(operator, known)
         result = operator(*arguments, **named)
         self._bury()
         self._resize(taken, frames)
-        birth = self._kinds.name_birth(taken, kinds)
+        category = self._watch.name_result(taken, categories)
         for tensor in list_tensors(result):
-            self._add_new(tensor, birth, frames, backward=backward)
+            self._add_new(tensor, category, frames, backward=backward)
         return result
 
-    def mark(self, tensor: Any, kind: str) -> None:
-        """Says what a tensor's storage is for; one that is not known was there before."""
+    def mark(self, tensor: Any, category: str) -> None:
+        """Sets the category of a tensor's storage; a storage not seen so far is from before."""
         self._bury()
         for part in list_parts(tensor):
             held = self._live.get(part.untyped_storage()._cdata)
-            storage = held.storage if held else self._add(part, kind, (), before=True)
-            if storage.kind == "other" or (kind in CERTAIN and storage.kind not in CERTAIN):
-                storage.kind = kind
+            storage = held.storage if held else self._add(part, category, (), before=True)
+            certain = category in CERTAIN and storage.category not in CERTAIN
+            if storage.category == "other" or certain:
+                storage.category = category
+
+    def count_live(self) -> int:
+        """The bytes of all storages that are live now."""
+        self._bury()
+        return sum(level.now_bytes for level in self.levels.values())
 
     def _look_at(self, tensors: Iterable[Any]) -> list[Storage]:
-        """The storages of an operator's arguments; those not known yet were there before."""
+        """The storages of an operator's arguments; those not seen so far are from before."""
         found = []
         for tensor in tensors:
             for part in list_parts(tensor):
                 held = self._live.get(part.untyped_storage()._cdata)
                 found.append(held.storage if held else self._add(part, "other", (), before=True))
             if tensor.is_leaf and (_is_parameter(tensor) or _collects_gradients(tensor)):
-                self._kinds.watch_parameter(tensor)
+                self._watch.watch_parameter(tensor)
         return found
 
     def _take_inputs(self, operator: Any, known: Iterable[Storage]) -> None:
-        # To fill a parameter in place (as loading a checkpoint does) is not to read an input.
+        # Filling a parameter in place, as loading a checkpoint does, reads no input.
         if operator._schema.is_mutable:
             return
         for one in known:
-            if one.kind == "other":
-                one.kind = "inputs"
+            if one.category == "other":
+                one.category = "inputs"
 
     def _add_new(
-        self, tensor: Any, kind: str, frames: tuple[Frame, ...], *, backward: bool = False
+        self, tensor: Any, category: str, frames: tuple[Frame, ...], *, backward: bool = False
     ) -> None:
         for part in list_parts(tensor):
             if part.untyped_storage()._cdata not in self._live:
-                self._add(part, kind, frames, backward=backward)
+                self._add(part, category, frames, backward=backward)
 
     def _add(
         self,
         tensor: Any,
-        kind: str,
+        category: str,
         frames: tuple[Frame, ...],
         *,
         before: bool = False,
@@ -226,7 +223,7 @@ class StorageTracer(TorchDispatchMode):  # type: ignore[misc]
             next(self._serials),
             self._round_up(source.nbytes()),
             str(tensor.device),
-            kind,
+            category,
             frames,
             before=before,
             backward=backward,
@@ -248,7 +245,7 @@ class StorageTracer(TorchDispatchMode):  # type: ignore[misc]
             self._observer.free(storage)
 
     def _bury(self) -> None:
-        """Counts out the storages that have gone since the last look."""
+        """Subtracts the storages that Python has collected since the last call."""
         while self._dead:
             reference = self._dead.popleft()
             if self._live.get(reference.key) is reference:
@@ -256,7 +253,7 @@ class StorageTracer(TorchDispatchMode):  # type: ignore[misc]
                 self._discount(reference.storage)
 
     def _resize(self, tensors: Iterable[Any], frames: tuple[Frame, ...]) -> None:
-        """Counts anew the storages that an operator has made larger or smaller in place."""
+        """Replaces the records of storages that an operator has resized in place."""
         for tensor in tensors:
             for part in list_parts(tensor):
                 source = part.untyped_storage()
@@ -265,31 +262,33 @@ class StorageTracer(TorchDispatchMode):  # type: ignore[misc]
                 if held is not None and count != held.storage.bytes:
                     old = held.storage
                     self._discount(old)
-                    held.storage = Storage(next(self._serials), count, old.device, old.kind, frames)
+                    serial = next(self._serials)
+                    held.storage = Storage(serial, count, old.device, old.category, frames)
                     self._count(held.storage)
 
     def _find_frames(self) -> tuple[tuple[Frame, ...], bool]:
-        """The user's lines for what is made now, and whether backward makes it."""
+        """The user's lines for what is allocated now, and whether backward allocates it."""
         node = torch._C._current_autograd_node()
         if node is not None:
+            self._watch.watch_leaves(node)
             forward = self._node_frames.get(node._sequence_nr())
             return (forward or find_user_frames(self._depth)), True
         frames = find_user_frames(self._depth)
         if torch.is_grad_enabled():
             if len(self._node_frames) > NODES_KEPT:
                 self._node_frames.clear()
-            # The node of this operator was made just before: its number is the last one given.
+            # Autograd has just made this operator's node: its number is the last one given.
             number = torch._C._autograd._get_sequence_nr() - 1
             self._node_frames.setdefault(number, frames)
         return frames, False
 
 
 def list_parts(tensor: Any) -> list[Any]:
-    """The tensors whose storages hold a tensor's data: itself, or the parts of a sparse one."""
+    """The tensors whose storages hold the data: the tensor itself, or the parts of a sparse one."""
     if tensor.layout is torch.strided:
         inner = getattr(tensor, "__tensor_flatten__", None)
         if inner is None:
-            return [] if is_lazy(tensor) else [tensor]  # its module has not run yet
+            return [] if is_lazy(tensor) else [tensor]  # a lazy one has no data yet
         return [part for name in inner()[0] for part in list_parts(getattr(tensor, name))]
     if tensor.layout is torch.sparse_coo:
         return [tensor._indices(), tensor._values()]
@@ -297,7 +296,7 @@ def list_parts(tensor: Any) -> list[Any]:
         return [tensor.crow_indices(), tensor.col_indices(), tensor.values()]
     if tensor.layout in (torch.sparse_csc, torch.sparse_bsc):
         return [tensor.ccol_indices(), tensor.row_indices(), tensor.values()]
-    return []  # mkldnn's own layout: its memory belongs to another library
+    return []  # mkldnn's own layout: another library holds its memory
 
 
 def _is_parameter(tensor: Any) -> bool:
@@ -309,23 +308,26 @@ def _collects_gradients(leaf: Any) -> bool:
     return leaf.requires_grad and torch.is_grad_enabled() and not leaf._is_view()
 
 
-# These are known by what holds the tensor, not by where it was made: nothing overrules them.
+# Known by what holds the tensor, not by where it was made: no other category replaces these.
 CERTAIN = ("parameters", "gradients", "optimizer")
 
 
 class CategoryWatch:
-    """Follows modules, optimizers and gradients, and calls ``mark(tensor, kind)``."""
+    """Follows modules, optimizers and gradients, and calls ``mark(tensor, category)``.
+
+    The hooks are installed while it is open, and act on the thread that opened it only.
+    """
 
     def __init__(self, mark: Callable[[Any, str], None]) -> None:
         self._mark = mark
         self._thread = threading.get_ident()
         self._depth = self._steps = 0
         self._handles: list[Any] = []
-        # By id, without a reference of any kind: torch will not swap a tensor that has a weak one.
+        # By id, without a reference: torch refuses to swap tensors with weak references.
         self._watched: dict[int, Any] = {}
 
     def open(self) -> None:
-        """Begins to follow; ``close`` must come after it."""
+        """Installs the hooks; ``close`` must follow."""
         self._thread = threading.get_ident()
         self._handles = [
             modules.register_module_forward_pre_hook(self._begin_forward),
@@ -335,31 +337,31 @@ class CategoryWatch:
         ]
 
     def close(self) -> None:
-        """Takes every hook out again."""
+        """Removes every hook."""
         for handle in [*self._handles, *self._watched.values()]:
             handle.remove()
         self._handles, self._watched = [], {}
         self._depth = self._steps = 0
 
-    def name_birth(self, arguments: Iterable[Any], kinds: Iterable[str]) -> str:
-        """The kind of what an operator makes now, from its arguments and their kinds."""
+    def name_result(self, arguments: Iterable[Any], categories: Iterable[str]) -> str:
+        """The category of an operator's results, from its arguments and their categories."""
         if self._depth or torch._C._current_autograd_node() is not None:
             return "activations"
         if self._steps:
             return "optimizer"
-        if "activations" in kinds:
+        if "activations" in categories:
             return "activations"
         tracked = torch.is_grad_enabled() and any(one.requires_grad for one in arguments)
         return "activations" if tracked else "other"
 
     def reads_inputs(self) -> bool:
-        """True while what an operator reads beside parameters is the model's input."""
+        """True while what an operator reads besides parameters is the model's input."""
         return not self._steps and torch._C._current_autograd_node() is None
 
     def watch_parameter(self, tensor: Any) -> None:
-        """Marks a parameter or another leaf, its gradient, and each one that it will collect."""
+        """Marks a parameter or another leaf, its gradient, and each gradient it gets later."""
         self._mark(tensor, "parameters")
-        # A lazy module's has no size and takes no hooks; its first forward pass makes it one.
+        # A lazy parameter has no size and takes no hooks until the first forward pass.
         if is_lazy(tensor) or self._is_watched(tensor):
             return
         if tensor.grad is not None:
@@ -368,9 +370,19 @@ class CategoryWatch:
             handle = tensor.register_post_accumulate_grad_hook(self._end_gradient)
             self._watched[id(tensor)] = handle
 
+    def watch_leaves(self, node: Any) -> None:
+        """Watches the leaves that get their gradients from a node that backward is running.
+
+        The forward pass, where they are found otherwise, may have run before the block.
+        """
+        for following, _ in node.next_functions:
+            leaf = getattr(following, "variable", None)  # AccumulateGrad has one
+            if leaf is not None and not self._is_watched(leaf):
+                self.watch_parameter(leaf)
+
     def _is_watched(self, tensor: Any) -> bool:
         handle = self._watched.get(id(tensor))
-        # The id can be another tensor's by now: the handle knows the hooks that it is among.
+        # The id can belong to another tensor by now; the handle knows whose hooks it is in.
         return handle is not None and handle.hooks_dict_ref() is tensor._post_accumulate_grad_hooks
 
     def _end_gradient(self, tensor: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
 import re
@@ -9,13 +10,20 @@ import sys
 import time
 from collections.abc import Callable
 from types import TracebackType
-from typing import TYPE_CHECKING, NamedTuple, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from labkit.errors import LabkitError, UsageError
 from labkit.memory.sample.model import Opened, begin_spans, end_spans
-from labkit.memory.track.counters import LEDGER, BlockSpan, Ledger, TrackedBlock
-from labkit.memory.track.model import Level, LineUse, sum_categories, sum_lines
-from labkit.text import format_bytes, format_seconds
+from labkit.memory.track.counters import LEDGER, Ledger, TrackedBlock
+from labkit.memory.track.model import (
+    BlockSpan,
+    Breakdown,
+    Level,
+    LineUse,
+    MemoryUse,
+    sum_categories,
+    sum_lines,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -26,47 +34,12 @@ Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 
 
-class Breakdown(NamedTuple):
-    """What one device's tensors were for when they took most: bytes by kind, bytes by line.
-
-    ``kinds`` (all of ``KINDS``) adds up to ``peak_bytes``. Tensors from before the block are in
-    it where the block used them.
-    """
-
-    where: str
-    peak_bytes: int
-    kinds: dict[str, int]
-    lines: tuple[LineUse, ...] = ()
-
-
-class MemoryUse(NamedTuple):
-    """What a block used: its seconds, and a span in bytes for each counter that was read.
-
-    ``breakdowns`` has one of each device that had tensors, where kinds or lines were asked for.
-    """
-
-    seconds: float
-    spans: tuple[BlockSpan, ...]
-    breakdowns: tuple[Breakdown, ...] = ()
-
-    def find_span(self, where: str) -> BlockSpan | None:
-        """The span of ``"cuda:0"``, ``"tensors"`` or ``"process"``; None where not measured."""
-        return next((span for span in self.spans if span.where == where), None)
-
-    def __repr__(self) -> str:
-        lines = [_format_span(span) for span in self.spans] or ["memory: not measured"]
-        lines += [_format_breakdown(one) for one in self.breakdowns]
-        return "\n".join([*lines, f"seconds: {format_seconds(self.seconds)}"])
-
-    def __str__(self) -> str:
-        return repr(self)
-
-
 class MemoryTracker:
-    """One block being measured; ``use`` has its figures once it has ended, raised or not.
+    """Measures one block; ``use`` has its figures once it has ended, also by an exception.
 
-    As a decorator it measures every call, each with a tracker of its own; ``function.last_use``
-    is the use of the call that ended last.
+    As a decorator it measures every call with a new tracker; ``function.last_use`` has the
+    figures of the call that ended last. ``annotated=False`` keeps the block off the timelines of
+    samplers. ``kinds`` asks for categories.
     """
 
     def __init__(
@@ -78,7 +51,7 @@ class MemoryTracker:
         kinds: bool = False,
         lines: int = 0,
         ledger: Ledger = LEDGER,
-        marked: bool = True,
+        annotated: bool = True,
     ) -> None:
         self.use: MemoryUse | None = None
         self._device, self._tensors, self._synchronize = device, tensors, synchronize
@@ -87,7 +60,7 @@ class MemoryTracker:
         self._tracer: StorageTracer | None = None
         self._block: TrackedBlock | None = None
         self._name: str | None = None
-        self._marked, self._spans = marked, Opened()
+        self._annotated, self._spans = annotated, Opened()
         self._started = 0.0
 
     @property
@@ -97,17 +70,17 @@ class MemoryTracker:
 
     @property
     def change_bytes(self) -> int | None:
-        """The net change of that same span."""
+        """The net change of the same span."""
         return self.use.spans[0].change_bytes if self.use and self.use.spans else None
 
     @property
     def kinds(self) -> dict[str, int] | None:
-        """Bytes by kind at the peak of the first device's tensors; None where not asked for."""
-        return self.use.breakdowns[0].kinds if self.use and self.use.breakdowns else None
+        """Bytes by category at the peak of the first device's tensors; None if not asked for."""
+        return self.use.breakdowns[0].categories if self.use and self.use.breakdowns else None
 
     @property
     def lines(self) -> tuple[LineUse, ...] | None:
-        """The lines that allocated most of that same peak; None where not asked for."""
+        """The lines that allocated most of that peak; None if not asked for."""
         return self.use.breakdowns[0].lines if self.use and self.use.breakdowns else None
 
     @property
@@ -118,9 +91,9 @@ class MemoryTracker:
     def __enter__(self) -> MemoryTracker:
         if self._block is not None:
             raise LabkitError(
-                "this tracker is measuring already",
-                cause="one tracker measures one block at a time",
-                fix="a track_memory() of its own for each block and each thread",
+                "this tracker is already measuring a block",
+                cause="a tracker measures one block at a time",
+                fix="a new track_memory() for each block and each thread",
             )
         self.use = None
         self._wait_for_devices()
@@ -128,7 +101,7 @@ class MemoryTracker:
         self._block = self._ledger.open_block(self._wants)
         if tracer is not None:
             self._open_tracer(tracer, self._block)
-        if self._marked:  # on every sampler's time
+        if self._annotated:
             self._spans = begin_spans("block", self._name)
         self._started = time.perf_counter()
         return self
@@ -143,7 +116,7 @@ class MemoryTracker:
         if block is None:
             return
         if error is None:
-            self._wait_for_devices()  # after an error it could hide that one behind its own
+            self._wait_for_devices()  # after an error, waiting could raise another one
         seconds = time.perf_counter() - self._started
         self._block, tracer, self._tracer = None, self._tracer, None
         end_spans(self._spans)
@@ -163,20 +136,13 @@ class MemoryTracker:
             raise UsageError(
                 f"track_memory() cannot decorate {getattr(function, '__name__', function)}",
                 cause="calling a coroutine or a generator function does not run its body",
-                fix="with track_memory() inside of it",
+                fix="with track_memory(): ... inside of it",
             )
 
         @functools.wraps(function)
         def measured(*arguments: Arguments.args, **named: Arguments.kwargs) -> Result:
-            tracker = MemoryTracker(
-                self._device,
-                tensors=self._tensors,
-                synchronize=self._synchronize,
-                kinds=self._kinds,
-                lines=self._lines,
-                ledger=self._ledger,
-                marked=self._marked,
-            )
+            tracker = copy.copy(self)
+            tracker.use = tracker._block = tracker._tracer = None
             tracker._name = getattr(function, "__name__", None)
             try:
                 with tracker:
@@ -207,7 +173,7 @@ class MemoryTracker:
         return StorageTracer()
 
     def _open_tracer(self, tracer: StorageTracer, block: TrackedBlock) -> None:
-        """Opens it after the counters, whose profiler would see it; a refusal closes them."""
+        """Opens it after the counters, whose profiler would see it; if it fails, closes them."""
         try:
             self._tracer = tracer.__enter__()
         except LabkitError:
@@ -216,7 +182,7 @@ class MemoryTracker:
             raise
 
     def _break_down(self, tracer: StorageTracer) -> tuple[Breakdown, ...]:
-        """The peaks by kind and line: the GPUs' first, as among the spans."""
+        """Each device's peak by category and line: GPUs first, as in the spans."""
         names = [name for name in tracer.levels if self._device in (None, name.split(":")[0], name)]
         names.sort(key=lambda name: (name == "cpu", name))
         found = [(name, tracer.levels[name]) for name in names] or [("cpu", Level())]
@@ -246,22 +212,21 @@ def track_memory(
 ) -> MemoryTracker:
     """Measures a block or a function: exact peak and net change in bytes, and seconds.
 
-    On CUDA the tensors of every device, by the allocator's own statistics; on the CPU the whole
-    process, by the kernel's high-water mark. ``device`` narrows that to ``"cuda"``, ``"cuda:1"``
-    or ``"cpu"``. ``tensors=True`` adds the CPU tensors made in this thread, through
+    On CUDA it counts the tensors of every device, by the allocator's statistics; on the CPU the
+    whole process, by the kernel's high-water mark. ``device`` limits it to ``"cuda"``,
+    ``"cuda:1"`` or ``"cpu"``. ``tensors=True`` adds the CPU tensors made in this thread, through
     torch.profiler, which makes small operators about six times slower. ``synchronize=True``
-    waits for the current CUDA device at both ends, for seconds that contain its work.
+    waits for the current CUDA device at both ends, so that the seconds include its work.
 
-    ``kinds=True`` says what the tensors at the peak were for (``tracked.kinds``: parameters with
-    buffers, gradients, optimizer, activations, inputs, other), and ``lines=5`` which lines of
-    yours allocated most of it (``tracked.lines``), on any device; backward's memory goes to the
-    forward line it belongs to. Both watch every operator of this thread: that takes about 50 us
-    each, and compiled functions run eagerly meanwhile. While such a block is open, one in another
-    thread is refused.
+    ``kinds=True`` splits the peak by category (``tracked.kinds``: parameters with buffers,
+    gradients, optimizer, activations, inputs, other), and ``lines=5`` names the lines of your
+    code that allocated most of it (``tracked.lines``), on any device; memory of backward counts
+    for its forward line. Both trace every operator of this thread: each takes about 50 us more,
+    compiled functions run eagerly meanwhile, and no other thread can open such a block.
 
-    The figures are the process's: what other threads take meanwhile is in them. The allocator's
-    peak is reset on the way, so ``torch.cuda.max_memory_allocated()`` starts anew. Nothing else
-    is touched: no cache is emptied, and compiled functions stay compiled.
+    The figures include what other threads allocate meanwhile. The allocator's peak is reset, and
+    with it ``torch.cuda.max_memory_allocated()``. Nothing else changes: no cache is emptied, and
+    compiled functions stay compiled.
 
     >>> with track_memory("cpu") as tracked:
     ...     held = bytearray(1000)
@@ -278,35 +243,14 @@ def track_memory(
             fix='track_memory("cuda:0")',
         )
     if type(lines) is not int or lines < 0:
-        raise UsageError(f"lines={lines!r} is no number of lines", fix="track_memory(lines=5)")
+        raise UsageError(f"invalid number of lines: lines={lines!r}", fix="track_memory(lines=5)")
     return MemoryTracker(name, tensors=tensors, synchronize=synchronize, kinds=kinds, lines=lines)
 
 
 def _keep_touched(spans: tuple[BlockSpan, ...]) -> tuple[BlockSpan, ...]:
-    """Without the GPUs of this machine that held nothing all along."""
+    """The spans without those of GPUs that held nothing all the time."""
     return tuple(
         span
         for span in spans
         if not span.where.startswith("cuda:") or span.peak_bytes or span.before_bytes
     )
-
-
-def _format_span(span: BlockSpan) -> str:
-    change = _format_change(span.change_bytes)
-    if span.peak_bytes is None:
-        return f"{span.where}: peak not measured, change {change}"
-    added = _format_change(span.added_bytes)
-    return f"{span.where}: peak {format_bytes(span.peak_bytes)} ({added}), change {change}"
-
-
-def _format_breakdown(one: Breakdown) -> str:
-    kinds = [f"{kind} {format_bytes(held)}" for kind, held in one.kinds.items() if held]
-    parts = [f"{one.where} tensors at their peak: {', '.join(kinds) or 'none'}"]
-    for line in one.lines:
-        where = f"{line.frame.where}  {line.frame.source}" if line.frame else "before the block"
-        parts.append(f"  {format_bytes(line.held_bytes):>10}  {where}".rstrip())
-    return "\n".join(parts)
-
-
-def _format_change(count: int | None) -> str:
-    return format_bytes(count) if count is None or count < 0 else f"+{format_bytes(count)}"

@@ -16,7 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from labkit.charts import Column, Line, draw_columns, draw_lines
+from labkit.charts import Column, Line, render_columns, render_lines
 from labkit.notebooks.result import (
     CellMemory,
     CellResult,
@@ -24,7 +24,7 @@ from labkit.notebooks.result import (
     NotebookResult,
 )
 from labkit.notebooks.sources import is_nested_too_deep
-from labkit.render import escape, escape_block, make_table, mark
+from labkit.render import escape, escape_block, make_table, render_status
 from labkit.text import format_bytes, format_seconds, plural, shorten
 
 # Of all notebooks together: so many rows and cells keep the page of any run within its bounds.
@@ -68,7 +68,7 @@ def render_notebook(
     section = Section(place, notebook, max(20, MAX_ROWS // len(notebooks)))
     parts = [
         f'<h2 id="n{place}">{escape(notebook.name)}'
-        f'<span class="aside">{mark(notebook.status)}</span></h2>',
+        f'<span class="aside">{render_status(notebook.status)}</span></h2>',
         f'<p class="soft">{_describe_notebook(notebook)}</p>',
         _render_seconds(section),
         _render_memory(section),
@@ -136,7 +136,7 @@ def _render_seconds(section: Section) -> str:
         )
         for cell in cells
     ]
-    plot = draw_columns(columns, alt=f"Time per cell. {words}", unit="seconds")
+    plot = render_columns(columns, alt=f"Time per cell. {words}", unit="seconds")
     return _figure("Time per cell", words, plot)
 
 
@@ -159,7 +159,7 @@ def _render_memory(section: Section) -> str:
             )
         )
     key = '<span class="key peak"></span>at most<span class="key after"></span>afterwards'
-    plot = draw_columns(columns, alt=f"Memory per cell. {words}", unit="bytes")
+    plot = render_columns(columns, alt=f"Memory per cell. {words}", unit="bytes")
     return _figure("Memory per cell", words, plot, key)
 
 
@@ -177,7 +177,7 @@ def _render_cuda(section: Section) -> str:
         )
         for cell in notebook.cells
     ]
-    plot = draw_columns(columns, alt=f"CUDA memory per cell. {words}", unit="bytes")
+    plot = render_columns(columns, alt=f"CUDA memory per cell. {words}", unit="bytes")
     return _figure("Peak on CUDA per cell", words, plot)
 
 
@@ -187,7 +187,7 @@ def _render_timeline(notebook: NotebookResult) -> str:
     cuda = [(seconds, count) for seconds, _, count in points if count is not None]
     lines = [Line("process", tuple(resident)), Line("cuda", tuple(cuda))]
     words = f"{plural(len(points), 'sample')} from the run’s start to its end."
-    plot = draw_lines(lines, alt=f"Memory over the seconds of the run. {words}")
+    plot = render_lines(lines, alt=f"Memory over the seconds of the run. {words}")
     if not plot:
         return ""
     key = '<span class="key process"></span>process<span class="key cuda"></span>reserved on CUDA'
@@ -235,7 +235,7 @@ def _render_checks(notebook: NotebookResult) -> str:
     if not notebook.checks:
         return ""
     items = "".join(
-        f'<li><span class="mono">{escape(check.name)}</span> {mark(check.status)}</li>'
+        f'<li><span class="mono">{escape(check.name)}</span> {render_status(check.status)}</li>'
         for check in sorted(notebook.checks, key=lambda check: check.status == "passed")
     )
     return f'<h3>Checks</h3><ul class="checks">{items}</ul>'
@@ -328,7 +328,7 @@ def _describe_cell(section: Section, cell: CellResult | None) -> str:
 
 
 def _mark_cell(cell: CellResult) -> str:
-    return mark(cell.status) + (f" (raised {escape(cell.raised)})" if cell.raised else "")
+    return render_status(cell.status) + (f" (raised {escape(cell.raised)})" if cell.raised else "")
 
 
 def _say_cuda(cell: CellResult) -> str:

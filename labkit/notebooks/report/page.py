@@ -14,6 +14,7 @@ from pathlib import Path
 import msgspec
 
 from labkit.errors import LabkitError
+from labkit.files import write_atomically
 from labkit.notebooks.report.notebook import Piece, describe_counts, inline, render_notebook
 from labkit.notebooks.result import (
     CellResult,
@@ -23,9 +24,8 @@ from labkit.notebooks.result import (
     RunResult,
     SavedRun,
     read_run,
-    write_whole,
 )
-from labkit.render import escape, escape_block, make_document, make_table, mark, say
+from labkit.render import escape, escape_block, make_document, make_table, render_status, to_words
 from labkit.text import format_bytes, format_seconds
 
 REPORT_NAME = "report.html"
@@ -126,7 +126,7 @@ def make_page(title: str, body: str) -> str:
 def write_page(path: Path, page: str) -> Path:
     """Writes the page beside and renames; LabkitError where it cannot be written."""
     try:
-        write_whole(path, page.encode("utf-8", "replace"))
+        write_atomically(path, page.encode("utf-8", "replace"))
     except OSError as error:
         raise LabkitError(f"{path} cannot be written", cause=str(error)) from error
     return path
@@ -191,7 +191,7 @@ def _say_ending(status: str) -> str:
         "unknown": "ended in an unknown way",
         "running": "was cut short",
     }
-    return verbs.get(status, say(status))
+    return verbs.get(status, to_words(status))
 
 
 def _render_failures(run: RunResult) -> str:
@@ -217,7 +217,7 @@ def has_failed(notebook: NotebookResult) -> bool:
 
 
 def _render_failure(number: int, notebook: NotebookResult) -> str:
-    parts = [f"<h3>{escape(notebook.name)}: {mark(notebook.status)}</h3>"]
+    parts = [f"<h3>{escape(notebook.name)}: {render_status(notebook.status)}</h3>"]
     if notebook.error:
         parts.append(_explain_failure(number, notebook.error, notebook.cells))
     parts += [
@@ -226,7 +226,8 @@ def _render_failure(number: int, notebook: NotebookResult) -> str:
         if claim.held is False
     ]
     parts += [
-        f'<p class="what">Check did not pass: {escape(f"{check.name} ({say(check.status)})")}</p>'
+        '<p class="what">Check did not pass: '
+        f"{escape(check.name)} ({escape(to_words(check.status))})</p>"
         for check in notebook.checks
         if check.status != "passed"
     ]
@@ -248,7 +249,9 @@ def _explain_failure(number: int, failure: RunFailure, cells: tuple[CellResult, 
         parts.append(f"<p>{inline(failure.hint)}</p>")
     if failure.balance:
         counts = msgspec.structs.asdict(failure.balance)
-        lines = [f"{say(key[: -len('_bytes')])} {format_bytes(n)}" for key, n in counts.items()]
+        lines = [
+            f"{to_words(key[: -len('_bytes')])} {format_bytes(n)}" for key, n in counts.items()
+        ]
         parts.append(_render_facts({"Balance": lines}))
     if failure.source:
         source = escape_block(failure.source, MAX_TRACEBACK_CHARACTERS)
@@ -321,7 +324,7 @@ def _overview_row(number: int, notebook: NotebookResult) -> list[str]:
     ran = sum(cell.has_run for cell in notebook.cells)
     return [
         f'<a href="#n{number}">{escape(notebook.name)}</a>',
-        mark(notebook.status),
+        render_status(notebook.status),
         _of(ran, len(notebook.cells)),
         _of(held, len(notebook.claims)),
         _of(passed, len(notebook.checks)),

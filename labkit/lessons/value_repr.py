@@ -1,6 +1,7 @@
-"""Values of any kind, compared and put into words; torch is looked at only where it is loaded.
+"""Compares values of any type, and describes them and their differences in text.
 
-How an answer differs from what was expected: in type, shape, dtype, or values and where.
+``find_difference`` says how an answer differs from what was expected: in type, shape, dtype, or
+in which values.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any
 import torch
 
 from labkit.lessons.exercises import WRONG_DTYPE, WRONG_SHAPE, WRONG_TYPE, WRONG_VALUES
+from labkit.text import shorten
 
 # What stands for the value it gives; a class, a dtype or a module is a value itself.
 PLAIN_FUNCTIONS = (
@@ -76,10 +78,10 @@ def format_value(value: object) -> str:
         return _format_array(value)
     if isinstance(value, tuple | list) and any(is_tensor(item) for item in value):
         inner = ", ".join(format_value(item) for item in value)
-        return shorten(f"({inner})" if isinstance(value, tuple) else f"[{inner}]")
+        return shorten(f"({inner})" if isinstance(value, tuple) else f"[{inner}]", LONGEST_TEXT)
     if isinstance(value, type):
         return value.__name__
-    return shorten(repr(value))
+    return shorten(repr(value), LONGEST_TEXT)
 
 
 def format_block(value: object) -> str:
@@ -90,11 +92,6 @@ def format_block(value: object) -> str:
     if is_tensor(value) and value.numel() <= MOST_SHOWN_VALUES and not value.is_sparse:  # type: ignore[attr-defined]
         return shorten(repr(value.detach()), LONGEST_BLOCK)  # type: ignore[attr-defined]
     return format_value(value)
-
-
-def shorten(text: str, limit: int = LONGEST_TEXT) -> str:
-    """The text, cut at ``limit`` characters with a mark that shows the cut."""
-    return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
 def _is_list(value: object) -> bool:
@@ -163,14 +160,14 @@ def _same_scalar(seen: Any, expected: Any, within: float | None) -> bool:
 
 def _format_tensor(value: Any) -> str:
     if value.numel() <= MOST_SHOWN_VALUES and not value.is_sparse:
-        return shorten(" ".join(repr(value.detach()).split()))
+        return shorten(" ".join(repr(value.detach()).split()), LONGEST_TEXT)
     dtype = str(value.dtype).removeprefix("torch.")
     return f"tensor of shape {tuple(value.shape)}, {dtype}"
 
 
 def _format_array(value: Any) -> str:
     if value.size <= MOST_SHOWN_VALUES:
-        return shorten(" ".join(repr(value).split()))
+        return shorten(" ".join(repr(value).split()), LONGEST_TEXT)
     return f"array of shape {value.shape}, {value.dtype}"
 
 

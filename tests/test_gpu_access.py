@@ -9,7 +9,7 @@ import pytest
 from labkit.host.gpu_access import (
     INSPECT_SECONDS,
     PULL_SECONDS,
-    TRIAL_SECONDS,
+    TEST_SECONDS,
     GpuAccessTest,
     find_image,
     name_cdi_device,
@@ -45,11 +45,11 @@ def test_docker_with_the_toolkit_passes_it_on_by_reservation():
     assert probe_gpu_access("docker", BASE, run) == (GpuAccessTest("reservation", (GPU_LINE,)),)
     assert run.calls == [
         "docker image inspect --format {{.Id}} debian:bookworm-slim",
-        f"docker run --gpus all --rm --name labkit-trial-{os.getpid()}-reservation --network none"
-        " --cap-drop ALL --security-opt no-new-privileges --read-only"
+        f"docker run --gpus all --rm --name labkit-gpu-test-{os.getpid()}-reservation"
+        " --network none --cap-drop ALL --security-opt no-new-privileges --read-only"
         " --entrypoint nvidia-smi debian:bookworm-slim -L",
     ]
-    assert run.limits == [INSPECT_SECONDS, TRIAL_SECONDS]
+    assert run.limits == [INSPECT_SECONDS, TEST_SECONDS]
 
 
 def test_docker_with_a_specification_alone_passes_it_on_by_cdi():
@@ -99,7 +99,9 @@ def test_podman_is_asked_for_cdi_alone():
             " capabilities: [[gpu]].",
             id="after a pull",
         ),
-        pytest.param(says("\x00garbage\nGPUs are nice"), "\x00garbage GPUs are nice", id="garbage"),
+        pytest.param(
+            says("\x00garbage\nGPUs are nice"), r"\x00garbage GPUs are nice", id="garbage"
+        ),
     ],
 )
 def test_why_no_gpu_is_seen_in_the_engines_own_words(answer, problem):
@@ -112,7 +114,7 @@ def test_why_no_gpu_is_seen_in_the_engines_own_words(answer, problem):
 def test_a_container_whose_client_was_ended_is_removed():
     run = FakeRunner({**HERE, PODMAN_DEVICE: hangs("podman", 20.0)})
     probe_gpu_access("podman", BASE, run)
-    assert run.calls[-1] == f"podman rm --force labkit-trial-{os.getpid()}-cdi"
+    assert run.calls[-1] == f"podman rm --force labkit-gpu-test-{os.getpid()}-cdi"
     assert run.limits[-1] == INSPECT_SECONDS
 
 

@@ -32,50 +32,50 @@ CONFIGURE = "sudo nvidia-ctk runtime configure --runtime=docker && sudo systemct
     ("facts", "status", "found", "fix"),
     [
         pytest.param(
-            gpu_access.PassingFacts("docker", has_runtime=True),
+            gpu_access.GpuAccessFacts("docker", has_runtime=True),
             "ok",
             "docker knows the nvidia runtime",
             None,
             id="docker, runtime",
         ),
         pytest.param(
-            gpu_access.PassingFacts("docker", has_runtime=True, has_specification=True),
+            gpu_access.GpuAccessFacts("docker", has_runtime=True, has_specification=True),
             "ok",
             "docker knows the nvidia runtime and CDI",
             None,
             id="docker, both",
         ),
         pytest.param(
-            gpu_access.PassingFacts("docker", has_specification=True),
+            gpu_access.GpuAccessFacts("docker", has_specification=True),
             "ok",
             "docker passes the GPU on by CDI",
             None,
             id="docker, CDI",
         ),
         pytest.param(
-            gpu_access.PassingFacts("docker", has_specification=True, cdi_off=True),
+            gpu_access.GpuAccessFacts("docker", has_specification=True, cdi_off=True),
             "failed",
-            "docker's CDI is switched off, and it has no nvidia runtime",
+            "docker's CDI is off, and docker has no nvidia runtime",
             "sudo nvidia-ctk runtime configure --runtime=docker --cdi.enabled "
             "&& sudo systemctl restart docker",
             id="docker, CDI that is switched off",
         ),
         pytest.param(
-            gpu_access.PassingFacts("docker"),
+            gpu_access.GpuAccessFacts("docker"),
             "failed",
             "docker has neither the nvidia runtime nor a CDI specification",
             CONFIGURE,
             id="docker, nothing",
         ),
         pytest.param(
-            gpu_access.PassingFacts("docker", configured=True),
+            gpu_access.GpuAccessFacts("docker", configured=True),
             "failed",
-            "docker's daemon.json names the nvidia runtime, and docker does not know it",
+            "daemon.json names the nvidia runtime, but docker does not know it",
             "sudo systemctl restart docker",
             id="docker, not restarted",
         ),
         pytest.param(
-            gpu_access.PassingFacts("docker", rootless=True),
+            gpu_access.GpuAccessFacts("docker", rootless=True),
             "failed",
             "docker has neither the nvidia runtime nor a CDI specification",
             "nvidia-ctk runtime configure --runtime=docker "
@@ -83,7 +83,7 @@ CONFIGURE = "sudo nvidia-ctk runtime configure --runtime=docker && sudo systemct
             id="rootless docker, nothing",
         ),
         pytest.param(
-            gpu_access.PassingFacts("podman"),
+            gpu_access.GpuAccessFacts("podman"),
             "ok",
             "podman passes the GPU on by CDI",
             None,
@@ -92,7 +92,7 @@ CONFIGURE = "sudo nvidia-ctk runtime configure --runtime=docker && sudo systemct
     ],
 )
 def test_passing_the_gpu_on(facts, status, found, fix):
-    finding = gpu_access.judge_gpu_passing(facts, DEBIAN)
+    finding = gpu_access.judge_gpu_access_settings(facts, DEBIAN)
     assert (finding.status, finding.found, finding.fix) == (status, found, fix)
 
 
@@ -110,7 +110,7 @@ def test_passing_the_gpu_on(facts, status, found, fix):
 )
 def test_docker_says_whether_its_cdi_is_on(tmp_path, info, off):
     host = play_host(tmp_path, answers={INFO: says(json.dumps(info))})
-    assert gpu_access.probe_gpu_passing(host).cdi_off is off
+    assert gpu_access.probe_gpu_access_settings(host).cdi_off is off
 
 
 LIBRARY = f"/usr/lib/libcuda.so.{NEW}"
@@ -125,7 +125,7 @@ CLOSED = gpu_access.Specification(SPEC, None)
         pytest.param(
             gpu_access.CdiFacts("docker", needed=False),
             "ok",
-            "no CDI specification, and none needed",
+            "no CDI specification, and none is needed",
             None,
             id="docker with its runtime, none",
         ),
@@ -158,23 +158,23 @@ CLOSED = gpu_access.Specification(SPEC, None)
             id="docker that can do without, of another driver",
         ),
         pytest.param(
-            gpu_access.CdiFacts("podman", True, specification=FOUND, driver=None, gone=LIBRARY),
+            gpu_access.CdiFacts("podman", True, specification=FOUND, driver=None, missing=LIBRARY),
             "failed",
-            f"/etc/cdi/nvidia.yaml names {LIBRARY}, which is not there",
+            f"/etc/cdi/nvidia.yaml names {LIBRARY}, which does not exist",
             MAKE_SPEC,
             id="podman, files that are gone",
         ),
         pytest.param(
             gpu_access.CdiFacts("podman", True, rootless=True, specification=CLOSED),
             "failed",
-            "/etc/cdi/nvidia.yaml may not be read by this user",
+            "this user cannot read /etc/cdi/nvidia.yaml",
             "sudo chmod a+r /etc/cdi/nvidia.yaml",
             id="rootless, closed",
         ),
         pytest.param(
             gpu_access.CdiFacts("docker", True, specification=CLOSED),
             "ok",
-            "/etc/cdi/nvidia.yaml, which only root reads",
+            "/etc/cdi/nvidia.yaml, which only root can read",
             None,
             id="docker as root, closed",
         ),
@@ -231,9 +231,9 @@ def test_a_specification_is_found(tmp_path, files, path):
 
 def test_the_files_a_specification_names_are_looked_for(tmp_path):
     files = {"etc/cdi/nvidia.yaml": TEXT}
-    assert gpu_access.probe_cdi(play_host(tmp_path, gpu=True, files=files)).gone == LIBRARY
+    assert gpu_access.probe_cdi(play_host(tmp_path, gpu=True, files=files)).missing == LIBRARY
     there = {**files, LIBRARY.lstrip("/"): ""}
-    assert gpu_access.probe_cdi(play_host(tmp_path, gpu=True, files=there)).gone is None
+    assert gpu_access.probe_cdi(play_host(tmp_path, gpu=True, files=there)).missing is None
     assert (
         gpu_access.probe_cdi(play_host(tmp_path, gpu=True, files=there)).specification.driver == NEW
     )
@@ -245,19 +245,19 @@ def test_the_files_a_specification_names_are_looked_for(tmp_path):
         pytest.param(
             gpu_access.CgroupFacts("docker", rootless=False),
             "ok",
-            "no-cgroups is off, as this engine needs it",
+            "no-cgroups is off, as this engine requires",
             id="root, off",
         ),
         pytest.param(
             gpu_access.CgroupFacts("docker", rootless=True, no_cgroups=True),
             "ok",
-            "no-cgroups is on, as this engine needs it",
+            "no-cgroups is on, as this engine requires",
             id="rootless, on",
         ),
         pytest.param(
             gpu_access.CgroupFacts("docker", rootless=True, has_spec=True),
             "ok",
-            "no-cgroups is off, and CDI does without it",
+            "no-cgroups is off, and CDI does not need it",
             id="rootless, off, CDI",
         ),
         pytest.param(
@@ -275,13 +275,13 @@ def test_the_files_a_specification_names_are_looked_for(tmp_path):
         pytest.param(
             gpu_access.CgroupFacts("podman", rootless=True),
             "ok",
-            "no matter for this engine",
+            "not applicable to this engine",
             id="podman",
         ),
         pytest.param(
             gpu_access.CgroupFacts("docker", None),
             "ok",
-            "no matter for this engine",
+            "not applicable to this engine",
             id="not known",
         ),
     ],

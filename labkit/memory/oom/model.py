@@ -1,19 +1,18 @@
-"""Running out of a GPU's memory, explained: what was asked, where the memory is, what would help.
+"""The facts of an out-of-memory error, and the measures that would help.
 
-The facts come from the exception's own text (the moment itself), the allocator's segments, and
-the balance. Who finds the live tensors and their names hands them in: this module judges and
-shows.
+The facts come from the exception's text (the moment of the error), the allocator's segments, the
+balance, and the live tensors with the names that hold them.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from html import escape
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from labkit.memory.balance.model import MIB, Balance
-from labkit.memory.balance.read import Snapshot
+from labkit.render import Displayed
 from labkit.text import format_bytes
 
 TEXT = re.compile(r"\b(CUDA|HIP) (error: )?out of memory")
@@ -25,7 +24,7 @@ NAMES_SHOWN = 3
 
 
 class AllocationFailure(NamedTuple):
-    """What the exception's text says of its moment, in bytes; what it does not say is None."""
+    """What the exception's text says, in bytes; what it does not say is None."""
 
     device: str | None = None
     asked_bytes: int | None = None
@@ -61,69 +60,42 @@ class LiveTensors(NamedTuple):
 
 
 class Measure(NamedTuple):
-    """Something to do, and the bytes that it frees where that can be told."""
+    """Something that would help, and the bytes that it frees; None if unknown."""
 
     words: str
     frees_bytes: int | None = None
 
 
-class OutOfMemoryPage(NamedTuple):
-    """Everything known of one shortage; it shows itself as text and html."""
+@dataclass(frozen=True, repr=False)
+class OutOfMemoryPage(
+    Displayed, view="labkit.memory.oom.view", text="format_page", html="render_page"
+):
+    """Everything that is known of one out-of-memory error."""
 
-    shortage: AllocationFailure
+    failure: AllocationFailure
     balance: Balance | None = None
     largest_block_bytes: int | None = None
-    live: LiveTensors = LiveTensors()
+    live: LiveTensors = field(default_factory=LiveTensors)
 
     @property
     def unheld_bytes(self) -> int | None:
-        """Allocated bytes that no Python object holds, such as what is saved for backward."""
+        """Allocated bytes that no Python object holds, such as tensors saved for backward."""
         allocated = self.balance.this_process.allocated_bytes if self.balance else None
         if allocated is None or not self.live.complete:
             return None
         return max(0, allocated - sum(one.held_bytes for one in self.live.tensors))
 
-    def __repr__(self) -> str:
-        rows = [f"  {words:<34}{figure:>12}" for words, figure in list_figures(self)]
-        parts = ["\n".join([_title(self), *rows])]
-        tensors = [f"  {figure:>10}  {words}" for figure, words in list_tensors(self)]
-        if tensors:
-            parts.append("\n".join(["the biggest live tensors", *tensors]))
-        measures = [f"  {place}. {one}" for place, one in enumerate(_say_measures(self), start=1)]
-        parts.append("\n".join(["what would help, in order", *measures]))
-        if self.balance:
-            parts.append(f"the balance after the error\n{Snapshot((self.balance,))!r}")
-        return "\n\n".join(parts)
-
-    def __str__(self) -> str:
-        return repr(self)
-
-    def _repr_html_(self) -> str:
-        from labkit.memory.balance.view import INLINE_STYLE, draw_balance
-
-        figures = _draw_table(list_figures(self), "left", "right")
-        tensors = _draw_table(list_tensors(self), "right", "left")
-        measures = "".join(f"<li>{escape(one)}</li>" for one in _say_measures(self))
-        parts = [
-            f"<b>{escape(_title(self))}</b>{figures}",
-            f"<b>the biggest live tensors</b>{tensors}" if tensors else "",
-            f'<b>what would help, in order</b><ol style="margin:2px 0 10px">{measures}</ol>',
-        ]
-        if self.balance:
-            parts.append(f"<b>the balance after the error</b>{draw_balance(self.balance)}")
-        return f'<div class="labkit-oom" style="{INLINE_STYLE}">{"".join(parts)}</div>'
-
 
 def find_out_of_memory(error: BaseException | None) -> BaseException | None:
-    """The exception that says a GPU's memory ran out: this one, or one that led to it."""
+    """The out-of-memory error of a GPU: this exception, or one that led to it; None if neither."""
     return next((one for one in walk_chain(error) if TEXT.search(str(one))), None)
 
 
 def walk_chain(error: BaseException | None) -> Iterator[BaseException]:
-    """An exception and those that led to it, each once, as a traceback tells them."""
-    told: set[int] = set()
-    while error is not None and id(error) not in told and len(told) < CHAIN_LENGTH:
-        told.add(id(error))
+    """An exception and those that led to it, each once, as a traceback shows them."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen and len(seen) < CHAIN_LENGTH:
+        seen.add(id(error))
         yield error
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
 
@@ -147,14 +119,14 @@ def read_failure(text: str) -> AllocationFailure:
 
 
 def read_largest_block(cuda: Any, device: str) -> int | None:
-    """Bytes of the largest block in the allocator's cache that can be given out; None if unknown.
+    """Bytes of the largest free block in the allocator's cache; None if unknown.
 
-    From the segments of ``torch.cuda.memory_snapshot()``; without its history, which can be long.
+    From the segments of ``torch.cuda.memory_snapshot()``, without its history, which can be long.
     """
     try:
         segments = cuda.memory_snapshot(include_traces=False)
     except (RuntimeError, TypeError):
-        return None  # an allocator of the user's own, or a torch that would copy its history too
+        return None  # an allocator of the user's own, or a torch that cannot leave the history out
     index = int(device.partition(":")[2])
     free = (
         block["size"]
@@ -166,47 +138,13 @@ def read_largest_block(cuda: Any, device: str) -> int | None:
     return max(free, default=0)
 
 
-def list_figures(page: OutOfMemoryPage) -> list[tuple[str, str]]:
-    """The moment of the error side by side: words and figure; what is not known is left out."""
-    shortage = page.shortage
-    rows = [
-        ("asked for", shortage.asked_bytes),
-        ("free on the device", shortage.free_bytes),
-        ("tensors of this process", shortage.allocated_bytes),
-        ("cached by the allocator", shortage.cached_bytes),
-        ("largest free block of the cache", page.largest_block_bytes),
-        ("allowed for this process", shortage.allowed_bytes),
-        ("total", shortage.total_bytes),
-    ]
-    return [(words, format_bytes(count)) for words, count in rows if count is not None]
-
-
-def list_tensors(page: OutOfMemoryPage, shown: int = 8) -> list[tuple[str, str]]:
-    """The biggest live tensors, each with its bytes and names; then what is left, in sums."""
-    tensors = page.live.tensors
-    rows = [
-        (format_bytes(one.held_bytes), f"{one.shape} {one.dtype}  {_say_names(one.holders)}")
-        for one in tensors[:shown]
-    ]
-    rest = tensors[shown:]
-    if rest:
-        count = "1 more tensor" if len(rest) == 1 else f"{len(rest):,} more tensors"
-        rows.append((format_bytes(sum(one.held_bytes for one in rest)), f"in {count}"))
-    unheld = page.unheld_bytes
-    if unheld and unheld >= MIB:
-        rows.append((format_bytes(unheld), "held by no Python object: mostly saved for backward"))
-    if not page.live.complete:
-        rows.append(("", "the search was stopped for time: there can be more"))
-    return rows
-
-
 def list_measures(page: OutOfMemoryPage) -> list[Measure]:
-    """What would help: first what frees enough, then the rest; the cheaper one first in each."""
-    shortage = page.shortage
-    asked, free = shortage.asked_bytes, shortage.free_bytes
+    """What would help: first what frees enough, then the rest; the cheapest first in each."""
+    failure = page.failure
+    asked, free = failure.asked_bytes, failure.free_bytes
     short = None if asked is None or free is None else max(0, asked - free)
     smaller = Measure("a smaller batch, a smaller type (torch.autocast), or a part at a time")
-    limit = shortage.allowed_bytes or shortage.total_bytes
+    limit = failure.allowed_bytes or failure.total_bytes
     if asked is not None and limit is not None and asked > limit:
         can_have = f"{format_bytes(asked)} is more than the {format_bytes(limit)} it can have"
         return [Measure(f"{can_have}: no freeing helps"), smaller]
@@ -219,7 +157,7 @@ def list_measures(page: OutOfMemoryPage) -> list[Measure]:
 
 
 def _measure_allocator(page: OutOfMemoryPage) -> Iterator[Measure]:
-    asked, cached = page.shortage.asked_bytes, page.shortage.cached_bytes
+    asked, cached = page.failure.asked_bytes, page.failure.cached_bytes
     block = page.largest_block_bytes
     if asked and cached and cached >= asked and (block is None or block < asked):
         yield Measure(
@@ -228,10 +166,10 @@ def _measure_allocator(page: OutOfMemoryPage) -> Iterator[Measure]:
 
 
 def _measure_leftovers(page: OutOfMemoryPage) -> Iterator[Measure]:
-    """What only IPython or the traceback keeps: nobody misses it."""
-    outputs = [one for one in page.live.tensors if _list_kinds(one) == {"output"}]
+    """Tensors that only IPython or the traceback holds: no code uses them."""
+    outputs = [one for one in page.live.tensors if _list_holder_kinds(one) == {"output"}]
     if outputs:
-        # Unlike %reset out, this clears the name _ in every place where IPython keeps it.
+        # Unlike %reset out, %xdel clears the name _ everywhere IPython keeps it.
         named = dict.fromkeys(_name_output(one) for one in outputs)
         lines = ", ".join(f"%xdel {name}" for name in list(named)[:NAMES_SHOWN])
         yield Measure(
@@ -241,7 +179,7 @@ def _measure_leftovers(page: OutOfMemoryPage) -> Iterator[Measure]:
     frames = sum(
         one.held_bytes
         for one in page.live.tensors
-        if "frame" in _list_kinds(one) and "user" not in _list_kinds(one)
+        if "frame" in _list_holder_kinds(one) and "user" not in _list_holder_kinds(one)
     )
     if frames:
         yield Measure(
@@ -257,11 +195,11 @@ def _measure_others(page: OutOfMemoryPage) -> Iterator[Measure]:
 
 
 def _measure_use(page: OutOfMemoryPage) -> Iterator[Measure]:
-    named = [one for one in page.live.tensors if "user" in _list_kinds(one)]
+    named = [one for one in page.live.tensors if "user" in _list_holder_kinds(one)]
     if named:
         names = ", ".join(_first_user_name(one) for one in named[:NAMES_SHOWN])
         yield Measure(f"del what is not needed any more, the biggest first: {names}")
-    if page.shortage.allowed_bytes:
+    if page.failure.allowed_bytes:
         yield Measure("raise torch.cuda.set_per_process_memory_fraction(...)")
     graph = sum(one.held_bytes for one in named if one.in_graph)
     if graph:
@@ -270,51 +208,18 @@ def _measure_use(page: OutOfMemoryPage) -> Iterator[Measure]:
         yield Measure("torch.no_grad() where no gradient is needed; else activation checkpointing")
 
 
-def _say_measures(page: OutOfMemoryPage) -> list[str]:
-    return [
-        one.words + (f" ({format_bytes(one.frees_bytes)})" if one.frees_bytes else "")
-        for one in list_measures(page)
-    ]
-
-
-def _title(page: OutOfMemoryPage) -> str:
-    return f"out of memory on {page.shortage.device or 'the GPU'}"
-
-
-def _say_names(holders: Sequence[Holder]) -> str:
-    if not holders:
-        return "no name found"
-    more = len(holders) - NAMES_SHOWN
-    names = ", ".join(holder.words for holder in holders[:NAMES_SHOWN])
-    return f"{names} and {more} more" if more > 0 else names
-
-
-def _list_kinds(tensor: LiveTensor) -> set[str]:
+def _list_holder_kinds(tensor: LiveTensor) -> set[str]:
     return {holder.kind for holder in tensor.holders}
 
 
 def _name_output(tensor: LiveTensor) -> str:
-    """IPython's variable for an output: ``_7`` for what is in ``Out[7]``; ``_`` without one."""
+    """IPython's variable for an output: ``_7`` for ``Out[7]``; ``_`` if it has no number."""
     numbers = (re.match(r"(?:Out\[|_)(\d+)", holder.words) for holder in tensor.holders)
     return next((f"_{number[1]}" for number in numbers if number), "_")
 
 
 def _first_user_name(tensor: LiveTensor) -> str:
     return next(holder.words for holder in tensor.holders if holder.kind == "user")
-
-
-def _draw_table(rows: Iterable[tuple[str, str]], *sides: str) -> str:
-    lines = "".join(
-        "<tr>"
-        + "".join(
-            f'<td style="text-align:{side};padding:1px 12px 1px 0">{escape(text)}</td>'
-            for side, text in zip(sides, row, strict=True)
-        )
-        + "</tr>"
-        for row in rows
-    )
-    style = "margin:2px 0 10px;border-collapse:collapse;background:none"
-    return f'<table style="{style}">{lines}</table>' if lines else ""
 
 
 def _read_amount(pattern: str, text: str) -> int | None:

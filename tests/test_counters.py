@@ -1,4 +1,4 @@
-"""What is read while code runs: the allocator's statistics, the kernel's mark, the profiler."""
+"""Counters of memory, and exact peaks of nested and overlapping blocks that share them."""
 
 from __future__ import annotations
 
@@ -15,14 +15,16 @@ from labkit.errors import LabkitError
 from labkit.memory.balance import process
 from labkit.memory.track import counters
 from labkit.memory.track.counters import (
-    BlockSpan,
     CudaCounter,
     Ledger,
     ProcessCounter,
     Reading,
+    TensorCounter,
     find_cuda_counters,
 )
+from labkit.memory.track.model import BlockSpan
 from labkit.memory.track.tracker import MemoryTracker, track_memory
+from tests.fakes.counters import FakeDevice, NoCounter, track
 from tests.fakes.pages import hold_pages
 
 MIB = 2**20
@@ -65,7 +67,7 @@ def test_the_allocators_statistics_are_what_is_read():
     cuda = RecordedCuda()
     gauge = CudaCounter(cuda, 0)
     assert (gauge.name, gauge.read()) == ("cuda:0", Reading(1024, 4096))
-    assert gauge.restart() == Reading(1024, 4096)
+    assert gauge.reset() == Reading(1024, 4096)
     assert cuda.calls == ["reset 0"]
 
 
@@ -78,7 +80,7 @@ def test_an_allocator_without_statistics_is_not_measured():
     cuda.memory_stats_as_nested_dict = refuse  # type: ignore[method-assign]
     cuda.reset_peak_memory_stats = refuse  # type: ignore[method-assign]
     assert CudaCounter(cuda, 0).read() is None
-    assert CudaCounter(cuda, 0).restart() is None
+    assert CudaCounter(cuda, 0).reset() is None
 
 
 def test_a_device_that_was_never_used_holds_nothing():
@@ -122,8 +124,6 @@ def test_the_process_peak_holds_a_spike_that_is_gone_again():
         hold_pages(64 * MIB).close()
         with track_memory("cpu") as inner:
             hold_pages(16 * MIB).close()
-    assert outer.use is not None
-    assert inner.use is not None
     outer_added, inner_added = outer.use.spans[0].added_bytes, inner.use.spans[0].added_bytes
     assert outer_added is not None
     assert inner_added is not None
@@ -131,58 +131,15 @@ def test_the_process_peak_holds_a_spike_that_is_gone_again():
     assert 14 * MIB < inner_added < 32 * MIB
 
 
-def test_the_process_gauge_says_where_there_is_no_mark(monkeypatch):
+def test_the_process_counter_says_where_there_is_no_mark(monkeypatch):
     monkeypatch.setattr(process, "read_peak_bytes", lambda: None)
     reading = ProcessCounter().read()
-    assert reading is not None
     assert reading.peak_bytes is None
     monkeypatch.setattr(process, "reset_peak", lambda: False)
-    again = ProcessCounter().restart()
-    assert again is not None
+    again = ProcessCounter().reset()
     assert again.peak_bytes is None
     monkeypatch.setattr(process, "read_resident_bytes", lambda: None)
-    assert (ProcessCounter().read(), ProcessCounter().restart()) == (None, None)
-
-
-def make_mlp():
-    import torch
-
-    return torch.nn.Sequential(
-        torch.nn.Linear(64, 128), torch.nn.ReLU(), torch.nn.Linear(128, 8)
-    ), torch.randn(32, 64)
-
-
-def make_cnn():
-    import torch
-
-    return torch.nn.Sequential(
-        torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8), torch.nn.ReLU(), torch.nn.Flatten()
-    ), torch.randn(4, 3, 16, 16)
-
-
-def make_encoder():
-    import torch
-
-    layer = torch.nn.TransformerEncoderLayer(32, 4, 64, batch_first=True)
-    encoder = torch.nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
-    return encoder, torch.randn(2, 10, 32)
-
-
-def make_step(make):
-    """A training step of a small model, whose gradients exist already."""
-    import torch
-
-    torch.manual_seed(0)
-    model, batch = make()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-
-    def step():
-        optimizer.zero_grad()
-        model(batch).pow(2).mean().backward()
-        optimizer.step()
-
-    step()
-    return step
+    assert (ProcessCounter().read(), ProcessCounter().reset()) == (None, None)
 
 
 def read_profilers_peak(step, path):
@@ -205,18 +162,19 @@ def read_profilers_peak(step, path):
     return peak, level
 
 
-@pytest.mark.parametrize("make", [make_mlp, make_cnn, make_encoder])
-def test_the_tensors_peak_is_the_profilers_to_the_byte(make, tmp_path):
-    step = make_step(make)
+@pytest.mark.parametrize("model", ["mlp", "cnn", "encoder"])
+def test_the_tensors_peak_is_the_profilers_to_the_byte(model, tmp_path):
+    from tests.fakes.models import make_training
+
+    step = make_training(model, "SGD")(8)
+    step()
     # Freed parts of an earlier step are unknown to whichever profiler comes first: let one see
     # a whole step before the two are compared.
     with track_memory(tensors=True):
         step()
     with track_memory(tensors=True) as tracked:
         step()
-    assert tracked.use is not None
     span = tracked.use.find_span("tensors")
-    assert span is not None
     assert span.before_bytes == 0
     assert (span.peak_bytes, span.after_bytes) == read_profilers_peak(step, tmp_path / "trace")
     assert span.peak_bytes
@@ -234,9 +192,6 @@ def test_nested_blocks_share_the_profiler():
         with track_memory() as plain:
             torch.zeros(3000)
         del first
-    assert outer.use is not None
-    assert inner.use is not None
-    assert plain.use is not None
     assert outer.use.find_span("tensors") == BlockSpan("tensors", 0, 16_000, 0)
     assert inner.use.find_span("tensors") == BlockSpan("tensors", 0, 2_000, 0)
     assert plain.use.find_span("tensors") is None
@@ -270,15 +225,35 @@ def test_a_profiler_of_someone_else_is_left_alone():
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as theirs:
         with pytest.raises(LabkitError, match="while a torch profiler runs"):
             track_memory(tensors=True).__enter__()
-        with track_memory() as tracked:
+        with track_memory():
             import torch
 
             torch.zeros(1000)
     assert any(event.name == "aten::zeros" for event in theirs.events())
-    assert tracked.use is not None
     with track_memory(tensors=True) as after:
         pass
     assert after.peak_bytes == 0
+
+
+@pytest.mark.parametrize("ends", [True, False], ids=["ended", "still running"])
+def test_with_a_profiler_started_inside_the_tensors_are_not_measured(ends):
+    import torch
+    from torch.profiler import ProfilerActivity, profile
+
+    with track_memory(tensors=True) as outer:
+        theirs = profile(activities=[ProfilerActivity.CPU])
+        with track_memory(tensors=True) as inner:
+            theirs.__enter__()
+            torch.ones(1000)
+            if ends:
+                theirs.__exit__(None, None, None)
+        with track_memory(tensors=True) as later:
+            held = torch.ones(1000)
+    assert inner.use.find_span("tensors") == BlockSpan("tensors", 0, None, None)
+    assert outer.use.find_span("tensors") == BlockSpan("tensors", 0, None, None)
+    assert (inner.peak_bytes, inner.change_bytes) == (None, None)
+    assert "tensors: not measured" in repr(inner)
+    assert later.peak_bytes == held.nbytes
 
 
 def test_a_refused_block_is_not_left_open(monkeypatch):
@@ -342,3 +317,229 @@ def test_the_profiler_writes_nothing_and_its_variable_is_as_before(level):
         check=True,
     )
     assert (ended.stdout, ended.stderr) == (f"{level}\n", "")
+
+
+def test_a_block_has_its_exact_peak_and_change():
+    gpu = FakeDevice(level=100)
+    with track(gpu)() as tracked:
+        gpu.take(500)
+        gpu.take(-450)
+    assert tracked.use.spans == (BlockSpan("cuda:0", 100, 600, 150),)
+    assert (tracked.use.spans[0].added_bytes, tracked.change_bytes) == (500, 50)
+    assert tracked.peak_bytes == 600
+
+
+def test_a_peak_before_the_block_is_not_the_blocks():
+    gpu = FakeDevice()
+    gpu.take(1000)
+    gpu.take(-1000)
+    with track(gpu)() as tracked:
+        gpu.take(10)
+    assert tracked.peak_bytes == 10
+
+
+def test_the_outer_block_keeps_its_peak_from_before_within_and_after_the_inner():
+    for before, within, after in [(900, 10, 10), (10, 900, 10), (10, 10, 900)]:
+        gpu = FakeDevice()
+        start = track(gpu)
+        with start() as outer:
+            gpu.take(before)
+            gpu.take(-before)
+            with start() as inner:
+                gpu.take(within)
+                gpu.take(-within)
+            gpu.take(after)
+            gpu.take(-after)
+        assert (outer.peak_bytes, inner.peak_bytes) == (900, within)
+
+
+def test_three_deep_and_two_in_a_row():
+    gpu = FakeDevice()
+    start = track(gpu)
+    with start() as outer:
+        with start() as middle:
+            with start() as first:
+                gpu.take(5)
+            with start() as second:
+                gpu.take(7)
+            gpu.take(-12)
+        gpu.take(3)
+    assert [one.peak_bytes for one in (outer, middle, first, second)] == [12, 12, 5, 12]
+    assert [one.change_bytes for one in (outer, middle, first, second)] == [3, 0, 5, 7]
+
+
+def test_blocks_that_overlap_without_nesting_each_have_their_own():
+    gpu = FakeDevice()
+    start = track(gpu)
+    first, second = start(), start()
+    first.__enter__()
+    gpu.take(8)
+    second.__enter__()
+    gpu.take(-8)
+    first.__exit__(None, None, None)
+    gpu.take(4)
+    second.__exit__(None, None, None)
+    assert (first.peak_bytes, second.peak_bytes) == (8, 8)
+    gpu.take(100)
+    with start() as third:
+        pass
+    assert third.peak_bytes == 104
+
+
+def test_blocks_in_two_threads_count_what_both_take():
+    gpu = FakeDevice()
+    start = track(gpu)
+    opened, taken = threading.Event(), threading.Event()
+    inner = start()
+
+    def work():
+        with inner:
+            opened.set()
+            assert taken.wait(10)
+
+    with start() as outer:
+        gpu.take(30)
+        thread = threading.Thread(target=work)
+        thread.start()
+        assert opened.wait(10)
+        gpu.take(40)
+        gpu.take(-60)
+        taken.set()
+        thread.join(10)
+    assert (outer.peak_bytes, inner.peak_bytes) == (70, 70)
+
+
+def test_many_threads_leave_nothing_open():
+    gpu = FakeDevice()
+    ledger = Ledger(FakeDevice("process"), find_devices=lambda: [gpu])
+    trackers = [MemoryTracker(ledger=ledger) for _ in range(8)]
+    together = threading.Barrier(len(trackers))
+
+    def work(tracker):
+        together.wait(10)
+        for _ in range(50):
+            with tracker:
+                gpu.take(1)
+
+    threads = [threading.Thread(target=work, args=(tracker,)) for tracker in trackers]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(10)
+    assert ledger._open == []
+    assert all(tracker.peak_bytes is not None for tracker in trackers)
+
+
+class FakeTensors(TensorCounter):
+    """A profiler that only notes when it is read and reset."""
+
+    def __init__(self, log):
+        super().__init__()
+        self._log = log
+
+    def read(self):
+        self._log.append("read tensors")
+        return Reading(0, 0)
+
+    def reset(self):
+        self._log.append("reset tensors")
+        return Reading(0, 0)
+
+
+class LoggedProcess(FakeDevice):
+    """A process whose readings are noted too."""
+
+    def __init__(self, log):
+        super().__init__("process")
+        self._log = log
+
+    def read(self):
+        self._log.append("read process")
+        return super().read()
+
+    def reset(self):
+        self._log.append("reset process")
+        return super().read()
+
+
+def test_the_profilers_own_memory_is_kept_out_of_the_process():
+    log: list[str] = []
+    ledger = Ledger(LoggedProcess(log), FakeTensors(log), find_devices=list)
+    with MemoryTracker(tensors=True, ledger=ledger):
+        assert log == ["reset tensors", "reset process"]
+        log.clear()
+        with MemoryTracker(tensors=True, ledger=ledger):
+            assert log == ["read process", "read tensors", "reset tensors", "reset process"]
+            log.clear()
+        assert log == ["read process", "read tensors", "reset tensors", "reset process"]
+        log.clear()
+    assert log == ["read process", "read tensors"]
+
+
+def test_a_block_that_raises_is_measured_and_the_error_goes_on():
+    gpu = FakeDevice()
+    tracker = track(gpu)()
+    with pytest.raises(ZeroDivisionError), tracker:
+        gpu.take(9)
+        raise ZeroDivisionError
+    assert (tracker.peak_bytes, tracker.change_bytes) == (9, 9)
+    with tracker:
+        gpu.take(1)
+    assert tracker.peak_bytes == 10
+
+
+def test_a_device_that_starts_inside_the_block_held_nothing_before():
+    gpu = FakeDevice()
+    devices: list[FakeDevice] = []
+    ledger = Ledger(NoCounter("process"), find_devices=lambda: devices)
+    with MemoryTracker(ledger=ledger) as outer:
+        devices.append(gpu)
+        gpu.take(50)
+        gpu.take(-30)
+        with MemoryTracker(ledger=ledger) as inner:
+            gpu.take(10)
+    assert outer.use.spans == (BlockSpan("cuda:0", 0, 50, 30),)
+    assert inner.use.spans == (BlockSpan("cuda:0", 20, 30, 30),)
+
+
+def test_gpus_that_held_nothing_are_left_out():
+    used, idle = FakeDevice("cuda:1", 7), FakeDevice("cuda:0")
+    with track(used, idle)() as tracked:
+        pass
+    assert [span.where for span in tracked.use.spans] == ["cuda:1"]
+
+
+@pytest.mark.parametrize(
+    ("device", "expected"),
+    [
+        (None, ["cuda:0", "cuda:1", "process"]),
+        ("cuda", ["cuda:0", "cuda:1"]),
+        ("cuda:1", ["cuda:1"]),
+        ("cpu", ["process"]),
+    ],
+)
+def test_a_device_narrows_what_is_read(device, expected):
+    counters = [FakeDevice("cuda:0", 1), FakeDevice("cuda:1", 1)]
+    memory = FakeDevice("process", 1)
+    with track(*counters, process_counter=memory, device=device)() as tracked:
+        pass
+    assert [span.where for span in tracked.use.spans] == expected
+    touched = [one.name for one in (*counters, memory) if one.resets]
+    assert touched == expected
+
+
+def test_a_mark_that_cannot_be_reset_is_not_measured():
+    memory = FakeDevice("process", 100, exact=False)
+    start = track(process_counter=memory)
+    with start() as outer, start() as inner:
+        memory.take(5)
+    assert inner.use.spans == outer.use.spans == (BlockSpan("process", 100, None, 105),)
+    assert repr(inner).startswith("process: peak not measured, change +5 B\n")
+    assert inner.peak_bytes is None
+
+
+def test_where_nothing_can_be_read_it_is_not_measured():
+    with track()() as tracked:
+        pass
+    assert (tracked.use.spans, tracked.peak_bytes, tracked.change_bytes) == ((), None, None)
+    assert repr(tracked).startswith("memory: not measured\nseconds: ")

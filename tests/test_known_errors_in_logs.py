@@ -168,7 +168,7 @@ ERROR: THESE PACKAGES DO NOT MATCH THE HASHES FROM THE REQUIREMENTS FILE.
 @pytest.mark.parametrize(("log", "expected"), LOGS.values(), ids=LOGS.keys())
 def test_a_log_is_ranked_and_each_line_quoted(log, expected):
     found = explain_text(log).found
-    assert [(each.sign.name, each.line_number) for each in found] == expected
+    assert [(each.error.name, each.line_number) for each in found] == expected
     lines = log.splitlines()
     assert all(each.line == lines[each.line_number - 1].strip() for each in found)
 
@@ -177,7 +177,7 @@ def test_a_log_is_ranked_and_each_line_quoted(log, expected):
 def test_line_ends_and_prefixes_change_nothing(log, expected):
     names = [name for name, _ in expected]
     windows = log.replace("\n", "\r\n")
-    assert [each.sign.name for each in explain_text(windows).found] == names
+    assert [each.error.name for each in explain_text(windows).found] == names
 
 
 @given(st.text(max_size=2000))
@@ -190,16 +190,16 @@ def test_any_text_is_read_and_every_quoted_line_is_in_it(text):
 @given(st.permutations([text for text, _ in LOGS.values()]))
 def test_causes_stand_above_what_they_bring_whatever_the_order_of_the_log(logs):
     found = explain_text("\n".join(logs)).found
-    places = {each.sign.name: place for place, each in enumerate(found)}
+    places = {each.error.name: place for place, each in enumerate(found)}
     for each in found:
         if each.caused_by:
-            assert places[each.caused_by] < places[each.sign.name]
+            assert places[each.caused_by] < places[each.error.name]
 
 
 @pytest.mark.parametrize("family", [None, "debian", "ubuntu", "fedora", "suse", "arch", "alpine"])
-def test_every_sign_has_a_command_for_every_distribution(family):
-    for sign in KNOWN_ERRORS:
-        assert sign.fix.on(Distribution("any", family)).strip()
+def test_every_known_error_has_a_command_for_every_distribution(family):
+    for error in KNOWN_ERRORS:
+        assert error.fix.on(Distribution("any", family)).strip()
 
 
 def test_nothing_found_is_nothing_said():
@@ -209,9 +209,9 @@ def test_nothing_found_is_nothing_said():
 def test_quotes_that_a_journal_escapes_are_read_as_quotes():
     line = r'dockerd[22]: level=error msg="could not select device driver \"nvidia\" with '
     found = explain_text(line + 'capabilities: [[gpu]]"')
-    assert [each.sign.name for each in found.found] == ["no-gpu-driver-in-engine"]
+    assert [each.error.name for each in found.found] == ["no-gpu-driver-in-engine"]
 
 
 def test_a_docker_whose_cdi_is_off_is_told_of_nothing_else():
     found = explain_text('could not select device driver "cdi" with capabilities: [[gpu]]')
-    assert [each.sign.name for each in found.found] == ["docker-cdi-off"]
+    assert [each.error.name for each in found.found] == ["docker-cdi-off"]

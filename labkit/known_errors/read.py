@@ -1,0 +1,206 @@
+"""From the bytes of any log to plain lines: encodings, terminal codes, prefixes, long lines."""
+
+from __future__ import annotations
+
+import codecs
+import html
+import json
+import re
+from collections.abc import Iterable, Iterator
+
+from labkit.text import strip_ansi
+
+# A longer line is read in pieces that overlap, so that its length costs neither time nor memory.
+PIECE_CHARACTERS = 4000
+OVERLAP_CHARACTERS = 600
+BYTE_ORDER_MARKS = (
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+
+
+# What shells and the C library print in the ten most common languages, in lower case.
+ENGLISH = {
+    "command not found": (
+        " : commande introuvable",
+        "commande introuvable",
+        "befehl nicht gefunden",
+        "kommando nicht gefunden",
+        "orden no encontrada",
+        "comando non trovato",
+        "comando não encontrado",
+        "команда не найдена",
+        "コマンドが見つかりません",
+        "未找到命令",
+        "명령어를 찾을 수 없음",
+        "nie znaleziono polecenia",
+    ),
+    "no space left on device": (
+        "auf dem gerät ist kein speicherplatz mehr verfügbar",
+        "aucun espace disponible sur le périphérique",
+        "no queda espacio en el dispositivo",
+        "spazio esaurito sul device",
+        "spazio esaurito sul dispositivo",
+        "não há espaço disponível no dispositivo",
+        "на устройстве не осталось свободного места",
+        "на устройстве кончилось место",
+        "デバイスに空き領域がありません",
+        "设备上没有空间",
+        "장치에 남은 공간이 없음",
+        "brak miejsca na urządzeniu",
+    ),
+    "permission denied": (
+        "keine berechtigung",
+        "permission non accordée",
+        "permiso denegado",
+        "permesso negato",
+        "permissão negada",
+        "отказано в доступе",
+        "許可がありません",
+        "权限不够",
+        "허가 거부",
+        "brak dostępu",
+    ),
+    "no such file or directory": (
+        "datei oder verzeichnis nicht gefunden",
+        "aucun fichier ou dossier de ce type",
+        "no existe el fichero o el directorio",
+        "file o directory non esistente",
+        "arquivo ou diretório inexistente",
+        "нет такого файла или каталога",
+        "そのようなファイルやディレクトリはありません",
+        "没有那个文件或目录",
+        "그런 파일이나 디렉터리가 없습니다",
+        "nie ma takiego pliku ani katalogu",
+    ),
+}
+TRANSLATIONS = {foreign: english for english, texts in ENGLISH.items() for foreign in texts}
+
+# The number of a line from 1, and the line or a part of a long one.
+Piece = tuple[int, str]
+
+
+def decode_blocks(blocks: Iterable[bytes]) -> Iterator[str]:
+    """The text of a log's blocks: UTF-8, or UTF-16 and UTF-32 by their marks or zero bytes.
+
+    What cannot be decoded becomes the replacement character.
+    """
+    decoder = None
+    for block in blocks:
+        if decoder is None:
+            decoder = codecs.getincrementaldecoder(_guess_encoding(block))(errors="replace")
+        yield decoder.decode(block)
+    if decoder is not None:
+        yield decoder.decode(b"", final=True)
+
+
+def _guess_encoding(start: bytes) -> str:
+    for mark, encoding in BYTE_ORDER_MARKS:
+        if start.startswith(mark):
+            return encoding
+    # Windows writes UTF-16 without a mark, too: every other byte of its ASCII is zero.
+    sample = start[:400]
+    for offset, encoding in ((1, "utf-16-le"), (0, "utf-16-be")):
+        zeros = sample[offset::2].count(0)
+        if len(sample) >= 4 and zeros * 2 > len(sample[offset::2]):
+            return encoding
+    return "utf-8"
+
+
+def read_pieces(texts: Iterable[str]) -> Iterator[list[Piece]]:
+    """The pieces of each text of a log; a line that a text breaks off goes on in the next one."""
+    number, rest = 1, ""
+    for text in texts:
+        lines = _normalize_line_ends(rest + text).split("\n")
+        # A "\r" at the very end may be the half of "\r\n": it waits for the next text.
+        rest = lines.pop()
+        pieces = list(enumerate(lines, number))
+        if max(map(len, lines), default=0) > PIECE_CHARACTERS:
+            pieces = [piece for line in pieces for piece in _cut(*line)]
+        number += len(lines)
+        if len(rest) > 2 * PIECE_CHARACTERS:
+            *early, (_, rest) = _cut(number, rest)
+            pieces += early
+        yield pieces
+    yield list(_cut(number, rest.rstrip("\r")))
+
+
+def _normalize_line_ends(text: str) -> str:
+    if "\r" not in text:
+        return text
+    return re.sub(r"\r\n|\r(?!\Z)", "\n", text)
+
+
+def _cut(number: int, line: str) -> Iterator[Piece]:
+    yield number, line[:PIECE_CHARACTERS]
+    step = PIECE_CHARACTERS - OVERLAP_CHARACTERS
+    for start in range(step, len(line) - OVERLAP_CHARACTERS, step):
+        yield number, line[start : start + PIECE_CHARACTERS]
+
+
+_TIME = r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(?:[.,]\d{1,9})?(?:Z|[+-]\d\d:?\d\d)?"
+PREFIXES = re.compile(
+    r"^(?:"
+    r"\s{1,40}"
+    r"|(?:> ?){1,5}"  # a quote in markdown or mail
+    r"|[\w.-]{1,60} {0,30}\| ?"  # Compose
+    r"|\#\d{1,4} (?:\d{1,6}\.\d{1,4} )?"  # BuildKit
+    rf"|\[?{_TIME}\]? (?:std(?:out|err) [FP] )?"  # Kubernetes and many others
+    r"|[A-Z][a-z]{2} [ \d]\d \d\d:\d\d:\d\d \S{1,60} [\w.@/-]{1,60}(?:\[\d{1,9}\])?: "  # journald
+    r"|\[ {0,8}\d{1,9}\.\d{1,9}\] "  # the kernel's log
+    r"|\[?(?:rank ?)?\d{1,5}\]?: "  # torchrun, srun
+    r"|\[\d{1,4},\d{1,5}\]<std(?:out|err)>: ?"  # mpirun
+    r")"
+)
+
+
+def find_translated(text: str) -> tuple[str, ...]:
+    """The translated messages in a text in lower case, the longest first."""
+    return tuple(sorted((each for each in TRANSLATIONS if each in text), key=len, reverse=True))
+
+
+def translate(text: str, messages: Iterable[str]) -> str:
+    """The text with these translated messages in English, whatever their case.
+
+    >>> translate("bash: nvidia-smi: Befehl nicht gefunden", ["befehl nicht gefunden"])
+    'bash: nvidia-smi: command not found'
+    """
+    for message in messages:
+        english = (": " if message.startswith(" :") else "") + TRANSLATIONS[message]
+        text = re.sub(re.escape(message), english, text, flags=re.IGNORECASE)
+    return text
+
+
+_DOCKER_RECORD = '{"log":"'
+
+
+def clean_line(line: str) -> str:
+    """What a program wrote, without what collectors put around it and terminals act on.
+
+    >>> clean_line('web-1  | &quot;nvidia-smi&quot;: not found')
+    '"nvidia-smi": not found'
+    >>> clean_line("#14 812.3 on device")
+    'on device'
+    """
+    text = strip_ansi(line)
+    if text.lstrip().startswith(_DOCKER_RECORD):
+        text = _read_docker_record(text)
+    if "\\" in text:  # quoted in a journal's or a program's own message
+        text = re.sub(r"\\+([\"'`/])|\\+[nrt]", lambda found: found[1] or " ", text)
+    if "&" in text:
+        text = html.unescape(text)
+    for _ in range(4):  # a prefix inside another's
+        shorter = PREFIXES.sub("", text)
+        if shorter == text:
+            break
+        text = shorter
+    return text.replace("\n", " ")
+
+
+def _read_docker_record(line: str) -> str:
+    try:
+        return str(json.loads(line)["log"])
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return line.lstrip()[len(_DOCKER_RECORD) :]  # a piece of a long one

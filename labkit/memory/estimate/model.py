@@ -1,0 +1,204 @@
+"""An estimate, and the target that it is compared with. Without torch."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+from labkit.errors import DeviceMissingError, UsageError
+from labkit.memory.balance.model import MIB
+from labkit.memory.track.frames import Frame
+from labkit.memory.track.model import LineUse
+from labkit.render import Displayed
+from labkit.text import format_bytes, near_match
+
+if TYPE_CHECKING:
+    import torch
+
+# Total memory in MiB as nvidia-smi shows it. A card's ECC and driver move it by a little.
+KNOWN_GPUS = {
+    "T4": 15_360,
+    "V100 16GB": 16_160,
+    "V100 32GB": 32_510,
+    "A10": 23_028,
+    "A100 40GB": 40_960,
+    "A100 80GB": 81_920,
+    "L4": 23_034,
+    "L40S": 46_068,
+    "H100": 81_559,
+    "H200": 143_771,
+    "B200": 183_359,
+    "RTX 3060": 12_288,
+    "RTX 3090": 24_576,
+    "RTX 4090": 24_564,
+    "RTX 5090": 32_607,
+}
+# Growth that lasts for so many steps does not change the verdict: a list of losses, for example.
+MANY_STEPS = 10_000
+SIZES = {"kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
+SIZES |= {"b": 1, "kib": 2**10, "mib": MIB, "gib": 2**30, "tib": 2**40}
+
+
+class Target(NamedTuple):
+    """Where a step is to run: its name, "cuda" or "cpu", and its memory in bytes.
+
+    ``capacity_bytes`` is None where no device was named: then there is no verdict.
+    ``taken_bytes`` is what other processes hold of it now, None if unknown.
+    """
+
+    name: str
+    kind: str
+    capacity_bytes: int | None = None
+    taken_bytes: int | None = None
+
+
+class EstimateObstacle(NamedTuple):
+    """Where fake tensors cannot go on: the operator, the reason, and the user's line."""
+
+    operator: str
+    reason: str
+    frame: Frame | None = None
+
+    def __str__(self) -> str:
+        where = f" at {self.frame.where}" if self.frame else ""
+        return f"{self.operator}{where} {self.reason}"
+
+
+@dataclass(frozen=True, repr=False)
+class Estimate(
+    Displayed, view="labkit.memory.estimate.view", text="format_estimate", html="render_estimate"
+):
+    """What a step takes at its peak, in bytes, and whether its target has that.
+
+    ``kinds`` splits ``peak_bytes`` by category (parameters with buffers, gradients, the optimizer
+    with what its step allocates meanwhile, activations with what backward allocates meanwhile,
+    inputs, other) and adds up to it. ``reserved_bytes`` is what CUDA's allocator takes from the
+    driver, and ``context_bytes`` the least and the most that CUDA itself takes; both are None for
+    the CPU. With an ``obstacle`` the figures are a lower bound. ``largest_batch`` is the largest
+    that surely fits where ``batch`` does not; 0 if not even 1 does, None if it was not searched.
+    ``growth_bytes`` is what each step keeps in addition to what the step before kept.
+    """
+
+    name: str
+    target: Target
+    peak_bytes: int
+    kinds: dict[str, int]
+    lines: tuple[LineUse, ...] = ()
+    batch: int | None = None
+    inference: bool = False
+    reserved_bytes: int | None = None
+    context_bytes: tuple[int, int] | None = None
+    obstacle: EstimateObstacle | None = None
+    largest_batch: int | None = None
+    notes: tuple[str, ...] = ()
+    growth_bytes: int = 0
+
+    @property
+    def least_bytes(self) -> int:
+        """The least that is needed: the tensors and the smallest context."""
+        return self.peak_bytes + (self.context_bytes or (0, 0))[0]
+
+    @property
+    def most_bytes(self) -> int:
+        """What surely suffices: all that the allocator takes, and the largest context."""
+        held = max(self.peak_bytes, self.reserved_bytes or 0)
+        return held + (self.context_bytes or (0, 0))[1]
+
+    @property
+    def fits(self) -> bool | None:
+        """True or False where it is certain; None where it is close or unknown, or grows."""
+        capacity = self.target.capacity_bytes
+        if capacity is None:
+            return None
+        if self.least_bytes > capacity:
+            return False
+        lasts = self.steps_left is None or self.steps_left >= MANY_STEPS
+        return True if self.most_bytes <= capacity and self.obstacle is None and lasts else None
+
+    @property
+    def steps_left(self) -> int | None:
+        """How many more steps fit while each keeps more memory; None without growth or target."""
+        capacity = self.target.capacity_bytes
+        if capacity is None or not self.growth_bytes:
+            return None
+        return max(0, capacity - self.most_bytes) // self.growth_bytes
+
+    @property
+    def spare_bytes(self) -> int | None:
+        """The least that is left of the target; below zero, the least that is missing."""
+        capacity = self.target.capacity_bytes
+        if capacity is None:
+            return None
+        return capacity - (self.least_bytes if self.fits is False else self.most_bytes)
+
+
+def find_target(device: str | int | torch.device | None) -> Target:
+    """The device of this machine, known GPU or size in bytes that was named; None is no target.
+
+    Raises UsageError for an unknown name, DeviceMissingError for a device that is not here.
+
+    >>> find_target("24 GiB").capacity_bytes, find_target("H100").name
+    (25769803776, 'H100')
+    """
+    if device is None:
+        return Target("cpu", "cpu")
+    if isinstance(device, int | float):
+        if type(device) is not int or device <= 0:
+            raise UsageError(
+                f"invalid device size {device!r}",
+                cause="a number is a size in bytes, a whole number above zero",
+                fix='a size with its unit: "24 GiB"',
+            )
+        return Target(format_bytes(device), "cuda", device)
+    word = str(device).strip()
+    amount = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT]?i?B)", word, re.IGNORECASE)
+    if amount:
+        return Target(word, "cuda", round(float(amount[1]) * SIZES[amount[2].lower()]))
+    if re.fullmatch(r"cpu|cuda(:\d+)?", word):
+        return _find_local(word)
+    return _find_known(word)
+
+
+def _find_known(word: str) -> Target:
+    by_lower = {_squeeze(name): name for name in KNOWN_GPUS}
+    name = by_lower.get(_squeeze(word))
+    if name is None:
+        alike = [one for key, one in by_lower.items() if key.startswith(_squeeze(word)) and word]
+        near = alike[0] if alike else near_match(word, KNOWN_GPUS)
+        raise UsageError(
+            f"unknown device {word!r}",
+            cause=f"the known GPUs are {', '.join(KNOWN_GPUS)}; also a size, cpu, cuda:0",
+            fix=f'--device "{near or "24 GiB"}"',
+        )
+    return Target(name, "cuda", KNOWN_GPUS[name] * MIB)
+
+
+def _squeeze(name: str) -> str:
+    return name.lower().removeprefix("nvidia").replace(" ", "").replace("-", "")
+
+
+def _find_local(word: str) -> Target:
+    """A device of this machine, by torch's name for it, with its memory and what is taken."""
+    from labkit.devices.detect import detect_devices
+    from labkit.memory.balance.read import take_snapshot
+
+    wanted = "cuda:0" if word == "cuda" else word
+    balances = take_snapshot().balances
+    balance = next((one for one in balances if one.torch_name == wanted), None)
+    reasons: tuple[str, ...] = ()
+    if balance is None:
+        # Before torch has started CUDA, the balance does not have torch's names.
+        detection = detect_devices()
+        uuids = {one.uuid for one in detection.devices if one.uuid and one.torch_name == wanted}
+        balance = next((one for one in balances if one.uuid in uuids), None)
+        reasons = detection.notes
+    if balance is None or balance.total_bytes is None:
+        raise DeviceMissingError(
+            f"{wanted} is not on this machine, or its memory is unknown",
+            cause="; ".join(reasons) or "neither the driver nor torch reports it",
+            fix='name a size instead: --device "24 GiB"',
+        )
+    total = balance.total_bytes - (balance.driver_reserved_bytes or 0)
+    name = f"{wanted} ({balance.name})" if balance.name else wanted
+    return Target(name, balance.kind, total, balance.other_processes_bytes)

@@ -1,0 +1,36 @@
+"""The figures of a measured block as text."""
+
+from __future__ import annotations
+
+from labkit.memory.track.model import BlockSpan, Breakdown, MemoryUse
+from labkit.text import format_bytes, format_seconds
+
+
+def format_use(use: MemoryUse) -> str:
+    """A line for each counter, the breakdown of each device, and the seconds."""
+    lines = [_format_span(span) for span in use.spans] or ["memory: not measured"]
+    lines += [_format_breakdown(one) for one in use.breakdowns]
+    return "\n".join([*lines, f"seconds: {format_seconds(use.seconds)}"])
+
+
+def _format_span(span: BlockSpan) -> str:
+    if span.change_bytes is None:
+        return f"{span.where}: not measured"
+    change = _format_change(span.change_bytes)
+    if span.peak_bytes is None:
+        return f"{span.where}: peak not measured, change {change}"
+    added = _format_change(span.added_bytes)
+    return f"{span.where}: peak {format_bytes(span.peak_bytes)} ({added}), change {change}"
+
+
+def _format_breakdown(one: Breakdown) -> str:
+    held = [f"{name} {format_bytes(count)}" for name, count in one.categories.items() if count]
+    parts = [f"{one.where} tensors at their peak: {', '.join(held) or 'none'}"]
+    for line in one.lines:
+        where = f"{line.frame.where}  {line.frame.source}" if line.frame else "before the block"
+        parts.append(f"  {format_bytes(line.held_bytes):>10}  {where}".rstrip())
+    return "\n".join(parts)
+
+
+def _format_change(count: int | None) -> str:
+    return format_bytes(count) if count is None or count < 0 else f"+{format_bytes(count)}"

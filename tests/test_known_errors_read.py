@@ -1,0 +1,225 @@
+"""Any log is read: its encoding, its dress, its size, and lines made to be slow."""
+
+from __future__ import annotations
+
+import io
+import re
+import time
+import tracemalloc
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from labkit.known_errors import KNOWN_ERRORS
+from labkit.known_errors.match import BLOCK_BYTES, explain_file, explain_text
+from labkit.known_errors.model import KnownError, compile_pattern, list_required_words
+from labkit.known_errors.read import PIECE_CHARACTERS, TRANSLATIONS, clean_line, decode_blocks
+from tests.fakes.error_texts import TEXTS
+
+# What is not literal text in a pattern.
+SYNTAX = re.compile(r"\\([^a-zA-Z0-9])|\\.|\(\?[:!=<]*|[][()|?*+^$.]|\{\d*,?\d*\}")
+FULL = "OSError: [Errno 28] No space left on device"
+EXPRESSIONS = [
+    pytest.param(expression, id=f"{error.name}-{number}")
+    for error in KNOWN_ERRORS
+    for number, expression in enumerate(error.expressions)
+]
+
+
+def names(text):
+    return [each.error.name for each in explain_text(text).found]
+
+
+def explain_bytes(*blocks):
+    return [each.error.name for each in explain_file(io.BytesIO(b"".join(blocks))).found]
+
+
+# Encodings
+
+
+@pytest.mark.parametrize(
+    "encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "latin-1"]
+)
+def test_a_log_in_any_encoding_is_read(encoding):
+    assert explain_bytes(f"step 1\n\u00e9t\u00e9\n{FULL}\n".encode(encoding)) == ["disk-full"]
+
+
+@given(st.lists(st.binary(max_size=50), max_size=8))
+def test_any_bytes_are_decoded(blocks):
+    text = "".join(decode_blocks(blocks))
+    assert isinstance(explain_text(text).found, tuple)
+
+
+# What collectors, terminals and people put around a line
+
+
+@pytest.mark.parametrize(
+    "prefix",
+    [
+        "cuda-1  | ",
+        "#14 812.3 ",
+        "2026-05-03T11:12:13.456789Z ",
+        "2026-05-03T11:12:13.4+00:00 stderr F ",
+        "Nov 24 09:12:01 host dockerd[77]: ",
+        "[88123.456] ",
+        "[rank3]: ",
+        "12: ",
+        "[1,0]<stderr>:",
+        "> ",
+        "> > cuda-1 | 2026-05-03 11:12:13,456 ",
+    ],
+)
+def test_an_error_wrapped_under_a_prefix_is_found(prefix):
+    first, second = FULL.split(" on ")
+    log = f"{prefix}step 1\n{prefix}{first}\n{prefix}on {second}\n"
+    found = explain_text(log).found
+    assert [(each.error.name, each.line_number) for each in found] == [("disk-full", 2)]
+
+
+@pytest.mark.parametrize(
+    ("line", "clean"),
+    [
+        ('{"log":"a\\u001b[0m \\"b\\"\\n","stream":"stderr"}', 'a\x1b[0m "b" '),
+        ('msg="driver \\"nvidia\\""', 'msg="driver "nvidia""'),
+        ("&quot;a&quot; &amp;&lt;b&gt;", '"a" &<b>'),
+        ("\x1b[31mred\x1b[0m", "red"),
+        ("plain: text | of 3 lines", "plain: text | of 3 lines"),
+    ],
+    ids=["docker", "journal", "html", "colors", "plain"],
+)
+def test_a_line_is_cleaned(line, clean):
+    assert clean_line(line) == clean
+
+
+@pytest.mark.parametrize("ending", ["\r\n", "\r", "\n"])
+def test_line_ends_of_every_system_are_counted(ending):
+    found = explain_text(ending.join(["a", "b", FULL, "c"])).first
+    assert (found.line_number, found.line) == (3, FULL)
+
+
+@pytest.mark.parametrize("message", TRANSLATIONS)
+def test_a_translated_message_is_read_in_english(message):
+    known = KnownError("x", (TRANSLATIONS[message],), "cause", KNOWN_ERRORS[0].fix)
+    assert explain_text(f"cp: {message.capitalize()}", (known,)).first
+
+
+def test_a_sentence_about_an_error_is_not_the_error():
+    assert names('"address already in use" -> choose another port') == []
+    assert names("Exit status 137 means that the container was killed") == []
+    assert names("error: exit status 137") == ["out-of-memory-killed"]
+
+
+def test_what_is_quoted_cannot_act_on_a_terminal():
+    found = explain_text(f"\x1b]0;title\x07\x9b2J{FULL} \u202e").first
+    assert found.error.name == "disk-full"
+    assert not re.search("[\x1b\x07\x9b\u202e]", found.line)
+
+
+# Size
+
+
+def test_an_error_at_the_border_of_two_blocks_is_found_once_with_its_line():
+    line = b"step 17 loss 0.1\n"
+    for shift in range(0, 60, 7):
+        before = line * ((BLOCK_BYTES - shift) // len(line))
+        found = explain_file(
+            io.BytesIO(before + b"x" * 20 + FULL.encode() + b"\n" + line * 99)
+        ).found
+        assert [(each.error.name, each.line_number) for each in found] == [
+            ("disk-full", before.count(b"\n") + 1)
+        ]
+
+
+@pytest.mark.parametrize("place", [0, PIECE_CHARACTERS - 20, 3 * PIECE_CHARACTERS, 4_999_000])
+def test_an_error_anywhere_in_a_line_of_5_mb_is_found_and_its_surroundings_are_quoted(place):
+    line = b"x" * place + b" " + FULL.encode() + b" " + b"y" * (5_000_000 - place)
+    found = explain_file(io.BytesIO(line)).found
+    assert [each.error.name for each in found] == ["disk-full"]
+    assert FULL in found[0].line
+    assert len(found[0].line) <= 200
+
+
+class Repeated(io.RawIOBase):
+    """A file of many bytes that are never in memory together."""
+
+    def __init__(self, unit, total):
+        super().__init__()
+        self.unit, self.left = unit, total
+
+    def read(self, size=-1):
+        size = min(size, self.left)
+        self.left -= size
+        return (self.unit * (size // len(self.unit) + 1))[:size]
+
+
+@pytest.mark.slow
+def test_a_large_log_takes_little_memory():
+    line = b"2026-11-23 10:00:00 INFO step=17 loss=0.123 lr=3e-4 worker 7 found no file\n"
+    explain_text("warm")
+    tracemalloc.start()
+    assert explain_file(Repeated(line, 40_000_000)).found == ()
+    assert tracemalloc.get_traced_memory()[1] < 30_000_000
+    tracemalloc.stop()
+
+
+# Lines made to be slow
+
+
+def test_an_ordinary_log_is_read_at_more_than_a_megabyte_a_second():
+    # The measured rate is over ten times this; the bound is for a busy machine.
+    line = "2026-11-23 10:00:00 INFO step=17 loss=0.123 lr=3e-4 no trouble at all, file found\n"
+    log = (line * 60_000).encode()
+    started = time.process_time()
+    assert explain_file(io.BytesIO(log)).found == ()
+    assert time.process_time() - started < len(log) / 1e6
+
+
+def test_no_expression_is_slow_on_long_lines_of_its_own_fragments():
+    """160 kB of one pattern's fragments took 84 s; now all patterns together take seconds."""
+    started = time.process_time()
+    for error in KNOWN_ERRORS:
+        for pattern in error.patterns:
+            fragments = re.sub(
+                r"\\([^a-zA-Z0-9])|\\.|\(\?[:!=<]*|[][()|?*+^$.]|\{\d*,?\d*\}", r"\1", pattern
+            )
+            for text in (fragments, fragments.replace(" ", ""), fragments.split()[0]):
+                explain_text(text * (20_000 // max(1, len(text))))
+    assert time.process_time() - started < 60
+
+
+@pytest.mark.parametrize("expression", EXPRESSIONS)
+def test_every_pattern_has_a_word_to_look_for_and_bounded_repeats(expression):
+    assert len(expression.words.rarest) >= 2
+    assert len("".join((*expression.words.whole, *expression.words.parts))) >= 6
+    assert not re.search(r"(?<!\\)[*+]|\d,\}", re.sub(r"\[[^]]*\]", "", expression.regex.pattern))
+
+
+@pytest.mark.parametrize(("name", "text"), TEXTS, ids=[str(n) for n in range(len(TEXTS))])
+def test_the_words_of_a_pattern_are_in_every_match(name, text):
+    lowered = text.lower()
+    error = next(each for each in KNOWN_ERRORS if each.name == name)
+    for expression in error.expressions:
+        if expression.regex.search(text):
+            assert all(
+                word in lowered for word in (*expression.words.whole, *expression.words.parts)
+            )
+
+
+@pytest.mark.parametrize(
+    ("pattern", "whole", "parts"),
+    [
+        ("fallen off the bus", ("off", "the"), ("fallen", "bus")),
+        (r"a+b? (?:c|d) \bword\b", ("word",), ("a",)),
+        (r"x\.(\d+)y[z]{2}", (), ("x", "y")),
+        (r"OutOfMemoryError:\x20\S", (), ("outofmemoryerror",)),
+    ],
+)
+def test_only_what_a_match_must_contain_is_required(pattern, whole, parts):
+    assert list_required_words(pattern) == (whole, parts)
+    compile_pattern(pattern)
+
+
+def test_alternatives_outside_of_a_group_are_refused():
+    with pytest.raises(ValueError, match="split"):
+        list_required_words("one|two")
