@@ -11,7 +11,7 @@ from labkit.devices.cpu import (
     read_linux_cpu,
     read_macos_cpu,
 )
-from labkit.host.machine import CgroupLimits, read_limits
+from labkit.host.cgroups import CgroupLimits, read_limits
 from labkit.process import CommandResult
 
 GIB = 2**30

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import functools
+import os
 import re
 import sys
 from typing import TYPE_CHECKING
@@ -70,7 +72,8 @@ def _show_verification(arguments: argparse.Namespace, detection: Detection) -> i
 
     verification = verify_devices(
         detection,
-        run_command,
+        # The self-test must import this Python's torch, so it gets this environment unchanged.
+        functools.partial(run_command, environment=os.environ),
         _explain,
         asked=None if arguments.verify == ALL else arguments.verify,
         on_step=lambda words: print(escape_controls(words), file=sys.stderr, flush=True),

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from labkit.host.machine import read_limits
+from labkit.host.cgroups import read_limits
 
 if TYPE_CHECKING:
     from labkit.process import CommandRunner

@@ -9,8 +9,9 @@ from pathlib import Path
 
 from labkit.doctor.check import Check, Finding, SafeFix, failed, ok, unknown, warning
 from labkit.doctor.host import COMMAND_SECONDS, Host
+from labkit.host.cgroups import read_limits
 from labkit.host.distribution import Distribution
-from labkit.host.machine import FolderFacts, read_folder, read_limits
+from labkit.host.machine import FolderFacts, read_folder
 from labkit.text import format_bytes
 
 FULL_BYTES = 2**30

@@ -26,7 +26,7 @@ from labkit.devices.nvml import (
     read_gpu_memory,
     strip_kind,
 )
-from labkit.host.machine import read_room
+from labkit.host.cgroups import read_room
 from labkit.memory.balance.model import Balance, DeviceProcess, Snapshot, ThisProcess
 
 PROC = Path("/proc")
