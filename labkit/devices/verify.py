@@ -61,12 +61,7 @@ def verify_devices(
     Raises DeviceMissingError if torch does not list the device that is asked for.
     """
     on_step("asking torch for its devices ...")
-    # The children are this same Python: they import what this one does, PYTHONPATH included.
-    answer = run(
-        [*SELF_TEST, "list", f"{LIST_SECONDS:g}"],
-        timeout_seconds=_wait(LIST_SECONDS),
-        environment=os.environ,
-    )
+    answer = run([*SELF_TEST, "list", f"{LIST_SECONDS:g}"], timeout_seconds=_wait(LIST_SECONDS))
     facts = read_facts(answer)
     advice = None if facts else explain_end(answer, LIST_SECONDS, "import", explain)
     listed = facts.devices if facts else ()
@@ -84,7 +79,7 @@ def verify_devices(
     for device in listed:
         on_step(f"{device.torch_name}: allocating, computing, compiling ...")
         command = [*SELF_TEST, "try", f"{DEVICE_SECONDS:g}", device.torch_name]
-        answer = run(command, timeout_seconds=_wait(DEVICE_SECONDS), environment=os.environ)
+        answer = run(command, timeout_seconds=_wait(DEVICE_SECONDS))
         architectures = facts.architectures if facts else ()
         verdict = judge_self_test(device, answer, DEVICE_SECONDS, architectures, explain)
         verdicts.append(_complete(verdict, known.get(device.torch_name)))
