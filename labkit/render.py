@@ -88,7 +88,6 @@ def make_document(
 _CONTROL = re.compile(
     r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
 )
-_OVERWRITTEN = re.compile(r"[^\n]*\r(?=[^\n])")
 
 
 def escape(text: object) -> str:
@@ -105,7 +104,8 @@ def clean_text(text: str) -> str:
     """What a terminal shows in the end: no colour codes, no earlier states of a progress bar."""
     plain = strip_ansi(text)
     if "\r" in plain:
-        plain = _OVERWRITTEN.sub("", plain.replace("\r\n", "\n")).replace("\r", "")
+        # Line by line: a regular expression for this takes hours on a long line.
+        plain = "\n".join(line.rstrip("\r").rpartition("\r")[2] for line in plain.split("\n"))
     return plain
 
 

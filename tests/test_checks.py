@@ -9,9 +9,9 @@ import torch
 from labkit import check
 from labkit.errors import UsageError
 from labkit.lessons import checks
-from labkit.lessons.cards import CHECK_MIME
 from labkit.lessons.checks import CheckFailed
 from labkit.lessons.progress import read_progress
+from labkit.notebooks.result import CHECK_MIME
 from tests.fakes.small_labs import write_labs
 
 

@@ -12,19 +12,16 @@ from labkit.errors import UsageError
 from labkit.lessons import needs
 from labkit.lessons.cards import (
     BAD,
-    CHECK_MIME,
-    CLAIM_MIME,
     GOOD,
     Card,
     Detail,
     card_html,
     card_text,
-    read_checks,
-    read_claims,
 )
 from labkit.lessons.claims import ClaimFailed, claim, claim_raises
 from labkit.lessons.needs import missing_need
 from labkit.lessons.value_repr import format_value, same_value
+from labkit.notebooks.result import CHECK_MIME, CLAIM_MIME, read_checks, read_claims
 
 NAN = float("nan")
 

@@ -76,7 +76,7 @@ claim("the alphabet ends with y", "abcxyz"[-1], "y")
 
 @pytest.fixture(autouse=True)
 def quiet_progress(monkeypatch):
-    monkeypatch.setattr("labkit.notebooks.console.RunProgress.show_event", lambda self, event: None)
+    monkeypatch.setattr("labkit.cli.run.RunProgress.show_event", lambda self, event: None)
 
 
 @pytest.fixture(autouse=True)
@@ -156,8 +156,8 @@ def test_a_fault_is_told_in_words_and_in_one_whole_object(
 @pytest.mark.parametrize(
     ("name", "content", "cause"),
     [
-        ("text.ipynb", "no json at all", "is no notebook: line 1 column 1: Expecting value"),
-        ("half.ipynb", '{"cells": [}', "is no notebook: line 1 column 12: Expecting value"),
+        ("text.ipynb", "no json at all", "is not a notebook: line 1 column 1: Expecting value"),
+        ("half.ipynb", '{"cells": [}', "is not a notebook: line 1 column 12: Expecting value"),
         ("other.ipynb", '{"a": 1}', "is not a valid notebook: "),
         ("list.ipynb", "[1, 2]", "is not a valid notebook: "),
         ("binary.ipynb", b"\xff\xfe\x00", "cannot be read: 'utf-8' codec can't decode"),
@@ -173,60 +173,32 @@ def test_a_file_that_is_no_notebook_exits_2_and_is_named(tmp_path, capsys, name,
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("words", "named"),
     [
-        ([], "error: nothing to run: name a lab or a notebook\n  try: labkit run --all\n"),
-        (
-            ["nubmers"],
-            "error: there is no lab named 'nubmers'\n"
-            "  cause: the labs are numbers, letters\n"
-            "  try: did you mean numbers?\n",
-        ),
-        (
-            ["--all", "numbers"],
-            "error: --all runs every lab: give it or names, not both\n",
-        ),
-        (
-            ["numbers", "--timeout", "0"],
-            "error: --timeout 0 is no time limit\n  cause: it must be above 0 seconds\n",
-        ),
-        (
-            ["numbers", "--timeout", "nan"],
-            "error: --timeout nan is no time limit\n  cause: it must be above 0 seconds\n",
-        ),
-        (
-            ["numbers", "--total-timeout", "-1"],
-            "error: --total-timeout -1 is no time limit\n  cause: it must be above 0 seconds\n",
-        ),
-        (
-            ["numbers", "--jobs", "0"],
-            "error: --jobs 0 runs nothing\n  cause: it must be at least 1\n",
-        ),
-        (
-            ["numbers", "--output", "a", "--no-output"],
-            "error: --output and --no-output: give one of them, not both\n",
-        ),
-        (
-            ["numbers", "--device", "gpu"],
-            "error: --device gpu is no device\n  cause: it is auto, cpu, cuda or cuda:N\n",
-        ),
-        (
-            ["./notes.txt"],
-            "error: there is no notebook ./notes.txt\n  cause: {folder} has no file of that name\n",
-        ),
-        (
-            ["./labs/labs.toml"],
-            "error: ./labs/labs.toml is no notebook\n"
-            "  cause: its name ends in none of .ipynb, .py, .md, .myst\n",
-        ),
+        ([], ["nothing to run", "labkit run --all"]),
+        (["nubmers"], ["'nubmers'", "the labs are numbers, letters", "did you mean numbers?"]),
+        (["--all", "numbers"], ["--all conflicts with names"]),
+        (["numbers", "--timeout", "0"], ["--timeout 0", "above 0"]),
+        (["numbers", "--timeout", "nan"], ["--timeout nan"]),
+        (["numbers", "--total-timeout", "-1"], ["--total-timeout -1"]),
+        (["numbers", "--jobs", "0"], ["--jobs 0", "at least 1"]),
+        (["numbers", "--output", "a", "--no-output"], ["--output conflicts with --no-output"]),
+        (["numbers", "--device", "gpu"], ["--device 'gpu'", "auto, cpu, cuda or cuda:N"]),
+        (["./notes.txt"], ["no notebook ./notes.txt", "{folder} has no file"]),
+        (["./labs/labs.toml"], ["./labs/labs.toml is not a notebook", ".ipynb, .py, .md, .myst"]),
     ],
+    ids=lambda value: " ".join(value)[:40] or "nothing",
 )
-def test_what_makes_no_sense_exits_2_before_anything_runs(
-    labs, tmp_path, monkeypatch, capsys, words, message
+def test_wrong_arguments_exit_2_before_anything_runs(
+    labs, tmp_path, monkeypatch, capsys, words, named
 ):
     monkeypatch.chdir(tmp_path)
     assert main(["run", *words]) == 2
-    assert capsys.readouterr() == ("", message.format(folder=tmp_path))
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("error: ")
+    for text in named:
+        assert text.format(folder=tmp_path) in err
 
 
 def test_no_labs_at_all_is_an_error(tmp_path, monkeypatch, capsys):
@@ -297,7 +269,7 @@ def test_a_second_run_into_one_folder_is_refused(tmp_path, capsys):
     assert main(["run", make_file(tmp_path / "a.ipynb", "1"), "--output", "out", "--json"]) == 2
     out, err = capsys.readouterr()
     assert json.loads(out)["error"]["what"] == "--output out already holds a run"
-    assert err.splitlines()[1] == "  cause: out/result.json is there"
+    assert "out/result.json" in err.splitlines()[1]
     assert (tmp_path / "out" / "result.json").read_text() == "{}"
 
 
@@ -305,7 +277,7 @@ def test_a_disk_that_fills_up_fails_the_run_and_loses_no_result(tmp_path, monkey
     def fail(path, text):
         raise OSError(28, "No space left on device", str(path))
 
-    monkeypatch.setattr("labkit.notebooks.folder.write_whole", fail)
+    monkeypatch.setattr("labkit.notebooks.result.write_atomically", fail)
     path = make_file(tmp_path / "a.ipynb", "1")
     assert main(["run", path, "--json", "--output", "out"]) == 1
     out, err = capsys.readouterr()
@@ -341,11 +313,8 @@ def test_a_device_that_is_not_here_exits_3_before_anything_runs(tmp_path, monkey
     assert main(["run", path, "--device", "cuda:1", "--json"]) == 3
     out, err = capsys.readouterr()
     assert json.loads(out)["error"]["exit_code"] == 3
-    assert err == (
-        "error: --device cuda:1: there is no GPU that torch can use here\n"
-        "  cause: the NVIDIA driver is not installed\n"
-        "  try: labkit devices\n"
-    )
+    assert "--device cuda:1" in err
+    assert "cause: the NVIDIA driver is not installed\n  try: labkit devices\n" in err
     assert not Path("runs").exists()
 
 
@@ -363,11 +332,16 @@ def test_on_the_cpu_the_notebook_sees_no_gpu(tmp_path, capsys):
         ([], (), "all of the lab's packages", "make run LABS=tensors"),
         (
             ["tensors", "autograd"],
-            ("nbclient", "nbformat", "ipykernel", "jupytext"),
+            ("nbclient", "nbformat", "ipykernel", "jupytext", "msgspec", "nh3"),
             "torch",
             "make run LABS='tensors autograd'",
         ),
-        ([], ("nbformat", "torch"), "nbclient, ipykernel, jupytext", "make run LABS=tensors"),
+        (
+            [],
+            ("nbformat", "nh3"),
+            "nbclient, ipykernel, jupytext, msgspec",
+            "make run LABS=tensors",
+        ),
     ],
     ids=["nothing", "nothing, for a file", "no torch", "some"],
 )

@@ -16,15 +16,15 @@ from labkit.notebooks.compare import (
     format_comparison,
     match_cells,
 )
-from labkit.notebooks.report.comparison import render_comparison, write_comparison
-from labkit.notebooks.report.saved import Cell, parse_run
+from labkit.notebooks.result import CellResult, SavedRun, parse_run
 from tests.fakes.runs import MIB, make_cell, make_notebook, make_result
-from tests.test_report import Page, assert_opens_offline
+from tests.snapshots import assert_snapshot
 
 
 def compare(a, b):
+    paths = Path("runs/a"), Path("runs/b")
     return compare_runs(
-        parse_run(a, Path("runs/a/result.json")), parse_run(b, Path("runs/b/result.json"))
+        *(SavedRun(path, parse_run(run, path)) for path, run in zip(paths, (a, b), strict=True))
     )
 
 
@@ -84,43 +84,9 @@ GPU = make_result(
     environment={"device": "cuda:0", "torch": "2.13.0+cu130"},
 )
 
-TEXT = """\
-A  runs/a, passed, on cpu, PyTorch 2.13.0+cpu, 23 November 2026, 06:10 UTC
-B  runs/b, failed, on cuda:0, PyTorch 2.13.0+cu130, 24 November 2026, 07:00 UTC
-
-For tensors, A took 8 s and B 4 s: B is 2.00 times as fast. \
-Of autograd the time of a side is unknown. 3 claims changed.
-
-tensors: A passed, B failed
-                        A          B      B/A
-  time                8 s        4 s    0.50x
-  kernel start     500 ms     500 ms    1.00x
-  median cell         2 s     500 ms    0.25x
-  peak memory   800.0 MiB  600.0 MiB    0.75x
-  peak on CUDA    unknown  256.0 MiB  unknown
-  median of the ratios of 3 cells: 0.75x in time and 1.12x in peak memory
-  the cells whose time differs most:
-    cell 2  y = x @ x     2 s  500 ms  0.25x
-    cell 1  import torch  4 s     3 s  0.75x
-  claim changed: a tensor can live on a GPU: A skipped: needs cuda, B held
-  claim changed: it adds: A held, B failed
-  claim changed: gone: A held, B absent
-  only in A: cell 4  old()
-  only in B: cell 4  new()
-
-autograd: passed
-                      A        B      B/A
-  time          unknown      2 s  unknown
-  kernel start   750 ms   750 ms    1.00x
-  peak memory   unknown  unknown  unknown
-
-only in A: slow
-
-only in B: new"""
-
 
 def test_the_comparison_in_words_is_this():
-    assert format_comparison(compare(CPU, GPU)) == TEXT
+    assert_snapshot("run_comparison", format_comparison(compare(CPU, GPU)) + "\n")
 
 
 @pytest.mark.parametrize(
@@ -161,10 +127,8 @@ def test_the_object_has_every_figure_with_its_ratio_and_null_for_unknown():
     assert autograd["median_seconds_ratio"] is None
 
 
-def make_cells(*lines: str, start: int = 0) -> tuple[Cell, ...]:
-    return tuple(
-        Cell(start + place, place + 1, "passed", 1.0, line) for place, line in enumerate(lines)
-    )
+def make_cells(*lines: str, start: int = 0) -> tuple[CellResult, ...]:
+    return tuple(CellResult(start + place, "passed", 1.0, line) for place, line in enumerate(lines))
 
 
 @pytest.mark.parametrize(
@@ -227,35 +191,11 @@ def test_medians_leave_unknowns_out():
     assert find_median([None]) is None
 
 
-def test_the_page_has_the_same_figures_and_opens_offline(tmp_path):
-    path = write_comparison(tmp_path / "cpu-gpu.html", compare(CPU, GPU))
-    page = Page(path.read_text(encoding="utf-8"))
-    assert_opens_offline(page)
-    assert page.tags.count("h1") == 1
-    assert "B is 2.00 times as fast" in page.text
-    assert "Only in A: slow" in page.text
-    assert "Median of the ratios of 3 cells: 0.75x in time and 1.12x in peak memory." in page.text
-    row = "".join(f'<td class="n">{value}</td>' for value in ("8 s", "4 s", "0.50x"))
-    assert f'<th scope="row">Time</th>{row}' in page.source
-    unknown = '<td class="n">unknown</td><td class="n">256.0 MiB</td>'
-    assert f'{unknown}<td class="n"><span class="quiet">unknown</span></td>' in page.source
-    assert "Cells only in B" in page.text
-
-
-def test_hostile_words_stay_words_in_the_page():
-    hostile = "<script>alert(1)</script>"
-    cells = [make_cell(0, first_line=hostile)]
-    claims = [{"statement": hostile, "held": None, "skipped": hostile}]
-    a = make_result(make_notebook(hostile, hostile, cells=cells, claims=claims), started_at=hostile)
-    b = make_result(make_notebook(hostile, cells=[], claims=[]), make_notebook(hostile * 2))
-    page = Page(render_comparison(compare(a, b)))
-    assert page.tags.count("script") == 1
-    assert_opens_offline(page)
-
-
-def test_a_page_of_very_many_cells_stays_small():
-    cells = [make_cell(index, first_line="é" * 300) for index in range(9000)]
-    result = make_result(make_notebook(cells=cells))
-    page = render_comparison(compare(result, result))
-    assert len(page.encode()) < 3_000_000
-    assert "The first 2,000 of 9,000 cells" in page
+def test_escapes_of_a_foreign_result_are_shown_and_not_sent_to_the_terminal():
+    evil = "\x1b]0;title\x07"
+    cells = [make_cell(0, first_line=evil)]
+    claims = [{"statement": evil, "held": None, "skipped": evil}]
+    a = make_result(make_notebook(evil, evil, cells=cells, claims=claims), started_at=evil)
+    text = format_comparison(compare(a, make_result(make_notebook(evil, cells=[], claims=[]))))
+    assert "\x1b" not in text
+    assert "\\x1b]0;title" in text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
@@ -10,7 +11,6 @@ from pathlib import Path
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell
 
-from labkit.lessons.catalog import Lab
 from labkit.notebooks.execute import RunOptions
 from labkit.notebooks.schedule import run_notebooks
 from labkit.notebooks.sources import Source
@@ -167,23 +167,39 @@ def test_a_progress_that_cannot_be_written_ends_the_kernel_too(tmp_path):
     assert all(is_gone(pid) for pid in read_pids(tmp_path))
 
 
-def test_a_kernel_that_is_not_installed_is_named(tmp_path):
-    notebook = make_notebook("1 + 1")
-    notebook.metadata["kernelspec"] = {"name": "nosuch", "language": "R", "display_name": "R"}
-    source = Source("sample", tmp_path / "sample.ipynb")
-    result = run_one(source, notebook)
-    assert result.status == "invalid"
-    assert result.error is not None
-    assert result.error.kind == "no_kernel"
-    assert result.error.what == "it asks for the kernel 'nosuch', which is not installed here"
+def run_in_kernel(folder, name, **options):
+    """The result and notebook of a cell that prints its Python, in a notebook with this kernel."""
+    notebook = make_notebook("import os, sys; print(sys.prefix, os.environ.get('MINE'))")
+    notebook.metadata["kernelspec"] = {"name": name, "language": "python", "display_name": "x"}
+    source = Source("sample", folder / "sample.ipynb")
+    return run_one(source, notebook, **options), notebook
 
 
-def test_a_python_notebook_runs_on_this_python_whatever_kernel_it_names(tmp_path):
-    notebook = make_notebook("import sys; print(sys.prefix)")
-    notebook.metadata["kernelspec"] = {"name": "my-env", "language": "python", "display_name": "x"}
-    source = Source("sample", tmp_path / "sample.ipynb")
-    assert run_one(source, notebook).status == "passed"
-    assert notebook.cells[0].outputs[0].text == f"{sys.prefix}\n"
+def test_a_kernel_that_is_not_installed_is_named_and_nothing_runs(tmp_path):
+    result, notebook = run_in_kernel(tmp_path, "my-conda-env")
+    assert (result.status, result.error.kind) == ("invalid", "no_kernel")
+    assert "'my-conda-env'" in result.error.what
+    assert "--kernel python3" in result.error.hint
+    assert result.kernel == "my-conda-env"
+    assert notebook.cells[0].outputs == []
+
+
+def test_a_kernel_that_is_asked_for_overrules_the_notebooks(tmp_path):
+    result, notebook = run_in_kernel(tmp_path, "my-conda-env", kernel="python3")
+    assert (result.status, result.kernel) == ("passed", "python3")
+    assert notebook.cells[0].outputs[0].text == f"{sys.prefix} None\n"
+
+
+def test_the_kernel_that_a_notebook_names_runs_it(tmp_path, monkeypatch):
+    folder = tmp_path / "share" / "kernels" / "mine"
+    folder.mkdir(parents=True)
+    command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+    spec = {"argv": command, "display_name": "Mine", "language": "python", "env": {"MINE": "yes"}}
+    (folder / "kernel.json").write_text(json.dumps(spec))
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "share"))
+    result, notebook = run_in_kernel(tmp_path, "mine")
+    assert (result.status, result.kernel) == ("passed", "mine")
+    assert notebook.cells[0].outputs[0].text == f"{sys.prefix} yes\n"
 
 
 SHOW_ENVIRONMENT = """import os
@@ -199,9 +215,9 @@ def test_anybodys_notebook_runs_in_its_folder_and_our_environment(tmp_path, monk
 
 def test_a_lab_runs_as_a_reference_away_from_its_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("MPLBACKEND", "agg")
-    lab = Lab("sample", "Sample", "A sample", 1, (), "sample.ipynb", tmp_path)
     notebook = make_notebook(SHOW_ENVIRONMENT, "import labkit")
-    result = run_one(Source("sample", lab.lesson, lab), notebook)
+    source = Source("sample", tmp_path / "lesson.py", lambda: notebook)
+    result = run_one(source, notebook)
     assert result.status == "passed"
     shown, folder = notebook.cells[0].outputs[0].text.splitlines()
     assert shown == "['1', 'module://matplotlib_inline.backend_inline']"
@@ -217,7 +233,9 @@ def test_an_invalid_file_is_named_and_the_rest_runs(tmp_path):
     assert [result.status for result in stopped] == ["invalid", "passed"]
     assert stopped[0].error is not None
     assert stopped[0].error.kind == "invalid"
-    assert stopped[0].error.what == (f"{broken} is no notebook: line 2 column 1: Expecting value")
+    assert stopped[0].error.what == (
+        f"{broken} is not a notebook: line 2 column 1: Expecting value"
+    )
     kept = []
 
     def keep(place, result, notebook):

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from labkit.errors import LabkitError
-from labkit.notebooks.client import cell_error, kernel_environment, run_cells
+from labkit.notebooks.kernel import cell_error, kernel_environment, run_cells
 
 ROOT = Path(__file__).parents[1]
 
@@ -67,7 +67,7 @@ def test_ctrl_c_ends_the_kernel_and_the_run(tmp_path: Path) -> None:
     script = tmp_path / "run.py"
     script.write_text(
         "from pathlib import Path\n"
-        "from labkit.notebooks.client import kernel_environment, run_cells\n"
+        "from labkit.notebooks.kernel import kernel_environment, run_cells\n"
         "source = 'import os, signal, time; os.kill(os.getppid(), signal.SIGINT); time.sleep(60)'\n"
         "cell = {'cell_type': 'code', 'metadata': {}, 'outputs': [], 'source': source}\n"
         "notebook = {'cells': [cell], 'metadata': {}, 'nbformat': 4, 'nbformat_minor': 5}\n"

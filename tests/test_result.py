@@ -1,33 +1,37 @@
-"""The account of a run: its object, its exit code, and the words people read."""
+"""The model of a run: encoded, decoded, with a status and a schema; and what people read of it."""
 
 from __future__ import annotations
 
 import io
 import json
+from pathlib import Path
 
 import pytest
+from jsonschema import Draft202012Validator
 
-from labkit.notebooks.console import RunProgress, format_cell, format_summary
-from labkit.notebooks.recorder import CellEvent
+from labkit.cli.run import CLEAR_LINE, RunProgress, format_cell, format_summary
+from labkit.errors import UsageError
+from labkit.notebooks import result as model
+from labkit.notebooks.execute import CellEvent
 from labkit.notebooks.result import (
     CellMemory,
     CellResult,
     CheckOutcome,
     ClaimOutcome,
     CudaMemory,
-    Measuring,
+    Environment,
     NotebookResult,
+    RunAccount,
     RunFailure,
-    RunResult,
-    all_held,
     collect_checks,
     collect_claims,
-    describe_run,
+    find_status,
+    format_schema,
+    parse_run,
+    read_run,
 )
-
-
-def make_run(*statuses):
-    return RunResult({}, tuple(NotebookResult(s, f"{s}.ipynb", s) for s in statuses))
+from tests.fakes.runs import MIB, make_cell, make_notebook, make_result
+from tests.snapshots import assert_snapshot
 
 
 @pytest.mark.parametrize(
@@ -41,19 +45,12 @@ def make_run(*statuses):
         (["failed", "interrupted"], "interrupted", 130),
         (["interrupted", "running"], "running", 1),
     ],
-    ids=[
-        "passed",
-        "failed",
-        "died",
-        "the first one counts",
-        "invalid",
-        "Ctrl-C counts most",
-        "going on counts more",
-    ],
+    ids=lambda value: ",".join(value) if isinstance(value, list) else str(value),
 )
 def test_the_first_notebook_that_did_not_pass_decides(statuses, status, exit_code):
-    run = make_run(*statuses)
-    assert (run.status, run.exit_code) == (status, exit_code)
+    notebooks = [NotebookResult(status=one) for one in statuses]
+    run = RunAccount(Environment()).describe(notebooks)
+    assert (find_status(notebooks), run.exit_code) == (status, exit_code)
 
 
 FAILED = NotebookResult(
@@ -64,7 +61,6 @@ FAILED = NotebookResult(
     executed="tensors.ipynb",
     startup_seconds=0.8,
     timeline=((0.5, 10, None),),
-    measuring=Measuring("the kernel's high-water mark", None, 0.003, 2, 0.01, 100),
     cells=(
         CellResult(
             1,
@@ -75,102 +71,117 @@ FAILED = NotebookResult(
             cuda=(CudaMemory("cuda:0", 0, 500, 400),),
             output_bytes=7,
         ),
-        CellResult(3, "failed", 0.1, "claim(...)"),
+        CellResult(3, "failed", 0.1, "claim(...)", output_bytes=10**8, truncated=True),
         CellResult(5, "not_run", None, "more()"),
     ),
     claims=(
-        ClaimOutcome("from_numpy shares memory", True, None),
-        ClaimOutcome("two and two make five", False, None),
+        ClaimOutcome("from_numpy shares memory", True),
+        ClaimOutcome("two and two make five", False),
         ClaimOutcome("streams overlap", None, "needs cuda"),
     ),
-    checks=(
-        CheckOutcome("tensors.center", "passed"),
-        CheckOutcome("tensors.loss", "wrong_shape"),
+    checks=(CheckOutcome("tensors.center", "passed"), CheckOutcome("tensors.loss", "wrong_shape")),
+    error=RunFailure(
+        "cell 2 of 3 raised ValueError: no",
+        3,
+        "ValueError",
+        "f()\ng()",
+        "line 1",
+        hint="try: less",
     ),
-    error=RunFailure("cell 2 of 3 raised ValueError: no", 3, "ValueError", "f()\ng()", "line 1"),
+    kernel="python3",
 )
 
 
-def describe_plain_cell(index, status, seconds, first_line):
-    return {
-        "index": index,
-        "status": status,
-        "seconds": seconds,
-        "first_line": first_line,
-        "raised": None,
-        "memory": None,
-        "cuda": None,
-        "output_bytes": 0,
-        "truncated": False,
-    }
+def test_a_result_is_read_back_as_it_was_written(tmp_path):
+    run = RunAccount(Environment(python="3.12")).describe([FAILED])
+    (tmp_path / "result.json").write_text(json.dumps(run.describe()))
+    saved = read_run(tmp_path)
+    assert (saved.folder, saved.result) == (tmp_path, run)
+    cell = run.describe()["notebooks"][0]["cells"][0]
+    assert cell["memory"] == {"before_bytes": 10, "peak_bytes": 30, "after_bytes": 20}
+    assert "trouble" not in run.describe()
 
 
-def test_the_object_is_the_documented_one():
-    run = RunResult({"python": "3.12"}, (FAILED,), "2026-11-23T12:00:00+00:00", 13.0)
-    assert json.loads(json.dumps(describe_run(run))) == {
-        "status": "failed",
-        "started_at": "2026-11-23T12:00:00+00:00",
-        "seconds": 13.0,
-        "environment": {"python": "3.12"},
-        "measuring": {
-            "seconds_per_cell": 0.0015,
-            "samples": 100,
-            "sampling_seconds": 0.01,
-            "how": {"process": "the kernel's high-water mark", "cuda": None},
-        },
-        "notebooks": [
-            {
-                "name": "tensors",
-                "path": "labs/tensors/lesson.py",
-                "status": "failed",
-                "seconds": 12.3,
-                "executed": "tensors.ipynb",
-                "startup_seconds": 0.8,
-                "cells": [
-                    {
-                        "index": 1,
-                        "status": "passed",
-                        "seconds": 0.5,
-                        "first_line": "import torch",
-                        "raised": None,
-                        "memory": {"before_bytes": 10, "peak_bytes": 30, "after_bytes": 20},
-                        "cuda": [
-                            {
-                                "device": "cuda:0",
-                                "before_bytes": 0,
-                                "peak_bytes": 500,
-                                "after_bytes": 400,
-                            }
-                        ],
-                        "output_bytes": 7,
-                        "truncated": False,
-                    },
-                    describe_plain_cell(3, "failed", 0.1, "claim(...)"),
-                    describe_plain_cell(5, "not_run", None, "more()"),
-                ],
-                "timeline": [[0.5, 10, None]],
-                "claims": [
-                    {"statement": "from_numpy shares memory", "held": True, "skipped": None},
-                    {"statement": "two and two make five", "held": False, "skipped": None},
-                    {"statement": "streams overlap", "held": None, "skipped": "needs cuda"},
-                ],
-                "checks": [
-                    {"name": "tensors.center", "status": "passed"},
-                    {"name": "tensors.loss", "status": "wrong_shape"},
-                ],
-                "error": {
-                    "what": "cell 2 of 3 raised ValueError: no",
-                    "cell_index": 3,
-                    "name": "ValueError",
-                    "source": "f()\ng()",
-                    "traceback": "line 1",
-                    "kind": "cell",
-                    "hint": None,
-                    "balance": None,
-                },
-            }
+def test_the_schema_beside_the_model_is_the_generated_one():
+    stored = Path(model.__file__).with_name("result.schema.json").read_text()
+    assert stored == format_schema(), "python -m labkit.notebooks.result > result.schema.json"
+    Draft202012Validator.check_schema(json.loads(stored))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"schema_version": 2},
+        {"status": "fine"},
+        {"more": 1},
+        {"seconds": -1},
+        {"notebooks": [{"name": "tensors"}]},
+    ],
+    ids=["version", "status", "unknown key", "negative", "missing keys"],
+)
+def test_the_schema_refuses_what_labkit_does_not_write(change):
+    described = RunAccount(Environment()).describe([FAILED]).describe()
+    schema = Draft202012Validator(json.loads(format_schema()))
+    assert schema.is_valid(json.loads(json.dumps(described)))
+    assert not schema.is_valid(json.loads(json.dumps({**described, **change})))
+
+
+@pytest.mark.parametrize(
+    ("text", "what", "cause"),
+    [
+        ("{", "is not a run's result", "Expecting property name"),
+        ("[" * 100_000, "is not a run's result", "recursion"),
+        ("[]", "is not a run's result", "no list of notebooks"),
+        ('{"error": {}}', "is not a run's result", "no list of notebooks"),
+        ('{"schema_version": 2, "notebooks": []}', "schema version 2", "a newer labkit"),
+    ],
+    ids=["broken", "deep", "a list", "an error's object", "newer"],
+)
+def test_what_is_not_a_result_is_a_usage_error(tmp_path, text, what, cause):
+    (tmp_path / "result.json").write_text(text)
+    with pytest.raises(UsageError, match=what) as caught:
+        read_run(tmp_path)
+    assert cause in (caught.value.cause or "")
+
+
+def test_a_folder_without_a_result_says_how_to_get_one(tmp_path):
+    with pytest.raises(UsageError, match=r"result\.json is not there") as caught:
+        read_run(tmp_path)
+    assert caught.value.fix == "labkit run tensors --output runs/tensors"
+
+
+def test_wrong_types_and_unknown_keys_of_another_writer_are_read_as_unknown(tmp_path):
+    wrong = make_notebook(
+        seconds="fast",
+        cells=[
+            {"index": -1, "seconds": float("nan"), "memory": 3, "cuda": "no"},
+            7,
+            {"index": 4, "seconds": 10**400, "memory": {"peak_bytes": 5, "more": 1}},
         ],
-    }
+        timeline=[["a", 1, 1], 3, [1.0, 2, None]],
+        claims=["x", {"held": "yes"}],
+        checks=None,
+        error="text",
+        more=1,
+    )
+    text = json.dumps(make_result(wrong, measuring=[], environment={"python": 3}))
+    (tmp_path / "result.json").write_text(text.replace("300", "1e999"))
+    (notebook,) = read_run(tmp_path).result.notebooks
+    assert (notebook.seconds, notebook.error, notebook.checks) == (None, None, ())
+    assert notebook.cells == (
+        CellResult(0, cuda=()),
+        CellResult(4, memory=CellMemory(None, 5, None)),
+    )
+    assert (notebook.timeline, notebook.claims) == (((1.0, 2, None),), (ClaimOutcome(),))
+
+
+def test_peaks_are_the_highest_known_and_unknown_where_none_is():
+    cells = [make_cell(0, memory=None), make_cell(1), make_cell(2, "skipped"), make_cell(3)]
+    described = make_result(make_notebook(cells=cells), make_notebook(cells=[]))
+    run = parse_run(described, Path("result.json"))
+    assert [notebook.peak_bytes for notebook in run.notebooks] == [300 * MIB, None]
+    assert [notebook.cuda_peak_bytes for notebook in run.notebooks] == [None, None]
+    assert run.notebooks[0].cell_numbers == {0: 1, 1: 2, 3: 3}
 
 
 def make_output(mime, record):
@@ -180,25 +191,18 @@ def make_output(mime, record):
 def test_claims_and_checks_are_read_from_the_outputs_in_order():
     claim = "application/vnd.labkit.claim+json"
     check = "application/vnd.labkit.check+json"
-    notebook = {
-        "cells": [
-            {"cell_type": "markdown", "source": "text"},
-            {
-                "cell_type": "code",
-                "outputs": [
-                    {"output_type": "stream", "name": "stdout", "text": "printed"},
-                    make_output(claim, {"statement": "first", "held": True, "skipped": None}),
-                    make_output(check, {"exercise": "tensors.loss", "status": "raised"}),
-                    make_output(claim, {"statement": "second", "held": None, "skipped": "why"}),
-                ],
-            },
-        ]
-    }
-    assert collect_claims(notebook) == (
-        ClaimOutcome("first", True, None),
+    outputs = [
+        {"output_type": "stream", "name": "stdout", "text": "printed"},
+        make_output(claim, {"statement": "first", "held": True, "skipped": None}),
+        make_output(check, {"exercise": "tensors.loss", "status": "raised"}),
+        make_output(claim, {"statement": "second", "held": None, "skipped": "why"}),
+    ]
+    cells = [{"cell_type": "markdown", "source": "text"}, {"cell_type": "code", "outputs": outputs}]
+    assert collect_claims({"cells": cells}) == (
+        ClaimOutcome("first", True),
         ClaimOutcome("second", None, "why"),
     )
-    assert collect_checks(notebook) == (CheckOutcome("tensors.loss", "raised"),)
+    assert collect_checks({"cells": cells}) == (CheckOutcome("tensors.loss", "raised"),)
 
 
 @pytest.mark.parametrize(
@@ -212,41 +216,48 @@ def test_claims_and_checks_are_read_from_the_outputs_in_order():
     ids=["held", "skipped", "not held", "check not passed"],
 )
 def test_a_skipped_claim_does_not_fail_a_run(held, status, expected):
-    claims = (ClaimOutcome("fact", held, None if held is not None else "needs cuda"),)
-    assert all_held(claims, (CheckOutcome("tensors.loss", status),)) is expected
-
-
-SUMMARY = """\
-tensors: failed, 2 of 3 cells run, 1 of 3 claims held, 1 skipped, 1 of 2 checks passed (12.3 s)
-  claim does not hold: two and two make five
-  check did not pass: tensors.loss (wrong_shape)
-  cell 2 of 3 raised ValueError: no
-
-    f()
-    g()
-
-  line 1
-autograd: not run"""
+    notebook = NotebookResult(
+        claims=(ClaimOutcome("fact", held),), checks=(CheckOutcome("tensors.loss", status),)
+    )
+    assert notebook.all_held is expected
 
 
 def test_the_summary_names_what_did_not_hold():
     waiting = NotebookResult("autograd", "labs/autograd/lesson.py", "not_run")
-    assert format_summary((FAILED, waiting)) == SUMMARY
+    assert_snapshot("run_summary", format_summary((FAILED, waiting)) + "\n")
 
 
 def test_a_claims_own_traceback_is_left_out():
     error = RunFailure("cell 1 of 1 raised ClaimFailed: no", 0, "ClaimFailed", "claim()", "inside")
     text = format_summary((NotebookResult("a", "a.py", "failed", error=error),))
-    assert text == "a: failed\n  cell 1 of 1 raised ClaimFailed: no\n\n    claim()"
+    assert "claim()" in text
+    assert "inside" not in text
 
 
 def test_a_long_traceback_keeps_its_end():
     traceback = "\n".join(f"frame {number}" for number in range(100))
     error = RunFailure("it raised", 0, "RecursionError", None, traceback)
     lines = format_summary((NotebookResult("a", "a.py", "failed", error=error),)).splitlines()
-    assert len(lines) == 44
     assert lines[3:5] == ["  ...", "  frame 60"]
     assert lines[-1] == "  frame 99"
+
+
+def test_escapes_in_names_code_and_errors_are_shown_and_not_sent_to_the_terminal():
+    evil = "\x1b]0;title\x07\x1b[2J\u202e"
+    error = RunFailure(evil, 0, evil, evil, evil, hint=evil)
+    notebook = NotebookResult(
+        evil,
+        evil,
+        evil,
+        cells=(CellResult(0, evil, 1.0, evil, truncated=True),),
+        claims=(ClaimOutcome(evil, False),),
+        checks=(CheckOutcome(evil, evil),),
+        error=error,
+    )
+    event = CellEvent(evil, 1, 1, evil, "passed", 0.5)
+    for text in (format_summary((notebook,)), format_cell(event), format_cell(event, 200)):
+        assert not set(text) & set("\x1b\x07\u202e")
+        assert "\\x1b]0;title" in text
 
 
 @pytest.mark.parametrize(
@@ -258,14 +269,9 @@ def test_a_long_traceback_keeps_its_end():
             id="passed",
         ),
         pytest.param(
-            CellEvent("tensors", 3, 9, "x" * 80, "timed_out", 600.4),
-            "tensors  3/9  " + "x" * 49 + "...  600.40 s  timed out",
+            CellEvent("tensors", 3, 9, "x" * 80, "timed_out", 600.4, 300 * 2**20),
+            "tensors  3/9  " + "x" * 49 + "...  600.40 s  300.0 MiB  timed out",
             id="timed out",
-        ),
-        pytest.param(
-            CellEvent("tensors", 3, 9, "x" * 80, "running", 3.2, 300 * 2**20),
-            "tensors  3/9  " + "x" * 49 + "...    3.20 s  300.0 MiB",
-            id="with its memory now",
         ),
     ],
 )
@@ -283,7 +289,6 @@ class FakeTerminal(io.StringIO):
 START = CellEvent("a", 1, 1, "f()", "running", None)
 LATER = CellEvent("a", 1, 1, "f()", "running", 0.3, 2**20)
 END = CellEvent("a", 1, 1, "f()", "passed", 0.5)
-OVER = "\r\x1b[K"
 
 
 @pytest.fixture
@@ -295,32 +300,25 @@ def terminal(monkeypatch):
 def test_without_a_terminal_a_cell_is_one_line_when_it_ends():
     stream = io.StringIO()
     progress = RunProgress(stream)
-    progress.show_event(START)
-    progress.show_event(LATER)
-    assert stream.getvalue() == ""
-    progress.show_event(END)
+    for event in (START, LATER, END):
+        progress.show_event(event)
     assert stream.getvalue() == format_cell(END) + "\n"
 
 
 def test_on_a_terminal_the_line_stands_and_goes_on_while_the_cell_runs(terminal):
     progress = RunProgress(terminal, columns=120)
     progress.show_event(START)
-    assert terminal.getvalue() == OVER + format_cell(START)
-    progress.show_event(LATER)
-    assert terminal.getvalue() == OVER + format_cell(START)  # too soon to look again
+    progress.show_event(LATER)  # too soon for another line
     progress._shown = 0.0
     progress.show_event(LATER)
     progress.show_event(END)
-    lines = terminal.getvalue().split(OVER)
+    lines = terminal.getvalue().split(CLEAR_LINE)
     assert lines == ["", format_cell(START), format_cell(LATER), format_cell(END) + "\n"]
 
 
-def test_a_line_that_stands_never_wraps(terminal):
+def test_a_standing_line_never_wraps_and_keeps_its_figures(terminal):
     RunProgress(terminal, columns=20).show_event(START)
-    assert terminal.getvalue() == OVER + format_cell(START, 20)[:19]
-
-
-def test_in_a_narrow_terminal_the_figures_keep_their_place():
+    assert terminal.getvalue() == CLEAR_LINE + format_cell(START, 20)[:19]
     event = CellEvent("tensors", 3, 9, "x" * 80, "running", 3.2, 300 * 2**20)
     line = format_cell(event, 60)
     assert line == "tensors  3/9  " + "x" * 21 + "...    3.20 s  300.0 MiB"
@@ -336,18 +334,3 @@ def test_where_lines_cannot_stand_they_are_written_when_cells_end(
     progress.show_event(START)
     progress.show_event(END)
     assert terminal.getvalue() == format_cell(END) + "\n"
-
-
-def test_the_summary_adds_what_was_left_out_and_what_to_try():
-    cells = (CellResult(0, "passed", 1.0, "print(1)", output_bytes=10**8, truncated=True),)
-    error = RunFailure("cell 2 of 2 raised MemoryError", 1, "MemoryError", "f()", hint="try: less")
-    text = format_summary((NotebookResult("a", "a.py", "failed", cells=cells, error=error),))
-    assert text.splitlines() == [
-        "a: failed, 1 of 1 cells run",
-        "  not all output was kept: 95.4 MiB came from 'print(1)'",
-        "  cell 2 of 2 raised MemoryError",
-        "",
-        "    f()",
-        "",
-        "  try: less",
-    ]

@@ -15,11 +15,11 @@ from jupyter_client.kernelspec import NoSuchKernel
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
-from labkit.cli import print_json
+from labkit.cli.run import find_source
 from labkit.notebooks.execute import RunOptions
-from labkit.notebooks.result import NotebookResult, RunResult, describe_run
+from labkit.notebooks.result import DeviceName, Environment, NotebookResult, RunAccount
 from labkit.notebooks.schedule import run_notebooks
-from labkit.notebooks.sources import find_source, load_notebook
+from labkit.notebooks.sources import load_notebook
 from tests.notebooks import FOLDER
 
 SCHEMA = json.loads((FOLDER.parents[1] / "labkit/notebooks/result.schema.json").read_text())
@@ -150,7 +150,7 @@ BROKEN = [
     ("from_the_future.ipynb", "is not a valid notebook: Unsupported nbformat version 9"),
     ("no_source.ipynb", "is not a valid notebook: line 10: cell 2 has no source text"),
     ("not_a_notebook.ipynb", "is not a valid notebook: it is JSON, but has no nbformat number"),
-    ("truncated.ipynb", "is no notebook: line 21 column 4: Unterminated string starting at"),
+    ("truncated.ipynb", "is not a notebook: line 21 column 4: Unterminated string starting at"),
     (
         "unknown_cell_type.ipynb",
         "is not a valid notebook: line 20: cell 3 has the cell_type 'kode', not code, markdown,"
@@ -183,19 +183,10 @@ def test_a_cell_marked_for_sphinx_gallery_is_split_at_its_bars():
     assert [cell.cell_type for cell in notebook.cells].count("markdown") == 1
 
 
-def test_the_result_keeps_to_its_schema(by_labkit, broken, capsys):
+def test_the_result_keeps_to_its_schema(by_labkit, broken):
     Draft202012Validator.check_schema(SCHEMA)
     waiting = NotebookResult("later", "later.ipynb", "not_run")
     notebooks = (*[result for result, _ in by_labkit.values()], *broken, waiting)
-    environment = {
-        "labkit": "0",
-        "python": "3",
-        "platform": "Linux",
-        "torch": None,
-        "best": None,
-        "device": "cpu",
-        "memory_total_bytes": None,
-        "devices": [{"kind": "cpu", "torch_name": "cpu", "name": None}],
-    }
-    print_json(describe_run(RunResult(environment, notebooks, None, None)))
-    Draft202012Validator(SCHEMA).validate(json.loads(capsys.readouterr().out))
+    environment = Environment("0", "3", "Linux", None, None, "cpu", None, (DeviceName("cpu"),))
+    described = RunAccount(environment).describe(notebooks).describe()
+    Draft202012Validator(SCHEMA).validate(json.loads(json.dumps(described)))

@@ -9,37 +9,46 @@ import argparse
 import itertools
 import math
 import os
+import shutil
 import sys
+import threading
 import time
-from collections.abc import Callable, Mapping
-from datetime import datetime
+from collections.abc import Callable, Iterable
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from labkit.cli import add_common, print_json
 from labkit.errors import EngineError, ExitCode, LabkitError, UsageError, format_error
 from labkit.process import end_like_interrupt
+from labkit.text import escape_controls, format_bytes, format_seconds
 
 if TYPE_CHECKING:
-    from labkit.notebooks.execute import RunOptions
-    from labkit.notebooks.folder import RunFolder
-    from labkit.notebooks.result import NotebookResult, RunResult
+    from labkit.lessons.catalog import Lab
+    from labkit.notebooks.execute import CellEvent, RunOptions
+    from labkit.notebooks.result import (
+        NotebookResult,
+        RunAccount,
+        RunFailure,
+        RunFolder,
+        RunResult,
+    )
+    from labkit.notebooks.schedule import DeviceChoice
     from labkit.notebooks.sources import Source
 
-
 DEFAULT_TIMEOUT_SECONDS = 600.0
-NEEDED = ("nbclient", "nbformat", "ipykernel", "jupytext")
+NEEDED = ("nbclient", "nbformat", "ipykernel", "jupytext", "msgspec", "nh3")
+RUNS_FOLDER = Path("runs")
 
 
 def add_commands(commands: argparse._SubParsersAction[Any]) -> None:
     """Adds ``run``, ``report`` and ``compare``."""
     _add_run(commands)
     _add_report(commands)
+    _add_compare(commands)
 
 
 def _add_run(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Adds ``run``."""
     parser = subparsers.add_parser(
         "run",
         help="run labs or notebooks headless",
@@ -49,7 +58,7 @@ def _add_run(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument("names", nargs="*", metavar="NAME", help="a lab, or PATH.ipynb|.py|.md")
     parser.add_argument("--all", action="store_true", help="every lab")
     _add_limits(parser)
-    _add_ways(parser)
+    _add_options(parser)
     parser.add_argument(
         "--output",
         type=Path,
@@ -78,7 +87,7 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_ways(parser: argparse.ArgumentParser) -> None:
+def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--device",
         default="auto",
@@ -86,12 +95,17 @@ def _add_ways(parser: argparse.ArgumentParser) -> None:
         help="auto, cpu, cuda or cuda:N; what is not here is an error (default: auto)",
     )
     parser.add_argument(
+        "--kernel",
+        metavar="NAME",
+        help="the kernel to run in; python3 is this Python (default: the one the notebook names)",
+    )
+    parser.add_argument(
         "--keep-going", action="store_true", help="run the rest after a notebook that failed"
     )
     parser.add_argument(
         "--allow-errors",
         action="store_true",
-        help="go on after a cell that raised, as nbclient does; a claim must hold all the same",
+        help="go on after a cell that raised, as nbclient does; every claim must still hold",
     )
     parser.add_argument(
         "--jobs",
@@ -104,11 +118,11 @@ def _add_ways(parser: argparse.ArgumentParser) -> None:
 
 def run_asked(arguments: argparse.Namespace) -> int:
     """Runs what was asked for and returns the exit code of the first notebook that failed."""
-    _require_sense(arguments)
-    from labkit.notebooks.sources import find_source, is_path, list_labs
+    _check_arguments(arguments)
+    from labkit.notebooks.sources import is_path
 
     labs = [word for word in arguments.names if not is_path(word)]
-    require_packages(labs if labs or not arguments.all else ["all"])
+    require_packages(["all"] if arguments.all else labs)
     sources = list_labs() if arguments.all else [find_source(word) for word in arguments.names]
     if not sources:
         raise UsageError("there is no lab to run", cause="labs.toml lists none with a lesson")
@@ -121,71 +135,89 @@ def run_asked(arguments: argparse.Namespace) -> int:
 
 def require_packages(labs: list[str], find: Callable[[str], object] = find_spec) -> None:
     """Raises EngineError where this Python lacks what notebooks (and labs: torch) need."""
-    needed = (*NEEDED, "torch") if labs else NEEDED
-    missing = [name for name in needed if find(name) is None]
-    if not missing:
-        return
-    lacks = ", ".join(missing) if len(missing) < len(needed) else "all of the lab's packages"
     words = " ".join(labs) or "tensors"
-    raise EngineError(
-        f"{sys.executable} cannot run notebooks",
-        cause=f"this Python lacks {lacks}",
-        fix=f"make run LABS={words if len(labs) < 2 else repr(words)}",
-    )
+    fix = f"make run LABS={words if len(labs) < 2 else repr(words)}"
+    _require((*NEEDED, "torch") if labs else NEEDED, "cannot run notebooks", fix, find)
 
 
-def _require_sense(arguments: argparse.Namespace) -> None:
+def require_reader(find: Callable[[str], object] = find_spec) -> None:
+    """Raises EngineError where this Python lacks what reading a run back needs."""
+    _require(("msgspec", "nh3"), "cannot read a run's result", "make shell", find)
+
+
+def _require(needed: tuple[str, ...], cannot: str, fix: str, find: Callable[[str], object]) -> None:
+    missing = [name for name in needed if find(name) is None]
+    if missing:
+        lacks = ", ".join(missing) if len(missing) < len(needed) else "all of the lab's packages"
+        raise EngineError(f"{sys.executable} {cannot}", cause=f"this Python lacks {lacks}", fix=fix)
+
+
+def find_source(word: str) -> Source:
+    """The file of that path or the lab of that name; UsageError where there is neither."""
+    from labkit.notebooks.sources import find_file, is_path
+
+    if is_path(word):
+        return find_file(word)
+    from labkit.lessons.catalog import find_lab
+
+    return _lab_source(find_lab(word))
+
+
+def list_labs() -> list[Source]:
+    """Every lab's source, in its order."""
+    from labkit.lessons.catalog import find_labs
+
+    return [_lab_source(lab) for lab in find_labs()]
+
+
+def _lab_source(lab: Lab) -> Source:
+    from labkit.lessons.notebooks import make_reference_notebook
+    from labkit.notebooks.sources import Source
+
+    return Source(lab.name, lab.lesson, lambda: make_reference_notebook(lab))
+
+
+def _check_arguments(arguments: argparse.Namespace) -> None:
     if arguments.all and arguments.names:
-        raise UsageError("--all runs every lab: give it or names, not both")
+        raise UsageError("--all conflicts with names: give one of them")
     if not arguments.all and not arguments.names:
         raise UsageError("nothing to run: name a lab or a notebook", fix="labkit run --all")
     limits = {"--timeout": arguments.timeout, "--total-timeout": arguments.total_timeout}
     for option, seconds in limits.items():
         if seconds is not None and not (math.isfinite(seconds) and seconds > 0):
-            raise UsageError(
-                f"{option} {seconds:g} is no time limit", cause="it must be above 0 seconds"
-            )
+            raise UsageError(f"invalid {option} {seconds:g}", cause="it must be above 0 seconds")
     if arguments.jobs < 1:
-        raise UsageError(f"--jobs {arguments.jobs} runs nothing", cause="it must be at least 1")
+        raise UsageError(f"invalid --jobs {arguments.jobs}", cause="it must be at least 1")
     if arguments.no_output and arguments.output:
-        raise UsageError("--output and --no-output: give one of them, not both")
+        raise UsageError("--output conflicts with --no-output: give one of them")
 
 
 def _execute(
     sources: list[Source], arguments: argparse.Namespace
 ) -> tuple[RunResult, RunFolder | None]:
     from labkit.devices.detect import detect_devices
-    from labkit.notebooks.console import RunProgress
-    from labkit.notebooks.result import NotebookResult, RunResult, read_environment
-    from labkit.notebooks.schedule import choose_device, keep_nothing, run_notebooks
+    from labkit.notebooks.result import RunAccount, read_environment
+    from labkit.notebooks.schedule import choose_device, follow_nothing, keep_nothing, run_notebooks
 
-    started, started_at = time.monotonic(), datetime.now().astimezone()
     detection = detect_devices()
     device = choose_device(arguments.device, detection, os.environ)
-    environment = read_environment(detection, device.name)
-    waiting = [NotebookResult(source.name, str(source.path), "not_run") for source in sources]
-    folder = _open_folder(arguments, environment, waiting)
+    account = RunAccount(read_environment(detection, device.name))
+    folder = _open_folder(arguments, account, sources)
     notebooks = run_notebooks(
         sources,
-        _choose_options(arguments, device.environment, device.asks_cuda),
+        _choose_options(arguments, device),
+        account.measuring,
         watch=RunProgress(sys.stderr, jobs=arguments.jobs).show_event,
         keep=folder.keep if folder else keep_nothing,
-        follow=folder.follow if folder else lambda place, result, notebook: None,
+        follow=folder.follow if folder else follow_nothing,
     )
-    run = RunResult(
-        environment,
-        notebooks,
-        started_at.isoformat(timespec="seconds"),
-        time.monotonic() - started,
-    )
+    run = account.describe(notebooks)
     if folder:
         folder.finish(run)
     return run, folder
 
 
-def _choose_options(
-    arguments: argparse.Namespace, environment: Mapping[str, str], asks_cuda: bool
-) -> RunOptions:
+def _choose_options(arguments: argparse.Namespace, device: DeviceChoice) -> RunOptions:
     from labkit.notebooks.execute import RunOptions
 
     return RunOptions(
@@ -194,60 +226,55 @@ def _choose_options(
         keep_going=arguments.keep_going,
         jobs=arguments.jobs,
         allow_errors=arguments.allow_errors,
-        environment=environment,
-        asks_cuda=asks_cuda,
+        kernel=arguments.kernel,
+        environment=device.environment,
+        asks_cuda=device.asks_cuda,
     )
 
 
 def _open_folder(
-    arguments: argparse.Namespace,
-    environment: Mapping[str, object],
-    waiting: list[NotebookResult],
+    arguments: argparse.Namespace, account: RunAccount, sources: Iterable[Source]
 ) -> RunFolder | None:
     """The run's folder; where only the default one cannot be made, a warning and None."""
-    from labkit.notebooks.folder import RunFolder, make_run_folder
+    from labkit.notebooks.result import NotebookResult, RunFolder
 
     if arguments.no_output:
         return None
+    waiting = [NotebookResult(source.name, str(source.path), "not_run") for source in sources]
     try:
-        path = make_run_folder(arguments.output)
+        return RunFolder(arguments.output, account, waiting)
     except UsageError as error:
         if arguments.output:
             raise
         print(f"warning: nothing of this run is kept: {error.what}", file=sys.stderr)
         print(f"  cause: {error.cause}\n  try: --output DIR, or --no-output", file=sys.stderr)
         return None
-    return RunFolder(path, environment, waiting)
 
 
 def _finish_folder(folder: RunFolder) -> bool:
     """Adds the report, says where all of it is, and returns whether it is whole."""
+    shown = escape_controls(str(folder.path))
     if folder.trouble:
         cause = folder.trouble.strerror or str(folder.trouble)
-        error = LabkitError(f"the run folder {folder.path} is not whole", cause=cause)
+        error = LabkitError(f"the run folder {shown} is not whole", cause=cause)
         print(format_error(error), file=sys.stderr)
         return False
-    print(f"run folder: {folder.path}", file=sys.stderr)
-    if find_spec("labkit.notebooks.report") is None:
-        return True
-    from labkit.notebooks.report import write_report
+    print(f"run folder: {shown}", file=sys.stderr)
+    from labkit.notebooks.report.page import write_report
 
     try:
-        print(f"report: {write_report(folder.path)}", file=sys.stderr)
-    except (LabkitError, OSError) as error:
-        print(f"error: the report could not be written: {error}", file=sys.stderr)
+        print(f"report: {escape_controls(str(write_report(folder.path)))}", file=sys.stderr)
+    except LabkitError as error:
+        print(format_error(error), file=sys.stderr)
         return False
     return True
 
 
 def _show(run: RunResult, as_json: bool, trouble: OSError | None) -> None:
-    from labkit.notebooks.console import format_summary
-    from labkit.notebooks.result import describe_run
-
-    # Under --json the summary is for whoever watches; stdout is the object's alone.
+    # Under --json the summary goes to stderr; stdout holds the object alone.
     print(format_summary(run.notebooks), file=sys.stderr if as_json else sys.stdout)
     if as_json:
-        described = describe_run(run)
+        described = run.describe()
         if trouble:  # the exit code is 1 for it: what was asked for was not all written
             described |= {"status": "failed", "trouble": f"the run folder is not whole: {trouble}"}
         print_json(described)
@@ -267,11 +294,150 @@ def _name_apart(sources: list[Source]) -> list[Source]:
     return apart
 
 
-RUNS_FOLDER = Path("runs")
+# What people read: a line a cell while the run goes on, and at the end what held. Names, code and
+# outputs are not ours: what a terminal would act on is shown as its code.
+
+LINE_COLUMNS = 52
+LEAST_COLUMNS = 12
+FIGURE_COLUMNS = 21  # the seconds and the memory, with the gaps before them
+TRACEBACK_LINES = 40
+CLEAR_LINE = "\r\x1b[K"
+UPDATE_SECONDS = 0.2
+# Their message says all; their traceback is labkit's own code.
+WITHOUT_TRACEBACK = ("ClaimFailed", "CheckFailed")
+
+
+class RunProgress:
+    """Writes a line a cell, ``tensors  3/41  a = torch.tensor([1.0])  0.01 s``, to a stream.
+
+    On a terminal the line stands while the cell runs, with the seconds so far and the memory now;
+    not so where several notebooks run at once (``jobs``) and would overwrite each other.
+    """
+
+    def __init__(self, stream: TextIO, *, jobs: int = 1, columns: int | None = None) -> None:
+        self._stream = stream
+        self._live = jobs == 1 and stream.isatty() and os.environ.get("TERM") != "dumb"
+        self._columns = columns or shutil.get_terminal_size().columns
+        self._lock = threading.Lock()
+        self._shown = 0.0
+
+    def show_event(self, event: CellEvent) -> None:
+        """Writes the line of a cell that starts, goes on or has ended."""
+        with self._lock:
+            if event.status != "running":
+                live = self._live
+                line = format_cell(event, self._columns if live else None)
+                self._stream.write(f"{CLEAR_LINE}{line}\n" if live else f"{line}\n")
+                self._stream.flush()
+            elif self._live and self._is_due(event):
+                line = format_cell(event, self._columns)
+                self._stream.write(CLEAR_LINE + line[: self._columns - 1])
+                self._stream.flush()
+
+    def _is_due(self, event: CellEvent) -> bool:
+        now = time.monotonic()
+        due = event.seconds is None or now - self._shown >= UPDATE_SECONDS
+        self._shown = now if due else self._shown
+        return due
+
+
+def format_cell(event: CellEvent, columns: int | None = None) -> str:
+    """One line for a cell: notebook, place, its first line, seconds and memory once known.
+
+    In ``columns`` of a terminal the cell's first line gets what the rest leaves.
+    """
+    place = f"{event.number:>{len(str(event.total))}}/{event.total}"
+    start = f"{escape_controls(event.notebook)}  {place}  "
+    width = LINE_COLUMNS
+    if columns is not None:
+        width = max(LEAST_COLUMNS, min(width, columns - 1 - len(start) - FIGURE_COLUMNS))
+    line = f"{start}{_cut(event.first_line, width):<{width}}"
+    if event.seconds is not None:
+        line += f"  {event.seconds:6.2f} s"
+    if event.resident_bytes is not None:
+        line += f"  {format_bytes(event.resident_bytes):>9}"
+    return line if event.status in ("running", "passed") else f"{line}  {_say(event.status)}"
+
+
+def format_summary(notebooks: Iterable[NotebookResult]) -> str:
+    """Each notebook's status, a line each, with the reason below one that did not pass."""
+    return escape_controls("\n".join(_format_notebook(notebook) for notebook in notebooks))
+
+
+def _format_notebook(notebook: NotebookResult) -> str:
+    words = [f"{notebook.name}: {_say(notebook.status)}", *_count_outcomes(notebook)]
+    line = ", ".join(words)
+    if notebook.seconds is not None:
+        line += f" ({format_seconds(notebook.seconds)})"
+    broken = [
+        f"claim does not hold: {claim.statement}"
+        for claim in notebook.claims
+        if claim.held is False
+    ]
+    broken += [
+        f"check did not pass: {check.name} ({check.status})"
+        for check in notebook.checks
+        if check.status != "passed"
+    ]
+    broken += [
+        f"not all output was kept: {format_bytes(cell.output_bytes)} came from"
+        f" '{_cut(cell.first_line)}'"
+        for cell in notebook.cells
+        if cell.truncated
+    ]
+    details = [f"  {text}" for text in broken]
+    if notebook.error:
+        details.append(_indent(_format_failure(notebook.error)))
+    return "\n".join([line, *details])
+
+
+def _count_outcomes(notebook: NotebookResult) -> list[str]:
+    """The counts worth saying: cells run, claims held and skipped, checks passed."""
+    held = sum(claim.held is True for claim in notebook.claims)
+    skipped = sum(claim.skipped is not None for claim in notebook.claims)
+    passed = sum(check.status == "passed" for check in notebook.checks)
+    ran = sum(cell.has_run for cell in notebook.cells)
+    words = [f"{ran} of {len(notebook.cells)} cells run"] if notebook.cells else []
+    if notebook.claims:
+        words.append(f"{held} of {len(notebook.claims)} claims held")
+    if skipped:
+        words.append(f"{skipped} skipped")
+    if notebook.checks:
+        words.append(f"{passed} of {len(notebook.checks)} checks passed")
+    return words
+
+
+def _format_failure(failure: RunFailure) -> str:
+    blocks = [failure.what]
+    if failure.source:
+        blocks.append(_indent(failure.source))
+    if failure.traceback and failure.name not in WITHOUT_TRACEBACK:
+        lines = failure.traceback.splitlines()
+        if len(lines) > TRACEBACK_LINES:
+            lines = ["...", *lines[-TRACEBACK_LINES:]]
+        blocks.append("\n".join(lines))
+    if failure.hint:
+        blocks.append(failure.hint)
+    return "\n\n".join(blocks)
+
+
+def _indent(text: str) -> str:
+    return "\n".join(f"  {line}".rstrip() for line in text.splitlines())
+
+
+def _cut(text: str, width: int = LINE_COLUMNS) -> str:
+    text = escape_controls(text)
+    return text if len(text) <= width else text[: width - 3] + "..."
+
+
+def _say(status: str) -> str:
+    return status.replace("_", " ")
+
+
+# Reports and comparisons.
 
 
 def _add_report(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Adds ``report`` and ``compare``."""
     report = subparsers.add_parser(
         "report",
         help="make a run's report again",
@@ -286,6 +452,9 @@ def _add_report(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
     )
     add_common(report)
     report.set_defaults(run=make_report)
+
+
+def _add_compare(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     compare = subparsers.add_parser(
         "compare",
         help="set two runs side by side",
@@ -294,22 +463,20 @@ def _add_report(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
     )
     compare.add_argument("a", type=Path, metavar="A", help="a run folder or its result.json")
     compare.add_argument("b", type=Path, metavar="B", help="the run to set beside it")
-    compare.add_argument(
-        "--output", type=Path, metavar="FILE.html", help="write the comparison as a page too"
-    )
     add_common(compare)
     compare.set_defaults(run=compare_asked)
 
 
 def make_report(arguments: argparse.Namespace) -> int:
-    """Writes the report and prints its path; exits 0 whatever came of the run."""
-    from labkit.notebooks.report import write_report
+    """Writes the report and prints its path; exits 0 whatever the run's status."""
+    require_reader()
+    from labkit.notebooks.report.page import write_report
 
     path = write_report(arguments.run_folder or find_newest_run(RUNS_FOLDER))
     if arguments.json:
         print_json({"report": str(path)})
     else:
-        print(path)
+        print(escape_controls(str(path)))
     return ExitCode.OK
 
 
@@ -326,14 +493,12 @@ def find_newest_run(runs: Path) -> Path:
 
 
 def compare_asked(arguments: argparse.Namespace) -> int:
-    """Prints the comparison and writes its page where asked; exits 0 whatever differs."""
+    """Prints the comparison; exits 0 whatever differs."""
+    require_reader()
     from labkit.notebooks.compare import compare_runs, describe_comparison, format_comparison
-    from labkit.notebooks.report.comparison import write_comparison
-    from labkit.notebooks.report.saved import read_run
+    from labkit.notebooks.result import read_run
 
     comparison = compare_runs(read_run(arguments.a), read_run(arguments.b))
-    if arguments.output:
-        write_comparison(arguments.output, comparison)
     if arguments.json:
         print_json(describe_comparison(comparison))
     else:

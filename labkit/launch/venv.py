@@ -160,7 +160,7 @@ class PythonEnvironment:
         self.folder.mkdir(parents=True, exist_ok=True)
         stamp = self._stamp(OWNER)
         stamp.touch()
-        for path in self.folder.iterdir():
+        for path in list(self.folder.iterdir()):
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
             elif path != stamp:
@@ -172,17 +172,13 @@ class PythonEnvironment:
 
     def _make_scripts_safe(self) -> None:
         """Replaces a path that the shell would expand at the top of the environment's scripts."""
-        for script in (self.folder / "bin").iterdir():
+        for script in list((self.folder / "bin").iterdir()):
             if script.is_symlink() or not script.is_file():
                 continue
-            with script.open("r+b") as file:
+            with script.open("rb") as file:  # not to write: a running program refuses that
                 header = SHELL_HEADER.match(file.read(SCRIPT_HEADER_BYTES))
-                if header and header.group() != SAFE_HEADER:
-                    file.seek(header.end())
-                    rest = file.read()
-                    file.seek(0)
-                    file.write(SAFE_HEADER + rest)
-                    file.truncate()
+            if header and header.group() != SAFE_HEADER:
+                script.write_bytes(SAFE_HEADER + script.read_bytes()[header.end() :])
 
     def _install_once(
         self, steps: Steps, name: str, source: Path, options: tuple[str, ...]

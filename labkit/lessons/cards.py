@@ -1,6 +1,7 @@
-"""Shows the results of claims and checks, and reads their records back from a notebook.
+"""Shows the results of claims and checks.
 
-In a notebook, a result is a card: HTML, text and a record. Elsewhere it is printed.
+In a notebook, a result is a card: HTML, text and a record, which
+``labkit.notebooks.result`` reads back. Elsewhere it is printed.
 Colors come from JupyterLab's variables, so that a card is legible in light and dark themes;
 elsewhere the surrounding text color is kept. Standard library only.
 """
@@ -10,9 +11,9 @@ from __future__ import annotations
 import html
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 GOOD, BAD, QUIET = "good", "bad", "quiet"
 
@@ -106,28 +107,3 @@ def _detail_html(detail: Detail) -> str:
 def _inline_html(text: str) -> str:
     escaped = html.escape(text).replace("\n", "<br>")
     return re.sub(r"`([^`]+)`", rf'<code style="{_CODE}">\1</code>', escaped)
-
-
-CLAIM_MIME = "application/vnd.labkit.claim+json"
-CHECK_MIME = "application/vnd.labkit.check+json"
-
-
-def read_claims(notebook: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Each claim's record in the order shown: statement, held, skipped, expected, seen.
-
-    ``held`` is None where the claim was skipped, and ``skipped`` is then the reason.
-    """
-    return list(_read_records(notebook, CLAIM_MIME))
-
-
-def read_checks(notebook: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Each check's record in the order shown: exercise, status, message, and the rest."""
-    return list(_read_records(notebook, CHECK_MIME))
-
-
-def _read_records(notebook: Mapping[str, Any], mime: str) -> Iterator[dict[str, Any]]:
-    for cell in notebook.get("cells", ()):
-        for output in cell.get("outputs", ()):
-            record = output.get("data", {}).get(mime)
-            if isinstance(record, Mapping):
-                yield dict(record)

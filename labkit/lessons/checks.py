@@ -8,10 +8,11 @@ from dataclasses import asdict
 
 from labkit.errors import LabkitError
 from labkit.files import find_workspace
-from labkit.lessons.cards import BAD, CHECK_MIME, GOOD, QUIET, Card, Detail, show_card
+from labkit.lessons.cards import BAD, GOOD, QUIET, Card, Detail, show_card
 from labkit.lessons.catalog import find_exercise
 from labkit.lessons.exercises import NOT_STARTED, Exercise, Verdict
 from labkit.lessons.progress import record_attempt
+from labkit.notebooks.result import CHECK_MIME
 
 REFERENCE_VARIABLE = "LABKIT_REFERENCE"
 NOT_RECORDED = "not recorded: no workspace found from this folder"

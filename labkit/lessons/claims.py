@@ -6,9 +6,10 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 from labkit.errors import LabkitError
-from labkit.lessons.cards import BAD, CLAIM_MIME, GOOD, QUIET, Card, show_card
+from labkit.lessons.cards import BAD, GOOD, QUIET, Card, show_card
 from labkit.lessons.needs import missing_need
 from labkit.lessons.value_repr import PLAIN_FUNCTIONS, format_value, same_value
+from labkit.notebooks.result import CLAIM_MIME
 from labkit.text import shorten
 
 

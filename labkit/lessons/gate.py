@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from labkit.errors import LabkitError
-from labkit.lessons.cards import read_checks, read_claims
 from labkit.lessons.catalog import (
     Lab,
     exercise_names,
@@ -38,7 +37,8 @@ from labkit.lessons.notebooks import (
     read_lesson,
     read_percent,
 )
-from labkit.notebooks.client import OnCell, cell_error, kernel_environment, run_cells
+from labkit.notebooks.kernel import OnCell, cell_error, kernel_environment, run_cells
+from labkit.notebooks.result import read_checks, read_claims
 
 HINTS_AN_EXERCISE = 2
 FILES_OF_A_LAB = {"lesson.py", "exercises.py"}

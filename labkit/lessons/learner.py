@@ -18,11 +18,11 @@ from typing import Any
 
 from labkit.errors import LabkitError
 from labkit.files import STATE_FOLDER
-from labkit.lessons.cards import read_checks
 from labkit.lessons.catalog import Lab, load_exercises
 from labkit.lessons.notebooks import cell_source, read_digests, read_notebook
 from labkit.lessons.workspace import Entry, read_manifest
-from labkit.notebooks.client import OnCell, cell_error, kernel_environment, run_cells
+from labkit.notebooks.kernel import OnCell, cell_error, kernel_environment, run_cells
+from labkit.notebooks.result import read_checks
 
 
 @dataclass(frozen=True)

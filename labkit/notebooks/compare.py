@@ -1,8 +1,6 @@
 """Two runs side by side: seconds and peaks with their ratios, and claims that changed.
 
 A ratio is B over A, and there is none where a side is unknown or A is 0.
-
-A comparison as people read it: the two runs, a small table a notebook, what changed.
 """
 
 from __future__ import annotations
@@ -11,9 +9,12 @@ import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from labkit.notebooks.report.saved import Cell, Claim, Notebook, Run, cell_cuda_peak
-from labkit.notebooks.report.sections import format_moment, join_names
-from labkit.text import format_bytes, format_seconds, plural, shorten
+import msgspec
+
+from labkit.notebooks.report.page import format_moment, join_names
+from labkit.notebooks.result import CellResult, ClaimOutcome, NotebookResult, SavedRun
+from labkit.render import to_words
+from labkit.text import escape_controls, format_bytes, format_seconds, plural, shorten
 
 Number = int | float
 
@@ -35,8 +36,8 @@ class Pair:
 class CellPair:
     """The same cell in both runs."""
 
-    a: Cell
-    b: Cell
+    a: CellResult
+    b: CellResult
 
     @property
     def seconds(self) -> Pair:
@@ -53,7 +54,7 @@ class CellPair:
     @property
     def cuda_peak_bytes(self) -> Pair:
         """The highest peak on any one CUDA device in each."""
-        return Pair(cell_cuda_peak(self.a), cell_cuda_peak(self.b))
+        return Pair(self.a.cuda_peak_bytes, self.b.cuda_peak_bytes)
 
 
 @dataclass(frozen=True)
@@ -69,11 +70,11 @@ class ClaimChange:
 class NotebookPair:
     """A notebook of both runs: its cells matched, those of one side alone, its changed claims."""
 
-    a: Notebook
-    b: Notebook
+    a: NotebookResult
+    b: NotebookResult
     cells: tuple[CellPair, ...]
-    only_a: tuple[Cell, ...]
-    only_b: tuple[Cell, ...]
+    only_a: tuple[CellResult, ...]
+    only_b: tuple[CellResult, ...]
     claims: tuple[ClaimChange, ...]
 
     @property
@@ -107,31 +108,31 @@ class NotebookPair:
 class Comparison:
     """Two runs and what differs: notebooks of both by name, and those of one side alone."""
 
-    a: Run
-    b: Run
+    a: SavedRun
+    b: SavedRun
     notebooks: tuple[NotebookPair, ...]
     only_a: tuple[str, ...]
     only_b: tuple[str, ...]
 
 
-def compare_runs(a: Run, b: Run) -> Comparison:
+def compare_runs(a: SavedRun, b: SavedRun) -> Comparison:
     """The two runs side by side, notebooks matched by name."""
-    others = {notebook.name: notebook for notebook in b.notebooks}
-    names = {notebook.name for notebook in a.notebooks}
+    others = {notebook.name: notebook for notebook in b.result.notebooks}
+    names = {notebook.name for notebook in a.result.notebooks}
     return Comparison(
         a,
         b,
         tuple(
             _compare_notebooks(notebook, others[notebook.name])
-            for notebook in a.notebooks
+            for notebook in a.result.notebooks
             if notebook.name in others
         ),
-        tuple(notebook.name for notebook in a.notebooks if notebook.name not in others),
-        tuple(notebook.name for notebook in b.notebooks if notebook.name not in names),
+        tuple(notebook.name for notebook in a.result.notebooks if notebook.name not in others),
+        tuple(notebook.name for notebook in b.result.notebooks if notebook.name not in names),
     )
 
 
-def _compare_notebooks(a: Notebook, b: Notebook) -> NotebookPair:
+def _compare_notebooks(a: NotebookResult, b: NotebookResult) -> NotebookPair:
     cells = match_cells(a.cells, b.cells)
     matched_a, matched_b = {id(pair.a) for pair in cells}, {id(pair.b) for pair in cells}
     return NotebookPair(
@@ -144,11 +145,11 @@ def _compare_notebooks(a: Notebook, b: Notebook) -> NotebookPair:
     )
 
 
-def match_cells(a: Sequence[Cell], b: Sequence[Cell]) -> tuple[CellPair, ...]:
+def match_cells(a: Sequence[CellResult], b: Sequence[CellResult]) -> tuple[CellPair, ...]:
     """The cells of both: those with one index and first line, then by first line in order."""
     places = {(cell.index, cell.first_line): cell for cell in b}
     pairs = {cell.index: places.pop((cell.index, cell.first_line), None) for cell in a}
-    left: dict[str, list[Cell]] = {}
+    left: dict[str, list[CellResult]] = {}
     for cell in places.values():
         left.setdefault(cell.first_line, []).append(cell)
     for cell in a:
@@ -159,7 +160,9 @@ def match_cells(a: Sequence[Cell], b: Sequence[Cell]) -> tuple[CellPair, ...]:
     )
 
 
-def _compare_claims(a: Sequence[Claim], b: Sequence[Claim]) -> tuple[ClaimChange, ...]:
+def _compare_claims(
+    a: Sequence[ClaimOutcome], b: Sequence[ClaimOutcome]
+) -> tuple[ClaimChange, ...]:
     before, after = _list_outcomes(a), _list_outcomes(b)
     changes = (
         ClaimChange(key[0], before.get(key, "absent"), after.get(key, "absent"))
@@ -168,7 +171,7 @@ def _compare_claims(a: Sequence[Claim], b: Sequence[Claim]) -> tuple[ClaimChange
     return tuple(change for change in changes if change.a != change.b)
 
 
-def _list_outcomes(claims: Sequence[Claim]) -> dict[tuple[str, int], str]:
+def _list_outcomes(claims: Sequence[ClaimOutcome]) -> dict[tuple[str, int], str]:
     """Each claim's outcome by its statement and how many times that was stated before."""
     outcomes: dict[tuple[str, int], str] = {}
     times: dict[str, int] = {}
@@ -198,13 +201,14 @@ def describe_comparison(comparison: Comparison) -> dict[str, object]:
     }
 
 
-def _describe_run(run: Run) -> dict[str, object]:
+def _describe_run(run: SavedRun) -> dict[str, object]:
+    result = run.result
     return {
         "folder": str(run.folder),
-        "status": run.status,
-        "started_at": run.started_at,
-        "device": run.device,
-        "environment": dict(run.environment),
+        "status": result.status,
+        "started_at": result.started_at,
+        "device": result.device,
+        "environment": msgspec.to_builtins(result.environment),
     }
 
 
@@ -212,7 +216,7 @@ def _describe_notebook(pair: NotebookPair) -> dict[str, object]:
     return {
         "name": pair.a.name,
         "status": {"a": pair.a.status, "b": pair.b.status},
-        **{name: describe_pair(figure) for name, figure in pair.figures.items()},
+        **{name: _describe_pair(figure) for name, figure in pair.figures.items()},
         "median_seconds_ratio": pair.median_seconds_ratio,
         "median_peak_ratio": pair.median_peak_ratio,
         "claims_changed": [
@@ -229,23 +233,23 @@ def _describe_cells(pair: CellPair) -> dict[str, object]:
         "index": {"a": pair.a.index, "b": pair.b.index},
         "first_line": pair.a.first_line,
         "status": {"a": pair.a.status, "b": pair.b.status},
-        "seconds": describe_pair(pair.seconds),
-        "peak_bytes": describe_pair(pair.peak_bytes),
-        "cuda_peak_bytes": describe_pair(pair.cuda_peak_bytes),
+        "seconds": _describe_pair(pair.seconds),
+        "peak_bytes": _describe_pair(pair.peak_bytes),
+        "cuda_peak_bytes": _describe_pair(pair.cuda_peak_bytes),
     }
 
 
-def _describe_cell(cell: Cell) -> dict[str, object]:
+def _describe_cell(cell: CellResult) -> dict[str, object]:
     return {"index": cell.index, "first_line": cell.first_line}
 
 
-def describe_pair(pair: Pair) -> dict[str, Number | None]:
+def _describe_pair(pair: Pair) -> dict[str, Number | None]:
     """Both figures and their ratio."""
     return {"a": pair.a, "b": pair.b, "ratio": pair.ratio}
 
 
 NAMED_CELLS = 8
-# Below this a cell's seconds tell of the machine's mood more than of the cell.
+# Below this, a cell's seconds depend on chance more than on the cell.
 SHORT_SECONDS = 0.05
 SAME_WITHIN = 0.05
 FIRST_LINE_CHARACTERS = 44
@@ -261,27 +265,28 @@ FIGURES = {
 def format_comparison(comparison: Comparison) -> str:
     """The whole comparison as plain text; a ratio is B over A."""
     blocks = [
-        f"A  {describe_run(comparison.a)}\nB  {describe_run(comparison.b)}",
-        describe_outcome(comparison),
+        f"A  {_say_run(comparison.a)}\nB  {_say_run(comparison.b)}",
+        _describe_outcome(comparison),
         *(_format_notebook(pair) for pair in comparison.notebooks),
     ]
-    return "\n\n".join([*blocks, *describe_loners(comparison)])
+    blocks += _list_unmatched(comparison)
+    return escape_controls("\n\n".join(blocks))
 
 
-def describe_run(run: Run) -> str:
-    """A run in a line: its folder, what came of it, where and when it ran."""
-    torch = run.environment.get("torch")
+def _say_run(run: SavedRun) -> str:
+    """A run in a line: its folder, its status, where and when it ran."""
+    result = run.result
     words = [
         str(run.folder),
-        run.status.replace("_", " "),
-        f"on {run.device}" if run.device else "device unknown",
-        f"PyTorch {torch}" if torch else "",
-        format_moment(run.started_at),
+        to_words(result.status),
+        f"on {result.device}" if result.device else "device unknown",
+        f"PyTorch {result.environment.torch}" if result.environment.torch else "",
+        format_moment(result.started_at),
     ]
     return ", ".join(word for word in words if word)
 
 
-def describe_outcome(comparison: Comparison) -> str:
+def _describe_outcome(comparison: Comparison) -> str:
     """The comparison in a sentence or two."""
     if not comparison.notebooks:
         return "The two runs have no notebook in common."
@@ -292,7 +297,7 @@ def describe_outcome(comparison: Comparison) -> str:
         total = Pair(sum(p.a.seconds or 0 for p in timed), sum(p.b.seconds or 0 for p in timed))
         sentences.append(
             f"For {join_names([pair.a.name for pair in timed])}, A took {format_seconds(total.a)}"
-            f" and B {format_seconds(total.b)}: {describe_ratio(total.ratio or 0)}."
+            f" and B {format_seconds(total.b)}: {_describe_ratio(total.ratio or 0)}."
         )
     if untimed:
         sentences.append(f"Of {join_names(untimed)} the time of a side is unknown.")
@@ -301,17 +306,17 @@ def describe_outcome(comparison: Comparison) -> str:
     return " ".join(sentences)
 
 
-def describe_ratio(ratio: float) -> str:
+def _describe_ratio(ratio: float) -> str:
     """A ratio of seconds in words; within 5 per cent it is "about the same".
 
-    >>> describe_ratio(0.5), describe_ratio(2.0), describe_ratio(1.03)
+    >>> _describe_ratio(0.5), _describe_ratio(2.0), _describe_ratio(1.03)
     ('B is 2.00 times as fast', 'B takes 2.00 times as long', 'about the same')
     """
     if abs(ratio - 1) <= SAME_WITHIN:
         return "about the same"
     if ratio > 1:
-        return f"B takes {format_number(ratio)} times as long"
-    return f"B is {format_number(1 / ratio)} times as fast" if ratio else "B took no time"
+        return f"B takes {_format_number(ratio)} times as long"
+    return f"B is {_format_number(1 / ratio)} times as fast" if ratio else "B took no time"
 
 
 def format_ratio(ratio: float | None) -> str:
@@ -320,24 +325,24 @@ def format_ratio(ratio: float | None) -> str:
     >>> format_ratio(0.5), format_ratio(123.4), format_ratio(None)
     ('0.50x', '123x', 'unknown')
     """
-    return "unknown" if ratio is None else f"{format_number(ratio)}x"
+    return "unknown" if ratio is None else f"{_format_number(ratio)}x"
 
 
-def format_number(value: float) -> str:
+def _format_number(value: float) -> str:
     """A number with about three figures and never an exponent."""
     if value >= 100:
         return f"{value:,.0f}"
     return f"{value:.1f}" if value >= 10 else f"{value:.2f}" if value >= 0.1 else f"{value:.3f}"
 
 
-def format_figure(name: str, value: Number | None) -> str:
+def _format_figure(name: str, value: Number | None) -> str:
     """Bytes or seconds, as the figure's name ends; None is "unknown"."""
     if value is None:
         return "unknown"
     return format_bytes(round(value)) if name.endswith("_bytes") else format_seconds(value)
 
 
-def list_figures(pair: NotebookPair) -> list[tuple[str, Pair]]:
+def _list_figures(pair: NotebookPair) -> list[tuple[str, Pair]]:
     """The figures that a side knows, and time and peak memory in any case."""
     always = ("seconds", "peak_bytes")
     return [
@@ -351,23 +356,24 @@ def _format_notebook(pair: NotebookPair) -> str:
     status = (
         pair.a.status if pair.a.status == pair.b.status else f"A {pair.a.status}, B {pair.b.status}"
     )
-    lines = [f"{pair.a.name}: {status.replace('_', ' ')}"]
+    lines = [f"{pair.a.name}: {to_words(status)}"]
     rows = [("", "A", "B", "B/A")]
-    for name, figure in list_figures(pair):
-        sides = (format_figure(name, figure.a), format_figure(name, figure.b))
+    for name, figure in _list_figures(pair):
+        sides = (_format_figure(name, figure.a), _format_figure(name, figure.b))
         rows.append((FIGURES[name], *sides, format_ratio(figure.ratio)))
     lines += _align(rows)
-    lines += [f"  {sentence}" for sentence in describe_medians(pair)]
-    lines += _format_cells(choose_cells(pair.cells))
+    lines += [f"  {sentence}" for sentence in _describe_medians(pair)]
+    numbers = pair.a.cell_numbers, pair.b.cell_numbers
+    lines += _format_cells(pair.cells, numbers[1])
     lines += [
         f"  claim changed: {change.statement}: A {change.a}, B {change.b}" for change in pair.claims
     ]
-    lines += [f"  only in A: {name_cell(cell)}" for cell in pair.only_a]
-    lines += [f"  only in B: {name_cell(cell)}" for cell in pair.only_b]
+    lines += [f"  only in A: {_name_cell(cell, numbers[0])}" for cell in pair.only_a]
+    lines += [f"  only in B: {_name_cell(cell, numbers[1])}" for cell in pair.only_b]
     return "\n".join(lines)
 
 
-def describe_medians(pair: NotebookPair) -> list[str]:
+def _describe_medians(pair: NotebookPair) -> list[str]:
     """The medians of the cells' own ratios, in words; none where no cell has one."""
     ratios = {"time": pair.median_seconds_ratio, "peak memory": pair.median_peak_ratio}
     known = [f"{format_ratio(ratio)} in {name}" for name, ratio in ratios.items() if ratio]
@@ -392,33 +398,27 @@ def choose_cells(cells: Iterable[CellPair]) -> list[CellPair]:
     return differing[::-1][:NAMED_CELLS]
 
 
-def _format_cells(cells: Sequence[CellPair]) -> list[str]:
-    if not cells:
-        return []
+def _format_cells(cells: Iterable[CellPair], numbers: dict[int, int]) -> list[str]:
     rows = [
         (
-            name_cell(pair.b),
+            _name_cell(pair.b, numbers),
             format_seconds(pair.seconds.a),
             format_seconds(pair.seconds.b),
             format_ratio(pair.seconds.ratio),
         )
-        for pair in cells
+        for pair in choose_cells(cells)
     ]
-    return ["  the cells whose time differs most:", *_align(rows, indent="    ")]
+    return ["  the cells whose time differs most:", *_align(rows, indent="    ")] if rows else []
 
 
-def name_cell(cell: Cell) -> str:
-    """A cell by its number and first line."""
-    number = "skipped cell" if cell.number is None else f"cell {cell.number}"
-    return f"{number}  {shorten(cell.first_line, FIRST_LINE_CHARACTERS)}"
+def _name_cell(cell: CellResult, numbers: dict[int, int]) -> str:
+    number = numbers.get(cell.index)
+    named = "skipped cell" if number is None else f"cell {number}"
+    return f"{named}  {shorten(cell.first_line, FIRST_LINE_CHARACTERS)}"
 
 
-def describe_loners(comparison: Comparison) -> list[str]:
-    """The notebooks that only one of the runs has, a line a run."""
-    sides: tuple[tuple[str, tuple[str, ...]], ...] = (
-        ("A", comparison.only_a),
-        ("B", comparison.only_b),
-    )
+def _list_unmatched(comparison: Comparison) -> list[str]:
+    sides = (("A", comparison.only_a), ("B", comparison.only_b))
     return [f"only in {side}: {join_names(names)}" for side, names in sides if names]
 
 

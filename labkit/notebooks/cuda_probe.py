@@ -1,4 +1,4 @@
-"""What torch's CUDA allocator in the kernel has at its highest, asked without a trace.
+"""The peaks of torch's CUDA allocator in a kernel, asked without leaving a trace.
 
 A silent request evaluates one expression after a cell. It imports nothing, makes no CUDA context,
 empties no cache and leaves no name behind: where the notebook has not imported torch and used
@@ -47,7 +47,7 @@ class DeviceState(NamedTuple):
 
 
 class CudaProbe:
-    """Asks one kernel after each cell, and tells each cell's share from the last answer."""
+    """Asks one kernel after each cell, and derives the cell's memory from the last two answers."""
 
     def __init__(self, notebook: Any) -> None:
         sources = "\n".join(str(cell.source) for cell in notebook.cells)
@@ -62,20 +62,20 @@ class CudaProbe:
         expression = EXPRESSION.format(reset=RESET if self._resets else "None")
         content = await ask_kernel(client, expression)
         if content is None:
-            # A kernel that does not take a request after its cell: it is not asked again.
+            # The kernel does not answer after its cell: it is not asked again.
             self._silent = True
             return ()
         return read_answer(content)
 
-    def tell_cell(self, states: tuple[DeviceState, ...]) -> tuple[CudaMemory, ...]:
+    def describe_cell(self, states: tuple[DeviceState, ...]) -> tuple[CudaMemory, ...]:
         """The memory of the cell that ended with these states, for each device it touched."""
-        told = tuple(
+        shares = tuple(
             self._compare(state)
             for state in states
             if state.peak_bytes or state.number in self._last
         )
         self._last = {state.number: state for state in states}
-        return told
+        return shares
 
     def _compare(self, state: DeviceState) -> CudaMemory:
         last = self._last.get(state.number)

@@ -1,54 +1,91 @@
-"""Runs one notebook in a fresh kernel, through nbclient's hooks.
+"""Runs one notebook in a fresh kernel and records each cell: status, seconds, memory, output.
 
-The cells, outputs and failures are those of plain nbclient; what is added is the account of them.
+Memory is measured from outside: no code of ours runs in the kernel, nothing is imported there. The
+peak of a cell is the operating system's high-water mark of that one process, reset before the cell
+and read after it: exact, and without disturbing torch.compile. The memory of child processes
+(torch.compile's C++ compiler and workers, a DataLoader's workers) is not counted. Where there is no
+such mark (macOS), the peak is the highest sample, and the result says so.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 import math
 import os
 import tempfile
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from jupyter_client.kernelspec import NoSuchKernel
+from msgspec.structs import replace
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 
-from labkit.host.distribution import read_distribution
-from labkit.known_errors.match import hint_at
-from labkit.notebooks.client import Client
+from labkit.memory.balance.read import PROC, read_peak_bytes, read_resident_bytes, reset_peak
 from labkit.notebooks.cuda_probe import CudaProbe
-from labkit.notebooks.kernel import QUIET, Kernel
-from labkit.notebooks.meter import Meter
-from labkit.notebooks.recorder import CellEvent, CellRecorder, explain_in_kernel
+from labkit.notebooks.kernel import (
+    Client,
+    Kernel,
+    OutputLimit,
+    choose_kernel,
+    kernel_environment,
+    shorten_middle,
+)
 from labkit.notebooks.result import (
+    CellMemory,
+    CellResult,
+    CudaMemory,
+    MeasuringAccount,
     NotebookResult,
+    Point,
     RunFailure,
-    all_held,
     collect_checks,
     collect_claims,
 )
 from labkit.notebooks.sources import Source
-from labkit.text import format_bytes
+from labkit.text import format_bytes, strip_ansi
+
+STARTUP_SECONDS = 60
+SKIP_TAG = "skip-execution"  # nbclient's
+ALLOW_TAG = "raises-exception"  # nbclient's
+MESSAGE_CHARACTERS = 2000
+HIGH_WATER_MARK = "the kernel's high-water mark"
+# Each sample is a file read of some 20 us where there is /proc, else a `ps` of some ms.
+INTERVAL_SECONDS = 0.1 if PROC.is_dir() else 0.5
+SAMPLED = f"sampled every {INTERVAL_SECONDS * 1000:.0f} ms"
+ALLOCATOR = "the allocator's own peak"
+
+
+@dataclass(frozen=True)
+class CellEvent:
+    """A cell that starts (status "running", no seconds yet), goes on, or has ended.
+
+    ``resident_bytes`` is what the kernel's process holds now, None where not measured.
+    """
+
+    notebook: str
+    number: int
+    total: int
+    first_line: str
+    status: str
+    seconds: float | None
+    resident_bytes: int | None = None
+
 
 Watch = Callable[[CellEvent], None]
 Follow = Callable[[NotebookResult], None]
-PACKAGE_PARENT = str(Path(__file__).resolve().parents[2])
-STARTUP_SECONDS = 60
-KERNEL_HINT = "the kernels that are: jupyter kernelspec list"
 
 
 @dataclass(frozen=True)
 class RunOptions:
     """How notebooks are run; ``environment`` is what their kernels get on top of ours.
 
-    ``asks_cuda`` is True where a kernel can have a GPU: only there is its allocator asked.
+    ``kernel`` overrules the kernel that a notebook names. ``asks_cuda`` is True where a kernel
+    can have a GPU: only there is its allocator asked.
     """
 
     timeout_seconds: float = 600.0
@@ -56,6 +93,7 @@ class RunOptions:
     keep_going: bool = False
     jobs: int = 1
     allow_errors: bool = False
+    kernel: str | None = None
     environment: Mapping[str, str] = field(default_factory=dict)
     asks_cuda: bool = False
 
@@ -69,17 +107,14 @@ class Ending:
 
 
 class Execution:
-    """One notebook in one kernel, from the kernel's start to its certain end.
-
-    Runs in a thread that is not the main one: there nbclient would take Ctrl-C for itself and
-    report a dead kernel. ``stop`` is for the thread that the signal comes to.
-    """
+    """One notebook in one kernel, from the kernel's start to its certain end."""
 
     def __init__(
         self,
         source: Source,
         notebook: Any,
         options: RunOptions,
+        account: MeasuringAccount,
         *,
         deadline: float | None = None,
         watch: Watch = lambda event: None,
@@ -92,62 +127,55 @@ class Execution:
         self._follow = follow
         self._started = time.monotonic()
         self._startup_seconds: float | None = None
-        self._stopped = False
         self._recorder = CellRecorder(source.name, notebook, watch)
-        self._meter = Meter(self._tick)
+        self._meter = Meter(account, self._tick)
         self._probe = CudaProbe(notebook) if options.asks_cuda else None
-        self._kernel = Kernel(notebook)
+        self._kernel = Kernel(choose_kernel(notebook, options.kernel))
         self._client = Client(
             notebook,
+            self._kernel,
             self._note_cut_short,
-            km=self._kernel.manager,
             timeout_func=lambda cell: self._limit_seconds(),
             startup_timeout=math.ceil(min(STARTUP_SECONDS, self._left_seconds())),
             allow_errors=options.allow_errors,
-            on_notebook_start=self._start_notebook,
+            on_notebook_start=lambda notebook: self._meter.attach(self._kernel.process_id),
             on_cell_execute=self._start_cell,
             on_cell_executed=self._end_cell,
-            log=QUIET,
         )
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._task: asyncio.Task[Any] | None = None
 
     def run(self) -> NotebookResult:
         """Runs every cell of the notebook in place; the kernel is gone when this returns."""
         self._follow(self._describe("running"))
         with tempfile.TemporaryDirectory(prefix="labkit-run-") as scratch:
-            lab = self._source.lab is not None
-            folder = scratch if lab else str(self._source.path.resolve().parent)
-            environment = _choose_environment(self._source, self._options.environment)
             try:
-                ending = asyncio.run(self._execute(self._kernel.start_options(environment, folder)))
+                ending = self._execute(scratch)
             finally:
                 self._meter.detach()
                 self._kernel.close()
         self._recorder.end_open_cell(ending.status)
-        claims, checks = collect_claims(self._notebook), collect_checks(self._notebook)
-        broken = ending.status == "passed" and not all_held(claims, checks)
-        result = self._describe("failed" if broken else ending.status)
-        return dataclasses.replace(result, claims=claims, checks=checks, error=ending.failure)
+        result = replace(
+            self._describe(ending.status),
+            claims=collect_claims(self._notebook),
+            checks=collect_checks(self._notebook),
+            error=ending.failure,
+        )
+        broken = ending.status == "passed" and not result.all_held
+        return replace(result, status="failed") if broken else result
 
     def stop(self) -> None:
         """Ends the kernel and the run, from another thread; the status becomes "interrupted"."""
-        self._stopped = True
-        self._kernel.kill()
-        if self._loop is not None and self._task is not None:
-            with contextlib.suppress(RuntimeError):  # it ended by itself just now
-                self._loop.call_soon_threadsafe(self._task.cancel)
+        self._client.stop()
 
-    async def _execute(self, options: dict[str, Any]) -> Ending:
-        self._loop, self._task = asyncio.get_running_loop(), asyncio.current_task()
+    def _execute(self, scratch: str) -> Ending:
+        """Runs the cells: a lab as a reference in ``scratch``, any other notebook in its folder."""
+        environment, folder = dict(os.environ), str(self._source.path.resolve().parent)
+        if self._source.is_lab:
+            environment, folder = kernel_environment(reference=True, workspace=None), scratch
+            environment.pop("MPLBACKEND", None)  # the inline backend, as in JupyterLab
         try:
-            if self._stopped:
-                raise asyncio.CancelledError
-            await self._client.async_execute(cleanup_kc=True, **options)
+            self._client.run({**environment, **self._options.environment}, folder)
         except (Exception, asyncio.CancelledError) as error:
-            if self._stopped:
-                return self._explain_stop()
-            ending = self._explain(error)
+            ending = self._explain_stop() if self._client.stopped else self._explain(error)
             if ending is None:
                 raise
             return ending
@@ -166,9 +194,13 @@ class Execution:
 
     def _explain_start(self, error: BaseException) -> Ending | None:
         if isinstance(error, NoSuchKernel):
-            what = f"it asks for the kernel {error.name!r}, which is not installed here"
-            return Ending("invalid", RunFailure(what, kind="no_kernel", hint=KERNEL_HINT))
-        if not isinstance(error, (RuntimeError, OSError)):
+            what = f"the kernel {error.name!r} is not installed"
+            hint = (
+                "--kernel NAME runs it with another one: --kernel python3 is this Python,"
+                " jupyter kernelspec list names the rest"
+            )
+            return Ending("invalid", RunFailure(what, kind="no_kernel", hint=hint))
+        if not isinstance(error, RuntimeError | OSError) or isinstance(error, RecursionError):
             return None
         if self._left_seconds() <= 0:
             return self._explain_timeout()
@@ -181,7 +213,7 @@ class Execution:
             limit = self._options.total_timeout_seconds
             begun = self._startup_seconds is not None
             where = f"in {place}" if place else "between two cells" if begun else "at its start"
-            what = f"the run's {limit:g} s in all were over {where}"
+            what = f"the limit of {limit:g} s for the whole run was reached {where}"
         return Ending("timed_out", self._recorder.describe_open_cell(what, "timeout"))
 
     def _explain_stop(self) -> Ending:
@@ -196,18 +228,13 @@ class Execution:
         if memory and memory.before_bytes and memory.peak_bytes:
             hint = (
                 f"its process held {format_bytes(memory.before_bytes)} before the cell and"
-                f" {format_bytes(memory.peak_bytes)} when it was last seen"
+                f" {format_bytes(memory.peak_bytes)} when it was last measured"
             )
             if "SIGKILL" in what:
-                hint += "; SIGKILL is also how Linux ends a process when memory runs out (dmesg)"
+                hint += "; Linux also sends SIGKILL when memory runs out (see dmesg)"
         stderr = self._kernel.read_stderr() or None
-        hints = [hint, hint_at(stderr or "", read_distribution())]
-        hint = "\n".join(filter(None, hints)) or None
-        return dataclasses.replace(failure, traceback=stderr, hint=hint)
-
-    def _start_notebook(self, notebook: Any) -> None:
-        self._kernel.guard()
-        self._meter.attach(self._kernel.process_id)
+        hint = "\n".join(filter(None, [hint, _find_hint(stderr or "")])) or None
+        return replace(failure, traceback=stderr, hint=hint)
 
     def _start_cell(self, cell: Any, cell_index: int) -> None:
         if self._left_seconds() <= 0:
@@ -226,29 +253,27 @@ class Execution:
         if self._probe:
             with self._meter.count_cost():
                 states = await self._probe.ask(self._client)
-            cuda = self._probe.tell_cell(states)
+            cuda = self._probe.describe_cell(states)
             if cuda:
-                self._meter.note_cuda(cuda, sum(state.reserved_bytes for state in states))
-        tags = cell.metadata.get("tags", [])
-        allowed = self._options.allow_errors or "raises-exception" in tags
-        if not allowed:
-            await self._explain_shortage(execute_reply["content"])
-        self._recorder.note_output(self._client.limit)
-        self._recorder.end_cell(execute_reply["content"], seconds, memory, cuda, allowed)
-        self._follow(self._describe("running"))
+                self._meter.note_cuda(sum(state.reserved_bytes for state in states))
+        reply = execute_reply["content"]
+        allowed = self._options.allow_errors or ALLOW_TAG in cell.metadata.get("tags", [])
+        if reply["status"] == "error" and not allowed:
+            from labkit.notebooks.out_of_memory import explain_in_kernel
 
-    async def _explain_shortage(self, reply: Mapping[str, Any]) -> None:
-        """Has the kernel tell where its memory is, if that is what the cell ended for."""
-        if reply["status"] == "error":
             value = str(reply.get("evalue"))
             self._recorder.explanation = await explain_in_kernel(self._client, value)
+        self._recorder.note_output(self._client.limit)
+        self._recorder.end_cell(reply, seconds, memory, cuda, allowed)
+        self._follow(self._describe("running"))
 
     def _note_cut_short(self) -> None:
         self._recorder.note_output(self._client.limit)
         self._recorder.note_memory(self._meter.end_cell())
 
     def _tick(self, resident_bytes: int | None) -> None:
-        with contextlib.suppress(OSError):  # said where the cell's end is written, in its thread
+        # An error of writing comes again at the cell's end, in the thread that can report it.
+        with contextlib.suppress(OSError):
             self._recorder.tick(resident_bytes)
         self._follow(self._describe("running"))
 
@@ -261,7 +286,7 @@ class Execution:
             startup_seconds=self._startup_seconds,
             cells=self._recorder.cells,
             timeline=() if status == "running" else self._meter.timeline.points,
-            measuring=self._meter.measuring,
+            kernel=self._kernel.name,
         )
 
     def _left_seconds(self) -> float:
@@ -272,14 +297,299 @@ class Execution:
         return max(0.001, min(self._options.timeout_seconds, self._left_seconds()))
 
 
-def _choose_environment(source: Source, extra: Mapping[str, str]) -> dict[str, str]:
-    """The kernel's environment: ours for anybody's notebook; for a lab, a reference run's."""
-    environment = {**os.environ, **extra}
-    if source.lab is None:
-        return environment
-    environment["LABKIT_REFERENCE"] = "1"
-    environment.pop("MPLBACKEND", None)  # the inline backend, as in JupyterLab
-    # Run from a checkout, labkit may not be installed for the kernel to find.
-    paths = [PACKAGE_PARENT, environment.get("PYTHONPATH", "")]
-    environment["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
-    return environment
+class CellRecorder:
+    """The cells of one notebook and the state of each so far."""
+
+    def __init__(self, name: str, notebook: Any, watch: Watch) -> None:
+        self._name = name
+        self._notebook = notebook
+        self._watch = watch
+        self._cells = {
+            index: _start_result(index, cell)
+            for index, cell in enumerate(notebook.cells)
+            if cell.cell_type == "code" and cell.source.strip()
+        }
+        self._order = [index for index, cell in self._cells.items() if cell.status != "skipped"]
+        self._open: int | None = None
+        self._started = 0.0
+        # The kernel's own page on the memory that ran out.
+        self.explanation: str | None = None
+
+    @property
+    def cells(self) -> tuple[CellResult, ...]:
+        """Every code cell that has a source, in order."""
+        return tuple(self._cells.values())
+
+    @property
+    def place(self) -> str | None:
+        """The running cell, as people count: "cell 3 of 41"; None before the first."""
+        if self._open is None:
+            return None
+        return f"cell {self._order.index(self._open) + 1} of {len(self._order)}"
+
+    @property
+    def seconds(self) -> float:
+        """How long the running cell has been running."""
+        return time.monotonic() - self._started
+
+    @property
+    def open_memory(self) -> CellMemory | None:
+        """The memory of the cell that is running or was the last to run."""
+        return None if self._open is None else self._cells[self._open].memory
+
+    def start_cell(self, cell_index: int) -> None:
+        """Notes that a cell is about to run."""
+        self._open = cell_index
+        self._change(status="running")
+        self._send_event(cell_index, "running", None)
+
+    def start_clock(self) -> None:
+        """Starts the cell's time."""
+        self._started = time.monotonic()
+
+    def tick(self, resident_bytes: int | None) -> None:
+        """Reports that the cell is still running, if one is."""
+        index = self._open
+        if index is not None and self._cells[index].status == "running":
+            self._send_event(index, "running", self.seconds, resident_bytes)
+
+    def end_cell(
+        self,
+        reply: Any,
+        seconds: float,
+        memory: CellMemory | None,
+        cuda: tuple[CudaMemory, ...],
+        allowed: bool,
+    ) -> None:
+        """Notes that a cell has run; one that is allowed to raise passes all the same."""
+        raised = str(reply.get("ename")) if reply["status"] == "error" else None
+        status = "failed" if raised and not allowed else "passed"
+        self._change(raised=raised if allowed else None, memory=memory, cuda=cuda or None)
+        self._settle(status, seconds, memory)
+        if status == "passed":
+            self._open = None
+
+    def note_output(self, limit: OutputLimit) -> None:
+        """Notes how much the running cell has put out."""
+        self._change(output_bytes=limit.output_bytes, truncated=limit.truncated)
+
+    def note_memory(self, memory: CellMemory | None) -> None:
+        """Notes the memory of the running cell, which is cut short."""
+        self._change(memory=memory)
+
+    def end_open_cell(self, status: str) -> None:
+        """Gives the cell that the run ended in this status, unless it has its own."""
+        if self._open is not None and self._cells[self._open].status == "running":
+            self._settle(status, self.seconds, self._cells[self._open].memory)
+
+    def describe_open_cell(self, what: str, kind: str) -> RunFailure:
+        """The failure ``what`` with the running cell's place and source."""
+        if self._open is None:
+            return RunFailure(what, kind=kind)
+        source = self._notebook.cells[self._open].source
+        return RunFailure(what, self._open, source=source, kind=kind)
+
+    def describe_error(self, name: str, value: str) -> RunFailure:
+        """The failure of the running cell, which raised: its source and its plain traceback."""
+        from labkit.notebooks.out_of_memory import advise, is_out_of_memory, read_balance
+
+        value = strip_ansi(value)
+        message = shorten_middle(f"{name}: {value}" if value else name, MESSAGE_CHARACTERS)
+        failure = self.describe_open_cell(f"{self.place} raised {message}", "cell")
+        cell = self._notebook.cells[failure.cell_index]
+        failure = replace(failure, name=name, traceback=_find_traceback(cell))
+        if not is_out_of_memory(name, value):
+            return replace(failure, hint=_find_hint(f"{_read_stderr(cell)}\n{name}: {value}"))
+        balance = read_balance(value)
+        hint = self.explanation or advise(value, balance)
+        return replace(failure, kind="out_of_memory", balance=balance, hint=hint)
+
+    def _change(self, **changes: Any) -> None:
+        if self._open is not None:
+            self._cells[self._open] = replace(self._cells[self._open], **changes)
+
+    def _settle(self, status: str, seconds: float, memory: CellMemory | None) -> None:
+        assert self._open is not None
+        self._change(status=status, seconds=seconds)
+        self._send_event(self._open, status, seconds, memory.after_bytes if memory else None)
+
+    def _send_event(
+        self, index: int, status: str, seconds: float | None, resident: int | None = None
+    ) -> None:
+        number, total = self._order.index(index) + 1, len(self._order)
+        first = self._cells[index].first_line
+        self._watch(CellEvent(self._name, number, total, first, status, seconds, resident))
+
+
+def _start_result(index: int, cell: Any) -> CellResult:
+    lines = (line.strip() for line in cell.source.splitlines())
+    first = shorten_middle(next(line for line in lines if line), 200)
+    skipped = SKIP_TAG in cell.metadata.get("tags", [])
+    status = "skipped" if skipped else "not_run"
+    return CellResult(index, status, first_line=first, output_bytes=0)
+
+
+def _read_stderr(cell: Any) -> str:
+    """What the cell wrote to standard error; a warning there can explain its exception."""
+    texts = [
+        output.text
+        for output in cell.outputs
+        if output.output_type == "stream" and output.name == "stderr"
+    ]
+    return "".join(texts)
+
+
+def _find_traceback(cell: Any) -> str | None:
+    for output in reversed(cell.outputs):
+        if output.output_type == "error":
+            return strip_ansi("\n".join(output.traceback))
+    return None
+
+
+def _find_hint(text: str) -> str | None:
+    """What a known error in the text means and what mends it; None where there is none."""
+    from labkit.host.distribution import read_distribution
+    from labkit.known_errors.match import hint_at
+
+    return hint_at(text, read_distribution())
+
+
+class Meter:
+    """One kernel's memory: per cell and over time; ``account`` sums what measuring takes."""
+
+    def __init__(
+        self,
+        account: MeasuringAccount,
+        tick: Callable[[int | None], None] = lambda resident: None,
+    ) -> None:
+        self.timeline = Timeline()
+        self._account = account
+        self._tick = tick
+        self._started = time.monotonic()
+        self._process_id: int | None = None
+        self._lock = threading.Lock()
+        self._done = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._before: int | None = None
+        self._highest: int | None = None
+        self._marked = False
+
+    def attach(self, process_id: int | None) -> None:
+        """Starts to sample the process; with None, its id is unknown and nothing is measured."""
+        self._process_id = process_id
+        if process_id is not None:
+            self._thread = threading.Thread(target=self._sample_on, daemon=True)
+            self._thread.start()
+
+    def detach(self) -> None:
+        """Ends the sampling."""
+        self._done.set()
+        if self._thread:
+            self._thread.join()
+
+    def begin_cell(self) -> None:
+        """Reads what is resident before a cell, and resets the high-water mark to that."""
+        with self.count_cost():
+            self._account.add_cell()
+            self._marked = self._process_id is not None and reset_peak(self._process_id)
+            self._before = self._read_resident()
+            with self._lock:
+                self._highest = self._before
+
+    def end_cell(self) -> CellMemory | None:
+        """The memory of the cell that has ended; None where nothing could be measured."""
+        with self.count_cost():
+            after = self._read_resident()
+            mark = read_peak_bytes(self._process_id) if self._marked else None
+            # The cell itself may have reset the mark: samples beside it count too.
+            seen = (mark, self._highest, self._before, after)
+            known = [count for count in seen if count is not None]
+        if not known:
+            return None
+        self._account.note_methods(process=SAMPLED if mark is None else HIGH_WATER_MARK)
+        return CellMemory(self._before, max(known), after)
+
+    def note_cuda(self, reserved_bytes: int) -> None:
+        """Adds what torch's allocators reserve after a cell to the timeline."""
+        self._account.note_methods(cuda=ALLOCATOR)
+        self._add_point(self._read_resident(), reserved_bytes)
+
+    @contextmanager
+    def count_cost(self) -> Iterator[None]:
+        """Counts the time of the block as time of measuring."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._account.add_cell_seconds(time.perf_counter() - started)
+
+    def sample(self) -> None:
+        """Reads the process once, for the timeline and for the peak of the running cell."""
+        started = time.perf_counter()
+        resident = self._read_resident()
+        if resident is not None:
+            with self._lock:
+                self._highest = max(self._highest or 0, resident)
+            self._add_point(resident, None)
+        self._tick(resident)
+        self._account.add_sample(time.perf_counter() - started)
+
+    def _sample_on(self) -> None:
+        while not self._done.wait(INTERVAL_SECONDS):
+            self.sample()
+
+    def _add_point(self, resident: int | None, cuda: int | None) -> None:
+        with self._lock:
+            seconds = round(time.monotonic() - self._started, 3)
+            self.timeline.add((seconds, resident, cuda))
+
+    def _read_resident(self) -> int | None:
+        if self._process_id is None:
+            return None
+        # A process that has ended and is not collected yet holds 0 pages: not a measurement.
+        return read_resident_bytes(self._process_id) or None
+
+
+POINT_LIMIT = 600
+FIRST_WIDTH_SECONDS = 0.05
+
+
+class Timeline:
+    """Points of (seconds, resident bytes, CUDA bytes or None), at most ``limit`` of them.
+
+    Time is cut into slices of one width, and each slice keeps its highest point. Where the slices
+    become too many, each two neighbors become one: the points stay even, and no peak is lost.
+    """
+
+    def __init__(
+        self, limit: int = POINT_LIMIT, width_seconds: float = FIRST_WIDTH_SECONDS
+    ) -> None:
+        self._limit = limit
+        self._width = width_seconds
+        self._slices: dict[int, Point] = {}
+
+    @property
+    def points(self) -> tuple[Point, ...]:
+        """The kept points, in the order of time."""
+        return tuple(self._slices[number] for number in sorted(self._slices))
+
+    def add(self, point: Point) -> None:
+        """Takes in a measured point."""
+        self._put(point)
+        while len(self._slices) > self._limit:
+            self._width *= 2
+            points, self._slices = self.points, {}
+            for kept in points:
+                self._put(kept)
+
+    def _put(self, point: Point) -> None:
+        number = int(point[0] / self._width)
+        there = self._slices.get(number)
+        self._slices[number] = point if there is None else _join(there, point)
+
+
+def _join(first: Point, second: Point) -> Point:
+    """The one of two points with more resident memory, with the higher known CUDA figure."""
+    higher = second if (second[1] or 0) > (first[1] or 0) else first
+    known = [point[2] for point in (first, second) if point[2] is not None]
+    return (higher[0], higher[1], max(known, default=None))

@@ -1,33 +1,51 @@
-"""A fresh kernel of this same Python, and its certain end: no process of it outlives a run."""
+"""A fresh kernel, the nbclient that runs a notebook's cells in it, and its certain end.
+
+Cells and failures are those of plain nbclient. What is added: outputs are bounded, a cell past its
+time ends at once, and no process of the kernel outlives the run.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import atexit
 import contextlib
+import json
 import logging
 import os
 import signal
 import subprocess
 import tempfile
+import time
 import uuid
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from queue import Empty
 from typing import IO, Any
 
 from jupyter_client import AsyncKernelManager
 from jupyter_client.kernelspec import NATIVE_KERNEL_NAME, KernelSpecManager
+from nbclient import NotebookClient
+from nbclient.exceptions import CellTimeoutError, DeadKernelError
+from nbformat.v4 import new_output
 
-# What goes wrong is told in the result; the libraries' log lines would say it again on stderr.
+from labkit.errors import LabkitError
+from labkit.notebooks.sources import DEEPEST, is_nested_too_deep
+from labkit.text import first_line, format_bytes
+
+# The result says what went wrong; the libraries would log it on stderr a second time.
 QUIET = logging.getLogger("labkit.notebooks")
 QUIET.addHandler(logging.NullHandler())
 QUIET.propagate = False
 
 KEPT_STDERR_BYTES = 2000
 
-# Every process that a kernel starts inherits this, also one that left the kernel's process group.
-# The name is the kernel's own, so that a run within a run's notebook carries both marks.
+# Every process that a kernel starts inherits this variable, also one that leaves the kernel's
+# process group. The name is the kernel's own, so that a run inside a notebook carries both.
 MARK = "LABKIT_KERNEL_"
 
-# Waits for the pipe to the runner to close, which the runner's end does, whatever it was.
+# Waits until the pipe to the runner closes, which the runner's end does in any case.
 GUARD = """read -r line; kill -9 -- "-$1"
 for file in $(grep -las "$2" /proc/[0-9]*/environ); do
   id=${file#/proc/}; kill -9 "${id%/environ}"
@@ -37,22 +55,23 @@ done"""
 class Kernel:
     """The process that runs one notebook's cells, from before its start to after its end."""
 
-    def __init__(self, notebook: Any) -> None:
+    def __init__(self, name: str = NATIVE_KERNEL_NAME) -> None:
+        self.name = name
         self.manager = AsyncKernelManager(log=QUIET)
-        self.manager.kernel_name = _choose_kernel(notebook)
-        if self.manager.kernel_name == NATIVE_KERNEL_NAME:
-            # No folder to search leaves ipykernel of this Python: a "python3" that someone
-            # registered may start another one.
+        self.manager.kernel_name = name
+        if name == NATIVE_KERNEL_NAME:
+            # With no folder to search, "python3" is ipykernel of this Python; a kernel that
+            # somebody registered under this name may start another one.
             self.manager.kernel_spec_manager = KernelSpecManager(kernel_dirs=[], log=QUIET)
         self._stderr: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115
         self._mark = MARK + uuid.uuid4().hex
         self._guard: subprocess.Popen[bytes] | None = None
 
     def start_options(self, environment: Mapping[str, str], folder: str) -> dict[str, Any]:
-        """What nbclient hands on to the kernel's start.
+        """The options of the kernel's start.
 
-        The process's own streams are kept off ours: stdout is the result's, and what a crash
-        writes to stderr is told with it.
+        The process's own streams stay off ours: stdout belongs to the result, and what a crash
+        writes to stderr becomes part of it.
         """
         return {
             "env": {**environment, self._mark: "1"},
@@ -62,7 +81,7 @@ class Kernel:
         }
 
     def read_stderr(self) -> str:
-        """The last that the process itself wrote to its streams, without ipykernel's notices."""
+        """The end of what the process itself wrote to its streams, without ipykernel's notices."""
         size = self._stderr.seek(0, os.SEEK_END)
         self._stderr.seek(max(0, size - KEPT_STDERR_BYTES))
         lines = self._stderr.read().decode(errors="replace").splitlines()
@@ -70,16 +89,16 @@ class Kernel:
 
     @property
     def process_id(self) -> int | None:
-        """The kernel's process id; None before it started, or where it runs elsewhere."""
+        """The kernel's process id; None before it starts, or where it runs elsewhere."""
         found = getattr(self.manager.provisioner, "pid", None)
         return None if found is None else int(found)
 
     def guard(self) -> None:
-        """Leaves a shell waiting that ends the kernel should this process be killed itself."""
+        """Starts a shell that ends the kernel if this process is killed."""
         group = self._group
         if group is None:
             return
-        # Not by way of labkit.process: this one lives as long as the kernel, and has no limit.
+        # Not through labkit.process: the shell lives as long as the kernel, without a limit.
         self._guard = subprocess.Popen(
             ["sh", "-c", GUARD, "sh", str(group), self._mark],
             stdin=subprocess.PIPE,
@@ -89,12 +108,12 @@ class Kernel:
         )
 
     def kill(self) -> None:
-        """Ends the kernel's whole process group, children and all, from any thread."""
+        """Ends the kernel's whole process group, children too, from any thread."""
         if self._group is not None:
             _end(self._group, os.killpg)
 
     def close(self) -> None:
-        """Ends what is left of the kernel and lets go of what was kept of it."""
+        """Ends what is left of the kernel and releases its files."""
         self.kill()
         # Twice: a process can have started another between being found and being ended.
         for _ in range(2):
@@ -104,6 +123,18 @@ class Kernel:
             self._guard.kill()
             self._guard.communicate()
         self._stderr.close()
+
+    async def explain_death(self) -> str:
+        """How the kernel's process ended, in words: "killed by SIGKILL", "exit code 3"."""
+        provisioner = self.manager.provisioner
+        code = await provisioner.poll() if provisioner and provisioner.has_process else None
+        if code is None:
+            return "it is gone"
+        if code >= 0:
+            return f"exit code {code}"
+        with contextlib.suppress(ValueError):
+            return f"killed by {signal.Signals(-code).name}"
+        return f"killed by signal {-code}"
 
     @property
     def _group(self) -> int | None:
@@ -125,24 +156,378 @@ def _end(target: int, send: Callable[[int, int], None]) -> None:
         send(target, signal.SIGKILL)
 
 
-async def explain_death(manager: Any) -> str:
-    """How the kernel's process ended, in words: "killed by SIGKILL", "exit code 3"."""
-    provisioner = manager.provisioner
-    code = await provisioner.poll() if provisioner and provisioner.has_process else None
-    if code is None:
-        return "it is gone"
-    if code >= 0:
-        return f"exit code {code}"
-    with contextlib.suppress(ValueError):
-        return f"killed by {signal.Signals(-code).name}"
-    return f"killed by signal {-code}"
+def choose_kernel(notebook: Any, asked: str | None = None) -> str:
+    """The kernel to start: the one asked for, else the notebook's own, else this Python's."""
+    spec = notebook.metadata.get("kernelspec")
+    named = spec.get("name") if isinstance(spec, Mapping) else None
+    return str(asked or named or NATIVE_KERNEL_NAME)
 
 
-def _choose_kernel(notebook: Any) -> str:
-    """The kernel to start: this Python's own, unless the notebook is in another language."""
-    spec = notebook.metadata.get("kernelspec") or {}
-    info = notebook.metadata.get("language_info") or {}
-    language = spec.get("language") or info.get("name")
-    if language and "python" not in language.lower() and spec.get("name"):
-        return str(spec["name"])
-    return str(NATIVE_KERNEL_NAME)
+def kernel_environment(*, reference: bool, workspace: Path | None) -> dict[str, str]:
+    """The environment of a kernel that finds this labkit, and the workspace if there is one."""
+    environment = {
+        key: value
+        for key, value in os.environ.items()
+        if key not in ("LABKIT_REFERENCE", "LABKIT_WORKSPACE")
+    }
+    if reference:
+        environment["LABKIT_REFERENCE"] = "1"
+    if workspace:
+        environment["LABKIT_WORKSPACE"] = str(workspace)
+    home = Path(__file__).resolve().parents[2]
+    # An installed labkit is found anyway, and site-packages first could hide the standard library.
+    if home.name not in ("site-packages", "dist-packages"):
+        paths = [str(home), environment.get("PYTHONPATH", "")]
+        environment["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
+    return environment
+
+
+# The client.
+
+# A reply can overtake its cell's output. nbclient waits 4 s for the rest; much output takes longer.
+IOPUB_SECONDS = 60
+# An Output widget's state goes out on the socket that waits for the cell's reply. Sending there
+# can swallow the wake-up for a reply that has arrived (nbclient#312), so the wait looks again.
+REPLY_POLL_SECONDS = 0.25
+
+
+class Client(NotebookClient):  # type: ignore[misc]
+    """One notebook's execution in one kernel.
+
+    ``run`` blocks, in a thread that is not the main one: there nbclient would take Ctrl-C for
+    itself and report a dead kernel. ``stop`` is called from another thread. ``on_cut_short`` is
+    called when a cell ends early, while the kernel may still be there.
+    """
+
+    def __init__(
+        self,
+        notebook: Any,
+        kernel: Kernel,
+        on_cut_short: Callable[[], None] = lambda: None,
+        **options: Any,
+    ) -> None:
+        options = {"km": kernel.manager, "iopub_timeout": IOPUB_SECONDS, "log": QUIET, **options}
+        super().__init__(notebook, **options)
+        self.kernel = kernel
+        self.limit = OutputLimit()
+        self.death = "it is gone"
+        self.stopped = False
+        self._on_cut_short = on_cut_short
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._task: asyncio.Task[Any] | None = None
+
+    def run(self, environment: Mapping[str, str], folder: str) -> None:
+        """Runs every cell in ``folder``; the kernel's own process has ended when this returns.
+
+        Raises what nbclient raises, and CancelledError after ``stop``. The caller closes the
+        kernel, which ends what the process left behind.
+        """
+        try:
+            asyncio.run(self._run(self.kernel.start_options(environment, folder)))
+        finally:
+            # nbclient leaves this behind where the kernel did not start, and fails at it at exit.
+            atexit.unregister(self._cleanup_kernel)
+
+    def stop(self) -> None:
+        """Ends the kernel and the run, from another thread."""
+        self.stopped = True
+        self.kernel.kill()
+        if self._loop is not None and self._task is not None:
+            with contextlib.suppress(RuntimeError):  # the run has just ended by itself
+                self._loop.call_soon_threadsafe(self._task.cancel)
+
+    async def _run(self, options: dict[str, Any]) -> None:
+        self._loop, self._task = asyncio.get_running_loop(), asyncio.current_task()
+        if self.stopped:
+            raise asyncio.CancelledError
+        await self.async_execute(cleanup_kc=True, **options)
+
+    async def async_start_new_kernel_client(self) -> Any:
+        """Starts the kernel's client, whose replies are looked for again and again."""
+        self.kernel.guard()
+        client = await super().async_start_new_kernel_client()
+        channel = client.shell_channel
+        channel.get_msg = _look_again(channel.get_msg)
+        return client
+
+    async def async_execute_cell(
+        self, cell: Any, cell_index: int, *rest: Any, **options: Any
+    ) -> Any:
+        """Executes the cell; past its time, dead or cancelled, the kernel is killed at once.
+
+        nbclient would ask the kernel to stop, and wait for one that cannot listen.
+        """
+        self.limit.start_cell()
+        try:
+            return await super().async_execute_cell(cell, cell_index, *rest, **options)
+        except (CellTimeoutError, DeadKernelError, asyncio.CancelledError) as error:
+            self.shutdown_kernel = "immediate"
+            self.limit.finish_cell()
+            self._on_cut_short()
+            if isinstance(error, DeadKernelError):
+                self.death = await self.kernel.explain_death()
+            raise
+
+    def output(self, outs: list[Any], msg: Any, display_id: str | None, cell_index: int) -> Any:
+        """Takes a message in as nbclient does, within the limits."""
+        hooked = bool(self.output_hook_stack[msg["parent_header"].get("msg_id")])
+        if self.clear_before_next_output and not hooked:
+            self.limit.clear()
+        content = msg["content"]
+        if msg["msg_type"] != "stream":
+            self.limit.bound_content(content)
+            return super().output(outs, msg, display_id, cell_index)
+        content["text"], rest = self.limit.take_text(content["name"], content["text"])
+        kept = super().output(outs, msg, display_id, cell_index) if content["text"] else None
+        if rest is not None:
+            outs.append(rest)
+        return kept
+
+    def clear_output(self, outs: list[Any], msg: Any, cell_index: int) -> None:
+        """Clears as nbclient does; cleared output no longer counts."""
+        super().clear_output(outs, msg, cell_index)
+        if not outs:
+            self.limit.clear()
+
+    def _update_display_id(self, display_id: str, msg: Any) -> None:
+        # An update does not pass through output().
+        if msg["msg_type"] == "update_display_data":
+            self.limit.bound_content(msg["content"], replaces=True)
+        super()._update_display_id(display_id, msg)
+
+    async def _check_raise_for_error(self, cell: Any, cell_index: int, exec_reply: Any) -> None:
+        if exec_reply is not None and exec_reply["content"]["status"] == "error":
+            content = exec_reply["content"]
+            content["evalue"] = shorten_middle(str(content.get("evalue", "")))
+            content["traceback"] = [
+                shorten_middle(str(line)) for line in content.get("traceback", ())
+            ]
+        await super()._check_raise_for_error(cell, cell_index, exec_reply)
+
+
+def _look_again(get_message: Callable[..., Any]) -> Callable[..., Any]:
+    """``get_message`` that starts its wait again every quarter of a second."""
+
+    async def get(timeout: float | None = None) -> Any:
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while True:
+            left = REPLY_POLL_SECONDS
+            if deadline is not None:
+                left = min(left, max(0.0, deadline - time.monotonic()))
+            try:
+                return await get_message(timeout=left)
+            except Empty:
+                if deadline is not None and time.monotonic() >= deadline:
+                    raise
+
+    return get
+
+
+OnCell = Callable[[int, int], None]
+
+
+def run_cells(
+    notebook: Mapping[str, Any],
+    folder: Path,
+    environment: Mapping[str, str],
+    *,
+    timeout_seconds: float,
+    on_cell: OnCell | None = None,
+) -> Any:
+    """A copy of the notebook with the outputs of a fresh run in ``folder``, by this Python.
+
+    A cell that raises does not stop the run, and one that takes longer than the limit is
+    interrupted. ``on_cell`` gets the number of each cell as it starts, and how many there are.
+    LabkitError where the kernel does not start or dies.
+    """
+    import nbformat
+
+    # Through text, because a file's sources may be lists of lines.
+    copy = nbformat.v4.reads(json.dumps(notebook))
+    for cell in copy.cells:
+        if cell.cell_type == "code":
+            cell.outputs, cell.execution_count = [], None
+    started = 0
+
+    def note_start(cell: Any, cell_index: int) -> None:
+        nonlocal started
+        started = cell_index + 1
+        if on_cell:
+            on_cell(started, len(copy.cells))
+
+    client = Client(
+        copy,
+        Kernel(),
+        allow_errors=True,
+        timeout_func=lambda cell: timeout_seconds,
+        interrupt_on_timeout=True,
+        on_cell_start=note_start,
+    )
+    try:
+        _run_in_thread(client, environment, str(folder))
+    except (RuntimeError, AssertionError) as error:
+        raise _explain_end(client, started, len(copy.cells), error) from error
+    finally:
+        client.kernel.close()
+    return copy
+
+
+def _run_in_thread(client: Client, environment: Mapping[str, str], folder: str) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(client.run, environment, folder)
+        try:
+            future.result()
+        except KeyboardInterrupt:
+            client.stop()
+            raise
+
+
+def _explain_end(client: Client, cell: int, cells: int, error: Exception) -> LabkitError:
+    if not cell:
+        return LabkitError("the kernel did not start", cause=str(error), fix="labkit check --debug")
+    return LabkitError(
+        f"the kernel died in cell {cell} of {cells}",
+        cause=f"{client.death}: the cell ended its own process, or the machine ran out of memory",
+        fix="run the notebook in JupyterLab up to that cell, and watch its memory",
+    )
+
+
+def cell_error(cell: Mapping[str, Any]) -> str | None:
+    """The error that ended the cell, in one line; None where it ran through."""
+    for output in cell.get("outputs", ()):
+        if output.get("output_type") == "error":
+            return f"{output.get('ename')}: {first_line(str(output.get('evalue', '')))}".rstrip(
+                ": "
+            )
+    return None
+
+
+# Limits on what a cell puts out: of text its head and its tail are kept, and a note says how much
+# is left out between them. An output that is too big is replaced by a note.
+
+HEAD_BYTES = 1024 * 1024
+TAIL_BYTES = 256 * 1024
+RICH_BYTES = 32 * 1024 * 1024
+ERROR_CHARACTERS = 64 * 1024
+ERROR_LINES = 2000
+
+
+class StreamTail:
+    """The part of a stream past its head: one output with a note and the stream's end."""
+
+    def __init__(self, name: str) -> None:
+        self.output = new_output("stream", name=name, text="")
+        self._pieces: deque[str] = deque()
+        self._kept = 0
+        self._left_out = 0
+
+    def add(self, text: str) -> None:
+        """Takes in more text and drops what is no longer the end."""
+        self._left_out += max(0, len(text) - TAIL_BYTES)
+        text = text[-TAIL_BYTES:]
+        self._pieces.append(text)
+        self._kept += len(text)
+        while self._kept - len(self._pieces[0]) >= TAIL_BYTES:
+            dropped = len(self._pieces.popleft())
+            self._kept -= dropped
+            self._left_out += dropped
+
+    def write(self) -> None:
+        """Puts the note, where something is left out, and the end into the output."""
+        text = "".join(self._pieces)
+        left_out = self._left_out + max(0, len(text) - TAIL_BYTES)
+        if left_out:
+            size = format_bytes(left_out)
+            text = f"\n[labkit left out {size} of {self.output.name} here]\n{text[-TAIL_BYTES:]}"
+        self.output.text = text
+
+
+class OutputLimit:
+    """Counts and bounds the outputs of the running cell."""
+
+    def __init__(self) -> None:
+        self.start_cell()
+
+    def start_cell(self) -> None:
+        """A new cell: no output yet."""
+        self.output_bytes = 0
+        self.truncated = False
+        self.clear()
+
+    def clear(self) -> None:
+        """The cell cleared its output."""
+        self._room: dict[str, int] = {}
+        self._tails: dict[str, StreamTail] = {}
+        self._rich_bytes = 0
+
+    def finish_cell(self) -> None:
+        """The cell has ended: the outputs of long streams get their text."""
+        for tail in self._tails.values():
+            tail.write()
+
+    def take_text(self, name: str, text: str) -> tuple[str, Any]:
+        """The part of a stream's text to keep as it is, and an output to add after it, or None."""
+        self.output_bytes += count_bytes(text)
+        if name in self._tails:
+            self._add(name, text)
+            return "", None
+        room = self._room.get(name, HEAD_BYTES)
+        self._room[name] = max(0, room - len(text))
+        if len(text) <= room:
+            return text, None
+        self._tails[name] = StreamTail(name)
+        self._add(name, text[room:])
+        return text[:room], self._tails[name].output
+
+    def _add(self, name: str, text: str) -> None:
+        self._tails[name].add(text)
+        self.truncated = True
+
+    def bound_content(self, content: dict[str, Any], *, replaces: bool = False) -> None:
+        """Shortens, in place, what a cell displays or the traceback it ends with.
+
+        An output that ``replaces`` an earlier one does not add up with the others.
+        """
+        if "traceback" in content:
+            self._bound_error(content)
+            return
+        data = content.get("data", {})
+        if is_nested_too_deep([data, content.get("metadata")]):
+            self._leave_out(content, f"an output nested more than {DEEPEST} levels deep")
+            return
+        size = sum(count_bytes(str(value)) for value in data.values())
+        self.output_bytes += size
+        if size + (0 if replaces else self._rich_bytes) > RICH_BYTES:
+            self._leave_out(content, f"an output of {format_bytes(size)}")
+        elif not replaces:
+            self._rich_bytes += size
+
+    def _leave_out(self, content: dict[str, Any], what: str) -> None:
+        content["data"], content["metadata"] = {"text/plain": f"[labkit left out {what} here]"}, {}
+        self.truncated = True
+
+    def _bound_error(self, content: dict[str, Any]) -> None:
+        lines = [str(line) for line in content["traceback"]]
+        self.output_bytes += sum(map(count_bytes, lines))
+        content["evalue"] = shorten_middle(str(content.get("evalue", "")))
+        content["traceback"] = [shorten_middle(line) for line in lines[-ERROR_LINES:]]
+        longest = max(map(len, lines), default=0)
+        self.truncated |= len(lines) > ERROR_LINES or longest > ERROR_CHARACTERS
+
+
+def shorten_middle(text: str, limit: int = ERROR_CHARACTERS) -> str:
+    """The text, or its two ends around a note of what is left out.
+
+    >>> shorten_middle("abcdefghij", 4)
+    'ab[labkit left out 6 B here]ij'
+    """
+    if len(text) <= limit:
+        return text
+    half = limit // 2
+    note = f"[labkit left out {format_bytes(len(text) - 2 * half)} here]"
+    return text[:half] + note + text[-half:]
+
+
+def count_bytes(text: str) -> int:
+    """The bytes of the text in UTF-8."""
+    return len(text) if text.isascii() else len(text.encode(errors="replace"))

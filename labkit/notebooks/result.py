@@ -1,213 +1,428 @@
-"""What came of a run: frozen facts, the object that ``labkit run --json`` prints.
+"""The result of a run: one model that encodes, decodes and makes its JSON schema.
 
-``result.schema.json`` beside this file is its JSON Schema.
+``labkit run --json`` prints a ``RunResult`` and a run folder's ``result.json`` holds one.
+``result.schema.json`` beside this file is made from these classes::
 
-Where a run ran, in the words of its result: versions and devices, without importing torch.
+    python -m labkit.notebooks.result > labkit/notebooks/result.schema.json
+
+Unknown and not measured are null, never 0. ``read_run`` also reads the results of older and
+foreign writers: unknown keys are ignored, and what is missing or of a wrong type is unknown.
 """
 
 from __future__ import annotations
 
-import dataclasses
+import contextlib
+import json
 import platform
-from collections.abc import Mapping
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from datetime import datetime
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import TYPE_CHECKING, Annotated, Any, Union, get_args, get_origin
+
+import msgspec
+from msgspec import UNSET, Meta, Struct, UnsetType
 
 from labkit import __version__
-from labkit.devices.detect import Detection
-from labkit.errors import ExitCode
-from labkit.host.torch_builds import read_torch_build
-from labkit.lessons.cards import read_checks, read_claims
+from labkit.errors import ExitCode, UsageError
+from labkit.files import Disk, place_new, write_atomically
 
-Point = tuple[float, int | None, int | None]
+if TYPE_CHECKING:
+    from labkit.devices.detect import Detection
 
-# The status words of notebooks and runs, and the exit code each one ends the command with.
+SCHEMA_VERSION = 1
+RESULT_NAME = "result.json"
+DEFAULT_PARENT = Path("runs")
+# The shortest time between two writes of a run that goes on.
+WRITE_INTERVAL_SECONDS = 1.0
+
+# What claims and checks leave in a notebook's outputs; labkit.lessons.cards writes them.
+CLAIM_MIME = "application/vnd.labkit.claim+json"
+CHECK_MIME = "application/vnd.labkit.check+json"
+
+# The status words of notebooks and runs, and the exit code of the command for each.
 EXIT_CODES = {
     "passed": ExitCode.OK,
-    "failed": ExitCode.FAILED,  # a cell raised, a claim does not hold, a check did not pass
-    "died": ExitCode.FAILED,  # the kernel's process ended under a cell, or never started
+    "failed": ExitCode.FAILED,  # a cell raised, a claim does not hold, or a check did not pass
+    "died": ExitCode.FAILED,  # the kernel's process ended during a cell, or never started
     "timed_out": ExitCode.TIMEOUT,
-    "invalid": ExitCode.USAGE,  # the file is no notebook, or asks for a kernel that is not here
+    "invalid": ExitCode.USAGE,  # not a notebook, or its kernel is not installed
     "interrupted": ExitCode.INTERRUPTED,
     "not_run": ExitCode.OK,  # an earlier notebook failed; that one sets the exit code
-    "running": ExitCode.FAILED,  # only in the file of a run that goes on, or that was cut short
+    "running": ExitCode.FAILED,  # only in the file of a run that goes on or was killed
 }
+CELL_STATUSES = [
+    *("passed", "failed", "timed_out", "died", "interrupted"),
+    *("skipped", "not_run", "running"),
+]
+FAILURE_KINDS = [
+    *("cell", "out_of_memory", "timeout", "dead_kernel"),
+    *("interrupted", "invalid", "no_kernel"),
+]
+
+# The upper bounds keep foreign numbers printable; infinity is no measurement.
+Count = Annotated[int, Meta(ge=0, le=2**62)]
+Seconds = Annotated[float, Meta(ge=0, le=1e15)]
+Point = tuple[Seconds, Count | None, Count | None]
+Status = Annotated[str, Meta(extra_json_schema={"enum": list(EXIT_CODES)})]
+CellStatus = Annotated[str, Meta(extra_json_schema={"enum": CELL_STATUSES})]
+FailureKind = Annotated[str, Meta(extra_json_schema={"enum": FAILURE_KINDS})]
 
 
-@dataclass(frozen=True)
-class CellMemory:
-    """The kernel process's resident bytes before a cell, at its highest, and after it.
+class CellMemory(Struct, frozen=True):
+    """Resident bytes of the kernel's process before a cell, at its peak, and after it."""
 
-    None is "not measured". Of a cell that the kernel died in, the peak is the highest sample.
+    before_bytes: Count | None = None
+    peak_bytes: Count | None = None
+    after_bytes: Count | None = None
+
+
+class CudaMemory(Struct, frozen=True):
+    """Bytes that torch's allocator holds on one device before a cell, at its peak, and after it.
+
+    The peak is null where the notebook reads the allocator's peak itself, so that labkit must
+    not reset it for each cell, and this cell stayed below an earlier one.
     """
 
-    before_bytes: int | None
-    peak_bytes: int | None
-    after_bytes: int | None
+    device: str = "cuda"
+    before_bytes: Count | None = None
+    peak_bytes: Count | None = None
+    after_bytes: Count | None = None
 
 
-@dataclass(frozen=True)
-class CudaMemory:
-    """What torch's allocator had on one device: bytes before a cell, at the highest, and after.
+class CellResult(Struct, frozen=True):
+    """One code cell; seconds are wall time, null for a cell that did not end by itself."""
 
-    The peak is None where the notebook reads the allocator's peak itself, so that it must not be
-    reset for each cell, and this cell stayed below an earlier one.
-    """
-
-    device: str
-    before_bytes: int
-    peak_bytes: int | None
-    after_bytes: int
-
-
-@dataclass(frozen=True)
-class CellResult:
-    """One code cell: its place in the notebook from 0, wall seconds (None: did not end by itself).
-
-    ``status`` is passed, failed, timed_out, died, interrupted, skipped (by its tag), not_run, or
-    running while it does. ``raised`` names the exception of a cell that was allowed to raise.
-    ``output_bytes`` is what the cell put out; ``truncated`` says that not all of it was kept.
-    """
-
-    index: int
-    status: str
-    seconds: float | None
-    first_line: str
-    raised: str | None = None
+    index: Annotated[int, Meta(ge=0, description="Place among all cells, from 0.")] = 0
+    status: CellStatus = "unknown"
+    seconds: Seconds | None = None
+    first_line: str = ""
+    raised: Annotated[
+        str | None, Meta(description="The exception of a cell that was allowed to raise.")
+    ] = None
     memory: CellMemory | None = None
     cuda: tuple[CudaMemory, ...] | None = None
-    output_bytes: int = 0
-    truncated: bool = False
+    output_bytes: Count | None = None
+    truncated: Annotated[bool, Meta(description="Not all of the output was kept.")] = False
+
+    @property
+    def cuda_peak_bytes(self) -> int | None:
+        """The highest peak on any one CUDA device, in bytes; None where not measured."""
+        return find_highest(memory.peak_bytes for memory in self.cuda or ())
+
+    @property
+    def has_run(self) -> bool:
+        """True where the cell was started."""
+        return self.status not in ("skipped", "not_run")
 
 
-@dataclass(frozen=True)
-class ClaimOutcome:
-    """A fact the notebook stated; ``held`` is None where it was skipped, for the reason given."""
+class ClaimOutcome(Struct, frozen=True):
+    """A fact that the notebook states; ``held`` is null where it was skipped."""
 
-    statement: str
-    held: bool | None
-    skipped: str | None
-
-
-@dataclass(frozen=True)
-class CheckOutcome:
-    """An exercise the notebook checked, and the verdict's status."""
-
-    name: str
-    status: str
+    statement: str = ""
+    held: bool | None = None
+    skipped: Annotated[str | None, Meta(description="The reason.")] = None
 
 
-@dataclass(frozen=True)
-class RunFailure:
-    """Why a notebook ended early: what happened, and in which cell, with its source.
+class CheckOutcome(Struct, frozen=True):
+    """An exercise that the notebook checks, and the verdict's status."""
 
-    ``kind`` is cell, out_of_memory, timeout, dead_kernel, interrupted, invalid or no_kernel.
-    ``name`` is the exception's; ``traceback`` is its text or, of a kernel that died, the last
-    that the process wrote. ``hint`` is what else is known and what to try. ``balance`` has the
-    bytes that an out-of-memory text names.
-    """
+    name: str = "unnamed"
+    status: str = "unknown"
 
-    what: str
-    cell_index: int | None = None
-    name: str | None = None
+
+class FailureBalance(Struct, frozen=True):
+    """The bytes that the text of an out-of-memory error names."""
+
+    asked_bytes: Count | None = None
+    total_bytes: Count | None = None
+    free_bytes: Count | None = None
+    allocated_bytes: Count | None = None
+    cached_bytes: Count | None = None
+
+
+class RunFailure(Struct, frozen=True):
+    """Why a notebook ended early: what happened, in which cell, and what to try."""
+
+    what: str = "it failed; the result does not say why"
+    cell_index: Count | None = None
+    name: Annotated[str | None, Meta(description="The exception's.")] = None
     source: str | None = None
-    traceback: str | None = None
-    kind: str = "cell"
-    hint: str | None = None
-    balance: Mapping[str, int | None] | None = None
+    traceback: Annotated[
+        str | None, Meta(description="Or the last output of a kernel's process that died.")
+    ] = None
+    kind: FailureKind = "cell"
+    hint: Annotated[str | None, Meta(description="What else is known and what to try.")] = None
+    balance: FailureBalance | None = None
 
 
-@dataclass(frozen=True)
-class Measuring:
-    """How a notebook was measured, and what that cost in seconds of its own time."""
+class NotebookResult(Struct, frozen=True):
+    """One notebook: its status, wall seconds with the kernel's start and end, and its cells."""
 
-    process: str | None = None
-    cuda: str | None = None
-    cell_seconds: float = 0.0
-    cells: int = 0
-    sampling_seconds: float = 0.0
-    samples: int = 0
-
-
-@dataclass(frozen=True)
-class NotebookResult:
-    """One notebook's run: status, wall seconds with the kernel's start, and what it showed.
-
-    ``executed`` is its file in the run folder. ``timeline`` is points of seconds since the start,
-    resident bytes, and the bytes torch's allocator holds on all devices (None: not asked then).
-    """
-
-    name: str
-    path: str
-    status: str
-    seconds: float | None = None
-    executed: str | None = None
-    startup_seconds: float | None = None
+    name: str = "unnamed"
+    path: str = ""
+    status: Status = "unknown"
+    seconds: Seconds | None = None
+    executed: Annotated[
+        str | None, Meta(description="The executed notebook's file in the run folder.")
+    ] = None
+    startup_seconds: Annotated[
+        Seconds | None, Meta(description="From the beginning to the first cell.")
+    ] = None
     cells: tuple[CellResult, ...] = ()
-    timeline: tuple[Point, ...] = ()
+    timeline: Annotated[
+        tuple[Point, ...],
+        Meta(
+            max_length=600,
+            description="Seconds since the start, resident bytes of the kernel's process, and"
+            " bytes that torch's allocator reserves on all devices.",
+        ),
+    ] = ()
     claims: tuple[ClaimOutcome, ...] = ()
     checks: tuple[CheckOutcome, ...] = ()
     error: RunFailure | None = None
-    measuring: Measuring = Measuring()
-
-
-@dataclass(frozen=True)
-class RunResult:
-    """A whole run: where and when it ran, and its notebooks in the order they were asked for."""
-
-    environment: Mapping[str, object]
-    notebooks: tuple[NotebookResult, ...]
-    started_at: str | None = None
-    seconds: float | None = None
+    kernel: Annotated[str | None, Meta(description="The kernel that ran it, by name.")] = None
 
     @property
-    def status(self) -> str:
-        """The status of the first notebook that did not pass; "passed" where all did."""
-        statuses = [notebook.status for notebook in self.notebooks]
-        for above_all in ("running", "interrupted"):
-            if above_all in statuses:
-                return above_all
-        return next((status for status in statuses if status != "passed"), "passed")
+    def peak_bytes(self) -> int | None:
+        """The highest process peak of its cells; None where no cell was measured."""
+        return find_highest(cell.memory.peak_bytes for cell in self.cells if cell.memory)
+
+    @property
+    def cuda_peak_bytes(self) -> int | None:
+        """The highest peak of its cells on any one CUDA device; None where none was measured."""
+        return find_highest(cell.cuda_peak_bytes for cell in self.cells)
+
+    @property
+    def cell_numbers(self) -> dict[int, int]:
+        """The number of each cell that runs, from 1, by its index; skipped cells have none."""
+        run = (cell.index for cell in self.cells if cell.status != "skipped")
+        return {index: number for number, index in enumerate(run, start=1)}
+
+    @property
+    def all_held(self) -> bool:
+        """True where no claim failed (a skipped one did not) and every check passed."""
+        return not any(claim.held is False for claim in self.claims) and all(
+            check.status == "passed" for check in self.checks
+        )
+
+
+class DeviceName(Struct, frozen=True):
+    """A device of the machine."""
+
+    kind: str = "unknown"
+    torch_name: str | None = None
+    name: str | None = None
+
+
+class Environment(Struct, frozen=True):
+    """Where a run ran: versions and devices."""
+
+    labkit: str | None = None
+    python: str | None = None
+    platform: str | None = None
+    torch: Annotated[str | None, Meta(description="The installed version.")] = None
+    best: str | None = None
+    device: Annotated[
+        str | None, Meta(description="The device of --device, as torch names it on this machine.")
+    ] = None
+    memory_total_bytes: Annotated[
+        Count | None, Meta(description="The machine's memory, or the container's limit.")
+    ] = None
+    devices: tuple[DeviceName, ...] = ()
+
+
+class MeasuringMethods(Struct, frozen=True):
+    """How peaks were measured. Memory of child processes (compilers, workers) is not counted."""
+
+    process: str | None = None
+    cuda: str | None = None
+
+
+class Measuring(Struct, frozen=True):
+    """How the run was measured, and what measuring took."""
+
+    seconds_per_cell: Annotated[
+        Seconds | None, Meta(description="What measuring adds to each cell.")
+    ] = None
+    samples: Count = 0
+    sampling_seconds: Annotated[
+        Seconds | None, Meta(description="What the sampling thread took in all.")
+    ] = None
+    how: MeasuringMethods = MeasuringMethods()
+
+
+class RunResult(Struct, frozen=True):
+    """What labkit run --json prints and a run folder's result.json holds."""
+
+    schema_version: Annotated[int, Meta(extra_json_schema={"const": SCHEMA_VERSION})] = (
+        SCHEMA_VERSION
+    )
+    status: Annotated[
+        Status,
+        Meta(
+            description="Of the first notebook that did not pass; running: the run goes on, or was"
+            " killed."
+        ),
+    ] = "unknown"
+    started_at: Annotated[str | None, Meta(description="ISO 8601 with the offset from UTC.")] = None
+    seconds: Seconds | None = None
+    environment: Environment = Environment()
+    measuring: Measuring = Measuring()
+    notebooks: tuple[NotebookResult, ...] = ()
+    trouble: Annotated[
+        str | UnsetType,
+        Meta(description="Why the run folder is not whole; only where it is not."),
+    ] = UNSET
 
     @property
     def exit_code(self) -> ExitCode:
         """The exit code that the command ends with."""
         return EXIT_CODES[self.status]
 
+    @property
+    def device(self) -> str | None:
+        """The device it ran on, as torch names it."""
+        return self.environment.device or self.environment.best
 
-def describe_run(run: RunResult) -> dict[str, object]:
-    """The run as ``--json`` and ``result.json`` have it."""
-    return {
-        "status": run.status,
-        "started_at": run.started_at,
-        "seconds": run.seconds,
-        "environment": dict(run.environment),
-        "measuring": _describe_measuring([notebook.measuring for notebook in run.notebooks]),
-        "notebooks": [_describe_notebook(notebook) for notebook in run.notebooks],
-    }
+    def describe(self) -> dict[str, Any]:
+        """The result as JSON has it."""
+        described: dict[str, Any] = msgspec.to_builtins(self)
+        return described
 
 
-def _describe_notebook(notebook: NotebookResult) -> dict[str, object]:
-    described = dataclasses.asdict(notebook)
-    del described["measuring"]
-    return described
+def find_highest(values: Iterable[int | None]) -> int | None:
+    """The largest known value, None where none is known."""
+    return max((value for value in values if value is not None), default=None)
 
 
-def _describe_measuring(parts: list[Measuring]) -> dict[str, object]:
-    cells = sum(part.cells for part in parts)
-    return {
-        "seconds_per_cell": sum(part.cell_seconds for part in parts) / cells if cells else None,
-        "samples": sum(part.samples for part in parts),
-        "sampling_seconds": sum(part.sampling_seconds for part in parts),
-        "how": {
-            "process": next((part.process for part in parts if part.process), None),
-            "cuda": next((part.cuda for part in parts if part.cuda), None),
-        },
-    }
+def find_status(notebooks: Iterable[NotebookResult]) -> str:
+    """The status of the first notebook that did not pass; "passed" where all did."""
+    statuses = [notebook.status for notebook in notebooks]
+    for first in ("running", "interrupted"):
+        if first in statuses:
+            return first
+    return next((status for status in statuses if status != "passed"), "passed")
+
+
+class MeasuringAccount:
+    """Adds up what measuring takes over all notebooks of a run; any thread may add."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._process: str | None = None
+        self._cuda: str | None = None
+        self._cell_seconds = self._sampling_seconds = 0.0
+        self._cells = self._samples = 0
+
+    def add_cell(self) -> None:
+        """Counts a cell."""
+        with self._lock:
+            self._cells += 1
+
+    def add_cell_seconds(self, seconds: float) -> None:
+        """Counts time that measuring took before or after a cell."""
+        with self._lock:
+            self._cell_seconds += seconds
+
+    def add_sample(self, seconds: float) -> None:
+        """Counts a sample and the time it took."""
+        with self._lock:
+            self._samples += 1
+            self._sampling_seconds += seconds
+
+    def note_methods(self, *, process: str | None = None, cuda: str | None = None) -> None:
+        """Notes how peaks are measured; the first notebook that says so decides."""
+        with self._lock:
+            self._process = self._process or process
+            self._cuda = self._cuda or cuda
+
+    def describe(self) -> Measuring:
+        """The account so far."""
+        with self._lock:
+            return Measuring(
+                self._cell_seconds / self._cells if self._cells else None,
+                self._samples,
+                self._sampling_seconds,
+                MeasuringMethods(self._process, self._cuda),
+            )
+
+
+def read_environment(detection: Detection, device: str | None) -> Environment:
+    """The versions of labkit, Python and torch, the platform, the devices, and the one used.
+
+    ``memory_total_bytes`` is the machine's memory, or the container's limit where that is lower.
+    """
+    from labkit.host.torch_builds import read_torch_build
+
+    build = read_torch_build()
+    cpu = next((device for device in detection.devices if device.kind == "cpu"), None)
+    sizes = [size for size in (cpu.limit_bytes, cpu.total_bytes) if size] if cpu else []
+    return Environment(
+        labkit=__version__,
+        python=platform.python_version(),
+        platform=platform.platform(),
+        torch=build.version if build else None,
+        best=detection.best,
+        device=device,
+        memory_total_bytes=min(sizes, default=None),
+        devices=tuple(
+            DeviceName(device.kind, device.torch_name, device.name) for device in detection.devices
+        ),
+    )
+
+
+class RunAccount:
+    """What is known of a run while it goes on, beside the results of its notebooks."""
+
+    def __init__(self, environment: Environment) -> None:
+        self.environment = environment
+        self.measuring = MeasuringAccount()
+        self.started_at = datetime.now().astimezone().isoformat(timespec="seconds")
+        self._started = time.monotonic()
+
+    def describe(self, notebooks: Iterable[NotebookResult], status: str | None = None) -> RunResult:
+        """The run with these notebooks; its status is theirs where none is given."""
+        notebooks = tuple(notebooks)
+        return RunResult(
+            status=status or find_status(notebooks),
+            started_at=self.started_at,
+            seconds=time.monotonic() - self._started,
+            environment=self.environment,
+            measuring=self.measuring.describe(),
+            notebooks=notebooks,
+        )
+
+
+# Claims and checks in an executed notebook.
+
+
+def read_claims(notebook: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Each claim's record in the order shown: statement, held, skipped, expected, seen.
+
+    ``held`` is None where the claim was skipped, and ``skipped`` is then the reason.
+    """
+    return list(_read_records(notebook, CLAIM_MIME))
+
+
+def read_checks(notebook: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Each check's record in the order shown: exercise, status, message, and the rest."""
+    return list(_read_records(notebook, CHECK_MIME))
+
+
+def _read_records(notebook: Mapping[str, Any], mime: str) -> Iterator[dict[str, Any]]:
+    for cell in notebook.get("cells", ()):
+        for output in cell.get("outputs", ()):
+            record = output.get("data", {}).get(mime)
+            if isinstance(record, Mapping):
+                yield dict(record)
 
 
 def collect_claims(notebook: Mapping[str, Any]) -> tuple[ClaimOutcome, ...]:
-    """The claims that an executed notebook's outputs record, in the order they were shown."""
+    """The outcomes of the claims that an executed notebook's outputs record."""
     return tuple(
         ClaimOutcome(str(record.get("statement")), record.get("held"), record.get("skipped"))
         for record in read_claims(notebook)
@@ -215,38 +430,252 @@ def collect_claims(notebook: Mapping[str, Any]) -> tuple[ClaimOutcome, ...]:
 
 
 def collect_checks(notebook: Mapping[str, Any]) -> tuple[CheckOutcome, ...]:
-    """The checks that an executed notebook's outputs record, in the order they were shown."""
+    """The outcomes of the checks that an executed notebook's outputs record."""
     return tuple(
         CheckOutcome(str(record.get("exercise")), str(record.get("status")))
         for record in read_checks(notebook)
     )
 
 
-def all_held(claims: tuple[ClaimOutcome, ...], checks: tuple[CheckOutcome, ...]) -> bool:
-    """True where no claim failed (a skipped one did not) and every check passed."""
-    return not any(claim.held is False for claim in claims) and all(
-        check.status == "passed" for check in checks
-    )
+# The run folder.
 
 
-def read_environment(detection: Detection, device: str | None) -> dict[str, object]:
-    """The versions of labkit, Python and torch, the platform, the devices here, and the one used.
+class RunFolder:
+    """One run's folder, written while the run goes on: ``result.json`` and executed notebooks.
 
-    ``memory_total_bytes`` is what the machine has, or what a container's limit leaves of it.
+    Each write is atomic, so that a crash leaves what was known by then. A write that fails does
+    not end the run: ``trouble`` keeps the first error.
     """
-    build = read_torch_build()
-    cpu = next((device for device in detection.devices if device.kind == "cpu"), None)
-    sizes = [size for size in (cpu.limit_bytes, cpu.total_bytes) if size] if cpu else []
-    return {
-        "labkit": __version__,
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "torch": build.version if build else None,
-        "best": detection.best,
-        "device": device,
-        "memory_total_bytes": min(sizes, default=None),
-        "devices": [
-            {"kind": device.kind, "torch_name": device.torch_name, "name": device.name}
-            for device in detection.devices
-        ],
+
+    def __init__(
+        self, asked: Path | None, account: RunAccount, waiting: Iterable[NotebookResult]
+    ) -> None:
+        self.trouble: OSError | None = None
+        self._account = account
+        self._results = list(waiting)
+        self._lock = threading.Lock()
+        self._written = 0.0
+        self.path = make_run_folder(asked, self._encode_so_far())
+
+    def follow(self, place: int, result: NotebookResult, notebook: Any = None) -> None:
+        """Notes a notebook's result so far, and the notebook itself; on disk within a second."""
+        with self._lock:
+            self._results[place] = result
+            now = time.monotonic()
+            if result.status == "running" and now - self._written < WRITE_INTERVAL_SECONDS:
+                return
+            self._written = now
+            # The run is "running" until its end, also between two notebooks.
+            self._write(RESULT_NAME, self._encode_so_far())
+            if notebook is not None:
+                self._write_notebook(result, notebook)
+
+    def keep(self, place: int, result: NotebookResult, notebook: Any) -> NotebookResult:
+        """Writes the executed notebook, and returns the result with the name of its file."""
+        with self._lock:
+            if not self._write_notebook(result, notebook):
+                return result
+        return msgspec.structs.replace(result, executed=f"{result.name}.ipynb")
+
+    def finish(self, run: RunResult) -> None:
+        """Writes the result of the whole run."""
+        with self._lock:
+            self._write(RESULT_NAME, _encode(run))
+
+    def _encode_so_far(self) -> bytes:
+        return _encode(self._account.describe(self._results, "running"))
+
+    def _write_notebook(self, result: NotebookResult, notebook: Any) -> bool:
+        import nbformat
+
+        # Half a surrogate pair, which UTF-8 cannot encode, becomes an escape of JSON.
+        data = nbformat.writes(notebook).encode("utf-8", "backslashreplace")
+        return self._write(f"{result.name}.ipynb", data)
+
+    def _write(self, name: str, data: bytes) -> bool:
+        try:
+            write_atomically(self.path / name, data)
+        except OSError as error:
+            self.trouble = self.trouble or error
+            return False
+        return True
+
+
+def _encode(run: RunResult) -> bytes:
+    return (json.dumps(run.describe()) + "\n").encode()
+
+
+def make_run_folder(asked: Path | None, result: bytes, now: datetime | None = None) -> Path:
+    """The folder asked for, or a new one under ``runs/`` named for the date and time.
+
+    ``result`` becomes its result.json, which marks it as taken. UsageError where it cannot be
+    made or written, or where it already holds a run.
+    """
+    if asked is not None:
+        _claim_folder(asked, f"--output {asked}", result)
+        return asked
+    stamp = f"{now or datetime.now():%Y-%m-%d-%H%M%S}"
+    for number in range(1, 1000):
+        path = DEFAULT_PARENT / (stamp if number == 1 else f"{stamp}-{number}")
+        # Two runs in one second: the second gets a name of its own.
+        with contextlib.suppress(FileExistsError):
+            _make_folder(path, f"the run folder {path}", exist_ok=False)
+            _claim_folder(path, f"the run folder {path}", result)
+            return path
+    raise UsageError(f"{DEFAULT_PARENT} has too many runs of {stamp}")
+
+
+def _make_folder(path: Path, name: str, *, exist_ok: bool) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=exist_ok)
+    except FileExistsError:
+        if not exist_ok:
+            raise
+        raise UsageError(f"{name} cannot be made", cause="a file has that name") from None
+    except OSError as error:
+        raise UsageError(f"{name} cannot be made", cause=error.strerror) from error
+
+
+def _claim_folder(path: Path, name: str, result: bytes) -> None:
+    _make_folder(path, name, exist_ok=True)
+    try:
+        place_new(Disk(), path / RESULT_NAME, result, path)
+    except FileExistsError:
+        raise UsageError(
+            f"{name} already holds a run",
+            cause=f"{path / RESULT_NAME} exists",
+            fix="choose another --output, or move the old run away",
+        ) from None
+    except OSError as error:
+        raise UsageError(f"{name} cannot be written", cause=error.strerror) from error
+
+
+# Reading a result back, whoever wrote it and whenever.
+
+
+@dataclass(frozen=True)
+class SavedRun:
+    """A result and the folder that it was read from."""
+
+    folder: Path
+    result: RunResult
+
+
+def read_run(place: Path) -> SavedRun:
+    """The run in a folder or in a result.json; UsageError says what is wrong with it."""
+    path = place / RESULT_NAME if place.is_dir() else place
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+        # NaN and Infinity, which Python writes and JSON does not have, are unknown.
+        described = json.loads(text, parse_constant=lambda name: None)
+    except FileNotFoundError as error:
+        raise UsageError(
+            f"{path} is not there",
+            cause="labkit run writes result.json into its run folder",
+            fix="labkit run tensors --output runs/tensors",
+        ) from error
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read", cause=str(error)) from error
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{path} is not a run's result", cause=str(error)) from error
+    return SavedRun(path.parent, parse_run(described, path))
+
+
+def parse_run(described: Any, path: Path) -> RunResult:
+    """The result that ``described``, the content of the file ``path``, holds."""
+    notebooks = described.get("notebooks") if isinstance(described, Mapping) else None
+    if not isinstance(notebooks, list):
+        raise UsageError(f"{path} is not a run's result", cause="it has no list of notebooks")
+    version = described.get("schema_version", SCHEMA_VERSION)
+    if isinstance(version, int) and version > SCHEMA_VERSION:
+        raise UsageError(
+            f"{path} has schema version {version}",
+            cause=f"a newer labkit wrote it; this one reads up to {SCHEMA_VERSION}",
+        )
+    notebooks = [_complete(item) for item in notebooks if isinstance(item, Mapping)]
+    run: RunResult = fit({**described, "schema_version": 1, "notebooks": notebooks}, RunResult)
+    return run
+
+
+def _complete(notebook: Mapping[str, Any]) -> dict[str, Any]:
+    """A notebook of an older writer with the index of each cell and the executed notebook."""
+    cells = notebook.get("cells")
+    known = [cell for cell in cells if isinstance(cell, Mapping)] if isinstance(cells, list) else []
+    completed: dict[str, Any] = {"executed": f"{notebook.get('name')}.ipynb", **notebook}
+    completed["cells"] = [
+        cell if fit(cell.get("index"), Count) is not UNSET else {**cell, "index": place}
+        for place, cell in enumerate(known)
+    ]
+    return completed
+
+
+def fit(value: Any, kind: Any) -> Any:
+    """``value`` as the model's type ``kind``, without the parts that do not fit; UNSET for none.
+
+    >>> fit({"name": "tensors.center", "status": 3}, CheckOutcome)
+    CheckOutcome(name='tensors.center', status='unknown')
+    """
+    if isinstance(value, str):
+        value = value.encode("utf-8", "replace").decode()  # halves of surrogate pairs
+    with contextlib.suppress(msgspec.ValidationError, RecursionError, UnicodeEncodeError):
+        return msgspec.convert(value, kind)
+    if get_origin(kind) is Annotated:
+        kind = get_args(kind)[0]
+    arguments = get_args(kind)
+    if isinstance(kind, type) and issubclass(kind, Struct):
+        return _fit_struct(value, kind) if isinstance(value, Mapping) else UNSET
+    if get_origin(kind) is tuple and arguments[1:] == (...,):
+        items = (fit(item, arguments[0]) for item in value) if isinstance(value, list) else ()
+        return tuple(item for item in items if item is not UNSET)
+    if get_origin(kind) in (Union, UnionType):
+        options = (fit(value, option) for option in arguments if option is not NoneType)
+        return next((option for option in options if option is not UNSET), UNSET)
+    return UNSET
+
+
+def _fit_struct(value: Mapping[str, Any], kind: type[Struct]) -> Any:
+    fields = {
+        field.name: fit(value[field.name], field.type)
+        for field in msgspec.structs.fields(kind)
+        if field.name in value
     }
+    return kind(**{name: part for name, part in fields.items() if part is not UNSET})
+
+
+# The JSON schema.
+
+
+def make_schema() -> dict[str, Any]:
+    """The JSON schema of what labkit writes: every key is there, and no other."""
+    _, parts = msgspec.json.schema_components((RunResult,), ref_template="#/$defs/{name}")
+    for part in parts.values():
+        part["additionalProperties"] = False
+        part["required"] = [name for name in part["properties"] if name != "trouble"]
+        for described in part["properties"].values():
+            described.pop("default", None)
+            _drop_upper_bounds(described)
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        **parts.pop("RunResult"),
+        "title": "labkit run result",
+        "$defs": parts,
+    }
+
+
+def _drop_upper_bounds(described: Any) -> None:
+    """Drops the bounds that only guard the reader."""
+    if isinstance(described, dict):
+        described.pop("maximum", None)
+        described = list(described.values())
+    if isinstance(described, list):
+        for part in described:
+            _drop_upper_bounds(part)
+
+
+def format_schema() -> str:
+    """The text of result.schema.json."""
+    return json.dumps(make_schema(), indent=1) + "\n"
+
+
+if __name__ == "__main__":
+    print(format_schema(), end="")

@@ -1,8 +1,7 @@
-"""Which device a run's notebooks get: ``--device`` against what is here.
+"""The schedule of a run: its device, and its notebooks, one or a few at a time.
 
-Runs notebooks, one or a few at a time, each in its own kernel and in a thread of its own.
-
-The main thread only waits: Ctrl-C comes to it as KeyboardInterrupt, and it stops the others.
+Each notebook has its own kernel and a thread of its own. The main thread only waits: Ctrl-C reaches
+it as KeyboardInterrupt, and it stops the others.
 """
 
 from __future__ import annotations
@@ -10,6 +9,7 @@ from __future__ import annotations
 import re
 import threading
 import time
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
@@ -18,54 +18,64 @@ from typing import Any
 from labkit.devices.detect import Detection
 from labkit.errors import DeviceMissingError, LabkitError, UsageError
 from labkit.notebooks.execute import Execution, RunOptions, Watch
-from labkit.notebooks.result import NotebookResult, RunFailure
+from labkit.notebooks.result import MeasuringAccount, NotebookResult, RunFailure
 from labkit.notebooks.sources import Source, load_notebook
 
 Keep = Callable[[int, NotebookResult, Any], NotebookResult]
 Follow = Callable[[int, NotebookResult, Any], None]
+Load = Callable[[Source], Any]
 
 # Reading a notebook changes warning filters, which belong to the whole process.
 LOADING = threading.Lock()
 
 
 def keep_nothing(place: int, result: NotebookResult, notebook: Any) -> NotebookResult:
-    """The result as it is, and the executed notebook forgotten."""
+    """The result as it is; the executed notebook is dropped."""
     return result
+
+
+def follow_nothing(place: int, result: NotebookResult, notebook: Any) -> None:
+    """Ignores a result so far."""
 
 
 def run_notebooks(
     sources: Sequence[Source],
     options: RunOptions,
+    account: MeasuringAccount | None = None,
     *,
     watch: Watch = lambda event: None,
     keep: Keep = keep_nothing,
-    follow: Follow = lambda place, result, notebook: None,
-    load: Callable[[Source], Any] = load_notebook,
+    follow: Follow = follow_nothing,
+    load: Load = load_notebook,
 ) -> tuple[NotebookResult, ...]:
     """Runs each source in its own kernel; after a failure those not begun are "not_run".
 
-    ``watch`` hears of each cell as it starts, goes on and ends; ``follow`` of each notebook's
-    result so far; ``keep`` gets each result with its executed notebook, and may add to it.
+    ``watch`` gets an event as each cell starts, goes on and ends, ``follow`` each notebook's
+    result so far, and ``keep`` each result with its executed notebook, to add to it. ``account``
+    sums what measuring takes.
     """
-    crew = Schedule(sources, options, watch=watch, keep=keep, follow=follow, load=load)
-    return crew.run()
+    account = account or MeasuringAccount()
+    schedule = Schedule(sources, options, account, watch=watch, keep=keep, follow=follow, load=load)
+    return schedule.run()
 
 
 class Schedule:
-    """The threads of one run, and whether they are to begin another notebook."""
+    """The threads of one run, and whether they may begin another notebook."""
 
     def __init__(
         self,
         sources: Sequence[Source],
         options: RunOptions,
+        account: MeasuringAccount,
         *,
         watch: Watch,
         keep: Keep,
         follow: Follow,
-        load: Callable[[Source], Any],
+        load: Load,
     ) -> None:
         self._sources = sources
         self._options = options
+        self._account = account
         self._watch, self._keep, self._follow, self._load = watch, keep, follow, load
         limit = options.total_timeout_seconds
         self._deadline = None if limit is None else time.monotonic() + limit
@@ -87,7 +97,7 @@ class Schedule:
         return tuple(future.result() for future in futures)
 
     def stop(self) -> None:
-        """Ends what runs and begins nothing more."""
+        """Ends the running notebooks and begins no other."""
         with self._lock:
             self._no_more = self._interrupted = True
             running = list(self._running)
@@ -102,30 +112,31 @@ class Schedule:
 
     def _run_one(self, place: int) -> NotebookResult:
         source = self._sources[place]
-        not_run = NotebookResult(source.name, str(source.path), "not_run")
         late = self._deadline is not None and time.monotonic() >= self._deadline
         if self._no_more or late:
-            return not_run
+            return NotebookResult(source.name, str(source.path), "not_run")
         try:
-            with LOADING:
-                notebook = self._load(source)
-        except LabkitError as error:
-            what = f"{error.what}: {error.cause}" if error.cause else error.what
-            failure = RunFailure(what, kind="invalid")
+            result = self._execute(place, source)
+        except OSError:
+            raise  # of the terminal or the machine: it ends the run
+        except Exception as error:
+            # Whatever a notebook or a kernel provokes, the other notebooks run.
+            failure = _explain_failure(error)
             result = NotebookResult(source.name, str(source.path), "invalid", error=failure)
-        else:
-            result = self._execute(place, source, notebook)
-        # A file that is no notebook says nothing of the others.
+        # An invalid file says nothing about the other notebooks.
         if result.status not in ("passed", "invalid") and not self._options.keep_going:
             self._no_more = True
         self._follow(place, result, None)
         return result
 
-    def _execute(self, place: int, source: Source, notebook: Any) -> NotebookResult:
+    def _execute(self, place: int, source: Source) -> NotebookResult:
+        with LOADING:
+            notebook = self._load(source)
         execution = Execution(
             source,
             notebook,
             self._options,
+            self._account,
             deadline=self._deadline,
             watch=self._watch,
             follow=lambda result: self._follow(place, result, notebook),
@@ -143,12 +154,22 @@ class Schedule:
         return self._keep(place, result, notebook)
 
 
+def _explain_failure(error: Exception) -> RunFailure:
+    """An error outside of the notebook's cells: an invalid file, or one that nobody expected."""
+    if isinstance(error, LabkitError):
+        what = f"{error.what}: {error.cause}" if error.cause else error.what
+        return RunFailure(what, kind="invalid", hint=error.fix)
+    last = "".join(traceback.format_exception(error)[-20:])
+    what = f"labkit could not run it: {type(error).__name__}: {error}"
+    return RunFailure(what, kind="invalid", name=type(error).__name__, traceback=last)
+
+
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
 @dataclass(frozen=True)
 class DeviceChoice:
-    """The device as torch names it on this machine (None: not knowable), and how it is imposed.
+    """The device as torch names it on this machine (None: unknown), and how it is imposed.
 
     ``environment`` goes to the kernels; ``asks_cuda`` is True where they can have a GPU.
     """
@@ -159,14 +180,14 @@ class DeviceChoice:
 
 
 def choose_device(asked: str, detection: Detection, environment: Mapping[str, str]) -> DeviceChoice:
-    """What ``auto``, ``cpu``, ``cuda`` or ``cuda:N`` comes to here.
+    """The device that ``auto``, ``cpu``, ``cuda`` or ``cuda:N`` means here.
 
     With ``cuda:N`` the notebook sees that one GPU only, and calls it cuda:0. Raises
     DeviceMissingError where the device is not here, UsageError where the word is none of these.
     """
     found = re.fullmatch(r"auto|cpu|cuda(?::(\d+))?", asked)
     if found is None:
-        raise UsageError(f"--device {asked} is no device", cause="it is auto, cpu, cuda or cuda:N")
+        raise UsageError(f"invalid --device {asked!r}", cause="it is auto, cpu, cuda or cuda:N")
     usable = (detection.best or "").startswith("cuda")
     if asked == "auto":
         return DeviceChoice(detection.best, usable)
@@ -174,7 +195,7 @@ def choose_device(asked: str, detection: Detection, environment: Mapping[str, st
         return DeviceChoice("cpu", False, {VISIBLE: ""})
     if not usable:
         raise DeviceMissingError(
-            f"--device {asked}: there is no GPU that torch can use here",
+            f"--device {asked}: torch can use no GPU here",
             cause="; ".join(detection.notes) or None,
             fix="labkit devices",
         )
@@ -187,7 +208,7 @@ def _choose_numbered(
     number: int, detection: Detection, environment: Mapping[str, str]
 ) -> DeviceChoice:
     visible = environment.get(VISIBLE)
-    # A slice of a GPU has no number of its own. Torch calls AMD's GPUs cuda too.
+    # A MIG instance has no number of its own. Torch calls AMD's GPUs cuda too.
     sound = [one for one in detection.devices if not one.trouble and not one.parent_uuid]
     gpus = [one for one in sound if one.kind == "cuda"] or [
         one for one in sound if one.kind == "rocm"
@@ -201,7 +222,7 @@ def _choose_numbered(
     if number >= count:
         raise DeviceMissingError(
             f"--device cuda:{number}: torch has {_count_gpus(count)} here",
-            cause=f"{VISIBLE}={visible!r} decides which" if visible is not None else None,
+            cause=f"{VISIBLE}={visible!r} limits them" if visible is not None else None,
             fix="labkit devices",
         )
     return DeviceChoice(f"cuda:{number}", True, {VISIBLE: entries[number]})

@@ -1,4 +1,4 @@
-"""What ``labkit run`` is asked to run: a lab's reference notebook, or a file of anybody's."""
+"""The notebooks that a run is asked for: a file of anybody's, or a lab's reference version."""
 
 from __future__ import annotations
 
@@ -7,25 +7,33 @@ import json
 import logging
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from labkit.errors import UsageError
+from labkit.text import escape_controls, first_line
 
-# What a name must end in to be taken for a file; jupytext reads all but the first.
+# A name with one of these endings is a file; jupytext reads all but the first.
 SUFFIXES = (".ipynb", ".py", ".md", ".myst")
 CELL_TYPES = ("code", "markdown", "raw")
+# Levels of lists and objects: nbformat and the JSON encoder recurse, and Python stops at 1000.
+DEEPEST = 200
 
 
 @dataclass(frozen=True)
 class Source:
-    """A notebook to run, not yet read; ``lab`` is the lab whose reference version it is."""
+    """A notebook to run, not yet read; ``make`` makes that of a lab, which has no file."""
 
     name: str
     path: Path
-    lab: Any = None
+    make: Callable[[], Any] | None = None
+
+    @property
+    def is_lab(self) -> bool:
+        """True for a lab's reference version."""
+        return self.make is not None
 
 
 def is_path(word: str) -> bool:
@@ -33,41 +41,27 @@ def is_path(word: str) -> bool:
     return word.endswith(SUFFIXES) or "/" in word
 
 
-def find_source(word: str) -> Source:
-    """The file of that path or the lab of that name; UsageError where there is neither."""
-    path = Path(word)
-    if not is_path(word):
-        from labkit.lessons.catalog import find_lab
-
-        lab = find_lab(word)
-        return Source(lab.name, lab.lesson, lab)
+def find_file(word: str) -> Source:
+    """The notebook file of that path; UsageError where there is none."""
+    path, shown = Path(word), escape_controls(word)
     if not path.is_file():
         raise UsageError(
-            f"there is no notebook {word}",
-            cause=f"{path.parent.resolve()} has no file of that name",
+            f"there is no notebook {shown}",
+            cause=f"{escape_controls(str(path.parent.resolve()))} has no file of that name",
         )
     if path.suffix not in SUFFIXES:
         raise UsageError(
-            f"{word} is no notebook", cause=f"its name ends in none of {', '.join(SUFFIXES)}"
+            f"{shown} is not a notebook", cause=f"its name ends in none of {', '.join(SUFFIXES)}"
         )
     return Source(path.stem, path)
 
 
-def list_labs() -> list[Source]:
-    """Every lab, in its order."""
-    from labkit.lessons.catalog import find_labs
-
-    return [Source(lab.name, lab.lesson, lab) for lab in find_labs()]
-
-
 def load_notebook(source: Source) -> Any:
     """The notebook (nbformat 4) of a source; UsageError names the file and what is wrong in it."""
-    if source.lab is not None:
-        from labkit.lessons.notebooks import make_reference_notebook
-
-        return make_reference_notebook(source.lab)
+    if source.make is not None:
+        return source.make()
     try:
-        text = source.path.read_text(encoding="utf-8")
+        text = source.path.read_text(encoding="utf-8-sig")  # also with a byte order mark
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{source.path} cannot be read", cause=str(error)) from error
     return (
@@ -80,55 +74,60 @@ def load_notebook(source: Source) -> Any:
 def _parse_ipynb(path: Path, text: str) -> Any:
     import nbformat
 
-    raw = parse_json(path, text)
+    raw = _parse_json(path, text)
     try:
-        # What nbformat finds wrong it logs and warns of, and nbclient runs the notebook all the
-        # same: old outputs that do not fit the schema are no reason not to.
+        # nbformat logs and warns of what it finds wrong; nbclient runs the notebook all the same,
+        # because saved outputs that do not fit the schema are no reason not to.
         with warnings.catch_warnings(), _quiet_log("traitlets"):
             warnings.simplefilter("ignore")
             notebook = nbformat.reads(text, as_version=4)
     except Exception as error:
-        # Whatever a broken file provokes in nbformat: KeyError, AttributeError, its own.
-        cause = find_trouble(raw, text) or _first_line(error)
+        # A broken file can provoke anything in nbformat: KeyError, AttributeError, its own errors.
+        cause = find_defect(raw, text) or _describe(error)
         raise UsageError(f"{path} is not a valid notebook", cause=cause) from error
-    trouble = find_trouble(raw, text)
-    if trouble:
-        raise UsageError(f"{path} is not a valid notebook", cause=trouble)
+    defect = find_defect(raw, text)
+    if defect:
+        raise UsageError(f"{path} is not a valid notebook", cause=defect)
     return notebook
 
 
-def parse_json(path: Path, text: str) -> Any:
-    """The file's content; UsageError with the line and column where it is no JSON."""
+def _parse_json(path: Path, text: str) -> Any:
+    """The file's content; UsageError with the line and column where it is not JSON."""
     try:
-        return json.loads(text)
+        raw = json.loads(text)
     except json.JSONDecodeError as error:
         place = f"line {error.lineno} column {error.colno}"
-        raise UsageError(f"{path} is no notebook", cause=f"{place}: {error.msg}") from error
-    except RecursionError as error:
-        raise UsageError(f"{path} is no notebook", cause="it is nested too deeply") from error
+        raise UsageError(f"{path} is not a notebook", cause=f"{place}: {error.msg}") from error
+    except (RecursionError, ValueError) as error:  # ValueError: a number of too many digits
+        raise UsageError(f"{path} is not a notebook", cause=_describe(error)) from error
+    if is_nested_too_deep(raw):
+        raise UsageError(
+            f"{path} is not a valid notebook", cause=f"it is nested more than {DEEPEST} levels deep"
+        )
+    return raw
 
 
-def find_trouble(raw: Any, text: str) -> str | None:
+def find_defect(raw: Any, text: str) -> str | None:
     """What keeps this content from being run as a notebook, with the line; None where nothing."""
     if not isinstance(raw, dict) or not isinstance(raw.get("nbformat"), int):
         return "it is JSON, but has no nbformat number"
     if raw["nbformat"] < 4:
-        return None  # nbformat made it new; its cells were elsewhere
+        return None  # nbformat converts it; its cells are in another place
     cells = raw.get("cells")
     if not isinstance(cells, list):
         return "it has no list of cells"
     if not isinstance(raw.get("metadata"), dict):
         return "it has no metadata"
     for number, cell in enumerate(cells, start=1):
-        trouble = _find_cell_trouble(cell)
-        if trouble:
-            return f"line {_find_line(text, number)}: cell {number} {trouble}"
+        defect = _find_cell_defect(cell)
+        if defect:
+            return f"line {_find_line(text, number)}: cell {number} {defect}"
     return None
 
 
-def _find_cell_trouble(cell: Any) -> str | None:
+def _find_cell_defect(cell: Any) -> str | None:
     if not isinstance(cell, dict):
-        return "is no object"
+        return "is not an object"
     if cell.get("cell_type") not in CELL_TYPES:
         return f"has the cell_type {cell.get('cell_type')!r}, not {', '.join(CELL_TYPES)}"
     source = cell.get("source")
@@ -143,8 +142,9 @@ def _find_line(text: str, number: int) -> int:
     decoder = json.JSONDecoder()
     start = re.search(r'"cells"\s*:\s*\[', text)
     position = start.end() if start else 0
-    for _ in range(number - 1):
-        _, position = decoder.raw_decode(text, _skip(text, position))
+    with contextlib.suppress(json.JSONDecodeError):  # another "cells" came before the real one
+        for _ in range(number - 1):
+            _, position = decoder.raw_decode(text, _skip(text, position))
     return text.count("\n", 0, _skip(text, position)) + 1
 
 
@@ -152,6 +152,24 @@ def _skip(text: str, position: int) -> int:
     """The next place that is neither white space nor a comma."""
     found = re.compile(r"[\s,]*").match(text, position)
     return found.end() if found else position
+
+
+def is_nested_too_deep(value: Any, limit: int = DEEPEST) -> bool:
+    """True where lists and objects are nested more than ``limit`` levels deep.
+
+    >>> is_nested_too_deep([[1]], limit=1), is_nested_too_deep([1, 2], limit=1)
+    (True, False)
+    """
+    level, depth = [value], 0
+    while level:
+        level = [one for one in level if isinstance(one, Mapping | list | tuple)]
+        depth += bool(level)
+        if depth > limit:
+            return True
+        level = [
+            inner for one in level for inner in (one.values() if isinstance(one, Mapping) else one)
+        ]
+    return False
 
 
 @contextlib.contextmanager
@@ -164,15 +182,70 @@ def _quiet_log(name: str) -> Iterator[None]:
         log.disabled = before
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+def _describe(error: Exception) -> str:
+    if isinstance(error, RecursionError):
+        return "it is nested too deep"
+    return first_line(str(error)) or type(error).__name__
 
 
 def _parse_script(path: Path, text: str) -> Any:
+    if has_alias_bomb(text):
+        raise UsageError(
+            f"{path} is not a notebook",
+            cause=f"its YAML header uses more than {MOST_ALIASES} aliases",
+            fix="write the values out",
+        )
     import jupytext
 
     try:
-        return jupytext.reads(text, fmt=path.suffix[1:])
+        notebook = jupytext.reads(text, fmt=path.suffix[1:])
     except Exception as error:
-        # jupytext raises what its readers raise; a file it cannot split is the user's to know.
-        raise UsageError(f"{path} is no notebook", cause=_first_line(error)) from error
+        # jupytext raises what its readers raise.
+        raise UsageError(f"{path} is not a notebook", cause=_describe(error)) from error
+    if is_nested_too_deep(notebook):
+        raise UsageError(
+            f"{path} is not a notebook", cause=f"it is nested more than {DEEPEST} levels deep"
+        )
+    return notebook
+
+
+# YAML aliases of aliases grow exponentially once something walks through them, as jupytext does.
+MOST_ALIASES = 16
+_ALIAS = re.compile(r"(?:^|[\s\[{,:-])\*[^\s\[\]{},]+")
+_COMMENT = re.compile(r"^\s*(?:#|//|%|;)'?\s?")
+_MYST_CELL = re.compile(r"^\s*[`~:]{3,}\s*\{")
+
+
+def has_alias_bomb(text: str) -> bool:
+    """True where the YAML that jupytext reads in a script uses more than 16 aliases.
+
+    >>> has_alias_bomb("---\\na: &a 1\\nb: [" + "*a, " * 17 + "]\\n---\\n")
+    True
+    """
+    return any(len(_ALIAS.findall(line_block)) > MOST_ALIASES for line_block in _find_yaml(text))
+
+
+def _find_yaml(text: str) -> Iterator[str]:
+    """The header between two lines of dashes, and the options of MyST's cells."""
+    lines = [_COMMENT.sub("", line).rstrip() for line in text.splitlines()]
+    if "---" in lines:
+        yield _read_block(lines, lines.index("---") + 1)
+    for place, line in enumerate(lines):
+        if _MYST_CELL.match(line):
+            yield _read_options(lines, place + 1)
+
+
+def _read_block(lines: Sequence[str], start: int) -> str:
+    end = start
+    while end < len(lines) and lines[end] not in ("---", "..."):
+        end += 1
+    return "\n".join(lines[start:end])
+
+
+def _read_options(lines: Sequence[str], start: int) -> str:
+    if lines[start : start + 1] == ["---"]:
+        return _read_block(lines, start + 1)
+    end = start
+    while end < len(lines) and lines[end].startswith(":"):
+        end += 1
+    return "\n".join(lines[start:end])

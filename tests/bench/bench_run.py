@@ -87,15 +87,18 @@ def run_plainly(names: list[str], folder: Path) -> None:
     import nbformat
     from nbclient import NotebookClient
 
-    from labkit.notebooks.execute import _choose_environment
-    from labkit.notebooks.sources import find_source, load_notebook
+    from labkit.cli.run import find_source
+    from labkit.notebooks.kernel import kernel_environment
+    from labkit.notebooks.sources import load_notebook
 
     for name in names:
         source = find_source(name)
         notebook = load_notebook(source)
         client = NotebookClient(notebook, timeout=None)
-        place = str(folder if source.lab is not None else source.path.resolve().parent)
-        asyncio.run(client.async_execute(env=_choose_environment(source, {}), cwd=place))
+        environment, place = dict(os.environ), source.path.resolve().parent
+        if source.is_lab:
+            environment, place = kernel_environment(reference=True, workspace=None), folder
+        asyncio.run(client.async_execute(env=environment, cwd=str(place)))
         (folder / f"{source.name}.ipynb").write_text(nbformat.writes(notebook), encoding="utf-8")
 
 

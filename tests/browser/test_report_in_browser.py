@@ -9,7 +9,7 @@ import pytest
 from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webdriver import WebDriver
 
-from labkit.notebooks.report import write_report
+from labkit.notebooks.report.page import write_report
 from tests.browser.driver import open_browser
 from tests.fakes.runs import code, make_notebook, make_result, prints, shows, write_run
 
@@ -21,11 +21,23 @@ HOSTILE = (
     "<a href=\"javascript:document.title = 'taken'\" id='trap'>link</a>"
     "</div></details></section><p style='position: fixed; top: 0'>over everything</p>"
 )
+# Each would lie over the page if its output did not hold it.
+COVERS = (
+    "<div class='cover' style='margin: -2000px; width: 9999px; height: 9999px'>1</div>"
+    "<div style='margin-top: calc(0px - 3000px); height: 9999px; background: red'>2</div>"
+    "<div style='transform: scale(99) translateY(-999px); z-index: 9; position: absolute'>3</div>"
+    "<svg width='9999' height='9999' style='margin: -3000px'><g transform='translate(-4000 -4000)'>"
+    "<rect width='9999' height='9999' fill='red'/></g></svg>"
+    "<img width='9999' height='9999' style='float: left'><p style='position: sticky'>4</p>"
+)
 
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    cells = [code("x = 1", prints("a line\n")), code("show()", shows(text_html=HOSTILE))]
+    cells = [
+        code("x = 1", prints("a line\n")),
+        code("show()", shows(text_html=HOSTILE), shows(text_html=COVERS)),
+    ]
     notebook = make_notebook(
         status="failed", error={"what": "cell 2 of 2 raised ValueError: no", "cell_index": 1}
     )
@@ -65,7 +77,32 @@ def test_nothing_of_an_output_runs_or_leaves_its_place(page):
     assert driver.title == "tensors failed - labkit run"
     over = driver.find_element(By.XPATH, "//p[text()='over everything']")
     assert over.value_of_css_property("position") == "static"
-    assert len(driver.find_elements(By.CSS_SELECTOR, "article.cell .rich p")) == 2
+    assert len(driver.find_elements(By.CSS_SELECTOR, "article.cell .rich p")) == 3
+
+
+def test_no_output_lies_over_the_page(page):
+    driver, _ = page
+    driver.find_element(By.CSS_SELECTOR, "button[data-open=yes]").click()
+    for box in driver.find_elements(By.CSS_SELECTOR, ".rich"):
+        assert box.value_of_css_property("contain") in ("content", "layout style paint", "strict")
+        assert box.rect["height"] <= 44 * 16 + 1
+    # What is seen at any place of the page outside of the outputs is not part of an output.
+    covered = driver.execute_script("""
+        const inside = (x, y) => [...document.querySelectorAll('.rich')].some(box => {
+            const r = box.getBoundingClientRect();
+            return x >= r.left && x <= r.right && y >= r.top && y <= r.bottom;
+        });
+        let covered = 0;
+        for (let top = 0; top < document.body.scrollHeight; top += 300) {
+            window.scrollTo(0, top);
+            for (let x = 5; x < innerWidth; x += 40) for (let y = 5; y < innerHeight; y += 40) {
+                const seen = document.elementFromPoint(x, y);
+                covered += !inside(x, y) && seen !== null && seen.closest('.rich') !== null;
+            }
+        }
+        return covered;
+    """)
+    assert covered == 0
 
 
 def test_the_buttons_and_the_links_open_what_is_closed(page):

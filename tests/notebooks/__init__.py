@@ -35,11 +35,12 @@ def make_file(path, *cells):
     return str(path)
 
 
-def run_one(source, notebook, *, watch=lambda event: None, **options):
+def run_one(source, notebook, *, watch=lambda event: None, account=None, **options):
     """The result of a notebook that is in memory already."""
     (result,) = run_notebooks(
         [source],
         RunOptions(**{"timeout_seconds": 60.0, **options}),
+        account,
         watch=watch,
         load=lambda source: notebook,
     )

@@ -1,92 +1,161 @@
-"""The part of a report that is about one notebook: its plots, claims, cells and outputs."""
+"""The part of a report that is about one notebook: its plots, claims, cells and outputs.
+
+An output is shown in the richest form that needs no script, harmless and bounded.
+"""
 
 from __future__ import annotations
 
+import base64
+import binascii
+import json
+import re
 import statistics
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from labkit.charts import Column, Line, render_columns, render_lines
-from labkit.notebooks.report.outputs import ShownCell, read_cells
-from labkit.notebooks.report.page import Pieces
-from labkit.notebooks.report.saved import Cell, Claim, Notebook, Run, cell_cuda_peak
-from labkit.notebooks.report.sections import describe_counts, inline
-from labkit.render import escape, make_table, render_status
+from labkit.notebooks.result import (
+    CellMemory,
+    CellResult,
+    ClaimOutcome,
+    NotebookResult,
+)
+from labkit.notebooks.sources import is_nested_too_deep
+from labkit.render import escape, escape_block, make_table, render_status
 from labkit.text import format_bytes, format_seconds, plural, shorten
 
-# Of all notebooks together: so many rows and cells keep a page of any run within its bounds.
+# Of all notebooks together: so many rows and cells keep the page of any run within its bounds.
 MAX_ROWS = 1000
 FIRST_LINE_CHARACTERS = 90
 STATEMENT_CHARACTERS = 600
 BAD_ENDS = ("failed", "died", "timed_out")
 
+# Takes an output and the name of the file that keeps it; returns its placeholder in the page.
+LayAside = Callable[["Piece", str], str]
 
-def draw_notebook(run: Run, number: int, pieces: Pieces) -> str:
-    """One notebook's section; its outputs are laid aside in ``pieces``."""
-    notebook = run.notebooks[number]
-    limit = max(20, MAX_ROWS // len(run.notebooks))
+
+@dataclass(frozen=True)
+class Section:
+    """A notebook, its place in the run, and what the parts of its section share."""
+
+    place: int
+    notebook: NotebookResult
+    limit: int
+
+    @cached_property
+    def numbers(self) -> dict[int, int]:
+        """The number of each cell that runs, by its index."""
+        return self.notebook.cell_numbers
+
+    def name_cell(self, cell: CellResult) -> str:
+        """A cell as people count."""
+        number = self.numbers.get(cell.index)
+        return "a skipped cell" if number is None else f"cell {number}"
+
+    def tooltip(self, cell: CellResult, words: str) -> str:
+        """A cell's words in a plot."""
+        return f"{self.name_cell(cell)}: {words}\n{shorten(cell.first_line, FIRST_LINE_CHARACTERS)}"
+
+
+def render_notebook(
+    folder: Path, notebooks: Sequence[NotebookResult], place: int, lay_aside: LayAside
+) -> str:
+    """One notebook's section; ``lay_aside`` takes its outputs."""
+    notebook = notebooks[place]
+    section = Section(place, notebook, max(20, MAX_ROWS // len(notebooks)))
     parts = [
-        f'<h2 id="n{number}">{escape(notebook.name)}'
+        f'<h2 id="n{place}">{escape(notebook.name)}'
         f'<span class="aside">{render_status(notebook.status)}</span></h2>',
         f'<p class="soft">{_describe_notebook(notebook)}</p>',
-        _draw_seconds(notebook),
-        _draw_memory(notebook),
-        _draw_cuda(notebook),
-        _draw_timeline(notebook),
-        _draw_claims(notebook.claims, limit),
-        _draw_checks(notebook),
-        _draw_table(number, notebook, limit),
-        _draw_cells(run.folder, number, notebook, pieces, limit),
+        _render_seconds(section),
+        _render_memory(section),
+        _render_cuda(section),
+        _render_timeline(notebook),
+        _render_claims(notebook.claims, section.limit),
+        _render_checks(notebook),
+        _render_table(section),
+        _render_cells(section, folder, lay_aside),
     ]
     return f"<section>{''.join(parts)}</section>"
 
 
-def _describe_notebook(notebook: Notebook) -> str:
+def describe_counts(notebooks: Iterable[NotebookResult]) -> str:
+    """Cells run, claims held and skipped, checks passed, over all the notebooks, in words."""
+    notebooks = list(notebooks)
+    cells = [cell for notebook in notebooks for cell in notebook.cells]
+    claims = [claim for notebook in notebooks for claim in notebook.claims]
+    checks = [check for notebook in notebooks for check in notebook.checks]
+    words = [f"{sum(cell.has_run for cell in cells):,} of {plural(len(cells), 'cell')} ran"]
+    if claims:
+        held = sum(claim.held is True for claim in claims)
+        failed = sum(claim.held is False for claim in claims)
+        words.append(f"{held:,} of {plural(len(claims), 'claim')} held")
+        words += [f"{failed:,} did not"] if failed else []
+        skipped = len(claims) - held - failed
+        words += [f"{skipped:,} skipped"] if skipped else []
+    if checks:
+        passed = sum(check.status == "passed" for check in checks)
+        words.append(f"{passed:,} of {plural(len(checks), 'check')} passed")
+    return ", ".join(words) + "."
+
+
+def inline(text: str) -> str:
+    """A sentence as html, its `backticked` words as code."""
+    return BACKTICKS.sub(r"<code>\1</code>", escape(text))
+
+
+def _describe_notebook(notebook: NotebookResult) -> str:
     words = f"{describe_counts([notebook])} It took {format_seconds(notebook.seconds)}"
     if notebook.startup_seconds is not None:
         words += f", {format_seconds(notebook.startup_seconds)} of it to start the kernel"
+    if notebook.kernel:
+        words += f" {notebook.kernel}"
     return f'{escape(words)}. <span class="mono">{escape(notebook.path)}</span>'
 
 
-def _draw_seconds(notebook: Notebook) -> str:
-    timed = [cell for cell in notebook.cells if cell.seconds is not None]
+def _render_seconds(section: Section) -> str:
+    cells = section.notebook.cells
+    timed = [cell for cell in cells if cell.seconds is not None]
     if not timed:
         return ""
     slowest = max(timed, key=lambda cell: cell.seconds or 0.0)
     median = statistics.median(cell.seconds or 0.0 for cell in timed)
     words = (
-        f"The slowest is {_name_cell(slowest)} with {format_seconds(slowest.seconds)};"
+        f"The slowest is {section.name_cell(slowest)} with {format_seconds(slowest.seconds)};"
         f" the median is {format_seconds(median)}."
     )
     columns = [
         Column(
-            str(cell.number),
+            str(section.numbers.get(cell.index)),
             cell.seconds,
             bad=cell.status in BAD_ENDS,
-            tooltip=_tooltip(cell, format_seconds(cell.seconds)),
+            tooltip=section.tooltip(cell, format_seconds(cell.seconds)),
         )
-        for cell in notebook.cells
+        for cell in cells
     ]
     plot = render_columns(columns, alt=f"Time per cell. {words}", unit="seconds")
     return _figure("Time per cell", words, plot)
 
 
-def _draw_memory(notebook: Notebook) -> str:
-    peak = notebook.peak_bytes
+def _render_memory(section: Section) -> str:
+    notebook, peak = section.notebook, section.notebook.peak_bytes
     if peak is None:
         return ""
     highest = next(c for c in notebook.cells if c.memory and c.memory.peak_bytes == peak)
-    words = f"The process is largest in {_name_cell(highest)}, with {format_bytes(peak)}."
+    words = f"The process is largest in {section.name_cell(highest)}, with {format_bytes(peak)}."
     columns = []
     for cell in notebook.cells:
-        memory = cell.memory
-        value = memory.peak_bytes if memory else None
-        after = memory.after_bytes if memory else None
+        memory = cell.memory or CellMemory()
+        sizes = f"peak {format_bytes(memory.peak_bytes)}, then {format_bytes(memory.after_bytes)}"
         columns.append(
             Column(
-                str(cell.number),
-                value,
-                lower=after,
-                tooltip=_tooltip(cell, f"peak {format_bytes(value)}, then {format_bytes(after)}"),
+                str(section.numbers.get(cell.index)),
+                memory.peak_bytes,
+                lower=memory.after_bytes,
+                tooltip=section.tooltip(cell, sizes),
             )
         )
     key = '<span class="key peak"></span>at most<span class="key after"></span>afterwards'
@@ -94,26 +163,30 @@ def _draw_memory(notebook: Notebook) -> str:
     return _figure("Memory per cell", words, plot, key)
 
 
-def _draw_cuda(notebook: Notebook) -> str:
-    peak = notebook.cuda_peak_bytes
+def _render_cuda(section: Section) -> str:
+    notebook, peak = section.notebook, section.notebook.cuda_peak_bytes
     if peak is None:
         return ""
-    highest = next(cell for cell in notebook.cells if cell_cuda_peak(cell) == peak)
-    words = f"The most is allocated in {_name_cell(highest)}: {format_bytes(peak)}."
+    highest = next(cell for cell in notebook.cells if cell.cuda_peak_bytes == peak)
+    words = f"The most is allocated in {section.name_cell(highest)}: {format_bytes(peak)}."
     columns = [
-        Column(str(cell.number), cell_cuda_peak(cell), tooltip=_tooltip(cell, _say_cuda(cell)))
+        Column(
+            str(section.numbers.get(cell.index)),
+            cell.cuda_peak_bytes,
+            tooltip=section.tooltip(cell, _say_cuda(cell)),
+        )
         for cell in notebook.cells
     ]
     plot = render_columns(columns, alt=f"CUDA memory per cell. {words}", unit="bytes")
     return _figure("Peak on CUDA per cell", words, plot)
 
 
-def _draw_timeline(notebook: Notebook) -> str:
-    moments = notebook.timeline
-    resident = [(m.seconds, m.resident_bytes) for m in moments if m.resident_bytes is not None]
-    cuda = [(m.seconds, m.cuda_bytes) for m in moments if m.cuda_bytes is not None]
+def _render_timeline(notebook: NotebookResult) -> str:
+    points = notebook.timeline
+    resident = [(seconds, count) for seconds, count, _ in points if count is not None]
+    cuda = [(seconds, count) for seconds, _, count in points if count is not None]
     lines = [Line("process", tuple(resident)), Line("cuda", tuple(cuda))]
-    words = f"{plural(len(moments), 'sample')} from the run’s start to its end."
+    words = f"{plural(len(points), 'sample')} from the run’s start to its end."
     plot = render_lines(lines, alt=f"Memory over the seconds of the run. {words}")
     if not plot:
         return ""
@@ -126,7 +199,7 @@ def _figure(title: str, words: str, plot: str, key: str = "") -> str:
     return f"<figure><figcaption>{caption}</figcaption>{plot}</figure>"
 
 
-def _draw_claims(claims: tuple[Claim, ...], limit: int) -> str:
+def _render_claims(claims: Sequence[ClaimOutcome], limit: int) -> str:
     if not claims:
         return ""
     held = [claim for claim in claims if claim.held is True]
@@ -146,19 +219,19 @@ def _draw_claims(claims: tuple[Claim, ...], limit: int) -> str:
     return "".join(parts)
 
 
-def _list_claims(claims: list[Claim], limit: int) -> str:
-    items = [_draw_claim(claim) for claim in claims[:limit]]
+def _list_claims(claims: list[ClaimOutcome], limit: int) -> str:
+    items = [_render_claim(claim) for claim in claims[:limit]]
     if len(claims) > limit:
         items.append(f"<em>{plural(len(claims) - limit, 'more claim')} in result.json</em>")
     return f"<ul>{''.join(f'<li>{item}</li>' for item in items)}</ul>"
 
 
-def _draw_claim(claim: Claim) -> str:
+def _render_claim(claim: ClaimOutcome) -> str:
     reason = f' <span class="quiet">({escape(claim.skipped)})</span>' if claim.skipped else ""
     return inline(shorten(claim.statement, STATEMENT_CHARACTERS)) + reason
 
 
-def _draw_checks(notebook: Notebook) -> str:
+def _render_checks(notebook: NotebookResult) -> str:
     if not notebook.checks:
         return ""
     items = "".join(
@@ -168,36 +241,35 @@ def _draw_checks(notebook: Notebook) -> str:
     return f'<h3>Checks</h3><ul class="checks">{items}</ul>'
 
 
-def _draw_table(number: int, notebook: Notebook, limit: int) -> str:
-    if not notebook.cells:
+def _render_table(section: Section) -> str:
+    cells, limit = section.notebook.cells, section.limit
+    if not cells:
         return ""
-    cells = notebook.cells
     caption = "Change is the process’s memory after the cell less that before it."
     if len(cells) > limit:
+        caption += f" The {limit:,} slowest of {len(cells):,} cells."
         slowest = sorted(cells, key=lambda cell: (cell.status in BAD_ENDS, cell.seconds or 0.0))
         cells = tuple(sorted(slowest[-limit:], key=lambda cell: cell.index))
-        caption += f" The {limit:,} slowest of {len(notebook.cells):,} cells."
     heads = ["cell", "first line", "status", "#time", "#peak memory", "#change", "#output"]
-    on_cuda = notebook.cuda_peak_bytes is not None
-    if on_cuda:
+    if section.notebook.cuda_peak_bytes is not None:
         heads.append("#peak on CUDA")
-    rows = [_table_row(number, cell)[: len(heads)] for cell in cells]
+    rows = [_table_row(section, cell)[: len(heads)] for cell in cells]
     table = make_table(caption, heads, rows)
     return f"<h3>Cells</h3><details><summary>Each cell in numbers</summary>{table}</details>"
 
 
-def _table_row(number: int, cell: Cell) -> list[str]:
-    memory = cell.memory
-    label = str(cell.number) if cell.number is not None else "tagged"
+def _table_row(section: Section, cell: CellResult) -> list[str]:
+    memory = cell.memory or CellMemory()
+    label = section.numbers.get(cell.index, "tagged")
     return [
-        f'<a href="#n{number}-c{cell.index}">{label}</a>',
+        f'<a href="#n{section.place}-c{cell.index}">{label}</a>',
         f'<span class="mono">{escape(shorten(cell.first_line, FIRST_LINE_CHARACTERS))}</span>',
         _mark_cell(cell),
         format_seconds(cell.seconds),
-        format_bytes(memory.peak_bytes if memory else None),
-        format_change(memory.before_bytes, memory.after_bytes) if memory else "unknown",
+        format_bytes(memory.peak_bytes),
+        format_change(memory.before_bytes, memory.after_bytes),
         format_bytes(cell.output_bytes) + (" (cut)" if cell.truncated else ""),
-        format_bytes(cell_cuda_peak(cell)),
+        format_bytes(cell.cuda_peak_bytes),
     ]
 
 
@@ -213,40 +285,41 @@ def format_change(before: int | None, after: int | None) -> str:
     return sign + format_bytes(abs(after - before))
 
 
-def _draw_cells(folder: Path, number: int, notebook: Notebook, pieces: Pieces, limit: int) -> str:
+def _render_cells(section: Section, folder: Path, lay_aside: LayAside) -> str:
+    notebook = section.notebook
     if not notebook.executed:
         return '<p class="soft">The executed notebook was not kept.</p>'
     # A name only: a result from elsewhere must not make this page read outside of its folder.
     name = Path(notebook.executed).name
-    shown = read_cells(folder / name, f"n{number}")
+    shown = read_cells(folder / name, f"n{section.place}")
     if shown is None:
         return f'<p class="soft">The executed notebook {escape(name)} cannot be read.</p>'
     results = {cell.index: cell for cell in notebook.cells}
-    articles = [_draw_cell(number, cell, results.get(cell.index), pieces, name) for cell in shown]
-    more = len(articles) - limit
+    articles = []
+    for cell in shown[: section.limit]:
+        pieces = (lay_aside(piece, name) for piece in (cell.source, *cell.outputs))
+        articles.append(_render_cell(section, cell, results.get(cell.index), "".join(pieces)))
+    more = len(shown) - section.limit
     if more > 0:
-        note = f'<p class="left-out">{plural(more, "more cell")} in {escape(name)}</p>'
-        articles = [*articles[:limit], note]
+        articles.append(f'<p class="left-out">{plural(more, "more cell")} in {escape(name)}</p>')
     summary = f"<summary>{plural(len(shown), 'cell')} with what they showed</summary>"
     return f"<details>{summary}{''.join(articles)}</details>"
 
 
-def _draw_cell(number: int, shown: ShownCell, cell: Cell | None, pieces: Pieces, name: str) -> str:
+def _render_cell(section: Section, shown: ShownCell, cell: CellResult | None, content: str) -> str:
     headings = "".join(f'<h4 class="heading">{inline(text)}</h4>' for text in shown.headings)
-    source = pieces.lay_aside(shown.source, name)
-    outputs = "".join(pieces.lay_aside(piece, name) for piece in shown.outputs)
     cut = '<p class="left-out">This cell’s output was cut while it ran.</p>'
     return (
-        f'{headings}<article class="cell" id="n{number}-c{shown.index}">'
-        f"<header>{_describe_cell(cell)}</header>"
-        f"{source}{outputs}{cut if cell and cell.truncated else ''}</article>"
+        f'{headings}<article class="cell" id="n{section.place}-c{shown.index}">'
+        f"<header>{_describe_cell(section, cell)}</header>"
+        f"{content}{cut if cell and cell.truncated else ''}</article>"
     )
 
 
-def _describe_cell(cell: Cell | None) -> str:
+def _describe_cell(section: Section, cell: CellResult | None) -> str:
     if cell is None:
-        return "a cell the result does not tell of"
-    words = [escape(_name_cell(cell)), _mark_cell(cell), format_seconds(cell.seconds)]
+        return "a cell that the result does not mention"
+    words = [escape(section.name_cell(cell)), _mark_cell(cell), format_seconds(cell.seconds)]
     if cell.memory and cell.memory.peak_bytes is not None:
         words.append(f"peak {format_bytes(cell.memory.peak_bytes)}")
     if cell.cuda:
@@ -254,17 +327,223 @@ def _describe_cell(cell: Cell | None) -> str:
     return " · ".join(words)
 
 
-def _mark_cell(cell: Cell) -> str:
+def _mark_cell(cell: CellResult) -> str:
     return render_status(cell.status) + (f" (raised {escape(cell.raised)})" if cell.raised else "")
 
 
-def _name_cell(cell: Cell) -> str:
-    return "a skipped cell" if cell.number is None else f"cell {cell.number}"
+def _say_cuda(cell: CellResult) -> str:
+    return ", ".join(f"{one.device} peak {format_bytes(one.peak_bytes)}" for one in cell.cuda or ())
 
 
-def _tooltip(cell: Cell, words: str) -> str:
-    return f"{_name_cell(cell)}: {words}\n{shorten(cell.first_line, FIRST_LINE_CHARACTERS)}"
+# The cells of the executed notebook.
+
+MAX_TEXT_CHARACTERS = 16_000
+MAX_SOURCE_CHARACTERS = 12_000
+MAX_HTML_CHARACTERS = 400_000
+MAX_IMAGE_CHARACTERS = 1_500_000
+IMAGES = ("image/svg+xml", "image/png", "image/jpeg", "image/gif", "image/webp")
+TEXTS = ("text/markdown", "text/latex", "application/json", "text/plain")
+BACKTICKS = re.compile(r"`([^`]+)`")
+HEADING = re.compile(r"#{1,6}[ \t]")
+FENCES = ("```", "~~~")
+DRAWN = re.compile(r"<(?:img|svg|table|hr|meter|progress)\b")
 
 
-def _say_cuda(cell: Cell) -> str:
-    return ", ".join(f"{one.place} peak {format_bytes(one.peak_bytes)}" for one in cell.cuda)
+@dataclass(frozen=True)
+class Piece:
+    """One output (or source) that may be shown: about how many bytes of html, and how to make it.
+
+    ``what`` names it where it is left out.
+    """
+
+    what: str
+    size_bytes: int
+    make: Callable[[], str]
+
+
+@dataclass(frozen=True)
+class ShownCell:
+    """A code cell of the executed notebook: the headings just above it, its source, its outputs."""
+
+    index: int
+    headings: tuple[str, ...]
+    source: Piece
+    outputs: tuple[Piece, ...]
+
+
+def read_cells(path: Path, prefix: str) -> tuple[ShownCell, ...] | None:
+    """The code cells of the notebook at ``path``; None where it cannot be read.
+
+    ``prefix`` sets the ids in its outputs apart from those of other notebooks.
+    """
+    try:
+        notebook = json.loads(path.read_text(encoding="utf-8", errors="replace"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    cells = notebook.get("cells") if isinstance(notebook, dict) else None
+    return tuple(_read_cells(cells, prefix)) if isinstance(cells, list) else None
+
+
+def _read_cells(cells: list[Any], prefix: str) -> Iterator[ShownCell]:
+    headings: list[str] = []
+    for index, cell in enumerate(cells):
+        if not isinstance(cell, Mapping):
+            continue
+        source = _join(cell.get("source"))
+        if cell.get("cell_type") == "markdown":
+            headings += _find_headings(source)
+        elif cell.get("cell_type") == "code" and source.strip():
+            outputs = cell.get("outputs")
+            pieces = _list_outputs(outputs if isinstance(outputs, list) else [], prefix, index)
+            yield ShownCell(index, tuple(headings), show_source(source), tuple(pieces))
+            headings = []
+
+
+def _find_headings(source: str) -> Iterator[str]:
+    """The headings of a markdown cell, without what looks like one in a block of code."""
+    inside = ""
+    for line in source.splitlines():
+        fence = line[:3]
+        if fence in FENCES and inside in ("", fence):
+            inside = "" if inside else fence
+        elif not inside and HEADING.match(line):
+            yield line.strip().strip("#").strip()
+
+
+def show_source(source: str) -> Piece:
+    """A cell's source, in the notebook's own letters."""
+    return _show_text(source.rstrip("\n"), "source", "source", MAX_SOURCE_CHARACTERS)
+
+
+def _list_outputs(outputs: list[Any], prefix: str, index: int) -> Iterator[Piece]:
+    for number, output in enumerate(_merge_streams(outputs)):
+        kind = output.get("output_type")
+        if kind == "stream":
+            css = "stderr" if output.get("name") == "stderr" else "stdout"
+            yield _show_text(_join(output.get("text")), f"text on {css}", css)
+        elif kind == "error":
+            traceback = "\n".join(str(line) for line in output.get("traceback") or ())
+            text = traceback or f"{output.get('ename')}: {output.get('evalue')}"
+            yield _show_text(text, "traceback", "error")
+        elif isinstance(output.get("data"), Mapping):
+            metadata = output.get("metadata")
+            yield _show_bundle(
+                output["data"],
+                metadata if isinstance(metadata, Mapping) else {},
+                f"{prefix}-{index}-{number}-",
+            )
+
+
+def _merge_streams(outputs: list[Any]) -> list[Mapping[str, Any]]:
+    """The outputs, with neighbours that went to the same stream as one."""
+    merged: list[Mapping[str, Any]] = []
+    texts: list[str] = []
+    for output in (one for one in outputs if isinstance(one, Mapping)):
+        last = merged[-1] if merged else {}
+        stream = output.get("output_type") == "stream"
+        if (
+            stream
+            and last.get("output_type") == "stream"
+            and last.get("name") == output.get("name")
+        ):
+            texts.append(_join(output.get("text")))
+            merged[-1] = {**last, "text": texts}
+        else:
+            texts = [_join(output.get("text"))] if stream else []
+            merged.append(output)
+    return merged
+
+
+def _show_bundle(data: Mapping[str, Any], metadata: Mapping[str, Any], prefix: str) -> Piece:
+    """The richest of an output's forms that can be shown without running anything."""
+    notes = []
+    if "text/html" in data:
+        text = _join(data["text/html"])
+        if len(text) <= MAX_HTML_CHARACTERS:
+            piece = _show_html(text, prefix, data)
+            if piece:
+                return piece
+        notes.append(f"its html ({format_bytes(len(text))}) is not shown")
+    for mime in IMAGES:
+        image = _show_image(mime, data, metadata) if mime in data else None
+        if image:
+            return image
+    for mime in TEXTS:
+        if mime in data:
+            value = data[mime]
+            text = _format_json(value) if "json" in mime else _join(value)
+            return _show_text(text, mime, "result", note="; ".join(notes))
+    kinds = ", ".join(sorted(str(kind) for kind in data)) or "nothing"
+    return _show_text(f"[an output of {kinds}]", "output", "result")
+
+
+def _show_html(text: str, prefix: str, data: Mapping[str, Any]) -> Piece | None:
+    """The harmless html; None where parsing it is too slow, or where only its scripts would show
+    something and the output has another form."""
+    from labkit.notebooks.report.sanitize import clean_html, is_cheap
+
+    if not is_cheap(text):
+        return None
+    others = any(mime in data for mime in (*IMAGES, *TEXTS))
+    if others and "<script" in text.lower() and not _shows_something(clean_html(text, prefix)):
+        return None
+    return Piece("html", _measure(text), lambda: _wrap_html(clean_html(text, prefix)))
+
+
+def _shows_something(cleaned: str) -> bool:
+    from labkit.notebooks.report.sanitize import strip_tags
+
+    return DRAWN.search(cleaned) is not None or bool(strip_tags(cleaned).strip())
+
+
+def _wrap_html(cleaned: str) -> str:
+    return f'<div class="rich">{cleaned}</div>'
+
+
+def _show_image(mime: str, data: Mapping[str, Any], metadata: Mapping[str, Any]) -> Piece | None:
+    """The image as data in the page; None where its data is broken or beyond all bounds."""
+    text = _join(data[mime])
+    if mime == "image/svg+xml":
+        encoded = base64.b64encode(text.encode(errors="replace")).decode()
+    else:
+        encoded = "".join(text.split())
+        try:
+            base64.b64decode(encoded, validate=True)
+        except (binascii.Error, ValueError):
+            return None
+    if not encoded or len(encoded) > MAX_IMAGE_CHARACTERS:
+        return None
+    plain = _join(data.get("text/plain")).strip()
+    alt = plain[:200] if plain and not plain.startswith("<") else "a picture the cell drew"
+    paper = metadata.get("needs_background")
+    css = f' class="on-{paper}"' if paper in ("light", "dark") else ""
+    page = f'<img{css} src="data:{mime};base64,{encoded}" alt="{escape(alt)}">'
+    return Piece(mime, len(page), lambda: f'<div class="rich">{page}</div>')
+
+
+def _show_text(
+    text: str, what: str, css: str, limit: int = MAX_TEXT_CHARACTERS, note: str = ""
+) -> Piece:
+    said = f'<p class="left-out">{escape(note)}</p>' if note else ""
+    return Piece(
+        what,
+        min(_measure(text), 2 * limit),
+        lambda: f'<pre class="{css}">{escape_block(text, limit)}</pre>{said}',
+    )
+
+
+def _format_json(value: Any) -> str:
+    deep = is_nested_too_deep(value)
+    return "[JSON that is nested too deep to show]" if deep else json.dumps(value, indent=1)
+
+
+def _measure(text: str) -> int:
+    """About how many bytes the text takes in the page."""
+    return len(text) if text.isascii() else len(text.encode(errors="replace"))
+
+
+def _join(value: object) -> str:
+    """A text of the notebook format, which may be kept as a list of its lines."""
+    if isinstance(value, str):
+        return value
+    return "".join(str(line) for line in value) if isinstance(value, list) else ""

@@ -60,7 +60,7 @@ def test_the_total_limit_ends_the_run_where_it_is(tmp_path):
     notebooks = {"a": [SPAWN, "import time; time.sleep(600)"], "b": ["1"]}
     results = run_all(tmp_path, notebooks, total_timeout_seconds=4.0, keep_going=True)
     assert [result.status for result in results] == ["timed_out", "not_run"]
-    assert results[0].error.what == "the run's 4 s in all were over in cell 2 of 2"
+    assert results[0].error.what.endswith("was reached in cell 2 of 2")
     assert results[0].error.kind == "timeout"
     assert all(is_gone(pid) for pid in read_pids(tmp_path))
 
@@ -68,7 +68,8 @@ def test_the_total_limit_ends_the_run_where_it_is(tmp_path):
 def test_a_limit_shorter_than_the_kernels_start_is_a_timeout(tmp_path):
     (result,) = run_all(tmp_path, {"a": ["1"]}, total_timeout_seconds=0.05)
     assert result.status == "timed_out"
-    assert result.error.what == "the run's 0.05 s in all were over at its start"
+    assert "0.05 s" in result.error.what
+    assert result.error.what.endswith("was reached at its start")
     assert [cell.status for cell in result.cells] == ["not_run"]
 
 
@@ -86,7 +87,7 @@ def test_out_of_memory_is_a_kind_of_its_own(tmp_path):
     cell = new_code_cell("raise MemoryError('tried to allocate 8.00 GiB')")
     result, _ = run_cells(tmp_path, cell)
     assert (result.status, result.error.kind) == ("failed", "out_of_memory")
-    assert result.error.balance["asked_bytes"] == 8 * 2**30
+    assert result.error.balance.asked_bytes == 8 * 2**30
     assert result.error.hint.startswith("8.0 GiB asked for\ntry: ")
 
 

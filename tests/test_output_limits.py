@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import resource
 
-from labkit.notebooks.output_limits import HEAD_BYTES, RICH_BYTES, TAIL_BYTES, OutputLimit, shorten
+from labkit.notebooks.kernel import (
+    HEAD_BYTES,
+    RICH_BYTES,
+    TAIL_BYTES,
+    OutputLimit,
+    shorten_middle,
+)
 from tests.notebooks import run_cells
 
 MIB = 2**20
@@ -74,18 +80,18 @@ def test_an_endless_traceback_is_shortened():
 
 
 def test_a_short_text_is_not_shortened():
-    assert shorten("text", 4) == "text"
+    assert shorten_middle("text", 4) == "text"
 
 
 def test_a_hundred_megabytes_are_bounded_and_the_rest_goes_on(tmp_path):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    flood = "block = 'x' * 999_999 + '\\n'\nfor _ in range(100): print(block, end='', flush=True)"
+    source = "block = 'x' * 999_999 + '\\n'\nfor _ in range(100): print(block, end='', flush=True)"
     result, notebook = run_cells(
-        tmp_path, flood, "print('after')", f"raise ValueError('y' * {MIB})"
+        tmp_path, source, "print('after')", f"raise ValueError('y' * {MIB})"
     )
     grown_bytes = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
-    flooded, after, failed = result.cells
-    assert (flooded.status, flooded.truncated, flooded.output_bytes) == ("passed", True, 10**8)
+    first, after, failed = result.cells
+    assert (first.status, first.truncated, first.output_bytes) == ("passed", True, 10**8)
     assert (after.truncated, after.output_bytes) == (False, 6)
     assert failed.truncated
     text = "".join(output.text for output in notebook.cells[0].outputs)

@@ -8,10 +8,18 @@ import textwrap
 
 import pytest
 
+from labkit.cli.run import format_summary
 from labkit.jupyter.explain import explain_last_error
-from labkit.notebooks.console import format_summary
-from labkit.notebooks.recorder import PAGE_CHARACTERS, explain_in_kernel, read_page
-from labkit.notebooks.report import write_report
+from labkit.notebooks.out_of_memory import (
+    PAGE_CHARACTERS,
+    advise,
+    explain_in_kernel,
+    is_out_of_memory,
+    read_balance,
+    read_page,
+)
+from labkit.notebooks.report.page import write_report
+from labkit.notebooks.result import FailureBalance
 from tests.fakes.runs import make_notebook, make_result, write_run
 from tests.notebooks import run_cells
 from tests.test_oom_page import TEXT
@@ -34,7 +42,7 @@ def test_the_kernel_tells_the_page_right_after_the_cell(tmp_path):
     result, notebook = run_cells(tmp_path, "x = 1", FAIL, "print('not run')")
     assert (result.status, result.error.kind) == ("failed", "out_of_memory")
     assert result.error.hint == PAGE
-    assert result.error.balance["asked_bytes"] == 30 * 2**30
+    assert result.error.balance.asked_bytes == 30 * 2**30
     assert [cell.status for cell in result.cells] == ["passed", "failed", "not_run"]
     assert textwrap.indent(PAGE, "  ") in format_summary((result,))
     # The question leaves no trace in the notebook.
@@ -109,3 +117,60 @@ def test_a_real_shortage_names_what_holds_the_memory(tmp_path):
     assert "the biggest live tensors\n    64.0 MiB  (67108864,) uint8  kept" in hint
     assert "largest free block of the cache" in hint
     assert "the balance after the error\ncuda:0" in hint
+
+
+ON_CUDA = (
+    "CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total capacity of 139.81 GiB of"
+    " which 512.00 MiB is free. Process 1234 has 139.31 GiB memory in use. Of the allocated memory"
+    " 100.50 GiB is allocated by PyTorch, and 38.00 GiB is reserved by PyTorch but unallocated. If"
+    " reserved but unallocated memory is large try setting"
+    " PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True to avoid fragmentation."
+)
+ON_CPU = (
+    "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you"
+    " tried to allocate 4000000000000 bytes. Error code 12 (Cannot allocate memory)"
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("OutOfMemoryError", ON_CUDA, True),
+        ("torch.OutOfMemoryError", "", True),
+        ("RuntimeError", ON_CPU, True),
+        ("RuntimeError", "CUDA error: out of memory", True),
+        ("MemoryError", "", True),
+        ("RuntimeError", "shapes do not match", False),
+    ],
+)
+def test_running_out_of_memory_is_known_by_its_name_or_text(name, value, expected):
+    assert is_out_of_memory(name, value) is expected
+
+
+def test_the_balance_is_read_from_the_text():
+    assert read_balance(ON_CUDA) == FailureBalance(
+        asked_bytes=20 * 2**30,
+        total_bytes=round(139.81 * 2**30),
+        free_bytes=512 * 2**20,
+        allocated_bytes=round(100.5 * 2**30),
+        cached_bytes=38 * 2**30,
+    )
+    assert read_balance(ON_CPU) == FailureBalance(asked_bytes=4_000_000_000_000)
+    assert read_balance("") is None
+
+
+def test_the_advice_shows_the_figures_side_by_side():
+    lines = advise(ON_CUDA, read_balance(ON_CUDA)).splitlines()
+    assert lines[0] == (
+        "20.0 GiB asked for, 512.0 MiB free, 100.5 GiB allocated by torch, 38.0 GiB cached by"
+        " torch, 139.8 GiB in all"
+    )
+    assert lines[1].startswith("try: a smaller batch; torch.no_grad()")
+    assert lines[2].endswith("PYTORCH_ALLOC_CONF=expandable_segments:True helps")
+
+
+def test_on_the_cpu_there_is_other_advice():
+    assert advise(ON_CPU, read_balance(ON_CPU)).splitlines() == [
+        "3.6 TiB asked for",
+        "try: a smaller batch or a smaller type, or give the machine or container more memory",
+    ]
