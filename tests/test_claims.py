@@ -10,14 +10,7 @@ import torch
 
 from labkit.errors import UsageError
 from labkit.lessons import needs
-from labkit.lessons.cards import (
-    BAD,
-    GOOD,
-    Card,
-    Detail,
-    card_html,
-    card_text,
-)
+from labkit.lessons.cards import BAD, GOOD, Card, Detail, card_html, card_text
 from labkit.lessons.claims import ClaimFailed, claim, claim_raises
 from labkit.lessons.needs import missing_need
 from labkit.lessons.value_repr import format_value, same_value

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from labkit.cli import main
-from labkit.cli.estimate import MODULE_NAME
+from labkit.cli.memory import MODULE_NAME
 
 TRAIN = """\
 import torch

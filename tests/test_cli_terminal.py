@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from labkit.cli import main, terminal
+from labkit import cli as cli_module
+from labkit.cli import main
 from tests.fakes.nvml import ROOT
 
 MEMORY = (sys.executable, "-m", "labkit", "memory")
@@ -40,13 +41,13 @@ class Screen(io.TextIOWrapper):
 def test_a_bar_is_as_wide_as_the_terminal_lets_it(monkeypatch, columns, cells):
     monkeypatch.setattr(sys, "stdout", Screen())
     monkeypatch.setenv("COLUMNS", str(columns))
-    assert terminal.fit_bar(64, indent=8) == cells
+    assert cli_module.fit_bar(64, indent=8) == cells
 
 
 def test_a_file_gets_the_whole_bar(monkeypatch):
     monkeypatch.setattr(sys, "stdout", io.StringIO())
     monkeypatch.setenv("COLUMNS", "20")
-    assert terminal.fit_bar(64, indent=8) == 64
+    assert cli_module.fit_bar(64, indent=8) == 64
 
 
 def test_a_line_of_code_in_letters_that_the_terminal_lacks_is_shown(tmp_path, monkeypatch):

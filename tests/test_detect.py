@@ -6,12 +6,12 @@ import sys
 
 import pytest
 
-from labkit.devices.accelerators import Accelerator
 from labkit.devices.cpu import CpuFacts
 from labkit.devices.detect import (
     NOT_PASSED,
     ORDER_UNKNOWN,
     SPLIT,
+    Accelerator,
     choose_mig_instance,
     describe_mac,
     detect_devices,

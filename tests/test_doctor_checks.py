@@ -10,12 +10,21 @@ from pathlib import Path
 
 import pytest
 
-from labkit.doctor.check import Check, Finding, failed, ok, unknown
+from labkit.doctor.check import (
+    Check,
+    Finding,
+    Host,
+    OnceRunner,
+    failed,
+    find_free_bytes,
+    find_total_bytes,
+    ok,
+    unknown,
+)
 from labkit.doctor.checks import CHECKS, driver, gpu_access, network
 from labkit.doctor.checks import driver as driver_module
 from labkit.doctor.checks import engine as engine_module
 from labkit.doctor.checks import system as system_module
-from labkit.doctor.host import Host, OnceRunner, find_free_bytes, find_total_bytes
 from labkit.doctor.run import examine_host, format_examination
 from labkit.host.distribution import UNKNOWN, Distribution, parse_os_release
 from labkit.host.engine import EngineFacts

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from labkit.doctor.check import COMMAND_SECONDS, OnceRunner, run_probe
 from labkit.doctor.checks import CHECKS
 from labkit.doctor.checks import torch as torch_build_check
-from labkit.doctor.host import COMMAND_SECONDS, OnceRunner, run_probe
 from labkit.doctor.run import examine_host, format_examination
 from tests.fakes.host import write_program
 from tests.fakes.sick_hosts import play_host

@@ -7,10 +7,9 @@ import ssl
 
 import pytest
 
-from labkit.doctor.check import Check, Finding, ok, unknown
+from labkit.doctor.check import Check, Finding, ok, reach_url, unknown
 from labkit.doctor.checks import driver, gpu_access, network, torch
 from labkit.doctor.checks import driver as driver_module
-from labkit.doctor.host import reach_url
 from labkit.doctor.run import Examination, examine_host, format_examination
 from labkit.host.distribution import Distribution
 from labkit.host.gpu import Gpu

@@ -9,9 +9,9 @@ import time
 
 import pytest
 
+from labkit.doctor.check import OnceRunner
 from labkit.doctor.checks import CHECKS
 from labkit.doctor.checks import torch as torch_build_check
-from labkit.doctor.host import OnceRunner
 from labkit.doctor.run import examine_host, format_examination
 from labkit.host.distribution import Distribution
 from labkit.host.packages import INSTALL_DRIVER

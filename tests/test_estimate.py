@@ -8,9 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from labkit.errors import (
-    UsageError,
-)
+from labkit.errors import UsageError
 from labkit.memory.balance.read import read_resident_bytes
 from labkit.memory.estimate.fake import UnknownNumber
 from labkit.memory.estimate.play import FORWARD_ALONE, estimate_memory, find_largest_batch

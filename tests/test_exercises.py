@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
+from labkit.lessons.checks import copy_arguments, judge_function
 from labkit.lessons.exercises import Case, Exercise, Verdict, WrongAnswer
-from labkit.lessons.judging import copy_arguments, judge_function
 from labkit.lessons.restrictions import find_violation
 
 X = torch.tensor([[1.0, 2.0], [3.0, 6.0]])

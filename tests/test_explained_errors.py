@@ -14,7 +14,7 @@ from traitlets.config import Config
 from traitlets.config.loader import PyFileConfigLoader
 
 from labkit.host.distribution import Distribution
-from labkit.jupyter import explain, extension
+from labkit.jupyter import cells, extension
 from labkit.known_errors.match import explain_text, hint_at
 from tests.notebooks import run_cells
 
@@ -82,7 +82,7 @@ def test_nothing_is_shown_below_other_cells(shell, cell):
 
 
 def test_nothing_was_raised_is_nothing_explained():
-    assert explain.explain_known_error(None) is None
+    assert cells.explain_known_error(None) is None
 
 
 @pytest.mark.parametrize(

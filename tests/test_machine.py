@@ -8,13 +8,7 @@ import sys
 
 import pytest
 
-from labkit.host.machine import (
-    FolderFacts,
-    find_free_port,
-    is_port_free,
-    read_folder,
-    read_machine,
-)
+from labkit.host.machine import FolderFacts, find_free_port, is_port_free, read_folder, read_machine
 
 
 def test_the_running_process_is_described():

@@ -12,7 +12,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from labkit.jupyter.explain import explain_out_of_memory
+from labkit.jupyter.cells import explain_out_of_memory
 from labkit.memory.balance.model import Balance, Snapshot, ThisProcess
 from labkit.memory.oom.live import Budget, Root, find_live_tensors, list_roots
 from labkit.memory.oom.model import (

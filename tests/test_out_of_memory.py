@@ -9,8 +9,8 @@ import textwrap
 import pytest
 
 from labkit.cli.run import format_summary
-from labkit.jupyter.explain import explain_last_error
-from labkit.notebooks.out_of_memory import (
+from labkit.jupyter.cells import explain_last_error
+from labkit.notebooks.execute import (
     PAGE_CHARACTERS,
     advise,
     explain_in_kernel,
@@ -50,14 +50,14 @@ def test_the_kernel_tells_the_page_right_after_the_cell(tmp_path):
 
 
 def test_a_kernel_without_labkit_leaves_the_errors_own_text(tmp_path):
-    hide = "import sys; sys.modules['labkit.jupyter.explain'] = None"
+    hide = "import sys; sys.modules['labkit.jupyter.cells'] = None"
     result, _ = run_cells(tmp_path, hide, FAIL)
     assert result.error.hint.startswith("30.0 GiB asked for, 27.5 GiB free")
 
 
 def test_a_cell_that_may_fail_is_not_asked_about(tmp_path):
     watch = (
-        "import labkit.jupyter.explain as explain; asked = [];"
+        "import labkit.jupyter.cells as explain; asked = [];"
         " explain.explain_last_error = lambda: asked.append(1)"
     )
     result, notebook = run_cells(tmp_path, watch, FAIL, "print(asked)", allow_errors=True)

@@ -4,13 +4,7 @@ from __future__ import annotations
 
 import resource
 
-from labkit.notebooks.kernel import (
-    HEAD_BYTES,
-    RICH_BYTES,
-    TAIL_BYTES,
-    OutputLimit,
-    shorten_middle,
-)
+from labkit.notebooks.kernel import HEAD_BYTES, RICH_BYTES, TAIL_BYTES, OutputLimit, shorten_middle
 from tests.notebooks import run_cells
 
 MIB = 2**20

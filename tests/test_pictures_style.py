@@ -11,7 +11,7 @@ matplotlib.use("agg")
 import matplotlib.pyplot as plt
 
 from labkit.lessons import pictures
-from labkit.lessons.pictures import style, use_lab_style
+from labkit.lessons.pictures import shapes, use_lab_style
 
 JUPYTER_LIGHT, JUPYTER_DARK = "#ffffff", "#111111"
 
@@ -35,7 +35,7 @@ def contrast(one: str, other: str) -> float:
 
 
 @pytest.mark.parametrize("page", [JUPYTER_LIGHT, JUPYTER_DARK], ids=["light", "dark"])
-@pytest.mark.parametrize("color", [*style.SERIES_COLORS, style.DARKER_GREY, style.LIGHTER_GREY])
+@pytest.mark.parametrize("color", [*shapes.SERIES_COLORS, shapes.DARKER_GREY, shapes.LIGHTER_GREY])
 def test_every_color_stands_out_on_both_pages(color, page):
     assert contrast(color, page) >= 3.4
 
@@ -43,10 +43,10 @@ def test_every_color_stands_out_on_both_pages(color, page):
 def test_figures_are_transparent_and_series_take_the_lab_colors():
     use_lab_style()
     figure, axes = plt.subplots()
-    lines = [axes.plot([0, 1])[0] for _ in style.SERIES_COLORS]
+    lines = [axes.plot([0, 1])[0] for _ in shapes.SERIES_COLORS]
     assert figure.get_facecolor()[3] == 0
     assert axes.get_facecolor()[3] == 0
-    assert tuple(line.get_color() for line in lines) == style.SERIES_COLORS
+    assert tuple(line.get_color() for line in lines) == shapes.SERIES_COLORS
 
 
 def test_calling_it_twice_changes_nothing():
@@ -80,7 +80,7 @@ def test_the_package_names_what_it_has():
 
 def test_importing_the_pictures_loads_neither_torch_nor_matplotlib():
     code = (
-        "import sys, labkit.lessons.pictures.style, labkit.lessons.pictures.shapes\n"
+        "import sys, labkit.lessons.pictures.shapes, labkit.lessons.pictures.shapes\n"
         "print([name for name in ('torch', 'numpy', 'matplotlib', 'IPython')"
         " if name in sys.modules])"
     )

@@ -14,12 +14,7 @@ import pytest
 
 from labkit.errors import LabkitError
 from labkit.notebooks.report.notebook import describe_counts
-from labkit.notebooks.report.page import (
-    describe_verdict,
-    format_moment,
-    write_page,
-    write_report,
-)
+from labkit.notebooks.report.page import describe_verdict, format_moment, write_page, write_report
 from labkit.notebooks.result import parse_run
 from tests.fakes.runs import (
     MIB,

@@ -6,9 +6,14 @@ import time
 
 import pytest
 
-from labkit.notebooks.report.notebook import MAX_HTML_CHARACTERS
+from labkit.notebooks.report.notebook import (
+    MAX_HTML_CHARACTERS,
+    MISSING_IMAGE,
+    clean_html,
+    clean_style,
+    is_cheap,
+)
 from labkit.notebooks.report.page import write_report
-from labkit.notebooks.report.sanitize import MISSING_IMAGE, clean_html, clean_style, is_cheap
 from tests.fakes.runs import code, make_notebook, make_result, shows, write_run
 from tests.test_report import Page
 

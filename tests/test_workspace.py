@@ -21,13 +21,7 @@ from labkit.files import Disk, hold_lock, place_new
 from labkit.lessons import workspace
 from labkit.lessons.catalog import Lab, listed_labs
 from labkit.lessons.notebooks import read_digests
-from labkit.lessons.workspace import (
-    LabUpdate,
-    Update,
-    reset_lab,
-    restore_saves,
-    update_workspace,
-)
+from labkit.lessons.workspace import LabUpdate, Update, reset_lab, restore_saves, update_workspace
 from tests.fakes.small_labs import write_labs
 
 DAY = datetime(2026, 11, 23, 9, 30, tzinfo=timezone.utc)

@@ -18,7 +18,7 @@ from labkit.errors import ExitCode, UsageError
 from labkit.host.torch_builds import BUILDS
 
 if TYPE_CHECKING:
-    from labkit.doctor.host import Host
+    from labkit.doctor.check import Host
     from labkit.doctor.run import Attempt, Examination, Offer
 
 # What a GPU is looked for from: the lab's own images, and what they are made from.
@@ -206,7 +206,7 @@ def ask_person(offer: Offer) -> bool:
 
 def make_host(*, deep: bool = False) -> Host:
     """This machine as the checks see it; from a checkout, its workspace, port and index too."""
-    from labkit.doctor.host import Host, reach_url
+    from labkit.doctor.check import Host, reach_url
     from labkit.launch.settings import DEFAULT_PORT, find_checkout, read_settings
     from labkit.launch.state import read_state
 

@@ -1,21 +1,29 @@
-"""``labkit memory``: the balance of each device, once or live; ``labkit history``: a snapshot."""
+"""``labkit memory``: the balance of each device, once or live; ``labkit history``: a snapshot.
+
+``labkit estimate``: whether a step fits a GPU, without a GPU.
+"""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib.util
 import shutil
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from labkit.cli import add_common, print_json
-from labkit.cli.terminal import can_print, fit_bar, is_terminal, wants_color
+from labkit.cli import add_common, can_print, fit_bar, is_terminal, print_json, wants_color
 from labkit.errors import ExitCode, UsageError
+from labkit.text import near_match
 
 if TYPE_CHECKING:
     from labkit.memory.balance.model import Balance, Snapshot
+    from labkit.memory.estimate.model import Estimate
+    from labkit.memory.track.model import LineUse
 
 
 DEFAULT_INTERVAL_SECONDS = 2.0
@@ -29,9 +37,10 @@ TO_TOP, CLEAR_LINE, CLEAR_BELOW = "\x1b[H", "\x1b[K", "\x1b[J"
 
 
 def add_commands(commands: argparse._SubParsersAction[Any]) -> None:
-    """Adds ``memory`` and ``history``."""
+    """Adds ``memory``, ``history`` and ``estimate``."""
     _add_memory(commands)
     _add_history(commands)
+    _add_estimate(commands)
 
 
 def _add_memory(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -198,3 +207,209 @@ def show_history(arguments: argparse.Namespace) -> int:
         if page:
             print(f"\npage: {page}")
     return ExitCode.OK
+
+
+MODULE_NAME = "labkit_estimated_file"
+EXAMPLE = """\
+the function takes the batch size and returns the step:
+
+  def make_step(batch=32):
+      model = Model()
+      optimizer = torch.optim.AdamW(model.parameters())
+      inputs = torch.randn(batch, 3, 224, 224)
+      def step():
+          optimizer.zero_grad()
+          model(inputs).mean().backward()
+          optimizer.step()
+      return step
+
+exits 0 if it fits or no device was named, 1 if it does not fit or may not fit"""
+
+
+def _add_estimate(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Adds ``estimate``."""
+    parser = subparsers.add_parser(
+        "estimate",
+        help="estimate whether a training step fits a GPU, without running it",
+        description="Estimates the peak memory of a training or inference step on fake tensors,"
+        " without a GPU and without using the memory.",
+        epilog=EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("step", metavar="FILE:FUNCTION", help="the function that makes the step")
+    parser.add_argument(
+        "--batch", type=int, metavar="N", help="the batch size (default: the function's own)"
+    )
+    parser.add_argument(
+        "--device",
+        metavar="WHAT",
+        help='the device to fit: a size ("24 GiB"), a GPU ("H100"), or cuda:0 or cpu of this'
+        " machine",
+    )
+    parser.add_argument("--inference", action="store_true", help="run the step without gradients")
+    add_common(parser)
+    parser.set_defaults(run=show_estimate)
+
+
+def show_estimate(arguments: argparse.Namespace) -> int:
+    """Prints the estimate; exits 0 where it fits or no device was named."""
+    from labkit.memory.estimate.model import find_target
+    from labkit.memory.estimate.play import estimate_memory
+    from labkit.memory.estimate.view import BAR_WIDTH, GLYPHS, INDENT, format_estimate
+
+    find_target(arguments.device)  # refuses an unknown name before torch is loaded
+    path, name = split_step(arguments.step)
+    check_file(path, name)
+    # The user's own prints are not results of this command.
+    with contextlib.redirect_stdout(sys.stderr):
+        function = find_function(load_file(path), name, path)
+        estimate = estimate_memory(
+            function,
+            batch=arguments.batch,
+            device=arguments.device,
+            inference=arguments.inference,
+            say=lambda words: print(words, file=sys.stderr),
+        )
+    if arguments.json:
+        print_json(describe_estimate(estimate))
+    else:
+        plain = not can_print("".join(GLYPHS.values()))
+        width = fit_bar(BAR_WIDTH, len(INDENT))
+        print(format_estimate(estimate, plain=plain, width=width))
+    judged = estimate.target.capacity_bytes is not None
+    return ExitCode.FAILED if judged and not estimate.fits else ExitCode.OK
+
+
+def split_step(word: str) -> tuple[Path, str]:
+    """The file and the function of ``FILE:FUNCTION``; raises UsageError where one is missing.
+
+    >>> split_step("train.py:make_step")[1]
+    'make_step'
+    """
+    file, colon, name = word.rpartition(":")
+    if not colon or not file or not name:
+        raise UsageError(
+            f"{word!r} does not name a function",
+            cause="the argument is FILE:FUNCTION, a file and a function in it",
+            fix=f"labkit estimate {file or word or 'train.py'}:make_step",
+        )
+    return Path(file), name
+
+
+def check_file(path: Path, name: str) -> None:
+    """Raises UsageError with a near match where there is no such file."""
+    if path.is_file():
+        return
+    folder = path.parent
+    there = sorted(one.name for one in folder.glob("*.py")) if folder.is_dir() else []
+    near = near_match(path.name, there)
+    raise UsageError(
+        f"{path} does not exist",
+        cause=f"the Python files in {folder}/ are: {', '.join(there[:8]) or 'none'}",
+        fix=f"labkit estimate {folder / near}:{name}" if near else "labkit estimate --help",
+    )
+
+
+def load_file(path: Path) -> ModuleType:
+    """The file as a module, its own folder importable; raises UsageError where it cannot be."""
+    from labkit.memory.estimate.play import explain_failure
+
+    spec = importlib.util.spec_from_file_location(MODULE_NAME, path.resolve())
+    if spec is None or spec.loader is None:
+        raise UsageError(
+            f"{path} is not a Python file",
+            cause="its name does not end in .py",
+            fix="labkit estimate train.py:make_step",
+        )
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[MODULE_NAME] = module  # dataclasses and pickle look a module up by its name
+    with _import_beside(path):
+        try:
+            spec.loader.exec_module(module)
+        except SyntaxError as error:
+            raise UsageError(
+                f"{path} is not valid Python: {error.msg}",
+                cause=f"{Path(error.filename or path).name}:{error.lineno}:"
+                f" {(error.text or '').strip()}",
+                fix=f"python -m py_compile {path}",
+            ) from error
+        except (Exception, SystemExit) as error:
+            raise explain_failure(str(path), error) from error
+    return module
+
+
+def find_function(module: ModuleType, name: str, path: Path) -> Callable[..., Any]:
+    """The function of that name; raises UsageError with a near match where there is none."""
+    found = getattr(module, name, None)
+    if callable(found):
+        return found  # type: ignore[no-any-return]
+    own = [
+        key
+        for key, value in vars(module).items()
+        if callable(value) and getattr(value, "__module__", None) == module.__name__
+    ]
+    near = near_match(name, own)
+    raise UsageError(
+        f"{path} has no function {name!r}",
+        cause=f"its functions are: {', '.join(own) or 'none'}",
+        fix=f"labkit estimate {path}:{near or (own[0] if own else 'make_step')}",
+    )
+
+
+def describe_estimate(estimate: Estimate) -> dict[str, object]:
+    """The estimate as ``--json`` prints it; what is unknown is null."""
+    return {
+        "function": estimate.name,
+        "batch": estimate.batch,
+        "inference": estimate.inference,
+        "device": {
+            "name": estimate.target.name,
+            "kind": estimate.target.kind,
+            "capacity_bytes": estimate.target.capacity_bytes,
+            "taken_bytes": estimate.target.taken_bytes,
+        },
+        "peak_bytes": estimate.peak_bytes,
+        "kinds": estimate.kinds,
+        "reserved_bytes": estimate.reserved_bytes,
+        "context_bytes": estimate.context_bytes,
+        "needed_bytes": [estimate.least_bytes, estimate.most_bytes],
+        "fits": estimate.fits,
+        "spare_bytes": estimate.spare_bytes,
+        "largest_batch": estimate.largest_batch,
+        "complete": estimate.obstacle is None,
+        "obstacle": _describe_obstacle(estimate),
+        "lines": [_describe_line(line) for line in estimate.lines],
+        "notes": list(estimate.notes),
+    }
+
+
+def _describe_obstacle(estimate: Estimate) -> dict[str, object] | None:
+    obstacle = estimate.obstacle
+    if obstacle is None:
+        return None
+    return {
+        "operator": obstacle.operator,
+        "reason": obstacle.reason,
+        "file": obstacle.frame and obstacle.frame.file,
+        "line": obstacle.frame and obstacle.frame.line,
+    }
+
+
+def _describe_line(line: LineUse) -> dict[str, object]:
+    return {
+        "file": line.frame and line.frame.file,
+        "line": line.frame and line.frame.line,
+        "source": line.frame and line.frame.source,
+        "held_bytes": line.held_bytes,
+        "storages": line.storages,
+    }
+
+
+@contextlib.contextmanager
+def _import_beside(path: Path) -> Iterator[None]:
+    """Lets the file import modules of its folder, as ``python FILE`` does."""
+    sys.path.insert(0, str(path.resolve().parent))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(path.resolve().parent))

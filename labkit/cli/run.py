@@ -26,13 +26,7 @@ from labkit.text import escape_controls, format_bytes, format_seconds
 if TYPE_CHECKING:
     from labkit.lessons.catalog import Lab
     from labkit.notebooks.execute import CellEvent, RunOptions
-    from labkit.notebooks.result import (
-        NotebookResult,
-        RunAccount,
-        RunFailure,
-        RunFolder,
-        RunResult,
-    )
+    from labkit.notebooks.result import NotebookResult, RunAccount, RunFailure, RunFolder, RunResult
     from labkit.notebooks.schedule import DeviceChoice
     from labkit.notebooks.sources import Source
 

@@ -14,13 +14,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from labkit.devices.detect import (
-    HIDING,
-    TORCH_KINDS,
-    Detection,
-    Device,
-    explain_old_driver,
-)
+from labkit.devices.detect import HIDING, TORCH_KINDS, Detection, Device, explain_old_driver
 from labkit.devices.nvml import strip_kind
 from labkit.devices.torch_devices import TorchDevice, TorchFacts, has_kernels
 from labkit.errors import DeviceMissingError

@@ -13,8 +13,7 @@ from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
-from labkit.doctor.check import STATUSES, Check, Finding, SafeFix, unknown
-from labkit.doctor.host import Host
+from labkit.doctor.check import STATUSES, Check, Finding, Host, SafeFix, unknown
 from labkit.process import CommandResult, CommandRunner
 
 # A check that waited for one that ran out of time is skipped, which takes this long at most.

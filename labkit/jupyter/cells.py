@@ -1,6 +1,8 @@
 """The memory that a cell used: measured between IPython's events, shown below the cell.
 
 ``%%memory`` shows a few lines; ``%memory on`` shows one dim line under every cell.
+
+Explains the error of a cell: a page on an out-of-memory error, the cause of other known ones.
 """
 
 from __future__ import annotations
@@ -8,15 +10,84 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
+from labkit.host.distribution import read_distribution
 from labkit.jupyter.panel import is_same_cell
-from labkit.memory.balance.model import MIB
+from labkit.known_errors.match import hint_at
+from labkit.memory.balance.model import MIB, Balance, Snapshot
+from labkit.memory.balance.read import find_started_torch, take_snapshot
+from labkit.memory.oom.live import Budget, find_live_tensors, list_roots
+from labkit.memory.oom.model import (
+    OutOfMemoryPage,
+    find_out_of_memory,
+    read_failure,
+    read_largest_block,
+    walk_chain,
+)
+from labkit.memory.track.frames import find_shell
 from labkit.memory.track.model import BlockSpan, MemoryUse
 from labkit.memory.track.tracker import MemoryTracker
 from labkit.render import escape
 from labkit.text import format_bytes, format_seconds
+
+
+def explain_out_of_memory(
+    error: BaseException,
+    namespace: Mapping[str, object],
+    *,
+    torch: Any = None,
+    take: Callable[[], Snapshot] = take_snapshot,
+    budget: Budget | None = None,
+) -> OutOfMemoryPage:
+    """What is known about this out-of-memory error: its text, the allocator, the live tensors.
+
+    The page keeps neither a tensor nor the error alive. ``torch`` has started CUDA; without it
+    the allocator's figures are left out.
+    """
+    torch = torch or find_started_torch()
+    failure = read_failure(str(error))
+    device = failure.device or (_name_current(torch) if torch else None)
+    if device is None:
+        return OutOfMemoryPage(failure)
+    return OutOfMemoryPage(
+        failure._replace(device=device),
+        balance=_find_balance(device, take),
+        largest_block_bytes=read_largest_block(torch.cuda, device) if torch else None,
+        live=find_live_tensors(device, list_roots(namespace, error), budget),
+    )
+
+
+def explain_last_error() -> str | None:
+    """The page on the last cell's error as text; None if it was not an out-of-memory error.
+
+    ``labkit run`` calls it in a notebook's kernel; the extension need not be loaded.
+    """
+    error = find_out_of_memory(getattr(sys, "last_exc", None) or getattr(sys, "last_value", None))
+    if error is None:
+        return None
+    shell = find_shell()
+    return repr(explain_out_of_memory(error, shell.user_ns if shell is not None else {}))
+
+
+def explain_known_error(error: BaseException | None) -> str | None:
+    """The cause and the fix of a known error, one line each; None for an unknown one."""
+    texts = [f"{type(one).__name__}: {one}" for one in walk_chain(error)]
+    return hint_at("\n".join(texts), read_distribution()) if texts else None
+
+
+def _name_current(torch: Any) -> str:
+    return f"cuda:{torch.cuda.current_device()}"
+
+
+def _find_balance(device: str, take: Callable[[], Snapshot]) -> Balance | None:
+    try:
+        balances = take().balances
+    except RuntimeError:
+        return None  # after a sticky CUDA error every call fails
+    return next((one for one in balances if one.torch_name == device), None)
+
 
 # The resident memory of a process changes by up to this in a cell that does nothing.
 PROCESS_NOISE_BYTES = MIB

@@ -106,7 +106,7 @@ class Extension:
     def _explain_error(self, result: Any) -> None:
         if result.error_in_exec is None:
             return
-        from labkit.jupyter.explain import explain_known_error, explain_out_of_memory
+        from labkit.jupyter.cells import explain_known_error, explain_out_of_memory
         from labkit.memory.oom.view import render_page
 
         error = find_out_of_memory(result.error_in_exec)

@@ -17,14 +17,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from labkit.charts import round_up
-from labkit.memory.balance.model import (
-    MIB,
-    Balance,
-    Snapshot,
-    divide_bar,
-    list_terms,
-    name_device,
-)
+from labkit.memory.balance.model import MIB, Balance, Snapshot, divide_bar, list_terms, name_device
 from labkit.memory.balance.view import (
     INLINE_STYLE,
     PICTURE_COLORS,

@@ -6,9 +6,8 @@ catalogs has no meaning.
 
 from __future__ import annotations
 
-from labkit.known_errors.building import BUILD_ERRORS
 from labkit.known_errors.driver import DRIVER_ERRORS
-from labkit.known_errors.engine import ENGINE_ERRORS
+from labkit.known_errors.engine import BUILD_ERRORS, ENGINE_ERRORS
 from labkit.known_errors.gpu_access import GPU_ACCESS_ERRORS
 from labkit.known_errors.model import Certainty, KnownError
 from labkit.known_errors.python import PYTHON_ERRORS

@@ -224,7 +224,7 @@ def _verdict_problem(
 def _judged_problem(
     name: str, exercise: Exercise, answer: str, function: object, wanted: str
 ) -> Iterator[str]:
-    from labkit.lessons.judging import judge_function
+    from labkit.lessons.checks import judge_function
 
     with _quiet():
         verdict = judge_function(exercise, name, function)

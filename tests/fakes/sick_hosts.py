@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from labkit.doctor.host import Host, OnceRunner
+from labkit.doctor.check import Host, OnceRunner
 from labkit.process import CommandResult
 from tests.fakes.host import ADA, CONTEXT, DOCKER_FINE, DOCKER_INFO, INFO, FakeRunner, fails, says
 

@@ -6,8 +6,17 @@ import re
 import stat
 from dataclasses import dataclass
 
-from labkit.doctor.check import Check, Finding, SafeFix, failed, ok, unknown, warning
-from labkit.doctor.host import COMMAND_SECONDS, Host
+from labkit.doctor.check import (
+    COMMAND_SECONDS,
+    Check,
+    Finding,
+    Host,
+    SafeFix,
+    failed,
+    ok,
+    unknown,
+    warning,
+)
 from labkit.host.distribution import Distribution
 from labkit.host.gpu import Gpu, GpuFacts, probe_gpu, read_module_version
 from labkit.host.packages import DROP_NOUVEAU, ENROLL_KEY, INSTALL_DRIVER

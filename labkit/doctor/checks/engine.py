@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from labkit.doctor.check import Check, Finding, failed, ok, unknown, warning
-from labkit.doctor.host import Host
+from labkit.doctor.check import Check, Finding, Host, failed, ok, unknown, warning
 from labkit.host.distribution import UNKNOWN, Distribution
 from labkit.host.engine import EngineFacts, EngineObstacle, find_engine_obstacle
 from labkit.host.packages import START_DOCKER

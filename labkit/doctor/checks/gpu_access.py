@@ -9,9 +9,18 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from labkit.doctor.check import Check, Finding, SafeFix, failed, ok, unknown, warning
+from labkit.doctor.check import (
+    COMMAND_SECONDS,
+    Check,
+    Finding,
+    Host,
+    SafeFix,
+    failed,
+    ok,
+    unknown,
+    warning,
+)
 from labkit.doctor.checks.engine import probe_pair
-from labkit.doctor.host import COMMAND_SECONDS, Host
 from labkit.host.distribution import Distribution
 from labkit.host.gpu import read_module_version
 from labkit.host.gpu_access import GpuAccessTest, find_image, probe_gpu_access

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from labkit.doctor.check import Check, Finding, failed, ok, warning
+from labkit.doctor.check import Check, Finding, Host, failed, ok, warning
 from labkit.doctor.checks.torch import find_fitting_build, read_capabilities
-from labkit.doctor.host import Host
 from labkit.host.distribution import Distribution
 from labkit.host.gpu import read_module_version
 from labkit.host.torch_builds import BUILDS, CPU_BUILD

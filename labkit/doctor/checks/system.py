@@ -7,8 +7,17 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from labkit.doctor.check import Check, Finding, SafeFix, failed, ok, unknown, warning
-from labkit.doctor.host import COMMAND_SECONDS, Host
+from labkit.doctor.check import (
+    COMMAND_SECONDS,
+    Check,
+    Finding,
+    Host,
+    SafeFix,
+    failed,
+    ok,
+    unknown,
+    warning,
+)
 from labkit.host.cgroups import read_limits
 from labkit.host.distribution import Distribution
 from labkit.host.machine import FolderFacts, read_folder

@@ -12,9 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from labkit.doctor.check import Check, Finding, failed, ok, unknown, warning
+from labkit.doctor.check import Check, Finding, Host, failed, ok, unknown, warning
 from labkit.doctor.checks.driver import NEWEST_DRIVER, OLDEST_DRIVER
-from labkit.doctor.host import Host
 from labkit.host.distribution import Distribution
 from labkit.host.gpu import Capability, probe_gpu, read_module_version
 from labkit.host.packages import INSTALL_DRIVER
