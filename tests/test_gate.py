@@ -140,7 +140,7 @@ def test_a_sound_lab_goes_through(labs: Path) -> None:
         pytest.param(
             LESSON,
             EXERCISES[: EXERCISES.index('wrong_answers=(WrongAnswer("in')] + "),\n)",
-            "small.double has no wrong answers to be told apart",
+            "small.double has no wrong answers",
             id="no wrong answers",
         ),
         pytest.param(

@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from labkit.notebooks.cuda_probe import CudaProbe, DeviceState, read_answer
-from labkit.notebooks.execute import HIGH_WATER_MARK, INTERVAL_SECONDS, Meter, Timeline
+from labkit.notebooks.execute import HIGH_WATER_MARK, INTERVAL_SECONDS, MemoryTimeline, Meter
 from labkit.notebooks.result import CellMemory, CudaMemory, MeasuringAccount
 from tests.notebooks import make_notebook, run_cells
 
@@ -98,7 +98,7 @@ def test_a_kernel_without_a_known_process_is_not_measured():
 
 @pytest.mark.parametrize("count", [10, 600, 601, 5000, 200_000])
 def test_a_timeline_keeps_a_bounded_even_number_of_points(count):
-    timeline = Timeline()
+    timeline = MemoryTimeline()
     for number in range(count):
         timeline.add((number * 0.1, 999 if number == 7 else number % 5, None))
     points = timeline.points
@@ -109,7 +109,7 @@ def test_a_timeline_keeps_a_bounded_even_number_of_points(count):
 
 
 def test_joined_points_keep_what_the_allocator_told():
-    timeline = Timeline(limit=1, width_seconds=1)
+    timeline = MemoryTimeline(limit=1, width_seconds=1)
     for point in [(0.0, 5, 70), (1.0, 9, None), (2.0, None, 60)]:
         timeline.add(point)
     assert timeline.points == ((1.0, 9, 70),)

@@ -317,9 +317,9 @@ def read_torch_build(folder: Path | None = None) -> InstalledTorch | None:
     except OSError:
         return None
     fields = r"^(__version__|cuda|hip|xpu)\b[^=\n]*=\s*'([^'\n]*)'"
-    told = dict(re.findall(fields, text, re.MULTILINE))
-    version = told.pop("__version__", None)
-    return InstalledTorch(version, **told) if version else None
+    found = dict(re.findall(fields, text, re.MULTILINE))
+    version = found.pop("__version__", None)
+    return InstalledTorch(version, **found) if version else None
 
 
 def find_torch_folder() -> Path | None:

@@ -71,7 +71,7 @@ class Attempts:
         """Counts one from ``address``."""
         self._turn()
         self._count += 1
-        # Above the total limit, addresses need not be told apart: memory is bounded.
+        # Above the total limit, addresses are not distinguished: memory is bounded.
         if self._count <= LIMIT_ALL:
             self._by_address[address] = self._by_address.get(address, 0) + 1
 
@@ -213,7 +213,7 @@ def address_of(handler: web.RequestHandler) -> str:
 
 
 def find_token(environment: Mapping[str, str] = os.environ) -> tuple[str, bool]:
-    """The token, and whether it was made just now and must be told.
+    """The token, and whether it was made just now and must be printed.
 
     From the file LABKIT_TOKEN_FILE, so that it is in no environment, argument list or `docker
     inspect`; else JUPYTER_TOKEN; else a random one. Raises UsageError where the file has none.

@@ -15,8 +15,6 @@ from dataclasses import asdict
 from types import TracebackType
 from typing import Any
 
-import torch
-
 from labkit.errors import LabkitError
 from labkit.files import find_workspace
 from labkit.lessons.cards import BAD, GOOD, QUIET, Card, Detail, show_card
@@ -46,6 +44,7 @@ from labkit.lessons.value_repr import (
     find_difference,
     format_block,
     format_value,
+    is_tensor,
     same_value,
 )
 from labkit.notebooks.result import CHECK_MIME
@@ -62,6 +61,8 @@ def judge_function(exercise: Exercise, name: str, function: object) -> Verdict:
     if not callable(function):
         text = f"`check` takes the function itself, and was given {describe_type(function)}"
         return Verdict(name, WRONG_TYPE, text)
+    import torch
+
     with _plain_torch():
         cases = list(exercise.cases())
         for index, case in enumerate(cases):
@@ -171,14 +172,14 @@ def _copy_argument(argument: Any, memo: dict[int, Any]) -> Any:
     try:
         return copy.deepcopy(argument, memo)
     except (RuntimeError, TypeError):
-        if isinstance(argument, torch.Tensor):  # not a leaf: its graph stays with the original
+        if is_tensor(argument):  # not a leaf: its graph stays with the original
             return argument.detach().clone().requires_grad_(argument.requires_grad)
         return argument
 
 
 def _find_changed(arguments: tuple[Any, ...], before: tuple[Any, ...]) -> str | None:
     for index, (now, was) in enumerate(zip(arguments, before, strict=True)):
-        if isinstance(now, torch.Tensor | list | dict) and not same_value(now, was):
+        if (is_tensor(now) or isinstance(now, list | dict)) and not same_value(now, was):
             return (
                 f"the function changed its argument number {index + 1}: "
                 f"it was {format_value(was)}, and is now {format_value(now)}"
@@ -189,6 +190,8 @@ def _find_changed(arguments: tuple[Any, ...], before: tuple[Any, ...]) -> str | 
 @contextmanager
 def _plain_torch() -> Iterator[None]:
     """torch with its defaults, and the caller's random state and settings put back after."""
+    import torch
+
     dtype = torch.get_default_dtype()
     cuda = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
     with torch.random.fork_rng(devices=cuda), torch.inference_mode(False), torch.enable_grad():

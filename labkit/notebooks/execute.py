@@ -539,7 +539,7 @@ class Meter:
         account: MeasuringAccount,
         tick: Callable[[int | None], None] = lambda resident: None,
     ) -> None:
-        self.timeline = Timeline()
+        self.timeline = MemoryTimeline()
         self._account = account
         self._tick = tick
         self._started = time.monotonic()
@@ -631,7 +631,7 @@ POINT_LIMIT = 600
 FIRST_WIDTH_SECONDS = 0.05
 
 
-class Timeline:
+class MemoryTimeline:
     """Points of (seconds, resident bytes, CUDA bytes or None), at most ``limit`` of them.
 
     Time is cut into slices of one width, and each slice keeps its highest point. Where the slices

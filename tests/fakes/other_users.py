@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -37,6 +38,9 @@ def as_user(user: int, environment: Mapping[str, str] | None = None) -> dict[str
 def open_folder(factory: pytest.TempPathFactory) -> Path:
     """A temporary folder that other users may enter."""
     folder = factory.mktemp("shared")
-    for path in (folder, *list(folder.parents)[:2]):
+    # pytest-of-USER/pytest-N, and a worker's folder in it under xdist.
+    for path in (folder, *folder.parents):
+        if path == Path(tempfile.gettempdir()):
+            break
         path.chmod(0o755)
     return folder
