@@ -6,8 +6,8 @@ import os
 
 import pytest
 
-from labkit.devices.cpu import CpuFacts
 from labkit.devices.detect import Accelerator, find_apple_gpu, read_accelerators
+from labkit.host.cpu import CpuFacts
 
 GIB = 2**30
 NODES = "sys/class/kfd/kfd/topology/nodes"

@@ -50,6 +50,7 @@ def test_halving_loses_no_spike_and_no_hole():
     assert points[333 * len(points) // 1024].high == 10_000
 
 
+@pytest.mark.slow
 def test_ten_hours_of_ten_samples_a_second_stay_within_the_limit():
     buckets = Buckets(limit=600, width_seconds=0.1)
     most = 0

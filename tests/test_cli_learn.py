@@ -158,6 +158,7 @@ def test_an_endless_answer_ends_at_the_limit(desk: Desk, capsys: Any) -> None:
     assert "timed out         center\n" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_dead_kernel_names_the_cell(desk: Desk, capsys: Any) -> None:
     desk.solve("import os\n    os._exit(3)")
 
@@ -319,6 +320,7 @@ def test_the_gate_says_what_does_not_hold(desk: Desk, capsys: Any) -> None:
     assert value["problems"] == ["small: nothing is known of the need 'cuba'"]
 
 
+@pytest.mark.slow
 def test_the_whole_gate_counts_what_held(desk: Desk, capsys: Any) -> None:
     assert main(["check", "small", "--gate"]) == 0
     assert "small: holds: 2 claims (" in capsys.readouterr().out

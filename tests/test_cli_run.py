@@ -365,6 +365,7 @@ def heeds_interrupts():
     signal.signal(signal.SIGINT, before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
 def test_a_signal_stops_the_kernel_and_still_prints_the_object(tmp_path, heeds_interrupts, number):
     path = make_file(

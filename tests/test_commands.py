@@ -147,6 +147,7 @@ def test_an_endless_flood_is_ended_at_its_limit():
     assert time.monotonic() - started < 4
 
 
+@pytest.mark.slow
 def test_a_child_that_left_and_holds_the_pipe_holds_up_nobody(tmp_path):
     path = tmp_path / "child"
     started = time.monotonic()

@@ -304,6 +304,7 @@ print(os.environ.get("KINETO_LOG_LEVEL"))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("level", [None, "6"], ids=["unset", "set by someone else"])
 def test_the_profiler_writes_nothing_and_its_variable_is_as_before(level):
     pytest.importorskip("torch")

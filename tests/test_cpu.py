@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from labkit.devices.cpu import (
+from labkit.host.cpu import (
+    CgroupLimits,
     CpuFacts,
     count_allowed_cores,
     detect_cpu,
+    read_limits,
     read_linux_cpu,
     read_macos_cpu,
 )
-from labkit.host.cgroups import CgroupLimits, read_limits
 from labkit.process import CommandResult
 
 GIB = 2**30

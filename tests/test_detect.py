@@ -6,7 +6,6 @@ import sys
 
 import pytest
 
-from labkit.devices.cpu import CpuFacts
 from labkit.devices.detect import (
     NOT_PASSED,
     ORDER_UNKNOWN,
@@ -21,6 +20,7 @@ from labkit.devices.detect import (
 )
 from labkit.devices.nvml import SENTENCES, NvmlFacts, NvmlGpu, Trouble
 from labkit.devices.torch_devices import best_device
+from labkit.host.cpu import CpuFacts
 from labkit.host.torch_builds import InstalledTorch, find_torch_folder, read_torch_build
 
 GIB = 2**30

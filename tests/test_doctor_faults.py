@@ -59,6 +59,7 @@ def sick_programs(tmp_path, monkeypatch):
     return write
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", FAULTS.values(), ids=FAULTS.keys())
 def test_whatever_programs_do_every_check_comes_back(sick_programs, script):
     examination = examine_host(sick_programs(script), CHECKS)
@@ -68,6 +69,7 @@ def test_whatever_programs_do_every_check_comes_back(sick_programs, script):
     assert json.dumps([each.describe() for each in examination.findings])
 
 
+@pytest.mark.slow
 def test_with_the_real_limits_the_whole_ends_within_ten_seconds(sick_programs):
     host = sick_programs(STUBBORN, COMMAND_SECONDS)
     started = time.monotonic()

@@ -406,6 +406,7 @@ def test_a_certificate_file_is_looked_for(tmp_path, name, path, missing):
     assert facts.missing == (((name, path),) if missing else ())
 
 
+@pytest.mark.slow
 @given(st.text(max_size=300))
 def test_any_os_release_is_read(text):
     assert parse_os_release(text).family in (None, *FAMILY_NAMES)

@@ -157,6 +157,7 @@ def test_a_model_can_be_moved_and_made_smaller():
     assert estimate.kinds["parameters"] == 2 * 100 * 100
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated")
 def test_a_compiled_model_is_estimated_as_an_eager_one():
     def make_step(wrap):
@@ -303,6 +304,7 @@ def test_the_batch_is_the_functions_own_where_none_is_given():
     assert estimate_memory(lambda one: None, torch.ones(1)).batch is None
 
 
+@pytest.mark.slow
 def test_the_largest_batch_is_found_and_the_next_one_does_not_fit():
     make_step = make_training("cnn", "Adam")
     tried = []

@@ -98,6 +98,7 @@ def test_a_false_claim_or_check_fails_though_no_cell_raised(tmp_path, cell):
     assert [cell.status for cell in result.cells] == ["passed"]
 
 
+@pytest.mark.slow
 def test_a_cell_past_its_time_is_ended_with_its_kernel_and_children(tmp_path):
     result, _ = run_cells(tmp_path, SPAWN, "import time\ntime.sleep(600)", timeout_seconds=1.5)
     assert result.status == "timed_out"
@@ -107,6 +108,7 @@ def test_a_cell_past_its_time_is_ended_with_its_kernel_and_children(tmp_path):
     assert all(is_gone(pid) for pid in read_pids(tmp_path))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("ending", "how"),
     [
@@ -128,6 +130,7 @@ def test_a_dead_kernel_is_named_and_leaves_no_child(tmp_path, ending, how):
     assert all(is_gone(pid) for pid in read_pids(tmp_path))
 
 
+@pytest.mark.slow
 def test_nothing_is_left_of_a_run_that_passed(tmp_path):
     result, _ = run_cells(tmp_path, SPAWN)
     assert result.status == "passed"
@@ -157,6 +160,7 @@ def test_ctrl_c_stops_the_kernel_and_keeps_what_was_known(tmp_path, heeds_interr
     assert all(is_gone(pid) for pid in read_pids(tmp_path))
 
 
+@pytest.mark.slow
 def test_a_progress_that_cannot_be_written_ends_the_kernel_too(tmp_path):
     def fail(event):
         if event.number == 2:

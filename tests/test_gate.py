@@ -182,6 +182,7 @@ def test_a_notebooks_name_must_be_plain(labs: Path) -> None:
     assert inspect_folder() == ("small: '../01_small.ipynb' is no plain name of a notebook",)
 
 
+@pytest.mark.slow
 def test_the_gate_runs_every_claim_of_the_reference(labs: Path) -> None:
     started: list[int] = []
     found = run_reference(
@@ -197,6 +198,7 @@ def test_the_gate_runs_every_claim_of_the_reference(labs: Path) -> None:
     assert started == [1, 2, 3, 4, 5, 6, 7]
 
 
+@pytest.mark.slow
 def test_the_gate_names_the_claim_and_the_cell_that_fail(labs: Path) -> None:
     lesson = LESSON.replace("sum(), 3)", "sum(), 4)").replace(
         "return x * scale", "return x + scale"
@@ -232,6 +234,7 @@ def test_the_labs_folder_holds() -> None:
     assert inspect_folder(ROOT / "labs") == ()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lab", LABS, ids=lambda lab: lab.name)
 def test_each_lab_holds(lab: Lab) -> None:
     found = inspect_lab(lab)

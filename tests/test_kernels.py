@@ -53,6 +53,7 @@ def test_the_kernels_own_streams_stay_off_ours(tmp_path: Path, capfd: Any) -> No
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.slow
 def test_a_kernel_that_cannot_start_is_an_error(tmp_path: Path) -> None:
     environment = {
         **kernel_environment(reference=False, workspace=None),
@@ -63,6 +64,7 @@ def test_a_kernel_that_cannot_start_is_an_error(tmp_path: Path) -> None:
         run_cells(code("1"), tmp_path, environment, timeout_seconds=60)
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_the_kernel_and_the_run(tmp_path: Path) -> None:
     script = tmp_path / "run.py"
     script.write_text(
@@ -126,3 +128,8 @@ def test_the_environment_says_what_kind_of_run_it_is(
 )
 def test_a_cells_error_is_one_line(outputs: list[dict[str, str]], error: str | None) -> None:
     assert cell_error({"outputs": outputs}) == error
+
+
+def test_a_callers_startup_file_does_not_run_before_a_lab(monkeypatch):
+    monkeypatch.setenv("PYTHONSTARTUP", "/somebody/startup.py")
+    assert "PYTHONSTARTUP" not in kernel_environment(reference=True, workspace=None)

@@ -390,6 +390,7 @@ def test_what_holds_itself_comes_to_an_end():
     assert find(list_roots({"ring": ring})) == {MIB + 7: [("user", "ring[0]")]}
 
 
+@pytest.mark.slow
 def test_the_search_is_bounded_in_time():
     ticks = iter(range(1000))
     held = make(1)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import resource
 
+import pytest
+
 from labkit.notebooks.kernel import HEAD_BYTES, RICH_BYTES, TAIL_BYTES, OutputLimit, shorten_middle
 from tests.notebooks import run_cells
 
@@ -77,6 +79,7 @@ def test_a_short_text_is_not_shortened():
     assert shorten_middle("text", 4) == "text"
 
 
+@pytest.mark.slow
 def test_a_hundred_megabytes_are_bounded_and_the_rest_goes_on(tmp_path):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     source = "block = 'x' * 999_999 + '\\n'\nfor _ in range(100): print(block, end='', flush=True)"

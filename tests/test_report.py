@@ -356,6 +356,7 @@ def _flood(index: int) -> list[dict]:
     ]
 
 
+@pytest.mark.slow
 def test_a_notebook_of_200_cells_that_flood_is_reported_small_and_soon(tmp_path):
     cells = [make_cell(index, seconds=0.01 * index) for index in range(200)]
     timeline = [[0.1 * number, number * MIB, number * MIB] for number in range(600)]
@@ -377,6 +378,7 @@ def test_a_notebook_of_200_cells_that_flood_is_reported_small_and_soon(tmp_path)
     assert_opens_offline(page)
 
 
+@pytest.mark.slow
 def test_thousands_of_cells_keep_the_page_small(tmp_path):
     cells = [make_cell(index, first_line="é" * 200) for index in range(6000)]
     claims = [{"statement": "s" * 5000, "held": True, "skipped": None}] * 6000

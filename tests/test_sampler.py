@@ -157,6 +157,7 @@ def test_a_gpu_gets_torchs_name_once_torch_has_started_it():
     assert highs(sampler, "cuda:0", "used") == [4 * GIB] * 2
 
 
+@pytest.mark.slow
 def test_ten_hours_stay_small_and_keep_the_spike():
     gpus = [play_gpu(index=index) for index in range(2)]
     usual, spike = snap(*gpus, play_cpu()), snap(gpus[0], play_gpu(used=20 * GIB, index=1))

@@ -50,12 +50,14 @@ def test_jobs_run_at_the_same_time_each_in_its_own_kernel(tmp_path):
     ]
 
 
+@pytest.mark.slow
 def test_after_a_failure_what_runs_ends_and_nothing_more_begins(tmp_path):
     notebooks = {"a": ["1/0"], "b": ["1"], "c": ["1"]}
     results = run_all(tmp_path, notebooks)
     assert [result.status for result in results] == ["failed", "not_run", "not_run"]
 
 
+@pytest.mark.slow
 def test_the_total_limit_ends_the_run_where_it_is(tmp_path):
     notebooks = {"a": [SPAWN, "import time; time.sleep(600)"], "b": ["1"]}
     results = run_all(tmp_path, notebooks, total_timeout_seconds=4.0, keep_going=True)
@@ -91,6 +93,7 @@ def test_out_of_memory_is_a_kind_of_its_own(tmp_path):
     assert result.error.hint.startswith("8.0 GiB asked for\ntry: ")
 
 
+@pytest.mark.slow
 def test_a_killed_runner_takes_its_kernel_and_all_children_with_it(tmp_path):
     path = make_file(tmp_path / "long.ipynb", SPAWN, "import time\ntime.sleep(600)")
     command = [sys.executable, "-m", "labkit", "run", path, "--output", str(tmp_path / "out")]

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from labkit.devices.nvml import GpuMemory, GpuProcess, MemoryAnswer, Trouble
-from labkit.host.cgroups import read_room
+from labkit.host.cpu import read_room
 from labkit.memory.balance import read
 from labkit.memory.balance.model import Balance, ThisProcess, list_terms
 from labkit.memory.balance.read import (

@@ -95,6 +95,7 @@ def test_the_parts_of_a_sparse_tensor_are_counted():
     assert tracer.levels["cpu"].now_bytes >= held
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("model", "optimizer"), CASES)
 def test_the_peak_is_the_profilers(model, optimizer):
     make_step = make_training(model, optimizer)

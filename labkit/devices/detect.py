@@ -17,8 +17,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from labkit.devices.cpu import CpuFacts, detect_cpu
 from labkit.devices.nvml import NvmlFacts, NvmlGpu, is_named_unified, read_nvml
+from labkit.host.cpu import CpuFacts, detect_cpu
 from labkit.host.torch_builds import InstalledTorch, read_torch_build
 
 INTEL = "0x8086"

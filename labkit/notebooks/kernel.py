@@ -164,12 +164,12 @@ def choose_kernel(notebook: Any, asked: str | None = None) -> str:
 
 
 def kernel_environment(*, reference: bool, workspace: Path | None) -> dict[str, str]:
-    """The environment of a kernel that finds this labkit, and the workspace if there is one."""
-    environment = {
-        key: value
-        for key, value in os.environ.items()
-        if key not in ("LABKIT_REFERENCE", "LABKIT_WORKSPACE")
-    }
+    """The environment of a kernel that finds this labkit, and the workspace if there is one.
+
+    Without the caller's PYTHONSTARTUP, which IPython would run before the first cell.
+    """
+    left_out = ("LABKIT_REFERENCE", "LABKIT_WORKSPACE", "PYTHONSTARTUP")
+    environment = {key: value for key, value in os.environ.items() if key not in left_out}
     if reference:
         environment["LABKIT_REFERENCE"] = "1"
     if workspace:

@@ -18,7 +18,7 @@ from labkit.doctor.check import (
     unknown,
     warning,
 )
-from labkit.host.cgroups import read_limits
+from labkit.host.cpu import read_limits
 from labkit.host.distribution import Distribution
 from labkit.host.machine import FolderFacts, read_folder
 from labkit.text import format_bytes

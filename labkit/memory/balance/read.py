@@ -17,7 +17,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from labkit.devices.cpu import detect_cpu, read_linux_cpu
 from labkit.devices.nvml import (
     GpuMemory,
     GpuProcess,
@@ -26,7 +25,7 @@ from labkit.devices.nvml import (
     read_gpu_memory,
     strip_kind,
 )
-from labkit.host.cgroups import read_room
+from labkit.host.cpu import detect_cpu, read_linux_cpu, read_room
 from labkit.memory.balance.model import Balance, DeviceProcess, Snapshot, ThisProcess
 
 PROC = Path("/proc")

@@ -1,19 +1,100 @@
-"""The CPU and the machine's memory, and how much of them this process may use.
+"""The CPU and the machine's memory, and the limits that cgroups (v1 and v2) set on this process.
 
 Linux has the facts in /proc and /sys, below a root that tests replace; macOS in sysctl.
+``labkit devices`` and ``labkit memory`` read them at their start, so this module imports little and
+uses no dataclass.
 """
 
 from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
-
-from labkit.host.cgroups import read_limits
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 if TYPE_CHECKING:
     from labkit.process import CommandRunner
+
+
+Number = TypeVar("Number", int, float)
+
+# cgroup v1 writes "no limit" as the largest page-aligned number; nothing real is near it.
+NO_LIMIT_BYTES = 2**60
+
+
+class CgroupLimits(NamedTuple):
+    """The tightest limits above this process: cores (can be a fraction), memory in bytes."""
+
+    cores: float | None = None
+    memory_bytes: int | None = None
+
+
+def read_limits(root: Path) -> CgroupLimits:
+    """The limits as the cgroup files below ``root`` tell them; None where there is none."""
+    return CgroupLimits(
+        cores=_find_tightest(_list_folders(root, "cpu"), _read_cores),
+        memory_bytes=_find_tightest(_list_folders(root, "memory"), _read_memory),
+    )
+
+
+def read_room(root: Path) -> int | None:
+    """Bytes this process can still use under the limits above it; None where there is none."""
+    return _find_tightest(_list_folders(root, "memory"), _read_room)
+
+
+def _list_folders(root: Path, controller: str) -> list[Path]:
+    """The folders that can hold a limit for this process, its own first, then those above."""
+    top = root / "sys/fs/cgroup"
+    mount, inner = top, ""
+    for line in (_read_text(root / "proc/self/cgroup") or "").splitlines():
+        _, names, path = line.split(":", 2)
+        if controller in names.split(","):
+            joined = top / names
+            mount, inner = (joined if joined.is_dir() else top / controller), path
+            break  # where both versions are mounted, v1 holds the controllers it names
+        if not names:
+            inner = path
+    # A path with ".." is outside this container's view: only the mount itself can be read.
+    parts = [] if ".." in inner else [part for part in inner.split("/") if part]
+    return [mount.joinpath(*parts[:depth]) for depth in range(len(parts), -1, -1)]
+
+
+def _find_tightest(folders: list[Path], read: Callable[[Path], Number | None]) -> Number | None:
+    found = [limit for folder in folders if (limit := read(folder)) is not None]
+    return min(found, default=None)
+
+
+def _read_cores(folder: Path) -> float | None:
+    both = _read_text(folder / "cpu.max")
+    if both is None:
+        quota = _read_text(folder / "cpu.cfs_quota_us")
+        period = _read_text(folder / "cpu.cfs_period_us")
+        both = f"{quota} {period}"
+    words = both.split()
+    if len(words) != 2 or not all(word.isdigit() for word in words) or words[1] == "0":
+        return None  # "max" in v2, -1 in v1: no quota
+    return int(words[0]) / int(words[1])
+
+
+def _read_memory(folder: Path) -> int | None:
+    text = _read_text(folder / "memory.max") or _read_text(folder / "memory.limit_in_bytes") or ""
+    limit = int(text) if text.strip().isdigit() else NO_LIMIT_BYTES
+    return limit if limit < NO_LIMIT_BYTES else None
+
+
+def _read_room(folder: Path) -> int | None:
+    limit = _read_memory(folder)
+    text = _read_text(folder / "memory.current") or _read_text(folder / "memory.usage_in_bytes")
+    if limit is None or text is None:
+        return None
+    stat = dict(
+        line.split() for line in (_read_text(folder / "memory.stat") or "").splitlines() if line
+    )
+    # The kernel gives back the cache of files not used lately before it refuses anyone memory.
+    # In v1 the plain figure is the folder's own, and the usage that of all below it.
+    idle = stat.get("total_inactive_file") or stat.get("inactive_file") or "0"
+    return max(0, limit - int(text) + int(idle))
 
 
 # The kernel's name of an instruction set, and the usual one; in the order they are shown.
@@ -137,7 +218,7 @@ def read_macos_cpu(run: CommandRunner) -> CpuFacts:
 def _read_cpuinfo(root: Path) -> list[dict[str, str]]:
     """One dictionary for each logical core in /proc/cpuinfo."""
     cores = []
-    for block in _read_text(root / "proc/cpuinfo").split("\n\n"):
+    for block in (_read_text(root / "proc/cpuinfo") or "").split("\n\n"):
         pairs = (line.partition(":") for line in block.splitlines())
         core = {key.strip(): value.strip() for key, colon, value in pairs if colon}
         if "processor" in core:
@@ -148,7 +229,7 @@ def _read_cpuinfo(root: Path) -> list[dict[str, str]]:
 def _name_cpu(root: Path, core: dict[str, str]) -> str | None:
     if core.get("model name"):
         return core["model name"]
-    board = _read_text(root / "proc/device-tree/model").rstrip("\0\n")
+    board = (_read_text(root / "proc/device-tree/model") or "").rstrip("\0\n")
     part = (core.get("CPU implementer", ""), core.get("CPU part", ""))
     return ARM_CORES.get(part) or board or None
 
@@ -163,7 +244,7 @@ def _count_physical(root: Path, cores: list[dict[str, str]]) -> int | None:
         return len(places)
     # On Arm cpuinfo has no ids: count the groups of hyperthreads that share a core.
     folders = (root / "sys/devices/system/cpu").glob("cpu[0-9]*/topology/thread_siblings_list")
-    return len({_read_text(path) for path in folders}) or None
+    return len({_read_text(path) or "" for path in folders}) or None
 
 
 def _list_extensions(core: dict[str, str]) -> tuple[str, ...] | None:
@@ -175,7 +256,7 @@ def _list_extensions(core: dict[str, str]) -> tuple[str, ...] | None:
 
 
 def _read_total_bytes(root: Path) -> int | None:
-    for line in _read_text(root / "proc/meminfo").splitlines():
+    for line in (_read_text(root / "proc/meminfo") or "").splitlines():
         if line.startswith("MemTotal:"):
             return int(line.split()[1]) * 1024
     return None
@@ -185,8 +266,9 @@ def _whole(text: str | None) -> int | None:
     return int(text) if text and text.isdigit() else None
 
 
-def _read_text(path: Path) -> str:
+def _read_text(path: Path) -> str | None:
+    """The file's text; None where it cannot be read."""
     try:
         return path.read_text(errors="replace")
     except OSError:
-        return ""
+        return None
