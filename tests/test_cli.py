@@ -56,6 +56,16 @@ def test_the_version(capsys):
     assert capsys.readouterr().out == f"labkit {labkit.__version__}\n"
 
 
+@pytest.mark.parametrize("words", [["history"], ["run"], ["doctor", "--explain"]], ids=" ".join)
+def test_no_files_name_in_an_error_acts_on_a_terminal(words, tmp_path, capsys):
+    hostile = tmp_path / "a\x1b]0;title\x07\u202e.ipynb"
+    hostile.mkdir()
+    assert main([*words, str(hostile)]) != 0
+    said = "".join(capsys.readouterr())
+    assert "\\x1b]0;title" in said
+    assert not {"\x1b", "\x07", "\u202e"} & set(said)
+
+
 @pytest.mark.parametrize(
     ("word", "fix"),
     [

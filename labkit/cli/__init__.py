@@ -16,6 +16,7 @@ from collections.abc import Sequence
 
 from labkit import __version__
 from labkit.errors import ExitCode, LabkitError, describe_error, format_error
+from labkit.text import escape_controls
 
 NARROWEST_BAR = 10
 
@@ -143,12 +144,17 @@ def _explain_system_error(error: OSError) -> LabkitError:
     return explained
 
 
+def print_error(error: LabkitError) -> None:
+    """Prints an error on standard error; control characters, as in a file's name, as their codes."""
+    print(escape_controls(format_error(error)), file=sys.stderr)
+
+
 def _report(error: LabkitError, words: Sequence[str]) -> int:
     if "--debug" in words:
         import traceback
 
         traceback.print_exception(error)
-    print(format_error(error), file=sys.stderr)
+    print_error(error)
     if "--json" in words:
         with contextlib.suppress(OSError):  # a disk that is full stays so: it is printed above
             print_json({"error": describe_error(error)})

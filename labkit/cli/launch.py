@@ -9,6 +9,7 @@ from typing import Any
 
 from labkit.cli import add_common, print_json
 from labkit.errors import ExitCode
+from labkit.text import escape_controls
 
 
 def add_commands(commands: argparse._SubParsersAction[Any]) -> None:
@@ -99,7 +100,7 @@ def run_down(arguments: argparse.Namespace) -> int:
     with hold_lock(checkout, lambda: steps.say("another `up` or `down` is at work: waiting")):
         stopped = stop_lab(checkout, steps)
     kept = f"your files are in {checkout.workspace}"
-    print(f"stopped; {kept}" if stopped else "nothing was running")
+    print(f"stopped; {escape_controls(kept)}" if stopped else "nothing was running")
     return ExitCode.OK
 
 
@@ -114,7 +115,7 @@ def run_status(arguments: argparse.Namespace) -> int:
     elif status.healthy and status.state:
         print(f"running ({status.state.runtime}, {status.state.kind}):  {status.url}")
     elif status.state:
-        print(f"not well: {status.problem}\n  try: {status.fix}")
+        print(escape_controls(f"not well: {status.problem}\n  try: {status.fix}"))
     else:
         print("not running\n  try: make up")
     return ExitCode.FAILED if status.state and not status.healthy else ExitCode.OK

@@ -10,8 +10,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from labkit.cli import add_common, print_json
-from labkit.errors import ExitCode, LabkitError, UsageError, describe_error, format_error
+from labkit.cli import add_common, print_error, print_json
+from labkit.errors import ExitCode, LabkitError, UsageError, describe_error
+from labkit.text import escape_controls
 
 if TYPE_CHECKING:
     from labkit.lessons.catalog import Lab
@@ -134,7 +135,7 @@ def reset_notebooks(arguments: Namespace) -> int:
 
 def _print_notes(notes: Iterable[str]) -> None:
     for note in notes:
-        print(f"note: {note}", file=sys.stderr)
+        print(escape_controls(f"note: {note}"), file=sys.stderr)
 
 
 def _need_workspace() -> Path:
@@ -176,7 +177,7 @@ def _answer_lab(
             )
         except LabkitError as error:
             steps.end()
-            print(format_error(error), file=sys.stderr)
+            print_error(error)
             return None, lab, error
     counted = found.notebook.name if found.notebook else "no notebook"
     _print_notes(
@@ -195,7 +196,7 @@ def _restore_saves(workspace: Path) -> None:
         _print_notes(restore_saves(workspace))
     except LabkitError as error:
         # A notebook that stays broken is an error of its own below.
-        print(format_error(error), file=sys.stderr)
+        print_error(error)
 
 
 def _print_answers(workspace: Path, found: LabAnswers) -> None:
@@ -210,7 +211,7 @@ def _print_answers(workspace: Path, found: LabAnswers) -> None:
         lines = [answer.message, answer.case and f"in {answer.case}"]
         lines += [f"hint: {hint}" for hint in answer.hints]
         for line in "\n".join(text for text in lines if text).splitlines():
-            print(f"  {'':<{_STATUS_WIDTH}}  {line}")
+            print(f"  {'':<{_STATUS_WIDTH}}  {escape_controls(line)}")
 
 
 def _print_answers_json(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from labkit.cli import add_common
 from labkit.cli.launch import add_choices
 from labkit.errors import ExitCode
+from labkit.text import escape_controls
 
 if TYPE_CHECKING:
     from labkit.launch.progress import Steps
@@ -140,5 +141,5 @@ def run_clean(arguments: argparse.Namespace) -> int:
         removed.remove(checkout.state_folder.name)
     print("removed " + ", ".join(removed) if removed else "nothing to remove")
     if checkout.workspace.exists():
-        print(f"kept {checkout.workspace}")
+        print(f"kept {escape_controls(str(checkout.workspace))}")
     return ExitCode.OK

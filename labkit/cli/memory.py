@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from labkit.cli import add_common, can_print, fit_bar, is_terminal, print_json, wants_color
 from labkit.errors import ExitCode, UsageError
-from labkit.text import near_match
+from labkit.text import escape_controls, near_match
 
 if TYPE_CHECKING:
     from labkit.memory.balance.model import Balance, Snapshot
@@ -205,7 +205,7 @@ def show_history(arguments: argparse.Namespace) -> int:
     else:
         print(history)
         if page:
-            print(f"\npage: {page}")
+            print(f"\npage: {escape_controls(str(page))}")
     return ExitCode.OK
 
 

@@ -18,8 +18,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from labkit.cli import add_common, print_json
-from labkit.errors import EngineError, ExitCode, LabkitError, UsageError, format_error
+from labkit.cli import add_common, print_error, print_json
+from labkit.errors import EngineError, ExitCode, LabkitError, UsageError
 from labkit.process import end_like_interrupt
 from labkit.text import escape_controls, format_bytes, format_seconds
 
@@ -251,7 +251,7 @@ def _finish_folder(folder: RunFolder) -> bool:
     if folder.trouble:
         cause = folder.trouble.strerror or str(folder.trouble)
         error = LabkitError(f"the run folder {shown} is not whole", cause=cause)
-        print(format_error(error), file=sys.stderr)
+        print_error(error)
         return False
     print(f"run folder: {shown}", file=sys.stderr)
     from labkit.notebooks.report.page import write_report
@@ -259,7 +259,7 @@ def _finish_folder(folder: RunFolder) -> bool:
     try:
         print(f"report: {escape_controls(str(write_report(folder.path)))}", file=sys.stderr)
     except LabkitError as error:
-        print(format_error(error), file=sys.stderr)
+        print_error(error)
         return False
     return True
 
