@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import sys
 from pathlib import Path
 
@@ -68,3 +69,14 @@ def test_the_file_that_a_wheel_takes_its_version_from_has_it():
     path = section.partition("\n")[0].partition("=")[2].strip(' "')
     source = (PACKAGE.parent / path).read_text(encoding="utf-8")
     assert f'__version__ = "{labkit.__version__}"' in source
+
+
+def test_every_test_that_security_md_names_is_there():
+    text = (PACKAGE.parent / "SECURITY.md").read_text(encoding="utf-8")
+    rows = [line for line in text.splitlines() if line.startswith("| ")][1:]
+    named = [re.findall(r"`([\w/]+\.py)::(test_\w+)`", row) for row in rows]
+    assert len(rows) > 20
+    assert all(named), "a promise without a test"
+    for file, test in (pair for row in named for pair in row):
+        source = (PACKAGE.parent / "tests" / file).read_text(encoding="utf-8")
+        assert f"def {test}(" in source, f"{file}::{test}"

@@ -145,7 +145,7 @@ def _explain_system_error(error: OSError) -> LabkitError:
 
 
 def print_error(error: LabkitError) -> None:
-    """Prints an error on standard error; control characters, as in a file's name, as their codes."""
+    """Prints an error on standard error, with control characters (of a file name) as codes."""
     print(escape_controls(format_error(error)), file=sys.stderr)
 
 
