@@ -49,7 +49,7 @@ def lab(image: str) -> Iterator[tuple[str, int]]:
         assert wait_until(lambda: "is ready" in docker("logs", container), timeout_seconds=90)
         yield container, port
     finally:
-        docker("rm", "--force", container)
+        docker("rm", "--force", "--volumes", container)
 
 
 def find_token(container: str) -> str:
