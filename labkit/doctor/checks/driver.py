@@ -48,7 +48,7 @@ class BusFacts:
 
 
 def probe_gpu_bus(host: Host) -> BusFacts:
-    """The GPUs in /sys/bus/pci, and the device files of those on no bus (WSL2, Jetson)."""
+    """The GPUs in /sys/bus/pci, and the device files of GPUs without a PCI bus (WSL2, Jetson)."""
     found = []
     for folder in host.list("sys/bus/pci/devices", "*"):
         place = f"sys/bus/pci/devices/{folder.name}"
@@ -127,7 +127,7 @@ def probe_driver(host: Host) -> DriverFacts:
     return DriverFacts(
         gpu,
         module_version=read_module_version(host.root),
-        # A check has time for one hang only.
+        # A check has time for one hanging command only.
         installed_module=None if hung or gpu.driver_version else _find_installed(host),
         held_by_nouveau=bool(re.search(r"^nouveau ", host.read("proc/modules") or "", re.M)),
         in_wsl=host.in_wsl,
@@ -235,7 +235,7 @@ def probe_driver_library(host: Host) -> LibraryFacts:
 
 
 def judge_driver_library(facts: LibraryFacts, distribution: Distribution) -> Finding:
-    """Fine if nvidia-smi lists GPUs; else what its error means."""
+    """No problem if nvidia-smi lists GPUs; else the cause of its error."""
     answer = facts.answer
     if answer.missing:
         return _judge_no_program(facts.in_container)
@@ -338,7 +338,7 @@ class NodeFacts:
 
 
 def probe_device_nodes(host: Host) -> NodeFacts:
-    """/dev/nvidiactl and /dev/nvidia0 and on, by their owner and mode."""
+    """/dev/nvidiactl, /dev/nvidia0, /dev/nvidia1, ..., with owner and mode."""
     if host.exists("dev/dxg"):
         return NodeFacts(("dxg",), in_wsl=True)
     nodes = [*host.list("dev", "nvidiactl"), *host.list("dev", "nvidia[0-9]*")]
@@ -352,7 +352,7 @@ def probe_device_nodes(host: Host) -> NodeFacts:
 
 
 def _may_open(status: object, host: Host) -> bool:
-    """Whether the mode lets this host's user read and write, as the system decides it."""
+    """Whether owner, group and mode let this host's user read and write."""
     mode = int(getattr(status, "st_mode", 0))
     owner, group = getattr(status, "st_uid", None), getattr(status, "st_gid", None)
     if host.machine.is_root:
@@ -439,13 +439,13 @@ def _read_log(host: Host) -> str | None:
         answer = host.run(command, timeout_seconds=COMMAND_SECONDS)
         if answer.ok:
             return "\n".join(line for line in answer.stdout.splitlines() if "NVRM" in line)
-        if answer.timed_out:  # a check has time for one hang only
+        if answer.timed_out:  # a check has time for one hanging command only
             return None
     return None
 
 
 def judge_gpu_health(facts: HealthFacts, distribution: Distribution) -> Finding:
-    """A GPU that left the bus is gone until a reboot, a failure; other faults are warnings."""
+    """A failure if a GPU left the bus: it is gone until a reboot; other faults are warnings."""
     faults = tuple(error for error in KNOWN_ERRORS if error.name in FAULTS)
     found = explain_text(facts.log or "", faults).first
     if found:
@@ -477,7 +477,7 @@ def probe_mig(host: Host) -> tuple[Gpu, ...]:
 
 
 def judge_mig(gpus: tuple[Gpu, ...], distribution: Distribution) -> Finding:
-    """With MIG on and without an instance CUDA has no device."""
+    """A failure if MIG is on without an instance: CUDA then has no device."""
     enabled = [gpu for gpu in gpus if gpu.mig]
     empty = [gpu for gpu in enabled if not gpu.instances]
     if empty:

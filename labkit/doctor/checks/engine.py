@@ -32,7 +32,7 @@ class EnginePair:
 
 
 def probe_pair(host: Host) -> EnginePair:
-    """Both engines as their own commands describe them; all engine checks share the answers."""
+    """Both engines' facts, from their own commands; all engine checks share the answers."""
     docker, podman = host.probe_engines()
     return EnginePair(docker, podman, host.in_container, host.machine.system)
 

@@ -131,7 +131,7 @@ def probe_shm(host: Host) -> SharedMemoryFacts:
 
 
 def judge_shm(facts: SharedMemoryFacts, distribution: Distribution) -> Finding:
-    """A warning below half a GiB: an engine's own default is 64 MiB."""
+    """A warning below half a GiB: the engines' default is 64 MiB."""
     if facts.system != "Linux":
         return ok("not needed on this system")
     if facts.total_bytes is None:
@@ -154,7 +154,7 @@ SHM_CHECK = Check("shm", "shared memory for worker processes", probe_shm, judge_
 class WorkspaceFacts:
     """The workspace's folder (None: unknown), and the user and group that examine it.
 
-    ``own``: it is the folder ``work/`` of a checkout, not a link; only that one ``--fix`` changes.
+    ``own`` is True for the folder ``work/`` of a checkout, not a link; ``--fix`` changes no other.
     """
 
     folder: FolderFacts | None
