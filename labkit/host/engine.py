@@ -57,7 +57,7 @@ def probe_docker(run: CommandRunner) -> EngineFacts:
     info = run(["docker", "info", "--format", "{{json .}}"], timeout_seconds=PROBE_SECONDS)
     if info.missing:
         return EngineFacts("docker", client_found=False)
-    said = _parse_object(info.stdout)
+    said = parse_object(info.stdout)
     version, compose_problem = _probe_compose("docker", run)
     errors = _as_list(said.get("ServerErrors"))
     if "host" in said:
@@ -80,7 +80,7 @@ def probe_podman(run: CommandRunner) -> EngineFacts:
     info = run(["podman", "info", "--format", "json"], timeout_seconds=PROBE_SECONDS)
     if info.missing:
         return EngineFacts("podman", client_found=False)
-    said = _parse_object(info.stdout)
+    said = parse_object(info.stdout)
     host = _as_object(said.get("host"))
     version, compose_problem = _probe_compose("podman", run)
     server = _as_object(said.get("version")).get("Version")
@@ -123,8 +123,8 @@ def _read_docker_endpoint(run: CommandRunner) -> str | None:
     return first_line(answer.stdout) or None if answer.ok else None
 
 
-def _parse_object(text: str) -> dict[str, Any]:
-    """The JSON object in a command's output; empty if it printed anything else."""
+def parse_object(text: str) -> dict[str, Any]:
+    """The JSON object in a program's output; empty if it is anything else."""
     try:
         return _as_object(json.loads(text))
     except (ValueError, RecursionError):  # RecursionError: thousands of brackets

@@ -261,7 +261,7 @@ def name_architecture(capability: Capability) -> str:
 
 
 def infer_capability(name: str) -> Capability | None:
-    """The compute capability of the GPU of this name, or None where the name alone is ambiguous.
+    """The compute capability of the GPU of this name, or None if the name is ambiguous.
 
     >>> infer_capability("NVIDIA GeForce RTX 3090")
     (8, 6)

@@ -102,7 +102,7 @@ def trust_in_pip(checkout: Checkout, environment: Mapping[str, str] = os.environ
 
 
 def _read_trusted(environment: Mapping[str, str]) -> bytes:
-    """The certificates that this machine trusts, in PEM; empty where none are found."""
+    """The certificates that this machine trusts, in PEM; empty if none are found."""
     own = ssl.get_default_verify_paths().cafile
     for name in (environment.get("PIP_CERT"), environment.get("SSL_CERT_FILE"), own):
         if name and Path(name).is_file():

@@ -248,7 +248,7 @@ def _try_gpu_access(
 
 
 def list_gpus_to_try(settings: Settings, host: GpuHost) -> tuple[str, ...]:
-    """The GPUs to try a container with; empty where the choice needs none."""
+    """The GPUs to try a container with; empty if the choice needs no test."""
     if settings.flavor == "cpu":
         return ()
     try:

@@ -12,8 +12,9 @@ import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
+from labkit.host.engine import parse_object
 from labkit.host.torch_builds import BUILDS, CUDA_BUILDS
 from labkit.launch.compose import ContainerLab
 from labkit.launch.local import LAB_VARIABLE, LocalLab
@@ -300,7 +301,7 @@ def _read_server(checkout: Checkout, process: int) -> tuple[int, str, Flavor]:
     with contextlib.suppress(OSError, ValueError):
         runtime = checkout.state_folder / "jupyter" / "runtime"
         text = (runtime / f"jpserver-{process}.json").read_text(encoding="utf-8")
-    said = _parse_object(text)
+    said = parse_object(text)
     port = values.get("LABKIT_SERVER_PORT") or str(said.get("port"))
     bind = values.get("LABKIT_SERVER_ADDRESS") or str(said.get("hostname"))
     try:
@@ -313,21 +314,12 @@ def _read_server(checkout: Checkout, process: int) -> tuple[int, str, Flavor]:
     return int(port) if port.isdecimal() else 0, bind, flavor if known else CPU
 
 
-def _parse_object(text: str) -> dict[str, Any]:
-    """The JSON object in a text; empty if the text is not one."""
-    try:
-        said = json.loads(text)
-    except (ValueError, RecursionError):
-        return {}
-    return said if isinstance(said, dict) else {}
-
-
 def _describe_container(client: str, container: str, run: CommandRunner) -> LabState | None:
     """The state of a container whose state file is lost; None if it is not a lab's service."""
     words = [client, "inspect", "--format", f"{INSPECT}\n{{{{json .Config.Labels}}}}", container]
     answer = run(words, timeout_seconds=10)
     _, _, bound = _parse_inspection(answer.stdout)
-    labels = _parse_object("".join(answer.stdout.splitlines()[3:]))
+    labels = parse_object("".join(answer.stdout.splitlines()[3:]))
     service = labels.get("com.docker.compose.service")
     # The container of a `make run` or `make test` is not the lab.
     if service not in LAB_SERVICES or labels.get("com.docker.compose.oneoff") == "True":
