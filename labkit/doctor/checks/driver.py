@@ -66,7 +66,7 @@ def probe_gpu_bus(host: Host) -> BusFacts:
 
 
 def judge_gpu_bus(facts: BusFacts, distribution: Distribution) -> Finding:
-    """Fine with a GPU and without one; a warning if all are reserved for virtual machines."""
+    """OK with or without a GPU; a warning if all are reserved for virtual machines."""
     if not facts.drivers:
         if facts.in_wsl:
             return ok("WSL2: Windows shares its GPU (/dev/dxg)")
@@ -109,7 +109,7 @@ NEWEST_DRIVER = max(needs.driver for needs in NEEDS.values())
 
 @dataclass(frozen=True)
 class DriverFacts:
-    """What nvidia-smi says, the loaded module, and what may keep it from loading."""
+    """The driver from nvidia-smi, the loaded module, and what may prevent it from loading."""
 
     gpu: GpuFacts
     module_version: str | None = None
@@ -235,7 +235,7 @@ def probe_driver_library(host: Host) -> LibraryFacts:
 
 
 def judge_driver_library(facts: LibraryFacts, distribution: Distribution) -> Finding:
-    """No problem if nvidia-smi lists GPUs; else the cause of its error."""
+    """OK if nvidia-smi lists GPUs; else the cause of its error."""
     answer = facts.answer
     if answer.missing:
         return _judge_no_program(facts.in_container)
@@ -301,7 +301,7 @@ def probe_uvm(host: Host) -> UvmFacts:
 
 
 def judge_uvm(facts: UvmFacts, distribution: Distribution) -> Finding:
-    """Fine if the device file exists, or if CUDA's first use creates it."""
+    """OK if the device file exists, or if CUDA's first use creates it."""
     if facts.in_wsl:
         return ok("not needed in WSL2")
     if facts.has_node:
@@ -328,7 +328,7 @@ UVM_CHECK = Check(
 
 @dataclass(frozen=True)
 class NodeFacts:
-    """The device files found, those that this user cannot open, and whether a loader exists."""
+    """The device files, the ones that this user cannot open, and whether nvidia-modprobe exists."""
 
     found: tuple[str, ...] = ()
     refused: tuple[str, ...] = ()
@@ -367,7 +367,7 @@ def _may_open(status: object, host: Host) -> bool:
 
 
 def judge_device_nodes(facts: NodeFacts, distribution: Distribution) -> Finding:
-    """Fine if nvidiactl and a GPU exist and this user may open them."""
+    """OK if the files of nvidiactl and a GPU exist and this user may open them."""
     if facts.in_wsl:
         return ok("/dev/dxg exists")
     if "nvidiactl" not in facts.found or len(facts.found) < 2:

@@ -113,7 +113,7 @@ def knows_runtime(host: Host) -> bool:
 
 
 def judge_toolkit(facts: ToolkitFacts, distribution: Distribution) -> Finding:
-    """No problem from 1.17.8 on; the toolkit of Docker Desktop cannot be queried."""
+    """OK from 1.17.8 on; the toolkit of Docker Desktop cannot be queried."""
     if facts.answer.missing:
         if facts.engine_has_runtime:
             return ok("not installed; the engine has its own (Docker Desktop)")

@@ -184,7 +184,7 @@ def is_own(workspace: Path | None) -> bool:
 
 
 def judge_workspace(facts: WorkspaceFacts, distribution: Distribution) -> Finding:
-    """Fine if it belongs to this user and is writable, or does not exist yet."""
+    """OK if it belongs to this user and is writable, or does not exist yet."""
     folder = facts.folder
     if folder is None:
         return ok("not in a checkout, so there is no workspace")
@@ -273,7 +273,7 @@ NAMES = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "TMPDIR")
 
 @dataclass(frozen=True)
 class CacheFacts:
-    """The cache folders, those that are not writable or noexec, and those of this user."""
+    """The cache folders; which are not writable, which are noexec, which are this user's."""
 
     folders: tuple[str, ...] = ()
     unwritable: tuple[str, ...] = ()
