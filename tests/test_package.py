@@ -60,3 +60,11 @@ def has_source(module):
 def test_a_name_that_is_not_exported():
     with pytest.raises(AttributeError, match="module 'labkit' has no attribute 'launch_rockets'"):
         _ = labkit.launch_rockets
+
+
+def test_the_file_that_a_wheel_takes_its_version_from_has_it():
+    text = (PACKAGE.parent / "pyproject.toml").read_text(encoding="utf-8")
+    section = text.partition("[tool.hatch.version]\n")[2]
+    path = section.partition("\n")[0].partition("=")[2].strip(' "')
+    source = (PACKAGE.parent / path).read_text(encoding="utf-8")
+    assert f'__version__ = "{labkit.__version__}"' in source
