@@ -35,7 +35,7 @@ def add_commands(commands: argparse._SubParsersAction[Any]) -> None:
             parser.add_argument(
                 "--house",
                 action="store_true",
-                help="count the files that five functions need, instead of the tests",
+                help="count the files that five features use, instead of testing",
             )
         if name in ("test", "lint"):
             parser.add_argument(
