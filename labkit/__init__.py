@@ -1,10 +1,10 @@
-"""labkit: a GPU lab for PyTorch that says which device it took, and proves what it teaches."""
+"""labkit: a GPU lab for PyTorch that reports the device it uses and proves what it teaches."""
 
-# This file and __main__.py must parse on any Python 3, so that one that is too old gets a
-# sentence and not a SyntaxError; and importing them may load the standard library only.
+# This file and __main__.py must parse on any Python 3, so that an old Python prints an error
+# message instead of a SyntaxError. Importing them may load the standard library only.
 __version__ = "0.1.0"
 
-# Where each public name lives; it is imported the first time it is asked for.
+# The module of each public name, which is imported at the first access.
 _EXPORTS = {
     "check": "labkit.lessons.checks",
     "claim": "labkit.lessons.claims",

@@ -2,14 +2,14 @@
 
 import sys
 
-# Kept to what any Python 3 can parse: see labkit/__init__.py.
+# This file must parse on any Python 3: see __init__.py.
 OLDEST_PYTHON = (3, 10)
 
 
 def main() -> int:
-    """Hands over to the command line, or says plainly that this Python is too old."""
+    """Calls the command line, or prints that this Python is too old."""
     if sys.version_info < OLDEST_PYTHON:
-        has = "%d.%d" % sys.version_info[:2]  # noqa: UP031 - parsed by the Python it is about
+        has = "%d.%d" % sys.version_info[:2]  # noqa: UP031 - an old Python parses this
         sys.stderr.write(
             "error: Python " + has + " is too old for labkit (" + sys.executable + ")\n"
             "  cause: labkit needs Python 3.10 or newer\n"

@@ -35,7 +35,7 @@ class LabkitError(Exception):
         self.fix = fix
 
     def __str__(self) -> str:
-        # In a notebook or a script nothing but the traceback tells the cause and the next command.
+        # In a notebook or a script only the traceback shows the cause and the next command.
         lines = [self.what]
         if self.cause:
             lines.append(f"  cause: {self.cause}")
@@ -45,7 +45,7 @@ class LabkitError(Exception):
 
 
 class UsageError(LabkitError):
-    """What was asked for makes no sense here: a name, a port, a folder."""
+    """An invalid request: a wrong name, port or folder."""
 
     exit_code = ExitCode.USAGE
 
@@ -69,7 +69,7 @@ class EngineError(LabkitError):
 
 
 def format_error(error: LabkitError) -> str:
-    """The error as a person reads it: what, cause and next command, a line each.
+    """The error for a person: what failed, cause and next command, one line each.
 
     >>> print(format_error(LabkitError("port 80 is taken", fix="make up PORT=8889")))
     error: port 80 is taken

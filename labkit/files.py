@@ -1,6 +1,6 @@
-"""Atomic writes, moves that overwrite nothing, one lock, and where the workspace is.
+"""Atomic writes, moves that overwrite nothing, a file lock, and the workspace's folder.
 
-A Disk makes each change of a folder, so that a test can stop the machine between any two of them.
+All changes of a folder go through a Disk, so that a test can simulate a crash between any two.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from labkit.errors import LabkitError
 WORKSPACE_VARIABLE = "LABKIT_WORKSPACE"
 STATE_FOLDER = ".labkit"
 LOCK_SECONDS = 30.0
-# Between two tries: short, so that a process that locks in a loop cannot starve another one.
+# The pause between two tries: short, so that a process that locks in a loop starves no other.
 RETRY_SECONDS = 0.01
 TEMPORARY_PREFIX = "tmp-"
 # JupyterLab copies X to .~X, then empties X and writes it, and removes .~X at the end.
@@ -28,9 +28,9 @@ SAVE_PREFIX = ".~"
 # A save that takes longer was killed.
 SAVE_SECONDS = 2.0
 
-# What file systems without hard links answer (FAT, FUSE, some bind mounts into containers).
+# Errors of file systems without hard links (FAT, FUSE, some bind mounts into containers).
 _NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV, errno.EACCES}
-# What network file systems without locks answer: there, nothing keeps two processes apart.
+# Errors of network file systems without locks: two processes can then run at the same time.
 _NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS}
 
 
@@ -155,7 +155,7 @@ def move_new(disk: Disk, source: Path, target: Path) -> None:
 def _move_without_links(disk: Disk, source: Path, target: Path) -> None:
     """Claims the name with an empty file, then renames over it.
 
-    What another program saves into the empty file meanwhile is kept beside it.
+    If another program writes into the empty file in the meantime, that content is kept beside it.
     """
     handle = disk.claim(target)
     with os.fdopen(handle, "rb") as claimed:
@@ -275,7 +275,7 @@ def explain_disk_errors(folder: Path) -> Iterator[None]:
             errno.EDQUOT: full,
             errno.EROFS: "mount the workspace so that it can be written to",
             errno.EACCES: chown,
-            # Also what a file gives that was made immutable with chattr +i.
+            # A file made immutable with chattr +i gives this error too.
             errno.EPERM: f"{chown}; if `lsattr -d {quoted}` shows an i: chattr -i {quoted}",
             errno.ELOOP: f"remove the symbolic link {error.filename}",
         }.get(error.errno or 0)

@@ -1,7 +1,7 @@
-"""Runs other programs: each with a time limit, and in an environment that labkit composes.
+"""Runs other programs, each with a time limit and an environment that labkit composes.
 
-A program that is missing, slow or killed is a result here, not an exception: a probe must never
-hang or crash on a broken host.
+A missing, slow or killed program is a result here, not an exception: a probe must never hang or
+crash on a broken host.
 """
 
 from __future__ import annotations
@@ -21,34 +21,34 @@ from labkit.errors import UsageError
 
 Line = Callable[[str], None]
 
-# How long a program that is asked to end may take over it.
+# How long a program may take to end after SIGTERM.
 GRACE_SECONDS = 5.0
-# What is kept of each stream of a probed program; the rest is read and dropped.
+# How much of each stream of a probed program is kept; the rest is read and dropped.
 KEPT_BYTES = 4 * 2**20
-# How long to wait for the last output of a program that was ended: a child that left its process
-# group may hold the pipe open.
+# How long to wait for the last output of a killed program: a child that left its process group
+# may hold the pipe open.
 LAST_OUTPUT_SECONDS = 1.0
 
-# Variables that would make pip, Python, Jupyter, Compose, uv, git or make act on another place, or
-# in another way, than labkit asks for. The key is the beginning of a name; the value names what is
-# passed on all the same. A variable that begins with no key is passed on: a learner's programs need
-# theirs. docs/environment.md lists the same.
+# Variables that change where or how pip, Python, Jupyter, Compose, uv, git or make work. They are
+# removed. The key is the prefix of their names; the value lists the exceptions, which are passed
+# on. All variables without such a prefix are passed on too: a learner's programs need them.
+# docs/environment.md has the same list.
 STEERING_VARIABLES: dict[str, tuple[str, ...]] = {
-    # Where packages come from, and how to get there. Not where they go to (PIP_TARGET, PIP_PREFIX,
-    # PIP_ROOT, PIP_USER) or whether (PIP_DRY_RUN, PIP_CONSTRAINT, PIP_REQUIRE_VIRTUALENV, ...).
+    # Kept: the package source and the network. Removed: the destination (PIP_TARGET, PIP_PREFIX,
+    # PIP_ROOT, PIP_USER) and restrictions (PIP_DRY_RUN, PIP_CONSTRAINT, PIP_REQUIRE_VIRTUALENV).
     "PIP_": (
         *("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "PIP_NO_INDEX", "PIP_FIND_LINKS"),
         *("PIP_CONFIG_FILE", "PIP_KEYRING_PROVIDER", "PIP_TRUSTED_HOST", "PIP_PROXY"),
         *("PIP_CERT", "PIP_CLIENT_CERT", "PIP_TIMEOUT", "PIP_DEFAULT_TIMEOUT", "PIP_RETRIES"),
         *("PIP_CACHE_DIR", "PIP_NO_CACHE_DIR"),
     ),
-    # How Python prints, hashes and caches. Not what it imports or runs at its start.
+    # Kept: output, hashing and caches. Removed: what Python imports or runs at its start.
     "PYTHON": (
         *("PYTHONUTF8", "PYTHONIOENCODING", "PYTHONUNBUFFERED", "PYTHONFAULTHANDLER"),
         *("PYTHONHASHSEED", "PYTHONDONTWRITEBYTECODE", "PYTHONPYCACHEPREFIX"),
         "PYTHON_KEYRING_BACKEND",  # for the index's password
     ),
-    "__PYVENV_LAUNCHER__": (),  # macOS: makes a .venv's Python another one
+    "__PYVENV_LAUNCHER__": (),  # macOS: changes which Python a .venv uses
     "VIRTUAL_ENV": (),
     # The lab has its own configuration and kernels.
     "JUPYTER": (),
@@ -61,11 +61,11 @@ STEERING_VARIABLES: dict[str, tuple[str, ...]] = {
         *("UV_KEYRING_PROVIDER", "UV_INSECURE_HOST", "UV_NATIVE_TLS", "UV_SYSTEM_CERTS"),
         *("UV_HTTP_TIMEOUT", "UV_CACHE_DIR", "UV_NO_CACHE", "UV_OFFLINE"),
     ),
-    # Set in a git hook: the revision of another repository.
+    # A git hook sets them: git would then use another repository.
     "GIT_DIR": (),
     "GIT_WORK_TREE": (),
     "GIT_INDEX_FILE": (),
-    # Of the make that called labkit: a make in a notebook or terminal would join its jobs.
+    # From the make that called labkit: a make in a notebook or terminal would join its jobs.
     "MAKEFLAGS": (),
     "MAKELEVEL": (),
     "MFLAGS": (),
@@ -75,7 +75,7 @@ STEERING_VARIABLES: dict[str, tuple[str, ...]] = {
 def compose_environment(environment: Mapping[str, str] | None = None) -> dict[str, str]:
     """The environment for a program that labkit starts, from ``environment`` (this process's).
 
-    Every program that this module starts gets it, unless its caller composes more.
+    Every program that this module starts gets it, unless the caller passes another one.
 
     >>> compose_environment({"PIP_TARGET": "/x", "PIP_INDEX_URL": "https://a", "HF_HOME": "/h"})
     {'PIP_INDEX_URL': 'https://a', 'HF_HOME': '/h'}
@@ -91,7 +91,7 @@ def _is_passed_on(name: str) -> bool:
 
 @dataclass(frozen=True)
 class CommandResult:
-    """How a program ended (``exit_code`` is None where it never did by itself) and its output."""
+    """How a program ended (``exit_code`` is None if it did not end by itself) and its output."""
 
     arguments: tuple[str, ...]
     exit_code: int | None
@@ -103,12 +103,12 @@ class CommandResult:
 
     @property
     def ok(self) -> bool:
-        """True where the program ran and ended with 0."""
+        """True if the program ran and its exit code is 0."""
         return self.exit_code == 0
 
     @property
     def message(self) -> str:
-        """The most telling line: the last line of its errors, or why there is none."""
+        """The most informative line: the last line of its errors, or how the program ended."""
         if self.missing:
             return f"{self.arguments[0]}: command not found"
         if self.timed_out:
@@ -118,16 +118,16 @@ class CommandResult:
 
     def _describe_end(self) -> str:
         if self.exit_code is not None and self.exit_code < 0:
-            with contextlib.suppress(ValueError):  # a number that no signal here has
+            with contextlib.suppress(ValueError):  # not a signal number on this system
                 return f"{self.arguments[0]} was killed by {signal.Signals(-self.exit_code).name}"
         return f"exit code {self.exit_code}"
 
 
 class CommandRunner(Protocol):
-    """What a probe calls to run a program; tests pass one that plays a host."""
+    """The function that a probe calls to run a program; tests pass a fake host."""
 
     def __call__(self, arguments: Sequence[str], *, timeout_seconds: float) -> CommandResult:
-        """Runs the program and returns what it did, within the limit."""
+        """Runs the program within the time limit and returns the result."""
         ...
 
 
@@ -139,10 +139,10 @@ def run_command(
     folder: Path | None = None,
     grace_seconds: float = GRACE_SECONDS,
 ) -> CommandResult:
-    """Runs a program; gives how it ended and what it printed (at most 4 MiB of each stream).
+    """Runs a program; returns how it ended and its output (at most 4 MiB of each stream).
 
-    A missing program and one past its limit are results too, the latter with what was printed by
-    then. Past its limit a program has ``grace_seconds`` to end by itself.
+    A missing program is a result too, and so is a timeout, with the output up to then. After its
+    limit a program has ``grace_seconds`` to end by itself.
     """
     started = time.monotonic()
     try:
@@ -173,8 +173,8 @@ def run_command(
 def run_at_terminal(arguments: Sequence[str], *, timeout_seconds: float) -> CommandResult:
     """Runs a program that may ask the person at the terminal, as sudo asks for a password.
 
-    It keeps this process's terminal, so Ctrl-C reaches it too. What it prints appears there, on
-    standard error (standard output is for results), and is not kept.
+    The program shares this process's terminal, so Ctrl-C reaches it too. Its output goes to
+    standard error (standard output is for results) and is not kept.
     """
     started = time.monotonic()
     try:
@@ -219,7 +219,7 @@ def stream_command(
         process = _start(arguments, environment, folder, stderr=subprocess.STDOUT)
     except OSError:
         return CommandResult(tuple(arguments), None, missing=True)
-    # Nothing stands between the start and here: a Ctrl-C there would leave the program running.
+    # No statement between the start and this `try`: a Ctrl-C there would leave the program running.
     try:
         alarm.start()
         for line in process.stdout or ():
@@ -240,10 +240,10 @@ def stream_command(
 
 @contextlib.contextmanager
 def end_like_interrupt() -> Iterator[None]:
-    """Lets SIGTERM (``docker stop``, CI) and SIGHUP (a lost terminal) act on the block as Ctrl-C.
+    """Makes SIGTERM (``docker stop``, CI) and SIGHUP (lost terminal) act like Ctrl-C in the block.
 
-    So what the block started is undone, and results are written. A signal that has a handler, or is
-    ignored (nohup), keeps it.
+    So the block can clean up and write its results. A signal that already has a handler, or is
+    ignored (nohup), is not changed.
     """
     before = {}
     if threading.current_thread() is threading.main_thread():
@@ -260,7 +260,7 @@ def end_like_interrupt() -> Iterator[None]:
 def replace_process(arguments: Sequence[str], environment: Mapping[str, str] | None = None) -> None:
     """Replaces this process by the program, which gets its terminal, signals and exit code.
 
-    Raises UsageError where there is no such program.
+    Raises UsageError if there is no such program.
     """
     passed = compose_environment() if environment is None else dict(environment)
     try:
@@ -288,15 +288,15 @@ def _start(
         cwd=folder,
         text=True,
         errors="replace",
-        start_new_session=True,  # so that a limit or Ctrl-C can end its children too
+        start_new_session=True,  # so that a time limit or Ctrl-C can end its children too
     )
 
 
 class _Stream(threading.Thread):
-    """Reads a program's stream to EOF, so that the program never waits for a reader; keeps a part.
+    """Reads a program's stream to EOF, so that it never blocks on a full pipe; keeps a part.
 
-    The thread closes the pipe itself: were another thread to close it during a read, the number of
-    the file descriptor could belong to a new file by then.
+    The thread closes the pipe itself: if another thread closed it during a read, the descriptor's
+    number could already belong to a new file.
     """
 
     def __init__(self, pipe: IO[str] | None) -> None:
@@ -332,7 +332,7 @@ def _wait(process: subprocess.Popen[str], streams: Sequence[_Stream], deadline: 
 def _end_group(process: subprocess.Popen[str], grace_seconds: float = GRACE_SECONDS) -> None:
     """Ends the program's process group: SIGTERM, then SIGKILL after ``grace_seconds``.
 
-    SIGKILL is sent even where the program itself has ended: one of its children may have ignored
+    SIGKILL is sent even if the program itself has ended: one of its children may have ignored
     SIGTERM.
     """
     for sign in (signal.SIGTERM, signal.SIGKILL):

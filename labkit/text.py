@@ -1,6 +1,6 @@
-"""Wording that every part of labkit shares: figures, plurals, cuts, and text that is not ours.
+"""Text formatting for all of labkit: numbers, plurals, shortening, and escaping foreign text.
 
-What is unknown prints as "unknown", never as a number.
+Unknown values print as "unknown", never as a number.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def format_seconds(seconds: float | None) -> str:
 
 
 def format_clock(seconds: float) -> str:
-    """How long something has been going on, as a clock shows it.
+    """An elapsed time in clock format.
 
     >>> format_clock(83.4), format_clock(4000)
     ('1:23', '1:06:40')
@@ -57,7 +57,7 @@ def format_clock(seconds: float) -> str:
 
 
 def near_match(name: str, known: Iterable[str]) -> str | None:
-    """The known name that ``name`` was probably meant to be, or None where none is near.
+    """The known name that the user probably meant by ``name``, or None if none is similar.
 
     >>> near_match("tensor", ["autograd", "tensors"])
     'tensors'
@@ -78,7 +78,7 @@ def plural(number: int, noun: str) -> str:
 
 
 def shorten(text: str, limit: int) -> str:
-    """The text in at most ``limit`` characters, with an ellipsis where it was cut.
+    """The text in at most ``limit`` characters, with an ellipsis if it was cut.
 
     >>> shorten("autograd", 5)
     'auto…'
@@ -96,7 +96,7 @@ def shorten_start(text: str, limit: int) -> str:
 
 
 def first_line(text: str) -> str:
-    """The first line that is not empty, stripped; "" where there is none.
+    """The first line that is not empty, stripped; "" if there is none.
 
     >>> first_line("  \\n error: no such file\\n")
     'error: no such file'
@@ -117,17 +117,17 @@ def strip_ansi(text: str) -> str:
     return _ANSI.sub("", text) if "\x1b" in text else text
 
 
-# All that a terminal acts on instead of showing: control characters except newline and tab, marks
-# that turn the direction of writing, and halves of characters, which no terminal can encode.
+# Characters that a terminal executes instead of showing: control characters except newline and tab,
+# marks that change the direction of writing, and lone surrogates, which cannot be encoded.
 _NOT_SHOWN = re.compile(
     r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]"
 )
 
 
 def escape_controls(text: str) -> str:
-    """Text that is not ours, safe to print: what a terminal would act on is shown as its code.
+    """Foreign text made safe to print: control characters are shown as escape codes.
 
-    Newlines and tabs stay.
+    Newlines and tabs are kept.
 
     >>> escape_controls("evil\\x1b]0;title\\x07.ipynb")
     'evil\\\\x1b]0;title\\\\x07.ipynb'

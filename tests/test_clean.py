@@ -103,4 +103,4 @@ def test_an_environment_that_labkit_did_not_make_stays(checkout, stopped, play, 
     screen = io.StringIO()
     assert clean_checkout(checkout, Steps(screen)) == [".labkit"]
     assert (checkout.environment_folder / "bin").is_dir()
-    assert "left" in screen.getvalue()
+    assert "kept" in screen.getvalue()

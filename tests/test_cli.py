@@ -220,7 +220,7 @@ def test_status_as_json(checkout, capsys):
     ("well", "exit_code", "said"),
     [
         (True, 0, "running (local, cpu):  http://127.0.0.1:8890/lab?token=abc\n"),
-        (False, 1, "not well: its process is gone\n  try: make up\n"),
+        (False, 1, "not healthy: its process is gone\n  try: make up\n"),
     ],
     ids=["well", "not well"],
 )

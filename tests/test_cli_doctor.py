@@ -156,7 +156,7 @@ def test_an_unknown_text_says_so_and_ends_with_1(tmp_path, capsys, words):
     path.write_bytes(b"all is well \xff\xfe")
     assert main(["doctor", "--explain", str(path), *words]) == 1
     said = capsys.readouterr()
-    assert said.err == "nothing in this text is an error that the doctor knows\n"
+    assert said.err == "the doctor knows no error in this text\n"
     assert said.out == ('{\n  "schema_version": 1,\n  "found": []\n}\n' if words else "")
 
 

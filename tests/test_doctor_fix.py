@@ -130,7 +130,7 @@ def test_without_a_terminal_it_says_what_it_would_run_and_runs_nothing(
     assert mender.ran == []
     assert capsys.readouterr().err == (
         "error: --fix would run: sudo modprobe nvidia-uvm\n"
-        "  cause: and there is nobody to ask: this is no terminal\n"
+        "  cause: it cannot ask for confirmation: this is not a terminal\n"
         "  try: labkit doctor --fix --yes\n"
     )
 

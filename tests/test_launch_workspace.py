@@ -65,7 +65,7 @@ def test_something_else_has_its_name(checkout, link):
     with pytest.raises(UsageError) as caught:
         prepare_workspace(checkout)
     assert caught.value.what == f"the workspace {checkout.workspace} is not a folder"
-    assert caught.value.cause == "something else has its name"
+    assert caught.value.cause == "another kind of file has its name"
 
 
 @pytest.fixture

@@ -127,6 +127,6 @@ def test_an_open_address_is_warned_of(steps, screen, checkout):
     settings = Settings(bind="0.0.0.0")
     announce(make_plan(checkout, settings, facts()), settings, steps)
     assert screen.getvalue().splitlines()[2] == (
-        "  warning: BIND=0.0.0.0 opens the lab to every machine that reaches this one; whoever "
-        "has the URL can run programs here as you, and plain HTTP can be read on the way"
+        "  warning: BIND=0.0.0.0 opens the lab to every machine that can reach this one; anyone "
+        "with the URL can run programs here as you, and plain HTTP can be read on the network"
     )

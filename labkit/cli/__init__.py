@@ -1,7 +1,4 @@
-"""The command line: one file a command family, which parses, calls, prints, sets the exit code.
-
-The standard output: its width, its encoding, and whether it shows colors.
-"""
+"""The command line: one module for each family of commands, errors, exit codes, standard output."""
 
 from __future__ import annotations
 
@@ -42,13 +39,13 @@ def is_terminal() -> bool:
 
 
 def fit_bar(widest: int, indent: int) -> int:
-    """How many cells of a bar fit a terminal's line after ``indent`` others: at most ``widest``.
+    """The width of a bar that fits a terminal's line after ``indent`` columns, at most ``widest``.
 
     Outside a terminal it is ``widest``.
     """
     if not is_terminal():
         return widest
-    import shutil  # it also imports archive formats, which takes milliseconds
+    import shutil  # slow: it imports archive formats too
 
     return max(NARROWEST_BAR, min(widest, shutil.get_terminal_size().columns - indent))
 
@@ -64,7 +61,7 @@ def print_what_can_be() -> None:
 
 SCHEMA_VERSION = 1
 
-# Each family's module has add_commands(subparsers); only the one that is asked for is imported.
+# Each family's module has add_commands(subparsers); only the requested module is imported.
 FAMILIES = {
     "up": "launch",
     "down": "launch",
@@ -94,23 +91,22 @@ FAMILIES = {
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose mistakes are labkit errors, near match and all."""
+    """An argument parser that raises labkit errors."""
 
     def error(self, message: str) -> None:  # type: ignore[override]
-        """Raises the usage error instead of printing it past ``--json``."""
+        """Raises a usage error instead of printing it, so that ``--json`` can report it."""
         from labkit.errors import UsageError
 
         raise UsageError(message, fix=f"{self.prog} --help")
 
 
 def print_json(value: dict[str, object]) -> None:
-    """The one object that ``--json`` promises, with its schema version first."""
+    """Prints the one object of ``--json``, with its schema version first."""
     print(json.dumps({"schema_version": SCHEMA_VERSION, **value}, indent=2))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command and returns its exit code; errors go to stderr, and to JSON where asked."""
-
+    """Runs one command and returns its exit code; errors go to stderr, and to ``--json``."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     print_what_can_be()
     try:
@@ -123,8 +119,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             stopped = {"what": "interrupted", "cause": None, "fix": None, "exit_code": 130}
             print_json({"error": stopped})
         return ExitCode.INTERRUPTED
-    except BrokenPipeError:  # an OSError too: this one must come first
-        # The reader went away (`labkit logs | head`): not an error of ours.
+    except BrokenPipeError:  # a subclass of OSError, so it comes first
+        # The reader closed the pipe (`labkit logs | head`): not an error.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return ExitCode.OK
     except OSError as error:
@@ -132,7 +128,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _explain_system_error(error: OSError) -> LabkitError:
-    """What the system refused, where no caller knew more of it."""
+    """The error for an OSError that no caller has explained."""
     where = f"{error.filename}: " if error.filename else ""
     full = error.errno in (errno.ENOSPC, errno.EDQUOT)
     explained = LabkitError(
@@ -156,7 +152,7 @@ def _report(error: LabkitError, words: Sequence[str]) -> int:
         traceback.print_exception(error)
     print_error(error)
     if "--json" in words:
-        with contextlib.suppress(OSError):  # a disk that is full stays so: it is printed above
+        with contextlib.suppress(OSError):  # the disk may be full; the error is on stderr
             print_json({"error": describe_error(error)})
     return int(error.exit_code)
 
@@ -166,7 +162,7 @@ def _run(words: list[str]) -> int:
     if named is not None and named not in FAMILIES:
         raise _unknown_command(named)
     parser = _build_parser(named)
-    # `labkit serve` passes on what it does not know; to all others it is a mistake.
+    # `labkit serve` passes unknown arguments on; for all other commands they are an error.
     arguments, further = parser.parse_known_args(words)
     arguments.further = further
     if further and not getattr(arguments, "passes_on", False):

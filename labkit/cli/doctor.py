@@ -1,4 +1,4 @@
-"""``labkit doctor``: does this host work, all the way down; and what does this error mean?"""
+"""``labkit doctor``: checks this host, explains error texts, and offers safe fixes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from labkit.doctor.check import Host
     from labkit.doctor.run import Attempt, Examination, Offer
 
-# What a GPU is looked for from: the lab's own images, and what they are made from.
+# The images to test GPU access with: the lab's own images and their base image.
 IMAGES = (*(f"labkit:{name}" for name in BUILDS), "debian:bookworm-slim")
 
 
@@ -31,9 +31,9 @@ def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]
         "doctor",
         help="check this host, or explain an error",
         description="Checks this host from the GPU on its bus to a compiled kernel, within 10 "
-        "seconds, and changes nothing. Exits with 5 where a check failed. With --fix it offers to "
+        "seconds, and changes nothing. Exits with 5 if a check failed. With --fix it offers to "
         "run the fixes that are safe. With --explain it names the causes of a log instead, and "
-        "exits with 1 where it knows none.",
+        "exits with 1 if it knows none.",
     )
     what = parser.add_mutually_exclusive_group()
     what.add_argument(
@@ -43,30 +43,32 @@ def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]
         metavar="FILE",
         help="explain the errors in a file (or in standard input)",
     )
-    what.add_argument("--list", action="store_true", help="list the checks, and make none")
+    what.add_argument("--list", action="store_true", help="list the checks without running them")
     what.add_argument(
         "--fix", action="store_true", help="offer to run the fixes that are safe, one by one"
     )
     parser.add_argument("--yes", action="store_true", help="with --fix: run them without asking")
     parser.add_argument(
-        "--deep", action="store_true", help="give torch.compile and containers their minutes"
+        "--deep", action="store_true", help="give torch.compile and containers minutes to finish"
     )
-    parser.add_argument("--offline", action="store_true", help="leave out what uses the network")
+    parser.add_argument(
+        "--offline", action="store_true", help="leave out checks that use the network"
+    )
     add_common(parser)
     parser.set_defaults(run=run_doctor)
 
 
 def run_doctor(arguments: argparse.Namespace) -> int:
-    """Lists, explains, examines or mends, as was asked."""
+    """Lists the checks, explains a text, examines the host or fixes it."""
     if arguments.yes and not arguments.fix:
-        raise UsageError("--yes without --fix agrees to nothing", fix="labkit doctor --fix --yes")
+        raise UsageError("--yes needs --fix", fix="labkit doctor --fix --yes")
     if arguments.explain is not None:
         return explain(arguments)
     return list_checks(arguments) if arguments.list else examine(arguments)
 
 
 def list_checks(arguments: argparse.Namespace) -> int:
-    """Prints every check's name and what it asks, in their order."""
+    """Prints every check's name and title, in their order."""
     from labkit.doctor.checks import CHECKS
 
     if arguments.json:
@@ -90,7 +92,7 @@ def explain(arguments: argparse.Namespace) -> int:
         print(format_explanation(explanation, distribution))
     if explanation.found:
         return ExitCode.OK
-    print("nothing in this text is an error that the doctor knows", file=sys.stderr)
+    print("the doctor knows no error in this text", file=sys.stderr)
     return ExitCode.FAILED
 
 
@@ -115,9 +117,9 @@ def open_log(name: str) -> Iterator[BinaryIO]:
 
 
 def examine(arguments: argparse.Namespace) -> int:
-    """Makes every check and prints the findings, the failures last; 5 where one failed.
+    """Runs every check and prints the findings, failures last; exit code 5 if one failed.
 
-    Under ``--fix`` it then offers the fixes, and prints what is found after those that were run.
+    With ``--fix`` it then offers the fixes, and prints the findings after the fixes.
     """
     from labkit.doctor.checks import CHECKS
     from labkit.doctor.run import examine_host
@@ -155,9 +157,9 @@ def show(examination: Examination) -> None:
 def mend(
     arguments: argparse.Namespace, host: Host, examination: Examination
 ) -> tuple[list[Attempt], Examination]:
-    """What came of the fixes that were agreed to, and what is found after them.
+    """Offers the fixes; returns the attempts and the findings after them.
 
-    Raises UsageError where there is something to agree to and nobody who could.
+    Raises UsageError if a fix needs confirmation and no person can be asked.
     """
     from labkit.doctor.checks import CHECKS
     from labkit.doctor.run import fix_host, list_offers
@@ -173,8 +175,8 @@ def mend(
         if commands:
             raise UsageError(
                 f"--fix would run: {'; '.join(commands)}",
-                cause="and there is nobody to ask: "
-                + ("--json is for programs" if arguments.json else "this is no terminal"),
+                cause="it cannot ask for confirmation: "
+                + ("--json is for programs" if arguments.json else "this is not a terminal"),
                 fix="labkit doctor --fix --yes",
             )
     return fix_host(
@@ -190,7 +192,7 @@ def mend(
 
 
 def announce(offer: Offer) -> bool:
-    """Shows the command that is about to be run, and agrees to it."""
+    """Shows the command that will run, and returns True."""
     does = offer.safe.does if offer.safe else ""
     print(f"{offer.finding.check}: {offer.finding.found}", file=sys.stderr)
     print(f"  {shlex.join(offer.command)}   # {does}", file=sys.stderr)
@@ -198,14 +200,14 @@ def announce(offer: Offer) -> bool:
 
 
 def ask_person(offer: Offer) -> bool:
-    """Shows the command and asks whether to run it; anything but a yes is a no."""
+    """Shows the command and asks whether to run it; only "y" and "yes" mean yes."""
     announce(offer)
     print("run it? [y/N] ", end="", file=sys.stderr, flush=True)
     return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
 def make_host(*, deep: bool = False) -> Host:
-    """This machine as the checks see it; from a checkout, its workspace, port and index too."""
+    """The host for the checks: this machine, and the checkout's workspace, port and index."""
     from labkit.doctor.check import Host, reach_url
     from labkit.launch.settings import DEFAULT_PORT, find_checkout, read_settings
     from labkit.launch.state import read_state
@@ -236,7 +238,7 @@ def make_host(*, deep: bool = False) -> Host:
 
 
 def find_workspace(environment: Mapping[str, str]) -> Path | None:
-    """The workspace where there is no checkout: inside the lab it is known, elsewhere it is not."""
+    """The workspace without a checkout: known inside the lab, None elsewhere."""
     named = environment.get("LABKIT_WORKSPACE")
     inside = "/work" if environment.get("LABKIT_IN_CONTAINER") else None
     place = named or inside
@@ -244,6 +246,6 @@ def find_workspace(environment: Mapping[str, str]) -> Path | None:
 
 
 def find_indexes(environment: Mapping[str, str]) -> tuple[str, ...]:
-    """The package indexes that are named by variables."""
+    """The package indexes that environment variables name."""
     named = (environment.get("TORCH_INDEX"), environment.get("PIP_INDEX_URL"))
     return tuple(address for address in named if address)

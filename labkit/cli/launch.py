@@ -41,7 +41,7 @@ def _add_launch(commands: argparse._SubParsersAction[Any]) -> None:
     status = commands.add_parser(
         "status",
         help="say whether the lab runs, and where",
-        description="Says whether the lab runs. Exit code 1 where it was started and is not well.",
+        description="Says whether the lab runs. Exit code 1 if it was started and is not healthy.",
     )
     add_common(status)
     status.set_defaults(run=run_status)
@@ -49,14 +49,14 @@ def _add_launch(commands: argparse._SubParsersAction[Any]) -> None:
     logs = commands.add_parser(
         "logs", help="show the server's log", description="Shows the server's log."
     )
-    logs.add_argument("--lines", type=int, default=200, metavar="N", help="how many (200)")
+    logs.add_argument("--lines", type=int, default=200, metavar="N", help="how many lines (200)")
     logs.add_argument("--follow", "-f", action="store_true", help="follow it until Ctrl-C")
     add_common(logs, as_json=False)
     logs.set_defaults(run=run_logs)
 
 
 def add_choices(parser: argparse.ArgumentParser) -> None:
-    """Adds the options that overrule the launcher's choices."""
+    """Adds the options that override the launcher's choices."""
     parser.add_argument("--runtime", metavar="NAME", help="docker, podman, local or auto (auto)")
     parser.add_argument("--flavor", metavar="NAME", help="cpu, cuda or auto (auto)")
     parser.add_argument(
@@ -66,7 +66,7 @@ def add_choices(parser: argparse.ArgumentParser) -> None:
 
 
 def run_up(arguments: argparse.Namespace) -> int:
-    """Starts the lab; the URL and how to stop go to stdout."""
+    """Starts the lab; prints the URL and the command to stop it to stdout."""
     from labkit.host.machine import read_machine
     from labkit.launch.progress import Steps
     from labkit.launch.settings import find_checkout, read_settings
@@ -77,7 +77,7 @@ def run_up(arguments: argparse.Namespace) -> int:
     settings = read_settings(vars(arguments))
     steps = Steps()
     with hold_lock(checkout, lambda: steps.say("another `up` or `down` is at work: waiting")):
-        before = read_state(checkout)  # inside: another `up` may just have started it
+        before = read_state(checkout)  # under the lock: another `up` may have just started the lab
         status = start_lab(checkout, settings, steps)
     if arguments.json:
         print_json(status.describe())
@@ -89,7 +89,7 @@ def run_up(arguments: argparse.Namespace) -> int:
 
 
 def run_down(arguments: argparse.Namespace) -> int:
-    """Stops the lab. Exit code 0 also where none was running."""
+    """Stops the lab. The exit code is 0 even if none was running."""
     from labkit.launch.progress import Steps
     from labkit.launch.settings import find_checkout
     from labkit.launch.state import hold_lock
@@ -105,7 +105,7 @@ def run_down(arguments: argparse.Namespace) -> int:
 
 
 def run_status(arguments: argparse.Namespace) -> int:
-    """Says whether the lab runs, where, and what is wrong with it."""
+    """Prints whether the lab runs, its URL, and what is wrong with it."""
     from labkit.launch.settings import find_checkout
     from labkit.launch.status import read_status
 
@@ -115,14 +115,15 @@ def run_status(arguments: argparse.Namespace) -> int:
     elif status.healthy and status.state:
         print(f"running ({status.state.runtime}, {status.state.kind}):  {status.url}")
     elif status.state:
-        print(escape_controls(f"not well: {status.problem}\n  try: {status.fix}"))
+        print(escape_controls(f"not healthy: {status.problem}
+  try: {status.fix}"))
     else:
         print("not running\n  try: make up")
     return ExitCode.FAILED if status.state and not status.healthy else ExitCode.OK
 
 
 def run_logs(arguments: argparse.Namespace) -> int:
-    """Becomes the program that shows the server's log."""
+    """Replaces this process by the program that shows the server's log."""
     from labkit.launch.local import LocalLab
     from labkit.launch.settings import Settings, find_checkout
     from labkit.launch.state import read_state
@@ -159,8 +160,8 @@ def _add_inside(commands: argparse._SubParsersAction[Any]) -> None:
 
     serve = commands.add_parser(
         "serve",
-        help="become JupyterLab (what `up` starts inside the lab)",
-        description="Puts the notebooks into the workspace and becomes JupyterLab, which gets"
+        help="run JupyterLab (`up` starts this command inside the lab)",
+        description="Copies the notebooks into the workspace and runs JupyterLab, which gets"
         " all further arguments: labkit serve --ServerApp.base_url=/lab/",
     )
     add_common(serve, as_json=False)
@@ -168,17 +169,17 @@ def _add_inside(commands: argparse._SubParsersAction[Any]) -> None:
 
 
 def run_shell(arguments: argparse.Namespace) -> int:
-    """Becomes an interactive shell inside the lab."""
+    """Replaces this process by a shell inside the lab."""
     return enter_lab(arguments, ["bash"])
 
 
 def run_exec(arguments: argparse.Namespace) -> int:
-    """Becomes the command inside the lab; its exit code is this one's."""
+    """Replaces this process by the command inside the lab, so its exit code is returned."""
     return enter_lab(arguments, arguments.words)
 
 
 def enter_lab(arguments: argparse.Namespace, command: Sequence[str]) -> int:
-    """Becomes ``command`` in the running lab, or in one made ready for it."""
+    """Replaces this process by ``command`` in the running lab, or in a prepared one."""
     from labkit.launch.progress import Steps
     from labkit.launch.settings import find_checkout, read_settings
     from labkit.launch.up import prepare_lab
@@ -190,7 +191,7 @@ def enter_lab(arguments: argparse.Namespace, command: Sequence[str]) -> int:
 
 
 def run_serve(arguments: argparse.Namespace) -> int:
-    """Puts the notebooks into the workspace and becomes JupyterLab."""
+    """Copies the notebooks into the workspace and replaces this process by JupyterLab."""
     from labkit.launch.serve import become_jupyter, find_workspace, prepare_folders
     from labkit.lessons.workspace import update_workspace
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def add_commands(commands: argparse._SubParsersAction[Any]) -> None:
     """Adds the commands."""
     for name, help_text, run in (
-        ("build", "build the image, or bring the .venv up to date", run_build),
+        ("build", "build the image, or update the .venv", run_build),
         ("test", "run the tests, in the image or in the .venv", run_test),
         ("lint", "check style, types and layers", run_lint),
         ("docs", "build the documentation site in build/site", run_docs),
@@ -31,21 +31,23 @@ def add_commands(commands: argparse._SubParsersAction[Any]) -> None:
             parser.add_argument("--image", metavar="NAME", help="the image: registry/name:tag")
         if name == "test":
             parser.add_argument(
-                "--fast", action="store_true", help="leave out slow, engine and browser"
+                "--fast", action="store_true", help="leave out slow, engine and browser tests"
             )
             parser.add_argument(
                 "--house",
                 action="store_true",
-                help="count the files that five paths run through, instead",
+                help="count the files that five features use, instead of testing",
             )
         if name in ("test", "lint"):
-            parser.add_argument("words", nargs="*", metavar="OPTION", help="passed on, after `--`")
+            parser.add_argument(
+                "words", nargs="*", metavar="OPTION", help="options for the program, after `--`"
+            )
         add_common(parser, as_json=False)
         parser.set_defaults(run=run)
 
 
 def run_build(arguments: argparse.Namespace) -> int:
-    """Builds an image by name, or brings what `up` would run up to date; starts nothing."""
+    """Builds an image by name, or updates what `up` would use; starts nothing."""
     from labkit.launch.progress import Steps
     from labkit.launch.settings import find_checkout, read_settings
     from labkit.launch.up import prepare_lab
@@ -60,7 +62,7 @@ def run_build(arguments: argparse.Namespace) -> int:
 
 
 def _build_image(arguments: argparse.Namespace, steps: Steps) -> int:
-    """Builds the flavor that was named, even where this host cannot run it."""
+    """Builds the requested flavor, even if this host cannot run it."""
     from labkit.launch.plan import check_settings, choose_image_build
     from labkit.launch.publish import build_image, choose_named_build, describe_built
     from labkit.launch.settings import find_checkout, read_settings
@@ -87,7 +89,7 @@ def run_test(arguments: argparse.Namespace) -> int:
 
 
 def run_lint(arguments: argparse.Namespace) -> int:
-    """Runs every linter where the lab runs; exits with 1 where one of them finds something."""
+    """Runs every linter where the lab runs; exits with 1 if one of them finds a problem."""
     return _run_tools(arguments, "lint")
 
 
@@ -126,7 +128,7 @@ def run_lock(arguments: argparse.Namespace) -> int:
 
 
 def run_clean(arguments: argparse.Namespace) -> int:
-    """Removes what labkit made, except the learner's work."""
+    """Removes all that labkit created, except the learner's work."""
     from labkit.launch.progress import Steps
     from labkit.launch.settings import find_checkout
     from labkit.launch.state import hold_lock
@@ -134,7 +136,7 @@ def run_clean(arguments: argparse.Namespace) -> int:
 
     checkout = find_checkout()
     steps = Steps()
-    had_state = checkout.state_folder.exists()  # holding the lock makes one
+    had_state = checkout.state_folder.exists()  # taking the lock creates it
     with hold_lock(checkout, lambda: steps.say("another `up` or `down` is at work: waiting")):
         removed = clean_checkout(checkout, steps)
     if not had_state:

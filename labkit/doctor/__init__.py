@@ -1,1 +1,1 @@
-"""Verdicts on a host, and causes for texts: the doctor changes nothing that it looks at."""
+"""Checks a host and judges what it finds; an examination changes nothing on the host."""

@@ -1,7 +1,4 @@
-"""A check, and the finding that it returns.
-
-The host that checks examine: its files below a root, its commands, and their limits.
-"""
+"""A check, its finding, and the host that it examines: files below a root, commands, limits."""
 
 from __future__ import annotations
 
@@ -115,11 +112,11 @@ def reach_url(url: str, ca_file: str | None = None) -> None:
 class Host:
     """The host's files, commands and network, all injected, so that tests can play a host.
 
-    ``run`` ends a command after seconds. ``run_long`` and ``run_shared`` do not; ``run_shared``
-    runs each command once for all checks. ``deep`` gives slow checks minutes. ``own_port`` is the
-    port of this checkout's running lab. ``images`` are the images to test GPU access with; only
-    one that the engine already has is used. ``builds_torch`` is True in a checkout, whose builds
-    get torch from PyTorch's index unless another one is set.
+    ``run`` ends a command after a few seconds. ``run_long`` and ``run_shared`` allow more time;
+    ``run_shared`` runs each command once for all checks. ``deep`` gives slow checks minutes.
+    ``own_port`` is the port of this checkout's running lab. ``images`` are the images to test GPU
+    access with; only one that the engine already has is used. ``builds_torch`` is True in a
+    checkout, whose builds get torch from PyTorch's index unless another one is set.
     """
 
     run: CommandRunner = field(default_factory=lambda: OnceRunner(run_probe))
@@ -218,7 +215,7 @@ def start_thread(function: Callable[[], EngineFacts]) -> Future[EngineFacts]:
 LIMIT_SECONDS = 8.0
 
 Status = Literal["ok", "skipped", "unknown", "warning", "failed"]
-# In the order shown: failures come last, where a terminal still shows them.
+# In display order: failures come last, so that they stay visible in a terminal.
 STATUSES: tuple[Status, ...] = ("ok", "skipped", "unknown", "warning", "failed")
 
 
@@ -243,7 +240,7 @@ class SafeFix:
 
 @dataclass(frozen=True)
 class Finding:
-    """What a check found, the likely cause and the exact fix (both None if there is no problem).
+    """The result of a check, with the likely cause and the exact fix (None without a problem).
 
     ``skip_reason`` says why checks that depend on this one are skipped, None if they are not.
     ``safe`` is the fix as data, if ``--fix`` may run it.
@@ -300,9 +297,9 @@ def unknown(found: str, fix: str | None = None) -> Finding:
 class Check:
     """One question about a host: a probe that reads facts and a pure function that judges them.
 
-    The check is skipped if one of those in ``needs`` did not pass. It must end ``limit_seconds``
-    after the start of the examination, and ``deep_seconds`` after it with ``--deep``, which gives
-    slow checks minutes. ``late`` is the fix to show if it does not.
+    The check is skipped if a check in ``needs`` did not pass. It must end ``limit_seconds`` after
+    the start of the examination (``deep_seconds`` with ``--deep``); ``late`` is the fix to show if
+    it does not.
     """
 
     name: str

@@ -1,6 +1,6 @@
-"""Runs all checks at the same time, shows what they found, and runs the safe fixes.
+"""Runs all checks in parallel, formats their findings, and runs the safe fixes.
 
-Each check waits for those it needs, and has a time limit, so none delays the whole.
+Each check waits for the checks that it needs, and has a time limit, so none delays the others.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from labkit.doctor.check import STATUSES, Check, Finding, Host, SafeFix, unknown
 from labkit.process import CommandResult, CommandRunner
 
-# A check that waited for one that ran out of time is skipped, which takes this long at most.
+# The time to skip a check whose needed check has just timed out.
 SKIP_SECONDS = 0.3
 
 
@@ -68,7 +68,7 @@ class _Examiner:
     def await_finding(self, check: Check, deadline: float) -> Finding:
         """The check's finding; unknown if there is none at the deadline."""
         future = self._futures[check.name]
-        # If the check that this one waits for has just run out of time, it is skipped at once.
+        # If a needed check has just timed out, this one is skipped at once.
         left = SKIP_SECONDS if check.name not in self._running else 0.0
         try:
             return future.result(max(left, deadline - time.monotonic()))
@@ -98,7 +98,7 @@ def examine_host(
 def _examine(check: Check, host: Host) -> Finding:
     try:
         return check.judge(check.probe(host), host.distribution)
-    except Exception as error:  # a broken host may print anything: lose one check, not all
+    except Exception as error:  # unexpected output breaks one check, not all
         return unknown(f"the check failed on what it read: {type(error).__name__}: {error}")
 
 
@@ -142,7 +142,7 @@ def _format_finding(finding: Finding, width: int) -> str:
 
 FIX_SECONDS = 120.0
 
-# Why --fix does not run a fix, by what its command contains; the first that fits.
+# Why --fix does not run a fix, by a word in its command; the first match counts.
 REASONS = (
     ("reboot", "it restarts this machine"),
     ("shutdown", "it ends every Linux program in WSL2"),
@@ -197,7 +197,7 @@ class Attempt:
         }
 
     def describe_refusal(self) -> dict[str, object]:
-        """The fix that is left to a person, as ``--json`` prints it."""
+        """The fix that a person must run, as ``--json`` prints it."""
         return {
             "check": self.offer.finding.check,
             "why": self.offer.why_not,
@@ -238,8 +238,9 @@ def fix_host(
 ) -> tuple[list[Attempt], Examination]:
     """Offers every fix, reports the result of each, and repeats the examination if one was run.
 
-    The next examination may offer the next fix: the module is loaded, but its device files are
-    missing. A check's fix is offered once only. ``make_host`` returns a host without old answers.
+    After a fix, the new examination may offer the next one: first load the module, then create its
+    device files. A check's fix is offered only once. ``make_host`` returns a host without cached
+    answers.
     """
     attempts: list[Attempt] = []
     while True:

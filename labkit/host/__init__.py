@@ -1,1 +1,1 @@
-"""Facts about this host, and the tables and judgments that the launcher and the doctor share."""
+"""Facts about this host, and the tables and rules that the launcher and the doctor share."""

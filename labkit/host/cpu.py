@@ -1,8 +1,8 @@
 """The CPU and the machine's memory, and the limits that cgroups (v1 and v2) set on this process.
 
-Linux has the facts in /proc and /sys, below a root that tests replace; macOS in sysctl.
-``labkit devices`` and ``labkit memory`` read them at their start, so this module imports little and
-uses no dataclass.
+The facts come from /proc and /sys on Linux (tests replace their root), from sysctl on macOS.
+``labkit devices`` and ``labkit memory`` import this module when they start, so it imports little
+and uses no dataclass.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ if TYPE_CHECKING:
 
 Number = TypeVar("Number", int, float)
 
-# cgroup v1 writes "no limit" as the largest page-aligned number; nothing real is near it.
+# cgroup v1 writes "no limit" as the largest page-aligned number; no real limit is near it.
 NO_LIMIT_BYTES = 2**60
 
 
 class CgroupLimits(NamedTuple):
-    """The tightest limits above this process: cores (can be a fraction), memory in bytes."""
+    """The lowest limits of this process's cgroups: cores (can be a fraction), memory in bytes."""
 
     cores: float | None = None
     memory_bytes: int | None = None
 
 
 def read_limits(root: Path) -> CgroupLimits:
-    """The limits as the cgroup files below ``root`` tell them; None where there is none."""
+    """The limits in the cgroup files below ``root``; None if there is none."""
     return CgroupLimits(
         cores=_find_tightest(_list_folders(root, "cpu"), _read_cores),
         memory_bytes=_find_tightest(_list_folders(root, "memory"), _read_memory),
@@ -39,12 +39,12 @@ def read_limits(root: Path) -> CgroupLimits:
 
 
 def read_room(root: Path) -> int | None:
-    """Bytes this process can still use under the limits above it; None where there is none."""
+    """Bytes that this process can still use under its cgroup limits; None if there is no limit."""
     return _find_tightest(_list_folders(root, "memory"), _read_room)
 
 
 def _list_folders(root: Path, controller: str) -> list[Path]:
-    """The folders that can hold a limit for this process, its own first, then those above."""
+    """The cgroup folders that can limit this process: its own first, then their parents."""
     top = root / "sys/fs/cgroup"
     mount, inner = top, ""
     for line in (_read_text(root / "proc/self/cgroup") or "").splitlines():
@@ -52,7 +52,7 @@ def _list_folders(root: Path, controller: str) -> list[Path]:
         if controller in names.split(","):
             joined = top / names
             mount, inner = (joined if joined.is_dir() else top / controller), path
-            break  # where both versions are mounted, v1 holds the controllers it names
+            break  # if both versions are mounted, v1 has the controllers that it names
         if not names:
             inner = path
     # A path with ".." is outside this container's view: only the mount itself can be read.
@@ -91,13 +91,13 @@ def _read_room(folder: Path) -> int | None:
     stat = dict(
         line.split() for line in (_read_text(folder / "memory.stat") or "").splitlines() if line
     )
-    # The kernel gives back the cache of files not used lately before it refuses anyone memory.
-    # In v1 the plain figure is the folder's own, and the usage that of all below it.
+    # The kernel frees the cache of inactive files before an allocation fails. In v1 the entry
+    # without "total_" is for this folder only, but the usage includes all folders below it.
     idle = stat.get("total_inactive_file") or stat.get("inactive_file") or "0"
     return max(0, limit - int(text) + int(idle))
 
 
-# The kernel's name of an instruction set, and the usual one; in the order they are shown.
+# Instruction sets: the kernel's name and the common name, in display order.
 X86_EXTENSIONS = {
     "sse4_2": "SSE4.2",
     "avx": "AVX",
@@ -196,7 +196,7 @@ def read_linux_cpu(root: Path, allowed_cores: int | None) -> CpuFacts:
 def read_macos_cpu(run: CommandRunner) -> CpuFacts:
     """The CPU, from ``sysctl`` on macOS."""
     keys = ("machdep.cpu.brand_string", "hw.physicalcpu", "hw.logicalcpu", "hw.memsize")
-    # sysctl answers the names that it knows and fails for the rest: its exit code is not used.
+    # sysctl prints the names that it knows and fails for others, so the exit code is ignored.
     answer = run(["sysctl", *keys, *SYSCTL_EXTENSIONS], timeout_seconds=5)
     pairs = (line.partition(": ") for line in answer.stdout.splitlines())
     facts = {key: value.strip() for key, colon, value in pairs if colon}
@@ -267,7 +267,7 @@ def _whole(text: str | None) -> int | None:
 
 
 def _read_text(path: Path) -> str | None:
-    """The file's text; None where it cannot be read."""
+    """The file's text; None if it cannot be read."""
     try:
         return path.read_text(errors="replace")
     except OSError:

@@ -1,4 +1,4 @@
-"""Which distribution this is."""
+"""The Linux distribution of this host, from /etc/os-release."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
-# The family of package tools for the names in ID and ID_LIKE of /etc/os-release.
+# The package tools' family, by the names in ID and ID_LIKE of /etc/os-release.
 FAMILIES = {
     "debian": "debian",
     "ubuntu": "ubuntu",

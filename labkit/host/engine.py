@@ -1,4 +1,4 @@
-"""Facts about Docker and Podman, and the judgment of what keeps an engine from running the lab."""
+"""Facts about Docker and Podman, and the obstacles that prevent an engine from running the lab."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ INSTALL_PAGES = {
 
 @dataclass(frozen=True)
 class EngineFacts:
-    """One container engine by the output of its own commands; None is "not known".
+    """Facts of one container engine, from its own commands; None means unknown.
 
     ``problem`` quotes why its daemon does not answer, ``compose_problem`` why its Compose does not.
     """
@@ -37,13 +37,13 @@ class EngineFacts:
 
     @property
     def compose_major(self) -> int | None:
-        """Compose's major version, or None where Compose did not answer."""
+        """Compose's major version, or None if Compose did not answer."""
         found = re.match(r"v?(\d+)\.", self.compose_version or "")
         return int(found.group(1)) if found else None
 
     @property
     def remote(self) -> bool:
-        """True where the daemon is on another machine, which cannot see this one's folders."""
+        """True if the daemon is on another machine, which cannot access this machine's folders."""
         return bool(self.endpoint) and not str(self.endpoint).startswith(("unix:", "npipe:", "/"))
 
 
@@ -57,7 +57,7 @@ def probe_docker(run: CommandRunner) -> EngineFacts:
     info = run(["docker", "info", "--format", "{{json .}}"], timeout_seconds=PROBE_SECONDS)
     if info.missing:
         return EngineFacts("docker", client_found=False)
-    said = _parse_object(info.stdout)
+    said = parse_object(info.stdout)
     version, compose_problem = _probe_compose("docker", run)
     errors = _as_list(said.get("ServerErrors"))
     if "host" in said:
@@ -80,7 +80,7 @@ def probe_podman(run: CommandRunner) -> EngineFacts:
     info = run(["podman", "info", "--format", "json"], timeout_seconds=PROBE_SECONDS)
     if info.missing:
         return EngineFacts("podman", client_found=False)
-    said = _parse_object(info.stdout)
+    said = parse_object(info.stdout)
     host = _as_object(said.get("host"))
     version, compose_problem = _probe_compose("podman", run)
     server = _as_object(said.get("version")).get("Version")
@@ -96,12 +96,12 @@ def probe_podman(run: CommandRunner) -> EngineFacts:
 
 
 def _probe_compose(client: str, run: CommandRunner) -> tuple[str | None, str | None]:
-    """Compose's version and None, or None and why there is no Compose."""
+    """Compose's version and None, or None and the reason why Compose is missing."""
     answer = run([client, "compose", "version", "--short"], timeout_seconds=PROBE_SECONDS)
     version = re.search(r"v?\d+\.\d+\S*", answer.stdout) if answer.ok else None
     if version:
         return version.group(0).lstrip("v"), None
-    # The first line says why; after it comes the client's help.
+    # The first line is the reason; the client's help follows it.
     return None, _quote(answer.stderr or answer.message)
 
 
@@ -115,7 +115,7 @@ def _is_rootless(said: dict[str, Any]) -> bool:
 
 
 def _read_docker_endpoint(run: CommandRunner) -> str | None:
-    """Where the docker client sends its requests: the context's host, or DOCKER_HOST's."""
+    """The address that the docker client uses: from the context or from DOCKER_HOST."""
     answer = run(
         ["docker", "context", "inspect", "--format", "{{.Endpoints.docker.Host}}"],
         timeout_seconds=PROBE_SECONDS,
@@ -123,8 +123,8 @@ def _read_docker_endpoint(run: CommandRunner) -> str | None:
     return first_line(answer.stdout) or None if answer.ok else None
 
 
-def _parse_object(text: str) -> dict[str, Any]:
-    """The JSON object in a command's output; empty where it printed anything else."""
+def parse_object(text: str) -> dict[str, Any]:
+    """The JSON object in a program's output; empty if it is anything else."""
     try:
         return _as_object(json.loads(text))
     except (ValueError, RecursionError):  # RecursionError: thousands of brackets
@@ -141,7 +141,7 @@ def _as_list(value: Any) -> list[Any]:
 
 @dataclass(frozen=True)
 class EngineObstacle:
-    """What keeps an engine from running the lab, its likely cause, and the command that mends it.
+    """What prevents an engine from running the lab, its likely cause, and the command to fix it.
 
     ``kind`` says which step fails: "client" (no command), "shim" (Podman's `docker` command),
     "permission" (the socket refuses this user), "timeout" (the daemon hangs), "daemon" (it does
@@ -155,16 +155,16 @@ class EngineObstacle:
 
     @property
     def reason(self) -> str:
-        """What and why, as one phrase."""
+        """The obstacle and its cause, as one phrase."""
         return f"{self.what}: {self.cause}"
 
 
 def find_engine_obstacle(
     engine: EngineFacts, distribution: Distribution = UNKNOWN, system: str = "Linux"
 ) -> EngineObstacle | None:
-    """The first thing that keeps the engine from running the lab, or None where nothing does.
+    """The first obstacle that prevents the engine from running the lab, or None.
 
-    ``system`` is what ``platform.system()`` says: macOS starts Docker with another command.
+    ``system`` is ``platform.system()``: macOS starts Docker with another command.
     """
     name = engine.name
     if not engine.client_found:
@@ -189,7 +189,7 @@ def find_engine_obstacle(
 def _find_daemon_obstacle(
     engine: EngineFacts, distribution: Distribution, system: str
 ) -> EngineObstacle:
-    """Why an installed client gets no answer from its daemon."""
+    """The reason why the daemon of an installed client does not answer, or None."""
     problem = engine.problem or "no answer"
     if "permission denied" in problem.lower():
         return EngineObstacle(
@@ -224,7 +224,7 @@ def _find_daemon_obstacle(
 def _find_compose_obstacle(
     engine: EngineFacts, distribution: Distribution
 ) -> EngineObstacle | None:
-    """Docker needs Compose 2 or newer; for Podman any version serves."""
+    """Docker needs Compose 2 or newer; Podman works with any version."""
     install = INSTALL_PODMAN_COMPOSE if engine.name == "podman" else INSTALL_COMPOSE
     if engine.compose_version is None:
         return EngineObstacle(

@@ -1,4 +1,4 @@
-"""The NVIDIA GPUs of this host by its driver's programs and files, and the choice among them."""
+"""The NVIDIA GPUs of this host, from the driver's programs and files, and their selection."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from labkit.errors import DeviceMissingError, UsageError
 from labkit.process import CommandResult, CommandRunner
 
 PROBE_SECONDS = 10.0
-# One question, and what is left of it where an older nvidia-smi refuses a field (compute_cap is
-# not known to 470). The name stands first: it is the one column that is always there.
+# The queried fields, and the shorter lists for an older nvidia-smi that rejects a field (470 does
+# not know compute_cap). The name is first: every version has it.
 FIELDS = (
     ("name", "driver_version", "index", "uuid", "compute_cap", "mig.mode.current"),
     ("name", "driver_version", "index", "uuid", "mig.mode.current"),
     ("name", "driver_version"),
 )
 REFUSED = "is not a valid field to query"
-# Where WSL2 keeps nvidia-smi; root's PATH does not lead there.
+# nvidia-smi's path in WSL2, which is not on root's PATH.
 WSL_SMI = "usr/lib/wsl/lib/nvidia-smi"
 DRIVER = re.compile(r"\d{3}\.\d+")
 QUOTED_LINES = 3
@@ -28,7 +28,7 @@ VERSION = re.compile(r"\b(\d{3}\.\d+(?:\.\d+)?)\b")
 
 Capability = tuple[int, int]
 
-# Each from its capability on, up to the next one.
+# The first compute capability of each architecture.
 ARCHITECTURES: tuple[tuple[Capability, str], ...] = (
     ((3, 0), "Kepler"),
     ((5, 0), "Maxwell"),
@@ -42,8 +42,8 @@ ARCHITECTURES: tuple[tuple[Capability, str], ...] = (
     ((13, 0), "a newer architecture"),
 )
 
-# For a driver that does not report the capability. Only series with one architecture throughout:
-# an RTX 2050 is not a Turing, a GTX 960M not like a GTX 960.
+# For a driver that does not report the capability. Only series with a single architecture: an RTX
+# 2050 is not Turing, and a GTX 960M is not the same as a GTX 960.
 NAMES: tuple[tuple[str, Capability], ...] = (
     (r"GTX 9\d0\b|\bTesla M(4|6|40|60)\b|\bGTX TITAN X\b", (5, 2)),
     (r"\bP100\b", (6, 0)),
@@ -66,7 +66,7 @@ class Gpu:
     """One GPU. ``index`` counts in PCI bus order, as nvidia-smi and the engines do.
 
     ``capability`` is CUDA's compute capability, (8, 9) for 8.9. ``mig`` is True in MIG mode, and
-    ``instances`` are the UUIDs of the GPU's MIG instances. None is "not known".
+    ``instances`` are the UUIDs of the GPU's MIG instances. None means unknown.
     """
 
     name: str
@@ -78,13 +78,13 @@ class Gpu:
 
     @property
     def lacks_instances(self) -> bool:
-        """True where the GPU is in MIG mode and has no MIG instance: no program can use it."""
+        """True if the GPU is in MIG mode and has no MIG instance: no program can use it."""
         return bool(self.mig) and not self.instances
 
 
 @dataclass(frozen=True)
 class GpuFacts:
-    """The host's NVIDIA driver and GPUs; ``problem`` quotes nvidia-smi where it failed."""
+    """The host's NVIDIA driver and GPUs; ``problem`` quotes nvidia-smi if it failed."""
 
     driver_version: str | None = None
     gpus: tuple[Gpu, ...] = ()
@@ -93,7 +93,7 @@ class GpuFacts:
 
     @property
     def present(self) -> bool:
-        """True where a driver runs here, with a GPU or without saying how many it has."""
+        """True if a driver is loaded, even if it does not list its GPUs."""
         return bool(self.gpus) or self.driver_version is not None
 
     @property
@@ -103,13 +103,13 @@ class GpuFacts:
 
     @property
     def driver_major(self) -> int | None:
-        """The driver's branch, 580 of "580.65.06"; None where the version is not known."""
+        """The driver's branch, 580 of "580.65.06"; None if the version is unknown."""
         found = re.match(r"(\d+)\.", self.driver_version or "")
         return int(found.group(1)) if found else None
 
 
 def probe_gpu(run: CommandRunner, root: Path = Path("/")) -> GpuFacts:
-    """What `nvidia-smi` lists, else what /proc/driver/nvidia says, else nothing."""
+    """The driver and GPUs from `nvidia-smi`, else from /proc/driver/nvidia, else empty."""
     program = _find_program(run, root)
     answer, fields = _ask_fields(run, program)
     wsl = is_wsl(root)
@@ -128,12 +128,12 @@ def probe_gpu(run: CommandRunner, root: Path = Path("/")) -> GpuFacts:
 
 
 def has_driver(root: Path = Path("/")) -> bool:
-    """True where a driver's own files show that one runs; no program is started."""
+    """True if files of a loaded driver exist; starts no program."""
     return any((root / path).exists() for path in ("proc/driver/nvidia/version", "dev/dxg"))
 
 
 def _find_program(run: CommandRunner, root: Path) -> str:
-    """nvidia-smi by its name, or WSL2's by its path where it is not on PATH."""
+    """The program nvidia-smi: its name, or its path in WSL2 if it is not on PATH."""
     by_path = root / WSL_SMI
     if by_path.exists() and run(["nvidia-smi", "-h"], timeout_seconds=PROBE_SECONDS).missing:
         return str(by_path)
@@ -141,7 +141,7 @@ def _find_program(run: CommandRunner, root: Path) -> str:
 
 
 def _ask_fields(run: CommandRunner, program: str) -> tuple[CommandResult, Sequence[str]]:
-    """nvidia-smi's answer to as many fields as it knows, and those fields."""
+    """nvidia-smi's answer for as many fields as it supports, and those fields."""
     for fields in FIELDS:
         words = [program, f"--query-gpu={','.join(fields)}", "--format=csv,noheader"]
         answer = run(words, timeout_seconds=PROBE_SECONDS)
@@ -151,7 +151,7 @@ def _ask_fields(run: CommandRunner, program: str) -> tuple[CommandResult, Sequen
 
 
 def _quote(answer: CommandResult) -> str:
-    """The first lines of nvidia-smi's output: of a mismatch, the last is only a version."""
+    """The first lines of nvidia-smi's output: on a mismatch the last is a version."""
     if answer.exit_code is None:
         return answer.message
     said = answer.stderr or answer.stdout
@@ -161,7 +161,7 @@ def _quote(answer: CommandResult) -> str:
 
 
 def _read_rows(answer: CommandResult, fields: Sequence[str]) -> list[dict[str, str]]:
-    """Each GPU's values by the names of the fields; none where the output is not a list of GPUs."""
+    """Each GPU's values by field name; empty if the output is not a list of GPUs."""
     if not answer.ok:
         return []
     lines = [line.split(",") for line in answer.stdout.splitlines() if "," in line]
@@ -170,9 +170,9 @@ def _read_rows(answer: CommandResult, fields: Sequence[str]) -> list[dict[str, s
 
 
 def _names_gpu(row: dict[str, str]) -> bool:
-    """True where a name and a driver's version ("[N/A]" too) are in their columns.
+    """True if the name and the driver's version (or "[N/A]") are in their columns.
 
-    A program of the same name that prints something else must not cause a download of CUDA.
+    Another program of the same name must not cause a download of CUDA.
     """
     version = row["driver_version"]
     is_version = DRIVER.match(version) is not None or version.startswith("[") or version == "N/A"
@@ -192,7 +192,7 @@ def _read_gpu(row: dict[str, str], place: int) -> Gpu:
 
 
 def _known(text: str | None) -> str | None:
-    """The value, or None for what nvidia-smi prints in its place ("[N/A]")."""
+    """The value, or None for nvidia-smi's placeholder ("[N/A]")."""
     return text if text and not text.startswith("[") and text != "N/A" else None
 
 
@@ -223,7 +223,7 @@ def is_wsl(root: Path) -> bool:
 
 
 def read_module_version(root: Path) -> str | None:
-    """The loaded kernel module's version, such as "580.65.06"; None where none is loaded."""
+    """The loaded kernel module's version, such as "580.65.06"; None if none is loaded."""
     found = VERSION.search(_read(root / "proc/driver/nvidia/version"))
     return found.group(1) if found else None
 
@@ -237,13 +237,13 @@ def _read_module_gpus(root: Path) -> tuple[Gpu, ...]:
         )
         name, uuid = fields.get("Model"), fields.get("GPU UUID", "")
         if name:
-            known = uuid if "?" not in uuid else None  # the module prints "?" until it has read it
+            known = uuid if "?" not in uuid else None  # "?" until the module has read the UUID
             gpus.append(Gpu(name, len(gpus), known or None, infer_capability(name)))
     return tuple(gpus)
 
 
 def _read(path: Path) -> str:
-    """The file's text; empty where it is not there or may not be read."""
+    """The file's text; empty if it does not exist or cannot be read."""
     try:
         return path.read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -261,7 +261,7 @@ def name_architecture(capability: Capability) -> str:
 
 
 def infer_capability(name: str) -> Capability | None:
-    """The compute capability of the GPU of this name, or None where the name alone is ambiguous.
+    """The compute capability of the GPU of this name, or None if the name is ambiguous.
 
     >>> infer_capability("NVIDIA GeForce RTX 3090")
     (8, 6)
@@ -283,7 +283,7 @@ def describe_architecture(gpu: Gpu) -> str:
 
 
 def describe_gpus(gpus: Sequence[Gpu]) -> str:
-    """The GPUs' names, each once, with their number where it is more than one.
+    """The GPUs' names, each once, with a count if it is more than one.
 
     >>> describe_gpus([Gpu("NVIDIA H200"), Gpu("NVIDIA H200", 1), Gpu("NVIDIA L4", 2)])
     '2 NVIDIA H200, NVIDIA L4'
@@ -299,24 +299,24 @@ ALL_GPUS = ("all",)
 
 @dataclass(frozen=True)
 class GpuSelection:
-    """GPUs of a host, and the words that ask an engine for them.
+    """GPUs of a host, and their names (``words``) for a container engine.
 
-    The words are "all", indices, and UUIDs of MIG instances: every CDI specification has indices,
-    and only newer ones have the UUIDs of whole GPUs.
+    The names are "all", indices, and UUIDs of MIG instances. Whole GPUs use indices, because only
+    newer CDI specifications have their UUIDs.
     """
 
     gpus: tuple[Gpu, ...]
     words: tuple[str, ...]
 
     def narrow(self, served: Sequence[Gpu]) -> GpuSelection:
-        """The same, of the GPUs in ``served`` only."""
+        """The selection limited to the GPUs in ``served``."""
         if len(served) == len(self.gpus):
             return self
         return GpuSelection(tuple(served), tuple(str(gpu.index) for gpu in served))
 
 
 def parse_gpus(text: str | None) -> tuple[str, ...]:
-    """The words in `GPUS=`; empty where it was left out.
+    """The words in `GPUS=`; empty if it was not given.
 
     Raises UsageError for a word that cannot name a GPU.
 
@@ -337,10 +337,10 @@ def parse_gpus(text: str | None) -> tuple[str, ...]:
 
 
 def select_gpus(asked: tuple[str, ...], facts: GpuFacts) -> GpuSelection:
-    """The host's GPUs that were asked for.
+    """The host's GPUs that the user asked for.
 
-    Raises DeviceMissingError, with the list of the host's GPUs, for one that it does not have. A
-    host that does not list its GPUs gets the words as they are.
+    Raises DeviceMissingError, with the list of the host's GPUs, if one is missing. If the host does
+    not list its GPUs, the words are used unchanged.
     """
     if asked in ((), ALL_GPUS):
         return GpuSelection(facts.gpus, ALL_GPUS)
@@ -352,7 +352,7 @@ def select_gpus(asked: tuple[str, ...], facts: GpuFacts) -> GpuSelection:
 
 
 def _find_gpu(word: str, gpus: Sequence[Gpu]) -> tuple[Gpu, str]:
-    """The GPU that the word names, and the engine's word for it."""
+    """The GPU that the word names, and its name for the engine."""
     if word.startswith("MIG-"):
         found = [(gpu, uuid) for gpu in gpus for uuid in gpu.instances if uuid.startswith(word)]
         if len(found) == 1:

@@ -1,6 +1,6 @@
-"""Whether a container sees the GPU: tried with one, because settings alone do not show it.
+"""Tests in a container whether it sees the GPU, because settings do not prove it.
 
-Docker lists an nvidia runtime where there is no GPU, and none where CDI passes the GPU on.
+Docker can list an nvidia runtime without a GPU, and lists none if CDI passes the GPU on.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from labkit.text import escape_controls
 TEST_SECONDS = 20.0
 INSPECT_SECONDS = 10.0
 PULL_SECONDS = 120.0
-# What Docker and Podman have, in the order in which they are tried.
+# The ways of Docker and Podman to pass a GPU on, in the order of the tests.
 WAYS = {"docker": ("reservation", "cdi"), "podman": ("cdi",)}
 NO_IMAGE = "no image to try it with"
-# As the lab's own container: what one with more rights sees proves nothing.
+# The same restrictions as the lab's container: a test with more rights would prove nothing.
 HARDENED = ("--cap-drop", "ALL", "--security-opt", "no-new-privileges", "--read-only")
-# What the client prints around its error: the search for the image, its download, its help page.
+# Lines that the client prints around its error: image search, download, help page.
 NOISE = ("Unable to find image", "See 'docker", "Run 'docker", "Status: ", "Digest: ")
 
 # nvidia-smi also prints "GPU access blocked by the operating system".
@@ -30,9 +30,10 @@ LISTED = re.compile(r"GPU \d+: |MIG \S+ +Device ")
 
 @dataclass(frozen=True)
 class GpuAccessTest:
-    """One temporary container, given the GPU one ``way``: "reservation" (docker --gpus) or "cdi".
+    """The test of one ``way`` to pass the GPU on: "reservation" (docker --gpus) or "cdi".
 
-    ``seen`` are the lines of `nvidia-smi -L` inside it; without any, ``problem`` quotes the engine.
+    ``seen`` are the lines of `nvidia-smi -L` in the container; if empty, ``problem`` quotes the
+    engine.
     """
 
     way: str
@@ -48,10 +49,10 @@ def probe_gpu_access(
     gpus: Sequence[str] = ("all",),
     user: Sequence[str] = (),
 ) -> tuple[GpuAccessTest, ...]:
-    """Tries each way of the engine ``client`` until a container sees a GPU; gives all tests.
+    """Tries each way of the engine ``client`` until a container sees a GPU; returns all tests.
 
-    ``image`` is pulled where it is not here. ``gpus`` are "all", indices or UUIDs; ``user`` are the
-    engine's options for the container's user, such as ("--user", "1000:1000").
+    ``image`` is pulled if the engine lacks it. ``gpus`` are "all", indices or UUIDs; ``user`` has
+    the engine's options for the container's user, such as ("--user", "1000:1000").
     """
     missing = _fetch_image(client, image, run)
     if missing:
@@ -90,7 +91,7 @@ def _has_image(client: str, image: str, run: CommandRunner) -> bool:
 
 
 def _fetch_image(client: str, image: str, run: CommandRunner) -> str | None:
-    """Pulls the image where it is not here; gives the problem, or None."""
+    """Pulls the image if the engine lacks it; returns the problem, or None."""
     if _has_image(client, image, run):
         return None
     answer = run([client, "pull", "--quiet", image], timeout_seconds=PULL_SECONDS)
@@ -115,7 +116,7 @@ def _try_way(
     # The lab's image has an entrypoint that would start a lab.
     command = [client, "run", *words, *held, "--entrypoint", "nvidia-smi", image, "-L"]
     answer = run(command, timeout_seconds=TEST_SECONDS)
-    if answer.timed_out:  # the client has ended; its container may still run
+    if answer.timed_out:  # the client was killed; its container may still run
         run([client, "rm", "--force", name], timeout_seconds=INSPECT_SECONDS)
     seen = list_seen(answer)
     return GpuAccessTest(way, seen, None if seen else _quote_engine(answer))

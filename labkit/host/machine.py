@@ -1,4 +1,4 @@
-"""This machine: its system and user, folders and their owners, free ports."""
+"""Facts about this machine: system, user, folders with their owners, free ports."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class MachineFacts:
-    """The host's system and user; ids are None where the system has none (Windows)."""
+    """The host's system and user; ids are None if the system has none (Windows)."""
 
     system: str
     architecture: str
@@ -28,7 +28,7 @@ class MachineFacts:
 
     @property
     def is_root(self) -> bool:
-        """True where the user is root, and the lab must run as another user."""
+        """True if the user is root; the lab must then run as another user."""
         return self.user_id == 0
 
 
@@ -53,7 +53,7 @@ def read_machine(environment: Mapping[str, str] = os.environ) -> MachineFacts:
 
 @dataclass(frozen=True)
 class FolderFacts:
-    """A folder on disk; its owner and free space are None where it does not exist."""
+    """A folder on disk; its owner and free space are None if it does not exist."""
 
     path: Path
     exists: bool
@@ -65,7 +65,7 @@ class FolderFacts:
 
 
 def read_folder(path: Path) -> FolderFacts:
-    """The facts of ``path``, or of what it links to."""
+    """The facts of ``path``, or of its target if it is a link."""
     try:
         status = path.stat()
     except OSError:
@@ -85,13 +85,13 @@ PortProbe = Callable[[str, int], bool]
 
 
 def is_port_free(address: str, port: int) -> bool:
-    """True where a server could listen on ``address`` and ``port`` now.
+    """True if a server can listen on ``address`` and ``port`` now.
 
-    Raises OSError where the address is not one of this machine's.
+    Raises OSError if the address does not belong to this machine.
     """
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as listener:
-        # As a server does: a port that was just closed is free.
+        # Servers set it too: a port that was just closed counts as free.
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind((address, port))
@@ -106,6 +106,6 @@ def is_port_free(address: str, port: int) -> bool:
 def find_free_port(
     address: str, first: int, count: int = 50, is_free: PortProbe = is_port_free
 ) -> int | None:
-    """The first free port from ``first`` on, or None where ``count`` ports are all taken."""
+    """The first free port from ``first`` on, or None if all ``count`` ports are taken."""
     ports = range(first, min(first + count, 65536))
     return next((port for port in ports if is_free(address, port)), None)

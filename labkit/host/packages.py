@@ -1,7 +1,7 @@
-"""Which command installs or sets up what on which distribution: the one table of them.
+"""The commands that install or configure software, for each distribution.
 
-A command is given only on a distribution that has it; elsewhere the fix says in words what to do.
-No command here restarts the machine: where a restart is needed, a comment says so.
+A distribution without such a command gets the fix in words. No command here restarts the machine:
+if a restart is needed, a comment says so.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from labkit.host.distribution import Distribution
 
-# A family without an entry of its own takes its parent's.
+# A family without an own entry uses its parent's.
 PARENTS = {"ubuntu": "debian", "rhel": "fedora"}
 INSTALL_COMMANDS = {
     "debian": "sudo apt-get install",

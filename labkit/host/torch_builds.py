@@ -1,4 +1,4 @@
-"""The builds of torch that the lab offers, which of them fits a host, and the installed torch."""
+"""The builds of torch that the lab offers, the choice for a host, and the installed torch."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ OLDEST_ON = {"aarch64": (8, 0)}
 class BuildNeeds:
     """What a build needs: the driver's branch, and a GPU from ``oldest`` to ``newest``.
 
-    ``newest`` is None where the driver compiles the build's PTX for later architectures.
+    ``newest`` is None if the driver can compile the build's PTX for later architectures.
     """
 
     driver: int
@@ -35,7 +35,7 @@ class BuildNeeds:
     newest: Capability | None
 
     def has_code_for(self, capability: Capability, machine: str) -> bool:
-        """True where the build runs on GPUs of this compute capability in such a machine."""
+        """True if the build runs on GPUs of this compute capability in this kind of machine."""
         oldest = max(self.oldest, OLDEST_ON.get(machine, self.oldest))
         return oldest <= capability and (self.newest is None or capability <= self.newest)
 
@@ -45,7 +45,7 @@ class TorchBuild:
     """One build of torch: its name, its CUDA, and the locks that install it."""
 
     name: str
-    cuda: str | None  # the CUDA it carries, such as "13.0"; None for the CPU
+    cuda: str | None  # its CUDA version, such as "13.0"; None for the CPU
     from_default_index: bool = False  # else only PyTorch's own index has it
 
     @property
@@ -71,12 +71,12 @@ class TorchBuild:
 
     @property
     def torch_index(self) -> str | None:
-        """PyTorch's index of the build, or None where the default index has it."""
+        """PyTorch's index of the build, or None if the default index has it."""
         return None if self.from_default_index else f"{PYTORCH_INDEX}/{self.name}"
 
 
 CPU_BUILD = TorchBuild("cpu", None)
-# The newest first: the one to take by default.
+# The newest first: it is the default.
 CUDA_BUILDS = (
     TorchBuild("cu130", "13.0", from_default_index=True),
     TorchBuild("cu126", "12.6"),
@@ -89,14 +89,14 @@ NEEDS = {
 }
 
 CPU_LAB = "make up FLAVOR=cpu"
-# In WSL2 the driver is Windows' own; one for Linux would hide it.
+# WSL2 uses Windows' driver; a Linux driver would hide it.
 UPDATE_WINDOWS_DRIVER = "wsl.exe --shutdown   # after updating NVIDIA's driver in Windows"
 
 
 def find_build(name: str) -> TorchBuild:
     """The build of this name.
 
-    Raises UsageError, with the near match, where there is no such build.
+    Raises UsageError, with the nearest match, if there is no such build.
 
     >>> find_build("cu126").locks
     ('cuda-cu126', 'torch-cu126', 'lab')
@@ -113,7 +113,7 @@ def find_build(name: str) -> TorchBuild:
 
 @dataclass(frozen=True)
 class BuildHost:
-    """What a build is chosen for: the driver, the GPUs that the lab shall use, and the machine."""
+    """The facts for the choice of a build: the driver, the GPUs of the lab, and the machine."""
 
     facts: GpuFacts
     gpus: tuple[Gpu, ...]
@@ -135,18 +135,18 @@ class BuildHost:
         return tuple(gpu for gpu in self.gpus if not find_gpu_obstacle(build, gpu, self.machine))
 
     def is_served(self, build: str) -> bool:
-        """True where the build runs on a GPU of the host, or the host does not list its GPUs."""
+        """True if the build runs on a GPU of the host, or the host does not list its GPUs."""
         return bool(self.list_served(build)) or not self.gpus
 
     def has_driver_for(self, build: str) -> bool:
-        """True where machine and driver are right; an unknown version of the driver may be."""
+        """True if machine and driver support the build, or the driver's version is unknown."""
         major = self.facts.driver_major
         return self.machine in MACHINES and (major is None or major >= NEEDS[build].driver)
 
 
 @dataclass(frozen=True)
 class BuildChoice:
-    """The CUDA build for a host, the GPUs it runs on, why, and what it leaves out."""
+    """The CUDA build for a host, its GPUs, the reason, and a warning about excluded GPUs."""
 
     name: str
     gpus: tuple[Gpu, ...]
@@ -156,10 +156,10 @@ class BuildChoice:
 
 
 def choose_build(asked: str, host: BuildHost, *, all_asked: bool = False) -> BuildChoice:
-    """The build that serves most of the host's GPUs; of several, the newest.
+    """The build that supports most of the host's GPUs; the newest of several.
 
-    ``asked`` is a build's name or "auto". Raises EngineError where no build serves any GPU, or the
-    one asked for does not; with ``all_asked``, also where a GPU would be left out.
+    ``asked`` is a build's name or "auto". Raises EngineError if no build, or not the requested
+    one, supports any GPU; with ``all_asked``, also if a GPU would be left out.
     """
     able = [name for name in NEEDS if host.has_driver_for(name)]
     if asked != "auto":
@@ -178,7 +178,7 @@ def choose_build(asked: str, host: BuildHost, *, all_asked: bool = False) -> Bui
 
 
 def find_gpu_obstacle(build: str, gpu: Gpu, machine: str) -> str | None:
-    """Why a lab of this build cannot use the GPU, or None where nothing is known against it."""
+    """Why a lab of this build cannot use the GPU, or None if no reason is known."""
     if gpu.lacks_instances:
         return "it is in MIG mode and has no MIG instances"
     if gpu.capability is None or NEEDS[build].has_code_for(gpu.capability, machine):
@@ -230,7 +230,7 @@ def _refuse_all(host: BuildHost) -> LabkitError:
     if host.machine not in MACHINES:
         return EngineError(what, cause=_describe_machine(host), fix=CPU_LAB)
     major, oldest = host.facts.driver_major, min(needs.driver for needs in NEEDS.values())
-    # Where no build has code for the GPU, a newer driver would change nothing.
+    # If no build has code for the GPU, a newer driver does not help.
     with_code = [name for name in NEEDS if host.is_served(name)]
     if with_code and major is not None and major < oldest:
         return EngineError(
@@ -274,9 +274,9 @@ def _refuse_together(build: str, left_out: Sequence[Gpu], host: BuildHost) -> La
 
 
 class InstalledTorch(NamedTuple):
-    """The installed torch: its version, and what it was built for, each by its version or None.
+    """The installed torch: its version, and the version of each GPU platform in it, or None.
 
-    ``cuda`` for NVIDIA's GPUs, ``hip`` for AMD's, ``xpu`` for Intel's.
+    ``cuda`` is for NVIDIA's GPUs, ``hip`` for AMD's, ``xpu`` for Intel's.
     """
 
     version: str
@@ -286,7 +286,7 @@ class InstalledTorch(NamedTuple):
 
     @property
     def platforms(self) -> dict[str, str | None]:
-        """The version it was built for by the kind of device: cuda, rocm, xpu."""
+        """The platform versions by kind of device: cuda, rocm, xpu."""
         return {"cuda": self.cuda, "rocm": self.hip, "xpu": self.xpu}
 
     def describe(self) -> str:
@@ -304,10 +304,10 @@ class InstalledTorch(NamedTuple):
 
 
 def read_torch_build(folder: Path | None = None) -> InstalledTorch | None:
-    """The installed torch's version and CUDA, without importing it; None where there is none.
+    """The installed torch's version and CUDA, without importing it; None if it is not installed.
 
-    Read from ``torch/version.py``: the package's metadata leaves out what a wheel was built for
-    ("2.13.0" where this file says "2.13.0+cu130"), and importing torch takes seconds.
+    Read from ``torch/version.py``: importing torch takes seconds, and the package's metadata lacks
+    the build ("2.13.0" instead of "2.13.0+cu130").
     """
     folder = folder or find_torch_folder()
     if folder is None:
@@ -328,7 +328,7 @@ def find_torch_folder() -> Path | None:
 
     try:
         spec = find_spec("torch")
-    except ValueError:  # a stand-in without a spec sits in sys.modules
+    except ValueError:  # sys.modules has a module without a spec
         return None
     places = list(spec.submodule_search_locations or ()) if spec else []
     return Path(places[0]) if places else None

@@ -1,4 +1,4 @@
-"""What a pasted error text means and what fixes it: the catalogs, by area.
+"""The catalogs of known errors: for each error text its cause and its fix.
 
 To add a known error, add it to the catalog of its area and its text to the tests. The order of the
 catalogs has no meaning.

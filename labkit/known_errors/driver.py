@@ -1,4 +1,4 @@
-"""Known errors of NVIDIA's driver and the card: kernel module, libraries, kernel log, CUDA."""
+"""Known errors of NVIDIA's driver and the GPU: kernel module, libraries, kernel log, CUDA."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Known errors of the container engine: daemon, Compose, ports, folders, networks, sources.
-
-Known errors of a build, a pull or an installation.
-"""
+"""Known errors of the container engine, and of a build, a pull or an installation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Known errors of a GPU that the host has and the container does not get."""
+"""Known errors of containers that do not get the host's GPU."""
 
 from __future__ import annotations
 

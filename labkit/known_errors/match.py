@@ -1,7 +1,7 @@
-"""From any log to its causes: the known errors in it, the line of each, the root cause first.
+"""Finds the known errors in a log, with the line of each, the root cause first.
 
-A log is read in blocks. In each block a known error is looked for only if the words that its text
-must contain are in it, and then only in the lines around them.
+A log is read in blocks. A known error is searched only in blocks that contain the words that its
+text requires, and there only in the lines around these words.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from labkit.text import escape_controls, strip_ansi
 
 BLOCK_BYTES = 2**18
 QUOTED_CHARACTERS = 200
-# A text may be wrapped over this many lines before and after the one with its rarest word.
+# An error text can be wrapped: this many lines before and after its rarest word are searched.
 LINES_AROUND = 3
 # A sentence about the error, not the error: `"address already in use" -> choose another port`.
 MENTION = re.compile(r".{0,40}?(?:[\"'`] {0,3}(?:->|=>|→)|\bmeans\b)")
-# Lower case letters, digits and all that is not ASCII stay; the rest separates words.
+# Words consist of lower-case letters, digits and non-ASCII characters; all else separates them.
 _SEPARATORS = bytes(
     byte if byte >= 0x80 or chr(byte).isalnum() else ord(" ") for byte in range(256)
 )
@@ -38,9 +38,9 @@ _SEPARATORS = bytes(
 
 @dataclass(frozen=True)
 class Match:
-    """A known error, the line of the text it was found in (from 1), and the match that caused it.
+    """A known error, the line number where it was found (from 1), and the error that caused it.
 
-    ``line`` is quoted safe to print.
+    ``line`` quotes that line, safe to print.
     """
 
     error: KnownError
@@ -71,12 +71,12 @@ class Explanation:
 
     @property
     def first(self) -> Match | None:
-        """The cause to fix first, or None where nothing in the text is known."""
+        """The cause to fix first, or None if the text has no known error."""
         return self.found[0] if self.found else None
 
     @property
     def sure(self) -> Match | None:
-        """The first one if it is more than possible: good enough to show unasked."""
+        """The first match if its certainty is more than "possible": it may be shown unasked."""
         return self.first if self.first and self.first.error.certainty != "possible" else None
 
     def describe(self, distribution: Distribution = UNKNOWN) -> dict[str, object]:
@@ -85,7 +85,7 @@ class Explanation:
 
 
 def explain_text(text: str, known: tuple[KnownError, ...] = KNOWN_ERRORS) -> Explanation:
-    """The known errors in ``text``: a cause before its effects, then the surer, then the earlier.
+    """The known errors in ``text``: causes before effects, then by certainty, then by line.
 
     >>> explain_text("OSError: [Errno 28] No space left on device").first.error.cause
     'the disk is full'
@@ -94,13 +94,13 @@ def explain_text(text: str, known: tuple[KnownError, ...] = KNOWN_ERRORS) -> Exp
 
 
 def explain_file(file: BinaryIO, known: tuple[KnownError, ...] = KNOWN_ERRORS) -> Explanation:
-    """The known errors in a log of any size and encoding; a block of it is in memory at a time."""
+    """The known errors in a log of any size and encoding; only one block is in memory at a time."""
     blocks = iter(lambda: file.read(BLOCK_BYTES), b"")
     return _explain(read_pieces(decode_blocks(blocks)), known)
 
 
 def hint_at(text: str, distribution: Distribution) -> str | None:
-    """The cause and the fix, a line each, to print below an error; None where none is sure.
+    """The cause and the fix, one line each, to print below an error; None if none is certain.
 
     >>> print(hint_at("AssertionError: Torch not compiled with CUDA enabled", UNKNOWN))
     cause: this torch is a build for the CPU
@@ -113,7 +113,7 @@ def hint_at(text: str, distribution: Distribution) -> str | None:
 
 
 def format_explanation(explanation: Explanation, distribution: Distribution) -> str:
-    """The explanation for a person: a block for each known error, the one to fix first on top."""
+    """The explanation for a person: a block for each known error, in the order to fix them."""
     return "\n\n".join(_format_match(each, distribution) for each in explanation.found)
 
 
@@ -150,7 +150,7 @@ class _Block:
     def __init__(self, pieces: list[Piece]) -> None:
         self.pieces = pieces
         joined = "\n".join([text for _, text in pieces])
-        # One character of Unicode has two in lower case, which would move all that follows.
+        # One Unicode character becomes two in lower case, which would shift all later positions.
         lowered = strip_ansi(joined).replace("\u0130", "i").lower()
         self._translated = find_translated(lowered)
         lowered = translate(lowered, self._translated)
@@ -182,7 +182,7 @@ class _Block:
         return None
 
     def _list_windows(self, words: RequiredWords) -> Iterator[tuple[int, int]]:
-        """The ranges of lines in which all the words are near; ranges that overlap are joined."""
+        """The ranges of lines that contain all the words; overlapping ranges are merged."""
         first = last = -1
         rarest = words.rarest
         for place, line in enumerate(self._lowered):
@@ -208,7 +208,7 @@ class _Block:
 
 
 def _is_excused(window: str, match: re.Match[str], error: KnownError) -> bool:
-    """True where the line only mentions the error, or shows that it is another one."""
+    """True if the line only mentions the error, or shows that it is another error."""
     if MENTION.match(window, match.end()):
         return True
     if error.exception is None:
@@ -219,7 +219,7 @@ def _is_excused(window: str, match: re.Match[str], error: KnownError) -> bool:
 
 
 def quote_line(line: str, matched: str) -> str:
-    """The line, safe to print; a long one is cut to what is around the matched text."""
+    """The line, safe to print; a long one is cut to the part around the matched text."""
     line = strip_ansi(line)
     if len(line) > QUOTED_CHARACTERS:
         start = line.find(matched.partition("\n")[0][:QUOTED_CHARACTERS])
@@ -245,13 +245,13 @@ def _rank_matches(
 
 
 def _rank(found: Match, effects: Mapping[str, set[str]]) -> tuple[int, int, int]:
-    # A cause has all effects of its effects, so it has fewer causes above it than they have.
+    # A cause includes the effects of its effects, so it has fewer causes above it than they have.
     causes = sum(found.error.name in names for names in effects.values())
     return causes, CERTAINTIES.index(found.error.certainty), found.line_number
 
 
 def _list_effects(error: KnownError, by_name: Mapping[str, KnownError]) -> set[str]:
-    """The names of all that the error causes, through however many steps."""
+    """The names of all errors that this one causes, directly or indirectly."""
     effects: set[str] = set()
     waiting = list(error.brings)
     while waiting:

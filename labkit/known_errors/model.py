@@ -1,4 +1,4 @@
-"""What is known about one error text: how to find it, its cause, and the way out."""
+"""A known error: the patterns that find it, its cause, and its fix."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _PIECE = re.compile(
     r"(?:(?P<class>\[\^?\]?(?:\\.|[^\]\\])*\])|\\x(?P<code>[0-9a-f]{2})|\\(?P<escaped>.)|(?P<plain>.))"
     r"(?P<repeat>[?*+]|\{\d*,?\d*\})?"
 )
-# Stands for what a pattern leaves open.
+# Placeholder for the parts of a pattern that can match any text.
 _OPEN = "\0"
 _WORD = re.compile(r"[a-z0-9\x80-\U0010ffff]+")
 
@@ -30,9 +30,9 @@ class KnownError:
     """An error text, its cause, and the fix.
 
     ``patterns`` are regular expressions, any one of which is enough. A space in them matches any
-    run of blanks, and "+" and "*" end after ``LONGEST_REPEAT``, so that no text makes them slow.
-    Each contains a word that its matches must contain. A match is ignored where ``unless`` matches
-    its line.
+    run of blanks, and "+" and "*" match at most ``LONGEST_REPEAT`` times, so that no text makes
+    them slow. Each pattern contains a word that all its matches contain. A match is ignored if
+    ``unless`` matches its line.
     ``otherwise`` is the second fix to try. ``brings`` names the known errors that this one causes:
     they rank below it.
     """
@@ -65,13 +65,13 @@ class RequiredWords(NamedTuple):
 
     @property
     def rarest(self) -> str:
-        """The longest of them, which is the best one to look for; "" where there is none."""
+        """The longest word, which is the best one to search for; "" if there is none."""
         return max((*self.whole, *self.parts), key=len, default="")
 
 
 @dataclass(frozen=True)
 class Expression:
-    """A pattern, compiled when it is first needed, and the words that its matches contain."""
+    """A pattern, compiled at its first use, and the words that its matches contain."""
 
     pattern: str
     words: RequiredWords
@@ -83,7 +83,7 @@ class Expression:
 
 
 def compile_pattern(pattern: str) -> re.Pattern[str]:
-    """The pattern for any case, line by line, with bounded repeats and wrapped blanks."""
+    """The compiled pattern: any case, line by line, with bounded repeats and wrapped blanks."""
     bounded = "".join(map(_bound_repeat, _PIECE.finditer(pattern)))
     return re.compile(bounded.replace(" ", BLANKS), re.IGNORECASE | re.MULTILINE)
 
@@ -110,9 +110,9 @@ def list_required_words(pattern: str) -> RequiredWords:
 
 
 def _leave_only_literals(pattern: str) -> str:
-    """The pattern with all that is optional, a group, a class or a repeat replaced by ``_OPEN``.
+    """The pattern with optional parts, groups, classes and repeats replaced by ``_OPEN``.
 
-    Raises ValueError for alternatives outside of a group, which have no words in common.
+    Raises ValueError for alternatives outside a group: they have no words in common.
     """
     literals = ""
     depth = 0
@@ -126,7 +126,7 @@ def _leave_only_literals(pattern: str) -> str:
 
 
 def _read_literal(piece: re.Match[str]) -> str:
-    """What a piece outside of all groups certainly adds to a match."""
+    """The text that a piece outside all groups adds to every match."""
     repeat = piece["repeat"] or ""
     if piece["class"] or piece["plain"] == "." or repeat.startswith(("?", "*", "{0", "{,")):
         return _OPEN

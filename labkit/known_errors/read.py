@@ -1,4 +1,4 @@
-"""From the bytes of any log to plain lines: encodings, terminal codes, prefixes, long lines."""
+"""Decodes a log to plain lines: encodings, terminal codes, prefixes, long lines."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 
 from labkit.text import strip_ansi
 
-# A longer line is read in pieces that overlap, so that its length costs neither time nor memory.
+# A longer line is read in overlapping pieces, which bounds time and memory.
 PIECE_CHARACTERS = 4000
 OVERLAP_CHARACTERS = 600
 BYTE_ORDER_MARKS = (
@@ -78,14 +78,14 @@ ENGLISH = {
 }
 TRANSLATIONS = {foreign: english for english, texts in ENGLISH.items() for foreign in texts}
 
-# The number of a line from 1, and the line or a part of a long one.
+# A line's number (from 1), and the line or a part of a long line.
 Piece = tuple[int, str]
 
 
 def decode_blocks(blocks: Iterable[bytes]) -> Iterator[str]:
-    """The text of a log's blocks: UTF-8, or UTF-16 and UTF-32 by their marks or zero bytes.
+    """The text of a log's blocks: UTF-8, or UTF-16 and UTF-32 by their marks (BOM) or zero bytes.
 
-    What cannot be decoded becomes the replacement character.
+    Invalid bytes become the replacement character.
     """
     decoder = None
     for block in blocks:
@@ -110,11 +110,11 @@ def _guess_encoding(start: bytes) -> str:
 
 
 def read_pieces(texts: Iterable[str]) -> Iterator[list[Piece]]:
-    """The pieces of each text of a log; a line that a text breaks off goes on in the next one."""
+    """The pieces of each text of a log; an incomplete last line continues in the next text."""
     number, rest = 1, ""
     for text in texts:
         lines = _normalize_line_ends(rest + text).split("\n")
-        # A "\r" at the very end may be the half of "\r\n": it waits for the next text.
+        # A "\r" at the end may be half of "\r\n": it is kept for the next text.
         rest = lines.pop()
         pieces = list(enumerate(lines, number))
         if max(map(len, lines), default=0) > PIECE_CHARACTERS:
@@ -177,7 +177,7 @@ _DOCKER_RECORD = '{"log":"'
 
 
 def clean_line(line: str) -> str:
-    """What a program wrote, without what collectors put around it and terminals act on.
+    """The program's own text, without log collectors' prefixes and terminal codes.
 
     >>> clean_line('web-1  | &quot;nvidia-smi&quot;: not found')
     '"nvidia-smi": not found'

@@ -1,1 +1,1 @@
-"""Starts, finds and stops the lab: chooses how, drives Compose or a .venv, waits, reports."""
+"""Starts, finds and stops the lab: chooses a plan, drives Compose or a .venv, waits, reports."""

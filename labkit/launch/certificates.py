@@ -1,4 +1,4 @@
-"""What a build needs to reach the internet from this network: proxies and their certificate."""
+"""The proxies of this network and their certificate, which a build needs for the internet."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from labkit.errors import UsageError
 from labkit.launch.settings import Checkout
 
 MARK = "-----BEGIN CERTIFICATE-----"
-# Where the system's certificates are, on the distributions and macOS.
+# The system's certificate bundle: Debian and Ubuntu, Fedora and RHEL, macOS.
 SYSTEM_BUNDLES = (
     "/etc/ssl/certs/ca-certificates.crt",
     "/etc/pki/tls/certs/ca-bundle.crt",
@@ -21,9 +21,9 @@ SYSTEM_BUNDLES = (
 
 
 def read_certificate(environment: Mapping[str, str] = os.environ) -> tuple[Path, bytes] | None:
-    """The file that LABKIT_CA_FILE names, with its content; None where it is not set.
+    """The path in LABKIT_CA_FILE and the content of that file; None if it is not set.
 
-    Raises UsageError where the file cannot be read or holds no certificate in PEM.
+    Raises UsageError if the file cannot be read or has no PEM certificate.
     """
     named = environment.get("LABKIT_CA_FILE")
     if not named:
@@ -40,16 +40,16 @@ def read_certificate(environment: Mapping[str, str] = os.environ) -> tuple[Path,
     if MARK.encode() not in content:
         raise UsageError(
             f"LABKIT_CA_FILE={named} holds no certificate",
-            cause=f"the text form (PEM) is needed, which begins with {MARK}",
+            cause=f"the file must be in PEM form (text), which begins with {MARK}",
             fix=f"openssl x509 -inform der -in '{path}' -out ca.pem   # from the binary form",
         )
     return path, content
 
 
 def keep_fingerprint(environment: Mapping[str, str] = os.environ) -> str:
-    """The certificate's fingerprint where the image shall keep it (LABKIT_CA_KEEP), else "".
+    """The certificate's fingerprint if the image keeps it (LABKIT_CA_KEEP is set), else "".
 
-    Another certificate thus makes another image. Raises UsageError where there is none to keep.
+    So a new certificate causes a new image. Raises UsageError if no certificate is given.
     """
     if environment.get("LABKIT_CA_KEEP", "0") in ("", "0"):
         return ""
@@ -64,14 +64,14 @@ def keep_fingerprint(environment: Mapping[str, str] = os.environ) -> str:
 
 
 def build_certificate(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """The variables with which compose.yaml's build finds the certificate."""
+    """The variables that give compose.yaml's build the certificate."""
     found = read_certificate(environment)
     file = {"LABKIT_CA_FILE": str(found[0])} if found else {}
     return {**file, "LABKIT_KEPT_CA": keep_fingerprint(environment)}
 
 
 def build_proxies(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """The proxy variables in both cases: apt reads only the lower one, some tools only the upper.
+    """The proxy variables in both cases: apt reads lower case only, some tools upper case only.
 
     >>> build_proxies({"HTTPS_PROXY": "http://proxy:3128"})
     {'HTTPS_PROXY': 'http://proxy:3128', 'https_proxy': 'http://proxy:3128'}
@@ -86,10 +86,10 @@ def build_proxies(environment: Mapping[str, str] = os.environ) -> dict[str, str]
 
 
 def trust_in_pip(checkout: Checkout, environment: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """The variable that makes pip on this machine trust the certificate too; empty without one.
+    """The variable that makes pip on this machine trust the certificate; empty without one.
 
-    pip takes one file. The one written here also has what pip trusts by default, since the proxy
-    may pass some hosts through.
+    pip reads one bundle file. The bundle written here also has pip's default certificates, since
+    the proxy may pass some connections through unchanged.
     """
     found = read_certificate(environment)
     if found is None:
@@ -102,7 +102,7 @@ def trust_in_pip(checkout: Checkout, environment: Mapping[str, str] = os.environ
 
 
 def _read_trusted(environment: Mapping[str, str]) -> bytes:
-    """The certificates that this machine trusts, in PEM; empty where none are found."""
+    """The certificates that this machine trusts, in PEM; empty if none are found."""
     own = ssl.get_default_verify_paths().cafile
     for name in (environment.get("PIP_CERT"), environment.get("SSL_CERT_FILE"), own):
         if name and Path(name).is_file():

@@ -1,4 +1,4 @@
-"""The lab in a container: Compose builds, starts and stops it; the engine answers about it."""
+"""The lab in a container: Compose builds, starts and stops it; the engine reports its state."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ from labkit.process import (
 )
 
 GPU_SERVICE = "cuda-chosen"
-# The tests get the same GPUs.
+# The services that get the GPUs: the lab and the tests.
 SERVICES = (GPU_SERVICE, "test")
 START_LIMIT_SECONDS = 180.0
-# Always all of them: a start names its service, and a stop must find every one.
+# Every command enables all profiles: `up` names its service, and `down` must find every one.
 PROFILES = ("cpu", "cuda", GPU_SERVICE, "test")
 
 
 def write_gpu_file(checkout: Checkout, client: str, flavor: Flavor) -> Path:
-    """Writes `.labkit/gpus.json`, the Compose file with the GPUs of this flavor; gives its path.
+    """Writes the flavor's GPUs to `.labkit/gpus.json`, a Compose file, and returns its path.
 
-    compose.yaml cannot have the list: a variable cannot hold one, and a second file can only add to
-    it. JSON is YAML.
+    compose.yaml cannot contain the list: a variable cannot hold a list, and a second file can only
+    extend one. JSON is valid YAML.
     """
     prepare_state_folder(checkout)
     path = checkout.state_folder / "gpus.json"
@@ -46,9 +46,9 @@ def write_gpu_file(checkout: Checkout, client: str, flavor: Flavor) -> Path:
 
 
 def list_gpus(client: str, flavor: Flavor) -> dict[str, object]:
-    """The content of that file: each service's GPUs, in the way that was seen to work."""
+    """The content of that file: each service's GPUs, requested in the way that a test proved."""
     cdi = [name_cdi_device(gpu) for gpu in flavor.gpus]
-    if client == "podman":  # its Compose takes no other reservation than NVIDIA's
+    if client == "podman":  # podman-compose supports no CDI reservation
         return {"services": {name: {"devices": cdi} for name in SERVICES}}
     request: dict[str, object] = {"capabilities": ["gpu"]}
     if flavor.way == "cdi":
@@ -63,12 +63,12 @@ def list_gpus(client: str, flavor: Flavor) -> dict[str, object]:
 
 
 class PortTakenError(EngineError):
-    """The engine could not publish the port: a program took it after it was found free."""
+    """The engine could not publish the port: another program took it after the check."""
 
 
 @dataclass(frozen=True)
 class ContainerLab:
-    """One flavor of the lab on one engine."""
+    """One flavor of the lab, run by one engine."""
 
     checkout: Checkout
     client: str
@@ -79,21 +79,21 @@ class ContainerLab:
 
     @property
     def image(self) -> str:
-        """The image's name; LABKIT_IMAGE gives another."""
+        """The image's name; LABKIT_IMAGE overrides it."""
         return os.environ.get("LABKIT_IMAGE") or f"labkit:{self.flavor.build}"
 
     @property
     def test_image(self) -> str:
-        """The name of the image that the tests run in; LABKIT_TEST_IMAGE gives another."""
+        """The name of the tests' image; LABKIT_TEST_IMAGE overrides it."""
         return os.environ.get("LABKIT_TEST_IMAGE") or f"labkit:{self.flavor.build}-test"
 
     @property
     def service(self) -> str:
-        """The Compose service that runs the lab; "cuda-chosen" is the one with a list of GPUs."""
+        """The Compose service that runs the lab; "cuda-chosen" if it has a list of GPUs."""
         return GPU_SERVICE if self.flavor.way else self.flavor.name
 
     def prepare(self, steps: Steps, *, for_tests: bool = False) -> None:
-        """Builds the lab's image, or that of the tests, where it is missing or out of date.
+        """Builds the lab's or the tests' image if it is missing or out of date.
 
         Raises EngineError with the build's log.
         """
@@ -119,9 +119,9 @@ class ContainerLab:
         )
 
     def start(self) -> LabHandle:
-        """Starts the service; gives the handle of its container.
+        """Starts the service; returns the handle of its container.
 
-        Raises PortTakenError where the port is taken, EngineError where it fails otherwise.
+        Raises PortTakenError if the port is taken, EngineError if the start fails otherwise.
         """
         with StepLog(self.checkout.logs_folder / "start.log") as log:
             result = self._compose(["up", "--detach", "--no-build", self.service], log)
@@ -153,25 +153,25 @@ class ContainerLab:
         return answer.stdout.split()[0] if answer.ok and answer.stdout.split() else None
 
     def _has_one_offs(self) -> bool:
-        """True while a command of this checkout runs in a container of its own."""
+        """True while a command of this checkout runs in a separate container."""
         project = f"label=com.docker.compose.project={self.checkout.project}"
         one_off = "label=com.docker.compose.oneoff=True"
         answer = self._ask("ps", "--quiet", "--filter", project, "--filter", one_off)
         return bool(answer.stdout.strip())
 
     def read_status(self, container: str) -> str | None:
-        """The container's state ("running", "exited", ...), or None where it is gone."""
+        """The container's state ("running", "exited", ...), or None if it is gone."""
         answer = self._ask("inspect", "--format", "{{.State.Status}}", container)
         return answer.stdout.strip() or None if answer.ok else None
 
     def is_alive(self, handle: LabHandle) -> bool:
-        """True while the container runs; one that restarts in a loop does not."""
+        """True while the container runs; False while it restarts in a loop."""
         return handle.container is not None and self.read_status(handle.container) == "running"
 
     def find_gpu_problem(self, handle: LabHandle) -> str | None:
-        """Why the running lab sees no GPU although it was given one, or None.
+        """Why the running lab sees no GPU although its flavor has one, or None.
 
-        The Compose that Podman found may leave the GPU out without saying so (podman#28436).
+        The Compose program that Podman uses may ignore the GPU silently (podman#28436).
         """
         if self.flavor.way is None or handle.container is None:
             return None
@@ -179,12 +179,12 @@ class ContainerLab:
         return None if list_seen(answer) else answer.message
 
     def explain_death(self, handle: LabHandle) -> LabkitError:
-        """Why a container that was started does not run: the end of its log."""
+        """The error for a container that stopped after its start, with the end of its log."""
         answer = self._ask("logs", "--tail", "40", handle.container or "")
         lines = (answer.stdout + answer.stderr).splitlines()
         path = self.checkout.logs_folder / "server.log"
         path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-        # Undoing the start removes the container, and `make logs` would find nothing.
+        # The failed start removes the container, so `make logs` would find nothing.
         return explain_failure("the lab's container stopped", lines, path, f"less '{path}'")
 
     def show_logs(self, handle: LabHandle | None, lines: int, follow: bool) -> None:
@@ -196,7 +196,7 @@ class ContainerLab:
         replace_process([self.client, "logs", *options, container])
 
     def enter(self, handle: LabHandle | None, command: Sequence[str]) -> None:
-        """Replaces this process by ``command`` in the running lab, or in a container of its own."""
+        """Replaces this process by ``command`` in the running lab, or in a new container."""
         terminal = sys.stdin.isatty() and sys.stdout.isatty()
         flags = ["--interactive", *(["--tty"] if terminal else [])]
         if handle and handle.container and self.is_alive(handle):
@@ -207,13 +207,13 @@ class ContainerLab:
         )
 
     def on_port(self, port: int) -> ContainerLab:
-        """The same lab, to be published on another port."""
+        """The same lab, published on another port."""
         return replace(self, port=port)
 
     def compose_command(self, words: Sequence[str]) -> list[str]:
         """The Compose command line for ``words``.
 
-        For a start of a cuda lab it writes the file with the GPUs and names it.
+        To start a cuda lab, it writes the file with the GPUs and adds it.
         """
         project = ["--project-name", self.checkout.project]
         folder = ["--project-directory", str(self.checkout.root)]
@@ -224,7 +224,7 @@ class ContainerLab:
         return [self.client, "compose", *project, *folder, *files, *profiles, *words]
 
     def environment(self) -> dict[str, str]:
-        """The variables that compose.yaml reads; the token is never one."""
+        """The variables that compose.yaml reads; the token is never among them."""
         values = {
             "LABKIT_PROJECT": self.checkout.project,
             "LABKIT_IMAGE": self.image,

@@ -23,7 +23,7 @@ from labkit.launch.venv import PIP_VARIABLES
 from labkit.process import CommandResult, compose_environment, replace_process, run_command
 
 FAST_TESTS = ("-m", "not slow and not engine and not browser", "-n", "2", "--dist", "loadfile")
-# All of them run, whatever the one before found.
+# Each one runs, even if the one before it failed.
 LINTERS = (
     "ruff check .",
     "ruff format --check .",
@@ -34,7 +34,7 @@ LINTERS = (
 
 
 def chain_commands(lines: Sequence[str]) -> tuple[str, ...]:
-    """One command that prints and runs each line, and fails where any of them does."""
+    """One command that prints and runs each line; it fails if any line fails."""
     each = [f"echo {shlex.quote('+ ' + line)}; {{ {line}; }} || status=1" for line in lines]
     return ("sh", "-c", f"status=0; {'; '.join(each)}; exit $status")
 
@@ -48,7 +48,7 @@ TOOLS: dict[str, tuple[str, ...]] = {
 }
 
 OLDEST_PYTHON = "3.10"
-# In the order to resolve them: test and docs keep to the versions of lab.
+# In the order of resolution: test and docs use the versions of lab.
 LOCKS = ("lab", "test", "docs", "tools", *(f"cuda-{build.name}" for build in CUDA_BUILDS))
 TORCH_HEADER = """\
 # torch's build {name}, from {index}.
@@ -80,7 +80,7 @@ def run_tools(
 
 
 def build_docs(checkout: Checkout, steps: Steps) -> Path:
-    """Builds the documentation site; gives its first page. Raises EngineError with the warnings."""
+    """Builds the documentation site; returns its first page. Raises EngineError with warnings."""
     mkdocs = prepare_tools(checkout, steps, "docs", "make docs") / "mkdocs"
     with steps.step("building the documentation"):
         result = run_command(
@@ -93,16 +93,16 @@ def build_docs(checkout: Checkout, steps: Steps) -> Path:
         raise EngineError(
             "\n  ".join([f"mkdocs build --strict failed: {result.message}", *warnings]),
             cause="a page or a docstring has a broken link or anchor",
-            fix="mend it, then: make docs",
+            fix="repair it, then: make docs",
         )
     return checkout.root / "build" / "site" / "index.html"
 
 
 def prepare_tools(checkout: Checkout, steps: Steps, lock: str, retry: str) -> Path:
-    """The folder of the programs that docker/locks/LOCK.txt brings, in an environment of its own.
+    """The folder of the programs from docker/locks/LOCK.txt, in a separate Python environment.
 
-    It is made where there is none of this very lock; ``retry`` is the command that tries again.
-    Raises EngineError where the packages cannot be installed.
+    It is created if none exists for this content of the lock; ``retry`` is the command to retry.
+    Raises EngineError if the packages cannot be installed.
     """
     check_locks(checkout, [lock])
     source = checkout.lock_file(lock)
@@ -131,7 +131,7 @@ def prepare_tools(checkout: Checkout, steps: Steps, lock: str, retry: str) -> Pa
 
 
 def _compose_tool_environment(checkout: Checkout) -> dict[str, str]:
-    """The environment of pip and uv, which trust the network's certificate too."""
+    """The environment variables that make pip and uv trust the network's certificate."""
     environment = {**compose_environment(), **PIP_VARIABLES, **trust_in_pip(checkout)}
     if "PIP_CERT" in environment:
         environment.setdefault("SSL_CERT_FILE", environment["PIP_CERT"])
@@ -139,10 +139,10 @@ def _compose_tool_environment(checkout: Checkout) -> dict[str, str]:
 
 
 def update_locks(checkout: Checkout, steps: Steps) -> list[str]:
-    """Resolves every lock to the newest versions, and gives one line on what changed in each.
+    """Resolves every lock to the newest versions; returns one line for each on what changed.
 
-    Raises EngineError where one cannot be resolved. A build of torch whose own index cannot be
-    reached keeps its lock.
+    Raises EngineError if one cannot be resolved. If PyTorch's index cannot be reached, the locks
+    of its builds are kept.
     """
     resolver = prepare_tools(checkout, steps, "tools", "make lock") / "uv"
     lines = []
@@ -159,7 +159,7 @@ def update_locks(checkout: Checkout, steps: Steps) -> list[str]:
 
 
 def _resolve(checkout: Checkout, resolver: Path, name: str) -> None:
-    """Writes NAME.txt from NAME.in; that of a CUDA build without what other locks hold."""
+    """Writes NAME.txt from NAME.in; a CUDA build's lock omits packages that other locks pin."""
     options = ["-o", f"{name}.txt", "--upgrade"]
     if name.startswith("cuda-"):
         elsewhere = ["torch", *_read_pins(checkout.lock_file("lab"))]
@@ -175,7 +175,7 @@ def _resolve(checkout: Checkout, resolver: Path, name: str) -> None:
 
 
 def _compile(checkout: Checkout, resolver: Path, source: str, *options: str) -> CommandResult:
-    """One run of uv: for every Python and machine, with hashes, and without an index's address.
+    """Runs uv once: for every Python and machine, with hashes, without an index's address.
 
     The lock's header names these options: Dependabot reads them there.
     """
@@ -190,10 +190,10 @@ def _compile(checkout: Checkout, resolver: Path, source: str, *options: str) -> 
 
 
 def _update_torch(checkout: Checkout, resolver: Path, build: TorchBuild) -> str:
-    """Renews the lock that holds one build of torch alone, and says what became of it."""
+    """Renews the lock of one torch build and returns one line on the result."""
     version = TORCH_VERSION if build.from_default_index else build.torch_version
     wanted = f'torch=={version} ; sys_platform == "linux"\n'
-    if build.flavor == "cpu":  # macOS has wheels without a build's name
+    if build.flavor == "cpu":  # wheels for macOS have no build name
         wanted += f'torch==={TORCH_VERSION} ; sys_platform == "darwin"\n'
     index = ["--index-url", build.torch_index] if build.torch_index else []
     with tempfile.TemporaryDirectory() as scratch:
@@ -229,7 +229,7 @@ def _format_torch_lock(build: TorchBuild, pins: str) -> str:
 
 
 def _read_pins(lock: Path) -> dict[str, str]:
-    """Package names and versions in a lock; the newest where it names several."""
+    """Package names and versions in a lock; the newest if it pins several."""
     if not lock.exists():
         return {}
     text = lock.read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The lab's image: what it is made from, whether the one here is current, and its build."""
+"""The lab's image: its inputs, whether the local image is current, and its build."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from labkit.launch.progress import StepLog, Steps
 from labkit.launch.settings import Checkout
 from labkit.process import run_command, stream_command
 
-# What the images are made from; .dockerignore excludes nearly everything else.
+# The inputs of the images; .dockerignore excludes nearly everything else.
 LAB_INPUTS: tuple[str, ...] = ("docker", "labkit", "labs", "pyproject.toml", ".dockerignore")
 TEST_INPUTS = (
     *LAB_INPUTS,
@@ -57,7 +57,7 @@ def _walk_inputs(root: Path, inputs: tuple[str, ...]) -> Iterator[Path]:
 
 
 def read_image_digest(client: str, image: str) -> str | None:
-    """The fingerprint that the image was built from, or None where there is no such image."""
+    """The fingerprint of the inputs that the image was built from, or None without the image."""
     label = '{{index .Config.Labels "io.labkit.inputs"}}'
     answer = run_command([client, "image", "inspect", "--format", label, image], timeout_seconds=20)
     return answer.stdout.strip() or None if answer.ok else None
@@ -70,9 +70,9 @@ def build_variables(checkout: Checkout, digest: str) -> dict[str, str]:
         "LABKIT_VERSION": __version__,
         "LABKIT_REVISION": read_revision(checkout) or "unknown",
         "LABKIT_INPUTS": digest,
-        # One line per event, from which the progress is read.
+        # One line per event: the progress is parsed from them.
         "BUILDKIT_PROGRESS": "plain",
-        # The image has its commit's time, whoever builds it, and whenever.
+        # The image's time is its commit's time, so that builds are reproducible.
         **({"SOURCE_DATE_EPOCH": commit_time} if commit_time else {}),
         **build_certificate(),
         **build_proxies(),
@@ -80,7 +80,7 @@ def build_variables(checkout: Checkout, digest: str) -> dict[str, str]:
 
 
 def read_revision(checkout: Checkout) -> str | None:
-    """The checkout's git commit, with "-changed" where files differ from it; None outside git."""
+    """The checkout's git commit, with "-changed" if files differ from it; None outside git."""
     return _ask_git(
         checkout, "describe", "--always", "--exclude=*", "--abbrev=12", "--dirty=-changed"
     )
@@ -103,9 +103,9 @@ def run_build(
     fix: str,
     why: str = "",
 ) -> None:
-    """Runs a build and shows its progress; then removes the image that had the name before.
+    """Runs a build and shows its progress; then removes the former image of the same name.
 
-    Raises EngineError with the log's last lines; ``fix`` is its command where the cause is unknown.
+    Raises EngineError with the log's last lines; ``fix`` is its command if the cause is unknown.
     """
     with steps.step(f"{what} ({why})" if why else what) as step:
         with StepLog(log_path, follow_build(step.note)) as log:
@@ -119,13 +119,13 @@ def run_build(
                 log.write(result.message)
         if not result.ok:
             raise log.failure(f"{what} failed", fix)
-    # Gigabytes that nothing refers to any more.
+    # The former images have no name now and occupy gigabytes.
     label = f"label=io.labkit.flavor={flavor}"
     run_command([client, "image", "prune", "--force", "--filter", label], timeout_seconds=60)
 
 
 def follow_build(note: Callable[[str], None]) -> Callable[[str], None]:
-    """A reader of build output that calls ``note`` with the progress in a few words."""
+    """A callback for build output; it calls ``note`` with a short progress text."""
     current = ""
     packages = 0
 

@@ -1,4 +1,4 @@
-"""The lab without an engine: the same JupyterLab and configuration, from the checkout's .venv."""
+"""The lab without an engine: the same JupyterLab and configuration, run from the .venv."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from labkit.launch.state import LabHandle
 from labkit.launch.venv import PythonEnvironment
 from labkit.process import compose_environment, replace_process
 
-# Flavor, build and GPUs of a running server, for a launcher that has lost its state file.
+# Flavor, build and GPUs of a running server, for when its state file is lost.
 LAB_VARIABLE = "LABKIT_LAB"
-# The end of a log that an error is explained from.
+# How much of a log's end is searched for known errors.
 LAST_BYTES = 65536
 
 
@@ -34,19 +34,19 @@ class LocalLab:
 
     @property
     def python_environment(self) -> PythonEnvironment:
-        """The .venv it runs from."""
+        """The .venv that the lab runs from."""
         return PythonEnvironment(self.checkout)
 
     @property
     def log_file(self) -> Path:
-        """The server's output."""
+        """The log file with the server's output."""
         return self.checkout.logs_folder / "server.log"
 
     def prepare(self, steps: Steps, more_locks: Sequence[str] = ()) -> None:
-        """Makes the .venv or brings it up to date; ``more_locks`` name what is added."""
+        """Creates or updates the .venv; ``more_locks`` are installed in addition."""
         build = find_build(self.flavor.build)
         kept = self.python_environment.find_cuda_build()
-        # A driver that fails for a day must not cost the gigabytes that it will need again.
+        # If the driver fails for a day, the CUDA build stays: to download it again costs gigabytes.
         if kept and build == CPU_BUILD and self.settings.flavor == "auto":
             steps.say(f"keeping the build for CUDA {kept.cuda} in .venv, which has the CPU too")
             build = kept
@@ -69,7 +69,7 @@ class LocalLab:
         return is_running(handle)
 
     def explain_death(self, handle: LabHandle) -> LabkitError:
-        """Why a server that was started does not run: the end of its log."""
+        """The error for a server that stopped after its start, with the end of its log."""
         try:
             with self.log_file.open("rb") as log:
                 log.seek(max(0, self.log_file.stat().st_size - LAST_BYTES))
@@ -79,23 +79,23 @@ class LocalLab:
         return explain_failure("JupyterLab stopped", lines, self.log_file, "make logs")
 
     def show_logs(self, handle: LabHandle | None, lines: int, follow: bool) -> None:
-        """Becomes `tail` of the server's log. Raises EngineError where there is none."""
+        """Replaces this process by `tail` of the server's log. Raises EngineError without a log."""
         if not self.log_file.exists():
             raise EngineError("there is no log yet", cause="no lab was started", fix="make up")
         options = ["-n", str(lines), *(["-f"] if follow else [])]
         replace_process(["tail", *options, str(self.log_file)])
 
     def enter(self, handle: LabHandle | None, command: Sequence[str]) -> None:
-        """Becomes ``command`` inside the .venv, in the workspace."""
+        """Replaces this process by ``command`` in the .venv, in the workspace."""
         os.chdir(self.checkout.workspace)
         replace_process(list(command), self.environment())
 
     def on_port(self, port: int) -> LocalLab:
-        """The same lab, to listen on another port."""
+        """The same lab, listening on another port."""
         return replace(self, port=port)
 
     def environment(self) -> dict[str, str]:
-        """The lab's variables: as in the image, with folders of this checkout."""
+        """The lab's environment variables: as in the image, with folders of this checkout."""
         state, root = self.checkout.state_folder, self.checkout.root
         gpus = ",".join(self.flavor.gpus)
         binaries = self.python_environment.python.parent
@@ -106,7 +106,7 @@ class LocalLab:
             "LABKIT_HOME": str(root),
             "LABKIT_STATE": str(state),
             LAB_VARIABLE: f"{self.flavor.name} {self.flavor.build} {gpus}",
-            # The server bounds it: moves a long one aside and goes on with an empty one.
+            # The server rotates this log when it becomes too long.
             "LABKIT_LOG_FILE": str(self.log_file),
             "LABKIT_WORKSPACE": str(self.checkout.workspace),
             "LABKIT_TOKEN_FILE": str(self.checkout.token_file),
@@ -124,8 +124,8 @@ class LocalLab:
     def _choose_gpus(self) -> dict[str, str]:
         """The variables that show torch the chosen GPUs only.
 
-        A CUDA_VISIBLE_DEVICES of the user's stays where they chose no GPUs here. By itself CUDA
-        numbers the fastest GPU first; here it numbers them as nvidia-smi does.
+        The user's CUDA_VISIBLE_DEVICES stays if they chose no GPUs here. By default CUDA numbers
+        the fastest GPU first; here it uses the order of nvidia-smi.
         """
         chosen = self.flavor.gpus
         if chosen in ((), ALL_GPUS):
@@ -135,5 +135,5 @@ class LocalLab:
         return {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": ",".join(chosen)}
 
     def find_gpu_problem(self, handle: LabHandle) -> str | None:
-        """Always None: the lab uses the driver that was already asked about the GPUs."""
+        """Always None: the plan has already checked the GPUs with the same driver."""
         return None

@@ -1,4 +1,4 @@
-"""How the lab will run on this host, and why: the runtime, the user, the flavor, build and GPUs.
+"""Plans how the lab runs on this host, and why: runtime, user, flavor, build and GPUs.
 
 ``probe_host`` gathers the facts; everything else here is a pure function of them.
 """
@@ -38,9 +38,9 @@ from labkit.process import CommandRunner, run_command
 from labkit.text import near_match
 
 FLAVORS = ("cpu", "cuda")
-# Nearer to "cpu" by its letters.
+# Aliases whose nearest match by spelling would be wrong, such as "cpu" for "gpu".
 MEANT = {"gpu": "cuda"}
-# Who a lab runs as where the host's user is root: the first ordinary user of most systems.
+# The lab's user id if the host's user is root: the first ordinary user of most systems.
 UNPRIVILEGED_ID = 1000
 BASE_IMAGE = "debian:bookworm-slim"
 VENV_LAB = "make up RUNTIME=local   # uses the GPU at once, from a .venv"
@@ -51,7 +51,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Choice(Generic[T]):
-    """What was chosen, why, and a warning with its fix.
+    """A chosen value, the reason, and a warning with its fix.
 
     ``otherwise`` is a command for a user who cannot type ``fix``.
     """
@@ -64,15 +64,15 @@ class Choice(Generic[T]):
 
 
 class GpuAccessError(EngineError):
-    """The engine runs labs, and their containers see no GPU."""
+    """The engine can run the lab, but its containers see no GPU."""
 
 
 @dataclass(frozen=True)
 class HostFacts:
-    """Everything that the choices are made from.
+    """All facts that the choices depend on.
 
-    ``folder`` and ``workspace`` are the checkout's. ``access_tests`` are the containers that the
-    engine to be chosen was tried with; none where the choice needs none.
+    ``folder`` and ``workspace`` are the checkout's. ``access_tests`` are the results of the test
+    containers in the engine that will be chosen; empty if no GPU is needed.
     """
 
     machine: MachineFacts
@@ -85,11 +85,11 @@ class HostFacts:
     access_tests: tuple[GpuAccessTest, ...] = ()
 
     def engine(self, name: str) -> EngineFacts:
-        """The facts of the engine of this name."""
+        """The facts of the engine ``name``."""
         return self.docker if name == "docker" else self.podman
 
     def gpu_host(self, runtime: str) -> GpuHost:
-        """What the flavor is chosen from, where the lab runs by ``runtime``."""
+        """The facts for the choice of the flavor if the lab runs by ``runtime``."""
         engine = None if runtime == "local" else runtime
         return GpuHost(
             self.gpu, self.machine.architecture, self.distribution, engine, self.access_tests
@@ -98,7 +98,7 @@ class HostFacts:
 
 @dataclass(frozen=True)
 class GpuHost:
-    """What the flavor is chosen from. ``engine`` is None for the local runtime."""
+    """The facts for the choice of the flavor. ``engine`` is None for the local runtime."""
 
     facts: GpuFacts
     machine: str = "x86_64"
@@ -121,9 +121,9 @@ class Plan:
 def make_plan(
     checkout: Checkout, settings: Settings, facts: HostFacts, *, demand: bool = True
 ) -> Plan:
-    """The runtime and flavor for these facts. Raises where what was asked for cannot be had.
+    """The runtime and flavor for these facts. Raises if a request by name cannot be met.
 
-    Without ``demand`` a cuda lab needs no GPU: it is built or tested, and not started.
+    Without ``demand`` a cuda lab needs no GPU: it is only built or tested, not started.
     """
     runtime = _choose_runtime(settings, facts)
     flavor = choose_flavor(settings, facts.gpu_host(runtime.value), demand=demand)
@@ -136,7 +136,7 @@ def make_plan(
 
 
 def announce_choices(plan: Plan, steps: Steps) -> None:
-    """Says what was chosen and why, with the warnings and what mends them."""
+    """Prints what was chosen and why, with the warnings and their fixes."""
     for name, value, choice in (
         ("runtime", plan.runtime.value, plan.runtime),
         ("flavor", plan.flavor.value.name, plan.flavor),
@@ -154,7 +154,7 @@ def announce_choices(plan: Plan, steps: Steps) -> None:
 
 
 def check_settings(settings: Settings) -> None:
-    """Raises UsageError for unknown names, and for CUDA or GPUS in a lab for the CPU."""
+    """Raises UsageError for unknown names, and for CUDA or GPUS together with FLAVOR=cpu."""
     check_name("runtime", settings.runtime, RUNTIMES)
     check_name("flavor", settings.flavor, FLAVORS)
     check_name("CUDA build", settings.cuda, tuple(NEEDS), "CUDA")
@@ -167,9 +167,9 @@ def check_settings(settings: Settings) -> None:
 
 
 def check_name(kind: str, asked: str, known: tuple[str, ...], variable: str = "") -> None:
-    """Raises UsageError, with the near match, unless ``asked`` is "auto" or a known name.
+    """Raises UsageError, with the nearest match, unless ``asked`` is "auto" or a known name.
 
-    ``variable`` is what make calls it, where that is another name than ``kind``.
+    ``variable`` is its name for make, if that differs from ``kind``.
     """
     if asked in known or asked == "auto":
         return
@@ -182,7 +182,7 @@ def check_name(kind: str, asked: str, known: tuple[str, ...], variable: str = ""
 
 
 def _list_asked(settings: Settings) -> Sequence[str]:
-    """What was asked for, as it is typed after `make up`."""
+    """What the user asked for, as typed after `make up`."""
     asked = {
         "FLAVOR": settings.flavor,
         "CUDA": settings.cuda,
@@ -203,7 +203,7 @@ def probe_host(
     *,
     machine: MachineFacts | None = None,
 ) -> HostFacts:
-    """The host's facts: engines and driver are asked in parallel, then a container is tried.
+    """The host's facts: probes engines and driver in parallel, then tries a container.
 
     Raises UsageError for settings that no host could meet.
     """
@@ -229,7 +229,7 @@ def probe_host(
 def _try_gpu_access(
     settings: Settings, facts: HostFacts, steps: Steps, run: CommandRunner
 ) -> tuple[GpuAccessTest, ...]:
-    """The containers tried, where the lab would run in one and have a GPU."""
+    """Tries containers with the GPU; empty if the lab would use no container or no GPU."""
     try:
         runtime = _choose_runtime(settings, facts).value
     except EngineError:
@@ -243,12 +243,12 @@ def _try_gpu_access(
     identity = _choose_identity(facts, runtime).value
     user = ["--user", f"{identity.user_id}:{identity.group_id}"]
     user += ["--userns", "keep-id"] if identity.keep_id else []
-    with steps.step("trying a container with the GPU"):  # a second; minutes where it must be pulled
+    with steps.step("trying a container with the GPU"):  # 1 s; minutes if it pulls
         return probe_gpu_access(runtime, image, run, gpus=gpus, user=user)
 
 
 def list_gpus_to_try(settings: Settings, host: GpuHost) -> tuple[str, ...]:
-    """The GPUs to try a container with; empty where the choice needs none."""
+    """The GPUs to try a container with; empty if the choice needs no test."""
     if settings.flavor == "cpu":
         return ()
     try:
@@ -273,9 +273,9 @@ def choose_runtime(
     distribution: Distribution = UNKNOWN,
     system: str = "Linux",
 ) -> Choice[str]:
-    """docker, podman or local: the one asked for, else the first that can run the lab.
+    """docker, podman or local: the requested one, else the first that can run the lab.
 
-    Raises EngineError where the one that was asked for by name cannot run it.
+    Raises EngineError if the engine that was asked for by name cannot run it.
     """
     check_name("runtime", asked, RUNTIMES)
     if asked == "local":
@@ -317,7 +317,7 @@ def _choose_identity(facts: HostFacts, engine: str) -> Choice[Identity]:
 def choose_identity(
     machine: MachineFacts, workspace: FolderFacts, engine: EngineFacts, checkout: FolderFacts
 ) -> Choice[Identity]:
-    """The user of the container's process, such that the host's user owns what it writes."""
+    """The user of the container's process, so that the host's user owns the files it writes."""
     user, group = machine.user_id, machine.group_id
     if user is None or group is None:
         return Choice(Identity(UNPRIVILEGED_ID, UNPRIVILEGED_ID), "the host has no user ids")
@@ -329,7 +329,7 @@ def choose_identity(
     if workspace.owner_id:
         owner_group = workspace.group_id or UNPRIVILEGED_ID
         return Choice(Identity(workspace.owner_id, owner_group), "the workspace's owner, not root")
-    if checkout.owner_id:  # `sudo make up`: uid 1000 may be anybody on this machine
+    if checkout.owner_id:  # `sudo make up`: uid 1000 may be another person
         owner_group = checkout.group_id or UNPRIVILEGED_ID
         return Choice(
             Identity(checkout.owner_id, owner_group, owns_workspace=False),
@@ -347,8 +347,8 @@ def choose_identity(
 def choose_flavor(settings: Settings, host: GpuHost, *, demand: bool = True) -> Choice[Flavor]:
     """The flavor that this host can run, or that was asked for.
 
-    Raises where a flavor, build or GPU was asked for by name and cannot be had. Otherwise the cpu
-    flavor takes its place, with the reason and the fix. Without ``demand`` (a build, the tests) a
+    Raises if a flavor, build or GPU was asked for by name and is not available. Otherwise falls
+    back to the cpu flavor, with the reason and the fix. Without ``demand`` (a build, the tests) a
     cuda lab needs no GPU.
     """
     check_settings(settings)
@@ -369,16 +369,16 @@ def choose_flavor(settings: Settings, host: GpuHost, *, demand: bool = True) -> 
 def choose_image_build(
     settings: Settings, run: CommandRunner = run_command, root: Path = Path("/")
 ) -> TorchBuild:
-    """The build of an image that is made here and not started: for this host's GPUs, if any.
+    """The torch build for an image that is built but not started: for this host's GPUs, if any.
 
-    No engine is asked whether it passes them on.
+    Does not test whether an engine passes the GPUs on.
     """
     host = GpuHost(probe_gpu(run, root), read_machine().architecture)
     return find_build(choose_flavor(settings, host, demand=False).value.build)
 
 
 def _choose_cuda(settings: Settings, host: GpuHost) -> Choice[Flavor]:
-    """The cuda flavor. Raises LabkitError with the cause and the fix where it cannot be had."""
+    """The cuda flavor. Raises LabkitError with the cause and the fix if it is not available."""
     selection, build = _choose_gpus(settings, host)
     flavor = Flavor("cuda", build.name, selection.words)
     if host.engine is None:
@@ -414,7 +414,7 @@ def _choose_gpus(settings: Settings, host: GpuHost) -> tuple[GpuSelection, Build
 
 
 def _explain(problem: str, distribution: Distribution, fix: str) -> dict[str, str]:
-    """The cause and the fix of a known error; of another, the problem itself and ``fix``."""
+    """The cause and the fix of a known error; otherwise ``problem`` as the cause, and ``fix``."""
     found = explain_text(problem).first
     if found is None:
         return {"cause": problem, "fix": fix}
@@ -422,10 +422,10 @@ def _explain(problem: str, distribution: Distribution, fix: str) -> dict[str, st
 
 
 def _refuse_access(host: GpuHost) -> LabkitError:
-    """Why no container saw the GPU: the first test whose problem is a known error."""
+    """The error that no container saw the GPU; quotes the first problem that is a known error."""
     name = str(host.engine).capitalize()
     problems = [test.problem for test in host.access_tests if test.problem]
-    # Docker's CDI is off by default: that says nothing about what its first way met.
+    # Docker's CDI is off by default, so this error does not explain why the reservation failed.
     known = [text for text in problems if _name_error(text) not in (None, "docker-cdi-off")]
     problem = (known or problems or ["no container was tried"])[0]
     what = "could not be tried with the GPU" if problem.startswith(NO_IMAGE) else None
@@ -443,7 +443,7 @@ def _name_error(text: str) -> str | None:
 def _choose_without_gpu(settings: Settings, host: GpuHost, error: LabkitError) -> Choice[Flavor]:
     """The cuda flavor on a host that has no GPU for it: it can be built, and tested in part."""
     try:
-        build = _choose_gpus(settings, host)[1].name  # what it needs once the engine is set up
+        build = _choose_gpus(settings, host)[1].name  # the build that its GPUs need
     except LabkitError:
         build = CUDA_BUILDS[0].name if settings.cuda == "auto" else settings.cuda
     reason = f"asked for by name; build {build}, without a GPU: {error.what}"
@@ -469,6 +469,6 @@ def _fall_back(host: GpuHost, error: LabkitError) -> Choice[Flavor]:
 
 
 def _quote_program(problem: str | None) -> str | None:
-    """nvidia-smi's words, introduced as such where they do not name it."""
+    """nvidia-smi's message, prefixed with its name if it lacks it."""
     named = problem is None or problem.lower().startswith("nvidia-smi")
     return problem if named else f"nvidia-smi says: {problem}"

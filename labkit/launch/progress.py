@@ -1,6 +1,6 @@
-"""Shows long steps while they run, and keeps their full output in a log that errors quote.
+"""Shows the progress of long steps, and writes their full output to a log that errors quote.
 
-On a terminal the line of the running step is redrawn; elsewhere a line appears now and then.
+On a terminal the line of the running step is redrawn; elsewhere a new line is printed every 15 s.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ TICK_SECONDS = 0.2
 
 
 class Step:
-    """A running step: its title, how far it is, and since when it runs."""
+    """A running step: its title, its progress and its start time."""
 
     def __init__(self, title: str, clock: Callable[[], float]) -> None:
         self.title = title
@@ -42,7 +42,7 @@ class Step:
         return self._clock() - self._started
 
     def note(self, detail: str) -> None:
-        """Sets how far the step is, such as "package 12 of 118"."""
+        """Sets the step's progress, such as "package 12 of 118"."""
         self.detail = detail
 
     def __str__(self) -> str:
@@ -53,7 +53,7 @@ class Step:
 class Steps:
     """Prints steps and messages to ``stream``, standard error by default.
 
-    Control characters are escaped: file names and the output of programs are among the messages.
+    Control characters are escaped, because messages contain file names and program output.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class Steps:
 
     @contextlib.contextmanager
     def step(self, title: str) -> Iterator[Step]:
-        """Shows ``title`` while the block runs, and how long it took at its end."""
+        """Shows ``title`` while the block runs, then how long it took."""
         step = Step(title, self._clock)
         done = threading.Event()
         if not self._terminal:
@@ -122,7 +122,7 @@ QUOTED_LINES = 12
 
 
 class StepLog:
-    """Writes a step's output to ``path``, and keeps its last lines for an error to quote."""
+    """Writes a step's output to ``path`` and keeps its last lines, which errors quote."""
 
     def __init__(self, path: Path, on_line: Callable[[str], None] | None = None) -> None:
         self.path = path
@@ -154,13 +154,13 @@ class StepLog:
             self._on_line(line)
 
     def failure(self, what: str, fix: str) -> LabkitError:
-        """The error of a failed step: its last lines, the log's name, and a cause where known."""
+        """The error of a failed step: its last lines, the log's path, and the cause if known."""
         return explain_failure(what, list(self._last), self.path, fix)
 
 
 def explain_failure(what: str, lines: list[str], path: Path, fix: str) -> LabkitError:
-    """An EngineError that quotes the end of ``lines``, with the cause of a known error in them."""
-    # Only a sure match is named here; `labkit doctor --explain` lists the possible ones too.
+    """An EngineError with the end of ``lines`` and the cause of a known error found in them."""
+    # Only a certain match is named here; `labkit doctor --explain` lists the possible ones too.
     found = explain_text("\n".join(lines)).sure
     known = found.error if found else None
     shown = [escape_controls(strip_ansi(line)) for line in lines[-QUOTED_LINES:] if line.strip()]

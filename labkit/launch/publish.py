@@ -19,7 +19,7 @@ from labkit.process import compose_environment, run_command
 
 @dataclass(frozen=True)
 class BuiltImage:
-    """An image that was built, its name, and its revision as its label says it."""
+    """A built image: the engine's client, its name, its build, and the revision in its label."""
 
     client: str
     name: str
@@ -28,7 +28,7 @@ class BuiltImage:
 
 
 def choose_named_build(flavor: str, cuda: str) -> TorchBuild:
-    """The build of a flavor by name, whatever this host could run.
+    """The build of a flavor by name, regardless of what this host can run.
 
     >>> choose_named_build("cuda", "auto").name
     'cu130'
@@ -41,11 +41,11 @@ def choose_named_build(flavor: str, cuda: str) -> TorchBuild:
 def find_engine(settings: Settings) -> str:
     """The engine to build with, docker or podman; it needs no GPU.
 
-    Raises EngineError where no engine can build, or the one that was asked for cannot.
+    Raises EngineError if no engine, or not the requested one, can build.
     """
     absent = EngineFacts("docker", client_found=False)
     names = [settings.runtime] if settings.runtime in ("docker", "podman") else ["docker", "podman"]
-    # An engine on another machine may build too: a build mounts no folder of this one.
+    # An engine on another machine can build too: a build mounts no folder of this machine.
     engines = {name: replace(probe_engine(name, run_command), endpoint=None) for name in names}
     chosen = choose_runtime(
         settings.runtime,
@@ -67,7 +67,7 @@ def find_engine(settings: Settings) -> str:
 def build_image(
     checkout: Checkout, settings: Settings, build: TorchBuild, name: str | None, steps: Steps
 ) -> BuiltImage:
-    """Builds the lab's image with one build of torch, named ``name`` or as the lab names it.
+    """Builds the lab's image with one build of torch; ``name`` defaults to the lab's name for it.
 
     Raises EngineError with the log's last lines.
     """
@@ -95,20 +95,21 @@ def build_image(
 
 
 def name_image(build: TorchBuild) -> str:
-    """The lab's name for the image of a build; LABKIT_IMAGE gives another."""
+    """The lab's name for the image of a build; LABKIT_IMAGE overrides it."""
     return os.environ.get("LABKIT_IMAGE") or f"labkit:{build.name}"
 
 
 def compose_build(checkout: Checkout, client: str, service: str) -> list[str]:
     """The command that builds a service's image."""
     file = ["--file", str(checkout.root / "compose.yaml")]
-    # Not the checkout's project: Compose labels the image with it, and it depends on the folder.
+    # Not the checkout's project name: it depends on the folder, and Compose labels the image
+    # with it.
     folder = ["--project-directory", str(checkout.root), "--project-name", "labkit"]
     return [client, "compose", *folder, *file, "--profile", service, "build", service]
 
 
 def describe_built(built: BuiltImage) -> list[str]:
-    """The last lines of `make build`: what was built, and how to bring it to other hosts."""
+    """The last lines of `make build`: what was built, and how to copy it to other hosts."""
     lines = [f"built {built.name}: torch {built.build.torch_version}, revision {built.revision}"]
     if "/" not in built.name:
         return lines
@@ -125,7 +126,7 @@ def describe_built(built: BuiltImage) -> list[str]:
 
 
 def name_choice(build: TorchBuild) -> str:
-    """What is typed after `make` to get this build.
+    """The arguments of `make` that select this build.
 
     >>> name_choice(CUDA_BUILDS[0])
     'CUDA=cu130'

@@ -1,4 +1,4 @@
-"""Becomes JupyterLab inside the lab's own environment: a container's or a .venv's."""
+"""Replaces this process by JupyterLab, inside the lab's container or .venv."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 from labkit.errors import EngineError, UsageError
 from labkit.process import replace_process
 
-# Made where they are missing: a fresh cache volume has none of them.
+# Created if missing: a new cache volume is empty.
 STATE_FOLDERS = {
     "JUPYTER_CONFIG_DIR": "jupyter/config",
     "JUPYTER_DATA_DIR": "jupyter/data",
@@ -20,20 +20,20 @@ STATE_FOLDERS = {
     "IPYTHONDIR": "ipython",
     "MPLCONFIGDIR": "matplotlib",
 }
-# Jupyter ignores a configuration file that raises, and would serve without its settings. The lab's
-# own file takes the variable away again, so that no kernel inherits it.
+# Without this variable Jupyter ignores a configuration file that raises, and serves without its
+# settings. The lab's configuration file removes the variable, so that no kernel inherits it.
 STRICT_CONFIG = "TRAITLETS_APPLICATION_RAISE_CONFIG_FILE_ERROR"
 
 
 def prepare_folders(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """The environment with JupyterLab's own folders, which are made and closed to other users.
+    """The environment variables with JupyterLab's folders, which are created.
 
-    They lie below LABKIT_STATE, apart from the user's own Jupyter. Raises EngineError where they
-    cannot be written.
+    The folders are below LABKIT_STATE, separate from the user's own Jupyter; the one with tokens is
+    closed to other users. Raises EngineError if they cannot be created.
     """
     state = Path(environment.get("LABKIT_STATE") or Path.home() / ".cache" / "labkit")
     values = {name: str(state / folder) for name, folder in STATE_FOLDERS.items()}
-    # Set only inside a container, where no home exists before the first start.
+    # Only a container needs this: its home does not exist before the first start.
     home = {environment["HOME"]} if environment.get("LABKIT_IN_CONTAINER") else set()
     for folder in {*values.values(), *home}:
         try:
@@ -41,7 +41,7 @@ def prepare_folders(environment: Mapping[str, str] = os.environ) -> dict[str, st
         except OSError as error:
             raise EngineError(
                 f"cannot write to {folder}: {error.strerror}",
-                cause="the caches belong to another user than the one the lab runs as",
+                cause="the caches belong to another user than the lab's user",
                 fix="make clean && make up",
             ) from error
     _close_runtime(Path(values["JUPYTER_RUNTIME_DIR"]))
@@ -60,7 +60,7 @@ def _close_runtime(folder: Path) -> None:
 
 
 def find_workspace(environment: Mapping[str, str] = os.environ) -> Path:
-    """The workspace that the server serves. Raises UsageError where it cannot be written."""
+    """The workspace that the server serves. Raises UsageError if it is not writable."""
     workspace = Path(environment.get("LABKIT_WORKSPACE") or Path.cwd())
     if not os.access(workspace, os.W_OK | os.X_OK):
         raise UsageError(

@@ -1,7 +1,7 @@
-"""The lab's server as a process and as what answers on a port.
+"""The lab's server: its process and its port.
 
-Starts a process that outlives the command, finds and stops it later, and asks whoever listens on
-the lab's port for a proof before it counts as the lab.
+Starts a background process, finds and stops it later, and verifies that the program on the lab's
+port is the lab, by a challenge.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ def probe_server(
 ) -> Answer:
     """Whether the server on ``port`` proves that it has our token; the token is not sent.
 
-    "healthy": it proved it, and no other program stands in between; "foreign": something else
-    answers; "silent": nothing does in 5 s. ``through_engine`` is for a container's published port,
-    where the engine forwards the connection; the caller asks the engine whose port it is.
+    "healthy": it proved it over a direct connection; "foreign": another program answers;
+    "silent": no answer in 5 s. ``through_engine`` is for a container's published port, where the
+    engine forwards the connection; the caller asks the engine which container has the port.
     """
     connection = HTTPConnection(address, port, timeout=PROBE_SECONDS)
-    # The time limit of the socket starts again with each byte: a slow sender would never end.
+    # The socket's own timeout restarts with each byte: a slow sender would never hit it.
     alarm = threading.Timer(PROBE_SECONDS, _hang_up, [connection])
     alarm.daemon = True
     alarm.start()
@@ -54,7 +54,7 @@ def probe_server(
         return "healthy" if ours or proof.is_direct(connection) else "foreign"
     except (OSError, HTTPException):
         return "silent"
-    except (ValueError, RecursionError):  # an answer made to break its reader
+    except (ValueError, RecursionError):  # malicious or broken JSON
         return "foreign"
     finally:
         alarm.cancel()
@@ -68,7 +68,7 @@ def _hang_up(connection: HTTPConnection) -> None:
 
 
 def reachable_address(bind: str) -> str:
-    """The address at which this machine itself reaches a server bound to ``bind``."""
+    """The address for connecting from this machine to a server bound to ``bind``."""
     return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(bind, bind)  # noqa: S104
 
 
@@ -80,7 +80,7 @@ def wait_until(
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
 ) -> bool:
-    """True as soon as ``predicate`` holds, False where it has not within the limit."""
+    """Polls ``predicate``; True once it holds, False if the time limit passes first."""
     deadline = clock() + timeout_seconds
     while not predicate():
         if clock() >= deadline:
@@ -92,8 +92,8 @@ def wait_until(
 def start_in_background(
     command: Sequence[str], environment: Mapping[str, str], log: Path, folder: Path
 ) -> LabHandle:
-    """Starts ``command`` in a session of its own; its output is appended to ``log``."""
-    # O_APPEND: the server truncates its log where it has become too long.
+    """Starts ``command`` in a new session; its output is appended to ``log``."""
+    # O_APPEND: the server truncates its log when it becomes too long.
     with os.fdopen(open_private(log, os.O_APPEND), "ab") as output:
         process = subprocess.Popen(
             list(command),
@@ -108,7 +108,7 @@ def start_in_background(
 
 
 def read_start(process_id: int) -> str | None:
-    """When the process started, as the system counts it; None where it does not run.
+    """When the process started, in the system's own format; None if it does not run.
 
     Linux: ticks since boot, field 22 of /proc/PID/stat. Elsewhere: `ps -o lstart=`.
     """
@@ -120,17 +120,17 @@ def read_start(process_id: int) -> str | None:
 
 
 def _read_stat(process_id: int) -> list[str]:
-    """The fields of /proc/PID/stat from the third on (its state); empty where there is none."""
+    """The fields of /proc/PID/stat from the third (the state) on; empty without the file."""
     try:
         text = Path(f"/proc/{process_id}/stat").read_text(encoding="ascii", errors="replace")
     except OSError:
         return []
-    # The second field is the program's name in brackets, and may hold anything.
+    # The second field is the program's name in parentheses; it can contain any character.
     return text.rpartition(")")[2].split()
 
 
 def is_running(handle: LabHandle) -> bool:
-    """True where that very process still runs."""
+    """True if the process of the handle still runs."""
     if handle.process_id is None or handle.process_started is None:
         return False
     _reap(handle.process_id)
@@ -138,25 +138,25 @@ def is_running(handle: LabHandle) -> bool:
 
 
 def _reap(process_id: int) -> None:
-    """Collects an ended child; a process that is not our child has another parent for that."""
+    """Reaps an ended child process; does nothing if the process is not our child."""
     with contextlib.suppress(OSError):
         os.waitpid(process_id, os.WNOHANG)
 
 
 def is_paused(process_id: int) -> bool:
-    """True where the process is stopped (SIGSTOP, Ctrl-Z); False where that is not known."""
+    """True if the process is stopped (SIGSTOP, Ctrl-Z); False if unknown."""
     return _read_stat(process_id)[:1] == ["T"]
 
 
 def resume_process(handle: LabHandle) -> None:
-    """Lets a stopped process and its group go on."""
+    """Continues a stopped process and its group (SIGCONT)."""
     if is_running(handle) and handle.process_id is not None:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(handle.process_id, signal.SIGCONT)
 
 
 def stop_process(handle: LabHandle, patience_seconds: float = STOP_SECONDS) -> None:
-    """Ends the process and its group: SIGTERM, then SIGKILL. One that has ended is fine."""
+    """Ends the process and its group: SIGTERM, then SIGKILL. An ended process is not an error."""
     for sign in (signal.SIGTERM, signal.SIGKILL):
         if not is_running(handle) or handle.process_id is None:
             return
@@ -170,7 +170,7 @@ def stop_process(handle: LabHandle, patience_seconds: float = STOP_SECONDS) -> N
 def list_ports(process_id: int, proc: Path = Path("/proc")) -> set[int] | None:
     """The TCP ports that the process itself listens on.
 
-    None where the system does not say: no /proc (macOS), or another user's process.
+    None if the system does not tell: no /proc (macOS), or another user's process.
     """
     try:
         sockets = set(_list_sockets(process_id, proc))
@@ -194,17 +194,17 @@ def _read_listeners(proc: Path) -> Iterator[tuple[int, str]]:
 def _list_sockets(process_id: int, proc: Path) -> Iterator[str]:
     """The inodes of the process's sockets."""
     for descriptor in (proc / str(process_id) / "fd").iterdir():
-        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+        with contextlib.suppress(FileNotFoundError):  # closed in the meantime
             target = str(descriptor.readlink())
             if target.startswith("socket:["):
                 yield target[len("socket:[") : -1]
 
 
 def find_server_process(workspace: Path, python: Path, proc: Path = Path("/proc")) -> int | None:
-    """The process of this user's JupyterLab on ``workspace``, whatever the launcher remembers.
+    """The process id of this user's JupyterLab on ``workspace``, found without the state file.
 
-    Linux: the process whose environment names the workspace. Elsewhere: the one that ``python``,
-    the checkout's own, runs as `-m jupyterlab`.
+    Linux: the process whose environment names the workspace. Elsewhere: the process
+    `PYTHON -m jupyterlab`, where ``python`` is the checkout's interpreter.
     """
     if not (proc / "self" / "stat").exists():
         listed = run_command(["ps", "-axww", "-o", "pid=,uid=,command="], timeout_seconds=5)
@@ -228,6 +228,6 @@ def _is_server(row: Sequence[str], wanted: Sequence[str]) -> bool:
 
 
 def read_environment(folder: Path) -> dict[str, str]:
-    """The variables that the process of a /proc folder was started with. Raises OSError."""
+    """The initial environment variables of the process of a /proc folder. Raises OSError."""
     items = (folder / "environ").read_bytes().decode(errors="replace").split("\0")
     return dict(item.split("=", 1) for item in items if "=" in item)

@@ -1,4 +1,4 @@
-"""The settings of a command, from its options and the environment, and a checkout's folders."""
+"""The settings of a command, from its options and environment; the folders of a checkout."""
 
 from __future__ import annotations
 
@@ -42,16 +42,16 @@ class Checkout:
 
     @property
     def logs_folder(self) -> Path:
-        """One log for each kind of long step; errors name the file."""
+        """The folder of the logs, one for each kind of long step; errors name the file."""
         return self.state_folder / "logs"
 
     @property
     def environment_folder(self) -> Path:
-        """The Python environment of the local runtime; LABKIT_VENV names another folder."""
+        """The Python environment of the local runtime; LABKIT_VENV overrides it."""
         return self.root / (os.environ.get("LABKIT_VENV") or ".venv")
 
     def lock_file(self, name: str) -> Path:
-        """The file with the pins of one lock, such as "lab"."""
+        """The file with the pinned packages of one lock, such as "lab"."""
         return self.root / "docker" / "locks" / f"{name}.txt"
 
     @property
@@ -65,7 +65,7 @@ class Checkout:
 class Settings:
     """What the user asked for; "auto" and None leave the choice to the launcher.
 
-    ``memory_bytes`` limits a container's memory; 0 is no limit.
+    ``memory_bytes`` limits a container's memory; 0 means no limit.
     """
 
     runtime: str = "auto"
@@ -79,21 +79,21 @@ class Settings:
 
     @property
     def asks_for_gpu(self) -> bool:
-        """True where a CUDA build or GPUs were asked for by name: a CPU lab has neither."""
+        """True if the user asked by name for a CUDA build or GPUs, which a cpu lab cannot have."""
         return self.cuda != "auto" or bool(self.gpus)
 
     @property
     def opens_to_others(self) -> bool:
-        """True where other machines can reach the lab."""
+        """True if other machines can reach the lab."""
         return not ipaddress.ip_address(self.bind).is_loopback
 
 
 @dataclass(frozen=True)
 class Flavor:
-    """A flavor with the name of its build of torch, its GPUs, and how a container gets them.
+    """A flavor: its torch build, its GPUs, and how a container gets them.
 
-    ``gpus`` are the engine's words, empty where the lab has none; ``way`` is "reservation" or
-    "cdi" in a container.
+    ``gpus`` are names for the engine ("all", an index, a UUID), empty without GPUs; ``way`` is
+    "reservation" or "cdi" in a container, else None.
     """
 
     name: str
@@ -107,7 +107,7 @@ CPU = Flavor("cpu", "cpu")
 
 @dataclass(frozen=True)
 class Identity:
-    """Who the container runs as; ``keep_id`` asks rootless Podman to map the user to itself."""
+    """The container's user; ``keep_id`` makes rootless Podman map the host's user to itself."""
 
     user_id: int
     group_id: int
@@ -121,9 +121,9 @@ class Identity:
 
 
 def find_checkout(start: Path | None = None) -> Checkout:
-    """The checkout that this labkit runs from; LABKIT_HOME names another.
+    """The checkout that this labkit runs from; LABKIT_HOME overrides it.
 
-    Raises UsageError where it has no compose.yaml.
+    Raises UsageError if it has no compose.yaml.
     """
     named = os.environ.get("LABKIT_HOME")
     root = start or (Path(named) if named else Path(__file__).parents[2])
@@ -137,7 +137,7 @@ def find_checkout(start: Path | None = None) -> Checkout:
 
 
 def check_locks(checkout: Checkout, locks: Iterable[str]) -> None:
-    """Raises LabkitError where a lock is missing, before anything is fetched or removed for it."""
+    """Raises LabkitError if a lock is missing, before anything is downloaded or removed."""
     missing = [path for path in map(checkout.lock_file, locks) if not path.is_file()]
     if missing:
         raise LabkitError(
@@ -150,7 +150,7 @@ def check_locks(checkout: Checkout, locks: Iterable[str]) -> None:
 def read_settings(
     options: Mapping[str, str | None], environment: Mapping[str, str] = os.environ
 ) -> Settings:
-    """The settings from options; where one is missing, from LABKIT_<NAME> in the environment.
+    """The settings from options; a missing one from LABKIT_<NAME> in the environment.
 
     Raises UsageError for an invalid port, address, memory limit or list of GPUs.
     """

@@ -1,4 +1,4 @@
-"""What the launcher keeps in `.labkit` between commands: the running lab, its token, and a lock."""
+"""The launcher's files in `.labkit`: the state of the running lab, its token, and a lock."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from labkit.launch.settings import RUNTIMES, Checkout
 from labkit.process import end_like_interrupt
 
 T = TypeVar("T")
-# Folders of the state folder with many files, and none that is secret.
+# Subfolders of the state folder with many files and no secrets.
 CACHES = ("torchinductor", "tools")
 
 
@@ -32,7 +32,7 @@ CACHES = ("torchinductor", "tools")
 class LabHandle:
     """Handle of a running lab: the id of its container, or its process.
 
-    The start time tells the process from a later one with the same number.
+    The start time distinguishes the process from a later one with the same id.
     """
 
     container: str | None = None
@@ -42,9 +42,9 @@ class LabHandle:
 
 @dataclass(frozen=True)
 class LabState:
-    """A lab that was started: how, why so, where, and its handle.
+    """A started lab: its settings, the reason for them, its address, and its handle.
 
-    ``gpus`` names the GPUs of a cuda lab as the engine does ("all", "0,1"), ``gpus_asked`` as the
+    ``gpus`` names the GPUs of a cuda lab for the engine ("all", "0,1"), ``gpus_asked`` as the
     user typed them.
     """
 
@@ -73,7 +73,7 @@ class LabState:
 
 
 def read_state(checkout: Checkout) -> LabState | None:
-    """The lab that was last started; None where the file is missing or holds anything invalid."""
+    """The last started lab; None if the file is missing or has invalid content."""
     try:
         said = json.loads(_state_file(checkout).read_text(encoding="utf-8"))
         state = _build(LabState, {**said, "handle": _build(LabHandle, said["handle"])})
@@ -95,7 +95,7 @@ def _build(kind: type[T], said: Any) -> T:
 
 
 def _check_values(state: LabState) -> None:
-    """Raises ValueError for values that no start writes: they would end up in a command line."""
+    """Raises ValueError for values that labkit never writes: they would reach a command line."""
     handle = state.handle
     ipaddress.ip_address(state.bind)
     possible = (
@@ -103,7 +103,7 @@ def _check_values(state: LabState) -> None:
         state.flavor in ("cpu", "cuda"),
         state.build in BUILDS,
         1 <= state.port <= 65535,
-        # `kill` gives numbers below 2 a meaning of their own.
+        # `kill` treats ids below 2 specially.
         handle.process_id is None or 1 < handle.process_id < 2**31,
         handle.container is None or re.fullmatch(r"\w[\w.-]*", handle.container),
     )
@@ -117,7 +117,7 @@ def write_state(checkout: Checkout, state: LabState) -> None:
 
 
 def forget_state(checkout: Checkout) -> None:
-    """Removes the stored state: no lab runs."""
+    """Removes the stored state, when no lab runs."""
     _state_file(checkout).unlink(missing_ok=True)
 
 
@@ -126,10 +126,10 @@ def _state_file(checkout: Checkout) -> Path:
 
 
 def prepare_state_folder(checkout: Checkout) -> None:
-    """Makes the state folder, and closes it to other users. Raises UsageError where it cannot.
+    """Creates the state folder and closes it to other users. Raises UsageError if it cannot.
 
-    The modes of what is inside matter only where others can enter, so caches of thousands of
-    files are left out where they cannot.
+    If the folder itself was already closed, the caches with thousands of files are skipped:
+    nobody else can reach them.
     """
     folder = checkout.state_folder
     try:
@@ -140,7 +140,7 @@ def prepare_state_folder(checkout: Checkout) -> None:
         raise _refuse(checkout, f"cannot make {error.filename} private", error) from error
     for top, folders, files in os.walk(folder):
         for name in (*folders, *files):
-            # A running lab removes files meanwhile; as root we gave the token to the lab's user.
+            # A running lab may remove files now; the token may belong to the lab's user.
             with contextlib.suppress(OSError):
                 _close_to_others(Path(top, name))
         if not was_open:
@@ -148,7 +148,7 @@ def prepare_state_folder(checkout: Checkout) -> None:
 
 
 def _close_to_others(path: Path) -> bool:
-    """Takes all rights on ``path`` from group and others; True where they had any."""
+    """Removes all rights of group and others on ``path``; True if they had any."""
     mode = path.lstat().st_mode
     if stat.S_ISLNK(mode) or not mode & 0o077:
         return False
@@ -181,7 +181,7 @@ def _give_back(checkout: Checkout) -> str:
 
 
 def read_token(checkout: Checkout) -> str:
-    """The token of the last start; empty where there is none that can be read."""
+    """The token of the last start; empty if it cannot be read."""
     try:
         return checkout.token_file.read_text(encoding="ascii").strip()
     except (OSError, ValueError):
@@ -189,19 +189,19 @@ def read_token(checkout: Checkout) -> str:
 
 
 def renew_token(checkout: Checkout) -> str:
-    """A new token, in a file of mode 0600. Each start has its own: an old one opens nothing."""
+    """Writes a new token to a file of mode 0600; old tokens become invalid with each start."""
     token = secrets.token_hex(24)
     write_private(checkout.token_file, token + "\n")
     return token
 
 
 def ensure_token(checkout: Checkout) -> str:
-    """The token, made where there is none: Compose mounts the file into one-off containers too."""
+    """The token, created if missing: Compose mounts the file into one-off containers too."""
     return read_token(checkout) or renew_token(checkout)
 
 
 def open_private(path: Path, flags: int = 0) -> int:
-    """A descriptor that writes to ``path``: a file of mode 0600, made where it is missing."""
+    """A file descriptor open for writing to ``path``, created if missing, with mode 0600."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | flags, 0o600)
     mode = os.fstat(descriptor).st_mode
     if stat.S_ISREG(mode) and mode & 0o077:
@@ -210,7 +210,7 @@ def open_private(path: Path, flags: int = 0) -> int:
 
 
 def write_private(path: Path, text: str) -> None:
-    """Replaces ``path`` in one step by a file of mode 0600. Raises LabkitError."""
+    """Replaces ``path`` atomically by a file of mode 0600. Raises LabkitError."""
     temporary: str | None = None
     try:
         descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
@@ -232,7 +232,7 @@ def write_private(path: Path, text: str) -> None:
 def hold_lock(checkout: Checkout, on_wait: Callable[[], None]) -> Iterator[None]:
     """Lets only one `up` or `down` of a checkout run at a time; a second one waits.
 
-    ``on_wait`` is called once before waiting. The system frees the lock when the process ends.
+    ``on_wait`` is called once before waiting. The system releases the lock when the process ends.
     """
     prepare_state_folder(checkout)
     path = checkout.state_folder / "lock"

@@ -1,7 +1,7 @@
-"""The lab of a checkout as it is now: `labkit status`, and what `up` and `down` start from.
+"""The current status of a checkout's lab, for `labkit status`, `up` and `down`.
 
-The system or the engine says first whether the process or container is there and whether the port
-is its own; only then is the server asked, by a challenge. Nothing secret is sent to any port.
+First the system or the engine is asked whether the process or container runs and owns the port;
+only then the server gets a challenge. No secret is sent to any port.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
+from labkit.host.engine import parse_object
 from labkit.host.torch_builds import BUILDS, CUDA_BUILDS
 from labkit.launch.compose import ContainerLab
 from labkit.launch.local import LAB_VARIABLE, LocalLab
@@ -35,9 +36,9 @@ from labkit.launch.workspace import find_first_notebook
 from labkit.process import CommandRunner, run_command
 from labkit.text import plural
 
-# "unreachable": its engine does not answer; "silent": it runs and its port does not answer;
-# "foreign": its port belongs to another program; "unproven": what answers there has no proof;
-# "tokenless": it cannot be asked for one.
+# "unreachable": the engine does not answer; "silent": the lab runs, but its port does not answer;
+# "foreign": another program has the port; "unproven": the server on the port gives no valid proof;
+# "tokenless": the token is lost, so no proof can be requested.
 Condition = Literal[
     "healthy", "gone", "paused", "unreachable", "silent", "foreign", "unproven", "tokenless"
 ]
@@ -55,7 +56,7 @@ FOUND = "found running, without its state file"
 
 @dataclass(frozen=True)
 class LabStatus:
-    """The lab as it is now; without a state there is none. ``problem`` says what is wrong."""
+    """The lab's current status; ``state`` is None without a lab, ``problem`` is what is wrong."""
 
     checkout: Checkout
     state: LabState | None = None
@@ -70,17 +71,17 @@ class LabStatus:
 
     @property
     def healthy(self) -> bool:
-        """True where the server has proved that it is this lab's."""
+        """True if the server has proved that it is this lab's."""
         return self.condition == "healthy"
 
     @property
     def running(self) -> bool | None:
-        """True where its process or container exists; None where the engine does not answer."""
+        """True if its process or container exists; None if the engine does not answer."""
         return None if self.condition == "unreachable" else self.condition != "gone"
 
     @property
     def opens_to_others(self) -> bool:
-        """True where the lab listens on more than loopback."""
+        """True if the lab listens on more than loopback."""
         return self.state is not None and not ipaddress.ip_address(self.state.bind).is_loopback
 
     @property
@@ -89,7 +90,7 @@ class LabStatus:
         return "make doctor" if self.condition == "unreachable" else "make up"
 
     def describe(self) -> dict[str, object]:
-        """The status as ``--json`` prints it; what is not known is null."""
+        """The status as ``--json`` prints it; unknown values are null."""
         state = self.state
         return {
             "running": self.running,
@@ -109,7 +110,7 @@ class LabStatus:
 
 
 def make_url(checkout: Checkout, state: LabState, token: str) -> str:
-    """Where to open the lab: on its first notebook, with the token."""
+    """The lab's URL: its first notebook, with the token."""
     address = reachable_address(state.bind)
     host = f"[{address}]" if ":" in address else address
     notebook = find_first_notebook(checkout)
@@ -128,7 +129,7 @@ def open_lab(checkout: Checkout, state: LabState) -> ContainerLab | LocalLab:
 
 
 def list_differences(settings: Settings, state: LabState) -> list[str]:
-    """What the user asked for by name and the running lab is not, as typed after `make up`."""
+    """The requested settings that the running lab does not have, as typed after `make up`."""
     gpus = ",".join(settings.gpus) or "auto"
     return [
         f"{name}={asked}"
@@ -143,7 +144,7 @@ def list_differences(settings: Settings, state: LabState) -> list[str]:
 
 
 def read_status(checkout: Checkout) -> LabStatus:
-    """The status of the checkout's lab, found even where its state file is lost."""
+    """The status of the checkout's lab, which is found even if its state file is lost."""
     state = read_state(checkout) or find_forgotten_lab(checkout)
     if state is None:
         return LabStatus(checkout)
@@ -155,12 +156,12 @@ def read_status(checkout: Checkout) -> LabStatus:
 
 
 def examine_lab(state: LabState, token: str, run: CommandRunner = run_command) -> Condition:
-    """The condition of a started lab. Its port is asked only where it is known to be the lab's."""
+    """The condition of a started lab. The challenge is sent only to a port that the lab owns."""
     is_local = state.runtime == "local"
     found = _examine_process(state) if is_local else _examine_container(state, run)
     if found not in (None, "foreign"):
         return found
-    # To a port that is not the lab's, no byte is sent: without a token the probe only connects.
+    # No byte is sent to a port that the lab does not own: without a token the probe only connects.
     answer = probe_server(
         state.port,
         "" if found else token,
@@ -173,7 +174,7 @@ def examine_lab(state: LabState, token: str, run: CommandRunner = run_command) -
 
 
 def _examine_process(state: LabState) -> Condition | None:
-    """What a local lab's process says; "foreign" where the port is not its own, None: ask it."""
+    """The condition of a local lab's process; "foreign": the port is not its own; None: ask it."""
     process = state.handle.process_id
     if process is None or not is_running(state.handle):
         return "gone"
@@ -184,7 +185,7 @@ def _examine_process(state: LabState) -> Condition | None:
 
 
 def _examine_container(state: LabState, run: CommandRunner) -> Condition | None:
-    """What the engine says; "foreign" where the container does not publish the port, None: ask."""
+    """The container's condition; "foreign": it does not publish the port; None: ask the server."""
     if state.handle.container is None:
         return "gone"
     words = [state.runtime, "inspect", "--format", INSPECT, state.handle.container]
@@ -199,13 +200,13 @@ def _examine_container(state: LabState, run: CommandRunner) -> Condition | None:
 
 
 def _parse_inspection(text: str) -> tuple[str, dict[int, str], dict[int, str]]:
-    """A container's state, and the ports it publishes now and when it runs, with the addresses."""
+    """A container's state, its ports published now, and its configured ports, with addresses."""
     status, published, bound = [*text.splitlines(), "", "", ""][:3]
     return status, _parse_ports(published), _parse_ports(bound)
 
 
 def _parse_ports(text: str) -> dict[int, str]:
-    """Host ports that lead to the server's, each with its address: an engine's JSON."""
+    """The host ports that lead to the server's port, with their addresses, from engine JSON."""
     try:
         bindings = (json.loads(text) or {}).get(CONTAINER_PORT) or []
         every = "0.0.0.0"  # noqa: S104 - what engines mean by no address
@@ -219,16 +220,16 @@ def _describe_problem(checkout: Checkout, state: LabState, condition: Condition)
     return {
         "gone": f"its {kind} is gone: it was killed or crashed",
         "paused": f"its {kind} is paused",
-        "unreachable": f"{state.runtime} does not answer, so nothing is known of its container",
+        "unreachable": f"{state.runtime} does not answer, so the state of its container is unknown",
         "silent": f"it runs, but does not answer on port {state.port}",
         "foreign": f"another program answers on port {state.port}",
-        "unproven": f"what answers on port {state.port} does not prove to be this lab",
+        "unproven": f"the program on port {state.port} does not prove that it is this lab",
         "tokenless": f"its token is gone: {checkout.token_file}",
     }[condition]
 
 
 def resume_lab(state: LabState) -> None:
-    """Lets a paused lab go on, with its kernels as they were."""
+    """Resumes a paused lab with its kernels."""
     if state.runtime == "local":
         resume_process(state.handle)
     elif state.handle.container:
@@ -236,7 +237,7 @@ def resume_lab(state: LabState) -> None:
 
 
 def describe_kernels(state: LabState, run: CommandRunner = run_command) -> str:
-    """What a restart means for the lab's kernels, to go on a sentence: "; its 2 kernels end"."""
+    """The effect of a restart on the kernels, to append to a sentence: "; its 2 kernels end"."""
     if state.runtime == "local":
         words = ["ps", "-axww", "-o", "ppid=,stat=,args="]
         parent = f"{state.handle.process_id} "
@@ -257,7 +258,7 @@ def describe_kernels(state: LabState, run: CommandRunner = run_command) -> str:
 
 
 def find_forgotten_lab(checkout: Checkout, run: CommandRunner = run_command) -> LabState | None:
-    """A lab of this checkout that runs although its state file is lost; None where none does."""
+    """A running lab of this checkout whose state file is lost; None if there is none."""
     found = _find_forgotten_process(checkout)
     if found is not None:
         return found
@@ -292,7 +293,7 @@ def _find_forgotten_process(checkout: Checkout) -> LabState | None:
 
 
 def _read_server(checkout: Checkout, process: int) -> tuple[int, str, Flavor]:
-    """Port, address and flavor of a server: from its environment, else from Jupyter's own file."""
+    """Port, address and flavor of a server, from its environment or Jupyter's runtime file."""
     values: dict[str, str] = {}
     text = ""
     with contextlib.suppress(OSError):
@@ -300,7 +301,7 @@ def _read_server(checkout: Checkout, process: int) -> tuple[int, str, Flavor]:
     with contextlib.suppress(OSError, ValueError):
         runtime = checkout.state_folder / "jupyter" / "runtime"
         text = (runtime / f"jpserver-{process}.json").read_text(encoding="utf-8")
-    said = _parse_object(text)
+    said = parse_object(text)
     port = values.get("LABKIT_SERVER_PORT") or str(said.get("port"))
     bind = values.get("LABKIT_SERVER_ADDRESS") or str(said.get("hostname"))
     try:
@@ -313,23 +314,14 @@ def _read_server(checkout: Checkout, process: int) -> tuple[int, str, Flavor]:
     return int(port) if port.isdecimal() else 0, bind, flavor if known else CPU
 
 
-def _parse_object(text: str) -> dict[str, Any]:
-    """The JSON object in a text; empty where there is none."""
-    try:
-        said = json.loads(text)
-    except (ValueError, RecursionError):
-        return {}
-    return said if isinstance(said, dict) else {}
-
-
 def _describe_container(client: str, container: str, run: CommandRunner) -> LabState | None:
-    """The state of a forgotten container; None where it is none of a lab's service."""
+    """The state of a container whose state file is lost; None if it is not a lab's service."""
     words = [client, "inspect", "--format", f"{INSPECT}\n{{{{json .Config.Labels}}}}", container]
     answer = run(words, timeout_seconds=10)
     _, _, bound = _parse_inspection(answer.stdout)
-    labels = _parse_object("".join(answer.stdout.splitlines()[3:]))
+    labels = parse_object("".join(answer.stdout.splitlines()[3:]))
     service = labels.get("com.docker.compose.service")
-    # A `make run` or `make test` in a container of its own is not the lab.
+    # The container of a `make run` or `make test` is not the lab.
     if service not in LAB_SERVICES or labels.get("com.docker.compose.oneoff") == "True":
         return None
     flavor, build = LAB_SERVICES[str(service)], labels.get("io.labkit.cuda")

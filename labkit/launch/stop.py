@@ -1,6 +1,6 @@
-"""`labkit down` stops the checkout's lab, remembered or not; `make clean` removes what labkit made.
+"""`labkit down` stops the checkout's lab; `make clean` removes all that labkit created.
 
-Neither touches the workspace.
+Neither changes the workspace.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from labkit.process import run_command
 
 
 def stop_lab(checkout: Checkout, steps: Steps) -> bool:
-    """Stops the lab, also one whose state file is lost; False where none was running."""
+    """Stops the lab, even if its state file is lost; False if none was running."""
     was_running = False
     for find_state in (read_state, find_forgotten_lab):
         state = find_state(checkout)
@@ -30,7 +30,7 @@ def stop_lab(checkout: Checkout, steps: Steps) -> bool:
 def _stop(checkout: Checkout, state: LabState, steps: Steps) -> bool:
     lab = open_lab(checkout, state)
     with steps.step("stopping the lab"):
-        resume_lab(state)  # a paused process takes no signal, and cannot end its kernels
+        resume_lab(state)  # a paused process handles no signal and cannot end its kernels
         was_running = lab.is_alive(state.handle)
         lab.stop(state.handle)
     forget_state(checkout)
@@ -48,8 +48,8 @@ def clean_checkout(checkout: Checkout, steps: Steps) -> list[str]:
         shutil.rmtree(environment.folder)
         removed.append(environment.folder.name)
     elif environment.folder.exists():
-        steps.say(f"left {environment.folder}, which has no mark that labkit made it")
-    if state.is_symlink():  # what it leads to is not ours
+        steps.say(f"kept {environment.folder}: it has no mark that labkit made it")
+    if state.is_symlink():  # its target is not ours
         state.unlink()
         removed.append(state.name)
     elif state.exists():

@@ -1,7 +1,7 @@
-"""`labkit up`: from a fresh clone to a URL on any host; `labkit exec`: the lab to run a command in.
+"""`labkit up` starts the lab and prints its URL; `labkit exec` runs a command in the lab.
 
-A lab that runs already is taken as it is, resumed, or restarted; otherwise one is planned, prepared
-and started. It counts as ready once its server has proved that it is this start's.
+A running lab is reused, resumed or restarted; otherwise a lab is planned, prepared and started.
+It is ready once its server has proved that this start owns it.
 """
 
 from __future__ import annotations
@@ -49,14 +49,14 @@ from labkit.text import format_bytes
 HEALTH_LIMIT_SECONDS = 180.0
 BUSY_LIMIT_SECONDS = 20.0
 START_ATTEMPTS = 5
-# What a lab without a limit of its own leaves to the host, so that it stays reachable.
+# Memory that a default limit leaves to the host, so that it stays reachable.
 LEAST_RESERVE_BYTES = 512 * 1024**2
 MOST_RESERVE_BYTES = 8 * 1024**3
 
 
 def start_lab(checkout: Checkout, settings: Settings, steps: Steps) -> LabStatus:
     """Starts the lab, unless it runs already, and waits until it answers."""
-    # Invalid settings are an error also where a lab runs: `make down` would not make them valid.
+    # Invalid settings are an error even if a lab runs: `make down` would not make them valid.
     check_settings(settings)
     running = find_running(checkout, settings, steps)
     if running:
@@ -68,7 +68,7 @@ def start_lab(checkout: Checkout, settings: Settings, steps: Steps) -> LabStatus
     token = renew_token(checkout)
     plan = _prepare(checkout, plan, steps)
     state = launch(checkout, settings, plan, token, steps)
-    prepare_state_folder(checkout)  # also what the server has just written into it
+    prepare_state_folder(checkout)  # closes the server's new files too
     for line in workspace.describe_update(checkout):
         steps.say(line)
     return LabStatus.of(checkout, state, token)
@@ -89,7 +89,7 @@ def _prepare(checkout: Checkout, plan: Plan, steps: Steps) -> Plan:
 
 
 def _limit_memory(lab: ContainerLab, steps: Steps) -> int:
-    """The bytes that the lab's container may use, 0 for no limit; says what it chose."""
+    """The memory limit of the lab's container in bytes, 0 for none; prints the choice."""
     asked = lab.settings.memory_bytes
     if asked is not None:
         return asked
@@ -106,7 +106,7 @@ def _limit_memory(lab: ContainerLab, steps: Steps) -> int:
 
 
 def choose_memory_limit(total_bytes: int) -> int:
-    """Most of a machine's memory: the rest keeps the host reachable. 0 on a small machine.
+    """The default limit: most of the memory, so that the host stays reachable; 0 if it is small.
 
     >>> format_bytes(choose_memory_limit(32 * 1024**3))
     '28.8 GiB'
@@ -118,7 +118,7 @@ def choose_memory_limit(total_bytes: int) -> int:
 
 
 def _podman_limits_memory() -> bool:
-    """False where Podman would refuse a limit: rootless, without the memory controller."""
+    """False if Podman would refuse a limit: rootless, without the memory controller."""
     words = ["podman", "info", "--format", "{{.Host.CgroupControllers}}"]
     answer = run_command(words, timeout_seconds=10)
     return answer.ok and "memory" in answer.stdout
@@ -127,10 +127,10 @@ def _podman_limits_memory() -> bool:
 def find_running(
     checkout: Checkout, settings: Settings, steps: Steps, root: Path = Path("/")
 ) -> LabStatus | None:
-    """The lab that runs already, resumed where it was paused; None where one is to be started.
+    """The running lab, resumed if it was paused; None if a lab must be started.
 
-    A lab that cannot be used is stopped. Raises UsageError where the user asked by name for
-    another lab than the one that runs, and EngineError where its engine does not answer.
+    A lab that cannot be used is stopped. Raises UsageError if the running lab has other settings
+    than the user asked for by name, and EngineError if its engine does not answer.
     """
     status = _read_patiently(checkout, steps)
     state = status.state
@@ -139,7 +139,7 @@ def find_running(
     if status.condition == "unreachable":
         raise EngineError(
             f"{state.runtime} does not answer, and the lab was started in it",
-            cause="its daemon is not running, or hangs; its container may still run",
+            cause="its daemon is not running or hangs; the lab's container may still run",
             fix=f"make doctor   # without {state.runtime}: rm .labkit/state.json"
             " && make up RUNTIME=local",
         )
@@ -148,18 +148,18 @@ def find_running(
         steps.say(f"the last lab cannot be used ({status.problem}): restarting it{kernels}")
         open_lab(checkout, state).stop(state.handle)
         forget_state(checkout)
-        # A remembered lab may hide one whose state file is lost. That one has no start time.
+        # The recorded lab may hide another one whose state file is lost: it has no start time.
         return find_running(checkout, settings, steps, root) if state.started_at else None
     _check_differences(settings, state)
     write_state(checkout, state)  # the file may have been lost
     if settings.flavor == "auto" and state.flavor == "cpu" and has_driver(root):
-        steps.say("the running lab is a cpu one, and this host has a GPU's driver")
-        steps.say("  try: make down && make up   # chooses again, and says why")
+        steps.say("the running lab has flavor cpu, but this host has a GPU driver")
+        steps.say("  try: make down && make up   # chooses again and prints why")
     return status
 
 
 def _check_differences(settings: Settings, state: LabState) -> None:
-    """Raises UsageError where the running lab is not what the user asked for by name."""
+    """Raises UsageError if the running lab differs from what the user asked for by name."""
     differing = [
         *list_differences(settings, state),
         *([f"PORT={settings.port}"] if settings.port not in (None, state.port) else []),
@@ -175,10 +175,10 @@ def _check_differences(settings: Settings, state: LabState) -> None:
 
 
 def _read_patiently(checkout: Checkout, steps: Steps) -> LabStatus:
-    """The status, after resuming a paused lab, and giving a silent one time to answer."""
+    """The status, after resuming a paused lab and waiting for a silent one."""
     status = read_status(checkout)
     if status.condition == "paused" and status.state:
-        steps.say(f"the lab is there ({status.problem}): resuming it")
+        steps.say(f"the lab cannot answer ({status.problem}): resuming it")
         resume_lab(status.state)
         status = read_status(checkout)
     if status.condition == "silent":
@@ -193,20 +193,20 @@ def _read_patiently(checkout: Checkout, steps: Steps) -> LabStatus:
 
 
 def announce(plan: Plan, settings: Settings, steps: Steps) -> None:
-    """Says what was chosen and why, with warnings of what is missing and of who gets in."""
+    """Prints what was chosen and why, with warnings, such as that other machines can connect."""
     announce_choices(plan, steps)
     if plan.identity and plan.identity.value.user_id != os.getuid():
         steps.say(f"user:    uid {plan.identity.value.user_id} ({plan.identity.reason})")
     if settings.opens_to_others:
         steps.say(
-            f"  warning: BIND={settings.bind} opens the lab to every machine that reaches this"
-            " one; whoever has the URL can run programs here as you, and plain HTTP can be"
-            " read on the way"
+            f"  warning: BIND={settings.bind} opens the lab to every machine that can reach"
+            " this one; anyone with the URL can run programs here as you, and plain HTTP can be"
+            " read on the network"
         )
 
 
 def choose_port(settings: Settings, first: int, steps: Steps) -> int:
-    """The port that was asked for, or the first free one. Raises UsageError where it is taken."""
+    """The requested port, or the first free one. Raises UsageError if it is taken."""
     try:
         if settings.port is not None:
             if is_port_free(settings.bind, settings.port):
@@ -229,7 +229,7 @@ def choose_port(settings: Settings, first: int, steps: Steps) -> int:
 def _port_taken(port: int) -> UsageError:
     return UsageError(
         f"port {port} is taken",
-        cause="another program listens on it, or only root may",
+        cause="another program listens on it, or only root may use it",
         fix="make up   # takes the next free port",
     )
 
@@ -239,7 +239,7 @@ def launch(
 ) -> LabState:
     """Starts the planned lab on a free port and waits until it is healthy.
 
-    Where it is interrupted or fails, nothing is left running.
+    If it is interrupted or fails, it stops what it started.
     """
     port = choose_port(settings, settings.port or DEFAULT_PORT, steps)
     with steps.step("starting JupyterLab"):
@@ -284,14 +284,14 @@ def _describe_state(plan: Plan, settings: Settings, port: int, handle: LabHandle
 
 
 def _check_gpu(lab: Lab, state: LabState, settings: Settings, steps: Steps) -> None:
-    """Says where the lab was given a GPU and sees none; raises where one was asked for by name."""
+    """Warns if a cuda lab sees no GPU; raises if the user asked for it by name."""
     problem = lab.find_gpu_problem(state.handle)
     if problem is None:
         return
     what = f"the lab runs, but sees no GPU ({problem})"
-    cause = f"{state.runtime} passed it on to a container, but its Compose did not"
+    cause = f"{state.runtime} passes the GPU on to a container, but its Compose does not"
     fix = "make doctor"
-    if state.runtime == "podman":  # its Compose is one of several, and not all know CDI
+    if state.runtime == "podman":  # not all Compose programs that it uses support CDI
         fix = f"{INSTALL_PODMAN_COMPOSE.on(read_distribution())}   # then: make down && make up"
     if settings.flavor == "cuda" or settings.asks_for_gpu:
         raise EngineError(what, cause=cause, fix=fix)
@@ -300,10 +300,10 @@ def _check_gpu(lab: Lab, state: LabState, settings: Settings, steps: Steps) -> N
 
 
 def _wait_healthy(lab: Lab, state: LabState, token: str) -> None:
-    """Returns once the server has proved to be this start's.
+    """Returns once the server has proved that this start owns it.
 
-    Raises PortTakenError where another program took the port meanwhile, EngineError where the
-    server dies, TimedOutError where it never answers.
+    Raises PortTakenError if another program took the port in the meantime, EngineError if the
+    server dies, TimedOutError if it does not answer within the limit.
     """
     condition: Condition = "silent"
 
@@ -322,7 +322,7 @@ def _wait_healthy(lab: Lab, state: LabState, token: str) -> None:
         raise said
     if condition == "unproven":
         raise EngineError(
-            f"what answers on port {state.port} does not prove to be the lab",
+            f"the server on port {state.port} does not prove that it is the lab",
             cause="the lab was built from an older labkit, or a program intercepts the port",
             fix="make build && make up",
         )
@@ -366,9 +366,9 @@ def describe_urls(status: LabStatus, machine: MachineFacts) -> Sequence[str]:
 def prepare_lab(
     checkout: Checkout, settings: Settings, steps: Steps, *, use_running: bool = True
 ) -> tuple[Lab, LabHandle | None]:
-    """The lab to run a command in: the running one where it fits, else one made ready for it.
+    """The lab to run a command in: the running lab if it fits, else a prepared one.
 
-    Without ``use_running`` it is only made ready: a cuda lab then needs no GPU here.
+    Without ``use_running`` the lab is only prepared: a cuda lab then needs no GPU here.
     """
     status = read_status(checkout)
     state = status.state

@@ -1,4 +1,4 @@
-"""The local runtime's .venv: made from the image's locks, and updated when they change."""
+"""The local runtime's .venv: created from the image's locks, and updated when they change."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ from labkit.launch.settings import Checkout, check_locks
 from labkit.process import compose_environment, run_command, stream_command
 
 INSTALL_LIMIT_SECONDS = 2 * 3600.0
-# The stamp that is written before anything else: labkit made the folder and may clear it.
+# The first stamp written: it marks a folder that labkit created and may clear.
 OWNER = "environment"
-# pip's configuration files may send packages elsewhere too; these and the options of _pip_command
-# overrule them.
+# pip's configuration files can change where packages go; these variables and the options of
+# _pip_command override them.
 PIP_VARIABLES = {"PIP_USER": "0", "PIP_DRY_RUN": "0", "PIP_REQUIRE_VIRTUALENV": "0"}
-# What pip writes at the top of a script where the path of its Python does not fit a "#!" line. The
-# shell expands that path, and a folder named $(...) would run a command.
+# What pip writes at the top of a script if the path of its Python is not valid in a "#!" line. The
+# shell expands that path, so a folder named $(...) would run a command.
 SHELL_HEADER = re.compile(rb"\A#!/bin/sh\n'''exec' .*\n")
 SCRIPT_HEADER_BYTES = 8192
 SAFE_HEADER = b"""#!/bin/sh
 '''exec' "$(dirname -- "$(realpath -- "$0")")/python" "$0" "$@"
 """
-# What labkit itself is installed from: editable, so that a change to the code needs nothing.
+# labkit itself is installed from here: editable, so that code changes need no reinstall.
 LABKIT_INPUT = "pyproject.toml"
 IPYTHON_SETTINGS = Path("docker/jupyter/ipython_config.py")
 
-# How each lock is called while it is installed.
+# The title of each lock's installation step.
 TITLES = {
     "torch-cpu": "torch, the build for the CPU",
     **{build.torch_lock: f"torch, the build for CUDA {build.cuda}" for build in CUDA_BUILDS},
@@ -45,7 +45,7 @@ TITLES = {
     "test": "what the tests use",
 }
 
-# The locks of one build of torch, which those of another replace.
+# The locks that differ between builds of torch.
 BUILD_LOCKS = tuple(lock for build in BUILDS.values() for lock in build.locks if lock != "lab")
 
 COUNT_REQUIREMENTS = """
@@ -76,14 +76,14 @@ class PythonEnvironment:
 
     @property
     def is_owned(self) -> bool:
-        """True where labkit made the folder, and may clear it; a link never is."""
+        """True if labkit created the folder and may clear it; False for a link."""
         return not self.folder.is_symlink() and self._stamp(OWNER).is_file()
 
     def prepare(self, steps: Steps, locks: Sequence[str] = CPU_BUILD.locks) -> None:
-        """Makes the environment where there is none, and installs every lock that has changed.
+        """Creates the environment if it is missing, and installs every lock that has changed.
 
-        Interrupted or failed, it continues from there the next time. Raises EngineError with the
-        log's last lines, or where something that labkit did not make is in the environment's place.
+        After an interrupt or failure the next call continues from there. Raises EngineError with
+        the log's last lines, or if the folder exists and labkit did not create it.
         """
         check_locks(self.checkout, locks)
         self._refuse_foreign()
@@ -96,7 +96,7 @@ class PythonEnvironment:
         self._link_settings()
 
     def is_current(self, locks: Sequence[str] = CPU_BUILD.locks) -> bool:
-        """True where everything the locks name is installed."""
+        """True if all packages of the locks are installed."""
         return self.python.exists() and all(
             self._read_stamp(lock) == self._digest(self.checkout.lock_file(lock)) for lock in locks
         )
@@ -108,7 +108,7 @@ class PythonEnvironment:
         )
 
     def _refuse_foreign(self) -> None:
-        """Raises EngineError where the environment's place holds what labkit did not make."""
+        """Raises EngineError if the folder exists and labkit did not create it."""
         folder = self.folder
         if not os.path.lexists(folder) or self.is_owned:
             return
@@ -121,23 +121,23 @@ class PythonEnvironment:
         else:
             found = "a Python environment" if (folder / "pyvenv.cfg").exists() else "a folder"
         raise EngineError(
-            f"{folder} is {found} that labkit did not make, and labkit leaves it as it is",
+            f"{folder} is {found} that labkit did not make, so labkit does not change it",
             cause="the local runtime keeps its own Python environment there",
             fix="LABKIT_VENV=.labkit/venv make up   # or move it away, then: make up",
         )
 
     def _is_of_older_labkit(self) -> bool:
-        """True where a labkit that wrote no owner's stamp made it: used as it is, never cleared."""
+        """True if an older labkit without owner's stamps created it: used, but never cleared."""
         return self._is_usable() and self._stamp("labkit").is_file()
 
     def _is_usable(self) -> bool:
-        """True where the environment is complete, and of this Python's version."""
-        # pip is the last thing that `python -m venv` brings.
+        """True if the environment is complete and has this Python's version."""
+        # `python -m venv` installs pip last.
         complete = self.python.exists() and (self.python.parent / "pip").exists()
         return complete and self._read_python_version() in (None, _python_version())
 
     def _read_python_version(self) -> str | None:
-        """The Python that the environment was made with, such as "3.12"; None where not known."""
+        """The environment's Python version, such as "3.12"; None if unknown."""
         try:
             text = (self.folder / "pyvenv.cfg").read_text(encoding="utf-8")
         except OSError:
@@ -156,7 +156,7 @@ class PythonEnvironment:
         self._make_scripts_safe()
 
     def _clear(self) -> None:
-        """Empties the folder, or makes it, and leaves the owner's stamp in it at every moment."""
+        """Empties or creates the folder; the owner's stamp is in it all the time."""
         self.folder.mkdir(parents=True, exist_ok=True)
         stamp = self._stamp(OWNER)
         stamp.touch()
@@ -171,11 +171,11 @@ class PythonEnvironment:
         return f"rm -rf {shlex.quote(str(self.folder))} && make up"
 
     def _make_scripts_safe(self) -> None:
-        """Replaces a path that the shell would expand at the top of the environment's scripts."""
+        """Quotes the interpreter's path in the environment's scripts against expansion."""
         for script in list((self.folder / "bin").iterdir()):
             if script.is_symlink() or not script.is_file():
                 continue
-            with script.open("rb") as file:  # not to write: a running program refuses that
+            with script.open("rb") as file:  # read-only: a running script cannot be written
                 header = SHELL_HEADER.match(file.read(SCRIPT_HEADER_BYTES))
             if header and header.group() != SAFE_HEADER:
                 script.write_bytes(SAFE_HEADER + script.read_bytes()[header.end() :])
@@ -208,10 +208,10 @@ class PythonEnvironment:
             link.symlink_to(self.checkout.root / IPYTHON_SETTINGS)
 
     def _remove_other_builds(self, steps: Steps, locks: Sequence[str]) -> None:
-        """Uninstalls torch and what else another build of it brought.
+        """Uninstalls the other build of torch and its libraries.
 
-        pip accepts torch 2.13.0+cpu where a lock asks for 2.13.0 and would leave it there, and
-        gigabytes of the other CUDA's libraries would stay unused.
+        pip accepts an installed torch 2.13.0+cpu for a lock's 2.13.0 and would keep it, and
+        gigabytes of the other CUDA version's libraries would stay unused.
         """
         others = [lock for lock in BUILD_LOCKS if lock not in locks and self._stamp(lock).exists()]
         if not others:
@@ -222,13 +222,13 @@ class PythonEnvironment:
             pip = [str(self.python), "-m", "pip", "uninstall", "--disable-pip-version-check"]
             command = [*pip, "--yes", *sorted(names)]
             self._run(log, command, "removing torch failed", self._remake_command)
-        # Last, so that an interrupted removal is repeated. All builds' stamps go: what two builds
-        # share may be gone too, and their installation checks it again.
+        # Last, so that an interrupted removal is repeated. All builds' stamps are removed: packages
+        # that two builds share may be gone too, and the next installation checks them.
         for lock in (*others, *BUILD_LOCKS):
             self._stamp(lock).unlink(missing_ok=True)
 
     def _list_packages(self, lock: str) -> set[str]:
-        """The names of the packages in a lock; empty where there is no such lock."""
+        """The names of the packages in a lock; empty if there is no such lock."""
         try:
             text = self.checkout.lock_file(lock).read_text(encoding="utf-8")
         except OSError:
@@ -238,7 +238,7 @@ class PythonEnvironment:
     def _pip_command(self, name: str, source: Path, options: tuple[str, ...]) -> list[str]:
         pip = [str(self.python), "-m", "pip", "install", "--disable-pip-version-check"]
         pip += ["--no-deps", "--progress-bar", "off"]
-        pip += ["--target=", "--root=/", f"--prefix={self.folder}"]  # whatever pip.conf says
+        pip += ["--target=", "--root=/", f"--prefix={self.folder}"]  # override pip.conf
         if name == "labkit":
             return [*pip, "--no-build-isolation", "--no-index", "--editable", str(source.parent)]
         return [*pip, "--require-hashes", "--only-binary", ":all:", *options, "-r", str(source)]
@@ -252,7 +252,7 @@ class PythonEnvironment:
         return ("--index-url", index, "--retries", "1")
 
     def _count(self, lock: Path) -> int | None:
-        """How many of the lock's packages this Python and machine need; None where not known."""
+        """How many of the lock's packages this Python and machine need; None if unknown."""
         answer = run_command(
             [str(self.python), "-c", COUNT_REQUIREMENTS, str(lock)], timeout_seconds=30
         )
@@ -301,13 +301,13 @@ class PythonEnvironment:
 
 
 def follow_pip(step: Step, total: int | None) -> Callable[[str], None]:
-    """A reader of pip's output that notes on ``step`` how many packages it has fetched."""
+    """A callback for pip's output; notes on ``step`` how many packages pip has processed."""
     seen = 0
     of_total = f" of {total}" if total else ""
 
     def read_line(line: str) -> None:
         nonlocal seen
-        # "Processing" names a wheel on this machine.
+        # pip prints "Processing" for a wheel file on this machine.
         found = re.match(r"(?:Collecting (?P<name>\S+?)(?:==|\s|$)|Processing (?P<file>\S+))", line)
         if found:
             seen += 1

@@ -1,7 +1,7 @@
-"""The workspace before and after a start: usable, owned by the lab's user, and what was put there.
+"""Prepares the workspace for a start, gives it to the lab's user, and reports what was added.
 
-As root, ownership is given by file descriptor: the workspace's user may rename and link while root
-walks through it.
+Root changes the owner by file descriptor, because the workspace's user can rename and link files
+at the same time.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from labkit.text import format_bytes, plural
 
 LEAST_FREE_BYTES = 64 * 1024**2
 ROOT_ID = 0
-# O_NONBLOCK: a pipe that took a file's name must not hold the walk up.
+# O_NONBLOCK: a named pipe in place of a file must not block the walk.
 OPEN_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 def prepare_workspace(checkout: Checkout) -> None:
-    """Makes ``work/`` where it is missing. Raises UsageError where it cannot be used."""
+    """Creates ``work/`` if it is missing. Raises UsageError if it cannot be used."""
     workspace = checkout.workspace
     quoted = shlex.quote(str(workspace))
     with contextlib.suppress(OSError):
@@ -36,7 +36,7 @@ def prepare_workspace(checkout: Checkout) -> None:
     if not facts.is_folder:
         raise UsageError(
             f"the workspace {workspace} is not a folder",
-            cause="something else has its name" if facts.exists else "it cannot be made",
+            cause="another kind of file has its name" if facts.exists else "it cannot be created",
             fix=f"ls -ld {quoted} {shlex.quote(str(workspace.parent))}",
         )
     if not facts.writable:
@@ -54,11 +54,11 @@ def prepare_workspace(checkout: Checkout) -> None:
 
 
 def hand_over(checkout: Checkout, identity: Identity) -> str | None:
-    """Gives the token and what root made in the workspace to the user that the lab runs as.
+    """Gives the token and root's files in the workspace to the user that the lab runs as.
 
-    Only where the host's user is root: everybody else owns them already. Given are folders, and
-    files with one name, on the workspace's own file system; no link is followed. Returns a warning
-    where the file system refuses.
+    Does nothing unless the host's user is root: other users own the files already. Changes folders,
+    and files without hard links, on the workspace's own file system; follows no link. Returns a
+    warning if the file system refuses.
     """
     if os.geteuid() != 0 or identity.is_root:
         return None
@@ -74,14 +74,14 @@ def hand_over(checkout: Checkout, identity: Identity) -> str | None:
 
 
 class _Giver:
-    """Gives open files to a user; notes what cannot be given."""
+    """Changes the owner of open files; records refusals."""
 
     def __init__(self, identity: Identity) -> None:
         self._user, self._group = identity.user_id, identity.group_id
         self._refused: list[str] = []
 
     def open_folder(self, path: Path) -> int | None:
-        """A descriptor of the folder, reached from / without a link that is not root's."""
+        """A descriptor of the folder, opened from / on without following other users' links."""
         parent = os.open("/", OPEN_FLAGS)
         for name in _resolve_own_link(path).parts[1:]:
             with _closing(parent):
@@ -93,14 +93,14 @@ class _Giver:
         return parent
 
     def give_file(self, path: Path) -> None:
-        """Gives the file at ``path``, where it has one name and no link leads to it."""
+        """Gives the file at ``path`` to the user, unless it has hard links or is a link."""
         folder = self.open_folder(path.parent)
         if folder is not None:
             with _closing(folder):
                 self._give_entry(folder, path.name, _find_mount(folder))
 
     def give_inside(self, folder: int) -> None:
-        """Gives everything below the folder that is root's; other users' files stay theirs."""
+        """Gives root's files below the folder to the user; other users' files stay theirs."""
         mount = _find_mount(folder)
         waiting = [os.dup(folder)]
         try:
@@ -118,7 +118,7 @@ class _Giver:
                 os.close(left)
 
     def _give_entry(self, folder: int, name: str, mount: object) -> int | None:
-        """Gives one entry of a folder; returns a descriptor where it is a folder to look into."""
+        """Gives one entry of a folder to the user; returns a descriptor of a folder to enter."""
         try:
             kind = os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode
             if not (stat.S_ISDIR(kind) or stat.S_ISREG(kind)):
@@ -127,7 +127,7 @@ class _Giver:
         except OSError as error:
             self._refused.append(f"{name}: {error.strerror}")
             return None
-        # Judged by what was opened: the name may lead elsewhere by now.
+        # Check the open file, not its name: the name can refer to another file by now.
         facts = os.fstat(entry)
         is_folder = stat.S_ISDIR(facts.st_mode)
         has_one_name = stat.S_ISREG(facts.st_mode) and facts.st_nlink == 1
@@ -140,14 +140,14 @@ class _Giver:
         return None
 
     def give(self, descriptor: int) -> None:
-        """Gives what is open; a refusal is noted."""
+        """Gives an open file to the user; records a refusal."""
         try:
             os.fchown(descriptor, self._user, self._group)
         except OSError as error:
             self._refused.append(str(error.strerror))
 
     def describe_refusals(self, workspace: Path) -> str | None:
-        """A warning about what could not be given; None where everything was."""
+        """A warning about the files that stay root's; None if there are none."""
         if not self._refused:
             return None
         files = plural(len(self._refused), "file")
@@ -158,7 +158,7 @@ class _Giver:
 
 
 def _resolve_own_link(path: Path) -> Path:
-    """Where a workspace leads that is root's own link elsewhere; any other path as it is."""
+    """The target of ``path`` if it is root's own link; otherwise ``path``."""
     if not hasattr(os, "O_PATH"):
         return path
     with contextlib.suppress(OSError):
@@ -171,7 +171,7 @@ def _resolve_own_link(path: Path) -> Path:
 
 
 def _find_mount(descriptor: int) -> object:
-    """What tells the mount of an open file from others: Linux's mount id, else the device.
+    """An identifier of the mount of an open file: Linux's mount id, else the device.
 
     Two bind mounts of one disk have the same device.
     """
@@ -191,7 +191,7 @@ def _closing(descriptor: int) -> Iterator[None]:
 
 
 def describe_update(checkout: Checkout) -> list[str]:
-    """What the last start put into the workspace, one line for each kind of change."""
+    """The changes of the last start to the workspace, one line for each kind of change."""
     folder = f"{checkout.workspace.name}/"
     titles = {
         "placed": f"put into {folder}",
@@ -213,19 +213,19 @@ def _list_texts(value: Any) -> list[str]:
 
 
 def read_update_time(checkout: Checkout) -> str | None:
-    """When the workspace was last updated, or None where it never was."""
+    """When the workspace was last updated, or None if never."""
     at = _read_last_update(checkout).get("at")
     return at if isinstance(at, str) else None
 
 
 def find_first_notebook(checkout: Checkout) -> str | None:
-    """The name of the workspace's first lab notebook, to open on; None where there is none."""
+    """The name of the workspace's first lab notebook, which the URL opens; None without one."""
     names = sorted(path.name for path in checkout.workspace.glob("0*.ipynb"))
     return names[0] if names else None
 
 
 def _read_last_update(checkout: Checkout) -> dict[str, Any]:
-    """The manifest's record of the last update; empty where there is none that can be read."""
+    """The manifest's record of the last update; empty if it cannot be read."""
     path = checkout.workspace / ".labkit" / "manifest.json"
     try:
         update = json.loads(path.read_text(encoding="utf-8")).get("last_update")

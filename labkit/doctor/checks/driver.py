@@ -48,7 +48,7 @@ class BusFacts:
 
 
 def probe_gpu_bus(host: Host) -> BusFacts:
-    """The GPUs in /sys/bus/pci, and the device files of those on no bus (WSL2, Jetson)."""
+    """The GPUs in /sys/bus/pci, and the device files of GPUs without a PCI bus (WSL2, Jetson)."""
     found = []
     for folder in host.list("sys/bus/pci/devices", "*"):
         place = f"sys/bus/pci/devices/{folder.name}"
@@ -66,7 +66,7 @@ def probe_gpu_bus(host: Host) -> BusFacts:
 
 
 def judge_gpu_bus(facts: BusFacts, distribution: Distribution) -> Finding:
-    """Fine with a GPU and without one; a warning if all are reserved for virtual machines."""
+    """OK with or without a GPU; a warning if all are reserved for virtual machines."""
     if not facts.drivers:
         if facts.in_wsl:
             return ok("WSL2: Windows shares its GPU (/dev/dxg)")
@@ -109,7 +109,7 @@ NEWEST_DRIVER = max(needs.driver for needs in NEEDS.values())
 
 @dataclass(frozen=True)
 class DriverFacts:
-    """What nvidia-smi says, the loaded module, and what may keep it from loading."""
+    """The driver from nvidia-smi, the loaded module, and what may prevent it from loading."""
 
     gpu: GpuFacts
     module_version: str | None = None
@@ -127,7 +127,7 @@ def probe_driver(host: Host) -> DriverFacts:
     return DriverFacts(
         gpu,
         module_version=read_module_version(host.root),
-        # A check has time for one hang only.
+        # A check has time for one hanging command only.
         installed_module=None if hung or gpu.driver_version else _find_installed(host),
         held_by_nouveau=bool(re.search(r"^nouveau ", host.read("proc/modules") or "", re.M)),
         in_wsl=host.in_wsl,
@@ -235,7 +235,7 @@ def probe_driver_library(host: Host) -> LibraryFacts:
 
 
 def judge_driver_library(facts: LibraryFacts, distribution: Distribution) -> Finding:
-    """Fine if nvidia-smi lists GPUs; else what its error means."""
+    """OK if nvidia-smi lists GPUs; else the cause of its error."""
     answer = facts.answer
     if answer.missing:
         return _judge_no_program(facts.in_container)
@@ -301,7 +301,7 @@ def probe_uvm(host: Host) -> UvmFacts:
 
 
 def judge_uvm(facts: UvmFacts, distribution: Distribution) -> Finding:
-    """Fine if the device file exists, or if CUDA's first use creates it."""
+    """OK if the device file exists, or if CUDA's first use creates it."""
     if facts.in_wsl:
         return ok("not needed in WSL2")
     if facts.has_node:
@@ -328,7 +328,7 @@ UVM_CHECK = Check(
 
 @dataclass(frozen=True)
 class NodeFacts:
-    """The device files found, those that this user cannot open, and whether a loader exists."""
+    """The device files, the ones that this user cannot open, and whether nvidia-modprobe exists."""
 
     found: tuple[str, ...] = ()
     refused: tuple[str, ...] = ()
@@ -338,7 +338,7 @@ class NodeFacts:
 
 
 def probe_device_nodes(host: Host) -> NodeFacts:
-    """/dev/nvidiactl and /dev/nvidia0 and on, by their owner and mode."""
+    """/dev/nvidiactl, /dev/nvidia0, /dev/nvidia1, ..., with owner and mode."""
     if host.exists("dev/dxg"):
         return NodeFacts(("dxg",), in_wsl=True)
     nodes = [*host.list("dev", "nvidiactl"), *host.list("dev", "nvidia[0-9]*")]
@@ -352,7 +352,7 @@ def probe_device_nodes(host: Host) -> NodeFacts:
 
 
 def _may_open(status: object, host: Host) -> bool:
-    """Whether the mode lets this host's user read and write, as the system decides it."""
+    """Whether owner, group and mode let this host's user read and write."""
     mode = int(getattr(status, "st_mode", 0))
     owner, group = getattr(status, "st_uid", None), getattr(status, "st_gid", None)
     if host.machine.is_root:
@@ -367,7 +367,7 @@ def _may_open(status: object, host: Host) -> bool:
 
 
 def judge_device_nodes(facts: NodeFacts, distribution: Distribution) -> Finding:
-    """Fine if nvidiactl and a GPU exist and this user may open them."""
+    """OK if the files of nvidiactl and a GPU exist and this user may open them."""
     if facts.in_wsl:
         return ok("/dev/dxg exists")
     if "nvidiactl" not in facts.found or len(facts.found) < 2:
@@ -439,13 +439,13 @@ def _read_log(host: Host) -> str | None:
         answer = host.run(command, timeout_seconds=COMMAND_SECONDS)
         if answer.ok:
             return "\n".join(line for line in answer.stdout.splitlines() if "NVRM" in line)
-        if answer.timed_out:  # a check has time for one hang only
+        if answer.timed_out:  # a check has time for one hanging command only
             return None
     return None
 
 
 def judge_gpu_health(facts: HealthFacts, distribution: Distribution) -> Finding:
-    """A GPU that left the bus is gone until a reboot, a failure; other faults are warnings."""
+    """A failure if a GPU left the bus: it is gone until a reboot; other faults are warnings."""
     faults = tuple(error for error in KNOWN_ERRORS if error.name in FAULTS)
     found = explain_text(facts.log or "", faults).first
     if found:
@@ -477,7 +477,7 @@ def probe_mig(host: Host) -> tuple[Gpu, ...]:
 
 
 def judge_mig(gpus: tuple[Gpu, ...], distribution: Distribution) -> Finding:
-    """With MIG on and without an instance CUDA has no device."""
+    """A failure if MIG is on without an instance: CUDA then has no device."""
     enabled = [gpu for gpu in gpus if gpu.mig]
     empty = [gpu for gpu in enabled if not gpu.instances]
     if empty:

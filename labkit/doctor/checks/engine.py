@@ -27,18 +27,18 @@ class EnginePair:
         return next(iter(answering or [each for each in engines if each.client_found]), self.docker)
 
     def find_obstacle(self, distribution: Distribution = UNKNOWN) -> EngineObstacle | None:
-        """What keeps the chosen engine from running the lab, or None."""
+        """The obstacle that prevents the chosen engine from running the lab, or None."""
         return find_engine_obstacle(self.chosen, distribution, self.system)
 
 
 def probe_pair(host: Host) -> EnginePair:
-    """Both engines as their own commands describe them; all engine checks share the answers."""
+    """Both engines' facts, from their own commands; all engine checks share the answers."""
     docker, podman = host.probe_engines()
     return EnginePair(docker, podman, host.in_container, host.machine.system)
 
 
 def judge_engine_client(facts: EnginePair, distribution: Distribution) -> Finding:
-    """Fine with an engine, and without one too: the lab then runs from a .venv."""
+    """OK with an engine, and without one: the lab then runs from a .venv."""
     names = [each.name for each in (facts.docker, facts.podman) if each.client_found]
     if facts.in_container and not names:
         reason = "this is inside a container"
@@ -58,7 +58,7 @@ def judge_engine_permission(facts: EnginePair, distribution: Distribution) -> Fi
 
 
 def judge_engine_daemon(facts: EnginePair, distribution: Distribution) -> Finding:
-    """Fine if a daemon of this machine answers."""
+    """OK if a daemon on this machine answers."""
     engine, obstacle = facts.chosen, facts.find_obstacle(distribution)
     if obstacle and obstacle.kind == "timeout":
         return unknown(obstacle.what, f"{obstacle.fix}   # if it hangs")

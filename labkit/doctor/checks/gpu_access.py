@@ -1,6 +1,6 @@
-"""Checks of how the engine gives containers the GPU, the last of which tests it in a container.
+"""Checks of how the engine passes the GPU to containers; the last one tests it in a container.
 
-Settings alone are not proof: they have been right on hosts without access, and wrong on others.
+Settings alone are not proof: they can be right without access, and wrong with access.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from labkit.text import escape_controls, plural, shorten
 
 @dataclass(frozen=True)
 class EngineOriginFacts:
-    """The engine, and where its daemon was installed from; None is not known."""
+    """The engine, and where its daemon was installed from; None means unknown."""
 
     engine: str
     root_folder: str | None = None
@@ -113,7 +113,7 @@ def knows_runtime(host: Host) -> bool:
 
 
 def judge_toolkit(facts: ToolkitFacts, distribution: Distribution) -> Finding:
-    """Fine from 1.17.8 on; that of Docker Desktop cannot be asked."""
+    """OK from 1.17.8 on; the toolkit of Docker Desktop cannot be queried."""
     if facts.answer.missing:
         if facts.engine_has_runtime:
             return ok("not installed; the engine has its own (Docker Desktop)")
@@ -148,7 +148,7 @@ LIBRARY = re.compile(r"[\"\s](/\S+?\.so\.(\d{3}\.\d+(?:\.\d+)?))\b")
 
 @dataclass(frozen=True)
 class Specification:
-    """A CDI specification of the GPUs; its text is None if this user cannot read it."""
+    """A CDI specification of the GPUs; ``text`` is None if this user cannot read it."""
 
     path: str
     text: str | None
@@ -167,7 +167,7 @@ class Specification:
 
 @dataclass(frozen=True)
 class CdiFacts:
-    """The engine, its CDI specification, the loaded driver, and a named file that is missing.
+    """The engine, its CDI specification, the loaded driver, and a missing file that it names.
 
     ``needed`` is True if the engine has no other way to pass a GPU on.
     """
@@ -207,7 +207,7 @@ def find_specification(host: Host) -> Specification | None:
 
 
 def judge_cdi(facts: CdiFacts, distribution: Distribution) -> Finding:
-    """Podman needs one; Docker does not if it has the nvidia runtime."""
+    """Podman needs a specification; Docker needs none if it has the nvidia runtime."""
     found = facts.specification
     if found is None:
         return _judge_no_specification(facts)
@@ -271,7 +271,7 @@ ENABLE_CDI = (
 
 @dataclass(frozen=True)
 class GpuAccessFacts:
-    """The engine, the nvidia runtime (known, or only configured) and CDI (specified, on)."""
+    """The engine, its nvidia runtime (known or only configured), and CDI (specified, on)."""
 
     engine: str
     has_runtime: bool = False
@@ -345,7 +345,7 @@ SET = "sudo nvidia-ctk config --in-place --set nvidia-container-cli.no-cgroups={
 
 @dataclass(frozen=True)
 class CgroupFacts:
-    """The setting, and what the engine is; None is not known."""
+    """The setting, and the kind of engine; None means unknown."""
 
     engine: str
     rootless: bool | None = None
@@ -354,7 +354,7 @@ class CgroupFacts:
 
 
 def probe_cgroups(host: Host) -> CgroupFacts:
-    """no-cgroups in the toolkit's config.toml, which is a comment if it is off."""
+    """Reads no-cgroups in the toolkit's config.toml; a commented-out line means off."""
     text = host.read("etc/nvidia-container-runtime/config.toml") or ""
     engine = probe_pair(host).chosen
     setting = re.search(r"^\s*no-cgroups\s*=\s*(true|false)", text, re.MULTILINE)
@@ -363,7 +363,7 @@ def probe_cgroups(host: Host) -> CgroupFacts:
 
 
 def judge_cgroups(facts: CgroupFacts, distribution: Distribution) -> Finding:
-    """On for rootless Docker, off for Docker as root; Podman does not read it."""
+    """Must be on for rootless Docker and off for Docker as root; Podman does not read it."""
     if facts.engine != "docker" or facts.rootless is None:
         return ok("not applicable to this engine")
     if facts.rootless and not facts.no_cgroups and not facts.has_spec:
@@ -410,7 +410,7 @@ def probe_cgroup_driver(host: Host) -> CgroupDriverFacts:
 
 
 def judge_cgroup_driver(facts: CgroupDriverFacts, distribution: Distribution) -> Finding:
-    """Never a fault: most hosts use systemd; but it explains how a container loses its GPU."""
+    """Never a failure: most hosts use systemd; but it explains why a container loses its GPU."""
     if facts.engine != "docker" or facts.driver is None:
         return ok("not applicable to this engine")
     found = f"{facts.driver}, cgroup v{facts.version or '?'}"
@@ -495,7 +495,7 @@ def probe_container_gpu(host: Host) -> ContainerGpuFacts:
 
 
 def judge_container_gpu(facts: ContainerGpuFacts, distribution: Distribution) -> Finding:
-    """The GPUs that the container lists, else what the engine's error means."""
+    """The GPUs that the container lists, else the cause of the engine's error."""
     if facts.image is None:
         return Finding("skipped", "no image to test it with yet: make build")
     seen = next((test for test in facts.tests if test.seen), None)
@@ -506,7 +506,7 @@ def judge_container_gpu(facts: ContainerGpuFacts, distribution: Distribution) ->
     if any("did not answer" in problem for problem in problems):
         return unknown(f"no container of {facts.image} started in time", DEEPER)
     known = [found for text in problems if (found := explain_text(text).first)]
-    # That CDI is off, the default, does not say why the first way failed.
+    # CDI is off by default, so that error does not explain why the first way failed.
     known = [each for each in known if each.error.name != "docker-cdi-off"]
     what = f"no container sees the GPU ({known[0].line if known else _quote(problems)})"
     if known:

@@ -131,7 +131,7 @@ def probe_shm(host: Host) -> SharedMemoryFacts:
 
 
 def judge_shm(facts: SharedMemoryFacts, distribution: Distribution) -> Finding:
-    """A warning below half a GiB: an engine's own default is 64 MiB."""
+    """A warning below half a GiB: the engines' default is 64 MiB."""
     if facts.system != "Linux":
         return ok("not needed on this system")
     if facts.total_bytes is None:
@@ -154,7 +154,7 @@ SHM_CHECK = Check("shm", "shared memory for worker processes", probe_shm, judge_
 class WorkspaceFacts:
     """The workspace's folder (None: unknown), and the user and group that examine it.
 
-    ``own``: it is the folder ``work/`` of a checkout, not a link; only that one ``--fix`` changes.
+    ``own`` is True for the folder ``work/`` of a checkout, not a link; ``--fix`` changes no other.
     """
 
     folder: FolderFacts | None
@@ -184,7 +184,7 @@ def is_own(workspace: Path | None) -> bool:
 
 
 def judge_workspace(facts: WorkspaceFacts, distribution: Distribution) -> Finding:
-    """Fine if it belongs to this user and is writable, or does not exist yet."""
+    """OK if it belongs to this user and is writable, or does not exist yet."""
     folder = facts.folder
     if folder is None:
         return ok("not in a checkout, so there is no workspace")
@@ -273,7 +273,7 @@ NAMES = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "TMPDIR")
 
 @dataclass(frozen=True)
 class CacheFacts:
-    """The cache folders, those that are not writable or noexec, and those of this user."""
+    """The cache folders; which are not writable, which are noexec, which are this user's."""
 
     folders: tuple[str, ...] = ()
     unwritable: tuple[str, ...] = ()

@@ -1,6 +1,6 @@
 """Checks of torch: a build for this driver and GPU, the installed one, and whether it computes.
 
-Torch computes in a process of its own, the self-test of ``labkit devices``, which may hang.
+Torch computes in a separate process, the self-test of ``labkit devices``, because it may hang.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from labkit.text import escape_controls, first_line
 
 @dataclass(frozen=True)
 class CudaBuildFacts:
-    """The loaded driver, and each GPU's compute capability; empty is not known."""
+    """The loaded driver, and each GPU's compute capability; empty if unknown."""
 
     driver: str | None = None
     capabilities: tuple[Capability, ...] = ()
@@ -133,7 +133,7 @@ class InstalledTorchFacts:
 
 
 def probe_installed_torch(host: Host) -> InstalledTorchFacts:
-    """torch/version.py, without importing torch, and what the host has for it."""
+    """The version from torch/version.py, without importing torch; the driver and the GPUs."""
     build = read_torch_build()
     capabilities = read_capabilities(host) if build else ()
     driver = read_module_version(host.root)
@@ -162,7 +162,7 @@ def judge_installed_torch(facts: InstalledTorchFacts, distribution: Distribution
     if major and int(major.group()) < needed:
         cause = f"its CUDA {build.cuda} needs driver {needed}, and {facts.driver} is loaded"
         return failed(found, cause, fix)
-    # Of builds other than the lab's it is not known what they have code for.
+    # Which GPUs other builds than the lab's have code for is unknown.
     needs = next((NEEDS[each.name] for each in CUDA_BUILDS if each.cuda == build.cuda), None)
     lost = [
         each for each in facts.capabilities if needs and not needs.has_code_for(each, facts.machine)
@@ -186,13 +186,13 @@ TORCH_BUILD_CHECK = Check(
 )
 
 
-# A filled cache compiles in 2 s; an empty one takes 20 s or more, which only --deep waits for.
+# With a warm cache torch compiles in 2 s; without one in 20 s or more: only --deep waits for it.
 QUICK_SECONDS = 6.5
 DEEP_SECONDS = 240.0
 # The self-test ends itself if it hangs; the doctor's own limit comes first.
 SELF_TEST_GRACE_SECONDS = 30.0
 DEEPER = "labkit doctor --deep   # gives torch the minutes that a first compile may take"
-# What the words of a step say about the device.
+# The finding of each step; {words} is the step's result.
 SENTENCES = {
     "allocate": "{words} on {device}",
     "compute": "a product on {device} is {words}",
@@ -202,7 +202,7 @@ SENTENCES = {
 
 @dataclass(frozen=True)
 class SelfTestFacts:
-    """One step of the self-test, how its process ended, and whether it had minutes for it."""
+    """One step of the self-test, how its process ended, and whether ``--deep`` gave it minutes."""
 
     step: str
     answer: CommandResult
@@ -240,7 +240,7 @@ def probe_self_test(step: str) -> Callable[[Host], SelfTestFacts]:
 
 
 def judge_self_test(facts: SelfTestFacts, distribution: Distribution) -> Finding:
-    """The result of the step, else what the error or the end of the process means."""
+    """The result of the step, else the cause of the error or of the process's end."""
     answer, events = facts.answer, facts.events
     event = events.get(facts.step, {})
     if "words" in event:
@@ -264,7 +264,7 @@ def judge_self_test(facts: SelfTestFacts, distribution: Distribution) -> Finding
 
 
 def make_self_test_check(name: str, step: str, title: str, needs: str) -> Check:
-    """The check of one step, which waits for the check ``needs``."""
+    """The check of one step; it runs after the check ``needs``."""
     return Check(
         name,
         title,
