@@ -2,7 +2,7 @@
 
 import sys
 
-# Kept to what any Python 3 can parse: see __init__.py.
+# Kept to what any Python 3 can parse: see labkit/__init__.py.
 OLDEST_PYTHON = (3, 10)
 
 

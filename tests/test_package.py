@@ -62,10 +62,9 @@ def test_a_name_that_is_not_exported():
         _ = labkit.launch_rockets
 
 
-def test_the_file_that_a_build_reads_the_version_from_has_it():
-    # Read by hand: tomllib came with Python 3.11.
-    project = (PACKAGE.parent / "pyproject.toml").read_text(encoding="utf-8")
-    section = project.partition("[tool.hatch.version]\n")[2]
-    path = section.partition("\n")[0].partition("=")[2].strip().strip('"')
-
-    assert f'__version__ = "{labkit.__version__}"' in (PACKAGE.parent / path).read_text("utf-8")
+def test_the_file_that_a_wheel_takes_its_version_from_has_it():
+    text = (PACKAGE.parent / "pyproject.toml").read_text(encoding="utf-8")
+    section = text.partition("[tool.hatch.version]\n")[2]
+    path = section.partition("\n")[0].partition("=")[2].strip(' "')
+    source = (PACKAGE.parent / path).read_text(encoding="utf-8")
+    assert f'__version__ = "{labkit.__version__}"' in source
