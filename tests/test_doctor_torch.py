@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from labkit.devices.torch_devices import best_device
+from labkit.doctor.check import Host
 from labkit.doctor.checks import system
 from labkit.doctor.checks import torch as torch_module
 from labkit.host.distribution import Distribution
@@ -212,3 +213,11 @@ def test_only_a_cache_of_ones_own_can_be_opened_up(owned, arguments):
     finding = system.judge_caches(facts, DEBIAN)
     assert finding.found == "/cache is not writable"
     assert (finding.safe.arguments if finding.safe else None) == arguments
+
+
+def test_the_self_test_imports_what_this_python_does(monkeypatch, tmp_path):
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    (tmp_path / "only_here.py").write_text("print('imported')")
+    command = [sys.executable, "-m", "only_here"]
+    assert Host().run_shared(command, timeout_seconds=30).stdout == "imported\n"
+    assert not Host().run(command, timeout_seconds=30).ok

@@ -37,6 +37,16 @@ def run_probe(arguments: Sequence[str], *, timeout_seconds: float) -> CommandRes
     )
 
 
+def run_own_python(arguments: Sequence[str], *, timeout_seconds: float) -> CommandResult:
+    """As ``run_probe``, for this same Python, which imports what its parent does (PYTHONPATH)."""
+    return run_command(
+        arguments,
+        timeout_seconds=timeout_seconds,
+        environment=os.environ,
+        grace_seconds=PROBE_GRACE_SECONDS,
+    )
+
+
 class OnceRunner:
     """Runs each command once for all checks; a program that hung is not run again."""
 
@@ -122,7 +132,7 @@ class Host:
     run: CommandRunner = field(default_factory=lambda: OnceRunner(run_probe))
     run_long: CommandRunner = run_probe
     run_shared: CommandRunner = field(
-        default_factory=lambda: OnceRunner(run_probe, limit_seconds=SELF_TEST_SECONDS)
+        default_factory=lambda: OnceRunner(run_own_python, limit_seconds=SELF_TEST_SECONDS)
     )
     root: Path = Path("/")
     machine: MachineFacts = field(default_factory=read_machine)
