@@ -169,7 +169,7 @@ class OutOfMemoryEvent(NamedTuple):
 class DeviceHistory(NamedTuple):
     """Everything that a recording shows of one device.
 
-    ``truncated`` is None where the recording does not have its limit of entries. ``kept`` was
+    ``truncated`` is None if the recording does not have its limit of entries. ``kept`` was
     allocated in the recording and is live at its end; ``before_*`` was live when it began.
     """
 

@@ -142,7 +142,7 @@ class CudaRecorder:
     """Torch's own recorder with a limit; by default it is off, and unlimited when turned on.
 
     ``context`` is "alloc" where frees have no stacks of their own. ``context`` and
-    ``max_entries`` are None where the settings are unknown.
+    ``max_entries`` are None if the settings are unknown.
 
     If it is already on, its settings cannot be read and so could not be restored: it stays as it
     is, and goes on after the block.
@@ -224,7 +224,7 @@ class AllocationRecorder:
 
     @property
     def snapshot(self) -> dict[str, Any]:
-        """The snapshot in torch's format, a dict; raises LabkitError where there is none."""
+        """The snapshot in torch's format, a dict; raises LabkitError if there is none."""
         if self._snapshot is None:
             raise LabkitError(
                 "nothing has been recorded" if self._trouble is None else "the recording is lost",
@@ -315,7 +315,7 @@ def record_allocations(
     records the CPU tensors of this thread. It keeps the last ``max_entries`` events of each device,
     100,000 by default: an allocation is one event, its free two. The recording is also there after
     an exception, when it is needed most: a failed allocation is one of the events. Raises
-    UsageError for other devices, DeviceMissingError where there is no CUDA device.
+    UsageError for other devices, DeviceMissingError if there is no CUDA device.
 
     >>> import torch
     >>> with record_allocations("cpu") as recorded:

@@ -302,7 +302,7 @@ def save_snapshot(path: Path, snapshot: object) -> Path:
 
 
 def write_file(path: Path, content: bytes) -> Path:
-    """Writes a file, whole or not at all; raises LabkitError where it cannot."""
+    """Writes a file, whole or not at all; raises LabkitError if it cannot."""
     try:
         write_atomically(path, content)
     except OSError as error:

@@ -110,7 +110,7 @@ def format_free(cut: Fragmentation) -> str:
 
 
 def advise(device: DeviceHistory) -> str | None:
-    """What to do against fragmentation; None where there is little of it."""
+    """What to do against fragmentation; None if there is little of it."""
     cut = device.fragmented_moment.fragmentation
     if cut is None or not cut.reserved_bytes:
         return None

@@ -173,7 +173,7 @@ class Simulation:
 
     @property
     def names_cuda(self) -> bool:
-        """True where the code names cuda: for autocast or for tensors."""
+        """True if the code names cuda: for autocast or for tensors."""
         on_cuda = any(name.startswith("cuda") for name in self.tracer.levels)
         return on_cuda or AUTOCAST in self.notes
 
@@ -233,7 +233,7 @@ class Simulation:
 
 
 def read_obstacle(error: BaseException) -> EstimateObstacle | None:
-    """What stopped a step on fake tensors; None where the error is the step's own."""
+    """What stopped a step on fake tensors; None if the error is the step's own."""
     frame = next(iter(list_error_frames(error)), None)
     for kind, reason in UNKNOWN.items():
         if isinstance(error, kind):
@@ -289,7 +289,7 @@ def _swap_data(one: Any, other: Any) -> None:
 
 
 def _answer_torch() -> int | None:
-    """The answer to a value that torch's own code reads; None where the user's code reads it."""
+    """The answer to a value that torch's own code reads; None if the user's code reads it."""
     running: FrameType | None = sys._getframe(2)
     while running is not None:
         file = running.f_code.co_filename

@@ -43,7 +43,7 @@ SIZES |= {"b": 1, "kib": 2**10, "mib": MIB, "gib": 2**30, "tib": 2**40}
 class Target(NamedTuple):
     """Where a step is to run: its name, "cuda" or "cpu", and its memory in bytes.
 
-    ``capacity_bytes`` is None where no device was named: then there is no verdict.
+    ``capacity_bytes`` is None if no device was named: then there is no verdict.
     ``taken_bytes`` is what other processes hold of it now, None if unknown.
     """
 
@@ -107,7 +107,7 @@ class Estimate(
 
     @property
     def fits(self) -> bool | None:
-        """True or False where it is certain; None where it is close or unknown, or grows."""
+        """True or False where it is certain; None if it is close or unknown, or grows."""
         capacity = self.target.capacity_bytes
         if capacity is None:
             return None

@@ -63,7 +63,7 @@ def estimate_memory(
     and is a lower bound. ``loss.item()`` that is only printed or added up goes through, with a
     note.
 
-    Raises UsageError where the step itself fails, LabkitError where another thread traces.
+    Raises UsageError if the step itself fails, LabkitError where another thread traces.
 
     >>> import torch
     >>> layer = torch.nn.Linear(1000, 1000, bias=False)
@@ -129,7 +129,7 @@ class ModelCall:
 def make_work(
     step: object, arguments: tuple[object, ...], batch: int | None, *, inference: bool
 ) -> Work:
-    """The step and its arguments as work; raises UsageError where it is not a step."""
+    """The step and its arguments as work; raises UsageError if it is not a step."""
     import torch
 
     if isinstance(step, torch.nn.Module):

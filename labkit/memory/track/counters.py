@@ -27,7 +27,7 @@ SEGMENT = "labkit: tensors"
 
 
 class Reading(NamedTuple):
-    """Bytes now, and the peak since the last reset; the peak is None where it is not kept."""
+    """Bytes now, and the peak since the last reset; the peak is None if it is not kept."""
 
     level_bytes: int
     peak_bytes: int | None
@@ -39,11 +39,11 @@ class PeakCounter(Protocol):
     name: str
 
     def read(self) -> Reading | None:
-        """The level and the peak since the last reset; None where neither is known."""
+        """The level and the peak since the last reset; None if neither is known."""
         ...
 
     def reset(self) -> Reading | None:
-        """Resets the peak and returns the level; its peak is None where it cannot be reset."""
+        """Resets the peak and returns the level; its peak is None if it cannot be reset."""
         ...
 
 
@@ -53,7 +53,7 @@ class ProcessCounter:
     name = "process"
 
     def read(self) -> Reading | None:
-        """Resident bytes now and at the peak, which is None where the kernel keeps no mark."""
+        """Resident bytes now and at the peak, which is None if the kernel keeps no mark."""
         peak = read.read_peak_bytes()
         level = read.read_resident_bytes()
         return None if level is None else Reading(level, peak)
@@ -78,7 +78,7 @@ class CudaCounter:
         self._index = index
 
     def read(self) -> Reading | None:
-        """Bytes of live tensors now and at the peak; None where there are no statistics."""
+        """Bytes of live tensors now and at the peak; None if there are no statistics."""
         try:
             statistics = self._cuda.memory_stats_as_nested_dict(self._index)
         except RuntimeError:
@@ -112,7 +112,7 @@ class TensorCounter:
         self._level = self._peak = 0
 
     def check_available(self) -> None:
-        """Raises LabkitError where the profiler is in use: a process can run one at a time."""
+        """Raises LabkitError if the profiler is in use: a process can run one at a time."""
         if self._segment is not None:
             if self._thread == threading.get_ident():
                 return
@@ -131,7 +131,7 @@ class TensorCounter:
     def read(self) -> Reading | None:
         """The level and the peak, after the events of the segment that ends here.
 
-        None where another profiler was started in the segment: torch then drops its events.
+        None if another profiler was started in the segment: torch then drops its events.
         """
         if self._segment is not None:
             self._segment.__exit__(None, None, None)
@@ -251,7 +251,7 @@ class Ledger:
         self._lock = threading.RLock()
 
     def open_block(self, wants: Callable[[str], bool]) -> TrackedBlock:
-        """Begins a block; raises LabkitError where tensors are wanted and cannot be measured."""
+        """Begins a block; raises LabkitError if tensors are wanted and cannot be measured."""
         block = TrackedBlock(wants, {})
         with self._lock:
             if wants(self._tensors.name):

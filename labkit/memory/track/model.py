@@ -129,7 +129,7 @@ class MemoryUse(Displayed, view="labkit.memory.track.view", text="format_use"):
     breakdowns: tuple[Breakdown, ...] = ()
 
     def find_span(self, where: str) -> BlockSpan | None:
-        """The span of ``"cuda:0"``, ``"tensors"`` or ``"process"``; None where not measured."""
+        """The span of ``"cuda:0"``, ``"tensors"`` or ``"process"``; None if not measured."""
         return next((span for span in self.spans if span.where == where), None)
 
 

@@ -72,7 +72,7 @@ class StorageTracer(TorchDispatchMode):  # type: ignore[misc]
 
     ``observer`` receives each storage; ``depth`` is how many of the user's lines each keeps;
     ``round_up`` gives the bytes that the device's allocator takes for a storage's bytes. Raises
-    LabkitError where a tracer is open in another thread: torch's hooks are for the whole process.
+    LabkitError if a tracer is open in another thread: torch's hooks are for the whole process.
     """
 
     _open: list[StorageTracer] = []  # noqa: RUF012
