@@ -181,7 +181,7 @@ def branch(batch=4):
     [
         (lambda: float(torch.ones(3).sum()), "aten._local_scalar_dense.default", "asks for a"),
         (lambda: torch.ones(3).nonzero(), "aten.nonzero.default", "size depends on values"),
-        (lambda: torch.ones(3).numpy(), "numpy()", "asks for values"),
+        (lambda: torch.ones(3).numpy(), "numpy()", "reads values"),
         (lambda: torch.ones(3).long().sum().item(), "aten._local_scalar_dense.default", "asks"),
         (lambda: [0, 1][int(torch.ones(1).item())], "aten._local_scalar_dense.default", "asks"),
     ],
@@ -345,7 +345,7 @@ def test_a_close_call_is_none_and_the_largest_batch_surely_fits():
     assert estimate.fits is None
     assert estimate.largest_batch == 0
     assert "close: whether it fits 600 MiB depends on CUDA's context" in repr(estimate)
-    assert "not even a batch of 1 surely fits" in repr(estimate)
+    assert "not even a batch of 1 certainly fits" in repr(estimate)
 
 
 def test_a_model_with_its_inputs_is_its_forward_pass():
