@@ -179,7 +179,7 @@ def branch(batch=4):
 @pytest.mark.parametrize(
     ("ask", "operator", "reason"),
     [
-        (lambda: float(torch.ones(3).sum()), "aten._local_scalar_dense.default", "asks for a"),
+        (lambda: float(torch.ones(3).sum()), "aten._local_scalar_dense.default", "reads a"),
         (lambda: torch.ones(3).nonzero(), "aten.nonzero.default", "size depends on values"),
         (lambda: torch.ones(3).numpy(), "numpy()", "reads values"),
         (lambda: torch.ones(3).long().sum().item(), "aten._local_scalar_dense.default", "asks"),
