@@ -237,7 +237,7 @@ def test_check_names_a_backup_and_the_notebook_that_counts(desk: Desk, capsys: A
 
     assert main(["check", "small.center"]) == 1
     (note,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note:")]
-    assert ".old-" in note and note.endswith("01_small.ipynb counts")
+    assert ".old-" in note and note.endswith("checked: 01_small.ipynb")
 
 
 def test_check_puts_an_interrupted_save_back_first(desk: Desk, capsys: Any) -> None:

@@ -63,7 +63,7 @@ def test_a_sound_lab_goes_through(labs: Path) -> None:
             LESSON,
             EXERCISES.replace('"wrong_shape"', '"wrong_dtype"'),
             "small.center: the wrong answer 'gives the means' must get wrong_dtype, "
-            "and gets wrong_shape",
+            "but gets wrong_shape",
             id="a wrong diagnosis",
         ),
         pytest.param(
