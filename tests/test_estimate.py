@@ -169,7 +169,7 @@ def test_a_compiled_model_is_estimated_as_an_eager_one():
 
 
 def branch(batch=4):
-    """Makes 4000 bytes a sample, and then asks for a value."""
+    """Makes 4000 bytes a sample, and then reads a value."""
     values = torch.ones(batch, 1000)
     if values.sum() > 0:
         return values.repeat(100, 1)
@@ -182,8 +182,8 @@ def branch(batch=4):
         (lambda: float(torch.ones(3).sum()), "aten._local_scalar_dense.default", "reads a"),
         (lambda: torch.ones(3).nonzero(), "aten.nonzero.default", "size depends on values"),
         (lambda: torch.ones(3).numpy(), "numpy()", "reads values"),
-        (lambda: torch.ones(3).long().sum().item(), "aten._local_scalar_dense.default", "asks"),
-        (lambda: [0, 1][int(torch.ones(1).item())], "aten._local_scalar_dense.default", "asks"),
+        (lambda: torch.ones(3).long().sum().item(), "aten._local_scalar_dense.default", "reads"),
+        (lambda: [0, 1][int(torch.ones(1).item())], "aten._local_scalar_dense.default", "reads"),
     ],
     ids=["float", "nonzero", "numpy", "a count", "an index"],
 )
