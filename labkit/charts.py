@@ -1,6 +1,6 @@
-"""Small SVG plots in the colours of the page: a column for each cell, and lines over time.
+"""Small SVG plots in the colors of the page: a column for each cell, and lines over time.
 
-``Scale`` and ``round_up`` are the vertical axis and its round numbers for every plot of labkit.
+All plots of labkit use ``Scale`` for the vertical axis and ``round_up`` for its round numbers.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from labkit.render import escape
 from labkit.text import BINARY_UNITS, format_bytes, format_seconds
 
 WIDTH, HEIGHT = 900, 190
-MANY_COLUMNS = 400  # from here on all columns are one path, without tooltips: the page stays small
+MANY_COLUMNS = 400  # from here on, all columns are one path without tooltips, for a small page
 WIDEST_COLUMN = 26.0
 HEADROOM = 1.05  # the axis ends this much above the highest value
 
 
 @dataclass(frozen=True)
 class Area:
-    """Where the plot itself stands in its picture, in pixels, with room for labels around it."""
+    """The position of the plot in its picture, in pixels, with room for labels around it."""
 
     left: int = 78
     top: int = 20
@@ -54,14 +54,14 @@ class Column:
 
 @dataclass(frozen=True)
 class Line:
-    """One line over time: its class for the colour, and points (seconds, value)."""
+    """One line over time: its CSS class for the color, and points (seconds, value)."""
 
     css: str
     points: tuple[tuple[float, float], ...]
 
 
 def render_columns(columns: Sequence[Column], *, alt: str, unit: str) -> str:
-    """A column for each cell in order, the three highest with their labels; "" without values.
+    """One column per cell in order; the three highest are labeled; "" without values.
 
     ``unit`` is "seconds" or "bytes".
     """
@@ -86,7 +86,7 @@ def render_columns(columns: Sequence[Column], *, alt: str, unit: str) -> str:
 
 
 def render_lines(lines: Sequence[Line], *, alt: str) -> str:
-    """Bytes over seconds, a line each; "" where no line has two points."""
+    """Lines of bytes over seconds; "" if no line has two points."""
     drawn = [line for line in lines if len(line.points) > 1]
     if not drawn:
         return ""
@@ -99,7 +99,7 @@ def render_lines(lines: Sequence[Line], *, alt: str) -> str:
 
 @dataclass(frozen=True)
 class Scale:
-    """The vertical axis: its top value, the values of its grid lines, and how they are written."""
+    """The vertical axis: its top value, the values of its grid lines, and their format."""
 
     top: float
     ticks: tuple[float, ...]
@@ -107,7 +107,7 @@ class Scale:
     area: Area = AREA
 
     def place(self, value: float) -> float:
-        """How many pixels from the top of the picture a value stands."""
+        """The distance of a value from the top of the picture, in pixels."""
         return self.area.top + self.area.height * (1 - min(value / self.top, 1.0))
 
     def render(self) -> str:
@@ -140,7 +140,7 @@ def choose_scale(highest: float, unit: str, area: Area = AREA) -> Scale:
 
 
 def choose_binary_unit(highest: float) -> tuple[float, str]:
-    """The largest binary unit that is not above ``highest`` bytes: its bytes and its name.
+    """The largest binary unit up to ``highest`` bytes: its bytes and its name.
 
     >>> choose_binary_unit(5000), choose_binary_unit(0)
     ((1024.0, 'KiB'), (1.0, 'B'))

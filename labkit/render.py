@@ -1,6 +1,6 @@
 """HTML from data: escaped and bounded text, tables, self-contained documents, and ``Displayed``.
 
-A document contains all it needs: a browser loads nothing else for it.
+A document is self-contained: a browser loads no other file for it.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from labkit.text import strip_ansi
 
 
 class Displayed:
-    """Data that a view shows, in ``print`` and in a notebook.
+    """Base of data classes that a view module shows in ``print`` and in a notebook.
 
-    The class names its view's module, and in it the function that makes the text and, if there is
-    one, the function that makes the HTML. The module is imported when the first object is shown:
-    a view imports its model, and so the model cannot import its view. A dataclass needs
-    ``repr=False``, or its own ``__repr__`` replaces the one given here.
+    The class names the view's module, its function that makes the text and, optionally, its
+    function that makes the HTML. The module is imported when an object is first shown, because a
+    view imports its model and a circular import is not possible. A dataclass needs
+    ``repr=False``; otherwise its generated ``__repr__`` replaces this one.
 
         class Estimate(Displayed, view="labkit.memory.estimate.view", text="format_estimate"):
     """
@@ -53,7 +53,7 @@ class Displayed:
 def make_document(
     title: str, body: str, *, style: str, script: str, sources: tuple[str, ...] = ()
 ) -> str:
-    """The whole document; the browser loads nothing else for it and runs only this script.
+    """The HTML document; the browser loads no other file and runs only this script.
 
     ``title`` and ``body`` are HTML, already escaped. ``sources`` are more directives of its content
     security policy, such as ``"img-src data:"``.
@@ -101,17 +101,17 @@ def mark_controls(text: str) -> str:
 
 
 def clean_text(text: str) -> str:
-    """What a terminal shows in the end: no colour codes, no earlier states of a progress bar."""
+    """The final text on a terminal, without color codes and earlier states of progress bars."""
     plain = strip_ansi(text)
     if "\r" in plain:
-        # Line by line: a regular expression for this takes hours on a long line.
+        # Line by line, because a regular expression takes hours on a long line.
         plain = "\n".join(line.rstrip("\r").rpartition("\r")[2] for line in plain.split("\n"))
     return plain
 
 
 def escape_block(text: str, limit: int) -> str:
     """Text for a ``<pre>``: beyond ``limit`` characters a note replaces the middle."""
-    # A very long text is cut before it is cleaned, which takes time.
+    # A very long text is cut first, because cleaning is slow.
     cut = max(0, len(text) - 20 * limit)
     plain = clean_text(text[: 10 * limit] + text[-10 * limit :] if cut else text)
     if len(plain) <= limit and not cut:
@@ -123,7 +123,7 @@ def escape_block(text: str, limit: int) -> str:
 
 
 def make_table(caption: str, heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table of HTML cells with column heads and a caption; a row's first cell is its head.
+    """A table of HTML cells with column headers and a caption; a row's first cell is its header.
 
     A column whose head starts with "#" has numbers.
     """
@@ -163,7 +163,7 @@ def start_sentence(text: str) -> str:
 
 
 def render_status(status: str) -> str:
-    """A status as HTML: its words, in the colour of how good it is."""
+    """A status as HTML: its words, in the color of its severity."""
     severity = "good" if status in ("passed", "held") else "bad"
     if status in ("skipped", "not_run", "interrupted", "running", "unknown"):
         severity = "quiet"

@@ -77,6 +77,11 @@ def plural(number: int, noun: str) -> str:
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
+def count_bytes(text: str) -> int:
+    """The number of bytes of the text in UTF-8; a lone surrogate counts as one byte."""
+    return len(text) if text.isascii() else len(text.encode(errors="replace"))
+
+
 def shorten(text: str, limit: int) -> str:
     """The text in at most ``limit`` characters, with an ellipsis if it was cut.
 

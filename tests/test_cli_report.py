@@ -90,8 +90,8 @@ def test_both_commands_are_in_the_help(capsys):
     with pytest.raises(SystemExit):
         main(["--help"])
     text = capsys.readouterr().out
-    assert "make a run's report again" in text
-    assert "set two runs side by side" in text
+    assert "write a run's report again" in text
+    assert "compare two runs" in text
 
 
 def test_a_python_without_the_packages_says_what_to_type():

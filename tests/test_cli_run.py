@@ -259,7 +259,7 @@ def test_where_runs_cannot_be_made_the_run_goes_on_without(tmp_path, capsys):
     (tmp_path / "runs").write_text("a file")
     assert main(["run", make_file(tmp_path / "a.ipynb", "1")]) == 0
     err = capsys.readouterr().err
-    assert err.startswith("warning: nothing of this run is kept: the run folder runs/")
+    assert err.startswith("warning: this run is not saved: the run folder runs/")
     assert err.endswith("  try: --output DIR, or --no-output\n")
 
 
@@ -283,9 +283,9 @@ def test_a_disk_that_fills_up_fails_the_run_and_loses_no_result(tmp_path, monkey
     out, err = capsys.readouterr()
     printed = json.loads(out)
     assert (printed["status"], printed["notebooks"][0]["status"]) == ("failed", "passed")
-    assert printed["trouble"].startswith("the run folder is not whole: [Errno 28]")
+    assert printed["trouble"].startswith("the run folder is incomplete: [Errno 28]")
     assert err.endswith(
-        "error: the run folder out is not whole\n  cause: No space left on device\n"
+        "error: the run folder out is incomplete\n  cause: No space left on device\n"
     )
 
 

@@ -169,7 +169,7 @@ def test_a_compiled_model_is_estimated_as_an_eager_one():
 
 
 def branch(batch=4):
-    """Makes 4000 bytes a sample, and then asks for a value."""
+    """Makes 4000 bytes a sample, and then reads a value."""
     values = torch.ones(batch, 1000)
     if values.sum() > 0:
         return values.repeat(100, 1)
@@ -179,11 +179,11 @@ def branch(batch=4):
 @pytest.mark.parametrize(
     ("ask", "operator", "reason"),
     [
-        (lambda: float(torch.ones(3).sum()), "aten._local_scalar_dense.default", "asks for a"),
+        (lambda: float(torch.ones(3).sum()), "aten._local_scalar_dense.default", "reads a"),
         (lambda: torch.ones(3).nonzero(), "aten.nonzero.default", "size depends on values"),
-        (lambda: torch.ones(3).numpy(), "numpy()", "asks for values"),
-        (lambda: torch.ones(3).long().sum().item(), "aten._local_scalar_dense.default", "asks"),
-        (lambda: [0, 1][int(torch.ones(1).item())], "aten._local_scalar_dense.default", "asks"),
+        (lambda: torch.ones(3).numpy(), "numpy()", "reads values"),
+        (lambda: torch.ones(3).long().sum().item(), "aten._local_scalar_dense.default", "reads"),
+        (lambda: [0, 1][int(torch.ones(1).item())], "aten._local_scalar_dense.default", "reads"),
     ],
     ids=["float", "nonzero", "numpy", "a count", "an index"],
 )
@@ -345,7 +345,7 @@ def test_a_close_call_is_none_and_the_largest_batch_surely_fits():
     assert estimate.fits is None
     assert estimate.largest_batch == 0
     assert "close: whether it fits 600 MiB depends on CUDA's context" in repr(estimate)
-    assert "not even a batch of 1 surely fits" in repr(estimate)
+    assert "not even a batch of 1 certainly fits" in repr(estimate)
 
 
 def test_a_model_with_its_inputs_is_its_forward_pass():

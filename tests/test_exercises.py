@@ -59,7 +59,7 @@ DOUBLED = Case((X,), X * 2, "a square")
         pytest.param(
             lambda x: ...,
             "wrong_type",
-            "the answer is `...`: the function returns the placeholder still",
+            "the answer is `...`: the function still returns the placeholder",
             id="placeholder",
         ),
         pytest.param(
@@ -411,8 +411,8 @@ def test_a_recursive_function_does_not_hang_the_search() -> None:
     [
         (lambda: Case([X], X), "a Case takes its arguments as a tuple"),
         (lambda: Case((X,)), "a Case needs an expected value, a judge, or both"),
-        (lambda: WrongAnswer("w", abs, "passed"), "'passed' is no verdict for a wrong answer"),
-        (lambda: WrongAnswer("w", abs, "wrong"), "'wrong' is no verdict for a wrong answer"),
+        (lambda: WrongAnswer("w", abs, "passed"), "'passed' is not a verdict for a wrong answer"),
+        (lambda: WrongAnswer("w", abs, "wrong"), "'wrong' is not a verdict for a wrong answer"),
         (lambda: Exercise("e", "E", (), list, ("loops",)), "restriction 'loops'"),
     ],
     ids=["arguments", "nothing expected", "passed", "unknown verdict", "unknown restriction"],

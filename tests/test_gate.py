@@ -41,7 +41,7 @@ def test_a_sound_lab_goes_through(labs: Path) -> None:
                 "### BEGIN SOLUTION\n    return x * scale\n    ### END SOLUTION", "pass"
             ),
             EXERCISES,
-            "small.double: the stub must get not_started, and gets wrong_type",
+            "small.double: the stub must get not_started, but gets wrong_type",
             id="a stub that is none",
         ),
         pytest.param(
@@ -50,26 +50,26 @@ def test_a_sound_lab_goes_through(labs: Path) -> None:
                 "    return x * scale\n",
             ),
             EXERCISES,
-            "small.double: the stub must get not_started, and gets passed",
+            "small.double: the stub must get not_started, but gets passed",
             id="delivered solved",
         ),
         pytest.param(
             LESSON.replace("return x - means", "return means"),
             EXERCISES,
-            "small.center: the reference must get passed, and gets wrong_shape",
+            "small.center: the reference must get passed, but gets wrong_shape",
             id="a wrong reference",
         ),
         pytest.param(
             LESSON,
             EXERCISES.replace('"wrong_shape"', '"wrong_dtype"'),
             "small.center: the wrong answer 'gives the means' must get wrong_dtype, "
-            "and gets wrong_shape",
+            "but gets wrong_shape",
             id="a wrong diagnosis",
         ),
         pytest.param(
             LESSON,
             EXERCISES.replace("x.mul_(2)", "x * 2"),
-            "small.double: the wrong answer 'in place' must get changed_argument, and gets passed",
+            "small.double: the wrong answer 'in place' must get changed_argument, but gets passed",
             id="a wrong answer that passes",
         ),
         pytest.param(
@@ -81,7 +81,7 @@ def test_a_sound_lab_goes_through(labs: Path) -> None:
         pytest.param(
             LESSON,
             EXERCISES.replace(', "What is x + x?"', ","),
-            "small.double has 1 hints, and must have 2",
+            "small.double has 1 hints, but must have 2",
             id="one hint",
         ),
         pytest.param(
@@ -110,7 +110,7 @@ def test_a_sound_lab_goes_through(labs: Path) -> None:
                 "# One idea:\n#     means = x.mean(dim=0, keepdim=True)\n#     return x - means",
             ),
             EXERCISES,
-            "stands in the learner's notebook too",
+            "is in the learner's notebook too",
             id="the solution given away",
         ),
         pytest.param(
@@ -128,13 +128,13 @@ def test_a_sound_lab_goes_through(labs: Path) -> None:
         pytest.param(
             LESSON.replace("scale = 2.0", "scale = gone"),
             EXERCISES,
-            "the answer to small.double cannot be made: NameError: name 'gone' is not defined",
+            "the answer to small.double cannot be evaluated: NameError: name 'gone' is not defined",
             id="an answer that cannot be made",
         ),
         pytest.param(
             LESSON,
             EXERCISES.replace('name="double"', 'name="dou" + "ble"'),
-            'each exercise must spell its name out once, as Exercise(name="...")',
+            'each exercise must have a literal name, as Exercise(name="...")',
             id="a name put together",
         ),
         pytest.param(
@@ -167,11 +167,11 @@ def test_the_folder_and_labs_toml_must_agree(labs: Path) -> None:
     (labs / "small" / "__pycache__").mkdir()
 
     assert inspect_folder() == (
-        "labs.toml lists later, and later/lesson.py is not there",
-        "later: nothing is known of the need 'cuba'",
+        "labs.toml lists later, but later/lesson.py does not exist",
+        "later: unknown need 'cuba'",
         "labs.toml gives two labs the same notebook",
-        "stray: forgotten is no lab that labs.toml lists",
-        "stray: notes.txt is no lab that labs.toml lists",
+        "stray: forgotten is not a lab in labs.toml",
+        "stray: notes.txt is not a lab in labs.toml",
         "stray: small/lesson.ipynb",
     )
 
@@ -179,7 +179,7 @@ def test_the_folder_and_labs_toml_must_agree(labs: Path) -> None:
 def test_a_notebooks_name_must_be_plain(labs: Path) -> None:
     (labs / "labs.toml").write_text(TOML.replace("01_small.ipynb", "../01_small.ipynb"))
 
-    assert inspect_folder() == ("small: '../01_small.ipynb' is no plain name of a notebook",)
+    assert inspect_folder() == ("small: '../01_small.ipynb' is not a plain notebook file name",)
 
 
 @pytest.mark.slow

@@ -104,7 +104,7 @@ def test_an_error_passes_through_and_what_led_to_it_is_there():
     assert shortage.place.frame.file == __file__
     line = linecache.getline(__file__, shortage.place.frame.line).strip()
     assert line == "torch.empty(2**60, dtype=torch.uint8)"
-    assert "out of memory: 1024.0 PiB asked for" in repr(recorded)
+    assert "out of memory: 1024.0 PiB requested" in repr(recorded)
 
 
 def test_another_error_is_no_shortage():

@@ -231,7 +231,7 @@ def test_the_page_has_every_part():
         "labkit history of run.pickle",
         "10.0 MiB live at the peak on cuda:0",
         "60 % of it comes from one place: train.py:20 in forward.",
-        "out of memory: 3.0 MiB asked for",
+        "out of memory: 3.0 MiB requested",
         "Fragmentation is free memory in pieces",
         "PYTORCH_ALLOC_CONF=expandable_segments:True.",
         "5.0 MiB in 4 pieces, the largest of 2.0 MiB",

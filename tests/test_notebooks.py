@@ -60,7 +60,7 @@ def test_solutions_are_found_with_their_lines() -> None:
     [
         pytest.param("### BEGIN SOLUTION\nx\n", 1, "it is never closed", id="unclosed"),
         pytest.param(
-            "x\n### END SOLUTION\n", 2, "no '### BEGIN SOLUTION' stands before it", id="stray"
+            "x\n### END SOLUTION\n", 2, "there is no '### BEGIN SOLUTION' before it", id="stray"
         ),
         pytest.param(
             "### BEGIN SOLUTION\n### BEGIN SOLUTION\n### END SOLUTION\n",
@@ -247,7 +247,7 @@ def test_an_answer_that_cannot_be_made_says_why() -> None:
     with pytest.raises(LabkitError) as caught:
         run_answer("x = 1 / 0", "check('a.f', lambda: 1, )", "check('a.g', x)")
 
-    assert caught.value.what == "the answer to a.g cannot be made"
+    assert caught.value.what == "the answer to a.g cannot be evaluated"
     assert caught.value.cause == "ZeroDivisionError: division by zero"
 
 

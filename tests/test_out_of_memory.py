@@ -163,7 +163,7 @@ def test_the_advice_shows_the_figures_side_by_side():
     lines = advise(ON_CUDA, read_balance(ON_CUDA)).splitlines()
     assert lines[0] == (
         "20.0 GiB asked for, 512.0 MiB free, 100.5 GiB allocated by torch, 38.0 GiB cached by"
-        " torch, 139.8 GiB in all"
+        " torch, 139.8 GiB total"
     )
     assert lines[1].startswith("try: a smaller batch; torch.no_grad()")
     assert lines[2].endswith("PYTORCH_ALLOC_CONF=expandable_segments:True helps")
@@ -172,5 +172,5 @@ def test_the_advice_shows_the_figures_side_by_side():
 def test_on_the_cpu_there_is_other_advice():
     assert advise(ON_CPU, read_balance(ON_CPU)).splitlines() == [
         "3.6 TiB asked for",
-        "try: a smaller batch or a smaller type, or give the machine or container more memory",
+        "try: a smaller batch or a smaller dtype, or give the machine or container more memory",
     ]

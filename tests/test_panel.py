@@ -304,7 +304,9 @@ def test_another_panel_ends_the_first(shell):
     first = shell.user_ns["panel"]
     run(shell, WATCH, "second")
     assert (first.running, shell.user_ns["panel"].running) == (False, True)
-    assert any("another panel took over at" in data["text/plain"] for data, _, _ in shell.published)
+    assert any(
+        "replaced by another panel at" in data["text/plain"] for data, _, _ in shell.published
+    )
 
 
 @pytest.mark.parametrize(

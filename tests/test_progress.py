@@ -77,7 +77,7 @@ def test_a_broken_file_is_set_aside_whole_and_said_so(tmp_path: Path, data: byte
     assert standing.attempts == 1
     assert note == (
         "progress.json could not be read: it was kept as progress.broken-2026-11-23.json, "
-        "and a new one begun"
+        "and a new one was started"
     )
     assert (tmp_path / "progress.broken-2026-11-23.json").read_bytes() == data
     assert read_progress(tmp_path).standing("tensors.a").attempts == 1

@@ -72,7 +72,7 @@ def test_a_sound_gpu_takes_every_step():
             {"allocate": {"wrong": True}},
             {
                 "step": "allocate",
-                "error": "RuntimeError: its memory does not return what was written to it",
+                "error": "RuntimeError: its memory does not return the values written to it",
             },
             id="forgets",
         ),

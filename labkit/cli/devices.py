@@ -31,7 +31,7 @@ def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]
     """Adds ``devices``."""
     parser = subparsers.add_parser(
         "devices",
-        help="list the devices here",
+        help="list the devices of this machine",
         description="The accelerators and the CPU of this machine, and which one torch uses.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -99,7 +99,7 @@ def _explain(text: str) -> Advice | None:
 
 
 def judge_exit(verification: Verification) -> ExitCode:
-    """The exit code; a device that failed comes before a driver that is broken."""
+    """The exit code; a failed device takes precedence over a broken driver."""
     if any(one.listed and not one.verified for one in verification.verdicts):
         return ExitCode.FAILED
     broken = any(one.broken for one in verification.verdicts)
@@ -137,7 +137,7 @@ def describe_verification(verification: Verification) -> dict[str, object]:
 
 
 def format_verification(verification: Verification) -> str:
-    """For each device: that it works and how long each step took, or why it does not."""
+    """For each device: the duration of each step, or why it does not work."""
     lines = ["verified:"]
     for one in verification.verdicts:
         title = one.torch_name or ("cpu" if one.kind == "cpu" else "gpu")

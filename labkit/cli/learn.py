@@ -29,7 +29,7 @@ def add_commands(commands: _SubParsersAction[Any]) -> None:
     progress = commands.add_parser("progress", help="show which exercises you have passed")
     add_common(progress)
     progress.set_defaults(run=show_progress)
-    reset = commands.add_parser("reset", help="put a fresh notebook in place, keeping yours")
+    reset = commands.add_parser("reset", help="make a fresh notebook; yours is kept")
     reset.add_argument("names", nargs="*", metavar="LAB", help="a lab, for example tensors")
     reset.add_argument("--all", action="store_true", help="every lab")
     add_common(reset)
@@ -41,9 +41,9 @@ def _add_check(parser: ArgumentParser) -> None:
         "name", nargs="?", metavar="NAME", help="a lab (tensors) or an exercise (tensors.NAME)"
     )
     kind = parser.add_mutually_exclusive_group()
-    kind.add_argument("--gate", action="store_true", help="for maintainers: do the labs hold?")
+    kind.add_argument("--gate", action="store_true", help="for maintainers: check the labs")
     kind.add_argument("--count", action="store_true", help="count the claims and exercises")
-    parser.add_argument("--fast", action="store_true", help="with --gate: run no lab whole")
+    parser.add_argument("--fast", action="store_true", help="with --gate: do not run the notebooks")
     parser.add_argument(
         "--timeout",
         type=float,
@@ -56,17 +56,17 @@ def _add_check(parser: ArgumentParser) -> None:
 
 
 def check_answers(arguments: Namespace) -> int:
-    """labkit check: judges the learner's notebooks; with --gate or --count, looks at the labs."""
+    """labkit check: judges the learner's notebooks; with --gate or --count, the labs themselves."""
     if not (math.isfinite(arguments.timeout) and arguments.timeout > 0):
         raise UsageError(
-            f"--timeout {arguments.timeout:g} is no time limit", cause="it must be above 0 seconds"
+            f"invalid --timeout {arguments.timeout:g}", cause="it must be above 0 seconds"
         )
     if arguments.gate:
         return _run_gate(arguments)
     if arguments.count:
         return _print_counts(arguments)
     if arguments.fast:
-        raise UsageError("--fast goes with --gate only", fix="labkit check --gate --fast")
+        raise UsageError("--fast needs --gate", fix="labkit check --gate --fast")
     workspace = _need_workspace()
     labs, exercise = _chosen(arguments.name)
     _restore_saves(workspace)
@@ -86,7 +86,7 @@ def check_answers(arguments: Namespace) -> int:
 
 
 def show_progress(arguments: Namespace) -> int:
-    """labkit progress: how many exercises of each lab are passed."""
+    """labkit progress: shows the passed exercises of each lab."""
     from labkit.lessons.catalog import exercise_names, find_labs
     from labkit.lessons.progress import read_progress
 
@@ -102,7 +102,7 @@ def show_progress(arguments: Namespace) -> int:
         row = {"lab": lab.name, "title": lab.title, "passed": done, "total": len(entries)}
         labs.append({**row, "exercises": entries})
     if progress.note:
-        print(f"warning: {progress.note}; the next check begins a new one", file=sys.stderr)
+        print(f"warning: {progress.note}; the next check starts a new one", file=sys.stderr)
     if arguments.json:
         print_json({"workspace": str(workspace), "labs": labs, "note": progress.note})
     else:
@@ -111,7 +111,7 @@ def show_progress(arguments: Namespace) -> int:
 
 
 def reset_notebooks(arguments: Namespace) -> int:
-    """labkit reset LAB: a fresh notebook; the previous one stays beside it under a dated name."""
+    """labkit reset LAB: makes a fresh notebook; keeps the previous one under a dated name."""
     from labkit.lessons.catalog import find_lab, find_labs
     from labkit.lessons.workspace import reset_lab
 
@@ -148,7 +148,7 @@ def _need_workspace() -> Path:
     if workspace is None:
         raise UsageError(
             "there is no workspace here",
-            cause=f"neither this folder nor one above it was made by labkit ({Path.cwd()})",
+            cause=f"labkit created neither {Path.cwd()} nor a folder above it",
             fix=f"make up, or set {WORKSPACE_VARIABLE} to the folder",
         )
     return workspace.resolve()
@@ -181,7 +181,7 @@ def _answer_lab(
             return None, lab, error
     counted = found.notebook.name if found.notebook else "no notebook"
     _print_notes(
-        f"{backup.name} is a backup, and work in it does not count: {counted} counts"
+        f"{backup.name} is a backup, and work in it does not count; checked: {counted}"
         for backup in found.backups
     )
     if not arguments.json:
@@ -195,7 +195,7 @@ def _restore_saves(workspace: Path) -> None:
     try:
         _print_notes(restore_saves(workspace))
     except LabkitError as error:
-        # A notebook that stays broken is an error of its own below.
+        # A notebook that stays broken is reported below.
         print_error(error)
 
 
@@ -318,6 +318,6 @@ class _Steps:
         self.end()
 
     def end(self) -> None:
-        """Clears the changing line, so that what follows starts on a clean one."""
+        """Clears the progress line, so that the next output starts on an empty line."""
         if self._changing:
             print("\r\033[K", end="", file=sys.stderr, flush=True)

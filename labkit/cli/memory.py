@@ -1,6 +1,7 @@
-"""``labkit memory``: the balance of each device, once or live; ``labkit history``: a snapshot.
+"""The commands ``labkit memory``, ``labkit history`` and ``labkit estimate``.
 
-``labkit estimate``: whether a step fits a GPU, without a GPU.
+``memory`` shows the balance of each device, once or live. ``history`` analyzes a snapshot.
+``estimate`` says whether a step fits a GPU, without a GPU.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ if TYPE_CHECKING:
 DEFAULT_INTERVAL_SECONDS = 2.0
 SHORTEST_INTERVAL_SECONDS, LONGEST_INTERVAL_SECONDS = 0.1, 86_400.0
 
-# The terminal's alternate screen, so that its contents come back at the end, without a cursor
-# and without line wrapping, which would make the text too high.
+# Switches to the terminal's alternate screen, which restores the old contents at the end, and
+# turns off the cursor and line wrapping, which would make the text too high.
 ENTER_SCREEN = "\x1b[?1049h\x1b[?25l\x1b[?7l"
 LEAVE_SCREEN = "\x1b[?7h\x1b[?25h\x1b[?1049l"
 TO_TOP, CLEAR_LINE, CLEAR_BELOW = "\x1b[H", "\x1b[K", "\x1b[J"
@@ -47,8 +48,8 @@ def _add_memory(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
     """Adds ``memory``."""
     parser = subparsers.add_parser(
         "memory",
-        help="show who holds each device's memory",
-        description="The balance of each device: who holds its memory, in terms that add up.",
+        help="show what holds each device's memory",
+        description="The balance of each device: what holds its memory, in terms that add up.",
     )
     parser.add_argument(
         "--watch",
@@ -114,7 +115,7 @@ def watch(
 
 
 def fit_screen(text: str, height: int) -> list[str]:
-    """The lines of a text that fit a screen; if some do not, the last line has their number.
+    """The lines of a text that fit a screen; if some do not, the last line says how many.
 
     >>> fit_screen("one\\ntwo\\nthree", height=2)
     ['one', '2 more lines in a higher window']
@@ -252,7 +253,7 @@ def _add_estimate(subparsers: argparse._SubParsersAction[argparse.ArgumentParser
 
 
 def show_estimate(arguments: argparse.Namespace) -> int:
-    """Prints the estimate; exits 0 where it fits or no device was named."""
+    """Prints the estimate; exits 0 if it fits or no device was named."""
     from labkit.memory.estimate.model import find_target
     from labkit.memory.estimate.play import estimate_memory
     from labkit.memory.estimate.view import BAR_WIDTH, GLYPHS, INDENT, format_estimate
@@ -281,7 +282,7 @@ def show_estimate(arguments: argparse.Namespace) -> int:
 
 
 def split_step(word: str) -> tuple[Path, str]:
-    """The file and the function of ``FILE:FUNCTION``; raises UsageError where one is missing.
+    """The file and the function of ``FILE:FUNCTION``; raises UsageError if one is missing.
 
     >>> split_step("train.py:make_step")[1]
     'make_step'
@@ -311,7 +312,7 @@ def check_file(path: Path, name: str) -> None:
 
 
 def load_file(path: Path) -> ModuleType:
-    """The file as a module, its own folder importable; raises UsageError where it cannot be."""
+    """Imports the file, with its folder importable; raises UsageError if this fails."""
     from labkit.memory.estimate.play import explain_failure
 
     spec = importlib.util.spec_from_file_location(MODULE_NAME, path.resolve())

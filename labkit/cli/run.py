@@ -1,6 +1,6 @@
-"""``labkit run``: executes labs and notebooks headless and says what held.
+"""``labkit run``: executes labs and notebooks headless and reports the results.
 
-``labkit report`` makes a run's page again; ``labkit compare`` sets two runs side by side.
+``labkit report`` rewrites a run's report; ``labkit compare`` compares two runs.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def _add_run(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="the run folder: result.json, executed notebooks, report.html"
         " (default: runs/DATE-TIME here)",
     )
-    parser.add_argument("--no-output", action="store_true", help="keep nothing of the run")
+    parser.add_argument("--no-output", action="store_true", help="write no run folder")
     add_common(parser)
     parser.set_defaults(run=run_asked)
 
@@ -71,13 +71,13 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=DEFAULT_TIMEOUT_SECONDS,
         metavar="SECONDS",
-        help="the longest a single cell may take (default: 600)",
+        help="time limit for a single cell (default: 600)",
     )
     parser.add_argument(
         "--total-timeout",
         type=float,
         metavar="SECONDS",
-        help="the longest the whole run may take (default: no limit)",
+        help="time limit for the whole run (default: none)",
     )
 
 
@@ -86,7 +86,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         "--device",
         default="auto",
         metavar="DEVICE",
-        help="auto, cpu, cuda or cuda:N; what is not here is an error (default: auto)",
+        help="auto, cpu, cuda or cuda:N; a missing device is an error (default: auto)",
     )
     parser.add_argument(
         "--kernel",
@@ -94,24 +94,24 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         help="the kernel to run in; python3 is this Python (default: the one the notebook names)",
     )
     parser.add_argument(
-        "--keep-going", action="store_true", help="run the rest after a notebook that failed"
+        "--keep-going", action="store_true", help="run the other notebooks after one failed"
     )
     parser.add_argument(
         "--allow-errors",
         action="store_true",
-        help="go on after a cell that raised, as nbclient does; every claim must still hold",
+        help="continue after a cell that raised, as nbclient does; every claim must still hold",
     )
     parser.add_argument(
         "--jobs",
         type=int,
         default=1,
         metavar="N",
-        help="notebooks at a time, each in its own kernel; they share the GPU (default: 1)",
+        help="notebooks to run at once, each in its own kernel; they share the GPU (default: 1)",
     )
 
 
 def run_asked(arguments: argparse.Namespace) -> int:
-    """Runs what was asked for and returns the exit code of the first notebook that failed."""
+    """Runs the named notebooks and returns the exit code of the first one that failed."""
     _check_arguments(arguments)
     from labkit.notebooks.sources import is_path
 
@@ -119,7 +119,7 @@ def run_asked(arguments: argparse.Namespace) -> int:
     require_packages(["all"] if arguments.all else labs)
     sources = list_labs() if arguments.all else [find_source(word) for word in arguments.names]
     if not sources:
-        raise UsageError("there is no lab to run", cause="labs.toml lists none with a lesson")
+        raise UsageError("there is no lab to run", cause="labs.toml lists no lab with a lesson")
     with end_like_interrupt():
         run, folder = _execute(_name_apart(sources), arguments)
     _show(run, arguments.json, folder.trouble if folder else None)
@@ -128,14 +128,14 @@ def run_asked(arguments: argparse.Namespace) -> int:
 
 
 def require_packages(labs: list[str], find: Callable[[str], object] = find_spec) -> None:
-    """Raises EngineError where this Python lacks what notebooks (and labs: torch) need."""
+    """Raises EngineError if this Python lacks packages for notebooks (for labs, also torch)."""
     words = " ".join(labs) or "tensors"
     fix = f"make run LABS={words if len(labs) < 2 else repr(words)}"
     _require((*NEEDED, "torch") if labs else NEEDED, "cannot run notebooks", fix, find)
 
 
 def require_reader(find: Callable[[str], object] = find_spec) -> None:
-    """Raises EngineError where this Python lacks what reading a run back needs."""
+    """Raises EngineError if this Python lacks the packages to read a run's result."""
     _require(("msgspec", "nh3"), "cannot read a run's result", "make shell", find)
 
 
@@ -147,7 +147,7 @@ def _require(needed: tuple[str, ...], cannot: str, fix: str, find: Callable[[str
 
 
 def find_source(word: str) -> Source:
-    """The file of that path or the lab of that name; UsageError where there is neither."""
+    """The file at that path or the lab of that name. Raises UsageError if there is neither."""
     from labkit.notebooks.sources import find_file, is_path
 
     if is_path(word):
@@ -229,7 +229,7 @@ def _choose_options(arguments: argparse.Namespace, device: DeviceChoice) -> RunO
 def _open_folder(
     arguments: argparse.Namespace, account: RunAccount, sources: Iterable[Source]
 ) -> RunFolder | None:
-    """The run's folder; where only the default one cannot be made, a warning and None."""
+    """The run's folder. If the default one cannot be created, prints a warning and returns None."""
     from labkit.notebooks.result import NotebookResult, RunFolder
 
     if arguments.no_output:
@@ -240,17 +240,17 @@ def _open_folder(
     except UsageError as error:
         if arguments.output:
             raise
-        print(f"warning: nothing of this run is kept: {error.what}", file=sys.stderr)
+        print(f"warning: this run is not saved: {error.what}", file=sys.stderr)
         print(f"  cause: {error.cause}\n  try: --output DIR, or --no-output", file=sys.stderr)
         return None
 
 
 def _finish_folder(folder: RunFolder) -> bool:
-    """Adds the report, says where all of it is, and returns whether it is whole."""
+    """Adds the report, prints the paths, and returns whether the folder is complete."""
     shown = escape_controls(str(folder.path))
     if folder.trouble:
         cause = folder.trouble.strerror or str(folder.trouble)
-        error = LabkitError(f"the run folder {shown} is not whole", cause=cause)
+        error = LabkitError(f"the run folder {shown} is incomplete", cause=cause)
         print_error(error)
         return False
     print(f"run folder: {shown}", file=sys.stderr)
@@ -265,17 +265,17 @@ def _finish_folder(folder: RunFolder) -> bool:
 
 
 def _show(run: RunResult, as_json: bool, trouble: OSError | None) -> None:
-    # Under --json the summary goes to stderr; stdout holds the object alone.
+    # With --json the summary goes to stderr; stdout contains only the object.
     print(format_summary(run.notebooks), file=sys.stderr if as_json else sys.stdout)
     if as_json:
         described = run.describe()
-        if trouble:  # the exit code is 1 for it: what was asked for was not all written
-            described |= {"status": "failed", "trouble": f"the run folder is not whole: {trouble}"}
+        if trouble:  # the exit code is 1, because the output is incomplete
+            described |= {"status": "failed", "trouble": f"the run folder is incomplete: {trouble}"}
         print_json(described)
 
 
 def _name_apart(sources: list[Source]) -> list[Source]:
-    """The same sources, with a number added to a name that came before."""
+    """The same sources, with a number added to repeated names."""
     import dataclasses
 
     taken: set[str] = set()
@@ -288,8 +288,8 @@ def _name_apart(sources: list[Source]) -> list[Source]:
     return apart
 
 
-# What people read: a line a cell while the run goes on, and at the end what held. Names, code and
-# outputs are not ours: what a terminal would act on is shown as its code.
+# Output for people: one line per cell during the run, and a summary at the end. Control characters
+# in names, code and outputs are escaped.
 
 LINE_COLUMNS = 52
 LEAST_COLUMNS = 12
@@ -297,15 +297,15 @@ FIGURE_COLUMNS = 21  # the seconds and the memory, with the gaps before them
 TRACEBACK_LINES = 40
 CLEAR_LINE = "\r\x1b[K"
 UPDATE_SECONDS = 0.2
-# Their message says all; their traceback is labkit's own code.
+# The message is sufficient; the traceback would show labkit's own code.
 WITHOUT_TRACEBACK = ("ClaimFailed", "CheckFailed")
 
 
 class RunProgress:
-    """Writes a line a cell, ``tensors  3/41  a = torch.tensor([1.0])  0.01 s``, to a stream.
+    """Writes one line per cell, ``tensors  3/41  a = torch.tensor([1.0])  0.01 s``, to a stream.
 
-    On a terminal the line stands while the cell runs, with the seconds so far and the memory now;
-    not so where several notebooks run at once (``jobs``) and would overwrite each other.
+    On a terminal the line is updated while the cell runs, with the elapsed seconds and the current
+    memory, unless several notebooks run at once (``jobs``) and would overwrite each other.
     """
 
     def __init__(self, stream: TextIO, *, jobs: int = 1, columns: int | None = None) -> None:
@@ -316,7 +316,7 @@ class RunProgress:
         self._shown = 0.0
 
     def show_event(self, event: CellEvent) -> None:
-        """Writes the line of a cell that starts, goes on or has ended."""
+        """Writes the line of a cell that starts, is running or has ended."""
         with self._lock:
             if event.status != "running":
                 live = self._live
@@ -336,9 +336,9 @@ class RunProgress:
 
 
 def format_cell(event: CellEvent, columns: int | None = None) -> str:
-    """One line for a cell: notebook, place, its first line, seconds and memory once known.
+    """One line for a cell: notebook, number, first source line, and seconds and memory if known.
 
-    In ``columns`` of a terminal the cell's first line gets what the rest leaves.
+    With ``columns``, the first source line is cut to fit the terminal.
     """
     place = f"{event.number:>{len(str(event.total))}}/{event.total}"
     start = f"{escape_controls(event.notebook)}  {place}  "
@@ -354,7 +354,7 @@ def format_cell(event: CellEvent, columns: int | None = None) -> str:
 
 
 def format_summary(notebooks: Iterable[NotebookResult]) -> str:
-    """Each notebook's status, a line each, with the reason below one that did not pass."""
+    """Each notebook's status, one line each, with the reason below a failed one."""
     return escape_controls("\n".join(_format_notebook(notebook) for notebook in notebooks))
 
 
@@ -374,8 +374,7 @@ def _format_notebook(notebook: NotebookResult) -> str:
         if check.status != "passed"
     ]
     broken += [
-        f"not all output was kept: {format_bytes(cell.output_bytes)} came from"
-        f" '{_cut(cell.first_line)}'"
+        f"output was cut: {format_bytes(cell.output_bytes)} came from '{_cut(cell.first_line)}'"
         for cell in notebook.cells
         if cell.truncated
     ]
@@ -386,7 +385,7 @@ def _format_notebook(notebook: NotebookResult) -> str:
 
 
 def _count_outcomes(notebook: NotebookResult) -> list[str]:
-    """The counts worth saying: cells run, claims held and skipped, checks passed."""
+    """The counts above 0: cells run, claims held and skipped, checks passed."""
     held = sum(claim.held is True for claim in notebook.claims)
     skipped = sum(claim.skipped is not None for claim in notebook.claims)
     passed = sum(check.status == "passed" for check in notebook.checks)
@@ -434,7 +433,7 @@ def _say(status: str) -> str:
 def _add_report(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     report = subparsers.add_parser(
         "report",
-        help="make a run's report again",
+        help="write a run's report again",
         description="Writes report.html beside a run's result.json and prints its path.",
     )
     report.add_argument(
@@ -451,18 +450,18 @@ def _add_report(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
 def _add_compare(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     compare = subparsers.add_parser(
         "compare",
-        help="set two runs side by side",
+        help="compare two runs",
         description="Compares two runs, CPU against GPU or before against after: seconds and"
-        " peaks with their ratios (B over A), cells of one side alone, claims that changed.",
+        " peaks with their ratios (B / A), cells in only one run, claims that changed.",
     )
     compare.add_argument("a", type=Path, metavar="A", help="a run folder or its result.json")
-    compare.add_argument("b", type=Path, metavar="B", help="the run to set beside it")
+    compare.add_argument("b", type=Path, metavar="B", help="the run to compare with it")
     add_common(compare)
     compare.set_defaults(run=compare_asked)
 
 
 def make_report(arguments: argparse.Namespace) -> int:
-    """Writes the report and prints its path; exits 0 whatever the run's status."""
+    """Writes the report and prints its path; exits 0 for any status of the run."""
     require_reader()
     from labkit.notebooks.report.page import write_report
 
@@ -475,7 +474,7 @@ def make_report(arguments: argparse.Namespace) -> int:
 
 
 def find_newest_run(runs: Path) -> Path:
-    """The run folder under ``runs`` with the newest result.json; UsageError where none has one."""
+    """The run folder under ``runs`` with the newest result.json. Raises UsageError without one."""
     results = sorted(runs.glob("*/result.json"), key=lambda path: path.stat().st_mtime_ns)
     if not results:
         raise UsageError(
@@ -487,7 +486,7 @@ def find_newest_run(runs: Path) -> Path:
 
 
 def compare_asked(arguments: argparse.Namespace) -> int:
-    """Prints the comparison; exits 0 whatever differs."""
+    """Prints the comparison; exits 0, also if the runs differ."""
     require_reader()
     from labkit.notebooks.compare import compare_runs, describe_comparison, format_comparison
     from labkit.notebooks.result import read_run

@@ -1,1 +1,1 @@
-"""What this machine can compute on: what NVML, the operating system and torch say of it."""
+"""The compute devices of this machine, from NVML, the operating system and torch."""

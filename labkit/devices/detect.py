@@ -222,7 +222,7 @@ def join_facts(
     environment: Mapping[str, str],
     accelerators: tuple[Accelerator, ...] = (),
 ) -> Detection:
-    """The detection made of these facts, accelerators first."""
+    """The detection from these facts, accelerators first."""
     unusable = _explain_unusable(nvml, build, environment)
     gpus = _describe_gpus(nvml, cpu, environment if unusable is None else None)
     others = [
@@ -247,7 +247,7 @@ def join_facts(
 def _describe_gpus(
     nvml: NvmlFacts, cpu: CpuFacts, environment: Mapping[str, str] | None
 ) -> list[Device]:
-    """Every GPU, each followed by its MIG instances; without environment, none has a torch name."""
+    """Every GPU, each followed by its MIG instances; no torch names if ``environment`` is None."""
     names: list[str | None] = [None] * len(nvml.gpus)
     chosen = None
     if environment is not None:

@@ -1,12 +1,12 @@
-"""Self-tests: does a device compute with torch? Each device is tested in a process of its own.
+"""Self-tests: checks that a device computes with torch. Each device is tested in its own process.
 
-Each command prints a JSON object a line, which shows how far a process got that hung or died:
+Each command prints one JSON object per line, which shows how far a process got before it ended:
 
 - ``python -m labkit.devices.self_test list SECONDS``: what torch lists;
 - ``... try SECONDS cuda:0``: the result of each step on one device;
 - ``... prove SECONDS``: the result of each step on the best device, for the doctor.
 
-They leave nothing behind but what torch.compile writes to its cache.
+They write nothing to disk except torch.compile's cache.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Find = Callable[[str], object]
 
 BLOCK = 16 * 2**20  # times 4 bytes
 SIDE = 256
-# An error of TF32, where it is used, stays below it; that of a broken card does not.
+# The rounding error of TF32 stays below this; the error of a broken GPU does not.
 MATMUL_ERROR = 0.5
 COMPILE_ERROR = 1e-3
 # Triton supports NVIDIA's GPUs from Volta on.
@@ -37,7 +37,7 @@ TRITON_CAPABILITY = 7
 
 
 class NotTried(Exception):
-    """A step that cannot run here, for a reason that is no fault of the device."""
+    """A step that cannot run here, for a reason outside the device."""
 
 
 def allocate(torch: Any, device: str) -> str:
@@ -45,7 +45,7 @@ def allocate(torch: Any, device: str) -> str:
     # Integers: MPS and some of Intel's GPUs have no float64 to sum floats in.
     block = torch.full((BLOCK,), 7, dtype=torch.int32, device=device)
     if not bool((block == 7).all().item()):
-        raise RuntimeError("its memory does not return what was written to it")
+        raise RuntimeError("its memory does not return the values written to it")
     return "64 MiB"
 
 
@@ -56,7 +56,7 @@ def compute(torch: Any, device: str) -> str:
     exact = left.double() @ right.double()
     product = (left.to(device) @ right.to(device)).cpu().double()
     error = (product - exact).abs().max().item()
-    if not error < MATMUL_ERROR:  # not a number is not below either
+    if not error < MATMUL_ERROR:  # also true for NaN
         raise RuntimeError(f"a matmul is {error:.3g} away from the CPU's float64")
     return f"within {error:.1g} of the CPU's float64"
 
@@ -84,7 +84,7 @@ def compile_curve(torch: Any, device: str) -> str:
 
 
 STEPS = {"allocate": allocate, "compute": compute, "compile": compile_function}
-# Compiles even if a compiler is known to be missing: the doctor has a fix for what torch says then.
+# Compiles even if a compiler is missing, because the doctor has a fix for torch's error message.
 PROOFS = {**STEPS, "compile": compile_curve}
 
 
@@ -95,7 +95,7 @@ def find_compiler_gap(
     find_module: Find = importlib.util.find_spec,
     environment: Mapping[str, str] = os.environ,
 ) -> str | None:
-    """What torch.compile needs for the device and is missing, in a sentence; None if nothing is."""
+    """The tool that torch.compile needs and does not find, in a sentence; None if all are found."""
     kind = device.partition(":")[0]
     if kind == "cpu":
         return _find_missing(find, environment.get("CXX"), ("g++", "clang++"), "C++ compiler")
@@ -122,7 +122,7 @@ def run_steps(
     clock: Callable[[], float],
     steps: Mapping[str, Step] = STEPS,
 ) -> None:
-    """Runs the steps in turn and reports each one; the first that fails is the last."""
+    """Runs and reports the steps in order; stops after the first failure."""
     for name, step in steps.items():
         started = clock()
         try:
@@ -137,7 +137,7 @@ def run_steps(
 
 
 def main(words: list[str]) -> None:
-    """Lists torch's devices, or tests one; reports on what was the standard output."""
+    """Lists torch's devices, or tests one; reports on the original standard output."""
     # What libraries print goes to standard error, so that the output contains only events.
     output = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)

@@ -24,7 +24,7 @@ from labkit.text import first_line, shorten
 
 LIST_SECONDS = 60.0
 DEVICE_SECONDS = 180.0  # mostly for torch.compile on a busy machine
-# A process that did not end itself in time is killed so much later.
+# Seconds until a process that exceeds its own time limit is killed.
 GRACE_SECONDS = 15.0
 SELF_TEST = (sys.executable, "-m", "labkit.devices.self_test")
 
@@ -111,7 +111,7 @@ def _find_asked(
 
 
 def read_facts(answer: CommandResult) -> TorchFacts | None:
-    """Torch's facts, as the self-test printed them; None if it did not get that far."""
+    """Torch's facts, as the self-test printed them; None if it ended before that."""
     for event in read_events(answer.stdout):
         if "devices" in event:
             return TorchFacts(
@@ -125,7 +125,7 @@ def read_facts(answer: CommandResult) -> TorchFacts | None:
 
 
 def match_devices(devices: Sequence[Device], listed: Sequence[TorchDevice]) -> dict[str, Device]:
-    """The device for each name of torch's, as far as one can be matched."""
+    """The matched device for each of torch's device names; unmatched names are left out."""
     whole = _leave_out_split(devices)
     found: dict[str, Device] = {}
     # By UUID first: these matches are certain.
@@ -355,7 +355,7 @@ def _explain_unlisted(
     if mismatch:
         return mismatch
     hidden = _explain_hidden(device, environment)
-    # It is not the variable if torch should see the device, or has another message.
+    # The variable is not the cause if torch should see the device, or has another message.
     if hidden and device.torch_name is None and NO_GPUS in (facts.refusal or NO_GPUS):
         return hidden
     if known:
@@ -365,7 +365,7 @@ def _explain_unlisted(
 
 
 def _explain_mismatch(device: Device, facts: TorchFacts, fix: str | None) -> Reason | None:
-    """What torch's build or this process lacks for the device; None if nothing is known."""
+    """Why torch's build or this process cannot use the device; None if unknown."""
     build = facts.build
     if not build.platforms.get(device.kind, True):
         return Reason(build.describe(), broken=False)

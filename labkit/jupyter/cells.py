@@ -1,8 +1,8 @@
-"""The memory that a cell used: measured between IPython's events, shown below the cell.
+"""Measures the memory of a cell, and explains its error, below the cell.
 
-``%%memory`` shows a few lines; ``%memory on`` shows one dim line under every cell.
-
-Explains the error of a cell: a page on an out-of-memory error, the cause of other known ones.
+``%%memory`` shows a few lines; ``%memory on`` shows one dim line under every cell. Memory is
+measured between IPython's events. An out-of-memory error gets a full explanation, other known
+errors their cause and fix.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ def explain_out_of_memory(
     take: Callable[[], Snapshot] = take_snapshot,
     budget: Budget | None = None,
 ) -> OutOfMemoryPage:
-    """What is known about this out-of-memory error: its text, the allocator, the live tensors.
+    """Explains this out-of-memory error from its text, the allocator and the live tensors.
 
-    The page keeps neither a tensor nor the error alive. ``torch`` has started CUDA; without it
-    the allocator's figures are left out.
+    The result holds no reference to a tensor or the error. ``torch`` must have started CUDA;
+    without it, the allocator's figures are left out.
     """
     torch = torch or find_started_torch()
     failure = read_failure(str(error))
@@ -60,7 +60,7 @@ def explain_out_of_memory(
 
 
 def explain_last_error() -> str | None:
-    """The page on the last cell's error as text; None if it was not an out-of-memory error.
+    """The explanation of the last cell's error as text; None unless it was an out-of-memory error.
 
     ``labkit run`` calls it in a notebook's kernel; the extension need not be loaded.
     """
@@ -107,7 +107,7 @@ def show_hint(hint: str) -> None:
 
 
 def show_use(use: MemoryUse) -> None:
-    """Displays everything that was measured of a cell."""
+    """Displays all measurements of a cell."""
     rows = [
         f"<tr>{_render_cell(span.where, 'left')}{_render_cell(_format_peak(span), 'left')}"
         f"{_render_cell(_format_change(span.change_bytes), 'right')}</tr>"

@@ -1,9 +1,9 @@
-"""The lab's contents manager: a save replaces a file as a whole, or leaves it as it was.
+"""The lab's contents manager: a save replaces the whole file atomically, or leaves it unchanged.
 
-jupyter_server's own ``atomic_writing`` copies the file to ``.~NAME``, opens the file itself for
-writing, which empties it, and writes. A server that is killed there leaves an empty or partial
-notebook. Here the new content goes to a file beside it, which then takes the old one's name: at
-every moment the name holds all of the old content or all of the new.
+jupyter_server's own ``atomic_writing`` copies the file to ``.~NAME``, truncates the file and
+writes to it. A server that is killed at this point leaves an empty or partial notebook. This
+module writes the new content to a file beside it and renames that file, so that the name always
+refers to the whole old content or the whole new content.
 """
 
 from __future__ import annotations
@@ -26,24 +26,24 @@ from jupyter_server.services.contents.fileio import FileManagerMixin
 from jupyter_server.services.contents.largefilemanager import AsyncLargeFileManager
 from traitlets import default
 
-# The prefix keeps Dropbox from uploading it. The file's own name is not part of it: a name that
-# has 255 bytes already, the longest that is allowed, could not grow.
+# The prefix keeps Dropbox from uploading it. It does not contain the file's name, because that
+# name may already have 255 bytes, the maximum.
 NEW_FILE = ".~labkit-save-"
-# A save takes seconds: what is a day old was left by a server that was killed.
+# A save takes seconds, so a temporary file older than a day is from a killed server.
 ABANDONED_SECONDS = 24 * 3600
 
 
 class WholeFiles(FileManagerMixin):
-    """Writes and copies files as a whole, for contents managers and checkpoints on local disks."""
+    """Writes and copies files atomically, for contents managers and checkpoints on local disks."""
 
     @contextlib.contextmanager
     def atomic_writing(self, os_path: str, *args: Any, **kwargs: Any) -> Iterator[IO[Any]]:
         """A file for the new content of ``os_path``; takes its name once everything is on disk.
 
         Symbolic links are followed. The old file's mode, owner and extended attributes are kept as
-        far as the file system allows; a hard link under another name keeps the old content. Where
-        the file cannot be replaced (its folder is read-only, it is mounted by itself, it is a
-        device), jupyter_server writes into it. Raises HTTPError 403 where permission is missing.
+        far as the file system allows; a hard link under another name keeps the old content. If
+        the file cannot be replaced (a read-only folder, a file mount, a device), jupyter_server
+        writes into it. Raises HTTPError 403 if permission is missing.
         """
         path = Path(os.path.realpath(os_path))
         with self.perm_to_403(os_path):
@@ -57,13 +57,13 @@ class WholeFiles(FileManagerMixin):
             with file:
                 yield file
                 file.flush()
-                # An empty file was never written to, and still has the old file's time.
+                # A file without a write still has the old file's mtime.
                 os.utime(new)
                 os.fsync(file.fileno())
             try:
                 new.replace(path)
             except OSError:
-                # Mounted by itself, or another user's in a folder with the sticky bit.
+                # A file mount, or another user's file in a folder with the sticky bit.
                 with new.open("rb") as whole, super().atomic_writing(os_path, text=False) as target:
                     shutil.copyfileobj(whole, target)
             sync_folder(path.parent)
@@ -71,12 +71,12 @@ class WholeFiles(FileManagerMixin):
             new.unlink(missing_ok=True)
 
     async def _copy(self, src: str, dest: str) -> None:
-        """Makes ``dest`` a copy of ``src``: the making of a checkpoint, and the way back to it."""
+        """Copies ``src`` to ``dest``, to create or restore a checkpoint."""
         await run_sync(self._copy_whole, src, dest)
 
     def _copy_whole(self, src: str, dest: str) -> None:
         if not os.access(src, os.W_OK):
-            # Its copy would be read-only too, and no later checkpoint could replace it.
+            # The copy would be read-only too, and later checkpoints could not replace it.
             raise PermissionError(errno.EACCES, "the file is read-only", src)
         with Path(src).open("rb") as source, self.atomic_writing(dest, text=False) as target:
             shutil.copyfileobj(source, target)
@@ -85,11 +85,11 @@ class WholeFiles(FileManagerMixin):
 
 
 class LabCheckpoints(WholeFiles, AsyncFileCheckpoints):  # type: ignore[misc]
-    """jupyter_server's checkpoints, copied as a whole in both directions."""
+    """jupyter_server's checkpoints, created and restored atomically."""
 
 
 class LabContentsManager(WholeFiles, AsyncLargeFileManager):  # type: ignore[misc]
-    """jupyter_server's contents manager, with saves that a kill cannot spoil."""
+    """jupyter_server's contents manager, with atomic saves."""
 
     @default("checkpoints_class")
     def _checkpoints_class_default(self) -> type[LabCheckpoints]:
@@ -99,9 +99,9 @@ class LabContentsManager(WholeFiles, AsyncLargeFileManager):  # type: ignore[mis
 def open_beside(
     path: Path, text: bool = True, encoding: str = "utf-8", **kwargs: Any
 ) -> IO[Any] | None:
-    """A new file in the folder of ``path``, with its attributes; None where there cannot be one.
+    """A new file in the folder of ``path``, with its attributes; None if it cannot be created.
 
-    Raises PermissionError where ``path`` is there and is read-only.
+    Raises PermissionError if ``path`` exists and is read-only.
     """
     try:
         old = path.stat()
@@ -123,12 +123,12 @@ def open_beside(
         return open(new, "x" if text else "xb", opener=open_new, **kwargs)
 
     try:
-        # Nobody else may read it before it has the old file's mode.
+        # Other users must not read it before it has the old file's mode.
         file = create(0o600 if old else 0o666)
     except PermissionError:
         return None
     if old and not keep_attributes(path, old, new):
-        # On some file systems a file has its mode from the start, or never.
+        # On some file systems the mode cannot be changed after creation.
         file.close()
         new.unlink()
         file = create(stat.S_IMODE(old.st_mode))
@@ -136,13 +136,13 @@ def open_beside(
 
 
 def keep_attributes(path: Path, old: os.stat_result, new: Path) -> bool:
-    """Gives ``new`` the owner, mode and extended attributes of ``path``, each where it can be.
+    """Copies the owner, mode and extended attributes of ``path`` to ``new``, as far as possible.
 
-    False where the mode was refused.
+    Returns False if the mode could not be set.
     """
     made = new.stat()
     if (made.st_uid, made.st_gid) != (old.st_uid, old.st_gid):
-        # Only root gives files away; a group that is one's own can be kept by anybody.
+        # Only root can change the owner; any user can set a group that they belong to.
         for owner in (old.st_uid, -1):
             with contextlib.suppress(OSError):
                 os.chown(new, owner, old.st_gid)
@@ -155,7 +155,7 @@ def keep_attributes(path: Path, old: os.stat_result, new: Path) -> bool:
 
 
 def sync_folder(folder: Path) -> None:
-    """Has the disk keep the names in ``folder``, where its file system can be asked to."""
+    """Syncs the directory entries of ``folder`` to disk, if its file system supports it."""
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -166,7 +166,7 @@ def sync_folder(folder: Path) -> None:
 
 @functools.lru_cache(maxsize=256)
 def remove_abandoned(folder: Path) -> None:
-    """Removes what killed servers left in ``folder``; looks once in this server's life."""
+    """Removes temporary files of killed servers in ``folder``, once per server process."""
     with contextlib.suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
             if entry.name.startswith(NEW_FILE):

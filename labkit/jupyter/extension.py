@@ -41,7 +41,7 @@ class Extension:
 
         @output_can_be_silenced  # type: ignore[untyped-decorator]
         def memory(line: str, cell: str | None = None) -> object:
-            __tracebackhide__ = True  # IPython leaves such frames out of a traceback
+            __tracebackhide__ = True  # IPython hides such frames in a traceback
             return self.run_magic(line, cell)
 
         memory.__doc__ = MAGIC_HELP
@@ -121,7 +121,7 @@ MAGIC_HELP = """Shows the memory of the devices, and the memory that a cell uses
 
     %memory        the balance of every device, now
     %memory on     a dim line under every cell that uses memory: seconds, peak, change
-    %memory off    no more of these lines
+    %memory off    turns these lines off
     %%memory       above a cell: its seconds, its exact peak and its change
 
 On CUDA the figures are the allocator's, on the CPU the kernel's for the whole process.

@@ -1,22 +1,22 @@
-"""Who gets into the lab's JupyterLab, and how much strangers can write into its log.
+"""Authenticates requests to the lab's JupyterLab, and limits what strangers write to its log.
 
 Limit of wrong tokens
     A correct token of 32 characters or more (the launcher makes 48) is always accepted at once.
-    It cannot be guessed at any rate, so that refusing it would protect nothing, and an attacker
-    who keeps the limit exceeded would lock the owner out. Here the limit protects the server:
-    above it, a wrong token gets a short 429.
+    It cannot be guessed at any request rate, so refusing it would protect nothing, and an
+    attacker who exceeds the limit would lock the owner out. Here the limit protects the server's
+    resources: above it, a wrong token gets a short 429.
 
-    A shorter token (JUPYTER_TOKEN=secret) can be guessed. Above the limit it is not compared until
-    the minute is over, correct or not. An attacker can then delay a new login from the same
-    address, or from any with many addresses, for as long as the attack lasts; connections to a
-    container's published port may all have one address, the engine's. That is the price of a
-    short token, and the server warns of it at startup. A login's cookie is checked first and
-    always accepted: it is signed with a random secret.
+    A shorter token (JUPYTER_TOKEN=secret) can be guessed. Above the limit, no token is compared
+    until the minute is over, not even a correct one. An attacker can then block new logins from
+    the same address (with many addresses, from all) as long as the attack lasts. Connections to a
+    container's published port may all have the engine's address. The server warns about this
+    drawback of a short token at startup. A login's cookie is checked first and always accepted:
+    it is signed with a random secret.
 
 Log
-    A request is a stranger's until it is known to be the owner's. The lines that it causes are
-    short, without queries, headers and tracebacks: at most 30 at once, then one in 5 seconds,
-    about 5 MB a day whatever is sent. The owner's lines are never left out.
+    A request is a stranger's until it is authenticated. Its log lines are short, without queries,
+    headers and tracebacks, and limited: at most 30 at once, then one per 5 seconds, or about 5 MB
+    a day. The owner's log lines are never left out.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ LINES_AT_ONCE = 30
 SECONDS_PER_LINE = 5.0
 LINE_LENGTH = 240
 LOG_LIMIT_BYTES = 10_000_000
-# Where tornado logs before it is known whose request it is, or what it cannot parse.
+# Tornado's loggers for requests that are not authenticated yet, or cannot be parsed.
 HTTP_MODULES = {"web", "http1connection", "httpserver", "iostream", "tcpserver"}
 
 
@@ -68,7 +68,7 @@ class Attempts:
         self._by_address: dict[str, int] = {}
 
     def add(self, address: str) -> None:
-        """Counts one from ``address``."""
+        """Counts one wrong token from ``address``."""
         self._turn()
         self._count += 1
         # Above the total limit, addresses are not distinguished: memory is bounded.
@@ -76,7 +76,7 @@ class Attempts:
             self._by_address[address] = self._by_address.get(address, 0) + 1
 
     def seconds_left(self, address: str) -> int:
-        """How long ``address`` has to wait, in seconds; 0 where it has tries left."""
+        """The seconds that ``address`` has to wait; 0 if it has attempts left."""
         self._turn()
         if self._count <= LIMIT_ALL and self._by_address.get(address, 0) <= LIMIT_EACH:
             return 0
@@ -88,7 +88,7 @@ class Attempts:
 
 
 class LabIdentityProvider(PasswordIdentityProvider):  # type: ignore[misc]
-    """jupyter_server's own, with a limit of wrong tokens and a served proof of identity."""
+    """jupyter_server's identity provider, with a limit of wrong tokens and a proof of identity."""
 
     announce = Bool(False, config=True, help="Print the URL with the token once the server runs.")
 
@@ -97,31 +97,31 @@ class LabIdentityProvider(PasswordIdentityProvider):  # type: ignore[misc]
         self.attempts = Attempts()
 
     def get_handlers(self) -> list[tuple[str, object]]:
-        """jupyter_server's login and logout, and the proof."""
+        """The handlers of jupyter_server's login and logout, and of the proof."""
         return [*super().get_handlers(), (r"/labkit/proof", ProofHandler)]
 
     def cookie_secret_hook(self, h: hmac.HMAC) -> hmac.HMAC:
-        """A new token ends every login that the old one gave."""
+        """Makes cookies depend on the token, so that a new token ends all earlier logins."""
         h = super().cookie_secret_hook(h)
         h.update(self.token.encode())
         return h
 
     def get_user(self, handler: web.RequestHandler) -> Any:
-        """Who sent the request; None a stranger."""
-        # A token that is not text ends the request here, and the error page asks for the user:
-        # unset, that is a traceback in the log.
+        """The authenticated user of the request; None for a stranger."""
+        # An undecodable token ends the request here, and the error page reads current_user. If it
+        # is unset, the log gets a traceback.
         handler.current_user = None
         return super().get_user(handler)
 
     async def get_user_token(self, handler: web.RequestHandler) -> User | None:
-        """Who sent the request by its token. Answers 429 to too many wrong ones."""
+        """The user of the request's token. Responds 429 to too many wrong tokens."""
         given = self.get_token(handler)
         if given and self.token and not self.get_user_cookie(handler):
             self._judge(handler, given, can_be_guessed(self.token))
         return await super().get_user_token(handler)
 
     def process_login_form(self, handler: web.RequestHandler) -> User | None:
-        """Who sent the login page's form. Answers 429 to too many wrong ones."""
+        """The user of the login page's form. Responds 429 to too many wrong tokens."""
         given = handler.get_argument("password", default="")
         guessable = bool(self.hashed_password) or can_be_guessed(self.token)
         if guessable and self.attempts.seconds_left(address_of(handler)):
@@ -132,7 +132,7 @@ class LabIdentityProvider(PasswordIdentityProvider):  # type: ignore[misc]
         return user
 
     def _judge(self, handler: web.RequestHandler, given: str, guessable: bool) -> None:
-        """Counts ``given`` where it is wrong, and ends the request where there are too many."""
+        """Counts ``given`` if it is wrong, and ends the request if there are too many."""
         over = self.attempts.seconds_left(address_of(handler))
         if over and guessable:
             raise self._refuse(handler)
@@ -149,9 +149,9 @@ class LabIdentityProvider(PasswordIdentityProvider):  # type: ignore[misc]
         return web.Finish(f"Too many wrong tokens. Try again in {seconds} seconds.\n")
 
     def validate_security(self, app: Any, ssl_options: dict[str, Any] | None = None) -> None:
-        """Sets what jupyter_server has no option for, when its web application is made."""
+        """Changes settings for which jupyter_server has no option, before its web app starts."""
         super().validate_security(app, ssl_options)
-        # A page that holds the token, for the browser that jupyter_server could open.
+        # A file that contains the token, for the browser that jupyter_server could open.
         app.no_browser_open_file = True
         settings = app.web_app.settings
         settings["log_function"] = log_request
@@ -172,19 +172,19 @@ class LabIdentityProvider(PasswordIdentityProvider):  # type: ignore[misc]
 
 
 class ProofHandler(APIHandler):  # type: ignore[misc]
-    """Shows whoever has the token that this server has it too; `labkit.host.proof` says how."""
+    """Proves to a client with the token that this server has it too; see `labkit.host.proof`."""
 
     _track_activity = False
 
     @allow_unauthenticated
     def get(self) -> None:
-        """Answers a challenge."""
+        """Responds to a challenge."""
         challenge = self.get_query_argument("challenge", "")
         if not re.fullmatch(r"[0-9a-f]{32,128}", challenge):
             raise web.HTTPError(400)
         token = self.identity_provider.token
         ends = find_ends(self)
-        # Of a token that can be guessed, a proof would let anybody try guesses at home.
+        # A proof of a guessable token would allow an offline brute-force attack.
         if can_be_guessed(token) or ends is None:
             raise web.HTTPError(404)
         published = os.environ.get("LABKIT_PUBLISHED_PORT", "")
@@ -194,7 +194,7 @@ class ProofHandler(APIHandler):  # type: ignore[misc]
 
 
 def find_ends(handler: web.RequestHandler) -> tuple[str, str] | None:
-    """This server's and the client's end of the request's connection; None on a Unix socket."""
+    """The server's and the client's address of the connection; None on a Unix socket."""
     connection: Any = handler.request.connection
     ends = [connection.stream.socket.getsockname(), connection.stream.socket.getpeername()]
     if not all(isinstance(end, tuple) for end in ends):
@@ -203,7 +203,7 @@ def find_ends(handler: web.RequestHandler) -> tuple[str, str] | None:
 
 
 def can_be_guessed(token: str) -> bool:
-    """True where ``token`` is too short to be taken for random."""
+    """True if ``token`` is too short to be considered random."""
     return len(token) < LEAST_TOKEN_LENGTH
 
 
@@ -213,10 +213,11 @@ def address_of(handler: web.RequestHandler) -> str:
 
 
 def find_token(environment: Mapping[str, str] = os.environ) -> tuple[str, bool]:
-    """The token, and whether it was made just now and must be printed.
+    """The token, and whether it was just generated and must be printed.
 
-    From the file LABKIT_TOKEN_FILE, so that it is in no environment, argument list or `docker
-    inspect`; else JUPYTER_TOKEN; else a random one. Raises UsageError where the file has none.
+    It is read from the file LABKIT_TOKEN_FILE, which keeps it out of environments, argument lists
+    and `docker inspect`; else from JUPYTER_TOKEN; else it is random. Raises UsageError if the
+    file has none.
     """
     path = environment.get("LABKIT_TOKEN_FILE")
     if not path:
@@ -233,14 +234,14 @@ def find_token(environment: Mapping[str, str] = os.environ) -> tuple[str, bool]:
     if not token:
         raise UsageError(
             f"LABKIT_TOKEN_FILE={path} is empty",
-            cause="without a token, everybody could use the lab",
+            cause="without a token, anybody could use the lab",
             fix=f"openssl rand -hex 24 > {path}",
         )
     return token, False
 
 
 def announce_url(app: Any, token: str) -> None:
-    """Prints where to open the server, with its token: once, and not through the log."""
+    """Prints the server's URL with its token, once, and not to the log."""
     host = "127.0.0.1" if app.ip in ("", "0.0.0.0", "::", "localhost") else app.ip  # noqa: S104
     port = os.environ.get("LABKIT_PUBLISHED_PORT") or app.port
     scheme = "https" if app.certfile else "http"
@@ -250,7 +251,7 @@ def announce_url(app: Any, token: str) -> None:
 
 
 def log_request(handler: web.RequestHandler) -> None:
-    """Logs a request that was answered: without its query, which may hold a token."""
+    """Logs a completed request without its query, which may contain a token."""
     status, request = handler.get_status(), handler.request
     if status < 300 or status == 304:
         level = logging.DEBUG
@@ -266,12 +267,12 @@ def log_request(handler: web.RequestHandler) -> None:
 
 
 def is_strangers(handler: object) -> bool:
-    """True where no owner has been found for the request yet, or there is none."""
+    """True if the request is not authenticated (yet)."""
     return getattr(handler, "_jupyter_current_user", None) is None
 
 
 class LineBudget:
-    """Lets lines pass as long as there are not too many; counts those it holds back."""
+    """Limits the rate of log lines; counts the suppressed ones."""
 
     def __init__(self, clock: Clock = time.monotonic) -> None:
         self._clock = clock
@@ -280,7 +281,7 @@ class LineBudget:
         self.held_back = 0
 
     def take(self) -> bool:
-        """True where one more line may be written."""
+        """True if another line may be written."""
         now = self._clock()
         self._left = min(self._left + (now - self._last) / SECONDS_PER_LINE, LINES_AT_ONCE)
         self._last = now
@@ -291,19 +292,19 @@ class LineBudget:
         return True
 
 
-# One for all handlers: jupyter_server and each of its extensions have a filter of their own.
+# Shared by all handlers: jupyter_server and each of its extensions have their own filter.
 STRANGERS_LINES = LineBudget()
 
 
 class LogFilter(logging.Filter):
-    """Takes tokens and control characters out of log lines, and bounds what strangers cause."""
+    """Removes tokens and control characters from log lines, and limits the lines of strangers."""
 
     def __init__(self, budget: LineBudget = STRANGERS_LINES) -> None:
         super().__init__()
         self._budget = budget
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Rewrites the record; False where a stranger has caused too many lines."""
+        """Rewrites the record; False if strangers have caused too many lines."""
         text = record.getMessage()
         if self._is_strangers(record):
             if not self._budget.take():
@@ -345,9 +346,10 @@ def clean_text(text: str) -> str:
 
 
 def rotate_log(path: Path, limit_bytes: int = LOG_LIMIT_BYTES) -> None:
-    """Moves what is in ``path`` to ``path.1`` where it has become too long.
+    """Moves the content of ``path`` to ``path.1`` if it is too long.
 
-    The file itself stays, emptied: the server's output is appended to it by whoever started it.
+    The file itself is kept and truncated, because the process that started the server appends
+    the server's output to it.
     """
     try:
         if path.stat().st_size > limit_bytes:

@@ -1,9 +1,9 @@
 """``watch_memory()``: a live panel in the notebook, made of display updates.
 
-A widget would need an extension, is gone after the kernel restarts, and is not saved in the
-notebook. An HTML output that is replaced twice a second works in every front end and is saved.
-The kernel is not informed if the output is cleared: ``SavedOutput`` finds that out from the
-saved notebook. ``CellSpans`` annotates each cell on the timelines of the running samplers.
+A widget needs an extension, disappears after a kernel restart, and is not saved in the notebook.
+An HTML output that is replaced twice a second works in every front end and is saved. The kernel
+gets no message when the output is cleared, so ``SavedOutput`` reads this from the saved notebook.
+``CellSpans`` annotates each cell on the timelines of the running samplers.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class SavedOutput:
             return False
         self._seen_at = status.st_mtime_ns
         is_there = self._word in held
-        # A file that is still being written is not complete and proves nothing.
+        # A file that is still being written is incomplete and is ignored.
         gone = self._was_there and not is_there and held.rstrip().endswith(b"}")
         self._was_there = is_there or (self._was_there and not gone)
         return gone
@@ -123,10 +123,10 @@ def is_same_cell(one: Any, other: Any) -> bool:
 
 
 INTERVAL_SECONDS = 0.5
-# Without an update for so long, the panel shows that nothing is measured any more.
+# Without an update for this long, the panel shows "not measured since".
 LATE_SECONDS = 3.0
-# Jupyter's server keeps every message for a closed page, so without a new cell for so long the
-# updates become rare.
+# Jupyter's server stores every message for a closed page, so updates become rare if no cell ran
+# for this long.
 QUIET_SECONDS, RARE_SECONDS = 15 * 60.0, 5.0
 LOOK_SECONDS = 2.0
 
@@ -180,7 +180,7 @@ class Panel:
 
     @property
     def samples(self) -> MemorySamples:
-        """What was measured since the start; ``plot_memory(panel)`` plots it."""
+        """The samples since the start; ``plot_memory(panel)`` plots them."""
         return self._sampler.samples
 
     def start(self) -> Panel:
@@ -285,7 +285,7 @@ class PanelHost:
     def put(self, panel: Panel) -> None:
         """Replaces the panel."""
         if self.panel is not None:
-            self.panel.stop("another panel took over")
+            self.panel.stop("replaced by another panel")
         panel.cell_id = _read_metadata(self.shell).get("cellId")
         self.panel = panel
 

@@ -1,12 +1,12 @@
-"""The live panel as HTML; it shows by itself, without a script, when its updates end.
+"""The live panel as HTML; without a script, it shows when its updates have ended.
 
-The words "not measured since" are visible by default, and an animation hides them for the time
-that the next update may take. Each update inserts new elements, which restarts the animation. If
-the kernel is gone, the animation ends and the words appear. Untrusted notebooks have no styles:
-there the words are always visible. All text is outside the SVGs, which the sanitizer removes.
+The words "not measured since" are visible by default, and an animation hides them until the next
+update is overdue. Each update inserts new elements, which restarts the animation. If the kernel
+has ended, the animation ends and the words appear. Untrusted notebooks have no styles: there the
+words are always visible. All text is outside the SVGs, which the sanitizer removes.
 
 A trace holds the last minutes of a device. The text of each point is made once, in its own units
-(tenths of a second, MiB), and one transform places them all, so that drawing is cheap.
+(tenths of a second, MiB), and one transform positions all points, so that rendering is cheap.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ DOT_LIMIT = 360
 class Dots:
     """One measure's samples: their times in tenths of a second, their bytes, their texts.
 
-    Separate lists make joining and searching one call each: eight GPUs have thousands of samples.
-    A constant level is kept as its two ends; of samples too close to be drawn, only the highest.
+    Separate lists make joining and searching fast: eight GPUs have thousands of samples. Of a
+    constant level, only its two ends are kept; of samples too close to be drawn, only the highest.
     """
 
     def __init__(self, window_seconds: float) -> None:
@@ -58,7 +58,7 @@ class Dots:
         self.texts: deque[str] = deque()
 
     def add(self, tenths: int, count: int | None) -> None:
-        """Adds a sample; None makes a gap in the line, and so does a pause before it."""
+        """Adds a sample; None, or a long pause before the sample, makes a gap in the line."""
         late = tenths - self._seen_at > GAP_SECONDS * 10 and bool(self.tenths)
         self._seen_at = tenths
         if not late and self._is_close(tenths, count):
@@ -95,7 +95,7 @@ class Dots:
         self.texts.pop()
 
     def list_stretches(self) -> list[str]:
-        """The points of each stretch without a gap, as the text of a path."""
+        """The points of each segment between gaps, as SVG path data."""
         stretches = (stretch.strip() for stretch in " ".join(self.texts).split(BREAK))
         return [stretch for stretch in stretches if stretch]
 

@@ -1,1 +1,1 @@
-"""What a lab says and asks: claims, exercises and their checks, notebooks, the workspace."""
+"""Labs: claims, exercises and their checks, notebooks, and the learner's workspace."""

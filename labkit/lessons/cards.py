@@ -1,9 +1,9 @@
 """Shows the results of claims and checks.
 
 In a notebook, a result is a card: HTML, text and a record, which
-``labkit.notebooks.result`` reads back. Elsewhere it is printed.
+``labkit.notebooks.result`` reads back. Outside IPython its text is printed.
 Colors come from JupyterLab's variables, so that a card is legible in light and dark themes;
-elsewhere the surrounding text color is kept. Standard library only.
+in other pages a card keeps the surrounding text color. Standard library only.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Card:
 
 
 def show_card(card: Card, mime: str, record: Mapping[str, object]) -> None:
-    """Displays the card where IPython runs, with its record; prints its text elsewhere."""
+    """Displays the card with its record in IPython; prints its text elsewhere."""
     if not _in_ipython():
         print(card_text(card))
         return

@@ -1,6 +1,6 @@
-"""Finds the labs and their exercises: in a checkout its labs/, else those in the package.
+"""Finds the labs and their exercises in a checkout's labs/, or else in the package.
 
-Standard library only, so that the workspace can be looked at without loading torch.
+Standard library only, so that commands can read the workspace without loading torch.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ LABS_VARIABLE = "LABKIT_LABS"
 
 @dataclass(frozen=True)
 class Lab:
-    """A lab as labs.toml lists it, and the folder that holds its lesson and exercises."""
+    """A lab's entry in labs.toml, and the folder with its lesson and exercises."""
 
     name: str
     title: str
@@ -43,12 +43,12 @@ class Lab:
 
     @property
     def exercises(self) -> Path:
-        """The module that states the lab's exercises."""
+        """The module that defines the lab's exercises."""
         return self.folder / "exercises.py"
 
 
 def labs_folder() -> Path:
-    """The folder with labs.toml: LABKIT_LABS where set, a checkout's labs/, the package's own."""
+    """The folder with labs.toml: LABKIT_LABS, else a checkout's labs/, else the package's."""
     named = os.environ.get(LABS_VARIABLE)
     if named:
         return Path(named)
@@ -72,13 +72,13 @@ def listed_labs(folder: Path | None = None) -> tuple[Lab, ...]:
     except (KeyError, TypeError, ValueError) as error:
         raise LabkitError(
             f"{path} cannot be used",
-            cause=f"a [[lab]] lacks or mistakes the key {error}",
+            cause=f"a [[lab]] has a missing or invalid key: {error}",
             fix="give each lab name, title, summary, minutes, needs and notebook",
         ) from error
 
 
 def find_lab(name: str, labs: Iterable[Lab] | None = None) -> Lab:
-    """The lab of that name; an unknown name is a UsageError with the near match."""
+    """The lab of that name. Raises UsageError with the closest name for an unknown one."""
     known = {lab.name: lab for lab in (listed_labs() if labs is None else labs)}
     if name in known:
         return known[name]
@@ -91,7 +91,7 @@ def find_lab(name: str, labs: Iterable[Lab] | None = None) -> Lab:
 
 
 def load_exercises(lab: Lab) -> tuple[Exercise, ...]:
-    """The lab's exercises, loaded from its exercises.py each time; none without that file."""
+    """The lab's exercises, loaded from its exercises.py on each call; empty without that file."""
     if not lab.exercises.is_file():
         return ()
     name = f"labkit_labs.{lab.name}.exercises"
@@ -116,9 +116,9 @@ def load_exercises(lab: Lab) -> tuple[Exercise, ...]:
 
 
 def exercise_names(lab: Lab) -> tuple[str, ...]:
-    """The names of the lab's exercises as its exercises.py spells them, without loading torch.
+    """The names of the lab's exercises, parsed from exercises.py without loading torch.
 
-    A name must be written out in its ``Exercise(name="...")``; the gate holds a lab to that.
+    Each name must be a literal in its ``Exercise(name="...")``; the gate checks this.
     """
     if not lab.exercises.is_file():
         return ()
@@ -135,7 +135,7 @@ def exercise_names(lab: Lab) -> tuple[str, ...]:
 
 
 def find_exercise(full_name: str) -> tuple[Lab, Exercise]:
-    """The exercise ``<lab>.<name>`` and its lab; an unknown name is a UsageError."""
+    """The exercise ``<lab>.<name>`` and its lab. Raises UsageError for an unknown name."""
     lab_name, _, exercise_name = full_name.partition(".")
     lab = find_lab(lab_name)
     known = {exercise.name: exercise for exercise in load_exercises(lab)}

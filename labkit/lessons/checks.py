@@ -1,6 +1,6 @@
-"""check(name, function): judges a learner's function, shows the verdict and records it.
+"""check(name, function): runs a learner's function on an exercise's cases and shows the verdict.
 
-Runs a learner's function on the cases of an exercise, and returns the verdict.
+The workspace records each attempt.
 """
 
 from __future__ import annotations
@@ -54,9 +54,10 @@ STUB_TEXT = "write your code here"
 
 
 def judge_function(exercise: Exercise, name: str, function: object) -> Verdict:
-    """The verdict on ``function`` under the exercise's full ``name``: the first failing case's.
+    """The verdict on ``function``: that of the first failing case, or a pass.
 
-    The random state, default dtype and grad mode of the caller are left as they were.
+    ``name`` is the exercise's full name. The caller's random state, default dtype and grad mode
+    do not change.
     """
     if not callable(function):
         text = f"`check` takes the function itself, and was given {describe_type(function)}"
@@ -107,7 +108,7 @@ def _compare(got: object, expected: object, tolerance: Tolerance) -> Difference 
     try:
         return find_difference(got, expected, tolerance)
     except (RuntimeError, TypeError) as error:
-        # Sparse tensors, tensors without data and the like: not what the exercise asks for.
+        # Sparse tensors, tensors without data and the like are not what the exercise asks for.
         reason = f"{type(error).__name__}: {shorten(str(error), LONGEST_TEXT)}"
         return Difference(WRONG_TYPE, f"the answer cannot be compared ({reason})")
 
@@ -136,7 +137,7 @@ def _ask_judge(case: Case, got: object, arguments: tuple[Any, ...]) -> Differenc
 
 def _judge_error(name: str, function: object, error: Exception, label: str) -> Verdict:
     text = str(error)
-    # torch raises NotImplementedError too, with texts of its own, for missing kernels.
+    # torch also raises NotImplementedError, with other texts, for missing kernels.
     if isinstance(error, NotImplementedError) and text in (STUB_TEXT, ""):
         return Verdict(name, NOT_STARTED, "the function is still the stub")
     said = f"{type(error).__name__}: {shorten(text, 400)}" if text else type(error).__name__
@@ -145,7 +146,7 @@ def _judge_error(name: str, function: object, error: Exception, label: str) -> V
 
 
 def _own_line(function: object, traceback: TracebackType | None) -> str | None:
-    """The deepest line of the learner's own code: in the function's file or its globals."""
+    """The deepest traceback line in the learner's own code: the function's file or its globals."""
     inner = getattr(function, "__wrapped__", function)
     own_globals = getattr(inner, "__globals__", None)
     own_file = getattr(getattr(inner, "__code__", None), "co_filename", None)
@@ -163,7 +164,7 @@ def _own_line(function: object, traceback: TracebackType | None) -> str | None:
 
 
 def copy_arguments(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-    """The arguments copied deeply, tensors with strides and shared memory kept as they are."""
+    """A deep copy of the arguments that keeps the tensors' strides and shared memory."""
     memo: dict[int, Any] = {}
     return tuple(_copy_argument(argument, memo) for argument in arguments)
 
@@ -189,7 +190,7 @@ def _find_changed(arguments: tuple[Any, ...], before: tuple[Any, ...]) -> str | 
 
 @contextmanager
 def _plain_torch() -> Iterator[None]:
-    """torch with its defaults, and the caller's random state and settings put back after."""
+    """Sets torch's defaults, and restores the caller's random state and settings on exit."""
     import torch
 
     dtype = torch.get_default_dtype()
@@ -217,7 +218,7 @@ _WORDS = {
     "forbidden": (BAD, "right, but not this way"),
 }
 
-# Attempts in this process, used if there is no workspace to record them in.
+# Attempts in this process, counted here if there is no workspace.
 _attempts: Counter[str] = Counter()
 
 
@@ -228,8 +229,8 @@ class CheckFailed(LabkitError):
 def check(name: str, function: object) -> None:
     """Shows the verdict on ``function`` as the answer to the exercise ``<lab>.<name>``.
 
-    A pass is recorded in the workspace. A failure shows a hint, and from the second on one more.
-    In a reference run (LABKIT_REFERENCE=1) nothing is recorded, and a failure raises CheckFailed.
+    The workspace records a pass. The first failure shows one hint, later failures show all hints.
+    A reference run (LABKIT_REFERENCE=1) records nothing, and a failure raises CheckFailed.
     """
 
     _, exercise = find_exercise(name)
@@ -268,7 +269,7 @@ def _record(verdict: Verdict) -> tuple[int, str | None]:
     try:
         standing, note = record_attempt(workspace, name, passed=verdict.passed)
     except LabkitError as error:
-        # The verdict is what was asked for; a full disk must not take it away.
+        # The learner must see the verdict even if it cannot be recorded (disk full).
         return _attempts[name], f"not recorded: {error.what} ({error.cause})"
     return standing.attempts, note
 

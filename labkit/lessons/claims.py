@@ -1,4 +1,4 @@
-"""Claims: facts that a lesson states and proves by running them where they stand."""
+"""Claims: facts that a lesson states, and proves by running code in the same cell."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from labkit.text import shorten
 
 
 class ClaimFailed(LabkitError):
-    """A lesson stated something that does not hold here."""
+    """A claim of a lesson does not hold on this machine."""
 
 
 @dataclass(frozen=True)
 class ClaimResult:
-    """What became of a claim; ``held`` is None where it was skipped, for the reason given."""
+    """The result of a claim; ``held`` is None if it was skipped, and ``reason`` says why."""
 
     statement: str
     held: bool | None
@@ -36,12 +36,12 @@ def claim(
     within: float | None = None,
     needs: str | None = None,
 ) -> None:
-    """Shows that ``seen`` is ``expected``, and raises ClaimFailed where it is not.
+    """Shows that ``seen`` equals ``expected``; raises ClaimFailed if it does not.
 
-    Tensors and arrays compare by shape and values whatever their dtypes, all else by ``==``;
-    ``within`` is an absolute tolerance. A function without arguments given for ``seen`` (or
-    ``expected``) is called for its value; where ``needs`` names what the machine lacks it is not
-    called, and the claim shows "skipped" with the reason.
+    Tensors and arrays are compared by shape and values, not by dtype; other values by ``==``.
+    ``within`` is an absolute tolerance. ``seen`` and ``expected`` may be functions without
+    arguments, which are called for their values. If the machine lacks what ``needs`` names,
+    they are not called, and the claim shows "skipped" with the reason.
 
     >>> claim("two and two make four", 2 + 2, 4)
     holds: two and two make four (expected 4, seen 4)
@@ -70,7 +70,7 @@ def claim_raises(
 ) -> None:
     """Shows that ``call()`` raises ``error`` with ``match`` in its text; else raises ClaimFailed.
 
-    The text that was raised is shown: it is what the learner will meet.
+    The claim shows the exception's text, because learners will see it in their own code.
     """
     skipped = missing_need(needs)
     if skipped:
@@ -92,7 +92,7 @@ def claim_raises(
 
 
 def _value_of(value: object) -> tuple[object, Exception | None]:
-    # Only plain functions are called: a dtype, a class or a module is itself the value.
+    # Only plain functions are called: a dtype, a class or a module is a value itself.
     if not isinstance(value, PLAIN_FUNCTIONS):
         return value, None
     try:

@@ -1,4 +1,4 @@
-"""What an exercise is: its cases, its hints, its restrictions, and known wrong answers."""
+"""Defines an exercise: its cases, hints, restrictions, and known wrong answers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ STATUSES = (
     CHANGED_ARGUMENT,
     FORBIDDEN,
 )
-# What an exercise can rule out; ``restrictions.py`` finds who does it all the same.
+# What an exercise can forbid; ``restrictions.py`` finds the violations.
 RESTRICTIONS = ("loop", "numpy", "item", "by_hand")
 
 
@@ -34,7 +34,7 @@ UNSET: Final = _Unset()
 
 
 class NotThisWay(str):
-    """A judge's sentence where the values are right, and only the way to them is not.
+    """A judge's sentence for an answer with the right values and a forbidden method.
 
     >>> NotThisWay("they are a copy")
     'the values are right, but they are a copy'
@@ -43,7 +43,7 @@ class NotThisWay(str):
     __slots__ = ()
 
     def __new__(cls, but: str) -> NotThisWay:
-        """The sentence, from what comes after its "but"."""
+        """Makes the sentence from the part after "but"."""
         return super().__new__(cls, f"the values are right, but {but}")
 
 
@@ -52,13 +52,13 @@ Judge = Callable[[Any, tuple[Any, ...]], "str | None"]
 
 @dataclass(frozen=True)
 class Case:
-    """One call of the learner's function and what must come of it.
+    """One call of the learner's function, and the result that it must give.
 
     ``expected`` is the value (a tensor, number, string, or tuple, list or dict of them), or a
-    function of the same arguments that gives it. ``judge(got, arguments)`` comes after it, or
-    alone: it returns None when content, else a sentence that says what is wrong
-    (NotThisWay where the values are right and only the way is not). Tensors compare
-    with torch.testing's tolerances for their dtype unless ``rtol`` and ``atol`` say otherwise.
+    function of the same arguments that returns it. ``judge(got, arguments)`` runs after this
+    comparison, or without one: it returns None for a right answer, else a sentence that says
+    what is wrong (NotThisWay if the values are right and the method is not). Tensors are
+    compared with torch.testing's tolerances for their dtype, or with ``rtol`` and ``atol``.
     """
 
     arguments: tuple[Any, ...]
@@ -79,7 +79,7 @@ class Case:
 
 @dataclass(frozen=True)
 class WrongAnswer:
-    """A plausible wrong answer and the verdict that it must get; the gate holds it to that."""
+    """A plausible wrong answer and the verdict that it must get; the gate checks this."""
 
     description: str
     function: Callable[..., object]
@@ -87,12 +87,12 @@ class WrongAnswer:
 
     def __post_init__(self) -> None:
         if self.verdict not in STATUSES or self.verdict == PASSED:
-            raise ValueError(f"{self.verdict!r} is no verdict for a wrong answer")
+            raise ValueError(f"{self.verdict!r} is not a verdict for a wrong answer")
 
 
 @dataclass(frozen=True)
 class Exercise:
-    """An exercise as a lab's ``exercises.py`` states it; its full name is ``<lab>.<name>``."""
+    """An exercise that a lab's ``exercises.py`` defines; its full name is ``<lab>.<name>``."""
 
     name: str
     title: str
@@ -109,7 +109,7 @@ class Exercise:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a check found: the status, a sentence, and where it can be said, expected and got."""
+    """The result of a check: the status, a sentence, and, if known, the expected and got values."""
 
     exercise: str
     status: str
@@ -120,5 +120,5 @@ class Verdict:
 
     @property
     def passed(self) -> bool:
-        """True where the answer is right, and by an allowed way."""
+        """True if the answer is right and breaks no restriction."""
         return self.status == PASSED

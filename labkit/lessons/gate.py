@@ -42,15 +42,15 @@ from labkit.notebooks.result import read_checks, read_claims
 
 HINTS_AN_EXERCISE = 2
 FILES_OF_A_LAB = {"lesson.py", "exercises.py"}
-# Shorter solutions, such as `return x.T`, are ordinary code that a lesson may well show.
+# Shorter solutions, such as `return x.T`, are ordinary code that a lesson may show.
 SHORTEST_GIVEAWAY = 24
 
 
 @dataclass(frozen=True)
 class LabGate:
-    """What the gate found in one lab: its counts, and every problem.
+    """The gate's result for one lab: its counts, and every problem.
 
-    ``held`` and ``skipped`` count the claims of a whole run; None where it was not run.
+    ``held`` and ``skipped`` count the claims of a whole run; None if the lab was not run.
     """
 
     lab: str
@@ -63,7 +63,7 @@ class LabGate:
 
 @dataclass(frozen=True)
 class Counts:
-    """How many claims a lab's lesson states and how many exercises it sets."""
+    """The number of claims in a lab's lesson, and the number of its exercises."""
 
     lab: str
     claims: int
@@ -71,7 +71,7 @@ class Counts:
 
 
 def count_lab(lab: Lab) -> Counts:
-    """The lab's claims, counted in its lesson, and its exercises."""
+    """Counts the claims in the lab's lesson, and its exercises."""
     sources = _code_sources(make_reference_notebook(lab))
     return Counts(lab.name, count_claims(sources), len(load_exercises(lab)))
 
@@ -83,7 +83,7 @@ def inspect_folder(folder: Path | None = None) -> tuple[str, ...]:
 
 
 def inspect_lab(lab: Lab) -> LabGate:
-    """The quick part: notebooks, stubs, references, wrong answers, hints; nothing is run whole."""
+    """Checks notebooks, stubs, references, wrong answers and hints without running a notebook."""
     try:
         counts = count_lab(lab)
         problems = [*_notebook_problems(lab), *_exercise_problems(lab)]
@@ -98,7 +98,7 @@ def inspect_lab(lab: Lab) -> LabGate:
 def run_reference(
     lab: Lab, found: LabGate, *, timeout_seconds: float, on_cell: OnCell | None = None
 ) -> LabGate:
-    """``found`` with the problems and claims of a run of the whole reference notebook."""
+    """Runs the whole reference notebook; returns ``found`` plus the run's problems and claims."""
     missing = [reason for reason in map(missing_need, lab.needs) if reason]
     if missing:
         return replace(found, problems=(*found.problems, f"it cannot run here: {missing[0]}"))
@@ -127,12 +127,12 @@ def _folder_problems(folder: Path) -> Iterator[str]:
     with_lesson = {lab.name for lab in find_labs(folder)}
     for name, lab in listed.items():
         if name not in with_lesson:
-            yield f"labs.toml lists {name}, and {name}/lesson.py is not there"
+            yield f"labs.toml lists {name}, but {name}/lesson.py does not exist"
         if Path(lab.notebook).name != lab.notebook or not lab.notebook.endswith(".ipynb"):
-            yield f"{name}: {lab.notebook!r} is no plain name of a notebook"
+            yield f"{name}: {lab.notebook!r} is not a plain notebook file name"
         unknown = [need for need in lab.needs if need not in NEEDS]
         if unknown:
-            yield f"{name}: nothing is known of the need {unknown[0]!r}"
+            yield f"{name}: unknown need {unknown[0]!r}"
     names = [lab.notebook for lab in listed.values()]
     if len(set(names)) < len(names):
         yield "labs.toml gives two labs the same notebook"
@@ -140,7 +140,7 @@ def _folder_problems(folder: Path) -> Iterator[str]:
         if path.name in listed and path.is_dir():
             yield from _stray_files(path)
         elif path.name not in ("labs.toml", "__pycache__"):
-            yield f"stray: {path.name} is no lab that labs.toml lists"
+            yield f"stray: {path.name} is not a lab in labs.toml"
 
 
 def _stray_files(folder: Path) -> Iterator[str]:
@@ -155,17 +155,17 @@ def _notebook_problems(lab: Lab) -> Iterator[str]:
         notebook_bytes(notebook)
         again = read_percent(notebook_to_lesson(notebook))
         if _outline(again) != _outline(notebook):
-            yield "the notebook does not survive being made a lesson and a notebook again"
+            yield "the notebook changes when it is converted to a lesson and back"
     for mark in (BEGIN, END):
         if any(mark in cell.source for cell in learner.cells):
-            yield f"{mark!r} is left in the learner's notebook"
+            yield f"{mark!r} remains in the learner's notebook"
     shown = "\n".join(_plain(cell.source) for cell in learner.cells)
     for solution in find_solutions(read_lesson(lab), lab.lesson):
         text = _plain("\n".join(solution.lines))
         if not text:
             yield f"the solution of line {solution.line} is empty"
         elif len(text) >= SHORTEST_GIVEAWAY and text in shown:
-            yield f"the solution of line {solution.line} stands in the learner's notebook too"
+            yield f"the solution of line {solution.line} is in the learner's notebook too"
 
 
 def _exercise_problems(lab: Lab) -> Iterator[str]:
@@ -173,7 +173,7 @@ def _exercise_problems(lab: Lab) -> Iterator[str]:
     stubs = _answers(make_learner_notebook(lab))
     references = _answers(make_reference_notebook(lab))
     if sorted(exercises) != sorted(f"{lab.name}.{name}" for name in exercise_names(lab)):
-        yield 'each exercise must spell its name out once, as Exercise(name="...")'
+        yield 'each exercise must have a literal name, as Exercise(name="...")'
     for name in references:
         if name not in exercises:
             yield f"the lesson checks {name}, which exercises.py does not have"
@@ -198,7 +198,7 @@ def _answers(notebook: Any) -> dict[str, tuple[list[Any], CheckCall]]:
 
 def _hint_problems(name: str, exercise: Exercise) -> Iterator[str]:
     if len(exercise.hints) != HINTS_AN_EXERCISE:
-        yield f"{name} has {len(exercise.hints)} hints, and must have {HINTS_AN_EXERCISE}"
+        yield f"{name} has {len(exercise.hints)} hints, but must have {HINTS_AN_EXERCISE}"
     if any(not hint.strip() for hint in exercise.hints):
         yield f"{name} has an empty hint"
     if not exercise.title.strip():
@@ -230,12 +230,12 @@ def _judged_problem(
         verdict = judge_function(exercise, name, function)
     if verdict.status != wanted:
         found = f"{verdict.status} ({verdict.message})"
-        yield f"{name}: {answer} must get {wanted}, and gets {found}"
+        yield f"{name}: {answer} must get {wanted}, but gets {found}"
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Suppresses what lessons print and warn."""
+    """Suppresses the output and warnings of lessons."""
     with redirect_stdout(StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

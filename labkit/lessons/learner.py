@@ -1,7 +1,7 @@
 """Finds and runs the learner's notebooks, and gives the verdict on each exercise.
 
-``find_answer`` runs only the statements that the answer to one check depends on. With it, the
-gate judges every stub and every reference in a second, without running whole labs.
+``find_answer`` runs only the statements that the answer to one check depends on, so that the
+gate can judge every stub and every reference in a second, without running whole labs.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from labkit.notebooks.result import read_checks
 
 @dataclass(frozen=True)
 class CheckCall:
-    """A ``check(name, answer)`` in a notebook: where it stands and the answer's expression."""
+    """A ``check(name, answer)`` call in a notebook: its position and the answer's expression."""
 
     exercise: str
     position: int
@@ -35,7 +35,7 @@ class CheckCall:
 
 
 def find_check_calls(sources: Iterable[str]) -> tuple[list[ast.stmt], list[CheckCall]]:
-    """The top-level statements of the code cells, and the checks that stand among them."""
+    """The top-level statements of the code cells, and the check calls among them."""
     statements = [statement for source in sources for statement in _parse(source)]
     calls = []
     for position, statement in enumerate(statements):
@@ -46,27 +46,27 @@ def find_check_calls(sources: Iterable[str]) -> tuple[list[ast.stmt], list[Check
 
 
 def find_answer(statements: list[ast.stmt], call: CheckCall) -> Any:
-    """The function that the check is given, made by running what it depends on and no more."""
+    """The function passed to the check, made by running only the statements it depends on."""
     body = [statements[index] for index in sorted(_needed_by(statements, call))]
     answer = ast.Assign(targets=[ast.Name("__answer__", ast.Store())], value=call.answer)
     module = ast.fix_missing_locations(ast.Module([*body, answer], type_ignores=[]))
     name, text = f"<{call.exercise}>", ast.unparse(module)
-    # So that whoever asks for a function's source finds it.
+    # Lets inspect and linecache find the function's source.
     linecache.cache[name] = (len(text), None, text.splitlines(keepends=True), name)
     namespace: dict[str, Any] = {"__name__": "__lesson__"}
     try:
         exec(compile(text, name, "exec"), namespace)  # noqa: S102  our own lesson
     except Exception as error:
         raise LabkitError(
-            f"the answer to {call.exercise} cannot be made",
+            f"the answer to {call.exercise} cannot be evaluated",
             cause=f"{type(error).__name__}: {error}",
-            fix="let its cell stand on imports and definitions only",
+            fix="let its cell depend on imports and definitions only",
         ) from error
     return namespace["__answer__"]
 
 
 def count_claims(sources: Iterable[str]) -> int:
-    """How many ``claim`` and ``claim_raises`` the code cells hold."""
+    """The number of ``claim`` and ``claim_raises`` calls in the code cells."""
     return sum(
         _called_name(node) in ("claim", "claim_raises")
         for source in sources
@@ -99,7 +99,7 @@ def _called_name(node: ast.AST) -> str | None:
 
 
 def _needed_by(statements: list[ast.stmt], call: CheckCall) -> set[int]:
-    """The places of the statements that the answer depends on, through others too."""
+    """The positions of the statements that the answer depends on, directly or indirectly."""
     chosen: set[int] = set()
     asked: set[tuple[str, int]] = set()
     answer = ast.Expr(call.answer)
@@ -113,13 +113,13 @@ def _needed_by(statements: list[ast.stmt], call: CheckCall) -> set[int]:
             if index not in chosen:
                 chosen.add(index)
                 waiting += [(other, index) for other in _used_now(statements[index])]
-                # What a function's body names is looked up when it is called: at the check.
+                # Names in a function's body are looked up when it is called: at the check.
                 waiting += [(other, call.position) for other in _used_later(statements[index])]
     return chosen
 
 
 def _makers(statements: list[ast.stmt], name: str) -> Iterator[int]:
-    """The last statement that binds the name, and those after it that change what it holds."""
+    """The last statement that binds the name, and later ones that change its value."""
     for index in range(len(statements) - 1, -1, -1):
         if name in _bound_names(statements[index]):
             yield index
@@ -151,7 +151,7 @@ def _changed_names(statement: ast.stmt) -> set[str]:
 
 
 def _used_now(statement: ast.stmt) -> set[str]:
-    """The names that running the statement looks up."""
+    """The names that the statement looks up when it runs."""
     table = _table(statement)
     used = {symbol.get_name() for symbol in table.get_symbols() if symbol.is_referenced()}
     if isinstance(statement, ast.AugAssign):
@@ -160,7 +160,7 @@ def _used_now(statement: ast.stmt) -> set[str]:
 
 
 def _used_later(statement: ast.stmt) -> set[str]:
-    """The global names that the functions and classes made by the statement look up."""
+    """The global names that the functions and classes defined by the statement look up."""
     waiting = list(_table(statement).get_children())
     used: set[str] = set()
     while waiting:
@@ -178,16 +178,16 @@ def _table(statement: ast.stmt) -> symtable.SymbolTable:
     return symtable.symtable(ast.unparse(statement), "<lesson>", "exec")
 
 
-# What the notebook's run can add to a verdict's statuses.
+# Statuses that a notebook's run adds to those of a verdict.
 NO_CHECK, NO_VERDICT, TIMED_OUT = "no_check", "no_verdict", "timed_out"
 _CHECK_CALL = re.compile(r"""\bcheck\(\s*["']([A-Za-z0-9_]+\.[A-Za-z0-9_]+)["']""")
-# What a reset keeps; "backup" is the name that earlier versions gave.
+# Names of the copies that a reset keeps; earlier versions named them "backup".
 _BACKUP = re.compile(r"\.(backup|old)-\d{4}-\d{2}-\d{2}")
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a learner's notebook gave for one exercise: a verdict's status, or why there is none."""
+    """A notebook's result for one exercise: a verdict's status, or why there is none."""
 
     exercise: str
     status: str
@@ -202,7 +202,7 @@ class Answer:
 class LabAnswers:
     """The answers of one lab's notebook; ``notebook`` is None if the workspace has none.
 
-    ``backups`` are copies that a reset kept: work in them does not count.
+    ``backups`` are copies that a reset kept; labkit does not check the work in them.
     """
 
     lab: str
@@ -221,8 +221,8 @@ def answer_lab(
 ) -> LabAnswers:
     """Runs the learner's notebook of the lab, and gives the verdict on each exercise (or on one).
 
-    Cells after the last check that matters are not run. The notebook is not changed; passes are
-    recorded as they would be in JupyterLab.
+    Cells after the last needed check are not run. The notebook file does not change; passes are
+    recorded as in JupyterLab.
     """
     names = [f"{lab.name}.{one.name}" for one in load_exercises(lab)]
     names = [name for name in names if exercise in (None, name)]
@@ -243,10 +243,10 @@ def answer_lab(
 
 
 def find_notebook(workspace: Path, lab: Lab) -> Path | None:
-    """The learner's notebook of a lab: the one last worked on, whatever its name.
+    """The learner's notebook of a lab: the one edited last, whatever its name.
 
-    A notebook belongs to a lab by its metadata, or by the checks that it calls. Those that are
-    still as labkit placed them count only if there is no other; backups do not count.
+    A notebook belongs to a lab by its metadata, or by the checks that it calls. An unedited
+    notebook is returned only if there is no edited one; backups are ignored.
     """
     entry = _find_entry(workspace, lab)
     shipped = {entry.placed, entry.laid, *entry.older} - {None} if entry else set()
@@ -270,7 +270,7 @@ def find_backups(workspace: Path, lab: Lab) -> tuple[Path, ...]:
 
 
 def list_notebooks(workspace: Path) -> Iterator[Path]:
-    """The notebooks in the workspace and its folders, without hidden ones."""
+    """The notebooks in the workspace and its folders, except hidden ones."""
     for folder, inner, files in os.walk(workspace):
         inner[:] = sorted(name for name in inner if not name.startswith("."))
         for name in sorted(files):
@@ -279,7 +279,7 @@ def list_notebooks(workspace: Path) -> Iterator[Path]:
 
 
 def is_backup(path: Path) -> bool:
-    """True if the name is one that a reset gives to the notebook that it replaces."""
+    """True if the file has a name that a reset gives to the notebook that it replaces."""
     return bool(_BACKUP.search(path.name))
 
 
@@ -303,7 +303,7 @@ def _belongs(path: Path, lab: Lab, entry: Entry | None) -> bool:
     try:
         notebook = read_notebook(path)
     except LabkitError:
-        # A broken one is the lab's where its name says so: it is then reported, not passed over.
+        # A broken notebook with the lab's file name is reported, not ignored.
         return path.name == (entry.file if entry else lab.notebook)
     metadata = notebook.get("metadata", {}).get("labkit")
     if isinstance(metadata, dict) and "lab" in metadata:
@@ -342,7 +342,7 @@ def _answer(name: str, record: dict[str, Any] | None, cells: list[Any]) -> Answe
     error = cell_error(calling[-1])
     if error and error.startswith("KeyboardInterrupt"):
         return Answer(name, TIMED_OUT, "the check took longer than the limit")
-    said = f"its cell raised {error}" if error else "its cell said nothing"
+    said = f"its cell raised {error}" if error else "its cell gave no verdict"
     number, first = next(
         ((number, text) for number, cell in enumerate(cells, 1) if (text := cell_error(cell))),
         (0, ""),

@@ -1,4 +1,4 @@
-"""What a claim may need of the machine, and the words for what is missing."""
+"""What a claim can need from the machine, and messages for what is missing."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from labkit.text import near_match
 
 
 def missing_need(need: str | None) -> str | None:
-    """Why what ``need`` names cannot run here ("needs cuda"), or None where it can.
+    """Why this machine does not meet ``need`` ("needs cuda"), or None if it does.
 
     Needs are "cuda", "accelerator" (any device beyond the CPU that torch can use) and
     "compiler" (a C++ compiler, as torch.compile needs on CPU).
@@ -21,7 +21,7 @@ def missing_need(need: str | None) -> str | None:
     if need not in NEEDS:
         near = near_match(need, NEEDS)
         raise UsageError(
-            f"nothing is known of the need {need!r}",
+            f"unknown need {need!r}",
             cause=f"the needs are {', '.join(sorted(NEEDS))}",
             fix=f"needs={near!r}" if near else None,
         )
@@ -29,21 +29,21 @@ def missing_need(need: str | None) -> str | None:
 
 
 def has_cuda() -> bool:
-    """True where torch can use a CUDA device; asks torch and makes no context."""
+    """True if torch can use a CUDA device; creates no CUDA context."""
     import torch
 
     return bool(torch.cuda.is_available())
 
 
 def has_accelerator() -> bool:
-    """True where torch can use any device beyond the CPU: CUDA, MPS, XPU and their like."""
+    """True if torch can use a device other than the CPU: CUDA, MPS, XPU or a similar one."""
     import torch
 
     return bool(torch.accelerator.is_available())
 
 
 def has_compiler() -> bool:
-    """True where the C++ compiler that torch.compile would call is found."""
+    """True if the C++ compiler that torch.compile calls is installed."""
     named = os.environ.get("CXX")
     return any(shutil.which(name) for name in ((named,) if named else ("g++", "clang++", "c++")))
 

@@ -2,8 +2,8 @@
 
 A lesson is a percent notebook with reference solutions between two marks. The learner's notebook
 has a stub in place of each solution; the reference notebook has the solutions.
-The same lesson always gives the same bytes: cell ids are made from position and content, and
-neither the date nor the machine is recorded. Importing this loads the standard library only.
+The same lesson always gives the same bytes: cell ids are hashes of position and content, and
+the notebook records neither date nor machine. This module imports only the standard library.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _LOOKS_LIKE_MARK = re.compile(r"^\s*#+\s*(BEGIN|END)\s*SOLUTION", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class Solution:
-    """One marked region: the line of its first mark, its indentation, and what it holds."""
+    """One marked region: the line number of its first mark, its indentation, and its lines."""
 
     line: int
     indent: str
@@ -51,7 +51,7 @@ def keep_solutions(text: str, path: Path) -> str:
 
 
 def find_solutions(text: str, path: Path) -> tuple[Solution, ...]:
-    """The marked regions in their order; a mark out of place is an error with file and line."""
+    """The marked regions in order. A misplaced mark is an error with file and line."""
     return tuple(part for part in _split(text, path) if isinstance(part, Solution))
 
 
@@ -70,7 +70,7 @@ def _split(text: str, path: Path) -> Iterator[str | Solution]:
             opened, indent, held = number, line[: len(line) - len(line.lstrip())], []
         elif mark == END:
             if not opened:
-                raise _misplaced(path, number, f"no {BEGIN!r} stands before it")
+                raise _misplaced(path, number, f"there is no {BEGIN!r} before it")
             yield Solution(opened, indent, tuple(held))
             opened = None
         elif _LOOKS_LIKE_MARK.match(line):
@@ -93,7 +93,7 @@ def _misplaced(path: Path, line: int, cause: str) -> LabkitError:
     )
 
 
-# Goes into the workspace's source digest: raise it where the same lesson gives a new notebook.
+# Part of the workspace's source digest. Increase it when the same lesson gives another notebook.
 CONVERTER_VERSION = 1
 _PERCENT = "py:percent"
 
@@ -104,7 +104,7 @@ def make_learner_notebook(lab: Lab) -> Any:
 
 
 def make_reference_notebook(lab: Lab) -> Any:
-    """The notebook with its solutions in place: for tests, and for proving a machine."""
+    """The notebook with its solutions, for tests and for checking a machine."""
     return _build(lab, keep_solutions(read_lesson(lab), lab.lesson))
 
 
@@ -120,7 +120,7 @@ def read_lesson(lab: Lab) -> str:
 
 
 def notebook_bytes(notebook: Any) -> bytes:
-    """The notebook as the bytes of an .ipynb file, valid and ending in a newline."""
+    """The notebook as the bytes of a valid .ipynb file that ends in a newline."""
     import nbformat
 
     nbformat.validate(notebook)
@@ -129,14 +129,14 @@ def notebook_bytes(notebook: Any) -> bytes:
 
 
 def notebook_to_lesson(notebook: Any) -> str:
-    """The notebook as a percent script again, header included."""
+    """The notebook converted back to a percent script, with its header."""
     import jupytext
 
     return str(jupytext.writes(notebook, fmt=_PERCENT))
 
 
 def read_percent(text: str) -> Any:
-    """A notebook from a percent script, its cells as jupytext reads them."""
+    """Reads a percent script as a notebook, with jupytext."""
     import jupytext
 
     return jupytext.reads(text, fmt=_PERCENT)
@@ -170,10 +170,10 @@ def _metadata(lab: Lab, text: str) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Digests:
-    """Digests of a notebook: of its ``content``, and of the ``whole`` that a learner can add to.
+    """Two digests of a notebook: of its ``content``, and of the ``whole`` file.
 
-    The content is the cells' types, sources and attachments, in order. The whole is that with
-    the outputs and the metadata of cells and notebook, but without the counters and what
+    ``content`` covers the cells' types, sources and attachments, in order. ``whole`` adds the
+    outputs and the metadata of cells and notebook, without execution counts and without what
     JupyterLab writes by itself (kernel, language, ids, layout of the file).
     """
 
@@ -186,7 +186,7 @@ def digest_notebook(data: bytes) -> Digests:
     notebook = json.loads(data)
     if not isinstance(notebook, dict) or not isinstance(notebook.get("cells"), list):
         raise ValueError("it holds no list of cells")
-    # JupyterLab adds an empty cell when the last one is run: nobody wrote anything there.
+    # JupyterLab adds an empty cell when the last one is run; this is not an edit.
     cells = [
         (cell, content)
         for cell in notebook["cells"]
@@ -198,7 +198,7 @@ def digest_notebook(data: bytes) -> Digests:
 
 
 def read_digests(path: Path) -> Digests | None:
-    """The digests of a plain file; None if it is not a whole notebook or cannot be read.
+    """The digests of a regular file; None if it is not a complete notebook or cannot be read.
 
     A symbolic link is not followed.
     """
@@ -232,7 +232,7 @@ def _own_metadata(notebook: dict[str, Any]) -> object:
 
 
 def read_notebook(path: Path) -> dict[str, Any]:
-    """The notebook as parsed JSON; a broken one is an error that names the file and the reason."""
+    """The notebook as parsed JSON. Raises LabkitError with file and reason for a broken one."""
     try:
         data = path.read_bytes()
         digest_notebook(data)
@@ -254,10 +254,10 @@ def _cell_content(cell: Any) -> tuple[str, str, Any]:
 
 
 def cell_source(cell: dict[str, Any]) -> str:
-    """A cell's source as one text, however the file splits it into lines."""
+    """A cell's source as one string, also if the file stores a list of lines."""
     source = cell.get("source", "")
     if isinstance(source, list) and all(isinstance(line, str) for line in source):
         return "".join(source)
     if not isinstance(source, str):
-        raise ValueError("a cell's source is no text")
+        raise ValueError("a cell's source is not text")
     return source

@@ -1,4 +1,4 @@
-"""What a learner has passed: a readable progress.json in the workspace, keyed by exercise name."""
+"""Records what a learner passed: progress.json in the workspace, keyed by exercise name."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FILE_NAME = "progress.json"
 
 @dataclass(frozen=True)
 class Standing:
-    """Where a learner stands with one exercise: when it was first passed, after how many tries."""
+    """A learner's progress in one exercise: the time of the first pass, and the attempts."""
 
     passed: str | None = None  # ISO time of the first pass
     attempts: int = 0
@@ -31,9 +31,9 @@ class Standing:
 
 @dataclass(frozen=True)
 class Progress:
-    """Every exercise that was tried, by full name; ``note`` says what was wrong with the file.
+    """Every attempted exercise, by full name; ``note`` says why the file could not be read.
 
-    ``document`` is the file as parsed: fields that this labkit does not know are written back.
+    ``document`` is the parsed file: unknown fields are written back.
     """
 
     exercises: dict[str, Standing]
@@ -41,12 +41,12 @@ class Progress:
     document: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
     def standing(self, name: str) -> Standing:
-        """The standing with that exercise; one never tried has no pass and no attempts."""
+        """The standing of that exercise; without attempts, it has no pass and 0 attempts."""
         return self.exercises.get(name, Standing())
 
 
 def read_progress(workspace: Path) -> Progress:
-    """The progress recorded in the workspace, changing nothing; a broken file reads as empty."""
+    """Reads the workspace's progress and changes nothing; a broken file gives empty progress."""
     try:
         document = json.loads((workspace / FILE_NAME).read_bytes())
         return Progress(_parse(document), None, document)
@@ -66,14 +66,14 @@ def record_attempt(
 ) -> tuple[Standing, str | None]:
     """The new standing after one more attempt, and a note if a broken file was set aside.
 
-    A pass stays a pass: a later failure does not take it back.
+    A later failure does not remove a recorded pass.
     """
     now = now or datetime.now(timezone.utc).astimezone()
     disk = disk or Disk()
     path, state = workspace / FILE_NAME, workspace / STATE_FOLDER
     with explain_disk_errors(workspace):
         disk.make_folder(state)
-        # The lock of updates too: an update removes the drafts that it finds.
+        # Takes the lock of updates too, because an update removes all drafts.
         with hold_lock(state / "lock"):
             progress = read_progress(workspace)
             new = _count_attempt(progress.standing(name), passed, now)
@@ -100,7 +100,7 @@ def _count_attempt(old: Standing, passed: bool, now: datetime) -> Standing:
 def _set_aside(disk: Disk, path: Path, now: datetime) -> str:
     kept = dated_name(path, "broken", now)
     move_new(disk, path, kept)
-    return f"{FILE_NAME} could not be read: it was kept as {kept.name}, and a new one begun"
+    return f"{FILE_NAME} could not be read: it was kept as {kept.name}, and a new one was started"
 
 
 def _parse(document: Any) -> dict[str, Standing]:

@@ -1,7 +1,7 @@
 """Finds how a function reaches its answer: with a loop, NumPy, ``.item()``, or without autograd.
 
-It reads the source of the function, of what is nested in it, and of the helpers from the same
-notebook that it names; libraries are not searched. A function without source passes.
+It reads the source of the function, of nested functions, and of the helpers from the same
+notebook that it uses; libraries are not searched. A function without source passes.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _SENTENCES = {
 
 
 def find_violation(function: object, restrictions: tuple[str, ...]) -> str | None:
-    """A sentence on the first restriction that the function violates; None if it keeps to all.
+    """A sentence on the first restriction that the function violates; None if there is none.
 
     >>> source = "def total(x): return sum(v for v in x)"
     >>> _ = linecache.cache.update({"<cell>": (len(source), None, [source], "<cell>")})
@@ -52,7 +52,7 @@ def find_violation(function: object, restrictions: tuple[str, ...]) -> str | Non
 
 @dataclass(frozen=True)
 class _Source:
-    """What a function's source uses: loops, names and attributes, texts, and global values."""
+    """What a function's source uses: loops, names and attributes, strings, and global values."""
 
     loops: bool
     names: set[str]
@@ -99,7 +99,7 @@ def _read(function: FunctionType) -> _Source | None:
 
 
 def _walk(node: ast.AST) -> Iterator[ast.AST]:
-    """The node and those below it, without annotations: they say nothing of how it works."""
+    """The node and its descendants, without annotations, which do not affect the computation."""
     yield node
     for name, value in ast.iter_fields(node):
         if name not in ("annotation", "returns"):
@@ -111,7 +111,7 @@ def _walk(node: ast.AST) -> Iterator[ast.AST]:
 def _find_node(
     function: FunctionType,
 ) -> ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda | None:
-    """Where the function is defined in its file or notebook cell."""
+    """The function's definition in the syntax tree of its file or notebook cell."""
     code = function.__code__
     try:
         tree = _parse("".join(linecache.getlines(code.co_filename)))
@@ -128,7 +128,7 @@ def _find_node(
             known = code.co_varnames[: len(names)]
             if node.lineno == code.co_firstlineno and sorted(names) == sorted(known):
                 found.append(node)
-    # Of several lambdas in one line, the one that uses what the code does.
+    # If a line has several lambdas, choose the one that uses the same names as the code object.
     used = set(code.co_names)
     return next(
         (node for node in found if used <= {*_attributes(node)} | {*_names(node)}),
@@ -160,11 +160,11 @@ def _own_functions(value: object, seen: set[int]) -> Iterator[FunctionType]:
     elif isinstance(value, MethodType):
         yield from _own_functions(value.__func__, seen)
     elif isinstance(value, FunctionType):
-        # Not __module__, which a decorator copies from what it wraps.
+        # Not __module__, because a decorator copies it from the wrapped function.
         own = str(value.__globals__.get("__name__")).split(".")[0] not in _LIBRARIES
         if own:
             yield value
-        # A transform such as vmap(f) holds f in its closure; a library's globals are its own.
+        # A transform such as vmap(f) holds f in its closure; a library's globals are not searched.
         source = _read(value) if own else None
         for other in source.values if source else _closure_values(value):
             if isinstance(other, FunctionType | functools.partial | MethodType):

@@ -1,7 +1,7 @@
 """Compares values of any type, and describes them and their differences in text.
 
-``find_difference`` says how an answer differs from what was expected: in type, shape, dtype, or
-in which values.
+``find_difference`` says how an answer differs from the expected value: in type, shape, dtype or
+values.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from labkit.text import shorten
 if TYPE_CHECKING:
     import torch
 
-# What stands for the value it gives; a class, a dtype or a module is a value itself.
+# Callables that are called for their value; a class, a dtype or a module is a value itself.
 PLAIN_FUNCTIONS = (
     types.FunctionType,
     types.MethodType,
@@ -34,26 +34,26 @@ MOST_SHOWN_VALUES = 24
 
 
 def loaded_torch() -> types.ModuleType | None:
-    """The torch module where this process has imported it; None where no value can be a tensor."""
+    """The torch module if this process has imported it, else None: no value can be a tensor."""
     return sys.modules.get("torch")
 
 
 def is_tensor(value: object) -> TypeGuard[torch.Tensor]:
-    """True for a torch tensor, without importing torch to find out."""
+    """True for a torch tensor; does not import torch."""
     torch = loaded_torch()
     return torch is not None and isinstance(value, torch.Tensor)
 
 
 def is_array(value: object) -> bool:
-    """True for a NumPy array, without importing NumPy to find out."""
+    """True for a NumPy array; does not import NumPy."""
     numpy = sys.modules.get("numpy")
     return numpy is not None and isinstance(value, numpy.ndarray)
 
 
 def same_value(seen: object, expected: object, within: float | None = None) -> bool:
-    """True where ``seen`` is ``expected``: tensors and arrays by shape and values, the rest by ==.
+    """True if ``seen`` equals ``expected``: tensors and arrays by shape and values, others by ==.
 
-    Dtype, device and layout of memory do not count; nan equals nan. ``within`` is an absolute
+    Dtype, device and memory layout are not compared; nan equals nan. ``within`` is an absolute
     tolerance.
     """
     if is_tensor(seen) or is_tensor(expected):
@@ -68,7 +68,7 @@ def same_value(seen: object, expected: object, within: float | None = None) -> b
 
 
 def format_value(value: object) -> str:
-    """The value in at most two hundred characters or so; large tensors by shape and dtype.
+    """The value in about two hundred characters at most; large tensors by shape and dtype.
 
     >>> format_value((3, 4)), format_value("text")
     ('(3, 4)', "'text'")
@@ -86,10 +86,7 @@ def format_value(value: object) -> str:
 
 
 def format_block(value: object) -> str:
-    """The value as ``format_value`` has it, but a tensor's rows under each other, as torch prints.
-
-    For where there is room for several lines.
-    """
+    """The value as ``format_value`` gives it, but each row of a tensor on its own line."""
     if is_tensor(value) and value.numel() <= MOST_SHOWN_VALUES and not value.is_sparse:
         return shorten(repr(value.detach()), LONGEST_BLOCK)
     return format_value(value)
@@ -107,7 +104,7 @@ def _same_tensor(seen: Any, expected: Any, within: float | None) -> bool:
         return False
     if left.shape != right.shape:
         return False
-    if left.is_meta or right.is_meta:  # shapes are all that is kept there
+    if left.is_meta or right.is_meta:  # a meta tensor has a shape and no values
         return bool(left.is_meta and right.is_meta)
     right = right.to(left.device)
     both_nan = left.isnan() & right.isnan()
@@ -174,7 +171,7 @@ def _format_array(value: Any) -> str:
 
 @dataclass(frozen=True)
 class Tolerance:
-    """How far values may lie apart; None takes torch.testing's figure for the dtype."""
+    """How far values may differ; None means torch.testing's tolerance for the dtype."""
 
     rtol: float | None = None
     atol: float | None = None
@@ -191,9 +188,9 @@ class Difference:
 def find_difference(
     got: Any, expected: Any, tolerance: Tolerance = Tolerance(), place: str = "the answer"
 ) -> Difference | None:
-    """The first thing in which ``got`` is not ``expected``, or None where they agree.
+    """The first difference between ``got`` and ``expected``, or None if they agree.
 
-    The device does not count: what was expected is moved to where the answer is.
+    Devices are not compared: the expected tensor is moved to the answer's device.
     """
     if is_tensor(expected):
         return _compare_tensors(got, expected, tolerance, place)
@@ -207,7 +204,7 @@ def find_difference(
 
 
 def describe_type(value: object) -> str:
-    """What kind of thing a value is, in the learner's words.
+    """The type of a value, in words for a learner.
 
     >>> import torch
     >>> describe_type(None), describe_type(2.0), describe_type(torch.zeros(2, 3))
@@ -234,7 +231,7 @@ def _wrong_type(got: object, expected: object, place: str) -> Difference:
     if got is None:
         text = f"{place} is None: does every path of the function end in `return`?"
     elif got is ...:
-        text = f"{place} is `...`: the function returns the placeholder still"
+        text = f"{place} is `...`: the function still returns the placeholder"
     else:
         text = f"{place} must be {describe_type(expected)}, and is {describe_type(got)}"
     return Difference(WRONG_TYPE, text)
@@ -266,7 +263,7 @@ def _compare_values(
         return None
     off = (~near).nonzero()
     apart = _distance(got, expected)
-    # nan is furthest of all: it must not hide behind a finite distance.
+    # nan counts as the largest distance, so that a finite one does not hide it.
     ranked = torch.where(near, -1.0, apart.nan_to_num(nan=float("inf")))
     worst = tuple(int(index) for index in torch.unravel_index(ranked.argmax(), ranked.shape))
     count = f"{len(off)} of {got.numel()} values differ" if got.numel() > 1 else "the value differs"

@@ -1,14 +1,14 @@
 """Puts the labs' notebooks into the learner's folder without losing what the learner wrote.
 
-- A notebook is placed once. A deleted one stays away until ``reset_lab``.
-- If a lab changes, an unedited notebook is replaced; outputs and metadata that it holds are kept
-  in a copy. Beside an edited one, the new version is laid once, under a dated name.
-- What was interrupted is completed at the next start: saves of JupyterLab and own replacements.
+- A notebook is placed once. A deleted one is not placed again until ``reset_lab``.
+- If a lab changes, an unedited notebook is replaced; a copy keeps its outputs and metadata.
+  For an edited one, the new version is placed beside it once, under a dated name.
+- The next start completes interrupted saves of JupyterLab and interrupted replacements.
 
-``.labkit/manifest.json`` records what labkit put where. Its ``last_update`` is read by the
-launcher: ``{"at": ISO time, "placed": [file, ...], "replaced": [...], "laid_beside": [...],
+``.labkit/manifest.json`` records which files labkit placed. The launcher reads its
+``last_update``: ``{"at": ISO time, "placed": [file, ...], "replaced": [...], "laid_beside": [...],
 "missing": [...], "notes": [...]}``; ``at`` is when the lists last changed.
-Without changes no lesson is converted, and only the standard library is loaded.
+If no lab changed, no lesson is converted, and only the standard library is loaded.
 """
 
 from __future__ import annotations
@@ -58,10 +58,10 @@ _LISTED = (PLACED, REPLACED, LAID_BESIDE, MISSING)
 SCHEMA_VERSION = 1
 
 # The kinds of copies beside a notebook. "old" sorts after "ipynb", so that the lab's notebook
-# stays the first of its files; a reset of an earlier labkit named its copies "backup".
+# stays the first of its files; earlier versions of labkit named the copies of a reset "backup".
 BACKUP, YOURS, NEW, BROKEN = "old", "yours", "new", "broken"
-# A file that is being moved away has one of these prefixes in the state folder, and if that is
-# interrupted, becomes a copy of the kind given.
+# While a file is replaced, it has one of these prefixes in the state folder. If the replacement
+# is interrupted, the file becomes a copy of the given kind.
 _TAKEN = {"replaced-": YOURS, "reset-": BACKUP}
 
 MakeNotebook = Callable[[Lab], bytes]
@@ -69,7 +69,7 @@ MakeNotebook = Callable[[Lab], bytes]
 
 @dataclass(frozen=True)
 class LabUpdate:
-    """What an update did for one lab, and the file that it placed, laid or looked at."""
+    """What an update did for one lab, and the file that it placed, laid beside or checked."""
 
     lab: str
     action: str
@@ -78,7 +78,7 @@ class LabUpdate:
 
 @dataclass(frozen=True)
 class Update:
-    """What an update did in a workspace; ``notes`` name everything unusual."""
+    """What an update did in a workspace; ``notes`` describe everything unusual."""
 
     workspace: Path
     labs: tuple[LabUpdate, ...]
@@ -91,7 +91,7 @@ class Update:
 
 @dataclass(frozen=True)
 class Reset:
-    """The fresh notebook's file, and the name of the copy of the previous one (None: no file)."""
+    """The fresh notebook's file, and the name of the previous one's copy (None: no copy)."""
 
     file: str
     backup: str | None
@@ -102,8 +102,8 @@ class Reset:
 class Entry:
     """A lab's notebook: its file name, and the digests of what labkit placed or laid beside it.
 
-    ``placed`` is None if the file was there before labkit placed anything. ``whole`` also covers
-    outputs and metadata of what was placed. ``older`` are contents placed or laid earlier.
+    ``placed`` is None if the file existed before labkit placed anything. ``whole`` also covers
+    the outputs and metadata. ``older`` are the digests of contents placed earlier.
     """
 
     file: str
@@ -115,7 +115,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What labkit knows of a workspace; ``source`` is the digest of the labs last handled."""
+    """What labkit records about a workspace; ``source`` is the labs' digest at the last update."""
 
     entries: dict[str, Entry] = field(default_factory=dict)
     source: str | None = None
@@ -147,7 +147,7 @@ def update_workspace(
 ) -> Update:
     """Brings the workspace up to date with the labs, and says what it did with each notebook.
 
-    A crash at any point loses nothing; the next call completes what was begun.
+    A crash at any point loses nothing; the next call completes the update.
     """
     labs = tuple(find_labs() if labs is None else labs)
     keeper = _Keeper(Path(folder), disk or Disk(), now or datetime.now().astimezone())
@@ -179,7 +179,7 @@ def reset_lab(
     disk: Disk | None = None,
     now: datetime | None = None,
 ) -> Reset:
-    """Puts a fresh notebook in place of the lab's, which is kept under a dated name."""
+    """Replaces the lab's notebook by a fresh one; keeps the old one under a dated name."""
     data = (make or _make_notebook)(lab)
     new = digest_notebook(data)
     keeper = _Keeper(Path(folder), disk or Disk(), now or datetime.now().astimezone())
@@ -195,9 +195,9 @@ def reset_lab(
 def restore_saves(
     folder: Path, *, disk: Disk | None = None, now: datetime | None = None
 ) -> tuple[str, ...]:
-    """Makes visible what a killed save of JupyterLab left in ``.~NAME``, and says what.
+    """Restores the hidden files ``.~NAME`` that a killed save of JupyterLab left; returns notes.
 
-    LabkitError if the folder cannot be locked; without such a file, it need not be.
+    Raises LabkitError if the folder cannot be locked; without such a file, it takes no lock.
     """
     if next(_find_saves(Path(folder)), None) is None:
         return ()
@@ -208,7 +208,7 @@ def restore_saves(
 
 
 def source_digest(labs: Iterable[Lab]) -> str:
-    """A digest of everything that the labs' notebooks are made from."""
+    """A digest of all inputs of the labs' notebooks."""
     digest = hashlib.sha256(f"{__version__} {CONVERTER_VERSION}".encode())
     for lab in labs:
         lesson = lab.lesson.read_bytes() if lab.lesson.is_file() else b""
@@ -218,7 +218,7 @@ def source_digest(labs: Iterable[Lab]) -> str:
 
 @dataclass(frozen=True)
 class _Keeper:
-    """A workspace that is being changed, through which disk, on which day."""
+    """A workspace under change, with the disk to use and the current date."""
 
     folder: Path
     disk: Disk
@@ -230,7 +230,7 @@ class _Keeper:
         return self.folder / STATE_FOLDER
 
     def opened(self) -> AbstractContextManager[None]:
-        """Makes the folders, refuses links in place of labkit's own files, and takes the lock."""
+        """Creates the folders, refuses symbolic links as labkit's own files, and takes the lock."""
         self.disk.make_folder(self.folder)
         for path in (self.state, _manifest_path(self.state)):
             if path.is_symlink():
@@ -243,7 +243,7 @@ class _Keeper:
         return hold_lock(self.state / "lock")
 
     def begin(self) -> Manifest:
-        """Completes what was interrupted, and reads the manifest; a broken one is set aside."""
+        """Completes interrupted changes, and reads the manifest; sets a broken one aside."""
         for draft in self.state.glob(f"{TEMPORARY_PREFIX}*"):
             with contextlib.suppress(OSError):
                 self.disk.remove(draft)
@@ -273,7 +273,7 @@ class _Keeper:
         write_atomically(_manifest_path(self.state), data, disk=self.disk, scratch=self.state)
 
     def restore_saves(self) -> None:
-        """Makes the hidden copies visible that killed saves left; see ``_find_saves``."""
+        """Restores the hidden copies that killed saves left; see ``_find_saves``."""
         for path, saved, broken in _find_saves(self.folder):
             name = path.relative_to(self.folder)
             said = f"a save of {name} was interrupted: the save before it"
@@ -288,7 +288,7 @@ class _Keeper:
                 self.notes.append(f"{said} is in {saved.name}, and stays there: {error.strerror}")
 
     def _restore_save(self, path: Path, saved: Path) -> str:
-        """Renames the copy to the broken file's name; says where the latter's bytes were kept."""
+        """Renames the copy to the broken file's name; says where the broken file was kept."""
         said = ""
         data = path.read_bytes()
         if data:
@@ -300,12 +300,12 @@ class _Keeper:
         return said
 
     def look(self, lab: Lab, entry: Entry) -> LabUpdate:
-        """Whether the file is there, if no lesson has changed."""
+        """Reports whether the file exists; called if no lesson changed."""
         there = os.path.lexists(self.folder / entry.file)
         return LabUpdate(lab.name, UNCHANGED if there else MISSING, entry.file)
 
     def update(self, lab: Lab, entry: Entry | None, data: bytes) -> tuple[Entry, LabUpdate]:
-        """Does for one lab what its new notebook calls for; returns the entry to record."""
+        """Updates one lab to its new notebook; returns the entry to record."""
         new = digest_notebook(data)
         if entry is None:
             return self._place(lab, data, new)
@@ -322,7 +322,7 @@ class _Keeper:
         return self._lay_beside(lab, entry, data, new)
 
     def exchange(self, path: Path, data: bytes) -> str | None:
-        """Puts the fresh notebook at ``path``; returns the new name of what was there."""
+        """Writes the fresh notebook to ``path``; returns the previous file's new name."""
         if not os.path.lexists(path):
             place_new(self.disk, path, data, self.state)
             return None
@@ -332,7 +332,7 @@ class _Keeper:
         return backup.name
 
     def conclude(self, manifest: Manifest, source: str, update: Update) -> None:
-        """Records what was done; writes nothing if that is the same as before."""
+        """Records the update; writes nothing if the manifest stays the same."""
         done: dict[str, object] = {action: update.files(action) for action in _LISTED}
         done["notes"] = list(update.notes)
         before = {key: manifest.last_update.get(key) for key in done}
@@ -347,10 +347,10 @@ class _Keeper:
         try:
             place_new(self.disk, path, data, self.state)
         except FileExistsError:
-            if _is_empty(path):  # what an interrupted placement left, without hard links
+            if _is_empty(path):  # left by an interrupted placement without hard links
                 write_atomically(path, data, disk=self.disk, scratch=self.state)
                 return entry, LabUpdate(lab.name, PLACED, lab.notebook)
-            # Placed, and interrupted before it was recorded; or the learner's own file.
+            # Placed by an update that stopped before recording it, or the learner's own file.
             current = read_digests(path)
             if current is None or current.content != new.content:
                 return self._lay_beside(lab, Entry(lab.notebook), data, new)
@@ -358,10 +358,10 @@ class _Keeper:
         return entry, LabUpdate(lab.name, PLACED, lab.notebook)
 
     def _replace(self, path: Path, data: bytes, entry: Entry) -> bool:
-        """Replaces an unedited notebook; False if the system or a save in between prevents it."""
+        """Replaces an unedited notebook; False if the system or a concurrent save prevents it."""
         try:
             taken = self._take(path, data, "replaced-")
-        except PermissionError as error:  # an immutable file, for one
+        except PermissionError as error:  # for example, an immutable file
             self.notes.append(f"{path.name} could not be replaced: {error.strerror}")
             return False
         except FileExistsError:
@@ -374,10 +374,10 @@ class _Keeper:
         return True
 
     def _take(self, path: Path, data: bytes, prefix: str) -> Path:
-        """Moves what is at ``path`` into the state folder, and places ``data`` there.
+        """Moves the file at ``path`` into the state folder, and writes ``data`` to ``path``.
 
-        The file itself is moved, so that a save lands either in what was taken or in a new file,
-        which is left: FileExistsError, and what was taken gets a dated name.
+        The file itself is moved, so that a concurrent save writes either to the moved file or to
+        a new one. A new one stays: raises FileExistsError, and the moved file gets a dated name.
         """
         draft = temporary_name(path, self.state)
         taken = free_name(self.state / f"{prefix}{path.name}")
@@ -405,13 +405,13 @@ class _Keeper:
         with contextlib.suppress(OSError):
             move_new(self.disk, taken, path)
             return
-        # A full disk has no room to claim the name first. If this fails too, the next start tries.
+        # A full disk has no room to claim the name first. If this fails, the next start retries.
         with contextlib.suppress(OSError):
             if not os.path.lexists(path):
                 self.disk.replace(taken, path)
 
     def _settle_taken(self, taken: Path, path: Path, entry: Entry | None) -> str | None:
-        """Removes a replaced file that holds only what labkit placed; keeps any other beside."""
+        """Removes a replaced file if it is unedited; else keeps it beside the new one."""
         held = read_digests(taken)
         if held and entry and held.whole == entry.whole:
             self.disk.remove(taken)
@@ -441,7 +441,7 @@ class _Keeper:
             self.disk.remove(taken)
             return
         elif _is_empty(path) and not os.path.lexists(path.with_name(SAVE_PREFIX + path.name)):
-            # Claimed, and not renamed over yet.
+            # The name was claimed, but the file was not renamed yet.
             self.disk.replace(taken, path)
         else:
             if kind == YOURS:
@@ -471,7 +471,7 @@ class _Keeper:
         return replace(entry, laid=new.content), LabUpdate(lab.name, LAID_BESIDE, laid.name)
 
     def _find_laid(self, path: Path, new: Digests) -> Path | None:
-        """The same version, laid before a crash kept it from being recorded."""
+        """The same version, laid by an update that crashed before recording it."""
         for other in sorted(self.folder.glob(f"{path.stem}.{NEW}-*{path.suffix}")):
             found = read_digests(other)
             if found and found.content == new.content:
@@ -485,7 +485,7 @@ def _manifest_path(state: Path) -> Path:
 
 def _read_entry(value: dict[str, Any]) -> Entry:
     file = value["file"]
-    # A name with a folder in it would lead out of the workspace.
+    # A name with a folder in it could point outside the workspace.
     if not isinstance(file, str) or Path(file).name != file or file.startswith("."):
         raise TypeError("a plain file name")
     placed, laid, whole = (value.get(key) for key in ("placed", "laid", "whole"))
@@ -497,7 +497,7 @@ def _read_entry(value: dict[str, Any]) -> Entry:
 
 
 def _succeed(known: Entry, entry: Entry) -> Entry:
-    """The new entry under the known one's file name, with the known one's contents as older."""
+    """The new entry with the known one's file name; the known contents become ``older``."""
     now = {entry.placed, entry.laid}
     before = dict.fromkeys((*known.older, known.placed, known.laid))
     older = tuple(digest for digest in before if digest is not None and digest not in now)
@@ -507,8 +507,8 @@ def _succeed(known: Entry, entry: Entry) -> Entry:
 def _find_saves(folder: Path) -> Iterator[tuple[Path, Path, bool]]:
     """Each file X and its hidden copy .~X that a killed save left, and whether X is broken.
 
-    X that is whole counts if .~X is a whole notebook too, and another one: the file that the
-    save was writing may have been moved away from under it.
+    An intact X is listed if .~X is an intact notebook with other content: another process may
+    have moved the file that the save was writing.
     """
     for inside, folders, files in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
@@ -524,7 +524,7 @@ def _find_saves(folder: Path) -> Iterator[tuple[Path, Path, bool]]:
 def _judge_save(path: Path, saved: Path) -> bool | None:
     """Whether ``path`` is broken; None if there is nothing to do. Waits for a save to end.
 
-    Two looks must agree: ext4 empties a file a moment before it changes its time.
+    Two reads must agree: ext4 truncates a file shortly before it changes its mtime.
     """
     seen: object = None
     while True:
@@ -532,18 +532,18 @@ def _judge_save(path: Path, saved: Path) -> bool | None:
             if not _is_plain(path) or not _is_plain(saved):
                 return None
             now, before = path.read_bytes(), saved.read_bytes()
-            # Looked at last: a save that began before this has set it.
+            # Read last: a save that began before this has set it.
             details = path.lstat()
         except OSError:
             return None
         if path.suffix == ".ipynb":
             useful, broken = _is_json(before) and now != before, not _is_json(now)
-        else:  # half of a text looks like a whole one
+        else:  # a truncated text file cannot be recognized
             useful, broken = bool(before) and not now, True
         if not useful:
             return None
         look = (now, before, details.st_mtime_ns)
-        # A time in the future, after the clock was put back, says nothing.
+        # A time in the future (the clock was set back) is ignored.
         if look == seen and not 0 <= time.time() - details.st_mtime < SAVE_SECONDS:
             return broken
         seen = look
@@ -567,8 +567,7 @@ def _is_empty(path: Path) -> bool:
 
 
 def _is_writable(path: Path) -> bool:
-    # By its mode: os.access lets root write anything, and a file that its owner made read-only
-    # is not to be replaced.
+    # Checks the mode: os.access is always true for root, and a read-only file must not be replaced.
     return bool(path.stat().st_mode & 0o200)
 
 

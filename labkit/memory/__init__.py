@@ -1,8 +1,8 @@
 """``labkit.memory()``: the balance of each device now.
 
-This package is also the function. ``labkit.memory`` must name both, and as soon as something
-imports ``labkit.memory.balance``, Python binds the package to that name in ``labkit``. A module
-whose class has ``__call__`` is both, whatever is imported first.
+This package is also the function: ``labkit.memory`` must name both. When something imports
+``labkit.memory.balance``, Python sets ``labkit.memory`` to the package. A module whose class has
+``__call__`` is both, in any import order.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ class _CallableModule(ModuleType):
     def __call__(self) -> Snapshot:
         """The balance of every GPU, and of this process on the CPU; a notebook displays it.
 
-        Only reads: it makes no CUDA context, empties no cache and does not import torch.
+        Read-only: it creates no CUDA context, empties no cache and does not import torch.
         """
         from labkit.memory.balance.read import take_snapshot
 
         return take_snapshot()
 
 
-# `labkit` resolves its exports as attributes of their modules: this package holds itself.
+# `labkit` resolves each export as an attribute of its module, so this package contains itself.
 memory = sys.modules[__name__]
 memory.__class__ = _CallableModule

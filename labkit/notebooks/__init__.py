@@ -1,1 +1,1 @@
-"""Runs notebooks headless in a fresh kernel and says what held."""
+"""Runs notebooks headless in fresh kernels, records the results, and makes reports."""

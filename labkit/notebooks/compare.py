@@ -1,6 +1,6 @@
-"""Two runs side by side: seconds and peaks with their ratios, and claims that changed.
+"""Compares two runs: seconds and peaks with their ratios, and claims that changed.
 
-A ratio is B over A, and there is none where a side is unknown or A is 0.
+A ratio is B / A; it is None if a value is unknown or A is 0.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ Number = int | float
 
 @dataclass(frozen=True)
 class Pair:
-    """A figure of both runs, None where unknown."""
+    """A value in both runs, None if unknown."""
 
     a: Number | None
     b: Number | None
 
     @property
     def ratio(self) -> float | None:
-        """B over A; None where a side is unknown or A is 0."""
+        """B / A; None if a value is unknown or A is 0."""
         return None if self.a is None or self.b is None or self.a <= 0 else self.b / self.a
 
 
@@ -68,7 +68,7 @@ class ClaimChange:
 
 @dataclass(frozen=True)
 class NotebookPair:
-    """A notebook of both runs: its cells matched, those of one side alone, its changed claims."""
+    """A notebook in both runs: matched cells, cells in only one run, and changed claims."""
 
     a: NotebookResult
     b: NotebookResult
@@ -79,7 +79,7 @@ class NotebookPair:
 
     @property
     def figures(self) -> dict[str, Pair]:
-        """Seconds, peak bytes and median seconds of a matched cell, under their names in JSON."""
+        """Seconds, peak bytes and the matched cells' median seconds, by their JSON keys."""
         timed = [
             pair.seconds for pair in self.cells if None not in (pair.seconds.a, pair.seconds.b)
         ]
@@ -95,18 +95,18 @@ class NotebookPair:
 
     @property
     def median_seconds_ratio(self) -> float | None:
-        """The median over the matched cells of each one's ratio of seconds."""
+        """The median of the matched cells' time ratios."""
         return find_median(pair.seconds.ratio for pair in self.cells)
 
     @property
     def median_peak_ratio(self) -> float | None:
-        """The median over the matched cells of each one's ratio of process peaks."""
+        """The median of the matched cells' ratios of process peaks."""
         return find_median(pair.peak_bytes.ratio for pair in self.cells)
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two runs and what differs: notebooks of both by name, and those of one side alone."""
+    """Two runs and their differences: notebooks in both by name, and those in only one run."""
 
     a: SavedRun
     b: SavedRun
@@ -116,7 +116,7 @@ class Comparison:
 
 
 def compare_runs(a: SavedRun, b: SavedRun) -> Comparison:
-    """The two runs side by side, notebooks matched by name."""
+    """Compares the two runs; notebooks are matched by name."""
     others = {notebook.name: notebook for notebook in b.result.notebooks}
     names = {notebook.name for notebook in a.result.notebooks}
     return Comparison(
@@ -146,7 +146,7 @@ def _compare_notebooks(a: NotebookResult, b: NotebookResult) -> NotebookPair:
 
 
 def match_cells(a: Sequence[CellResult], b: Sequence[CellResult]) -> tuple[CellPair, ...]:
-    """The cells of both: those with one index and first line, then by first line in order."""
+    """Matches cells by index and first line, then the others by first line, in order."""
     places = {(cell.index, cell.first_line): cell for cell in b}
     pairs = {cell.index: places.pop((cell.index, cell.first_line), None) for cell in a}
     left: dict[str, list[CellResult]] = {}
@@ -172,7 +172,7 @@ def _compare_claims(
 
 
 def _list_outcomes(claims: Sequence[ClaimOutcome]) -> dict[tuple[str, int], str]:
-    """Each claim's outcome by its statement and how many times that was stated before."""
+    """Each claim's outcome, keyed by its statement and the number of earlier equal statements."""
     outcomes: dict[tuple[str, int], str] = {}
     times: dict[str, int] = {}
     for claim in claims:
@@ -185,13 +185,13 @@ def _list_outcomes(claims: Sequence[ClaimOutcome]) -> dict[tuple[str, int], str]
 
 
 def find_median(values: Iterable[Number | None]) -> float | None:
-    """The median of the known values; None where none is known."""
+    """The median of the known values; None if none is known."""
     known = [value for value in values if value is not None]
     return float(statistics.median(known)) if known else None
 
 
 def describe_comparison(comparison: Comparison) -> dict[str, object]:
-    """The comparison as ``--json`` prints it; what is unknown is null."""
+    """The comparison as ``--json`` prints it; unknown values are null."""
     return {
         "a": _describe_run(comparison.a),
         "b": _describe_run(comparison.b),
@@ -249,7 +249,7 @@ def _describe_pair(pair: Pair) -> dict[str, Number | None]:
 
 
 NAMED_CELLS = 8
-# Below this, a cell's seconds depend on chance more than on the cell.
+# Below this, a cell's seconds are mostly noise.
 SHORT_SECONDS = 0.05
 SAME_WITHIN = 0.05
 FIRST_LINE_CHARACTERS = 44
@@ -263,7 +263,7 @@ FIGURES = {
 
 
 def format_comparison(comparison: Comparison) -> str:
-    """The whole comparison as plain text; a ratio is B over A."""
+    """The whole comparison as plain text; a ratio is B / A."""
     blocks = [
         f"A  {_say_run(comparison.a)}\nB  {_say_run(comparison.b)}",
         _describe_outcome(comparison),
@@ -274,7 +274,7 @@ def format_comparison(comparison: Comparison) -> str:
 
 
 def _say_run(run: SavedRun) -> str:
-    """A run in a line: its folder, its status, where and when it ran."""
+    """One line about a run: its folder, its status, its device and its start."""
     result = run.result
     words = [
         str(run.folder),
@@ -300,14 +300,14 @@ def _describe_outcome(comparison: Comparison) -> str:
             f" and B {format_seconds(total.b)}: {_describe_ratio(total.ratio or 0)}."
         )
     if untimed:
-        sentences.append(f"Of {join_names(untimed)} the time of a side is unknown.")
+        sentences.append(f"The time of {join_names(untimed)} is unknown in at least one run.")
     changed = sum(len(pair.claims) for pair in comparison.notebooks)
     sentences.append(f"{plural(changed, 'claim') if changed else 'No claim'} changed.")
     return " ".join(sentences)
 
 
 def _describe_ratio(ratio: float) -> str:
-    """A ratio of seconds in words; within 5 per cent it is "about the same".
+    """A ratio of seconds in words; within 5 percent it is "about the same".
 
     >>> _describe_ratio(0.5), _describe_ratio(2.0), _describe_ratio(1.03)
     ('B is 2.00 times as fast', 'B takes 2.00 times as long', 'about the same')
@@ -320,7 +320,7 @@ def _describe_ratio(ratio: float) -> str:
 
 
 def format_ratio(ratio: float | None) -> str:
-    """A ratio with three figures; "unknown" where there is none.
+    """A ratio with three digits; "unknown" for None.
 
     >>> format_ratio(0.5), format_ratio(123.4), format_ratio(None)
     ('0.50x', '123x', 'unknown')
@@ -329,21 +329,21 @@ def format_ratio(ratio: float | None) -> str:
 
 
 def _format_number(value: float) -> str:
-    """A number with about three figures and never an exponent."""
+    """A number with about three digits and without an exponent."""
     if value >= 100:
         return f"{value:,.0f}"
     return f"{value:.1f}" if value >= 10 else f"{value:.2f}" if value >= 0.1 else f"{value:.3f}"
 
 
 def _format_figure(name: str, value: Number | None) -> str:
-    """Bytes or seconds, as the figure's name ends; None is "unknown"."""
+    """Bytes or seconds, chosen by the end of the name; None is "unknown"."""
     if value is None:
         return "unknown"
     return format_bytes(round(value)) if name.endswith("_bytes") else format_seconds(value)
 
 
 def _list_figures(pair: NotebookPair) -> list[tuple[str, Pair]]:
-    """The figures that a side knows, and time and peak memory in any case."""
+    """The figures known in either run; time and peak memory are always listed."""
     always = ("seconds", "peak_bytes")
     return [
         (name, pair.figures[name])
@@ -374,7 +374,7 @@ def _format_notebook(pair: NotebookPair) -> str:
 
 
 def _describe_medians(pair: NotebookPair) -> list[str]:
-    """The medians of the cells' own ratios, in words; none where no cell has one."""
+    """The medians of the cells' ratios, in words; empty if no cell has a ratio."""
     ratios = {"time": pair.median_seconds_ratio, "peak memory": pair.median_peak_ratio}
     known = [f"{format_ratio(ratio)} in {name}" for name, ratio in ratios.items() if ratio]
     if not known:
@@ -385,7 +385,7 @@ def _describe_medians(pair: NotebookPair) -> list[str]:
 def choose_cells(cells: Iterable[CellPair]) -> list[CellPair]:
     """The cells whose seconds differ most, at most eight.
 
-    Left out are those that are short on both sides, and those that took about the same.
+    Cells that are short in both runs, or that took about the same time, are left out.
     """
     differing = [
         pair
@@ -423,7 +423,7 @@ def _list_unmatched(comparison: Comparison) -> list[str]:
 
 
 def _align(rows: Sequence[Sequence[str]], indent: str = "  ") -> list[str]:
-    """The rows as lines: the first column to the left, the others to the right."""
+    """The rows as lines: the first column is left-aligned, the others right-aligned."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
 
     def write(row: Sequence[str]) -> str:

@@ -1,8 +1,8 @@
-"""The peaks of torch's CUDA allocator in a kernel, asked without leaving a trace.
+"""Reads the peaks of torch's CUDA allocator in a kernel, without changing the kernel's state.
 
-A silent request evaluates one expression after a cell. It imports nothing, makes no CUDA context,
-empties no cache and leaves no name behind: where the notebook has not imported torch and used
-CUDA, it answers None.
+A silent request evaluates one expression after a cell. It imports nothing, creates no CUDA context,
+empties no cache and defines no name. It returns None if the notebook has not imported torch or
+has not used CUDA.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ EXPRESSION = (
 )
 RESET = "torch.cuda.reset_peak_memory_stats(index)"
 
-# A notebook that reads the allocator's statistics itself must find them as it left them; so must
-# one that has labkit measure in the kernel, where a block can be open from one cell to another.
+# If the notebook reads the allocator's statistics itself, the probe must not reset them. The same
+# holds if labkit measures in the kernel, because a `with` block can stay open across cells.
 READS_PEAKS = re.compile(
     r"max_memory_|memory_stats|memory_summary|reset_peak|reset_max|track_memory|%memory"
 )
 
 
 class DeviceState(NamedTuple):
-    """One device's allocator: bytes allocated now, at the highest since the reset, reserved."""
+    """One device's allocator: bytes allocated, the peak since the reset, bytes reserved."""
 
     number: int
     allocated_bytes: int
@@ -47,7 +47,7 @@ class DeviceState(NamedTuple):
 
 
 class CudaProbe:
-    """Asks one kernel after each cell, and derives the cell's memory from the last two answers."""
+    """Queries a kernel after each cell, and computes the cell's memory from two replies."""
 
     def __init__(self, notebook: Any) -> None:
         sources = "\n".join(str(cell.source) for cell in notebook.cells)
@@ -56,19 +56,19 @@ class CudaProbe:
         self._silent = False
 
     async def ask(self, client: Any) -> tuple[DeviceState, ...]:
-        """Every device's state in the kernel behind ``client``; empty where CUDA is not in use."""
+        """Every device's state in the client's kernel; empty if CUDA is not in use."""
         if self._silent:
             return ()
         expression = EXPRESSION.format(reset=RESET if self._resets else "None")
         content = await ask_kernel(client, expression)
         if content is None:
-            # The kernel does not answer after its cell: it is not asked again.
+            # The kernel did not reply, so it is not queried again.
             self._silent = True
             return ()
         return read_answer(content)
 
     def describe_cell(self, states: tuple[DeviceState, ...]) -> tuple[CudaMemory, ...]:
-        """The memory of the cell that ended with these states, for each device it touched."""
+        """The memory of the cell that ended with these states, for each device that it used."""
         shares = tuple(
             self._compare(state)
             for state in states
@@ -87,18 +87,18 @@ class CudaProbe:
 
 
 def read_answer(content: Mapping[str, Any]) -> tuple[DeviceState, ...]:
-    """The states in an execute_reply's content; empty where it has none."""
+    """The states in an execute_reply's content; empty if it has none."""
     answer = content.get("user_expressions", {}).get(KEY, {})
     text = answer.get("data", {}).get("text/plain", "None")
     try:
         rows = ast.literal_eval(text)
         return tuple(DeviceState(*map(int, row)) for row in rows or ())
     except (ValueError, SyntaxError, TypeError):
-        return ()  # the notebook changed how lists are shown
+        return ()  # the notebook changed the repr of lists
 
 
 async def ask_kernel(client: Any, expression: str) -> Mapping[str, Any] | None:
-    """The reply to one expression that is evaluated without a trace; None where none comes."""
+    """The reply to one expression, evaluated silently; None without a reply."""
     try:
         for _ in range(ATTEMPTS):
             content = await asyncio.wait_for(_evaluate(client, expression), TIMEOUT_SECONDS)

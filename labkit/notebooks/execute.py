@@ -1,15 +1,13 @@
 """Runs one notebook in a fresh kernel and records each cell: status, seconds, memory, output.
 
-Memory is measured from outside: no code of ours runs in the kernel, nothing is imported there. The
-peak of a cell is the operating system's high-water mark of that one process, reset before the cell
-and read after it: exact, and without disturbing torch.compile. The memory of child processes
-(torch.compile's C++ compiler and workers, a DataLoader's workers) is not counted. Where there is no
-such mark (macOS), the peak is the highest sample, and the result says so.
+Memory is measured from outside the kernel: no code of labkit runs there, and nothing is imported.
+The peak of a cell is the operating system's high-water mark of the kernel process, reset before the
+cell and read after it. It is exact and does not disturb torch.compile. The memory of child
+processes (torch.compile's C++ compiler and workers, a DataLoader's workers) is not counted. On a
+system without such a mark (macOS), the peak is the highest sample, and the result says so.
 
-An out-of-memory error: the kernel's own page on it, else the figures of the error's text.
-
-The kernel knows the balance, the largest free block, the live tensors and their names. It is asked
-once, right after the cell.
+After an out-of-memory error, the kernel is queried once for the balance, the largest free block,
+the live tensors and their names. Without a reply, the error's text gives the figures.
 """
 
 from __future__ import annotations
@@ -64,24 +62,24 @@ LABELS = {
     "free_bytes": "free",
     "allocated_bytes": "allocated by torch",
     "cached_bytes": "cached by torch",
-    "total_bytes": "in all",
+    "total_bytes": "total",
 }
 ON_CUDA = (
-    "try: a smaller batch; torch.no_grad() where no gradient is needed; restart kernels that still"
+    "try: a smaller batch; torch.no_grad() if no gradient is needed; restart kernels that still"
     " hold memory (nvidia-smi names their processes)"
 )
 FRAGMENTED = f"the cache is large, but its free blocks are too small: {EXPANDABLE} helps"
-ON_CPU = "try: a smaller batch or a smaller type, or give the machine or container more memory"
+ON_CPU = "try: a smaller batch or a smaller dtype, or give the machine or container more memory"
 
-# In the kernel this imports labkit; where the kernel's Python does not have it, the request fails.
+# This imports labkit in the kernel; the request fails if the kernel's Python does not have it.
 EXPLAIN = "__import__('importlib').import_module('labkit.jupyter.cells').explain_last_error()"
 PAGE_CHARACTERS = 10_000
 
 
 async def explain_in_kernel(client: Any, value: str) -> str | None:
-    """The page on the error that a cell has just ended with, whose text is ``value``.
+    """The explanation of the error that ended a cell, whose text is ``value``.
 
-    None where it is not about a GPU's memory, or the kernel cannot answer.
+    None if it is not about a GPU's memory, or the kernel cannot answer.
     """
     if not TEXT.search(value):
         return None
@@ -89,17 +87,17 @@ async def explain_in_kernel(client: Any, value: str) -> str | None:
 
 
 def read_page(content: Any) -> str | None:
-    """The page in a kernel's reply; None where there is none, or something else."""
+    """The explanation in a kernel's reply; None without one."""
     answer = content.get("user_expressions", {}).get(KEY, {})
     try:
         page = ast.literal_eval(answer.get("data", {}).get("text/plain", "None"))
     except (ValueError, SyntaxError):
-        return None  # the notebook changed how text is shown
+        return None  # the notebook changed the repr of strings
     return page[:PAGE_CHARACTERS] if isinstance(page, str) and page else None
 
 
 def is_out_of_memory(name: str, value: str) -> bool:
-    """True where this exception says that memory ran out, on a GPU or in the process.
+    """True if this exception means that memory ran out, on a GPU or in the process.
 
     >>> is_out_of_memory("RuntimeError", "CUDA error: out of memory")
     True
@@ -108,14 +106,14 @@ def is_out_of_memory(name: str, value: str) -> bool:
 
 
 def read_balance(value: str) -> FailureBalance | None:
-    """The bytes that the text names, None for each it does not; None where it names none."""
+    """The byte counts in the text, None for each missing one; None if the text has none."""
     failure = read_failure(value)
     found = FailureBalance(**{key: getattr(failure, key) for key in LABELS})
     return None if found == FailureBalance() else found
 
 
 def advise(value: str, balance: FailureBalance | None) -> str:
-    """The balance in a line, where there is one, and what to try."""
+    """The balance in one line, if known, and what to try."""
     lines = []
     if balance:
         counts = {label: getattr(balance, key) for key, label in LABELS.items()}
@@ -134,7 +132,7 @@ SKIP_TAG = "skip-execution"  # nbclient's
 ALLOW_TAG = "raises-exception"  # nbclient's
 MESSAGE_CHARACTERS = 2000
 HIGH_WATER_MARK = "the kernel's high-water mark"
-# Each sample is a file read of some 20 us where there is /proc, else a `ps` of some ms.
+# A sample reads a file in about 20 us if there is /proc; else it runs `ps` for some ms.
 INTERVAL_SECONDS = 0.1 if PROC.is_dir() else 0.5
 SAMPLED = f"sampled every {INTERVAL_SECONDS * 1000:.0f} ms"
 ALLOCATOR = "the allocator's own peak"
@@ -142,9 +140,9 @@ ALLOCATOR = "the allocator's own peak"
 
 @dataclass(frozen=True)
 class CellEvent:
-    """A cell that starts (status "running", no seconds yet), goes on, or has ended.
+    """An event of a cell: it started (status "running", no seconds), is running, or has ended.
 
-    ``resident_bytes`` is what the kernel's process holds now, None where not measured.
+    ``resident_bytes`` is the current memory of the kernel's process, None if not measured.
     """
 
     notebook: str
@@ -162,10 +160,10 @@ Follow = Callable[[NotebookResult], None]
 
 @dataclass(frozen=True)
 class RunOptions:
-    """How notebooks are run; ``environment`` is what their kernels get on top of ours.
+    """How notebooks are run; ``environment`` is added to this process's for their kernels.
 
-    ``kernel`` overrules the kernel that a notebook names. ``asks_cuda`` is True where a kernel
-    can have a GPU: only there is its allocator asked.
+    ``kernel`` overrides the kernel that a notebook names. ``asks_cuda`` is True if a kernel can
+    use a GPU; only then is its allocator queried.
     """
 
     timeout_seconds: float = 600.0
@@ -180,14 +178,14 @@ class RunOptions:
 
 @dataclass(frozen=True)
 class Ending:
-    """How an execution ended: the status, of the notebook and the cell it ended in, and why."""
+    """How an execution ended: the status of the notebook and of its last cell, and the reason."""
 
     status: str
     failure: RunFailure | None = None
 
 
 class Execution:
-    """One notebook in one kernel, from the kernel's start to its certain end."""
+    """Runs one notebook in one kernel, from the kernel's start to its guaranteed end."""
 
     def __init__(
         self,
@@ -224,7 +222,7 @@ class Execution:
         )
 
     def run(self) -> NotebookResult:
-        """Runs every cell of the notebook in place; the kernel is gone when this returns."""
+        """Runs every cell of the notebook in place; the kernel has ended when this returns."""
         self._follow(self._describe("running"))
         with tempfile.TemporaryDirectory(prefix="labkit-run-") as scratch:
             try:
@@ -247,7 +245,7 @@ class Execution:
         self._client.stop()
 
     def _execute(self, scratch: str) -> Ending:
-        """Runs the cells: a lab as a reference in ``scratch``, any other notebook in its folder."""
+        """Runs the cells: a reference notebook in ``scratch``, any other notebook in its folder."""
         environment, folder = dict(os.environ), str(self._source.path.resolve().parent)
         if self._source.is_lab:
             environment, folder = kernel_environment(reference=True, workspace=None), scratch
@@ -262,7 +260,7 @@ class Execution:
         return Ending("passed")
 
     def _explain(self, error: BaseException) -> Ending | None:
-        """What an execution's exception means; None where it is not one of its own."""
+        """How an exception ended the execution; None for an unexpected exception."""
         if isinstance(error, CellTimeoutError):
             return self._explain_timeout()
         if isinstance(error, CellExecutionError):
@@ -350,7 +348,7 @@ class Execution:
         self._recorder.note_memory(self._meter.end_cell())
 
     def _tick(self, resident_bytes: int | None) -> None:
-        # An error of writing comes again at the cell's end, in the thread that can report it.
+        # A write error repeats at the cell's end, in the thread that can report it.
         with contextlib.suppress(OSError):
             self._recorder.tick(resident_bytes)
         self._follow(self._describe("running"))
@@ -376,7 +374,7 @@ class Execution:
 
 
 class CellRecorder:
-    """The cells of one notebook and the state of each so far."""
+    """Records the cells of one notebook and the current state of each."""
 
     def __init__(self, name: str, notebook: Any, watch: Watch) -> None:
         self._name = name
@@ -390,7 +388,7 @@ class CellRecorder:
         self._order = [index for index, cell in self._cells.items() if cell.status != "skipped"]
         self._open: int | None = None
         self._started = 0.0
-        # The kernel's own page on the memory that ran out.
+        # The kernel's explanation of an out-of-memory error.
         self.explanation: str | None = None
 
     @property
@@ -400,7 +398,7 @@ class CellRecorder:
 
     @property
     def place(self) -> str | None:
-        """The running cell, as people count: "cell 3 of 41"; None before the first."""
+        """The running cell, counted from 1: "cell 3 of 41"; None before the first."""
         if self._open is None:
             return None
         return f"cell {self._order.index(self._open) + 1} of {len(self._order)}"
@@ -412,11 +410,11 @@ class CellRecorder:
 
     @property
     def open_memory(self) -> CellMemory | None:
-        """The memory of the cell that is running or was the last to run."""
+        """The memory of the running cell, or of the last one."""
         return None if self._open is None else self._cells[self._open].memory
 
     def start_cell(self, cell_index: int) -> None:
-        """Notes that a cell is about to run."""
+        """Records that a cell starts."""
         self._open = cell_index
         self._change(status="running")
         self._send_event(cell_index, "running", None)
@@ -439,7 +437,7 @@ class CellRecorder:
         cuda: tuple[CudaMemory, ...],
         allowed: bool,
     ) -> None:
-        """Notes that a cell has run; one that is allowed to raise passes all the same."""
+        """Records the end of a cell; a cell that is allowed to raise passes."""
         raised = str(reply.get("ename")) if reply["status"] == "error" else None
         status = "failed" if raised and not allowed else "passed"
         self._change(raised=raised if allowed else None, memory=memory, cuda=cuda or None)
@@ -448,15 +446,15 @@ class CellRecorder:
             self._open = None
 
     def note_output(self, limit: OutputLimit) -> None:
-        """Notes how much the running cell has put out."""
+        """Records the output size of the running cell."""
         self._change(output_bytes=limit.output_bytes, truncated=limit.truncated)
 
     def note_memory(self, memory: CellMemory | None) -> None:
-        """Notes the memory of the running cell, which is cut short."""
+        """Records the memory of the running cell, which ends early."""
         self._change(memory=memory)
 
     def end_open_cell(self, status: str) -> None:
-        """Gives the cell that the run ended in this status, unless it has its own."""
+        """Sets the status of the cell in which the run ended, unless it has one."""
         if self._open is not None and self._cells[self._open].status == "running":
             self._settle(status, self.seconds, self._cells[self._open].memory)
 
@@ -524,7 +522,7 @@ def _find_traceback(cell: Any) -> str | None:
 
 
 def _find_hint(text: str) -> str | None:
-    """What a known error in the text means and what mends it; None where there is none."""
+    """The cause and fix of a known error in the text; None if there is none."""
     from labkit.host.distribution import read_distribution
     from labkit.known_errors.match import hint_at
 
@@ -532,7 +530,7 @@ def _find_hint(text: str) -> str | None:
 
 
 class Meter:
-    """One kernel's memory: per cell and over time; ``account`` sums what measuring takes."""
+    """Measures one kernel's memory, per cell and over time; ``account`` sums the measuring time."""
 
     def __init__(
         self,
@@ -552,7 +550,7 @@ class Meter:
         self._marked = False
 
     def attach(self, process_id: int | None) -> None:
-        """Starts to sample the process; with None, its id is unknown and nothing is measured."""
+        """Starts to sample the process; None (an unknown id) measures nothing."""
         self._process_id = process_id
         if process_id is not None:
             self._thread = threading.Thread(target=self._sample_on, daemon=True)
@@ -565,7 +563,7 @@ class Meter:
             self._thread.join()
 
     def begin_cell(self) -> None:
-        """Reads what is resident before a cell, and resets the high-water mark to that."""
+        """Reads the resident memory before a cell, and resets the high-water mark to it."""
         with self.count_cost():
             self._account.add_cell()
             self._marked = self._process_id is not None and reset_peak(self._process_id)
@@ -574,11 +572,11 @@ class Meter:
                 self._highest = self._before
 
     def end_cell(self) -> CellMemory | None:
-        """The memory of the cell that has ended; None where nothing could be measured."""
+        """The memory of the cell that has ended; None if nothing could be measured."""
         with self.count_cost():
             after = self._read_resident()
             mark = read_peak_bytes(self._process_id) if self._marked else None
-            # The cell itself may have reset the mark: samples beside it count too.
+            # The cell may have reset the mark itself, so the samples count too.
             seen = (mark, self._highest, self._before, after)
             known = [count for count in seen if count is not None]
         if not known:
@@ -587,13 +585,13 @@ class Meter:
         return CellMemory(self._before, max(known), after)
 
     def note_cuda(self, reserved_bytes: int) -> None:
-        """Adds what torch's allocators reserve after a cell to the timeline."""
+        """Adds the bytes that torch's allocators reserve after a cell to the timeline."""
         self._account.note_methods(cuda=ALLOCATOR)
         self._add_point(self._read_resident(), reserved_bytes)
 
     @contextmanager
     def count_cost(self) -> Iterator[None]:
-        """Counts the time of the block as time of measuring."""
+        """Counts the duration of the block as measuring time."""
         started = time.perf_counter()
         try:
             yield
@@ -623,7 +621,7 @@ class Meter:
     def _read_resident(self) -> int | None:
         if self._process_id is None:
             return None
-        # A process that has ended and is not collected yet holds 0 pages: not a measurement.
+        # A zombie process has 0 pages; this is not a measurement.
         return read_resident_bytes(self._process_id) or None
 
 
@@ -634,8 +632,8 @@ FIRST_WIDTH_SECONDS = 0.05
 class MemoryTimeline:
     """Points of (seconds, resident bytes, CUDA bytes or None), at most ``limit`` of them.
 
-    Time is cut into slices of one width, and each slice keeps its highest point. Where the slices
-    become too many, each two neighbors become one: the points stay even, and no peak is lost.
+    Time is divided into slices of equal width, and each slice keeps its highest point. If there
+    are too many slices, neighboring pairs are merged: spacing stays even, and no peak is lost.
     """
 
     def __init__(
@@ -647,11 +645,11 @@ class MemoryTimeline:
 
     @property
     def points(self) -> tuple[Point, ...]:
-        """The kept points, in the order of time."""
+        """The kept points, in time order."""
         return tuple(self._slices[number] for number in sorted(self._slices))
 
     def add(self, point: Point) -> None:
-        """Takes in a measured point."""
+        """Adds a measured point."""
         self._put(point)
         while len(self._slices) > self._limit:
             self._width *= 2
@@ -666,7 +664,7 @@ class MemoryTimeline:
 
 
 def _join(first: Point, second: Point) -> Point:
-    """The one of two points with more resident memory, with the higher known CUDA figure."""
+    """The point with more resident memory, with the higher known CUDA value of both."""
     higher = second if (second[1] or 0) > (first[1] or 0) else first
     known = [point[2] for point in (first, second) if point[2] is not None]
     return (higher[0], higher[1], max(known, default=None))

@@ -1,7 +1,7 @@
-"""A fresh kernel, the nbclient that runs a notebook's cells in it, and its certain end.
+"""Starts a fresh kernel, runs a notebook's cells in it with nbclient, and always ends it.
 
-Cells and failures are those of plain nbclient. What is added: outputs are bounded, a cell past its
-time ends at once, and no process of the kernel outlives the run.
+Cells and failures are those of plain nbclient. labkit adds output limits, ends a cell at its
+timeout at once, and lets no process of the kernel outlive the run.
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ from nbformat.v4 import new_output
 
 from labkit.errors import LabkitError
 from labkit.notebooks.sources import DEEPEST, is_nested_too_deep
-from labkit.text import first_line, format_bytes
+from labkit.text import count_bytes, first_line, format_bytes
 
-# The result says what went wrong; the libraries would log it on stderr a second time.
+# The result reports errors; without this, the libraries would log them on stderr again.
 QUIET = logging.getLogger("labkit.notebooks")
 QUIET.addHandler(logging.NullHandler())
 QUIET.propagate = False
 
 KEPT_STDERR_BYTES = 2000
 
-# Every process that a kernel starts inherits this variable, also one that leaves the kernel's
-# process group. The name is the kernel's own, so that a run inside a notebook carries both.
+# Every process that a kernel starts inherits this variable, even one that leaves the kernel's
+# process group. Each kernel has its own name, so that nested runs do not conflict.
 MARK = "LABKIT_KERNEL_"
 
-# Waits until the pipe to the runner closes, which the runner's end does in any case.
+# Waits until the pipe to the runner closes, which also happens if the runner is killed.
 GUARD = """read -r line; kill -9 -- "-$1"
 for file in $(grep -las "$2" /proc/[0-9]*/environ); do
   id=${file#/proc/}; kill -9 "${id%/environ}"
@@ -60,8 +60,8 @@ class Kernel:
         self.manager = AsyncKernelManager(log=QUIET)
         self.manager.kernel_name = name
         if name == NATIVE_KERNEL_NAME:
-            # With no folder to search, "python3" is ipykernel of this Python; a kernel that
-            # somebody registered under this name may start another one.
+            # With no folder to search, "python3" is ipykernel of this Python; a registered
+            # kernel of this name may start another Python.
             self.manager.kernel_spec_manager = KernelSpecManager(kernel_dirs=[], log=QUIET)
         self._stderr: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115
         self._mark = MARK + uuid.uuid4().hex
@@ -70,8 +70,8 @@ class Kernel:
     def start_options(self, environment: Mapping[str, str], folder: str) -> dict[str, Any]:
         """The options of the kernel's start.
 
-        The process's own streams stay off ours: stdout belongs to the result, and what a crash
-        writes to stderr becomes part of it.
+        The process does not share labkit's streams: stdout is for the result, and the result
+        includes what a crash writes to stderr.
         """
         return {
             "env": {**environment, self._mark: "1"},
@@ -81,7 +81,7 @@ class Kernel:
         }
 
     def read_stderr(self) -> str:
-        """The end of what the process itself wrote to its streams, without ipykernel's notices."""
+        """The end of what the process wrote to its own streams, without ipykernel's warnings."""
         size = self._stderr.seek(0, os.SEEK_END)
         self._stderr.seek(max(0, size - KEPT_STDERR_BYTES))
         lines = self._stderr.read().decode(errors="replace").splitlines()
@@ -89,7 +89,7 @@ class Kernel:
 
     @property
     def process_id(self) -> int | None:
-        """The kernel's process id; None before it starts, or where it runs elsewhere."""
+        """The kernel's process id; None before it starts, or if it runs on another machine."""
         found = getattr(self.manager.provisioner, "pid", None)
         return None if found is None else int(found)
 
@@ -98,7 +98,7 @@ class Kernel:
         group = self._group
         if group is None:
             return
-        # Not through labkit.process: the shell lives as long as the kernel, without a limit.
+        # Not through labkit.process: the shell runs as long as the kernel, without a timeout.
         self._guard = subprocess.Popen(
             ["sh", "-c", GUARD, "sh", str(group), self._mark],
             stdin=subprocess.PIPE,
@@ -108,14 +108,14 @@ class Kernel:
         )
 
     def kill(self) -> None:
-        """Ends the kernel's whole process group, children too, from any thread."""
+        """Kills the kernel's process group, with its children, from any thread."""
         if self._group is not None:
             _end(self._group, os.killpg)
 
     def close(self) -> None:
-        """Ends what is left of the kernel and releases its files."""
+        """Kills the kernel's remaining processes and releases its files."""
         self.kill()
-        # Twice: a process can have started another between being found and being ended.
+        # Twice, because a process can start another one between the search and the kill.
         for _ in range(2):
             for process_id in find_marked(self._mark):
                 _end(process_id, os.kill)
@@ -125,11 +125,11 @@ class Kernel:
         self._stderr.close()
 
     async def explain_death(self) -> str:
-        """How the kernel's process ended, in words: "killed by SIGKILL", "exit code 3"."""
+        """How the kernel's process ended: "killed by SIGKILL", "exit code 3"."""
         provisioner = self.manager.provisioner
         code = await provisioner.poll() if provisioner and provisioner.has_process else None
         if code is None:
-            return "it is gone"
+            return "it ended"
         if code >= 0:
             return f"exit code {code}"
         with contextlib.suppress(ValueError):
@@ -157,7 +157,7 @@ def _end(target: int, send: Callable[[int, int], None]) -> None:
 
 
 def choose_kernel(notebook: Any, asked: str | None = None) -> str:
-    """The kernel to start: the one asked for, else the notebook's own, else this Python's."""
+    """The kernel to start: the requested one, else the notebook's, else this Python's."""
     spec = notebook.metadata.get("kernelspec")
     named = spec.get("name") if isinstance(spec, Mapping) else None
     return str(asked or named or NATIVE_KERNEL_NAME)
@@ -166,7 +166,7 @@ def choose_kernel(notebook: Any, asked: str | None = None) -> str:
 def kernel_environment(*, reference: bool, workspace: Path | None) -> dict[str, str]:
     """The environment of a kernel that finds this labkit, and the workspace if there is one.
 
-    Without the caller's PYTHONSTARTUP, which IPython would run before the first cell.
+    The caller's PYTHONSTARTUP is left out, because IPython would run it before the first cell.
     """
     left_out = ("LABKIT_REFERENCE", "LABKIT_WORKSPACE", "PYTHONSTARTUP")
     environment = {key: value for key, value in os.environ.items() if key not in left_out}
@@ -175,28 +175,26 @@ def kernel_environment(*, reference: bool, workspace: Path | None) -> dict[str, 
     if workspace:
         environment["LABKIT_WORKSPACE"] = str(workspace)
     home = Path(__file__).resolve().parents[2]
-    # An installed labkit is found anyway, and site-packages first could hide the standard library.
+    # An installed labkit is found without this; site-packages first could hide standard modules.
     if home.name not in ("site-packages", "dist-packages"):
         paths = [str(home), environment.get("PYTHONPATH", "")]
         environment["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
     return environment
 
 
-# The client.
-
-# A reply can overtake its cell's output. nbclient waits 4 s for the rest; much output takes longer.
+# A reply can arrive before its cell's output. nbclient waits 4 s; large outputs need longer.
 IOPUB_SECONDS = 60
-# An Output widget's state goes out on the socket that waits for the cell's reply. Sending there
-# can swallow the wake-up for a reply that has arrived (nbclient#312), so the wait looks again.
+# An Output widget sends its state on the socket that waits for the cell's reply. Sending can
+# lose the wake-up for a reply that has arrived (nbclient#312), so the wait polls.
 REPLY_POLL_SECONDS = 0.25
 
 
 class Client(NotebookClient):  # type: ignore[misc]
     """One notebook's execution in one kernel.
 
-    ``run`` blocks, in a thread that is not the main one: there nbclient would take Ctrl-C for
-    itself and report a dead kernel. ``stop`` is called from another thread. ``on_cut_short`` is
-    called when a cell ends early, while the kernel may still be there.
+    ``run`` blocks. Call it outside the main thread, where nbclient would handle Ctrl-C itself and
+    report a dead kernel. ``stop`` is called from another thread. ``on_cut_short`` is called when
+    a cell ends early, while the kernel may still be running.
     """
 
     def __init__(
@@ -210,7 +208,7 @@ class Client(NotebookClient):  # type: ignore[misc]
         super().__init__(notebook, **options)
         self.kernel = kernel
         self.limit = OutputLimit()
-        self.death = "it is gone"
+        self.death = "it ended"
         self.stopped = False
         self._on_cut_short = on_cut_short
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -225,7 +223,7 @@ class Client(NotebookClient):  # type: ignore[misc]
         try:
             asyncio.run(self._run(self.kernel.start_options(environment, folder)))
         finally:
-            # nbclient leaves this behind where the kernel did not start, and fails at it at exit.
+            # nbclient leaves this set if the kernel did not start, and then fails at exit.
             atexit.unregister(self._cleanup_kernel)
 
     def stop(self) -> None:
@@ -243,7 +241,7 @@ class Client(NotebookClient):  # type: ignore[misc]
         await self.async_execute(cleanup_kc=True, **options)
 
     async def async_start_new_kernel_client(self) -> Any:
-        """Starts the kernel's client, whose replies are looked for again and again."""
+        """Starts the kernel's client, which polls for replies."""
         self.kernel.guard()
         client = await super().async_start_new_kernel_client()
         channel = client.shell_channel
@@ -253,9 +251,9 @@ class Client(NotebookClient):  # type: ignore[misc]
     async def async_execute_cell(
         self, cell: Any, cell_index: int, *rest: Any, **options: Any
     ) -> Any:
-        """Executes the cell; past its time, dead or cancelled, the kernel is killed at once.
+        """Executes the cell; kills the kernel at once on timeout, death or cancellation.
 
-        nbclient would ask the kernel to stop, and wait for one that cannot listen.
+        nbclient would ask the kernel to stop, and wait for a kernel that cannot reply.
         """
         self.limit.start_cell()
         try:
@@ -269,7 +267,7 @@ class Client(NotebookClient):  # type: ignore[misc]
             raise
 
     def output(self, outs: list[Any], msg: Any, display_id: str | None, cell_index: int) -> Any:
-        """Takes a message in as nbclient does, within the limits."""
+        """Handles a message as nbclient does, within the output limits."""
         hooked = bool(self.output_hook_stack[msg["parent_header"].get("msg_id")])
         if self.clear_before_next_output and not hooked:
             self.limit.clear()
@@ -284,7 +282,7 @@ class Client(NotebookClient):  # type: ignore[misc]
         return kept
 
     def clear_output(self, outs: list[Any], msg: Any, cell_index: int) -> None:
-        """Clears as nbclient does; cleared output no longer counts."""
+        """Clears the output as nbclient does, and its size count."""
         super().clear_output(outs, msg, cell_index)
         if not outs:
             self.limit.clear()
@@ -306,7 +304,7 @@ class Client(NotebookClient):  # type: ignore[misc]
 
 
 def _look_again(get_message: Callable[..., Any]) -> Callable[..., Any]:
-    """``get_message`` that starts its wait again every quarter of a second."""
+    """Wraps ``get_message`` so that it restarts its wait every quarter of a second."""
 
     async def get(timeout: float | None = None) -> Any:
         deadline = None if timeout is None else time.monotonic() + timeout
@@ -336,9 +334,9 @@ def run_cells(
 ) -> Any:
     """A copy of the notebook with the outputs of a fresh run in ``folder``, by this Python.
 
-    A cell that raises does not stop the run, and one that takes longer than the limit is
-    interrupted. ``on_cell`` gets the number of each cell as it starts, and how many there are.
-    LabkitError where the kernel does not start or dies.
+    A cell that raises does not stop the run; a cell that exceeds the time limit is interrupted.
+    ``on_cell`` gets the number of each cell as it starts, and the number of cells.
+    LabkitError if the kernel does not start or dies.
     """
     import nbformat
 
@@ -393,7 +391,7 @@ def _explain_end(client: Client, cell: int, cells: int, error: Exception) -> Lab
 
 
 def cell_error(cell: Mapping[str, Any]) -> str | None:
-    """The error that ended the cell, in one line; None where it ran through."""
+    """The error that ended the cell, in one line; None if it completed."""
     for output in cell.get("outputs", ()):
         if output.get("output_type") == "error":
             return f"{output.get('ename')}: {first_line(str(output.get('evalue', '')))}".rstrip(
@@ -402,8 +400,8 @@ def cell_error(cell: Mapping[str, Any]) -> str | None:
     return None
 
 
-# Limits on what a cell puts out: of text its head and its tail are kept, and a note says how much
-# is left out between them. An output that is too big is replaced by a note.
+# Limits on a cell's output: long text keeps its head and tail, with a note of how much is left
+# out between them. An output that is too big is replaced by a note.
 
 HEAD_BYTES = 1024 * 1024
 TAIL_BYTES = 256 * 1024
@@ -413,7 +411,7 @@ ERROR_LINES = 2000
 
 
 class StreamTail:
-    """The part of a stream past its head: one output with a note and the stream's end."""
+    """The part of a stream after its head: one output with a note and the stream's tail."""
 
     def __init__(self, name: str) -> None:
         self.output = new_output("stream", name=name, text="")
@@ -422,7 +420,7 @@ class StreamTail:
         self._left_out = 0
 
     def add(self, text: str) -> None:
-        """Takes in more text and drops what is no longer the end."""
+        """Appends text and drops what is no longer in the tail."""
         self._left_out += max(0, len(text) - TAIL_BYTES)
         text = text[-TAIL_BYTES:]
         self._pieces.append(text)
@@ -433,7 +431,7 @@ class StreamTail:
             self._left_out += dropped
 
     def write(self) -> None:
-        """Puts the note, where something is left out, and the end into the output."""
+        """Writes the tail into the output, with a note if text is left out."""
         text = "".join(self._pieces)
         left_out = self._left_out + max(0, len(text) - TAIL_BYTES)
         if left_out:
@@ -449,19 +447,19 @@ class OutputLimit:
         self.start_cell()
 
     def start_cell(self) -> None:
-        """A new cell: no output yet."""
+        """Resets the counts for a new cell."""
         self.output_bytes = 0
         self.truncated = False
         self.clear()
 
     def clear(self) -> None:
-        """The cell cleared its output."""
+        """Resets the counts after the cell cleared its output."""
         self._room: dict[str, int] = {}
         self._tails: dict[str, StreamTail] = {}
         self._rich_bytes = 0
 
     def finish_cell(self) -> None:
-        """The cell has ended: the outputs of long streams get their text."""
+        """Writes the tails of long streams into their outputs at the cell's end."""
         for tail in self._tails.values():
             tail.write()
 
@@ -484,9 +482,9 @@ class OutputLimit:
         self.truncated = True
 
     def bound_content(self, content: dict[str, Any], *, replaces: bool = False) -> None:
-        """Shortens, in place, what a cell displays or the traceback it ends with.
+        """Shortens a display output or a traceback in place.
 
-        An output that ``replaces`` an earlier one does not add up with the others.
+        An output that ``replaces`` an earlier one is not added to the total.
         """
         if "traceback" in content:
             self._bound_error(content)
@@ -516,7 +514,7 @@ class OutputLimit:
 
 
 def shorten_middle(text: str, limit: int = ERROR_CHARACTERS) -> str:
-    """The text, or its two ends around a note of what is left out.
+    """The text, or its head and tail with a note of how much is left out.
 
     >>> shorten_middle("abcdefghij", 4)
     'ab[labkit left out 6 B here]ij'
@@ -526,8 +524,3 @@ def shorten_middle(text: str, limit: int = ERROR_CHARACTERS) -> str:
     half = limit // 2
     note = f"[labkit left out {format_bytes(len(text) - 2 * half)} here]"
     return text[:half] + note + text[-half:]
-
-
-def count_bytes(text: str) -> int:
-    """The bytes of the text in UTF-8."""
-    return len(text) if text.isascii() else len(text.encode(errors="replace"))

@@ -1,12 +1,12 @@
-"""The result of a run: one model that encodes, decodes and makes its JSON schema.
+"""The result of a run: a data model that encodes, decodes and defines the JSON schema.
 
 ``labkit run --json`` prints a ``RunResult`` and a run folder's ``result.json`` holds one.
 ``result.schema.json`` beside this file is made from these classes::
 
     python -m labkit.notebooks.result > labkit/notebooks/result.schema.json
 
-Unknown and not measured are null, never 0. ``read_run`` also reads the results of older and
-foreign writers: unknown keys are ignored, and what is missing or of a wrong type is unknown.
+Unknown and unmeasured values are null, never 0. ``read_run`` also reads results of older versions
+and other tools: unknown keys are ignored, and missing or mistyped values are unknown.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ if TYPE_CHECKING:
 SCHEMA_VERSION = 1
 RESULT_NAME = "result.json"
 DEFAULT_PARENT = Path("runs")
-# The shortest time between two writes of a run that goes on.
+# The shortest time between two writes while a run is in progress.
 WRITE_INTERVAL_SECONDS = 1.0
 
-# What claims and checks leave in a notebook's outputs; labkit.lessons.cards writes them.
+# MIME types of claims and checks in a notebook's outputs; labkit.lessons.cards writes them.
 CLAIM_MIME = "application/vnd.labkit.claim+json"
 CHECK_MIME = "application/vnd.labkit.check+json"
 
@@ -52,7 +52,7 @@ EXIT_CODES = {
     "invalid": ExitCode.USAGE,  # not a notebook, or its kernel is not installed
     "interrupted": ExitCode.INTERRUPTED,
     "not_run": ExitCode.OK,  # an earlier notebook failed; that one sets the exit code
-    "running": ExitCode.FAILED,  # only in the file of a run that goes on or was killed
+    "running": ExitCode.FAILED,  # only in the file of a run that is in progress or was killed
 }
 CELL_STATUSES = [
     *("passed", "failed", "timed_out", "died", "interrupted"),
@@ -63,7 +63,7 @@ FAILURE_KINDS = [
     *("interrupted", "invalid", "no_kernel"),
 ]
 
-# The upper bounds keep foreign numbers printable; infinity is no measurement.
+# The upper bounds keep foreign numbers printable; infinity is not a measurement.
 Count = Annotated[int, Meta(ge=0, le=2**62)]
 Seconds = Annotated[float, Meta(ge=0, le=1e15)]
 Point = tuple[Seconds, Count | None, Count | None]
@@ -83,8 +83,8 @@ class CellMemory(Struct, frozen=True):
 class CudaMemory(Struct, frozen=True):
     """Bytes that torch's allocator holds on one device before a cell, at its peak, and after it.
 
-    The peak is null where the notebook reads the allocator's peak itself, so that labkit must
-    not reset it for each cell, and this cell stayed below an earlier one.
+    The peak is null if the notebook reads the allocator's peak itself (labkit then must not
+    reset it for each cell) and this cell stayed below an earlier one.
     """
 
     device: str = "cuda"
@@ -94,7 +94,7 @@ class CudaMemory(Struct, frozen=True):
 
 
 class CellResult(Struct, frozen=True):
-    """One code cell; seconds are wall time, null for a cell that did not end by itself."""
+    """One code cell; seconds are wall time, null for a cell that was cut short."""
 
     index: Annotated[int, Meta(ge=0, description="Place among all cells, from 0.")] = 0
     status: CellStatus = "unknown"
@@ -110,17 +110,17 @@ class CellResult(Struct, frozen=True):
 
     @property
     def cuda_peak_bytes(self) -> int | None:
-        """The highest peak on any one CUDA device, in bytes; None where not measured."""
+        """The highest peak on any one CUDA device, in bytes; None if not measured."""
         return find_highest(memory.peak_bytes for memory in self.cuda or ())
 
     @property
     def has_run(self) -> bool:
-        """True where the cell was started."""
+        """True if the cell was started."""
         return self.status not in ("skipped", "not_run")
 
 
 class ClaimOutcome(Struct, frozen=True):
-    """A fact that the notebook states; ``held`` is null where it was skipped."""
+    """A fact that the notebook states; ``held`` is null if it was skipped."""
 
     statement: str = ""
     held: bool | None = None
@@ -135,7 +135,7 @@ class CheckOutcome(Struct, frozen=True):
 
 
 class FailureBalance(Struct, frozen=True):
-    """The bytes that the text of an out-of-memory error names."""
+    """The byte counts in the text of an out-of-memory error."""
 
     asked_bytes: Count | None = None
     total_bytes: Count | None = None
@@ -160,7 +160,7 @@ class RunFailure(Struct, frozen=True):
 
 
 class NotebookResult(Struct, frozen=True):
-    """One notebook: its status, wall seconds with the kernel's start and end, and its cells."""
+    """One notebook: its status, wall seconds including kernel start and end, and its cells."""
 
     name: str = "unnamed"
     path: str = ""
@@ -188,12 +188,12 @@ class NotebookResult(Struct, frozen=True):
 
     @property
     def peak_bytes(self) -> int | None:
-        """The highest process peak of its cells; None where no cell was measured."""
+        """The highest process peak of its cells; None if no cell was measured."""
         return find_highest(cell.memory.peak_bytes for cell in self.cells if cell.memory)
 
     @property
     def cuda_peak_bytes(self) -> int | None:
-        """The highest peak of its cells on any one CUDA device; None where none was measured."""
+        """The highest peak of its cells on any one CUDA device; None if none was measured."""
         return find_highest(cell.cuda_peak_bytes for cell in self.cells)
 
     @property
@@ -204,7 +204,7 @@ class NotebookResult(Struct, frozen=True):
 
     @property
     def all_held(self) -> bool:
-        """True where no claim failed (a skipped one did not) and every check passed."""
+        """True if no claim failed and every check passed; a skipped claim is not a failure."""
         return not any(claim.held is False for claim in self.claims) and all(
             check.status == "passed" for check in self.checks
         )
@@ -219,7 +219,7 @@ class DeviceName(Struct, frozen=True):
 
 
 class Environment(Struct, frozen=True):
-    """Where a run ran: versions and devices."""
+    """The environment of a run: versions and devices."""
 
     labkit: str | None = None
     python: str | None = None
@@ -243,7 +243,7 @@ class MeasuringMethods(Struct, frozen=True):
 
 
 class Measuring(Struct, frozen=True):
-    """How the run was measured, and what measuring took."""
+    """How the run was measured, and how long measuring took."""
 
     seconds_per_cell: Annotated[
         Seconds | None, Meta(description="What measuring adds to each cell.")
@@ -275,7 +275,7 @@ class RunResult(Struct, frozen=True):
     notebooks: tuple[NotebookResult, ...] = ()
     trouble: Annotated[
         str | UnsetType,
-        Meta(description="Why the run folder is not whole; only where it is not."),
+        Meta(description="Why the run folder is incomplete; absent if it is complete."),
     ] = UNSET
 
     @property
@@ -285,22 +285,22 @@ class RunResult(Struct, frozen=True):
 
     @property
     def device(self) -> str | None:
-        """The device it ran on, as torch names it."""
+        """The device of the run, as torch names it."""
         return self.environment.device or self.environment.best
 
     def describe(self) -> dict[str, Any]:
-        """The result as JSON has it."""
+        """The result as JSON values."""
         described: dict[str, Any] = msgspec.to_builtins(self)
         return described
 
 
 def find_highest(values: Iterable[int | None]) -> int | None:
-    """The largest known value, None where none is known."""
+    """The largest known value, None if none is known."""
     return max((value for value in values if value is not None), default=None)
 
 
 def find_status(notebooks: Iterable[NotebookResult]) -> str:
-    """The status of the first notebook that did not pass; "passed" where all did."""
+    """The status of the first notebook that did not pass; "passed" if all did."""
     statuses = [notebook.status for notebook in notebooks]
     for first in ("running", "interrupted"):
         if first in statuses:
@@ -309,7 +309,7 @@ def find_status(notebooks: Iterable[NotebookResult]) -> str:
 
 
 class MeasuringAccount:
-    """Adds up what measuring takes over all notebooks of a run; any thread may add."""
+    """Sums the measuring time over all notebooks of a run; thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -335,13 +335,13 @@ class MeasuringAccount:
             self._sampling_seconds += seconds
 
     def note_methods(self, *, process: str | None = None, cuda: str | None = None) -> None:
-        """Notes how peaks are measured; the first notebook that says so decides."""
+        """Records how peaks are measured; the first call sets each method."""
         with self._lock:
             self._process = self._process or process
             self._cuda = self._cuda or cuda
 
     def describe(self) -> Measuring:
-        """The account so far."""
+        """The current sums."""
         with self._lock:
             return Measuring(
                 self._cell_seconds / self._cells if self._cells else None,
@@ -354,7 +354,7 @@ class MeasuringAccount:
 def read_environment(detection: Detection, device: str | None) -> Environment:
     """The versions of labkit, Python and torch, the platform, the devices, and the one used.
 
-    ``memory_total_bytes`` is the machine's memory, or the container's limit where that is lower.
+    ``memory_total_bytes`` is the machine's memory, or the container's limit if that is lower.
     """
     from labkit.host.torch_builds import read_torch_build
 
@@ -376,7 +376,7 @@ def read_environment(detection: Detection, device: str | None) -> Environment:
 
 
 class RunAccount:
-    """What is known of a run while it goes on, beside the results of its notebooks."""
+    """The data of a run in progress, except the results of its notebooks."""
 
     def __init__(self, environment: Environment) -> None:
         self.environment = environment
@@ -385,7 +385,7 @@ class RunAccount:
         self._started = time.monotonic()
 
     def describe(self, notebooks: Iterable[NotebookResult], status: str | None = None) -> RunResult:
-        """The run with these notebooks; its status is theirs where none is given."""
+        """The run with these notebooks; without ``status``, theirs is used."""
         notebooks = tuple(notebooks)
         return RunResult(
             status=status or find_status(notebooks),
@@ -403,13 +403,13 @@ class RunAccount:
 def read_claims(notebook: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Each claim's record in the order shown: statement, held, skipped, expected, seen.
 
-    ``held`` is None where the claim was skipped, and ``skipped`` is then the reason.
+    ``held`` is None if the claim was skipped; ``skipped`` is then the reason.
     """
     return list(_read_records(notebook, CLAIM_MIME))
 
 
 def read_checks(notebook: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Each check's record in the order shown: exercise, status, message, and the rest."""
+    """Each check's record in the order shown: exercise, status, message and other keys."""
     return list(_read_records(notebook, CHECK_MIME))
 
 
@@ -441,10 +441,10 @@ def collect_checks(notebook: Mapping[str, Any]) -> tuple[CheckOutcome, ...]:
 
 
 class RunFolder:
-    """One run's folder, written while the run goes on: ``result.json`` and executed notebooks.
+    """One run's folder, written during the run: ``result.json`` and executed notebooks.
 
-    Each write is atomic, so that a crash leaves what was known by then. A write that fails does
-    not end the run: ``trouble`` keeps the first error.
+    Each write is atomic, so that a crash keeps the last written state. A failed write does not
+    end the run: ``trouble`` keeps the first error.
     """
 
     def __init__(
@@ -458,7 +458,7 @@ class RunFolder:
         self.path = make_run_folder(asked, self._encode_so_far())
 
     def follow(self, place: int, result: NotebookResult, notebook: Any = None) -> None:
-        """Notes a notebook's result so far, and the notebook itself; on disk within a second."""
+        """Records a notebook's current result, and the notebook; written within a second."""
         with self._lock:
             self._results[place] = result
             now = time.monotonic()
@@ -488,7 +488,7 @@ class RunFolder:
     def _write_notebook(self, result: NotebookResult, notebook: Any) -> bool:
         import nbformat
 
-        # Half a surrogate pair, which UTF-8 cannot encode, becomes an escape of JSON.
+        # A lone surrogate, which UTF-8 cannot encode, becomes a JSON escape.
         data = nbformat.writes(notebook).encode("utf-8", "backslashreplace")
         return self._write(f"{result.name}.ipynb", data)
 
@@ -506,10 +506,10 @@ def _encode(run: RunResult) -> bytes:
 
 
 def make_run_folder(asked: Path | None, result: bytes, now: datetime | None = None) -> Path:
-    """The folder asked for, or a new one under ``runs/`` named for the date and time.
+    """The requested folder, or a new one under ``runs/`` named after the date and time.
 
-    ``result`` becomes its result.json, which marks it as taken. UsageError where it cannot be
-    made or written, or where it already holds a run.
+    ``result`` becomes its result.json, which marks it as used. Raises UsageError if the folder
+    cannot be created or written, or if it already holds a run.
     """
     if asked is not None:
         _claim_folder(asked, f"--output {asked}", result)
@@ -517,7 +517,7 @@ def make_run_folder(asked: Path | None, result: bytes, now: datetime | None = No
     stamp = f"{now or datetime.now():%Y-%m-%d-%H%M%S}"
     for number in range(1, 1000):
         path = DEFAULT_PARENT / (stamp if number == 1 else f"{stamp}-{number}")
-        # Two runs in one second: the second gets a name of its own.
+        # A second run in the same second gets a numbered name.
         with contextlib.suppress(FileExistsError):
             _make_folder(path, f"the run folder {path}", exist_ok=False)
             _claim_folder(path, f"the run folder {path}", result)
@@ -550,23 +550,23 @@ def _claim_folder(path: Path, name: str, result: bytes) -> None:
         raise UsageError(f"{name} cannot be written", cause=error.strerror) from error
 
 
-# Reading a result back, whoever wrote it and whenever.
+# Reading a result, also one of an older version or another tool.
 
 
 @dataclass(frozen=True)
 class SavedRun:
-    """A result and the folder that it was read from."""
+    """A result and the folder from which it was read."""
 
     folder: Path
     result: RunResult
 
 
 def read_run(place: Path) -> SavedRun:
-    """The run in a folder or in a result.json; UsageError says what is wrong with it."""
+    """Reads the run in a folder or a result.json. Raises UsageError if it is not valid."""
     path = place / RESULT_NAME if place.is_dir() else place
     try:
         text = path.read_text(encoding="utf-8", errors="replace")
-        # NaN and Infinity, which Python writes and JSON does not have, are unknown.
+        # NaN and Infinity, which Python writes although JSON has no such numbers, are unknown.
         described = json.loads(text, parse_constant=lambda name: None)
     except FileNotFoundError as error:
         raise UsageError(
@@ -582,7 +582,7 @@ def read_run(place: Path) -> SavedRun:
 
 
 def parse_run(described: Any, path: Path) -> RunResult:
-    """The result that ``described``, the content of the file ``path``, holds."""
+    """The result in ``described``, the parsed content of the file ``path``."""
     notebooks = described.get("notebooks") if isinstance(described, Mapping) else None
     if not isinstance(notebooks, list):
         raise UsageError(f"{path} is not a run's result", cause="it has no list of notebooks")
@@ -598,7 +598,7 @@ def parse_run(described: Any, path: Path) -> RunResult:
 
 
 def _complete(notebook: Mapping[str, Any]) -> dict[str, Any]:
-    """A notebook of an older writer with the index of each cell and the executed notebook."""
+    """Adds cell indices and the executed notebook's name to a notebook of an older version."""
     cells = notebook.get("cells")
     known = [cell for cell in cells if isinstance(cell, Mapping)] if isinstance(cells, list) else []
     completed: dict[str, Any] = {"executed": f"{notebook.get('name')}.ipynb", **notebook}
@@ -616,7 +616,7 @@ def fit(value: Any, kind: Any) -> Any:
     CheckOutcome(name='tensors.center', status='unknown')
     """
     if isinstance(value, str):
-        value = value.encode("utf-8", "replace").decode()  # halves of surrogate pairs
+        value = value.encode("utf-8", "replace").decode()  # replaces lone surrogates
     with contextlib.suppress(msgspec.ValidationError, RecursionError, UnicodeEncodeError):
         return msgspec.convert(value, kind)
     if get_origin(kind) is Annotated:
@@ -646,7 +646,7 @@ def _fit_struct(value: Mapping[str, Any], kind: type[Struct]) -> Any:
 
 
 def make_schema() -> dict[str, Any]:
-    """The JSON schema of what labkit writes: every key is there, and no other."""
+    """The JSON schema of labkit's output: every key is required, and no other is allowed."""
     _, parts = msgspec.json.schema_components((RunResult,), ref_template="#/$defs/{name}")
     for part in parts.values():
         part["additionalProperties"] = False
@@ -663,7 +663,7 @@ def make_schema() -> dict[str, Any]:
 
 
 def _drop_upper_bounds(described: Any) -> None:
-    """Drops the bounds that only guard the reader."""
+    """Removes the upper bounds, which apply only to reading."""
     if isinstance(described, dict):
         described.pop("maximum", None)
         described = list(described.values())

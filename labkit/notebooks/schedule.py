@@ -1,7 +1,7 @@
-"""The schedule of a run: its device, and its notebooks, one or a few at a time.
+"""The schedule of a run: chooses the device, and runs one or several notebooks at a time.
 
-Each notebook has its own kernel and a thread of its own. The main thread only waits: Ctrl-C reaches
-it as KeyboardInterrupt, and it stops the others.
+Each notebook has its own kernel and thread. The main thread only waits: Ctrl-C raises
+KeyboardInterrupt there, and it stops the other threads.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ Keep = Callable[[int, NotebookResult, Any], NotebookResult]
 Follow = Callable[[int, NotebookResult, Any], None]
 Load = Callable[[Source], Any]
 
-# Reading a notebook changes warning filters, which belong to the whole process.
+# Reading a notebook changes the warning filters, which are global to the process.
 LOADING = threading.Lock()
 
 
 def keep_nothing(place: int, result: NotebookResult, notebook: Any) -> NotebookResult:
-    """The result as it is; the executed notebook is dropped."""
+    """Returns the result unchanged; the executed notebook is discarded."""
     return result
 
 
 def follow_nothing(place: int, result: NotebookResult, notebook: Any) -> None:
-    """Ignores a result so far."""
+    """Ignores an intermediate result."""
 
 
 def run_notebooks(
@@ -48,11 +48,11 @@ def run_notebooks(
     follow: Follow = follow_nothing,
     load: Load = load_notebook,
 ) -> tuple[NotebookResult, ...]:
-    """Runs each source in its own kernel; after a failure those not begun are "not_run".
+    """Runs each source in its own kernel; after a failure, sources not started are "not_run".
 
-    ``watch`` gets an event as each cell starts, goes on and ends, ``follow`` each notebook's
-    result so far, and ``keep`` each result with its executed notebook, to add to it. ``account``
-    sums what measuring takes.
+    ``watch`` gets an event when a cell starts, while it runs, and when it ends. ``follow`` gets
+    each notebook's intermediate result. ``keep`` gets each final result with its executed
+    notebook, and returns the result to use. ``account`` sums the measuring time.
     """
     account = account or MeasuringAccount()
     schedule = Schedule(sources, options, account, watch=watch, keep=keep, follow=follow, load=load)
@@ -60,7 +60,7 @@ def run_notebooks(
 
 
 class Schedule:
-    """The threads of one run, and whether they may begin another notebook."""
+    """The threads of one run, and whether they may start another notebook."""
 
     def __init__(
         self,
@@ -85,7 +85,7 @@ class Schedule:
         self._interrupted = False
 
     def run(self) -> tuple[NotebookResult, ...]:
-        """Every source's result, in their order."""
+        """Runs all sources; returns their results in the same order."""
         with ThreadPoolExecutor(max(1, self._options.jobs)) as pool:
             futures = [pool.submit(self._run_one, place) for place in range(len(self._sources))]
             try:
@@ -97,7 +97,7 @@ class Schedule:
         return tuple(future.result() for future in futures)
 
     def stop(self) -> None:
-        """Ends the running notebooks and begins no other."""
+        """Ends the running notebooks and starts no other."""
         with self._lock:
             self._no_more = self._interrupted = True
             running = list(self._running)
@@ -118,12 +118,12 @@ class Schedule:
         try:
             result = self._execute(place, source)
         except OSError:
-            raise  # of the terminal or the machine: it ends the run
+            raise  # an error of the terminal or the machine ends the run
         except Exception as error:
-            # Whatever a notebook or a kernel provokes, the other notebooks run.
+            # An unexpected error of one notebook or kernel does not stop the others.
             failure = _explain_failure(error)
             result = NotebookResult(source.name, str(source.path), "invalid", error=failure)
-        # An invalid file says nothing about the other notebooks.
+        # An invalid file does not stop the other notebooks.
         if result.status not in ("passed", "invalid") and not self._options.keep_going:
             self._no_more = True
         self._follow(place, result, None)
@@ -155,7 +155,7 @@ class Schedule:
 
 
 def _explain_failure(error: Exception) -> RunFailure:
-    """An error outside of the notebook's cells: an invalid file, or one that nobody expected."""
+    """The failure for an error outside the notebook's cells: an invalid file or a defect."""
     if isinstance(error, LabkitError):
         what = f"{error.what}: {error.cause}" if error.cause else error.what
         return RunFailure(what, kind="invalid", hint=error.fix)
@@ -169,9 +169,9 @@ VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 @dataclass(frozen=True)
 class DeviceChoice:
-    """The device as torch names it on this machine (None: unknown), and how it is imposed.
+    """The device as torch names it on this machine (None: unknown), and how kernels get it.
 
-    ``environment`` goes to the kernels; ``asks_cuda`` is True where they can have a GPU.
+    ``environment`` is set in the kernels; ``asks_cuda`` is True if they can use a GPU.
     """
 
     name: str | None
@@ -180,10 +180,10 @@ class DeviceChoice:
 
 
 def choose_device(asked: str, detection: Detection, environment: Mapping[str, str]) -> DeviceChoice:
-    """The device that ``auto``, ``cpu``, ``cuda`` or ``cuda:N`` means here.
+    """The device that ``auto``, ``cpu``, ``cuda`` or ``cuda:N`` means on this machine.
 
-    With ``cuda:N`` the notebook sees that one GPU only, and calls it cuda:0. Raises
-    DeviceMissingError where the device is not here, UsageError where the word is none of these.
+    With ``cuda:N`` the notebook sees only that GPU, as cuda:0. Raises DeviceMissingError if the
+    device does not exist, UsageError for any other word.
     """
     found = re.fullmatch(r"auto|cpu|cuda(?::(\d+))?", asked)
     if found is None:
@@ -208,12 +208,12 @@ def _choose_numbered(
     number: int, detection: Detection, environment: Mapping[str, str]
 ) -> DeviceChoice:
     visible = environment.get(VISIBLE)
-    # A MIG instance has no number of its own. Torch calls AMD's GPUs cuda too.
+    # A MIG instance has no CUDA number of its own. Torch names AMD GPUs cuda too.
     sound = [one for one in detection.devices if not one.trouble and not one.parent_uuid]
     gpus = [one for one in sound if one.kind == "cuda"] or [
         one for one in sound if one.kind == "rocm"
     ]
-    # CUDA counts within the list that is set, so one entry of it means the same GPU alone.
+    # CUDA numbers the GPUs within this list, so a list with one entry selects that GPU.
     entries = [str(index) for index in range(len(gpus))]
     if visible is not None:
         entries = [entry.strip() for entry in visible.split(",")]

@@ -1,4 +1,4 @@
-"""The notebooks that a run is asked for: a file of anybody's, or a lab's reference version."""
+"""Finds and reads the notebooks of a run: a notebook file, or a lab's reference version."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from labkit.text import escape_controls, first_line
 # A name with one of these endings is a file; jupytext reads all but the first.
 SUFFIXES = (".ipynb", ".py", ".md", ".myst")
 CELL_TYPES = ("code", "markdown", "raw")
-# Levels of lists and objects: nbformat and the JSON encoder recurse, and Python stops at 1000.
+# Levels of lists and objects: nbformat and the JSON encoder recurse; Python's limit is 1000.
 DEEPEST = 200
 
 
 @dataclass(frozen=True)
 class Source:
-    """A notebook to run, not yet read; ``make`` makes that of a lab, which has no file."""
+    """A notebook to run, not read yet; a lab has no file, ``make`` makes its notebook."""
 
     name: str
     path: Path
@@ -37,12 +37,12 @@ class Source:
 
 
 def is_path(word: str) -> bool:
-    """True where the word means a file and not a lab."""
+    """True if the word names a file, not a lab."""
     return word.endswith(SUFFIXES) or "/" in word
 
 
 def find_file(word: str) -> Source:
-    """The notebook file of that path; UsageError where there is none."""
+    """The notebook file at that path. Raises UsageError if there is none."""
     path, shown = Path(word), escape_controls(word)
     if not path.is_file():
         raise UsageError(
@@ -57,7 +57,7 @@ def find_file(word: str) -> Source:
 
 
 def load_notebook(source: Source) -> Any:
-    """The notebook (nbformat 4) of a source; UsageError names the file and what is wrong in it."""
+    """The notebook (nbformat 4) of a source. Raises UsageError with file and cause if invalid."""
     if source.make is not None:
         return source.make()
     try:
@@ -76,13 +76,13 @@ def _parse_ipynb(path: Path, text: str) -> Any:
 
     raw = _parse_json(path, text)
     try:
-        # nbformat logs and warns of what it finds wrong; nbclient runs the notebook all the same,
-        # because saved outputs that do not fit the schema are no reason not to.
+        # nbformat logs what it finds wrong. nbclient runs the notebook anyway: saved outputs that
+        # do not fit the schema do not matter.
         with warnings.catch_warnings(), _quiet_log("traitlets"):
             warnings.simplefilter("ignore")
             notebook = nbformat.reads(text, as_version=4)
     except Exception as error:
-        # A broken file can provoke anything in nbformat: KeyError, AttributeError, its own errors.
+        # A broken file can raise anything in nbformat: KeyError, AttributeError, its own errors.
         cause = find_defect(raw, text) or _describe(error)
         raise UsageError(f"{path} is not a valid notebook", cause=cause) from error
     defect = find_defect(raw, text)
@@ -92,7 +92,7 @@ def _parse_ipynb(path: Path, text: str) -> Any:
 
 
 def _parse_json(path: Path, text: str) -> Any:
-    """The file's content; UsageError with the line and column where it is not JSON."""
+    """The file's content. Raises UsageError with line and column if it is not JSON."""
     try:
         raw = json.loads(text)
     except json.JSONDecodeError as error:
@@ -108,11 +108,11 @@ def _parse_json(path: Path, text: str) -> Any:
 
 
 def find_defect(raw: Any, text: str) -> str | None:
-    """What keeps this content from being run as a notebook, with the line; None where nothing."""
+    """Why this content cannot run as a notebook, with the line; None if it can."""
     if not isinstance(raw, dict) or not isinstance(raw.get("nbformat"), int):
         return "it is JSON, but has no nbformat number"
     if raw["nbformat"] < 4:
-        return None  # nbformat converts it; its cells are in another place
+        return None  # an older format, which nbformat converts
     cells = raw.get("cells")
     if not isinstance(cells, list):
         return "it has no list of cells"
@@ -138,7 +138,7 @@ def _find_cell_defect(cell: Any) -> str | None:
 
 
 def _find_line(text: str, number: int) -> int:
-    """The line where the cell with this number, from 1, begins."""
+    """The line at which the cell with this number (from 1) starts."""
     decoder = json.JSONDecoder()
     start = re.search(r'"cells"\s*:\s*\[', text)
     position = start.end() if start else 0
@@ -149,13 +149,13 @@ def _find_line(text: str, number: int) -> int:
 
 
 def _skip(text: str, position: int) -> int:
-    """The next place that is neither white space nor a comma."""
+    """The next position that is neither white space nor a comma."""
     found = re.compile(r"[\s,]*").match(text, position)
     return found.end() if found else position
 
 
 def is_nested_too_deep(value: Any, limit: int = DEEPEST) -> bool:
-    """True where lists and objects are nested more than ``limit`` levels deep.
+    """True if lists and objects are nested more than ``limit`` levels deep.
 
     >>> is_nested_too_deep([[1]], limit=1), is_nested_too_deep([1, 2], limit=1)
     (True, False)
@@ -200,7 +200,7 @@ def _parse_script(path: Path, text: str) -> Any:
     try:
         notebook = jupytext.reads(text, fmt=path.suffix[1:])
     except Exception as error:
-        # jupytext raises what its readers raise.
+        # jupytext does not wrap the exceptions of its readers.
         raise UsageError(f"{path} is not a notebook", cause=_describe(error)) from error
     if is_nested_too_deep(notebook):
         raise UsageError(
@@ -209,7 +209,7 @@ def _parse_script(path: Path, text: str) -> Any:
     return notebook
 
 
-# YAML aliases of aliases grow exponentially once something walks through them, as jupytext does.
+# Nested YAML aliases grow exponentially when they are traversed, as jupytext does.
 MOST_ALIASES = 16
 _ALIAS = re.compile(r"(?:^|[\s\[{,:-])\*[^\s\[\]{},]+")
 _COMMENT = re.compile(r"^\s*(?:#|//|%|;)'?\s?")
@@ -217,7 +217,7 @@ _MYST_CELL = re.compile(r"^\s*[`~:]{3,}\s*\{")
 
 
 def has_alias_bomb(text: str) -> bool:
-    """True where the YAML that jupytext reads in a script uses more than 16 aliases.
+    """True if the YAML that jupytext reads in a script uses more than 16 aliases.
 
     >>> has_alias_bomb("---\\na: &a 1\\nb: [" + "*a, " * 17 + "]\\n---\\n")
     True
@@ -226,7 +226,7 @@ def has_alias_bomb(text: str) -> bool:
 
 
 def _find_yaml(text: str) -> Iterator[str]:
-    """The header between two lines of dashes, and the options of MyST's cells."""
+    """The YAML header between two lines of dashes, and the options of MyST cells."""
     lines = [_COMMENT.sub("", line).rstrip() for line in text.splitlines()]
     if "---" in lines:
         yield _read_block(lines, lines.index("---") + 1)

@@ -1,9 +1,8 @@
-"""A picture of the autograd graph behind a tensor, as backward will walk it.
+"""Draws the autograd graph of a tensor: the nodes that backward visits.
 
-Nothing is guessed from source code: the nodes are the ones that torch recorded, found from
-``grad_fn`` over ``next_functions``. Reading them changes nothing; saved tensors are not unpacked.
-
-Places the boxes of a layered graph: few crossings, and no edge runs through a box.
+The nodes are those that torch recorded, read from ``grad_fn`` and ``next_functions``; source code
+is not read. Reading changes nothing; saved tensors are not unpacked. The layout is layered, with
+few crossings, and no edge runs through a box.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal
 
 from labkit.errors import UsageError
+from labkit.text import plural
 
 if TYPE_CHECKING:
     import torch
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 _GAP = 24
 _LANE = 14
-# A node that more long edges than this lead to gets them as one bundle: a name used at every
-# step of a loop would otherwise take a lane for each step.
+# If more long edges than this lead to one node, they are drawn as one bundle: a tensor used at
+# every step of a loop would otherwise take one lane per step.
 _MOST_LANES = 4
 
 Rows = list[list[int]]
@@ -32,7 +32,7 @@ Rows = list[list[int]]
 
 @dataclass(frozen=True)
 class EdgePath:
-    """An edge: where it leaves its node, each layer's x that it passes, where it arrives."""
+    """An edge: its start, its x in each layer that it passes, and its end."""
 
     start_layer: int
     start_x: float
@@ -42,7 +42,7 @@ class EdgePath:
 
 @dataclass(frozen=True)
 class Layout:
-    """Each node's layer (0 on top) and middle x, all edges, and how wide and deep it all is."""
+    """Each node's layer (0 on top) and center x, all edges, the width and number of layers."""
 
     layers: tuple[int, ...]
     xs: tuple[float, ...]
@@ -64,7 +64,7 @@ def lay_out(widths: Sequence[float], edges: Sequence[tuple[int, int]]) -> Layout
     """Positions for nodes of these widths, from x = 0; every edge must lead to a later node.
 
     The method is Sugiyama's: longest-path layers, points for edges that cross a layer, then
-    sweeps that put each row in the order of its neighbours and near them.
+    sweeps that sort each row by its neighbors and move it close to them.
     """
     layers = _assign_layers(len(widths), edges)
     slots = [_Slot(layer, width) for layer, width in zip(layers, widths, strict=True)]
@@ -88,7 +88,7 @@ def lay_out(widths: Sequence[float], edges: Sequence[tuple[int, int]]) -> Layout
 
 
 def _assign_layers(nodes: int, edges: Sequence[tuple[int, int]]) -> list[int]:
-    """Each node's layer: its longest way from node 0, so that all edges lead down."""
+    """Each node's layer: its longest path from node 0, so that all edges lead down."""
     layers = [0] * nodes
     for source, target in sorted(edges):
         layers[target] = max(layers[target], layers[source] + 1)
@@ -96,7 +96,7 @@ def _assign_layers(nodes: int, edges: Sequence[tuple[int, int]]) -> list[int]:
 
 
 def _thread_edges(slots: list[_Slot], edges: Sequence[tuple[int, int]]) -> list[list[int]]:
-    """Each edge as a path of slots, one a layer; adds a slot where it passes a layer."""
+    """Each edge as a path of slots, one per layer; adds a slot for each layer that it passes."""
     long_edges = Counter(
         target for source, target in edges if slots[target].layer - slots[source].layer > 1
     )
@@ -135,7 +135,7 @@ def _place_rows(slots: list[_Slot], paths: list[list[int]]) -> None:
 
 
 def _place_row(slots: list[_Slot], row: list[int], neighbours: Rows) -> None:
-    """Moves a row's slots as near to the middle of their neighbours as their widths allow."""
+    """Moves a row's slots as close to the center of their neighbors as their widths allow."""
     wanted = {}
     for number in row:
         near = neighbours[number]
@@ -146,7 +146,7 @@ def _place_row(slots: list[_Slot], row: list[int], neighbours: Rows) -> None:
         slot = slots[number]
         slot.x = max(wanted[number], edge + slot.width / 2)
         edge = slot.x + slot.width / 2 + _GAP
-    # Packing from the left pushes a crowded row to the right; this takes the push back out.
+    # Packing from the left shifts a crowded row to the right; this shifts it back.
     push = sum(slots[number].x - wanted[number] for number in row) / len(row)
     for number in row:
         slots[number].x -= push
@@ -174,12 +174,12 @@ def _spread_ports(
 
 MOST_NODES = 60
 
-_CHARACTER_WIDTH = 7.3  # of a 12 px monospace font, a little on the wide side
+_CHARACTER_WIDTH = 7.3  # of a 12 px monospace font, slightly overestimated
 _BOX_HEIGHT = 40
 _LAYER_HEIGHT = 76
 _MARGIN = 8
 
-# JupyterLab's theme sets the variables; elsewhere the fallbacks read on light and on dark.
+# JupyterLab's theme sets the variables; the fallbacks are legible on light and dark pages.
 _FONT = "var(--jp-code-font-family, ui-monospace, monospace)"
 _INK = "var(--jp-content-font-color1, currentColor)"
 _FAINT_INK = "var(--jp-content-font-color2, currentColor)"
@@ -205,11 +205,11 @@ class GraphNode:
 
 @dataclass(frozen=True)
 class Graph:
-    """What torch recorded, in the order in which backward can visit it.
+    """The nodes that torch recorded, in an order in which backward can visit them.
 
-    Node 0 is the result. An edge leads from a node to one that its gradient is handed on to, and
-    is there twice where the gradient goes twice. ``hidden`` nodes are farther away than the kept
-    ones; ``absent`` are the names whose tensors the graph does not reach.
+    Node 0 is the result. An edge leads from a node to one that receives its gradient, and is
+    listed twice if the gradient flows there twice. ``hidden`` counts the nodes that are too far
+    away to be drawn; ``absent`` are the names whose tensors are not in the graph.
     """
 
     nodes: tuple[GraphNode, ...]
@@ -238,11 +238,11 @@ class GraphPicture:
 
 
 def draw_graph(tensor: torch.Tensor, names: dict[str, torch.Tensor] | None = None) -> GraphPicture:
-    """The autograd graph behind ``tensor`` as a picture: the result on top, leaves at the bottom.
+    """Draws the autograd graph of ``tensor``: the result on top, leaves at the bottom.
 
-    ``names`` labels leaves and results on the way: ``draw_graph(y, {"x": x, "y": y})``. Arrows
-    point the way the gradient travels; a node used twice is drawn once. Of a graph with more than
-    60 nodes the nearest to the result are drawn, and the caption says how many are not.
+    ``names`` labels leaves and intermediate results: ``draw_graph(y, {"x": x, "y": y})``. Arrows
+    point in the direction of the gradient; a node used twice is drawn once. In a graph with more
+    than 60 nodes, the nearest to the result are drawn, and the caption counts the others.
     Raises UsageError for anything that is not a tensor.
     """
     import torch
@@ -258,7 +258,7 @@ def draw_graph(tensor: torch.Tensor, names: dict[str, torch.Tensor] | None = Non
 
 
 def read_graph(tensor: torch.Tensor, names: dict[str, torch.Tensor]) -> Graph:
-    """The graph behind ``tensor``: at most 60 nodes, those fewest steps from the result."""
+    """The graph of ``tensor``: at most 60 nodes, those closest to the result."""
     root = _find_node(tensor)
     found = _walk(root)
     kept = _sort_nodes(found[:MOST_NODES])
@@ -278,12 +278,12 @@ def read_graph(tensor: torch.Tensor, names: dict[str, torch.Tensor]) -> Graph:
 
 
 def _find_node(tensor: torch.Tensor) -> Any:
-    """The node that a gradient for ``tensor`` enters; None where nothing was recorded."""
+    """The node that receives the gradient of ``tensor``; None if torch recorded nothing."""
     import torch
 
     if tensor.grad_fn is not None or not tensor.requires_grad:
         return tensor.grad_fn
-    # A leaf's node is made on demand, and only a view leads to it: the leaf itself has no grad_fn.
+    # torch makes a leaf's node on demand; only a view leads to it, as a leaf has no grad_fn.
     with torch.inference_mode(False), torch.enable_grad():
         view = tensor.view_as(tensor)
     assert view.grad_fn is not None
@@ -291,7 +291,7 @@ def _find_node(tensor: torch.Tensor) -> Any:
 
 
 def _next_nodes(node: Any) -> list[Any]:
-    """The nodes that ``node`` hands gradients on to; inputs that need none are left out."""
+    """The nodes that ``node`` passes gradients to; inputs that need no gradient are left out."""
     return [after for after, _ in node.next_functions if after is not None]
 
 
@@ -312,7 +312,7 @@ def _walk(root: Any) -> list[Any]:
 
 
 def _sort_nodes(nodes: list[Any]) -> list[Any]:
-    """The same nodes, each one before all that its gradient goes to (a topological order)."""
+    """The same nodes in topological order: each before the nodes that receive its gradient."""
     kept = set(nodes)
     arrivals = dict.fromkeys(nodes, 0)
     for node in nodes:
@@ -340,7 +340,7 @@ def _leaf_of(node: Any) -> Any:
 def _label_nodes(
     found: list[Any], tensor: torch.Tensor, names: dict[str, torch.Tensor]
 ) -> dict[Any, str]:
-    """The given name of each node that has one, and a number for each unnamed leaf."""
+    """The given names of the nodes, and a number for each unnamed leaf."""
     labels: dict[Any, str] = {}
     for name, given in names.items():
         if given is not tensor or given.grad_fn is None:
@@ -367,7 +367,7 @@ def _find_absent(
 
 
 def _describe_node(node: Any, name: str | None) -> GraphNode:
-    """The box for ``node``: what it is called, and the shape of the gradient that enters it."""
+    """The box for ``node``: its label, and the shape of the gradient that enters it."""
     leaf = _leaf_of(node)
     if leaf is not None:
         return GraphNode("leaf", f"{name}.grad", _format_shape(leaf.shape))
@@ -381,33 +381,29 @@ def _format_shape(shape: Sequence[int]) -> str:
     return f"({sizes},)" if len(shape) == 1 else f"({sizes})"
 
 
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
-
 def _summarize(graph: Graph) -> str:
-    """One line on the graph: whose it is and how many nodes of each kind are drawn."""
+    """One line about the graph: its tensor, and the number of drawn nodes of each kind."""
     result = graph.nodes[0]
     if len(graph.nodes) == 1:
         return f"{result.label} {result.shape} has no graph: nothing was recorded for it"
     operations = sum(node.kind == "operation" for node in graph.nodes)
     leaves = sum(node.kind == "leaf" for node in graph.nodes)
-    counted = f"{_count(operations, 'operation')}, {leaves} {'leaf' if leaves == 1 else 'leaves'}"
+    counted = f"{plural(operations, 'operation')}, {leaves} {'leaf' if leaves == 1 else 'leaves'}"
     return f"the graph behind {result.label} {result.shape}: {counted}"
 
 
 def _list_remarks(graph: Graph) -> list[str]:
-    """What the picture alone does not tell, a sentence each."""
+    """Notes that complete the picture, one sentence each."""
     remarks = []
     if graph.hidden:
-        remarks.append(f"{_count(graph.hidden, 'more node')} farther from the result not drawn")
+        remarks.append(f"{plural(graph.hidden, 'more node')} farther from the result not drawn")
     if graph.absent:
         remarks.append(f"Not in this graph: {', '.join(graph.absent)}")
     return remarks
 
 
 def _format_text(graph: Graph) -> str:
-    """The graph as numbered lines, each with the numbers of the nodes its gradient goes to."""
+    """The graph as numbered lines, each with the numbers of the nodes that get its gradient."""
     lines = [_summarize(graph)]
     width = max(len(f"{node.label} {node.shape}") for node in graph.nodes)
     for number, node in enumerate(graph.nodes[1:], start=1):
@@ -418,7 +414,7 @@ def _format_text(graph: Graph) -> str:
 
 
 def _format_html(graph: Graph) -> str:
-    """The picture with its caption; a graph that is not there is the caption alone."""
+    """The picture with its caption; only the caption if there is no graph."""
     caption = html.escape(". ".join([_summarize(graph), *_list_remarks(graph)]))
     font = f"font-family: {_FONT}; font-size: 12px"
     figure = f'<div style="{font}; color: {_FAINT_INK}">{caption}</div>'
@@ -447,7 +443,7 @@ def _layer_top(layer: int) -> float:
 
 
 def _draw_edge(edge: EdgePath) -> str:
-    """A curve from node to node with an arrow head, straight down past the boxes on its way."""
+    """A curve from node to node with an arrow head; it passes other boxes in a straight line."""
     x, y = edge.start_x, _layer_top(edge.start_layer) + _BOX_HEIGHT
     curve = [f"M{x:.1f} {y:.1f}"]
     for layer, next_x in enumerate((*edge.passes_x, edge.end_x), start=edge.start_layer + 1):
@@ -465,7 +461,7 @@ def _draw_edge(edge: EdgePath) -> str:
 
 
 def _draw_box(node: GraphNode, width: float, x: float, top: float) -> str:
-    """One node: its label over its shape, in the colours of its kind."""
+    """One node: its label above its shape, in the colors of its kind."""
     style = f"fill: {_FILLS[node.kind]}; stroke: {_STROKES[node.kind]}"
     texts = "".join(
         f'<text x="{x:.1f}" y="{top + y:.1f}" text-anchor="middle" style="fill: {ink}">'

@@ -1,6 +1,6 @@
-"""Pictures of the shapes of tensors of 0 to 4 dimensions, a square for each value.
+"""Draws the shapes of tensors of 0 to 4 dimensions, and sets the style of the labs' plots.
 
-Matplotlib settings under which one plot is legible in light and dark themes.
+A picture has one square for each value. The matplotlib style is legible in light and dark themes.
 """
 
 from __future__ import annotations
@@ -14,14 +14,15 @@ from html import escape
 from typing import Any
 
 from labkit.errors import UsageError
+from labkit.text import plural
 
 # Each has a contrast of at least 3.4 against white and against JupyterLab's dark #111111, and
-# they differ in hue and lightness for colour-blind eyes (after Okabe and Ito).
+# they differ in hue and lightness for color-blind readers (after Okabe and Ito).
 SERIES_COLORS = ("#1f83c4", "#d55e00", "#00917c", "#b8609a", "#a07800")
 
 # matplotlib-inline asks JupyterLab for a white or black card behind a transparent plot whose
 # tick labels are all dark or all light. These two sit on either side of its threshold (0.5),
-# so that no card is laid down and the page shows through in both themes.
+# so that JupyterLab adds no card and the plot stays transparent in both themes.
 DARKER_GREY = "#7b7b7b"
 LIGHTER_GREY = "#818181"
 
@@ -60,10 +61,10 @@ _SETTINGS: dict[str, object] = {
 
 
 def use_lab_style() -> None:
-    """Sets matplotlib up for the rest of the kernel's life: plots that suit both themes.
+    """Sets matplotlib's style for this kernel, so that plots are legible in both themes.
 
-    The background is transparent, text and axes are a grey between light and dark, and
-    series take the colours of ``SERIES_COLORS`` in turn. Calling it again changes nothing.
+    The background is transparent, text and axes are a gray between light and dark, and
+    series use the colors of ``SERIES_COLORS`` in turn. A second call changes nothing.
     """
     import matplotlib
     from matplotlib.rcsetup import cycler
@@ -73,17 +74,17 @@ def use_lab_style() -> None:
 
 
 MOST_DIMENSIONS = 4
-# Stacks, sheets, rows and columns that are drawn: more would not fit on a notebook's page.
+# Most stacks, sheets, rows and columns drawn: more do not fit on a notebook's page.
 MOST_DRAWN = (1, 4, 8, 8)
 MOST_DRAWN_OF_STACKS = (3, 4, 5, 5)
 LONGEST_VALUE = 5
 
 _CELL = 30  # pixels
-_SHEET_STEP = 9  # how far each sheet stands behind the one before it
+_SHEET_STEP = 9  # offset of each sheet from the one before it
 _STACK_GAP = 20
 _MARGIN = 24  # room for the labels of the dimensions
 
-# JupyterLab's theme sets the variable; elsewhere the page's own text colour reads on any page.
+# JupyterLab's theme sets the variable; other pages use their own text color.
 _INK = "var(--jp-content-font-color1, currentColor)"
 _LINE = f"stroke: {_INK}; stroke-opacity: 0.55"
 _OWN = f"fill: #1f83c4; fill-opacity: 0.3; {_LINE}"
@@ -93,9 +94,9 @@ _TEXT = f"fill: {_INK}; text-anchor: middle; dominant-baseline: central"
 
 @dataclass(frozen=True)
 class ShapePicture:
-    """What is drawn of one tensor: its name, shape, dtype, and its values where they fit.
+    """The picture of one tensor: its name, shape, dtype, and its values if they fit.
 
-    ``repeated`` marks the dimensions that go over the same memory again and again (stride 0).
+    ``repeated`` is true for the dimensions that repeat the same memory (stride 0).
     """
 
     name: str
@@ -108,11 +109,11 @@ class ShapePicture:
 def draw_shapes(*tensors: Any, values: bool = False, **named: Any) -> None:
     """Shows pictures of the shapes side by side, a square for each value; prints text elsewhere.
 
-    Takes torch tensors and NumPy arrays of 0 to 4 dimensions, by position or by the name that
-    their picture is to have: ``draw_shapes(row=torch.arange(3), column=torch.ones(3, 1))``.
-    ``values=True`` writes the values into pictures of up to two dimensions. What a broadcast
-    repeats without memory of its own is dashed. Of a long dimension the beginning is drawn, and
-    its label says how long it is. Raises UsageError for what has no shape, or too many dimensions.
+    Takes torch tensors and NumPy arrays of 0 to 4 dimensions, by position or by keyword, which
+    names the picture: ``draw_shapes(row=torch.arange(3), column=torch.ones(3, 1))``.
+    ``values=True`` writes the values into pictures of up to two dimensions. Values that a
+    broadcast repeats (stride 0) are dashed. Only the start of a long dimension is drawn; its
+    label gives the length. Raises UsageError for no shape, or more than 4 dimensions.
     """
     subjects = [("", tensor) for tensor in tensors] + list(named.items())
     pictures = [read_picture(tensor, name=name, values=values) for name, tensor in subjects]
@@ -127,7 +128,7 @@ def draw_shapes(*tensors: Any, values: bool = False, **named: Any) -> None:
 
 
 def read_picture(tensor: Any, *, name: str = "", values: bool = False) -> ShapePicture:
-    """What to draw of a torch tensor or NumPy array; its values are read only where asked for."""
+    """The picture of a torch tensor or NumPy array; reads its values only with ``values=True``."""
     if not hasattr(tensor, "shape") or not hasattr(tensor, "dtype"):
         raise UsageError(
             f"draw_shapes got {tensor!r}, which has no shape",
@@ -148,7 +149,7 @@ def read_picture(tensor: Any, *, name: str = "", values: bool = False) -> ShapeP
 
 
 def _read_values(tensor: Any, shape: tuple[int, ...]) -> tuple[tuple[str, ...], ...] | None:
-    """The drawn values as rows of short texts, or None where they would not fit."""
+    """The drawn values as rows of short texts, or None if they do not fit."""
     if len(shape) > 2 or 0 in shape:
         return None
     drawn = tuple(slice(MOST_DRAWN[-1]) for _ in shape)
@@ -161,7 +162,7 @@ def _read_values(tensor: Any, shape: tuple[int, ...]) -> tuple[tuple[str, ...], 
 
 
 def format_cell(value: complex) -> str:
-    """A number in as few characters as it needs, with three figures at most.
+    """A number as a short text, with at most three significant digits.
 
     >>> format_cell(2.0), format_cell(0.12345), format_cell(True)
     ('2', '0.123', 'T')
@@ -180,8 +181,8 @@ def describe_picture(picture: ShapePicture) -> str:
     count = math.prod(picture.shape)
     parts = [
         f"shape {picture.shape}",
-        _count(len(picture.shape), "dimension"),
-        _count(count, "value"),
+        plural(len(picture.shape), "dimension"),
+        plural(count, "value"),
         picture.dtype,
     ]
     parts += [f"dimension {at} repeats" for at, again in enumerate(picture.repeated) if again]
@@ -192,12 +193,8 @@ def describe_picture(picture: ShapePicture) -> str:
     return f"{picture.name}: {text}" if picture.name else text
 
 
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
-
 def _full(picture: ShapePicture) -> tuple[int, ...]:
-    """The lengths as (stacks, sheets, rows, columns), 1 for the dimensions that are not there."""
+    """The lengths as (stacks, sheets, rows, columns), 1 for each missing dimension."""
     return (1,) * (MOST_DIMENSIONS - len(picture.shape)) + picture.shape
 
 
@@ -207,7 +204,7 @@ def _drawn(picture: ShapePicture) -> tuple[int, ...]:
 
 
 def render_pictures(pictures: Sequence[ShapePicture]) -> str:
-    """The pictures as one HTML fragment: figures side by side, wrapped where the page is narrow."""
+    """The pictures as one HTML fragment: figures side by side, wrapped on a narrow page."""
     style = "display: flex; flex-wrap: wrap; gap: 8px 28px; align-items: flex-end"
     return f'<div style="{style}">{"".join(map(_render_figure, pictures))}</div>'
 
@@ -242,7 +239,7 @@ def _render_svg(picture: ShapePicture) -> str:
 
 
 def _draw_stack(picture: ShapePicture, stack: int, x: float) -> Iterator[str]:
-    """One stack of sheets, the farthest first; of the front sheet every cell is drawn."""
+    """One stack of sheets, the farthest first; only the front sheet has all its cells drawn."""
     _, sheets, rows, columns = _drawn(picture)
     repeated = (False,) * (MOST_DIMENSIONS - len(picture.shape)) + picture.repeated
 
@@ -256,7 +253,7 @@ def _draw_stack(picture: ShapePicture, stack: int, x: float) -> Iterator[str]:
     for row, column in itertools.product(range(rows), range(columns)):
         left, top = x + column * _CELL, (sheets - 1) * _SHEET_STEP + row * _CELL
         style = _REPEATED if is_repeat(stack, 0, row, column) else _OWN
-        # Drawn a little smaller, so that the dashes of neighbours do not fill each other's gaps.
+        # Drawn slightly smaller, so that the dashes of neighbors do not overlap.
         inset = 2 if style == _REPEATED else 0
         yield _rectangle(left + inset, top + inset, _CELL - 2 * inset, _CELL - 2 * inset, style)
         if picture.values is not None:
@@ -264,7 +261,7 @@ def _draw_stack(picture: ShapePicture, stack: int, x: float) -> Iterator[str]:
 
 
 def _draw_edge(x: float, y: float, rows: int, columns: int, style: str) -> str:
-    """What shows of a sheet behind another: a strip along its top and its right side."""
+    """The visible part of a sheet behind another: a strip at its top and its right side."""
     width, height, step = columns * _CELL, rows * _CELL, _SHEET_STEP
     strokes = [f"M{x:g} {y:g}h{width}v{height}h{-step}v{step - height}h{step - width}z"]
     strokes += [f"M{x + column * _CELL:g} {y:g}v{step}" for column in range(1, columns)]
@@ -274,7 +271,7 @@ def _draw_edge(x: float, y: float, rows: int, columns: int, style: str) -> str:
 
 
 def _draw_labels(picture: ShapePicture, width: float, height: float) -> Iterator[str]:
-    """The number and length of each dimension, along the side on which it is counted."""
+    """The number and length of each dimension, along its side of the picture."""
     dimensions = len(picture.shape)
     front_height = height if 0 in picture.shape else _drawn(picture)[2] * _CELL
     places = (

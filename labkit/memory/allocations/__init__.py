@@ -1,1 +1,1 @@
-"""Allocator history: who allocated what, what was live at the peak, how memory is split up."""
+"""Allocation history: which line allocated what, live memory at the peak, fragmentation."""

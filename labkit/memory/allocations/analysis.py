@@ -1,8 +1,8 @@
-"""What a recording shows of each device: the peak, its lines, fragmentation, what stayed.
+"""Analyzes a recording: each device's peak, its lines, fragmentation, and memory never freed.
 
 Live blocks are grouped by the line that allocated them: the innermost line outside torch, Python's
-standard library and labkit. If that line is in another package, the user's line that led there is
-named as well.
+standard library and labkit. If that line is in another package, the user's line that called it is
+named too.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from labkit.memory.track.frames import Frame
 from labkit.render import Displayed
 
 OWN, PACKAGE, USER = "own", "package", "user"
-# Packages whose lines do not count: they execute what another line asks for.
+# Packages whose lines are skipped, because they only run code for another line.
 FOLDED = re.compile(
     r"[/\\](?:site|dist)-packages[/\\](?:torch|torchgen|functorch|triton|labkit|IPython|ipykernel"
     r"|traitlets|tornado|zmq|nbclient|jupyter_client|_pytest|pluggy)(?:[/\\]|\.py$)"
@@ -48,7 +48,7 @@ NO_STACK = "no Python line: most likely the backward pass, which runs in a threa
 
 
 class Place(NamedTuple):
-    """Where blocks come from: a frame, or words if there is none; ``via`` is the user's line."""
+    """The origin of blocks: a frame, or words if there is none; ``via`` is the user's line."""
 
     frame: Frame | None
     words: str = ""
@@ -56,7 +56,7 @@ class Place(NamedTuple):
 
 
 class Stack(NamedTuple):
-    """A whole stack, innermost first, with the bytes that it allocated."""
+    """A complete stack, innermost first, with the bytes that it allocated."""
 
     frames: tuple[Frame, ...]
     held_bytes: int
@@ -74,7 +74,7 @@ class Group(NamedTuple):
 
 @functools.lru_cache(maxsize=65_536)
 def judge_file(file: str) -> str:
-    """Whose code a file is: "own" (torch, Python, labkit), "package", or "user".
+    """The owner of a file: "own" (torch, Python, labkit), "package", or "user".
 
     >>> judge_file("/home/a/train.py"), judge_file("/x/lib/python3.11/site-packages/torch/_ops.py")
     ('user', 'own')
@@ -89,7 +89,7 @@ def judge_file(file: str) -> str:
 
 
 def find_place(held: Held) -> Place:
-    """The place that a block comes from."""
+    """The place that allocated a block."""
     innermost: Frame | None = None
     package: Frame | None = None
     for frame in held.frames:
@@ -131,8 +131,8 @@ FAILURES_KEPT = 5
 class TimelineColumn(NamedTuple):
     """A range of levels in the picture: its highest level, the lowest, and the most reserved.
 
-    ``bands`` has the live bytes of each line with a colour at the highest level; the rest belongs
-    to other lines.
+    ``bands`` has the live bytes of each colored line at the highest level; the rest belongs to
+    other lines.
     """
 
     level: int
@@ -167,9 +167,9 @@ class OutOfMemoryEvent(NamedTuple):
 
 
 class DeviceHistory(NamedTuple):
-    """Everything that a recording shows of one device.
+    """The analysis of one device in a recording.
 
-    ``truncated`` is None where the recording does not have its limit of entries. ``kept`` was
+    ``truncated`` is None if the recording does not have its limit of entries. ``kept`` was
     allocated in the recording and is live at its end; ``before_*`` was live when it began.
     """
 
@@ -198,7 +198,7 @@ class DeviceHistory(NamedTuple):
 
 @dataclass(frozen=True, repr=False)
 class History(Displayed, view="labkit.memory.allocations.view", text="format_history"):
-    """What a recording shows of all devices."""
+    """The analysis of all devices in a recording."""
 
     devices: tuple[DeviceHistory, ...]
     names: Mapping[str, str]
@@ -276,7 +276,7 @@ def _measure_seconds(trace: Trace, level: int) -> float | None:
 def make_columns(
     trace: Trace, levels: ReplayedLevels, bands: tuple[Place, ...], most: int = COLUMNS
 ) -> tuple[TimelineColumn, ...]:
-    """The levels in at most ``most`` columns; each shows its highest, so that no peak is lost."""
+    """The levels in at most ``most`` columns; each has its highest level, so no peak is lost."""
     count = len(levels.live)
     width = min(count, most)
     edges = [count * place // width for place in range(width + 1)]

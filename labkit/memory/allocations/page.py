@@ -1,6 +1,6 @@
-"""A history as one HTML page that loads nothing from elsewhere and stays small.
+"""Renders a history as one small, self-contained HTML page.
 
-Its pictures are live bytes over the events, and the segments as bars.
+It shows a plot of the live bytes over the events, and the segments as bars.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ FRAGMENTATION = (
 )
 NO_CACHE = (
     "On the CPU torch reserves no memory: each tensor takes its memory from the system and gives it"
-    " back. So there is no reserved memory here that could be fragmented."
+    " back. So no reserved memory can be fragmented here."
 )
 COUNTED_ON_CPU = (
     "The figures count the CPU tensors of the thread that recorded. They do not include memory that"
@@ -64,7 +64,7 @@ COUNTED_ON_CUDA = (
 
 
 def render_timeline(device: DeviceHistory) -> str:
-    """Live bytes in bands by line, and reserved bytes, over the events, with the peak marked."""
+    """Plots live bytes by line, and reserved bytes, over the events; marks the peak."""
     timeline = Timeline(device)
     parts = [timeline.scale.render(), timeline.render_bands()]
     if device.has_cache:
@@ -87,7 +87,7 @@ def render_timeline(device: DeviceHistory) -> str:
 
 
 class Timeline:
-    """The picture of a device over its events: where columns and values stand in it."""
+    """The plot of a device over its events: the positions of columns and values."""
 
     def __init__(self, device: DeviceHistory) -> None:
         self._device, self._columns = device, device.columns
@@ -95,7 +95,7 @@ class Timeline:
         self.scale = choose_scale(highest, "bytes", AREA)
 
     def across(self, place: float) -> float:
-        """How many pixels from the left the left edge of a column stands."""
+        """The distance of a column's left edge from the left, in pixels."""
         return AREA.left + AREA.width * place / len(self._columns)
 
     def find_column(self, level: int) -> float:
@@ -105,7 +105,7 @@ class Timeline:
         return self.across(near + 0.5)
 
     def render_events(self) -> str:
-        """Numbers of events under the picture, and their seconds if they are known."""
+        """The event numbers under the plot, and their seconds if known."""
         last = len(self._columns) - 1
         places = sorted({last * number // TICKS_ACROSS for number in range(TICKS_ACROSS + 1)})
         parts = []
@@ -123,9 +123,9 @@ class Timeline:
         return "".join(parts)
 
     def render_bands(self) -> str:
-        """The lines' live bytes stacked, and in grey above them those of all other lines.
+        """The colored lines' live bytes, stacked, and those of all other lines above them in gray.
 
-        The lines that change least are at the bottom, so that the steps of the others show.
+        The lines that change least are at the bottom, so that changes of the others are visible.
         """
         numbers = range(len(self._device.bands))
         bands = [[column.bands[number] for column in self._columns] for number in numbers]
@@ -146,7 +146,7 @@ class Timeline:
         return f"{self.trace(upper)}L{self.trace(lower, backwards=True)[1:]}Z"
 
     def trace(self, values: Sequence[int], *, backwards: bool = False) -> str:
-        """The path of one value for each column, as steps; equal neighbours are one step."""
+        """The path of one value per column, as steps; equal neighbors are one step."""
         order = range(len(values) - 1, -1, -1) if backwards else range(len(values))
         begin, end = (1, 0) if backwards else (0, 1)
         parts, height = [], None
@@ -191,7 +191,7 @@ def _describe_column(column: TimelineColumn, device: DeviceHistory) -> str:
 
 
 def render_segments(cut: Fragmentation) -> str:
-    """The largest segments as bars in proportion, their live ranges filled; "" without any."""
+    """The largest segments as bars to scale, with filled live ranges; "" without segments."""
     drawn = cut.segments[:BARS_DRAWN]
     if not drawn:
         return ""
@@ -225,9 +225,9 @@ def _render_segment(segment: LaidSegment, top: int, longest: int) -> str:
 
 
 def merge_runs(live: Iterable[LayoutSpan], span: LayoutSpan, width: float) -> list[tuple[int, int]]:
-    """Live ranges in half pixels of a bar; none is thinner than one, and those that touch are one.
+    """Live ranges in half pixels of a bar, at least one wide; adjacent ranges are merged.
 
-    So a bar has at most as many pieces as it has pixels.
+    A bar therefore has at most as many pieces as pixels.
     """
     runs: list[tuple[int, int]] = []
     for one in live:
@@ -241,13 +241,13 @@ def merge_runs(live: Iterable[LayoutSpan], span: LayoutSpan, width: float) -> li
 
 
 class StackShelf:
-    """Writes stacks up to a total size; after that, it says that a stack is left out."""
+    """Writes stacks up to a total size; a note replaces each stack beyond it."""
 
     def __init__(self, room_bytes: int = STACKS_BYTES) -> None:
         self._room = room_bytes
 
     def write(self, group: Group, history: History) -> str:
-        """The stacks of a group, collapsed; "" where it has none."""
+        """The stacks of a group, collapsed; "" if it has none."""
         if not group.stacks:
             return ""
         written = "".join(
@@ -264,7 +264,7 @@ class StackShelf:
 
 
 def make_page(history: History, name: str = "") -> str:
-    """The whole page; ``name`` says what was recorded, such as the snapshot's file."""
+    """The whole page; ``name`` names the recording, such as the snapshot's file."""
     shelf = StackShelf()
     title, lede = _make_title(history)
     kicker = f"labkit history{' of ' + escape(shorten_start(name, NAME_LENGTH)) if name else ''}"
@@ -331,8 +331,8 @@ def _make_device(
 
 def _make_timeline(device: DeviceHistory) -> str:
     grain = -(-(device.events + 1) // len(device.columns))
-    words = "Live bytes after each event, coloured by the line that allocated them (the colours"
-    words += " of the table below; grey: all other lines)."
+    words = "Live bytes after each event, colored by the line that allocated them (the colors"
+    words += " of the table below; gray: all other lines)."
     if device.has_cache:
         words += " Dashed: reserved by the allocator."
     if grain > 1:
@@ -373,7 +373,7 @@ def _make_lines(
     shown: int,
     context: tuple[DeviceHistory, History, StackShelf],
 ) -> str:
-    """The table of lines, the first ``shown`` each with its share of the moment's live bytes."""
+    """The table of lines; the first ``shown`` have their share of the moment's live bytes."""
     device, history, shelf = context
     rows = []
     for group in groups[:shown]:
@@ -436,7 +436,7 @@ def _make_cut(device: DeviceHistory) -> str:
         ("reserved at the end", format_bytes(device.end.reserved_bytes)),
     ]
     rows = "".join(f"<div><dt>{name}</dt><dd>{figure}</dd></div>" for name, figure in figures)
-    advice = start_sentence(f"{advise(device) or 'there is little of it here'}.")
+    advice = start_sentence(f"{advise(device) or 'there is little of it in this recording'}.")
     left_out = len(cut.segments) - BARS_DRAWN
     more = f" The {BARS_DRAWN} largest of {len(cut.segments):,} are drawn." if left_out > 0 else ""
     drawn = render_segments(cut)

@@ -1,9 +1,9 @@
-"""``record_allocations()``: who allocates what while a block of code runs.
+"""``record_allocations()``: records which line allocates what while a block of code runs.
 
 On CUDA torch records its allocator's events. For CPU tensors ``CpuEvents`` makes the same events
-from ``StorageTracer``: of the tracing thread, without an operator's scratch memory. Each storage
-gets an address that is never reused; what ``backward()`` allocates has its forward operator's
-line.
+from ``StorageTracer``, for the tracing thread and without an operator's scratch memory. Each
+storage gets an address that is never reused. Memory that ``backward()`` allocates gets the line
+of its forward operator.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class CpuEvents:
         self._frames: dict[Frame, dict[str, Any]] = {}
 
     def allocate(self, storage: Storage) -> None:
-        """Notes an allocation; a storage from before the recording has no event."""
+        """Records an allocation; a storage from before the recording has no event."""
         if storage.device != "cpu" or not storage.bytes:
             return
         address = self._next_address
@@ -62,13 +62,13 @@ class CpuEvents:
             self._note("alloc", address, storage)
 
     def free(self, storage: Storage) -> None:
-        """Notes that a storage is freed."""
+        """Records that a storage is freed."""
         address, _ = self._live.pop(storage.serial, (0, None))
         if address:
             self._note("free_completed", address, storage)
 
     def note_failure(self, error: BaseException) -> None:
-        """Notes a failed allocation, if the error that ended the recording is one."""
+        """Records a failed allocation, if the error that ended the recording is one."""
         found = REFUSED.search(str(error))
         if found:
             free = read_machine_memory().free_bytes
@@ -77,7 +77,7 @@ class CpuEvents:
             self._append("oom", size=int(found[1]), frames=frames, **facts)
 
     def make_snapshot(self) -> dict[str, Any]:
-        """The recording so far in torch's format, with a segment for each live block."""
+        """The current recording in torch's format, with a segment for each live block."""
         segments = [
             self._make_segment(address, storage) for address, storage in self._live.values()
         ]
@@ -139,13 +139,13 @@ CPU_STACK_DEPTH = 16
 
 
 class CudaRecorder:
-    """Torch's own recorder with a limit; by default it is off, and unlimited when turned on.
+    """Torch's own recorder, with a limit; by default it is off, and unlimited when turned on.
 
-    ``context`` is "alloc" where frees have no stacks of their own. ``context`` and
-    ``max_entries`` are None where the settings are unknown.
+    ``context`` is "alloc" if frees have no stacks of their own. ``context`` and ``max_entries``
+    are None if the settings are unknown.
 
-    If it is already on, its settings cannot be read and so could not be restored: it stays as it
-    is, and goes on after the block.
+    If the recorder is already on, its settings cannot be read, and so not be restored. Then it is
+    left unchanged and continues after the block.
     """
 
     device = "cuda"
@@ -163,14 +163,14 @@ class CudaRecorder:
         if self._joined:
             self.max_entries = self.context = None
             return
-        # Python stacks only: those of C++ make the snapshot a hundred times slower. No stacks for
-        # frees: torch then stores the allocation's, which says more, at half the cost.
+        # Python stacks only, as C++ stacks make the snapshot a hundred times slower. No stacks for
+        # frees: torch then stores the allocation's stack, which is more useful, at half the cost.
         self._torch.cuda.memory._record_memory_history(
             "all", context=self.context, stacks="python", max_entries=self._bound
         )
 
     def stop(self, error: BaseException | None) -> dict[str, Any]:
-        """Takes the snapshot and, if the recorder was off, turns it off, which drops the events."""
+        """Takes the snapshot; turns the recorder off if it was off before, which drops events."""
         try:
             snapshot: dict[str, Any] = self._torch.cuda.memory._snapshot()
         finally:
@@ -180,7 +180,7 @@ class CudaRecorder:
 
 
 class CpuRecorder:
-    """The CPU tensors of this thread, through a dispatch mode; compiled functions run eagerly."""
+    """Records this thread's CPU tensors with a dispatch mode; compiled functions run eagerly."""
 
     device = "cpu"
 
@@ -193,8 +193,8 @@ class CpuRecorder:
 
     def start(self) -> None:
         """Starts tracing this thread's operators."""
-        # Torch imports this, which takes seconds, at the first operator under a dispatch mode:
-        # do it now, not while recording.
+        # Torch imports this at the first operator under a dispatch mode, which takes seconds. So
+        # import it before the recording.
         importlib.import_module("torch._dynamo")
         from labkit.memory.track.storages import StorageTracer
 
@@ -211,7 +211,7 @@ class CpuRecorder:
 
 
 class AllocationRecorder:
-    """Records the allocations of one block; its history is there when the block has ended."""
+    """Records the allocations of one block; its history is available after the block."""
 
     _open: AllocationRecorder | None = None
     _lock = threading.Lock()
@@ -224,7 +224,7 @@ class AllocationRecorder:
 
     @property
     def snapshot(self) -> dict[str, Any]:
-        """The snapshot in torch's format, a dict; raises LabkitError where there is none."""
+        """The snapshot as a dict in torch's format; raises LabkitError if there is none."""
         if self._snapshot is None:
             raise LabkitError(
                 "nothing has been recorded" if self._trouble is None else "the recording is lost",
@@ -245,7 +245,7 @@ class AllocationRecorder:
         return save_snapshot(Path(path), self.snapshot)
 
     def save_page(self, path: str | Path) -> Path:
-        """Writes the history as one HTML page that loads nothing from elsewhere."""
+        """Writes the history as one self-contained HTML page."""
         path = Path(path)
         return write_file(path, make_page(self.history).encode(errors="replace"))
 
@@ -285,7 +285,7 @@ class AllocationRecorder:
         self._snapshot = snapshot
 
     def _describe(self, snapshot: dict[str, Any]) -> dict[str, Any]:
-        """What torch's format does not have; its viewer ignores it."""
+        """The snapshot with labkit's additional data, which torch's viewer ignores."""
         names, sources = read_lines(snapshot)
         return {
             "schema_version": 1,
@@ -309,13 +309,13 @@ class AllocationRecorder:
 def record_allocations(
     device: str | torch.device | None = None, *, max_entries: int = MAX_ENTRIES
 ) -> AllocationRecorder:
-    """Records every allocation of a block: what was live at the peak, by line, and what stayed.
+    """Records every allocation of a block: live memory at the peak, by line, and memory not freed.
 
     On CUDA it uses torch's recorder, for every device; without a GPU, or with ``device="cpu"``, it
     records the CPU tensors of this thread. It keeps the last ``max_entries`` events of each device,
-    100,000 by default: an allocation is one event, its free two. The recording is also there after
-    an exception, when it is needed most: a failed allocation is one of the events. Raises
-    UsageError for other devices, DeviceMissingError where there is no CUDA device.
+    100,000 by default: an allocation is one event, its free two. The recording is also available
+    after an exception; a failed allocation is one of the events. Raises
+    UsageError for other devices, DeviceMissingError if there is no CUDA device.
 
     >>> import torch
     >>> with record_allocations("cpu") as recorded:
@@ -352,7 +352,7 @@ def record_allocations(
 
 
 def read_lines(snapshot: dict[str, Any]) -> tuple[dict[str, str], list[list[object]]]:
-    """The names of a notebook's cells, and the source of every line of the user that allocated.
+    """The names of a notebook's cells, and the source of every user line that allocated.
 
     It is read right after the block, before the files can change.
     """
@@ -369,7 +369,7 @@ def read_lines(snapshot: dict[str, Any]) -> tuple[dict[str, str], list[list[obje
 
 
 def _list_frames(snapshot: dict[str, Any]) -> set[Frame]:
-    """Every frame of the snapshot's events and blocks, once."""
+    """The distinct frames of the snapshot's events and blocks."""
     entries = [entry for trace in snapshot["device_traces"] for entry in trace]
     entries += [block for segment in snapshot["segments"] for block in segment["blocks"]]
     unique = {id(raw): raw for entry in entries for raw in entry.get("frames", ())}

@@ -1,4 +1,4 @@
-"""Replays the events of one device: what was live and reserved after each, and its layout.
+"""Replays the events of one device: live and reserved bytes after each event, and the layout.
 
 Level 0 is the state before the first event; level ``n`` is the state after ``n`` events. Sizes
 are those requested: the allocator rounds them up (on CUDA to 512 bytes), but the rounded sizes of
@@ -39,7 +39,7 @@ class ReplayedLevels(NamedTuple):
 
     @property
     def peak(self) -> int:
-        """The first level at which the most was live."""
+        """The first level with the most live bytes."""
         return self.live.index(max(self.live))
 
 
@@ -68,8 +68,8 @@ def name_free_action(trace: Trace) -> str:
 def find_start(trace: Trace) -> dict[int, Held]:
     """The blocks that were live before the first event, by address.
 
-    These are the blocks that are freed, or live at the end, without an event of their allocation:
-    it was before the recording, or newer events have replaced it.
+    These blocks are freed, or live at the end, without an allocation event: they were allocated
+    before the recording, or newer events have replaced that event.
     """
     free_action = name_free_action(trace)
     start: dict[int, Held] = {}
@@ -92,8 +92,8 @@ def find_start(trace: Trace) -> dict[int, Held]:
 def walk_live(trace: Trace) -> Iterator[tuple[dict[int, Held], Held | None, Held | None]]:
     """For each level: the live blocks by address, the block allocated, and the block freed.
 
-    It yields the same dictionary every time. An address that is allocated twice was freed in
-    between, without an event.
+    It yields the same dictionary object every time. An address that is allocated twice was freed
+    in between without an event.
     """
     free_action = name_free_action(trace)
     live = find_start(trace)
@@ -194,7 +194,7 @@ class Fragmentation(NamedTuple):
 
 
 def measure_fragmentation(trace: Trace, level: int, live: Sequence[Held]) -> Fragmentation | None:
-    """How the reserved memory was split up; None on the CPU, where nothing is reserved."""
+    """The fragmentation of the reserved memory; None on the CPU, where nothing is reserved."""
     if not trace.has_cache:
         return None
     segments = lay_out(trace, level, live)
@@ -228,7 +228,7 @@ def lay_out(trace: Trace, level: int, live: Iterable[Held]) -> tuple[LaidSegment
 
 
 def find_segments(trace: Trace, level: int) -> list[LayoutSpan]:
-    """The segments at a level in address order: those at the end, with later events undone."""
+    """The segments at a level in address order, from those at the end by undoing later events."""
     fixed = {one.address: one.size_bytes for one in trace.segments if not one.expandable}
     mapped = [LayoutSpan(one.address, one.size_bytes) for one in trace.segments if one.expandable]
     for event in reversed(trace.events[level:]):
@@ -256,7 +256,7 @@ def _append(ranges: list[LayoutSpan], span: LayoutSpan, limit: int) -> None:
 
 
 def _join(spans: Iterable[LayoutSpan]) -> list[LayoutSpan]:
-    """Joins ranges that touch: an expandable segment grows page by page."""
+    """Joins adjacent ranges, because an expandable segment grows page by page."""
     joined: list[LayoutSpan] = []
     for span in sorted(spans):
         _append(joined, span, span.end)
@@ -277,5 +277,5 @@ def _cut_out(spans: Iterable[LayoutSpan], hole: LayoutSpan) -> list[LayoutSpan]:
 
 
 def _round_up(count: int) -> int:
-    """The least that a block takes: torch's CUDA allocator uses multiples of 512 bytes."""
+    """The smallest block size for a request: torch's CUDA allocator uses multiples of 512 bytes."""
     return max(1, -(-count // ROUNDING_BYTES)) * ROUNDING_BYTES

@@ -1,7 +1,7 @@
 """Torch's memory snapshots: the events of each device, and its segments at the end.
 
-A snapshot may come from somebody else: its pickle is read without running any code in it, and
-everything in it is checked.
+A snapshot may come from another person: its pickle is read without running its code, and all data
+in it is checked.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from labkit.errors import LabkitError, UsageError
 from labkit.files import write_atomically
 from labkit.memory.track.frames import Frame
 
-# Torch's names for what its allocator did.
+# Torch's names of allocator actions.
 ALLOC, FREE_REQUESTED, FREE_COMPLETED, OOM = "alloc", "free_requested", "free_completed", "oom"
 SEGMENT_ADDED = {"segment_alloc", "segment_map"}
 SEGMENT_REMOVED = {"segment_free", "segment_unmap"}
 MAPPED = {"segment_map", "segment_unmap"}
 
-# The key of a snapshot under which labkit stores what torch's format does not have.
+# The key under which labkit stores additional data in a snapshot.
 OWN_KEY = "labkit"
 LARGEST_NUMBER = 2**63
 LAST_LINE = 2**31
@@ -82,7 +82,7 @@ class Trace(NamedTuple):
 
 
 class Recording(NamedTuple):
-    """A whole snapshot; ``names`` are better names of files, ``sources`` lines of code.
+    """A whole snapshot; ``names`` are display names of files, ``sources`` lines of code.
 
     labkit's own recordings have both: ``{"/tmp/ipykernel_7/1.py": "In[3]"}`` and
     ``{("train.py", 12): "y = model(x)"}``.
@@ -254,7 +254,7 @@ def _refuse(why: str) -> UsageError:
 
 # The newest protocol that torch's own viewer reads.
 PICKLE_PROTOCOL = 4
-# What unpickling raises for bytes that are not a pickle, or for a malicious one.
+# Exceptions of unpickling bytes that are not a pickle, or a malicious one.
 UNREADABLE = (
     pickle.UnpicklingError,
     EOFError,
@@ -269,15 +269,15 @@ UNREADABLE = (
 
 
 class PlainUnpickler(pickle.Unpickler):
-    """Reads containers, strings, numbers, booleans and None: a pickle can ask to run any code."""
+    """Reads containers, strings, numbers, booleans and None; other pickles could run any code."""
 
     def find_class(self, module: str, name: str) -> NoReturn:
-        """Refuses every function and class: loading one would trust the file."""
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}, and plain data needs no code")
+        """Refuses every function and class, because loading one could run code."""
+        raise pickle.UnpicklingError(f"it needs {module}.{name}, but plain data needs no code")
 
 
 def load_snapshot(path: Path) -> Any:
-    """A snapshot's file as plain containers; raises UsageError for anything else."""
+    """Reads a snapshot's file as plain containers; raises UsageError for anything else."""
     try:
         with path.open("rb") as file:
             return PlainUnpickler(file).load()
@@ -302,7 +302,7 @@ def save_snapshot(path: Path, snapshot: object) -> Path:
 
 
 def write_file(path: Path, content: bytes) -> Path:
-    """Writes a file, whole or not at all; raises LabkitError where it cannot."""
+    """Writes a file atomically; raises LabkitError if it cannot be written."""
     try:
         write_atomically(path, content)
     except OSError as error:

@@ -1,6 +1,6 @@
 """A history as text, and as the object that ``--json`` prints.
 
-A snapshot may come from somebody else: names and lines from it are printed on one line, with
+A snapshot may come from another person: names and lines from it are printed on one line, with
 control characters escaped.
 """
 
@@ -24,14 +24,14 @@ from labkit.text import escape_controls, format_bytes, format_seconds, plural
 LINES_SHOWN = 8
 SOURCE_LENGTH = 100
 LINES_DESCRIBED = 50
-# Free memory is fragmented where it is this share of the reserved memory at least, and its largest
-# piece this share of it at most.
+# Free memory is fragmented if it is at least this share of the reserved memory, and its largest
+# piece is at most this share of the free memory.
 MUCH_FREE = 0.1
 SMALL_PIECE = 0.5
 
 
 def format_history(history: History) -> str:
-    """The history of every device, in lines."""
+    """The history of every device as text."""
     if not history.devices:
         return "no allocations were recorded"
     return "\n\n".join(_format_device(device, history) for device in history.devices)
@@ -68,7 +68,7 @@ def _format_groups(groups: tuple[Group, ...], history: History) -> list[str]:
 
 
 def format_moment(moment: Moment, device: DeviceHistory) -> str:
-    """When a moment was: after which event, and its seconds if the recording has times."""
+    """The time of a moment: the event before it, and the seconds if the recording has times."""
     if moment.event == 0:
         return "at the beginning"
     seconds = "" if moment.seconds is None else f" ({format_seconds(moment.seconds)})"
@@ -81,11 +81,11 @@ def format_failure(failure: OutOfMemoryEvent, history: History) -> str:
     if failure.device_free_bytes is not None:
         had += f" and {format_bytes(failure.device_free_bytes)} free on the device"
     where = format_place(failure.place, history)
-    return f"out of memory: {format_bytes(failure.asked_bytes)} asked for{had}, at {where}"
+    return f"out of memory: {format_bytes(failure.asked_bytes)} requested{had}, at {where}"
 
 
 def _list_findings(device: DeviceHistory) -> list[str]:
-    """What is reserved and unused, the advice against fragmentation, and what was never freed."""
+    """Sentences on unused reserved memory, fragmentation, and memory that was never freed."""
     found = []
     cut = device.fragmented_moment.fragmentation
     if cut is not None and cut.free_bytes:
@@ -110,7 +110,7 @@ def format_free(cut: Fragmentation) -> str:
 
 
 def advise(device: DeviceHistory) -> str | None:
-    """What to do against fragmentation; None where there is little of it."""
+    """What to do against fragmentation; None if there is little of it."""
     cut = device.fragmented_moment.fragmentation
     if cut is None or not cut.reserved_bytes:
         return None
@@ -130,7 +130,7 @@ def advise(device: DeviceHistory) -> str | None:
 
 
 def list_notes(device: DeviceHistory) -> list[str]:
-    """What one must know to read the figures: lost events, and memory from before."""
+    """Notes on the figures: lost events, and memory from before the recording."""
     notes = []
     if device.truncated:
         notes.append(
@@ -153,7 +153,7 @@ def list_notes(device: DeviceHistory) -> list[str]:
 
 
 def format_place(place: Place, history: History) -> str:
-    """A place as ``train.py:12 in forward``; for a line in a package, with the user's line."""
+    """A place as ``train.py:12 in forward``; a line in a package also has the user's line."""
     if place.frame is None:
         return place.words
     here = _format_frame(place.frame, history)

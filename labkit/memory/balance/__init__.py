@@ -1,1 +1,1 @@
-"""The balance: which part of each device's memory is held by whom, now."""
+"""The balance: what holds each part of a device's memory now."""

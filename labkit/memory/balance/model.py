@@ -1,10 +1,10 @@
-"""The balance of a device: which part of its memory is held by whom.
+"""The balance of a device: what holds each part of its memory.
 
 total = driver's reserve + this process (live tensors + cached by the allocator + context and
 libraries) + other processes + free + unaccounted. A term that cannot be read is None, and its
 bytes are part of "unaccounted".
 
-The classes are NamedTuples: importing ``dataclasses`` would slow ``labkit memory`` down.
+The classes are NamedTuples, because importing ``dataclasses`` would slow ``labkit memory`` down.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ class Balance(NamedTuple):
 
     @property
     def is_readable(self) -> bool:
-        """False for a device in trouble of which not even the total is known."""
+        """False for a failed device whose total is unknown too."""
         return self.total_bytes is not None or not self.trouble
 
 

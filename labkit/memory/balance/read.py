@@ -3,8 +3,8 @@
 The figures come from the driver (through NVML), the kernel (``/proc`` and cgroups) and torch's
 allocators. GPUs of NVML and torch are joined by UUID, as their numbers differ (pytorch#86539).
 
-Reading changes nothing: torch is not imported, and no CUDA context is made, which would itself
-take several hundred megabytes (pytorch#86493).
+Reading changes nothing: torch is not imported, and no CUDA context is created, which would take
+several hundred megabytes (pytorch#86493).
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def read_resident_bytes(process_id: int | None = None, *, proc: Path = PROC) -> 
     try:
         words = (_folder(process_id, proc) / "statm").read_bytes().split()
     except FileNotFoundError:
-        # Without /proc (macOS) ps knows; with /proc the process has ended.
+        # Without /proc (macOS), ask ps; with /proc, the process has ended.
         return None if proc.is_dir() else _ask_ps(process_id)
     except OSError:
         return None
@@ -55,7 +55,7 @@ def read_resident_bytes(process_id: int | None = None, *, proc: Path = PROC) -> 
 
 
 def reset_peak(process_id: int | None = None, *, proc: Path = PROC) -> bool:
-    """Resets the peak of a process to its present use; False if the system does not allow it.
+    """Resets the peak of a process to its current use; False if the system does not allow it.
 
     The kernel keeps one peak for each process: the reset applies to every reader.
     """
@@ -96,10 +96,9 @@ def has_loaded(library: str, *, proc: Path = PROC) -> bool | None:
 
 
 def read_command(process_id: int, *, proc: Path = PROC) -> str | None:
-    """What a process runs, such as ``python train.py``; None if it has ended or is hidden.
+    """The command of a process, such as ``python train.py``; None if it has ended or is hidden.
 
-    The program and its script or module, without folders and arguments: these can hold secrets,
-    and a snapshot is shared.
+    Folders and arguments are left out: they can contain secrets, and snapshots are shared.
     """
     folder = _folder(process_id, proc)
     try:
@@ -114,7 +113,7 @@ def read_command(process_id: int, *, proc: Path = PROC) -> str | None:
 
 
 def _make_printable(name: str) -> str | None:
-    """The name with "?" for control characters: a process chooses its own name."""
+    """The name with "?" for control characters, because a process can set its own name."""
     return "".join(letter if letter.isprintable() else "?" for letter in name) or None
 
 
@@ -132,11 +131,11 @@ def _ask_ps(process_id: int | None) -> int | None:
 
 
 class MachineMemory(NamedTuple):
-    """Bytes of the machine, and of what may be used here; None is unknown.
+    """Bytes of the machine, and the part that may be used here; None is unknown.
 
-    ``total_bytes`` is the container's limit if that is below ``machine_bytes``. ``free_bytes`` is
-    what can be allocated without swapping: the kernel's MemAvailable (MemFree leaves out caches
-    that can be reclaimed), or what the limit leaves if that is less.
+    ``total_bytes`` is the container's limit if that is below ``machine_bytes``. ``free_bytes``
+    can be allocated without swapping: the kernel's MemAvailable (MemFree leaves out reclaimable
+    caches), or the rest of the container's limit if that is less.
     """
 
     total_bytes: int | None = None
@@ -205,7 +204,7 @@ def read_allocators(torch: Any = None) -> tuple[AllocatorFacts, ...]:
 def _read_allocator(torch: Any, index: int) -> AllocatorFacts:
     name, uuid, unified = describe_gpu(torch, index)
     reserved = torch.cuda.memory_reserved(index)
-    # mem_get_info would make a context; reserved memory proves that there is one.
+    # mem_get_info would create a context; reserved memory proves that one exists.
     free, total = torch.cuda.mem_get_info(index) if reserved else (None, None)
     return AllocatorFacts(
         torch_name=f"cuda:{index}",
@@ -220,7 +219,7 @@ def _read_allocator(torch: Any, index: int) -> AllocatorFacts:
 
 
 def describe_gpu(torch: Any, index: int) -> tuple[str, str | None, bool]:
-    """A GPU's name, UUID, and whether its memory is the machine's, as torch reports them."""
+    """A GPU's name and UUID, and whether it uses the machine's memory, as torch reports them."""
     properties = torch.cuda.get_device_properties(index)
     uuid = getattr(properties, "uuid", None)
     unified = bool(getattr(properties, "is_integrated", 0))
@@ -239,7 +238,7 @@ def count_cpu_tensors() -> int | None:
     tensor = getattr(torch, "Tensor", None)
     if tensor is None:
         return None
-    # By type(): isinstance would wake lazy proxies, which then import modules.
+    # By type(), because isinstance would make lazy proxies import modules.
     tensors = [held for held in gc.get_objects() if issubclass(type(held), tensor)]
     # A subclass can override every attribute, and the parameter of a lazy module raises.
     with torch._C.DisableTorchFunctionSubclass():
@@ -260,7 +259,7 @@ def _measure_storage(tensor: Any) -> tuple[int, int] | None:
 
 
 class Observer(NamedTuple):
-    """What this process knows of itself: its id, whether ids here are the host's, its memory.
+    """This process: its id, whether process ids here are the host's, and its memory.
 
     ``resident_bytes`` and ``tensor_bytes`` are on the CPU. ``uses_cuda`` is None if a library of
     this process may have started CUDA.
@@ -297,14 +296,14 @@ def join_memory(
     machine: MachineMemory,
     observer: Observer,
 ) -> Snapshot:
-    """The snapshot made of these facts."""
+    """The snapshot from these facts."""
     by_uuid = {strip_kind(held.uuid): held for held in allocators if held.uuid}
     keys = [_find_key(gpu, nvml.gpus, by_uuid) for gpu in nvml.gpus]
     balances = [
         _balance_gpu(gpu, by_uuid.pop(key, None), machine, observer)
         for gpu, key in zip(nvml.gpus, keys, strict=True)
     ]
-    # Only torch knows an AMD GPU, or any GPU while NVML fails.
+    # Only torch reports an AMD GPU, or any GPU if NVML fails.
     unknown = list(by_uuid.values()) + [held for held in allocators if not held.uuid]
     balances += [_balance_allocator(held, machine) for held in unknown]
     notes = [nvml.trouble.sentence] if nvml.trouble else []
@@ -318,7 +317,7 @@ def _find_key(
 ) -> str:
     """The UUID that torch has for a GPU or MIG instance, without a prefix."""
     key, parent = strip_kind(gpu.uuid), strip_kind(gpu.parent_uuid)
-    # CUDA may report a MIG instance under its GPU's UUID. With one instance there is no doubt.
+    # CUDA may report a MIG instance under its GPU's UUID. With one instance the match is certain.
     alone = bool(parent) and sum(one.parent_uuid == gpu.parent_uuid for one in gpus) == 1
     return parent if alone and key not in by_uuid else key
 
@@ -371,7 +370,7 @@ def _read_own_use(
 
 
 def _split_own(held: AllocatorFacts | None, used: int | None) -> ThisProcess:
-    # Without allocator facts torch has not started CUDA: it holds nothing.
+    # Without allocator facts torch has not started CUDA, so it holds nothing.
     allocated, reserved = (held.allocated_bytes, held.reserved_bytes) if held else (0, 0)
     context = None if used is None else used - reserved
     return ThisProcess(allocated, reserved - allocated, context, used)
@@ -411,7 +410,7 @@ def _balance_allocator(held: AllocatorFacts, machine: MachineMemory) -> Balance:
 
 
 def _share_machine(balance: Balance, machine: MachineMemory) -> Balance:
-    """The balance of a device that uses the machine's memory: others hold the rest of it."""
+    """The balance of a device that uses the machine's memory; other processes hold the rest."""
     total, free = machine.total_bytes, machine.free_bytes
     rest = None
     if total is not None and free is not None:

@@ -1,7 +1,7 @@
 """A snapshot as text and as HTML: for each device a bar of its terms, with figures that add up.
 
-An SVG takes the text color around it. Its bars have colors of medium brightness, which differ
-for color-blind readers too.
+An SVG uses the surrounding text color. Its bars have colors of medium brightness that
+color-blind readers can distinguish.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from labkit.memory.balance.model import (
 from labkit.render import escape
 from labkit.text import escape_controls, shorten
 
-# Makes a number of cells of a term, by its key.
+# Draws a number of cells for the term with this key.
 Paint = Callable[[str, int], str]
 
 BAR_WIDTH = 64
 INDENT = " " * 8
 LONGEST_NAME = 26
 
-# Distinct without color: in a log, and for color-blind readers.
+# Distinct without color, for logs and color-blind readers.
 GLYPHS = {
     "allocated": "█",
     "cached": "▓",
@@ -97,7 +97,7 @@ def format_mib(count: int | None) -> str:
 
 
 def list_remarks(balance: Balance) -> list[str]:
-    """What explains the figures of this balance: trouble, shared memory, limits, unknown terms."""
+    """Remarks on the figures of this balance: trouble, shared memory, limits, unknown terms."""
     remarks = [balance.trouble] if balance.trouble else []
     if balance.shared and balance.kind != "cpu":
         remarks.append("its memory is shared with the system")
@@ -134,7 +134,7 @@ def _format_balance(balance: Balance, paint: Paint, width: int) -> str:
     lines = [f"{INDENT}{processes}"] if processes else []
     lines += [f"{INDENT}  {who:<37}{held:>13}" for who, held in list_processes(balance)]
     lines += [f"{INDENT}{remark}" for remark in list_remarks(balance)]
-    # Names of devices and processes are not ours; the terms have their own color sequences.
+    # Names of devices and processes are untrusted; the terms contain our color sequences.
     return "\n".join([escape_controls(title), *terms, *map(escape_controls, lines)])
 
 
@@ -150,7 +150,7 @@ def _format_terms(balance: Balance, paint: Paint, width: int) -> list[str]:
 
 
 def render_snapshot(snapshot: Snapshot) -> str:
-    """The snapshot as HTML: a picture of each device, its processes and remarks, the notes."""
+    """The snapshot as HTML: each device's picture, processes and remarks, and the notes."""
     parts = [render_balance(balance) + _render_details(balance) for balance in snapshot.balances]
     parts += [f"<p>note: {escape(note)}</p>" for note in snapshot.notes]
     return f'<div class="labkit-memory" style="{INLINE_STYLE}">{"".join(parts)}</div>'
@@ -159,7 +159,7 @@ def render_snapshot(snapshot: Snapshot) -> str:
 def render_balance(balance: Balance, *, standalone: bool = False) -> str:
     """The balance as an SVG: the bar, and each term with its color and figure.
 
-    A ``standalone`` SVG is a file of its own and follows the reader's light or dark theme.
+    A ``standalone`` SVG is a separate file and follows the reader's light or dark theme.
     """
     title = f"{name_device(balance)}  {balance.name or 'unknown'}"
     terms = list_terms(balance)
@@ -188,7 +188,7 @@ def _render_details(balance: Balance) -> str:
 
 WIDTH, BAR_TOP, BAR_HEIGHT, ROW_HEIGHT = 640, 32, 26, 20
 FIGURES_RIGHT = 430
-# A file has no text around it whose color it could take: there the reader's theme decides.
+# A separate file has no surrounding text color, so it follows the reader's theme.
 STANDALONE_STYLE = (
     "<style>svg{color:#24292f;background:none}"
     "@media (prefers-color-scheme:dark){svg{color:#e6edf3}}</style>"
@@ -201,7 +201,7 @@ INLINE_STYLE = (
 
 
 class Row(NamedTuple):
-    """A line of a sheet; a sum has no color, as it is not part of the bar."""
+    """A line of a sheet; a sum has no color, because it is not in the bar."""
 
     words: str
     figure: str
@@ -209,7 +209,7 @@ class Row(NamedTuple):
 
 
 class Sheet(NamedTuple):
-    """What is drawn. ``name`` is for screen readers; ``colors`` and ``figures`` are by term key."""
+    """The data of an SVG. ``name`` is for screen readers; ``colors``, ``figures``: by term key."""
 
     name: str
     title: str

@@ -1,1 +1,1 @@
-"""The memory that a step will take, estimated on fake tensors before it runs."""
+"""Estimates the memory of a step on fake tensors, before it runs."""

@@ -1,16 +1,16 @@
-"""What differs on CUDA in the memory that a step takes, simulated on the CPU.
+"""Simulates on the CPU how the memory of a step differs on CUDA.
 
-A torch that was built without CUDA has no fake CUDA tensors, so a step runs on fake CPU tensors.
-``CudaBehavior`` follows CUDA by rule: ``"cuda"`` means the CPU, dropout keeps a mask of one byte
-an element, attention without a mask never keeps its weights, torch's optimizers work on all
-parameters at once, and ``torch.autocast("cuda")`` gives the types that it gives there.
+A torch build without CUDA has no fake CUDA tensors, so a step runs on fake CPU tensors.
+``CudaBehavior`` imitates CUDA with rules: ``"cuda"`` means the CPU, dropout keeps a mask of one
+byte per element, attention without a mask never keeps its weights, torch's optimizers update all
+parameters at once, and ``torch.autocast("cuda")`` gives the same dtypes as on CUDA.
 
-``CachingAllocator`` computes what torch's allocator would take from the driver. It has the rules
-of the native allocator in its default setting, on one stream: small requests are cut from segments
-of 2 MiB, middle ones from 20 MiB, large ones get their own segment; the smallest free block that
-is large enough is used, the rest of it is split off where that pays, and free neighbours are
-joined. Nothing is given back to the driver. A real allocator does that before it fails, so a
-smaller capacity may still be enough.
+``CachingAllocator`` computes the bytes that torch's allocator would take from the driver. It
+follows the native allocator with default settings, on one stream. Small requests are cut from
+segments of 2 MiB, medium ones from 20 MiB, and large ones get their own segment. The smallest
+free block that is large enough is used, its rest is split off if it is large enough, and adjacent
+free blocks are joined. Nothing is returned to the driver. A real allocator does that before it
+fails, so a smaller capacity may still be enough.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from torch.overrides import TorchFunctionMode
 from labkit.memory.balance.model import MIB
 from labkit.memory.track.model import Storage
 
-# What CUDA takes besides tensors: context, kernels, libraries and workspaces of cuBLAS and cuDNN.
-# It differs by card, driver and library; mostly it is between these two.
+# CUDA's memory besides tensors: context, kernels, libraries and workspaces of cuBLAS and cuDNN.
+# It depends on GPU, driver and library, and is mostly between these two.
 CONTEXT_BYTES = (300 * MIB, 800 * MIB)
 
 AUTOCAST = (
     "torch.autocast('cuda') is simulated on the CPU, by torch's list of types: close, not exact"
 )
-# What autocast computes in float32 on CUDA and in the given type on the CPU, by torch's own list.
+# Functions that autocast runs in float32 on CUDA, but in the given dtype on the CPU (torch's list).
 FLOAT32 = frozenset(
     """
     acos asin binary_cross_entropy_with_logits cdist cosh cosine_embedding_loss cosine_similarity
@@ -49,7 +49,7 @@ CASTABLE = (torch.float16, torch.bfloat16, torch.float32)
 
 
 class CudaBehavior(TorchFunctionMode):  # type: ignore[misc]
-    """Reads ``"cuda"`` as the CPU; ``follow`` runs functions that differ on CUDA as CUDA does."""
+    """Treats ``"cuda"`` as the CPU; with ``follow``, functions keep the same memory as on CUDA."""
 
     def __init__(self, *, follow: bool) -> None:
         super().__init__()
@@ -62,7 +62,7 @@ class CudaBehavior(TorchFunctionMode):  # type: ignore[misc]
         arguments: tuple[Any, ...] = (),
         named: dict[str, Any] | None = None,
     ) -> Any:
-        """The function's result, on the CPU whatever device was named."""
+        """The function's result, on the CPU for any named device."""
         arguments = tuple(_take_cpu(one) for one in arguments)
         named = {name: _take_cpu(one) for name, one in (named or {}).items()}
         if function is torch.Tensor.cuda:
@@ -78,7 +78,7 @@ class CudaBehavior(TorchFunctionMode):  # type: ignore[misc]
 
 @contextlib.contextmanager
 def replace_attribute(owner: Any, name: str, value: object) -> Iterator[None]:
-    """Replaces an attribute of torch while it is open; an inherited one is inherited again."""
+    """Replaces an attribute of torch until exit; then an inherited one is inherited again."""
     own, original = name in vars(owner), getattr(owner, name)
     setattr(owner, name, value)
     try:
@@ -91,7 +91,7 @@ def replace_attribute(owner: Any, name: str, value: object) -> Iterator[None]:
 
 
 def simulate_autocast(note: Callable[[], object]) -> contextlib.AbstractContextManager[None]:
-    """Makes ``torch.autocast("cuda")`` the CPU's, with CUDA's type; ``note`` is called for each."""
+    """Runs ``torch.autocast("cuda")`` as the CPU's, with CUDA's dtype; calls ``note`` each time."""
     autocast = torch.amp.autocast_mode.autocast
     original = autocast.__init__
 
@@ -105,7 +105,7 @@ def simulate_autocast(note: Callable[[], object]) -> contextlib.AbstractContextM
 
 
 def choose_foreach(optimizer: Any, arguments: Any, named: Any) -> None:
-    """Makes an optimizer with the choice work on all parameters at once: CUDA's default."""
+    """Sets ``foreach`` if it is unset: an update of all parameters at once, CUDA's default."""
     for group in optimizer.param_groups:
         undecided = "foreach" in group and group["foreach"] is None
         if undecided and not group.get("fused") and not group.get("differentiable"):
@@ -115,7 +115,7 @@ def choose_foreach(optimizer: Any, arguments: Any, named: Any) -> None:
 def _cast_arguments(
     function: Callable[..., Any], arguments: tuple[Any, ...], named: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The arguments in the type in which CUDA's autocast computes the function."""
+    """The arguments in the dtype in which CUDA's autocast computes the function."""
     if function is functional.scaled_dot_product_attention:
         wanted = torch.get_autocast_dtype("cpu")
     elif getattr(function, "__name__", "") in FLOAT32:
@@ -177,7 +177,7 @@ def round_request(count: int) -> int:
 
 
 class CachedBlock:
-    """A block of a segment, and its neighbours in it."""
+    """A block of a segment, and its neighbors in it."""
 
     __slots__ = ("bytes", "following", "free", "number", "previous", "small")
 
@@ -201,7 +201,7 @@ class CachingAllocator:
         self._by_number: dict[int, CachedBlock] = {}
 
     def allocate(self, storage: Storage) -> None:
-        """Gives the storage a block, from a new segment where no free one is large enough."""
+        """Gives the storage a block, from a new segment if no free block is large enough."""
         size = round_request(storage.bytes)
         if storage.device != self._device or not size:
             return
@@ -213,7 +213,7 @@ class CachingAllocator:
         self.peak_allocated_bytes = max(self.peak_allocated_bytes, self.allocated_bytes)
 
     def free(self, storage: Storage) -> None:
-        """Frees the storage's block and joins it with its free neighbours."""
+        """Frees the storage's block and joins it with its free neighbors."""
         block = self._used.pop(storage.serial, None)
         if block is None:
             return

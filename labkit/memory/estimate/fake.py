@@ -1,9 +1,9 @@
-"""Runs a step on fake tensors: with torch's shapes and storages, without their data and memory.
+"""Runs a step on fake tensors, which have torch's shapes and storages but no data and memory.
 
-Where a step asks for a value there is none: an ``EstimateObstacle`` says which operator asked, in
-which line, and why it stops there. ``loss.item()`` is an exception: most training steps print the
-loss or add it up, which changes no size. So it returns an ``UnknownNumber``, which raises only
-when it is compared, branched on or made an integer.
+Fake tensors have no values. If a step reads one, an ``EstimateObstacle`` says which operator read
+it, in which line, and why the run stops there. ``loss.item()`` is an exception, because most
+training steps print the loss or add it up, which changes no size. It returns an
+``UnknownNumber``, which raises only when it is compared, branched on or converted to an integer.
 """
 
 from __future__ import annotations
@@ -40,15 +40,15 @@ from labkit.memory.estimate.model import EstimateObstacle
 from labkit.memory.track.frames import find_user_frames, is_user_file, list_error_frames
 from labkit.memory.track.storages import StorageTracer
 
-# Values that torch's own code reads decide how it computes, not how much memory it takes: how
-# often an optimizer has stepped, and whether a gradient has overflowed (it has not).
+# Values that torch's own code reads affect how it computes, not how much memory it takes: the
+# number of optimizer steps, and whether a gradient has overflowed (assumed not).
 OWN_ANSWERS = {"optim/": 1, "amp/": 0, "nn/utils/": 0}
-# Operators whose scratch memory a library allocates: fake tensors do not know its size.
+# Operators with scratch memory that a library allocates; fake tensors do not know its size.
 UNKNOWN_SCRATCH = ("mkldnn_rnn_layer", "_cudnn_rnn", "miopen_rnn")
 FOLDER = str(Path(torch.__file__).parent) + "/"
-# Losses that torch computes element by element into their result, which keeps that storage when it
-# is reduced to one number; the fake result has room for one number only. Among the operators of
-# torch's own test database (torch 2.13), no others differ.
+# Torch computes these losses element by element into their result, which keeps this storage when
+# it is reduced to one number; the storage of the fake result has one number only. No other operator
+# of torch's own test database (torch 2.13) differs.
 KEEP_STORAGE = (
     torch.ops.aten.mse_loss.default,
     torch.ops.aten.smooth_l1_loss.default,
@@ -57,25 +57,25 @@ KEEP_STORAGE = (
 )
 # Warnings that come from the simulation, not from the user's code.
 HARMLESS = ("Accessing the data pointer of FakeTensor", "Using `torch.compile.module.` when there")
-# What torch raises for an operator that it cannot fake, and the reason.
+# The exceptions for an operator that torch cannot fake, and the reasons.
 UNKNOWN = {
-    fake_tensor.DataDependentOutputException: "asks for a value, and fake tensors have none",
+    fake_tensor.DataDependentOutputException: "reads a value, but fake tensors have none",
     fake_tensor.DynamicOutputShapeException: "has a result whose size depends on values",
     fake_tensor.UnsupportedOperatorException: "has no fake version",
 }
-# Files of torch that stand in the stack between the code that reads a value and the dispatcher.
+# Files of torch in the stack between the code that reads a value and the dispatcher.
 PASSAGES = ("_ops.py", "_compile.py", "_tensor.py", "_dynamo/", "_subclasses/", "utils/")
 
 
 class FakeMode(fake_tensor.FakeTensorMode):  # type: ignore[misc]
-    """Torch's fake mode; a deep copy of a fake tensor belongs to the same mode."""
+    """Torch's fake mode; a deep copy of a fake tensor stays in the same mode."""
 
     def __deepcopy__(self, memo: Any) -> FakeMode:
         return self
 
 
 class FakeTracer(StorageTracer):
-    """Traces fake storages, and keeps the first obstacle: what is unknown of their memory."""
+    """Traces fake storages, and records the first obstacle, which makes the memory unknown."""
 
     def __init__(self, observer: Any, round_up: Callable[[int], int]) -> None:
         super().__init__(observer, round_up=round_up)
@@ -88,7 +88,7 @@ class FakeTracer(StorageTracer):
         arguments: tuple[Any, ...] = (),
         named: dict[str, Any] | None = None,
     ) -> Any:
-        """Traces the operator; answers a value that torch's own code reads."""
+        """Traces the operator; returns a substitute for a value that torch's own code reads."""
         run = _keep_storage(operator) if operator in KEEP_STORAGE else operator
         try:
             result = super().__torch_dispatch__(run, types, arguments, named)
@@ -119,7 +119,7 @@ class FakeTracer(StorageTracer):
 
 
 def _keep_storage(loss: Callable[..., Any]) -> Callable[..., Any]:
-    """The loss with a result whose storage is as large as the real one."""
+    """Wraps the loss so that its result has a storage of the real size."""
 
     @functools.wraps(loss)
     def compute(*arguments: Any, **named: Any) -> Any:
@@ -133,7 +133,7 @@ def _keep_storage(loss: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class RealTensorError(Exception):
-    """The step uses a real parameter, which was made outside of it."""
+    """The step uses a real parameter, which was created outside of it."""
 
 
 class LazyTensorError(Exception):
@@ -141,7 +141,7 @@ class LazyTensorError(Exception):
 
 
 class Simulation:
-    """Fake tensors for the code that runs in it, traced; ``cuda``: with the memory of a GPU."""
+    """Runs code with traced fake tensors; with ``cuda``, as on a GPU."""
 
     def __init__(self, *, cuda: bool) -> None:
         self._cuda = cuda
@@ -153,12 +153,12 @@ class Simulation:
 
     @contextlib.contextmanager
     def open(self) -> Iterator[None]:
-        """The context to run the step in; when it ends, torch is as it was before."""
+        """The context in which the step runs; restores torch's state on exit."""
         with contextlib.ExitStack() as stack:
             stack.enter_context(warnings.catch_warnings())
             for message in HARMLESS:
                 warnings.filterwarnings("ignore", message=message)
-            # Fake tensors log the traceback of an error that they also raise.
+            # Fake tensors log the traceback of each error that they raise.
             logger = logging.getLogger(fake_tensor.__name__)
             stack.enter_context(replace_attribute(logger, "disabled", True))
             stack.enter_context(torch.random.fork_rng(devices=[]))
@@ -173,12 +173,12 @@ class Simulation:
 
     @property
     def names_cuda(self) -> bool:
-        """True where the code names cuda: for autocast or for tensors."""
+        """True if the code uses the device cuda, for autocast or for tensors."""
         on_cuda = any(name.startswith("cuda") for name in self.tracer.levels)
         return on_cuda or AUTOCAST in self.notes
 
     def copy_fake(self, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-        """Copies of the arguments with fake tensors, which share storages as the real ones do."""
+        """Copies of the arguments with fake tensors, which share storages like the real ones."""
         with _copy_by(self._make_fake):
             return copy.deepcopy(arguments)
 
@@ -186,7 +186,7 @@ class Simulation:
         if torch.nn.parameter.is_lazy(tensor):
             raise LazyTensorError(type(tensor).__name__)
         made = self._replace_tensor(tensor)
-        # It takes memory whether or not the step uses it.
+        # It takes memory even if the step does not use it.
         self.tracer.mark(made, "parameters" if isinstance(made, torch.nn.Parameter) else "other")
         return made
 
@@ -202,14 +202,14 @@ class Simulation:
     def measure_growth(self, run_step: Callable[[], object]) -> None:
         """Runs the second step and, if it keeps more memory than the first, a third.
 
-        An optimizer creates its state in the first step; in the second, everything is there. What
-        only the second keeps is not growth: the third decides.
+        An optimizer creates its state in the first step, and the second step has everything. If
+        only the second keeps more memory, this is not growth; the third step decides.
         """
         before = self.tracer.count_live()
         run_step()
         if self.tracer.count_live() <= before:
             return
-        gc.collect()  # what only reference cycles keep alive is not growth
+        gc.collect()  # objects kept only by reference cycles are not growth
         before = self.tracer.count_live()
         run_step()
         gc.collect()
@@ -233,7 +233,7 @@ class Simulation:
 
 
 def read_obstacle(error: BaseException) -> EstimateObstacle | None:
-    """What stopped a step on fake tensors; None where the error is the step's own."""
+    """The obstacle that stopped a step on fake tensors; None for the step's own errors."""
     frame = next(iter(list_error_frames(error)), None)
     for kind, reason in UNKNOWN.items():
         if isinstance(error, kind):
@@ -244,7 +244,7 @@ def read_obstacle(error: BaseException) -> EstimateObstacle | None:
     if unregistered:
         return EstimateObstacle(unregistered[1], "has no fake version", frame)
     if ".numpy() is not supported" in str(error):
-        return EstimateObstacle("numpy()", "asks for values, and fake tensors have none", frame)
+        return EstimateObstacle("numpy()", "reads values, but fake tensors have none", frame)
     return None
 
 
@@ -258,7 +258,7 @@ def refuse_lazy(name: str) -> UsageError:
 
 
 def refuse_real(name: str, *, inference: bool) -> UsageError:
-    """The error for a step that uses a parameter which was made outside of it."""
+    """The error for a step that uses a parameter created outside of it."""
     cause = "the real parameter would get fake gradients, and the model would be unusable"
     if inference:
         cause = "the parameter would count twice: the real one, and its fake copy"
@@ -271,7 +271,7 @@ def refuse_real(name: str, *, inference: bool) -> UsageError:
 
 @contextlib.contextmanager
 def _copy_by(convert: Callable[[Any], Any]) -> Iterator[None]:
-    """Lets ``copy.deepcopy`` put ``convert(tensor)`` wherever the original has the tensor."""
+    """Makes ``copy.deepcopy`` replace each tensor by ``convert(tensor)``."""
 
     def copy_tensor(tensor: Any, memo: dict[int, Any]) -> Any:
         return memo.setdefault(id(tensor), convert(tensor))
@@ -289,7 +289,7 @@ def _swap_data(one: Any, other: Any) -> None:
 
 
 def _answer_torch() -> int | None:
-    """The answer to a value that torch's own code reads; None where the user's code reads it."""
+    """A substitute for a value that torch's own code reads; None if the user's code reads it."""
     running: FrameType | None = sys._getframe(2)
     while running is not None:
         file = running.f_code.co_filename
@@ -308,7 +308,7 @@ READ_VALUE = torch.ops.aten._local_scalar_dense.default
 
 
 class UnknownNumber(float):
-    """A number without a value: it can be computed with and printed (as ``?``), nothing else."""
+    """A number without a value; it supports only arithmetic and printing (as ``?``)."""
 
     def __repr__(self) -> str:
         return "?"
@@ -335,9 +335,9 @@ class UnknownNumber(float):
 
 
 def allow_unknown_items(note: Callable[[], object]) -> contextlib.AbstractContextManager[None]:
-    """While it is open, ``tensor.item()`` returns an UnknownNumber where there is no value.
+    """Makes ``tensor.item()`` return an UnknownNumber if there is no value, until exit.
 
-    ``note`` is called each time that it does.
+    ``note`` is called each time.
     """
     original = torch.Tensor.item
 
@@ -346,7 +346,7 @@ def allow_unknown_items(note: Callable[[], object]) -> contextlib.AbstractContex
             return original(tensor)
         except DataDependentOutputException:
             if not tensor.is_floating_point():
-                raise  # a count is read to be used
+                raise  # an integer is usually used as a size or index
             note()
             return UnknownNumber(1.0)
 

@@ -1,4 +1,4 @@
-"""An estimate, and the target that it is compared with. Without torch."""
+"""An estimate, and the target to compare it with. Does not import torch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from labkit.text import format_bytes, near_match
 if TYPE_CHECKING:
     import torch
 
-# Total memory in MiB as nvidia-smi shows it. A card's ECC and driver move it by a little.
+# Total memory in MiB as nvidia-smi shows it. ECC and the driver version change it slightly.
 KNOWN_GPUS = {
     "T4": 15_360,
     "V100 16GB": 16_160,
@@ -34,17 +34,17 @@ KNOWN_GPUS = {
     "RTX 4090": 24_564,
     "RTX 5090": 32_607,
 }
-# Growth that lasts for so many steps does not change the verdict: a list of losses, for example.
+# If this many steps fit, growth does not change the verdict (for example, a list of losses).
 MANY_STEPS = 10_000
 SIZES = {"kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
 SIZES |= {"b": 1, "kib": 2**10, "mib": MIB, "gib": 2**30, "tib": 2**40}
 
 
 class Target(NamedTuple):
-    """Where a step is to run: its name, "cuda" or "cpu", and its memory in bytes.
+    """The device for a step: its name, "cuda" or "cpu", and its memory in bytes.
 
-    ``capacity_bytes`` is None where no device was named: then there is no verdict.
-    ``taken_bytes`` is what other processes hold of it now, None if unknown.
+    ``capacity_bytes`` is None if no device was named; then there is no verdict.
+    ``taken_bytes`` is the memory that other processes hold now, None if unknown.
     """
 
     name: str
@@ -54,7 +54,7 @@ class Target(NamedTuple):
 
 
 class EstimateObstacle(NamedTuple):
-    """Where fake tensors cannot go on: the operator, the reason, and the user's line."""
+    """Why a run on fake tensors stopped: the operator, the reason, and the user's line."""
 
     operator: str
     reason: str
@@ -69,15 +69,15 @@ class EstimateObstacle(NamedTuple):
 class Estimate(
     Displayed, view="labkit.memory.estimate.view", text="format_estimate", html="render_estimate"
 ):
-    """What a step takes at its peak, in bytes, and whether its target has that.
+    """The peak memory of a step, in bytes, and whether it fits its target.
 
-    ``kinds`` splits ``peak_bytes`` by category (parameters with buffers, gradients, the optimizer
-    with what its step allocates meanwhile, activations with what backward allocates meanwhile,
-    inputs, other) and adds up to it. ``reserved_bytes`` is what CUDA's allocator takes from the
-    driver, and ``context_bytes`` the least and the most that CUDA itself takes; both are None for
-    the CPU. With an ``obstacle`` the figures are a lower bound. ``largest_batch`` is the largest
-    that surely fits where ``batch`` does not; 0 if not even 1 does, None if it was not searched.
-    ``growth_bytes`` is what each step keeps in addition to what the step before kept.
+    ``kinds`` splits ``peak_bytes`` by category (parameters with buffers, gradients, optimizer
+    state and temporaries, activations and temporaries of backward, inputs, other); the values add
+    up to it. ``reserved_bytes`` is what CUDA's allocator takes from the driver, and
+    ``context_bytes`` the minimum and maximum that CUDA itself takes; both are None for the CPU.
+    With an ``obstacle`` the figures are a lower bound. ``largest_batch`` is the largest batch
+    that certainly fits if ``batch`` does not; 0 if a batch of 1 may not fit, None if it was not
+    searched. ``growth_bytes`` is the additional memory that each step keeps.
     """
 
     name: str
@@ -96,18 +96,18 @@ class Estimate(
 
     @property
     def least_bytes(self) -> int:
-        """The least that is needed: the tensors and the smallest context."""
+        """The minimum that is needed: the tensors and the smallest context."""
         return self.peak_bytes + (self.context_bytes or (0, 0))[0]
 
     @property
     def most_bytes(self) -> int:
-        """What surely suffices: all that the allocator takes, and the largest context."""
+        """Bytes that are certainly enough: the allocator's memory and the largest context."""
         held = max(self.peak_bytes, self.reserved_bytes or 0)
         return held + (self.context_bytes or (0, 0))[1]
 
     @property
     def fits(self) -> bool | None:
-        """True or False where it is certain; None where it is close or unknown, or grows."""
+        """True or False if it is certain; None if it is close or unknown, or memory grows."""
         capacity = self.target.capacity_bytes
         if capacity is None:
             return None
@@ -118,7 +118,7 @@ class Estimate(
 
     @property
     def steps_left(self) -> int | None:
-        """How many more steps fit while each keeps more memory; None without growth or target."""
+        """The number of further steps that fit if memory grows; None without growth or target."""
         capacity = self.target.capacity_bytes
         if capacity is None or not self.growth_bytes:
             return None
@@ -126,7 +126,7 @@ class Estimate(
 
     @property
     def spare_bytes(self) -> int | None:
-        """The least that is left of the target; below zero, the least that is missing."""
+        """The minimum that is left of the target; if negative, the minimum that is missing."""
         capacity = self.target.capacity_bytes
         if capacity is None:
             return None
@@ -134,9 +134,9 @@ class Estimate(
 
 
 def find_target(device: str | int | torch.device | None) -> Target:
-    """The device of this machine, known GPU or size in bytes that was named; None is no target.
+    """The target for a name: a device of this machine, a known GPU or a size; None is no target.
 
-    Raises UsageError for an unknown name, DeviceMissingError for a device that is not here.
+    Raises UsageError for an unknown name, DeviceMissingError for a device that does not exist.
 
     >>> find_target("24 GiB").capacity_bytes, find_target("H100").name
     (25769803776, 'H100')
@@ -179,7 +179,7 @@ def _squeeze(name: str) -> str:
 
 
 def _find_local(word: str) -> Target:
-    """A device of this machine, by torch's name for it, with its memory and what is taken."""
+    """A device of this machine, by torch's name, with its total memory and the memory in use."""
     from labkit.devices.detect import detect_devices
     from labkit.memory.balance.read import take_snapshot
 

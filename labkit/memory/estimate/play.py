@@ -1,8 +1,8 @@
 """``estimate_memory()``: whether a step fits, without a GPU and without using its memory.
 
-The step runs on fake tensors under labkit's own ``StorageTracer``. torch has a tracker of its
-own, ``torch.distributed._tools.mem_tracker.MemTracker``; it does not serve here: it takes about
-ten times as long, and fails on ``nn.TransformerEncoder``.
+The step runs on fake tensors under labkit's own ``StorageTracer``. torch's tracker
+``torch.distributed._tools.mem_tracker.MemTracker`` is not used, because it takes about ten times
+as long and fails on ``nn.TransformerEncoder``.
 """
 
 from __future__ import annotations
@@ -52,18 +52,18 @@ def estimate_memory(
     The step runs twice, so that the state which an optimizer creates in its first step counts.
     If it keeps more memory after the second run than after the first, it runs once more: a step
     whose memory grows fits only for a number of steps, which the verdict names.
-    ``device`` is what the step is to fit: a size ("24 GiB"), a GPU's name ("H100"), "cuda:0" or
-    "cpu" of this machine. If it does not fit and there is a batch size, the largest that fits is
-    searched, on the assumption that more samples never need less memory. ``inference=True`` runs
+    ``device`` is the target: a size ("24 GiB"), a GPU's name ("H100"), or "cuda:0" or "cpu" of
+    this machine. If the step does not fit and there is a batch size, the largest that fits is
+    searched, assuming that more samples never need less memory. ``inference=True`` runs
     the step without gradients. ``say`` is called with a line about each batch size that is tried.
 
     For a GPU the estimate includes the allocator's rounding and cache, and CUDA's context as a
-    range; it does not know what cuDNN allocates while it computes. Where fake tensors cannot go
-    on (the step branches on a value, an operator has no fake version), the estimate says where
-    and is a lower bound. ``loss.item()`` that is only printed or added up goes through, with a
+    range; it does not include what cuDNN allocates temporarily. If fake tensors cannot continue
+    (the step branches on a value, or an operator has no fake version), the estimate names the line
+    and is a lower bound. A ``loss.item()`` that is only printed or added up is allowed, with a
     note.
 
-    Raises UsageError where the step itself fails, LabkitError where another thread traces.
+    Raises UsageError if the step itself fails, LabkitError if another thread traces.
 
     >>> import torch
     >>> layer = torch.nn.Linear(1000, 1000, bias=False)
@@ -102,7 +102,7 @@ def estimate_memory(
 
 
 class Work(NamedTuple):
-    """What is estimated: the function, its arguments, its batch size, with gradients or not."""
+    """The work to estimate: the function, its arguments, its batch size, gradients on or off."""
 
     function: Callable[..., object]
     arguments: tuple[object, ...]
@@ -129,7 +129,7 @@ class ModelCall:
 def make_work(
     step: object, arguments: tuple[object, ...], batch: int | None, *, inference: bool
 ) -> Work:
-    """The step and its arguments as work; raises UsageError where it is not a step."""
+    """The step and its arguments as work; raises UsageError if it is not a step."""
     import torch
 
     if isinstance(step, torch.nn.Module):
@@ -165,8 +165,8 @@ def find_largest_batch(
         if above - below <= 1:
             break
         guess = (below + above) // 2
-        # The allocator's segments make stairs of the line: guesses a little below and a little
-        # above it, in turn, enclose the answer. Near the end, halving is as good.
+        # The allocator's segments make the line a staircase. Guesses slightly below and slightly
+        # above it, in turn, enclose the answer. Near the end, bisection is as good.
         if below_bytes is not None and above - below > 0.03 * below:
             share = (capacity_bytes - below_bytes) / (above_bytes - below_bytes)
             aim = (below + share * (above - below)) * (1.01 if turn % 2 else 0.99)
@@ -182,7 +182,7 @@ def find_largest_batch(
 def _find_batch(
     step: Callable[..., object], arguments: tuple[object, ...], batch: int | None
 ) -> int | None:
-    """The batch size that was given, or the default of the parameter of that name."""
+    """The given batch size, or the default of the parameter ``batch``."""
     found: object = batch
     if batch is None and not arguments:
         with contextlib.suppress(TypeError, ValueError):  # no signature
@@ -229,7 +229,7 @@ def _estimate(work: Work, target: Target) -> Estimate:
 
 
 def _simulate(work: Work, *, cuda: bool) -> tuple[Simulation, EstimateObstacle | None]:
-    """Runs the work on fake tensors, as close as possible to how it would run for real."""
+    """Runs the work on fake tensors, as similar as possible to a real run."""
     from labkit.memory.estimate.fake import Simulation
 
     simulation = Simulation(cuda=cuda)
@@ -250,7 +250,7 @@ def _simulate(work: Work, *, cuda: bool) -> tuple[Simulation, EstimateObstacle |
 
 
 def _run(work: Work, simulation: Simulation, *, follow: bool) -> EstimateObstacle | None:
-    """Runs the work in the simulation; returns what stopped it where fake tensors cannot go on."""
+    """Runs the work in the simulation; returns the obstacle if fake tensors cannot continue."""
     from labkit.memory.estimate.fake import (
         LazyTensorError,
         RealTensorError,

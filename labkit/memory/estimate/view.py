@@ -28,7 +28,7 @@ PLAIN_GLYPHS = dict(zip(GLYPHS, "#=%/:?-+.", strict=True))
 
 
 def format_estimate(estimate: Estimate, *, plain: bool = False, width: int = BAR_WIDTH) -> str:
-    """The estimate as a person reads it; ``plain`` draws the bar in ASCII."""
+    """The estimate as text; ``plain`` draws the bar in ASCII."""
     glyphs = PLAIN_GLYPHS if plain else GLYPHS
     terms = list_terms(estimate)
     bar = "".join(glyphs[key] * cells for key, cells in divide_bar(terms, width))
@@ -61,7 +61,7 @@ def name_work(estimate: Estimate) -> str:
 
 
 def list_terms(estimate: Estimate) -> list[Term]:
-    """The parts of the bar: what the peak is made of, what CUDA adds, and what is left."""
+    """The parts of the bar: the peak's categories, CUDA's memory, and the memory left."""
     terms = [Term(name, name, held) for name, held in estimate.kinds.items() if held]
     if estimate.reserved_bytes is not None:
         cached = estimate.reserved_bytes - estimate.peak_bytes
@@ -77,7 +77,7 @@ def list_terms(estimate: Estimate) -> list[Term]:
 
 
 def list_sums(estimate: Estimate) -> list[tuple[str, str]]:
-    """The sums under the terms: the tensors' peak, all that is needed, and what there is."""
+    """The sums under the terms: the tensors' peak, the needed memory, and the capacity."""
     sums = [("tensors at the peak", format_bytes(estimate.peak_bytes))]
     if estimate.context_bytes is not None:
         needed = f"{format_bytes(estimate.least_bytes)} to {format_bytes(estimate.most_bytes)}"
@@ -88,7 +88,7 @@ def list_sums(estimate: Estimate) -> list[tuple[str, str]]:
 
 
 def say_verdict(estimate: Estimate) -> list[str]:
-    """Whether it fits, by how much, and the largest batch that does; a sentence a line."""
+    """Whether it fits, by how much, and the largest batch that fits; one sentence per line."""
     said = []
     if estimate.obstacle is not None:
         said += [f"a lower bound: {estimate.obstacle}"]
@@ -98,7 +98,7 @@ def say_verdict(estimate: Estimate) -> list[str]:
     if estimate.largest_batch:
         said.append(f"the largest batch that fits: {estimate.largest_batch}")
     elif estimate.largest_batch == 0:
-        said.append("not even a batch of 1 surely fits")
+        said.append("not even a batch of 1 certainly fits")
     taken = estimate.target.taken_bytes
     if taken:
         said.append(f"other processes hold {format_bytes(taken)} of {name} now")
@@ -129,7 +129,7 @@ def _name_line(line: LineUse) -> str:
     return f"{line.frame.where}  {shorten(line.frame.source, SOURCE_LENGTH)}".rstrip()
 
 
-# What the balance has too has the balance's colors; there all tensors are blue.
+# Terms that the balance has too have its colors; in the balance all tensors are blue.
 COLORS = {
     "parameters": OF_BALANCE["allocated"],
     "gradients": "#2a9d8f",

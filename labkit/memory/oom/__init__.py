@@ -1,1 +1,1 @@
-"""Out-of-memory errors explained: the request, where the memory is, what would help."""
+"""Explains out-of-memory errors: the request, what holds the memory, and what would help."""

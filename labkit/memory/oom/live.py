@@ -21,13 +21,13 @@ from typing import Any, NamedTuple
 from labkit.memory.oom.model import Holder, LiveTensor, LiveTensors, walk_chain
 
 SEARCH_SECONDS = 1.0
-# Reading the clock costs as much as looking at an object: it is read once in so many steps.
+# Reading the clock costs as much as visiting an object, so it is read once per this many steps.
 STRIDE = 256
 DEPTH = 8
 ELEMENTS = 10_000
 NAMES_KEPT = 20
 
-# IPython's names for results (_, __, ___, _12). The entries of Out are roots of their own.
+# IPython's names for results (_, __, ___, _12). The entries of Out are separate roots.
 OUTPUT_NAME = re.compile(r"_{1,3}|_\d+")
 OWN_PACKAGES = {"IPython", "ipykernel", "traitlets", "labkit"}
 ATOMS = (str, bytes, int, float, complex, bool, type(None), type)
@@ -36,7 +36,7 @@ CLOSED = (type, ModuleType, FunctionType, BuiltinFunctionType, MethodType)
 
 
 class Root(NamedTuple):
-    """Where the search for names begins: who holds the value, and its name (``{}``: the path)."""
+    """A start of the search: what holds the value, and its name (``{}``: the path)."""
 
     kind: str
     words: str
@@ -65,10 +65,10 @@ class Budget:
 def find_live_tensors(
     device: str, roots: Iterable[Root], budget: Budget | None = None
 ) -> LiveTensors:
-    """The storages that tensors in Python hold on the device, biggest first, with their names.
+    """The storages that Python's tensors hold on the device, biggest first, with their names.
 
-    Tensors that share a storage are one. Empty if torch is not loaded. Tensors that only torch's
-    graph holds are not found.
+    Tensors that share a storage count once. Empty if torch is not loaded. Tensors that only
+    torch's graph holds are not found.
     """
     torch: Any = sys.modules.get("torch")
     if getattr(torch, "Tensor", None) is None:
@@ -86,7 +86,7 @@ def find_live_tensors(
 def list_roots(
     namespace: Mapping[str, object], error: BaseException | None = None
 ) -> Iterator[Root]:
-    """What can hold a tensor in a notebook: its names, IPython's outputs, an error's frames."""
+    """All that can hold a tensor in a notebook: names, IPython's outputs, an error's frames."""
     for name, value in list(namespace.items()):
         if name == "Out" and isinstance(value, dict):
             yield from (Root("output", f"Out[{key}]", held) for key, held in list(value.items()))
@@ -180,7 +180,7 @@ def _join(root: Root, path: str) -> str:
 
 
 def _list_children(torch: Any, value: Any) -> Iterator[tuple[str, object]]:
-    """What a value holds, each with the step to it in Python's syntax."""
+    """The objects in a value, each with its access path in Python's syntax."""
     cls = type(value)
     if issubclass(cls, torch.Tensor):
         # Asking a tensor that is not a leaf for its gradient warns.

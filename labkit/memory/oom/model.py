@@ -24,7 +24,7 @@ NAMES_SHOWN = 3
 
 
 class AllocationFailure(NamedTuple):
-    """What the exception's text says, in bytes; what it does not say is None."""
+    """The figures in the exception's text, in bytes; None if missing."""
 
     device: str | None = None
     asked_bytes: int | None = None
@@ -60,7 +60,7 @@ class LiveTensors(NamedTuple):
 
 
 class Measure(NamedTuple):
-    """Something that would help, and the bytes that it frees; None if unknown."""
+    """A measure that would help, and the bytes that it frees; None if unknown."""
 
     words: str
     frees_bytes: int | None = None
@@ -70,7 +70,7 @@ class Measure(NamedTuple):
 class OutOfMemoryPage(
     Displayed, view="labkit.memory.oom.view", text="format_page", html="render_page"
 ):
-    """Everything that is known of one out-of-memory error."""
+    """All known facts about one out-of-memory error."""
 
     failure: AllocationFailure
     balance: Balance | None = None
@@ -101,7 +101,7 @@ def walk_chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def read_failure(text: str) -> AllocationFailure:
-    """What an OutOfMemoryError's text says, in bytes.
+    """The figures in an OutOfMemoryError's text, in bytes.
 
     >>> read_failure("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 1 has").asked_bytes
     2147483648
@@ -121,12 +121,12 @@ def read_failure(text: str) -> AllocationFailure:
 def read_largest_block(cuda: Any, device: str) -> int | None:
     """Bytes of the largest free block in the allocator's cache; None if unknown.
 
-    From the segments of ``torch.cuda.memory_snapshot()``, without its history, which can be long.
+    Reads the segments of ``torch.cuda.memory_snapshot()`` without the history, which can be long.
     """
     try:
         segments = cuda.memory_snapshot(include_traces=False)
     except (RuntimeError, TypeError):
-        return None  # an allocator of the user's own, or a torch that cannot leave the history out
+        return None  # a custom allocator, or a torch that cannot leave out the history
     index = int(device.partition(":")[2])
     free = (
         block["size"]
@@ -139,7 +139,7 @@ def read_largest_block(cuda: Any, device: str) -> int | None:
 
 
 def list_measures(page: OutOfMemoryPage) -> list[Measure]:
-    """What would help: first what frees enough, then the rest; the cheapest first in each."""
+    """What would help: measures that free enough come first; in each group, the cheapest first."""
     failure = page.failure
     asked, free = failure.asked_bytes, failure.free_bytes
     short = None if asked is None or free is None else max(0, asked - free)
@@ -169,7 +169,7 @@ def _measure_leftovers(page: OutOfMemoryPage) -> Iterator[Measure]:
     """Tensors that only IPython or the traceback holds: no code uses them."""
     outputs = [one for one in page.live.tensors if _list_holder_kinds(one) == {"output"}]
     if outputs:
-        # Unlike %reset out, %xdel clears the name _ everywhere IPython keeps it.
+        # Unlike %reset out, %xdel clears the name _ everywhere that IPython stores it.
         named = dict.fromkeys(_name_output(one) for one in outputs)
         lines = ", ".join(f"%xdel {name}" for name in list(named)[:NAMES_SHOWN])
         yield Measure(

@@ -41,7 +41,7 @@ def render_page(page: OutOfMemoryPage) -> str:
 
 
 def list_figures(page: OutOfMemoryPage) -> list[tuple[str, str]]:
-    """The figures at the moment of the error, each with its words; unknown ones are left out."""
+    """The figures at the time of the error, each with its label; unknown ones are left out."""
     failure = page.failure
     rows = [
         ("asked for", failure.asked_bytes),

@@ -33,7 +33,7 @@ WIDTH_INCHES, DEVICE_INCHES, LANE_INCHES, EDGE_INCHES = 9.0, 2.3, 0.26, 0.75
 SCREEN_DPI, PNG_DPI = 100, 200
 LETTER_INCHES = 0.07
 
-# The lanes of the kinds of spans, from the top.
+# The lanes for the kinds of spans, from the top.
 LANES = {"cell": "cells", "block": "blocks", "mark": "marks"}
 LANE_COLORS = {"cell": "#8a8f98", "block": "#00917c", "mark": "#a07800"}
 

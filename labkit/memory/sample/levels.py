@@ -1,7 +1,7 @@
-"""Reads the balance of every device repeatedly, at little cost: constant facts are read once.
+"""Reads the balance of every device repeatedly, at low cost: constant facts are read once.
 
-NVML stays open between two readings. Of torch only the allocators' counters are read: a call into
-CUDA from another thread can break a CUDA graph capture.
+NVML stays open between two readings. Only the counters of torch's allocators are read, because a
+call into CUDA from another thread can break a CUDA graph capture.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ from labkit.memory.balance.read import (
 GPU_MEASURES = ("allocated", "reserved", "used")
 CPU_MEASURES = ("process", "available")
 
-# Between two attempts to open a driver that failed, and two looks at the loaded libraries.
+# Seconds between two attempts to open a failed driver, and two checks of the loaded libraries.
 RETRY_SECONDS = 5.0
 # These do not change while this process lives.
 FINAL_TROUBLES = {"no binding", "no library"}
 
 
 class Levels(NamedTuple):
-    """What one device holds at a moment, in bytes by measure; None was not measured."""
+    """One device's memory at a moment, in bytes by measure; None is not measured."""
 
     key: str
     name: str
@@ -49,7 +49,7 @@ class Levels(NamedTuple):
 
 
 def read_levels(balance: Balance) -> Levels:
-    """The levels in a balance that are followed over time."""
+    """The levels in a balance that are sampled over time."""
     mine = balance.this_process
     if balance.kind == "cpu":
         held = dict(zip(CPU_MEASURES, (mine.used_bytes, balance.free_bytes), strict=True))
@@ -90,7 +90,7 @@ class LevelReader:
         self.forget()
 
     def forget(self) -> None:
-        """Drops the driver without closing it: in a forked child it belongs to the parent."""
+        """Drops the driver without closing it: in a forked child, it belongs to the parent."""
         self._gate: Gate | None = None
         self._answer = MemoryAnswer()
         self._asked_at: float | None = None
@@ -169,7 +169,7 @@ class LevelReader:
         )
 
     def _name_lost(self, snapshot: Snapshot) -> Snapshot:
-        """The snapshot in which a GPU that no longer reports its UUID keeps its earlier names."""
+        """The snapshot with the earlier names of GPUs that no longer report their UUID."""
         known: dict[int, list[Balance]] = {}
         balances = []
         for balance in snapshot.balances:

@@ -1,7 +1,7 @@
-"""Memory over time: buckets of samples, annotated spans, and what a sampler has measured.
+"""Memory over time: buckets of samples, annotated spans, and the results of a sampler.
 
 Time is divided into buckets of equal width. Each keeps the lowest, the highest and the mean of
-its samples. If there are too many buckets, each two neighbors are merged and the width doubles:
+its samples. If there are too many buckets, neighboring pairs are merged and the width doubles:
 the number of buckets is bounded and no measured spike is lost.
 """
 
@@ -33,9 +33,9 @@ class Point(NamedTuple):
 
 
 def split_at_gaps(points: Iterable[Point], gap_seconds: float) -> list[list[Point]]:
-    """The stretches in which a series was measured without a gap.
+    """The segments in which a series was measured without a gap.
 
-    A gap is a bucket in which nothing was measured, or more than ``gap_seconds`` without one.
+    A gap is a bucket without a measurement, or more than ``gap_seconds`` without a bucket.
     """
     stretches: list[list[Point]] = []
     whole = False
@@ -51,7 +51,7 @@ def split_at_gaps(points: Iterable[Point], gap_seconds: float) -> list[list[Poin
 
 
 class Extent:
-    """The running figures of one series in one bucket."""
+    """The current figures of one series in one bucket."""
 
     __slots__ = ("high", "low", "measured", "missed", "total")
 
@@ -168,7 +168,7 @@ class Annotation:
 
 
 class Annotations:
-    """The spans of one sampler in the order of their beginnings; above the limit, the longest."""
+    """The spans of one sampler in order of their start; above the limit, the longest are kept."""
 
     def __init__(self, clock: Callable[[], float], limit: int = SPAN_LIMIT) -> None:
         self._clock = clock
@@ -212,7 +212,7 @@ class Annotations:
             return tuple(self._spans.values())
 
     def reset_lock(self) -> None:
-        """Replaces the lock: in a forked child, a thread of the parent may have held it."""
+        """Replaces the lock, because a thread of the parent may have held it at a fork."""
         self._lock = threading.Lock()
 
     def _drop_shortest(self) -> None:
@@ -233,7 +233,7 @@ Opened = list[tuple[Annotations, int]]
 
 
 def begin_spans(kind: str, name: str | None = None) -> Opened:
-    """Opens a span in every running sampler; ``end_spans`` takes what this returns."""
+    """Opens a span in every running sampler; pass the result to ``end_spans``."""
     return [(annotations, annotations.begin(kind, name)) for annotations in tuple(LISTENERS)]
 
 
@@ -275,12 +275,12 @@ class _SampleFields(NamedTuple):
 class MemorySamples(
     Displayed, _SampleFields, view="labkit.memory.sample.view", text="format_samples"
 ):
-    """What a sampler has measured: the devices (GPUs first), the annotated spans, the timing.
+    """The results of a sampler: the devices (GPUs first), the annotated spans, the timing.
 
-    Times are in seconds since ``started`` (an epoch). Between two points that are more than
-    ``gap_seconds`` apart nothing was measured. ``trouble`` is the cause of the last failure.
+    Times are in seconds since ``started`` (an epoch). If two points are more than ``gap_seconds``
+    apart, nothing was measured between them. ``trouble`` is the cause of the last failure.
     """
 
     def find_device(self, name: str) -> DeviceSamples | None:
-        """The device with this name of torch's, such as "cuda:0" or "cpu"."""
+        """The device with this torch name, such as "cuda:0" or "cpu"."""
         return next((device for device in self.devices if device.name == name), None)

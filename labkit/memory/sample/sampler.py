@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 DEFAULT_INTERVAL_SECONDS = 0.1
 SHORTEST_INTERVAL_SECONDS, LONGEST_INTERVAL_SECONDS = 0.01, 86_400.0
-# A gap is so many intervals without a sample, and at least so many seconds: a thread may run late.
+# A gap is this many intervals, and at least this many seconds, without a sample.
 GAP_INTERVALS, SHORTEST_GAP_SECONDS = 10, 1.0
 
 
@@ -43,7 +43,7 @@ class Reader(Protocol):
         ...
 
     def close(self) -> None:
-        """Closes what is open; a later reading opens it again."""
+        """Closes open resources; a later reading opens them again."""
         ...
 
     def forget(self) -> None:
@@ -102,7 +102,7 @@ class MemorySampler:
         self._stopping = self._make_event()
         LISTENERS.append(self._annotations)
         self.take_sample()
-        # In the context of the starting cell: what the thread displays belongs to that cell.
+        # Runs in the context of the starting cell, so that the thread's outputs belong to it.
         context = contextvars.copy_context()
         self._thread = threading.Thread(
             target=context.run,
@@ -147,7 +147,7 @@ class MemorySampler:
 
     @property
     def samples(self) -> MemorySamples:
-        """What was measured so far."""
+        """The samples so far."""
         with self._lock:
             devices = tuple(self._describe(levels) for levels in self._known.values())
             width = self._buckets.width_seconds
@@ -171,7 +171,7 @@ class MemorySampler:
         return repr(self.samples)
 
     def take_sample(self) -> None:
-        """Reads every device once, now; what cannot be read counts as not measured."""
+        """Reads every device once, now; failed readings count as not measured."""
         snapshot = None
         try:
             snapshot = self._reader.read()
@@ -206,12 +206,12 @@ class MemorySampler:
             began = self._clock()
             try:
                 self.take_sample()
-            except Exception as error:  # of on_sample, such as a page that cannot be reached
+            except Exception as error:  # on_sample failed; for example, the page is unreachable
                 self.trouble = f"{type(error).__name__}: {error}"
             took = self._clock() - began
 
     def _note_trouble(self, snapshot: Snapshot, levels: list[Levels]) -> None:
-        """Keeps the cause if a device is no longer measured: its own trouble, or the driver's."""
+        """Records the cause if a device is no longer measured: its own trouble, or the driver's."""
         for balance, one in zip(snapshot.balances, levels, strict=True):
             if balance.trouble:
                 self.trouble = f"{one.name}: {balance.trouble}"
@@ -240,10 +240,10 @@ def sample_memory(interval: float = DEFAULT_INTERVAL_SECONDS) -> MemorySampler:
     """Samples every device's memory in a thread, for ``plot_memory``.
 
     Use it in a ``with`` statement, or with its ``start()`` and ``stop()``. ``interval`` is in
-    seconds. The memory that it needs is bounded: in a long run each point holds the lowest, the
-    highest and the mean of more samples. It only reads counters: no CUDA context is made, torch
-    is not imported. A spike shorter than the interval can be missed; ``track_memory`` measures
-    exact peaks.
+    seconds. The memory of the sampler is bounded: in a long run each point summarizes more samples
+    by their lowest, highest and mean. It only reads counters: no CUDA context is created, torch is
+    not imported. A spike shorter than the interval can be missed; ``track_memory`` measures exact
+    peaks.
 
     >>> with sample_memory() as sampler:
     ...     with sampler.mark("work"):
@@ -316,7 +316,7 @@ def _forget_threads() -> None:
 
 
 def _stop_all() -> None:
-    """At exit: a thread that reads while the interpreter shuts down may crash it."""
+    """Stops all samplers at exit, because a thread that reads during shutdown may crash."""
     for sampler in list(_SAMPLERS):
         sampler.end()
 

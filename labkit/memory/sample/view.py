@@ -1,6 +1,6 @@
 """Samples as text: a line of small bars for each measure, with its peak.
 
-Also the styles of the measures, for the figure and the live panel.
+This module also has the styles of the measures for the figure and the live panel.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ INDENT = " " * 19
 
 
 def format_samples(samples: MemorySamples, *, width: int = WIDTH) -> str:
-    """A line for each measure of each device; it has a space where nothing was measured."""
+    """One line per measure of each device; a space means that nothing was measured."""
     every = format_seconds(samples.interval_seconds)
     lines = [f"memory over {format_clock(samples.seconds)}, a sample every {every}"]
     for device in samples.devices:
@@ -93,7 +93,7 @@ def list_missing(samples: MemorySamples) -> list[str]:
 
 
 def write_ruler(spans: Iterable[AnnotatedSpan], seconds: float, width: int) -> str:
-    """The names of spans where they begin, as many as fit."""
+    """The names of spans at their start positions, as many as fit."""
     line = ""
     for span in sorted(spans, key=lambda span: span.begin):
         place = min(width - 1, int(span.begin / seconds * width)) if seconds else 0
@@ -103,14 +103,14 @@ def write_ruler(spans: Iterable[AnnotatedSpan], seconds: float, width: int) -> s
 
 
 class Style(NamedTuple):
-    """How one measure is drawn: its name in the legend, its color, the opacity of its area."""
+    """The style of one measure: its name in the legend, its color, the opacity of its area."""
 
     words: str
     color: str
     area: float
 
 
-# In the order of drawing: a measure lies in front of those that include it.
+# In drawing order: a measure is in front of those that include it.
 STYLES = {
     "used": Style("used by anyone", PICTURE_COLORS["others"], 0.10),
     "reserved": Style("reserved by torch", PICTURE_COLORS["cached"], 0.25),

@@ -1,10 +1,10 @@
-"""Counters of memory, and exact peaks for the blocks of code that share them.
+"""Memory counters, and exact peaks for the blocks of code that share them.
 
-A counter exists once for the process (the kernel's high-water mark, the statistics of a CUDA
-device's allocator, torch's profiler) and keeps one peak. So that a nested block does not erase
-the outer block's peak, every boundary (a block begins or ends) first folds the peak since the
-last boundary into each open block, and only then resets the counter. The peak of a block is the
-highest of its stretches.
+A process has one counter of each kind (the kernel's high-water mark, the statistics of a CUDA
+device's allocator, torch's profiler), and each keeps one peak. A nested block must not erase the
+outer block's peak. So when a block begins or ends, the peak since the last such boundary is first
+added to each open block, and then the counter is reset. The peak of a block is the highest of its
+segments.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from labkit.memory.balance.read import find_started_torch
 from labkit.memory.track.model import BlockSpan
 
 LOG_LEVEL, NOTHING_LOGGED = "KINETO_LOG_LEVEL", "6"
-# An event of ours: it is missing where another profiler was started in the segment.
+# Labkit's event; it is missing if another profiler was started in the segment.
 SEGMENT = "labkit: tensors"
 
 
 class Reading(NamedTuple):
-    """Bytes now, and the peak since the last reset; the peak is None where it is not kept."""
+    """Current bytes, and the peak since the last reset, None if the system keeps none."""
 
     level_bytes: int
     peak_bytes: int | None
@@ -39,21 +39,21 @@ class PeakCounter(Protocol):
     name: str
 
     def read(self) -> Reading | None:
-        """The level and the peak since the last reset; None where neither is known."""
+        """The level and the peak since the last reset; None if neither is known."""
         ...
 
     def reset(self) -> Reading | None:
-        """Resets the peak and returns the level; its peak is None where it cannot be reset."""
+        """Resets the peak and returns the level; its peak is None if it cannot be reset."""
         ...
 
 
 class ProcessCounter:
-    """This process's resident memory, and the kernel's high-water mark of it."""
+    """This process's resident memory and its high-water mark in the kernel."""
 
     name = "process"
 
     def read(self) -> Reading | None:
-        """Resident bytes now and at the peak, which is None where the kernel keeps no mark."""
+        """Resident bytes now and at the peak, which is None if the kernel keeps no mark."""
         peak = read.read_peak_bytes()
         level = read.read_resident_bytes()
         return None if level is None else Reading(level, peak)
@@ -68,8 +68,8 @@ class ProcessCounter:
 class CudaCounter:
     """The bytes of live tensors on one CUDA (or ROCm) device, from the allocator's statistics.
 
-    The allocator counts on the host's side, where a tensor is made and freed: the figures are
-    exact without waiting for the device.
+    The allocator counts on the host, where tensors are created and freed, so the figures are exact
+    without waiting for the device.
     """
 
     def __init__(self, cuda: Any, index: int) -> None:
@@ -78,18 +78,18 @@ class CudaCounter:
         self._index = index
 
     def read(self) -> Reading | None:
-        """Bytes of live tensors now and at the peak; None where there are no statistics."""
+        """Bytes of live tensors now and at the peak; None if there are no statistics."""
         try:
             statistics = self._cuda.memory_stats_as_nested_dict(self._index)
         except RuntimeError:
-            return None  # an allocator of the user's own (CUDAPluggableAllocator)
+            return None  # a custom allocator (CUDAPluggableAllocator)
         if not statistics:
             return Reading(0, 0)
         counted = statistics["allocated_bytes"]["all"]
         return Reading(counted["current"], counted["peak"])
 
     def reset(self) -> Reading | None:
-        """Resets the allocator's peaks, ``torch.cuda.max_memory_allocated`` among them."""
+        """Resets the allocator's peaks, including ``torch.cuda.max_memory_allocated``."""
         try:
             self._cuda.reset_peak_memory_stats(self._index)
         except RuntimeError:
@@ -98,10 +98,10 @@ class CudaCounter:
 
 
 class TensorCounter:
-    """Bytes of CPU tensors made and freed by the thread that opened it, from torch's profiler.
+    """Bytes of CPU tensors that the opening thread creates and frees, from torch's profiler.
 
-    The level counts from where it was opened: tensors from before are not included, and freeing
-    them takes it below zero. The profiler records one segment between two readings.
+    The level starts at 0 when the counter is opened: earlier tensors are not included, and freeing
+    them makes it negative. The profiler records one segment between two readings.
     """
 
     name = "tensors"
@@ -112,7 +112,7 @@ class TensorCounter:
         self._level = self._peak = 0
 
     def check_available(self) -> None:
-        """Raises LabkitError where the profiler is in use: a process can run one at a time."""
+        """Raises LabkitError if the profiler is in use, because a process can run only one."""
         if self._segment is not None:
             if self._thread == threading.get_ident():
                 return
@@ -131,7 +131,7 @@ class TensorCounter:
     def read(self) -> Reading | None:
         """The level and the peak, after the events of the segment that ends here.
 
-        None where another profiler was started in the segment: torch then drops its events.
+        None if another profiler was started in the segment: torch then drops its events.
         """
         if self._segment is not None:
             self._segment.__exit__(None, None, None)
@@ -166,8 +166,8 @@ class TensorCounter:
 def _silence_first_profile() -> Iterator[None]:
     """Keeps torch 2.13's profiler library from printing two lines after every block.
 
-    The library reads the variable once per process, when it starts. A value that is already set
-    stays.
+    The library reads the variable once per process, when it starts. A value that is already set is
+    kept.
     """
     if LOG_LEVEL in os.environ:
         yield
@@ -191,13 +191,13 @@ def find_cuda_counters() -> list[PeakCounter]:
 
 
 def _is_profiling() -> bool:
-    # _profiler_enabled() knows of the calling thread only; this flag covers all threads.
+    # _profiler_enabled() covers only the calling thread; this flag covers all threads.
     profiler = sys.modules.get("torch.autograd.profiler")
     return bool(getattr(profiler, "_is_profiler_enabled", False))
 
 
 class Stretch:
-    """One counter's running figures for one open block; ``lost``: a part was not measured."""
+    """One counter's current figures for one open block; ``lost``: a part was not measured."""
 
     def __init__(self, before_bytes: int, peak_bytes: int | None) -> None:
         self.before_bytes = before_bytes
@@ -225,7 +225,7 @@ class Stretch:
 
 
 class TrackedBlock(NamedTuple):
-    """A block of code being measured: which counters it wants, and its figures by counter."""
+    """A block of code being measured: the counters it uses, and its figures by counter."""
 
     wants: Callable[[str], bool]
     stretches: dict[str, Stretch]
@@ -234,8 +234,8 @@ class TrackedBlock(NamedTuple):
 class Ledger:
     """Every open block of this process, and the counters that the blocks share.
 
-    The counters count for the whole process. So a block is right in any thread: it gets the peak
-    of its own time, which includes the memory that other threads used meanwhile.
+    The counters cover the whole process. A block in any thread gets the peak during its own time,
+    which includes the memory that other threads used in that time.
     """
 
     def __init__(
@@ -251,7 +251,7 @@ class Ledger:
         self._lock = threading.RLock()
 
     def open_block(self, wants: Callable[[str], bool]) -> TrackedBlock:
-        """Begins a block; raises LabkitError where tensors are wanted and cannot be measured."""
+        """Begins a block; raises LabkitError if it needs tensors and they cannot be measured."""
         block = TrackedBlock(wants, {})
         with self._lock:
             if wants(self._tensors.name):
@@ -283,15 +283,15 @@ class Ledger:
         return tuple(spans[counter] for counter in order)
 
     def forget_all(self) -> None:
-        """Drops every block: in a forked child, they are the parent's."""
+        """Drops every block, because in a forked child they belong to the parent."""
         self._lock = threading.RLock()
         self._open = []
 
     def _list_counters(self, wants: Callable[[str], bool]) -> list[PeakCounter]:
         """The counters in the order to read them; they are reset in the opposite order.
 
-        The process's is read first and reset last, so that the memory which the profiler's events
-        take is not counted as the block's.
+        The process's counter is read first and reset last, so that the memory of the profiler's
+        events is not counted for the block.
         """
         counters = [self._process, *self._find_devices(), self._tensors]
         return [counter for counter in counters if wants(counter.name)]
@@ -300,7 +300,7 @@ class Ledger:
         return [one for one in counters if any(block.wants(one.name) for block in self._open)]
 
     def _fold(self, counter: PeakCounter) -> Reading | None:
-        """Reads the counter and folds its peak into every open block that wants it."""
+        """Reads the counter and adds its peak to every open block that uses it."""
         reading = counter.read()
         for block in self._open:
             if reading is not None and block.wants(counter.name):

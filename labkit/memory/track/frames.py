@@ -1,6 +1,6 @@
-"""The user's line that is running now or that raised: the first outside torch, labkit and Python.
+"""Finds the user's line that is running or raised: the first outside torch, labkit and Python.
 
-A notebook's cell is a file to Python; IPython's shell knows the cell's number.
+For Python a notebook's cell is a file; IPython's shell knows the cell's number.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 
 class Frame(NamedTuple):
-    """A line of a program that ran: its file, its number, and the function that it is in."""
+    """A line of a running program: its file, its number, and its function."""
 
     file: str
     line: int
@@ -25,13 +25,13 @@ class Frame(NamedTuple):
 
     @property
     def where(self) -> str:
-        """``train.py:12``; for a notebook's cell, which has no file of its own, ``In[3]:2``."""
+        """``train.py:12``; for a notebook's cell, which has no file, ``In[3]:2``."""
         name = name_cell(self.file) or ("cell" if _is_cell(self.file) else Path(self.file).name)
         return f"{name}:{self.line}"
 
     @property
     def source(self) -> str:
-        """The text of the line; empty where it cannot be read."""
+        """The text of the line; empty if it cannot be read."""
         return linecache.getline(self.file, self.line).strip()
 
 
@@ -64,7 +64,7 @@ def is_user_file(file: str) -> bool:
         return file.startswith(("<ipython", "<stdin>", "<string>"))
     if not file.startswith(_list_foreign_folders()):
         return True
-    # Other packages are installed inside Python's folder, and count as the user's.
+    # Other packages are installed in Python's folder, and count as the user's code.
     library = ("site-packages", "dist-packages")
     return any(name in file for name in library) and not file.startswith(_list_own_folders())
 
@@ -96,7 +96,7 @@ def find_shell() -> Any:
 
 
 def name_cell(file: str) -> str | None:
-    """IPython's name of the cell that a file stands for, ``In[3]``; None for a real file."""
+    """IPython's name of a cell, ``In[3]``, from its file name; None for a real file."""
     shell = find_shell()
     if shell is None:
         return None

@@ -1,8 +1,8 @@
-"""The figures of a measured block, and the storages that a traced block used. Without torch.
+"""The figures of a measured block, and the storages of a traced block. Does not import torch.
 
-To know at the end what was live at the peak, no list is copied at each new peak, which would cost
-as much as there are storages: every storage knows when it was allocated, and those freed since
-the peak are kept until there is a higher one.
+The storages live at the peak are found without copying a list at each new peak, which would be
+slow with many storages: every storage has the number of its allocation, and storages freed since
+the peak are kept until there is a higher peak.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import NamedTuple
 from labkit.memory.track.frames import Frame
 from labkit.render import Displayed
 
-# What a storage is for, in the order in which it is shown.
+# The categories of storages, in display order.
 CATEGORIES = ("parameters", "gradients", "optimizer", "activations", "inputs", "other")
 
 
@@ -25,8 +25,8 @@ class Storage:
 
     ``serial`` is never reused, unlike an address. ``before``: it existed when the tracing began,
     and was found when it was first used. ``frames`` are the user's lines that allocated it,
-    innermost first; for what backward allocates (``backward`` is True), those of its forward
-    operator. ``born`` counts the storages that its ``Level`` has seen.
+    innermost first; if backward allocated it (``backward`` is True), those of its forward
+    operator. ``born`` is the number of storages that its ``Level`` had counted.
     """
 
     serial: int
@@ -40,7 +40,7 @@ class Storage:
 
 
 class Level:
-    """One device's bytes in storages: now, at the peak, and before the block."""
+    """One device's bytes in storages: current, at the peak, and before the block."""
 
     def __init__(self) -> None:
         self.now_bytes = self.peak_bytes = self.before_bytes = 0
@@ -49,11 +49,11 @@ class Level:
         self._freed_since_peak: list[Storage] = []
 
     def add(self, storage: Storage) -> None:
-        """Counts a storage from now on; one that existed before the block, from its beginning."""
+        """Adds a storage; one that existed before the block is counted from the block's start."""
         self._live[storage.serial] = storage
         self.now_bytes += storage.bytes
         if storage.before:
-            # It was part of every level so far: the moment of the peak does not move.
+            # It was part of every level so far, so the time of the peak does not change.
             self.before_bytes += storage.bytes
             self.peak_bytes += storage.bytes
             return
@@ -77,7 +77,7 @@ class Level:
 
 
 class LineUse(NamedTuple):
-    """Bytes and storages that one line of the user's code allocated; no frame: an unknown line."""
+    """Bytes and storages that one user line allocated; the frame is None for an unknown line."""
 
     frame: Frame | None
     held_bytes: int
@@ -85,10 +85,10 @@ class LineUse(NamedTuple):
 
 
 class Breakdown(NamedTuple):
-    """What one device's tensors were for at their peak: bytes by category and bytes by line.
+    """One device's tensors at their peak: bytes by category and bytes by line.
 
     ``categories`` (all of ``CATEGORIES``) adds up to ``peak_bytes``. Tensors from before the
-    block are included where the block used them.
+    block are included if the block used them.
     """
 
     where: str
@@ -107,21 +107,20 @@ class BlockSpan(NamedTuple):
 
     @property
     def added_bytes(self) -> int | None:
-        """How far the peak rose above the level at the beginning."""
+        """The peak minus the level at the block's start."""
         return None if self.peak_bytes is None else self.peak_bytes - self.before_bytes
 
     @property
     def change_bytes(self) -> int | None:
-        """What the block allocated and still holds; below zero where it freed more."""
+        """The bytes that the block allocated and still holds; negative if it freed more."""
         return None if self.after_bytes is None else self.after_bytes - self.before_bytes
 
 
 @dataclass(frozen=True, repr=False)
 class MemoryUse(Displayed, view="labkit.memory.track.view", text="format_use"):
-    """What a block used: its seconds, and a span in bytes for each counter that was read.
+    """The memory use of a block: its seconds, and a span in bytes for each counter.
 
-    ``breakdowns`` has one for each device that had tensors, where categories or lines were asked
-    for.
+    ``breakdowns`` has one entry per device that had tensors, if categories or lines were requested.
     """
 
     seconds: float
@@ -129,7 +128,7 @@ class MemoryUse(Displayed, view="labkit.memory.track.view", text="format_use"):
     breakdowns: tuple[Breakdown, ...] = ()
 
     def find_span(self, where: str) -> BlockSpan | None:
-        """The span of ``"cuda:0"``, ``"tensors"`` or ``"process"``; None where not measured."""
+        """The span of ``"cuda:0"``, ``"tensors"`` or ``"process"``; None if not measured."""
         return next((span for span in self.spans if span.where == where), None)
 
 

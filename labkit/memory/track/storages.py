@@ -1,4 +1,4 @@
-"""Every storage that tensors take while a block runs: its bytes, its category, and its line.
+"""Traces every storage of tensors while a block runs: its bytes, its category, and its line.
 
 ``StorageTracer`` is a context manager around the code of one thread. It sees each operator of
 torch, on real tensors of any device and, inside a ``FakeTensorMode``, on fake ones, which take no
@@ -9,11 +9,11 @@ memory:
     level = tracer.levels["cpu"]
     level.peak_bytes, sum_categories(level.list_at_peak()), sum_lines(level.list_at_peak(), 5)
 
-A storage from before the block is found when the block first uses it, and counted from the
-beginning; a view of it is not a new storage. Memory that an operator allocates and frees within
-itself is not seen. Compiled functions run eagerly meanwhile, in every thread.
+A storage from before the block is found when the block first uses it, and is counted from the
+block's start; a view is not a new storage. Memory that an operator allocates and frees internally
+is not traced. Compiled functions run eagerly in all threads during the block.
 
-torch's own hooks for modules and optimizers (``CategoryWatch``) say what a storage is for.
+``CategoryWatch`` finds the category of a storage with torch's hooks for modules and optimizers.
 """
 
 from __future__ import annotations
@@ -36,17 +36,18 @@ from labkit.errors import LabkitError
 from labkit.memory.track.frames import Frame, find_user_frames
 from labkit.memory.track.model import Level, Storage
 
-# Nodes of the graph whose forward line is kept; a loop that runs for hours makes many more.
+# The most graph nodes whose forward lines are kept; a long loop creates many more.
 NODES_KEPT = 200_000
-# torch.tensor(...) allocates where no operator is seen, and passes the tensor to this one.
+# torch.tensor(...) allocates outside of operators, and passes the tensor to this one.
 LIFT = torch.ops.aten.lift_fresh.default
 
 
 class StorageObserver(Protocol):
     """Receives every storage that is allocated or freed, in order and in the block's thread.
 
-    ``storage.category`` is what is known at that time: a gradient is recognized only after it was
-    made. What is still live at the end is not freed. An observer must not compute with tensors.
+    ``storage.category`` is the category known at that time: a gradient is recognized only after it
+    was created. A storage that is live at the end is not freed. An observer must not compute with
+    tensors.
     """
 
     def allocate(self, storage: Storage) -> None:
@@ -59,7 +60,7 @@ class StorageObserver(Protocol):
 
 
 class StorageReference(weakref.ref):  # type: ignore[type-arg]
-    """A weak reference to one of torch's storages, with the record of it."""
+    """A weak reference to one of torch's storages, with its record."""
 
     __slots__ = ("key", "storage")
 
@@ -70,9 +71,9 @@ class StorageReference(weakref.ref):  # type: ignore[type-arg]
 class StorageTracer(TorchDispatchMode):  # type: ignore[misc]
     """Counts the storages of a block by device, category and line.
 
-    ``observer`` receives each storage; ``depth`` is how many of the user's lines each keeps;
-    ``round_up`` gives the bytes that the device's allocator takes for a storage's bytes. Raises
-    LabkitError where a tracer is open in another thread: torch's hooks are for the whole process.
+    ``observer`` receives each storage; ``depth`` is the number of user lines that each keeps;
+    ``round_up`` returns the bytes that the device's allocator takes for a storage's bytes. Raises
+    LabkitError if a tracer is open in another thread, because torch's hooks are process-wide.
     """
 
     _open: list[StorageTracer] = []  # noqa: RUF012
@@ -93,7 +94,7 @@ class StorageTracer(TorchDispatchMode):  # type: ignore[misc]
         self._thread = threading.get_ident()
         self._serials = itertools.count(1)
         self._live: dict[int, StorageReference] = {}
-        # Python appends to it when it collects a storage, at any moment; _bury() reads it.
+        # Python appends to it when it frees a storage, at any time; _bury() reads it.
         self._dead: deque[StorageReference] = deque()
         self._node_frames: dict[int, tuple[Frame, ...]] = {}
 
@@ -114,8 +115,8 @@ class StorageTracer(TorchDispatchMode):  # type: ignore[misc]
             )
         self._used = True
         if not self._open:
-            # A mode makes compiled functions run eagerly anyway, but dynamo would keep that for
-            # ever; with a stance it ends with the block.
+            # A mode makes compiled functions run eagerly anyway, but dynamo would keep this
+            # permanently; with a stance it ends with the block.
             StorageTracer._stance = torch.compiler.set_stance("force_eager")
         self._open.append(self)
         self._watch.open()
@@ -128,7 +129,7 @@ class StorageTracer(TorchDispatchMode):  # type: ignore[misc]
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        # Torch removes whichever mode was entered last: those entered after this one return.
+        # Torch removes the mode entered last, so modes entered after this one are put back.
         later = self._open[self._open.index(self) + 1 :]
         for one in [*reversed(later), self]:
             TorchDispatchMode.__exit__(one, kind, error, trace)
@@ -169,7 +170,7 @@ class StorageTracer(TorchDispatchMode):  # type: ignore[misc]
         return result
 
     def mark(self, tensor: Any, category: str) -> None:
-        """Sets the category of a tensor's storage; a storage not seen so far is from before."""
+        """Sets the category of a tensor's storage; an unknown storage is from before the block."""
         self._bury()
         for part in list_parts(tensor):
             held = self._live.get(part.untyped_storage()._cdata)
@@ -184,7 +185,7 @@ class StorageTracer(TorchDispatchMode):  # type: ignore[misc]
         return sum(level.now_bytes for level in self.levels.values())
 
     def _look_at(self, tensors: Iterable[Any]) -> list[Storage]:
-        """The storages of an operator's arguments; those not seen so far are from before."""
+        """The storages of an operator's arguments; unknown ones are from before the block."""
         found = []
         for tensor in tensors:
             for part in list_parts(tensor):
@@ -195,7 +196,7 @@ class StorageTracer(TorchDispatchMode):  # type: ignore[misc]
         return found
 
     def _take_inputs(self, operator: Any, known: Iterable[Storage]) -> None:
-        # Filling a parameter in place, as loading a checkpoint does, reads no input.
+        # Filling a parameter in place, as when a checkpoint is loaded, reads no input.
         if operator._schema.is_mutable:
             return
         for one in known:
@@ -245,7 +246,7 @@ class StorageTracer(TorchDispatchMode):  # type: ignore[misc]
             self._observer.free(storage)
 
     def _bury(self) -> None:
-        """Subtracts the storages that Python has collected since the last call."""
+        """Subtracts the storages that Python has freed since the last call."""
         while self._dead:
             reference = self._dead.popleft()
             if self._live.get(reference.key) is reference:
@@ -267,7 +268,7 @@ class StorageTracer(TorchDispatchMode):  # type: ignore[misc]
                     self._count(held.storage)
 
     def _find_frames(self) -> tuple[tuple[Frame, ...], bool]:
-        """The user's lines for what is allocated now, and whether backward allocates it."""
+        """The user's lines that allocate now, and whether backward allocates."""
         node = torch._C._current_autograd_node()
         if node is not None:
             self._watch.watch_leaves(node)
@@ -277,7 +278,7 @@ class StorageTracer(TorchDispatchMode):  # type: ignore[misc]
         if torch.is_grad_enabled():
             if len(self._node_frames) > NODES_KEPT:
                 self._node_frames.clear()
-            # Autograd has just made this operator's node: its number is the last one given.
+            # Autograd has just created this operator's node, so it has the last number.
             number = torch._C._autograd._get_sequence_nr() - 1
             self._node_frames.setdefault(number, frames)
         return frames, False
@@ -304,18 +305,18 @@ def _is_parameter(tensor: Any) -> bool:
 
 
 def _collects_gradients(leaf: Any) -> bool:
-    # While backward runs, views of what forward saved look like leaves too.
+    # During backward, views of tensors that forward saved look like leaves too.
     return leaf.requires_grad and torch.is_grad_enabled() and not leaf._is_view()
 
 
-# Known by what holds the tensor, not by where it was made: no other category replaces these.
+# Known from what holds the tensor, not from its origin, so no other category replaces these.
 CERTAIN = ("parameters", "gradients", "optimizer")
 
 
 class CategoryWatch:
     """Follows modules, optimizers and gradients, and calls ``mark(tensor, category)``.
 
-    The hooks are installed while it is open, and act on the thread that opened it only.
+    The hooks are installed while it is open, and only affect the thread that opened it.
     """
 
     def __init__(self, mark: Callable[[Any, str], None]) -> None:
@@ -323,7 +324,7 @@ class CategoryWatch:
         self._thread = threading.get_ident()
         self._depth = self._steps = 0
         self._handles: list[Any] = []
-        # By id, without a reference: torch refuses to swap tensors with weak references.
+        # By id, without a reference, because torch refuses to swap tensors with weak references.
         self._watched: dict[int, Any] = {}
 
     def open(self) -> None:
@@ -355,11 +356,11 @@ class CategoryWatch:
         return "activations" if tracked else "other"
 
     def reads_inputs(self) -> bool:
-        """True while what an operator reads besides parameters is the model's input."""
+        """True while tensors that an operator reads, except parameters, are the model's inputs."""
         return not self._steps and torch._C._current_autograd_node() is None
 
     def watch_parameter(self, tensor: Any) -> None:
-        """Marks a parameter or another leaf, its gradient, and each gradient it gets later."""
+        """Marks a parameter or another leaf, its gradient, and each later gradient."""
         self._mark(tensor, "parameters")
         # A lazy parameter has no size and takes no hooks until the first forward pass.
         if is_lazy(tensor) or self._is_watched(tensor):
@@ -371,9 +372,9 @@ class CategoryWatch:
             self._watched[id(tensor)] = handle
 
     def watch_leaves(self, node: Any) -> None:
-        """Watches the leaves that get their gradients from a node that backward is running.
+        """Watches the leaves that get gradients from the node that backward is running.
 
-        The forward pass, where they are found otherwise, may have run before the block.
+        Usually the forward pass finds them, but it may have run before the block.
         """
         for following, _ in node.next_functions:
             leaf = getattr(following, "variable", None)  # AccumulateGrad has one
@@ -382,7 +383,7 @@ class CategoryWatch:
 
     def _is_watched(self, tensor: Any) -> bool:
         handle = self._watched.get(id(tensor))
-        # The id can belong to another tensor by now; the handle knows whose hooks it is in.
+        # The id may belong to another tensor now; the handle shows whose hook it is.
         return handle is not None and handle.hooks_dict_ref() is tensor._post_accumulate_grad_hooks
 
     def _end_gradient(self, tensor: Any) -> None:

@@ -35,11 +35,11 @@ Result = TypeVar("Result")
 
 
 class MemoryTracker:
-    """Measures one block; ``use`` has its figures once it has ended, also by an exception.
+    """Measures one block; ``use`` has its figures after the block, even after an exception.
 
     As a decorator it measures every call with a new tracker; ``function.last_use`` has the
-    figures of the call that ended last. ``annotated=False`` keeps the block off the timelines of
-    samplers. ``kinds`` asks for categories.
+    figures of the call that ended last. ``annotated=False`` leaves the block out of samplers'
+    timelines. ``kinds`` requests categories.
     """
 
     def __init__(
@@ -173,7 +173,10 @@ class MemoryTracker:
         return StorageTracer()
 
     def _open_tracer(self, tracer: StorageTracer, block: TrackedBlock) -> None:
-        """Opens it after the counters, whose profiler would see it; if it fails, closes them."""
+        """Opens the tracer after the counters; if it fails, closes them.
+
+        In the opposite order, the counters' profiler would record the tracer.
+        """
         try:
             self._tracer = tracer.__enter__()
         except LabkitError:
@@ -222,11 +225,11 @@ def track_memory(
     gradients, optimizer, activations, inputs, other), and ``lines=5`` names the lines of your
     code that allocated most of it (``tracked.lines``), on any device; memory of backward counts
     for its forward line. Both trace every operator of this thread: each takes about 50 us more,
-    compiled functions run eagerly meanwhile, and no other thread can open such a block.
+    compiled functions run eagerly, and no other thread can open such a block.
 
-    The figures include what other threads allocate meanwhile. The allocator's peak is reset, and
-    with it ``torch.cuda.max_memory_allocated()``. Nothing else changes: no cache is emptied, and
-    compiled functions stay compiled.
+    The figures include what other threads allocate during the block. The allocator's peak is
+    reset, and with it ``torch.cuda.max_memory_allocated()``. Nothing else changes: no cache is
+    emptied, and compiled functions stay compiled.
 
     >>> with track_memory("cpu") as tracked:
     ...     held = bytearray(1000)
@@ -248,7 +251,7 @@ def track_memory(
 
 
 def _keep_touched(spans: tuple[BlockSpan, ...]) -> tuple[BlockSpan, ...]:
-    """The spans without those of GPUs that held nothing all the time."""
+    """The spans, except those of GPUs that held nothing during the block."""
     return tuple(
         span
         for span in spans

@@ -1,1 +1,1 @@
-"""The report of a run: page (the whole), notebook (a section), sanitize (foreign html)."""
+"""The HTML report of a run: ``page`` makes the page, ``notebook`` one notebook's section."""

@@ -1,12 +1,10 @@
-"""The part of a report that is about one notebook: its plots, claims, cells and outputs.
+"""The report's section on one notebook: its plots, claims, cells and outputs.
 
-An output is shown in the richest form that needs no script, harmless and bounded.
-
-Makes the html of an output harmless, with nh3: what may stay is listed, all else goes.
-
-Scripts, styles, frames and forms go with their content; of an unknown tag the text stays. Nothing
-is loaded: images stay only as data, links only to be clicked. The style of an element may color
-and shape it, but not move it out of its place.
+An output is shown in the richest form that needs no script, sanitized and limited in size.
+nh3 sanitizes the html with an allowlist. Scripts, styles, frames and forms are removed with their
+content; an unknown tag is removed, but its text stays. The page loads nothing: only images in data
+URLs stay, and links only work as links. An element's style can set colors and sizes, but cannot
+move the element.
 """
 
 from __future__ import annotations
@@ -28,12 +26,12 @@ from labkit.charts import Column, Line, render_columns, render_lines
 from labkit.notebooks.result import CellMemory, CellResult, ClaimOutcome, NotebookResult
 from labkit.notebooks.sources import is_nested_too_deep
 from labkit.render import escape, escape_block, make_table, mark_controls, render_status
-from labkit.text import format_bytes, format_seconds, plural, shorten
+from labkit.text import count_bytes, format_bytes, format_seconds, plural, shorten
 
-# Above these, parsing takes seconds: its cost grows with the square of the open elements.
+# Above these limits, parsing takes seconds: its cost is quadratic in the open elements.
 MAX_TAGS = 20_000
 MAX_REPEATED = 2_000_000
-# The parser opens such an element again in each block that follows, unless three alike are open.
+# The parser reopens these elements in each following block, up to three equal ones.
 _REOPENED = re.compile(
     r"<(?:a|b|big|code|em|font|i|nobr|s|small|strike|strong|tt|u)[\s/]", re.IGNORECASE
 )
@@ -53,7 +51,7 @@ _SVG_TAGS = _words(
     "svg g path rect circle ellipse line polyline polygon text tspan textPath defs symbol use"
     " marker linearGradient radialGradient stop clipPath mask pattern title desc"
 )
-# Removed with all they contain.
+# Removed with their content.
 _REMOVED = _words(
     "script style iframe frame frameset object applet template noscript noembed noframes form"
     " select textarea button audio video canvas map math head foreignObject animate set"
@@ -74,7 +72,7 @@ _SVG_ATTRIBUTES = _words(
     " stroke-miterlimit stroke-opacity stroke-width text-anchor textLength text-decoration"
     " transform vector-effect viewBox visibility x x1 x2 xlink:href y y1 y2 letter-spacing"
 )
-# What the style of an element may set: no position, margin of the page, transform or layer.
+# CSS properties that stay: none that sets a position, a negative margin, a transform or a layer.
 _SIDES = ("", "-top", "-right", "-bottom", "-left")
 _STYLE_PROPERTIES = {
     *(f"padding{side}" for side in _SIDES),
@@ -92,14 +90,14 @@ _STYLE_PROPERTIES = {
         " word-break word-wrap overflow-wrap"
     ),
 }
-# A value that loads something or hides it behind an escape.
+# A value that loads a resource, or could hide one behind an escape.
 _LOADS = re.compile(r"url\s*\(|image-set|image\s*\(|src\s*\(|expression|@|\\|//|/\*", re.IGNORECASE)
 _NEGATIVE = re.compile(r"(?<![\w-])-\s*[\d.]")
 _DATA_IMAGE = re.compile(r"data:image/(png|jpeg|gif|webp|svg\+xml);base64,[A-Za-z0-9+/=\s]+\Z")
 _LINK = re.compile(r"(https?://|mailto:)[^\s]+\Z", re.IGNORECASE)
 _POINTER = re.compile(r"""url\(\s*['"]?#([\w:.-]+)['"]?\s*\)\Z""")
 _ID = re.compile(r"[\w:.-]+\Z")
-# Read by people, so they may say anything.
+# Attributes with free text for readers.
 _WORDS = {"abbr", "alt", "aria-label", "title"}
 # An svg of 240 x 20 pixels with the words "an image that is not in the notebook".
 MISSING_IMAGE = (
@@ -110,15 +108,15 @@ MISSING_IMAGE = (
 
 
 def is_cheap(text: str) -> bool:
-    """True where parsing the html takes less than about a second."""
+    """True if parsing the html takes less than about a second."""
     tags = text.count("<")
     return tags <= MAX_TAGS and len(_REOPENED.findall(text)) * tags <= MAX_REPEATED
 
 
 def clean_html(text: str, prefix: str) -> str:
-    """The html of an output without what runs, loads or leaves its place.
+    """The html of an output, without scripts, loaded resources and positioned elements.
 
-    ``prefix`` goes before every id, so that the ids of two outputs do not meet on one page.
+    ``prefix`` is added to every id, so that the ids of two outputs do not collide on one page.
     """
     return nh3.clean(
         mark_controls(text),
@@ -133,12 +131,12 @@ def clean_html(text: str, prefix: str) -> str:
 
 
 def strip_tags(text: str) -> str:
-    """The text of the html alone."""
+    """The text of the html, without tags."""
     return nh3.clean(text, tags=set(), clean_content_tags={"script", "style"})
 
 
 def _clean_attribute(tag: str, name: str, value: str, prefix: str) -> str | None:
-    """The attribute's harmless value; None removes the attribute."""
+    """The attribute's safe value; None removes the attribute."""
     if name == "src":
         return value if tag == "img" and _DATA_IMAGE.match(value) else MISSING_IMAGE
     if name in ("href", "xlink:href"):
@@ -160,25 +158,25 @@ def _clean_link(tag: str, value: str, prefix: str) -> str | None:
 
 
 def clean_style(style: str) -> str | None:
-    """The declarations whose values load and hide nothing and are not negative; None if none."""
+    """The safe declarations: no loading, no escapes, no negative values. None if none is left."""
     kept = [part.strip() for part in style.split(";") if part.strip()]
     harmless = (part for part in kept if not _LOADS.search(part) and not _NEGATIVE.search(part))
     return "; ".join(harmless) or None
 
 
-# Of all notebooks together: so many rows and cells keep the page of any run within its bounds.
+# Limits over all notebooks of a run, so that the page stays within its size limit.
 MAX_ROWS = 1000
 FIRST_LINE_CHARACTERS = 90
 STATEMENT_CHARACTERS = 600
 BAD_ENDS = ("failed", "died", "timed_out")
 
-# Takes an output and the name of the file that keeps it; returns its placeholder in the page.
+# Takes an output and the name of the file that contains it; returns its placeholder in the page.
 LayAside = Callable[["Piece", str], str]
 
 
 @dataclass(frozen=True)
 class Section:
-    """A notebook, its place in the run, and what the parts of its section share."""
+    """A notebook, its position in the run, and the data that the parts of its section share."""
 
     place: int
     notebook: NotebookResult
@@ -190,19 +188,19 @@ class Section:
         return self.notebook.cell_numbers
 
     def name_cell(self, cell: CellResult) -> str:
-        """A cell as people count."""
+        """The cell's name with its number, counted from 1."""
         number = self.numbers.get(cell.index)
         return "a skipped cell" if number is None else f"cell {number}"
 
     def tooltip(self, cell: CellResult, words: str) -> str:
-        """A cell's words in a plot."""
+        """The tooltip of a cell in a plot."""
         return f"{self.name_cell(cell)}: {words}\n{shorten(cell.first_line, FIRST_LINE_CHARACTERS)}"
 
 
 def render_notebook(
     folder: Path, notebooks: Sequence[NotebookResult], place: int, lay_aside: LayAside
 ) -> str:
-    """One notebook's section; ``lay_aside`` takes its outputs."""
+    """One notebook's section; ``lay_aside`` stores its outputs and returns placeholders."""
     notebook = notebooks[place]
     section = Section(place, notebook, max(20, MAX_ROWS // len(notebooks)))
     parts = [
@@ -222,7 +220,7 @@ def render_notebook(
 
 
 def describe_counts(notebooks: Iterable[NotebookResult]) -> str:
-    """Cells run, claims held and skipped, checks passed, over all the notebooks, in words."""
+    """The counts of cells run, claims held and skipped, and checks passed, in words."""
     notebooks = list(notebooks)
     cells = [cell for notebook in notebooks for cell in notebook.cells]
     claims = [claim for notebook in notebooks for claim in notebook.claims]
@@ -242,7 +240,7 @@ def describe_counts(notebooks: Iterable[NotebookResult]) -> str:
 
 
 def inline(text: str) -> str:
-    """A sentence as html, its `backticked` words as code."""
+    """A sentence as html, with `backticked` words as code."""
     return BACKTICKS.sub(r"<code>\1</code>", escape(text))
 
 
@@ -413,7 +411,7 @@ def _table_row(section: Section, cell: CellResult) -> list[str]:
 
 
 def format_change(before: int | None, after: int | None) -> str:
-    """The difference with its sign; "unknown" where a side is.
+    """The difference with its sign; "unknown" if a value is None.
 
     >>> format_change(1024, 3072), format_change(2048, 1024), format_change(None, 1)
     ('+2.0 KiB', '−1.0 KiB', 'unknown')
@@ -428,7 +426,7 @@ def _render_cells(section: Section, folder: Path, lay_aside: LayAside) -> str:
     notebook = section.notebook
     if not notebook.executed:
         return '<p class="soft">The executed notebook was not kept.</p>'
-    # A name only: a result from elsewhere must not make this page read outside of its folder.
+    # Only the file name: a foreign result must not make this page read files outside its folder.
     name = Path(notebook.executed).name
     shown = read_cells(folder / name, f"n{section.place}")
     if shown is None:
@@ -490,9 +488,9 @@ DRAWN = re.compile(r"<(?:img|svg|table|hr|meter|progress)\b")
 
 @dataclass(frozen=True)
 class Piece:
-    """One output (or source) that may be shown: about how many bytes of html, and how to make it.
+    """One output (or source): its approximate bytes of html, and a function that renders it.
 
-    ``what`` names it where it is left out.
+    ``what`` names it in the note if it is left out.
     """
 
     what: str
@@ -502,7 +500,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class ShownCell:
-    """A code cell of the executed notebook: the headings just above it, its source, its outputs."""
+    """A code cell of the executed notebook: the headings above it, its source, its outputs."""
 
     index: int
     headings: tuple[str, ...]
@@ -511,9 +509,9 @@ class ShownCell:
 
 
 def read_cells(path: Path, prefix: str) -> tuple[ShownCell, ...] | None:
-    """The code cells of the notebook at ``path``; None where it cannot be read.
+    """The code cells of the notebook at ``path``; None if it cannot be read.
 
-    ``prefix`` sets the ids in its outputs apart from those of other notebooks.
+    ``prefix`` makes the ids in its outputs unique among all notebooks.
     """
     try:
         notebook = json.loads(path.read_text(encoding="utf-8", errors="replace"))
@@ -539,7 +537,7 @@ def _read_cells(cells: list[Any], prefix: str) -> Iterator[ShownCell]:
 
 
 def _find_headings(source: str) -> Iterator[str]:
-    """The headings of a markdown cell, without what looks like one in a block of code."""
+    """The headings of a markdown cell; lines in code blocks are ignored."""
     inside = ""
     for line in source.splitlines():
         fence = line[:3]
@@ -550,7 +548,7 @@ def _find_headings(source: str) -> Iterator[str]:
 
 
 def show_source(source: str) -> Piece:
-    """A cell's source, in the notebook's own letters."""
+    """A cell's source, unchanged."""
     return _show_text(source.rstrip("\n"), "source", "source", MAX_SOURCE_CHARACTERS)
 
 
@@ -574,7 +572,7 @@ def _list_outputs(outputs: list[Any], prefix: str, index: int) -> Iterator[Piece
 
 
 def _merge_streams(outputs: list[Any]) -> list[Mapping[str, Any]]:
-    """The outputs, with neighbours that went to the same stream as one."""
+    """The outputs, with consecutive outputs to the same stream merged."""
     merged: list[Mapping[str, Any]] = []
     texts: list[str] = []
     for output in (one for one in outputs if isinstance(one, Mapping)):
@@ -594,7 +592,7 @@ def _merge_streams(outputs: list[Any]) -> list[Mapping[str, Any]]:
 
 
 def _show_bundle(data: Mapping[str, Any], metadata: Mapping[str, Any], prefix: str) -> Piece:
-    """The richest of an output's forms that can be shown without running anything."""
+    """The richest form of an output that can be shown without scripts."""
     notes = []
     if "text/html" in data:
         text = _join(data["text/html"])
@@ -617,15 +615,15 @@ def _show_bundle(data: Mapping[str, Any], metadata: Mapping[str, Any], prefix: s
 
 
 def _show_html(text: str, prefix: str, data: Mapping[str, Any]) -> Piece | None:
-    """The harmless html; None where parsing it is too slow, or where only its scripts would show
-    something and the output has another form."""
+    """The sanitized html; None if parsing is too slow, or if the html shows nothing without its
+    scripts and the output has another form."""
 
     if not is_cheap(text):
         return None
     others = any(mime in data for mime in (*IMAGES, *TEXTS))
     if others and "<script" in text.lower() and not _shows_something(clean_html(text, prefix)):
         return None
-    return Piece("html", _measure(text), lambda: _wrap_html(clean_html(text, prefix)))
+    return Piece("html", count_bytes(text), lambda: _wrap_html(clean_html(text, prefix)))
 
 
 def _shows_something(cleaned: str) -> bool:
@@ -638,7 +636,7 @@ def _wrap_html(cleaned: str) -> str:
 
 
 def _show_image(mime: str, data: Mapping[str, Any], metadata: Mapping[str, Any]) -> Piece | None:
-    """The image as data in the page; None where its data is broken or beyond all bounds."""
+    """The image as a data URL; None if its data is broken or too large."""
     text = _join(data[mime])
     if mime == "image/svg+xml":
         encoded = base64.b64encode(text.encode(errors="replace")).decode()
@@ -664,7 +662,7 @@ def _show_text(
     said = f'<p class="left-out">{escape(note)}</p>' if note else ""
     return Piece(
         what,
-        min(_measure(text), 2 * limit),
+        min(count_bytes(text), 2 * limit),
         lambda: f'<pre class="{css}">{escape_block(text, limit)}</pre>{said}',
     )
 
@@ -674,13 +672,8 @@ def _format_json(value: Any) -> str:
     return "[JSON that is nested too deep to show]" if deep else json.dumps(value, indent=1)
 
 
-def _measure(text: str) -> int:
-    """About how many bytes the text takes in the page."""
-    return len(text) if text.isascii() else len(text.encode(errors="replace"))
-
-
 def _join(value: object) -> str:
-    """A text of the notebook format, which may be kept as a list of its lines."""
+    """A text of the notebook format, which can be stored as a list of lines."""
     if isinstance(value, str):
         return value
     return "".join(str(line) for line in value) if isinstance(value, list) else ""

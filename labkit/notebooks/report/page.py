@@ -1,7 +1,7 @@
-"""A run as one html file: which machine, what held, what did not and why, what each cell took.
+"""Writes a run as one html file: the machine, the results, the failures, and each cell's costs.
 
-The page is made from the run folder alone (result.json and the executed notebooks), loads nothing,
-and can be read without its script.
+The page is made only from the run folder (result.json and the executed notebooks). It loads
+nothing, and is readable without its script.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ from labkit.text import format_bytes, format_seconds
 
 REPORT_NAME = "report.html"
 MAX_PAGE_BYTES = 2_900_000
-# Between two of these stands the number of a piece, until it is known which pieces fit. escape()
-# lets no such character through.
+# A placeholder is the number of a piece between two of these; it is replaced when it is known
+# which pieces fit. escape() removes this character from all other text.
 EDGE = "\0"
 
 
 def write_report(run_folder: Path) -> Path:
     """Writes report.html beside the folder's result.json and returns its path.
 
-    UsageError where the folder holds no run's result; LabkitError where it cannot be written.
+    Raises UsageError if the folder holds no run's result, LabkitError if it cannot be written.
     """
     saved = read_run(run_folder)
     return write_page(saved.folder / REPORT_NAME, render_report(saved))
@@ -66,24 +66,24 @@ def render_report(saved: SavedRun) -> str:
 
 
 class Pieces:
-    """The outputs of a page: laid aside first, then filled in as far as the page may grow."""
+    """The outputs of a page: collected first, then inserted up to the page's size limit."""
 
     def __init__(self) -> None:
         self._pieces: list[tuple[Piece, str]] = []
 
     def lay_aside(self, piece: Piece, where: str) -> str:
-        """The piece's placeholder in the page; ``where`` names the file that keeps it."""
+        """Stores the piece and returns its placeholder; ``where`` names the file with it."""
         self._pieces.append((piece, where))
         return f"{EDGE}{len(self._pieces) - 1}{EDGE}"
 
     def fill(self, page: str, limit_bytes: int = MAX_PAGE_BYTES) -> str:
-        """The page with its pieces; where they do not fit, a note replaces the largest."""
+        """The page with its pieces; if they do not fit, notes replace the largest ones."""
         parts = page.split(EDGE)
         asked = {int(number) for number in parts[1::2]}
         room = limit_bytes - sum(len(part.encode(errors="replace")) for part in parts[::2])
         sizes = {number: self._pieces[number][0].size_bytes for number in asked}
         kept = {number: self._pieces[number][0].make() for number in _choose(sizes, room)}
-        # What was made may be larger than what was expected of it.
+        # A rendered piece may be larger than its estimate.
         sizes = {number: len(made.encode(errors="replace")) for number, made in kept.items()}
         fitting = _choose(sizes, room)
         for place in range(1, len(parts), 2):
@@ -101,7 +101,7 @@ class Pieces:
 
 
 def _choose(sizes: dict[int, int], room: int) -> set[int]:
-    """The numbers that fit into the room once the largest are left out, each for a short note."""
+    """The pieces that fit when the largest are replaced by short notes."""
     note = 200
     kept, total = set(sizes), sum(sizes.values())
     for number in sorted(sizes, key=lambda one: sizes[one], reverse=True):
@@ -113,7 +113,7 @@ def _choose(sizes: dict[int, int], room: int) -> set[int]:
 
 
 def make_page(title: str, body: str) -> str:
-    """A whole html document that loads nothing: style and script are in it, and no other can be."""
+    """A complete html document with inline style and script; its policy blocks all others."""
     return make_document(
         escape(title),
         body,
@@ -124,7 +124,7 @@ def make_page(title: str, body: str) -> str:
 
 
 def write_page(path: Path, page: str) -> Path:
-    """Writes the page beside and renames; LabkitError where it cannot be written."""
+    """Writes the page atomically. Raises LabkitError if it cannot be written."""
     try:
         write_atomically(path, page.encode("utf-8", "replace"))
     except OSError as error:
@@ -140,7 +140,7 @@ MAX_TRACEBACK_CHARACTERS = 20_000
 
 
 def _render_header(run: RunResult) -> str:
-    """The verdict in a sentence, when the run was, and the counts behind the verdict."""
+    """The verdict in a sentence, the time of the run, and the counts."""
     when = [format_moment(run.started_at)]
     if run.seconds is not None:
         when.append(f"took {format_seconds(run.seconds)}")
@@ -160,7 +160,7 @@ def _render_buttons() -> str:
 
 
 def describe_verdict(run: RunResult) -> str:
-    """What came of the run in one line: "3 notebooks passed", "tensors failed"."""
+    """The run's outcome in one line: "3 notebooks passed", "tensors failed"."""
     failed = [notebook for notebook in run.notebooks if notebook.status != "passed"]
     if not run.notebooks:
         return "No notebook was run"
@@ -175,7 +175,7 @@ def describe_verdict(run: RunResult) -> str:
 
 
 def join_names(names: Sequence[str]) -> str:
-    """The names as a sentence has them.
+    """The names joined for a sentence.
 
     >>> join_names(["tensors", "autograd", "compile"])
     'tensors, autograd and compile'
@@ -195,7 +195,7 @@ def _say_ending(status: str) -> str:
 
 
 def _render_failures(run: RunResult) -> str:
-    """What failed and why, a block for each notebook; "" where everything held."""
+    """What failed and why, one block per notebook; "" if everything passed."""
     blocks = [
         _render_failure(number, notebook)
         for number, notebook in enumerate(run.notebooks)
@@ -207,7 +207,7 @@ def _render_failures(run: RunResult) -> str:
 
 
 def has_failed(notebook: NotebookResult) -> bool:
-    """True where there is something to explain: a bad end, a failed claim or check."""
+    """True if the notebook did not pass, or has a failed claim or check."""
     return (
         notebook.status not in ("passed", "not_run")
         or notebook.error is not None
@@ -263,7 +263,7 @@ def _explain_failure(number: int, failure: RunFailure, cells: tuple[CellResult, 
 
 
 def _render_machine(run: RunResult) -> str:
-    """Where the run ran, how its memory was measured, and what measuring took."""
+    """The machine, how memory was measured, and how long measuring took."""
     environment, measuring = run.environment, run.measuring
     costs = []
     if measuring.seconds_per_cell is not None:
@@ -291,7 +291,7 @@ def _name_device(device: DeviceName) -> str:
 
 
 def _render_facts(facts: Mapping[str, Sequence[str | None]]) -> str:
-    """Facts as a list of names and values, each value on a line of its own; None is unknown."""
+    """Facts as a list of names and values, one value per line; None is "unknown"."""
     rows = []
     for name, values in facts.items():
         lines = "<br>".join(escape(value or "unknown") for value in values) or "unknown"
@@ -340,7 +340,7 @@ def _of(part: int, whole: int) -> str:
 
 
 def format_moment(text: str | None) -> str:
-    """An ISO moment as people write it, in UTC; what cannot be read is kept as it is.
+    """An ISO timestamp as text, in UTC; an unreadable one is returned unchanged.
 
     >>> format_moment("2026-11-23T06:10:12+00:00")
     '23 November 2026, 06:10 UTC'
