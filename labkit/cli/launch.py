@@ -115,8 +115,7 @@ def run_status(arguments: argparse.Namespace) -> int:
     elif status.healthy and status.state:
         print(f"running ({status.state.runtime}, {status.state.kind}):  {status.url}")
     elif status.state:
-        print(escape_controls(f"not healthy: {status.problem}
-  try: {status.fix}"))
+        print(escape_controls(f"not healthy: {status.problem}\n  try: {status.fix}"))
     else:
         print("not running\n  try: make up")
     return ExitCode.FAILED if status.state and not status.healthy else ExitCode.OK
