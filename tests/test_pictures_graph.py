@@ -168,7 +168,7 @@ def test_very_deep_graph_is_walked_without_recursion():
     y = leaf(1)
     for _ in range(5000):
         y = y + 1
-    assert "4941 more nodes" in repr(draw_graph(y))
+    assert "4,941 more nodes" in repr(draw_graph(y))
 
 
 def test_name_used_at_every_step_does_not_make_the_picture_wide():
