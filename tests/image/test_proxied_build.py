@@ -24,7 +24,8 @@ IMAGE = "labkit:behind-a-proxy"
 # The build's steps on the host's own loopback, where the proxy listens.
 ON_LOOPBACK = "services: {cpu: {build: {network: host}}}\n"
 # What labkit's own wheel is built with; the rest of the lab's lock has no part in this.
-NEEDED = ("hatchling", "packaging", "pathspec", "pluggy", "trove-classifiers", "tomli")
+BUILD_BACKEND = ("hatchling", "hatch-fancy-pypi-readme")
+NEEDED = (*BUILD_BACKEND, "packaging", "pathspec", "pluggy", "trove-classifiers", "tomli")
 
 
 @pytest.fixture(scope="module")
