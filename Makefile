@@ -107,7 +107,7 @@ help:  ## print this
 	  'STEP=' 'for estimate: the file in work/ and the function that makes a step (train.py:make_step)' \
 	  'DEVICE=' 'for estimate: what it is to fit ("24 GiB", H100, cuda:0)' \
 	  'LABS=' 'labs for run and reset, by name ("tensors autograd")' \
-	  'FAST=1' 'for test: at most 2 minutes: no compiler, container or browser, no gate of all labs' \
+	  'FAST=1' 'for test: about 4 minutes: no compiler, container or browser, no gate of all labs' \
 	  'PYTEST=' 'for test: options of pytest ("-k ports")' \
 	  'FIX=1, DEEP=1' 'for doctor: offer to mend what it finds; also start containers and compile' \
 	  'PYTHON=' 'the Python to use (python3; 3.10 or newer)'

@@ -111,7 +111,10 @@ def merge(outputs):
 
 
 # Reading a notebook without ids warns, as it does under nbclient.
-pytestmark = pytest.mark.filterwarnings("ignore::nbformat.validator.MissingIDFieldWarning")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore::nbformat.validator.MissingIDFieldWarning"),
+]
 
 
 @pytest.mark.parametrize("name", ALL)
