@@ -171,7 +171,7 @@ def test_a_gpu_of_amd_needs_no_capability_of_nvidias():
 
 
 def test_a_process_that_hangs_ends_itself_and_leaves_what_it_came_to(tmp_path):
-    done = run_trial(tmp_path, "try", "0.5", "cuda:0", gpus=[{**H200, "compute": {"hang": True}}])
+    done = run_trial(tmp_path, "try", "3", "cuda:0", gpus=[{**H200, "compute": {"hang": True}}])
     assert [event["step"] for event in read_events(done.stdout)] == ["import", "allocate"]
     assert "Timeout (" in done.stderr
 
