@@ -213,15 +213,16 @@ class BusGpu:
     capability: Capability | None = None
 
 
-def list_bus_gpus(root: Path = Path("/")) -> tuple[BusGpu, ...]:
-    """NVIDIA's display controllers in /sys/bus/pci, which need no driver to be listed."""
+def list_bus_gpus(root: Path = Path("/"), vendor: str = NVIDIA_VENDOR) -> tuple[BusGpu, ...]:
+    """A vendor's display controllers in /sys/bus/pci, which need no driver to be listed."""
     found = []
     for folder in sorted((root / "sys/bus/pci/devices").glob("*")):
         is_gpu = _read(folder / "class").startswith(DISPLAY_CLASS)
-        if is_gpu and _read(folder / "vendor").strip() == NVIDIA_VENDOR:
+        if is_gpu and _read(folder / "vendor").strip() == vendor:
             link = folder / "driver"
             driver = link.readlink().name if link.is_symlink() else None
-            found.append(BusGpu(folder.name, driver, _read_generation(folder / "device")))
+            known = _read_generation(folder / "device") if vendor == NVIDIA_VENDOR else None
+            found.append(BusGpu(folder.name, driver, known))
     return tuple(found)
 
 

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from labkit.doctor.check import Check, Finding, Host, failed, ok, unknown, warning
-from labkit.doctor.checks.driver import NEWEST_DRIVER, OLDEST_DRIVER
+from labkit.doctor.checks.driver import NEWEST_DRIVER, OLDEST_DRIVER, read_capabilities
 from labkit.host.distribution import Distribution
-from labkit.host.gpu import Capability, probe_gpu, read_module_version
+from labkit.host.gpu import Capability, read_module_version
 from labkit.host.packages import CPU_LAB, advise_driver
 from labkit.host.torch_builds import (
     CUDA_BUILDS,
@@ -50,12 +50,6 @@ def probe_cuda_build(host: Host) -> CudaBuildFacts:
         host.machine.architecture,
         host.in_wsl,
     )
-
-
-def read_capabilities(host: Host) -> tuple[Capability, ...]:
-    """Each GPU's compute capability, such as (8, 9); unknown ones are left out."""
-    gpus = probe_gpu(host.run, host.root).gpus
-    return tuple(gpu.capability for gpu in gpus if gpu.capability)
 
 
 def find_fitting_build(
@@ -193,8 +187,8 @@ TORCH_BUILD_CHECK = Check(
 # With a warm cache torch compiles in 2 s; without one in 20 s or more: only --deep waits for it.
 QUICK_SECONDS = 6.5
 DEEP_SECONDS = 240.0
-# The self-test ends itself if it hangs; the doctor's own limit comes first.
-SELF_TEST_GRACE_SECONDS = 30.0
+# A self-test whose parent is gone ends itself after this many times its limit.
+ORPHAN_LIMITS = 20
 DEEPER = "labkit doctor --deep   # gives torch the minutes that a first compile may take"
 # The finding of each step; {words} is the step's result.
 SENTENCES = {
@@ -229,7 +223,7 @@ class SelfTestFacts:
 def make_self_test_command(deep: bool) -> tuple[list[str], float]:
     """The self-test's command and its limit in seconds."""
     limit = DEEP_SECONDS if deep else QUICK_SECONDS
-    ends_itself = f"{limit + SELF_TEST_GRACE_SECONDS:g}"
+    ends_itself = f"{limit * ORPHAN_LIMITS:g}"
     return [sys.executable, "-m", "labkit.devices.self_test", "prove", ends_itself], limit
 
 
@@ -238,6 +232,7 @@ def probe_self_test(step: str) -> Callable[[Host], SelfTestFacts]:
 
     def probe(host: Host) -> SelfTestFacts:
         command, limit = make_self_test_command(host.deep)
+        limit *= 1.0 if host.deep else host.patience
         return SelfTestFacts(step, host.run_shared(command, timeout_seconds=limit), host.deep)
 
     return probe
@@ -275,7 +270,8 @@ def make_self_test_check(name: str, step: str, title: str, needs: str) -> Check:
         probe_self_test(step),
         judge_self_test,
         (needs,),
-        deep_seconds=DEEP_SECONDS + 20,
+        # By wall time; the self-test itself is limited by its work, and a busy machine is slow.
+        deep_seconds=DEEP_SECONDS * 4,
         late=DEEPER,
     )
 
