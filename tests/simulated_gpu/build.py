@@ -108,8 +108,10 @@ class Environment:
 
     def find_oldest_architecture(self) -> int:
         """The oldest GPU that torch has code for, 75 for compute capability 7.5."""
+        # An earlier build may be half there: torch must not load its arithmetic.
         script = "import torch; print(torch._C._cuda_getArchFlags() or '')"
-        printed = run(str(self.folder / "bin" / "python"), "-c", script)
+        python = self.folder / "bin" / "python"
+        printed = run("env", "TORCH_DEVICE_BACKEND_AUTOLOAD=0", str(python), "-c", script)
         numbers = [int(number) for number in re.findall(r"sm_(\d+)", printed)]
         return min(numbers, default=75)
 
@@ -258,7 +260,10 @@ def install_entry_point(environment: Environment) -> None:
     information.mkdir(exist_ok=True)
     (information / "METADATA").write_text(METADATA, encoding="utf-8")
     (information / "entry_points.txt").write_text(ENTRY_POINT, encoding="utf-8")
-    shutil.copyfile(HERE / "autoload.py", environment.packages / "labkit_simulated_gpu.py")
+    package = environment.packages / "labkit_simulated_gpu"
+    package.mkdir(exist_ok=True)
+    for source in (HERE / "installed").glob("*.py"):
+        shutil.copyfile(source, package / source.name)
 
 
 def build(environment: Environment, cache: Path) -> None:

@@ -179,7 +179,7 @@ IValue find_argument_for(const c10::FunctionSchema& schema, size_t result,
 
 // The kernel that replaces one CUDA kernel of torch's.
 struct WithArithmetic final : c10::OperatorKernel {
-  WithArithmetic(c10::KernelFunction kernel, bool cpu_alone)
+  WithArithmetic(c10::SafeKernelFunction kernel, bool cpu_alone)
       : kernel_(std::move(kernel)), cpu_alone_(cpu_alone) {}
 
   void operator()(const c10::OperatorHandle& op, c10::DispatchKeySet keys, Stack* stack) {
@@ -240,7 +240,7 @@ struct WithArithmetic final : c10::OperatorKernel {
     }
   }
 
-  c10::KernelFunction kernel_;
+  c10::SafeKernelFunction kernel_;
   bool cpu_alone_;
 };
 
@@ -280,7 +280,7 @@ struct Registration {
       if (!op || WITHOUT_ARITHMETIC.count(name) || !has_cuda_kernel(*op, name) ||
           returns_view(op->schema()))
         continue;
-      auto kernel = op->lookup(c10::DispatchKeySet(c10::DispatchKey::CUDA));
+      auto kernel = op->getComputedKernelForDispatchKey(c10::DispatchKey::CUDA);
       const std::string overload = full.overload_name.empty() ? "" : "." + full.overload_name;
       library->impl((full.name + overload).c_str(),
                     torch::CppFunction::makeFromBoxedFunctor(
@@ -290,3 +290,9 @@ struct Registration {
 } registration;
 
 }  // namespace
+
+// For installed/compiled.py.
+TORCH_LIBRARY(labkit_simulated, library) {
+  library.def("view_on_cpu(Tensor(a) tensor) -> Tensor(a)");
+  library.impl("view_on_cpu", c10::DispatchKey::CUDA, TORCH_FN(view_on_cpu));
+}
