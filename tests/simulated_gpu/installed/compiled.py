@@ -18,6 +18,8 @@ from torch.fx import GraphModule, Interpreter, Node
 
 # Products of libraries: they take their arguments rounded, and round what they return.
 PRODUCTS = ("aten.mm", "aten.addmm", "aten.bmm", "aten.baddbmm", "aten.convolution", "aten._scaled")
+# How inductor's code is called: with a list that it empties.
+Boxed = Callable[[list[Any]], Any]
 SHORT_TYPES = (torch.float16, torch.bfloat16)
 
 
