@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 
@@ -26,15 +25,18 @@ from tests.simulated_gpu.hosts import (
 CU126_ARCHITECTURES = "sm_50 sm_60 sm_70 sm_75 sm_80 sm_86 sm_90"
 
 
-def make_fixture(*gpus: SimulatedGpu, **variables: str) -> Callable[[Path], SimulatedHost]:
+def make_fixture(
+    *gpus: SimulatedGpu, **variables: str
+) -> Callable[[pytest.TempPathFactory], SimulatedHost]:
     """A fixture that is a host with these GPUs; without the simulation its tests skip."""
 
-    @pytest.fixture
-    def play(tmp_path: Path) -> SimulatedHost:
+    @pytest.fixture(scope="session")
+    def play(tmp_path_factory: pytest.TempPathFactory) -> SimulatedHost:
         reason = find_missing_simulation()
         if reason:
             pytest.skip(reason)
-        return SimulatedHost(gpus, tmp_path / "simulated-machine", variables)
+        state = tmp_path_factory.mktemp("simulated-machine") / "state"
+        return SimulatedHost(gpus, state, variables)
 
     return play
 

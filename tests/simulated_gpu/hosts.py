@@ -106,8 +106,8 @@ class Output:
     code: int
 
     def json(self) -> Any:
-        """The last line of the output, which is JSON."""
-        return json.loads(self.stdout.strip().splitlines()[-1])
+        """The output, which is one JSON value."""
+        return json.loads(self.stdout)
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,8 @@ def load() -> None:
 
     # cuDNN's graphs of operations are not simulated; without cuDNN torch uses kernels of its own.
     torch.backends.cudnn.enabled = False
+    # torch's own Triton kernels, which replace CUDA's of some operators a moment after this.
+    os.environ["TORCH_DISABLE_NATIVE_JIT"] = "1"
     played = os.environ.get("LABKIT_SIM_ARCHITECTURES")
     if played:
         torch._C._cuda_getArchFlags = lambda: played
