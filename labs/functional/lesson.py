@@ -921,7 +921,7 @@ def compiled_slope():
 
 
 claim("compiled, vmap(grad(f)) gives the same slopes", compiled_slope,
-      slope(many_points), within=1e-3, needs="compiler")
+      slope(many_points), within=1e-3, needs="cpu_compiler")
 
 # %% [markdown]
 # ## What to take along
