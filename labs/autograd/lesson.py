@@ -280,9 +280,9 @@ claim("torch.autograd.grad left x.grad alone", x.grad is None)
 # ## Exercise: the slope of a cubic
 #
 # Write `gradient(x)`: the slope of $f(x) = x^3 + 2x^2 - 5x + 3$ at each value of `x`, by
-# autograd.
+# autograd (backward, `torch.func` or forward mode), and not from the formula for $f'$.
 #
-# - `x` is a number, or a floating point tensor of any shape.
+# - `x` is a number (a float or an int), or a floating point tensor of any shape.
 # - The answer is a tensor with the shape and dtype of `x` (for a number: shape `()`, float32).
 # - The caller's tensor stays as it was: not marked, its `.grad` not filled.
 #
@@ -294,7 +294,8 @@ claim("torch.autograd.grad left x.grad alone", x.grad is None)
 def gradient(x: float | torch.Tensor) -> torch.Tensor:
     """The slope of the cubic at each value of x, with the shape and dtype of x."""
     ### BEGIN SOLUTION
-    leaf = torch.as_tensor(x).detach().requires_grad_()
+    x = x if isinstance(x, torch.Tensor) else torch.tensor(float(x))
+    leaf = x.detach().requires_grad_()
     y = leaf**3 + 2 * leaf**2 - 5 * leaf + 3
     (slope,) = torch.autograd.grad(y.sum(), leaf)
     return slope
@@ -669,7 +670,7 @@ draw_graph(loss, {"loss": loss, **dict(layers.named_parameters())})
 # pretend that nothing happened.
 #
 # Write `round_through(x)`. It returns a tensor with the values of `x.round()`. A gradient that
-# arrives at it must reach `x` unchanged. `x` itself keeps its values.
+# arrives at it must reach `x` unchanged. `x` itself keeps its values, all of them finite.
 
 
 # %%

@@ -779,8 +779,8 @@ claim_raises(
 #
 # Write `build_normalizer()`. It takes nothing and returns a *function* of `x` (any shape). That
 # function returns the pair `(normalized, mean)`: the same shape as `x`, and a tensor of shape `()`.
-# It must pass `torch.compile(..., fullgraph=True)`. Whoever wants to see the mean can print it
-# then, outside. Do not use `.item()`.
+# It must pass `torch.compile(..., fullgraph=True)` and leave `x` as it is. Whoever wants to see the
+# mean can print it then, outside.
 
 
 # %%
@@ -833,8 +833,8 @@ for values in (torch.ones(4), -torch.ones(4)):
 # ```
 #
 # Write `make_clipper(limit)`. `limit` is a float over 0. It returns a function of `x` that does
-# the same for every `x`, in one graph with `fullgraph=True`. A tensor of zeros must come back as
-# zeros. Do not use `.item()`.
+# the same for every `x` of any shape, in one graph with `fullgraph=True`, and leaves `x` as it is.
+# A tensor of zeros must come back as zeros.
 
 
 # %%
@@ -984,6 +984,7 @@ with torch.compiler.set_stance("fail_on_recompile"):
 def count_compiles(function, inputs: list[torch.Tensor]) -> int:
     """Returns how many graphs are compiled when the function is called on each input in turn."""
     ### BEGIN SOLUTION
+    torch.compiler.reset()  # else Dynamo's limit counts the graphs of earlier calls
     graphs = []
 
     def backend(graph, example_inputs):
@@ -1163,8 +1164,9 @@ with caught_logs("torch._dynamo.convert_frame") as lines:
 # - `function` takes `x` of shape `(n, d)` and works on each row by itself: `n` rows come out, as
 #   shape `(n,)` or `(n, k)`.
 # - Return a function of `x` with `n >= 1` that gives what `function(x)` gives.
-# - Compile with the `backend` given. It may only ever see numbers of rows that are multiples of
-#   `bucket`, as fixed sizes, and one graph for each.
+# - Compile with the `backend` given. It may only ever see the smallest multiples of `bucket` that
+#   the inputs fit into, as fixed sizes, and one graph for each. There are at most eight (Dynamo's
+#   limit for one function). `x` stays as it is.
 #
 # Example: with a bucket of 16, inputs of 1, 5, 16 and 17 rows make two graphs, for 16 and 32 rows.
 
