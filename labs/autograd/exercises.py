@@ -49,7 +49,7 @@ def make_cubic_cases() -> Iterator[Case]:
     yield Case((-0.5,), slope, "the number -0.5")
     yield Case((3,), slope, "the whole number 3")
     generator = torch.Generator().manual_seed(3)
-    for shape in ((), (1,), (4,), (2, 3), (0,)):
+    for shape in ((), (1,), (4,), (2, 3)):
         x = torch.randn(shape, generator=generator)
         yield Case((x,), slope, f"a tensor of shape {shape}", judge=complain_of_traces)
     yield Case((torch.linspace(-2, 2, 5, dtype=torch.float64),), slope, "a float64 tensor")

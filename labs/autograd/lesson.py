@@ -282,7 +282,8 @@ claim("torch.autograd.grad left x.grad alone", x.grad is None)
 # Write `gradient(x)`: the slope of $f(x) = x^3 + 2x^2 - 5x + 3$ at each value of `x`, by
 # autograd (backward, `torch.func` or forward mode), and not from the formula for $f'$.
 #
-# - `x` is a number (a float or an int), or a floating point tensor of any shape.
+# - `x` is a number (a float or an int), or a floating point tensor of any shape that
+#   has values.
 # - The answer is a tensor with the shape and dtype of `x` (for a number: shape `()`, float32).
 # - The caller's tensor stays as it was: not marked, its `.grad` not filled.
 #
@@ -550,7 +551,7 @@ claim("a clone works", weight.grad.item(), features.sum().item(), within=1e-6)
 # $$x \leftarrow x - \text{rate} \cdot \nabla f(x)$$
 #
 # and return where you arrive: a tensor of the shape of `start` that does not require grad.
-# `start` belongs to the caller and keeps its values.
+# `start` belongs to the caller and keeps its values; it does not require grad.
 #
 # For `f(x) = (x - 3)²` from `0.0` with rate `0.1`, one step arrives at `0.6`.
 

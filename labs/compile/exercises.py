@@ -7,7 +7,6 @@ import io
 import math
 import random
 from collections.abc import Callable, Iterator
-from fractions import Fraction
 from typing import Any
 
 import torch
@@ -77,15 +76,11 @@ def _calls_until_paid_cases() -> Iterator[Case]:
     yield Case((0.25, 0.5, 1.0), 1, "only the first call is cheaper")
     draw = random.Random(5)
     for _ in range(20):
-        first, eager, later = (Fraction(draw.randint(1, most), 64) for most in (6400, 64, 64))
-        arguments = (float(first), float(eager), float(later))
-        yield Case(arguments, _count_calls(first, eager, later), "seconds in sixty-fourths")
-
-
-def _count_calls(first: Fraction, eager: Fraction, later: Fraction) -> int | None:
-    """The smallest n by trying; None if even a very long run does not pay."""
-    paid = (n for n in range(1, 8000) if first + (n - 1) * later <= n * eager)
-    return next(paid, None)
+        first, eager, later = (draw.randint(1, most) for most in (6400, 64, 64))
+        arguments = (first / 64, eager / 64, later / 64)
+        # By trying: with whole sixty-fourths it pays within 6400 calls or never.
+        paid = (n for n in range(1, 6401) if first + (n - 1) * later <= n * eager)
+        yield Case(arguments, next(paid, None), "seconds in sixty-fourths")
 
 
 CALLS_UNTIL_PAID = Exercise(

@@ -24,7 +24,7 @@ def usable_devices() -> list[torch.device]:
 
 def reference_positions(x: torch.Tensor) -> torch.Tensor:
     """What add_positions must give, shape (n, d): computed row by row."""
-    return torch.stack([row + index for index, row in enumerate(x)])
+    return torch.stack([row + index for index, row in enumerate(x)]).to(x.dtype)
 
 
 def judge_same_place(got: torch.Tensor, arguments: tuple[torch.Tensor]) -> str | None:
@@ -42,7 +42,8 @@ def add_positions_cases() -> Iterator[Case]:
         yield Case((x,), reference_positions, f"three rows on {device}", judge=judge_same_place)
     yield Case((torch.full((1, 4), 2.5),), reference_positions, "a single row")
     yield Case((torch.ones(4, 3, dtype=torch.float16),), reference_positions, "float16 stays")
-    yield Case((torch.arange(8).reshape(4, 2),), reference_positions, "whole numbers stay whole")
+    whole = torch.arange(8, dtype=torch.int32).reshape(4, 2)
+    yield Case((whole,), reference_positions, "int32 stays")
     # A meta tensor has no values that could be compared, before or after.
     yield Case(
         (torch.empty(5, 2, device=META),),
