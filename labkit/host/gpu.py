@@ -11,6 +11,9 @@ from labkit.errors import DeviceMissingError, UsageError
 from labkit.process import CommandResult, CommandRunner
 
 PROBE_SECONDS = 10.0
+# PCI's codes.
+NVIDIA = "0x10de"
+DISPLAY_CLASS = "0x03"  # VGA, 3D and other display controllers; not a card's sound chip
 # The queried fields, and the shorter lists for an older nvidia-smi that rejects a field (470 does
 # not know compute_cap). The name is first: every version has it.
 FIELDS = (
@@ -130,6 +133,15 @@ def probe_gpu(run: CommandRunner, root: Path = Path("/")) -> GpuFacts:
 def has_driver(root: Path = Path("/")) -> bool:
     """True if files of a loaded driver exist; starts no program."""
     return any((root / path).exists() for path in ("proc/driver/nvidia/version", "dev/dxg"))
+
+
+def has_gpu(root: Path = Path("/")) -> bool:
+    """True if there is an NVIDIA GPU here: a loaded driver, or a display controller on the bus."""
+    return has_driver(root) or any(
+        _read(folder / "vendor").strip() == NVIDIA
+        and _read(folder / "class").startswith(DISPLAY_CLASS)
+        for folder in (root / "sys/bus/pci/devices").glob("*")
+    )
 
 
 def _find_program(run: CommandRunner, root: Path) -> str:

@@ -18,7 +18,14 @@ from labkit.doctor.check import (
     warning,
 )
 from labkit.host.distribution import Distribution
-from labkit.host.gpu import Gpu, GpuFacts, probe_gpu, read_module_version
+from labkit.host.gpu import (
+    DISPLAY_CLASS,
+    NVIDIA,
+    Gpu,
+    GpuFacts,
+    probe_gpu,
+    read_module_version,
+)
 from labkit.host.packages import DROP_NOUVEAU, ENROLL_KEY, INSTALL_DRIVER
 from labkit.host.torch_builds import NEEDS
 from labkit.known_errors import KNOWN_ERRORS
@@ -26,8 +33,6 @@ from labkit.known_errors.match import explain_text
 from labkit.process import CommandResult
 from labkit.text import plural
 
-NVIDIA = "0x10de"
-DISPLAY_CLASS = "0x03"  # VGA, 3D and other display controllers; not a card's sound chip
 NOT_PASSED = "no GPU was passed to this container"
 NO_GPU = "no NVIDIA GPU on the bus; the lab uses the CPU"
 
