@@ -9,6 +9,7 @@ from labkit.host.gpu import (
     BusGpu,
     Gpu,
     GpuFacts,
+    has_gpu,
     infer_capability,
     list_bus_gpus,
     name_architecture,
@@ -352,3 +353,16 @@ def test_the_architectures_name(capability, name):
 )
 def test_a_name_tells_the_capability_only_where_it_is_certain(name, capability):
     assert infer_capability(name) == capability
+
+
+@pytest.mark.parametrize(
+    ("vendor", "category", "there"),
+    [("0x10de", "0x030200", True), ("0x10de", "0x040300", False), ("0x8086", "0x030000", False)],
+    ids=["a GPU", "the sound chip of a card", "another maker's"],
+)
+def test_a_gpu_without_a_driver_is_found_on_the_bus(tmp_path, vendor, category, there):
+    device = tmp_path / "sys/bus/pci/devices/0000:01:00.0"
+    device.mkdir(parents=True)
+    (device / "vendor").write_text(vendor + "\n")
+    (device / "class").write_text(category + "\n")
+    assert has_gpu(tmp_path) is there

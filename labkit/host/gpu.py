@@ -240,6 +240,11 @@ def has_driver(root: Path = Path("/")) -> bool:
     return any((root / path).exists() for path in ("proc/driver/nvidia/version", "dev/dxg"))
 
 
+def has_gpu(root: Path = Path("/")) -> bool:
+    """True if there is an NVIDIA GPU here: a loaded driver, or a display controller on the bus."""
+    return has_driver(root) or bool(list_bus_gpus(root))
+
+
 def _find_program(run: CommandRunner, root: Path) -> str:
     """The program nvidia-smi: its name, or its path in WSL2 if it is not on PATH."""
     by_path = root / WSL_SMI
