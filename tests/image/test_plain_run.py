@@ -13,11 +13,12 @@ from labkit.host.machine import find_free_port
 from labkit.launch.plan import BASE_IMAGE
 from labkit.launch.server import wait_until
 from labkit.process import run_command
-from tests.image.clones import copy_checkout
+from tests.image.clones import ROOT, copy_checkout
 from tests.servers import LabServer
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(1800)]
 IMAGE = "labkit-private:test"
+STEPS = ROOT / "docker" / "steps"
 CHECK = ("/opt/lab/bin/python", "/etc/labkit/jupyter/healthcheck.py")
 
 
@@ -146,6 +147,13 @@ def test_what_a_learner_expects_is_there(lab: tuple[str, int]):
     disabled = re.search(rb'"disabledExtensions": \[(.*?)\]', page)
     # Its tiles in the Launcher need a contents manager that the lab does not use.
     assert disabled and b"jupyterlab-jupytext" in disabled[1]
+
+
+def test_a_mirror_takes_the_place_of_all_of_debians_hosts(image: str):
+    steps = ("--env", "APT_MIRROR=http://mirror.invalid/", "--volume", f"{STEPS}:/steps:ro")
+    ask = ("sh", "/steps/reach-network.sh", "apt-get", "update", "--print-uris")
+    said = docker("run", "--rm", "--user", "0", *steps, image, *ask)
+    assert set(re.findall(r"'(\w+://[^/']+)", said)) == {"http://mirror.invalid"}
 
 
 def test_it_is_small(image: str):
