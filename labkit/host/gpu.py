@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from labkit.errors import DeviceMissingError, UsageError
-from labkit.host.packages import Capability, find_last_branch, is_dropped
+from labkit.host.packages import Capability as Capability  # noqa: PLC0414  (a GPU's, for others)
+from labkit.host.packages import find_last_branch, is_dropped
 from labkit.process import CommandResult, CommandRunner
 
 PROBE_SECONDS = 10.0
