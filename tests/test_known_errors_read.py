@@ -15,11 +15,11 @@ from labkit.known_errors import KNOWN_ERRORS
 from labkit.known_errors.match import BLOCK_BYTES, explain_file, explain_text
 from labkit.known_errors.model import KnownError, compile_pattern, list_required_words
 from labkit.known_errors.read import PIECE_CHARACTERS, TRANSLATIONS, clean_line, decode_blocks
-from tests.fakes.error_texts import TEXTS
 
 # What is not literal text in a pattern.
 SYNTAX = re.compile(r"\\([^a-zA-Z0-9])|\\.|\(\?[:!=<]*|[][()|?*+^$.]|\{\d*,?\d*\}")
 FULL = "OSError: [Errno 28] No space left on device"
+TEXTS = [(error.name, text) for error in KNOWN_ERRORS for text in error.samples]
 EXPRESSIONS = [
     pytest.param(expression, id=f"{error.name}-{number}")
     for error in KNOWN_ERRORS
