@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from labkit.host.distribution import Distribution
 from labkit.host.gpu import Capability, infer_capability, name_architecture
+from labkit.host.packages import is_dropped
 from labkit.host.torch_builds import NEEDS
 
 
@@ -147,6 +148,9 @@ class Context:
         if self.capability:
             conditions.add(name_architecture(self.capability).lower())
             conditions.add("legacy" if self.capability < (7, 5) else "current")
+            driver = self.values.get("driver", "").partition(".")[0]
+            if driver and is_dropped(self.capability, int(driver)):
+                conditions.add("dropped")
         if self.values.get("torch", "").startswith("cu"):
             conditions.add("cuda-build")
         return conditions

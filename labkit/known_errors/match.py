@@ -328,7 +328,7 @@ def _rank_matches(
     found = []
     for error, place in places.items():
         named = {f"{name}-{text}" if text else name for name, text in place.values.items()}
-        adapted = error.adapt(conditions | named, {**values, **place.values})
+        adapted = error.adapt(conditions | named, {**values, **place.values}, context.capability)
         if place.retried:  # it may have succeeded later
             adapted = replace(adapted, certainty="possible")
         cause = next((name for name in effects if error.name in effects[name]), None)

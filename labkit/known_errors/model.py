@@ -8,7 +8,9 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal, NamedTuple
 
-from labkit.host.packages import Fix
+from labkit.host.distribution import Distribution
+from labkit.host.gpu import Capability
+from labkit.host.packages import INSTALL_COMMANDS, DriverFix, Fix, advise_driver
 
 Certainty = Literal["certain", "likely", "possible"]
 CERTAINTIES: tuple[Certainty, ...] = ("certain", "likely", "possible")
@@ -73,10 +75,16 @@ class KnownError:
         """``unless``, compiled."""
         return compile_pattern(self.unless) if self.unless else None
 
-    def adapt(self, conditions: Collection[str], values: Mapping[str, str]) -> KnownError:
+    def adapt(
+        self,
+        conditions: Collection[str],
+        values: Mapping[str, str],
+        capability: Capability | None = None,
+    ) -> KnownError:
         """The error with the first variant of each field whose condition holds, and values.
 
-        ``{driver|580}`` in a text becomes the value of ``driver``, or "580" if it is unknown.
+        ``{driver|580}`` in a text becomes the value of ``driver``, or "580" if it is unknown. A fix
+        that installs the driver becomes the one for a GPU of this capability.
         """
         chosen = [each for each in self.variants if each.condition in conditions]
         cause = next((each.cause for each in chosen if each.cause), self.cause)
@@ -85,13 +93,31 @@ class KnownError:
         return replace(
             self,
             cause=_fill(cause, values),
-            fix=Fix(**{name: _fill(text, values) for name, text in vars(fix).items() if text}),
+            fix=GpuDriverFix(fix.anywhere, capability=capability, wsl="wsl" in conditions)
+            if isinstance(fix, DriverFix)
+            else Fix(**{name: _fill(text, values) for name, text in vars(fix).items() if text}),
             otherwise=otherwise and _fill(otherwise, values),
         )
 
 
 def _fill(text: str, values: Mapping[str, str]) -> str:
     return re.sub(r"\{([a-z]+)\|([^}]*)\}", lambda found: values.get(found[1]) or found[2], text)
+
+
+@dataclass(frozen=True)
+class GpuDriverFix(Fix):
+    """The fix that installs the driver for the GPU and the system that a text tells of."""
+
+    capability: Capability | None = None
+    wsl: bool = False
+
+    def on(self, distribution: Distribution) -> str:
+        """The command of ``advise_driver``."""
+        return advise_driver(distribution, self.capability, wsl=self.wsl).command
+
+    def by_family(self) -> dict[str, str]:
+        """Each family's command, by the family's name."""
+        return {name: self.on(Distribution(name, name)) for name in INSTALL_COMMANDS}
 
 
 class RequiredWords(NamedTuple):

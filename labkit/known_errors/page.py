@@ -45,13 +45,13 @@ def _format_error(error: KnownError) -> str:
     if plain.otherwise:
         lines.append(f"- Or: `{plain.otherwise}`")
     for variant in error.variants:
-        told = error.adapt((variant.condition,), {})
+        adapted = error.adapt((variant.condition,), {})
         if variant.cause:
-            lines.append(f"- Cause where the log shows {variant.condition}: {told.cause}")
+            lines.append(f"- Cause where the log shows {variant.condition}: {adapted.cause}")
         if variant.fix:
-            lines += _list_fixes(f"Fix where the log shows {variant.condition}", told.fix)
+            lines += _list_fixes(f"Fix where the log shows {variant.condition}", adapted.fix)
         if variant.otherwise:
-            lines.append(f"- Or, where the log shows {variant.condition}: `{told.otherwise}`")
+            lines.append(f"- Or, where the log shows {variant.condition}: `{adapted.otherwise}`")
     return "\n".join([*lines, ""])
 
 
@@ -65,4 +65,5 @@ def _link(source: str) -> str:
     issue = re.fullmatch(r"([\w.-]+/[\w.-]+)#(\d+)", source)
     if issue:
         return f"[{source}](https://github.com/{issue[1]}/issues/{issue[2]})"
-    return f"[{source}](https://{'' if '.' in source.split('/', maxsplit=1)[0] else 'github.com/'}{source})"
+    host = "" if "." in source.partition("/")[0] else "github.com/"
+    return f"[{source}](https://{host}{source})"
