@@ -81,6 +81,11 @@ def test_an_allocator_without_statistics_is_not_measured():
     cuda.reset_peak_memory_stats = refuse  # type: ignore[method-assign]
     assert CudaCounter(cuda, 0).read() is None
     assert CudaCounter(cuda, 0).reset() is None
+    ledger = Ledger(NoCounter("process"), find_devices=lambda: [CudaCounter(cuda, 0)])
+    with MemoryTracker(ledger=ledger) as tracked:
+        pass
+    assert tracked.use.spans == (BlockSpan("cuda:0", 0, None, None),)
+    assert repr(tracked).startswith("cuda:0: not measured\n")
 
 
 def test_a_device_that_was_never_used_holds_nothing():
@@ -92,6 +97,26 @@ def test_a_device_that_was_never_used_holds_nothing():
 def test_the_current_device_is_the_first(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=RecordedCuda()))
     assert [gauge.name for gauge in find_cuda_counters()] == ["cuda:1", "cuda:0"]
+
+
+def test_after_an_error_that_lasts_the_counters_still_answer(monkeypatch):
+    cuda = RecordedCuda()
+
+    def refuse():
+        raise RuntimeError("CUDA error: device-side assert triggered")
+
+    cuda.current_device = cuda.synchronize = refuse  # type: ignore[method-assign]
+    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=cuda))
+    assert [one.name for one in find_cuda_counters()] == ["cuda:0", "cuda:1"]
+    ledger = Ledger(NoCounter("process"))
+    tracked = MemoryTracker(ledger=ledger, synchronize=True)
+    tracked._wait_for_devices = lambda: None  # type: ignore[method-assign]
+    tracked.__enter__()
+    del tracked._wait_for_devices
+    with pytest.raises(RuntimeError, match="assert"):  # the user's own, at the end of the block
+        tracked.__exit__(None, None, None)
+    assert tracked.use is not None
+    assert ledger._open == []
 
 
 def test_before_cuda_is_started_it_is_not_read(monkeypatch):
