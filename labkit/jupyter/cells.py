@@ -22,8 +22,8 @@ from labkit.memory.oom.live import Budget, find_live_tensors, list_roots
 from labkit.memory.oom.model import (
     OutOfMemoryPage,
     find_out_of_memory,
+    read_cache,
     read_failure,
-    read_largest_block,
     walk_chain,
 )
 from labkit.memory.track.frames import find_shell
@@ -54,7 +54,7 @@ def explain_out_of_memory(
     return OutOfMemoryPage(
         failure._replace(device=device),
         balance=_find_balance(device, take),
-        largest_block_bytes=read_largest_block(torch.cuda, device) if torch else None,
+        cache=read_cache(torch.cuda, device) if torch else None,
         live=find_live_tensors(device, list_roots(namespace, error), budget),
     )
 
