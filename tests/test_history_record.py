@@ -297,6 +297,7 @@ def test_a_start_that_fails_leaves_nothing_open(text, kind, message):
 
 @pytest.mark.gpu
 def test_the_replay_is_what_the_real_allocator_counted():
+    gc.collect()  # another test's tensors must not be freed meanwhile
     torch.cuda.empty_cache()
     old = torch.empty(4 * MIB, dtype=torch.uint8, device="cuda")
     torch.cuda.reset_peak_memory_stats()
@@ -309,12 +310,9 @@ def test_the_replay_is_what_the_real_allocator_counted():
     stats = torch.cuda.memory_stats()
     device = recorded.history.devices[0]
     assert device.peak.live_bytes == stats["requested_bytes.all.peak"]
-    # Every block that is live at the peak is a multiple of 512 bytes: nothing is rounded.
-    assert device.peak.live_bytes == torch.cuda.max_memory_allocated()
     assert device.highest_reserved_bytes == torch.cuda.max_memory_reserved()
     assert device.end.reserved_bytes == torch.cuda.memory_reserved()
-    cut = device.end.fragmentation
-    assert cut.live_bytes == torch.cuda.memory_allocated()
+    assert device.end.fragmentation.live_bytes == torch.cuda.memory_allocated()
     assert device.before_bytes >= old.nbytes
     assert any(group.place.frame.file == __file__ for group in device.kept if group.place.frame)
     assert not torch._C._cuda_isHistoryEnabled()

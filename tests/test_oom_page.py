@@ -514,13 +514,13 @@ def test_an_error_without_a_number_is_of_the_current_device():
     assert explain_out_of_memory(error, {}) == OutOfMemoryPage(AllocationFailure())
 
 
-def test_a_device_that_answers_nothing_any_more():
+def test_after_an_error_that_lasts_the_page_is_about_the_gpu():
     def refuse():
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
-    page = explain_out_of_memory(torch.OutOfMemoryError(TEXT), {}, torch=fake_torch(), take=refuse)
-    assert page.balance is None
-    assert page.failure.asked_bytes == 30 * GIB
+    lost = types.SimpleNamespace(cuda=types.SimpleNamespace(current_device=refuse))
+    error = RuntimeError("CUDA error: out of memory")
+    assert explain_out_of_memory(error, {}, torch=lost) == OutOfMemoryPage(AllocationFailure())
 
 
 @pytest.mark.gpu

@@ -77,16 +77,15 @@ def explain_known_error(error: BaseException | None) -> str | None:
     return hint_at("\n".join(texts), read_distribution()) if texts else None
 
 
-def _name_current(torch: Any) -> str:
-    return f"cuda:{torch.cuda.current_device()}"
+def _name_current(torch: Any) -> str | None:
+    try:
+        return f"cuda:{torch.cuda.current_device()}"
+    except RuntimeError:
+        return None  # after an error of CUDA that lasts every call fails
 
 
 def _find_balance(device: str, take: Callable[[], Snapshot]) -> Balance | None:
-    try:
-        balances = take().balances
-    except RuntimeError:
-        return None  # after a sticky CUDA error every call fails
-    return next((one for one in balances if one.torch_name == device), None)
+    return next((one for one in take().balances if one.torch_name == device), None)
 
 
 # The resident memory of a process changes by up to this in a cell that does nothing.

@@ -239,14 +239,12 @@ def _compare_lines(
         for side in (first, last)
     ]
     nothing = Group(Place(None), 0, 0)
-    pairs = [
-        (place, *(side.get(place, nothing) for side in found)) for place in found[0] | found[1]
-    ]
-    changes = [
-        LineChange(place, old.held_bytes, new.held_bytes, old.blocks, new.blocks)
-        for place, old, new in pairs
-        if old[1:3] != new[1:3]
-    ]
+    changes = []
+    for place in found[0] | found[1]:
+        old, new = (side.get(place, nothing) for side in found)
+        if (old.held_bytes, old.blocks) != (new.held_bytes, new.blocks):
+            held = old.held_bytes, new.held_bytes
+            changes.append(LineChange(place, *held, old.blocks, new.blocks))
     return tuple(sorted(changes, key=lambda one: -abs(one.after_bytes - one.before_bytes)))
 
 

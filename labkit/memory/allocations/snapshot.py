@@ -229,12 +229,11 @@ class EntryReader:
         if not isinstance(action, str):
             raise _refuse("an event has no action")
         time_us, metadata = raw.get("time_us"), raw.get("user_metadata")
-        known_time = isinstance(time_us, int) and 0 <= time_us < LARGEST_NUMBER
         return Event(
             action,
             0 if action == OOM else _read_number(raw, "addr", 0),
             _read_number(raw, "size", 0),
-            time_us if known_time else None,
+            time_us if isinstance(time_us, int) and 0 <= time_us < LARGEST_NUMBER else None,
             self._stacks.read(raw.get("frames")),
             _read_number(raw, "device_free", 0) if "device_free" in raw else None,
             _read_number(raw, "stream", 0),
