@@ -44,7 +44,10 @@ def understand(*allocators, **own):
     [
         ("/home/ada/train.py", "user"),
         ("C:\\work\\train.py", "user"),
+        ("/tmp/ipykernel_12/345.py", "user"),
         ("<ipython-input-3-abc>", "user"),
+        ("<stdin>", "user"),
+        ("<frozen importlib._bootstrap>", "own"),
         (TORCH, "own"),
         ("C:\\py\\Lib\\site-packages\\torch\\_ops.py", "own"),
         ("/opt/pytorch/torch/_ops.py", "own"),
@@ -302,6 +305,7 @@ def test_hostile_names_cannot_act_on_a_terminal():
     allocator = FakeAllocator().start()
     allocator.alloc(MIB, [frame(name, 1, name)])
     allocator.fail(MIB, frames=[frame(PACKAGE, 1, name), frame(name, 1, name)])
+    allocator.events[-1]["user_metadata"] = name
     text = repr(understand(allocator, sources=[[name, 1, name]]))
     assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202e]", text)
     assert "\nout of memory" not in text
