@@ -27,6 +27,7 @@ from types import TracebackType
 from typing import Any, Protocol
 
 import torch
+from torch._C import _functorch as functorch
 from torch.nn.modules import module as modules
 from torch.nn.parameter import is_lazy
 from torch.optim import optimizer as optimizers
@@ -71,9 +72,9 @@ class StorageReference(weakref.ref):  # type: ignore[type-arg]
 class StorageTracer(TorchDispatchMode):  # type: ignore[misc]
     """Counts the storages of a block by device, category and line.
 
-    ``observer`` receives each storage; ``depth`` is the number of user lines that each keeps;
-    ``round_up`` returns the bytes that the device's allocator takes for a storage's bytes. Raises
-    LabkitError if a tracer is open in another thread, because torch's hooks are process-wide.
+    ``observer`` receives each storage; ``depth`` is the number of user lines that each keeps.
+    Raises LabkitError if a tracer is open in another thread, because torch's hooks are
+    process-wide.
     """
 
     _open: list[StorageTracer] = []  # noqa: RUF012
@@ -84,11 +85,10 @@ class StorageTracer(TorchDispatchMode):  # type: ignore[misc]
         observer: StorageObserver | None = None,
         *,
         depth: int = 1,
-        round_up: Callable[[int], int] = int,
     ) -> None:
         super().__init__()
         self.levels: dict[str, Level] = {}
-        self._observer, self._depth, self._round_up = observer, depth, round_up
+        self._observer, self._depth = observer, depth
         self._used = False
         self._watch = CategoryWatch(self.mark)
         self._thread = threading.get_ident()
@@ -222,7 +222,7 @@ class StorageTracer(TorchDispatchMode):  # type: ignore[misc]
         source = tensor.untyped_storage()
         storage = Storage(
             next(self._serials),
-            self._round_up(source.nbytes()),
+            self._measure(tensor),
             str(tensor.device),
             category,
             frames,
@@ -234,6 +234,10 @@ class StorageTracer(TorchDispatchMode):  # type: ignore[misc]
         self._live[reference.key] = reference
         self._count(storage)
         return storage
+
+    def _measure(self, tensor: Any) -> int:
+        """The bytes that the device's allocator takes for the tensor's storage."""
+        return int(tensor.untyped_storage().nbytes())
 
     def _count(self, storage: Storage) -> None:
         self.levels.setdefault(storage.device, Level()).add(storage)
@@ -259,7 +263,7 @@ class StorageTracer(TorchDispatchMode):  # type: ignore[misc]
             for part in list_parts(tensor):
                 source = part.untyped_storage()
                 held = self._live.get(source._cdata)
-                count = self._round_up(source.nbytes())
+                count = self._measure(part)
                 if held is not None and count != held.storage.bytes:
                     old = held.storage
                     self._discount(old)
@@ -285,12 +289,18 @@ class StorageTracer(TorchDispatchMode):  # type: ignore[misc]
 
 
 def list_parts(tensor: Any) -> list[Any]:
-    """The tensors whose storages hold the data: the tensor itself, or the parts of a sparse one."""
+    """The tensors whose storages hold the data: the tensor itself, or the parts of a sparse one.
+
+    The wrappers of ``torch.func`` and DTensor have their data in a tensor inside.
+    """
+    while functorch.is_functorch_wrapped_tensor(tensor):
+        tensor = functorch.get_unwrapped(tensor)
     if tensor.layout is torch.strided:
         inner = getattr(tensor, "__tensor_flatten__", None)
         if inner is None:
             return [] if is_lazy(tensor) else [tensor]  # a lazy one has no data yet
-        return [part for name in inner()[0] for part in list_parts(getattr(tensor, name))]
+        parts = [getattr(tensor, name) for name in inner()[0]]
+        return [one for part in parts if isinstance(part, torch.Tensor) for one in list_parts(part)]
     if tensor.layout is torch.sparse_coo:
         return [tensor._indices(), tensor._values()]
     if tensor.layout in (torch.sparse_csr, torch.sparse_bsr):
