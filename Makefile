@@ -67,7 +67,7 @@ reset:  ## put fresh notebooks in place, keeping yours beside them (LABS=tensors
 ## Working on the lab
 
 test:  ## run the tests, in the image or in the .venv (FAST=1 leaves out the slow ones)
-	@$(LABKIT) test $(CHOICE) $(if $(value FAST),--fast) -- $(PYTEST)
+	@$(LABKIT) test $(CHOICE) $(if $(value FAST),--fast) $(if $(value SIMULATED),--simulated) -- $(PYTEST)
 
 lint:  ## check style, types and layers
 	@$(LABKIT) lint $(CHOICE)
@@ -108,6 +108,7 @@ help:  ## print this
 	  'DEVICE=' 'for estimate: what it is to fit ("24 GiB", H100, cuda:0)' \
 	  'LABS=' 'labs for run and reset, by name ("tensors autograd")' \
 	  'FAST=1' 'for test: about 4 minutes: no compiler, container or browser, no gate of all labs' \
+	  'SIMULATED=1' 'for test: those for GPUs, on simulated ones, in .venv-simulated' \
 	  'PYTEST=' 'for test: options of pytest ("-k ports")' \
 	  'FIX=1, DEEP=1' 'for doctor: offer to mend what it finds; also start containers and compile' \
 	  'PYTHON=' 'the Python to use (python3; 3.10 or newer)'
