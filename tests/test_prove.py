@@ -112,7 +112,7 @@ def test_a_step_that_kills_its_process_fails_alone_and_the_rest_is_measured():
     whole = CARDS["healthy"]
     place = whole.index({"start": "attention"}) + 1
     crash = [*whole[:place], "CUDA error: an illegal memory access was encountered"]
-    rest = play_card(steps=("copies", "transfers", "overheads", "sustained"))
+    rest = play_card(steps=("transfers", "overheads", "sustained"))
     stream = PlayedStream(crash, rest)
     run = ProofRun(
         make_detection(), ProveOptions(seconds=10_000), make_tools(stream), say=lambda words: None
@@ -122,8 +122,8 @@ def test_a_step_that_kills_its_process_fails_alone_and_the_rest_is_measured():
     failed = get_figure(proof, "attention")
     assert failed.status == "failed"
     assert "illegal memory access" in failed.why
-    assert get_figure(proof, "copy.device").status == "well"
-    assert stream.plans[1]["steps"][0] == "copies"
+    assert get_figure(proof, "copy.to.pinned").status == "well"
+    assert stream.plans[1]["steps"][0] == "transfers"
 
 
 def test_a_card_on_which_torch_cannot_start_is_unusable():

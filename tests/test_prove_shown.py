@@ -117,7 +117,7 @@ def test_a_folder_that_cannot_be_made_is_named(play, tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ("gpus", "quick", "seconds"),
-    [(0, False, 110), (1, False, 100), (4, False, 280), (1, True, 50), (2, True, 100)],
+    [(0, False, 110), (1, False, 95), (4, False, 275), (1, True, 50), (2, True, 100)],
 )
 def test_the_default_limit_grows_with_the_gpus(gpus, quick, seconds):
     assert prove._choose_seconds(gpus, quick=quick) == seconds

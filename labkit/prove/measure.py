@@ -11,6 +11,8 @@ clocks stay higher than real work lets them.
 
 from __future__ import annotations
 
+import functools
+import itertools
 import json
 import os
 import statistics
@@ -18,10 +20,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from labkit.devices.nvml import GpuMeter
 from labkit.devices.self_test import (
@@ -89,6 +91,20 @@ class MeasurePlan:
     quick: bool = False
 
 
+class Timing(NamedTuple):
+    """Seconds: the median of the runs, and their 20th and 80th percentile."""
+
+    median: float
+    fast: float
+    slow: float
+
+    @classmethod
+    def of(cls, times: Sequence[float]) -> Timing:
+        """The timing of these runs."""
+        fast, *_, slow = statistics.quantiles([*times, *times], n=5, method="inclusive")
+        return cls(statistics.median(times), fast, slow)
+
+
 @dataclass
 class Bench:
     """A device under measurement, and what later steps use of earlier ones."""
@@ -126,14 +142,25 @@ class Bench:
             call()
             self.synchronize()
 
-        stated = call if self.is_cpu else wait
-        threads = self.torch.get_num_threads()
-        timer = Timer("call()", globals={"call": stated}, num_threads=threads)
-        times = sorted(timer.blocked_autorange(min_run_time=seconds).times)
-        if len(times) < 2:
-            times *= 2
-        fast, *_, slow = statistics.quantiles(times, n=5, method="inclusive")
-        return Timing(statistics.median(times), fast, slow)
+        stated = {"call": call if self.is_cpu else wait}
+        timer = Timer("call()", globals=stated, num_threads=self.torch.get_num_threads())
+        return Timing.of(timer.blocked_autorange(min_run_time=seconds).times)
+
+    def time_runs(self, call: Callable[[], object], runs: int, calls: int = 1) -> Timing:
+        """As ``time``, by the wall clock: for what also works on the CPU, or does not wait.
+
+        A run is a number of calls, of which the seconds of one count; the first run is a warm-up.
+        """
+        times = []
+        for _ in range(runs + 1):
+            self.synchronize()
+            began = time.perf_counter()
+            for _ in range(calls):
+                call()
+            if calls == 1:
+                self.synchronize()
+            times.append((time.perf_counter() - began) / calls)
+        return Timing.of(times[1:])
 
     def random(self, *shape: int, dtype: Any = None) -> Any:
         """A tensor of random numbers on the device."""
@@ -156,35 +183,19 @@ class Bench:
         self, key: str, title: str, unit: str, work: float, timing: Timing, **more: object
     ) -> None:
         """Emits a figure: ``work`` in the unit, divided by the seconds of the timing."""
-        figure = {
-            "key": key,
-            "title": title,
-            "unit": unit,
-            "value": work / timing.median,
-            "slow": work / timing.slow,
-            "fast": work / timing.fast,
-            **more,
-        }
-        self.emit({"figure": figure})
+        median, fast, slow = (work / seconds for seconds in timing)
+        figure = {"key": key, "title": title, "unit": unit, "value": median}
+        self.emit({"figure": {**figure, "slow": slow, "fast": fast, **more}})
 
-    def report_seconds(self, key: str, title: str, unit: str, scale: float, timing: Timing) -> None:
-        """Emits a duration, in the unit that is ``scale`` to the second."""
-        figure = {"key": key, "title": title, "unit": unit, "value": timing.median * scale}
-        spread = {"slow": timing.slow * scale, "fast": timing.fast * scale}
-        self.emit({"figure": {**figure, **spread}})
+    def report_seconds(self, key: str, title: str, timing: Timing, unit: str = "s") -> None:
+        """Emits a duration in "s" or "us"."""
+        median, fast, slow = (seconds * {"s": 1, "us": 1e6}[unit] for seconds in timing)
+        figure = {"key": key, "title": title, "unit": unit, "value": median}
+        self.emit({"figure": {**figure, "slow": slow, "fast": fast}})
 
     def skip(self, key: str, title: str, why: str) -> None:
         """Emits a figure that cannot be measured here."""
         self.emit({"figure": {"key": key, "title": title, "status": "skipped", "why": why}})
-
-
-@dataclass(frozen=True)
-class Timing:
-    """Seconds: the median of the runs, and their 20th and 80th percentile."""
-
-    median: float
-    fast: float
-    slow: float
 
 
 def _find_do_bench() -> Any:
@@ -401,25 +412,12 @@ def measure_transfers(bench: Bench) -> None:
         here = torch.empty(size * MIB, dtype=torch.uint8, pin_memory=kind == "pinned")
         ways = {"to": (there, here), "from": (here, there)}
         for way, (target, source) in ways.items():
-            timing = _time_transfer(bench, target, source)
+            copy = functools.partial(target.copy_, source, non_blocking=True)
+            timing = bench.time_runs(copy, 4 if bench.plan.quick else 9)
             words = f"copy {way} the GPU, {kind}"
             bench.report(
                 f"copy.{way}.{kind}", words, "GB/s", size * MIB / GIGA, timing, detail=f"{size} MiB"
             )
-
-
-def _time_transfer(bench: Bench, target: Any, source: Any) -> Timing:
-    """Seconds of one transfer, by the wall clock: a pageable one also works on the CPU."""
-    times = []
-    for _ in range(4 if bench.plan.quick else 9):
-        bench.synchronize()
-        began = time.perf_counter()
-        target.copy_(source, non_blocking=True)
-        bench.synchronize()
-        times.append(time.perf_counter() - began)
-    times = sorted(times[1:])  # the first one touches the pages
-    fast, *_, slow = statistics.quantiles(times, n=5, method="inclusive")
-    return Timing(statistics.median(times), fast, slow)
 
 
 # Overheads
@@ -429,32 +427,15 @@ def measure_overheads(bench: Bench) -> None:
     """Microseconds for the launch of a kernel, and for memory from the allocator's cache."""
     torch = bench.torch
     number = torch.zeros(1, device=bench.device)
-    bench.report_seconds(
-        "launch", "launch of a kernel", "us", 1e6, _time_many(bench, lambda: number.add_(1))
-    )
-    size = MIB
+    calls = 200 if bench.plan.quick else 1000
+    timing = bench.time_runs(lambda: number.add_(1), 7, calls)
+    bench.report_seconds("launch", "launch of a kernel", timing, "us")
 
-    def allocate() -> None:
-        torch.empty(size, dtype=torch.uint8, device=bench.device)
+    def allocate_block() -> None:
+        torch.empty(MIB, dtype=torch.uint8, device=bench.device)
 
-    bench.report_seconds(
-        "allocator.cached", "1 MiB from the allocator", "us", 1e6, _time_many(bench, allocate)
-    )
-
-
-def _time_many(bench: Bench, call: Callable[[], object]) -> Timing:
-    """Seconds of a call that does not wait for the device, from several rounds."""
-    rounds, count = 7, 200 if bench.plan.quick else 1000
-    times = []
-    for _ in range(rounds):
-        bench.synchronize()
-        began = time.perf_counter()
-        for _ in range(count):
-            call()
-        times.append((time.perf_counter() - began) / count)
-        bench.synchronize()
-    fast, *_, slow = statistics.quantiles(times[1:], n=5, method="inclusive")
-    return Timing(statistics.median(times[1:]), fast, slow)
+    timing = bench.time_runs(allocate_block, 7, calls)
+    bench.report_seconds("allocator.cached", "1 MiB from the allocator", timing, "us")
 
 
 # torch.compile
@@ -479,9 +460,8 @@ def measure_compile(bench: Bench) -> None:
             compiled = torch.compile(model)
             compiled(batch)
             bench.synchronize()
-            seconds = time.perf_counter() - began
-            timing = Timing(seconds, seconds, seconds)
-            bench.report_seconds(f"compile.{key}", words, "s", 1, timing)
+            timing = Timing.of([time.perf_counter() - began])
+            bench.report_seconds(f"compile.{key}", words, timing)
         plain, faster = bench.time(lambda: model(batch)), bench.time(lambda: compiled(batch))
     detail = f"{plain.median * 1e3:.3g} ms to {faster.median * 1e3:.3g} ms"
     bench.report(
@@ -527,9 +507,8 @@ def measure_loader(bench: Bench) -> None:
         began = time.perf_counter()
         for _ in batches:
             pass
-        seconds = time.perf_counter() - began
+        timing = Timing.of([time.perf_counter() - began])
         title = "DataLoader, " + (f"{count} workers" if count else "no workers")
-        timing = Timing(seconds, seconds, seconds)
         key = "loader.workers" if count else "loader.alone"
         bench.report(key, title, "samples/s", samples - 16, timing)
 
@@ -597,32 +576,22 @@ def measure_sustained(bench: Bench) -> None:
 def measure_peers(bench: Bench) -> None:
     """GB/s of copies between every two GPUs of this process."""
     torch = bench.torch
-    count = torch.cuda.device_count()
+    names = range(torch.cuda.device_count())
     size = 256 * MIB
-    blocks = [
-        torch.empty(size, dtype=torch.uint8, device=f"cuda:{n}").random_() for n in range(count)
-    ]
-    for source in range(count):
-        for target in range(count):
-            if source == target:
-                continue
-            fresh = torch.empty(size, dtype=torch.uint8, device=f"cuda:{target}")
-            times = []
-            for _ in range(6):
-                torch.cuda.synchronize(source)
-                torch.cuda.synchronize(target)
-                began = time.perf_counter()
-                fresh.copy_(blocks[source], non_blocking=True)
-                torch.cuda.synchronize(source)
-                torch.cuda.synchronize(target)
-                times.append(time.perf_counter() - began)
-            direct = torch.cuda.can_device_access_peer(source, target)
-            median = statistics.median(times[1:])
-            bench.report(
-                f"peer.{source}-{target}", f"copy from cuda:{source} to cuda:{target}", "GB/s",
-                size / GIGA, Timing(median, min(times), max(times)),
-                detail="directly" if direct else "through the machine's memory",
-            )  # fmt: skip
+    blocks = [torch.empty(size, dtype=torch.uint8, device=f"cuda:{n}").random_() for n in names]
+    for source, target in itertools.permutations(names, 2):
+        fresh = torch.empty(size, dtype=torch.uint8, device=f"cuda:{target}")
+
+        def copy(source: int = source, target: int = target, fresh: Any = fresh) -> None:
+            fresh.copy_(blocks[source], non_blocking=True)
+            torch.cuda.synchronize(source)
+            torch.cuda.synchronize(target)
+
+        direct = torch.cuda.can_device_access_peer(source, target)
+        words = "directly" if direct else "through the machine's memory"
+        title = f"copy from cuda:{source} to cuda:{target}"
+        timing = bench.time_runs(copy, 5)
+        bench.report(f"peer.{source}-{target}", title, "GB/s", size / GIGA, timing, detail=words)
 
 
 def measure_reduce(bench: Bench) -> None:
@@ -632,31 +601,17 @@ def measure_reduce(bench: Bench) -> None:
     """
     from torch import distributed
 
-    torch = bench.torch
-    on_cpu = bench.is_cpu
-    rank, ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    device = "cpu" if on_cpu else f"cuda:{os.environ['LOCAL_RANK']}"
-    if not on_cpu:
-        torch.cuda.set_device(device)
+    on_cpu, ranks = bench.is_cpu, int(os.environ["WORLD_SIZE"])
     distributed.init_process_group("gloo" if on_cpu else "nccl")
     try:
         count = 16 * MIB if on_cpu else 512 * MIB
-        block = torch.randn(count // 4, device=device)
-        times = []
-        for _ in range(6):
-            distributed.barrier()
-            began = time.perf_counter()
-            distributed.all_reduce(block)
-            bench.synchronize()
-            times.append(time.perf_counter() - began)
+        block = bench.random(count // 4)
+        timing = bench.time_runs(lambda: distributed.all_reduce(block), 5)
     finally:
         distributed.destroy_process_group()
-    if rank == 0:
-        median = statistics.median(times[1:])
-        work = 2 * (ranks - 1) / ranks * count / GIGA
-        timing = Timing(median, min(times), max(times))
-        title = f"all-reduce over {ranks} {'processes' if on_cpu else 'GPUs'}"
-        bench.report("reduce.all", title, "GB/s", work, timing, detail=f"{count // MIB} MiB")
+    work = 2 * (ranks - 1) / ranks * count / GIGA
+    title = f"all-reduce over {ranks} {'processes' if on_cpu else 'GPUs'}"
+    bench.report("reduce.all", title, "GB/s", work, timing, detail=f"{count // MIB} MiB")
 
 
 # The balance
@@ -716,7 +671,7 @@ STEPS: dict[str, Callable[[Bench], None]] = {
     "reduce": measure_reduce,
 }
 GPU_STEPS = (
-    *("verify", "matmul", "attention", "copies", "transfers", "overheads", "balance"),
+    *("verify", "copies", "matmul", "attention", "transfers", "overheads", "balance"),
     *("sustained", "compile", "verify-compile"),
 )
 CPU_STEPS = (
@@ -783,7 +738,8 @@ def measure_device(name: str, plan: MeasurePlan, emit: Emit) -> None:
         facts = read_torch_devices(torch)
         devices = [one._asdict() for one in facts.devices]
         emit({"facts": {**facts._asdict(), "build": facts.build._asdict(), "devices": devices}})
-        device = torch.device(name)
+        place = os.environ.get("LOCAL_RANK", "0")  # of torchrun's processes on this machine
+        device = torch.device(f"cuda:{place}" if name == "cuda" else name)
         if device.type == "cuda":
             torch.cuda.set_device(device)
         emit({"hardware": {**before, **describe_device(torch, device)}})
@@ -798,7 +754,8 @@ def main(words: list[str]) -> None:
     os.dup2(2, 1)
 
     def emit(event: Mapping[str, object]) -> None:
-        print(json.dumps(event), file=output, flush=True)
+        if os.environ.get("RANK", "0") == "0":  # of torchrun's processes, the first one reports
+            print(json.dumps(event), file=output, flush=True)
 
     described = json.loads(words[1])
     measure_device(words[0], MeasurePlan(**{**described, "steps": tuple(described["steps"])}), emit)
