@@ -144,7 +144,7 @@ def _show_verification(arguments: argparse.Namespace, detection: Detection) -> i
             detection,
             # The self-test must import this Python's torch, so it gets this environment unchanged.
             functools.partial(run_working, environment=os.environ),
-            _explain,
+            explain_known,
             asked=None if arguments.verify == ALL else arguments.verify,
             on_step=lambda words: print(escape_controls(words), file=sys.stderr, flush=True),
         )
@@ -158,7 +158,7 @@ def _show_verification(arguments: argparse.Namespace, detection: Detection) -> i
     return judge_exit(verification)
 
 
-def _explain(text: str) -> Advice | None:
+def explain_known(text: str) -> Advice | None:
     """The cause of a known error, and the command that fixes it on this system."""
     from labkit.devices.verify import Advice
     from labkit.host.distribution import read_distribution

@@ -8,7 +8,6 @@ pytestmark = pytest.mark.simulated
 
 # labkit's names of the GPUs by UUID, torch's own, what holds memory on the last of them, and best.
 NAMES = """
-import json, torch, labkit
 from labkit.devices.detect import detect_devices
 found = detect_devices()
 answer = {
@@ -18,7 +17,8 @@ answer = {
 }
 count = torch.cuda.device_count()
 held = [torch.empty(1 << 20, dtype=torch.uint8, device=f"cuda:{at}") for at in range(count)]
-answer["torch"] = {str(torch.cuda.get_device_properties(at).uuid): f"cuda:{at}" for at in range(count)}
+uuids = [str(torch.cuda.get_device_properties(at).uuid) for at in range(count)]
+answer["torch"] = {uuid: f"cuda:{at}" for at, uuid in enumerate(uuids)}
 answer["memory"] = {
     one.uuid: one.torch_name
     for one in labkit.memory().balances
@@ -51,7 +51,9 @@ def test_names_are_torchs_whatever_is_visible_in_whatever_order(slow_gpu_first, 
 
 def test_two_alike_have_their_own_names(two_a100):
     answer = two_a100.run_script(NAMES).json()
-    assert {uuid.partition("-")[2]: name for uuid, name in answer["labkit"].items()} == answer["torch"]
+    assert {uuid.partition("-")[2]: name for uuid, name in answer["labkit"].items()} == answer[
+        "torch"
+    ]
     assert len(answer["torch"]) == 2
 
 

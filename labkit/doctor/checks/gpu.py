@@ -6,10 +6,16 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from labkit.devices.detect import parse_indices
 from labkit.doctor.check import COMMAND_SECONDS, Check, Finding, Host, failed, ok, unknown, warning
 from labkit.host.distribution import Distribution
-from labkit.host.gpu import Gpu, list_bus_gpus, probe_gpu, read_major, read_module_version
+from labkit.host.gpu import (
+    Gpu,
+    list_bus_gpus,
+    parse_indices,
+    probe_gpu,
+    read_major,
+    read_module_version,
+)
 from labkit.host.packages import Fix
 from labkit.known_errors.match import explain_text
 from labkit.text import plural
