@@ -111,9 +111,16 @@ class GpuDriverFix(Fix):
     capability: Capability | None = None
     wsl: bool = False
 
-    def on(self, distribution: Distribution) -> str:
-        """The command of ``advise_driver``."""
-        return advise_driver(distribution, self.capability, wsl=self.wsl).command
+    def on(
+        self,
+        distribution: Distribution,
+        capability: Capability | None = None,
+        *,
+        wsl: bool = False,
+    ) -> str:
+        """The command of ``advise_driver``; what the text tells comes before the arguments."""
+        known = self.capability or capability
+        return advise_driver(distribution, known, wsl=self.wsl or wsl).command
 
     def by_family(self) -> dict[str, str]:
         """Each family's command, by the family's name."""
