@@ -288,8 +288,12 @@ def test_a_driver_that_fails_later_is_a_gap_for_all(played):
     ]
 
 
-def test_it_costs_less_than_one_hundredth_of_a_core(gpus=1):
-    """By the processor time of the reading thread, at ten samples a second."""
+def test_it_costs_less_than_one_hundredth_of_a_core():
+    assert measure_cost() < 0.1 * 0.01
+
+
+def measure_cost():
+    """The median processor time of a sample, in seconds; ten are taken a second."""
     sampler = sample_memory()
     sampler.take_sample()
     costs = []
@@ -297,7 +301,7 @@ def test_it_costs_less_than_one_hundredth_of_a_core(gpus=1):
         began = time.thread_time()
         sampler.take_sample()
         costs.append(time.thread_time() - began)
-    assert statistics.median(costs) < 0.1 * 0.01 * gpus
+    return statistics.median(costs)
 
 
 @pytest.mark.gpu
@@ -336,5 +340,6 @@ def test_a_real_sample_costs_less_than_one_hundredth_of_a_core():
     import torch
 
     held = torch.ones(1000, device="cuda")
-    test_it_costs_less_than_one_hundredth_of_a_core(torch.cuda.device_count())
+    # Each GPU is asked for its memory: a host with eight of them may take longer.
+    assert measure_cost() < 0.1 * 0.01 * max(1, torch.cuda.device_count() / 2)
     assert held.is_cuda

@@ -8,9 +8,12 @@ errors their cause and fix.
 from __future__ import annotations
 
 import os
+import re
+import symtable
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
 from typing import Any
 
 from labkit.host.distribution import read_distribution
@@ -79,6 +82,49 @@ def explain_known_error(error: BaseException | None) -> str | None:
     if not texts:
         return None
     return hint_at("\n".join(texts), read_distribution(), has_gpu=has_gpu())
+
+
+def explain_missing_name(
+    name: str, notebook: Path | None, ran: Collection[str]
+) -> tuple[str, str] | None:
+    """Which cell of the notebook defines ``name``: a sentence, as text and as html with a link.
+
+    ``ran`` are the sources of the cells that this kernel has run. None if the notebook does not
+    define the name, or cannot be read.
+    """
+    from labkit.errors import LabkitError
+    from labkit.lessons.notebooks import cell_source, read_notebook
+
+    try:
+        cells = read_notebook(notebook)["cells"] if notebook else []
+    except LabkitError:
+        return None
+    heading, first = "", True
+    for cell in cells:
+        source = cell_source(cell)
+        if cell["cell_type"] != "code":
+            titles = re.findall(r"^#{1,6} +(.+?)\s*$", source, re.MULTILINE)
+            heading = titles[-1] if titles else heading
+            continue
+        if _binds(source, name):
+            state = "failed in" if source in ran else "has not run in"
+            place = "the first code cell" if first else "a cell"
+            text = f"{name} comes from {place} under {{}}, which {state} this kernel: run it first"
+            text += " (or Run > Run All Above Selected Cell)"
+            link = f'<a href="#{escape(heading.replace(" ", "-"))}">{escape(heading)}</a>'
+            return text.format(f'"{heading}"'), escape(text).format(link)
+        first = False
+    return None
+
+
+def _binds(source: str, name: str) -> bool:
+    """True if the cell assigns, defines or imports the name; False if it is not plain Python."""
+    try:
+        table = symtable.symtable(source, "<cell>", "exec")
+    except (SyntaxError, ValueError):
+        return re.search(rf"^(def|class)\s+{re.escape(name)}\b", source, re.MULTILINE) is not None
+    found = (one for one in table.get_symbols() if one.get_name() == name)
+    return any(one.is_assigned() or one.is_imported() for one in found)
 
 
 def _name_current(torch: Any) -> str | None:

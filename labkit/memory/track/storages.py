@@ -75,9 +75,9 @@ class StorageReference(weakref.ref):  # type: ignore[type-arg]
 class StorageTracer(TorchDispatchMode):  # type: ignore[misc]
     """Counts the storages of a block by device, category and line.
 
-    ``observer`` receives each storage; ``depth`` is the number of user lines that each keeps;
-    ``round_up`` returns the bytes that the device's allocator takes for a storage's bytes. Raises
-    LabkitError if a tracer is open in another thread, because torch's hooks are process-wide.
+    ``observer`` receives each storage; ``depth`` is the number of user lines that each keeps.
+    Raises LabkitError if a tracer is open in another thread, because torch's hooks are
+    process-wide.
     """
 
     _open: list[StorageTracer] = []  # noqa: RUF012
@@ -90,12 +90,11 @@ class StorageTracer(TorchDispatchMode):  # type: ignore[misc]
         observer: StorageObserver | None = None,
         *,
         depth: int = 1,
-        round_up: Callable[[int], int] = int,
     ) -> None:
         super().__init__()
         self.levels: dict[str, Level] = {}
         self.trouble: str | None = None
-        self._observer, self._depth, self._round_up = observer, depth, round_up
+        self._observer, self._depth = observer, depth
         self._used = False
         self._watch = CategoryWatch(self.mark, self._attempt)
         self._thread = threading.get_ident()
@@ -258,7 +257,7 @@ class StorageTracer(TorchDispatchMode):  # type: ignore[misc]
         source = tensor.untyped_storage()
         storage = Storage(
             next(self._serials),
-            self._round_up(source.nbytes()),
+            self._measure(tensor),
             str(tensor.device),
             category,
             frames,
@@ -270,6 +269,10 @@ class StorageTracer(TorchDispatchMode):  # type: ignore[misc]
         self._live[reference.key] = reference
         self._count(storage)
         return storage
+
+    def _measure(self, tensor: Any) -> int:
+        """The bytes that the device's allocator takes for the tensor's storage."""
+        return int(tensor.untyped_storage().nbytes())
 
     def _count(self, storage: Storage) -> None:
         self.levels.setdefault(storage.device, Level()).add(storage)
@@ -295,7 +298,7 @@ class StorageTracer(TorchDispatchMode):  # type: ignore[misc]
             for part in list_parts(tensor):
                 source = part.untyped_storage()
                 held = self._live.get(source._cdata)
-                count = self._round_up(source.nbytes())
+                count = self._measure(part)
                 if held is not None and count != held.storage.bytes:
                     old = held.storage
                     self._discount(old)
