@@ -106,11 +106,15 @@ def test_what_is_unaccounted_is_little(held):
 
 def test_a_snapshot_makes_no_context():
     script = (
-        "from labkit.memory.balance.read import take_snapshot\n"
-        "from labkit.memory.balance.read import has_loaded\n"
+        "from labkit.memory.balance.read import may_use_cuda, take_snapshot\n"
         "from labkit.devices.detect import detect_devices\n"
         "detect_devices(), take_snapshot()\n"
-        "print(has_loaded('libcuda.so'))"
+        "print('libcuda.so' in open('/proc/self/maps').read(), may_use_cuda())\n"
+        "import torch\n"
+        "take_snapshot(), torch.cuda.is_available()\n"
+        "print(may_use_cuda(), torch.cuda.is_initialized())\n"
+        "torch.ones(1, device='cuda')\n"
+        "print(may_use_cuda())"
     )
     done = subprocess.run(
         [sys.executable, "-c", script],
@@ -120,7 +124,7 @@ def test_a_snapshot_makes_no_context():
         check=False,
         timeout=60,
     )
-    assert (done.stdout, done.stderr) == ("False\n", "")
+    assert (done.stdout, done.stderr) == ("False False\nFalse False\nNone\n", "")
 
 
 def test_every_gpu_of_nvidia_smi_is_listed():
