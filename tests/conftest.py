@@ -62,7 +62,12 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ[RENEW_VARIABLE] = "1"
 
 
-MISSING = {"engine": _missing_engine, "browser": _missing_browser, "gpu": _missing_gpu}
+MISSING = {
+    "engine": _missing_engine,
+    "hub": _missing_engine,
+    "browser": _missing_browser,
+    "gpu": _missing_gpu,
+}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
