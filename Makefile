@@ -23,7 +23,7 @@ export LABKIT_IMAGE := $(IMAGE)
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help up down status logs shell devices memory estimate doctor run check progress reset hub test lint house docs build lock bench clean
+.PHONY: help up down status logs shell devices memory estimate doctor prove run check progress reset hub test lint house docs build lock bench clean
 
 ## Using the lab
 
@@ -54,6 +54,9 @@ estimate:  ## say whether a step fits a GPU (STEP=work.py:make_step DEVICE="24 G
 doctor:  ## find out what keeps this host from running the lab (FIX=1 offers to mend it, DEEP=1 tries more)
 	@$(LABKIT) doctor $(if $(value FIX),--fix) $(if $(value DEEP),--deep)
 
+prove:  ## prove that the devices are correct and as fast as they should be (QUICK=1: in a minute)
+	@$(LABKIT) exec $(CHOICE) -- labkit prove $(if $(value QUICK),--quick) $(PROVE)
+
 run:  ## run labs headless and check every claim (LABS="tensors autograd")
 	@$(LABKIT) exec $(CHOICE) $(BROUGHT) -- labkit run $(or $(LABS),--all)
 
@@ -72,7 +75,7 @@ hub:  ## start JupyterHub for a class (STOP=1 stops it, PROGRESS=1 shows who has
 ## Working on the lab
 
 test:  ## run the tests, in the image or in the .venv (FAST=1 leaves out the slow ones)
-	@$(LABKIT) test $(CHOICE) $(if $(value FAST),--fast) -- $(PYTEST)
+	@$(LABKIT) test $(CHOICE) $(if $(value FAST),--fast) $(if $(value SIMULATED),--simulated) -- $(PYTEST)
 
 lint:  ## check style, types and layers
 	@$(LABKIT) lint $(CHOICE)
@@ -118,7 +121,10 @@ help:  ## print this
 	  'DEVICE=' 'for estimate: what it is to fit ("24 GiB", H100, cuda:0)' \
 	  'LABS=' 'labs for run and reset, by name ("tensors autograd")' \
 	  'FAST=1' 'for test: about 4 minutes: no compiler, container or browser, no gate of all labs' \
+	  'SIMULATED=1' 'for test: those for GPUs, on simulated ones, in .venv-simulated' \
 	  'PYTEST=' 'for test: options of pytest ("-k ports")' \
 	  'STOP=1' 'for hub: stop it (PROGRESS=1: show what each learner has passed)' \
+	  'QUICK=1' 'for prove: no torch.compile, no labs' \
+	  'PROVE=' 'for prove: options of labkit prove ("--seconds 300 --device cuda:1")' \
 	  'FIX=1, DEEP=1' 'for doctor: offer to mend what it finds; also start containers and compile' \
 	  'PYTHON=' 'the Python to use (python3; 3.10 or newer)'

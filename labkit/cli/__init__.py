@@ -69,6 +69,7 @@ FAMILIES = {
     "logs": "launch",
     "devices": "devices",
     "doctor": "doctor",
+    "prove": "prove",
     "memory": "memory",
     "history": "memory",
     "estimate": "memory",

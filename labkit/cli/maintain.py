@@ -39,6 +39,9 @@ def add_commands(commands: argparse._SubParsersAction[Any]) -> None:
                 "--fast", action="store_true", help="leave out slow, engine and browser tests"
             )
             parser.add_argument(
+                "--simulated", action="store_true", help="run the tests for GPUs on simulated ones"
+            )
+            parser.add_argument(
                 "--house",
                 action="store_true",
                 help="count the files that five features use, instead of testing",
@@ -102,7 +105,20 @@ def run_test(arguments: argparse.Namespace) -> int:
     """Runs pytest (or the count of files) where the lab runs, and exits with its code."""
     if arguments.house:
         return _run_tools(arguments, "house")
+    if arguments.simulated:
+        return _run_simulated_tests(arguments)
     return _run_tools(arguments, "fast test" if arguments.fast else "test")
+
+
+def _run_simulated_tests(arguments: argparse.Namespace) -> int:
+    from labkit.launch.dev import run_simulated_tests
+    from labkit.launch.progress import Steps
+    from labkit.launch.settings import find_checkout, read_settings
+
+    settings = read_settings(vars(arguments))
+    return run_simulated_tests(
+        find_checkout(), settings, Steps(), arguments.words, fast=arguments.fast
+    )
 
 
 def run_lint(arguments: argparse.Namespace) -> int:

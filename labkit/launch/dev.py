@@ -15,12 +15,21 @@ from labkit.errors import EngineError, UsageError
 from labkit.host.torch_builds import BUILDS, CUDA_BUILDS, TORCH_VERSION, TorchBuild
 from labkit.launch.compose import ContainerLab
 from labkit.launch.plan import announce_choices, make_plan, probe_host
-from labkit.launch.progress import Steps
+from labkit.launch.progress import StepLog, Steps
 from labkit.launch.settings import EXTRAS, Checkout, Settings, check_locks
 from labkit.launch.state import ensure_token, hold_lock, prepare_state_folder
-from labkit.launch.venv import compose_pip_environment
-from labkit.process import CommandResult, replace_process, run_command
+from labkit.launch.venv import SIMULATED_VENV, PythonEnvironment, compose_pip_environment
+from labkit.process import (
+    CommandResult,
+    compose_environment,
+    replace_process,
+    run_command,
+    stream_command,
+)
 
+# What needs a GPU or the simulation, wherever it stands; the fast ones run each lab on one GPU.
+SIMULATED_TESTS = ("-n", "2", "--dist", "worksteal", "-m", "(gpu or simulated)")
+SIMULATION_BUILD = "tests.simulated_gpu.build"
 FAST_TESTS = ("-m", "not slow and not engine and not browser", "-n", "2", "--dist", "loadfile")
 # Each one runs, even if the one before it failed.
 LINTERS = (
@@ -76,6 +85,70 @@ def run_tools(
     os.chdir(checkout.root)
     replace_process(command, plan.lab.environment())
     return 0
+
+
+def run_simulated_tests(
+    checkout: Checkout,
+    settings: Settings,
+    steps: Steps,
+    words: Sequence[str] = (),
+    *,
+    fast: bool = False,
+) -> int:
+    """Replaces this process by the tests for GPUs, in an environment with simulated ones.
+
+    It is a .venv in each runtime: the simulation replaces CUDA's libraries, which an image of the
+    lab must not have. Raises UsageError for a container or the CPU, EngineError if it cannot be
+    built.
+    """
+    if settings.runtime in ("docker", "podman") or settings.flavor == "cpu":
+        raise UsageError(
+            f"SIMULATED=1 runs in {SIMULATED_VENV}, with the build for CUDA {CUDA_BUILDS[0].cuda}",
+            cause="RUNTIME=docker, RUNTIME=podman and FLAVOR=cpu conflict with it",
+            fix="make test SIMULATED=1",
+        )
+    prepare_state_folder(checkout)
+    environment = PythonEnvironment(checkout, SIMULATED_VENV)
+    with hold_lock(checkout, lambda: steps.say("another `up` or `down` is at work: waiting")):
+        environment.prepare(steps, (*CUDA_BUILDS[0].locks, "test"))
+        _build_simulation(checkout, environment, steps)
+    os.chdir(checkout.root)
+    *options, marked = SIMULATED_TESTS
+    marked += " and not slow" if fast else ""
+    command = [str(environment.python), "-m", "pytest", *options, marked, *words]
+    replace_process(command, _describe_simulation(checkout, environment))
+    return 0
+
+
+def _build_simulation(checkout: Checkout, environment: PythonEnvironment, steps: Steps) -> None:
+    """Compiles the simulated GPU and puts it into the environment; seconds if nothing changed."""
+    command = [str(environment.python), "-m", SIMULATION_BUILD, str(environment.folder)]
+    with (
+        steps.step("building the simulated GPU"),
+        StepLog(checkout.logs_folder / "simulated-gpu.log") as log,
+    ):
+        result = stream_command(
+            command, timeout_seconds=1200, on_line=log.write, folder=checkout.root
+        )
+        if not result.ok:
+            raise log.failure(
+                "building the simulated GPU failed",
+                "make test SIMULATED=1   # on Linux, x86-64, with gcc and g++",
+            )
+
+
+def _describe_simulation(checkout: Checkout, environment: PythonEnvironment) -> dict[str, str]:
+    """The environment variables for programs on simulated GPUs; the tests choose the GPUs."""
+    home = environment.folder / "simulated-gpu"
+    programs = (home / "bin", environment.folder / "bin", os.environ.get("PATH", ""))
+    return {
+        **compose_environment(),
+        "PATH": os.pathsep.join(map(str, programs)),
+        "VIRTUAL_ENV": str(environment.folder),
+        "LD_LIBRARY_PATH": str(home / "driver"),
+        "TRITON_LIBCUDA_PATH": str(home / "driver"),
+        "TORCHINDUCTOR_CACHE_DIR": str(checkout.state_folder / "simulated-torchinductor"),
+    }
 
 
 def build_docs(checkout: Checkout, steps: Steps) -> Path:

@@ -34,6 +34,8 @@ SAFE_HEADER = b"""#!/bin/sh
 """
 # labkit itself is installed from here: editable, so that code changes need no reinstall.
 LABKIT_INPUT = "pyproject.toml"
+# The environment of the tests on simulated GPUs: CUDA's libraries in it are replaced.
+SIMULATED_VENV = ".venv-simulated"
 IPYTHON_SETTINGS = Path("docker/jupyter/ipython_config.py")
 
 # The title of each lock's installation step.
@@ -61,14 +63,15 @@ print(sum(not need.marker or need.marker.evaluate() for need in wanted))
 
 @dataclass(frozen=True)
 class PythonEnvironment:
-    """The checkout's .venv and the packages in it."""
+    """The checkout's .venv, or another folder of its root by ``name``, and the packages in it."""
 
     checkout: Checkout
+    name: str | None = None
 
     @property
     def folder(self) -> Path:
-        """The environment's folder, .venv."""
-        return self.checkout.environment_folder
+        """The environment's folder."""
+        return self.checkout.root / self.name if self.name else self.checkout.environment_folder
 
     @property
     def python(self) -> Path:

@@ -5,27 +5,42 @@ The workspace records each attempt.
 
 from __future__ import annotations
 
-import copy
+import ast
+import hashlib
+import inspect
 import linecache
 import os
-from collections import Counter
+import re
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from labkit.errors import LabkitError
 from labkit.files import find_workspace
+from labkit.lessons.calls import (
+    LIMIT_SECONDS,
+    TookTooLong,
+    call_with_limit,
+    copy_arguments,
+    find_violation,
+)
 from labkit.lessons.cards import BAD, GOOD, QUIET, Card, Detail, show_card
-from labkit.lessons.catalog import find_exercise
+from labkit.lessons.catalog import Lab, exercise_names, find_exercise, find_labs, load_exercises
 from labkit.lessons.exercises import (
     CHANGED_ARGUMENT,
     FORBIDDEN,
+    NOT_RUN,
     NOT_STARTED,
     PASSED,
     RAISED,
+    TIMED_OUT,
     UNSET,
+    WRONG_DTYPE,
+    WRONG_SHAPE,
     WRONG_TYPE,
     WRONG_VALUES,
     Case,
@@ -33,8 +48,14 @@ from labkit.lessons.exercises import (
     NotThisWay,
     Verdict,
 )
-from labkit.lessons.progress import record_attempt
-from labkit.lessons.restrictions import find_violation
+from labkit.lessons.notebooks import find_reference
+from labkit.lessons.progress import (
+    Standing,
+    count_attempt,
+    read_progress,
+    record_attempt,
+    record_seen,
+)
 from labkit.lessons.value_repr import (
     LONGEST_TEXT,
     PLAIN_FUNCTIONS,
@@ -42,8 +63,8 @@ from labkit.lessons.value_repr import (
     Tolerance,
     describe_type,
     find_difference,
-    format_block,
     format_value,
+    is_array,
     is_tensor,
     same_value,
 )
@@ -51,57 +72,100 @@ from labkit.notebooks.result import CHECK_MIME
 from labkit.text import shorten
 
 STUB_TEXT = "write your code here"
+SOLUTION_MIME = "application/vnd.labkit.solution+json"
 
 
-def judge_function(exercise: Exercise, name: str, function: object) -> Verdict:
+def judge_function(
+    exercise: Exercise, name: str, function: object, limit_seconds: float = LIMIT_SECONDS
+) -> Verdict:
     """The verdict on ``function``: that of the first failing case, or a pass.
 
-    ``name`` is the exercise's full name. The caller's random state, default dtype and grad mode
-    do not change.
+    ``name`` is the exercise's full name, and the limit is that of one call. The caller's random
+    state, default dtype and grad mode do not change.
     """
     if not callable(function):
         text = f"`check` takes the function itself, and was given {describe_type(function)}"
         return Verdict(name, WRONG_TYPE, text)
-    import torch
-
     with _plain_torch():
         cases = list(exercise.cases())
         for index, case in enumerate(cases):
-            torch.manual_seed(index)
-            verdict = _judge_case(name, function, case, f"case {index + 1} of {len(cases)}")
+            place = f"case {index + 1} of {len(cases)}"
+            place += f": {case.note}" if case.note else ""
+            judge = _CaseJudge(name, case, place, index, limit_seconds)
+            verdict = judge.judge(function)
             if verdict:
-                return verdict
-    violation = find_violation(function, exercise.restrictions)
+                return _name_mistake(verdict, exercise, judge)
+        violation = find_violation(exercise, function, limit_seconds)
     if violation:
         return Verdict(name, FORBIDDEN, NotThisWay(violation))
     return Verdict(name, PASSED, f"right in all {len(cases)} cases")
 
 
-def _judge_case(
-    name: str, function: Callable[..., object], case: Case, place: str
-) -> Verdict | None:
-    label = f"{place}: {case.note}" if case.note else place
-    arguments = copy_arguments(case.arguments)
-    before = copy_arguments(arguments)
-    try:
-        got = function(*arguments)
-    except Exception as error:
-        return _judge_error(name, function, error, label)
-    # A changed argument comes first: the values seen after it may be wrong for that reason only.
-    if case.keeps_arguments:
-        changed = _find_changed(arguments, before)
-        if changed:
-            return Verdict(name, CHANGED_ARGUMENT, changed, label)
-    expected = _expected_value(case)
-    difference = None
-    if expected is not UNSET:
-        difference = _compare(got, expected, Tolerance(case.rtol, case.atol))
-    if difference is None and case.judge is not None:
-        difference = _ask_judge(case, got, arguments)
-    if difference is None:
-        return None
-    shown = None if expected is UNSET else format_block(expected)
-    return Verdict(name, difference.status, difference.message, label, shown, format_block(got))
+@dataclass(frozen=True)
+class _CaseJudge:
+    """One case of the exercise ``name``; ``place`` names it in a verdict."""
+
+    name: str
+    case: Case
+    place: str
+    seed: int
+    limit_seconds: float
+
+    def judge(self, function: Callable[..., object]) -> Verdict | None:
+        """The verdict on a function that fails the case; None if it is right."""
+        import torch
+
+        torch.manual_seed(self.seed)
+        case = self.case
+        arguments = copy_arguments(case.arguments)
+        before = copy_arguments(arguments)
+        got = None
+        try:
+            got = call_with_limit(function, *arguments, seconds=self.limit_seconds)
+        except TookTooLong as error:
+            return Verdict(self.name, TIMED_OUT, str(error), self.place)
+        except (Exception, SystemExit) as error:
+            if case.raises is None or not isinstance(error, case.raises):
+                return _judge_error(self.name, function, error, self.place)
+        else:
+            if case.raises is not None:
+                text = f"{case.raises.__name__} must come out of the function, and it returned"
+                return Verdict(self.name, WRONG_VALUES, f"{text} {describe_type(got)}", self.place)
+        # A changed argument comes first: later values may be wrong for that reason only.
+        if case.keeps_arguments:
+            changed = _find_changed(arguments, before)
+            if changed:
+                return Verdict(self.name, CHANGED_ARGUMENT, changed, self.place)
+        return self._judge_value(got, arguments)
+
+    def _judge_value(self, got: object, arguments: tuple[Any, ...]) -> Verdict | None:
+        case, difference = self.case, None
+        expected = _expected_value(case)
+        if expected is not UNSET:
+            difference = _compare(got, expected, Tolerance(case.rtol, case.atol))
+        if difference is None and case.judge is not None:
+            difference = _ask_judge(case, got, arguments, self.limit_seconds)
+        if difference is None:
+            return None
+        shown = difference.got or (None if case.raises or callable(got) else format_value(got))
+        return Verdict(
+            self.name, difference.status, difference.message, self.place, difference.expected, shown
+        )
+
+
+def _name_mistake(verdict: Verdict, exercise: Exercise, judge: _CaseJudge) -> Verdict:
+    """The verdict with the known wrong answer that fails the case in the same way, if any."""
+    for wrong in exercise.wrong_answers:
+        if wrong.verdict == verdict.status:
+            other = judge.judge(wrong.function)
+            if other and _outcome(other) == _outcome(verdict):
+                return replace(verdict, mistake=wrong.description, hint=wrong.hint)
+    return verdict
+
+
+def _outcome(verdict: Verdict) -> tuple[str, str, str | None]:
+    # The first line of an error: the second names a line of the learner's code.
+    return verdict.status, verdict.message.partition("\n")[0], verdict.got
 
 
 def _compare(got: object, expected: object, tolerance: Tolerance) -> Difference | None:
@@ -119,10 +183,15 @@ def _expected_value(case: Case) -> object:
     return case.expected
 
 
-def _ask_judge(case: Case, got: object, arguments: tuple[Any, ...]) -> Difference | None:
+def _ask_judge(
+    case: Case, got: object, arguments: tuple[Any, ...], seconds: float
+) -> Difference | None:
     assert case.judge is not None
     try:
-        complaint = case.judge(got, arguments)
+        # With a limit too: the answer may be a function, which the judge calls.
+        complaint = call_with_limit(case.judge, got, arguments, seconds=seconds)
+    except TookTooLong as error:
+        return Difference(TIMED_OUT, str(error))
     except Exception as error:
         # The judge looks for a property: an answer without it has the wrong type.
         kind = f"the answer is {describe_type(got)}, which cannot be what was asked for"
@@ -135,7 +204,7 @@ def _ask_judge(case: Case, got: object, arguments: tuple[Any, ...]) -> Differenc
     return Difference(status, complaint)
 
 
-def _judge_error(name: str, function: object, error: Exception, label: str) -> Verdict:
+def _judge_error(name: str, function: object, error: BaseException, label: str) -> Verdict:
     text = str(error)
     # torch also raises NotImplementedError, with other texts, for missing kernels.
     if isinstance(error, NotImplementedError) and text in (STUB_TEXT, ""):
@@ -163,24 +232,10 @@ def _own_line(function: object, traceback: TracebackType | None) -> str | None:
     return f"in line {line} of `{code.co_name}`" + (f": `{source}`" if source else "")
 
 
-def copy_arguments(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-    """A deep copy of the arguments that keeps the tensors' strides and shared memory."""
-    memo: dict[int, Any] = {}
-    return tuple(_copy_argument(argument, memo) for argument in arguments)
-
-
-def _copy_argument(argument: Any, memo: dict[int, Any]) -> Any:
-    try:
-        return copy.deepcopy(argument, memo)
-    except (RuntimeError, TypeError):
-        if is_tensor(argument):  # not a leaf: its graph stays with the original
-            return argument.detach().clone().requires_grad_(argument.requires_grad)
-        return argument
-
-
 def _find_changed(arguments: tuple[Any, ...], before: tuple[Any, ...]) -> str | None:
     for index, (now, was) in enumerate(zip(arguments, before, strict=True)):
-        if (is_tensor(now) or isinstance(now, list | dict)) and not same_value(now, was):
+        watched = is_tensor(now) or is_array(now) or isinstance(now, list | dict)
+        if watched and not same_value(now, was):
             return (
                 f"the function changed its argument number {index + 1}: "
                 f"it was {format_value(was)}, and is now {format_value(now)}"
@@ -204,22 +259,28 @@ def _plain_torch() -> Iterator[None]:
 
 
 REFERENCE_VARIABLE = "LABKIT_REFERENCE"
+# The notebook that ``labkit check`` runs; a front end names its own in JPY_SESSION_NAME.
+CHECKED_VARIABLE = "LABKIT_CHECKED"
 NOT_RECORDED = "not recorded: no workspace found from this folder"
+# So many failed attempts, each with another answer, open the solution.
+FAILURES_FOR_SOLUTION = 5
 
 _WORDS = {
-    "passed": (GOOD, "passed"),
-    "not_started": (QUIET, "not started"),
-    "raised": (BAD, "raised an exception"),
-    "wrong_type": (BAD, "wrong type"),
-    "wrong_shape": (BAD, "wrong shape"),
-    "wrong_dtype": (BAD, "wrong dtype"),
-    "wrong_values": (BAD, "wrong values"),
-    "changed_argument": (BAD, "changed its argument"),
-    "forbidden": (BAD, "right, but not this way"),
+    PASSED: (GOOD, "passed"),
+    NOT_STARTED: (QUIET, "not started"),
+    NOT_RUN: (QUIET, "not run"),
+    RAISED: (BAD, "raised an exception"),
+    WRONG_TYPE: (BAD, "wrong type"),
+    WRONG_SHAPE: (BAD, "wrong shape"),
+    WRONG_DTYPE: (BAD, "wrong dtype"),
+    WRONG_VALUES: (BAD, "wrong values"),
+    CHANGED_ARGUMENT: (BAD, "changed its argument"),
+    FORBIDDEN: (BAD, "right, but not this way"),
+    TIMED_OUT: (BAD, "took too long"),
 }
 
-# Attempts in this process, counted here if there is no workspace.
-_attempts: Counter[str] = Counter()
+# The standings of this process, used if there is no workspace.
+_standings: dict[str, Standing] = {}
 
 
 class CheckFailed(LabkitError):
@@ -233,55 +294,175 @@ def check(name: str, function: object) -> None:
     A reference run (LABKIT_REFERENCE=1) records nothing, and a failure raises CheckFailed.
     """
 
-    _, exercise = find_exercise(name)
-    verdict = judge_function(exercise, name, function)
+    lab, exercise = find_exercise(name)
+    verdict = find_failed_cell(name, function) or judge_function(exercise, name, function)
     if os.environ.get(REFERENCE_VARIABLE) == "1":
         show_verdict(verdict)
         if not verdict.passed:
             raise CheckFailed(f"the reference for {name}: {verdict.status}: {verdict.message}")
         return
-    attempts, note = _record(verdict)
-    show_verdict(verdict, choose_hints(exercise, verdict, attempts), note)
+    standing, note = _record(verdict, function)
+    hints = choose_hints(exercise, verdict, standing.attempts)
+    if verdict.passed:
+        reference = Detail("compare with the reference", find_reference(lab, exercise.name) or "")
+        show_verdict(verdict, (), note, _list_next(lab, name), reference)
+    else:
+        show_verdict(verdict, hints, note, _offer_solution(name, standing))
+
+
+def solution(name: str) -> None:
+    """Shows the reference solution of an exercise: after a pass, or five different failed answers.
+
+    Progress records that it was seen before a pass.
+    """
+    lab, exercise = find_exercise(name)
+    workspace = find_workspace()
+    standing = _read_standing(workspace, name)
+    if not (standing.passed or standing.seen or standing.failures >= FAILURES_FOR_SOLUTION):
+        text = f"`{name}` the solution opens after {FAILURES_FOR_SOLUTION} different answers"
+        text += f" that failed, or a pass; so far {standing.failures} failed"
+        show_card(Card(QUIET, "not yet", text), SOLUTION_MIME, {"exercise": name, "shown": False})
+        return
+    if workspace and not standing.passed:
+        record_seen(workspace, name)
+    code = Detail("reference", "\n" + (find_reference(lab, exercise.name) or ""), code=True)
+    card = Card(QUIET, "solution", f"`{name}`", details=(code,))
+    show_card(card, SOLUTION_MIME, {"exercise": name, "shown": True})
 
 
 def choose_hints(exercise: Exercise, verdict: Verdict, attempts: int) -> tuple[str, ...]:
-    """The hints to show: none for a pass or a stub, one on a first failure, then all of them."""
-    if verdict.passed or verdict.status == NOT_STARTED:
+    """The hints to show: none for a pass or a stub, one on a first failure, then all of them.
+
+    The hint of a recognized mistake comes first.
+    """
+    if verdict.status in (PASSED, NOT_STARTED, NOT_RUN):
         return ()
-    return exercise.hints[:1] if attempts < 2 else exercise.hints
+    first = exercise.hints[verdict.hint : verdict.hint + 1]
+    return (
+        first if attempts < 2 else first + tuple(one for one in exercise.hints if one not in first)
+    )
 
 
-def show_verdict(verdict: Verdict, hints: tuple[str, ...] = (), note: str | None = None) -> None:
+def show_verdict(
+    verdict: Verdict,
+    hints: tuple[str, ...] = (),
+    note: str | None = None,
+    after: tuple[Detail, ...] = (),
+    folded: Detail | None = None,
+) -> None:
     """Displays the verdict (html, text and a record), or prints it outside IPython."""
     record = {**asdict(verdict), "hints": list(hints), "note": note}
-    show_card(_make_card(verdict, hints, note), CHECK_MIME, record)
-
-
-def _record(verdict: Verdict) -> tuple[int, str | None]:
-    """The number of attempts, and a note if the attempt could not be recorded."""
-    name = verdict.exercise
-    if verdict.status == NOT_STARTED:
-        return 0, None
-    _attempts[name] += 1
-    workspace = find_workspace()
-    if workspace is None:
-        return _attempts[name], NOT_RECORDED
-    try:
-        standing, note = record_attempt(workspace, name, passed=verdict.passed)
-    except LabkitError as error:
-        # The learner must see the verdict even if it cannot be recorded (disk full).
-        return _attempts[name], f"not recorded: {error.what} ({error.cause})"
-    return standing.attempts, note
-
-
-def _make_card(verdict: Verdict, hints: tuple[str, ...], note: str | None) -> Card:
     severity, word = _WORDS[verdict.status]
     details = (
         Detail("in", verdict.case or ""),
         Detail("expected", verdict.expected or "", code=True),
         Detail("got", verdict.got or "", code=True),
+        Detail("looks like", (verdict.mistake and f"an answer that {verdict.mistake}") or ""),
         *(Detail("hint", hint) for hint in hints),
+        *after,
         Detail("note", note or ""),
     )
     shown = tuple(detail for detail in details if detail.text)
-    return Card(severity, word, f"`{verdict.exercise}` {verdict.message}", details=shown)
+    sentence = f"`{verdict.exercise}` {verdict.message}"
+    folded = folded if folded and folded.text else None
+    show_card(Card(severity, word, sentence, details=shown, folded=folded), CHECK_MIME, record)
+
+
+def find_failed_cell(name: str, function: object) -> Verdict | None:
+    """A verdict if the notebook's last definition of the function failed: it is an older one.
+
+    None outside IPython, and for an answer that is not a function defined in a cell.
+    """
+    module = sys.modules.get("IPython")
+    shell = module.get_ipython() if module else None
+    code = getattr(getattr(function, "__wrapped__", function), "__code__", None)
+    if shell is None or code is None:
+        return None
+    cells = [cell for cell in shell.history_manager.input_hist_raw if cell]
+    call = re.compile(rf"""\bcheck\(\s*["']{re.escape(name)}["']\s*,\s*(\w+)\s*\)""")
+    called = call.search(cells[-1]) if cells else None
+    if not called:
+        return None
+    defines = re.compile(rf"^(async\s+)?def\s+{called[1]}\b|^{called[1]}\s*=", re.MULTILINE)
+    last = next((cell for cell in reversed(cells) if defines.search(cell)), None)
+    why = _explain_failure(shell, last, code.co_filename) if last else None
+    if why is None:
+        return None
+    text = f"the cell that defines `{called[1]}` {why}, so this would judge the version before it"
+    return Verdict(name, NOT_RUN, f"{text}: mend that cell and run it first")
+
+
+def _explain_failure(shell: Any, cell: str, file: str) -> str | None:
+    source = shell.transform_cell(cell)
+    try:
+        ast.parse(source)
+    except SyntaxError as error:
+        return f"has a SyntaxError ({error.msg}, line {error.lineno})"
+    ran = "".join(linecache.getlines(file))
+    if not ran or Path(file).exists() or ran.strip() == source.strip():
+        return None
+    return "ended with an error"
+
+
+def _record(verdict: Verdict, function: object) -> tuple[Standing, str | None]:
+    """The standing after this attempt, and a note if it could not be recorded."""
+    name, workspace = verdict.exercise, find_workspace()
+    if verdict.status in (NOT_STARTED, NOT_RUN):
+        return _read_standing(workspace, name), None
+    answer, by = _digest_answer(function), _name_notebook()
+    if workspace is not None:
+        try:
+            return record_attempt(workspace, name, passed=verdict.passed, answer=answer, by=by)
+        except LabkitError as error:
+            # The learner must see the verdict even if it cannot be recorded (disk full).
+            note = f"not recorded: {error.what} ({error.cause})"
+    else:
+        note = NOT_RECORDED
+    known = _standings.get(name, Standing())
+    _standings[name] = count_attempt(known, verdict.passed, answer, by)
+    return _standings[name], note
+
+
+def _read_standing(workspace: Path | None, name: str) -> Standing:
+    if workspace is None:
+        return _standings.get(name, Standing())
+    return read_progress(workspace).standing(name)
+
+
+def _digest_answer(function: object) -> str | None:
+    try:
+        source = inspect.getsource(function)  # type: ignore[arg-type]
+    except (OSError, TypeError):
+        return None
+    return hashlib.sha256(source.encode()).hexdigest()[:12]
+
+
+def _name_notebook() -> str | None:
+    checked = os.environ.get(CHECKED_VARIABLE)
+    if checked:
+        return f"labkit check of {checked}"
+    return Path(os.environ.get("JPY_SESSION_NAME", "")).name or None
+
+
+def _list_next(lab: Lab, name: str) -> tuple[Detail, ...]:
+    """How far the learner is in the lab, and what comes next."""
+    workspace = find_workspace()
+    names = [f"{lab.name}.{one}" for one in exercise_names(lab)]
+    passed = {one for one in names if _read_standing(workspace, one).passed} | {name}
+    far = f"{len(passed)} of {len(names)} exercises of this lab passed"
+    place = names.index(name)
+    left = [one for one in names[place:] + names[:place] if one not in passed]
+    if left:
+        titles = {f"{lab.name}.{one.name}": one.title for one in load_exercises(lab)}
+        return (Detail("next", f"{titles[left[0]]} (`{left[0]}`); {far}"),)
+    labs = find_labs()
+    later = labs[[one.name for one in labs].index(lab.name) + 1 :]
+    lesson = f"the lab {later[0].title} ({later[0].notebook}); " if later else ""
+    return (Detail("next", f"{lesson}all {len(names)} exercises of this lab passed"),)
+
+
+def _offer_solution(name: str, standing: Standing) -> tuple[Detail, ...]:
+    if standing.failures < FAILURES_FOR_SOLUTION or standing.passed:
+        return ()
+    code = f'`from labkit import solution; solution("{name}")`'
+    return (Detail("solution", f"{code} shows the reference; progress records that you saw it"),)

@@ -554,9 +554,10 @@ def _find_traceback(cell: Any) -> str | None:
 def _find_hint(text: str) -> str | None:
     """The cause and fix of a known error in the text; None if there is none."""
     from labkit.host.distribution import read_distribution
+    from labkit.host.gpu import has_gpu
     from labkit.known_errors.match import hint_at
 
-    return hint_at(text, read_distribution())
+    return hint_at(text, read_distribution(), has_gpu=has_gpu())
 
 
 class Meter:
