@@ -51,7 +51,9 @@ def test_names_are_torchs_whatever_is_visible_in_whatever_order(slow_gpu_first, 
 
 def test_two_alike_have_their_own_names(two_a100):
     answer = two_a100.run_script(NAMES).json()
-    assert {uuid.partition("-")[2]: name for uuid, name in answer["labkit"].items()} == answer["torch"]
+    assert {uuid.partition("-")[2]: name for uuid, name in answer["labkit"].items()} == answer[
+        "torch"
+    ]
     assert len(answer["torch"]) == 2
 
 
