@@ -32,7 +32,7 @@ GROUND = ("errors", "text", "files", "process", "render", "charts")
 BARE_WINGS = (*GROUND, "host", "known_errors", "launch", "doctor")
 
 MODELS, VIEWS, PAGES = ("model", "result"), ("view", "page", "console"), "report"
-WINGS_WITH_MODELS = ("memory", "notebooks")
+WINGS_WITH_MODELS = ("memory", "notebooks", "prove")
 
 BANNED = ("moot", "anew", "told", "crew", "floods", "loners", "Pretence")
 

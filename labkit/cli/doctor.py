@@ -221,6 +221,9 @@ def make_host(*, deep: bool = False) -> Host:
     from labkit.launch.settings import DEFAULT_PORT, find_checkout, read_settings
     from labkit.launch.state import read_state
 
+    checkout = None
+    with contextlib.suppress(UsageError):
+        checkout = find_checkout()  # first: it reads .env
     settings = read_settings({})
     named = [os.environ.get(name) for name in ("LABKIT_IMAGE", "BASE_IMAGE")]
     patience = measure_patience()
@@ -235,9 +238,7 @@ def make_host(*, deep: bool = False) -> Host:
         workspace=find_workspace(os.environ),
         indexes=find_indexes(os.environ),
     )
-    try:
-        checkout = find_checkout()
-    except UsageError:
+    if checkout is None:
         return host
     state = read_state(checkout)
     return dataclasses.replace(
@@ -260,5 +261,5 @@ def find_workspace(environment: Mapping[str, str]) -> Path | None:
 
 def find_indexes(environment: Mapping[str, str]) -> tuple[str, ...]:
     """The package indexes that environment variables name."""
-    named = (environment.get("TORCH_INDEX"), environment.get("PIP_INDEX_URL"))
-    return tuple(address for address in named if address)
+    names = ("TORCH_INDEX", "PYPI_INDEX", "PIP_INDEX_URL")
+    return tuple(filter(None, map(environment.get, names)))

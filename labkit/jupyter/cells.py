@@ -26,8 +26,8 @@ from labkit.memory.oom.live import Budget, find_live_tensors, list_roots
 from labkit.memory.oom.model import (
     OutOfMemoryPage,
     find_out_of_memory,
+    read_cache,
     read_failure,
-    read_largest_block,
     walk_chain,
 )
 from labkit.memory.track.frames import find_shell
@@ -58,7 +58,7 @@ def explain_out_of_memory(
     return OutOfMemoryPage(
         failure._replace(device=device),
         balance=_find_balance(device, take),
-        largest_block_bytes=read_largest_block(torch.cuda, device) if torch else None,
+        cache=read_cache(torch.cuda, device) if torch else None,
         live=find_live_tensors(device, list_roots(namespace, error), budget),
     )
 
@@ -126,16 +126,15 @@ def _binds(source: str, name: str) -> bool:
     return any(one.is_assigned() or one.is_imported() for one in found)
 
 
-def _name_current(torch: Any) -> str:
-    return f"cuda:{torch.cuda.current_device()}"
+def _name_current(torch: Any) -> str | None:
+    try:
+        return f"cuda:{torch.cuda.current_device()}"
+    except RuntimeError:
+        return None  # after an error of CUDA that lasts every call fails
 
 
 def _find_balance(device: str, take: Callable[[], Snapshot]) -> Balance | None:
-    try:
-        balances = take().balances
-    except RuntimeError:
-        return None  # after a sticky CUDA error every call fails
-    return next((one for one in balances if one.torch_name == device), None)
+    return next((one for one in take().balances if one.torch_name == device), None)
 
 
 # The resident memory of a process changes by up to this in a cell that does nothing.

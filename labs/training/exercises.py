@@ -51,7 +51,7 @@ CONTEXT_PAIRS = Exercise(
     ),
     cases=context_pairs_cases,
     restrictions=("loop",),
-    sized=lambda n: (torch.arange(n + 2), 2),
+    sized=lambda n: (torch.arange(n + 3), 3),
     wrong_answers=(
         WrongAnswer(
             "keeps the last window, which has no next character",
@@ -133,7 +133,7 @@ CROSS_ENTROPY_GRADIENT = Exercise(
     ),
     cases=cross_entropy_gradient_cases,
     restrictions=("loop", "autograd"),
-    sized=lambda n: (torch.zeros(n, n), torch.arange(n)),
+    sized=lambda n: (torch.randn(n, 4), torch.arange(n) % 4),
     wrong_answers=(
         WrongAnswer("forgets the mean", _gradient_without_mean, "wrong_values"),
         WrongAnswer(
@@ -195,6 +195,12 @@ def adam_step_cases() -> Iterator[Case]:
     v = torch.rand(2, 4, generator=_draw(6))
     yield Case((p, g, (m, v), 7, 0.1), _adam, "the seventh step", **near)
     yield Case((p, g, (m, v), 10_000, 1e-3), _adam, "a late step", **near)
+    tiny = torch.full((2,), 1e-8)  # as small as epsilon, which halves the step
+    moved = torch.full((2,), -0.05), 0.1 * tiny, 0.001 * tiny**2
+    nothing = torch.zeros(2)
+    yield Case(
+        (nothing, tiny, (nothing, nothing), 1, 0.1), moved, "tiny gradients", rtol=1e-3, atol=0.0
+    )
     yield Case(
         (p, 0 * g, (0 * m, 0 * v), 1, 0.1), (p, 0 * m, 0 * v), "no gradient: no move, no nan"
     )
