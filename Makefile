@@ -9,12 +9,13 @@ LABKIT := $(PYTHON) -E -m labkit
 # $(call PASS,PORT,port) is `--port "$PORT"` where PORT has a value. make exports by itself what is
 # typed and what the environment has.
 PASS = $(if $(value $(1)),--$(2) "$$$(1)")
-# CUDA, GPUS and MEMORY count only where they are typed: some hosts set CUDA to the toolkit's folder.
+# These names count only where they are typed: some hosts set CUDA to the toolkit's folder.
 TYPED = $(if $(filter command,$(origin $(1))),--$(2) "$$$(1)")
 CHOICE := $(call PASS,RUNTIME,runtime) $(call PASS,FLAVOR,flavor) \
   $(call TYPED,CUDA,cuda) $(call TYPED,GPUS,gpus)
 WHERE := $(call PASS,PORT,port) $(call PASS,BIND,bind) $(call TYPED,MEMORY,memory)
-NAMED := $(call PASS,IMAGE,image)
+BROUGHT := $(call TYPED,DATA,data) $(call TYPED,ENV_FILE,env-file)
+NAMED := $(call PASS,IMAGE,image) $(call TYPED,EXTRAS,extras)
 # Typed, it is the image that `make up` starts too; in the environment it may be anybody's.
 ifeq ($(origin IMAGE),command line)
 export LABKIT_IMAGE := $(IMAGE)
@@ -26,7 +27,7 @@ endif
 ## Using the lab
 
 up:  ## start the lab and print its URL
-	@$(LABKIT) up $(CHOICE) $(WHERE)
+	@$(LABKIT) up $(CHOICE) $(WHERE) $(BROUGHT) $(if $(value OPEN),--open)
 
 down:  ## stop the lab
 	@$(LABKIT) down
@@ -38,16 +39,16 @@ logs:  ## show the server's log
 	@$(LABKIT) logs
 
 shell:  ## open a shell inside the lab
-	@$(LABKIT) shell $(CHOICE)
+	@$(LABKIT) shell $(CHOICE) $(BROUGHT)
 
 devices:  ## list the devices the lab can use
-	@$(LABKIT) exec $(CHOICE) -- labkit devices
+	@$(LABKIT) exec $(CHOICE) $(BROUGHT) -- labkit devices
 
 memory:  ## show where each device's memory is
-	@$(LABKIT) exec $(CHOICE) -- labkit memory
+	@$(LABKIT) exec $(CHOICE) $(BROUGHT) -- labkit memory
 
 estimate:  ## say whether a step fits a GPU (STEP=work.py:make_step DEVICE="24 GiB")
-	@$(LABKIT) exec $(CHOICE) -- labkit estimate $(if $(value STEP),"$$STEP") $(call PASS,DEVICE,device)
+	@$(LABKIT) exec $(CHOICE) $(BROUGHT) -- labkit estimate $(if $(value STEP),"$$STEP") $(call PASS,DEVICE,device)
 
 doctor:  ## find out what keeps this host from running the lab (FIX=1 offers to mend it, DEEP=1 tries more)
 	@$(LABKIT) doctor $(if $(value FIX),--fix) $(if $(value DEEP),--deep)
@@ -56,21 +57,21 @@ prove:  ## prove that the devices are correct and as fast as they should be (QUI
 	@$(LABKIT) exec $(CHOICE) -- labkit prove $(if $(value QUICK),--quick) $(PROVE)
 
 run:  ## run labs headless and check every claim (LABS="tensors autograd")
-	@$(LABKIT) exec $(CHOICE) -- labkit run $(or $(LABS),--all)
+	@$(LABKIT) exec $(CHOICE) $(BROUGHT) -- labkit run $(or $(LABS),--all)
 
 check:  ## check your own answers to the exercises
-	@$(LABKIT) exec $(CHOICE) -- labkit check
+	@$(LABKIT) exec $(CHOICE) $(BROUGHT) -- labkit check
 
 progress:  ## show how far you are
-	@$(LABKIT) exec $(CHOICE) -- labkit progress
+	@$(LABKIT) exec $(CHOICE) $(BROUGHT) -- labkit progress
 
 reset:  ## put fresh notebooks in place, keeping yours beside them (LABS=tensors)
-	@$(LABKIT) exec $(CHOICE) -- labkit reset $(or $(LABS),--all)
+	@$(LABKIT) exec $(CHOICE) $(BROUGHT) -- labkit reset $(or $(LABS),--all)
 
 ## Working on the lab
 
 test:  ## run the tests, in the image or in the .venv (FAST=1 leaves out the slow ones)
-	@$(LABKIT) test $(CHOICE) $(if $(value FAST),--fast) -- $(PYTEST)
+	@$(LABKIT) test $(CHOICE) $(if $(value FAST),--fast) $(if $(value SIMULATED),--simulated) -- $(PYTEST)
 
 lint:  ## check style, types and layers
 	@$(LABKIT) lint $(CHOICE)
@@ -106,11 +107,17 @@ help:  ## print this
   'PORT=' 'the port (8888, or the next one that is free)' \
 	  'BIND=' 'the address to listen on (127.0.0.1; 0.0.0.0 opens it to the network)' \
 	  'MEMORY=' "the container's memory limit: 16g, off or auto (auto: most of the machine's)" \
+	  'DATA=' 'a folder of yours that the lab may read, at /data (local: work/data)' \
+	  'ENV_FILE=' 'a file of lines NAME=VALUE for your programs in the lab (HF_TOKEN=...)' \
+	  'OPEN=1' 'for up: open the URL in the browser' \
+	  'LABKIT_WORKSPACE=' 'your files in place of work/' \
+	  'EXTRAS=' 'for build: packages to add, as names or a file of requirements (none: no more)' \
 	  'IMAGE=' 'the name of the image (labkit:cpu, labkit:cu130, ...)' \
 	  'STEP=' 'for estimate: the file in work/ and the function that makes a step (train.py:make_step)' \
 	  'DEVICE=' 'for estimate: what it is to fit ("24 GiB", H100, cuda:0)' \
 	  'LABS=' 'labs for run and reset, by name ("tensors autograd")' \
 	  'FAST=1' 'for test: about 4 minutes: no compiler, container or browser, no gate of all labs' \
+	  'SIMULATED=1' 'for test: those for GPUs, on simulated ones, in .venv-simulated' \
 	  'PYTEST=' 'for test: options of pytest ("-k ports")' \
 	  'QUICK=1' 'for prove: no torch.compile, no labs' \
 	  'PROVE=' 'for prove: options of labkit prove ("--seconds 300 --device cuda:1")' \

@@ -18,6 +18,8 @@ from pathlib import Path
 from labkit.errors import LabkitError
 
 WORKSPACE_VARIABLE = "LABKIT_WORKSPACE"
+# Where the labs are in a workspace that has notebooks of its own.
+LABS_FOLDER = "labkit-labs"
 STATE_FOLDER = ".labkit"
 LOCK_SECONDS = 30.0
 # The pause between two tries: short, so that a process that locks in a loop starves no other.
@@ -284,16 +286,34 @@ def explain_disk_errors(folder: Path) -> Iterator[None]:
         ) from error
 
 
+def find_labs_folder(workspace: Path) -> Path:
+    """The folder with the labs' notebooks: the workspace, or its subfolder ``labkit-labs``.
+
+    The labs are in the subfolder if the workspace had notebooks before the labs came.
+    """
+    below = workspace / LABS_FOLDER
+    both = (workspace / STATE_FOLDER).is_dir(), (below / STATE_FOLDER).is_dir()
+    return below if both == (False, True) else workspace
+
+
+def choose_labs_folder(workspace: Path) -> Path:
+    """The folder for the labs' notebooks in a workspace; see `find_labs_folder`."""
+    known = (workspace / STATE_FOLDER).is_dir() or find_labs_folder(workspace) != workspace
+    if known or next(workspace.glob("*.ipynb"), None) is None:
+        return find_labs_folder(workspace)
+    return workspace / LABS_FOLDER
+
+
 def find_workspace(
     environment: Mapping[str, str] | None = None, start: Path | None = None
 ) -> Path | None:
-    """The learner's folder: LABKIT_WORKSPACE, or the nearest one above ``start`` with a manifest.
+    """The folder with the labs: LABKIT_WORKSPACE's, or the nearest one above with a manifest.
 
     ``environment`` is os.environ if None, ``start`` the current folder. None if neither is there.
     """
     named = (os.environ if environment is None else environment).get(WORKSPACE_VARIABLE)
     if named:
-        return Path(named) if Path(named).is_dir() else None
+        return find_labs_folder(Path(named)) if Path(named).is_dir() else None
     here = (start or Path.cwd()).resolve()
     for folder in (here, *here.parents):
         if (folder / STATE_FOLDER / "manifest.json").is_file():

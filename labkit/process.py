@@ -170,6 +170,70 @@ def run_command(
     )
 
 
+# A program that works uses more of a core than this; one that waits in a driver uses less.
+LEAST_SHARE = 0.01
+POLL_SECONDS = 0.25
+
+
+def run_working(
+    arguments: Sequence[str],
+    *,
+    timeout_seconds: float,
+    idle_seconds: float = 60.0,
+    environment: Mapping[str, str] | None = None,
+    read_cpu: Callable[[int], float | None] | None = None,
+) -> CommandResult:
+    """As ``run_command``, but the limit is of work done: a busy machine is not a hang.
+
+    The program is ended after ``timeout_seconds`` in which it also used twice as much CPU time
+    (several threads), or after ``idle_seconds`` in which it used almost none. Where CPU time cannot
+    be read (no /proc), the limit is of wall time.
+    """
+    read = read_cpu or read_session_cpu
+    started = time.monotonic()
+    try:
+        process = _start(arguments, environment, None, stderr=subprocess.PIPE)
+    except OSError:
+        return CommandResult(tuple(arguments), None, missing=True)
+    try:
+        streams = [_Stream(process.stdout), _Stream(process.stderr)]
+        mark, mark_cpu = started, 0.0
+        timed_out = False
+        while not timed_out and not _wait(process, streams, time.monotonic() + POLL_SECONDS):
+            now, used = time.monotonic(), read(process.pid)
+            over = now - started >= timeout_seconds
+            if used is None or (over and used >= 2 * timeout_seconds):
+                timed_out = over
+            elif now - mark >= idle_seconds:
+                timed_out = used - mark_cpu < LEAST_SHARE * (now - mark)
+                mark, mark_cpu = now, used
+    except BaseException:
+        _end_group(process)
+        raise
+    seconds = time.monotonic() - started
+    if timed_out:
+        _end_group(process)
+        for stream in streams:
+            stream.join(LAST_OUTPUT_SECONDS)
+    exit_code = None if timed_out else process.returncode
+    texts = [stream.text for stream in streams]
+    return CommandResult(tuple(arguments), exit_code, *texts, seconds, timed_out=timed_out)
+
+
+def read_session_cpu(session: int, root: Path = Path("/")) -> float | None:
+    """CPU seconds of a session's processes and their ended children; None without /proc."""
+    total, found = 0, False
+    for path in (root / "proc").glob("[0-9]*/stat"):
+        try:
+            fields = path.read_text(errors="replace").rpartition(")")[2].split()
+        except OSError:  # it has ended
+            continue
+        if len(fields) > 14 and fields[3] == str(session):
+            found = True
+            total += sum(map(int, fields[11:15]))
+    return total / os.sysconf("SC_CLK_TCK") if found else None
+
+
 def run_at_terminal(arguments: Sequence[str], *, timeout_seconds: float) -> CommandResult:
     """Runs a program that may ask the person at the terminal, as sudo asks for a password.
 

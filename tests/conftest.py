@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gc
+import importlib.util
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,13 +14,39 @@ import pytest
 
 from labkit.process import run_command
 from tests.servers import LabServer, start_server
+from tests.simulated_gpu.hosts import (
+    ALLOCATOR_VARIABLES,
+    find_missing_simulation,
+    play_default_host,
+)
 from tests.snapshots import RENEW_VARIABLE
 
 ROOT = Path(__file__).parents[1]
+# A machine with a GPU may have the package's dependencies without JupyterLab: the rest runs there.
+collect_ignore = (
+    []
+    if importlib.util.find_spec("jupyter_server")
+    else ["test_contents.py", "test_guard.py", "test_nothing_lost.py"]
+)
+
+# The fixtures of the simulated hosts, by name.
+pytest_plugins = ["tests.simulated_gpu.fixtures"]
+
+# The device files of an NVIDIA GPU on Linux, on WSL2 and on a Jetson.
+GPU_FILES = ("/dev/nvidiactl", "/dev/dxg", "/dev/nvhost-gpu")
+
+# torch reads them once, when CUDA starts: the tests are about its allocator's defaults.
+for _name in ALLOCATOR_VARIABLES:
+    os.environ.pop(_name, None)
+# Before torch and NVML read which GPUs there are.
+if not find_missing_simulation():
+    play_default_host()
 
 # Kernels that tests start are plain ones, whatever the environment's settings load into them; the
 # servers of tests/servers.py are started as the lab's own.
 os.environ["LABKIT_EXTENSION"] = "0"
+# The image's own, which is no test's.
+os.environ.pop("LABKIT_WORKSPACE", None)
 
 
 def _missing_engine() -> str | None:
@@ -33,11 +62,17 @@ def _missing_browser() -> str | None:
 
 
 def _missing_gpu() -> str | None:
-    if not Path("/dev/nvidiactl").exists():
-        return "needs an NVIDIA GPU: /dev/nvidiactl is not here"
+    if find_missing_simulation() and not any(Path(file).exists() for file in GPU_FILES):
+        return "needs an NVIDIA GPU, or a simulated one: make test SIMULATED=1"
     import torch
 
     return None if torch.cuda.is_available() else "needs a GPU that this torch can use"
+
+
+def _missing_hardware() -> str | None:
+    if not find_missing_simulation():
+        return "the simulated GPU cannot show it, only a real one"
+    return _missing_gpu()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -53,7 +88,13 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ[RENEW_VARIABLE] = "1"
 
 
-MISSING = {"engine": _missing_engine, "browser": _missing_browser, "gpu": _missing_gpu}
+MISSING = {
+    "engine": _missing_engine,
+    "browser": _missing_browser,
+    "gpu": _missing_gpu,
+    "gpu_hardware": _missing_hardware,
+    "simulated": find_missing_simulation,
+}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -65,6 +106,25 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 reason = reasons.setdefault(name, find_missing())
                 if reason:
                     item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(autouse=True)
+def _empty_gpu(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Takes earlier tests' memory off the GPU before and after each test marked ``gpu``."""
+    marked = request.node.get_closest_marker("gpu")
+    if marked:
+        _empty_cache()
+    yield
+    if marked:
+        _empty_cache()
+
+
+def _empty_cache() -> None:
+    torch = sys.modules.get("torch")
+    gc.collect()
+    if torch is not None and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
 
 
 @pytest.fixture(scope="session")

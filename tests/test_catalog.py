@@ -32,11 +32,17 @@ def test_a_checkout_uses_its_own_labs(monkeypatch: pytest.MonkeyPatch) -> None:
     assert labs_folder() == ROOT / "labs"
 
 
-def test_the_five_labs_come_in_their_order() -> None:
+def test_the_labs_come_in_their_order() -> None:
     labs = listed_labs(ROOT / "labs")
 
-    assert [lab.name for lab in labs] == ["tensors", "autograd", "devices", "compile", "functional"]
-    assert [lab.notebook[:2] for lab in labs] == ["01", "02", "03", "04", "05"]
+    assert [lab.notebook for lab in labs] == [
+        "01_tensors.ipynb",
+        "02_autograd.ipynb",
+        "03_devices.ipynb",
+        "04_compile.ipynb",
+        "05_functional.ipynb",
+        "06_training.ipynb",
+    ]
 
 
 def test_a_lab_is_as_labs_toml_states_it(labs: Path) -> None:

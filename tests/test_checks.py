@@ -141,6 +141,8 @@ def test_in_ipython_the_verdict_is_shown_with_its_record(workspace: Path) -> Non
         "case": "case 1 of 1",
         "expected": "tensor([2., 2.])",
         "got": "tensor([1.])",
+        "mistake": None,
+        "hint": 0,
         "hints": ["Twice one is two."],
         "note": None,
     }

@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 from labkit.errors import DeviceMissingError, EngineError, ExitCode
 from labkit.host.distribution import Distribution
 from labkit.host.gpu import Gpu, GpuFacts, describe_architecture, describe_gpus
-from labkit.host.torch_builds import NEEDS, BuildHost, choose_build
+from labkit.host.torch_builds import CUDA_BUILDS, NEEDS, BuildHost, choose_build
 
 UBUNTU = Distribution("Ubuntu 24.04", "ubuntu")
-NEW_DRIVER = "sudo ubuntu-drivers install   # then reboot"
+CLOSED_DRIVER = "sudo apt-get install nvidia-driver-580   # then reboot"
+NEW_DRIVER = "sudo apt-get install nvidia-driver-580-open   # then reboot"
 
 DRIVERS = {
     "450": "450.248.02",
@@ -38,6 +39,9 @@ B200 = Gpu("NVIDIA B200", 0, "GPU-bbbb", (10, 0), False)
 RTX_5090 = Gpu("NVIDIA GeForce RTX 5090", 0, "GPU-gggg", (12, 0))
 GB10 = Gpu("NVIDIA GB10", 0, "GPU-ssss", (12, 1))
 NAMELESS = Gpu("NVIDIA Graphics Device", 0, "GPU-nnnn")
+FAILING = Gpu("NVIDIA H200", 1, "GPU-eeee", (9, 0), answers=False)
+ORIN = Gpu("Orin (nvgpu)", 0, None, (8, 7))
+THOR = Gpu("NVIDIA Thor", 0, None, (11, 0))
 EMPTY_MIG = Gpu("NVIDIA A100-SXM4-80GB", 0, "GPU-aaaa", (8, 0), True)
 MIG = Gpu("NVIDIA A100-SXM4-80GB", 0, "GPU-cccc", (8, 0), True, ("MIG-1111", "MIG-2222"))
 DIVIDE = "sudo nvidia-smi mig -i 0 -cgi 0 -C   # one instance of the whole GPU"
@@ -84,10 +88,7 @@ def read_table():
 
 def host(driver, *gpus, machine="x86_64"):
     """A host with these GPUs, numbered in this order."""
-    numbered = tuple(
-        Gpu(gpu.name, place, gpu.uuid, gpu.capability, gpu.mig, gpu.instances)
-        for place, gpu in enumerate(gpus)
-    )
+    numbered = tuple(dataclasses.replace(gpu, index=place) for place, gpu in enumerate(gpus))
     version = DRIVERS.get(driver, driver)
     return BuildHost(GpuFacts(version, numbered), numbered, machine, UBUNTU)
 
@@ -109,7 +110,10 @@ def test_the_build_for_a_driver_and_an_architecture(kind, driver, expected):
     if expected == "old":
         assert "too old" in error.what
         assert "525" in str(error.cause)
-        assert error.fix == NEW_DRIVER
+        before_turing = kind in ("Maxwell", "Pascal", "Volta")
+        any_driver = "sudo ubuntu-drivers install   # then reboot"
+        wanted = CLOSED_DRIVER if before_turing else NEW_DRIVER
+        assert error.fix == (any_driver if kind == "unknown" else wanted)
     elif expected == "new":
         assert "cu130" in str(error.cause)
         assert "580 or newer" in str(error.cause)
@@ -145,7 +149,9 @@ def test_the_build_for_a_driver_and_an_architecture(kind, driver, expected):
         pytest.param(
             host("580", EMPTY_MIG, H200), "cu130", "NVIDIA H200", 0, id="MIG without instances"
         ),
-        pytest.param(host("580", MIG), "cu130", "A100", None, id="MIG with instances"),
+        pytest.param(
+            host("580", H200, FAILING), "cu130", "NVIDIA H200", 1, id="one that prints ERR!"
+        ),
     ],
 )
 def test_the_build_and_why(played, build, reason, left_out):
@@ -159,9 +165,9 @@ def test_the_build_and_why(played, build, reason, left_out):
     else:
         gpu = played.gpus[left_out]
         assert f"{gpu.name} (GPU {left_out})" in str(choice.warning)
-        assert choice.fix == (
-            DIVIDE if gpu.mig else f"make up GPUS={left_out}   # a lab on that one"
-        )
+        alone = f"make up GPUS={left_out}   # a lab on that one"
+        look = "make doctor   # shows the GPU's faults"
+        assert choice.fix == (look if not gpu.answers else DIVIDE if gpu.mig else alone)
 
 
 @pytest.mark.parametrize(
@@ -192,6 +198,40 @@ def test_a_build_that_cannot_work_is_an_error(asked, played, cause, fix):
     assert error.exit_code == ExitCode.ENGINE
     assert cause in str(error.cause)
     assert error.fix == fix
+
+
+def test_of_several_mig_instances_a_process_gets_one_and_is_told_how_to_choose():
+    choice = choose_build("auto", host("580", MIG))
+    assert "2 MIG instances" in str(choice.warning)
+    assert choice.fix == "make up GPUS=MIG-1111   # a lab on that one"
+    assert choose_build("auto", host("580", MIG), all_asked=True).warning is None
+
+
+@pytest.mark.parametrize("driver", ["540", "580"])
+def test_no_build_runs_on_a_jetson_orin(driver):
+    error = refuse(host(f"{driver}.4.0", ORIN, machine="aarch64"))
+    assert "Orin" in error.what
+    assert "NVIDIA's own builds" in str(error.cause)
+    assert str(error.fix).startswith(CPU_LAB)
+    assert choose_build("auto", host("580", THOR, machine="aarch64")).name == "cu130"
+
+
+def test_a_gpu_that_fails_is_not_served():
+    error = refuse(host("580", FAILING))
+    assert "ERR!" in str(error.cause)
+    assert error.fix == "make doctor"
+
+
+def test_the_builds_have_the_code_that_the_installed_torch_lists():
+    cuda = pytest.importorskip("torch").cuda
+    for build in CUDA_BUILDS:
+        listed = cuda.PYTORCH_RELEASES_CODE_CC[build.cuda]
+        needs = NEEDS[build.name]
+        for machine, code in listed.items():
+            assert {10 * major + minor for major, minor in needs.code[machine]} == code
+            for number in cuda.DEVICE_REQUIREMENT:
+                runs = any(number in cuda.DEVICE_REQUIREMENT[each] for each in code)
+                assert needs.has_code_for((number // 10, number % 10), machine) is runs, number
 
 
 def test_in_wsl_the_driver_is_updated_in_windows():

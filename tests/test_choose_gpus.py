@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 
 from labkit.errors import DeviceMissingError, ExitCode, UsageError
 from labkit.host.gpu import ALL_GPUS, Gpu, GpuFacts, GpuSelection, parse_gpus, select_gpus
-from labkit.launch.compose import list_gpus, write_gpu_file
+from labkit.launch.compose import list_gpus
 from labkit.launch.settings import Flavor
-from tests.fakes.host import make_checkout
 
 FIRST = Gpu("NVIDIA H200", 0, "GPU-aaaa-1111", (9, 0), False)
 SECOND = Gpu("NVIDIA H200", 1, "GPU-aaaa-2222", (9, 0), False)
@@ -148,12 +145,3 @@ def reservation(**request):
 )
 def test_the_gpus_as_compose_reads_them(client, gpus, way, file):
     assert list_gpus(client, Flavor("cuda", "cu130", gpus, way)) == file
-
-
-def test_the_file_is_written_anew_each_time(tmp_path):
-    checkout = make_checkout(tmp_path)
-    for gpus in (("0",), ("1",)):
-        flavor = Flavor("cuda", "cu130", gpus, "reservation")
-        path = write_gpu_file(checkout, "docker", flavor)
-        assert path == checkout.state_folder / "gpus.json"
-        assert json.loads(path.read_text()) == list_gpus("docker", flavor)

@@ -138,7 +138,21 @@ def test_an_unknown_need_is_an_error_with_the_near_match() -> None:
 def test_the_compiler_is_the_one_that_cxx_names(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
 
-    assert missing_need("compiler") == "needs compiler"
+    assert missing_need("cpu_compiler") == "needs cpu_compiler"
+
+
+@pytest.mark.parametrize("gap", ["Triton needs compute capability 7.0", None], ids=str)
+def test_a_gpu_without_a_compiler_leaves_that_of_the_cpu(
+    monkeypatch: pytest.MonkeyPatch, gap: str | None
+) -> None:
+    monkeypatch.setattr(needs, "has_cuda", lambda: True)
+    monkeypatch.setattr(
+        "labkit.devices.self_test.find_compiler_gap",
+        lambda torch, device: gap if device == "cuda" else None,
+    )
+
+    assert needs.has_cuda_compiler() is (gap is None)
+    assert needs.has_compiler()
 
 
 def test_claim_raises_holds_for_the_error_and_shows_its_text(capsys: Any) -> None:

@@ -209,6 +209,13 @@ def test_status_with_nothing_running(checkout, capsys):
     assert capsys.readouterr().out == "not running\n  try: make up\n"
 
 
+def test_status_closes_an_open_state_folder(checkout):
+    checkout.state_folder.mkdir(exist_ok=True)
+    checkout.state_folder.chmod(0o755)
+    assert main(["status"]) == 0
+    assert checkout.state_folder.stat().st_mode & 0o777 == 0o700
+
+
 def test_status_as_json(checkout, capsys):
     assert main(["status", "--json"]) == 0
     said = json.loads(capsys.readouterr().out)

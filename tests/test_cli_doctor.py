@@ -119,7 +119,7 @@ def test_the_list_has_every_check_and_makes_none(monkeypatch, capsys):
 def test_the_list_as_json(capsys):
     assert main(["doctor", "--list", "--json"]) == 0
     said = json.loads(capsys.readouterr().out)
-    assert said["checks"][11] == {"check": "compose", "title": "Compose 2"}
+    assert {"check": "compose", "title": "Compose 2"} in said["checks"]
 
 
 def test_a_log_is_explained(tmp_path, capsys):

@@ -76,7 +76,7 @@ claim("the alphabet ends with y", "abcxyz"[-1], "y")
 
 @pytest.fixture(autouse=True)
 def quiet_progress(monkeypatch):
-    monkeypatch.setattr("labkit.cli.run.RunProgress.show_event", lambda self, event: None)
+    monkeypatch.setattr("labkit.notebooks.summary.RunProgress.show_event", lambda self, event: None)
 
 
 @pytest.fixture(autouse=True)

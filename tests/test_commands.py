@@ -22,9 +22,11 @@ from labkit.process import (
     STEERING_VARIABLES,
     CommandResult,
     compose_environment,
+    read_session_cpu,
     replace_process,
     run_at_terminal,
     run_command,
+    run_working,
     stream_command,
 )
 from tests.fakes.host import make_checkout
@@ -394,3 +396,41 @@ def test_a_kernel_of_the_callers_named_python3_is_not_the_labs(tmp_path, monkeyp
     composed = run_command(words, timeout_seconds=60)
     assert "python3" in composed.stdout
     assert "evil" not in composed.stdout
+
+
+@pytest.mark.parametrize(
+    ("script", "cpu", "ended"),
+    [
+        ("print('done')", 0.0, False),
+        ("import time; time.sleep(60)", 0.0, True),
+        ("import time; time.sleep(60)", None, True),
+        ("import time; time.sleep(60)", 9.0, True),
+        ("import time; time.sleep(1.5); print('done')", 0.1, False),
+    ],
+    ids=["fine", "stands still", "no /proc", "worked enough", "slow and at work"],
+)
+def test_a_limit_of_work_ends_what_hangs_and_not_what_is_slow(script, cpu, ended):
+    reads = iter(range(10_000))
+
+    def read(session):
+        # At work, the CPU time grows with each reading.
+        return cpu if cpu in (0.0, None, 9.0) else cpu * next(reads)
+
+    result = run_working(
+        [sys.executable, "-c", script], timeout_seconds=1.0, idle_seconds=0.6, read_cpu=read
+    )
+    assert result.timed_out is ended
+    assert result.ok is not ended
+
+
+def test_the_cpu_time_of_a_session_is_read_with_its_children():
+    script = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'sum(range(10**7))'])"
+    seen = []
+
+    def read(session):
+        seen.append(read_session_cpu(session))
+        return seen[-1]
+
+    run_working([sys.executable, "-c", script], timeout_seconds=60, read_cpu=read)
+    assert read_session_cpu(2**22) is None
+    assert seen == sorted(seen)

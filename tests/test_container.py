@@ -154,6 +154,31 @@ def test_nothing_else_needs_the_file(lab, flavor, words):
     assert not (lab.checkout.state_folder / "gpus.json").exists()
 
 
+def test_what_the_user_brings_is_in_a_private_file_of_its_own(lab, tmp_path):
+    (tmp_path / "variables").write_text("HF_TOKEN=hf_$secret\n")
+    brought = Settings(data=tmp_path / "$1", env_file=tmp_path / "variables")
+    command = replace(lab, settings=brought).compose_command(["up"])
+    path = lab.checkout.state_folder / "added.json"
+    assert command[command.index("--profile") - 2 :][:2] == ["--file", str(path)]
+    assert "hf_$secret" not in " ".join([*command, *lab.environment().values()])
+    assert path.stat().st_mode & 0o777 == 0o600
+    [(service, added)] = json.loads(path.read_text())["services"].items()
+    assert service == "cpu"
+    # Compose reads $$ as a dollar sign.
+    assert added["environment"] == {"HF_TOKEN": "hf_$$secret", "LABKIT_DATA": "/data"}
+    [mount] = added["volumes"]
+    assert mount["source"] == f"{tmp_path}/$$1"
+    assert (mount["target"], mount["read_only"]) == ("/data", True)
+
+
+def test_the_users_own_compose_file_comes_last(lab):
+    override = lab.checkout.root / "compose.override.yaml"
+    override.write_text("services: {}\n")
+    for words in (["up"], ["down"], ["build", "cpu"]):
+        command = replace(lab, flavor=CUDA).compose_command(words)
+        assert command[command.index("--profile") - 2 :][:2] == ["--file", str(override)]
+
+
 def test_a_cuda_lab_is_built_by_its_flavor_and_started_with_its_gpus(lab, docker):
     cuda = replace(lab, flavor=CUDA)
     docker.play('"ps "*) echo a1b2c3 ;;', '"image inspect"*) exit 1 ;;')

@@ -28,9 +28,8 @@ from labkit.doctor.checks import system as system_module
 from labkit.doctor.run import examine_host, format_examination
 from labkit.host.distribution import UNKNOWN, Distribution, parse_os_release
 from labkit.host.engine import EngineFacts
-from labkit.host.gpu import Gpu, GpuFacts
+from labkit.host.gpu import BusGpu, Gpu, GpuFacts
 from labkit.host.machine import FolderFacts
-from labkit.host.packages import Fix, install
 from labkit.process import CommandResult
 from tests.fakes.host import ADA, DOCKER, NO_DOCKER, NO_PODMAN, PODMAN, fails, hangs, says
 from tests.fakes.sick_hosts import CARD, CARD_FILES, GIB, OS_RELEASES, SMI_QUERY, lists, play_host
@@ -83,28 +82,6 @@ def test_an_unknown_distribution_has_no_family(text):
     assert parse_os_release(text).family is None
 
 
-@pytest.mark.parametrize(
-    ("family", "command"),
-    [
-        ("ubuntu", "sudo apt-get install a"),
-        ("debian", "sudo apt-get install a"),
-        ("rhel", "sudo dnf install b"),
-        ("suse", "sudo zypper install c"),
-        ("arch", "sudo pacman -S d"),
-        ("alpine", "see the page"),
-        (None, "see the page"),
-    ],
-)
-def test_a_fix_falls_back_on_the_family_it_comes_from(family, command):
-    fix = install("see the page", debian="a", fedora="b", suse="c", arch="d")
-    assert fix.on(Distribution("x", family)) == command
-
-
-def test_a_fix_that_is_the_same_everywhere():
-    assert Fix("sudo reboot").on(DEBIAN) == "sudo reboot"
-    assert Fix("sudo reboot").by_family() == {}
-
-
 # The GPU and its driver
 
 
@@ -114,7 +91,7 @@ def test_the_driver_of_a_card_on_the_bus_is_read(tmp_path):
     target.mkdir(parents=True)
     (tmp_path / CARD / "driver").symlink_to(target)
     facts = driver_module.probe_gpu_bus(host)
-    assert facts.drivers == (("0000:01:00.0", "vfio-pci"),)
+    assert facts.gpus == (BusGpu("0000:01:00.0", "vfio-pci", (8, 9)),)
     finding = driver_module.judge_gpu_bus(facts, UNKNOWN)
     assert finding.status == "warning"
     assert finding.skip_reason == "the GPU is reserved for virtual machines"
@@ -127,8 +104,10 @@ def test_the_driver_of_a_card_on_the_bus_is_read(tmp_path):
             driver_module.BusFacts(), "no NVIDIA GPU on the bus; the lab uses the CPU", id="none"
         ),
         pytest.param(
-            driver_module.BusFacts((("0000:01:00.0", "nvidia"), ("0000:02:00.0", "vfio-pci"))),
-            "2 on the bus: 0000:01:00.0, 0000:02:00.0",
+            driver_module.BusFacts(
+                (BusGpu("0000:01:00.0", "nvidia", (8, 9)), BusGpu("0000:02:00.0", "vfio-pci"))
+            ),
+            "2 on the bus: 0000:01:00.0 (Ada), 0000:02:00.0",
             id="one of two given away",
         ),
         pytest.param(
@@ -359,9 +338,10 @@ def test_shared_memory(facts, status, fix):
 
 
 def test_the_fullest_disk_is_the_one_that_counts():
-    facts = system_module.DiskFacts((("/home", 80 * GIB), ("/var", 3 * GIB), ("/x", None)))
-    assert system_module.judge_disk(facts, DEBIAN).found == "3.0 GiB free at /var"
-    assert system_module.judge_disk(system_module.DiskFacts(()), DEBIAN).status == "unknown"
+    rooms = {"/home": 80 * GIB, "/var": 3 * GIB, "/x": None}
+    places = tuple(system_module.DiskPlace(path, free) for path, free in rooms.items())
+    assert system_module.judge_disk(places, DEBIAN).found == "3.0 GiB free at /var"
+    assert system_module.judge_disk((), DEBIAN).status == "unknown"
 
 
 def test_the_engines_own_disk_is_asked_too(tmp_path):
@@ -372,7 +352,8 @@ def test_the_engines_own_disk_is_asked_too(tmp_path):
             "docker info": says('{"ServerVersion": "28", "DockerRootDir": "/var/lib/docker"}')
         },
     )
-    assert system_module.probe_disk(host).places[1] == ("/var/lib/docker", 80 * GIB)
+    place = system_module.probe_disk(host)[1]
+    assert (place.path, place.free_bytes) == ("/var/lib/docker", 80 * GIB)
 
 
 @pytest.mark.parametrize(
@@ -409,40 +390,6 @@ def test_the_engines_own_disk_is_asked_too(tmp_path):
 )
 def test_memory(facts, status, found):
     finding = system_module.judge_memory(facts, DEBIAN)
-    assert (finding.status, finding.found) == (status, found)
-
-
-@pytest.mark.parametrize(
-    ("facts", "status", "found"),
-    [
-        pytest.param(
-            system_module.PortFacts(8888, free=True), "ok", "port 8888 is free", id="free"
-        ),
-        pytest.param(
-            system_module.PortFacts(9000, free=False, own=True),
-            "ok",
-            "this lab runs on port 9000",
-            id="own",
-        ),
-        pytest.param(
-            system_module.PortFacts(8888, free=False, in_lab=True),
-            "ok",
-            "the host publishes the port: run the doctor there",
-            id="inside",
-        ),
-        pytest.param(
-            system_module.PortFacts(8888, free=False), "warning", "port 8888 is taken", id="taken"
-        ),
-        pytest.param(
-            system_module.PortFacts(8888, free=False, asked=True),
-            "failed",
-            "port 8888 is taken",
-            id="taken, and asked for",
-        ),
-    ],
-)
-def test_a_port(facts, status, found):
-    finding = system_module.judge_port(facts, DEBIAN)
     assert (finding.status, finding.found) == (status, found)
 
 
@@ -664,6 +611,16 @@ def test_an_examination_as_a_person_reads_it(tmp_path):
         "\n"
         "3 checks: 1 ok, 1 skipped, 1 failed"
     )
+
+
+def test_lines_fold_to_the_terminal_and_commands_stay_whole(tmp_path):
+    fix = "sudo nvidia-ctk runtime configure --runtime=docker && sudo systemctl restart docker"
+    found = failed("no container of the lab sees the GPU of this host", "docker " * 12, fix)
+    examination = examine_host(play_host(tmp_path), [play_check("container-gpu", found)])
+    lines = format_examination(examination, 60).splitlines()
+    assert f"  try: {fix}" in lines
+    assert all(len(line) <= 60 for line in lines if "try:" not in line)
+    assert format_examination(examination).count("\n") == 4
 
 
 def test_two_who_ask_the_same_share_the_answer():

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from labkit.doctor.check import COMMAND_SECONDS, OnceRunner, run_probe
+from labkit.doctor.check import PROBE_SECONDS, OnceRunner, run_probe
 from labkit.doctor.checks import CHECKS
 from labkit.doctor.checks import torch as torch_build_check
 from labkit.doctor.run import examine_host, format_examination
@@ -71,7 +71,7 @@ def test_whatever_programs_do_every_check_comes_back(sick_programs, script):
 
 @pytest.mark.slow
 def test_with_the_real_limits_the_whole_ends_within_ten_seconds(sick_programs):
-    host = sick_programs(STUBBORN, COMMAND_SECONDS)
+    host = sick_programs(STUBBORN, PROBE_SECONDS)
     started = time.monotonic()
     examination = examine_host(host, CHECKS)
     assert time.monotonic() - started < WHOLE_SECONDS - 1  # Python starts and prints in the rest

@@ -384,7 +384,7 @@ def test_uvm(facts, status):
 
 def test_a_gpu_hosts_files_are_read_as_they_are(tmp_path):
     host = play_host(tmp_path, gpu=True)
-    assert driver_module.probe_gpu_bus(host).drivers == (("0000:01:00.0", None),)
+    assert [gpu.address for gpu in driver_module.probe_gpu_bus(host).gpus] == ["0000:01:00.0"]
     assert driver_module.probe_device_nodes(host).found == ("nvidiactl", "nvidia0")
     assert driver_module.probe_uvm(host) == driver_module.UvmFacts(loaded=True, has_node=True)
     assert system.probe_memory(host).available_bytes == 24_000_000 * 1024

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from labkit.host.engine import PROBE_SECONDS, EngineFacts, probe_engine
+from labkit.host.engine import PROBE_SECONDS, EngineFacts, find_engine_obstacle, probe_engine
 from tests.fakes import host
 from tests.fakes.host import FakeRunner, fails, hangs, says
 
@@ -143,3 +143,34 @@ def test_composes_major_version(version, major):
 )
 def test_a_daemon_on_another_machine_is_remote(endpoint, remote):
     assert EngineFacts("docker", True, endpoint=endpoint).remote is remote
+
+
+@pytest.mark.parametrize(
+    ("variable", "answers", "kind", "fix"),
+    [
+        (
+            "DOCKER_HOST=tcp://gpu:2375",
+            {host.INFO: fails(host.NO_DAEMON)},
+            "daemon",
+            "unset DOCKER_HOST",
+        ),
+        (
+            "DOCKER_CONTEXT=gpu",
+            {host.INFO: fails('Failed to initialize: context "gpu": context not found')},
+            "daemon",
+            "unset DOCKER_CONTEXT",
+        ),
+        (
+            "DOCKER_HOST=ssh://ada@gpu",
+            {host.CONTEXT: says("ssh://ada@gpu")},
+            "remote",
+            "unset DOCKER_HOST",
+        ),
+    ],
+)
+def test_a_variable_that_names_another_daemon_is_named(variable, answers, kind, fix):
+    name, _, value = variable.partition("=")
+    run = FakeRunner({**host.DOCKER_FINE, **answers})
+    obstacle = find_engine_obstacle(probe_engine("docker", run, {name: value}))
+    assert (obstacle.kind, variable in obstacle.reason) == (kind, True)
+    assert fix in obstacle.fix

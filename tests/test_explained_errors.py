@@ -20,11 +20,11 @@ from tests.notebooks import run_cells
 
 REPOSITORY = Path(__file__).parents[1]
 SETTINGS = REPOSITORY / "docker" / "jupyter" / "ipython_config.py"
-NO_DRIVER = "Found no NVIDIA driver on your system."
+NO_KERNEL = "CUDA error: no kernel image is available for execution on the device"
 HINT = (
-    "cause: torch sees no GPU: none was passed to this container, or CUDA_VISIBLE_DEVICES "
-    "hides it\n"
-    "try: labkit doctor   # on the host: shows where the GPU is lost"
+    "cause: this torch has no code for the GPU's architecture (Maxwell, Pascal and Volta need the "
+    "cu126 build, Blackwell needs cu130)\n"
+    "try: pip install torch --index-url https://download.pytorch.org/whl/cu126   # or cu130"
 )
 
 
@@ -50,15 +50,30 @@ def show(shell, cell):
 
 
 def test_a_cell_that_raises_a_known_error_is_followed_by_its_cause(shell):
-    (data,) = show(shell, f"raise RuntimeError({NO_DRIVER!r})")
+    (data,) = show(shell, f"raise RuntimeError({NO_KERNEL!r})")
     assert data["text/plain"] == HINT
-    assert data["text/html"].startswith('<pre style="white-space:pre-wrap">cause: torch sees no')
+    assert data["text/html"].startswith('<pre style="white-space:pre-wrap">cause: this torch')
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        AssertionError("Torch not compiled with CUDA enabled"),
+        RuntimeError("Found no NVIDIA driver on your system."),
+    ],
+    ids=["a build for the CPU", "a build for CUDA"],
+)
+def test_on_a_machine_without_a_gpu_the_fix_is_another_device(monkeypatch, error):
+    monkeypatch.setattr(cells, "has_gpu", lambda: False)
+    assert "best_device()" in cells.explain_known_error(error)
+    monkeypatch.setattr(cells, "has_gpu", lambda: True)
+    assert "best_device" not in cells.explain_known_error(error)
 
 
 def test_the_error_that_led_to_another_is_read_too(shell):
     cell = f"""
 try:
-    raise RuntimeError({NO_DRIVER!r})
+    raise RuntimeError({NO_KERNEL!r})
 except RuntimeError as error:
     raise ValueError("no model") from error
 """
@@ -103,7 +118,7 @@ def test_an_ipython_with_these_settings_explains_by_itself(tmp_path):
     profile.mkdir()
     (profile / "ipython_config.py").write_text(SETTINGS.read_text())
     done = subprocess.run(
-        [sys.executable, "-m", "IPython", "-c", f"raise RuntimeError({NO_DRIVER!r})"],
+        [sys.executable, "-m", "IPython", "-c", f"raise RuntimeError({NO_KERNEL!r})"],
         env={
             **os.environ,
             "IPYTHONDIR": str(tmp_path),
@@ -122,7 +137,7 @@ def test_an_ipython_with_these_settings_explains_by_itself(tmp_path):
 
 
 def test_a_runs_failure_has_the_cause_of_a_known_error(tmp_path):
-    result, _ = run_cells(tmp_path, f"raise RuntimeError({NO_DRIVER!r})")
+    result, _ = run_cells(tmp_path, f"raise RuntimeError({NO_KERNEL!r})")
     assert result.error.hint == HINT
     assert result.error.kind == "cell"
 

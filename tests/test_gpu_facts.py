@@ -6,9 +6,12 @@ import pytest
 
 from labkit.host.gpu import (
     PROBE_SECONDS,
+    BusGpu,
     Gpu,
     GpuFacts,
+    has_gpu,
     infer_capability,
+    list_bus_gpus,
     name_architecture,
     probe_gpu,
 )
@@ -108,9 +111,96 @@ def test_the_oldest_is_asked_for_names_alone(tmp_path):
 def test_what_is_not_told_is_not_known(tmp_path):
     answer = says("NVIDIA Graphics Device, [N/A], 0, [Unknown Error], [N/A], [N/A]")
     facts = probe_gpu(FakeRunner({host.SMI: answer}), tmp_path)
-    assert facts == GpuFacts(None, (Gpu("NVIDIA Graphics Device"),))
+    assert facts == GpuFacts(None, (Gpu("NVIDIA Graphics Device", answers=False),))
     assert facts.present
     assert facts.driver_major is None
+
+
+@pytest.mark.parametrize(
+    ("row", "name"),
+    [
+        ("NVIDIA H200, 580.65.06, 0, GPU-aaaa, 9.0, ERR!", "NVIDIA H200"),
+        ("ERR!, ERR!, 0, ERR!, ERR!, ERR!", "NVIDIA GPU"),
+        ("[N/A], [N/A], 0, [N/A], [N/A], [N/A]", "NVIDIA GPU"),
+    ],
+)
+def test_a_gpu_whose_queries_fail_does_not_answer(loaded_module, row, name):
+    facts = probe_gpu(FakeRunner({host.SMI: says(row)}), loaded_module)
+    assert (facts.gpus[0].name, facts.gpus[0].answers) == (name, False)
+    assert facts.driver_version == "580.65.06"
+
+
+def add_to_bus(root, device, address="0000:01:00.0", kind="0x030000", driver=None):
+    folder = root / "sys/bus/pci/devices" / address
+    folder.mkdir(parents=True)
+    for name, text in (("vendor", "0x10de"), ("class", kind), ("device", device)):
+        (folder / name).write_text(f"{text}\n")
+    if driver:
+        (root / "drivers" / driver).mkdir(parents=True)
+        (folder / "driver").symlink_to(root / "drivers" / driver)
+
+
+@pytest.mark.parametrize(
+    ("device", "capability"),
+    [
+        ("0x0ffe", (3, 0)),
+        ("0x1004", (3, 5)),
+        ("0x1140", (2, 0)),
+        ("0x13c2", (5, 2)),
+        ("0x15f8", (6, 0)),
+        ("0x1b80", (6, 1)),
+        ("0x1db1", (7, 0)),
+        ("0x1eb8", (7, 5)),
+        ("0x20b0", (8, 0)),
+        ("0x2204", (8, 6)),
+        ("0x2330", (9, 0)),
+        ("0x2684", (8, 9)),
+        ("0x2901", (10, 0)),
+        ("0x2b85", (12, 0)),
+        ("0x2e12", (12, 1)),
+        ("0x3182", (10, 3)),
+        ("odd", None),
+    ],
+)
+def test_a_generation_is_known_by_its_pci_id(tmp_path, device, capability):
+    add_to_bus(tmp_path, device, driver="nouveau")
+    add_to_bus(tmp_path, "0x10f0", "0000:01:00.1", kind="0x040300")  # its sound chip
+    assert list_bus_gpus(tmp_path) == (BusGpu("0000:01:00.0", "nouveau", capability),)
+
+
+@pytest.mark.parametrize(
+    ("device", "loaded", "installed", "dropped"),
+    [
+        ("0x1b80", "590.44.01", None, (6, 1)),
+        ("0x1b80", None, "590.44.01", (6, 1)),
+        ("0x1b80", "580.95.05", None, None),
+        ("0x1004", "580.95.05", None, (3, 5)),
+        ("0x2684", "590.44.01", None, None),
+        ("0x1b80", None, None, None),
+    ],
+)
+def test_a_driver_that_is_too_new_for_the_gpu_is_found(
+    tmp_path, device, loaded, installed, dropped
+):
+    add_to_bus(tmp_path, device)
+    if loaded:
+        version = tmp_path / "proc/driver/nvidia/version"
+        version.parent.mkdir(parents=True)
+        version.write_text(MODULE_VERSION.replace("580.65.06", loaded))
+    answers = {host.SMI: says("No devices were found")}
+    answers |= {"modinfo": says(installed)} if installed else {}
+    assert probe_gpu(FakeRunner(answers), tmp_path).dropped == dropped
+
+
+def test_a_jetson_without_nvidia_smi_is_known_by_its_name(tmp_path):
+    for name, text in (
+        ("etc/nv_tegra_release", "# R35 (release)"),
+        ("proc/device-tree/model", "NVIDIA Jetson AGX Orin Developer Kit\0"),
+    ):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    (gpu,) = probe_gpu(FakeRunner({}), tmp_path).gpus
+    assert (gpu.name, gpu.capability) == ("NVIDIA Jetson AGX Orin Developer Kit", (8, 7))
 
 
 @pytest.mark.parametrize(
@@ -263,3 +353,16 @@ def test_the_architectures_name(capability, name):
 )
 def test_a_name_tells_the_capability_only_where_it_is_certain(name, capability):
     assert infer_capability(name) == capability
+
+
+@pytest.mark.parametrize(
+    ("vendor", "category", "there"),
+    [("0x10de", "0x030200", True), ("0x10de", "0x040300", False), ("0x8086", "0x030000", False)],
+    ids=["a GPU", "the sound chip of a card", "another maker's"],
+)
+def test_a_gpu_without_a_driver_is_found_on_the_bus(tmp_path, vendor, category, there):
+    device = tmp_path / "sys/bus/pci/devices/0000:01:00.0"
+    device.mkdir(parents=True)
+    (device / "vendor").write_text(vendor + "\n")
+    (device / "class").write_text(category + "\n")
+    assert has_gpu(tmp_path) is there

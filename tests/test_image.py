@@ -183,7 +183,7 @@ COMPOSE_BUILDKIT = """\
 #0 building with "default" instance using docker driver
 #1 [cpu internal] load build definition from Dockerfile
 #5 [cpu os 1/2] FROM docker.io/library/debian:bookworm-slim@sha256:abc
-#9 [cpu python 5/8] RUN --mount=type=secret,id=ca /steps/trust-certificate.sh /steps/install.sh lab
+#9 [cpu python 5/8] RUN --mount=type=secret,id=ca /steps/reach-network.sh /steps/install.sh lab
 #9 1.532 Collecting jupyterlab==4.6.3 (from -r /locks/lab.txt (line 7))
 #9 1.733   Downloading jupyterlab-4.6.3-py3-none-any.whl (12.4 MB)
 #9 2.011 Collecting numpy==2.4.0 (from -r /locks/lab.txt (line 90))
@@ -201,7 +201,7 @@ PODMAN = """\
 Collecting numpy==2.4.0 (from -r /locks/lab.txt (line 90))
 """
 CLASSIC = "STEP 3/9: COPY docker/jupyter /etc/labkit/jupyter\n"
-INSTALLER = "#7 [installer 1/1] COPY docker/steps/trust-certificate.sh docker/steps/install.sh /\n"
+INSTALLER = "#7 [installer 1/1] COPY docker/steps/reach-network.sh docker/steps/install.sh /\n"
 
 
 @pytest.mark.parametrize(
@@ -242,8 +242,8 @@ INSTALLER = "#7 [installer 1/1] COPY docker/steps/trust-certificate.sh docker/st
         ),
         pytest.param(
             INSTALLER,
-            ["installer step 1 of 1: COPY docker/steps/trust-certificate.sh docker/steps/install."],
-            id="a step that copies the certificate's",
+            ["installer step 1 of 1: COPY docker/steps/reach-network.sh docker/steps/install.sh /"],
+            id="a step that copies the wrapper",
         ),
         pytest.param("#9 CACHED\nsomething else\n\n", [], id="nothing to say"),
     ],

@@ -311,6 +311,14 @@ def test_where_the_containers_root_is_the_user_nothing_is_given_away(checkout, c
     assert chowned == {}
 
 
+def test_a_folder_of_the_users_own_keeps_its_owners(checkout, chowned):
+    (checkout.workspace / "mine").touch()
+    named = replace(checkout, named=checkout.workspace)
+    ensure_token(named)
+    hand_over(named, Identity(1000, 1000))
+    assert len(chowned) == 1  # the token
+
+
 def test_an_ordinary_user_gives_nothing_away(checkout, chowned, monkeypatch):
     monkeypatch.setattr(workspace_module.os, "geteuid", lambda: 1000)
     hand_over(checkout, Identity(1000, 1000, owns_workspace=False))
@@ -359,3 +367,15 @@ def test_the_first_notebook(checkout):
     for name in ("02_autograd.ipynb", "01_tensors.ipynb", "mine.ipynb"):
         (checkout.workspace / name).write_text("{}")
     assert find_first_notebook(checkout) == "01_tensors.ipynb"
+
+
+def test_the_first_notebook_of_labs_in_a_subfolder(checkout):
+    labs = checkout.workspace / "labkit-labs"
+    (labs / ".labkit").mkdir(parents=True)
+    (labs / ".labkit" / "manifest.json").write_text(
+        json.dumps({"last_update": {"placed": ["01_tensors.ipynb"]}})
+    )
+    for path in (labs / "01_tensors.ipynb", checkout.workspace / "00_mine.ipynb"):
+        path.write_text("{}")
+    assert find_first_notebook(checkout) == "labkit-labs/01_tensors.ipynb"
+    assert describe_update(checkout) == ["put into work/labkit-labs/: 01_tensors.ipynb"]

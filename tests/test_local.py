@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from labkit.errors import EngineError
+from labkit.errors import EngineError, UsageError
 from labkit.launch import local
-from labkit.launch.local import LocalLab
+from labkit.launch.local import LocalLab, link_data
 from labkit.launch.progress import Steps
 from labkit.launch.settings import Flavor, Settings
 from labkit.launch.state import LabHandle, ensure_token
@@ -46,6 +46,24 @@ def test_the_variables_are_the_images_own_with_folders_of_the_checkout(lab):
     assert values["LABKIT_REMOTE_ACCESS"] == "0"
     assert values["LABKIT_LOG_FILE"] == str(lab.log_file)  # the server keeps it short
     assert values["JUPYTER_CONFIG_PATH"] == f"{root}/docker/jupyter"
+
+
+def test_what_the_user_brings(lab, tmp_path):
+    (tmp_path / "variables").write_text("HF_TOKEN=hf_$secret\n")
+    brought = Settings(data=tmp_path, env_file=tmp_path / "variables")
+    values = LocalLab(lab.checkout, brought).environment()
+    assert (values["HF_TOKEN"], values["LABKIT_DATA"]) == ("hf_$secret", str(tmp_path))
+
+
+def test_data_is_a_link_in_the_workspace(lab, tmp_path):
+    workspace, other = lab.checkout.workspace, tmp_path / "other"
+    for data in (tmp_path, tmp_path, other):
+        link_data(workspace, data)
+        assert (workspace / "data").readlink() == data
+    (workspace / "data").unlink()
+    (workspace / "data").mkdir()
+    with pytest.raises(UsageError, match="in the way of DATA="):
+        link_data(workspace, tmp_path)
 
 
 def test_the_token_itself_is_in_no_variable(lab):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from labkit.errors import EngineError
+from labkit.errors import EngineError, UsageError
 from labkit.host.torch_builds import BUILDS, CUDA_BUILDS, TORCH_VERSION
 from labkit.launch import dev
 from labkit.launch.dev import describe_change
@@ -109,6 +109,29 @@ def test_requirements_that_exclude_each_other(play):
     with pytest.raises(EngineError, match=r"lab\.in failed: No solution found") as caught:
         update(checkout)
     assert caught.value.fix == "edit docker/locks/lab.in, then: make lock"
+
+
+def test_extras_are_locked_beside_the_lab_and_taken_out_again(play, tmp_path):
+    checkout = play('[ -n "$3" ] && cat "$3" >> asked; echo "pandas==3.1" > "$lock"')
+    wanted = tmp_path / "requirements.txt"
+    wanted.write_text("pandas>=3\n")
+    steps = Steps(io.StringIO())
+    assert dev.lock_extras(checkout, str(wanted), steps) == "extras: + pandas 3.1"
+    assert dev.lock_extras(checkout, "pandas seaborn", steps) == "extras: unchanged"
+    asked = (checkout.root / "docker" / "locks" / "asked").read_text().split()
+    assert asked == ["pandas>=3", "pandas", "seaborn"]
+    call = read_calls(checkout)[0]
+    assert "--no-emit-package torch" in call and "--no-emit-package numpy" in call
+    assert "-c lab.txt" in call and call.split(" [")[0].endswith("-o extras.txt")
+    assert "EXTRAS=pandas seaborn" in checkout.lock_file("extras").read_text()
+    assert dev.lock_extras(checkout, "none", steps) == "extras: - pandas"
+    assert not checkout.lock_file("extras").exists()
+
+
+def test_extras_bound_to_a_build_of_torch_are_refused(play):
+    with pytest.raises(UsageError, match="torchvision") as caught:
+        dev.lock_extras(play(), "pandas torchvision>=0.2", Steps(io.StringIO()))
+    assert "--index-url" in str(caught.value.fix)
 
 
 def test_torch_is_asked_of_its_builds_own_index(play):

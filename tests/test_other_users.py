@@ -194,9 +194,9 @@ def test_a_racer_that_takes_the_port_while_the_lab_starts_gets_nothing(house: Ho
 
 
 def test_a_lab_of_another_users_is_not_taken_for_ours(house: House):
-    """An attacker's process with our workspace in its environment is not the lost lab."""
+    """An attacker's process with our checkout in its environment is not the lost lab."""
     pretend = [house.python, "-c", "import time; print(1, flush=True); time.sleep(60)"]
-    environment = {"LABKIT_WORKSPACE": str(house.checkout.workspace), "LABKIT_SERVER_PORT": "8888"}
+    environment = {"LABKIT_HOME": str(house.checkout.root), "LABKIT_SERVER_PORT": "8888"}
     attacker = subprocess.Popen(  # type: ignore[call-overload]
         [*pretend, "jupyterlab", ""],
         **as_user(ATTACKER, environment),

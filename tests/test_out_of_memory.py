@@ -8,7 +8,6 @@ import textwrap
 
 import pytest
 
-from labkit.cli.run import format_summary
 from labkit.jupyter.cells import explain_last_error
 from labkit.notebooks.execute import (
     PAGE_CHARACTERS,
@@ -20,6 +19,7 @@ from labkit.notebooks.execute import (
 )
 from labkit.notebooks.report.page import write_report
 from labkit.notebooks.result import FailureBalance
+from labkit.notebooks.summary import format_summary
 from tests.fakes.runs import make_notebook, make_result, write_run
 from tests.notebooks import run_cells
 from tests.test_oom_page import TEXT

@@ -8,7 +8,17 @@ import pytest
 
 from labkit.host import packages
 from labkit.host.distribution import FAMILIES, UNKNOWN, Distribution
-from labkit.host.packages import INSTALL_COMMANDS, PARENTS, Fix, install
+from labkit.host.packages import (
+    INSTALL_COMMANDS,
+    OPEN_FROM,
+    PARENTS,
+    Fix,
+    adapt_command,
+    advise_driver,
+    find_last_branch,
+    install,
+    is_dropped,
+)
 
 FIXES = {name: value for name, value in vars(packages).items() if isinstance(value, Fix)}
 TOOLS = {
@@ -50,6 +60,122 @@ def test_a_command_names_only_tools_that_its_distribution_has(name, family):
     command = FIXES[name].on(Distribution("x", family)).partition("   #")[0]
     foreign = {tool for tool, families in TOOLS.items() if family not in families}
     assert not foreign & set(re.findall(r"[\w-]+", command)), command
+
+
+RELEASES = {
+    "Debian 11": ("debian", 11),
+    "Debian 12": ("debian", 12),
+    "Debian 13": ("debian", 13),
+    "Ubuntu 20.04": ("ubuntu", 20, 4),
+    "Ubuntu 24.04": ("ubuntu", 24, 4),
+    "Fedora 43": ("fedora", 43),
+    "Rocky 9": ("rhel", 9, 6),
+    "Rocky 10": ("rhel", 10),
+    "Tumbleweed": ("suse", 20260101),
+    "Arch": ("arch",),
+    "Alpine": ("alpine", 3, 22),
+}
+CARDS = {
+    "K40": (3, 5),
+    "P100": (6, 0),
+    "GTX 1080": (6, 1),
+    "V100": (7, 0),
+    "T4": (7, 5),
+    "RTX 4090": (8, 9),
+    "RTX 5080": (12, 0),
+    "any": None,
+}
+# GPU, distribution: the package (-: none), the variant, and a word of the command.
+ADVICE = """
+K40      | Ubuntu 24.04 | -                                      | closed | FLAVOR=cpu
+K40      | Arch         | -                                      | closed | FLAVOR=cpu
+GTX 1080 | Arch         | nvidia-580xx-dkms                      | closed | AUR
+P100     | Tumbleweed   | nvidia-driver-G06-kmp-default          | closed | zypper
+V100     | Rocky 9      | nvidia-driver:580-dkms                 | closed | cuda-drivers
+V100     | Rocky 10     | cuda-drivers                           | closed | versionlock
+GTX 1080 | Fedora 43    | akmod-nvidia-580xx                     | closed | dnf
+GTX 1080 | Ubuntu 24.04 | nvidia-driver-580                      | closed | apt-get
+GTX 1080 | Ubuntu 20.04 | -                                      | closed | NVIDIA's driver 580
+GTX 1080 | Debian 13    | nvidia-driver                          | closed | apt-get
+GTX 1080 | Debian 11    | -                                      | closed | NVIDIA's driver 580
+T4       | Debian 12    | nvidia-driver                          | closed | apt-get
+RTX 4090 | Ubuntu 24.04 | nvidia-driver-580-open                 | -      | apt-get
+RTX 4090 | Arch         | nvidia-open                            | -      | pacman
+RTX 4090 | Rocky 9      | nvidia-driver:open-dkms                | -      | module enable
+RTX 5080 | Fedora 43    | akmod-nvidia                           | open   | dnf
+RTX 5080 | Debian 13    | -                                      | open   | 580 or newer (open
+RTX 5080 | Rocky 10     | nvidia-open                            | open   | dnf
+RTX 5080 | Tumbleweed   | nvidia-open-driver-G06-signed-kmp-meta | open   | zypper
+RTX 5080 | Alpine       | -                                      | -      | FLAVOR=cpu
+any      | Ubuntu 24.04 | -                                      | -      | ubuntu-drivers
+any      | Arch         | -                                      | -      | before Turing
+any      | Fedora 43    | -                                      | -      | before Turing
+"""
+
+
+def read_advice():
+    for row in ADVICE.strip().splitlines():
+        card, release, *expected = (cell.strip() for cell in row.split("|"))
+        yield pytest.param(card, release, *expected, id=f"{card} on {release}")
+
+
+def play_release(name):
+    family, *version = RELEASES[name]
+    return Distribution(name, family, tuple(version) or None)
+
+
+@pytest.mark.parametrize(("card", "release", "package", "variant", "words"), list(read_advice()))
+def test_the_driver_for_a_gpu_on_a_distribution(card, release, package, variant, words):
+    advice = advise_driver(play_release(release), CARDS[card])
+    assert (advice.package or "-", advice.variant or "-") == (package, variant)
+    assert words in advice.command
+
+
+@pytest.mark.parametrize("release", RELEASES)
+@pytest.mark.parametrize("card", CARDS)
+def test_no_advice_harms(card, release):
+    capability = CARDS[card]
+    command = advise_driver(play_release(release), capability).command
+    assert not re.search(r"(?:&&|;|\|\|)\s*(?:sudo )?reboot", command)
+    if capability and capability < OPEN_FROM:  # the open modules ignore it
+        assert "open" not in command
+    assert "wsl.exe" in advise_driver(play_release(release), capability, wsl=True).command
+
+
+def test_a_debian_has_no_driver_of_cuda_13():
+    assert advise_driver(play_release("Debian 13"), (8, 9), least=580).package is None
+    assert advise_driver(play_release("Debian 13"), (8, 9), least=525).package == "nvidia-driver"
+
+
+@pytest.mark.parametrize(
+    ("capability", "last", "dropped_by_590"),
+    [((3, 5), 470, True), ((6, 1), 580, True), ((7, 0), 580, True), ((7, 5), None, False)],
+)
+def test_the_last_branch_of_a_generation(capability, last, dropped_by_590):
+    assert find_last_branch(capability) == last
+    assert is_dropped(capability, 590) is dropped_by_590
+    assert not is_dropped((6, 1), 580)
+
+
+@pytest.mark.parametrize(
+    ("command", "lacks", "adapted"),
+    [
+        ("sudo systemctl restart docker   # then", (), "sudo systemctl restart docker   # then"),
+        ("sudo systemctl restart docker", ("systemctl",), "sudo service docker restart"),
+        ("sudo systemctl enable --now docker", ("systemctl",), "sudo service docker start"),
+        ("sudo a x || sudo modprobe y", (), "sudo a x || sudo modprobe y"),
+        ("sudo nvidia-modprobe -u || sudo modprobe y", ("nvidia-modprobe",), "sudo modprobe y"),
+        ("lspci -nnk", ("lspci",), "sudo apt-get install pciutils   # then: lspci -nnk"),
+        ("sudo systemctl stop x", ("systemctl", "service"), "not installed here"),
+        ("A=1 systemctl --user restart docker", ("systemctl",), "not installed here"),
+        ("install it by hand", (), "install it by hand"),
+    ],
+)
+def test_a_command_is_given_only_where_its_program_is_installed(command, lacks, adapted):
+    ubuntu = Distribution("Ubuntu", "ubuntu")
+    found = adapt_command(command, ubuntu, lambda name: None if name in lacks else name)
+    assert adapted in found
+    assert found == adapted or "not installed" in found
 
 
 @pytest.mark.parametrize("name", FIXES)

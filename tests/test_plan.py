@@ -10,6 +10,7 @@ import pytest
 from labkit.errors import UsageError
 from labkit.host.gpu import Gpu, GpuFacts
 from labkit.host.machine import FolderFacts
+from labkit.host.packages import GUIDE
 from labkit.launch.compose import ContainerLab
 from labkit.launch.local import LocalLab
 from labkit.launch.plan import Choice, HostFacts, make_plan, probe_host
@@ -119,7 +120,8 @@ def test_what_was_chosen_and_why_is_said(steps, screen, checkout):
         "flavor:  cpu (driver 470.82.01 is too old for CUDA)\n"
         "  warning: Tesla T4 (driver 470.82.01) is here but will not be used: every CUDA build of"
         " torch here needs driver 525 or newer\n"
-        "    try: install NVIDIA's driver 580 or newer for this system, then reboot\n"
+        "    try: install NVIDIA's driver 580 or newer (open modules) from its own source"
+        f" ({GUIDE}), then reboot\n"
     )
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from labkit.errors import LabkitError
-from labkit.files import Disk, find_workspace
+from labkit.files import Disk, choose_labs_folder, find_workspace
 from labkit.lessons.progress import Standing, read_progress, record_attempt
 
 NOON = datetime(2026, 11, 23, 12, tzinfo=timezone.utc)
@@ -132,6 +132,24 @@ def test_the_variable_names_the_workspace(tmp_path: Path, monkeypatch: pytest.Mo
 
     monkeypatch.setenv("LABKIT_WORKSPACE", str(tmp_path / "gone"))
     assert find_workspace() is None
+
+
+def test_labs_go_beside_notebooks_that_were_there_before_them(tmp_path, monkeypatch):
+    monkeypatch.setenv("LABKIT_WORKSPACE", str(tmp_path))
+    assert choose_labs_folder(tmp_path) == tmp_path
+    (tmp_path / "mine.ipynb").touch()
+    assert find_workspace() == tmp_path
+    below = choose_labs_folder(tmp_path)
+    assert below == tmp_path / "labkit-labs"
+    (below / ".labkit").mkdir(parents=True)
+    (tmp_path / "mine.ipynb").unlink()
+    assert choose_labs_folder(tmp_path) == find_workspace() == below
+
+
+def test_labs_stay_where_they_are_when_notebooks_come(tmp_path):
+    (tmp_path / ".labkit").mkdir()
+    (tmp_path / "mine.ipynb").touch()
+    assert choose_labs_folder(tmp_path) == tmp_path
 
 
 def test_fields_that_labkit_does_not_know_are_kept(tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ def start(checkout: Checkout, port: int | None = None) -> tuple[LabState, str]:
 
 
 def find_process(checkout: Checkout) -> int | None:
-    return find_server_process(checkout.workspace, checkout.environment_folder / "bin" / "python")
+    return find_server_process(checkout.root, checkout.environment_folder / "bin" / "python")
 
 
 def test_a_lab_that_hangs_is_restarted_after_saying_so(checkout, monkeypatch):

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 from jsonschema import Draft202012Validator
 
-from labkit.cli.run import CLEAR_LINE, RunProgress, format_cell, format_summary
 from labkit.errors import UsageError
 from labkit.notebooks import result as model
 from labkit.notebooks.execute import CellEvent
@@ -30,6 +29,7 @@ from labkit.notebooks.result import (
     parse_run,
     read_run,
 )
+from labkit.notebooks.summary import CLEAR_LINE, RunProgress, format_cell, format_summary
 from tests.fakes.runs import MIB, make_cell, make_notebook, make_result
 from tests.snapshots import assert_snapshot
 

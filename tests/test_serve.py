@@ -19,6 +19,7 @@ from labkit.launch.serve import (
     prepare_folders,
 )
 from labkit.process import run_command
+from tests.fakes.played_lab import find_free_port
 
 
 def test_jupyters_own_folders_are_made_in_the_state_folder(tmp_path):
@@ -76,7 +77,10 @@ def test_a_workspace_that_cannot_be_written(tmp_path):
     with pytest.raises(UsageError) as caught:
         find_workspace({"LABKIT_WORKSPACE": str(missing)})
     assert caught.value.what == f"the workspace {missing} cannot be written by uid {os.getuid()}"
-    assert caught.value.fix == "sudo chown -R $(id -u):$(id -g) work"
+    assert caught.value.fix == f"sudo chown -R $(id -u):$(id -g) {missing}"
+    with pytest.raises(UsageError) as caught:
+        find_workspace({"LABKIT_WORKSPACE": str(missing), "LABKIT_IN_CONTAINER": "1"})
+    assert '-v "$PWD":/work' in str(caught.value.fix)
 
 
 def test_what_holds_tokens_and_keys_is_closed_to_others(tmp_path):
@@ -112,6 +116,30 @@ def test_further_arguments_are_jupyterlabs(became, tmp_path, monkeypatch):
     options = ["--ServerApp.base_url=/user/ada/", "--ip", "0.0.0.0", "notes.ipynb"]
     assert main(["serve", *options]) == 0
     assert became[0][0][3:] == options
+
+
+def test_the_labs_in_a_folder_without_a_checkout(became, tmp_path, monkeypatch):
+    monkeypatch.setenv("LABKIT_STATE", str(tmp_path / "state"))
+    monkeypatch.setenv("JUPYTER_CONFIG_PATH", "/home/ada/.jupyter")
+    port = str(find_free_port())
+    assert main(["lab", str(tmp_path / "a lab"), "--port", port]) == 0
+    [(command, values)] = became
+    assert command[1:] == [
+        *("-m", "jupyterlab"),
+        "--LabApp.default_url=/lab/tree/01_tensors.ipynb",
+    ]
+    assert (tmp_path / "a lab" / "01_tensors.ipynb").is_file()
+    assert values["LABKIT_WORKSPACE"] == str(tmp_path / "a lab")
+    assert (values["LABKIT_SERVER_ADDRESS"], values["LABKIT_SERVER_PORT"]) == ("127.0.0.1", port)
+    assert (Path(values["JUPYTER_CONFIG_PATH"]) / "jupyter_server_config.py").is_file()
+    extension = Path(values["IPYTHONDIR"], "profile_default", "ipython_config.py").read_text()
+    assert 'extensions = ["labkit"]' in extension
+
+
+def test_a_lab_without_jupyterlab_names_the_extra(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(serve, "find_spec", lambda name: None)
+    assert main(["lab", str(tmp_path)]) == 5
+    assert 'pip install "labkit[lab]"' in capsys.readouterr().err
 
 
 def test_no_other_command_takes_arguments_that_it_does_not_know(capsys):

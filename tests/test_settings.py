@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from labkit.errors import UsageError
-from labkit.launch.settings import Checkout, Settings, find_checkout, read_settings
+from labkit.launch.settings import (
+    Checkout,
+    Settings,
+    find_checkout,
+    read_lab_variables,
+    read_settings,
+    read_variables,
+)
 from tests.fakes.host import make_checkout
 
 
@@ -114,6 +123,70 @@ def test_the_address(text, address):
 )
 def test_all_but_loopback_opens_to_others(bind, opens):
     assert Settings(bind=bind).opens_to_others is opens
+
+
+LINES = """\
+# a comment
+
+export HF_TOKEN = "hf_a b"
+PASSWORD='p$1#2'
+EMPTY=
+PLAIN=one two  # said beside it
+"""
+
+
+def test_a_file_of_variables(tmp_path):
+    path = tmp_path / "variables"
+    path.write_text(LINES)
+    assert read_variables(path) == {
+        "HF_TOKEN": "hf_a b",
+        "PASSWORD": "p$1#2",
+        "EMPTY": "",
+        "PLAIN": "one two",
+    }
+
+
+@pytest.mark.parametrize("line", ["hf_secret", "1A=hf_secret", "=hf_secret", "A B=hf_secret"])
+def test_a_line_that_sets_nothing_is_named_by_its_number_alone(tmp_path, line):
+    path = tmp_path / "variables"
+    path.write_text(f"A=1\n{line}\n")
+    with pytest.raises(UsageError, match="line 2 of") as caught:
+        read_variables(path)
+    assert "hf_secret" not in str(caught.value)
+
+
+def test_labkits_own_variables_do_not_come_in_an_env_file(tmp_path):
+    path = tmp_path / "variables"
+    path.write_text("LABKIT_TOKEN_FILE=/etc/passwd\n")
+    with pytest.raises(UsageError, match="LABKIT_TOKEN_FILE"):
+        read_lab_variables(Settings(env_file=path))
+
+
+def test_the_checkouts_env_file_sets_what_is_not_set_yet(tmp_path, monkeypatch):
+    checkout = make_checkout(tmp_path / "a lab")
+    (checkout.root / ".env").write_text("LABKIT_PORT=9000\nLABKIT_FLAVOR=cuda\nTORCH_INDEX=x\n")
+    monkeypatch.setattr(os, "environ", {"LABKIT_FLAVOR": "cpu"})
+    assert find_checkout(checkout.root) == checkout
+    assert os.environ == {"LABKIT_FLAVOR": "cpu", "LABKIT_PORT": "9000", "TORCH_INDEX": "x"}
+
+
+def test_a_workspace_of_ones_own(tmp_path, monkeypatch):
+    checkout = make_checkout(tmp_path / "a lab")
+    for named, workspace in (("~/mine", tmp_path / "mine"), (str(checkout.root / "work"), None)):
+        monkeypatch.setenv("HOME", str(tmp_path))
+        monkeypatch.setenv("LABKIT_WORKSPACE", named)
+        assert find_checkout(checkout.root).named == workspace
+    assert find_checkout(checkout.root).workspace == checkout.root / "work"
+
+
+def test_data_and_variables_must_be_there(tmp_path):
+    (tmp_path / "file").touch()
+    options = {"data": str(tmp_path), "env_file": str(tmp_path / "file")}
+    settings = read_settings(options, {})
+    assert (settings.data, settings.env_file) == (tmp_path, tmp_path / "file")
+    for name, value in (("data", "file"), ("data", "none"), ("env_file", "."), ("env_file", "no")):
+        with pytest.raises(UsageError, match=f"{name.upper()}=.* is not a f"):
+            read_settings({name: str(tmp_path / value)}, {})
 
 
 def test_every_place_is_inside_the_checkout(tmp_path):

@@ -16,7 +16,7 @@ from labkit.launch import status as status_module
 from labkit.launch.compose import ContainerLab
 from labkit.launch.local import LocalLab
 from labkit.launch.server import read_start, wait_until
-from labkit.launch.settings import CPU, Flavor, Settings
+from labkit.launch.settings import CPU, Checkout, Flavor, Settings
 from labkit.launch.state import LabHandle, LabState, ensure_token, write_state
 from labkit.launch.status import (
     LabStatus,
@@ -193,7 +193,8 @@ def test_the_status_as_json_prints_it(checkout, server):
 def forgotten(checkout):
     """A process that looks like the checkout's server; ends with the test."""
     environment = {
-        "LABKIT_WORKSPACE": str(checkout.workspace),
+        "LABKIT_HOME": str(checkout.root),
+        "LABKIT_WORKSPACE": "/srv/mine",
         "LABKIT_SERVER_PORT": "8891",
         "LABKIT_SERVER_ADDRESS": "127.0.0.2",
         "LABKIT_LAB": "cuda cu130 0,1",
@@ -223,6 +224,7 @@ def test_a_forgotten_server_is_found_by_its_environment(checkout, forgotten):
     assert (state.flavor, state.build, state.gpus) == ("cuda", "cu130", "0,1")
     assert state.handle == LabHandle(None, forgotten.pid, read_start(forgotten.pid))
     assert state.started_at is None
+    assert state.workspace == "/srv/mine"
 
 
 @needs_proc
@@ -358,7 +360,31 @@ def test_a_cuda_lab_is_the_same_again(checkout):
     ],
 )
 def test_what_a_running_lab_is_not(settings, differences):
-    assert list_differences(settings, CUDA_STATE) == differences
+    assert list_differences(Checkout(Path("/lab")), settings, CUDA_STATE) == differences
+
+
+def test_what_the_user_brings_is_compared_where_it_is_asked_for():
+    state = replace(state_of("docker"), workspace="/srv/mine", data="/srv/data", env_file="/srv/v")
+    assert list_differences(Checkout(Path("/lab")), Settings(), state) == []
+    same = Settings(data=Path("/srv/data"), env_file=Path("/srv/v"))
+    assert list_differences(Checkout(Path("/lab"), Path("/srv/mine")), same, state) == []
+    others = Settings(data=Path("/srv/my data"), env_file=Path("/srv/w"))
+    assert list_differences(Checkout(Path("/lab"), Path("/srv/other")), others, state) == [
+        "LABKIT_WORKSPACE=/srv/other",
+        "DATA='/srv/my data'",
+        "ENV_FILE=/srv/w",
+    ]
+
+
+def test_the_workspace_is_the_one_that_the_lab_was_started_with(checkout, server):
+    server("healthy")
+    (checkout.root / "mine").mkdir()
+    (checkout.root / "mine" / "01_first.ipynb").touch()
+    write_state(checkout, replace(state_of(handle=ALIVE), workspace=f"{checkout.root}/mine"))
+    ensure_token(checkout)
+    status = read_status(checkout)
+    assert status.describe()["workspace"] == f"{checkout.root}/mine"
+    assert "/lab/tree/01_first.ipynb?" in str(status.url)
 
 
 @pytest.mark.parametrize(("bind", "opens"), [("127.0.0.1", False), ("0.0.0.0", True)])

@@ -12,11 +12,18 @@ from labkit.errors import EngineError, LabkitError, TimedOutError, UsageError
 from labkit.host.distribution import Distribution
 from labkit.launch import up
 from labkit.launch.compose import ContainerLab, PortTakenError
+from labkit.launch.local import LocalLab
 from labkit.launch.plan import Choice, Plan
 from labkit.launch.progress import Steps
 from labkit.launch.server import wait_until
-from labkit.launch.settings import CPU, Flavor, Settings
-from labkit.launch.state import LabHandle, LabState, read_state, write_state
+from labkit.launch.settings import CPU, Flavor, Identity, Settings
+from labkit.launch.state import (
+    LabHandle,
+    LabState,
+    prepare_state_folder,
+    read_state,
+    write_state,
+)
 from labkit.launch.status import LabStatus
 from labkit.launch.up import choose_port, describe_urls, find_running, launch, start_lab
 from tests.fakes.host import ADA, make_checkout, says
@@ -581,3 +588,39 @@ def test_the_tunnel_goes_through_the_servers_own_port(checkout):
     status = healthy(checkout, replace(RUNNING, bind="::1"))
     lines = describe_urls(status, replace(ADA, ssh_server="10.0.0.9", ssh_port=2222))
     assert "ssh -N -p 2222 -L 8890:[::1]:8890 " in lines[1]
+
+
+# What the user brings
+
+
+def test_a_memory_limit_that_a_local_lab_cannot_have_is_an_error(checkout, steps):
+    lab = LocalLab(checkout, Settings("local", memory_bytes=2**30))
+    with pytest.raises(UsageError, match="no memory limit") as caught:
+        up._prepare(checkout, plan_for(lab), steps)
+    assert "MEMORY=off" in str(caught.value.fix)
+
+
+def test_a_folder_of_roots_own_is_not_given_away(checkout, steps):
+    named = replace(checkout, named=checkout.root / "mine")
+    identity = Identity(1000, 1000, owns_workspace=False)
+    lab = ContainerLab(named, "docker", CPU, Settings(), identity=identity)
+    with pytest.raises(UsageError, match="mine belongs to root"):
+        up._prepare(named, plan_for(lab), steps)
+
+
+@pytest.mark.parametrize("screen_there", [True, False])
+def test_the_browser_gets_a_private_page_and_no_token(
+    checkout, steps, screen, monkeypatch, screen_there
+):
+    opened = []
+    monkeypatch.setattr("webbrowser.open", lambda url: opened.append(url) or True)
+    monkeypatch.setattr(up.sys, "platform", "linux")
+    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
+    monkeypatch.setenv("DISPLAY", ":0" if screen_there else "")
+    prepare_state_folder(checkout)
+    url = "http://127.0.0.1:8888/lab?token=abc"
+    up.open_browser(LabStatus(checkout, url=url), steps)
+    page = checkout.state_folder / "open.html"
+    assert opened == ([page.as_uri()] if screen_there else [])
+    assert ("open the URL yourself" in screen.getvalue()) is not screen_there
+    assert (page.stat().st_mode & 0o777, f"url={url}" in page.read_text()) == (0o600, True)

@@ -94,13 +94,13 @@ LISTED = TorchDevice("cuda:0", "NVIDIA P40", "0a1b", 24 * 2**30, "6.1")
         ),
         pytest.param(
             ended(IMPORTED, ALLOCATED, exit_code=1, stderr="Timeout (0:02:00)!\nknown"),
-            "it does not compute: no result within 120 s, the driver or a library hangs",
+            "it does not compute: no result in 120 s of work, the driver or a library hangs",
             None,
             id="hung and ended itself",
         ),
         pytest.param(
             ended(exit_code=None, timed_out=True),
-            "torch cannot be imported: no result within 120 s, the driver or a library hangs",
+            "torch cannot be imported: no result in 120 s of work, the driver or a library hangs",
             None,
             id="hung and was ended",
         ),

@@ -4,9 +4,10 @@ set -eu
 export DEBIAN_FRONTEND=noninteractive
 apt-get update -qq
 # g++ and Python's headers: torch.compile writes C++ (and Triton C) that is built in the lab.
-# tini: reaps the kernels' children.  git and less: what a terminal in JupyterLab is opened for.
+# tini: reaps the kernels' children.  git and the rest: what a terminal in JupyterLab is opened for.
 apt-get install -y --no-install-recommends \
-    ca-certificates g++ git less libpython3-dev procps python3 python3-venv tini
+    ca-certificates g++ libpython3-dev procps python3 python3-venv tini \
+    curl git less nano openssh-client unzip
 # Measured, 150 MB that no compile of torch's opens: link-time optimisers, sanitizers,
 # and the static copies of Python.
 gcc=$(dirname "$(g++ -print-prog-name=cc1plus)")

@@ -12,6 +12,8 @@ set --
 # from it.
 if grep -q '^torch==.*+' "$lock"; then
     set -- --index-url "${TORCH_INDEX:-https://download.pytorch.org/whl/${name#torch-}}" --retries 1
+elif [ -n "${PYPI_INDEX:-}" ]; then
+    set -- --index-url "$PYPI_INDEX"
 fi
 [ -x /opt/lab/bin/python ] || python3 -m venv /opt/lab
 # PIP_NO_DEPS: a lock is complete, and a package outside it would come without a hash.

@@ -82,6 +82,7 @@ FAMILIES = {
     "shell": "launch",
     "exec": "launch",
     "serve": "launch",
+    "lab": "launch",
     "build": "maintain",
     "test": "maintain",
     "lint": "maintain",

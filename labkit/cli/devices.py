@@ -68,12 +68,12 @@ def show_devices(arguments: argparse.Namespace) -> int:
 
 def _show_verification(arguments: argparse.Namespace, detection: Detection) -> int:
     from labkit.devices.verify import verify_devices
-    from labkit.process import run_command
+    from labkit.process import run_working
 
     verification = verify_devices(
         detection,
         # The self-test must import this Python's torch, so it gets this environment unchanged.
-        functools.partial(run_command, environment=os.environ),
+        functools.partial(run_working, environment=os.environ),
         explain_known,
         asked=None if arguments.verify == ALL else arguments.verify,
         on_step=lambda words: print(escape_controls(words), file=sys.stderr, flush=True),

@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import os
 import shlex
+import shutil
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -31,9 +32,9 @@ def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]
         "doctor",
         help="check this host, or explain an error",
         description="Checks this host from the GPU on its bus to a compiled kernel, within 10 "
-        "seconds, and changes nothing. Exits with 5 if a check failed. With --fix it offers to "
-        "run the fixes that are safe. With --explain it names the causes of a log instead, and "
-        "exits with 1 if it knows none.",
+        "seconds (more on a busy machine), and changes nothing. Exits with 5 if a check failed. "
+        "With --fix it offers to run the fixes that are safe. With --explain it names the causes "
+        "of a log instead, and exits with 1 if it knows none.",
     )
     what = parser.add_mutually_exclusive_group()
     what.add_argument(
@@ -151,7 +152,8 @@ def show(examination: Examination) -> None:
     """Prints the findings for a person."""
     from labkit.doctor.run import format_examination
 
-    print(format_examination(examination))
+    columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    print(format_examination(examination, columns))
 
 
 def mend(
@@ -208,13 +210,26 @@ def ask_person(offer: Offer) -> bool:
 
 def make_host(*, deep: bool = False) -> Host:
     """The host for the checks: this machine, and the checkout's workspace, port and index."""
-    from labkit.doctor.check import Host, reach_url
+    from labkit.doctor.check import (
+        PROBE_SECONDS,
+        Host,
+        OnceRunner,
+        measure_patience,
+        reach_url,
+        run_probe,
+    )
     from labkit.launch.settings import DEFAULT_PORT, find_checkout, read_settings
     from labkit.launch.state import read_state
 
+    checkout = None
+    with contextlib.suppress(UsageError):
+        checkout = find_checkout()  # first: it reads .env
     settings = read_settings({})
     named = [os.environ.get(name) for name in ("LABKIT_IMAGE", "BASE_IMAGE")]
+    patience = measure_patience()
     host = Host(
+        run=OnceRunner(run_probe, PROBE_SECONDS * patience),
+        patience=patience,
         deep=deep,
         images=(*filter(None, named), *IMAGES),
         port=settings.port or DEFAULT_PORT,
@@ -223,13 +238,12 @@ def make_host(*, deep: bool = False) -> Host:
         workspace=find_workspace(os.environ),
         indexes=find_indexes(os.environ),
     )
-    try:
-        checkout = find_checkout()
-    except UsageError:
+    if checkout is None:
         return host
     state = read_state(checkout)
     return dataclasses.replace(
         host,
+        checkout=checkout.root,
         workspace=checkout.workspace,
         port=state.port if state and not host.port_asked else host.port,
         own_port=state.port if state else None,
@@ -247,5 +261,5 @@ def find_workspace(environment: Mapping[str, str]) -> Path | None:
 
 def find_indexes(environment: Mapping[str, str]) -> tuple[str, ...]:
     """The package indexes that environment variables name."""
-    named = (environment.get("TORCH_INDEX"), environment.get("PIP_INDEX_URL"))
-    return tuple(address for address in named if address)
+    names = ("TORCH_INDEX", "PYPI_INDEX", "PIP_INDEX_URL")
+    return tuple(filter(None, map(environment.get, names)))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 from collections.abc import Sequence
 from typing import Any
 
 from labkit.cli import add_common, print_json
-from labkit.errors import ExitCode
+from labkit.errors import ExitCode, UsageError
 from labkit.text import escape_controls
 
 
@@ -24,13 +25,14 @@ def _add_launch(commands: argparse._SubParsersAction[Any]) -> None:
         "up", help="start the lab and print its URL", description="Starts the lab."
     )
     add_choices(up)
-    up.add_argument("--port", metavar="N", help="the port (default: 8888, or the next free one)")
-    up.add_argument("--bind", metavar="ADDRESS", help="the address to listen on (127.0.0.1)")
+    _add_address(up)
     up.add_argument(
         "--memory",
         metavar="SIZE",
         help="the container's memory limit: 16g, off or auto (most of the machine's)",
     )
+    _add_folders(up)
+    up.add_argument("--open", action="store_true", help="open the URL in the browser")
     add_common(up)
     up.set_defaults(run=run_up)
 
@@ -55,6 +57,20 @@ def _add_launch(commands: argparse._SubParsersAction[Any]) -> None:
     logs.set_defaults(run=run_logs)
 
 
+def _add_folders(parser: argparse.ArgumentParser) -> None:
+    """Adds the options for what the user brings."""
+    parser.add_argument("--data", metavar="DIR", help="a folder that the lab may read, at /data")
+    parser.add_argument("--env-file", metavar="FILE", help="a file with variables for the lab")
+
+
+def _add_address(parser: argparse.ArgumentParser) -> None:
+    """Adds the options that say where the server listens."""
+    parser.add_argument(
+        "--port", metavar="N", help="the port (default: 8888, or the next free one)"
+    )
+    parser.add_argument("--bind", metavar="ADDRESS", help="the address to listen on (127.0.0.1)")
+
+
 def add_choices(parser: argparse.ArgumentParser) -> None:
     """Adds the options that override the launcher's choices."""
     parser.add_argument("--runtime", metavar="NAME", help="docker, podman, local or auto (auto)")
@@ -71,7 +87,7 @@ def run_up(arguments: argparse.Namespace) -> int:
     from labkit.launch.progress import Steps
     from labkit.launch.settings import find_checkout, read_settings
     from labkit.launch.state import hold_lock, read_state
-    from labkit.launch.up import describe_urls, start_lab
+    from labkit.launch.up import describe_urls, open_browser, start_lab
 
     checkout = find_checkout()
     settings = read_settings(vars(arguments))
@@ -84,6 +100,8 @@ def run_up(arguments: argparse.Namespace) -> int:
         return ExitCode.OK
     if before is not None and before == status.state:
         print("the lab is running already")
+    if arguments.open:
+        open_browser(status, steps)
     print("\n".join(describe_urls(status, read_machine())))
     return ExitCode.OK
 
@@ -92,13 +110,16 @@ def run_down(arguments: argparse.Namespace) -> int:
     """Stops the lab. The exit code is 0 even if none was running."""
     from labkit.launch.progress import Steps
     from labkit.launch.settings import find_checkout
-    from labkit.launch.state import hold_lock
+    from labkit.launch.state import hold_lock, read_state
+    from labkit.launch.status import place_checkout
     from labkit.launch.stop import stop_lab
 
     checkout = find_checkout()
     steps = Steps()
     with hold_lock(checkout, lambda: steps.say("another `up` or `down` is at work: waiting")):
+        state = read_state(checkout)
         stopped = stop_lab(checkout, steps)
+    checkout = place_checkout(checkout, state) if state else checkout
     kept = f"your files are in {checkout.workspace}"
     print(f"stopped; {escape_controls(kept)}" if stopped else "nothing was running")
     return ExitCode.OK
@@ -107,9 +128,14 @@ def run_down(arguments: argparse.Namespace) -> int:
 def run_status(arguments: argparse.Namespace) -> int:
     """Prints whether the lab runs, its URL, and what is wrong with it."""
     from labkit.launch.settings import find_checkout
+    from labkit.launch.state import prepare_state_folder
     from labkit.launch.status import read_status
 
-    status = read_status(find_checkout())
+    checkout = find_checkout()
+    if checkout.state_folder.is_dir():  # what it has is for its owner alone
+        with contextlib.suppress(UsageError):
+            prepare_state_folder(checkout)
+    status = read_status(checkout)
     if arguments.json:
         print_json(status.describe())
     elif status.healthy and status.state:
@@ -139,11 +165,12 @@ def run_logs(arguments: argparse.Namespace) -> int:
 
 
 def _add_inside(commands: argparse._SubParsersAction[Any]) -> None:
-    """Adds shell, exec and serve."""
+    """Adds shell, exec, serve and lab."""
     shell = commands.add_parser(
         "shell", help="open a shell inside the lab", description="Opens a shell inside the lab."
     )
     add_choices(shell)
+    _add_folders(shell)
     add_common(shell, as_json=False)
     shell.set_defaults(run=run_shell)
 
@@ -153,6 +180,7 @@ def _add_inside(commands: argparse._SubParsersAction[Any]) -> None:
         description="Runs a command inside the lab: `labkit exec -- labkit devices`.",
     )
     add_choices(execute)
+    _add_folders(execute)
     execute.add_argument("words", nargs="+", metavar="COMMAND", help="the command, after `--`")
     add_common(execute, as_json=False)
     execute.set_defaults(run=run_exec)
@@ -165,6 +193,17 @@ def _add_inside(commands: argparse._SubParsersAction[Any]) -> None:
     )
     add_common(serve, as_json=False)
     serve.set_defaults(run=run_serve, passes_on=True)
+
+    lab = commands.add_parser(
+        "lab",
+        help="run JupyterLab with the labs in a folder, from this Python environment",
+        description="Copies the notebooks into a folder and runs JupyterLab there, in the Python"
+        " environment that labkit is installed in. It needs no checkout and no engine.",
+    )
+    lab.add_argument("folder", nargs="?", default="work", metavar="DIR", help="the folder (work)")
+    _add_address(lab)
+    add_common(lab, as_json=False)
+    lab.set_defaults(run=run_lab)
 
 
 def run_shell(arguments: argparse.Namespace) -> int:
@@ -191,11 +230,35 @@ def enter_lab(arguments: argparse.Namespace, command: Sequence[str]) -> int:
 
 def run_serve(arguments: argparse.Namespace) -> int:
     """Copies the notebooks into the workspace and replaces this process by JupyterLab."""
+    from labkit.files import choose_labs_folder
     from labkit.launch.serve import become_jupyter, find_workspace, prepare_folders
     from labkit.lessons.workspace import update_workspace
 
     workspace = find_workspace()
     environment = prepare_folders()
-    update_workspace(workspace)
+    update_workspace(choose_labs_folder(workspace))
     become_jupyter(environment, arguments.further)
+    return ExitCode.OK
+
+
+def run_lab(arguments: argparse.Namespace) -> int:
+    """Replaces this process by JupyterLab on a folder, in this Python environment."""
+    from pathlib import Path
+
+    from labkit.files import choose_labs_folder
+    from labkit.launch.progress import Steps
+    from labkit.launch.serve import become_jupyter, compose_lab
+    from labkit.launch.settings import DEFAULT_PORT, read_settings
+    from labkit.launch.up import choose_port, warn_of_others
+    from labkit.lessons.workspace import update_workspace
+
+    settings, steps = read_settings(vars(arguments)), Steps()
+    warn_of_others(settings, steps)
+    port = choose_port(settings, settings.port or DEFAULT_PORT, steps)
+    workspace = Path(arguments.folder).expanduser().resolve()
+    environment = compose_lab(workspace, settings, port)
+    labs = choose_labs_folder(workspace)
+    file = labs / update_workspace(labs).labs[0].file
+    first = file.relative_to(workspace).as_posix()
+    become_jupyter(environment, [f"--LabApp.default_url=/lab/tree/{first}"])
     return ExitCode.OK

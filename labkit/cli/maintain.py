@@ -29,9 +29,17 @@ def add_commands(commands: argparse._SubParsersAction[Any]) -> None:
             add_choices(parser)
         if name == "build":
             parser.add_argument("--image", metavar="NAME", help="the image: registry/name:tag")
+            parser.add_argument(
+                "--extras",
+                metavar="WHAT",
+                help="lock and add packages: a file of requirements, names, or none",
+            )
         if name == "test":
             parser.add_argument(
                 "--fast", action="store_true", help="leave out slow, engine and browser tests"
+            )
+            parser.add_argument(
+                "--simulated", action="store_true", help="run the tests for GPUs on simulated ones"
             )
             parser.add_argument(
                 "--house",
@@ -53,12 +61,24 @@ def run_build(arguments: argparse.Namespace) -> int:
     from labkit.launch.up import prepare_lab
 
     steps, checkout, settings = Steps(), find_checkout(), read_settings(vars(arguments))
+    if arguments.extras:
+        _lock_extras(arguments.extras, steps)
     named = settings.flavor != "auto" or settings.cuda != "auto"
     if arguments.image or (named and settings.runtime != "local"):
         return _build_image(arguments, steps)
     prepare_lab(checkout, settings, steps, use_running=False)
     print("up to date")
     return ExitCode.OK
+
+
+def _lock_extras(asked: str, steps: Steps) -> None:
+    from labkit.launch.dev import lock_extras
+    from labkit.launch.settings import find_checkout
+    from labkit.launch.state import prepare_state_folder
+
+    checkout = find_checkout()
+    prepare_state_folder(checkout)
+    steps.say(lock_extras(checkout, asked, steps))
 
 
 def _build_image(arguments: argparse.Namespace, steps: Steps) -> int:
@@ -85,7 +105,18 @@ def run_test(arguments: argparse.Namespace) -> int:
     """Runs pytest (or the count of files) where the lab runs, and exits with its code."""
     if arguments.house:
         return _run_tools(arguments, "house")
+    if arguments.simulated:
+        return _run_simulated_tests(arguments)
     return _run_tools(arguments, "fast test" if arguments.fast else "test")
+
+
+def _run_simulated_tests(arguments: argparse.Namespace) -> int:
+    from labkit.launch.dev import run_simulated_tests
+    from labkit.launch.progress import Steps
+    from labkit.launch.settings import find_checkout, read_settings
+
+    settings = read_settings(vars(arguments))
+    return run_simulated_tests(find_checkout(), settings, Steps(), arguments.words)
 
 
 def run_lint(arguments: argparse.Namespace) -> int:

@@ -7,30 +7,31 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import json
 import math
 import os
-import shutil
 import sys
-import threading
-import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
 from labkit.cli import add_common, print_error, print_json
 from labkit.errors import EngineError, ExitCode, LabkitError, UsageError
+from labkit.host.cpu import count_allowed_cores
 from labkit.process import end_like_interrupt
-from labkit.text import escape_controls, format_bytes, format_seconds
+from labkit.text import escape_controls
 
 if TYPE_CHECKING:
     from labkit.lessons.catalog import Lab
-    from labkit.notebooks.execute import CellEvent, RunOptions
-    from labkit.notebooks.result import NotebookResult, RunAccount, RunFailure, RunFolder, RunResult
+    from labkit.notebooks.execute import RunOptions
+    from labkit.notebooks.result import RunAccount, RunFolder, RunResult
     from labkit.notebooks.schedule import DeviceChoice
     from labkit.notebooks.sources import Source
 
 DEFAULT_TIMEOUT_SECONDS = 600.0
+DEFAULT_TOLERANCE = 1e-6
 NEEDED = ("nbclient", "nbformat", "ipykernel", "jupytext", "msgspec", "nh3")
 RUNS_FOLDER = Path("runs")
 
@@ -51,16 +52,15 @@ def _add_run(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help="a lab, or PATH.ipynb|.py|.md")
     parser.add_argument("--all", action="store_true", help="every lab")
+    parser.add_argument(
+        "--last-failed",
+        action="store_true",
+        help="only those that did not pass in the newest run under runs/; all, if all passed",
+    )
     _add_limits(parser)
     _add_options(parser)
-    parser.add_argument(
-        "--output",
-        type=Path,
-        metavar="DIR",
-        help="the run folder: result.json, executed notebooks, report.html"
-        " (default: runs/DATE-TIME here)",
-    )
-    parser.add_argument("--no-output", action="store_true", help="write no run folder")
+    _add_parameters(parser)
+    _add_outputs(parser)
     add_common(parser)
     parser.set_defaults(run=run_asked)
 
@@ -103,11 +103,62 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--jobs",
-        type=int,
+        type=_read_jobs,
         default=1,
         metavar="N",
-        help="notebooks to run at once, each in its own kernel; they share the GPU (default: 1)",
+        help="notebooks to run at once, each in its own kernel with its share of the cores; auto:"
+        " as many as cores and memory allow; they share the GPU (default: 1)",
     )
+    parser.add_argument(
+        "--cwd",
+        type=Path,
+        metavar="DIR",
+        help="the folder to run in (default: each notebook's own)",
+    )
+
+
+def _add_parameters(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "-p",
+        "--parameter",
+        nargs=2,
+        action="append",
+        default=[],
+        metavar=("NAME", "VALUE"),
+        help="set a variable after the cell with the tag 'parameters', as papermill does",
+    )
+    parser.add_argument(
+        "--parameters-file",
+        type=Path,
+        metavar="FILE",
+        help="parameters as YAML or JSON: one object; -p overrules it",
+    )
+
+
+def _add_outputs(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--output",
+        metavar="DIR",
+        help="the run folder: result.json, executed notebooks, report.html; or an address that"
+        " fsspec knows, such as s3://bucket/run (default: runs/DATE-TIME here)",
+    )
+    parser.add_argument("--no-output", action="store_true", help="write no run folder")
+    parser.add_argument(
+        "--junit", type=Path, metavar="FILE", help="also write the result as JUnit XML"
+    )
+    parser.add_argument(
+        "--compare-outputs",
+        type=float,
+        nargs="?",
+        const=DEFAULT_TOLERANCE,
+        metavar="TOLERANCE",
+        help="fail where text outputs differ from the saved ones; numbers may differ by this"
+        " relative part (default: 1e-6)",
+    )
+
+
+def _read_jobs(text: str) -> int | str:
+    return "auto" if text == "auto" else int(text)
 
 
 def run_asked(arguments: argparse.Namespace) -> int:
@@ -118,13 +169,60 @@ def run_asked(arguments: argparse.Namespace) -> int:
     labs = [word for word in arguments.names if not is_path(word)]
     require_packages(["all"] if arguments.all else labs)
     sources = list_labs() if arguments.all else [find_source(word) for word in arguments.names]
-    if not sources:
+    if arguments.last_failed:
+        sources = choose_failed(sources, find_newest_run(RUNS_FOLDER))
+    elif not sources:
         raise UsageError("there is no lab to run", cause="labs.toml lists no lab with a lesson")
-    with end_like_interrupt():
-        run, folder = _execute(_name_apart(sources), arguments)
-    _show(run, arguments.json, folder.trouble if folder else None)
-    sound = folder is None or _finish_folder(folder)
+    with end_like_interrupt(), open_output(arguments.output) as output:
+        run, folder = _execute(_name_apart(sources), arguments, output)
+        _show(run, arguments.json, folder.trouble if folder else None)
+        sound = folder is None or _finish_folder(folder, arguments.output or "")
+    if arguments.junit:
+        from labkit.notebooks.junit import write_junit
+
+        write_junit(run, arguments.junit)
     return int(run.exit_code) or (ExitCode.OK if sound else ExitCode.FAILED)
+
+
+def choose_failed(sources: list[Source], newest: Path) -> list[Source]:
+    """The sources that did not pass in that run; all of them if every one passed.
+
+    Without sources, the run's own. Raises UsageError if there is then nothing to run.
+    """
+    from labkit.notebooks.result import read_run
+    from labkit.notebooks.sources import find_file
+
+    run = read_run(newest).result
+    failed = {Path(one.path).resolve() for one in run.notebooks if one.status != "passed"}
+    if sources:
+        return [one for one in sources if one.path.resolve() in failed] or sources
+    if not failed:
+        raise UsageError(f"nothing to run: every notebook passed in {newest}")
+    labs = {lab.path.resolve(): lab for lab in list_labs()}
+    return [labs.get(path) or find_file(str(path)) for path in sorted(failed)]
+
+
+@contextmanager
+def open_output(asked: str | None) -> Iterator[Path | None]:
+    """The local run folder of ``--output``; that of an address is uploaded at the end.
+
+    Raises UsageError if fsspec cannot reach the address.
+    """
+    if asked is None or "://" not in asked:
+        yield Path(asked) if asked else None
+        return
+    import tempfile
+
+    from labkit.notebooks.upload import check_address, upload_folder
+
+    check_address(asked)
+    with tempfile.TemporaryDirectory(prefix="labkit-run-") as scratch:
+        folder = Path(scratch) / "run"
+        try:
+            yield folder
+        finally:
+            if folder.is_dir():  # also after Ctrl-C, and after a failure
+                upload_folder(folder, asked)
 
 
 def require_packages(labs: list[str], find: Callable[[str], object] = find_spec) -> None:
@@ -177,34 +275,43 @@ def _lab_source(lab: Lab) -> Source:
 def _check_arguments(arguments: argparse.Namespace) -> None:
     if arguments.all and arguments.names:
         raise UsageError("--all conflicts with names: give one of them")
-    if not arguments.all and not arguments.names:
+    if not (arguments.all or arguments.names or arguments.last_failed):
         raise UsageError("nothing to run: name a lab or a notebook", fix="labkit run --all")
     limits = {"--timeout": arguments.timeout, "--total-timeout": arguments.total_timeout}
     for option, seconds in limits.items():
         if seconds is not None and not (math.isfinite(seconds) and seconds > 0):
             raise UsageError(f"invalid {option} {seconds:g}", cause="it must be above 0 seconds")
-    if arguments.jobs < 1:
+    if arguments.cwd and not arguments.cwd.is_dir():
+        raise UsageError(f"--cwd {escape_controls(str(arguments.cwd))} is not a folder")
+    if arguments.compare_outputs is not None and not 0 <= arguments.compare_outputs < math.inf:
+        raise UsageError(
+            f"invalid --compare-outputs {arguments.compare_outputs:g}",
+            cause="the tolerance is a number from 0 on",
+        )
+    if arguments.jobs != "auto" and arguments.jobs < 1:
         raise UsageError(f"invalid --jobs {arguments.jobs}", cause="it must be at least 1")
     if arguments.no_output and arguments.output:
         raise UsageError("--output conflicts with --no-output: give one of them")
 
 
 def _execute(
-    sources: list[Source], arguments: argparse.Namespace
+    sources: list[Source], arguments: argparse.Namespace, output: Path | None
 ) -> tuple[RunResult, RunFolder | None]:
     from labkit.devices.detect import detect_devices
     from labkit.notebooks.result import RunAccount, read_environment
     from labkit.notebooks.schedule import choose_device, follow_nothing, keep_nothing, run_notebooks
+    from labkit.notebooks.summary import RunProgress
 
     detection = detect_devices()
     device = choose_device(arguments.device, detection, os.environ)
+    options = _choose_options(arguments, device, len(sources))
     account = RunAccount(read_environment(detection, device.name))
-    folder = _open_folder(arguments, account, sources)
+    folder = None if arguments.no_output else _open_folder(output, account, sources)
     notebooks = run_notebooks(
         sources,
-        _choose_options(arguments, device),
+        options,
         account.measuring,
-        watch=RunProgress(sys.stderr, jobs=arguments.jobs).show_event,
+        watch=RunProgress(sys.stderr, jobs=options.jobs).show_event,
         keep=folder.keep if folder else keep_nothing,
         follow=folder.follow if folder else follow_nothing,
     )
@@ -214,43 +321,81 @@ def _execute(
     return run, folder
 
 
-def _choose_options(arguments: argparse.Namespace, device: DeviceChoice) -> RunOptions:
+def _choose_options(arguments: argparse.Namespace, device: DeviceChoice, count: int) -> RunOptions:
+    from labkit.memory.balance.read import read_machine_memory
     from labkit.notebooks.execute import RunOptions
+    from labkit.notebooks.schedule import choose_jobs, share_cores
 
+    cores = count_allowed_cores()
+    jobs = arguments.jobs
+    if jobs == "auto":
+        jobs = choose_jobs(count, cores, read_machine_memory().free_bytes)
     return RunOptions(
         timeout_seconds=arguments.timeout,
         total_timeout_seconds=arguments.total_timeout,
         keep_going=arguments.keep_going,
-        jobs=arguments.jobs,
+        jobs=jobs,
         allow_errors=arguments.allow_errors,
         kernel=arguments.kernel,
-        environment=device.environment,
+        environment={**share_cores(jobs, cores, os.environ), **device.environment},
         asks_cuda=device.asks_cuda,
+        folder=arguments.cwd,
+        parameters=read_parameters(arguments.parameters_file, arguments.parameter),
+        tolerance=arguments.compare_outputs,
     )
 
 
+def read_parameters(file: Path | None, typed: list[list[str]]) -> Mapping[str, Any]:
+    """The parameters of the file, overruled by the typed ones.
+
+    Raises UsageError if the file cannot be read or holds no object.
+    """
+    from labkit.notebooks.sources import parse_parameters
+
+    if file is None:
+        return parse_parameters(typed)
+    import yaml  # jupytext brings it
+
+    shown = escape_controls(str(file))
+    try:
+        found = yaml.safe_load(file.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise UsageError(f"{shown} cannot be read", cause=escape_controls(str(error))) from error
+    if not isinstance(found, dict):
+        raise UsageError(f"{shown} holds no parameters", cause="it is not an object of names")
+    try:
+        json.dumps(found, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise UsageError(
+            f"{shown} holds a value that JSON does not have", cause=escape_controls(str(error))
+        ) from error
+    parse_parameters([(str(name), "") for name in found])
+    return {**found, **parse_parameters(typed)}
+
+
 def _open_folder(
-    arguments: argparse.Namespace, account: RunAccount, sources: Iterable[Source]
+    asked: Path | None, account: RunAccount, sources: Iterable[Source]
 ) -> RunFolder | None:
     """The run's folder. If the default one cannot be created, prints a warning and returns None."""
     from labkit.notebooks.result import NotebookResult, RunFolder
 
-    if arguments.no_output:
-        return None
     waiting = [NotebookResult(source.name, str(source.path), "not_run") for source in sources]
     try:
-        return RunFolder(arguments.output, account, waiting)
+        return RunFolder(asked, account, waiting)
     except UsageError as error:
-        if arguments.output:
+        if asked:
             raise
         print(f"warning: this run is not saved: {error.what}", file=sys.stderr)
         print(f"  cause: {error.cause}\n  try: --output DIR, or --no-output", file=sys.stderr)
         return None
 
 
-def _finish_folder(folder: RunFolder) -> bool:
+def _finish_folder(folder: RunFolder, asked: str) -> bool:
     """Adds the report, prints the paths, and returns whether the folder is complete."""
-    shown = escape_controls(str(folder.path))
+    from labkit.notebooks.upload import show_address
+
+    is_sent = "://" in asked
+    shown = show_address(asked) if is_sent else escape_controls(str(folder.path))
     if folder.trouble:
         cause = folder.trouble.strerror or str(folder.trouble)
         error = LabkitError(f"the run folder {shown} is incomplete", cause=cause)
@@ -260,7 +405,9 @@ def _finish_folder(folder: RunFolder) -> bool:
     from labkit.notebooks.report.page import write_report
 
     try:
-        print(f"report: {escape_controls(str(write_report(folder.path)))}", file=sys.stderr)
+        report = write_report(folder.path)
+        place = f"{shown}/{report.name}" if is_sent else escape_controls(str(report))
+        print(f"report: {place}", file=sys.stderr)
     except LabkitError as error:
         print_error(error)
         return False
@@ -268,6 +415,8 @@ def _finish_folder(folder: RunFolder) -> bool:
 
 
 def _show(run: RunResult, as_json: bool, trouble: OSError | None) -> None:
+    from labkit.notebooks.summary import format_summary
+
     # With --json the summary goes to stderr; stdout contains only the object.
     print(format_summary(run.notebooks), file=sys.stderr if as_json else sys.stdout)
     if as_json:
@@ -289,145 +438,6 @@ def _name_apart(sources: list[Source]) -> list[Source]:
         taken.add(name)
         apart.append(dataclasses.replace(source, name=name))
     return apart
-
-
-# Output for people: one line per cell during the run, and a summary at the end. Control characters
-# in names, code and outputs are escaped.
-
-LINE_COLUMNS = 52
-LEAST_COLUMNS = 12
-FIGURE_COLUMNS = 21  # the seconds and the memory, with the gaps before them
-TRACEBACK_LINES = 40
-CLEAR_LINE = "\r\x1b[K"
-UPDATE_SECONDS = 0.2
-# The message is sufficient; the traceback would show labkit's own code.
-WITHOUT_TRACEBACK = ("ClaimFailed", "CheckFailed")
-
-
-class RunProgress:
-    """Writes one line per cell, ``tensors  3/41  a = torch.tensor([1.0])  0.01 s``, to a stream.
-
-    On a terminal the line is updated while the cell runs, with the elapsed seconds and the current
-    memory, unless several notebooks run at once (``jobs``) and would overwrite each other.
-    """
-
-    def __init__(self, stream: TextIO, *, jobs: int = 1, columns: int | None = None) -> None:
-        self._stream = stream
-        self._live = jobs == 1 and stream.isatty() and os.environ.get("TERM") != "dumb"
-        self._columns = columns or shutil.get_terminal_size().columns
-        self._lock = threading.Lock()
-        self._shown = 0.0
-
-    def show_event(self, event: CellEvent) -> None:
-        """Writes the line of a cell that starts, is running or has ended."""
-        with self._lock:
-            if event.status != "running":
-                live = self._live
-                line = format_cell(event, self._columns if live else None)
-                self._stream.write(f"{CLEAR_LINE}{line}\n" if live else f"{line}\n")
-                self._stream.flush()
-            elif self._live and self._is_due(event):
-                line = format_cell(event, self._columns)
-                self._stream.write(CLEAR_LINE + line[: self._columns - 1])
-                self._stream.flush()
-
-    def _is_due(self, event: CellEvent) -> bool:
-        now = time.monotonic()
-        due = event.seconds is None or now - self._shown >= UPDATE_SECONDS
-        self._shown = now if due else self._shown
-        return due
-
-
-def format_cell(event: CellEvent, columns: int | None = None) -> str:
-    """One line for a cell: notebook, number, first source line, and seconds and memory if known.
-
-    With ``columns``, the first source line is cut to fit the terminal.
-    """
-    place = f"{event.number:>{len(str(event.total))}}/{event.total}"
-    start = f"{escape_controls(event.notebook)}  {place}  "
-    width = LINE_COLUMNS
-    if columns is not None:
-        width = max(LEAST_COLUMNS, min(width, columns - 1 - len(start) - FIGURE_COLUMNS))
-    line = f"{start}{_cut(event.first_line, width):<{width}}"
-    if event.seconds is not None:
-        line += f"  {event.seconds:6.2f} s"
-    if event.resident_bytes is not None:
-        line += f"  {format_bytes(event.resident_bytes):>9}"
-    return line if event.status in ("running", "passed") else f"{line}  {_say(event.status)}"
-
-
-def format_summary(notebooks: Iterable[NotebookResult]) -> str:
-    """Each notebook's status, one line each, with the reason below a failed one."""
-    return escape_controls("\n".join(_format_notebook(notebook) for notebook in notebooks))
-
-
-def _format_notebook(notebook: NotebookResult) -> str:
-    words = [f"{notebook.name}: {_say(notebook.status)}", *_count_outcomes(notebook)]
-    line = ", ".join(words)
-    if notebook.seconds is not None:
-        line += f" ({format_seconds(notebook.seconds)})"
-    broken = [
-        f"claim does not hold: {claim.statement}"
-        for claim in notebook.claims
-        if claim.held is False
-    ]
-    broken += [
-        f"check did not pass: {check.name} ({check.status})"
-        for check in notebook.checks
-        if check.status != "passed"
-    ]
-    broken += [
-        f"output was cut: {format_bytes(cell.output_bytes)} came from '{_cut(cell.first_line)}'"
-        for cell in notebook.cells
-        if cell.truncated
-    ]
-    details = [f"  {text}" for text in broken]
-    if notebook.error:
-        details.append(_indent(_format_failure(notebook.error)))
-    return "\n".join([line, *details])
-
-
-def _count_outcomes(notebook: NotebookResult) -> list[str]:
-    """The counts above 0: cells run, claims held and skipped, checks passed."""
-    held = sum(claim.held is True for claim in notebook.claims)
-    skipped = sum(claim.skipped is not None for claim in notebook.claims)
-    passed = sum(check.status == "passed" for check in notebook.checks)
-    ran = sum(cell.has_run for cell in notebook.cells)
-    words = [f"{ran} of {len(notebook.cells)} cells run"] if notebook.cells else []
-    if notebook.claims:
-        words.append(f"{held} of {len(notebook.claims)} claims held")
-    if skipped:
-        words.append(f"{skipped} skipped")
-    if notebook.checks:
-        words.append(f"{passed} of {len(notebook.checks)} checks passed")
-    return words
-
-
-def _format_failure(failure: RunFailure) -> str:
-    blocks = [failure.what]
-    if failure.source:
-        blocks.append(_indent(failure.source))
-    if failure.traceback and failure.name not in WITHOUT_TRACEBACK:
-        lines = failure.traceback.splitlines()
-        if len(lines) > TRACEBACK_LINES:
-            lines = ["...", *lines[-TRACEBACK_LINES:]]
-        blocks.append("\n".join(lines))
-    if failure.hint:
-        blocks.append(failure.hint)
-    return "\n\n".join(blocks)
-
-
-def _indent(text: str) -> str:
-    return "\n".join(f"  {line}".rstrip() for line in text.splitlines())
-
-
-def _cut(text: str, width: int = LINE_COLUMNS) -> str:
-    text = escape_controls(text)
-    return text if len(text) <= width else text[: width - 3] + "..."
-
-
-def _say(status: str) -> str:
-    return status.replace("_", " ")
 
 
 # Reports and comparisons.

@@ -154,7 +154,8 @@ def main(words: list[str]) -> None:
     if words[0] == "try":
         run_steps(torch, words[2], report, time.perf_counter)
     elif words[0] == "prove":
-        device = str(best_device())
+        best = best_device()
+        device = str(best) if best.type == "cpu" else f"{best.type}:{best.index or 0}"
         report({"step": "device", "words": device})
         run_steps(torch, device, report, time.perf_counter, PROOFS)
     else:

@@ -8,6 +8,7 @@ import shutil
 import socket
 import ssl
 import threading
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
@@ -17,15 +18,19 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+from labkit.host.cpu import count_allowed_cores
 from labkit.host.distribution import Distribution, read_distribution
 from labkit.host.engine import EngineFacts, probe_engine
 from labkit.host.gpu import is_wsl
 from labkit.host.machine import MachineFacts, PortProbe, is_port_free, read_machine
-from labkit.process import CommandResult, CommandRunner, run_command
+from labkit.process import CommandResult, CommandRunner, run_command, run_working
 
-COMMAND_SECONDS = 3.0
+PROBE_SECONDS = 3.0
+# What a check asks for; the limit of each command is the runner's: less, unless the host is busy.
+COMMAND_SECONDS = 20.0
 SELF_TEST_SECONDS = 600.0
 PROBE_GRACE_SECONDS = 0.5
+WORK_SECONDS = 60.0
 NETWORK_SECONDS = 3.0
 READ_CHARACTERS = 1_000_000
 
@@ -38,7 +43,12 @@ def run_probe(arguments: Sequence[str], *, timeout_seconds: float) -> CommandRes
 
 
 def run_own_python(arguments: Sequence[str], *, timeout_seconds: float) -> CommandResult:
-    """As ``run_probe``, for this same Python, which imports what its parent does (PYTHONPATH)."""
+    """As ``run_probe``, for this same Python, which imports what its parent does (PYTHONPATH).
+
+    A limit of minutes is one of work done: a busy machine is not a device that hangs.
+    """
+    if timeout_seconds > WORK_SECONDS:
+        return run_working(arguments, timeout_seconds=timeout_seconds, environment=os.environ)
     return run_command(
         arguments,
         timeout_seconds=timeout_seconds,
@@ -50,7 +60,7 @@ def run_own_python(arguments: Sequence[str], *, timeout_seconds: float) -> Comma
 class OnceRunner:
     """Runs each command once for all checks; a program that hung is not run again."""
 
-    def __init__(self, run: CommandRunner, limit_seconds: float = COMMAND_SECONDS) -> None:
+    def __init__(self, run: CommandRunner, limit_seconds: float = PROBE_SECONDS) -> None:
         self._run = run
         self._limit_seconds = limit_seconds
         self._lock = threading.Lock()
@@ -77,6 +87,27 @@ class OnceRunner:
         if result.timed_out:
             self._hung.add(words[0])
         return result
+
+
+def measure_patience() -> float:
+    """By how much to extend limits of time: the processes that wait for each core, from 1 to 6."""
+    cores = count_allowed_cores() or 1
+    try:
+        waiting = os.getloadavg()[0] / cores
+    except OSError:  # not on this system
+        return 1.0
+    return max(1.0, min(6.0, waiting))
+
+
+def find_free_inodes(path: Path) -> int | None:
+    """Files that can still be created on the disk of ``path``; None if it has no such limit."""
+    for folder in (path, *path.parents):
+        try:
+            found = os.statvfs(folder)
+        except OSError:
+            continue
+        return found.f_favail if found.f_files else None
+    return None
 
 
 def find_free_bytes(path: Path) -> int | None:
@@ -126,7 +157,8 @@ class Host:
     ``run_shared`` runs each command once for all checks. ``deep`` gives slow checks minutes.
     ``own_port`` is the port of this checkout's running lab. ``images`` are the images to test GPU
     access with; only one that the engine already has is used. ``builds_torch`` is True in a
-    checkout, whose builds get torch from PyTorch's index unless another one is set.
+    checkout, whose builds get torch from PyTorch's index unless another one is set. ``patience``
+    extends the checks' limits on a busy machine. ``find_program`` is like ``shutil.which``.
     """
 
     run: CommandRunner = field(default_factory=lambda: OnceRunner(run_probe))
@@ -139,7 +171,9 @@ class Host:
     groups: tuple[int, ...] = field(default_factory=lambda: tuple(os.getgroups()))
     environment: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
     workspace: Path | None = None
+    checkout: Path | None = None
     deep: bool = False
+    patience: float = 1.0
     images: tuple[str, ...] = ()
     port: int = 8888
     port_asked: bool = False
@@ -148,6 +182,9 @@ class Host:
     builds_torch: bool = False
     free_bytes: Callable[[Path], int | None] = find_free_bytes
     total_bytes: Callable[[Path], int | None] = find_total_bytes
+    free_inodes: Callable[[Path], int | None] = find_free_inodes
+    find_program: Callable[[str], object] = shutil.which
+    now: Callable[[], float] = time.time
     is_port_free: PortProbe = is_port_free
     resolve: Callable[[str], None] = resolve_name
     reach: Callable[[str], None] = reach_url
@@ -202,8 +239,8 @@ class Host:
 
     def probe_engines(self) -> tuple[EngineFacts, EngineFacts]:
         """Docker's and Podman's facts, probed at the same time."""
-        docker = start_thread(lambda: probe_engine("docker", self.run))
-        podman = start_thread(lambda: probe_engine("podman", self.run))
+        docker = start_thread(lambda: probe_engine("docker", self.run, self.environment))
+        podman = start_thread(lambda: probe_engine("podman", self.run, self.environment))
         return docker.result(), podman.result()
 
 

@@ -5,6 +5,7 @@ Each check waits for the checks that it needs, and has a time limit, so none del
 
 from __future__ import annotations
 
+import textwrap
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -14,8 +15,11 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from labkit.doctor.check import STATUSES, Check, Finding, Host, SafeFix, unknown
+from labkit.host.packages import adapt_command
 from labkit.process import CommandResult, CommandRunner
 
+# Narrower terminals wrap by themselves.
+MIN_TEXT_COLUMNS = 30
 # The time to skip a check whose needed check has just timed out.
 SKIP_SECONDS = 0.3
 
@@ -91,8 +95,16 @@ def examine_host(
     found = []
     for check in chosen:
         limit_seconds = check.deep_seconds if host.deep else check.limit_seconds
-        found.append(examiner.await_finding(check, started + limit_seconds * limit_scale))
+        limit_seconds *= limit_scale * host.patience
+        found.append(_adapt(examiner.await_finding(check, started + limit_seconds), host))
     return Examination(tuple(found))
+
+
+def _adapt(finding: Finding, host: Host) -> Finding:
+    """The finding with a fix that this host has the programs for."""
+    if not finding.fix:
+        return finding
+    return replace(finding, fix=adapt_command(finding.fix, host.distribution, host.find_program))
 
 
 def _examine(check: Check, host: Host) -> Finding:
@@ -109,13 +121,15 @@ def _find_skip_reason(finding: Finding) -> str | None:
     return f"{finding.check} {'failed' if finding.status == 'failed' else 'is unknown'}"
 
 
-def format_examination(examination: Examination) -> str:
+def format_examination(examination: Examination, columns: int | None = None) -> str:
     """The findings for a person, and a last line that counts them.
 
-    Checks that were skipped for the same reason share a line.
+    Checks that were skipped for the same reason share a line. Lines fold at ``columns`` (None:
+    not at all), except commands, which must stay in one piece to be copied.
     """
     width = max((len(finding.check) for finding in examination.findings), default=0)
-    blocks = [_format_finding(finding, width) for finding in _join_skipped(examination.shown)]
+    found = _join_skipped(examination.shown)
+    blocks = [_format_finding(finding, width, columns) for finding in found]
     counts = ", ".join(f"{count} {status}" for status, count in examination.count().items())
     return "\n".join([*blocks, "", f"{len(examination.findings)} checks: {counts}"])
 
@@ -130,14 +144,29 @@ def _join_skipped(findings: Sequence[Finding]) -> list[Finding]:
     return list(joined.values())
 
 
-def _format_finding(finding: Finding, width: int) -> str:
+def _format_finding(finding: Finding, width: int, columns: int | None) -> str:
     indent = " " * (width + 10)
-    lines = [f"{finding.status:<8} {finding.check:<{width}} {finding.found}"]
+    lines = [(f"{finding.status:<8} {finding.check:<{width}} ", finding.found)]
     if finding.cause:
-        lines.append(f"{indent}cause: {finding.cause}")
+        lines.append((indent, f"cause: {finding.cause}"))
+    shown = [_fold(start, text, indent, columns) for start, text in lines]
     if finding.fix:
-        lines.append(f"{indent}try: {finding.fix}")
-    return "\n".join(lines)
+        # A long command starts further left; a line break inside would run half of it.
+        fits = columns is None or len(indent) + len(f"try: {finding.fix}") <= columns
+        shown.append(f"{indent if fits else '  '}try: {finding.fix}")
+    return "\n".join(shown)
+
+
+def _fold(start: str, text: str, indent: str, columns: int | None) -> str:
+    if columns is None:
+        return start + text
+    return textwrap.fill(
+        text,
+        max(columns, len(indent) + MIN_TEXT_COLUMNS),
+        initial_indent=start,
+        subsequent_indent=indent,
+        break_on_hyphens=False,
+    )
 
 
 FIX_SECONDS = 120.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,10 +25,19 @@ FAMILIES = {
 
 @dataclass(frozen=True)
 class Distribution:
-    """A distribution by its own name ("Debian GNU/Linux 12") and family; None is unknown."""
+    """A distribution by its own name ("Debian GNU/Linux 12") and family; None is unknown.
+
+    ``version`` is the release in the family's own numbers, such as (24, 4); a derivative that
+    counts its releases by itself (Mint 22) has none.
+    """
 
     name: str | None = None
     family: str | None = None
+    version: tuple[int, ...] | None = None
+
+    def is_older_than(self, *version: int) -> bool:
+        """True if the release is known and older than ``version``."""
+        return self.version is not None and self.version < version
 
 
 UNKNOWN = Distribution()
@@ -45,7 +55,7 @@ def parse_os_release(text: str) -> Distribution:
     """The distribution that the text of /etc/os-release describes.
 
     >>> parse_os_release('ID=linuxmint\\nID_LIKE="ubuntu debian"\\nPRETTY_NAME="Mint 22"')
-    Distribution(name='Mint 22', family='ubuntu')
+    Distribution(name='Mint 22', family='ubuntu', version=None)
     """
     fields = {}
     for line in text.splitlines():
@@ -54,7 +64,17 @@ def parse_os_release(text: str) -> Distribution:
             fields[key.strip()] = _unquote(value)
     names = [fields.get("ID", ""), *fields.get("ID_LIKE", "").split()]
     families = (FAMILIES.get(name.partition("-")[0]) for name in names)
-    return Distribution(fields.get("PRETTY_NAME") or None, next(filter(None, families), None))
+    family = next(filter(None, families), None)
+    return Distribution(fields.get("PRETTY_NAME") or None, family, _read_version(fields, family))
+
+
+def _read_version(fields: dict[str, str], family: str | None) -> tuple[int, ...] | None:
+    """VERSION_ID as numbers; None if it counts in another way than the family does."""
+    # The rebuilds of RHEL have its numbers.
+    own = fields.get("ID") == family or family == "rhel"
+    text = fields.get("VERSION_ID", "")
+    numbers = re.fullmatch(r"\d{1,6}(?:\.\d{1,6}){0,2}", text) if own else None
+    return tuple(map(int, text.split("."))) if numbers else None
 
 
 def _unquote(value: str) -> str:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from labkit.host.distribution import UNKNOWN, Distribution
@@ -24,6 +26,7 @@ class EngineFacts:
     """Facts of one container engine, from its own commands; None means unknown.
 
     ``problem`` quotes why its daemon does not answer, ``compose_problem`` why its Compose does not.
+    ``chosen_by`` is the variable that names another daemon, such as "DOCKER_HOST=tcp://gpu:2375".
     """
 
     name: str
@@ -34,6 +37,7 @@ class EngineFacts:
     problem: str | None = None
     compose_version: str | None = None
     compose_problem: str | None = None
+    chosen_by: str | None = None
 
     @property
     def compose_major(self) -> int | None:
@@ -47,9 +51,19 @@ class EngineFacts:
         return bool(self.endpoint) and not str(self.endpoint).startswith(("unix:", "npipe:", "/"))
 
 
-def probe_engine(name: str, run: CommandRunner) -> EngineFacts:
-    """The facts of ``docker`` or ``podman``, from its client."""
-    return (probe_docker if name == "docker" else probe_podman)(run)
+# The variables by which a client talks to another daemon; the first one that is set counts.
+CHOICES = {"docker": ("DOCKER_HOST", "DOCKER_CONTEXT"), "podman": ("CONTAINER_HOST",)}
+
+
+def probe_engine(
+    name: str, run: CommandRunner, environment: Mapping[str, str] = os.environ
+) -> EngineFacts:
+    """The facts of ``docker`` or ``podman``, from its client and the variables that steer it."""
+    facts = (probe_docker if name == "docker" else probe_podman)(run)
+    chosen = next((each for each in CHOICES[name] if environment.get(each)), None)
+    if chosen is None:
+        return facts
+    return replace(facts, chosen_by=f"{chosen}={escape_controls(environment[chosen])}")
 
 
 def probe_docker(run: CommandRunner) -> EngineFacts:
@@ -177,9 +191,10 @@ def find_engine_obstacle(
     if engine.server_version is None:
         return _find_daemon_obstacle(engine, distribution, system)
     if engine.remote:
+        by = f", by {engine.chosen_by}" if engine.chosen_by else ""
         return EngineObstacle(
             "remote",
-            f"{name} talks to another machine ({engine.endpoint})",
+            f"{name} talks to another machine ({engine.endpoint}{by})",
             "that engine cannot see this machine's work/ or its GPU",
             "unset DOCKER_HOST DOCKER_CONTEXT; docker context use default",
         )
@@ -198,6 +213,14 @@ def _find_daemon_obstacle(
             "this user is not in the docker group, or not since the last login",
             "sudo usermod -aG docker $USER   # then log out and in again",
         )
+    if engine.chosen_by:
+        variable = engine.chosen_by.partition("=")[0]
+        return EngineObstacle(
+            "daemon",
+            f"{engine.name}'s daemon does not answer ({problem})",
+            f"{engine.chosen_by} names another daemon than this machine's own",
+            f"unset {variable}   # or set it right",
+        )
     if "Podman's" in problem:
         return EngineObstacle(
             "shim", problem, "the package podman-docker provides it", "make up RUNTIME=podman"
@@ -210,8 +233,9 @@ def _find_daemon_obstacle(
             "podman info   # shows what is wrong with it",
         )
     if "did not answer" in problem:
+        # Busy machines took longer than the limit: an engine that is slow is never restarted.
         return EngineObstacle(
-            "timeout", problem, "the daemon hangs", "sudo systemctl restart docker"
+            "timeout", problem, "the machine is busy, or the daemon hangs", "time docker info"
         )
     return EngineObstacle(
         "daemon",

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from labkit.errors import DeviceMissingError, UsageError
+from labkit.host.packages import Capability, find_last_branch, is_dropped
 from labkit.process import CommandResult, CommandRunner
 
 PROBE_SECONDS = 10.0
@@ -25,8 +26,8 @@ DRIVER = re.compile(r"\d{3}\.\d+")
 QUOTED_LINES = 3
 VERSION = re.compile(r"\b(\d{3}\.\d+(?:\.\d+)?)\b")
 
-
-Capability = tuple[int, int]
+# What nvidia-smi prints in a field of a GPU that fails.
+FAILING = ("ERR!", "[Unknown Error]", "[GPU is lost]", "[GPU requires reset]")
 
 # The first compute capability of each architecture.
 ARCHITECTURES: tuple[tuple[Capability, str], ...] = (
@@ -41,6 +42,39 @@ ARCHITECTURES: tuple[tuple[Capability, str], ...] = (
     ((10, 0), "Blackwell"),
     ((13, 0), "a newer architecture"),
 )
+
+# The generation by PCI device id, for hosts whose driver is missing, broken or too new for the GPU:
+# the first id of each range and its capability, up to the next range. The ids are those in the
+# public lists of supported GPUs of NVIDIA's drivers.
+PCI_IDS: tuple[tuple[int, Capability], ...] = (
+    (0x0000, (2, 0)),
+    (0x0FC0, (3, 0)),
+    (0x1000, (3, 5)),
+    (0x1040, (2, 0)),
+    (0x1180, (3, 0)),
+    (0x1200, (2, 0)),
+    (0x1280, (3, 5)),
+    (0x1340, (5, 0)),
+    (0x13C0, (5, 2)),
+    (0x15F0, (6, 0)),
+    (0x1600, (5, 2)),
+    (0x1B00, (6, 1)),
+    (0x1D80, (7, 0)),
+    (0x1E00, (7, 5)),
+    (0x2080, (8, 0)),
+    (0x2180, (7, 5)),
+    (0x2200, (8, 6)),
+    (0x2300, (9, 0)),
+    (0x2400, (8, 6)),
+    (0x2600, (8, 9)),
+    (0x2900, (10, 0)),
+    (0x2B00, (12, 0)),
+    (0x2E00, (12, 1)),
+    (0x2F00, (12, 0)),
+    (0x3100, (10, 3)),
+)
+NVIDIA_VENDOR = "0x10de"
+DISPLAY_CLASS = "0x03"  # VGA, 3D and other display controllers; not a card's sound chip
 
 # For a driver that does not report the capability. Only series with a single architecture: an RTX
 # 2050 is not Turing, and a GTX 960M is not the same as a GTX 960.
@@ -58,6 +92,9 @@ NAMES: tuple[tuple[str, Capability], ...] = (
     (r"\bG?B300\b", (10, 3)),
     (r"\bRTX 50[5-9]0\b|\bRTX PRO \d000 Blackwell\b", (12, 0)),
     (r"\bGB10\b", (12, 1)),
+    (r"\bXavier\b", (7, 2)),
+    (r"\bOrin\b", (8, 7)),
+    (r"\bThor\b", (11, 0)),
 )
 
 
@@ -66,7 +103,8 @@ class Gpu:
     """One GPU. ``index`` counts in PCI bus order, as nvidia-smi and the engines do.
 
     ``capability`` is CUDA's compute capability, (8, 9) for 8.9. ``mig`` is True in MIG mode, and
-    ``instances`` are the UUIDs of the GPU's MIG instances. None means unknown.
+    ``instances`` are the UUIDs of the GPU's MIG instances. ``answers`` is False for a GPU whose
+    queries fail (nvidia-smi prints "ERR!"). None means unknown.
     """
 
     name: str
@@ -75,6 +113,7 @@ class Gpu:
     capability: Capability | None = None
     mig: bool | None = None
     instances: tuple[str, ...] = ()
+    answers: bool = True
 
     @property
     def lacks_instances(self) -> bool:
@@ -84,12 +123,24 @@ class Gpu:
 
 @dataclass(frozen=True)
 class GpuFacts:
-    """The host's NVIDIA driver and GPUs; ``problem`` quotes nvidia-smi if it failed."""
+    """The host's NVIDIA driver and GPUs; ``problem`` quotes nvidia-smi if it failed.
+
+    ``on_bus`` are the generations of the GPUs on the PCI bus, and ``installed`` is the driver that
+    is installed but not loaded: both are read only if the driver lists no GPU.
+    """
 
     driver_version: str | None = None
     gpus: tuple[Gpu, ...] = ()
     problem: str | None = None
     wsl: bool = False
+    on_bus: tuple[Capability, ...] = ()
+    installed: str | None = None
+
+    @property
+    def dropped(self) -> Capability | None:
+        """The generation of a GPU for which the driver here is too new; None if there is none."""
+        major = read_major(self.driver_version or self.installed)
+        return next((each for each in self.on_bus if major and is_dropped(each, major)), None)
 
     @property
     def present(self) -> bool:
@@ -104,8 +155,13 @@ class GpuFacts:
     @property
     def driver_major(self) -> int | None:
         """The driver's branch, 580 of "580.65.06"; None if the version is unknown."""
-        found = re.match(r"(\d+)\.", self.driver_version or "")
-        return int(found.group(1)) if found else None
+        return read_major(self.driver_version)
+
+
+def read_major(version: str | None) -> int | None:
+    """The branch of a driver's version, 580 of "580.65.06"; None if it is unknown."""
+    found = re.match(r"(\d+)\.", version or "")
+    return int(found.group(1)) if found else None
 
 
 def probe_gpu(run: CommandRunner, root: Path = Path("/")) -> GpuFacts:
@@ -116,20 +172,76 @@ def probe_gpu(run: CommandRunner, root: Path = Path("/")) -> GpuFacts:
     rows = _read_rows(answer, fields)
     if rows:
         gpus = _read_instances(run, program, tuple(_read_gpu(row, n) for n, row in enumerate(rows)))
-        return GpuFacts(_known(rows[0].get("driver_version")), gpus, wsl=wsl)
+        versions = (_known(row.get("driver_version")) for row in rows)
+        version = next(filter(None, versions), None) or read_module_version(root)
+        return GpuFacts(version, gpus, wsl=wsl)
     if answer.ok and not answer.stdout.strip():
         return GpuFacts(wsl=wsl)
+    version = read_module_version(root)
+    on_bus = tuple(gpu.capability for gpu in list_bus_gpus(root) if gpu.capability)
+    old = version is None and any(map(find_last_branch, on_bus))
     return GpuFacts(
-        driver_version=read_module_version(root),
-        gpus=_read_module_gpus(root),
+        driver_version=version,
+        gpus=_read_module_gpus(root) or _read_jetson(root),
         problem=None if answer.missing else _quote(answer),
         wsl=wsl,
+        on_bus=on_bus,
+        installed=read_installed_version(run) if old else None,
     )
+
+
+def read_installed_version(run: CommandRunner) -> str | None:
+    """The version of the module that the running kernel could load; None if there is none."""
+    answer = run(["modinfo", "-F", "version", "nvidia"], timeout_seconds=PROBE_SECONDS)
+    version = answer.stdout.strip() if answer.ok else ""
+    return version if re.fullmatch(r"\d{3}[\d.]*", version) else None
+
+
+def _read_jetson(root: Path) -> tuple[Gpu, ...]:
+    """The GPU of a Jetson, whose older systems have no nvidia-smi."""
+    model = _read(root / "proc/device-tree/model").strip("\0\n ")
+    is_jetson = "Jetson" in model and (root / "etc/nv_tegra_release").exists()
+    return (Gpu(model, capability=infer_capability(model)),) if is_jetson else ()
+
+
+@dataclass(frozen=True)
+class BusGpu:
+    """An NVIDIA GPU on the PCI bus: its address, kernel driver and generation; unknown is None."""
+
+    address: str
+    driver: str | None = None
+    capability: Capability | None = None
+
+
+def list_bus_gpus(root: Path = Path("/"), vendor: str = NVIDIA_VENDOR) -> tuple[BusGpu, ...]:
+    """A vendor's display controllers in /sys/bus/pci, which need no driver to be listed."""
+    found = []
+    for folder in sorted((root / "sys/bus/pci/devices").glob("*")):
+        is_gpu = _read(folder / "class").startswith(DISPLAY_CLASS)
+        if is_gpu and _read(folder / "vendor").strip() == vendor:
+            link = folder / "driver"
+            driver = link.readlink().name if link.is_symlink() else None
+            known = _read_generation(folder / "device") if vendor == NVIDIA_VENDOR else None
+            found.append(BusGpu(folder.name, driver, known))
+    return tuple(found)
+
+
+def _read_generation(path: Path) -> Capability | None:
+    try:
+        number = int(_read(path).strip(), 16)
+    except ValueError:
+        return None
+    return [capability for first, capability in PCI_IDS if first <= number][-1]
 
 
 def has_driver(root: Path = Path("/")) -> bool:
     """True if files of a loaded driver exist; starts no program."""
     return any((root / path).exists() for path in ("proc/driver/nvidia/version", "dev/dxg"))
+
+
+def has_gpu(root: Path = Path("/")) -> bool:
+    """True if there is an NVIDIA GPU here: a loaded driver, or a display controller on the bus."""
+    return has_driver(root) or bool(list_bus_gpus(root))
 
 
 def _find_program(run: CommandRunner, root: Path) -> str:
@@ -175,25 +287,26 @@ def _names_gpu(row: dict[str, str]) -> bool:
     Another program of the same name must not cause a download of CUDA.
     """
     version = row["driver_version"]
-    is_version = DRIVER.match(version) is not None or version.startswith("[") or version == "N/A"
+    is_version = DRIVER.match(version) is not None or (bool(version) and _known(version) is None)
     return is_version and bool(row["name"])
 
 
 def _read_gpu(row: dict[str, str], place: int) -> Gpu:
-    name = row["name"]
+    name = _known(row["name"])
     index = row.get("index", "")
     return Gpu(
-        name,
+        name or "NVIDIA GPU",
         int(index) if index.isdecimal() else place,
         _known(row.get("uuid")),
-        _parse_capability(row.get("compute_cap", "")) or infer_capability(name),
+        _parse_capability(row.get("compute_cap", "")) or infer_capability(name or ""),
         {"Enabled": True, "Disabled": False}.get(row.get("mig.mode.current", "")),
+        answers=name is not None and not any(value in FAILING for value in row.values()),
     )
 
 
 def _known(text: str | None) -> str | None:
-    """The value, or None for nvidia-smi's placeholder ("[N/A]")."""
-    return text if text and not text.startswith("[") and text != "N/A" else None
+    """The value, or None for nvidia-smi's placeholders ("[N/A]", "ERR!", "[Unknown Error]")."""
+    return text if text and not text.startswith("[") and text not in ("N/A", "ERR!") else None
 
 
 def _parse_capability(text: str) -> Capability | None:

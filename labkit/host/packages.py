@@ -1,4 +1,4 @@
-"""The commands that install or configure software, for each distribution.
+"""The commands that install or configure software, for each distribution, and NVIDIA's drivers.
 
 A distribution without such a command gets the fix in words. No command here restarts the machine:
 if a restart is needed, a comment says so.
@@ -6,9 +6,14 @@ if a restart is needed, a comment says so.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 from labkit.host.distribution import Distribution
+
+Capability = tuple[int, int]
 
 # A family without an own entry uses its parent's.
 PARENTS = {"ubuntu": "debian", "rhel": "fedora"}
@@ -36,8 +41,16 @@ class Fix:
     arch: str | None = None
     alpine: str | None = None
 
-    def on(self, distribution: Distribution) -> str:
+    def on(
+        self,
+        distribution: Distribution,
+        capability: Capability | None = None,
+        *,
+        wsl: bool = False,
+    ) -> str:
         """The command for this distribution: its family's, its parent family's, or the common one.
+
+        A fix that installs a driver also depends on the GPU's ``capability`` and on WSL2.
 
         >>> Fix("see the manual", debian="apt-get install x").on(Distribution(family="ubuntu"))
         'apt-get install x'
@@ -127,20 +140,200 @@ UPDATE_TOOLKIT = Fix(
     arch="sudo pacman -Syu nvidia-container-toolkit",
 )
 
-# NVIDIA's driver.
-INSTALL_DRIVER = Fix(
-    "install NVIDIA's driver 580 or newer for this system, then reboot",
-    # Debian 12 has 535 and 13 has 550.
-    debian="sudo apt-get install nvidia-driver   # 580 or newer: from NVIDIA; then reboot",
-    ubuntu=f"sudo ubuntu-drivers install{THEN_REBOOT}",
-    fedora="sudo dnf install akmod-nvidia   # from RPM Fusion; then reboot",
-    rhel=f"sudo dnf module install nvidia-driver:open-dkms{THEN_REBOOT}",
-    suse=f"sudo zypper install nvidia-open-driver-G06-signed-kmp-meta{THEN_REBOOT}",
-    arch=f"sudo pacman -S nvidia-open{THEN_REBOOT}",
+# NVIDIA's driver: which branch, variant and package serves a generation of GPUs. Facts from
+# NVIDIA's driver installation guide and the distributions' package indexes.
+LAST_KEPLER, LAST_VOLTA = 470, 580  # the last branches for GPUs before 5.0, and before 7.5
+OPEN_FROM: Capability = (7, 5)  # Turing: the open modules need its system processor
+OPEN_ONLY_FROM: Capability = (10, 0)  # Blackwell: the closed modules do not know it
+CUDA_12, CUDA_13 = 525, 580  # the first branches that run the builds of torch for CUDA 12 and 13
+GUIDE = "docs.nvidia.com/datacenter/tesla/driver-installation-guide"
+CPU_LAB = "make up FLAVOR=cpu"
+# WSL2 uses Windows' driver; a Linux driver would hide it.
+UPDATE_WINDOWS_DRIVER = "wsl.exe --shutdown   # after updating NVIDIA's driver in Windows"
+
+Variant = Literal["open", "closed"]
+
+
+@dataclass(frozen=True)
+class DriverAdvice:
+    """The driver for a GPU on a distribution, and the command that installs it.
+
+    ``branch`` is the one to install, or the newest that supports the GPU; None if any from 580 on
+    does. ``package`` is None if the distribution has none, and ``variant`` if both are right.
+    """
+
+    command: str
+    branch: int | None = None
+    package: str | None = None
+    variant: Variant | None = None
+
+
+def find_last_branch(capability: Capability) -> int | None:
+    """The last branch of NVIDIA's driver that supports the GPU; None while new ones do.
+
+    >>> find_last_branch((6, 1)), find_last_branch((8, 9))
+    (580, None)
+    """
+    if capability < (5, 0):
+        return LAST_KEPLER
+    return LAST_VOLTA if capability < OPEN_FROM else None
+
+
+def is_dropped(capability: Capability, driver_major: int) -> bool:
+    """True if a driver of this branch is too new for the GPU and ignores it."""
+    last = find_last_branch(capability)
+    return last is not None and driver_major > last
+
+
+def find_variant(capability: Capability) -> Variant | None:
+    """The variant of the kernel modules that the GPU needs; None if both work."""
+    if capability < OPEN_FROM:
+        return "closed"
+    return "open" if capability >= OPEN_ONLY_FROM else None
+
+
+# The package and the commands by family: for GPUs before Turing, and from Turing on.
+_BEFORE_TURING: dict[str, tuple[str, str]] = {
+    "debian": ("nvidia-driver", "sudo apt-get install nvidia-driver"),
+    "ubuntu": ("nvidia-driver-580", "sudo apt-get install nvidia-driver-580"),
+    "fedora": ("akmod-nvidia-580xx", "sudo dnf install akmod-nvidia-580xx   # from RPM Fusion"),
+    "rhel": (
+        "nvidia-driver:580-dkms",
+        "sudo dnf module enable nvidia-driver:580-dkms && sudo dnf install cuda-drivers",
+    ),
+    "suse": ("nvidia-driver-G06-kmp-default", "sudo zypper install nvidia-driver-G06-kmp-default"),
+    "arch": ("nvidia-580xx-dkms", "build nvidia-580xx-dkms and nvidia-580xx-utils from the AUR"),
+}
+_FROM_TURING: dict[str, tuple[str, str]] = {
+    "debian": ("nvidia-driver", "sudo apt-get install nvidia-driver"),
+    "ubuntu": ("nvidia-driver-580-open", "sudo apt-get install nvidia-driver-580-open"),
+    "fedora": ("akmod-nvidia", "sudo dnf install akmod-nvidia   # from RPM Fusion"),
+    "rhel": (
+        "nvidia-driver:open-dkms",
+        "sudo dnf module enable nvidia-driver:open-dkms && sudo dnf install nvidia-open",
+    ),
+    "suse": (
+        "nvidia-open-driver-G06-signed-kmp-meta",
+        "sudo zypper install nvidia-open-driver-G06-signed-kmp-meta",
+    ),
+    "arch": ("nvidia-open", "sudo pacman -S nvidia-open"),
+}
+# The driver in Debian's own releases, by their numbers: too old for Blackwell and for CUDA 13.
+_IN_DEBIAN = {11: 470, 12: 535, 13: 550}
+# RHEL and its rebuilds, and Amazon Linux 2023, have modules; RHEL 10 has none.
+_MODULAR = (8, 9, 2023)
+
+
+def advise_driver(
+    distribution: Distribution,
+    capability: Capability | None = None,
+    *,
+    wsl: bool = False,
+    least: int = CUDA_12,
+) -> DriverAdvice:
+    """The driver for a GPU of this compute capability (None: unknown) on this distribution.
+
+    ``least`` is the branch that the GPU's build of torch needs. GPUs before Maxwell get the CPU
+    lab: no build of torch has code for them.
+
+    >>> advise_driver(Distribution("Arch", "arch"), (8, 9)).command
+    'sudo pacman -S nvidia-open   # then reboot'
+    """
+    if wsl:
+        return DriverAdvice(UPDATE_WINDOWS_DRIVER)
+    if capability is not None and capability < (5, 0):
+        why = f"its last driver is {LAST_KEPLER}, and no build of torch has code for it"
+        return DriverAdvice(f"{CPU_LAB}   # {why}", LAST_KEPLER, None, "closed")
+    if distribution.family == "alpine":
+        return DriverAdvice(f"{CPU_LAB}   # NVIDIA has no driver for Alpine's C library")
+    if capability is None:
+        return DriverAdvice(_name_any(distribution))
+    return _advise_for(distribution, capability, least)
+
+
+def _advise_for(distribution: Distribution, capability: Capability, least: int) -> DriverAdvice:
+    last, variant = find_last_branch(capability), find_variant(capability)
+    least = CUDA_13 if variant == "open" else least
+    table = _BEFORE_TURING if last else _FROM_TURING
+    found = table.get(distribution.family or "")
+    if found is None or _is_beyond_own(distribution, last, least):
+        return _take_from_nvidia(last, variant)
+    package, command = _take_unmodular(distribution, last, found)
+    if distribution.family == "debian":
+        variant = "closed"
+    return DriverAdvice(_then_reboot(command), last, package, variant)
+
+
+def _is_beyond_own(distribution: Distribution, last: int | None, least: int) -> bool:
+    """True if the distribution's own release has no driver that is new, or old, enough."""
+    if distribution.family == "ubuntu":
+        return distribution.is_older_than(22, 4)
+    if distribution.family != "debian":
+        return False
+    own = _IN_DEBIAN.get((distribution.version or (0,))[0])
+    if own is None:  # a newer release may have a branch that dropped the GPU
+        return last is not None or least > max(_IN_DEBIAN.values())
+    return own < least
+
+
+def _take_unmodular(
+    distribution: Distribution, last: int | None, found: tuple[str, str]
+) -> tuple[str, str]:
+    """The package and command for a RHEL without modules; others unchanged."""
+    major = (distribution.version or (9,))[0]
+    if distribution.family != "rhel" or major in _MODULAR:
+        return found
+    if last:
+        lock = f"sudo dnf versionlock add '*nvidia*{last}*'"
+        return "cuda-drivers", f"{lock} && sudo dnf install cuda-drivers"
+    return "nvidia-open", "sudo dnf install nvidia-open"
+
+
+def _take_from_nvidia(last: int | None, variant: Variant | None) -> DriverAdvice:
+    branch = f"{last}" if last else f"{CUDA_13} or newer"
+    kind = "closed" if last else "open"
+    words = f"install NVIDIA's driver {branch} ({kind} modules) from its own source ({GUIDE})"
+    return DriverAdvice(f"{words}, then reboot", last, None, variant)
+
+
+def _name_any(distribution: Distribution) -> str:
+    """What installs a driver if the GPU is unknown: it must not be the wrong one for any."""
+    if distribution.family == "ubuntu":
+        return f"sudo ubuntu-drivers install{THEN_REBOOT}"
+    if distribution.family == "debian" and _IN_DEBIAN.get((distribution.version or (12,))[0]):
+        return _then_reboot("sudo apt-get install nvidia-driver   # a Blackwell needs NVIDIA's own")
+    new = _FROM_TURING.get(distribution.family or "")
+    old = _BEFORE_TURING.get(distribution.family or "")
+    if not new or not old:
+        return f"install NVIDIA's driver {CUDA_13} or newer ({GUIDE}), then reboot"
+    return f"{new[1].partition('   #')[0]}   # before Turing: {old[0]}; then reboot"
+
+
+def _then_reboot(command: str) -> str:
+    return f"{command}; then reboot" if "   #" in command else f"{command}{THEN_REBOOT}"
+
+
+@dataclass(frozen=True)
+class DriverFix(Fix):
+    """The fix that installs the driver for a GPU; without its capability, for any GPU."""
+
+    def on(
+        self,
+        distribution: Distribution,
+        capability: Capability | None = None,
+        *,
+        wsl: bool = False,
+    ) -> str:
+        """The command of ``advise_driver``."""
+        return advise_driver(distribution, capability, wsl=wsl).command
+
+
+INSTALL_DRIVER = DriverFix(
+    f"install NVIDIA's driver {CUDA_13} or newer ({GUIDE}), then reboot",
+    **{name: advise_driver(Distribution(name, name)).command for name in INSTALL_COMMANDS},
 )
 INSTALL_OPEN_MODULE = Fix(
-    "install the open variant of NVIDIA's driver 570 or newer, then reboot",
-    debian=f"sudo apt-get install nvidia-open-kernel-dkms{THEN_REBOOT}",
+    f"install NVIDIA's driver {CUDA_13} or newer with its open modules ({GUIDE}), then reboot",
     ubuntu=f"sudo apt-get install nvidia-driver-580-open{THEN_REBOOT}",
     fedora="echo '%_with_kmod_nvidia_open 1' | sudo tee /etc/rpm/macros.nvidia-kmod "
     f"&& sudo akmods --force --rebuild{THEN_REBOOT}",
@@ -203,3 +396,50 @@ INSTALL_LIBGL = install(
     suse="Mesa-libGL1",
     arch="libglvnd",
 )
+
+
+# The packages of the programs that fixes run, for hosts that lack them.
+PROGRAMS: dict[str, Fix | None] = {
+    "nvidia-ctk": INSTALL_TOOLKIT,
+    "lspci": install("install lspci", debian="pciutils", fedora="pciutils", suse="pciutils"),
+    "mokutil": install("install mokutil", debian="mokutil", fedora="mokutil", suse="mokutil"),
+    "ubuntu-drivers": install("", ubuntu="ubuntu-drivers-common"),
+    "add-apt-repository": install("", ubuntu="software-properties-common"),
+    "dkms": install("install dkms", debian="dkms", fedora="dkms", arch="dkms"),
+    **dict.fromkeys(("systemctl", "nvidia-modprobe", "dmesg", "setsebool", "resolvectl", "ss")),
+    **dict.fromkeys(("apt-get", "dnf", "zypper", "pacman", "nvidia-smi", "wsl.exe", "docker")),
+}
+Find = Callable[[str], object]
+
+
+def adapt_command(command: str, distribution: Distribution, find: Find) -> str:
+    """The command as this host can run it; ``find`` is like ``shutil.which``.
+
+    Alternatives that are not installed are left out, ``service`` takes the place of a missing
+    ``systemctl``, and a missing program comes with the command that installs it.
+
+    >>> adapt_command("sudo nvidia-modprobe || sudo modprobe x", Distribution(), {}.get)
+    'sudo modprobe x'
+    """
+    line, mark, comment = command.partition("   #")
+    if not find("systemctl") and find("service"):
+        line = re.sub(r"systemctl (?:enable --now|start) (\S+)", r"service \1 start", line)
+        line = re.sub(r"systemctl restart (\S+)", r"service \1 restart", line)
+    choices = line.split(" || ")
+    usable = [choice for choice in choices if not _list_missing(choice, find)]
+    line = " || ".join(usable or choices)
+    missing = [] if usable else _list_missing(line, find)
+    if not missing:
+        return f"{line}{mark}{comment}"
+    package = PROGRAMS[missing[0]]
+    if package is not None and package.on(distribution):
+        return f"{package.on(distribution)}   # then: {line}"
+    return f"{line}   # {missing[0]} is not installed here: do the same by this system's own tool"
+
+
+def _list_missing(line: str, find: Find) -> list[str]:
+    """The programs that a line runs and the host lacks, of those that can be missing."""
+    first = re.compile(r"(?:sudo\s+(?:-n\s+)?)?(?:\w+=\S+\s+)*(\S+)")
+    found = [first.match(part.strip()) for part in re.split(r"&&|\|\|?|;", line)]
+    programs = [match[1] for match in found if match]
+    return [program for program in programs if program in PROGRAMS and not find(program)]

@@ -11,33 +11,47 @@ from typing import NamedTuple
 from labkit.errors import DeviceMissingError, EngineError, LabkitError, UsageError
 from labkit.host.distribution import UNKNOWN, Distribution
 from labkit.host.gpu import Capability, Gpu, GpuFacts, describe_architecture, describe_gpus
-from labkit.host.packages import INSTALL_DRIVER
+from labkit.host.packages import CPU_LAB, CUDA_12, CUDA_13, advise_driver
 from labkit.text import near_match
 
 TORCH_VERSION = "2.13.0"
 PYTORCH_INDEX = "https://download.pytorch.org/whl"
 
 
-# PyTorch makes CUDA wheels for these machines; those for ARM64 have no code for older GPUs.
+# PyTorch makes CUDA wheels for these machines.
 MACHINES = ("x86_64", "aarch64")
-OLDEST_ON = {"aarch64": (8, 0)}
+# The GPUs of NVIDIA's Tegra chips (Jetson) run only code that was built for them alone.
+TEGRA: frozenset[Capability] = frozenset({(5, 3), (6, 2), (7, 2), (8, 7), (10, 1)})
+ON_JETSON = "a Jetson needs NVIDIA's own builds of torch"
+JETSON_WHEELS = "docs.nvidia.com/deeplearning/frameworks/install-pytorch-jetson-platform"
 
 
 @dataclass(frozen=True)
 class BuildNeeds:
-    """What a build needs: the driver's branch, and a GPU from ``oldest`` to ``newest``.
+    """What a build needs: the driver's branch, and a GPU that its code runs on.
 
-    ``newest`` is None if the driver can compile the build's PTX for later architectures.
+    ``code`` has the compute capabilities that the build is compiled for, by machine, as torch
+    lists them (``torch.cuda.PYTORCH_RELEASES_CODE_CC``).
     """
 
     driver: int
-    oldest: Capability
-    newest: Capability | None
+    code: dict[str, tuple[Capability, ...]]
 
     def has_code_for(self, capability: Capability, machine: str) -> bool:
         """True if the build runs on GPUs of this compute capability in this kind of machine."""
-        oldest = max(self.oldest, OLDEST_ON.get(machine, self.oldest))
-        return oldest <= capability and (self.newest is None or capability <= self.newest)
+        return any(_runs_on(code, capability) for code in self.code.get(machine, ()))
+
+    def describe_span(self, machine: str) -> str:
+        """The capabilities that the build has code for, as "7.5 to 12.0"."""
+        code = self.code.get(machine) or ((0, 0),)
+        return "{}.{} to {}.{}".format(*code[0], *code[-1])
+
+
+def _runs_on(code: Capability, capability: Capability) -> bool:
+    """True if code runs on the GPU: it is for the same major version, and not for a later one."""
+    if capability in TEGRA:
+        return code == capability
+    return code[0] == capability[0] and code[1] <= capability[1]
 
 
 @dataclass(frozen=True)
@@ -84,13 +98,21 @@ CUDA_BUILDS = (
 BUILDS = {build.name: build for build in (CPU_BUILD, *CUDA_BUILDS)}
 # By the names of the CUDA builds, in their order: the newest first.
 NEEDS = {
-    "cu130": BuildNeeds(580, (7, 5), None),
-    "cu126": BuildNeeds(525, (5, 0), (9, 0)),
+    "cu130": BuildNeeds(
+        CUDA_13,
+        {
+            "x86_64": ((7, 5), (8, 0), (8, 6), (9, 0), (10, 0), (12, 0)),
+            "aarch64": ((8, 0), (9, 0), (10, 0), (11, 0), (12, 0)),
+        },
+    ),
+    "cu126": BuildNeeds(
+        CUDA_12,
+        {
+            "x86_64": ((5, 0), (6, 0), (7, 0), (7, 5), (8, 0), (8, 6), (9, 0)),
+            "aarch64": ((8, 0), (9, 0)),
+        },
+    ),
 }
-
-CPU_LAB = "make up FLAVOR=cpu"
-# WSL2 uses Windows' driver; a Linux driver would hide it.
-UPDATE_WINDOWS_DRIVER = "wsl.exe --shutdown   # after updating NVIDIA's driver in Windows"
 
 
 def find_build(name: str) -> TorchBuild:
@@ -125,10 +147,11 @@ class BuildHost:
         """The driver's version as it is shown."""
         return self.facts.driver_version or "unknown"
 
-    @property
-    def install_driver(self) -> str:
-        """The command that installs this distribution's newest driver."""
-        return UPDATE_WINDOWS_DRIVER if self.facts.wsl else INSTALL_DRIVER.on(self.distribution)
+    def advise_driver(self, least: int) -> str:
+        """The command that installs a driver of branch ``least`` or newer for the oldest GPU."""
+        known = [gpu.capability for gpu in self.gpus if gpu.capability]
+        oldest = min(known, default=None)
+        return advise_driver(self.distribution, oldest, wsl=self.facts.wsl, least=least).command
 
     def list_served(self, build: str) -> tuple[Gpu, ...]:
         """The GPUs that the build runs on."""
@@ -174,16 +197,20 @@ def choose_build(asked: str, host: BuildHost, *, all_asked: bool = False) -> Bui
     left_out = [gpu for gpu in host.gpus if gpu not in served]
     if left_out and all_asked:
         raise _refuse_together(best, left_out, host)
-    return BuildChoice(best, served, _explain(best, served, host), *_warn(best, left_out, host))
+    warning = _warn(best, left_out, host) if left_out or all_asked else _warn_of_mig(served)
+    return BuildChoice(best, served, _explain(best, served, host), *warning)
 
 
 def find_gpu_obstacle(build: str, gpu: Gpu, machine: str) -> str | None:
     """Why a lab of this build cannot use the GPU, or None if no reason is known."""
+    if not gpu.answers:
+        return "the driver reports an error for it (nvidia-smi prints ERR!)"
     if gpu.lacks_instances:
         return "it is in MIG mode and has no MIG instances"
     if gpu.capability is None or NEEDS[build].has_code_for(gpu.capability, machine):
         return None
-    return f"build {build} has no code for its architecture ({describe_architecture(gpu)})"
+    no_code = f"build {build} has no code for its architecture ({describe_architecture(gpu)})"
+    return f"{no_code}: {ON_JETSON}" if gpu.capability in TEGRA else no_code
 
 
 def _explain(build: str, served: Sequence[Gpu], host: BuildHost) -> str:
@@ -200,9 +227,21 @@ def _warn(build: str, left_out: Sequence[Gpu], host: BuildHost) -> tuple[str | N
         f"{gpu.name} (GPU {gpu.index}) is left out: {find_gpu_obstacle(build, gpu, host.machine)}"
         for gpu in left_out
     ]
-    alone = next((gpu for gpu in left_out if not gpu.lacks_instances), None)
+    alone = next((gpu for gpu in left_out if gpu.answers and not gpu.lacks_instances), None)
+    if not left_out[0].answers:
+        return "; ".join(said), "make doctor   # shows the GPU's faults"
     fix = f"make up GPUS={alone.index}   # a lab on that one" if alone else _divide(left_out[0])
     return "; ".join(said), fix
+
+
+def _warn_of_mig(served: Sequence[Gpu]) -> tuple[str | None, str | None]:
+    """The warning that a process uses one of several MIG instances, and how to choose one."""
+    split = next((gpu for gpu in served if len(gpu.instances) > 1), None)
+    if split is None:
+        return None, None
+    count = len(split.instances)
+    words = f"{split.name} (GPU {split.index}) has {count} MIG instances, and a process gets one"
+    return words, f"make up GPUS={split.instances[0]}   # a lab on that one"
 
 
 def _divide(gpu: Gpu) -> str:
@@ -217,7 +256,7 @@ def _refuse_asked(asked: str, able: Sequence[str], host: BuildHost) -> LabkitErr
         cause = _describe_machine(host)
     elif asked not in able:
         cause = f"it needs driver {NEEDS[asked].driver} or newer, and {host.driver} is loaded"
-        fix = fix if others else host.install_driver
+        fix = fix if others else host.advise_driver(NEEDS[asked].driver)
     else:
         each = ((gpu.name, find_gpu_obstacle(asked, gpu, host.machine)) for gpu in host.gpus)
         cause = "; ".join(f"{name}: {why}" for name, why in each)
@@ -236,26 +275,36 @@ def _refuse_all(host: BuildHost) -> LabkitError:
         return EngineError(
             f"driver {host.driver} is too old for CUDA",
             cause=f"every CUDA build of torch here needs driver {oldest} or newer",
-            fix=host.install_driver,
+            fix=host.advise_driver(oldest),
         )
-    empty = next((gpu for gpu in host.gpus if gpu.lacks_instances), None)
-    if empty:
-        return DeviceMissingError(
-            what,
-            cause=f"{empty.name} (GPU {empty.index}) is in MIG mode and has no MIG instances",
-            fix=_divide(empty),
-        )
+    unusable = _refuse_unusable(what, host)
+    if unusable:
+        return unusable
     architecture = describe_architecture(host.gpus[0])
     if with_code:
         return EngineError(
             what,
             cause=f"its architecture ({architecture}) needs build {with_code[0]}, which needs"
             f" driver {NEEDS[with_code[0]].driver} or newer",
-            fix=host.install_driver,
+            fix=host.advise_driver(NEEDS[with_code[0]].driver),
         )
-    return EngineError(
-        what, cause=f"no build has code for its architecture ({architecture})", fix=CPU_LAB
-    )
+    cause = f"no build has code for its architecture ({architecture})"
+    if host.gpus[0].capability in TEGRA:
+        fix = f"{CPU_LAB}   # with the GPU: {JETSON_WHEELS}"
+        return EngineError(what, cause=f"{cause}: {ON_JETSON}", fix=fix)
+    return EngineError(what, cause=cause, fix=CPU_LAB)
+
+
+def _refuse_unusable(what: str, host: BuildHost) -> LabkitError | None:
+    """The error for a GPU that fails, or that MIG leaves without an instance."""
+    for gpu in host.gpus:
+        why = find_gpu_obstacle(CUDA_BUILDS[0].name, gpu, host.machine)
+        cause = f"{gpu.name} (GPU {gpu.index}): {why}"
+        if not gpu.answers:
+            return EngineError(what, cause=cause, fix="make doctor")
+        if gpu.lacks_instances:
+            return DeviceMissingError(what, cause=cause, fix=_divide(gpu))
+    return None
 
 
 def _describe_machine(host: BuildHost) -> str:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from labkit.host.distribution import read_distribution
+from labkit.host.gpu import has_gpu
 from labkit.jupyter.panel import is_same_cell
 from labkit.known_errors.match import hint_at
 from labkit.memory.balance.model import MIB, Balance, Snapshot
@@ -74,7 +75,9 @@ def explain_last_error() -> str | None:
 def explain_known_error(error: BaseException | None) -> str | None:
     """The cause and the fix of a known error, one line each; None for an unknown one."""
     texts = [f"{type(one).__name__}: {one}" for one in walk_chain(error)]
-    return hint_at("\n".join(texts), read_distribution()) if texts else None
+    if not texts:
+        return None
+    return hint_at("\n".join(texts), read_distribution(), has_gpu=has_gpu())
 
 
 def _name_current(torch: Any) -> str:

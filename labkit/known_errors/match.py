@@ -99,8 +99,18 @@ def explain_file(file: BinaryIO, known: tuple[KnownError, ...] = KNOWN_ERRORS) -
     return _explain(read_pieces(decode_blocks(blocks)), known)
 
 
-def hint_at(text: str, distribution: Distribution) -> str | None:
+# Errors whose fixes help only where there is a GPU.
+GPU_ERRORS = {"no-cuda-build", "torch-without-driver"}
+NO_GPU_HINT = (
+    "cause: this machine has no NVIDIA GPU, so no tensor can be made on cuda\n"
+    'try: device = labkit.best_device()   # then device=device instead of device="cuda"'
+)
+
+
+def hint_at(text: str, distribution: Distribution, *, has_gpu: bool = True) -> str | None:
     """The cause and the fix, one line each, to print below an error; None if none is certain.
+
+    Without a GPU the hint for its errors is another device, not another build of torch.
 
     >>> print(hint_at("AssertionError: Torch not compiled with CUDA enabled", UNKNOWN))
     cause: this torch is a build for the CPU
@@ -109,6 +119,8 @@ def hint_at(text: str, distribution: Distribution) -> str | None:
     found = explain_text(text).sure
     if found is None:
         return None
+    if found.error.name in GPU_ERRORS and not has_gpu:
+        return NO_GPU_HINT
     return f"cause: {found.error.cause}\ntry: {found.error.fix.on(distribution)}"
 
 

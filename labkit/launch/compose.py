@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,7 +15,14 @@ from labkit.host.gpu_access import list_seen, name_cdi_device
 from labkit.host.torch_builds import find_build
 from labkit.launch import image
 from labkit.launch.progress import StepLog, Steps, explain_failure
-from labkit.launch.settings import Checkout, Flavor, Identity, Settings, check_locks
+from labkit.launch.settings import (
+    Checkout,
+    Flavor,
+    Identity,
+    Settings,
+    check_locks,
+    read_lab_variables,
+)
 from labkit.launch.state import LabHandle, prepare_state_folder, write_private
 from labkit.process import (
     CommandResult,
@@ -33,20 +40,49 @@ START_LIMIT_SECONDS = 180.0
 PROFILES = ("cpu", "cuda", GPU_SERVICE, "test")
 
 
-def write_gpu_file(checkout: Checkout, client: str, flavor: Flavor) -> Path:
-    """Writes the flavor's GPUs to `.labkit/gpus.json`, a Compose file, and returns its path.
+# Where a container has the folder of DATA=.
+DATA_FOLDER = "/data"
+# The user's own Compose files, which can overrule any setting.
+OVERRIDES = ("compose.override.yaml", "compose.override.yml")
 
-    compose.yaml cannot contain the list: a variable cannot hold a list, and a second file can only
-    extend one. JSON is valid YAML.
+
+def write_compose_file(checkout: Checkout, name: str, content: Mapping[str, object]) -> Path:
+    """Writes `.labkit/NAME`, a Compose file for what compose.yaml cannot have, of mode 0600.
+
+    A variable cannot hold a list there, and a second file can only extend one. JSON is valid YAML.
     """
     prepare_state_folder(checkout)
-    path = checkout.state_folder / "gpus.json"
-    write_private(path, json.dumps(list_gpus(client, flavor), indent=2) + "\n")
+    path = checkout.state_folder / name
+    write_private(path, json.dumps(content, indent=2) + "\n")
     return path
 
 
+def list_overrides(checkout: Checkout) -> list[str]:
+    """The user's Compose files beside compose.yaml, as options of Compose."""
+    paths = [checkout.root / name for name in OVERRIDES]
+    return [word for path in paths if path.is_file() for word in ("--file", str(path))]
+
+
+def list_additions(service: str, settings: Settings) -> dict[str, object]:
+    """The content of a Compose file with the user's data and variables for a service.
+
+    Compose would replace what begins with a dollar sign.
+    """
+    added: dict[str, object] = {}
+    values = read_lab_variables(settings)
+    if settings.data:
+        source = str(settings.data).replace("$", "$$")
+        mount = {"type": "bind", "source": source, "target": DATA_FOLDER, "read_only": True}
+        added["volumes"] = [{**mount, "bind": {"create_host_path": False}}]
+        values["LABKIT_DATA"] = DATA_FOLDER
+    if values:
+        escaped = {name: value.replace("$", "$$") for name, value in values.items()}
+        added["environment"] = escaped
+    return {"services": {service: added}} if added else {}
+
+
 def list_gpus(client: str, flavor: Flavor) -> dict[str, object]:
-    """The content of that file: each service's GPUs, requested in the way that a test proved."""
+    """The content of a Compose file: each service's GPUs, requested in the way that was proved."""
     cdi = [name_cdi_device(gpu) for gpu in flavor.gpus]
     if client == "podman":  # podman-compose supports no CDI reservation
         return {"services": {name: {"devices": cdi} for name in SERVICES}}
@@ -213,13 +249,19 @@ class ContainerLab:
     def compose_command(self, words: Sequence[str]) -> list[str]:
         """The Compose command line for ``words``.
 
-        To start a cuda lab, it writes the file with the GPUs and adds it.
+        To start a lab, it writes and adds the files with its GPUs, data and variables.
         """
         project = ["--project-name", self.checkout.project]
         folder = ["--project-directory", str(self.checkout.root)]
         files = ["--file", str(self.checkout.root / "compose.yaml")]
-        if self.flavor.way and words[0] in ("up", "run"):
-            files += ["--file", str(write_gpu_file(self.checkout, self.client, self.flavor))]
+        if words[0] in ("up", "run"):
+            gpus = list_gpus(self.client, self.flavor) if self.flavor.way else {}
+            added = list_additions(self.service, self.settings)
+            for name, content in (("gpus.json", gpus), ("added.json", added)):
+                if content:
+                    path = write_compose_file(self.checkout, name, content)
+                    files += ["--file", str(path)]
+        files += list_overrides(self.checkout)
         profiles = [word for name in PROFILES for word in ("--profile", name)]
         return [self.client, "compose", *project, *folder, *files, *profiles, *words]
 

@@ -11,17 +11,25 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from labkit.errors import EngineError
+from labkit.errors import EngineError, UsageError
 from labkit.host.torch_builds import BUILDS, CUDA_BUILDS, TORCH_VERSION, TorchBuild
-from labkit.launch.certificates import trust_in_pip
 from labkit.launch.compose import ContainerLab
 from labkit.launch.plan import announce_choices, make_plan, probe_host
-from labkit.launch.progress import Steps
-from labkit.launch.settings import Checkout, Settings, check_locks
+from labkit.launch.progress import StepLog, Steps
+from labkit.launch.settings import EXTRAS, Checkout, Settings, check_locks
 from labkit.launch.state import ensure_token, hold_lock, prepare_state_folder
-from labkit.launch.venv import PIP_VARIABLES
-from labkit.process import CommandResult, compose_environment, replace_process, run_command
+from labkit.launch.venv import SIMULATED_VENV, PythonEnvironment, compose_pip_environment
+from labkit.process import (
+    CommandResult,
+    compose_environment,
+    replace_process,
+    run_command,
+    stream_command,
+)
 
+# What needs a GPU or the simulation, wherever it stands.
+SIMULATED_TESTS = ("-m", "gpu or simulated", "-n", "2", "--dist", "loadgroup")
+SIMULATION_BUILD = "tests.simulated_gpu.build"
 FAST_TESTS = ("-m", "not slow and not engine and not browser", "-n", "2", "--dist", "loadfile")
 # Each one runs, even if the one before it failed.
 LINTERS = (
@@ -79,6 +87,63 @@ def run_tools(
     return 0
 
 
+def run_simulated_tests(
+    checkout: Checkout, settings: Settings, steps: Steps, words: Sequence[str] = ()
+) -> int:
+    """Replaces this process by the tests for GPUs, in an environment with simulated ones.
+
+    It is a .venv in each runtime: the simulation replaces CUDA's libraries, which an image of the
+    lab must not have. Raises UsageError for a container or the CPU, EngineError if it cannot be
+    built.
+    """
+    if settings.runtime in ("docker", "podman") or settings.flavor == "cpu":
+        raise UsageError(
+            f"SIMULATED=1 runs in {SIMULATED_VENV}, with the build for CUDA {CUDA_BUILDS[0].cuda}",
+            cause="RUNTIME=docker, RUNTIME=podman and FLAVOR=cpu conflict with it",
+            fix="make test SIMULATED=1",
+        )
+    prepare_state_folder(checkout)
+    environment = PythonEnvironment(checkout, SIMULATED_VENV)
+    with hold_lock(checkout, lambda: steps.say("another `up` or `down` is at work: waiting")):
+        environment.prepare(steps, (*CUDA_BUILDS[0].locks, "test"))
+        _build_simulation(checkout, environment, steps)
+    os.chdir(checkout.root)
+    command = [str(environment.python), "-m", "pytest", *SIMULATED_TESTS, *words]
+    replace_process(command, _describe_simulation(checkout, environment))
+    return 0
+
+
+def _build_simulation(checkout: Checkout, environment: PythonEnvironment, steps: Steps) -> None:
+    """Compiles the simulated GPU and puts it into the environment; seconds if nothing changed."""
+    command = [str(environment.python), "-m", SIMULATION_BUILD, str(environment.folder)]
+    with (
+        steps.step("building the simulated GPU"),
+        StepLog(checkout.logs_folder / "simulated-gpu.log") as log,
+    ):
+        result = stream_command(
+            command, timeout_seconds=1200, on_line=log.write, folder=checkout.root
+        )
+        if not result.ok:
+            raise log.failure(
+                "building the simulated GPU failed",
+                "make test SIMULATED=1   # on Linux, x86-64, with gcc and g++",
+            )
+
+
+def _describe_simulation(checkout: Checkout, environment: PythonEnvironment) -> dict[str, str]:
+    """The environment variables for programs on simulated GPUs; the tests choose the GPUs."""
+    home = environment.folder / "simulated-gpu"
+    programs = (home / "bin", environment.folder / "bin", os.environ.get("PATH", ""))
+    return {
+        **compose_environment(),
+        "PATH": os.pathsep.join(map(str, programs)),
+        "VIRTUAL_ENV": str(environment.folder),
+        "LD_LIBRARY_PATH": str(home / "driver"),
+        "TRITON_LIBCUDA_PATH": str(home / "driver"),
+        "TORCHINDUCTOR_CACHE_DIR": str(checkout.state_folder / "simulated-torchinductor"),
+    }
+
+
 def build_docs(checkout: Checkout, steps: Steps) -> Path:
     """Builds the documentation site; returns its first page. Raises EngineError with warnings."""
     mkdocs = prepare_tools(checkout, steps, "docs", "make docs") / "mkdocs"
@@ -132,7 +197,7 @@ def prepare_tools(checkout: Checkout, steps: Steps, lock: str, retry: str) -> Pa
 
 def _compose_tool_environment(checkout: Checkout) -> dict[str, str]:
     """The environment variables that make pip and uv trust the network's certificate."""
-    environment = {**compose_environment(), **PIP_VARIABLES, **trust_in_pip(checkout)}
+    environment = compose_pip_environment(checkout)
     if "PIP_CERT" in environment:
         environment.setdefault("SSL_CERT_FILE", environment["PIP_CERT"])
     return environment
@@ -156,6 +221,61 @@ def update_locks(checkout: Checkout, steps: Steps) -> list[str]:
         with steps.step(f"resolving {build.torch_lock}"):
             lines.append(_update_torch(checkout, resolver, build))
     return lines
+
+
+# Their code is compiled for one build of torch; the package index has that of one CUDA alone.
+BOUND_TO_TORCH = ("torchaudio", "torchcodec", "torchvision")
+
+
+def lock_extras(checkout: Checkout, asked: str, steps: Steps) -> str:
+    """Locks packages beside the lab's in docker/locks/extras.txt; returns what changed.
+
+    ``asked`` is the path of a file of requirements, or requirements separated by spaces; "none"
+    removes the lock. The image and the .venv install what is locked. Raises UsageError for a
+    package that is bound to a build of torch, EngineError if it cannot be resolved.
+    """
+    lock = checkout.lock_file(EXTRAS)
+    before = _read_pins(lock)
+    if asked == "none":
+        lock.unlink(missing_ok=True)
+        return describe_change(EXTRAS, before, {})
+    path = Path(asked).expanduser()
+    wanted = path.read_text(encoding="utf-8") if path.is_file() else "\n".join(asked.split())
+    bound = [name for name in BOUND_TO_TORCH if re.search(rf"^{name}\b", wanted, re.MULTILINE)]
+    if bound:
+        raise UsageError(
+            f"EXTRAS cannot have {bound[0]}",
+            cause="it is compiled for one build of torch, and the images have different ones",
+            fix=f"pip install --no-deps {bound[0]} --index-url"
+            f" {BUILDS['cpu'].torch_index}   # in the lab, with its own build in place of cpu",
+        )
+    resolver = prepare_tools(checkout, steps, "tools", "make build") / "uv"
+    with steps.step(f"resolving {EXTRAS}"):
+        result = _resolve_extras(checkout, resolver, wanted)
+    if not result.ok:
+        raise EngineError(
+            f"EXTRAS={asked} cannot be resolved: {result.message}",
+            cause="no version fits the lab's packages, or the package index does not answer",
+            fix="make build EXTRAS=...   # with other names or versions",
+        )
+    header = (
+        f"# What `make build EXTRAS={' '.join(asked.split())}` locked; EXTRAS=none takes it out.\n"
+    )
+    lock.write_text(header + lock.read_text(encoding="utf-8"), encoding="utf-8")
+    return describe_change(EXTRAS, before, _read_pins(lock))
+
+
+def _resolve_extras(checkout: Checkout, resolver: Path, wanted: str) -> CommandResult:
+    """Resolves requirements into extras.txt: with the lab's versions, and without its packages."""
+    present = ["lab", *(f"cuda-{build.name}" for build in CUDA_BUILDS)]
+    names = {name for lock in present for name in _read_pins(checkout.lock_file(lock))}
+    options = [word for name in ("torch", *sorted(names)) for word in ("--no-emit-package", name)]
+    with tempfile.TemporaryDirectory() as scratch:
+        source, limits = Path(scratch, "extras.in"), Path(scratch, "limits.in")
+        source.write_text(wanted + "\n", encoding="utf-8")
+        limits.write_text(f"torch=={TORCH_VERSION}\n", encoding="utf-8")
+        options += ["--no-header", "-c", "lab.txt", "-c", str(limits), "-o", f"{EXTRAS}.txt"]
+        return _compile(checkout, resolver, str(source), *options)
 
 
 def _resolve(checkout: Checkout, resolver: Path, name: str) -> None:

@@ -147,6 +147,6 @@ def follow_build(note: Callable[[str], None]) -> Callable[[str], None]:
 def _name_build_step(step: re.Match[str]) -> str:
     stage, number, count, classic, classic_count, text = step.groups()
     words = " ".join(text.split())
-    words = re.sub(r"--mount=\S+ ?|(?<= )/steps/trust-certificate\.sh ", "", words)
+    words = re.sub(r"--mount=\S+ ?|(?<= )/steps/reach-network\.sh ", "", words)
     place = f"step {number or classic} of {count or classic_count}"
     return f"{stage + ' ' if stage else ''}{place}: {words[:60]}"

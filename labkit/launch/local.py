@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from labkit.errors import EngineError, LabkitError
+from labkit.errors import EngineError, LabkitError, UsageError
 from labkit.host.gpu import ALL_GPUS
 from labkit.host.torch_builds import CPU_BUILD, find_build
 from labkit.launch.progress import Steps, explain_failure
 from labkit.launch.server import is_running, start_in_background, stop_process
-from labkit.launch.settings import CPU, Checkout, Flavor, Settings
+from labkit.launch.settings import (
+    CPU,
+    EXTRAS,
+    Checkout,
+    Flavor,
+    Settings,
+    read_lab_variables,
+)
 from labkit.launch.state import LabHandle
 from labkit.launch.venv import PythonEnvironment
 from labkit.process import compose_environment, replace_process
@@ -50,11 +58,14 @@ class LocalLab:
         if kept and build == CPU_BUILD and self.settings.flavor == "auto":
             steps.say(f"keeping the build for CUDA {kept.cuda} in .venv, which has the CPU too")
             build = kept
-        self.python_environment.prepare(steps, (*build.locks, *more_locks))
+        extras = (EXTRAS,) if self.checkout.lock_file(EXTRAS).is_file() else ()
+        self.python_environment.prepare(steps, (*build.locks, *more_locks, *extras))
 
     def start(self) -> LabHandle:
         """Starts JupyterLab in the background."""
         self.log_file.unlink(missing_ok=True)
+        if self.settings.data:
+            link_data(self.checkout.workspace, self.settings.data)
         command = [str(self.python_environment.python), "-m", "labkit", "serve"]
         return start_in_background(
             command, self.environment(), self.log_file, self.checkout.workspace
@@ -119,6 +130,8 @@ class LocalLab:
             "TORCHINDUCTOR_CACHE_DIR": str(state / "torchinductor"),
             "PYTHONUNBUFFERED": "1",
             **self._choose_gpus(),
+            **read_lab_variables(self.settings),
+            **({"LABKIT_DATA": str(self.settings.data)} if self.settings.data else {}),
         }
 
     def _choose_gpus(self) -> dict[str, str]:
@@ -137,3 +150,20 @@ class LocalLab:
     def find_gpu_problem(self, handle: LabHandle) -> str | None:
         """Always None: the plan has already checked the GPUs with the same driver."""
         return None
+
+
+def link_data(workspace: Path, data: Path) -> None:
+    """Links ``data`` as the folder "data" of the workspace, in place of an earlier link.
+
+    Raises UsageError if the workspace has a file or folder of that name.
+    """
+    link = workspace / "data"
+    if os.path.lexists(link) and not link.is_symlink():
+        raise UsageError(
+            f"{link} is in the way of DATA={data}",
+            cause="the local runtime links the data there, and replaces nothing but a link",
+            fix=f"mv {shlex.quote(str(link))} {shlex.quote(str(link))}.mine",
+        )
+    if not (link.is_symlink() and link.readlink() == data):
+        link.unlink(missing_ok=True)
+        link.symlink_to(data)

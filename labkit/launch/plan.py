@@ -15,12 +15,20 @@ from typing import Generic, TypeVar
 from labkit.errors import DeviceMissingError, EngineError, LabkitError, UsageError
 from labkit.host.distribution import UNKNOWN, Distribution, read_distribution
 from labkit.host.engine import EngineFacts, find_engine_obstacle, probe_engine
-from labkit.host.gpu import ALL_GPUS, GpuFacts, GpuSelection, describe_gpus, probe_gpu, select_gpus
+from labkit.host.gpu import (
+    ALL_GPUS,
+    GpuFacts,
+    GpuSelection,
+    describe_gpus,
+    name_architecture,
+    probe_gpu,
+    select_gpus,
+)
 from labkit.host.gpu_access import NO_IMAGE, GpuAccessTest, find_image, probe_gpu_access
 from labkit.host.machine import FolderFacts, MachineFacts, read_folder, read_machine
+from labkit.host.packages import CPU_LAB, Capability, advise_driver, find_last_branch
 from labkit.host.torch_builds import (
     BUILDS,
-    CPU_LAB,
     CUDA_BUILDS,
     NEEDS,
     BuildChoice,
@@ -395,16 +403,22 @@ def _choose_cuda(settings: Settings, host: GpuHost) -> Choice[Flavor]:
 def _choose_gpus(settings: Settings, host: GpuHost) -> tuple[GpuSelection, BuildChoice]:
     """The GPUs that the lab gets, and the build for them."""
     facts = host.facts
+    if facts.dropped:
+        raise _refuse_dropped(facts, facts.dropped, host.distribution)
     if not facts.present:
         what = "this host has no NVIDIA GPU that its driver knows"
         if facts.problem:
-            raise DeviceMissingError(what, **_explain(facts.problem, host.distribution, CPU_LAB))
+            raise DeviceMissingError(what, **_explain(facts.problem, host, CPU_LAB))
         cause = "there is no nvidia-smi, and no nvidia kernel module is loaded"
-        raise DeviceMissingError(what, cause=cause, fix=CPU_LAB)
+        fix = CPU_LAB
+        if facts.on_bus:
+            cause += f"; a GPU is on the bus ({name_architecture(facts.on_bus[0])})"
+            fix = advise_driver(host.distribution, facts.on_bus[0]).command
+        raise DeviceMissingError(what, cause=cause, fix=fix)
     if facts.problem:
         raise EngineError(
             f"the NVIDIA driver does not answer as it should ({facts.problem})",
-            **_explain(facts.problem, host.distribution, "make doctor"),
+            **_explain(facts.problem, host, "make doctor"),
         )
     selection = select_gpus(settings.gpus, facts)
     build_host = BuildHost(facts, selection.gpus, host.machine, host.distribution)
@@ -413,12 +427,26 @@ def _choose_gpus(settings: Settings, host: GpuHost) -> tuple[GpuSelection, Build
     return selection.narrow(build.gpus), build
 
 
-def _explain(problem: str, distribution: Distribution, fix: str) -> dict[str, str]:
+def _refuse_dropped(
+    facts: GpuFacts, capability: Capability, distribution: Distribution
+) -> EngineError:
+    """The error that the driver is too new for the GPU: neither a reboot nor modprobe helps."""
+    last = find_last_branch(capability)
+    return EngineError(
+        f"driver {facts.driver_version or facts.installed} does not support this GPU",
+        cause=f"{last} is the last branch for {name_architecture(capability)}",
+        fix=advise_driver(distribution, capability, wsl=facts.wsl).command,
+    )
+
+
+def _explain(problem: str, host: GpuHost, fix: str) -> dict[str, str]:
     """The cause and the fix of a known error; otherwise ``problem`` as the cause, and ``fix``."""
     found = explain_text(problem).first
     if found is None:
         return {"cause": problem, "fix": fix}
-    return {"cause": found.error.cause, "fix": found.error.fix.on(distribution)}
+    known = [gpu.capability for gpu in host.facts.gpus if gpu.capability] or host.facts.on_bus
+    command = found.error.fix.on(host.distribution, min(known, default=None), wsl=host.facts.wsl)
+    return {"cause": found.error.cause, "fix": command}
 
 
 def _refuse_access(host: GpuHost) -> LabkitError:
@@ -431,7 +459,7 @@ def _refuse_access(host: GpuHost) -> LabkitError:
     what = "could not be tried with the GPU" if problem.startswith(NO_IMAGE) else None
     return GpuAccessError(
         f"{name} {what or 'does not pass the GPU on'}",
-        **_explain(problem, host.distribution, "make doctor"),
+        **_explain(problem, host, "make doctor"),
     )
 
 
@@ -453,10 +481,14 @@ def _choose_without_gpu(settings: Settings, host: GpuHost, error: LabkitError) -
 def _fall_back(host: GpuHost, error: LabkitError) -> Choice[Flavor]:
     """The cpu flavor, with the reason why it is not cuda."""
     facts = host.facts
+    if facts.dropped:
+        return Choice(CPU, error.what, error.cause, error.fix)
     if not facts.present:
         reason = _quote_program(facts.problem) or "no NVIDIA driver on this host"
         known = facts.problem and explain_text(facts.problem).first
-        return Choice(CPU, reason, error.cause, error.fix) if known else Choice(CPU, reason)
+        unused = any(each >= (5, 0) for each in facts.on_bus)  # older ones run no build of torch
+        tell = known or unused
+        return Choice(CPU, reason, error.cause, error.fix) if tell else Choice(CPU, reason)
     here, are = describe_gpus(facts.gpus), "are" if len(facts.gpus) > 1 else "is"
     driver = f" (driver {facts.driver_version})" if facts.driver_version else ""
     return Choice(

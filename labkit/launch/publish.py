@@ -11,6 +11,7 @@ from labkit.host.engine import EngineFacts, probe_engine
 from labkit.host.machine import read_machine
 from labkit.host.torch_builds import CPU_BUILD, CUDA_BUILDS, TorchBuild, find_build
 from labkit.launch import image
+from labkit.launch.compose import list_overrides
 from labkit.launch.plan import choose_runtime
 from labkit.launch.progress import Steps
 from labkit.launch.settings import Checkout, Settings, check_locks
@@ -105,7 +106,8 @@ def compose_build(checkout: Checkout, client: str, service: str) -> list[str]:
     # Not the checkout's project name: it depends on the folder, and Compose labels the image
     # with it.
     folder = ["--project-directory", str(checkout.root), "--project-name", "labkit"]
-    return [client, "compose", *folder, *file, "--profile", service, "build", service]
+    files = [*file, *list_overrides(checkout)]
+    return [client, "compose", *folder, *files, "--profile", service, "build", service]
 
 
 def describe_built(built: BuiltImage) -> list[str]:

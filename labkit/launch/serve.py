@@ -1,15 +1,19 @@
-"""Replaces this process by JupyterLab, inside the lab's container or .venv."""
+"""Replaces this process by JupyterLab: in the lab's container or .venv, or for `labkit lab`."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import shlex
+import shutil
 import stat
 import sys
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 from labkit.errors import EngineError, UsageError
+from labkit.launch.settings import Settings
 from labkit.process import replace_process
 
 # Created if missing: a new cache volume is empty.
@@ -62,13 +66,58 @@ def _close_runtime(folder: Path) -> None:
 def find_workspace(environment: Mapping[str, str] = os.environ) -> Path:
     """The workspace that the server serves. Raises UsageError if it is not writable."""
     workspace = Path(environment.get("LABKIT_WORKSPACE") or Path.cwd())
-    if not os.access(workspace, os.W_OK | os.X_OK):
-        raise UsageError(
-            f"the workspace {workspace} cannot be written by uid {os.getuid()}",
-            cause="it belongs to another user",
-            fix="sudo chown -R $(id -u):$(id -g) work",
+    if os.access(workspace, os.W_OK | os.X_OK):
+        return workspace
+    # The launcher gives its container a token file.
+    by_hand = environment.get("LABKIT_IN_CONTAINER") and not environment.get("LABKIT_TOKEN_FILE")
+    raise UsageError(
+        f"the workspace {workspace} cannot be written by uid {os.getuid()}",
+        cause="it belongs to another user, or is read-only",
+        fix='docker run --user $(id -u):$(id -g) -v "$PWD":/work ...   # Apptainer: --bind'
+        if by_hand
+        else f"sudo chown -R $(id -u):$(id -g) {shlex.quote(str(workspace))}",
+    )
+
+
+def find_config() -> Path:
+    """The folder with JupyterLab's settings: the checkout's, or the one that the wheel brings."""
+    package = Path(__file__).resolve().parents[1]
+    checkout = package.parent / "docker" / "jupyter"
+    return checkout if checkout.is_dir() else package / "_jupyter"
+
+
+def compose_lab(
+    workspace: Path, settings: Settings, port: int, environment: Mapping[str, str] = os.environ
+) -> dict[str, str]:
+    """The environment of `labkit lab`: JupyterLab on ``workspace``, which is created.
+
+    The server runs in the caller's own Python environment. Raises EngineError without JupyterLab
+    in it, UsageError if the workspace cannot be used.
+    """
+    if find_spec("jupyterlab") is None:
+        raise EngineError(
+            "JupyterLab is not installed here",
+            cause=f"{sys.executable} has labkit without its extra [lab]",
+            fix='pip install "labkit[lab]"',
         )
-    return workspace
+    with contextlib.suppress(OSError):  # find_workspace says why
+        workspace.mkdir(parents=True, exist_ok=True)
+    values = prepare_folders(
+        {
+            **environment,
+            "LABKIT_WORKSPACE": str(workspace),
+            "LABKIT_SERVER_ADDRESS": settings.bind,
+            "LABKIT_SERVER_PORT": str(port),
+            "LABKIT_REMOTE_ACCESS": "1" if settings.opens_to_others else "0",
+            "LABKIT_ALLOW_ROOT": "1" if os.geteuid() == 0 else "0",
+            "JUPYTER_CONFIG_PATH": str(find_config()),
+        }
+    )
+    find_workspace(values)
+    profile = Path(values["IPYTHONDIR"], "profile_default")
+    profile.mkdir(exist_ok=True)
+    shutil.copyfile(find_config() / "ipython_config.py", profile / "ipython_config.py")
+    return values
 
 
 def become_jupyter(environment: Mapping[str, str], options: Sequence[str] = ()) -> None:

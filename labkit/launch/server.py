@@ -200,10 +200,10 @@ def _list_sockets(process_id: int, proc: Path) -> Iterator[str]:
                 yield target[len("socket:[") : -1]
 
 
-def find_server_process(workspace: Path, python: Path, proc: Path = Path("/proc")) -> int | None:
-    """The process id of this user's JupyterLab on ``workspace``, found without the state file.
+def find_server_process(root: Path, python: Path, proc: Path = Path("/proc")) -> int | None:
+    """The process id of the checkout's JupyterLab, found without the state file.
 
-    Linux: the process whose environment names the workspace. Elsewhere: the process
+    Linux: the process whose environment names the checkout's ``root``. Elsewhere: the process
     `PYTHON -m jupyterlab`, where ``python`` is the checkout's interpreter.
     """
     if not (proc / "self" / "stat").exists():
@@ -218,7 +218,7 @@ def find_server_process(workspace: Path, python: Path, proc: Path = Path("/proc"
                 continue
             if b"\0jupyterlab\0" not in (folder / "cmdline").read_bytes():
                 continue
-            if read_environment(folder).get("LABKIT_WORKSPACE") == str(workspace):
+            if read_environment(folder).get("LABKIT_HOME") == str(root):
                 return int(folder.name)
     return None
 

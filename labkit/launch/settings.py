@@ -7,7 +7,7 @@ import ipaddress
 import os
 import re
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,13 +17,19 @@ from labkit.host.gpu import parse_gpus
 RUNTIMES = ("docker", "podman", "local")
 DEFAULT_PORT = 8888
 LOOPBACK = "127.0.0.1"
+# The lock of what this checkout adds to the lab; git ignores it.
+EXTRAS = "extras"
 
 
 @dataclass(frozen=True)
 class Checkout:
-    """The folder with compose.yaml, and the places in it that the launcher uses."""
+    """The folder with compose.yaml, and the places in it that the launcher uses.
+
+    ``named`` is the workspace if it is not the checkout's ``work/`` (LABKIT_WORKSPACE).
+    """
 
     root: Path
+    named: Path | None = None
 
     @property
     def state_folder(self) -> Path:
@@ -33,7 +39,7 @@ class Checkout:
     @property
     def workspace(self) -> Path:
         """The learner's folder."""
-        return self.root / "work"
+        return self.named or self.root / "work"
 
     @property
     def token_file(self) -> Path:
@@ -65,7 +71,8 @@ class Checkout:
 class Settings:
     """What the user asked for; "auto" and None leave the choice to the launcher.
 
-    ``memory_bytes`` limits a container's memory; 0 means no limit.
+    ``memory_bytes`` limits a container's memory; 0 means no limit. ``data`` is a folder that the
+    lab may read, ``env_file`` a file with variables for it.
     """
 
     runtime: str = "auto"
@@ -76,6 +83,8 @@ class Settings:
     cuda: str = "auto"
     gpus: tuple[str, ...] = ()
     memory_bytes: int | None = None
+    data: Path | None = None
+    env_file: Path | None = None
 
     @property
     def asks_for_gpu(self) -> bool:
@@ -123,7 +132,8 @@ class Identity:
 def find_checkout(start: Path | None = None) -> Checkout:
     """The checkout that this labkit runs from; LABKIT_HOME overrides it.
 
-    Raises UsageError if it has no compose.yaml.
+    The variables in its `.env` become this process's, unless they are set already. Raises
+    UsageError if it has no compose.yaml, or for a line in `.env` that sets no variable.
     """
     named = os.environ.get("LABKIT_HOME")
     root = start or (Path(named) if named else Path(__file__).parents[2])
@@ -133,7 +143,44 @@ def find_checkout(start: Path | None = None) -> Checkout:
             cause="compose.yaml is not there; the launcher works from a clone of the repository",
             fix="cd to the clone and run: make up",
         )
-    return Checkout(root.resolve())
+    root = root.resolve()
+    if (root / ".env").is_file():
+        for name, value in read_variables(root / ".env").items():
+            os.environ.setdefault(name, value)
+    asked = os.environ.get("LABKIT_WORKSPACE")
+    workspace = Path(asked).expanduser().absolute() if asked else root / "work"
+    return Checkout(root, None if workspace == root / "work" else workspace)
+
+
+def read_variables(path: Path) -> dict[str, str]:
+    """The variables in a file of lines NAME=VALUE; quotes around a value are removed.
+
+    Empty lines and those that start with # are skipped; `export` is allowed, `$` has no meaning.
+    Raises UsageError if the file cannot be read or a line is none of these; it quotes no line,
+    which may have a secret.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError) as error:
+        raise UsageError(
+            f"{path} cannot be read: {getattr(error, 'strerror', None) or 'it is not text'}",
+            cause="it is a file of lines NAME=VALUE",
+            fix=f"ls -l {shlex.quote(str(path))}",
+        ) from error
+    values = {}
+    for number, line in enumerate(lines, 1):
+        if not line.strip() or line.lstrip().startswith("#"):
+            continue
+        found = re.fullmatch(r"\s*(?:export\s+)?([A-Za-z_]\w*)\s*=\s*(.*?)\s*", line)
+        if found is None:
+            raise UsageError(
+                f"line {number} of {path} does not set a variable",
+                cause="each line is NAME=VALUE",
+                fix=f"sed -n {number}p {shlex.quote(str(path))}   # shows the line",
+            )
+        quoted = re.fullmatch(r"(['\"])(.*)\1", found[2])
+        values[found[1]] = quoted[2] if quoted else re.sub(r"\s+#.*", "", found[2])
+    return values
 
 
 def check_locks(checkout: Checkout, locks: Iterable[str]) -> None:
@@ -152,7 +199,7 @@ def read_settings(
 ) -> Settings:
     """The settings from options; a missing one from LABKIT_<NAME> in the environment.
 
-    Raises UsageError for an invalid port, address, memory limit or list of GPUs.
+    Raises UsageError for an invalid port, address, memory limit, path or list of GPUs.
     """
 
     def asked(name: str) -> str | None:
@@ -167,6 +214,37 @@ def read_settings(
         cuda=asked("cuda") or "auto",
         gpus=parse_gpus(asked("gpus")),
         memory_bytes=_parse_memory(asked("memory")),
+        data=_parse_path("DATA", asked("data"), Path.is_dir),
+        env_file=_parse_path("ENV_FILE", asked("env_file"), Path.is_file),
+    )
+
+
+def read_lab_variables(settings: Settings) -> dict[str, str]:
+    """The variables in ENV_FILE, for the lab alone. Raises UsageError for one of labkit's own."""
+    if settings.env_file is None:
+        return {}
+    values = read_variables(settings.env_file)
+    own = [name for name in values if name.startswith("LABKIT_")]
+    if own:
+        raise UsageError(
+            f"{settings.env_file} sets {own[0]}",
+            cause="ENV_FILE is for variables of your programs; labkit's own stand in .env",
+            fix=f"mv {shlex.quote(str(settings.env_file))} .env   # or remove the line",
+        )
+    return values
+
+
+def _parse_path(name: str, text: str | None, is_kind: Callable[[Path], bool]) -> Path | None:
+    if text is None:
+        return None
+    path = Path(text).expanduser().absolute()
+    if is_kind(path):
+        return path
+    kind = "folder" if name == "DATA" else "file"
+    raise UsageError(
+        f"{name}={text} is not a {kind}",
+        cause=f"{name} takes the path of a {kind} on this machine",
+        fix=f"ls -ld {shlex.quote(str(path))}",
     )
 
 

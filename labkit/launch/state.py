@@ -45,7 +45,8 @@ class LabState:
     """A started lab: its settings, the reason for them, its address, and its handle.
 
     ``gpus`` names the GPUs of a cuda lab for the engine ("all", "0,1"), ``gpus_asked`` as the
-    user typed them.
+    user typed them. ``workspace`` is None for the checkout's own; ``data`` and ``env_file`` are
+    paths as in `Settings`.
     """
 
     runtime: str
@@ -59,6 +60,9 @@ class LabState:
     gpus: str | None = None
     gpus_asked: str | None = None
     way: str | None = None
+    workspace: str | None = None
+    data: str | None = None
+    env_file: str | None = None
 
     @property
     def kind(self) -> str:
@@ -103,12 +107,17 @@ def _check_values(state: LabState) -> None:
         state.flavor in ("cpu", "cuda"),
         state.build in BUILDS,
         1 <= state.port <= 65535,
+        all(path is None or Path(path).is_absolute() for path in _list_paths(state)),
         # `kill` treats ids below 2 specially.
         handle.process_id is None or 1 < handle.process_id < 2**31,
         handle.container is None or re.fullmatch(r"\w[\w.-]*", handle.container),
     )
     if not all(possible):
         raise ValueError(f"not the state of a lab: {state}")
+
+
+def _list_paths(state: LabState) -> tuple[str | None, ...]:
+    return state.workspace, state.data, state.env_file
 
 
 def write_state(checkout: Checkout, state: LabState) -> None:

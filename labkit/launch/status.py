@@ -9,8 +9,9 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 import json
+import shlex
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -45,6 +46,10 @@ Condition = Literal[
 
 CONTAINER_PORT = "8888/tcp"
 INSPECT = "{{.State.Status}}\n{{json .NetworkSettings.Ports}}\n{{json .HostConfig.PortBindings}}"
+INSPECT_LOST = (
+    f"{INSPECT}\n{{{{json .Config.Labels}}}}\n"
+    '{{range .Mounts}}{{if eq .Destination "/work"}}{{.Source}}{{end}}{{end}}'
+)
 # The Compose services that are labs. `up` starts "cuda-chosen", with its GPUs.
 LAB_SERVICES = {
     "cpu": CPU,
@@ -120,7 +125,15 @@ def make_url(checkout: Checkout, state: LabState, token: str) -> str:
 
 def open_lab(checkout: Checkout, state: LabState) -> ContainerLab | LocalLab:
     """The lab that ``state`` describes."""
-    settings = Settings(state.runtime, state.flavor, state.port, state.bind)
+    checkout = place_checkout(checkout, state)
+    settings = Settings(
+        state.runtime,
+        state.flavor,
+        state.port,
+        state.bind,
+        data=Path(state.data) if state.data else None,
+        env_file=Path(state.env_file) if state.env_file else None,
+    )
     gpus = tuple(state.gpus.split(",")) if state.gpus else ()
     flavor = Flavor(state.flavor, state.build, gpus, state.way)
     if state.runtime == "local":
@@ -128,10 +141,25 @@ def open_lab(checkout: Checkout, state: LabState) -> ContainerLab | LocalLab:
     return ContainerLab(checkout, state.runtime, flavor, settings, state.port)
 
 
-def list_differences(settings: Settings, state: LabState) -> list[str]:
+def place_checkout(checkout: Checkout, state: LabState) -> Checkout:
+    """The checkout with the workspace that the lab was started with."""
+    return replace(checkout, named=Path(state.workspace) if state.workspace else None)
+
+
+def list_differences(checkout: Checkout, settings: Settings, state: LabState) -> list[str]:
     """The requested settings that the running lab does not have, as typed after `make up`."""
     gpus = ",".join(settings.gpus) or "auto"
-    return [
+    paths = (
+        ("LABKIT_WORKSPACE", checkout.named, state.workspace),
+        ("DATA", settings.data, state.data),
+        ("ENV_FILE", settings.env_file, state.env_file),
+    )
+    others = [
+        f"{name}={shlex.quote(str(asked))}"
+        for name, asked, has in paths
+        if asked is not None and str(asked) != has
+    ]
+    named = [
         f"{name}={asked}"
         for name, asked, has in (
             ("RUNTIME", settings.runtime, (state.runtime,)),
@@ -141,6 +169,7 @@ def list_differences(settings: Settings, state: LabState) -> list[str]:
         )
         if asked not in ("auto", *has)
     ]
+    return [*named, *others]
 
 
 def read_status(checkout: Checkout) -> LabStatus:
@@ -148,6 +177,7 @@ def read_status(checkout: Checkout) -> LabStatus:
     state = read_state(checkout) or find_forgotten_lab(checkout)
     if state is None:
         return LabStatus(checkout)
+    checkout = place_checkout(checkout, state)
     token = read_token(checkout)
     condition = examine_lab(state, token)
     if condition == "healthy":
@@ -267,18 +297,18 @@ def find_forgotten_lab(checkout: Checkout, run: CommandRunner = run_command) -> 
             label = f"label=com.docker.compose.project={checkout.project}"
             listed = run([client, "ps", "--all", "--quiet", "--filter", label], timeout_seconds=10)
             for container in listed.stdout.split() if listed.ok else ():
-                state = _describe_container(client, container, run)
+                state = _describe_container(checkout, client, container, run)
                 if state:
                     return state
     return None
 
 
 def _find_forgotten_process(checkout: Checkout) -> LabState | None:
-    process = find_server_process(checkout.workspace, PythonEnvironment(checkout).python)
+    process = find_server_process(checkout.root, PythonEnvironment(checkout).python)
     started = read_start(process) if process else None
     if process is None or started is None:
         return None
-    port, bind, flavor = _read_server(checkout, process)
+    port, bind, flavor, workspace = _read_server(checkout, process)
     return LabState(
         "local",
         flavor.name,
@@ -289,11 +319,17 @@ def _find_forgotten_process(checkout: Checkout) -> LabState | None:
         LabHandle(process_id=process, process_started=started),
         build=flavor.build,
         gpus=",".join(flavor.gpus) or None,
+        workspace=name_workspace(checkout, workspace),
     )
 
 
-def _read_server(checkout: Checkout, process: int) -> tuple[int, str, Flavor]:
-    """Port, address and flavor of a server, from its environment or Jupyter's runtime file."""
+def name_workspace(checkout: Checkout, workspace: str) -> str | None:
+    """The workspace for `LabState`: None if it is the checkout's own or unknown."""
+    return workspace if workspace not in ("", str(checkout.root / "work")) else None
+
+
+def _read_server(checkout: Checkout, process: int) -> tuple[int, str, Flavor, str]:
+    """Port, address, flavor and workspace of a server, as its environment or Jupyter says."""
     values: dict[str, str] = {}
     text = ""
     with contextlib.suppress(OSError):
@@ -311,15 +347,18 @@ def _read_server(checkout: Checkout, process: int) -> tuple[int, str, Flavor]:
     name, build, gpus = [*values.get(LAB_VARIABLE, "").split(" "), "", "", ""][:3]
     flavor = Flavor(name, build, tuple(gpus.split(",")) if gpus else ())
     known = name in ("cpu", "cuda") and build in BUILDS
-    return int(port) if port.isdecimal() else 0, bind, flavor if known else CPU
+    workspace = values.get("LABKIT_WORKSPACE", "")
+    return int(port) if port.isdecimal() else 0, bind, flavor if known else CPU, workspace
 
 
-def _describe_container(client: str, container: str, run: CommandRunner) -> LabState | None:
+def _describe_container(
+    checkout: Checkout, client: str, container: str, run: CommandRunner
+) -> LabState | None:
     """The state of a container whose state file is lost; None if it is not a lab's service."""
-    words = [client, "inspect", "--format", f"{INSPECT}\n{{{{json .Config.Labels}}}}", container]
-    answer = run(words, timeout_seconds=10)
+    answer = run([client, "inspect", "--format", INSPECT_LOST, container], timeout_seconds=10)
     _, _, bound = _parse_inspection(answer.stdout)
-    labels = parse_object("".join(answer.stdout.splitlines()[3:]))
+    said, workspace = [*answer.stdout.splitlines()[3:], "", ""][:2]
+    labels = parse_object(said)
     service = labels.get("com.docker.compose.service")
     # The container of a `make run` or `make test` is not the lab.
     if service not in LAB_SERVICES or labels.get("com.docker.compose.oneoff") == "True":
@@ -336,4 +375,5 @@ def _describe_container(client: str, container: str, run: CommandRunner) -> LabS
         LabHandle(container=container),
         build=str(build) if build in BUILDS else flavor.build,
         way=flavor.way,
+        workspace=name_workspace(checkout, workspace.strip()),
     )

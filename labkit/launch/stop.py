@@ -13,7 +13,7 @@ from labkit.launch.progress import Steps
 from labkit.launch.settings import Checkout, Flavor, Settings
 from labkit.launch.state import LabState, forget_state, read_state
 from labkit.launch.status import find_forgotten_lab, open_lab, resume_lab
-from labkit.launch.venv import PythonEnvironment
+from labkit.launch.venv import SIMULATED_VENV, PythonEnvironment
 from labkit.process import run_command
 
 
@@ -43,12 +43,14 @@ def clean_checkout(checkout: Checkout, steps: Steps) -> list[str]:
     removed: list[str] = []
     for client in ("docker", "podman"):
         removed += _clean_engine(checkout, client, steps)
-    environment, state = PythonEnvironment(checkout), checkout.state_folder
-    if environment.is_owned:
-        shutil.rmtree(environment.folder)
-        removed.append(environment.folder.name)
-    elif environment.folder.exists():
-        steps.say(f"kept {environment.folder}: it has no mark that labkit made it")
+    state = checkout.state_folder
+    for name in (None, SIMULATED_VENV):
+        environment = PythonEnvironment(checkout, name)
+        if environment.is_owned:
+            shutil.rmtree(environment.folder)
+            removed.append(environment.folder.name)
+        elif environment.folder.exists():
+            steps.say(f"kept {environment.folder}: it has no mark that labkit made it")
     if state.is_symlink():  # its target is not ours
         state.unlink()
         removed.append(state.name)

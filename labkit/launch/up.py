@@ -6,7 +6,10 @@ It is ready once its server has proved that this start owns it.
 
 from __future__ import annotations
 
+import html
 import os
+import shlex
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,11 +20,12 @@ from labkit.host.gpu import has_driver
 from labkit.host.machine import MachineFacts, find_free_port, is_port_free
 from labkit.host.packages import INSTALL_PODMAN_COMPOSE
 from labkit.launch import workspace
-from labkit.launch.compose import ContainerLab, PortTakenError
+from labkit.launch.compose import ContainerLab, PortTakenError, list_overrides
+from labkit.launch.local import LocalLab
 from labkit.launch.plan import Lab, Plan, announce_choices, check_settings, make_plan, probe_host
 from labkit.launch.progress import Steps
 from labkit.launch.server import reachable_address, wait_until
-from labkit.launch.settings import DEFAULT_PORT, Checkout, Settings
+from labkit.launch.settings import DEFAULT_PORT, Checkout, Identity, Settings
 from labkit.launch.state import (
     LabHandle,
     LabState,
@@ -31,6 +35,7 @@ from labkit.launch.state import (
     prepare_state_folder,
     renew_token,
     timestamp,
+    write_private,
     write_state,
 )
 from labkit.launch.status import (
@@ -77,7 +82,11 @@ def start_lab(checkout: Checkout, settings: Settings, steps: Steps) -> LabStatus
 def _prepare(checkout: Checkout, plan: Plan, steps: Steps) -> Plan:
     """Makes the planned lab ready to start: workspace, owner, memory limit, environment."""
     lab = plan.lab
+    if isinstance(lab, LocalLab):
+        _refuse_limit(lab.settings)
     if isinstance(lab, ContainerLab):
+        if checkout.named and lab.identity and not lab.identity.owns_workspace:
+            raise _refuse_roots_folder(checkout.named, lab.identity)
         settings = replace(lab.settings, memory_bytes=_limit_memory(lab, steps))
         plan = replace(plan, lab=replace(lab, settings=settings))
         if lab.identity:
@@ -86,6 +95,27 @@ def _prepare(checkout: Checkout, plan: Plan, steps: Steps) -> Plan:
                 steps.say(f"  warning: {warning}")
     plan.lab.prepare(steps)
     return plan
+
+
+def _refuse_limit(settings: Settings) -> None:
+    """Raises UsageError if the user asked for a memory limit, which a local lab cannot have."""
+    if settings.memory_bytes:
+        raise UsageError(
+            f"a lab without a container has no memory limit"
+            f" (MEMORY asks for {format_bytes(settings.memory_bytes)})",
+            cause="the lab runs from a .venv, as a process of your own",
+            fix="make up MEMORY=off   # or with an engine: make doctor",
+        )
+
+
+def _refuse_roots_folder(named: Path, identity: Identity) -> UsageError:
+    quoted = shlex.quote(str(named))
+    return UsageError(
+        f"the workspace {named} belongs to root",
+        cause="the lab does not run as root, and labkit gives away no folder of your own",
+        fix=f"chown -R {identity.user_id}:{identity.group_id} {quoted}"
+        f"   # or another folder: make up LABKIT_WORKSPACE=...",
+    )
 
 
 def _limit_memory(lab: ContainerLab, steps: Steps) -> int:
@@ -150,7 +180,7 @@ def find_running(
         forget_state(checkout)
         # The recorded lab may hide another one whose state file is lost: it has no start time.
         return find_running(checkout, settings, steps, root) if state.started_at else None
-    _check_differences(settings, state)
+    _check_differences(checkout, settings, state)
     write_state(checkout, state)  # the file may have been lost
     if settings.flavor == "auto" and state.flavor == "cpu" and has_driver(root):
         steps.say("the running lab has flavor cpu, but this host has a GPU driver")
@@ -158,10 +188,10 @@ def find_running(
     return status
 
 
-def _check_differences(settings: Settings, state: LabState) -> None:
+def _check_differences(checkout: Checkout, settings: Settings, state: LabState) -> None:
     """Raises UsageError if the running lab differs from what the user asked for by name."""
     differing = [
-        *list_differences(settings, state),
+        *list_differences(checkout, settings, state),
         *([f"PORT={settings.port}"] if settings.port not in (None, state.port) else []),
         *([f"BIND={settings.bind}"] if settings.bind_asked and settings.bind != state.bind else []),
     ]
@@ -195,8 +225,18 @@ def _read_patiently(checkout: Checkout, steps: Steps) -> LabStatus:
 def announce(plan: Plan, settings: Settings, steps: Steps) -> None:
     """Prints what was chosen and why, with warnings, such as that other machines can connect."""
     announce_choices(plan, steps)
+    if isinstance(plan.lab, LocalLab):
+        steps.say("memory:  not limited: the lab is a process of your own, without a container")
+    if isinstance(plan.lab, ContainerLab):
+        for name in list_overrides(plan.lab.checkout)[1::2]:
+            steps.say(f"compose: {Path(name).name} overrules labkit's settings")
     if plan.identity and plan.identity.value.user_id != os.getuid():
         steps.say(f"user:    uid {plan.identity.value.user_id} ({plan.identity.reason})")
+    warn_of_others(settings, steps)
+
+
+def warn_of_others(settings: Settings, steps: Steps) -> None:
+    """Prints a warning if other machines can reach the lab."""
     if settings.opens_to_others:
         steps.say(
             f"  warning: BIND={settings.bind} opens the lab to every machine that can reach"
@@ -248,7 +288,7 @@ def launch(
             handle = LabHandle()
             try:
                 handle = lab.start()
-                state = _describe_state(plan, settings, port, handle)
+                state = _describe_state(checkout, plan, settings, port, handle)
                 write_state(checkout, state)
                 _wait_healthy(lab, state, token)
                 _check_gpu(lab, state, settings, steps)
@@ -266,7 +306,9 @@ def launch(
     raise _port_taken(port)
 
 
-def _describe_state(plan: Plan, settings: Settings, port: int, handle: LabHandle) -> LabState:
+def _describe_state(
+    checkout: Checkout, plan: Plan, settings: Settings, port: int, handle: LabHandle
+) -> LabState:
     flavor = plan.flavor.value
     return LabState(
         plan.runtime.value,
@@ -280,6 +322,9 @@ def _describe_state(plan: Plan, settings: Settings, port: int, handle: LabHandle
         gpus=",".join(flavor.gpus) or None,
         gpus_asked=",".join(settings.gpus) or None,
         way=flavor.way,
+        workspace=str(checkout.named) if checkout.named else None,
+        data=str(settings.data) if settings.data else None,
+        env_file=str(settings.env_file) if settings.env_file else None,
     )
 
 
@@ -363,6 +408,25 @@ def describe_urls(status: LabStatus, machine: MachineFacts) -> Sequence[str]:
     return lines
 
 
+def open_browser(status: LabStatus, steps: Steps) -> None:
+    """Opens the lab's URL in the browser, without the token in any program's arguments.
+
+    The browser gets a page of mode 0600 that leads to the URL. Says so if there is no browser.
+    """
+    import webbrowser
+
+    has_screen = sys.platform == "darwin" or any(
+        map(os.environ.get, ("DISPLAY", "WAYLAND_DISPLAY"))
+    )
+    page = status.checkout.state_folder / "open.html"
+    write_private(
+        page, f'<meta http-equiv="refresh" content="0; url={html.escape(status.url or "")}">'
+    )
+    # Without a screen, a browser of the terminal would take this one.
+    if not (has_screen and webbrowser.open(page.as_uri())):
+        steps.say("OPEN=1: no browser can be opened here; open the URL yourself")
+
+
 def prepare_lab(
     checkout: Checkout, settings: Settings, steps: Steps, *, use_running: bool = True
 ) -> tuple[Lab, LabHandle | None]:
@@ -373,7 +437,8 @@ def prepare_lab(
     status = read_status(checkout)
     state = status.state
     check_settings(settings)
-    if use_running and state and status.healthy and not list_differences(settings, state):
+    differs = state is not None and list_differences(checkout, settings, state)
+    if use_running and state and status.healthy and not differs:
         return open_lab(checkout, state), state.handle
     prepare_state_folder(checkout)
     plan = make_plan(checkout, settings, probe_host(checkout, settings, steps), demand=use_running)

@@ -16,7 +16,7 @@ from labkit.errors import EngineError, LabkitError
 from labkit.host.torch_builds import BUILDS, CPU_BUILD, CUDA_BUILDS, TorchBuild
 from labkit.launch.certificates import trust_in_pip
 from labkit.launch.progress import Step, StepLog, Steps
-from labkit.launch.settings import Checkout, check_locks
+from labkit.launch.settings import EXTRAS, Checkout, check_locks
 from labkit.process import compose_environment, run_command, stream_command
 
 INSTALL_LIMIT_SECONDS = 2 * 3600.0
@@ -34,6 +34,8 @@ SAFE_HEADER = b"""#!/bin/sh
 """
 # labkit itself is installed from here: editable, so that code changes need no reinstall.
 LABKIT_INPUT = "pyproject.toml"
+# The environment of the tests on simulated GPUs: CUDA's libraries in it are replaced.
+SIMULATED_VENV = ".venv-simulated"
 IPYTHON_SETTINGS = Path("docker/jupyter/ipython_config.py")
 
 # The title of each lock's installation step.
@@ -43,6 +45,7 @@ TITLES = {
     **{f"cuda-{build.name}": f"CUDA {build.cuda}'s libraries" for build in CUDA_BUILDS},
     "lab": "JupyterLab and what the labs use",
     "test": "what the tests use",
+    EXTRAS: "what EXTRAS= adds",
 }
 
 # The locks that differ between builds of torch.
@@ -60,14 +63,15 @@ print(sum(not need.marker or need.marker.evaluate() for need in wanted))
 
 @dataclass(frozen=True)
 class PythonEnvironment:
-    """The checkout's .venv and the packages in it."""
+    """The checkout's .venv, or another folder of its root by ``name``, and the packages in it."""
 
     checkout: Checkout
+    name: str | None = None
 
     @property
     def folder(self) -> Path:
-        """The environment's folder, .venv."""
-        return self.checkout.environment_folder
+        """The environment's folder."""
+        return self.checkout.root / self.name if self.name else self.checkout.environment_folder
 
     @property
     def python(self) -> Path:
@@ -263,12 +267,7 @@ class PythonEnvironment:
             command,
             timeout_seconds=INSTALL_LIMIT_SECONDS,
             on_line=log.write,
-            environment={
-                **compose_environment(),
-                **PIP_VARIABLES,
-                "PYTHONUNBUFFERED": "1",
-                **trust_in_pip(self.checkout),
-            },
+            environment={**compose_pip_environment(self.checkout), "PYTHONUNBUFFERED": "1"},
             folder=self.checkout.root,
         )
         if result.missing or result.timed_out:
@@ -298,6 +297,13 @@ class PythonEnvironment:
             return self._stamp(name).read_text(encoding="ascii")
         except OSError:
             return None
+
+
+def compose_pip_environment(checkout: Checkout) -> dict[str, str]:
+    """The environment of pip (and uv): the network's certificate, and PYPI_INDEX as its index."""
+    mirror = os.environ.get("PYPI_INDEX")
+    index = {"PIP_INDEX_URL": mirror, "UV_DEFAULT_INDEX": mirror} if mirror else {}
+    return {**compose_environment(), **PIP_VARIABLES, **index, **trust_in_pip(checkout)}
 
 
 def follow_pip(step: Step, total: int | None) -> Callable[[str], None]:

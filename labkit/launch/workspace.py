@@ -16,10 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from labkit.errors import UsageError
+from labkit.files import LABS_FOLDER, STATE_FOLDER
 from labkit.host.machine import read_folder
 from labkit.launch.settings import Checkout, Identity
 from labkit.text import format_bytes, plural
 
+MANIFEST = f"{STATE_FOLDER}/manifest.json"
 LEAST_FREE_BYTES = 64 * 1024**2
 ROOT_ID = 0
 # O_NONBLOCK: a named pipe in place of a file must not block the walk.
@@ -64,7 +66,8 @@ def hand_over(checkout: Checkout, identity: Identity) -> str | None:
         return None
     giver = _Giver(identity)
     giver.give_file(checkout.token_file)
-    workspace = giver.open_folder(checkout.workspace)
+    # A folder of the user's own keeps its owners.
+    workspace = None if checkout.named else giver.open_folder(checkout.workspace)
     if workspace is not None:
         with _closing(workspace):
             if not identity.owns_workspace:
@@ -192,7 +195,8 @@ def _closing(descriptor: int) -> Iterator[None]:
 
 def describe_update(checkout: Checkout) -> list[str]:
     """The changes of the last start to the workspace, one line for each kind of change."""
-    folder = f"{checkout.workspace.name}/"
+    labs = _find_labs(checkout)
+    folder = f"{labs.relative_to(checkout.workspace.parent).as_posix()}/"
     titles = {
         "placed": f"put into {folder}",
         "replaced": "updated, untouched until now",
@@ -219,14 +223,23 @@ def read_update_time(checkout: Checkout) -> str | None:
 
 
 def find_first_notebook(checkout: Checkout) -> str | None:
-    """The name of the workspace's first lab notebook, which the URL opens; None without one."""
-    names = sorted(path.name for path in checkout.workspace.glob("0*.ipynb"))
-    return names[0] if names else None
+    """The path of the first lab's notebook in the workspace, which the URL opens; or None."""
+    labs = _find_labs(checkout)
+    paths = sorted(labs.glob("0*.ipynb"))
+    return paths[0].relative_to(checkout.workspace).as_posix() if paths else None
+
+
+def _find_labs(checkout: Checkout) -> Path:
+    """The folder that the last start put the labs into; see `labkit.files.choose_labs_folder`."""
+    workspace = checkout.workspace
+    below = workspace / LABS_FOLDER
+    both = (workspace / MANIFEST).is_file(), (below / MANIFEST).is_file()
+    return below if both == (False, True) else workspace
 
 
 def _read_last_update(checkout: Checkout) -> dict[str, Any]:
     """The manifest's record of the last update; empty if it cannot be read."""
-    path = checkout.workspace / ".labkit" / "manifest.json"
+    path = _find_labs(checkout) / MANIFEST
     try:
         update = json.loads(path.read_text(encoding="utf-8")).get("last_update")
     except (OSError, ValueError, AttributeError, RecursionError):

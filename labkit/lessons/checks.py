@@ -5,18 +5,24 @@ The workspace records each attempt.
 
 from __future__ import annotations
 
-import copy
 import linecache
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from types import TracebackType
 from typing import Any
 
 from labkit.errors import LabkitError
 from labkit.files import find_workspace
+from labkit.lessons.calls import (
+    LIMIT_SECONDS,
+    TookTooLong,
+    call_with_limit,
+    copy_arguments,
+    find_violation,
+)
 from labkit.lessons.cards import BAD, GOOD, QUIET, Card, Detail, show_card
 from labkit.lessons.catalog import find_exercise
 from labkit.lessons.exercises import (
@@ -25,6 +31,7 @@ from labkit.lessons.exercises import (
     NOT_STARTED,
     PASSED,
     RAISED,
+    TIMED_OUT,
     UNSET,
     WRONG_TYPE,
     WRONG_VALUES,
@@ -34,7 +41,6 @@ from labkit.lessons.exercises import (
     Verdict,
 )
 from labkit.lessons.progress import record_attempt
-from labkit.lessons.restrictions import find_violation
 from labkit.lessons.value_repr import (
     LONGEST_TEXT,
     PLAIN_FUNCTIONS,
@@ -42,8 +48,8 @@ from labkit.lessons.value_repr import (
     Tolerance,
     describe_type,
     find_difference,
-    format_block,
     format_value,
+    is_array,
     is_tensor,
     same_value,
 )
@@ -53,55 +59,97 @@ from labkit.text import shorten
 STUB_TEXT = "write your code here"
 
 
-def judge_function(exercise: Exercise, name: str, function: object) -> Verdict:
+def judge_function(
+    exercise: Exercise, name: str, function: object, limit_seconds: float = LIMIT_SECONDS
+) -> Verdict:
     """The verdict on ``function``: that of the first failing case, or a pass.
 
-    ``name`` is the exercise's full name. The caller's random state, default dtype and grad mode
-    do not change.
+    ``name`` is the exercise's full name, and the limit is that of one call. The caller's random
+    state, default dtype and grad mode do not change.
     """
     if not callable(function):
         text = f"`check` takes the function itself, and was given {describe_type(function)}"
         return Verdict(name, WRONG_TYPE, text)
-    import torch
-
     with _plain_torch():
         cases = list(exercise.cases())
         for index, case in enumerate(cases):
-            torch.manual_seed(index)
-            verdict = _judge_case(name, function, case, f"case {index + 1} of {len(cases)}")
+            place = f"case {index + 1} of {len(cases)}"
+            place += f": {case.note}" if case.note else ""
+            judge = _CaseJudge(name, case, place, index, limit_seconds)
+            verdict = judge.judge(function)
             if verdict:
-                return verdict
-    violation = find_violation(function, exercise.restrictions)
+                return _name_mistake(verdict, exercise, judge)
+        violation = find_violation(exercise, function, limit_seconds)
     if violation:
         return Verdict(name, FORBIDDEN, NotThisWay(violation))
     return Verdict(name, PASSED, f"right in all {len(cases)} cases")
 
 
-def _judge_case(
-    name: str, function: Callable[..., object], case: Case, place: str
-) -> Verdict | None:
-    label = f"{place}: {case.note}" if case.note else place
-    arguments = copy_arguments(case.arguments)
-    before = copy_arguments(arguments)
-    try:
-        got = function(*arguments)
-    except Exception as error:
-        return _judge_error(name, function, error, label)
-    # A changed argument comes first: the values seen after it may be wrong for that reason only.
-    if case.keeps_arguments:
-        changed = _find_changed(arguments, before)
-        if changed:
-            return Verdict(name, CHANGED_ARGUMENT, changed, label)
-    expected = _expected_value(case)
-    difference = None
-    if expected is not UNSET:
-        difference = _compare(got, expected, Tolerance(case.rtol, case.atol))
-    if difference is None and case.judge is not None:
-        difference = _ask_judge(case, got, arguments)
-    if difference is None:
-        return None
-    shown = None if expected is UNSET else format_block(expected)
-    return Verdict(name, difference.status, difference.message, label, shown, format_block(got))
+@dataclass(frozen=True)
+class _CaseJudge:
+    """One case of the exercise ``name``; ``place`` names it in a verdict."""
+
+    name: str
+    case: Case
+    place: str
+    seed: int
+    limit_seconds: float
+
+    def judge(self, function: Callable[..., object]) -> Verdict | None:
+        """The verdict on a function that fails the case; None if it is right."""
+        import torch
+
+        torch.manual_seed(self.seed)
+        case = self.case
+        arguments = copy_arguments(case.arguments)
+        before = copy_arguments(arguments)
+        got = None
+        try:
+            got = call_with_limit(function, *arguments, seconds=self.limit_seconds)
+        except TookTooLong as error:
+            return Verdict(self.name, TIMED_OUT, str(error), self.place)
+        except (Exception, SystemExit) as error:
+            if case.raises is None or not isinstance(error, case.raises):
+                return _judge_error(self.name, function, error, self.place)
+        else:
+            if case.raises is not None:
+                text = f"{case.raises.__name__} must come out of the function, and it returned"
+                return Verdict(self.name, WRONG_VALUES, f"{text} {describe_type(got)}", self.place)
+        # A changed argument comes first: later values may be wrong for that reason only.
+        if case.keeps_arguments:
+            changed = _find_changed(arguments, before)
+            if changed:
+                return Verdict(self.name, CHANGED_ARGUMENT, changed, self.place)
+        return self._judge_value(got, arguments)
+
+    def _judge_value(self, got: object, arguments: tuple[Any, ...]) -> Verdict | None:
+        case, difference = self.case, None
+        expected = _expected_value(case)
+        if expected is not UNSET:
+            difference = _compare(got, expected, Tolerance(case.rtol, case.atol))
+        if difference is None and case.judge is not None:
+            difference = _ask_judge(case, got, arguments, self.limit_seconds)
+        if difference is None:
+            return None
+        shown = difference.got or (None if case.raises or callable(got) else format_value(got))
+        return Verdict(
+            self.name, difference.status, difference.message, self.place, difference.expected, shown
+        )
+
+
+def _name_mistake(verdict: Verdict, exercise: Exercise, judge: _CaseJudge) -> Verdict:
+    """The verdict with the known wrong answer that fails the case in the same way, if any."""
+    for wrong in exercise.wrong_answers:
+        if wrong.verdict == verdict.status:
+            other = judge.judge(wrong.function)
+            if other and _outcome(other) == _outcome(verdict):
+                return replace(verdict, mistake=wrong.description, hint=wrong.hint)
+    return verdict
+
+
+def _outcome(verdict: Verdict) -> tuple[str, str, str | None]:
+    # The first line of an error: the second names a line of the learner's code.
+    return verdict.status, verdict.message.partition("\n")[0], verdict.got
 
 
 def _compare(got: object, expected: object, tolerance: Tolerance) -> Difference | None:
@@ -119,10 +167,15 @@ def _expected_value(case: Case) -> object:
     return case.expected
 
 
-def _ask_judge(case: Case, got: object, arguments: tuple[Any, ...]) -> Difference | None:
+def _ask_judge(
+    case: Case, got: object, arguments: tuple[Any, ...], seconds: float
+) -> Difference | None:
     assert case.judge is not None
     try:
-        complaint = case.judge(got, arguments)
+        # With a limit too: the answer may be a function, which the judge calls.
+        complaint = call_with_limit(case.judge, got, arguments, seconds=seconds)
+    except TookTooLong as error:
+        return Difference(TIMED_OUT, str(error))
     except Exception as error:
         # The judge looks for a property: an answer without it has the wrong type.
         kind = f"the answer is {describe_type(got)}, which cannot be what was asked for"
@@ -135,7 +188,7 @@ def _ask_judge(case: Case, got: object, arguments: tuple[Any, ...]) -> Differenc
     return Difference(status, complaint)
 
 
-def _judge_error(name: str, function: object, error: Exception, label: str) -> Verdict:
+def _judge_error(name: str, function: object, error: BaseException, label: str) -> Verdict:
     text = str(error)
     # torch also raises NotImplementedError, with other texts, for missing kernels.
     if isinstance(error, NotImplementedError) and text in (STUB_TEXT, ""):
@@ -163,24 +216,10 @@ def _own_line(function: object, traceback: TracebackType | None) -> str | None:
     return f"in line {line} of `{code.co_name}`" + (f": `{source}`" if source else "")
 
 
-def copy_arguments(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-    """A deep copy of the arguments that keeps the tensors' strides and shared memory."""
-    memo: dict[int, Any] = {}
-    return tuple(_copy_argument(argument, memo) for argument in arguments)
-
-
-def _copy_argument(argument: Any, memo: dict[int, Any]) -> Any:
-    try:
-        return copy.deepcopy(argument, memo)
-    except (RuntimeError, TypeError):
-        if is_tensor(argument):  # not a leaf: its graph stays with the original
-            return argument.detach().clone().requires_grad_(argument.requires_grad)
-        return argument
-
-
 def _find_changed(arguments: tuple[Any, ...], before: tuple[Any, ...]) -> str | None:
     for index, (now, was) in enumerate(zip(arguments, before, strict=True)):
-        if (is_tensor(now) or isinstance(now, list | dict)) and not same_value(now, was):
+        watched = is_tensor(now) or is_array(now) or isinstance(now, list | dict)
+        if watched and not same_value(now, was):
             return (
                 f"the function changed its argument number {index + 1}: "
                 f"it was {format_value(was)}, and is now {format_value(now)}"

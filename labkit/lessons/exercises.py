@@ -9,6 +9,8 @@ from typing import Any, Final
 PASSED, NOT_STARTED, RAISED = "passed", "not_started", "raised"
 WRONG_TYPE, WRONG_SHAPE, WRONG_DTYPE = "wrong_type", "wrong_shape", "wrong_dtype"
 WRONG_VALUES, CHANGED_ARGUMENT, FORBIDDEN = "wrong_values", "changed_argument", "forbidden"
+# No result within the limit; and: the cell that defines the function failed, so it is an older one.
+TIMED_OUT, NOT_RUN = "timed_out", "not_run"
 
 STATUSES = (
     PASSED,
@@ -20,9 +22,13 @@ STATUSES = (
     WRONG_VALUES,
     CHANGED_ARGUMENT,
     FORBIDDEN,
+    TIMED_OUT,
+    NOT_RUN,
 )
-# What an exercise can forbid; ``restrictions.py`` finds the violations.
-RESTRICTIONS = ("loop", "numpy", "item", "by_hand")
+# What an exercise can forbid: a loop over the values, and a derivative without autograd.
+# The lesson's text must say so; ``calls.py`` finds the violations.
+LOOP, BY_HAND = "loop", "by_hand"
+RESTRICTIONS = (LOOP, BY_HAND)
 
 
 class _Unset:
@@ -59,6 +65,7 @@ class Case:
     comparison, or without one: it returns None for a right answer, else a sentence that says
     what is wrong (NotThisWay if the values are right and the method is not). Tensors are
     compared with torch.testing's tolerances for their dtype, or with ``rtol`` and ``atol``.
+    If ``raises`` is given, the call must raise that instead, and the judge is given None.
     """
 
     arguments: tuple[Any, ...]
@@ -69,21 +76,27 @@ class Case:
     atol: float | None = None
     judge: Judge | None = None
     keeps_arguments: bool = True
+    raises: type[Exception] | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.arguments, tuple):
             raise TypeError(f"a Case takes its arguments as a tuple, not {self.arguments!r}")
-        if self.expected is UNSET and self.judge is None:
-            raise TypeError("a Case needs an expected value, a judge, or both")
+        if self.expected is UNSET and self.judge is None and self.raises is None:
+            raise TypeError("a Case needs an expected value, a judge or an exception")
 
 
 @dataclass(frozen=True)
 class WrongAnswer:
-    """A plausible wrong answer and the verdict that it must get; the gate checks this."""
+    """A plausible wrong answer and the verdict that it must get; the gate checks this.
+
+    ``description`` continues "an answer that": a learner whose answer does the same sees it.
+    ``hint`` is the place, from 0, of the exercise's hint that helps here.
+    """
 
     description: str
     function: Callable[..., object]
     verdict: str
+    hint: int = 0
 
     def __post_init__(self) -> None:
         if self.verdict not in STATUSES or self.verdict == PASSED:
@@ -92,7 +105,11 @@ class WrongAnswer:
 
 @dataclass(frozen=True)
 class Exercise:
-    """An exercise that a lab's ``exercises.py`` defines; its full name is ``<lab>.<name>``."""
+    """An exercise that a lab's ``exercises.py`` defines; its full name is ``<lab>.<name>``.
+
+    ``sized(n)`` makes arguments with n values along each dimension that a loop could go through;
+    the restriction "loop" needs it.
+    """
 
     name: str
     title: str
@@ -100,16 +117,22 @@ class Exercise:
     cases: Callable[[], Iterable[Case]]
     restrictions: tuple[str, ...] = ()
     wrong_answers: tuple[WrongAnswer, ...] = ()
+    sized: Callable[[int], tuple[Any, ...]] | None = None
 
     def __post_init__(self) -> None:
         unknown = [one for one in self.restrictions if one not in RESTRICTIONS]
         if unknown:
             raise ValueError(f"{self.name}: unknown restriction {unknown[0]!r}")
+        if LOOP in self.restrictions and self.sized is None:
+            raise ValueError(f"{self.name}: the restriction 'loop' needs sized=")
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """The result of a check: the status, a sentence, and, if known, the expected and got values."""
+    """The result of a check: the status, a sentence, and, if known, the expected and got values.
+
+    ``mistake`` describes the known wrong answer that does the same, and ``hint`` is its hint.
+    """
 
     exercise: str
     status: str
@@ -117,6 +140,8 @@ class Verdict:
     case: str | None = None
     expected: str | None = None
     got: str | None = None
+    mistake: str | None = None
+    hint: int = 0
 
     @property
     def passed(self) -> bool:

@@ -29,8 +29,9 @@ PLAIN_FUNCTIONS = (
     functools.partial,
 )
 LONGEST_TEXT = 160
-LONGEST_BLOCK = 600
 MOST_SHOWN_VALUES = 24
+# The most values of a tensor that a difference shows.
+EXCERPT = 6
 
 
 def loaded_torch() -> types.ModuleType | None:
@@ -83,13 +84,6 @@ def format_value(value: object) -> str:
     if isinstance(value, type):
         return value.__name__
     return shorten(repr(value), LONGEST_TEXT)
-
-
-def format_block(value: object) -> str:
-    """The value as ``format_value`` gives it, but each row of a tensor on its own line."""
-    if is_tensor(value) and value.numel() <= MOST_SHOWN_VALUES and not value.is_sparse:
-        return shorten(repr(value.detach()), LONGEST_BLOCK)
-    return format_value(value)
 
 
 def _is_list(value: object) -> bool:
@@ -179,10 +173,15 @@ class Tolerance:
 
 @dataclass(frozen=True)
 class Difference:
-    """A verdict's status and the sentence that says what differs."""
+    """A verdict's status and the sentence that says what differs.
+
+    ``expected`` and ``got`` are excerpts of the two values: the place where they differ.
+    """
 
     status: str
     message: str
+    expected: str | None = None
+    got: str | None = None
 
 
 def find_difference(
@@ -223,8 +222,12 @@ def _compare_plain(got: object, expected: object, place: str) -> Difference | No
     if type(got) is not type(expected):
         return _wrong_type(got, expected, place)
     if got != expected:
-        return Difference(WRONG_VALUES, f"{place} is not the value expected")
+        return _differ(WRONG_VALUES, f"{place} is not the value expected", got, expected)
     return None
+
+
+def _differ(status: str, text: str, got: object, expected: object) -> Difference:
+    return Difference(status, text, format_value(expected), format_value(got))
 
 
 def _wrong_type(got: object, expected: object, place: str) -> Difference:
@@ -234,7 +237,7 @@ def _wrong_type(got: object, expected: object, place: str) -> Difference:
         text = f"{place} is `...`: the function still returns the placeholder"
     else:
         text = f"{place} must be {describe_type(expected)}, and is {describe_type(got)}"
-    return Difference(WRONG_TYPE, text)
+    return _differ(WRONG_TYPE, text, got, expected)
 
 
 def _compare_tensors(
@@ -244,10 +247,10 @@ def _compare_tensors(
         return _wrong_type(got, expected, place)
     if got.shape != expected.shape:
         shapes = f"{tuple(expected.shape)}, and has {tuple(got.shape)}"
-        return Difference(WRONG_SHAPE, f"{place} must have the shape {shapes}")
+        return _differ(WRONG_SHAPE, f"{place} must have the shape {shapes}", got, expected)
     if got.dtype != expected.dtype:
         dtypes = f"{expected.dtype}, and has {got.dtype}"
-        return Difference(WRONG_DTYPE, f"{place} must have the dtype {dtypes}")
+        return _differ(WRONG_DTYPE, f"{place} must have the dtype {dtypes}", got, expected)
     return _compare_values(got.detach(), expected.detach(), tolerance, place)
 
 
@@ -272,7 +275,20 @@ def _compare_values(
         WRONG_VALUES,
         f"{_of(place)}{count}; furthest apart{at}: expected {_number(expected[worst])}, "
         f"got {_number(got[worst])}, off by {_number(apart[worst])}",
+        _excerpt(expected, worst),
+        _excerpt(got, worst),
     )
+
+
+def _excerpt(values: torch.Tensor, place: tuple[int, ...]) -> str:
+    """A small tensor whole; of a larger one, the neighbors of a place along the last dimension."""
+    if values.numel() <= EXCERPT:
+        return format_value(values)
+    *row, at = place
+    first = max(0, min(at - EXCERPT // 2, values.shape[-1] - EXCERPT))
+    shown = values[tuple(row)][first : first + EXCERPT]
+    index = ", ".join([*map(str, row), f"{first}:{first + len(shown)}"])
+    return f"at [{index}]: {', '.join(map(_number, shown))}"
 
 
 def _of(place: str) -> str:
@@ -306,7 +322,7 @@ def _compare_mappings(
         return _wrong_type(got, expected, place)
     if set(got) != set(expected):
         keys = f"{sorted(map(str, expected))}, and has {sorted(map(str, got))}"
-        return Difference(WRONG_VALUES, f"{place} must have the keys {keys}")
+        return _differ(WRONG_VALUES, f"{place} must have the keys {keys}", got, expected)
     return _first(
         find_difference(got[key], expected[key], tolerance, f"{place}[{key!r}]") for key in expected
     )
@@ -319,7 +335,7 @@ def _compare_lists(
         return _wrong_type(got, expected, place)
     if len(got) != len(expected):
         lengths = f"{len(expected)} values, and has {len(got)}"
-        return Difference(WRONG_SHAPE, f"{place} must have {lengths}")
+        return _differ(WRONG_SHAPE, f"{place} must have {lengths}", got, expected)
     return _first(
         find_difference(one, other, tolerance, f"{place}[{index}]")
         for index, (one, other) in enumerate(zip(got, expected, strict=True))
@@ -347,4 +363,4 @@ def _compare_numbers(
     elif tolerance.atol is not None and apart <= tolerance.atol:
         return None
     text = f"expected {format_value(expected)}, got {format_value(got)}, off by {apart:.6g}"
-    return Difference(WRONG_VALUES, f"{_of(place)}the value differs: {text}")
+    return _differ(WRONG_VALUES, f"{_of(place)}the value differs: {text}", got, expected)

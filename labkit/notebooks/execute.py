@@ -23,6 +23,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from jupyter_client.kernelspec import NoSuchKernel
@@ -40,6 +41,7 @@ from labkit.notebooks.kernel import (
     kernel_environment,
     shorten_middle,
 )
+from labkit.notebooks.outputs import copy_outputs, find_changes
 from labkit.notebooks.result import (
     CellMemory,
     CellResult,
@@ -47,12 +49,13 @@ from labkit.notebooks.result import (
     FailureBalance,
     MeasuringAccount,
     NotebookResult,
+    OutputChange,
     Point,
     RunFailure,
     collect_checks,
     collect_claims,
 )
-from labkit.notebooks.sources import Source
+from labkit.notebooks.sources import Source, inject_parameters
 from labkit.text import format_bytes, strip_ansi
 
 NAMES = ("OutOfMemoryError", "MemoryError")
@@ -163,7 +166,9 @@ class RunOptions:
     """How notebooks are run; ``environment`` is added to this process's for their kernels.
 
     ``kernel`` overrides the kernel that a notebook names. ``asks_cuda`` is True if a kernel can
-    use a GPU; only then is its allocator queried.
+    use a GPU; only then is its allocator queried. Notebooks run in ``folder``, by default their
+    own. ``tolerance`` is the relative difference that numbers in outputs may have from the saved
+    ones; None compares no outputs.
     """
 
     timeout_seconds: float = 600.0
@@ -174,6 +179,9 @@ class RunOptions:
     kernel: str | None = None
     environment: Mapping[str, str] = field(default_factory=dict)
     asks_cuda: bool = False
+    folder: Path | None = None
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    tolerance: float | None = None
 
 
 @dataclass(frozen=True)
@@ -203,6 +211,8 @@ class Execution:
         self._options = options
         self._deadline = deadline
         self._follow = follow
+        self._notes = tuple(inject_parameters(notebook, options.parameters))
+        self._saved = None if options.tolerance is None else copy_outputs(notebook)
         self._started = time.monotonic()
         self._startup_seconds: float | None = None
         self._recorder = CellRecorder(source.name, notebook, watch)
@@ -235,10 +245,17 @@ class Execution:
             self._describe(ending.status),
             claims=collect_claims(self._notebook),
             checks=collect_checks(self._notebook),
+            output_changes=self._compare_outputs(),
             error=ending.failure,
         )
         broken = ending.status == "passed" and not result.all_held
         return replace(result, status="failed") if broken else result
+
+    def _compare_outputs(self) -> tuple[OutputChange, ...] | None:
+        if self._saved is None or self._options.tolerance is None:
+            return None
+        ran = {cell.index for cell in self._recorder.cells if cell.status == "passed"}
+        return find_changes(self._saved, self._notebook, ran, self._options.tolerance)
 
     def stop(self) -> None:
         """Ends the kernel and the run, from another thread; the status becomes "interrupted"."""
@@ -250,6 +267,8 @@ class Execution:
         if self._source.is_lab:
             environment, folder = kernel_environment(reference=True, workspace=None), scratch
             environment.pop("MPLBACKEND", None)  # the inline backend, as in JupyterLab
+        if self._options.folder:
+            folder = str(self._options.folder.resolve())
         try:
             self._client.run({**environment, **self._options.environment}, folder)
         except (Exception, asyncio.CancelledError) as error:
@@ -363,6 +382,8 @@ class Execution:
             cells=self._recorder.cells,
             timeline=() if status == "running" else self._meter.timeline.points,
             kernel=self._kernel.name,
+            parameters=_record_parameters(self._options.parameters),
+            notes=self._notes,
         )
 
     def _left_seconds(self) -> float:
@@ -371,6 +392,15 @@ class Execution:
     def _limit_seconds(self) -> float:
         # nbclient takes 0 for "no limit".
         return max(0.001, min(self._options.timeout_seconds, self._left_seconds()))
+
+
+def _record_parameters(parameters: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The parameters for the result; JSON has no infinity and no NaN, so these become text."""
+    recorded = {
+        name: str(value) if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in parameters.items()
+    }
+    return recorded or None
 
 
 class CellRecorder:
@@ -524,9 +554,10 @@ def _find_traceback(cell: Any) -> str | None:
 def _find_hint(text: str) -> str | None:
     """The cause and fix of a known error in the text; None if there is none."""
     from labkit.host.distribution import read_distribution
+    from labkit.host.gpu import has_gpu
     from labkit.known_errors.match import hint_at
 
-    return hint_at(text, read_distribution())
+    return hint_at(text, read_distribution(), has_gpu=has_gpu())
 
 
 class Meter:

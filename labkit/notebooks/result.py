@@ -134,6 +134,14 @@ class CheckOutcome(Struct, frozen=True):
     status: str = "unknown"
 
 
+class OutputChange(Struct, frozen=True):
+    """An output that differs from the saved one: in which cell, and both as text."""
+
+    cell_index: Count = 0
+    saved: str | None = None
+    seen: str | None = None
+
+
 class FailureBalance(Struct, frozen=True):
     """The byte counts in the text of an out-of-memory error."""
 
@@ -185,6 +193,14 @@ class NotebookResult(Struct, frozen=True):
     checks: tuple[CheckOutcome, ...] = ()
     error: RunFailure | None = None
     kernel: Annotated[str | None, Meta(description="The kernel that ran it, by name.")] = None
+    parameters: Annotated[
+        dict[str, Any] | None, Meta(description="What -p and --parameters-file set.")
+    ] = None
+    output_changes: Annotated[
+        tuple[OutputChange, ...] | None,
+        Meta(description="Of --compare-outputs; null if nothing was compared."),
+    ] = None
+    notes: tuple[str, ...] = ()
 
     @property
     def peak_bytes(self) -> int | None:
@@ -204,10 +220,12 @@ class NotebookResult(Struct, frozen=True):
 
     @property
     def all_held(self) -> bool:
-        """True if no claim failed and every check passed; a skipped claim is not a failure."""
-        return not any(claim.held is False for claim in self.claims) and all(
-            check.status == "passed" for check in self.checks
-        )
+        """True if no claim failed, every check passed, and no compared output changed.
+
+        A skipped claim is not a failure.
+        """
+        sound = all(check.status == "passed" for check in self.checks) and not self.output_changes
+        return sound and not any(claim.held is False for claim in self.claims)
 
 
 class DeviceName(Struct, frozen=True):

@@ -164,6 +164,32 @@ def _explain_failure(error: Exception) -> RunFailure:
     return RunFailure(what, kind="invalid", name=type(error).__name__, traceback=last)
 
 
+# A kernel with torch takes 0.4 GiB before the notebook makes its first tensor.
+NOTEBOOK_BYTES = 2 * 2**30
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+
+
+def choose_jobs(notebooks: int, cores: int | None, free_bytes: int | None) -> int:
+    """How many notebooks to run at once: one for two cores, and 2 GiB of free memory for each.
+
+    >>> choose_jobs(10, cores=16, free_bytes=8 * 2**30)
+    4
+    """
+    by_cores = max(1, (cores or 1) // 2)
+    by_memory = notebooks if free_bytes is None else max(1, free_bytes // NOTEBOOK_BYTES)
+    return max(1, min(notebooks, by_cores, by_memory))
+
+
+def share_cores(jobs: int, cores: int | None, environment: Mapping[str, str]) -> dict[str, str]:
+    """The threads that each of several kernels may use; empty if the caller has set them.
+
+    Without this, each kernel would start a thread for every core.
+    """
+    if jobs == 1 or cores is None or any(name in environment for name in THREADS):
+        return {}
+    return dict.fromkeys(THREADS, str(max(1, cores // jobs)))
+
+
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 

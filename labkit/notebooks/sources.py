@@ -1,10 +1,17 @@
-"""Finds and reads the notebooks of a run: a notebook file, or a lab's reference version."""
+"""Finds and reads the notebooks of a run: a notebook file, or a lab's reference version.
+
+Parameters are papermill's: a cell with the tag ``parameters`` holds the defaults, and a cell with
+the tag ``injected-parameters`` is put after it (https://papermill.readthedocs.io).
+"""
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import json
+import keyword
 import logging
+import math
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,7 +23,7 @@ from labkit.errors import UsageError
 from labkit.text import escape_controls, first_line
 
 # A name with one of these endings is a file; jupytext reads all but the first.
-SUFFIXES = (".ipynb", ".py", ".md", ".myst")
+SUFFIXES = (".ipynb", ".py", ".md", ".myst", ".Rmd", ".qmd")
 CELL_TYPES = ("code", "markdown", "raw")
 # Levels of lists and objects: nbformat and the JSON encoder recurse; Python's limit is 1000.
 DEEPEST = 200
@@ -249,3 +256,103 @@ def _read_options(lines: Sequence[str], start: int) -> str:
     while end < len(lines) and lines[end].startswith(":"):
         end += 1
     return "\n".join(lines[start:end])
+
+
+# Parameters.
+
+PARAMETERS_TAG = "parameters"
+INJECTED_TAG = "injected-parameters"
+CONSTANTS = {"True": True, "False": False, "None": None}
+
+
+def parse_parameters(pairs: Sequence[Sequence[str]]) -> dict[str, Any]:
+    """The names and values typed after ``-p``: True, False, None, numbers, and else text.
+
+    Raises UsageError for a name that Python cannot assign to.
+
+    >>> parse_parameters([("rate", "1e-3"), ("epochs", "3"), ("name", "adam")])
+    {'rate': 0.001, 'epochs': 3, 'name': 'adam'}
+    """
+    for name, _ in pairs:
+        if not name.isidentifier() or keyword.iskeyword(name):
+            raise UsageError(
+                f"invalid parameter name {escape_controls(name)!r}",
+                cause="it is the name of a variable in the notebook",
+                fix="labkit run NOTEBOOK -p NAME VALUE",
+            )
+    return {name: _parse_value(value) for name, value in pairs}
+
+
+def _parse_value(text: str) -> Any:
+    if text in CONSTANTS:
+        return CONSTANTS[text]
+    for kind in (int, float):
+        with contextlib.suppress(ValueError):
+            return kind(text)
+    return text
+
+
+def inject_parameters(notebook: Any, parameters: Mapping[str, Any]) -> list[str]:
+    """Puts a cell that assigns the parameters into the notebook; returns notes for the reader.
+
+    The cell replaces one of an earlier run, else follows the cell with the tag ``parameters``,
+    else comes first. A note names each parameter that the notebook does not declare. Raises
+    UsageError if the notebook's language is not Python.
+    """
+    if not parameters:
+        return []
+    from nbformat.v4 import new_code_cell
+
+    language = find_language(notebook)
+    if language != "python":
+        raise UsageError(f"parameters cannot be set in {language}", cause="only Python is written")
+    lines = [f"{name} = {_write_value(value)}" for name, value in parameters.items()]
+    cell = new_code_cell("\n".join(["# Parameters", *lines]), metadata={"tags": [INJECTED_TAG]})
+    declared = _find_tagged(notebook, PARAMETERS_TAG)
+    earlier = _find_tagged(notebook, INJECTED_TAG)
+    if earlier is not None:
+        notebook.cells[earlier] = cell
+    else:
+        notebook.cells.insert(0 if declared is None else declared + 1, cell)
+    if declared is None:
+        return ["no cell has the tag 'parameters'; they are set before the first cell"]
+    known = _list_assigned(notebook.cells[declared].source)
+    unknown = [name for name in parameters if known is not None and name not in known]
+    return [f"the cell with the tag 'parameters' does not assign {name}" for name in unknown]
+
+
+def find_language(notebook: Any) -> str:
+    """The notebook's language in lower case, ``python`` if it names none."""
+    metadata = notebook.metadata
+    for key, name in (("kernelspec", "language"), ("language_info", "name")):
+        found = metadata.get(key)
+        if isinstance(found, Mapping) and isinstance(found.get(name), str) and found[name]:
+            return str(found[name]).lower()
+    return "python"
+
+
+def _write_value(value: Any) -> str:
+    # repr() writes inf and nan as names that Python does not define.
+    is_special = isinstance(value, float) and not math.isfinite(value)
+    return f"float({str(value)!r})" if is_special else repr(value)
+
+
+def _find_tagged(notebook: Any, tag: str) -> int | None:
+    tagged = (
+        place
+        for place, cell in enumerate(notebook.cells)
+        if cell.cell_type == "code" and tag in (cell.metadata.get("tags") or [])
+    )
+    return next(tagged, None)
+
+
+def _list_assigned(source: str) -> set[str] | None:
+    """The names that this code assigns at its top level; None if it is not plain Python."""
+    try:
+        body = ast.parse(source).body
+    except SyntaxError:
+        return None
+    names = (node for statement in body for node in ast.walk(statement))
+    return {
+        node.id for node in names if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
+    }

@@ -20,8 +20,9 @@ def cubic(x: Any) -> Any:
 
 
 def slope(x: Any) -> Tensor:
-    """Its derivative by hand, 3x² + 4x - 5, as a tensor."""
-    return 3 * torch.as_tensor(x) ** 2 + 4 * torch.as_tensor(x) - 5
+    """Its derivative by hand, 3x² + 4x - 5, as a tensor; float32 for a number."""
+    x = x if isinstance(x, Tensor) else torch.tensor(float(x))
+    return 3 * x**2 + 4 * x - 5
 
 
 def complain_of_traces(_got: Tensor, arguments: tuple[Any, ...]) -> str | None:
@@ -46,8 +47,9 @@ def make_cubic_cases() -> Iterator[Case]:
     """Numbers, tensors of several shapes and dtypes, and one that is tracked already."""
     yield Case((2.0,), slope, "the number 2.0")
     yield Case((-0.5,), slope, "the number -0.5")
+    yield Case((3,), slope, "the whole number 3")
     generator = torch.Generator().manual_seed(3)
-    for shape in ((), (1,), (4,), (2, 3), (0,)):
+    for shape in ((), (1,), (4,), (2, 3)):
         x = torch.randn(shape, generator=generator)
         yield Case((x,), slope, f"a tensor of shape {shape}", judge=complain_of_traces)
     yield Case((torch.linspace(-2, 2, 5, dtype=torch.float64),), slope, "a float64 tensor")
@@ -58,7 +60,20 @@ def make_cubic_cases() -> Iterator[Case]:
 
 def own_leaf(x: Any) -> Tensor:
     """A tracked leaf with the values of x."""
+    x = x if isinstance(x, Tensor | list) else float(x)
     return torch.as_tensor(x).detach().requires_grad_()
+
+
+def mark_callers_tensor(x: Any) -> Tensor:
+    """The caller's own tensor, tracked from now on."""
+    return x.requires_grad_() if isinstance(x, Tensor) else own_leaf(x)
+
+
+def slope_after_clearing(x: Any) -> Tensor:
+    """The derivative by hand, with a name in it that belongs to autograd."""
+    if isinstance(x, Tensor):
+        x.grad = None
+    return slope(x).detach()
 
 
 def by_backward(
@@ -86,13 +101,13 @@ CUBIC = Exercise(
     restrictions=("by_hand",),
     wrong_answers=(
         WrongAnswer(
-            "finite differences in float32",
+            "takes finite differences in float32",
             lambda x: (cubic(torch.as_tensor(x) + 1e-5) - cubic(torch.as_tensor(x) - 1e-5)) / 2e-5,
             "wrong_values",
         ),
         WrongAnswer(
             "marks the caller's own tensor",
-            partial(by_backward, leaf=lambda x: torch.as_tensor(x).requires_grad_()),
+            partial(by_backward, leaf=mark_callers_tensor),
             "forbidden",
         ),
         WrongAnswer("takes the number out", lambda x: by_backward(x).item(), "wrong_type"),
@@ -106,6 +121,7 @@ CUBIC = Exercise(
             "calls backward on many values", partial(by_backward, total=lambda y: y), "raised"
         ),
         WrongAnswer("writes the derivative down by hand", slope, "forbidden"),
+        WrongAnswer("clears .grad and writes it by hand", slope_after_clearing, "forbidden"),
     ),
 )
 
@@ -192,7 +208,7 @@ def walk_down(f: Callable[[Tensor], Tensor], start: Tensor, rate: float, steps: 
 def complain_of_live_point(got: Tensor, _arguments: tuple[Any, ...]) -> str | None:
     """A sentence where the point that was found still requires grad."""
     if got.requires_grad:
-        return NotThisWay("the answer still requires grad: it is a result, not a leaf")
+        return NotThisWay("the answer still requires grad, and plain values were asked for")
     return None
 
 
@@ -332,13 +348,13 @@ Equation = Callable[[Tensor, Tensor], Tensor]
 def make_slope_cases() -> Iterator[Case]:
     """Equations with known slopes; a is chosen to fit x, so that no solver is needed."""
     x = torch.tensor([0.5, 1.0, 3.0])
-    yield Case((lambda x, a: x**2 - a, x, x**2), 1 / (2 * x), "x² = a", judge=complain_of_traces)
+    yield Case((lambda x, a: x**2 - a, x, x**2), 1 / (2 * x), "x² = a", judge=complain_of_slope)
     x = torch.tensor(0.7, dtype=torch.float64)
     yield Case(
         (lambda x, a: x**3 + x - a, x, x**3 + x),
         1 / (3 * x**2 + 1),
         "x³ + x = a, a float64 scalar",
-        judge=complain_of_traces,
+        judge=complain_of_slope,
     )
     x = torch.linspace(0.1, 1.2, 6).reshape(2, 3)
     a = x / x.cos()
@@ -346,21 +362,33 @@ def make_slope_cases() -> Iterator[Case]:
         (lambda x, a: x - a * x.cos(), x, a),
         x.cos() / (1 + a * x.sin()),
         "x = a cos x, shape (2, 3)",
-        judge=complain_of_traces,
+        judge=complain_of_slope,
     )
     x = torch.tensor([2.0, 4.0])
     yield Case(
         (lambda x, a: x.log() + a, x, -x.log()),
         -x,
         "log x = -a, where x falls as a grows",
-        judge=complain_of_traces,
+        judge=complain_of_slope,
     )
+
+
+def complain_of_slope(got: Tensor, arguments: tuple[Any, ...]) -> str | None:
+    """A sentence where the slope is tracked, or an argument was marked."""
+    return complain_of_live_point(got, arguments) or complain_of_traces(got, arguments)
 
 
 def find_partials(equation: Equation, x: Tensor, a: Tensor) -> tuple[Tensor, ...]:
     """The equation's slopes along x and along a, at the solution."""
     x, a = x.detach().requires_grad_(), a.detach().requires_grad_()
     return torch.autograd.grad(equation(x, a).sum(), (x, a))
+
+
+def track_slope(equation: Equation, x: Tensor, a: Tensor) -> Tensor:
+    """The right slope, still with a graph of its own."""
+    x, a = x.detach().requires_grad_(), a.detach().requires_grad_()
+    along = torch.autograd.grad(equation(x, a).sum(), (x, a), create_graph=True)
+    return (-along[1] / along[0]).requires_grad_()
 
 
 IMPLICIT = Exercise(
@@ -391,6 +419,7 @@ IMPLICIT = Exercise(
             "raised",
         ),
         WrongAnswer("returns both slopes", find_partials, "wrong_type"),
+        WrongAnswer("returns a slope that is tracked", track_slope, "forbidden"),
     ),
 )
 

@@ -280,9 +280,10 @@ claim("torch.autograd.grad left x.grad alone", x.grad is None)
 # ## Exercise: the slope of a cubic
 #
 # Write `gradient(x)`: the slope of $f(x) = x^3 + 2x^2 - 5x + 3$ at each value of `x`, by
-# autograd.
+# autograd (backward, `torch.func` or forward mode), and not from the formula for $f'$.
 #
-# - `x` is a number, or a floating point tensor of any shape.
+# - `x` is a number (a float or an int), or a floating point tensor of any shape that
+#   has values.
 # - The answer is a tensor with the shape and dtype of `x` (for a number: shape `()`, float32).
 # - The caller's tensor stays as it was: not marked, its `.grad` not filled.
 #
@@ -294,7 +295,8 @@ claim("torch.autograd.grad left x.grad alone", x.grad is None)
 def gradient(x: float | torch.Tensor) -> torch.Tensor:
     """The slope of the cubic at each value of x, with the shape and dtype of x."""
     ### BEGIN SOLUTION
-    leaf = torch.as_tensor(x).detach().requires_grad_()
+    x = x if isinstance(x, torch.Tensor) else torch.tensor(float(x))
+    leaf = x.detach().requires_grad_()
     y = leaf**3 + 2 * leaf**2 - 5 * leaf + 3
     (slope,) = torch.autograd.grad(y.sum(), leaf)
     return slope
@@ -549,7 +551,7 @@ claim("a clone works", weight.grad.item(), features.sum().item(), within=1e-6)
 # $$x \leftarrow x - \text{rate} \cdot \nabla f(x)$$
 #
 # and return where you arrive: a tensor of the shape of `start` that does not require grad.
-# `start` belongs to the caller and keeps its values.
+# `start` belongs to the caller and keeps its values; it does not require grad.
 #
 # For `f(x) = (x - 3)²` from `0.0` with rate `0.1`, one step arrives at `0.6`.
 
@@ -669,7 +671,7 @@ draw_graph(loss, {"loss": loss, **dict(layers.named_parameters())})
 # pretend that nothing happened.
 #
 # Write `round_through(x)`. It returns a tensor with the values of `x.round()`. A gradient that
-# arrives at it must reach `x` unchanged. `x` itself keeps its values.
+# arrives at it must reach `x` unchanged. `x` itself keeps its values, all of them finite.
 
 
 # %%

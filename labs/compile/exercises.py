@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import math
+import random
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -38,11 +39,13 @@ def _require_function(got: object) -> None:
 
 
 def _run_eagerly(function: Callable[..., Any], x: torch.Tensor) -> tuple[Any, str | None]:
+    given = x.clone()
     with contextlib.redirect_stdout(io.StringIO()):
         try:
-            return function(x.clone()), None
+            answer = function(given)
         except Exception as error:
             return None, f"the function you return raised {type(error).__name__}: {error}"
+    return answer, None if torch.equal(given, x) else "the function you return changes its x"
 
 
 def _find_compile_fault(function: Callable[..., Any], inputs: list[torch.Tensor]) -> str | None:
@@ -70,6 +73,14 @@ def _calls_until_paid_cases() -> Iterator[Case]:
     yield Case((3.0, 0.25, 0.5), None, "compiled is slower than eager")
     yield Case((0.5, 0.5, 0.25), 1, "the first call costs no more than an eager one")
     yield Case((0.25, 0.5, 0.125), 1, "the first call is already cheaper")
+    yield Case((0.25, 0.5, 1.0), 1, "only the first call is cheaper")
+    draw = random.Random(5)
+    for _ in range(20):
+        first, eager, later = (draw.randint(1, most) for most in (6400, 64, 64))
+        arguments = (first / 64, eager / 64, later / 64)
+        # By trying: with whole sixty-fourths it pays within 6400 calls or never.
+        paid = (n for n in range(1, 6401) if first + (n - 1) * later <= n * eager)
+        yield Case(arguments, next(paid, None), "seconds in sixty-fourths")
 
 
 CALLS_UNTIL_PAID = Exercise(
@@ -87,7 +98,16 @@ CALLS_UNTIL_PAID = Exercise(
             "takes the first call as an extra on top of n later ones",
             lambda first, eager, later: math.ceil(first / (eager - later)) if eager > later else 0,
             "wrong_values",
+            hint=1,
         ),
+        WrongAnswer(
+            "asks whether later calls are faster before it looks at the first one",
+            lambda first, eager, later: (
+                None if later >= eager else max(1, math.ceil((first - later) / (eager - later)))
+            ),
+            "wrong_type",
+        ),
+        WrongAnswer("knows the example alone", lambda first, eager, later: 39, "wrong_values"),
         WrongAnswer(
             "forgets that it may never pay",
             lambda first, eager, later: max(
@@ -106,7 +126,7 @@ CALLS_UNTIL_PAID = Exercise(
 
 def _check_normalized_values(got: Any, _: tuple[Any, ...]) -> str | None:
     _require_function(got)
-    for shape in ((6, 4), (5,)):
+    for shape in ((6, 4), (5,), (2, 3, 4)):
         x = _seeded(*shape) * 3 + 5
         answer, fault = _run_eagerly(got, x)
         fault = fault or _find_pair_fault(answer, x)
@@ -154,7 +174,6 @@ BUILD_NORMALIZER = Exercise(
         Case((), judge=_check_normalized_values, note="the values"),
         Case((), judge=_check_one_graph, note="one graph"),
     ),
-    restrictions=("item",),
     wrong_answers=(
         WrongAnswer("still prints", lambda: _normalize_with_print, "wrong_values"),
         WrongAnswer(
@@ -183,8 +202,8 @@ def _scale_to_limit(x: torch.Tensor, limit: float) -> torch.Tensor:
 
 def _check_clipper(got: Any, arguments: tuple[Any, ...]) -> str | None:
     _require_function(got)
-    (limit,) = arguments
-    direction = _seeded(5) / _seeded(5).norm()
+    limit, *shape = arguments
+    direction = _seeded(*shape) / _seeded(*shape).norm()
     inputs = [direction * limit * factor for factor in (4.0, 0.25, 0.0)]
     for x, kind in zip(inputs, ("longer than", "shorter than", "zero, far below"), strict=True):
         answer, fault = _run_eagerly(got, x)
@@ -198,10 +217,35 @@ def _check_clipper(got: Any, arguments: tuple[Any, ...]) -> str | None:
     return _find_compile_fault(got, inputs)
 
 
+def _clipper_case(limit: float, *shape: int) -> Case:
+    """A clipper with this limit must be right for tensors of this shape."""
+
+    def judge(got: Any, arguments: tuple[Any, ...]) -> str | None:
+        return _check_clipper(got, (*arguments, *shape))
+
+    return Case((limit,), judge=judge, note=f"limit {limit:g}, shape {shape}")
+
+
 def _clip_by_masks(limit: float) -> Callable[[torch.Tensor], torch.Tensor]:
     def clip(x: torch.Tensor) -> torch.Tensor:
         too_long = x.norm() > limit
         return too_long * (x * (limit / x.norm())) + ~too_long * x
+
+    return clip
+
+
+def _clip_rows(limit: float) -> Callable[[torch.Tensor], torch.Tensor]:
+    def clip(x: torch.Tensor) -> torch.Tensor:
+        norm = x.norm(dim=-1, keepdim=True)
+        return torch.where(norm > limit, x * (limit / norm), x)
+
+    return clip
+
+
+def _clip_in_place(limit: float) -> Callable[[torch.Tensor], torch.Tensor]:
+    def clip(x: torch.Tensor) -> torch.Tensor:
+        norm = x.norm()
+        return x.mul_(torch.where(norm > limit, limit / norm, 1.0))
 
     return clip
 
@@ -216,10 +260,10 @@ MAKE_CLIPPER = Exercise(
         "as well: 0 times infinity is nan, and nan times zero is nan still.",
     ),
     cases=lambda: (
-        Case((1.0,), judge=_check_clipper, note="limit 1"),
-        Case((0.5,), judge=_check_clipper, note="limit 0.5"),
+        _clipper_case(1.0, 5),
+        _clipper_case(0.5, 5),
+        _clipper_case(2.0, 4, 3),
     ),
-    restrictions=("item",),
     wrong_answers=(
         WrongAnswer(
             "keeps the if",
@@ -231,7 +275,9 @@ MAKE_CLIPPER = Exercise(
             lambda limit: lambda x: x * (limit / x.norm()),
             "wrong_values",
         ),
-        WrongAnswer("multiplies by masks: nan at zero", _clip_by_masks, "wrong_values"),
+        WrongAnswer("multiplies by masks: nan at zero", _clip_by_masks, "wrong_values", hint=1),
+        WrongAnswer("clips each row by itself", _clip_rows, "wrong_values"),
+        WrongAnswer("scales x in place", _clip_in_place, "wrong_values"),
         WrongAnswer(
             "takes the tensor where the limit comes in",
             lambda limit: limit.norm(),
@@ -308,29 +354,46 @@ def _check_buckets(got: Any, arguments: tuple[Any, ...]) -> str | None:
     lengths = [1, bucket - 3, bucket, bucket + 1, 2 * bucket, 2 * bucket + 5, 4 * bucket]
     for rows in lengths:
         x = _seeded(rows, 6, seed=rows)
-        answer, wanted = got(x.clone()), function(x)
+        answer, fault = _run_eagerly(got, x)
+        if fault:
+            return fault
+        wanted = function(x)
         if not isinstance(answer, torch.Tensor) or answer.shape != wanted.shape:
             shape = tuple(answer.shape) if isinstance(answer, torch.Tensor) else answer
             return f"for {rows} rows the shape must be {tuple(wanted.shape)}, and yours is {shape}"
         if not torch.allclose(answer, wanted, atol=1e-6):
             return f"for {rows} rows the values are not those of the function"
-    return _find_bucket_fault(recorder, bucket, len({math.ceil(n / bucket) for n in lengths}))
+    return _find_bucket_fault(recorder, bucket, lengths)
 
 
-def _find_bucket_fault(recorder: GraphRecorder, bucket: int, most: int) -> str | None:
+def _find_bucket_fault(recorder: GraphRecorder, bucket: int, lengths: list[int]) -> str | None:
+    rows = []
     for inputs in recorder.inputs:
         if any(isinstance(one, torch.SymInt) for one in inputs):
             return "a graph was compiled for any number of rows, and fixed shapes were asked for"
-        for one in inputs:
-            if isinstance(one, torch.Tensor) and one.shape[0] % bucket:
-                return f"a graph was compiled for {one.shape[0]} rows, no multiple of {bucket}"
-    if len(recorder.inputs) != most:
-        return f"the backend was given {len(recorder.inputs)} graphs, and {most} are needed"
+        rows += [one.shape[0] for one in inputs if isinstance(one, torch.Tensor)]
+    wanted = sorted({-(-length // bucket) * bucket for length in lengths})
+    if sorted(set(rows)) != wanted:
+        return f"graphs were compiled for {sorted(set(rows))} rows, and {wanted} are needed"
+    if len(recorder.inputs) != len(wanted):
+        return f"the backend was given {len(recorder.inputs)} graphs, and {len(wanted)} are needed"
     return None
 
 
 def _pad(x: torch.Tensor, bucket: int) -> torch.Tensor:
     return functional.pad(x, (0, 0, 0, -x.shape[0] % bucket))
+
+
+def _pad_always(
+    function: Callable[..., Any], bucket: int, backend: Any
+) -> Callable[[torch.Tensor], torch.Tensor]:
+    compiled = torch.compile(function, backend=backend, dynamic=False)
+
+    def call(x: torch.Tensor) -> torch.Tensor:
+        rows = x.shape[0]
+        return compiled(functional.pad(x, (0, 0, 0, bucket - rows % bucket)))[:rows]
+
+    return call
 
 
 COMPILE_IN_BUCKETS = Exercise(
@@ -367,6 +430,12 @@ COMPILE_IN_BUCKETS = Exercise(
                 lambda x: torch.compile(function, backend=backend)(_pad(x, bucket))[: x.shape[0]]
             ),
             "wrong_values",
+        ),
+        WrongAnswer(
+            "pads a full bucket once more",
+            _pad_always,
+            "wrong_values",
+            hint=1,
         ),
         WrongAnswer(
             "leaves the padding in the answer",

@@ -41,24 +41,25 @@ from torch._inductor.runtime.cache_dir_utils import cache_dir
 from torch._inductor.utils import fresh_cache
 
 from labkit import check, claim, claim_raises
-from labkit.lessons.needs import has_compiler
+from labkit.lessons.needs import has_compiler, has_cuda_compiler
 from labkit.lessons.pictures import use_lab_style
 
 torch.manual_seed(0)
 use_lab_style()
 
 # %% [markdown]
-# On a CPU, the compiler behind `torch.compile` writes C++ and calls a C++ compiler; on a CUDA
-# device it writes Triton kernels. Where no C++ compiler is found, the few cells that need one
-# say so and are skipped. Most of this lab does without.
+# On a CPU, the compiler behind `torch.compile` writes C++ and calls a C++ compiler. On a CUDA
+# device it writes Triton kernels, for which the GPU must be a Volta or newer (compute capability
+# 7.0): on an older one this lab uses the CPU. Where no compiler is found, the few cells that need
+# one say so and are skipped. Most of this lab does without.
 
 # %%
-device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+device = torch.device("cuda" if has_cuda_compiler() else "cpu")
 can_compile = has_compiler()
 # On recent GPUs the compiler suggests TF32 each time. The devices lab is about that, not this one.
 warnings.filterwarnings("ignore", message="TensorFloat32 tensor cores")
 print("torch", torch.__version__, "on", device)
-print("a C++ compiler was", "found" if can_compile else "not found: cells that compile are skipped")
+print("a compiler was", "found" if can_compile else "not found: cells that compile are skipped")
 
 # %% [markdown]
 # ## One line, the same model
@@ -67,7 +68,8 @@ print("a C++ compiler was", "found" if can_compile else "not found: cells that c
 # parameters are the very same tensors, so training one trains the other.
 #
 # One thing does change: the names in `state_dict()` get a prefix. Save the model that you
-# wrapped, not the wrapper, and a checkpoint fits both.
+# wrapped, not the wrapper, and a checkpoint fits both. Or call `model.compile()`, which takes the
+# same arguments: it compiles the model in place, without a wrapper, and the names stay.
 
 
 # %%
@@ -85,7 +87,7 @@ class MyModel(nn.Module):
 
 
 torch.manual_seed(0)
-torch._dynamo.reset()
+torch.compiler.reset()
 model = MyModel().to(device)
 compiled_model = torch.compile(model)
 input_data = torch.randn(64, 64, device=device)
@@ -96,6 +98,11 @@ claim(
     "every name in its state_dict has the prefix _orig_mod.",
     all(name.startswith("_orig_mod.") for name in compiled_model.state_dict()),
 )
+
+in_place = MyModel()
+in_place.compile()
+claim("model.compile() leaves the class and the names as they were",
+      (type(in_place), list(in_place.state_dict())), (MyModel, list(model.state_dict())))
 
 # %% [markdown]
 # ## What the first call costs
@@ -125,7 +132,7 @@ model.eval()
 with torch.no_grad():
     eager_seconds = time_calls(lambda: model(input_data), 60)
     if can_compile:
-        torch._dynamo.reset()
+        torch.compiler.reset()
         with fresh_cache():
             compiled_seconds = time_calls(lambda: compiled_model(input_data), 60)
         output = compiled_model(input_data)
@@ -216,7 +223,7 @@ def wave(x):
 
 
 if can_compile:
-    torch._dynamo.reset()
+    torch.compiler.reset()
     counters.clear()
     metrics.reset()
     compiled_wave = torch.compile(wave, dynamic=True)
@@ -270,23 +277,28 @@ else:
 # Fused code rounds at other places than eager code. So compare with a tolerance, never with
 # `torch.equal`. In `bfloat16`, with its 8 bits of precision, the difference is easy to see: eager
 # rounds after every operation, while the fused loop computes in `float32` and rounds once, at the
-# end. We measure both against `float64`.
+# end. We measure both against `float64`. (A GPU before Ampere does not compute in `bfloat16`, and
+# the compiler leaves such code alone. There we take `float16`.)
 
 # %%
+narrow = torch.bfloat16
+if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+    narrow = torch.float16
+
 if can_compile:
-    torch._dynamo.reset()
+    torch.compiler.reset()
     compiled_wave = torch.compile(wave)
-    x = torch.randn(4096, device=device).bfloat16()
+    x = torch.randn(4096, device=device).to(narrow)
     exact = wave(x.double())
     errors = {}
     for name, function in (("eager", wave), ("compiled", compiled_wave)):
         errors[name] = (function(x).double() - exact).abs().mean().item()
-        print(f"bfloat16, {name:>8}: mean error {errors[name]:.5f}")
+        print(f"{narrow}, {name:>8}: mean error {errors[name]:.5f}")
 else:
-    print("skipped: with a compiler, the error of eager and of compiled bfloat16 would stand here")
+    print("skipped: with a compiler, the errors of eager and of compiled code would stand here")
 
 claim(
-    "in bfloat16, compiled is nearer to float64 than eager",
+    "in 16 bits, compiled is nearer to float64 than eager",
     lambda: errors["compiled"] < errors["eager"],
     needs="compiler",
 )
@@ -305,7 +317,7 @@ def gradients_of(function):
 
 
 if can_compile:
-    torch._dynamo.reset()
+    torch.compiler.reset()
     model.train()
 
 claim(
@@ -334,12 +346,12 @@ def seeded(function):
 
 
 def with_fallback_random():
-    torch._dynamo.reset()
+    torch.compiler.reset()
     with torch._inductor.config.patch(fallback_random=True):
         return torch.equal(seeded(drop), seeded(torch.compile(drop)))
 
 
-torch._dynamo.reset()
+torch.compiler.reset()
 compiled_drop = torch.compile(drop)
 claim(
     "with one seed, compiled dropout repeats itself",
@@ -358,7 +370,7 @@ claim("with fallback_random they agree", with_fallback_random, needs="compiler")
 # ## Warm-up and the cache
 #
 # What was compiled lives in two places: in this process, and in a folder on disk. A new process
-# finds its graphs in the folder and skips most of the work. `torch._dynamo.reset()` forgets what
+# finds its graphs in the folder and skips most of the work. `torch.compiler.reset()` forgets what
 # the process holds, so with it we can see the folder at work.
 #
 # The environment variable `TORCHINDUCTOR_CACHE_DIR` moves the folder. It is a cache: keyed by
@@ -370,7 +382,7 @@ print("the compiler's cache is in", cache_dir())
 
 def first_call_seconds():
     """Seconds for the first call of a model that this process knows nothing about."""
-    torch._dynamo.reset()
+    torch.compiler.reset()
     counters.clear()
     compiled = torch.compile(model)
     return time_calls(lambda: compiled(input_data), 1)[0]
@@ -413,7 +425,7 @@ for name, options in modes.items():
     print(f"{name:<28}{textwrap.shorten(listed, 84, placeholder=' ...')}")
 
 # %% [markdown]
-# `mode="reduce-overhead"` is widely called the memory-saving mode. **That is wrong.** The overhead
+# `mode="reduce-overhead"` does **not** save memory. The overhead
 # in its name is the Python and launch time of each call. Its one option turns on *CUDA graphs*: the
 # calls to the GPU are recorded once and then replayed as a whole. A replay needs the very same
 # addresses each time, so the memory of inputs and intermediate results is held between calls. It
@@ -462,7 +474,7 @@ replayed_model = torch.compile(model, mode="reduce-overhead")
 
 def largest_difference(compiled):
     """How far the compiled model is from the model, at most."""
-    torch._dynamo.reset()
+    torch.compiler.reset()
     with torch.no_grad(), torch._inductor.config.patch(autotune_num_choices_displayed=0):
         return (compiled(input_data) - model(input_data)).abs().max().item()
 
@@ -490,7 +502,7 @@ for name, compiled in (
 # %%
 def kept_bytes(mode):
     """Bytes that torch keeps on the GPU for a compiled model between calls."""
-    torch._dynamo.reset()
+    torch.compiler.reset()
     wide = nn.Sequential(nn.Linear(512, 4096), nn.GELU(), nn.Linear(4096, 512)).to("cuda")
     batch = torch.randn(8192, 512, device="cuda")
     compiled = torch.compile(wide, mode=mode)
@@ -507,7 +519,7 @@ def kept_bytes(mode):
     return torch.cuda.memory_reserved() - before
 
 
-if torch.cuda.is_available():
+if device.type == "cuda":
     kept = {mode: kept_bytes(mode) for mode in ("default", "reduce-overhead")}
     figure, axes = plt.subplots(figsize=(7, 2))
     bars = axes.barh(list(kept), [size / 2**20 for size in kept.values()], color=["C0", "C1"])
@@ -516,19 +528,21 @@ if torch.cuda.is_available():
     axes.margins(x=0.2)
     plt.show()
 else:
-    print("Skipped: this needs a CUDA device. It would plot the memory that the default mode and")
-    print("reduce-overhead keep between calls, and show that reduce-overhead keeps more.")
+    print("Skipped: this compiles for a CUDA device. It would plot the memory that the default mode")
+    print("and reduce-overhead keep between calls, and show that reduce-overhead keeps more.")
 
 claim(
     "reduce-overhead keeps more memory than the default mode",
     lambda: kept["reduce-overhead"] > kept["default"],
-    needs="cuda",
+    needs="cuda_compiler",
 )
 
 
 # %% [markdown]
-# Held addresses have another consequence. Each replay writes its result to the *same place*: the
-# next call overwrites the result before it. PyTorch notices when you touch the old one and raises.
+# Held addresses have another consequence. The first calls warm up and record; from the third
+# on, each call is a replay and writes its result to the *same place*. So the next call overwrites
+# the result before it. PyTorch raises if you touch an overwritten result of the first two calls.
+# For results of replays there is **no error**: what you kept now holds the values of the last call.
 #
 # There are two ways out. `clone()` a result that must live on. Or say where an iteration begins,
 # with `torch.compiler.cudagraph_mark_step_begin()`: then all results of one iteration stay intact
@@ -536,32 +550,38 @@ claim(
 
 
 # %%
-def replayed_function():
-    """A function that replays a CUDA graph, warmed up, and an input for it."""
-    torch._dynamo.reset()
+def replayed_function(calls):
+    """A function that replays a CUDA graph, called so many times before, and an input for it."""
+    torch.compiler.reset()
     function = torch.compile(lambda x: x * 2 + 1, mode="reduce-overhead")
     x = torch.ones(4, device="cuda")
-    for _ in range(3):
+    for _ in range(calls):
         function(x)
     return function, x
 
 
-def read_overwritten_result():
-    function, x = replayed_function()
+def read_after_next_call(calls_before):
+    function, x = replayed_function(calls_before)
     first = function(x)
     function(x + 1)
-    return first + 0
+    return (first + 0).cpu()
+
+
+def share_an_address():
+    function, x = replayed_function(3)
+    first, second = function(x), function(x + 1)
+    return first.data_ptr() == second.data_ptr()
 
 
 def read_clone():
-    function, x = replayed_function()
+    function, x = replayed_function(3)
     first = function(x).clone()
     function(x + 1)
     return first.cpu()
 
 
 def read_both_of_one_step():
-    function, x = replayed_function()
+    function, x = replayed_function(3)
     for _ in range(3):
         torch.compiler.cudagraph_mark_step_begin()
         total = function(x) + function(x + 1)
@@ -569,20 +589,27 @@ def read_both_of_one_step():
 
 
 claim_raises(
-    "the next replay overwrites an earlier result",
+    "a result of the first call raises after the second",
     RuntimeError,
-    read_overwritten_result,
+    lambda: read_after_next_call(0),
     match="overwritten",
-    needs="cuda",
+    needs="cuda_compiler",
 )
-claim("a clone survives", read_clone, torch.full((4,), 3.0), needs="cuda")
+claim("two replays write to one address", share_an_address, needs="cuda_compiler")
+claim(
+    "1 * 2 + 1 is 3, and after the next replay, for 2, the kept result says 5",
+    lambda: read_after_next_call(3),
+    torch.full((4,), 5.0),
+    needs="cuda_compiler",
+)
+claim("a clone survives", read_clone, torch.full((4,), 3.0), needs="cuda_compiler")
 claim(
     "results of one marked step live side by side",
     read_both_of_one_step,
     torch.full((4,), 8.0),
-    needs="cuda",
+    needs="cuda_compiler",
 )
-torch._dynamo.reset()
+torch.compiler.reset()
 
 # %% [markdown]
 # What *does* save memory is fusion, in every mode: intermediate results that stay in registers are
@@ -602,14 +629,15 @@ def peak_bytes(function, x):
 
 
 def fused_peak_is_lower():
-    torch._dynamo.reset()
+    torch.compiler.reset()
     x = torch.randn(2**22, device="cuda")
     eager_peak, compiled_peak = peak_bytes(wave, x), peak_bytes(torch.compile(wave), x)
     print(f"peak: eager {eager_peak / 2**20:.0f} MiB, compiled {compiled_peak / 2**20:.0f} MiB")
     return compiled_peak < eager_peak
 
 
-claim("the fused wave has a lower peak than the eager one", fused_peak_is_lower, needs="cuda")
+claim("the fused wave has a lower peak than the eager one", fused_peak_is_lower,
+      needs="cuda_compiler")
 
 # %% [markdown]
 # ## What is captured
@@ -643,7 +671,7 @@ def thrice(x):
     return x.relu() if x.dim() == 2 else x
 
 
-torch._dynamo.reset()
+torch.compiler.reset()
 counter = GraphCounter()
 watched = torch.compile(thrice, backend=counter)
 claim("wrapping alone captures nothing", counter.count, 0)
@@ -723,7 +751,7 @@ def branching(x):
     return x - 1
 
 
-torch._dynamo.reset()
+torch.compiler.reset()
 claim_raises(
     "with fullgraph=True a print raises Unsupported",
     torch._dynamo.exc.Unsupported,
@@ -751,8 +779,8 @@ claim_raises(
 #
 # Write `build_normalizer()`. It takes nothing and returns a *function* of `x` (any shape). That
 # function returns the pair `(normalized, mean)`: the same shape as `x`, and a tensor of shape `()`.
-# It must pass `torch.compile(..., fullgraph=True)`. Whoever wants to see the mean can print it
-# then, outside. Do not use `.item()`.
+# It must pass `torch.compile(..., fullgraph=True)` and leave `x` as it is. Whoever wants to see the
+# mean can print it then, outside.
 
 
 # %%
@@ -805,8 +833,8 @@ for values in (torch.ones(4), -torch.ones(4)):
 # ```
 #
 # Write `make_clipper(limit)`. `limit` is a float over 0. It returns a function of `x` that does
-# the same for every `x`, in one graph with `fullgraph=True`. A tensor of zeros must come back as
-# zeros. Do not use `.item()`.
+# the same for every `x` of any shape, in one graph with `fullgraph=True`, and leaves `x` as it is.
+# A tensor of zeros must come back as zeros.
 
 
 # %%
@@ -862,7 +890,7 @@ def call_under(context, x):
         watched(x)
 
 
-torch._dynamo.reset()
+torch.compiler.reset()
 torch._logging.set_logs(recompiles=True)
 counter = GraphCounter()
 watched = torch.compile(shift, backend=counter)
@@ -906,7 +934,7 @@ claim("graphs made earlier are kept and used again", counts["the first kind agai
 # `model.train()` and `model.eval()`.
 
 # %%
-torch._dynamo.reset()
+torch.compiler.reset()
 counter = GraphCounter()
 watched = torch.compile(shift, backend=counter)
 zeros = torch.zeros(3)
@@ -930,7 +958,7 @@ claim("the switch to eval has cost a compile", counter.count, 2)
 # `torch.compiler.set_stance` makes it one.
 
 # %%
-torch._dynamo.reset()
+torch.compiler.reset()
 strict = torch.compile(selecting, backend="eager")
 strict(torch.ones(4))
 with torch.compiler.set_stance("fail_on_recompile"):
@@ -956,6 +984,7 @@ with torch.compiler.set_stance("fail_on_recompile"):
 def count_compiles(function, inputs: list[torch.Tensor]) -> int:
     """Returns how many graphs are compiled when the function is called on each input in turn."""
     ### BEGIN SOLUTION
+    torch.compiler.reset()  # else Dynamo's limit counts the graphs of earlier calls
     graphs = []
 
     def backend(graph, example_inputs):
@@ -990,7 +1019,7 @@ def row_sums(x):
 
 def compiles_over_shapes(shapes, mark=False, **options):
     """How many graphs were compiled so far, after each of the shapes."""
-    torch._dynamo.reset()
+    torch.compiler.reset()
     counter = GraphCounter()
     compiled = torch.compile(row_sums, backend=counter, **options)
     totals = []
@@ -1056,7 +1085,7 @@ def knows_four(x):
 
 
 def compile_marked():
-    torch._dynamo.reset()
+    torch.compiler.reset()
     x = torch.ones(4, 3)
     torch._dynamo.mark_dynamic(x, 0)
     return torch.compile(knows_four, backend="eager")(x)
@@ -1075,7 +1104,7 @@ with caught_logs("torch._guards"):
 # So, for a model whose batch size varies:
 
 # %%
-torch._dynamo.reset()
+torch.compiler.reset()
 counter = GraphCounter()
 dynamic_model = torch.compile(model, dynamic=True, backend=counter)
 with torch.no_grad():
@@ -1099,7 +1128,7 @@ print("graphs in all for one piece of code:", torch._dynamo.config.accumulated_r
 
 def compile_many_sizes(sizes, **options):
     """The number of graphs compiled over vectors of so many sizes, each a constant."""
-    torch._dynamo.reset()
+    torch.compiler.reset()
     counter = GraphCounter()
     compiled = torch.compile(thrice, backend=counter, dynamic=False, **options)
     for size in range(2, 2 + sizes):
@@ -1135,8 +1164,9 @@ with caught_logs("torch._dynamo.convert_frame") as lines:
 # - `function` takes `x` of shape `(n, d)` and works on each row by itself: `n` rows come out, as
 #   shape `(n,)` or `(n, k)`.
 # - Return a function of `x` with `n >= 1` that gives what `function(x)` gives.
-# - Compile with the `backend` given. It may only ever see numbers of rows that are multiples of
-#   `bucket`, as fixed sizes, and one graph for each.
+# - Compile with the `backend` given. It may only ever see the smallest multiples of `bucket` that
+#   the inputs fit into, as fixed sizes, and one graph for each. There are at most eight (Dynamo's
+#   limit for one function). `x` stays as it is.
 #
 # Example: with a bucket of 16, inputs of 1, 5, 16 and 17 rows make two graphs, for 16 and 32 rows.
 
@@ -1161,7 +1191,7 @@ def compile_in_buckets(function, bucket: int, backend):
 check("compile.compile_in_buckets", compile_in_buckets)
 
 # %% [markdown]
-# ## What to take with you
+# ## Key takeaways
 #
 # - Measure here, on your shapes: the first call, later calls, and how many calls there will be.
 # - Compare with a tolerance. Warm up with every kind of input. Keep the cache.

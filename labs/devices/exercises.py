@@ -24,7 +24,7 @@ def usable_devices() -> list[torch.device]:
 
 def reference_positions(x: torch.Tensor) -> torch.Tensor:
     """What add_positions must give, shape (n, d): computed row by row."""
-    return torch.stack([row + index for index, row in enumerate(x)])
+    return torch.stack([row + index for index, row in enumerate(x)]).to(x.dtype)
 
 
 def judge_same_place(got: torch.Tensor, arguments: tuple[torch.Tensor]) -> str | None:
@@ -42,6 +42,8 @@ def add_positions_cases() -> Iterator[Case]:
         yield Case((x,), reference_positions, f"three rows on {device}", judge=judge_same_place)
     yield Case((torch.full((1, 4), 2.5),), reference_positions, "a single row")
     yield Case((torch.ones(4, 3, dtype=torch.float16),), reference_positions, "float16 stays")
+    whole = torch.arange(8, dtype=torch.int32).reshape(4, 2)
+    yield Case((whole,), reference_positions, "int32 stays")
     # A meta tensor has no values that could be compared, before or after.
     yield Case(
         (torch.empty(5, 2, device=META),),
@@ -110,7 +112,8 @@ def find_misplaced(
 def judge_moved(got: Any, arguments: tuple[Any, torch.device]) -> str | None:
     """Whether the answer is the batch on the device, and the batch itself was left alone."""
     batch, device = arguments
-    changed = find_misplaced(batch, make_batch(), torch.device("cpu"), "the batch")
+    made = make_batch() if isinstance(batch, dict) else make_pair()
+    changed = find_misplaced(batch, made, torch.device("cpu"), "the batch")
     if changed:
         return f"the batch that was given must stay as it was: {changed}"
     return find_misplaced(got, batch, device)
@@ -125,11 +128,17 @@ def make_batch() -> dict[str, Any]:
     }
 
 
+def make_pair() -> tuple[Any, ...]:
+    """A batch as other data loaders give it: inputs and a list of targets."""
+    return torch.ones(2, 3), [torch.zeros(2), {"name": "third"}]
+
+
 def move_batch_cases() -> Iterator[Case]:
     """A nested batch to the devices here, then to meta, whose tensors cannot be compared."""
     for device in usable_devices():
         yield Case((make_batch(), device), make_batch(), f"to {device}", judge=judge_moved)
-    yield Case((make_batch(), META), note="to meta", judge=judge_moved, keeps_arguments=False)
+    for batch, note in ((make_batch(), "to meta"), (make_pair(), "a tuple to meta")):
+        yield Case((batch, META), note=note, judge=judge_moved, keeps_arguments=False)
 
 
 def move_with_lists(batch: Any, device: torch.device) -> Any:
@@ -203,11 +212,21 @@ def time_median_cases() -> Iterator[Case]:
     """Devices that are slow at first, slow once, and still busy when the warm-up ends."""
     for device, warmups, repeats, answer, note in (
         (FakeDevice(0.010), 0, 3, 0.011, "a steady device"),
+        (FakeDevice(0.010, 0.020, 0.040, 0.090), 0, 4, 0.031, "an even number of repeats"),
         (FakeDevice(3.0, 0.5, 0.010), 2, 1, 0.011, "a slow start, one repeat"),
         (FakeDevice(0.1, 0.020, 0.022, 0.4, 0.021, 0.024), 1, 5, 0.023, "one slow run in five"),
     ):
         arguments = (device.launch, device.synchronize, device.clock, warmups, repeats)
-        yield Case(arguments, answer, note, atol=1e-6)
+        yield Case(arguments, answer, note, atol=1e-6, judge=judge_launches)
+
+
+def judge_launches(_got: float, arguments: tuple[Any, ...]) -> str | None:
+    """Whether run() was called once for each warm-up and each repeat."""
+    run, _, _, warmups, repeats = arguments
+    calls: int = run.__self__.launches
+    if calls == warmups + repeats:
+        return None
+    return f"run() was called {calls} times, for {warmups} warm-ups and {repeats} repeats"
 
 
 def time_like(
@@ -246,6 +265,16 @@ TIME_MEDIAN = Exercise(
         WrongAnswer("never waits", time_like(statistics.median, "wait"), "wrong_values"),
         WrongAnswer("starts while busy", time_like(statistics.median, "settle"), "wrong_values"),
         WrongAnswer("takes the mean", time_like(statistics.mean), "wrong_values"),
+        WrongAnswer(
+            "takes the lower of two middle values",
+            time_like(statistics.median_low),
+            "wrong_values",
+        ),
+        WrongAnswer(
+            "takes the upper of two middle values",
+            time_like(statistics.median_high),
+            "wrong_values",
+        ),
         WrongAnswer("skips the warm-up", time_like(statistics.median, "warmup"), "wrong_values"),
         WrongAnswer("returns all the times", time_like(list), "wrong_type"),
     ),
@@ -272,6 +301,8 @@ def mean_of_batches_cases() -> Iterator[Case]:
     yield Case((uneven,), reference_mean, "batches of different sizes", rtol=1e-5)
     large = [torch.full((100,), 30000.0, dtype=torch.float16) for _ in range(3)]
     yield Case((large,), reference_mean, "large float16 values", rtol=1e-5)
+    many = [torch.full((5000,), 0.1, dtype=torch.float16), torch.ones(1, dtype=torch.float16)]
+    yield Case((many,), reference_mean, "more values than float16 can count", rtol=1e-5)
 
 
 def mean_with_total(dtype: torch.dtype) -> Callable[[list[torch.Tensor]], torch.Tensor]:
@@ -315,42 +346,53 @@ MEAN_OF_BATCHES = Exercise(
 class SmallStep:
     """A step that runs out of memory over ``most_rows`` rows, and remembers what it was asked."""
 
-    def __init__(self, most_rows: int) -> None:
+    def __init__(self, most_rows: int, error: type[Exception] = torch.OutOfMemoryError) -> None:
         self.most_rows = most_rows
+        self.error = error
         self.asked_rows: list[int] = []
         self.called_while_handling = False
 
     def __call__(self, batch: torch.Tensor) -> torch.Tensor:
-        """Each row doubled, shape (n, d); raises torch.OutOfMemoryError for too many rows."""
+        """Each row doubled, shape (n, d); raises the error for too many rows."""
         self.asked_rows.append(len(batch))
-        if sys.exc_info()[0] is torch.OutOfMemoryError:
-            self.called_while_handling = True
+        self.called_while_handling |= sys.exc_info()[0] is torch.OutOfMemoryError
         if len(batch) > self.most_rows:
-            raise torch.OutOfMemoryError(f"{len(batch)} rows do not fit, {self.most_rows} do")
+            raise self.error(f"{len(batch)} rows do not fit, {self.most_rows} do")
         return batch * 2
 
+    def list_calls(self, rows: int) -> list[int]:
+        """The rows of each call of a right answer, for a batch of so many rows."""
+        if rows <= self.most_rows or rows == 1 or self.error is not torch.OutOfMemoryError:
+            return [rows]
+        return [rows, *self.list_calls(rows // 2), *self.list_calls(rows - rows // 2)]
 
-def judge_halves(got: torch.Tensor, arguments: tuple[SmallStep, torch.Tensor]) -> str | None:
-    """Whether the whole batch was tried first, halves after, and each outside of `except`."""
+
+def judge_halves(_got: object, arguments: tuple[SmallStep, torch.Tensor]) -> str | None:
+    """Whether what does not fit was halved, and tried again outside of ``except``."""
     step, batch = arguments
-    if step.asked_rows[0] != len(batch):
-        return f"the whole batch must be tried first: {len(batch)} rows, not {step.asked_rows[0]}"
+    asked, wanted = step.asked_rows, step.list_calls(len(batch))
+    if asked[:1] != wanted[:1]:
+        return f"the whole batch must be tried first: {len(batch)} rows, not {asked[:1]}"
     if step.called_while_handling:
         return NotThisWay("step was called again inside the except block")
-    most_fitting = max(rows for rows in step.asked_rows if rows <= step.most_rows)
-    if most_fitting < min(step.most_rows, len(batch)) // 2:
-        return f"{step.most_rows} rows fit, and step was asked for only {most_fitting} at a time"
+    if sorted(asked) != sorted(wanted):  # which half comes first is free
+        return f"step was called with {asked} rows, and {wanted} were asked for"
     return None
 
 
 def run_in_halves_cases() -> Iterator[Case]:
-    """Batches that fit, that fit after one halving or several, with odd and even lengths."""
+    """Batches that fit, after one halving or several; a row that does not; another error."""
     rows = torch.arange(22.0).reshape(11, 2)
     notes = {100: "everything fits", 6: "one halving is enough", 3: "halves of halves", 1: "rows"}
     for most_rows, note in notes.items():
         for device in usable_devices():
             arguments = (SmallStep(most_rows), rows.to(device))
             yield Case(arguments, rows * 2, note, judge=judge_halves)
+    for step, batch, note in (
+        (SmallStep(0), rows[:1], "a single row that does not fit"),
+        (SmallStep(0, ValueError), rows, "an error of another kind"),
+    ):
+        yield Case((step, batch), note=note, raises=step.error, judge=judge_halves)
 
 
 def halves_inside_except(step: Step, batch: torch.Tensor) -> torch.Tensor:
@@ -377,6 +419,27 @@ def first_half_only(step: Step, batch: torch.Tensor) -> torch.Tensor:
             batch = batch[: len(batch) // 2]
 
 
+def halve_on_any_error(step: Step, batch: torch.Tensor) -> torch.Tensor:
+    """A wrong answer: takes every error for a shortage of memory."""
+    try:
+        return step(batch)
+    except Exception:
+        if len(batch) == 1:
+            raise
+    half = len(batch) // 2
+    return torch.cat([halve_on_any_error(step, part) for part in (batch[:half], batch[half:])])
+
+
+def halve_to_zeros(step: Step, batch: torch.Tensor) -> torch.Tensor:
+    """A wrong answer: hides the error of a single row."""
+    with contextlib.suppress(torch.OutOfMemoryError):
+        return step(batch)
+    if len(batch) == 1:
+        return torch.zeros_like(batch)
+    half = len(batch) // 2
+    return torch.cat([halve_to_zeros(step, part) for part in (batch[:half], batch[half:])])
+
+
 RUN_IN_HALVES = Exercise(
     name="run_in_halves",
     title="Come back from out of memory",
@@ -389,8 +452,10 @@ RUN_IN_HALVES = Exercise(
     wrong_answers=(
         WrongAnswer("tries again inside the except block", halves_inside_except, "forbidden"),
         WrongAnswer("goes row by row at once", rows_after_failure, "wrong_values"),
-        WrongAnswer("hopes", lambda step, batch: step(batch), "raised"),
+        WrongAnswer("does not catch the error", lambda step, batch: step(batch), "raised"),
         WrongAnswer("forgets the second half", first_half_only, "wrong_shape"),
+        WrongAnswer("gives zeros for a row that does not fit", halve_to_zeros, "wrong_values"),
+        WrongAnswer("catches errors of every kind", halve_on_any_error, "wrong_values"),
     ),
 )
 

@@ -241,8 +241,8 @@ claim(
 # ## Exercise: add each row's number
 #
 # `add_positions(x)` takes a tensor of shape (n, d), and returns a new one with 0 added to its first
-# row, 1 to the second, and so on. The answer has the shape, the dtype and *the device* of `x`, and
-# `x` stays as it is. `[[5., 5.], [5., 5.]]` gives `[[5., 5.], [6., 6.]]`.
+# row, 1 to the second, and so on. The answer has the shape, the dtype (a float or an integer) and
+# *the device* of `x`, and `x` stays as it is. `[[5., 5.], [5., 5.]]` gives `[[5., 5.], [6., 6.]]`.
 
 
 # %%
@@ -339,7 +339,7 @@ claim(
 #
 # Batches come as dictionaries, lists and tuples, nested, with strings and numbers among the
 # tensors. `move_batch(batch, device)` returns the same structure (a dict stays a dict, a list a
-# list, a tuple a tuple) with every tensor in it on `device` and everything else as it was. The
+# list, a tuple a plain tuple) with every tensor in it on `device` and everything else as it was. The
 # batch that was given is not changed. `{"x": tensor, "name": "a"}` gives `{"x": tensor on device,
 # "name": "a"}`.
 
@@ -1102,8 +1102,8 @@ claim("without its traceback the tensor goes", watched[0]() is None)
 # `torch.OutOfMemoryError` if n is too large for it. `run_in_halves(step, batch)` returns what
 # `step` would give for the whole batch, rows in order. It tries the whole batch first; what does
 # not fit is cut into two halves (of 11 rows: 5 and 6), and each half is tried in the same way. No
-# second try may run inside the `except` block. A single row that does not fit is an error: let it
-# go on.
+# second try may run inside the `except` block. If a single row does not fit, its error comes out
+# of the function, and so does every error of another kind.
 
 
 # %%

@@ -248,7 +248,8 @@ EXERCISES = (
             "dimension is the first of the result.",
         ),
         cases=pairwise_cases,
-        restrictions=("loop", "numpy"),
+        restrictions=("loop",),
+        sized=lambda n: (_excess, torch.randn(n, 3), torch.randn(n, 3)),
         wrong_answers=(
             WrongAnswer(
                 "maps over both at once: rows by pairs",
@@ -280,7 +281,8 @@ EXERCISES = (
             "Which transform makes a function of one number into one of a whole axis?",
         ),
         cases=slope_and_bend_cases,
-        restrictions=("loop", "numpy"),
+        restrictions=("loop",),
+        sized=lambda n: (_growth, torch.linspace(-2, 2, n)),
         wrong_answers=(
             WrongAnswer(
                 "takes f'' for the square of f', as the notation d²f tempts to",
@@ -315,7 +317,6 @@ EXERCISES = (
             "call returns: there are two things, and you want one of them.",
         ),
         cases=push_forward_cases,
-        restrictions=("loop", "numpy"),
         wrong_answers=(
             WrongAnswer(
                 "builds the Jacobian and multiplies", lambda f, x, v: jacrev(f)(x) @ v, "raised"
@@ -339,7 +340,6 @@ EXERCISES = (
             "on the bowl of the text: one step has to land at [1, 0].",
         ),
         cases=newton_step_cases,
-        restrictions=("loop", "numpy"),
         wrong_answers=(
             WrongAnswer("makes a gradient step", lambda f, x: x - grad(f)(x), "wrong_values"),
             WrongAnswer(
@@ -376,7 +376,6 @@ EXERCISES = (
             "the root last. And what keeps a graph alive if you do not detach it?",
         ),
         cases=gradient_norms_cases,
-        restrictions=("numpy",),
         wrong_answers=(
             WrongAnswer(
                 "takes the norm of the batch's gradient", _norm_of_the_batch, "wrong_shape"

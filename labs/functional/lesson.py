@@ -223,7 +223,8 @@ claim("chunk_size does not change the values", in_pieces, batched_fn(batch))
 #
 # Write `pairwise(distance, left, right)`. `distance` is any function of two vectors of shape
 # `(d,)` that returns a scalar. `left` is `(n, d)`, `right` is `(m, d)`. Return the matrix of
-# shape `(n, m)` whose entry `[i, j]` is `distance(left[i], right[j])`. No loops.
+# shape `(n, m)` whose entry `[i, j]` is `distance(left[i], right[j])`, without a loop over the
+# rows.
 #
 # With the Euclidean distance, `left = [[0, 0], [3, 4]]` and `right = [[0, 0]]`, the answer is
 # `[[0], [5]]`.
@@ -273,7 +274,7 @@ plt.show()
 #
 # Write `slope_and_bend(f, x)`. `f` takes a scalar tensor and returns a scalar tensor; it need
 # not accept a vector. `x` has shape `(n,)`. Return a tuple of two tensors of shape `(n,)`: the
-# first and the second derivative of `f` at every point. No loops.
+# first and the second derivative of `f` at every point, without a loop over the points.
 #
 # For $f(x) = x^3$ and `x = [1, 2]` the answer is `([3, 12], [6, 12])`.
 
@@ -921,7 +922,7 @@ def compiled_slope():
 
 
 claim("compiled, vmap(grad(f)) gives the same slopes", compiled_slope,
-      slope(many_points), within=1e-3, needs="compiler")
+      slope(many_points), within=1e-3, needs="cpu_compiler")
 
 # %% [markdown]
 # ## What to take along

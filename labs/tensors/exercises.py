@@ -40,8 +40,14 @@ class _ReversedWhenCopied(np.ndarray):
 
 def _shared_memory(got: Tensor, arguments: tuple[Any, ...]) -> str | None:
     if np.shares_memory(got.numpy(), arguments[0]):
-        return "the tensor shares its memory with the array: whoever writes, both change"
+        return "the tensor shares memory with the array: a change of one changes the other"
     return None
+
+
+def _tensor_after_clearing(array: np.ndarray) -> Tensor:
+    tensor = torch.tensor(array.copy(), dtype=torch.float32)
+    array[...] = 0
+    return tensor
 
 
 def own_tensor_cases() -> Iterator[Case]:
@@ -53,6 +59,8 @@ def own_tensor_cases() -> Iterator[Case]:
         (np.arange(6, dtype=np.float32).reshape(2, 3), "a table of float32"),
         (np.array(2.5), "no dimensions"),
         (np.array([True, False]), "booleans"),
+        (np.array([1, 2**16 - 1], dtype=np.uint16), "whole numbers without a sign"),
+        (np.arange(6.0, dtype=np.float32).reshape(2, 3).T, "a transposed table"),
     ]:
         values = torch.tensor(array.tolist(), dtype=torch.float32)
         yield Case((array,), values, note, judge=_shared_memory)
@@ -132,7 +140,6 @@ EXERCISES = (
             "Then compare the largest value of the result with the largest that is allowed.",
         ),
         cases=images_to_batch_cases,
-        restrictions=("loop", "numpy"),
         wrong_answers=(
             WrongAnswer(
                 "reshapes where it should permute, which mixes up the pixels",
@@ -172,6 +179,7 @@ EXERCISES = (
                 "forgets reversed arrays", lambda x: torch.tensor(x, dtype=torch.float32), "raised"
             ),
             WrongAnswer("stays in NumPy", lambda x: x.astype(np.float32), "wrong_type"),
+            WrongAnswer("clears the array", _tensor_after_clearing, "changed_argument"),
         ),
     ),
     Exercise(
@@ -183,7 +191,8 @@ EXERCISES = (
             "The sums need the shape (n, 1). A reduction can be told to keep its dimension.",
         ),
         cases=row_shares_cases,
-        restrictions=("loop", "numpy"),
+        restrictions=("loop",),
+        sized=lambda n: (torch.rand(n, n) + 0.1,),
         wrong_answers=(
             WrongAnswer(
                 "forgets keepdim: a square table gives no error",
@@ -210,7 +219,6 @@ EXERCISES = (
             "Bring both to one shape before you subtract, whichever of the two they came in.",
         ),
         cases=paired_loss_cases,
-        restrictions=("loop", "numpy"),
         wrong_answers=(
             WrongAnswer(
                 "subtracts as they come: every prediction against every target",
@@ -244,7 +252,6 @@ EXERCISES = (
             "be 1: ask the signal.",
         ),
         cases=windows_cases,
-        restrictions=("loop", "numpy"),
         wrong_answers=(
             WrongAnswer(
                 "stacks slices: right, but copied",

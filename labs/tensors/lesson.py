@@ -226,9 +226,9 @@ claim_raises("in place, a tensor keeps its dtype", RuntimeError, lambda: whole.a
 # %% [markdown]
 # ## Exercise: a batch for the model
 #
-# In comes `images`: a uint8 tensor of shape (batch, height, width, channels) with values
-# from 0 to 255, as files give it. Return what a model takes: float32, shape
-# (batch, channels, height, width), values from 0 to 1.
+# `images` is a uint8 tensor of shape (batch, height, width, channels) with values from 0 to 255,
+# as files give it. Return what a model takes: float32, shape (batch, channels, height, width),
+# values from 0 to 1.
 #
 # Example: `images` of shape (10, 32, 48, 3) becomes (10, 3, 32, 48), and where
 # `images[4, 5, 6, 1]` was 255, the result has 1.0 at `[4, 1, 5, 6]`.
@@ -346,8 +346,9 @@ claim("and can be written to through the tensor all the same", protected[0].item
 # %% [markdown]
 # ## Exercise: a tensor of its own
 #
-# In comes a NumPy array of numbers, of any dtype and any shape, possibly reversed. Return a
-# float32 tensor with the same values that shares no memory with it, whatever comes in.
+# `array` is a NumPy array of integers, floats or booleans, of any shape, possibly reversed.
+# Return a float32 tensor with the same values that shares no memory with it. The array stays as
+# it was.
 #
 # Example: `np.array([1, 2, 3])[::-1]` becomes `tensor([3., 2., 1.])`.
 
@@ -355,7 +356,7 @@ claim("and can be written to through the tensor all the same", protected[0].item
 def own_tensor(array: np.ndarray) -> torch.Tensor:
     """Returns the array's values as float32, in memory of the tensor's own."""
     ### BEGIN SOLUTION
-    return torch.tensor(array.copy(), dtype=torch.float32)
+    return torch.from_numpy(array.astype(np.float32))
     ### END SOLUTION
 
 
@@ -379,7 +380,7 @@ claim("a tensor can live on a GPU", lambda: torch.ones(2).to("cuda").device.type
 # %% [markdown]
 # ## Element by element, or row by column
 #
-# `+ - * /` work on values at the same place. `*` is no matrix product: that is `@`, and
+# `+ - * /` work on values at the same place. `*` is not the matrix product: that is `@`, and
 # `torch.matmul` is its long name. In a product of (n, k) and (k, m) the inner lengths
 # must agree, and the outer ones are left:
 #
@@ -472,8 +473,8 @@ claim_raises("only a table that is not square complains", RuntimeError,
 # %% [markdown]
 # ## Exercise: shares of a row
 #
-# In comes `table` of shape (n, d), all values positive. Return a tensor of the same shape in
-# which each row is divided by its own sum. No loop.
+# `table` has shape (n, d), and all its values are positive. Return a tensor of the same shape in
+# which each row is divided by its own sum, without a loop over the values.
 #
 # Example: `[[1., 3.], [2., 2.]]` becomes `[[0.25, 0.75], [0.5, 0.5]]`.
 
@@ -550,9 +551,9 @@ claim("the wrong one finds a flat line: each input is held against every target"
 # %% [markdown]
 # ## Exercise: a loss that pairs
 #
-# In come `prediction` and `target`. Each has n values, in the shape (n,) or (n, 1), in any
-# mixture. Return the mean of the squared differences between each prediction and *its* target,
-# as a tensor without dimensions.
+# `prediction` and `target` have n values each, in the shape (n,) or (n, 1), in any combination.
+# Return the mean of the squared differences between each prediction and *its* target, as a
+# tensor without dimensions.
 #
 # Example: `tensor([1., 2.])` and `tensor([[1.], [4.]])` give `tensor(2.)`.
 
@@ -684,9 +685,9 @@ claim_raises("add_ notices and refuses", RuntimeError, lambda: rows.add_(1),
 # %% [markdown]
 # ## Exercise: windows on a signal
 #
-# In comes `signal` of shape (n,) and a `size` of at most n. Return all windows of that many
-# neighbors, one a row: shape (n - size + 1, size). Take no memory for it: the result has to be a
-# view of the signal. No loop.
+# `signal` has shape (n,), and `size` is from 1 to n. Return all windows of that many neighbors,
+# one window per row: shape (n - size + 1, size). Take no memory for it: the result must be a view
+# of the signal.
 #
 # Example: `tensor([1., 2., 3., 4.])` with size 3 gives `[[1., 2., 3.], [2., 3., 4.]]`.
 #

@@ -13,6 +13,7 @@ from tests.fakes.host import ADA, CONTEXT, DOCKER_FINE, DOCKER_INFO, INFO, FakeR
 
 GIB = 2**30
 DRIVER = "580.95.05"
+KERNEL = "6.12.57+deb13-amd64"
 OS_RELEASES = {
     "debian": 'PRETTY_NAME="Debian GNU/Linux 13 (trixie)"\nID=debian\n',
     "ubuntu": 'PRETTY_NAME="Ubuntu 24.04.3 LTS"\nID=ubuntu\nID_LIKE=debian\n',
@@ -48,9 +49,15 @@ PLAIN_FILES: Files = {
     "proc/modules": "ext4 1015808 2 - Live 0x0\n",
     "proc/meminfo": "MemTotal: 32000000 kB\nMemFree: 100 kB\nMemAvailable: 24000000 kB\n",
     "dev/shm/.keep": "",
+    "proc/sys/kernel/osrelease": f"{KERNEL}\n",
+    f"lib/modules/{KERNEL}/modules.dep": "kernel/fs/ext4/ext4.ko.xz:\n",
 }
 CARD = "sys/bus/pci/devices/0000:01:00.0"
-CARD_FILES: Files = {f"{CARD}/vendor": "0x10de\n", f"{CARD}/class": "0x030000\n"}
+CARD_FILES: Files = {
+    f"{CARD}/vendor": "0x10de\n",
+    f"{CARD}/class": "0x030000\n",
+    f"{CARD}/device": "0x2684\n",
+}
 GPU_FILES: Files = {
     **CARD_FILES,
     "proc/driver/nvidia/version": (
@@ -61,11 +68,29 @@ GPU_FILES: Files = {
     "dev/nvidiactl": "",
     "dev/nvidia0": "",
     "dev/nvidia-uvm": "",
+    f"lib/modules/{KERNEL}/modules.dep": "updates/dkms/nvidia.ko.xz:\n",
 }
 # `nvidia-smi -L`, as an RTX 4090 answers it.
 GPU_LINE = "GPU 0: NVIDIA GeForce RTX 4090 (UUID: GPU-f0a1b2c3-0000-1111-2222-333344445555)"
 ECC = "nvidia-smi --query-gpu=index,ecc.errors"
+REMAPPED = "nvidia-smi --query-remapped-rows"
 SMI_LIST = "nvidia-smi -L"
+SMI_STATE = "nvidia-smi --query-gpu=index,pstate"
+
+
+def state(
+    index: int = 0,
+    watts: str = "450.00, 450.00",
+    lanes: str = "16, 16",
+    reasons: int = 1,
+    **rest: str,
+) -> str:
+    """nvidia-smi's row about a GPU's clocks, power limit, link and persistence."""
+    persistence, display = rest.get("persistence", "Disabled"), rest.get("display", "Disabled")
+    pstate = rest.get("pstate", "P0")
+    return f"{index}, {pstate}, {watts}, {lanes}, {persistence}, {display}, 0x{reasons:016x}"
+
+
 # An image that is here, and a container of it that sees the GPU.
 IMAGE_HERE: Answers = {
     "docker image inspect": says("sha256:1d0747c5"),
@@ -89,6 +114,8 @@ GPU_ANSWERS: Answers = {
     SMI_QUERY: SMI_FINE,
     SMI_LIST: says(GPU_LINE),
     ECC: says("0, [N/A]"),
+    REMAPPED: says("GPU-f0a1b2c3-0000, 0, 0"),
+    SMI_STATE: says(state()),
     "dmesg": fails("dmesg: read kernel buffer failed: Operation not permitted"),
     "journalctl": says("Nov 24 09:12:01 ada kernel: NVRM: loading NVIDIA UNIX Open Kernel Module"),
     CTK: CTK_FINE,
@@ -133,6 +160,8 @@ def play_host(
         indexes=("https://index.example/whl/cpu",),
         free_bytes=lambda path: 80 * GIB,
         total_bytes=lambda path: 16 * GIB,
+        free_inodes=lambda path: 10_000_000,
+        find_program=lambda name: f"/usr/bin/{name}",
         is_port_free=lambda address, port: True,
         resolve=lambda name: None,
         reach=lambda url: None,

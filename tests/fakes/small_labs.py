@@ -80,7 +80,8 @@ EXERCISES = (
         title="Center the columns",
         hints=("What shape has the mean?", "Which dimension goes away?"),
         cases=center_cases,
-        restrictions=("loop", "numpy"),
+        restrictions=("loop",),
+        sized=lambda n: (torch.rand(n, n),),
         wrong_answers=(
             WrongAnswer("gives the means", lambda x: x.mean(0), "wrong_shape"),
             WrongAnswer("goes row by row", lambda x: torch.stack([r - x.mean(0) for r in x]),

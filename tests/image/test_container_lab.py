@@ -122,18 +122,32 @@ def test_a_tensor_compiles_in_the_image(running: Clone):
     assert answer.stdout.strip() == "ok", answer.stderr
 
 
-def test_what_a_learner_installs_goes_to_the_caches(running: Clone):
+TINY_PROJECT = """\
+[build-system]
+requires = ["hatchling"]
+build-backend = "hatchling.build"
+[project]
+name = "tiny_package"
+version = "1"
+[tool.hatch.build.targets.wheel.shared-data]
+"panel.json" = "share/jupyter/labextensions/tiny-panel/package.json"
+"""
+
+
+def test_what_a_learner_installs_goes_to_the_caches_and_into_jupyterlab(running: Clone):
     make = (
-        "mkdir -p /tmp/tiny/tiny_package && cd /tmp/tiny && echo 'value = 42' >"
-        ' tiny_package/__init__.py && printf \'[build-system]\\nrequires=["hatchling"]\\n'
-        'build-backend="hatchling.build"\\n[project]\\nname="tiny_package"\\nversion="1"\\n\''
-        " > pyproject.toml && pip install --no-build-isolation --no-index --quiet . && cd / &&"
-        " python -c 'import tiny_package as t; print(t.value, t.__file__)'"
+        'mkdir -p /tmp/tiny/tiny_package && cd /tmp/tiny && printf %s "$0" > pyproject.toml'
+        " && echo 'value = 42' > tiny_package/__init__.py"
+        ' && echo \'{"name": "tiny-panel", "version": "1", "jupyterlab": {}}\' > panel.json'
+        " && pip install --no-build-isolation --no-index --quiet . && cd /"
+        " && python -c 'import tiny_package as t; print(t.value, t.__file__)'"
+        " && jupyter labextension list 2>&1"
     )
-    answer = running.inside("sh", "-c", make)
+    answer = running.inside("sh", "-c", make, TINY_PROJECT)
 
     assert answer.stdout.split()[0] == "42", answer.stderr
     assert answer.stdout.split()[1].startswith("/cache/packages/")
+    assert "tiny-panel v1" in answer.stdout and "enabled" in answer.stdout
 
 
 def test_labkit_in_the_image_carries_the_labs(running: Clone):

@@ -10,13 +10,15 @@ from pathlib import Path
 import pytest
 
 from labkit.host.machine import find_free_port
+from labkit.launch.plan import BASE_IMAGE
 from labkit.launch.server import wait_until
 from labkit.process import run_command
-from tests.image.clones import copy_checkout
+from tests.image.clones import ROOT, copy_checkout
 from tests.servers import LabServer
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(1800)]
 IMAGE = "labkit-private:test"
+STEPS = ROOT / "docker" / "steps"
 CHECK = ("/opt/lab/bin/python", "/etc/labkit/jupyter/healthcheck.py")
 
 
@@ -98,6 +100,65 @@ def test_a_kernel_runs_in_it(lab: tuple[str, int]):
         "/api/kernels", method="POST", token=token, body={"name": "python3"}
     )
     assert answer.status == 201, answer.body
+
+
+@pytest.fixture(scope="module")
+def strangers_lab(image: str) -> Iterator[tuple[str, str]]:
+    """What a container prints that runs as a uid without a name, and can write next to nothing."""
+    where = ("--read-only", "--tmpfs", "/cache:ro", "--tmpfs", "/tmp:exec", "--tmpfs", "/work")
+    container = docker("run", "--detach", "--user", "123456:0", *where, image).strip()
+    try:
+        assert wait_until(lambda: "is ready" in docker("logs", container), timeout_seconds=90)
+        yield container, docker("logs", container)
+    finally:
+        docker("rm", "--force", "--volumes", container)
+
+
+def test_any_user_can_run_it_read_only(strangers_lab: tuple[str, str]):
+    container, said = strangers_lab
+    assert said.count("/cache cannot be written: the caches are in /tmp/labkit-caches.") == 1
+    assert docker("exec", container, *CHECK) == ""
+    assert "01_tensors.ipynb" in docker("exec", container, "ls", "/work")
+
+
+def test_caches_go_to_the_home_where_it_can_be_written(image: str):
+    where = ("--tmpfs", "/cache:ro", "--tmpfs", "/home/ada:mode=1777", "--env", "HOME=/home/ada")
+    ask = 'echo "$HOME $LABKIT_STATE $XDG_CACHE_HOME"; python -c "import sys; print(sys.path[-1])"'
+    said = docker("run", "--rm", "--read-only", *where, image, "sh", "-c", ask)
+    assert "the caches are in /home/ada/.cache/labkit\n" in said
+    caches = "/home/ada/.cache/labkit"
+    assert f"/home/ada {caches}/labkit {caches}\n{caches}/packages/lib/python3." in said
+
+
+def test_a_workspace_that_cannot_be_written_names_the_mount(image: str):
+    said = docker("run", "--rm", "--read-only", "--user", "123456:0", image)
+    assert "/work cannot be written by uid 123456" in said and '-v "$PWD":/work' in said
+
+
+def test_what_a_learner_expects_is_there(lab: tuple[str, int]):
+    container, port = lab
+    ask = "getent passwd 1000; which curl nano ssh unzip; python -c 'import ipywidgets, tqdm'"
+    said = docker("exec", container, "sh", "-c", ask).split()
+    assert said == [
+        "lab:x:1000:1000::/cache/home:/bin/bash",
+        *(f"/usr/bin/{name}" for name in ("curl", "nano", "ssh", "unzip")),
+    ]
+    page = LabServer(port, "", Path()).ask("/lab", token=find_token(container)).body
+    disabled = re.search(rb'"disabledExtensions": \[(.*?)\]', page)
+    # Its tiles in the Launcher need a contents manager that the lab does not use.
+    assert disabled and b"jupyterlab-jupytext" in disabled[1]
+
+
+def test_a_mirror_takes_the_place_of_all_of_debians_hosts(image: str):
+    steps = ("--env", "APT_MIRROR=http://mirror.invalid/", "--volume", f"{STEPS}:/steps:ro")
+    ask = ("sh", "/steps/reach-network.sh", "apt-get", "update", "--print-uris")
+    said = docker("run", "--rm", "--user", "0", *steps, image, *ask)
+    assert set(re.findall(r"'(\w+://[^/']+)", said)) == {"http://mirror.invalid"}
+
+
+def test_it_is_small(image: str):
+    size = ("image", "inspect", "--format", "{{.Size}}")
+    assert int(docker(*size, image)) - int(docker(*size, BASE_IMAGE)) < 1.35e9
 
 
 def test_a_token_file_that_is_not_there_stops_it(image: str):

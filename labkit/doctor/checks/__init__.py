@@ -4,24 +4,35 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from labkit.doctor.checks import driver, engine, gpu_access, network, system, torch
+from labkit.doctor.checks import driver, engine, gpu, gpu_access, network, system, torch
 
 if TYPE_CHECKING:
     from labkit.doctor.check import Check
 
 CHECKS: tuple[Check, ...] = (
     driver.GPU_BUS_CHECK,
-    driver.GPU_HEALTH_CHECK,
+    gpu.GPU_HEALTH_CHECK,
+    driver.DRIVER_VARIANT_CHECK,
     driver.DRIVER_CHECK,
+    driver.NEXT_KERNEL_CHECK,
     driver.DRIVER_LIBRARY_CHECK,
     driver.DEVICE_NODES_CHECK,
     driver.UVM_CHECK,
-    driver.MIG_CHECK,
+    gpu.MIG_CHECK,
+    gpu.GPU_CLOCKS_CHECK,
+    gpu.GPU_LINK_CHECK,
+    gpu.PERSISTENCE_CHECK,
+    gpu.FABRIC_CHECK,
+    gpu.PEERS_CHECK,
+    gpu.VISIBLE_CHECK,
+    gpu.COMPAT_CHECK,
     torch.CUDA_BUILD_CHECK,
     engine.ENGINE_CLIENT_CHECK,
     engine.ENGINE_PERMISSION_CHECK,
     engine.ENGINE_DAEMON_CHECK,
     engine.COMPOSE_CHECK,
+    engine.ENGINE_SETTINGS_CHECK,
+    engine.NESTING_CHECK,
     gpu_access.ENGINE_KIND_CHECK,
     gpu_access.TOOLKIT_CHECK,
     gpu_access.CDI_CHECK,
@@ -34,7 +45,10 @@ CHECKS: tuple[Check, ...] = (
     system.DISK_CHECK,
     system.MEMORY_CHECK,
     system.PORT_CHECK,
+    system.CHECKOUT_CHECK,
     system.WORKSPACE_CHECK,
+    system.CLOCK_CHECK,
+    system.MEMLOCK_CHECK,
     network.CERTIFICATES_CHECK,
     network.DNS_CHECK,
     network.INDEX_CHECK,

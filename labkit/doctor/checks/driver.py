@@ -1,4 +1,4 @@
-"""Checks of the GPU and its driver: bus, kernel module, libraries, device files, faults, MIG."""
+"""Checks of NVIDIA's driver: the GPU on the bus, kernel modules, libraries, device files."""
 
 from __future__ import annotations
 
@@ -18,72 +18,113 @@ from labkit.doctor.check import (
     warning,
 )
 from labkit.host.distribution import Distribution
-from labkit.host.gpu import Gpu, GpuFacts, probe_gpu, read_module_version
-from labkit.host.packages import DROP_NOUVEAU, ENROLL_KEY, INSTALL_DRIVER
-from labkit.host.torch_builds import NEEDS
-from labkit.known_errors import KNOWN_ERRORS
+from labkit.host.gpu import (
+    BusGpu,
+    GpuFacts,
+    infer_capability,
+    list_bus_gpus,
+    name_architecture,
+    probe_gpu,
+    read_installed_version,
+    read_major,
+    read_module_version,
+)
+from labkit.host.packages import (
+    CPU_LAB,
+    DROP_NOUVEAU,
+    ENROLL_KEY,
+    INSTALL_HEADERS,
+    INSTALL_OPEN_MODULE,
+    Capability,
+    Variant,
+    advise_driver,
+    find_last_branch,
+    find_variant,
+    is_dropped,
+)
+from labkit.host.torch_builds import JETSON_WHEELS, NEEDS, ON_JETSON, TEGRA
 from labkit.known_errors.match import explain_text
 from labkit.process import CommandResult
-from labkit.text import plural
 
-NVIDIA = "0x10de"
-DISPLAY_CLASS = "0x03"  # VGA, 3D and other display controllers; not a card's sound chip
+AMD_VENDOR = "0x1002"
 NOT_PASSED = "no GPU was passed to this container"
+LOOK_FOR_HANG = "sudo dmesg | grep -i xid   # if the GPU hangs: reboot"
 NO_GPU = "no NVIDIA GPU on the bus; the lab uses the CPU"
 
 
 @dataclass(frozen=True)
 class BusFacts:
-    """The PCI addresses of NVIDIA's display controllers, and the kernel driver of each.
+    """NVIDIA's GPUs on the PCI bus, and the signs of GPUs that are not on it.
 
     A container sees the host's bus even if no GPU was passed on to it. ``gpu_asked`` says whether
-    its environment requests one, as that of the CUDA image does.
+    its environment requests one, as that of the CUDA image does. ``others`` names GPUs that the
+    lab's builds of torch do not use, ``jetson`` the board of a Jetson.
     """
 
-    drivers: tuple[tuple[str, str | None], ...] = ()
+    gpus: tuple[BusGpu, ...] = ()
     in_wsl: bool = False
     has_nodes: bool = False
     in_container: bool = False
     gpu_asked: bool = False
+    others: tuple[str, ...] = ()
+    jetson: str | None = None
 
 
 def probe_gpu_bus(host: Host) -> BusFacts:
     """The GPUs in /sys/bus/pci, and the device files of GPUs without a PCI bus (WSL2, Jetson)."""
-    found = []
-    for folder in host.list("sys/bus/pci/devices", "*"):
-        place = f"sys/bus/pci/devices/{folder.name}"
-        vendor, category = host.read(f"{place}/vendor"), host.read(f"{place}/class")
-        if (vendor or "").strip() == NVIDIA and (category or "").startswith(DISPLAY_CLASS):
-            link = folder / "driver"
-            found.append((folder.name, link.readlink().name if link.is_symlink() else None))
+    board = (host.read("proc/device-tree/model") or "").strip("\0\n ")
     return BusFacts(
-        tuple(found),
+        list_bus_gpus(host.root),
         host.exists("dev/dxg"),
         host.exists("dev/nvidiactl"),
         host.in_container,
         host.environment.get("NVIDIA_VISIBLE_DEVICES", "void") not in ("", "void", "none"),
+        ("AMD",) if list_bus_gpus(host.root, AMD_VENDOR) else (),
+        board if "Jetson" in board else None,
     )
 
 
 def judge_gpu_bus(facts: BusFacts, distribution: Distribution) -> Finding:
     """OK with or without a GPU; a warning if all are reserved for virtual machines."""
-    if not facts.drivers:
-        if facts.in_wsl:
-            return ok("WSL2: Windows shares its GPU (/dev/dxg)")
-        if facts.has_nodes:
-            return ok("an NVIDIA GPU that is not on a PCI bus (/dev/nvidiactl)")
-        return ok(NO_GPU, skip_reason="no NVIDIA GPU on the bus")
+    if not facts.gpus:
+        return _judge_empty_bus(facts)
     if facts.in_container and not facts.has_nodes and not facts.in_wsl:
         return _judge_not_passed(facts)
-    given = [address for address, driver in facts.drivers if driver == "vfio-pci"]
-    if len(given) == len(facts.drivers):
+    given = [gpu.address for gpu in facts.gpus if gpu.driver == "vfio-pci"]
+    if len(given) == len(facts.gpus):
         return warning(
             f"every NVIDIA GPU ({', '.join(given)}) is reserved for virtual machines",
             "its kernel driver is vfio-pci, so this host cannot use it; the lab uses the CPU",
             "lspci -nnk -d 10de:   # then remove its id from vfio-pci's ids",
             skip_reason="the GPU is reserved for virtual machines",
         )
-    return ok(f"{len(facts.drivers)} on the bus: {', '.join(name for name, _ in facts.drivers)}")
+    return ok(f"{len(facts.gpus)} on the bus: {', '.join(map(_name_bus_gpu, facts.gpus))}")
+
+
+def _name_bus_gpu(gpu: BusGpu) -> str:
+    return f"{gpu.address} ({name_architecture(gpu.capability)})" if gpu.capability else gpu.address
+
+
+def _judge_empty_bus(facts: BusFacts) -> Finding:
+    if facts.in_wsl:
+        return ok("WSL2: Windows shares its GPU (/dev/dxg)")
+    if facts.jetson:
+        capability = infer_capability(facts.jetson)
+        if capability not in TEGRA:
+            return ok(f"{facts.jetson}, whose GPU is not on a PCI bus")
+        return warning(
+            facts.jetson,
+            f"PyTorch's builds have no code for its GPU; {ON_JETSON} ({JETSON_WHEELS})",
+            CPU_LAB,
+            skip_reason="no build of torch here runs on a Jetson's GPU",
+        )
+    if facts.has_nodes:
+        return ok("an NVIDIA GPU that is not on a PCI bus (/dev/nvidiactl)")
+    if facts.others:
+        makers = " and ".join(facts.others)
+        found = f"a GPU of {makers}, which the lab's builds of torch do not use; it uses the CPU"
+        return ok(found, skip_reason="no NVIDIA GPU on the bus")
+    return ok(NO_GPU, skip_reason="no NVIDIA GPU on the bus")
 
 
 def _judge_not_passed(facts: BusFacts) -> Finding:
@@ -109,7 +150,10 @@ NEWEST_DRIVER = max(needs.driver for needs in NEEDS.values())
 
 @dataclass(frozen=True)
 class DriverFacts:
-    """The driver from nvidia-smi, the loaded module, and what may prevent it from loading."""
+    """The driver from nvidia-smi, the loaded module, and what may prevent it from loading.
+
+    ``capabilities`` are those of the GPUs, from nvidia-smi or else by their PCI ids.
+    """
 
     gpu: GpuFacts
     module_version: str | None = None
@@ -118,6 +162,16 @@ class DriverFacts:
     in_wsl: bool = False
     hung: bool = False
     secure_boot: bool = False
+    capabilities: tuple[Capability, ...] = ()
+
+    @property
+    def oldest(self) -> Capability | None:
+        """The oldest GPU: the driver must serve it too."""
+        return min(self.capabilities, default=None)
+
+    def advise_driver(self, distribution: Distribution, least: int = OLDEST_DRIVER) -> str:
+        """The command that installs a driver for the GPUs."""
+        return advise_driver(distribution, self.oldest, wsl=self.in_wsl, least=least).command
 
 
 def probe_driver(host: Host) -> DriverFacts:
@@ -128,12 +182,23 @@ def probe_driver(host: Host) -> DriverFacts:
         gpu,
         module_version=read_module_version(host.root),
         # A check has time for one hanging command only.
-        installed_module=None if hung or gpu.driver_version else _find_installed(host),
+        installed_module=None if hung or gpu.driver_version else read_installed_version(host.run),
         held_by_nouveau=bool(re.search(r"^nouveau ", host.read("proc/modules") or "", re.M)),
         in_wsl=host.in_wsl,
         hung=hung,
         secure_boot=is_secure_boot(host),
+        capabilities=read_capabilities(host, gpu),
     )
+
+
+def read_capabilities(host: Host, facts: GpuFacts | None = None) -> tuple[Capability, ...]:
+    """Each GPU's compute capability, from nvidia-smi or its PCI id; unknown ones are left out.
+
+    The bus that a container sees is the host's, with GPUs that it was not given.
+    """
+    facts = facts or probe_gpu(host.run, host.root)
+    gpus = facts.gpus or (() if host.in_container else list_bus_gpus(host.root))
+    return tuple(gpu.capability for gpu in gpus if gpu.capability)
 
 
 def is_secure_boot(host: Host) -> bool:
@@ -143,31 +208,47 @@ def is_secure_boot(host: Host) -> bool:
     return any(text and text[-1] == "\x01" for text in texts)
 
 
-def _find_installed(host: Host) -> str | None:
-    """The version of the module that the running kernel could load, or None."""
-    answer = host.run(["modinfo", "-F", "version", "nvidia"], timeout_seconds=COMMAND_SECONDS)
-    version = answer.stdout.strip() if answer.ok else ""
-    return version if re.fullmatch(r"\d{3}[\d.]*", version) else None
-
-
 def judge_driver(facts: DriverFacts, distribution: Distribution) -> Finding:
-    """Compares the loaded driver's version with what CUDA 12 and 13 need."""
+    """Compares the driver's version with what the GPUs and the builds of torch need."""
     version = facts.gpu.driver_version or facts.module_version
-    major = re.match(r"\d+", version or "")
-    if facts.hung and not version:
-        return unknown(
-            f"{facts.gpu.problem}", "sudo dmesg | grep -i xid   # if the GPU hangs: reboot"
+    major = read_major(version or facts.installed_module)
+    dropped = [each for each in facts.capabilities if major and is_dropped(each, major)]
+    if facts.capabilities and max(facts.capabilities) < (5, 0):
+        return _judge_too_old_gpu(facts, distribution)
+    if dropped and (version is None or not facts.gpu.gpus or facts.gpu.problem):
+        # Neither a reboot nor modprobe helps: the driver ignores the GPU.
+        return failed(
+            f"driver {version or facts.installed_module} does not support {_name(dropped[0])}",
+            f"{find_last_branch(dropped[0])} is the last branch for it",
+            facts.advise_driver(distribution),
         )
-    if major is None:
+    if facts.hung and not version:
+        return unknown(f"{facts.gpu.problem}", LOOK_FOR_HANG)
+    if version is None or major is None:
         return _judge_missing_driver(facts, distribution)
-    if int(major.group()) < OLDEST_DRIVER:
+    if major < OLDEST_DRIVER:
         return failed(
             f"driver {version}",
             f"too old: the CUDA builds of torch need driver {OLDEST_DRIVER} or newer",
-            INSTALL_DRIVER.on(distribution),
+            facts.advise_driver(distribution),
         )
-    build = "every CUDA build" if int(major.group()) >= NEWEST_DRIVER else "CUDA 12 builds"
+    build = "every CUDA build" if major >= NEWEST_DRIVER else "CUDA 12 builds"
     return ok(f"driver {version} runs {build} of torch")
+
+
+def _name(capability: Capability) -> str:
+    return f"{name_architecture(capability)} ({capability[0]}.{capability[1]})"
+
+
+def _judge_too_old_gpu(facts: DriverFacts, distribution: Distribution) -> Finding:
+    newest = max(facts.capabilities)
+    last = find_last_branch(newest)
+    return warning(
+        f"a GPU of {_name(newest)}",
+        f"no build of torch has code for it, and {last} is its last driver; the lab uses the CPU",
+        CPU_LAB,
+        skip_reason="no build of torch runs on this GPU",
+    )
 
 
 def _judge_missing_driver(facts: DriverFacts, distribution: Distribution) -> Finding:
@@ -179,20 +260,17 @@ def _judge_missing_driver(facts: DriverFacts, distribution: Distribution) -> Fin
             cause,
             "wsl.exe --update && wsl.exe --shutdown   # in Windows, with a current driver",
         )
+    install = facts.advise_driver(distribution)
     if facts.held_by_nouveau:
-        fix = DROP_NOUVEAU if facts.installed_module else INSTALL_DRIVER
         return failed(
             "the GPU is driven by nouveau",
             "nouveau is loaded, which CUDA cannot use",
-            fix.on(distribution),
+            DROP_NOUVEAU.on(distribution) if facts.installed_module else install,
         )
     if facts.installed_module:
         return _judge_not_loaded(facts, distribution)
-    return failed(
-        "no NVIDIA driver is loaded",
-        "none is installed, or none for the running kernel",
-        INSTALL_DRIVER.on(distribution),
-    )
+    cause = "none is installed, or none for the running kernel"
+    return failed("no NVIDIA driver is loaded", cause, install)
 
 
 def _judge_not_loaded(facts: DriverFacts, distribution: Distribution) -> Finding:
@@ -213,6 +291,106 @@ def _judge_not_loaded(facts: DriverFacts, distribution: Distribution) -> Finding
 
 DRIVER_CHECK = Check(
     "driver", "NVIDIA's driver and its version", probe_driver, judge_driver, needs=("gpu-bus",)
+)
+
+
+@dataclass(frozen=True)
+class VariantFacts:
+    """The variant of the loaded or installed kernel module (None: unknown), and the GPUs."""
+
+    variant: Variant | None = None
+    capabilities: tuple[Capability, ...] = ()
+
+
+def probe_driver_variant(host: Host) -> VariantFacts:
+    """/proc/driver/nvidia/version, else the licence of the module that could be loaded."""
+    text = host.read("proc/driver/nvidia/version")
+    if text is None:
+        words = ["modinfo", "-F", "license", "nvidia"]
+        text = host.run(words, timeout_seconds=COMMAND_SECONDS).stdout
+        variant = "open" if "GPL" in text else "closed" if "NVIDIA" in text else None
+    else:
+        variant = "open" if "Open Kernel Module" in text else "closed" if "NVIDIA" in text else None
+    return VariantFacts(variant, read_capabilities(host))
+
+
+def judge_driver_variant(facts: VariantFacts, distribution: Distribution) -> Finding:
+    """A failure if the GPU needs the other variant: the module then finds no GPU."""
+    if facts.variant is None:
+        return ok("unknown to this driver")
+    for capability in facts.capabilities:
+        needed = find_variant(capability)
+        if needed not in (None, facts.variant):
+            fix = INSTALL_OPEN_MODULE.on(distribution)
+            if needed == "closed":
+                fix = advise_driver(distribution, capability).command
+            found = f"the {facts.variant} kernel modules, and a GPU of {_name(capability)}"
+            return failed(found, f"that GPU works with the {needed} modules only", fix)
+    return ok(f"the {facts.variant} kernel modules")
+
+
+DRIVER_VARIANT_CHECK = Check(
+    "driver-variant",
+    "open or closed kernel modules",
+    probe_driver_variant,
+    judge_driver_variant,
+    needs=("gpu-bus",),
+)
+
+
+@dataclass(frozen=True)
+class KernelFacts:
+    """The running kernel, the newest installed one, and whether each has NVIDIA's module."""
+
+    running: str | None = None
+    newest: str | None = None
+    running_has_module: bool = False
+    newest_has_module: bool = False
+
+
+def probe_next_kernel(host: Host) -> KernelFacts:
+    """The lists of modules in /lib/modules; the newest kernel is what the next boot takes."""
+    running = (host.read("proc/sys/kernel/osrelease") or "").strip() or None
+    folder = next((f for f in ("lib/modules", "usr/lib/modules") if host.list(f, "*")), "")
+    names = [path.parent.name for path in host.list(folder, "*/modules.dep")] if folder else []
+    flavor = re.sub(r"^[\d.-]+", "", running or "")  # another flavor is not the next to boot
+    alike = [name for name in names if re.sub(r"^[\d.-]+", "", name) == flavor]
+    newest = max(alike, key=_split_numbers, default=None)
+    has = {name: _has_module(host, f"{folder}/{name}") for name in (running, newest) if name}
+    return KernelFacts(running, newest, has.get(running or "", False), has.get(newest or "", False))
+
+
+def _split_numbers(name: str) -> list[int]:
+    return [int(number) for number in re.findall(r"\d+", name)]
+
+
+def _has_module(host: Host, folder: str) -> bool:
+    listed = host.read(f"{folder}/modules.dep") or ""
+    return bool(re.search(r"/nvidia\.ko", listed)) or bool(
+        host.list(folder, "updates/dkms/nvidia.ko*")
+    )
+
+
+def judge_next_kernel(facts: KernelFacts, distribution: Distribution) -> Finding:
+    """A warning if the GPU is gone after the next reboot."""
+    if facts.newest is None or not facts.running_has_module:
+        return ok("the modules of this system's kernels are not listed here")
+    if facts.newest_has_module or facts.newest == facts.running:
+        return ok(f"kernel {facts.newest} has NVIDIA's module")
+    return warning(
+        f"kernel {facts.newest} is installed and has no NVIDIA module",
+        "its module failed to build (DKMS): the next reboot ends without a GPU driver",
+        f"sudo dkms autoinstall -k {facts.newest}   # says why; headers: "
+        f"{INSTALL_HEADERS.on(distribution).replace('$(uname -r)', facts.newest)}",
+    )
+
+
+NEXT_KERNEL_CHECK = Check(
+    "next-kernel",
+    "the driver after the next reboot",
+    probe_next_kernel,
+    judge_next_kernel,
+    needs=("driver",),
 )
 
 
@@ -240,7 +418,7 @@ def judge_driver_library(facts: LibraryFacts, distribution: Distribution) -> Fin
     if answer.missing:
         return _judge_no_program(facts.in_container)
     if answer.timed_out:
-        return unknown(answer.message, "sudo dmesg | grep -i xid   # if the GPU hangs: reboot")
+        return unknown(answer.message, LOOK_FOR_HANG)
     output = f"{answer.stdout}\n{answer.stderr}"
     found = explain_text(output).first
     if found:
@@ -405,93 +583,3 @@ DEVICE_NODES_CHECK = Check(
     judge_device_nodes,
     ("driver",),
 )
-
-
-ECC_QUERY = [
-    "nvidia-smi",
-    "--query-gpu=index,ecc.errors.uncorrected.volatile.total",
-    "--format=csv,noheader",
-]
-LOGS = (
-    ["dmesg"],
-    ["journalctl", "--dmesg", "--boot", "--quiet", "--no-pager", "--grep=NVRM"],
-)
-FAULTS = ("gpu-off-the-bus", "ecc-error", "gpu-firmware-hung", "needs-open-modules")
-
-
-@dataclass(frozen=True)
-class HealthFacts:
-    """The kernel's lines about NVIDIA's GPUs since boot (None: unreadable), and ECC counts."""
-
-    log: str | None = None
-    errors: tuple[tuple[int, int], ...] = ()
-
-
-def probe_gpu_health(host: Host) -> HealthFacts:
-    """The kernel's log, if this user may read it, and nvidia-smi's count of memory errors."""
-    answer = host.run(ECC_QUERY, timeout_seconds=COMMAND_SECONDS)
-    counted = re.findall(r"^(\d+), *(\d+)\s*$", answer.stdout, re.MULTILINE)
-    return HealthFacts(_read_log(host), tuple((int(index), int(count)) for index, count in counted))
-
-
-def _read_log(host: Host) -> str | None:
-    for command in LOGS:
-        answer = host.run(command, timeout_seconds=COMMAND_SECONDS)
-        if answer.ok:
-            return "\n".join(line for line in answer.stdout.splitlines() if "NVRM" in line)
-        if answer.timed_out:  # a check has time for one hanging command only
-            return None
-    return None
-
-
-def judge_gpu_health(facts: HealthFacts, distribution: Distribution) -> Finding:
-    """A failure if a GPU left the bus: it is gone until a reboot; other faults are warnings."""
-    faults = tuple(error for error in KNOWN_ERRORS if error.name in FAULTS)
-    found = explain_text(facts.log or "", faults).first
-    if found:
-        judged = (
-            failed if found.error.name in ("gpu-off-the-bus", "needs-open-modules") else warning
-        )
-        return judged(found.line, found.error.cause, found.error.fix.on(distribution))
-    broken = [(index, count) for index, count in facts.errors if count]
-    if broken:
-        index, count = broken[0]
-        return warning(
-            f"GPU {index} has had {count} uncorrectable memory errors",
-            "programs that used this memory crashed or computed wrong results",
-            "nvidia-smi -q -d ECC,ROW_REMAPPER   # reset the GPU; if it happens again, replace it",
-        )
-    if facts.log is None:
-        return ok("no memory errors; only root can read the kernel's log: sudo dmesg | grep NVRM")
-    return ok("no fault in the kernel's log since boot")
-
-
-GPU_HEALTH_CHECK = Check(
-    "gpu-health", "the GPU's own faults", probe_gpu_health, judge_gpu_health, ("gpu-bus",)
-)
-
-
-def probe_mig(host: Host) -> tuple[Gpu, ...]:
-    """The GPUs that nvidia-smi lists, with MIG's state and instances."""
-    return probe_gpu(host.run, host.root).gpus
-
-
-def judge_mig(gpus: tuple[Gpu, ...], distribution: Distribution) -> Finding:
-    """A failure if MIG is on without an instance: CUDA then has no device."""
-    enabled = [gpu for gpu in gpus if gpu.mig]
-    empty = [gpu for gpu in enabled if not gpu.instances]
-    if empty:
-        index = empty[0].index
-        return failed(
-            f"MIG is on for GPU {index}, which has no MIG instance",
-            "with MIG on, CUDA uses only MIG instances",
-            f"sudo nvidia-smi mig -i {index} -cgi 0 -C   "
-            f"# one instance of the whole GPU; or turn MIG off: sudo nvidia-smi -i {index} -mig 0",
-        )
-    if enabled:
-        count = sum(len(gpu.instances) for gpu in enabled)
-        return ok(f"MIG is on: {plural(count, 'instance')}; a process uses one of them")
-    return ok("MIG is off, or this GPU has none")
-
-
-MIG_CHECK = Check("mig", "MIG instances", probe_mig, judge_mig, ("driver-library",))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 
 from labkit.doctor.check import Check, Finding, Host, failed, ok, unknown, warning
@@ -61,7 +62,7 @@ def judge_engine_daemon(facts: EnginePair, distribution: Distribution) -> Findin
     """OK if a daemon on this machine answers."""
     engine, obstacle = facts.chosen, facts.find_obstacle(distribution)
     if obstacle and obstacle.kind == "timeout":
-        return unknown(obstacle.what, f"{obstacle.fix}   # if it hangs")
+        return unknown(obstacle.what, f"{obstacle.fix}   # shows whether it is slow or hangs")
     if obstacle and obstacle.kind != "compose":
         return _fail(obstacle)
     docker_says = facts.docker.problem or ""
@@ -105,3 +106,89 @@ ENGINE_DAEMON_CHECK = Check(
     ("engine-permission",),
 )
 COMPOSE_CHECK = Check("compose", "Compose 2", probe_pair, judge_compose, ("engine-daemon",))
+
+
+SETTINGS = "etc/docker/daemon.json"
+
+
+@dataclass(frozen=True)
+class EngineSettingsFacts:
+    """What is wrong with docker's daemon.json, and whether the daemon remaps user ids."""
+
+    problem: str | None = None
+    remapped: bool = False
+
+
+def probe_engine_settings(host: Host) -> EngineSettingsFacts:
+    """The file as JSON, and the security options of `docker info`."""
+    text = host.read(SETTINGS)
+    problem = None
+    if text and text.strip():
+        try:
+            settings = json.loads(text)
+            problem = None if isinstance(settings, dict) else "it is not a JSON object"
+        except (ValueError, RecursionError) as error:
+            problem = str(error)
+    options = host.read_docker_info().get("SecurityOptions")
+    remapped = isinstance(options, list) and any("userns" in str(each) for each in options)
+    return EngineSettingsFacts(problem, remapped)
+
+
+def judge_engine_settings(facts: EngineSettingsFacts, distribution: Distribution) -> Finding:
+    """A failure if the file does not parse: the daemon's next start fails, if this one did not."""
+    if facts.problem:
+        return failed(
+            f"/{SETTINGS} does not parse: {facts.problem}",
+            "docker's daemon does not start with it",
+            f"python3 -m json.tool /{SETTINGS}   # names the place; then mend it",
+        )
+    if facts.remapped:
+        return warning(
+            "docker remaps user ids (userns-remap)",
+            "in the lab's container you are another user, who cannot write to your workspace",
+            f"make up RUNTIME=local   # or take userns-remap out of /{SETTINGS}",
+        )
+    return ok("docker's settings parse")
+
+
+ENGINE_SETTINGS_CHECK = Check(
+    "engine-settings",
+    "docker's daemon.json",
+    probe_engine_settings,
+    judge_engine_settings,
+    ("engine-client",),
+)
+
+
+@dataclass(frozen=True)
+class NestingFacts:
+    """Whether this system is an LXC container, and its AppArmor profile (None: unknown)."""
+
+    in_lxc: bool = False
+    profile: str | None = None
+
+
+def probe_nesting(host: Host) -> NestingFacts:
+    """/run/systemd/container, PID 1's cgroup and this process's AppArmor profile."""
+    kind = host.read("run/systemd/container") or host.environment.get("container", "")
+    in_lxc = kind.strip() in ("lxc", "lxc-libvirt") or host.exists("dev/.lxc")
+    return NestingFacts(in_lxc, (host.read("proc/self/attr/current") or "").strip() or None)
+
+
+def judge_nesting(facts: NestingFacts, distribution: Distribution) -> Finding:
+    """A warning in an LXC container that may not nest others: engines there cannot start any."""
+    if not facts.in_lxc:
+        return ok("not inside LXC")
+    profile = facts.profile or ""
+    if profile.startswith("lxc-container-default") and "nesting" not in profile:
+        return warning(
+            "this is an LXC container without nesting",
+            f"its AppArmor profile ({profile.split()[0]}) keeps engines from starting containers",
+            "pct set <id> --features nesting=1   # on the Proxmox host, then restart the container",
+        )
+    return ok("an LXC container that may nest others")
+
+
+NESTING_CHECK = Check(
+    "lxc-nesting", "containers inside LXC", probe_nesting, judge_nesting, ("engine-client",)
+)

@@ -1,7 +1,8 @@
-"""Checks of the machine: disk, memory, shared memory, workspace, port, compile caches."""
+"""Checks of the machine: disk, memory, limits, clock, checkout, workspace, port, caches."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from dataclasses import dataclass
@@ -27,32 +28,41 @@ FULL_BYTES = 2**30
 TIGHT_BYTES = 6 * 2**30  # the CPU image takes 1.6 GB, and its build about as much again twice
 
 
+FEW_INODES = 50_000  # an image has about as many files
+
+
 @dataclass(frozen=True)
-class DiskFacts:
-    """Free bytes at each place the lab writes to; None is unknown."""
+class DiskPlace:
+    """A folder that the lab or its engine writes to, and the free bytes and files on its disk."""
 
-    places: tuple[tuple[str, int | None], ...]
+    path: str
+    free_bytes: int | None = None
+    free_inodes: int | None = None
 
 
-def probe_disk(host: Host) -> DiskFacts:
+def probe_disk(host: Host) -> tuple[DiskPlace, ...]:
     """The workspace's disk, and the engine's own if `docker info` names its folder."""
     folders = [host.workspace or Path.cwd()]
-    info = host.run(["docker", "info", "--format", "{{json .}}"], timeout_seconds=COMMAND_SECONDS)
-    named = re.search(r'"DockerRootDir":\s*"(/[^"]+)"', info.stdout)
-    if named and host.exists(named.group(1).lstrip("/")):
-        folders.append(Path(named.group(1)))
-    return DiskFacts(tuple((str(folder), host.free_bytes(folder)) for folder in folders))
+    named = host.read_docker_info().get("DockerRootDir")
+    if isinstance(named, str) and named.startswith("/") and host.exists(named.lstrip("/")):
+        folders.append(Path(named))
+    return tuple(DiskPlace(str(f), host.free_bytes(f), host.free_inodes(f)) for f in folders)
 
 
-def judge_disk(facts: DiskFacts, distribution: Distribution) -> Finding:
-    """Judges the place with the least free space."""
-    known = [(free, place) for place, free in facts.places if free is not None]
+def judge_disk(places: tuple[DiskPlace, ...], distribution: Distribution) -> Finding:
+    """Judges the place with the least free space, and the one with the fewest free files."""
+    known = [(each.free_bytes, each.path) for each in places if each.free_bytes is not None]
     if not known:
         return unknown("the free space cannot be read")
     free, place = min(known)
     found = f"{format_bytes(free)} free at {place}"
     if free < FULL_BYTES:
         return failed(found, "the disk is almost full", "df -h && docker system prune")
+    for each in places:
+        if each.free_inodes is not None and each.free_inodes < FEW_INODES:
+            words = f"{each.free_inodes:,} more files fit at {each.path}"
+            cause = "the disk has run out of inodes, although it has free space"
+            return failed(words, cause, "df -i && docker system prune")
     if free < TIGHT_BYTES:
         return warning(found, "a build or an update may fill it", "df -h && docker system prune")
     return ok(found)
@@ -148,6 +158,43 @@ def judge_shm(facts: SharedMemoryFacts, distribution: Distribution) -> Finding:
 
 
 SHM_CHECK = Check("shm", "shared memory for worker processes", probe_shm, judge_shm)
+
+
+@dataclass(frozen=True)
+class CheckoutFacts:
+    """The checkout's folder and the one of labkit's state in it; None outside a checkout."""
+
+    folder: FolderFacts | None = None
+    state: FolderFacts | None = None
+    user_id: int | None = None
+
+
+def probe_checkout(host: Host) -> CheckoutFacts:
+    """The folders that `make up` writes to; nothing is written."""
+    if host.checkout is None:
+        return CheckoutFacts()
+    state = read_folder(host.checkout / ".labkit")
+    return CheckoutFacts(read_folder(host.checkout), state, host.machine.user_id)
+
+
+def judge_checkout(facts: CheckoutFacts, distribution: Distribution) -> Finding:
+    """A failure if `make up` could not keep its state there."""
+    if facts.folder is None:
+        return ok("not in a checkout")
+    state = facts.state if facts.state and facts.state.exists else facts.folder
+    if state.writable:
+        return ok(f"{facts.folder.path} is writable")
+    foreign = facts.user_id not in (None, 0) and state.owner_id != facts.user_id
+    path = facts.folder.path
+    cause = f"user {state.owner_id} owns it" if foreign else "its mode or its disk is read-only"
+    return failed(
+        f"{state.path} is not writable",
+        f"{cause}; `make up` keeps its state and settings there",
+        f"cp -r {path} ~/{path.name} && cd ~/{path.name}   # or have its owner let you write",
+    )
+
+
+CHECKOUT_CHECK = Check("checkout", "the checkout's folder", probe_checkout, judge_checkout)
 
 
 @dataclass(frozen=True)
@@ -334,3 +381,81 @@ def judge_caches(facts: CacheFacts, distribution: Distribution) -> Finding:
 CACHES_CHECK = Check(
     "caches", "caches of torch.compile", probe_caches, judge_caches, ("torch-build",)
 )
+
+
+# Files that the system rewrites often: the clock cannot be behind the newest of them.
+CLOCK_FILES = ("etc/ld.so.cache", "var/lib/dpkg/status", "var/log/wtmp", "var/log/lastlog")
+CLOCK_SLACK_SECONDS = 3600.0
+
+
+@dataclass(frozen=True)
+class ClockFacts:
+    """How far the clock is behind the system's newest file, and whether NTP sets it."""
+
+    behind_seconds: float | None = None
+    synchronized: bool | None = None
+
+
+def probe_clock(host: Host) -> ClockFacts:
+    """The newest of a few files, and `timedatectl`."""
+    times = []
+    for name in CLOCK_FILES:
+        with contextlib.suppress(OSError):
+            times.append((host.root / name).stat().st_mtime)
+    words = ["timedatectl", "show", "--property=NTPSynchronized", "--value"]
+    answer = host.run(words, timeout_seconds=COMMAND_SECONDS).stdout.strip()
+    behind = max(times) - host.now() if times else None
+    return ClockFacts(behind, {"yes": True, "no": False}.get(answer))
+
+
+def judge_clock(facts: ClockFacts, distribution: Distribution) -> Finding:
+    """A failure if the clock is behind: certificates and package lists are then not valid yet."""
+    if facts.behind_seconds is not None and facts.behind_seconds > CLOCK_SLACK_SECONDS:
+        hours = facts.behind_seconds / 3600
+        return failed(
+            f"the clock is at least {hours:,.0f} h behind",
+            "files here are newer than its time; certificates then are not valid yet",
+            "sudo timedatectl set-ntp true   # or set it: sudo date -s 'YYYY-MM-DD HH:MM'",
+        )
+    if facts.synchronized is False:
+        return ok("the clock is plausible, and no time server sets it")
+    return ok("the clock is plausible")
+
+
+CLOCK_CHECK = Check("clock", "the system's clock", probe_clock, judge_clock)
+
+
+ENOUGH_LOCKED_BYTES = 2**40
+
+
+@dataclass(frozen=True)
+class MemlockFacts:
+    """The limit of locked memory in bytes (None: unknown), and whether there is InfiniBand."""
+
+    limit_bytes: int | None = None
+    has_infiniband: bool = False
+
+
+def probe_memlock(host: Host) -> MemlockFacts:
+    """/proc/self/limits, and the adapters in /sys/class/infiniband."""
+    found = re.search(r"^Max locked memory +(\S+)", host.read("proc/self/limits") or "", re.M)
+    text = found[1] if found else ""
+    limit = 2**63 if text == "unlimited" else int(text) if text.isdigit() else None
+    return MemlockFacts(limit, bool(host.list("sys/class/infiniband", "*")))
+
+
+def judge_memlock(facts: MemlockFacts, distribution: Distribution) -> Finding:
+    """A warning if a host with InfiniBand limits locked memory: NCCL registers all its buffers."""
+    if facts.limit_bytes is None or not facts.has_infiniband:
+        return ok("no InfiniBand adapter that would need locked memory")
+    if facts.limit_bytes >= ENOUGH_LOCKED_BYTES:
+        return ok("locked memory has no limit")
+    return warning(
+        f"at most {format_bytes(facts.limit_bytes)} of locked memory",
+        "NCCL registers its buffers with the InfiniBand adapter, and fails at the limit",
+        "echo '* - memlock unlimited' | sudo tee /etc/security/limits.d/90-memlock.conf   "
+        "# then log in again",
+    )
+
+
+MEMLOCK_CHECK = Check("memlock", "the limit of locked memory", probe_memlock, judge_memlock)

@@ -213,6 +213,7 @@ def render_notebook(
         _render_timeline(notebook),
         _render_claims(notebook.claims, section.limit),
         _render_checks(notebook),
+        _render_changes(section),
         _render_table(section),
         _render_cells(section, folder, lay_aside),
     ]
@@ -250,6 +251,10 @@ def _describe_notebook(notebook: NotebookResult) -> str:
         words += f", {format_seconds(notebook.startup_seconds)} of it to start the kernel"
     if notebook.kernel:
         words += f" {notebook.kernel}"
+    if notebook.parameters:
+        values = ", ".join(f"{name} = {value!r}" for name, value in notebook.parameters.items())
+        words += f". Parameters: {values}"
+    words = ". ".join([words, *notebook.notes])
     return f'{escape(words)}. <span class="mono">{escape(notebook.path)}</span>'
 
 
@@ -354,6 +359,25 @@ def _render_claims(claims: Sequence[ClaimOutcome], limit: int) -> str:
         summary = f"<summary>{plural(len(held), 'claim')} held</summary>"
         parts.append(f"<details>{summary}{_list_claims(held, limit)}</details>")
     return "".join(parts)
+
+
+def _render_changes(section: Section) -> str:
+    changes = section.notebook.output_changes
+    if changes is None:
+        return ""
+    if not changes:
+        return "<p>The compared outputs are the saved ones.</p>"
+    numbers = section.notebook.cell_numbers
+    rows = [
+        f"<li>cell {numbers.get(change.cell_index, '?')}: saved"
+        f" <code>{escape(change.saved or 'nothing')}</code>,"
+        f" seen <code>{escape(change.seen or 'nothing')}</code></li>"
+        for change in changes[: section.limit]
+    ]
+    more = len(changes) - len(rows)
+    rows += [f"<li><em>{more:,} more in result.json</em></li>"] if more else []
+    title = f"{plural(len(changes), 'output')} differ from the saved ones"
+    return f'<h3>Outputs</h3><p class="bad">{title}</p><ul>{"".join(rows)}</ul>'
 
 
 def _list_claims(claims: list[ClaimOutcome], limit: int) -> str:

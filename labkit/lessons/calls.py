@@ -1,0 +1,191 @@
+"""Calls a learner's function: in a thread of its own, with a limit, and with a record of what ran.
+
+Restrictions are judged by what ran, not by how it was written.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import copy
+import ctypes
+import sys
+import sysconfig
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from types import CodeType, FrameType
+from typing import Any
+
+from labkit.lessons.exercises import BY_HAND, LOOP, Exercise
+from labkit.lessons.value_repr import is_tensor
+
+LIMIT_SECONDS = 30.0
+_STOP_SECONDS = 2.0
+# A thread's default stack is too small on some systems for a deep recursion through torch.
+_STACK_BYTES = 16 * 2**20
+# A loop over the values takes more steps for the larger size: at least one for each more value.
+SIZES = (4, 12)
+_LIBRARIES = (*{sysconfig.get_paths()[key] for key in ("stdlib", "purelib", "platlib")}, "<frozen")
+
+
+class TookTooLong(Exception):
+    """A call did not end within its limit."""
+
+
+class _Stop(BaseException):
+    """Raised in a thread to end it."""
+
+
+def call_with_limit(
+    function: Callable[..., Any], *arguments: Any, seconds: float = LIMIT_SECONDS
+) -> Any:
+    """``function(*arguments)``, in a thread whose stack holds none of the caller's frames.
+
+    Raises what the function raises, and TookTooLong after ``seconds``. A call that cannot be
+    stopped, such as one into C, stays behind in its thread.
+    """
+    returned: list[Any] = []
+    raised: list[BaseException] = []
+
+    def call() -> None:
+        with suppress(_Stop):
+            try:
+                returned.append(function(*arguments))
+            except BaseException as error:
+                raised.append(error)
+
+    before = threading.stack_size(_STACK_BYTES)
+    try:
+        thread = threading.Thread(
+            target=contextvars.copy_context().run, args=(call,), name="labkit-check", daemon=True
+        )
+        thread.start()
+    finally:
+        threading.stack_size(before)
+    try:
+        thread.join(seconds)
+        late = thread.is_alive()
+    finally:
+        _stop(thread)  # also if the caller is interrupted meanwhile
+    if late:
+        raise TookTooLong(f"no result within {seconds:g} s: does a loop never end?")
+    if raised:
+        raise raised.pop()
+    return returned.pop()
+
+
+def _stop(thread: threading.Thread) -> None:
+    for _ in range(round(_STOP_SECONDS / 0.1)):
+        if not thread.is_alive():
+            return
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(
+            ctypes.c_ulong(thread.ident or 0), ctypes.py_object(_Stop)
+        )
+        thread.join(0.1)
+
+
+def copy_arguments(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+    """A deep copy of the arguments that keeps the tensors' strides and shared memory."""
+    memo: dict[int, Any] = {}
+    return tuple(_copy_argument(argument, memo) for argument in arguments)
+
+
+def _copy_argument(argument: Any, memo: dict[int, Any]) -> Any:
+    try:
+        return copy.deepcopy(argument, memo)
+    except (RuntimeError, TypeError):
+        if is_tensor(argument):  # not a leaf: its graph stays with the original
+            return argument.detach().clone().requires_grad_(argument.requires_grad)
+        return argument
+
+
+@dataclass
+class Ran:
+    """What ran in a call: torch's operators and lines of Python outside of libraries, counted."""
+
+    operators: int = 0
+    lines: int = 0
+    differentiated: bool = False
+
+    @property
+    def steps(self) -> int:
+        """Operators and lines together."""
+        return self.operators + self.lines
+
+
+def record_call(
+    function: Callable[..., Any], arguments: tuple[Any, ...], seconds: float = LIMIT_SECONDS
+) -> Ran:
+    """What ran in ``function(*arguments)``. Raises as ``call_with_limit`` does."""
+    ran = Ran()
+
+    def call() -> None:
+        tracing = sys.gettrace()
+        sys.settrace(_make_tracer(ran))
+        try:
+            with _make_mode(ran):
+                function(*copy_arguments(arguments))
+        finally:
+            sys.settrace(tracing)
+
+    call_with_limit(call, seconds=seconds)
+    return ran
+
+
+def _make_mode(ran: Ran) -> Any:
+    import torch
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Recorder(TorchDispatchMode):
+        def __torch_dispatch__(
+            self, operator: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            ran.operators += 1
+            if torch._C._current_autograd_node() is not None:  # a backward pass is running
+                ran.differentiated = True
+            return operator(*args, **(kwargs or {}))
+
+    return Recorder()
+
+
+def _make_tracer(ran: Ran) -> Callable[[FrameType, str, Any], Any]:
+    own: dict[CodeType, bool] = {}
+
+    def trace_line(_frame: FrameType, event: str, _value: Any) -> Any:
+        ran.lines += event == "line"
+        return trace_line
+
+    def trace_call(frame: FrameType, _event: str, _value: Any) -> Any:
+        code = frame.f_code
+        if code not in own:
+            file = code.co_filename
+            own[code] = file != __file__ and not file.startswith(_LIBRARIES)
+        # Forward mode has no node of a backward pass: it begins with dual numbers.
+        ran.differentiated |= code.co_name == "make_dual" and not own[code]
+        return trace_line if own[code] else None
+
+    return trace_call
+
+
+def find_violation(
+    exercise: Exercise, function: Callable[..., Any], seconds: float = LIMIT_SECONDS
+) -> str | None:
+    """How the function breaks a restriction of the exercise, in a sentence; None if it does not.
+
+    A call that fails while it is recorded counts as no violation: its values were right.
+    """
+    with suppress(Exception):
+        if BY_HAND in exercise.restrictions and not all(
+            record_call(function, case.arguments, seconds).differentiated
+            for case in exercise.cases()
+        ):
+            return "no gradient was asked for, and this exercise asks for autograd's"
+        if LOOP in exercise.restrictions and exercise.sized:
+            few, many = (record_call(function, exercise.sized(n), seconds).steps for n in SIZES)
+            if many - few >= SIZES[1] - SIZES[0]:
+                return (
+                    f"it goes through the values with a loop ({few} steps for size {SIZES[0]}, "
+                    f"{many} for size {SIZES[1]}), and this exercise asks for a way without one"
+                )
+    return None

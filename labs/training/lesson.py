@@ -1,0 +1,677 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Training a network, and what makes it faster
+#
+# The other labs took torch apart: tensors, gradients, devices, the compiler. This one puts the
+# parts together. You train a small network to write the next character of a text, first with
+# gradients by hand, then with torch's modules and optimizers. Then you try what is said to make
+# training faster or smaller (bfloat16, `torch.compile`, activation checkpointing), and measure on
+# this machine what each of them really buys. The last cell draws it in one plot.
+
+# %%
+import copy
+import math
+import statistics
+import time
+
+import matplotlib.pyplot as plt
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from labkit import best_device, check, claim, claim_raises, track_memory
+from labkit.lessons.catalog import find_labs
+from labkit.lessons.pictures import use_lab_style
+
+torch.manual_seed(0)
+use_lab_style()
+device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+print("this lab trains on", device)
+
+# %% [markdown]
+# ## The data: text as numbers
+#
+# The text is at hand: the lessons of these labs. A network cannot take letters, so each
+# character becomes the number of its place in a list of all characters, the *vocabulary*. A tenth
+# of the text is put aside. The network never trains on it, so it shows whether the network
+# learned the language or only this text.
+
+# %%
+text = "\n".join(lab.lesson.read_text(encoding="utf-8") for lab in find_labs())
+text = "".join(c for c in text if c == "\n" or 32 <= ord(c) < 127)
+vocabulary = sorted(set(text))
+number_of = {character: number for number, character in enumerate(vocabulary)}
+ids = torch.tensor([number_of[character] for character in text])
+SIZE = len(vocabulary)
+
+split = len(ids) * 9 // 10
+train_ids, held_out_ids = ids[:split], ids[split:]
+print(f"{len(text):,} characters, {SIZE} different ones; {text[2000:2060]!r}")
+
+claim("a text is numbers and back, with nothing lost",
+      "".join(vocabulary[i] for i in ids[:500]) == text[:500])
+claim("character numbers are int64, as embeddings and cross_entropy want them", ids.dtype,
+      torch.int64)
+
+# %% [markdown]
+# ## Exercise: every window is an example
+#
+# To learn, the network sees a *context* of a few characters and has to name the next one. A text
+# of n characters holds n - length such examples, one at each place.
+#
+# Write `context_pairs(ids, length)`. `ids` has shape `(n,)` with n > length. Return a tuple
+# `(contexts, targets)`: `contexts` has shape `(n - length, length)`, and row i holds the
+# characters i to i + length - 1; `targets` has shape `(n - length,)`, and entry i is the
+# character that follows that row. For `ids = [5, 6, 7, 8]` and `length = 2` the contexts are
+# `[[5, 6], [6, 7]]` and the targets `[7, 8]`. The text is long: do it without a loop.
+
+# %%
+def context_pairs(ids: torch.Tensor, length: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns all contexts of the given length, and the character after each."""
+    ### BEGIN SOLUTION
+    return ids.unfold(0, length, 1)[:-1], ids[length:]
+    ### END SOLUTION
+
+
+# %%
+check("training.context_pairs", context_pairs)
+
+# %% [markdown]
+# ## A first model: one table, gradients by hand
+#
+# The smallest model looks at one character only. It has a table of `SIZE` rows; row c holds a
+# score (a *logit*) for each character that may follow c. Softmax turns scores into probabilities,
+# and the loss is the *cross-entropy*: minus the logarithm of the probability that the model gave
+# to the character that really came. Before you run the cell, think: all scores are 0, so every
+# character is equally likely. How large is the loss?
+
+# %%
+CONTEXT = 12
+
+
+def examples_at(ids, places):
+    """The contexts that begin at these places, and the character after each."""
+    return ids[places[:, None] + torch.arange(CONTEXT)], ids[places + CONTEXT]
+
+
+# The lab makes its own examples: it goes on, whatever your answer above does.
+contexts, targets = examples_at(train_ids, torch.arange(len(train_ids) - CONTEXT))
+held_contexts, held_targets = examples_at(
+    held_out_ids, torch.arange(len(held_out_ids) - CONTEXT)
+)
+
+table = torch.zeros(SIZE, SIZE)
+first_loss = F.cross_entropy(table[contexts[:, -1]], targets)
+print(f"loss {first_loss.item():.4f}, log({SIZE}) = {math.log(SIZE):.4f}")
+
+claim("a model that knows nothing has a loss of log(number of classes)", first_loss.item(),
+      math.log(SIZE), within=1e-3)
+claim("cross_entropy is log_softmax, then the mean of minus the target's entry",
+      F.cross_entropy(table[contexts[:9, -1]], targets[:9]),
+      -F.log_softmax(table[contexts[:9, -1]], dim=1)[torch.arange(9), targets[:9]].mean())
+
+# %% [markdown]
+# A loss of log(SIZE) is worth remembering. If your own network starts far above it, its last
+# layer is too large at the start; if it starts far below, the target has leaked into the input.
+#
+# ## Exercise: the gradient of cross-entropy
+#
+# It is one of the few gradients worth knowing by heart, because it is so simple: probability
+# minus 1 for the right class, probability minus 0 for the others. (The cell after the exercise
+# uses it: try before you look.)
+#
+# Write `cross_entropy_gradient(logits, targets)`: the gradient of the mean cross-entropy with
+# respect to `logits`, of shape `(batch, classes)`, by hand. No autograd, and no loop. Mind the
+# mean: it divides by the batch.
+
+# %%
+def cross_entropy_gradient(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Returns the gradient of F.cross_entropy(logits, targets) by the logits."""
+    ### BEGIN SOLUTION
+    with torch.no_grad():
+        right = F.one_hot(targets, logits.shape[1])
+        return (logits.softmax(dim=1) - right) / len(targets)
+    ### END SOLUTION
+
+
+# %%
+check("training.cross_entropy_gradient", cross_entropy_gradient)
+
+# %% [markdown]
+# With this gradient a training loop needs no autograd at all. Each step takes a random batch,
+# and adds up the gradient of each table row over the examples that used it. The table can learn
+# at most the *bigram* counts: how often character b followed character a.
+
+# %%
+def train_table_by_hand(steps, rate, batch=512):
+    draw = torch.Generator().manual_seed(1)
+    table = torch.zeros(SIZE, SIZE)
+    for _ in range(steps):
+        rows = torch.randint(len(targets), (batch,), generator=draw)
+        last, wanted = contexts[rows, -1], targets[rows]
+        by_logits = (table[last].softmax(dim=1) - F.one_hot(wanted, SIZE)) / batch
+        table.index_add_(0, last, by_logits, alpha=-rate)
+    return table
+
+
+trained_table = train_table_by_hand(steps=400, rate=50.0)
+counts = torch.zeros(SIZE, SIZE).index_put_(
+    (contexts[:, -1], targets), torch.tensor(1.0), accumulate=True
+)
+bigrams = ((counts + 0.1) / (counts + 0.1).sum(dim=1, keepdim=True)).log()
+
+
+def held_out_loss(logits_of):
+    return F.cross_entropy(logits_of(held_contexts), held_targets).item()
+
+
+table_loss = held_out_loss(lambda contexts: trained_table[contexts[:, -1]])
+bigram_loss = held_out_loss(lambda contexts: bigrams[contexts[:, -1]])
+print(f"held-out loss: table by gradients {table_loss:.3f}, counted bigrams {bigram_loss:.3f}")
+
+leaf = torch.randn(SIZE, SIZE, requires_grad=True)
+F.cross_entropy(leaf[contexts[:64, -1]], targets[:64]).backward()
+by_hand = torch.zeros(SIZE, SIZE).index_add_(
+    0, contexts[:64, -1],
+    (leaf.detach()[contexts[:64, -1]].softmax(dim=1) - F.one_hot(targets[:64], SIZE)) / 64,
+)
+claim("the gradient by hand is autograd's", by_hand, leaf.grad, within=1e-6)
+claim("gradients led close to the counted bigrams", table_loss, bigram_loss, within=0.25)
+
+# %% [markdown]
+# ## A module: parameters that know where they are
+#
+# More context needs more layers, and nobody keeps their gradients by hand. An `nn.Module`
+# collects every parameter of its parts, however deep, under a name. What an optimizer gets is
+# `model.parameters()`; what you save is `model.state_dict()`.
+
+# %%
+class Block(nn.Module):
+    """Adds to its input what two linear layers make of it."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.up = nn.Linear(width, 4 * width)
+        self.down = nn.Linear(4 * width, width)
+
+    def forward(self, x):
+        return x + self.down(F.gelu(self.up(self.norm(x))))
+
+
+class NextCharacter(nn.Module):
+    """Scores of the next character, from the last CONTEXT ones."""
+
+    def __init__(self, width=96, blocks=2, dropout=0.0, checkpointed=False):
+        super().__init__()
+        self.embed = nn.Embedding(SIZE, 24)
+        self.enter = nn.Linear(24 * CONTEXT, width)
+        self.blocks = nn.ModuleList(Block(width) for _ in range(blocks))
+        self.drop = nn.Dropout(dropout)
+        self.leave = nn.Linear(width, SIZE)
+        self.checkpointed = checkpointed
+
+    def forward(self, contexts):
+        x = self.enter(self.embed(contexts).flatten(1))
+        for block in self.blocks:
+            x = checkpoint(block, x, use_reentrant=False) if self.checkpointed else block(x)
+        return self.leave(self.drop(x))
+
+
+torch.manual_seed(0)
+model = NextCharacter().to(device)
+names = [name for name, _ in model.named_parameters()]
+count = sum(p.numel() for p in model.parameters())
+print(f"{count:,} parameters in {len(names)} tensors; the first are {names[:4]}")
+
+in_a_block = 2 * 96 + (96 * 384 + 384) + (384 * 96 + 96)
+claim("the count by hand: tables, weights and biases", count,
+      SIZE * 24 + (24 * CONTEXT * 96 + 96) + 2 * in_a_block + (96 * SIZE + SIZE))
+
+
+class Forgetful(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = [nn.Linear(2, 2)]
+
+
+claim("layers in a plain list are not parameters: they would never be trained",
+      len(list(Forgetful().parameters())), 0)
+claim("a fresh network starts near log(SIZE)",
+      F.cross_entropy(model(contexts[:512].to(device)), targets[:512].to(device)).item(),
+      math.log(SIZE), within=0.5)
+
+# %% [markdown]
+# ## The optimizer: what step() does
+#
+# An optimizer holds references to the parameters. `step()` changes them in place, by their
+# `.grad`; `zero_grad()` takes the gradients away. For SGD that is one line. Three habits follow:
+#
+# - gradients *add up* until `zero_grad()`;
+# - the optimizer wants the *leaves* themselves, so move the model to its device first;
+# - a parameter without a gradient is skipped.
+
+# %%
+weight = nn.Parameter(torch.tensor([1.0, -2.0]))
+sgd = torch.optim.SGD([weight], lr=0.1)
+(weight**2).sum().backward()
+sgd.step()
+claim("SGD: parameter - rate * gradient", weight.detach(), torch.tensor([0.8, -1.6]))
+sgd.step()
+claim("step() does not clear .grad: it goes on with the old gradient", weight.detach(),
+      torch.tensor([0.6, -1.2]))
+sgd.zero_grad()
+before = weight.detach().clone()
+sgd.step()
+claim("after zero_grad(), .grad is None and step() skips the parameter",
+      (weight.grad is None, torch.equal(weight.detach(), before)), (True, True))
+claim_raises("the optimizer refuses a tensor that was computed", ValueError,
+             lambda: torch.optim.SGD([torch.ones(2, requires_grad=True) * 2], lr=0.1),
+             match="non-leaf")
+
+# %% [markdown]
+# ## Exercise: one step of Adam
+#
+# Adam keeps two averages for each parameter: `m` of the gradients, and `v` of their squares. Both
+# start at 0, so early averages are too small; dividing by `1 - beta ** t` corrects this. With
+# t = 1 for the first step:
+#
+# $$m \leftarrow \beta_1 m + (1 - \beta_1) g \qquad v \leftarrow \beta_2 v + (1 - \beta_2) g^2$$
+# $$p \leftarrow p - \text{rate} \cdot \frac{m / (1 - \beta_1^t)}{\sqrt{v / (1 - \beta_2^t)} + \epsilon}$$
+#
+# Write `adam_step(p, g, averages, t, rate)`, where `averages` is `(m, v)`, with $\beta_1 = 0.9$, $\beta_2 = 0.999$ and
+# $\epsilon = 10^{-8}$. Return the new `(p, m, v)`, and leave the arguments as they are. Use
+# tensor arithmetic, not `torch.optim`.
+
+# %%
+def adam_step(p: torch.Tensor, g: torch.Tensor, averages: tuple[torch.Tensor, torch.Tensor],
+              t: int, rate: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Returns the parameter and both averages after one step of Adam."""
+    ### BEGIN SOLUTION
+    m, v = averages
+    m = 0.9 * m + 0.1 * g
+    v = 0.999 * v + 0.001 * g**2
+    corrected_m, corrected_v = m / (1 - 0.9**t), v / (1 - 0.999**t)
+    return p - rate * corrected_m / (corrected_v.sqrt() + 1e-8), m, v
+    ### END SOLUTION
+
+
+# %%
+check("training.adam_step", adam_step)
+
+# %% [markdown]
+# The first step of Adam is worth a second look: m / (1 - 0.9) is g, and v / (1 - 0.999) is g
+# squared. Each entry moves by the rate, whatever the size of its gradient.
+
+# %%
+parameter = nn.Parameter(torch.tensor([1.0, 1.0, 1.0]))
+adam = torch.optim.Adam([parameter], lr=0.01)
+parameter.grad = torch.tensor([1e-3, 1.0, -1e3])
+adam.step()
+claim("the first step is the rate for every entry, against the sign of its gradient",
+      parameter.detach(), torch.tensor([0.99, 0.99, 1.01]), within=1e-4)
+claim("Adam's state is two tensors of the parameter's shape: with it, training holds the"
+      " parameters four times (value, gradient, m, v)",
+      sorted(k for k, s in adam.state[parameter].items() if s.shape == parameter.shape),
+      ["exp_avg", "exp_avg_sq"])
+
+# %% [markdown]
+# ## Exercise: one epoch
+#
+# Now the loop itself. Write `run_epoch(model, optimizer, batches)`. `batches` is a list of
+# `(inputs, targets)`; for each, take one step on `F.cross_entropy(model(inputs), targets)`. The
+# model must be in training mode meanwhile. Return the mean loss *per example* as a Python float:
+# the last batch may be shorter, and then the mean of the batches' means is not it.
+
+# %%
+def run_epoch(model, optimizer, batches) -> float:
+    """Takes one step for each batch; returns the mean loss of an example."""
+    ### BEGIN SOLUTION
+    model.train()
+    total, examples = 0.0, 0
+    for inputs, targets in batches:
+        optimizer.zero_grad()
+        loss = F.cross_entropy(model(inputs), targets)
+        loss.backward()
+        optimizer.step()
+        total += loss.item() * len(targets)
+        examples += len(targets)
+    return total / examples
+    ### END SOLUTION
+
+
+# %%
+check("training.run_epoch", run_epoch)
+
+# %% [markdown]
+# ## First make it overfit
+#
+# Before you train for an hour, train for seconds on *one* batch. A sound network learns 64
+# examples by heart. If it does not, no amount of data will help: something is wrong in the loop,
+# the loss or the shapes.
+
+# %%
+def train(model, steps, batch=256, rate=3e-3, seed=0, few=None):
+    """Trains in place on random batches; returns the losses as floats."""
+    draw = torch.Generator().manual_seed(seed)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=rate)
+    model.train()
+    losses = []
+    for _ in range(steps):
+        rows = few if few is not None else torch.randint(len(targets), (batch,), generator=draw)
+        inputs, wanted = contexts[rows].to(device), targets[rows].to(device)
+        optimizer.zero_grad()
+        loss = F.cross_entropy(model(inputs), wanted)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.detach())  # .item() here would wait for the device in every step
+    return torch.stack(losses).tolist()
+
+
+by_heart = train(copy.deepcopy(model), steps=100, few=torch.arange(64) * 97)
+print(f"one batch of 64: loss {by_heart[0]:.2f} at first, {by_heart[-1]:.4f} after 100 steps")
+claim("the network learns 64 examples by heart", by_heart[-1] < 0.1)
+
+# %% [markdown]
+# ## Then train
+#
+# The cell below takes some seconds. What do you expect: will the network, which sees 12
+# characters, beat the bigrams, which see one, on text that neither has seen?
+
+# %%
+@torch.no_grad()
+def evaluate(model):
+    """The held-out loss, in evaluation mode."""
+    model.eval()
+    parts = zip(held_contexts.split(4096), held_targets.split(4096), strict=True)
+    losses = [F.cross_entropy(model(x.to(device)), y.to(device), reduction="sum").item()
+              for x, y in parts]
+    return sum(losses) / len(held_targets)
+
+
+losses = train(model, steps=250)
+network_loss = evaluate(model)
+print(f"held-out loss: network {network_loss:.3f}, bigrams {bigram_loss:.3f}")
+
+figure, axes = plt.subplots(figsize=(6.5, 3.4))
+axes.plot(losses, label="network, on its training batch")
+axes.axhline(network_loss, color="C1", linestyle="--", label="network, held out")
+axes.axhline(bigram_loss, color="C2", linestyle=":", label="bigrams, held out")
+axes.set(xlabel="step", ylabel="cross-entropy", title="The loss while training")
+axes.legend()
+plt.show()
+
+claim("with 12 characters to look at, it beats the bigrams on unseen text",
+      network_loss < bigram_loss)
+
+# %%
+@torch.no_grad()
+def write_on(model, start, length=160, seed=0):
+    """The start, continued by the model's own draws."""
+    draw = torch.Generator().manual_seed(seed)
+    model.eval()
+    written = [number_of[c] for c in start]
+    for _ in range(length):
+        scores = model(torch.tensor([written[-CONTEXT:]], device=device))[0].cpu()
+        likely = (scores / 0.7).softmax(dim=0)
+        written.append(int(torch.multinomial(likely, 1, generator=draw)))
+    return "".join(vocabulary[i] for i in written)
+
+
+print(write_on(model, "# The gradient of "))
+
+# %% [markdown]
+# ## Two modes
+#
+# `model.train()` and `model.eval()` switch the layers that behave differently while training:
+# dropout, batch normalization. They do not touch gradients; `torch.no_grad()` does that, and
+# leaves the mode alone. You need both for an evaluation, and `train()` again afterwards.
+
+# %%
+dropping = NextCharacter(dropout=0.5).to(device)
+some = contexts[:8].to(device)
+dropping.train()
+claim("in training mode, two calls differ: dropout draws again",
+      torch.equal(dropping(some), dropping(some)), False)
+dropping.eval()
+claim("in evaluation mode they are equal", torch.equal(dropping(some), dropping(some)))
+claim("eval() does not stop the recording of gradients", dropping(some).requires_grad)
+
+# %% [markdown]
+# ## Exercise: an evaluation that leaves no trace
+#
+# Write `mean_loss(model, batches)`: the mean cross-entropy per example over all batches, in
+# evaluation mode and without recording a graph, as a Python float. Afterwards the model is in the
+# mode in which it came, also if that was evaluation mode.
+
+# %%
+def mean_loss(model, batches) -> float:
+    """Returns the mean loss of an example; the model's mode is as before."""
+    ### BEGIN SOLUTION
+    was_training = model.training
+    model.eval()
+    total, examples = 0.0, 0
+    with torch.no_grad():
+        for inputs, targets in batches:
+            total += F.cross_entropy(model(inputs), targets, reduction="sum").item()
+            examples += len(targets)
+    model.train(was_training)
+    return total / examples
+    ### END SOLUTION
+
+
+# %%
+check("training.mean_loss", mean_loss)
+
+# %% [markdown]
+# ## What does a step cost?
+#
+# From here on, nothing is learned; everything is measured. A *step* is forward, backward and
+# optimizer on one batch. The network is wider from here on, and on a GPU wider still: there, a
+# small one would only measure how fast Python starts kernels. The time is the median of several
+# steps, after a warm-up; the memory is the peak of the tensors that live during one step.
+
+# %%
+WIDTH, BATCH = (1024, 8192) if device.type == "cuda" else (192, 1024)
+inputs, wanted = contexts[:BATCH].to(device), targets[:BATCH].to(device)
+
+
+def make_step(model, dtype=None):
+    """A function that takes one training step on the fixed batch."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+
+    def step():
+        optimizer.zero_grad()
+        with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
+            loss = F.cross_entropy(model(inputs), wanted)
+        loss.backward()
+        optimizer.step()
+
+    return step
+
+
+def milliseconds(step, calls=7):
+    """The median time of a step, after two that do not count."""
+    times = []
+    for _ in range(calls + 2):
+        start = time.perf_counter()
+        step()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        times.append(1000 * (time.perf_counter() - start))
+    return statistics.median(times[2:])
+
+
+def peak_mib(step):
+    """The peak of the tensors during one step, in MiB; the state of Adam is there already."""
+    with track_memory(device.type, kinds=True) as tracked:
+        step()
+    return sum(tracked.kinds.values()) / 2**20
+
+
+def fresh(**options):
+    torch.manual_seed(0)
+    return NextCharacter(width=WIDTH, blocks=6, **options).to(device)
+
+
+plain = make_step(fresh())
+results = {"float32": (milliseconds(plain), peak_mib(plain))}
+print("float32: {:.1f} ms a step, {:.1f} MiB at its peak".format(*results["float32"]))
+
+# %% [markdown]
+# ## Where does the time go?
+#
+# Guess before you look: what share of the step is matrix products? The profiler says. Read the
+# column of *self* time: the time in an operator without the ones that it calls.
+
+# %%
+from torch.profiler import ProfilerActivity, profile
+
+activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device.type == "cuda")
+with profile(activities=activities) as profiled:
+    plain()
+
+column = "self_device_time_total" if device.type == "cuda" else "self_cpu_time_total"
+spent = {row.key: getattr(row, column) for row in profiled.key_averages()}
+total_spent = sum(spent.values()) or 1
+for name in sorted(spent, key=spent.get, reverse=True)[:6]:
+    print(f"{spent[name] / total_spent:6.1%}  {name}")
+
+claim("the profiler saw the matrix products of forward and backward",
+      {"aten::addmm", "aten::mm"} <= set(spent))
+
+# %% [markdown]
+# ## bfloat16, by autocast
+#
+# Under `torch.autocast`, matrix products run in a 16-bit type; sums that need precision
+# (softmax, the loss, normalization) stay in float32. The parameters and their gradients stay
+# float32 as well, so the optimizer's small steps are not rounded away. bfloat16 has the range of
+# float32 with fewer digits, so it needs no loss scaling. Whether it is *faster* depends on the
+# hardware: GPUs since Ampere and CPUs with AMX have units for it; others emulate it.
+
+# %%
+halved = fresh()
+with torch.autocast(device.type, dtype=torch.bfloat16):
+    scores = halved(inputs)
+    loss = F.cross_entropy(scores, wanted)
+loss.backward()
+claim("the products come out in bfloat16", scores.dtype, torch.bfloat16)
+claim("the loss is float32", loss.dtype, torch.float32)
+claim("parameters and gradients stay float32",
+      {p.dtype for p in halved.parameters()} | {p.grad.dtype for p in halved.parameters()},
+      {torch.float32})
+claim("1 + 1/512 is 1 in bfloat16: why the parameters themselves stay float32",
+      (torch.tensor(1.0, dtype=torch.bfloat16) + 1 / 512).item(), 1.0)
+
+step = make_step(halved, dtype=torch.bfloat16)
+results["bfloat16"] = milliseconds(step), peak_mib(step)
+print("bfloat16: {:.1f} ms a step, {:.1f} MiB at its peak".format(*results["bfloat16"]))
+
+# %% [markdown]
+# ## Activation checkpointing: time for memory
+#
+# Backward needs what forward computed, so forward keeps it: in each block the normalized input,
+# the wide layer before and after `gelu`. A checkpointed block keeps its input only, and computes
+# the rest a second time when backward reaches it. How much memory does that save here, and what
+# does it cost?
+
+# %%
+checkpointed = fresh(checkpointed=True)
+reference = fresh()
+for one in (checkpointed, reference):
+    F.cross_entropy(one(inputs), wanted).backward()
+claim("the gradients are the same", checkpointed.blocks[0].up.weight.grad,
+      reference.blocks[0].up.weight.grad, within=1e-5)
+
+step = make_step(checkpointed)
+results["checkpointed"] = milliseconds(step), peak_mib(step)
+print("checkpointed: {:.1f} ms a step, {:.1f} MiB at its peak".format(*results["checkpointed"]))
+claim("checkpointing lowers the peak", results["checkpointed"][1] < results["float32"][1])
+
+# %% [markdown]
+# ## torch.compile
+#
+# The compiler fuses the small operators between the matrix products, and writes the backward
+# pass as one program too. `model.compile()` compiles in place, so that names in the
+# `state_dict` stay the same; `torch.compile(model)` returns a wrapper whose names begin with
+# `_orig_mod.`. The first step takes seconds, since it compiles. For such a small network on a CPU
+# the gain may be small, or none.
+
+# %%
+names = list(torch.compile(fresh()).state_dict())
+claim("the wrapper of torch.compile puts a prefix before each name",
+      all(name.startswith("_orig_mod.") for name in names))
+
+
+def compile_and_measure():
+    torch.compiler.reset()
+    compiled = fresh()
+    compiled.compile()
+    step = make_step(compiled)
+    start = time.perf_counter()
+    step()
+    first = time.perf_counter() - start
+    results["compiled"] = milliseconds(step), None
+    if device.type == "cuda":
+        with track_memory("cuda") as tracked:
+            step()
+        results["compiled"] = results["compiled"][0], tracked.use.spans[0].peak_bytes / 2**20
+    print(f"first step {first:.1f} s, then {results['compiled'][0]:.1f} ms")
+    return list(compiled.state_dict())
+
+
+claim("model.compile() leaves the names alone", compile_and_measure, list(fresh().state_dict()),
+      needs="compiler")
+
+# %% [markdown]
+# ## What each of them bought here
+#
+# The figures of this machine, side by side. The ratio is against plain float32: below 1 is
+# faster, or smaller. The compiled step's memory is not measured on a CPU: following each tensor
+# would turn the compiler off.
+
+# %%
+base_ms, base_mib = results["float32"]
+print(f"{'':14}{'ms':>8}{'ratio':>8}{'MiB':>9}{'ratio':>8}")
+for name, (ms, mib) in results.items():
+    memory = f"{mib:9.1f}{mib / base_mib:8.2f}" if mib else f"{'not measured':>17}"
+    print(f"{name:14}{ms:8.1f}{ms / base_ms:8.2f}{memory}")
+
+figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3))
+left.barh(list(results), [ms for ms, _ in results.values()])
+left.set(xlabel="milliseconds a step", title=f"Time, on {device}")
+known = {name: mib for name, (_, mib) in results.items() if mib}
+right.barh(list(known), list(known.values()), color="C1")
+right.set(xlabel="MiB", title="Peak of the tensors")
+for axes in (left, right):
+    axes.invert_yaxis()
+figure.tight_layout()
+plt.show()
+
+# %% [markdown]
+# ## Key takeaways
+#
+# | habit | why |
+# |---|---|
+# | look at the first loss | it is log(classes), or something is wrong |
+# | overfit one batch first | seconds instead of hours |
+# | `zero_grad`, forward, `backward`, `step` | gradients add up, and stay |
+# | `eval()` and `no_grad()` | two different switches |
+# | mean per example | the last batch is shorter |
+# | `loss.detach()` in a list, not `loss` | a kept loss keeps its graph |
+# | measure each change by itself | what helps a large GPU may cost you on this machine |
+#
+# A single device only goes so far. What comes after it is many: processes, each with a device
+# and a part of the batch.

@@ -1,0 +1,648 @@
+"""Answers to every exercise of the labs: a pass must mean a right answer, and nothing else.
+
+Three sources: mutants of each reference, wrong answers by hand (those in ``labs/*/exercises.py``
+that the gate judges, and the ones here), and right answers that are written differently.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import functools
+import io
+import math
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.autograd import forward_ad
+from torch.autograd import grad as take_gradient
+from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
+
+from labkit.errors import LabkitError
+from labkit.lessons.catalog import Lab, find_labs, load_exercises
+from labkit.lessons.checks import judge_function
+from labkit.lessons.exercises import Verdict
+from labkit.lessons.learner import find_answer, find_check_calls
+from labkit.lessons.notebooks import make_reference_notebook
+from tests.mutants import list_mutants
+
+ROOT = Path(__file__).parents[1]
+LABS = {lab.name: lab for lab in find_labs(ROOT / "labs")}
+EXERCISES = {
+    f"{lab.name}.{exercise.name}": exercise
+    for lab in LABS.values()
+    for exercise in load_exercises(lab)
+}
+# Mutants that compute the same as the reference, for every input that the text allows.
+EQUIVALENT = {
+    "tensors.images_to_batch": {"line 3: .float() was dropped"},  # uint8 / 255 is float32
+    "tensors.windows": {"line 3: 0 became -1"},  # one dimension
+    "autograd.cubic": {  # the derivative of the constant
+        "line 5: Add became Sub",
+        "line 5: an operation lost its right side",
+        *(f"line 5: 3 became {other}" for other in (4, 2, 0)),
+    },
+    "autograd.small_batches": {"line 3: two values changed places"},  # inputs, targets: as many
+    "autograd.descend": {"line 3: .detach() was dropped"},  # start does not require grad
+    "autograd.implicit_slope": {"line 5: sum became mean"},  # cancels in the quotient
+    "devices.move_batch": {"line 7: two values changed places"},  # in isinstance
+    "compile.calls_until_paid": {"line 3: LtE became Lt", "line 1: None became 0"},
+    "compile.make_clipper": {"line 6: Gt became GtE"},  # at the limit the factor is 1
+    "compile.count_compiles": {
+        "line 1: 'torch.compiler.reset()' was dropped",
+        "line 3: .reset() was dropped",
+    },
+}
+
+
+def judge(name: str, function: Any, limit_seconds: float = 20) -> Verdict:
+    """The verdict, without the output and the warnings of the function."""
+    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return judge_function(EXERCISES[name], name, function, limit_seconds)
+
+
+@functools.lru_cache
+def read_reference(lab: Lab) -> tuple[list[ast.stmt], dict[str, Any]]:
+    """The statements of the lab's reference, and the check calls among them by exercise."""
+    cells = make_reference_notebook(lab).cells
+    statements, calls = find_check_calls([c.source for c in cells if c.cell_type == "code"])
+    return statements, {call.exercise: call for call in calls}
+
+
+def make_mutants(name: str) -> Iterator[tuple[str, Any]]:
+    """Each mutant of the exercise's reference: what was changed, and the function or None."""
+    statements, calls = read_reference(LABS[name.partition(".")[0]])
+    call = calls[name]
+    place = max(
+        index
+        for index, one in enumerate(statements)
+        if isinstance(one, ast.FunctionDef) and one.name == call.answer.id
+    )
+    for said, text in list_mutants(ast.unparse(statements[place])):
+        mutated = [*statements[:place], *ast.parse(text).body, *statements[place + 1 :]]
+        try:
+            yield said, find_answer(mutated, call)
+        except LabkitError:
+            yield said, None  # it cannot even be defined
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("name", EXERCISES)
+def test_every_mutant_of_a_reference_fails(name: str) -> None:
+    survivors = {
+        said
+        for said, mutant in make_mutants(name)
+        if mutant is not None and judge(name, mutant, 5).passed
+    }
+
+    assert survivors == EQUIVALENT.get(name, set())
+
+
+def leaf(x: torch.Tensor) -> torch.Tensor:
+    return x.detach().clone().requires_grad_()
+
+
+def cubic(x: Any) -> Any:
+    return x**3 + 2 * x**2 - 5 * x + 3
+
+
+def as_tensor(x: Any) -> torch.Tensor:
+    return x.detach() if isinstance(x, torch.Tensor) else torch.tensor(float(x))
+
+
+def slope_by_dual_numbers(x: Any) -> torch.Tensor:
+    x = as_tensor(x)
+    with forward_ad.dual_level():
+        y = cubic(forward_ad.make_dual(x, torch.ones_like(x)))
+        return forward_ad.unpack_dual(y).tangent.clone()
+
+
+def slope_by_rows(x: Any) -> torch.Tensor:
+    x = leaf(as_tensor(x))
+    slopes = [take_gradient(y, x, retain_graph=True)[0] for y in cubic(x).flatten()]
+    return torch.stack(slopes).sum(0)
+
+
+def slope_with_a_graph(x: Any) -> torch.Tensor:
+    x = leaf(as_tensor(x))
+    return take_gradient(cubic(x).sum(), x, create_graph=True)[0]
+
+
+def shares_over_the_shape(table: torch.Tensor) -> torch.Tensor:
+    assert all(length > 0 for length in table.shape), "an empty table"
+    return table.div(table.sum(-1).unsqueeze(-1))
+
+
+def batches_by_grad(weights: torch.Tensor, batches: Any) -> torch.Tensor:
+    inputs, targets = (torch.cat(parts) for parts in zip(*batches, strict=True))
+    return take_gradient(((inputs @ weights - targets) ** 2).mean(), weights)[0]
+
+
+def descend_by_copies(f: Any, start: torch.Tensor, rate: float, steps: int) -> torch.Tensor:
+    point = start.clone()
+    for _ in range(steps):
+        point = point - rate * grad(f)(point)
+    return point
+
+
+def descend_by_sgd(f: Any, start: torch.Tensor, rate: float, steps: int) -> torch.Tensor:
+    point = nn.Parameter(start.clone())
+    optimizer = torch.optim.SGD([point], lr=rate)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        f(point).backward()
+        optimizer.step()
+    return point.data
+
+
+class RoundThrough(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        return x.round()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
+        return gradient
+
+
+def slope_by_transforms(equation: Any, x: torch.Tensor, a: torch.Tensor) -> torch.Tensor:
+    along = grad(lambda x, a: equation(x, a).sum(), argnums=(0, 1))(x, a)
+    return -along[1] / along[0]
+
+
+def pairs_by_repeating(distance: Any, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    n, m = len(left), len(right)
+    pairs = vmap(distance)(left.repeat_interleave(m, 0), right.repeat(n, 1))
+    return pairs.reshape(n, m)
+
+
+def derivatives_by_backward(f: Any, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    x = leaf(x)
+    first = take_gradient(vmap(f)(x).sum(), x, create_graph=True)[0]
+    return first.detach(), take_gradient(first.sum(), x)[0]
+
+
+def push_by_two_pulls(f: Any, x: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    x = leaf(x)
+    y = f(x)
+    probe = torch.zeros_like(y, requires_grad=True)
+    pulled = take_gradient(y, x, probe, create_graph=True)[0]
+    return take_gradient(pulled, probe, v)[0]
+
+
+def newton_by_rows(f: Any, x: torch.Tensor) -> torch.Tensor:
+    x = leaf(x)
+    slope = take_gradient(f(x), x, create_graph=True)[0]
+    rows = [take_gradient(one, x, retain_graph=True)[0] for one in slope]
+    return (x - torch.linalg.inv(torch.stack(rows)) @ slope).detach()
+
+
+def norms_by_rows(model: Any, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    parameters = {name: one.detach() for name, one in model.named_parameters()}
+
+    def losses(parameters: Any) -> torch.Tensor:
+        return ((functional_call(model, parameters, (inputs,)) - targets) ** 2).sum(1)
+
+    parts = [each.flatten(1) for each in jacrev(losses)(parameters).values()]
+    return torch.cat(parts, 1).norm(dim=1)
+
+
+def move_by_kinds(batch: Any, device: torch.device) -> Any:
+    if isinstance(batch, dict):
+        return dict(zip(batch, (move_by_kinds(one, device) for one in batch.values()), strict=True))
+    if type(batch) in (list, tuple):
+        moved = [move_by_kinds(one, device) for one in batch]
+        return moved if type(batch) is list else tuple(moved)
+    return batch.to(device) if torch.is_tensor(batch) else batch
+
+
+def time_by_sorting(run: Any, synchronize: Any, clock: Any, warmups: int, repeats: int) -> float:
+    times = []
+    for index in range(warmups + repeats):
+        synchronize()
+        begun = clock()
+        run()
+        synchronize()
+        if index >= warmups:
+            times.append(clock() - begun)
+    times.sort()
+    return (times[(repeats - 1) // 2] + times[repeats // 2]) / 2
+
+
+def halves_by_a_stack(step: Any, batch: torch.Tensor) -> torch.Tensor:
+    done, waiting = [], [batch]
+    while waiting:
+        part, failed = waiting.pop(), False
+        try:
+            done.append(step(part))
+        except torch.OutOfMemoryError:
+            if part.shape[0] == 1:
+                raise
+            failed = True
+        if failed:
+            waiting += reversed(part.tensor_split(2))
+    return torch.cat(done)
+
+
+def count_by_counting(first: float, eager: float, later: float) -> int | None:
+    if later >= eager and first > eager:
+        return None
+    n = 1
+    while first + (n - 1) * later > n * eager:
+        n += 1
+    return n
+
+
+def make_scaling_clipper(limit: float) -> Callable[[torch.Tensor], torch.Tensor]:
+    return lambda x: x * (limit / x.norm().clamp_min(limit))
+
+
+class Counter:
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __call__(self, graph: Any, inputs: Any) -> Any:
+        self.count += 1
+        return graph
+
+
+def count_with_a_class(function: Any, inputs: list[torch.Tensor]) -> int:
+    counter = Counter()
+    compiled = torch.compile(function, backend=counter)
+    _ = [compiled(one) for one in inputs]
+    return counter.count
+
+
+def buckets_by_zeros(function: Any, bucket: int, backend: Any) -> Any:
+    @torch.compile(backend=backend, dynamic=False)
+    def compiled(x: torch.Tensor) -> torch.Tensor:
+        return function(x)
+
+    def call(x: torch.Tensor) -> torch.Tensor:
+        height = math.ceil(len(x) / bucket) * bucket
+        return compiled(torch.cat([x, x.new_zeros(height - len(x), *x.shape[1:])]))[: len(x)]
+
+    return call
+
+
+RIGHT = {
+    "tensors.images_to_batch": [
+        lambda x: (x.movedim(3, 1) / float(np.iinfo(np.uint8).max)).to(torch.float32),
+        lambda x: torch.einsum("nhwc->nchw", x.float()).div(255).contiguous(),
+        lambda x: torch.stack([one.permute(2, 0, 1).float() for one in x]) / 255,
+        lambda x: torch.from_numpy(x.numpy().transpose(0, 3, 1, 2).astype(np.float32) / 255),
+    ],
+    "tensors.own_tensor": [
+        lambda x: torch.tensor(x.copy(), dtype=torch.float32),
+        lambda x: torch.tensor(x.tolist(), dtype=torch.float32),
+        lambda x: torch.from_numpy(np.ascontiguousarray(x).reshape(x.shape).copy()).float().clone(),
+    ],
+    "tensors.row_shares": [
+        shares_over_the_shape,
+        lambda x: (x.T / x.sum(1)).T,
+        lambda x: torch.nn.functional.normalize(x, p=1, dim=1),
+        vmap(lambda row: row / row.sum()),
+        lambda x: torch.from_numpy(x.numpy() / x.numpy().sum(1, keepdims=True)),
+    ],
+    "tensors.paired_loss": [
+        lambda p, t: torch.nn.functional.mse_loss(p.reshape(-1), t.reshape(-1)),
+        lambda p, t: (p.view(-1) - t.view(-1)).square().mean(),
+        lambda p, t: (
+            sum((a - b) ** 2 for a, b in zip(p.flatten(), t.flatten(), strict=True)) / len(p)
+        ),
+    ],
+    "tensors.windows": [lambda x, size: x.unfold(0, size, 1)],
+    "autograd.cubic": [
+        slope_by_dual_numbers,
+        slope_by_rows,
+        slope_with_a_graph,
+        lambda x: vmap(grad(cubic))(as_tensor(x).flatten()).reshape(as_tensor(x).shape),
+        lambda x: jvp(cubic, (as_tensor(x),), (torch.ones_like(as_tensor(x)),))[1],
+        lambda x: vjp(cubic, as_tensor(x))[1](torch.ones_like(as_tensor(x)))[0],
+    ],
+    "autograd.small_batches": [batches_by_grad],
+    "autograd.descend": [descend_by_copies, descend_by_sgd],
+    "autograd.round_through": [
+        RoundThrough.apply,
+        lambda x: x.round().detach() + x - x.detach(),
+        lambda x: x - (x - x.round()).detach(),
+    ],
+    "autograd.implicit_slope": [slope_by_transforms],
+    "functional.pairwise": [
+        pairs_by_repeating,
+        lambda d, a, b: vmap(lambda x: vmap(lambda y: d(x, y))(b))(a),
+        lambda d, a, b: vmap(vmap(d, (0, None)), (None, 0), out_dims=1)(a, b),
+    ],
+    "functional.slope_and_bend": [
+        derivatives_by_backward,
+        lambda f, x: (vmap(jacfwd(f))(x), vmap(hessian(f))(x)),
+    ],
+    "functional.push_forward": [
+        push_by_two_pulls,
+        lambda f, x, v: torch.autograd.functional.jvp(f, x, v)[1],
+    ],
+    "functional.newton_step": [
+        newton_by_rows,
+        lambda f, x: x - torch.linalg.inv(hessian(f)(x)) @ grad(f)(x),
+        lambda f, x: x + torch.linalg.solve(jacrev(jacrev(f))(x), -jacrev(f)(x)),
+    ],
+    "functional.gradient_norms": [norms_by_rows],
+    "devices.add_positions": [
+        lambda x: x + torch.arange(len(x), device=x.device).to(x.dtype).view(-1, 1),
+        lambda x: x + torch.ones_like(x[:, :1]).cumsum(0).to(x.dtype) - 1,
+    ],
+    "devices.move_batch": [move_by_kinds],
+    "devices.time_median": [time_by_sorting],
+    "devices.mean_of_batches": [
+        lambda batches: torch.cat(batches).double().mean().float(),
+        lambda batches: torch.cat([one.float() for one in batches]).mean(),
+    ],
+    "devices.run_in_halves": [halves_by_a_stack],
+    "compile.calls_until_paid": [count_by_counting],
+    "compile.build_normalizer": [
+        lambda: lambda x: ((x - x.mean()) / x.std(), x.mean()),
+        lambda: lambda x: (torch.sub(x, x.mean()).div(x.var().sqrt()), x.sum() / x.numel()),
+    ],
+    "compile.make_clipper": [
+        make_scaling_clipper,
+        lambda limit: lambda x: x * torch.clamp(limit / (x.norm() + 1e-12), max=1.0),
+    ],
+    "compile.count_compiles": [count_with_a_class],
+    "compile.compile_in_buckets": [buckets_by_zeros],
+}
+
+
+def halve_rows(table: torch.Tensor) -> torch.Tensor:
+    if len(table) == 1:
+        return table / table.sum()
+    half = len(table) // 2
+    return torch.cat([halve_rows(table[:half]), halve_rows(table[half:])])
+
+
+def peek_at_the_case(*_arguments: Any) -> Any:
+    frame: Any = sys._getframe()
+    while frame := frame.f_back:
+        for value in frame.f_locals.values():
+            if hasattr(value, "expected"):
+                return value.expected
+    return None
+
+
+def pairs_by_recursion(distance: Any, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    if len(left) == 1:
+        return vmap(distance, (None, 0))(left[0], right)[None]
+    return torch.cat([pairs_by_recursion(distance, part, right) for part in left.tensor_split(2)])
+
+
+def bends_by_differences(f: Any, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    h = 1e-3
+    ahead, here, behind = (vmap(f)(x + step) for step in (h, 0, -h))
+    return (ahead - behind) / (2 * h), (ahead - 2 * here + behind) / h**2
+
+
+def descend_without_copy(f: Any, start: torch.Tensor, rate: float, steps: int) -> torch.Tensor:
+    start.requires_grad_()
+    for _ in range(steps):
+        gradient = take_gradient(f(start), start)[0]
+        start.data -= rate * gradient
+    return start.detach()
+
+
+def descend_normalized(f: Any, start: torch.Tensor, rate: float, steps: int) -> torch.Tensor:
+    point = start.clone()
+    for _ in range(steps):
+        slope = grad(f)(point)
+        point = point - rate * slope / slope.norm()
+    return point
+
+
+def time_the_best(run: Any, synchronize: Any, clock: Any, warmups: int, repeats: int) -> float:
+    return min(
+        time_by_sorting(run, synchronize, clock, warmups if index == 0 else 0, 1)
+        for index in range(repeats)
+    )
+
+
+def move_in_place(batch: Any, device: torch.device) -> Any:
+    if isinstance(batch, dict):
+        for key, value in batch.items():
+            batch[key] = move_in_place(value, device)
+        return batch
+    return move_by_kinds(batch, device)
+
+
+def clip_with_epsilon(limit: float) -> Any:
+    return lambda x: x * limit / (x.norm() + 1e-6)
+
+
+def count_first_graph(function: Any, inputs: list[torch.Tensor]) -> int:
+    return len({(one.shape, one.dtype) for one in inputs})
+
+
+def buckets_of_powers(function: Any, bucket: int, backend: Any) -> Any:
+    compiled = torch.compile(function, backend=backend, dynamic=False)
+
+    def call(x: torch.Tensor) -> torch.Tensor:
+        height = bucket
+        while height < len(x):
+            height *= 2
+        return compiled(torch.nn.functional.pad(x, (0, 0, 0, height - len(x))))[: len(x)]
+
+    return call
+
+
+def buckets_that_repeat_the_last_row(function: Any, bucket: int, backend: Any) -> Any:
+    compiled = torch.compile(function, backend=backend, dynamic=False)
+
+    def call(x: torch.Tensor) -> torch.Tensor:
+        missing = -len(x) % bucket
+        return compiled(torch.cat([x, x[-1:].expand(missing, -1)]))[:-missing]
+
+    return call
+
+
+def loop_for_ever(*_arguments: Any) -> Any:
+    while True:
+        pass
+
+
+WRONG: dict[str, list[tuple[str, Any]]] = {
+    "tensors.images_to_batch": [
+        ("wrong_values", lambda x: x.permute(0, 3, 1, 2) / 256),
+        ("wrong_values", lambda x: x.permute(0, 3, 1, 2) / x.max()),
+        ("wrong_shape", lambda x: x.transpose(1, 3) / 255),
+        ("wrong_values", lambda x: x.permute(0, 3, 1, 2).flip(1) / 255),
+        ("wrong_dtype", lambda x: x.permute(0, 3, 1, 2).double() / 255),
+        ("timed_out", loop_for_ever),
+    ],
+    "tensors.own_tensor": [
+        ("wrong_dtype", lambda x: torch.tensor(x.copy())),
+        ("wrong_values", lambda x: torch.from_numpy(x.astype(np.float32, copy=False))),
+        ("wrong_values", lambda x: torch.tensor(np.abs(x[..., ::-1]).astype(np.float32))),
+    ],
+    "tensors.row_shares": [
+        ("wrong_values", lambda x: x.softmax(1)),
+        ("wrong_values", lambda x: x / x.sum()),
+        ("forbidden", halve_rows),
+        ("wrong_type", peek_at_the_case),
+    ],
+    "tensors.paired_loss": [
+        ("wrong_values", torch.nn.functional.mse_loss),
+        ("wrong_values", lambda p, t: ((p - t.squeeze()) ** 2).mean()),
+        ("wrong_values", lambda p, t: (p.flatten() - t.flatten()).abs().mean()),
+    ],
+    "tensors.windows": [
+        ("forbidden", lambda x, size: x.unfold(0, size, 1).contiguous()),
+        ("wrong_values", lambda x, size: x.unfold(0, size, 1).flip(1)),
+        ("wrong_shape", lambda x, size: x.unfold(0, size, size)),
+    ],
+    "autograd.cubic": [
+        ("forbidden", lambda x: 3 * as_tensor(x) ** 2 + 4 * as_tensor(x) - 5),
+        ("wrong_values", lambda x: slope_by_dual_numbers(x) + 3),
+        ("wrong_dtype", lambda x: slope_by_dual_numbers(as_tensor(x).double())),
+        ("wrong_shape", lambda x: slope_by_dual_numbers(x).sum()),
+    ],
+    "autograd.small_batches": [
+        ("wrong_values", lambda w, b: batches_by_grad(w, b) / len(b)),
+        ("wrong_values", lambda w, b: batches_by_grad(w, b[-1:])),
+        ("wrong_values", lambda w, b: sum(batches_by_grad(w, [one]) for one in b) / len(b)),
+    ],
+    "autograd.descend": [
+        ("changed_argument", descend_without_copy),
+        ("wrong_values", descend_normalized),
+        ("wrong_values", lambda f, x, rate, steps: descend_by_copies(f, x, rate, steps + 1)),
+        ("wrong_values", lambda f, x, rate, steps: descend_by_copies(f, x, -rate, steps)),
+    ],
+    "autograd.round_through": [
+        ("forbidden", lambda x: x.round() + x - x),
+        ("wrong_values", lambda x: x + (x.floor() - x).detach()),
+        ("wrong_values", lambda x: x + ((x + 0.5).floor() - x).detach()),
+        ("forbidden", lambda x: 2 * x + (x.round() - 2 * x).detach()),
+    ],
+    "autograd.implicit_slope": [
+        ("wrong_shape", lambda g, x, a: slope_by_transforms(g, x, a).sum()),
+        ("wrong_values", lambda g, x, a: slope_by_transforms(g, x, a).abs()),
+        ("forbidden", lambda g, x, a: slope_by_transforms(g, x, a.requires_grad_()).detach()),
+    ],
+    "functional.pairwise": [
+        ("forbidden", pairs_by_recursion),
+        ("wrong_values", lambda d, a, b: (a[:, None] - b).norm(dim=-1)),
+        ("wrong_shape", lambda d, a, b: pairs_by_repeating(d, a, b).flatten()),
+    ],
+    "functional.slope_and_bend": [
+        ("wrong_values", bends_by_differences),
+        ("wrong_values", lambda f, x: derivatives_by_backward(f, x)[::-1]),
+    ],
+    "functional.push_forward": [
+        ("wrong_type", lambda f, x, v: jvp(f, (x,), (v,))[1].sum().item()),
+        ("wrong_values", lambda f, x, v: jvp(f, (x,), (-v,))[1]),
+        ("timed_out", lambda f, x, v: torch.autograd.functional.jacobian(f, x) @ v),
+    ],
+    "functional.newton_step": [
+        ("wrong_values", lambda f, x: x - 0.5 * torch.linalg.solve(hessian(f)(x), grad(f)(x))),
+        ("wrong_values", lambda f, x: -torch.linalg.solve(hessian(f)(x), grad(f)(x))),
+        ("wrong_values", lambda f, x: x - hessian(f)(x) @ grad(f)(x)),
+    ],
+    "functional.gradient_norms": [
+        ("wrong_values", lambda m, x, y: norms_by_rows(m, x, y) ** 2),
+        ("wrong_values", lambda m, x, y: norms_by_rows(m, x, y) / len(x)),
+        (
+            "forbidden",
+            lambda m, x, y: torch.cat(
+                [norms_by_rows(m, a[None], b[None]) for a, b in zip(x, y, strict=True)]
+            ),
+        ),
+    ],
+    "devices.add_positions": [
+        ("wrong_values", lambda x: x + torch.arange(1, len(x) + 1, device=x.device)[:, None]),
+        ("wrong_dtype", lambda x: x + torch.arange(len(x), device=x.device)[:, None]),
+        ("raised", lambda x: x + torch.arange(len(x), device=x.device).to(x.dtype)),
+    ],
+    "devices.move_batch": [
+        ("wrong_values", lambda batch, device: batch),
+        ("wrong_values", move_in_place),
+    ],
+    "devices.time_median": [
+        ("wrong_values", time_the_best),
+        ("wrong_values", lambda *given: time_by_sorting(*given) * 1000),
+        ("wrong_values", lambda *given: time_by_sorting(*given[:3], 0, given[4])),
+    ],
+    "devices.mean_of_batches": [
+        ("wrong_values", lambda batches: torch.cat(batches).mean().float()),
+        ("wrong_dtype", lambda batches: torch.cat(batches).double().mean()),
+        ("wrong_values", lambda batches: sum(one.float().mean() for one in batches) / len(batches)),
+    ],
+    "devices.run_in_halves": [
+        ("wrong_values", lambda step, batch: torch.zeros_like(batch)),
+        ("wrong_values", lambda step, batch: torch.cat([step(one[None]) for one in batch])),
+    ],
+    "compile.calls_until_paid": [
+        (
+            "wrong_values",
+            lambda first, eager, later: (
+                max(1, round((first - later) / (eager - later))) if eager > later else 1
+            ),
+        ),
+        ("wrong_values", lambda first, eager, later: {10.0: 39}.get(first)),
+        ("wrong_type", lambda first, eager, later: count_by_counting(first, eager, later) or 0),
+    ],
+    "compile.build_normalizer": [
+        ("wrong_values", lambda: lambda x: (x / x.norm(), x.mean())),
+        ("wrong_values", lambda: lambda x: ((x - x.mean()) / x.std(correction=0), x.mean())),
+        ("wrong_values", lambda: lambda x: ((x - x.mean(-1, True)) / x.std(), x.mean())),
+        ("wrong_values", lambda: lambda x: (x.sub_(x.mean()).div_(x.std()), x.mean())),
+    ],
+    "compile.make_clipper": [
+        ("wrong_values", clip_with_epsilon),
+        ("wrong_values", lambda limit: lambda x: x.clamp(-limit, limit)),
+        ("wrong_values", lambda limit: lambda x: x * min(1.0, limit / x.norm().item())),
+    ],
+    "compile.count_compiles": [
+        ("wrong_values", count_first_graph),
+        ("wrong_type", lambda function, inputs: torch.compile(function, backend="eager")),
+    ],
+    "compile.compile_in_buckets": [
+        ("wrong_values", buckets_of_powers),
+        ("wrong_values", buckets_that_repeat_the_last_row),
+        ("wrong_values", lambda function, bucket, backend: function),
+    ],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "answer"),
+    [
+        pytest.param(name, answer, id=f"{name}-{index}")
+        for name, answers in RIGHT.items()
+        for index, answer in enumerate(answers)
+    ],
+)
+def test_a_right_answer_passes_however_it_is_written(name: str, answer: Any) -> None:
+    verdict = judge(name, answer)
+
+    assert verdict.passed, verdict
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "status", "answer"),
+    [
+        pytest.param(name, status, answer, id=f"{name}-{index}")
+        for name, answers in WRONG.items()
+        for index, (status, answer) in enumerate(answers)
+    ],
+)
+def test_a_wrong_answer_gets_its_verdict(name: str, status: str, answer: Any) -> None:
+    verdict = judge(name, answer, 2)
+
+    assert verdict.status == status, verdict
