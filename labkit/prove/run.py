@@ -32,7 +32,7 @@ from labkit.devices.verify import (
     verify_devices,
 )
 from labkit.doctor.run import Examination
-from labkit.errors import DeviceMissingError, UsageError
+from labkit.errors import DeviceMissingError, LabkitError, UsageError
 from labkit.notebooks.result import NotebookResult, fit
 from labkit.process import CommandResult, run_command, stream_command
 from labkit.prove.judge import judge_proof, list_variables
@@ -259,7 +259,14 @@ class ProofRun:
         if examining is None:
             return
         with self._step("doctor") as words:
-            examination = examining.result()
+            try:
+                examination = examining.result()
+            except LabkitError as error:  # such as an invalid setting of the lab
+                self._facts.append(
+                    ProofFact("doctor", "settings", "unknown", error.what, error.cause, error.fix)
+                )
+                words.append(error.what)
+                return
             for finding in examination.shown:
                 self._facts.append(
                     ProofFact(
