@@ -83,6 +83,7 @@ FAMILIES = {
     "exec": "launch",
     "serve": "launch",
     "lab": "launch",
+    "hub": "launch",
     "build": "maintain",
     "test": "maintain",
     "lint": "maintain",
