@@ -49,6 +49,7 @@ PUBLIC_NAMES = {
     "plot_memory",
     "record_allocations",
     "sample_memory",
+    "solution",
     "track_memory",
     "unload_ipython_extension",
     "watch_memory",

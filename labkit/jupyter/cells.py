@@ -8,9 +8,12 @@ errors their cause and fix.
 from __future__ import annotations
 
 import os
+import re
+import symtable
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
 from typing import Any
 
 from labkit.host.distribution import read_distribution
@@ -23,8 +26,8 @@ from labkit.memory.oom.live import Budget, find_live_tensors, list_roots
 from labkit.memory.oom.model import (
     OutOfMemoryPage,
     find_out_of_memory,
+    read_cache,
     read_failure,
-    read_largest_block,
     walk_chain,
 )
 from labkit.memory.track.frames import find_shell
@@ -55,7 +58,7 @@ def explain_out_of_memory(
     return OutOfMemoryPage(
         failure._replace(device=device),
         balance=_find_balance(device, take),
-        largest_block_bytes=read_largest_block(torch.cuda, device) if torch else None,
+        cache=read_cache(torch.cuda, device) if torch else None,
         live=find_live_tensors(device, list_roots(namespace, error), budget),
     )
 
@@ -80,16 +83,58 @@ def explain_known_error(error: BaseException | None) -> str | None:
     return hint_at("\n".join(texts), read_distribution(), has_gpu=has_gpu())
 
 
-def _name_current(torch: Any) -> str:
-    return f"cuda:{torch.cuda.current_device()}"
+def explain_missing_name(
+    name: str, notebook: Path | None, ran: Collection[str]
+) -> tuple[str, str] | None:
+    """Which cell of the notebook defines ``name``: a sentence, as text and as html with a link.
+
+    ``ran`` are the sources of the cells that this kernel has run. None if the notebook does not
+    define the name, or cannot be read.
+    """
+    from labkit.errors import LabkitError
+    from labkit.lessons.notebooks import cell_source, read_notebook
+
+    try:
+        cells = read_notebook(notebook)["cells"] if notebook else []
+    except LabkitError:
+        return None
+    heading, first = "", True
+    for cell in cells:
+        source = cell_source(cell)
+        if cell["cell_type"] != "code":
+            titles = re.findall(r"^#{1,6} +(.+?)\s*$", source, re.MULTILINE)
+            heading = titles[-1] if titles else heading
+            continue
+        if _binds(source, name):
+            state = "failed in" if source in ran else "has not run in"
+            place = "the first code cell" if first else "a cell"
+            text = f"{name} comes from {place} under {{}}, which {state} this kernel: run it first"
+            text += " (or Run > Run All Above Selected Cell)"
+            link = f'<a href="#{escape(heading.replace(" ", "-"))}">{escape(heading)}</a>'
+            return text.format(f'"{heading}"'), escape(text).format(link)
+        first = False
+    return None
+
+
+def _binds(source: str, name: str) -> bool:
+    """True if the cell assigns, defines or imports the name; False if it is not plain Python."""
+    try:
+        table = symtable.symtable(source, "<cell>", "exec")
+    except (SyntaxError, ValueError):
+        return re.search(rf"^(def|class)\s+{re.escape(name)}\b", source, re.MULTILINE) is not None
+    found = (one for one in table.get_symbols() if one.get_name() == name)
+    return any(one.is_assigned() or one.is_imported() for one in found)
+
+
+def _name_current(torch: Any) -> str | None:
+    try:
+        return f"cuda:{torch.cuda.current_device()}"
+    except RuntimeError:
+        return None  # after an error of CUDA that lasts every call fails
 
 
 def _find_balance(device: str, take: Callable[[], Snapshot]) -> Balance | None:
-    try:
-        balances = take().balances
-    except RuntimeError:
-        return None  # after a sticky CUDA error every call fails
-    return next((one for one in balances if one.torch_name == device), None)
+    return next((one for one in take().balances if one.torch_name == device), None)
 
 
 # The resident memory of a process changes by up to this in a cell that does nothing.

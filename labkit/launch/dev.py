@@ -27,8 +27,8 @@ from labkit.process import (
     stream_command,
 )
 
-# What needs a GPU or the simulation, wherever it stands.
-SIMULATED_TESTS = ("-m", "gpu or simulated", "-n", "2", "--dist", "loadgroup")
+# What needs a GPU or the simulation, wherever it stands; the fast ones run each lab on one GPU.
+SIMULATED_TESTS = ("-n", "2", "--dist", "worksteal", "-m", "(gpu or simulated)")
 SIMULATION_BUILD = "tests.simulated_gpu.build"
 FAST_TESTS = ("-m", "not slow and not engine and not browser", "-n", "2", "--dist", "loadfile")
 # Each one runs, even if the one before it failed.
@@ -88,7 +88,12 @@ def run_tools(
 
 
 def run_simulated_tests(
-    checkout: Checkout, settings: Settings, steps: Steps, words: Sequence[str] = ()
+    checkout: Checkout,
+    settings: Settings,
+    steps: Steps,
+    words: Sequence[str] = (),
+    *,
+    fast: bool = False,
 ) -> int:
     """Replaces this process by the tests for GPUs, in an environment with simulated ones.
 
@@ -108,7 +113,9 @@ def run_simulated_tests(
         environment.prepare(steps, (*CUDA_BUILDS[0].locks, "test"))
         _build_simulation(checkout, environment, steps)
     os.chdir(checkout.root)
-    command = [str(environment.python), "-m", "pytest", *SIMULATED_TESTS, *words]
+    *options, marked = SIMULATED_TESTS
+    marked += " and not slow" if fast else ""
+    command = [str(environment.python), "-m", "pytest", *options, marked, *words]
     replace_process(command, _describe_simulation(checkout, environment))
     return 0
 

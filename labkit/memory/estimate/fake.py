@@ -1,9 +1,7 @@
 """Runs a step on fake tensors, which have torch's shapes and storages but no data and memory.
 
-Fake tensors have no values. If a step reads one, an ``EstimateObstacle`` says which operator read
-it, in which line, and why the run stops there. ``loss.item()`` is an exception, because most
-training steps print the loss or add it up, which changes no size. It returns an
-``UnknownNumber``, which raises only when it is compared, branched on or converted to an integer.
+If a step reads a value that nobody knows, an ``EstimateObstacle`` says which operator read it, in
+which line, and why the run stops there, unless an assumption can answer (``values.py``).
 """
 
 from __future__ import annotations
@@ -12,6 +10,7 @@ import contextlib
 import copy
 import functools
 import gc
+import linecache
 import logging
 import re
 import sys
@@ -19,44 +18,71 @@ import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch._subclasses import fake_tensor
-from torch._subclasses.fake_tensor import DataDependentOutputException
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from labkit.errors import UsageError
 from labkit.memory.estimate.cuda import (
-    AUTOCAST,
+    SCRATCH,
+    WORKSPACE_BYTES,
     CachingAllocator,
-    CudaBehavior,
+    CudaOperators,
+    FakeMode,
     choose_foreach,
-    replace_attribute,
+    hide_device,
+    move_tensors,
+    replace_attributes,
     round_request,
-    simulate_autocast,
+    simulate_calls,
 )
-from labkit.memory.estimate.model import EstimateObstacle
+from labkit.memory.estimate.model import EstimateObstacle, Target
+from labkit.memory.estimate.values import (
+    FACTORIES,
+    KNOWN_ELEMENTS,
+    READ_VALUE,
+    Assumptions,
+    KnownValues,
+    allow_unknown_items,
+    assume_shape,
+)
 from labkit.memory.track.frames import find_user_frames, is_user_file, list_error_frames
-from labkit.memory.track.storages import StorageTracer
+from labkit.memory.track.model import Level, Storage
+from labkit.memory.track.storages import StorageTracer, list_tensors
 
-# Values that torch's own code reads affect how it computes, not how much memory it takes: the
-# number of optimizer steps, and whether a gradient has overflowed (assumed not).
-OWN_ANSWERS = {"optim/": 1, "amp/": 0, "nn/utils/": 0}
+# Values that torch's own code reads, which change how it computes and not how much memory it
+# takes: the number of optimizer steps, whether a gradient has overflowed (assumed not), whether a
+# drawn weight is to be drawn again.
+OWN_ANSWERS = {"optim/": 1, "amp/": 0, "nn/utils/": 0, "nn/init.py": 0}
+OVERFLOW = "assumes that no gradient overflows: the scaler never skips a step"
+CONVERGENCE = "assumes that L-BFGS does not converge: it evaluates as often as it may"
+DDP = "DistributedDataParallel is simulated as its module and its gradient buckets, in one process"
+COMPILED = "torch.compile: simulated without the compiler, which often needs less"
 # Operators with scratch memory that a library allocates; fake tensors do not know its size.
 UNKNOWN_SCRATCH = ("mkldnn_rnn_layer", "_cudnn_rnn", "miopen_rnn")
+RNN = EstimateObstacle("cuDNN's recurrent network", "takes scratch memory of unknown size")
 FOLDER = str(Path(torch.__file__).parent) + "/"
 # Torch computes these losses element by element into their result, which keeps this storage when
-# it is reduced to one number; the storage of the fake result has one number only. No other operator
-# of torch's own test database (torch 2.13) differs.
+# it is reduced to one number; the storage of the fake result has one number only. The table of
+# tests/test_estimate_operators.py compares all operators of torch's own test database.
 KEEP_STORAGE = (
     torch.ops.aten.mse_loss.default,
     torch.ops.aten.smooth_l1_loss.default,
     torch.ops.aten.soft_margin_loss.default,
     torch.ops.aten.binary_cross_entropy.default,
 )
+DEVICE, GROUPED = torch.ops.prim.device.default, torch.ops.aten._grouped_mm.default
+# Operators that use cuBLAS, which keeps a workspace.
+CUBLAS = frozenset("mm addmm bmm baddbmm addbmm addmv mv dot _addmm_activation".split())  # noqa: SIM905
 # Warnings that come from the simulation, not from the user's code.
-HARMLESS = ("Accessing the data pointer of FakeTensor", "Using `torch.compile.module.` when there")
+HARMLESS = (
+    "Accessing the data pointer of FakeTensor",
+    "Using `torch.compile.module.` when there",
+    "PyTorch was compiled without cuDNN",
+    "Warning only once for all operators,  other operators may also be overridden",
+)
 # The exceptions for an operator that torch cannot fake, and the reasons.
 UNKNOWN = {
     fake_tensor.DataDependentOutputException: "reads a value, but fake tensors have none",
@@ -67,19 +93,22 @@ UNKNOWN = {
 PASSAGES = ("_ops.py", "_compile.py", "_tensor.py", "_dynamo/", "_subclasses/", "utils/")
 
 
-class FakeMode(fake_tensor.FakeTensorMode):  # type: ignore[misc]
-    """Torch's fake mode; a deep copy of a fake tensor stays in the same mode."""
-
-    def __deepcopy__(self, memo: Any) -> FakeMode:
-        return self
-
-
 class FakeTracer(StorageTracer):
-    """Traces fake storages, and records the first obstacle, which makes the memory unknown."""
+    """Traces fake storages, and records the first obstacle, which makes the memory unknown.
 
-    def __init__(self, observer: Any, round_up: Callable[[int], int]) -> None:
-        super().__init__(observer, round_up=round_up)
+    ``note`` is called with a sentence about what is assumed.
+    """
+
+    def __init__(
+        self, observer: Any, assumptions: Assumptions, note: Callable[[str], object]
+    ) -> None:
+        super().__init__(observer)
         self.obstacle: EstimateObstacle | None = None
+        self.values = KnownValues()
+        # Whether forward (False) and backward (True), which has its own thread, use cuBLAS.
+        self.cublas: set[bool] = set()
+        self._assumptions, self._note_words = assumptions, note
+        self._losses = 0.0
 
     def __torch_dispatch__(
         self,
@@ -89,33 +118,138 @@ class FakeTracer(StorageTracer):
         named: dict[str, Any] | None = None,
     ) -> Any:
         """Traces the operator; returns a substitute for a value that torch's own code reads."""
-        run = _keep_storage(operator) if operator in KEEP_STORAGE else operator
+        if operator is DEVICE:
+            return hide_device(arguments[0])
+        named = named or {}
+        run = REPLACED.get(operator, operator)
         try:
             result = super().__torch_dispatch__(run, types, arguments, named)
-        except fake_tensor.DataDependentOutputException:
-            answer = _answer_torch() if operator is READ_VALUE else None
-            if answer is None:
+        except tuple(UNKNOWN):
+            result = self._substitute(operator, arguments, named)
+            if result is None:
                 raise
-            return answer
-        name = operator._schema.name.partition("::")[2]  # type: ignore[attr-defined]
-        if name in UNKNOWN_SCRATCH:
-            self._note(EstimateObstacle(str(operator), "takes scratch memory of unknown size"))
+            return result
+        self._follow_values(operator, arguments, named, result)
+        self._follow_libraries(operator, arguments)
         return result
+
+    def _follow_values(self, operator: Any, arguments: Any, named: Any, result: Any) -> None:
+        tensors = list_tensors(arguments) + list_tensors(named)
+        known = any(hasattr(one, "labkit_value") for one in tensors)
+        if not known and (tensors or operator._schema.name[6:] not in FACTORIES):
+            if operator._schema.name == "aten::lift_fresh" and not hasattr(tensors[0], "fake_mode"):
+                self.values.copy(result, tensors[0])
+            return
+        made = list_tensors(result)
+        if sum(one.numel() for one in made) > KNOWN_ELEMENTS:
+            return
+        value = self.values.compute(operator, tensors, arguments, named)
+        for fake, real in zip(made, list_tensors(value), strict=False):
+            self.values.keep(fake, real)
+
+    def _substitute(self, operator: Any, arguments: Any, named: Any) -> Any:
+        """The value or the shape that the operator would have read, known or assumed."""
+        tensors = list_tensors(arguments) + list_tensors(named)
+        value = self.values.compute(operator, tensors, arguments, named)
+        if value is not None:
+            fakes = [self._add_like(one, tensors[0]) for one in list_tensors(value)]
+            if isinstance(value, torch.Tensor):
+                return fakes[0]
+            return type(value)(fakes) if isinstance(value, list | tuple) else value
+        if operator is READ_VALUE or operator._schema.name in YES_OR_NO:
+            return self._answer(operator, arguments[0])
+        frames, backward = self._find_frames()
+        made = assume_shape(operator, arguments, named, everything=self._assumptions.answer)
+        if made is not None:
+            self._assumptions.decide()
+            for one in list_tensors(made):
+                self._add_new(one, "activations", frames, backward=backward)
+        return made
+
+    def _add_like(self, value: Any, tensor: Any) -> Any:
+        fake = torch.empty(value.shape, dtype=value.dtype, device=tensor.device)
+        self._add_new(fake, "other", find_user_frames())
+        self.values.keep(fake, value)
+        return fake
+
+    def _answer(self, operator: Any, tensor: Any) -> Any:
+        file, line = _find_reader()
+        if file.startswith("optim/lbfgs"):
+            self._note_words(CONVERGENCE)
+            if tensor.dtype is torch.bool:
+                return line.startswith("if ys >")  # the step goes into the history
+            self._losses -= 1  # the loss falls with each evaluation
+            return self._losses
+        for folder, answer in OWN_ANSWERS.items():
+            if file.startswith(folder):
+                if folder == "amp/":
+                    self._note_words(OVERFLOW)
+                return answer
+        if operator is not READ_VALUE or tensor.dtype is torch.bool:
+            return self._assumptions.decide()
+        return None
+
+    def _follow_libraries(self, operator: Any, arguments: Any) -> None:
+        name = operator._schema.name.partition("::")[2]
+        if name in UNKNOWN_SCRATCH:
+            self.note_obstacle(EstimateObstacle(str(operator), RNN.reason))
+        tensor = next(iter(list_tensors(arguments)), None)
+        if tensor is None or tensor.device.type != "cuda":
+            return
+        frames, backward = self._find_frames()
+        if name in CUBLAS:
+            self.cublas.add(backward)
+        scratch = SCRATCH.get(name)
+        if scratch:
+            serial = next(self._serials)
+            spent = Storage(
+                serial,
+                round_request(scratch(arguments)),
+                str(tensor.device),
+                "activations",
+                frames,
+                backward=backward,
+            )
+            self._count(spent)
+            self._discount(spent)
+
+    def _measure(self, tensor: Any) -> int:
+        count = super()._measure(tensor)
+        return round_request(count) if tensor.device.type == "cuda" else count
 
     def _look_at(self, tensors: Any) -> Any:
         for one in tensors:
             if one.requires_grad and one.is_leaf and not isinstance(one, fake_tensor.FakeTensor):
                 raise RealTensorError
             if one.layout is not torch.strided:
-                self._note(
+                self.note_obstacle(
                     EstimateObstacle(f"a {one.layout} tensor", "has a size that depends on values")
                 )
         return super()._look_at(tensors)
 
-    def _note(self, obstacle: EstimateObstacle) -> None:
+    def note_obstacle(self, obstacle: EstimateObstacle) -> None:
+        """Keeps the first obstacle, with the user's line."""
         if self.obstacle is None:
             frames = find_user_frames()
             self.obstacle = obstacle._replace(frame=frames[0] if frames else None)
+
+
+YES_OR_NO = ("aten::equal", "aten::is_nonzero", "aten::allclose")
+
+
+def _find_reader() -> tuple[str, str]:
+    """The file of torch, without its folder, and its line that read a value; else ("", "")."""
+    running: FrameType | None = sys._getframe(3)
+    while running is not None:
+        file = running.f_code.co_filename
+        if file.startswith(FOLDER):
+            path = file.removeprefix(FOLDER)
+            if not path.startswith(PASSAGES):
+                return path, linecache.getline(file, running.f_lineno).strip()
+        elif is_user_file(file):
+            break
+        running = running.f_back
+    return "", ""
 
 
 def _keep_storage(loss: Callable[..., Any]) -> Callable[..., Any]:
@@ -132,6 +266,18 @@ def _keep_storage(loss: Callable[..., Any]) -> Callable[..., Any]:
     return compute
 
 
+def _multiply_groups(one: Any, other: Any, offs: Any = None, *others: Any, **named: Any) -> Any:
+    """``grouped_mm`` for any dtype; torch's fake version takes bfloat16 alone."""
+    if one.dim() == 2 and other.dim() == 2:
+        return one.new_empty(offs.size(0), one.size(0), other.size(1))
+    rows = one.size(0) if one.dim() == 2 else other.size(1)
+    return one.new_empty(*one.shape[:-1], other.size(-1)) if rows else one.new_empty(0)
+
+
+REPLACED: dict[Any, Callable[..., Any]] = {loss: _keep_storage(loss) for loss in KEEP_STORAGE}
+REPLACED[GROUPED] = functools.wraps(GROUPED)(_multiply_groups)
+
+
 class RealTensorError(Exception):
     """The step uses a real parameter, which was created outside of it."""
 
@@ -141,15 +287,51 @@ class LazyTensorError(Exception):
 
 
 class Simulation:
-    """Runs code with traced fake tensors; with ``cuda``, as on a GPU."""
+    """Runs code with traced fake tensors on the simulated target.
 
-    def __init__(self, *, cuda: bool) -> None:
-        self._cuda = cuda
-        self.allocator = CachingAllocator() if cuda else None
-        self._fake = FakeMode(allow_non_fake_inputs=True)
-        self.tracer = FakeTracer(self.allocator, round_request if cuda else int)
+    ``placement`` is FakeMode's. With ``moves_arguments`` the arguments are on the GPU, wherever
+    they are.
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        assumptions: Assumptions,
+        *,
+        placement: str,
+        moves_arguments: bool = False,
+    ) -> None:
+        self._target, self._moves_arguments = target, moves_arguments
+        self.allocators: dict[str, CachingAllocator] = {}
+        self.assumptions = assumptions
         self.notes: list[str] = []
+        self._fake = FakeMode(placement)
+        self.tracer = FakeTracer(self, self.assumptions, self.note)
+        self._operators = CudaOperators(lambda: self.tracer.note_obstacle(RNN))
         self.growth_bytes = 0
+
+    @property
+    def device(self) -> str:
+        """The device to judge: the GPU whose tensors need most, else the CPU."""
+        levels = self.tracer.levels
+        gpus = [name for name in levels if name.startswith("cuda")]
+        return max(gpus, key=lambda name: levels[name].peak_bytes) if gpus else "cpu"
+
+    @property
+    def workspace_bytes(self) -> int:
+        """What cuBLAS keeps for the threads of forward and backward."""
+        return len(self.tracer.cublas) * WORKSPACE_BYTES[self._target.is_hopper]
+
+    def allocate(self, storage: Storage) -> None:
+        """Passes the storage on to its GPU's allocator."""
+        if storage.device.startswith("cuda"):
+            allocator = self.allocators.setdefault(storage.device, CachingAllocator())
+            allocator.allocate(storage)
+
+    def free(self, storage: Storage) -> None:
+        """Frees the storage in its GPU's allocator."""
+        if storage.device in self.allocators:
+            self.allocators[storage.device].free(storage)
 
     @contextlib.contextmanager
     def open(self) -> Iterator[None]:
@@ -160,25 +342,38 @@ class Simulation:
                 warnings.filterwarnings("ignore", message=message)
             # Fake tensors log the traceback of each error that they raise.
             logger = logging.getLogger(fake_tensor.__name__)
-            stack.enter_context(replace_attribute(logger, "disabled", True))
             stack.enter_context(torch.random.fork_rng(devices=[]))
-            stack.enter_context(replace_attribute(torch.utils, "swap_tensors", _swap_data))
-            stack.enter_context(allow_unknown_items(self._note_unknown))
-            if self._cuda:
-                stack.enter_context(simulate_autocast(self._note_autocast))
+            # Backward runs in this thread, for a GPU too: there is no thread for the simulated one.
+            stack.enter_context(torch.autograd.set_multithreading_enabled(False))
+            for patched in (
+                replace_attributes(logger, disabled=True),
+                replace_attributes(torch.utils, swap_tensors=_swap_data),
+                replace_attributes(torch.Tensor, __deepcopy__=_copy_tensor),
+                replace_attributes(fake_tensor, init_gpu_context=lambda *_: None),
+                replace_attributes(torch, compile=self._note_compile(torch.compile)),
+                replace_attributes(
+                    torch.nn.parallel.DistributedDataParallel,
+                    __init__=functools.partialmethod(_wrap_module, self.note),
+                    forward=lambda wrapper, *inputs, **named: wrapper.module(*inputs, **named),
+                ),
+                allow_unknown_items(self.assumptions, self._note_unknown),
+                move_tensors(self._fake),
+                self._fake.own_tensors(),
+            ):
+                stack.enter_context(patched)
+            if self._target.kind == "cuda":
+                stack.enter_context(simulate_calls(self._target, self._find_level))
+                stack.enter_context(self._operators)
                 stack.callback(register_optimizer_step_pre_hook(choose_foreach).remove)
             stack.enter_context(self._fake)
             stack.enter_context(self.tracer)
             yield
 
-    @property
-    def names_cuda(self) -> bool:
-        """True if the code uses the device cuda, for autocast or for tensors."""
-        on_cuda = any(name.startswith("cuda") for name in self.tracer.levels)
-        return on_cuda or AUTOCAST in self.notes
-
     def copy_fake(self, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
         """Copies of the arguments with fake tensors, which share storages like the real ones."""
+        for one in arguments:
+            if isinstance(one, torch.nn.Module) and any(map(_is_compiled, one.modules())):
+                self.note(COMPILED)
         with _copy_by(self._make_fake):
             return copy.deepcopy(arguments)
 
@@ -186,50 +381,85 @@ class Simulation:
         if torch.nn.parameter.is_lazy(tensor):
             raise LazyTensorError(type(tensor).__name__)
         made = self._replace_tensor(tensor)
+        whole = not (made.is_floating_point() or made.is_complex())
+        if whole and tensor.device.type == "cpu" and made.numel() <= KNOWN_ELEMENTS:
+            self.tracer.values.copy(made, tensor)
         # It takes memory even if the step does not use it.
         self.tracer.mark(made, "parameters" if isinstance(made, torch.nn.Parameter) else "other")
         return made
 
     def _replace_tensor(self, tensor: Any) -> Any:
-        if tensor.device.type == "cpu":
+        if tensor.device.type == "cpu" and not self._moves_arguments:
             return self._fake.from_tensor(tensor)
-        # Tensors on a GPU or on the meta device are simulated on the CPU too.
-        made = torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype)
+        # Tensors on a GPU or on the meta device are on the target.
+        device = self._fake.place(self._fake.gpu)
+        made = torch.empty_strided(
+            tensor.size(), tensor.stride(), dtype=tensor.dtype, device=device
+        )
         if isinstance(tensor, torch.nn.Parameter):
             return torch.nn.Parameter(made, requires_grad=tensor.requires_grad)
         return made.requires_grad_(tensor.requires_grad)
 
     def measure_growth(self, run_step: Callable[[], object]) -> None:
-        """Runs the second step and, if it keeps more memory than the first, a third.
+        """Runs the second step and, if it keeps more memory than the first, further ones.
 
         An optimizer creates its state in the first step, and the second step has everything. If
-        only the second keeps more memory, this is not growth; the third step decides.
+        only the second keeps more memory, this is not growth; the third step decides. The history
+        of L-BFGS fills in several steps.
         """
         before = self.tracer.count_live()
         run_step()
         if self.tracer.count_live() <= before:
             return
         gc.collect()  # objects kept only by reference cycles are not growth
-        before = self.tracer.count_live()
-        run_step()
-        gc.collect()
-        self.growth_bytes = max(0, self.tracer.count_live() - before)
+        for _ in range(HISTORY_STEPS if CONVERGENCE in self.notes else 1):
+            before = self.tracer.count_live()
+            run_step()
+            gc.collect()
+            self.growth_bytes = max(0, self.tracer.count_live() - before)
+            if not self.growth_bytes:
+                return
 
-    def follow_cuda(self, *, wanted: bool = True) -> contextlib.AbstractContextManager[Any]:
-        """The context in which code for CUDA runs on the CPU, with CUDA's behavior for a GPU."""
-        return CudaBehavior(follow=self._cuda) if wanted else contextlib.nullcontext()
-
-    def _note_unknown(self) -> None:
-        frames = find_user_frames()
-        where = f" at {frames[0].where}" if frames else ""
-        self._note(f"the value of item(){where} is unknown; it was only printed or added up")
-
-    def _note_autocast(self) -> None:
-        self._note(AUTOCAST)
-
-    def _note(self, words: str) -> None:
+    def note(self, words: str) -> None:
+        """Adds a note, once."""
         if words not in self.notes:
             self.notes.append(words)
+
+    def _find_level(self) -> Level:
+        return self.tracer.levels.get(self.device, Level())
+
+    def _note_unknown(self, function: str) -> None:
+        frames = find_user_frames()
+        where = f" at {frames[0].where}" if frames else ""
+        self.note(f"the value of {function}{where} is unknown; what is printed of it is no result")
+
+    def _note_compile(self, compile_: Callable[..., Any]) -> Callable[..., Any]:
+        def compile_and_note(*arguments: Any, **named: Any) -> Any:
+            self.note(COMPILED)
+            kept = {name: one for name, one in named.items() if name in {"model", "disable"}}
+            return compile_(*arguments, backend="eager", **kept)
+
+        return compile_and_note
+
+
+def _wrap_module(
+    wrapper: Any, note: Callable[[str], object], module: Any, *others: Any, **named: Any
+) -> None:
+    """For DistributedDataParallel: the module, and buckets of the size of its gradients."""
+    torch.nn.Module.__init__(wrapper)
+    wrapper.module, wrapper.require_backward_grad_sync = module, True
+    note(DDP)
+    if not named.get("gradient_as_bucket_view"):
+        trained = [one for one in module.parameters() if one.requires_grad]
+        wrapper.gradient_buckets = [torch.empty_like(one) for one in trained]
+
+
+# L-BFGS keeps 100 steps by default, and makes up to 20 in each step of the training.
+HISTORY_STEPS = 8
+
+
+def _is_compiled(module: Any) -> bool:
+    return type(module).__name__ == "OptimizedModule" or module._compiled_call_impl is not None
 
 
 def read_obstacle(error: BaseException) -> EstimateObstacle | None:
@@ -279,75 +509,22 @@ def _copy_by(convert: Callable[[Any], Any]) -> Iterator[None]:
     # Each of these has its own __deepcopy__.
     with contextlib.ExitStack() as stack:
         for cls in (torch.Tensor, torch.nn.Parameter, torch.nn.UninitializedParameter):
-            stack.enter_context(replace_attribute(cls, "__deepcopy__", copy_tensor))
+            stack.enter_context(replace_attributes(cls, __deepcopy__=copy_tensor))
         yield
+
+
+COPY_TENSOR = torch.Tensor.__deepcopy__
+
+
+def _copy_tensor(tensor: Any, memo: dict[int, Any]) -> Any:
+    """A deep copy; torch's own refuses fake tensors that are not parameters."""
+    if not isinstance(tensor, fake_tensor.FakeTensor) or not tensor.is_leaf:
+        return COPY_TENSOR(tensor, memo)
+    copied = tensor.detach().clone().requires_grad_(tensor.requires_grad)
+    return memo.setdefault(id(tensor), copied)
 
 
 def _swap_data(one: Any, other: Any) -> None:
     """For ``Module.to``: torch's own swap refuses fake parameters."""
     one.data = other.data
-
-
-def _answer_torch() -> int | None:
-    """A substitute for a value that torch's own code reads; None if the user's code reads it."""
-    running: FrameType | None = sys._getframe(2)
-    while running is not None:
-        file = running.f_code.co_filename
-        running = running.f_back
-        if file.startswith(FOLDER):
-            path = file.removeprefix(FOLDER)
-            if not path.startswith(PASSAGES):
-                answers = (OWN_ANSWERS[one] for one in OWN_ANSWERS if path.startswith(one))
-                return next(answers, None)
-        elif is_user_file(file):
-            return None
-    return None
-
-
-READ_VALUE = torch.ops.aten._local_scalar_dense.default
-
-
-class UnknownNumber(float):
-    """A number without a value; it supports only arithmetic and printing (as ``?``)."""
-
-    def __repr__(self) -> str:
-        return "?"
-
-    __str__ = __repr__
-
-    def __format__(self, form: str) -> str:
-        return "?"
-
-    def _pass_on(self, *others: Any) -> UnknownNumber:
-        return UnknownNumber(1.0)
-
-    def _refuse(self, *others: Any) -> NoReturn:
-        raise DataDependentOutputException(READ_VALUE)
-
-    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = _pass_on
-    __truediv__ = __rtruediv__ = __pow__ = __rpow__ = __neg__ = __pos__ = __abs__ = _pass_on
-    __bool__ = __lt__ = __le__ = __gt__ = __ge__ = __eq__ = __ne__ = _refuse  # type: ignore[assignment]
-    __int__ = __trunc__ = __floor__ = __ceil__ = __floordiv__ = __rfloordiv__ = _refuse
-    __mod__ = __rmod__ = __divmod__ = __rdivmod__ = __hash__ = _refuse  # type: ignore[assignment]
-
-    def __round__(self, digits: Any = None) -> Any:
-        return self._refuse() if digits is None else self._pass_on()
-
-
-def allow_unknown_items(note: Callable[[], object]) -> contextlib.AbstractContextManager[None]:
-    """Makes ``tensor.item()`` return an UnknownNumber if there is no value, until exit.
-
-    ``note`` is called each time.
-    """
-    original = torch.Tensor.item
-
-    def read(tensor: Any) -> Any:
-        try:
-            return original(tensor)
-        except DataDependentOutputException:
-            if not tensor.is_floating_point():
-                raise  # an integer is usually used as a size or index
-            note()
-            return UnknownNumber(1.0)
-
-    return replace_attribute(torch.Tensor, "item", read)
+    one.fake_device = other.fake_device

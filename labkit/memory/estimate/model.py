@@ -52,6 +52,11 @@ class Target(NamedTuple):
     capacity_bytes: int | None = None
     taken_bytes: int | None = None
 
+    @property
+    def is_hopper(self) -> bool:
+        """True for Hopper and Blackwell, where cuBLAS has a larger workspace."""
+        return bool(re.search(r"\b(G?H|G?B)[12]\d0\b", self.name))
+
 
 class EstimateObstacle(NamedTuple):
     """Why a run on fake tensors stopped: the operator, the reason, and the user's line."""
@@ -73,11 +78,16 @@ class Estimate(
 
     ``kinds`` splits ``peak_bytes`` by category (parameters with buffers, gradients, optimizer
     state and temporaries, activations and temporaries of backward, inputs, other); the values add
-    up to it. ``reserved_bytes`` is what CUDA's allocator takes from the driver, and
-    ``context_bytes`` the minimum and maximum that CUDA itself takes; both are None for the CPU.
-    With an ``obstacle`` the figures are a lower bound. ``largest_batch`` is the largest batch
-    that certainly fits if ``batch`` does not; 0 if a batch of 1 may not fit, None if it was not
-    searched. ``growth_bytes`` is the additional memory that each step keeps.
+    up to it. The peak is that of the target's tensors: ``host_bytes`` is the peak of those that
+    stay in host memory, None for the CPU. ``reserved_bytes`` is what CUDA's allocator takes from
+    the driver for the tensors, ``workspace_bytes`` what cuBLAS keeps of it besides, and
+    ``context_bytes`` the minimum and maximum that CUDA itself takes; they are None for the CPU.
+
+    With an ``obstacle`` the figures are a lower bound, with ``excess`` (a reason) an upper one.
+    Where a step decides by unknown values, ``peak_bytes`` is the higher of two simulated peaks and
+    ``lowest_bytes`` the lower. ``largest_batch`` is the largest batch that certainly fits if
+    ``batch`` does not; 0 if a batch of 1 may not fit, None if it was not searched.
+    ``growth_bytes`` is the additional memory that each step keeps.
     """
 
     name: str
@@ -87,22 +97,27 @@ class Estimate(
     lines: tuple[LineUse, ...] = ()
     batch: int | None = None
     inference: bool = False
+    host_bytes: int | None = None
     reserved_bytes: int | None = None
+    workspace_bytes: int | None = None
     context_bytes: tuple[int, int] | None = None
     obstacle: EstimateObstacle | None = None
+    excess: str | None = None
+    lowest_bytes: int | None = None
     largest_batch: int | None = None
     notes: tuple[str, ...] = ()
     growth_bytes: int = 0
 
     @property
     def least_bytes(self) -> int:
-        """The minimum that is needed: the tensors and the smallest context."""
-        return self.peak_bytes + (self.context_bytes or (0, 0))[0]
+        """The minimum that is needed: the tensors, the workspaces and the smallest context."""
+        held = self.peak_bytes if self.lowest_bytes is None else self.lowest_bytes
+        return held + (self.workspace_bytes or 0) + (self.context_bytes or (0, 0))[0]
 
     @property
     def most_bytes(self) -> int:
         """Bytes that are certainly enough: the allocator's memory and the largest context."""
-        held = max(self.peak_bytes, self.reserved_bytes or 0)
+        held = max(self.peak_bytes, self.reserved_bytes or 0) + (self.workspace_bytes or 0)
         return held + (self.context_bytes or (0, 0))[1]
 
     @property
@@ -112,7 +127,7 @@ class Estimate(
         if capacity is None:
             return None
         if self.least_bytes > capacity:
-            return False
+            return None if self.excess else False
         lasts = self.steps_left is None or self.steps_left >= MANY_STEPS
         return True if self.most_bytes <= capacity and self.obstacle is None and lasts else None
 

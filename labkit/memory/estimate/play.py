@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from labkit.errors import LabkitError, UsageError
 from labkit.memory.estimate.model import Estimate, EstimateObstacle, Target, find_target
 from labkit.memory.track.frames import list_error_frames
-from labkit.text import first_line, format_bytes
+from labkit.text import first_line, format_bytes, shorten
 
 if TYPE_CHECKING:
     import torch
 
     from labkit.memory.estimate.fake import Simulation
+    from labkit.memory.estimate.values import Assumptions
 
 LINES_SHOWN = 8
 BATCH_NAMES = ("batch", "batch_size")
@@ -83,8 +84,11 @@ def estimate_memory(
     grows = estimate.growth_bytes > 0 and estimate.fits is None
     if not judged or estimate.fits is True or grows or work.batch is None:
         return estimate
-    if (estimate.context_bytes or (0, 0))[1] > (target.capacity_bytes or 0):
-        return dataclasses.replace(estimate, largest_batch=0)  # the context alone may not fit
+    # What does not depend on the batch may not fit alone.
+    fixed = sum(estimate.kinds[one] for one in ("parameters", "gradients", "optimizer"))
+    fixed += (estimate.workspace_bytes or 0) + (estimate.context_bytes or (0, 0))[1]
+    if fixed > (target.capacity_bytes or 0):
+        return dataclasses.replace(estimate, largest_batch=0)
 
     def measure(size: int) -> int | None:
         if say:
@@ -201,17 +205,53 @@ def _find_batch(
 
 
 def _estimate(work: Work, target: Target) -> Estimate:
+    """The estimate; where the step decides by unknown values, of both ways that it can go."""
+    from labkit.memory.estimate.values import Assumptions
+
+    found: list[Estimate] = []
+    assumed: list[str] = []
+    failure: UsageError | None = None
+    for answer in (True, False):
+        assumptions = Assumptions(answer=answer)
+        try:
+            found.append(_estimate_one(work, target, assumptions))
+        except UsageError as error:
+            # One way may end in an error that the real step does not raise.
+            if failure or not assumptions.places:
+                raise failure or error from None
+            failure = error
+        assumed += [one for one in assumptions.places if one not in assumed]
+        if not assumptions.places:
+            break
+    highest = max(found, key=lambda one: one.peak_bytes)
+    if not assumed:
+        return highest
+    lowest = min(one.peak_bytes for one in found)
+    where = shorten(", ".join(assumed), 200)
+    note = f"unknown values decide at {where}: simulated both ways, with the same peak"
+    if lowest < highest.peak_bytes:
+        note = f"unknown values decide at {where}: the peak is at least {format_bytes(lowest)}"
+    obstacle = next((one.obstacle for one in found if one.obstacle), None)
+    return dataclasses.replace(
+        highest, lowest_bytes=lowest, obstacle=obstacle, notes=(note, *highest.notes)
+    )
+
+
+def _estimate_one(work: Work, target: Target, assumptions: Assumptions) -> Estimate:
     from labkit.memory.estimate.cuda import CONTEXT_BYTES
+    from labkit.memory.estimate.fake import COMPILED, CONVERGENCE
     from labkit.memory.track.model import Level, sum_categories, sum_lines
 
     on_cuda = target.kind == "cuda"
-    simulation, obstacle = _simulate(work, cuda=on_cuda)
-    level = simulation.tracer.levels.get("cpu", Level())
+    simulation, obstacle = _simulate(work, target, assumptions)
+    levels, device = simulation.tracer.levels, simulation.device
+    level = levels.get(device, Level())
     held = level.list_at_peak()
-    growth = simulation.growth_bytes
-    notes = [FORWARD_ALONE] if isinstance(work.function, ModelCall) and not work.inference else []
+    growth, notes = simulation.growth_bytes, simulation.notes
+    added = [FORWARD_ALONE] if isinstance(work.function, ModelCall) and not work.inference else []
     if growth:
-        notes.append(f"each step keeps {format_bytes(growth)} more than the one before")
+        added.append(f"each step keeps {format_bytes(growth)} more than the one before")
+    allocator = simulation.allocators.get(device)
     return Estimate(
         name=work.name,
         target=target,
@@ -220,36 +260,48 @@ def _estimate(work: Work, target: Target) -> Estimate:
         lines=sum_lines(held, LINES_SHOWN),
         batch=work.batch,
         inference=work.inference,
-        reserved_bytes=simulation.allocator.reserved_bytes if simulation.allocator else None,
+        host_bytes=levels.get("cpu", Level()).peak_bytes if on_cuda and device != "cpu" else None,
+        reserved_bytes=(allocator.reserved_bytes if allocator else 0) if on_cuda else None,
+        workspace_bytes=simulation.workspace_bytes if on_cuda else None,
         context_bytes=CONTEXT_BYTES if on_cuda else None,
         obstacle=obstacle or simulation.tracer.obstacle,
-        notes=(*notes, *simulation.notes),
+        excess=next((one for one in notes if one in {COMPILED, CONVERGENCE}), None),
+        notes=(*added, *notes),
         growth_bytes=growth,
     )
 
 
-def _simulate(work: Work, *, cuda: bool) -> tuple[Simulation, EstimateObstacle | None]:
-    """Runs the work on fake tensors, as similar as possible to a real run."""
+def _simulate(
+    work: Work, target: Target, assumptions: Assumptions
+) -> tuple[Simulation, EstimateObstacle | None]:
+    """Runs the work on fake tensors, as similar as possible to a real run.
+
+    Code that names no device is simulated as a whole on the GPU. If it names one, the rest stays
+    on the host, as in a real run, except the arguments where they would not meet the rest.
+    """
+    from torch._subclasses.fake_tensor import FakeTensorDeviceMismatchError
+
+    from labkit.memory.estimate.cuda import NamesCudaError
     from labkit.memory.estimate.fake import Simulation
 
-    simulation = Simulation(cuda=cuda)
-    if not work.inference:
-        return simulation, _run(work, simulation, follow=True)
-    # nn.TransformerEncoder has a fast path for inference, which it does not take under a function
-    # mode; nothing else differs on CUDA in inference. Only code that names cuda needs the mode.
+    if target.kind == "cpu":
+        simulation = Simulation(target, assumptions, placement="cpu")
+        return simulation, _run(work, simulation)
+    simulation = Simulation(target, assumptions, placement="gpu")
     try:
-        obstacle = _run(work, simulation, follow=False)
+        return simulation, _run(work, simulation)
+    except NamesCudaError:
+        simulation = Simulation(target, assumptions, placement="named")
+    try:
+        return simulation, _run(work, simulation)
     except UsageError as error:
-        if "cuda" not in error.what.lower():
+        if not work.arguments or not isinstance(error.__cause__, FakeTensorDeviceMismatchError):
             raise
-    else:
-        if not simulation.names_cuda:
-            return simulation, obstacle
-    simulation = Simulation(cuda=cuda)
-    return simulation, _run(work, simulation, follow=True)
+    simulation = Simulation(target, assumptions, placement="named", moves_arguments=True)
+    return simulation, _run(work, simulation)
 
 
-def _run(work: Work, simulation: Simulation, *, follow: bool) -> EstimateObstacle | None:
+def _run(work: Work, simulation: Simulation) -> EstimateObstacle | None:
     """Runs the work in the simulation; returns the obstacle if fake tensors cannot continue."""
     from labkit.memory.estimate.fake import (
         LazyTensorError,
@@ -261,7 +313,7 @@ def _run(work: Work, simulation: Simulation, *, follow: bool) -> EstimateObstacl
 
     try:
         with simulation.open():
-            _run_steps(work, simulation, follow=follow)
+            _run_steps(work, simulation)
     except RealTensorError as error:
         raise refuse_real(work.name, inference=work.inference) from error
     except LazyTensorError as error:
@@ -278,19 +330,19 @@ def _run(work: Work, simulation: Simulation, *, follow: bool) -> EstimateObstacl
     return None
 
 
-def _run_steps(work: Work, simulation: Simulation, *, follow: bool) -> None:
+def _run_steps(work: Work, simulation: Simulation) -> None:
     arguments = simulation.copy_fake(work.arguments)
     given = arguments if work.batch is None else (work.batch, *arguments)
     # With arguments, calling the function is the first step.
     first = work.inference and bool(arguments)
-    with simulation.follow_cuda(wanted=follow or not first), _keep_gradients(off=first):
+    with _keep_gradients(off=first):
         made = work.function(*given)
     step = made if callable(made) else None
     _refuse_no_step(made, work.name)
     del made  # what a step returns is freed before the next one, as in a loop
     if step is None and not arguments:
         return
-    with simulation.follow_cuda(wanted=follow), _keep_gradients(off=work.inference):
+    with _keep_gradients(off=work.inference):
         run_step = step or (lambda: work.function(*given))
         if step:
             run_step()

@@ -21,10 +21,11 @@ GLYPHS = {
     "inputs": "░",
     "other": "?",
     "cached": "-",
+    "workspaces": "=",
     "context": "+",
     "free": "·",
 }
-PLAIN_GLYPHS = dict(zip(GLYPHS, "#=%/:?-+.", strict=True))
+PLAIN_GLYPHS = dict(zip(GLYPHS, "#=%/:?-*+.", strict=True))
 
 
 def format_estimate(estimate: Estimate, *, plain: bool = False, width: int = BAR_WIDTH) -> str:
@@ -67,6 +68,8 @@ def list_terms(estimate: Estimate) -> list[Term]:
         cached = estimate.reserved_bytes - estimate.peak_bytes
         if cached > 0:
             terms.append(Term("cached", "cached by the allocator", cached))
+    if estimate.workspace_bytes:
+        terms.append(Term("workspaces", "workspaces of cuBLAS", estimate.workspace_bytes))
     if estimate.context_bytes is not None:
         terms.append(Term("context", "context and libraries, at most", estimate.context_bytes[1]))
     if estimate.target.capacity_bytes is not None:
@@ -82,6 +85,8 @@ def list_sums(estimate: Estimate) -> list[tuple[str, str]]:
     if estimate.context_bytes is not None:
         needed = f"{format_bytes(estimate.least_bytes)} to {format_bytes(estimate.most_bytes)}"
         sums.append(("needed", needed))
+    if estimate.host_bytes:
+        sums.append(("beside it, tensors in host memory", format_bytes(estimate.host_bytes)))
     if estimate.target.capacity_bytes is not None:
         sums.append((estimate.target.name, format_bytes(estimate.target.capacity_bytes)))
     return sums
@@ -92,6 +97,8 @@ def say_verdict(estimate: Estimate) -> list[str]:
     said = []
     if estimate.obstacle is not None:
         said += [f"a lower bound: {estimate.obstacle}"]
+    if estimate.excess is not None:
+        said += [f"an upper bound: {estimate.excess}"]
     spare, name = estimate.spare_bytes, estimate.target.name
     if spare is not None:
         said.append(_say_fit(estimate, spare, name))
@@ -110,12 +117,17 @@ def _say_fit(estimate: Estimate, spare: int, name: str) -> str:
         return f"fits {name}, with {format_bytes(spare)} to spare"
     if estimate.fits is False:
         return f"does not fit {name}: {format_bytes(-spare)} too much"
-    if estimate.obstacle is not None:
-        return f"unknown whether it fits {name}"
-    if estimate.steps_left:
+    if estimate.steps_left and estimate.obstacle is None:
         steps = plural(estimate.steps_left, "more step")
         return f"its memory grows with each step: fits {name} for about {steps}"
-    return f"close: whether it fits {name} depends on CUDA's context and the allocator's cache"
+    if estimate.obstacle is not None:
+        return f"unknown whether it fits {name}"
+    reason = "CUDA's context and the allocator's cache"
+    if estimate.excess is not None and spare < 0:
+        reason = "how much less the real step needs"
+    elif estimate.lowest_bytes is not None and estimate.lowest_bytes < estimate.peak_bytes:
+        reason = "unknown values"
+    return f"close: whether it fits {name} depends on {reason}"
 
 
 def name_lines(estimate: Estimate) -> list[tuple[LineUse, str]]:
@@ -137,6 +149,7 @@ COLORS = {
     "activations": "#e08a2e",
     "inputs": "#d6487e",
     "other": "#8a8f98",
+    "workspaces": "#7b5ea7",
     **{key: OF_BALANCE[key] for key in ("cached", "context", "free")},
 }
 

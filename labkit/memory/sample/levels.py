@@ -18,6 +18,7 @@ from labkit.memory.balance.read import (
     AllocatorFacts,
     MachineMemory,
     Observer,
+    count_allocated,
     describe_gpu,
     find_started_torch,
     join_memory,
@@ -164,7 +165,9 @@ class LevelReader:
             self._gpus = [describe_gpu(torch, at) for at in range(torch.cuda.device_count())]
             self._torch = torch
         return tuple(
-            AllocatorFacts(f"cuda:{index}", uuid, name, *_count(torch.cuda, index), unified)
+            AllocatorFacts(
+                f"cuda:{index}", uuid, name, *count_allocated(torch.cuda, index), unified
+            )
             for index, (name, uuid, unified) in enumerate(self._gpus)
         )
 
@@ -183,12 +186,3 @@ class LevelReader:
             balances.append(balance)
         self._known |= known
         return snapshot._replace(balances=tuple(balances))
-
-
-def _count(cuda: Any, index: int) -> tuple[int, int]:
-    """Bytes allocated and reserved: the allocator's counters, without a call into CUDA."""
-    statistics = cuda.memory_stats_as_nested_dict(index)
-    if not statistics:
-        return 0, 0
-    allocated = statistics["allocated_bytes"]["all"]["current"]
-    return allocated, statistics["reserved_bytes"]["all"]["current"]

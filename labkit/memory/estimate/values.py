@@ -1,0 +1,205 @@
+"""What a step on fake tensors knows of values: constants, unknown numbers, and assumptions.
+
+Fake tensors have no values. Small tensors that the step makes from constants, and small integer
+tensors that it is given, are computed for real beside the fake ones (``KnownValues``), so models
+that ask for them while they are built, and masks that hide nothing, are simulated exactly.
+``loss.item()`` returns an ``UnknownNumber``, which can be printed and added up. Where the step
+decides by an unknown value, ``Assumptions`` decides, and names the line.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import Counter
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+import torch
+from torch._subclasses.fake_tensor import DataDependentOutputException
+from torch.utils._python_dispatch import _disable_current_modes
+
+from labkit.memory.estimate.cuda import replace_attributes
+from labkit.memory.track.frames import find_user_frames
+from labkit.memory.track.storages import list_tensors
+
+READ_VALUE = torch.ops.aten._local_scalar_dense.default
+# Operators that make a tensor from constants alone.
+FACTORIES = frozenset(
+    "arange linspace logspace full zeros ones eye scalar_tensor lift_fresh lift_fresh_copy".split()  # noqa: SIM905
+)
+# The most elements of a known tensor, and the most decisions of one line.
+KNOWN_ELEMENTS, LINE_DECISIONS = 65_536, 200
+
+
+class Assumptions:
+    """Answers the questions that unknown values would answer, always with ``answer``."""
+
+    def __init__(self, *, answer: bool) -> None:
+        self.answer = answer
+        self.places: Counter[str] = Counter()
+
+    def decide(self) -> bool:
+        """The answer; raises DataDependentOutputException where a line asks without end."""
+        frames = find_user_frames()
+        where = frames[0].where if frames else "an unknown line"
+        self.places[where] += 1
+        if self.places[where] > LINE_DECISIONS:
+            raise DataDependentOutputException(READ_VALUE)
+        return self.answer
+
+
+class KnownValues:
+    """The values of small tensors, kept as an attribute of the fake ones."""
+
+    def __init__(self) -> None:
+        # Counts, for each storage, the writes of unknown values: aliases are unknown from then on.
+        self._writes: Counter[int] = Counter()
+
+    def keep(self, fake: Any, value: Any) -> None:
+        """Keeps the real tensor that has the fake one's values."""
+        fake.labkit_value = (value, self._writes[fake.untyped_storage()._cdata])
+
+    def copy(self, fake: Any, tensor: Any) -> None:
+        """Keeps a copy of the real tensor's values."""
+        with _disable_current_modes():
+            value = tensor.detach().clone()
+        self.keep(fake, value)
+
+    def find(self, tensor: Any) -> Any:
+        """The tensor's values as a real tensor; None if they are unknown."""
+        value, writes = getattr(tensor, "labkit_value", (None, 0))
+        if value is None or writes != self._writes[tensor.untyped_storage()._cdata]:
+            return None
+        return value
+
+    def compute(self, operator: Any, tensors: list[Any], arguments: Any, named: Any) -> Any:
+        """The operator's result on real tensors; None if an argument is unknown.
+
+        A write happens in place in the values too; a write of unknown values makes them unknown.
+        """
+        schema = operator._schema
+        known = {id(one): self.find(one) for one in tensors}
+        certain = bool(tensors) or schema.name.partition("::")[2] in FACTORIES
+        if not certain or any(one is None for one in known.values()):
+            if schema.is_mutable:
+                self._forget_written(schema, arguments, named)
+            return None
+        if torch.Tag.nondeterministic_seeded in operator.tags:
+            return None
+
+        def convert(value: Any) -> Any:
+            if isinstance(value, torch.Tensor):
+                return known[id(value)]
+            if isinstance(value, list | tuple):
+                return type(value)(map(convert, value))
+            return torch.device("cpu") if isinstance(value, torch.device) else value
+
+        with _disable_current_modes(), contextlib.suppress(RuntimeError, NotImplementedError):
+            return operator(
+                *map(convert, arguments), **{name: convert(one) for name, one in named.items()}
+            )
+        return None
+
+    def _forget_written(self, schema: Any, arguments: Any, named: Any) -> None:
+        for place, argument in enumerate(schema.arguments):
+            if argument.alias_info is not None and argument.alias_info.is_write:
+                value = arguments[place] if place < len(arguments) else named.get(argument.name)
+                for one in list_tensors(value):
+                    self._writes[one.untyped_storage()._cdata] += 1
+
+
+class UnknownNumber(float):
+    """A number without a value; it supports arithmetic and printing (as ``?``).
+
+    A comparison is decided by the assumptions.
+    """
+
+    assumptions: Assumptions
+
+    def __repr__(self) -> str:
+        return "?"
+
+    __str__ = __repr__
+
+    def __format__(self, form: str) -> str:
+        return "?"
+
+    def _pass_on(self, *others: Any) -> UnknownNumber:
+        return make_unknown(self.assumptions)
+
+    def _decide(self, *others: Any) -> bool:
+        return self.assumptions.decide()
+
+    def _refuse(self, *others: Any) -> NoReturn:
+        raise DataDependentOutputException(READ_VALUE)
+
+    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = _pass_on
+    __truediv__ = __rtruediv__ = __pow__ = __rpow__ = __neg__ = __pos__ = __abs__ = _pass_on
+    __bool__ = __lt__ = __le__ = __gt__ = __ge__ = __eq__ = __ne__ = _decide  # type: ignore[assignment]
+    __int__ = __trunc__ = __floor__ = __ceil__ = __floordiv__ = __rfloordiv__ = _refuse
+    __mod__ = __rmod__ = __divmod__ = __rdivmod__ = __hash__ = _refuse  # type: ignore[assignment]
+
+    def __round__(self, digits: Any = None) -> Any:
+        return self._refuse() if digits is None else self._pass_on()
+
+
+def make_unknown(assumptions: Assumptions) -> UnknownNumber:
+    """A number without a value, whose comparisons these assumptions decide."""
+    number = UnknownNumber(1.0)
+    number.assumptions = assumptions
+    return number
+
+
+def allow_unknown_items(
+    assumptions: Assumptions, note: Callable[[str], object]
+) -> contextlib.AbstractContextManager[Any]:
+    """Makes ``tensor.item()`` and ``float(tensor)`` answer if there is no value, until exit.
+
+    ``note`` is called with the name of the function each time.
+    """
+    item, convert = torch.Tensor.item, torch.Tensor.__float__
+
+    def read(tensor: Any) -> Any:
+        try:
+            return item(tensor)
+        except DataDependentOutputException:
+            if not tensor.is_floating_point():
+                raise  # an integer is usually used as a size or index
+            note("item()")
+            return make_unknown(assumptions)
+
+    def read_float(tensor: Any) -> float:
+        try:
+            return convert(tensor)
+        except DataDependentOutputException:
+            note("float()")
+            return 1.0
+
+    return replace_attributes(torch.Tensor, item=read, __float__=read_float)
+
+
+def assume_shape(operator: Any, arguments: Any, named: Any, *, everything: bool) -> Any:
+    """The result of an operator whose size depends on values, if all or nothing is selected.
+
+    Returns None for an operator that is not known here.
+    """
+    tensor, name = arguments[0], operator._schema.name.partition("::")[2]
+    if name == "nonzero":
+        return tensor.new_empty((tensor.numel() * everything, tensor.dim()), dtype=torch.int64)
+    if name == "masked_select":
+        count = torch.broadcast_shapes(tensor.shape, arguments[1].shape).numel()
+        return tensor.new_empty(count * everything)
+    if name == "_unique2":
+        count = max(1, tensor.numel() * everything)
+        indices = tensor.new_empty(tensor.shape, dtype=torch.int64)
+        return tensor.new_empty(count), indices, tensor.new_empty(count, dtype=torch.int64)
+    if name == "index":
+        places: list[Any] = []
+        for one in arguments[1]:
+            if one is None or one.dtype is not torch.bool:
+                places.append(one)
+            else:
+                chosen = one.new_zeros(one.numel() * everything, dtype=torch.int64)
+                places += [chosen] * one.dim()
+        return operator(tensor, places, **named)
+    return None
