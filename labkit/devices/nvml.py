@@ -569,15 +569,13 @@ class GpuMeter:
 
         The only GPU is taken without a match: CUDA may report another UUID for an instance.
         """
-        handles = [
-            gate.ask("nvmlDeviceGetHandleByIndex", index)
-            for index in range(gate.demand("nvmlDeviceGetCount"))
-        ]
-        for handle in handles:
-            parts = [handle, *_list_mig_instances(gate, handle)]
-            uuids = [gate.ask("nvmlDeviceGetUUID", part) for part in parts if part is not None]
-            if self._uuid and self._uuid in map(strip_kind, uuids):
-                return handle
+        handles = []
+        for index in range(gate.demand("nvmlDeviceGetCount")):
+            with contextlib.suppress(NvmlError):  # a lost GPU does not hide the others
+                handle = gate.demand("nvmlDeviceGetHandleByIndex", index)
+                handles.append(handle)
+                if self._uuid and self._uuid in map(strip_kind, _list_uuids(gate, handle)):
+                    return handle
         return handles[0] if len(handles) == 1 else None
 
     def ask(self, query: str, *arguments: object) -> Any:
@@ -588,6 +586,14 @@ class GpuMeter:
             return self._gate.ask(query, self._handle, *arguments)
         except NvmlError:
             return None
+
+
+def _list_uuids(gate: Gate, handle: Any) -> list[str | None]:
+    """The UUIDs of a GPU and of its MIG instances."""
+    mig = gate.ask("nvmlDeviceGetMigMode", handle)
+    found = _list_mig_instances(gate, handle) if mig is not None and mig[0] else []
+    parts = [handle, *(part for part in found if not isinstance(part, Trouble))]
+    return [gate.ask("nvmlDeviceGetUUID", part) for part in parts]
 
 
 def name_clock_reasons(mask: int) -> tuple[str, ...]:
