@@ -22,7 +22,7 @@ _CONDITION = re.compile(
 # A command that a person typed, with the text as its argument; a line of a program's source.
 _COMMAND = re.compile(
     r"(?:^|[$#%❯>|;] ?)\s*(?:sudo )?(?:grep|egrep|rg|echo|printf|git log|git commit|awk|sed|man)\b"
-    r"|(?:\bin|==|match=|\bassert|\blog(?:ger|ging)?\.\w+\(|\bprint\(|\bthrow new \w+\()\s*[fr]?"
+    r"|(?:\bin|\bif|==|match=|\bassert|\blog(?:ger|ging)?\.\w+\(|\bprint\(|\bthrow new \w+\()\s*[fr]?"
     r"[\"'][^\"']{0,80}$"
     r"|^\s*(?://|#:|\*|/\*|<!--) "
 )
