@@ -13,6 +13,7 @@ from types import ModuleType, SimpleNamespace
 import pytest
 import yaml  # comes with JupyterLab
 
+from labkit.cli import main
 from labkit.errors import EngineError
 from labkit.launch import hub, serve
 from labkit.launch.compose import ContainerLab
@@ -150,3 +151,21 @@ def test_under_a_hub_the_lab_becomes_its_single_user_server(monkeypatch, install
         return
     with pytest.raises(EngineError, match="JupyterHub is not in its image"):
         serve.become_jupyter(environment)
+
+
+@pytest.mark.parametrize(
+    ("words", "variables", "address"),
+    [
+        pytest.param([], {"LABKIT_PORT": "8890"}, ("127.0.0.1", 8000), id="not the lab's port"),
+        pytest.param([], {"HUB_PORT": "80", "HUB_BIND": "::1"}, ("::1", 80), id="the hub's own"),
+        pytest.param(["--port", "81"], {"HUB_PORT": "80"}, ("127.0.0.1", 81), id="typed"),
+    ],
+)
+def test_the_hub_has_an_address_of_its_own(checkout, monkeypatch, words, variables, address):
+    started = []
+    monkeypatch.setenv("LABKIT_HOME", str(checkout.root))
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(hub, "start_hub", lambda checkout, settings, _: started.append(settings))
+    assert main(["hub", *words]) == 0
+    assert [(settings.bind, settings.port) for settings in started] == [address]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -258,13 +259,16 @@ def _add_hub(commands: argparse._SubParsersAction[Any]) -> None:
 
 def run_hub(arguments: argparse.Namespace) -> int:
     """Starts or stops the hub of this machine, or shows the learners' progress."""
-    from labkit.launch.hub import describe_class, read_class, start_hub, stop_hub
+    from labkit.launch.hub import DEFAULT_PORT, describe_class, read_class, start_hub, stop_hub
     from labkit.launch.progress import Steps
-    from labkit.launch.settings import find_checkout, read_settings
+    from labkit.launch.settings import LOOPBACK, find_checkout, read_settings
     from labkit.launch.state import hold_lock
 
     checkout, steps = find_checkout(), Steps()
-    settings = read_settings(vars(arguments))
+    # LABKIT_PORT and LABKIT_BIND are the lab's own, which may run beside the hub.
+    port = arguments.port or os.environ.get("HUB_PORT") or str(DEFAULT_PORT)
+    bind = arguments.bind or os.environ.get("HUB_BIND") or LOOPBACK
+    settings = read_settings({**vars(arguments), "port": port, "bind": bind})
     if arguments.progress:
         learners = read_class(checkout)
         if arguments.json:

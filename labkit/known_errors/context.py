@@ -193,8 +193,8 @@ def advise_unknown(context: Context) -> str:
     address = next((ADDRESSES[name] for name in ADDRESSES if name in signs), "discuss.pytorch.org")
     collect = "kubectl describe pod <the pod>, " if "k8s" in signs else ""
     return (
-        f"collect: {collect}labkit doctor, labkit devices --report, sudo dmesg | grep -i nvrm, and "
-        "the whole log from the program's start (the first error is the cause, the last a symptom)\n"
+        f"collect: {collect}labkit doctor, labkit devices --report, sudo dmesg | grep -i nvrm, and"
+        " the whole log from the program's start: the first error is usually the cause\n"
         f"ask: {address}"
     )
 

@@ -37,7 +37,7 @@ LINTERS = (
     "ruff format --check .",
     "mypy",
     "lint-imports --no-cache",
-    "! command -v shellcheck >/dev/null || shellcheck docker/steps/*.sh .ci/run",
+    "! command -v shellcheck >/dev/null || shellcheck docker/*/*.sh .ci/run",
 )
 
 

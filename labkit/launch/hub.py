@@ -144,8 +144,8 @@ def _list_defaults(checkout: Checkout) -> dict[str, str]:
 def _build(
     checkout: Checkout, lab: ContainerLab, variables: Mapping[str, str], steps: Steps
 ) -> None:
-    """Builds the images of hub and proxy, unless they are from the same inputs."""
-    digest = image.digest_inputs(checkout, INPUTS)
+    """Builds the images of hub and proxy, unless they are from the same inputs and flavor."""
+    digest = f"{image.digest_inputs(checkout, INPUTS)}-{lab.flavor.build}"
     if image.read_image_digest("docker", HUB_IMAGE) == digest:
         return
     image.run_build(

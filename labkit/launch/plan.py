@@ -147,10 +147,8 @@ def make_plan(
     except LabkitError as error:
         error.fix = _adapt(error.fix, facts)
         raise
-    adapted = [
-        replace(choice, fix=_adapt(choice.fix, facts)) for choice in (plan.runtime, plan.flavor)
-    ]
-    return replace(plan, runtime=adapted[0], flavor=adapted[1])
+    flavor = replace(plan.flavor, fix=_adapt(plan.flavor.fix, facts))
+    return replace(plan, flavor=flavor)
 
 
 def _adapt(fix: str | None, facts: HostFacts) -> str | None:
