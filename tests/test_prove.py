@@ -24,7 +24,7 @@ from labkit.prove.model import (
     read_proof,
     scrub,
 )
-from labkit.prove.run import ProofRun, ProveOptions, choose_devices
+from labkit.prove.run import ProofRun, ProveOptions, choose_devices, find_stored
 from tests.fakes.played_cards import (
     CARDS,
     H100,
@@ -442,3 +442,22 @@ def test_damaged_parts_are_unknown(tmp_path):
     broken = {"devices": [{"kind": "cuda", "figures": [{"key": "launch", "value": "fast"}]}]}
     (tmp_path / "proof.json").write_text(json.dumps(broken))
     assert read_proof(tmp_path).devices[0].figures[0].value is None
+
+
+# The proofs that this project has stored
+
+STORED = sorted((Path(__file__).parents[1] / "docs" / "results").glob("*/proof.json"))
+
+
+@pytest.mark.parametrize("path", STORED, ids=lambda path: path.parent.name)
+def test_a_stored_proof_fits_its_schema_and_is_judged_the_same_again(path):
+    text = path.read_text(encoding="utf-8")
+    jsonschema.validate(json.loads(text), json.loads(format_schema()))
+    proof = read_proof(path)
+    again = judge_proof(proof, [proof])
+    assert (again.status, again.verdict) == (proof.status, proof.verdict)
+    assert "GPU-" not in text
+
+
+def test_stored_proofs_are_found():
+    assert len(find_stored()) == len(STORED) > 0
