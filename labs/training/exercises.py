@@ -132,7 +132,7 @@ CROSS_ENTROPY_GRADIENT = Exercise(
         "number of examples, since the loss is their mean.",
     ),
     cases=cross_entropy_gradient_cases,
-    restrictions=("loop",),
+    restrictions=("loop", "autograd"),
     sized=lambda n: (torch.randn(n, 4), torch.arange(n) % 4),
     wrong_answers=(
         WrongAnswer("forgets the mean", _gradient_without_mean, "wrong_values"),
@@ -154,6 +154,7 @@ CROSS_ENTROPY_GRADIENT = Exercise(
             ),
             "wrong_values",
         ),
+        WrongAnswer("asks autograd", _softmax_gradient, "forbidden"),
         WrongAnswer("overflows with large logits", _gradient_by_exponentials, "wrong_values"),
         WrongAnswer(
             "keeps the graph of the logits",
