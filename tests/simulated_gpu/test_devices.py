@@ -102,6 +102,7 @@ def test_unified_memory_is_one_memory(spark):
     assert "GB10" in shown.stdout
 
 
+@pytest.mark.slow  # test_every_device_is_verified does it on the default host
 def test_every_device_verifies_with_a_compiled_kernel(t4):
     printed = t4.run_labkit("devices", "--verify", "cuda:0", "--json").json()
     [device] = printed["verified"]
