@@ -192,6 +192,23 @@ def test_what_cannot_be_followed_is_a_note_and_the_block_goes_on():
     assert "could not be followed" in repr(recorded)
 
 
+@pytest.mark.filterwarnings("ignore:flex_attention called without")
+def test_a_higher_order_operator_runs_and_is_a_note():
+    from torch.nn.attention.flex_attention import flex_attention
+
+    parts = torch.randn(1, 2, 16, 8)
+    with labkit.track_memory("cpu", kinds=True) as tracked:
+        result = flex_attention(parts, parts, parts)
+    assert result.shape == parts.shape
+    assert "flex_attention is not counted" in tracked.use.breakdowns[0].trouble
+
+
+def test_an_export_inside_of_a_block_works():
+    with labkit.track_memory("cpu", kinds=True) as tracked:
+        torch.export.export(nn.Linear(4, 4), (torch.ones(2, 4),))
+    assert tracked.use.breakdowns[0].trouble is None
+
+
 def test_backward_alone_has_its_gradients():
     model = nn.Sequential(nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 256))
     loss = model(torch.randn(64, 256)).sum()

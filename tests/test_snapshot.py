@@ -347,6 +347,9 @@ def test_allocators_are_read_without_a_call_into_cuda():
     assert first == AllocatorFacts("cuda:0", "uuid-0", "NVIDIA H200", 29 * GIB, 29 * GIB)
     assert (second.torch_name, second.reserved_bytes, second.total_bytes) == ("cuda:1", 0, None)
     assert (third.allocated_bytes, third.reserved_bytes) == (None, None)
+    broken = FakeCuda(GIB)
+    broken.get_device_properties = lambda index: broken.mem_get_info("an error that lasts")
+    assert read_allocators(SimpleNamespace(cuda=broken)) == ()
 
 
 def test_where_nvml_knows_no_gpu_torch_is_asked_for_the_total(monkeypatch):

@@ -14,7 +14,7 @@ from labkit.cli import main
 from labkit.cli.devices import format_devices, list_users
 from labkit.devices import detect, report, telemetry
 from labkit.devices.detect import Detection, Device
-from labkit.devices.nvml import GpuMemory, GpuProcess
+from labkit.devices.nvml import GpuHardware, GpuLoad, GpuMemory, GpuProcess
 from labkit.devices.report import format_report, hide_names, read_report
 from labkit.devices.telemetry import GpuPath, GpuTelemetry, Telemetry
 from labkit.memory.balance import read as balance
@@ -35,11 +35,13 @@ H100 = {
     **{"link_generation": 5, "max_link_generation": 5, "link_width": 16, "max_link_width": 16},
     **{"ecc": 1, "ecc_errors": 0, "remap_pending": 0, "remap_failed": 0},
 }
+LOAD = GpuLoad(1275, 2619, 700.34, 58, ("power cap",), 5, 16)
+HARDWARE = GpuHardware(
+    *(1980, 2619, None, 700.0, 700.0, 5, 16, 0, 0, False, False),
+    *(False, 24 * GIB, 0, 24 * GIB - 20 * GIB - GIB // 2),
+)
 HEALTHY = GpuTelemetry(
-    0,
-    *("GPU-00000000", "00000000:06:00.0", 98, 61, 58, None, 700.34, 700.0, 700.0, 0),
-    *(1275, 1980, 2619, 2619, ("the power limit",), 5, 5, 16, 16),
-    *(True, 0, False, False, True),
+    *(0, "GPU-00000000", "00000000:06:00.0", 98, 61, None, 0, True, True, LOAD, HARDWARE)
 )
 
 
@@ -66,26 +68,29 @@ def ask(host, *parts):
 
 def test_every_figure_comes_from_the_driver(host):
     (state,) = ask(host, script_figures(**H100))["telemetry"]
-    expected = json.loads(json.dumps(HEALTHY._asdict()))
+    expected = json.loads(json.dumps(HEALTHY.describe()))
     assert state == expected
 
 
 def test_what_a_driver_does_not_tell_is_null(host):
     (state,) = ask(host, script_gpu(0))["telemetry"]
-    assert set(state.values()) - {0, "GPU-00000000"} == {None}
+    figures = {**state.pop("load"), **state.pop("hardware"), **state}
+    known = ("nvml_index", "uuid", "mig_enabled", "total_bytes", "used_bytes", "processes")
+    assert {value for name, value in figures.items() if name not in known} == {None}
 
 
 @pytest.mark.parametrize("code", [3, 15, 999])
 @pytest.mark.parametrize("query", ["power", "reasons", "ecc_errors", "temperature"])
 def test_one_figure_that_fails_leaves_the_others(host, query, code):
-    fields = {
-        "power": "power_watts",
-        "reasons": "clock_holds",
-        "ecc_errors": "uncorrected_errors",
-        "temperature": "temperature_celsius",
-    }
+    part, field = {
+        "power": ("load", "power_watts"),
+        "reasons": ("load", "clock_reasons"),
+        "ecc_errors": ("hardware", "ecc_errors"),
+        "temperature": ("load", "temperature_celsius"),
+    }[query]
     (state,) = ask(host, script_figures(0, f"fail {query} {code}", **H100))["telemetry"]
-    expected = json.loads(json.dumps(HEALTHY._replace(**{fields[query]: None})._asdict()))
+    expected = json.loads(json.dumps(HEALTHY.describe()))
+    expected[part][field] = None
     assert state == expected
 
 
@@ -127,10 +132,8 @@ SICK = HEALTHY._replace(
     uuid="GPU-1",
     nvml_index=1,
     utilization_percent=None,
-    clock_holds=("heat (hardware)",),
-    link_width=8,
-    uncorrected_errors=3,
-    remap_pending=True,
+    load=LOAD._replace(clock_reasons=("hardware thermal slowdown",), link_width=8),
+    hardware=HARDWARE._replace(ecc_errors=3, row_remap_pending=True),
 )
 PROCESSES = (GpuProcess(646, 518 * 2**20), GpuProcess(2**22 + 1, None))
 MEMORY = (
@@ -222,7 +225,7 @@ def test_the_report_names_versions_devices_and_variables(monkeypatch, tmp_path):
         "docker 26.1.5+dfsg1, Compose 2.26.1-4",
         "cuda:0: NVIDIA H100 80GB HBM3",
         "PCIe 5.0 x8 of x16",
-        "clocks held by heat (hardware)",
+        "clocks held by hardware thermal slowdown",
         "GPU0-GPU1 NV18",
         "CUDA_VISIBLE_DEVICES=GPU-...",
         "LD_LIBRARY_PATH=~/cuda/lib64:/home/<user>/lib:/opt/<user>/lib",

@@ -186,7 +186,7 @@ def describe_detection(
         "notes": list(detection.notes),
     }
     if telemetry is not None:
-        described["telemetry"] = [gpu._asdict() for gpu in telemetry.gpus]
+        described["telemetry"] = [gpu.describe() for gpu in telemetry.gpus]
         described["paths"] = [path._asdict() for path in telemetry.paths]
         described["processes"] = [user._asdict() for user in list_users(telemetry)]
     return described
@@ -274,7 +274,7 @@ def _format_row(device: Device, telemetry: Telemetry) -> list[str]:
         load, heat, power = "", "", ""  # NVML reports them of whole NVIDIA GPUs only
     elif state:
         load = _add_unit(state.utilization_percent, " %")
-        heat = _add_unit(state.temperature_celsius, " C")
+        heat = _add_unit(state.load.temperature_celsius, " C")
         power = _format_power(state)
     row = (_name_device(device), shorten(name, 21), _format_used(device, telemetry))
     lines = [COLUMNS.format(*row, load, heat, power).rstrip()]
@@ -286,10 +286,14 @@ def _add_unit(number: int | None, unit: str) -> str:
 
 
 def _format_power(state: GpuTelemetry) -> str:
-    if state.power_watts is None:
+    if state.load.power_watts is None:
         return "unknown"
-    limit = state.power_limit_watts
-    return f"{state.power_watts:.0f}/{limit:.0f} W" if limit else f"{state.power_watts:.0f} W"
+    limit = state.hardware.power_limit_watts
+    return (
+        f"{state.load.power_watts:.0f}/{limit:.0f} W"
+        if limit
+        else f"{state.load.power_watts:.0f} W"
+    )
 
 
 def _format_used(device: Device, telemetry: Telemetry) -> str:
@@ -309,23 +313,27 @@ def _list_remarks(device: Device, state: GpuTelemetry | None) -> list[str]:
     if device.mig:
         found.append("split by MIG")
     if state:
-        if state.clock_holds:
-            clock = _format_clock(state.sm_mhz, state.max_sm_mhz)
-            found.append(f"clocks held by {', '.join(state.clock_holds)}: {clock}")
-        width, most = state.link_width, state.max_link_width
+        if state.load.clock_reasons:
+            clock = _format_clock(state.load.sm_mhz, state.hardware.max_sm_mhz)
+            found.append(f"clocks held by {', '.join(state.load.clock_reasons)}: {clock}")
+        width, most = state.load.link_width, state.hardware.max_link_width
         if width and most and width < most:
             found.append(f"PCIe: {width} of {most} lanes")
-        if state.uncorrected_errors:
-            found.append(f"{state.uncorrected_errors} uncorrected memory errors")
-        if state.remap_failed or state.remap_pending:
+        if state.hardware.ecc_errors:
+            found.append(f"{state.hardware.ecc_errors} uncorrected memory errors")
+        if state.hardware.row_remap_failed or state.hardware.row_remap_pending:
             found.append(_describe_remapping(state))
     return [remark for remark in found if remark]
 
 
 def _describe_remapping(state: GpuTelemetry) -> str:
-    if state.remap_failed:
+    if state.hardware.row_remap_failed:
         return "a bad row of memory could not be replaced"
-    return "a bad row of memory waits for a reset to be replaced" if state.remap_pending else "fine"
+    return (
+        "a bad row of memory waits for a reset to be replaced"
+        if state.hardware.row_remap_pending
+        else "fine"
+    )
 
 
 def _format_cpu(cpu: Device) -> str:
@@ -421,13 +429,17 @@ def _format_device(device: Device, telemetry: Telemetry | None) -> str:
 
 def _list_state(state: GpuTelemetry) -> list[tuple[str, str]]:
     """A GPU's state, one labelled line for each subject."""
-    holds = "unknown" if state.clock_holds is None else ", ".join(state.clock_holds) or "nothing"
-    now = _format_link(state.link_generation, state.link_width)
-    most = _format_link(state.max_link_generation, state.max_link_width)
+    holds = (
+        "unknown"
+        if state.load.clock_reasons is None
+        else ", ".join(state.load.clock_reasons) or "nothing"
+    )
+    now = _format_link(state.load.link_generation, state.load.link_width)
+    most = _format_link(state.hardware.max_link_generation, state.hardware.max_link_width)
     ecc = {None: "unknown", False: "off", True: "on"}[state.ecc_enabled]
     if state.ecc_enabled:
-        ecc += f", {_add_unit(state.uncorrected_errors, '')} uncorrected errors"
-    if state.remap_pending or state.remap_failed:
+        ecc += f", {_add_unit(state.hardware.ecc_errors, '')} uncorrected errors"
+    if state.hardware.row_remap_pending or state.hardware.row_remap_failed:
         ecc += f"; {_describe_remapping(state)}"
     return [
         ("bus", state.bus_address or "unknown"),
@@ -439,12 +451,12 @@ def _list_state(state: GpuTelemetry) -> list[tuple[str, str]]:
         ),
         (
             "temperature",
-            f"{_add_unit(state.temperature_celsius, ' C')}, fan "
+            f"{_add_unit(state.load.temperature_celsius, ' C')}, fan "
             f"{_add_unit(state.fan_percent, ' %')}",
         ),
         ("power", f"{_format_power(state)}, default limit {_format_watts(state)}"),
-        ("clocks", f"SM {_format_clock(state.sm_mhz, state.max_sm_mhz)}"),
-        ("", f"memory {_format_clock(state.memory_mhz, state.max_memory_mhz)}"),
+        ("clocks", f"SM {_format_clock(state.load.sm_mhz, state.hardware.max_sm_mhz)}"),
+        ("", f"memory {_format_clock(state.load.memory_mhz, state.hardware.max_memory_mhz)}"),
         ("held by", holds),
         ("PCIe", f"{now} now, {most} at most"),
         ("ECC", ecc),
@@ -453,7 +465,7 @@ def _list_state(state: GpuTelemetry) -> list[tuple[str, str]]:
 
 
 def _format_watts(state: GpuTelemetry) -> str:
-    watts = state.default_power_limit_watts
+    watts = state.hardware.default_power_limit_watts
     return "unknown" if watts is None else f"{watts:.0f} W"
 
 

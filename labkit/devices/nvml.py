@@ -485,6 +485,13 @@ class GpuMeter:
         self._gate: Gate | None = None
         self._handle: Any = None
 
+    @classmethod
+    def attach(cls, gate: Gate, handle: Any) -> GpuMeter:
+        """The meter of a GPU by its handle, through an open gate; it needs no ``with``."""
+        meter = cls(None)
+        meter._gate, meter._handle = gate, handle
+        return meter
+
     def __enter__(self) -> GpuMeter:
         try:
             self._gate = open_gate(self._binding)
@@ -499,38 +506,38 @@ class GpuMeter:
 
     def read_load(self) -> GpuLoad:
         """The GPU's state now."""
-        power = self._ask("nvmlDeviceGetPowerUsage")
-        mask = self._ask("nvmlDeviceGetCurrentClocksEventReasons")
+        power = self.ask("nvmlDeviceGetPowerUsage")
+        mask = self.ask("nvmlDeviceGetCurrentClocksEventReasons")
         if mask is None:  # an older binding or driver
-            mask = self._ask("nvmlDeviceGetCurrentClocksThrottleReasons")
+            mask = self.ask("nvmlDeviceGetCurrentClocksThrottleReasons")
         return GpuLoad(
-            self._ask("nvmlDeviceGetClockInfo", SM_CLOCK),
-            self._ask("nvmlDeviceGetClockInfo", MEMORY_CLOCK),
+            self.ask("nvmlDeviceGetClockInfo", SM_CLOCK),
+            self.ask("nvmlDeviceGetClockInfo", MEMORY_CLOCK),
             None if power is None else power / 1000,
-            self._ask("nvmlDeviceGetTemperature", GPU_SENSOR),
+            self.ask("nvmlDeviceGetTemperature", GPU_SENSOR),
             None if mask is None else name_clock_reasons(mask),
-            self._ask("nvmlDeviceGetCurrPcieLinkGeneration"),
-            self._ask("nvmlDeviceGetCurrPcieLinkWidth"),
+            self.ask("nvmlDeviceGetCurrPcieLinkGeneration"),
+            self.ask("nvmlDeviceGetCurrPcieLinkWidth"),
         )
 
     def read_hardware(self) -> GpuHardware:
         """The GPU's limits, settings and errors."""
         limits = ("nvmlDeviceGetEnforcedPowerLimit", "nvmlDeviceGetPowerManagementDefaultLimit")
-        power, usual = (self._ask(query) for query in limits)
+        power, usual = (self.ask(query) for query in limits)
         corrected, uncorrected, pending, failed = (
-            self._ask("nvmlDeviceGetRemappedRows") or (None,) * 4
+            self.ask("nvmlDeviceGetRemappedRows") or (None,) * 4
         )
-        mig = self._ask("nvmlDeviceGetMigMode")
+        mig = self.ask("nvmlDeviceGetMigMode")
         total, used = self._read_memory()
         return GpuHardware(
-            self._ask("nvmlDeviceGetMaxClockInfo", SM_CLOCK),
-            self._ask("nvmlDeviceGetMaxClockInfo", MEMORY_CLOCK),
-            self._ask("nvmlDeviceGetMemoryBusWidth"),
+            self.ask("nvmlDeviceGetMaxClockInfo", SM_CLOCK),
+            self.ask("nvmlDeviceGetMaxClockInfo", MEMORY_CLOCK),
+            self.ask("nvmlDeviceGetMemoryBusWidth"),
             None if power is None else power / 1000,
             None if usual is None else usual / 1000,
-            self._ask("nvmlDeviceGetMaxPcieLinkGeneration"),
-            self._ask("nvmlDeviceGetMaxPcieLinkWidth"),
-            self._ask("nvmlDeviceGetTotalEccErrors", UNCORRECTED, VOLATILE),
+            self.ask("nvmlDeviceGetMaxPcieLinkGeneration"),
+            self.ask("nvmlDeviceGetMaxPcieLinkWidth"),
+            self.ask("nvmlDeviceGetTotalEccErrors", UNCORRECTED, VOLATILE),
             None if corrected is None else corrected + uncorrected,
             None if pending is None else bool(pending),
             None if failed is None else bool(failed),
@@ -542,9 +549,9 @@ class GpuMeter:
 
     def _read_memory(self) -> tuple[int | None, int | None]:
         """Its total bytes, and those in use; without version 2, used bytes contain the reserve."""
-        memory = self._ask("nvmlDeviceGetMemoryInfo", MEMORY_V2)
+        memory = self.ask("nvmlDeviceGetMemoryInfo", MEMORY_V2)
         if memory is None:
-            memory = self._ask("nvmlDeviceGetMemoryInfo")
+            memory = self.ask("nvmlDeviceGetMemoryInfo")
             return (None if memory is None else int(memory.total) or None), None
         return int(memory.total) or None, int(memory.used)
 
@@ -562,24 +569,31 @@ class GpuMeter:
 
         The only GPU is taken without a match: CUDA may report another UUID for an instance.
         """
-        handles = [
-            gate.ask("nvmlDeviceGetHandleByIndex", index)
-            for index in range(gate.demand("nvmlDeviceGetCount"))
-        ]
-        for handle in handles:
-            parts = [handle, *_list_mig_instances(gate, handle)]
-            uuids = [gate.ask("nvmlDeviceGetUUID", part) for part in parts if part is not None]
-            if self._uuid and self._uuid in map(strip_kind, uuids):
-                return handle
+        handles = []
+        for index in range(gate.demand("nvmlDeviceGetCount")):
+            with contextlib.suppress(NvmlError):  # a lost GPU does not hide the others
+                handle = gate.demand("nvmlDeviceGetHandleByIndex", index)
+                handles.append(handle)
+                if self._uuid and self._uuid in map(strip_kind, _list_uuids(gate, handle)):
+                    return handle
         return handles[0] if len(handles) == 1 else None
 
-    def _ask(self, query: str, *arguments: object) -> Any:
+    def ask(self, query: str, *arguments: object) -> Any:
+        """The answer to a query about the GPU; None if it fails for any reason."""
         if self._gate is None or self._handle is None:
             return None
         try:
             return self._gate.ask(query, self._handle, *arguments)
         except NvmlError:
             return None
+
+
+def _list_uuids(gate: Gate, handle: Any) -> list[str | None]:
+    """The UUIDs of a GPU and of its MIG instances."""
+    mig = gate.ask("nvmlDeviceGetMigMode", handle)
+    found = _list_mig_instances(gate, handle) if mig is not None and mig[0] else []
+    parts = [handle, *(part for part in found if not isinstance(part, Trouble))]
+    return [gate.ask("nvmlDeviceGetUUID", part) for part in parts]
 
 
 def name_clock_reasons(mask: int) -> tuple[str, ...]:

@@ -187,13 +187,13 @@ def _describe_device(device: Device, telemetry: Telemetry) -> str:
 
 
 def _describe_state(state: GpuTelemetry) -> list[str]:
-    width, most = state.link_width, state.max_link_width
-    facts = [f"PCIe {state.link_generation}.0 x{width} of x{most}"] if width and most else []
+    width, most = state.load.link_width, state.hardware.max_link_width
+    facts = [f"PCIe {state.load.link_generation}.0 x{width} of x{most}"] if width and most else []
     if state.ecc_enabled is not None:
         facts.append(f"ECC {'on' if state.ecc_enabled else 'off'}")
-    if state.uncorrected_errors:
-        facts.append(f"{state.uncorrected_errors} uncorrected errors")
-    return facts + [f"clocks held by {each}" for each in state.clock_holds or ()]
+    if state.hardware.ecc_errors:
+        facts.append(f"{state.hardware.ecc_errors} uncorrected errors")
+    return facts + [f"clocks held by {each}" for each in state.load.clock_reasons or ()]
 
 
 def describe_report(report: DeviceReport) -> dict[str, object]:

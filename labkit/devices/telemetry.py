@@ -6,23 +6,20 @@ the others are known. Reading makes no CUDA context. NamedTuples, as in ``nvml``
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from labkit.devices.nvml import Gate, GpuMemory, NvmlError, Trouble, ask_gpu_memory, open_gate
+from labkit.devices.nvml import (
+    Gate,
+    GpuHardware,
+    GpuLoad,
+    GpuMemory,
+    GpuMeter,
+    NvmlError,
+    Trouble,
+    ask_gpu_memory,
+    open_gate,
+)
 
-# What holds clocks down, by the bits of NVML's mask (nvml.h, nvmlClocksEventReason*). Idle (1) and
-# the clocks of a synchronized group (16) slow nothing down.
-HOLDS = {
-    0x2: "application clocks",
-    0x4: "the power limit",
-    0x8: "a hardware slowdown",
-    0x20: "heat (software)",
-    0x40: "heat (hardware)",
-    0x80: "the power supply's brake",
-    0x100: "display clocks",
-}
-SENSOR, SM_CLOCK, MEMORY_CLOCK, UNCORRECTED, VOLATILE = 0, 1, 2, 1, 0
 MAX_LINKS = 36
 SWITCH = 2  # NVML_NVLINK_DEVICE_TYPE_SWITCH
 # The paths between two GPUs on PCIe, by NVML's levels, as `nvidia-smi topo -m` names them.
@@ -30,39 +27,24 @@ PATHS = {0: "same board", 10: "PIX", 20: "PXB", 30: "PHB", 40: "NODE", 50: "SYS"
 
 
 class GpuTelemetry(NamedTuple):
-    """The state of one GPU now; unknown is None.
-
-    ``clock_holds`` are what holds its clocks down, () for nothing. The maximum link is what both
-    the GPU and its slot can; an idle GPU lowers its link's generation. ``uncorrected_errors``
-    counts the ECC errors since the driver was loaded; a row of memory that has them waits for a
-    reset (``remap_pending``) to be replaced, or could not be (``remap_failed``).
-    """
+    """The state of one GPU now, its limits and its errors; unknown is None."""
 
     nvml_index: int
     uuid: str | None = None
     bus_address: str | None = None
     utilization_percent: int | None = None
     memory_utilization_percent: int | None = None
-    temperature_celsius: int | None = None
     fan_percent: int | None = None
-    power_watts: float | None = None
-    power_limit_watts: float | None = None
-    default_power_limit_watts: float | None = None
     performance_state: int | None = None
-    sm_mhz: int | None = None
-    max_sm_mhz: int | None = None
-    memory_mhz: int | None = None
-    max_memory_mhz: int | None = None
-    clock_holds: tuple[str, ...] | None = None
-    link_generation: int | None = None
-    max_link_generation: int | None = None
-    link_width: int | None = None
-    max_link_width: int | None = None
     ecc_enabled: bool | None = None
-    uncorrected_errors: int | None = None
-    remap_pending: bool | None = None
-    remap_failed: bool | None = None
     persistence: bool | None = None
+    load: GpuLoad = GpuLoad()
+    hardware: GpuHardware = GpuHardware()
+
+    def describe(self) -> dict[str, object]:
+        """The state as ``--json`` prints it."""
+        nested = {"load": self.load._asdict(), "hardware": self.hardware._asdict()}
+        return {**self._asdict(), **nested}
 
 
 class GpuPath(NamedTuple):
@@ -119,64 +101,22 @@ def _ask(gate: Gate, query: str, *arguments: object) -> Any:
 
 
 def _read_gpu(gate: Gate, index: int, handle: Any) -> GpuTelemetry:
-    def ask(query: str, *arguments: object) -> Any:
-        return _ask(gate, f"nvmlDevice{query}", handle, *arguments)
-
-    rates = ask("GetUtilizationRates")
-    mask = ask("GetCurrentClocksEventReasons")
-    if mask is None:  # an older binding or driver
-        mask = ask("GetCurrentClocksThrottleReasons")
-    ecc, rows = ask("GetEccMode"), ask("GetRemappedRows")
+    meter = GpuMeter.attach(gate, handle)
+    rates, ecc = meter.ask("nvmlDeviceGetUtilizationRates"), meter.ask("nvmlDeviceGetEccMode")
+    persistence = meter.ask("nvmlDeviceGetPersistenceMode")
     return GpuTelemetry(
         index,
-        uuid=ask("GetUUID"),
-        bus_address=_read_address(ask("GetPciInfo")),
-        utilization_percent=rates.gpu if rates else None,
-        memory_utilization_percent=rates.memory if rates else None,
-        temperature_celsius=ask("GetTemperature", SENSOR),
-        fan_percent=ask("GetFanSpeed"),
-        performance_state=ask("GetPerformanceState"),
-        clock_holds=None if mask is None else name_holds(mask),
-        ecc_enabled=bool(ecc[0]) if ecc else None,
-        uncorrected_errors=ask("GetTotalEccErrors", UNCORRECTED, VOLATILE) if ecc else None,
-        remap_pending=bool(rows[2]) if rows else None,
-        remap_failed=bool(rows[3]) if rows else None,
-        persistence=_as_bool(ask("GetPersistenceMode")),
-        **_read_rates(ask),
+        meter.ask("nvmlDeviceGetUUID"),
+        _read_address(meter.ask("nvmlDeviceGetPciInfo")),
+        rates.gpu if rates else None,
+        rates.memory if rates else None,
+        meter.ask("nvmlDeviceGetFanSpeed"),
+        meter.ask("nvmlDeviceGetPerformanceState"),
+        bool(ecc[0]) if ecc else None,
+        None if persistence is None else bool(persistence),
+        meter.read_load(),
+        meter.read_hardware(),
     )
-
-
-def _read_rates(ask: Callable[..., Any]) -> dict[str, Any]:
-    """The figures of clocks (MHz), power (W) and the PCIe link."""
-    watts = {
-        "power_watts": ask("GetPowerUsage"),
-        "power_limit_watts": ask("GetEnforcedPowerLimit"),
-        "default_power_limit_watts": ask("GetPowerManagementDefaultLimit"),
-    }
-    return {
-        **{name: None if value is None else value / 1000 for name, value in watts.items()},
-        "sm_mhz": ask("GetClockInfo", SM_CLOCK),
-        "max_sm_mhz": ask("GetMaxClockInfo", SM_CLOCK),
-        "memory_mhz": ask("GetClockInfo", MEMORY_CLOCK),
-        "max_memory_mhz": ask("GetMaxClockInfo", MEMORY_CLOCK),
-        "link_generation": ask("GetCurrPcieLinkGeneration"),
-        "max_link_generation": ask("GetMaxPcieLinkGeneration"),
-        "link_width": ask("GetCurrPcieLinkWidth"),
-        "max_link_width": ask("GetMaxPcieLinkWidth"),
-    }
-
-
-def _as_bool(number: int | None) -> bool | None:
-    return None if number is None else bool(number)
-
-
-def name_holds(mask: int) -> tuple[str, ...]:
-    """What holds the clocks down, for the bits that are set.
-
-    >>> name_holds(0x44), name_holds(0x1)
-    (('the power limit', 'heat (hardware)'), ())
-    """
-    return tuple(name for bit, name in HOLDS.items() if mask & bit)
 
 
 def _read_address(info: Any) -> str | None:

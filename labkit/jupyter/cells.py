@@ -33,8 +33,9 @@ from labkit.memory.oom.model import (
 from labkit.memory.track.frames import find_shell
 from labkit.memory.track.model import BlockSpan, MemoryUse
 from labkit.memory.track.tracker import MemoryTracker
+from labkit.memory.track.view import format_net_change, format_peak
 from labkit.render import escape
-from labkit.text import format_bytes, format_seconds
+from labkit.text import format_seconds
 
 
 def explain_out_of_memory(
@@ -156,14 +157,14 @@ def show_hint(hint: str) -> None:
 
 def show_use(use: MemoryUse) -> None:
     """Displays all measurements of a cell."""
-    rows = [
-        f"<tr>{_render_cell(span.where, 'left')}{_render_cell(_format_peak(span), 'left')}"
-        f"{_render_cell(_format_change(span.change_bytes), 'right')}</tr>"
-        for span in use.spans
-    ] or [f"<tr>{_render_cell('memory', 'left')}{_render_cell('not measured', 'left')}</tr>"]
-    seconds = f"<tr>{_render_cell('seconds', 'left')}"
-    seconds += f"{_render_cell(format_seconds(use.seconds), 'left')}</tr>"
-    table = f'<table style="border-collapse:collapse">{"".join(rows)}{seconds}</table>'
+    rows = [(span.where, format_peak(span), format_net_change(span)) for span in use.spans] or [
+        ("memory", "not measured", "")
+    ]
+    rows.append(("seconds", format_seconds(use.seconds), ""))
+    cells = "".join(
+        f"<tr>{''.join(_render_cell(text) for text in row if text)}</tr>" for row in rows
+    )
+    table = f'<table style="border-collapse:collapse">{cells}</table>'
     show(repr(use), table)
 
 
@@ -183,10 +184,7 @@ def format_line(use: MemoryUse) -> str | None:
     changed = [span for span in use.spans if _has_changed(span)]
     if not changed:
         return None
-    spans = (
-        f"{span.where} {_format_peak(span)}, {_format_change(span.change_bytes)}"
-        for span in changed
-    )
+    spans = (f"{span.where} {format_peak(span)}, {format_net_change(span)}" for span in changed)
     return " · ".join([format_seconds(use.seconds), *spans])
 
 
@@ -195,20 +193,8 @@ def _has_changed(span: BlockSpan) -> bool:
     return (span.added_bytes or 0) > noise or abs(span.change_bytes or 0) > noise
 
 
-def _format_peak(span: BlockSpan) -> str:
-    if span.peak_bytes is None:
-        return "peak not measured"
-    return f"peak {format_bytes(span.peak_bytes)} (+{format_bytes(span.added_bytes)})"
-
-
-def _format_change(count: int | None) -> str:
-    if count is None:
-        return "change not measured"
-    return f"change {'+' if count >= 0 else ''}{format_bytes(count)}"
-
-
-def _render_cell(text: str, side: str) -> str:
-    return f'<td style="text-align:{side};padding:1px 16px 1px 0">{escape(text)}</td>'
+def _render_cell(text: str) -> str:
+    return f'<td style="text-align:left;padding:1px 16px 1px 0">{escape(text)}</td>'
 
 
 def _is_terminal() -> bool:

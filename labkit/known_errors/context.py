@@ -151,8 +151,8 @@ class Context:
             driver = self.values.get("driver", "").partition(".")[0]
             if driver and is_dropped(self.capability, int(driver)):
                 conditions.add("dropped")
-        if self.values.get("torch", "").startswith("cu"):
-            conditions.add("cuda-build")
+        if "torch" in self.values:
+            conditions.add(f"torch-{self.values['torch']}")
         return conditions
 
     def list_values(self) -> Mapping[str, str]:
@@ -172,6 +172,31 @@ class Context:
     def choose_distribution(self, host: Distribution) -> Distribution:
         """The distribution that the text names; otherwise this host's."""
         return Distribution(self.family, self.family) if self.family else host
+
+
+# Whom to ask about a text that no known error explains: the first sign that the text shows decides.
+ADDRESSES = {
+    "vllm": "github.com/vllm-project/vllm/issues",
+    "comfyui": "github.com/comfyanonymous/ComfyUI/issues",
+    "ollama": "github.com/ollama/ollama/issues",
+    "jetson": "forums.developer.nvidia.com (Jetson)",
+    "rocm": "github.com/ROCm/ROCm/issues",
+    "k8s": "github.com/NVIDIA/gpu-operator/issues",
+    "wsl": "github.com/microsoft/WSL/issues",
+    "container": "github.com/NVIDIA/nvidia-container-toolkit/issues",
+}
+
+
+def advise_unknown(context: Context) -> str:
+    """What to collect and where to ask about a text without a known error, one line each."""
+    signs = context.signs
+    address = next((ADDRESSES[name] for name in ADDRESSES if name in signs), "discuss.pytorch.org")
+    collect = "kubectl describe pod <the pod>, " if "k8s" in signs else ""
+    return (
+        f"collect: {collect}labkit doctor, labkit devices --report, sudo dmesg | grep -i nvrm, and"
+        " the whole log from the program's start: the first error is usually the cause\n"
+        f"ask: {address}"
+    )
 
 
 KEPLER = re.compile(r"\bK[1-8]\d{1,3}\b|\bGTX? [67]\d0\b")

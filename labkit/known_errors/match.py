@@ -250,10 +250,8 @@ class _Block:
                 yield number, find_stage(strip_ansi(raw)), final
 
     def _may_match(self, expression: Expression) -> bool:
-        whole, parts = expression.words
-        return all(word.encode() in self.words for word in whole) and all(
-            part.encode() in self._vocabulary for part in parts
-        )
+        whole, parts = expression.keys
+        return whole <= self.words and all(part in self._vocabulary for part in parts)
 
     def _search(self, expression: Expression, error: KnownError) -> Iterator[_Place]:
         for first, last in self._list_windows(expression.words):

@@ -14,7 +14,8 @@ _SUBJECT = re.compile(
 )
 # A condition or an example just before the text.
 _CONDITION = re.compile(
-    r"\b(?:if|when|whenever|in case|should|such as|e\.g\.|for example|known issue|see also)"
+    r"^\s*(?:if|when) (?:you|it)\b.{0,80}$"
+    r"|\b(?:if|when|whenever|in case|should|such as|e\.g\.|for example|known issue|see also)"
     r"\b[^.:;]{0,80}$"
     r"|(?<![\w.:])(?:no|without|never|instead of|not an?|do not|don't) [\"'`]?$",
     re.IGNORECASE,

@@ -151,6 +151,12 @@ class Expression:
         """The compiled pattern."""
         return compile_pattern(self.pattern)
 
+    @cached_property
+    def keys(self) -> tuple[frozenset[bytes], tuple[bytes, ...]]:
+        """The words encoded to look them up: whole ones, and parts, the longest (rarest) first."""
+        parts = sorted((part.encode() for part in self.words.parts), key=len, reverse=True)
+        return frozenset(word.encode() for word in self.words.whole), tuple(parts)
+
 
 def compile_pattern(pattern: str) -> re.Pattern[str]:
     """The compiled pattern: any case, line by line, with bounded repeats and wrapped blanks."""

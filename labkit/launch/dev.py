@@ -37,7 +37,7 @@ LINTERS = (
     "ruff format --check .",
     "mypy",
     "lint-imports --no-cache",
-    "! command -v shellcheck >/dev/null || shellcheck docker/steps/*.sh .ci/run",
+    "! command -v shellcheck >/dev/null || shellcheck docker/*/*.sh .ci/run",
 )
 
 
@@ -57,7 +57,7 @@ TOOLS: dict[str, tuple[str, ...]] = {
 
 OLDEST_PYTHON = "3.10"
 # In the order of resolution: test and docs use the versions of lab.
-LOCKS = ("lab", "test", "docs", "tools", *(f"cuda-{build.name}" for build in CUDA_BUILDS))
+LOCKS = ("lab", "test", "docs", "tools", "hub", *(f"cuda-{build.name}" for build in CUDA_BUILDS))
 TORCH_HEADER = """\
 # torch's build {name}, from {index}.
 # Installed alone, without dependencies ({others}).
@@ -286,9 +286,9 @@ def _resolve_extras(checkout: Checkout, resolver: Path, wanted: str) -> CommandR
 
 
 def _resolve(checkout: Checkout, resolver: Path, name: str) -> None:
-    """Writes NAME.txt from NAME.in; a CUDA build's lock omits packages that other locks pin."""
+    """Writes NAME.txt from NAME.in; one that comes on top of lab.txt omits what that has."""
     options = ["-o", f"{name}.txt", "--upgrade"]
-    if name.startswith("cuda-"):
+    if name == "hub" or name.startswith("cuda-"):
         elsewhere = ["torch", *_read_pins(checkout.lock_file("lab"))]
         options += ["--no-header"]
         options += [word for other in elsewhere for word in ("--no-emit-package", other)]

@@ -151,16 +151,19 @@ def _compare(figure: Figure, device: DeviceProof, *, is_top: bool) -> tuple[str,
         return "well" if value >= HELD_PERCENT else "low", f"at least {HELD_PERCENT:g} % is held"
     if figure.stored is not None and value < STORED_SHARE * figure.stored:
         words = f"this model reached {figure.stored:.4g} {figure.unit} in a stored proof"
-        return "low", f"{words}; at least {STORED_SHARE:.0%} of that is expected"
+        return "low", f"{words}; at least {_percent(STORED_SHARE)} of that is expected"
     threshold = _find_threshold(figure.key, is_top=is_top)
     share = figure.share
     if threshold is None or share is None:
-        known = figure.stored is not None
-        return ("well", f"at least {STORED_SHARE:.0%} of stored proofs") if known else (
-            "unjudged", "no limit and no stored proof to compare with"
-        )  # fmt: skip
-    words = f"at least {threshold.share:.0%} of the limit is expected: {threshold.reason}"
+        if figure.stored is not None:
+            return "well", f"at least {_percent(STORED_SHARE)} of the best stored proof is reached"
+        return "unjudged", "nothing is expected of it" if share else "no limit is known"
+    words = f"at least {_percent(threshold.share)} of the limit is expected: {threshold.reason}"
     return ("well" if share >= threshold.share else "low"), words
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %"
 
 
 def _find_threshold(key: str, *, is_top: bool) -> Threshold | None:

@@ -81,10 +81,9 @@ def find_limit(key: str, device: DeviceProof) -> Limit | None:
     subject, _, rest = key.partition(".")
     if device.kind == "cpu":
         return _limit_threads(device.hardware) if key == "threads.gain" else None
-    if subject in ("matmul", "sustained"):
-        return limit_matmul(rest if subject == "matmul" else "bfloat16", device)
-    if subject == "attention":
-        # The reference without a fused kernel also computes in the tensor cores.
+    if subject == "matmul":
+        return limit_matmul(rest, device)
+    if subject == "attention" or key == "sustained.rate":
         return limit_matmul("bfloat16", device)
     if subject in ("copy", "sum") and rest in ("device", "float32"):
         return limit_memory(device.hardware)

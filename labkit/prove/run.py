@@ -32,7 +32,7 @@ from labkit.devices.verify import (
     verify_devices,
 )
 from labkit.doctor.run import Examination
-from labkit.errors import DeviceMissingError, UsageError
+from labkit.errors import DeviceMissingError, LabkitError, UsageError
 from labkit.notebooks.result import NotebookResult, fit
 from labkit.process import CommandResult, run_command, stream_command
 from labkit.prove.judge import judge_proof, list_variables
@@ -259,7 +259,14 @@ class ProofRun:
         if examining is None:
             return
         with self._step("doctor") as words:
-            examination = examining.result()
+            try:
+                examination = examining.result()
+            except LabkitError as error:  # such as an invalid setting of the lab
+                self._facts.append(
+                    ProofFact("doctor", "settings", "unknown", error.what, error.cause, error.fix)
+                )
+                words.append(error.what)
+                return
             for finding in examination.shown:
                 self._facts.append(
                     ProofFact(
@@ -378,8 +385,10 @@ class ProofRun:
         if asked[0] == "list" and self._torch is not None:
             return CommandResult(tuple(arguments), 0, stdout=json.dumps(self._torch))
         for record in self._records:
-            if asked[0] == "try" and record.torch_name == asked[2] and record.tests:
-                return CommandResult(tuple(arguments), 0, stdout=record.describe_tests())
+            if asked[0] == "try" and record.torch_name == asked[2]:
+                trouble = record.trouble or ""
+                tests = "" if trouble else record.describe_tests()
+                return CommandResult(tuple(arguments), 1 if trouble else 0, tests, trouble)
         return self._tools.run(arguments, timeout_seconds=timeout_seconds)
 
     # The labs
@@ -557,9 +566,10 @@ class DeviceRecord:
     def describe_tests(self) -> str:
         """The self-test's events, as a process of its own would have printed them."""
         events = list(self.tests)
-        steps = {event.get("step") for event in events}
-        if "compile" not in steps and not any("error" in event for event in events):
-            events.append({"step": "compile", "skipped": "it was left out of this proof"})
+        done = {event.get("step") for event in events}
+        if not any("error" in event for event in events):
+            left = [name for name in ("allocate", "compute", "compile") if name not in done]
+            events += [{"step": name, "skipped": "left out of this proof"} for name in left]
         events.append({"step": "end"})
         return "\n".join(json.dumps(event) for event in events)
 
@@ -628,7 +638,7 @@ def describe_verdict(verdict: DeviceVerdict) -> ProofFact:
     """A device's self-test as a fact of the proof."""
     name = verdict.torch_name or verdict.name or verdict.kind
     if verdict.verified:
-        skipped = [f"not {step.name}d: {step.skipped}" for step in verdict.steps if step.skipped]
+        skipped = [f"{step.name}: {step.skipped}" for step in verdict.steps if step.skipped]
         done = ", ".join(step.name for step in verdict.steps if not step.skipped)
         return ProofFact("verify", name, "ok", "; ".join([f"works: {done}", *skipped]))
     # A defect of the driver or of torch's build, and not of a device that torch lists.

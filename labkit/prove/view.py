@@ -136,6 +136,7 @@ STYLE = """
 .key.clock { background: var(--second); }
 .key.power { background: var(--good); }
 .key.rate { background: var(--accent); }
+.roofline .name { paint-order: stroke; stroke: var(--paper); stroke-width: 4px; }
 .command { font-family: var(--mono); font-size: 0.82rem; overflow-wrap: anywhere; }
 .balances svg { max-width: 100%; height: auto; }
 """
@@ -195,7 +196,9 @@ def _render_low(proof: Proof) -> str:
         if figure.status in ("low", "failed"):
             blocks.append(_render_bad_figure(device, figure))
     for device in proof.devices:
-        blocks += [_render_alarm(device, cause) for cause in device.alarms]
+        named = {cause.words for figure in device.figures for cause in figure.causes if cause.found}
+        alarms = [cause for cause in device.alarms if cause.words not in named]
+        blocks += [_render_alarm(device, cause) for cause in alarms]
         if device.trouble:
             blocks.append(_render_block(f"{_name(device)} cannot be used", device.trouble))
     blocks += [
@@ -262,7 +265,8 @@ def _render_device(device: DeviceProof) -> str:
             "Measured points under the limits of the hardware: solid lines are the memory's rate"
             " and the units' rate by dtype, the dashed line is the memory's rate as measured."
         )
-        parts.append(f"<figure><figcaption>{words}</figcaption>{roofline}</figure>")
+        drawn = f"<figcaption>{words}</figcaption>{roofline}"
+        parts.append(f'<figure class="roofline">{drawn}</figure>')
     parts.append(_render_sustained(device))
     if device.balance:
         drawn = render_balance(device.balance.restore(device))
@@ -499,7 +503,7 @@ def _render_conditions(proof: Proof) -> str:
 # The roofline: rate over intensity, both logarithmic
 
 ROOF_HEIGHT = 380
-ROOF_AREA = Area(height=ROOF_HEIGHT - AREA.top - 44)
+ROOF_AREA = Area(left=92, width=WIDTH - 92 - 24, height=ROOF_HEIGHT - AREA.top - 44)
 LABEL_GAP = 14.0
 DTYPES = ("float8", "bfloat16", "tf32", "float32")
 
@@ -584,11 +588,7 @@ def _render_axes(scale: RoofScale) -> str:
     parts = []
     for power in range(math.ceil(scale.bottom), math.floor(scale.top) + 1):
         y = scale.y(10.0**power)
-        label = (
-            f"{10.0 ** (power - 12):g} TFLOP/s"
-            if power >= 11
-            else f"{10.0 ** (power - 9):g} GFLOP/s"
-        )
+        label = _name_rate(10.0**power)
         parts.append(
             f'<line class="grid" x1="{ROOF_AREA.left}" x2="{ROOF_AREA.right}" y1="{y:.1f}"'
             f' y2="{y:.1f}"/>{render_tick(ROOF_AREA.left - 6, y + 4, label, "end")}'
@@ -603,6 +603,15 @@ def _render_axes(scale: RoofScale) -> str:
     return "".join(parts) + render_tick(
         WIDTH / 2, ROOF_HEIGHT - 6, "FLOP per byte of memory traffic"
     )
+
+
+def _name_rate(rate: float) -> str:
+    unit, size = next(
+        (name, size)
+        for name, size in (("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 0.0))
+        if rate >= size * 0.999
+    )
+    return f"{rate / (size or 1e6):g} {unit}FLOP/s"
 
 
 def _render_slope(scale: RoofScale, bandwidth: float, highest: float, css: str) -> str:
@@ -621,7 +630,10 @@ def _render_roof(scale: RoofScale, dtype: str, rate: float, bandwidth: float | N
     start = max(10.0**scale.left, rate / bandwidth) if bandwidth else 10.0**scale.left
     x, y = scale.x(start), scale.y(rate)
     name = "bfloat16, float16" if dtype == "bfloat16" else dtype
-    label = f'<text class="name" x="{x - 6:.1f}" y="{y + 4:.1f}" text-anchor="end">{name}</text>'
+    label = (
+        f'<text class="name" x="{ROOF_AREA.right}" y="{y - 5:.1f}" text-anchor="end">'
+        f"limit of {name}</text>"
+    )
     line = f'<line class="roof" x1="{x:.1f}" x2="{ROOF_AREA.right}" y1="{y:.1f}" y2="{y:.1f}"/>'
     return line + label
 

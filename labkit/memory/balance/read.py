@@ -9,6 +9,7 @@ several hundred megabytes (pytorch#86493).
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import gc
 import os
@@ -197,8 +198,7 @@ def read_allocators(torch: Any = None) -> tuple[AllocatorFacts, ...]:
         return ()
     return tuple(
         AllocatorFacts(f"cuda:{index}", uuid, name, *count_allocated(torch.cuda, index), unified)
-        for index in range(torch.cuda.device_count())
-        for name, uuid, unified in (describe_gpu(torch, index),)
+        for index, (name, uuid, unified) in read_properties(torch).items()
     )
 
 
@@ -225,12 +225,19 @@ def _read_total(torch: Any, held: AllocatorFacts) -> AllocatorFacts:
     return held._replace(total_bytes=total, free_bytes=free)
 
 
-def describe_gpu(torch: Any, index: int) -> tuple[str, str | None, bool]:
-    """A GPU's name and UUID, and whether it uses the machine's memory, as torch reports them."""
-    properties = torch.cuda.get_device_properties(index)
-    uuid = getattr(properties, "uuid", None)
-    unified = bool(getattr(properties, "is_integrated", 0))
-    return properties.name, str(uuid) if uuid is not None else None, unified
+def read_properties(torch: Any) -> dict[int, tuple[str, str | None, bool]]:
+    """Each GPU's name and UUID, and whether it uses the machine's memory, as torch reports them.
+
+    Empty if torch has not asked CUDA for them before an error that lasts.
+    """
+    found = {}
+    with contextlib.suppress(RuntimeError):
+        for index in range(torch.cuda.device_count()):
+            properties = torch.cuda.get_device_properties(index)
+            uuid = getattr(properties, "uuid", None)
+            unified = bool(getattr(properties, "is_integrated", 0))
+            found[index] = properties.name, str(uuid) if uuid is not None else None, unified
+    return found
 
 
 def count_cpu_tensors() -> int | None:

@@ -82,6 +82,8 @@ class StorageTracer(TorchDispatchMode):  # type: ignore[misc]
 
     _open: list[StorageTracer] = []  # noqa: RUF012
     _stance: Any = None
+    # Such as flex_attention; torch refuses them to a mode that does not say so.
+    supports_higher_order_operators = True
 
     def __init__(
         self,
@@ -173,6 +175,8 @@ class StorageTracer(TorchDispatchMode):  # type: ignore[misc]
         """Looks at an operator's arguments; the category of its results, its lines, backward."""
         self._bury()
         frames, backward = self._find_frames()
+        if isinstance(operator, torch._ops.HigherOrderOperator):
+            self.trouble = self.trouble or f"memory inside of {operator.name()} is not counted"
         if operator is LIFT:
             self._add_new(arguments[0], "other", frames)
         known = self._look_at(taken)
@@ -228,7 +232,7 @@ class StorageTracer(TorchDispatchMode):  # type: ignore[misc]
 
     def _take_inputs(self, operator: Any, known: Iterable[Storage]) -> None:
         # Filling a parameter in place, as when a checkpoint is loaded, reads no input.
-        if operator._schema.is_mutable:
+        if getattr(getattr(operator, "_schema", None), "is_mutable", False):
             return
         for one in known:
             if one.category == "other":
@@ -440,7 +444,8 @@ class CategoryWatch:
         """A hook that calls ``follow`` in the thread that opened this watch, and never fails."""
 
         def hook(*arguments: Any) -> None:
-            if threading.get_ident() == self._thread:
+            # torch.export traces hooks too, and must find nothing here.
+            if not torch.compiler.is_compiling() and threading.get_ident() == self._thread:
                 self._attempt(follow, *arguments)
 
         return hook

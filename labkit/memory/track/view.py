@@ -16,11 +16,21 @@ def format_use(use: MemoryUse) -> str:
 def _format_span(span: BlockSpan) -> str:
     if span.change_bytes is None:
         return f"{span.where}: not measured"
-    change = format_change(span.change_bytes)
+    return f"{span.where}: {format_peak(span)}, {format_net_change(span)}"
+
+
+def format_peak(span: BlockSpan) -> str:
+    """A span's peak, and in parentheses how far it is above the start."""
     if span.peak_bytes is None:
-        return f"{span.where}: peak not measured, change {change}"
-    added = format_change(span.added_bytes)
-    return f"{span.where}: peak {format_bytes(span.peak_bytes)} ({added}), change {change}"
+        return "peak not measured"
+    return f"peak {format_bytes(span.peak_bytes)} ({format_change(span.added_bytes)})"
+
+
+def format_net_change(span: BlockSpan) -> str:
+    """What the block allocated and still holds."""
+    if span.change_bytes is None:
+        return "change not measured"
+    return f"change {format_change(span.change_bytes)}"
 
 
 def _format_breakdown(one: Breakdown) -> str:
