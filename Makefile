@@ -13,7 +13,8 @@ PASS = $(if $(value $(1)),--$(2) "$$$(1)")
 TYPED = $(if $(filter command,$(origin $(1))),--$(2) "$$$(1)")
 CHOICE := $(call PASS,RUNTIME,runtime) $(call PASS,FLAVOR,flavor) \
   $(call TYPED,CUDA,cuda) $(call TYPED,GPUS,gpus)
-WHERE := $(call PASS,PORT,port) $(call PASS,BIND,bind) $(call TYPED,MEMORY,memory)
+ADDRESS := $(call PASS,PORT,port) $(call PASS,BIND,bind)
+WHERE := $(ADDRESS) $(call TYPED,MEMORY,memory)
 BROUGHT := $(call TYPED,DATA,data) $(call TYPED,ENV_FILE,env-file)
 NAMED := $(call PASS,IMAGE,image) $(call TYPED,EXTRAS,extras)
 # Typed, it is the image that `make up` starts too; in the environment it may be anybody's.
@@ -22,7 +23,7 @@ export LABKIT_IMAGE := $(IMAGE)
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help up down status logs shell devices memory estimate doctor run check progress reset test lint house docs build lock bench clean
+.PHONY: help up down status logs shell devices memory estimate doctor prove run check progress reset hub test lint house docs build lock bench clean
 
 ## Using the lab
 
@@ -53,6 +54,9 @@ estimate:  ## say whether a step fits a GPU (STEP=work.py:make_step DEVICE="24 G
 doctor:  ## find out what keeps this host from running the lab (FIX=1 offers to mend it, DEEP=1 tries more)
 	@$(LABKIT) doctor $(if $(value FIX),--fix) $(if $(value DEEP),--deep)
 
+prove:  ## prove that the devices are correct and as fast as they should be (QUICK=1: in a minute)
+	@$(LABKIT) exec $(CHOICE) -- labkit prove $(if $(value QUICK),--quick) $(PROVE)
+
 run:  ## run labs headless and check every claim (LABS="tensors autograd")
 	@$(LABKIT) exec $(CHOICE) $(BROUGHT) -- labkit run $(or $(LABS),--all)
 
@@ -64,6 +68,9 @@ progress:  ## show how far you are
 
 reset:  ## put fresh notebooks in place, keeping yours beside them (LABS=tensors)
 	@$(LABKIT) exec $(CHOICE) $(BROUGHT) -- labkit reset $(or $(LABS),--all)
+
+hub:  ## start JupyterHub for a class (STOP=1 stops it, PROGRESS=1 shows who has passed what)
+	@$(LABKIT) hub $(CHOICE) $(ADDRESS) $(if $(value STOP),--stop) $(if $(value PROGRESS),--progress)
 
 ## Working on the lab
 
@@ -116,5 +123,8 @@ help:  ## print this
 	  'FAST=1' 'for test: about 4 minutes: no compiler, container or browser, no gate of all labs' \
 	  'SIMULATED=1' 'for test: those for GPUs, on simulated ones, in .venv-simulated' \
 	  'PYTEST=' 'for test: options of pytest ("-k ports")' \
+	  'STOP=1' 'for hub: stop it (PROGRESS=1: show what each learner has passed)' \
+	  'QUICK=1' 'for prove: no torch.compile, no labs' \
+	  'PROVE=' 'for prove: options of labkit prove ("--seconds 300 --device cuda:1")' \
 	  'FIX=1, DEEP=1' 'for doctor: offer to mend what it finds; also start containers and compile' \
 	  'PYTHON=' 'the Python to use (python3; 3.10 or newer)'

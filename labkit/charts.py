@@ -81,20 +81,23 @@ def render_columns(columns: Sequence[Column], *, alt: str, unit: str) -> str:
     else:
         marks = "".join(_render_column(x, wide, column, scale) for x, column in placed)
     first, last = f"cell {escape(columns[0].label)}", f"cell {escape(columns[-1].label)}"
-    ends = _tick(AREA.left, HEIGHT - 6, first, "start") + _tick(AREA.right, HEIGHT - 6, last, "end")
-    return _frame(scale.render() + marks + _label_highest(placed, wide, scale) + ends, alt)
+    ends = render_tick(AREA.left, HEIGHT - 6, first, "start") + render_tick(
+        AREA.right, HEIGHT - 6, last, "end"
+    )
+    return render_frame(scale.render() + marks + _label_highest(placed, wide, scale) + ends, alt)
 
 
-def render_lines(lines: Sequence[Line], *, alt: str) -> str:
-    """Lines of bytes over seconds; "" if no line has two points."""
+def render_lines(lines: Sequence[Line], *, alt: str, scale: Scale | None = None) -> str:
+    """Lines over seconds, of bytes unless there is a ``scale``; "" if no line has two points."""
     drawn = [line for line in lines if len(line.points) > 1]
     if not drawn:
         return ""
-    scale = choose_scale(max(value for line in drawn for _, value in line.points), "bytes")
+    highest = max(value for line in drawn for _, value in line.points)
+    scale = scale or choose_scale(highest, "bytes")
     last = max(seconds for line in drawn for seconds, _ in line.points) or 1.0
     parts = [scale.render(), _render_seconds(last)]
     parts += [_render_line(line, last, scale) for line in drawn]
-    return _frame("".join(parts), alt)
+    return render_frame("".join(parts), alt)
 
 
 @dataclass(frozen=True)
@@ -114,9 +117,9 @@ class Scale:
         """The grid lines with their values."""
         return "".join(
             f'<line class="grid" x1="{self.area.left}" x2="{self.area.right}" y1="{y:.1f}"'
-            f' y2="{y:.1f}"/>{_tick(self.area.left - 8, y + 4, escape(self.write(tick)), "end")}'
+            f' y2="{y:.1f}"/>{render_tick(self.area.left - 8, y + 4, label, "end")}'
             for tick in self.ticks
-            for y in [self.place(tick)]
+            for y, label in [(self.place(tick), escape(self.write(tick)))]
         )
 
 
@@ -218,7 +221,7 @@ def _render_seconds(last: float) -> str:
     step = round_up(last / 6)
     places = [step * number for number in range(math.floor(last / step) + 1)]
     return "".join(
-        _tick(AREA.left + AREA.width * seconds / last, HEIGHT - 6, _write_seconds(seconds))
+        render_tick(AREA.left + AREA.width * seconds / last, HEIGHT - 6, _write_seconds(seconds))
         for seconds in places
     )
 
@@ -231,12 +234,14 @@ def _render_line(line: Line, last: float, scale: Scale) -> str:
     return f'<polyline class="line {line.css}" points="{points}"/>'
 
 
-def _tick(x: float, y: float, words: str, anchor: str = "middle") -> str:
+def render_tick(x: float, y: float, words: str, anchor: str = "middle") -> str:
+    """A label of an axis, already escaped."""
     return f'<text class="tick" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{words}</text>'
 
 
-def _frame(content: str, alt: str) -> str:
+def render_frame(content: str, alt: str, height: int = HEIGHT) -> str:
+    """The whole picture, with a description for screen readers."""
     return (
-        f'<svg class="plot" role="img" aria-label="{escape(alt)}" viewBox="0 0 {WIDTH} {HEIGHT}">'
+        f'<svg class="plot" role="img" aria-label="{escape(alt)}" viewBox="0 0 {WIDTH} {height}">'
         f"{content}</svg>"
     )

@@ -216,8 +216,8 @@ def run_working(
         for stream in streams:
             stream.join(LAST_OUTPUT_SECONDS)
     exit_code = None if timed_out else process.returncode
-    texts = [stream.text for stream in streams]
-    return CommandResult(tuple(arguments), exit_code, *texts, seconds, timed_out=timed_out)
+    out, err = (stream.text for stream in streams)
+    return CommandResult(tuple(arguments), exit_code, out, err, seconds, timed_out=timed_out)
 
 
 def read_session_cpu(session: int, root: Path = Path("/")) -> float | None:

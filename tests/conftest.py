@@ -90,6 +90,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 MISSING = {
     "engine": _missing_engine,
+    "hub": _missing_engine,
     "browser": _missing_browser,
     "gpu": _missing_gpu,
     "gpu_hardware": _missing_hardware,

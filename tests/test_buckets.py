@@ -50,20 +50,6 @@ def test_halving_loses_no_spike_and_no_hole():
     assert points[333 * len(points) // 1024].high == 10_000
 
 
-@pytest.mark.slow
-def test_ten_hours_of_ten_samples_a_second_stay_within_the_limit():
-    buckets = Buckets(limit=600, width_seconds=0.1)
-    most = 0
-    for number in range(360_000):
-        buckets.add(number / 10, {"used": 10_000 if number == 123_456 else number % 100})
-        most = max(most, len(buckets))
-    points = buckets.list_points("used")
-    assert most <= 600 < 2 * len(points)
-    assert sum(point.measured for point in points) == 360_000
-    (spike,) = [point for point in points if point.high == 10_000]
-    assert spike.begin <= 12_345.6 < spike.end
-
-
 def test_a_series_that_begins_late_has_no_points_before():
     buckets = fill([1, 2, 3], limit=4)
     buckets.add(3.0, {"used": 4, "new": 9})

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from labkit import check
+from labkit import check, solution
 from labkit.errors import UsageError
 from labkit.lessons import checks
 from labkit.lessons.checks import CheckFailed
@@ -30,14 +31,17 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("LABKIT_LABS", str(write_labs(tmp_path / "labs")))
     monkeypatch.setenv("LABKIT_WORKSPACE", str(folder))
     monkeypatch.delenv("LABKIT_REFERENCE", raising=False)
-    checks._attempts.clear()
+    checks._standings.clear()
     return folder
 
 
 def test_a_right_answer_passes_and_is_recorded(workspace: Path, capsys: Any) -> None:
     check("small.center", center)
 
-    assert capsys.readouterr().out == "passed: `small.center` right in all 2 cases\n"
+    assert capsys.readouterr().out == (
+        "passed: `small.center` right in all 2 cases\n"
+        "  next: Double (`small.double`); 1 of 2 exercises of this lab passed\n"
+    )
     assert read_progress(workspace).standing("small.center").passed is not None
 
 
@@ -100,7 +104,8 @@ def test_a_record_that_cannot_be_written_does_not_take_the_verdict_away(
     check("small.center", center)
 
     out = capsys.readouterr().out
-    assert out.startswith("passed: `small.center` right in all 2 cases\n  note: not recorded: the ")
+    assert out.startswith("passed: `small.center` right in all 2 cases\n")
+    assert "  note: not recorded: the " in out
 
 
 def test_an_unknown_name_is_an_error_with_the_near_match(workspace: Path) -> None:
@@ -120,6 +125,87 @@ def test_a_reference_run_raises_and_records_nothing(
         check("small.center", lambda x: x.mean(0))
 
     assert list(workspace.iterdir()) == []
+
+
+def test_a_recognized_mistake_is_named(workspace: Path, capsys: Any) -> None:
+    check("small.center", lambda x: x.mean(dim=0))
+
+    assert "  looks like: an answer that gives the means\n" in capsys.readouterr().out
+
+
+def test_the_solution_opens_after_five_different_failures(workspace: Path, capsys: Any) -> None:
+    solution("small.center")
+    assert capsys.readouterr().out.startswith("not yet: `small.center`")
+
+    for wrong in (
+        lambda x: x + 1,
+        lambda x: x + 2,
+        lambda x: x + 3,
+        lambda x: x + 4,
+        lambda x: x + 5,
+    ):
+        out = capsys.readouterr().out
+        check("small.center", wrong)
+    assert "solution" not in out
+    assert 'solution("small.center")` shows the reference' in capsys.readouterr().out
+
+    solution("small.center")
+    assert "means = x.mean(dim=0, keepdim=True)" in capsys.readouterr().out
+    assert read_progress(workspace).standing("small.center").seen is not None
+
+
+def test_after_a_pass_the_solution_is_open_and_not_marked(workspace: Path, capsys: Any) -> None:
+    check("small.center", center)
+    solution("small.center")
+
+    assert "means = x.mean(dim=0, keepdim=True)" in capsys.readouterr().out
+    assert read_progress(workspace).standing("small.center").seen is None
+
+
+def test_the_last_exercise_of_a_lab_leads_to_the_next_lab(workspace: Path, capsys: Any) -> None:
+    check("small.center", center)
+    check("small.double", lambda x: x * 2)
+
+    assert capsys.readouterr().out.endswith("  next: all 2 exercises of this lab passed\n")
+
+
+@pytest.fixture
+def shell(workspace: Path) -> Iterator[Any]:
+    from IPython.core.displaypub import CapturingDisplayPublisher
+    from IPython.core.interactiveshell import InteractiveShell
+    from traitlets.config import Config
+
+    config = Config()
+    config.HistoryManager.enabled = False
+    shell = InteractiveShell.instance(config=config)
+    shell.display_pub = CapturingDisplayPublisher()
+    shell.run_cell("import torch\nfrom labkit import check", store_history=True)
+    yield shell
+    InteractiveShell.clear_instance()
+
+
+RIGHT = "def center(x):\n    return x - x.mean(0)\n"
+
+
+@pytest.mark.parametrize(
+    ("broken", "why"),
+    [
+        pytest.param("def center(x):\n    return x -\n", "has a SyntaxError", id="syntax"),
+        pytest.param("gone\n" + RIGHT.replace("0", "1"), "ended with an error", id="raised"),
+    ],
+)
+def test_a_failed_cell_is_not_judged_by_its_older_version(
+    shell: Any, workspace: Path, capsys: Any, broken: str, why: str
+) -> None:
+    for cell in (RIGHT, broken, 'check("small.center", center)'):
+        shell.run_cell(cell, store_history=True)
+    shown = shell.display_pub.outputs[-1]["data"][CHECK_MIME]
+    shell.run_cell(RIGHT, store_history=True)
+    shell.run_cell('check("small.center", center)', store_history=True)
+
+    assert shown["status"] == "not_run" and why in shown["message"]
+    assert shell.display_pub.outputs[-1]["data"][CHECK_MIME]["status"] == "passed"
+    assert read_progress(workspace).standing("small.center").attempts == 1
 
 
 def test_in_ipython_the_verdict_is_shown_with_its_record(workspace: Path) -> None:

@@ -7,9 +7,10 @@ import json
 import pytest
 
 from labkit.cli import main
-from labkit.cli.devices import describe_detection, format_detection
+from labkit.cli.devices import describe_detection, format_detection, format_devices
 from labkit.devices import detect
 from labkit.devices.detect import Detection, Device
+from labkit.devices.telemetry import Telemetry
 from tests.snapshots import assert_snapshot
 
 GIB = 2**30
@@ -69,7 +70,7 @@ def test_a_name_cannot_act_on_the_terminal(monkeypatch, capsys):
     monkeypatch.setattr(detect, "detect_devices", lambda: Detection("cuda:0", (hostile,), ()))
     assert main(["devices"]) == 0
     shown = capsys.readouterr().out
-    assert "H200\\x1b]0;title\\x07\\u202e\n" in shown
+    assert "H200\\x1b]0;title\\x07\\u202e " in shown
     assert "\x1b" not in shown
 
 
@@ -96,6 +97,8 @@ def test_the_json_object_has_every_key_and_null_for_the_unknown():
 def test_the_command_prints_the_screen(monkeypatch, capsys):
     monkeypatch.setattr(detect, "detect_devices", lambda: Detection("cuda:0", (GPU, CPU), ()))
     assert main(["devices"]) == 0
+    assert capsys.readouterr() == (format_devices(DETECTIONS[0], Telemetry()) + "\n", "")
+    assert main(["devices", "--all"]) == 0
     assert capsys.readouterr() == (format_detection(DETECTIONS[0]) + "\n", "")
 
 
@@ -103,6 +106,7 @@ def test_the_command_prints_one_json_object_of_this_machine(capsys):
     assert main(["devices", "--json"]) == 0
     out, err = capsys.readouterr()
     printed = json.loads(out)
-    assert list(printed) == ["schema_version", "best", "devices", "notes"]
+    keys = ["schema_version", "best", "devices", "notes", "telemetry", "paths", "processes"]
+    assert list(printed) == keys
     assert printed["devices"][-1]["kind"] == "cpu"
     assert err == ""

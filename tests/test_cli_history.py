@@ -44,6 +44,15 @@ def test_json_is_one_object_with_bytes(file, capsys):
     assert told["devices"][0]["peak"]["largest_free_bytes"] == 2 * MIB
 
 
+def test_two_snapshots_are_compared(file, capsys):
+    assert main(["history", str(file), str(file)]) == 0
+    assert "no line holds more or less" in capsys.readouterr().out
+    assert main(["history", str(file), str(file), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["snapshots"], told["devices"][0]["lines"]) == ([str(file)] * 2, [])
+    assert main(["history", str(file), str(file), "-o", "page.html"]) == 2
+
+
 def test_a_hostile_pickle_is_a_usage_error_and_runs_nothing(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "evil.pickle").write_bytes(pickle.dumps(Hostile(tmp_path / "taken")))

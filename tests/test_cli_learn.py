@@ -11,7 +11,7 @@ from labkit.cli import main
 from labkit.errors import LabkitError
 from labkit.lessons.catalog import Lab, listed_labs, load_exercises
 from labkit.lessons.learner import find_notebook
-from labkit.lessons.progress import read_progress, record_attempt
+from labkit.lessons.progress import read_progress, record_attempt, record_seen
 from labkit.lessons.workspace import update_workspace
 from tests.fakes.small_labs import TOML, write_labs
 
@@ -181,6 +181,12 @@ def test_the_notebook_last_worked_on_counts(desk: Desk) -> None:
         (desk.work / hidden).write_bytes(desk.notebook.read_bytes() + b" ")
     assert find_notebook(desk.work, lab) == desk.notebook
 
+    run = desk.work / "runs" / "2026-11-23" / "notebooks"
+    run.mkdir(parents=True)
+    (run.parent / "result.json").write_text("{}")
+    (run / "01_small.ipynb").write_bytes(desk.notebook.read_bytes() + b" ")
+    assert find_notebook(desk.work, lab) == desk.notebook
+
 
 def test_a_notebook_without_metadata_is_known_by_its_checks(desk: Desk) -> None:
     notebook = json.loads(desk.notebook.read_bytes())
@@ -193,11 +199,15 @@ def test_a_notebook_without_metadata_is_known_by_its_checks(desk: Desk) -> None:
 
 
 def test_progress_shows_where_one_stands(desk: Desk, capsys: Any) -> None:
-    record_attempt(desk.work, "small.double", passed=True)
+    record_seen(desk.work, "small.double")
+    record_attempt(desk.work, "small.double", passed=True, by="01_small.ipynb")
     record_attempt(desk.work, "small.center", passed=False)
 
     assert main(["progress"]) == 0
-    assert capsys.readouterr().out == "Small  1/2\n  [ ] center\n  [x] double\nall    1/2\n"
+    assert capsys.readouterr().out == (
+        "Small  1/2\n  [ ] center\n"
+        "  [x] double  (by 01_small.ipynb, after its solution was shown)\nall    1/2\n"
+    )
 
     _, value = run_json(capsys, "progress")
     assert value["labs"][0]["passed"] == 1
@@ -205,7 +215,22 @@ def test_progress_shows_where_one_stands(desk: Desk, capsys: Any) -> None:
         "name": "small.center",
         "passed": None,
         "attempts": 1,
+        "failures": 1,
+        "failed": None,
+        "by": None,
+        "seen": None,
     }
+
+
+def test_progress_is_cleared_by_name(desk: Desk, capsys: Any) -> None:
+    for name in ("small.double", "small.center"):
+        record_attempt(desk.work, name, passed=True)
+
+    assert main(["progress", "--clear", "small.double"]) == 0
+    assert capsys.readouterr().out == "Small  1/2\n  [x] center\n  [ ] double\nall    1/2\n"
+    assert main(["progress", "--clear", "small"]) == 0
+    assert capsys.readouterr().out.endswith("all    0/2\n")
+    assert main(["progress", "--clear", "smal"]) == 2
 
 
 def test_a_broken_progress_file_is_told(desk: Desk, capsys: Any) -> None:

@@ -69,6 +69,8 @@ def test_the_allocators_statistics_are_what_is_read():
     assert (gauge.name, gauge.read()) == ("cuda:0", Reading(1024, 4096))
     assert gauge.reset() == Reading(1024, 4096)
     assert cuda.calls == ["reset 0"]
+    cuda.statistics = {}  # never used
+    assert gauge.read() == Reading(0, 0)
 
 
 def test_an_allocator_without_statistics_is_not_measured():
@@ -81,22 +83,37 @@ def test_an_allocator_without_statistics_is_not_measured():
     cuda.reset_peak_memory_stats = refuse  # type: ignore[method-assign]
     assert CudaCounter(cuda, 0).read() is None
     assert CudaCounter(cuda, 0).reset() is None
+    ledger = Ledger(NoCounter("process"), find_devices=lambda: [CudaCounter(cuda, 0)])
+    with MemoryTracker(ledger=ledger) as tracked:
+        pass
+    assert tracked.use.spans == (BlockSpan("cuda:0", 0, None, None),)
+    assert repr(tracked).startswith("cuda:0: not measured\n")
 
 
-def test_a_device_that_was_never_used_holds_nothing():
+@pytest.mark.parametrize(("started", "names"), [(True, ["cuda:1", "cuda:0"]), (False, [])])
+def test_the_current_device_is_the_first_once_cuda_is_started(monkeypatch, started, names):
+    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=RecordedCuda(started)))
+    assert [gauge.name for gauge in find_cuda_counters()] == names
+
+
+def test_after_an_error_that_lasts_the_counters_still_answer(monkeypatch):
     cuda = RecordedCuda()
-    cuda.statistics = {}
-    assert CudaCounter(cuda, 0).read() == Reading(0, 0)
 
+    def refuse():
+        raise RuntimeError("CUDA error: device-side assert triggered")
 
-def test_the_current_device_is_the_first(monkeypatch):
-    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=RecordedCuda()))
-    assert [gauge.name for gauge in find_cuda_counters()] == ["cuda:1", "cuda:0"]
-
-
-def test_before_cuda_is_started_it_is_not_read(monkeypatch):
-    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=RecordedCuda(started=False)))
-    assert find_cuda_counters() == []
+    cuda.current_device = cuda.synchronize = refuse  # type: ignore[method-assign]
+    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=cuda))
+    assert [one.name for one in find_cuda_counters()] == ["cuda:0", "cuda:1"]
+    ledger = Ledger(NoCounter("process"))
+    tracked = MemoryTracker(ledger=ledger, synchronize=True)
+    tracked._wait_for_devices = lambda: None  # type: ignore[method-assign]
+    tracked.__enter__()
+    del tracked._wait_for_devices
+    with pytest.raises(RuntimeError, match="assert"):  # the user's own, at the end of the block
+        tracked.__exit__(None, None, None)
+    assert tracked.use is not None
+    assert ledger._open == []
 
 
 @pytest.mark.parametrize(
@@ -322,21 +339,14 @@ def test_the_profiler_writes_nothing_and_its_variable_is_as_before(level):
 
 def test_a_block_has_its_exact_peak_and_change():
     gpu = FakeDevice(level=100)
+    gpu.take(1000)
+    gpu.take(-1000)  # a peak before the block is not the block's
     with track(gpu)() as tracked:
         gpu.take(500)
         gpu.take(-450)
     assert tracked.use.spans == (BlockSpan("cuda:0", 100, 600, 150),)
     assert (tracked.use.spans[0].added_bytes, tracked.change_bytes) == (500, 50)
     assert tracked.peak_bytes == 600
-
-
-def test_a_peak_before_the_block_is_not_the_blocks():
-    gpu = FakeDevice()
-    gpu.take(1000)
-    gpu.take(-1000)
-    with track(gpu)() as tracked:
-        gpu.take(10)
-    assert tracked.peak_bytes == 10
 
 
 def test_the_outer_block_keeps_its_peak_from_before_within_and_after_the_inner():

@@ -121,15 +121,11 @@ def test_the_best_device_is_the_first_that_torch_sees():
     assert detection.notes == ()
 
 
-def test_a_gpu_carries_what_nvml_told():
-    gpu = join(make_nvml(make_gpu(0))).devices[0]
+def test_a_gpu_and_the_cpu_behind_it_carry_their_facts():
+    gpu, cpu = join(make_nvml(make_gpu(0))).devices
     assert (gpu.kind, gpu.name, gpu.uuid) == ("cuda", "NVIDIA H200", "GPU-00aa")
     assert (gpu.total_bytes, gpu.compute_capability) == (141 * GIB, "9.0")
     assert (gpu.driver, gpu.cuda, gpu.mig) == ("580.95.05", "13.0", False)
-
-
-def test_the_cpu_comes_last_with_its_facts():
-    cpu = join(make_nvml(make_gpu(0))).devices[-1]
     assert (cpu.kind, cpu.torch_name, cpu.name, cpu.uuid) == ("cpu", "cpu", "AMD EPYC", None)
     assert (cpu.cores, cpu.physical_cores, cpu.logical_cores) == (4, 2, 4)
 
@@ -140,152 +136,61 @@ def test_unlike_gpus_leave_the_number_open_and_say_how_to_settle_it():
     assert detection.notes == (ORDER_UNKNOWN,)
 
 
+LOST = make_gpu(0, trouble=make_trouble("gpu lost"))
+NO_LIBRARY = NvmlFacts(trouble=make_trouble("no library"))
+MISSED = "no NVIDIA driver here: libnvidia-ml.so.1 was not found"
+ONE = make_nvml(make_gpu(0))
+SPLIT_GPU = make_nvml(HALVED)
+UNSPLIT = make_nvml(make_gpu(0, mig_enabled=True))
+HALF_LOST = make_gpu(
+    0,
+    mig_enabled=True,
+    mig_instances=(NvmlGpu(0, trouble=make_trouble("gpu lost")), HALVED.mig_instances[0]),
+)
+CPU_WORDS = "torch 2.13.0+cpu is a CPU build"
+NO_CUDA = InstalledTorch("2.13.0", None)
+CU129 = InstalledTorch("2.13.0+cu129", "12.9")
+OLD_DRIVER = "the NVIDIA driver 580.95.05 (CUDA 12.2) is too old for torch 2.13.0+cu130 (CUDA 13.0)"
+
+
+def case(name, nvml, best, *notes, build=CUDA_BUILD, visible=None, **environment):
+    """The facts, torch's best device and the starts of the notes."""
+    if visible is not None:
+        environment["CUDA_VISIBLE_DEVICES"] = visible
+    return pytest.param(nvml, build, environment, best, notes, id=name)
+
+
 @pytest.mark.parametrize(
     ("nvml", "build", "environment", "best", "notes"),
     [
-        pytest.param(
-            NvmlFacts(trouble=make_trouble("no library")),
-            CUDA_BUILD,
-            {},
-            "cpu",
-            ("no NVIDIA driver here: libnvidia-ml.so.1 was not found",),
-            id="no driver",
-        ),
-        pytest.param(
-            NvmlFacts(trouble=make_trouble("no library")),
-            CPU_BUILD,
-            {},
-            "cpu",
-            (
-                "no NVIDIA driver here: libnvidia-ml.so.1 was not found",
-                "torch 2.13.0+cpu is a CPU build",
-            ),
-            id="no driver and a CPU build",
-        ),
-        pytest.param(
-            NvmlFacts(trouble=make_trouble("no library")),
-            CUDA_BUILD,
-            {"LABKIT_IN_CONTAINER": "1"},
-            "cpu",
-            (NOT_PASSED,),
-            id="the cuda lab without a GPU",
-        ),
-        pytest.param(
-            make_nvml(),
-            CUDA_BUILD,
-            {},
-            "cpu",
-            ("the NVIDIA driver is loaded but there is no GPU",),
-            id="no GPU",
-        ),
-        pytest.param(
-            make_nvml(make_gpu(0)),
-            CPU_BUILD,
-            {},
-            "cpu",
-            ("torch 2.13.0+cpu is a CPU build",),
-            id="a GPU and a CPU build",
-        ),
-        pytest.param(
-            make_nvml(make_gpu(0)),
-            InstalledTorch("2.13.0", None),
-            {},
-            "cpu",
-            ("torch 2.13.0 is built without CUDA",),
-            id="a build without CUDA",
-        ),
-        pytest.param(
-            make_nvml(make_gpu(0)),
-            None,
-            {},
-            None,
-            ("torch is not installed",),
-            id="no torch",
-        ),
-        pytest.param(
-            make_nvml(make_gpu(0)),
-            CUDA_BUILD,
-            {"CUDA_VISIBLE_DEVICES": ""},
-            "cpu",
-            ("CUDA_VISIBLE_DEVICES='' hides every GPU",),
-            id="hidden",
-        ),
-        pytest.param(
-            make_nvml(make_gpu(0)),
-            CUDA_BUILD,
-            {"CUDA_VISIBLE_DEVICES": "GPU-9"},
-            "cpu",
-            ("CUDA_VISIBLE_DEVICES='GPU-9' hides every GPU",),
-            id="hidden by UUID",
-        ),
-        pytest.param(
-            make_nvml(make_gpu(0), cuda="12.2"),
-            CUDA_BUILD,
-            {},
-            "cpu",
-            (
-                "the NVIDIA driver 580.95.05 (CUDA 12.2) is too old"
-                " for torch 2.13.0+cu130 (CUDA 13.0)",
-            ),
-            id="driver too old",
-        ),
-        pytest.param(
-            make_nvml(make_gpu(0), cuda="12.2"),
-            InstalledTorch("2.13.0+cu129", "12.9"),
-            {},
-            "cuda:0",
-            (),
-            id="driver of the same major version",
-        ),
-        pytest.param(
-            make_nvml(make_gpu(0, trouble=make_trouble("gpu lost"))),
-            CUDA_BUILD,
-            {"CUDA_VISIBLE_DEVICES": "0"},
-            "cpu",
-            ("GPU 0 (NVIDIA H200): the GPU is lost",),
-            id="the only GPU is lost",
-        ),
-        pytest.param(
-            make_nvml(make_gpu(0, mig_enabled=True)),
-            CUDA_BUILD,
-            {"CUDA_VISIBLE_DEVICES": "MIG-1"},
+        case("no driver", NO_LIBRARY, "cpu", MISSED),
+        case("no driver and a CPU build", NO_LIBRARY, "cpu", MISSED, CPU_WORDS, build=CPU_BUILD),
+        case("the cuda lab without a GPU", NO_LIBRARY, "cpu", NOT_PASSED, LABKIT_IN_CONTAINER="1"),
+        case("no GPU", make_nvml(), "cpu", "the NVIDIA driver is loaded but there is no GPU"),
+        case("a GPU and a CPU build", ONE, "cpu", CPU_WORDS, build=CPU_BUILD),
+        case("no CUDA", ONE, "cpu", "torch 2.13.0 is built without CUDA", build=NO_CUDA),
+        case("no torch", ONE, None, "torch is not installed", build=None),
+        case("hidden", ONE, "cpu", "CUDA_VISIBLE_DEVICES='' hides every GPU", visible=""),
+        case("hidden by UUID", ONE, "cpu", "'GPU-9' hides every GPU", visible="GPU-9"),
+        case("driver too old", make_nvml(make_gpu(0), cuda="12.2"), "cpu", OLD_DRIVER),
+        case("of the same major", make_nvml(make_gpu(0), cuda="12.2"), "cuda:0", build=CU129),
+        case("lost", make_nvml(LOST), "cpu", "GPU 0 (NVIDIA H200): the GPU is lost", visible="0"),
+        case("a MIG instance", SPLIT_GPU, "cuda:0", visible="MIG-2b"),
+        case("none chosen", SPLIT_GPU, "cuda", SPLIT),
+        case("no such instance", SPLIT_GPU, "cpu", "'MIG-9' hides every GPU", visible="MIG-9"),
+        case(
+            "an instance that NVML does not show",
+            UNSPLIT,
             "cuda",
-            ("GPU 0 (NVIDIA H200): it is split by MIG, and none",),
-            id="a MIG instance that NVML does not show",
+            "GPU 0 (NVIDIA H200): it is split by MIG, and none",
+            visible="MIG-1",
         ),
-        pytest.param(
-            make_nvml(HALVED),
-            CUDA_BUILD,
-            {"CUDA_VISIBLE_DEVICES": "MIG-2b"},
+        case(
+            "a lost instance beside a healthy one",
+            make_nvml(HALF_LOST),
             "cuda:0",
-            (),
-            id="a MIG instance",
-        ),
-        pytest.param(make_nvml(HALVED), CUDA_BUILD, {}, "cuda", (SPLIT,), id="none chosen"),
-        pytest.param(
-            make_nvml(HALVED),
-            CUDA_BUILD,
-            {"CUDA_VISIBLE_DEVICES": "MIG-9"},
-            "cpu",
-            ("CUDA_VISIBLE_DEVICES='MIG-9' hides every GPU",),
-            id="no such MIG instance",
-        ),
-        pytest.param(
-            make_nvml(
-                make_gpu(
-                    0,
-                    mig_enabled=True,
-                    mig_instances=(
-                        NvmlGpu(0, trouble=make_trouble("gpu lost")),
-                        HALVED.mig_instances[0],
-                    ),
-                )
-            ),
-            CUDA_BUILD,
-            {"CUDA_VISIBLE_DEVICES": "MIG-1a"},
-            "cuda:0",
-            ("a MIG instance of GPU 0 (NVIDIA H200): the GPU is lost",),
-            id="a lost MIG instance beside a healthy one",
+            "a MIG instance of GPU 0 (NVIDIA H200): the GPU is lost",
+            visible="MIG-1a",
         ),
     ],
 )
@@ -370,66 +275,51 @@ AMD = Accelerator("rocm", "AMD Instinct MI300X", 192 * GIB, "gfx942", False)
 INTEL = Accelerator("xpu", "Intel GPU 0xe20b")
 ROCM_BUILD = InstalledTorch("2.13.0+rocm7.1", hip="7.1")
 XPU_BUILD = InstalledTorch("2.13.0+xpu", xpu="20260000")
-NO_DRIVER = NvmlFacts(trouble=make_trouble("no library"))
-MISSED = "no NVIDIA driver here: libnvidia-ml.so.1 was not found"
+
+
+FOR_ROCM = "torch 2.13.0+rocm7.1 is built for ROCm"
+NO_KFD = AMD._replace(trouble="/dev/kfd does not exist")
 
 
 @pytest.mark.parametrize(
     ("build", "accelerators", "environment", "best", "notes"),
     [
-        pytest.param(ROCM_BUILD, (AMD,), {}, "cuda:0", (), id="AMD and a build for it"),
-        pytest.param(ROCM_BUILD, (AMD, AMD), {}, "cuda", (), id="two of AMD"),
-        pytest.param(
-            ROCM_BUILD, (AMD,), {"HIP_VISIBLE_DEVICES": "0"}, "cuda", (), id="AMD, maybe hidden"
+        (ROCM_BUILD, (AMD,), {}, "cuda:0", ()),
+        (ROCM_BUILD, (AMD, AMD), {}, "cuda", ()),
+        (ROCM_BUILD, (AMD,), {"HIP_VISIBLE_DEVICES": "0"}, "cuda", ()),
+        (XPU_BUILD, (INTEL,), {}, "xpu:0", ()),
+        (CUDA_BUILD, (AMD,), {}, "cpu", (f"{AMD.name}: torch 2.13.0+cu130 is not built for ROCm",)),
+        (
+            *(ROCM_BUILD, (INTEL,), {}, "cpu"),
+            (FOR_ROCM, "Intel GPU 0xe20b: torch 2.13.0+rocm7.1 is not built for XPU"),
         ),
-        pytest.param(XPU_BUILD, (INTEL,), {}, "xpu:0", (), id="Intel and a build for it"),
-        pytest.param(
-            CUDA_BUILD,
-            (AMD,),
-            {},
-            "cpu",
-            (MISSED, "AMD Instinct MI300X: torch 2.13.0+cu130 is not built for ROCm"),
-            id="AMD and a build for NVIDIA",
-        ),
-        pytest.param(
-            ROCM_BUILD,
-            (INTEL,),
-            {},
-            "cpu",
-            (
-                MISSED,
-                "torch 2.13.0+rocm7.1 is built for ROCm",
-                "Intel GPU 0xe20b: torch 2.13.0+rocm7.1 is not built for XPU",
-            ),
-            id="Intel and a build for AMD",
-        ),
-        pytest.param(
-            ROCM_BUILD,
-            (AMD._replace(trouble="/dev/kfd does not exist"),),
-            {},
-            "cpu",
-            (
-                MISSED,
-                "torch 2.13.0+rocm7.1 is built for ROCm",
-                "AMD Instinct MI300X: /dev/kfd does not exist",
-            ),
-            id="AMD, not passed on",
-        ),
-        pytest.param(None, (AMD,), {}, None, (MISSED,), id="AMD and no torch"),
+        (ROCM_BUILD, (NO_KFD,), {}, "cpu", (FOR_ROCM, f"{AMD.name}: /dev/kfd does not exist")),
+        (None, (AMD,), {}, None, ()),
+    ],
+    ids=[
+        "one",
+        "two",
+        "hidden",
+        "Intel",
+        "NVIDIA's-build",
+        "Intel-and-AMD's-build",
+        "not-passed-on",
+        "no-torch",
     ],
 )
 def test_gpus_of_other_makers_need_a_torch_built_for_them(
     build, accelerators, environment, best, notes
 ):
-    detection = join(NO_DRIVER, build, environment, accelerators)
-    assert (detection.best, detection.notes) == (best, notes)
+    detection = join(NO_LIBRARY, build, environment, accelerators)
+    missed = () if best not in ("cpu", None) else (MISSED,)
+    assert (detection.best, detection.notes) == (best, (*missed, *notes))
     assert [device.kind for device in detection.devices[:-1]] == [
         found.kind for found in accelerators
     ]
 
 
 def test_a_gpu_of_amd_carries_its_architecture():
-    device = join(NO_DRIVER, ROCM_BUILD, accelerators=(AMD,)).devices[0]
+    device = join(NO_LIBRARY, ROCM_BUILD, accelerators=(AMD,)).devices[0]
     assert (device.compute_capability, device.total_bytes) == ("gfx942", 192 * GIB)
 
 

@@ -858,7 +858,7 @@ TORCH_FAULTS = {
     ),
     "an architecture without code": (
         "RuntimeError: CUDA error: no kernel image is available for execution on the device",
-        ("allocate", OLDER_BUILD),
+        ("allocate", "pip install torch"),
     ),
     "error 803": (
         "RuntimeError: Unexpected error from cudaGetDeviceCount(). Error 803: system has "

@@ -16,6 +16,9 @@ from traitlets.config.loader import PyFileConfigLoader
 from labkit.host.distribution import Distribution
 from labkit.jupyter import cells, extension
 from labkit.known_errors.match import explain_text, hint_at
+from labkit.lessons.catalog import listed_labs
+from labkit.lessons.notebooks import make_learner_notebook, notebook_bytes
+from tests.fakes.small_labs import write_labs
 from tests.notebooks import run_cells
 
 REPOSITORY = Path(__file__).parents[1]
@@ -68,6 +71,24 @@ def test_on_a_machine_without_a_gpu_the_fix_is_another_device(monkeypatch, error
     assert "best_device()" in cells.explain_known_error(error)
     monkeypatch.setattr(cells, "has_gpu", lambda: True)
     assert "best_device" not in cells.explain_known_error(error)
+
+
+def test_a_name_from_a_cell_that_has_not_run_names_that_cell(shell, tmp_path, monkeypatch):
+    lab = listed_labs(write_labs(tmp_path / "labs"))[0]
+    notebook = tmp_path / "01_small.ipynb"
+    notebook.write_bytes(notebook_bytes(make_learner_notebook(lab)))
+    monkeypatch.setenv("JPY_SESSION_NAME", str(notebook))
+
+    (imported,) = show(shell, "def center(x: torch.Tensor): return x")
+    (defined,) = show(shell, "scale * 2")
+
+    assert imported["text/plain"] == (
+        'torch comes from the first code cell under "Small", which has not run in this kernel: '
+        "run it first (or Run > Run All Above Selected Cell)"
+    )
+    assert '<a href="#Small">Small</a>' in imported["text/html"]
+    assert defined["text/plain"].startswith("scale comes from a cell under")
+    assert show(shell, "nobody_defines_this") == []
 
 
 def test_the_error_that_led_to_another_is_read_too(shell):

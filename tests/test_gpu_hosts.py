@@ -69,7 +69,8 @@ def plan(checkout, root):
 
     def play(answers, settings=Settings(), machine=ADA, **options):  # noqa: B008
         run = FakeRunner({start: answer for start, answer in answers.items() if answer})
-        facts = probe_host(checkout, settings, Steps(io.StringIO()), run, root, machine=machine)
+        played = {"machine": machine, "find_program": str}  # each program is installed
+        facts = probe_host(checkout, settings, Steps(io.StringIO()), run, root, **played)
         return make_plan(checkout, settings, facts, **options)
 
     return play

@@ -1,4 +1,4 @@
-"""Devices and their memory on a real NVIDIA GPU: against nvidia-smi and against torch itself."""
+"""Devices and their memory on an NVIDIA GPU: against nvidia-smi and against torch itself."""
 
 from __future__ import annotations
 
@@ -95,21 +95,26 @@ def test_the_figures_are_those_of_nvidia_smi(held, query, attribute):
     assert abs(getattr(held, attribute) / MIB - int(told)) <= SLACK_MIB
 
 
-def test_what_is_unaccounted_is_under_a_hundredth_of_the_total(held):
+def test_what_is_unaccounted_is_little(held):
     if held.this_process.context_bytes is None or held.other_processes_bytes is None:
         pytest.skip(
             "in a container with several processes on the GPU it is not known which is ours"
         )
-    assert abs(held.unaccounted_bytes) < held.total_bytes / 100
+    # 9 MiB on an H100; a hundredth of a small card is less than what rounds away elsewhere.
+    assert abs(held.unaccounted_bytes) < max(held.total_bytes / 100, 64 * MIB)
 
 
 def test_a_snapshot_makes_no_context():
     script = (
-        "from labkit.memory.balance.read import take_snapshot\n"
-        "from labkit.memory.balance.read import has_loaded\n"
+        "from labkit.memory.balance.read import may_use_cuda, take_snapshot\n"
         "from labkit.devices.detect import detect_devices\n"
         "detect_devices(), take_snapshot()\n"
-        "print(has_loaded('libcuda.so'))"
+        "print('libcuda.so' in open('/proc/self/maps').read(), may_use_cuda())\n"
+        "import torch\n"
+        "take_snapshot(), torch.cuda.is_available()\n"
+        "print(may_use_cuda(), torch.cuda.is_initialized())\n"
+        "torch.ones(1, device='cuda')\n"
+        "print(may_use_cuda())"
     )
     done = subprocess.run(
         [sys.executable, "-c", script],
@@ -119,7 +124,7 @@ def test_a_snapshot_makes_no_context():
         check=False,
         timeout=60,
     )
-    assert (done.stdout, done.stderr) == ("False\n", "")
+    assert (done.stdout, done.stderr) == ("False False\nFalse False\nNone\n", "")
 
 
 def test_every_gpu_of_nvidia_smi_is_listed():

@@ -13,14 +13,14 @@ from labkit.memory.allocations.analysis import (
     NO_STACK,
     Place,
     analyse,
+    compare_histories,
     find_place,
-    judge_file,
 )
 from labkit.memory.allocations.page import make_page, merge_runs
 from labkit.memory.allocations.replay import Held, LayoutSpan
 from labkit.memory.allocations.snapshot import StackReader, read_recording
-from labkit.memory.allocations.view import describe_history
-from labkit.memory.track.frames import Frame
+from labkit.memory.allocations.view import describe_comparison, describe_history, explain_failure
+from labkit.memory.track.frames import Frame, judge_file
 from tests.fakes.allocator import (
     MAIN,
     MIB,
@@ -44,11 +44,21 @@ def understand(*allocators, **own):
     [
         ("/home/ada/train.py", "user"),
         ("C:\\work\\train.py", "user"),
+        ("/tmp/ipykernel_12/345.py", "user"),
         ("<ipython-input-3-abc>", "user"),
+        ("<stdin>", "user"),
+        ("<frozen importlib._bootstrap>", "own"),
         (TORCH, "own"),
         ("C:\\py\\Lib\\site-packages\\torch\\_ops.py", "own"),
         ("/opt/pytorch/torch/_ops.py", "own"),
         ("/tmp/torchinductor_ada/ab/cabc.py", "own"),
+        ("/cache/t6/ct6huxqvnkehsucllflhta6eudhzs47i52beiszhzl5vw5gfof3f.py", "own"),
+        ("/home/ada/t6/ct6.py", "user"),
+        ("??", "own"),
+        ("", "own"),
+        ("CUDACachingAllocator.cpp", "own"),
+        ("/usr/lib/libtorch_cuda.so.1", "own"),
+        ("<__array_function__ internals>", "own"),
         ("<eval_with_key>.7", "own"),
         ("/usr/lib/python3.11/contextlib.py", "own"),
         ("/v/lib/python3.12/site-packages/IPython/core/interactiveshell.py", "own"),
@@ -80,6 +90,15 @@ def test_a_stack_of_torchs_alone_tells_its_innermost_line():
     assert locate(frame(TORCH, 1), frame(TORCH, 2)).frame == Frame(TORCH, 1, "<module>")
 
 
+def test_frames_of_cpp_are_skipped():
+    # As torch records by default (stacks="all").
+    cpp = [frame("??", 0, "torch::unwind::unwind()"), frame("RegisterCUDA_0.cpp", 0, "at::empty")]
+    line = Frame("/home/ada/train.py", 20, "forward")
+    assert locate(*cpp, *stack_of(20)) == Place(line)
+    assert locate(*cpp) == Place(None, NO_STACK)
+    assert locate(*cpp, frame(TORCH, 1)).frame == Frame(TORCH, 1, "<module>")
+
+
 def test_a_block_without_a_stack():
     assert locate() == Place(None, NO_STACK)
     assert locate(event=None) == Place(None, BEFORE)
@@ -88,6 +107,75 @@ def test_a_block_without_a_stack():
 def test_the_text():
     own = {"max_entries": 1000, "sources": [["/home/ada/train.py", 20, "h = self.layer(h)"]]}
     assert_snapshot("history", repr(understand(make_training(), **own)))
+
+
+def make_failure(stream=0, asked=8 * MIB):
+    """A failed request beside a free piece of its own, of stream 1, and of a private pool."""
+    pools = [(0, (0, 0), MIB), (1, (0, 0), 9 * MIB), (stream, (0, 1), 20 * MIB)]
+    segments = [
+        {
+            "address": (place + 1) * 2**40,
+            "total_size": size,
+            "stream": of,
+            "segment_pool_id": pool,
+            "blocks": [{"size": size, "state": "inactive"}],
+        }
+        for place, (of, pool, size) in enumerate(pools)
+    ]
+    event = {"action": "oom", "size": asked, "stream": stream, "user_metadata": "epoch 3"}
+    return analyse(read_recording({"segments": segments, "device_traces": [[event]]}))
+
+
+def test_free_pieces_that_a_request_cannot_use_are_explained():
+    history = make_failure()
+    assert "epoch 3" in repr(history)
+    (device,) = history.devices
+    reason = explain_failure(device.failures[0])
+    assert "20.0 MiB is in private pools of CUDA graphs" in reason
+    assert "9.0 MiB belongs to other streams" in reason
+    assert reason in repr(history)
+    assert "private pools" in make_page(history)
+    (shown,) = describe_history(history)["devices"]
+    assert (shown["out_of_memory"][0]["reason"], shown["end"]["free_private_bytes"]) == (
+        reason,
+        20 * MIB,
+    )
+    own = make_failure(stream=1).devices[0]  # the piece of 9 MiB is its own
+    assert explain_failure(own.failures[0]) is None
+    assert explain_failure(make_failure(asked=30 * MIB).devices[0].failures[0]) is None
+
+
+@pytest.mark.parametrize(("size", "said"), [(MIB, False), (100 * MIB, True)])
+def test_a_little_free_memory_is_not_called_fragmented(size, said):
+    allocator = FakeAllocator().start()
+    held = [allocator.alloc(size) for _ in range(20)]
+    for address in held[::2]:
+        allocator.free(address)
+    allocator.alloc(20 * size)
+    assert ("it is fragmented" in repr(understand(allocator))) is said
+
+
+def test_two_recordings_are_compared_by_line():
+    def run(steps):
+        allocator = FakeAllocator().start()
+        allocator.alloc(3 * MIB, stack_of(12))
+        for _ in range(steps):
+            allocator.alloc(MIB, stack_of(20))
+        return understand(allocator)
+
+    compared = compare_histories(run(2), run(5))
+    text = repr(compared)
+    assert "live at the end 5.0 MiB -> 8.0 MiB (+3.0 MiB)" in text
+    assert "+3.0 MiB  2 -> 5 blocks" in text
+    assert "train.py:20 in forward" in text
+    assert "train.py:12" not in text
+    (device,) = describe_comparison(compared)["devices"]
+    assert (device["end_bytes"], len(device["lines"])) == ([5 * MIB, 8 * MIB], 1)
+    assert "no line holds more or less" in repr(compare_histories(run(2), run(2)))
+    fewer = compare_histories(
+        run(2), analyse(read_recording({"segments": [], "device_traces": []}))
+    )
+    assert "(-5.0 MiB)" in repr(fewer)
 
 
 def test_a_truncated_recording_says_what_that_means():
@@ -150,7 +238,14 @@ def test_the_json():
     told = describe_history(understand(make_training(), max_entries=1000))
     (device,) = json.loads(json.dumps(told))["devices"]
     line = {"file": "/home/ada/train.py", "line": 20, "function": "forward"}
-    first = {**line, "via": None, "words": None, "held_bytes": 6 * MIB, "blocks": 6}
+    first = {
+        **line,
+        "via": None,
+        "words": None,
+        "metadata": None,
+        "held_bytes": 6 * MIB,
+        "blocks": 6,
+    }
     peak, shortage = device["peak"], device["out_of_memory"][0]
     assert (device["device"], device["events"], device["truncated"]) == ("cuda:0", 48, False)
     assert (peak["live_bytes"], peak["reserved_bytes"], peak["event"]) == (10 * MIB, 12 * MIB, 39)
@@ -210,6 +305,7 @@ def test_hostile_names_cannot_act_on_a_terminal():
     allocator = FakeAllocator().start()
     allocator.alloc(MIB, [frame(name, 1, name)])
     allocator.fail(MIB, frames=[frame(PACKAGE, 1, name), frame(name, 1, name)])
+    allocator.events[-1]["user_metadata"] = name
     text = repr(understand(allocator, sources=[[name, 1, name]]))
     assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202e]", text)
     assert "\nout of memory" not in text

@@ -32,7 +32,7 @@ GROUND = ("errors", "text", "files", "process", "render", "charts")
 BARE_WINGS = (*GROUND, "host", "known_errors", "launch", "doctor")
 
 MODELS, VIEWS, PAGES = ("model", "result"), ("view", "page", "console"), "report"
-WINGS_WITH_MODELS = ("memory", "notebooks")
+WINGS_WITH_MODELS = ("memory", "notebooks", "prove")
 
 BANNED = ("moot", "anew", "told", "crew", "floods", "loners", "Pretence")
 
@@ -49,6 +49,7 @@ PUBLIC_NAMES = {
     "plot_memory",
     "record_allocations",
     "sample_memory",
+    "solution",
     "track_memory",
     "unload_ipython_extension",
     "watch_memory",

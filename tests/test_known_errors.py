@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from pathlib import Path
 
 import pytest
@@ -9,9 +11,12 @@ import pytest
 from labkit.host.distribution import Distribution
 from labkit.host.packages import Fix
 from labkit.known_errors import KNOWN_ERRORS
+from labkit.known_errors.catalog import read_catalogs
 from labkit.known_errors.match import explain_text
 from labkit.known_errors.model import CERTAINTIES, KnownError
-from tests.fakes.error_texts import FACTS, ORDINARY, TEXTS
+from labkit.known_errors.page import format_page
+from tests.fakes.error_texts import ORDINARY
+from tests.snapshots import RENEW_VARIABLE
 
 
 def names(text):
@@ -19,39 +24,30 @@ def names(text):
     return [found.error.name for found in explain_text(text).found]
 
 
-@pytest.mark.parametrize(
-    ("name", "text"),
-    [pytest.param(name, text, id=f"{name}-{number}") for number, (name, text) in enumerate(TEXTS)],
-)
-def test_a_real_text_gives_exactly_its_known_error(name, text):
+SAMPLES = [
+    pytest.param(error.name, text, id=f"{error.name}-{number}")
+    for error in KNOWN_ERRORS
+    for number, text in enumerate(error.samples)
+]
+UNLIKE = [
+    pytest.param(error.name, text, id=f"{error.name}-{number}")
+    for error in KNOWN_ERRORS
+    for number, text in enumerate(error.unlike)
+]
+
+
+@pytest.mark.parametrize(("name", "text"), SAMPLES)
+def test_each_sample_gives_exactly_its_known_error_however_it_is_pasted(name, text):
     assert names(text) == [name]
-
-
-@pytest.mark.parametrize(
-    ("name", "text"),
-    [pytest.param(name, text, id=f"{number} {name}") for number, name, text in FACTS],
-)
-def test_each_text_of_the_facts_is_found_as_it_stands_there(name, text):
-    assert names(text) == [name]
-    assert names(f"a line before\n  {text}: and more\na line after") == [name]
-
-
-def test_all_twenty_four_facts_are_tested():
-    assert {number for number, _, _ in FACTS} == set(range(1, 25))
-
-
-@pytest.mark.parametrize(("name", "text"), TEXTS, ids=[str(n) for n in range(len(TEXTS))])
-def test_a_text_is_known_in_the_middle_of_a_wrapped_and_coloured_log(name, text):
-    wrapped = (
-        text.replace(" ", "\n", 1) if "\n" not in text and "nvrm" not in text.lower() else text
-    )
-    log = f"step 1 of 9\r\n\x1b[31mboth of these lines are harmless\x1b[0m\r\n{text}\r\ndone"
+    log = f"step 1 of 9\r\n\x1b[31mboth of these lines are harmless\x1b[0m\r\n{text}\r\nend"
     assert names(log) == [name]
+    wrapped = text if "\n" in text or "nvrm" in text.lower() else text.replace(" ", "\n", 1)
     assert names(f"> {wrapped}") in ([name], [])  # never another one
 
 
-def test_every_known_error_has_a_real_text():
-    assert {name for name, _ in TEXTS} == {error.name for error in KNOWN_ERRORS}
+@pytest.mark.parametrize(("name", "text"), UNLIKE)
+def test_a_text_that_only_resembles_a_known_error_is_not_taken_for_it(name, text):
+    assert name not in names(text)
 
 
 def test_names_are_single_and_what_a_known_error_brings_is_known():
@@ -72,6 +68,8 @@ def test_each_known_error_says_all_it_must(error):
     assert error.cause and not error.cause.endswith(".")
     assert error.fix.anywhere
     assert error.certainty in CERTAINTIES
+    assert re.fullmatch(r"[\w.-]+/[\w./-]+(?:#\d+)?", error.source)
+    assert error.samples and error.unlike
 
 
 LIBRARY_LOG = """\
@@ -183,6 +181,14 @@ def test_the_fix_is_the_one_of_the_distribution():
     assert fedora["fix"].startswith("sudo dnf install nvidia-container-toolkit && ")
     assert found.describe()["found"][0]["fix"].startswith("install the NVIDIA Container Toolkit")
     assert sorted(fedora["fix_elsewhere"]) == ["arch", "debian", "fedora", "suse"]
+
+
+def test_the_page_of_known_errors_is_current():
+    page = Path(__file__).parents[1] / "docs" / "known-errors.md"
+    text = format_page(read_catalogs())
+    if os.environ.get(RENEW_VARIABLE):
+        page.write_text(text, encoding="utf-8")
+    assert page.read_text("utf-8") == text, "renew it with: pytest --renew-snapshots"
 
 
 def test_a_known_error_of_ones_own_serves_too():

@@ -206,6 +206,98 @@ def test_nothing_found_is_nothing_said():
     assert format_explanation(explain_text("all is well"), UNKNOWN) == ""
 
 
+RETRY = (
+    "#9 2.1 WARNING: Retrying (Retry(total=4)) after connection broken by 'NewConnectionError("
+    "[Errno -3] Temporary failure in name resolution')': /whl/cu130/torch/\n"
+)
+FAILED = (
+    '#12 ERROR: process "/bin/sh -c ./check" did not complete successfully: exit code: 1\n'
+    'failed to solve: process "/bin/sh -c ./check" did not complete successfully: exit code: 1\n'
+)
+
+
+@pytest.mark.parametrize(
+    ("log", "certainties"),
+    [
+        pytest.param(
+            RETRY + "#9 3.0 Downloading torch-2.13.0-cp312.whl (190 MB)\n" + FAILED,
+            {"buildkit-step-failed": "possible"},
+            id="the retry succeeded, and another step failed",
+        ),
+        pytest.param(RETRY, {"no-name-server": "possible"}, id="nothing after the retry"),
+        pytest.param(
+            RETRY + "#9 9.9 ERROR: No matching distribution found for torch\n",
+            {"no-name-server": "certain", "no-build": "likely"},
+            id="the retries failed",
+        ),
+        pytest.param(
+            RETRY + "#10 3.0 Downloading numpy-2.4.0.whl (19 MB)\n",
+            {"no-name-server": "possible"},
+            id="another stage went on",
+        ),
+        pytest.param(
+            "bind: address already in use\nThe Jupyter Server is running at http://127.0.0.1:8889/",
+            {},
+            id="the next port was free",
+        ),
+    ],
+)
+def test_a_retry_counts_only_as_far_as_the_log_shows_that_it_failed(log, certainties):
+    found = explain_text(log).found
+    assert {each.error.name: each.error.certainty for each in found} == certainties
+
+
+def test_a_failed_build_does_not_quote_an_earlier_retry_as_its_cause():
+    assert explain_text(RETRY + "#9 3.0 Collecting torch\n" + FAILED).sure is None
+    assert explain_text(RETRY + FAILED).sure is None
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "3f2a9c1 fix: CUDA out of memory in the second epoch (#1234)",
+        "* Handle 'No space left on device' in the cache",
+        "- Avoid the illegal memory access was encountered when the batch is empty",
+        "$ sudo dmesg | grep 'GPU has fallen off the bus'",
+        "If you get CUDA error: device-side assert triggered, check the labels.",
+        "| `no kernel image is available for execution on the device` | install cu126 |",
+        "There was no CUDA out of memory",
+        'raise SystemExit(1) if "CUDA out of memory" in str(error) else error',
+        "Segmentation fault happens when two OpenMP libraries are loaded",
+        "The bug behind `Key was rejected by service` was fixed in 1.2",
+    ],
+)
+def test_a_sentence_about_an_error_gives_no_cause(line):
+    assert explain_text(f"before\n{line}\nafter").found == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "fix"),
+    [
+        (
+            "NVIDIA GeForce RTX 5090\nno kernel image is available for execution on the device",
+            "whl/cu130",
+        ),
+        ("Tesla V100-SXM2-16GB\nno kernel image is available for execution on the device", "cu126"),
+        ("CUDA capability sm_61 is not compatible with the current PyTorch", "whl/cu126"),
+        (
+            "NVIDIA GeForce GTX 1080\nDriver Version: 595.71\ncouldn't communicate with the NVIDIA "
+            "driver\n:: pacman -Syu",
+            "580xx",
+        ),
+        ("Linux 5.15.0-microsoft-standard-WSL2\nNo CUDA GPUs are available", "Windows"),
+        ("/snap/docker/x\nload library failed: libnvidia-ml.so.1: cannot open", "snap remove"),
+        ("docker run x\nFailed to initialize NVML: Unknown Error", "no-cgroups=false"),
+        ("docker exec x\nFailed to initialize NVML: Unknown Error", "make down up"),
+        ("libcudart.so.13: cannot open shared object file", "cu130"),
+        ("libcudart.so.12: cannot open shared object file", "cu126"),
+    ],
+)
+def test_what_the_text_says_of_its_machine_chooses_the_fix(text, fix):
+    shown = format_explanation(explain_text(text), UNKNOWN)
+    assert fix in shown.partition("try: ")[2].partition("\n")[0]
+
+
 def test_quotes_that_a_journal_escapes_are_read_as_quotes():
     line = r'dockerd[22]: level=error msg="could not select device driver \"nvidia\" with '
     found = explain_text(line + 'capabilities: [[gpu]]"')

@@ -32,6 +32,8 @@ VARIABLES = (
     "FAST",
     "SIMULATED",
     "PYTEST",
+    "QUICK",
+    "PROVE",
     "FIX",
     "DEEP",
     "PYTHON",
@@ -143,6 +145,10 @@ LABKIT = ["-E", "-m", "labkit"]
         (["docs"], ["docs"]),
         (["devices"], ["exec", "--", "labkit", "devices"]),
         (["doctor", "FIX=1", "DEEP=1"], ["doctor", "--fix", "--deep"]),
+        (
+            ["prove", "QUICK=1", "PROVE=--skip labs"],
+            ["exec", "--", "labkit", "prove", "--quick", "--skip", "labs"],
+        ),
         (
             ["estimate", "STEP=my train.py:make_step", "DEVICE=24 GiB"],
             [*["exec", "--", "labkit", "estimate"], "my train.py:make_step", "--device", "24 GiB"],

@@ -228,3 +228,72 @@ def test_the_real_binding_raises_what_the_gate_expects():
         assert trouble.kind == "no library"
     else:
         assert read_nvml(pynvml).driver_version or read_nvml(pynvml).trouble
+
+
+# The health of one GPU, for `labkit prove`
+
+
+class HealthBinding(FakeBinding):
+    """A binding whose GPUs answer every query by its name; a query that is missing is refused."""
+
+    def __getattr__(self, name):
+        if not name.startswith("nvmlDeviceGet"):
+            raise AttributeError(name)
+
+        def query(gpu, *arguments):
+            found = gpu.get(name.removeprefix("nvmlDeviceGet"), nvml.NOT_SUPPORTED)
+            return answer(found[arguments[0]] if isinstance(found, dict) else found)
+
+        return query
+
+    def nvmlDeviceGetMemoryInfo(self, gpu, version=None):
+        if version is None:
+            return SimpleNamespace(total=gpu["total"])
+        return SimpleNamespace(total=gpu["total"], used=gpu["used"])
+
+
+HEALTH = {
+    "used": 3 * GIB,
+    "PowerUsage": 699_500,
+    "CurrentClocksEventReasons": 0x1004,
+    "ClockInfo": {1: 1290, 2: 2619},
+    "MaxClockInfo": {1: 1980, 2: 2619},
+    "EnforcedPowerLimit": 350_000,
+    "PowerManagementDefaultLimit": 700_000,
+    "RemappedRows": (1, 2, 0, 1),
+    "MemoryBusWidth": 5120,
+    "CurrPcieLinkWidth": 1004,
+}
+
+
+def test_a_meter_reads_the_gpu_of_its_uuid_and_leaves_refused_figures_unknown():
+    gpus = [nvml.GPU_IS_LOST, make_gpu(uuid="GPU-bbbb"), make_gpu(**HEALTH)]
+    binding = HealthBinding(gpus)
+    with nvml.GpuMeter("GPU-aaaa", binding) as meter:
+        load, hardware = meter.read_load(), meter.read_hardware()
+    assert load == nvml.GpuLoad(1290, 2619, 699.5, None, ("power cap",), None, 1004)
+    assert (hardware.power_limit_watts, hardware.default_power_limit_watts) == (350.0, 700.0)
+    assert (hardware.remapped_rows, hardware.row_remap_failed) == (3, True)
+    assert (hardware.ecc_errors, hardware.processes) == (None, None)
+    assert (hardware.total_bytes, hardware.used_bytes) == (141 * GIB, 3 * GIB)
+    assert binding.calls == ["init", "shutdown"]
+
+
+@pytest.mark.parametrize(
+    ("gpus", "uuid", "found"),
+    [
+        ([make_gpu(**HEALTH)], "GPU-other", True),
+        ([make_gpu(**HEALTH), make_gpu(uuid="GPU-bbbb")], "GPU-other", False),
+        ([], None, False),
+    ],
+    ids=["the only one", "one of two", "none"],
+)
+def test_a_meter_without_a_match_takes_only_the_only_gpu(gpus, uuid, found):
+    with nvml.GpuMeter(uuid, HealthBinding(gpus)) as meter:
+        assert (meter.read_load().sm_mhz is not None) is found
+
+
+def test_a_meter_without_a_driver_knows_nothing():
+    with nvml.GpuMeter("GPU-aaaa", FakeBinding(init=9)) as meter:
+        assert meter.read_load() == nvml.GpuLoad()
+        assert meter.read_hardware() == nvml.GpuHardware()

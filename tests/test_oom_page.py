@@ -17,16 +17,17 @@ from labkit.memory.balance.model import Balance, Snapshot, ThisProcess
 from labkit.memory.oom.live import Budget, Root, find_live_tensors, list_roots
 from labkit.memory.oom.model import (
     AllocationFailure,
+    AllocatorBlocks,
     Holder,
     LiveTensor,
     LiveTensors,
     OutOfMemoryPage,
     find_out_of_memory,
     list_measures,
+    read_cache,
     read_failure,
-    read_largest_block,
 )
-from labkit.memory.oom.view import list_tensors
+from labkit.memory.oom.view import list_figures, list_tensors
 from tests.fakes.nvml import ROOT
 from tests.test_cli_memory import GPU, in_checkout
 
@@ -49,13 +50,26 @@ OUTPUT = LiveTensor(
 )
 FRAME = LiveTensor(3 * GIB, (12288, 65536), "float32", (Holder("frame", "hidden in forward()"),))
 # The example of docs/memory.md.
-PAGE = OutOfMemoryPage(read_failure(TEXT), GPU, int(1.5 * GIB), LiveTensors((MODEL, OUTPUT, FRAME)))
+PAGE = OutOfMemoryPage(
+    read_failure(TEXT), GPU, AllocatorBlocks(int(1.5 * GIB)), LiveTensors((MODEL, OUTPUT, FRAME))
+)
+# torch 2.14 with backend:cudaMallocAsync.
+ASYNC_TEXT = """Allocation on device 1 would exceed allowed memory. (out of memory)
+Currently allocated     : 2.93 GiB
+Requested               : 900.00 MiB
+Device limit            : 3.75 GiB
+Free (according to CUDA): 432.00 MiB
+PyTorch limit (set by user-supplied memory fraction)
+                        : 17179869184.00 GiB"""
 
 
-def segment(*blocks, device=0):
+def segment(*blocks, device=0, **facts):
     """A segment as torch.cuda.memory_snapshot() tells it."""
-    named = [{"state": state, "size": size, "address": 0} for state, size in blocks]
-    return {"device": device, "total_size": sum(b["size"] for b in named), "blocks": named}
+    named = [
+        {"state": state, "size": size, "requested_size": size - size % 100}
+        for state, size in blocks
+    ]
+    return {"device": device, "stream": 0, "segment_pool_id": (0, 0), "blocks": named, **facts}
 
 
 class FakeCuda:
@@ -70,6 +84,9 @@ class FakeCuda:
 
     def current_device(self):
         return 1
+
+    def current_stream(self, index):
+        return types.SimpleNamespace(cuda_stream=0)
 
 
 def fake_torch(*segments):
@@ -106,9 +123,31 @@ def test_other_texts(text, asked, device, allowed):
     assert (seen.asked_bytes, seen.device, seen.allowed_bytes) == (asked, device, allowed)
 
 
+def test_the_text_of_cuda_malloc_async():
+    assert read_failure(ASYNC_TEXT) == AllocationFailure(
+        device="cuda:1",
+        asked_bytes=900 * MIB,
+        total_bytes=round(3.75 * GIB),
+        free_bytes=432 * MIB,
+        allocated_bytes=round(2.93 * GIB),
+    )
+    limited = read_failure(ASYNC_TEXT.replace("17179869184.00 GiB", "3.00 GiB"))
+    assert limited.allowed_bytes == 3 * GIB
+
+
+def test_what_is_free_in_private_pools_is_not_tensors():
+    text = TEXT.replace("PyTorch, and", "PyTorch, with 20.00 GiB allocated in private pools, and")
+    seen = read_failure(text)
+    assert (seen.allocated_bytes, seen.pooled_bytes, seen.cached_bytes) == (
+        4 * GIB,
+        20 * GIB,
+        6 * GIB,
+    )
+
+
 def test_which_errors_are_about_memory():
-    real = torch.OutOfMemoryError(TEXT)
-    assert find_out_of_memory(real) is real
+    for real in (torch.OutOfMemoryError("any text"), RuntimeError(TEXT), RuntimeError(ASYNC_TEXT)):
+        assert find_out_of_memory(real) is real
     for other in (None, ValueError("no"), RuntimeError("disk out of memory"), MemoryError()):
         assert find_out_of_memory(other) is None
 
@@ -137,15 +176,17 @@ def test_errors_that_lead_to_each_other_come_to_an_end():
     assert find_out_of_memory(first) is None
 
 
-def test_the_largest_block_is_of_this_device_and_free():
+def test_the_cache_of_a_device():
     cuda = FakeCuda(
-        segment(("active_allocated", 900), ("inactive", 300)),
+        segment(("active_allocated", 900), ("inactive", 300), ("active_allocated", 512)),
         segment(("inactive", 200), ("active_pending_free", 800)),
-        segment(("inactive", 700), device=1),
+        segment(("inactive", 700), device=1, is_expandable=True),
+        segment(("inactive", 400), stream=7),
+        segment(("inactive", 2000), segment_pool_id=(0, 1)),
     )
-    assert read_largest_block(cuda, "cuda:0") == 300
-    assert read_largest_block(cuda, "cuda:1") == 700
-    assert read_largest_block(FakeCuda(), "cuda:0") == 0
+    assert read_cache(cuda, "cuda:0") == AllocatorBlocks(300, 400, 1400)
+    assert read_cache(cuda, "cuda:1") == AllocatorBlocks(700, 0, 0, expandable=True)
+    assert read_cache(FakeCuda(), "cuda:0") == AllocatorBlocks(0, 0, 0)
 
 
 def test_an_allocator_that_tells_no_segments():
@@ -153,7 +194,7 @@ def test_an_allocator_that_tells_no_segments():
         def memory_snapshot(self, *, include_traces):
             raise RuntimeError("not supported by this allocator")
 
-    assert read_largest_block(Silent(), "cuda:0") is None
+    assert read_cache(Silent(), "cuda:0") is None
 
 
 @in_checkout
@@ -215,8 +256,45 @@ def test_memory_in_pieces_is_named_first():
         "enough is cached, but in smaller pieces: start the kernel with"
         " PYTORCH_ALLOC_CONF=expandable_segments:True"
     )
-    whole = replace(page, largest_block_bytes=5 * GIB)
-    assert not any("smaller pieces" in words for words in say(whole))
+    assert "allocate the largest tensors first" in " ".join(
+        say(replace(page, cache=AllocatorBlocks(GIB, expandable=True)))
+    )
+
+
+@pytest.mark.parametrize("cache", [AllocatorBlocks(5 * GIB), AllocatorBlocks(GIB, 5 * GIB)])
+def test_a_free_block_of_another_stream_is_explained(cache):
+    failure = PAGE.failure._replace(asked_bytes=4 * GIB, free_bytes=GIB)
+    first = list_measures(replace(PAGE, failure=failure, cache=cache))[0]
+    assert "on its own stream" in first.words
+    assert first.frees_bytes == 5 * GIB
+
+
+def test_the_private_pool_of_a_cuda_graph_is_a_measure():
+    failure = PAGE.failure._replace(asked_bytes=4 * GIB, free_bytes=GIB, pooled_bytes=5 * GIB)
+    page = replace(PAGE, failure=failure._replace(cached_bytes=0), live=LiveTensors(pools=("g",)))
+    assert ("free in private pools", "5.0 GiB") in list_figures(page)
+    pools = [one for one in list_measures(page) if "private pools" in one.words]
+    assert "(g)" in pools[0].words
+    assert pools[0].frees_bytes == 5 * GIB
+
+
+def test_with_a_memory_fraction_ending_others_is_not_advised():
+    others = GPU._replace(other_processes_bytes=GIB)
+    failure = AllocationFailure("cuda:0", GIB, 8 * GIB, 5 * GIB, 2 * GIB, 3 * GIB // 2, 0)
+    words = say(OutOfMemoryPage(failure, others))
+    assert words[0] == "raise torch.cuda.set_per_process_memory_fraction(...)"
+    assert not any("other processes" in one for one in words)
+    assert failure.short_bytes == GIB // 2
+    both = say(OutOfMemoryPage(failure._replace(free_bytes=0), others))
+    assert any("other processes" in one for one in both)
+
+
+def test_the_allocators_rounding_is_not_saved_for_backward():
+    live = LiveTensors((LiveTensor(11 * MIB, (11 * MIB,), "uint8"),))
+    balance = Balance("cuda", torch_name="cuda:0", this_process=ThisProcess(12 * MIB))
+    page = OutOfMemoryPage(AllocationFailure(), balance, AllocatorBlocks(0, 0, 11 * MIB), live)
+    assert (page.rounding_bytes, page.unheld_bytes) == (MIB, 0)
+    assert ("1.0 MiB", "added by the allocator's rounding") in list_tensors(page)
 
 
 def test_what_frees_enough_comes_before_what_does_not():
@@ -238,11 +316,11 @@ def test_how_to_delete_an_output(words, lines):
 
 def test_a_limit_and_graphs_that_are_kept():
     loss = LiveTensor(MIB, (512, 512), "float32", (Holder("user", "losses[0]"),), in_graph=True)
-    failure = AllocationFailure("cuda:0", asked_bytes=MIB, free_bytes=0, allowed_bytes=GIB)
+    failure = AllocationFailure("cuda:0", MIB, free_bytes=0, allowed_bytes=GIB, allocated_bytes=GIB)
     page = OutOfMemoryPage(failure, live=LiveTensors((loss,)))
     assert [(one.words, one.frees_bytes) for one in list_measures(page)[:4]] == [
-        ("del what is not needed any more, the biggest first: losses[0]", None),
         ("raise torch.cuda.set_per_process_memory_fraction(...)", None),
+        ("del what is not needed any more, the biggest first: losses[0]", None),
         ("detach() or item() what is only kept to look at: it holds its graph", MIB),
         ("torch.no_grad() where no gradient is needed; else activation checkpointing", None),
     ]
@@ -390,6 +468,13 @@ def test_what_holds_itself_comes_to_an_end():
     assert find(list_roots({"ring": ring})) == {MIB + 7: [("user", "ring[0]")]}
 
 
+def test_cuda_graphs_are_named():
+    class CUDAGraph:
+        """Stands for torch's, which needs CUDA."""
+
+    assert find_live_tensors("cpu", list_roots({"runs": [CUDAGraph()]})).pools == ("runs[0]",)
+
+
 @pytest.mark.slow
 def test_the_search_is_bounded_in_time():
     ticks = iter(range(1000))
@@ -418,24 +503,24 @@ def test_the_facts_are_put_together():
         torch=fake_torch(segment(("inactive", 300))),
         take=lambda: Snapshot((other, balance)),
     )
-    assert page == OutOfMemoryPage(read_failure(TEXT), balance, 300, LiveTensors())
-    assert page.unheld_bytes == GIB
+    assert page == OutOfMemoryPage(read_failure(TEXT), balance, AllocatorBlocks(300, 0, 0))
+    assert page.rounding_bytes == GIB
 
 
 def test_an_error_without_a_number_is_of_the_current_device():
     error = RuntimeError("CUDA error: out of memory")
     page = explain_out_of_memory(error, {}, torch=fake_torch(), take=lambda: Snapshot(()))
-    assert page == OutOfMemoryPage(AllocationFailure("cuda:1"), largest_block_bytes=0)
+    assert page == OutOfMemoryPage(AllocationFailure("cuda:1"), cache=AllocatorBlocks(0, 0, 0))
     assert explain_out_of_memory(error, {}) == OutOfMemoryPage(AllocationFailure())
 
 
-def test_a_device_that_answers_nothing_any_more():
+def test_after_an_error_that_lasts_the_page_is_about_the_gpu():
     def refuse():
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
-    page = explain_out_of_memory(torch.OutOfMemoryError(TEXT), {}, torch=fake_torch(), take=refuse)
-    assert page.balance is None
-    assert page.failure.asked_bytes == 30 * GIB
+    lost = types.SimpleNamespace(cuda=types.SimpleNamespace(current_device=refuse))
+    error = RuntimeError("CUDA error: out of memory")
+    assert explain_out_of_memory(error, {}, torch=lost) == OutOfMemoryPage(AllocationFailure())
 
 
 @pytest.mark.gpu
@@ -449,7 +534,7 @@ def test_a_real_shortage():
     assert page.failure.device == "cuda:0"
     assert abs((page.failure.asked_bytes or 0) - total) < 0.01 * total
     assert page.failure.allocated_bytes is not None
-    assert page.largest_block_bytes is not None
+    assert page.cache is not None
     assert page.balance is not None
     assert page.balance.this_process.allocated_bytes == torch.cuda.memory_allocated(0)
     named = [one for one in page.live.tensors if one.holders]

@@ -169,6 +169,16 @@ def test_the_last_branch_of_a_generation(capability, last, dropped_by_590):
         ("sudo systemctl stop x", ("systemctl", "service"), "not installed here"),
         ("A=1 systemctl --user restart docker", ("systemctl",), "not installed here"),
         ("install it by hand", (), "install it by hand"),
+        (
+            "sudo apt-get install x && sudo nvidia-ctk y",
+            ("nvidia-ctk",),
+            "sudo apt-get install x && sudo nvidia-ctk y",
+        ),
+        (
+            "sudo nvidia-ctk y",
+            ("nvidia-ctk",),
+            "sudo apt-get install nvidia-container-toolkit   # then: sudo nvidia-ctk y",
+        ),
     ],
 )
 def test_a_command_is_given_only_where_its_program_is_installed(command, lacks, adapted):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from labkit.errors import UsageError
+from labkit.errors import EngineError, UsageError
 from labkit.host.gpu import Gpu, GpuFacts
 from labkit.host.machine import FolderFacts
 from labkit.host.packages import GUIDE
@@ -132,3 +133,15 @@ def test_an_open_address_is_warned_of(steps, screen, checkout):
         "  warning: BIND=0.0.0.0 opens the lab to every machine that can reach this one; anyone "
         "with the URL can run programs here as you, and plain HTTP can be read on the network"
     )
+
+
+def test_a_fix_names_only_programs_that_are_installed(checkout):
+    gpu = GpuFacts("470.82.01", (Gpu("Tesla T4", capability=(7, 5)),))
+    stopped = replace(DOCKER, server_version=None, problem="no daemon")
+    lacking = replace(
+        facts(docker=stopped, gpu=gpu),
+        find_program=lambda name: None if name == "systemctl" else name,
+    )
+    with pytest.raises(EngineError) as caught:
+        make_plan(checkout, Settings(runtime="docker"), lacking)
+    assert caught.value.fix == "sudo service docker start"

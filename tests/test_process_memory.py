@@ -11,7 +11,6 @@ import pytest
 
 from labkit.memory.balance import read
 from labkit.memory.balance.read import (
-    has_loaded,
     read_command,
     read_peak_bytes,
     read_resident_bytes,
@@ -118,20 +117,6 @@ def test_the_command_of_a_process(proc, files, expected):
     assert read_command(77, proc=proc) == expected
 
 
-@pytest.mark.parametrize(
-    ("maps", "expected"),
-    [("7f00 r-xp /usr/lib/libcuda.so.1\n", True), ("7f00 r-xp /usr/lib/libc.so.6\n", False)],
-    ids=["loaded", "not loaded"],
-)
-def test_whether_a_library_is_loaded(proc, maps, expected):
-    (proc / "self/maps").write_text(maps)
-    assert has_loaded("libcuda.so", proc=proc) is expected
-
-
-def test_whether_a_library_is_loaded_can_be_unknown(proc):
-    assert has_loaded("libcuda.so", proc=proc) is None
-
-
 def test_ids_are_the_hosts_only_in_the_first_namespace(proc, monkeypatch):
     (proc / "self/ns").mkdir()
     namespace = proc / "self/ns/pid"
@@ -178,9 +163,3 @@ def test_another_process_is_read_too():
     assert 32 * MIB < resident < 128 * MIB
     assert peak >= resident - MIB
     assert command == Path(sys.executable).name
-
-
-@on_linux
-def test_the_library_of_c_is_loaded_here():
-    assert has_loaded("libc") is True
-    assert has_loaded("libcuda-of-nobody.so") is False

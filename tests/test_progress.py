@@ -10,7 +10,13 @@ import pytest
 
 from labkit.errors import LabkitError
 from labkit.files import Disk, choose_labs_folder, find_workspace
-from labkit.lessons.progress import Standing, read_progress, record_attempt
+from labkit.lessons.progress import (
+    Standing,
+    clear_progress,
+    read_progress,
+    record_attempt,
+    record_seen,
+)
 
 NOON = datetime(2026, 11, 23, 12, tzinfo=timezone.utc)
 
@@ -19,7 +25,34 @@ def test_attempts_are_counted_and_the_first_pass_is_dated(tmp_path: Path) -> Non
     record_attempt(tmp_path, "tensors.a", passed=False, now=NOON)
     standing, note = record_attempt(tmp_path, "tensors.a", passed=True, now=NOON)
 
-    assert (standing, note) == (Standing("2026-11-23T12:00:00+00:00", 2), None)
+    assert (standing, note) == (Standing("2026-11-23T12:00:00+00:00", 2, failures=1), None)
+
+
+def test_the_same_failed_answer_counts_once(tmp_path: Path) -> None:
+    for answer in ("a", "a", "b", "b", "a"):
+        standing, _ = record_attempt(tmp_path, "tensors.a", passed=False, answer=answer)
+
+    assert (standing.attempts, standing.failures) == (5, 3)
+
+
+def test_a_pass_names_its_notebook_and_what_was_seen_before_it(tmp_path: Path) -> None:
+    record_seen(tmp_path, "tensors.a")
+    record_attempt(tmp_path, "tensors.a", passed=True, by="mine.ipynb", now=NOON)
+    record_attempt(tmp_path, "tensors.b", passed=True, by="mine.ipynb", now=NOON)
+    record_seen(tmp_path, "tensors.b")
+
+    first, second = (read_progress(tmp_path).standing(f"tensors.{one}") for one in "ab")
+    assert (first.by, second.by) == ("mine.ipynb", "mine.ipynb")
+    assert first.seen is not None and second.seen is None
+
+
+def test_cleared_progress_is_gone(tmp_path: Path) -> None:
+    for name in ("tensors.a", "tensors.b"):
+        record_attempt(tmp_path, name, passed=True, now=NOON)
+
+    clear_progress(tmp_path, ["tensors.a"])
+
+    assert list(read_progress(tmp_path).exercises) == ["tensors.b"]
 
 
 def test_a_pass_stays_a_pass(tmp_path: Path) -> None:
@@ -28,7 +61,7 @@ def test_a_pass_stays_a_pass(tmp_path: Path) -> None:
     record_attempt(tmp_path, "tensors.a", passed=True, now=later)
     standing, _ = record_attempt(tmp_path, "tensors.a", passed=False, now=later)
 
-    assert standing == Standing("2026-11-23T12:00:00+00:00", 3)
+    assert standing == Standing("2026-11-23T12:00:00+00:00", 3, failures=1)
 
 
 def test_the_file_is_readable_and_keyed_by_name(tmp_path: Path) -> None:
@@ -45,7 +78,8 @@ def test_the_file_is_readable_and_keyed_by_name(tmp_path: Path) -> None:
         "    },\n"
         '    "tensors.b": {\n'
         '      "passed": null,\n'
-        '      "attempts": 1\n'
+        '      "attempts": 1,\n'
+        '      "failures": 1\n'
         "    }\n"
         "  }\n"
         "}\n"
@@ -159,7 +193,7 @@ def test_fields_that_labkit_does_not_know_are_kept(tmp_path: Path) -> None:
 
     record_attempt(tmp_path, "a", passed=False, now=NOON)
 
-    expected = {**document, "exercises": {"a": {**entry, "attempts": 3}, "b": entry}}
+    expected = {**document, "exercises": {"a": {**entry, "attempts": 3, "failures": 1}, "b": entry}}
     assert json.loads((tmp_path / "progress.json").read_text()) == expected
 
 

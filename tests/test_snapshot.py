@@ -10,13 +10,14 @@ import pytest
 from labkit.devices.nvml import GpuMemory, GpuProcess, MemoryAnswer, Trouble
 from labkit.host.cpu import read_room
 from labkit.memory.balance import read
-from labkit.memory.balance.model import Balance, ThisProcess, list_terms
+from labkit.memory.balance.model import Balance, Snapshot, ThisProcess, list_terms
 from labkit.memory.balance.read import (
     AllocatorFacts,
     MachineMemory,
     Observer,
     count_cpu_tensors,
     join_memory,
+    may_use_cuda,
     read_allocators,
     read_machine_memory,
     take_snapshot,
@@ -314,9 +315,9 @@ def test_a_machine_without_proc_is_unknown(tmp_path):
 
 
 class FakeCuda:
-    """torch.cuda with recorded figures; asking a device without a context for more is an error."""
+    """torch.cuda with recorded figures; None is a custom allocator."""
 
-    def __init__(self, started=True, reserved=(29 * GIB, 0)):
+    def __init__(self, *reserved, started=True):
         self.started, self.reserved = started, reserved
 
     def is_initialized(self):
@@ -329,29 +330,71 @@ class FakeCuda:
         assert self.started, "asking for properties would start CUDA"
         return SimpleNamespace(name="NVIDIA H200", uuid=f"uuid-{index}", is_integrated=0)
 
-    def memory_allocated(self, index):
-        return self.reserved[index] // 2
+    def memory_stats_as_nested_dict(self, index):
+        if self.reserved[index] is None:
+            raise RuntimeError("CUDAPluggableAllocator does not yet support getDeviceStats")
+        current = {"current": self.reserved[index]}
+        return {"allocated_bytes": {"all": current}, "reserved_bytes": {"all": current}}
 
-    def memory_reserved(self, index):
-        return self.reserved[index]
-
-    def mem_get_info(self, index):
-        assert self.reserved[index], "would make a context of several hundred MB"
-        return 100 * GIB, 141 * GIB
+    def mem_get_info(self, device):
+        if device == "cuda:0":
+            return 100 * GIB, 141 * GIB
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
 
-def test_allocators_are_read_without_making_a_context():
-    first, second = read_allocators(SimpleNamespace(cuda=FakeCuda()))
-    assert first == AllocatorFacts(
-        "cuda:0",
-        "uuid-0",
-        "NVIDIA H200",
-        29 * GIB // 2,
-        29 * GIB,
-        total_bytes=141 * GIB,
-        free_bytes=100 * GIB,
-    )
-    assert (second.torch_name, second.total_bytes, second.free_bytes) == ("cuda:1", None, None)
+def test_allocators_are_read_without_a_call_into_cuda():
+    first, second, third = read_allocators(SimpleNamespace(cuda=FakeCuda(29 * GIB, 0, None)))
+    assert first == AllocatorFacts("cuda:0", "uuid-0", "NVIDIA H200", 29 * GIB, 29 * GIB)
+    assert (second.torch_name, second.reserved_bytes, second.total_bytes) == ("cuda:1", 0, None)
+    assert (third.allocated_bytes, third.reserved_bytes) == (None, None)
+    broken = FakeCuda(GIB)
+    broken.get_device_properties = lambda index: broken.mem_get_info("an error that lasts")
+    assert read_allocators(SimpleNamespace(cuda=broken)) == ()
+
+
+def test_where_nvml_knows_no_gpu_torch_is_asked_for_the_total(monkeypatch):
+    played = SimpleNamespace(cuda=FakeCuda(29 * GIB, 2 * GIB, 0))
+    monkeypatch.setitem(sys.modules, "torch", played)
+    monkeypatch.setattr(read, "read_gpu_memory", MemoryAnswer)
+    monkeypatch.setattr(read, "count_cpu_tensors", lambda: 0)
+    snapshot = take_snapshot()
+    assert [one.total_bytes for one in snapshot.balances[:3]] == [141 * GIB, None, None]
+
+
+def test_a_custom_allocator_is_unknown_and_the_rest_is_shown():
+    held = HELD._replace(allocated_bytes=None, reserved_bytes=None)
+    balance = join(held=held)
+    assert balance.this_process == ThisProcess(used_bytes=30 * GIB)
+    assert balance.other_processes_bytes == 9 * GIB
+    assert "unknown" not in repr(Snapshot((balance,)))
+
+
+class FakeDriver:
+    """libcuda as far as labkit asks it: error 3 before cuInit, else its contexts."""
+
+    def __init__(self, *active):
+        self.active = active
+
+    def cuDeviceGetCount(self, count):
+        count._obj.value = len(self.active)
+        return 0 if self.active else 3
+
+    def cuDevicePrimaryCtxGetState(self, ordinal, flags, active):
+        active._obj.value = self.active[ordinal]
+        return 0
+
+
+@pytest.mark.parametrize(
+    ("active", "expected"),
+    [((), False), ((0, 0), False), ((0, 1), None)],
+    ids=["not started", "no context", "a context"],
+)
+def test_a_loaded_library_of_cuda_is_not_a_context(active, expected):
+    assert may_use_cuda(lambda name, mode: FakeDriver(*active)) is expected
+
+
+def test_without_cudas_library_there_is_no_context():
+    assert may_use_cuda() is False
 
 
 @pytest.mark.parametrize(

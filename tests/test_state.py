@@ -265,3 +265,16 @@ def test_a_lock_that_cannot_be_written_names_the_way_out(tmp_path):
         pytest.fail("held it")
     assert "Is a directory" in caught.value.what
     assert caught.value.fix == f"chmod -R u+rwX '{checkout.state_folder}'"
+
+
+def test_a_checkout_on_a_read_only_disk_is_told_to_be_copied(tmp_path, monkeypatch):
+    checkout = make_checkout(tmp_path / "a lab")
+
+    def refuse(path, *arguments, **options):
+        raise OSError(errno.EROFS, "Read-only file system", str(path))
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    with pytest.raises(UsageError, match="Read-only file system") as caught:
+        prepare_state_folder(checkout)
+    assert "read-only file system" in str(caught.value.cause)
+    assert caught.value.fix == f"cp -r '{checkout.root}' ~/'a lab' && cd ~/'a lab' && make up"

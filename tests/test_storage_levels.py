@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -103,21 +102,6 @@ def test_the_users_own_frames_are_found_from_the_innermost_on():
     assert frames[0].where == f"test_storage_levels.py:{frames[0].line}"
     assert frames[0].source == "return find_user_frames(2)"
     assert find_user_frames(0) == ()
-
-
-@pytest.mark.parametrize(
-    ("file", "expected"),
-    [
-        ("/home/me/train.py", True),
-        ("/tmp/ipykernel_12/345.py", True),
-        ("<ipython-input-3-abc>", True),
-        ("<stdin>", True),
-        ("<frozen importlib._bootstrap>", False),
-        ("<__array_function__ internals>", False),
-    ],
-)
-def test_which_files_are_the_users(file, expected):
-    assert is_user_file(file) is expected
 
 
 def test_torch_labkit_and_the_library_are_not_the_users():

@@ -6,10 +6,12 @@ import io
 
 import pytest
 
-from labkit.errors import EngineError
+from labkit.errors import EngineError, UsageError
 from labkit.launch import dev as tools_module
-from labkit.launch.dev import build_docs, prepare_tools
+from labkit.launch.dev import build_docs, prepare_tools, run_simulated_tests
 from labkit.launch.progress import Steps
+from labkit.launch.settings import Settings
+from labkit.launch.venv import PythonEnvironment
 from tests.fakes.host import make_checkout, write_program
 
 # Plays the Python that makes the environment, whose pip does what the case says.
@@ -81,6 +83,32 @@ def test_their_pip_trusts_the_networks_certificate(checkout, tmp_path, monkeypat
     monkeypatch.setenv("LABKIT_CA_FILE", str(certificate))
     prepare(checkout)
     assert (tmp_path / "calls").read_text().endswith(f"{checkout.state_folder}/trusted.pem\n")
+
+
+@pytest.mark.parametrize(
+    "settings", [Settings(runtime="docker"), Settings(runtime="podman"), Settings(flavor="cpu")]
+)
+def test_simulated_gpus_are_in_no_container_and_no_cpu_build(checkout, settings):
+    with pytest.raises(UsageError, match="SIMULATED=1") as caught:
+        run_simulated_tests(checkout, settings, Steps(io.StringIO()))
+    assert caught.value.fix == "make test SIMULATED=1"
+
+
+@pytest.mark.parametrize(("fast", "marked"), [(False, "simulated)"), (True, "not slow")])
+def test_simulated_gpus_have_an_environment_of_their_own(checkout, monkeypatch, fast, marked):
+    ran = []
+    monkeypatch.setattr(tools_module, "prepare_state_folder", lambda _: None)
+    monkeypatch.setattr(PythonEnvironment, "prepare", lambda self, _, locks: ran.append(locks))
+    monkeypatch.setattr(tools_module, "_build_simulation", lambda *_: None)
+    monkeypatch.setattr(tools_module, "replace_process", lambda *words: ran.append(words))
+    monkeypatch.chdir(checkout.root)
+    run_simulated_tests(checkout, Settings(), Steps(io.StringIO()), ["-k", "x"], fast=fast)
+    locks, (command, variables) = ran
+    home = checkout.root / ".venv-simulated"
+    assert locks == ("cuda-cu130", "torch-cu130", "lab", "test")
+    assert command[0] == str(home / "bin" / "python")
+    assert command[-3].endswith(marked)
+    assert variables["LD_LIBRARY_PATH"] == str(home / "simulated-gpu" / "driver")
 
 
 # Plays mkdocs: the arguments are what it says and how it ends.

@@ -14,8 +14,11 @@ from labkit.memory.track.model import (
     CATEGORIES,
     BlockSpan,
     Breakdown,
+    Level,
     LineUse,
     MemoryUse,
+    Storage,
+    split_rest,
     sum_categories,
 )
 from labkit.memory.track.storages import StorageTracer
@@ -186,13 +189,43 @@ def test_the_lines_that_allocated_most_are_told():
     assert tracked.kinds["other"] == 24_040
 
 
+@pytest.mark.parametrize(
+    ("span", "rest"),
+    [
+        (None, (None, None)),
+        (BlockSpan("cuda:0", 0, None, None), (None, None)),
+        (BlockSpan("cuda:0", 700, 1900, 900), (200, 700)),
+        (BlockSpan("cuda:0", 900, 1100, 900), (100, 0)),
+        (BlockSpan("cuda:0", 500, 900, 500), (0, 0)),
+        (BlockSpan("tensors", 0, 600, 0), (None, 100)),
+    ],
+    ids=["no counter", "no peak", "all parts", "freed before", "below", "a profiler's"],
+)
+def test_what_the_counter_saw_beyond_the_tensors(span, rest):
+    level = Level()
+    level.add(Storage(1, 500, "cuda:0", "parameters", before=True))
+    level.add(Storage(2, 500, "cuda:0", "activations"))
+    assert split_rest(level, span) == rest
+
+
+def test_a_device_with_nothing_on_it_is_shown_under_its_own_name():
+    import torch
+
+    with track_memory("cuda", kinds=True) as tracked:
+        torch.zeros(10)
+    assert [(one.where, one.peak_bytes) for one in tracked.use.breakdowns] == [("cuda", 0)]
+
+
 def test_the_breakdown_as_text():
     kinds = dict.fromkeys(CATEGORIES, 0) | {"parameters": 3 * MIB, "inputs": 1024}
     lines = (LineUse(Frame("/a/b.py", 7, "f"), 2 * MIB, 3), LineUse(None, MIB, 1))
-    use = MemoryUse(1.0, (), (Breakdown("cpu", 3 * MIB + 1024, kinds, lines),))
+    rest = {"unused_bytes": 1024, "scratch_bytes": 16 * MIB, "trouble": "no storage"}
+    use = MemoryUse(1.0, (), (Breakdown("cpu", 3 * MIB + 1024, kinds, lines, **rest),))
     assert str(use) == (
         "memory: not measured\n"
         "cpu tensors at their peak: parameters 3.0 MiB, inputs 1.0 KiB\n"
+        "  beside them: not used here 1.0 KiB, libraries and operators 16.0 MiB\n"
+        "  note: no storage\n"
         "     2.0 MiB  b.py:7\n"
         "     1.0 MiB  before the block\n"
         "seconds: 1 s"
@@ -327,6 +360,31 @@ def test_the_kinds_on_a_gpu_come_first():
         torch.zeros(10)
     assert [one.where for one in tracked.use.breakdowns] == ["cuda:0", "cpu"]
     assert tracked.kinds["parameters"] == tracked.kinds["gradients"] == 100 * 50 * 4
+    first = tracked.use.breakdowns[0]
+    whole = first.peak_bytes + first.unused_bytes + first.scratch_bytes
+    assert whole == tracked.use.find_span("cuda:0").peak_bytes
+
+
+@pytest.mark.gpu
+def test_after_a_device_assert_memory_is_still_shown():
+    script = (
+        "import labkit, torch\n"
+        "held = torch.ones(1000, device='cuda')\n"
+        "try:\n"
+        "    with labkit.track_memory(kinds=True) as tracked, labkit.record_allocations():\n"
+        "        held[torch.tensor([5000], device='cuda')]\n"
+        "        torch.cuda.synchronize()\n"
+        "except RuntimeError:\n"
+        "    pass\n"
+        "with labkit.track_memory() as later: pass\n"
+        "assert tracked.use.spans and later.use.spans\n"
+        "with labkit.sample_memory() as sampler: pass\n"
+        "assert sampler.trouble is None, sampler\n"
+        "gpu = next(one for one in labkit.memory().balances if one.torch_name == 'cuda:0')\n"
+        "assert gpu.this_process.allocated_bytes >= 4000, gpu\n"
+        "import os; os._exit(0)\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=120)
 
 
 @pytest.mark.gpu

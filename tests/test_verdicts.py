@@ -46,87 +46,45 @@ END = {"step": "end"}
 LISTED = TorchDevice("cuda:0", "NVIDIA P40", "0a1b", 24 * 2**30, "6.1")
 
 
+DONE = (IMPORTED, ALLOCATED, COMPUTED)
+NO_COMPILER = {"step": "compile", "skipped": "no g++"}
+HANG = "no result in 120 s of work, the driver or a library hangs"
+
+
 @pytest.mark.parametrize(
-    ("answer", "cause", "fix"),
+    ("answer", "cause"),
     [
-        pytest.param(ended(IMPORTED, ALLOCATED, COMPUTED, COMPILED, END), None, None, id="sound"),
-        pytest.param(
-            ended(IMPORTED, ALLOCATED, COMPUTED, {"step": "compile", "skipped": "no g++"}, END),
-            None,
-            None,
-            id="not compiled",
-        ),
-        pytest.param(
-            ended(IMPORTED, {"step": "allocate", "error": "RuntimeError: known"}, END),
-            "it cannot allocate: a known cause",
-            "a command",
-            id="cannot allocate, cause known",
-        ),
-        pytest.param(
-            ended(IMPORTED, ALLOCATED, {"step": "compute", "error": "E: odd\nmore"}, END),
+        (ended(*DONE, COMPILED, END), None),
+        (ended(*DONE, NO_COMPILER, END), None),
+        (ended(IMPORTED, {"step": "allocate", "error": "known"}), "it cannot allocate: a known"),
+        (
+            ended(*DONE[:2], {"step": "compute", "error": "E: odd\nmore"}, END),
             "it does not compute: E: odd",
-            None,
-            id="does not compute, cause not known",
         ),
-        pytest.param(
-            ended(IMPORTED, ALLOCATED, COMPUTED, {"step": "compile", "error": "E: odd"}, END),
+        (
+            ended(*DONE, {"step": "compile", "error": "E: odd"}, END),
             "torch.compile fails on it: E: odd",
-            None,
-            id="does not compile",
         ),
-        pytest.param(
-            ended(IMPORTED, ALLOCATED, exit_code=-11),
-            "it does not compute: the process was ended by SIGSEGV",
-            None,
-            id="crashed",
-        ),
-        pytest.param(
-            ended(IMPORTED, exit_code=-200),
-            "it cannot allocate: the process was ended by signal 200",
-            None,
-            id="ended by a signal without a name",
-        ),
-        pytest.param(
-            ended(IMPORTED, ALLOCATED, exit_code=-4, stderr="known"),
-            "it does not compute: a known cause",
-            "a command",
-            id="crashed with known words",
-        ),
-        pytest.param(
-            ended(IMPORTED, ALLOCATED, exit_code=1, stderr="Timeout (0:02:00)!\nknown"),
-            "it does not compute: no result in 120 s of work, the driver or a library hangs",
-            None,
-            id="hung and ended itself",
-        ),
-        pytest.param(
-            ended(exit_code=None, timed_out=True),
-            "torch cannot be imported: no result in 120 s of work, the driver or a library hangs",
-            None,
-            id="hung and was ended",
-        ),
-        pytest.param(
+        (ended(*DONE[:2], exit_code=-11), "it does not compute: the process was ended by SIGSEGV"),
+        (ended(IMPORTED, exit_code=-200), "the process was ended by signal 200"),
+        (ended(*DONE[:2], exit_code=-4, stderr="known"), "it does not compute: a known cause"),
+        (ended(*DONE[:2], exit_code=1, stderr="Timeout (0:02:00)!\nknown"), HANG),
+        (ended(exit_code=None, timed_out=True), f"torch cannot be imported: {HANG}"),
+        (
             ended(exit_code=1, stderr="ModuleNotFoundError: No module named 'torch'"),
             "torch is not installed in this Python",
-            "python -m pip install torch",
-            id="not installed",
         ),
-        pytest.param(
-            ended(exit_code=1, stderr="Traceback\nImportError: libfoo.so\n"),
-            "torch cannot be imported: ImportError: libfoo.so",
-            None,
-            id="not imported",
-        ),
-        pytest.param(
-            ended(IMPORTED, ALLOCATED, COMPUTED, COMPILED, exit_code=-6),
-            "torch.compile fails on it: the process was ended by SIGABRT",
-            None,
-            id="died at the end",
-        ),
+        (ended(exit_code=1, stderr="Traceback\nImportError: libfoo.so\n"), "ImportError: libfoo"),
+        (ended(*DONE, COMPILED, exit_code=-6), "torch.compile fails on it: the process was ended"),
     ],
 )
-def test_a_self_test_ends_in_a_verdict(answer, cause, fix):
+def test_a_self_test_ends_in_a_verdict(answer, cause):
     verdict = judge_self_test(LISTED, answer, 120, (), know)
-    assert (verdict.verified, verdict.cause, verdict.fix) == (cause is None, cause, fix)
+    assert verdict.verified is (cause is None)
+    assert (cause or "") in (verdict.cause or "")
+    fixes = {"a known": "a command", "torch is not installed": "python -m pip install torch"}
+    expected = next((fix for words, fix in fixes.items() if words in (cause or "")), None)
+    assert verdict.fix == expected
 
 
 def test_a_gpu_that_torch_has_no_kernels_for_is_told_by_its_capability():
@@ -160,117 +118,56 @@ def test_an_end_without_words_is_still_told():
     assert advice.cause == "torch cannot be imported: exit code 3"
 
 
+CPU_BUILD = NOTHING._replace(build=InstalledTorch("2.13.0+cpu"), refusal=None)
+ONE_LISTED = TorchFacts(BUILD, (LISTED, TORCH_CPU))
+FORKED_FACTS = NOTHING._replace(forked=True, refusal="known")
+KNOWN = NOTHING._replace(refusal="known")
+OLD = GPU._replace(cuda="12.2", driver="535.54.03")
+ROCM = TorchFacts(InstalledTorch("2.13.0+rocm7.1", hip="7.1"), (TORCH_CPU,))
+RADEON = Device("rocm", None, "AMD")
+VISIBLE = "CUDA_VISIBLE_DEVICES"
+TOO_OLD = "the NVIDIA driver 535.54.03 (CUDA 12.2) is too old for torch 2.13.0+cu130 (CUDA 13.0)"
+OTHER_PART = "CUDA gives a process one MIG instance, and this is another one"
+
+
 @pytest.mark.parametrize(
     ("device", "facts", "environment", "cause", "fix", "broken"),
     [
-        pytest.param(
-            GPU._replace(trouble="the GPU is lost"),
-            NOTHING,
-            {},
-            "the GPU is lost",
-            None,
-            True,
-            id="lost",
-        ),
-        pytest.param(GPU, None, {}, "no torch", "pip", True, id="torch does not import"),
-        pytest.param(
+        (GPU._replace(trouble="it is lost"), NOTHING, {}, "it is lost", None, True),
+        (GPU, None, {}, "no torch", "pip", True),
+        (GPU, CPU_BUILD, {}, "torch 2.13.0+cpu is a CPU build", None, False),
+        (RADEON, NOTHING, {}, "torch 2.13.0+cu130 is built for CUDA", None, False),
+        (GPU, FORKED_FACTS, {VISIBLE: ""}, FORKED, "a command", False),
+        (OLD, KNOWN, {VISIBLE: "0"}, TOO_OLD, "a command", True),
+        (GPU, NOTHING, {VISIBLE: ""}, f"it is hidden by {VISIBLE}=''", f"unset {VISIBLE}", False),
+        (
             GPU,
-            NOTHING._replace(build=InstalledTorch("2.13.0+cpu"), refusal=None),
-            {},
-            "torch 2.13.0+cpu is a CPU build",
-            None,
+            ONE_LISTED,
+            {VISIBLE: "1"},
+            f"it is hidden by {VISIBLE}='1'",
+            f"unset {VISIBLE}",
             False,
-            id="a CPU build",
         ),
-        pytest.param(
-            Device("rocm", None, "AMD"),
-            NOTHING,
-            {},
-            "torch 2.13.0+cu130 is built for CUDA",
-            None,
-            False,
-            id="another maker's build",
-        ),
-        pytest.param(
-            GPU,
-            NOTHING._replace(forked=True, refusal="known"),
-            {"CUDA_VISIBLE_DEVICES": ""},
-            FORKED,
-            "a command",
-            False,
-            id="forked",
-        ),
-        pytest.param(
-            GPU._replace(cuda="12.2", driver="535.54.03"),
-            NOTHING._replace(refusal="known"),
-            {"CUDA_VISIBLE_DEVICES": "0"},
-            "the NVIDIA driver 535.54.03 (CUDA 12.2) is too old for torch 2.13.0+cu130 (CUDA 13.0)",
-            "a command",
-            True,
-            id="driver too old",
-        ),
-        pytest.param(
-            GPU,
-            NOTHING,
-            {"CUDA_VISIBLE_DEVICES": ""},
-            "it is hidden by CUDA_VISIBLE_DEVICES=''",
-            "unset CUDA_VISIBLE_DEVICES",
-            False,
-            id="all hidden",
-        ),
-        pytest.param(
-            GPU,
-            TorchFacts(BUILD, (LISTED, TORCH_CPU)),
-            {"CUDA_VISIBLE_DEVICES": "1"},
-            "it is hidden by CUDA_VISIBLE_DEVICES='1'",
-            "unset CUDA_VISIBLE_DEVICES",
-            False,
-            id="hidden, another is not",
-        ),
-        pytest.param(
+        (
             GPU._replace(torch_name="cuda:0"),
-            NOTHING._replace(refusal="known"),
-            {"CUDA_VISIBLE_DEVICES": "0"},
+            KNOWN,
+            {VISIBLE: "0"},
             "a known cause",
             "a command",
             True,
-            id="asked for and refused",
         ),
-        pytest.param(
-            GPU,
-            NOTHING._replace(refusal="Error 802: odd\nand so on"),
-            {"CUDA_VISIBLE_DEVICES": "0"},
-            "torch says: Error 802: odd",
-            None,
-            True,
-            id="refused in words that nobody knows",
+        (
+            *(GPU, NOTHING._replace(refusal="Error 802: odd\nand so on"), {VISIBLE: "0"}),
+            *("torch says: Error 802: odd", None, True),
         ),
-        pytest.param(
-            GPU,
-            TorchFacts(BUILD, (LISTED, TORCH_CPU)),
-            {},
-            "torch does not list it, without a reason",
-            None,
-            True,
-            id="left out without a word",
+        (GPU, ONE_LISTED, {}, "torch does not list it, without a reason", None, True),
+        (
+            *(GPU._replace(uuid="MIG-77", parent_uuid="GPU-0a1b"), ONE_LISTED, {}, OTHER_PART),
+            *(f"export {VISIBLE}=MIG-77", False),
         ),
-        pytest.param(
-            GPU._replace(uuid="MIG-77", parent_uuid="GPU-0a1b"),
-            TorchFacts(BUILD, (LISTED, TORCH_CPU)),
-            {},
-            "CUDA gives a process one MIG instance, and this is another one",
-            "export CUDA_VISIBLE_DEVICES=MIG-77",
-            False,
-            id="another MIG instance",
-        ),
-        pytest.param(
-            Device("rocm", None, "AMD"),
-            TorchFacts(InstalledTorch("2.13.0+rocm7.1", hip="7.1"), (TORCH_CPU,)),
-            {"HIP_VISIBLE_DEVICES": "-1"},
-            "it is hidden by HIP_VISIBLE_DEVICES='-1'",
-            "unset HIP_VISIBLE_DEVICES",
-            False,
-            id="AMD, hidden",
+        (
+            *(RADEON, ROCM, {"HIP_VISIBLE_DEVICES": "-1"}),
+            *("it is hidden by HIP_VISIBLE_DEVICES='-1'", "unset HIP_VISIBLE_DEVICES", False),
         ),
     ],
 )

@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 from labkit.cli import main
 from labkit.devices.nvml import SENTENCES
 from labkit.devices.verify import FORKED
+from labkit.launch.server import wait_until
 from tests.fakes.nvml import PlayedHost, build_driver, script_driver, script_gpu
 from tests.fakes.played_torch import install_torch
 from tests.snapshots import assert_snapshot
@@ -327,3 +331,29 @@ def test_help_lists_the_exit_codes(capsys):
         main(["devices", "--help"])
     shown = capsys.readouterr().out
     assert re.findall(r"\b(\d) (?:the|a|torch)", shown[shown.index("exit codes") :]) == list("0135")
+
+
+def test_a_self_test_ends_with_its_parent(tmp_path):
+    child = (
+        "import os, pathlib, sys, time; from labkit.devices.self_test import end_with_parent; "
+        "end_with_parent(0.05); pathlib.Path(sys.argv[1]).write_text(str(os.getpid())); "
+        "time.sleep(60)"
+    )
+    noted = tmp_path / "pid"
+    parent = (
+        "import subprocess, sys, time, pathlib; "
+        "subprocess.Popen([sys.executable, '-c', sys.argv[1], sys.argv[2]]); "
+        "path = pathlib.Path(sys.argv[2])\nwhile not path.exists() or not path.read_text(): "
+        "time.sleep(0.05)"
+    )
+    subprocess.run([sys.executable, "-c", parent, child, str(noted)], check=True, timeout=60)
+    orphan = int(noted.read_text())
+
+    def is_gone():
+        try:
+            state = Path(f"/proc/{orphan}/stat").read_text().rpartition(")")[2].split()[0]
+        except FileNotFoundError:
+            return True
+        return state == "Z"  # nobody here waits for it
+
+    assert wait_until(is_gone, timeout_seconds=20)

@@ -18,6 +18,7 @@ if [ ! -w /cache ]; then
         exit 5
     fi
     for name in HOME XDG_CACHE_HOME PIP_PREFIX TORCHINDUCTOR_CACHE_DIR LABKIT_STATE JUPYTER_PATH; do
+        value=
         eval "value=\${$name:-}"
         case $value in /cache*) export "$name=$caches${value#/cache}" ;; esac
     done

@@ -19,11 +19,12 @@ def main(processes: Path) -> str | None:
     if folder is None:
         return "no JupyterLab runs here"
     try:
-        runtime = read_environment(folder)["JUPYTER_RUNTIME_DIR"]
-        said = json.loads((Path(runtime) / f"jpserver-{folder.name}.json").read_text())
+        environment = read_environment(folder)
+        runtime = Path(environment["JUPYTER_RUNTIME_DIR"])
+        said = json.loads((runtime / f"jpserver-{folder.name}.json").read_text())
     except (OSError, ValueError, KeyError):
         return "JupyterLab has not started yet"
-    return ask_server(said)
+    return ask_server(said, "api" if "JUPYTERHUB_API_TOKEN" in environment else "api/status")
 
 
 def find_server(processes: Path) -> Path | None:
@@ -33,7 +34,7 @@ def find_server(processes: Path) -> Path | None:
             words = (folder / "cmdline").read_bytes().split(b"\0")
         except OSError:  # it has just ended
             continue
-        if b"jupyterlab" in words:
+        if b"jupyterlab" in words or b"jupyterhub.singleuser" in words:
             return folder
     return None
 
@@ -44,11 +45,11 @@ def read_environment(folder: Path) -> dict[str, str]:
     return dict(item.split("=", 1) for item in items if "=" in item)
 
 
-def ask_server(said: dict) -> str | None:
+def ask_server(said: dict, path: str) -> str | None:
     """What is wrong with the server of which its own file says ``said``, or None.
 
     /api answers to anybody. That the server takes its token shows that its own settings are in
-    force, and that what a page asks for is answered.
+    force, and that what a page asks for is answered. Under JupyterHub it has no token.
     """
     every = ("0.0.0.0", "localhost")  # noqa: S104 - compared, not listened on
     host = "127.0.0.1" if said["hostname"] in every else said["hostname"]
@@ -61,7 +62,7 @@ def ask_server(said: dict) -> str | None:
         connection = HTTPConnection(host, said["port"], timeout=TIMEOUT_SECONDS)
     headers = {"Host": "localhost", "Authorization": f"token {said['token']}"}
     try:
-        connection.request("GET", f"{said['base_url']}api/status", headers=headers)
+        connection.request("GET", f"{said['base_url']}{path}", headers=headers)
         status = connection.getresponse().status
     except (OSError, HTTPException) as error:
         return f"JupyterLab does not answer on {where}: {error}"

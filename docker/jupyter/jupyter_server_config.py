@@ -17,7 +17,9 @@ os.environ.pop("TRAITLETS_APPLICATION_RAISE_CONFIG_FILE_ERROR", None)
 try:
     from labkit.jupyter.guard import LogFilter, find_token
 
-    token, is_new = find_token()
+    # Under JupyterHub, the hub says who may come in, and where the server listens.
+    under_hub = "JUPYTERHUB_API_TOKEN" in os.environ
+    token, is_new = ("", False) if under_hub else find_token()
     port = os.environ.get("LABKIT_SERVER_PORT") or "8888"
     if not port.isdecimal():
         raise ValueError(f"LABKIT_SERVER_PORT={port} is not a port")
@@ -34,16 +36,16 @@ c.Application.logging_config = {
     "handlers": {"console": {"filters": ["strangers"]}},
 }
 
-c.ServerApp.identity_provider_class = "labkit.jupyter.guard.LabIdentityProvider"
-c.LabIdentityProvider.token = token
-c.LabIdentityProvider.announce = is_new
-# The cookie of the login goes with no request that another site's page makes.
-c.LabIdentityProvider.cookie_options = {"samesite": "Strict"}
+if not under_hub:
+    c.ServerApp.identity_provider_class = "labkit.jupyter.guard.LabIdentityProvider"
+    c.LabIdentityProvider.token = token
+    c.LabIdentityProvider.announce = is_new
+    # The cookie of the login goes with no request that another site's page makes.
+    c.LabIdentityProvider.cookie_options = {"samesite": "Strict"}
+    # In a container, whoever publishes the port decides who reaches it.
+    c.ServerApp.ip = address or ("0.0.0.0" if by_hand else "127.0.0.1")  # noqa: S104
+    c.ServerApp.port = int(port)
 c.ServerApp.open_browser = False
-
-# In a container, whoever publishes the port decides who reaches it.
-c.ServerApp.ip = address or ("0.0.0.0" if by_hand else "127.0.0.1")  # noqa: S104
-c.ServerApp.port = int(port)
 c.ServerApp.port_retries = 0  # the launcher chose the port; another one would not be found
 c.ServerApp.root_dir = os.environ.get("LABKIT_WORKSPACE") or str(Path.cwd())
 # Off: a request must name a loopback host, which stops DNS rebinding. The launcher decides; a

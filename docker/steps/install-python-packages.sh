@@ -15,6 +15,9 @@ if grep -q '^torch==.*+' "$lock"; then
 elif [ -n "${PYPI_INDEX:-}" ]; then
     set -- --index-url "$PYPI_INDEX"
 fi
+# One of the hub's packages is published as source alone: its hash is checked, and the lab's own
+# setuptools builds it.
+[ "$name" != hub ] || set -- "$@" --no-binary onetimepass --no-build-isolation
 [ -x /opt/lab/bin/python ] || python3 -m venv /opt/lab
 # PIP_NO_DEPS: a lock is complete, and a package outside it would come without a hash.
 PIP_NO_DEPS=1 /opt/lab/bin/pip install --disable-pip-version-check --progress-bar off \

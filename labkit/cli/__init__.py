@@ -69,6 +69,7 @@ FAMILIES = {
     "logs": "launch",
     "devices": "devices",
     "doctor": "doctor",
+    "prove": "prove",
     "memory": "memory",
     "history": "memory",
     "estimate": "memory",
@@ -82,6 +83,7 @@ FAMILIES = {
     "exec": "launch",
     "serve": "launch",
     "lab": "launch",
+    "hub": "launch",
     "build": "maintain",
     "test": "maintain",
     "lint": "maintain",
@@ -162,7 +164,7 @@ def _run(words: list[str]) -> int:
     named = next((word for word in words if not word.startswith("-")), None)
     if named is not None and named not in FAMILIES:
         raise _unknown_command(named)
-    parser = _build_parser(named)
+    parser = build_parser(named)
     # `labkit serve` passes unknown arguments on; for all other commands they are an error.
     arguments, further = parser.parse_known_args(words)
     arguments.further = further
@@ -183,7 +185,8 @@ def _unknown_command(named: str) -> LabkitError:
     )
 
 
-def _build_parser(named: str | None) -> Parser:
+def build_parser(named: str | None = None) -> Parser:
+    """The parser of one command, or of all of them: shtab makes a shell's completion from it."""
     import importlib
 
     parser = Parser(prog="labkit", description="A GPU lab for PyTorch.")

@@ -1,4 +1,4 @@
-"""``labkit devices``: the devices of this machine, as text or JSON, and whether they compute."""
+"""``labkit devices``: the devices of this machine, what they do now, and whether they compute."""
 
 from __future__ import annotations
 
@@ -7,14 +7,18 @@ import functools
 import os
 import re
 import sys
-from typing import TYPE_CHECKING
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
-from labkit.cli import add_common, print_json
+from labkit.cli import add_common, is_terminal, print_json
 from labkit.errors import ExitCode, UsageError
-from labkit.text import escape_controls, format_bytes, format_seconds
+from labkit.text import escape_controls, format_bytes, format_seconds, shorten
 
 if TYPE_CHECKING:
     from labkit.devices.detect import Detection, Device
+    from labkit.devices.telemetry import GpuPath, GpuTelemetry, Telemetry
     from labkit.devices.verify import Advice, DeviceVerdict, SelfTestStep, Verification
 
 EPILOG = """\
@@ -24,6 +28,9 @@ is broken. A GPU that is hidden, or that this build of torch does not support, i
 is not a failure, unless it is the DEVICE, as in --verify cuda.
 """
 ALL = "all"
+WATCH_SECONDS = 2.0
+GIB = 2**30
+CLEAR = "\x1b[H\x1b[2J"  # the cursor to the top left, and the screen cleared
 DONE = {"import": "imported", "allocate": "allocated", "compute": "computed", "compile": "compiled"}
 
 
@@ -32,17 +39,38 @@ def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]
     parser = subparsers.add_parser(
         "devices",
         help="list the devices of this machine",
-        description="The accelerators and the CPU of this machine, and which one torch uses.",
+        description="The accelerators and the CPU of this machine, what they do now, and which one "
+        "torch uses.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument(
         "--verify",
         nargs="?",
         const=ALL,
         metavar="DEVICE",
         help="test each device with torch (or one, such as cuda:0): allocate, compute, compile; "
         "print why a device cannot be used",
+    )
+    what.add_argument(
+        "--watch",
+        nargs="?",
+        const=WATCH_SECONDS,
+        type=float,
+        metavar="SECONDS",
+        help=f"print the devices again every SECONDS ({WATCH_SECONDS:g}) until Ctrl-C",
+    )
+    what.add_argument(
+        "--report",
+        action="store_true",
+        help="print one block to paste into an issue: versions, devices, variables; no tokens, no "
+        "names of users or hosts",
+    )
+    parser.add_argument(
+        "--all",
+        action="store_true",
+        help="print everything that is known of each device (--json has it always)",
     )
     add_common(parser)
     parser.set_defaults(run=show_devices)
@@ -56,28 +84,70 @@ def show_devices(arguments: argparse.Namespace) -> int:
     if asked is not None and not re.fullmatch(r"[a-z]+(:\d+)?", asked):
         cause = "a device is named as in torch: cpu, cuda, cuda:1, mps, xpu"
         raise UsageError(f"invalid --verify {asked!r}", cause=cause, fix="labkit devices")
-    detection = detect_devices()
     if asked is not None:
-        return _show_verification(arguments, detection)
+        return _show_verification(arguments, detect_devices())
+    if arguments.watch is not None:
+        return _watch(arguments)
+    if arguments.report:
+        return _show_report(arguments)
+    detection, telemetry = detect_devices(), _read_telemetry()
     if arguments.json:
-        print_json(describe_detection(detection))
+        print_json(describe_detection(detection, telemetry))
     else:
-        print(escape_controls(format_detection(detection)))
+        print(escape_controls(format_devices(detection, telemetry, everything=arguments.all)))
+    return ExitCode.OK
+
+
+def _read_telemetry() -> Telemetry:
+    from labkit.devices.telemetry import Telemetry, read_telemetry
+
+    return Telemetry() if sys.platform == "darwin" else read_telemetry()
+
+
+def _watch(arguments: argparse.Namespace, sleep: Callable[[float], None] = time.sleep) -> int:
+    """Prints the devices until Ctrl-C: on a terminal in place, elsewhere one after the other."""
+    from labkit.devices.detect import detect_devices
+
+    if arguments.json or not arguments.watch > 0:
+        what = "--json" if arguments.json else f"{arguments.watch:g} seconds"
+        raise UsageError(f"--watch cannot be used with {what}", fix="labkit devices --watch")
+    try:
+        while True:
+            screen = format_devices(detect_devices(), _read_telemetry(), everything=arguments.all)
+            start = CLEAR if is_terminal() else ""
+            print(f"{start}{escape_controls(screen)}", end="\n\n", flush=True)
+            sleep(arguments.watch)
+    except KeyboardInterrupt:  # the only way to end it
+        return ExitCode.OK
+
+
+def _show_report(arguments: argparse.Namespace) -> int:
+    """Prints the block for an issue."""
+    from labkit.devices.detect import detect_devices
+    from labkit.devices.report import describe_report, format_report, read_report
+    from labkit.process import run_command
+
+    report = read_report(detect_devices(), _read_telemetry(), run_command, os.environ)
+    if arguments.json:
+        print_json(describe_report(report))
+    else:
+        print(escape_controls(format_report(report)))
     return ExitCode.OK
 
 
 def _show_verification(arguments: argparse.Namespace, detection: Detection) -> int:
     from labkit.devices.verify import verify_devices
-    from labkit.process import run_working
+    from labkit.process import end_like_interrupt, run_working
 
-    verification = verify_devices(
-        detection,
-        # The self-test must import this Python's torch, so it gets this environment unchanged.
-        functools.partial(run_working, environment=os.environ),
-        _explain,
-        asked=None if arguments.verify == ALL else arguments.verify,
-        on_step=lambda words: print(escape_controls(words), file=sys.stderr, flush=True),
-    )
+    with end_like_interrupt():  # else a `timeout` would leave a self-test on the GPU
+        verification = verify_devices(
+            detection,
+            # The self-test must import this Python's torch, so it gets this environment unchanged.
+            functools.partial(run_working, environment=os.environ),
+            explain_known,
+            asked=None if arguments.verify == ALL else arguments.verify,
+            on_step=lambda words: print(escape_controls(words), file=sys.stderr, flush=True),
+        )
     if verification.best:
         detection = detection._replace(best=verification.best)
     if arguments.json:
@@ -88,7 +158,7 @@ def _show_verification(arguments: argparse.Namespace, detection: Detection) -> i
     return judge_exit(verification)
 
 
-def _explain(text: str) -> Advice | None:
+def explain_known(text: str) -> Advice | None:
     """The cause of a known error, and the command that fixes it on this system."""
     from labkit.devices.verify import Advice
     from labkit.host.distribution import read_distribution
@@ -106,22 +176,203 @@ def judge_exit(verification: Verification) -> ExitCode:
     return ExitCode.ENGINE if broken else ExitCode.OK
 
 
-def describe_detection(detection: Detection) -> dict[str, object]:
+def describe_detection(
+    detection: Detection, telemetry: Telemetry | None = None
+) -> dict[str, object]:
     """The detection as ``--json`` prints it; what is unknown is null."""
-    return {
+    described: dict[str, object] = {
         "best": detection.best,
         "devices": [device._asdict() for device in detection.devices],
         "notes": list(detection.notes),
     }
+    if telemetry is not None:
+        described["telemetry"] = [gpu.describe() for gpu in telemetry.gpus]
+        described["paths"] = [path._asdict() for path in telemetry.paths]
+        described["processes"] = [user._asdict() for user in list_users(telemetry)]
+    return described
 
 
-def format_detection(detection: Detection) -> str:
-    """The detection as text: the best device, each device's facts, the notes."""
+class GpuUser(NamedTuple):
+    """A process that holds memory of a GPU (or MIG instance) by UUID; unknown is None."""
+
+    pid: int
+    uuid: str | None
+    used_bytes: int | None = None
+    user: str | None = None
+    command: str | None = None
+
+
+def list_users(telemetry: Telemetry) -> list[GpuUser]:
+    """The processes on all GPUs, with their users and commands as far as this system knows them.
+
+    In a container the ids are usually the host's, and mean nothing here.
+    """
+    from labkit.memory.balance.read import read_command, sees_host_ids
+
+    known = sees_host_ids()
+    return [
+        GpuUser(
+            process.pid,
+            one.uuid,
+            process.used_bytes,
+            _name_owner(process.pid) if known else None,
+            read_command(process.pid) if known else None,
+        )
+        for one in telemetry.memory
+        for process in one.processes or ()
+    ]
+
+
+def _name_owner(pid: int) -> str | None:
+    import pwd
+
+    try:
+        owner = Path(f"/proc/{pid}").stat().st_uid
+        return pwd.getpwuid(owner).pw_name
+    except OSError:
+        return None
+    except KeyError:  # a user without an entry
+        return str(owner)
+
+
+def format_devices(detection: Detection, telemetry: Telemetry, *, everything: bool = False) -> str:
+    """The devices as text: a table that fits 80 columns, or everything that is known."""
+    if everything:
+        return format_detection(detection, telemetry)
+    gpus = [device for device in detection.devices if device.kind != "cpu"]
+    lines = [f"best device: {detection.best or 'unknown'}", ""]
+    if gpus:
+        lines.append(COLUMNS.format("", "GPU", "memory used", "load", "temp", "power"))
+    for device in gpus:
+        lines += _format_row(device, telemetry)
+    lines += [_format_cpu(device) for device in detection.devices if device.kind == "cpu"]
+    users = list_users(telemetry)
+    if users:
+        names = {device.uuid: _name_device(device) for device in gpus}
+        lines += ["", USERS.format("process", "user", "device", "memory", "command")]
+        lines += [_format_user(user, names) for user in users]
+    if detection.notes:
+        lines += ["", *(f"note: {note}" for note in detection.notes)]
+    return "\n".join(lines)
+
+
+COLUMNS = "{:<8}{:<22}{:>22}{:>9}{:>8}{:>11}"
+USERS = "{:<8}{:<10}{:<9}{:>11}  {}"
+WIDE = 80
+
+
+def _name_device(device: Device) -> str:
+    return device.torch_name or ("mig" if device.parent_uuid else "gpu")
+
+
+def _format_row(device: Device, telemetry: Telemetry) -> list[str]:
+    """The line of a GPU's figures, and a line for each thing that is out of the ordinary."""
+    state = telemetry.find(device.uuid)
+    name = (device.name or "unknown").removeprefix("NVIDIA ").removeprefix("GeForce ")
+    load, heat, power = "unknown", "unknown", "unknown"
+    if device.kind != "cuda" or device.parent_uuid:
+        load, heat, power = "", "", ""  # NVML reports them of whole NVIDIA GPUs only
+    elif state:
+        load = _add_unit(state.utilization_percent, " %")
+        heat = _add_unit(state.load.temperature_celsius, " C")
+        power = _format_power(state)
+    row = (_name_device(device), shorten(name, 21), _format_used(device, telemetry))
+    lines = [COLUMNS.format(*row, load, heat, power).rstrip()]
+    return lines + [f"{'':<8}{remark}" for remark in _list_remarks(device, state)]
+
+
+def _add_unit(number: int | None, unit: str) -> str:
+    return "unknown" if number is None else f"{number}{unit}"
+
+
+def _format_power(state: GpuTelemetry) -> str:
+    if state.load.power_watts is None:
+        return "unknown"
+    limit = state.hardware.power_limit_watts
+    return (
+        f"{state.load.power_watts:.0f}/{limit:.0f} W"
+        if limit
+        else f"{state.load.power_watts:.0f} W"
+    )
+
+
+def _format_used(device: Device, telemetry: Telemetry) -> str:
+    memory = telemetry.find_memory(device.uuid)
+    total = device.total_bytes
+    if memory is None or memory.total_bytes is None or memory.free_bytes is None:
+        return f"unknown of {format_bytes(total)}" if total else "unknown"
+    used = memory.total_bytes - memory.free_bytes
+    return f"{used / GIB:.1f} of {memory.total_bytes / GIB:.1f} GiB"
+
+
+def _list_remarks(device: Device, state: GpuTelemetry | None) -> list[str]:
+    """What a person should know of a GPU: only what is not as usual."""
+    found = [device.trouble or ""]
+    if device.unified:
+        found.append("its memory is shared with the system")
+    if device.mig:
+        found.append("split by MIG")
+    if state:
+        if state.load.clock_reasons:
+            clock = _format_clock(state.load.sm_mhz, state.hardware.max_sm_mhz)
+            found.append(f"clocks held by {', '.join(state.load.clock_reasons)}: {clock}")
+        width, most = state.load.link_width, state.hardware.max_link_width
+        if width and most and width < most:
+            found.append(f"PCIe: {width} of {most} lanes")
+        if state.hardware.ecc_errors:
+            found.append(f"{state.hardware.ecc_errors} uncorrected memory errors")
+        if state.hardware.row_remap_failed or state.hardware.row_remap_pending:
+            found.append(_describe_remapping(state))
+    return [remark for remark in found if remark]
+
+
+def _describe_remapping(state: GpuTelemetry) -> str:
+    if state.hardware.row_remap_failed:
+        return "a bad row of memory could not be replaced"
+    return (
+        "a bad row of memory waits for a reset to be replaced"
+        if state.hardware.row_remap_pending
+        else "fine"
+    )
+
+
+def _format_cpu(cpu: Device) -> str:
+    facts = [cpu.name or "unknown", f"{_count(cpu.cores)} cores", _describe_cpu_memory(cpu)]
+    return f"{_name_device(cpu):<8}{', '.join(facts)}"
+
+
+def _format_user(user: GpuUser, names: dict[str | None, str]) -> str:
+    row = USERS.format(
+        user.pid,
+        shorten(user.user or "unknown", 9),
+        names.get(user.uuid, "gpu"),
+        format_bytes(user.used_bytes),
+        user.command or "unknown",
+    )
+    return shorten(row, WIDE)
+
+
+def format_detection(detection: Detection, telemetry: Telemetry | None = None) -> str:
+    """Everything about the devices as text: each one's facts, the paths between GPUs, the notes."""
     blocks = [f"best device: {detection.best or 'unknown'}"]
-    blocks += [_format_device(device) for device in detection.devices]
+    blocks += [_format_device(device, telemetry) for device in detection.devices]
+    if telemetry and telemetry.paths:
+        blocks.append(_format_paths(telemetry.paths))
     if detection.notes:
         blocks.append("\n".join(f"note: {note}" for note in detection.notes))
     return "\n\n".join(blocks)
+
+
+def _format_paths(paths: Sequence[GpuPath]) -> str:
+    """The matrix of the paths between GPUs, as `nvidia-smi topo -m` draws it."""
+    known = {(each.first, each.second): each.path or "unknown" for each in paths}
+    known |= {(second, first): path for (first, second), path in known.items()}
+    indices = sorted({index for pair in known for index in pair})
+    rows = [["", *(f"GPU{index}" for index in indices)]]
+    for first in indices:
+        cells = ["-" if first == second else known[first, second] for second in indices]
+        rows.append([f"GPU{first}", *cells])
+    return "\n".join("".join(f"{cell:<8}" for cell in row).rstrip() for row in rows)
 
 
 def describe_verification(verification: Verification) -> dict[str, object]:
@@ -167,21 +418,77 @@ def _format_steps(steps: tuple[SelfTestStep, ...]) -> str:
     return ", ".join(done) + "".join(skipped)
 
 
-def _format_device(device: Device) -> str:
+def _format_device(device: Device, telemetry: Telemetry | None) -> str:
     facts = _list_cpu_facts(device) if device.kind == "cpu" else _list_gpu_facts(device)
-    title = device.torch_name or ("mig" if device.parent_uuid else "gpu")
-    lines = [f"{title:<8}{device.name or 'unknown'}"]
+    state = telemetry.find(device.uuid) if telemetry else None
+    facts += _list_state(state) if state else []
+    lines = [f"{_name_device(device):<8}{device.name or 'unknown'}"]
     lines += [f"        {label:<12}{fact}" for label, fact in facts]
     return "\n".join(lines)
 
 
+def _list_state(state: GpuTelemetry) -> list[tuple[str, str]]:
+    """A GPU's state, one labelled line for each subject."""
+    holds = (
+        "unknown"
+        if state.load.clock_reasons is None
+        else ", ".join(state.load.clock_reasons) or "nothing"
+    )
+    now = _format_link(state.load.link_generation, state.load.link_width)
+    most = _format_link(state.hardware.max_link_generation, state.hardware.max_link_width)
+    ecc = {None: "unknown", False: "off", True: "on"}[state.ecc_enabled]
+    if state.ecc_enabled:
+        ecc += f", {_add_unit(state.hardware.ecc_errors, '')} uncorrected errors"
+    if state.hardware.row_remap_pending or state.hardware.row_remap_failed:
+        ecc += f"; {_describe_remapping(state)}"
+    return [
+        ("bus", state.bus_address or "unknown"),
+        (
+            "load",
+            f"{_add_unit(state.utilization_percent, ' %')}, memory "
+            f"{_add_unit(state.memory_utilization_percent, ' %')}, state "
+            f"{'unknown' if state.performance_state is None else f'P{state.performance_state}'}",
+        ),
+        (
+            "temperature",
+            f"{_add_unit(state.load.temperature_celsius, ' C')}, fan "
+            f"{_add_unit(state.fan_percent, ' %')}",
+        ),
+        ("power", f"{_format_power(state)}, default limit {_format_watts(state)}"),
+        ("clocks", f"SM {_format_clock(state.load.sm_mhz, state.hardware.max_sm_mhz)}"),
+        ("", f"memory {_format_clock(state.load.memory_mhz, state.hardware.max_memory_mhz)}"),
+        ("held by", holds),
+        ("PCIe", f"{now} now, {most} at most"),
+        ("ECC", ecc),
+        ("persistence", {None: "unknown", False: "off", True: "on"}[state.persistence]),
+    ]
+
+
+def _format_watts(state: GpuTelemetry) -> str:
+    watts = state.hardware.default_power_limit_watts
+    return "unknown" if watts is None else f"{watts:.0f} W"
+
+
+def _format_clock(now: int | None, most: int | None) -> str:
+    return "unknown" if now is None else f"{now} of {_add_unit(most, '')} MHz"
+
+
+def _format_link(generation: int | None, width: int | None) -> str:
+    return f"{generation}.0 x{width}" if generation and width else "unknown"
+
+
 def _list_cpu_facts(cpu: Device) -> list[tuple[str, str]]:
-    memory = format_bytes(cpu.total_bytes)
-    if cpu.limit_bytes is not None:
-        memory = f"{format_bytes(cpu.limit_bytes)} for this container, of {memory}"
+    memory = _describe_cpu_memory(cpu)
     extensions = cpu.vector_extensions
     words = "unknown" if extensions is None else ", ".join(extensions) or "none"
     return [("cores", _format_cores(cpu)), ("memory", memory), ("vectors", words)]
+
+
+def _describe_cpu_memory(cpu: Device) -> str:
+    memory = format_bytes(cpu.total_bytes)
+    if cpu.limit_bytes is None:
+        return memory
+    return f"{format_bytes(cpu.limit_bytes)} for this container, of {memory}"
 
 
 def _format_cores(cpu: Device) -> str:

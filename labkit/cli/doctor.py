@@ -82,6 +82,7 @@ def list_checks(arguments: argparse.Namespace) -> int:
 def explain(arguments: argparse.Namespace) -> int:
     """Prints the causes found in the text, or that none is known (exit 1)."""
     from labkit.host.distribution import read_distribution
+    from labkit.known_errors.context import advise_unknown
     from labkit.known_errors.match import explain_file, format_explanation
 
     with open_log(arguments.explain) as log:
@@ -94,6 +95,7 @@ def explain(arguments: argparse.Namespace) -> int:
     if explanation.found:
         return ExitCode.OK
     print("the doctor knows no error in this text", file=sys.stderr)
+    print(advise_unknown(explanation.context), file=sys.stderr)
     return ExitCode.FAILED
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -165,7 +166,7 @@ def run_logs(arguments: argparse.Namespace) -> int:
 
 
 def _add_inside(commands: argparse._SubParsersAction[Any]) -> None:
-    """Adds shell, exec, serve and lab."""
+    """Adds shell, exec, serve, lab and hub."""
     shell = commands.add_parser(
         "shell", help="open a shell inside the lab", description="Opens a shell inside the lab."
     )
@@ -194,6 +195,7 @@ def _add_inside(commands: argparse._SubParsersAction[Any]) -> None:
     add_common(serve, as_json=False)
     serve.set_defaults(run=run_serve, passes_on=True)
 
+    _add_hub(commands)
     lab = commands.add_parser(
         "lab",
         help="run JupyterLab with the labs in a folder, from this Python environment",
@@ -238,6 +240,53 @@ def run_serve(arguments: argparse.Namespace) -> int:
     environment = prepare_folders()
     update_workspace(choose_labs_folder(workspace))
     become_jupyter(environment, arguments.further)
+    return ExitCode.OK
+
+
+def _add_hub(commands: argparse._SubParsersAction[Any]) -> None:
+    hub = commands.add_parser(
+        "hub",
+        help="start JupyterHub for a class, or stop it",
+        description="Starts JupyterHub, which starts a lab for each learner who logs in.",
+    )
+    hub.add_argument("--stop", action="store_true", help="stop it; all work stays")
+    hub.add_argument("--progress", action="store_true", help="show what each learner has passed")
+    add_choices(hub)
+    _add_address(hub)
+    add_common(hub)
+    hub.set_defaults(run=run_hub)
+
+
+def run_hub(arguments: argparse.Namespace) -> int:
+    """Starts or stops the hub of this machine, or shows the learners' progress."""
+    from labkit.launch.hub import DEFAULT_PORT, describe_class, read_class, start_hub, stop_hub
+    from labkit.launch.progress import Steps
+    from labkit.launch.settings import LOOPBACK, find_checkout, read_settings
+    from labkit.launch.state import hold_lock
+
+    checkout, steps = find_checkout(), Steps()
+    # LABKIT_PORT and LABKIT_BIND are the lab's own, which may run beside the hub.
+    port = arguments.port or os.environ.get("HUB_PORT") or str(DEFAULT_PORT)
+    bind = arguments.bind or os.environ.get("HUB_BIND") or LOOPBACK
+    settings = read_settings({**vars(arguments), "port": port, "bind": bind})
+    if arguments.progress:
+        learners = read_class(checkout)
+        if arguments.json:
+            print_json({"learners": [{"name": name, **said} for name, said in learners]})
+        else:
+            print(escape_controls("\n".join(describe_class(learners))))
+        return ExitCode.OK
+    with hold_lock(checkout, lambda: steps.say("another `up` or `down` is at work: waiting")):
+        if arguments.stop:
+            stop_hub(checkout)
+        else:
+            url = start_hub(checkout, settings, steps)
+    if arguments.json:
+        print_json({"url": None if arguments.stop else url})
+    elif arguments.stop:
+        print("stopped; the learners' files and accounts stay")
+    else:
+        print(f"JupyterHub is ready:  {url}\nstop it:  make hub STOP=1")
     return ExitCode.OK
 
 

@@ -27,6 +27,12 @@ def add_commands(commands: _SubParsersAction[Any]) -> None:
     """Adds check, progress and reset to the command line."""
     _add_check(commands.add_parser("check", help="run the checks on your own notebooks"))
     progress = commands.add_parser("progress", help="show which exercises you have passed")
+    progress.add_argument(
+        "--clear",
+        nargs="+",
+        metavar="NAME",
+        help="forget what is recorded of labs (tensors) or exercises (tensors.NAME)",
+    )
     add_common(progress)
     progress.set_defaults(run=show_progress)
     reset = commands.add_parser("reset", help="make a fresh notebook; yours is kept")
@@ -86,11 +92,12 @@ def check_answers(arguments: Namespace) -> int:
 
 
 def show_progress(arguments: Namespace) -> int:
-    """labkit progress: shows the passed exercises of each lab."""
+    """labkit progress: shows the passed exercises of each lab; with --clear, forgets some first."""
     from labkit.lessons.catalog import exercise_names, find_labs
-    from labkit.lessons.progress import read_progress
+    from labkit.lessons.progress import clear_progress, read_progress
 
     workspace = _need_workspace()
+    clear_progress(workspace, [one for name in arguments.clear or () for one in _named(name)])
     progress = read_progress(workspace)
     labs = []
     for lab in find_labs():
@@ -108,6 +115,14 @@ def show_progress(arguments: Namespace) -> int:
     else:
         _print_progress(labs)
     return ExitCode.OK
+
+
+def _named(name: str) -> list[str]:
+    """The full names of the exercises that the name of a lab or an exercise stands for."""
+    from labkit.lessons.catalog import exercise_names
+
+    labs, exercise = _chosen(name)
+    return [exercise] if exercise else [f"{name}.{one}" for one in exercise_names(labs[0])]
 
 
 def reset_notebooks(arguments: Namespace) -> int:
@@ -209,6 +224,7 @@ def _print_answers(workspace: Path, found: LabAnswers) -> None:
         if answer.status in ("passed", "not_started"):
             continue
         lines = [answer.message, answer.case and f"in {answer.case}"]
+        lines += [answer.mistake and f"looks like an answer that {answer.mistake}"]
         lines += [f"hint: {hint}" for hint in answer.hints]
         for line in "\n".join(text for text in lines if text).splitlines():
             print(f"  {'':<{_STATUS_WIDTH}}  {escape_controls(line)}")
@@ -240,7 +256,10 @@ def _print_progress(labs: list[dict[str, Any]]) -> None:
         print(f"{lab['title']:<{width}}  {lab['passed']}/{lab['total']}")
         for entry in lab["exercises"]:
             mark = "x" if entry["passed"] else " "
-            print(f"  [{mark}] {entry['name'].partition('.')[2]}")
+            said = [f"by {entry['by']}"] if entry["by"] else []
+            said += ["after its solution was shown"] if entry["seen"] else []
+            how = f"  ({', '.join(said)})" if said else ""
+            print(escape_controls(f"  [{mark}] {entry['name'].partition('.')[2]}{how}"))
     done, total = (sum(lab[key] for lab in labs) for key in ("passed", "total"))
     print(f"{'all':<{width}}  {done}/{total}")
 

@@ -116,7 +116,9 @@ def _run_simulated_tests(arguments: argparse.Namespace) -> int:
     from labkit.launch.settings import find_checkout, read_settings
 
     settings = read_settings(vars(arguments))
-    return run_simulated_tests(find_checkout(), settings, Steps(), arguments.words)
+    return run_simulated_tests(
+        find_checkout(), settings, Steps(), arguments.words, fast=arguments.fast
+    )
 
 
 def run_lint(arguments: argparse.Namespace) -> int:

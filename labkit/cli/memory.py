@@ -170,13 +170,22 @@ def _add_history(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]
     """Adds ``history``."""
     parser = subparsers.add_parser(
         "history",
-        help="analyze a memory snapshot that torch wrote",
+        help="analyze a memory snapshot that torch wrote, or compare two",
         description="Reads a snapshot from torch.cuda.memory._dump_snapshot() or"
         " labkit.record_allocations(): what was live at the peak, by the line that allocated it,"
         " how fragmented the reserved memory is, and what was never freed. A snapshot is a"
         " pickle; its code is not run.",
     )
-    parser.add_argument("file", type=Path, metavar="FILE", help="the snapshot, a .pickle")
+    parser.add_argument(
+        "file", type=Path, metavar="FILE", help="the snapshot, a .pickle or .pickle.gz"
+    )
+    parser.add_argument(
+        "later",
+        type=Path,
+        nargs="?",
+        metavar="LATER",
+        help="a later snapshot: prints which lines hold more or less at its end",
+    )
     parser.add_argument(
         "-o",
         "--output",
@@ -190,12 +199,27 @@ def _add_history(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]
 
 def show_history(arguments: argparse.Namespace) -> int:
     """Prints the analysis of the snapshot and writes the page if asked; exits 0."""
-    from labkit.memory.allocations.analysis import analyse
+    from labkit.memory.allocations.analysis import analyse, compare_histories
     from labkit.memory.allocations.page import make_page
     from labkit.memory.allocations.snapshot import load_snapshot, read_recording, write_file
-    from labkit.memory.allocations.view import describe_history
+    from labkit.memory.allocations.view import describe_comparison, describe_history
 
+    if arguments.later and arguments.output:
+        raise UsageError(
+            "--output conflicts with a second snapshot",
+            cause="a page shows one snapshot",
+            fix=f"labkit history {arguments.later} --output {arguments.output}",
+        )
     history = analyse(read_recording(load_snapshot(arguments.file)))
+    if arguments.later:
+        later = analyse(read_recording(load_snapshot(arguments.later)))
+        compared = compare_histories(history, later)
+        if arguments.json:
+            named = {"snapshots": [str(arguments.file), str(arguments.later)]}
+            print_json({**named, **describe_comparison(compared)})
+        else:
+            print(compared)
+        return ExitCode.OK
     page = None
     if arguments.output:
         made = make_page(history, arguments.file.name)
@@ -206,7 +230,7 @@ def show_history(arguments: argparse.Namespace) -> int:
     else:
         print(history)
         if page:
-            print(f"\npage: {escape_controls(str(page))}")
+            print(f"\npage: {escape_controls(page)}")
     return ExitCode.OK
 
 

@@ -229,15 +229,18 @@ def require_packages(labs: list[str], find: Callable[[str], object] = find_spec)
     """Raises EngineError if this Python lacks packages for notebooks (for labs, also torch)."""
     words = " ".join(labs) or "tensors"
     fix = f"make run LABS={words if len(labs) < 2 else repr(words)}"
-    _require((*NEEDED, "torch") if labs else NEEDED, "cannot run notebooks", fix, find)
+    require_modules((*NEEDED, "torch") if labs else NEEDED, "cannot run notebooks", fix, find)
 
 
 def require_reader(find: Callable[[str], object] = find_spec) -> None:
     """Raises EngineError if this Python lacks the packages to read a run's result."""
-    _require(("msgspec", "nh3"), "cannot read a run's result", "make shell", find)
+    require_modules(("msgspec", "nh3"), "cannot read a run's result", "make shell", find)
 
 
-def _require(needed: tuple[str, ...], cannot: str, fix: str, find: Callable[[str], object]) -> None:
+def require_modules(
+    needed: tuple[str, ...], cannot: str, fix: str, find: Callable[[str], object] = find_spec
+) -> None:
+    """Raises EngineError with the cause and ``fix`` if this Python lacks one of the modules."""
     missing = [name for name in needed if find(name) is None]
     if missing:
         lacks = ", ".join(missing) if len(missing) < len(needed) else "all of the lab's packages"

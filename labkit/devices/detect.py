@@ -11,7 +11,6 @@ The GPUs of AMD, Intel and Apple: on Linux from /sys and /dev, on macOS from the
 from __future__ import annotations
 
 import os
-import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import NamedTuple
 
 from labkit.devices.nvml import NvmlFacts, NvmlGpu, is_named_unified, read_nvml
 from labkit.host.cpu import CpuFacts, detect_cpu
+from labkit.host.gpu import parse_indices
 from labkit.host.torch_builds import InstalledTorch, read_torch_build
 
 INTEL = "0x8086"
@@ -478,25 +478,6 @@ def is_order_known(gpus: Sequence[NvmlGpu], environment: Mapping[str, str]) -> b
     if environment.get("CUDA_DEVICE_ORDER") == "PCI_BUS_ID":
         return True
     return len({(gpu.name, gpu.compute_capability, gpu.total_bytes) for gpu in gpus}) <= 1
-
-
-def parse_indices(asked: str, count: int) -> list[int]:
-    """The GPU numbers in a list such as ``"2,0"``, as CUDA parses it.
-
-    The first invalid entry ends the list; a repeated one makes it empty.
-
-    >>> parse_indices("2, 0,-1,1", 4), parse_indices("1,1", 4), parse_indices("", 4)
-    ([2, 0], [], [])
-    """
-    found: list[int] = []
-    for word in asked.split(","):
-        number = re.match(r"\+?\d+", word.strip())
-        if number is None or int(number[0]) >= count:
-            break
-        if int(number[0]) in found:
-            return []
-        found.append(int(number[0]))
-    return found
 
 
 def parse_uuids(asked: str) -> list[str]:

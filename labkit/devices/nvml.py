@@ -415,3 +415,191 @@ def _ask_processes(gate: Gate, kind: str, handle: Any) -> list[Any] | None:
         if answer is not None:
             return answer
     return None
+
+
+# What can hold a GPU's clocks down, by the bit of NVML's mask (nvml.h, nvmlClocksEventReason*).
+# Being idle (1) and following the clocks of a synchronized group (16) slow nothing down.
+CLOCK_REASONS = {
+    0x2: "application clocks",
+    0x4: "power cap",
+    0x8: "hardware slowdown",
+    0x20: "software thermal slowdown",
+    0x40: "hardware thermal slowdown",
+    0x80: "hardware power brake",
+    0x100: "display clocks",
+}
+SM_CLOCK, MEMORY_CLOCK, GPU_SENSOR = 1, 2, 0
+UNCORRECTED, VOLATILE = 1, 0
+
+
+class GpuLoad(NamedTuple):
+    """A GPU's clocks (MHz), power (W), temperature (C) and PCIe link now; unknown is None.
+
+    ``clock_reasons`` are what holds its clocks down, () for nothing. An idle GPU lowers the
+    generation of its link.
+    """
+
+    sm_mhz: int | None = None
+    memory_mhz: int | None = None
+    power_watts: float | None = None
+    temperature_celsius: int | None = None
+    clock_reasons: tuple[str, ...] | None = None
+    link_generation: int | None = None
+    link_width: int | None = None
+
+
+class GpuHardware(NamedTuple):
+    """What a GPU can do and what was set or went wrong on it; unknown is None.
+
+    The maximum link is what both the GPU and its slot can. ``ecc_errors`` are uncorrected ones
+    since the driver was loaded. ``remapped_rows`` were replaced after such errors;
+    ``row_remap_failed``: a row could not be replaced. ``processes`` counts those that hold memory,
+    and ``used_bytes`` is what they hold.
+    """
+
+    max_sm_mhz: int | None = None
+    max_memory_mhz: int | None = None
+    bus_width_bits: int | None = None
+    power_limit_watts: float | None = None
+    default_power_limit_watts: float | None = None
+    max_link_generation: int | None = None
+    max_link_width: int | None = None
+    ecc_errors: int | None = None
+    remapped_rows: int | None = None
+    row_remap_pending: bool | None = None
+    row_remap_failed: bool | None = None
+    mig_enabled: bool | None = None
+    total_bytes: int | None = None
+    processes: int | None = None
+    used_bytes: int | None = None
+
+
+class GpuMeter:
+    """Reads one GPU, found by its UUID, or the GPU of a MIG instance; a context manager.
+
+    Every figure is read on its own: a query that fails leaves the others known.
+    """
+
+    def __init__(self, uuid: str | None, binding: Any = None) -> None:
+        self._uuid, self._binding = strip_kind(uuid), binding
+        self._gate: Gate | None = None
+        self._handle: Any = None
+
+    @classmethod
+    def attach(cls, gate: Gate, handle: Any) -> GpuMeter:
+        """The meter of a GPU by its handle, through an open gate; it needs no ``with``."""
+        meter = cls(None)
+        meter._gate, meter._handle = gate, handle
+        return meter
+
+    def __enter__(self) -> GpuMeter:
+        try:
+            self._gate = open_gate(self._binding)
+            self._handle = self._find_handle(self._gate)
+        except NvmlError:
+            self._handle = None
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._gate is not None:
+            self._gate.close()
+
+    def read_load(self) -> GpuLoad:
+        """The GPU's state now."""
+        power = self.ask("nvmlDeviceGetPowerUsage")
+        mask = self.ask("nvmlDeviceGetCurrentClocksEventReasons")
+        if mask is None:  # an older binding or driver
+            mask = self.ask("nvmlDeviceGetCurrentClocksThrottleReasons")
+        return GpuLoad(
+            self.ask("nvmlDeviceGetClockInfo", SM_CLOCK),
+            self.ask("nvmlDeviceGetClockInfo", MEMORY_CLOCK),
+            None if power is None else power / 1000,
+            self.ask("nvmlDeviceGetTemperature", GPU_SENSOR),
+            None if mask is None else name_clock_reasons(mask),
+            self.ask("nvmlDeviceGetCurrPcieLinkGeneration"),
+            self.ask("nvmlDeviceGetCurrPcieLinkWidth"),
+        )
+
+    def read_hardware(self) -> GpuHardware:
+        """The GPU's limits, settings and errors."""
+        limits = ("nvmlDeviceGetEnforcedPowerLimit", "nvmlDeviceGetPowerManagementDefaultLimit")
+        power, usual = (self.ask(query) for query in limits)
+        corrected, uncorrected, pending, failed = (
+            self.ask("nvmlDeviceGetRemappedRows") or (None,) * 4
+        )
+        mig = self.ask("nvmlDeviceGetMigMode")
+        total, used = self._read_memory()
+        return GpuHardware(
+            self.ask("nvmlDeviceGetMaxClockInfo", SM_CLOCK),
+            self.ask("nvmlDeviceGetMaxClockInfo", MEMORY_CLOCK),
+            self.ask("nvmlDeviceGetMemoryBusWidth"),
+            None if power is None else power / 1000,
+            None if usual is None else usual / 1000,
+            self.ask("nvmlDeviceGetMaxPcieLinkGeneration"),
+            self.ask("nvmlDeviceGetMaxPcieLinkWidth"),
+            self.ask("nvmlDeviceGetTotalEccErrors", UNCORRECTED, VOLATILE),
+            None if corrected is None else corrected + uncorrected,
+            None if pending is None else bool(pending),
+            None if failed is None else bool(failed),
+            None if mig is None else bool(mig[0]),
+            total,
+            self._count_processes(),
+            used,
+        )
+
+    def _read_memory(self) -> tuple[int | None, int | None]:
+        """Its total bytes, and those in use; without version 2, used bytes contain the reserve."""
+        memory = self.ask("nvmlDeviceGetMemoryInfo", MEMORY_V2)
+        if memory is None:
+            memory = self.ask("nvmlDeviceGetMemoryInfo")
+            return (None if memory is None else int(memory.total) or None), None
+        return int(memory.total) or None, int(memory.used)
+
+    def _count_processes(self) -> int | None:
+        if self._gate is None or self._handle is None:
+            return None
+        try:
+            found = _read_processes(self._gate, self._handle)
+        except NvmlError:
+            return None
+        return None if found is None else len(found)
+
+    def _find_handle(self, gate: Gate) -> Any:
+        """The handle of the GPU with this UUID, or of the one that an instance with it is part of.
+
+        The only GPU is taken without a match: CUDA may report another UUID for an instance.
+        """
+        handles = []
+        for index in range(gate.demand("nvmlDeviceGetCount")):
+            with contextlib.suppress(NvmlError):  # a lost GPU does not hide the others
+                handle = gate.demand("nvmlDeviceGetHandleByIndex", index)
+                handles.append(handle)
+                if self._uuid and self._uuid in map(strip_kind, _list_uuids(gate, handle)):
+                    return handle
+        return handles[0] if len(handles) == 1 else None
+
+    def ask(self, query: str, *arguments: object) -> Any:
+        """The answer to a query about the GPU; None if it fails for any reason."""
+        if self._gate is None or self._handle is None:
+            return None
+        try:
+            return self._gate.ask(query, self._handle, *arguments)
+        except NvmlError:
+            return None
+
+
+def _list_uuids(gate: Gate, handle: Any) -> list[str | None]:
+    """The UUIDs of a GPU and of its MIG instances."""
+    mig = gate.ask("nvmlDeviceGetMigMode", handle)
+    found = _list_mig_instances(gate, handle) if mig is not None and mig[0] else []
+    parts = [handle, *(part for part in found if not isinstance(part, Trouble))]
+    return [gate.ask("nvmlDeviceGetUUID", part) for part in parts]
+
+
+def name_clock_reasons(mask: int) -> tuple[str, ...]:
+    """The names of the set bits that hold clocks down.
+
+    >>> name_clock_reasons(0x44), name_clock_reasons(0x1)
+    (('power cap', 'hardware thermal slowdown'), ())
+    """
+    return tuple(name for bit, name in CLOCK_REASONS.items() if mask & bit)

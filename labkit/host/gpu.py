@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from labkit.errors import DeviceMissingError, UsageError
-from labkit.host.packages import Capability, find_last_branch, is_dropped
+from labkit.host.packages import Capability as Capability  # noqa: PLC0414  (a GPU's, for others)
+from labkit.host.packages import find_last_branch, is_dropped
 from labkit.process import CommandResult, CommandRunner
 
 PROBE_SECONDS = 10.0
@@ -491,3 +492,22 @@ def _refuse_gpu(word: str, gpus: Sequence[Gpu]) -> DeviceMissingError:
         cause=f"it has: {'; '.join(lines)}",
         fix=f"make up GPUS={gpus[0].index}",
     )
+
+
+def parse_indices(asked: str, count: int) -> list[int]:
+    """The GPU numbers in a list such as ``"2,0"``, as CUDA parses it.
+
+    The first invalid entry ends the list; a repeated one makes it empty.
+
+    >>> parse_indices("2, 0,-1,1", 4), parse_indices("1,1", 4), parse_indices("", 4)
+    ([2, 0], [], [])
+    """
+    found: list[int] = []
+    for word in asked.split(","):
+        number = re.match(r"\+?\d+", word.strip())
+        if number is None or int(number[0]) >= count:
+            break
+        if int(number[0]) in found:
+            return []
+        found.append(int(number[0]))
+    return found

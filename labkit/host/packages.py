@@ -400,7 +400,13 @@ INSTALL_LIBGL = install(
 
 # The packages of the programs that fixes run, for hosts that lack them.
 PROGRAMS: dict[str, Fix | None] = {
-    "nvidia-ctk": INSTALL_TOOLKIT,
+    "nvidia-ctk": install(
+        "",
+        debian="nvidia-container-toolkit",
+        fedora="nvidia-container-toolkit",
+        suse="nvidia-container-toolkit",
+        arch="nvidia-container-toolkit",
+    ),
     "lspci": install("install lspci", debian="pciutils", fedora="pciutils", suse="pciutils"),
     "mokutil": install("install mokutil", debian="mokutil", fedora="mokutil", suse="mokutil"),
     "ubuntu-drivers": install("", ubuntu="ubuntu-drivers-common"),
@@ -440,6 +446,11 @@ def adapt_command(command: str, distribution: Distribution, find: Find) -> str:
 def _list_missing(line: str, find: Find) -> list[str]:
     """The programs that a line runs and the host lacks, of those that can be missing."""
     first = re.compile(r"(?:sudo\s+(?:-n\s+)?)?(?:\w+=\S+\s+)*(\S+)")
-    found = [first.match(part.strip()) for part in re.split(r"&&|\|\|?|;", line)]
-    programs = [match[1] for match in found if match]
-    return [program for program in programs if program in PROGRAMS and not find(program)]
+    missing = []
+    for part in re.split(r"&&|\|\|?|;", line):
+        found = first.match(part.strip())
+        if found and found[1] in PROGRAMS and not find(found[1]):
+            missing.append(found[1])
+        if part.strip().startswith(tuple(INSTALL_COMMANDS.values())):
+            break  # what follows may run what was installed
+    return missing

@@ -8,9 +8,12 @@ errors their cause and fix.
 from __future__ import annotations
 
 import os
+import re
+import symtable
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
 from typing import Any
 
 from labkit.host.distribution import read_distribution
@@ -23,15 +26,16 @@ from labkit.memory.oom.live import Budget, find_live_tensors, list_roots
 from labkit.memory.oom.model import (
     OutOfMemoryPage,
     find_out_of_memory,
+    read_cache,
     read_failure,
-    read_largest_block,
     walk_chain,
 )
 from labkit.memory.track.frames import find_shell
 from labkit.memory.track.model import BlockSpan, MemoryUse
 from labkit.memory.track.tracker import MemoryTracker
+from labkit.memory.track.view import format_net_change, format_peak
 from labkit.render import escape
-from labkit.text import format_bytes, format_seconds
+from labkit.text import format_seconds
 
 
 def explain_out_of_memory(
@@ -55,7 +59,7 @@ def explain_out_of_memory(
     return OutOfMemoryPage(
         failure._replace(device=device),
         balance=_find_balance(device, take),
-        largest_block_bytes=read_largest_block(torch.cuda, device) if torch else None,
+        cache=read_cache(torch.cuda, device) if torch else None,
         live=find_live_tensors(device, list_roots(namespace, error), budget),
     )
 
@@ -80,16 +84,58 @@ def explain_known_error(error: BaseException | None) -> str | None:
     return hint_at("\n".join(texts), read_distribution(), has_gpu=has_gpu())
 
 
-def _name_current(torch: Any) -> str:
-    return f"cuda:{torch.cuda.current_device()}"
+def explain_missing_name(
+    name: str, notebook: Path | None, ran: Collection[str]
+) -> tuple[str, str] | None:
+    """Which cell of the notebook defines ``name``: a sentence, as text and as html with a link.
+
+    ``ran`` are the sources of the cells that this kernel has run. None if the notebook does not
+    define the name, or cannot be read.
+    """
+    from labkit.errors import LabkitError
+    from labkit.lessons.notebooks import cell_source, read_notebook
+
+    try:
+        cells = read_notebook(notebook)["cells"] if notebook else []
+    except LabkitError:
+        return None
+    heading, first = "", True
+    for cell in cells:
+        source = cell_source(cell)
+        if cell["cell_type"] != "code":
+            titles = re.findall(r"^#{1,6} +(.+?)\s*$", source, re.MULTILINE)
+            heading = titles[-1] if titles else heading
+            continue
+        if _binds(source, name):
+            state = "failed in" if source in ran else "has not run in"
+            place = "the first code cell" if first else "a cell"
+            text = f"{name} comes from {place} under {{}}, which {state} this kernel: run it first"
+            text += " (or Run > Run All Above Selected Cell)"
+            link = f'<a href="#{escape(heading.replace(" ", "-"))}">{escape(heading)}</a>'
+            return text.format(f'"{heading}"'), escape(text).format(link)
+        first = False
+    return None
+
+
+def _binds(source: str, name: str) -> bool:
+    """True if the cell assigns, defines or imports the name; False if it is not plain Python."""
+    try:
+        table = symtable.symtable(source, "<cell>", "exec")
+    except (SyntaxError, ValueError):
+        return re.search(rf"^(def|class)\s+{re.escape(name)}\b", source, re.MULTILINE) is not None
+    found = (one for one in table.get_symbols() if one.get_name() == name)
+    return any(one.is_assigned() or one.is_imported() for one in found)
+
+
+def _name_current(torch: Any) -> str | None:
+    try:
+        return f"cuda:{torch.cuda.current_device()}"
+    except RuntimeError:
+        return None  # after an error of CUDA that lasts every call fails
 
 
 def _find_balance(device: str, take: Callable[[], Snapshot]) -> Balance | None:
-    try:
-        balances = take().balances
-    except RuntimeError:
-        return None  # after a sticky CUDA error every call fails
-    return next((one for one in balances if one.torch_name == device), None)
+    return next((one for one in take().balances if one.torch_name == device), None)
 
 
 # The resident memory of a process changes by up to this in a cell that does nothing.
@@ -111,14 +157,14 @@ def show_hint(hint: str) -> None:
 
 def show_use(use: MemoryUse) -> None:
     """Displays all measurements of a cell."""
-    rows = [
-        f"<tr>{_render_cell(span.where, 'left')}{_render_cell(_format_peak(span), 'left')}"
-        f"{_render_cell(_format_change(span.change_bytes), 'right')}</tr>"
-        for span in use.spans
-    ] or [f"<tr>{_render_cell('memory', 'left')}{_render_cell('not measured', 'left')}</tr>"]
-    seconds = f"<tr>{_render_cell('seconds', 'left')}"
-    seconds += f"{_render_cell(format_seconds(use.seconds), 'left')}</tr>"
-    table = f'<table style="border-collapse:collapse">{"".join(rows)}{seconds}</table>'
+    rows = [(span.where, format_peak(span), format_net_change(span)) for span in use.spans] or [
+        ("memory", "not measured", "")
+    ]
+    rows.append(("seconds", format_seconds(use.seconds), ""))
+    cells = "".join(
+        f"<tr>{''.join(_render_cell(text) for text in row if text)}</tr>" for row in rows
+    )
+    table = f'<table style="border-collapse:collapse">{cells}</table>'
     show(repr(use), table)
 
 
@@ -138,10 +184,7 @@ def format_line(use: MemoryUse) -> str | None:
     changed = [span for span in use.spans if _has_changed(span)]
     if not changed:
         return None
-    spans = (
-        f"{span.where} {_format_peak(span)}, {_format_change(span.change_bytes)}"
-        for span in changed
-    )
+    spans = (f"{span.where} {format_peak(span)}, {format_net_change(span)}" for span in changed)
     return " · ".join([format_seconds(use.seconds), *spans])
 
 
@@ -150,20 +193,8 @@ def _has_changed(span: BlockSpan) -> bool:
     return (span.added_bytes or 0) > noise or abs(span.change_bytes or 0) > noise
 
 
-def _format_peak(span: BlockSpan) -> str:
-    if span.peak_bytes is None:
-        return "peak not measured"
-    return f"peak {format_bytes(span.peak_bytes)} (+{format_bytes(span.added_bytes)})"
-
-
-def _format_change(count: int | None) -> str:
-    if count is None:
-        return "change not measured"
-    return f"change {'+' if count >= 0 else ''}{format_bytes(count)}"
-
-
-def _render_cell(text: str, side: str) -> str:
-    return f'<td style="text-align:{side};padding:1px 16px 1px 0">{escape(text)}</td>'
+def _render_cell(text: str) -> str:
+    return f'<td style="text-align:left;padding:1px 16px 1px 0">{escape(text)}</td>'
 
 
 def _is_terminal() -> bool:

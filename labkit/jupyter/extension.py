@@ -6,7 +6,7 @@ import ast
 from typing import Any
 
 from labkit.jupyter.cells import CellLines, show, show_hint, show_use, track_cell
-from labkit.jupyter.panel import follow_cells, leave_cells
+from labkit.jupyter.panel import find_notebook, follow_cells, leave_cells
 from labkit.memory.oom.model import find_out_of_memory
 
 USAGE = "%memory, %memory on or %memory off; %%memory on a line of its own above a cell"
@@ -56,6 +56,17 @@ class Extension:
         self.shell.events.unregister("post_run_cell", self._explain_error)
         for kind in ("line", "cell"):
             self.shell.magics_manager.magics[kind].pop("memory", None)
+
+    def _explain_missing(self, error: NameError) -> None:
+        from labkit.jupyter.cells import explain_missing_name
+
+        name = getattr(error, "name", None)
+        notebook = find_notebook(self.shell.user_ns)
+        ran = self.shell.history_manager.input_hist_raw
+        said = explain_missing_name(name, notebook, ran) if name else None
+        if said:
+            text, html = said
+            show(text, f"<div>{html}</div>")
 
     def run_magic(self, line: str, cell: str | None) -> object:
         """Runs the magic; returns the value of a measured cell's last line, else None."""
@@ -109,6 +120,9 @@ class Extension:
         from labkit.jupyter.cells import explain_known_error, explain_out_of_memory
         from labkit.memory.oom.view import render_page
 
+        if isinstance(result.error_in_exec, NameError):
+            self._explain_missing(result.error_in_exec)
+            return
         error = find_out_of_memory(result.error_in_exec)
         if error is not None:
             page = explain_out_of_memory(error, self.shell.user_ns)

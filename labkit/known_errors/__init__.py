@@ -1,25 +1,15 @@
-"""The catalogs of known errors: for each error text its cause and its fix.
+"""The known errors: for each error text its cause and its fix, read from the catalogs.
 
-To add a known error, add it to the catalog of its area and its text to the tests. The order of the
-catalogs has no meaning.
+To add a known error, add a block to the catalog of its area (`labkit.known_errors.catalog` tells
+the format), with a sample and a text that only resembles it: the tests read both from there. The
+order of the blocks has no meaning.
 """
 
 from __future__ import annotations
 
-from labkit.known_errors.driver import DRIVER_ERRORS
-from labkit.known_errors.engine import BUILD_ERRORS, ENGINE_ERRORS
-from labkit.known_errors.gpu_access import GPU_ACCESS_ERRORS
+from labkit.known_errors.catalog import read_catalogs
 from labkit.known_errors.model import Certainty, KnownError
-from labkit.known_errors.python import PYTHON_ERRORS
-from labkit.known_errors.training import TRAINING_ERRORS
 
-KNOWN_ERRORS: tuple[KnownError, ...] = (
-    *DRIVER_ERRORS,
-    *GPU_ACCESS_ERRORS,
-    *ENGINE_ERRORS,
-    *BUILD_ERRORS,
-    *PYTHON_ERRORS,
-    *TRAINING_ERRORS,
-)
+KNOWN_ERRORS: tuple[KnownError, ...] = tuple(error for _, error in read_catalogs())
 
 __all__ = ["KNOWN_ERRORS", "Certainty", "KnownError"]

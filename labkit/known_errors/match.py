@@ -8,11 +8,21 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import BinaryIO
+from dataclasses import dataclass, field, replace
+from typing import BinaryIO, NamedTuple
 
 from labkit.host.distribution import UNKNOWN, Distribution
 from labkit.known_errors import KNOWN_ERRORS
+from labkit.known_errors.context import Context
+from labkit.known_errors.mention import (
+    FINAL,
+    PROGRESS,
+    PROGRESS_WORDS,
+    RETRY,
+    TRANSIENT,
+    find_stage,
+    is_mention,
+)
 from labkit.known_errors.model import CERTAINTIES, Expression, KnownError, RequiredWords
 from labkit.known_errors.read import (
     Piece,
@@ -28,8 +38,6 @@ BLOCK_BYTES = 2**18
 QUOTED_CHARACTERS = 200
 # An error text can be wrapped: this many lines before and after its rarest word are searched.
 LINES_AROUND = 3
-# A sentence about the error, not the error: `"address already in use" -> choose another port`.
-MENTION = re.compile(r".{0,40}?(?:[\"'`] {0,3}(?:->|=>|→)|\bmeans\b)")
 # Words consist of lower-case letters, digits and non-ASCII characters; all else separates them.
 _SEPARATORS = bytes(
     byte if byte >= 0x80 or chr(byte).isalnum() else ord(" ") for byte in range(256)
@@ -68,6 +76,7 @@ class Explanation:
     """The known errors found in a text: causes first, their effects after them."""
 
     found: tuple[Match, ...] = ()
+    context: Context = field(default_factory=Context)
 
     @property
     def first(self) -> Match | None:
@@ -81,7 +90,11 @@ class Explanation:
 
     def describe(self, distribution: Distribution = UNKNOWN) -> dict[str, object]:
         """The explanation as ``--json`` prints it."""
-        return {"found": [each.describe(distribution) for each in self.found]}
+        distribution = self.context.choose_distribution(distribution)
+        return {
+            "found": [each.describe(distribution) for each in self.found],
+            "read_from_text": {**self.context.values, "signs": sorted(self.context.signs)},
+        }
 
 
 def explain_text(text: str, known: tuple[KnownError, ...] = KNOWN_ERRORS) -> Explanation:
@@ -125,35 +138,71 @@ def hint_at(text: str, distribution: Distribution, *, has_gpu: bool = True) -> s
 
 
 def format_explanation(explanation: Explanation, distribution: Distribution) -> str:
-    """The explanation for a person: a block for each known error, in the order to fix them."""
+    """The explanation for a person: a block for each known error, in the order to fix them.
+
+    The fixes are those of the distribution that the text names, else of ``distribution``.
+    """
+    distribution = explanation.context.choose_distribution(distribution)
     return "\n\n".join(_format_match(each, distribution) for each in explanation.found)
 
 
 def _format_match(found: Match, distribution: Distribution) -> str:
     error = found.error
-    lines = [
-        f"{error.name} ({error.certainty})",
-        f"  line {found.line_number}: {found.line}",
-        f"  cause: {error.cause}",
-        f"  try: {error.fix.on(distribution)}",
-    ]
+    lines = [f"{error.name} ({error.certainty})", f"  line {found.line_number}: {found.line}"]
+    if found.caused_by:  # its own fix would mend nothing as long as the cause is there
+        return "\n".join([*lines, f"  comes from: {found.caused_by}"])
+    lines += [f"  cause: {error.cause}", f"  try: {error.fix.on(distribution)}"]
     if error.otherwise:
         lines.append(f"  else: {error.otherwise}")
-    if found.caused_by:
-        lines.append(f"  comes from: {found.caused_by}")
     return "\n".join(lines)
 
 
+class _Place(NamedTuple):
+    """Where an error was found: its line's number and quote, and the values in its text.
+
+    ``last``, ``stage`` and ``retried`` are of the last line that shows it.
+    """
+
+    number: int
+    line: str
+    values: Mapping[str, str]
+    last: int
+    stage: str
+    retried: bool
+
+
 def _explain(blocks: Iterable[list[Piece]], known: tuple[KnownError, ...]) -> Explanation:
-    places: dict[KnownError, tuple[int, str]] = {}
+    places: dict[KnownError, _Place] = {}
+    context = Context()
     before: list[Piece] = []
     for pieces in blocks:
         block = _Block([*before, *pieces])
+        context.read(block.words, block.join_lowered, block.joined)
         for error in known:
-            if error not in places and (place := block.find(error)):
-                places[error] = place
+            if (error.passes or error not in places) and (place := block.find(error)):
+                first = places.get(error, place)
+                places[error] = first._replace(
+                    last=place.last, stage=place.stage, retried=place.retried
+                )
+        _forget_what_passed(places, block)
         before = block.pieces[-2 * LINES_AROUND :]
-    return _rank_matches(places, known)
+    return _rank_matches(places, known, context)
+
+
+def _forget_what_passed(places: dict[KnownError, _Place], block: _Block) -> None:
+    """Drops errors that the log shows progress after; a retry that failed for good is certain."""
+    waiting = [error for error in places if error.passes]
+    if not waiting:
+        return
+    for number, stage, final in block.list_outcomes():
+        for error in waiting:
+            place = places.get(error)
+            if place is None or number < place.last or stage not in ("", place.stage):
+                continue
+            if final:
+                places[error] = place._replace(retried=False)
+            elif number > place.last:
+                del places[error]
 
 
 class _Block:
@@ -161,37 +210,65 @@ class _Block:
 
     def __init__(self, pieces: list[Piece]) -> None:
         self.pieces = pieces
-        joined = "\n".join([text for _, text in pieces])
+        self.joined = "\n".join([text for _, text in pieces])
         # One Unicode character becomes two in lower case, which would shift all later positions.
-        lowered = strip_ansi(joined).replace("\u0130", "i").lower()
+        lowered = strip_ansi(self.joined).replace("\u0130", "i").lower()
         self._translated = find_translated(lowered)
         lowered = translate(lowered, self._translated)
         words = re.sub(r"\\+[nrt]", " ", lowered) if "\\" in lowered else lowered
-        self._words = set(words.encode(errors="replace").translate(_SEPARATORS).split())
-        self._vocabulary = b" ".join(self._words)
+        self.words = set(words.encode(errors="replace").translate(_SEPARATORS).split())
+        self._vocabulary = b" ".join(self.words)
         self._lowered = lowered.split("\n")
         self._cleaned: dict[int, str] = {}
 
-    def find(self, error: KnownError) -> tuple[int, str] | None:
-        """The number and the quote of the first line that shows the error, or None."""
-        places = [self._search(each, error) for each in error.expressions if self._may_match(each)]
-        return min(filter(None, places), key=lambda place: place[0], default=None)
+    def join_lowered(self) -> str:
+        """The block's text in lower case, in English."""
+        return "\n".join(self._lowered)
 
-    def _may_match(self, expression: Expression) -> bool:
-        whole, parts = expression.words
-        return all(word.encode() in self._words for word in whole) and all(
-            part.encode() in self._vocabulary for part in parts
+    def find(self, error: KnownError) -> _Place | None:
+        """The first place that shows the error, with the last line that does; None if none."""
+        found = [
+            place
+            for each in error.expressions
+            if self._may_match(each)
+            for place in self._search(each, error)
+        ]
+        if not found:
+            return None
+        last = max(found, key=lambda place: place.last)
+        return min(found, key=lambda place: place.number)._replace(
+            last=last.last, stage=last.stage, retried=last.retried
         )
 
-    def _search(self, expression: Expression, error: KnownError) -> tuple[int, str] | None:
+    def list_outcomes(self) -> Iterator[tuple[int, str, bool]]:
+        """The lines that show progress or a final failure: number, stage, and whether it failed."""
+        if PROGRESS_WORDS.isdisjoint(self.words):
+            return
+        for (number, raw), line in zip(self.pieces, self._lowered, strict=True):
+            final = bool(FINAL.search(line))
+            if final or PROGRESS.search(line):
+                yield number, find_stage(strip_ansi(raw)), final
+
+    def _may_match(self, expression: Expression) -> bool:
+        whole, parts = expression.keys
+        return whole <= self.words and all(part in self._vocabulary for part in parts)
+
+    def _search(self, expression: Expression, error: KnownError) -> Iterator[_Place]:
         for first, last in self._list_windows(expression.words):
             window = "\n".join(self._clean(place) for place in range(first, last))
             for match in expression.regex.finditer(window):
                 if not _is_excused(window, match, error):
                     place = first + window.count("\n", 0, match.start())
                     number, line = self.pieces[place]
-                    return number, quote_line(line, match.group())
-        return None
+                    quote = quote_line(line, match.group())
+                    groups = match.groupdict().items()
+                    values = {name: text for name, text in groups if text is not None}
+                    around = window[max(0, match.start() - 400) : match.start()]
+                    retried = bool(RETRY.search("\n".join(around.split("\n")[-3:])))
+                    stage = find_stage(strip_ansi(line[:100]))
+                    yield _Place(number, quote, values, number, stage, retried)
+                    if not error.passes:
+                        return
 
     def _list_windows(self, words: RequiredWords) -> Iterator[tuple[int, int]]:
         """The ranges of lines that contain all the words; overlapping ranges are merged."""
@@ -221,13 +298,13 @@ class _Block:
 
 def _is_excused(window: str, match: re.Match[str], error: KnownError) -> bool:
     """True if the line only mentions the error, or shows that it is another error."""
-    if MENTION.match(window, match.end()):
-        return True
-    if error.exception is None:
-        return False
     start = window.rfind("\n", 0, match.start()) + 1
     end = window.find("\n", match.end())
-    return bool(error.exception.search(window, start, end if end >= 0 else len(window)))
+    end = end if end >= 0 else len(window)
+    before, after = window[start : match.start()], window[match.end() : min(end, match.end() + 200)]
+    if is_mention(before, after) or (error.passes and TRANSIENT.search(after)):
+        return True
+    return bool(error.exception and error.exception.search(window, start, end))
 
 
 def quote_line(line: str, matched: str) -> str:
@@ -241,19 +318,20 @@ def quote_line(line: str, matched: str) -> str:
 
 
 def _rank_matches(
-    places: Mapping[KnownError, tuple[int, str]], known: Sequence[KnownError]
+    places: Mapping[KnownError, _Place], known: Sequence[KnownError], context: Context
 ) -> Explanation:
     by_name = {error.name: error for error in known}
     effects = {error.name: _list_effects(error, by_name) for error in places}
-    found = [
-        Match(
-            error,
-            *place,
-            next((name for name in effects if error.name in effects[name]), None),
-        )
-        for error, place in places.items()
-    ]
-    return Explanation(tuple(sorted(found, key=lambda each: _rank(each, effects))))
+    conditions, values = context.list_conditions(), context.list_values()
+    found = []
+    for error, place in places.items():
+        named = {f"{name}-{text}" if text else name for name, text in place.values.items()}
+        adapted = error.adapt(conditions | named, {**values, **place.values}, context.capability)
+        if place.retried:  # it may have succeeded later
+            adapted = replace(adapted, certainty="possible")
+        cause = next((name for name in effects if error.name in effects[name]), None)
+        found.append(Match(adapted, place.number, place.line, cause))
+    return Explanation(tuple(sorted(found, key=lambda each: _rank(each, effects))), context)
 
 
 def _rank(found: Match, effects: Mapping[str, set[str]]) -> tuple[int, int, int]:

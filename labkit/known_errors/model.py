@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal, NamedTuple
 
-from labkit.host.packages import Fix
+from labkit.host.distribution import Distribution
+from labkit.host.gpu import Capability
+from labkit.host.packages import INSTALL_COMMANDS, DriverFix, Fix, advise_driver
 
 Certainty = Literal["certain", "likely", "possible"]
 CERTAINTIES: tuple[Certainty, ...] = ("certain", "likely", "possible")
@@ -25,6 +28,15 @@ _OPEN = "\0"
 _WORD = re.compile(r"[a-z0-9\x80-\U0010ffff]+")
 
 
+class Variant(NamedTuple):
+    """Another cause, fix or second fix (None: the same) where a condition holds."""
+
+    condition: str
+    cause: str | None = None
+    fix: Fix | None = None
+    otherwise: str | None = None
+
+
 @dataclass(frozen=True)
 class KnownError:
     """An error text, its cause, and the fix.
@@ -34,7 +46,9 @@ class KnownError:
     them slow. Each pattern contains a word that all its matches contain. A match is ignored if
     ``unless`` matches its line.
     ``otherwise`` is the second fix to try. ``brings`` names the known errors that this one causes:
-    they rank below it.
+    they rank below it. ``variants`` replace a field where a condition of the text holds. An error
+    that ``passes`` is forgotten if the log shows progress after it, such as a retry that succeeded.
+    ``source`` is where people met it; each of ``samples`` must match, and none of ``unlike``.
     """
 
     name: str
@@ -45,6 +59,11 @@ class KnownError:
     otherwise: str | None = None
     brings: tuple[str, ...] = ()
     unless: str | None = None
+    passes: bool = False
+    variants: tuple[Variant, ...] = ()
+    source: str = ""
+    samples: tuple[str, ...] = ()
+    unlike: tuple[str, ...] = ()
 
     @cached_property
     def expressions(self) -> tuple[Expression, ...]:
@@ -55,6 +74,57 @@ class KnownError:
     def exception(self) -> re.Pattern[str] | None:
         """``unless``, compiled."""
         return compile_pattern(self.unless) if self.unless else None
+
+    def adapt(
+        self,
+        conditions: Collection[str],
+        values: Mapping[str, str],
+        capability: Capability | None = None,
+    ) -> KnownError:
+        """The error with the first variant of each field whose condition holds, and values.
+
+        ``{driver|580}`` in a text becomes the value of ``driver``, or "580" if it is unknown. A fix
+        that installs the driver becomes the one for a GPU of this capability.
+        """
+        chosen = [each for each in self.variants if each.condition in conditions]
+        cause = next((each.cause for each in chosen if each.cause), self.cause)
+        fix = next((each.fix for each in chosen if each.fix), self.fix)
+        otherwise = next((each.otherwise for each in chosen if each.otherwise), self.otherwise)
+        return replace(
+            self,
+            cause=_fill(cause, values),
+            fix=GpuDriverFix(fix.anywhere, capability=capability, wsl="wsl" in conditions)
+            if isinstance(fix, DriverFix)
+            else Fix(**{name: _fill(text, values) for name, text in vars(fix).items() if text}),
+            otherwise=otherwise and _fill(otherwise, values),
+        )
+
+
+def _fill(text: str, values: Mapping[str, str]) -> str:
+    return re.sub(r"\{([a-z]+)\|([^}]*)\}", lambda found: values.get(found[1]) or found[2], text)
+
+
+@dataclass(frozen=True)
+class GpuDriverFix(Fix):
+    """The fix that installs the driver for the GPU and the system that a text tells of."""
+
+    capability: Capability | None = None
+    wsl: bool = False
+
+    def on(
+        self,
+        distribution: Distribution,
+        capability: Capability | None = None,
+        *,
+        wsl: bool = False,
+    ) -> str:
+        """The command of ``advise_driver``; what the text tells comes before the arguments."""
+        known = self.capability or capability
+        return advise_driver(distribution, known, wsl=self.wsl or wsl).command
+
+    def by_family(self) -> dict[str, str]:
+        """Each family's command, by the family's name."""
+        return {name: self.on(Distribution(name, name)) for name in INSTALL_COMMANDS}
 
 
 class RequiredWords(NamedTuple):
@@ -80,6 +150,12 @@ class Expression:
     def regex(self) -> re.Pattern[str]:
         """The compiled pattern."""
         return compile_pattern(self.pattern)
+
+    @cached_property
+    def keys(self) -> tuple[frozenset[bytes], tuple[bytes, ...]]:
+        """The words encoded to look them up: whole ones, and parts, the longest (rarest) first."""
+        parts = sorted((part.encode() for part in self.words.parts), key=len, reverse=True)
+        return frozenset(word.encode() for word in self.words.whole), tuple(parts)
 
 
 def compile_pattern(pattern: str) -> re.Pattern[str]:

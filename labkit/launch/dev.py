@@ -27,8 +27,8 @@ from labkit.process import (
     stream_command,
 )
 
-# What needs a GPU or the simulation, wherever it stands.
-SIMULATED_TESTS = ("-m", "gpu or simulated", "-n", "2", "--dist", "loadgroup")
+# What needs a GPU or the simulation, wherever it stands; the fast ones run each lab on one GPU.
+SIMULATED_TESTS = ("-n", "2", "--dist", "worksteal", "-m", "(gpu or simulated)")
 SIMULATION_BUILD = "tests.simulated_gpu.build"
 FAST_TESTS = ("-m", "not slow and not engine and not browser", "-n", "2", "--dist", "loadfile")
 # Each one runs, even if the one before it failed.
@@ -37,7 +37,7 @@ LINTERS = (
     "ruff format --check .",
     "mypy",
     "lint-imports --no-cache",
-    "! command -v shellcheck >/dev/null || shellcheck docker/steps/*.sh .ci/run",
+    "! command -v shellcheck >/dev/null || shellcheck docker/*/*.sh .ci/run",
 )
 
 
@@ -57,7 +57,7 @@ TOOLS: dict[str, tuple[str, ...]] = {
 
 OLDEST_PYTHON = "3.10"
 # In the order of resolution: test and docs use the versions of lab.
-LOCKS = ("lab", "test", "docs", "tools", *(f"cuda-{build.name}" for build in CUDA_BUILDS))
+LOCKS = ("lab", "test", "docs", "tools", "hub", *(f"cuda-{build.name}" for build in CUDA_BUILDS))
 TORCH_HEADER = """\
 # torch's build {name}, from {index}.
 # Installed alone, without dependencies ({others}).
@@ -88,7 +88,12 @@ def run_tools(
 
 
 def run_simulated_tests(
-    checkout: Checkout, settings: Settings, steps: Steps, words: Sequence[str] = ()
+    checkout: Checkout,
+    settings: Settings,
+    steps: Steps,
+    words: Sequence[str] = (),
+    *,
+    fast: bool = False,
 ) -> int:
     """Replaces this process by the tests for GPUs, in an environment with simulated ones.
 
@@ -108,7 +113,9 @@ def run_simulated_tests(
         environment.prepare(steps, (*CUDA_BUILDS[0].locks, "test"))
         _build_simulation(checkout, environment, steps)
     os.chdir(checkout.root)
-    command = [str(environment.python), "-m", "pytest", *SIMULATED_TESTS, *words]
+    *options, marked = SIMULATED_TESTS
+    marked += " and not slow" if fast else ""
+    command = [str(environment.python), "-m", "pytest", *options, marked, *words]
     replace_process(command, _describe_simulation(checkout, environment))
     return 0
 
@@ -279,9 +286,9 @@ def _resolve_extras(checkout: Checkout, resolver: Path, wanted: str) -> CommandR
 
 
 def _resolve(checkout: Checkout, resolver: Path, name: str) -> None:
-    """Writes NAME.txt from NAME.in; a CUDA build's lock omits packages that other locks pin."""
+    """Writes NAME.txt from NAME.in; one that comes on top of lab.txt omits what that has."""
     options = ["-o", f"{name}.txt", "--upgrade"]
-    if name.startswith("cuda-"):
+    if name == "hub" or name.startswith("cuda-"):
         elsewhere = ["torch", *_read_pins(checkout.lock_file("lab"))]
         options += ["--no-header"]
         options += [word for other in elsewhere for word in ("--no-emit-package", other)]

@@ -18,7 +18,7 @@ from labkit.process import run_command, stream_command
 LAB_INPUTS: tuple[str, ...] = ("docker", "labkit", "labs", "pyproject.toml", ".dockerignore")
 TEST_INPUTS = (
     *LAB_INPUTS,
-    *("tests", "compose.yaml", "Makefile", "docs", ".ci", ".gitignore"),
+    *("tests", "compose.yaml", "Makefile", "docs", "hub", ".ci", ".gitignore"),
     *("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "LICENSE"),
 )
 BUILD_LIMIT_SECONDS = 3 * 3600.0

@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import shutil
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,7 +27,13 @@ from labkit.host.gpu import (
 )
 from labkit.host.gpu_access import NO_IMAGE, GpuAccessTest, find_image, probe_gpu_access
 from labkit.host.machine import FolderFacts, MachineFacts, read_folder, read_machine
-from labkit.host.packages import CPU_LAB, Capability, advise_driver, find_last_branch
+from labkit.host.packages import (
+    CPU_LAB,
+    Capability,
+    adapt_command,
+    advise_driver,
+    find_last_branch,
+)
 from labkit.host.torch_builds import (
     BUILDS,
     CUDA_BUILDS,
@@ -80,7 +87,8 @@ class HostFacts:
     """All facts that the choices depend on.
 
     ``folder`` and ``workspace`` are the checkout's. ``access_tests`` are the results of the test
-    containers in the engine that will be chosen; empty if no GPU is needed.
+    containers in the engine that will be chosen; empty if no GPU is needed. ``find_program`` is
+    like ``shutil.which``: a fix names only programs that it finds.
     """
 
     machine: MachineFacts
@@ -91,6 +99,7 @@ class HostFacts:
     workspace: FolderFacts
     distribution: Distribution = UNKNOWN
     access_tests: tuple[GpuAccessTest, ...] = ()
+    find_program: Callable[[str], object] = str  # each is here
 
     def engine(self, name: str) -> EngineFacts:
         """The facts of the engine ``name``."""
@@ -133,6 +142,20 @@ def make_plan(
 
     Without ``demand`` a cuda lab needs no GPU: it is only built or tested, not started.
     """
+    try:
+        plan = _make_plan(checkout, settings, facts, demand=demand)
+    except LabkitError as error:
+        error.fix = _adapt(error.fix, facts)
+        raise
+    flavor = replace(plan.flavor, fix=_adapt(plan.flavor.fix, facts))
+    return replace(plan, flavor=flavor)
+
+
+def _adapt(fix: str | None, facts: HostFacts) -> str | None:
+    return fix and adapt_command(fix, facts.distribution, facts.find_program)
+
+
+def _make_plan(checkout: Checkout, settings: Settings, facts: HostFacts, *, demand: bool) -> Plan:
     runtime = _choose_runtime(settings, facts)
     flavor = choose_flavor(settings, facts.gpu_host(runtime.value), demand=demand)
     port_asked = settings.port is not None
@@ -210,6 +233,7 @@ def probe_host(
     root: Path = Path("/"),
     *,
     machine: MachineFacts | None = None,
+    find_program: Callable[[str], object] = shutil.which,
 ) -> HostFacts:
     """The host's facts: probes engines and driver in parallel, then tries a container.
 
@@ -230,6 +254,7 @@ def probe_host(
         read_folder(checkout.root),
         read_folder(checkout.workspace),
         read_distribution(root),
+        find_program=find_program,
     )
     return replace(facts, access_tests=_try_gpu_access(settings, facts, steps, run))
 

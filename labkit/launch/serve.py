@@ -123,6 +123,16 @@ def compose_lab(
 def become_jupyter(environment: Mapping[str, str], options: Sequence[str] = ()) -> None:
     """Replaces this process with JupyterLab, started with ``options``.
 
-    JUPYTER_CONFIG_PATH names the folder with its settings, docker/jupyter/.
+    JUPYTER_CONFIG_PATH names the folder with its settings, docker/jupyter/. A container that
+    JupyterHub started becomes its single-user server; raises EngineError without JupyterHub in it.
     """
-    replace_process([sys.executable, "-m", "jupyterlab", *options], environment)
+    program = "jupyterlab"
+    if "JUPYTERHUB_API_TOKEN" in environment:
+        program = "jupyterhub.singleuser"
+        if find_spec("jupyterhub") is None:
+            raise EngineError(
+                "JupyterHub started this lab, and JupyterHub is not in its image",
+                cause="the hub needs the image labkit:hub, which `make hub` builds",
+                fix="make hub   # or: make build EXTRAS=jupyterhub",
+            )
+    replace_process([sys.executable, "-m", program, *options], environment)

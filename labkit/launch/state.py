@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import ipaddress
 import json
@@ -166,6 +167,13 @@ def _close_to_others(path: Path) -> bool:
 
 
 def _refuse(checkout: Checkout, what: str, error: OSError) -> UsageError:
+    if error.errno == errno.EROFS:  # no mode or owner helps
+        copy = f"~/{shlex.quote(checkout.root.name)}"
+        return UsageError(
+            f"{what}: {error.strerror}",
+            cause=f"the checkout {checkout.root} is on a read-only file system",
+            fix=f"cp -r {shlex.quote(str(checkout.root))} {copy} && cd {copy} && make up",
+        )
     return UsageError(
         f"{what}: {error.strerror}", cause=_explain_refusal(checkout), fix=_give_back(checkout)
     )

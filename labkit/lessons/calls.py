@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from types import CodeType, FrameType
 from typing import Any
 
-from labkit.lessons.exercises import BY_HAND, LOOP, Exercise
+from labkit.lessons.exercises import AUTOGRAD, BY_HAND, LOOP, Exercise
 from labkit.lessons.value_repr import is_tensor
 
 LIMIT_SECONDS = 30.0
@@ -137,7 +137,7 @@ def _make_mode(ran: Ran) -> Any:
     import torch
     from torch.utils._python_dispatch import TorchDispatchMode
 
-    class Recorder(TorchDispatchMode):
+    class Recorder(TorchDispatchMode):  # type: ignore[misc]
         def __torch_dispatch__(
             self, operator: Any, types: Any, args: Any = (), kwargs: Any = None
         ) -> Any:
@@ -176,11 +176,13 @@ def find_violation(
     A call that fails while it is recorded counts as no violation: its values were right.
     """
     with suppress(Exception):
-        if BY_HAND in exercise.restrictions and not all(
-            record_call(function, case.arguments, seconds).differentiated
-            for case in exercise.cases()
-        ):
-            return "no gradient was asked for, and this exercise asks for autograd's"
+        if {BY_HAND, AUTOGRAD} & set(exercise.restrictions):
+            calls = [record_call(function, case.arguments, seconds) for case in exercise.cases()]
+            differentiated = [ran.differentiated for ran in calls]
+            if BY_HAND in exercise.restrictions and not all(differentiated):
+                return "no gradient was asked for, and this exercise asks for autograd's"
+            if AUTOGRAD in exercise.restrictions and any(differentiated):
+                return "they come from autograd, and this exercise asks for the formula"
         if LOOP in exercise.restrictions and exercise.sized:
             few, many = (record_call(function, exercise.sized(n), seconds).steps for n in SIZES)
             if many - few >= SIZES[1] - SIZES[0]:

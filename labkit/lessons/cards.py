@@ -45,13 +45,17 @@ class Detail(NamedTuple):
 
 @dataclass(frozen=True)
 class Card:
-    """A result to show: its severity, a bold word, a sentence, an aside, and details."""
+    """A result to show: its severity, a bold word, a sentence, an aside, and details.
+
+    ``folded`` is code behind a line to click on, in html only.
+    """
 
     severity: str
     word: str
     sentence: str
     aside: str = ""
     details: tuple[Detail, ...] = ()
+    folded: Detail | None = None
 
 
 def show_card(card: Card, mime: str, record: Mapping[str, object]) -> None:
@@ -84,7 +88,8 @@ def card_html(card: Card) -> str:
     aside = f' <span style="{_MUTED}">({_inline_html(card.aside)})</span>' if card.aside else ""
     head = f"<div>{mark} {_inline_html(card.sentence)}{aside}</div>"
     details = "".join(_detail_html(detail) for detail in card.details)
-    return f'<div style="{_CARD.format(edge=_EDGES[card.severity])}">{head}{details}</div>'
+    folded = _folded_html(card.folded) if card.folded else ""
+    return f'<div style="{_CARD.format(edge=_EDGES[card.severity])}">{head}{details}{folded}</div>'
 
 
 def _in_ipython() -> bool:
@@ -102,6 +107,11 @@ def _detail_html(detail: Detail) -> str:
         style = f"{_CODE} white-space: pre-wrap; display: inline-block; vertical-align: top;"
         text = f'<span style="{style}">{html.escape(detail.text)}</span>'
     return f'<div><span style="{_MUTED}">{html.escape(detail.label)}:</span> {text}</div>'
+
+
+def _folded_html(folded: Detail) -> str:
+    code = f'<pre style="{_CODE} margin: 0.3em 0;">{html.escape(folded.text)}</pre>'
+    return f"<details><summary>{html.escape(folded.label)}</summary>{code}</details>"
 
 
 def _inline_html(text: str) -> str:

@@ -5,12 +5,17 @@ The workspace records each attempt.
 
 from __future__ import annotations
 
+import ast
+import hashlib
+import inspect
 import linecache
 import os
-from collections import Counter
+import re
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -24,15 +29,18 @@ from labkit.lessons.calls import (
     find_violation,
 )
 from labkit.lessons.cards import BAD, GOOD, QUIET, Card, Detail, show_card
-from labkit.lessons.catalog import find_exercise
+from labkit.lessons.catalog import Lab, exercise_names, find_exercise, find_labs, load_exercises
 from labkit.lessons.exercises import (
     CHANGED_ARGUMENT,
     FORBIDDEN,
+    NOT_RUN,
     NOT_STARTED,
     PASSED,
     RAISED,
     TIMED_OUT,
     UNSET,
+    WRONG_DTYPE,
+    WRONG_SHAPE,
     WRONG_TYPE,
     WRONG_VALUES,
     Case,
@@ -40,7 +48,14 @@ from labkit.lessons.exercises import (
     NotThisWay,
     Verdict,
 )
-from labkit.lessons.progress import record_attempt
+from labkit.lessons.notebooks import find_reference
+from labkit.lessons.progress import (
+    Standing,
+    count_attempt,
+    read_progress,
+    record_attempt,
+    record_seen,
+)
 from labkit.lessons.value_repr import (
     LONGEST_TEXT,
     PLAIN_FUNCTIONS,
@@ -57,6 +72,7 @@ from labkit.notebooks.result import CHECK_MIME
 from labkit.text import shorten
 
 STUB_TEXT = "write your code here"
+SOLUTION_MIME = "application/vnd.labkit.solution+json"
 
 
 def judge_function(
@@ -243,22 +259,28 @@ def _plain_torch() -> Iterator[None]:
 
 
 REFERENCE_VARIABLE = "LABKIT_REFERENCE"
+# The notebook that ``labkit check`` runs; a front end names its own in JPY_SESSION_NAME.
+CHECKED_VARIABLE = "LABKIT_CHECKED"
 NOT_RECORDED = "not recorded: no workspace found from this folder"
+# So many failed attempts, each with another answer, open the solution.
+FAILURES_FOR_SOLUTION = 5
 
 _WORDS = {
-    "passed": (GOOD, "passed"),
-    "not_started": (QUIET, "not started"),
-    "raised": (BAD, "raised an exception"),
-    "wrong_type": (BAD, "wrong type"),
-    "wrong_shape": (BAD, "wrong shape"),
-    "wrong_dtype": (BAD, "wrong dtype"),
-    "wrong_values": (BAD, "wrong values"),
-    "changed_argument": (BAD, "changed its argument"),
-    "forbidden": (BAD, "right, but not this way"),
+    PASSED: (GOOD, "passed"),
+    NOT_STARTED: (QUIET, "not started"),
+    NOT_RUN: (QUIET, "not run"),
+    RAISED: (BAD, "raised an exception"),
+    WRONG_TYPE: (BAD, "wrong type"),
+    WRONG_SHAPE: (BAD, "wrong shape"),
+    WRONG_DTYPE: (BAD, "wrong dtype"),
+    WRONG_VALUES: (BAD, "wrong values"),
+    CHANGED_ARGUMENT: (BAD, "changed its argument"),
+    FORBIDDEN: (BAD, "right, but not this way"),
+    TIMED_OUT: (BAD, "took too long"),
 }
 
-# Attempts in this process, counted here if there is no workspace.
-_attempts: Counter[str] = Counter()
+# The standings of this process, used if there is no workspace.
+_standings: dict[str, Standing] = {}
 
 
 class CheckFailed(LabkitError):
@@ -272,55 +294,175 @@ def check(name: str, function: object) -> None:
     A reference run (LABKIT_REFERENCE=1) records nothing, and a failure raises CheckFailed.
     """
 
-    _, exercise = find_exercise(name)
-    verdict = judge_function(exercise, name, function)
+    lab, exercise = find_exercise(name)
+    verdict = find_failed_cell(name, function) or judge_function(exercise, name, function)
     if os.environ.get(REFERENCE_VARIABLE) == "1":
         show_verdict(verdict)
         if not verdict.passed:
             raise CheckFailed(f"the reference for {name}: {verdict.status}: {verdict.message}")
         return
-    attempts, note = _record(verdict)
-    show_verdict(verdict, choose_hints(exercise, verdict, attempts), note)
+    standing, note = _record(verdict, function)
+    hints = choose_hints(exercise, verdict, standing.attempts)
+    if verdict.passed:
+        reference = Detail("compare with the reference", find_reference(lab, exercise.name) or "")
+        show_verdict(verdict, (), note, _list_next(lab, name), reference)
+    else:
+        show_verdict(verdict, hints, note, _offer_solution(name, standing))
+
+
+def solution(name: str) -> None:
+    """Shows the reference solution of an exercise: after a pass, or five different failed answers.
+
+    Progress records that it was seen before a pass.
+    """
+    lab, exercise = find_exercise(name)
+    workspace = find_workspace()
+    standing = _read_standing(workspace, name)
+    if not (standing.passed or standing.seen or standing.failures >= FAILURES_FOR_SOLUTION):
+        text = f"`{name}` the solution opens after {FAILURES_FOR_SOLUTION} different answers"
+        text += f" that failed, or a pass; so far {standing.failures} failed"
+        show_card(Card(QUIET, "not yet", text), SOLUTION_MIME, {"exercise": name, "shown": False})
+        return
+    if workspace and not standing.passed:
+        record_seen(workspace, name)
+    code = Detail("reference", "\n" + (find_reference(lab, exercise.name) or ""), code=True)
+    card = Card(QUIET, "solution", f"`{name}`", details=(code,))
+    show_card(card, SOLUTION_MIME, {"exercise": name, "shown": True})
 
 
 def choose_hints(exercise: Exercise, verdict: Verdict, attempts: int) -> tuple[str, ...]:
-    """The hints to show: none for a pass or a stub, one on a first failure, then all of them."""
-    if verdict.passed or verdict.status == NOT_STARTED:
+    """The hints to show: none for a pass or a stub, one on a first failure, then all of them.
+
+    The hint of a recognized mistake comes first.
+    """
+    if verdict.status in (PASSED, NOT_STARTED, NOT_RUN):
         return ()
-    return exercise.hints[:1] if attempts < 2 else exercise.hints
+    first = exercise.hints[verdict.hint : verdict.hint + 1]
+    return (
+        first if attempts < 2 else first + tuple(one for one in exercise.hints if one not in first)
+    )
 
 
-def show_verdict(verdict: Verdict, hints: tuple[str, ...] = (), note: str | None = None) -> None:
+def show_verdict(
+    verdict: Verdict,
+    hints: tuple[str, ...] = (),
+    note: str | None = None,
+    after: tuple[Detail, ...] = (),
+    folded: Detail | None = None,
+) -> None:
     """Displays the verdict (html, text and a record), or prints it outside IPython."""
     record = {**asdict(verdict), "hints": list(hints), "note": note}
-    show_card(_make_card(verdict, hints, note), CHECK_MIME, record)
-
-
-def _record(verdict: Verdict) -> tuple[int, str | None]:
-    """The number of attempts, and a note if the attempt could not be recorded."""
-    name = verdict.exercise
-    if verdict.status == NOT_STARTED:
-        return 0, None
-    _attempts[name] += 1
-    workspace = find_workspace()
-    if workspace is None:
-        return _attempts[name], NOT_RECORDED
-    try:
-        standing, note = record_attempt(workspace, name, passed=verdict.passed)
-    except LabkitError as error:
-        # The learner must see the verdict even if it cannot be recorded (disk full).
-        return _attempts[name], f"not recorded: {error.what} ({error.cause})"
-    return standing.attempts, note
-
-
-def _make_card(verdict: Verdict, hints: tuple[str, ...], note: str | None) -> Card:
     severity, word = _WORDS[verdict.status]
     details = (
         Detail("in", verdict.case or ""),
         Detail("expected", verdict.expected or "", code=True),
         Detail("got", verdict.got or "", code=True),
+        Detail("looks like", (verdict.mistake and f"an answer that {verdict.mistake}") or ""),
         *(Detail("hint", hint) for hint in hints),
+        *after,
         Detail("note", note or ""),
     )
     shown = tuple(detail for detail in details if detail.text)
-    return Card(severity, word, f"`{verdict.exercise}` {verdict.message}", details=shown)
+    sentence = f"`{verdict.exercise}` {verdict.message}"
+    folded = folded if folded and folded.text else None
+    show_card(Card(severity, word, sentence, details=shown, folded=folded), CHECK_MIME, record)
+
+
+def find_failed_cell(name: str, function: object) -> Verdict | None:
+    """A verdict if the notebook's last definition of the function failed: it is an older one.
+
+    None outside IPython, and for an answer that is not a function defined in a cell.
+    """
+    module = sys.modules.get("IPython")
+    shell = module.get_ipython() if module else None
+    code = getattr(getattr(function, "__wrapped__", function), "__code__", None)
+    if shell is None or code is None:
+        return None
+    cells = [cell for cell in shell.history_manager.input_hist_raw if cell]
+    call = re.compile(rf"""\bcheck\(\s*["']{re.escape(name)}["']\s*,\s*(\w+)\s*\)""")
+    called = call.search(cells[-1]) if cells else None
+    if not called:
+        return None
+    defines = re.compile(rf"^(async\s+)?def\s+{called[1]}\b|^{called[1]}\s*=", re.MULTILINE)
+    last = next((cell for cell in reversed(cells) if defines.search(cell)), None)
+    why = _explain_failure(shell, last, code.co_filename) if last else None
+    if why is None:
+        return None
+    text = f"the cell that defines `{called[1]}` {why}, so this would judge the version before it"
+    return Verdict(name, NOT_RUN, f"{text}: mend that cell and run it first")
+
+
+def _explain_failure(shell: Any, cell: str, file: str) -> str | None:
+    source = shell.transform_cell(cell)
+    try:
+        ast.parse(source)
+    except SyntaxError as error:
+        return f"has a SyntaxError ({error.msg}, line {error.lineno})"
+    ran = "".join(linecache.getlines(file))
+    if not ran or Path(file).exists() or ran.strip() == source.strip():
+        return None
+    return "ended with an error"
+
+
+def _record(verdict: Verdict, function: object) -> tuple[Standing, str | None]:
+    """The standing after this attempt, and a note if it could not be recorded."""
+    name, workspace = verdict.exercise, find_workspace()
+    if verdict.status in (NOT_STARTED, NOT_RUN):
+        return _read_standing(workspace, name), None
+    answer, by = _digest_answer(function), _name_notebook()
+    if workspace is not None:
+        try:
+            return record_attempt(workspace, name, passed=verdict.passed, answer=answer, by=by)
+        except LabkitError as error:
+            # The learner must see the verdict even if it cannot be recorded (disk full).
+            note = f"not recorded: {error.what} ({error.cause})"
+    else:
+        note = NOT_RECORDED
+    known = _standings.get(name, Standing())
+    _standings[name] = count_attempt(known, verdict.passed, answer, by)
+    return _standings[name], note
+
+
+def _read_standing(workspace: Path | None, name: str) -> Standing:
+    if workspace is None:
+        return _standings.get(name, Standing())
+    return read_progress(workspace).standing(name)
+
+
+def _digest_answer(function: object) -> str | None:
+    try:
+        source = inspect.getsource(function)  # type: ignore[arg-type]
+    except (OSError, TypeError):
+        return None
+    return hashlib.sha256(source.encode()).hexdigest()[:12]
+
+
+def _name_notebook() -> str | None:
+    checked = os.environ.get(CHECKED_VARIABLE)
+    if checked:
+        return f"labkit check of {checked}"
+    return Path(os.environ.get("JPY_SESSION_NAME", "")).name or None
+
+
+def _list_next(lab: Lab, name: str) -> tuple[Detail, ...]:
+    """How far the learner is in the lab, and what comes next."""
+    workspace = find_workspace()
+    names = [f"{lab.name}.{one}" for one in exercise_names(lab)]
+    passed = {one for one in names if _read_standing(workspace, one).passed} | {name}
+    far = f"{len(passed)} of {len(names)} exercises of this lab passed"
+    place = names.index(name)
+    left = [one for one in names[place:] + names[:place] if one not in passed]
+    if left:
+        titles = {f"{lab.name}.{one.name}": one.title for one in load_exercises(lab)}
+        return (Detail("next", f"{titles[left[0]]} (`{left[0]}`); {far}"),)
+    labs = find_labs()
+    later = labs[[one.name for one in labs].index(lab.name) + 1 :]
+    lesson = f"the lab {later[0].title} ({later[0].notebook}); " if later else ""
+    return (Detail("next", f"{lesson}all {len(names)} exercises of this lab passed"),)
+
+
+def _offer_solution(name: str, standing: Standing) -> tuple[Detail, ...]:
+    if standing.failures < FAILURES_FOR_SOLUTION or standing.passed:
+        return ()
+    code = f'`from labkit import solution; solution("{name}")`'
+    return (Detail("solution", f"{code} shows the reference; progress records that you saw it"),)

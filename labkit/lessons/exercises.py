@@ -25,10 +25,10 @@ STATUSES = (
     TIMED_OUT,
     NOT_RUN,
 )
-# What an exercise can forbid: a loop over the values, and a derivative without autograd.
-# The lesson's text must say so; ``calls.py`` finds the violations.
-LOOP, BY_HAND = "loop", "by_hand"
-RESTRICTIONS = (LOOP, BY_HAND)
+# What an exercise can forbid: a loop over the values, a derivative without autograd, and one by
+# autograd. The lesson's text must say so; ``calls.py`` finds the violations.
+LOOP, BY_HAND, AUTOGRAD = "loop", "by_hand", "autograd"
+RESTRICTIONS = (LOOP, BY_HAND, AUTOGRAD)
 
 
 class _Unset:

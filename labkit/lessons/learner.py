@@ -19,10 +19,12 @@ from typing import Any
 from labkit.errors import LabkitError
 from labkit.files import STATE_FOLDER
 from labkit.lessons.catalog import Lab, load_exercises
+from labkit.lessons.checks import CHECKED_VARIABLE
+from labkit.lessons.exercises import TIMED_OUT
 from labkit.lessons.notebooks import cell_source, read_digests, read_notebook
 from labkit.lessons.workspace import Entry, read_manifest
 from labkit.notebooks.kernel import OnCell, cell_error, kernel_environment, run_cells
-from labkit.notebooks.result import read_checks
+from labkit.notebooks.result import RESULT_NAME, read_checks
 
 
 @dataclass(frozen=True)
@@ -179,7 +181,7 @@ def _table(statement: ast.stmt) -> symtable.SymbolTable:
 
 
 # Statuses that a notebook's run adds to those of a verdict.
-NO_CHECK, NO_VERDICT, TIMED_OUT = "no_check", "no_verdict", "timed_out"
+NO_CHECK, NO_VERDICT = "no_check", "no_verdict"
 _CHECK_CALL = re.compile(r"""\bcheck\(\s*["']([A-Za-z0-9_]+\.[A-Za-z0-9_]+)["']""")
 # Names of the copies that a reset keeps; earlier versions named them "backup".
 _BACKUP = re.compile(r"\.(backup|old)-\d{4}-\d{2}-\d{2}")
@@ -195,6 +197,7 @@ class Answer:
     case: str | None = None
     expected: str | None = None
     got: str | None = None
+    mistake: str | None = None
     hints: tuple[str, ...] = ()
 
 
@@ -234,6 +237,7 @@ def answer_lab(
     notebook = _cut_after_last(read_notebook(path), names)
     if notebook["cells"]:
         environment = kernel_environment(reference=False, workspace=workspace)
+        environment[CHECKED_VARIABLE] = path.name
         notebook = run_cells(
             notebook, path.parent, environment, timeout_seconds=timeout_seconds, on_cell=on_cell
         )
@@ -270,9 +274,16 @@ def find_backups(workspace: Path, lab: Lab) -> tuple[Path, ...]:
 
 
 def list_notebooks(workspace: Path) -> Iterator[Path]:
-    """The notebooks in the workspace and its folders, except hidden ones."""
+    """The notebooks in the workspace and its folders, except hidden ones and those of runs.
+
+    A run's executed notebooks may be references, whose checks pass without the learner.
+    """
     for folder, inner, files in os.walk(workspace):
-        inner[:] = sorted(name for name in inner if not name.startswith("."))
+        inner[:] = sorted(
+            name
+            for name in inner
+            if not name.startswith(".") and not (Path(folder) / name / RESULT_NAME).is_file()
+        )
         for name in sorted(files):
             if name.endswith(".ipynb") and not name.startswith("."):
                 yield Path(folder) / name
@@ -334,6 +345,7 @@ def _answer(name: str, record: dict[str, Any] | None, cells: list[Any]) -> Answe
             record.get("case"),
             record.get("expected"),
             record.get("got"),
+            record.get("mistake"),
             tuple(record.get("hints", ())),
         )
     calling = [cell for cell in cells if name in called_checks(cell_source(cell))]

@@ -55,6 +55,21 @@ def find_solutions(text: str, path: Path) -> tuple[Solution, ...]:
     return tuple(part for part in _split(text, path) if isinstance(part, Solution))
 
 
+def find_reference(lab: Lab, exercise: str) -> str | None:
+    """The cell with the reference solution of the lab's exercise; None if there is none."""
+    text = keep_solutions(read_lesson(lab), lab.lesson)
+    cells = re.split(r"^# %%.*\n", text, flags=re.MULTILINE)
+    call = re.compile(rf"""\bcheck\(\s*["']{lab.name}\.{exercise}["'],\s*(\w+)""")
+    for index, cell in enumerate(cells):
+        if found := call.search(cell):
+            definition = re.compile(rf"^def {found[1]}\b", re.MULTILINE)
+            earlier = (
+                one.strip() for one in reversed(cells[: index + 1]) if definition.search(one)
+            )
+            return next(earlier, None)
+    return None
+
+
 def _join(lines: Iterator[str]) -> str:
     return "\n".join(lines) + "\n"
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Collection
+from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -23,10 +24,19 @@ FILE_NAME = "progress.json"
 
 @dataclass(frozen=True)
 class Standing:
-    """A learner's progress in one exercise: the time of the first pass, and the attempts."""
+    """A learner's progress in one exercise; times are ISO texts.
 
-    passed: str | None = None  # ISO time of the first pass
+    ``passed`` is the time of the first pass, and ``by`` the notebook that earned it. ``failures``
+    counts failed attempts with another answer than the failed one before, ``failed`` is the digest
+    of that one. ``seen`` is when the solution was shown before a pass.
+    """
+
+    passed: str | None = None
     attempts: int = 0
+    failures: int = 0
+    failed: str | None = None
+    by: str | None = None
+    seen: str | None = None
 
 
 @dataclass(frozen=True)
@@ -61,40 +71,84 @@ def record_attempt(
     name: str,
     *,
     passed: bool,
+    answer: str | None = None,
+    by: str | None = None,
     now: datetime | None = None,
     disk: Disk | None = None,
 ) -> tuple[Standing, str | None]:
     """The new standing after one more attempt, and a note if a broken file was set aside.
 
-    A later failure does not remove a recorded pass.
+    ``answer`` is a digest of the function. A later failure does not remove a recorded pass.
     """
-    now = now or datetime.now(timezone.utc).astimezone()
-    disk = disk or Disk()
+    now = now or _now()
+
+    def count(old: Standing) -> Standing:
+        return count_attempt(old, passed, answer, by, now)
+
+    return _change(workspace, name, count, now, disk or Disk())
+
+
+def record_seen(workspace: Path, name: str) -> None:
+    """Records that the solution was shown; not after a pass."""
+    now = _now()
+
+    def mark(old: Standing) -> Standing:
+        return old if old.passed or old.seen else replace(old, seen=_format_time(now))
+
+    _change(workspace, name, mark, now, Disk())
+
+
+def clear_progress(workspace: Path, names: Collection[str]) -> None:
+    """Removes the standings of these exercises, by full name."""
+    for name in names:
+        _change(workspace, name, lambda old: None, _now(), Disk())
+
+
+def _change(
+    workspace: Path,
+    name: str,
+    change: Callable[[Standing], Standing | None],
+    now: datetime,
+    disk: Disk,
+) -> tuple[Standing, str | None]:
     path, state = workspace / FILE_NAME, workspace / STATE_FOLDER
     with explain_disk_errors(workspace):
         disk.make_folder(state)
         # Takes the lock of updates too, because an update removes all drafts.
         with hold_lock(state / "lock"):
             progress = read_progress(workspace)
-            new = _count_attempt(progress.standing(name), passed, now)
+            new = change(progress.standing(name))
             note = None
             try:
                 data = _format(progress.document, name, new)
             except RecursionError:  # parsed, and nested too deeply to be written
                 progress = Progress({}, "it is nested too deeply")
-                new = _count_attempt(Standing(), passed, now)
+                new = change(Standing())
                 data = _format({}, name, new)
             if progress.note:
                 note = _set_aside(disk, path, now)
             write_atomically(path, data, disk=disk, scratch=state)
-    return new, note
+    return new or Standing(), note
 
 
-def _count_attempt(old: Standing, passed: bool, now: datetime) -> Standing:
+def count_attempt(
+    old: Standing, passed: bool, answer: str | None, by: str | None, now: datetime | None = None
+) -> Standing:
+    """The standing after one more attempt."""
     new = replace(old, attempts=old.attempts + 1)
+    if not passed and (answer is None or answer != old.failed):
+        new = replace(new, failures=old.failures + 1, failed=answer)
     if passed and new.passed is None:
-        new = replace(new, passed=now.isoformat(timespec="seconds"))
+        new = replace(new, passed=_format_time(now or _now()), by=by)
     return new
+
+
+def _now() -> datetime:
+    return datetime.now(timezone.utc).astimezone()
+
+
+def _format_time(time: datetime) -> str:
+    return time.isoformat(timespec="seconds")
 
 
 def _set_aside(disk: Disk, path: Path, now: datetime) -> str:
@@ -113,14 +167,20 @@ def _parse(document: Any) -> dict[str, Standing]:
 def _parse_standing(entry: Any) -> Standing:
     if not isinstance(entry, dict):
         raise ValueError("an exercise's entry is not an object")
-    passed, attempts = entry.get("passed"), entry.get("attempts", 0)
-    if not isinstance(passed, str | None) or not isinstance(attempts, int):
-        raise ValueError("an exercise's entry has values of the wrong types")
-    return Standing(passed, attempts)
+    known = {each.name: entry[each.name] for each in fields(Standing) if each.name in entry}
+    for name, value in known.items():
+        if not isinstance(value, int if name in ("attempts", "failures") else str | None):
+            raise ValueError("an exercise's entry has values of the wrong types")
+    return Standing(**known)
 
 
-def _format(document: dict[str, Any], name: str, standing: Standing) -> str:
-    entries = document.get("exercises", {})
-    entries = {**entries, name: {**entries.get(name, {}), **asdict(standing)}}
+def _format(document: dict[str, Any], name: str, standing: Standing | None) -> str:
+    entries = dict(document.get("exercises", {}))
+    if standing is None:
+        entries.pop(name, None)
+    else:
+        always = {"passed": standing.passed, "attempts": standing.attempts}
+        rest = {key: value for key, value in asdict(standing).items() if value}
+        entries[name] = {**entries.get(name, {}), **always, **rest}
     ordered = {key: entries[key] for key in sorted(entries)}
     return json.dumps({"schema_version": 1, **document, "exercises": ordered}, indent=2) + "\n"

@@ -663,9 +663,9 @@ def _fit_struct(value: Mapping[str, Any], kind: type[Struct]) -> Any:
 # The JSON schema.
 
 
-def make_schema() -> dict[str, Any]:
+def make_schema(kind: type[Struct] = RunResult, title: str = "labkit run result") -> dict[str, Any]:
     """The JSON schema of labkit's output: every key is required, and no other is allowed."""
-    _, parts = msgspec.json.schema_components((RunResult,), ref_template="#/$defs/{name}")
+    _, parts = msgspec.json.schema_components((kind,), ref_template="#/$defs/{name}")
     for part in parts.values():
         part["additionalProperties"] = False
         part["required"] = [name for name in part["properties"] if name != "trouble"]
@@ -674,8 +674,8 @@ def make_schema() -> dict[str, Any]:
             _drop_upper_bounds(described)
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
-        **parts.pop("RunResult"),
-        "title": "labkit run result",
+        **parts.pop(kind.__name__),
+        "title": title,
         "$defs": parts,
     }
 

@@ -50,7 +50,8 @@ CONTEXT_PAIRS = Exercise(
         "`unfold` gives n - length + 1 windows. Which of them has no next character?",
     ),
     cases=context_pairs_cases,
-    restrictions=("loop", "numpy"),
+    restrictions=("loop",),
+    sized=lambda n: (torch.arange(n + 3), 3),
     wrong_answers=(
         WrongAnswer(
             "keeps the last window, which has no next character",
@@ -131,7 +132,8 @@ CROSS_ENTROPY_GRADIENT = Exercise(
         "number of examples, since the loss is their mean.",
     ),
     cases=cross_entropy_gradient_cases,
-    restrictions=("loop", "numpy"),
+    restrictions=("loop", "autograd"),
+    sized=lambda n: (torch.randn(n, 4), torch.arange(n) % 4),
     wrong_answers=(
         WrongAnswer("forgets the mean", _gradient_without_mean, "wrong_values"),
         WrongAnswer(
@@ -152,6 +154,7 @@ CROSS_ENTROPY_GRADIENT = Exercise(
             ),
             "wrong_values",
         ),
+        WrongAnswer("asks autograd", _softmax_gradient, "forbidden"),
         WrongAnswer("overflows with large logits", _gradient_by_exponentials, "wrong_values"),
         WrongAnswer(
             "keeps the graph of the logits",
@@ -192,6 +195,12 @@ def adam_step_cases() -> Iterator[Case]:
     v = torch.rand(2, 4, generator=_draw(6))
     yield Case((p, g, (m, v), 7, 0.1), _adam, "the seventh step", **near)
     yield Case((p, g, (m, v), 10_000, 1e-3), _adam, "a late step", **near)
+    tiny = torch.full((2,), 1e-8)  # as small as epsilon, which halves the step
+    moved = torch.full((2,), -0.05), 0.1 * tiny, 0.001 * tiny**2
+    nothing = torch.zeros(2)
+    yield Case(
+        (nothing, tiny, (nothing, nothing), 1, 0.1), moved, "tiny gradients", rtol=1e-3, atol=0.0
+    )
     yield Case(
         (p, 0 * g, (0 * m, 0 * v), 1, 0.1), (p, 0 * m, 0 * v), "no gradient: no move, no nan"
     )
@@ -245,7 +254,6 @@ ADAM_STEP = Exercise(
         "The root is taken of the corrected v, and epsilon is added after the root.",
     ),
     cases=adam_step_cases,
-    restrictions=("loop", "numpy"),
     wrong_answers=(
         WrongAnswer("does not correct the averages", _adam_uncorrected, "wrong_values"),
         WrongAnswer("returns the corrected averages", _adam_corrects_what_it_keeps, "wrong_values"),
@@ -375,7 +383,6 @@ RUN_EPOCH = Exercise(
         "and divide by the number of examples at the end.",
     ),
     cases=run_epoch_cases,
-    restrictions=("numpy",),
     wrong_answers=(
         WrongAnswer(
             "never clears the gradients",
@@ -463,7 +470,6 @@ MEAN_LOSS = Exercise(
         "`model.training` says in which mode the model came, and `model.train(mode)` takes a bool.",
     ),
     cases=mean_loss_cases,
-    restrictions=("numpy",),
     wrong_answers=(
         WrongAnswer(
             "stays in training mode",

@@ -292,8 +292,7 @@ claim_raises("the optimizer refuses a tensor that was computed", ValueError,
 # $$p \leftarrow p - \text{rate} \cdot \frac{m / (1 - \beta_1^t)}{\sqrt{v / (1 - \beta_2^t)} + \epsilon}$$
 #
 # Write `adam_step(p, g, averages, t, rate)`, where `averages` is `(m, v)`, with $\beta_1 = 0.9$, $\beta_2 = 0.999$ and
-# $\epsilon = 10^{-8}$. Return the new `(p, m, v)`, and leave the arguments as they are. Use
-# tensor arithmetic, not `torch.optim`.
+# $\epsilon = 10^{-8}$. Return the new `(p, m, v)`, and leave the arguments as they are.
 
 # %%
 def adam_step(p: torch.Tensor, g: torch.Tensor, averages: tuple[torch.Tensor, torch.Tensor],

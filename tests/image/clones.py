@@ -16,7 +16,7 @@ from labkit.process import CommandResult, run_command
 from tests.servers import LabServer
 
 ROOT = Path(__file__).parents[2]
-COPIED = ("docker", "labkit", "labs", "tests", "docs")
+COPIED = ("docker", "hub", "labkit", "labs", "tests", "docs")
 FILES = (
     "compose.yaml",
     "Makefile",

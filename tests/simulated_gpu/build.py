@@ -246,11 +246,18 @@ def install(made: Path, path: Path) -> None:
 def build_arithmetic(compiler: Compiler) -> Path:
     """The library with the CPU's arithmetic for torch's CUDA operators; takes a minute."""
     torch = compiler.environment.packages / "torch"
-    source = NATIVE / "arithmetic.cpp"
+    sources = [NATIVE / "arithmetic.cpp", NATIVE / "fused.cpp"]
     headers = (f"-I{torch}/include", f"-I{torch}/include/torch/csrc/api/include")
     libraries = (f"-L{torch}/lib", "-ltorch_cpu", "-lc10")
     return compiler.make(
-        ".so", [source], "g++", "-shared", *ARITHMETIC_FLAGS, *headers, str(source), *libraries
+        ".so",
+        sources,
+        "g++",
+        "-shared",
+        *ARITHMETIC_FLAGS,
+        *headers,
+        *map(str, sources),
+        *libraries,
     )
 
 

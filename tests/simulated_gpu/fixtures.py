@@ -43,6 +43,7 @@ def make_fixture(
 
 no_gpu = make_fixture()
 a100 = make_fixture(A100)
+large_a100 = make_fixture(A100.but(total_mib=40960, reserved_mib=400))
 two_a100 = make_fixture(A100, SECOND_A100)
 t4 = make_fixture(T4)
 h100 = make_fixture(H100, LABKIT_SIM_CONTEXT_MIB="518")

@@ -28,6 +28,18 @@ MIB = 2**20
 LIMIT_SECONDS = 240
 # cudaErrorIllegalAddress and cudaErrorAssert: every later call of the process fails too.
 ILLEGAL_ADDRESS, DEVICE_ASSERT = 700, 710
+# At the start of each script.
+PREAMBLE = """\
+import json, os, sys, time
+import torch, labkit
+MIB = 2**20
+def new(mib, device="cuda:0"):
+    return torch.empty(int(mib * MIB), dtype=torch.uint8, device=device)
+def first():
+    return labkit.memory().balances[0]
+def say(*values):
+    print(json.dumps(values), flush=True)
+"""
 # What pytest's own host would pass on to another one.
 PLAYED = "LABKIT_SIM_"
 FROM_OUTSIDE = ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER")
@@ -163,8 +175,9 @@ class SimulatedHost:
     def run_script(
         self, script: str, *arguments: str, code: int | None = 0, **variables: str
     ) -> Output:
-        """Runs Python source; ``variables`` are added to the environment."""
-        return self.run("-c", textwrap.dedent(script), *arguments, code=code, variables=variables)
+        """Runs Python source after PREAMBLE; ``variables`` are added to the environment."""
+        source = PREAMBLE + textwrap.dedent(script)
+        return self.run("-c", source, *arguments, code=code, variables=variables)
 
     def run_labkit(self, *words: str, code: int | None = 0, **variables: str) -> Output:
         """Runs a command of labkit."""

@@ -8,7 +8,6 @@ pytestmark = pytest.mark.simulated
 
 # labkit's names of the GPUs by UUID, torch's own, what holds memory on the last of them, and best.
 NAMES = """
-import json, torch, labkit
 from labkit.devices.detect import detect_devices
 found = detect_devices()
 answer = {
@@ -18,8 +17,8 @@ answer = {
 }
 count = torch.cuda.device_count()
 held = [torch.empty(1 << 20, dtype=torch.uint8, device=f"cuda:{at}") for at in range(count)]
-properties = torch.cuda.get_device_properties
-answer["torch"] = {str(properties(at).uuid): f"cuda:{at}" for at in range(count)}
+uuids = [str(torch.cuda.get_device_properties(at).uuid) for at in range(count)]
+answer["torch"] = {uuid: f"cuda:{at}" for at, uuid in enumerate(uuids)}
 answer["memory"] = {
     one.uuid: one.torch_name
     for one in labkit.memory().balances

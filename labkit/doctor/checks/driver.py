@@ -308,9 +308,9 @@ def probe_driver_variant(host: Host) -> VariantFacts:
     if text is None:
         words = ["modinfo", "-F", "license", "nvidia"]
         text = host.run(words, timeout_seconds=COMMAND_SECONDS).stdout
-        variant = "open" if "GPL" in text else "closed" if "NVIDIA" in text else None
-    else:
-        variant = "open" if "Open Kernel Module" in text else "closed" if "NVIDIA" in text else None
+    variant: Variant | None = None
+    if "NVIDIA" in text or "GPL" in text:
+        variant = "open" if "Open Kernel Module" in text or "GPL" in text else "closed"
     return VariantFacts(variant, read_capabilities(host))
 
 

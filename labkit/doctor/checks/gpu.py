@@ -6,10 +6,16 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from labkit.devices.detect import parse_indices
 from labkit.doctor.check import COMMAND_SECONDS, Check, Finding, Host, failed, ok, unknown, warning
 from labkit.host.distribution import Distribution
-from labkit.host.gpu import Gpu, list_bus_gpus, probe_gpu, read_major, read_module_version
+from labkit.host.gpu import (
+    Gpu,
+    list_bus_gpus,
+    parse_indices,
+    probe_gpu,
+    read_major,
+    read_module_version,
+)
 from labkit.host.packages import Fix
 from labkit.known_errors.match import explain_text
 from labkit.text import plural
@@ -65,15 +71,16 @@ class HealthFacts:
 def probe_gpu_health(host: Host) -> HealthFacts:
     """The kernel's log, if this user may read it, and nvidia-smi's counts of memory errors."""
     volatile = "ecc.errors.uncorrected.volatile.total"
-    counted = [
-        (read_number(row["index"]), read_number(row[volatile]))
-        for row in query_rows(host, "gpu", "index", volatile)
-    ]
+    counted = query_rows(host, "gpu", "index", volatile)
     pending, failure = "remapped_rows.pending", "remapped_rows.failure"
     rows = query_rows(host, "remapped-rows", "gpu_uuid", pending, failure)
     return HealthFacts(
         _read_log(host),
-        tuple((int(index), int(count)) for index, count in counted if None not in (index, count)),
+        tuple(
+            (int(row["index"]), int(row[volatile]))
+            for row in counted
+            if row["index"].isdecimal() and row[volatile].isdecimal()
+        ),
         any(row[pending] in ("1", "Yes") for row in rows),
         any(row[failure] in ("1", "Yes") for row in rows),
     )

@@ -9,7 +9,8 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from labkit.doctor.check import Check, Finding, Host, failed, ok, warning
-from labkit.doctor.checks.torch import find_fitting_build, read_capabilities
+from labkit.doctor.checks.driver import read_capabilities
+from labkit.doctor.checks.torch import find_fitting_build
 from labkit.host.distribution import Distribution
 from labkit.host.gpu import read_module_version
 from labkit.host.torch_builds import BUILDS, CPU_BUILD

@@ -190,7 +190,7 @@ def judge_checkout(facts: CheckoutFacts, distribution: Distribution) -> Finding:
     return failed(
         f"{state.path} is not writable",
         f"{cause}; `make up` keeps its state and settings there",
-        f"cp -r {path} ~/{path.name} && cd ~/{path.name}   # or have its owner let you write",
+        f"cp -r {path} ~/{path.name} && cd ~/{path.name} && make up   # or have its owner open it",
     )
 
 
@@ -271,7 +271,9 @@ def _give_back(facts: WorkspaceFacts, foreign: bool) -> SafeFix | None:
     return SafeFix(("chown", "-R", "-P", owner, path), "makes you the owner of your workspace")
 
 
-WORKSPACE_CHECK = Check("workspace", "the workspace's owner", probe_workspace, judge_workspace)
+WORKSPACE_CHECK = Check(
+    "workspace", "the workspace's owner", probe_workspace, judge_workspace, ("checkout",)
+)
 
 
 @dataclass(frozen=True)

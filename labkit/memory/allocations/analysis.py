@@ -7,13 +7,9 @@ named too.
 
 from __future__ import annotations
 
-import functools
 import itertools
-import re
-import sysconfig
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 from labkit.memory.allocations.replay import (
@@ -27,20 +23,9 @@ from labkit.memory.allocations.replay import (
     walk_live,
 )
 from labkit.memory.allocations.snapshot import OOM, Recording, Trace
-from labkit.memory.track.frames import Frame
+from labkit.memory.track.frames import NATIVE, PACKAGE, USER, Frame, judge_file
 from labkit.render import Displayed
 
-OWN, PACKAGE, USER = "own", "package", "user"
-# Packages whose lines are skipped, because they only run code for another line.
-FOLDED = re.compile(
-    r"[/\\](?:site|dist)-packages[/\\](?:torch|torchgen|functorch|triton|labkit|IPython|ipykernel"
-    r"|traitlets|tornado|zmq|nbclient|jupyter_client|_pytest|pluggy)(?:[/\\]|\.py$)"
-    r"|[/\\]pytorch[/\\]torch[/\\]|[/\\]torchinductor_[^/\\]*[/\\]"
-    r"|^<(?:frozen |eval_with_key)"
-)
-PACKAGES = re.compile(r"[/\\](?:site|dist)-packages[/\\]")
-STANDARD_LIBRARY = re.compile(r"[/\\]lib[/\\]python3\.\d+[/\\]|[/\\]Python3\d+[/\\]Lib[/\\]")
-OWN_FOLDERS = (f"{Path(__file__).parents[2]}/", f"{sysconfig.get_path('stdlib')}/")
 STACKS_KEPT = 3
 
 BEFORE = "before the first event"
@@ -48,11 +33,15 @@ NO_STACK = "no Python line: most likely the backward pass, which runs in a threa
 
 
 class Place(NamedTuple):
-    """The origin of blocks: a frame, or words if there is none; ``via`` is the user's line."""
+    """The origin of blocks: a frame, or words if there is none; ``via`` is the user's line.
+
+    ``metadata`` is what the program named this part of its run (``_set_memory_metadata``).
+    """
 
     frame: Frame | None
     words: str = ""
     via: Frame | None = None
+    metadata: str = ""
 
 
 class Stack(NamedTuple):
@@ -72,28 +61,17 @@ class Group(NamedTuple):
     stack_count: int = 0
 
 
-@functools.lru_cache(maxsize=65_536)
-def judge_file(file: str) -> str:
-    """The owner of a file: "own" (torch, Python, labkit), "package", or "user".
-
-    >>> judge_file("/home/a/train.py"), judge_file("/x/lib/python3.11/site-packages/torch/_ops.py")
-    ('user', 'own')
-    """
-    if FOLDED.search(file):
-        return OWN
-    if PACKAGES.search(file):
-        return PACKAGE
-    if STANDARD_LIBRARY.search(file) or file.startswith(OWN_FOLDERS):
-        return OWN
-    return USER
-
-
 def find_place(held: Held) -> Place:
     """The place that allocated a block."""
+    return _find_line(held)._replace(metadata=held.metadata)
+
+
+def _find_line(held: Held) -> Place:
     innermost: Frame | None = None
     package: Frame | None = None
     for frame in held.frames:
-        innermost = innermost or frame
+        if not NATIVE.search(frame.file):
+            innermost = innermost or frame
         whose = judge_file(frame.file)
         if whose == USER:
             return Place(package, via=frame) if package else Place(frame)
@@ -158,12 +136,16 @@ class Moment(NamedTuple):
 
 
 class OutOfMemoryEvent(NamedTuple):
-    """An allocation that failed: the bytes requested, those free on the device, the moment."""
+    """An allocation that failed: the bytes requested, those free on the device, the moment.
+
+    Free pieces of other streams, and of private pools, could not serve it.
+    """
 
     asked_bytes: int
     device_free_bytes: int | None
     place: Place
     moment: Moment
+    stream: int = 0
 
 
 class DeviceHistory(NamedTuple):
@@ -203,12 +185,73 @@ class History(Displayed, view="labkit.memory.allocations.view", text="format_his
     devices: tuple[DeviceHistory, ...]
     names: Mapping[str, str]
     sources: Mapping[tuple[str, int], str]
+    notes: tuple[str, ...] = ()
+
+
+class LineChange(NamedTuple):
+    """One line's live bytes and blocks at the end of two recordings."""
+
+    place: Place
+    before_bytes: int
+    after_bytes: int
+    before_blocks: int
+    after_blocks: int
+
+
+class DeviceComparison(NamedTuple):
+    """One device in two recordings (None: it is not in that one), the largest change first."""
+
+    device: str
+    before: DeviceHistory | None
+    after: DeviceHistory | None
+    lines: tuple[LineChange, ...]
+
+
+@dataclass(frozen=True, repr=False)
+class HistoryComparison(Displayed, view="labkit.memory.allocations.view", text="format_comparison"):
+    """What changed from one recording to a later one, by the lines that allocated it."""
+
+    devices: tuple[DeviceComparison, ...]
+    after: History
+
+
+def compare_histories(before: History, after: History) -> HistoryComparison:
+    """The comparison of two recordings of one program, such as after 10 and after 100 steps."""
+    first = {one.device: one for one in before.devices}
+    last = {one.device: one for one in after.devices}
+    sources, names = {**before.sources, **after.sources}, {**before.names, **after.names}
+    return HistoryComparison(
+        tuple(
+            DeviceComparison(
+                device, first.get(device), last.get(device), _compare_lines(first, last, device)
+            )
+            for device in {**first, **last}
+        ),
+        History((), names, sources, (*before.notes, *after.notes)),
+    )
+
+
+def _compare_lines(
+    first: Mapping[str, DeviceHistory], last: Mapping[str, DeviceHistory], device: str
+) -> tuple[LineChange, ...]:
+    found = [
+        {group.place: group for group in side[device].end.groups} if device in side else {}
+        for side in (first, last)
+    ]
+    nothing = Group(Place(None), 0, 0)
+    changes = []
+    for place in found[0] | found[1]:
+        old, new = (side.get(place, nothing) for side in found)
+        if (old.held_bytes, old.blocks) != (new.held_bytes, new.blocks):
+            held = old.held_bytes, new.held_bytes
+            changes.append(LineChange(place, *held, old.blocks, new.blocks))
+    return tuple(sorted(changes, key=lambda one: -abs(one.after_bytes - one.before_bytes)))
 
 
 def analyse(recording: Recording) -> History:
     """The history of every device in the recording."""
     devices = tuple(_analyse_device(trace) for trace in recording.traces)
-    return History(devices, recording.names, recording.sources)
+    return History(devices, recording.names, recording.sources, recording.notes)
 
 
 def _analyse_device(trace: Trace) -> DeviceHistory:
@@ -260,8 +303,9 @@ def _find_failure(
     return OutOfMemoryEvent(
         event.size_bytes,
         event.free_bytes,
-        find_place(Held(0, event.size_bytes, event.frames, place)),
+        find_place(Held(0, event.size_bytes, event.frames, place, event.metadata)),
         _find_moment(trace, levels, place, live),
+        event.stream,
     )
 
 

@@ -11,18 +11,17 @@ from importlib.resources import files
 
 from labkit.charts import WIDTH, Area, choose_scale
 from labkit.memory.allocations.analysis import (
-    OWN,
     DeviceHistory,
     Group,
     History,
     Moment,
     Place,
     TimelineColumn,
-    judge_file,
 )
 from labkit.memory.allocations.replay import Fragmentation, LaidSegment, LayoutSpan
 from labkit.memory.allocations.view import (
     advise,
+    explain_failure,
     find_source,
     format_failure,
     format_free,
@@ -30,7 +29,7 @@ from labkit.memory.allocations.view import (
     format_place,
     list_notes,
 )
-from labkit.memory.track.frames import Frame
+from labkit.memory.track.frames import Frame, is_user_file
 from labkit.render import escape, make_document, make_table, start_sentence
 from labkit.text import format_bytes, format_seconds, plural, shorten_start
 
@@ -217,7 +216,8 @@ def _render_segment(segment: LaidSegment, top: int, longest: int) -> str:
         for start, end in merge_runs(segment.live, span, width)
     )
     return (
-        f"<g><title>{size}, {free} of it free</title>"
+        f"<g><title>{size}, {free} of it free, stream {segment.stream}"
+        f"{', private pool' if segment.private else ''}</title>"
         f'<text x="{left - 8}" y="{top + 11}" text-anchor="end">{size}</text>'
         f'<rect class="segment" x="{left}" y="{top}" width="{width:.1f}" height="{BAR_HEIGHT}"/>'
         f'<path class="live" d="{path}"/></g>'
@@ -283,6 +283,7 @@ def make_page(history: History, name: str = "") -> str:
             _make_device(device, history, shelf, place, headed=many)
             for place, device in enumerate(history.devices)
         ),
+        *(f'<p class="note">{escape(note)}</p>' for note in history.notes),
         "</main>",
         f"<footer><p>{escape(counted)}</p></footer>",
     ]
@@ -415,8 +416,7 @@ def _write_stack(frames: Sequence[Frame], history: History) -> str:
         line = escape(
             f"{shorten_start(named, NAME_LENGTH)}:{frame.line} {frame.function[:NAME_LENGTH]}"
         )
-        own = judge_file(frame.file) == OWN
-        lines.append(f'<span class="soft">{line}</span>' if own else line)
+        lines.append(line if is_user_file(frame.file) else f'<span class="soft">{line}</span>')
     return "\n".join(lines)
 
 
@@ -431,12 +431,19 @@ def _make_cut(device: DeviceHistory) -> str:
         (f"reserved {when}", format_bytes(cut.reserved_bytes)),
         ("in use", format_bytes(cut.live_bytes)),
         ("reserved but unused", format_free(cut) if cut.free_bytes else "0 B"),
+        *(
+            [("in private pools", format_bytes(private))]
+            if (private := cut.private_free_bytes)
+            else []
+        ),
         ("segments", f"{len(cut.segments):,}"),
         ("most ever reserved", format_bytes(device.highest_reserved_bytes)),
         ("reserved at the end", format_bytes(device.end.reserved_bytes)),
     ]
     rows = "".join(f"<div><dt>{name}</dt><dd>{figure}</dd></div>" for name, figure in figures)
-    advice = start_sentence(f"{advise(device) or 'there is little of it in this recording'}.")
+    reason = explain_failure(device.failures[-1]) if device.failures else None
+    said = ". ".join(start_sentence(one) for one in (reason, advise(device)) if one)
+    advice = f"{said or 'There is little of it in this recording'}."
     left_out = len(cut.segments) - BARS_DRAWN
     more = f" The {BARS_DRAWN} largest of {len(cut.segments):,} are drawn." if left_out > 0 else ""
     drawn = render_segments(cut)

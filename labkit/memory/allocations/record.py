@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib
 import linecache
+import os
 import re
 import threading
 import time
@@ -19,7 +20,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from labkit.errors import DeviceMissingError, LabkitError, UsageError
-from labkit.memory.allocations.analysis import OWN, History, analyse, judge_file
+from labkit.memory.allocations.analysis import History, analyse
 from labkit.memory.allocations.page import make_page
 from labkit.memory.allocations.snapshot import (
     OWN_KEY,
@@ -29,7 +30,8 @@ from labkit.memory.allocations.snapshot import (
     write_file,
 )
 from labkit.memory.balance.read import read_machine_memory
-from labkit.memory.track.frames import Frame, list_error_frames, name_cell
+from labkit.memory.track.frames import Frame, is_user_file, list_error_frames, name_cell
+from labkit.text import first_line
 
 if TYPE_CHECKING:
     import torch
@@ -148,7 +150,7 @@ class CudaRecorder:
     left unchanged and continues after the block.
     """
 
-    device = "cuda"
+    device, trouble = "cuda", None
 
     def __init__(self, torch: Any, max_entries: int) -> None:
         self._torch, self._bound = torch, max_entries
@@ -158,16 +160,28 @@ class CudaRecorder:
 
     def start(self) -> None:
         """Turns the recorder on; this starts CUDA if nothing has started it yet."""
-        self._joined = self._torch.cuda.is_initialized() and self._torch._C._cuda_isHistoryEnabled()
         self.max_entries, self.context = self._bound, "alloc"
-        if self._joined:
-            self.max_entries = self.context = None
-            return
-        # Python stacks only, as C++ stacks make the snapshot a hundred times slower. No stacks for
-        # frees: torch then stores the allocation's stack, which is more useful, at half the cost.
-        self._torch.cuda.memory._record_memory_history(
-            "all", context=self.context, stacks="python", max_entries=self._bound
-        )
+        cuda = self._torch.cuda
+        try:
+            self._joined = cuda.is_initialized() and self._torch._C._cuda_isHistoryEnabled()
+            if self._joined:
+                self.max_entries = self.context = None
+                return
+            # Python stacks only, as C++ stacks make the snapshot a hundred times slower. No stacks
+            # for frees: torch then stores the allocation's stack, which is more useful, at half the
+            # cost.
+            cuda.memory._record_memory_history(
+                "all", context=self.context, stacks="python", max_entries=self._bound
+            )
+        except RuntimeError as error:
+            if "support" not in str(error):
+                raise
+            raise LabkitError(
+                "torch cannot record this allocator",
+                cause=first_line(str(error)),
+                fix="start the program with PYTORCH_ALLOC_CONF=backend:native and without"
+                " CUDAPluggableAllocator; exact peaks without a restart: track_memory()",
+            ) from error
 
     def stop(self, error: BaseException | None) -> dict[str, Any]:
         """Takes the snapshot; turns the recorder off if it was off before, which drops events."""
@@ -190,6 +204,11 @@ class CpuRecorder:
         self._bound = max_entries
         self._events = CpuEvents(max_entries)
         self._tracer: Any = None
+
+    @property
+    def trouble(self) -> str | None:
+        """What the tracer could not follow; None if it followed all."""
+        return self._tracer.trouble if self._tracer else None
 
     def start(self) -> None:
         """Starts tracing this thread's operators."""
@@ -276,10 +295,8 @@ class AllocationRecorder:
         try:
             snapshot = self._recorder.stop(error)
         except RuntimeError as trouble:
-            # After a sticky CUDA error every call fails; the user's error must stay visible.
-            self._trouble = str(trouble)
-            if error is None:
-                raise
+            # After an error of CUDA that lasts every call fails; the block itself must not.
+            self._trouble = first_line(str(trouble))
             return
         snapshot[OWN_KEY] = self._describe(snapshot)
         self._snapshot = snapshot
@@ -292,6 +309,7 @@ class AllocationRecorder:
             "device": self._recorder.device,
             "max_entries": self._recorder.max_entries,
             "context": self._recorder.context,
+            "trouble": self._recorder.trouble,
             "names": names,
             "sources": sources,
         }
@@ -304,6 +322,15 @@ class AllocationRecorder:
 
     def __str__(self) -> str:
         return repr(self)
+
+
+def _forget_open() -> None:
+    """In a forked child, the open recorder is the parent's."""
+    AllocationRecorder._open = None
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_open)
 
 
 def record_allocations(
@@ -338,17 +365,27 @@ def record_allocations(
         )
     import torch
 
-    has_cuda = torch.cuda.is_available()
-    if name == "cuda" and not has_cuda:
+    missing = _find_missing(torch)
+    if name == "cuda" and missing:
         raise DeviceMissingError(
-            "there is no CUDA device to record",
-            cause="torch.cuda.is_available() is False",
-            fix='record_allocations("cpu"), or: labkit devices --verify',
+            "there is no CUDA device to record", cause=missing[0], fix=missing[1]
         )
-    on_cuda = has_cuda and name != "cpu"
+    on_cuda = missing is None and name != "cpu"
     return AllocationRecorder(
         CudaRecorder(torch, max_entries) if on_cuda else CpuRecorder(max_entries)
     )
+
+
+def _find_missing(torch: Any) -> tuple[str, str] | None:
+    """Why this process cannot use CUDA, and the fix; None if it can."""
+    if not torch.cuda.is_available():
+        fix = 'record_allocations("cpu"), or: labkit devices --verify'
+        return "torch.cuda.is_available() is False", fix
+    # A forked child still sees the allocator of its parent, and its own tensors are on the CPU.
+    if torch.cuda._is_in_bad_fork():
+        fix = 'torch.multiprocessing.set_start_method("spawn"), or record_allocations("cpu")'
+        return "this process was forked after CUDA had been started", fix
+    return None
 
 
 def read_lines(snapshot: dict[str, Any]) -> tuple[dict[str, str], list[list[object]]]:
@@ -358,7 +395,7 @@ def read_lines(snapshot: dict[str, Any]) -> tuple[dict[str, str], list[list[obje
     """
     names, sources = {}, {}
     for frame in _list_frames(snapshot):
-        if judge_file(frame.file) != OWN:
+        if is_user_file(frame.file):
             name = name_cell(frame.file)
             if name:
                 names[frame.file] = name

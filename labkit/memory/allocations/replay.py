@@ -29,6 +29,7 @@ class Held(NamedTuple):
     size_bytes: int
     frames: tuple[Frame, ...] = ()
     event: int | None = None
+    metadata: str = ""
 
 
 class ReplayedLevels(NamedTuple):
@@ -102,7 +103,7 @@ def walk_live(trace: Trace) -> Iterator[tuple[dict[int, Held], Held | None, Held
         came = went = None
         if event.action == ALLOC:
             went = live.get(event.address)
-            came = Held(event.address, event.size_bytes, event.frames, place)
+            came = Held(event.address, event.size_bytes, event.frames, place, event.metadata)
             live[event.address] = came
         elif event.action == free_action:
             went = live.pop(event.address, None)
@@ -147,6 +148,7 @@ def list_live(trace: Trace, levels: Iterable[int]) -> dict[int, tuple[Held, ...]
 
 
 ROUNDING_BYTES = 512
+SEGMENTS_CHANGED = SEGMENT_ADDED | SEGMENT_REMOVED
 
 
 class LayoutSpan(NamedTuple):
@@ -162,10 +164,16 @@ class LayoutSpan(NamedTuple):
 
 
 class LaidSegment(NamedTuple):
-    """A segment with its live ranges in address order; adjacent ranges are joined."""
+    """A segment with its live ranges in address order; adjacent ranges are joined.
+
+    ``private``: only a CUDA graph or a MemPool can use it; False if it was freed in the recording,
+    because only the segments at the end tell.
+    """
 
     span: LayoutSpan
     live: tuple[LayoutSpan, ...] = ()
+    stream: int = 0
+    private: bool = False
 
     @property
     def gaps(self) -> tuple[LayoutSpan, ...]:
@@ -192,6 +200,16 @@ class Fragmentation(NamedTuple):
         """Reserved bytes in use, including the allocator's rounding."""
         return self.reserved_bytes - self.free_bytes
 
+    @property
+    def private_free_bytes(self) -> int:
+        """Free bytes in the private pools of CUDA graphs and MemPools."""
+        return sum(gap.size_bytes for one in self.segments if one.private for gap in one.gaps)
+
+    def list_usable(self, stream: int | None = None) -> list[int]:
+        """The sizes of the free pieces outside of private pools, of one stream or of all."""
+        usable = (one for one in self.segments if not one.private and stream in (None, one.stream))
+        return [gap.size_bytes for one in usable for gap in one.gaps]
+
 
 def measure_fragmentation(trace: Trace, level: int, live: Sequence[Held]) -> Fragmentation | None:
     """The fragmentation of the reserved memory; None on the CPU, where nothing is reserved."""
@@ -216,6 +234,8 @@ def lay_out(trace: Trace, level: int, live: Iterable[Held]) -> tuple[LaidSegment
     ranges = sorted(
         LayoutSpan(one.address, sizes.get(one.address, _round_up(one.size_bytes))) for one in live
     )
+    uses = {e.address: (e.stream, False) for e in trace.events if e.action in SEGMENTS_CHANGED}
+    uses |= {one.address: (one.stream, one.private) for one in trace.segments}
     laid, place = [], 0
     for span in find_segments(trace, level):
         inside: list[LayoutSpan] = []
@@ -223,7 +243,7 @@ def lay_out(trace: Trace, level: int, live: Iterable[Held]) -> tuple[LaidSegment
             if ranges[place].address >= span.address:
                 _append(inside, ranges[place], span.end)
             place += 1
-        laid.append(LaidSegment(span, tuple(inside)))
+        laid.append(LaidSegment(span, tuple(inside), *uses.get(span.address, (0, False))))
     return tuple(sorted(laid, key=lambda one: -one.span.size_bytes))
 
 

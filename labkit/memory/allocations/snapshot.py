@@ -6,15 +6,18 @@ in it is checked.
 
 from __future__ import annotations
 
+import gzip
 import pickle
 import tempfile
-from collections.abc import Mapping
+import zlib
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn, TypeVar
 
 from labkit.errors import LabkitError, UsageError
 from labkit.files import write_atomically
 from labkit.memory.track.frames import Frame
+from labkit.text import plural
 
 # Torch's names of allocator actions.
 ALLOC, FREE_REQUESTED, FREE_COMPLETED, OOM = "alloc", "free_requested", "free_completed", "oom"
@@ -30,11 +33,14 @@ DEEPEST_STACK = 256
 LONGEST_NAME = 1000
 
 
+Read = TypeVar("Read")
+
+
 class Event(NamedTuple):
     """One action of the allocator; at "oom" the size is that of the request that failed.
 
     ``free_bytes`` is what the device had free, known only at "oom". ``frames`` is the stack,
-    innermost first.
+    innermost first. ``metadata`` is what ``_set_memory_metadata`` had set.
     """
 
     action: str
@@ -43,6 +49,8 @@ class Event(NamedTuple):
     time_us: int | None = None
     frames: tuple[Frame, ...] = ()
     free_bytes: int | None = None
+    stream: int = 0
+    metadata: str = ""
 
 
 class Block(NamedTuple):
@@ -56,12 +64,17 @@ class Block(NamedTuple):
 
 
 class Segment(NamedTuple):
-    """Memory that the allocator took from the driver, with its blocks in address order."""
+    """Memory that the allocator took from the driver, with its blocks in address order.
+
+    Its blocks serve one stream, and if it is ``private`` only a CUDA graph or a ``MemPool``.
+    """
 
     address: int
     size_bytes: int
     expandable: bool = False
     blocks: tuple[Block, ...] = ()
+    stream: int = 0
+    private: bool = False
 
 
 class Trace(NamedTuple):
@@ -85,16 +98,22 @@ class Recording(NamedTuple):
     """A whole snapshot; ``names`` are display names of files, ``sources`` lines of code.
 
     labkit's own recordings have both: ``{"/tmp/ipykernel_7/1.py": "In[3]"}`` and
-    ``{("train.py", 12): "y = model(x)"}``.
+    ``{("train.py", 12): "y = model(x)"}``. ``notes``: what was left out.
     """
 
     traces: tuple[Trace, ...]
     names: Mapping[str, str]
     sources: Mapping[tuple[str, int], str]
+    notes: tuple[str, ...] = ()
 
 
 def read_recording(snapshot: object) -> Recording:
-    """The recording in a ``torch.cuda.memory._snapshot()``; raises UsageError for anything else."""
+    """The recording in a ``torch.cuda.memory._snapshot()``; raises UsageError for anything else.
+
+    A list of segments, as ``torch.cuda.memory_snapshot()`` returns, is a snapshot without events.
+    """
+    if isinstance(snapshot, list):
+        snapshot = {"segments": snapshot, "device_traces": []}
     if not isinstance(snapshot, dict):
         raise _refuse(f"it is a {type(snapshot).__name__}, not a dict")
     histories, segments = snapshot.get("device_traces"), snapshot.get("segments")
@@ -104,21 +123,23 @@ def read_recording(snapshot: object) -> Recording:
     own = own if isinstance(own, dict) else {}
     settings = snapshot.get("allocator_settings")
     expandable = isinstance(settings, dict) and settings.get("expandable_segments") is True
-    by_device: dict[int, list[dict[object, object]]] = {n: [] for n in range(len(histories))}
-    for segment in segments:
-        if not isinstance(segment, dict):
-            raise _refuse("a segment is not a dict")
-        by_device.setdefault(_read_number(segment, "device", 0), []).append(segment)
-    stacks, traces = StackReader(), []
-    for number, raw in sorted(by_device.items()):
+    reader, traces = EntryReader(), []
+    read = reader.read_each(segments, reader.read_segment, "a segment")
+    for number in sorted({*range(len(histories)), *(device for device, _ in read)}):
         entries = histories[number] if number < len(histories) else []
         if not isinstance(entries, list):
             raise _refuse(f"device_traces[{number}] is not a list")
-        events = tuple(_read_event(entry, stacks) for entry in entries)
-        read = sorted((_read_segment(one, stacks) for one in raw), key=lambda one: one.address)
-        if events or read:
-            traces.append(_make_trace(number, events, tuple(read), own, expandable))
-    return Recording(tuple(traces), _read_names(own), _read_sources(own))
+        events = tuple(reader.read_each(entries, reader.read_event, "an event"))
+        held = sorted((one for device, one in read if device == number), key=lambda s: s.address)
+        if events or held:
+            traces.append(_make_trace(number, events, tuple(held), own, expandable))
+    skipped = f"{plural(reader.skipped, 'piece')} of data with impossible numbers"
+    if reader.skipped and not traces:
+        raise _refuse(f"it has only {skipped}")
+    notes = [f"left out: {skipped}"] if reader.skipped else []
+    trouble = own.get("trouble")
+    notes += [trouble[:LONGEST_NAME]] if isinstance(trouble, str) else []
+    return Recording(tuple(traces), _read_names(own), _read_sources(own), tuple(notes))
 
 
 class StackReader:
@@ -177,50 +198,80 @@ def _make_trace(
     )
 
 
-def _read_event(raw: object, stacks: StackReader) -> Event:
-    if not isinstance(raw, dict):
-        raise _refuse("an event is not a dict")
-    action = raw.get("action")
-    if not isinstance(action, str):
-        raise _refuse("an event has no action")
-    time_us = raw.get("time_us")
-    known_time = isinstance(time_us, int) and 0 <= time_us < LARGEST_NUMBER
-    return Event(
-        action,
-        0 if action == OOM else _read_number(raw, "addr", 0),
-        _read_number(raw, "size", 0),
-        time_us if known_time else None,
-        stacks.read(raw.get("frames")),
-        _read_number(raw, "device_free", 0) if "device_free" in raw else None,
-    )
+class ImpossibleNumberError(ValueError):
+    """An entry of a snapshot has a number that no allocator writes."""
 
 
-def _read_segment(raw: dict[object, object], stacks: StackReader) -> Segment:
-    address, total = _read_number(raw, "address"), _read_number(raw, "total_size")
-    blocks = raw.get("blocks", [])
-    if not isinstance(blocks, list):
-        raise _refuse("the blocks of a segment are not a list")
-    read, at = [], address
-    for block in blocks:
-        # Blocks follow each other without gaps; older snapshots have no addresses.
-        read.append(_read_block(block, at, stacks))
-        at += read[-1].size_bytes
-    return Segment(address, total, raw.get("is_expandable") is True, tuple(read))
+class EntryReader:
+    """Reads events, segments and blocks; ``skipped`` counts those with impossible numbers."""
 
+    def __init__(self) -> None:
+        self.skipped = 0
+        self._stacks = StackReader()
 
-def _read_block(raw: object, address: int, stacks: StackReader) -> Block:
-    if not isinstance(raw, dict):
-        raise _refuse("a block is not a dict")
-    size = _read_number(raw, "size")
-    live = raw.get("state") != "inactive"
-    asked = _read_number(raw, "requested_size", size)
-    return Block(address, size, asked if live else 0, live, stacks.read(raw.get("frames")))
+    def read_each(
+        self, entries: list[object], read: Callable[[dict[object, object]], Read], name: str
+    ) -> list[Read]:
+        """The entries that can be read."""
+        found = []
+        for entry in entries:
+            if not isinstance(entry, dict):
+                raise _refuse(f"{name} is not a dict")
+            try:
+                found.append(read(entry))
+            except ImpossibleNumberError:
+                self.skipped += 1
+        return found
+
+    def read_event(self, raw: dict[object, object]) -> Event:
+        """One event of a device."""
+        action = raw.get("action")
+        if not isinstance(action, str):
+            raise _refuse("an event has no action")
+        time_us, metadata = raw.get("time_us"), raw.get("user_metadata")
+        return Event(
+            action,
+            0 if action == OOM else _read_number(raw, "addr", 0),
+            _read_number(raw, "size", 0),
+            time_us if isinstance(time_us, int) and 0 <= time_us < LARGEST_NUMBER else None,
+            self._stacks.read(raw.get("frames")),
+            _read_number(raw, "device_free", 0) if "device_free" in raw else None,
+            _read_number(raw, "stream", 0),
+            metadata[:LONGEST_NAME] if isinstance(metadata, str) else "",
+        )
+
+    def read_segment(self, raw: dict[object, object]) -> tuple[int, Segment]:
+        """A segment and the number of its device."""
+        address, total = _read_number(raw, "address"), _read_number(raw, "total_size")
+        blocks, pool = raw.get("blocks", []), raw.get("segment_pool_id")
+        if not isinstance(blocks, list):
+            raise _refuse("the blocks of a segment are not a list")
+        placed, at = [], address
+        for block in self.read_each(blocks, self.read_block, "a block"):
+            # Blocks follow each other without gaps; older snapshots have no addresses.
+            placed.append(block if block.address else block._replace(address=at))
+            at = placed[-1].address + block.size_bytes
+        private = isinstance(pool, (list, tuple)) and any(pool)
+        expandable, stream = raw.get("is_expandable") is True, _read_number(raw, "stream", 0)
+        segment = Segment(address, total, expandable, tuple(placed), stream, private)
+        return _read_number(raw, "device", 0), segment
+
+    def read_block(self, raw: dict[object, object]) -> Block:
+        """A block; its address is 0 if the snapshot lacks it."""
+        size = _read_number(raw, "size")
+        live = raw.get("state") != "inactive"
+        first = raw.get("history")  # torch before 2.1
+        first = first[0] if isinstance(first, list) and first else {}
+        first = first if isinstance(first, dict) else {}
+        asked = _read_number(raw, "requested_size", _read_number(first, "real_size", size))
+        frames = self._stacks.read(raw.get("frames", first.get("frames")))
+        return Block(_read_number(raw, "address", 0), size, asked if live else 0, live, frames)
 
 
 def _read_number(raw: Mapping[object, object], key: str, otherwise: int | None = None) -> int:
     value = raw.get(key, otherwise)
     if type(value) is not int or not 0 <= value < LARGEST_NUMBER:
-        raise _refuse(f"{key} is not a valid number (type: {type(value).__name__})")
+        raise ImpossibleNumberError(key)
     return value
 
 
@@ -277,13 +328,19 @@ class PlainUnpickler(pickle.Unpickler):
 
 
 def load_snapshot(path: Path) -> Any:
-    """Reads a snapshot's file as plain containers; raises UsageError for anything else."""
+    """Reads a snapshot's file, also compressed (.gz), as plain containers; else UsageError."""
     try:
         with path.open("rb") as file:
-            return PlainUnpickler(file).load()
+            packed = file.read(2) == b"\x1f\x8b"
+            file.seek(0)
+            return PlainUnpickler(gzip.GzipFile(fileobj=file) if packed else file).load()
     except FileNotFoundError as error:
         raise UsageError(
             f"{path} does not exist", cause="no file has this name", fix="ls *.pickle"
+        ) from error
+    except (gzip.BadGzipFile, zlib.error) as error:
+        raise UsageError(
+            f"{path} is damaged", cause=str(error), fix=f"gzip --test {path}"
         ) from error
     except OSError as error:  # a folder, or a file of another user
         cause = error.strerror or str(error)

@@ -9,24 +9,28 @@ from __future__ import annotations
 from pathlib import PurePosixPath, PureWindowsPath
 
 from labkit.memory.allocations.analysis import (
+    DeviceComparison,
     DeviceHistory,
     Group,
     History,
+    HistoryComparison,
     Moment,
     OutOfMemoryEvent,
     Place,
 )
 from labkit.memory.allocations.replay import Fragmentation
+from labkit.memory.balance.model import MIB
 from labkit.memory.oom.model import EXPANDABLE
 from labkit.memory.track.frames import Frame
+from labkit.memory.track.view import format_change
 from labkit.text import escape_controls, format_bytes, format_seconds, plural
 
 LINES_SHOWN = 8
 SOURCE_LENGTH = 100
 LINES_DESCRIBED = 50
-# Free memory is fragmented if it is at least this share of the reserved memory, and its largest
-# piece is at most this share of the free memory.
-MUCH_FREE = 0.1
+# Free memory is fragmented if it is at least this share of the reserved memory and this many bytes,
+# and its largest piece is at most this share of the free memory.
+MUCH_FREE, MUCH_FREE_BYTES = 0.1, 256 * MIB
 SMALL_PIECE = 0.5
 
 
@@ -34,7 +38,8 @@ def format_history(history: History) -> str:
     """The history of every device as text."""
     if not history.devices:
         return "no allocations were recorded"
-    return "\n\n".join(_format_device(device, history) for device in history.devices)
+    notes = ["\n".join(f"note: {_clean(note)}" for note in history.notes)] if history.notes else []
+    return "\n\n".join([*(_format_device(one, history) for one in history.devices), *notes])
 
 
 def _format_device(device: DeviceHistory, history: History) -> str:
@@ -84,6 +89,22 @@ def format_failure(failure: OutOfMemoryEvent, history: History) -> str:
     return f"out of memory: {format_bytes(failure.asked_bytes)} requested{had}, at {where}"
 
 
+def explain_failure(failure: OutOfMemoryEvent) -> str | None:
+    """Why free pieces that are large enough could not serve the request; None without such."""
+    cut = failure.moment.fragmentation
+    if cut is None or max(cut.list_usable(failure.stream), default=0) >= failure.asked_bytes:
+        return None
+    private = cut.private_free_bytes
+    others = sum(cut.list_usable()) - sum(cut.list_usable(failure.stream))
+    parts = [f"{format_bytes(private)} is in private pools of CUDA graphs"] if private else []
+    parts += [f"{format_bytes(others)} belongs to other streams"] if others else []
+    if not parts or cut.largest_free_bytes < failure.asked_bytes:
+        return None
+    advice = ["del graphs that are not replayed any more"] if private else []
+    advice += ["allocate on one stream"] if others else []
+    return f"the request cannot use it: {' and '.join(parts)}. {'; '.join(advice)}"
+
+
 def _list_findings(device: DeviceHistory) -> list[str]:
     """Sentences on unused reserved memory, fragmentation, and memory that was never freed."""
     found = []
@@ -91,8 +112,8 @@ def _list_findings(device: DeviceHistory) -> list[str]:
     if cut is not None and cut.free_bytes:
         when = "when memory ran out" if device.failures else "at the peak"
         found.append(f"reserved and unused {when}: {format_free(cut)}")
-        advice = advise(device)
-        found += [advice] if advice else []
+        reason = explain_failure(device.failures[-1]) if device.failures else None
+        found += [sentence for sentence in (reason, advise(device)) if sentence]
     kept = format_bytes(sum(group.held_bytes for group in device.kept))
     blocks = sum(group.blocks for group in device.kept)
     never = f"allocated here and never freed: {kept} in {plural(blocks, 'block')}"
@@ -114,11 +135,13 @@ def advise(device: DeviceHistory) -> str | None:
     cut = device.fragmented_moment.fragmentation
     if cut is None or not cut.reserved_bytes:
         return None
+    pieces = cut.list_usable(device.failures[-1].stream if device.failures else None)
+    free, largest = sum(pieces), max(pieces, default=0)
     if device.failures:
-        fragmented = cut.largest_free_bytes < device.failures[-1].asked_bytes <= cut.free_bytes
+        fragmented = largest < device.failures[-1].asked_bytes <= free
     else:
-        much = cut.free_bytes >= MUCH_FREE * cut.reserved_bytes
-        fragmented = much and cut.largest_free_bytes < SMALL_PIECE * cut.free_bytes
+        much = free >= max(MUCH_FREE * cut.reserved_bytes, MUCH_FREE_BYTES)
+        fragmented = much and largest < SMALL_PIECE * free
     if not fragmented:
         return None
     if device.expandable:
@@ -154,10 +177,9 @@ def list_notes(device: DeviceHistory) -> list[str]:
 
 def format_place(place: Place, history: History) -> str:
     """A place as ``train.py:12 in forward``; a line in a package also has the user's line."""
-    if place.frame is None:
-        return place.words
-    here = _format_frame(place.frame, history)
-    return f"{here}, from {_format_frame(place.via, history)}" if place.via else here
+    here = _format_frame(place.frame, history) if place.frame else place.words
+    via = f", from {_format_frame(place.via, history)}" if place.via else ""
+    return f"{here}{via}{f' [{_clean(place.metadata)}]' if place.metadata else ''}"
 
 
 def find_source(place: Place, history: History) -> str:
@@ -184,12 +206,64 @@ def _clean(text: str) -> str:
     return escape_controls(text).replace("\n", "\\n").replace("\t", " ")
 
 
+def format_comparison(comparison: HistoryComparison) -> str:
+    """For each device the change of its peak and of what is live at the end, by line."""
+    parts = []
+    for one in comparison.devices:
+        peaks, ends = _read_change(one, "peak"), _read_change(one, "end")
+        lines = [
+            f"{one.device}: live at the end {_format_step(*ends)}, peak {_format_step(*peaks)}"
+        ]
+        for line in one.lines[:LINES_SHOWN]:
+            change = format_change(line.after_bytes - line.before_bytes)
+            blocks = f"{line.before_blocks:,} -> {plural(line.after_blocks, 'block')}"
+            lines.append(
+                f"  {change:>10}  {blocks:<20}  {format_place(line.place, comparison.after)}"
+            )
+        rest = one.lines[LINES_SHOWN:]
+        if rest:
+            change = format_change(sum(line.after_bytes - line.before_bytes for line in rest))
+            lines.append(f"  {change:>10}  in {plural(len(rest), 'more line')}")
+        parts.append("\n".join(lines if one.lines else [*lines, "  no line holds more or less"]))
+    return "\n\n".join(parts) or "no allocations were recorded"
+
+
+def _read_change(one: DeviceComparison, moment: str) -> tuple[int, int]:
+    before, after = (
+        getattr(side, moment).live_bytes if side else 0 for side in (one.before, one.after)
+    )
+    return before, after
+
+
+def _format_step(before: int, after: int) -> str:
+    return f"{format_bytes(before)} -> {format_bytes(after)} ({format_change(after - before)})"
+
+
+def describe_comparison(comparison: HistoryComparison) -> dict[str, object]:
+    """The comparison as ``--json`` prints it."""
+    return {
+        "devices": [
+            {
+                "device": one.device,
+                "peak_bytes": list(_read_change(one, "peak")),
+                "end_bytes": list(_read_change(one, "end")),
+                "lines": [
+                    {**line._asdict(), "place": _describe_place(line.place)}
+                    for line in one.lines[:LINES_DESCRIBED]
+                ],
+            }
+            for one in comparison.devices
+        ]
+    }
+
+
 def describe_history(history: History) -> dict[str, object]:
     """The history of every device as ``--json`` prints it: bytes and names, None for unknown.
 
     Each list has at most 50 lines, and a sum of the rest.
     """
-    return {"devices": [_describe_device(device) for device in history.devices]}
+    devices = [_describe_device(device) for device in history.devices]
+    return {"devices": devices, "notes": list(history.notes)}
 
 
 def _describe_device(device: DeviceHistory) -> dict[str, object]:
@@ -217,6 +291,7 @@ def _describe_moment(moment: Moment) -> dict[str, object]:
         "live_bytes": moment.live_bytes,
         "reserved_bytes": None if cut is None else moment.reserved_bytes,
         "free_reserved_bytes": None if cut is None else cut.free_bytes,
+        "free_private_bytes": None if cut is None else cut.private_free_bytes,
         "largest_free_bytes": None if cut is None else cut.largest_free_bytes,
         "free_pieces": None if cut is None else cut.pieces,
         "segments": None if cut is None else len(cut.segments),
@@ -238,6 +313,8 @@ def _describe_failure(failure: OutOfMemoryEvent) -> dict[str, object]:
     return {
         "asked_bytes": failure.asked_bytes,
         "device_free_bytes": failure.device_free_bytes,
+        "stream": failure.stream,
+        "reason": explain_failure(failure),
         **_describe_place(failure.place),
         **_describe_moment(failure.moment),
     }
@@ -248,6 +325,7 @@ def _describe_place(place: Place) -> dict[str, object]:
         **_describe_frame(place.frame),
         "via": _describe_frame(place.via) if place.via else None,
         "words": place.words or None,
+        "metadata": place.metadata or None,
     }
 
 

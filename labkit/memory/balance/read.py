@@ -9,11 +9,13 @@ several hundred megabytes (pytorch#86493).
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import gc
 import os
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -85,14 +87,6 @@ def sees_host_ids(*, proc: Path = PROC) -> bool:
         return (proc / "self/ns/pid").stat().st_ino == FIRST_NAMESPACE
     except OSError:
         return False
-
-
-def has_loaded(library: str, *, proc: Path = PROC) -> bool | None:
-    """True if this process has loaded a library with this name in its path; None if unknown."""
-    try:
-        return library.encode() in (proc / "self/maps").read_bytes()
-    except OSError:
-        return None
 
 
 def read_command(process_id: int, *, proc: Path = PROC) -> str | None:
@@ -171,15 +165,16 @@ def _read_available_bytes(root: Path) -> int | None:
 class AllocatorFacts(NamedTuple):
     """One CUDA (or ROCm) device as torch reports it, in bytes.
 
-    ``total_bytes`` and ``free_bytes`` are None if reading them would make a CUDA context.
-    ``unified``: the GPU uses the machine's memory.
+    Torch does not know what a custom allocator (CUDAPluggableAllocator) holds. ``total_bytes``
+    and ``free_bytes`` are read if NVML does not know them and a context exists. ``unified``: the
+    GPU uses the machine's memory.
     """
 
     torch_name: str
     uuid: str | None
     name: str
-    allocated_bytes: int
-    reserved_bytes: int
+    allocated_bytes: int | None
+    reserved_bytes: int | None
     unified: bool = False
     total_bytes: int | None = None
     free_bytes: int | None = None
@@ -194,36 +189,55 @@ def find_started_torch() -> Any:
 
 
 def read_allocators(torch: Any = None) -> tuple[AllocatorFacts, ...]:
-    """Every device that torch can use, with its allocator's figures; () before CUDA is started."""
+    """Every device that torch can use, with its allocator's figures; () before CUDA is started.
+
+    It makes no call into CUDA, which would fail after an error that lasts (a device assert).
+    """
     torch = torch or find_started_torch()
     if torch is None:
         return ()
-    return tuple(_read_allocator(torch, index) for index in range(torch.cuda.device_count()))
-
-
-def _read_allocator(torch: Any, index: int) -> AllocatorFacts:
-    name, uuid, unified = describe_gpu(torch, index)
-    reserved = torch.cuda.memory_reserved(index)
-    # mem_get_info would create a context; reserved memory proves that one exists.
-    free, total = torch.cuda.mem_get_info(index) if reserved else (None, None)
-    return AllocatorFacts(
-        torch_name=f"cuda:{index}",
-        uuid=uuid,
-        name=name,
-        allocated_bytes=torch.cuda.memory_allocated(index),
-        reserved_bytes=reserved,
-        unified=unified,
-        total_bytes=total,
-        free_bytes=free,
+    return tuple(
+        AllocatorFacts(f"cuda:{index}", uuid, name, *count_allocated(torch.cuda, index), unified)
+        for index, (name, uuid, unified) in read_properties(torch).items()
     )
 
 
-def describe_gpu(torch: Any, index: int) -> tuple[str, str | None, bool]:
-    """A GPU's name and UUID, and whether it uses the machine's memory, as torch reports them."""
-    properties = torch.cuda.get_device_properties(index)
-    uuid = getattr(properties, "uuid", None)
-    unified = bool(getattr(properties, "is_integrated", 0))
-    return properties.name, str(uuid) if uuid is not None else None, unified
+def count_allocated(cuda: Any, index: int) -> tuple[int | None, int | None]:
+    """Bytes allocated and reserved on a device, from the allocator's counters; None if unknown."""
+    try:
+        statistics = cuda.memory_stats_as_nested_dict(index)
+    except RuntimeError:
+        return None, None  # a custom allocator
+    if not statistics:
+        return 0, 0
+    allocated = statistics["allocated_bytes"]["all"]["current"]
+    return allocated, statistics["reserved_bytes"]["all"]["current"]
+
+
+def _read_total(torch: Any, held: AllocatorFacts) -> AllocatorFacts:
+    """The facts with the device's total and free bytes, if a context exists."""
+    if not held.reserved_bytes:  # mem_get_info would create a context
+        return held
+    try:
+        free, total = torch.cuda.mem_get_info(held.torch_name)
+    except RuntimeError:
+        return held  # an error that lasts
+    return held._replace(total_bytes=total, free_bytes=free)
+
+
+def read_properties(torch: Any) -> dict[int, tuple[str, str | None, bool]]:
+    """Each GPU's name and UUID, and whether it uses the machine's memory, as torch reports them.
+
+    Empty if torch has not asked CUDA for them before an error that lasts.
+    """
+    found = {}
+    with contextlib.suppress(RuntimeError):
+        for index in range(torch.cuda.device_count()):
+            properties = torch.cuda.get_device_properties(index)
+            uuid = getattr(properties, "uuid", None)
+            unified = bool(getattr(properties, "is_integrated", 0))
+            found[index] = properties.name, str(uuid) if uuid is not None else None, unified
+    return found
 
 
 def count_cpu_tensors() -> int | None:
@@ -274,7 +288,9 @@ class Observer(NamedTuple):
 
 def take_snapshot() -> Snapshot:
     """The balance of every device of this machine, as far as it can be read."""
-    allocators = read_allocators()
+    allocators, answer = read_allocators(), read_gpu_memory()
+    if allocators and not answer.gpus:
+        allocators = tuple(_read_total(sys.modules["torch"], held) for held in allocators)
     observer = Observer(
         process_id=os.getpid(),
         host_ids=sees_host_ids(),
@@ -282,12 +298,27 @@ def take_snapshot() -> Snapshot:
         resident_bytes=read_resident_bytes(),
         tensor_bytes=count_cpu_tensors(),
     )
-    return join_memory(read_gpu_memory(), allocators, read_machine_memory(), observer)
+    return join_memory(answer, allocators, read_machine_memory(), observer)
 
 
-def may_use_cuda() -> bool | None:
-    """False if this process has not loaded CUDA's library, else None: it may have started CUDA."""
-    return False if has_loaded("libcuda.so") is False else None
+def may_use_cuda(load: Callable[..., Any] = ctypes.CDLL) -> bool | None:
+    """False if this process has no CUDA context, else None: a library may use one.
+
+    ``import torch`` loads CUDA's library without starting it. The library is asked only if it is
+    loaded, and a library that is not started answers with an error, so the question starts nothing.
+    """
+    try:
+        driver = load("libcuda.so.1", mode=getattr(os, "RTLD_NOLOAD", 0) | ctypes.DEFAULT_MODE)
+        count, flags, active = ctypes.c_int(), ctypes.c_uint(), ctypes.c_int()
+        if driver.cuDeviceGetCount(ctypes.byref(count)):
+            return False
+        for ordinal in range(count.value):
+            state = ctypes.byref(flags), ctypes.byref(active)
+            if driver.cuDevicePrimaryCtxGetState(ordinal, *state) or active.value:
+                return None
+    except (OSError, AttributeError):
+        return False  # not loaded, or not CUDA's library
+    return False
 
 
 def join_memory(
@@ -361,7 +392,7 @@ def _read_own_use(
     reserved = held.reserved_bytes if held else 0
     listed = processes or ()
     if observer.host_ids:
-        absent = 0 if processes is not None and not reserved else None
+        absent = 0 if processes is not None and reserved == 0 else None
         return next((one.used_bytes for one in listed if one.pid == observer.process_id), absent)
     if reserved and len(listed) == 1:
         used = listed[0].used_bytes
@@ -372,6 +403,8 @@ def _read_own_use(
 def _split_own(held: AllocatorFacts | None, used: int | None) -> ThisProcess:
     # Without allocator facts torch has not started CUDA, so it holds nothing.
     allocated, reserved = (held.allocated_bytes, held.reserved_bytes) if held else (0, 0)
+    if allocated is None or reserved is None:
+        return ThisProcess(used_bytes=used)
     context = None if used is None else used - reserved
     return ThisProcess(allocated, reserved - allocated, context, used)
 
@@ -404,7 +437,7 @@ def _balance_allocator(held: AllocatorFacts, machine: MachineMemory) -> Balance:
         uuid=held.uuid,
         total_bytes=held.total_bytes,
         free_bytes=held.free_bytes,
-        this_process=ThisProcess(held.allocated_bytes, held.reserved_bytes - held.allocated_bytes),
+        this_process=_split_own(held, None),
     )
     return _share_machine(balance, machine) if held.unified else balance
 

@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import inspect
 import io
+import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -272,6 +273,10 @@ def _estimate_one(work: Work, target: Target, assumptions: Assumptions) -> Estim
     )
 
 
+# torch 2.11 and 2.12 raise a plain RuntimeError with the first text, later ones the second.
+MISMATCH = re.compile(r"found two different devices|found at least two devices")
+
+
 def _simulate(
     work: Work, target: Target, assumptions: Assumptions
 ) -> tuple[Simulation, EstimateObstacle | None]:
@@ -280,8 +285,6 @@ def _simulate(
     Code that names no device is simulated as a whole on the GPU. If it names one, the rest stays
     on the host, as in a real run, except the arguments where they would not meet the rest.
     """
-    from torch._subclasses.fake_tensor import FakeTensorDeviceMismatchError
-
     from labkit.memory.estimate.cuda import NamesCudaError
     from labkit.memory.estimate.fake import Simulation
 
@@ -296,7 +299,7 @@ def _simulate(
     try:
         return simulation, _run(work, simulation)
     except UsageError as error:
-        if not work.arguments or not isinstance(error.__cause__, FakeTensorDeviceMismatchError):
+        if not work.arguments or not MISMATCH.search(str(error.__cause__)):
             raise
     simulation = Simulation(target, assumptions, placement="named", moves_arguments=True)
     return simulation, _run(work, simulation)

@@ -1,4 +1,4 @@
-"""The live tensors on a device and the names that hold them, found within a time limit.
+"""The live tensors on a device and the names that hold them, found within a limit of CPU time.
 
 The search runs none of the user's code: it reads attributes from ``__dict__`` and containers
 through the methods of the built-in types, and compares and prints only keys that are strings or
@@ -32,6 +32,8 @@ OUTPUT_NAME = re.compile(r"_{1,3}|_\d+")
 OWN_PACKAGES = {"IPython", "ipykernel", "traitlets", "labkit"}
 ATOMS = (str, bytes, int, float, complex, bool, type(None), type)
 SEQUENCES = (list, tuple, deque, set, frozenset)
+# They keep a private pool of the allocator.
+POOL_OWNERS = {"CUDAGraph", "MemPool"}
 CLOSED = (type, ModuleType, FunctionType, BuiltinFunctionType, MethodType)
 
 
@@ -44,10 +46,10 @@ class Root(NamedTuple):
 
 
 class Budget:
-    """A time limit for the search."""
+    """A limit for the search in seconds of CPU time: on a busy machine it finds as much."""
 
     def __init__(
-        self, seconds: float = SEARCH_SECONDS, clock: Callable[[], float] = time.perf_counter
+        self, seconds: float = SEARCH_SECONDS, clock: Callable[[], float] = time.thread_time
     ) -> None:
         self._clock = clock
         self._ends = clock() + seconds
@@ -77,10 +79,11 @@ def find_live_tensors(
     # A subclass of Tensor can run its own code for every attribute.
     with torch._C.DisableTorchFunctionSubclass():
         found = _list_storages(torch, device, budget)
-        names = _find_names(torch, roots, found, budget)
+        pools: list[str] = []
+        names = _find_names(torch, roots, found, budget, pools)
     named = (one._replace(holders=tuple(names.get(address, ()))) for address, one in found.items())
     ordered = sorted(named, key=lambda one: -one.held_bytes)
-    return LiveTensors(tuple(ordered), not budget.spent)
+    return LiveTensors(tuple(ordered), not budget.spent, tuple(pools))
 
 
 def list_roots(
@@ -138,9 +141,16 @@ def _add_tensor(tensor: Any, device: str, found: dict[int, LiveTensor]) -> None:
 
 
 def _find_names(
-    torch: Any, roots: Iterable[Root], found: Mapping[int, LiveTensor], budget: Budget
+    torch: Any,
+    roots: Iterable[Root],
+    found: Mapping[int, LiveTensor],
+    budget: Budget,
+    pools: list[str],
 ) -> dict[int, list[Holder]]:
-    """The names of each storage, the shortest path first: a breadth-first search from the roots."""
+    """The names of each storage, the shortest path first: a breadth-first search from the roots.
+
+    The names of CUDA graphs and memory pools are appended to ``pools``.
+    """
     names: dict[int, list[Holder]] = {}
     queue = deque((root, "", root.value, 0) for root in roots)
     seen: set[int] = set()
@@ -151,6 +161,8 @@ def _find_names(
         if id(value) in seen or depth >= DEPTH:
             continue
         seen.add(id(value))
+        if type(value).__name__ in POOL_OWNERS and root.kind == "user":
+            pools.append(_join(root, path))
         for step, child in _list_children(torch, value):
             if not isinstance(child, ATOMS):
                 queue.append((root, path + step, child, depth + 1))

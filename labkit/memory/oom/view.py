@@ -48,7 +48,9 @@ def list_figures(page: OutOfMemoryPage) -> list[tuple[str, str]]:
         ("free on the device", failure.free_bytes),
         ("tensors of this process", failure.allocated_bytes),
         ("cached by the allocator", failure.cached_bytes),
-        ("largest free block of the cache", page.largest_block_bytes),
+        ("free in private pools", failure.pooled_bytes),
+        ("largest free block of the cache", page.cache and page.cache.largest_bytes),
+        ("the same, of another stream", (page.cache and page.cache.other_stream_bytes) or None),
         ("allowed for this process", failure.allowed_bytes),
         ("total", failure.total_bytes),
     ]
@@ -66,6 +68,8 @@ def list_tensors(page: OutOfMemoryPage, shown: int = 8) -> list[tuple[str, str]]
     if rest:
         held = format_bytes(sum(one.held_bytes for one in rest))
         rows.append((held, f"in {plural(len(rest), 'more tensor')}"))
+    if page.rounding_bytes >= MIB:
+        rows.append((format_bytes(page.rounding_bytes), "added by the allocator's rounding"))
     unheld = page.unheld_bytes
     if unheld and unheld >= MIB:
         rows.append((format_bytes(unheld), "held by no Python object: mostly saved for backward"))

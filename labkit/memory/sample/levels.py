@@ -18,12 +18,13 @@ from labkit.memory.balance.read import (
     AllocatorFacts,
     MachineMemory,
     Observer,
-    describe_gpu,
+    count_allocated,
     find_started_torch,
     join_memory,
     may_use_cuda,
     read_free_bytes,
     read_machine_memory,
+    read_properties,
     read_resident_bytes,
     sees_host_ids,
 )
@@ -97,7 +98,7 @@ class LevelReader:
         self._uses_cuda: bool | None = None
         self._looked_at: float | None = None
         self._torch: Any = None
-        self._gpus: list[tuple[str, str | None, bool]] = []
+        self._gpus: dict[int, tuple[str, str | None, bool]] = {}
         self._known: dict[int, list[Balance]] = {}
 
     def close(self) -> None:
@@ -161,11 +162,13 @@ class LevelReader:
         if torch is None:
             return ()
         if torch is not self._torch:
-            self._gpus = [describe_gpu(torch, at) for at in range(torch.cuda.device_count())]
+            self._gpus = read_properties(torch)
             self._torch = torch
         return tuple(
-            AllocatorFacts(f"cuda:{index}", uuid, name, *_count(torch.cuda, index), unified)
-            for index, (name, uuid, unified) in enumerate(self._gpus)
+            AllocatorFacts(
+                f"cuda:{index}", uuid, name, *count_allocated(torch.cuda, index), unified
+            )
+            for index, (name, uuid, unified) in self._gpus.items()
         )
 
     def _name_lost(self, snapshot: Snapshot) -> Snapshot:
@@ -183,12 +186,3 @@ class LevelReader:
             balances.append(balance)
         self._known |= known
         return snapshot._replace(balances=tuple(balances))
-
-
-def _count(cuda: Any, index: int) -> tuple[int, int]:
-    """Bytes allocated and reserved: the allocator's counters, without a call into CUDA."""
-    statistics = cuda.memory_stats_as_nested_dict(index)
-    if not statistics:
-        return 0, 0
-    allocated = statistics["allocated_bytes"]["all"]["current"]
-    return allocated, statistics["reserved_bytes"]["all"]["current"]

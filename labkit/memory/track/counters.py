@@ -184,10 +184,12 @@ def find_cuda_counters() -> list[PeakCounter]:
     torch = find_started_torch()
     if torch is None:
         return []
-    # The current device, on which code without a device number computes, comes first.
-    current = torch.cuda.current_device()
-    others = [index for index in range(torch.cuda.device_count()) if index != current]
-    return [CudaCounter(torch.cuda, index) for index in (current, *others)]
+    indices = list(range(torch.cuda.device_count()))
+    # Without a current device an error lasts (a device assert); the counters still answer.
+    with contextlib.suppress(RuntimeError):
+        # The current device, on which code without a device number computes, comes first.
+        indices.insert(0, indices.pop(torch.cuda.current_device()))
+    return [CudaCounter(torch.cuda, index) for index in indices]
 
 
 def _is_profiling() -> bool:
@@ -263,6 +265,8 @@ class Ledger:
                 reading = counter.reset()
                 if reading is not None:
                     block.stretches[counter.name] = Stretch(*reading)
+                elif isinstance(counter, CudaCounter):  # a custom allocator
+                    block.stretches[counter.name] = Stretch(0, None)
             self._open.append(block)
         return block
 

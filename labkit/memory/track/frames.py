@@ -1,4 +1,5 @@
-"""Finds the user's line that is running or raised: the first outside torch, labkit and Python.
+"""Whose code a file is, and the user's line that is running or raised: the first outside torch,
+labkit and Python.
 
 For Python a notebook's cell is a file; IPython's shell knows the cell's number.
 """
@@ -8,6 +9,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import linecache
+import re
 import sys
 import sysconfig
 import traceback
@@ -57,16 +59,41 @@ def list_error_frames(error: BaseException) -> tuple[Frame, ...]:
     )
 
 
-@functools.lru_cache(maxsize=4096)
+OWN, PACKAGE, USER = "own", "package", "user"
+# Packages whose lines are skipped, because they only run code for another line, and the code that
+# torch.compile writes: its cache has files such as ab/cab....py, and its folder can be any.
+FOLDED = re.compile(
+    r"[/\\](?:site|dist)-packages[/\\](?:torch|torchgen|functorch|triton|labkit|IPython|ipykernel"
+    r"|traitlets|tornado|zmq|nbclient|jupyter_client|_pytest|pluggy)(?:[/\\]|\.py$)"
+    r"|[/\\]pytorch[/\\]torch[/\\]|[/\\]torchinductor_[^/\\]*[/\\]"
+    r"|[/\\]([a-z2-7]{2})[/\\]c\1[a-z2-7]{49}\.py$"
+)
+# C and C++: torch writes "??" or "" for a file that it does not know.
+NATIVE = re.compile(r"^(?:\?\?)?$|\.(?:c|cc|cpp|cxx|cu|h|hpp|cuh|inl|S|so[.\d]*)$")
+PACKAGES = re.compile(r"[/\\](?:site|dist)-packages[/\\]")
+STANDARD_LIBRARY = re.compile(r"[/\\]lib[/\\]python3\.\d+[/\\]|[/\\]Python3\d+[/\\]Lib[/\\]")
+
+
+@functools.lru_cache(maxsize=65_536)
+def judge_file(file: str) -> str:
+    """The owner of a file: "own" (torch, Python, labkit, C++), "package", or "user" (or a cell).
+
+    >>> judge_file("/home/a/train.py"), judge_file("/x/lib/python3.11/site-packages/torch/_ops.py")
+    ('user', 'own')
+    """
+    if file.startswith("<"):
+        return USER if file.startswith(("<ipython", "<stdin>", "<string>")) else OWN
+    if FOLDED.search(file) or NATIVE.search(file) or file.startswith(_list_own_folders()):
+        return OWN
+    if PACKAGES.search(file):
+        return PACKAGE
+    own = STANDARD_LIBRARY.search(file) or file.startswith(f"{sysconfig.get_path('stdlib')}/")
+    return OWN if own else USER
+
+
 def is_user_file(file: str) -> bool:
     """True for a cell, and for a file outside torch, labkit and Python's standard library."""
-    if file.startswith("<"):
-        return file.startswith(("<ipython", "<stdin>", "<string>"))
-    if not file.startswith(_list_foreign_folders()):
-        return True
-    # Other packages are installed in Python's folder, and count as the user's code.
-    library = ("site-packages", "dist-packages")
-    return any(name in file for name in library) and not file.startswith(_list_own_folders())
+    return judge_file(file) != OWN
 
 
 @functools.cache
@@ -77,11 +104,6 @@ def _list_own_folders() -> tuple[str, ...]:
     if spec is not None and spec.origin is not None:
         folders.append(str(Path(spec.origin).parent))
     return tuple(folder + "/" for folder in folders)
-
-
-@functools.cache
-def _list_foreign_folders() -> tuple[str, ...]:
-    return (*_list_own_folders(), sysconfig.get_path("stdlib") + "/")
 
 
 def _is_cell(file: str) -> bool:

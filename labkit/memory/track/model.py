@@ -88,13 +88,19 @@ class Breakdown(NamedTuple):
     """One device's tensors at their peak: bytes by category and bytes by line.
 
     ``categories`` (all of ``CATEGORIES``) adds up to ``peak_bytes``. Tensors from before the
-    block are included if the block used them.
+    block are included if the block used them. With ``unused_bytes`` (other tensors from before)
+    and ``scratch_bytes`` (workspaces of libraries such as cuBLAS, what operators allocate and
+    free within themselves, the allocator's rounding) it adds up to the counter's peak; both are
+    None without a counter. ``trouble`` says which tensors could not be followed.
     """
 
     where: str
     peak_bytes: int
     categories: dict[str, int]
     lines: tuple[LineUse, ...] = ()
+    unused_bytes: int | None = None
+    scratch_bytes: int | None = None
+    trouble: str | None = None
 
 
 class BlockSpan(NamedTuple):
@@ -130,6 +136,20 @@ class MemoryUse(Displayed, view="labkit.memory.track.view", text="format_use"):
     def find_span(self, where: str) -> BlockSpan | None:
         """The span of ``"cuda:0"``, ``"tensors"`` or ``"process"``; None if not measured."""
         return next((span for span in self.spans if span.where == where), None)
+
+
+def split_rest(level: Level, span: BlockSpan | None) -> tuple[int | None, int | None]:
+    """What a counter saw at its peak beyond the storages: from before and not used, and the rest.
+
+    Tensors that the block only freed are not at the peak, so they are not "not used" there.
+    """
+    if span is None or span.peak_bytes is None:
+        return None, None
+    if level.before_bytes and not span.before_bytes:  # torch's profiler counts from the start
+        return None, max(0, span.peak_bytes + level.before_bytes - level.peak_bytes)
+    rest = max(0, span.peak_bytes - level.peak_bytes)
+    unused = min(rest, max(0, span.before_bytes - level.before_bytes))
+    return unused, rest - unused
 
 
 def sum_categories(storages: Iterable[Storage]) -> dict[str, int]:

@@ -27,20 +27,23 @@ from types import TracebackType
 from typing import Any, Protocol
 
 import torch
-from torch._C import _functorch as functorch
+from torch._C import _functorch as functions
 from torch.nn.modules import module as modules
 from torch.nn.parameter import is_lazy
 from torch.optim import optimizer as optimizers
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass
 
 from labkit.errors import LabkitError
 from labkit.memory.track.frames import Frame, find_user_frames
 from labkit.memory.track.model import Level, Storage
+from labkit.text import first_line
 
 # The most graph nodes whose forward lines are kept; a long loop creates many more.
 NODES_KEPT = 200_000
 # torch.tensor(...) allocates outside of operators, and passes the tensor to this one.
 LIFT = torch.ops.aten.lift_fresh.default
+# What torch and subclasses of Tensor raise for a question that they cannot answer.
+UNANSWERED = (RuntimeError, AttributeError, TypeError, LookupError, ValueError)
 
 
 class StorageObserver(Protocol):
@@ -79,6 +82,8 @@ class StorageTracer(TorchDispatchMode):  # type: ignore[misc]
 
     _open: list[StorageTracer] = []  # noqa: RUF012
     _stance: Any = None
+    # Such as flex_attention; torch refuses them to a mode that does not say so.
+    supports_higher_order_operators = True
 
     def __init__(
         self,
@@ -88,9 +93,10 @@ class StorageTracer(TorchDispatchMode):  # type: ignore[misc]
     ) -> None:
         super().__init__()
         self.levels: dict[str, Level] = {}
+        self.trouble: str | None = None
         self._observer, self._depth = observer, depth
         self._used = False
-        self._watch = CategoryWatch(self.mark)
+        self._watch = CategoryWatch(self.mark, self._attempt)
         self._thread = threading.get_ident()
         self._serials = itertools.count(1)
         self._live: dict[int, StorageReference] = {}
@@ -152,22 +158,51 @@ class StorageTracer(TorchDispatchMode):  # type: ignore[misc]
     ) -> Any:
         """Runs the operator, and counts the new storages in its results."""
         named = named or {}
+        taken = [*list_tensors(arguments), *list_tensors(named)]
+        if any(
+            type(one) is not torch.Tensor and is_traceable_wrapper_subclass(one) for one in taken
+        ):
+            self._attempt(self._look_at, taken)
+            return NotImplemented  # torch then asks the subclass
+        found = self._attempt(self._take_in, operator, arguments, taken)
+        result = operator(*arguments, **named)
+        self._attempt(self._give_out, taken, result, found or ("other", (), False))
+        return result
+
+    def _take_in(
+        self, operator: Any, arguments: tuple[Any, ...], taken: list[Any]
+    ) -> tuple[str, tuple[Frame, ...], bool]:
+        """Looks at an operator's arguments; the category of its results, its lines, backward."""
         self._bury()
         frames, backward = self._find_frames()
-        taken = [*list_tensors(arguments), *list_tensors(named)]
+        if isinstance(operator, torch._ops.HigherOrderOperator):
+            self.trouble = self.trouble or f"memory inside of {operator.name()} is not counted"
         if operator is LIFT:
             self._add_new(arguments[0], "other", frames)
         known = self._look_at(taken)
         categories = {one.category for one in known}
         if categories & {"parameters", "activations"} and self._watch.reads_inputs():
             self._take_inputs(operator, known)
-        result = operator(*arguments, **named)
+        return self._watch.name_result(taken, categories), frames, backward
+
+    def _give_out(
+        self, taken: list[Any], result: Any, found: tuple[str, tuple[Frame, ...], bool]
+    ) -> None:
+        """Counts the new storages in an operator's results."""
+        category, frames, backward = found
         self._bury()
         self._resize(taken, frames)
-        category = self._watch.name_result(taken, categories)
         for tensor in list_tensors(result):
             self._add_new(tensor, category, frames, backward=backward)
-        return result
+
+    def _attempt(self, follow: Callable[..., Any], *arguments: Any) -> Any:
+        """The result of a part of the tracing; None if it fails, because the block must go on."""
+        try:
+            return follow(*arguments)
+        except UNANSWERED as error:
+            said = first_line(str(error)) or type(error).__name__
+            self.trouble = self.trouble or f"some tensors could not be followed: {said}"
+            return None
 
     def mark(self, tensor: Any, category: str) -> None:
         """Sets the category of a tensor's storage; an unknown storage is from before the block."""
@@ -197,7 +232,7 @@ class StorageTracer(TorchDispatchMode):  # type: ignore[misc]
 
     def _take_inputs(self, operator: Any, known: Iterable[Storage]) -> None:
         # Filling a parameter in place, as when a checkpoint is loaded, reads no input.
-        if operator._schema.is_mutable:
+        if getattr(getattr(operator, "_schema", None), "is_mutable", False):
             return
         for one in known:
             if one.category == "other":
@@ -291,16 +326,17 @@ class StorageTracer(TorchDispatchMode):  # type: ignore[misc]
 def list_parts(tensor: Any) -> list[Any]:
     """The tensors whose storages hold the data: the tensor itself, or the parts of a sparse one.
 
-    The wrappers of ``torch.func`` and DTensor have their data in a tensor inside.
+    A tensor inside ``torch.func.grad`` or ``vmap`` is a wrapper of another one.
     """
-    while functorch.is_functorch_wrapped_tensor(tensor):
-        tensor = functorch.get_unwrapped(tensor)
+    while functions.is_functorch_wrapped_tensor(tensor):
+        tensor = functions.get_unwrapped(tensor)
     if tensor.layout is torch.strided:
         inner = getattr(tensor, "__tensor_flatten__", None)
         if inner is None:
             return [] if is_lazy(tensor) else [tensor]  # a lazy one has no data yet
-        parts = [getattr(tensor, name) for name in inner()[0]]
-        return [one for part in parts if isinstance(part, torch.Tensor) for one in list_parts(part)]
+        # DTensor lists its DeviceMesh too.
+        held = (getattr(tensor, name) for name in inner()[0])
+        return [part for one in held if isinstance(one, torch.Tensor) for part in list_parts(one)]
     if tensor.layout is torch.sparse_coo:
         return [tensor._indices(), tensor._values()]
     if tensor.layout in (torch.sparse_csr, torch.sparse_bsr):
@@ -329,8 +365,10 @@ class CategoryWatch:
     The hooks are installed while it is open, and only affect the thread that opened it.
     """
 
-    def __init__(self, mark: Callable[[Any, str], None]) -> None:
-        self._mark = mark
+    def __init__(
+        self, mark: Callable[[Any, str], None], attempt: Callable[..., Any] = lambda f, *a: f(*a)
+    ) -> None:
+        self._mark, self._attempt = mark, attempt
         self._thread = threading.get_ident()
         self._depth = self._steps = 0
         self._handles: list[Any] = []
@@ -341,10 +379,10 @@ class CategoryWatch:
         """Installs the hooks; ``close`` must follow."""
         self._thread = threading.get_ident()
         self._handles = [
-            modules.register_module_forward_pre_hook(self._begin_forward),
-            modules.register_module_forward_hook(self._end_forward, always_call=True),
-            optimizers.register_optimizer_step_pre_hook(self._begin_step),
-            optimizers.register_optimizer_step_post_hook(self._end_step),
+            modules.register_module_forward_pre_hook(self._guard(self._begin_forward)),
+            modules.register_module_forward_hook(self._guard(self._end_forward), always_call=True),
+            optimizers.register_optimizer_step_pre_hook(self._guard(self._begin_step)),
+            optimizers.register_optimizer_step_post_hook(self._guard(self._end_step)),
         ]
 
     def close(self) -> None:
@@ -372,8 +410,10 @@ class CategoryWatch:
     def watch_parameter(self, tensor: Any) -> None:
         """Marks a parameter or another leaf, its gradient, and each later gradient."""
         self._mark(tensor, "parameters")
-        # A lazy parameter has no size and takes no hooks until the first forward pass.
-        if is_lazy(tensor) or self._is_watched(tensor):
+        # A lazy parameter has no size and takes no hooks until the first forward pass; a wrapper
+        # of torch.func lives only as long as the transform.
+        wrapped = functions.is_functorch_wrapped_tensor(tensor)
+        if wrapped or is_lazy(tensor) or self._is_watched(tensor):
             return
         if tensor.grad is not None:
             self._mark(tensor.grad, "gradients")
@@ -398,14 +438,19 @@ class CategoryWatch:
 
     def _end_gradient(self, tensor: Any) -> None:
         if tensor.grad is not None:
-            self._mark(tensor.grad, "gradients")
+            self._attempt(self._mark, tensor.grad, "gradients")
 
-    def _is_elsewhere(self) -> bool:
-        return threading.get_ident() != self._thread
+    def _guard(self, follow: Callable[..., None]) -> Callable[..., None]:
+        """A hook that calls ``follow`` in the thread that opened this watch, and never fails."""
+
+        def hook(*arguments: Any) -> None:
+            # torch.export traces hooks too, and must find nothing here.
+            if not torch.compiler.is_compiling() and threading.get_ident() == self._thread:
+                self._attempt(follow, *arguments)
+
+        return hook
 
     def _begin_forward(self, module: Any, arguments: Any) -> None:
-        if self._is_elsewhere():
-            return
         self._depth += 1
         for held in module._parameters.values():
             if held is not None and held.is_leaf:
@@ -418,18 +463,19 @@ class CategoryWatch:
                 self._mark(one, "inputs")
 
     def _end_forward(self, module: Any, arguments: Any, result: Any) -> None:
-        if not self._is_elsewhere():
-            self._depth = max(0, self._depth - 1)
+        self._depth = max(0, self._depth - 1)
 
     def _begin_step(self, optimizer: Any, arguments: Any, named: Any) -> None:
-        if not self._is_elsewhere():
-            self._steps += 1
-            self._mark_state(optimizer)
+        self._steps += 1
+        self._mark_state(optimizer)
+        for group in optimizer.param_groups:
+            for held in group["params"]:
+                if held.grad is not None:  # FSDP sets it without the hook of a parameter
+                    self._mark(held.grad, "gradients")
 
     def _end_step(self, optimizer: Any, arguments: Any, named: Any) -> None:
-        if not self._is_elsewhere():
-            self._steps = max(0, self._steps - 1)
-            self._mark_state(optimizer)
+        self._steps = max(0, self._steps - 1)
+        self._mark_state(optimizer)
 
     def _mark_state(self, optimizer: Any) -> None:
         for state in optimizer.state.values():

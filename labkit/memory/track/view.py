@@ -16,21 +16,40 @@ def format_use(use: MemoryUse) -> str:
 def _format_span(span: BlockSpan) -> str:
     if span.change_bytes is None:
         return f"{span.where}: not measured"
-    change = _format_change(span.change_bytes)
+    return f"{span.where}: {format_peak(span)}, {format_net_change(span)}"
+
+
+def format_peak(span: BlockSpan) -> str:
+    """A span's peak, and in parentheses how far it is above the start."""
     if span.peak_bytes is None:
-        return f"{span.where}: peak not measured, change {change}"
-    added = _format_change(span.added_bytes)
-    return f"{span.where}: peak {format_bytes(span.peak_bytes)} ({added}), change {change}"
+        return "peak not measured"
+    return f"peak {format_bytes(span.peak_bytes)} ({format_change(span.added_bytes)})"
+
+
+def format_net_change(span: BlockSpan) -> str:
+    """What the block allocated and still holds."""
+    if span.change_bytes is None:
+        return "change not measured"
+    return f"change {format_change(span.change_bytes)}"
 
 
 def _format_breakdown(one: Breakdown) -> str:
     held = [f"{name} {format_bytes(count)}" for name, count in one.categories.items() if count]
     parts = [f"{one.where} tensors at their peak: {', '.join(held) or 'none'}"]
+    beside = {"not used here": one.unused_bytes, "libraries and operators": one.scratch_bytes}
+    shown = [f"{words} {format_bytes(count)}" for words, count in beside.items() if count]
+    parts += [f"  beside them: {', '.join(shown)}"] if shown else []
+    parts += [f"  note: {one.trouble}"] if one.trouble else []
     for line in one.lines:
         where = f"{line.frame.where}  {line.frame.source}" if line.frame else "before the block"
         parts.append(f"  {format_bytes(line.held_bytes):>10}  {where}".rstrip())
     return "\n".join(parts)
 
 
-def _format_change(count: int | None) -> str:
+def format_change(count: int | None) -> str:
+    """A change in bytes with its sign.
+
+    >>> format_change(2048), format_change(-2048)
+    ('+2.0 KiB', '-2.0 KiB')
+    """
     return format_bytes(count) if count is None or count < 0 else f"+{format_bytes(count)}"

@@ -112,12 +112,15 @@ def _choose(sizes: dict[int, int], room: int) -> set[int]:
     return kept
 
 
-def make_page(title: str, body: str) -> str:
-    """A complete html document with inline style and script; its policy blocks all others."""
+def make_page(title: str, body: str, style: str = "") -> str:
+    """A complete html document with inline style and script; its policy blocks all others.
+
+    ``style`` is added to the report's.
+    """
     return make_document(
         escape(title),
         body,
-        style=_read("report.css"),
+        style=_read("report.css") + style,
         script=_read("report.js"),
         sources=("img-src data:",),
     )

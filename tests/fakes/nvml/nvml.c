@@ -12,6 +12,8 @@
  *   grow BYTES                         every reading of the memory finds that much more used
  *   mig 0|1
  *   process PID BYTES|unknown [graphics]
+ *   figure NAME NUMBER                 a figure of the GPU's state; others are not supported
+ *   nvlink ADDRESS|switch              an active NVLink to this GPU or to a switch
  * Below "gpu" or "slice", fail is that device's own. Queries are named as in ask() below; "any" is
  * each of them, and above the first "gpu" each of every device, but not nvmlInit and nvmlShutdown.
  */
@@ -21,6 +23,7 @@
 #include <string.h>
 
 enum { MAX_DEVICES = 64, MAX_FAILS = 16, MAX_PROCESSES = 16, TEXT = 96 };
+enum { MAX_FIGURES = 24, MAX_LINKS = 8, NOT_SUPPORTED = 3 };
 enum { OK = 0, INVALID_ARGUMENT = 2, NOT_FOUND = 6, INSUFFICIENT_SIZE = 7, LIBRARY_NOT_FOUND = 12 };
 
 typedef struct { char query[32]; int code, after, times, calls; } Fail;
@@ -35,6 +38,9 @@ typedef struct {
     unsigned long long total, reserved, free, grow;
     Process processes[MAX_PROCESSES];
     unsigned process_count;
+    struct { char name[24]; unsigned long long value; } figures[MAX_FIGURES];
+    int figure_count, link_count;
+    char links[MAX_LINKS][32];
     Fails fails;
 } Device;
 
@@ -105,6 +111,11 @@ static void read_line(char *line) {
     else if (!strcmp(line, "memory"))
         sscanf(words, "%llu %llu %llu", &device->total, &device->reserved, &device->free);
     else if (!strcmp(line, "process")) read_process(device, words);
+    else if (!strcmp(line, "nvlink")) snprintf(device->links[device->link_count++], 32, "%s", words);
+    else if (!strcmp(line, "figure")) {
+        int place = device->figure_count++;
+        sscanf(words, "%23s %llu", device->figures[place].name, &device->figures[place].value);
+    }
 }
 
 /* Reading the same script again would forget how often each query was asked. */
@@ -276,3 +287,107 @@ int nvmlDeviceGetGraphicsRunningProcesses_v3(Device *device, unsigned *count, Pr
     return answer_processes(device, 1, count, found);
 }
 #endif
+
+/* The GPU's state: each figure is one that the script names, or not supported. */
+static int tell(Device *device, const char *name, unsigned long long *value) {
+    int code = ask(&device->fails, name);
+    for (int i = 0; code == OK && i < device->figure_count; i++)
+        if (!strcmp(device->figures[i].name, name)) return *value = device->figures[i].value, OK;
+    return code != OK ? code : NOT_SUPPORTED;
+}
+
+static int tell_small(Device *device, const char *name, unsigned *value) {
+    unsigned long long wide = 0;
+    int code = tell(device, name, &wide);
+    *value = (unsigned)wide;
+    return code;
+}
+
+#define FIGURE(query, name) \
+    int nvmlDeviceGet##query(Device *device, unsigned *value) { return tell_small(device, name, value); }
+FIGURE(PowerUsage, "power")
+FIGURE(EnforcedPowerLimit, "power_limit")
+FIGURE(PowerManagementDefaultLimit, "default_power_limit")
+FIGURE(FanSpeed, "fan")
+FIGURE(PerformanceState, "pstate")
+FIGURE(CurrPcieLinkGeneration, "link_generation")
+FIGURE(MaxPcieLinkGeneration, "max_link_generation")
+FIGURE(CurrPcieLinkWidth, "link_width")
+FIGURE(MaxPcieLinkWidth, "max_link_width")
+FIGURE(PersistenceMode, "persistence")
+
+int nvmlDeviceGetTemperature(Device *device, int sensor, unsigned *value) {
+    return sensor ? NOT_SUPPORTED : tell_small(device, "temperature", value);
+}
+
+static const char *CLOCKS[] = {"graphics", "sm", "memory_clock", "video"};
+static const char *MAX_CLOCKS[] = {"max_graphics", "max_sm", "max_memory_clock", "max_video"};
+
+int nvmlDeviceGetClockInfo(Device *device, unsigned kind, unsigned *value) {
+    return tell_small(device, CLOCKS[kind & 3], value);
+}
+
+int nvmlDeviceGetMaxClockInfo(Device *device, unsigned kind, unsigned *value) {
+    return tell_small(device, MAX_CLOCKS[kind & 3], value);
+}
+
+int nvmlDeviceGetCurrentClocksThrottleReasons(Device *device, unsigned long long *value) {
+    return tell(device, "reasons", value);
+}
+
+int nvmlDeviceGetUtilizationRates(Device *device, unsigned rates[2]) {
+    int code = tell_small(device, "load", &rates[0]);
+    return code != OK ? code : tell_small(device, "memory_load", &rates[1]);
+}
+
+int nvmlDeviceGetEccMode(Device *device, unsigned *current, unsigned *pending) {
+    int code = tell_small(device, "ecc", current);
+    *pending = *current;
+    return code;
+}
+
+int nvmlDeviceGetTotalEccErrors(Device *device, int kind, int counter, unsigned long long *value) {
+    return kind == 1 && counter == 0 ? tell(device, "ecc_errors", value) : NOT_SUPPORTED;
+}
+
+int nvmlDeviceGetRemappedRows(Device *device, unsigned *corrected, unsigned *uncorrected,
+                              unsigned *pending, unsigned *failed) {
+    *corrected = *uncorrected = 0;
+    int code = tell_small(device, "remap_pending", pending);
+    return code != OK ? code : tell_small(device, "remap_failed", failed);
+}
+
+typedef struct {
+    char legacy[16];
+    unsigned domain, bus, slot, device, subsystem;
+    char address[32];
+} PciInfo;
+
+int nvmlDeviceGetPciInfo_v3(Device *device, PciInfo *info) {
+    unsigned bus;
+    int code = tell_small(device, "bus", &bus);
+    memset(info, 0, sizeof *info);
+    snprintf(info->address, sizeof info->address, "00000000:%02X:00.0", bus & 255);
+    return code;
+}
+
+int nvmlDeviceGetNvLinkState(Device *device, unsigned link, unsigned *active) {
+    *active = 1;
+    return (int)link < device->link_count ? OK : NOT_SUPPORTED;
+}
+
+int nvmlDeviceGetNvLinkRemoteDeviceType(Device *device, unsigned link, unsigned *kind) {
+    *kind = strcmp(device->links[link], "switch") ? 0 : 2;
+    return OK;
+}
+
+int nvmlDeviceGetNvLinkRemotePciInfo_v2(Device *device, unsigned link, PciInfo *info) {
+    memset(info, 0, sizeof *info);
+    snprintf(info->address, sizeof info->address, "%s", device->links[link]);
+    return OK;
+}
+
+int nvmlDeviceGetTopologyCommonAncestor(Device *first, Device *second, unsigned *level) {
+    (void)second;
+    return tell_small(first, "level", level);
+}

@@ -3,6 +3,7 @@
 // launches are those of CUDA and the values are right. During the capture of a graph the CPU's part is
 // kept and runs at each launch of the graph.
 // Mirrors nothing of NVIDIA's: it registers kernels for the key CUDA in torch's dispatcher.
+#include <ATen/Context.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/empty.h>
@@ -15,6 +16,8 @@
 #include <cstdlib>
 #include <iostream>
 #include <set>
+
+#include "fused.h"
 
 namespace {
 
@@ -112,6 +115,34 @@ void write_result(IValue& ours, const IValue& computed, c10::Device device) {
   }
 }
 
+// TF32 has 10 bits of mantissa, float32 23.
+at::Tensor round_to_tf32(const at::Tensor& values) {
+  constexpr int64_t HALF_STEP = 0x1000, KEPT = ~0x1fffLL;
+  return values.contiguous().view(at::kInt).add(HALF_STEP).bitwise_and(KEPT).view(at::kFloat);
+}
+
+// True where a GPU would use TF32: from Ampere on, if the user allows it.
+bool uses_tf32(c10::Device device) {
+  using Ask = int (*)(int*, int, int);
+  constexpr int MAJOR = 75, OLDEST = 8;  // cudaDevAttrComputeCapabilityMajor
+  static const auto ask = reinterpret_cast<Ask>(dlsym(RTLD_DEFAULT, "cudaDeviceGetAttribute"));
+  int major = 0;
+  return at::globalContext().allowTF32CuBLAS() && ask && !ask(&major, MAJOR, device.index()) &&
+         major >= OLDEST;
+}
+
+// The factors of a product in float32, rounded as the GPU's tensor cores round them.
+void round_factors(const c10::FunctionSchema& schema, const std::string& name, Stack& arguments) {
+  static const std::set<std::string> FACTORS = {"mat1", "mat2", "batch1", "batch2"};
+  for (size_t at = 0; at < arguments.size(); at++) {
+    const std::string& argument = schema.arguments()[at].name();
+    const bool factor = FACTORS.count(argument) ||
+                        (argument == "self" && (name == "mm" || name == "bmm"));
+    if (factor && arguments[at].isTensor() && arguments[at].toTensor().scalar_type() == at::kFloat)
+      arguments[at] = round_to_tf32(arguments[at].toTensor());
+  }
+}
+
 bool is_too_large(const std::string& name, const std::vector<IValue>& arguments) {
   static const char* set = std::getenv("LABKIT_SIM_MOST_FLOPS");
   static const double most = set ? std::atof(set) : MOST_FLOPS;
@@ -151,8 +182,13 @@ struct CpuRun {
   // The operator's results, with the values written; empty if the CPU has no such operator.
   Stack run(bool must_work) {
     Stack stack = arguments;
+    const std::string name = op.operator_name().name.substr(6);
+    if (PRODUCTS.count(name) && uses_tf32(device)) round_factors(op.schema(), name, stack);
     try {
-      op.redispatchBoxed(c10::DispatchKeySet(c10::DispatchKey::CPU), &stack);
+      if (std::optional<Stack> fused = sim::run_fused(name, op.schema(), stack))
+        stack = std::move(*fused);
+      else
+        op.redispatchBoxed(c10::DispatchKeySet(c10::DispatchKey::CPU), &stack);
     } catch (const std::exception& error) {
       if (must_work) throw;
       if (is_traced())

@@ -1,0 +1,181 @@
+"""Reads the catalogs of known errors: one block of ``key: text`` lines for each error.
+
+[name] likely                     how certain it is; "certain" if nothing is said
+source: moby/moby#48961           where people met it
+text: a regular expression        any of several is enough; see `KnownError.patterns`
+unless: an expression             on the same line: it is another error, or none
+sample: a line that must match    ("\\n" is a line break)
+unlike: a line that must not
+cause: what is wrong
+fix: a command                    or @NAME of a fix in `labkit.host.packages`
+fix@fedora: for a family of distributions
+cause@wsl: where a sign of `labkit.known_errors.context` is in the text; also fix@, else@
+else: the second fix to try
+brings: names of the errors that it causes
+passes: yes                       progress after it means that a retry succeeded
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import get_args
+
+from labkit.host import packages
+from labkit.host.packages import Fix
+from labkit.known_errors.model import Certainty, KnownError, Variant
+
+FOLDER = Path(__file__).parent / "catalogs"
+AREAS = ("driver", "gpu_access", "engine", "build", "python", "training", "cluster")
+FAMILIES = tuple(field.name for field in dataclasses.fields(Fix))[1:]
+_CERTAINTIES: Mapping[str, Certainty] = {each: each for each in get_args(Certainty)}
+_HEAD = re.compile(r"\[(?P<name>[\w-]+)\] ?(?P<certainty>\w*)")
+_LINE = re.compile(r"(?P<key>[a-z]+)(?:@(?P<condition>[\w-]+))?: ?(?P<text>.*)")
+# What NVIDIA's catalog of Xid errors advises, by its name of the action.
+XID_FIXES = {
+    "app": (
+        "CUDA_LAUNCH_BLOCKING=1 python your_program.py   # shows the line; restart the program",
+        "compute-sanitizer python your_program.py   # if every program has it: the card or driver",
+    ),
+    "reset": (
+        "sudo nvidia-smi --gpu-reset -i 0   # after ending every program on the GPU; or reboot",
+        "if it happens again: install a newer driver, then have the card checked",
+    ),
+    "reboot": (
+        "reboot the machine   # a reset is not enough",
+        "if it happens again: check power, heat and the slot, then have the card checked",
+    ),
+    "link": (
+        "nvidia-smi nvlink --errorcounters   # shows the link; then reset all GPUs or reboot",
+        "if it happens again on the same link: have the card, the bridge or the board checked",
+    ),
+    "support": (
+        "sudo nvidia-bug-report.sh   # send its file to the maker of the card or server",
+        "run the field diagnostics of the maker before the card works again",
+    ),
+    "power": ("connect the power cable of the card   # with the machine switched off", ""),
+    "remap": (
+        "nvidia-smi -q -d ROW_REMAPPER   # if it says pending: sudo nvidia-smi --gpu-reset -i 0",
+        "if it says that remapping failed: have the card replaced",
+    ),
+    "vgpu": ("install the guest driver of the host's vGPU release", ""),
+    "none": ("nvidia-smi -q -d ECC,ROW_REMAPPER   # shows whether anything is left to do", ""),
+}
+
+
+def read_catalogs(folder: Path = FOLDER) -> Iterator[tuple[str, KnownError]]:
+    """The known errors, each with its area: those of the catalogs and of NVIDIA's Xid numbers.
+
+    Raises ValueError for a block that lacks a field or has an unknown one.
+    """
+    for area in AREAS:
+        text = (folder / f"{area}.txt").read_text(encoding="utf-8")
+        yield from ((area, error) for error in parse_catalog(text))
+    text = (folder / "xid.tsv").read_text(encoding="utf-8")
+    yield from (("xid", error) for error in parse_xids(text))
+
+
+def parse_catalog(text: str) -> Iterator[KnownError]:
+    """The known errors of a catalog's text, in their order."""
+    for block in re.split(r"\n{2,}", text.strip()):
+        lines = [line for line in block.splitlines() if not line.startswith("#")]
+        if lines:
+            yield _parse_block(lines)
+
+
+def _parse_block(lines: Sequence[str]) -> KnownError:
+    head = _HEAD.fullmatch(lines[0])
+    if head is None:
+        raise ValueError(f"not the head of a known error: {lines[0]}")
+    texts: dict[str, list[str]] = {}
+    variants: list[Variant] = []
+    families: dict[str, str] = {}
+    for line in lines[1:]:
+        found = _LINE.fullmatch(line)
+        if found is None:
+            raise ValueError(f"not a line of {head['name']}: {line}")
+        key, condition, value = found.groups()
+        if condition in FAMILIES and key == "fix":
+            families[condition] = _expand(value)
+        elif condition:
+            variants.append(_read_variant(condition, key, value))
+        else:
+            texts.setdefault(key, []).append(value)
+    return _build_error(head["name"], head["certainty"], texts, variants, families)
+
+
+def _build_error(
+    name: str,
+    certainty: str,
+    texts: dict[str, list[str]],
+    variants: Sequence[Variant],
+    families: Mapping[str, str],
+) -> KnownError:
+    try:
+        error = KnownError(
+            name,
+            tuple(texts.pop("text")),
+            _expand(texts.pop("cause")[0]),
+            _read_fix(texts.pop("fix")[0], families),
+            _CERTAINTIES[certainty or "certain"],
+            _expand(texts.pop("else", [""])[0]) or None,
+            tuple(texts.pop("brings", [""])[0].split()),
+            texts.pop("unless", [None])[0],
+            texts.pop("passes", ["no"])[0] == "yes",
+            tuple(variants),
+            texts.pop("source")[0],
+            tuple(each.replace("\\n", "\n") for each in texts.pop("sample")),
+            tuple(each.replace("\\n", "\n") for each in texts.pop("unlike")),
+        )
+    except KeyError as missing:
+        raise ValueError(f"{name} has no {missing}") from missing
+    if texts:
+        raise ValueError(f"{name} has unknown keys: {', '.join(texts)}")
+    return error
+
+
+def _read_variant(condition: str, key: str, text: str) -> Variant:
+    if key == "fix":
+        return Variant(condition, fix=_read_fix(text, {}))
+    if key == "cause":
+        return Variant(condition, cause=_expand(text))
+    if key == "else":
+        return Variant(condition, otherwise=_expand(text))
+    raise ValueError(f"{key}@{condition}: only cause, fix and else have variants")
+
+
+def _read_fix(text: str, families: Mapping[str, str]) -> Fix:
+    if not text.startswith("@"):
+        return Fix(_expand(text), **families)
+    fix = getattr(packages, text[1:])
+    if not isinstance(fix, Fix):
+        raise ValueError(f"{text} is not a fix of labkit.host.packages")
+    return dataclasses.replace(fix, **families)
+
+
+def _expand(text: str) -> str:
+    """The text with the commands of `labkit.host.packages` in place of their names in braces."""
+    return re.sub(r"\{([A-Z_]+)\}", lambda found: str(getattr(packages, found[1])), text)
+
+
+def parse_xids(text: str) -> Iterator[KnownError]:
+    """A known error for each row of number, certainty, NVIDIA's action and meaning."""
+    for row in text.splitlines():
+        if row.startswith("#"):
+            continue
+        number, certainty, action, meaning, brings = row.split("\t")
+        fix, otherwise = XID_FIXES[action]
+        yield KnownError(
+            f"xid-{number}",
+            (rf"NVRM: Xid \(.{{1,40}}\): {number}\b",),
+            f"{meaning} (Xid {number})",
+            Fix(fix),
+            _CERTAINTIES[certainty],
+            otherwise or None,
+            tuple(brings.split()),
+            source="docs.nvidia.com/deploy/xid-errors",
+            samples=(f"kernel: NVRM: Xid (PCI:0000:41:00): {number}, pid=7, name=python",),
+            unlike=(f"NVRM: Xid (PCI:0000:41:00): {number}9, pid={number}",),
+        )

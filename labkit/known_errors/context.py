@@ -1,0 +1,208 @@
+"""What a log says about the machine that wrote it: its GPU, driver, system and container.
+
+The same error needs another fix on another machine. Only signs inside the text count: it is often
+read on another machine than the one that failed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from labkit.host.distribution import Distribution
+from labkit.host.gpu import Capability, infer_capability, name_architecture
+from labkit.host.packages import is_dropped
+from labkit.host.torch_builds import NEEDS
+
+
+class Sign(NamedTuple):
+    """A fact about the machine: words of which one must be in the log, and the expression."""
+
+    name: str
+    words: tuple[str, ...]
+    pattern: re.Pattern[str]
+
+
+def _sign(name: str, words: str, pattern: str) -> Sign:
+    return Sign(name, tuple(words.split()), re.compile(pattern))
+
+
+# The expressions read text in lower case. A group's text is the value of the sign.
+SIGNS = (
+    _sign(
+        "wsl",
+        "wsl wsl1 wsl2 microsoft mnt dxg",
+        r"\bwsl[12]?\b|microsoft-standard|/mnt/c/|dxg(?:krnl|kio)",
+    ),
+    _sign(
+        "jetson",
+        "jetson tegra l4t orin nvgpu jetpack xavier",
+        r"jetson|tegra|\bl4t\b|nvgpu|jetpack",
+    ),
+    _sign(
+        "windows",
+        "winerror dll exe windows win10 win11",
+        r"winerror|\b[a-z]:\\|\.dll\b|\bwindows 1[01]\b|\bwin1[01]\b",
+    ),
+    _sign("mac", "macos darwin mps homebrew", r"macos|darwin|/opt/homebrew|\bmps backend"),
+    _sign("lxc", "lxc lxd incus proxmox pve", r"\b(?:lx[cd]|incus)\b|proxmox|-pve\b"),
+    _sign("podman", "podman crun", r"\bpodman\b|\bcrun\b"),
+    _sign("rootless", "rootless", r"rootless"),
+    _sign("snap", "snap", r"/snap/|snap\.docker|/var/snap"),
+    _sign("desktop", "desktop", r"docker desktop|desktop-linux"),
+    _sign(
+        "container",
+        "runc crun oci docker dockerenv containerd podman kubelet pod",
+        r"\boci runtime|docker[- :]|/\.dockerenv|containerd|podman|kubelet|\bpods?\b",
+    ),
+    _sign("fresh", "run", r"\b(?:docker|podman|nerdctl)(?: container)? run\b"),
+    _sign("k8s", "kubelet kubectl kubernetes pod pods", r"kubelet|kubectl|kubernetes|\bpods?\b"),
+    _sign("slurm", "slurm srun sbatch slurmstepd", r"\bslurm|\bsrun\b|\bsbatch\b"),
+    _sign("conda", "conda miniconda3 anaconda3 mamba", r"conda|mamba"),
+    _sign("uv", "uv", r"\buv (?:pip|add|sync|run)\b"),
+    _sign("rocm", "rocm hip amdgpu kfd", r"\brocm|\bhip\b|amdgpu|/dev/kfd"),
+    _sign("nixos", "nixos nix", r"nixos|/nix/store"),
+    _sign("vgpu", "grid vgpu", r"\bvgpu\b|\bgrid [a-z]?\d"),
+    _sign(
+        "selinux",
+        "selinux avc fedora bluefin silverblue bazzite rhel rocky",
+        r"selinux|avc: +denied|fedora|bluefin|silverblue|bazzite|\brhel\b|\brocky\b",
+    ),
+    _sign("vllm", "vllm", r"vllm"),
+    _sign("comfyui", "comfyui comfy", r"comfyui"),
+    _sign("ollama", "ollama", r"ollama"),
+)
+VALUES = (
+    _sign("capability", "capability", r"capability[: ]+(?:sm_)?(\d{1,2}\.?\d)\b"),
+    _sign(
+        "driver",
+        "driver dkms nvrm module",
+        r"(?:driver version[:=]? +|nvidia/|kernel module version +|nvidia-dkms[- ]"
+        r"|the (?=\S+ nvidia driver))"
+        r"(\d{3}\.\d+(?:\.\d+)?)",
+    ),
+    _sign("torch", "cu118 cu121 cu124 cu126 cu128 cu129 cu130 cu132 cpu", r"\d\+(cu\d{3}|cpu)\b"),
+    _sign("kernel", "kernel linux", r"\b(\d\.\d{1,2}\.\d{1,3}-[\w.-]{2,40})"),
+)
+# By the family of distributions: only what the host itself writes, never an image's name.
+FAMILIES = (
+    _sign("arch", "pacman archlinux arch1 arch", r"\bpacman\b|archlinux|-arch\d"),
+    _sign("suse", "zypper opensuse", r"\bzypper\b|opensuse"),
+    _sign("fedora", "fc40 fc41 fc42 fc43 fc44 akmods", r"\.fc\d\d\b|akmods"),
+    _sign("rhel", "el8 el9 el10 el8_10 el9_6", r"\.el\d"),
+    _sign("ubuntu", "generic azure aws ubuntu", r"\d-(?:generic|azure|aws|gcp)\b|repos/ubuntu"),
+    _sign("debian", "dpkg apt pve", r"\bdpkg: |\bapt(?:-get)? (?:install|update)|-pve\b|\+deb1\d"),
+    _sign("alpine", "apk", r"\bapk add\b"),
+)
+# Cards are named in capitals: these words decide whether the text is searched for them.
+CARD_WORDS = frozenset(
+    b"rtx gtx gt tesla quadro titan p100 v100 t4 a100 h100 h200 l4 l40s b200 gb10 k80 k40".split()
+)
+CARD = re.compile(
+    r"\b(?:NVIDIA )?(?:GeForce )?(?:(?:RTX|GTX|GT|TITAN)(?: PRO)? ?[A-Z]?\d{2,4}(?: Ti)?(?: SUPER)?"
+    r"|(?:Tesla|Quadro)(?: RTX)? [A-Z]?\d{1,4}|[PVAHBLKT]\d{1,3}S?\b(?= |-))"
+)
+
+
+@dataclass
+class Context:
+    """The signs and values that were found in a log so far."""
+
+    signs: set[str] = field(default_factory=set)
+    values: dict[str, str] = field(default_factory=dict)
+    family: str | None = None
+
+    def read(self, words: Collection[bytes], lowered: Callable[[], str], text: str) -> None:
+        """Adds what a block says: its words, its text in lower case, and its text."""
+        for sign in SIGNS:
+            if sign.name not in self.signs and _find(sign, words, lowered):
+                self.signs.add(sign.name)
+        for sign in VALUES:
+            if sign.name not in self.values and (found := _find(sign, words, lowered)):
+                self.values[sign.name] = found[1]
+        if self.family is None:
+            families = (sign.name for sign in FAMILIES if _find(sign, words, lowered))
+            self.family = next(families, None)
+        if "card" not in self.values and not CARD_WORDS.isdisjoint(words):
+            names = (found[0] for found in CARD.finditer(text))
+            known = (name for name in names if infer_capability(name) or KEPLER.search(name))
+            if card := next(known, None):
+                self.values["card"] = card
+
+    @property
+    def capability(self) -> Capability | None:
+        """The GPU's compute capability, by its number or its name; None if the text has neither."""
+        number = self.values.get("capability", "").replace(".", "")
+        if len(number) >= 2:
+            return int(number[:-1]), int(number[-1])
+        card = self.values.get("card", "")
+        return infer_capability(card) or ((3, 5) if KEPLER.search(card) else None)
+
+    def list_conditions(self) -> set[str]:
+        """The names that a variant of a known error can ask for."""
+        conditions = set(self.signs)
+        if self.family:
+            conditions.add(self.family)
+        if self.capability:
+            conditions.add(name_architecture(self.capability).lower())
+            conditions.add("legacy" if self.capability < (7, 5) else "current")
+            driver = self.values.get("driver", "").partition(".")[0]
+            if driver and is_dropped(self.capability, int(driver)):
+                conditions.add("dropped")
+        if "torch" in self.values:
+            conditions.add(f"torch-{self.values['torch']}")
+        return conditions
+
+    def list_values(self) -> Mapping[str, str]:
+        """The values for the placeholders of causes and fixes."""
+        values = dict(self.values)
+        if self.capability:
+            values["sm"] = f"sm_{self.capability[0]}{self.capability[1]}"
+            fitting = (
+                name
+                for name, needs in NEEDS.items()
+                if needs.has_code_for(self.capability, "x86_64")
+            )
+            if build := next(fitting, None):
+                values["build"] = build
+        return values
+
+    def choose_distribution(self, host: Distribution) -> Distribution:
+        """The distribution that the text names; otherwise this host's."""
+        return Distribution(self.family, self.family) if self.family else host
+
+
+# Whom to ask about a text that no known error explains: the first sign that the text shows decides.
+ADDRESSES = {
+    "vllm": "github.com/vllm-project/vllm/issues",
+    "comfyui": "github.com/comfyanonymous/ComfyUI/issues",
+    "ollama": "github.com/ollama/ollama/issues",
+    "jetson": "forums.developer.nvidia.com (Jetson)",
+    "rocm": "github.com/ROCm/ROCm/issues",
+    "k8s": "github.com/NVIDIA/gpu-operator/issues",
+    "wsl": "github.com/microsoft/WSL/issues",
+    "container": "github.com/NVIDIA/nvidia-container-toolkit/issues",
+}
+
+
+def advise_unknown(context: Context) -> str:
+    """What to collect and where to ask about a text without a known error, one line each."""
+    signs = context.signs
+    address = next((ADDRESSES[name] for name in ADDRESSES if name in signs), "discuss.pytorch.org")
+    collect = "kubectl describe pod <the pod>, " if "k8s" in signs else ""
+    return (
+        f"collect: {collect}labkit doctor, labkit devices --report, sudo dmesg | grep -i nvrm, and"
+        " the whole log from the program's start: the first error is usually the cause\n"
+        f"ask: {address}"
+    )
+
+
+KEPLER = re.compile(r"\bK[1-8]\d{1,3}\b|\bGTX? [67]\d0\b")
+
+
+def _find(sign: Sign, words: Collection[bytes], lowered: Callable[[], str]) -> re.Match[str] | None:
+    if not any(word.encode() in words for word in sign.words):
+        return None
+    return sign.pattern.search(lowered())

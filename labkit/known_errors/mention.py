@@ -1,0 +1,100 @@
+"""Tells an error from a sentence that mentions it, and a failure from a retry that succeeded."""
+
+from __future__ import annotations
+
+import re
+
+# The start of a commit's subject or of an entry in a list of changes: a hash, a bullet, a verb.
+_SUBJECT = re.compile(
+    r"\s*(?:[-*•]\s+|\* |commit )*[0-9a-f]{7,40} \S"
+    r"|\s*(?:[-*•]\s+)?(?:\w{2,12}(?:\([\w/ -]+\))?!?: )?"
+    r"(?:fix|add|handle|document|avoid|prevent|improve|revert|merge|explain|clarify|mention|recover"
+    r"|support|remove|work around|reword|retry)(?:e?s|e?d)?\b(?! (?:failed|error))",
+    re.IGNORECASE,
+)
+# A condition or an example just before the text.
+_CONDITION = re.compile(
+    r"^\s*(?:if|when) (?:you|it)\b.{0,80}$"
+    r"|\b(?:if|when|whenever|in case|should|such as|e\.g\.|for example|known issue|see also)"
+    r"\b[^.:;]{0,80}$"
+    r"|(?<![\w.:])(?:no|without|never|instead of|not an?|do not|don't) [\"'`]?$",
+    re.IGNORECASE,
+)
+# A command that a person typed, with the text as its argument; a line of a program's source.
+_COMMAND = re.compile(
+    r"(?:^|[$#%❯>|;] ?)\s*(?:sudo )?(?:grep|egrep|rg|echo|printf|git log|git commit|awk|sed|man)\b"
+    r"|(?:\bin|==|match=|\bassert|\blog(?:ger|ging)?\.\w+\(|\bprint\(|\bthrow new \w+\()\s*[fr]?"
+    r"[\"'][^\"']{0,80}$"
+    r"|^\s*(?://|#:|\*|/\*|<!--) "
+)
+# What follows in a sentence about an error: `"address already in use" -> choose another port`.
+_SENTENCE = re.compile(
+    r".{0,40}?(?:[\"'`] {0,3}(?:->|=>|→|—|\|)"
+    r"|\b(?:means|indicates|usually|happens when|can occur)\b)"
+    r"|[^:]{0,30}\b(?:was|is|are|were|been) (?:fixed|resolved|solved|handled|ignored)\b"
+    r"|\.{0,3} ?(?:\((?:fixed|resolved|closes|fixes|ignored)\b|\(#\d+\)$)",
+    re.IGNORECASE,
+)
+
+
+def is_mention(before: str, after: str) -> bool:
+    """True if the rest of the line, before and after the text, shows that it is only mentioned.
+
+    >>> is_mention("3f2a9c1e fix: ", " during the build")
+    True
+    >>> is_mention("OSError: [Errno 28] ", ": '/work/x'")
+    False
+    """
+    near = before[-200:]
+    return bool(
+        _SUBJECT.match(before[:200])
+        or _CONDITION.search(near)
+        or _COMMAND.search(near)
+        or _SENTENCE.match(after)
+    )
+
+
+# Said of an error that passes: the program goes on by itself.
+TRANSIENT = re.compile(
+    r"(?:trying|using|choosing) (?:another|the next|a different|port \d)|falling back"
+    r"|\bignor(?:ed|ing)\b|(?:succeeded|recovered) (?:after|on)",
+    re.IGNORECASE,
+)
+# Within the lines up to the text: a program that says it will try again.
+RETRY = re.compile(
+    r"Retrying \(Retry\(total=|\bretry(?:ing)? in \d|\bwill (?:be )?retr|\bretrying\b"
+    r"|\battempt \d+ ?(?:of|/) ?\d+",
+    re.IGNORECASE,
+)
+# The words of PROGRESS and FINAL: a block without them has no such line.
+PROGRESS_WORDS = frozenset(
+    b"collecting downloading downloaded installed satisfied up unpacking fetched complete running"
+    b" startup started done saved epoch finished succeeded recovered reconnected healthy exporting"
+    b" pulled available retries version distribution fetch install total giving".split()
+)
+# In lower case: the step went on after a retry.
+PROGRESS = re.compile(
+    r"\bcollecting [\w.-]+|\bdownloading \S+\.(?:whl|tar|zip)|\bdownloaded newer image"
+    r"|\bsuccessfully (?:installed|built|downloaded|connected|pulled)|requirement already satisfied"
+    r"|^[^a-z]*get:\d+ http|\bfetched [\d.,]+ [kmg]?b in|\b(?:setting up|unpacking) [\w.:+-]+ \("
+    r"|\bpull complete|application startup complete|\bis running at\b|\bexporting to image"
+    r"|\bnaming to \S+ done|\bepoch \d+|\bsaved (?:checkpoint|model)"
+    r"|\b(?:retry|attempt).{0,20}\bsucceeded"
+    r"|\breconnected\b|\brecovered\b|\bcontainer \S+ +(?:started|healthy)|\bdone in \d"
+)
+# In lower case: the program gave up.
+FINAL = re.compile(
+    r"retry\(total=0|max retries exceeded|could not find a version|no matching distribution"
+    r"|could not install packages|failed to fetch|\bgiving up\b|failed to do request"
+)
+_STAGE = re.compile(r"\s*(#\d{1,4}) |\s*([\w.-]{1,60}) {0,30}\| ")
+
+
+def find_stage(line: str) -> str:
+    """The step or container that wrote a line of BuildKit's or Compose's; "" for other lines.
+
+    >>> find_stage("#14 812.3 Collecting torch")
+    '#14'
+    """
+    found = _STAGE.match(line)
+    return (found[1] or found[2]) if found else ""

@@ -1,0 +1,43 @@
+"""The labs by `labkit run` on simulated GPUs of each generation: every claim and check holds.
+
+A run in CI takes each lab that differs on CUDA once, on the GPU that is hardest for it.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from labkit.lessons.catalog import find_labs
+
+pytestmark = [pytest.mark.simulated, pytest.mark.timeout(900)]
+
+# Work takes time, as on a GPU: products of this rate, and kernels of this length.
+SPEEDS = {"LABKIT_SIM_GFLOPS": "5000", "LABKIT_SIM_KERNEL_NS": "5000"}
+HOSTS = ("pascal", "t4", "large_a100", "h100")
+IN_CI = {
+    ("compile", "t4"),
+    ("devices", "h100"),
+    ("functional", "pascal"),
+    ("training", "large_a100"),
+}
+LABS = [lab.name for lab in find_labs()]
+RUNS = [
+    pytest.param(lab, host, marks=[] if (lab, host) in IN_CI else pytest.mark.slow)
+    for lab in LABS
+    for host in HOSTS
+]
+
+
+@pytest.mark.parametrize(("lab", "host"), RUNS)
+def test_every_claim_of_a_lab_holds(request, tmp_path, lab, host):
+    found = request.getfixturevalue(host).run_labkit(
+        "run",
+        lab,
+        "--json",
+        "--output",
+        str(tmp_path / "run"),
+        TORCHINDUCTOR_CACHE_DIR=str(tmp_path / "compiled"),
+        **SPEEDS,
+    )
+    [result] = found.json()["notebooks"]
+    assert result["status"] == "passed"
