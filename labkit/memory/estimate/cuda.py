@@ -482,15 +482,19 @@ def _round_up(count: int, step: int) -> int:
 # operator's arguments. Measured with torch 2.11 (H100) and 2.14; the kernels' sources explain them.
 
 
+def _count_copy(gradient: Any) -> int:
+    """The attended values' gradient, (batch, heads, length, size), as the kernels want it."""
+    if gradient.transpose(1, 2).is_contiguous():
+        return 0
+    return int(gradient.numel() * gradient.element_size())
+
+
 def _count_efficient(arguments: Any) -> int:
     """Backward of memory-efficient attention: gradients that several blocks add up, in float32."""
     query, key, out, sums = arguments[1], arguments[2], arguments[5], arguments[6]
     batch, heads, length, size = query.shape
-    delta = 4 * batch * heads * length
+    delta = 4 * batch * heads * length + _count_copy(arguments[0])
     workspace = 4 * batch * heads * _round_up(length, 64) * _round_up(size, 64)
-    gradient = arguments[0]
-    if not gradient.transpose(1, 2).is_contiguous():
-        delta += gradient.numel() * gradient.element_size()
     if out.dtype is torch.float32:
         return max(delta + workspace, 4 * out.numel() + 4 * sums.numel() + delta)
     if size > 128:  # the output does not fit into registers
@@ -563,7 +567,7 @@ def _count_cpu_flash_backward(arguments: Any) -> int:
     query = arguments[1]
     rows, columns = _split_attention(query, arguments[2])
     each = 4 * 2 * rows * columns + 2 * 2 * rows * columns * (query.dtype in HALF)
-    return torch.get_num_threads() * each + 4 * rows
+    return torch.get_num_threads() * each + 4 * rows + _count_copy(arguments[0])
 
 
 def _count_cpu_encoder(arguments: Any) -> int:
