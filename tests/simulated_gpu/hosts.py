@@ -6,6 +6,7 @@ run in pytest's own process, on the host that ``play_default_host`` puts into th
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import ctypes
 import json
@@ -230,7 +231,6 @@ def find_missing_simulation() -> str | None:
 
 def play_default_host() -> None:
     """Two A100 for this process and what it starts: what tests marked ``gpu`` find."""
-    host = SimulatedHost(
-        (A100, SECOND_A100), Path(tempfile.gettempdir()) / f"labkit-sim-{os.getpid()}"
-    )
-    os.environ.update(host.environment())
+    state = Path(tempfile.gettempdir()) / f"labkit-simulated-gpu-{os.getpid()}"
+    os.environ.update(SimulatedHost((A100, SECOND_A100), state).environment())
+    atexit.register(state.unlink, missing_ok=True)

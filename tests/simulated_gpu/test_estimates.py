@@ -40,7 +40,7 @@ def measure(make, batch, *, trains):
 def test_the_estimate_is_within_three_percent_of_the_peak(name):
     make, batch, trains = STEPS[name]
     estimate = estimate_memory(
-        lambda batch: make("cuda", batch), batch=batch, device="A100 40GB", inference=not trains
+        lambda batch: make("cuda", batch), batch=batch, device="cuda:0", inference=not trains
     )
     assert estimate.obstacle is None
     measured = measure(make, batch, trains=trains)
