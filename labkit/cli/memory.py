@@ -397,6 +397,7 @@ def describe_estimate(estimate: Estimate) -> dict[str, object]:
         "lowest_bytes": estimate.lowest_bytes,
         "kinds": estimate.kinds,
         "host_bytes": estimate.host_bytes,
+        "allocated_bytes": estimate.allocated_bytes,
         "reserved_bytes": estimate.reserved_bytes,
         "workspace_bytes": estimate.workspace_bytes,
         "context_bytes": estimate.context_bytes,

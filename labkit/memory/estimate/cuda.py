@@ -482,15 +482,19 @@ def _round_up(count: int, step: int) -> int:
 # operator's arguments. Measured with torch 2.11 (H100) and 2.14; the kernels' sources explain them.
 
 
+def _count_copy(gradient: Any) -> int:
+    """The attended values' gradient, (batch, heads, length, size), as the kernels want it."""
+    if gradient.transpose(1, 2).is_contiguous():
+        return 0
+    return int(gradient.numel() * gradient.element_size())
+
+
 def _count_efficient(arguments: Any) -> int:
     """Backward of memory-efficient attention: gradients that several blocks add up, in float32."""
     query, key, out, sums = arguments[1], arguments[2], arguments[5], arguments[6]
     batch, heads, length, size = query.shape
-    delta = 4 * batch * heads * length
+    delta = 4 * batch * heads * length + _count_copy(arguments[0])
     workspace = 4 * batch * heads * _round_up(length, 64) * _round_up(size, 64)
-    gradient = arguments[0]
-    if not gradient.transpose(1, 2).is_contiguous():
-        delta += gradient.numel() * gradient.element_size()
     if out.dtype is torch.float32:
         return max(delta + workspace, 4 * out.numel() + 4 * sums.numel() + delta)
     if size > 128:  # the output does not fit into registers
@@ -543,6 +547,51 @@ def _count_sum(arguments: Any) -> int:
     return 4 * columns * blocks * width * wide if blocks > 1 else 0
 
 
+def _split_attention(query: Any, key: Any) -> tuple[int, int]:
+    """The rows of query and key that a thread of the CPU's flash attention works on."""
+    length = query.size(2)
+    rows = 256 if length >= 768 else 64 if length >= 192 else 32
+    return min(rows, length), min(512, key.size(2))
+
+
+def _count_cpu_flash(arguments: Any) -> int:
+    """Flash attention on the CPU: each thread's part of the weights and of the output."""
+    query = arguments[0]
+    rows, columns = _split_attention(query, arguments[1])
+    each = 4 * rows * (columns + 2 + query.size(3))
+    return torch.get_num_threads() * (each + 2 * rows * columns * (query.dtype in HALF))
+
+
+def _count_cpu_flash_backward(arguments: Any) -> int:
+    """Its backward: each thread's part of the weights and of their gradient."""
+    query = arguments[1]
+    rows, columns = _split_attention(query, arguments[2])
+    each = 4 * 2 * rows * columns + 2 * 2 * rows * columns * (query.dtype in HALF)
+    return torch.get_num_threads() * each + 4 * rows + _count_copy(arguments[0])
+
+
+def _count_cpu_encoder(arguments: Any) -> int:
+    """nn.TransformerEncoderLayer's fast path: all weights of attention, query, key and value."""
+    source, width, heads, hidden = *arguments[:3], arguments[14].size(0)
+    rows, size = source.numel() // width, source.element_size()
+    weights = rows * heads * source.size(1)
+    # The three parts with the weights, before there is a result; or the hidden layer, beside it.
+    return size * max(2 * rows * width + weights, rows * (hidden + width))
+
+
+def _count_cpu_heads(arguments: Any) -> int:
+    """nn.MultiheadAttention's fast path."""
+    source, width, heads = arguments[0], arguments[3], arguments[4]
+    rows = source.numel() // width
+    return source.element_size() * rows * (2 * width + heads * source.size(1))
+
+
+CPU_SCRATCH: dict[str, Callable[[Any], int]] = {
+    "_scaled_dot_product_flash_attention_for_cpu": _count_cpu_flash,
+    "_scaled_dot_product_flash_attention_for_cpu_backward": _count_cpu_flash_backward,
+    "_transformer_encoder_layer_fwd": _count_cpu_encoder,
+    "_native_multi_head_attention": _count_cpu_heads,
+}
 SCRATCH: dict[str, Callable[[Any], int]] = {
     "_scaled_dot_product_efficient_attention": _count_efficient_forward,
     "_scaled_dot_product_efficient_attention_backward": _count_efficient,

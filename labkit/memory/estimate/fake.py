@@ -26,6 +26,8 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from labkit.errors import UsageError
 from labkit.memory.estimate.cuda import (
+    CPU_SCRATCH,
+    HALF,
     SCRATCH,
     WORKSPACE_BYTES,
     CachingAllocator,
@@ -63,6 +65,7 @@ COMPILED = "torch.compile: simulated without the compiler, which often needs les
 # Operators with scratch memory that a library allocates; fake tensors do not know its size.
 UNKNOWN_SCRATCH = ("mkldnn_rnn_layer", "_cudnn_rnn", "miopen_rnn")
 RNN = EstimateObstacle("cuDNN's recurrent network", "takes scratch memory of unknown size")
+ONEDNN = EstimateObstacle("oneDNN's product in 16 bits", RNN.reason)
 FOLDER = str(Path(torch.__file__).parent) + "/"
 # Torch computes these losses element by element into their result, which keeps this storage when
 # it is reduced to one number; the storage of the fake result has one number only. The table of
@@ -73,6 +76,9 @@ KEEP_STORAGE = (
     torch.ops.aten.soft_margin_loss.default,
     torch.ops.aten.binary_cross_entropy.default,
 )
+ADD, ADD_IN_PLACE = torch.ops.aten.add.Tensor, torch.ops.aten.add_.Tensor
+# How often a storage is held that only one tensor has: by it, and by Python's object for it.
+ALONE = 2
 DEVICE, GROUPED = torch.ops.prim.device.default, torch.ops.aten._grouped_mm.default
 # Operators that use cuBLAS, which keeps a workspace.
 CUBLAS = frozenset("mm addmm bmm baddbmm addbmm addmv mv dot _addmm_activation".split())  # noqa: SIM905
@@ -122,6 +128,8 @@ class FakeTracer(StorageTracer):
             return hide_device(arguments[0])
         named = named or {}
         run = REPLACED.get(operator, operator)
+        if operator is ADD and _adds_in_place(*arguments[:2]):
+            run = ADD_IN_PLACE
         try:
             result = super().__torch_dispatch__(run, types, arguments, named)
         except tuple(UNKNOWN):
@@ -194,13 +202,16 @@ class FakeTracer(StorageTracer):
         if name in UNKNOWN_SCRATCH:
             self.note_obstacle(EstimateObstacle(str(operator), RNN.reason))
         tensor = next(iter(list_tensors(arguments)), None)
-        if tensor is None or tensor.device.type != "cuda":
+        if tensor is None:
             return
-        frames, backward = self._find_frames()
-        if name in CUBLAS:
-            self.cublas.add(backward)
-        scratch = SCRATCH.get(name)
+        on_cuda = tensor.device.type == "cuda"
+        scratch = (SCRATCH if on_cuda else CPU_SCRATCH).get(name)
+        if name in CUBLAS and on_cuda:
+            self.cublas.add(self._find_frames()[1])
+        elif name in CUBLAS and tensor.dtype in HALF:
+            self.note_obstacle(ONEDNN)
         if scratch:
+            frames, backward = self._find_frames()
             serial = next(self._serials)
             spent = Storage(
                 serial,
@@ -232,6 +243,20 @@ class FakeTracer(StorageTracer):
         if self.obstacle is None:
             frames = find_user_frames()
             self.obstacle = obstacle._replace(frame=frames[0] if frames else None)
+
+
+def _adds_in_place(gradient: Any, other: Any) -> bool:
+    """True where backward adds up two gradients, and without a mode would do this in place.
+
+    Torch adds to a gradient that nothing else holds; a dispatch mode prevents this.
+    """
+    if torch._C._current_graph_task_id() == -1 or torch.is_grad_enabled():
+        return False
+    if not isinstance(other, torch.Tensor) or gradient.shape != other.shape:
+        return False
+    storage = gradient.untyped_storage()
+    whole = storage.nbytes() == gradient.numel() * gradient.element_size()
+    return whole and torch._C._storage_Use_Count(storage._cdata) <= ALONE
 
 
 YES_OR_NO = ("aten::equal", "aten::is_nonzero", "aten::allclose")

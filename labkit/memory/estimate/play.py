@@ -239,7 +239,7 @@ def _estimate(work: Work, target: Target) -> Estimate:
 
 
 def _estimate_one(work: Work, target: Target, assumptions: Assumptions) -> Estimate:
-    from labkit.memory.estimate.cuda import CONTEXT_BYTES
+    from labkit.memory.estimate.cuda import CONTEXT_BYTES, CachingAllocator
     from labkit.memory.estimate.fake import COMPILED, CONVERGENCE
     from labkit.memory.track.model import Level, sum_categories, sum_lines
 
@@ -252,7 +252,7 @@ def _estimate_one(work: Work, target: Target, assumptions: Assumptions) -> Estim
     added = [FORWARD_ALONE] if isinstance(work.function, ModelCall) and not work.inference else []
     if growth:
         added.append(f"each step keeps {format_bytes(growth)} more than the one before")
-    allocator = simulation.allocators.get(device)
+    allocator = simulation.allocators.get(device, CachingAllocator())
     return Estimate(
         name=work.name,
         target=target,
@@ -262,7 +262,8 @@ def _estimate_one(work: Work, target: Target, assumptions: Assumptions) -> Estim
         batch=work.batch,
         inference=work.inference,
         host_bytes=levels.get("cpu", Level()).peak_bytes if on_cuda and device != "cpu" else None,
-        reserved_bytes=(allocator.reserved_bytes if allocator else 0) if on_cuda else None,
+        allocated_bytes=allocator.peak_allocated_bytes if on_cuda else None,
+        reserved_bytes=allocator.reserved_bytes if on_cuda else None,
         workspace_bytes=simulation.workspace_bytes if on_cuda else None,
         context_bytes=CONTEXT_BYTES if on_cuda else None,
         obstacle=obstacle or simulation.tracer.obstacle,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from labkit.memory.balance.model import Term, divide_bar
+from labkit.memory.balance.model import MIB, Term, divide_bar
 from labkit.memory.balance.view import INLINE_STYLE, Row, Sheet, render_sheet
 from labkit.memory.balance.view import PICTURE_COLORS as OF_BALANCE
 from labkit.memory.estimate.model import Estimate
@@ -85,8 +85,8 @@ def list_sums(estimate: Estimate) -> list[tuple[str, str]]:
     if estimate.context_bytes is not None:
         needed = f"{format_bytes(estimate.least_bytes)} to {format_bytes(estimate.most_bytes)}"
         sums.append(("needed", needed))
-    if estimate.host_bytes:
-        sums.append(("beside it, tensors in host memory", format_bytes(estimate.host_bytes)))
+    if (estimate.host_bytes or 0) >= MIB:  # less are the counts of an optimizer
+        sums.append(("tensors that stay on the host", format_bytes(estimate.host_bytes)))
     if estimate.target.capacity_bytes is not None:
         sums.append((estimate.target.name, format_bytes(estimate.target.capacity_bytes)))
     return sums

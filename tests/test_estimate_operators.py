@@ -1,0 +1,81 @@
+"""Fake results have the storages of real ones: all operators of torch's own test database."""
+
+from __future__ import annotations
+
+import itertools
+import warnings
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from labkit.memory.estimate.fake import REPLACED
+from labkit.memory.track.storages import list_parts, list_tensors
+
+# The samples of each operator that are compared.
+SAMPLES = 6
+# Operators whose fake results have other storages than the real ones, and are not corrected: by
+# the number of samples, the bytes are a few elements.
+DIFFERENT: dict[str, str] = {}
+
+
+class Recorder(TorchDispatchMode):
+    """Keeps the bytes of the storages that each operator returns."""
+
+    def __init__(self, replace=None):
+        super().__init__()
+        self.made, self.replace = [], replace or {}
+
+    def __torch_dispatch__(self, operator, types, arguments=(), named=None):
+        result = self.replace.get(operator, operator)(*arguments, **(named or {}))
+        parts = [part for one in list_tensors(result) for part in list_parts(one)]
+        sizes = sorted(part.untyped_storage().nbytes() for part in parts)
+        self.made.append((str(operator), sizes))
+        return result
+
+
+def record(function, sample, modes):
+    """What each operator returns while the function runs on the sample."""
+    recorder = Recorder(REPLACED if modes else None)
+    with torch.random.fork_rng(devices=[]):
+        if not modes:
+            with recorder:
+                function(sample.input, *sample.args, **sample.kwargs)
+        else:
+            with modes[0]:
+                convert = modes[0].from_tensor
+                copy = sample.transform(
+                    lambda one: convert(one) if isinstance(one, torch.Tensor) else one
+                )
+                with recorder:
+                    function(copy.input, *copy.args, **copy.kwargs)
+    return recorder.made
+
+
+def compare(operator):
+    """The operators, inside of this one, whose storages differ."""
+    found = set()
+    samples = operator.sample_inputs("cpu", torch.float32, requires_grad=False)
+    for sample in itertools.islice(samples, SAMPLES):
+        try:
+            real = record(operator.op, sample, [])
+            fake = record(operator.op, sample, [FakeTensorMode(allow_non_fake_inputs=True)])
+        except Exception:  # noqa: S112
+            continue  # it has no fake version, or reads values
+        if [name for name, _ in real] == [name for name, _ in fake]:
+            found |= {name for (name, one), (_, other) in zip(real, fake) if one != other}
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_the_table_of_differences_is_complete():
+    database = pytest.importorskip("torch.testing._internal.common_methods_invocations").op_db
+    found = set()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for operator in database:
+            if torch.float32 in operator.dtypes:
+                found |= compare(operator)
+    assert found == set(DIFFERENT)
