@@ -22,8 +22,8 @@ _CONDITION = re.compile(
 # A command that a person typed, with the text as its argument; a line of a program's source.
 _COMMAND = re.compile(
     r"(?:^|[$#%❯>|;] ?)\s*(?:sudo )?(?:grep|egrep|rg|echo|printf|git log|git commit|awk|sed|man)\b"
-    r"|(?:\bin|\bif|==|match=|\bassert|\blog(?:ger|ging)?\.\w+\(|\bprint\(|\bthrow new \w+\()\s*[fr]?"
-    r"[\"'][^\"']{0,80}$"
+    r"|(?:\bin|\bif|==|match=|\bassert|\blog(?:ger|ging)?\.\w+\(|\bprint\(|\bthrow new \w+\()"
+    r"\s*[fr]?[\"'][^\"']{0,80}$"
     r"|^\s*(?://|#:|\*|/\*|<!--) "
 )
 # What follows in a sentence about an error: `"address already in use" -> choose another port`.
