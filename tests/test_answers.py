@@ -81,21 +81,43 @@ def read_reference(lab: Lab) -> tuple[list[ast.stmt], dict[str, Any]]:
     return statements, {call.exercise: call for call in calls}
 
 
+def find_definition(name: str) -> int:
+    """The place of the exercise's reference among the statements of its lab."""
+    statements, calls = read_reference(LABS[name.partition(".")[0]])
+    wanted = calls[name].answer.id
+    return max(
+        place
+        for place, one in enumerate(statements)
+        if isinstance(one, ast.FunctionDef) and one.name == wanted
+    )
+
+
+def read_answer(name: str) -> str:
+    """The source of the exercise's reference."""
+    return ast.unparse(read_reference(LABS[name.partition(".")[0]])[0][find_definition(name)])
+
+
 def make_mutants(name: str) -> Iterator[tuple[str, Any]]:
     """Each mutant of the exercise's reference: what was changed, and the function or None."""
     statements, calls = read_reference(LABS[name.partition(".")[0]])
-    call = calls[name]
-    place = max(
-        index
-        for index, one in enumerate(statements)
-        if isinstance(one, ast.FunctionDef) and one.name == call.answer.id
-    )
-    for said, text in list_mutants(ast.unparse(statements[place])):
+    place = find_definition(name)
+    for said, text in list_mutants(read_answer(name)):
         mutated = [*statements[:place], *ast.parse(text).body, *statements[place + 1 :]]
         try:
-            yield said, find_answer(mutated, call)
+            yield said, find_answer(mutated, calls[name])
         except LabkitError:
             yield said, None  # it cannot even be defined
+
+
+def test_the_readme_counts_these_answers() -> None:
+    text = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    by_hand = sum(len(one.wrong_answers) for one in EXERCISES.values())
+    mutants = sum(len(list(list_mutants(read_answer(name)))) for name in EXERCISES)
+
+    assert f"of {mutants} mutants of the references" in text
+    assert f"and {by_hand + sum(map(len, WRONG.values()))} wrong answers by hand" in text
+    assert f"({sum(map(len, EQUIVALENT.values()))} mutants that compute the same aside)" in text
+    assert f"and {sum(map(len, RIGHT.values()))} right answers that are" in text
 
 
 @pytest.mark.slow
@@ -298,6 +320,40 @@ def buckets_by_zeros(function: Any, bucket: int, backend: Any) -> Any:
     return call
 
 
+def gradient_by_logsumexp(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    gradient = (logits - logits.logsumexp(1, keepdim=True)).exp().detach()
+    gradient[torch.arange(len(targets)), targets] -= 1
+    return gradient.div(len(targets))
+
+
+def adam_by_lerp(p: Any, g: Any, averages: Any, t: int, rate: float) -> tuple[Any, Any, Any]:
+    m, v = torch.lerp(averages[0], g, 0.1), torch.lerp(averages[1], g * g, 0.001)
+    root = torch.sqrt(v / (1 - math.pow(0.999, t)))
+    return p - rate * (m / (1 - math.pow(0.9, t))) / (root + 1e-8), m, v
+
+
+def epoch_by_sums(model: Any, optimizer: Any, batches: Any) -> float:
+    model.train()
+    losses = []
+    for inputs, targets in batches:
+        total = nn.functional.cross_entropy(model(inputs), targets, reduction="sum")
+        optimizer.zero_grad(set_to_none=False)
+        (total / len(targets)).backward()
+        optimizer.step()
+        losses.append(total.item())
+    return sum(losses) / sum(len(targets) for _, targets in batches)
+
+
+@torch.inference_mode()
+def mean_in_inference_mode(model: Any, batches: Any) -> float:
+    was = model.training
+    model.train(False)
+    inputs, targets = (torch.cat(parts) for parts in zip(*batches, strict=True))
+    loss = nn.functional.cross_entropy(model(inputs), targets).item()
+    model.train(was)
+    return loss
+
+
 RIGHT = {
     "tensors.images_to_batch": [
         lambda x: (x.movedim(3, 1) / float(np.iinfo(np.uint8).max)).to(torch.float32),
@@ -382,6 +438,14 @@ RIGHT = {
     ],
     "compile.count_compiles": [count_with_a_class],
     "compile.compile_in_buckets": [buckets_by_zeros],
+    "training.context_pairs": [
+        lambda ids, n: (ids[torch.arange(len(ids) - n)[:, None] + torch.arange(n)], ids[n:]),
+        lambda ids, n: (ids[:-1].unfold(0, n, 1).clone(), ids[n:].clone()),
+    ],
+    "training.cross_entropy_gradient": [gradient_by_logsumexp],
+    "training.adam_step": [adam_by_lerp],
+    "training.run_epoch": [epoch_by_sums],
+    "training.mean_loss": [mean_in_inference_mode],
 }
 
 
@@ -618,6 +682,26 @@ WRONG: dict[str, list[tuple[str, Any]]] = {
         ("wrong_values", buckets_of_powers),
         ("wrong_values", buckets_that_repeat_the_last_row),
         ("wrong_values", lambda function, bucket, backend: function),
+    ],
+    "training.context_pairs": [
+        ("wrong_values", lambda ids, n: (ids.unfold(0, n, 1)[1:], ids[n:])),
+        ("wrong_type", lambda ids, n: ids.unfold(0, n + 1, 1)),
+    ],
+    "training.cross_entropy_gradient": [
+        ("forbidden", jacrev(nn.functional.cross_entropy)),
+        ("wrong_values", lambda logits, targets: gradient_by_logsumexp(logits, targets) + 1e-3),
+    ],
+    "training.adam_step": [
+        ("wrong_values", lambda p, g, averages, t, rate: adam_by_lerp(p, g, averages, 1, rate)),
+        ("wrong_values", lambda p, g, averages, t, rate: (p - rate * g, *averages)),
+    ],
+    "training.run_epoch": [
+        ("wrong_values", lambda model, optimizer, batches: mean_in_inference_mode(model, batches)),
+        ("wrong_values", lambda *given: epoch_by_sums(*given) / len(given[2])),
+    ],
+    "training.mean_loss": [
+        ("wrong_values", lambda model, batches: mean_in_inference_mode(model, batches[:1])),
+        ("wrong_values", lambda model, batches: mean_in_inference_mode(model, batches) * 2),
     ],
 }
 

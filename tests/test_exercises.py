@@ -348,6 +348,19 @@ def test_a_loop_over_the_values_is_found_however_it_is_written(function: Any) ->
     assert found is not None and found.startswith("it goes through the values with a loop")
 
 
+def test_steps_of_a_first_call_do_not_hide_a_loop() -> None:
+    calls = []
+
+    def answer(x: torch.Tensor) -> torch.Tensor:
+        calls.append(x)
+        if len(calls) == 1:  # as an import does
+            for _ in range(1000):
+                pass
+        return helper_with_loop(x)
+
+    assert find_loop(answer) is not None
+
+
 def over_the_shape(x: torch.Tensor) -> torch.Tensor:
     assert all(length > 0 for length in x.shape)
     for dim in range(x.dim()):

@@ -483,10 +483,10 @@ def test_the_search_is_bounded_in_time():
         "cpu", [Root("user", "held", held)], Budget(seconds=1, clock=lambda: next(ticks))
     )
     assert live.complete is False
-    started = time.perf_counter()
+    started = time.thread_time()
     chain = {"deep": [[str(n), [n]] for n in range(300_000)]}
     find_live_tensors("cpu", list_roots(chain), Budget(seconds=0.05))
-    assert time.perf_counter() - started < 5
+    assert time.thread_time() - started < 5
 
 
 def test_without_torch_there_is_nothing_to_find(monkeypatch):

@@ -123,13 +123,14 @@ def test_what_was_chosen_and_why_is_said(steps, screen, checkout):
         " torch here needs driver 525 or newer\n"
         "    try: install NVIDIA's driver 580 or newer (open modules) from its own source"
         f" ({GUIDE}), then reboot\n"
+        "memory:  not limited: the lab is a process of your own, without a container\n"
     )
 
 
 def test_an_open_address_is_warned_of(steps, screen, checkout):
     settings = Settings(bind="0.0.0.0")
     announce(make_plan(checkout, settings, facts()), settings, steps)
-    assert screen.getvalue().splitlines()[2] == (
+    assert screen.getvalue().splitlines()[-1] == (
         "  warning: BIND=0.0.0.0 opens the lab to every machine that can reach this one; anyone "
         "with the URL can run programs here as you, and plain HTTP can be read on the network"
     )

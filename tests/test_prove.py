@@ -24,7 +24,7 @@ from labkit.prove.model import (
     read_proof,
     scrub,
 )
-from labkit.prove.run import ProofRun, ProveOptions, choose_devices
+from labkit.prove.run import ProofRun, ProveOptions, choose_devices, find_stored
 from tests.fakes.played_cards import (
     CARDS,
     H100,
@@ -352,9 +352,22 @@ def test_a_card_below_its_own_model_in_a_stored_proof_is_low():
     judged = judge_proof(slower, [stored])
     figure = get_figure(judged, "matmul.bfloat16")
     assert (judged.status, figure.status, figure.stored) == ("low", "low", 722.0)
-    assert get_figure(judged, "launch").stored is None
     other = replace(stored, devices=(replace(stored.devices[0], name="NVIDIA H200"),))
     assert judge_proof(slower, [other]).status == "well"
+
+
+def test_figures_that_depend_on_the_machine_are_not_compared_with_stored_ones():
+    stored = [prove(CARDS["healthy"])]
+    older_link = {"max_link_generation": 4}
+    card = play_card(
+        hardware=older_link,
+        load={"link_generation": 4},
+        values={"copy.to.pinned": 26.0, "copy.from.pinned": 26.0},
+    )
+    judged = judge_proof(prove(card), stored)
+    assert (judged.status, get_figure(judged, "copy.to.pinned").stored) == ("well", None)
+    part = judge_proof(prove(play_card(hardware={"mig_enabled": True})), stored)
+    assert get_figure(part, "matmul.bfloat16").stored is None
 
 
 def test_low_figures_of_stored_proofs_are_no_reference():
@@ -429,3 +442,22 @@ def test_damaged_parts_are_unknown(tmp_path):
     broken = {"devices": [{"kind": "cuda", "figures": [{"key": "launch", "value": "fast"}]}]}
     (tmp_path / "proof.json").write_text(json.dumps(broken))
     assert read_proof(tmp_path).devices[0].figures[0].value is None
+
+
+# The proofs that this project has stored
+
+STORED = sorted((Path(__file__).parents[1] / "docs" / "results").glob("*/proof.json"))
+
+
+@pytest.mark.parametrize("path", STORED, ids=lambda path: path.parent.name)
+def test_a_stored_proof_fits_its_schema_and_is_judged_the_same_again(path):
+    text = path.read_text(encoding="utf-8")
+    jsonschema.validate(json.loads(text), json.loads(format_schema()))
+    proof = read_proof(path)
+    again = judge_proof(proof, [proof])
+    assert (again.status, again.verdict) == (proof.status, proof.verdict)
+    assert "GPU-" not in text
+
+
+def test_stored_proofs_are_found():
+    assert len(find_stored()) == len(STORED) > 0

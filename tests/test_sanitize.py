@@ -154,10 +154,10 @@ def test_hostile_html_and_text_are_reported_in_bounded_time(tmp_path, name):
     ]
     cells = [{"cell_type": "markdown", "source": text, "metadata": {}}, code("x", *outputs)]
     folder = write_run(tmp_path, make_result(make_notebook()), {"tensors.ipynb": cells})
-    started = time.perf_counter()
+    started = time.process_time()
     path = write_report(folder)
     # Each takes less than 4 s on a machine that does nothing else.
-    assert time.perf_counter() - started < 20
+    assert time.process_time() - started < 20
     assert path.stat().st_size < 3_000_000
 
 

@@ -33,8 +33,8 @@ def _sign(name: str, words: str, pattern: str) -> Sign:
 SIGNS = (
     _sign(
         "wsl",
-        "wsl wsl1 wsl2 microsoft mnt dxg",
-        r"\bwsl[12]?\b|microsoft-standard|/mnt/c/|dxg(?:krnl|kio)",
+        "wsl wsl1 wsl2 microsoft mnt dxg desktop laptop",
+        r"\bwsl[12]?\b|microsoft-standard|/mnt/c/|dxg(?:krnl|kio)|@(?:desktop|laptop)-\w{5,8}:",
     ),
     _sign(
         "jetson",
@@ -50,7 +50,8 @@ SIGNS = (
     _sign("lxc", "lxc lxd incus proxmox pve", r"\b(?:lx[cd]|incus)\b|proxmox|-pve\b"),
     _sign("podman", "podman crun", r"\bpodman\b|\bcrun\b"),
     _sign("rootless", "rootless", r"rootless"),
-    _sign("snap", "snap", r"/snap/|snap\.docker|/var/snap"),
+    _sign("node-reboot", "reboot", r"node reboot required"),
+    _sign("snap", "snap", r"/snap/|snap\.docker|/var/snap|\bsnap (?:install|list|run)\b"),
     _sign("desktop", "desktop", r"docker desktop|desktop-linux"),
     _sign(
         "container",
@@ -72,6 +73,7 @@ SIGNS = (
     ),
     _sign("vllm", "vllm", r"vllm"),
     _sign("comfyui", "comfyui comfy", r"comfyui"),
+    _sign("onnxruntime", "onnxruntime", r"onnxruntime"),
     _sign("ollama", "ollama", r"ollama"),
 )
 VALUES = (

@@ -14,17 +14,16 @@ _SUBJECT = re.compile(
 )
 # A condition or an example just before the text.
 _CONDITION = re.compile(
-    r"^\s*(?:if|when) (?:you|it)\b.{0,80}$"
-    r"|\b(?:if|when|whenever|in case|should|such as|e\.g\.|for example|known issue|see also)"
-    r"\b[^.:;]{0,80}$"
+    r"(?:^|[.;(,] )[\s*>-]*(?:if|when|whenever|in case)\b[^.;]{0,100}$"
+    r"|\b(?:such as|e\.g\.|for example|known issue|see also)\b[^.:;]{0,80}$"
     r"|(?<![\w.:])(?:no|without|never|instead of|not an?|do not|don't) [\"'`]?$",
     re.IGNORECASE,
 )
 # A command that a person typed, with the text as its argument; a line of a program's source.
 _COMMAND = re.compile(
     r"(?:^|[$#%❯>|;] ?)\s*(?:sudo )?(?:grep|egrep|rg|echo|printf|git log|git commit|awk|sed|man)\b"
-    r"|(?:\bin|==|match=|\bassert|\blog(?:ger|ging)?\.\w+\(|\bprint\(|\bthrow new \w+\()\s*[fr]?"
-    r"[\"'][^\"']{0,80}$"
+    r"|(?:\bin|\bif|==|match=|\bassert|\blog(?:ger|ging)?\.\w+\(|\bprint\(|\bthrow new \w+\()"
+    r"\s*[fr]?[\"'][^\"']{0,80}$"
     r"|^\s*(?://|#:|\*|/\*|<!--) "
 )
 # What follows in a sentence about an error: `"address already in use" -> choose another port`.

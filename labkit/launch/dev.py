@@ -27,7 +27,7 @@ from labkit.process import (
     stream_command,
 )
 
-# What needs a GPU or the simulation, wherever it stands; the fast ones run each lab on one GPU.
+# What needs a GPU or the simulation, wherever it stands.
 SIMULATED_TESTS = ("-n", "2", "--dist", "worksteal", "-m", "(gpu or simulated)")
 SIMULATION_BUILD = "tests.simulated_gpu.build"
 FAST_TESTS = ("-m", "not slow and not engine and not browser", "-n", "2", "--dist", "loadfile")

@@ -510,7 +510,9 @@ def _fall_back(host: GpuHost, error: LabkitError) -> Choice[Flavor]:
         return Choice(CPU, error.what, error.cause, error.fix)
     if not facts.present:
         reason = _quote_program(facts.problem) or "no NVIDIA driver on this host"
-        known = facts.problem and explain_text(facts.problem).first
+        found = explain_text(facts.problem).first if facts.problem else None
+        # One that is only possible, such as a crash of any program, explains nothing.
+        known = found is not None and found.error.certainty != "possible"
         unused = any(each >= (5, 0) for each in facts.on_bus)  # older ones run no build of torch
         tell = known or unused
         return Choice(CPU, reason, error.cause, error.fix) if tell else Choice(CPU, reason)

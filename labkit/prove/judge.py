@@ -16,6 +16,7 @@ from labkit.prove.limits import limit_figure
 from labkit.prove.model import Cause, DeviceProof, Figure, Proof
 from labkit.text import format_bytes, plural
 
+OF_THE_MODEL = ("matmul.", "attention.", "copy.device", "sum.", "sustained.rate")
 STORED_SHARE = 0.9  # cards of one model differ by a few percent, and so do two runs
 HELD_PERCENT = 85.0
 SLOWEST_LAUNCH_US = 50.0
@@ -45,6 +46,12 @@ THRESHOLDS = {
     "copy.to.pinned": Threshold(0.7, "the link's packets have headers and pauses"),
     "copy.from.pinned": Threshold(0.7, "the link's packets have headers and pauses"),
     "threads.gain": Threshold(0.3, "cores share their power, cache and memory"),
+}
+
+# Why a figure that has a limit is not judged by it.
+UNJUDGED = {
+    "attention": "only the fastest backend is judged",
+    "copy": "a pageable copy depends on the machine's cores and memory",
 }
 
 # Variables that slow a correct program down or change its results, and what they do.
@@ -92,15 +99,24 @@ def judge_proof(proof: Proof, stored: Iterable[Proof] = ()) -> Proof:
 
 
 def find_best(stored: Iterable[Proof]) -> dict[tuple[str, str], float]:
-    """The best value of each model and figure in proofs that passed; durations are left out."""
+    """The best value of each model and figure that was not low in a stored proof."""
     best: dict[tuple[str, str], float] = {}
     for device in (device for proof in stored for device in proof.devices):
         for figure in device.figures:
-            known = device.name and figure.value is not None and is_rate(figure)
-            if known and figure.status in ("well", "unjudged"):
+            if is_compared(figure, device) and figure.status in ("well", "unjudged"):
                 place = (str(device.name), figure.key)
                 best[place] = max(figure.value or 0.0, best.get(place, 0.0))
     return best
+
+
+def is_compared(figure: Figure, device: DeviceProof) -> bool:
+    """True if the figure is a matter of the model alone, and not of the machine around it.
+
+    A link, a launch and a compile depend on the machine; virtual CPUs of one name differ; a MIG
+    instance is a part of its model.
+    """
+    whole_gpu = device.kind != "cpu" and device.name and not device.hardware.mig_enabled
+    return bool(whole_gpu) and figure.value is not None and figure.key.startswith(OF_THE_MODEL)
 
 
 def is_rate(figure: Figure) -> bool:
@@ -116,7 +132,8 @@ def judge_device(
     top = find_top_attention(device.figures)
     figures = []
     for measured in device.figures:
-        known = best.get((device.name or "", measured.key))
+        compared = is_compared(measured, device)
+        known = best.get((device.name or "", measured.key)) if compared else None
         figure = replace(limit_figure(measured, device), stored=known, causes=())
         figures.append(_judge_figure(figure, device, causes, is_top=measured is top))
     alarms = tuple(cause for cause in causes.values() if cause.found and _is_alarm(cause))
@@ -157,7 +174,7 @@ def _compare(figure: Figure, device: DeviceProof, *, is_top: bool) -> tuple[str,
     if threshold is None or share is None:
         if figure.stored is not None:
             return "well", f"at least {_percent(STORED_SHARE)} of the best stored proof is reached"
-        return "unjudged", "nothing is expected of it" if share else "no limit is known"
+        return "unjudged", UNJUDGED.get(figure.key.partition(".")[0], "no limit is known")
     words = f"at least {_percent(threshold.share)} of the limit is expected: {threshold.reason}"
     return ("well" if share >= threshold.share else "low"), words
 

@@ -183,15 +183,18 @@ class Bench:
         self, key: str, title: str, unit: str, work: float, timing: Timing, **more: object
     ) -> None:
         """Emits a figure: ``work`` in the unit, divided by the seconds of the timing."""
-        median, fast, slow = (work / seconds for seconds in timing)
-        figure = {"key": key, "title": title, "unit": unit, "value": median}
-        self.emit({"figure": {**figure, "slow": slow, "fast": fast, **more}})
+        values = Timing(*(work / seconds for seconds in timing))
+        self._emit_figure({"key": key, "title": title, "unit": unit, **more}, values)
 
     def report_seconds(self, key: str, title: str, timing: Timing, unit: str = "s") -> None:
         """Emits a duration in "s" or "us"."""
-        median, fast, slow = (seconds * {"s": 1, "us": 1e6}[unit] for seconds in timing)
-        figure = {"key": key, "title": title, "unit": unit, "value": median}
-        self.emit({"figure": {**figure, "slow": slow, "fast": fast}})
+        values = Timing(*(seconds * {"s": 1, "us": 1e6}[unit] for seconds in timing))
+        self._emit_figure({"key": key, "title": title, "unit": unit}, values)
+
+    def _emit_figure(self, figure: Mapping[str, object], values: Timing) -> None:
+        median, fast, slow = values
+        spread = {} if fast == slow else {"slow": slow, "fast": fast}  # a single run has none
+        self.emit({"figure": {**figure, "value": median, **spread}})
 
     def skip(self, key: str, title: str, why: str) -> None:
         """Emits a figure that cannot be measured here."""
@@ -448,11 +451,13 @@ def measure_compile(bench: Bench) -> None:
     if reason:
         raise NotTried(reason)
     width = 512 if bench.is_cpu else 2048
+    # In float32 a GPU's products, which are not compiled, would take nearly all the time.
+    dtype = torch.float16 if bench.device.type == "cuda" else torch.float32
     model = torch.nn.Sequential(
         torch.nn.LayerNorm(width), torch.nn.Linear(width, width), torch.nn.GELU(),
         torch.nn.LayerNorm(width), torch.nn.Linear(width, width), torch.nn.GELU(),
-    ).to(bench.device).eval()  # fmt: skip
-    batch = bench.random(256 if bench.is_cpu else 8192, width)
+    ).to(bench.device, dtype).eval()  # fmt: skip
+    batch = bench.random(256 if bench.is_cpu else 8192, width, dtype=dtype)
     with torch.no_grad():
         for key, words in (("first", "first torch.compile"), ("warm", "compile from the cache")):
             torch._dynamo.reset()

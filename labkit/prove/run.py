@@ -233,8 +233,11 @@ class ProofRun:
             self._prove_labs()
 
     @contextmanager
-    def _step(self, name: str) -> Iterator[list[str]]:
-        """A step: its words, put into the list, are shown and kept, whatever ends it."""
+    def _step(self, name: str, measure: Callable[[], float] | None = None) -> Iterator[list[str]]:
+        """A step: its words, put into the list, are shown and kept, whatever ends it.
+
+        ``measure`` gives its seconds, if they are not those of the block.
+        """
         words: list[str] = []
         began, status = self._tools.clock(), "done"
         try:
@@ -243,7 +246,7 @@ class ProofRun:
             status = "interrupted"
             raise
         finally:
-            seconds = self._tools.clock() - began
+            seconds = measure() if measure else self._tools.clock() - began
             said = "; ".join(words)
             self._steps.append(ProofStep(name, status, seconds, said))
             if status == "done":
@@ -258,7 +261,7 @@ class ProofRun:
     def _finish_doctor(self, examining: Pending | None) -> None:
         if examining is None:
             return
-        with self._step("doctor") as words:
+        with self._step("doctor", lambda: examining.seconds) as words:
             try:
                 examination = examining.result()
             except LabkitError as error:  # such as an invalid setting of the lab
@@ -425,19 +428,22 @@ class ProofRun:
 
 
 class Pending:
-    """A function's result that is computed in a thread; the thread does not delay an exit."""
+    """A function's result, computed in a thread that does not delay an exit, and its seconds."""
 
     def __init__(self, function: Callable[[], Examination]) -> None:
         self._function = function
         self._found: Examination | BaseException | None = None
+        self.seconds = 0.0
         self._thread = threading.Thread(target=self._work, daemon=True)
         self._thread.start()
 
     def _work(self) -> None:
+        began = time.monotonic()
         try:
             self._found = self._function()
         except Exception as error:
             self._found = error
+        self.seconds = time.monotonic() - began
 
     def result(self) -> Examination:
         """Waits for the result; raises what the function raised."""

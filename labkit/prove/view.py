@@ -129,6 +129,7 @@ STYLE = """
 .low { color: var(--bad); font-weight: 600; }
 .roof { fill: none; stroke: var(--soft); stroke-width: 1.5; }
 .roof.measured { stroke-dasharray: 5 4; stroke: var(--accent); }
+.leader { stroke: var(--soft); stroke-width: 0.75; }
 .dot { fill: var(--accent); stroke: var(--paper); stroke-width: 1; }
 .dot.bad { fill: var(--bad); }
 .line.clock { stroke: var(--second); }
@@ -503,7 +504,7 @@ def _render_conditions(proof: Proof) -> str:
 # The roofline: rate over intensity, both logarithmic
 
 ROOF_HEIGHT = 380
-ROOF_AREA = Area(left=92, width=WIDTH - 92 - 24, height=ROOF_HEIGHT - AREA.top - 44)
+ROOF_AREA = Area(left=92, width=WIDTH - 92 - 150, height=ROOF_HEIGHT - AREA.top - 44)
 LABEL_GAP = 14.0
 DTYPES = ("float8", "bfloat16", "tf32", "float32")
 
@@ -630,28 +631,31 @@ def _render_roof(scale: RoofScale, dtype: str, rate: float, bandwidth: float | N
     start = max(10.0**scale.left, rate / bandwidth) if bandwidth else 10.0**scale.left
     x, y = scale.x(start), scale.y(rate)
     name = "bfloat16, float16" if dtype == "bfloat16" else dtype
-    label = (
-        f'<text class="name" x="{ROOF_AREA.right}" y="{y - 5:.1f}" text-anchor="end">'
-        f"limit of {name}</text>"
-    )
+    place = f'x="{x - 10:.1f}" y="{y + 3:.1f}" text-anchor="end"'
+    label = f'<text class="name" {place}>limit of {name}</text>'
     line = f'<line class="roof" x1="{x:.1f}" x2="{ROOF_AREA.right}" y1="{y:.1f}" y2="{y:.1f}"/>'
     return line + label
 
 
 def _render_points(scale: RoofScale, points: Sequence[RoofPoint]) -> str:
-    """The points, with labels on their right that do not overlap."""
+    """The points; those on the right have their names in a column beside the picture."""
     parts, lowest = [], -math.inf
     for point in sorted(points, key=lambda one: -one.rate):
         x, y = scale.x(point.intensity), scale.y(point.rate)
-        lowest = max(y + 4, lowest + LABEL_GAP)
-        near_edge = x > ROOF_AREA.right - 150
-        side, anchor = (x - 9, "end") if near_edge else (x + 9, "start")
+        left, label_y = x + 9, y + 4
+        if x > ROOF_AREA.left + ROOF_AREA.width / 2:
+            left, label_y = ROOF_AREA.right + 14, max(y + 4, lowest + LABEL_GAP)
+            lowest = label_y
+            parts.append(
+                f'<line class="leader" x1="{x:.1f}" y1="{y:.1f}" x2="{left - 4:.1f}"'
+                f' y2="{label_y - 4:.1f}"/>'
+            )
+        name = escape(point.name)
         css = "dot bad" if point.low else "dot"
         parts.append(
-            f'<circle class="{css}" cx="{x:.1f}" cy="{y:.1f}" r="5"><title>{escape(point.name)}:'
+            f'<circle class="{css}" cx="{x:.1f}" cy="{y:.1f}" r="5"><title>{name}:'
             f" {point.rate / 1e12:.4g} TFLOP/s</title></circle>"
-            f'<text class="name" x="{side:.1f}" y="{lowest:.1f}" text-anchor="{anchor}">'
-            f"{escape(point.name)}</text>"
+            f'<text class="name" x="{left:.1f}" y="{label_y:.1f}">{name}</text>'
         )
     return "".join(parts)
 

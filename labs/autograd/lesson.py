@@ -90,7 +90,7 @@ claim_raises(
     match="only for scalar outputs",
 )
 claim_raises(
-    "and not from a result that nobody recorded",
+    "and not from a result that is not tracked",
     RuntimeError,
     lambda: torch.ones(3).sum().backward(),
     match="does not require grad",
@@ -235,7 +235,7 @@ axes.legend()
 plt.show()
 
 for dtype, error in errors.items():
-    # The middle of the valley: the best of neighbouring steps is a matter of luck.
+    # The middle of the valley: the best of neighboring steps is a matter of luck.
     smooth = np.exp(np.convolve(np.log(error + 1e-16), np.ones(9) / 9, mode="valid"))
     print(f"{dtype}: best around h = {steps[smooth.argmin() + 4]:.0e}")
 
@@ -430,7 +430,7 @@ claim_raises(
 
 # %% [markdown]
 # Mind what the safe way does to the name: after `x = x + 1` the name `x` means the new tensor,
-# which is no leaf. The gradient goes to the old one.
+# which is not a leaf. The gradient goes to the old one.
 
 # %%
 x = torch.tensor([1.0], requires_grad=True)
@@ -444,7 +444,7 @@ claim("the gradient went to the old one", old.grad, torch.tensor([4.0]))
 # %% [markdown]
 # ## The version counter
 #
-# Tensors that are no leaves may be changed in place, as long as nobody needs the old values.
+# Tensors that are not leaves may be changed in place, as long as nobody needs the old values.
 # Who does? Some operations **save** tensors for their backward step. `exp` saves its result,
 # because that is its own derivative. `x * 2` saves nothing of `x`: the slope is 2 everywhere.
 #
@@ -494,8 +494,8 @@ claim("after x * 2 a change in place is fine", double_then_add(), torch.full((3,
 # ## Not recording
 #
 # Where you will never call `backward`, the record is waste. Under `torch.no_grad()` none is
-# made. It is also the door through which a leaf may be changed in place: an optimizer's step is
-# no part of the function, so it must not be recorded.
+# made. A leaf may be changed in place there: an optimizer's step is not part of the function, so
+# it must not be recorded.
 
 # %%
 model = torch.nn.Linear(2, 1)
@@ -517,8 +517,9 @@ draw_graph(y, {"y": y})
 
 # %% [markdown]
 # `torch.inference_mode()` goes further: its tensors keep no version either, which saves a little
-# more. The price comes later. Such a tensor can never be part of a record, and you find out only
-# where you use it. A `clone()` outside gives a normal tensor.
+# more. The price comes later. Such a tensor can be *added* to a tracked one, since a sum saves
+# nothing of it. A product would have to save it, and raises. A `clone()` outside the mode gives a
+# normal tensor.
 
 # %%
 with torch.inference_mode():
@@ -526,6 +527,7 @@ with torch.inference_mode():
 
 weight = torch.ones(1, requires_grad=True)
 claim("what inference_mode makes is marked", features.is_inference())
+claim("a sum with it is tracked", (features + weight).requires_grad)
 claim_raises(
     "a product with it cannot be recorded, though the mode is long over",
     RuntimeError,
@@ -892,7 +894,7 @@ def implicit_slope(equation, x: torch.Tensor, a: torch.Tensor) -> torch.Tensor:
 check("autograd.implicit_slope", implicit_slope)
 
 # %% [markdown]
-# ## What to take along
+# ## Key takeaways
 #
 # - `requires_grad` starts a record, `backward` reads it once and frees it, `.grad` adds up.
 # - The record is a graph of backward steps; you can look at it any time with

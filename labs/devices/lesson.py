@@ -39,9 +39,10 @@ use_lab_style()
 # %% [markdown]
 # ## Choosing a device
 #
-# The classic way asks for CUDA and falls back to the CPU. It works, but it knows only one maker of
-# GPUs. `torch.accelerator` asks for whatever this machine has, and `best_device()` from labkit
-# wraps that question: CUDA, Apple's MPS, Intel's XPU, or else the CPU.
+# The classic way asks for CUDA and falls back to the CPU. AMD's GPUs answer to it as well: torch
+# built for ROCm calls them `cuda`. Apple's and Intel's do not. `torch.accelerator` asks for whatever
+# this machine has, and `best_device()` from labkit wraps that question: CUDA or ROCm, Apple's MPS,
+# Intel's XPU, or else the CPU.
 
 # %%
 if torch.cuda.is_available():
@@ -217,13 +218,15 @@ claim("a move to CUDA keeps them", lambda: keeps_its_weight("cuda"), needs="cuda
 # ### Better than moving: made in the right place
 #
 # A move is an operation that autograd records, so a moved tensor is a *result* and not a leaf: its
-# `.grad` stays empty and no optimizer can train it. `torch.zeros(3, requires_grad=True).to("cuda")`
-# is a common way to train nothing at all, and it works on the CPU, where nothing moves. Say
-# `device=` when you make the tensor. `zeros_like` and its kin take the device of their example.
+# `.grad` stays empty, and an optimizer refuses it. `torch.zeros(3, requires_grad=True).to("cuda")`
+# is a common mistake, and it goes unnoticed on the CPU, where nothing moves. Say `device=` when you
+# make the tensor. `zeros_like` and similar functions take the device of their example.
 
 # %%
 w = torch.zeros(3, requires_grad=True)
 claim("a moved tensor is not a leaf", w.to("meta").is_leaf, False)
+claim_raises("an optimizer refuses it", ValueError,
+             lambda: torch.optim.SGD([w.to("meta")], lr=0.1), match="non-leaf")
 claim("where nothing moves, it stays one", w.to("cpu").is_leaf)
 claim("made in place, it is a leaf", torch.zeros(3, device=device, requires_grad=True).is_leaf)
 claim("zeros_like goes where its example is", torch.zeros_like(shadow).device.type, "meta")
@@ -496,13 +499,13 @@ left.axvline(20.5, linestyle=":", color="C4", label="warm-up ends")
 left.set(title="Every call, in order", xlabel="call", ylabel="milliseconds")
 left.legend()
 right.hist([s * 1e3 for s in warm], bins=40, color="C0", alpha=0.75)
-right.axvline(median * 1e3, color="C1", label=f"median {median * 1e3:.3f}")
-right.axvline(mean * 1e3, color="C2", linestyle="--", label=f"mean {mean * 1e3:.3f}")
+right.axvline(median * 1e3, color="C1", label=f"median {median * 1e3:.3f} ms")
+right.axvline(mean * 1e3, color="C2", linestyle="--", label=f"mean {mean * 1e3:.3f} ms")
 right.set(title="After the warm-up", xlabel="milliseconds", ylabel="calls")
 right.legend()
 plt.show()
-print(f"a 2-d Fourier transform on {device}, in medians:")
-print(f"the first call {seconds[0] / median:.1f}, the slowest later one {max(warm) / median:.1f}")
+print(f"a 2-d Fourier transform on {device}: the first call took {seconds[0] / median:.1f} times")
+print(f"the median, and the slowest later one {max(warm) / median:.1f} times the median")
 
 # %% [markdown]
 # Run that cell again: the first call has lost much of its price, since this process has now paid
@@ -603,7 +606,7 @@ if not torch.accelerator.is_available():
     claim_raises("without an accelerator nothing can be pinned", RuntimeError, x.pin_memory)
 
 # %% [markdown]
-# A widespread line is `x.pin_memory().to(device, non_blocking=True)`. But `pin_memory()` allocates
+# A common idiom is `x.pin_memory().to(device, non_blocking=True)`. But `pin_memory()` allocates
 # pinned memory and copies `x` into it before the transfer even starts. Pin once what is sent often,
 # or let the `DataLoader` do it in its own thread; then measure whether it helped.
 
@@ -699,9 +702,9 @@ claim("ones.sum() makes a thousand", ones.sum().item(), 1000.0)
 #
 # We multiply the same random matrices in each dtype and compare with float64. The error is
 # relative: $\|C - C_{64}\| / \|C_{64}\|$. The speed is what it is *here*: a dtype is fast only
-# where the hardware has circuits for it. A CPU may be far slower in float16 than in float32, and on
-# a machine that is busy with other things the speeds jump: run the cell again before you believe
-# them.
+# where the hardware has circuits for it, and a CPU may be far slower in float16 than in float32. We
+# take the dtypes in turns, so that a busy moment hits them all, and on one CPU thread. If the times
+# still scatter, the cell says that this machine is too busy to tell.
 #
 # **TF32** is a way for NVIDIA GPUs (Ampere and newer) to multiply float32 matrices fast: inputs are
 # rounded to ten bits of mantissa, while the tensors stay float32. It is off for matrix products
@@ -735,26 +738,42 @@ def product_error(size, dtype):
     return ((product.cpu().double() - exact).norm() / exact.norm()).item()
 
 
-def product_milliseconds(size, dtype):
-    a = torch.randn(size, size, device=device).to(dtype)
-    return statistics.median(time_calls(lambda: a @ a, 30)[5:]) * 1e3
+def product_seconds(size):
+    """Seconds of 25 products of each kind, taken in turns after five rounds of warm-up."""
+    factors = {name: torch.randn(size, size, device=device).to(kinds[name][0]) for name in kinds}
+    seconds = {name: [] for name in kinds}
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    for _ in range(30):
+        for name, a in factors.items():
+            seconds[name] += with_precision(kinds[name][1], lambda: time_calls(lambda: a @ a, 1))
+    torch.set_num_threads(threads)
+    return {name: values[5:] for name, values in seconds.items()}
+
+
+def is_scattered(values):
+    """True if the middle half of the values spreads over more than half of the median."""
+    low, middle, high = statistics.quantiles(values, n=4)
+    return high - low > middle / 2
 
 
 # %%
 matrix_sizes = (16, 32, 64, 128, 256)
 timed_size = 256 if device.type == "cpu" else 4096
-errors, milliseconds = {}, {}
+errors = {}
 for name, (dtype, precision) in kinds.items():
     errors[name] = with_precision(
         precision, lambda: [product_error(size, dtype) for size in matrix_sizes]
     )
-    milliseconds[name] = with_precision(precision, lambda: product_milliseconds(timed_size, dtype))
+seconds = product_seconds(timed_size)
+milliseconds = {name: statistics.median(values) * 1e3 for name, values in seconds.items()}
+busy = any(map(is_scattered, seconds.values()))
 
 figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
 for index, name in enumerate(kinds):
     left.loglog(matrix_sizes, errors[name], "o-", color=f"C{index}", label=name)
     bar = right.bar(name, milliseconds[name], color=f"C{index}")
-    right.bar_label(bar, fmt="%.3g")
+    right.bar_label(bar, fmt="%.3g ms")
 left.set(title="Error against float64", xlabel="matrix size", ylabel="relative error")
 left.set_xticks(matrix_sizes, matrix_sizes)
 left.minorticks_off()
@@ -768,7 +787,8 @@ plt.show()
 at_last = {name: values[-1] for name, values in errors.items()}
 for name, value in at_last.items():
     ratio = milliseconds["float32"] / milliseconds[name]
-    print(f"{name:9} error {value:.1e}   speed here, with float32 as 1: {ratio:.3g}")
+    speed = "too busy here to tell" if busy else f"{ratio:.3g} times the speed of float32 here"
+    print(f"{name:9} error {value:.1e}   {speed}")
 
 claim(
     "float16 is finer than bfloat16, and float32 than both",
@@ -1065,7 +1085,8 @@ claim(
 # %% [markdown]
 # Why, then, does the next, smaller try so often fail as well? Because the *error* keeps the failed
 # call's frames, and the frames keep their tensors. A notebook even stores the last error for you,
-# in `sys.last_exc` and `sys.last_traceback`. Here is such a failure, with a weak reference to watch
+# in `sys.last_value` and `sys.last_traceback`, and from Python 3.12 on in `sys.last_exc` too. Here
+# is such a failure, with a weak reference to watch
 # the tensor without holding it:
 
 
@@ -1126,7 +1147,7 @@ def run_in_halves(step, batch: torch.Tensor) -> torch.Tensor:
 check("devices.run_in_halves", run_in_halves)
 
 # %% [markdown]
-# ## What to take along
+# ## Key takeaways
 #
 # - Choose the device once, make tensors there, and write `device=x.device` inside functions.
 # - `.to` on a tensor returns; on a module it acts. Where nothing changes, it returns the same

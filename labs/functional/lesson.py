@@ -21,6 +21,7 @@
 
 # %%
 import time
+import warnings
 
 import matplotlib.pyplot as plt
 import torch
@@ -139,7 +140,8 @@ claim("no_grad inside the function silently gives zeros",
 #
 # `vmap(single_fn)` returns a function that takes a batch. Your code sees one example and never
 # mentions the batch dimension. This is not a loop: the function runs once, and each operation
-# in it is carried out for all examples together.
+# in it is carried out for all examples together. (A few operators, such as `torch.histc`, have no
+# batched form yet. For those `vmap` loops inside, and warns of a performance drop.)
 
 # %%
 shapes_seen = []
@@ -158,6 +160,13 @@ print("result:", tuple(result.shape), " shapes seen inside:", shapes_seen)
 
 claim("the result has the batch dimension in front", result.shape, (10, 3))
 claim("inside, the function saw one example of shape (3,), once", shapes_seen, [(3,)])
+
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    counted = vmap(lambda x: torch.histc(x, bins=4, min=-2, max=2))(batch)
+claim("an operator without a batched form still gives the right result", counted,
+      torch.stack([torch.histc(x, bins=4, min=-2, max=2) for x in batch]))
+claim("and warns", any("performance drop" in str(each.message) for each in caught))
 
 # %% [markdown]
 # For `x**2` you could have left `vmap` out, as elementwise operations take a batch anyway. It
@@ -317,7 +326,7 @@ claim("shape: the output's (3,), then the input's (2, 3)",
 
 # %% [markdown]
 # A Jacobian is worth looking at. Row $i$ shows which inputs output $i$ listens to: all so far
-# for a running sum, its neighbours for a moving average. In a softmax everyone hears everyone:
+# for a running sum, its neighbors for a moving average. In a softmax everyone hears everyone:
 # raising a score raises its own probability and lowers all the others.
 
 # %%
@@ -836,24 +845,24 @@ claim("new_zeros makes a batched one, and it works", vmap(total_in_a_batch)(torc
       torch.ones(4, 3))
 
 # %% [markdown]
-# The same limit meets you in batch normalisation: in training it updates its running statistics
+# The same limit meets you in batch normalization: in training it updates its running statistics
 # in place. It also mixes the examples of a batch, so there a gradient "of one example" would not
-# even be well defined. For per-sample gradients use a normalisation within each example, such as
+# even be well defined. For per-sample gradients use a normalization within each example, such as
 # `GroupNorm` or `LayerNorm`.
 
 # %%
 torch.manual_seed(0)
-normalised = nn.Sequential(nn.Linear(2, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
-its_parameters = {name: p.detach() for name, p in normalised.named_parameters()}
+normalized = nn.Sequential(nn.Linear(2, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
+its_parameters = {name: p.detach() for name, p in normalized.named_parameters()}
 
 
-def normalised_loss(parameters, x, y):
-    prediction = functional_call(normalised, parameters, (x.unsqueeze(0),))
+def normalized_loss(parameters, x, y):
+    prediction = functional_call(normalized, parameters, (x.unsqueeze(0),))
     return ((prediction - y) ** 2).sum()
 
 
 claim_raises("per-sample gradients through BatchNorm in training raise", RuntimeError,
-             lambda: vmap(grad(normalised_loss), in_dims=(None, 0, 0))(
+             lambda: vmap(grad(normalized_loss), in_dims=(None, 0, 0))(
                  its_parameters, torch.randn(4, 2), torch.randn(4, 1)))
 
 # %% [markdown]
@@ -925,7 +934,7 @@ claim("compiled, vmap(grad(f)) gives the same slopes", compiled_slope,
       slope(many_points), within=1e-3, needs="cpu_compiler")
 
 # %% [markdown]
-# ## What to take along
+# ## Key takeaways
 #
 # | you want | write |
 # |---|---|

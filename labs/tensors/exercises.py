@@ -17,7 +17,7 @@ def _scaled_channels_first(images: Tensor) -> Tensor:
 
 
 def images_to_batch_cases() -> Iterator[Case]:
-    """One marked pixel, an oblong colour batch, a square one, and a grey one."""
+    """One marked pixel, an oblong color batch, a square one, and a grey one."""
     draw = torch.Generator().manual_seed(1)
     marked = torch.zeros(1, 2, 3, 3, dtype=torch.uint8)
     marked[0, 1, 2, 0] = 255

@@ -204,9 +204,12 @@ claim("uint8 starts again after 255", torch.tensor([200], dtype=torch.uint8) + 1
 # %% [markdown]
 # ### When dtypes meet
 #
-# Element-wise operations convert to the wider dtype. Matrix products convert nothing: they raise.
-# This is the first error that most people see when NumPy data meets a model, since
-# NumPy's float64 comes along.
+# Element-wise operations convert to a common dtype. A float beats an integer of any size, and of
+# two floats the result can hold both ranges: bfloat16 with float16 gives float32. A tensor without
+# dimensions, like a Python number, counts only if it is of a higher kind (a float among integers).
+#
+# Matrix products convert nothing: they raise. This is the first error that most people see when
+# NumPy data meets a model, since NumPy's float64 comes along.
 
 # %%
 singles = torch.ones(2, 2)
@@ -214,7 +217,12 @@ doubles = torch.ones(2, 2, dtype=torch.float64)
 whole = torch.tensor([1, 2, 3])
 
 claim("float32 + float64 is float64", (singles + doubles).dtype, torch.float64)
+claim("int64 + float16 is float16", (whole + torch.ones(3).half()).dtype, torch.float16)
+claim("bfloat16 + float16 is float32", (singles.bfloat16() + singles.half()).dtype, torch.float32)
 claim("a Python number does not widen a tensor", (singles + 0.5).dtype, torch.float32)
+claim("nor does a float64 tensor without dimensions",
+      (singles + torch.tensor(0.5, dtype=torch.float64)).dtype, torch.float32)
+claim("among integers it decides the kind", (whole + torch.tensor(0.5)).dtype, torch.float32)
 claim("dividing integers gives float32", (whole / 2).dtype, torch.float32)
 claim_raises("float64 @ float32 raises", RuntimeError, lambda: doubles @ singles,
              match="expected m1 and m2 to have the same dtype")
@@ -298,7 +306,7 @@ claim("a list of the same numbers becomes float32", torch.tensor(source.tolist()
 # ### When the sharing ends
 #
 # `a += 1` writes into the memory that `a` has. `a = a + 1` computes into new memory and
-# gives it the old name. After that, the tensor and the array are strangers. The same goes for
+# gives it the old name. After that, the tensor and the array share nothing. The same goes for
 # `.float()`: it copies if it must convert, and else gives back the very same tensor.
 
 # %%
@@ -492,14 +500,15 @@ check("tensors.row_shares", row_shares)
 # %% [markdown]
 # ## The trap that costs a day
 #
-# A model often gives predictions of shape (n,), while the targets come from a table as (n, 1).
-# Their difference is not n values but n times n: every prediction against every target. The
+# A model that ends in `nn.Linear(d, 1)` gives predictions of shape (n, 1), while the targets
+# usually come as (n,). Their difference is not n values but n times n: every prediction against
+# every target. The
 # mean of that is a perfectly good-looking number. PyTorch's own loss says something, but it only
 # warns, and code written by hand says nothing at all.
 
 # %%
-prediction = torch.tensor([1.0, 2.0, 3.0])
-target = torch.tensor([[1.0], [2.0], [3.0]])
+prediction = torch.tensor([[1.0], [2.0], [3.0]])
+target = torch.tensor([1.0, 2.0, 3.0])
 
 draw_shapes(prediction=prediction, target=target, difference=prediction - target, values=True)
 with warnings.catch_warnings(record=True) as caught:
@@ -507,10 +516,10 @@ with warnings.catch_warnings(record=True) as caught:
     library_loss = torch.nn.functional.mse_loss(prediction, target)
 print(f"{len(caught)} warning: {str(caught[0].message)[:100]}...")
 
-claim("(3,) - (3, 1) is (3, 3)", (prediction - target).shape, (3, 3))
+claim("(3, 1) - (3,) is (3, 3)", (prediction - target).shape, (3, 3))
 claim("every prediction is right, and yet this loss is not 0",
       ((prediction - target) ** 2).mean() > 0)
-claim("with equal shapes it is", ((prediction - target.squeeze(1)) ** 2).mean(), 0)
+claim("with equal shapes it is", ((prediction.squeeze(1) - target) ** 2).mean(), 0)
 claim("mse_loss warns", "different to the input size" in str(caught[0].message))
 claim("and then returns the wrong number", library_loss, ((prediction - target) ** 2).mean())
 
@@ -523,20 +532,21 @@ claim("and then returns the wrong number", library_loss, ((prediction - target) 
 draw = torch.Generator().manual_seed(0)
 true_slope = 2.0
 inputs = torch.linspace(-1, 1, 40)
-targets = (true_slope * inputs + 0.3 * torch.randn(40, generator=draw)).unsqueeze(1)  # (40, 1)
+targets = true_slope * inputs + 0.3 * torch.randn(40, generator=draw)  # (40,)
+column = inputs.unsqueeze(1)  # (40, 1), as a linear layer takes and gives it
 
 slopes = torch.linspace(-2, 4, 121)
-wrong_loss = torch.stack([((w * inputs - targets) ** 2).mean() for w in slopes])
-right_loss = torch.stack([((w * inputs - targets.squeeze(1)) ** 2).mean() for w in slopes])
+wrong_loss = torch.stack([((w * column - targets) ** 2).mean() for w in slopes])
+right_loss = torch.stack([((w * inputs - targets) ** 2).mean() for w in slopes])
 wrong_best, right_best = slopes[wrong_loss.argmin()], slopes[right_loss.argmin()]
 
 figure, (points, losses) = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
 points.plot(inputs, targets, ".", color="0.5")
 points.plot(inputs, right_best * inputs, label="same shapes")
-points.plot(inputs, wrong_best * inputs, "--", label="(n,) against (n, 1)")
+points.plot(inputs, wrong_best * inputs, "--", label="(n, 1) against (n,)")
 points.set(title="the line each loss prefers", xlabel="input", ylabel="target")
 losses.plot(slopes, right_loss, label="same shapes")
-losses.plot(slopes, wrong_loss, "--", label="(n,) against (n, 1)")
+losses.plot(slopes, wrong_loss, "--", label="(n, 1) against (n,)")
 losses.plot([right_best, wrong_best], [right_loss.min(), wrong_loss.min()], "o", color="0.5")
 losses.set(title="the two losses", xlabel="slope", ylabel="loss")
 losses.legend()
@@ -707,7 +717,7 @@ def windows(signal: torch.Tensor, size: int) -> torch.Tensor:
 check("tensors.windows", windows)
 
 # %% [markdown]
-# ## What to take along
+# ## Key takeaways
 #
 # - NumPy's floating point default is float64, PyTorch's is float32, and matrix products do
 #   not mix them.

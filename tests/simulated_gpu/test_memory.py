@@ -333,3 +333,35 @@ def test_what_the_drivers_pool_cannot_record_is_said_with_a_next_command(a100):
     """
     kind, _, fix = a100.run_script(script, PYTORCH_ALLOC_CONF="backend:cudaMallocAsync").json()
     assert (kind, bool(fix)) == ("LabkitError", True)
+
+
+@pytest.mark.simulated
+def test_lines_of_compiled_code_are_the_users_whatever_the_cache_folder(a100, tmp_path):
+    script = """
+    @torch.compile
+    def wave(x): return (x.sin() + 1).cos() * x
+    x = torch.randn(2**20, device="cuda")
+    wave(x)
+    with labkit.record_allocations() as recorded: y = wave(x)
+    places = [group.place for group in recorded.history.devices[0].kept]
+    # The simulation computes the graph in a package of its own.
+    say(*[(one.via or one.frame).function for one in places])
+    """
+    functions = a100.run_script(script, TORCHINDUCTOR_CACHE_DIR=str(tmp_path)).json()
+    assert set(functions) <= {"wave", "<module>"}
+
+
+@pytest.mark.simulated
+def test_what_the_peak_is_of_adds_up_to_the_allocators(a100):
+    script = """
+    model = torch.nn.Linear(100, 50, bias=False, device="cuda")
+    unused = new(4)
+    with labkit.track_memory(kinds=True) as tracked:
+        model(torch.ones(4, 100, device="cuda")).sum().backward()
+    parts = tracked.use.breakdowns[0]
+    say(parts.peak_bytes, parts.unused_bytes, parts.scratch_bytes, tracked.peak_bytes)
+    """
+    *parts, peak = a100.run_script(script).json()
+    assert sum(parts) == peak
+    assert parts[1] >= 4 * MIB
+    assert parts[2] >= 8 * MIB  # cuBLAS's workspace

@@ -110,7 +110,8 @@ def test_the_private_pool_of_a_graph_is_said_and_advised_on(a100):
         new(1500)
         """,
     )
-    assert "graph" in text
+    assert "private pools" in first_measure(text)
+    assert "(graph)" in first_measure(text)
 
 
 def test_a_free_block_of_another_stream_is_explained(a100):
@@ -122,7 +123,7 @@ def test_a_free_block_of_another_stream_is_explained(a100):
         new(1500)
         """,
     )
-    assert "stream" in text
+    assert "own stream" in first_measure(text)
 
 
 def test_a_fraction_comes_before_other_processes(a100):

@@ -256,18 +256,17 @@ def count_cpu_tensors() -> int | None:
     tensors = [held for held in gc.get_objects() if issubclass(type(held), tensor)]
     # A subclass can override every attribute, and the parameter of a lazy module raises.
     with torch._C.DisableTorchFunctionSubclass():
-        return sum(dict(filter(None, map(_measure_storage, tensors))).values())
+        found = (storage for storage in map(find_storage, tensors) if storage)
+        return sum({address: count for device, address, count in found if device == "cpu"}.values())
 
 
-def _measure_storage(tensor: Any) -> tuple[int, int] | None:
-    """The address and the bytes of a CPU tensor's storage; None if it has none."""
+def find_storage(tensor: Any) -> tuple[str, int, int] | None:
+    """A tensor's device, and the address and bytes of its storage; None if it has no memory."""
     try:
-        if tensor.device.type != "cpu":
-            return None
         storage = tensor.untyped_storage()
-        if storage.device.type != "cpu":
-            return None  # a fake tensor, which has no memory
-        return storage.data_ptr(), storage.nbytes()
+        if storage.device != tensor.device:
+            return None  # a fake tensor, which warns when it is asked for its address
+        return str(tensor.device), storage.data_ptr(), storage.nbytes()
     except (RuntimeError, NotImplementedError):
         return None  # sparse and functional tensors have no storage
 

@@ -18,6 +18,7 @@ from itertools import islice
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType, TracebackType
 from typing import Any, NamedTuple
 
+from labkit.memory.balance.read import find_storage
 from labkit.memory.oom.model import Holder, LiveTensor, LiveTensors, walk_chain
 
 SEARCH_SECONDS = 1.0
@@ -122,16 +123,8 @@ def _list_storages(torch: Any, device: str, budget: Budget) -> dict[int, LiveTen
 
 
 def _add_tensor(tensor: Any, device: str, found: dict[int, LiveTensor]) -> None:
-    try:
-        if str(tensor.device) != device:
-            return
-        storage = tensor.untyped_storage()
-        if storage.device != tensor.device:
-            return  # a fake tensor, which has no memory
-        address, held = storage.data_ptr(), storage.nbytes()
-    except (RuntimeError, NotImplementedError):
-        return  # sparse and functional tensors have no storage
-    if not held:
+    place, address, held = find_storage(tensor) or ("", 0, 0)
+    if place != device or not held:
         return
     dtype = str(tensor.dtype).removeprefix("torch.")
     seen = LiveTensor(held, tuple(tensor.shape), dtype, in_graph=tensor.grad_fn is not None)
@@ -157,7 +150,9 @@ def _find_names(
     while queue and not budget.has_ended():
         root, path, value, depth = queue.popleft()
         if issubclass(type(value), torch.Tensor):
-            _note_name(names, _find_address(value, found), Holder(root.kind, _join(root, path)))
+            address = (find_storage(value) or ("", 0, 0))[1]
+            if address in found:
+                _note_name(names, address, Holder(root.kind, _join(root, path)))
         if id(value) in seen or depth >= DEPTH:
             continue
         seen.add(id(value))
@@ -169,22 +164,10 @@ def _find_names(
     return names
 
 
-def _note_name(names: dict[int, list[Holder]], address: int | None, holder: Holder) -> None:
-    if address is not None:
-        known = names.setdefault(address, [])
-        if len(known) < NAMES_KEPT and holder not in known:
-            known.append(holder)
-
-
-def _find_address(tensor: Any, found: Mapping[int, LiveTensor]) -> int | None:
-    try:
-        storage = tensor.untyped_storage()
-        if storage.device != tensor.device:
-            return None  # asking a fake tensor for its address warns
-        address: int = storage.data_ptr()
-    except (RuntimeError, NotImplementedError):
-        return None
-    return address if address in found else None
+def _note_name(names: dict[int, list[Holder]], address: int, holder: Holder) -> None:
+    known = names.setdefault(address, [])
+    if len(known) < NAMES_KEPT and holder not in known:
+        known.append(holder)
 
 
 def _join(root: Root, path: str) -> str:

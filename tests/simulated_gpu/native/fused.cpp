@@ -28,6 +28,14 @@ class Call {
     const auto at = schema_.argumentIndexWithName(name);
     return at && arguments_.at(*at).isTensor() ? arguments_.at(*at).toTensor() : Tensor();
   }
+  // Empty if the operator has no such argument.
+  std::vector<bool> flags(const std::string& name) const {
+    const auto at = schema_.argumentIndexWithName(name);
+    std::vector<bool> found;
+    if (at)
+      for (const bool flag : arguments_.at(*at).toBoolList()) found.push_back(flag);
+    return found;
+  }
   Tensor floats(const std::string& name) const {
     const Tensor found = tensor(name);
     return found.defined() ? found.to(at::kFloat) : found;
@@ -74,7 +82,10 @@ Stack attend_backward(const Call& call, const char* gradient_name) {
   const Tensor of_query = at::matmul(of_scores, found.key) * found.scale;
   const Tensor of_key = at::matmul(of_scores.transpose(-2, -1), found.query) * found.scale;
   const Tensor of_value = at::matmul(found.weights.transpose(-2, -1), gradient);
-  return {of_query.to(type), of_key.to(type), of_value.to(type), of_scores.to(type)};
+  // CUDA's operator makes no gradient for a bias that nobody trains; nor may this one make memory.
+  const auto mask = call.flags("grad_input_mask");
+  const IValue of_bias = mask.size() == 4 && mask[3] ? IValue(of_scores.to(type)) : IValue();
+  return {of_query.to(type), of_key.to(type), of_value.to(type), of_bias};
 }
 
 // The gates of a cell, with its biases.

@@ -25,6 +25,7 @@ constexpr const char* DRIVER_VERSION = "580.95.05";
 constexpr unsigned MEMORY_V2 = 0x02000028, MOST_MIG_INSTANCES = 7, NO_INSTANCE = ~0u;
 constexpr unsigned long long NOT_AVAILABLE = ~0ull;
 constexpr int OLDEST_MIG_MAJOR = 8, UNCORRECTED = 1;
+constexpr unsigned char FABRIC_NOT_SUPPORTED = 0;
 constexpr unsigned SM_CLOCK_MHZ = 1410, MOST_SM_CLOCK_MHZ = 1410;
 
 struct PciInfo {
@@ -41,6 +42,13 @@ struct MemoryV2 {
 };
 struct Utilization {
   unsigned gpu, memory;
+};
+struct FabricInfo {
+  unsigned version;
+  unsigned char cluster_uuid[16];
+  int status;
+  unsigned clique_id;
+  unsigned char state;
 };
 struct ProcessV1 {
   unsigned pid;
@@ -344,4 +352,8 @@ EXPORTED int nvmlDeviceGetTotalEccErrors(Handle handle, int type, int, unsigned 
 // c10 looks these up at its first failed allocation.
 EXPORTED int nvmlDeviceGetNvLinkRemoteDeviceType() { return NOT_SUPPORTED; }
 EXPORTED int nvmlDeviceGetNvLinkRemotePciInfo_v2() { return NOT_SUPPORTED; }
-EXPORTED int nvmlDeviceGetGpuFabricInfoV() { return NOT_SUPPORTED; }
+// Answered with expandable segments: there is no fabric of NVLink switches.
+EXPORTED int nvmlDeviceGetGpuFabricInfoV(Handle handle, FabricInfo* found) {
+  found->state = FABRIC_NOT_SUPPORTED;
+  return answer(handle, &found->status, static_cast<int>(SUCCESS));
+}
