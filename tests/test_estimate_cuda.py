@@ -14,7 +14,8 @@ from torch.nn import functional
 from labkit.devices.nvml import GpuMemory, GpuProcess, MemoryAnswer
 from labkit.errors import DeviceMissingError, UsageError
 from labkit.memory.balance import read
-from labkit.memory.estimate.cuda import CONTEXT_BYTES, CachingAllocator
+from labkit.memory.estimate.allocator import CachingAllocator
+from labkit.memory.estimate.cuda import CONTEXT_BYTES
 from labkit.memory.estimate.model import Target, find_target
 from labkit.memory.estimate.play import estimate_memory
 from labkit.memory.track.model import Storage
@@ -120,6 +121,98 @@ def test_an_inference_for_cuda_counts_what_it_puts_there(move):
     assert estimate_memory(lambda: torch.ones(9, device="cuda"), inference=True).peak_bytes == 36
 
 
+def test_what_stays_on_the_host_has_a_sum_of_its_own():
+    def make_step(batch=64):
+        images = torch.randn(50_000, 3, 224, 224)
+        model = nn.Linear(3 * 224 * 224, 4, bias=False).to("cuda")
+        return lambda: model(images[:batch].to("cuda").flatten(1)).mean().backward()
+
+    estimate = estimate_memory(make_step, device="24 GiB")
+    weights = 4 * 3 * 224 * 224 * 4  # made on the host, as by a real step
+    assert (estimate.fits, estimate.host_bytes) == (True, 50_000 * 3 * 224 * 224 * 4 + weights)
+    assert estimate.kinds["inputs"] == 64 * 3 * 224 * 224 * 4
+    assert "tensors that stay on the host" in str(estimate)
+
+
+def test_arguments_from_the_host_meet_what_the_step_puts_on_the_gpu():
+    def train(model, inputs):
+        model(inputs.to("cuda")).sum().backward()
+
+    estimate = estimate_memory(train, nn.Linear(100, 100), torch.ones(5, 100), device="H100")
+    assert estimate.kinds["parameters"] == 100 * 100 * 4 // 512 * 512 + 512 + 512
+
+
+def test_devices_that_do_not_meet_are_the_steps_own_error():
+    def make_step():
+        here, there = torch.ones(3), torch.ones(3, device="cuda")
+        return lambda: here + there
+
+    with pytest.raises(UsageError, match="same device"):
+        estimate_memory(make_step, device="H100")
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        torch.cuda.synchronize,
+        lambda: torch.ones(3).pin_memory().to(0, non_blocking=True),
+        lambda: torch.cuda.set_device(0),
+        lambda: torch.cuda.Event(enable_timing=True).record(),
+        lambda: torch.cuda.current_stream().wait_stream(torch.cuda.Stream()),
+        lambda: torch.randn(3, generator=torch.Generator("cuda"), device="cuda"),
+        lambda: torch.cuda.get_device_properties(0).name == "H100" or 1 / 0,
+        lambda: torch.cuda.mem_get_info()[1] == 81_559 * MIB or 1 / 0,
+        lambda: torch.cuda.is_available() or 1 / 0,
+        lambda: torch.ones(3, device="cuda").is_cuda or 1 / 0,
+        lambda: torch.tensor([1.0], device="cuda").get_device() == 0 or 1 / 0,
+        lambda: torch.ones(3, device="cuda").new_tensor([1.0]).device.type == "cuda" or 1 / 0,
+    ],
+)
+def test_what_a_script_asks_cuda_is_answered(call):
+    available = torch.cuda.is_available()
+
+    def make_step(batch=8):
+        model = nn.Linear(8, 8).to("cuda")
+        return lambda: (model(torch.randn(batch, 8, device="cuda")).sum().backward(), call())
+
+    estimate = estimate_memory(make_step, device="H100")
+    assert (estimate.obstacle, estimate.fits) == (None, True)
+    assert torch.cuda.is_available() is available
+
+
+@pytest.mark.parametrize(
+    ("device", "inference", "threads", "each"),
+    [("H100", False, 2, 32 * MIB), ("24 GiB", False, 2, 8_519_680), ("24 GiB", True, 1, 8_519_680)],
+)
+def test_cublas_keeps_a_workspace_for_each_thread(device, inference, threads, each):
+    model, inputs = nn.Linear(8, 8), torch.ones(2, 8)
+    step = model if inference else lambda net, given: net(given).sum().backward()
+    arguments = (inputs,) if inference else (model, inputs)
+    estimate = estimate_memory(step, *arguments, device=device, inference=inference)
+    assert estimate.workspace_bytes == threads * each
+    assert "workspaces of cuBLAS" in str(estimate)
+
+
+@pytest.mark.parametrize("layer", [nn.LSTM, nn.GRU, nn.RNN])
+def test_recurrent_networks_on_a_gpu_are_a_lower_bound(layer):
+    def make_step(batch=2):
+        model = layer(8, 8).cuda()
+        return lambda: model(torch.ones(5, batch, 8, device="cuda"))[0].sum().backward()
+
+    assert estimate_memory(make_step, device="H100").obstacle.operator.startswith("cuDNN")
+
+
+def test_where_the_weights_alone_are_too_much_no_batch_is_tried():
+    tried = []
+
+    def make_step(batch=64):
+        model = nn.Linear(2**15, 2**15).cuda()
+        return lambda: model(torch.ones(batch, 2**15, device="cuda")).sum().backward()
+
+    estimate = estimate_memory(make_step, device="6 GiB", say=tried.append)
+    assert (estimate.fits, estimate.largest_batch, tried) == (False, 0, [])
+
+
 def drop(batch=64):
     values = torch.ones(batch, 1024, requires_grad=True)
     return lambda: functional.dropout(values, 0.1).sum().backward()
@@ -155,9 +248,11 @@ def test_attention_with_dropout_does_not_keep_its_weights():
     assert on_cuda.peak_bytes < weights < on_cpu.peak_bytes
 
 
-def test_attention_with_a_mask_goes_its_way():
+def test_attention_with_a_mask_and_dropout_does_not_keep_its_weights():
+    weights = 2 * 4 * 512 * 512 * 4
     mask = torch.ones(512, 512, dtype=torch.bool)
-    assert estimate_memory(lambda: attend(attn_mask=mask), device="H100").obstacle is None
+    masked = estimate_memory(lambda: attend(attn_mask=mask, dropout_p=0.1), device="H100")
+    assert (masked.obstacle, masked.peak_bytes < weights) == (None, True)
 
 
 def test_an_optimizer_works_on_all_parameters_at_once():

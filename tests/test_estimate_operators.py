@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
+import sys
+import types
+import unittest
 import warnings
 
 import pytest
@@ -13,11 +17,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from labkit.memory.estimate.fake import REPLACED
 from labkit.memory.track.storages import list_parts, list_tensors
 
+DATABASE = "torch.testing._internal.common_methods_invocations"
 # The samples of each operator that are compared.
-SAMPLES = 6
-# Operators whose fake results have other storages than the real ones, and are not corrected: by
-# the number of samples, the bytes are a few elements.
-DIFFERENT: dict[str, str] = {}
+SAMPLES = 4
+# Operators whose fake results have other storages, and why this is not corrected.
+DIFFERENT = {
+    "aten._embedding_bag_forward_only.default": "some indices, as many as there are bags",
+    "aten._to_sparse.default": "its size depends on values; an estimate says so",
+    "aten._to_sparse.sparse_dim": "its size depends on values; an estimate says so",
+}
 
 
 class Recorder(TorchDispatchMode):
@@ -72,8 +80,14 @@ def compare(operator):
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_the_table_of_differences_is_complete():
-    database = pytest.importorskip("torch.testing._internal.common_methods_invocations").op_db
+def test_the_table_of_differences_is_complete(monkeypatch):
+    # Torch's own tests need this package, for other things than the database.
+    expecttest = types.ModuleType("expecttest")
+    expecttest.TestCase = unittest.TestCase
+    monkeypatch.setitem(sys.modules, "expecttest", expecttest)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        database = importlib.import_module(DATABASE).op_db
     found = set()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -12,7 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from labkit.errors import LabkitError
 from labkit.memory.track.model import sum_categories, sum_lines
-from labkit.memory.track.storages import StorageTracer
+from labkit.memory.track.storages import StorageTracer, list_parts
 from labkit.memory.track.tracker import track_memory
 from tests.fakes.models import MODELS, OPTIMIZERS, make_training, run_twice
 
@@ -297,3 +297,43 @@ def test_cuda_tensors_have_a_level_of_their_own():
         back = held.cpu()
     assert tracer.levels["cuda:0"].peak_bytes == held.nbytes
     assert tracer.levels["cpu"].peak_bytes == back.nbytes
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda net, one: torch.func.vmap(net)(one),
+        lambda net, one: torch.func.jacrev(net)(one[0]),
+        lambda net, one: torch.func.grad(lambda given: net(given).sum())(one),
+    ],
+    ids=["vmap", "jacrev", "grad"],
+)
+def test_modules_inside_function_transforms_are_counted(call):
+    net, inputs = nn.Linear(8, 2), torch.ones(4, 8)
+    with StorageTracer() as tracer:
+        call(net, inputs)
+    kinds = sum_categories(tracer.levels["cpu"].list_at_peak())
+    assert kinds["parameters"] >= (8 * 2 + 2) * 4
+
+
+def test_the_local_part_of_a_distributed_tensor_is_counted():
+    class Mesh:
+        """What a tensor names beside its parts."""
+
+    class Distributed(torch.Tensor):
+        @staticmethod
+        def __new__(cls, local):
+            return torch.Tensor._make_wrapper_subclass(cls, local.shape, dtype=local.dtype)
+
+        def __init__(self, local):
+            self._local_tensor, self.device_mesh = local, Mesh()
+
+        def __tensor_flatten__(self):
+            return ["_local_tensor", "device_mesh"], None
+
+        @classmethod
+        def __torch_dispatch__(cls, function, types, arguments=(), named=None):
+            raise NotImplementedError(function)
+
+    local = torch.ones(3)
+    assert [id(one) for one in list_parts(Distributed(local))] == [id(local)]

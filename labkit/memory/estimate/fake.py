@@ -25,22 +25,23 @@ from torch._subclasses import fake_tensor
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from labkit.errors import UsageError
+from labkit.memory.estimate.allocator import CachingAllocator, round_request
 from labkit.memory.estimate.cuda import (
-    CPU_SCRATCH,
-    HALF,
-    SCRATCH,
     WORKSPACE_BYTES,
-    CachingAllocator,
-    CudaOperators,
     FakeMode,
-    choose_foreach,
     hide_device,
     move_tensors,
     replace_attributes,
-    round_request,
     simulate_calls,
 )
 from labkit.memory.estimate.model import EstimateObstacle, Target
+from labkit.memory.estimate.operators import (
+    CPU_SCRATCH,
+    HALF,
+    SCRATCH,
+    CudaOperators,
+    choose_foreach,
+)
 from labkit.memory.estimate.values import (
     FACTORIES,
     KNOWN_ELEMENTS,
@@ -256,7 +257,7 @@ def _adds_in_place(gradient: Any, other: Any) -> bool:
         return False
     storage = gradient.untyped_storage()
     whole = storage.nbytes() == gradient.numel() * gradient.element_size()
-    return whole and torch._C._storage_Use_Count(storage._cdata) <= ALONE
+    return bool(whole and torch._C._storage_Use_Count(storage._cdata) <= ALONE)
 
 
 YES_OR_NO = ("aten::equal", "aten::is_nonzero", "aten::allclose")
@@ -374,7 +375,10 @@ class Simulation:
                 replace_attributes(logger, disabled=True),
                 replace_attributes(torch.utils, swap_tensors=_swap_data),
                 replace_attributes(torch.Tensor, __deepcopy__=_copy_tensor),
-                replace_attributes(fake_tensor, init_gpu_context=lambda *_: None),
+                # Torch's own constants would be computed on the named device: values.py has them.
+                replace_attributes(
+                    fake_tensor, init_gpu_context=lambda *_: None, CONSTANT_NUMEL_LIMIT=-1
+                ),
                 replace_attributes(torch, compile=self._note_compile(torch.compile)),
                 replace_attributes(
                     torch.nn.parallel.DistributedDataParallel,

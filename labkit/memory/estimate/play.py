@@ -239,7 +239,8 @@ def _estimate(work: Work, target: Target) -> Estimate:
 
 
 def _estimate_one(work: Work, target: Target, assumptions: Assumptions) -> Estimate:
-    from labkit.memory.estimate.cuda import CONTEXT_BYTES, CachingAllocator
+    from labkit.memory.estimate.allocator import CachingAllocator
+    from labkit.memory.estimate.cuda import CONTEXT_BYTES
     from labkit.memory.estimate.fake import COMPILED, CONVERGENCE
     from labkit.memory.track.model import Level, sum_categories, sum_lines
 

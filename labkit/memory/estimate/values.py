@@ -170,7 +170,7 @@ def allow_unknown_items(
 
     def read_float(tensor: Any) -> float:
         try:
-            return convert(tensor)
+            return float(convert(tensor))
         except DataDependentOutputException:
             note("float()")
             return 1.0

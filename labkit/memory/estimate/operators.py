@@ -1,0 +1,364 @@
+"""CUDA's operators on fake tensors: what they choose, what they keep, and what they need meanwhile.
+
+``CudaOperators`` replaces the operators that ask C++ for the device: dropout, attention, recurrent
+networks, and what autocast casts. ``SCRATCH`` has the bytes that operators allocate beside their
+results and free before they return, which fake tensors do not show.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from labkit.memory.estimate.cuda import replace_attributes
+from labkit.memory.track.storages import list_tensors
+
+HALF = (torch.float16, torch.bfloat16)
+
+
+def choose_foreach(optimizer: Any, arguments: Any, named: Any) -> None:
+    """Sets ``foreach`` if it is unset: an update of all parameters at once, CUDA's default.
+
+    Torch decides by the type of the parameters, and fake ones have another.
+    """
+    for group in optimizer.param_groups:
+        undecided = "foreach" in group and group["foreach"] is None
+        on_cuda = all(one.device.type == "cuda" for one in group["params"])
+        if undecided and on_cuda and not group.get("fused") and not group.get("differentiable"):
+            group["foreach"] = True
+
+
+# What autocast on CUDA computes in its own dtype, in float32, with a result in float32, and in the
+# widest dtype of the arguments (torch's lists, aten/src/ATen/autocast_mode.h).
+AUTOCAST_LOWER = """_convolution conv1d conv2d conv3d conv_tbc conv_transpose1d conv_transpose2d
+    conv_transpose3d convolution prelu addmm addmv addr matmul einsum mm mv linalg_vecdot linear
+    addbmm baddbmm bmm chain_matmul linalg_multi_dot lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell
+    scaled_dot_product_attention"""
+AUTOCAST_FLOAT32 = """acos asin cosh erfinv exp expm1 log log10 log2 log1p reciprocal rsqrt sinh tan
+    pow softplus layer_norm native_layer_norm group_norm frobenius_norm nuclear_norm norm
+    cosine_similarity poisson_nll_loss cosine_embedding_loss nll_loss nll_loss2d
+    hinge_embedding_loss kl_div l1_loss smooth_l1_loss huber_loss mse_loss margin_ranking_loss
+    multilabel_margin_loss soft_margin_loss triplet_margin_loss multi_margin_loss
+    binary_cross_entropy_with_logits dist pdist cdist renorm logsumexp"""
+AUTOCAST_RESULT = """prod softmax log_softmax cumprod cumsum linalg_vector_norm linalg_matrix_norm
+    sum"""
+AUTOCAST_WIDEST = """addcdiv addcmul atan2 bilinear cross dot vdot grid_sampler index_put tensordot
+    scatter_add cat stack"""
+AUTOCAST_KEY = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCUDA)
+
+
+class Autocast:
+    """Autocast on CUDA for fake tensors, which torch's own does not take for tensors of a GPU.
+
+    A parameter that was cast stays until the outermost autocast ends, as in torch.
+    """
+
+    def __init__(self) -> None:
+        self._cast: dict[int, tuple[Any, Any]] = {}
+
+    def register(self, library: Any) -> None:
+        """Registers the operators of torch's lists."""
+        ways = (
+            (AUTOCAST_LOWER, lambda tensors: torch.get_autocast_dtype("cuda")),
+            (AUTOCAST_FLOAT32, lambda tensors: torch.float32),
+            (AUTOCAST_RESULT, None),
+            (AUTOCAST_WIDEST, _find_widest),
+        )
+        for names, choose in ways:
+            for name in names.split():
+                packet = getattr(torch.ops.aten, name, None)
+                for form in packet.overloads() if packet else ():
+                    operator = getattr(packet, form)
+                    if (
+                        "out" in form
+                        or operator._schema.is_mutable
+                        or "Dimname" in str(operator._schema)
+                    ):
+                        continue
+                    full = name if form == "default" else f"{name}.{form}"
+                    library.impl(full, self._wrap(operator, choose), "AutocastCUDA")
+
+    def clear(self) -> None:
+        """Forgets the parameters that were cast."""
+        self._cast.clear()
+
+    def _wrap(self, operator: Any, choose: Any) -> Callable[..., Any]:
+        takes_dtype = any(one.name == "dtype" for one in operator._schema.arguments)
+
+        def run(*arguments: Any, **named: Any) -> Any:
+            with torch._C._ExcludeDispatchKeyGuard(AUTOCAST_KEY):
+                if choose is not None:
+                    dtype = choose((arguments, named))
+                    arguments = self._convert(arguments, dtype)
+                    return operator(*arguments, **self._convert(named, dtype))
+                if takes_dtype and named.get("dtype") is None and _is_castable(arguments[0]):
+                    places = [one.name for one in operator._schema.arguments]
+                    arguments = arguments[: places.index("dtype")]
+                    named["dtype"] = torch.float32
+                return operator(*arguments, **named)
+
+        return run
+
+    def _convert(self, value: Any, dtype: Any) -> Any:
+        if isinstance(value, list | tuple):
+            return type(value)(self._convert(one, dtype) for one in value)
+        if isinstance(value, dict):
+            return {name: self._convert(one, dtype) for name, one in value.items()}
+        if not _is_castable(value) or value.dtype is dtype:
+            return value
+        kept = value.is_leaf and value.requires_grad and dtype in HALF
+        if not kept or not torch.is_autocast_cache_enabled():
+            return value.to(dtype)
+        if id(value) not in self._cast:
+            self._cast[id(value)] = (value, value.to(dtype))
+        return self._cast[id(value)][1]
+
+
+def _is_castable(value: Any) -> bool:
+    return (
+        isinstance(value, torch.Tensor)
+        and value.device.type == "cuda"
+        and value.is_floating_point()
+        and value.dtype is not torch.float64
+    )
+
+
+def _find_widest(values: Any) -> Any:
+    dtypes = {one.dtype for one in list_tensors(values) if _is_castable(one)}
+    return torch.float32 if torch.float32 in dtypes else next(iter(dtypes), torch.float32)
+
+
+class CudaOperators:
+    """Replaces torch's operators that choose other code for CUDA, in a ``with`` block.
+
+    They are registered for autograd and autocast on CUDA only, so tensors of the CPU are not
+    affected.
+    """
+
+    def __init__(self, note_rnn: Callable[[], object]) -> None:
+        self._note_rnn = note_rnn
+        self._exits = contextlib.ExitStack()
+
+    def __enter__(self) -> None:
+        library = torch.library.Library("aten", "IMPL")
+        self._exits.callback(library._destroy)
+        library.impl("dropout", drop_out, "AutogradCUDA")
+        library.impl("scaled_dot_product_attention", attend, "AutogradCUDA")
+        for name in ("lstm", "gru", "rnn_tanh", "rnn_relu"):
+            for form in ("input", "data"):
+                library.impl(f"{name}.{form}", self._make_rnn(name, form), "AutogradCUDA")
+        autocast, clear = Autocast(), torch.clear_autocast_cache
+        autocast.register(library)
+
+        def clear_both() -> None:
+            clear()
+            autocast.clear()
+
+        self._exits.enter_context(replace_attributes(torch, clear_autocast_cache=clear_both))
+
+    def __exit__(self, *error: Any) -> None:
+        self._exits.close()
+
+    def _make_rnn(self, name: str, form: str) -> Callable[..., Any]:
+        operator = getattr(getattr(torch.ops.aten, name), form)
+
+        def run(*arguments: Any, **named: Any) -> Any:
+            self._note_rnn()
+            return operator.decompose(*arguments, **named)
+
+        return run
+
+
+def drop_out(values: Any, p: float, train: bool) -> Any:
+    """Dropout as on CUDA, which keeps a mask of one byte per element."""
+    if not train or p in {0, 1} or not values.numel():
+        return torch.ops.aten.dropout.default.decompose(values, p, train)
+    return torch.native_dropout(values, p, train)[0]
+
+
+def attend(  # noqa: PLR0917
+    query: Any,
+    key: Any,
+    value: Any,
+    attn_mask: Any = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    *,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Any:
+    """Attention by the kernel that torch chooses on Ampere and later GPUs."""
+    tensors = (query, key, value)
+    keeps = torch.is_grad_enabled() and any(one.requires_grad for one in tensors)
+    plain = all(one.dim() == 4 for one in tensors) and query.numel() and key.numel()
+    grouped = enable_gqa and query.size(1) != key.size(1)
+    masked = attn_mask is not None
+    cuda, size = torch.backends.cuda, query.size(-1)
+    scale = scale or 1 / math.sqrt(size)
+    if (
+        cuda.flash_sdp_enabled() and plain and not masked and query.dtype in HALF and size <= 256
+        and value.size(-1) == size
+    ):  # fmt: skip
+        padded = [
+            torch.nn.functional.pad(one, (0, -size % 8)) if size % 8 else one for one in tensors
+        ]
+        attended = torch.ops.aten._scaled_dot_product_flash_attention(
+            *padded, dropout_p, is_causal, scale=scale
+        )[0]
+        return attended[..., :size] if size % 8 else attended
+    aligned = size % (8 if query.dtype in HALF else 4) == 0
+    if (
+        cuda.mem_efficient_sdp_enabled() and plain and aligned and not grouped
+        and query.dtype in (*HALF, torch.float32) and not (masked and attn_mask.requires_grad)
+    ):  # fmt: skip
+        bias = _make_bias(attn_mask, query, key) if masked else None
+        return torch.ops.aten._scaled_dot_product_efficient_attention(
+            query, key, value, bias, keeps, dropout_p, is_causal, scale=scale
+        )[0]
+    return torch.ops.aten._scaled_dot_product_attention_math(
+        query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
+    )[0]
+
+
+def _make_bias(mask: Any, query: Any, key: Any) -> Any:
+    """The mask as the memory-efficient kernel takes it: numbers, padded to 16 bytes a row."""
+    if mask.dtype is torch.bool:
+        mask = torch.where(mask.logical_not(), -math.inf, torch.zeros_like(mask, dtype=query.dtype))
+    length = key.size(-2)
+    if mask.size(-1) == length and length % 16:
+        mask = torch.nn.functional.pad(mask, (0, -length % 16))[..., :length]
+    return mask.expand(query.size(0), query.size(1), query.size(2), length)
+
+
+def _round_up(count: int, step: int) -> int:
+    return -(-count // step) * step
+
+
+# Bytes that CUDA's operators allocate beside their results and free before they return, from the
+# operator's arguments. Measured with torch 2.11 (H100) and 2.14; the kernels' sources explain them.
+
+
+def _count_copy(gradient: Any) -> int:
+    """The attended values' gradient, (batch, heads, length, size), as the kernels want it."""
+    if gradient.transpose(1, 2).is_contiguous():
+        return 0
+    return int(gradient.numel() * gradient.element_size())
+
+
+def _count_efficient(arguments: Any) -> int:
+    """Backward of memory-efficient attention: gradients that several blocks add up, in float32."""
+    query, key, out, sums = arguments[1], arguments[2], arguments[5], arguments[6]
+    batch, heads, length, size = query.shape
+    delta = 4 * batch * heads * length + _count_copy(arguments[0])
+    workspace = 4 * batch * heads * _round_up(length, 64) * _round_up(size, 64)
+    if out.dtype is torch.float32:
+        return int(max(delta + workspace, 4 * out.numel() + 4 * sums.numel() + delta))
+    if size > 128:  # the output does not fit into registers
+        keys = _round_up(key.size(2), 128) * _round_up(size, 128)
+        workspace += 2 * 4 * batch * heads * keys
+    return int(delta + workspace)
+
+
+def _count_efficient_forward(arguments: Any) -> int:
+    query = arguments[0]
+    return 4 * int(query.numel()) if query.dtype in HALF and query.size(-1) > 128 else 0
+
+
+def _count_flash(arguments: Any) -> int:
+    """Backward of flash attention: the query's gradient in float32, and the softmax's sums."""
+    batch, heads, length, size = arguments[1].shape
+    return int(4 * batch * heads * _round_up(length, 128) * (_round_up(size, 32) + 1))
+
+
+def _count_encoder(arguments: Any) -> int:
+    """The fast path of nn.TransformerEncoderLayer: its hidden layer, or query, key and value."""
+    source, width, hidden = arguments[0], arguments[1], arguments[14].size(0)
+    return int(source.numel() // width * source.element_size() * max(hidden + width, 4 * width))
+
+
+def _count_softmax(arguments: Any) -> int:
+    """Backward of softmax: the product of the output and its gradient."""
+    return int(arguments[1].numel() * arguments[1].element_size())
+
+
+def _count_sum(arguments: Any) -> int:
+    """A sum over all but the last dimensions, as of a bias's gradient, adds up in many blocks."""
+    tensor, dims = arguments[0], arguments[1] if len(arguments) > 1 else None
+    kept = tensor.dim() - len(dims or ())
+    if not dims or not kept or sorted(one % tensor.dim() for one in dims) != list(range(len(dims))):
+        return 0
+    columns = math.prod(tensor.shape[-kept:])
+    rows = tensor.numel() // max(1, columns)
+    wide = next(count for count in (4, 2, 1) if columns % count == 0)
+    threads, across = 512 // wide, max(1, columns // wide)
+    width = min(1 << (across.bit_length() - 1), 32)
+    height = min(1 << (max(1, rows).bit_length() - 1), threads // width)
+    width = min(1 << (across.bit_length() - 1), threads // height)
+    each = -(-rows // height)  # the values of a thread
+    grid = -(-across // width)
+    target = 132 * (2048 // (width * height))  # the blocks that run at once on an H100
+    if rows < min(height * 16, 256) or each < 256 or grid > target:
+        return 0
+    blocks = max(min(-(-target // grid), -(-each // 16)), -(-each // 256))
+    return 4 * columns * blocks * width * wide if blocks > 1 else 0
+
+
+def _split_attention(query: Any, key: Any) -> tuple[int, int]:
+    """The rows of query and key that a thread of the CPU's flash attention works on."""
+    length = query.size(2)
+    rows = 256 if length >= 768 else 64 if length >= 192 else 32
+    return min(rows, length), min(512, key.size(2))
+
+
+def _count_cpu_flash(arguments: Any) -> int:
+    """Flash attention on the CPU: each thread's part of the weights and of the output."""
+    query = arguments[0]
+    rows, columns = _split_attention(query, arguments[1])
+    each = 4 * rows * (columns + 2 + query.size(3))
+    return int(torch.get_num_threads() * (each + 2 * rows * columns * (query.dtype in HALF)))
+
+
+def _count_cpu_flash_backward(arguments: Any) -> int:
+    """Its backward: each thread's part of the weights and of their gradient."""
+    query = arguments[1]
+    rows, columns = _split_attention(query, arguments[2])
+    each = 4 * 2 * rows * columns + 2 * 2 * rows * columns * (query.dtype in HALF)
+    return int(torch.get_num_threads() * each + 4 * rows + _count_copy(arguments[0]))
+
+
+def _count_cpu_encoder(arguments: Any) -> int:
+    """nn.TransformerEncoderLayer's fast path: all weights of attention, query, key and value."""
+    source, width, heads = arguments[:3]
+    hidden = arguments[14].size(0)
+    rows, size = source.numel() // width, source.element_size()
+    weights = rows * heads * source.size(1)
+    # Before there is a result, the three parts twice, or with the weights; or the hidden layer.
+    return int(size * max(5 * rows * width, 2 * rows * width + weights, rows * (hidden + width)))
+
+
+def _count_cpu_heads(arguments: Any) -> int:
+    """nn.MultiheadAttention's fast path."""
+    source, width, heads = arguments[0], arguments[3], arguments[4]
+    rows = source.numel() // width
+    return int(source.element_size() * rows * max(5 * width, 2 * width + heads * source.size(1)))
+
+
+CPU_SCRATCH: dict[str, Callable[[Any], int]] = {
+    "_scaled_dot_product_flash_attention_for_cpu": _count_cpu_flash,
+    "_scaled_dot_product_flash_attention_for_cpu_backward": _count_cpu_flash_backward,
+    "_transformer_encoder_layer_fwd": _count_cpu_encoder,
+    "_native_multi_head_attention": _count_cpu_heads,
+}
+SCRATCH: dict[str, Callable[[Any], int]] = {
+    "_scaled_dot_product_efficient_attention": _count_efficient_forward,
+    "_scaled_dot_product_efficient_attention_backward": _count_efficient,
+    "_scaled_dot_product_flash_attention_backward": _count_flash,
+    "_softmax_backward_data": _count_softmax,
+    "_transformer_encoder_layer_fwd": _count_encoder,
+    "sum": _count_sum,
+    "mean": _count_sum,
+}
