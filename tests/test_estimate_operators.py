@@ -19,7 +19,7 @@ from labkit.memory.track.storages import list_parts, list_tensors
 
 DATABASE = "torch.testing._internal.common_methods_invocations"
 # The samples of each operator that are compared.
-SAMPLES = 4
+SAMPLES = 6
 # Operators whose fake results have other storages, and why this is not corrected.
 DIFFERENT = {
     "aten._embedding_bag_forward_only.default": "some indices, as many as there are bags",

@@ -336,7 +336,7 @@ def norms_and_softmax(device, batch):
 
 @step
 def per_sample_gradients(device, batch):
-    model, inputs = nn.Linear(64, 64).to(device), torch.randn(batch, 64, device=device)
+    model, inputs = nn.Linear(64, 64).to(device), torch.randn(8 * batch, 64, device=device)
     weights = {name: one.detach() for name, one in model.named_parameters()}
 
     def measure(given, sample):
