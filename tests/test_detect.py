@@ -121,6 +121,22 @@ def test_the_best_device_is_the_first_that_torch_sees():
     assert detection.notes == ()
 
 
+@pytest.mark.parametrize(
+    ("capability", "version", "best"),
+    [
+        ("6.1", "2.13.0+cu130", "cpu"),
+        ("6.1", "2.13.0+cu126", "cuda:0"),
+        ("6.1", "2.13.0", "cuda:0"),  # somebody's own build: its list is not known
+        (None, "2.13.0+cu130", "cuda:0"),
+    ],
+)
+def test_a_gpu_that_this_build_has_no_code_for_is_not_the_best(capability, version, best):
+    nvml = make_nvml(make_gpu(0, "Tesla P40", compute_capability=capability))
+    found = join(nvml, InstalledTorch(version, "13.0"))
+    assert found.best == best
+    assert ["no code for Tesla P40" in note for note in found.notes] == [True] * (best == "cpu")
+
+
 def test_a_gpu_and_the_cpu_behind_it_carry_their_facts():
     gpu, cpu = join(make_nvml(make_gpu(0))).devices
     assert (gpu.kind, gpu.name, gpu.uuid) == ("cuda", "NVIDIA H200", "GPU-00aa")

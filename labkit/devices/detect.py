@@ -11,6 +11,7 @@ The GPUs of AMD, Intel and Apple: on Linux from /sys and /dev, on macOS from the
 from __future__ import annotations
 
 import os
+import platform
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,7 +20,7 @@ from typing import NamedTuple
 from labkit.devices.nvml import NvmlFacts, NvmlGpu, is_named_unified, read_nvml
 from labkit.host.cpu import CpuFacts, detect_cpu
 from labkit.host.gpu import parse_indices
-from labkit.host.torch_builds import InstalledTorch, read_torch_build
+from labkit.host.torch_builds import NEEDS, InstalledTorch, read_torch_build
 
 INTEL = "0x8086"
 AMD = "0x1002"
@@ -233,6 +234,7 @@ def join_facts(
     absent = ("no library", "no binding")
     broken = nvml.trouble if nvml.trouble and nvml.trouble.kind not in absent else None
     notes = [unusable or _explain_order(nvml, environment), *_list_remarks(nvml, build)]
+    notes += [] if unusable else [explain_no_code(gpu, build) for gpu in gpus]
     if not gpus and best not in ("cpu", None):
         notes = []  # torch uses another vendor's GPU and needs no NVIDIA driver
     notes += _explain_others(others, build)
@@ -272,11 +274,35 @@ def _choose_best(
     if build is None:
         return None  # without torch it is unknown which GPU it could use
     built = {**build.platforms, "cuda": None if unusable else build.cuda}
-    usable = [device for device in found if not device.trouble and built.get(device.kind)]
+    usable = [
+        device
+        for device in found
+        if not device.trouble and built.get(device.kind) and not explain_no_code(device, build)
+    ]
     if not usable:
         return "cpu"
     kind = TORCH_KINDS[usable[0].kind]
     return f"{kind}:0" if any(one.torch_name == f"{kind}:0" for one in usable) else kind
+
+
+def explain_no_code(
+    device: Device, build: InstalledTorch | None, machine: str = platform.machine()
+) -> str | None:
+    """Why this build has no code for the GPU, in one sentence; None if it has, or is unknown.
+
+    Only PyTorch's own builds, which say their CUDA in the version (``+cu130``), have a known list.
+    """
+    needs = NEEDS.get(build.version.partition("+")[2]) if build else None
+    capability = device.compute_capability
+    if device.kind != "cuda" or needs is None or capability is None or build is None:
+        return None
+    major, _, minor = capability.partition(".")
+    if needs.has_code_for((int(major), int(minor)), machine):
+        return None
+    return (
+        f"torch {build.version} has no code for {device.name} (compute capability {capability};"
+        f" it has {needs.describe_span(machine)})"
+    )
 
 
 def _explain_unusable(

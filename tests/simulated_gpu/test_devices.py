@@ -57,9 +57,6 @@ def test_two_alike_have_their_own_names(two_a100):
     assert len(answer["torch"]) == 2
 
 
-@pytest.mark.xfail(
-    strict=True, reason="`labkit devices` does not compare the GPU with the build's architectures"
-)
 def test_a_gpu_that_torch_has_no_code_for_is_not_the_best(pascal_without_code, pascal):
     refused = pascal_without_code.run_labkit("devices", "--json").json()
     assert refused["best"] == "cpu"
