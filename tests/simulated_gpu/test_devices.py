@@ -57,10 +57,10 @@ def test_two_alike_have_their_own_names(two_a100):
     assert len(answer["torch"]) == 2
 
 
-def test_a_gpu_that_torch_has_no_code_for_is_not_the_best(pascal_without_code, pascal):
+def test_a_gpu_that_torch_has_no_code_for_is_not_the_best(pascal_without_code):
     refused = pascal_without_code.run_labkit("devices", "--json").json()
     assert refused["best"] == "cpu"
-    assert pascal.run_labkit("devices", "--json").json()["best"] == "cuda:0"
+    assert any("no code for" in note for note in refused["notes"])
 
 
 def test_a_mig_instance_is_the_device(h100_mig):
