@@ -483,7 +483,7 @@ check("training.mean_loss", mean_loss)
 # steps, after a warm-up; the memory is the peak of the tensors that live during one step.
 
 # %%
-WIDTH, BATCH = (1024, 8192) if device.type == "cuda" else (192, 1024)
+WIDTH, BATCH = (1024, 8192) if device.type == "cuda" else (192, 512)
 inputs, wanted = contexts[:BATCH].to(device), targets[:BATCH].to(device)
 
 
