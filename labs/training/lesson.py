@@ -478,13 +478,13 @@ check("training.mean_loss", mean_loss)
 # ## What does a step cost?
 #
 # From here on, nothing is learned; everything is measured. A *step* is forward, backward and
-# optimizer on one batch. The network is wider from here on, and on a GPU wider still: there, a
-# small one would only measure how fast Python starts kernels. The time is the median of several
-# steps, after a warm-up; the memory is the peak of the tensors that live during one step.
+# optimizer on one batch. The network is wider from here on, and the batch is doubled until a step
+# takes 20 ms: on a fast GPU, a small batch would only measure how fast Python starts kernels. The
+# time is the median of several steps, after a warm-up; the memory is the peak of the tensors that
+# live during one step.
 
 # %%
-WIDTH, BATCH = (1024, 8192) if device.type == "cuda" else (192, 512)
-inputs, wanted = contexts[:BATCH].to(device), targets[:BATCH].to(device)
+WIDTH = 512 if device.type == "cuda" else 192
 
 
 def make_step(model, dtype=None):
@@ -524,6 +524,12 @@ def fresh(**options):
     torch.manual_seed(0)
     return NextCharacter(width=WIDTH, blocks=6, **options).to(device)
 
+
+inputs, wanted = contexts[:512].to(device), targets[:512].to(device)
+while len(wanted) < 65_536 and milliseconds(make_step(fresh()), calls=3) < 20:
+    size = 2 * len(wanted)
+    inputs, wanted = contexts[:size].to(device), targets[:size].to(device)
+print(f"the batch has {len(wanted):,} examples")
 
 plain = make_step(fresh())
 results = {"float32": (milliseconds(plain), peak_mib(plain))}
