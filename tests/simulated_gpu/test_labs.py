@@ -16,7 +16,7 @@ SPEEDS = {"LABKIT_SIM_GFLOPS": "5000", "LABKIT_SIM_KERNEL_NS": "5000"}
 HOSTS = ("pascal", "t4", "large_a100", "h100")
 IN_CI = {("compile", "t4"), ("devices", "h100")}
 LABS = [lab.name for lab in find_labs()]
-# torch's build for CUDA 13 sorts by a library that has no code path below Turing; the build for 12.6,
+# The build for CUDA 13 sorts by a library that has no code path below Turing; the build for 12.6,
 # which Pascal gets, has one.
 NOT_PLAYED = {("training", "pascal")}
 RUNS = [
