@@ -484,7 +484,7 @@ check("training.mean_loss", mean_loss)
 # live during one step.
 
 # %%
-WIDTH = 512 if device.type == "cuda" else 192
+WIDTH, BATCH = (256, 2048) if device.type == "cuda" else (192, 512)
 
 
 def make_step(model, dtype=None):
@@ -525,7 +525,7 @@ def fresh(**options):
     return NextCharacter(width=WIDTH, blocks=6, **options).to(device)
 
 
-inputs, wanted = contexts[:512].to(device), targets[:512].to(device)
+inputs, wanted = contexts[:BATCH].to(device), targets[:BATCH].to(device)
 while len(wanted) < 65_536 and milliseconds(make_step(fresh()), calls=3) < 20:
     size = 2 * len(wanted)
     inputs, wanted = contexts[:size].to(device), targets[:size].to(device)
