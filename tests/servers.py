@@ -103,9 +103,13 @@ def start_server(folder: Path, **variables: str) -> Iterator[LabServer]:
 
 
 def serve_environment(folder: Path, port: int) -> dict[str, str]:
-    """The variables that the launcher gives a server."""
+    """The variables that the launcher gives a server.
+
+    Without the checkout's own: `make status` in another test would take the server for its lab.
+    """
+    kept = {name: value for name, value in os.environ.items() if name != "LABKIT_HOME"}
     return {
-        **os.environ,
+        **kept,
         "LABKIT_EXTENSION": "1",
         "PYTHONPATH": str(ROOT),
         "LABKIT_STATE": str(folder / "state"),
