@@ -41,7 +41,7 @@ def is_mention(before: str, after: str) -> bool:
 
     >>> is_mention("3f2a9c1e fix: ", " during the build")
     True
-    >>> is_mention("OSError: [Errno 28] ", ": '/work/x'")
+    >>> is_mention("OSError: [Errno 28] ", ": '/data/x'")
     False
     """
     near = before[-200:]

@@ -142,7 +142,7 @@ def test_the_instructor_sees_what_was_passed(room: Class):
 
 def test_the_hub_comes_back_with_its_servers_and_culls_idle_ones(room: Class):
     ada = room.learners[0]
-    assert inside(ada, "sh", "-c", "echo mine > /work/mine.txt").ok
+    assert inside(ada, "sh", "-c", 'echo mine > "$LABKIT_WORKSPACE/mine.txt"').ok
     started = docker("inspect", "--format", "{{.State.StartedAt}}", ada.container).stdout
     room.start(HUB_SERVER_IDLE="8", HUB_SIGNUP="approved")
     assert docker("inspect", "--format", "{{.State.StartedAt}}", ada.container).stdout == started
