@@ -9,6 +9,7 @@ import jsonschema
 import pytest
 from msgspec.structs import replace
 
+from labkit.cli import main
 from labkit.devices.detect import Device
 from labkit.doctor.check import Finding
 from labkit.errors import DeviceMissingError, UsageError
@@ -20,11 +21,13 @@ from labkit.prove.model import (
     Figure,
     HardwareFacts,
     Proof,
+    ProofFact,
     format_schema,
     read_proof,
     scrub,
 )
 from labkit.prove.run import ProofRun, ProveOptions, choose_devices, find_stored
+from labkit.prove.view import render_proof
 from tests.fakes.played_cards import (
     CARDS,
     H100,
@@ -461,3 +464,18 @@ def test_a_stored_proof_fits_its_schema_and_is_judged_the_same_again(path):
 
 def test_stored_proofs_are_found():
     assert len(find_stored()) == len(STORED) > 0
+
+
+def test_a_proof_without_a_figure_is_not_called_well():
+    assert "nothing to judge" in judge_proof(Proof()).verdict
+
+
+def test_a_fact_whose_status_is_foreign_is_shown_last():
+    facts = (ProofFact(name="foreign", status="odd"), ProofFact(name="known", status="ok"))
+    page = render_proof(Proof(facts=facts))
+    assert page.index(">known<") < page.index(">foreign<")
+
+
+def test_a_folder_that_takes_no_file_is_refused_before_anything_is_measured(capsys):
+    assert main(["prove", "--output", "/proc/1", "--skip", "labs"]) == 2
+    assert "--output /proc/1 cannot be written" in capsys.readouterr().err

@@ -109,12 +109,18 @@ class Keeper:
         self.trouble: OSError | None = None
 
     def open(self) -> None:
-        """Makes the folder. Raises UsageError if it cannot."""
+        """Makes the folder. Raises UsageError if it cannot, or if no file can be written there."""
+        import tempfile
+
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.folder):
+                pass  # measuring takes minutes: it is known before whether the proof can be kept
         except OSError as error:
             raise UsageError(
-                f"--output {self.folder} cannot be made", cause=error.strerror, fix="--output DIR"
+                f"--output {self.folder} cannot be written",
+                cause=error.strerror,
+                fix="--output DIR",
             ) from error
 
     def keep(self, proof: Proof) -> None:

@@ -429,5 +429,6 @@ def describe_verdict(proof: Proof, status: str) -> str:
         "low": count_low(proof),
         "to look at": count_alarms(proof),
     }
-    parts = ", ".join(f"{count} {name}" for name, count in counts.items() if count) or "all well"
+    sound = "all well" if measured else "nothing to judge"
+    parts = ", ".join(f"{count} {name}" for name, count in counts.items() if count) or sound
     return f"interrupted, {words}: {parts}" if status == "interrupted" else f"{words}: {parts}"

@@ -445,7 +445,8 @@ def _lab_class(lab: LabProof) -> str:
 def _render_facts(facts: Sequence[ProofFact]) -> str:
     if not facts:
         return ""
-    ordered = sorted(facts, key=lambda fact: FACT_ORDER.index(fact.status))
+    order = {status: place for place, status in enumerate(FACT_ORDER)}
+    ordered = sorted(facts, key=lambda fact: order.get(fact.status, len(order)))
     css = {"ok": "good", "failed": "bad", "warning": "low"}
     rows = [
         [
