@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[1]
 collect_ignore = (
     []
     if importlib.util.find_spec("jupyter_server")
-    else ["test_contents.py", "test_guard.py", "test_nothing_lost.py"]
+    else ["test_contents.py", "test_guard.py", "test_nothing_lost.py", "test_start.py"]
 )
 
 # The fixtures of the simulated hosts, by name.

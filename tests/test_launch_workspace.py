@@ -21,7 +21,6 @@ from labkit.launch.settings import Identity
 from labkit.launch.state import ensure_token
 from labkit.launch.workspace import (
     describe_update,
-    find_first_notebook,
     hand_over,
     prepare_workspace,
     read_update_time,
@@ -364,20 +363,10 @@ def test_an_empty_or_odd_manifest_lists_nothing(checkout, text):
     assert read_update_time(checkout) is None
 
 
-def test_the_first_notebook(checkout):
-    assert find_first_notebook(checkout) is None
-    for name in ("02_autograd.ipynb", "01_tensors.ipynb", "mine.ipynb"):
-        (checkout.workspace / name).write_text("{}")
-    assert find_first_notebook(checkout) == "01_tensors.ipynb"
-
-
-def test_the_first_notebook_of_labs_in_a_subfolder(checkout):
+def test_labs_in_a_subfolder_are_listed_with_it(checkout):
     labs = checkout.workspace / "labkit-labs"
     (labs / ".labkit").mkdir(parents=True)
     (labs / ".labkit" / "manifest.json").write_text(
         json.dumps({"last_update": {"placed": ["01_tensors.ipynb"]}})
     )
-    for path in (labs / "01_tensors.ipynb", checkout.workspace / "00_mine.ipynb"):
-        path.write_text("{}")
-    assert find_first_notebook(checkout) == "labkit-labs/01_tensors.ipynb"
     assert describe_update(checkout) == ["put into work/labkit-labs/: 01_tensors.ipynb"]

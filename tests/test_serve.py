@@ -124,10 +124,7 @@ def test_the_labs_in_a_folder_without_a_checkout(became, tmp_path, monkeypatch):
     port = str(find_free_port())
     assert main(["lab", str(tmp_path / "a lab"), "--port", port]) == 0
     [(command, values)] = became
-    assert command[1:] == [
-        *("-m", "jupyterlab"),
-        "--LabApp.default_url=/lab/tree/01_tensors.ipynb",
-    ]
+    assert command[1:] == ["-m", "jupyterlab"]
     assert (tmp_path / "a lab" / "01_tensors.ipynb").is_file()
     assert values["LABKIT_WORKSPACE"] == str(tmp_path / "a lab")
     assert (values["LABKIT_SERVER_ADDRESS"], values["LABKIT_SERVER_PORT"]) == ("127.0.0.1", port)

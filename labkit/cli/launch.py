@@ -327,8 +327,6 @@ def run_lab(arguments: argparse.Namespace) -> int:
     port = choose_port(settings, settings.port or DEFAULT_PORT, steps)
     workspace = Path(arguments.folder).expanduser().resolve()
     environment = compose_lab(workspace, settings, port)
-    labs = choose_labs_folder(workspace)
-    file = labs / update_workspace(labs).labs[0].file
-    first = file.relative_to(workspace).as_posix()
-    become_jupyter(environment, [f"--LabApp.default_url=/lab/tree/{first}"])
+    update_workspace(choose_labs_folder(workspace))
+    become_jupyter(environment)
     return ExitCode.OK
