@@ -111,6 +111,8 @@ def _misplaced(path: Path, line: int, cause: str) -> LabkitError:
 # Part of the workspace's source digest. Increase it when the same lesson gives another notebook.
 CONVERTER_VERSION = 1
 _PERCENT = "py:percent"
+# The cells' metadata that reach the learner: ``jupyter`` folds a cell's source (source_hidden).
+KEPT_METADATA = ("tags", "jupyter")
 
 
 def make_learner_notebook(lab: Lab) -> Any:
@@ -164,7 +166,7 @@ def _build(lab: Lab, text: str) -> Any:
     makers = {"code": v4.new_code_cell, "markdown": v4.new_markdown_cell, "raw": v4.new_raw_cell}
     cells = []
     for position, cell in enumerate(read_percent(text).cells):
-        metadata = {key: cell.metadata[key] for key in ("tags",) if key in cell.metadata}
+        metadata = {key: cell.metadata[key] for key in KEPT_METADATA if key in cell.metadata}
         made = makers[cell.cell_type](cell.source, metadata=metadata)
         made["id"] = _cell_id(lab.name, position, cell.source)
         cells.append(made)
