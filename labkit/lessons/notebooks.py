@@ -109,8 +109,10 @@ def _misplaced(path: Path, line: int, cause: str) -> LabkitError:
 
 
 # Part of the workspace's source digest. Increase it when the same lesson gives another notebook.
-CONVERTER_VERSION = 1
+CONVERTER_VERSION = 2
 _PERCENT = "py:percent"
+# Metadata of a lesson's cells that its notebooks keep: tags, and whether the code is folded.
+_KEPT_METADATA = ("tags", "jupyter")
 
 
 def make_learner_notebook(lab: Lab) -> Any:
@@ -164,7 +166,7 @@ def _build(lab: Lab, text: str) -> Any:
     makers = {"code": v4.new_code_cell, "markdown": v4.new_markdown_cell, "raw": v4.new_raw_cell}
     cells = []
     for position, cell in enumerate(read_percent(text).cells):
-        metadata = {key: cell.metadata[key] for key in ("tags",) if key in cell.metadata}
+        metadata = {key: cell.metadata[key] for key in _KEPT_METADATA if key in cell.metadata}
         made = makers[cell.cell_type](cell.source, metadata=metadata)
         made["id"] = _cell_id(lab.name, position, cell.source)
         cells.append(made)
@@ -189,7 +191,7 @@ class Digests:
 
     ``content`` covers the cells' types, sources and attachments, in order. ``whole`` adds the
     outputs and the metadata of cells and notebook, without execution counts and without what
-    JupyterLab writes by itself (kernel, language, ids, layout of the file).
+    JupyterLab writes by itself (kernel, language, ids, folded cells, layout of the file).
     """
 
     content: str
@@ -235,7 +237,9 @@ def _cell_metadata(cell: dict[str, Any]) -> object:
     metadata = cell.get("metadata")
     if not isinstance(metadata, dict):
         return metadata
-    return {key: metadata[key] for key in metadata if key != "trusted"}
+    # JupyterLab writes these, also when a cell is only folded or unfolded.
+    by_jupyter = ("trusted", "collapsed", "jupyter")
+    return {key: metadata[key] for key in metadata if key not in by_jupyter}
 
 
 def _own_metadata(notebook: dict[str, Any]) -> object:
