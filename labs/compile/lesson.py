@@ -246,7 +246,8 @@ claim(
     (10, 1),
     needs="compiler",
 )
-claim("the ten operations became one kernel", lambda: metrics.generated_kernel_count, 1, needs="compiler")
+claim("the ten operations became one kernel", lambda: metrics.generated_kernel_count, 1,
+      needs="compiler")
 claim(
     "at every size the results agree up to rounding",
     lambda: max(errors),
@@ -267,7 +268,8 @@ if can_compile:
     right.set_yscale("log", base=2)
     right.yaxis.set_major_formatter("{x:g}")
     right.axhline(1, color="C1", linewidth=1, linestyle="--")
-    right.set(xlabel="numbers in x", ylabel="eager time / compiled time", title="Above 1 it pays off")
+    right.set(xlabel="numbers in x", ylabel="eager time / compiled time",
+              title="Above 1 it pays off")
     figure.tight_layout()
     plt.show()
     slower = [size for size, ratio in zip(sizes, ratios) if ratio < 1]
@@ -429,12 +431,12 @@ for name, options in modes.items():
     print(f"{name:<28}{textwrap.shorten(listed, 84, placeholder=' ...')}")
 
 # %% [markdown]
-# `mode="reduce-overhead"` sounds as if it saved memory. It does not. The overhead in its name is the
-# time that Python and the launches of each call take. Its one option turns on *CUDA graphs*: the
-# calls to the GPU are recorded once and then replayed as a whole. A replay needs
-# the same addresses each time, so the memory of inputs and intermediate results is held between
-# calls: it spends memory to save time. (The documentation of `torch.compile` says so too: "at the
-# cost of more memory usage".) On a CPU the option does nothing.
+# `mode="reduce-overhead"` sounds as if it saved memory. It does not. The overhead in its name is
+# the time that Python and the launches of each call take. Its one option turns on *CUDA graphs*:
+# the calls to the GPU are recorded once and then replayed as a whole. A replay needs the same
+# addresses each time, so the memory of inputs and intermediate results is held between calls: it
+# spends memory to save time. (The documentation of `torch.compile` says so too: "at the cost of
+# more memory usage".) On a CPU the option does nothing.
 #
 # `max-autotune` tries several ways to write each matrix product and keeps the fastest.
 # `max-autotune-no-cudagraphs` does the same without CUDA graphs.
@@ -547,7 +549,8 @@ claim(
 # Fixed addresses have another consequence. The first calls warm up and record; from the third call
 # on, each call is a replay and writes its result to the *same address*. So the next call overwrites
 # the result before it. PyTorch raises if you use an overwritten result of the first two calls. For
-# results of replays there is **no error**: the tensor that you kept has the values of the last call.
+# results of replays there is **no error**: the tensor that you kept has the values of the last
+# call.
 #
 # There are two remedies. `clone()` a result that you need later. Or mark where an iteration begins,
 # with `torch.compiler.cudagraph_mark_step_begin()`: then all results of one iteration stay valid
@@ -692,9 +695,9 @@ operations = [node.target for node in counter.graphs[0].graph.nodes if node.op.s
 claim("the loop is unrolled and the if is decided: four operations are left", len(operations), 4)
 
 # %% [markdown]
-# Read the printed code. It has neither a loop nor an `if`: the loop has a fixed length, and the `if`
-# asks for the number of dimensions, which is known while the graph is captured. Code that depends
-# on the *values* of a tensor is the next subject.
+# Read the printed code. It has neither a loop nor an `if`: the loop has a fixed length, and the
+# `if` asks for the number of dimensions, which is known while the graph is captured. Code that
+# depends on the *values* of a tensor is the next subject.
 
 # %% [markdown]
 # ## Graph breaks
@@ -724,8 +727,8 @@ claim("talkative is captured as three graphs", explanation.graph_count, 3)
 claim("there are two breaks between them", explanation.graph_break_count, 2)
 
 # %% [markdown]
-# (`generic_jump` is Dynamo's word for an `if` on a tensor.) The picture shows what runs compiled, and
-# what Python does in between.
+# (`generic_jump` is Dynamo's word for an `if` on a tensor.) The picture shows what runs compiled,
+# and what Python does in between.
 
 # %%
 pieces = []
@@ -784,7 +787,8 @@ claim_raises(
 #
 # Write `build_normalizer()`. It takes nothing and returns a *function* of `x` (any shape). That
 # function returns the pair `(normalized, mean)`: the same shape as `x`, and a tensor of shape `()`.
-# It must compile with `fullgraph=True`, and must not change `x`. The caller can then print the mean.
+# It must compile with `fullgraph=True`, and must not change `x`. The caller can then print the
+# mean.
 
 
 # %%
@@ -821,7 +825,8 @@ claim(
     0,
 )
 for values in (torch.ones(4), -torch.ones(4)):
-    claim(f"selecting and branching give the same for {values.tolist()}", selecting(values), branching(values))
+    claim(f"selecting and branching give the same for {values.tolist()}", selecting(values),
+          branching(values))
 
 # %% [markdown]
 # ## Exercise: clip by norm
@@ -836,9 +841,9 @@ for values in (torch.ones(4), -torch.ones(4)):
 #     return x
 # ```
 #
-# Write `make_clipper(limit)`. `limit` is a float above 0. It returns a function of `x` that does the
-# same for an `x` of any shape, as one graph with `fullgraph=True`, and does not change `x`. For a
-# tensor of zeros it returns zeros.
+# Write `make_clipper(limit)`. `limit` is a float above 0. It returns a function of `x` that does
+# the same for an `x` of any shape, as one graph with `fullgraph=True`, and does not change `x`. For
+# a tensor of zeros it returns zeros.
 
 
 # %%
@@ -965,7 +970,8 @@ torch.compiler.reset()
 strict = torch.compile(selecting, backend="eager")
 strict(torch.ones(4))
 with torch.compiler.set_stance("fail_on_recompile"):
-    claim("a call that fits a compiled graph still runs", strict(torch.ones(4)), selecting(torch.ones(4)))
+    claim("a call that fits a compiled graph still runs", strict(torch.ones(4)),
+          selecting(torch.ones(4)))
     claim_raises(
         "a recompile raises",
         RuntimeError,
@@ -1009,9 +1015,9 @@ check("compile.count_compiles", count_compiles)
 #
 # Real inputs differ in size: the last batch is smaller, and sentences have different lengths. At
 # first Dynamo takes each size as a constant. When a size changes, it recompiles, and now makes that
-# size *dynamic*: any number fits. The argument `dynamic=` overrides this. `True` makes sizes dynamic
-# from the start; `False` takes every size as a constant. `mark_dynamic(x, 0)` does it for one
-# dimension of one tensor.
+# size *dynamic*: any number fits. The argument `dynamic=` overrides this. `True` makes sizes
+# dynamic from the start; `False` takes every size as a constant. `mark_dynamic(x, 0)` does it for
+# one dimension of one tensor.
 
 
 # %%
@@ -1063,9 +1069,9 @@ claim("mark_dynamic(x, 0) makes the rows dynamic, not the columns",
       totals["mark_dynamic(x, 0)"], [1, 1, 1, 1, 2, 3])
 
 # %% [markdown]
-# Look at `(1, 4)`: every line rises there, even that of `dynamic=True`. The sizes 0 and 1 always get
-# graphs of their own: a size of 1 broadcasts, so it may need other code. A batch that is sometimes
-# 1 costs one more compile. Include it in the warm-up.
+# Look at `(1, 4)`: every line rises there, even that of `dynamic=True`. The sizes 0 and 1 always
+# get graphs of their own: a size of 1 broadcasts, so it may need other code. A batch that is
+# sometimes 1 costs one more compile. Include it in the warm-up.
 
 # %%
 claim(
@@ -1116,15 +1122,16 @@ claim("with dynamic=True four batch sizes share one graph", counter.count, 1)
 # %% [markdown]
 # ## Limits
 #
-# Dynamo limits the number of graphs for one function. Past the limit it makes no new graph: an input
-# that fits one of the existing graphs uses it, and any other input runs eagerly. *One* warning in
-# the log says so, which is easy to miss, and much of your program is as slow as without compiling.
-# With `fullgraph=True` it raises instead.
+# Dynamo limits the number of graphs for one function. Past the limit it makes no new graph: an
+# input that fits one of the existing graphs uses it, and any other input runs eagerly. *One*
+# warning in the log says so, which is easy to miss, and much of your program is as slow as without
+# compiling. With `fullgraph=True` it raises instead.
 
 # %%
 limit = torch._dynamo.config.recompile_limit
 print("most graphs for one function:", limit)
-print("most graphs for all functions that share its code:", torch._dynamo.config.accumulated_recompile_limit)
+print("most graphs for all functions that share its code:",
+      torch._dynamo.config.accumulated_recompile_limit)
 
 
 def compile_many_sizes(sizes, **options):

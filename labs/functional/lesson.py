@@ -301,7 +301,8 @@ curvature = vmap(grad(grad(cubic)))
 
 claim("vmap(grad(f)) is 3x² + 4x - 5 at every point", slope(points),
       3 * points**2 + 4 * points - 5, within=1e-4)
-claim("vmap(grad(grad(f))) is 6x + 4 at every point", curvature(points), 6 * points + 4, within=1e-4)
+claim("vmap(grad(grad(f))) is 6x + 4 at every point", curvature(points), 6 * points + 4,
+      within=1e-4)
 
 # %%
 turns = points[1:][slope(points).sign().diff() != 0]
@@ -668,8 +669,8 @@ farthest = max((a - b).abs().max().item() for a, b in zip(gradients.values(), on
 of_the_mean = torch.autograd.grad(((model(data) - target) ** 2).mean(), model[0].weight)[0]
 
 claim("vmap(grad(loss)) and the loop give the same gradients", farthest, 0.0, within=1e-4)
-claim("the mean of all gradients is the gradient of the mean loss", gradients["0.weight"].mean(dim=0),
-      of_the_mean, within=1e-4)
+claim("the mean of all gradients is the gradient of the mean loss",
+      gradients["0.weight"].mean(dim=0), of_the_mean, within=1e-4)
 
 # %% [markdown]
 # The values are the same. The next cell measures the time of both for several batch sizes. `Timer`
@@ -733,7 +734,8 @@ norms = torch.cat([g.flatten(1) for g in trained_gradients.values()], dim=1).nor
 
 first, second = norms.argsort(descending=True)[:2].tolist()
 claim("the wrong label has the largest gradient", first, WRONG)
-claim("the second largest belongs to the input farthest from 0", second, data.norm(dim=1).argmax().item())
+claim("the second largest belongs to the input farthest from 0", second,
+      data.norm(dim=1).argmax().item())
 claim("training this way left the module's weights alone", model[0].weight.detach(),
       parameters["0.weight"])
 
@@ -743,7 +745,8 @@ axes.plot(WRONG, norms[WRONG], marker="o", markersize=9, color="C1", linestyle="
           label=f"example {WRONG}: the wrong label")
 axes.plot(second, norms[second], marker="s", markersize=7, color="C2", linestyle="none",
           label=f"example {second}: right, but farthest from 0")
-axes.set(xlabel="example", ylabel="norm of its gradient", title="The norm of each example's gradient")
+axes.set(xlabel="example", ylabel="norm of its gradient",
+         title="The norm of each example's gradient")
 axes.legend()
 plt.show()
 

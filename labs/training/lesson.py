@@ -47,9 +47,9 @@ device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 # ## The data: text as numbers
 #
 # The text is that of the labs themselves. A network takes numbers, so each character becomes its
-# place in a list of all characters, the *vocabulary*. A tenth of the text is *held out*: the network
-# never trains on it, so its loss there shows whether the network learned the language or only this
-# text.
+# place in a list of all characters, the *vocabulary*. A tenth of the text is *held out*: the
+# network never trains on it, so its loss there shows whether the network learned the language or
+# only this text.
 
 # %%
 text = "\n".join(lab.lesson.read_text(encoding="utf-8") for lab in find_labs())
@@ -213,7 +213,8 @@ by_hand = torch.zeros(SIZE, SIZE).index_add_(
     (leaf.detach()[contexts[:64, -1]].softmax(dim=1) - F.one_hot(targets[:64], SIZE)) / 64,
 )
 claim("the gradient by hand is autograd's", by_hand, leaf.grad, within=1e-6)
-claim("training by gradients comes close to the counted bigrams", table_loss, bigram_loss, within=0.25)
+claim("training by gradients comes close to the counted bigrams", table_loss, bigram_loss,
+      within=0.25)
 
 # %% [markdown]
 # ## A module: parameters with names
@@ -307,15 +308,16 @@ claim_raises("the optimizer refuses a tensor that was computed", ValueError,
 # %% [markdown]
 # ## Exercise: one step of Adam
 #
-# Adam keeps two running averages for each parameter: `m` of the gradients, and `v` of their squares.
-# Both start at 0, so early averages are too small; dividing by `1 - beta ** t` corrects this. With
-# t = 1 for the first step:
+# Adam keeps two running averages for each parameter: `m` of the gradients, and `v` of their
+# squares. Both start at 0, so early averages are too small; dividing by `1 - beta ** t` corrects
+# this. With t = 1 for the first step:
 #
 # $$m \leftarrow \beta_1 m + (1 - \beta_1) g \qquad v \leftarrow \beta_2 v + (1 - \beta_2) g^2$$
 # $$p \leftarrow p - \text{rate} \cdot \frac{m / (1 - \beta_1^t)}{\sqrt{v / (1 - \beta_2^t)} + \epsilon}$$
 #
 # Write `adam_step(p, g, averages, t, rate)`, where `averages` is `(m, v)`, with $\beta_1 = 0.9$,
-# $\beta_2 = 0.999$ and $\epsilon = 10^{-8}$. Return the new `(p, m, v)`. Do not change the arguments.
+# $\beta_2 = 0.999$ and $\epsilon = 10^{-8}$. Return the new `(p, m, v)`. Do not change the
+# arguments.
 
 # %%
 def adam_step(p: torch.Tensor, g: torch.Tensor, averages: tuple[torch.Tensor, torch.Tensor],
@@ -334,8 +336,8 @@ def adam_step(p: torch.Tensor, g: torch.Tensor, averages: tuple[torch.Tensor, to
 check("training.adam_step", adam_step)
 
 # %% [markdown]
-# In the next cell, three entries have gradients of very different sizes: 0.001, 1 and -1000. How far
-# does the first step of Adam move each of them?
+# In the next cell, three entries have gradients of very different sizes: 0.001, 1 and -1000. How
+# far does the first step of Adam move each of them?
 
 # %%
 parameter = nn.Parameter(torch.tensor([1.0, 1.0, 1.0]))
@@ -350,14 +352,15 @@ claim("Adam's state is two tensors of the parameter's shape: training with it ne
       ["exp_avg", "exp_avg_sq"])
 
 # %% [markdown]
-# (In the first step, m / (1 - 0.9) is g, and v / (1 - 0.999) is g squared: their ratio is the sign.)
+# (In the first step, m / (1 - 0.9) is g, and v / (1 - 0.999) is g squared: their ratio is the
+# sign.)
 #
 # ## Exercise: one epoch
 #
 # Now the loop itself. Write `run_epoch(model, optimizer, batches)`. `batches` is a list of
-# `(inputs, targets)`; for each, take one step on `F.cross_entropy(model(inputs), targets)`, with the
-# model in training mode. Return the mean loss *per example* as a Python float. The last batch may be
-# shorter: then this is not the mean of the batches' means.
+# `(inputs, targets)`; for each, take one step on `F.cross_entropy(model(inputs), targets)`, with
+# the model in training mode. Return the mean loss *per example* as a Python float. The last batch
+# may be shorter: then this is not the mean of the batches' means.
 
 # %%
 def run_epoch(model, optimizer, batches) -> float:
@@ -501,9 +504,9 @@ check("training.mean_loss", mean_loss)
 # %% [markdown]
 # ## What does a step cost?
 #
-# The rest of the lab measures. A *step* is forward, backward and optimizer on one batch. The network
-# is wider from here on, and the batch is doubled until a step takes 20 ms: on a fast GPU, a small
-# batch would only measure how fast Python launches kernels. The time is the median of several
+# The rest of the lab measures. A *step* is forward, backward and optimizer on one batch. The
+# network is wider from here on, and the batch is doubled until a step takes 20 ms: on a fast GPU, a
+# small batch would only measure how fast Python launches kernels. The time is the median of several
 # steps, after a warm-up; the memory is the peak of the tensors that are alive during one step.
 
 # %%
@@ -628,8 +631,9 @@ claim("checkpointing lowers the peak", results["checkpointed"][1] < results["flo
 # ## torch.compile
 #
 # The compiler fuses the small operators between the matrix products, also in the backward pass.
-# `model.compile()` compiles in place; `torch.compile(model)` returns a wrapper. The first step takes
-# seconds, because it compiles. For such a small network on a CPU, the gain may be small, or none.
+# `model.compile()` compiles in place; `torch.compile(model)` returns a wrapper. The first step
+# takes seconds, because it compiles. For such a small network on a CPU, the gain may be small, or
+# none.
 
 # %%
 names = list(torch.compile(fresh()).state_dict())
@@ -698,8 +702,8 @@ plt.show()
 #
 # - Change this notebook: a longer `CONTEXT`, more blocks, dropout, your own text. Predict first how
 #   the held-out loss, the time of a step and the peak change.
-# - Use the same tools on your own code: `%%memory` above a cell, `track_memory()`, `draw_graph(loss)`
-#   and `labkit estimate` (does it fit?).
+# - Use the same tools on your own code: `%%memory` above a cell, `track_memory()`,
+#   `draw_graph(loss)` and `labkit estimate` (does it fit?).
 # - Read on in PyTorch's own documentation: [tutorials](https://docs.pytorch.org/tutorials/),
 #   [distributed training](https://docs.pytorch.org/docs/stable/distributed.html) for many devices,
 #   and [the notes](https://docs.pytorch.org/docs/stable/notes.html) on autograd, CUDA and

@@ -402,9 +402,9 @@ def describe_connections(graph: Graph) -> str:
         names.append(f"{label} no. {seen[label]}" if labels.count(label) > 1 else label)
     sentences = []
     for number, name in enumerate(names):
-        after = Counter(names[target] for source, target in graph.edges if source == number)
-        if after:
-            targets = [f"{one} ({times} times)" if times > 1 else one for one, times in after.items()]
+        counts = Counter(names[target] for source, target in graph.edges if source == number)
+        targets = [one if n == 1 else f"{one} ({n} times)" for one, n in counts.items()]
+        if targets:
             sentences.append(f"{name} to {' and '.join(targets)}")
     return f"The gradient goes from {'; from '.join(sentences)}." if sentences else ""
 
