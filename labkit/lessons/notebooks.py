@@ -121,8 +121,17 @@ def make_learner_notebook(lab: Lab) -> Any:
 
 
 def make_reference_notebook(lab: Lab) -> Any:
-    """The notebook with its solutions, for tests and for checking a machine."""
-    return _build(lab, keep_solutions(read_lesson(lab), lab.lesson))
+    """The notebook with its solutions, for tests and for checking a machine.
+
+    The metadata of a cell with a solution holds the learner's stub, which a run folder gets.
+    """
+    from labkit.notebooks.result import STUB_KEY
+
+    notebook = _build(lab, keep_solutions(read_lesson(lab), lab.lesson))
+    for cell, learners in zip(notebook.cells, make_learner_notebook(lab).cells, strict=True):
+        if cell.source != learners.source:
+            cell.metadata[STUB_KEY] = learners.source
+    return notebook
 
 
 def read_lesson(lab: Lab) -> str:

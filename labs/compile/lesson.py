@@ -605,14 +605,14 @@ claim_raises(
 )
 claim("two replays write to one address", share_an_address, needs="cuda_compiler")
 claim(
-    "1 * 2 + 1 is 3; after the next replay, with 2, the kept result is 5",
+    "1 * 2 + 1 is 3, and after the next replay, for 2, the kept result says 5",
     lambda: read_after_next_call(3),
     torch.full((4,), 5.0),
     needs="cuda_compiler",
 )
-claim("a clone keeps its values", read_clone, torch.full((4,), 3.0), needs="cuda_compiler")
+claim("a clone survives", read_clone, torch.full((4,), 3.0), needs="cuda_compiler")
 claim(
-    "the results of one marked step are valid together",
+    "results of one marked step live side by side",
     read_both_of_one_step,
     torch.full((4,), 8.0),
     needs="cuda_compiler",
