@@ -38,7 +38,7 @@ from torch._inductor import metrics
 from torch._inductor.runtime.cache_dir_utils import cache_dir
 from torch._inductor.utils import fresh_cache
 
-from labkit import check, claim, claim_raises
+from labkit import check, claim, claim_raises, predict
 from labkit.lessons.needs import has_compiler, has_cuda_compiler
 from labkit.lessons.pictures import use_lab_style
 
@@ -102,8 +102,7 @@ else:
 # %% [markdown]
 # ## One line, the same model
 #
-# `torch.compile(model)` returns a wrapper that you use like the model. The parameters are the same
-# tensors, so training one trains the other.
+# `torch.compile(model)` returns a wrapper that you use like the model.
 #
 # One thing changes: the names in `state_dict()` get a prefix. Save the `state_dict` of the model
 # that you wrapped, and the checkpoint fits both. Or call `model.compile()`, with the same
@@ -130,6 +129,10 @@ model = MyModel().to(device)
 compiled_model = torch.compile(model)
 input_data = torch.randn(64, 64, device=device)
 
+predict("compile.shared", "You train `compiled_model`. What happens to the parameters of `model`?",
+        ["they are trained too", "they stay as they are"],
+        seen="they are trained too" if compiled_model.widen.weight is model.widen.weight
+        else "they stay as they are", because="They are the same tensors.")
 claim("the compiled model is a module too", isinstance(compiled_model, nn.Module))
 claim("both share their parameters", compiled_model.widen.weight is model.widen.weight)
 claim(
@@ -218,12 +221,9 @@ check("compile.calls_until_paid", calls_until_paid)
 # ## Where the gain comes from: fusion
 #
 # Eager PyTorch runs one operation at a time. Each reads its input from memory and writes a new
-# tensor. `wave` has ten operations, so its data goes through memory ten times. The compiler writes
-# *one* loop (a kernel) that reads `x` once, does all ten steps on the values in registers, and
-# writes once.
-#
-# That pays off most where memory is the limit: in long chains of cheap operations on large
-# tensors. `dynamic=True` asks for code that fits every size, so this cell compiles once.
+# tensor. `wave` has ten operations, so its data goes through memory ten times. The next cell
+# compiles it and counts the loops ("kernels") that the compiler writes. `dynamic=True` asks for
+# code that fits every size, so this cell compiles once.
 
 # %%
 if can_compile:
@@ -240,6 +240,11 @@ if can_compile:
         eager_best.append(min(time_calls(lambda: wave(x), 25)))
         compiled_best.append(min(time_calls(lambda: compiled_wave(x), 25)))
 
+    predict("compile.kernels", "How many kernels does the compiler write for `wave`?",
+            [1, 2, 5, 10], seen=metrics.generated_kernel_count,
+            because="It reads `x` once, does all ten steps on the values in registers, and writes "
+            "once: *fusion*.")
+
 claim(
     "ten operations were captured, in one graph",
     lambda: (counters["stats"]["calls_captured"], counters["stats"]["unique_graphs"]),
@@ -255,6 +260,10 @@ claim(
     within=1e-5,
     needs="compiler",
 )
+
+# %% [markdown]
+# Fusion pays off most where memory is the limit: in long chains of cheap operations on large
+# tensors.
 
 # %%
 if can_compile:
@@ -298,7 +307,11 @@ if can_compile:
     errors = {}
     for name, function in (("eager", wave), ("compiled", compiled_wave)):
         errors[name] = (function(x).double() - exact).abs().mean().item()
-        print(f"{narrow}, {name:>8}: mean error {errors[name]:.5f}")
+    predict("compile.rounding", "In 16 bits, which is closer to the exact result?",
+            ["eager", "compiled", "both the same"],
+            seen="compiled" if errors["compiled"] < errors["eager"] else "eager",
+            because="Eager code rounds to 16 bits after every operation. The fused loop computes "
+            "in float32 and rounds once, at the end.")
 else:
     print("skipped: with a compiler, the errors of eager and of compiled code")
 
@@ -309,9 +322,6 @@ claim(
 )
 
 # %% [markdown]
-# Eager code rounds to 16 bits after every operation. The fused loop computes in `float32` and
-# rounds once, at the end.
-#
 # The compiler makes a second graph for the backward pass, so gradients are compiled as well.
 
 
@@ -337,8 +347,8 @@ claim(
 
 
 # %% [markdown]
-# Random numbers are an exception: the compiler has a generator of its own. Where you need eager's
-# random numbers, for instance while you debug, set `fallback_random`.
+# Random numbers are another matter. Where you need eager's random numbers in compiled code, for
+# instance while you debug, set `fallback_random`.
 
 
 # %%
@@ -359,6 +369,11 @@ def with_fallback_random():
 
 torch.compiler.reset()
 compiled_drop = torch.compile(drop)
+if can_compile:
+    predict("compile.dropout", "With one seed, do eager and compiled dropout drop the same values?",
+            ["yes", "no"],
+            seen="yes" if torch.equal(seeded(drop), seeded(compiled_drop)) else "no",
+            because="Compiled code has a random number generator of its own.")
 claim(
     "with the same seed, compiled dropout drops the same values each time",
     lambda: torch.equal(seeded(compiled_drop), seeded(compiled_drop)),
@@ -422,16 +437,24 @@ claim("with a warm cache, no graph is missing from it", lambda: warm_misses, 0, 
 # %% [markdown]
 # ## The modes, and what each of them does
 #
-# `mode=` is a name for a few options. You can list them:
+# `mode=` is a name for a few options. `mode="reduce-overhead"` is widely used. What does it reduce?
 
 # %%
 modes = torch._inductor.list_mode_options()
+
+predict("compile.reduce_overhead", '`mode="reduce-overhead"` sets one option. What does it do?',
+        ["it uses less memory", "it records the GPU's work and replays it", "it skips the guards"],
+        seen="it records the GPU's work and replays it"
+        if modes["reduce-overhead"] == {"triton.cudagraphs": True} else str(modes),
+        because="The option turns on CUDA graphs.")
+
+# %%
 for name, options in modes.items():
     listed = ", ".join(f"{key}={value}" for key, value in options.items()) or "nothing"
     print(f"{name:<28}{textwrap.shorten(listed, 84, placeholder=' ...')}")
 
 # %% [markdown]
-# `mode="reduce-overhead"` sounds as if it saved memory. It does not. The overhead in its name is
+# `mode="reduce-overhead"` does **not** save memory. The overhead in its name is
 # the time that Python and the launches of each call take. Its one option turns on *CUDA graphs*:
 # the calls to the GPU are recorded once and then replayed as a whole. A replay needs the same
 # addresses each time, so the memory of inputs and intermediate results is held between calls: it
@@ -685,27 +708,33 @@ watched = torch.compile(thrice, backend=counter)
 claim("wrapping alone captures nothing", counter.count, 0)
 
 watched(torch.ones(2, 3))
-print(counter.graphs[0].code)
 claim("the first call captures one graph", counter.count, 1)
 
 watched(torch.randn(2, 3))
 claim("a second call with the same kind of input captures nothing new", counter.count, 1)
 
 operations = [node.target for node in counter.graphs[0].graph.nodes if node.op.startswith("call")]
+
+# %%
+predict("compile.unrolled", "`thrice` has a loop of 3 rounds and an `if`. How many operations does "
+        "its graph have?", [1, 2, 4, 7], seen=len(operations),
+        because="The loop has a fixed length, and is unrolled. The number of dimensions is known "
+        "while the graph is captured, so the `if` is decided.")
 claim("the loop is unrolled and the if is decided: four operations are left", len(operations), 4)
 
 # %% [markdown]
-# Read the printed code. It has neither a loop nor an `if`: the loop has a fixed length, and the
-# `if` asks for the number of dimensions, which is known while the graph is captured. Code that
-# depends on the *values* of a tensor is the next subject.
+# The next cell prints the code of the graph. It has neither a loop nor an `if`. Code that depends
+# on the *values* of a tensor is the next subject.
+
+# %%
+print(counter.graphs[0].code)
 
 # %% [markdown]
 # ## Graph breaks
 #
 # Some code cannot be part of a graph: a `print`, or an `if` on a value that exists only after the
 # graph has run. There Dynamo ends the graph, lets Python do that step, and begins a new graph after
-# it: a *graph break*. Your program still gives the right result. But each break costs time in
-# Python, and nothing is fused across it.
+# it: a *graph break*. Each break costs time in Python, and nothing is fused across it.
 #
 # `torch._dynamo.explain` runs a function once and reports its graphs and its graph breaks.
 
@@ -720,11 +749,16 @@ def talkative(x):
 
 
 explanation = torch._dynamo.explain(talkative)(torch.ones(4))
-for reason in explanation.break_reasons:
-    print(f"break at `{reason.user_stack[-1].line}`: {reason.reason.splitlines()[0]}")
 
+predict("compile.graphs", "As how many graphs is `talkative` captured?", [1, 2, 3, "none"],
+        seen=explanation.graph_count,
+        because="It breaks at the `print` and at the `if` on a value. The result is still right.")
 claim("talkative is captured as three graphs", explanation.graph_count, 3)
 claim("there are two breaks between them", explanation.graph_break_count, 2)
+
+# %%
+for reason in explanation.break_reasons:
+    print(f"break at `{reason.user_stack[-1].line}`: {reason.reason.splitlines()[0]}")
 
 # %% [markdown]
 # (`generic_jump` is Dynamo's word for an `if` on a tensor.) The picture shows what runs compiled,
@@ -870,7 +904,8 @@ check("compile.make_clipper", make_clipper)
 # once more: a *recompile*, in the middle of your program.
 #
 # The environment variable `TORCH_LOGS=recompiles` makes torch log the reason of each recompile. The
-# next cell turns this log on, and prints how each call differs from the first one.
+# next cell turns this log on and calls `watched` with several kinds of input. The table below
+# shows how each call differs from the first one.
 
 
 # %%
@@ -904,7 +939,7 @@ counter = GraphCounter()
 watched = torch.compile(shift, backend=counter)
 offset = 1.0
 x = torch.randn(4, 4)
-counts = {}
+counts, table = {}, []
 with caught_logs("torch._dynamo.guards.__recompiles") as lines:
     for change, call in {
         "the first call": lambda: watched(x),
@@ -923,18 +958,30 @@ with caught_logs("torch._dynamo.guards.__recompiles") as lines:
         # The log says for each graph why it does not fit; the last line is about the first graph.
         why = lines[0].splitlines()[-1].partition(": ")[2] if lines else ""
         compiles = "compiled" if counts[change] else "        "
-        print(f"{change:<28}{compiles}  {textwrap.shorten(why, 72, placeholder=' ...')}")
+        table.append(f"{change:<28}{compiles}  {textwrap.shorten(why, 72, placeholder=' ...')}")
 torch._logging.set_logs()
 
 # %%
+predict("compile.strides", "`x` is 4 by 4, and `watched(x)` is compiled. Does `watched(x.t())`, "
+        "with the same shape and dtype, compile again?", ["yes", "no"],
+        seen="yes" if counts["other strides (transposed)"] else "no",
+        because="The strides are guarded too.")
 claim("other values need no recompile", counts["other values"], 0)
 claim("another dtype recompiles", counts["another dtype"], 1)
 claim("other strides recompile, although the shape is the same",
       counts["other strides (transposed)"], 1)
+
+# %%
+predict("compile.grad_mode", "Does `watched(x)` under `torch.no_grad()` compile again?",
+        ["yes", "no"], seen="yes" if counts["no_grad"] else "no",
+        because="The grad mode is guarded.")
 claim("requires_grad recompiles", counts["requires_grad"], 1)
 claim("another grad mode recompiles", counts["no_grad"], 1)
 claim("inference mode recompiles", counts["inference_mode"], 1)
 claim("graphs made earlier are kept and used again", counts["the first kind again"], 0)
+
+# %%
+print("\n".join(table))
 
 # %% [markdown]
 # Guards cover more than the arguments. `shift` reads `offset`, a global variable, and
@@ -949,7 +996,12 @@ zeros = torch.zeros(3)
 offset = 1.0
 watched(zeros)
 offset = 5.0
-claim("a changed global is seen", watched(zeros), zeros + 5)
+after_change = watched(zeros)
+
+predict("compile.global", "`offset` was 1 when `shift` was compiled, and is 5 now. What does "
+        "`watched(zeros)` give?", {"1, as compiled": zeros + 1, "5, compiled again": zeros + 5,
+        "an error": None}, seen=after_change, because="Globals that the code reads are guarded.")
+claim("a changed global is seen", after_change, zeros + 5)
 claim("the changed global costs a second compile", counter.count, 2)
 
 counter = GraphCounter()
@@ -1014,10 +1066,9 @@ check("compile.count_compiles", count_compiles)
 # ## Changing shapes
 #
 # Real inputs differ in size: the last batch is smaller, and sentences have different lengths. At
-# first Dynamo takes each size as a constant. When a size changes, it recompiles, and now makes that
-# size *dynamic*: any number fits. The argument `dynamic=` overrides this. `True` makes sizes
-# dynamic from the start; `False` takes every size as a constant. `mark_dynamic(x, 0)` does it for
-# one dimension of one tensor.
+# first Dynamo takes each size as a constant. It can also make a size *dynamic*: any number fits.
+# The argument `dynamic=` says which. `True` makes sizes dynamic from the start; `False` takes
+# every size as a constant. `mark_dynamic(x, 0)` does it for one dimension of one tensor.
 
 
 # %%
@@ -1048,6 +1099,21 @@ totals = {
     "mark_dynamic(x, 0)": compiles_over_shapes(shapes, mark=True),
 }
 
+# %%
+predict("compile.sizes", "Default settings: calls with 3, 5, 7 and 9 rows. How many graphs?",
+        [1, 2, 4], seen=totals["default"][3],
+        because="The second size recompiles, and makes the number of rows dynamic.")
+claim("by default, the second number of rows recompiles, and further ones do not",
+      totals["default"], [1, 2, 2, 2, 3, 4])
+
+# %%
+predict("compile.one_row", "With `dynamic=True`, these calls share one graph. Then comes a call "
+        "with 1 row. How many graphs now?", [1, 2], seen=totals["dynamic=True"][4],
+        because="The sizes 0 and 1 always get graphs of their own: a size of 1 broadcasts.")
+claim("dynamic=True makes sizes dynamic from the start",
+      totals["dynamic=True"], [1, 1, 1, 1, 2, 2])
+
+# %%
 figure, axes = plt.subplots()
 for place, (name, values) in enumerate(totals.items()):
     raised = [value + 0.06 * place for value in values]  # so that no line hides another
@@ -1059,19 +1125,14 @@ axes.legend()
 plt.show()
 
 # %%
-claim("by default, the second number of rows recompiles, and further ones do not",
-      totals["default"], [1, 2, 2, 2, 3, 4])
-claim("dynamic=True makes sizes dynamic from the start",
-      totals["dynamic=True"], [1, 1, 1, 1, 2, 2])
 claim("dynamic=False compiles for each shape",
       totals["dynamic=False"], [1, 2, 3, 4, 5, 6])
 claim("mark_dynamic(x, 0) makes the rows dynamic, not the columns",
       totals["mark_dynamic(x, 0)"], [1, 1, 1, 1, 2, 3])
 
 # %% [markdown]
-# Look at `(1, 4)`: every line rises there, even that of `dynamic=True`. The sizes 0 and 1 always
-# get graphs of their own: a size of 1 broadcasts, so it may need other code. A batch that is
-# sometimes 1 costs one more compile. Include it in the warm-up.
+# Look at `(1, 4)`: every line rises there, even that of `dynamic=True`. A batch that is sometimes 1
+# costs one more compile. Include it in the warm-up.
 
 # %%
 claim(
@@ -1122,10 +1183,7 @@ claim("with dynamic=True four batch sizes share one graph", counter.count, 1)
 # %% [markdown]
 # ## Limits
 #
-# Dynamo limits the number of graphs for one function. Past the limit it makes no new graph: an
-# input that fits one of the existing graphs uses it, and any other input runs eagerly. *One*
-# warning in the log says so, which is easy to miss, and much of your program is as slow as without
-# compiling. With `fullgraph=True` it raises instead.
+# Dynamo limits the number of graphs for one function.
 
 # %%
 limit = torch._dynamo.config.recompile_limit
@@ -1145,6 +1203,13 @@ def compile_many_sizes(sizes, **options):
 
 
 with caught_logs("torch._dynamo.convert_frame") as lines:
+    predict("compile.limit", f"{limit} sizes are compiled, and no more is allowed. What happens in "
+            "a call with one more size?",
+            ["it raises", "it replaces the oldest graph", "it runs eagerly"],
+            seen=lambda: "it runs eagerly" if compile_many_sizes(limit + 1) == limit
+            else "it replaces the oldest graph",
+            because="One warning in the log says so, which is easy to miss.")
+    lines.clear()
     claim(f"{limit} sizes make {limit} graphs", compile_many_sizes(limit), limit)
     claim("up to the limit, nothing is logged", len(lines), 0)
     claim("three more sizes make no more graphs", compile_many_sizes(limit + 3), limit)
@@ -1157,6 +1222,9 @@ with caught_logs("torch._dynamo.convert_frame") as lines:
     )
 
 # %% [markdown]
+# Past the limit, an input that fits one of the existing graphs uses it, and any other input runs
+# eagerly: much of your program is as slow as without compiling. With `fullgraph=True` it raises.
+#
 # You can raise the limit (`torch._dynamo.config.recompile_limit`), but that is rarely the answer.
 # Rather ask why there are so many kinds of input: make sizes dynamic, keep one dtype and one
 # layout, or reduce the sizes to a few. The last one is the next exercise.

@@ -41,7 +41,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.benchmark import Timer
 from torch.utils.flop_counter import FlopCounterMode
 
-from labkit import best_device, check, claim, claim_raises
+from labkit import best_device, check, claim, claim_raises, predict
 from labkit.lessons.pictures import use_lab_style
 
 torch.manual_seed(0)
@@ -71,12 +71,20 @@ case = {"w": torch.randn(8, 16), "xs": torch.randn(256, 8), "ys": torch.randn(25
 case = {name: tensor.to(device) for name, tensor in case.items()}
 loop_ms = median_milliseconds("f(w, xs, ys)", f=gradients_by_a_loop, **case)
 transforms_ms = median_milliseconds("f(w, xs, ys)", f=gradients_by_transforms, **case)
-print(f"256 gradients on {device}: a loop takes {loop_ms:.1f} ms, "
-      f"vmap(grad(f)) takes {transforms_ms:.2f} ms")
-print(f"the transforms are {loop_ms / transforms_ms:.0f} times as fast on this machine")
+ratio = loop_ms / transforms_ms
 
+predict("functional.speed",
+        "256 gradients, by a loop and by the transforms: how much faster are the transforms here?",
+        ["slower", "1 to 3 times as fast", "3 to 10 times as fast", "more than 10 times as fast"],
+        seen="slower" if ratio < 1 else "1 to 3 times as fast" if ratio < 3
+        else "3 to 10 times as fast" if ratio < 10 else "more than 10 times as fast")
 claim("the loop and the transforms give the same 256 gradients",
       gradients_by_transforms(*case.values()), gradients_by_a_loop(*case.values()), within=1e-4)
+
+# %%
+print(f"256 gradients on {device}: a loop takes {loop_ms:.1f} ms, "
+      f"vmap(grad(f)) takes {transforms_ms:.2f} ms")
+print(f"the transforms are {ratio:.1f} times as fast on this machine")
 
 # %% [markdown]
 # `torch.func` works on functions. `grad` takes a function and gives you its derivative as a new
@@ -88,8 +96,7 @@ claim("the loop and the transforms give the same 256 gradients",
 # ## grad: a function in, its derivative out
 #
 # `grad(f)` does not run `f`. It returns a function with the same arguments as `f`, which gives
-# the gradient with respect to the first one. The tensor does not need `requires_grad=True`, there
-# is no `backward()`, and nothing is written to `.grad`.
+# the gradient with respect to the first one. There is no `backward()`.
 
 # %%
 def f(x):
@@ -98,8 +105,12 @@ def f(x):
 
 grad_f = grad(f)
 x = torch.randn(3)
-print(grad_f(x))
+gradient_of_f = grad_f(x)
 
+predict("functional.grad_attribute", "`grad_f(x)` has run, and `x` does not require grad. What is "
+        "`x.grad` now?", {"None": None, "the gradient, 2 * x": gradient_of_f}, seen=x.grad,
+        because="`grad` returns the gradient. It needs no `requires_grad=True`, and writes nothing "
+        "to `.grad`.")
 claim("grad of the sum of squares is 2x", grad_f(x), 2 * x)
 claim("x was left alone: no requires_grad, no .grad", (x.requires_grad, x.grad), (False, None))
 
@@ -130,6 +141,17 @@ claim("grad_and_value gives the gradient, then the value", (gradient, value),
 # must be a floating point tensor.
 
 # %%
+def accepts_shape_1():
+    try:
+        grad(lambda x: x**2)(torch.ones(1))
+    except RuntimeError:
+        return "no"
+    return "yes"
+
+
+predict("functional.scalar", "Does `grad(lambda x: x**2)` accept an `x` of shape `(1,)`?",
+        ["yes", "no"], seen=accepts_shape_1,
+        because="The result has the shape `(1,)`, which is not the scalar shape `()`.")
 claim_raises("grad of a vector-valued function raises", RuntimeError,
              lambda: grad(lambda x: x**2)(torch.ones(3)), match="scalar")
 claim_raises("shape (1,) is not a scalar either", RuntimeError,
@@ -169,17 +191,21 @@ def square_hidden_from_grad(x):
 with torch.no_grad():
     outside = grad(cubic)(two)
 
+inside = grad(square_hidden_from_grad)(torch.ones(3))
+
+predict("functional.no_grad", "`square_hidden_from_grad` squares under `no_grad`. What does `grad` "
+        "of it give for three ones?",
+        {"[2, 2, 2]": 2 * torch.ones(3), "[0, 0, 0]": torch.zeros(3), "an error": None},
+        seen=inside, because="There is no error and no warning.")
 claim("no_grad around grad changes nothing", outside.item(), 15.0)
 claim("no_grad inside the function silently gives zeros",
-      grad(square_hidden_from_grad)(torch.ones(3)), torch.zeros(3))
+      inside, torch.zeros(3))
 
 # %% [markdown]
 # ## vmap: write it for one example, run it for all
 #
 # `vmap(single_fn)` returns a function that takes a batch. You write `single_fn` for one example,
-# without a batch dimension. This is not a loop: the function runs once, and each operation in it
-# is carried out for all examples together. (A few operators, such as `torch.histc`, do not have a
-# batched form yet. For those, `vmap` loops inside, and warns of a performance drop.)
+# without a batch dimension.
 
 # %%
 shapes_seen = []
@@ -194,11 +220,18 @@ batched_fn = vmap(single_fn)
 batch = torch.randn(10, 3)
 shapes_seen.clear()
 result = batched_fn(batch)
-print("result:", tuple(result.shape), " shapes seen inside:", shapes_seen)
 
+predict("functional.runs", "`batch` has 10 examples. How often did the body of `single_fn` run?",
+        ["once", "10 times"], seen="once" if len(shapes_seen) == 1 else f"{len(shapes_seen)} times",
+        because="This is not a loop: each operation is carried out for all examples together.")
 claim("the result has the batch dimension in front", result.shape, (10, 3))
 claim("inside, the function saw one example of shape (3,), once", shapes_seen, [(3,)])
 
+# %% [markdown]
+# A few operators, such as `torch.histc`, do not have a batched form yet. For those, `vmap` loops
+# inside, and warns of a performance drop.
+
+# %%
 with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
     counted = vmap(lambda x: torch.histc(x, bins=4, min=-2, max=2))(batch)
@@ -238,9 +271,8 @@ claim_raises("mapped dimensions must have the same size", ValueError,
              match="same size in the mapped dimension")
 
 # %% [markdown]
-# `vmap` inside `vmap` gives two batch dimensions; that of the outer `vmap` is the first in the
-# result. Read the code below from the inside: one row of `table` with each of the `queries`, then
-# that for every row of `table`.
+# `vmap` inside `vmap` gives two batch dimensions. Read the code below from the inside: one row of
+# `table` with each of the `queries`, then that for every row of `table`.
 
 # %%
 def similarity(a, b):
@@ -250,7 +282,12 @@ def similarity(a, b):
 table, queries = torch.randn(5, 3), torch.randn(2, 3)
 one_against_all = vmap(similarity, in_dims=(None, 0))
 all_against_all = vmap(one_against_all, in_dims=(0, None))
-claim("two vmaps, two batch dimensions", all_against_all(table, queries).shape, (5, 2))
+similarities = all_against_all(table, queries)
+
+predict("functional.two_vmaps", "`table` has 5 rows, and there are 2 `queries`. Which shape does "
+        "`all_against_all(table, queries)` have?", [(5, 2), (2, 5), (10,)],
+        seen=tuple(similarities.shape))
+claim("two vmaps, two batch dimensions", similarities.shape, (5, 2))
 
 # %% [markdown]
 # All examples at once also means that the intermediate results of all examples are in memory at
@@ -344,8 +381,7 @@ check("functional.slope_and_bend", slope_and_bend)
 # ## Jacobians: every output by every input
 #
 # A function from $n$ numbers to $m$ numbers has $m \times n$ partial derivatives: the Jacobian.
-# `jacrev` and `jacfwd` both give it. Its shape is the output's shape followed by the input's,
-# also for tensors of more dimensions.
+# `jacrev` and `jacfwd` both give it, also for tensors of more dimensions.
 
 # %%
 scores = torch.tensor([2.0, 1.0, 0.0, -1.0, 0.5, 1.5])
@@ -358,11 +394,16 @@ def softmax(x):
 by_reverse, by_forward = jacrev(softmax)(scores), jacfwd(softmax)(scores)
 p = softmax(scores)
 
+sums_jacobian = jacrev(lambda x: x.sum(dim=0))(torch.ones(2, 3))
+
+predict("functional.jacobian_shape", "`x.sum(dim=0)` takes the shape `(2, 3)` to `(3,)`. Which "
+        "shape does its Jacobian have?", [(2, 3, 3), (3, 2, 3), (3, 6)],
+        seen=tuple(sums_jacobian.shape), because="The output's shape comes first.")
 claim("jacrev and jacfwd agree", by_reverse, by_forward, within=1e-6)
 claim("softmax has the Jacobian diag(p) - p pᵀ", by_reverse, torch.diag(p) - torch.outer(p, p),
       within=1e-6)
 claim("shape: the output's (3,), then the input's (2, 3)",
-      jacrev(lambda x: x.sum(dim=0))(torch.ones(2, 3)).shape, (3, 2, 3))
+      sums_jacobian.shape, (3, 2, 3))
 
 # %% [markdown]
 # The picture shows three Jacobians. Row $i$ shows which inputs change output $i$: for a running
@@ -427,6 +468,10 @@ operations = {
     for transform in (jacrev, jacfwd)
 }
 
+predict("functional.jacobian_cost", "1024 outputs, 64 inputs: which one needs fewer operations?",
+        ["jacrev", "jacfwd", "both the same"],
+        seen="jacfwd" if operations[jacfwd][1024] < operations[jacrev][1024] else "jacrev",
+        because="64 forward passes are fewer than 1024 backward passes.")
 claim("one output, 64 inputs: jacrev needs fewer operations",
       operations[jacrev][1] < operations[jacfwd][1])
 claim("as many outputs as inputs: the same number",
@@ -624,8 +669,14 @@ claim("and the module still has its own weights", model[0].weight.detach(),
 # %%
 misspelled = {**zeros, "2.bais": torch.ones(1, device=device)}
 
+misspelled_result = functional_call(model, misspelled, (inputs,))
+
+predict("functional.misspelled", "All parameters are zeros, and `2.bais` (not `2.bias`) is 1. What "
+        "does the model give?", {"all zeros": torch.zeros(5, 1), "all ones": torch.ones(5, 1),
+        "a KeyError": None}, seen=misspelled_result.cpu(),
+        because="An unknown name is ignored. `strict=True` makes it an error.")
 claim("a misspelled name changes nothing and raises nothing",
-      functional_call(model, misspelled, (inputs,)), torch.zeros(5, 1, device=device))
+      misspelled_result, torch.zeros(5, 1, device=device))
 claim_raises("strict=True catches it", RuntimeError,
              lambda: functional_call(model, misspelled, (inputs,), strict=True),
              match="2.bais")
@@ -782,9 +833,9 @@ check("functional.gradient_norms", gradient_norms)
 # %% [markdown]
 # ## Randomness: vmap asks what you mean
 #
-# Should each example draw its own random numbers, or all examples the same ones? Both make sense,
-# so `vmap` wants you to choose with `randomness=`. Dropout is the usual case: `"different"` drops
-# other entries in each example, `"same"` drops the same ones in all.
+# Should each example draw its own random numbers, or all examples the same ones? `randomness=` says
+# which. Dropout is the usual case: `"different"` drops other entries in each example, `"same"`
+# drops the same ones in all.
 
 # %%
 def add_noise(x):
@@ -799,6 +850,17 @@ quiet = torch.zeros(4, 3)
 same = vmap(add_noise, randomness="same")(quiet)
 different = vmap(add_noise, randomness="different")(quiet)
 
+def noise_without_randomness():
+    try:
+        rows = vmap(add_noise)(quiet)
+    except RuntimeError:
+        return "an error"
+    return "the same noise in all rows" if bool((rows == rows[0]).all()) else "different noise"
+
+
+predict("functional.randomness", "`vmap(add_noise)(quiet)`, without `randomness=`: what does it "
+        "give?", ["different noise", "the same noise in all rows", "an error"],
+        seen=noise_without_randomness, because="Both kinds make sense, so you must choose.")
 claim_raises("a random operation raises by default", RuntimeError,
              lambda: vmap(add_noise)(quiet), match="randomness")
 claim_raises("so does dropout", RuntimeError, lambda: vmap(drop_half)(torch.ones(4, 3)),
@@ -833,9 +895,8 @@ claim_raises("a mask raises: rows would differ in length", RuntimeError,
 claim("torch.where works", vmap(absolute_by_where)(numbers), numbers.abs())
 
 # %% [markdown]
-# `torch.where` computes both branches, and the backward pass goes through both. If the branch that
-# was not chosen has an infinite or undefined derivative, then zero times that is `nan`. The fix is
-# to replace the *input* of that branch by a harmless one first.
+# `torch.where` computes both branches. `root_or_zero` uses it for the square root of `x` where `x`
+# is positive, and 0 elsewhere. The values are right. What about the derivatives?
 
 # %%
 def root_or_zero(x):
@@ -849,8 +910,12 @@ def safe_root_or_zero(x):
 
 inputs_to_root = torch.tensor([4.0, 0.0, -1.0])
 naive = vmap(grad(root_or_zero))(inputs_to_root)
-print("values:", vmap(root_or_zero)(inputs_to_root), " slopes:", naive)
 
+predict("functional.where", "`root_or_zero(-1.0)` is 0. What is its derivative there, by `grad`?",
+        {"0": 0.0, "nan": "nan", "-0.5": -0.5},
+        seen=lambda: "nan" if naive[2].isnan() else naive[2],
+        because="The backward pass goes through both branches, and zero times an infinite or "
+        "undefined derivative is nan. The fix: replace the *input* of that branch first.")
 claim("the values are right, but two of the three slopes are nan", naive.isnan().tolist(),
       [False, True, True])
 claim("with a harmless input the slopes are right",

@@ -35,7 +35,7 @@ from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.checkpoint import checkpoint
 
-from labkit import check, claim, claim_raises, track_memory
+from labkit import check, claim, claim_raises, predict, track_memory
 from labkit.lessons.catalog import find_labs
 from labkit.lessons.pictures import use_lab_style
 
@@ -143,8 +143,12 @@ held_contexts, held_targets = examples_at(
 
 table = torch.zeros(SIZE, SIZE)
 first_loss = F.cross_entropy(table[contexts[:, -1]], targets)
-print(f"loss {first_loss.item():.4f}, log({SIZE}) = {math.log(SIZE):.4f}")
 
+predict("training.first_loss", f"All scores are 0, and there are {SIZE} characters. How large is "
+        "the cross-entropy?", {"0": 0.0, "1": 1.0, f"log({SIZE}) = {math.log(SIZE):.2f}": "log",
+        str(SIZE): float(SIZE)},
+        seen=lambda: "log" if abs(first_loss.item() - math.log(SIZE)) < 1e-3 else first_loss.item(),
+        because="Each character has the probability 1 / number of classes.")
 claim("a model that knows nothing has a loss of log(number of classes)", first_loss.item(),
       math.log(SIZE), within=1e-3)
 claim("cross_entropy is log_softmax, then the mean of minus the target's entry",
@@ -273,6 +277,10 @@ class Forgetful(nn.Module):
         self.layers = [nn.Linear(2, 2)]
 
 
+predict("training.plain_list", "`Forgetful` keeps a layer (a weight and a bias) in a plain list. "
+        "How many parameters does `parameters()` find?", [0, 1, 2],
+        seen=len(list(Forgetful().parameters())),
+        because="Use `nn.ModuleList`: a module does not look into lists.")
 claim("the parameters of layers in a plain list are not found: they would never be trained",
       len(list(Forgetful().parameters())), 0)
 claim("a fresh network starts near log(SIZE)",
@@ -292,13 +300,27 @@ weight = nn.Parameter(torch.tensor([1.0, -2.0]))
 sgd = torch.optim.SGD([weight], lr=0.1)
 (weight**2).sum().backward()
 sgd.step()
-claim("SGD: parameter - learning rate * gradient", weight.detach(), torch.tensor([0.8, -1.6]))
+after_one = weight.detach().clone()
 sgd.step()
-claim("step() does not clear .grad: a second step uses the old gradient", weight.detach(),
+after_two = weight.detach().clone()
+
+predict("training.second_step", "The first step takes the weight from 1 to 0.8. What does a second "
+        "`step()` give, without `backward()` in between?",
+        {"0.8, there is no new gradient": 0.8, "0.6": 0.6, "0.64": 0.64},
+        seen=round(after_two[0].item(), 4), because="`step()` does not clear `.grad`.")
+claim("SGD: parameter - learning rate * gradient", after_one, torch.tensor([0.8, -1.6]))
+claim("step() does not clear .grad: a second step uses the old gradient", after_two,
       torch.tensor([0.6, -1.2]))
+
+# %%
 sgd.zero_grad()
 before = weight.detach().clone()
 sgd.step()
+
+predict("training.no_gradient", "After `zero_grad()`, what does `step()` do?",
+        ["it changes nothing", "it raises", "it repeats the last step"],
+        seen="it changes nothing" if torch.equal(weight.detach(), before) else "something else",
+        because="`.grad` is None, and an optimizer skips parameters without a gradient.")
 claim("after zero_grad(), .grad is None and step() skips the parameter",
       (weight.grad is None, torch.equal(weight.detach(), before)), (True, True))
 claim_raises("the optimizer refuses a tensor that was computed", ValueError,
@@ -344,17 +366,26 @@ parameter = nn.Parameter(torch.tensor([1.0, 1.0, 1.0]))
 adam = torch.optim.Adam([parameter], lr=0.01)
 parameter.grad = torch.tensor([1e-3, 1.0, -1e3])
 adam.step()
+
+predict("training.adam", "How far does each entry move, with a learning rate of 0.01?",
+        ["in proportion to its gradient", "all by 0.01", "only the last one moves"],
+        seen="all by 0.01" if torch.allclose((parameter.detach() - 1).abs(), torch.tensor(0.01))
+        else "in proportion to its gradient",
+        because="In the first step, m / (1 - 0.9) is g, and v / (1 - 0.999) is g squared: the "
+        "ratio is the sign of g.")
 claim("the first step moves every entry by the learning rate, against the sign of its gradient",
       parameter.detach(), torch.tensor([0.99, 0.99, 1.01]), within=1e-4)
+
+state = [key for key, one in adam.state[parameter].items() if one.shape == parameter.shape]
+predict("training.adam_memory", "A model's parameters take 1 GiB. How much do the parameters, "
+        "their gradients and the state of Adam take together?",
+        {"2 GiB": 2, "3 GiB": 3, "4 GiB": 4},
+        seen=2 + len(state))
 claim("Adam's state is two tensors of the parameter's shape: training with it needs memory for the"
       " parameters four times (value, gradient, m, v)",
-      sorted(k for k, s in adam.state[parameter].items() if s.shape == parameter.shape),
-      ["exp_avg", "exp_avg_sq"])
+      sorted(state), ["exp_avg", "exp_avg_sq"])
 
 # %% [markdown]
-# (In the first step, m / (1 - 0.9) is g, and v / (1 - 0.999) is g squared: their ratio is the
-# sign.)
-#
 # ## Exercise: one epoch
 #
 # Now the loop itself. Write `run_epoch(model, optimizer, batches)`. `batches` is a list of
@@ -414,7 +445,7 @@ claim("the network learns 64 examples by heart", by_heart[-1] < 0.1)
 # %% [markdown]
 # ## Then train
 #
-# The next cell takes some seconds. The network sees 12 characters, the bigrams see one.
+# The next cell takes some seconds.
 
 # %%
 @torch.no_grad()
@@ -429,6 +460,15 @@ def evaluate(model):
 
 losses = train(model, steps=250)
 network_loss = evaluate(model)
+
+predict("training.beats", "On held-out text, which has the lower loss: the network, which sees 12 "
+        "characters, after 250 steps, or the counted bigrams, which see one?",
+        ["the network", "the bigrams"],
+        seen="the network" if network_loss < bigram_loss else "the bigrams")
+claim("with 12 characters of context, it beats the bigrams on held-out text",
+      network_loss < bigram_loss)
+
+# %%
 print(f"held-out loss: network {network_loss:.3f}, bigrams {bigram_loss:.3f}")
 
 figure, axes = plt.subplots(figsize=(6.5, 3.4))
@@ -438,9 +478,6 @@ axes.axhline(bigram_loss, color="C2", linestyle=":", label="bigrams, held out")
 axes.set(xlabel="step", ylabel="cross-entropy", title="The loss while training")
 axes.legend()
 plt.show()
-
-claim("with 12 characters of context, it beats the bigrams on held-out text",
-      network_loss < bigram_loss)
 
 # %%
 @torch.no_grad()
@@ -462,8 +499,7 @@ print(write_on(model, "# The gradient of "))
 # ## Two modes
 #
 # `model.train()` and `model.eval()` switch the layers that behave differently in training: dropout
-# and batch normalization. `torch.no_grad()` switches the recording of the graph. They are
-# independent: an evaluation needs `eval()` and `no_grad()`, and `train()` again afterwards.
+# and batch normalization.
 
 # %%
 dropping = NextCharacter(dropout=0.5).to(device)
@@ -473,9 +509,14 @@ claim("in training mode, two calls differ: dropout draws again",
       torch.equal(dropping(some), dropping(some)), False)
 dropping.eval()
 claim("in evaluation mode they are equal", torch.equal(dropping(some), dropping(some)))
+predict("training.eval", "The model is in evaluation mode. Does its result still have a graph?",
+        ["yes", "no"], seen="yes" if dropping(some).requires_grad else "no",
+        because="`eval()` switches layers. `torch.no_grad()` switches the recording of the graph.")
 claim("eval() does not stop the recording of gradients", dropping(some).requires_grad)
 
 # %% [markdown]
+# An evaluation needs `eval()` and `no_grad()`, and `train()` again afterwards.
+#
 # ## Exercise: an evaluation without side effects
 #
 # Write `mean_loss(model, batches)`: the mean cross-entropy per example over all batches, in
@@ -568,6 +609,7 @@ print("float32: {:.1f} ms a step, {:.1f} MiB at its peak".format(*results["float
 # operator without the operators that it calls. (`addmm` and `mm` are matrix products.)
 
 # %%
+PRODUCTS = {"aten::addmm", "aten::mm"}
 activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device.type == "cuda")
 with profile(activities=activities) as profiled:
     plain()
@@ -575,19 +617,25 @@ with profile(activities=activities) as profiled:
 column = "self_device_time_total" if device.type == "cuda" else "self_cpu_time_total"
 spent = {row.key: getattr(row, column) for row in profiled.key_averages()}
 total_spent = sum(spent.values()) or 1
-for name in sorted(spent, key=spent.get, reverse=True)[:6]:
-    print(f"{spent[name] / total_spent:6.1%}  {name}")
+products = sum(spent[name] for name in spent if name in PRODUCTS or "gemm" in name) / total_spent
 
+predict("training.profile", "What share of the time of a step is in matrix products?",
+        ["less than 40%", "40 to 70%", "more than 70%"],
+        seen="less than 40%" if products < 0.4 else "40 to 70%" if products < 0.7
+        else "more than 70%")
 claim("the profiler saw the matrix products of forward and backward",
       {"aten::addmm", "aten::mm"} <= set(spent))
+
+# %%
+for name in sorted(spent, key=spent.get, reverse=True)[:6]:
+    print(f"{spent[name] / total_spent:6.1%}  {name}")
 
 # %% [markdown]
 # ## bfloat16, by autocast
 #
 # Under `torch.autocast`, matrix products run in a 16-bit type; sums that need precision (softmax,
-# the loss, normalization) stay in float32. bfloat16 has the range of float32 with fewer digits, so
-# it does not need loss scaling. Whether it is *faster* depends on the hardware: GPUs since Ampere
-# and CPUs with AMX have units for it; others emulate it.
+# normalization) stay in float32. bfloat16 has the range of float32 with fewer digits, so it does
+# not need loss scaling.
 
 # %%
 halved = fresh()
@@ -595,6 +643,9 @@ with torch.autocast(device.type, dtype=torch.bfloat16):
     scores = halved(inputs)
     loss = F.cross_entropy(scores, wanted)
 loss.backward()
+predict("training.autocast", "The scores come out in bfloat16. In which dtype is the loss?",
+        ["bfloat16", "float32"], seen=str(loss.dtype).removeprefix("torch."),
+        because="Under autocast, the loss runs in float32. The parameters stay float32 too.")
 claim("the products come out in bfloat16", scores.dtype, torch.bfloat16)
 claim("the loss is float32", loss.dtype, torch.float32)
 claim("parameters and gradients stay float32",
@@ -603,8 +654,19 @@ claim("parameters and gradients stay float32",
 claim("1 + 1/512 is 1 in bfloat16: small steps of an optimizer would be lost",
       (torch.tensor(1.0, dtype=torch.bfloat16) + 1 / 512).item(), 1.0)
 
+# %%
 step = make_step(halved, dtype=torch.bfloat16)
 results["bfloat16"] = milliseconds(step), peak_mib(step)
+ratio = results["bfloat16"][0] / results["float32"][0]
+
+predict("training.bfloat16", "Is a step with bfloat16 faster on this machine?",
+        ["at least 1.2 times as fast", "about the same", "slower"],
+        seen="at least 1.2 times as fast" if ratio < 1 / 1.2 else "about the same" if ratio < 1.2
+        else "slower",
+        because="It depends on the hardware: GPUs since Ampere and CPUs with AMX have units "
+        "for it.")
+
+# %%
 print("bfloat16: {:.1f} ms a step, {:.1f} MiB at its peak".format(*results["bfloat16"]))
 
 # %% [markdown]
@@ -624,8 +686,16 @@ claim("the gradients are the same", checkpointed.blocks[0].up.weight.grad,
 
 step = make_step(checkpointed)
 results["checkpointed"] = milliseconds(step), peak_mib(step)
-print("checkpointed: {:.1f} ms a step, {:.1f} MiB at its peak".format(*results["checkpointed"]))
+left = results["checkpointed"][1] / results["float32"][1]
+
+predict("training.checkpoint", "How much of the peak memory of a plain step is left with "
+        "checkpointing?", ["less than half of it", "50 to 80%", "more than 80%"],
+        seen="less than half of it" if left < 0.5 else "50 to 80%" if left < 0.8
+        else "more than 80%")
 claim("checkpointing lowers the peak", results["checkpointed"][1] < results["float32"][1])
+
+# %%
+print("checkpointed: {:.1f} ms a step, {:.1f} MiB at its peak".format(*results["checkpointed"]))
 
 # %% [markdown]
 # ## torch.compile
