@@ -13,9 +13,9 @@ from nbformat.v4 import new_output
 
 from labkit.errors import UsageError
 from labkit.notebooks.result import (
+    STUB_KEY,
     CellResult,
     Environment,
-    STUB_KEY,
     NotebookResult,
     RunAccount,
     RunFolder,

@@ -26,6 +26,7 @@ from labkit.lessons.calls import (
     TookTooLong,
     call_with_limit,
     copy_arguments,
+    find_changed,
     find_violation,
 )
 from labkit.lessons.cards import BAD, GOOD, QUIET, Card, Detail, show_card
@@ -64,9 +65,6 @@ from labkit.lessons.value_repr import (
     describe_type,
     find_difference,
     format_value,
-    is_array,
-    is_tensor,
-    same_value,
 )
 from labkit.notebooks.result import CHECK_MIME
 from labkit.text import shorten
@@ -234,11 +232,13 @@ def _own_line(function: object, traceback: TracebackType | None) -> str | None:
 
 def _find_changed(arguments: tuple[Any, ...], before: tuple[Any, ...]) -> str | None:
     for index, (now, was) in enumerate(zip(arguments, before, strict=True)):
-        watched = is_tensor(now) or is_array(now) or isinstance(now, list | dict)
-        if watched and not same_value(now, was):
+        change = find_changed(now, was)
+        if change:
+            place, after, first = change
+            at = f", at {place}" if place else ""
             return (
-                f"the function changed its argument number {index + 1}: "
-                f"it was {format_value(was)}, and is now {format_value(now)}"
+                f"the function changed its argument number {index + 1}{at}: "
+                f"it was {format_value(first)}, and is now {format_value(after)}"
             )
     return None
 

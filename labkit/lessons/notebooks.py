@@ -111,8 +111,8 @@ def _misplaced(path: Path, line: int, cause: str) -> LabkitError:
 # Part of the workspace's source digest. Increase it when the same lesson gives another notebook.
 CONVERTER_VERSION = 2
 _PERCENT = "py:percent"
-# Metadata of a lesson's cells that its notebooks keep: tags, and whether the code is folded.
-_KEPT_METADATA = ("tags", "jupyter")
+# The cells' metadata that reach the learner: ``jupyter`` folds a cell's source (source_hidden).
+KEPT_METADATA = ("tags", "jupyter")
 
 
 def make_learner_notebook(lab: Lab) -> Any:
@@ -175,7 +175,7 @@ def _build(lab: Lab, text: str) -> Any:
     makers = {"code": v4.new_code_cell, "markdown": v4.new_markdown_cell, "raw": v4.new_raw_cell}
     cells = []
     for position, cell in enumerate(read_percent(text).cells):
-        metadata = {key: cell.metadata[key] for key in _KEPT_METADATA if key in cell.metadata}
+        metadata = {key: cell.metadata[key] for key in KEPT_METADATA if key in cell.metadata}
         made = makers[cell.cell_type](cell.source, metadata=metadata)
         made["id"] = _cell_id(lab.name, position, cell.source)
         cells.append(made)

@@ -533,14 +533,17 @@ def hide_solutions(notebook: Any) -> Any:
     if not any(STUB_KEY in cell.get("metadata", {}) for cell in notebook["cells"]):
         return notebook
     shown = copy.copy(notebook)
-    shown["cells"] = []
-    for cell in notebook["cells"]:
-        stub = cell.get("metadata", {}).get(STUB_KEY)
-        if stub is not None:
-            cell = copy.copy(cell)
-            cell["metadata"] = {k: v for k, v in cell["metadata"].items() if k != STUB_KEY}
-            cell["source"] = f"{SOLUTION_NOTE}\n{stub}"
-        shown["cells"].append(cell)
+    shown["cells"] = [_hide_solution(cell) for cell in notebook["cells"]]
+    return shown
+
+
+def _hide_solution(cell: Any) -> Any:
+    metadata = dict(cell.get("metadata", {}))
+    stub = metadata.pop(STUB_KEY, None)
+    if stub is None:
+        return cell
+    shown = copy.copy(cell)
+    shown["metadata"], shown["source"] = metadata, f"{SOLUTION_NOTE}\n{stub}"
     return shown
 
 
