@@ -389,9 +389,7 @@ def find_failed_cell(name: str, function: object) -> Verdict | None:
     why = _explain_failure(shell, last, code.co_filename) if last else None
     if why is None:
         return None
-    text = (
-        f"the cell that defines `{called[1]}` {why}, so `{called[1]}` is still the version before"
-    )
+    text = f"the cell that defines `{called[1]}` {why}, so this would judge an older `{called[1]}`"
     return Verdict(name, NOT_RUN, f"{text}: fix that cell, run it, and check again")
 
 
@@ -468,8 +466,4 @@ def _offer_solution(name: str, standing: Standing) -> tuple[Detail, ...]:
     if standing.failures < FAILURES_FOR_SOLUTION or standing.passed:
         return ()
     code = f'`from labkit import solution; solution("{name}")`'
-    return (
-        Detail(
-            "solution", f"{code} shows the reference; `labkit progress` will say that you saw it"
-        ),
-    )
+    return (Detail("solution", f"{code} shows the reference; progress notes that you saw it"),)

@@ -369,7 +369,7 @@ class _Keeper:
         kept = self._settle_taken(taken, path, entry)
         if kept:
             self.notes.append(
-                f"{path.name} is now the new version; your notebook with its outputs is kept as {kept}"
+                f"{path.name} is the new version; yours, with its outputs, is kept as {kept}"
             )
         return True
 
