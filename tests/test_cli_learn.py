@@ -63,7 +63,7 @@ def test_check_judges_the_learners_own_notebook(desk: Desk, capsys: Any) -> None
         "small  01_small.ipynb\n"
         "  passed            center\n"
         "  wrong values      double\n"
-        "                      2 of 2 values differ; furthest apart at [0]: "
+        "                      2 of 2 values differ; largest difference at [0]: "
         "expected 2, got 3, off by 1\n"
         "                      in case 1 of 1\n"
         "                      hint: Twice one is two.\n"
