@@ -13,6 +13,7 @@ cause@wsl: where a sign of `labkit.known_errors.context` is in the text; also fi
 else: the second fix to try
 brings: names of the errors that it causes
 passes: yes                       progress after it means that a retry succeeded
+general: yes                      it gives way to any other error on the same line
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from labkit.host.packages import Fix
 from labkit.known_errors.model import Certainty, KnownError, Variant
 
 FOLDER = Path(__file__).parent / "catalogs"
-AREAS = ("driver", "gpu_access", "engine", "build", "python", "training", "cluster")
+AREAS = ("driver", "gpu_access", "engine", "build", "python", "training", "models", "cluster")
 FAMILIES = tuple(field.name for field in dataclasses.fields(Fix))[1:]
 _CERTAINTIES: Mapping[str, Certainty] = {each: each for each in get_args(Certainty)}
 _HEAD = re.compile(r"\[(?P<name>[\w-]+)\] ?(?P<certainty>\w*)")
@@ -124,6 +125,7 @@ def _build_error(
             tuple(texts.pop("brings", [""])[0].split()),
             texts.pop("unless", [None])[0],
             texts.pop("passes", ["no"])[0] == "yes",
+            texts.pop("general", ["no"])[0] == "yes",
             tuple(variants),
             texts.pop("source")[0],
             tuple(each.replace("\\n", "\n") for each in texts.pop("sample")),
