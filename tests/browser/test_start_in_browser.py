@@ -1,4 +1,4 @@
-"""The start page, the status bar's memory and its panel, as a learner with a keyboard meets them."""
+"""The start page, the status bar's memory and its panel, as a learner with a keyboard has them."""
 
 from __future__ import annotations
 
