@@ -56,6 +56,10 @@ def _missing_engine() -> str | None:
     return None if answer.ok else f"needs a container engine: {answer.message}"
 
 
+def _missing_root() -> str | None:
+    return None if os.geteuid() == 0 else "needs root, to become other users or to mount"
+
+
 def _missing_browser() -> str | None:
     missing = [name for name in ("chromium", "chromedriver") if not shutil.which(name)]
     return f"needs {' and '.join(missing)}: apt-get install chromium-driver" if missing else None
@@ -89,6 +93,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 MISSING = {
+    "root": _missing_root,
     "engine": _missing_engine,
     "hub": _missing_engine,
     "browser": _missing_browser,

@@ -27,7 +27,7 @@ from labkit.launch.workspace import (
 )
 from labkit.process import run_command
 from tests.fakes.host import make_checkout
-from tests.fakes.other_users import find_users_python, needs_root, open_folder
+from tests.fakes.other_users import find_users_python, open_folder
 
 
 @pytest.fixture
@@ -204,6 +204,7 @@ def test_files_that_refuse_are_a_warning_and_no_error(checkout, chowned, monkeyp
     assert os.strerror(code) in warning
 
 
+@pytest.mark.slow
 def test_a_deep_workspace_is_walked_to_its_end(checkout, chowned):
     ensure_token(checkout)
     folder = os.open(checkout.workspace, os.O_RDONLY)
@@ -217,7 +218,7 @@ def test_a_deep_workspace_is_walked_to_its_end(checkout, chowned):
     run_command(["rm", "-rf", str(checkout.workspace)], timeout_seconds=60)
 
 
-@needs_root
+@pytest.mark.root
 def test_a_file_system_mounted_below_the_workspace_is_left_alone(checkout, tmp_path):
     """Two kinds: a file system of its own, and a folder of the same disk bound there."""
     ensure_token(checkout)
@@ -250,7 +251,8 @@ def test_a_file_system_mounted_below_the_workspace_is_left_alone(checkout, tmp_p
             run_command(["umount", target], timeout_seconds=10)
 
 
-@needs_root
+@pytest.mark.slow
+@pytest.mark.root
 def test_a_user_who_swaps_names_during_the_hand_over_gains_nothing(tmp_path_factory):
     """uid 1001 swaps a file and a folder for links to root's own, while root gives again."""
     folder = open_folder(tmp_path_factory)

@@ -144,6 +144,7 @@ def test_no_other_command_takes_arguments_that_it_does_not_know(capsys):
     assert "--ServerApp.base_url=/" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["raise RuntimeError('broken on purpose')", "def f(:"])
 def test_a_configuration_that_does_not_load_stops_the_server(tmp_path, fault):
     """Jupyter itself would serve without it: with its own token, on its own port."""

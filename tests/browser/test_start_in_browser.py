@@ -1,4 +1,4 @@
-"""The start page, the status bar's memory and its panel, as a learner with a keyboard has them."""
+"""The start page, the status bar and its panel, as a learner with a keyboard meets them."""
 
 from __future__ import annotations
 
