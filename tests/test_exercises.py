@@ -37,25 +37,25 @@ DOUBLED = Case((X,), X * 2, "a square")
         pytest.param(
             lambda x: x.sum(),
             "wrong_shape",
-            "the answer must have the shape (2, 2), and has ()",
+            "the answer must have the shape (2, 2), but has ()",
             id="shape",
         ),
         pytest.param(
             lambda x: x.double() * 2,
             "wrong_dtype",
-            "the answer must have the dtype torch.float32, and has torch.float64",
+            "the answer must have the dtype torch.float32, but has torch.float64",
             id="dtype",
         ),
         pytest.param(
             lambda x: x * torch.tensor([2.0, 2.5]),
             "wrong_values",
-            "2 of 4 values differ; furthest apart at [1, 1]: expected 12, got 15, off by 3",
+            "2 of 4 values differ; largest difference at [1, 1]: expected 12, got 15, off by 3",
             id="values",
         ),
         pytest.param(
             lambda x: torch.where(x == 2, float("nan"), x * 2),
             "wrong_values",
-            "1 of 4 values differ; furthest apart at [0, 1]: expected 4, got nan, off by nan",
+            "1 of 4 values differ; largest difference at [0, 1]: expected 4, got nan, off by nan",
             id="nan is furthest",
         ),
         pytest.param(
@@ -73,13 +73,14 @@ DOUBLED = Case((X,), X * 2, "a square")
         pytest.param(
             lambda x: x.numpy() * 2,
             "wrong_type",
-            "the answer must be a tensor of shape (2, 2), and is a NumPy array",
+            "the answer must be a tensor of shape (2, 2), but is a NumPy array",
             id="array",
         ),
         pytest.param(
             torch.ones(2),
             "wrong_type",
-            "`check` takes the function itself, and was given a tensor of shape (2,)",
+            '`check` needs the function itself, as in `check("lab.one", f)`, but got a '
+            "tensor of shape (2,)",
             id="no function",
         ),
     ],
@@ -345,7 +346,7 @@ def find_loop(function: Any) -> str | None:
 def test_a_loop_over_the_values_is_found_however_it_is_written(function: Any) -> None:
     found = find_loop(function)
 
-    assert found is not None and found.startswith("it goes through the values with a loop")
+    assert found is not None and found.startswith("the function loops over the values")
 
 
 def test_steps_of_a_first_call_do_not_hide_a_loop() -> None:

@@ -202,7 +202,7 @@ def _answer_lab(
             return None, lab, error
     counted = found.notebook.name if found.notebook else "no notebook"
     _print_notes(
-        f"{backup.name} is a backup, and work in it does not count; checked: {counted}"
+        f"{backup.name} is a backup and was not checked; checked: {counted}"
         for backup in found.backups
     )
     if not arguments.json:

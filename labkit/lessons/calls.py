@@ -70,7 +70,7 @@ def call_with_limit(
     finally:
         _stop(thread)  # also if the caller is interrupted meanwhile
     if late:
-        raise TookTooLong(f"no result within {seconds:g} s: does a loop never end?")
+        raise TookTooLong(f"no result within {seconds:g} s: is there a loop that never ends?")
     if raised:
         raise raised.pop()
     return returned.pop()
@@ -218,9 +218,9 @@ def find_violation(
             calls = [record_call(function, case.arguments, seconds) for case in exercise.cases()]
             differentiated = [ran.differentiated for ran in calls]
             if BY_HAND in exercise.restrictions and not all(differentiated):
-                return "no gradient was asked for, and this exercise asks for autograd's"
+                return "this exercise asks for autograd, which computed no gradient here"
             if AUTOGRAD in exercise.restrictions and any(differentiated):
-                return "they come from autograd, and this exercise asks for the formula"
+                return "they come from autograd, and this exercise asks for the formula by hand"
         if LOOP in exercise.restrictions and exercise.sized:
             few, many = (
                 # The first of two calls may import and compile, which are steps as well.
@@ -229,7 +229,7 @@ def find_violation(
             )
             if many - few >= SIZES[1] - SIZES[0]:
                 return (
-                    f"it goes through the values with a loop ({few} steps for size {SIZES[0]}, "
-                    f"{many} for size {SIZES[1]}), and this exercise asks for a way without one"
+                    f"the function loops over the values ({few} steps for size {SIZES[0]}, "
+                    f"{many} for size {SIZES[1]}), and this exercise asks for a way without a loop"
                 )
     return None
