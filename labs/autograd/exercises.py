@@ -93,7 +93,7 @@ CUBIC = Exercise(
     title="The gradient of a cubic",
     hints=(
         "`backward` needs two things: a leaf that requires grad, and a single number to start "
-        "from. Which operation makes one number of many, and lets each of them keep its own derivative?",
+        "from. Which operation makes one number of many, and lets each keep its own derivative?",
         "A number becomes a tensor with `torch.as_tensor`. The caller's tensor is not yours to "
         "mark: what gives you the same values without the history?",
     ),
@@ -397,8 +397,8 @@ IMPLICIT = Exercise(
     hints=(
         "Move a by a little: x must move so that the equation stays at zero. Write that down as "
         "one line with the two derivatives of the equation, and solve it for dx/da.",
-        "Autograd gives you both derivatives of `equation` in one call, from leaves of your own that "
-        "hold the values of x and a. Mind the sign when you solve for dx/da.",
+        "Autograd gives you both derivatives of `equation` in one call, from leaves of your own "
+        "that hold the values of x and a. Mind the sign when you solve for dx/da.",
     ),
     cases=make_slope_cases,
     wrong_answers=(
