@@ -19,7 +19,7 @@
 # `torch.func`. You can read its code later: by the end of this lab, each line of it is clear.
 
 # %% jupyter={"source_hidden": true}
-# The imports of this lab
+# Imports: run this cell first.
 import time
 import warnings
 
@@ -73,6 +73,8 @@ loop_ms = median_milliseconds("f(w, xs, ys)", f=gradients_by_a_loop, **case)
 transforms_ms = median_milliseconds("f(w, xs, ys)", f=gradients_by_transforms, **case)
 ratio = loop_ms / transforms_ms
 
+# %% jupyter={"source_hidden": true}
+# A question: run this cell, then choose.
 predict("functional.speed",
         "256 gradients, by a loop and by the transforms: how much faster are the transforms here?",
         ["slower", "1 to 3 times as fast", "3 to 10 times as fast", "more than 10 times as fast"],
@@ -107,6 +109,8 @@ grad_f = grad(f)
 x = torch.randn(3)
 gradient_of_f = grad_f(x)
 
+# %% jupyter={"source_hidden": true}
+# A question: run this cell, then choose.
 predict("functional.grad_attribute", "`grad_f(x)` has run, and `x` does not require grad. What is "
         "`x.grad` now?", {"None": None, "the gradient, 2 * x": gradient_of_f}, seen=x.grad,
         because="`grad` returns the gradient. It needs no `requires_grad=True`, and writes nothing "
@@ -140,7 +144,8 @@ claim("grad_and_value gives the gradient, then the value", (gradient, value),
 # one gradient, but one for each of its entries: that is the Jacobian, further down. The argument
 # must be a floating point tensor.
 
-# %%
+# %% jupyter={"source_hidden": true}
+# A question: run this cell, then choose.
 def accepts_shape_1():
     try:
         grad(lambda x: x**2)(torch.ones(1))
@@ -193,6 +198,8 @@ with torch.no_grad():
 
 inside = grad(square_hidden_from_grad)(torch.ones(3))
 
+# %% jupyter={"source_hidden": true}
+# A question: run this cell, then choose.
 predict("functional.no_grad", "`square_hidden_from_grad` squares under `no_grad`. What does `grad` "
         "of it give for three ones?",
         {"[2, 2, 2]": 2 * torch.ones(3), "[0, 0, 0]": torch.zeros(3), "an error": None},
@@ -221,6 +228,8 @@ batch = torch.randn(10, 3)
 shapes_seen.clear()
 result = batched_fn(batch)
 
+# %% jupyter={"source_hidden": true}
+# A question: run this cell, then choose.
 predict("functional.runs", "`batch` has 10 examples. How often did the body of `single_fn` run?",
         ["once", "10 times"], seen="once" if len(shapes_seen) == 1 else f"{len(shapes_seen)} times",
         because="This is not a loop: each operation is carried out for all examples together.")
@@ -284,6 +293,8 @@ one_against_all = vmap(similarity, in_dims=(None, 0))
 all_against_all = vmap(one_against_all, in_dims=(0, None))
 similarities = all_against_all(table, queries)
 
+# %% jupyter={"source_hidden": true}
+# A question: run this cell, then choose.
 predict("functional.two_vmaps", "`table` has 5 rows, and there are 2 `queries`. Which shape does "
         "`all_against_all(table, queries)` have?", [(5, 2), (2, 5), (10,)],
         seen=tuple(similarities.shape))
@@ -396,6 +407,8 @@ p = softmax(scores)
 
 sums_jacobian = jacrev(lambda x: x.sum(dim=0))(torch.ones(2, 3))
 
+# %% jupyter={"source_hidden": true}
+# A question: run this cell, then choose.
 predict("functional.jacobian_shape", "`x.sum(dim=0)` takes the shape `(2, 3)` to `(3,)`. Which "
         "shape does its Jacobian have?", [(2, 3, 3), (3, 2, 3), (3, 6)],
         seen=tuple(sums_jacobian.shape), because="The output's shape comes first.")
@@ -468,6 +481,8 @@ operations = {
     for transform in (jacrev, jacfwd)
 }
 
+# %% jupyter={"source_hidden": true}
+# A question: run this cell, then choose.
 predict("functional.jacobian_cost", "1024 outputs, 64 inputs: which one needs fewer operations?",
         ["jacrev", "jacfwd", "both the same"],
         seen="jacfwd" if operations[jacfwd][1024] < operations[jacrev][1024] else "jacrev",
@@ -671,6 +686,8 @@ misspelled = {**zeros, "2.bais": torch.ones(1, device=device)}
 
 misspelled_result = functional_call(model, misspelled, (inputs,))
 
+# %% jupyter={"source_hidden": true}
+# A question: run this cell, then choose.
 predict("functional.misspelled", "All parameters are zeros, and `2.bais` (not `2.bias`) is 1. What "
         "does the model give?", {"all zeros": torch.zeros(5, 1), "all ones": torch.ones(5, 1),
         "a KeyError": None}, seen=misspelled_result.cpu(),
@@ -850,6 +867,8 @@ quiet = torch.zeros(4, 3)
 same = vmap(add_noise, randomness="same")(quiet)
 different = vmap(add_noise, randomness="different")(quiet)
 
+# %% jupyter={"source_hidden": true}
+# A question: run this cell, then choose.
 def noise_without_randomness():
     try:
         rows = vmap(add_noise)(quiet)
@@ -911,6 +930,8 @@ def safe_root_or_zero(x):
 inputs_to_root = torch.tensor([4.0, 0.0, -1.0])
 naive = vmap(grad(root_or_zero))(inputs_to_root)
 
+# %% jupyter={"source_hidden": true}
+# A question: run this cell, then choose.
 predict("functional.where", "`root_or_zero(-1.0)` is 0. What is its derivative there, by `grad`?",
         {"0": 0.0, "nan": "nan", "-0.5": -0.5},
         seen=lambda: "nan" if naive[2].isnan() else naive[2],

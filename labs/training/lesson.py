@@ -22,7 +22,7 @@
 # has counted which character follows which. Your network will do better than both.
 
 # %% jupyter={"source_hidden": true}
-# The imports of this lab
+# Imports: run this cell first.
 import copy
 import math
 import statistics
@@ -144,6 +144,8 @@ held_contexts, held_targets = examples_at(
 table = torch.zeros(SIZE, SIZE)
 first_loss = F.cross_entropy(table[contexts[:, -1]], targets)
 
+# %% jupyter={"source_hidden": true}
+# A question: run this cell, then choose.
 predict("training.first_loss", f"All scores are 0, and there are {SIZE} characters. How large is "
         "the cross-entropy?", {"0": 0.0, "1": 1.0, f"log({SIZE}) = {math.log(SIZE):.2f}": "log",
         str(SIZE): float(SIZE)},
@@ -276,7 +278,8 @@ class Forgetful(nn.Module):
         super().__init__()
         self.layers = [nn.Linear(2, 2)]
 
-
+# %% jupyter={"source_hidden": true}
+# A question: run this cell, then choose.
 predict("training.plain_list", "`Forgetful` keeps a layer (a weight and a bias) in a plain list. "
         "How many parameters does `parameters()` find?", [0, 1, 2],
         seen=len(list(Forgetful().parameters())),
@@ -304,6 +307,8 @@ after_one = weight.detach().clone()
 sgd.step()
 after_two = weight.detach().clone()
 
+# %% jupyter={"source_hidden": true}
+# A question: run this cell, then choose.
 predict("training.second_step", "The first step takes the weight from 1 to 0.8. What does a second "
         "`step()` give, without `backward()` in between?",
         {"0.8, there is no new gradient": 0.8, "0.6": 0.6, "0.64": 0.64},
@@ -317,6 +322,8 @@ sgd.zero_grad()
 before = weight.detach().clone()
 sgd.step()
 
+# %% jupyter={"source_hidden": true}
+# A question: run this cell, then choose.
 predict("training.no_gradient", "After `zero_grad()`, what does `step()` do?",
         ["it changes nothing", "it raises", "it repeats the last step"],
         seen="it changes nothing" if torch.equal(weight.detach(), before) else "something else",
@@ -367,6 +374,8 @@ adam = torch.optim.Adam([parameter], lr=0.01)
 parameter.grad = torch.tensor([1e-3, 1.0, -1e3])
 adam.step()
 
+# %% jupyter={"source_hidden": true}
+# A question: run this cell, then choose.
 predict("training.adam", "How far does each entry move, with a learning rate of 0.01?",
         ["in proportion to its gradient", "all by 0.01", "only the last one moves"],
         seen="all by 0.01" if torch.allclose((parameter.detach() - 1).abs(), torch.tensor(0.01))
@@ -376,7 +385,11 @@ predict("training.adam", "How far does each entry move, with a learning rate of 
 claim("the first step moves every entry by the learning rate, against the sign of its gradient",
       parameter.detach(), torch.tensor([0.99, 0.99, 1.01]), within=1e-4)
 
+# %%
 state = [key for key, one in adam.state[parameter].items() if one.shape == parameter.shape]
+
+# %% jupyter={"source_hidden": true}
+# A question: run this cell, then choose.
 predict("training.adam_memory", "A model's parameters take 1 GiB. How much do the parameters, "
         "their gradients and the state of Adam take together?",
         {"2 GiB": 2, "3 GiB": 3, "4 GiB": 4},
@@ -461,6 +474,8 @@ def evaluate(model):
 losses = train(model, steps=250)
 network_loss = evaluate(model)
 
+# %% jupyter={"source_hidden": true}
+# A question: run this cell, then choose.
 predict("training.beats", "On held-out text, which has the lower loss: the network, which sees 12 "
         "characters, after 250 steps, or the counted bigrams, which see one?",
         ["the network", "the bigrams"],
@@ -509,6 +524,9 @@ claim("in training mode, two calls differ: dropout draws again",
       torch.equal(dropping(some), dropping(some)), False)
 dropping.eval()
 claim("in evaluation mode they are equal", torch.equal(dropping(some), dropping(some)))
+
+# %% jupyter={"source_hidden": true}
+# A question: run this cell, then choose.
 predict("training.eval", "The model is in evaluation mode. Does its result still have a graph?",
         ["yes", "no"], seen="yes" if dropping(some).requires_grad else "no",
         because="`eval()` switches layers. `torch.no_grad()` switches the recording of the graph.")
@@ -619,6 +637,8 @@ spent = {row.key: getattr(row, column) for row in profiled.key_averages()}
 total_spent = sum(spent.values()) or 1
 products = sum(spent[name] for name in spent if name in PRODUCTS or "gemm" in name) / total_spent
 
+# %% jupyter={"source_hidden": true}
+# A question: run this cell, then choose.
 predict("training.profile", "What share of the time of a step is in matrix products?",
         ["less than 40%", "40 to 70%", "more than 70%"],
         seen="less than 40%" if products < 0.4 else "40 to 70%" if products < 0.7
@@ -643,6 +663,9 @@ with torch.autocast(device.type, dtype=torch.bfloat16):
     scores = halved(inputs)
     loss = F.cross_entropy(scores, wanted)
 loss.backward()
+
+# %% jupyter={"source_hidden": true}
+# A question: run this cell, then choose.
 predict("training.autocast", "The scores come out in bfloat16. In which dtype is the loss?",
         ["bfloat16", "float32"], seen=str(loss.dtype).removeprefix("torch."),
         because="Under autocast, the loss runs in float32. The parameters stay float32 too.")
@@ -659,6 +682,8 @@ step = make_step(halved, dtype=torch.bfloat16)
 results["bfloat16"] = milliseconds(step), peak_mib(step)
 ratio = results["bfloat16"][0] / results["float32"][0]
 
+# %% jupyter={"source_hidden": true}
+# A question: run this cell, then choose.
 predict("training.bfloat16", "Is a step with bfloat16 faster on this machine?",
         ["at least 1.2 times as fast", "about the same", "slower"],
         seen="at least 1.2 times as fast" if ratio < 1 / 1.2 else "about the same" if ratio < 1.2
@@ -688,6 +713,8 @@ step = make_step(checkpointed)
 results["checkpointed"] = milliseconds(step), peak_mib(step)
 left = results["checkpointed"][1] / results["float32"][1]
 
+# %% jupyter={"source_hidden": true}
+# A question: run this cell, then choose.
 predict("training.checkpoint", "How much of the peak memory of a plain step is left with "
         "checkpointing?", ["less than half of it", "50 to 80%", "more than 80%"],
         seen="less than half of it" if left < 0.5 else "50 to 80%" if left < 0.8
