@@ -135,7 +135,7 @@ def test_a_recognized_mistake_is_named(workspace: Path, capsys: Any) -> None:
 
 def test_the_solution_opens_after_five_different_failures(workspace: Path, capsys: Any) -> None:
     solution("small.center")
-    assert capsys.readouterr().out.startswith("not yet: `small.center`")
+    assert capsys.readouterr().out.startswith("not yet: the solution of `small.center`")
 
     for wrong in (
         lambda x: x + 1,
