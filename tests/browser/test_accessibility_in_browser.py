@@ -31,7 +31,8 @@ pytestmark = pytest.mark.browser
 
 # Every kind of output that a lab has: cards, questions, pictures, plots and measurements.
 GALLERY = (
-    """import labkit, matplotlib.pyplot as plt, torch
+    """%load_ext labkit
+import labkit, matplotlib.pyplot as plt, torch
 from labkit import best_device, check, claim, claim_raises, estimate_memory, predict, track_memory
 from labkit.lessons.pictures import draw_graph, draw_shapes, use_lab_style
 use_lab_style()""",
