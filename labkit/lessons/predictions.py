@@ -205,7 +205,7 @@ class _Asked:
         """Displays the question and below it the buttons, or what to write without them."""
         _show(Card(QUIET, "what do you expect?", self._question.text), self._ids[0])
         how = self._how_without_buttons()
-        bundle = {"text/html": inline_html(how), "text/plain": how}
+        bundle: dict[str, object] = {"text/html": inline_html(how), "text/plain": how}
         widget = self._make_widget()
         if widget is not None:
             view = {"version_major": 2, "version_minor": 0, "model_id": widget.model_id}
