@@ -13,9 +13,10 @@
 # %% [markdown]
 # # Compiling with torch.compile
 #
-# `torch.compile(f)` makes faster code from `f`, if it can. Is it worth it? The first cells measure
-# that on this machine: the same function, called as it is ("eager") and compiled. The first compile
-# of all takes seconds, on a slow machine a minute: that is one of the results.
+# `torch.compile(f)` makes faster code from `f`, if it can. Is it worth it? Run the cells below
+# (click one, then Shift+Enter). They measure the same function, called as it is ("eager") and
+# compiled. The first compile of all takes seconds, on a slow machine a minute: that is one of the
+# results.
 
 # %% jupyter={"source_hidden": true}
 # Imports: run this cell first.
@@ -69,6 +70,9 @@ def wave(x):
 
 
 print("torch", torch.__version__, "on", device)
+
+# %% jupyter={"source_hidden": true}
+# A million numbers, eager and compiled: run this cell, then look at the first call.
 if can_compile:
     million = torch.randn(2**20, device=device)
     compiled_wave = torch.compile(wave)
@@ -1305,5 +1309,5 @@ check("compile.compile_in_buckets", compile_in_buckets)
 # - `reduce-overhead` and `max-autotune` use CUDA graphs: faster launches, more memory.
 # - `torch.compiler.reset()` clears what this process compiled.
 #
-# **Next:** [Functional transforms](05_functional.ipynb): gradients as functions, for a whole batch
+# Next: [Functional transforms](05_functional.ipynb): gradients as functions, for a whole batch
 # at once.

@@ -15,8 +15,9 @@
 #
 # `loss.backward()` gives one gradient for a whole batch. Sometimes you need one gradient *for each
 # example*: to find a wrong label, to clip each one, to measure noise. The usual answer is a loop
-# over the examples. The first cell that runs here measures that loop against two transforms of
-# `torch.func`. You can read its code later: by the end of this lab, each line of it is clear.
+# over the examples. Run the folded cells below (click one, then Shift+Enter): they measure that
+# loop against two transforms of `torch.func`. By the end of this lab, each line of their code is
+# clear.
 
 # %% jupyter={"source_hidden": true}
 # Imports: run this cell first.
@@ -47,7 +48,8 @@ from labkit.lessons.pictures import use_lab_style
 torch.manual_seed(0)
 use_lab_style()
 
-# %%
+# %% jupyter={"source_hidden": true}
+# 256 gradients, by a loop and by transforms: run this cell.
 def median_milliseconds(statement, **names):
     # One thread: threads that wait for each other on a busy machine make short times swing wildly.
     timer = Timer(statement, globals=names, num_threads=1)
@@ -1061,4 +1063,4 @@ claim("compiled, vmap(grad(f)) gives the same slopes", compiled_slope,
 # | derivatives with respect to a module's parameters | `functional_call` inside any of these |
 # | a gradient for each example | `vmap(grad(loss), in_dims=(None, 0, 0))` |
 #
-# **Next:** [Training](06_training.ipynb), where all of the labs come together in one small network.
+# Next: [Training](06_training.ipynb), where all of the labs come together in one small network.

@@ -18,8 +18,8 @@
 # or smaller (bfloat16, `torch.compile`, activation checkpointing), and measure on this machine what
 # each of them brings. The other labs took torch apart; this one puts the parts together.
 #
-# The next cells show where you start: a text by a model that knows nothing, and one by a model that
-# has counted which character follows which. Your network will do better than both.
+# The cells below show where you start: a text by a model that knows nothing, and one by a model
+# that has counted which character follows which. Your network will do better than both.
 
 # %% jupyter={"source_hidden": true}
 # Imports: run this cell first.
@@ -63,7 +63,13 @@ split = len(ids) * 9 // 10
 train_ids, held_out_ids = ids[:split], ids[split:]
 print(f"{len(text):,} characters, {SIZE} different ones; this lab trains on {device}")
 
+claim("a text is numbers and back, with nothing lost",
+      "".join(vocabulary[i] for i in ids[:500]) == text[:500])
+claim("character numbers are int64, as embeddings and cross_entropy want them", ids.dtype,
+      torch.int64)
 
+# %% jupyter={"source_hidden": true}
+# Two models without a network: run this cell, then read what they write.
 def write_text(chances, length=70):
     """Characters drawn from a table: row i has the chances of each character after character i."""
     draw = torch.Generator().manual_seed(0)
@@ -85,11 +91,6 @@ pairs = torch.full((SIZE, SIZE), 0.1).index_put_(
 counted = pairs / pairs.sum(dim=1, keepdim=True)
 for name, chances in {"knows nothing": uniform, "counted pairs": counted}.items():
     print(f"{name}: perplexity {perplexity(chances):.1f}, writes {write_text(chances)!r}")
-
-claim("a text is numbers and back, with nothing lost",
-      "".join(vocabulary[i] for i in ids[:500]) == text[:500])
-claim("character numbers are int64, as embeddings and cross_entropy want them", ids.dtype,
-      torch.int64)
 
 # %% [markdown]
 # The *perplexity* says between how many equally likely characters a model hesitates. It is the
