@@ -240,8 +240,7 @@ class _Asked:
         return ipywidgets.HBox(buttons, layout=ipywidgets.Layout(flex_flow="row wrap"))
 
     def _make_entry(self, ipywidgets: Any) -> Any:
-        entry = ipywidgets.Text(placeholder="a number", layout=ipywidgets.Layout(width="10em"))
-        entry.tooltip = self._question.text
+        entry = ipywidgets.Text(description="a number:", layout=ipywidgets.Layout(width="16em"))
         button = ipywidgets.Button(description="That is what I expect")
         button.layout.width = "auto"
         button.on_click(lambda pressed: self._answer(entry.value, pressed))
