@@ -128,6 +128,13 @@ def test_the_picture_is_drawn_from_the_same_figures():
     assert bars[0].findtext(f"{space}title") == "tensors: 24,576 MiB"
 
 
+def test_the_pictures_text_says_every_figure():
+    label = ET.fromstring(render_balance(CPU)).get("aria-label")
+    assert label.startswith("memory of cpu  AMD EPYC 9654: this process")
+    assert label.endswith("total 4,096 MiB")
+    assert "other processes" in label or "rest of the machine" in label
+
+
 def test_the_picture_takes_the_readers_colours():
     in_a_file = render_balance(FULL, standalone=True)
     in_a_notebook = render_snapshot(Snapshot((FULL,)))
