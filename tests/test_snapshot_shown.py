@@ -130,9 +130,10 @@ def test_the_picture_is_drawn_from_the_same_figures():
 
 def test_the_pictures_text_says_every_figure():
     label = ET.fromstring(render_balance(CPU)).get("aria-label")
-    assert label.startswith("memory of cpu  AMD EPYC 9654: this process")
-    assert label.endswith("total 4,096 MiB")
-    assert "other processes" in label or "rest of the machine" in label
+    assert label == (
+        "memory of cpu  AMD EPYC 9654: this process 1,024 MiB, rest of the container 1,024 MiB,"
+        " free 2,048 MiB, total 4,096 MiB"
+    )
 
 
 def test_the_picture_takes_the_readers_colours():
