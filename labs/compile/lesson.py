@@ -276,7 +276,8 @@ claim(
 # Fusion pays off most where memory is the limit: in long chains of cheap operations on large
 # tensors.
 
-# %%
+# %% jupyter={"source_hidden": true}
+# The time of a call over the size of x: run this cell, then look at both plots.
 if can_compile:
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8))
     left.loglog(sizes, eager_best, "o-", label="eager")
@@ -544,12 +545,15 @@ for name, compiled in (
 
 
 # %% [markdown]
-# Now the memory, measured on a CUDA device. After a few calls, the cell drops the results and lets
+# ### Optional: what CUDA graphs keep
+#
+# The memory, measured on a CUDA device. After a few calls, the cell drops the results and lets
 # torch return unused memory (`empty_cache`). What torch still holds, beyond the model and its
 # input, is what the mode keeps between calls.
 
 
-# %%
+# %% jupyter={"source_hidden": true}
+# Memory that each mode keeps, on a CUDA device: run this cell.
 def kept_bytes(mode):
     """Bytes that torch keeps on the GPU for a compiled model between calls."""
     torch.compiler.reset()
@@ -600,7 +604,8 @@ claim(
 # until the next one begins.
 
 
-# %%
+# %% jupyter={"source_hidden": true}
+# Results of replays, on a CUDA device: run this cell.
 def replayed_function(calls):
     """A function that replays a CUDA graph, called so many times before, and an input for it."""
     torch.compiler.reset()
@@ -663,11 +668,14 @@ claim(
 torch.compiler.reset()
 
 # %% [markdown]
+# ### Fusion saves memory
+#
 # Fusion saves memory, in every mode: intermediate results that stay in registers are never written.
 # On a CUDA device, the peak shows it.
 
 
-# %%
+# %% jupyter={"source_hidden": true}
+# The peak of fused code, on a CUDA device: run this cell.
 def peak_bytes(function, x):
     """The peak of allocated bytes on the GPU during one call, over what was there before."""
     function(x)
@@ -787,7 +795,8 @@ for reason in explanation.break_reasons:
 # (`generic_jump` is Dynamo's word for an `if` on a tensor.) The picture shows what runs compiled,
 # and what Python does in between.
 
-# %%
+# %% jupyter={"source_hidden": true}
+# A picture of the graphs: run this cell.
 pieces = []
 for index, graph_operations in enumerate(explanation.ops_per_graph):
     names = ", ".join(getattr(one, "__name__", str(one)) for one in graph_operations)
@@ -931,7 +940,8 @@ check("compile.make_clipper", make_clipper)
 # shows how each call differs from the first one.
 
 
-# %%
+# %% jupyter={"source_hidden": true}
+# Catches the lines of a log: run this cell.
 @contextlib.contextmanager
 def caught_logs(name):
     """The messages of one logger, in a list, and not on the screen."""
@@ -947,6 +957,7 @@ def caught_logs(name):
         logger.handlers, logger.propagate = before
 
 
+# %%
 def shift(x):
     return x + offset
 
@@ -1144,7 +1155,8 @@ predict("compile.one_row", "With `dynamic=True`, these calls share one graph. Th
 claim("dynamic=True makes sizes dynamic from the start",
       totals["dynamic=True"], [1, 1, 1, 1, 2, 2])
 
-# %%
+# %% jupyter={"source_hidden": true}
+# Graphs after each shape: run this cell, then look where each line rises.
 figure, axes = plt.subplots()
 for place, (name, values) in enumerate(totals.items()):
     raised = [value + 0.06 * place for value in values]  # so that no line hides another

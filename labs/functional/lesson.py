@@ -354,7 +354,8 @@ claim("vmap(grad(f)) is 3x² + 4x - 5 at every point", slope(points),
 claim("vmap(grad(grad(f))) is 6x + 4 at every point", curvature(points), 6 * points + 4,
       within=1e-4)
 
-# %%
+# %% jupyter={"source_hidden": true}
+# A plot of the function and its derivatives: run this cell.
 turns = points[1:][slope(points).sign().diff() != 0]
 
 figure, axes = plt.subplots(figsize=(7.5, 4.2))
@@ -496,7 +497,8 @@ claim("as many outputs as inputs: the same number",
 claim("1024 outputs, 64 inputs: jacfwd needs fewer",
       operations[jacfwd][1024] < operations[jacrev][1024])
 
-# %%
+# %% jupyter={"source_hidden": true}
+# The operations counted, and the times measured here: run this cell.
 times = {
     transform: [median_milliseconds("run(x)", run=transform(fn), x=point)
                 for fn in functions.values()]
@@ -626,7 +628,8 @@ check("functional.newton_step", newton_step)
 # The next picture compares your `newton_step` with gradient descent. It shows your steps once the
 # exercise is solved: run the cell again then.
 
-# %%
+# %% jupyter={"source_hidden": true}
+# Both ways down the valley: run this cell, again once newton_step is solved.
 def walk(step, position, steps):
     path = [position]
     for _ in range(steps):
@@ -747,7 +750,8 @@ claim("the mean of all gradients is the gradient of the mean loss",
 # warms up and waits for the device; `median_milliseconds` takes the median, on one CPU thread. On
 # a busy machine, run the cell again: the values stay, the times vary.
 
-# %%
+# %% jupyter={"source_hidden": true}
+# The times for several batch sizes: run this cell.
 batch_sizes = [1, 10, 50, EXAMPLES]
 loop_times, vmap_times = [], []
 for size in batch_sizes:

@@ -484,7 +484,8 @@ predict("training.beats", "On held-out text, which has the lower loss: the netwo
 claim("with 12 characters of context, it beats the bigrams on held-out text",
       network_loss < bigram_loss)
 
-# %%
+# %% jupyter={"source_hidden": true}
+# The loss while training: run this cell.
 print(f"held-out loss: network {network_loss:.3f}, bigrams {bigram_loss:.3f}")
 
 figure, axes = plt.subplots(figsize=(6.5, 3.4))
