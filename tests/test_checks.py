@@ -49,7 +49,8 @@ def test_the_stub_gets_no_hint_and_is_no_attempt(workspace: Path, capsys: Any) -
     check("small.center", stub)
 
     assert capsys.readouterr().out == (
-        "not started: `small.center` write the function in its cell, run that cell, and then this one\n"
+        "not started: `small.center` write the function in its cell, run that cell,"
+        " and then this one\n"
     )
     assert not (workspace / "progress.json").exists()
 

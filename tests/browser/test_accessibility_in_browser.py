@@ -61,6 +61,7 @@ with track_memory() as tracked:
     model(torch.ones(8, 4)).sum().backward()
 display(tracked.use, estimate_memory(model, torch.ones(8, 4)), labkit.memory())""",
     "%%memory\ny = torch.ones(1000, 1000)",
+    "panel = labkit.watch_memory(minutes=1)",
     "undefined_name",
 )
 
