@@ -51,8 +51,8 @@ PRINTED_BYTES = 64 * 1024
 MESSAGE_CHARACTERS = 1000
 # What gloo, NCCL and the store say in a rank whose peer has gone: never the first failure.
 LOST_PEER = re.compile(
-    r"[Cc]onnection (?:closed|reset) by (?:remote )?peer|[Bb]roken pipe|[Cc]onnection was likely closed"
-    r"|remote process exited|ncclRemoteError|recvValue failed|failed to recv, got 0 bytes"
+    r"[Cc]onnection (?:closed|reset) by (?:remote )?peer|[Bb]roken pipe"
+    r"|[Cc]onnection was likely closed|remote process exited|ncclRemoteError|recvValue failed|failed to recv, got 0 bytes"
 )
 STACK_LINE = re.compile(r'^  File "(.+)", line (\d+) in (.+)$', re.MULTILINE)
 
@@ -177,8 +177,8 @@ class _Launch:
         for number in range(self._size):
             here, there = context.Pipe()
             stack = Path(self._scratch) / f"stack-{number}"
-            given = (number, self._size, self._backend, self._port, str(stack), work, there)
-            process = context.Process(target=_serve, args=given, daemon=True)
+            place = _Place(number, self._size, self._backend, self._port, stack)
+            process = context.Process(target=_serve, args=(place, work, there), daemon=True)
             with _without_main():
                 process.start()
             there.close()
@@ -330,25 +330,33 @@ def _without_main() -> Iterator[None]:
 # What runs in the process of a rank.
 
 
-def _serve(
-    rank: int, size: int, backend: str, port: int, stack: str, work: bytes, connection: Connection
-) -> None:
+class _Place(NamedTuple):
+    """A rank's number, its group, the port of the store, and the file for its stack."""
+
+    rank: int
+    size: int
+    backend: str
+    port: int
+    stack: Path
+
+
+def _serve(place: _Place, work: bytes, connection: Connection) -> None:
     """Joins the process group, runs the work, reports, and waits until every rank has ended.
 
     A rank that has returned keeps its connections: a peer that waits for it goes on waiting, as
     the caller's limit ends it with a sentence, and not with a lost connection.
     """
-    stacks = open(stack, "w")  # noqa: SIM115  faulthandler writes into it until the end
+    stacks = place.stack.open("w")  # faulthandler writes into it until the end
     if hasattr(signal, "SIGUSR1"):
         faulthandler.register(signal.SIGUSR1, file=stacks, all_threads=False)
     sender = _Sender(connection)
     sys.stdout, sys.stderr = sender, sender
     try:
-        _join_group(rank, size, backend, port)
+        _join_group(place)
+        function, arguments = pickle.loads(work)  # noqa: S301  our own parent wrote it
         sender.send("ready", None)
         connection.recv()
         threading.Thread(target=_end_with, args=(connection,), daemon=True).start()
-        function, arguments = pickle.loads(work)  # noqa: S301  our own parent wrote it
         result = function(*arguments)
         sender.finish("returned", _dump(_bring_home(result)))
     except EOFError:
@@ -365,10 +373,11 @@ def _end_with(connection: Connection) -> None:
     os._exit(0)
 
 
-def _join_group(rank: int, size: int, backend: str, port: int) -> None:
+def _join_group(place: _Place) -> None:
     import torch
     import torch.distributed as dist
 
+    rank, size = place.rank, place.size
     torch.set_num_threads(max(1, (count_allowed_cores() or 1) // size))
     os.environ.update(
         RANK=str(rank),
@@ -376,16 +385,16 @@ def _join_group(rank: int, size: int, backend: str, port: int) -> None:
         LOCAL_RANK=str(rank),
         LOCAL_WORLD_SIZE=str(size),
         MASTER_ADDR="127.0.0.1",
-        MASTER_PORT=str(port),
+        MASTER_PORT=str(place.port),
         # The caller has the store, as torchrun's agent has.
         TORCHELASTIC_USE_AGENT_STORE="True",
     )
     if sys.platform in ("linux", "darwin"):
         # A container's host name may have no address.
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo" if sys.platform == "linux" else "lo0")
-    if backend == "nccl":
+    if place.backend == "nccl":
         torch.cuda.set_device(rank)
-    dist.init_process_group(backend)
+    dist.init_process_group(place.backend)
 
 
 def _bring_home(value: Any) -> Any:
@@ -405,11 +414,10 @@ def _dump(value: Any) -> bytes:
     """The value by cloudpickle; code keeps the names of its files, which tracebacks show."""
     import cloudpickle
 
-    class Pickler(cloudpickle.Pickler):  # type: ignore[misc,name-defined]
-        dispatch_table = ChainMap({CodeType: _reduce_code}, cloudpickle.Pickler.dispatch_table)
-
     buffer = io.BytesIO()
-    Pickler(buffer).dump(value)
+    pickler = cloudpickle.Pickler(buffer)
+    pickler.dispatch_table = ChainMap({CodeType: _reduce_code}, pickler.dispatch_table)
+    pickler.dump(value)
     return buffer.getvalue()
 
 
@@ -461,5 +469,3 @@ class _Sender(io.TextIOBase):
             if newline:
                 self.send("print", whole)
         return len(text)
-
-

@@ -215,7 +215,7 @@ def _average_parameters(model: nn.Module) -> None:
     with torch.no_grad():
         for parameter in model.parameters():
             dist.all_reduce(parameter)
-            parameter /= dist.get_world_size()
+            parameter.div_(dist.get_world_size())
 
 
 AVERAGE_GRADIENTS = Exercise(
@@ -237,9 +237,7 @@ AVERAGE_GRADIENTS = Exercise(
             "wrong_values",
         ),
         WrongAnswer("averages the parameters", _average_parameters, "wrong_values", 1),
-        WrongAnswer(
-            "averages a copy", lambda m: _average_wrong(m, copies=True), "wrong_values", 1
-        ),
+        WrongAnswer("averages a copy", lambda m: _average_wrong(m, copies=True), "wrong_values", 1),
         WrongAnswer(
             "gives a gradient to those without one",
             lambda m: _average_wrong(m, fills=True),
@@ -392,9 +390,22 @@ def _run_parts(function: Callable[..., Any], length: int, epoch: int) -> tuple[A
     return got, function(length, rank, world, epoch), torch.equal(before, torch.get_rng_state())
 
 
+def _judge_parts(parts: list[list[int]], length: int) -> str | None:
+    read = [one for part in parts for one in part]
+    sizes = sorted(map(len, parts))
+    if len(set(read)) < len(read):
+        return f"{len(read) - len(set(read))} samples are read twice"
+    if sorted(read) != list(range(length)):
+        return f"together the ranks read {len(read)} of {length} samples"
+    if sizes[-1] - sizes[0] > 1:
+        return f"one rank reads {sizes[0]} samples and another one {sizes[-1]}"
+    if length > 50 and any(part == sorted(part) for part in parts):
+        return "the samples are in order: they are not shuffled"
+    return None
+
+
 def _parts_case(note: str, length: int, ranks: int, epoch: int) -> Case:
     def judge(got: list[Any], arguments: tuple[Any, ...]) -> str | None:
-        parts = [part for part, _, _ in got]
         for rank, (part, again, kept) in enumerate(got):
             if not isinstance(part, list) or any(type(one) is not int for one in part):
                 return f"rank {rank} returned {part!r:.60}, not a list of whole numbers"
@@ -402,17 +413,7 @@ def _parts_case(note: str, length: int, ranks: int, epoch: int) -> Case:
                 return f"rank {rank} got two different lists for the same epoch"
             if not kept:
                 return NotThisWay("torch's global random state has changed")
-        read = [one for part in parts for one in part]
-        if len(set(read)) < len(read):
-            return f"{len(read) - len(set(read))} samples are read twice"
-        if sorted(read) != list(range(length)):
-            return f"together the ranks read {len(read)} of {length} samples"
-        sizes = sorted(map(len, parts))
-        if sizes[-1] - sizes[0] > 1:
-            return f"one rank reads {sizes[0]} samples and another one {sizes[-1]}"
-        if length > 50 and any(part == sorted(part) for part in parts):
-            return "the samples are in order: they are not shuffled"
-        return None
+        return _judge_parts([part for part, _, _ in got], length)
 
     return Case((length, epoch), note=note, judge=judge, ranks=ranks, harness=_run_parts)
 
@@ -492,7 +493,8 @@ PART_OF = Exercise(
         WrongAnswer(
             "shuffles its own part only",
             lambda n, rank, world, epoch: [
-                list(range(rank, n, world))[place] for place in _order(len(range(rank, n, world)), epoch)
+                list(range(rank, n, world))[place]
+                for place in _order(len(range(rank, n, world)), epoch)
             ],
             "wrong_values",
         ),
