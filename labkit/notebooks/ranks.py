@@ -52,7 +52,8 @@ MESSAGE_CHARACTERS = 1000
 # What gloo, NCCL and the store say in a rank whose peer has gone: never the first failure.
 LOST_PEER = re.compile(
     r"[Cc]onnection (?:closed|reset) by (?:remote )?peer|[Bb]roken pipe"
-    r"|[Cc]onnection was likely closed|remote process exited|ncclRemoteError|recvValue failed|failed to recv, got 0 bytes"
+    r"|[Cc]onnection was likely closed|remote process exited|ncclRemoteError"
+    r"|recvValue failed|failed to recv, got 0 bytes"
 )
 STACK_LINE = re.compile(r'^  File "(.+)", line (\d+) in (.+)$', re.MULTILINE)
 
