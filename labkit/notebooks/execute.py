@@ -38,7 +38,9 @@ from labkit.notebooks.kernel import (
     Kernel,
     OutputLimit,
     choose_kernel,
+    find_waiting_line,
     kernel_environment,
+    list_stack_arguments,
     shorten_middle,
 )
 from labkit.notebooks.outputs import copy_outputs, find_changes
@@ -167,7 +169,8 @@ class RunOptions:
 
     ``kernel`` overrides the kernel that a notebook names. ``asks_cuda`` is True if a kernel can
     use a GPU; only then is its allocator queried. Notebooks run in ``folder``, by default their
-    own. ``tolerance`` is the relative difference that numbers in outputs may have from the saved
+    own. With ``finds_waits``, a cell that is ended early says at which line it was. ``tolerance``
+    is the relative difference that numbers in outputs may have from the saved
     ones; None compares no outputs.
     """
 
@@ -182,6 +185,7 @@ class RunOptions:
     folder: Path | None = None
     parameters: Mapping[str, Any] = field(default_factory=dict)
     tolerance: float | None = None
+    finds_waits: bool = False
 
 
 @dataclass(frozen=True)
@@ -219,10 +223,13 @@ class Execution:
         self._meter = Meter(account, self._tick)
         self._probe = CudaProbe(notebook) if options.asks_cuda else None
         self._kernel = Kernel(choose_kernel(notebook, options.kernel))
+        # Where the cell was that has been ended: "cell 3 of 5, line 2: dist.barrier()".
+        self.waits: str | None = None
         self._client = Client(
             notebook,
             self._kernel,
             self._note_cut_short,
+            extra_arguments=list_stack_arguments(self._kernel) if options.finds_waits else [],
             timeout_func=lambda cell: self._limit_seconds(),
             startup_timeout=math.ceil(min(STARTUP_SECONDS, self._left_seconds())),
             allow_errors=options.allow_errors,
@@ -259,7 +266,19 @@ class Execution:
 
     def stop(self) -> None:
         """Ends the kernel and the run, from another thread; the status becomes "interrupted"."""
+        self._find_wait()
         self._client.stop()
+
+    def _find_wait(self) -> None:
+        place = self._recorder.place
+        if self._options.finds_waits and place and self.waits is None:
+            line = find_waiting_line(self._kernel, self._notebook)
+            self.waits = f"{place}, {line}" if line else place
+
+    @property
+    def has_lost_kernel(self) -> bool:
+        """True if the kernel's process has ended, whether or not the run knows it yet."""
+        return self._kernel.has_ended
 
     def _execute(self, scratch: str) -> Ending:
         """Runs the cells: a reference notebook in ``scratch``, any other notebook in its folder."""
@@ -363,6 +382,7 @@ class Execution:
         self._follow(self._describe("running"))
 
     def _note_cut_short(self) -> None:
+        self._find_wait()
         self._recorder.note_output(self._client.limit)
         self._recorder.note_memory(self._meter.end_cell())
 
