@@ -69,8 +69,8 @@ progress:  ## show how far you are
 reset:  ## put fresh notebooks in place, keeping yours beside them (LABS=tensors)
 	@$(LABKIT) exec $(CHOICE) $(BROUGHT) -- labkit reset $(or $(LABS),--all)
 
-hub:  ## start JupyterHub for a class (STOP=1 stops it, PROGRESS=1 shows who has passed what)
-	@$(LABKIT) hub $(CHOICE) $(ADDRESS) $(if $(value STOP),--stop) $(if $(value PROGRESS),--progress)
+hub:  ## start JupyterHub for a class (STOP=1 stops it; PROGRESS=1, USAGE=1: who passed what, who holds what)
+	@$(LABKIT) hub $(CHOICE) $(ADDRESS) $(if $(value STOP),--stop) $(if $(value PROGRESS),--progress) $(if $(value USAGE),--usage)
 
 ## Working on the lab
 
@@ -123,7 +123,7 @@ help:  ## print this
 	  'FAST=1' 'for test: about 8 minutes: no compiler, container or browser, no gate of all labs' \
 	  'SIMULATED=1' 'for test: those for GPUs, on simulated ones, in .venv-simulated' \
 	  'PYTEST=' 'for test: options of pytest ("-k ports")' \
-	  'STOP=1' 'for hub: stop it (PROGRESS=1: show what each learner has passed)' \
+	  'STOP=1' 'for hub: stop it (PROGRESS=1: what each learner has passed; USAGE=1: what each holds)' \
 	  'QUICK=1' 'for prove: no torch.compile, no labs' \
 	  'PROVE=' 'for prove: options of labkit prove ("--seconds 300 --device cuda:1")' \
 	  'FIX=1, DEEP=1' 'for doctor: offer to mend what it finds; also start containers and compile' \

@@ -105,7 +105,7 @@ c.DockerSpawner.args = [
     "--MappingKernelManager.cull_interval=60",
     "--MappingKernelManager.cull_connected=True",
 ]
-c.DockerSpawner.default_url = "/lab/tree/01_tensors.ipynb"
+c.DockerSpawner.default_url = "/lab"
 c.DockerSpawner.mem_limit = MEMORY
 c.DockerSpawner.cpu_limit = float(os.environ["HUB_CPUS"])
 c.DockerSpawner.start_timeout = 120

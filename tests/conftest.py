@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[1]
 collect_ignore = (
     []
     if importlib.util.find_spec("jupyter_server")
-    else ["test_contents.py", "test_guard.py", "test_nothing_lost.py"]
+    else ["test_contents.py", "test_guard.py", "test_nothing_lost.py", "test_start.py"]
 )
 
 # The fixtures of the simulated hosts, by name.
@@ -54,6 +54,10 @@ def _missing_engine() -> str | None:
         return "inside the test container there is no engine: make test RUNTIME=local"
     answer = run_command(["docker", "info"], timeout_seconds=20)
     return None if answer.ok else f"needs a container engine: {answer.message}"
+
+
+def _missing_root() -> str | None:
+    return None if os.geteuid() == 0 else "needs root, to become other users or to mount"
 
 
 def _missing_browser() -> str | None:
@@ -89,6 +93,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 MISSING = {
+    "root": _missing_root,
     "engine": _missing_engine,
     "hub": _missing_engine,
     "browser": _missing_browser,
@@ -99,7 +104,7 @@ MISSING = {
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skips what cannot run here, each with the reason and the way to run it."""
+    """Skips what cannot run here, with the reason and the way to run it; long files come first."""
     reasons: dict[str, str | None] = {}
     for item in items:
         for name, find_missing in MISSING.items():
@@ -107,6 +112,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 reason = reasons.setdefault(name, find_missing())
                 if reason:
                     item.add_marker(pytest.mark.skip(reason=reason))
+    # Files that take minutes begin first: a worker that began one last would work alone.
+    long = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in long)
 
 
 @pytest.fixture(autouse=True)

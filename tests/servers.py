@@ -7,6 +7,7 @@ import http.client
 import json
 import os
 import secrets
+import shutil
 import signal
 import subprocess
 import sys
@@ -75,6 +76,10 @@ def start_server(folder: Path, **variables: str) -> Iterator[LabServer]:
     workspace = folder / "work"
     workspace.mkdir()
     (folder / "token").write_text(TOKEN)
+    # The image and the .venv have the kernels' settings in their own folders.
+    profile = folder / "state" / "ipython" / "profile_default"
+    profile.mkdir(parents=True)
+    shutil.copy(ROOT / "docker" / "jupyter" / "ipython_config.py", profile)
     port = find_free_port("127.0.0.1", 18888 + secrets.randbelow(8000), 500)
     assert port is not None
     with (folder / "server.log").open("wb") as log:

@@ -109,6 +109,7 @@ def make_mutants(name: str) -> Iterator[tuple[str, Any]]:
             yield said, None  # it cannot even be defined
 
 
+@pytest.mark.slow
 def test_the_readme_counts_these_answers() -> None:
     text = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
     by_hand = sum(len(one.wrong_answers) for one in EXERCISES.values())

@@ -72,7 +72,7 @@ def test_a_failure_says_what_was_expected_and_what_came(workspace: Path, capsys:
     check("small.double", lambda x: x * 3)
 
     assert capsys.readouterr().out == (
-        "wrong values: `small.double` 2 of 2 values differ; furthest apart at [0]: "
+        "wrong values: `small.double` 2 of 2 values differ; largest difference at [0]: "
         "expected 2, got 3, off by 1\n"
         "  in: case 1 of 1\n"
         "  expected: tensor([2., 2.])\n"
@@ -223,7 +223,7 @@ def test_in_ipython_the_verdict_is_shown_with_its_record(workspace: Path) -> Non
     assert bundle[CHECK_MIME] == {
         "exercise": "small.double",
         "status": "wrong_shape",
-        "message": "the answer must have the shape (2,), and has (1,)",
+        "message": "the answer must have the shape (2,), but has (1,)",
         "case": "case 1 of 1",
         "expected": "tensor([2., 2.])",
         "got": "tensor([1.])",

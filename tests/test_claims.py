@@ -55,7 +55,7 @@ def shown() -> Iterator[list[dict[str, Any]]]:
 def test_equal_values_hold(seen: object, expected: object, capsys: Any) -> None:
     claim("so it is", seen, expected)
 
-    assert capsys.readouterr().out.startswith("holds: so it is (expected ")
+    assert capsys.readouterr().out.startswith("holds: so it is")
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ def test_other_values_do_not_hold(seen: object, expected: object, capsys: Any) -
     with pytest.raises(ClaimFailed):
         claim("so it is not", seen, expected)
 
-    assert capsys.readouterr().out.startswith("does not hold: so it is not (expected ")
+    assert capsys.readouterr().out.startswith("does not hold: so it is not")
 
 
 @pytest.mark.parametrize(
@@ -117,7 +117,7 @@ def test_what_is_needed_and_missing_is_never_called(
     claim("on the device", lambda: 1 / 0, needs="cuda")
     claim_raises("on the device", ValueError, lambda: 1 / 0, needs="cuda")
 
-    assert capsys.readouterr().out == "skipped: on the device (needs cuda)\n" * 2
+    assert capsys.readouterr().out == "skipped: on the device (needs CUDA)\n" * 2
 
 
 def test_what_is_needed_and_there_is_called(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
@@ -125,7 +125,7 @@ def test_what_is_needed_and_there_is_called(monkeypatch: pytest.MonkeyPatch, cap
 
     claim("on the device", lambda: 2, 2, needs="cuda")
 
-    assert capsys.readouterr().out == "holds: on the device (expected 2, seen 2)\n"
+    assert capsys.readouterr().out == "holds: on the device (seen 2)\n"
 
 
 def test_an_unknown_need_is_an_error_with_the_near_match() -> None:
@@ -159,8 +159,7 @@ def test_claim_raises_holds_for_the_error_and_shows_its_text(capsys: Any) -> Non
     claim_raises("it divides not", ZeroDivisionError, lambda: 1 / 0, match="by zero")
 
     assert capsys.readouterr().out == (
-        "holds: it divides not (expected ZeroDivisionError with 'by zero' in its text, "
-        "seen ZeroDivisionError: division by zero)\n"
+        "holds: it divides not (seen ZeroDivisionError: division by zero)\n"
     )
 
 
@@ -181,7 +180,7 @@ def test_in_ipython_a_claim_shows_html_text_and_its_record(shown: list[dict[str,
     claim("two <b> make `four`", 2 + 2, 4)
 
     (bundle,) = (output["data"] for output in shown)
-    assert bundle["text/plain"] == "holds: two <b> make `four` (expected 4, seen 4)"
+    assert bundle["text/plain"] == "holds: two <b> make `four` (seen 4)"
     assert "two &lt;b&gt; make <code" in bundle["text/html"]
     assert bundle[CLAIM_MIME] == {
         "statement": "two <b> make `four`",

@@ -63,7 +63,7 @@ def test_check_judges_the_learners_own_notebook(desk: Desk, capsys: Any) -> None
         "small  01_small.ipynb\n"
         "  passed            center\n"
         "  wrong values      double\n"
-        "                      2 of 2 values differ; furthest apart at [0]: "
+        "                      2 of 2 values differ; largest difference at [0]: "
         "expected 2, got 3, off by 1\n"
         "                      in case 1 of 1\n"
         "                      hint: Twice one is two.\n"
@@ -73,6 +73,7 @@ def test_check_judges_the_learners_own_notebook(desk: Desk, capsys: Any) -> None
     assert read_progress(desk.work).standing("small.center").passed is not None
 
 
+@pytest.mark.slow
 def test_check_of_one_exercise_runs_no_further_than_its_check(desk: Desk, capsys: Any) -> None:
     desk.solve(SOLVED)
 
@@ -84,6 +85,7 @@ def test_check_of_one_exercise_runs_no_further_than_its_check(desk: Desk, capsys
     assert captured.err == "small: running 5 cells\n"
 
 
+@pytest.mark.slow
 def test_check_leaves_the_notebook_as_it_is(desk: Desk) -> None:
     desk.solve(SOLVED)
     before = desk.notebook.read_bytes()
@@ -93,6 +95,7 @@ def test_check_leaves_the_notebook_as_it_is(desk: Desk) -> None:
     assert desk.notebook.read_bytes() == before
 
 
+@pytest.mark.slow
 def test_check_as_json_is_one_object(desk: Desk, capsys: Any) -> None:
     desk.notebook.rename(desk.work / "mine.ipynb")
 
@@ -140,6 +143,7 @@ def test_a_check_that_was_taken_out_is_told(desk: Desk, capsys: Any) -> None:
     assert 'the notebook has no check("small.center", ...)' in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_check_whose_cell_fails_is_told_with_the_error(desk: Desk, capsys: Any) -> None:
     text = desk.notebook.read_text()
     desk.notebook.write_text(text.replace(r"\"small.center\", center", r"\"small.center\", centre"))
@@ -253,6 +257,7 @@ def test_reset_names_the_backup(desk: Desk, capsys: Any, monkeypatch: pytest.Mon
     assert STUB in json.loads(desk.notebook.read_text())["cells"][3]["source"][-1]
 
 
+@pytest.mark.slow
 def test_check_names_a_backup_and_the_notebook_that_counts(desk: Desk, capsys: Any) -> None:
     desk.solve(SOLVED)
     main(["reset", "small"])
@@ -265,6 +270,7 @@ def test_check_names_a_backup_and_the_notebook_that_counts(desk: Desk, capsys: A
     assert ".old-" in note and note.endswith("checked: 01_small.ipynb")
 
 
+@pytest.mark.slow
 def test_check_puts_an_interrupted_save_back_first(desk: Desk, capsys: Any) -> None:
     desk.solve(SOLVED)
     desk.notebook.rename(desk.work / ".~01_small.ipynb")

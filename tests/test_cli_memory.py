@@ -266,6 +266,7 @@ def test_the_documentations_picture_is_what_the_product_draws():
     assert drawn == render_balance(GPU, standalone=True) + "\n"
 
 
+@pytest.mark.slow
 @in_checkout
 def test_the_documentations_code_runs(capsys, tmp_path, monkeypatch):
     text = (ROOT / "docs/memory.md").read_text(encoding="utf-8")

@@ -118,6 +118,7 @@ def test_a_claim_that_does_not_hold_is_named_and_fails(labs, capsys):
     assert "  claim does not hold: the alphabet ends with y\n" in err
 
 
+@pytest.mark.slow
 def test_after_a_failure_the_rest_runs_if_asked(tmp_path, capsys):
     files = [make_file(tmp_path / "bad.ipynb", "1/0"), make_file(tmp_path / "good.ipynb", "1")]
     assert main(["run", *files, "--json", "--no-output", "--keep-going"]) == 1
@@ -208,6 +209,7 @@ def test_no_labs_at_all_is_an_error(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().err.startswith("error: there is no lab to run\n")
 
 
+@pytest.mark.slow
 def test_output_keeps_the_notebooks_and_the_object(tmp_path, capsys):
     (tmp_path / "a").mkdir()
     first = make_file(tmp_path / "same.ipynb", "1 + 1")

@@ -235,6 +235,7 @@ def test_a_program_never_waits_for_the_keyboard():
     assert run_command(["cat"], timeout_seconds=5).stdout == ""
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_the_program_and_its_children(tmp_path):
     path = tmp_path / "child"
 

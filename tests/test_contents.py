@@ -111,7 +111,7 @@ def test_a_new_file_has_the_mode_that_the_umask_leaves(manager, tmp_path):
     assert stat.S_IMODE((tmp_path / "notes.txt").stat().st_mode) == 0o640
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
+@pytest.mark.root
 def test_the_owner_is_kept(manager, tmp_path):
     save(manager, "notes.txt", "old")
     os.chown(tmp_path / "notes.txt", 1234, 4321)

@@ -179,6 +179,7 @@ def read_profilers_peak(step, path):
     return peak, level
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["mlp", "cnn", "encoder"])
 def test_the_tensors_peak_is_the_profilers_to_the_byte(model, tmp_path):
     from tests.fakes.models import make_training

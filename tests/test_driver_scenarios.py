@@ -231,6 +231,7 @@ def each(scenarios=SCENARIOS):
     return pytest.mark.parametrize("scenario", scenarios.values(), ids=scenarios.keys())
 
 
+@pytest.mark.slow
 @each()
 def test_labkit_devices_lists_what_is_there(host, scenario):
     printed, shown = ask(host, scenario, "devices")
@@ -249,6 +250,7 @@ def test_labkit_devices_lists_what_is_there(host, scenario):
     check_text(shown, scenario)
 
 
+@pytest.mark.slow
 @each()
 def test_labkit_memory_accounts_for_what_is_there(host, scenario):
     printed, shown = ask(host, scenario, "memory")

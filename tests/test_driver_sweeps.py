@@ -88,6 +88,7 @@ def tells_why(told):
     return any(UNKNOWN_ERROR in text for text in (*told["notes"], *filter(None, troubles)))
 
 
+@pytest.mark.slow
 def test_a_driver_that_fails_at_the_nth_query_never_takes_a_command_down(host):
     parts = (script_gpu(0), *SPLIT, script_gpu(3))
     script = [script_driver(f"fail any 999 {after}", *parts) for after in range(70)]
@@ -101,6 +102,7 @@ def test_a_driver_that_fails_at_the_nth_query_never_takes_a_command_down(host):
     assert failing[-1]["memory"]["devices"][:-1] == sound["memory"]["devices"][:-1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("code", [3, 4, 6, 7, 13, 15, 25, 999])
 def test_a_query_that_is_refused_leaves_its_own_figure_unknown_and_no_other_gpus(host, code):
     scripts = [

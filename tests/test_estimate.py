@@ -22,6 +22,7 @@ GIB = 2**30
 CASES = [(model, optimizer) for model in MODELS for optimizer in OPTIMIZERS]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("model", "optimizer"), CASES)
 def test_the_estimate_is_within_two_percent_of_what_is_measured(model, optimizer):
     make_step = make_training(model, optimizer)
@@ -308,6 +309,7 @@ def test_a_teacher_with_buffers_is_copied():
     assert estimate_memory(make_step).peak_bytes == tracer.levels["cpu"].peak_bytes
 
 
+@pytest.mark.slow
 def test_lbfgs_fills_its_history_and_says_so():
     def make_step():
         model = nn.Linear(64, 64, bias=False)

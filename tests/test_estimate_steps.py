@@ -50,6 +50,7 @@ def judge(estimate, measured, tolerance):
     assert off >= -tolerance or estimate.obstacle, f"{off:+.2%} and no lower bound"
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Warning. use_reentrant")
 @pytest.mark.parametrize("name", STEPS)
 def test_on_the_cpu_it_is_within_one_percent_of_the_profiler(name):

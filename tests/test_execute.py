@@ -228,6 +228,7 @@ def test_a_lab_runs_as_a_reference_away_from_its_folder(tmp_path, monkeypatch):
     assert not Path(folder).exists()
 
 
+@pytest.mark.slow
 def test_an_invalid_file_is_named_and_the_rest_runs(tmp_path):
     broken = tmp_path / "broken.ipynb"
     broken.write_text('{"cells": [\n')

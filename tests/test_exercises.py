@@ -4,7 +4,7 @@ import contextlib
 import functools
 import sys
 import threading
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -37,25 +37,25 @@ DOUBLED = Case((X,), X * 2, "a square")
         pytest.param(
             lambda x: x.sum(),
             "wrong_shape",
-            "the answer must have the shape (2, 2), and has ()",
+            "the answer must have the shape (2, 2), but has ()",
             id="shape",
         ),
         pytest.param(
             lambda x: x.double() * 2,
             "wrong_dtype",
-            "the answer must have the dtype torch.float32, and has torch.float64",
+            "the answer must have the dtype torch.float32, but has torch.float64",
             id="dtype",
         ),
         pytest.param(
             lambda x: x * torch.tensor([2.0, 2.5]),
             "wrong_values",
-            "2 of 4 values differ; furthest apart at [1, 1]: expected 12, got 15, off by 3",
+            "2 of 4 values differ; largest difference at [1, 1]: expected 12, got 15, off by 3",
             id="values",
         ),
         pytest.param(
             lambda x: torch.where(x == 2, float("nan"), x * 2),
             "wrong_values",
-            "1 of 4 values differ; furthest apart at [0, 1]: expected 4, got nan, off by nan",
+            "1 of 4 values differ; largest difference at [0, 1]: expected 4, got nan, off by nan",
             id="nan is furthest",
         ),
         pytest.param(
@@ -73,13 +73,14 @@ DOUBLED = Case((X,), X * 2, "a square")
         pytest.param(
             lambda x: x.numpy() * 2,
             "wrong_type",
-            "the answer must be a tensor of shape (2, 2), and is a NumPy array",
+            "the answer must be a tensor of shape (2, 2), but is a NumPy array",
             id="array",
         ),
         pytest.param(
             torch.ones(2),
             "wrong_type",
-            "`check` takes the function itself, and was given a tensor of shape (2,)",
+            '`check` needs the function itself, as in `check("lab.one", f)`, but got a '
+            "tensor of shape (2,)",
             id="no function",
         ),
     ],
@@ -345,7 +346,7 @@ def find_loop(function: Any) -> str | None:
 def test_a_loop_over_the_values_is_found_however_it_is_written(function: Any) -> None:
     found = find_loop(function)
 
-    assert found is not None and found.startswith("it goes through the values with a loop")
+    assert found is not None and found.startswith("the function loops over the values")
 
 
 def test_steps_of_a_first_call_do_not_hide_a_loop() -> None:
@@ -462,6 +463,65 @@ def test_an_exception_that_the_case_asks_for_must_come_out() -> None:
 
 def test_a_changed_array_is_a_changed_argument() -> None:
     assert judge(lambda x: x.fill(0), Case((np.ones(2),), None)).status == "changed_argument"
+
+
+class Pair(NamedTuple):
+    a: Any
+    b: Any
+
+
+def anything(got: object, arguments: object) -> None:
+    """A judge who lets every answer pass."""
+
+
+def spoil(values: torch.Tensor) -> None:
+    values.add_(1)
+
+
+@pytest.mark.parametrize(
+    ("make", "function"),
+    [
+        pytest.param(lambda: (torch.ones(2), 3), lambda x: spoil(x[0]), id="tuple"),
+        pytest.param(lambda: [torch.ones(2), 3], lambda x: spoil(x[0]), id="list"),
+        pytest.param(lambda: [(1, {"k": torch.ones(2)})], lambda x: spoil(x[0][1]["k"]), id="deep"),
+        pytest.param(lambda: Pair(torch.ones(2), 1), lambda x: spoil(x.a), id="named tuple"),
+        pytest.param(lambda: (np.zeros(2),), lambda x: x[0].fill(5), id="array in a tuple"),
+        pytest.param(lambda: ([1, 2],), lambda x: x[0].append(3), id="list in a tuple"),
+        pytest.param(lambda: {"a": [1]}, lambda x: x.pop("a"), id="key taken away"),
+        pytest.param(lambda: [1, torch.ones(2)], lambda x: x.reverse(), id="places changed"),
+        pytest.param(
+            # A tensor that is not a leaf cannot be copied deeply, and must not hide the other.
+            lambda: [torch.ones(2, requires_grad=True) * 2, torch.ones(2)],
+            lambda x: spoil(x[1]),
+            id="beside a tensor with a graph",
+        ),
+    ],
+)
+def test_a_change_inside_an_argument_is_seen(make: Any, function: Any) -> None:
+    assert judge(function, Case((make(),), judge=anything)).status == "changed_argument"
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        pytest.param((torch.nn.Linear(1, 1), len), id="objects"),
+        pytest.param([torch.tensor([float("nan")]), float("nan")], id="nan"),
+        pytest.param((torch.ones(2, device="meta"),), id="no values"),
+        pytest.param([torch.ones(2, requires_grad=True) * 2], id="a tensor with a graph"),
+    ],
+)
+def test_an_argument_left_alone_is_not_a_change(value: Any) -> None:
+    assert judge(lambda x: None, Case((value,), judge=anything)).passed
+
+
+def test_values_that_share_memory_still_share_it_in_a_copy() -> None:
+    base = torch.zeros(4)
+    row = [base[:2]]
+
+    (first, (second, again)) = copy_arguments((base, (row, row)))
+    first[0] = 7
+
+    assert second[0][0] == 7 and second is again
 
 
 def test_a_known_mistake_is_named_with_its_hint() -> None:

@@ -201,6 +201,7 @@ def check_sum(device):
         assert sum(term or 0 for term in terms) == device["total_bytes"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 def test_the_facts_of_a_gpu(host, case):
     (gpu,) = list_gpus(ask(host, script_driver(case.script), "devices"))

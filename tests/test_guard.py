@@ -157,6 +157,7 @@ BAD_SETTINGS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BAD_SETTINGS)
 def test_a_server_whose_settings_are_wrong_stops_and_says_why(tmp_path: Path, name: str):
     variable, value = BAD_SETTINGS[name]
@@ -166,6 +167,7 @@ def test_a_server_whose_settings_are_wrong_stops_and_says_why(tmp_path: Path, na
     assert f"{variable}={value}" in said and "Traceback" not in said
 
 
+@pytest.mark.slow
 def test_a_file_of_the_owners_that_fails_stops_the_server_too(tmp_path: Path):
     own = tmp_path / "state" / "jupyter" / "config" / "jupyter_server_config.py"
     own.parent.mkdir(parents=True)
@@ -227,6 +229,7 @@ def use_up_tries(server: LabServer) -> list[int]:
     ]
 
 
+@pytest.mark.slow
 def test_both_cookies_stay_on_this_site(server: OwnServer):
     cookies = open_page(server)
     assert len(cookies) == 2
@@ -317,6 +320,7 @@ def send_login(server: LabServer, password: str) -> int:
     return status
 
 
+@pytest.mark.slow
 def test_a_new_token_ends_the_old_ones_logins(tmp_path):
     with start_own_server(tmp_path / "one", JUPYTER_TOKEN=TOKEN) as server:
         cookies = log_in(server)
@@ -326,6 +330,7 @@ def test_a_new_token_ends_the_old_ones_logins(tmp_path):
         assert server.ask("/api/status", headers={"Cookie": cookies}).status == 403
 
 
+@pytest.mark.slow
 def test_without_a_token_the_url_is_printed_once_and_works(tmp_path):
     with start_own_server(tmp_path) as server:
         assert wait_until(lambda: "ready" in server.log.read_text(), timeout_seconds=10)
@@ -369,6 +374,7 @@ def test_a_server_with_another_token_does_not(server: OwnServer):
     assert prove(server.port, "0" * 48) is None
 
 
+@pytest.mark.slow
 def test_a_published_port_is_part_of_the_proof(tmp_path):
     variables = {"JUPYTER_TOKEN": TOKEN, "LABKIT_PUBLISHED_PORT": "18123"}
     with start_own_server(tmp_path, base_url="/one/two/", **variables) as server:

@@ -53,6 +53,7 @@ def word_of(server: OwnServer) -> Path:
     return server.state / "jupyter" / "runtime" / f"jpserver-{server.process.pid}.json"
 
 
+@pytest.mark.slow
 def test_a_server_with_another_port_and_base_url_is_well(processes: Path):
     answer = subprocess.run(
         [sys.executable, SCRIPT, processes], capture_output=True, text=True, check=False

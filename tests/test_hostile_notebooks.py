@@ -36,6 +36,7 @@ HTML = """from IPython.display import HTML, display
 display(HTML("a <![ b"), HTML("<a " * 13_500), HTML("<div>" * 80_000))"""
 
 
+@pytest.mark.slow
 def test_odd_outputs_end_neither_the_run_nor_the_report(tmp_path):
     deep = make_file(tmp_path / "deep.ipynb", NEST)
     odd = make_file(tmp_path / "odd.ipynb", HTML)

@@ -47,6 +47,7 @@ PUBLIC_NAMES = {
     "load_ipython_extension",
     "memory",
     "plot_memory",
+    "predict",
     "record_allocations",
     "sample_memory",
     "solution",

@@ -20,7 +20,7 @@ from labkit.launch.compose import ContainerLab
 from labkit.launch.progress import Steps
 from labkit.launch.settings import CPU, Settings
 from labkit.process import CommandResult
-from tests.fakes.host import make_checkout, says
+from tests.fakes.host import fails, make_checkout, says
 from tests.test_compose import fill_in
 
 FOLDER = Path(__file__).parents[1] / "hub"
@@ -137,6 +137,37 @@ def test_the_class_is_read_from_the_learners_volumes(checkout, monkeypatch):
     ]
     mounts = [word for word in calls[1] if ":/learners/" in word]
     assert len(mounts) == 2 and all(mount.endswith(":ro") for mount in mounts)
+
+
+ADA, BOB = "a" * 64, "b" * 64
+GPU_LINE = "NVIDIA A100, 580.95.05, {0}, GPU-{0}{0}, 8.0, Disabled"
+
+
+def answer_for_a_class(words, *, timeout_seconds) -> CommandResult:
+    if words[1] == "ps":
+        return says(f"{BOB} labkit-learner-bob\n{ADA} labkit-learner-ada")
+    if words[1] == "stats":
+        return says(f"{ADA} 350MiB / 2GiB")
+    if words[1].startswith("--query-compute-apps"):
+        return says("11, GPU-22, 1024\n12, GPU-22, 512\n13, GPU-11, [N/A]\n14, GPU-11, 77")
+    return says("\n".join(map(GPU_LINE.format, (1, 2))))
+
+
+def test_what_each_learner_holds_is_found_by_container(tmp_path):
+    groups = {11: f"docker-{ADA}.scope", 12: f"docker-{ADA}.scope", 13: f"docker/{BOB}", 14: "user"}
+    for pid, group in groups.items():
+        (tmp_path / "proc" / str(pid)).mkdir(parents=True)
+        (tmp_path / "proc" / str(pid) / "cgroup").write_text(f"0::/system.slice/{group}\n")
+
+    assert hub.read_usage(answer_for_a_class, tmp_path) == [
+        hub.LearnerUsage("ada", "350MiB / 2GiB", {2: 1536 * 2**20}),
+        hub.LearnerUsage("bob", None, {1: None}),
+    ]
+
+
+def test_without_docker_no_learner_is_listed():
+    with pytest.raises(EngineError, match="cannot list"):
+        hub.read_usage(lambda *_, **__: fails("no daemon"))
 
 
 @pytest.mark.parametrize("installed", [True, False])

@@ -171,6 +171,7 @@ def test_a_port_that_is_taken_while_the_server_starts(checkout, asked):
     assert other.received == b""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("relays", [False, True], ids=["poses", "relays"])
 def test_a_port_that_is_taken_after_the_lab_was_killed(checkout, relays):
     port, token = start(checkout)

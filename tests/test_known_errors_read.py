@@ -175,6 +175,7 @@ def test_an_ordinary_log_is_read_at_more_than_a_megabyte_a_second():
     assert time.process_time() - started < len(log) / 1e6
 
 
+@pytest.mark.slow
 def test_no_expression_is_slow_on_long_lines_of_its_own_fragments():
     """160 kB of one pattern's fragments took 84 s: a pattern that backtracks shows in 3 kB."""
     started = time.process_time()

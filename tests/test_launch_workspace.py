@@ -21,14 +21,13 @@ from labkit.launch.settings import Identity
 from labkit.launch.state import ensure_token
 from labkit.launch.workspace import (
     describe_update,
-    find_first_notebook,
     hand_over,
     prepare_workspace,
     read_update_time,
 )
 from labkit.process import run_command
 from tests.fakes.host import make_checkout
-from tests.fakes.other_users import find_users_python, needs_root, open_folder
+from tests.fakes.other_users import find_users_python, open_folder
 
 
 @pytest.fixture
@@ -205,6 +204,7 @@ def test_files_that_refuse_are_a_warning_and_no_error(checkout, chowned, monkeyp
     assert os.strerror(code) in warning
 
 
+@pytest.mark.slow
 def test_a_deep_workspace_is_walked_to_its_end(checkout, chowned):
     ensure_token(checkout)
     folder = os.open(checkout.workspace, os.O_RDONLY)
@@ -218,7 +218,7 @@ def test_a_deep_workspace_is_walked_to_its_end(checkout, chowned):
     run_command(["rm", "-rf", str(checkout.workspace)], timeout_seconds=60)
 
 
-@needs_root
+@pytest.mark.root
 def test_a_file_system_mounted_below_the_workspace_is_left_alone(checkout, tmp_path):
     """Two kinds: a file system of its own, and a folder of the same disk bound there."""
     ensure_token(checkout)
@@ -251,7 +251,8 @@ def test_a_file_system_mounted_below_the_workspace_is_left_alone(checkout, tmp_p
             run_command(["umount", target], timeout_seconds=10)
 
 
-@needs_root
+@pytest.mark.slow
+@pytest.mark.root
 def test_a_user_who_swaps_names_during_the_hand_over_gains_nothing(tmp_path_factory):
     """uid 1001 swaps a file and a folder for links to root's own, while root gives again."""
     folder = open_folder(tmp_path_factory)
@@ -362,20 +363,10 @@ def test_an_empty_or_odd_manifest_lists_nothing(checkout, text):
     assert read_update_time(checkout) is None
 
 
-def test_the_first_notebook(checkout):
-    assert find_first_notebook(checkout) is None
-    for name in ("02_autograd.ipynb", "01_tensors.ipynb", "mine.ipynb"):
-        (checkout.workspace / name).write_text("{}")
-    assert find_first_notebook(checkout) == "01_tensors.ipynb"
-
-
-def test_the_first_notebook_of_labs_in_a_subfolder(checkout):
+def test_labs_in_a_subfolder_are_listed_with_it(checkout):
     labs = checkout.workspace / "labkit-labs"
     (labs / ".labkit").mkdir(parents=True)
     (labs / ".labkit" / "manifest.json").write_text(
         json.dumps({"last_update": {"placed": ["01_tensors.ipynb"]}})
     )
-    for path in (labs / "01_tensors.ipynb", checkout.workspace / "00_mine.ipynb"):
-        path.write_text("{}")
-    assert find_first_notebook(checkout) == "labkit-labs/01_tensors.ipynb"
     assert describe_update(checkout) == ["put into work/labkit-labs/: 01_tensors.ipynb"]

@@ -331,6 +331,7 @@ def test_loading_twice_unloading_and_loading_anew(shell):
     assert shell.find_line_magic("memory") is shell.find_cell_magic("memory") is None
 
 
+@pytest.mark.slow
 def test_out_of_memory_is_followed_by_its_page(shell):
     shell.user_ns.update(torch=torch, text=TEXT)
     result, _, outputs = run(shell, "raise torch.OutOfMemoryError(text)")
@@ -355,6 +356,7 @@ def test_the_page_is_not_in_the_cells_figures(shell):
     assert page["text/plain"].startswith("out of memory on cuda:0\n")
 
 
+@pytest.mark.slow
 def test_another_error_frees_what_the_traceback_held(shell):
     """The measure that the page names."""
     watched = []

@@ -194,6 +194,7 @@ HOSTILE_FOLDERS = [
 ]
 
 
+@pytest.mark.slow
 @needs_make
 @pytest.mark.parametrize("name", HOSTILE_FOLDERS)
 def test_a_checkout_in_any_folder_works_and_its_name_runs_nothing(tmp_path, name):

@@ -19,6 +19,7 @@ from labkit.lessons.notebooks import (
     read_percent,
     strip_solutions,
 )
+from labkit.notebooks.result import SOLUTION_NOTE, hide_solutions
 from tests.fakes.small_labs import LESSON, write_labs
 
 PATH = Path("labs/small/lesson.py")
@@ -101,10 +102,20 @@ def test_the_learners_notebook_has_stubs_and_no_solution(lab: Lab) -> None:
 
 
 def test_the_reference_has_solutions_and_no_marks(lab: Lab) -> None:
-    text = notebook_bytes(make_reference_notebook(lab)).decode()
+    notebook = make_reference_notebook(lab)
+    text = "\n".join(cell.source for cell in notebook.cells)
 
     assert "keepdim" in text
     assert "SOLUTION" not in text and "write your code" not in text
+
+
+def test_a_run_folder_gets_the_learners_cells_for_those_of_the_reference(lab: Lab) -> None:
+    shown = hide_solutions(make_reference_notebook(lab))
+    learners = make_learner_notebook(lab)
+
+    assert "keepdim" not in notebook_bytes(shown).decode()
+    for cell, learner in zip(shown.cells, learners.cells, strict=True):
+        assert cell.source.removeprefix(f"{SOLUTION_NOTE}\n") == learner.source
 
 
 def test_the_same_lesson_gives_the_same_bytes(lab: Lab) -> None:

@@ -16,8 +16,15 @@ SEQUENCES = int(os.environ.get("LABKIT_SEQUENCES", "50"))
 SEED = int(os.environ.get("LABKIT_SEED", "1"))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-@pytest.mark.parametrize("file_system", FILE_SYSTEMS)
+@pytest.mark.parametrize(
+    "file_system",
+    [
+        pytest.param(name, marks=pytest.mark.root) if name == "full" else name
+        for name in FILE_SYSTEMS
+    ],
+)
 def test_nothing_that_a_learner_wrote_is_lost(file_system: str) -> None:
     count = -(-SEQUENCES // len(FILE_SYSTEMS))
     # In a process of its own: the harness forks, and pytest may have threads.

@@ -23,12 +23,11 @@ from tests.fakes.other_users import (
     OWNER,
     as_user,
     find_users_python,
-    needs_root,
     open_folder,
 )
 from tests.fakes.played_lab import find_free_port, make_played_checkout
 
-pytestmark = needs_root
+pytestmark = pytest.mark.root
 
 # Takes the port as soon as it can be had, and prints every byte that comes.
 SQUAT = """
@@ -149,6 +148,7 @@ def test_a_reader_gets_nothing(house: House):
     assert {path.stat().st_mode & 0o077 for path in files} == {0}
 
 
+@pytest.mark.slow
 def test_a_squatter_on_a_dead_labs_port_gets_nothing(house: House):
     port, token = house.up()
     handle = read_server(house.checkout)
@@ -168,6 +168,7 @@ def test_a_squatter_on_a_dead_labs_port_gets_nothing(house: House):
     assert token not in said and new_token not in said
 
 
+@pytest.mark.slow
 def test_a_racer_that_takes_the_port_while_the_lab_starts_gets_nothing(house: House):
     port = find_free_port()
     hold = house.checkout.state_folder / "hold"
@@ -193,6 +194,7 @@ def test_a_racer_that_takes_the_port_while_the_lab_starts_gets_nothing(house: Ho
     assert house.labkit("status").stdout.startswith("not running")
 
 
+@pytest.mark.slow
 def test_a_lab_of_another_users_is_not_taken_for_ours(house: House):
     """An attacker's process with our checkout in its environment is not the lost lab."""
     pretend = [house.python, "-c", "import time; print(1, flush=True); time.sleep(60)"]
@@ -212,6 +214,7 @@ def test_a_lab_of_another_users_is_not_taken_for_ours(house: House):
         end(attacker)
 
 
+@pytest.mark.slow
 def test_an_owners_state_folder_in_other_hands_is_refused(house: House, tmp_path: Path):
     os.chown(house.checkout.state_folder, ATTACKER, ATTACKER)
     house.checkout.state_folder.chmod(0o777)

@@ -86,6 +86,7 @@ def test_only_a_gpus_memory_is_asked_about():
         assert asyncio.run(explain_in_kernel(None, value)) is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["last_exc", "last_value"])
 def test_the_last_error_is_found_where_this_python_keeps_it(monkeypatch, name):
     for other in ("last_exc", "last_value"):

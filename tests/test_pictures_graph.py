@@ -66,6 +66,18 @@ def test_two_edges_between_the_same_nodes_do_not_lie_on_each_other():
     assert len(lines) == len(set(lines)) == 6
 
 
+def test_the_pictures_text_says_what_connects_to_what():
+    x = leaf(2)
+    h = x + 1
+    label = parse_svg(draw_graph(h * h + h.sin(), {"x": x, "h": h})).get("aria-label")
+    assert "The gradient goes from result (2,) to AddBackward0 (2,)" in label
+    assert "from AddBackward0 (2,) to MulBackward0 (2,) and SinBackward0 (2,)" in label
+    assert "from MulBackward0 (2,) to h: AddBackward0 (2,) (2 times)" in label
+    assert label.endswith("from h: AddBackward0 (2,) to x.grad (2,).")
+    pair = parse_svg(draw_graph(h.sin().sin(), {"h": h})).get("aria-label")
+    assert "from SinBackward0 (2,) no. 1 to SinBackward0 (2,) no. 2;" in pair
+
+
 def test_shapes_of_a_small_model():
     weight, bias = leaf(4, 3), leaf(4)
     loss = (torch.ones(5, 3) @ weight.t() + bias).relu().mean()

@@ -42,6 +42,7 @@ def find_process(checkout: Checkout) -> int | None:
     return find_server_process(checkout.root, checkout.environment_folder / "bin" / "python")
 
 
+@pytest.mark.slow
 def test_a_lab_that_hangs_is_restarted_after_saying_so(checkout, monkeypatch):
     monkeypatch.setattr(server, "PROBE_SECONDS", 0.3)
     monkeypatch.setattr(up, "BUSY_LIMIT_SECONDS", 0.1)

@@ -13,11 +13,13 @@ from nbformat.v4 import new_output
 
 from labkit.errors import UsageError
 from labkit.notebooks.result import (
+    STUB_KEY,
     CellResult,
     Environment,
     NotebookResult,
     RunAccount,
     RunFolder,
+    hide_solutions,
     make_run_folder,
 )
 from tests.notebooks import make_notebook
@@ -156,3 +158,22 @@ def test_half_a_character_in_an_output_does_not_keep_the_notebook_from_being_wri
     assert folder.keep(0, NotebookResult("a", "a.ipynb", "passed"), notebook).executed
     kept = nbformat.read(here / "out" / "a.ipynb", as_version=4)
     assert kept.cells[0].outputs[0].text == "\ud800"
+
+
+def test_a_solution_is_left_out_of_the_folder_and_its_outputs_stay():
+    notebook = make_notebook("def double(x):\n    return 2 * x", "print(double(2))")
+    stub = 'def double(x):\n    raise NotImplementedError("write your code here")'
+    notebook.cells[0].metadata = {STUB_KEY: stub, "tags": ["kept"]}
+    notebook.cells[0].outputs = [new_output("stream", text="4\n")]
+    shown = hide_solutions(notebook)
+    assert "2 * x" not in nbformat.writes(shown)
+    assert shown.cells[0].source.splitlines()[1:] == stub.splitlines()
+    assert shown.cells[0].metadata == {"tags": ["kept"]}
+    assert shown.cells[0].outputs == notebook.cells[0].outputs
+    assert shown.cells[1] is notebook.cells[1]
+    assert "return 2 * x" in notebook.cells[0].source
+
+
+def test_a_notebook_of_the_users_own_is_kept_as_it_ran():
+    notebook = make_notebook("### BEGIN SOLUTION\nx = 1\n### END SOLUTION")
+    assert hide_solutions(notebook) is notebook

@@ -47,6 +47,7 @@ def declare(source, *others):
     return make_notebook(new_code_cell(source, metadata={"tags": ["parameters"]}), *others)
 
 
+@pytest.mark.slow
 def test_parameters_follow_the_cell_that_declares_them_and_are_recorded(tmp_path, capsys):
     notebook = declare(
         "n = 1\nname = 'a'\nrate = 0.5", "assert (n, name, rate) == (3, 'b c', 1e-3)"
@@ -123,6 +124,7 @@ def stream(text, name="stdout"):
     return new_output("stream", name=name, text=text)
 
 
+@pytest.mark.slow
 def test_changed_outputs_fail_the_run_and_are_shown(tmp_path, capsys):
     path = save_outputs(
         tmp_path / "one.ipynb",
@@ -203,6 +205,7 @@ def test_junit_is_written_also_after_a_failure(tmp_path):
     assert suite.get("failures") == "1"
 
 
+@pytest.mark.slow
 def test_last_failed_runs_what_did_not_pass(tmp_path, capsys):
     make_file(tmp_path / "good.ipynb", "1")
     make_file(tmp_path / "bad.ipynb", "1/0")
@@ -246,6 +249,7 @@ def test_an_address_that_cannot_be_used_is_refused_without_its_password():
         upload_folder(Path(), "nosuch://host/run")
 
 
+@pytest.mark.slow
 def test_pytest_runs_notebooks_with_the_plugin(tmp_path):
     make_file(tmp_path / "good.ipynb", "1")
     make_file(tmp_path / "bad.ipynb", "1/0")

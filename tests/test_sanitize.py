@@ -144,6 +144,7 @@ SLOW = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SLOW)
 def test_hostile_html_and_text_are_reported_in_bounded_time(tmp_path, name):
     text = SLOW[name][:MAX_HTML_CHARACTERS]

@@ -308,15 +308,8 @@ def test_of_a_local_lab_only_the_servers_own_kernels_count():
     ("bind", "host"),
     [("0.0.0.0", "127.0.0.1"), ("::", "[::1]"), ("192.168.0.7", "192.168.0.7")],
 )
-def test_the_url_is_one_that_this_machine_can_open(checkout, bind, host):
-    assert make_url(checkout, state_of(bind=bind), "abc") == f"http://{host}:8890/lab?token=abc"
-
-
-def test_the_url_opens_on_the_first_notebook(checkout):
-    for name in ("02_autograd.ipynb", "01_tensors.ipynb", "mine.ipynb"):
-        (checkout.workspace / name).write_text("{}")
-    url = make_url(checkout, state_of(), "abc")
-    assert url == "http://127.0.0.1:8890/lab/tree/01_tensors.ipynb?token=abc"
+def test_the_url_is_one_that_this_machine_can_open(bind, host):
+    assert make_url(state_of(bind=bind), "abc") == f"http://{host}:8890/lab?token=abc"
 
 
 def test_the_lab_that_a_state_describes(checkout):
@@ -379,12 +372,10 @@ def test_what_the_user_brings_is_compared_where_it_is_asked_for():
 def test_the_workspace_is_the_one_that_the_lab_was_started_with(checkout, server):
     server("healthy")
     (checkout.root / "mine").mkdir()
-    (checkout.root / "mine" / "01_first.ipynb").touch()
     write_state(checkout, replace(state_of(handle=ALIVE), workspace=f"{checkout.root}/mine"))
     ensure_token(checkout)
     status = read_status(checkout)
     assert status.describe()["workspace"] == f"{checkout.root}/mine"
-    assert "/lab/tree/01_first.ipynb?" in str(status.url)
 
 
 @pytest.mark.parametrize(("bind", "opens"), [("127.0.0.1", False), ("0.0.0.0", True)])

@@ -110,6 +110,7 @@ def test_the_peak_is_the_profilers(model, optimizer):
 
 
 # Torch's own fake mode cannot copy an encoder's layers: test_estimate.py has that.
+@pytest.mark.slow
 @pytest.mark.parametrize(("model", "optimizer"), [one for one in CASES if one[0] != "encoder"])
 def test_fake_tensors_give_the_very_same_kinds(model, optimizer):
     make_step = make_training(model, optimizer)

@@ -79,6 +79,7 @@ def test_what_a_driver_does_not_tell_is_null(host):
     assert {value for name, value in figures.items() if name not in known} == {None}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("code", [3, 15, 999])
 @pytest.mark.parametrize("query", ["power", "reasons", "ecc_errors", "temperature"])
 def test_one_figure_that_fails_leaves_the_others(host, query, code):

@@ -170,6 +170,7 @@ def test_a_gpu_of_amd_needs_no_capability_of_nvidias():
     assert find_compiler_gap(torch, "cuda:0", find_all, find_all, {}) is None
 
 
+@pytest.mark.slow
 def test_a_process_that_hangs_ends_itself_and_leaves_what_it_came_to(tmp_path):
     done = run_trial(tmp_path, "try", "3", "cuda:0", gpus=[{**H200, "compute": {"hang": True}}])
     assert [event["step"] for event in read_events(done.stdout)] == ["import", "allocate"]

@@ -46,6 +46,7 @@ def verify(host, script, torch, *words, **environment):
     return json.loads(done.stdout), done
 
 
+@pytest.mark.slow
 def test_sound_gpus_and_the_cpu_are_verified(host):
     gpus = [H200, {**H200, "uuid": "00000001"}]
     printed, done = verify(host, TWO_GPUS, {"gpus": gpus})
@@ -79,6 +80,7 @@ def test_one_that_crashes_takes_nobody_else_down(host):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("script", "torch", "environment", "code", "cause", "fix"),
     [

@@ -621,9 +621,8 @@ def test_a_file_system_without_locks_is_worked_on_all_the_same(
             world.update()
 
 
+@pytest.mark.root
 def test_as_root_what_is_written_belongs_to_the_folders_owner(world: World) -> None:
-    if os.geteuid() != 0:
-        pytest.skip("needs root, to write into another user's folder")
     world.work.mkdir()
     os.chown(world.work, 1234, 1234)
 
@@ -773,6 +772,7 @@ STEPS = st.lists(
 )
 
 
+@pytest.mark.slow
 @settings(
     max_examples=150,
     deadline=None,

@@ -15,6 +15,7 @@ c = get_config()  # noqa: F821 - Jupyter puts it here
 # its owner's own files; kernels and terminals inherit what is left here, and are not meant.
 os.environ.pop("TRAITLETS_APPLICATION_RAISE_CONFIG_FILE_ERROR", None)
 try:
+    from labkit.jupyter import LABEXTENSIONS
     from labkit.jupyter.guard import LogFilter, find_token
 
     # Under JupyterHub, the hub says who may come in, and where the server listens.
@@ -57,8 +58,10 @@ c.ServerApp.allow_root = os.environ.get("LABKIT_ALLOW_ROOT") == "1"
 
 c.ServerApp.contents_manager_class = "labkit.jupyter.contents.LabContentsManager"
 # jupytext's would put a contents manager of its own between the browser and the learner's files.
-c.ServerApp.jpserver_extensions = {"jupyterlab_jupytext": False}
+# labkit's serves the start page and the memory in the status bar.
+c.ServerApp.jpserver_extensions = {"jupyterlab_jupytext": False, "labkit.jupyter.start": True}
 c.LanguageServerManager.autodetect = False  # none is in the environment; looking costs a second
 
+c.LabApp.extra_labextensions_path = [str(LABEXTENSIONS)]
 c.LabApp.extension_manager = "readonly"  # the environment is locked
 c.LabApp.news_url = None

@@ -55,6 +55,9 @@ def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]
     parser.add_argument(
         "--offline", action="store_true", help="leave out checks that use the network"
     )
+    parser.add_argument(
+        "--quick", action="store_true", help="leave out those too, the engine's, and what computes"
+    )
     add_common(parser)
     parser.set_defaults(run=run_doctor)
 
@@ -124,11 +127,12 @@ def examine(arguments: argparse.Namespace) -> int:
 
     With ``--fix`` it then offers the fixes, and prints the findings after the fixes.
     """
-    from labkit.doctor.checks import CHECKS
+    from labkit.doctor.checks import CHECKS, QUICK_CHECKS
     from labkit.doctor.run import examine_host
 
     host = make_host(deep=arguments.deep)
-    examination = examine_host(host, CHECKS, offline=arguments.offline)
+    checks = QUICK_CHECKS if arguments.quick else CHECKS
+    examination = examine_host(host, checks, offline=arguments.offline)
     attempts: list[Attempt] = []
     if arguments.fix:
         if not arguments.json:

@@ -7,11 +7,14 @@ import contextlib
 import os
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from labkit.cli import add_common, print_json
 from labkit.errors import ExitCode, UsageError
 from labkit.text import escape_controls
+
+if TYPE_CHECKING:
+    from labkit.launch.settings import Checkout
 
 
 def add_commands(commands: argparse._SubParsersAction[Any]) -> None:
@@ -251,6 +254,9 @@ def _add_hub(commands: argparse._SubParsersAction[Any]) -> None:
     )
     hub.add_argument("--stop", action="store_true", help="stop it; all work stays")
     hub.add_argument("--progress", action="store_true", help="show what each learner has passed")
+    hub.add_argument(
+        "--usage", action="store_true", help="show what each learner holds of memory and GPUs"
+    )
     add_choices(hub)
     _add_address(hub)
     add_common(hub)
@@ -258,8 +264,8 @@ def _add_hub(commands: argparse._SubParsersAction[Any]) -> None:
 
 
 def run_hub(arguments: argparse.Namespace) -> int:
-    """Starts or stops the hub of this machine, or shows the learners' progress."""
-    from labkit.launch.hub import DEFAULT_PORT, describe_class, read_class, start_hub, stop_hub
+    """Starts or stops the hub of this machine, or shows the learners' progress or usage."""
+    from labkit.launch.hub import DEFAULT_PORT, start_hub, stop_hub
     from labkit.launch.progress import Steps
     from labkit.launch.settings import LOOPBACK, find_checkout, read_settings
     from labkit.launch.state import hold_lock
@@ -269,13 +275,8 @@ def run_hub(arguments: argparse.Namespace) -> int:
     port = arguments.port or os.environ.get("HUB_PORT") or str(DEFAULT_PORT)
     bind = arguments.bind or os.environ.get("HUB_BIND") or LOOPBACK
     settings = read_settings({**vars(arguments), "port": port, "bind": bind})
-    if arguments.progress:
-        learners = read_class(checkout)
-        if arguments.json:
-            print_json({"learners": [{"name": name, **said} for name, said in learners]})
-        else:
-            print(escape_controls("\n".join(describe_class(learners))))
-        return ExitCode.OK
+    if arguments.progress or arguments.usage:
+        return _show_class(checkout, arguments)
     with hold_lock(checkout, lambda: steps.say("another `up` or `down` is at work: waiting")):
         if arguments.stop:
             stop_hub(checkout)
@@ -287,6 +288,26 @@ def run_hub(arguments: argparse.Namespace) -> int:
         print("stopped; the learners' files and accounts stay")
     else:
         print(f"JupyterHub is ready:  {url}\nstop it:  make hub STOP=1")
+    return ExitCode.OK
+
+
+def _show_class(checkout: Checkout, arguments: argparse.Namespace) -> int:
+    """Prints the learners' progress, or what their containers hold."""
+    from labkit.launch.hub import describe_class, describe_usage, read_class, read_usage
+    from labkit.process import run_command
+
+    if arguments.progress:
+        learners = read_class(checkout)
+        lines = describe_class(learners)
+        objects = [{"name": name, **said} for name, said in learners]
+    else:
+        holders = read_usage(run_command)
+        lines = describe_usage(holders)
+        objects = [holder.describe() for holder in holders]
+    if arguments.json:
+        print_json({"learners": objects})
+    else:
+        print(escape_controls("\n".join(lines)))
     return ExitCode.OK
 
 
@@ -306,8 +327,6 @@ def run_lab(arguments: argparse.Namespace) -> int:
     port = choose_port(settings, settings.port or DEFAULT_PORT, steps)
     workspace = Path(arguments.folder).expanduser().resolve()
     environment = compose_lab(workspace, settings, port)
-    labs = choose_labs_folder(workspace)
-    file = labs / update_workspace(labs).labs[0].file
-    first = file.relative_to(workspace).as_posix()
-    become_jupyter(environment, [f"--LabApp.default_url=/lab/tree/{first}"])
+    update_workspace(choose_labs_folder(workspace))
+    become_jupyter(environment)
     return ExitCode.OK

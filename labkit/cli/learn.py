@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from labkit.cli import add_common, print_error, print_json
 from labkit.errors import ExitCode, LabkitError, UsageError, describe_error
-from labkit.text import escape_controls
+from labkit.text import escape_controls, plural
 
 if TYPE_CHECKING:
     from labkit.lessons.catalog import Lab
@@ -107,7 +107,8 @@ def show_progress(arguments: Namespace) -> int:
             entries.append({"name": name, **asdict(progress.standing(name))})
         done = sum(entry["passed"] is not None for entry in entries)
         row = {"lab": lab.name, "title": lab.title, "passed": done, "total": len(entries)}
-        labs.append({**row, "exercises": entries})
+        score = asdict(progress.score(lab.name))
+        labs.append({**row, "exercises": entries, "predictions": score})
     if progress.note:
         print(f"warning: {progress.note}; the next check starts a new one", file=sys.stderr)
     if arguments.json:
@@ -118,11 +119,16 @@ def show_progress(arguments: Namespace) -> int:
 
 
 def _named(name: str) -> list[str]:
-    """The full names of the exercises that the name of a lab or an exercise stands for."""
+    """The full names of the exercises that ``name`` stands for; a lab's own name comes with them.
+
+    The name of the lab stands for its predictions.
+    """
     from labkit.lessons.catalog import exercise_names
 
     labs, exercise = _chosen(name)
-    return [exercise] if exercise else [f"{name}.{one}" for one in exercise_names(labs[0])]
+    if exercise:
+        return [exercise]
+    return [name, *(f"{name}.{one}" for one in exercise_names(labs[0]))]
 
 
 def reset_notebooks(arguments: Namespace) -> int:
@@ -196,7 +202,7 @@ def _answer_lab(
             return None, lab, error
     counted = found.notebook.name if found.notebook else "no notebook"
     _print_notes(
-        f"{backup.name} is a backup, and work in it does not count; checked: {counted}"
+        f"{backup.name} is a backup and was not checked; checked: {counted}"
         for backup in found.backups
     )
     if not arguments.json:
@@ -260,6 +266,10 @@ def _print_progress(labs: list[dict[str, Any]]) -> None:
             said += ["after its solution was shown"] if entry["seen"] else []
             how = f"  ({', '.join(said)})" if said else ""
             print(escape_controls(f"  [{mark}] {entry['name'].partition('.')[2]}{how}"))
+        score = lab["predictions"]
+        if score["predicted"]:
+            predictions = plural(score["predicted"], "prediction")
+            print(f"  {score['as_expected']} of {predictions} as expected")
     done, total = (sum(lab[key] for lab in labs) for key in ("passed", "total"))
     print(f"{'all':<{width}}  {done}/{total}")
 

@@ -162,7 +162,8 @@ def show_use(use: MemoryUse) -> None:
     ]
     rows.append(("seconds", format_seconds(use.seconds), ""))
     cells = "".join(
-        f"<tr>{''.join(_render_cell(text) for text in row if text)}</tr>" for row in rows
+        f"<tr>{_render_cell(row[0], 'th')}{''.join(map(_render_cell, filter(None, row[1:])))}</tr>"
+        for row in rows
     )
     table = f'<table style="border-collapse:collapse">{cells}</table>'
     show(repr(use), table)
@@ -193,8 +194,10 @@ def _has_changed(span: BlockSpan) -> bool:
     return (span.added_bytes or 0) > noise or abs(span.change_bytes or 0) > noise
 
 
-def _render_cell(text: str) -> str:
-    return f'<td style="text-align:left;padding:1px 16px 1px 0">{escape(text)}</td>'
+def _render_cell(text: str, tag: str = "td") -> str:
+    scope = ' scope="row"' if tag == "th" else ""
+    style = "text-align:left;padding:1px 16px 1px 0;font-weight:normal"
+    return f'<{tag}{scope} style="{style}">{escape(text)}</{tag}>'
 
 
 def _is_terminal() -> bool:

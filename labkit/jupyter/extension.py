@@ -7,6 +7,7 @@ from typing import Any
 
 from labkit.jupyter.cells import CellLines, show, show_hint, show_use, track_cell
 from labkit.jupyter.panel import find_notebook, follow_cells, leave_cells
+from labkit.jupyter.usage import UsageSocket, offer_usage
 from labkit.memory.oom.model import find_out_of_memory
 
 USAGE = "%memory, %memory on or %memory off; %%memory on a line of its own above a cell"
@@ -34,6 +35,7 @@ class Extension:
     def __init__(self, shell: Any) -> None:
         self.shell = shell
         self._lines = CellLines(shell.events)
+        self._usage: UsageSocket | None = None
 
     def load(self) -> None:
         """Registers the magics and the events."""
@@ -48,10 +50,13 @@ class Extension:
         self.shell.register_magic_function(memory, "line_cell", "memory")
         self.shell.events.register("post_run_cell", self._explain_error)
         follow_cells(self.shell)
+        self._usage = offer_usage()
 
     def unload(self) -> None:
         """Removes the magics and the events."""
         self._lines.turn_off()
+        if self._usage is not None:
+            self._usage.close()
         leave_cells(self.shell)
         self.shell.events.unregister("post_run_cell", self._explain_error)
         for kind in ("line", "cell"):

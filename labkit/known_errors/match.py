@@ -265,6 +265,7 @@ class _Block:
                     values = {name: text for name, text in groups if text is not None}
                     around = window[max(0, match.start() - 400) : match.start()]
                     retried = bool(RETRY.search("\n".join(around.split("\n")[-3:])))
+                    retried = retried and not FINAL.search(line.lower())
                     stage = find_stage(strip_ansi(line[:100]))
                     yield _Place(number, quote, values, number, stage, retried)
                     if not error.passes:
@@ -272,7 +273,7 @@ class _Block:
 
     def _list_windows(self, words: RequiredWords) -> Iterator[tuple[int, int]]:
         """The ranges of lines that contain all the words; overlapping ranges are merged."""
-        first = last = -1
+        first, last = 0, -LINES_AROUND - 1
         rarest = words.rarest
         for place, line in enumerate(self._lowered):
             if rarest not in line or not self._are_near(place, words):
@@ -320,6 +321,8 @@ def quote_line(line: str, matched: str) -> str:
 def _rank_matches(
     places: Mapping[KnownError, _Place], known: Sequence[KnownError], context: Context
 ) -> Explanation:
+    if not all(error.fallback for error in places):
+        places = {error: place for error, place in places.items() if not error.fallback}
     by_name = {error.name: error for error in known}
     effects = {error.name: _list_effects(error, by_name) for error in places}
     conditions, values = context.list_conditions(), context.list_values()

@@ -11,11 +11,13 @@ import secrets
 import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from labkit.errors import EngineError, TimedOutError
 from labkit.host.engine import parse_object
+from labkit.host.gpu import probe_gpu
 from labkit.launch import image
 from labkit.launch.compose import ContainerLab
 from labkit.launch.plan import UNPRIVILEGED_ID, announce_choices, make_plan, probe_host
@@ -23,7 +25,8 @@ from labkit.launch.progress import StepLog, Steps
 from labkit.launch.server import reachable_address, wait_until
 from labkit.launch.settings import Checkout, Settings
 from labkit.launch.state import prepare_state_folder, write_private
-from labkit.process import compose_environment, run_command, stream_command
+from labkit.process import CommandRunner, compose_environment, run_command, stream_command
+from labkit.text import format_bytes
 
 HUB_IMAGE = "labkit:hub"
 DEFAULT_PORT = 8000
@@ -31,6 +34,8 @@ START_LIMIT_SECONDS = 120.0
 READ_LIMIT_SECONDS = 300.0
 INPUTS = (*image.LAB_INPUTS, "hub")
 SOCKET = Path("/var/run/docker.sock")
+NAME_PREFIX = "labkit-learner-"
+CONTAINER_ID = re.compile(r"[0-9a-f]{64}")
 WORK_VOLUME = re.compile(r"labkit-learner-(.+)-work")
 # Prints each learner's progress, one line of JSON each. A learner's files are only read.
 READ_ALL = (
@@ -108,6 +113,103 @@ def read_class(checkout: Checkout) -> list[tuple[str, dict[str, Any]]]:
         )
     lines = answer.stdout.splitlines()
     return [(name, parse_object(line)) for name, line in zip(names, lines, strict=False)]
+
+
+@dataclass(frozen=True)
+class LearnerUsage:
+    """What a learner's running container holds, in bytes; None is unknown.
+
+    ``gpus`` has an entry for each GPU, by its index, that one of the container's processes uses.
+    """
+
+    name: str
+    memory: str | None
+    gpus: dict[int, int | None] = field(default_factory=dict)
+
+    def describe(self) -> dict[str, Any]:
+        """The usage as a JSON object."""
+        gpus = [{"index": index, "used_bytes": used} for index, used in self.gpus.items()]
+        return {"name": self.name, "memory": self.memory, "gpus": gpus}
+
+
+def read_usage(run: CommandRunner, root: Path = Path("/")) -> list[LearnerUsage]:
+    """What each learner's running container holds, of the machine's memory and of its GPUs'.
+
+    The engine tells the first, nvidia-smi the second: it lists processes, whose containers stand in
+    /proc/PID/cgroup. Raises EngineError if Docker does not answer.
+    """
+    words = ["docker", "ps", "--no-trunc", "--filter", f"name=^/{NAME_PREFIX}"]
+    listed = run([*words, "--format", "{{.ID}} {{.Names}}"], timeout_seconds=30)
+    if not listed.ok:
+        raise EngineError(
+            f"cannot list the learners' containers: {listed.message}",
+            cause="the engine does not answer",
+            fix="make doctor",
+        )
+    names = dict(line.split(" ", 1) for line in listed.stdout.splitlines() if " " in line)
+    if not names:
+        return []
+    memory = _read_container_memory(run, list(names))
+    gpus = _read_gpu_holders(run, root)
+    return [
+        LearnerUsage(name.removeprefix(NAME_PREFIX), memory.get(key), gpus.get(key, {}))
+        for key, name in sorted(names.items(), key=lambda item: item[1])
+    ]
+
+
+def _read_container_memory(run: CommandRunner, containers: Sequence[str]) -> dict[str, str]:
+    """Each container's memory as `docker stats` prints it, such as "350.2MiB / 2GiB"."""
+    words = ["docker", "stats", "--no-stream", "--no-trunc", "--format", "{{.ID}} {{.MemUsage}}"]
+    said = run([*words, *containers], timeout_seconds=60)
+    return dict(line.split(" ", 1) for line in said.stdout.splitlines() if " " in line)
+
+
+def _read_gpu_holders(run: CommandRunner, root: Path) -> dict[str, dict[int, int | None]]:
+    """By container: what its processes hold of each GPU; an unknown part makes the sum unknown."""
+    indices = {gpu.uuid: gpu.index for gpu in probe_gpu(run, root).gpus}
+    if not indices:
+        return {}
+    query = "--query-compute-apps=pid,gpu_uuid,used_memory"
+    words = ["nvidia-smi", query, "--format=csv,noheader,nounits"]
+    found: dict[str, dict[int, int | None]] = {}
+    for line in run(words, timeout_seconds=30).stdout.splitlines():
+        pid, uuid, used = ([word.strip() for word in line.split(",")] + ["", ""])[:3]
+        container = _find_container(root / "proc" / pid / "cgroup") if pid.isdecimal() else None
+        if container is None or uuid not in indices:
+            continue
+        held = found.setdefault(container, {})
+        before = held.get(indices[uuid], 0)
+        known = before is not None and used.isdecimal()
+        held[indices[uuid]] = (before or 0) + int(used) * 2**20 if known else None
+    return found
+
+
+def _find_container(cgroup: Path) -> str | None:
+    """The container that a process runs in, by its control group; None if in none."""
+    try:
+        found = CONTAINER_ID.findall(cgroup.read_text(encoding="ascii", errors="replace"))
+    except OSError:  # the process has ended
+        return None
+    return found[-1] if found else None
+
+
+def describe_usage(learners: Sequence[LearnerUsage]) -> list[str]:
+    """A table of what each learner's container holds.
+
+    >>> for line in describe_usage([LearnerUsage("ada", "350MiB / 2GiB", {0: 2**30})]): print(line)
+    learner   memory         GPU memory
+    ada       350MiB / 2GiB  GPU 0: 1.0 GiB
+    """
+    if not learners:
+        return ["no learner's server is running"]
+    rows = [("learner", "memory", "GPU memory")]
+    for learner in learners:
+        held = [f"GPU {index}: {format_bytes(used)}" for index, used in learner.gpus.items()]
+        rows.append((learner.name, learner.memory or "unknown", ", ".join(held) or "none"))
+    widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
+    return [
+        f"{name:{max(widths[0], 8)}}  {memory:{widths[1]}}  {gpus}" for name, memory, gpus in rows
+    ]
 
 
 def _answers(url: str) -> bool:

@@ -33,7 +33,6 @@ from labkit.launch.server import (
 from labkit.launch.settings import CPU, LOOPBACK, Checkout, Flavor, Settings
 from labkit.launch.state import LabHandle, LabState, read_state, read_token
 from labkit.launch.venv import PythonEnvironment
-from labkit.launch.workspace import find_first_notebook
 from labkit.process import CommandRunner, run_command
 from labkit.text import plural
 
@@ -72,7 +71,7 @@ class LabStatus:
     @classmethod
     def of(cls, checkout: Checkout, state: LabState, token: str) -> LabStatus:
         """The status of a healthy lab."""
-        return cls(checkout, state, "healthy", None, make_url(checkout, state, token))
+        return cls(checkout, state, "healthy", None, make_url(state, token))
 
     @property
     def healthy(self) -> bool:
@@ -114,13 +113,11 @@ class LabStatus:
         }
 
 
-def make_url(checkout: Checkout, state: LabState, token: str) -> str:
-    """The lab's URL: its first notebook, with the token."""
+def make_url(state: LabState, token: str) -> str:
+    """The lab's URL: its start page, with the token."""
     address = reachable_address(state.bind)
     host = f"[{address}]" if ":" in address else address
-    notebook = find_first_notebook(checkout)
-    path = f"lab/tree/{notebook}" if notebook else "lab"
-    return f"http://{host}:{state.port}/{path}?token={token}"
+    return f"http://{host}:{state.port}/lab?token={token}"
 
 
 def open_lab(checkout: Checkout, state: LabState) -> ContainerLab | LocalLab:

@@ -222,13 +222,6 @@ def read_update_time(checkout: Checkout) -> str | None:
     return at if isinstance(at, str) else None
 
 
-def find_first_notebook(checkout: Checkout) -> str | None:
-    """The path of the first lab's notebook in the workspace, which the URL opens; or None."""
-    labs = _find_labs(checkout)
-    paths = sorted(labs.glob("0*.ipynb"))
-    return paths[0].relative_to(checkout.workspace).as_posix() if paths else None
-
-
 def _find_labs(checkout: Checkout) -> Path:
     """The folder that the last start put the labs into; see `labkit.files.choose_labs_folder`."""
     workspace = checkout.workspace

@@ -18,7 +18,7 @@ from types import CodeType, FrameType
 from typing import Any
 
 from labkit.lessons.exercises import AUTOGRAD, BY_HAND, LOOP, Exercise
-from labkit.lessons.value_repr import is_tensor
+from labkit.lessons.value_repr import is_array, is_tensor, same_value
 
 LIMIT_SECONDS = 30.0
 _STOP_SECONDS = 2.0
@@ -26,6 +26,7 @@ _STOP_SECONDS = 2.0
 _STACK_BYTES = 16 * 2**20
 # A loop over the values takes more steps for the larger size: at least one for each more value.
 SIZES = (4, 12)
+_PLAIN = (int, float, complex, str, bytes, type(None))
 _LIBRARIES = (*{sysconfig.get_paths()[key] for key in ("stdlib", "purelib", "platlib")}, "<frozen")
 
 
@@ -69,7 +70,7 @@ def call_with_limit(
     finally:
         _stop(thread)  # also if the caller is interrupted meanwhile
     if late:
-        raise TookTooLong(f"no result within {seconds:g} s: does a loop never end?")
+        raise TookTooLong(f"no result within {seconds:g} s: is there a loop that never ends?")
     if raised:
         raise raised.pop()
     return returned.pop()
@@ -91,7 +92,44 @@ def copy_arguments(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple(_copy_argument(argument, memo) for argument in arguments)
 
 
+def find_changed(now: Any, was: Any, place: str = "") -> tuple[str, Any, Any] | None:
+    """Where a value differs from its copy, with both values there; None if nothing changed.
+
+    Goes through lists, tuples and dicts, and compares tensors, arrays and plain values; other
+    objects are not compared.
+    """
+    if is_tensor(was) or is_array(was) or isinstance(was, _PLAIN):
+        return None if same_value(now, was) else (place, now, was)
+    if isinstance(was, dict):
+        if not isinstance(now, dict) or now.keys() != was.keys():
+            return place, now, was
+        inner = [(f"{place}[{key!r}]", now[key], was[key]) for key in was]
+    elif isinstance(was, list | tuple):
+        if not isinstance(now, list | tuple) or len(now) != len(was):
+            return place, now, was
+        inner = [(f"{place}[{i}]", now[i], was[i]) for i in range(len(was))]
+    else:
+        return None
+    found = (find_changed(one, before, where) for where, one, before in inner)
+    return next((change for change in found if change), None)
+
+
 def _copy_argument(argument: Any, memo: dict[int, Any]) -> Any:
+    # Each item by itself: one that cannot be copied must not keep its neighbors from it.
+    if id(argument) in memo:
+        return memo[id(argument)]
+    kind = type(argument)
+    if kind in (list, dict):
+        copied = memo[id(argument)] = kind()
+        if kind is list:
+            copied.extend(_copy_argument(one, memo) for one in argument)
+        else:
+            copied.update((key, _copy_argument(one, memo)) for key, one in argument.items())
+        return copied
+    if isinstance(argument, tuple):
+        items = [_copy_argument(one, memo) for one in argument]
+        memo[id(argument)] = kind(*items) if hasattr(argument, "_fields") else kind(items)
+        return memo[id(argument)]
     try:
         return copy.deepcopy(argument, memo)
     except (RuntimeError, TypeError):
@@ -180,9 +218,9 @@ def find_violation(
             calls = [record_call(function, case.arguments, seconds) for case in exercise.cases()]
             differentiated = [ran.differentiated for ran in calls]
             if BY_HAND in exercise.restrictions and not all(differentiated):
-                return "no gradient was asked for, and this exercise asks for autograd's"
+                return "this exercise asks for autograd, which computed no gradient here"
             if AUTOGRAD in exercise.restrictions and any(differentiated):
-                return "they come from autograd, and this exercise asks for the formula"
+                return "they come from autograd, and this exercise asks for the formula by hand"
         if LOOP in exercise.restrictions and exercise.sized:
             few, many = (
                 # The first of two calls may import and compile, which are steps as well.
@@ -191,7 +229,7 @@ def find_violation(
             )
             if many - few >= SIZES[1] - SIZES[0]:
                 return (
-                    f"it goes through the values with a loop ({few} steps for size {SIZES[0]}, "
-                    f"{many} for size {SIZES[1]}), and this exercise asks for a way without one"
+                    f"the function loops over the values ({few} steps for size {SIZES[0]}, "
+                    f"{many} for size {SIZES[1]}), and this exercise asks for a way without a loop"
                 )
     return None

@@ -11,16 +11,17 @@ from __future__ import annotations
 import html
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-GOOD, BAD, QUIET = "good", "bad", "quiet"
+GOOD, BAD, QUIET, NEWS = "good", "bad", "quiet", "news"
 
 _EDGES = {
     GOOD: "var(--jp-success-color1, #4caf50)",
     BAD: "var(--jp-error-color1, #e5484d)",
     QUIET: "var(--jp-border-color1, #9e9e9e)",
+    NEWS: "var(--jp-content-link-color, #1f83c4)",
 }
 _WORDS = {**_EDGES, QUIET: "var(--jp-content-font-color2, currentColor)"}
 _CARD = (
@@ -32,6 +33,12 @@ _CARD = (
 _MUTED = "color: var(--jp-content-font-color2, currentColor);"
 _CODE = (
     "font-family: var(--jp-code-font-family, monospace); background: transparent; color: inherit;"
+)
+
+# An output for its record alone. Its place is hidden too where the page knows JupyterLab's classes.
+HIDDEN_HTML = (
+    '<span class="labkit-record"></span>'
+    "<style>.jp-OutputArea-child:has(.labkit-record){display:none}</style>"
 )
 
 
@@ -60,13 +67,22 @@ class Card:
 
 def show_card(card: Card, mime: str, record: Mapping[str, object]) -> None:
     """Displays the card with its record in IPython; prints its text elsewhere."""
-    if not _in_ipython():
-        print(card_text(card))
+    show_bundle({"text/html": card_html(card), "text/plain": card_text(card), mime: dict(record)})
+
+
+def show_bundle(
+    bundle: Mapping[str, object], display_id: str | None = None, *, update: bool = False
+) -> None:
+    """Displays data by MIME type in IPython; prints its text elsewhere.
+
+    ``display_id`` names the output, and ``update`` replaces the output of that name.
+    """
+    if _find_shell() is None:
+        print(bundle["text/plain"])
         return
     from IPython.display import display
 
-    bundle = {"text/html": card_html(card), "text/plain": card_text(card), mime: dict(record)}
-    display(bundle, raw=True)
+    display(dict(bundle), raw=True, display_id=display_id, update=update)
 
 
 def card_text(card: Card) -> str:
@@ -85,16 +101,33 @@ def card_text(card: Card) -> str:
 def card_html(card: Card) -> str:
     """The card as html that inherits the theme's colors; `code` in backticks becomes code."""
     mark = f'<b style="color: {_WORDS[card.severity]};">{html.escape(card.word)}</b>'
-    aside = f' <span style="{_MUTED}">({_inline_html(card.aside)})</span>' if card.aside else ""
-    head = f"<div>{mark} {_inline_html(card.sentence)}{aside}</div>"
+    aside = f' <span style="{_MUTED}">({inline_html(card.aside)})</span>' if card.aside else ""
+    head = f"<div>{mark} {inline_html(card.sentence)}{aside}</div>"
     details = "".join(_detail_html(detail) for detail in card.details)
     folded = _folded_html(card.folded) if card.folded else ""
-    return f'<div style="{_CARD.format(edge=_EDGES[card.severity])}">{head}{details}{folded}</div>'
+    return frame_html(card.severity, f"{head}{details}{folded}")
 
 
-def _in_ipython() -> bool:
+def frame_html(severity: str, inner: str) -> str:
+    """Html inside the frame of a card."""
+    return f'<div style="{_CARD.format(edge=_EDGES[severity])}">{inner}</div>'
+
+
+def list_html(sentences: Iterable[str]) -> str:
+    """Sentences as a list; `code` in backticks becomes code."""
+    items = "".join(f"<li>{inline_html(one)}</li>" for one in sentences)
+    return f'<ul style="margin: 0.2em 0; padding-left: 1.4em;">{items}</ul>'
+
+
+def find_kernel_shell() -> Any:
+    """The shell of a notebook's kernel; None in a terminal, where an output cannot be updated."""
+    shell = _find_shell()
+    return shell if hasattr(shell, "kernel") else None
+
+
+def _find_shell() -> Any:
     module = sys.modules.get("IPython")
-    return module is not None and module.get_ipython() is not None
+    return module.get_ipython() if module is not None else None
 
 
 def _indent(text: str) -> str:
@@ -102,7 +135,7 @@ def _indent(text: str) -> str:
 
 
 def _detail_html(detail: Detail) -> str:
-    text = _inline_html(detail.text)
+    text = inline_html(detail.text)
     if detail.code:
         style = f"{_CODE} white-space: pre-wrap; display: inline-block; vertical-align: top;"
         text = f'<span style="{style}">{html.escape(detail.text)}</span>'
@@ -114,6 +147,7 @@ def _folded_html(folded: Detail) -> str:
     return f"<details><summary>{html.escape(folded.label)}</summary>{code}</details>"
 
 
-def _inline_html(text: str) -> str:
+def inline_html(text: str) -> str:
+    """Text as html; `code` in backticks becomes code."""
     escaped = html.escape(text).replace("\n", "<br>")
     return re.sub(r"`([^`]+)`", rf'<code style="{_CODE}">\1</code>', escaped)

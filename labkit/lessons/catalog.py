@@ -116,22 +116,30 @@ def load_exercises(lab: Lab) -> tuple[Exercise, ...]:
 
 
 def exercise_names(lab: Lab) -> tuple[str, ...]:
-    """The names of the lab's exercises, parsed from exercises.py without loading torch.
+    """The names of the lab's exercises, parsed from exercises.py without loading torch."""
+    return tuple(exercise_titles(lab))
 
-    Each name must be a literal in its ``Exercise(name="...")``; the gate checks this.
+
+def exercise_titles(lab: Lab) -> dict[str, str]:
+    """The title of each of the lab's exercises by its name, parsed as ``exercise_names`` does.
+
+    Both must be literals in its ``Exercise(name="...", title="...")``; the gate checks the names.
     """
     if not lab.exercises.is_file():
-        return ()
+        return {}
     tree = ast.parse(lab.exercises.read_text(encoding="utf-8"))
     calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
     named = [call for call in calls if getattr(call.func, "id", None) == "Exercise"]
-    values = [
-        (keyword.value.lineno, keyword.value.value)
-        for call in named
-        for keyword in call.keywords
-        if keyword.arg == "name" and isinstance(keyword.value, ast.Constant)
-    ]
-    return tuple(str(name) for _, name in sorted(values))
+    titles = {}
+    for call in sorted(named, key=lambda one: one.lineno):
+        said = {
+            keyword.arg: str(keyword.value.value)
+            for keyword in call.keywords
+            if isinstance(keyword.value, ast.Constant)
+        }
+        if "name" in said:
+            titles[said["name"]] = said.get("title", said["name"])
+    return titles
 
 
 def find_exercise(full_name: str) -> tuple[Lab, Exercise]:

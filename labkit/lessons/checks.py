@@ -26,6 +26,7 @@ from labkit.lessons.calls import (
     TookTooLong,
     call_with_limit,
     copy_arguments,
+    find_changed,
     find_violation,
 )
 from labkit.lessons.cards import BAD, GOOD, QUIET, Card, Detail, show_card
@@ -64,9 +65,6 @@ from labkit.lessons.value_repr import (
     describe_type,
     find_difference,
     format_value,
-    is_array,
-    is_tensor,
-    same_value,
 )
 from labkit.notebooks.result import CHECK_MIME
 from labkit.text import shorten
@@ -84,7 +82,8 @@ def judge_function(
     state, default dtype and grad mode do not change.
     """
     if not callable(function):
-        text = f"`check` takes the function itself, and was given {describe_type(function)}"
+        text = f'`check` needs the function itself, as in `check("{name}", f)`, but got '
+        text += describe_type(function)
         return Verdict(name, WRONG_TYPE, text)
     with _plain_torch():
         cases = list(exercise.cases())
@@ -129,7 +128,7 @@ class _CaseJudge:
                 return _judge_error(self.name, function, error, self.place)
         else:
             if case.raises is not None:
-                text = f"{case.raises.__name__} must come out of the function, and it returned"
+                text = f"the function must raise {case.raises.__name__}, but it returned"
                 return Verdict(self.name, WRONG_VALUES, f"{text} {describe_type(got)}", self.place)
         # A changed argument comes first: later values may be wrong for that reason only.
         if case.keeps_arguments:
@@ -234,11 +233,13 @@ def _own_line(function: object, traceback: TracebackType | None) -> str | None:
 
 def _find_changed(arguments: tuple[Any, ...], before: tuple[Any, ...]) -> str | None:
     for index, (now, was) in enumerate(zip(arguments, before, strict=True)):
-        watched = is_tensor(now) or is_array(now) or isinstance(now, list | dict)
-        if watched and not same_value(now, was):
+        change = find_changed(now, was)
+        if change:
+            place, after, first = change
+            at = f", at {place}" if place else ""
             return (
-                f"the function changed its argument number {index + 1}: "
-                f"it was {format_value(was)}, and is now {format_value(now)}"
+                f"the function changed its argument number {index + 1}{at}: "
+                f"it was {format_value(first)}, and is now {format_value(after)}"
             )
     return None
 
@@ -319,8 +320,8 @@ def solution(name: str) -> None:
     workspace = find_workspace()
     standing = _read_standing(workspace, name)
     if not (standing.passed or standing.seen or standing.failures >= FAILURES_FOR_SOLUTION):
-        text = f"`{name}` the solution opens after {FAILURES_FOR_SOLUTION} different answers"
-        text += f" that failed, or a pass; so far {standing.failures} failed"
+        text = f"the solution of `{name}` is shown after a pass, or after {FAILURES_FOR_SOLUTION}"
+        text += f" different answers that failed (so far {standing.failures})"
         show_card(Card(QUIET, "not yet", text), SOLUTION_MIME, {"exercise": name, "shown": False})
         return
     if workspace and not standing.passed:
@@ -388,8 +389,8 @@ def find_failed_cell(name: str, function: object) -> Verdict | None:
     why = _explain_failure(shell, last, code.co_filename) if last else None
     if why is None:
         return None
-    text = f"the cell that defines `{called[1]}` {why}, so this would judge the version before it"
-    return Verdict(name, NOT_RUN, f"{text}: mend that cell and run it first")
+    text = f"the cell that defines `{called[1]}` {why}, so this would judge an older `{called[1]}`"
+    return Verdict(name, NOT_RUN, f"{text}: fix that cell, run it, and check again")
 
 
 def _explain_failure(shell: Any, cell: str, file: str) -> str | None:
@@ -465,4 +466,4 @@ def _offer_solution(name: str, standing: Standing) -> tuple[Detail, ...]:
     if standing.failures < FAILURES_FOR_SOLUTION or standing.passed:
         return ()
     code = f'`from labkit import solution; solution("{name}")`'
-    return (Detail("solution", f"{code} shows the reference; progress records that you saw it"),)
+    return (Detail("solution", f"{code} shows the reference; progress notes that you saw it"),)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 from labkit.errors import LabkitError
-from labkit.lessons.cards import BAD, GOOD, QUIET, Card, show_card
+from labkit.lessons.folds import Fact, show_fact
 from labkit.lessons.needs import missing_need
 from labkit.lessons.value_repr import PLAIN_FUNCTIONS, format_value, same_value
 from labkit.notebooks.result import CLAIM_MIME
@@ -35,20 +35,25 @@ def claim(
     *,
     within: float | None = None,
     needs: str | None = None,
+    shown: bool = False,
 ) -> None:
     """Shows that ``seen`` equals ``expected``; raises ClaimFailed if it does not.
 
     Tensors and arrays are compared by shape and values, not by dtype; other values by ``==``.
     ``within`` is an absolute tolerance. ``seen`` and ``expected`` may be functions without
     arguments, which are called for their values. If the machine lacks what ``needs`` names,
-    they are not called, and the claim shows "skipped" with the reason.
+    they are not called, and the claim shows why.
+
+    The claims of a cell that hold fold into one line with their count; ``shown`` keeps this one
+    in sight.
 
     >>> claim("two and two make four", 2 + 2, 4)
-    holds: two and two make four (expected 4, seen 4)
+    holds: two and two make four (seen 4)
     """
+    __tracebackhide__ = True  # IPython hides such frames in a traceback
     skipped = missing_need(needs)
     if skipped:
-        _settle(ClaimResult(statement, None, skipped, None, None))
+        _settle(ClaimResult(statement, None, skipped, None, None), shown, needs)
         return
     wanted, error = _value_of(expected)
     got = None
@@ -57,7 +62,7 @@ def claim(
     wanted_text = format_value(wanted) + (f" within {within:g}" if within is not None else "")
     seen_text = format_value(got) if error is None else _describe(error)
     held = error is None and same_value(got, wanted, within)
-    _settle(ClaimResult(statement, held, None, wanted_text, seen_text), error)
+    _settle(ClaimResult(statement, held, None, wanted_text, seen_text), shown, needs, error)
 
 
 def claim_raises(
@@ -67,14 +72,16 @@ def claim_raises(
     *,
     match: str | None = None,
     needs: str | None = None,
+    shown: bool = False,
 ) -> None:
     """Shows that ``call()`` raises ``error`` with ``match`` in its text; else raises ClaimFailed.
 
     The claim shows the exception's text, because learners will see it in their own code.
     """
+    __tracebackhide__ = True  # IPython hides such frames in a traceback
     skipped = missing_need(needs)
     if skipped:
-        _settle(ClaimResult(statement, None, skipped, None, None))
+        _settle(ClaimResult(statement, None, skipped, None, None), shown, needs)
         return
     wanted = error.__name__ + (f" with {match!r} in its text" if match else "")
     raised: BaseException | None = None
@@ -88,7 +95,7 @@ def claim_raises(
         held, seen = False, _describe(caught)
     else:
         held, seen = False, f"no error: it gave {format_value(value)}"
-    _settle(ClaimResult(statement, held, None, wanted, seen), raised)
+    _settle(ClaimResult(statement, held, None, wanted, seen), shown, needs, raised)
 
 
 def _value_of(value: object) -> tuple[object, Exception | None]:
@@ -105,18 +112,13 @@ def _describe(error: BaseException) -> str:
     return shorten(f"{type(error).__name__}: {error}".strip(), 400)
 
 
-def _settle(result: ClaimResult, error: BaseException | None = None) -> None:
-    show_card(_make_card(result), CLAIM_MIME, asdict(result))
+def _settle(
+    result: ClaimResult, shown: bool, need: str | None, error: BaseException | None = None
+) -> None:
+    __tracebackhide__ = True
+    fact = Fact(result.statement, result.held, need, result.expected, result.seen, shown)
+    show_fact(fact, CLAIM_MIME, asdict(result))
     if result.held is False:
         raise ClaimFailed(
             f"{result.statement}: expected {result.expected}, seen {result.seen}"
         ) from error
-
-
-def _make_card(result: ClaimResult) -> Card:
-    if result.skipped:
-        return Card(QUIET, "skipped", result.statement, result.skipped)
-    found = f"expected {result.expected}, seen {result.seen}"
-    if result.held:
-        return Card(GOOD, "holds", result.statement, found)
-    return Card(BAD, "does not hold", result.statement, found)

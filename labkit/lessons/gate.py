@@ -24,7 +24,13 @@ from labkit.lessons.catalog import (
     load_exercises,
 )
 from labkit.lessons.exercises import NOT_STARTED, PASSED, Exercise
-from labkit.lessons.learner import CheckCall, count_claims, find_answer, find_check_calls
+from labkit.lessons.learner import (
+    CheckCall,
+    count_claims,
+    find_answer,
+    find_check_calls,
+    find_predictions,
+)
 from labkit.lessons.needs import NEEDS, missing_need
 from labkit.lessons.notebooks import (
     BEGIN,
@@ -86,7 +92,7 @@ def inspect_lab(lab: Lab) -> LabGate:
     """Checks notebooks, stubs, references, wrong answers and hints without running a notebook."""
     try:
         counts = count_lab(lab)
-        problems = [*_notebook_problems(lab), *_exercise_problems(lab)]
+        problems = [*_notebook_problems(lab), *_prediction_problems(lab), *_exercise_problems(lab)]
     except LabkitError as error:
         cause = f" ({error.cause})" if error.cause else ""
         return LabGate(lab.name, 0, 0, (error.what + cause,))
@@ -166,6 +172,15 @@ def _notebook_problems(lab: Lab) -> Iterator[str]:
             yield f"the solution of line {solution.line} is empty"
         elif len(text) >= SHORTEST_GIVEAWAY and text in shown:
             yield f"the solution of line {solution.line} is in the learner's notebook too"
+
+
+def _prediction_problems(lab: Lab) -> Iterator[str]:
+    names = find_predictions(_code_sources(make_reference_notebook(lab)))
+    for name in dict.fromkeys(names):
+        if name.partition(".")[0] != lab.name:
+            yield f'the question {name} must be named "{lab.name}.NAME"'
+        if names.count(name) > 1:
+            yield f"two questions are named {name}"
 
 
 def _exercise_problems(lab: Lab) -> Iterator[str]:

@@ -77,6 +77,20 @@ def count_claims(sources: Iterable[str]) -> int:
     )
 
 
+def find_predictions(sources: Iterable[str]) -> list[str]:
+    """The names of the questions that the code cells ask with ``predict``, in order."""
+    return [
+        node.args[0].value
+        for source in sources
+        for statement in _parse(source)
+        for node in ast.walk(statement)
+        if _called_name(node) == "predict"
+        and isinstance(node, ast.Call)
+        and node.args
+        and isinstance(node.args[0], ast.Constant)
+    ]
+
+
 def _parse(source: str) -> list[ast.stmt]:
     from IPython.core.inputtransformer2 import TransformerManager
 

@@ -1,8 +1,12 @@
-"""What a claim can need from the machine, and messages for what is missing."""
+"""What a claim can need from the machine, and what a real GPU showed where it is missing."""
 
 from __future__ import annotations
 
+import functools
+import json
 from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 
 from labkit.errors import UsageError
 from labkit.text import near_match
@@ -70,3 +74,49 @@ NEEDS: dict[str, Callable[[], bool]] = {
     "cpu_compiler": has_cpu_compiler,
     "cuda_compiler": has_cuda_compiler,
 }
+
+NEED_WORDS = {
+    "cuda": "needs CUDA",
+    "accelerator": "needs a device beyond the CPU",
+    "compiler": "needs a compiler for torch.compile",
+    "cpu_compiler": "needs a C++ compiler",
+    "cuda_compiler": "needs torch.compile for CUDA",
+}
+
+
+@dataclass(frozen=True)
+class ProvenClaims:
+    """The claims that held in a stored run of the labs, with its device and date."""
+
+    device: str
+    date: str
+    held: frozenset[str]
+
+
+@functools.cache
+def find_proven(folder: Path | None = None) -> ProvenClaims | None:
+    """The newest stored run of the labs on a CUDA device; None without one that can be read.
+
+    ``folder`` is docs/results of a checkout, which an installed labkit carries.
+    """
+    package = Path(__file__).resolve().parents[1]
+    stored = [package.parent / "docs" / "results", package / "_results"]
+    folder = folder or next((one for one in stored if one.is_dir()), stored[-1])
+    runs = [run for path in folder.glob("*/labs.json") if (run := _read_run(path))]
+    return max(runs, key=lambda run: run.date, default=None)
+
+
+def _read_run(path: Path) -> ProvenClaims | None:
+    try:
+        run = json.loads(path.read_text(encoding="utf-8"))
+        device = next(one for one in run["environment"]["devices"] if one["kind"] == "cuda")
+        held = frozenset(
+            claim["statement"]
+            for notebook in run["notebooks"]
+            for claim in notebook["claims"]
+            if claim["held"] is True
+        )
+        name = device["name"].removeprefix("NVIDIA ")
+        return ProvenClaims(f"a real {name}", run["started_at"][:10], held)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, StopIteration):
+        return None

@@ -109,8 +109,10 @@ def _misplaced(path: Path, line: int, cause: str) -> LabkitError:
 
 
 # Part of the workspace's source digest. Increase it when the same lesson gives another notebook.
-CONVERTER_VERSION = 1
+CONVERTER_VERSION = 2
 _PERCENT = "py:percent"
+# The cells' metadata that reach the learner: ``jupyter`` folds a cell's source (source_hidden).
+KEPT_METADATA = ("tags", "jupyter")
 
 
 def make_learner_notebook(lab: Lab) -> Any:
@@ -119,8 +121,17 @@ def make_learner_notebook(lab: Lab) -> Any:
 
 
 def make_reference_notebook(lab: Lab) -> Any:
-    """The notebook with its solutions, for tests and for checking a machine."""
-    return _build(lab, keep_solutions(read_lesson(lab), lab.lesson))
+    """The notebook with its solutions, for tests and for checking a machine.
+
+    The metadata of a cell with a solution holds the learner's stub, which a run folder gets.
+    """
+    from labkit.notebooks.result import STUB_KEY
+
+    notebook = _build(lab, keep_solutions(read_lesson(lab), lab.lesson))
+    for cell, learners in zip(notebook.cells, make_learner_notebook(lab).cells, strict=True):
+        if cell.source != learners.source:
+            cell.metadata[STUB_KEY] = learners.source
+    return notebook
 
 
 def read_lesson(lab: Lab) -> str:
@@ -164,7 +175,7 @@ def _build(lab: Lab, text: str) -> Any:
     makers = {"code": v4.new_code_cell, "markdown": v4.new_markdown_cell, "raw": v4.new_raw_cell}
     cells = []
     for position, cell in enumerate(read_percent(text).cells):
-        metadata = {key: cell.metadata[key] for key in ("tags",) if key in cell.metadata}
+        metadata = {key: cell.metadata[key] for key in KEPT_METADATA if key in cell.metadata}
         made = makers[cell.cell_type](cell.source, metadata=metadata)
         made["id"] = _cell_id(lab.name, position, cell.source)
         cells.append(made)
@@ -189,7 +200,7 @@ class Digests:
 
     ``content`` covers the cells' types, sources and attachments, in order. ``whole`` adds the
     outputs and the metadata of cells and notebook, without execution counts and without what
-    JupyterLab writes by itself (kernel, language, ids, layout of the file).
+    JupyterLab writes by itself (kernel, language, ids, folded cells, layout of the file).
     """
 
     content: str
@@ -235,7 +246,9 @@ def _cell_metadata(cell: dict[str, Any]) -> object:
     metadata = cell.get("metadata")
     if not isinstance(metadata, dict):
         return metadata
-    return {key: metadata[key] for key in metadata if key != "trusted"}
+    # JupyterLab writes these, also when a cell is only folded or unfolded.
+    by_jupyter = ("trusted", "collapsed", "jupyter")
+    return {key: metadata[key] for key in metadata if key not in by_jupyter}
 
 
 def _own_metadata(notebook: dict[str, Any]) -> object:

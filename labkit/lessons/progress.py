@@ -1,9 +1,9 @@
-"""Records what a learner passed: progress.json in the workspace, keyed by exercise name."""
+"""Records what a learner passed and predicted: progress.json in the workspace, keyed by name."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -40,6 +40,24 @@ class Standing:
 
 
 @dataclass(frozen=True)
+class Prediction:
+    """A learner's first answer to a question of a lesson, and what was then seen, in words."""
+
+    expected: str
+    seen: str
+    as_expected: bool
+    made: str | None = None
+
+
+@dataclass(frozen=True)
+class Score:
+    """How many predictions were made, and how many of them came out as expected."""
+
+    predicted: int
+    as_expected: int
+
+
+@dataclass(frozen=True)
 class Progress:
     """Every attempted exercise, by full name; ``note`` says why the file could not be read.
 
@@ -49,6 +67,15 @@ class Progress:
     exercises: dict[str, Standing]
     note: str | None = None
     document: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
+
+    @property
+    def predictions(self) -> dict[str, Prediction]:
+        """Every prediction, by full name; an entry that cannot be read is left out."""
+        return _parse_predictions(self.document.get("predictions"))
+
+    def score(self, lab: str) -> Score:
+        """The score of the lab's predictions."""
+        return count_score(self.predictions, lab)
 
     def standing(self, name: str) -> Standing:
         """The standing of that exercise; without attempts, it has no pass and 0 attempts."""
@@ -98,37 +125,86 @@ def record_seen(workspace: Path, name: str) -> None:
     _change(workspace, name, mark, now, Disk())
 
 
+def record_prediction(workspace: Path, name: str, prediction: Prediction) -> Prediction:
+    """The prediction that stays: the first one made under that full name."""
+    now = _now()
+    kept = prediction
+
+    def add(progress: Progress) -> str:
+        nonlocal kept
+        made = replace(prediction, made=_format_time(now))
+        kept = progress.predictions.get(name, made)
+        entries = _object(progress.document.get("predictions"))
+        return _format({**progress.document, "predictions": {**entries, name: asdict(kept)}})
+
+    _rewrite(workspace, add, now, Disk())
+    return kept
+
+
+def count_score(predictions: Mapping[str, Prediction], lab: str) -> Score:
+    """The score of those predictions that are the lab's."""
+    own = [one for name, one in predictions.items() if name.partition(".")[0] == lab]
+    return Score(len(own), sum(one.as_expected for one in own))
+
+
 def clear_progress(workspace: Path, names: Collection[str]) -> None:
-    """Removes the standings of these exercises, by full name."""
-    for name in names:
-        _change(workspace, name, lambda old: None, _now(), Disk())
+    """Removes the standings of these exercises, by full name, and a lab's predictions, by lab."""
+    now = _now()
+
+    def remove(progress: Progress) -> str:
+        kept = {
+            key: {name: entry for name, entry in _object(value).items() if not _is_in(name, names)}
+            for key, value in progress.document.items()
+            if key in ("exercises", "predictions")
+        }
+        return _format({**progress.document, **kept})
+
+    if names:
+        _rewrite(workspace, remove, now, Disk())
+
+
+def _is_in(name: str, names: Collection[str]) -> bool:
+    return name in names or name.partition(".")[0] in names
 
 
 def _change(
     workspace: Path,
     name: str,
-    change: Callable[[Standing], Standing | None],
+    change: Callable[[Standing], Standing],
     now: datetime,
     disk: Disk,
 ) -> tuple[Standing, str | None]:
+    new = Standing()
+
+    def edit(progress: Progress) -> str:
+        nonlocal new
+        new = change(progress.standing(name))
+        return _format(progress.document, name, new)
+
+    note = _rewrite(workspace, edit, now, disk)
+    return new, note
+
+
+def _rewrite(
+    workspace: Path, edit: Callable[[Progress], str], now: datetime, disk: Disk
+) -> str | None:
+    """Replaces the file by what ``edit`` makes of it; a note if a broken file was set aside."""
     path, state = workspace / FILE_NAME, workspace / STATE_FOLDER
     with explain_disk_errors(workspace):
         disk.make_folder(state)
         # Takes the lock of updates too, because an update removes all drafts.
         with hold_lock(state / "lock"):
             progress = read_progress(workspace)
-            new = change(progress.standing(name))
             note = None
             try:
-                data = _format(progress.document, name, new)
+                data = edit(progress)
             except RecursionError:  # parsed, and nested too deeply to be written
                 progress = Progress({}, "it is nested too deeply")
-                new = change(Standing())
-                data = _format({}, name, new)
+                data = edit(progress)
             if progress.note:
                 note = _set_aside(disk, path, now)
             write_atomically(path, data, disk=disk, scratch=state)
-    return new or Standing(), note
+    return note
 
 
 def count_attempt(
@@ -174,11 +250,26 @@ def _parse_standing(entry: Any) -> Standing:
     return Standing(**known)
 
 
-def _format(document: dict[str, Any], name: str, standing: Standing | None) -> str:
+def _parse_predictions(entries: object) -> dict[str, Prediction]:
+    found = {}
+    for name, entry in _object(entries).items():
+        known = {key: value for key, value in _object(entry).items() if key != "made"}
+        kinds = {key: type(value) for key, value in known.items()}
+        if kinds == {"expected": str, "seen": str, "as_expected": bool}:
+            made = entry.get("made")
+            found[name] = Prediction(**known, made=made if isinstance(made, str) else None)
+    return found
+
+
+def _object(value: object) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _format(
+    document: dict[str, Any], name: str | None = None, standing: Standing | None = None
+) -> str:
     entries = dict(document.get("exercises", {}))
-    if standing is None:
-        entries.pop(name, None)
-    else:
+    if name and standing:
         always = {"passed": standing.passed, "attempts": standing.attempts}
         rest = {key: value for key, value in asdict(standing).items() if value}
         entries[name] = {**entries.get(name, {}), **always, **rest}

@@ -222,7 +222,7 @@ def _compare_plain(got: object, expected: object, place: str) -> Difference | No
     if type(got) is not type(expected):
         return _wrong_type(got, expected, place)
     if got != expected:
-        return _differ(WRONG_VALUES, f"{place} is not the value expected", got, expected)
+        return _differ(WRONG_VALUES, f"{place} is not the expected value", got, expected)
     return None
 
 
@@ -236,7 +236,7 @@ def _wrong_type(got: object, expected: object, place: str) -> Difference:
     elif got is ...:
         text = f"{place} is `...`: the function still returns the placeholder"
     else:
-        text = f"{place} must be {describe_type(expected)}, and is {describe_type(got)}"
+        text = f"{place} must be {describe_type(expected)}, but is {describe_type(got)}"
     return _differ(WRONG_TYPE, text, got, expected)
 
 
@@ -246,10 +246,10 @@ def _compare_tensors(
     if not is_tensor(got):
         return _wrong_type(got, expected, place)
     if got.shape != expected.shape:
-        shapes = f"{tuple(expected.shape)}, and has {tuple(got.shape)}"
+        shapes = f"{tuple(expected.shape)}, but has {tuple(got.shape)}"
         return _differ(WRONG_SHAPE, f"{place} must have the shape {shapes}", got, expected)
     if got.dtype != expected.dtype:
-        dtypes = f"{expected.dtype}, and has {got.dtype}"
+        dtypes = f"{expected.dtype}, but has {got.dtype}"
         return _differ(WRONG_DTYPE, f"{place} must have the dtype {dtypes}", got, expected)
     return _compare_values(got.detach(), expected.detach(), tolerance, place)
 
@@ -273,7 +273,7 @@ def _compare_values(
     at = f" at {list(worst)}" if worst else ""
     return Difference(
         WRONG_VALUES,
-        f"{_of(place)}{count}; furthest apart{at}: expected {_number(expected[worst])}, "
+        f"{_of(place)}{count}; largest difference{at}: expected {_number(expected[worst])}, "
         f"got {_number(got[worst])}, off by {_number(apart[worst])}",
         _excerpt(expected, worst),
         _excerpt(got, worst),
@@ -321,7 +321,7 @@ def _compare_mappings(
     if not isinstance(got, Mapping):
         return _wrong_type(got, expected, place)
     if set(got) != set(expected):
-        keys = f"{sorted(map(str, expected))}, and has {sorted(map(str, got))}"
+        keys = f"{sorted(map(str, expected))}, but has {sorted(map(str, got))}"
         return _differ(WRONG_VALUES, f"{place} must have the keys {keys}", got, expected)
     return _first(
         find_difference(got[key], expected[key], tolerance, f"{place}[{key!r}]") for key in expected
@@ -334,7 +334,7 @@ def _compare_lists(
     if not isinstance(got, tuple | list):
         return _wrong_type(got, expected, place)
     if len(got) != len(expected):
-        lengths = f"{len(expected)} values, and has {len(got)}"
+        lengths = f"{len(expected)} values, but has {len(got)}"
         return _differ(WRONG_SHAPE, f"{place} must have {lengths}", got, expected)
     return _first(
         find_difference(one, other, tolerance, f"{place}[{index}]")

@@ -276,16 +276,16 @@ class _Keeper:
         """Restores the hidden copies that killed saves left; see ``_find_saves``."""
         for path, saved, broken in _find_saves(self.folder):
             name = path.relative_to(self.folder)
-            said = f"a save of {name} was interrupted: the save before it"
+            said = f"a save of {name} was interrupted: the version before it"
             try:
                 if broken:
-                    self.notes.append(f"{said} was put back{self._restore_save(path, saved)}")
+                    self.notes.append(f"{said} was restored{self._restore_save(path, saved)}")
                 else:
                     kept = dated_name(path, YOURS, self.now)
                     move_new(self.disk, saved, kept)
-                    self.notes.append(f"{said} is {kept.name}")
+                    self.notes.append(f"{said} is kept as {kept.name}")
             except OSError as error:
-                self.notes.append(f"{said} is in {saved.name}, and stays there: {error.strerror}")
+                self.notes.append(f"{said} stays in {saved.name}: {error.strerror}")
 
     def _restore_save(self, path: Path, saved: Path) -> str:
         """Renames the copy to the broken file's name; says where the broken file was kept."""
@@ -369,7 +369,7 @@ class _Keeper:
         kept = self._settle_taken(taken, path, entry)
         if kept:
             self.notes.append(
-                f"{path.name} is the new version; yours, with its outputs, was kept as {kept}"
+                f"{path.name} is the new version; yours, with its outputs, is kept as {kept}"
             )
         return True
 
@@ -429,9 +429,9 @@ class _Keeper:
                 try:
                     self._restore(taken, path, kind, entries.get(path.name))
                 except OSError as error:
-                    said = f"{STATE_FOLDER}/{taken.name}, and could not be moved: {error.strerror}"
                     self.notes.append(
-                        f"what an interrupted update left of {path.name} is in {said}"
+                        f"an update of {path.name} was interrupted: the file that it replaced is"
+                        f" {STATE_FOLDER}/{taken.name}, and cannot be moved: {error.strerror}"
                     )
 
     def _restore(self, taken: Path, path: Path, kind: str, entry: Entry | None) -> None:
@@ -453,10 +453,10 @@ class _Keeper:
                 move_new(self.disk, taken, beside)
                 kept = beside.name
             self.notes.append(
-                f"an update of {path.name} was interrupted: the file that it replaced is {kept}"
+                f"an update of {path.name} was interrupted: your file is kept as {kept}"
             )
             return
-        self.notes.append(f"an update of {path.name} was interrupted: the file was put back")
+        self.notes.append(f"an update of {path.name} was interrupted: your file was restored")
 
     def _lay_beside(
         self, lab: Lab, entry: Entry, data: bytes, new: Digests

@@ -12,6 +12,7 @@ and other tools: unknown keys are ignored, and missing or mistyped values are un
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 import platform
 import threading
@@ -507,7 +508,7 @@ class RunFolder:
         import nbformat
 
         # A lone surrogate, which UTF-8 cannot encode, becomes a JSON escape.
-        data = nbformat.writes(notebook).encode("utf-8", "backslashreplace")
+        data = nbformat.writes(hide_solutions(notebook)).encode("utf-8", "backslashreplace")
         return self._write(f"{result.name}.ipynb", data)
 
     def _write(self, name: str, data: bytes) -> bool:
@@ -517,6 +518,33 @@ class RunFolder:
             self.trouble = self.trouble or error
             return False
         return True
+
+
+# In the metadata of a reference notebook's cell: the learner's stub of its solution.
+STUB_KEY = "labkit_stub"
+SOLUTION_NOTE = "# This cell ran with the reference solution, which is left out here."
+
+
+def hide_solutions(notebook: Any) -> Any:
+    """The notebook with the learner's stub in place of each solution; outputs stay.
+
+    Run folders lie where learners browse. A notebook without solutions is returned as it is.
+    """
+    if not any(STUB_KEY in cell.get("metadata", {}) for cell in notebook["cells"]):
+        return notebook
+    shown = copy.copy(notebook)
+    shown["cells"] = [_hide_solution(cell) for cell in notebook["cells"]]
+    return shown
+
+
+def _hide_solution(cell: Any) -> Any:
+    metadata = dict(cell.get("metadata", {}))
+    stub = metadata.pop(STUB_KEY, None)
+    if stub is None:
+        return cell
+    shown = copy.copy(cell)
+    shown["metadata"], shown["source"] = metadata, f"{SOLUTION_NOTE}\n{stub}"
+    return shown
 
 
 def _encode(run: RunResult) -> bytes:

@@ -13,14 +13,12 @@
 # %% [markdown]
 # # Compiling with torch.compile
 #
-# `torch.compile` takes a model as it is and makes faster code from it, where it can. This lab
-# measures what that costs and what it brings on *your* machine, and shows what happens inside:
-# what is captured, what breaks it, what makes it compile again.
-#
-# The first compile of all takes a while: seconds on a fast machine, more on a slow one. That is not
-# a fault; it is one of the things we measure.
+# `torch.compile(f)` makes faster code from `f`, if it can. Is it worth it? The first cells measure
+# that on this machine: the same function, called as it is ("eager") and compiled. The first compile
+# of all takes seconds, on a slow machine a minute: that is one of the results.
 
-# %%
+# %% jupyter={"source_hidden": true}
+# The imports of this lab
 import contextlib
 import gc
 import logging
@@ -40,36 +38,75 @@ from torch._inductor import metrics
 from torch._inductor.runtime.cache_dir_utils import cache_dir
 from torch._inductor.utils import fresh_cache
 
-from labkit import check, claim, claim_raises
+from labkit import check, claim, claim_raises, predict
 from labkit.lessons.needs import has_compiler, has_cuda_compiler
 from labkit.lessons.pictures import use_lab_style
 
 torch.manual_seed(0)
 use_lab_style()
 
-# %% [markdown]
-# On a CPU, the compiler behind `torch.compile` writes C++ and calls a C++ compiler. On a CUDA
-# device it writes Triton kernels, for which the GPU must be a Volta or newer (compute capability
-# 7.0): on an older one this lab uses the CPU. Where no compiler is found, the few cells that need
-# one say so and are skipped. Most of this lab does without.
-
 # %%
 device = torch.device("cuda" if has_cuda_compiler() else "cpu")
 can_compile = has_compiler()
 # On recent GPUs the compiler suggests TF32 each time. The devices lab is about that, not this one.
 warnings.filterwarnings("ignore", message="TensorFloat32 tensor cores")
+
+
+def time_calls(function, calls):
+    """The seconds that each of the calls took, as a list."""
+    seconds = []
+    for _ in range(calls):
+        start = time.perf_counter()
+        function()
+        if device.type == "cuda":
+            torch.cuda.synchronize()  # a call returns before the device is done
+        seconds.append(time.perf_counter() - start)
+    return seconds
+
+
+def wave(x):
+    return torch.sigmoid(x) * torch.tanh(x) + torch.exp(-x * x) - torch.sin(x) * x
+
+
 print("torch", torch.__version__, "on", device)
-print("a compiler was", "found" if can_compile else "not found: cells that compile are skipped")
+if can_compile:
+    million = torch.randn(2**20, device=device)
+    compiled_wave = torch.compile(wave)
+    eager_seconds = time_calls(lambda: wave(million), 30)
+    # The compiler keeps its results on disk. An empty cache shows what the first call really costs.
+    with fresh_cache():
+        compiled_seconds = time_calls(lambda: compiled_wave(million), 30)
+
+    figure, axes = plt.subplots()
+    axes.semilogy(range(1, 31), eager_seconds, "o", label="eager")
+    axes.semilogy(range(1, 31), compiled_seconds, "s", label="compiled")
+    axes.set(xlabel="call", ylabel="seconds", title="A million numbers: the time of each call")
+    axes.legend()
+    plt.show()
+    ratio = statistics.median(eager_seconds) / statistics.median(compiled_seconds)
+    print(f"first compiled call: {compiled_seconds[0]:.1f} s")
+    print(f"later calls: {ratio:.1f} times as fast as eager on this machine (medians)")
+else:
+    print("no compiler was found: the few cells that need one say so and are skipped")
+
+# %% [markdown]
+# The vertical scale is logarithmic: each line is ten times the one below. The first compiled call
+# includes the compiling; the later ones run the code that was made. This lab explains both parts:
+# where the gain comes from and when there is none, what is compiled, and what makes torch compile
+# a second time in the middle of your program.
+#
+# On a CPU, the compiler writes C++ and calls a C++ compiler. On a CUDA device it writes Triton
+# kernels, which need a GPU of the Volta generation or newer (compute capability 7.0); with an
+# older GPU, this lab uses the CPU.
 
 # %% [markdown]
 # ## One line, the same model
 #
-# The call takes a model and gives back one that is used in the same way. It is a wrapper: the
-# parameters are the very same tensors, so training one trains the other.
+# `torch.compile(model)` returns a wrapper that you use like the model.
 #
-# One thing does change: the names in `state_dict()` get a prefix. Save the model that you
-# wrapped, not the wrapper, and a checkpoint fits both. Or call `model.compile()`, which takes the
-# same arguments: it compiles the model in place, without a wrapper, and the names stay.
+# One thing changes: the names in `state_dict()` get a prefix. Save the `state_dict` of the model
+# that you wrapped, and the checkpoint fits both. Or call `model.compile()`, with the same
+# arguments: it compiles the model in place, without a wrapper, and the names stay.
 
 
 # %%
@@ -92,6 +129,10 @@ model = MyModel().to(device)
 compiled_model = torch.compile(model)
 input_data = torch.randn(64, 64, device=device)
 
+predict("compile.shared", "You train `compiled_model`. What happens to the parameters of `model`?",
+        ["they are trained too", "they stay as they are"],
+        seen="they are trained too" if compiled_model.widen.weight is model.widen.weight
+        else "they stay as they are", because="They are the same tensors.")
 claim("the compiled model is a module too", isinstance(compiled_model, nn.Module))
 claim("both share their parameters", compiled_model.widen.weight is model.widen.weight)
 claim(
@@ -105,29 +146,13 @@ claim("model.compile() leaves the class and the names as they were",
       (type(in_place), list(in_place.state_dict())), (MyModel, list(model.state_dict())))
 
 # %% [markdown]
-# ## What the first call costs
+# ## A model for which it may not pay
 #
-# Nothing has been compiled yet. That happens in the first call, while your program waits. Later
-# calls run the code that was made.
-#
-# The compiler keeps what it made in a cache on disk, so a second run of this notebook would look
-# too good. `fresh_cache()` gives it an empty folder for the length of a block. We time every call
-# on its own; on CUDA we wait for the device each time, since calls return before it is done.
-
+# The same measurement, with `MyModel`. Nothing has been compiled yet: that happens in the first
+# call, while your program waits. `fresh_cache()` gives the compiler an empty cache for the length
+# of a block, because a second run of this notebook would find the results of the first one.
 
 # %%
-def time_calls(function, calls):
-    """The seconds that each of the calls took, as a list."""
-    seconds = []
-    for _ in range(calls):
-        start = time.perf_counter()
-        function()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - start)
-    return seconds
-
-
 model.eval()
 with torch.no_grad():
     eager_seconds = time_calls(lambda: model(input_data), 60)
@@ -145,20 +170,8 @@ claim(
     needs="compiler",
 )
 
-# %% [markdown]
-# Look at the first point, and then at where the two rows of points come to lie. The scale is
-# logarithmic: each line is ten times the one below.
-
 # %%
 if can_compile:
-    figure, axes = plt.subplots()
-    numbers = range(1, 61)
-    axes.semilogy(numbers, eager_seconds, "o", label="eager")
-    axes.semilogy(numbers, compiled_seconds, "s", label="compiled")
-    axes.set(xlabel="call", ylabel="seconds", title="Each call, one after the other")
-    axes.legend()
-    plt.show()
-
     first = compiled_seconds[0]
     later = statistics.median(compiled_seconds[10:])
     eager = statistics.median(eager_seconds[10:])
@@ -166,32 +179,32 @@ if can_compile:
     print(f"later calls: eager {eager * 1e6:.0f} µs, compiled {later * 1e6:.0f} µs (medians)")
     if later < eager:
         calls = math.ceil((first - later) / (eager - later))
-        print(f"here the first call has paid for itself after about {calls:,} calls")
+        print(f"here the first call has paid off after about {calls:,} calls")
     else:
-        print("here the compiled model is no faster at this size: the first call never pays")
+        print("here the compiled model is not faster at this size: the first call never pays off")
 else:
-    print("skipped: with a compiler, a plot of each call's time would stand here")
+    print("skipped: with a compiler, the times of the first call and of later calls")
 
 # %% [markdown]
-# Whatever your machine printed, believe it more than any figure that you have read. A small model
-# on a CPU spends its time in matrix products, which eager PyTorch already does with tuned
-# libraries. There is little left to win, and each compiled call has checks of its own to do. On a
-# GPU a small model spends its time on launching kernels, and fewer kernels can pay.
+# Trust these figures more than any that you read elsewhere. A small model on a CPU spends its time
+# in matrix products, which eager PyTorch already runs with tuned libraries. There is little left
+# to gain, and each compiled call has checks of its own. On a GPU, a small model spends its time
+# launching kernels, and fewer kernels can pay off.
 
 # %% [markdown]
-# ## Exercise: when has it paid?
+# ## Exercise: when does it pay off?
 #
-# Write `calls_until_paid(first, eager, later)`. All three are seconds: the first compiled call
-# (compiling included), an eager call, a later compiled call. Return the smallest number of calls
-# `n`, at least 1, for which the compiled way takes no longer in all than the eager way. The
-# compiled way is one first call and `n - 1` later ones. Return `None` where that never comes.
+# Write `calls_until_paid(first, eager, later)`. All three are seconds: of the first compiled call
+# (compiling included), of an eager call, of a later compiled call. Return the smallest number of
+# calls `n`, at least 1, for which compiled calls take no longer in total than eager calls: one
+# first call and `n - 1` later ones against `n` eager ones. Return `None` if there is no such `n`.
 #
 # Example: `calls_until_paid(10.0, 0.5, 0.25)` is 39.
 
 
 # %%
 def calls_until_paid(first: float, eager: float, later: float) -> int | None:
-    """Returns after how many calls compiling has paid for itself, or None if it never does."""
+    """Returns after how many calls compiling has paid off, or None if it never does."""
     ### BEGIN SOLUTION
     if first <= eager:
         return 1
@@ -207,21 +220,12 @@ check("compile.calls_until_paid", calls_until_paid)
 # %% [markdown]
 # ## Where the gain comes from: fusion
 #
-# Eager PyTorch runs one operation at a time. Each reads its input from memory and writes a whole
-# new tensor. `wave` below is ten operations, so ten trips through memory. The compiler writes
-# *one* loop (a kernel) that reads `x` once, does all ten steps on the values in registers, and
-# writes once.
-#
-# That pays most where memory is the limit: long chains of cheap operations on large tensors. On
-# tiny tensors there is nothing to save. `dynamic=True` asks for code that fits every size, so
-# this cell compiles once.
-
+# Eager PyTorch runs one operation at a time. Each reads its input from memory and writes a new
+# tensor. `wave` has ten operations, so its data goes through memory ten times. The next cell
+# compiles it and counts the loops ("kernels") that the compiler writes. `dynamic=True` asks for
+# code that fits every size, so this cell compiles once.
 
 # %%
-def wave(x):
-    return torch.sigmoid(x) * torch.tanh(x) + torch.exp(-x * x) - torch.sin(x) * x
-
-
 if can_compile:
     torch.compiler.reset()
     counters.clear()
@@ -236,13 +240,19 @@ if can_compile:
         eager_best.append(min(time_calls(lambda: wave(x), 25)))
         compiled_best.append(min(time_calls(lambda: compiled_wave(x), 25)))
 
+    predict("compile.kernels", "How many kernels does the compiler write for `wave`?",
+            [1, 2, 5, 10], seen=metrics.generated_kernel_count,
+            because="It reads `x` once, does all ten steps on the values in registers, and writes "
+            "once: *fusion*.")
+
 claim(
     "ten operations were captured, in one graph",
     lambda: (counters["stats"]["calls_captured"], counters["stats"]["unique_graphs"]),
     (10, 1),
     needs="compiler",
 )
-claim("the ten became one kernel", lambda: metrics.generated_kernel_count, 1, needs="compiler")
+claim("the ten operations became one kernel", lambda: metrics.generated_kernel_count, 1,
+      needs="compiler")
 claim(
     "at every size the results agree up to rounding",
     lambda: max(errors),
@@ -250,6 +260,10 @@ claim(
     within=1e-5,
     needs="compiler",
 )
+
+# %% [markdown]
+# Fusion pays off most where memory is the limit: in long chains of cheap operations on large
+# tensors.
 
 # %%
 if can_compile:
@@ -263,7 +277,8 @@ if can_compile:
     right.set_yscale("log", base=2)
     right.yaxis.set_major_formatter("{x:g}")
     right.axhline(1, color="C1", linewidth=1, linestyle="--")
-    right.set(xlabel="numbers in x", ylabel="eager time / compiled time", title="Above 1 it pays")
+    right.set(xlabel="numbers in x", ylabel="eager time / compiled time",
+              title="Above 1 it pays off")
     figure.tight_layout()
     plt.show()
     slower = [size for size, ratio in zip(sizes, ratios) if ratio < 1]
@@ -275,10 +290,9 @@ else:
 # ## What "the same result" means
 #
 # Fused code rounds at other places than eager code. So compare with a tolerance, never with
-# `torch.equal`. In `bfloat16`, with its 8 bits of precision, the difference is easy to see: eager
-# rounds after every operation, while the fused loop computes in `float32` and rounds once, at the
-# end. We measure both against `float64`. (A GPU before Ampere does not compute in `bfloat16`, and
-# the compiler leaves such code alone. There we take `float16`.)
+# `torch.equal`. In `bfloat16`, with its 8 bits of precision, the difference is easy to see. The
+# next cell measures the error of both, against `float64`. (A GPU before Ampere does not compute in
+# `bfloat16`, and the compiler leaves such code as it is. There the cell takes `float16`.)
 
 # %%
 narrow = torch.bfloat16
@@ -293,19 +307,22 @@ if can_compile:
     errors = {}
     for name, function in (("eager", wave), ("compiled", compiled_wave)):
         errors[name] = (function(x).double() - exact).abs().mean().item()
-        print(f"{narrow}, {name:>8}: mean error {errors[name]:.5f}")
+    predict("compile.rounding", "In 16 bits, which is closer to the exact result?",
+            ["eager", "compiled", "both the same"],
+            seen="compiled" if errors["compiled"] < errors["eager"] else "eager",
+            because="Eager code rounds to 16 bits after every operation. The fused loop computes "
+            "in float32 and rounds once, at the end.")
 else:
-    print("skipped: with a compiler, the errors of eager and of compiled code would stand here")
+    print("skipped: with a compiler, the errors of eager and of compiled code")
 
 claim(
-    "in 16 bits, compiled is nearer to float64 than eager",
+    "in 16 bits, compiled is closer to float64 than eager",
     lambda: errors["compiled"] < errors["eager"],
     needs="compiler",
 )
 
 # %% [markdown]
-# Gradients go through as well: the compiler makes a second graph for the backward pass. Compiled
-# and eager gradients agree up to rounding.
+# The compiler makes a second graph for the backward pass, so gradients are compiled as well.
 
 
 # %%
@@ -330,9 +347,8 @@ claim(
 
 
 # %% [markdown]
-# Random numbers are the exception. The compiler brings its own generator, so the same seed drops
-# other values than in eager mode. The compiled function itself does repeat. Where you must have
-# eager's numbers, while you debug for instance, `fallback_random` gives them back.
+# Random numbers are another matter. Where you need eager's random numbers in compiled code, for
+# instance while you debug, set `fallback_random`.
 
 
 # %%
@@ -353,8 +369,13 @@ def with_fallback_random():
 
 torch.compiler.reset()
 compiled_drop = torch.compile(drop)
+if can_compile:
+    predict("compile.dropout", "With one seed, do eager and compiled dropout drop the same values?",
+            ["yes", "no"],
+            seen="yes" if torch.equal(seeded(drop), seeded(compiled_drop)) else "no",
+            because="Compiled code has a random number generator of its own.")
 claim(
-    "with one seed, compiled dropout repeats itself",
+    "with the same seed, compiled dropout drops the same values each time",
     lambda: torch.equal(seeded(compiled_drop), seeded(compiled_drop)),
     needs="compiler",
 )
@@ -369,12 +390,12 @@ claim("with fallback_random they agree", with_fallback_random, needs="compiler")
 # %% [markdown]
 # ## Warm-up and the cache
 #
-# What was compiled lives in two places: in this process, and in a folder on disk. A new process
-# finds its graphs in the folder and skips most of the work. `torch.compiler.reset()` forgets what
-# the process holds, so with it we can see the folder at work.
+# Compiled code is kept in two places: in this process, and in a folder on disk. A new process
+# finds its graphs in the folder and skips most of the work. `torch.compiler.reset()` clears what
+# the process keeps; it leaves the folder alone, so the next cell can measure what the folder saves.
 #
-# The environment variable `TORCHINDUCTOR_CACHE_DIR` moves the folder. It is a cache: keyed by
-# graph, options and version, and safe to delete.
+# The environment variable `TORCHINDUCTOR_CACHE_DIR` moves the folder. It is a cache: its keys are
+# the graph, the options and the version, and it is safe to delete.
 
 # %%
 print("the compiler's cache is in", cache_dir())
@@ -399,40 +420,49 @@ if can_compile:
     names = ["first call, empty cache", "first call, warm cache", "later call"]
     bars = axes.barh(names, [cold_seconds, warm_seconds, later], color=["C1", "C0", "C2"])
     axes.bar_label(bars, fmt=" %.2g s")
-    axes.set(xscale="log", xlabel="seconds", title="What is paid again, and when")
+    axes.set(xscale="log", xlabel="seconds", title="The first call, without and with the cache")
     axes.invert_yaxis()
     axes.margins(x=0.2)
     plt.show()
 
-claim("with an empty cache the graph is missing", lambda: cold_misses, 1, needs="compiler")
-claim("with a warm one nothing is missing", lambda: warm_misses, 0, needs="compiler")
+claim("with an empty cache, one graph is missing from it", lambda: cold_misses, 1, needs="compiler")
+claim("with a warm cache, no graph is missing from it", lambda: warm_misses, 0, needs="compiler")
 
 # %% [markdown]
 # A service therefore **warms up**: before it takes the first request, it calls the model once for
-# each kind of input that it will meet: the real shapes, the real dtype, under the same grad mode.
-# Keep the cache folder on a disk that outlives the container, and a restart is cheap too. What
-# counts as "another kind of input" is the subject of the second half of this lab.
+# each kind of input that it will get: the real shapes, the real dtype, the same grad mode. If the
+# cache folder is on a disk that outlives the container, a restart is fast too. What counts as
+# "another kind of input" is the subject of the second half of this lab.
 
 # %% [markdown]
-# ## The modes, and what each truly does
+# ## The modes, and what each of them does
 #
-# `mode=` is a name for a handful of options, nothing more. You can ask which ones:
+# `mode=` is a name for a few options. `mode="reduce-overhead"` is widely used. What does it reduce?
 
 # %%
 modes = torch._inductor.list_mode_options()
+
+predict("compile.reduce_overhead", '`mode="reduce-overhead"` sets one option. What does it do?',
+        ["it uses less memory", "it records the GPU's work and replays it", "it skips the guards"],
+        seen="it records the GPU's work and replays it"
+        if modes["reduce-overhead"] == {"triton.cudagraphs": True} else str(modes),
+        because="The option turns on CUDA graphs.")
+
+# %%
 for name, options in modes.items():
     listed = ", ".join(f"{key}={value}" for key, value in options.items()) or "nothing"
     print(f"{name:<28}{textwrap.shorten(listed, 84, placeholder=' ...')}")
 
 # %% [markdown]
-# `mode="reduce-overhead"` does **not** save memory. The overhead
-# in its name is the Python and launch time of each call. Its one option turns on *CUDA graphs*: the
-# calls to the GPU are recorded once and then replayed as a whole. A replay needs the very same
-# addresses each time, so the memory of inputs and intermediate results is held between calls. It
-# spends memory to save time. On a CPU the option does nothing.
+# `mode="reduce-overhead"` does **not** save memory. The overhead in its name is
+# the time that Python and the launches of each call take. Its one option turns on *CUDA graphs*:
+# the calls to the GPU are recorded once and then replayed as a whole. A replay needs the same
+# addresses each time, so the memory of inputs and intermediate results is held between calls: it
+# spends memory to save time. (The documentation of `torch.compile` says so too: "at the cost of
+# more memory usage".) On a CPU the option does nothing.
 #
-# `max-autotune` tries several ways to write each matrix product and keeps the fastest. It uses CUDA
-# graphs as well, which its name does not say. `max-autotune-no-cudagraphs` does without them.
+# `max-autotune` tries several ways to write each matrix product and keeps the fastest.
+# `max-autotune-no-cudagraphs` does the same without CUDA graphs.
 
 # %%
 claim(
@@ -461,7 +491,7 @@ claim_raises(
 )
 
 # %% [markdown]
-# A mode changes how the code is made, not what it computes.
+# A mode changes how the code is made. It does not change what the code computes.
 
 # %%
 # Default mode (balanced)
@@ -494,9 +524,9 @@ for name, compiled in (
 
 
 # %% [markdown]
-# Now the memory, measured on a CUDA device. After a few calls we drop the results and ask torch to
-# hand unused memory back (`empty_cache`). What it still holds beyond the model and its input is
-# what the mode keeps for itself.
+# Now the memory, measured on a CUDA device. After a few calls, the cell drops the results and lets
+# torch return unused memory (`empty_cache`). What torch still holds, beyond the model and its
+# input, is what the mode keeps between calls.
 
 
 # %%
@@ -524,7 +554,7 @@ if device.type == "cuda":
     figure, axes = plt.subplots(figsize=(7, 2))
     bars = axes.barh(list(kept), [size / 2**20 for size in kept.values()], color=["C0", "C1"])
     axes.bar_label(bars, fmt=" %.0f MiB")
-    axes.set(xlabel="MiB kept between calls", title="Which mode saves memory?")
+    axes.set(xlabel="MiB kept between calls", title="Memory that each mode keeps")
     axes.margins(x=0.2)
     plt.show()
 else:
@@ -539,13 +569,14 @@ claim(
 
 
 # %% [markdown]
-# Held addresses have another consequence. The first calls warm up and record; from the third
-# on, each call is a replay and writes its result to the *same place*. So the next call overwrites
-# the result before it. PyTorch raises if you touch an overwritten result of the first two calls.
-# For results of replays there is **no error**: what you kept now holds the values of the last call.
+# Fixed addresses have another consequence. The first calls warm up and record; from the third call
+# on, each call is a replay and writes its result to the *same address*. So the next call overwrites
+# the result before it. PyTorch raises if you use an overwritten result of the first two calls. For
+# results of replays there is **no error**: the tensor that you kept has the values of the last
+# call.
 #
-# There are two ways out. `clone()` a result that must live on. Or say where an iteration begins,
-# with `torch.compiler.cudagraph_mark_step_begin()`: then all results of one iteration stay intact
+# There are two remedies. `clone()` a result that you need later. Or mark where an iteration begins,
+# with `torch.compiler.cudagraph_mark_step_begin()`: then all results of one iteration stay valid
 # until the next one begins.
 
 
@@ -612,8 +643,8 @@ claim(
 torch.compiler.reset()
 
 # %% [markdown]
-# What *does* save memory is fusion, in every mode: intermediate results that stay in registers are
-# never written. On a CUDA device the peak shows it.
+# Fusion saves memory, in every mode: intermediate results that stay in registers are never written.
+# On a CUDA device, the peak shows it.
 
 
 # %%
@@ -642,16 +673,16 @@ claim("the fused wave has a lower peak than the eager one", fused_peak_is_lower,
 # %% [markdown]
 # ## What is captured
 #
-# Two parts work together. **Dynamo** reads your Python as it runs and writes down the tensor
-# operations as a graph. A **backend** turns the graph into something to call; the default one,
-# Inductor, is what wrote C++ or Triton above. A backend is a plain function, so we can bring our
-# own. This one compiles nothing. It keeps each graph and runs it as it is: fast, and all we need
-# to *watch* Dynamo.
+# Two parts work together. **Dynamo** reads your Python bytecode before it runs, and captures the
+# tensor operations as a *graph*. A **backend** turns the graph into a callable; the default one,
+# Inductor, wrote the C++ or Triton above. A backend is a plain function, so you can write your own.
+# The one below compiles nothing: it keeps each graph and runs it as it is. That is fast, and shows
+# what Dynamo does.
 
 
 # %%
 class GraphCounter:
-    """A backend that keeps each graph that Dynamo hands it, and runs it unchanged."""
+    """A backend that keeps each graph that it gets from Dynamo, and runs it unchanged."""
 
     def __init__(self):
         self.graphs = []
@@ -677,29 +708,35 @@ watched = torch.compile(thrice, backend=counter)
 claim("wrapping alone captures nothing", counter.count, 0)
 
 watched(torch.ones(2, 3))
-print(counter.graphs[0].code)
 claim("the first call captures one graph", counter.count, 1)
 
 watched(torch.randn(2, 3))
 claim("a second call with the same kind of input captures nothing new", counter.count, 1)
 
 operations = [node.target for node in counter.graphs[0].graph.nodes if node.op.startswith("call")]
-claim("the loop was unrolled, and the if decided: four operations are left", len(operations), 4)
+
+# %%
+predict("compile.unrolled", "`thrice` has a loop of 3 rounds and an `if`. How many operations does "
+        "its graph have?", [1, 2, 4, 7], seen=len(operations),
+        because="The loop has a fixed length, and is unrolled. The number of dimensions is known "
+        "while the graph is captured, so the `if` is decided.")
+claim("the loop is unrolled and the if is decided: four operations are left", len(operations), 4)
 
 # %% [markdown]
-# Read the printed code. There is no loop and no `if`: the loop has a fixed length, and the `if`
-# asks for the number of dimensions, which is known while capturing. What depends on *values* is
-# another matter.
+# The next cell prints the code of the graph. It has neither a loop nor an `if`. Code that depends
+# on the *values* of a tensor is the next subject.
+
+# %%
+print(counter.graphs[0].code)
 
 # %% [markdown]
 # ## Graph breaks
 #
-# Sometimes Dynamo meets something that cannot go into a graph: a `print`, or an `if` on a value
-# that exists only once the graph has run. It then ends the graph, lets Python do that step, and
-# begins a new graph after it. Your program still gives the right answer. But each break costs a
-# trip through Python, and nothing is fused across it.
+# Some code cannot be part of a graph: a `print`, or an `if` on a value that exists only after the
+# graph has run. There Dynamo ends the graph, lets Python do that step, and begins a new graph after
+# it: a *graph break*. Each break costs time in Python, and nothing is fused across it.
 #
-# `torch._dynamo.explain` runs a function once and says what was captured and where it broke.
+# `torch._dynamo.explain` runs a function once and reports its graphs and its graph breaks.
 
 
 # %%
@@ -712,15 +749,20 @@ def talkative(x):
 
 
 explanation = torch._dynamo.explain(talkative)(torch.ones(4))
+
+predict("compile.graphs", "As how many graphs is `talkative` captured?", [1, 2, 3, "none"],
+        seen=explanation.graph_count,
+        because="It breaks at the `print` and at the `if` on a value. The result is still right.")
+claim("talkative is captured as three graphs", explanation.graph_count, 3)
+claim("there are two breaks between them", explanation.graph_break_count, 2)
+
+# %%
 for reason in explanation.break_reasons:
     print(f"break at `{reason.user_stack[-1].line}`: {reason.reason.splitlines()[0]}")
 
-claim("talkative is captured in three graphs", explanation.graph_count, 3)
-claim("there are two breaks between them", explanation.graph_break_count, 2)
-
 # %% [markdown]
-# (`generic_jump` is Dynamo's word for an `if` on a tensor.) Drawn from that explanation: what runs
-# compiled, and what Python does in between.
+# (`generic_jump` is Dynamo's word for an `if` on a tensor.) The picture shows what runs compiled,
+# and what Python does in between.
 
 # %%
 pieces = []
@@ -740,8 +782,8 @@ axes.set_axis_off()
 plt.show()
 
 # %% [markdown]
-# Breaks are silent, and that is the danger. `fullgraph=True` makes them errors: if you want one
-# graph, say so, and be told when you lose it. The message names the line.
+# Graph breaks are silent: your program only gets slower. `fullgraph=True` makes them errors. The
+# message names the line.
 
 
 # %%
@@ -759,14 +801,14 @@ claim_raises(
     match="print",
 )
 claim_raises(
-    "an if on a value does so too",
+    "with fullgraph=True an if on a value raises Unsupported too",
     torch._dynamo.exc.Unsupported,
     lambda: torch.compile(branching, backend="eager", fullgraph=True)(torch.ones(4)),
     match="Data-dependent branching",
 )
 
 # %% [markdown]
-# ## Exercise: take the break out
+# ## Exercise: remove the graph break
 #
 # This function normalizes its input and reports on the way:
 #
@@ -779,8 +821,8 @@ claim_raises(
 #
 # Write `build_normalizer()`. It takes nothing and returns a *function* of `x` (any shape). That
 # function returns the pair `(normalized, mean)`: the same shape as `x`, and a tensor of shape `()`.
-# It must pass `torch.compile(..., fullgraph=True)` and leave `x` as it is. Whoever wants to see the
-# mean can print it then, outside.
+# It must compile with `fullgraph=True`, and must not change `x`. The caller can then print the
+# mean.
 
 
 # %%
@@ -802,8 +844,8 @@ check("compile.build_normalizer", build_normalizer)
 # %% [markdown]
 # ## An if that stays in the graph
 #
-# `torch.where(condition, a, b)` computes both sides and picks. That sounds wasteful; in a fused
-# kernel it costs next to nothing, and the graph stays whole.
+# `torch.where(condition, a, b)` computes both `a` and `b`, and then selects. In a fused kernel the
+# second computation costs very little, and there is no graph break.
 
 
 # %%
@@ -812,17 +854,18 @@ def selecting(x):
 
 
 claim(
-    "torch.where breaks nothing",
+    "torch.where causes no graph break",
     torch._dynamo.explain(selecting)(torch.ones(4)).graph_break_count,
     0,
 )
 for values in (torch.ones(4), -torch.ones(4)):
-    claim(f"both give the same for {values.tolist()}", selecting(values), branching(values))
+    claim(f"selecting and branching give the same for {values.tolist()}", selecting(values),
+          branching(values))
 
 # %% [markdown]
 # ## Exercise: clip by norm
 #
-# Gradient clipping scales a tensor down when it is too long:
+# Gradient clipping scales a tensor down if its norm is too large:
 #
 # ```python
 # def clip(x):
@@ -832,9 +875,9 @@ for values in (torch.ones(4), -torch.ones(4)):
 #     return x
 # ```
 #
-# Write `make_clipper(limit)`. `limit` is a float over 0. It returns a function of `x` that does
-# the same for every `x` of any shape, in one graph with `fullgraph=True`, and leaves `x` as it is.
-# A tensor of zeros must come back as zeros.
+# Write `make_clipper(limit)`. `limit` is a float above 0. It returns a function of `x` that does
+# the same for an `x` of any shape, as one graph with `fullgraph=True`, and does not change `x`. For
+# a tensor of zeros it returns zeros.
 
 
 # %%
@@ -854,15 +897,15 @@ def make_clipper(limit: float):
 check("compile.make_clipper", make_clipper)
 
 # %% [markdown]
-# ## Guards: when is old code still right?
+# ## Guards: when may a graph be used again?
 #
-# A graph is made for one situation. With it Dynamo keeps **guards**: conditions under which the
-# graph may be used again. Before each call they are checked. If none of the graphs at hand fits,
-# Dynamo captures and compiles once more: a *recompile*, in the middle of your program.
+# A graph fits one situation. With each graph Dynamo keeps **guards**: the conditions under which it
+# may be used again. It checks them before each call. If no graph fits, Dynamo captures and compiles
+# once more: a *recompile*, in the middle of your program.
 #
-# Torch tells why, if asked. Set the environment variable `TORCH_LOGS=recompiles` for a program;
-# here we switch it on for a cell and catch the lines, to show in what each call differs from the
-# first one.
+# The environment variable `TORCH_LOGS=recompiles` makes torch log the reason of each recompile. The
+# next cell turns this log on and calls `watched` with several kinds of input. The table below
+# shows how each call differs from the first one.
 
 
 # %%
@@ -896,7 +939,7 @@ counter = GraphCounter()
 watched = torch.compile(shift, backend=counter)
 offset = 1.0
 x = torch.randn(4, 4)
-counts = {}
+counts, table = {}, []
 with caught_logs("torch._dynamo.guards.__recompiles") as lines:
     for change, call in {
         "the first call": lambda: watched(x),
@@ -912,26 +955,38 @@ with caught_logs("torch._dynamo.guards.__recompiles") as lines:
         before = counter.count
         call()
         counts[change] = counter.count - before
-        # Each graph at hand says why it does not fit; the last line is that of the first graph.
+        # The log says for each graph why it does not fit; the last line is about the first graph.
         why = lines[0].splitlines()[-1].partition(": ")[2] if lines else ""
         compiles = "compiled" if counts[change] else "        "
-        print(f"{change:<28}{compiles}  {textwrap.shorten(why, 72, placeholder=' ...')}")
+        table.append(f"{change:<28}{compiles}  {textwrap.shorten(why, 72, placeholder=' ...')}")
 torch._logging.set_logs()
 
 # %%
+predict("compile.strides", "`x` is 4 by 4, and `watched(x)` is compiled. Does `watched(x.t())`, "
+        "with the same shape and dtype, compile again?", ["yes", "no"],
+        seen="yes" if counts["other strides (transposed)"] else "no",
+        because="The strides are guarded too.")
 claim("other values need no recompile", counts["other values"], 0)
 claim("another dtype recompiles", counts["another dtype"], 1)
 claim("other strides recompile, although the shape is the same",
       counts["other strides (transposed)"], 1)
+
+# %%
+predict("compile.grad_mode", "Does `watched(x)` under `torch.no_grad()` compile again?",
+        ["yes", "no"], seen="yes" if counts["no_grad"] else "no",
+        because="The grad mode is guarded.")
 claim("requires_grad recompiles", counts["requires_grad"], 1)
 claim("another grad mode recompiles", counts["no_grad"], 1)
 claim("inference mode recompiles", counts["inference_mode"], 1)
 claim("graphs made earlier are kept and used again", counts["the first kind again"], 0)
 
+# %%
+print("\n".join(table))
+
 # %% [markdown]
-# Guards reach further than the arguments. `shift` reads `offset`, a global. Dynamo guards it, so a
-# change is noticed and the answer is right, at the price of a compile. The same goes for
-# `model.train()` and `model.eval()`.
+# Guards cover more than the arguments. `shift` reads `offset`, a global variable, and
+# `model.eval()` changes an attribute of the model. What happens if one of them changes between two
+# calls?
 
 # %%
 torch.compiler.reset()
@@ -941,8 +996,13 @@ zeros = torch.zeros(3)
 offset = 1.0
 watched(zeros)
 offset = 5.0
-claim("a changed global is seen", watched(zeros), zeros + 5)
-claim("and has cost a second compile", counter.count, 2)
+after_change = watched(zeros)
+
+predict("compile.global", "`offset` was 1 when `shift` was compiled, and is 5 now. What does "
+        "`watched(zeros)` give?", {"1, as compiled": zeros + 1, "5, compiled again": zeros + 5,
+        "an error": None}, seen=after_change, because="Globals that the code reads are guarded.")
+claim("a changed global is seen", after_change, zeros + 5)
+claim("the changed global costs a second compile", counter.count, 2)
 
 counter = GraphCounter()
 dropout = nn.Dropout(0.5)
@@ -950,11 +1010,11 @@ watched_dropout = torch.compile(dropout, backend=counter)
 ones = torch.ones(3)
 watched_dropout(ones)
 dropout.eval()
-claim("in eval mode dropout lets everything through", watched_dropout(ones), ones)
-claim("the switch to eval has cost a compile", counter.count, 2)
+claim("in eval mode, dropout drops nothing", watched_dropout(ones), ones)
+claim("the switch to eval mode costs a second compile", counter.count, 2)
 
 # %% [markdown]
-# In a service or a test, a recompile that you did not plan for is better as an error.
+# In a service or a test, an unexpected recompile is better as an error.
 # `torch.compiler.set_stance` makes it one.
 
 # %%
@@ -962,7 +1022,8 @@ torch.compiler.reset()
 strict = torch.compile(selecting, backend="eager")
 strict(torch.ones(4))
 with torch.compiler.set_stance("fail_on_recompile"):
-    claim("what is compiled still runs", strict(torch.ones(4)), selecting(torch.ones(4)))
+    claim("a call that fits a compiled graph still runs", strict(torch.ones(4)),
+          selecting(torch.ones(4)))
     claim_raises(
         "a recompile raises",
         RuntimeError,
@@ -974,8 +1035,8 @@ with torch.compiler.set_stance("fail_on_recompile"):
 # ## Exercise: count the compiles
 #
 # Write `count_compiles(function, inputs)`. `inputs` is a list of tensors. Compile the function with
-# a backend of your own and default settings, call it on each input in turn, and return as an `int`
-# how many graphs the backend was given in all.
+# a backend of your own and default settings, call it on each input in turn, and return how many
+# graphs the backend got in total, as an `int`.
 #
 # Example: for `lambda x: x * 2` and the inputs `[x, x.double(), x]` it is 2.
 
@@ -1004,12 +1065,10 @@ check("compile.count_compiles", count_compiles)
 # %% [markdown]
 # ## Changing shapes
 #
-# Real inputs differ in size: the last batch is smaller, sentences have lengths. What does Dynamo
-# do? At first it takes each size as a constant. When a size changes, it compiles again, and now
-# leaves that size open ("dynamic"). The argument `dynamic=` overrules it: `True` leaves sizes open
-# from the start, `False` takes every size as a constant for ever.
-#
-# `mark_dynamic(x, 0)` says it for one dimension of one tensor, and is a promise that is held to.
+# Real inputs differ in size: the last batch is smaller, and sentences have different lengths. At
+# first Dynamo takes each size as a constant. It can also make a size *dynamic*: any number fits.
+# The argument `dynamic=` says which. `True` makes sizes dynamic from the start; `False` takes
+# every size as a constant. `mark_dynamic(x, 0)` does it for one dimension of one tensor.
 
 
 # %%
@@ -1040,6 +1099,21 @@ totals = {
     "mark_dynamic(x, 0)": compiles_over_shapes(shapes, mark=True),
 }
 
+# %%
+predict("compile.sizes", "Default settings: calls with 3, 5, 7 and 9 rows. How many graphs?",
+        [1, 2, 4], seen=totals["default"][3],
+        because="The second size recompiles, and makes the number of rows dynamic.")
+claim("by default, the second number of rows recompiles, and further ones do not",
+      totals["default"], [1, 2, 2, 2, 3, 4])
+
+# %%
+predict("compile.one_row", "With `dynamic=True`, these calls share one graph. Then comes a call "
+        "with 1 row. How many graphs now?", [1, 2], seen=totals["dynamic=True"][4],
+        because="The sizes 0 and 1 always get graphs of their own: a size of 1 broadcasts.")
+claim("dynamic=True makes sizes dynamic from the start",
+      totals["dynamic=True"], [1, 1, 1, 1, 2, 2])
+
+# %%
 figure, axes = plt.subplots()
 for place, (name, values) in enumerate(totals.items()):
     raised = [value + 0.06 * place for value in values]  # so that no line hides another
@@ -1051,32 +1125,26 @@ axes.legend()
 plt.show()
 
 # %%
-claim("by default the second size is a recompile, the next ones are not",
-      totals["default"], [1, 2, 2, 2, 3, 4])
-claim("dynamic=True leaves sizes open from the start",
-      totals["dynamic=True"], [1, 1, 1, 1, 2, 2])
 claim("dynamic=False compiles for each shape",
       totals["dynamic=False"], [1, 2, 3, 4, 5, 6])
-claim("mark_dynamic opens the rows, not the columns",
+claim("mark_dynamic(x, 0) makes the rows dynamic, not the columns",
       totals["mark_dynamic(x, 0)"], [1, 1, 1, 1, 2, 3])
 
 # %% [markdown]
-# Look at `(1, 4)`: every line climbs there, even that of `dynamic=True`. Sizes 0 and 1 always
-# get graphs of their own: a size of 1 broadcasts, so other code may be right for it. A batch that
-# is sometimes 1 costs one more compile. Meet it during warm-up.
+# Look at `(1, 4)`: every line rises there, even that of `dynamic=True`. A batch that is sometimes 1
+# costs one more compile. Include it in the warm-up.
 
 # %%
 claim(
-    "even with dynamic=True, 0 rows and 1 row are compiled for themselves",
+    "even with dynamic=True, 0 rows and 1 row get graphs of their own",
     compiles_over_shapes([(5, 4), (50, 4), (1, 4), (0, 4), (500, 4)], dynamic=True),
     [1, 1, 2, 3, 3],
 )
 
 
 # %% [markdown]
-# `mark_dynamic` holds you to your word. If your code needs the size to be a certain number, the
-# promise is broken, and you hear of it. (Left to itself, Dynamo would quietly compile for that
-# number.)
+# `mark_dynamic` is a promise that the size may be any number. If your code makes it a constant, you
+# get an error. (Without the mark, Dynamo compiles for that constant, without a message.)
 
 
 # %%
@@ -1091,7 +1159,7 @@ def compile_marked():
     return torch.compile(knows_four, backend="eager")(x)
 
 
-# The same error is logged with a long trace; we keep that off the screen.
+# The same error is also logged, with a long trace that is not shown here.
 with caught_logs("torch._guards"):
     claim_raises(
         "a marked size that the code turns into a constant is an error",
@@ -1115,15 +1183,13 @@ claim("with dynamic=True four batch sizes share one graph", counter.count, 1)
 # %% [markdown]
 # ## Limits
 #
-# Dynamo does not compile for ever. One piece of code may have so many graphs and no more. Past that,
-# the graphs at hand stay in use, and whatever fits none of them runs eagerly. *One* warning in the
-# log says so, easily missed, and much of your program is as slow as if you had never compiled. With
-# `fullgraph=True` it raises instead.
+# Dynamo limits the number of graphs for one function.
 
 # %%
 limit = torch._dynamo.config.recompile_limit
-print("graphs for one piece of code:", limit)
-print("graphs in all for one piece of code:", torch._dynamo.config.accumulated_recompile_limit)
+print("most graphs for one function:", limit)
+print("most graphs for all functions that share its code:",
+      torch._dynamo.config.accumulated_recompile_limit)
 
 
 def compile_many_sizes(sizes, **options):
@@ -1137,10 +1203,17 @@ def compile_many_sizes(sizes, **options):
 
 
 with caught_logs("torch._dynamo.convert_frame") as lines:
-    claim(f"{limit} sizes are compiled for", compile_many_sizes(limit), limit)
-    claim("so far nothing is said", len(lines), 0)
-    claim("with three more, no more graphs are made", compile_many_sizes(limit + 3), limit)
-    claim("one warning was logged", len(lines), 1)
+    predict("compile.limit", f"{limit} sizes are compiled, and no more is allowed. What happens in "
+            "a call with one more size?",
+            ["it raises", "it replaces the oldest graph", "it runs eagerly"],
+            seen=lambda: "it runs eagerly" if compile_many_sizes(limit + 1) == limit
+            else "it replaces the oldest graph",
+            because="One warning in the log says so, which is easy to miss.")
+    lines.clear()
+    claim(f"{limit} sizes make {limit} graphs", compile_many_sizes(limit), limit)
+    claim("up to the limit, nothing is logged", len(lines), 0)
+    claim("three more sizes make no more graphs", compile_many_sizes(limit + 3), limit)
+    claim("past the limit, one warning is logged", len(lines), 1)
     print(lines[0].splitlines()[0])
     claim_raises(
         "with fullgraph=True the limit is an error",
@@ -1149,24 +1222,28 @@ with caught_logs("torch._dynamo.convert_frame") as lines:
     )
 
 # %% [markdown]
-# Raising the limit is possible (`torch._dynamo.config.recompile_limit`), and rarely the answer.
-# Better ask why there are so many kinds of input: make sizes dynamic, keep one dtype and one
-# layout, or bring the sizes down to a few. That last way is the next exercise.
+# Past the limit, an input that fits one of the existing graphs uses it, and any other input runs
+# eagerly: much of your program is as slow as without compiling. With `fullgraph=True` it raises.
+#
+# You can raise the limit (`torch._dynamo.config.recompile_limit`), but that is rarely the answer.
+# Rather ask why there are so many kinds of input: make sizes dynamic, keep one dtype and one
+# layout, or reduce the sizes to a few. The last one is the next exercise.
 
 # %% [markdown]
 # ## Exercise: many lengths, few graphs
 #
-# Sometimes a dynamic size will not do: CUDA graphs, for one, replay fixed shapes. Then inputs are
-# padded to the next multiple of a *bucket* size, and there are only as many graphs as buckets.
+# Sometimes a dynamic size is not possible: CUDA graphs, for example, replay fixed shapes. Then
+# inputs are padded to the next multiple of a *bucket* size, and each bucket needs one graph.
 #
 # Write `compile_in_buckets(function, bucket, backend)`:
 #
-# - `function` takes `x` of shape `(n, d)` and works on each row by itself: `n` rows come out, as
-#   shape `(n,)` or `(n, k)`.
-# - Return a function of `x` with `n >= 1` that gives what `function(x)` gives.
-# - Compile with the `backend` given. It may only ever see the smallest multiples of `bucket` that
-#   the inputs fit into, as fixed sizes, and one graph for each. There are at most eight (Dynamo's
-#   limit for one function). `x` stays as it is.
+# - `function` takes `x` of shape `(n, d)` and computes each row independently. Its result has `n`
+#   rows: its shape is `(n,)` or `(n, k)`.
+# - Return a function of `x`, with `n >= 1`, that returns what `function(x)` returns. It does not
+#   change `x`.
+# - Compile with the given `backend`. The only sizes that it may get are the smallest multiples of
+#   `bucket` that the inputs fit into, as fixed sizes, with one graph for each. There are at most
+#   eight of them (Dynamo's limit for one function).
 #
 # Example: with a bucket of 16, inputs of 1, 5, 16 and 17 rows make two graphs, for 16 and 32 rows.
 
@@ -1193,8 +1270,12 @@ check("compile.compile_in_buckets", compile_in_buckets)
 # %% [markdown]
 # ## Key takeaways
 #
-# - Measure here, on your shapes: the first call, later calls, and how many calls there will be.
+# - Measure on your machine, with your shapes: the first call, later calls, and the number of calls.
 # - Compare with a tolerance. Warm up with every kind of input. Keep the cache.
-# - `fullgraph=True` while developing: a break that is an error gets fixed.
-# - Shapes, dtypes, strides, grad mode and even globals are guarded. Count your compiles.
+# - Use `fullgraph=True` while you develop: a graph break that is an error gets fixed.
+# - Shapes, dtypes, strides, the grad mode and even globals are guarded. Count your compiles.
 # - `reduce-overhead` and `max-autotune` use CUDA graphs: faster launches, more memory.
+# - `torch.compiler.reset()` clears what this process compiled.
+#
+# **Next:** [Functional transforms](05_functional.ipynb): gradients as functions, for a whole batch
+# at once.

@@ -32,7 +32,7 @@ def judge_same_place(got: torch.Tensor, arguments: tuple[torch.Tensor]) -> str |
     ours, theirs = ((t.device, tuple(t.shape), t.dtype) for t in (got, arguments[0]))
     if ours == theirs:
         return None
-    return f"the answer must have x's device, shape and dtype, {theirs}, and has {ours}"
+    return f"the answer must have x's device, shape and dtype, {theirs}, but has {ours}"
 
 
 def add_positions_cases() -> Iterator[Case]:

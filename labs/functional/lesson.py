@@ -13,13 +13,13 @@
 # %% [markdown]
 # # Function transforms with torch.func
 #
-# `backward()` answers one question: the gradient of one number, left behind in `.grad`.
-# `torch.func` works on functions instead. `grad` takes a function and gives you its derivative
-# as a new function; `vmap` takes a function for one example and gives you one for a whole
-# batch. What comes out is a function again, so you can put one transform inside another.
-# That is how this lab gets to Jacobians, Hessians and one gradient per example.
+# `loss.backward()` gives one gradient for a whole batch. Sometimes you need one gradient *for each
+# example*: to find a wrong label, to clip each one, to measure noise. The usual answer is a loop
+# over the examples. The first cell that runs here measures that loop against two transforms of
+# `torch.func`. You can read its code later: by the end of this lab, each line of it is clear.
 
-# %%
+# %% jupyter={"source_hidden": true}
+# The imports of this lab
 import time
 import warnings
 
@@ -37,20 +37,66 @@ from torch.func import (
     vjp,
     vmap,
 )
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.benchmark import Timer
+from torch.utils.flop_counter import FlopCounterMode
 
-from labkit import best_device, check, claim, claim_raises
+from labkit import best_device, check, claim, claim_raises, predict
 from labkit.lessons.pictures import use_lab_style
 
 torch.manual_seed(0)
 use_lab_style()
 
+# %%
+def median_milliseconds(statement, **names):
+    # One thread: threads that wait for each other on a busy machine make short times swing wildly.
+    timer = Timer(statement, globals=names, num_threads=1)
+    return timer.blocked_autorange(min_run_time=0.1).median * 1e3
+
+
+def squared_error(weights, x, y):
+    return (torch.tanh(x @ weights).sum() - y) ** 2
+
+
+def gradients_by_a_loop(weights, xs, ys):
+    tracked = weights.clone().requires_grad_()
+    rows = [torch.autograd.grad(squared_error(tracked, x, y), tracked) for x, y in zip(xs, ys)]
+    return torch.stack([row for (row,) in rows])
+
+
+gradients_by_transforms = vmap(grad(squared_error), in_dims=(None, 0, 0))
+
+device = best_device()
+case = {"w": torch.randn(8, 16), "xs": torch.randn(256, 8), "ys": torch.randn(256)}
+case = {name: tensor.to(device) for name, tensor in case.items()}
+loop_ms = median_milliseconds("f(w, xs, ys)", f=gradients_by_a_loop, **case)
+transforms_ms = median_milliseconds("f(w, xs, ys)", f=gradients_by_transforms, **case)
+ratio = loop_ms / transforms_ms
+
+predict("functional.speed",
+        "256 gradients, by a loop and by the transforms: how much faster are the transforms here?",
+        ["slower", "1 to 3 times as fast", "3 to 10 times as fast", "more than 10 times as fast"],
+        seen="slower" if ratio < 1 else "1 to 3 times as fast" if ratio < 3
+        else "3 to 10 times as fast" if ratio < 10 else "more than 10 times as fast")
+claim("the loop and the transforms give the same 256 gradients",
+      gradients_by_transforms(*case.values()), gradients_by_a_loop(*case.values()), within=1e-4)
+
+# %%
+print(f"256 gradients on {device}: a loop takes {loop_ms:.1f} ms, "
+      f"vmap(grad(f)) takes {transforms_ms:.2f} ms")
+print(f"the transforms are {ratio:.1f} times as fast on this machine")
+
+# %% [markdown]
+# `torch.func` works on functions. `grad` takes a function and gives you its derivative as a new
+# function; `vmap` takes a function of one example and gives you one of a whole batch. The result
+# is a function again, so you can put one transform inside another. That is how this lab gets to
+# Jacobians, Hessians and per-sample gradients.
+
 # %% [markdown]
 # ## grad: a function in, its derivative out
 #
-# `grad(f)` runs nothing yet. It returns a function with the same arguments as `f`, which gives
-# the gradient with respect to the first one. The tensor needs no `requires_grad=True`, there is
-# no `backward()`, and nothing is written to `.grad`.
+# `grad(f)` does not run `f`. It returns a function with the same arguments as `f`, which gives
+# the gradient with respect to the first one. There is no `backward()`.
 
 # %%
 def f(x):
@@ -59,16 +105,20 @@ def f(x):
 
 grad_f = grad(f)
 x = torch.randn(3)
-print(grad_f(x))
+gradient_of_f = grad_f(x)
 
+predict("functional.grad_attribute", "`grad_f(x)` has run, and `x` does not require grad. What is "
+        "`x.grad` now?", {"None": None, "the gradient, 2 * x": gradient_of_f}, seen=x.grad,
+        because="`grad` returns the gradient. It needs no `requires_grad=True`, and writes nothing "
+        "to `.grad`.")
 claim("grad of the sum of squares is 2x", grad_f(x), 2 * x)
 claim("x was left alone: no requires_grad, no .grad", (x.requires_grad, x.grad), (False, None))
 
 # %% [markdown]
 # A function of several tensors is differentiated with respect to the ones that `argnums` names.
 # An argument may also be a dictionary or list of tensors; the gradient then has the same
-# structure. And if you want the value too, `grad_and_value` gives both from one run. Mind the
-# order: the gradient comes first.
+# structure. If you want the value too, `grad_and_value` gives both from one run: first the
+# gradient, then the value.
 
 # %%
 def weighted_error(weights, bias, example):
@@ -86,11 +136,22 @@ claim("grad_and_value gives the gradient, then the value", (gradient, value),
       (by_weights, weighted_error(weights, bias, example)))
 
 # %% [markdown]
-# `grad` wants a function whose result is one number: a tensor with no dimensions at all. A
-# vector has no single gradient, and even a tensor of shape `(1,)` is refused. Plain Python
-# numbers and integer tensors have no gradient either.
+# `grad` needs a function whose result is a scalar: a tensor of shape `()`. A vector does not have
+# one gradient, but one for each of its entries: that is the Jacobian, further down. The argument
+# must be a floating point tensor.
 
 # %%
+def accepts_shape_1():
+    try:
+        grad(lambda x: x**2)(torch.ones(1))
+    except RuntimeError:
+        return "no"
+    return "yes"
+
+
+predict("functional.scalar", "Does `grad(lambda x: x**2)` accept an `x` of shape `(1,)`?",
+        ["yes", "no"], seen=accepts_shape_1,
+        because="The result has the shape `(1,)`, which is not the scalar shape `()`.")
 claim_raises("grad of a vector-valued function raises", RuntimeError,
              lambda: grad(lambda x: x**2)(torch.ones(3)), match="scalar")
 claim_raises("shape (1,) is not a scalar either", RuntimeError,
@@ -117,9 +178,8 @@ claim("f''(2) = 16", grad(grad(cubic))(two).item(), 16.0)
 claim("f'''(2) = 6", grad(grad(grad(cubic)))(two).item(), 6.0)
 
 # %% [markdown]
-# One thing about `no_grad` is easy to get wrong. Around the call it changes nothing: `grad`
-# keeps its own books. Inside the function it is obeyed, and the part it covers counts as a
-# constant. No error is raised; the gradient is just zero.
+# `grad` records its own graph, whatever the grad mode outside is. A `no_grad` inside the function
+# is another matter: what it covers counts as a constant.
 
 # %%
 def square_hidden_from_grad(x):
@@ -131,17 +191,21 @@ def square_hidden_from_grad(x):
 with torch.no_grad():
     outside = grad(cubic)(two)
 
+inside = grad(square_hidden_from_grad)(torch.ones(3))
+
+predict("functional.no_grad", "`square_hidden_from_grad` squares under `no_grad`. What does `grad` "
+        "of it give for three ones?",
+        {"[2, 2, 2]": 2 * torch.ones(3), "[0, 0, 0]": torch.zeros(3), "an error": None},
+        seen=inside, because="There is no error and no warning.")
 claim("no_grad around grad changes nothing", outside.item(), 15.0)
 claim("no_grad inside the function silently gives zeros",
-      grad(square_hidden_from_grad)(torch.ones(3)), torch.zeros(3))
+      inside, torch.zeros(3))
 
 # %% [markdown]
 # ## vmap: write it for one example, run it for all
 #
-# `vmap(single_fn)` returns a function that takes a batch. Your code sees one example and never
-# mentions the batch dimension. This is not a loop: the function runs once, and each operation
-# in it is carried out for all examples together. (A few operators, such as `torch.histc`, have no
-# batched form yet. For those `vmap` loops inside, and warns of a performance drop.)
+# `vmap(single_fn)` returns a function that takes a batch. You write `single_fn` for one example,
+# without a batch dimension.
 
 # %%
 shapes_seen = []
@@ -156,11 +220,18 @@ batched_fn = vmap(single_fn)
 batch = torch.randn(10, 3)
 shapes_seen.clear()
 result = batched_fn(batch)
-print("result:", tuple(result.shape), " shapes seen inside:", shapes_seen)
 
+predict("functional.runs", "`batch` has 10 examples. How often did the body of `single_fn` run?",
+        ["once", "10 times"], seen="once" if len(shapes_seen) == 1 else f"{len(shapes_seen)} times",
+        because="This is not a loop: each operation is carried out for all examples together.")
 claim("the result has the batch dimension in front", result.shape, (10, 3))
 claim("inside, the function saw one example of shape (3,), once", shapes_seen, [(3,)])
 
+# %% [markdown]
+# A few operators, such as `torch.histc`, do not have a batched form yet. For those, `vmap` loops
+# inside, and warns of a performance drop.
+
+# %%
 with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
     counted = vmap(lambda x: torch.histc(x, bins=4, min=-2, max=2))(batch)
@@ -169,8 +240,8 @@ claim("an operator without a batched form still gives the right result", counted
 claim("and warns", any("performance drop" in str(each.message) for each in caught))
 
 # %% [markdown]
-# For `x**2` you could have left `vmap` out, as elementwise operations take a batch anyway. It
-# earns its keep when the function does not: `torch.dot` takes two vectors and nothing else.
+# For `x**2` you do not need `vmap`: elementwise operations take a batch anyway. You need it when
+# the function does not: `torch.dot` takes two vectors and nothing else.
 
 # %%
 left, right = torch.randn(10, 3), torch.randn(10, 3)
@@ -180,17 +251,17 @@ claim("vmap(torch.dot) takes one, and agrees with a loop", vmap(torch.dot)(left,
       torch.stack([torch.dot(a, b) for a, b in zip(left, right)]), within=1e-6)
 
 # %% [markdown]
-# ## in_dims and out_dims: where the batch lies
+# ## in_dims and out_dims: which dimension is the batch
 #
-# `in_dims` has one entry for each argument: the dimension to take apart, or `None` to hand the
-# argument to every example whole. `out_dims` says where the batch goes in the result.
+# `in_dims` has one entry for each argument: its batch dimension, or `None` for an argument that
+# all examples share. `out_dims` says which dimension of the result is the batch.
 
 # %%
 matrix = torch.randn(4, 3)
 columns = torch.randn(3, 10)
 
 by_column = vmap(torch.mv, in_dims=(None, 1))
-claim("in_dims=(None, 1): one matrix, the columns of the other one by one",
+claim("in_dims=(None, 1): one shared matrix, and each column of the other",
       by_column(matrix, columns).shape, (10, 4))
 claim("out_dims=1 puts the batch last, and this is a matrix product",
       vmap(torch.mv, in_dims=(None, 1), out_dims=1)(matrix, columns), matrix @ columns,
@@ -200,9 +271,8 @@ claim_raises("mapped dimensions must have the same size", ValueError,
              match="same size in the mapped dimension")
 
 # %% [markdown]
-# `vmap` inside `vmap` gives two batch dimensions. The outer one is the first in the result. Read
-# the code below from the inside: one row of `table` against all of `queries`, and then that for
-# every row of `table`.
+# `vmap` inside `vmap` gives two batch dimensions. Read the code below from the inside: one row of
+# `table` with each of the `queries`, then that for every row of `table`.
 
 # %%
 def similarity(a, b):
@@ -212,20 +282,25 @@ def similarity(a, b):
 table, queries = torch.randn(5, 3), torch.randn(2, 3)
 one_against_all = vmap(similarity, in_dims=(None, 0))
 all_against_all = vmap(one_against_all, in_dims=(0, None))
-claim("two vmaps, two batch dimensions", all_against_all(table, queries).shape, (5, 2))
+similarities = all_against_all(table, queries)
+
+predict("functional.two_vmaps", "`table` has 5 rows, and there are 2 `queries`. Which shape does "
+        "`all_against_all(table, queries)` have?", [(5, 2), (2, 5), (10,)],
+        seen=tuple(similarities.shape))
+claim("two vmaps, two batch dimensions", similarities.shape, (5, 2))
 
 # %% [markdown]
-# All examples at once also means that all intermediate results are in memory at once.
-# `chunk_size` bounds that: the batch is worked through in pieces. The values stay the same, and
-# the function runs once for each piece.
+# All examples at once also means that the intermediate results of all examples are in memory at
+# once. `chunk_size` limits that: the function runs once for each chunk of the batch. The values
+# stay the same.
 
 # %%
 shapes_seen.clear()
-in_pieces = vmap(single_fn, chunk_size=4)(batch)
+in_chunks = vmap(single_fn, chunk_size=4)(batch)
 runs = len(shapes_seen)
 
-claim("10 examples in pieces of at most 4 take three runs", runs, 3)
-claim("chunk_size does not change the values", in_pieces, batched_fn(batch))
+claim("10 examples in chunks of at most 4 take three runs", runs, 3)
+claim("chunk_size does not change the values", in_chunks, batched_fn(batch))
 
 # %% [markdown]
 # ## Exercise: every pair
@@ -253,17 +328,18 @@ check("functional.pairwise", pairwise)
 # %% [markdown]
 # ## Composing: vmap of grad
 #
-# `grad(cubic)` takes one number. `vmap(grad(cubic))` takes a whole axis of them, and
-# `vmap(grad(grad(cubic)))` gives the second derivative along it. That is all a plot needs.
+# `grad(cubic)` takes one number. `vmap(grad(cubic))` takes a vector of them, and
+# `vmap(grad(grad(cubic)))` gives the second derivative at each. That is enough for a plot.
 
 # %%
 points = torch.linspace(-4, 3, 701)
 slope = vmap(grad(cubic))
-bend = vmap(grad(grad(cubic)))
+curvature = vmap(grad(grad(cubic)))
 
 claim("vmap(grad(f)) is 3x² + 4x - 5 at every point", slope(points),
       3 * points**2 + 4 * points - 5, within=1e-4)
-claim("vmap(grad(grad(f))) is 6x + 4 at every point", bend(points), 6 * points + 4, within=1e-4)
+claim("vmap(grad(grad(f))) is 6x + 4 at every point", curvature(points), 6 * points + 4,
+      within=1e-4)
 
 # %%
 turns = points[1:][slope(points).sign().diff() != 0]
@@ -271,7 +347,8 @@ turns = points[1:][slope(points).sign().diff() != 0]
 figure, axes = plt.subplots(figsize=(7.5, 4.2))
 axes.plot(points, cubic(points), linewidth=2.4, label="f")
 axes.plot(points, slope(points), linestyle="--", label="f' by vmap(grad(f))")
-axes.plot(points, bend(points), linestyle=":", linewidth=2, label="f'' by vmap(grad(grad(f)))")
+axes.plot(points, curvature(points), linestyle=":", linewidth=2,
+          label="f'' by vmap(grad(grad(f)))")
 axes.scatter(turns, cubic(turns), s=70, zorder=3, label="f' changes its sign")
 axes.axhline(0, color="grey", linewidth=0.8)
 axes.set(xlabel="x", ylim=(-30, 40), title="A function and its first two derivatives")
@@ -304,8 +381,7 @@ check("functional.slope_and_bend", slope_and_bend)
 # ## Jacobians: every output by every input
 #
 # A function from $n$ numbers to $m$ numbers has $m \times n$ partial derivatives: the Jacobian.
-# `jacrev` and `jacfwd` both give it. Its shape is the output's shape followed by the input's,
-# also for tensors of more dimensions.
+# `jacrev` and `jacfwd` both give it, also for tensors of more dimensions.
 
 # %%
 scores = torch.tensor([2.0, 1.0, 0.0, -1.0, 0.5, 1.5])
@@ -318,16 +394,21 @@ def softmax(x):
 by_reverse, by_forward = jacrev(softmax)(scores), jacfwd(softmax)(scores)
 p = softmax(scores)
 
+sums_jacobian = jacrev(lambda x: x.sum(dim=0))(torch.ones(2, 3))
+
+predict("functional.jacobian_shape", "`x.sum(dim=0)` takes the shape `(2, 3)` to `(3,)`. Which "
+        "shape does its Jacobian have?", [(2, 3, 3), (3, 2, 3), (3, 6)],
+        seen=tuple(sums_jacobian.shape), because="The output's shape comes first.")
 claim("jacrev and jacfwd agree", by_reverse, by_forward, within=1e-6)
 claim("softmax has the Jacobian diag(p) - p pᵀ", by_reverse, torch.diag(p) - torch.outer(p, p),
       within=1e-6)
 claim("shape: the output's (3,), then the input's (2, 3)",
-      jacrev(lambda x: x.sum(dim=0))(torch.ones(2, 3)).shape, (3, 2, 3))
+      sums_jacobian.shape, (3, 2, 3))
 
 # %% [markdown]
-# A Jacobian is worth looking at. Row $i$ shows which inputs output $i$ listens to: all so far
-# for a running sum, its neighbors for a moving average. In a softmax everyone hears everyone:
-# raising a score raises its own probability and lowers all the others.
+# The picture shows three Jacobians. Row $i$ shows which inputs change output $i$: for a running
+# sum all inputs up to $i$, for a moving average its neighbors, for a softmax all of them. In a
+# softmax, raising a score raises its own probability and lowers all the others.
 
 # %%
 def moving_average(x):
@@ -357,15 +438,13 @@ claim("the Jacobian of cumsum is the lower triangle of ones",
 # %% [markdown]
 # ## Which is cheaper, jacrev or jacfwd?
 #
-# `jacrev` goes backward once for each output: it builds the matrix row by row. `jacfwd` goes
-# forward once for each input: column by column. Both batch their passes with `vmap`. So few
-# outputs speak for `jacrev`, and few inputs for `jacfwd`. Let us count instead of believing.
-# PyTorch can count the floating point operations of the matrix products that really run. (It
-# leaves out products of a matrix and a single vector: here the forward pass, the same for both.)
+# `jacrev` runs one backward pass for each output, and gets the matrix row by row. `jacfwd` runs
+# one forward pass for each input, and gets it column by column. Both batch their passes with
+# `vmap`. `FlopCounterMode` counts the floating point operations of the matrix products that run.
+# (It leaves out products of a matrix and a single vector: here the forward pass, the same for
+# both.)
 
 # %%
-from torch.utils.flop_counter import FlopCounterMode
-
 INPUTS, HIDDEN = 64, 128
 
 
@@ -381,12 +460,6 @@ def count_operations(function, x):
     return counter.get_total_flops()
 
 
-def median_milliseconds(statement, **names):
-    # One thread: threads that wait for each other on a busy machine make short times swing wildly.
-    timer = Timer(statement, globals=names, num_threads=1)
-    return timer.blocked_autorange(min_run_time=0.1).median * 1e3
-
-
 point = torch.randn(INPUTS)
 output_sizes = [1, 4, 16, 64, 256, 1024]
 functions = {outputs: make_layers(outputs) for outputs in output_sizes}
@@ -395,6 +468,10 @@ operations = {
     for transform in (jacrev, jacfwd)
 }
 
+predict("functional.jacobian_cost", "1024 outputs, 64 inputs: which one needs fewer operations?",
+        ["jacrev", "jacfwd", "both the same"],
+        seen="jacfwd" if operations[jacfwd][1024] < operations[jacrev][1024] else "jacrev",
+        because="64 forward passes are fewer than 1024 backward passes.")
 claim("one output, 64 inputs: jacrev needs fewer operations",
       operations[jacrev][1] < operations[jacfwd][1])
 claim("as many outputs as inputs: the same number",
@@ -423,17 +500,17 @@ timed.set(title="Measured here", ylabel="milliseconds, median")
 plt.show()
 
 # %% [markdown]
-# The counted lines cross where outputs and inputs are equal in number. The measured ones need
-# not: for small sizes the time goes into starting operations, not into doing them, and the two
-# transforms start different ones. So take the count as a first guess and measure your own case.
-# If a Jacobian is too large to build in one go, `jacrev(f, chunk_size=...)` builds it in pieces.
+# The counted lines cross where there are as many outputs as inputs. The measured lines may cross
+# elsewhere: for small sizes most of the time goes into starting operations, and the two transforms
+# start different ones. Take the count as a first guess, and measure your own case. If a Jacobian
+# is too large to compute at once, `jacrev(f, chunk_size=...)` computes it in chunks.
 
 # %% [markdown]
-# ## jvp and vjp: a product, and no matrix
+# ## jvp and vjp: the product without the matrix
 #
-# Often you need the Jacobian only to multiply it with a vector. `jvp(f, (x,), (v,))` gives
-# $f(x)$ and $J v$ from one forward pass. `vjp(f, x)` gives $f(x)$ and a function for $J^T u$.
-# Neither builds $J$.
+# Often you need the Jacobian only to multiply it by a vector. `jvp(f, (x,), (v,))` gives $f(x)$
+# and $J v$ from one forward pass. `vjp(f, x)` gives $f(x)$ and a function that computes $J^T u$.
+# Neither computes $J$ itself.
 
 # %%
 def three_outputs(x):
@@ -459,7 +536,7 @@ claim("vjp gives a function for Jᵀ u", pulled, J.T @ cotangent, within=1e-5)
 # Write `push_forward(f, x, v)`. `f` maps a vector `(n,)` to a vector `(m,)`; `x` and `v` are
 # `(n,)`. Return the directional derivative $J(x)\,v$, shape `(m,)`, in `x`'s dtype.
 #
-# One of the checks has so many inputs that no computer could hold its Jacobian.
+# In one of the cases, $n$ is so large that the Jacobian does not fit into any computer's memory.
 
 # %%
 def push_forward(f, x: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
@@ -476,9 +553,9 @@ check("functional.push_forward", push_forward)
 # %% [markdown]
 # ## The Hessian is the Jacobian of the gradient
 #
-# `hessian(f)` is made by composing: `jacfwd(jacrev(f))`. For a function with one output the
-# inner backward pass gives all $n$ first derivatives at once, and the outer forward passes
-# differentiate each of those. `vmap` on top gives a Hessian for each point of a batch.
+# `hessian(f)` is a composition: `jacfwd(jacrev(f))`. For a function with one output, the inner
+# backward pass gives all $n$ first derivatives at once, and the outer forward passes differentiate
+# each of those. `vmap` around it gives a Hessian for each point of a batch.
 
 # %%
 def valley(p):
@@ -499,8 +576,8 @@ claim("vmap(hessian(f)): one matrix for each point",
       vmap(hessian(valley))(torch.randn(7, 2)).shape, (7, 2, 2))
 
 # %% [markdown]
-# As with the Jacobian, a product with the Hessian does not need the Hessian: push a direction
-# through the gradient. Its cost is a few runs of `f`, however many inputs there are.
+# As with the Jacobian, a product with the Hessian does not need the Hessian itself: apply `jvp` to
+# the gradient. It costs as much as a few runs of `f`, however many inputs there are.
 
 # %%
 along = torch.tensor([1.0, 1.0], dtype=torch.float64)
@@ -510,8 +587,8 @@ claim("jvp of grad is the Hessian times a vector", hessian_times_vector, H @ alo
 # %% [markdown]
 # ## Exercise: a Newton step
 #
-# Gradient descent knows the slope; Newton's method knows the bend as well, and steps to where
-# the gradient would be zero if the function were exactly quadratic. With gradient $g$ and
+# Gradient descent uses the first derivative. Newton's method uses the second one too: it steps to
+# where the gradient would be zero if the function were exactly quadratic. With gradient $g$ and
 # Hessian $H$ at $x$, the step $s$ solves $H s = -g$.
 #
 # Write `newton_step(f, x)`: `f` maps `(n,)` to a scalar, `x` is `(n,)`. Return the point after
@@ -529,8 +606,8 @@ def newton_step(f, x: torch.Tensor) -> torch.Tensor:
 check("functional.newton_step", newton_step)
 
 # %% [markdown]
-# Now let your `newton_step` race gradient descent down the valley. The picture shows your
-# steps as soon as the exercise is done; run the cell again then.
+# The next picture compares your `newton_step` with gradient descent. It shows your steps once the
+# exercise is solved: run the cell again then.
 
 # %%
 def walk(step, position, steps):
@@ -548,7 +625,7 @@ paths = {"gradient descent, 500 steps": walk(descent_step, start, 500)}
 try:
     paths["your newton_step, 7 steps"] = walk(newton_step, start, 7)
 except Exception as problem:
-    print(f"newton_step cannot walk yet: {problem!r}")
+    print(f"your newton_step is not drawn yet, because it raised {problem!r}")
 
 grid_x, grid_y = torch.linspace(-2, 2, 161), torch.linspace(-3.6, 2.4, 161)
 height = vmap(vmap(valley))(torch.cartesian_prod(grid_x, grid_y).view(161, 161, 2))
@@ -560,19 +637,18 @@ for (name, path), marker in zip(paths.items(), (".", "o")):
     axes.plot(*path.T, marker=marker, markersize=6 if marker == "o" else 3, linewidth=1.2,
               label=f"{name}: ends at height {valley(path[-1]).item():.1e}")
 axes.plot(1, 1, marker="*", markersize=14, linestyle="none", label="the lowest point")
-axes.set(xlabel="x₀", ylabel="x₁", title="Two ways down the valley")
+axes.set(xlabel="x₀", ylabel="x₁", title="Newton's method and gradient descent")
 figure.legend(loc="outside lower center")
 plt.show()
 
 # %% [markdown]
 # ## functional_call: the parameters as an argument
 #
-# The transforms need a function of everything it depends on, and a module hides its parameters
-# inside. `functional_call(module, parameters, arguments)` runs the module with the parameters
-# that you hand in. The module's own are not touched.
+# `grad` differentiates with respect to an argument, but a module's parameters are not arguments of
+# the call. `functional_call(module, parameters, arguments)` runs the module with the parameters
+# that you pass. The module's own do not change.
 
 # %%
-device = best_device()
 torch.manual_seed(0)
 model = nn.Sequential(nn.Linear(2, 16), nn.Tanh(), nn.Linear(16, 1)).to(device)
 parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
@@ -581,20 +657,26 @@ inputs = torch.randn(5, 2).to(device)
 zeros = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
 claim("with its own parameters it is the same model",
       functional_call(model, parameters, (inputs,)), model(inputs).detach(), within=1e-6)
-claim("with zeros handed in, it answers zero", functional_call(model, zeros, (inputs,)),
+claim("with zeros as parameters, the result is zero", functional_call(model, zeros, (inputs,)),
       torch.zeros(5, 1, device=device))
 claim("and the module still has its own weights", model[0].weight.detach(),
       parameters["0.weight"])
 
 # %% [markdown]
-# Be careful with the names. A parameter that you leave out is quietly taken from the module,
-# and a name that does not exist is quietly ignored, unless you say `strict=True`.
+# What if a name is misspelled? A parameter that you leave out is taken from the module, without a
+# warning.
 
 # %%
 misspelled = {**zeros, "2.bais": torch.ones(1, device=device)}
 
+misspelled_result = functional_call(model, misspelled, (inputs,))
+
+predict("functional.misspelled", "All parameters are zeros, and `2.bais` (not `2.bias`) is 1. What "
+        "does the model give?", {"all zeros": torch.zeros(5, 1), "all ones": torch.ones(5, 1),
+        "a KeyError": None}, seen=misspelled_result.cpu(),
+        because="An unknown name is ignored. `strict=True` makes it an error.")
 claim("a misspelled name changes nothing and raises nothing",
-      functional_call(model, misspelled, (inputs,)), torch.zeros(5, 1, device=device))
+      misspelled_result, torch.zeros(5, 1, device=device))
 claim_raises("strict=True catches it", RuntimeError,
              lambda: functional_call(model, misspelled, (inputs,), strict=True),
              match="2.bais")
@@ -602,10 +684,10 @@ claim_raises("strict=True catches it", RuntimeError,
 # %% [markdown]
 # ## One gradient for each example
 #
-# `backward()` on a batch gives one gradient, that of the mean loss. Sometimes you want each
-# example's own: to find wrong labels, to clip them (differential privacy), to measure noise.
-# Compose what you have: a loss for one example, `grad` by the parameters, `vmap` over the
-# examples. The parameters are shared (`None`), the data is taken apart (`0`).
+# Now you can write the code from the start of this lab for a real module. *Per-sample gradients*
+# find wrong labels, and differential privacy clips them. Compose three things: a loss of one
+# example, `grad` with respect to the parameters, `vmap` over the examples. The parameters are
+# shared (`None`); the data has its batch in dimension `0`.
 
 # %%
 def loss_of_one(parameters, x, y):
@@ -638,13 +720,13 @@ farthest = max((a - b).abs().max().item() for a, b in zip(gradients.values(), on
 of_the_mean = torch.autograd.grad(((model(data) - target) ** 2).mean(), model[0].weight)[0]
 
 claim("vmap(grad(loss)) and the loop give the same gradients", farthest, 0.0, within=1e-4)
-claim("their mean is the gradient of the mean loss", gradients["0.weight"].mean(dim=0),
-      of_the_mean, within=1e-4)
+claim("the mean of all gradients is the gradient of the mean loss",
+      gradients["0.weight"].mean(dim=0), of_the_mean, within=1e-4)
 
 # %% [markdown]
-# Same values. And the time? Below is what this machine takes for both, right now. `Timer` warms
-# up, waits for the device, and `median_milliseconds` above takes the median, on one CPU thread.
-# If the machine is busy with other work, run the cell again: values stay, times move.
+# The values are the same. The next cell measures the time of both for several batch sizes. `Timer`
+# warms up and waits for the device; `median_milliseconds` takes the median, on one CPU thread. On
+# a busy machine, run the cell again: the values stay, the times vary.
 
 # %%
 batch_sizes = [1, 10, 50, EXAMPLES]
@@ -665,23 +747,23 @@ axes.legend()
 plt.show()
 
 # %% [markdown]
-# One trap. The parameters of a module require grad. If you hand them in as they are, ordinary
-# autograd records the whole computation around `grad`, in case you want to go backward through
-# it, and keeps it in memory. That is why `parameters` above was made with `.detach()`.
+# The parameters of a module require grad. If you pass them as they are, ordinary autograd records
+# the computation of the gradients too, in case you call `backward()` on them, and keeps that graph
+# in memory. That is why `parameters` above was made with `.detach()`.
 
 # %%
 attached = dict(model.named_parameters())
-claim("from attached parameters, the gradients drag a graph along",
+claim("from attached parameters, the gradients have a graph of their own",
       gradient_of_each(attached, data, target)["0.weight"].requires_grad)
 claim("from detached ones they do not", gradients["0.weight"].requires_grad, False)
 
 # %% [markdown]
-# What are they good for? Train the model a little on data where one label is wrong. The wrong
-# example pulls harder than the others, and its gradient shows it. The training loop is
-# functional as well: new parameters come out, nothing is changed in place.
+# Per-sample gradients can find a wrong label. The next cell trains the model a little on data where
+# one label is wrong, and then computes the norm of each example's gradient. The training loop is
+# functional too: each step makes new parameters, and nothing changes in place.
 #
-# A large gradient is a hint, not a proof. The second largest here belongs to an example whose
-# label is right; it just lies farther out than all the other inputs.
+# A large gradient is a hint, not a proof. The second largest gradient here belongs to an example
+# with a right label, whose input is farther from 0 than all others.
 
 # %%
 WRONG = 42
@@ -703,7 +785,8 @@ norms = torch.cat([g.flatten(1) for g in trained_gradients.values()], dim=1).nor
 
 first, second = norms.argsort(descending=True)[:2].tolist()
 claim("the wrong label has the largest gradient", first, WRONG)
-claim("the second largest is the input farthest out", second, data.norm(dim=1).argmax().item())
+claim("the second largest belongs to the input farthest from 0", second,
+      data.norm(dim=1).argmax().item())
 claim("training this way left the module's weights alone", model[0].weight.detach(),
       parameters["0.weight"])
 
@@ -712,8 +795,9 @@ axes.vlines(range(EXAMPLES), 0, norms, linewidth=1.2)
 axes.plot(WRONG, norms[WRONG], marker="o", markersize=9, color="C1", linestyle="none",
           label=f"example {WRONG}: the wrong label")
 axes.plot(second, norms[second], marker="s", markersize=7, color="C2", linestyle="none",
-          label=f"example {second}: right, but farthest out")
-axes.set(xlabel="example", ylabel="norm of its gradient", title="Who pulls hardest?")
+          label=f"example {second}: right, but farthest from 0")
+axes.set(xlabel="example", ylabel="norm of its gradient",
+         title="The norm of each example's gradient")
 axes.legend()
 plt.show()
 
@@ -749,9 +833,9 @@ check("functional.gradient_norms", gradient_norms)
 # %% [markdown]
 # ## Randomness: vmap asks what you mean
 #
-# Should each example draw its own random numbers, or all the same ones? Both are sensible, so
-# `vmap` does not guess. It raises until you say. Dropout is the usual case: `"different"` drops
-# other entries in each example, `"same"` drops the same ones in all.
+# Should each example draw its own random numbers, or all examples the same ones? `randomness=` says
+# which. Dropout is the usual case: `"different"` drops other entries in each example, `"same"`
+# drops the same ones in all.
 
 # %%
 def add_noise(x):
@@ -766,6 +850,17 @@ quiet = torch.zeros(4, 3)
 same = vmap(add_noise, randomness="same")(quiet)
 different = vmap(add_noise, randomness="different")(quiet)
 
+def noise_without_randomness():
+    try:
+        rows = vmap(add_noise)(quiet)
+    except RuntimeError:
+        return "an error"
+    return "the same noise in all rows" if bool((rows == rows[0]).all()) else "different noise"
+
+
+predict("functional.randomness", "`vmap(add_noise)(quiet)`, without `randomness=`: what does it "
+        "give?", ["different noise", "the same noise in all rows", "an error"],
+        seen=noise_without_randomness, because="Both kinds make sense, so you must choose.")
 claim_raises("a random operation raises by default", RuntimeError,
              lambda: vmap(add_noise)(quiet), match="randomness")
 claim_raises("so does dropout", RuntimeError, lambda: vmap(drop_half)(torch.ones(4, 3)),
@@ -776,9 +871,9 @@ claim("'different': each row got its own", len(different.unique(dim=0)), 4)
 # %% [markdown]
 # ## The limits of vmap
 #
-# Inside `vmap` a tensor stands for all examples at once. Whatever needs *the* value cannot work:
+# Inside `vmap`, a tensor stands for all examples at once. What needs one value cannot work:
 # `.item()`, a Python `if` on a tensor, a mask that selects a different number of entries in each
-# example. What you can do is compute both branches and choose with `torch.where`.
+# example. Instead, compute both branches and choose with `torch.where`.
 
 # %%
 def absolute_by_if(x):
@@ -797,12 +892,11 @@ claim_raises("an if on a tensor raises", RuntimeError, lambda: vmap(absolute_by_
              match="data-dependent control flow")
 claim_raises("a mask raises: rows would differ in length", RuntimeError,
              lambda: vmap(lambda row: row[row > 0])(torch.randn(3, 4)), match="dynamic shape")
-claim("torch.where does it", vmap(absolute_by_where)(numbers), numbers.abs())
+claim("torch.where works", vmap(absolute_by_where)(numbers), numbers.abs())
 
 # %% [markdown]
-# `torch.where` computes both branches, and `grad` goes back through both. If the branch that was
-# not chosen has an infinite or undefined slope, then zero times that is `nan`. The cure is to
-# make the *input* of that branch harmless first.
+# `torch.where` computes both branches. `root_or_zero` uses it for the square root of `x` where `x`
+# is positive, and 0 elsewhere. The values are right. What about the derivatives?
 
 # %%
 def root_or_zero(x):
@@ -816,17 +910,21 @@ def safe_root_or_zero(x):
 
 inputs_to_root = torch.tensor([4.0, 0.0, -1.0])
 naive = vmap(grad(root_or_zero))(inputs_to_root)
-print("values:", vmap(root_or_zero)(inputs_to_root), " slopes:", naive)
 
+predict("functional.where", "`root_or_zero(-1.0)` is 0. What is its derivative there, by `grad`?",
+        {"0": 0.0, "nan": "nan", "-0.5": -0.5},
+        seen=lambda: "nan" if naive[2].isnan() else naive[2],
+        because="The backward pass goes through both branches, and zero times an infinite or "
+        "undefined derivative is nan. The fix: replace the *input* of that branch first.")
 claim("the values are right, but two of the three slopes are nan", naive.isnan().tolist(),
       [False, True, True])
 claim("with a harmless input the slopes are right",
       vmap(grad(safe_root_or_zero))(inputs_to_root), torch.tensor([0.25, 0.0, 0.0]))
 
 # %% [markdown]
-# In-place operations are allowed as long as the tensor has room for a batch. A tensor that was
-# made inside by `torch.zeros` is one tensor, not one for each example, so a batch cannot be
-# written into it. One made by `x.new_zeros` (or `torch.zeros_like(x)`) belongs to the batch.
+# An in-place operation needs a tensor that has a batch dimension. A tensor from `torch.zeros`
+# inside the function is one tensor, not one for each example, so a batch cannot be written into
+# it. One from `x.new_zeros` (or `torch.zeros_like(x)`) is batched as `x` is.
 
 # %%
 def total_in_one_tensor(x):
@@ -845,10 +943,10 @@ claim("new_zeros makes a batched one, and it works", vmap(total_in_a_batch)(torc
       torch.ones(4, 3))
 
 # %% [markdown]
-# The same limit meets you in batch normalization: in training it updates its running statistics
-# in place. It also mixes the examples of a batch, so there a gradient "of one example" would not
-# even be well defined. For per-sample gradients use a normalization within each example, such as
-# `GroupNorm` or `LayerNorm`.
+# Batch normalization has the same limit: in training mode it updates its running statistics in
+# place. It also mixes the examples of a batch, so the gradient of one example is not even well
+# defined. For per-sample gradients, use a normalization within each example, such as `GroupNorm`
+# or `LayerNorm`.
 
 # %%
 torch.manual_seed(0)
@@ -866,16 +964,13 @@ claim_raises("per-sample gradients through BatchNorm in training raise", Runtime
                  its_parameters, torch.randn(4, 2), torch.randn(4, 1)))
 
 # %% [markdown]
-# ## Compiled: what is left of the transforms
+# ## Optional: transforms and torch.compile
 #
-# While a call runs, the transforms turn it into plain operations on whole tensors. Trace
-# `vmap(grad(cubic))` and you see what is left: a straight list, with the backward pass written
-# out in it, and the same list for ten points as for a thousand.
+# While a call runs, the transforms turn it into ordinary operations on whole tensors. `make_fx`
+# traces `vmap(grad(cubic))` and lists them: the operations of the backward pass are among them,
+# and the list is the same for 10 points as for 1000.
 
 # %%
-from torch.fx.experimental.proxy_tensor import make_fx
-
-
 def list_operations(function, example):
     graph = make_fx(function)(example).graph
     return [str(node.target) for node in graph.nodes if node.op == "call_function"]
@@ -888,8 +983,8 @@ for_thousand = list_operations(slope, torch.randn(1000))
 claim("the same operations for 1000 points as for 10", for_thousand == for_ten)
 
 # %% [markdown]
-# So `torch.compile` can take the composed function as one graph. The back end below only keeps
-# the graph it is handed, and compiles nothing.
+# So `torch.compile` can capture the composed function as one graph. The backend below keeps the
+# graph that it gets, and compiles nothing.
 
 # %%
 graphs = []
@@ -908,10 +1003,9 @@ claim("the captured function gives the same values", captured(points), slope(poi
 claim("vmap(grad(f)) was captured as one graph", len(graphs), 1)
 
 # %% [markdown]
-# The default back end fuses the steps of that list, as far as it can. The first call compiles,
-# which takes its time on CPU; a later session is quicker, as the result is then in a cache on disk.
-# The cell prints what it measured, with the compiler and without. Compiling pays where
-# the function is called often enough to earn back the first call.
+# The default backend fuses the operations of that list as far as it can. The first call compiles,
+# which takes seconds on a CPU; a later session finds the result in a cache on disk. Compiling pays
+# off where the function is called often enough to make up for the first call.
 
 # %%
 many_points = torch.linspace(-4, 3, 500_000)
@@ -938,10 +1032,12 @@ claim("compiled, vmap(grad(f)) gives the same slopes", compiled_slope,
 #
 # | you want | write |
 # |---|---|
-# | a gradient as a function | `grad(f)`, with the value `grad_and_value(f)` |
+# | a gradient as a function | `grad(f)`; with the value, `grad_and_value(f)` |
 # | the same for a batch | `vmap(...)`, with `in_dims=None` for what is shared |
 # | a Jacobian | `jacrev(f)` for few outputs, `jacfwd(f)` for few inputs |
 # | only its product with a vector | `jvp`, `vjp` |
-# | curvature | `hessian(f)`, or `jvp(grad(f), ...)` for a product |
-# | derivatives by a module's parameters | `functional_call` inside any of these |
+# | second derivatives | `hessian(f)`, or `jvp(grad(f), ...)` for a product |
+# | derivatives with respect to a module's parameters | `functional_call` inside any of these |
 # | a gradient for each example | `vmap(grad(loss), in_dims=(None, 0, 0))` |
+#
+# **Next:** [Training](06_training.ipynb), where all of the labs come together in one small network.

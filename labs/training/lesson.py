@@ -13,13 +13,16 @@
 # %% [markdown]
 # # Training a network, and what makes it faster
 #
-# The other labs took torch apart: tensors, gradients, devices, the compiler. This one puts the
-# parts together. You train a small network to write the next character of a text, first with
-# gradients by hand, then with torch's modules and optimizers. Then you try what is said to make
-# training faster or smaller (bfloat16, `torch.compile`, activation checkpointing), and measure on
-# this machine what each of them really buys. The last cell draws it in one plot.
+# You train a small network that writes the next character of a text. First you compute gradients by
+# hand, then with torch's modules and optimizers. Then you try what is said to make training faster
+# or smaller (bfloat16, `torch.compile`, activation checkpointing), and measure on this machine what
+# each of them brings. The other labs took torch apart; this one puts the parts together.
+#
+# The next cells show where you start: a text by a model that knows nothing, and one by a model that
+# has counted which character follows which. Your network will do better than both.
 
-# %%
+# %% jupyter={"source_hidden": true}
+# The imports of this lab
 import copy
 import math
 import statistics
@@ -29,24 +32,24 @@ import matplotlib.pyplot as plt
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.profiler import ProfilerActivity, profile
 from torch.utils.checkpoint import checkpoint
 
-from labkit import best_device, check, claim, claim_raises, track_memory
+from labkit import check, claim, claim_raises, predict, track_memory
 from labkit.lessons.catalog import find_labs
 from labkit.lessons.pictures import use_lab_style
 
 torch.manual_seed(0)
 use_lab_style()
 device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-print("this lab trains on", device)
 
 # %% [markdown]
 # ## The data: text as numbers
 #
-# The text is at hand: the lessons of these labs. A network cannot take letters, so each
-# character becomes the number of its place in a list of all characters, the *vocabulary*. A tenth
-# of the text is put aside. The network never trains on it, so it shows whether the network
-# learned the language or only this text.
+# The text is that of the labs themselves. A network takes numbers, so each character becomes its
+# place in a list of all characters, the *vocabulary*. A tenth of the text is *held out*: the
+# network never trains on it, so its loss there shows whether the network learned the language or
+# only this text.
 
 # %%
 text = "\n".join(lab.lesson.read_text(encoding="utf-8") for lab in find_labs())
@@ -58,7 +61,30 @@ SIZE = len(vocabulary)
 
 split = len(ids) * 9 // 10
 train_ids, held_out_ids = ids[:split], ids[split:]
-print(f"{len(text):,} characters, {SIZE} different ones; {text[2000:2060]!r}")
+print(f"{len(text):,} characters, {SIZE} different ones; this lab trains on {device}")
+
+
+def write_text(chances, length=70):
+    """Characters drawn from a table: row i has the chances of each character after character i."""
+    draw = torch.Generator().manual_seed(0)
+    written = [number_of["T"]]
+    for _ in range(length):
+        written.append(int(torch.multinomial(chances[written[-1]], 1, generator=draw)))
+    return "".join(vocabulary[i] for i in written)
+
+
+def perplexity(chances):
+    """Between how many characters the table hesitates, on the held-out text."""
+    return chances[held_out_ids[:-1], held_out_ids[1:]].log().mean().neg().exp().item()
+
+
+uniform = torch.full((SIZE, SIZE), 1 / SIZE)
+pairs = torch.full((SIZE, SIZE), 0.1).index_put_(
+    (train_ids[:-1], train_ids[1:]), torch.tensor(1.0), accumulate=True
+)
+counted = pairs / pairs.sum(dim=1, keepdim=True)
+for name, chances in {"knows nothing": uniform, "counted pairs": counted}.items():
+    print(f"{name}: perplexity {perplexity(chances):.1f}, writes {write_text(chances)!r}")
 
 claim("a text is numbers and back, with nothing lost",
       "".join(vocabulary[i] for i in ids[:500]) == text[:500])
@@ -66,16 +92,20 @@ claim("character numbers are int64, as embeddings and cross_entropy want them", 
       torch.int64)
 
 # %% [markdown]
+# The *perplexity* says between how many equally likely characters a model hesitates. It is the
+# exponential of the loss that you will train with.
+
+# %% [markdown]
 # ## Exercise: every window is an example
 #
-# To learn, the network sees a *context* of a few characters and has to name the next one. A text
-# of n characters holds n - length such examples, one at each place.
+# To learn, the network sees a *context* of a few characters and predicts the next one. A text of n
+# characters has n - length such examples, one at each place.
 #
 # Write `context_pairs(ids, length)`. `ids` has shape `(n,)` with n > length. Return a tuple
 # `(contexts, targets)`: `contexts` has shape `(n - length, length)`, and row i holds the
 # characters i to i + length - 1; `targets` has shape `(n - length,)`, and entry i is the
 # character that follows that row. For `ids = [5, 6, 7, 8]` and `length = 2` the contexts are
-# `[[5, 6], [6, 7]]` and the targets `[7, 8]`. The text is long: do it without a loop.
+# `[[5, 6], [6, 7]]` and the targets are `[7, 8]`. The text is long: do it without a loop.
 
 # %%
 def context_pairs(ids: torch.Tensor, length: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -91,11 +121,10 @@ check("training.context_pairs", context_pairs)
 # %% [markdown]
 # ## A first model: one table, gradients by hand
 #
-# The smallest model looks at one character only. It has a table of `SIZE` rows; row c holds a
-# score (a *logit*) for each character that may follow c. Softmax turns scores into probabilities,
-# and the loss is the *cross-entropy*: minus the logarithm of the probability that the model gave
-# to the character that really came. Before you run the cell, think: all scores are 0, so every
-# character is equally likely. How large is the loss?
+# The smallest model sees one character only. It has a table of `SIZE` rows; row c has a score (a
+# *logit*) for each character that may follow c. Softmax turns scores into probabilities, and the
+# loss is the *cross-entropy*: minus the logarithm of the probability that the model gave to the
+# character that came next. At first all scores are 0, so every character is equally likely.
 
 # %%
 CONTEXT = 12
@@ -106,7 +135,7 @@ def examples_at(ids, places):
     return ids[places[:, None] + torch.arange(CONTEXT)], ids[places + CONTEXT]
 
 
-# The lab makes its own examples: it goes on, whatever your answer above does.
+# The lab makes its own examples, so it works without your answer above.
 contexts, targets = examples_at(train_ids, torch.arange(len(train_ids) - CONTEXT))
 held_contexts, held_targets = examples_at(
     held_out_ids, torch.arange(len(held_out_ids) - CONTEXT)
@@ -114,8 +143,12 @@ held_contexts, held_targets = examples_at(
 
 table = torch.zeros(SIZE, SIZE)
 first_loss = F.cross_entropy(table[contexts[:, -1]], targets)
-print(f"loss {first_loss.item():.4f}, log({SIZE}) = {math.log(SIZE):.4f}")
 
+predict("training.first_loss", f"All scores are 0, and there are {SIZE} characters. How large is "
+        "the cross-entropy?", {"0": 0.0, "1": 1.0, f"log({SIZE}) = {math.log(SIZE):.2f}": "log",
+        str(SIZE): float(SIZE)},
+        seen=lambda: "log" if abs(first_loss.item() - math.log(SIZE)) < 1e-3 else first_loss.item(),
+        because="Each character has the probability 1 / number of classes.")
 claim("a model that knows nothing has a loss of log(number of classes)", first_loss.item(),
       math.log(SIZE), within=1e-3)
 claim("cross_entropy is log_softmax, then the mean of minus the target's entry",
@@ -123,22 +156,21 @@ claim("cross_entropy is log_softmax, then the mean of minus the target's entry",
       -F.log_softmax(table[contexts[:9, -1]], dim=1)[torch.arange(9), targets[:9]].mean())
 
 # %% [markdown]
-# A loss of log(SIZE) is worth remembering. If your own network starts far above it, its last
-# layer is too large at the start; if it starts far below, the target has leaked into the input.
+# Remember this first loss. If your own network starts far above it, the weights of its last layer
+# are too large; if it starts far below, the target has leaked into the input.
 #
 # ## Exercise: the gradient of cross-entropy
 #
-# It is one of the few gradients worth knowing by heart, because it is so simple: probability
-# minus 1 for the right class, probability minus 0 for the others. (The cell after the exercise
-# uses it: try before you look.)
+# This gradient is simple: probability minus 1 for the right class, probability minus 0 for the
+# others. (The cell after the exercise uses it: try before you look.)
 #
 # Write `cross_entropy_gradient(logits, targets)`: the gradient of the mean cross-entropy with
-# respect to `logits`, of shape `(batch, classes)`, by hand. No autograd, and no loop. Mind the
-# mean: it divides by the batch.
+# respect to `logits`, of shape `(batch, classes)`, by hand: without autograd, and without a loop.
+# Remember the mean: it divides by the batch size.
 
 # %%
 def cross_entropy_gradient(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Returns the gradient of F.cross_entropy(logits, targets) by the logits."""
+    """Returns the gradient of F.cross_entropy(logits, targets) with respect to the logits."""
     ### BEGIN SOLUTION
     with torch.no_grad():
         right = F.one_hot(targets, logits.shape[1])
@@ -150,9 +182,9 @@ def cross_entropy_gradient(logits: torch.Tensor, targets: torch.Tensor) -> torch
 check("training.cross_entropy_gradient", cross_entropy_gradient)
 
 # %% [markdown]
-# With this gradient a training loop needs no autograd at all. Each step takes a random batch,
-# and adds up the gradient of each table row over the examples that used it. The table can learn
-# at most the *bigram* counts: how often character b followed character a.
+# With this gradient, a training loop does not need autograd. Each step takes a random batch, and
+# adds up the gradient of each table row over the examples that used it. The best that the table can
+# learn is the *bigram* counts: how often character b followed character a.
 
 # %%
 def train_table_by_hand(steps, rate, batch=512):
@@ -167,10 +199,7 @@ def train_table_by_hand(steps, rate, batch=512):
 
 
 trained_table = train_table_by_hand(steps=400, rate=50.0)
-counts = torch.zeros(SIZE, SIZE).index_put_(
-    (contexts[:, -1], targets), torch.tensor(1.0), accumulate=True
-)
-bigrams = ((counts + 0.1) / (counts + 0.1).sum(dim=1, keepdim=True)).log()
+bigrams = counted.log()  # from the start of this lab
 
 
 def held_out_loss(logits_of):
@@ -188,18 +217,19 @@ by_hand = torch.zeros(SIZE, SIZE).index_add_(
     (leaf.detach()[contexts[:64, -1]].softmax(dim=1) - F.one_hot(targets[:64], SIZE)) / 64,
 )
 claim("the gradient by hand is autograd's", by_hand, leaf.grad, within=1e-6)
-claim("gradients led close to the counted bigrams", table_loss, bigram_loss, within=0.25)
+claim("training by gradients comes close to the counted bigrams", table_loss, bigram_loss,
+      within=0.25)
 
 # %% [markdown]
-# ## A module: parameters that know where they are
+# ## A module: parameters with names
 #
-# More context needs more layers, and nobody keeps their gradients by hand. An `nn.Module`
-# collects every parameter of its parts, however deep, under a name. What an optimizer gets is
-# `model.parameters()`; what you save is `model.state_dict()`.
+# More context needs more layers, and computing their gradients by hand is too much work. An
+# `nn.Module` collects the parameters of all its submodules, each under a name. An optimizer gets
+# `model.parameters()`; a checkpoint saves `model.state_dict()`.
 
 # %%
 class Block(nn.Module):
-    """Adds to its input what two linear layers make of it."""
+    """A residual block: adds the output of two linear layers to its input."""
 
     def __init__(self, width):
         super().__init__()
@@ -212,7 +242,7 @@ class Block(nn.Module):
 
 
 class NextCharacter(nn.Module):
-    """Scores of the next character, from the last CONTEXT ones."""
+    """The scores (logits) of the next character, from the last CONTEXT characters."""
 
     def __init__(self, width=96, blocks=2, dropout=0.0, checkpointed=False):
         super().__init__()
@@ -237,7 +267,7 @@ count = sum(p.numel() for p in model.parameters())
 print(f"{count:,} parameters in {len(names)} tensors; the first are {names[:4]}")
 
 in_a_block = 2 * 96 + (96 * 384 + 384) + (384 * 96 + 96)
-claim("the count by hand: tables, weights and biases", count,
+claim("the count by hand: embedding, weights and biases", count,
       SIZE * 24 + (24 * CONTEXT * 96 + 96) + 2 * in_a_block + (96 * SIZE + SIZE))
 
 
@@ -247,7 +277,11 @@ class Forgetful(nn.Module):
         self.layers = [nn.Linear(2, 2)]
 
 
-claim("layers in a plain list are not parameters: they would never be trained",
+predict("training.plain_list", "`Forgetful` keeps a layer (a weight and a bias) in a plain list. "
+        "How many parameters does `parameters()` find?", [0, 1, 2],
+        seen=len(list(Forgetful().parameters())),
+        because="Use `nn.ModuleList`: a module does not look into lists.")
+claim("the parameters of layers in a plain list are not found: they would never be trained",
       len(list(Forgetful().parameters())), 0)
 claim("a fresh network starts near log(SIZE)",
       F.cross_entropy(model(contexts[:512].to(device)), targets[:512].to(device)).item(),
@@ -256,25 +290,37 @@ claim("a fresh network starts near log(SIZE)",
 # %% [markdown]
 # ## The optimizer: what step() does
 #
-# An optimizer holds references to the parameters. `step()` changes them in place, by their
-# `.grad`; `zero_grad()` takes the gradients away. For SGD that is one line. Three habits follow:
-#
-# - gradients *add up* until `zero_grad()`;
-# - the optimizer wants the *leaves* themselves, so move the model to its device first;
-# - a parameter without a gradient is skipped.
+# An optimizer holds references to the parameters. `step()` changes them in place, using their
+# `.grad`; `zero_grad()` clears the gradients. For SGD, a step is one line: parameter minus learning
+# rate times gradient. The optimizer needs the *leaves* themselves, so move the model to its device
+# first.
 
 # %%
 weight = nn.Parameter(torch.tensor([1.0, -2.0]))
 sgd = torch.optim.SGD([weight], lr=0.1)
 (weight**2).sum().backward()
 sgd.step()
-claim("SGD: parameter - rate * gradient", weight.detach(), torch.tensor([0.8, -1.6]))
+after_one = weight.detach().clone()
 sgd.step()
-claim("step() does not clear .grad: it goes on with the old gradient", weight.detach(),
+after_two = weight.detach().clone()
+
+predict("training.second_step", "The first step takes the weight from 1 to 0.8. What does a second "
+        "`step()` give, without `backward()` in between?",
+        {"0.8, there is no new gradient": 0.8, "0.6": 0.6, "0.64": 0.64},
+        seen=round(after_two[0].item(), 4), because="`step()` does not clear `.grad`.")
+claim("SGD: parameter - learning rate * gradient", after_one, torch.tensor([0.8, -1.6]))
+claim("step() does not clear .grad: a second step uses the old gradient", after_two,
       torch.tensor([0.6, -1.2]))
+
+# %%
 sgd.zero_grad()
 before = weight.detach().clone()
 sgd.step()
+
+predict("training.no_gradient", "After `zero_grad()`, what does `step()` do?",
+        ["it changes nothing", "it raises", "it repeats the last step"],
+        seen="it changes nothing" if torch.equal(weight.detach(), before) else "something else",
+        because="`.grad` is None, and an optimizer skips parameters without a gradient.")
 claim("after zero_grad(), .grad is None and step() skips the parameter",
       (weight.grad is None, torch.equal(weight.detach(), before)), (True, True))
 claim_raises("the optimizer refuses a tensor that was computed", ValueError,
@@ -284,15 +330,16 @@ claim_raises("the optimizer refuses a tensor that was computed", ValueError,
 # %% [markdown]
 # ## Exercise: one step of Adam
 #
-# Adam keeps two averages for each parameter: `m` of the gradients, and `v` of their squares. Both
-# start at 0, so early averages are too small; dividing by `1 - beta ** t` corrects this. With
-# t = 1 for the first step:
+# Adam keeps two running averages for each parameter: `m` of the gradients, and `v` of their
+# squares. Both start at 0, so early averages are too small; dividing by `1 - beta ** t` corrects
+# this. With t = 1 for the first step:
 #
 # $$m \leftarrow \beta_1 m + (1 - \beta_1) g \qquad v \leftarrow \beta_2 v + (1 - \beta_2) g^2$$
 # $$p \leftarrow p - \text{rate} \cdot \frac{m / (1 - \beta_1^t)}{\sqrt{v / (1 - \beta_2^t)} + \epsilon}$$
 #
-# Write `adam_step(p, g, averages, t, rate)`, where `averages` is `(m, v)`, with $\beta_1 = 0.9$, $\beta_2 = 0.999$ and
-# $\epsilon = 10^{-8}$. Return the new `(p, m, v)`, and leave the arguments as they are.
+# Write `adam_step(p, g, averages, t, rate)`, where `averages` is `(m, v)`, with $\beta_1 = 0.9$,
+# $\beta_2 = 0.999$ and $\epsilon = 10^{-8}$. Return the new `(p, m, v)`. Do not change the
+# arguments.
 
 # %%
 def adam_step(p: torch.Tensor, g: torch.Tensor, averages: tuple[torch.Tensor, torch.Tensor],
@@ -311,28 +358,40 @@ def adam_step(p: torch.Tensor, g: torch.Tensor, averages: tuple[torch.Tensor, to
 check("training.adam_step", adam_step)
 
 # %% [markdown]
-# The first step of Adam is worth a second look: m / (1 - 0.9) is g, and v / (1 - 0.999) is g
-# squared. Each entry moves by the rate, whatever the size of its gradient.
+# In the next cell, three entries have gradients of very different sizes: 0.001, 1 and -1000. How
+# far does the first step of Adam move each of them?
 
 # %%
 parameter = nn.Parameter(torch.tensor([1.0, 1.0, 1.0]))
 adam = torch.optim.Adam([parameter], lr=0.01)
 parameter.grad = torch.tensor([1e-3, 1.0, -1e3])
 adam.step()
-claim("the first step is the rate for every entry, against the sign of its gradient",
+
+predict("training.adam", "How far does each entry move, with a learning rate of 0.01?",
+        ["in proportion to its gradient", "all by 0.01", "only the last one moves"],
+        seen="all by 0.01" if torch.allclose((parameter.detach() - 1).abs(), torch.tensor(0.01))
+        else "in proportion to its gradient",
+        because="In the first step, m / (1 - 0.9) is g, and v / (1 - 0.999) is g squared: the "
+        "ratio is the sign of g.")
+claim("the first step moves every entry by the learning rate, against the sign of its gradient",
       parameter.detach(), torch.tensor([0.99, 0.99, 1.01]), within=1e-4)
-claim("Adam's state is two tensors of the parameter's shape: with it, training holds the"
+
+state = [key for key, one in adam.state[parameter].items() if one.shape == parameter.shape]
+predict("training.adam_memory", "A model's parameters take 1 GiB. How much do the parameters, "
+        "their gradients and the state of Adam take together?",
+        {"2 GiB": 2, "3 GiB": 3, "4 GiB": 4},
+        seen=2 + len(state))
+claim("Adam's state is two tensors of the parameter's shape: training with it needs memory for the"
       " parameters four times (value, gradient, m, v)",
-      sorted(k for k, s in adam.state[parameter].items() if s.shape == parameter.shape),
-      ["exp_avg", "exp_avg_sq"])
+      sorted(state), ["exp_avg", "exp_avg_sq"])
 
 # %% [markdown]
 # ## Exercise: one epoch
 #
 # Now the loop itself. Write `run_epoch(model, optimizer, batches)`. `batches` is a list of
-# `(inputs, targets)`; for each, take one step on `F.cross_entropy(model(inputs), targets)`. The
-# model must be in training mode meanwhile. Return the mean loss *per example* as a Python float:
-# the last batch may be shorter, and then the mean of the batches' means is not it.
+# `(inputs, targets)`; for each, take one step on `F.cross_entropy(model(inputs), targets)`, with
+# the model in training mode. Return the mean loss *per example* as a Python float. The last batch
+# may be shorter: then this is not the mean of the batches' means.
 
 # %%
 def run_epoch(model, optimizer, batches) -> float:
@@ -355,11 +414,11 @@ def run_epoch(model, optimizer, batches) -> float:
 check("training.run_epoch", run_epoch)
 
 # %% [markdown]
-# ## First make it overfit
+# ## First overfit one batch
 #
-# Before you train for an hour, train for seconds on *one* batch. A sound network learns 64
-# examples by heart. If it does not, no amount of data will help: something is wrong in the loop,
-# the loss or the shapes.
+# Before you train for an hour, train for seconds on *one* batch. A network that works learns 64
+# examples by heart. If it does not, something is wrong in the loop, the loss or the shapes, and
+# more data will not help.
 
 # %%
 def train(model, steps, batch=256, rate=3e-3, seed=0, few=None):
@@ -386,8 +445,7 @@ claim("the network learns 64 examples by heart", by_heart[-1] < 0.1)
 # %% [markdown]
 # ## Then train
 #
-# The cell below takes some seconds. What do you expect: will the network, which sees 12
-# characters, beat the bigrams, which see one, on text that neither has seen?
+# The next cell takes some seconds.
 
 # %%
 @torch.no_grad()
@@ -402,6 +460,15 @@ def evaluate(model):
 
 losses = train(model, steps=250)
 network_loss = evaluate(model)
+
+predict("training.beats", "On held-out text, which has the lower loss: the network, which sees 12 "
+        "characters, after 250 steps, or the counted bigrams, which see one?",
+        ["the network", "the bigrams"],
+        seen="the network" if network_loss < bigram_loss else "the bigrams")
+claim("with 12 characters of context, it beats the bigrams on held-out text",
+      network_loss < bigram_loss)
+
+# %%
 print(f"held-out loss: network {network_loss:.3f}, bigrams {bigram_loss:.3f}")
 
 figure, axes = plt.subplots(figsize=(6.5, 3.4))
@@ -412,13 +479,10 @@ axes.set(xlabel="step", ylabel="cross-entropy", title="The loss while training")
 axes.legend()
 plt.show()
 
-claim("with 12 characters to look at, it beats the bigrams on unseen text",
-      network_loss < bigram_loss)
-
 # %%
 @torch.no_grad()
 def write_on(model, start, length=160, seed=0):
-    """The start, continued by the model's own draws."""
+    """The start, continued with characters drawn from the model's probabilities."""
     draw = torch.Generator().manual_seed(seed)
     model.eval()
     written = [number_of[c] for c in start]
@@ -434,9 +498,8 @@ print(write_on(model, "# The gradient of "))
 # %% [markdown]
 # ## Two modes
 #
-# `model.train()` and `model.eval()` switch the layers that behave differently while training:
-# dropout, batch normalization. They do not touch gradients; `torch.no_grad()` does that, and
-# leaves the mode alone. You need both for an evaluation, and `train()` again afterwards.
+# `model.train()` and `model.eval()` switch the layers that behave differently in training: dropout
+# and batch normalization.
 
 # %%
 dropping = NextCharacter(dropout=0.5).to(device)
@@ -446,14 +509,19 @@ claim("in training mode, two calls differ: dropout draws again",
       torch.equal(dropping(some), dropping(some)), False)
 dropping.eval()
 claim("in evaluation mode they are equal", torch.equal(dropping(some), dropping(some)))
+predict("training.eval", "The model is in evaluation mode. Does its result still have a graph?",
+        ["yes", "no"], seen="yes" if dropping(some).requires_grad else "no",
+        because="`eval()` switches layers. `torch.no_grad()` switches the recording of the graph.")
 claim("eval() does not stop the recording of gradients", dropping(some).requires_grad)
 
 # %% [markdown]
-# ## Exercise: an evaluation that leaves no trace
+# An evaluation needs `eval()` and `no_grad()`, and `train()` again afterwards.
+#
+# ## Exercise: an evaluation without side effects
 #
 # Write `mean_loss(model, batches)`: the mean cross-entropy per example over all batches, in
 # evaluation mode and without recording a graph, as a Python float. Afterwards the model is in the
-# mode in which it came, also if that was evaluation mode.
+# mode that it was in before, also if that was evaluation mode.
 
 # %%
 def mean_loss(model, batches) -> float:
@@ -477,11 +545,10 @@ check("training.mean_loss", mean_loss)
 # %% [markdown]
 # ## What does a step cost?
 #
-# From here on, nothing is learned; everything is measured. A *step* is forward, backward and
-# optimizer on one batch. The network is wider from here on, and the batch is doubled until a step
-# takes 20 ms: on a fast GPU, a small batch would only measure how fast Python starts kernels. The
-# time is the median of several steps, after a warm-up; the memory is the peak of the tensors that
-# live during one step.
+# The rest of the lab measures. A *step* is forward, backward and optimizer on one batch. The
+# network is wider from here on, and the batch is doubled until a step takes 20 ms: on a fast GPU, a
+# small batch would only measure how fast Python launches kernels. The time is the median of several
+# steps, after a warm-up; the memory is the peak of the tensors that are alive during one step.
 
 # %%
 WIDTH, BATCH = (256, 2048) if device.type == "cuda" else (192, 512)
@@ -538,12 +605,11 @@ print("float32: {:.1f} ms a step, {:.1f} MiB at its peak".format(*results["float
 # %% [markdown]
 # ## Where does the time go?
 #
-# Guess before you look: what share of the step is matrix products? The profiler says. Read the
-# column of *self* time: the time in an operator without the ones that it calls.
+# The profiler says how much time each operator took. The cell prints *self* time: the time in an
+# operator without the operators that it calls. (`addmm` and `mm` are matrix products.)
 
 # %%
-from torch.profiler import ProfilerActivity, profile
-
+PRODUCTS = {"aten::addmm", "aten::mm"}
 activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device.type == "cuda")
 with profile(activities=activities) as profiled:
     plain()
@@ -551,20 +617,25 @@ with profile(activities=activities) as profiled:
 column = "self_device_time_total" if device.type == "cuda" else "self_cpu_time_total"
 spent = {row.key: getattr(row, column) for row in profiled.key_averages()}
 total_spent = sum(spent.values()) or 1
-for name in sorted(spent, key=spent.get, reverse=True)[:6]:
-    print(f"{spent[name] / total_spent:6.1%}  {name}")
+products = sum(spent[name] for name in spent if name in PRODUCTS or "gemm" in name) / total_spent
 
+predict("training.profile", "What share of the time of a step is in matrix products?",
+        ["less than 40%", "40 to 70%", "more than 70%"],
+        seen="less than 40%" if products < 0.4 else "40 to 70%" if products < 0.7
+        else "more than 70%")
 claim("the profiler saw the matrix products of forward and backward",
       {"aten::addmm", "aten::mm"} <= set(spent))
+
+# %%
+for name in sorted(spent, key=spent.get, reverse=True)[:6]:
+    print(f"{spent[name] / total_spent:6.1%}  {name}")
 
 # %% [markdown]
 # ## bfloat16, by autocast
 #
-# Under `torch.autocast`, matrix products run in a 16-bit type; sums that need precision
-# (softmax, the loss, normalization) stay in float32. The parameters and their gradients stay
-# float32 as well, so the optimizer's small steps are not rounded away. bfloat16 has the range of
-# float32 with fewer digits, so it needs no loss scaling. Whether it is *faster* depends on the
-# hardware: GPUs since Ampere and CPUs with AMX have units for it; others emulate it.
+# Under `torch.autocast`, matrix products run in a 16-bit type; sums that need precision (softmax,
+# normalization) stay in float32. bfloat16 has the range of float32 with fewer digits, so it does
+# not need loss scaling.
 
 # %%
 halved = fresh()
@@ -572,25 +643,38 @@ with torch.autocast(device.type, dtype=torch.bfloat16):
     scores = halved(inputs)
     loss = F.cross_entropy(scores, wanted)
 loss.backward()
+predict("training.autocast", "The scores come out in bfloat16. In which dtype is the loss?",
+        ["bfloat16", "float32"], seen=str(loss.dtype).removeprefix("torch."),
+        because="Under autocast, the loss runs in float32. The parameters stay float32 too.")
 claim("the products come out in bfloat16", scores.dtype, torch.bfloat16)
 claim("the loss is float32", loss.dtype, torch.float32)
 claim("parameters and gradients stay float32",
       {p.dtype for p in halved.parameters()} | {p.grad.dtype for p in halved.parameters()},
       {torch.float32})
-claim("1 + 1/512 is 1 in bfloat16: why the parameters themselves stay float32",
+claim("1 + 1/512 is 1 in bfloat16: small steps of an optimizer would be lost",
       (torch.tensor(1.0, dtype=torch.bfloat16) + 1 / 512).item(), 1.0)
 
+# %%
 step = make_step(halved, dtype=torch.bfloat16)
 results["bfloat16"] = milliseconds(step), peak_mib(step)
+ratio = results["bfloat16"][0] / results["float32"][0]
+
+predict("training.bfloat16", "Is a step with bfloat16 faster on this machine?",
+        ["at least 1.2 times as fast", "about the same", "slower"],
+        seen="at least 1.2 times as fast" if ratio < 1 / 1.2 else "about the same" if ratio < 1.2
+        else "slower",
+        because="It depends on the hardware: GPUs since Ampere and CPUs with AMX have units "
+        "for it.")
+
+# %%
 print("bfloat16: {:.1f} ms a step, {:.1f} MiB at its peak".format(*results["bfloat16"]))
 
 # %% [markdown]
 # ## Activation checkpointing: time for memory
 #
-# Backward needs what forward computed, so forward keeps it: in each block the normalized input,
-# the wide layer before and after `gelu`. A checkpointed block keeps its input only, and computes
-# the rest a second time when backward reaches it. How much memory does that save here, and what
-# does it cost?
+# The backward pass needs values of the forward pass, so the forward pass keeps them: in each block
+# the normalized input, and the wide layer before and after `gelu`. A checkpointed block keeps only
+# its input, and computes the rest a second time in the backward pass.
 
 # %%
 checkpointed = fresh(checkpointed=True)
@@ -602,17 +686,24 @@ claim("the gradients are the same", checkpointed.blocks[0].up.weight.grad,
 
 step = make_step(checkpointed)
 results["checkpointed"] = milliseconds(step), peak_mib(step)
-print("checkpointed: {:.1f} ms a step, {:.1f} MiB at its peak".format(*results["checkpointed"]))
+left = results["checkpointed"][1] / results["float32"][1]
+
+predict("training.checkpoint", "How much of the peak memory of a plain step is left with "
+        "checkpointing?", ["less than half of it", "50 to 80%", "more than 80%"],
+        seen="less than half of it" if left < 0.5 else "50 to 80%" if left < 0.8
+        else "more than 80%")
 claim("checkpointing lowers the peak", results["checkpointed"][1] < results["float32"][1])
+
+# %%
+print("checkpointed: {:.1f} ms a step, {:.1f} MiB at its peak".format(*results["checkpointed"]))
 
 # %% [markdown]
 # ## torch.compile
 #
-# The compiler fuses the small operators between the matrix products, and writes the backward
-# pass as one program too. `model.compile()` compiles in place, so that names in the
-# `state_dict` stay the same; `torch.compile(model)` returns a wrapper whose names begin with
-# `_orig_mod.`. The first step takes seconds, since it compiles. For such a small network on a CPU
-# the gain may be small, or none.
+# The compiler fuses the small operators between the matrix products, also in the backward pass.
+# `model.compile()` compiles in place; `torch.compile(model)` returns a wrapper. The first step
+# takes seconds, because it compiles. For such a small network on a CPU, the gain may be small, or
+# none.
 
 # %%
 names = list(torch.compile(fresh()).state_dict())
@@ -641,11 +732,10 @@ claim("model.compile() leaves the names alone", compile_and_measure, list(fresh(
       needs="compiler")
 
 # %% [markdown]
-# ## What each of them bought here
+# ## What each of them brings on this machine
 #
-# The figures of this machine, side by side. The ratio is against plain float32: below 1 is
-# faster, or smaller. The compiled step's memory is not measured on a CPU: following each tensor
-# would turn the compiler off.
+# The ratio is to plain float32: below 1 means faster, or smaller. On a CPU, the memory of the
+# compiled step is not measured: tracking each tensor would turn the compiler off.
 
 # %%
 base_ms, base_mib = results["float32"]
@@ -670,13 +760,21 @@ plt.show()
 #
 # | habit | why |
 # |---|---|
-# | look at the first loss | it is log(classes), or something is wrong |
-# | overfit one batch first | seconds instead of hours |
-# | `zero_grad`, forward, `backward`, `step` | gradients add up, and stay |
-# | `eval()` and `no_grad()` | two different switches |
-# | mean per example | the last batch is shorter |
-# | `loss.detach()` in a list, not `loss` | a kept loss keeps its graph |
-# | measure each change by itself | what helps a large GPU may cost you on this machine |
+# | look at the first loss | it is log(number of classes), or something is wrong |
+# | overfit one batch first | it takes seconds and finds most mistakes |
+# | `zero_grad`, forward, `backward`, `step` | gradients add up until they are cleared |
+# | `eval()` and `no_grad()` | they are two different switches |
+# | the mean per example | the last batch is shorter |
+# | keep `loss.detach()` in a list, not `loss` | each kept loss keeps its graph in memory |
+# | measure each change by itself | what helps on a large GPU may be slower on this machine |
 #
-# A single device only goes so far. What comes after it is many: processes, each with a device
-# and a part of the batch.
+# **Where to go from here.** This is the last lab.
+#
+# - Change this notebook: a longer `CONTEXT`, more blocks, dropout, your own text. Predict first how
+#   the held-out loss, the time of a step and the peak change.
+# - Use the same tools on your own code: `%%memory` above a cell, `track_memory()`,
+#   `draw_graph(loss)` and `labkit estimate` (does it fit?).
+# - Read on in PyTorch's own documentation: [tutorials](https://docs.pytorch.org/tutorials/),
+#   [distributed training](https://docs.pytorch.org/docs/stable/distributed.html) for many devices,
+#   and [the notes](https://docs.pytorch.org/docs/stable/notes.html) on autograd, CUDA and
+#   reproducibility.

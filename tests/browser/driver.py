@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import time
 from collections.abc import Iterator
@@ -171,3 +172,48 @@ def severe_messages(driver: WebDriver) -> list[str]:
         if entry["level"] == "SEVERE"
         and not any(known in entry["message"] for known in NOT_THE_PAGES)
     ]
+
+
+RUN_AXE = """
+const [selector, without, done] = arguments;
+const context = {include: [[selector]], exclude: without ? [[without]] : []};
+axe.run(context, {resultTypes: ["violations"]})
+    .then(found => done(found.violations), error => done(String(error)));
+"""
+
+
+def find_violations(
+    driver: WebDriver,
+    selector: str = "html",
+    *,
+    without: str | None = None,
+    impacts: tuple[str, ...] = ("serious", "critical"),
+) -> list[str]:
+    """What axe-core finds wrong in the elements of ``selector``, but for those of ``without``.
+
+    One line for each element: the rule, its impact, the element and what is wrong with it. Raises
+    AssertionError if ``selector`` finds nothing, as that would pass.
+    """
+    assert driver.find_elements(By.CSS_SELECTOR, selector), f"there is no {selector}"
+    if not driver.execute_script("return typeof axe === 'object'"):
+        driver.execute_script(f"{find_axe().read_text(encoding='utf-8')}; window.axe = axe;")
+    found = driver.execute_async_script(RUN_AXE, selector, without)
+    assert isinstance(found, list), found
+    return [
+        f"{violation['id']} ({violation['impact']}): {node['html'][:200]}: "
+        + " ".join(node["failureSummary"].split())
+        for violation in found
+        if violation["impact"] in impacts
+        for node in violation["nodes"]
+    ]
+
+
+def find_axe() -> Path:
+    """axe-core's file, as the locked package selenium-axe-python carries it.
+
+    Its wheel is installed with a hash, like all others: the tests need no network. Its Python,
+    which pastes options into scripts as text, is not used.
+    """
+    spec = importlib.util.find_spec("selenium_axe_python")
+    assert spec and spec.origin, "install docker/locks/test.txt: selenium-axe-python is missing"
+    return Path(spec.origin).parent / "axe-core" / "axe.min.js"

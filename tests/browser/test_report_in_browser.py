@@ -10,7 +10,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webdriver import WebDriver
 
 from labkit.notebooks.report.page import write_report
-from tests.browser.driver import open_browser
+from tests.browser.driver import find_violations, open_browser
 from tests.fakes.runs import code, make_notebook, make_result, prints, shows, write_run
 
 pytestmark = pytest.mark.browser
@@ -54,6 +54,25 @@ def page(
     with open_browser(tmp_path_factory.mktemp("profile"), dark=request.param) as driver:
         driver.get(report.as_uri())
         yield driver, request.param
+
+
+def test_axe_finds_what_is_wrong_with_a_page(tmp_path: Path):
+    page = tmp_path / "page.html"
+    gray = "<p class='gray' style='color: #bbb; background: #fff'>hard to read</p>"
+    page.write_text(f"<html><title>t</title>{gray}<p class='good'>text</p><img src='x'></html>")
+    with open_browser(tmp_path / "profile") as driver:
+        driver.get(page.as_uri())
+        rules = sorted(line.split()[0] for line in find_violations(driver))
+        assert rules == ["color-contrast", "html-has-lang", "image-alt"]
+        assert [line.split()[0] for line in find_violations(driver, ".gray")] == ["color-contrast"]
+        assert find_violations(driver, ".good") == []
+
+
+def test_axe_finds_nothing_serious(page):
+    driver, _ = page
+    driver.find_element(By.CSS_SELECTOR, "button[data-open=yes]").click()
+    # A picture in a notebook's own HTML may lack a text, and no report can give it one.
+    assert find_violations(driver, without=".rich > *") == []
 
 
 def read_brightness(driver: WebDriver, name: str) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import tempfile
@@ -13,8 +12,6 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 OWNER, ATTACKER = 1001, 1002
-
-needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become other users")
 
 
 def find_users_python() -> str:

@@ -32,7 +32,7 @@ def test_status_says_what_runs_and_where(running: Clone):
     assert status["schema_version"] == 1
     assert status["running"] is True and status["healthy"] is True
     assert (status["runtime"], status["flavor"], status["bind"]) == ("docker", "cpu", "127.0.0.1")
-    assert status["url"].startswith(f"http://127.0.0.1:{status['port']}/lab/tree/01_tensors.ipynb")
+    assert status["url"].startswith(f"http://127.0.0.1:{status['port']}/lab?token=")
     assert running.server().ask("/api/status", token=running.server().token).status == 200
 
 

@@ -58,3 +58,14 @@ CHECKS: tuple[Check, ...] = (
     torch.TORCH_COMPILE_CHECK,
     system.CACHES_CHECK,
 )
+
+# What a running lab asks about itself. It is past the engine, the network and the port, and what
+# computes would take a learner's processor, or a GPU's memory for a context.
+COMPUTING = (torch.TORCH_ALLOCATION_CHECK, torch.TORCH_MATMUL_CHECK, torch.TORCH_COMPILE_CHECK)
+QUICK_CHECKS: tuple[Check, ...] = tuple(
+    check
+    for check in CHECKS
+    if not check.network
+    and check not in (*COMPUTING, system.PORT_CHECK)
+    and check.probe.__module__ not in (engine.__name__, gpu_access.__name__)
+)

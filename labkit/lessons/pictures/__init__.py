@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from labkit.lessons.pictures.graph import draw_graph as draw_graph
+    from labkit.lessons.pictures.plots import use_lab_style as use_lab_style
     from labkit.lessons.pictures.shapes import draw_shapes as draw_shapes
-    from labkit.lessons.pictures.shapes import use_lab_style as use_lab_style
 
 _EXPORTS = {
     "draw_graph": "labkit.lessons.pictures.graph",
     "draw_shapes": "labkit.lessons.pictures.shapes",
-    "use_lab_style": "labkit.lessons.pictures.shapes",
+    "use_lab_style": "labkit.lessons.pictures.plots",
 }
 
 __all__ = ["draw_graph", "draw_shapes", "use_lab_style"]

@@ -392,6 +392,23 @@ def _summarize(graph: Graph) -> str:
     return f"the graph behind {result.label} {result.shape}: {counted}"
 
 
+def describe_connections(graph: Graph) -> str:
+    """Which node passes its gradient to which, in sentences; nodes of one label get numbers."""
+    labels = [f"{node.label} {node.shape}".strip() for node in graph.nodes]
+    seen: Counter[str] = Counter()
+    names = []
+    for label in labels:
+        seen[label] += 1
+        names.append(f"{label} no. {seen[label]}" if labels.count(label) > 1 else label)
+    sentences = []
+    for number, name in enumerate(names):
+        counts = Counter(names[target] for source, target in graph.edges if source == number)
+        targets = [one if n == 1 else f"{one} ({n} times)" for one, n in counts.items()]
+        if targets:
+            sentences.append(f"{name} to {' and '.join(targets)}")
+    return f"The gradient goes from {'; from '.join(sentences)}." if sentences else ""
+
+
 def _list_remarks(graph: Graph) -> list[str]:
     """Notes that complete the picture, one sentence each."""
     remarks = []
@@ -415,7 +432,9 @@ def _format_text(graph: Graph) -> str:
 
 def _format_html(graph: Graph) -> str:
     """The picture with its caption; only the caption if there is no graph."""
-    caption = html.escape(". ".join([_summarize(graph), *_list_remarks(graph)]))
+    summary = ". ".join([_summarize(graph), *_list_remarks(graph)])
+    caption = html.escape(summary)
+    text = html.escape(f"{summary}. {describe_connections(graph)}")
     font = f"font-family: {_FONT}; font-size: 12px"
     figure = f'<div style="{font}; color: {_FAINT_INK}">{caption}</div>'
     if len(graph.nodes) == 1:
@@ -428,9 +447,11 @@ def _format_html(graph: Graph) -> str:
     wide = round(layout.width) + 2 * _MARGIN
     high = round(_layer_top(layout.depth - 1)) + _BOX_HEIGHT + _MARGIN
     return (
-        f'<div style="overflow-x: auto"><svg xmlns="http://www.w3.org/2000/svg" '
+        # Focusable: a keyboard scrolls a wide graph with the arrow keys.
+        f'<div style="overflow-x: auto" tabindex="0" role="group" aria-label="graph">'
+        f'<svg xmlns="http://www.w3.org/2000/svg" '
         f'width="{wide}" height="{high}" viewBox="{-_MARGIN} 0 {wide} {high}" '
-        f'role="img" aria-label="{caption}" style="{font}">{"".join(drawn)}</svg>{figure}</div>'
+        f'role="img" aria-label="{text}" style="{font}">{"".join(drawn)}</svg>{figure}</div>'
     )
 
 

@@ -1,7 +1,4 @@
-"""Draws the shapes of tensors of 0 to 4 dimensions, and sets the style of the labs' plots.
-
-A picture has one square for each value. The matplotlib style is legible in light and dark themes.
-"""
+"""Draws the shapes of tensors of 0 to 4 dimensions: a picture has one square for each value."""
 
 from __future__ import annotations
 
@@ -15,63 +12,6 @@ from typing import Any
 
 from labkit.errors import UsageError
 from labkit.text import plural
-
-# Each has a contrast of at least 3.4 against white and against JupyterLab's dark #111111, and
-# they differ in hue and lightness for color-blind readers (after Okabe and Ito).
-SERIES_COLORS = ("#1f83c4", "#d55e00", "#00917c", "#b8609a", "#a07800")
-
-# matplotlib-inline asks JupyterLab for a white or black card behind a transparent plot whose
-# tick labels are all dark or all light. These two sit on either side of its threshold (0.5),
-# so that JupyterLab adds no card and the plot stays transparent in both themes.
-DARKER_GREY = "#7b7b7b"
-LIGHTER_GREY = "#818181"
-
-_SETTINGS: dict[str, object] = {
-    "figure.facecolor": "none",
-    "figure.edgecolor": "none",
-    "figure.figsize": (7.0, 3.8),
-    "figure.dpi": 110,
-    "savefig.facecolor": "none",
-    "savefig.edgecolor": "none",
-    "axes.facecolor": "none",
-    "axes.edgecolor": DARKER_GREY,
-    "axes.labelcolor": DARKER_GREY,
-    "axes.titlecolor": DARKER_GREY,
-    "axes.titlelocation": "left",
-    "axes.titlesize": 13,
-    "axes.labelsize": 12,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": DARKER_GREY,
-    "grid.alpha": 0.25,
-    "text.color": DARKER_GREY,
-    "xtick.color": DARKER_GREY,
-    "xtick.labelcolor": DARKER_GREY,
-    "ytick.color": LIGHTER_GREY,
-    "ytick.labelcolor": LIGHTER_GREY,
-    "font.size": 12,
-    "legend.frameon": False,
-    "legend.labelcolor": DARKER_GREY,
-    "lines.linewidth": 2.2,
-    "lines.markersize": 6,
-    "image.cmap": "cividis",
-}
-
-
-def use_lab_style() -> None:
-    """Sets matplotlib's style for this kernel, so that plots are legible in both themes.
-
-    The background is transparent, text and axes are a gray between light and dark, and
-    series use the colors of ``SERIES_COLORS`` in turn. A second call changes nothing.
-    """
-    import matplotlib
-    from matplotlib.rcsetup import cycler
-
-    matplotlib.rcParams.update(_SETTINGS)
-    matplotlib.rcParams["axes.prop_cycle"] = cycler(color=SERIES_COLORS)
-
 
 MOST_DIMENSIONS = 4
 # Most stacks, sheets, rows and columns drawn: more do not fit on a notebook's page.

@@ -227,9 +227,12 @@ def render_sheet(sheet: Sheet, *, standalone: bool = False) -> str:
         body += _render_row(row, top + place * ROW_HEIGHT)
     height = top + len(sheet.rows) * ROW_HEIGHT if sheet.rows else BAR_TOP
     style = "" if standalone else ' style="display:block;max-width:100%"'
+    text = ", ".join(f"{row.words} {row.figure.strip()}" for row in sheet.rows)
+    text = f"{sheet.name}: {text}" if text else sheet.name
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{height}"'
-        f' viewBox="0 0 {WIDTH} {height}" role="img" font-family="sans-serif" font-size="13"'
+        f' viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{escape(text)}"'
+        f' font-family="sans-serif" font-size="13"'
         f' fill="currentColor"{style}><title>{escape(sheet.name)}</title>'
         f"{STANDALONE_STYLE if standalone else ''}{''.join(body)}</svg>"
     )

@@ -99,13 +99,14 @@ def _join_names(holders: Sequence[Holder]) -> str:
 
 def _render_rows(rows: Iterable[tuple[str, str]], *sides: str) -> str:
     lines = "".join(
-        "<tr>"
-        + "".join(
-            f'<td style="text-align:{side};padding:1px 12px 1px 0">{escape(text)}</td>'
-            for side, text in zip(sides, row, strict=True)
-        )
-        + "</tr>"
-        for row in rows
+        f"<tr>{''.join(map(_render_cell, row, sides, range(len(row))))}</tr>" for row in rows
     )
     style = "margin:2px 0 10px;border-collapse:collapse;background:none"
     return f'<table style="{style}">{lines}</table>' if lines else ""
+
+
+def _render_cell(text: str, side: str, place: int) -> str:
+    style = f"text-align:{side};padding:1px 12px 1px 0;font-weight:normal"
+    if place == 0:  # it names the row
+        return f'<th scope="row" style="{style}">{escape(text)}</th>'
+    return f'<td style="{style}">{escape(text)}</td>'

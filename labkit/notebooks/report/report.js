@@ -22,3 +22,12 @@ const reveal = () => {
 };
 addEventListener("hashchange", reveal);
 if (location.hash) reveal();
+// What scrolls can be scrolled with the keyboard.
+const scrollers = new ResizeObserver((seen) => {
+  for (const { target } of seen) {
+    const fits = target.scrollWidth <= target.clientWidth && target.scrollHeight <= target.clientHeight;
+    if (fits) target.removeAttribute("tabindex");
+    else target.tabIndex = 0;
+  }
+});
+for (const box of document.querySelectorAll(".rich, .scroll, pre")) scrollers.observe(box);

@@ -1,0 +1,293 @@
+"""``predict()`` and the fold of a cell's claims, in a kernel that is played."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from labkit.errors import UsageError
+from labkit.lessons import needs, predictions
+from labkit.lessons.claims import ClaimFailed, claim, claim_raises
+from labkit.lessons.folds import describe_seen
+from labkit.lessons.needs import NEED_WORDS, find_proven
+from labkit.lessons.predictions import NoSuchChoice, predict
+from labkit.lessons.progress import Score, read_progress
+from labkit.notebooks.result import CLAIM_MIME
+
+VIEW = "application/vnd.jupyter.widget-view+json"
+RESULTS = Path(__file__).resolve().parents[1] / "docs" / "results"
+
+
+class Page:
+    """The outputs of a played notebook: updates replace, as a front end does."""
+
+    def __init__(self, shell: Any) -> None:
+        self.shell = shell
+        self.cell = 0
+        self.next_cell()
+
+    def next_cell(self) -> None:
+        self.cell += 1
+        self.shell.events.trigger("pre_run_cell", None)
+
+    @property
+    def outputs(self) -> list[dict[str, Any]]:
+        shown: list[dict[str, Any]] = []
+        for one in self.shell.display_pub.outputs:
+            same = [old for old in shown if one["update"] and old["transient"] == one["transient"]]
+            if same:
+                same[0]["data"] = one["data"]
+            else:
+                shown.append(dict(one))
+        return [one["data"] for one in shown]
+
+    @property
+    def html(self) -> str:
+        return "\n".join(one.get("text/html", "") for one in self.outputs)
+
+
+@pytest.fixture
+def page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Page]:
+    from IPython.core.displaypub import CapturingDisplayPublisher
+    from IPython.core.interactiveshell import InteractiveShell
+
+    (tmp_path / ".labkit").mkdir()
+    monkeypatch.setenv("LABKIT_WORKSPACE", str(tmp_path))
+    monkeypatch.delenv("LABKIT_REFERENCE", raising=False)
+    monkeypatch.setattr(predictions, "_made", {})
+    monkeypatch.setitem(sys.modules, "ipywidgets", None)
+    shell: Any = InteractiveShell.instance()
+    shell.display_pub = CapturingDisplayPublisher()
+    shell.kernel = SimpleNamespace(_allow_stdin=True)
+    played = Page(shell)
+    shell.get_parent = lambda: {"header": {"msg_id": f"{tmp_path}-{played.cell}"}}
+    yield played
+    InteractiveShell.clear_instance()
+
+
+def ask(answer: object = None, **options: Any) -> None:
+    predict("sums.two", "What is 2 + 2?", [4, 5], seen=4, answer=answer, **options)
+
+
+def test_facts_that_hold_are_one_line_with_their_count(page: Page):
+    for number in range(3):
+        claim(f"fact {number}", number, number)
+
+    assert "<summary>3 facts held</summary>" in page.html
+    assert [one[CLAIM_MIME]["statement"] for one in page.outputs] == ["fact 0", "fact 1", "fact 2"]
+    assert page.html.count("fact 1") == 1
+
+
+def test_each_cell_has_a_fold_of_its_own(page: Page):
+    claim("first", 1, 1)
+    page.next_cell()
+    claim("second", 2, 2)
+
+    assert "facts held" not in page.html
+    assert "first" in page.html and "second" in page.html
+
+
+def test_what_is_shown_stays_in_sight(page: Page):
+    claim("folded", 1, 1)
+    claim("in sight", 2, 2, shown=True)
+
+    before, folded = page.html.split("<details>")
+    assert "in sight" in before and "<summary>1 more fact held</summary>" in folded
+
+
+def test_what_does_not_hold_is_open_and_first(page: Page):
+    claim("one", 1, 1)
+    claim("two", 2, 2)
+    with pytest.raises(ClaimFailed):
+        claim("three", 3, 4)
+
+    assert page.html.index("three") < page.html.index("2 facts held")
+    assert "expected 4, seen 3" in page.html.split("<details>")[0]
+
+
+def test_an_open_question_does_not_hide_what_does_not_hold(page: Page):
+    ask()
+    with pytest.raises(ClaimFailed):
+        claim("three", 3, 4)
+
+    assert "three" in page.html.split("<details>")[0]
+
+
+@pytest.mark.parametrize(
+    ("seen", "said"),
+    [
+        ("True", ""),
+        ("(True, False)", ""),
+        ("None", ""),
+        ("256.0", "seen 256.0"),
+        ("1125899906842624", "seen 1125899906842624"),
+        (str(0x7F0012345678), ""),
+        ("<Node object at 0x7f0012345678>", "seen <Node object>"),
+        ("RuntimeError: no", "seen RuntimeError: no"),
+    ],
+)
+def test_only_what_is_informative_is_shown(seen: str, said: str):
+    assert describe_seen(seen) == said
+
+
+def test_skipped_claims_say_what_a_real_gpu_showed(page: Page, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(needs.NEEDS, "cuda", lambda: False)
+    proven = find_proven(RESULTS)
+    assert proven is not None
+    statement = "with a wait the ones arrive"
+    assert statement in proven.held
+
+    claim(statement, lambda: 1 / 0, needs="cuda")
+    page.next_cell()
+    claim("nobody has proven this", lambda: 1 / 0, needs="cuda")
+
+    first, second = page.outputs
+    assert f"on {proven.device}, {proven.date}, it held" in first["text/html"]
+    assert proven.date not in second["text/html"] and "needs CUDA" in second["text/html"]
+
+
+def test_two_skipped_claims_are_one_line(page: Page, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(needs.NEEDS, "cuda", lambda: False)
+    claim("one", lambda: 1 / 0, needs="cuda")
+    claim_raises("two", ValueError, lambda: 1 / 0, needs="cuda")
+
+    assert "<summary>2 facts skipped: needs CUDA</summary>" in page.html
+
+
+def test_every_need_has_words():
+    assert set(NEED_WORDS) == set(needs.NEEDS)
+
+
+def test_a_folder_without_a_run_proves_nothing(tmp_path: Path):
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "labs.json").write_text("{")
+
+    assert find_proven(tmp_path) is None
+
+
+def test_without_buttons_the_question_says_how_to_answer(page: Page):
+    ask()
+    claim("the sum is four", 2 + 2, 4)
+
+    assert "What is 2 + 2?" in page.html and "answer=" in page.html
+    assert f"<summary>{predictions.WAITING}</summary>" in page.html
+
+
+def test_an_answer_is_kept_and_shown_again(page: Page, tmp_path: Path):
+    ask("5", because="Count.")
+    page.next_cell()
+    ask("4", because="Count.")  # the first answer stays
+
+    assert page.html.count("a surprise") == 2 and "Count." in page.html
+    assert "0 of 1 prediction as expected" in page.html
+    assert read_progress(tmp_path).score("sums") == Score(1, 0)
+
+
+def test_the_claims_after_an_answer_are_not_hidden(page: Page):
+    ask(4)
+    claim("the sum is four", 2 + 2, 4)
+
+    assert "as expected" in page.html and predictions.WAITING not in page.html
+
+
+@pytest.mark.parametrize("answer", ["6", "", "4 or so"])
+def test_an_answer_that_is_no_choice_is_an_error(page: Page, answer: str):
+    with pytest.raises(UsageError, match="none of the choices"):
+        ask(answer)
+
+
+@pytest.mark.parametrize(("answer", "right"), [("1,000", False), (256, True), ("255", True)])
+def test_a_number_is_typed(page: Page, tmp_path: Path, answer: object, right: bool):
+    predict("sums.ones", "How many?", seen=256.0, within=1, answer=answer)
+
+    assert read_progress(tmp_path).predictions["sums.ones"].as_expected is right
+
+
+def test_labels_stand_for_values(page: Page, tmp_path: Path):
+    predict("a.b", "Is it?", {"a view": True, "a copy": False}, seen=lambda: True, answer="a copy")
+
+    made = read_progress(tmp_path).predictions["a.b"]
+    assert (made.expected, made.seen) == ("a copy", "a view")
+
+
+@pytest.mark.parametrize("why", ["a run", "a reference"])
+def test_a_run_does_not_ask_and_the_claims_prove_themselves(
+    page: Page, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, why: str
+):
+    if why == "a run":
+        page.shell.kernel._allow_stdin = False
+    else:
+        monkeypatch.setenv("LABKIT_REFERENCE", "1")
+    ask("4")
+    claim("the sum is four", 2 + 2, 4)
+
+    assert "not asked" in page.html and predictions.WAITING not in page.html
+    assert not read_progress(tmp_path).predictions
+
+
+def test_what_is_seen_must_be_a_choice(page: Page):
+    with pytest.raises(NoSuchChoice, match="3 is none of the choices"):
+        predict("sums.two", "What is 2 + 2?", [4, 5], seen=3)
+
+
+def test_a_workspace_that_cannot_be_written_stops_nobody(
+    page: Page, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def refuse(*_: object) -> None:
+        raise OSError("full")
+
+    monkeypatch.setattr(predictions, "record_prediction", refuse)
+    ask("5")
+    ask()
+
+    assert page.html.count("a surprise") == 2
+
+
+@pytest.fixture
+def widgets(page: Page, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "ipywidgets")
+    pytest.importorskip("ipywidgets")
+
+
+def find_box(page: Page) -> Any:
+    """The widget of the page's only question: its buttons, and below them what was said."""
+    (view,) = (one[VIEW] for one in page.outputs if VIEW in one)
+    return sys.modules["ipywidgets.widgets.widget"]._instances[view["model_id"]]
+
+
+def press(page: Page, label: str) -> None:
+    (button,) = (one for one in find_box(page).children[0].children if one.description == label)
+    button.click()
+
+
+def test_a_button_answers_and_reveals(page: Page, widgets: None, tmp_path: Path):
+    ask()
+    claim("the sum is four", 2 + 2, 4)
+    press(page, "5")
+
+    assert predictions.WAITING not in page.html
+    assert read_progress(tmp_path).score("sums") == Score(1, 0)
+    assert any(VIEW in one for one in page.outputs)  # the focus is on the button
+
+    page.next_cell()
+
+    assert not any(VIEW in one for one in page.outputs)
+    assert "What is 2 + 2? You expected" in page.html
+
+
+def test_a_number_is_typed_into_a_field(page: Page, widgets: None, tmp_path: Path):
+    predict("sums.ones", "How many?", seen=256.0)
+    field = find_box(page).children[0].children[0]
+    field.value = "many"
+    press(page, "That is what I expect")
+    assert "is not a number" in find_box(page).children[1].value
+
+    field.value = "1000"
+    press(page, "That is what I expect")
+
+    assert read_progress(tmp_path).predictions["sums.ones"].expected == "1000"
