@@ -67,6 +67,10 @@ COMPILED = "torch.compile: simulated without the compiler, which often needs les
 # Operators with scratch memory that a library allocates; fake tensors do not know its size.
 UNKNOWN_SCRATCH = ("mkldnn_rnn_layer", "_cudnn_rnn", "miopen_rnn")
 RNN = EstimateObstacle("cuDNN's recurrent network", "takes scratch memory of unknown size")
+CONVOLUTION = (
+    "what cuDNN's convolutions take while they run is not included: cuDNN chooses it on the GPU"
+)
+CONVOLUTIONS = ("convolution", "convolution_backward", "_convolution")
 ONEDNN = EstimateObstacle("oneDNN's product in 16 bits", RNN.reason)
 FOLDER = str(Path(torch.__file__).parent) + "/"
 # Torch computes these losses element by element into their result, which keeps this storage when
@@ -220,6 +224,8 @@ class FakeTracer(StorageTracer):
         if tensor is None:
             return
         on_cuda = tensor.device.type == "cuda"
+        if on_cuda and name in CONVOLUTIONS:
+            self._note_words(CONVOLUTION)
         scratch = (SCRATCH if on_cuda else CPU_SCRATCH).get(name)
         if name in CUBLAS and on_cuda:
             self.cublas.add(self._find_frames()[1])
