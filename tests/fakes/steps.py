@@ -459,7 +459,7 @@ for name, choose in {
 @step
 def bag_of_words(device, batch):
     words = torch.randint(0, 3000, (batch, 100), device=device)
-    bag, layer = nn.EmbeddingBag(3000, 64, mode="mean").to(device), nn.Linear(64, 8).to(device)
+    bag, layer = nn.EmbeddingBag(3000, 64, mode="sum").to(device), nn.Linear(64, 8).to(device)
     return lambda: layer(bag(words)).square().mean().backward()
 
 
@@ -525,7 +525,7 @@ def adafactor(device, batch):
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum made orthogonal by Newton and Schulz's iteration in bfloat16."""
+    """Momentum made orthogonal by Newton and Schulz's iteration."""
 
     def __init__(self, parameters, lr):
         super().__init__(parameters, {"lr": lr})
@@ -534,12 +534,12 @@ class Muon(torch.optim.Optimizer):
     def step(self):
         for parameter in self.param_groups[0]["params"]:
             momentum = self.state[parameter].setdefault("momentum", torch.zeros_like(parameter))
-            update = parameter.grad.lerp(momentum.lerp_(parameter.grad, 0.05), 0.95).bfloat16()
+            update = parameter.grad.lerp(momentum.lerp_(parameter.grad, 0.05), 0.95)
             update /= update.norm() + 1e-7
             for _ in range(5):
                 gram = update @ update.mT
                 update = 3.4445 * update + (2.0315 * gram @ gram - 4.775 * gram) @ update
-            parameter.add_(update.type_as(parameter), alpha=-0.01)
+            parameter.add_(update, alpha=-0.01)
 
 
 @step

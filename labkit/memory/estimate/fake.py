@@ -42,6 +42,7 @@ from labkit.memory.estimate.operators import (
     allow_foreach,
     compute_gru,
     reverse_gru,
+    reverse_products,
 )
 from labkit.memory.estimate.values import (
     FACTORIES,
@@ -360,7 +361,7 @@ class Simulation:
         self.notes: list[str] = []
         self._fake = FakeMode(placement)
         self.tracer = FakeTracer(self, self.assumptions, self.note)
-        self._operators = CudaOperators(lambda: self.tracer.note_obstacle(RNN), self.note)
+        self._operators = CudaOperators(lambda: self.tracer.note_obstacle(RNN))
         self.growth_bytes = 0
 
     @property
@@ -413,6 +414,7 @@ class Simulation:
                     forward=lambda wrapper, *inputs, **named: wrapper.module(*inputs, **named),
                 ),
                 allow_unknown_items(self.assumptions, self._note_unknown),
+                reverse_products(self.note),
                 move_tensors(self._fake),
                 self._fake.own_tensors(),
             ):

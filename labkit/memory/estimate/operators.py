@@ -149,8 +149,8 @@ class CudaOperators:
     affected.
     """
 
-    def __init__(self, note_rnn: Callable[[], object], note: Callable[[str], object]) -> None:
-        self._note_rnn, self._note = note_rnn, note
+    def __init__(self, note_rnn: Callable[[], object]) -> None:
+        self._note_rnn = note_rnn
         self._exits = contextlib.ExitStack()
 
     def __enter__(self) -> None:
@@ -160,7 +160,6 @@ class CudaOperators:
         library.impl("scaled_dot_product_attention", attend, "AutogradCUDA")
         library.impl("lstm_cell", step_lstm, "AutogradCUDA")
         library.impl("gru_cell", step_gru, "AutogradCUDA")
-        library.impl("cumprod_backward", self._reverse_cumprod, "AutogradCUDA")
         for name in ("lstm", "gru", "rnn_tanh", "rnn_relu"):
             for form in ("input", "data"):
                 library.impl(f"{name}.{form}", self._make_rnn(name, form), "AutogradCUDA")
@@ -185,11 +184,18 @@ class CudaOperators:
 
         return run
 
-    def _reverse_cumprod(self, gradient: Any, values: Any, dim: int, products: Any) -> Any:
-        """The gradient as where no value is zero; torch's way for fake tensors takes more."""
+
+@contextlib.contextmanager
+def reverse_products(note: Callable[[str], object]) -> Iterator[None]:
+    """Makes cumprod's backward pass that of values without a zero, until exit.
+
+    Torch's way for fake tensors needs more. ``note`` is called with what is assumed.
+    """
+
+    def reverse(gradient: Any, values: Any, dim: int, products: Any) -> Any:
         if values.numel() <= 1:
             return gradient
-        self._note(NO_ZERO)
+        note(NO_ZERO)
         weighted, zero = products.conj() * gradient, values == 0
         zero.any()
         turned = weighted.flip(dim)
@@ -197,6 +203,14 @@ class CudaOperators:
         made = sums.flip(dim)
         del turned, sums
         return made.div(values.conj())
+
+    library = torch.library.Library("aten", "IMPL")
+    try:
+        for key in ("AutogradCPU", "AutogradCUDA"):
+            library.impl("cumprod_backward", reverse, key)
+        yield
+    finally:
+        library._destroy()
 
 
 def step_lstm(  # noqa: PLR0917
@@ -444,12 +458,18 @@ def _count_cpu_heads(arguments: Any) -> int:
     return int(source.element_size() * rows * max(5 * width, 2 * width + heads * source.size(1)))
 
 
+def _count_cpu_bag(arguments: Any) -> int:
+    """Backward of nn.EmbeddingBag: the sorted indices, their order, and each one's bag."""
+    return 3 * 8 * int(arguments[1].numel())
+
+
 CPU_SCRATCH: dict[str, Callable[[Any], int]] = {
     "_scaled_dot_product_flash_attention_for_cpu": _count_cpu_flash,
     "_scaled_dot_product_flash_attention_for_cpu_backward": _count_cpu_flash_backward,
     "_transformer_encoder_layer_fwd": _count_cpu_encoder,
     "_native_multi_head_attention": _count_cpu_heads,
     "_euclidean_dist": _count_distance,
+    "_embedding_bag_backward": _count_cpu_bag,
     "abs": _count_complex,
     "angle": _count_complex,
 }
