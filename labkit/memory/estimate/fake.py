@@ -99,7 +99,9 @@ IN_PLACE = {
 }
 # How often a storage is held that only one tensor has: by it, and by Python's object for it.
 ALONE = 2
-DEVICE, GROUPED = torch.ops.prim.device.default, torch.ops.aten._grouped_mm.default
+DEVICE = torch.ops.prim.device.default
+# Since torch 2.7.
+GROUPED = getattr(getattr(torch.ops.aten, "_grouped_mm", None), "default", None)
 # Operators that use cuBLAS, which keeps a workspace.
 CUBLAS = frozenset("mm addmm bmm baddbmm addbmm addmv mv dot _addmm_activation".split())  # noqa: SIM905
 # Warnings that come from the simulation, not from the user's code.
@@ -329,7 +331,8 @@ for _operator, _compute in {
     ATEN._thnn_fused_gru_cell.default: compute_gru,
     ATEN._thnn_fused_gru_cell_backward.default: reverse_gru,
 }.items():
-    REPLACED[_operator] = functools.wraps(_operator)(_compute)
+    if _operator is not None:
+        REPLACED[_operator] = functools.wraps(_operator)(_compute)
 
 
 class RealTensorError(Exception):
