@@ -63,6 +63,8 @@ TRANSIENT = re.compile(
     r"|\bignor(?:ed|ing)\b|(?:succeeded|recovered) (?:after|on)",
     re.IGNORECASE,
 )
+# A line that only warns; NCCL's own "NCCL WARN" is its word for an error.
+WARNING = re.compile(r"(?<!NCCL )\bWARN(?:ING)?\b|\b\w{0,30}Warning: ")
 # Within the lines up to the text: a program that says it will try again.
 RETRY = re.compile(
     r"Retrying \(Retry\(total=|\bretry(?:ing)? in \d|\bwill (?:be )?retr|\bretrying\b"
