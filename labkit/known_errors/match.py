@@ -269,6 +269,7 @@ class _Block:
                     around = window[max(0, match.start() - 400) : match.start()]
                     lines = "\n".join(around.split("\n")[-3:])
                     retried = error.passes and bool(RETRY.search(lines))
+                    retried = retried and not FINAL.search(line.lower())
                     stage = find_stage(strip_ansi(line[:100]))
                     end = self.pieces[first + window.count("\n", 0, match.end())][0]
                     yield _Place(number, end, quote, values, number, stage, retried)
@@ -277,7 +278,7 @@ class _Block:
 
     def _list_windows(self, words: RequiredWords) -> Iterator[tuple[int, int]]:
         """The ranges of lines that contain all the words; overlapping ranges are merged."""
-        first = last = -1
+        first, last = 0, -LINES_AROUND - 1
         rarest = words.rarest
         for place, line in enumerate(self._lowered):
             if rarest not in line or not self._are_near(place, words):
@@ -346,6 +347,8 @@ def _leave_out_general(places: Mapping[KnownError, _Place]) -> Mapping[KnownErro
     def is_part_of(error: KnownError, other: KnownError) -> bool:
         more = error.name in other.brings or (error.general and not other.general)
         here, there = places[error], places[other]
+        if more and error.general == "log":
+            return True
         return more and here.number <= there.end and there.number <= here.end
 
     return {
@@ -362,7 +365,7 @@ def _rank(found: Match, effects: Mapping[str, set[str]]) -> tuple[int, int, bool
     # A program goes on after a warning: an error that ended it comes first, if it is as sure.
     grade = 2 * CERTAINTIES.index(error.certainty)
     grade += error.certainty == "likely" and bool(WARNING.search(found.line))
-    return causes, grade, error.general, found.line_number
+    return causes, grade, bool(error.general), found.line_number
 
 
 def _list_effects(error: KnownError, by_name: Mapping[str, KnownError]) -> set[str]:
