@@ -217,7 +217,7 @@ def make_petabyte():
 
 predict(
     "devices.petabyte",
-    "A petabyte on meta, `torch.empty(2**50, dtype=torch.uint8, device='meta')`, gives",
+    "A petabyte: what does `torch.empty(2**50, dtype=torch.uint8, device='meta')` give?",
     {"a tensor": 2**50, "an error: no machine has that memory": 0},
     seen=make_petabyte,
     because="A meta tensor has a shape, and no values. It takes no memory.",
@@ -315,7 +315,8 @@ claim("a move to CUDA keeps them", lambda: keeps_its_weight("cuda"), needs="cuda
 # ### Better than moving: made in the right place
 #
 # Say `device=` when you make a tensor. `zeros_like` and similar functions take the device of their
-# example. `torch.zeros(3, requires_grad=True).to("cuda")` is common, too.
+# example. Many programs make it first and move it then, as in
+# `torch.zeros(3, requires_grad=True).to("cuda")`.
 
 # %%
 w = torch.zeros(3, requires_grad=True)
@@ -818,7 +819,7 @@ ones = torch.ones(1000, dtype=torch.bfloat16)
 # A question: run this cell, then type a number.
 predict(
     "devices.stuck_total",
-    "A thousand ones, added one at a time to a bfloat16 total, make",
+    "A thousand ones are added to a bfloat16 total, one at a time. What is the total?",
     seen=total.item(),
     because="From 256 on the next bfloat16 is 258: adding 1 changes nothing. Inside one `sum()` torch "
     "adds in float32 and rounds once at the end; it is your running totals that get stuck.",
@@ -996,7 +997,7 @@ loss.backward()
 # A question: run this cell, then choose.
 predict(
     "devices.autocast",
-    "`output`, `loss` and `model.weight.grad` have the dtypes",
+    "Which dtypes do `output`, `loss` and `model.weight.grad` have?",
     {
         "bfloat16, bfloat16, bfloat16": (torch.bfloat16, torch.bfloat16, torch.bfloat16),
         "bfloat16, float32, float32": (torch.bfloat16, torch.float32, torch.float32),
@@ -1139,8 +1140,8 @@ plt.show()
 # ### The peak is what must fit
 #
 # Between two lines a temporary can come and go. `reset_peak_memory_stats` puts the mark at the
-# present, `max_memory_allocated` reads the highest since. Without CUDA there is nobody who counts,
-# and the answer is 0: *not measured*, not "none". In a torch built for the CPU alone,
+# present, `max_memory_allocated` reads the highest since. Without CUDA torch counts nothing, and
+# the answer is 0: *not measured*, not "none". In a torch built for the CPU alone,
 # `torch.accelerator` is more honest, and raises.
 
 
@@ -1260,11 +1261,11 @@ def ask_for_petabyte():
 
 predict(
     "devices.cpu_petabyte",
-    "A petabyte on the CPU, `torch.empty(2**50, dtype=torch.uint8)`:",
+    "A petabyte on the CPU: what does `torch.empty(2**50, dtype=torch.uint8)` do?",
     {
-        "raises torch.OutOfMemoryError": "OutOfMemoryError",
-        "raises a plain RuntimeError": "RuntimeError",
-        "is granted": "granted",
+        "it raises torch.OutOfMemoryError": "OutOfMemoryError",
+        "it raises a plain RuntimeError": "RuntimeError",
+        "it gives a tensor": "granted",
     },
     seen=ask_for_petabyte,
     because="Code that catches only `OutOfMemoryError` misses it. A merely too large request is granted, "

@@ -131,7 +131,7 @@ def convolve_photo():
 
 predict(
     "tensors.channels_last",
-    "`conv2d(photo, weight)` with the photo as the file gives it, shape (32, 48, 3): what comes out?",
+    "What does `conv2d(photo, weight)` give for the photo as the file has it, shape (32, 48, 3)?",
     ["a result of shape (8, 30, 46)", "a result of some other shape", "an error"],
     seen=convolve_photo,
     because="The first dimension counts as channels: 32 of them, where the weight expects 3.",
@@ -438,7 +438,7 @@ def share_backwards():
 
 predict(
     "tensors.reversed_array",
-    "`torch.from_numpy(backwards)`, with the reversed array:",
+    "What does `torch.from_numpy(backwards)` do with the reversed array?",
     ["shares it", "copies it", "raises an error"],
     seen=share_backwards,
     because="PyTorch has no negative steps, so it asks for a copy. It has no read-only tensors "
@@ -580,7 +580,7 @@ draw_shapes(table=table, row_means=row_means, row_means_kept=row_means_kept, val
 # A question: run this cell, then choose.
 predict(
     "tensors.keepdim",
-    "`table - row_means`, without keepdim:",
+    "What does `table - row_means` do, without keepdim?",
     {
         "takes each row's mean from that row": [[-1, 1], [-2, 2]],
         "takes the means from the wrong places, without an error": [[-1, -1], [0, 2]],
@@ -634,8 +634,8 @@ with warnings.catch_warnings(record=True) as caught:
 # A question: run this cell, then choose.
 predict(
     "tensors.loss_trap",
-    "PyTorch's own `mse_loss(prediction, target)`, where every prediction is right:",
-    {"is 0": False, "is larger than 0, with a warning": True, "raises an error": None},
+    "What does PyTorch's own `mse_loss(prediction, target)` give, where every prediction is right?",
+    {"0": False, "more than 0, with a warning": True, "an error": None},
     seen=bool(library_loss > 0),
     because="The difference is not n values but n times n: every prediction against every target. A "
     "loss written by hand says nothing at all.",
