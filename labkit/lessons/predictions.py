@@ -104,7 +104,7 @@ class Question:
             try:
                 return f"{float(text.replace(',', '')):.12g}"
             except ValueError as error:
-                raise UsageError(f"type a number, such as 12") from error
+                raise UsageError("type a number, such as 12") from error
         if text in self.choices:
             return text
         near = near_match(text, self.choices)
