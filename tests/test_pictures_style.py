@@ -77,10 +77,8 @@ def test_text_has_the_contrast_of_wcag_aa_in_both_themes():
 )
 def test_the_word_of_a_card_has_the_contrast_of_wcag_aa(color, ink, page):
     share = int(re.search(r"\} (\d+)%", cards._MIXED)[1]) / 100
-    mixed = "#" + "".join(
-        f"{round(share * int(color[at : at + 2], 16) + (1 - share) * int(ink[at : at + 2], 16)):02x}"
-        for at in (1, 3, 5)
-    )
+    pairs = ((int(one[at : at + 2], 16) for one in (color, ink)) for at in (1, 3, 5))
+    mixed = "#" + "".join(f"{round(share * a + (1 - share) * b):02x}" for a, b in pairs)
     assert contrast(mixed, page) >= 4.5
 
 
