@@ -13,7 +13,7 @@ cause@wsl: where a sign of `labkit.known_errors.context` is in the text; also fi
 else: the second fix to try
 brings: names of the errors that it causes
 passes: yes                       progress after it means that a retry succeeded
-fallback: yes                     counts only where no other known error is found
+general: line or log              it gives way to any other error on its line, or in the log
 """
 
 from __future__ import annotations
@@ -29,7 +29,17 @@ from labkit.host.packages import Fix
 from labkit.known_errors.model import Certainty, KnownError, Variant
 
 FOLDER = Path(__file__).parent / "catalogs"
-AREAS = ("driver", "gpu_access", "packages", "engine", "build", "python", "training", "cluster")
+AREAS = (
+    "driver",
+    "gpu_access",
+    "packages",
+    "engine",
+    "build",
+    "python",
+    "training",
+    "models",
+    "cluster",
+)
 FAMILIES = tuple(field.name for field in dataclasses.fields(Fix))[1:]
 _CERTAINTIES: Mapping[str, Certainty] = {each: each for each in get_args(Certainty)}
 _HEAD = re.compile(r"\[(?P<name>[\w-]+)\] ?(?P<certainty>\w*)")
@@ -125,7 +135,7 @@ def _build_error(
             tuple(texts.pop("brings", [""])[0].split()),
             texts.pop("unless", [None])[0],
             texts.pop("passes", ["no"])[0] == "yes",
-            texts.pop("fallback", ["no"])[0] == "yes",
+            texts.pop("general", [None])[0],  # type: ignore[arg-type]
             tuple(variants),
             texts.pop("source")[0],
             tuple(each.replace("\\n", "\n") for each in texts.pop("sample")),

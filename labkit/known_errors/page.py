@@ -17,6 +17,7 @@ TITLES = {
     "build": "Builds, downloads and installations",
     "python": "Python packages, compilers and notebooks",
     "training": "Running programs, several GPUs, AMD and Apple",
+    "models": "Libraries and servers of models, and errors known by their form",
     "cluster": "Kubernetes, Slurm, JupyterHub and rented machines",
     "xid": "Xid numbers in the kernel's log",
 }

@@ -28,7 +28,7 @@ from labkit.process import (
 )
 
 # What needs a GPU or the simulation, wherever it stands.
-SIMULATED_TESTS = ("-n", "2", "--dist", "worksteal", "-m", "(gpu or simulated)")
+SIMULATED_TESTS = ("-n", "2", "--dist", "worksteal", "-m", "(gpu or gpu_hardware or simulated)")
 SIMULATION_BUILD = "tests.simulated_gpu.build"
 # In the order of tests/conftest.py, which begins with the files that take longest.
 BY_FILE = ("-n", "2", "--dist", "loadfile", "--no-loadscope-reorder")

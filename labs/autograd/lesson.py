@@ -15,7 +15,7 @@
 #
 # To train a network you need the derivative of one number, the loss, by every weight. The cell below
 # does it for 2,000 weights in two ways: by moving each weight a little and calling the function
-# again, and by one `backward`. Run it, with the imports before it.
+# again, and by one `backward`. Run the two folded cells with Shift+Enter.
 
 # %% jupyter={"source_hidden": true}
 # Imports: run this cell first.
@@ -136,7 +136,7 @@ claim("a leaf has no grad_fn", x.grad_fn is None)
 claim("dy/dh was kept because we asked for it", h.grad, 2 * h.detach())
 
 # %% [markdown]
-# ## What cannot be asked
+# ## What has no gradient
 #
 # A derivative needs a number that can move a little. Integers cannot.
 

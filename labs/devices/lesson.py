@@ -13,8 +13,8 @@
 # %% [markdown]
 # # Devices
 #
-# Training a network is mostly matrix products. How many can this machine do? Run the two folded
-# cells below: they measure it here, beside what one GPU reached.
+# Training a network is mostly matrix products. How fast is this machine at them? Run the two folded
+# cells below with Shift+Enter: they measure it here, beside what one GPU reached.
 
 # %% jupyter={"source_hidden": true}
 # Imports: run this cell first.

@@ -13,9 +13,9 @@
 # %% [markdown]
 # # Tensors
 #
-# Run the two folded cells below (click one, then Shift+Enter). They fit a line to forty points, twice.
-# The code is the same both times, and so is the data. Only one *shape* differs, and PyTorch reports
-# no error.
+# Press Shift+Enter: it runs a cell, also a folded one, and goes on to the next. The two folded cells
+# below fit a line to forty points, twice. The code is the same both times, and so is the data. Only
+# one *shape* differs, and PyTorch reports no error.
 
 # %% jupyter={"source_hidden": true}
 # Imports: run this cell first.
@@ -63,8 +63,9 @@ plt.show()
 # fit together.
 #
 # The lab asks first. Each question has buttons; choose what you *expect*, even if you are not sure.
-# Then the facts appear, proven on your machine. A surprise is worth more than a right guess. The
-# exercises answer as soon as you run the cell below them.
+# Then the facts appear, proven on your machine, and the page keeps your score. A surprise is worth
+# more than a right guess. Click a folded cell to see its code. The exercises answer as soon as you
+# run the cell below them.
 
 # %% [markdown]
 # ## From 0 to 4 dimensions
@@ -205,7 +206,7 @@ claim("torch.Tensor(3) has one, of length 3", torch.Tensor(3).shape, (3,))
 # %% [markdown]
 # ## Dtypes: how much a number can say
 #
-# A dtype fixes how many bytes a number takes, and so how finely it can be told from the next one.
+# A dtype fixes how many bytes a number takes, and so how large the gap to the next number is.
 # Floating point numbers lie closer together near zero and farther apart where they are large.
 # The plot asks each dtype for the gap above a number. Both axes are logarithmic.
 
