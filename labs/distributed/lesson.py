@@ -15,9 +15,11 @@
 #
 # A larger batch or a larger model than one device takes is trained by several processes, each
 # with a device of its own. They share no memory. What one of them needs from another is sent,
-# and sending costs time. The first cell measures how much, on this machine.
+# and sending costs time. Run the folded cells below (click one, then Shift+Enter): they measure how
+# much, on this machine.
 
-# %%
+# %% jupyter={"source_hidden": true}
+# Imports: run this cell first.
 import os
 import time
 from datetime import timedelta
@@ -26,13 +28,20 @@ import matplotlib.pyplot as plt
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.optim import ZeroRedundancyOptimizer
+from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel as DDP
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
-from labkit import check, claim, claim_raises, run_on_ranks, track_memory
+from labkit import check, claim, claim_raises, predict, run_on_ranks, track_memory
 from labkit.lessons.pictures import use_lab_style
 
 use_lab_style()
+
+# %% jupyter={"source_hidden": true}
+# A sum within a process and across two: run this cell.
 ON_GPUS = torch.cuda.device_count() >= 2
 BACKEND = "nccl" if ON_GPUS else "gloo"
 MIB = 2**20
@@ -65,6 +74,16 @@ def run(function, *arguments, **options):
 
 
 alone, together = (max(times) for times in zip(*run(time_sums)))
+
+# %% jupyter={"source_hidden": true}
+# A question: run this cell, then choose.
+predict("distributed.cost", "Two processes add 16 MiB of numbers: each by itself, or into one sum "
+        "across both. How much longer does the sum across both take here?",
+        ["up to 3 times as long", "3 to 10 times as long", "more than 10 times as long"],
+        seen="up to 3 times as long" if together < 3 * alone else "3 to 10 times as long"
+        if together < 10 * alone else "more than 10 times as long")
+
+# %%
 print(f"adding 16 MiB within a process: {1000 * alone:.1f} ms; across two: {1000 * together:.1f} ms")
 print(f"a sum across processes takes {together / alone:.0f} times as long here, by {BACKEND}")
 
@@ -94,8 +113,7 @@ claim("they are processes: neither is the other, nor this notebook's kernel",
       len({first_id, second_id, os.getpid()}), 3)
 
 # %% [markdown]
-# Each rank has a copy of what the function uses. A change in one of them reaches nobody else, not
-# even this notebook. That is what makes ranks safe, and what makes collectives necessary.
+# What does a rank see of a change that another rank makes?
 
 # %%
 seen = {"calls": 0}
@@ -106,7 +124,14 @@ def count():
     return seen["calls"]
 
 
-claim("each rank changes its own copy", run(count), [1, 2])
+calls_in_each = run(count)
+
+# %% jupyter={"source_hidden": true}
+# A question: run this cell, then choose.
+predict("distributed.copy", "Rank 0 adds 1 to `seen[\"calls\"]`, and rank 1 adds 2. What is it in "
+        "this notebook now?", [0, 1, 2, 3], seen=seen["calls"],
+        because="Each rank has a copy of what the function uses.")
+claim("each rank changes its own copy", calls_in_each, [1, 2])
 claim("the notebook's is as it was", seen["calls"], 0)
 
 # %% [markdown]
@@ -114,7 +139,7 @@ claim("the notebook's is as it was", seen["calls"], 0)
 #
 # A *collective* is a call that every rank of the group makes, in the same order. It returns when
 # this rank's part is done. In the cell below each rank starts with its own tensor, rank 0 with
-# `[0, 1]` and rank 1 with `[10, 11]`. Say what each call leaves in each rank before you run it.
+# `[0, 1]` and rank 1 with `[10, 11]`.
 
 # %%
 def try_collectives():
@@ -141,19 +166,34 @@ def try_collectives():
 
 
 zero, one = run(try_collectives)
-for name in zero:
-    print(f"{name:15} rank 0: {zero[name].tolist()!s:24} rank 1: {one[name].tolist()}")
 
+# %% jupyter={"source_hidden": true}
+# A question: run this cell, then choose.
+predict("distributed.all_reduce", "What does rank 1 have after `all_reduce`?",
+        {"[10, 11]": torch.tensor([10.0, 11.0]), "[10, 12]": torch.tensor([10.0, 12.0]),
+         "[0, 1, 10, 11]": torch.tensor([0.0, 1.0, 10.0, 11.0])}, seen=one["all_reduce"].cpu(),
+        because="Every rank gets the sum.")
 claim("broadcast: rank 0's tensor in both", (zero["broadcast"], one["broadcast"]),
       (torch.tensor([0.0, 1.0]), torch.tensor([0.0, 1.0])))
 claim("all_reduce: the sum in both", torch.equal(zero["all_reduce"], one["all_reduce"]))
 claim("the sum is [10, 12]", zero["all_reduce"], torch.tensor([10.0, 12.0]))
+
+# %% jupyter={"source_hidden": true}
+# A question: run this cell, then choose.
+predict("distributed.reduce_scatter", "What does rank 0 have after `reduce_scatter`?",
+        {"[10, 12]": torch.tensor([10.0, 12.0]), "[10]": torch.tensor([10.0]),
+         "[0]": torch.tensor([0.0])}, seen=zero["reduce_scatter"].cpu(),
+        because="Each rank gets its part of the sum.")
 claim("all_gather: both tensors in both", one["all_gather"], torch.tensor([0.0, 1, 10, 11]))
 claim("reduce_scatter: each has its part of the sum",
       torch.cat([zero["reduce_scatter"], one["reduce_scatter"]]), zero["all_reduce"])
 
+# %%
+for name in zero:
+    print(f"{name:15} rank 0: {zero[name].tolist()!s:24} rank 1: {one[name].tolist()}")
+
 # %% [markdown]
-# The last claim is worth a second look: reduce_scatter followed by all_gather is an all_reduce.
+# So reduce_scatter followed by all_gather is an all_reduce.
 # Sharded training, further down, is built on this: it stops halfway and keeps only its part.
 #
 # Under the collectives are `dist.send(tensor, dst)` and `dist.recv(tensor, src)` between two
@@ -282,15 +322,25 @@ def furthest(some, others):
 
 first, second = run(take_step, True)
 without_first, without_second = run(take_step, False)
-print(f"furthest apart: ranks under DDP {furthest(first, second):.1e},"
-      f" DDP and one process {furthest(first, on_one_process):.1e},"
-      f" ranks without DDP {furthest(without_first, without_second):.1e}")
 
+# %% jupyter={"source_hidden": true}
+# A question: run this cell, then choose.
+predict("distributed.ddp", "Each rank runs `backward()` on its half of the batch. Under DDP, what "
+        "is in rank 0's `.grad` afterwards?",
+        ["the gradient of its half", "the gradient of the whole batch", "the sum of both"],
+        seen="the gradient of the whole batch" if furthest(first, on_one_process) < 1e-6
+        else "the gradient of its half",
+        because="DDP averages the gradients during `backward()`.")
 claim("under DDP both ranks hold the same gradients", furthest(first, second), 0.0)
 claim("and they are those of one process with the whole batch",
       furthest(first, on_one_process), 0.0, within=1e-6)
 claim("without DDP each rank has the gradient of its part",
       furthest(without_first, without_second) > 1e-4)
+
+# %%
+print(f"furthest apart: ranks under DDP {furthest(first, second):.1e},"
+      f" DDP and one process {furthest(first, on_one_process):.1e},"
+      f" ranks without DDP {furthest(without_first, without_second):.1e}")
 
 # %% [markdown]
 # The gradients are equal, so the parameters stay equal, if they were equal at the start and the
@@ -299,9 +349,7 @@ claim("without DDP each rank has the gradient of its part",
 #
 # ### What it holds
 #
-# `track_memory(kinds=True)` splits each rank's peak. Every rank holds all parameters, all
-# gradients and the whole state of the optimizer, and DDP's buckets come on top: as large as the
-# gradients. What the batch needs is halved; the rest is not.
+# `track_memory(kinds=True)` splits each rank's peak by what the memory is for.
 
 # %%
 def hold_by(arrange):
@@ -341,14 +389,23 @@ def data_parallel(model):
 
 held = {"one process": run(hold_by, plain, world_size=1)[0], "DDP": run(hold_by, data_parallel)[0]}
 parameter_bytes = sum(p.numel() * 4 for p in make_model().parameters())
-for name, kinds in held.items():
-    print(f"{name:12}", {kind: f"{count / MIB:.1f} MiB" for kind, count in kinds.items() if count})
+share = held["DDP"]["optimizer"] / (2 * parameter_bytes)
 
+# %% jupyter={"source_hidden": true}
+# A question: run this cell, then choose.
+predict("distributed.state", "Two ranks under DDP. How much of Adam's state does each rank hold?",
+        ["a half of it", "all of it"], seen="all of it" if share > 0.9 else "a half of it",
+        because="Every rank holds all parameters, gradients and state, and DDP's buckets besides. "
+        "Only what the batch needs is halved.")
 claim("DDP: each rank holds all parameters", held["DDP"]["parameters"], parameter_bytes)
 claim("and the whole state of Adam: two numbers for each parameter",
       held["DDP"]["optimizer"] / (2 * parameter_bytes), 1.0, within=0.001)
 claim("and buckets of the gradients' size", held["DDP"]["buckets"], parameter_bytes)
 claim("one process has no buckets", held["one process"]["buckets"], 0)
+
+# %%
+for name, kinds in held.items():
+    print(f"{name:12}", {kind: f"{count / MIB:.1f} MiB" for kind, count in kinds.items() if count})
 
 # %% [markdown]
 # `DDP(model, gradient_as_bucket_view=True)` lets each `.grad` be a view of its bucket. Then the
@@ -393,10 +450,6 @@ check("distributed.shard_optimizer", shard_optimizer)
 # empty; `Replicate()` gives everyone all.
 
 # %%
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.tensor import Replicate, Shard, distribute_tensor
-
-
 def make_dtensor(rows):
     mesh = init_device_mesh(my_device().type, (dist.get_world_size(),))
     whole = torch.arange(rows * 4.0, device=my_device()).reshape(rows, 4)
@@ -413,7 +466,13 @@ claim("Replicate() brings all rows to everyone", (zero[2], one[2]), ((6, 4), (6,
 claim("operators work on the parts: the sums of all rows are right",
       zero[3], torch.arange(24.0).reshape(6, 4).sum(dim=1))
 
+# %%
 zero, one = run(make_dtensor, 5)
+
+# %% jupyter={"source_hidden": true}
+# A question: run this cell, then choose.
+predict("distributed.uneven", "5 rows, `Shard(0)`, two ranks. How many rows does rank 1 hold?",
+        [2, 3, 5], seen=one[1][0], because="The first ranks get the larger parts.")
 claim("5 rows do not divide: 3 and 2", (zero[1], one[1]), ((3, 4), (2, 4)))
 
 # %% [markdown]
@@ -425,9 +484,6 @@ claim("5 rows do not divide: 3 and 2", (zero[1], one[1]), ((3, 4), (2, 4)))
 # Call it on each layer, then on the whole: what is gathered at one time is one layer.
 
 # %%
-from torch.distributed.fsdp import fully_shard
-
-
 def fully_sharded(model):
     for layer in model:
         if isinstance(layer, nn.Linear):
@@ -445,6 +501,8 @@ def look_at_shards():
 
 
 (zero_bytes, zero_gradients), (one_bytes, _) = run(look_at_shards)
+
+# %%
 print(f"rank 0 holds {zero_bytes / MIB:.2f} MiB, rank 1 {one_bytes / MIB:.2f} MiB of"
       f" {parameter_bytes / MIB:.2f} MiB")
 
@@ -459,9 +517,6 @@ claim("the gradients, put together, are those of one process",
 # Three ways to train the same model, and what one rank of two holds of it.
 
 # %%
-from torch.distributed.optim import ZeroRedundancyOptimizer
-
-
 def zero_1(model):
     model = DDP(model)
     return model, ZeroRedundancyOptimizer(model.parameters(), torch.optim.Adam, lr=1e-3)
@@ -499,9 +554,7 @@ claim("FSDP2: half of the optimizer's state",
 # ## The data: no sample twice
 #
 # Each rank reads its own part of the data. `DistributedSampler` shuffles the numbers of all
-# samples with the same seed in every rank, and gives rank r each `world`-th of them. If the
-# samples do not divide evenly, it repeats some, so that every rank has equally many: equal numbers
-# of steps matter more than a sample that is seen twice.
+# samples with the same seed in every rank, and gives rank r each `world`-th of them.
 
 # %%
 def read_all(length, epochs=1, set_epoch=True):
@@ -519,10 +572,18 @@ def read_all(length, epochs=1, set_epoch=True):
 (zero,), (one,) = run(read_all, 16)
 claim("16 samples on two ranks: 8 each", (len(zero), len(one)), (8, 8))
 claim("no sample twice, and none left out", sorted(zero + one), list(range(16)))
+# %%
 (zero,), (one,) = run(read_all, 15)
+
+# %% jupyter={"source_hidden": true}
+# A question: run this cell, then choose.
+predict("distributed.sampler", "15 samples, two ranks. How many do the two ranks read in all?",
+        [14, 15, 16], seen=len(zero) + len(one),
+        because="Every rank must take equally many steps, so one sample is read twice.")
 claim("15 samples: 8 each all the same, so one is read twice",
       (len(zero), len(one), len(set(zero + one))), (8, 8, 15))
 
+# %%
 (epochs, _), (frozen, _) = run(read_all, 16, 2), run(read_all, 16, 2, False)
 claim("set_epoch shuffles each epoch in its own way", epochs[0] != epochs[1])
 claim("without it, every epoch has the same order", frozen[0], frozen[1])
@@ -617,8 +678,7 @@ claim_raises("a death too is named, not the lost connection", Exception, lambda:
 # %% [markdown]
 # ### Different calls
 #
-# The worst kind makes no error. If the ranks call different collectives, or in a different order,
-# then tensors meet that have nothing to do with each other. For a while.
+# What if the ranks make their calls in a different order?
 
 # %%
 def cross_over():
@@ -630,7 +690,16 @@ def cross_over():
     return weight.tolist()
 
 
-claim("rank 0's weight plus rank 1's bias: no error, and wrong", run(cross_over)[0], [101.0, 101.0])
+crossed = run(cross_over)[0]
+
+# %% jupyter={"source_hidden": true}
+# A question: run this cell, then choose.
+predict("distributed.order", "Rank 0 sums `weight` and then `bias`, rank 1 `bias` and then `weight`. "
+        "All have the same shape. What happens?",
+        ["an error", "both ranks wait", "no error, and wrong sums"],
+        seen="no error, and wrong sums" if crossed == [101.0, 101.0] else str(crossed),
+        because="This is the worst kind of mistake: the sums are of different tensors.")
+claim("rank 0's weight plus rank 1's bias: no error, and wrong", crossed, [101.0, 101.0])
 
 # %% [markdown]
 # `TORCH_DISTRIBUTED_DEBUG=DETAIL` compares every call across the ranks before it is made, and
@@ -671,5 +740,8 @@ check("distributed.run_together", run_together)
 # | read the first error | the others follow from it |
 # | a short timeout while you debug | the default is half an hour of nothing |
 #
-# From here, `docs/scaling.md` goes from this notebook to `torchrun`, to a Slurm cluster and to
-# Kubernetes, with the same image.
+# **Where to go from here.** This is the last lab. `docs/scaling.md` goes from this notebook to
+# `torchrun`, to a Slurm cluster and to Kubernetes, with the same image. Use the labs' tools on your
+# own code: `%%memory` above a cell, `track_memory()`, `draw_graph(loss)`, and `labkit estimate`
+# (does it fit?). PyTorch's own [tutorials](https://docs.pytorch.org/tutorials/) and
+# [notes](https://docs.pytorch.org/docs/stable/notes.html) go further.
