@@ -415,10 +415,11 @@ def _dump(value: Any) -> bytes:
     """The value by cloudpickle; code keeps the names of its files, which tracebacks show."""
     import cloudpickle
 
+    table = ChainMap({CodeType: _reduce_code}, cloudpickle.Pickler.dispatch_table)
+    # C reads the table from the class, when the pickler is made.
+    own = type("Pickler", (cloudpickle.Pickler,), {"dispatch_table": table})
     buffer = io.BytesIO()
-    pickler = cloudpickle.Pickler(buffer)
-    pickler.dispatch_table = ChainMap({CodeType: _reduce_code}, pickler.dispatch_table)
-    pickler.dump(value)
+    own(buffer).dump(value)
     return buffer.getvalue()
 
 
