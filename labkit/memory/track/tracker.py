@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from labkit.errors import LabkitError, UsageError
+from labkit.memory.balance.read import read_rank
 from labkit.memory.sample.model import Opened, begin_spans, end_spans
 from labkit.memory.track.counters import LEDGER, Ledger, TrackedBlock
 from labkit.memory.track.model import (
@@ -127,7 +128,7 @@ class MemoryTracker:
                 tracer.__exit__(kind, error, trace)
             spans = self._ledger.close_block(block)
             parts = self._break_down(tracer, spans) if tracer else ()
-            self.use = MemoryUse(seconds, _keep_touched(spans), parts)
+            self.use = MemoryUse(seconds, _keep_touched(spans), parts, read_rank())
 
     def __call__(self, function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
         """The function, measured at every call."""
