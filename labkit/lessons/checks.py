@@ -72,6 +72,7 @@ from labkit.notebooks.result import CHECK_MIME
 from labkit.text import shorten
 
 STUB_TEXT = "write your code here"
+NOT_WRITTEN = "write the function in its cell, run that cell, and then this one"
 # The limit of an answer that runs on several ranks: a collective that waits for ever is common.
 RANKS_SECONDS = 5.0
 SOLUTION_MIME = "application/vnd.labkit.solution+json"
@@ -234,7 +235,7 @@ def _judge_error(name: str, function: object, error: BaseException, label: str) 
     text = str(error)
     # torch also raises NotImplementedError, with other texts, for missing kernels.
     if isinstance(error, NotImplementedError) and text in (STUB_TEXT, ""):
-        return Verdict(name, NOT_STARTED, "the function is still the stub")
+        return Verdict(name, NOT_STARTED, NOT_WRITTEN)
     said = f"{type(error).__name__}: {shorten(text, 400)}" if text else type(error).__name__
     where = _own_line(function, error.__traceback__)
     return Verdict(name, RAISED, said + (f"\n{where}" if where else ""), label)

@@ -73,7 +73,11 @@ ON_CUDA = (
     "try: a smaller batch; torch.no_grad() if no gradient is needed; restart kernels that still"
     " hold memory (nvidia-smi names their processes)"
 )
-FRAGMENTED = f"the cache is large, but its free blocks are too small: {EXPANDABLE} helps"
+FRAGMENTED = "the cache is large, but its free blocks are too small: "
+SET_IT = f"{EXPANDABLE} helps, unless the notebook sets it already"
+IS_SET = "expandable segments are on, so allocate the largest blocks first"
+# torch's variable, and its name before 2.9, which it still reads.
+ALLOCATOR_SETTINGS = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
 ON_CPU = "try: a smaller batch or a smaller dtype, or give the machine or container more memory"
 
 # This imports labkit in the kernel; the request fails if the kernel's Python does not have it.
@@ -117,8 +121,13 @@ def read_balance(value: str) -> FailureBalance | None:
     return None if found == FailureBalance() else found
 
 
-def advise(value: str, balance: FailureBalance | None) -> str:
-    """The balance in one line, if known, and what to try."""
+def advise(
+    value: str, balance: FailureBalance | None, environment: Mapping[str, str] = os.environ
+) -> str:
+    """The balance in one line, if known, and what to try.
+
+    ``environment`` is the kernel's, which says whether expandable segments are on.
+    """
     lines = []
     if balance:
         counts = {label: getattr(balance, key) for key, label in LABELS.items()}
@@ -128,7 +137,9 @@ def advise(value: str, balance: FailureBalance | None) -> str:
         lines.append(", ".join(known))
     lines.append(ON_CUDA if "CUDA" in value else ON_CPU)
     if balance and balance.asked_bytes and (balance.cached_bytes or 0) >= balance.asked_bytes:
-        lines.append(FRAGMENTED)
+        settings = [environment.get(name, "") for name in ALLOCATOR_SETTINGS]
+        is_set = any("expandable_segments:true" in one.lower() for one in settings)
+        lines.append(FRAGMENTED + (IS_SET if is_set else SET_IT))
     return "\n".join(lines)
 
 
@@ -288,8 +299,9 @@ class Execution:
             environment.pop("MPLBACKEND", None)  # the inline backend, as in JupyterLab
         if self._options.folder:
             folder = str(self._options.folder.resolve())
+        self._recorder.environment = {**environment, **self._options.environment}
         try:
-            self._client.run({**environment, **self._options.environment}, folder)
+            self._client.run(self._recorder.environment, folder)
         except (Exception, asyncio.CancelledError) as error:
             ending = self._explain_stop() if self._client.stopped else self._explain(error)
             if ending is None:
@@ -440,6 +452,7 @@ class CellRecorder:
         self._started = 0.0
         # The kernel's explanation of an out-of-memory error.
         self.explanation: str | None = None
+        self.environment: Mapping[str, str] = os.environ  # the kernel's
 
     @property
     def cells(self) -> tuple[CellResult, ...]:
@@ -526,7 +539,7 @@ class CellRecorder:
         if not is_out_of_memory(name, value):
             return replace(failure, hint=_find_hint(f"{_read_stderr(cell)}\n{name}: {value}"))
         balance = read_balance(value)
-        hint = self.explanation or advise(value, balance)
+        hint = self.explanation or advise(value, balance, self.environment)
         return replace(failure, kind="out_of_memory", balance=balance, hint=hint)
 
     def _change(self, **changes: Any) -> None:

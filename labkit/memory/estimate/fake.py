@@ -22,7 +22,6 @@ from typing import Any
 
 import torch
 from torch._subclasses import fake_tensor
-from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from labkit.errors import UsageError
 from labkit.memory.estimate.allocator import CachingAllocator, round_request
@@ -40,7 +39,10 @@ from labkit.memory.estimate.operators import (
     HALF,
     SCRATCH,
     CudaOperators,
-    choose_foreach,
+    allow_foreach,
+    compute_gru,
+    reverse_gru,
+    reverse_products,
 )
 from labkit.memory.estimate.values import (
     FACTORIES,
@@ -66,6 +68,10 @@ COMPILED = "torch.compile: simulated without the compiler, which often needs les
 # Operators with scratch memory that a library allocates; fake tensors do not know its size.
 UNKNOWN_SCRATCH = ("mkldnn_rnn_layer", "_cudnn_rnn", "miopen_rnn")
 RNN = EstimateObstacle("cuDNN's recurrent network", "takes scratch memory of unknown size")
+CONVOLUTION = (
+    "what cuDNN's convolutions take while they run is not included: cuDNN chooses it on the GPU"
+)
+CONVOLUTIONS = ("convolution", "convolution_backward", "_convolution")
 ONEDNN = EstimateObstacle("oneDNN's product in 16 bits", RNN.reason)
 FOLDER = str(Path(torch.__file__).parent) + "/"
 # Torch computes these losses element by element into their result, which keeps this storage when
@@ -77,7 +83,20 @@ KEEP_STORAGE = (
     torch.ops.aten.soft_margin_loss.default,
     torch.ops.aten.binary_cross_entropy.default,
 )
-ADD, ADD_IN_PLACE = torch.ops.aten.add.Tensor, torch.ops.aten.add_.Tensor
+ATEN = torch.ops.aten
+ADD = ATEN.add.Tensor
+# Backward writes these into a tensor of its own, but for subclasses of tensors it makes another.
+IN_PLACE = {
+    ADD: ATEN.add_.Tensor,
+    ATEN.scatter.src: ATEN.scatter_.src,
+    ATEN.scatter.value: ATEN.scatter_.value,
+    ATEN.scatter_add.default: ATEN.scatter_add_.default,
+    ATEN.index_add.default: ATEN.index_add_.default,
+    ATEN.index_put.default: ATEN.index_put_.default,
+    ATEN.index_fill.int_Scalar: ATEN.index_fill_.int_Scalar,
+    ATEN.masked_scatter.default: ATEN.masked_scatter_.default,
+    ATEN.put.default: ATEN.put_.default,
+}
 # How often a storage is held that only one tensor has: by it, and by Python's object for it.
 ALONE = 2
 DEVICE, GROUPED = torch.ops.prim.device.default, torch.ops.aten._grouped_mm.default
@@ -129,8 +148,8 @@ class FakeTracer(StorageTracer):
             return hide_device(arguments[0])
         named = named or {}
         run = REPLACED.get(operator, operator)
-        if operator is ADD and _adds_in_place(*arguments[:2]):
-            run = ADD_IN_PLACE
+        if operator in IN_PLACE and _writes_in_place(operator, arguments):
+            run = IN_PLACE[operator]
         try:
             result = super().__torch_dispatch__(run, types, arguments, named)
         except tuple(UNKNOWN):
@@ -206,6 +225,8 @@ class FakeTracer(StorageTracer):
         if tensor is None:
             return
         on_cuda = tensor.device.type == "cuda"
+        if on_cuda and name in CONVOLUTIONS:
+            self._note_words(CONVOLUTION)
         scratch = (SCRATCH if on_cuda else CPU_SCRATCH).get(name)
         if name in CUBLAS and on_cuda:
             self.cublas.add(self._find_frames()[1])
@@ -246,17 +267,19 @@ class FakeTracer(StorageTracer):
             self.obstacle = obstacle._replace(frame=frames[0] if frames else None)
 
 
-def _adds_in_place(gradient: Any, other: Any) -> bool:
-    """True where backward adds up two gradients, and without a mode would do this in place.
+def _writes_in_place(operator: Any, arguments: Any) -> bool:
+    """True where backward, without a mode, would write into the first argument.
 
-    Torch adds to a gradient that nothing else holds; a dispatch mode prevents this.
+    Torch adds to a gradient, and fills a tensor, that nothing else holds; a dispatch mode or fake
+    tensors prevent this.
     """
     if torch._C._current_graph_task_id() == -1 or torch.is_grad_enabled():
         return False
-    if not isinstance(other, torch.Tensor) or gradient.shape != other.shape:
+    written, other = arguments[0], arguments[1]
+    if operator is ADD and (not isinstance(other, torch.Tensor) or written.shape != other.shape):
         return False
-    storage = gradient.untyped_storage()
-    whole = storage.nbytes() == gradient.numel() * gradient.element_size()
+    storage = written.untyped_storage()
+    whole = storage.nbytes() == written.numel() * written.element_size()
     return bool(whole and torch._C._storage_Use_Count(storage._cdata) <= ALONE)
 
 
@@ -301,7 +324,12 @@ def _multiply_groups(one: Any, other: Any, offs: Any = None, *others: Any, **nam
 
 
 REPLACED: dict[Any, Callable[..., Any]] = {loss: _keep_storage(loss) for loss in KEEP_STORAGE}
-REPLACED[GROUPED] = functools.wraps(GROUPED)(_multiply_groups)
+for _operator, _compute in {
+    GROUPED: _multiply_groups,
+    ATEN._thnn_fused_gru_cell.default: compute_gru,
+    ATEN._thnn_fused_gru_cell_backward.default: reverse_gru,
+}.items():
+    REPLACED[_operator] = functools.wraps(_operator)(_compute)
 
 
 class RealTensorError(Exception):
@@ -386,6 +414,7 @@ class Simulation:
                     forward=lambda wrapper, *inputs, **named: wrapper.module(*inputs, **named),
                 ),
                 allow_unknown_items(self.assumptions, self._note_unknown),
+                reverse_products(self.note),
                 move_tensors(self._fake),
                 self._fake.own_tensors(),
             ):
@@ -393,7 +422,7 @@ class Simulation:
             if self._target.kind == "cuda":
                 stack.enter_context(simulate_calls(self._target, self._find_level))
                 stack.enter_context(self._operators)
-                stack.callback(register_optimizer_step_pre_hook(choose_foreach).remove)
+                stack.enter_context(allow_foreach())
             stack.enter_context(self._fake)
             stack.enter_context(self.tracer)
             yield
