@@ -15,9 +15,10 @@
 #
 # A larger batch or a larger model than one device takes is trained by several processes, each
 # with a device of its own. They share no memory. What one of them needs from another is sent,
-# and sending costs time. The first cell measures how much, on this machine.
+# and sending costs time. The first cells measure how much, on this machine.
 
-# %%
+# %% jupyter={"source_hidden": true}
+# Imports: run this cell first.
 import os
 import time
 from datetime import timedelta
@@ -26,6 +27,10 @@ import matplotlib.pyplot as plt
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.optim import ZeroRedundancyOptimizer
+from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel as DDP
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
@@ -37,7 +42,7 @@ ON_GPUS = torch.cuda.device_count() >= 2
 BACKEND = "nccl" if ON_GPUS else "gloo"
 MIB = 2**20
 
-
+# %%
 def my_device():
     """The device of the rank that asks."""
     return torch.device("cuda", dist.get_rank()) if ON_GPUS else torch.device("cpu")
@@ -109,6 +114,7 @@ def count():
 counted = run(count)
 
 # %% jupyter={"source_hidden": true}
+# A question: run this cell, then choose.
 predict("distributed.copies", "Each rank added to `seen['calls']`: rank 0 one, rank 1 two. What is it "
         "in this notebook now?", [0, 1, 2, 3], seen=lambda: seen["calls"],
         because="Each rank has changed a copy of its own, which ended with its process.")
@@ -149,6 +155,7 @@ def try_collectives():
 zero, one = run(try_collectives)
 
 # %% jupyter={"source_hidden": true}
+# A question: run this cell, then choose.
 predict("distributed.reduce_scatter", "Rank 0 has [0, 1] and rank 1 has [10, 11]. What does rank 1 "
         "hold after the reduce_scatter?", ["[10, 12]", "[10]", "[12]", "[11]"],
         seen=lambda: str([int(x) for x in one["reduce_scatter"].tolist()]),
@@ -293,6 +300,7 @@ first, second = run(take_step, True)
 without_first, without_second = run(take_step, False)
 
 # %% jupyter={"source_hidden": true}
+# A question: run this cell, then choose.
 predict("distributed.gradients", "Under DDP, each of two ranks has half of the batch. What are "
         "their gradients after `backward()`?",
         ["those of one process with the whole batch", "half as large", "twice as large",
@@ -362,6 +370,7 @@ parameter_bytes = sum(p.numel() * 4 for p in make_model().parameters())
 buckets_share = held["DDP"]["buckets"] / parameter_bytes
 
 # %% jupyter={"source_hidden": true}
+# A question: run this cell, then choose.
 predict("distributed.buckets", "The gradients take 2 MiB. How much do DDP's buckets take in each "
         "rank, besides?", {"nothing": 0.0, "1 MiB": 0.5, "2 MiB": 1.0, "4 MiB": 2.0},
         seen=lambda: round(buckets_share, 2),
@@ -418,10 +427,6 @@ check("distributed.shard_optimizer", shard_optimizer)
 # empty; `Replicate()` gives everyone all.
 
 # %%
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.tensor import Replicate, Shard, distribute_tensor
-
-
 def make_dtensor(rows):
     mesh = init_device_mesh(my_device().type, (dist.get_world_size(),))
     whole = torch.arange(rows * 4.0, device=my_device()).reshape(rows, 4)
@@ -441,6 +446,7 @@ claim("operators work on the parts: the sums of all rows are right",
 zero, one = run(make_dtensor, 5)
 
 # %% jupyter={"source_hidden": true}
+# A question: run this cell, then choose.
 predict("distributed.uneven", "A DTensor with 5 rows on two ranks, `Shard(0)`: how many rows do rank 0 "
         "and rank 1 hold?", ["3 and 2", "2 and 3", "3 and 3", "it raises"],
         seen=lambda: f"{zero[1][0]} and {one[1][0]}",
@@ -456,9 +462,6 @@ claim("5 rows do not divide: 3 and 2", (zero[1], one[1]), ((3, 4), (2, 4)))
 # Call it on each layer, then on the whole: what is gathered at one time is one layer.
 
 # %%
-from torch.distributed.fsdp import fully_shard
-
-
 def fully_sharded(model):
     for layer in model:
         if isinstance(layer, nn.Linear):
@@ -490,9 +493,6 @@ claim("the gradients, put together, are those of one process",
 # Three ways to train the same model, and what one rank of two holds of it.
 
 # %%
-from torch.distributed.optim import ZeroRedundancyOptimizer
-
-
 def zero_1(model):
     model = DDP(model)
     return model, ZeroRedundancyOptimizer(model.parameters(), torch.optim.Adam, lr=1e-3)
@@ -502,6 +502,7 @@ held["ZeRO-1"] = run(hold_by, zero_1)[0]
 held["FSDP2"] = run(hold_by, fully_sharded)[0]
 
 # %% jupyter={"source_hidden": true}
+# A question: run this cell, then choose.
 predict("distributed.state", "DDP holds the whole state of Adam in each of two ranks. Which share of it "
         "does each rank hold with FSDP2?", {"all": 1.0, "half": 0.5, "a quarter": 0.25},
         seen=lambda: round(held["FSDP2"]["optimizer"] / held["DDP"]["optimizer"], 2),
@@ -559,6 +560,7 @@ claim("no sample twice, and none left out", sorted(zero + one), list(range(16)))
 (zero,), (one,) = run(read_all, 15)
 
 # %% jupyter={"source_hidden": true}
+# A question: run this cell, then choose.
 predict("distributed.samples", "15 samples on two ranks: how many do both read together, in one epoch?",
         [14, 15, 16], seen=lambda: len(zero) + len(one),
         because="Every rank must take as many steps as the others, so one sample is read twice.")
@@ -676,6 +678,7 @@ def try_crossing():
     return run(cross_over)[0]
 
 # %% jupyter={"source_hidden": true}
+# A question: run this cell, then choose.
 predict("distributed.crossing", "Both ranks have a weight of 1 and a bias of 100, and add them up in "
         "different orders. What is rank 0's weight then?",
         {"2": 2.0, "101": 101.0, "it raises": None, "it hangs": False},
@@ -722,5 +725,16 @@ check("distributed.run_together", run_together)
 # | read the first error | the others follow from it |
 # | a short timeout while you debug | the default is half an hour of nothing |
 #
-# From here, `docs/scaling.md` goes from this notebook to `torchrun`, to a Slurm cluster and to
-# Kubernetes, with the same image.
+# **Where to go from here.** This is the last lab.
+#
+# - Run a notebook of your own in two ranks: `labkit run train.ipynb --nproc-per-node 2`. Its report has
+#   each rank's time and memory side by side.
+# - Ask what each of eight ranks would hold of your model:
+#   `labkit estimate train.py:make_step --world-size 8 --shard fsdp`.
+# - `docs/scaling.md` goes on from there to Slurm and Kubernetes, with the same image.
+# - Use the tools of the other labs on your own code: `%%memory` above a cell, `track_memory()`,
+#   `draw_graph(loss)`.
+# - Read on in PyTorch's own documentation: [tutorials](https://docs.pytorch.org/tutorials/),
+#   [distributed training](https://docs.pytorch.org/docs/stable/distributed.html), and
+#   [the notes](https://docs.pytorch.org/docs/stable/notes.html) on autograd, CUDA and
+#   reproducibility.

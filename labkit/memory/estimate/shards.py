@@ -236,7 +236,9 @@ def _own_states(sizes: list[ParameterSize], ranks: int) -> list[int]:
 
 def _find_peak(estimate: Estimate, whole: RankShare, share: RankShare) -> int:
     """The estimate's peak with the parts that are cut scaled, and what is exchanged added."""
-    peak = estimate.peak_bytes + share.buckets_bytes + share.gathered_bytes
+    # A step that wraps its model in DDP itself has buckets already.
+    peak = estimate.peak_bytes - estimate.kinds["buckets"]
+    peak += share.buckets_bytes + share.gathered_bytes
     parts = (
         ("parameters", whole.parameters_bytes, share.parameters_bytes),
         ("gradients", whole.gradients_bytes, share.gradients_bytes),
