@@ -236,8 +236,9 @@ def track_memory(
     ``lines=5`` names the lines of your code that allocated most of it (``tracked.lines``), on any
     device; memory of backward counts for its forward line. On CUDA, and with ``tensors=True``, the
     rest of what was counted is shown beside them: tensors that the block did not use, and what
-    libraries and operators take for themselves. Both trace every operator of this thread: each takes about 50 us more,
-    compiled functions run eagerly, and no other thread can open such a block.
+    libraries and operators take for themselves. Both trace every operator of this thread: each
+    takes about 50 us more, compiled functions run eagerly, and no other thread can open such a
+    block.
 
     The figures include what other threads allocate during the block. The allocator's peak is
     reset, and with it ``torch.cuda.max_memory_allocated()``. Nothing else changes: no cache is
