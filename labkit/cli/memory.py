@@ -272,6 +272,17 @@ def _add_estimate(subparsers: argparse._SubParsersAction[argparse.ArgumentParser
         " machine",
     )
     parser.add_argument("--inference", action="store_true", help="run the step without gradients")
+    parser.add_argument(
+        "--world-size",
+        type=int,
+        metavar="N",
+        help="also what each of N ranks would hold; the batch is that of one rank",
+    )
+    parser.add_argument(
+        "--shard",
+        choices=("ddp", "zero1", "fsdp"),
+        help="with --world-size: how the model is shared out (default: ddp)",
+    )
     add_common(parser)
     parser.set_defaults(run=show_estimate)
 
@@ -283,18 +294,27 @@ def show_estimate(arguments: argparse.Namespace) -> int:
     from labkit.memory.estimate.view import BAR_WIDTH, GLYPHS, INDENT, format_estimate
 
     find_target(arguments.device)  # refuses an unknown name before torch is loaded
+    if arguments.world_size is None and arguments.shard:
+        raise UsageError("--shard needs --world-size", fix="labkit estimate --help")
     path, name = split_step(arguments.step)
     check_file(path, name)
     # The user's own prints are not results of this command.
     with contextlib.redirect_stdout(sys.stderr):
         function = find_function(load_file(path), name, path)
-        estimate = estimate_memory(
-            function,
+
+    def estimate_step(step: Callable[..., object]) -> Estimate:
+        return estimate_memory(
+            step,
             batch=arguments.batch,
             device=arguments.device,
             inference=arguments.inference,
             say=lambda words: print(words, file=sys.stderr),
         )
+
+    if arguments.world_size is not None:
+        return _show_ranks(function, estimate_step, arguments)
+    with contextlib.redirect_stdout(sys.stderr):
+        estimate = estimate_step(function)
     if arguments.json:
         print_json(describe_estimate(estimate))
     else:
@@ -303,6 +323,26 @@ def show_estimate(arguments: argparse.Namespace) -> int:
         print(format_estimate(estimate, plain=plain, width=width))
     judged = estimate.target.capacity_bytes is not None
     return ExitCode.FAILED if judged and not estimate.fits else ExitCode.OK
+
+
+def _show_ranks(
+    function: Callable[..., object],
+    estimate: Callable[[Callable[..., object]], Estimate],
+    arguments: argparse.Namespace,
+) -> int:
+    """Prints what each rank would hold; exits 0 if every rank fits or no device was named."""
+    from labkit.memory.estimate.shards import describe_ranks, estimate_ranks, format_ranks
+
+    with contextlib.redirect_stdout(sys.stderr):
+        found = estimate_ranks(
+            function, estimate, world_size=arguments.world_size, shard=arguments.shard or "ddp"
+        )
+    if arguments.json:
+        print_json({**describe_estimate(found.estimate), **describe_ranks(found)})
+    else:
+        print(format_ranks(found))
+    judged = found.estimate.target.capacity_bytes is not None
+    return ExitCode.FAILED if judged and not found.fits else ExitCode.OK
 
 
 def split_step(word: str) -> tuple[Path, str]:

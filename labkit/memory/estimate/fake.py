@@ -413,7 +413,7 @@ class Simulation:
                 replace_attributes(torch, compile=self._note_compile(torch.compile)),
                 replace_attributes(
                     torch.nn.parallel.DistributedDataParallel,
-                    __init__=functools.partialmethod(_wrap_module, self.note),
+                    __init__=functools.partialmethod(_wrap_module, self),
                     forward=lambda wrapper, *inputs, **named: wrapper.module(*inputs, **named),
                 ),
                 allow_unknown_items(self.assumptions, self._note_unknown),
@@ -504,15 +504,17 @@ class Simulation:
 
 
 def _wrap_module(
-    wrapper: Any, note: Callable[[str], object], module: Any, *others: Any, **named: Any
+    wrapper: Any, simulation: Simulation, module: Any, *others: Any, **named: Any
 ) -> None:
     """For DistributedDataParallel: the module, and buckets of the size of its gradients."""
     torch.nn.Module.__init__(wrapper)
     wrapper.module, wrapper.require_backward_grad_sync = module, True
-    note(DDP)
+    simulation.note(DDP)
     if not named.get("gradient_as_bucket_view"):
         trained = [one for one in module.parameters() if one.requires_grad]
         wrapper.gradient_buckets = [torch.empty_like(one) for one in trained]
+        for one in wrapper.gradient_buckets:
+            simulation.tracer.mark(one, "buckets")
 
 
 # L-BFGS keeps 100 steps by default, and makes up to 20 in each step of the training.
