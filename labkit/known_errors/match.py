@@ -344,10 +344,10 @@ def _leave_out_general(places: Mapping[KnownError, _Place]) -> Mapping[KnownErro
     """Without the errors whose text is part of another one that says more: special, or a cause."""
 
     def is_part_of(error: KnownError, other: KnownError) -> bool:
-        more = error.name in other.brings or (error.general and not other.general)
-        here, there = places[error], places[other]
-        if more and error.general == "log":
+        if error.general == "log" and other.general != "log":
             return True
+        here, there = places[error], places[other]
+        more = error.name in other.brings or (error.general == "line" and not other.general)
         return more and here.number <= there.end and there.number <= here.end
 
     return {
