@@ -326,11 +326,12 @@ def _multiply_groups(one: Any, other: Any, offs: Any = None, *others: Any, **nam
 
 
 REPLACED: dict[Any, Callable[..., Any]] = {loss: _keep_storage(loss) for loss in KEEP_STORAGE}
-for _operator, _compute in {
+_COMPUTED: dict[Any, Callable[..., Any]] = {
     GROUPED: _multiply_groups,
     ATEN._thnn_fused_gru_cell.default: compute_gru,
     ATEN._thnn_fused_gru_cell_backward.default: reverse_gru,
-}.items():
+}
+for _operator, _compute in _COMPUTED.items():
     if _operator is not None:
         REPLACED[_operator] = functools.wraps(_operator)(_compute)
 
