@@ -104,7 +104,7 @@ MISSING = {
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skips what cannot run here, each with the reason and the way to run it."""
+    """Skips what cannot run here, with the reason and the way to run it; long files come first."""
     reasons: dict[str, str | None] = {}
     for item in items:
         for name, find_missing in MISSING.items():
@@ -112,6 +112,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 reason = reasons.setdefault(name, find_missing())
                 if reason:
                     item.add_marker(pytest.mark.skip(reason=reason))
+    # Files that take minutes begin first: a worker that began one last would work alone.
+    long = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in long)
 
 
 @pytest.fixture(autouse=True)

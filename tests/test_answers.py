@@ -11,15 +11,18 @@ import contextlib
 import functools
 import io
 import math
+import random
 import sys
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import cloudpickle
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.autograd import forward_ad
 from torch.autograd import grad as take_gradient
@@ -32,6 +35,9 @@ from labkit.lessons.exercises import Verdict
 from labkit.lessons.learner import find_answer, find_check_calls
 from labkit.lessons.notebooks import make_reference_notebook
 from tests.mutants import list_mutants
+
+# The ranks that run an answer need not import this file.
+cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 ROOT = Path(__file__).parents[1]
 LABS = {lab.name: lab for lab in find_labs(ROOT / "labs")}
@@ -63,6 +69,18 @@ EQUIVALENT = {
     # The total becomes a float with the first batch.
     "training.run_epoch": {"line 4: 0.0 became 0", "line 4: two values changed places"},
     "training.mean_loss": {"line 5: 0.0 became 0", "line 5: two values changed places"},
+    "distributed.ring_sum": {
+        "line 4: two values changed places",
+        "line 4: .clone() was dropped",  # of what is only sent
+        "line 8: src= was dropped",  # only the left neighbor sends
+    },
+    "distributed.average_gradients": {"line 1: None became 0"},  # an annotation
+    "distributed.shard_optimizer": {"line 9: .detach() was dropped"},  # broadcast takes a leaf too
+    "distributed.run_together": {  # a tensor is an index too
+        "line 5: .item() was dropped",
+        "line 7: .item() was dropped",
+        "line 7: int(x) became x",
+    },
 }
 
 
@@ -355,7 +373,71 @@ def mean_in_inference_mode(model: Any, batches: Any) -> float:
     return loss
 
 
+def ring_by_pieces(x: torch.Tensor) -> torch.Tensor:
+    """The ring of gloo and NCCL: a reduce_scatter of pieces, and an all_gather of them."""
+    rank, world = dist.get_rank(), dist.get_world_size()
+    pieces = [one.clone() for one in x.flatten().tensor_split(world)]
+    for turn in range(2 * (world - 1)):
+        given, taken = (rank - turn) % world, (rank - turn - 1) % world
+        coming = torch.empty_like(pieces[taken])
+        waits = [dist.isend(pieces[given], (rank + 1) % world)]
+        waits.append(dist.irecv(coming, (rank - 1) % world))
+        for one in waits:
+            one.wait()
+        pieces[taken] = pieces[taken] + coming if turn < world - 1 else coming
+    return torch.cat(pieces).view_as(x)
+
+
+def average_flat(model: nn.Module) -> None:
+    gradients = [one.grad for one in model.parameters() if one.grad is not None]
+    flat = torch.cat([one.flatten() for one in gradients])
+    dist.all_reduce(flat)
+    flat /= dist.get_world_size()
+    for one, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+        one.copy_(mean.view_as(one))
+
+
+def shard_by_lists(parameters: Any, make_optimizer: Any) -> Any:
+    rank, world = dist.get_rank(), dist.get_world_size()
+    owners = [number % world for number in range(len(parameters))]
+    mine = make_optimizer([p for p, owner in zip(parameters, owners, strict=True) if owner == rank])
+
+    @torch.no_grad()
+    def step() -> None:
+        mine.step()
+        handles = [
+            dist.broadcast(parameter, owner, async_op=True)
+            for parameter, owner in zip(parameters, owners, strict=True)
+        ]
+        for one in handles:
+            one.wait()
+
+    return step
+
+
+def part_by_random(length: int, rank: int, world: int, epoch: int) -> list[int]:
+    order = list(range(length))
+    random.Random(epoch).shuffle(order)
+    return order[length * rank // world : length * (rank + 1) // world]
+
+
+def together_by_flags(batches: Any, step: Any) -> int:
+    count = 0
+    while True:
+        ready = torch.tensor([float(count < len(batches))])
+        dist.all_reduce(ready, op=dist.ReduceOp.PRODUCT)
+        if not ready:
+            return count
+        step(batches[count])
+        count += 1
+
+
 RIGHT = {
+    "distributed.ring_sum": [ring_by_pieces],
+    "distributed.average_gradients": [average_flat],
+    "distributed.shard_optimizer": [shard_by_lists],
+    "distributed.part_of": [part_by_random],
+    "distributed.run_together": [together_by_flags],
     "tensors.images_to_batch": [
         lambda x: (x.movedim(3, 1) / float(np.iinfo(np.uint8).max)).to(torch.float32),
         lambda x: torch.einsum("nhwc->nchw", x.float()).div(255).contiguous(),
@@ -545,6 +627,8 @@ def loop_for_ever(*_arguments: Any) -> Any:
 
 
 WRONG: dict[str, list[tuple[str, Any]]] = {
+    "distributed.ring_sum": [("wrong_values", lambda x: x * dist.get_world_size())],
+    "distributed.part_of": [("wrong_values", lambda n, rank, world, epoch: [])],
     "tensors.images_to_batch": [
         ("wrong_values", lambda x: x.permute(0, 3, 1, 2) / 256),
         ("wrong_values", lambda x: x.permute(0, 3, 1, 2) / x.max()),

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pytest
 
 from labkit.errors import LabkitError, UsageError
 from labkit.lessons.catalog import (
+    Lab,
     exercise_names,
     find_exercise,
     find_lab,
@@ -15,6 +17,7 @@ from labkit.lessons.catalog import (
     listed_labs,
     load_exercises,
 )
+from labkit.lessons.notebooks import make_learner_notebook
 from tests.fakes.small_labs import EXERCISES, TOML, write_labs
 
 ROOT = Path(__file__).parents[1]
@@ -113,3 +116,32 @@ def test_what_is_wrong_with_labs_toml_is_said(labs: Path, toml: str | None, caus
     with pytest.raises(LabkitError) as caught:
         find_labs()
     assert cause in (caught.value.cause or "")
+
+
+LABS = find_labs()
+
+
+@pytest.mark.parametrize("lab", LABS, ids=[lab.name for lab in LABS])
+def test_a_lab_folds_its_imports_and_ends_with_takeaways_and_what_is_next(lab: Lab):
+    cells = make_learner_notebook(lab).cells
+    code = [cell for cell in cells if cell.cell_type == "code"]
+    assert code[0].source.startswith("# Imports: run this cell first.\n")
+    assert code[0].metadata.jupyter.source_hidden
+    assert not [
+        cell.source for cell in code[1:] if re.search(r"^(import|from) ", cell.source, re.M)
+    ]
+    assert cells[-1].source.startswith("## Key takeaways")
+    later = LABS[LABS.index(lab) + 1 :]
+    links = re.findall(r"\]\((\w+\.ipynb)\)", cells[-1].source)
+    assert links == [one.notebook for one in later[:1]]
+    assert later or "Where to go from here" in cells[-1].source
+
+
+@pytest.mark.parametrize("lab", LABS, ids=[lab.name for lab in LABS])
+def test_a_question_is_folded_so_that_its_cell_does_not_tell_the_answer(lab: Lab):
+    cells = [cell for cell in make_learner_notebook(lab).cells if "predict(" in cell.source]
+    assert len(cells) >= 8
+    for cell in cells:
+        if not cell.source.startswith("# Imports"):
+            assert cell.metadata.get("jupyter", {}).get("source_hidden"), cell.source[:80]
+            assert cell.source.startswith("# A question")

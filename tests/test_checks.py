@@ -49,7 +49,8 @@ def test_the_stub_gets_no_hint_and_is_no_attempt(workspace: Path, capsys: Any) -
     check("small.center", stub)
 
     assert capsys.readouterr().out == (
-        "not started: `small.center` the function is still the stub\n"
+        "not started: `small.center` write the function in its cell, run that cell,"
+        " and then this one\n"
     )
     assert not (workspace / "progress.json").exists()
 
@@ -135,7 +136,7 @@ def test_a_recognized_mistake_is_named(workspace: Path, capsys: Any) -> None:
 
 def test_the_solution_opens_after_five_different_failures(workspace: Path, capsys: Any) -> None:
     solution("small.center")
-    assert capsys.readouterr().out.startswith("not yet: `small.center`")
+    assert capsys.readouterr().out.startswith("not yet: the solution of `small.center`")
 
     for wrong in (
         lambda x: x + 1,

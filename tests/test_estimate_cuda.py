@@ -272,20 +272,32 @@ def test_an_optimizer_works_on_all_parameters_at_once():
     assert on_cpu.kinds["optimizer"] < 3 * weights
 
 
-def test_an_optimizer_that_has_chosen_is_left_its_choice():
-    def make_step(foreach):
-        weight = torch.ones(1000, requires_grad=True)
-        optimizer = torch.optim.SGD([weight], lr=0.1, momentum=0.9, foreach=foreach)
+def update_one_by_one(foreach, optimizer=torch.optim.Adam, **options):
+    """The bytes of an optimizer's state and temporaries with this choice."""
+
+    def make_step():
+        model = nn.Sequential(*(nn.Linear(100, 100, bias=False) for _ in range(8)))
+        updates = optimizer(model.parameters(), foreach=foreach, **options)
 
         def step():
-            weight.sum().backward()
-            optimizer.step()
-            assert optimizer.param_groups[0]["foreach"] is bool(foreach is not False)
+            model(torch.ones(1, 100)).sum().backward()
+            updates.step()
+            assert updates.param_groups[0]["foreach"] is foreach
 
         return step
 
-    for foreach in (None, True, False):
-        estimate_memory(lambda choice=foreach: make_step(choice), device="H100")
+    return estimate_memory(make_step, device="H100").kinds["optimizer"]
+
+
+def test_an_optimizer_that_has_chosen_is_left_its_choice():
+    by_default, at_once = update_one_by_one(None), update_one_by_one(True)
+    assert update_one_by_one(False) < by_default == at_once
+
+
+def test_an_optimizer_whose_default_is_one_by_one_is_left_it():
+    by_default = update_one_by_one(None, torch.optim.Adafactor)
+    assert by_default == update_one_by_one(False, torch.optim.Adafactor)
+    assert by_default < update_one_by_one(True, torch.optim.Adafactor)
 
 
 def make_autocast(batch=64):

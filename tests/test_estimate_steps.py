@@ -10,7 +10,6 @@ import torch
 from labkit.memory.estimate.play import estimate_memory
 from labkit.memory.track.tracker import track_memory
 from tests.fakes.steps import BATCH, STEPS, UPPER
-from tests.simulated_gpu.hosts import find_missing_simulation
 
 # So large that what the allocator cannot cut off from a block, up to 1 MiB, is not much.
 CUDA_BATCH = 64
@@ -65,19 +64,8 @@ def test_on_the_cpu_it_is_within_one_percent_of_the_profiler(name):
     assert estimate.obstacle is None
 
 
-# torch 2.13 takes 1 MiB less of 25 there than the estimate, and than 2.14: the cause is not found.
-OVER = pytest.mark.xfail(
-    torch.__version__.startswith("2.13") and not find_missing_simulation(),
-    strict=True,
-    reason="4 to 11 % over with torch 2.13",
-)
-ON_CUDA = [
-    pytest.param(name, marks=OVER if name == "encoder_without_dropout" else []) for name in STEPS
-]
-
-
 @pytest.mark.gpu
-@pytest.mark.parametrize("name", ON_CUDA)
+@pytest.mark.parametrize("name", STEPS)
 def test_on_a_gpu_it_is_within_three_percent_of_the_allocator(name):
     estimate = estimate_step(name, "cuda", "H100", CUDA_BATCH)
     judge(estimate, measure_cuda(name), 0.03)

@@ -6,7 +6,9 @@ import pytest
 
 from labkit.lessons.catalog import Lab, find_labs, listed_labs
 from labkit.lessons.gate import Counts, count_lab, inspect_folder, inspect_lab, run_reference
+from labkit.lessons.learner import count_claims, find_predictions
 from labkit.lessons.needs import missing_need
+from labkit.lessons.notebooks import make_reference_notebook
 from tests.fakes.small_labs import EXERCISES, LESSON, TOML, write_labs
 
 ROOT = Path(__file__).parents[1]
@@ -228,6 +230,31 @@ def test_a_lab_whose_need_is_missing_does_not_go_through_unseen(labs: Path) -> N
 
 def test_counts_are_those_of_the_lesson(labs: Path) -> None:
     assert count_lab(small(labs)) == Counts("small", 2, 2)
+
+
+def test_a_question_is_named_after_its_lab_and_no_name_comes_twice(labs: Path) -> None:
+    questions = """
+# %%
+predict("small.sum", "1 + 1?", [2, 3], seen=2)
+predict("small.sum", "1 + 2?", [2, 3], seen=3)
+predict("other.sum", "1 + 1?", [2, 3], seen=2)
+"""
+    write_labs(labs, lesson=LESSON.replace("claim\n", "claim, predict\n", 1) + questions)
+
+    assert inspect_lab(small(labs)).problems == (
+        "two questions are named small.sum",
+        'the question other.sum must be named "small.NAME"',
+    )
+
+
+@pytest.mark.parametrize("name", ["tensors", "autograd", "devices"])
+def test_a_lab_asks_before_two_thirds_of_its_claims(name: str) -> None:
+    lesson = make_reference_notebook(next(lab for lab in LABS if lab.name == name))
+    sources = [cell.source for cell in lesson.cells if cell.cell_type == "code"]
+    asked = [source for source in sources if find_predictions([source])]
+
+    assert 8 <= len(asked) <= 14
+    assert count_claims(asked) >= 2 / 3 * count_claims(sources)
 
 
 def test_the_labs_folder_holds() -> None:

@@ -65,7 +65,7 @@ def test_a_measured_cell_shows_its_figures_as_text_and_html(shell):
     assert re.fullmatch(r"process: peak [\d.]+ [MG]iB \(\+6[345]\.\d MiB\), change .*", first)
     assert seconds.startswith("seconds: ")
     assert shown["text/html"].startswith("<table")
-    assert ">process</td>" in shown["text/html"]
+    assert ">process</th>" in shown["text/html"]
 
 
 def test_the_last_value_is_the_cells_value(shell):

@@ -161,13 +161,21 @@ def test_the_balance_is_read_from_the_text():
 
 
 def test_the_advice_shows_the_figures_side_by_side():
-    lines = advise(ON_CUDA, read_balance(ON_CUDA)).splitlines()
+    lines = advise(ON_CUDA, read_balance(ON_CUDA), {}).splitlines()
     assert lines[0] == (
         "20.0 GiB asked for, 512.0 MiB free, 100.5 GiB allocated by torch, 38.0 GiB cached by"
         " torch, 139.8 GiB total"
     )
     assert lines[1].startswith("try: a smaller batch; torch.no_grad()")
-    assert lines[2].endswith("PYTORCH_ALLOC_CONF=expandable_segments:True helps")
+    assert "PYTORCH_ALLOC_CONF=expandable_segments:True helps" in lines[2]
+
+
+@pytest.mark.parametrize("name", ["PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"])
+def test_expandable_segments_are_not_advised_where_they_are_on(name):
+    settings = {name: "max_split_size_mb:64,expandable_segments:True"}
+    advice = advise(ON_CUDA, read_balance(ON_CUDA), settings)
+    assert "PYTORCH" not in advice
+    assert "expandable segments are on" in advice
 
 
 def test_on_the_cpu_there_is_other_advice():

@@ -129,6 +129,9 @@ def test_an_open_question_does_not_hide_what_does_not_hold(page: Page):
         (str(0x7F0012345678), ""),
         ("<Node object at 0x7f0012345678>", "seen <Node object>"),
         ("RuntimeError: no", "seen RuntimeError: no"),
+        ("np.float64(15.0)", "seen 15.0"),
+        ("np.True_", ""),
+        ("(tensor(True), tensor(False))", ""),
     ],
 )
 def test_only_what_is_informative_is_shown(seen: str, said: str):

@@ -10,11 +10,11 @@ import pytest
 from msgspec.structs import replace
 
 from labkit.cli import main
-from labkit.devices.detect import Device
+from labkit.devices.detect import Detection, Device
 from labkit.doctor.check import Finding
 from labkit.errors import DeviceMissingError, UsageError
 from labkit.notebooks.result import ClaimOutcome, NotebookResult
-from labkit.prove.judge import VARIABLES, find_best, judge_proof, list_variables
+from labkit.prove.judge import VARIABLES, find_best, judge_device, judge_proof, list_variables
 from labkit.prove.limits import find_limit
 from labkit.prove.model import (
     DeviceProof,
@@ -386,6 +386,29 @@ def test_variables_that_slow_torch_down_are_named():
     proof = prove(CARDS["healthy"], environment=environment)
     assert proof.status == "low"
     assert proof.devices[0].alarms[0].command == "unset CUDA_LAUNCH_BLOCKING"
+
+
+@pytest.mark.parametrize(
+    ("gain", "cores", "status"),
+    [(0.77, 2, "low"), (1.25, 2, "low"), (1.4, 2, "well"), (4.8, 16, "low"), (5.6, 16, "well")],
+)
+def test_the_gain_of_threads_grows_with_the_cores(gain, cores, status):
+    figure = Figure("threads.gain", "gain of all threads", "x", gain)
+    facts = HardwareFacts(threads=cores, cores=cores)
+    device = DeviceProof(kind="cpu", torch_name="cpu", hardware=facts, figures=(figure,))
+    [judged] = judge_device(device, {}, {}).figures
+    assert judged.status == status
+    assert "cores share" in judged.why
+
+
+def test_without_time_left_the_cpu_is_not_measured_and_nothing_is_unusable():
+    cpu = Device("cpu", "cpu", "a CPU")
+    options = ProveOptions(skip=frozenset({"verify"}), seconds=0.0)
+    proof = prove(detection=Detection("cpu", (cpu,), ()), options=options)
+    [device] = proof.devices
+    assert {figure.status for figure in device.figures} == {"skipped"}
+    assert proof.status == "well"
+    assert "nothing to judge" in proof.verdict
 
 
 def test_a_limit_of_threads_is_no_alarm():

@@ -9,6 +9,8 @@ import sys
 from html.parser import HTMLParser
 
 import pytest
+import torch
+from msgspec.structs import replace
 
 from labkit.cli import main, prove
 from labkit.prove.model import Proof, read_proof
@@ -96,6 +98,8 @@ def test_ctrl_c_exits_with_130_and_the_files_are_there(play, tmp_path):
     ("words", "code", "said"),
     [
         (["--device", "cuda:3"], 3, "no such device"),
+        (["--device", "foo"], 2, "invalid --device 'foo'"),
+        (["--device", "cuda:"], 2, "invalid --device 'cuda:'"),
         (["--skip", "lab"], 2, "labkit prove --skip labs"),
         (["--seconds", "-1"], 2, "above 0"),
         (["--compare", "a", "b"], 2, "cannot be read"),
@@ -106,6 +110,67 @@ def test_a_wrong_request_says_what_to_type(play, capsys, words, code, said):
     play(CARDS["healthy"])
     assert main(["prove", *words]) == code
     assert said in capsys.readouterr().err
+
+
+def test_an_earlier_proof_is_kept(play, tmp_path, capsys):
+    for status in (0, 0, 0):
+        play(CARDS["healthy"])
+        assert main(["prove"]) == status
+    kept = {path.name for path in (tmp_path / "proof").iterdir()}
+    assert len([name for name in kept if name.startswith("proof-2") and ".json" in name]) == 2
+    assert {"proof.json", "proof.html"} <= kept
+    assert "the earlier proof is kept: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["--skip", "measure"], []], ids=["skipped", "interrupted"])
+def test_torchs_version_is_known_also_where_nothing_was_measured(play, tmp_path, words):
+    play([KeyboardInterrupt])
+    main(["prove", *words])
+    assert read_proof(tmp_path / "proof").versions.torch == torch.__version__
+
+
+def compare_written(tmp_path, capsys, changed, *options):
+    """What --compare prints of a proof and of the same one with changed fields."""
+    proof = {**make_proof("healthy").describe(), **changed}
+    path = tmp_path / "changed.json"
+    path.write_text(json.dumps(proof))
+    code = main(["prove", "--compare", str(path), str(path), *options])
+    return code, capsys.readouterr()
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"devices": []}, "has no devices"),
+        ({"devices": [{"figures": "x"}]}, "is damaged"),
+        ({"devices": [{"kind": "cpu", "figures": []}]}, "has no figures"),
+        ({"status": 3}, "is damaged"),
+    ],
+    ids=str,
+)
+def test_a_damaged_proof_is_compared_with_a_warning(tmp_path, capsys, changed, words):
+    code, said = compare_written(tmp_path, capsys, changed)
+    assert code == 0
+    assert said.err.count("warning: ") == 2
+    assert words in said.err
+
+
+@pytest.mark.parametrize("version", ["1", True, 0, None, 1.5])
+def test_another_kind_of_schema_version_is_not_a_proof(tmp_path, capsys, version):
+    code, said = compare_written(tmp_path, capsys, {"schema_version": version})
+    assert code == 2
+    assert "is not a proof" in said.err
+
+
+def test_a_foreign_verdict_stays_in_its_line(tmp_path, capsys):
+    _, said = compare_written(tmp_path, capsys, {"verdict": "well\n\nall\x1b[31m\u2028good"})
+    assert [line for line in said.out.splitlines() if line.startswith("all")] == []
+    assert "well  all" in said.out
+
+
+def test_set_variables_are_in_the_text():
+    proof = replace(make_proof("healthy"), variables={"OMP_NUM_THREADS": "1"})
+    assert "OMP_NUM_THREADS=1: it limits the CPU's threads" in format_proof(proof)
 
 
 def test_a_folder_that_cannot_be_made_is_named(play, tmp_path, capsys):

@@ -128,6 +128,14 @@ def test_the_picture_is_drawn_from_the_same_figures():
     assert bars[0].findtext(f"{space}title") == "tensors: 24,576 MiB"
 
 
+def test_the_pictures_text_says_every_figure():
+    label = ET.fromstring(render_balance(CPU)).get("aria-label")
+    assert label == (
+        "memory of cpu  AMD EPYC 9654: this process 1,024 MiB, rest of the container 1,024 MiB,"
+        " free 2,048 MiB, total 4,096 MiB"
+    )
+
+
 def test_the_picture_takes_the_readers_colours():
     in_a_file = render_balance(FULL, standalone=True)
     in_a_notebook = render_snapshot(Snapshot((FULL,)))

@@ -25,7 +25,10 @@ _STATUS_WIDTH = 18
 
 def add_commands(commands: _SubParsersAction[Any]) -> None:
     """Adds check, progress and reset to the command line."""
-    _add_check(commands.add_parser("check", help="run the checks on your own notebooks"))
+    check = "Runs your own notebooks, which do not change, and judges each exercise in them."
+    _add_check(
+        commands.add_parser("check", help="run the checks on your own notebooks", description=check)
+    )
     progress = commands.add_parser("progress", help="show which exercises you have passed")
     progress.add_argument(
         "--clear",

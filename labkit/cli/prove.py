@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import re
 import shlex
 import sys
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -122,6 +124,24 @@ class Keeper:
                 cause=error.strerror,
                 fix="--output DIR",
             ) from error
+        self._keep_earlier()
+
+    def _keep_earlier(self) -> None:
+        """Renames an earlier proof's files by the time they were written."""
+        from labkit.prove.model import PROOF_NAME
+
+        earlier = self.folder / PROOF_NAME
+        if not earlier.exists():
+            return
+        moment = datetime.fromtimestamp(earlier.stat().st_mtime).astimezone()
+        for path in (earlier, self.folder / PAGE_NAME):
+            name, number = f"{path.stem}-{moment:%Y-%m-%d-%H%M%S}", 2
+            kept = path.with_name(name + path.suffix)
+            while kept.exists():
+                kept, number = path.with_name(f"{name}-{number}{path.suffix}"), number + 1
+            if path.exists():
+                path.rename(kept)
+                _say(f"the earlier proof is kept: {kept}")
 
     def keep(self, proof: Proof) -> None:
         """Writes the proof so far; the first error is kept."""
@@ -193,6 +213,10 @@ def _check_arguments(arguments: argparse.Namespace) -> frozenset[str]:
                 cause=f"the steps are: {', '.join(STEPS)}",
                 fix=f"labkit prove --skip {near or 'labs'}",
             )
+    device = arguments.device
+    if device is not None and not re.fullmatch(r"cpu|cuda(:\d+)?|xpu(:\d+)?|mps(:\d+)?", device):
+        cause = "a device is named as in torch: cpu, cuda, cuda:1, mps, xpu"
+        raise UsageError(f"invalid --device {device!r}", cause=cause, fix="labkit devices")
     seconds = arguments.seconds
     if seconds is not None and not (math.isfinite(seconds) and seconds > 0):
         raise UsageError(f"invalid --seconds {seconds:g}", cause="it must be above 0 seconds")
@@ -217,10 +241,12 @@ def _list_words(arguments: argparse.Namespace) -> list[str]:
 def compare_asked(arguments: argparse.Namespace) -> int:
     """Prints two proofs side by side; exits 0, also if they differ."""
     require_reader()
-    from labkit.prove.model import read_proof
+    from labkit.prove.model import find_damage, read_proof
     from labkit.prove.view import describe_proof_comparison, format_proof_comparison
 
     a, b = (read_proof(place) for place in arguments.compare)
+    for damage in filter(None, map(find_damage, arguments.compare)):
+        _say(f"warning: {' '.join(damage.split())}")
     if arguments.json:
         print_json(describe_proof_comparison(a, b))
     else:

@@ -59,6 +59,7 @@ def _add_run(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     _add_limits(parser)
     _add_options(parser)
+    _add_ranks(parser)
     _add_parameters(parser)
     _add_outputs(parser)
     add_common(parser)
@@ -114,6 +115,27 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="DIR",
         help="the folder to run in (default: each notebook's own)",
+    )
+
+
+def _add_ranks(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--nproc-per-node",
+        type=int,
+        metavar="N",
+        help="run each notebook in N processes under torchrun, each with its own kernel and RANK",
+    )
+    parser.add_argument(
+        "--nnodes",
+        type=int,
+        default=1,
+        metavar="M",
+        help="with --nproc-per-node: the number of machines, each of which runs this command",
+    )
+    parser.add_argument(
+        "--rdzv-endpoint",
+        metavar="HOST:PORT",
+        help="with --nnodes: where the machines meet, a free port on one of them",
     )
 
 
@@ -288,10 +310,41 @@ def _check_arguments(arguments: argparse.Namespace) -> None:
             f"invalid --compare-outputs {arguments.compare_outputs:g}",
             cause="the tolerance is a number from 0 on",
         )
+    _check_ranks(arguments)
     if arguments.jobs != "auto" and arguments.jobs < 1:
         raise UsageError(f"invalid --jobs {arguments.jobs}", cause="it must be at least 1")
     if arguments.no_output and arguments.output:
         raise UsageError("--output conflicts with --no-output: give one of them")
+
+
+def _check_ranks(arguments: argparse.Namespace) -> None:
+    ranks, nodes, endpoint = arguments.nproc_per_node, arguments.nnodes, arguments.rdzv_endpoint
+    if ranks is None:
+        if nodes != 1 or endpoint:
+            raise UsageError(
+                "--nnodes and --rdzv-endpoint need --nproc-per-node",
+                fix="labkit run train.ipynb --nproc-per-node 2",
+            )
+        return
+    for option, number in (("--nproc-per-node", ranks), ("--nnodes", nodes)):
+        if number < 1:
+            raise UsageError(f"invalid {option} {number}", cause="it must be at least 1")
+    if nodes > 1 and not endpoint:
+        raise UsageError(
+            f"--nnodes {nodes} needs --rdzv-endpoint",
+            cause="the machines have to know where they meet",
+            fix="--rdzv-endpoint HOST:29500, the name of one of the machines and a free port on it",
+        )
+    if arguments.jobs != 1:
+        raise UsageError(
+            "--jobs conflicts with --nproc-per-node", cause="the ranks of one notebook run at once"
+        )
+    if arguments.device.startswith("cuda:"):
+        raise UsageError(
+            f"--device {arguments.device} conflicts with --nproc-per-node",
+            cause="each rank takes the GPU of its LOCAL_RANK",
+            fix="--device cuda",
+        )
 
 
 def _execute(
@@ -306,6 +359,8 @@ def _execute(
     device = choose_device(arguments.device, detection, os.environ)
     options = _choose_options(arguments, device, len(sources))
     account = RunAccount(read_environment(detection, device.name))
+    if arguments.nproc_per_node:
+        return _execute_ranks(sources, arguments, output, options, account)
     folder = None if arguments.no_output else _open_folder(output, account, sources)
     notebooks = run_notebooks(
         sources,
@@ -315,6 +370,56 @@ def _execute(
         keep=folder.keep if folder else keep_nothing,
         follow=folder.follow if folder else follow_nothing,
     )
+    run = account.describe(notebooks)
+    if folder:
+        folder.finish(run)
+    return run, folder
+
+
+def _execute_ranks(
+    sources: list[Source],
+    arguments: argparse.Namespace,
+    output: Path | None,
+    options: RunOptions,
+    account: RunAccount,
+) -> tuple[RunResult, RunFolder | None]:
+    """Runs the notebooks one after the other, each in all ranks at once."""
+    import dataclasses
+    import time
+
+    from labkit.notebooks.schedule import follow_nothing, keep_nothing, share_cores
+    from labkit.notebooks.summary import RunProgress
+    from labkit.notebooks.torchrun import LABEL, RankOptions, run_ranks
+
+    count = arguments.nproc_per_node
+    ranks = RankOptions(count, arguments.nnodes, arguments.rdzv_endpoint)
+    shares = share_cores(count, count_allowed_cores(), os.environ)
+    environment = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"), **shares}
+    options = dataclasses.replace(
+        options, environment={**environment, **options.environment}, finds_waits=True
+    )
+    labels = [
+        dataclasses.replace(one, name=LABEL.format(name=one.name, rank=rank))
+        for one in sources
+        for rank in range(count)
+    ]
+    folder = None if arguments.no_output else _open_folder(output, account, labels)
+    limit = arguments.total_timeout
+    deadline = None if limit is None else time.monotonic() + limit
+    notebooks: list[Any] = []
+    for number, source in enumerate(sources):
+        notebooks += run_ranks(
+            source,
+            options,
+            ranks,
+            deadline=deadline,
+            watch=RunProgress(sys.stderr, jobs=count).show_event,
+            keep=folder.keep if folder else keep_nothing,
+            follow=folder.follow if folder else follow_nothing,
+            place=number * count,
+        )
+        if not arguments.keep_going and any(one.status != "passed" for one in notebooks):
+            break
     run = account.describe(notebooks)
     if folder:
         folder.finish(run)

@@ -125,7 +125,7 @@ RESTART_DOCKER = (
 )
 MAKE_CDI_SPEC = "sudo nvidia-ctk cdi generate --output=/etc/cdi/nvidia.yaml"
 INSTALL_TOOLKIT = install(
-    f"install the NVIDIA Container Toolkit, then: {RESTART_DOCKER}",
+    f"install the NVIDIA Container Toolkit (nvidia-container-toolkit), then: {RESTART_DOCKER}",
     after=f" && {RESTART_DOCKER}",
     debian="nvidia-container-toolkit",
     fedora="nvidia-container-toolkit",

@@ -13,6 +13,7 @@ cause@wsl: where a sign of `labkit.known_errors.context` is in the text; also fi
 else: the second fix to try
 brings: names of the errors that it causes
 passes: yes                       progress after it means that a retry succeeded
+general: line or log              it gives way to any other error on its line, or in the log
 """
 
 from __future__ import annotations
@@ -28,7 +29,17 @@ from labkit.host.packages import Fix
 from labkit.known_errors.model import Certainty, KnownError, Variant
 
 FOLDER = Path(__file__).parent / "catalogs"
-AREAS = ("driver", "gpu_access", "engine", "build", "python", "training", "cluster")
+AREAS = (
+    "driver",
+    "gpu_access",
+    "packages",
+    "engine",
+    "build",
+    "python",
+    "training",
+    "models",
+    "cluster",
+)
 FAMILIES = tuple(field.name for field in dataclasses.fields(Fix))[1:]
 _CERTAINTIES: Mapping[str, Certainty] = {each: each for each in get_args(Certainty)}
 _HEAD = re.compile(r"\[(?P<name>[\w-]+)\] ?(?P<certainty>\w*)")
@@ -124,6 +135,7 @@ def _build_error(
             tuple(texts.pop("brings", [""])[0].split()),
             texts.pop("unless", [None])[0],
             texts.pop("passes", ["no"])[0] == "yes",
+            texts.pop("general", [None])[0],  # type: ignore[arg-type]
             tuple(variants),
             texts.pop("source")[0],
             tuple(each.replace("\\n", "\n") for each in texts.pop("sample")),
@@ -162,10 +174,9 @@ def _expand(text: str) -> str:
 
 def parse_xids(text: str) -> Iterator[KnownError]:
     """A known error for each row of number, certainty, NVIDIA's action and meaning."""
-    for row in text.splitlines():
-        if row.startswith("#"):
-            continue
-        number, certainty, action, meaning, brings = row.split("\t")
+    rows = [row.split("\t") for row in text.splitlines() if not row.startswith("#")]
+    yield _build_other_xid([row[0] for row in rows])
+    for number, certainty, action, meaning, brings in rows:
         fix, otherwise = XID_FIXES[action]
         yield KnownError(
             f"xid-{number}",
@@ -179,3 +190,25 @@ def parse_xids(text: str) -> Iterator[KnownError]:
             samples=(f"kernel: NVRM: Xid (PCI:0000:41:00): {number}, pid=7, name=python",),
             unlike=(f"NVRM: Xid (PCI:0000:41:00): {number}9, pid={number}",),
         )
+
+
+# The Xids that the driver's catalog explains itself.
+_XIDS_OF_THE_DRIVER = ("13", "31", "43", "48", "79", "94", "95", "119", "120", "154")
+
+
+def _build_other_xid(listed: Sequence[str]) -> KnownError:
+    """The known error for an Xid that neither the list nor the driver's catalog has."""
+    known = "|".join((*listed, *_XIDS_OF_THE_DRIVER))
+    return KnownError(
+        "xid-other",
+        (rf"NVRM: Xid \(.{{1,40}}\): (?P<number>(?!(?:{known})\b)\d{{1,3}})\b",),
+        "the GPU reports the error Xid {number|in this line}",
+        Fix(
+            "sudo nvidia-bug-report.sh   # docs.nvidia.com/deploy/xid-errors explains the number;"
+            " reboot, and have the card checked if it happens again"
+        ),
+        "likely",
+        source="docs.nvidia.com/deploy/xid-errors",
+        samples=("kernel: NVRM: Xid (PCI:0000:41:00): 56, CMDre 00000001",),
+        unlike=("NVRM: Xid (PCI:0000:41:00): 63, pid=7, Row Remapper",),
+    )

@@ -71,6 +71,17 @@ SIGNS = (
         "selinux avc fedora bluefin silverblue bazzite rhel rocky",
         r"selinux|avc: +denied|fedora|bluefin|silverblue|bazzite|\brhel\b|\brocky\b",
     ),
+    # Inside pip's, uv's or poetry's build of a package, which sees none of the installed ones.
+    _sign(
+        "package-build",
+        "egg_info metadata requirements subprocess build backend hooks",
+        r"egg_info|getting requirements to build|preparing metadata|metadata-generation-failed"
+        r"|prepare_metadata_for_build|build_meta|get_requires_for_build|build backend",
+    ),
+    _sign("llamacpp", "ggml llama cpp gguf cu", r"\bggml[_.-]|llama[._]cpp|llama-(?:cli|server)"),
+    _sign("jax", "jax jaxlib xla", r"\bjax(?:lib)?\b|\bxla"),
+    _sign("sglang", "sglang", r"sglang"),
+    _sign("distributed", "torchrun elastic rank nccl", r"torchrun|elastic|local_rank|\bnccl\b"),
     _sign("vllm", "vllm", r"vllm"),
     _sign("comfyui", "comfyui comfy", r"comfyui"),
     _sign("onnxruntime", "onnxruntime", r"onnxruntime"),

@@ -160,10 +160,12 @@ def _format_match(found: Match, distribution: Distribution) -> str:
 class _Place(NamedTuple):
     """Where an error was found: its line's number and quote, and the values in its text.
 
-    ``last``, ``stage`` and ``retried`` are of the last line that shows it.
+    ``end`` is the last line of the text, ``last``, ``stage`` and ``retried`` are of the last line
+    that shows the error.
     """
 
     number: int
+    end: int
     line: str
     values: Mapping[str, str]
     last: int
@@ -264,20 +266,23 @@ class _Block:
                     groups = match.groupdict().items()
                     values = {name: text for name, text in groups if text is not None}
                     around = window[max(0, match.start() - 400) : match.start()]
-                    retried = bool(RETRY.search("\n".join(around.split("\n")[-3:])))
+                    lines = "\n".join(around.split("\n")[-3:])
+                    retried = error.passes and bool(RETRY.search(lines))
+                    retried = retried and not FINAL.search(line.lower())
                     stage = find_stage(strip_ansi(line[:100]))
-                    yield _Place(number, quote, values, number, stage, retried)
+                    end = self.pieces[first + window.count("\n", 0, match.end())][0]
+                    yield _Place(number, end, quote, values, number, stage, retried)
                     if not error.passes:
                         return
 
     def _list_windows(self, words: RequiredWords) -> Iterator[tuple[int, int]]:
         """The ranges of lines that contain all the words; overlapping ranges are merged."""
-        first = last = -1
+        first, last = 0, -LINES_AROUND - 1
         rarest = words.rarest
         for place, line in enumerate(self._lowered):
             if rarest not in line or not self._are_near(place, words):
                 continue
-            if place - LINES_AROUND > last:
+            if last < 0 or place - LINES_AROUND > last:
                 if last >= 0:
                     yield first, last
                 first = max(0, place - LINES_AROUND)
@@ -320,6 +325,7 @@ def quote_line(line: str, matched: str) -> str:
 def _rank_matches(
     places: Mapping[KnownError, _Place], known: Sequence[KnownError], context: Context
 ) -> Explanation:
+    places = _leave_out_general(places)
     by_name = {error.name: error for error in known}
     effects = {error.name: _list_effects(error, by_name) for error in places}
     conditions, values = context.list_conditions(), context.list_values()
@@ -334,10 +340,28 @@ def _rank_matches(
     return Explanation(tuple(sorted(found, key=lambda each: _rank(each, effects))), context)
 
 
-def _rank(found: Match, effects: Mapping[str, set[str]]) -> tuple[int, int, int]:
+def _leave_out_general(places: Mapping[KnownError, _Place]) -> Mapping[KnownError, _Place]:
+    """Without the errors whose text is part of another one that says more: special, or a cause."""
+
+    def is_part_of(error: KnownError, other: KnownError) -> bool:
+        if error.general == "log" and other.general != "log":
+            return True
+        here, there = places[error], places[other]
+        more = error.name in other.brings or (error.general == "line" and not other.general)
+        return more and here.number <= there.end and there.number <= here.end
+
+    return {
+        error: place
+        for error, place in places.items()
+        if not any(is_part_of(error, other) for other in places)
+    }
+
+
+def _rank(found: Match, effects: Mapping[str, set[str]]) -> tuple[int, int, bool, int]:
     # A cause includes the effects of its effects, so it has fewer causes above it than they have.
     causes = sum(found.error.name in names for names in effects.values())
-    return causes, CERTAINTIES.index(found.error.certainty), found.line_number
+    error = found.error
+    return causes, CERTAINTIES.index(error.certainty), bool(error.general), found.line_number
 
 
 def _list_effects(error: KnownError, by_name: Mapping[str, KnownError]) -> set[str]:

@@ -36,6 +36,10 @@ _SENTENCE = re.compile(
 )
 
 
+# An exception as Python prints it: what follows its text explains the error, not a sentence.
+_EXCEPTION = re.compile(r"^\W{0,8}(?:\w+\.){0,8}\w{0,40}(?:Error|Exception): [^\"'`]{0,120}$")
+
+
 def is_mention(before: str, after: str) -> bool:
     """True if the rest of the line, before and after the text, shows that it is only mentioned.
 
@@ -49,7 +53,7 @@ def is_mention(before: str, after: str) -> bool:
         _SUBJECT.match(before[:200])
         or _CONDITION.search(near)
         or _COMMAND.search(near)
-        or _SENTENCE.match(after)
+        or (_SENTENCE.match(after) and not _EXCEPTION.match(before[:200]))
     )
 
 

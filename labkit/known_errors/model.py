@@ -48,6 +48,8 @@ class KnownError:
     ``otherwise`` is the second fix to try. ``brings`` names the known errors that this one causes:
     they rank below it. ``variants`` replace a field where a condition of the text holds. An error
     that ``passes`` is forgotten if the log shows progress after it, such as a retry that succeeded.
+    A ``general`` error knows only the form of its text: it gives way to any other one on its
+    "line", or anywhere in the "log".
     ``source`` is where people met it; each of ``samples`` must match, and none of ``unlike``.
     """
 
@@ -60,6 +62,7 @@ class KnownError:
     brings: tuple[str, ...] = ()
     unless: str | None = None
     passes: bool = False
+    general: Literal["line", "log"] | None = None
     variants: tuple[Variant, ...] = ()
     source: str = ""
     samples: tuple[str, ...] = ()

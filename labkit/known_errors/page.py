@@ -10,13 +10,15 @@ from labkit.host.packages import Fix
 from labkit.known_errors.model import KnownError
 
 TITLES = {
-    "driver": "NVIDIA's driver and the GPU",
+    "driver": "The driver and the GPU",
     "gpu_access": "Containers that do not get the GPU",
+    "packages": "Package managers",
     "engine": "The container engine and the system",
     "build": "Builds, downloads and installations",
     "python": "Python packages, compilers and notebooks",
     "training": "Running programs, several GPUs, AMD and Apple",
-    "cluster": "Kubernetes, Slurm and JupyterHub",
+    "models": "Libraries and servers of models, and errors known by their form",
+    "cluster": "Kubernetes, Slurm, JupyterHub and rented machines",
     "xid": "Xid numbers in the kernel's log",
 }
 INTRODUCTION = """\

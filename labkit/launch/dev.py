@@ -28,9 +28,11 @@ from labkit.process import (
 )
 
 # What needs a GPU or the simulation, wherever it stands.
-SIMULATED_TESTS = ("-n", "2", "--dist", "worksteal", "-m", "(gpu or simulated)")
+SIMULATED_TESTS = ("-n", "2", "--dist", "worksteal", "-m", "(gpu or gpu_hardware or simulated)")
 SIMULATION_BUILD = "tests.simulated_gpu.build"
-FAST_TESTS = ("-m", "not slow and not engine and not browser", "-n", "2", "--dist", "loadfile")
+# In the order of tests/conftest.py, which begins with the files that take longest.
+BY_FILE = ("-n", "2", "--dist", "loadfile", "--no-loadscope-reorder")
+FAST_TESTS = ("-m", "not slow and not engine and not browser", *BY_FILE)
 # Each one runs, even if the one before it failed.
 LINTERS = (
     "ruff check .",

@@ -118,7 +118,7 @@ def _copy_argument(argument: Any, memo: dict[int, Any]) -> Any:
     # Each item by itself: one that cannot be copied must not keep its neighbors from it.
     if id(argument) in memo:
         return memo[id(argument)]
-    kind = type(argument)
+    kind: Any = type(argument)
     if kind in (list, dict):
         copied = memo[id(argument)] = kind()
         if kind is list:

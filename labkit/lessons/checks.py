@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -66,10 +67,14 @@ from labkit.lessons.value_repr import (
     find_difference,
     format_value,
 )
+from labkit.notebooks.ranks import STARTUP_SECONDS, RanksFailed, RanksTimedOut, run_on_ranks
 from labkit.notebooks.result import CHECK_MIME
 from labkit.text import shorten
 
 STUB_TEXT = "write your code here"
+NOT_WRITTEN = "write the function in its cell, run that cell, and then this one"
+# The limit of an answer that runs on several ranks: a collective that waits for ever is common.
+RANKS_SECONDS = 5.0
 SOLUTION_MIME = "application/vnd.labkit.solution+json"
 
 
@@ -120,8 +125,8 @@ class _CaseJudge:
         before = copy_arguments(arguments)
         got = None
         try:
-            got = call_with_limit(function, *arguments, seconds=self.limit_seconds)
-        except TookTooLong as error:
+            got = self._call(function, arguments)
+        except (TookTooLong, RanksTimedOut) as error:
             return Verdict(self.name, TIMED_OUT, str(error), self.place)
         except (Exception, SystemExit) as error:
             if case.raises is None or not isinstance(error, case.raises):
@@ -136,6 +141,19 @@ class _CaseJudge:
             if changed:
                 return Verdict(self.name, CHANGED_ARGUMENT, changed, self.place)
         return self._judge_value(got, arguments)
+
+    def _call(self, function: Callable[..., object], arguments: tuple[Any, ...]) -> object:
+        case, seconds = self.case, self.limit_seconds
+        if case.ranks is None:
+            return call_with_limit(function, *arguments, seconds=seconds)
+        call = partial(
+            run_on_ranks,
+            case.harness or _call_plainly,
+            function,
+            world_size=case.ranks,
+            timeout_seconds=min(seconds, RANKS_SECONDS),
+        )
+        return call_with_limit(call, *arguments, seconds=seconds + STARTUP_SECONDS)
 
     def _judge_value(self, got: object, arguments: tuple[Any, ...]) -> Verdict | None:
         case, difference = self.case, None
@@ -152,8 +170,14 @@ class _CaseJudge:
         )
 
 
+def _call_plainly(function: Callable[..., object], *arguments: object) -> object:
+    return function(*arguments)
+
+
 def _name_mistake(verdict: Verdict, exercise: Exercise, judge: _CaseJudge) -> Verdict:
     """The verdict with the known wrong answer that fails the case in the same way, if any."""
+    if judge.case.ranks and verdict.status == TIMED_OUT:
+        return verdict  # it says where each rank waits; trying others would take the limit again
     for wrong in exercise.wrong_answers:
         if wrong.verdict == verdict.status:
             other = judge.judge(wrong.function)
@@ -204,10 +228,14 @@ def _ask_judge(
 
 
 def _judge_error(name: str, function: object, error: BaseException, label: str) -> Verdict:
+    if isinstance(error, RanksFailed):
+        if not isinstance(error.original, NotImplementedError):
+            return Verdict(name, RAISED, error.what, label)
+        error = error.original
     text = str(error)
     # torch also raises NotImplementedError, with other texts, for missing kernels.
     if isinstance(error, NotImplementedError) and text in (STUB_TEXT, ""):
-        return Verdict(name, NOT_STARTED, "the function is still the stub")
+        return Verdict(name, NOT_STARTED, NOT_WRITTEN)
     said = f"{type(error).__name__}: {shorten(text, 400)}" if text else type(error).__name__
     where = _own_line(function, error.__traceback__)
     return Verdict(name, RAISED, said + (f"\n{where}" if where else ""), label)

@@ -66,6 +66,8 @@ class Case:
     what is wrong (NotThisWay if the values are right and the method is not). Tensors are
     compared with torch.testing's tolerances for their dtype, or with ``rtol`` and ``atol``.
     If ``raises`` is given, the call must raise that instead, and the judge is given None.
+    With ``ranks``, ``harness(function, *arguments)`` runs in so many processes of one process
+    group, and the answer is the list of what it returns, by rank.
     """
 
     arguments: tuple[Any, ...]
@@ -77,6 +79,8 @@ class Case:
     judge: Judge | None = None
     keeps_arguments: bool = True
     raises: type[Exception] | None = None
+    ranks: int | None = None
+    harness: Callable[..., object] | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.arguments, tuple):

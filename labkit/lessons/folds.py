@@ -32,7 +32,9 @@ from labkit.text import plural
 # Where Linux and macOS put a process's memory: a number in here is an address, not a fact.
 _ADDRESSES = range(0x5000_0000_0000, 0x8000_0000_0000)
 _HEX_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]{6,}|0x[0-9a-fA-F]{6,}")
-_PLAIN_TRUTHS = re.compile(r"[\[(]*((True|False|None)(, )?)+,?[\])]*")
+_NUMPY_NUMBER = re.compile(r"np\.\w+\(([^()]*)\)")
+_TRUTH = r"(tensor\()?(True|False|None|np\.(True|False)_)\)?"
+_PLAIN_TRUTHS = re.compile(rf"[\[(]*({_TRUTH}(, )?)+,?[\])]*")
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,7 @@ def describe_seen(seen: str | None) -> str:
         return ""
     if seen.isdecimal() and int(seen) in _ADDRESSES:
         return ""
-    text = _HEX_ADDRESS.sub("", seen)
+    text = _NUMPY_NUMBER.sub(r"\1", _HEX_ADDRESS.sub("", seen))
     return f"seen {text}"
 
 

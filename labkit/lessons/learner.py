@@ -80,7 +80,7 @@ def count_claims(sources: Iterable[str]) -> int:
 def find_predictions(sources: Iterable[str]) -> list[str]:
     """The names of the questions that the code cells ask with ``predict``, in order."""
     return [
-        node.args[0].value
+        str(node.args[0].value)
         for source in sources
         for statement in _parse(source)
         for node in ast.walk(statement)

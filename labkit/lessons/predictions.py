@@ -39,6 +39,17 @@ from labkit.text import near_match, plural
 
 WAITING = "Choose first, or open this to see what this machine showed"
 
+# Buttons wrap on a narrow page. Those of an ended kernel are gone: JupyterLab shows an error in
+# their place, and this says what to do.
+_STYLE = """<style>
+.labkit-question .jupyter-button{white-space:normal;height:auto;line-height:1.5;padding:2px 10px}
+.jp-OutputArea:has(.labkit-asked) .jp-OutputArea-output.jupyter-widgets:not(:has(*))
+{visibility:hidden;font-size:0}
+.jp-OutputArea:has(.labkit-asked) .jp-OutputArea-output.jupyter-widgets:not(:has(*))::after
+{content:"Run this cell to choose.";visibility:visible;
+font-size:var(--jp-content-font-size1,14px)}
+</style>"""
+
 # The predictions of this process, used if there is no workspace.
 _made: dict[str, Prediction] = {}
 
@@ -203,9 +214,11 @@ class _Asked:
 
     def show(self) -> None:
         """Displays the question and below it the buttons, or what to write without them."""
-        _show(Card(QUIET, "what do you expect?", self._question.text), self._ids[0])
+        card = Card(QUIET, "what do you expect?", self._question.text)
+        html = f'<div class="labkit-asked">{card_html(card)}{_STYLE}</div>'
+        show_bundle({"text/html": html, "text/plain": card_text(card)}, self._ids[0])
         how = self._how_without_buttons()
-        bundle = {"text/html": inline_html(how), "text/plain": how}
+        bundle: dict[str, object] = {"text/html": inline_html(how), "text/plain": how}
         widget = self._make_widget()
         if widget is not None:
             view = {"version_major": 2, "version_minor": 0, "model_id": widget.model_id}
@@ -214,7 +227,7 @@ class _Asked:
 
     def _how_without_buttons(self) -> str:
         choices = ", ".join(f"`{one}`" for one in self._question.choices) or "a number"
-        return f"Answer in the cell: {choices}, as `answer=...` in the call of predict"
+        return f"No buttons here: add `answer=...` to predict in this cell and run it; {choices}"
 
     def _make_widget(self) -> Any:
         try:
@@ -236,12 +249,13 @@ class _Asked:
             for one in choices
         ]
         for button in buttons:
+            button.tooltip = self._question.text.replace("`", "")  # read out after the choice
             button.on_click(lambda pressed: self._answer(pressed.description, pressed))
         return ipywidgets.HBox(buttons, layout=ipywidgets.Layout(flex_flow="row wrap"))
 
     def _make_entry(self, ipywidgets: Any) -> Any:
-        entry = ipywidgets.Text(placeholder="a number", layout=ipywidgets.Layout(width="10em"))
-        entry.tooltip = self._question.text
+        entry = ipywidgets.Text(description="Number:", layout=ipywidgets.Layout(width="12em"))
+        entry.style.description_width = "initial"
         button = ipywidgets.Button(description="That is what I expect")
         button.layout.width = "auto"
         button.on_click(lambda pressed: self._answer(entry.value, pressed))

@@ -38,7 +38,9 @@ from labkit.notebooks.kernel import (
     Kernel,
     OutputLimit,
     choose_kernel,
+    find_waiting_line,
     kernel_environment,
+    list_stack_arguments,
     shorten_middle,
 )
 from labkit.notebooks.outputs import copy_outputs, find_changes
@@ -71,7 +73,11 @@ ON_CUDA = (
     "try: a smaller batch; torch.no_grad() if no gradient is needed; restart kernels that still"
     " hold memory (nvidia-smi names their processes)"
 )
-FRAGMENTED = f"the cache is large, but its free blocks are too small: {EXPANDABLE} helps"
+FRAGMENTED = "the cache is large, but its free blocks are too small: "
+SET_IT = f"{EXPANDABLE} helps, unless the notebook sets it already"
+IS_SET = "expandable segments are on, so allocate the largest blocks first"
+# torch's variable, and its name before 2.9, which it still reads.
+ALLOCATOR_SETTINGS = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
 ON_CPU = "try: a smaller batch or a smaller dtype, or give the machine or container more memory"
 
 # This imports labkit in the kernel; the request fails if the kernel's Python does not have it.
@@ -115,8 +121,13 @@ def read_balance(value: str) -> FailureBalance | None:
     return None if found == FailureBalance() else found
 
 
-def advise(value: str, balance: FailureBalance | None) -> str:
-    """The balance in one line, if known, and what to try."""
+def advise(
+    value: str, balance: FailureBalance | None, environment: Mapping[str, str] = os.environ
+) -> str:
+    """The balance in one line, if known, and what to try.
+
+    ``environment`` is the kernel's, which says whether expandable segments are on.
+    """
     lines = []
     if balance:
         counts = {label: getattr(balance, key) for key, label in LABELS.items()}
@@ -126,7 +137,9 @@ def advise(value: str, balance: FailureBalance | None) -> str:
         lines.append(", ".join(known))
     lines.append(ON_CUDA if "CUDA" in value else ON_CPU)
     if balance and balance.asked_bytes and (balance.cached_bytes or 0) >= balance.asked_bytes:
-        lines.append(FRAGMENTED)
+        settings = [environment.get(name, "") for name in ALLOCATOR_SETTINGS]
+        is_set = any("expandable_segments:true" in one.lower() for one in settings)
+        lines.append(FRAGMENTED + (IS_SET if is_set else SET_IT))
     return "\n".join(lines)
 
 
@@ -167,7 +180,8 @@ class RunOptions:
 
     ``kernel`` overrides the kernel that a notebook names. ``asks_cuda`` is True if a kernel can
     use a GPU; only then is its allocator queried. Notebooks run in ``folder``, by default their
-    own. ``tolerance`` is the relative difference that numbers in outputs may have from the saved
+    own. With ``finds_waits``, a cell that is ended early says at which line it was. ``tolerance``
+    is the relative difference that numbers in outputs may have from the saved
     ones; None compares no outputs.
     """
 
@@ -182,6 +196,7 @@ class RunOptions:
     folder: Path | None = None
     parameters: Mapping[str, Any] = field(default_factory=dict)
     tolerance: float | None = None
+    finds_waits: bool = False
 
 
 @dataclass(frozen=True)
@@ -219,10 +234,13 @@ class Execution:
         self._meter = Meter(account, self._tick)
         self._probe = CudaProbe(notebook) if options.asks_cuda else None
         self._kernel = Kernel(choose_kernel(notebook, options.kernel))
+        # Where the cell was that has been ended: "cell 3 of 5, line 2: dist.barrier()".
+        self.waits: str | None = None
         self._client = Client(
             notebook,
             self._kernel,
             self._note_cut_short,
+            extra_arguments=list_stack_arguments(self._kernel) if options.finds_waits else [],
             timeout_func=lambda cell: self._limit_seconds(),
             startup_timeout=math.ceil(min(STARTUP_SECONDS, self._left_seconds())),
             allow_errors=options.allow_errors,
@@ -259,7 +277,19 @@ class Execution:
 
     def stop(self) -> None:
         """Ends the kernel and the run, from another thread; the status becomes "interrupted"."""
+        self._find_wait()
         self._client.stop()
+
+    def _find_wait(self) -> None:
+        place = self._recorder.place
+        if self._options.finds_waits and place and self.waits is None:
+            line = find_waiting_line(self._kernel, self._notebook)
+            self.waits = f"{place}, {line}" if line else place
+
+    @property
+    def has_lost_kernel(self) -> bool:
+        """True if the kernel's process has ended, whether or not the run knows it yet."""
+        return self._kernel.has_ended
 
     def _execute(self, scratch: str) -> Ending:
         """Runs the cells: a reference notebook in ``scratch``, any other notebook in its folder."""
@@ -269,8 +299,9 @@ class Execution:
             environment.pop("MPLBACKEND", None)  # the inline backend, as in JupyterLab
         if self._options.folder:
             folder = str(self._options.folder.resolve())
+        self._recorder.environment = {**environment, **self._options.environment}
         try:
-            self._client.run({**environment, **self._options.environment}, folder)
+            self._client.run(self._recorder.environment, folder)
         except (Exception, asyncio.CancelledError) as error:
             ending = self._explain_stop() if self._client.stopped else self._explain(error)
             if ending is None:
@@ -363,6 +394,7 @@ class Execution:
         self._follow(self._describe("running"))
 
     def _note_cut_short(self) -> None:
+        self._find_wait()
         self._recorder.note_output(self._client.limit)
         self._recorder.note_memory(self._meter.end_cell())
 
@@ -420,6 +452,7 @@ class CellRecorder:
         self._started = 0.0
         # The kernel's explanation of an out-of-memory error.
         self.explanation: str | None = None
+        self.environment: Mapping[str, str] = os.environ  # the kernel's
 
     @property
     def cells(self) -> tuple[CellResult, ...]:
@@ -506,7 +539,7 @@ class CellRecorder:
         if not is_out_of_memory(name, value):
             return replace(failure, hint=_find_hint(f"{_read_stderr(cell)}\n{name}: {value}"))
         balance = read_balance(value)
-        hint = self.explanation or advise(value, balance)
+        hint = self.explanation or advise(value, balance, self.environment)
         return replace(failure, kind="out_of_memory", balance=balance, hint=hint)
 
     def _change(self, **changes: Any) -> None:

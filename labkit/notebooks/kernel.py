@@ -31,6 +31,7 @@ from nbclient.exceptions import CellTimeoutError, DeadKernelError
 from nbformat.v4 import new_output
 
 from labkit.errors import LabkitError
+from labkit.notebooks.ranks import find_waiting_frame
 from labkit.notebooks.sources import DEEPEST, is_nested_too_deep
 from labkit.text import count_bytes, first_line, format_bytes
 
@@ -93,6 +94,26 @@ class Kernel:
         found = getattr(self.manager.provisioner, "pid", None)
         return None if found is None else int(found)
 
+    @property
+    def has_ended(self) -> bool:
+        """True if the process was started and has ended."""
+        process = getattr(self.manager.provisioner, "process", None)
+        return process is not None and process.poll() is not None
+
+    def read_stack(self, seconds: float = 1.0) -> str:
+        """The stack of the kernel's main thread; empty if it does not write one in time."""
+        before = self._stderr.seek(0, os.SEEK_END)
+        if self.process_id is None or self.has_ended:
+            return ""
+        _end(self.process_id, _ask_for_stack)
+        deadline = time.monotonic() + seconds
+        text = ""
+        while time.monotonic() < deadline and "in <module>\n" not in text:
+            time.sleep(0.02)
+            self._stderr.seek(before)
+            text = self._stderr.read().decode(errors="replace")
+        return text
+
     def guard(self) -> None:
         """Starts a shell that ends the kernel if this process is killed."""
         group = self._group
@@ -140,6 +161,40 @@ class Kernel:
     def _group(self) -> int | None:
         group = getattr(self.manager.provisioner, "pgid", None)
         return int(group) if group and group != os.getpgrp() else None
+
+
+# ipykernel runs this line at its start, before the first cell; it leaves no name behind.
+STACK_LINE = (
+    "--IPKernelApp.exec_lines=__import__('faulthandler').register("
+    "__import__('signal').SIGUSR1, all_threads=False)"
+)
+
+
+def list_stack_arguments(kernel: Kernel) -> list[str]:
+    """What makes this Python's kernel write its stack on a signal; nothing for another kernel."""
+    usable = kernel.name == NATIVE_KERNEL_NAME and hasattr(signal, "SIGUSR1")
+    return [STACK_LINE] if usable else []
+
+
+def _ask_for_stack(process_id: int, _: int) -> None:
+    os.kill(process_id, signal.SIGUSR1)
+
+
+def find_waiting_line(kernel: Kernel, notebook: Any) -> str | None:
+    """The user's line that the kernel is running: "line 2: dist.barrier()"; None if unknown."""
+    if not list_stack_arguments(kernel):
+        return None
+    frame = find_waiting_frame(kernel.read_stack())
+    if frame is None:
+        return None
+    from ipykernel.compiler import get_file_name
+
+    name = Path(frame.file).name
+    for cell in notebook.cells:
+        lines = cell.source.splitlines()
+        if Path(get_file_name(cell.source)).name == name and frame.line <= len(lines):
+            return f"line {frame.line}: {lines[frame.line - 1].strip()}"
+    return f"{frame.where}: {frame.source}".rstrip(": ")
 
 
 def find_marked(mark: str, proc: Path = Path("/proc")) -> Iterator[int]:

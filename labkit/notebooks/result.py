@@ -52,12 +52,13 @@ EXIT_CODES = {
     "timed_out": ExitCode.TIMEOUT,
     "invalid": ExitCode.USAGE,  # not a notebook, or its kernel is not installed
     "interrupted": ExitCode.INTERRUPTED,
+    "stopped": ExitCode.FAILED,  # a rank that was ended because another one failed
     "not_run": ExitCode.OK,  # an earlier notebook failed; that one sets the exit code
     "running": ExitCode.FAILED,  # only in the file of a run that is in progress or was killed
 }
 CELL_STATUSES = [
     *("passed", "failed", "timed_out", "died", "interrupted"),
-    *("skipped", "not_run", "running"),
+    *("skipped", "not_run", "running", "stopped"),
 ]
 FAILURE_KINDS = [
     *("cell", "out_of_memory", "timeout", "dead_kernel"),
@@ -168,6 +169,24 @@ class RunFailure(Struct, frozen=True):
     balance: FailureBalance | None = None
 
 
+class RankPlace(Struct, frozen=True):
+    """The place of a notebook's run among those of --nproc-per-node, and how it ended."""
+
+    rank: Count = 0
+    local_rank: Count = 0
+    world_size: Count = 1
+    host: str | None = None
+    failed_first: Annotated[
+        bool, Meta(description="The failure that the other ranks' failures follow from.")
+    ] = False
+    waits: Annotated[
+        str | None, Meta(description="The cell and the line where it was when it was ended.")
+    ] = None
+    ended_at: Annotated[
+        Seconds | None, Meta(description="Seconds since 1970, by this rank's clock.")
+    ] = None
+
+
 class NotebookResult(Struct, frozen=True):
     """One notebook: its status, wall seconds including kernel start and end, and its cells."""
 
@@ -202,6 +221,9 @@ class NotebookResult(Struct, frozen=True):
         Meta(description="Of --compare-outputs; null if nothing was compared."),
     ] = None
     notes: tuple[str, ...] = ()
+    rank: Annotated[
+        RankPlace | None, Meta(description="Of --nproc-per-node; null for a single process.")
+    ] = None
 
     @property
     def peak_bytes(self) -> int | None:
@@ -319,8 +341,12 @@ def find_highest(values: Iterable[int | None]) -> int | None:
 
 
 def find_status(notebooks: Iterable[NotebookResult]) -> str:
-    """The status of the first notebook that did not pass; "passed" if all did."""
-    statuses = [notebook.status for notebook in notebooks]
+    """The status of the first notebook that did not pass; "passed" if all did.
+
+    Of several ranks, it is the status of the one that failed first.
+    """
+    ordered = sorted(notebooks, key=lambda one: not (one.rank and one.rank.failed_first))
+    statuses = [notebook.status for notebook in ordered]
     for first in ("running", "interrupted"):
         if first in statuses:
             return first

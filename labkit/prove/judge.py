@@ -22,6 +22,8 @@ HELD_PERCENT = 85.0
 SLOWEST_LAUNCH_US = 50.0
 LEAST_PEER_SHARE = 0.5
 ERRORS = "memory errors"
+# Of two cores, 30 % of both would be less than one of them does alone: what counts is the gain.
+LEAST_GAIN_OF_CORE = 0.3
 IDLE_USED_BYTES = 2**29  # contexts of a display or a monitor are smaller
 
 
@@ -45,7 +47,6 @@ THRESHOLDS = {
     "sum.float32": Threshold(0.7, _MEMORY),
     "copy.to.pinned": Threshold(0.7, "the link's packets have headers and pauses"),
     "copy.from.pinned": Threshold(0.7, "the link's packets have headers and pauses"),
-    "threads.gain": Threshold(0.3, "cores share their power, cache and memory"),
 }
 
 # Why a figure that has a limit is not judged by it.
@@ -161,11 +162,10 @@ def _judge_figure(
 def _compare(figure: Figure, device: DeviceProof, *, is_top: bool) -> tuple[str, str]:
     """The status of a figure, and the reason in words."""
     value = figure.value or 0.0
-    if figure.key == "launch":
-        slow = value > SLOWEST_LAUNCH_US
-        return "low" if slow else "well", f"launches take 3 to 20 us, at most {SLOWEST_LAUNCH_US:g}"
-    if figure.key == "sustained.hold":
-        return "well" if value >= HELD_PERCENT else "low", f"at least {HELD_PERCENT:g} % is held"
+    bound = _find_bound(figure)
+    if bound is not None:
+        well, words = bound
+        return "well" if well else "low", words
     if figure.stored is not None and value < STORED_SHARE * figure.stored:
         words = f"this model reached {figure.stored:.4g} {figure.unit} in a stored proof"
         return "low", f"{words}; at least {_percent(STORED_SHARE)} of that is expected"
@@ -177,6 +177,22 @@ def _compare(figure: Figure, device: DeviceProof, *, is_top: bool) -> tuple[str,
         return "unjudged", UNJUDGED.get(figure.key.partition(".")[0], "no limit is known")
     words = f"at least {_percent(threshold.share)} of the limit is expected: {threshold.reason}"
     return ("well" if share >= threshold.share else "low"), words
+
+
+def _find_bound(figure: Figure) -> tuple[bool, str] | None:
+    """Whether a figure that is not judged by a share is well, and its bound; None for others."""
+    value = figure.value or 0.0
+    if figure.key == "launch":
+        words = f"launches take 3 to 20 us, at most {SLOWEST_LAUNCH_US:g}"
+        return value <= SLOWEST_LAUNCH_US, words
+    if figure.key == "sustained.hold":
+        return value >= HELD_PERCENT, f"at least {HELD_PERCENT:g} % is held"
+    if figure.key == "threads.gain" and figure.limit:
+        least = 1 + LEAST_GAIN_OF_CORE * (figure.limit - 1)
+        more = f"{_percent(LEAST_GAIN_OF_CORE)} more for each core after the first"
+        reason = "cores share their power, cache and memory"
+        return value >= least, f"at least {least:.2g} x is expected, {more}: {reason}"
+    return None
 
 
 def _percent(share: float) -> str:
@@ -388,7 +404,9 @@ def find_status(proof: Proof) -> str:
     working = [one for one in proof.devices if any(each.value is not None for each in one.figures)]
     dead = [one for one in proof.devices if one.trouble and one.kind != "cpu"]
     no_driver = any(fact.group == "driver" and fact.status == "failed" for fact in proof.facts)
-    if dead or no_driver or (proof.devices and not working):
+    tried = [one for one in proof.devices if any(each.status != "skipped" for each in one.figures)]
+    untried = bool(proof.devices) and not tried and all(one.figures for one in proof.devices)
+    if dead or no_driver or (proof.devices and not working and not untried):
         return "unusable"
     if count_failures(proof):
         return "broken"

@@ -736,7 +736,7 @@ def measure_device(name: str, plan: MeasurePlan, emit: Emit) -> None:
             before = meter.read_hardware()._asdict()
             emit({"idle": meter.read_load()._asdict()})
         emit({"start": "import"})
-        began = time.perf_counter()
+        started, began = time.monotonic(), time.perf_counter()
         import torch
 
         emit({"step": "import", "seconds": time.perf_counter() - began})
@@ -748,7 +748,7 @@ def measure_device(name: str, plan: MeasurePlan, emit: Emit) -> None:
         if device.type == "cuda":
             torch.cuda.set_device(device)
         emit({"hardware": {**before, **describe_device(torch, device)}})
-        run_steps(Bench(torch, device, plan, emit, meter))
+        run_steps(Bench(torch, device, plan, emit, meter, started))
     emit({"step": "end"})
 
 

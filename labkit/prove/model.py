@@ -24,6 +24,7 @@ from msgspec import Meta, Struct
 from labkit.errors import ExitCode, UsageError
 from labkit.memory.balance.model import Balance, ThisProcess
 from labkit.notebooks.result import Count, Seconds, fit, make_schema
+from labkit.text import shorten
 
 SCHEMA_VERSION = 1
 PROOF_NAME = "proof.json"
@@ -332,13 +333,31 @@ def read_proof(place: Path) -> Proof:
     if not isinstance(described, dict) or not isinstance(described.get("devices"), list):
         raise UsageError(f"{path} is not a proof", cause="it has no list of devices")
     version = described.get("schema_version", SCHEMA_VERSION)
-    if isinstance(version, int) and version > SCHEMA_VERSION:
+    if type(version) is not int or version < 1:
+        raise UsageError(
+            f"{path} is not a proof",
+            cause=f"its schema version is {shorten(json.dumps(version), 40)}, not a number from 1",
+        )
+    if version > SCHEMA_VERSION:
         raise UsageError(
             f"{path} has schema version {version}",
             cause=f"a newer labkit wrote it; this one reads up to {SCHEMA_VERSION}",
         )
     proof: Proof = fit({**described, "schema_version": SCHEMA_VERSION}, Proof)
     return proof
+
+
+def find_damage(place: Path) -> str | None:
+    """What of a proof that can be read is missing or has the wrong type; None for a whole one."""
+    path = place / PROOF_NAME if place.is_dir() else place
+    described = json.loads(path.read_text(encoding="utf-8"), parse_constant=lambda name: None)
+    try:
+        proof = msgspec.convert(described, Proof)
+    except msgspec.ValidationError as error:
+        return f"{path} is damaged, and what does not fit is left out: {error}"
+    if not proof.devices:
+        return f"{path} has no devices"
+    return None if any(proof.figures) else f"{path} has no figures"
 
 
 def format_schema() -> str:

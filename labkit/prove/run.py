@@ -33,6 +33,7 @@ from labkit.devices.verify import (
 )
 from labkit.doctor.run import Examination
 from labkit.errors import DeviceMissingError, LabkitError, UsageError
+from labkit.host.torch_builds import read_torch_build
 from labkit.notebooks.result import NotebookResult, fit
 from labkit.process import CommandResult, run_command, stream_command
 from labkit.prove.judge import judge_proof, list_variables
@@ -297,6 +298,9 @@ class ProofRun:
         if self._options.quick or (beside and self._options.seconds < LONG_SECONDS):
             left = [one for one in left if one not in ("compile", "verify-compile")]
         deadline = self._tools.clock() + limit_seconds
+        if limit_seconds <= 0:
+            record.leave_out(left)
+            left = []
         for _ in range(1 + MOST_RESTARTS):
             if not left:
                 break
@@ -416,7 +420,11 @@ class ProofRun:
 
     def _describe_versions(self) -> Versions:
         driver = next((one.driver for one in self._detection.devices if one.driver), None)
-        build = (self._torch or {}).get("build", {})
+        measured = (one.facts for one in self._records if one.facts)
+        build = (self._torch or next(measured, {})).get("build", {})
+        installed = None if build else read_torch_build()  # nothing was measured, or not to its end
+        if installed is not None:
+            build = installed._asdict()
         return Versions(
             labkit=__version__,
             python=platform.python_version(),

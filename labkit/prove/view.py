@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -10,7 +11,7 @@ from labkit.charts import AREA, WIDTH, Area, Line, Scale, render_frame, render_l
 from labkit.memory.balance.view import render_balance
 from labkit.notebooks.compare import Pair
 from labkit.notebooks.report.page import format_moment, make_page
-from labkit.prove.judge import is_rate
+from labkit.prove.judge import VARIABLES, is_rate
 from labkit.prove.limits import find_limit
 from labkit.prove.model import Cause, DeviceProof, Figure, HardwareFacts, LabProof, Proof, ProofFact
 from labkit.render import escape, make_table, start_sentence
@@ -62,6 +63,10 @@ def format_proof(proof: Proof) -> str:
     blocks += [_format_fact(fact) for fact in bad]
     if proof.labs:
         blocks.append("\n".join(_format_lab(lab) for lab in proof.labs))
+    if proof.variables:
+        set_ = proof.variables.items()
+        said = [f"  {name}={value}: {VARIABLES.get(name, 'unknown')}" for name, value in set_]
+        blocks.append("\n".join(["set variables", *said]))
     blocks += [
         f"{step.name}: {step.words}" for step in proof.steps if step.status in ("skipped", "failed")
     ]
@@ -734,7 +739,8 @@ def format_proof_comparison(a: Proof, b: Proof) -> str:
         lines.append(
             f"  {one.title:<{width}}  {left:>16}  {right:>16}  {ratio:>8}  {word}".rstrip()
         )
-    return escape_controls("\n".join(lines))
+    # A foreign proof's words stay in their line.
+    return "\n".join(escape_controls(re.sub(r"\s", " ", line)) for line in lines)
 
 
 def _title(proof: Proof) -> str:

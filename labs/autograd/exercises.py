@@ -31,7 +31,7 @@ def complain_of_traces(_got: Tensor, arguments: tuple[Any, ...]) -> str | None:
         if isinstance(given, Tensor) and given.requires_grad:
             return NotThisWay(
                 f"argument number {number} came without requires_grad "
-                "and was given it: everything computed from it later would be recorded"
+                "and was given it: everything computed from it later would be tracked"
             )
     return None
 
@@ -90,10 +90,10 @@ def by_backward(
 
 CUBIC = Exercise(
     name="cubic",
-    title="The slope of a cubic",
+    title="The gradient of a cubic",
     hints=(
         "`backward` needs two things: a leaf that requires grad, and a single number to start "
-        "from. Which operation makes one number of many, and lets each of them keep its own slope?",
+        "from. Which operation makes one number of many, and lets each keep its own derivative?",
         "A number becomes a tensor with `torch.as_tensor`. The caller's tensor is not yours to "
         "mark: what gives you the same values without the history?",
     ),
@@ -263,15 +263,15 @@ DESCEND = Exercise(
     name="descend",
     title="Walk downhill",
     hints=(
-        "Each step has three parts: record and call `backward`, move, clear the gradient. Which "
-        "of them must not be recorded?",
+        "Each step has three parts: compute and call `backward`, move, clear the gradient. Which "
+        "of them must not be in the graph?",
         "Where do your values live? `start.detach()` shares memory with `start`. And after the "
         "first step: is the name you differentiate still a leaf?",
     ),
     cases=make_descend_cases,
     wrong_answers=(
         WrongAnswer("never clears the gradient", descend_badly(clear=False), "wrong_values"),
-        WrongAnswer("moves the leaf while recording", descend_badly(record=True), "raised"),
+        WrongAnswer("moves the leaf while it is tracked", descend_badly(record=True), "raised"),
         WrongAnswer("moves the caller's start", descend_badly(alias=True), "changed_argument"),
         WrongAnswer("returns the height", lambda f, start, *_: f(start), "wrong_shape"),
         WrongAnswer(
@@ -287,7 +287,7 @@ def complain_of_gradient(got: Tensor, arguments: tuple[Any, ...]) -> str | None:
     """A sentence where the gradient does not come through the rounding unchanged."""
     (x,) = arguments
     if not got.requires_grad:
-        return NotThisWay("nothing was recorded: no gradient can reach x")
+        return NotThisWay("the answer has no graph: no gradient can reach x")
     sent = torch.linspace(1, 2, got.numel(), dtype=got.dtype).reshape(got.shape)
     (arrived,) = torch.autograd.grad((got * sent.to(got.device)).sum(), x, allow_unused=True)
     if arrived is None:
@@ -393,12 +393,12 @@ def track_slope(equation: Equation, x: Tensor, a: Tensor) -> Tensor:
 
 IMPLICIT = Exercise(
     name="implicit_slope",
-    title="The slope of a solution",
+    title="The derivative of a solution",
     hints=(
         "Move a by a little: x must move so that the equation stays at zero. Write that down as "
-        "one line with the two slopes of the equation, and solve it for dx/da.",
-        "Autograd gives you both slopes of `equation` in one call, from leaves of your own that "
-        "hold the values of x and a. Mind the sign when you solve for dx/da.",
+        "one line with the two derivatives of the equation, and solve it for dx/da.",
+        "Autograd gives you both derivatives of `equation` in one call, from leaves of your own "
+        "that hold the values of x and a. Mind the sign when you solve for dx/da.",
     ),
     cases=make_slope_cases,
     wrong_answers=(
@@ -414,12 +414,12 @@ IMPLICIT = Exercise(
             "takes x for a constant", lambda *given: find_partials(*given)[1], "wrong_values"
         ),
         WrongAnswer(
-            "asks the graph that the solver did not record",
+            "asks for a graph that the solver did not build",
             lambda g, x, a: torch.autograd.grad(x.sum(), a)[0],
             "raised",
         ),
-        WrongAnswer("returns both slopes", find_partials, "wrong_type"),
-        WrongAnswer("returns a slope that is tracked", track_slope, "forbidden"),
+        WrongAnswer("returns both derivatives", find_partials, "wrong_type"),
+        WrongAnswer("returns a derivative that is tracked", track_slope, "forbidden"),
     ),
 )
 

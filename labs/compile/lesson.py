@@ -13,12 +13,13 @@
 # %% [markdown]
 # # Compiling with torch.compile
 #
-# `torch.compile(f)` makes faster code from `f`, if it can. Is it worth it? The first cells measure
-# that on this machine: the same function, called as it is ("eager") and compiled. The first compile
-# of all takes seconds, on a slow machine a minute: that is one of the results.
+# `torch.compile(f)` makes faster code from `f`, if it can. Is it worth it? Run the cells below
+# (click one, then Shift+Enter). They measure the same function, called as it is ("eager") and
+# compiled. The first compile of all takes seconds, on a slow machine a minute: that is one of the
+# results.
 
 # %% jupyter={"source_hidden": true}
-# The imports of this lab
+# Imports: run this cell first.
 import contextlib
 import gc
 import logging
@@ -69,6 +70,9 @@ def wave(x):
 
 
 print("torch", torch.__version__, "on", device)
+
+# %% jupyter={"source_hidden": true}
+# A million numbers, eager and compiled: run this cell, then look at the first call.
 if can_compile:
     million = torch.randn(2**20, device=device)
     compiled_wave = torch.compile(wave)
@@ -129,6 +133,8 @@ model = MyModel().to(device)
 compiled_model = torch.compile(model)
 input_data = torch.randn(64, 64, device=device)
 
+# %% jupyter={"source_hidden": true}
+# A question: run this cell, then choose.
 predict("compile.shared", "You train `compiled_model`. What happens to the parameters of `model`?",
         ["they are trained too", "they stay as they are"],
         seen="they are trained too" if compiled_model.widen.weight is model.widen.weight
@@ -140,8 +146,10 @@ claim(
     all(name.startswith("_orig_mod.") for name in compiled_model.state_dict()),
 )
 
+# %%
 in_place = MyModel()
 in_place.compile()
+
 claim("model.compile() leaves the class and the names as they were",
       (type(in_place), list(in_place.state_dict())), (MyModel, list(model.state_dict())))
 
@@ -240,6 +248,9 @@ if can_compile:
         eager_best.append(min(time_calls(lambda: wave(x), 25)))
         compiled_best.append(min(time_calls(lambda: compiled_wave(x), 25)))
 
+# %% jupyter={"source_hidden": true}
+# A question: run this cell, then choose.
+if can_compile:
     predict("compile.kernels", "How many kernels does the compiler write for `wave`?",
             [1, 2, 5, 10], seen=metrics.generated_kernel_count,
             because="It reads `x` once, does all ten steps on the values in registers, and writes "
@@ -265,7 +276,8 @@ claim(
 # Fusion pays off most where memory is the limit: in long chains of cheap operations on large
 # tensors.
 
-# %%
+# %% jupyter={"source_hidden": true}
+# The time of a call over the size of x: run this cell, then look at both plots.
 if can_compile:
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8))
     left.loglog(sizes, eager_best, "o-", label="eager")
@@ -307,13 +319,17 @@ if can_compile:
     errors = {}
     for name, function in (("eager", wave), ("compiled", compiled_wave)):
         errors[name] = (function(x).double() - exact).abs().mean().item()
+else:
+    print("skipped: with a compiler, the errors of eager and of compiled code")
+
+# %% jupyter={"source_hidden": true}
+# A question: run this cell, then choose.
+if can_compile:
     predict("compile.rounding", "In 16 bits, which is closer to the exact result?",
             ["eager", "compiled", "both the same"],
             seen="compiled" if errors["compiled"] < errors["eager"] else "eager",
             because="Eager code rounds to 16 bits after every operation. The fused loop computes "
             "in float32 and rounds once, at the end.")
-else:
-    print("skipped: with a compiler, the errors of eager and of compiled code")
 
 claim(
     "in 16 bits, compiled is closer to float64 than eager",
@@ -369,6 +385,9 @@ def with_fallback_random():
 
 torch.compiler.reset()
 compiled_drop = torch.compile(drop)
+
+# %% jupyter={"source_hidden": true}
+# A question: run this cell, then choose.
 if can_compile:
     predict("compile.dropout", "With one seed, do eager and compiled dropout drop the same values?",
             ["yes", "no"],
@@ -442,6 +461,8 @@ claim("with a warm cache, no graph is missing from it", lambda: warm_misses, 0, 
 # %%
 modes = torch._inductor.list_mode_options()
 
+# %% jupyter={"source_hidden": true}
+# A question: run this cell, then choose.
 predict("compile.reduce_overhead", '`mode="reduce-overhead"` sets one option. What does it do?',
         ["it uses less memory", "it records the GPU's work and replays it", "it skips the guards"],
         seen="it records the GPU's work and replays it"
@@ -524,12 +545,15 @@ for name, compiled in (
 
 
 # %% [markdown]
-# Now the memory, measured on a CUDA device. After a few calls, the cell drops the results and lets
+# ### Optional: what CUDA graphs keep
+#
+# The memory, measured on a CUDA device. After a few calls, the cell drops the results and lets
 # torch return unused memory (`empty_cache`). What torch still holds, beyond the model and its
 # input, is what the mode keeps between calls.
 
 
-# %%
+# %% jupyter={"source_hidden": true}
+# Memory that each mode keeps, on a CUDA device: run this cell.
 def kept_bytes(mode):
     """Bytes that torch keeps on the GPU for a compiled model between calls."""
     torch.compiler.reset()
@@ -580,7 +604,8 @@ claim(
 # until the next one begins.
 
 
-# %%
+# %% jupyter={"source_hidden": true}
+# Results of replays, on a CUDA device: run this cell.
 def replayed_function(calls):
     """A function that replays a CUDA graph, called so many times before, and an input for it."""
     torch.compiler.reset()
@@ -643,11 +668,14 @@ claim(
 torch.compiler.reset()
 
 # %% [markdown]
+# ### Fusion saves memory
+#
 # Fusion saves memory, in every mode: intermediate results that stay in registers are never written.
 # On a CUDA device, the peak shows it.
 
 
-# %%
+# %% jupyter={"source_hidden": true}
+# The peak of fused code, on a CUDA device: run this cell.
 def peak_bytes(function, x):
     """The peak of allocated bytes on the GPU during one call, over what was there before."""
     function(x)
@@ -715,7 +743,8 @@ claim("a second call with the same kind of input captures nothing new", counter.
 
 operations = [node.target for node in counter.graphs[0].graph.nodes if node.op.startswith("call")]
 
-# %%
+# %% jupyter={"source_hidden": true}
+# A question: run this cell, then choose.
 predict("compile.unrolled", "`thrice` has a loop of 3 rounds and an `if`. How many operations does "
         "its graph have?", [1, 2, 4, 7], seen=len(operations),
         because="The loop has a fixed length, and is unrolled. The number of dimensions is known "
@@ -750,6 +779,8 @@ def talkative(x):
 
 explanation = torch._dynamo.explain(talkative)(torch.ones(4))
 
+# %% jupyter={"source_hidden": true}
+# A question: run this cell, then choose.
 predict("compile.graphs", "As how many graphs is `talkative` captured?", [1, 2, 3, "none"],
         seen=explanation.graph_count,
         because="It breaks at the `print` and at the `if` on a value. The result is still right.")
@@ -764,7 +795,8 @@ for reason in explanation.break_reasons:
 # (`generic_jump` is Dynamo's word for an `if` on a tensor.) The picture shows what runs compiled,
 # and what Python does in between.
 
-# %%
+# %% jupyter={"source_hidden": true}
+# A picture of the graphs: run this cell.
 pieces = []
 for index, graph_operations in enumerate(explanation.ops_per_graph):
     names = ", ".join(getattr(one, "__name__", str(one)) for one in graph_operations)
@@ -908,7 +940,8 @@ check("compile.make_clipper", make_clipper)
 # shows how each call differs from the first one.
 
 
-# %%
+# %% jupyter={"source_hidden": true}
+# Catches the lines of a log: run this cell.
 @contextlib.contextmanager
 def caught_logs(name):
     """The messages of one logger, in a list, and not on the screen."""
@@ -924,6 +957,7 @@ def caught_logs(name):
         logger.handlers, logger.propagate = before
 
 
+# %%
 def shift(x):
     return x + offset
 
@@ -961,7 +995,8 @@ with caught_logs("torch._dynamo.guards.__recompiles") as lines:
         table.append(f"{change:<28}{compiles}  {textwrap.shorten(why, 72, placeholder=' ...')}")
 torch._logging.set_logs()
 
-# %%
+# %% jupyter={"source_hidden": true}
+# A question: run this cell, then choose.
 predict("compile.strides", "`x` is 4 by 4, and `watched(x)` is compiled. Does `watched(x.t())`, "
         "with the same shape and dtype, compile again?", ["yes", "no"],
         seen="yes" if counts["other strides (transposed)"] else "no",
@@ -971,7 +1006,8 @@ claim("another dtype recompiles", counts["another dtype"], 1)
 claim("other strides recompile, although the shape is the same",
       counts["other strides (transposed)"], 1)
 
-# %%
+# %% jupyter={"source_hidden": true}
+# A question: run this cell, then choose.
 predict("compile.grad_mode", "Does `watched(x)` under `torch.no_grad()` compile again?",
         ["yes", "no"], seen="yes" if counts["no_grad"] else "no",
         because="The grad mode is guarded.")
@@ -998,18 +1034,22 @@ watched(zeros)
 offset = 5.0
 after_change = watched(zeros)
 
+# %% jupyter={"source_hidden": true}
+# A question: run this cell, then choose.
 predict("compile.global", "`offset` was 1 when `shift` was compiled, and is 5 now. What does "
         "`watched(zeros)` give?", {"1, as compiled": zeros + 1, "5, compiled again": zeros + 5,
         "an error": None}, seen=after_change, because="Globals that the code reads are guarded.")
 claim("a changed global is seen", after_change, zeros + 5)
 claim("the changed global costs a second compile", counter.count, 2)
 
+# %%
 counter = GraphCounter()
 dropout = nn.Dropout(0.5)
 watched_dropout = torch.compile(dropout, backend=counter)
 ones = torch.ones(3)
 watched_dropout(ones)
 dropout.eval()
+
 claim("in eval mode, dropout drops nothing", watched_dropout(ones), ones)
 claim("the switch to eval mode costs a second compile", counter.count, 2)
 
@@ -1099,21 +1139,24 @@ totals = {
     "mark_dynamic(x, 0)": compiles_over_shapes(shapes, mark=True),
 }
 
-# %%
+# %% jupyter={"source_hidden": true}
+# A question: run this cell, then choose.
 predict("compile.sizes", "Default settings: calls with 3, 5, 7 and 9 rows. How many graphs?",
         [1, 2, 4], seen=totals["default"][3],
         because="The second size recompiles, and makes the number of rows dynamic.")
 claim("by default, the second number of rows recompiles, and further ones do not",
       totals["default"], [1, 2, 2, 2, 3, 4])
 
-# %%
+# %% jupyter={"source_hidden": true}
+# A question: run this cell, then choose.
 predict("compile.one_row", "With `dynamic=True`, these calls share one graph. Then comes a call "
         "with 1 row. How many graphs now?", [1, 2], seen=totals["dynamic=True"][4],
         because="The sizes 0 and 1 always get graphs of their own: a size of 1 broadcasts.")
 claim("dynamic=True makes sizes dynamic from the start",
       totals["dynamic=True"], [1, 1, 1, 1, 2, 2])
 
-# %%
+# %% jupyter={"source_hidden": true}
+# Graphs after each shape: run this cell, then look where each line rises.
 figure, axes = plt.subplots()
 for place, (name, values) in enumerate(totals.items()):
     raised = [value + 0.06 * place for value in values]  # so that no line hides another
@@ -1201,7 +1244,8 @@ def compile_many_sizes(sizes, **options):
         compiled(torch.ones(size))
     return counter.count
 
-
+# %% jupyter={"source_hidden": true}
+# A question: run this cell, then choose.
 with caught_logs("torch._dynamo.convert_frame") as lines:
     predict("compile.limit", f"{limit} sizes are compiled, and no more is allowed. What happens in "
             "a call with one more size?",
@@ -1277,5 +1321,5 @@ check("compile.compile_in_buckets", compile_in_buckets)
 # - `reduce-overhead` and `max-autotune` use CUDA graphs: faster launches, more memory.
 # - `torch.compiler.reset()` clears what this process compiled.
 #
-# **Next:** [Functional transforms](05_functional.ipynb): gradients as functions, for a whole batch
+# Next: [Functional transforms](05_functional.ipynb): gradients as functions, for a whole batch
 # at once.

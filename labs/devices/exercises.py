@@ -64,7 +64,7 @@ ADD_POSITIONS = Exercise(
     title="Add to each row its number, on any device",
     hints=(
         "Where does a tensor go that you make with torch.arange(n), and where is x?",
-        "A new tensor can be told its device when it is made; x knows its own. "
+        "A new tensor takes its device when it is made; x knows its own. "
         "Then look at the shapes: row numbers change from row to row, not from column to column.",
     ),
     cases=add_positions_cases,

@@ -13,12 +13,11 @@
 # %% [markdown]
 # # Devices
 #
-# A tensor lives on a device, and an operation runs where its tensors live. This lab is about
-# choosing that place, moving between places, and measuring honestly what a place brings: time,
-# rounding error, memory. No GPU here? Most of it still runs: a second device that every machine has
-# stands in for the missing one, and a cell that does need a GPU says what it would show.
+# Training a network is mostly matrix products. How fast is this machine at them? Run the two folded
+# cells below with Shift+Enter: they measure it here, beside what one GPU reached.
 
-# %%
+# %% jupyter={"source_hidden": true}
+# Imports: run this cell first.
 import os
 import statistics
 import time
@@ -30,11 +29,48 @@ import matplotlib.pyplot as plt
 import torch
 from torch.nn import functional
 
-from labkit import best_device, check, claim, claim_raises, estimate_memory, track_memory
+from labkit import best_device, check, claim, claim_raises, estimate_memory, predict, track_memory
 from labkit.lessons.pictures import use_lab_style
 
 torch.manual_seed(0)
 use_lab_style()
+
+# %% jupyter={"source_hidden": true}
+# Matrix products here and on a GPU: run this cell, then compare the bars.
+def product_rate(device, size, repeats=10):
+    """Billion operations a second in a float32 product: the fastest of a few."""
+    a = torch.randn(size, size, device=device)
+    fastest = float("inf")
+    for _ in range(repeats):
+        start = time.perf_counter()
+        a @ a
+        if device.type != "cpu":
+            torch.accelerator.synchronize()
+        fastest = min(fastest, time.perf_counter() - start)
+    return 2 * size**3 / fastest / 1e9
+
+
+rates = {"this CPU, float32": product_rate(torch.device("cpu"), 768)}
+if torch.accelerator.is_available():
+    rates[f"this {best_device().type}, float32"] = product_rate(best_device(), 4096)
+# Measured by `labkit prove` on 2026-11-27; the file is docs/results/ in labkit's repository.
+rates["an H100, float32"] = 51_600
+rates["an H100, bfloat16"] = 813_600
+
+figure, axes = plt.subplots(figsize=(7, 2.6), layout="constrained")
+axes.bar_label(axes.barh(list(rates), list(rates.values())), fmt="{:,.0f}", padding=4)
+axes.set(xscale="log", xlabel="billion operations a second", xlim=(1, 1e7))
+axes.set_title("One matrix product, measured here and on an H100 (2026-11-27)")
+axes.invert_yaxis()
+plt.show()
+
+# %% [markdown]
+# A tensor lives on a device, and an operation runs where its tensors live. This lab is about
+# choosing that place, moving between places, and measuring honestly what a place brings: time,
+# rounding error, memory. No GPU here? Most of it still runs: a second device that every machine has
+# stands in for the missing one. Where a fact does need a GPU, the page says what a real one showed.
+#
+# Before most facts you are asked what you expect: choose, then look.
 
 # %% [markdown]
 # ## Choosing a device
@@ -72,12 +108,20 @@ claim(
 # One argument above matters. `current_accelerator()` alone tells what torch was *built* for, so a
 # CUDA build answers `cuda` on a machine without a GPU. With `check_available=True` it looks.
 #
-# A `torch.device` is a name and nothing more. You can name a device that is not there; only using
-# it fails. And `cuda` (whichever is current) is another name than `cuda:0`, so compare `.type`.
+# `cuda` (whichever is current) is another name than `cuda:0`, so compare `.type`.
 
-# %%
+# %% jupyter={"source_hidden": true}
+# A question: run this cell, then choose.
+predict(
+    "devices.name_only",
+    'What does `torch.device("cuda:99")` do on this machine?',
+    {"it gives a name, and nothing else": 99, "it raises: there is no such device": None},
+    seen=torch.device("cuda:99").index,
+    because="A `torch.device` is a name. Only using it fails, if the device is not there.",
+)
 claim("a device can be named where there is none", torch.device("cuda:99").index, 99)
-claim("cuda and cuda:0 are different names", torch.device("cuda") == torch.device("cuda:0"), False)
+claim("cuda and cuda:0 are different names", torch.device("cuda") == torch.device("cuda:0"), False,
+      shown=True)
 claim_raises(
     "a kind of device that torch does not know is refused",
     RuntimeError,
@@ -116,11 +160,9 @@ claim("the device changes the answer by rounding only", difference < 1e-3)
 print(f"relative difference between {device} and cpu: {difference:.1e}")
 
 # %% [markdown]
-# ### Nothing to do, nothing copied
+# ### Nothing to do
 #
-# Where the tensor is already as you ask, `.to`, `.cpu` and `.cuda` give you *the same tensor*, not
-# a copy. This saves time, and it sets a trap: code that changes the result in place behaves in one
-# way on the laptop, where nothing moved, and in another on the GPU, where a copy was made.
+# The function below moves its argument to the device and adds one to what it has moved.
 
 
 # %%
@@ -132,9 +174,19 @@ def add_one(values, device):
 
 original = torch.zeros(3)
 add_one(original, device)
-print("original on a", device.type, "machine:", original)
+print("this machine's device:", device.type)
 
-claim("x.to('cpu') is x itself when x is on the CPU", x.to("cpu") is x)
+# %% jupyter={"source_hidden": true}
+# A question: run this cell, then choose.
+predict(
+    "devices.nothing_to_move",
+    "What does `original` hold now, on this machine?",
+    {"zeros: the moved tensor was changed": 0.0, "ones: the original was changed": 3.0},
+    seen=original.sum().item(),
+    because="Where the tensor is already as you ask, `.to`, `.cpu` and `.cuda` give you the same "
+    "tensor, not a copy. The same code changes the original on a laptop and not on a GPU.",
+)
+claim("x.to('cpu') is x itself when x is on the CPU", x.to("cpu") is x, shown=True)
 claim("the same goes for a dtype that it has already", x.to(torch.float32) is x)
 claim("copy=True always copies", x.to("cpu", copy=True) is x, False)
 claim(
@@ -152,9 +204,25 @@ claim(
 
 # %%
 shadow = x.to("meta")
-petabyte = torch.empty(2**50, dtype=torch.uint8, device="meta")
 print(shadow)
 
+# %% jupyter={"source_hidden": true}
+# A question: run this cell, then choose.
+def make_petabyte():
+    try:
+        return torch.empty(2**50, dtype=torch.uint8, device="meta").nbytes
+    except RuntimeError:
+        return 0
+
+
+predict(
+    "devices.petabyte",
+    "A petabyte on meta, `torch.empty(2**50, dtype=torch.uint8, device='meta')`, gives",
+    {"a tensor": 2**50, "an error: no machine has that memory": 0},
+    seen=make_petabyte,
+    because="A meta tensor has a shape, and no values. It takes no memory.",
+)
+petabyte = torch.empty(2**50, dtype=torch.uint8, device="meta")
 claim(
     "moving gives a new tensor and leaves the old one where it was",
     (x.device.type, shadow.device.type),
@@ -167,14 +235,14 @@ claim_raises(
     NotImplementedError,
     lambda: shadow.cpu(),
     match="Cannot copy out of meta tensor",
+    shown=True,
 )
 
 # %% [markdown]
 # ### Modules move in place, tensors do not
 #
 # `tensor.to(...)` returns the moved tensor, and you must keep what it returns. `module.to(...)`
-# moves the module's own parameters and buffers, and returns the module for convenience. What moves
-# is what the module knows about: a plain tensor in an attribute stays behind.
+# moves the module itself.
 
 
 # %%
@@ -187,7 +255,24 @@ class Scale(torch.nn.Module):
 
 
 scale = Scale()
-claim("module.to() returns the module itself", scale.to("meta") is scale)
+moved_scale = scale.to("meta")
+
+
+# %% jupyter={"source_hidden": true}
+# A question: run this cell, then choose.
+predict(
+    "devices.module_parts",
+    "After `scale.to('meta')`, which of its three tensors are on meta?",
+    {
+        "all three": ("meta", "meta", "meta"),
+        "weight and mean": ("meta", "meta", "cpu"),
+        "weight only": ("meta", "cpu", "cpu"),
+    },
+    seen=(scale.weight.device.type, scale.mean.device.type, scale.plain.device.type),
+    because="What moves is what the module knows about: parameters and buffers. A plain tensor in an "
+    "attribute stays behind.",
+)
+claim("module.to() returns the module itself", moved_scale is scale, shown=True)
 claim(
     "its parameter and its buffer moved, the plain attribute did not",
     (scale.weight.device.type, scale.mean.device.type, scale.plain.device.type),
@@ -197,9 +282,7 @@ claim(
 
 # %% [markdown]
 # Does an optimizer that was made before the move still hold the right parameters? It does where
-# the `Parameter` objects stay and only what is in them changes: so for a change of dtype, and for
-# a move to CUDA. A move to or from meta makes new ones. Make the optimizer after the move, and
-# you need not remember which case is yours.
+# the `Parameter` objects stay and only what is in them changes.
 
 
 # %%
@@ -210,6 +293,20 @@ def keeps_its_weight(target):
     return layer.weight is weight
 
 
+# %% jupyter={"source_hidden": true}
+# A question: run this cell, then choose.
+predict(
+    "devices.same_parameters",
+    "An optimizer holds a layer's `Parameter` objects. Which move keeps them?",
+    {
+        "to another dtype, and to meta": (True, True),
+        "to another dtype only": (True, False),
+        "neither": (False, False),
+    },
+    seen=(keeps_its_weight(torch.float64), keeps_its_weight("meta")),
+    because="For a change of dtype, and for a move to CUDA, only what is in them changes. Make the "
+    "optimizer after the move, and you need not remember which case is yours.",
+)
 claim("a change of dtype keeps the Parameter objects", keeps_its_weight(torch.float64))
 claim("a move to meta makes new ones", keeps_its_weight("meta"), False)
 claim("a move to CUDA keeps them", lambda: keeps_its_weight("cuda"), needs="cuda")
@@ -217,23 +314,31 @@ claim("a move to CUDA keeps them", lambda: keeps_its_weight("cuda"), needs="cuda
 # %% [markdown]
 # ### Better than moving: made in the right place
 #
-# A move is an operation that autograd records, so a moved tensor is a *result* and not a leaf: its
-# `.grad` stays empty, and an optimizer refuses it. `torch.zeros(3, requires_grad=True).to("cuda")`
-# is a common mistake, and it goes unnoticed on the CPU, where nothing moves. Say `device=` when you
-# make the tensor. `zeros_like` and similar functions take the device of their example.
+# Say `device=` when you make a tensor. `zeros_like` and similar functions take the device of their
+# example. `torch.zeros(3, requires_grad=True).to("cuda")` is common, too.
 
 # %%
 w = torch.zeros(3, requires_grad=True)
-claim("a moved tensor is not a leaf", w.to("meta").is_leaf, False)
-claim_raises("an optimizer refuses it", ValueError,
-             lambda: torch.optim.SGD([w.to("meta")], lr=0.1), match="non-leaf")
-claim("where nothing moves, it stays one", w.to("cpu").is_leaf)
-claim("made in place, it is a leaf", torch.zeros(3, device=device, requires_grad=True).is_leaf)
-claim("zeros_like goes where its example is", torch.zeros_like(shadow).device.type, "meta")
-
 with torch.device("meta"):
     inside = torch.ones(4)
 outside = torch.ones(4)
+
+# %% jupyter={"source_hidden": true}
+# A question: run this cell, then choose.
+predict(
+    "devices.moved_leaf",
+    "`w` requires grad. Is `w.to('meta')` a leaf, with a `.grad` that backward fills?",
+    {"yes": True, "no": False},
+    seen=w.to("meta").is_leaf,
+    because="A move is an operation in the graph, so a moved tensor is a result: its `.grad` stays "
+    "empty, and an optimizer refuses it. On the CPU, where nothing moves, the mistake goes unnoticed.",
+)
+claim("a moved tensor is not a leaf", w.to("meta").is_leaf, False)
+claim_raises("an optimizer refuses it", ValueError,
+             lambda: torch.optim.SGD([w.to("meta")], lr=0.1), match="non-leaf", shown=True)
+claim("where nothing moves, it stays one", w.to("cpu").is_leaf)
+claim("made in place, it is a leaf", torch.zeros(3, device=device, requires_grad=True).is_leaf)
+claim("zeros_like goes where its example is", torch.zeros_like(shadow).device.type, "meta")
 claim(
     "`with torch.device(...)` sets the default for a block",
     (inside.device.type, outside.device.type),
@@ -264,16 +369,44 @@ check("devices.add_positions", add_positions)
 # ## When devices mix
 #
 # Torch never moves a tensor behind your back: a hidden copy would be slow, and you would not see
-# why. So an operation on two devices raises. The text names both; with CUDA it reads `Expected all
-# tensors to be on the same device`. Read it as a question: which of my tensors was made without
-# `device=`, or not moved?
+# why. So an operation on two devices raises. There are two exceptions.
 
 # %%
+number = torch.tensor(2.0)
+rows = torch.tensor([0, 2])
+
+# %% jupyter={"source_hidden": true}
+# A question: run this cell, then choose.
+def raising(**calls):
+    """The names of the calls that raise."""
+    names = []
+    for name, call in calls.items():
+        try:
+            call()
+        except RuntimeError:
+            names.append(name)
+    return names
+
+
+predict(
+    "devices.mixed",
+    "`x`, `number` and `rows` are on the CPU, `shadow` on meta. Which raises?",
+    {
+        "only x + shadow": ["sum"],
+        "x + shadow, and shadow * number": ["sum", "product"],
+        "x + shadow, shadow * number and shadow[rows]": ["sum", "product", "rows"],
+    },
+    seen=raising(
+        sum=lambda: x + shadow, product=lambda: shadow * number, rows=lambda: shadow[rows]
+    ),
+    because="A CPU tensor without dimensions counts as a number, and indices may stay on the CPU.",
+)
 claim_raises(
     "a CPU tensor and a meta tensor do not add",
     RuntimeError,
     lambda: x + shadow,
     match="is not on the expected device",
+    shown=True,
 )
 claim_raises(
     "a layer here and its input there do not meet",
@@ -301,18 +434,6 @@ claim_raises(
     match="Use Tensor.cpu() to copy the tensor to host memory first",
     needs="cuda",
 )
-
-# %% [markdown]
-# Two exceptions make life easier: a CPU tensor without dimensions counts as a number, and indices
-# may stay on the CPU. Neither works the other way round.
-#
-# Meta is a stand-in for lessons like this one, not a safety net: some operations that start from a
-# CPU tensor do not look whether the other one is on meta, and give arbitrary values.
-
-# %%
-number = torch.tensor(2.0)
-rows = torch.tensor([0, 2])
-
 claim("a CPU tensor without dimensions goes anywhere", (shadow * number).device.type, "meta")
 claim("CPU indices may pick from a tensor elsewhere", shadow[rows].shape, (2, 1000))
 claim_raises(
@@ -327,6 +448,14 @@ claim(
     "cuda",
     needs="cuda",
 )
+
+# %% [markdown]
+# Neither exception works the other way round. With CUDA the error reads `Expected all tensors to be
+# on the same device`. Read it as a question: which of my tensors was made without `device=`, or not
+# moved?
+#
+# Meta is a stand-in for lessons like this one, not a safety net: some operations that start from a
+# CPU tensor do not look whether the other one is on meta, and give arbitrary values.
 
 # %% [markdown]
 # The usual culprits, in the order in which people meet them:
@@ -678,24 +807,28 @@ for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
     facts = torch.finfo(dtype)
     print(f"{str(dtype):16}{facts.bits // 8:6}{facts.eps:12.2g}{facts.max:12.2g}")
 
-large = torch.tensor(70_000.0)
-claim("70,000 is too large for float16", large.to(torch.float16).isinf().item())
-claim("it is not for bfloat16", large.to(torch.bfloat16).isfinite().item())
-claim("but it comes out rounded", large.to(torch.bfloat16).item() != 70_000)
-
-# %% [markdown]
-# Numbers that are added to a large total can vanish entirely, one by one. Inside one `sum()` torch
-# adds in float32 and rounds once at the end; it is *your* running totals that get stuck.
-
 # %%
+large = torch.tensor(70_000.0)
 total = torch.tensor(0.0, dtype=torch.bfloat16)
 for _ in range(1000):
     total += 1
 ones = torch.ones(1000, dtype=torch.bfloat16)
 
+# %% jupyter={"source_hidden": true}
+# A question: run this cell, then type a number.
+predict(
+    "devices.stuck_total",
+    "A thousand ones, added one at a time to a bfloat16 total, make",
+    seen=total.item(),
+    because="From 256 on the next bfloat16 is 258: adding 1 changes nothing. Inside one `sum()` torch "
+    "adds in float32 and rounds once at the end; it is your running totals that get stuck.",
+)
 claim("a thousand ones, added one at a time in bfloat16, make 256", total.item(), 256.0)
 claim("because there 256 + 1 is 256", (torch.tensor(256.0).bfloat16() + 1).item(), 256.0)
 claim("ones.sum() makes a thousand", ones.sum().item(), 1000.0)
+claim("70,000 is too large for float16", large.to(torch.float16).isinf().item(), shown=True)
+claim("it is not for bfloat16", large.to(torch.bfloat16).isfinite().item())
+claim("but it comes out rounded", large.to(torch.bfloat16).item() != 70_000)
 
 # %% [markdown]
 # ### Error and speed of a product
@@ -708,7 +841,7 @@ claim("ones.sum() makes a thousand", ones.sum().item(), 1000.0)
 #
 # **TF32** is a way for NVIDIA GPUs (Ampere and newer) to multiply float32 matrices fast: inputs are
 # rounded to ten bits of mantissa, while the tensors stay float32. It is off for matrix products
-# until you call `torch.set_float32_matmul_precision("high")`, and on for cuDNN's convolutions.
+# until you call `torch.set_float32_matmul_precision("high")`.
 
 # %%
 kinds = {
@@ -820,6 +953,22 @@ def read_matmul_precision():
     return torch.backends.cuda.matmul.fp32_precision
 
 
+# %% jupyter={"source_hidden": true}
+# A question: run this cell, then choose.
+predict(
+    "devices.tf32",
+    "Where may TF32 be used if nobody has asked for it?",
+    {
+        "nowhere": ("ieee", "ieee"),
+        "in cuDNN's convolutions": ("ieee", "tf32"),
+        "in matrix products and convolutions": ("tf32", "tf32"),
+    },
+    seen=(
+        with_precision("highest", read_matmul_precision),
+        torch.backends.cudnn.conv.fp32_precision,
+    ),
+    because="Convolutions are less exact than matrix products by default, on a GPU that has TF32.",
+)
 claim("'high' allows TF32", with_precision("high", read_matmul_precision), "tf32")
 claim("'highest' does not", with_precision("highest", read_matmul_precision), "ieee")
 claim(
@@ -831,8 +980,7 @@ claim(
 # %% [markdown]
 # ### autocast: low where it is safe
 #
-# Inside `torch.autocast` each operation gets the dtype that suits it: products in bfloat16, losses
-# in float32. The parameters and their gradients stay float32.
+# Inside `torch.autocast` each operation gets the dtype that suits it.
 
 # %%
 model = torch.nn.Linear(16, 4, device=device)
@@ -844,6 +992,20 @@ with torch.autocast(device.type, dtype=torch.bfloat16):
     loss = functional.mse_loss(output, target)
 loss.backward()
 
+# %% jupyter={"source_hidden": true}
+# A question: run this cell, then choose.
+predict(
+    "devices.autocast",
+    "`output`, `loss` and `model.weight.grad` have the dtypes",
+    {
+        "bfloat16, bfloat16, bfloat16": (torch.bfloat16, torch.bfloat16, torch.bfloat16),
+        "bfloat16, float32, float32": (torch.bfloat16, torch.float32, torch.float32),
+        "bfloat16, float32, bfloat16": (torch.bfloat16, torch.float32, torch.bfloat16),
+    },
+    seen=(output.dtype, loss.dtype, model.weight.grad.dtype),
+    because="Products are computed in bfloat16, losses in float32. Parameters and their gradients stay "
+    "float32.",
+)
 claim("autocast computes the layer in bfloat16", output.dtype, torch.bfloat16)
 claim("the loss in float32", loss.dtype, torch.float32)
 claim(
@@ -875,8 +1037,7 @@ check("devices.mean_of_batches", mean_of_batches)
 # %% [markdown]
 # ## Where the memory is
 #
-# A tensor is a view of a storage. The storage is what takes memory, and it stays as long as *any*
-# view of it does. On CUDA torch counts three things: **allocated** (storages that are alive),
+# A tensor is a view of a storage, and the storage is what takes memory. On CUDA torch counts three things: **allocated** (storages that are alive),
 # **reserved** (what torch has taken from the driver, its cache included) and the **peak** of each.
 # On the CPU torch counts nothing, so we ask Linux how much of this process is in memory.
 #
@@ -924,17 +1085,16 @@ note_step("clone kept")
 torch.cuda.empty_cache()
 note_step("empty_cache")
 
-figure, axes = plt.subplots()
-for index, key in enumerate(before):
-    places = [place + 0.4 * index for place in range(len(steps))]
-    axes.bar(places, [step[key] / MIB for step in steps.values()], width=0.36, label=key)
-axes.set_xticks([place + 0.2 * (len(before) - 1) for place in range(len(steps))], list(steps))
-axes.set(title=f"256 MiB on {memory_device}, step by step", ylabel="MiB above the start")
-if before:
-    axes.legend()
-plt.show()
 
-# %%
+# %% jupyter={"source_hidden": true}
+# A question: run this cell, then choose.
+predict(
+    "devices.view_holds",
+    "`small` is one byte of the 256 MiB, and `del big` has run. How much memory does `small` hold?",
+    {"1 byte": 1, "256 MiB": 256 * MIB},
+    seen=storage_of_view,
+    because="A view of one value keeps the whole storage. A clone has a storage of its own.",
+)
 claim("a view of one byte holds the whole storage", storage_of_view, 256 * MIB)
 claim("a clone of it has a storage of its own", small.untyped_storage().nbytes() < MIB)
 
@@ -946,6 +1106,7 @@ if "in memory" in before:
     claim(
         "on the CPU, torch.empty takes addresses; memory comes with the first write",
         steps["empty"]["in memory"] < 56 * MIB and steps["fill_"]["in memory"] > 200 * MIB,
+        shown=True,
     )
 claim(
     "on CUDA, torch.empty takes the memory at once",
@@ -962,6 +1123,17 @@ claim(
     lambda: steps["empty_cache"]["reserved"] < 56 * MIB,
     needs="cuda",
 )
+
+# %%
+figure, axes = plt.subplots()
+for index, key in enumerate(before):
+    places = [place + 0.4 * index for place in range(len(steps))]
+    axes.bar(places, [step[key] / MIB for step in steps.values()], width=0.36, label=key)
+axes.set_xticks([place + 0.2 * (len(before) - 1) for place in range(len(steps))], list(steps))
+axes.set(title=f"256 MiB on {memory_device}, step by step", ylabel="MiB above the start")
+if before:
+    axes.legend()
+plt.show()
 
 # %% [markdown]
 # ### The peak is what must fit
@@ -1029,6 +1201,24 @@ with track_memory("cpu", kinds=True) as tracked:
     train_step(model, inputs)
 
 measured = sum(tracked.kinds.values())
+
+# %% jupyter={"source_hidden": true}
+# A question: run this cell, then choose.
+predict(
+    "devices.twice_the_rows",
+    "With 512 rows instead of 256, what doubles?",
+    {
+        "activations, gradients and parameters": (2.0, 2.0),
+        "the activations only": (2.0, 1.0),
+        "nothing": (1.0, 1.0),
+    },
+    seen=tuple(
+        round(estimates[512].kinds[kind] / estimates[256].kinds[kind], 1)
+        for kind in ("activations", "parameters")
+    ),
+    because="Parameters, and so their gradients, do not depend on the batch. This is why a smaller "
+    "batch mends an out-of-memory error, and why it helps less for a model of large layers.",
+)
 claim(
     "the estimate is within 2 % of the measured peak",
     abs(estimates[256].peak_bytes - measured) < 0.02 * measured,
@@ -1049,9 +1239,7 @@ estimates[256]
 # ## Out of memory, and back
 #
 # On CUDA, asking for more than is free raises `torch.OutOfMemoryError`, after torch has emptied its
-# own cache and tried again. The process lives on and so does the GPU. On the CPU only an absurd
-# request raises, and with a plain `RuntimeError`. A merely too large one is granted, and when the
-# pages are written Linux may end the process without a word to Python.
+# own cache and tried again. The process lives on and so does the GPU.
 
 
 # %%
@@ -1060,6 +1248,28 @@ def ask_for_twice_the_card():
     return torch.empty(2 * total_bytes, dtype=torch.uint8, device="cuda")
 
 
+# %% jupyter={"source_hidden": true}
+# A question: run this cell, then choose.
+def ask_for_petabyte():
+    try:
+        torch.empty(2**50, dtype=torch.uint8)
+    except RuntimeError as error:
+        return type(error).__name__
+    return "granted"
+
+
+predict(
+    "devices.cpu_petabyte",
+    "A petabyte on the CPU, `torch.empty(2**50, dtype=torch.uint8)`:",
+    {
+        "raises torch.OutOfMemoryError": "OutOfMemoryError",
+        "raises a plain RuntimeError": "RuntimeError",
+        "is granted": "granted",
+    },
+    seen=ask_for_petabyte,
+    because="Code that catches only `OutOfMemoryError` misses it. A merely too large request is granted, "
+    "and when the pages are written Linux may end the process without a word to Python.",
+)
 claim_raises(
     "the CPU refuses a petabyte",
     RuntimeError,
@@ -1083,11 +1293,8 @@ claim(
 
 
 # %% [markdown]
-# Why, then, does the next, smaller try so often fail as well? Because the *error* keeps the failed
-# call's frames, and the frames keep their tensors. A notebook even stores the last error for you,
-# in `sys.last_value` and `sys.last_traceback`, and from Python 3.12 on in `sys.last_exc` too. Here
-# is such a failure, with a weak reference to watch
-# the tensor without holding it:
+# Why, then, does the next, smaller try so often fail as well? Here is such a failure, with a weak
+# reference to watch the tensor without holding it:
 
 
 # %%
@@ -1102,8 +1309,20 @@ try:
     fail_with_a_tensor(watched)
 except torch.OutOfMemoryError as error:
     kept_error = error
+still_there = watched[0]() is not None
 
-claim("as long as the error is kept, so is the tensor", watched[0]() is not None)
+# %% jupyter={"source_hidden": true}
+# A question: run this cell, then choose.
+predict(
+    "devices.error_holds",
+    "The function has ended, and `kept_error` is all that is left. Is its tensor still in memory?",
+    {"no: the function has ended": False, "yes: the error holds it": True},
+    seen=still_there,
+    because="The error keeps the failed call's frames, and the frames keep their tensors. A notebook "
+    "stores the last error for you, in `sys.last_value` and `sys.last_traceback`, and from Python 3.12 "
+    "on in `sys.last_exc` too.",
+)
+claim("as long as the error is kept, so is the tensor", still_there)
 kept_error.__traceback__ = None
 claim("without its traceback the tensor goes", watched[0]() is None)
 
@@ -1157,3 +1376,5 @@ check("devices.run_in_halves", run_in_halves)
 #   Measure both.
 # - Memory follows storages, and the peak is what must fit: it can be asked for beforehand. After a
 #   failure, let go of the error first.
+#
+# Next: [Compile](04_compile.ipynb), which makes one fast kernel of many operations.

@@ -15,11 +15,12 @@
 #
 # `loss.backward()` gives one gradient for a whole batch. Sometimes you need one gradient *for each
 # example*: to find a wrong label, to clip each one, to measure noise. The usual answer is a loop
-# over the examples. The first cell that runs here measures that loop against two transforms of
-# `torch.func`. You can read its code later: by the end of this lab, each line of it is clear.
+# over the examples. Run the folded cells below (click one, then Shift+Enter): they measure that
+# loop against two transforms of `torch.func`. By the end of this lab, each line of their code is
+# clear.
 
 # %% jupyter={"source_hidden": true}
-# The imports of this lab
+# Imports: run this cell first.
 import time
 import warnings
 
@@ -47,7 +48,8 @@ from labkit.lessons.pictures import use_lab_style
 torch.manual_seed(0)
 use_lab_style()
 
-# %%
+# %% jupyter={"source_hidden": true}
+# 256 gradients, by a loop and by transforms: run this cell.
 def median_milliseconds(statement, **names):
     # One thread: threads that wait for each other on a busy machine make short times swing wildly.
     timer = Timer(statement, globals=names, num_threads=1)
@@ -73,6 +75,8 @@ loop_ms = median_milliseconds("f(w, xs, ys)", f=gradients_by_a_loop, **case)
 transforms_ms = median_milliseconds("f(w, xs, ys)", f=gradients_by_transforms, **case)
 ratio = loop_ms / transforms_ms
 
+# %% jupyter={"source_hidden": true}
+# A question: run this cell, then choose.
 predict("functional.speed",
         "256 gradients, by a loop and by the transforms: how much faster are the transforms here?",
         ["slower", "1 to 3 times as fast", "3 to 10 times as fast", "more than 10 times as fast"],
@@ -107,6 +111,8 @@ grad_f = grad(f)
 x = torch.randn(3)
 gradient_of_f = grad_f(x)
 
+# %% jupyter={"source_hidden": true}
+# A question: run this cell, then choose.
 predict("functional.grad_attribute", "`grad_f(x)` has run, and `x` does not require grad. What is "
         "`x.grad` now?", {"None": None, "the gradient, 2 * x": gradient_of_f}, seen=x.grad,
         because="`grad` returns the gradient. It needs no `requires_grad=True`, and writes nothing "
@@ -140,7 +146,8 @@ claim("grad_and_value gives the gradient, then the value", (gradient, value),
 # one gradient, but one for each of its entries: that is the Jacobian, further down. The argument
 # must be a floating point tensor.
 
-# %%
+# %% jupyter={"source_hidden": true}
+# A question: run this cell, then choose.
 def accepts_shape_1():
     try:
         grad(lambda x: x**2)(torch.ones(1))
@@ -193,6 +200,8 @@ with torch.no_grad():
 
 inside = grad(square_hidden_from_grad)(torch.ones(3))
 
+# %% jupyter={"source_hidden": true}
+# A question: run this cell, then choose.
 predict("functional.no_grad", "`square_hidden_from_grad` squares under `no_grad`. What does `grad` "
         "of it give for three ones?",
         {"[2, 2, 2]": 2 * torch.ones(3), "[0, 0, 0]": torch.zeros(3), "an error": None},
@@ -221,6 +230,8 @@ batch = torch.randn(10, 3)
 shapes_seen.clear()
 result = batched_fn(batch)
 
+# %% jupyter={"source_hidden": true}
+# A question: run this cell, then choose.
 predict("functional.runs", "`batch` has 10 examples. How often did the body of `single_fn` run?",
         ["once", "10 times"], seen="once" if len(shapes_seen) == 1 else f"{len(shapes_seen)} times",
         because="This is not a loop: each operation is carried out for all examples together.")
@@ -284,6 +295,8 @@ one_against_all = vmap(similarity, in_dims=(None, 0))
 all_against_all = vmap(one_against_all, in_dims=(0, None))
 similarities = all_against_all(table, queries)
 
+# %% jupyter={"source_hidden": true}
+# A question: run this cell, then choose.
 predict("functional.two_vmaps", "`table` has 5 rows, and there are 2 `queries`. Which shape does "
         "`all_against_all(table, queries)` have?", [(5, 2), (2, 5), (10,)],
         seen=tuple(similarities.shape))
@@ -341,7 +354,8 @@ claim("vmap(grad(f)) is 3x² + 4x - 5 at every point", slope(points),
 claim("vmap(grad(grad(f))) is 6x + 4 at every point", curvature(points), 6 * points + 4,
       within=1e-4)
 
-# %%
+# %% jupyter={"source_hidden": true}
+# A plot of the function and its derivatives: run this cell.
 turns = points[1:][slope(points).sign().diff() != 0]
 
 figure, axes = plt.subplots(figsize=(7.5, 4.2))
@@ -396,6 +410,8 @@ p = softmax(scores)
 
 sums_jacobian = jacrev(lambda x: x.sum(dim=0))(torch.ones(2, 3))
 
+# %% jupyter={"source_hidden": true}
+# A question: run this cell, then choose.
 predict("functional.jacobian_shape", "`x.sum(dim=0)` takes the shape `(2, 3)` to `(3,)`. Which "
         "shape does its Jacobian have?", [(2, 3, 3), (3, 2, 3), (3, 6)],
         seen=tuple(sums_jacobian.shape), because="The output's shape comes first.")
@@ -468,6 +484,8 @@ operations = {
     for transform in (jacrev, jacfwd)
 }
 
+# %% jupyter={"source_hidden": true}
+# A question: run this cell, then choose.
 predict("functional.jacobian_cost", "1024 outputs, 64 inputs: which one needs fewer operations?",
         ["jacrev", "jacfwd", "both the same"],
         seen="jacfwd" if operations[jacfwd][1024] < operations[jacrev][1024] else "jacrev",
@@ -479,7 +497,8 @@ claim("as many outputs as inputs: the same number",
 claim("1024 outputs, 64 inputs: jacfwd needs fewer",
       operations[jacfwd][1024] < operations[jacrev][1024])
 
-# %%
+# %% jupyter={"source_hidden": true}
+# The operations counted, and the times measured here: run this cell.
 times = {
     transform: [median_milliseconds("run(x)", run=transform(fn), x=point)
                 for fn in functions.values()]
@@ -609,7 +628,8 @@ check("functional.newton_step", newton_step)
 # The next picture compares your `newton_step` with gradient descent. It shows your steps once the
 # exercise is solved: run the cell again then.
 
-# %%
+# %% jupyter={"source_hidden": true}
+# Both ways down the valley: run this cell, again once newton_step is solved.
 def walk(step, position, steps):
     path = [position]
     for _ in range(steps):
@@ -671,6 +691,8 @@ misspelled = {**zeros, "2.bais": torch.ones(1, device=device)}
 
 misspelled_result = functional_call(model, misspelled, (inputs,))
 
+# %% jupyter={"source_hidden": true}
+# A question: run this cell, then choose.
 predict("functional.misspelled", "All parameters are zeros, and `2.bais` (not `2.bias`) is 1. What "
         "does the model give?", {"all zeros": torch.zeros(5, 1), "all ones": torch.ones(5, 1),
         "a KeyError": None}, seen=misspelled_result.cpu(),
@@ -728,7 +750,8 @@ claim("the mean of all gradients is the gradient of the mean loss",
 # warms up and waits for the device; `median_milliseconds` takes the median, on one CPU thread. On
 # a busy machine, run the cell again: the values stay, the times vary.
 
-# %%
+# %% jupyter={"source_hidden": true}
+# The times for several batch sizes: run this cell.
 batch_sizes = [1, 10, 50, EXAMPLES]
 loop_times, vmap_times = [], []
 for size in batch_sizes:
@@ -850,6 +873,8 @@ quiet = torch.zeros(4, 3)
 same = vmap(add_noise, randomness="same")(quiet)
 different = vmap(add_noise, randomness="different")(quiet)
 
+# %% jupyter={"source_hidden": true}
+# A question: run this cell, then choose.
 def noise_without_randomness():
     try:
         rows = vmap(add_noise)(quiet)
@@ -911,6 +936,8 @@ def safe_root_or_zero(x):
 inputs_to_root = torch.tensor([4.0, 0.0, -1.0])
 naive = vmap(grad(root_or_zero))(inputs_to_root)
 
+# %% jupyter={"source_hidden": true}
+# A question: run this cell, then choose.
 predict("functional.where", "`root_or_zero(-1.0)` is 0. What is its derivative there, by `grad`?",
         {"0": 0.0, "nan": "nan", "-0.5": -0.5},
         seen=lambda: "nan" if naive[2].isnan() else naive[2],
@@ -1040,4 +1067,4 @@ claim("compiled, vmap(grad(f)) gives the same slopes", compiled_slope,
 # | derivatives with respect to a module's parameters | `functional_call` inside any of these |
 # | a gradient for each example | `vmap(grad(loss), in_dims=(None, 0, 0))` |
 #
-# **Next:** [Training](06_training.ipynb), where all of the labs come together in one small network.
+# Next: [Training](06_training.ipynb), where all of the labs come together in one small network.

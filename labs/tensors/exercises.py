@@ -188,7 +188,7 @@ EXERCISES = (
         hints=(
             "Look at the shape of the sums. Aligned at the right, do they stand beside the rows "
             "or above the columns?",
-            "The sums need the shape (n, 1). A reduction can be told to keep its dimension.",
+            "The sums need the shape (n, 1). A reduction can keep its dimension.",
         ),
         cases=row_shares_cases,
         restrictions=("loop",),

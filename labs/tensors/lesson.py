@@ -13,12 +13,12 @@
 # %% [markdown]
 # # Tensors
 #
-# A tensor is a block of numbers with a shape. If you know NumPy, you know most of it already:
-# this lab is about where the two differ, where they share memory, and which shapes go together.
-# Each fact is stated as a *claim*, which runs here and says what it saw. The exercises
-# answer as soon as you run the cell below them.
+# Press Shift+Enter: it runs a cell, also a folded one, and goes on to the next. The two folded cells
+# below fit a line to forty points, twice. The code is the same both times, and so is the data. Only
+# one *shape* differs, and PyTorch reports no error.
 
-# %%
+# %% jupyter={"source_hidden": true}
+# Imports: run this cell first.
 import subprocess
 import tempfile
 import warnings
@@ -28,33 +28,44 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 
-from labkit import check, claim, claim_raises
+from labkit import check, claim, claim_raises, predict
 from labkit.lessons.pictures import draw_shapes, use_lab_style
 
 np.random.seed(0)
 torch.manual_seed(0)
 use_lab_style()
-
-# %% [markdown]
-# ## Which PyTorch is this?
-#
-# What follows is PyTorch 2. One trap comes before the first import: in
-# `pip install torch>=2.0` the shell reads `>` as "write the output into a file". Put quotes
-# around it: `pip install "torch>=2.0"`. The cell plays it through with a stand-in for pip that
-# only repeats what it was given, so nothing is installed.
-
-# %%
 print("PyTorch", torch.__version__, "and NumPy", np.__version__)
 
-with tempfile.TemporaryDirectory() as folder:
-    stand_in = 'pip() { echo "pip was given: $@"; }; '
-    subprocess.run(["sh", "-c", stand_in + "pip install torch>=2.0"], cwd=folder, check=True)
-    files = [file.name for file in Path(folder).iterdir()]
-    pip_was_given = (Path(folder) / "=2.0").read_text().strip()
+# %% jupyter={"source_hidden": true}
+# One shape differs: run this cell, then look at the dashed line.
+draw = torch.Generator().manual_seed(0)
+true_slope = 2.0
+inputs = torch.linspace(-1, 1, 40)
+targets = true_slope * inputs + 0.3 * torch.randn(40, generator=draw)  # (40,)
+column = inputs.unsqueeze(1)  # (40, 1), as a linear layer takes and gives it
 
-claim("this is PyTorch 2", int(torch.__version__.split(".")[0]) >= 2)
-claim("without quotes, the shell leaves a file called `=2.0`", files, ["=2.0"])
-claim("and pip never sees the version", pip_was_given, "pip was given: install torch")
+slopes = torch.linspace(-2, 4, 121)
+wrong_loss = torch.stack([((w * column - targets) ** 2).mean() for w in slopes])
+right_loss = torch.stack([((w * inputs - targets) ** 2).mean() for w in slopes])
+wrong_best, right_best = slopes[wrong_loss.argmin()], slopes[right_loss.argmin()]
+
+figure, axes = plt.subplots(layout="constrained")
+axes.plot(inputs, targets, ".", color="0.5", label="data")
+axes.plot(inputs, right_best * inputs, label="predictions of shape (40,)")
+axes.plot(inputs, wrong_best * inputs, "--", label="predictions of shape (40, 1)")
+axes.set(title="The same data, the same loss, one shape apart", xlabel="input", ylabel="target")
+axes.legend()
+plt.show()
+
+# %% [markdown]
+# After this lab you know why, and you see it before you run it. If you know NumPy, you know most of
+# the rest already: this lab is about where the two differ, where they share memory, and which shapes
+# fit together.
+#
+# The lab asks first. Each question has buttons; choose what you *expect*, even if you are not sure.
+# Then the facts appear, proven on your machine, and the page keeps your score. A surprise is worth
+# more than a right guess. Click a folded cell to see its code. The exercises answer as soon as you
+# run the cell below them.
 
 # %% [markdown]
 # ## From 0 to 4 dimensions
@@ -86,7 +97,7 @@ for tensor in tensors:
     print(f"{tensor.ndim} dimensions, {tensor.numel():4} values, shape {tuple(tensor.shape)}")
 
 claim("they have 0 to 4 dimensions", [t.ndim for t in tensors], [0, 1, 2, 3, 4])
-claim("a scalar's shape is empty, and yet it holds one value", scalar.numel(), 1)
+claim("a scalar's shape is empty, and yet it holds one value", scalar.numel(), 1, shown=True)
 claim("a shape's lengths multiply to the number of values", batch.numel(), 2 * 3 * 4 * 5)
 claim("an index takes the outermost dimension away", batch[0].shape, image.shape)
 claim_raises(
@@ -99,20 +110,34 @@ claim_raises(
 # %% [markdown]
 # ### Which dimension is the color?
 #
-# Files, NumPy and matplotlib keep an image as (height, width, channels), and many tables of
-# tensors list it so, next to a batch as (batch, channels, height, width). PyTorch's own layers
-# want the channels *before* height and width, for one image as for a batch. `permute` puts the
-# dimensions into another order.
+# Files, NumPy and matplotlib keep an image as (height, width, channels). PyTorch's own layers want
+# the channels *before* height and width, for one image as for a batch. `permute` puts the dimensions
+# into another order.
 
 # %%
 photo = torch.rand(32, 48, 3)  # (height, width, channels), as a file gives it
 weight = torch.rand(8, 3, 3, 3)  # a convolution that takes 3 channels and gives 8
 channels_first = photo.permute(2, 0, 1)
-features = torch.nn.functional.conv2d(channels_first, weight)
-print(tuple(photo.shape), "->", tuple(channels_first.shape), "->", tuple(features.shape))
 
+# %% jupyter={"source_hidden": true}
+# A question: run this cell, then choose.
+def convolve_photo():
+    """What a convolution makes of (height, width, channels), in one word."""
+    try:
+        return f"{tuple(torch.nn.functional.conv2d(photo, weight).shape)}"
+    except RuntimeError:
+        return "an error"
+
+
+predict(
+    "tensors.channels_last",
+    "`conv2d(photo, weight)` with the photo as the file gives it, shape (32, 48, 3): what comes out?",
+    ["a result of shape (8, 30, 46)", "a result of some other shape", "an error"],
+    seen=convolve_photo,
+    because="The first dimension counts as channels: 32 of them, where the weight expects 3.",
+)
 claim("permute(2, 0, 1) moves the channels to the front", channels_first.shape, (3, 32, 48))
-claim("and takes each value along", channels_first[0, 5, 7], photo[5, 7, 0])
+claim("and moves each value with them", channels_first[0, 5, 7], photo[5, 7, 0])
 claim_raises(
     "a convolution does not take (height, width, channels)",
     RuntimeError,
@@ -137,22 +162,26 @@ pt_tensor = torch.tensor([1, 2, 3])
 pt_zeros = torch.zeros(3, 4)
 pt_rand = torch.randn(3, 4)
 
-print(f"{'':14}{'NumPy':10}PyTorch")
-print(f"{'[1, 2, 3]':14}{np_arr.dtype!s:10}{pt_tensor.dtype}")
-print(f"{'zeros':14}{np_zeros.dtype!s:10}{pt_zeros.dtype}")
-print(f"{'randn':14}{np_rand.dtype!s:10}{pt_rand.dtype}")
-
+# %% jupyter={"source_hidden": true}
+# A question: run this cell, then choose.
+predict(
+    "tensors.default_dtype",
+    "Which dtypes do `np_zeros` and `pt_zeros` have?",
+    {
+        "both float64": (np.float64, torch.float64),
+        "NumPy float64, PyTorch float32": (np.float64, torch.float32),
+        "both float32": (np.float32, torch.float32),
+    },
+    seen=(np_zeros.dtype.type, pt_zeros.dtype),
+    because="This holds for floating point numbers. Integers are int64 in both.",
+)
 claim("a tensor made of Python integers is int64", pt_tensor.dtype, torch.int64)
 claim("NumPy makes float64 where nothing else is said", np_zeros.dtype, np.float64)
 claim("PyTorch makes float32", pt_zeros.dtype, torch.float32)
 claim("one decimal point is enough for float32", torch.tensor([1, 2, 3.0]).dtype, torch.float32)
 
 # %% [markdown]
-# So "the default is float64 in NumPy and float32 in PyTorch" holds for *floating point* numbers.
-# Integers stay integers in both. To start from the same random numbers each time, set the seed.
-#
-# Mind the capital letter: `torch.tensor(3)` is the number three, `torch.Tensor(3)` is a tensor
-# of three values that nobody has set.
+# Mind the capital letter: `torch.tensor` and `torch.Tensor` are two functions.
 
 # %%
 torch.manual_seed(7)
@@ -160,6 +189,16 @@ first = torch.randn(3, 4)
 torch.manual_seed(7)
 second = torch.randn(3, 4)
 
+# %% jupyter={"source_hidden": true}
+# A question: run this cell, then choose.
+predict(
+    "tensors.capital_letter",
+    "What is `torch.Tensor(3)`, with a capital T?",
+    {"the number 3": (), "a tensor of three values": (3,), "an error": None},
+    seen=torch.Tensor(3).shape,
+    because="`torch.Tensor(3)` is memory for three values that were never set: they are whatever was "
+    "there before. `torch.tensor(3)` is the number three.",
+)
 claim("the same seed gives the same numbers", torch.equal(first, second))
 claim("torch.tensor(3) has no dimensions", torch.tensor(3).shape, ())
 claim("torch.Tensor(3) has one, of length 3", torch.Tensor(3).shape, (3,))
@@ -167,7 +206,7 @@ claim("torch.Tensor(3) has one, of length 3", torch.Tensor(3).shape, (3,))
 # %% [markdown]
 # ## Dtypes: how much a number can say
 #
-# A dtype fixes how many bytes a number takes, and so how finely it can be told from the next one.
+# A dtype fixes how many bytes a number takes, and so how large the gap to the next number is.
 # Floating point numbers lie closer together near zero and farther apart where they are large.
 # The plot asks each dtype for the gap above a number. Both axes are logarithmic.
 
@@ -189,12 +228,21 @@ for dtype in dtypes:
     print(f"{dtype}: {info.bits // 8} bytes, largest {info.max:.3g}, gap above 1: {info.eps:.3g}")
 
 # %%
-big = torch.tensor(2.0**24)
+big = torch.tensor(2.0**24)  # 16,777,216, in float32
 largest_half = torch.finfo(torch.float16).max
 gap = torch.nextafter(big, torch.tensor(torch.inf)) - big
 
+# %% jupyter={"source_hidden": true}
+# A question: run this cell, then choose.
+predict(
+    "tensors.float32_gap",
+    "`big` is 2**24 in float32, or 16,777,216. What is `big + 1`?",
+    {"16777216, the same number": 2.0**24, "16777217": 2.0**24 + 1, "16777218": 2.0**24 + 2},
+    seen=(big + 1).item(),
+    because="The gap above 2**24 is 2: the odd numbers are not there any more.",
+)
 claim("in float32, the gap above 2**24 is 2", gap, 2)
-claim("so 2**24 + 1 is 2**24", big + 1 == big)
+claim("so 2**24 + 1 is 2**24", big + 1 == big, shown=True)
 claim("float64 can still tell them apart", big.double() + 1 != big.double())
 claim("float16 ends early: twice its largest number is inf",
       torch.tensor(largest_half, dtype=torch.float16) * 2, torch.inf)
@@ -204,28 +252,53 @@ claim("uint8 starts again after 255", torch.tensor([200], dtype=torch.uint8) + 1
 # %% [markdown]
 # ### When dtypes meet
 #
-# Element-wise operations convert to a common dtype. A float beats an integer of any size, and of
-# two floats the result can hold both ranges: bfloat16 with float16 gives float32. A tensor without
-# dimensions, like a Python number, counts only if it is of a higher kind (a float among integers).
-#
-# Matrix products convert nothing: they raise. This is the first error that most people see when
-# NumPy data meets a model, since NumPy's float64 comes along.
+# Element-wise operations convert to a common dtype. Matrix products convert nothing.
 
 # %%
 singles = torch.ones(2, 2)
 doubles = torch.ones(2, 2, dtype=torch.float64)
 whole = torch.tensor([1, 2, 3])
 
+# %% jupyter={"source_hidden": true}
+# A question: run this cell, then choose.
+predict(
+    "tensors.promotion",
+    "`whole` is int64, 64 bits an element. What is the dtype of `whole + torch.ones(3).half()`?",
+    [torch.int64, torch.float16, torch.float32, torch.float64],
+    seen=(whole + torch.ones(3).half()).dtype,
+    because="A float beats an integer of any size. Of two floats, the result can hold both ranges. A "
+    "tensor without dimensions counts, like a Python number, only if it is of a higher kind.",
+)
 claim("float32 + float64 is float64", (singles + doubles).dtype, torch.float64)
 claim("int64 + float16 is float16", (whole + torch.ones(3).half()).dtype, torch.float16)
-claim("bfloat16 + float16 is float32", (singles.bfloat16() + singles.half()).dtype, torch.float32)
+claim("bfloat16 + float16 is float32", (singles.bfloat16() + singles.half()).dtype, torch.float32,
+      shown=True)
 claim("a Python number does not widen a tensor", (singles + 0.5).dtype, torch.float32)
 claim("nor does a float64 tensor without dimensions",
       (singles + torch.tensor(0.5, dtype=torch.float64)).dtype, torch.float32)
 claim("among integers it decides the kind", (whole + torch.tensor(0.5)).dtype, torch.float32)
 claim("dividing integers gives float32", (whole / 2).dtype, torch.float32)
+
+# %% jupyter={"source_hidden": true}
+# A question: run this cell, then choose.
+def multiply_doubles():
+    """The dtype of float64 @ float32, or that it raises."""
+    try:
+        return (doubles @ singles).dtype
+    except RuntimeError:
+        return "an error"
+
+
+predict(
+    "tensors.mixed_product",
+    "`doubles + singles` is float64. What is the dtype of the matrix product `doubles @ singles`?",
+    [torch.float64, torch.float32, "an error"],
+    seen=multiply_doubles,
+    because="This is the first error that most people see when NumPy data meets a model, because "
+    "NumPy's float64 comes with it.",
+)
 claim_raises("float64 @ float32 raises", RuntimeError, lambda: doubles @ singles,
-             match="expected m1 and m2 to have the same dtype")
+             match="expected m1 and m2 to have the same dtype", shown=True)
 claim("after .float() it works", doubles.float() @ singles, torch.full((2, 2), 2.0))
 claim_raises("integers have no mean", RuntimeError, lambda: whole.mean(), match="Long")
 claim_raises("in place, a tensor keeps its dtype", RuntimeError, lambda: whole.add_(0.5),
@@ -256,7 +329,7 @@ check("tensors.images_to_batch", images_to_batch)
 # ## NumPy and PyTorch can share memory
 #
 # `torch.from_numpy` copies nothing. It puts a tensor around the array's own memory, with the
-# array's dtype. `.numpy()` goes the other way, and shares as well. Whoever writes, both see it.
+# array's dtype. `.numpy()` goes the other way, and shares as well. `torch.tensor` always copies.
 
 # %%
 np_arr = np.array([1, 2, 3])
@@ -269,10 +342,22 @@ array = tensor.numpy()  # only for tensors on the CPU that need no gradient
 
 np_arr[0] = 100
 array[1] = 200
-print(tensor)
 
+source = np.zeros(3)
+copied = torch.tensor(source)
+source[0] = 100
+
+# %% jupyter={"source_hidden": true}
+# A question: run this cell, then choose.
+predict(
+    "tensors.sharing",
+    "After these lines, what does `tensor` hold?",
+    {"[1, 2, 3]": [1, 2, 3], "[100, 2, 3]": [100, 2, 3], "[100, 200, 3]": [100, 200, 3]},
+    seen=tensor,
+    because="`np_arr`, `tensor` and `array` are three names for one piece of memory.",
+)
 claim("from_numpy shares memory", np.shares_memory(np_arr, tensor.numpy()))
-claim("the tensor sees what is written to the arrays", tensor, [100, 200, 3])
+claim("the tensor sees what is written to the arrays", tensor, [100, 200, 3], shown=True)
 claim("from_numpy keeps float64", torch.from_numpy(np.zeros(3)).dtype, torch.float64)
 claim_raises(
     "a tensor that needs a gradient has to be detached first",
@@ -287,16 +372,6 @@ claim_raises(
     match="Use Tensor.cpu()",
     needs="cuda",
 )
-
-# %% [markdown]
-# `torch.tensor` always copies. It keeps the array's dtype too, so what was float64 in NumPy
-# is float64 here.
-
-# %%
-source = np.zeros(3)
-copied = torch.tensor(source)
-source[0] = 100
-
 claim("torch.tensor copies: the change does not arrive", copied, [0, 0, 0])
 claim("torch.tensor keeps an array's float64", copied.dtype, torch.float64)
 claim("a list of the same numbers becomes float32", torch.tensor(source.tolist()).dtype,
@@ -305,19 +380,29 @@ claim("a list of the same numbers becomes float32", torch.tensor(source.tolist()
 # %% [markdown]
 # ### When the sharing ends
 #
-# `a += 1` writes into the memory that `a` has. `a = a + 1` computes into new memory and
-# gives it the old name. After that, the tensor and the array share nothing. The same goes for
-# `.float()`: it copies if it must convert, and else gives back the very same tensor.
+# `a` and `t` share memory. First `a` changes, and then it changes again:
 
 # %%
 a = np.zeros(3)
 t = torch.from_numpy(a)
 a += 1
-claim("after `a += 1` they still share", t, [1, 1, 1])
+after_in_place = t.clone()
 
 a = a + 1
+
+# %% jupyter={"source_hidden": true}
+# A question: run this cell, then choose.
+predict(
+    "tensors.sharing_ends",
+    "`a` holds [2, 2, 2] now. What does `t` hold?",
+    {"[0, 0, 0]": [0, 0, 0], "[1, 1, 1]": [1, 1, 1], "[2, 2, 2]": [2, 2, 2]},
+    seen=t,
+    because="`a += 1` writes into the memory that `a` has. `a = a + 1` computes into new memory and "
+    "gives it the old name; the tensor keeps the old memory.",
+)
+claim("after `a += 1` they still share", after_in_place, [1, 1, 1])
 claim("after `a = a + 1` they do not", not np.shares_memory(a, t.numpy()))
-claim("the array went on, the tensor stayed behind", (a[0].item(), t[0].item()), (2, 1))
+claim("the array went on, the tensor stayed behind", (a[0].item(), t[0].item()), (2, 1), shown=True)
 
 float32_array = np.zeros(3, dtype=np.float32)
 still_shared = torch.from_numpy(float32_array).float()
@@ -327,26 +412,41 @@ claim("`.float()` on float32 copies nothing", np.shares_memory(float32_array, st
 # ### Arrays that cannot be shared
 #
 # A reversed array is the same memory read backwards: its step from one value to the next is
-# negative. PyTorch has no negative steps, so it refuses, and asks for a copy. An array that is
-# read-only is taken, with a warning, because PyTorch has no read-only tensors. Take the warning
-# seriously: nothing stops you from writing to what was meant to stay.
+# negative. A read-only array is memory that must not be written.
 
 # %%
 backwards = np.arange(3)[::-1]
 protected = np.arange(3)
 protected.flags.writeable = False
+print("steps in bytes:", backwards.strides)
 
 with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
     torch.set_warn_always(True)  # PyTorch would give this warning only once
     unprotected = torch.from_numpy(protected)
     torch.set_warn_always(False)
-unprotected[0] = 100
 
-print("steps in bytes:", backwards.strides)
-print(f"{len(caught)} warning: {str(caught[0].message)[:70]}...")
+# %% jupyter={"source_hidden": true}
+# A question: run this cell, then choose.
+def share_backwards():
+    """What from_numpy does with a reversed array."""
+    try:
+        return "shares it" if torch.from_numpy(backwards) is not None else ""
+    except ValueError:
+        return "raises an error"
+
+
+predict(
+    "tensors.reversed_array",
+    "`torch.from_numpy(backwards)`, with the reversed array:",
+    ["shares it", "copies it", "raises an error"],
+    seen=share_backwards,
+    because="PyTorch has no negative steps, so it asks for a copy. It has no read-only tensors "
+    "either: there it warns, and nothing stops you from writing to what was meant to stay.",
+)
+unprotected[0] = 100
 claim_raises("a reversed array raises", ValueError, lambda: torch.from_numpy(backwards),
-             match="negative")
+             match="negative", shown=True)
 claim("its copy does not", torch.from_numpy(backwards.copy()), [2, 1, 0])
 claim("a read-only array warns", "not writable" in str(caught[0].message))
 claim("and can be written to through the tensor all the same", protected[0].item(), 100)
@@ -374,13 +474,13 @@ check("tensors.own_tensor", own_tensor)
 # %% [markdown]
 # ## What PyTorch adds
 #
-# Two things a NumPy array cannot do: compute on a GPU, and keep track of how it was computed, so
+# Two things a NumPy array cannot do: compute on a GPU, and keep the graph of how it was computed, so
 # that gradients can be taken. They have labs of their own. Here is the line for each.
 
 # %%
 tracked = torch.tensor([2.0], requires_grad=True)
-claim("a tensor can carry its history for gradients", (tracked**2).requires_grad)
-claim_raises("integer tensors cannot: they have no slope", RuntimeError,
+claim("a tensor can carry its graph for gradients", (tracked**2).requires_grad)
+claim_raises("integer tensors cannot: they have no gradient", RuntimeError,
              lambda: torch.tensor([2], requires_grad=True), match="floating point")
 claim("a tensor can live on a GPU", lambda: torch.ones(2).to("cuda").device.type, "cuda",
       needs="cuda")
@@ -388,9 +488,9 @@ claim("a tensor can live on a GPU", lambda: torch.ones(2).to("cuda").device.type
 # %% [markdown]
 # ## Element by element, or row by column
 #
-# `+ - * /` work on values at the same place. `*` is not the matrix product: that is `@`, and
-# `torch.matmul` is its long name. In a product of (n, k) and (k, m) the inner lengths
-# must agree, and the outer ones are left:
+# `+ - * /` work on values at the same place. The matrix product is `@`, and `torch.matmul` is its
+# long name. In a product of (n, k) and (k, m) the inner lengths must agree, and the outer ones are
+# left:
 #
 # $$(A\,B)_{ij} = \sum_k A_{ik}\, B_{kj}$$
 
@@ -408,8 +508,8 @@ by_hand = torch.tensor([
     [1 * 5 + 2 * 7, 1 * 6 + 2 * 8],
     [3 * 5 + 4 * 7, 3 * 6 + 4 * 8],
 ])
-claim("a * b multiplies what stands at the same place", hadamard, [[5, 12], [21, 32]])
-claim("a @ b sums over rows of a times columns of b", product, by_hand)
+claim("a * b multiplies what stands at the same place", hadamard, [[5, 12], [21, 32]], shown=True)
+claim("a @ b sums over rows of a times columns of b", product, by_hand, shown=True)
 claim("torch.matmul is @", torch.equal(product, long_name))
 claim("the order counts: b @ a is something else", not torch.equal(product, b @ a))
 
@@ -429,39 +529,45 @@ claim_raises("(2, 3) @ (2, 3) raises: 3 is not 2", RuntimeError, lambda: left @ 
 # Operands of different shapes are stretched to fit. Write the shapes one under the other, aligned
 # at the *right*. In each column the lengths must be equal, or one of them must be 1 or missing;
 # that one is stretched.
-#
-# ```
-# a       3  1
-# b          3
-# a + b   3  3
-# ```
-#
-# Stretching takes no memory. In the picture, dashed squares are the same values read again.
 
 # %%
 a = torch.tensor([[1], [2], [3]])  # (3, 1)
 b = torch.tensor([10, 20, 30])  # (3,)
-c = a + b  # (3, 3) automatic expansion
+c = a + b  # automatic expansion
 stretched_a, stretched_b = torch.broadcast_tensors(a, b)
 
 draw_shapes(a=a, b=b, values=True)
-draw_shapes(**{"a, stretched": stretched_a, "b, stretched": stretched_b, "a + b": c}, values=True)
 
+# %% jupyter={"source_hidden": true}
+# A question: run this cell, then choose.
+predict(
+    "tensors.broadcast",
+    "`a` has shape (3, 1) and `b` has shape (3,). What is the shape of `a + b`?",
+    {"(3,)": (3,), "(3, 1)": (3, 1), "(3, 3)": (3, 3), "an error": None},
+    seen=c.shape,
+    because="Aligned at the right, 1 meets 3 and is stretched, and 3 meets nothing.",
+)
 claim("(3, 1) + (3,) is (3, 3)", c.shape, (3, 3))
 claim("c[i, j] is a[i] + b[j]", c[2, 0], a[2, 0] + b[0])
-claim("stretched, a still lies where it lay", stretched_a.data_ptr(), a.data_ptr())
+claim("stretched, a still lies where it lay", stretched_a.data_ptr() == a.data_ptr())
 claim("the rule as a function", torch.broadcast_shapes((5, 1, 4), (3, 1)), (5, 3, 4))
 claim_raises("(3,) + (4,) raises", RuntimeError, lambda: torch.ones(3) + torch.ones(4),
              match="must match the size")
 claim_raises("(2, 3) + (2,) raises too: right to right, 3 meets 2", RuntimeError,
-             lambda: torch.ones(2, 3) + torch.ones(2), match="at non-singleton dimension 1")
+             lambda: torch.ones(2, 3) + torch.ones(2), match="at non-singleton dimension 1",
+             shown=True)
+
+# %% [markdown]
+# Stretching takes no memory. In the picture, dashed squares are the same values read again:
+
+# %%
+draw_shapes(**{"a, stretched": stretched_a, "b, stretched": stretched_b, "a + b": c}, values=True)
 
 # %% [markdown]
 # ### keepdim, and the squares that hide its absence
 #
-# A sum over the columns gives one value a row, and loses the dimension: (3, 4) becomes (3,).
-# Aligned at the right, that (3,) no longer stands for rows. With `keepdim=True` it stays
-# (3, 1), and broadcasts back to the rows it came from.
+# A mean over the columns gives one value a row, and loses the dimension: (n, d) becomes (n,). With
+# `keepdim=True` it stays (n, 1). Each row of this square table is to get the mean 0:
 
 # %%
 table = torch.tensor([[1.0, 3.0], [2.0, 6.0]])
@@ -469,12 +575,25 @@ row_means = table.mean(dim=1)
 row_means_kept = table.mean(dim=1, keepdim=True)
 
 draw_shapes(table=table, row_means=row_means, row_means_kept=row_means_kept, values=True)
-print("lost:", (table - row_means).tolist(), "  kept:", (table - row_means_kept).tolist())
 
+# %% jupyter={"source_hidden": true}
+# A question: run this cell, then choose.
+predict(
+    "tensors.keepdim",
+    "`table - row_means`, without keepdim:",
+    {
+        "takes each row's mean from that row": [[-1, 1], [-2, 2]],
+        "takes the means from the wrong places, without an error": [[-1, -1], [0, 2]],
+        "raises an error": None,
+    },
+    seen=table - row_means,
+    because="Aligned at the right, (2,) stands for columns. A square table hides the mistake; one of "
+    "shape (3, 4) would raise.",
+)
 claim("keepdim leaves a dimension of length 1", row_means_kept.shape, (2, 1))
 claim("with it, every row's mean becomes 0", (table - row_means_kept).mean(dim=1), [0, 0])
 claim("without it, a square table gives wrong numbers and no error",
-      (table - row_means).mean(dim=1), [-1, 1])
+      (table - row_means).mean(dim=1), [-1, 1], shown=True)
 claim_raises("only a table that is not square complains", RuntimeError,
              lambda: torch.ones(3, 4) - torch.ones(3, 4).mean(dim=1), match="must match")
 
@@ -500,55 +619,47 @@ check("tensors.row_shares", row_shares)
 # %% [markdown]
 # ## The trap that costs a day
 #
-# A model that ends in `nn.Linear(d, 1)` gives predictions of shape (n, 1), while the targets
-# usually come as (n,). Their difference is not n values but n times n: every prediction against
-# every target. The
-# mean of that is a perfectly good-looking number. PyTorch's own loss says something, but it only
-# warns, and code written by hand says nothing at all.
+# Now the dashed line of the beginning. A model that ends in `nn.Linear(d, 1)` gives predictions of
+# shape (n, 1), while the targets usually come as (n,). Here every prediction is exactly right:
 
 # %%
 prediction = torch.tensor([[1.0], [2.0], [3.0]])
 target = torch.tensor([1.0, 2.0, 3.0])
 
-draw_shapes(prediction=prediction, target=target, difference=prediction - target, values=True)
 with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
     library_loss = torch.nn.functional.mse_loss(prediction, target)
-print(f"{len(caught)} warning: {str(caught[0].message)[:100]}...")
 
+# %% jupyter={"source_hidden": true}
+# A question: run this cell, then choose.
+predict(
+    "tensors.loss_trap",
+    "PyTorch's own `mse_loss(prediction, target)`, where every prediction is right:",
+    {"is 0": False, "is larger than 0, with a warning": True, "raises an error": None},
+    seen=bool(library_loss > 0),
+    because="The difference is not n values but n times n: every prediction against every target. A "
+    "loss written by hand says nothing at all.",
+)
 claim("(3, 1) - (3,) is (3, 3)", (prediction - target).shape, (3, 3))
 claim("every prediction is right, and yet this loss is not 0",
-      ((prediction - target) ** 2).mean() > 0)
+      ((prediction - target) ** 2).mean() > 0, shown=True)
 claim("with equal shapes it is", ((prediction.squeeze(1) - target) ** 2).mean(), 0)
 claim("mse_loss warns", "different to the input size" in str(caught[0].message))
 claim("and then returns the wrong number", library_loss, ((prediction - target) ** 2).mean())
 
+# %%
+draw_shapes(prediction=prediction, target=target, difference=prediction - target, values=True)
+
 # %% [markdown]
-# What does it cost? Below are points around a line with a known slope. For each slope that a
-# model might have, the loss is computed both ways. Each curve has its own lowest point, and that
-# is where training would go.
+# What does it cost? For each slope that the model of the beginning might have, the loss is computed
+# both ways. Each curve has its own lowest point, and that is where training would go.
 
 # %%
-draw = torch.Generator().manual_seed(0)
-true_slope = 2.0
-inputs = torch.linspace(-1, 1, 40)
-targets = true_slope * inputs + 0.3 * torch.randn(40, generator=draw)  # (40,)
-column = inputs.unsqueeze(1)  # (40, 1), as a linear layer takes and gives it
-
-slopes = torch.linspace(-2, 4, 121)
-wrong_loss = torch.stack([((w * column - targets) ** 2).mean() for w in slopes])
-right_loss = torch.stack([((w * inputs - targets) ** 2).mean() for w in slopes])
-wrong_best, right_best = slopes[wrong_loss.argmin()], slopes[right_loss.argmin()]
-
-figure, (points, losses) = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
-points.plot(inputs, targets, ".", color="0.5")
-points.plot(inputs, right_best * inputs, label="same shapes")
-points.plot(inputs, wrong_best * inputs, "--", label="(n, 1) against (n,)")
-points.set(title="the line each loss prefers", xlabel="input", ylabel="target")
+figure, losses = plt.subplots(layout="constrained")
 losses.plot(slopes, right_loss, label="same shapes")
 losses.plot(slopes, wrong_loss, "--", label="(n, 1) against (n,)")
 losses.plot([right_best, wrong_best], [right_loss.min(), wrong_loss.min()], "o", color="0.5")
-losses.set(title="the two losses", xlabel="slope", ylabel="loss")
+losses.set(title="The two losses", xlabel="slope", ylabel="loss")
 losses.legend()
 plt.show()
 
@@ -556,7 +667,7 @@ print(f"true slope {true_slope}, best by the right loss {right_best:.2f}, "
       f"by the wrong one {wrong_best:.2f}")
 claim("the right loss finds the slope", right_best, true_slope, within=0.2)
 claim("the wrong one finds a flat line: each input is held against every target",
-      wrong_best, 0.0, within=0.2)
+      wrong_best, 0.0, within=0.2, shown=True)
 
 # %% [markdown]
 # ## Exercise: a loss that pairs
@@ -600,7 +711,7 @@ for name, tensor in {"x": x, "x.T": x.T, "x[:, 1]": x[:, 1]}.items():
 
 claim("x steps 3 values to the next row and 1 to the next column", x.stride(), (3, 1))
 claim("x.T is the other way round", x.T.stride(), (1, 3))
-claim("x.T lies where x lies", x.T.data_ptr(), x.data_ptr())
+claim("x.T lies where x lies", x.T.data_ptr() == x.data_ptr())
 claim("a column of x begins one value later", x[:, 1].storage_offset(), 1)
 claim("a stretched dimension has stride 0", torch.ones(3, 1).expand(3, 4).stride(), (1, 0))
 
@@ -633,52 +744,72 @@ axes.set(xlabel="step in reading", ylabel="place in memory")
 axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
 plt.show()
 
-claim("the formula finds the values", matrix.flatten()[places_in_memory(matrix.T)],
-      matrix.T.flatten())
-claim("a matrix is contiguous", matrix.is_contiguous())
-claim("its transpose is not", not matrix.T.is_contiguous())
-
 # %% [markdown]
-# `view` promises a view or nothing: where no stride could describe the new shape, it raises.
-# `reshape` gives a view where it can, and else silently copies. Then what you write to the result
-# does not reach the original.
+# `view` gives another shape to the same memory. `reshape` does as well, where it can.
 
 # %%
 t = torch.arange(6).reshape(2, 3)
 
-claim("t.view(6) is a view", t.view(6).data_ptr(), t.data_ptr())
+# %% jupyter={"source_hidden": true}
+# A question: run this cell, then choose.
+predict(
+    "tensors.reshape",
+    "`t.reshape(6)` shares the memory of `t`. What does `t.T.reshape(6)` do?",
+    {"shares it too": True, "copies": False, "raises an error": None},
+    seen=t.T.reshape(6).data_ptr() == t.data_ptr(),
+    because="No stride can describe the six values of `t.T` in their order. `view` raises there; "
+    "`reshape` copies silently, and what you write to the copy does not reach the original.",
+)
+claim("the formula finds the values", matrix.flatten()[places_in_memory(matrix.T)],
+      matrix.T.flatten())
+claim("a matrix is contiguous", matrix.is_contiguous())
+claim("its transpose is not", not matrix.T.is_contiguous())
+claim("t.view(6) is a view", t.view(6).data_ptr() == t.data_ptr())
 claim_raises("t.T.view(6) raises", RuntimeError, lambda: t.T.view(6),
-             match="view size is not compatible")
+             match="view size is not compatible", shown=True)
 claim("t.T.reshape(6) works", t.T.reshape(6), [0, 3, 1, 4, 2, 5])
 claim("because it copies", t.T.reshape(6).data_ptr() != t.data_ptr())
-claim("t.reshape(6) does not copy", t.reshape(6).data_ptr(), t.data_ptr())
+claim("t.reshape(6) does not copy", t.reshape(6).data_ptr() == t.data_ptr())
 claim("contiguous() copies into the order of reading", t.T.contiguous().view(6), t.T.reshape(6))
 
 # %% [markdown]
 # ### Slices are views, lists copy
 #
 # A slice can be described by a stride, so it is a view. A list of rows or a mask cannot, so the
-# values are copied. To *assign* through a list works all the same, because `x[[0]] = 9` is one
-# operation on `x`. `x[[0]][0] = 9` is two: the first makes a copy, the second writes to it.
+# values are copied.
 
 # %%
 x = torch.zeros(3, 2)
 x[[0]][0] = 9
 lost = x.clone()
+
 x[[0]] = 9
 
-draw_shapes(**{"after x[[0]][0] = 9": lost, "after x[[0]] = 9": x}, values=True)
-claim("a slice is a view", x[0:1].data_ptr(), x.data_ptr())
+# %% jupyter={"source_hidden": true}
+# A question: run this cell, then choose.
+predict(
+    "tensors.list_index",
+    "`x` was all zeros. What did `x[[0]][0] = 9` change in it?",
+    {"the whole first row": [[9, 9], [0, 0], [0, 0]], "one value": [[9, 0], [0, 0], [0, 0]],
+     "nothing": [[0, 0], [0, 0], [0, 0]]},
+    seen=lost,
+    because="It is two operations: `x[[0]]` makes a copy, and the 9 is written to the copy. "
+    "`x[[0]] = 9` is one operation on `x`.",
+)
+claim("a slice is a view", x[0:1].data_ptr() == x.data_ptr())
 claim("a list of rows copies", x[[0]].data_ptr() != x.data_ptr())
 claim("a mask copies", x[x > 5].data_ptr() != x.data_ptr())
 claim("writing to the copy is lost", lost, torch.zeros(3, 2))
 claim("assigning through the list is not", x[0], [9, 9])
 
+# %%
+draw_shapes(**{"after x[[0]][0] = 9": lost, "after x[[0]] = 9": x}, values=True)
+
 # %% [markdown]
 # ### Writing to a stretched tensor
 #
-# The rows of an expanded tensor are one row, read again and again. Write to one and all change.
-# Some operations refuse, others do as they are told. `clone` gives each row memory of its own.
+# The rows of an expanded tensor are one row, read again and again. Write to one and all change. Some
+# operations notice and refuse, others do not. `clone` gives each row memory of its own.
 
 # %%
 rows = torch.zeros(3).expand(2, 3)
@@ -687,7 +818,7 @@ separate = torch.zeros(3).expand(2, 3).clone()
 separate[0, 0] = 7
 
 draw_shapes(rows=rows, separate=separate, values=True)
-claim("one write shows in every row", rows[:, 0], [7, 7])
+claim("one write shows in every row", rows[:, 0], [7, 7], shown=True)
 claim("after clone() it does not", separate[:, 0], [7, 0])
 claim_raises("add_ notices and refuses", RuntimeError, lambda: rows.add_(1),
              match="single memory location")
@@ -717,6 +848,25 @@ def windows(signal: torch.Tensor, size: int) -> torch.Tensor:
 check("tensors.windows", windows)
 
 # %% [markdown]
+# ## Aside: a trap before the first import
+#
+# This lab is about PyTorch 2. In `pip install torch>=2.0` the shell reads `>` as "write the output
+# into a file". Put quotes around it: `pip install "torch>=2.0"`. The cell plays it through with a
+# stand-in for pip that only repeats what it was given, so nothing is installed.
+
+# %% jupyter={"source_hidden": true}
+# The trap, played through: run this cell.
+with tempfile.TemporaryDirectory() as folder:
+    stand_in = 'pip() { echo "pip was given: $@"; }; '
+    subprocess.run(["sh", "-c", stand_in + "pip install torch>=2.0"], cwd=folder, check=True)
+    files = [file.name for file in Path(folder).iterdir()]
+    pip_was_given = (Path(folder) / "=2.0").read_text().strip()
+
+claim("this is PyTorch 2", int(torch.__version__.split(".")[0]) >= 2)
+claim("without quotes, the shell leaves a file called `=2.0`", files, ["=2.0"])
+claim("and pip never sees the version", pip_was_given, "pip was given: install torch")
+
+# %% [markdown]
 # ## Key takeaways
 #
 # - NumPy's floating point default is float64, PyTorch's is float32, and matrix products do
@@ -726,4 +876,4 @@ check("tensors.windows", windows)
 # - Broadcasting aligns shapes at the right. Look at the shapes before you subtract.
 # - Slices, `.T`, `view` and `expand` are views. Lists and masks copy. `reshape` does either.
 #
-# The next lab lets PyTorch take the derivatives.
+# Next: [Autograd](02_autograd.ipynb), where PyTorch takes the derivatives.

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import nbformat
 import pytest
+from selenium.webdriver.common.keys import Keys
 
+from labkit.lessons.progress import read_progress
 from tests.browser.driver import (
     code_cells,
     errors_in,
+    find_shown,
     open_browser,
     open_notebook,
     run_all_cells,
@@ -57,3 +61,27 @@ def test_the_page_follows_the_systems_theme(
         open_notebook(driver, lab_server, "01_tensors.ipynb")
 
         wait_for(driver, f'body[data-jp-theme-light="{theme}"]', timeout_seconds=20)
+
+
+def test_a_question_is_answered_with_the_keyboard(lab_server: LabServer, tmp_path: Path):
+    pytest.importorskip("ipywidgets")
+    source = """
+from labkit import claim, predict
+predict("sums.two", "What is 2 + 2?", [4, 5], seen=4)
+claim("the sum is four", 2 + 2, 4)
+"""
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)])
+    (lab_server.workspace / "sums.ipynb").write_text(nbformat.writes(notebook))
+    with open_browser(tmp_path) as driver:
+        run_all_cells(driver, lab_server, "sums.ipynb", timeout_seconds=60)
+        wait_for(driver, ".labkit-question button", timeout_seconds=20)
+        button = find_shown(driver, ".labkit-question button")[1]
+        driver.execute_script("arguments[0].focus()", button)
+        driver.switch_to.active_element.send_keys(Keys.ENTER)
+        wait_for(driver, ".labkit-question [role=alert]", timeout_seconds=20)
+
+        said = find_shown(driver, ".labkit-question [role=alert]")[0].text
+        assert "You expected 5, seen 4" in said
+        assert driver.switch_to.active_element.text == "5"
+        assert "What is 2 + 2?" in driver.switch_to.active_element.get_attribute("title")
+    assert read_progress(lab_server.workspace).predictions["sums.two"].expected == "5"

@@ -374,3 +374,175 @@ def lbfgs(device, batch):
         return loss
 
     return lambda: optimizer.step(measure)
+
+
+@step
+def attention_with_a_trained_bias(device, batch):
+    bias = nn.Parameter(torch.randn(4, 128, 128, device=device))
+    model = Attention(attn_mask=bias).to(device)
+    return lambda: model(make_sequence(device, batch)).square().mean().backward()
+
+
+@step
+def evaluated_with_gradients(device, batch):
+    model, inputs = make_mlp(device).eval(), torch.randn(32 * batch, 256, device=device)
+    return lambda: model(inputs.requires_grad_()).square().mean().backward()
+
+
+@step
+def double_precision(device, batch):
+    model = nn.Sequential(nn.Linear(128, 256), nn.Tanh(), nn.Linear(256, 128)).double()
+    inputs = torch.randn(32 * batch, 128, device=device, dtype=torch.float64)
+    return train(model.to(device), inputs)
+
+
+@step
+def complex_spectrum(device, batch):
+    sound, window = torch.randn(batch, 8192, device=device), torch.hann_window(256, device=device)
+    layer = nn.Linear(129, 40).to(device)
+
+    def run():
+        spectrum = torch.stft(sound, 256, 64, window=window, return_complex=True)
+        layer(spectrum.abs().mT).clamp(min=1e-5).log().mean().backward()
+
+    return run
+
+
+@step
+def nearest_codes(device, batch):
+    layer, codes = nn.Linear(64, 64).to(device), nn.Embedding(512, 64).to(device)
+    inputs = torch.randn(64 * batch, 64, device=device)
+
+    def run():
+        values = layer(inputs)
+        nearest = codes(torch.cdist(values, codes.weight).argmin(1))
+        functional.mse_loss(nearest, values).backward()
+
+    return run
+
+
+for name, cell in {"lstm_cells": nn.LSTMCell, "gru_cells": nn.GRUCell}.items():
+
+    def make_cells(device, batch, cell=cell):
+        layer, inputs = cell(64, 64).to(device), torch.randn(40, 2 * batch, 64, device=device)
+
+        def run():
+            state = None
+            for values in inputs:
+                state = layer(values, state)
+            (state[0] if isinstance(state, tuple) else state).square().mean().backward()
+
+        return run
+
+    STEPS[name] = make_cells
+
+
+# Backward fills a tensor of its own with the gradient of what these have chosen.
+for name, choose in {
+    "largest": lambda values, rows: values.max(1).values,
+    "topk": lambda values, rows: values.topk(5).values,
+    "gathered": lambda values, rows: values.gather(1, (rows % 512)[:, None]),
+    "indexed": lambda values, rows: values[rows[::4]],
+    "selected": lambda values, rows: values.index_select(0, rows[::4]),
+    "products": lambda values, rows: values.cumprod(1),
+}.items():
+
+    def make_chosen(device, batch, choose=choose):
+        values = (torch.rand(16 * batch, 512, device=device) + 0.1).requires_grad_()
+        rows = torch.randint(0, 16 * batch, (16 * batch,), device=device)
+        return lambda: choose(values, rows).square().mean().backward()
+
+    STEPS[f"chosen_{name}"] = make_chosen
+
+
+@step
+def bag_of_words(device, batch):
+    words = torch.randint(0, 3000, (batch, 100), device=device)
+    bag, layer = nn.EmbeddingBag(3000, 64, mode="sum").to(device), nn.Linear(64, 8).to(device)
+    return lambda: layer(bag(words)).square().mean().backward()
+
+
+@step
+def embedding_in_bfloat16(device, batch):
+    words = torch.randint(0, 6000, (batch, 100), device=device)
+    table = nn.Embedding(6000, 64).to(device, torch.bfloat16)
+    return lambda: table(words).square().sum().backward()
+
+
+@step
+def graph_attention(device, batch):
+    nodes, count = 16 * batch, 128 * batch
+    values, layer = torch.randn(nodes, 64, device=device), nn.Linear(64, 64).to(device)
+    sources, targets = torch.randint(0, nodes, (2, count), device=device)
+    score = nn.Linear(128, 1).to(device)
+
+    def run():
+        hidden = layer(values)
+        scores = score(torch.cat([hidden[sources], hidden[targets]], 1))[:, 0].exp()
+        sums = torch.zeros(nodes, device=device).index_add(0, targets, scores)
+        weights = (scores / sums[targets])[:, None]
+        mixed = torch.zeros_like(hidden).index_add(0, targets, hidden[sources] * weights)
+        mixed.square().mean().backward()
+
+    return run
+
+
+@step
+def llama(device, batch):
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norms = nn.ModuleList(nn.RMSNorm(64) for _ in range(2))
+            self.query, self.others = (nn.Linear(64, 64, bias=False) for _ in range(2))
+            self.gate, self.down = nn.Linear(64, 344), nn.Linear(172, 64)
+
+        def forward(self, values):
+            normed = self.norms[0](values)
+            query = self.query(normed).unflatten(-1, (8, 8)).transpose(1, 2)
+            key, value = self.others(normed).unflatten(-1, (2, 4, 8)).permute(2, 0, 3, 1, 4)
+            attended = functional.scaled_dot_product_attention(
+                query, key, value, is_causal=True, enable_gqa=True
+            )
+            values = values + attended.transpose(1, 2).flatten(2)
+            gate, kept = self.gate(self.norms[1](values)).chunk(2, -1)
+            return values + self.down(functional.silu(gate) * kept)
+
+    words = torch.randint(0, 1000, (batch, 64), device=device)
+    embedding, head = nn.Embedding(1000, 64), nn.Linear(64, 1000, bias=False)
+    head.weight = embedding.weight
+    model = nn.Sequential(embedding, Block(), Block(), head).to(device)
+    return train(
+        model, words, torch.optim.AdamW,
+        lambda logits: functional.cross_entropy(logits.flatten(0, 1), words.flatten()), fused=True,
+    )  # fmt: skip
+
+
+@step
+def adafactor(device, batch):
+    model = nn.Sequential(nn.Linear(500, 700), nn.ReLU(), nn.Linear(700, 500)).to(device)
+    return train(model, torch.randn(batch, 500, device=device), torch.optim.Adafactor)
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum made orthogonal by Newton and Schulz's iteration."""
+
+    def __init__(self, parameters, lr):
+        super().__init__(parameters, {"lr": lr})
+
+    @torch.no_grad()
+    def step(self):
+        for parameter in self.param_groups[0]["params"]:
+            momentum = self.state[parameter].setdefault("momentum", torch.zeros_like(parameter))
+            update = parameter.grad.lerp(momentum.lerp_(parameter.grad, 0.05), 0.95)
+            update /= update.norm() + 1e-7
+            for _ in range(5):
+                gram = update @ update.mT
+                update = 3.4445 * update + (2.0315 * gram @ gram - 4.775 * gram) @ update
+            parameter.add_(update, alpha=-0.01)
+
+
+@step
+def muon(device, batch):
+    layers = (nn.Linear(width, 600, bias=False) for width in (600, 600))
+    model = nn.Sequential(*layers).to(device)
+    return train(model, torch.randn(batch, 600, device=device), Muon)

@@ -23,7 +23,6 @@ from typing import Any
 import torch
 from torch._prims_common import suggest_memory_format
 from torch._subclasses import fake_tensor
-from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from labkit.errors import UsageError
 from labkit.memory.estimate.allocator import CachingAllocator, round_request
@@ -41,7 +40,10 @@ from labkit.memory.estimate.operators import (
     CPU_SCRATCH,
     SCRATCH,
     CudaOperators,
-    choose_foreach,
+    allow_foreach,
+    compute_gru,
+    reverse_gru,
+    reverse_products,
 )
 from labkit.memory.estimate.values import (
     FACTORIES,
@@ -67,6 +69,10 @@ DDP = "DistributedDataParallel is simulated as its module and its gradient bucke
 COMPILED = "torch.compile: simulated without the compiler, which often needs less"
 UNKNOWN_SCRATCH = "takes scratch memory of unknown size"
 RNN = EstimateObstacle("cuDNN's recurrent network", UNKNOWN_SCRATCH)
+CONVOLUTION = (
+    "what cuDNN's convolutions take while they run is not included: cuDNN chooses it on the GPU"
+)
+CONVOLUTIONS = ("convolution", "convolution_backward", "_convolution")
 FOLDER = str(Path(torch.__file__).parent) + "/"
 # Torch computes these losses element by element into their result, which keeps this storage when
 # it is reduced to one number; the storage of the fake result has one number only. The table of
@@ -77,7 +83,20 @@ KEEP_STORAGE = (
     torch.ops.aten.soft_margin_loss.default,
     torch.ops.aten.binary_cross_entropy.default,
 )
-ADD, ADD_IN_PLACE = torch.ops.aten.add.Tensor, torch.ops.aten.add_.Tensor
+ATEN = torch.ops.aten
+ADD = ATEN.add.Tensor
+# Backward writes these into a tensor of its own, but for subclasses of tensors it makes another.
+IN_PLACE = {
+    ADD: ATEN.add_.Tensor,
+    ATEN.scatter.src: ATEN.scatter_.src,
+    ATEN.scatter.value: ATEN.scatter_.value,
+    ATEN.scatter_add.default: ATEN.scatter_add_.default,
+    ATEN.index_add.default: ATEN.index_add_.default,
+    ATEN.index_put.default: ATEN.index_put_.default,
+    ATEN.index_fill.int_Scalar: ATEN.index_fill_.int_Scalar,
+    ATEN.masked_scatter.default: ATEN.masked_scatter_.default,
+    ATEN.put.default: ATEN.put_.default,
+}
 # How often a storage is held that only one tensor has: by it, and by Python's object for it.
 ALONE = 2
 DEVICE, GROUPED = torch.ops.prim.device.default, torch.ops.aten._grouped_mm.default
@@ -127,8 +146,8 @@ class FakeTracer(StorageTracer):
             return hide_device(arguments[0])
         named = named or {}
         run = REPLACED.get(operator, operator)
-        if operator is ADD and _adds_in_place(*arguments[:2]):
-            run = ADD_IN_PLACE
+        if operator in IN_PLACE and _writes_in_place(operator, arguments):
+            run = IN_PLACE[operator]
         try:
             result = super().__torch_dispatch__(run, types, arguments, named)
         except tuple(UNKNOWN):
@@ -205,6 +224,8 @@ class FakeTracer(StorageTracer):
         if not tensors:
             return
         if tensors[0].device.type == "cuda":
+            if name in CONVOLUTIONS:
+                self._note_words(CONVOLUTION)
             if name in PRODUCTS:
                 self.cublas.add(self._find_frames()[1])
             count = SCRATCH.get(name)
@@ -260,17 +281,19 @@ def _is_fake(tensor: Any) -> bool:
     return isinstance(tensor, fake_tensor.FakeTensor)
 
 
-def _adds_in_place(gradient: Any, other: Any) -> bool:
-    """True where backward adds up two gradients, and without a mode would do this in place.
+def _writes_in_place(operator: Any, arguments: Any) -> bool:
+    """True where backward, without a mode, would write into the first argument.
 
-    Torch adds to a gradient that nothing else holds; a dispatch mode prevents this.
+    Torch adds to a gradient, and fills a tensor, that nothing else holds; a dispatch mode or fake
+    tensors prevent this.
     """
     if torch._C._current_graph_task_id() == -1 or torch.is_grad_enabled():
         return False
-    if not isinstance(other, torch.Tensor) or gradient.shape != other.shape:
+    written, other = arguments[0], arguments[1]
+    if operator is ADD and (not isinstance(other, torch.Tensor) or written.shape != other.shape):
         return False
-    storage = gradient.untyped_storage()
-    whole = storage.nbytes() == gradient.numel() * gradient.element_size()
+    storage = written.untyped_storage()
+    whole = storage.nbytes() == written.numel() * written.element_size()
     return bool(whole and torch._C._storage_Use_Count(storage._cdata) <= ALONE)
 
 
@@ -343,7 +366,12 @@ LAID_OUT = (
 )
 REPLACED: dict[Any, Callable[..., Any]] = {loss: _keep_storage(loss) for loss in KEEP_STORAGE}
 REPLACED |= {norm: _lay_out(norm) for norm in LAID_OUT}
-REPLACED[GROUPED] = functools.wraps(GROUPED)(_multiply_groups)
+for _operator, _compute in {
+    GROUPED: _multiply_groups,
+    ATEN._thnn_fused_gru_cell.default: compute_gru,
+    ATEN._thnn_fused_gru_cell_backward.default: reverse_gru,
+}.items():
+    REPLACED[_operator] = functools.wraps(_operator)(_compute)
 
 
 class _AskingTorch(type):
@@ -444,6 +472,7 @@ class Simulation:
                     forward=lambda wrapper, *inputs, **named: wrapper.module(*inputs, **named),
                 ),
                 allow_unknown_items(self.assumptions, self._note_unknown),
+                reverse_products(self.note),
                 move_tensors(self._fake),
                 self._fake.own_tensors(),
             ):
@@ -451,7 +480,7 @@ class Simulation:
             if self._target.kind == "cuda":
                 stack.enter_context(simulate_calls(self._target, self._find_level))
                 stack.enter_context(self._operators)
-                stack.callback(register_optimizer_step_pre_hook(choose_foreach).remove)
+                stack.enter_context(allow_foreach())
             stack.enter_context(self._fake)
             stack.enter_context(self.tracer)
             yield

@@ -9,27 +9,37 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.optim import optimizer
+from torch.utils import _foreach_utils
 
 from labkit.memory.estimate.cuda import replace_attributes
 from labkit.memory.track.storages import list_tensors
 
 HALF = (torch.float16, torch.bfloat16)
+NO_ZERO = "assumes that cumprod meets no zero: its backward pass needs more then"
+# What a sum of these adds up in, in bytes.
+SUM_BYTES = {torch.float64: 8, torch.complex64: 8, torch.complex128: 16}
 
 
-def choose_foreach(optimizer: Any, arguments: Any, named: Any) -> None:
-    """Sets ``foreach`` if it is unset: an update of all parameters at once, CUDA's default.
+@contextlib.contextmanager
+def allow_foreach() -> Iterator[None]:
+    """Lets torch update all parameters at once, CUDA's default, for fake parameters too.
 
-    Torch decides by the type of the parameters, and fake ones have another.
+    Torch decides by the type of the tensors, here and in ``clip_grad_norm_``.
     """
-    for group in optimizer.param_groups:
-        undecided = "foreach" in group and group["foreach"] is None
-        on_cuda = all(one.device.type == "cuda" for one in group["params"])
-        if undecided and on_cuda and not group.get("fused") and not group.get("differentiable"):
-            group["foreach"] = True
+    lists = optimizer._foreach_supported_types, _foreach_utils._foreach_supported_types
+    for one in lists:
+        one.append(FakeTensor)
+    try:
+        yield
+    finally:
+        for one in lists:
+            one.remove(FakeTensor)
 
 
 # What autocast on CUDA computes in its own dtype, in float32, with a result in float32, and in the
@@ -148,6 +158,8 @@ class CudaOperators:
         self._exits.callback(library._destroy)
         library.impl("dropout", drop_out, "AutogradCUDA")
         library.impl("scaled_dot_product_attention", attend, "AutogradCUDA")
+        library.impl("lstm_cell", step_lstm, "AutogradCUDA")
+        library.impl("gru_cell", step_gru, "AutogradCUDA")
         for name in ("lstm", "gru", "rnn_tanh", "rnn_relu"):
             for form in ("input", "data"):
                 library.impl(f"{name}.{form}", self._make_rnn(name, form), "AutogradCUDA")
@@ -173,10 +185,70 @@ class CudaOperators:
         return run
 
 
+@contextlib.contextmanager
+def reverse_products(note: Callable[[str], object]) -> Iterator[None]:
+    """Makes cumprod's backward pass that of values without a zero, until exit.
+
+    Torch's way for fake tensors needs more. ``note`` is called with what is assumed.
+    """
+
+    def reverse(gradient: Any, values: Any, dim: int, products: Any) -> Any:
+        if values.numel() <= 1:
+            return gradient
+        note(NO_ZERO)
+        weighted, zero = products.conj() * gradient, values == 0
+        zero.any()
+        turned = weighted.flip(dim)
+        sums = turned.cumsum(dim)  # in C++ all three live until the last one is there
+        made = sums.flip(dim)
+        del turned, sums
+        return made.div(values.conj())
+
+    library = torch.library.Library("aten", "IMPL")
+    try:
+        for key in ("AutogradCPU", "AutogradCUDA"):
+            library.impl("cumprod_backward", reverse, key)
+        yield
+    finally:
+        library._destroy()
+
+
+def step_lstm(  # noqa: PLR0917
+    values: Any, state: Any, w_ih: Any, w_hh: Any, b_ih: Any = None, b_hh: Any = None
+) -> Any:
+    """One step of an LSTM, by the kernel that CUDA has for all that follows the products."""
+    hidden, cell = state
+    products = torch.matmul(values, w_ih.t()), torch.matmul(hidden, w_hh.t())
+    return torch.ops.aten._thnn_fused_lstm_cell(*products, cell, b_ih, b_hh)[:2]
+
+
+def step_gru(  # noqa: PLR0917
+    values: Any, hidden: Any, w_ih: Any, w_hh: Any, b_ih: Any = None, b_hh: Any = None
+) -> Any:
+    """One step of a GRU, by the kernel that CUDA has for all that follows the products."""
+    products = torch.matmul(values, w_ih.t()), torch.matmul(hidden, w_hh.t())
+    return torch.ops.aten._thnn_fused_gru_cell(*products, hidden, b_ih, b_hh)[0]
+
+
+def compute_gru(gates: Any, other_gates: Any, hidden: Any, *biases: Any) -> tuple[Any, Any]:
+    """``_thnn_fused_gru_cell``, which torch cannot fake: the hidden state, and what it keeps."""
+    return torch.empty_like(hidden), hidden.new_empty(hidden.size(0), 5 * hidden.size(1))
+
+
+def reverse_gru(gradient: Any, kept: Any, has_bias: bool) -> tuple[Any, ...]:
+    """``_thnn_fused_gru_cell_backward``: the gradients of the products, the state, the biases."""
+    gates, other_gates = (gradient.new_empty(gradient.size(0), 3 * gradient.size(1)) for _ in "ih")
+    biases = (gates.new_empty(gates.size(1)) for _ in "ih") if has_bias else (None, None)
+    return gates, other_gates, torch.empty_like(gradient), *biases
+
+
 def drop_out(values: Any, p: float, train: bool) -> Any:
     """Dropout as on CUDA, which keeps a mask of one byte per element."""
-    if not train or p in {0, 1} or not values.numel():
-        return torch.ops.aten.dropout.default.decompose(values, p, train)
+    # Not by torch's decomposition, which up to 2.13 copies what it does not drop.
+    if not train or p == 0 or not values.numel():
+        return values
+    if p == 1:
+        return values * values.new_zeros(())
     return torch.native_dropout(values, p, train)[0]
 
 
@@ -213,7 +285,7 @@ def attend(  # noqa: PLR0917
     aligned = size % (8 if query.dtype in HALF else 4) == 0
     if (
         cuda.mem_efficient_sdp_enabled() and plain and aligned and not grouped
-        and query.dtype in (*HALF, torch.float32) and not (masked and attn_mask.requires_grad)
+        and query.dtype in (*HALF, torch.float32)
     ):  # fmt: skip
         bias = _make_bias(attn_mask, query, key) if masked else None
         return torch.ops.aten._scaled_dot_product_efficient_attention(
@@ -304,7 +376,46 @@ def _count_sum(arguments: Any) -> int:
     if rows < min(height * 16, 256) or each < 256 or grid > target:
         return 0
     blocks = max(min(-(-target // grid), -(-each // 16)), -(-each // 256))
-    return 4 * columns * blocks * width * wide if blocks > 1 else 0
+    each = SUM_BYTES.get(tensor.dtype, 4 if tensor.is_floating_point() else 8)
+    return each * columns * blocks * width * wide if blocks > 1 else 0
+
+
+def _count_distance(arguments: Any) -> int:
+    """Euclidean distances by a product: both matrices, with two columns more."""
+    rows = sum(one.numel() // one.size(-1) for one in arguments[:2] if one.numel())
+    return int(rows * (arguments[0].size(-1) + 2) * arguments[0].element_size())
+
+
+def _count_complex(arguments: Any) -> int:
+    """abs() and angle() of complex numbers: first, complex results."""
+    tensor = arguments[0]
+    return int(tensor.numel() * tensor.element_size()) if tensor.is_complex() else 0
+
+
+def _count_segments(indices: int, rows: int, width: int) -> int:
+    """The gradient of an embedding's rows, from sorted indices: parts of 10 of a row's, in float32.
+
+    ``indices`` refer to a table of (rows, width).
+    """
+    kept = min(indices, rows)
+    parts = indices // 10 + kept
+    return 8 * (3 * indices + 2 * kept + parts) + 4 * parts * width
+
+
+def _count_embedding(arguments: Any) -> int:
+    """Backward of an embedding, which up to 3,072 indices does not sort them."""
+    gradient, indices, rows, _, scaled = arguments[:5]
+    if indices.numel() <= 3072 and not scaled:
+        return 0
+    return _count_segments(indices.numel(), rows, gradient.size(-1))
+
+
+def _count_bag(arguments: Any) -> int:
+    """Backward of nn.EmbeddingBag; its mode 2, the largest, needs nothing."""
+    gradient, indices, rows, mode = arguments[0], arguments[1], arguments[6], arguments[8]
+    if mode == 2:
+        return 0
+    return _count_segments(indices.numel(), rows, gradient.size(-1))
 
 
 def _split_attention(query: Any, key: Any) -> tuple[int, int]:
@@ -347,17 +458,31 @@ def _count_cpu_heads(arguments: Any) -> int:
     return int(source.element_size() * rows * max(5 * width, 2 * width + heads * source.size(1)))
 
 
+def _count_cpu_bag(arguments: Any) -> int:
+    """Backward of nn.EmbeddingBag: the sorted indices, their order, and each one's bag."""
+    return 3 * 8 * int(arguments[1].numel())
+
+
 CPU_SCRATCH: dict[str, Callable[[Any], int]] = {
     "_scaled_dot_product_flash_attention_for_cpu": _count_cpu_flash,
     "_scaled_dot_product_flash_attention_for_cpu_backward": _count_cpu_flash_backward,
     "_transformer_encoder_layer_fwd": _count_cpu_encoder,
     "_native_multi_head_attention": _count_cpu_heads,
+    "_euclidean_dist": _count_distance,
+    "_embedding_bag_backward": _count_cpu_bag,
+    "abs": _count_complex,
+    "angle": _count_complex,
 }
 SCRATCH: dict[str, Callable[[Any], int]] = {
     "_scaled_dot_product_efficient_attention": _count_efficient_forward,
     "_scaled_dot_product_efficient_attention_backward": _count_efficient,
     "_scaled_dot_product_flash_attention_backward": _count_flash,
     "_softmax_backward_data": _count_softmax,
+    "_euclidean_dist": _count_distance,
+    "abs": _count_complex,
+    "angle": _count_complex,
+    "embedding_dense_backward": _count_embedding,
+    "_embedding_bag_backward": _count_bag,
     "_transformer_encoder_layer_fwd": _count_encoder,
     "sum": _count_sum,
     "mean": _count_sum,

@@ -60,10 +60,10 @@ def estimate_memory(
     the step without gradients. ``say`` is called with a line about each batch size that is tried.
 
     For a GPU the estimate includes the allocator's rounding and cache, and CUDA's context as a
-    range; it does not include what cuDNN allocates temporarily. If fake tensors cannot continue
-    (the step branches on a value, or an operator has no fake version), the estimate names the line
-    and is a lower bound. A ``loss.item()`` that is only printed or added up is allowed, with a
-    note.
+    range. What cuDNN's convolutions allocate while they run comes on top: a note says so. If fake
+    tensors cannot continue (the step branches on a value, or an operator has no fake version), the
+    estimate names the line and is a lower bound; so it is for cuDNN's recurrent networks. A
+    ``loss.item()`` that is only printed or added up is allowed, with a note.
 
     Raises UsageError if the step itself fails, LabkitError if another thread traces.
 
@@ -267,11 +267,16 @@ def _estimate_one(work: Work, target: Target, assumptions: Assumptions) -> Estim
         reserved_bytes=allocator.reserved_bytes if on_cuda else None,
         workspace_bytes=simulation.workspace_bytes if on_cuda else None,
         context_bytes=CONTEXT_BYTES if on_cuda else None,
-        obstacle=obstacle or simulation.tracer.obstacle,
+        obstacle=obstacle or simulation.tracer.obstacle or _name_gap(simulation.tracer.trouble),
         excess=next((one for one in notes if one in {COMPILED, CONVERGENCE}), None),
         notes=(*added, *notes),
         growth_bytes=growth,
     )
+
+
+def _name_gap(trouble: str | None) -> EstimateObstacle | None:
+    """The obstacle for tensors that were not followed: their memory is missing."""
+    return None if trouble is None else EstimateObstacle("a part", f"is missing ({trouble})")
 
 
 # torch 2.11 and 2.12 raise a plain RuntimeError with the first text, later ones the second.

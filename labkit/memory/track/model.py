@@ -16,7 +16,10 @@ from labkit.memory.track.frames import Frame
 from labkit.render import Displayed
 
 # The categories of storages, in display order.
-CATEGORIES = ("parameters", "gradients", "optimizer", "activations", "inputs", "other")
+CATEGORIES = (
+    *("parameters", "gradients", "optimizer", "buckets"),
+    *("activations", "inputs", "other"),
+)
 
 
 @dataclass(slots=True, eq=False)

@@ -180,6 +180,7 @@ class StorageTracer(TorchDispatchMode):  # type: ignore[misc]
         if operator is LIFT:
             self._add_new(arguments[0], "other", frames)
         known = self._look_at(taken)
+        self._watch.name_buckets(operator, known)
         categories = {one.category for one in known}
         if categories & {"parameters", "activations"} and self._watch.reads_inputs():
             self._take_inputs(operator, known)
@@ -402,6 +403,19 @@ class CategoryWatch:
             return "activations"
         tracked = torch.is_grad_enabled() and any(one.requires_grad for one in arguments)
         return "activations" if tracked else "other"
+
+    def name_buckets(self, operator: Any, known: Iterable[Storage]) -> None:
+        """Renames what DDP and FSDP exchange: the arguments of collectives that they call.
+
+        A collective of the user's own code, outside of a module and of backward, keeps its
+        tensors' categories.
+        """
+        if getattr(operator, "namespace", "") not in ("c10d", "fsdp"):
+            return
+        if self._depth or torch._C._current_graph_task_id() != -1:
+            for one in known:
+                if one.category not in CERTAIN:
+                    one.category = "buckets"
 
     def reads_inputs(self) -> bool:
         """True while tensors that an operator reads, except parameters, are the model's inputs."""
