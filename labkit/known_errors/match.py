@@ -23,6 +23,7 @@ from labkit.known_errors.mention import (
     PROGRESS_WORDS,
     RETRY,
     TRANSIENT,
+    WARNING,
     find_stage,
     is_mention,
 )
@@ -400,7 +401,10 @@ def _rank(found: Match, effects: Mapping[str, set[str]]) -> tuple[int, int, bool
     # A cause includes the effects of its effects, so it has fewer causes above it than they have.
     causes = sum(found.error.name in names for names in effects.values())
     error = found.error
-    return causes, CERTAINTIES.index(error.certainty), bool(error.general), found.line_number
+    # A program goes on after a warning: an error that ended it comes first, if it is as sure.
+    grade = 2 * CERTAINTIES.index(error.certainty)
+    grade += error.certainty == "likely" and bool(WARNING.search(found.line))
+    return causes, grade, bool(error.general), found.line_number
 
 
 def _list_effects(error: KnownError, by_name: Mapping[str, KnownError]) -> set[str]:
