@@ -11,7 +11,13 @@ from labkit.cli import main
 from labkit.errors import LabkitError
 from labkit.lessons.catalog import Lab, listed_labs, load_exercises
 from labkit.lessons.learner import find_notebook
-from labkit.lessons.progress import read_progress, record_attempt, record_seen
+from labkit.lessons.progress import (
+    Prediction,
+    read_progress,
+    record_attempt,
+    record_prediction,
+    record_seen,
+)
 from labkit.lessons.workspace import update_workspace
 from tests.fakes.small_labs import LESSON, TOML, write_labs
 
@@ -224,6 +230,20 @@ def test_progress_shows_where_one_stands(desk: Desk, capsys: Any) -> None:
         "by": None,
         "seen": None,
     }
+
+
+def test_progress_shows_the_score_of_predictions_by_lab(desk: Desk, capsys: Any) -> None:
+    for number, expected in enumerate("445"):
+        made = Prediction(expected, "4", expected == "4")
+        record_prediction(desk.work, f"small.question_{number}", made)
+
+    assert main(["progress"]) == 0
+    assert "2 of 3 predictions as expected" in capsys.readouterr().out
+    _, value = run_json(capsys, "progress")
+    assert value["labs"][0]["predictions"] == {"predicted": 3, "as_expected": 2}
+
+    assert main(["progress", "--clear", "small"]) == 0
+    assert read_progress(desk.work).predictions == {}
 
 
 def test_progress_is_cleared_by_name(desk: Desk, capsys: Any) -> None:

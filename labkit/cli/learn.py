@@ -29,7 +29,9 @@ def add_commands(commands: _SubParsersAction[Any]) -> None:
     _add_check(
         commands.add_parser("check", help="run the checks on your own notebooks", description=check)
     )
-    progress = commands.add_parser("progress", help="show which exercises you have passed")
+    progress = commands.add_parser(
+        "progress", help="show the exercises passed, and the score of your predictions"
+    )
     progress.add_argument(
         "--clear",
         nargs="+",
@@ -98,7 +100,7 @@ def check_answers(arguments: Namespace) -> int:
 
 
 def show_progress(arguments: Namespace) -> int:
-    """labkit progress: shows the passed exercises of each lab; with --clear, forgets some first."""
+    """labkit progress: each lab's passed exercises and predictions; --clear forgets some first."""
     from labkit.lessons.catalog import exercise_names, find_labs
     from labkit.lessons.progress import clear_progress, read_progress
 
