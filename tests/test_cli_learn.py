@@ -19,7 +19,7 @@ from labkit.lessons.progress import (
     record_seen,
 )
 from labkit.lessons.workspace import update_workspace
-from tests.fakes.small_labs import TOML, write_labs
+from tests.fakes.small_labs import LESSON, TOML, write_labs
 
 SOLVED = "return x - x.mean(dim=0)"
 STUB = 'raise NotImplementedError("write your code here")'
@@ -307,6 +307,35 @@ def test_several_labs_are_reset_at_once(desk: Desk, capsys: Any, words: list[str
 
     assert code == 0
     assert [lab["lab"] for lab in value["labs"]] == ["small"] * len(words)
+
+
+def test_several_names_are_checked(desk: Desk, capsys: Any) -> None:
+    desk.solve(SOLVED)
+    code, value = run_json(capsys, "check", "small.double", "small.center")
+
+    assert code == 1
+    names = [one["exercise"] for lab in value["labs"] for one in lab["exercises"]]
+    assert names == ["small.double", "small.center"]
+
+
+def test_what_an_update_changed_is_laid_out(desk: Desk, capsys: Any) -> None:
+    assert main(["reset", "--changed"]) == 0
+    assert "nothing has changed" in capsys.readouterr().out
+    write_labs(desk.work.parent / "labs", lesson=LESSON.replace("One idea.", "Another idea."))
+    assert main(["reset", "--changed"]) == 0
+    assert "01_small.ipynb is new" in capsys.readouterr().out
+    assert "Another idea." in desk.notebook.read_text()
+
+
+def test_messages_name_makes_lines_where_make_was_called(
+    desk: Desk, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    desk.notebook.unlink()
+    monkeypatch.setenv("LABKIT_MAKE", "1")
+    assert main(["check"]) == 1
+    assert "make reset LABS=small" in capsys.readouterr().out
+    assert main(["reset"]) == 2
+    assert "try: make reset LABS=tensors\n" in capsys.readouterr().err
 
 
 def test_reset_without_a_lab_changes_nothing(desk: Desk) -> None:

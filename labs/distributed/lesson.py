@@ -39,14 +39,11 @@ from labkit import check, claim, claim_raises, predict, run_on_ranks, track_memo
 from labkit.lessons.pictures import use_lab_style
 
 use_lab_style()
-
-# %% jupyter={"source_hidden": true}
-# A sum within a process and across two: run this cell.
 ON_GPUS = torch.cuda.device_count() >= 2
 BACKEND = "nccl" if ON_GPUS else "gloo"
 MIB = 2**20
 
-
+# %%
 def my_device():
     """The device of the rank that asks."""
     return torch.device("cuda", dist.get_rank()) if ON_GPUS else torch.device("cpu")
@@ -74,16 +71,6 @@ def run(function, *arguments, **options):
 
 
 alone, together = (max(times) for times in zip(*run(time_sums)))
-
-# %% jupyter={"source_hidden": true}
-# A question: run this cell, then choose.
-predict("distributed.cost", "Two processes add 16 MiB of numbers: each by itself, or into one sum "
-        "across both. How much longer does the sum across both take here?",
-        ["up to 3 times as long", "3 to 10 times as long", "more than 10 times as long"],
-        seen="up to 3 times as long" if together < 3 * alone else "3 to 10 times as long"
-        if together < 10 * alone else "more than 10 times as long")
-
-# %%
 print(f"adding 16 MiB within a process: {1000 * alone:.1f} ms; across two: {1000 * together:.1f} ms")
 print(f"a sum across processes takes {together / alone:.0f} times as long here, by {BACKEND}")
 
@@ -113,7 +100,8 @@ claim("they are processes: neither is the other, nor this notebook's kernel",
       len({first_id, second_id, os.getpid()}), 3)
 
 # %% [markdown]
-# What does a rank see of a change that another rank makes?
+# Each rank has a copy of what the function uses. A change in one of them reaches nobody else, not
+# even this notebook. That is what makes ranks safe, and what makes collectives necessary.
 
 # %%
 seen = {"calls": 0}
@@ -124,14 +112,14 @@ def count():
     return seen["calls"]
 
 
-calls_in_each = run(count)
+counted = run(count)
 
 # %% jupyter={"source_hidden": true}
 # A question: run this cell, then choose.
-predict("distributed.copy", "Rank 0 adds 1 to `seen[\"calls\"]`, and rank 1 adds 2. What is it in "
-        "this notebook now?", [0, 1, 2, 3], seen=seen["calls"],
-        because="Each rank has a copy of what the function uses.")
-claim("each rank changes its own copy", calls_in_each, [1, 2])
+predict("distributed.copies", "Each rank added to `seen['calls']`: rank 0 one, rank 1 two. What is it "
+        "in this notebook now?", [0, 1, 2, 3], seen=lambda: seen["calls"],
+        because="Each rank has changed a copy of its own, which ended with its process.")
+claim("each rank changes its own copy", counted, [1, 2])
 claim("the notebook's is as it was", seen["calls"], 0)
 
 # %% [markdown]
@@ -139,7 +127,7 @@ claim("the notebook's is as it was", seen["calls"], 0)
 #
 # A *collective* is a call that every rank of the group makes, in the same order. It returns when
 # this rank's part is done. In the cell below each rank starts with its own tensor, rank 0 with
-# `[0, 1]` and rank 1 with `[10, 11]`.
+# `[0, 1]` and rank 1 with `[10, 11]`. Say what each call leaves in each rank before you open the answer.
 
 # %%
 def try_collectives():
@@ -169,31 +157,20 @@ zero, one = run(try_collectives)
 
 # %% jupyter={"source_hidden": true}
 # A question: run this cell, then choose.
-predict("distributed.all_reduce", "What does rank 1 have after `all_reduce`?",
-        {"[10, 11]": torch.tensor([10.0, 11.0]), "[10, 12]": torch.tensor([10.0, 12.0]),
-         "[0, 1, 10, 11]": torch.tensor([0.0, 1.0, 10.0, 11.0])}, seen=one["all_reduce"].cpu(),
-        because="Every rank gets the sum.")
+predict("distributed.reduce_scatter", "Rank 0 has [0, 1] and rank 1 has [10, 11]. What does rank 1 "
+        "hold after the reduce_scatter?", ["[10, 12]", "[10]", "[12]", "[11]"],
+        seen=lambda: str([int(x) for x in one["reduce_scatter"].tolist()]),
+        because="The sum is [10, 12], and rank 1 gets the second part of it.")
 claim("broadcast: rank 0's tensor in both", (zero["broadcast"], one["broadcast"]),
       (torch.tensor([0.0, 1.0]), torch.tensor([0.0, 1.0])))
 claim("all_reduce: the sum in both", torch.equal(zero["all_reduce"], one["all_reduce"]))
 claim("the sum is [10, 12]", zero["all_reduce"], torch.tensor([10.0, 12.0]))
-
-# %% jupyter={"source_hidden": true}
-# A question: run this cell, then choose.
-predict("distributed.reduce_scatter", "What does rank 0 have after `reduce_scatter`?",
-        {"[10, 12]": torch.tensor([10.0, 12.0]), "[10]": torch.tensor([10.0]),
-         "[0]": torch.tensor([0.0])}, seen=zero["reduce_scatter"].cpu(),
-        because="Each rank gets its part of the sum.")
 claim("all_gather: both tensors in both", one["all_gather"], torch.tensor([0.0, 1, 10, 11]))
 claim("reduce_scatter: each has its part of the sum",
       torch.cat([zero["reduce_scatter"], one["reduce_scatter"]]), zero["all_reduce"])
 
-# %%
-for name in zero:
-    print(f"{name:15} rank 0: {zero[name].tolist()!s:24} rank 1: {one[name].tolist()}")
-
 # %% [markdown]
-# So reduce_scatter followed by all_gather is an all_reduce.
+# The last claim is worth a second look: reduce_scatter followed by all_gather is an all_reduce.
 # Sharded training, further down, is built on this: it stops halfway and keeps only its part.
 #
 # Under the collectives are `dist.send(tensor, dst)` and `dist.recv(tensor, src)` between two
@@ -325,22 +302,22 @@ without_first, without_second = run(take_step, False)
 
 # %% jupyter={"source_hidden": true}
 # A question: run this cell, then choose.
-predict("distributed.ddp", "Each rank runs `backward()` on its half of the batch. Under DDP, what "
-        "is in rank 0's `.grad` afterwards?",
-        ["the gradient of its half", "the gradient of the whole batch", "the sum of both"],
-        seen="the gradient of the whole batch" if furthest(first, on_one_process) < 1e-6
-        else "the gradient of its half",
-        because="DDP averages the gradients during `backward()`.")
+predict("distributed.gradients", "Under DDP, each of two ranks has half of the batch. What are "
+        "their gradients after `backward()`?",
+        ["those of one process with the whole batch", "half as large", "twice as large",
+         "different in each rank"],
+        seen=lambda: "those of one process with the whole batch"
+        if max(furthest(one, on_one_process) for one in (first, second)) < 1e-5 else "something else",
+        because="The mean of the means of equal parts is the mean of all.")
+print(f"furthest apart: ranks under DDP {furthest(first, second):.1e},"
+      f" DDP and one process {furthest(first, on_one_process):.1e},"
+      f" ranks without DDP {furthest(without_first, without_second):.1e}")
+
 claim("under DDP both ranks hold the same gradients", furthest(first, second), 0.0)
 claim("and they are those of one process with the whole batch",
       furthest(first, on_one_process), 0.0, within=1e-6)
 claim("without DDP each rank has the gradient of its part",
       furthest(without_first, without_second) > 1e-4)
-
-# %%
-print(f"furthest apart: ranks under DDP {furthest(first, second):.1e},"
-      f" DDP and one process {furthest(first, on_one_process):.1e},"
-      f" ranks without DDP {furthest(without_first, without_second):.1e}")
 
 # %% [markdown]
 # The gradients are equal, so the parameters stay equal, if they were equal at the start and the
@@ -349,7 +326,9 @@ print(f"furthest apart: ranks under DDP {furthest(first, second):.1e},"
 #
 # ### What it holds
 #
-# `track_memory(kinds=True)` splits each rank's peak by what the memory is for.
+# `track_memory(kinds=True)` splits each rank's peak. Every rank holds all parameters, all
+# gradients and the whole state of the optimizer, and DDP's buckets come on top: as large as the
+# gradients. What the batch needs is halved; the rest is not.
 
 # %%
 def hold_by(arrange):
@@ -389,23 +368,22 @@ def data_parallel(model):
 
 held = {"one process": run(hold_by, plain, world_size=1)[0], "DDP": run(hold_by, data_parallel)[0]}
 parameter_bytes = sum(p.numel() * 4 for p in make_model().parameters())
-share = held["DDP"]["optimizer"] / (2 * parameter_bytes)
+buckets_share = held["DDP"]["buckets"] / parameter_bytes
 
 # %% jupyter={"source_hidden": true}
 # A question: run this cell, then choose.
-predict("distributed.state", "Two ranks under DDP. How much of Adam's state does each rank hold?",
-        ["a half of it", "all of it"], seen="all of it" if share > 0.9 else "a half of it",
-        because="Every rank holds all parameters, gradients and state, and DDP's buckets besides. "
-        "Only what the batch needs is halved.")
+predict("distributed.buckets", "The gradients take 2 MiB. How much do DDP's buckets take in each "
+        "rank, besides?", {"nothing": 0.0, "1 MiB": 0.5, "2 MiB": 1.0, "4 MiB": 2.0},
+        seen=lambda: round(buckets_share, 2),
+        because="Each gradient is copied into its place in a bucket, which is sent.")
+for name, kinds in held.items():
+    print(f"{name:12}", {kind: f"{count / MIB:.1f} MiB" for kind, count in kinds.items() if count})
+
 claim("DDP: each rank holds all parameters", held["DDP"]["parameters"], parameter_bytes)
 claim("and the whole state of Adam: two numbers for each parameter",
       held["DDP"]["optimizer"] / (2 * parameter_bytes), 1.0, within=0.001)
 claim("and buckets of the gradients' size", held["DDP"]["buckets"], parameter_bytes)
 claim("one process has no buckets", held["one process"]["buckets"], 0)
-
-# %%
-for name, kinds in held.items():
-    print(f"{name:12}", {kind: f"{count / MIB:.1f} MiB" for kind, count in kinds.items() if count})
 
 # %% [markdown]
 # `DDP(model, gradient_as_bucket_view=True)` lets each `.grad` be a view of its bucket. Then the
@@ -466,13 +444,14 @@ claim("Replicate() brings all rows to everyone", (zero[2], one[2]), ((6, 4), (6,
 claim("operators work on the parts: the sums of all rows are right",
       zero[3], torch.arange(24.0).reshape(6, 4).sum(dim=1))
 
-# %%
 zero, one = run(make_dtensor, 5)
 
 # %% jupyter={"source_hidden": true}
 # A question: run this cell, then choose.
-predict("distributed.uneven", "5 rows, `Shard(0)`, two ranks. How many rows does rank 1 hold?",
-        [2, 3, 5], seen=one[1][0], because="The first ranks get the larger parts.")
+predict("distributed.uneven", "A DTensor with 5 rows on two ranks, `Shard(0)`: how many rows do rank 0 "
+        "and rank 1 hold?", ["3 and 2", "2 and 3", "3 and 3", "it raises"],
+        seen=lambda: f"{zero[1][0]} and {one[1][0]}",
+        because="Rows are dealt out in pieces of ceil(5 / 2); the last one is shorter.")
 claim("5 rows do not divide: 3 and 2", (zero[1], one[1]), ((3, 4), (2, 4)))
 
 # %% [markdown]
@@ -501,8 +480,6 @@ def look_at_shards():
 
 
 (zero_bytes, zero_gradients), (one_bytes, _) = run(look_at_shards)
-
-# %%
 print(f"rank 0 holds {zero_bytes / MIB:.2f} MiB, rank 1 {one_bytes / MIB:.2f} MiB of"
       f" {parameter_bytes / MIB:.2f} MiB")
 
@@ -524,6 +501,13 @@ def zero_1(model):
 
 held["ZeRO-1"] = run(hold_by, zero_1)[0]
 held["FSDP2"] = run(hold_by, fully_sharded)[0]
+
+# %% jupyter={"source_hidden": true}
+# A question: run this cell, then choose.
+predict("distributed.state", "DDP holds the whole state of Adam in each of two ranks. Which share of it "
+        "does each rank hold with FSDP2?", {"all": 1.0, "half": 0.5, "a quarter": 0.25},
+        seen=lambda: round(held["FSDP2"]["optimizer"] / held["DDP"]["optimizer"], 2),
+        because="The state has the shape of the parameters, and of these each rank has its half.")
 kinds = "parameters", "gradients", "optimizer", "buckets"
 print(f"{'MiB on rank 0':14}" + "".join(f"{kind:>12}" for kind in kinds))
 for name, found in held.items():
@@ -554,7 +538,9 @@ claim("FSDP2: half of the optimizer's state",
 # ## The data: no sample twice
 #
 # Each rank reads its own part of the data. `DistributedSampler` shuffles the numbers of all
-# samples with the same seed in every rank, and gives rank r each `world`-th of them.
+# samples with the same seed in every rank, and gives rank r each `world`-th of them. If the
+# samples do not divide evenly, it repeats some, so that every rank has equally many: equal numbers
+# of steps matter more than a sample that is seen twice.
 
 # %%
 def read_all(length, epochs=1, set_epoch=True):
@@ -572,18 +558,16 @@ def read_all(length, epochs=1, set_epoch=True):
 (zero,), (one,) = run(read_all, 16)
 claim("16 samples on two ranks: 8 each", (len(zero), len(one)), (8, 8))
 claim("no sample twice, and none left out", sorted(zero + one), list(range(16)))
-# %%
 (zero,), (one,) = run(read_all, 15)
 
 # %% jupyter={"source_hidden": true}
 # A question: run this cell, then choose.
-predict("distributed.sampler", "15 samples, two ranks. How many do the two ranks read in all?",
-        [14, 15, 16], seen=len(zero) + len(one),
-        because="Every rank must take equally many steps, so one sample is read twice.")
+predict("distributed.samples", "15 samples on two ranks: how many do both read together, in one epoch?",
+        [14, 15, 16], seen=lambda: len(zero) + len(one),
+        because="Every rank must take as many steps as the others, so one sample is read twice.")
 claim("15 samples: 8 each all the same, so one is read twice",
       (len(zero), len(one), len(set(zero + one))), (8, 8, 15))
 
-# %%
 (epochs, _), (frozen, _) = run(read_all, 16, 2), run(read_all, 16, 2, False)
 claim("set_epoch shuffles each epoch in its own way", epochs[0] != epochs[1])
 claim("without it, every epoch has the same order", frozen[0], frozen[1])
@@ -678,7 +662,8 @@ claim_raises("a death too is named, not the lost connection", Exception, lambda:
 # %% [markdown]
 # ### Different calls
 #
-# What if the ranks make their calls in a different order?
+# The worst kind makes no error. If the ranks call different collectives, or in a different order,
+# then tensors meet that have nothing to do with each other. For a while.
 
 # %%
 def cross_over():
@@ -690,16 +675,17 @@ def cross_over():
     return weight.tolist()
 
 
-crossed = run(cross_over)[0]
+def try_crossing():
+    return run(cross_over)[0]
 
 # %% jupyter={"source_hidden": true}
 # A question: run this cell, then choose.
-predict("distributed.order", "Rank 0 sums `weight` and then `bias`, rank 1 `bias` and then `weight`. "
-        "All have the same shape. What happens?",
-        ["an error", "both ranks wait", "no error, and wrong sums"],
-        seen="no error, and wrong sums" if crossed == [101.0, 101.0] else str(crossed),
-        because="This is the worst kind of mistake: the sums are of different tensors.")
-claim("rank 0's weight plus rank 1's bias: no error, and wrong", crossed, [101.0, 101.0])
+predict("distributed.crossing", "Both ranks have a weight of 1 and a bias of 100, and add them up in "
+        "different orders. What is rank 0's weight then?",
+        {"2": 2.0, "101": 101.0, "it raises": None, "it hangs": False},
+        seen=lambda: try_crossing()[0],
+        because="A collective knows the place of a call in the order, not the tensor's meaning.")
+claim("rank 0's weight plus rank 1's bias: no error, and wrong", try_crossing, [101.0, 101.0])
 
 # %% [markdown]
 # `TORCH_DISTRIBUTED_DEBUG=DETAIL` compares every call across the ranks before it is made, and
@@ -740,8 +726,16 @@ check("distributed.run_together", run_together)
 # | read the first error | the others follow from it |
 # | a short timeout while you debug | the default is half an hour of nothing |
 #
-# **Where to go from here.** This is the last lab. `docs/scaling.md` goes from this notebook to
-# `torchrun`, to a Slurm cluster and to Kubernetes, with the same image. Use the labs' tools on your
-# own code: `%%memory` above a cell, `track_memory()`, `draw_graph(loss)`, and `labkit estimate`
-# (does it fit?). PyTorch's own [tutorials](https://docs.pytorch.org/tutorials/) and
-# [notes](https://docs.pytorch.org/docs/stable/notes.html) go further.
+# **Where to go from here.** This is the last lab.
+#
+# - Run a notebook of your own in two ranks: `labkit run train.ipynb --nproc-per-node 2`. Its report has
+#   each rank's time and memory side by side.
+# - Ask what each of eight ranks would hold of your model:
+#   `labkit estimate train.py:make_step --world-size 8 --shard fsdp`.
+# - `docs/scaling.md` goes on from there to Slurm and Kubernetes, with the same image.
+# - Use the tools of the other labs on your own code: `%%memory` above a cell, `track_memory()`,
+#   `draw_graph(loss)`.
+# - Read on in PyTorch's own documentation: [tutorials](https://docs.pytorch.org/tutorials/),
+#   [distributed training](https://docs.pytorch.org/docs/stable/distributed.html), and
+#   [the notes](https://docs.pytorch.org/docs/stable/notes.html) on autograd, CUDA and
+#   reproducibility.

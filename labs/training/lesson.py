@@ -802,7 +802,8 @@ plt.show()
 # | keep `loss.detach()` in a list, not `loss` | each kept loss keeps its graph in memory |
 # | measure each change by itself | what helps on a large GPU may be slower on this machine |
 #
-# Change this notebook before you go on: a longer `CONTEXT`, more blocks, dropout, your own text.
-# Predict first how the held-out loss, the time of a step and the peak change.
+# Change this notebook: a longer `CONTEXT`, more blocks, dropout, your own text. Predict first how the
+# held-out loss, the time of a step and the peak change.
 #
-# Next: [Distributed](07_distributed.ipynb), where several processes train one model.
+# Next: [Distributed](07_distributed.ipynb): what one device cannot hold or compute in time is shared
+# among several processes.
