@@ -63,7 +63,8 @@ def seconds_of(function, calls=7):
 
 def time_sums():
     x = torch.ones(4 * MIB, device=my_device())
-    return seconds_of(lambda: x + x), seconds_of(lambda: dist.all_reduce(x))
+    total = torch.empty_like(x)
+    return seconds_of(lambda: torch.add(x, x, out=total)), seconds_of(lambda: dist.all_reduce(x))
 
 
 def run(function, *arguments, **options):
@@ -143,12 +144,12 @@ def try_collectives():
     dist.all_reduce(x)  # everyone gets the sum
     found["all_reduce"] = x
 
-    parts = torch.empty(4, device=device)
-    dist.all_gather_into_tensor(parts, mine)  # everyone gets all, one behind the other
-    found["all_gather"] = parts
+    parts = [torch.empty(2, device=device) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, mine)  # everyone gets all
+    found["all_gather"] = torch.cat(parts)
 
     part = torch.empty(1, device=device)
-    dist.reduce_scatter_tensor(part, mine)  # everyone gets a part of the sum
+    dist.reduce_scatter(part, list(mine.chunk(2)))  # everyone gets a part of the sum
     found["reduce_scatter"] = part
     return found
 
