@@ -893,7 +893,8 @@ def graph_network():
 
 # How the estimates that are not exact say so.
 BOUNDS = {
-    "vit_lbfgs": "upper bound", "qwen2_compiled": "upper bound", "gpt2_beams": "lower bound",
+    **dict.fromkeys(("vit_lbfgs", "llama_fsdp2"), "upper bound"),
+    "qwen2_compiled": "upper bound", "gpt2_beams": "lower bound",
     **dict.fromkeys(("llama_generates", "llama_static_cache", "t5_generates"), "interval"),
 }  # fmt: skip
 
