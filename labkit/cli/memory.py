@@ -285,6 +285,17 @@ def _add_estimate(subparsers: argparse._SubParsersAction[argparse.ArgumentParser
         " machine",
     )
     parser.add_argument("--inference", action="store_true", help="run the step without gradients")
+    parser.add_argument(
+        "--world-size",
+        type=int,
+        metavar="N",
+        help="also what each of N ranks would hold; the batch is that of one rank",
+    )
+    parser.add_argument(
+        "--shard",
+        choices=("ddp", "zero1", "fsdp"),
+        help="with --world-size: how the model is shared out (default: ddp)",
+    )
     add_named_options(parser)
     add_common(parser)
     parser.set_defaults(run=show_estimate)
@@ -298,7 +309,15 @@ def show_estimate(arguments: argparse.Namespace) -> int:
     from labkit.memory.estimate.view import BAR_WIDTH, GLYPHS, INDENT, format_estimate
 
     find_target(arguments.device)  # refuses an unknown name before torch is loaded
+    if arguments.world_size is None and arguments.shard:
+        raise UsageError("--shard needs --world-size", fix="labkit estimate --help")
     source = parse_source(arguments.step)
+    if source and arguments.world_size is not None:
+        raise UsageError(
+            f"--world-size {arguments.world_size} conflicts with {arguments.step}",
+            cause="what each rank holds is estimated for a step in a file",
+            fix=f"labkit estimate {arguments.step}",
+        )
     if source:
         return show_named(arguments, source)
     path, name = split_step(arguments.step)
@@ -306,13 +325,20 @@ def show_estimate(arguments: argparse.Namespace) -> int:
     # The user's own prints are not results of this command.
     with contextlib.redirect_stdout(sys.stderr):
         function = find_function(load_file(path), name, path)
-        estimate = estimate_memory(
-            function,
+
+    def estimate_step(step: Callable[..., object]) -> Estimate:
+        return estimate_memory(
+            step,
             batch=take_one(arguments.batch),
             device=arguments.device,
             inference=arguments.inference,
             say=lambda words: print(words, file=sys.stderr),
         )
+
+    if arguments.world_size is not None:
+        return _show_ranks(function, estimate_step, arguments)
+    with contextlib.redirect_stdout(sys.stderr):
+        estimate = estimate_step(function)
     if arguments.json:
         print_json(describe_estimate(estimate))
     else:
@@ -321,6 +347,26 @@ def show_estimate(arguments: argparse.Namespace) -> int:
         print(format_estimate(estimate, plain=plain, width=width))
     judged = estimate.target.capacity_bytes is not None
     return ExitCode.FAILED if judged and not estimate.fits else ExitCode.OK
+
+
+def _show_ranks(
+    function: Callable[..., object],
+    estimate: Callable[[Callable[..., object]], Estimate],
+    arguments: argparse.Namespace,
+) -> int:
+    """Prints what each rank would hold; exits 0 if every rank fits or no device was named."""
+    from labkit.memory.estimate.shards import describe_ranks, estimate_ranks, format_ranks
+
+    with contextlib.redirect_stdout(sys.stderr):
+        found = estimate_ranks(
+            function, estimate, world_size=arguments.world_size, shard=arguments.shard or "ddp"
+        )
+    if arguments.json:
+        print_json({**describe_estimate(found.estimate), **describe_ranks(found)})
+    else:
+        print(format_ranks(found))
+    judged = found.estimate.target.capacity_bytes is not None
+    return ExitCode.FAILED if judged and not found.fits else ExitCode.OK
 
 
 def split_step(word: str) -> tuple[Path, str]:

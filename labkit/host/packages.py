@@ -315,7 +315,13 @@ def _then_reboot(command: str) -> str:
 
 @dataclass(frozen=True)
 class DriverFix(Fix):
-    """The fix that installs the driver for a GPU; without its capability, for any GPU."""
+    """The fix that installs the driver for a GPU; without its capability, for any GPU.
+
+    ``capability`` and ``wsl`` are what a text tells of the GPU and the system.
+    """
+
+    capability: Capability | None = None
+    wsl: bool = False
 
     def on(
         self,
@@ -324,14 +330,16 @@ class DriverFix(Fix):
         *,
         wsl: bool = False,
     ) -> str:
-        """The command of ``advise_driver``."""
-        return advise_driver(distribution, capability, wsl=wsl).command
+        """The command of ``advise_driver``; what the text tells comes before the arguments."""
+        known = self.capability or capability
+        return advise_driver(distribution, known, wsl=self.wsl or wsl).command
+
+    def by_family(self) -> dict[str, str]:
+        """Each family's command, by the family's name."""
+        return {name: self.on(Distribution(name, name)) for name in INSTALL_COMMANDS}
 
 
-INSTALL_DRIVER = DriverFix(
-    f"install NVIDIA's driver {CUDA_13} or newer ({GUIDE}), then reboot",
-    **{name: advise_driver(Distribution(name, name)).command for name in INSTALL_COMMANDS},
-)
+INSTALL_DRIVER = DriverFix(f"install NVIDIA's driver {CUDA_13} or newer ({GUIDE}), then reboot")
 INSTALL_OPEN_MODULE = Fix(
     f"install NVIDIA's driver {CUDA_13} or newer with its open modules ({GUIDE}), then reboot",
     ubuntu=f"sudo apt-get install nvidia-driver-580-open{THEN_REBOOT}",

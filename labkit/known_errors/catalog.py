@@ -22,7 +22,7 @@ import dataclasses
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import get_args
+from typing import NamedTuple, get_args
 
 from labkit.host import packages
 from labkit.host.packages import Fix
@@ -74,6 +74,7 @@ XID_FIXES = {
     "vgpu": ("install the guest driver of the host's vGPU release", ""),
     "none": ("nvidia-smi -q -d ECC,ROW_REMAPPER   # shows whether anything is left to do", ""),
 }
+XID_FIXES["lost"] = XID_FIXES["reboot"]
 
 
 def read_catalogs(folder: Path = FOLDER) -> Iterator[tuple[str, KnownError]]:
@@ -84,8 +85,7 @@ def read_catalogs(folder: Path = FOLDER) -> Iterator[tuple[str, KnownError]]:
     for area in AREAS:
         text = (folder / f"{area}.txt").read_text(encoding="utf-8")
         yield from ((area, error) for error in parse_catalog(text))
-    text = (folder / "xid.tsv").read_text(encoding="utf-8")
-    yield from (("xid", error) for error in parse_xids(text))
+    yield from (("xid", error) for error in make_xid_errors(read_xids(folder)))
 
 
 def parse_catalog(text: str) -> Iterator[KnownError]:
@@ -172,15 +172,45 @@ def _expand(text: str) -> str:
     return re.sub(r"\{([A-Z_]+)\}", lambda found: str(getattr(packages, found[1])), text)
 
 
-def parse_xids(text: str) -> Iterator[KnownError]:
-    """A known error for each row of number, certainty, NVIDIA's action and meaning."""
-    rows = [row.split("\t") for row in text.splitlines() if not row.startswith("#")]
-    yield _build_other_xid([row[0] for row in rows])
-    for number, certainty, action, meaning, brings in rows:
+class Xid(NamedTuple):
+    """An Xid: its number, how certain a fault is, NVIDIA's action, the meaning, what it brings.
+
+    Without a meaning, the driver's catalog explains it.
+    """
+
+    number: str
+    certainty: str
+    action: str
+    meaning: str
+    brings: str
+
+    @property
+    def is_harmless(self) -> bool:
+        """True if a program causes it and the GPU stays sound, or it need not be a fault."""
+        return self.certainty == "possible" or self.action in ("app", "none")
+
+    @property
+    def is_loss(self) -> bool:
+        """True if the GPU has left the bus."""
+        return self.action == "lost"
+
+
+def read_xids(folder: Path = FOLDER) -> tuple[Xid, ...]:
+    """Every Xid that is known here, in the order of the numbers."""
+    text = (folder / "xid.tsv").read_text(encoding="utf-8")
+    return tuple(Xid(*row.split("\t")) for row in text.splitlines() if not row.startswith("#"))
+
+
+def make_xid_errors(xids: Sequence[Xid]) -> Iterator[KnownError]:
+    """A known error for each Xid with a meaning, and one for those that are not listed."""
+    yield _build_other_xid([one.number for one in xids])
+    for number, certainty, action, meaning, brings in xids:
+        if not meaning:
+            continue
         fix, otherwise = XID_FIXES[action]
         yield KnownError(
             f"xid-{number}",
-            (rf"NVRM: Xid \(.{{1,40}}\): {number}\b",),
+            (rf"NVRM: Xid \(.{{1,40}}\): {number}\b", rf"caused by previous Xid {number}\b"),
             f"{meaning} (Xid {number})",
             Fix(fix),
             _CERTAINTIES[certainty],
@@ -192,13 +222,9 @@ def parse_xids(text: str) -> Iterator[KnownError]:
         )
 
 
-# The Xids that the driver's catalog explains itself.
-_XIDS_OF_THE_DRIVER = ("13", "31", "43", "48", "79", "94", "95", "119", "120", "154")
-
-
 def _build_other_xid(listed: Sequence[str]) -> KnownError:
-    """The known error for an Xid that neither the list nor the driver's catalog has."""
-    known = "|".join((*listed, *_XIDS_OF_THE_DRIVER))
+    """The known error for an Xid that the list does not have."""
+    known = "|".join(listed)
     return KnownError(
         "xid-other",
         (rf"NVRM: Xid \(.{{1,40}}\): (?P<number>(?!(?:{known})\b)\d{{1,3}})\b",),

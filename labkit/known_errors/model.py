@@ -8,9 +8,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal, NamedTuple
 
-from labkit.host.distribution import Distribution
 from labkit.host.gpu import Capability
-from labkit.host.packages import INSTALL_COMMANDS, DriverFix, Fix, advise_driver
+from labkit.host.packages import DriverFix, Fix
 
 Certainty = Literal["certain", "likely", "possible"]
 CERTAINTIES: tuple[Certainty, ...] = ("certain", "likely", "possible")
@@ -96,7 +95,7 @@ class KnownError:
         return replace(
             self,
             cause=_fill(cause, values),
-            fix=GpuDriverFix(fix.anywhere, capability=capability, wsl="wsl" in conditions)
+            fix=replace(fix, capability=capability, wsl="wsl" in conditions)
             if isinstance(fix, DriverFix)
             else Fix(**{name: _fill(text, values) for name, text in vars(fix).items() if text}),
             otherwise=otherwise and _fill(otherwise, values),
@@ -105,29 +104,6 @@ class KnownError:
 
 def _fill(text: str, values: Mapping[str, str]) -> str:
     return re.sub(r"\{([a-z]+)\|([^}]*)\}", lambda found: values.get(found[1]) or found[2], text)
-
-
-@dataclass(frozen=True)
-class GpuDriverFix(Fix):
-    """The fix that installs the driver for the GPU and the system that a text tells of."""
-
-    capability: Capability | None = None
-    wsl: bool = False
-
-    def on(
-        self,
-        distribution: Distribution,
-        capability: Capability | None = None,
-        *,
-        wsl: bool = False,
-    ) -> str:
-        """The command of ``advise_driver``; what the text tells comes before the arguments."""
-        known = self.capability or capability
-        return advise_driver(distribution, known, wsl=self.wsl or wsl).command
-
-    def by_family(self) -> dict[str, str]:
-        """Each family's command, by the family's name."""
-        return {name: self.on(Distribution(name, name)) for name in INSTALL_COMMANDS}
 
 
 class RequiredWords(NamedTuple):

@@ -17,6 +17,7 @@ from labkit.host.gpu import (
     read_module_version,
 )
 from labkit.host.packages import Fix
+from labkit.known_errors.catalog import read_xids
 from labkit.known_errors.match import explain_text
 from labkit.text import plural
 
@@ -40,14 +41,7 @@ LOGS = (
     ["journalctl", "--dmesg", "--boot", "--quiet", "--no-pager", "--grep=NVRM|nvidia"],
 )
 XID = re.compile(r"NVRM: Xid \(.{1,40}?\): (\d+)")
-# Xids that a program causes and that leave the GPU sound, and those that NVIDIA says to ignore.
-HARMLESS_XIDS = frozenset(
-    {
-        *(8, 11, 13, 25, 31, 32, 37, 38, 39, 40, 41, 43, 44, 45, 60, 66, 67, 68, 69),
-        *(80, 92, 93, 121, 137, 160),
-    }
-)
-LOST_XIDS = frozenset((79, 167))
+XIDS = {int(one.number): one for one in read_xids()}
 XID_PAGE = "docs.nvidia.com/deploy/xid-errors"
 # The known errors of the kernel's log that are the GPU's own.
 FAULTS = ("gpu-off-the-bus", "needs-open-modules", "gpu-init-failed", "no-devices")
@@ -126,7 +120,8 @@ def judge_gpu_health(facts: HealthFacts, distribution: Distribution) -> Finding:
 def _is_fault(line: str) -> bool:
     found = XID.search(line)
     if found:
-        return int(found[1]) not in HARMLESS_XIDS
+        xid = XIDS.get(int(found[1]))
+        return xid is None or not xid.is_harmless
     known = explain_text(line).first
     return known is not None and known.error.name in FAULTS
 
@@ -134,7 +129,8 @@ def _is_fault(line: str) -> bool:
 def _judge_fault(lines: Sequence[str], distribution: Distribution) -> Finding:
     """The worst of the faults: a lost GPU first, then the one that explains the others."""
     numbers = {int(found[1]): line for line in lines if (found := XID.search(line))}
-    lost = next((line for number, line in numbers.items() if number in LOST_XIDS), None)
+    losses = (line for number, line in numbers.items() if number in XIDS and XIDS[number].is_loss)
+    lost = next(losses, None)
     known = explain_text(lost or "\n".join(lines)).first
     line = (lost or (known.line if known else lines[0])).strip()
     if known is None:

@@ -102,7 +102,9 @@ IN_PLACE = {
 }
 # How often a storage is held that only one tensor has: by it, and by Python's object for it.
 ALONE = 2
-DEVICE, GROUPED = torch.ops.prim.device.default, torch.ops.aten._grouped_mm.default
+DEVICE = torch.ops.prim.device.default
+# Since torch 2.7.
+GROUPED = getattr(getattr(torch.ops.aten, "_grouped_mm", None), "default", None)
 # Warnings that come from the simulation, not from the user's code.
 HARMLESS = (
     "Accessing the data pointer of FakeTensor",
@@ -373,12 +375,14 @@ LAID_OUT = (
 )
 REPLACED: dict[Any, Callable[..., Any]] = {loss: _keep_storage(loss) for loss in KEEP_STORAGE}
 REPLACED |= {norm: _lay_out(norm) for norm in LAID_OUT}
-SUBSTITUTES: dict[Any, Callable[..., Any]] = {
+_COMPUTED: dict[Any, Callable[..., Any]] = {
     GROUPED: _multiply_groups,
     ATEN._thnn_fused_gru_cell.default: compute_gru,
     ATEN._thnn_fused_gru_cell_backward.default: reverse_gru,
 }
-REPLACED |= {one: functools.wraps(one)(compute) for one, compute in SUBSTITUTES.items()}
+for _operator, _compute in _COMPUTED.items():
+    if _operator is not None:
+        REPLACED[_operator] = functools.wraps(_operator)(_compute)
 
 
 class _AskingTorch(type):
@@ -475,7 +479,7 @@ class Simulation:
                 replace_attributes(torch, _check_tensor_all_with=lambda *_: None),
                 replace_attributes(
                     torch.nn.parallel.DistributedDataParallel,
-                    __init__=functools.partialmethod(_wrap_module, self.note),
+                    __init__=functools.partialmethod(_wrap_module, self),
                     forward=lambda wrapper, *inputs, **named: wrapper.module(*inputs, **named),
                 ),
                 allow_unknown_items(self.assumptions, self._note_unknown),
@@ -596,15 +600,17 @@ CONTAINERS = ("dict", "tuple", "list", "_lru_list_elem")
 
 
 def _wrap_module(
-    wrapper: Any, note: Callable[[str], object], module: Any, *others: Any, **named: Any
+    wrapper: Any, simulation: Simulation, module: Any, *others: Any, **named: Any
 ) -> None:
     """For DistributedDataParallel: the module, and buckets of the size of its gradients."""
     torch.nn.Module.__init__(wrapper)
     wrapper.module, wrapper.require_backward_grad_sync = module, True
-    note(DDP)
+    simulation.note(DDP)
     if not named.get("gradient_as_bucket_view"):
         trained = [one for one in module.parameters() if one.requires_grad]
         wrapper.gradient_buckets = [torch.empty_like(one) for one in trained]
+        for one in wrapper.gradient_buckets:
+            simulation.tracer.mark(one, "buckets")
 
 
 # L-BFGS keeps 100 steps by default, and makes up to 20 in each step of the training.

@@ -21,6 +21,8 @@ from labkit.memory.estimate.cuda import replace_attributes
 from labkit.memory.track.storages import list_tensors
 
 HALF = (torch.float16, torch.bfloat16)
+# Memory-efficient attention takes fewer heads of keys than of queries.
+GROUPS_HEADS = torch.__version__ >= (2, 14)
 NO_ZERO = "assumes that cumprod meets no zero: its backward pass needs more then"
 # What a sum of these adds up in, in bytes.
 SUM_BYTES = {torch.float64: 8, torch.complex64: 8, torch.complex128: 16}
@@ -284,7 +286,8 @@ def attend(  # noqa: PLR0917
         return attended[..., :size] if size % 8 else attended
     aligned = size % (8 if query.dtype in HALF else 4) == 0
     if (
-        cuda.mem_efficient_sdp_enabled() and plain and aligned and not grouped
+        cuda.mem_efficient_sdp_enabled() and plain and aligned
+        and (GROUPS_HEADS or not grouped)
         and query.dtype in (*HALF, torch.float32)
     ):  # fmt: skip
         bias = _make_bias(attn_mask, query, key) if masked else None
