@@ -22,6 +22,9 @@ ifeq ($(origin IMAGE),command line)
 export LABKIT_IMAGE := $(IMAGE)
 endif
 
+# Messages name make's lines.
+export LABKIT_MAKE := 1
+
 .DEFAULT_GOAL := help
 .PHONY: help up down status logs shell devices memory estimate doctor prove run check progress reset hub test lint house docs build lock bench clean
 
@@ -60,8 +63,8 @@ prove:  ## prove that the devices are correct and as fast as they should be (QUI
 run:  ## run labs headless and check every claim (LABS="tensors autograd")
 	@$(LABKIT) exec $(CHOICE) $(BROUGHT) -- labkit run $(or $(LABS),--all)
 
-check:  ## check your own answers to the exercises
-	@$(LABKIT) exec $(CHOICE) $(BROUGHT) -- labkit check
+check:  ## check your own answers to the exercises (LABS=tensors, or LABS=tensors.own_tensor)
+	@$(LABKIT) exec $(CHOICE) $(BROUGHT) -- labkit check $(LABS)
 
 progress:  ## show how far you are
 	@$(LABKIT) exec $(CHOICE) $(BROUGHT) -- labkit progress
@@ -119,7 +122,7 @@ help:  ## print this
 	  'IMAGE=' 'the name of the image (labkit:cpu, labkit:cu130, ...)' \
 	  'STEP=' 'for estimate: the file in work/ and the function that makes a step (train.py:make_step)' \
 	  'DEVICE=' 'for estimate: what it is to fit ("24 GiB", H100, cuda:0)' \
-	  'LABS=' 'labs for run and reset, by name ("tensors autograd")' \
+	  'LABS=' 'labs for run, check and reset, by name ("tensors autograd")' \
 	  'FAST=1' 'for test: about 8 minutes: no compiler, container or browser, no gate of all labs' \
 	  'SIMULATED=1' 'for test: those for GPUs, on simulated ones, in .venv-simulated' \
 	  'PYTEST=' 'for test: options of pytest ("-k ports")' \

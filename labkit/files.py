@@ -18,6 +18,8 @@ from pathlib import Path
 from labkit.errors import LabkitError
 
 WORKSPACE_VARIABLE = "LABKIT_WORKSPACE"
+# The workspace's path on the host, for a command that the launcher runs in a container.
+OUTSIDE_VARIABLE = "LABKIT_OUTSIDE"
 # Where the labs are in a workspace that has notebooks of its own.
 LABS_FOLDER = "labkit-labs"
 STATE_FOLDER = ".labkit"
@@ -284,6 +286,20 @@ def explain_disk_errors(folder: Path) -> Iterator[None]:
         raise LabkitError(
             f"the workspace {folder} could not be written to", cause=named, fix=fix
         ) from error
+
+
+def name_outside(path: Path, environment: Mapping[str, str] = os.environ) -> Path:
+    """The path as whoever called the launcher finds it: absolute, and the host's for a container.
+
+    >>> inside = {"LABKIT_WORKSPACE": "/work", "LABKIT_OUTSIDE": "/home/ada/lab/work"}
+    >>> name_outside(Path("/work/runs/1/report.html"), inside).as_posix()
+    '/home/ada/lab/work/runs/1/report.html'
+    """
+    inside, outside = (environment.get(name) for name in (WORKSPACE_VARIABLE, OUTSIDE_VARIABLE))
+    if not (inside and outside):
+        return path
+    place = Path.cwd() / path
+    return Path(outside) / place.relative_to(inside) if place.is_relative_to(inside) else place
 
 
 def find_labs_folder(workspace: Path) -> Path:

@@ -165,6 +165,6 @@ def start_sentence(text: str) -> str:
 def render_status(status: str) -> str:
     """A status as HTML: its words, in the color of its severity."""
     severity = "good" if status in ("passed", "held") else "bad"
-    if status in ("skipped", "not_run", "interrupted", "running", "unknown"):
+    if status in ("skipped", "not_run", "interrupted", "running", "stopped", "unknown"):
         severity = "quiet"
     return f'<span class="{severity}">{escape(to_words(status))}</span>'

@@ -5,8 +5,9 @@ Unknown values print as "unknown", never as a number.
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 BINARY_UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 
@@ -138,3 +139,29 @@ def escape_controls(text: str) -> str:
     'evil\\\\x1b]0;title\\\\x07.ipynb'
     """
     return _NOT_SHOWN.sub(lambda found: found.group().encode("unicode_escape").decode(), text)
+
+
+# Set by the Makefile, for messages of the commands that it calls.
+MAKE_VARIABLE = "LABKIT_MAKE"
+_COMMAND = re.compile(
+    r"\blabkit (reset|run|check|progress|doctor|memory|devices)((?: (?:--all|[A-Za-z_][\w.]*))*)"
+    r"(?= *(?:$|[(),;#&]))"
+)
+
+
+def name_make(text: str, environment: Mapping[str, str] = os.environ) -> str:
+    """The text with make's lines in place of labkit's commands, if make called this program.
+
+    >>> name_make("labkit reset tensors", {"LABKIT_MAKE": "1"})
+    'make reset LABS=tensors'
+    >>> name_make("labkit run --all", {"LABKIT_MAKE": "1"}), name_make("labkit run --all", {})
+    ('make run', 'labkit run --all')
+    """
+    return _COMMAND.sub(_make_line, text) if environment.get(MAKE_VARIABLE) else text
+
+
+def _make_line(found: re.Match[str]) -> str:
+    names = [word for word in found[2].split() if word != "--all"]
+    value = " ".join(names)
+    quoted = f'"{value}"' if len(names) > 1 else value
+    return f"make {found[1]}" + (f" LABS={quoted}" if names else "")

@@ -45,6 +45,8 @@ if not find_missing_simulation():
 # Kernels that tests start are plain ones, whatever the environment's settings load into them; the
 # servers of tests/servers.py are started as the lab's own.
 os.environ["LABKIT_EXTENSION"] = "0"
+# `make test` sets it, for messages to a person.
+os.environ.pop("LABKIT_MAKE", None)
 # The image's own, which is no test's.
 os.environ.pop("LABKIT_WORKSPACE", None)
 

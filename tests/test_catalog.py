@@ -45,6 +45,7 @@ def test_the_labs_come_in_their_order() -> None:
         "04_compile.ipynb",
         "05_functional.ipynb",
         "06_training.ipynb",
+        "07_distributed.ipynb",
     ]
 
 

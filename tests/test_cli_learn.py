@@ -11,9 +11,15 @@ from labkit.cli import main
 from labkit.errors import LabkitError
 from labkit.lessons.catalog import Lab, listed_labs, load_exercises
 from labkit.lessons.learner import find_notebook
-from labkit.lessons.progress import read_progress, record_attempt, record_seen
+from labkit.lessons.progress import (
+    Prediction,
+    read_progress,
+    record_attempt,
+    record_prediction,
+    record_seen,
+)
 from labkit.lessons.workspace import update_workspace
-from tests.fakes.small_labs import TOML, write_labs
+from tests.fakes.small_labs import LESSON, TOML, write_labs
 
 SOLVED = "return x - x.mean(dim=0)"
 STUB = 'raise NotImplementedError("write your code here")'
@@ -226,6 +232,20 @@ def test_progress_shows_where_one_stands(desk: Desk, capsys: Any) -> None:
     }
 
 
+def test_progress_shows_the_score_of_predictions_by_lab(desk: Desk, capsys: Any) -> None:
+    for number, expected in enumerate("445"):
+        made = Prediction(expected, "4", expected == "4")
+        record_prediction(desk.work, f"small.question_{number}", made)
+
+    assert main(["progress"]) == 0
+    assert "2 of 3 predictions as expected" in capsys.readouterr().out
+    _, value = run_json(capsys, "progress")
+    assert value["labs"][0]["predictions"] == {"predicted": 3, "as_expected": 2}
+
+    assert main(["progress", "--clear", "small"]) == 0
+    assert read_progress(desk.work).predictions == {}
+
+
 def test_progress_is_cleared_by_name(desk: Desk, capsys: Any) -> None:
     for name in ("small.double", "small.center"):
         record_attempt(desk.work, name, passed=True)
@@ -287,6 +307,35 @@ def test_several_labs_are_reset_at_once(desk: Desk, capsys: Any, words: list[str
 
     assert code == 0
     assert [lab["lab"] for lab in value["labs"]] == ["small"] * len(words)
+
+
+def test_several_names_are_checked(desk: Desk, capsys: Any) -> None:
+    desk.solve(SOLVED)
+    code, value = run_json(capsys, "check", "small.double", "small.center")
+
+    assert code == 1
+    names = [one["exercise"] for lab in value["labs"] for one in lab["exercises"]]
+    assert names == ["small.double", "small.center"]
+
+
+def test_what_an_update_changed_is_laid_out(desk: Desk, capsys: Any) -> None:
+    assert main(["reset", "--changed"]) == 0
+    assert "nothing has changed" in capsys.readouterr().out
+    write_labs(desk.work.parent / "labs", lesson=LESSON.replace("One idea.", "Another idea."))
+    assert main(["reset", "--changed"]) == 0
+    assert "01_small.ipynb is new" in capsys.readouterr().out
+    assert "Another idea." in desk.notebook.read_text()
+
+
+def test_messages_name_makes_lines_where_make_was_called(
+    desk: Desk, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    desk.notebook.unlink()
+    monkeypatch.setenv("LABKIT_MAKE", "1")
+    assert main(["check"]) == 1
+    assert "make reset LABS=small" in capsys.readouterr().out
+    assert main(["reset"]) == 2
+    assert "try: make reset LABS=tensors\n" in capsys.readouterr().err
 
 
 def test_reset_without_a_lab_changes_nothing(desk: Desk) -> None:

@@ -407,17 +407,32 @@ def test_no_container_has_no_logs(lab, docker, became):
     assert became == []
 
 
-def test_a_command_goes_into_the_running_container(lab, docker, became):
+@pytest.mark.parametrize("made", [(), ("LABKIT_MAKE=1",)], ids=["labkit", "make"])
+def test_a_command_goes_into_the_running_container(lab, docker, became, monkeypatch, made):
+    for word in made:
+        monkeypatch.setenv(*word.split("="))
     docker.play('"inspect "*) echo running ;;')
     with pytest.raises(SystemExit):
         lab.enter(RUNNING, ["labkit", "devices"])
-    assert became == [["docker", "exec", "--interactive", "a1b2c3", "labkit", "devices"]]
+    outside = f"LABKIT_OUTSIDE={lab.checkout.workspace}"
+    given = [word for each in (outside, *made) for word in ("--env", each)]
+    start = ["docker", "exec", "--interactive"]
+    assert became == [[*start, *given, "a1b2c3", "labkit", "devices"]]
+
+
+def test_a_shell_in_the_container_names_the_containers_paths(lab, docker, became):
+    docker.play('"inspect "*) echo running ;;')
+    with pytest.raises(SystemExit):
+        lab.enter(RUNNING, ["bash"])
+    assert became == [["docker", "exec", "--interactive", "a1b2c3", "bash"]]
 
 
 def test_without_a_running_one_a_command_gets_a_container_of_its_own(lab, docker, became):
     with pytest.raises(SystemExit):
         lab.enter(None, ["labkit", "run", "--all"])
-    assert became[0][-6:] == ["--rm", "--no-TTY", "cpu", "labkit", "run", "--all"]
+    outside = f"LABKIT_OUTSIDE={lab.checkout.workspace}"
+    given = ["--rm", "--env", outside, "--no-TTY"]
+    assert became[0][-8:] == [*given, "cpu", "labkit", "run", "--all"]
 
 
 def test_the_same_lab_on_another_port(lab):

@@ -278,7 +278,7 @@ def test_a_refused_block_is_not_left_open(monkeypatch):
     ledger = Ledger(find_devices=list)
     tracker = MemoryTracker(tensors=True, ledger=ledger)
     with monkeypatch.context() as patched:
-        patched.setattr(counters, "_is_profiling", lambda: True)
+        patched.setattr(counters, "is_profiling", lambda: True)
         with pytest.raises(LabkitError):
             tracker.__enter__()
     assert ledger._open == []

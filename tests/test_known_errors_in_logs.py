@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from labkit.host.distribution import UNKNOWN, Distribution
@@ -180,6 +180,7 @@ def test_line_ends_and_prefixes_change_nothing(log, expected):
     assert [each.error.name for each in explain_text(windows).found] == names
 
 
+@settings(deadline=None)  # the first text compiles all patterns
 @given(st.text(max_size=2000))
 def test_any_text_is_read_and_every_quoted_line_is_in_it(text):
     for found in explain_text(text).found:
@@ -187,6 +188,7 @@ def test_any_text_is_read_and_every_quoted_line_is_in_it(text):
         assert found.line_number >= 1
 
 
+@settings(deadline=None)
 @given(st.permutations([text for text, _ in LOGS.values()]))
 def test_causes_stand_above_what_they_bring_whatever_the_order_of_the_log(logs):
     found = explain_text("\n".join(logs)).found

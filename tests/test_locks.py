@@ -75,7 +75,7 @@ def test_the_locks_are_resolved_for_every_python_with_hashes_and_without_an_inde
     checkout = play()
     assert update(checkout) == [
         "lab: numpy 2.4.0 -> 2.4.1",
-        *(f"{name}: + numpy 2.4.1" for name in ("test", "docs", "tools", "hub")),
+        *(f"{name}: + numpy 2.4.1" for name in ("test", "docs", "tools", "hub", "models")),
         *(f"cuda-{name}: + numpy 2.4.1, - nvidia-cublas" for name in ("cu130", "cu126")),
         *(f"torch-{name}: renewed" for name in ("cpu", "cu130", "cu126")),
     ]
@@ -92,8 +92,8 @@ def test_the_header_that_dependabot_reads_is_in_the_locks_that_it_renews(play):
     checkout = play()
     update(checkout)
     headless = [call.split()[2] for call in read_calls(checkout) if "--no-header" in call]
-    assert len(headless) == 6
-    assert headless[:3] == ["hub.in", "cuda-cu130.in", "cuda-cu126.in"]
+    assert len(headless) == 7
+    assert headless[:4] == ["hub.in", "models.in", "cuda-cu130.in", "cuda-cu126.in"]
 
 
 def test_a_lock_on_top_leaves_out_torch_and_what_the_lab_has_already(play):
@@ -101,7 +101,7 @@ def test_a_lock_on_top_leaves_out_torch_and_what_the_lab_has_already(play):
     update(checkout)
     left_out = "--no-emit-package torch --no-emit-package numpy"
     found = [call.split()[2] for call in read_calls(checkout) if left_out in call]
-    assert found == ["hub.in", "cuda-cu130.in", "cuda-cu126.in"]
+    assert found == ["hub.in", "models.in", "cuda-cu130.in", "cuda-cu126.in"]
 
 
 def test_requirements_that_exclude_each_other(play):

@@ -164,7 +164,7 @@ def test_a_line_under_every_cell_that_touches_memory(shell):
     _, _, outputs = run(shell, "%memory on", f"held = hold_pages({64 * MIB})")
     assert LINE.fullmatch(outputs[0]["text/plain"])
     assert outputs[0]["text/html"] == (
-        f'<div style="font-size:85%;opacity:0.6">{outputs[0]["text/plain"]}</div>'
+        f'<div style="font-size:85%;opacity:0.75">{outputs[0]["text/plain"]}</div>'
     )
     # The first cell of all can stir the process itself.
     assert run(shell, "1 + 1", "1 + 1")[2] == []

@@ -134,6 +134,7 @@ LABKIT = ["-E", "-m", "labkit"]
         ),
         (["run"], ["exec", "--", "labkit", "run", "--all"]),
         (["run", "LABS=tensors autograd"], ["exec", "--", "labkit", "run", "tensors", "autograd"]),
+        (["check", "LABS=tensors"], ["exec", "--", "labkit", "check", "tensors"]),
         (["reset", "LABS=tensors"], ["exec", "--", "labkit", "reset", "tensors"]),
         (
             ["test", "PYTEST=-k 'a or b'", "RUNTIME=local"],

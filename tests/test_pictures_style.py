@@ -11,7 +11,7 @@ matplotlib.use("agg")
 
 import matplotlib.pyplot as plt
 
-from labkit.lessons import pictures
+from labkit.lessons import cards, pictures
 from labkit.lessons.pictures import plots, use_lab_style
 from labkit.lessons.pictures.plots import describe_figure, render_image
 
@@ -64,6 +64,22 @@ def test_text_has_the_contrast_of_wcag_aa_in_both_themes():
     assert contrast(plots.INK, JUPYTER_LIGHT) >= 4.5
     assert contrast(brightened, JUPYTER_DARK) >= 4.5
     assert "var(--jp-shadow-base-lightness, 0) / 80" in render_image("", "")
+
+
+@pytest.mark.parametrize(
+    ("color", "ink", "page"),
+    [
+        pytest.param("#388e3c", "#212121", JUPYTER_LIGHT, id="light, holds"),
+        pytest.param("#d32f2f", "#212121", JUPYTER_LIGHT, id="light, fails"),
+        pytest.param("#4caf50", "#ffffff", JUPYTER_DARK, id="dark, holds"),
+        pytest.param("#f44336", "#ffffff", JUPYTER_DARK, id="dark, fails"),
+    ],
+)
+def test_the_word_of_a_card_has_the_contrast_of_wcag_aa(color, ink, page):
+    share = int(re.search(r"\} (\d+)%", cards._MIXED)[1]) / 100
+    pairs = ((int(one[at : at + 2], 16) for one in (color, ink)) for at in (1, 3, 5))
+    mixed = "#" + "".join(f"{round(share * a + (1 - share) * b):02x}" for a, b in pairs)
+    assert contrast(mixed, page) >= 4.5
 
 
 def describe(figure) -> str:

@@ -16,7 +16,7 @@ from labkit.lessons.claims import ClaimFailed, claim, claim_raises
 from labkit.lessons.folds import describe_seen
 from labkit.lessons.needs import NEED_WORDS, find_proven
 from labkit.lessons.predictions import NoSuchChoice, predict
-from labkit.lessons.progress import Score, read_progress
+from labkit.lessons.progress import Score, clear_progress, read_progress
 from labkit.notebooks.result import CLAIM_MIME
 
 VIEW = "application/vnd.jupyter.widget-view+json"
@@ -191,6 +191,26 @@ def test_an_answer_is_kept_and_shown_again(page: Page, tmp_path: Path):
     assert read_progress(tmp_path).score("sums") == Score(1, 0)
 
 
+def test_a_prediction_that_the_question_no_longer_offers_is_asked_again(page: Page):
+    ask("5")
+    page.next_cell()
+    predict("sums.two", "What is 2 + 2?", [3, 4], seen=4)
+    page.next_cell()
+    predict("sums.two", "How many are 2 and 2?", seen=4)
+
+    assert "no buttons" in page.html.lower()
+    assert page.html.count("a surprise") == 2  # a number may be 5
+
+
+def test_a_cleared_prediction_is_asked_again(page: Page, tmp_path: Path):
+    ask("5")
+    clear_progress(tmp_path, ["sums"])
+    page.next_cell()
+    ask()
+
+    assert predictions.WAITING not in page.html and "No buttons" in page.html
+
+
 def test_the_claims_after_an_answer_are_not_hidden(page: Page):
     ask(4)
     claim("the sum is four", 2 + 2, 4)
@@ -288,7 +308,7 @@ def test_a_number_is_typed_into_a_field(page: Page, widgets: None, tmp_path: Pat
     field = find_box(page).children[0].children[0]
     field.value = "many"
     press(page, "That is what I expect")
-    assert "is not a number" in find_box(page).children[1].value
+    assert "type a number" in find_box(page).children[1].value
 
     field.value = "1000"
     press(page, "That is what I expect")

@@ -90,6 +90,7 @@ def test_images_stay_only_as_data():
         ("background: image-set('http://x' 1x)", None),
         ("width: expression(alert(1))", None),
         ("margin: 0 0 0 -99px; text-indent: calc(0px - 9em)", None),
+        ("color: color-mix(in srgb, red 75%, blue)", "color: color-mix(in srgb, red 75%, blue)"),
         ("color: var(--jp-success-color1, #4caf50)", "color: var(--jp-success-color1, #4caf50)"),
     ],
 )

@@ -13,7 +13,7 @@ import pytest
 
 from labkit.doctor.checks import CHECKS, QUICK_CHECKS
 from labkit.jupyter import usage
-from labkit.jupyter.start import Doctor, read_notices
+from labkit.jupyter.start import Doctor, read_launch_notices, read_notices
 from labkit.jupyter.start_view import Notice, render_start
 from labkit.jupyter.usage import (
     Answers,
@@ -38,7 +38,7 @@ from tests.servers import LabServer
 
 SECOND = TOML.replace('"small"', '"big"').replace('"Small"', '"Big"').replace("01_small", "02_big")
 HEADED = LESSON.replace(
-    "# %%\ndef center", "# %% [markdown]\n# ## Exercise 1: `center` it\n\n# %%\ndef center"
+    "# %%\ndef center", "# %% [markdown]\n# ## Exercise 1: center\n\n# %%\ndef center"
 )
 
 
@@ -76,7 +76,7 @@ def pass_all(work, lab, *names):
 def test_a_new_learner_starts_with_the_first_lab(work, labs):
     overview = read_overview(work, labs)
     step = overview.next
-    assert (step.card.notebook, step.begun, step.heading) == ("01_small.ipynb", False, None)
+    assert (step.card.notebook, step.begun, step.cell) == ("01_small.ipynb", False, None)
     assert (overview.passed, overview.total) == (0, 4)
 
 
@@ -85,7 +85,8 @@ def test_the_notebook_that_was_edited_last_goes_on_at_its_open_exercise(work, la
     edit(work / "01_small.ipynb")
     step = read_overview(work, labs).next
     assert (step.card.lab.name, step.exercise) == ("small", "Center the columns")
-    assert step.heading == "Exercise 1: center it"
+    cells = json.loads((work / "01_small.ipynb").read_text())["cells"]
+    assert [cell["id"] for cell in cells if "## Exercise" in "".join(cell["source"])] == [step.cell]
     edit(work / "02_big.ipynb", at=time.time() + 60)
     pass_all(work, "big", "center")
     step = read_overview(work, labs).next
@@ -189,11 +190,12 @@ def list_links(page):
     return parser.found
 
 
-def test_a_link_to_a_heading_is_the_one_that_jupyterlab_makes(work, labs):
+def test_a_link_goes_to_the_exercises_cell(work, labs):
     edit(work / "01_small.ipynb")
-    first = list_links(render_start(read_overview(work, labs), "CPU"))[0]
-    assert first["data-fragment"] == "#Exercise-1:-center-it"
-    assert first["href"] == "/lab/tree/01_small.ipynb#Exercise-1%3A-center-it"
+    overview = read_overview(work, labs)
+    first = list_links(render_start(overview, "CPU"))[0]
+    assert first["data-cell"] == overview.next.cell
+    assert first["href"] == f"/lab/tree/01_small.ipynb#cell-id={overview.next.cell}"
 
 
 def test_what_others_wrote_is_text(work, labs):
@@ -215,7 +217,12 @@ def test_the_doctors_failures_come_before_its_warnings_and_are_open(work, labs):
     assert [one.found for one in notices] == ["no disk left", "64 MiB"]
     page = render_start(read_overview(work, labs), "CPU", notices)
     assert 'data-status="failed" open' in page and page.index("no disk") < page.index("64 MiB")
-    assert "doctor" not in render_start(read_overview(work, labs), "CPU", ())
+    assert "labkit-doctor" not in render_start(read_overview(work, labs), "CPU", ())
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", "3", "[3]", '[{"status": "warning"}]'])
+def test_no_notices_of_the_launcher_or_odd_ones(text):
+    assert read_launch_notices({"LABKIT_NOTICES": text}) == ()
 
 
 def ask_doctor(*script):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -24,8 +25,9 @@ from labkit.launch.state import (
     read_state,
     write_state,
 )
-from labkit.launch.status import LabStatus
+from labkit.launch.status import NO_KERNELS, LabStatus
 from labkit.launch.up import choose_port, describe_urls, find_running, launch, start_lab
+from labkit.launch.workspace import digest_lessons
 from tests.fakes.host import ADA, make_checkout, says
 
 TOKEN = "abc"
@@ -109,6 +111,20 @@ def answers(monkeypatch):
     monkeypatch.setattr(up, "examine_lab", examine)
     monkeypatch.setattr(up, "wait_until", partial(wait_until, interval_seconds=0.001))
     return left
+
+
+@pytest.mark.parametrize("kind", ["local", "docker"])
+def test_what_is_wrong_with_the_host_is_for_the_start_page_too(checkout, kind):
+    lab = LocalLab(checkout, Settings())
+    if kind == "docker":
+        lab = ContainerLab(checkout, "docker", CPU, Settings())
+    plan = plan_for(lab)
+    assert up._note_warnings(plan) is plan
+    warned = replace(plan.flavor, warning="the GPU cannot be passed on", fix="make doctor")
+    (said,) = json.loads(
+        up._note_warnings(replace(plan, flavor=warned)).lab.environment()["LABKIT_NOTICES"]
+    )
+    assert (said["found"], said["fix"]) == ("the GPU cannot be passed on", "make doctor")
 
 
 # Ports
@@ -266,6 +282,65 @@ def test_where_a_lab_runs_no_host_is_probed(checkout, steps, running, monkeypatc
     assert start_lab(checkout, Settings(), steps) is status
 
 
+@pytest.fixture
+def lessons(checkout):
+    """Call it with a text: the checkout's one lesson becomes that; returns the lessons' digest."""
+
+    def write(text):
+        path = checkout.root / "labs" / "small" / "lesson.py"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        return digest_lessons(checkout)
+
+    return write
+
+
+def test_changed_lessons_are_laid_out_in_a_local_lab(
+    checkout, steps, screen, running, monkeypatch, lessons
+):
+    status = running(healthy(checkout, replace(RUNNING, lessons=lessons("one"))))
+    laid = []
+    monkeypatch.setattr(LocalLab, "lay_out_changes", lambda self: laid.append("laid"))
+    now = lessons("two")
+    assert find_running(checkout, Settings(), steps, checkout.root) is status
+    assert len(laid) == 1 and "the lessons have changed" in screen.getvalue()
+    assert read_state(checkout).lessons == now
+    # The next `up` has nothing to do.
+    running(healthy(checkout, read_state(checkout)))
+    find_running(checkout, Settings(), steps, checkout.root)
+    assert len(laid) == 1
+
+
+@pytest.mark.parametrize("kernels", [NO_KERNELS, "; its 2 kernels end"], ids=["none", "two"])
+def test_changed_lessons_restart_a_container_that_has_no_kernels(
+    checkout, steps, screen, running, monkeypatch, lessons, kernels
+):
+    lab = FakeLab()
+    monkeypatch.setattr(up, "open_lab", lambda checkout, state: lab)
+    monkeypatch.setattr(up, "describe_kernels", lambda state: kernels)
+    state = replace(RUNNING, runtime="docker", lessons=lessons("one"))
+    status = running(healthy(checkout, state))
+    lessons("two")
+    restarts = kernels == NO_KERNELS
+    assert (find_running(checkout, Settings(), steps, checkout.root) is None) is restarts
+    assert lab.calls == (["stop None"] if restarts else [])
+    assert ("make down && make up" in screen.getvalue()) is not restarts
+    assert "the lessons have changed" in screen.getvalue()
+    if not restarts:  # the next `up` says it again
+        assert read_state(checkout) == status.state
+
+
+def test_a_lab_that_the_learner_deleted_is_named(checkout, steps, screen, running):
+    (checkout.workspace / ".labkit").mkdir(parents=True)
+    entries = {name: {"file": f"{name}.ipynb"} for name in ("tensors", "autograd")}
+    manifest = json.dumps({"labs": entries})
+    (checkout.workspace / ".labkit" / "manifest.json").write_text(manifest)
+    (checkout.workspace / "autograd.ipynb").write_text("{}")
+    running(healthy(checkout))
+    find_running(checkout, Settings(), steps, checkout.root)
+    assert "deleted by you: tensors (make reset LABS=tensors puts" in screen.getvalue()
+
+
 def test_nothing_runs(checkout, steps, running):
     running(LabStatus(checkout))
     assert find_running(checkout, Settings(), steps) is None
@@ -314,7 +389,7 @@ def test_behind_a_dead_lab_a_forgotten_one_is_found(checkout, steps, monkeypatch
     play_conditions(monkeypatch, checkout, "gone", "healthy")
     status = find_running(checkout, Settings(), steps)
     assert status and status.healthy
-    assert read_state(checkout) == RUNNING  # remembered again
+    assert replace(read_state(checkout), lessons=None) == RUNNING  # remembered again
 
 
 def test_a_paused_lab_is_resumed_and_not_stopped(checkout, steps, monkeypatch, stopped):

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from labkit import __version__
 from labkit.errors import ExitCode, LabkitError, describe_error, format_error
-from labkit.text import escape_controls
+from labkit.text import escape_controls, name_make
 
 NARROWEST_BAR = 10
 
@@ -145,6 +145,7 @@ def _explain_system_error(error: OSError) -> LabkitError:
 
 def print_error(error: LabkitError) -> None:
     """Prints an error on standard error, with control characters (of a file name) as codes."""
+    error.fix = name_make(error.fix) if error.fix else None
     print(escape_controls(format_error(error)), file=sys.stderr)
 
 

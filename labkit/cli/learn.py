@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 import sys
 from argparse import ArgumentParser, Namespace, _SubParsersAction
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from labkit.cli import add_common, print_error, print_json
 from labkit.errors import ExitCode, LabkitError, UsageError, describe_error
-from labkit.text import escape_controls, plural
+from labkit.text import escape_controls, name_make, plural
 
 if TYPE_CHECKING:
     from labkit.lessons.catalog import Lab
@@ -29,7 +29,9 @@ def add_commands(commands: _SubParsersAction[Any]) -> None:
     _add_check(
         commands.add_parser("check", help="run the checks on your own notebooks", description=check)
     )
-    progress = commands.add_parser("progress", help="show which exercises you have passed")
+    progress = commands.add_parser(
+        "progress", help="show the exercises passed, and the score of your predictions"
+    )
     progress.add_argument(
         "--clear",
         nargs="+",
@@ -41,13 +43,18 @@ def add_commands(commands: _SubParsersAction[Any]) -> None:
     reset = commands.add_parser("reset", help="make a fresh notebook; yours is kept")
     reset.add_argument("names", nargs="*", metavar="LAB", help="a lab, for example tensors")
     reset.add_argument("--all", action="store_true", help="every lab")
+    reset.add_argument(
+        "--changed",
+        action="store_true",
+        help="what an update changed: replaces untouched notebooks, and lays new ones beside yours",
+    )
     add_common(reset)
     reset.set_defaults(run=reset_notebooks)
 
 
 def _add_check(parser: ArgumentParser) -> None:
     parser.add_argument(
-        "name", nargs="?", metavar="NAME", help="a lab (tensors) or an exercise (tensors.NAME)"
+        "names", nargs="*", metavar="NAME", help="labs (tensors) or exercises (tensors.NAME)"
     )
     kind = parser.add_mutually_exclusive_group()
     kind.add_argument("--gate", action="store_true", help="for maintainers: check the labs")
@@ -77,11 +84,9 @@ def check_answers(arguments: Namespace) -> int:
     if arguments.fast:
         raise UsageError("--fast needs --gate", fix="labkit check --gate --fast")
     workspace = _need_workspace()
-    labs, exercise = _chosen(arguments.name)
+    chosen = _chosen(arguments.names)
     _restore_saves(workspace)
-    results: list[tuple[LabAnswers | None, Lab, LabkitError | None]] = []
-    for lab in labs:
-        results.append(_answer_lab(workspace, lab, exercise, arguments))
+    results = [_answer_lab(workspace, lab, exercise, arguments) for lab, exercise in chosen]
     answers = [answer for found, _, _ in results if found for answer in found.answers]
     passed = sum(answer.status == "passed" for answer in answers)
     if arguments.json:
@@ -95,7 +100,7 @@ def check_answers(arguments: Namespace) -> int:
 
 
 def show_progress(arguments: Namespace) -> int:
-    """labkit progress: shows the passed exercises of each lab; with --clear, forgets some first."""
+    """labkit progress: each lab's passed exercises and predictions; --clear forgets some first."""
     from labkit.lessons.catalog import exercise_names, find_labs
     from labkit.lessons.progress import clear_progress, read_progress
 
@@ -128,10 +133,10 @@ def _named(name: str) -> list[str]:
     """
     from labkit.lessons.catalog import exercise_names
 
-    labs, exercise = _chosen(name)
+    ((lab, exercise),) = _chosen([name])
     if exercise:
         return [exercise]
-    return [name, *(f"{name}.{one}" for one in exercise_names(labs[0]))]
+    return [name, *(f"{name}.{one}" for one in exercise_names(lab))]
 
 
 def reset_notebooks(arguments: Namespace) -> int:
@@ -139,9 +144,13 @@ def reset_notebooks(arguments: Namespace) -> int:
     from labkit.lessons.catalog import find_lab, find_labs
     from labkit.lessons.workspace import reset_lab
 
-    if bool(arguments.names) == arguments.all:
-        raise UsageError("reset takes either names of labs or --all", fix="labkit reset tensors")
+    if [bool(arguments.names), arguments.all, arguments.changed].count(True) != 1:
+        raise UsageError(
+            "reset takes names of labs, or --all, or --changed", fix="labkit reset tensors"
+        )
     workspace = _need_workspace()
+    if arguments.changed:
+        return _lay_out_changes(workspace, arguments)
     labs = find_labs() if arguments.all else [find_lab(name) for name in arguments.names]
     done: list[dict[str, object]] = []
     for lab in labs:
@@ -154,6 +163,19 @@ def reset_notebooks(arguments: Namespace) -> int:
                 print(f"yours was kept as {reset.backup}")
     if arguments.json:
         print_json(done[0] if arguments.names and len(done) == 1 else {"labs": done})
+    return ExitCode.OK
+
+
+def _lay_out_changes(workspace: Path, arguments: Namespace) -> int:
+    from labkit.lessons.workspace import LAID_BESIDE, PLACED, REPLACED, update_workspace
+
+    update = update_workspace(workspace)
+    changed = [lab for lab in update.labs if lab.action in (PLACED, REPLACED, LAID_BESIDE)]
+    _print_notes(update.notes)
+    if arguments.json:
+        print_json({"labs": [{"lab": lab.lab, "notebook": lab.file} for lab in changed]})
+    else:
+        print("\n".join(f"{lab.file} is new" for lab in changed) or "nothing has changed")
     return ExitCode.OK
 
 
@@ -178,15 +200,16 @@ def _need_workspace() -> Path:
     return workspace.resolve()
 
 
-def _chosen(name: str | None) -> tuple[tuple[Lab, ...], str | None]:
+def _chosen(names: Sequence[str]) -> list[tuple[Lab, str | None]]:
+    """The labs of these names, each with the one exercise that is meant (None: all of them)."""
     from labkit.lessons.catalog import find_exercise, find_lab, find_labs
 
-    if name is None:
-        return find_labs(), None
-    if "." in name:
-        lab, _ = find_exercise(name)
-        return (lab,), name
-    return (find_lab(name),), None
+    if not names:
+        return [(lab, None) for lab in find_labs()]
+    return [
+        (find_exercise(name)[0], name) if "." in name else (find_lab(name), None)
+        for name in dict.fromkeys(names)
+    ]
 
 
 def _answer_lab(
@@ -236,7 +259,7 @@ def _print_answers(workspace: Path, found: LabAnswers) -> None:
         lines += [answer.mistake and f"looks like an answer that {answer.mistake}"]
         lines += [f"hint: {hint}" for hint in answer.hints]
         for line in "\n".join(text for text in lines if text).splitlines():
-            print(f"  {'':<{_STATUS_WIDTH}}  {escape_controls(line)}")
+            print(f"  {'':<{_STATUS_WIDTH}}  {escape_controls(name_make(line))}")
 
 
 def _print_answers_json(
@@ -280,7 +303,7 @@ def _print_progress(labs: list[dict[str, Any]]) -> None:
 def _print_counts(arguments: Namespace) -> int:
     from labkit.lessons.gate import count_lab
 
-    counts = [count_lab(lab) for lab in _chosen(arguments.name)[0]]
+    counts = [count_lab(lab) for lab, _ in _chosen(arguments.names)]
     claims = sum(count.claims for count in counts)
     exercises = sum(count.exercises for count in counts)
     if arguments.json:
@@ -298,7 +321,7 @@ def _run_gate(arguments: Namespace) -> int:
 
     folder_problems = inspect_folder()
     found = []
-    for lab in _chosen(arguments.name)[0]:
+    for lab, _ in _chosen(arguments.names):
         one = inspect_lab(lab)
         if not arguments.fast:
             with _Steps(lab.name) as steps:

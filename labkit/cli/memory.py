@@ -18,6 +18,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from labkit.cli import add_common, can_print, fit_bar, is_terminal, print_json, wants_color
+from labkit.cli.named import add_named_options, parse_sizes, show_named, take_one
 from labkit.errors import ExitCode, UsageError
 from labkit.text import escape_controls, near_match
 
@@ -248,6 +249,11 @@ the function takes the batch size and returns the step:
           optimizer.step()
       return step
 
+a model by name or configuration, without weights (needs transformers or timm):
+
+  labkit estimate hf:config.json --dtype bf16 --batch 4 --sequence 2048 --lora r=16
+  labkit estimate hf:config.json --task generate --context 8192 --weights nf4 --device "24 GiB"
+
 exits 0 if it fits or no device was named, 1 if it does not fit or may not fit"""
 
 
@@ -261,9 +267,16 @@ def _add_estimate(subparsers: argparse._SubParsersAction[argparse.ArgumentParser
         epilog=EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("step", metavar="FILE:FUNCTION", help="the function that makes the step")
     parser.add_argument(
-        "--batch", type=int, metavar="N", help="the batch size (default: the function's own)"
+        "step",
+        metavar="FILE:FUNCTION",
+        help="the function that makes the step; or a model: hf:NAME, hf:config.json, timm:NAME",
+    )
+    parser.add_argument(
+        "--batch",
+        type=parse_sizes,
+        metavar="N",
+        help="the batch size (default: the function's own)",
     )
     parser.add_argument(
         "--device",
@@ -272,6 +285,18 @@ def _add_estimate(subparsers: argparse._SubParsersAction[argparse.ArgumentParser
         " machine",
     )
     parser.add_argument("--inference", action="store_true", help="run the step without gradients")
+    parser.add_argument(
+        "--world-size",
+        type=int,
+        metavar="N",
+        help="also what each of N ranks would hold; the batch is that of one rank",
+    )
+    parser.add_argument(
+        "--shard",
+        choices=("ddp", "zero1", "fsdp"),
+        help="with --world-size: how the model is shared out (default: ddp)",
+    )
+    add_named_options(parser)
     add_common(parser)
     parser.set_defaults(run=show_estimate)
 
@@ -279,22 +304,41 @@ def _add_estimate(subparsers: argparse._SubParsersAction[argparse.ArgumentParser
 def show_estimate(arguments: argparse.Namespace) -> int:
     """Prints the estimate; exits 0 if it fits or no device was named."""
     from labkit.memory.estimate.model import find_target
+    from labkit.memory.estimate.named import parse_source
     from labkit.memory.estimate.play import estimate_memory
     from labkit.memory.estimate.view import BAR_WIDTH, GLYPHS, INDENT, format_estimate
 
     find_target(arguments.device)  # refuses an unknown name before torch is loaded
+    if arguments.world_size is None and arguments.shard:
+        raise UsageError("--shard needs --world-size", fix="labkit estimate --help")
+    source = parse_source(arguments.step)
+    if source and arguments.world_size is not None:
+        raise UsageError(
+            f"--world-size {arguments.world_size} conflicts with {arguments.step}",
+            cause="what each rank holds is estimated for a step in a file",
+            fix=f"labkit estimate {arguments.step}",
+        )
+    if source:
+        return show_named(arguments, source)
     path, name = split_step(arguments.step)
     check_file(path, name)
     # The user's own prints are not results of this command.
     with contextlib.redirect_stdout(sys.stderr):
         function = find_function(load_file(path), name, path)
-        estimate = estimate_memory(
-            function,
-            batch=arguments.batch,
+
+    def estimate_step(step: Callable[..., object]) -> Estimate:
+        return estimate_memory(
+            step,
+            batch=take_one(arguments.batch),
             device=arguments.device,
             inference=arguments.inference,
             say=lambda words: print(words, file=sys.stderr),
         )
+
+    if arguments.world_size is not None:
+        return _show_ranks(function, estimate_step, arguments)
+    with contextlib.redirect_stdout(sys.stderr):
+        estimate = estimate_step(function)
     if arguments.json:
         print_json(describe_estimate(estimate))
     else:
@@ -303,6 +347,26 @@ def show_estimate(arguments: argparse.Namespace) -> int:
         print(format_estimate(estimate, plain=plain, width=width))
     judged = estimate.target.capacity_bytes is not None
     return ExitCode.FAILED if judged and not estimate.fits else ExitCode.OK
+
+
+def _show_ranks(
+    function: Callable[..., object],
+    estimate: Callable[[Callable[..., object]], Estimate],
+    arguments: argparse.Namespace,
+) -> int:
+    """Prints what each rank would hold; exits 0 if every rank fits or no device was named."""
+    from labkit.memory.estimate.shards import describe_ranks, estimate_ranks, format_ranks
+
+    with contextlib.redirect_stdout(sys.stderr):
+        found = estimate_ranks(
+            function, estimate, world_size=arguments.world_size, shard=arguments.shard or "ddp"
+        )
+    if arguments.json:
+        print_json({**describe_estimate(found.estimate), **describe_ranks(found)})
+    else:
+        print(format_ranks(found))
+    judged = found.estimate.target.capacity_bytes is not None
+    return ExitCode.FAILED if judged and not found.fits else ExitCode.OK
 
 
 def split_step(word: str) -> tuple[Path, str]:

@@ -497,10 +497,11 @@ def _open_folder(
 
 def _finish_folder(folder: RunFolder, asked: str) -> bool:
     """Adds the report, prints the paths, and returns whether the folder is complete."""
+    from labkit.files import name_outside
     from labkit.notebooks.upload import show_address
 
     is_sent = "://" in asked
-    shown = show_address(asked) if is_sent else escape_controls(str(folder.path))
+    shown = show_address(asked) if is_sent else escape_controls(str(name_outside(folder.path)))
     if folder.trouble:
         cause = folder.trouble.strerror or str(folder.trouble)
         error = LabkitError(f"the run folder {shown} is incomplete", cause=cause)
@@ -511,8 +512,7 @@ def _finish_folder(folder: RunFolder, asked: str) -> bool:
 
     try:
         report = write_report(folder.path)
-        place = f"{shown}/{report.name}" if is_sent else escape_controls(str(report))
-        print(f"report: {place}", file=sys.stderr)
+        print(f"report: {shown}/{report.name}", file=sys.stderr)
     except LabkitError as error:
         print_error(error)
         return False

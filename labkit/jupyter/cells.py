@@ -140,7 +140,7 @@ def _find_balance(device: str, take: Callable[[], Snapshot]) -> Balance | None:
 
 # The resident memory of a process changes by up to this in a cell that does nothing.
 PROCESS_NOISE_BYTES = MIB
-DIM_STYLE = "font-size:85%;opacity:0.6"
+DIM_STYLE = "font-size:85%;opacity:0.75"
 
 
 def show(text: str, html: str) -> None:

@@ -194,8 +194,8 @@ STYLE = (
     "<style>"
     "@keyframes labkit-hidden{from,to{visibility:hidden}}"
     "@keyframes labkit-clear{from,to{opacity:1}}"
-    ".labkit-late{color:#d6487e;font-weight:bold;animation-name:labkit-hidden}"
-    ".labkit-figures{opacity:0.55;animation-name:labkit-clear}"
+    ".labkit-late{color:var(--jp-error-color1,#d6487e);font-weight:bold;animation-name:labkit-hidden}"
+    ".labkit-figures{opacity:0.75;animation-name:labkit-clear}"
     "</style>"
 )
 FLEX = "display:flex;justify-content:space-between;gap:12px"

@@ -11,6 +11,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,14 @@ def read_notices(document: Any) -> tuple[Notice, ...]:
     )
 
 
+def read_launch_notices(environment: Mapping[str, str] = os.environ) -> tuple[Notice, ...]:
+    """What `make up` found wrong with the host."""
+    try:
+        return read_notices({"checks": json.loads(environment.get("LABKIT_NOTICES") or "[]")})
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return ()
+
+
 class StartHandler(APIHandler):  # type: ignore[misc]
     """The start page's content as HTML."""
 
@@ -90,7 +99,7 @@ class StartHandler(APIHandler):  # type: ignore[misc]
         doctor: Doctor = self.settings["labkit_doctor"]
         answers: Answers = self.settings["labkit_answers"]
         root = Path(self.contents_manager.root_dir)
-        notices = doctor.read()
+        notices = (*read_launch_notices(), *doctor.read())
         overview, said = await asyncio.gather(
             asyncio.to_thread(read_overview, root), asyncio.to_thread(answers.answer, STATUS)
         )

@@ -47,17 +47,17 @@ def render_start(
 def _render_notices(notices: Sequence[Notice], note: str | None) -> str:
     failed = sum(notice.status == "failed" for notice in notices)
     listed = [*notices, *([Notice("warning", note)] if note else [])]
+    listed.sort(key=lambda notice: notice.status)  # "failed" before "warning"
     if not listed:
         return ""
     items = "".join(_render_notice(notice) for notice in listed)
-    word = "labkit doctor found a problem" if failed else "labkit doctor has a remark"
-    count = len(listed)
-    title = word if count == 1 else f"{word} and {plural(count - 1, 'more remark')}"
+    more = f" (and {len(listed) - 1} more)" if len(listed) > 1 else ""
+    title = f"{'Problem' if failed else 'Remark'}: {listed[0].found}{more}"
     opened = " open" if failed else ""
     kind = "failed" if failed else "warning"
     return (
         f'<details class="labkit-doctor" data-status="{kind}"{opened}>'
-        f"<summary>{escape(title)}: {escape(listed[0].found)}</summary><ul>{items}</ul></details>"
+        f"<summary>{escape(title)}</summary><ul>{items}</ul></details>"
     )
 
 
@@ -78,14 +78,14 @@ def _render_next(overview: Overview, base_url: str) -> str:
 
 
 def _render_step(step: NextStep, base_url: str, *, is_new: bool) -> str:
-    title, exercise = escape(step.card.lab.title), escape(step.exercise or "")
-    if step.begun and step.exercise:
+    title, exercise = escape(step.card.lab.title), escape(step.exercise)
+    if step.begun:
         words = f"Continue where you were: <strong>{exercise}</strong> in {title}"
     elif is_new:
         words = f"Start with the first lab: <strong>{title}</strong>"
     else:
         words = f"Go on with the next lab: <strong>{title}</strong>"
-    link = _make_link(step.card.notebook or "", base_url, step.heading)
+    link = _make_link(step.card.notebook or "", base_url, step.cell)
     return f'<p><a class="labkit-next" {link}>{words}</a></p>'
 
 
@@ -120,9 +120,9 @@ def _render_card(card: LabCard, base_url: str) -> str:
     )
 
 
-def _make_link(path: str, base_url: str, heading: str | None = None) -> str:
-    """The attributes of a link to a notebook, and to a heading in it."""
-    fragment = "" if heading is None else f"#{heading.replace(' ', '-')}"
-    address = f"{base_url.rstrip('/')}/lab/tree/{quote(path)}{quote(fragment, safe='#')}"
-    data = f'data-path="{escape(path)}" data-fragment="{escape(fragment)}"'
+def _make_link(path: str, base_url: str, cell: str | None = None) -> str:
+    """The attributes of a link to a notebook, and to a cell in it."""
+    fragment = "" if cell is None else f"#cell-id={quote(cell)}"
+    address = f"{base_url.rstrip('/')}/lab/tree/{quote(path)}{fragment}"
+    data = f'data-path="{escape(path)}" data-cell="{escape(cell or "")}"'
     return f'href="{escape(address)}" {data}'

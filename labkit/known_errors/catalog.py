@@ -210,7 +210,7 @@ def make_xid_errors(xids: Sequence[Xid]) -> Iterator[KnownError]:
         fix, otherwise = XID_FIXES[action]
         yield KnownError(
             f"xid-{number}",
-            (rf"NVRM: Xid \(.{{1,40}}\): {number}\b",),
+            (rf"NVRM: Xid \(.{{1,40}}\): {number}\b", rf"caused by previous Xid {number}\b"),
             f"{meaning} (Xid {number})",
             Fix(fix),
             _CERTAINTIES[certainty],

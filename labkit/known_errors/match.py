@@ -7,8 +7,11 @@ text requires, and there only in the lines around these words.
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
+from itertools import accumulate
 from typing import BinaryIO, NamedTuple
 
 from labkit.host.distribution import UNKNOWN, Distribution
@@ -20,6 +23,7 @@ from labkit.known_errors.mention import (
     PROGRESS_WORDS,
     RETRY,
     TRANSIENT,
+    WARNING,
     find_stage,
     is_mention,
 )
@@ -38,6 +42,8 @@ BLOCK_BYTES = 2**18
 QUOTED_CHARACTERS = 200
 # An error text can be wrapped: this many lines before and after its rarest word are searched.
 LINES_AROUND = 3
+# So many searches in one block cost as much as an index of its words.
+SEARCHES_WITHOUT_INDEX = 300
 # Words consist of lower-case letters, digits and non-ASCII characters; all else separates them.
 _SEPARATORS = bytes(
     byte if byte >= 0x80 or chr(byte).isalnum() else ord(" ") for byte in range(256)
@@ -216,16 +222,30 @@ class _Block:
         # One Unicode character becomes two in lower case, which would shift all later positions.
         lowered = strip_ansi(self.joined).replace("\u0130", "i").lower()
         self._translated = find_translated(lowered)
-        lowered = translate(lowered, self._translated)
-        words = re.sub(r"\\+[nrt]", " ", lowered) if "\\" in lowered else lowered
-        self.words = set(words.encode(errors="replace").translate(_SEPARATORS).split())
+        self._text = translate(lowered, self._translated)
+        self.words = set(_split_words(self._text))
         self._vocabulary = b" ".join(self.words)
-        self._lowered = lowered.split("\n")
+        self._lowered = self._text.split("\n")
         self._cleaned: dict[int, str] = {}
+        self._searches = 0
 
     def join_lowered(self) -> str:
         """The block's text in lower case, in English."""
-        return "\n".join(self._lowered)
+        return self._text
+
+    @cached_property
+    def _places(self) -> Mapping[bytes, Sequence[int]]:
+        """The lines that contain each word, in their order."""
+        places: dict[bytes, list[int]] = {}
+        for place, line in enumerate(self._lowered):
+            for word in set(_split_words(line)):
+                places.setdefault(word, []).append(place)
+        return places
+
+    @cached_property
+    def _starts(self) -> Sequence[int]:
+        """The position in the text at which each line begins."""
+        return list(accumulate((len(line) + 1 for line in self._lowered), initial=0))
 
     def find(self, error: KnownError) -> _Place | None:
         """The first place that shows the error, with the last line that does; None if none."""
@@ -256,7 +276,7 @@ class _Block:
         return whole <= self.words and all(part in self._vocabulary for part in parts)
 
     def _search(self, expression: Expression, error: KnownError) -> Iterator[_Place]:
-        for first, last in self._list_windows(expression.words):
+        for first, last in self._list_windows(expression):
             window = "\n".join(self._clean(place) for place in range(first, last))
             for match in expression.regex.finditer(window):
                 if not _is_excused(window, match, error):
@@ -275,12 +295,11 @@ class _Block:
                     if not error.passes:
                         return
 
-    def _list_windows(self, words: RequiredWords) -> Iterator[tuple[int, int]]:
+    def _list_windows(self, expression: Expression) -> Iterator[tuple[int, int]]:
         """The ranges of lines that contain all the words; overlapping ranges are merged."""
         first, last = 0, -LINES_AROUND - 1
-        rarest = words.rarest
-        for place, line in enumerate(self._lowered):
-            if rarest not in line or not self._are_near(place, words):
+        for place in self._list_candidates(expression):
+            if not self._are_near(place, expression.words):
                 continue
             if last < 0 or place - LINES_AROUND > last:
                 if last >= 0:
@@ -290,15 +309,36 @@ class _Block:
         if last >= 0:
             yield first, last
 
+    def _list_candidates(self, expression: Expression) -> Iterable[int]:
+        """The lines that contain one of the words, a rare one, in their order."""
+        whole, _ = expression.keys
+        self._searches += 1
+        common = len(expression.words.rarest) < 3
+        if whole and (common or self._searches > SEARCHES_WITHOUT_INDEX):
+            return min((self._places.get(word, ()) for word in whole), key=len)
+        return self._list_lines_with(expression.words.rarest)
+
+    def _list_lines_with(self, part: str) -> Iterator[int]:
+        at = self._text.find(part)
+        while at >= 0:
+            place = bisect_right(self._starts, at) - 1
+            yield place
+            at = self._text.find(part, self._starts[place + 1])
+
     def _are_near(self, place: int, words: RequiredWords) -> bool:
-        near = self._lowered[max(0, place - LINES_AROUND) : place + LINES_AROUND + 1]
-        return all(any(word in line for line in near) for word in (*words.whole, *words.parts))
+        near = "\n".join(self._lowered[max(0, place - LINES_AROUND) : place + LINES_AROUND + 1])
+        return all(word in near for word in (*words.whole, *words.parts))
 
     def _clean(self, place: int) -> str:
         if place not in self._cleaned:
             line = clean_line(self.pieces[place][1])
             self._cleaned[place] = translate(line, self._translated)
         return self._cleaned[place]
+
+
+def _split_words(text: str) -> list[bytes]:
+    text = re.sub(r"\\+[nrt]", " ", text) if "\\" in text else text
+    return text.encode(errors="replace").translate(_SEPARATORS).split()
 
 
 def _is_excused(window: str, match: re.Match[str], error: KnownError) -> bool:
@@ -361,7 +401,10 @@ def _rank(found: Match, effects: Mapping[str, set[str]]) -> tuple[int, int, bool
     # A cause includes the effects of its effects, so it has fewer causes above it than they have.
     causes = sum(found.error.name in names for names in effects.values())
     error = found.error
-    return causes, CERTAINTIES.index(error.certainty), bool(error.general), found.line_number
+    # A program goes on after a warning: an error that ended it comes first, if it is as sure.
+    grade = 2 * CERTAINTIES.index(error.certainty)
+    grade += error.certainty == "likely" and bool(WARNING.search(found.line))
+    return causes, grade, bool(error.general), found.line_number
 
 
 def _list_effects(error: KnownError, by_name: Mapping[str, KnownError]) -> set[str]:

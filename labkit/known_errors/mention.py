@@ -16,7 +16,9 @@ _SUBJECT = re.compile(
 _CONDITION = re.compile(
     r"(?:^|[.;(,] )[\s*>-]*(?:if|when|whenever|in case)\b[^.;]{0,100}$"
     r"|\b(?:such as|e\.g\.|for example|known issue|see also)\b[^.:;]{0,80}$"
-    r"|(?<![\w.:])(?:no|without|never|instead of|not an?|do not|don't) [\"'`]?$",
+    r"|(?<![\w.:])(?:no|no more|without|never|instead of|not an?|do not|don't) [\"'`]?$"
+    r"|\b(?:may|might|can|could|would) (?:fail|crash|end|stop|hang|die) (?:with|in|by)\b[^.]{0,60}$"
+    r"|(?-i:\b(?:XFAIL|XPASS|SKIPPED|PASSED)\b) ?[\[(].{0,160}$",
     re.IGNORECASE,
 )
 # A command that a person typed, with the text as its argument; a line of a program's source.
@@ -31,11 +33,15 @@ _SENTENCE = re.compile(
     r".{0,40}?(?:[\"'`] {0,3}(?:->|=>|→|—|\|)"
     r"|\b(?:means|indicates|usually|happens when|can occur)\b)"
     r"|[^:]{0,30}\b(?:was|is|are|were|been) (?:fixed|resolved|solved|handled|ignored)\b"
-    r"|\.{0,3} ?(?:\((?:fixed|resolved|closes|fixes|ignored)\b|\(#\d+\)$)",
+    r"|\.{0,3} ?(?:\((?:fixed|resolved|closes|fixes|ignored)\b|\(#\d+\)$)"
+    r"|.{0,80}\busing (?:the )?internal (?:implementation|\w+ plugin)",
     re.IGNORECASE,
 )
 
 
+# A row of a table in a document, with a text alone in a cell.
+_CELL_BEFORE = re.compile(r"^\s*\|.*\|\s*[\"'`]?$")
+_CELL_AFTER = re.compile(r"[\"'`]?\s*\|.*\|\s*$")
 # An exception as Python prints it: what follows its text explains the error, not a sentence.
 _EXCEPTION = re.compile(r"^\W{0,8}(?:\w+\.){0,8}\w{0,40}(?:Error|Exception): [^\"'`]{0,120}$")
 
@@ -53,6 +59,7 @@ def is_mention(before: str, after: str) -> bool:
         _SUBJECT.match(before[:200])
         or _CONDITION.search(near)
         or _COMMAND.search(near)
+        or (_CELL_BEFORE.match(near) and _CELL_AFTER.match(after))
         or (_SENTENCE.match(after) and not _EXCEPTION.match(before[:200]))
     )
 
@@ -63,6 +70,8 @@ TRANSIENT = re.compile(
     r"|\bignor(?:ed|ing)\b|(?:succeeded|recovered) (?:after|on)",
     re.IGNORECASE,
 )
+# A line that only warns; NCCL's own "NCCL WARN" is its word for an error.
+WARNING = re.compile(r"(?<!NCCL )\bWARN(?:ING)?\b|\b\w{0,30}Warning: ")
 # Within the lines up to the text: a program that says it will try again.
 RETRY = re.compile(
     r"Retrying \(Retry\(total=|\bretry(?:ing)? in \d|\bwill (?:be )?retr|\bretrying\b"

@@ -10,12 +10,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from labkit.errors import EngineError, LabkitError
+from labkit.files import OUTSIDE_VARIABLE
 from labkit.host.gpu import ALL_GPUS
 from labkit.host.gpu_access import list_seen, name_cdi_device
 from labkit.host.torch_builds import find_build
 from labkit.launch import image
 from labkit.launch.progress import StepLog, Steps, explain_failure
 from labkit.launch.settings import (
+    NOTICES_VARIABLE,
     Checkout,
     Flavor,
     Identity,
@@ -31,6 +33,7 @@ from labkit.process import (
     run_command,
     stream_command,
 )
+from labkit.text import MAKE_VARIABLE
 
 GPU_SERVICE = "cuda-chosen"
 # The services that get the GPUs: the lab and the tests.
@@ -104,7 +107,7 @@ class PortTakenError(EngineError):
 
 @dataclass(frozen=True)
 class ContainerLab:
-    """One flavor of the lab, run by one engine."""
+    """One flavor of the lab, run by one engine; its start page shows ``notices``, as JSON."""
 
     checkout: Checkout
     client: str
@@ -112,6 +115,7 @@ class ContainerLab:
     settings: Settings
     port: int = 0
     identity: Identity | None = None
+    notices: str = ""
 
     @property
     def image(self) -> str:
@@ -235,12 +239,20 @@ class ContainerLab:
         """Replaces this process by ``command`` in the running lab, or in a new container."""
         terminal = sys.stdin.isatty() and sys.stdout.isatty()
         flags = ["--interactive", *(["--tty"] if terminal else [])]
+        given = [word for each in self._name_caller(command) for word in ("--env", each)]
         if handle and handle.container and self.is_alive(handle):
-            replace_process([self.client, "exec", *flags, handle.container, *command])
-        arguments = ["run", "--rm", *([] if terminal else ["--no-TTY"])]
+            replace_process([self.client, "exec", *flags, *given, handle.container, *command])
+        arguments = ["run", "--rm", *given, *([] if terminal else ["--no-TTY"])]
         replace_process(
             self.compose_command([*arguments, self.service, *command]), self.environment()
         )
+
+    def _name_caller(self, command: Sequence[str]) -> list[str]:
+        """The variables for messages of labkit to somebody outside of the container."""
+        if command[0] != "labkit":  # a shell's user reads the container's paths
+            return []
+        made = [f"{MAKE_VARIABLE}=1"] if os.environ.get(MAKE_VARIABLE) else []
+        return [f"{OUTSIDE_VARIABLE}={self.checkout.workspace}", *made]
 
     def on_port(self, port: int) -> ContainerLab:
         """The same lab, published on another port."""
@@ -278,6 +290,7 @@ class ContainerLab:
             "LABKIT_TOKEN_FILE": str(self.checkout.token_file),
             "LABKIT_REMOTE_ACCESS": "1" if self.settings.opens_to_others else "0",
             "LABKIT_MEMORY": str(self.settings.memory_bytes or 0),
+            NOTICES_VARIABLE: self.notices,
         }
         if self.flavor.name == "cuda":
             values["LABKIT_CUDA_BUILD"] = self.flavor.build

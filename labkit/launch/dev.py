@@ -59,7 +59,10 @@ TOOLS: dict[str, tuple[str, ...]] = {
 
 OLDEST_PYTHON = "3.10"
 # In the order of resolution: test and docs use the versions of lab.
-LOCKS = ("lab", "test", "docs", "tools", "hub", *(f"cuda-{build.name}" for build in CUDA_BUILDS))
+LOCKS = (
+    *("lab", "test", "docs", "tools", "hub", "models"),
+    *(f"cuda-{build.name}" for build in CUDA_BUILDS),
+)
 TORCH_HEADER = """\
 # torch's build {name}, from {index}.
 # Installed alone, without dependencies ({others}).
@@ -290,8 +293,10 @@ def _resolve_extras(checkout: Checkout, resolver: Path, wanted: str) -> CommandR
 def _resolve(checkout: Checkout, resolver: Path, name: str) -> None:
     """Writes NAME.txt from NAME.in; one that comes on top of lab.txt omits what that has."""
     options = ["-o", f"{name}.txt", "--upgrade"]
-    if name == "hub" or name.startswith("cuda-"):
+    if name in {"hub", "models"} or name.startswith("cuda-"):
         elsewhere = ["torch", *_read_pins(checkout.lock_file("lab"))]
+        if name == "models":  # they need torch, whose default build needs CUDA's libraries
+            elsewhere += _read_pins(checkout.lock_file(f"cuda-{CUDA_BUILDS[0].name}"))
         options += ["--no-header"]
         options += [word for other in elsewhere for word in ("--no-emit-package", other)]
     result = _compile(checkout, resolver, f"{name}.in", *options)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from labkit.errors import EngineError, LabkitError, UsageError
+from labkit.files import OUTSIDE_VARIABLE
 from labkit.host.gpu import ALL_GPUS
 from labkit.host.torch_builds import CPU_BUILD, find_build
 from labkit.launch.progress import Steps, explain_failure
@@ -16,6 +17,7 @@ from labkit.launch.server import is_running, start_in_background, stop_process
 from labkit.launch.settings import (
     CPU,
     EXTRAS,
+    NOTICES_VARIABLE,
     Checkout,
     Flavor,
     Settings,
@@ -23,22 +25,24 @@ from labkit.launch.settings import (
 )
 from labkit.launch.state import LabHandle
 from labkit.launch.venv import PythonEnvironment
-from labkit.process import compose_environment, replace_process
+from labkit.process import compose_environment, replace_process, run_command
 
 # Flavor, build and GPUs of a running server, for when its state file is lost.
 LAB_VARIABLE = "LABKIT_LAB"
 # How much of a log's end is searched for known errors.
 LAST_BYTES = 65536
+LAYOUT_LIMIT_SECONDS = 120.0
 
 
 @dataclass(frozen=True)
 class LocalLab:
-    """JupyterLab as a background process of the host's user."""
+    """JupyterLab as a background process of the host's user; ``notices`` as in a container's."""
 
     checkout: Checkout
     settings: Settings
     port: int = 0
     flavor: Flavor = CPU
+    notices: str = ""
 
     @property
     def python_environment(self) -> PythonEnvironment:
@@ -99,7 +103,24 @@ class LocalLab:
     def enter(self, handle: LabHandle | None, command: Sequence[str]) -> None:
         """Replaces this process by ``command`` in the .venv, in the workspace."""
         os.chdir(self.checkout.workspace)
-        replace_process(list(command), self.environment())
+        outside = {OUTSIDE_VARIABLE: str(self.checkout.workspace)}
+        replace_process(list(command), self.environment() | outside)
+
+    def lay_out_changes(self) -> None:
+        """Puts changed lessons into the workspace of a running lab. Raises EngineError."""
+        command = [str(self.python_environment.python), "-m", "labkit", "reset", "--changed"]
+        done = run_command(
+            command,
+            timeout_seconds=LAYOUT_LIMIT_SECONDS,
+            environment=self.environment(),
+            folder=self.checkout.workspace,
+        )
+        if not done.ok:
+            raise EngineError(
+                f"the changed lessons cannot be laid out: {done.message}",
+                cause="the environment is older than the checkout",
+                fix="make down && make up",
+            )
 
     def on_port(self, port: int) -> LocalLab:
         """The same lab, listening on another port."""
@@ -129,6 +150,7 @@ class LocalLab:
             # Kept across restarts and reboots: a cold compile costs a learner 20 s.
             "TORCHINDUCTOR_CACHE_DIR": str(state / "torchinductor"),
             "PYTHONUNBUFFERED": "1",
+            NOTICES_VARIABLE: self.notices,
             **self._choose_gpus(),
             **read_lab_variables(self.settings),
             **({"LABKIT_DATA": str(self.settings.data)} if self.settings.data else {}),

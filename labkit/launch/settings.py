@@ -21,6 +21,10 @@ LOOPBACK = "127.0.0.1"
 EXTRAS = "extras"
 
 
+# What the launcher found wrong with the host, for the start page: findings as the doctor's in JSON.
+NOTICES_VARIABLE = "LABKIT_NOTICES"
+
+
 @dataclass(frozen=True)
 class Checkout:
     """The folder with compose.yaml, and the places in it that the launcher uses.

@@ -47,7 +47,7 @@ class LabState:
 
     ``gpus`` names the GPUs of a cuda lab for the engine ("all", "0,1"), ``gpus_asked`` as the
     user typed them. ``workspace`` is None for the checkout's own; ``data`` and ``env_file`` are
-    paths as in `Settings`.
+    paths as in `Settings`. ``lessons`` is the digest of the labs' lessons; None if unknown.
     """
 
     runtime: str
@@ -64,6 +64,7 @@ class LabState:
     workspace: str | None = None
     data: str | None = None
     env_file: str | None = None
+    lessons: str | None = None
 
     @property
     def kind(self) -> str:

@@ -263,6 +263,9 @@ def resume_lab(state: LabState) -> None:
         run_command([state.runtime, "unpause", state.handle.container], timeout_seconds=30)
 
 
+NO_KERNELS = "; it has no kernels"
+
+
 def describe_kernels(state: LabState, run: CommandRunner = run_command) -> str:
     """The effect of a restart on the kernels, to append to a sentence: "; its 2 kernels end"."""
     if state.runtime == "local":
@@ -278,7 +281,7 @@ def describe_kernels(state: LabState, run: CommandRunner = run_command) -> str:
     states = [line.split()[1] for line in lines if line.startswith(parent)]
     computing = sum(state.startswith("R") for state in states)
     if not states:
-        return "; it has no kernels"
+        return NO_KERNELS
     return f"; its {plural(len(states), 'kernel')} end" + (
         f", {computing} of them computing" if computing else ""
     )

@@ -7,6 +7,7 @@ It is ready once its server has proved that this start owns it.
 from __future__ import annotations
 
 import html
+import json
 import os
 import shlex
 import sys
@@ -39,12 +40,14 @@ from labkit.launch.state import (
     write_state,
 )
 from labkit.launch.status import (
+    NO_KERNELS,
     Condition,
     LabStatus,
     describe_kernels,
     examine_lab,
     list_differences,
     open_lab,
+    place_checkout,
     read_status,
     resume_lab,
 )
@@ -71,12 +74,22 @@ def start_lab(checkout: Checkout, settings: Settings, steps: Steps) -> LabStatus
     plan = make_plan(checkout, settings, probe_host(checkout, settings, steps))
     announce(plan, settings, steps)
     token = renew_token(checkout)
-    plan = _prepare(checkout, plan, steps)
+    plan = _prepare(checkout, _note_warnings(plan), steps)
     state = launch(checkout, settings, plan, token, steps)
     prepare_state_folder(checkout)  # closes the server's new files too
     for line in workspace.describe_update(checkout):
         steps.say(line)
     return LabStatus.of(checkout, state, token)
+
+
+def _note_warnings(plan: Plan) -> Plan:
+    """The plan with its choices' warnings as notices of the lab's start page."""
+    found = [
+        {"status": "warning", "found": choice.warning, "fix": choice.fix}
+        for choice in (plan.runtime, plan.flavor)
+        if choice.warning
+    ]
+    return replace(plan, lab=replace(plan.lab, notices=json.dumps(found))) if found else plan
 
 
 def _prepare(checkout: Checkout, plan: Plan, steps: Steps) -> Plan:
@@ -181,11 +194,43 @@ def find_running(
         # The recorded lab may hide another one whose state file is lost: it has no start time.
         return find_running(checkout, settings, steps, root) if state.started_at else None
     _check_differences(checkout, settings, state)
-    write_state(checkout, state)  # the file may have been lost
+    followed = _follow_lessons(checkout, state, steps)
+    if followed is None:
+        return None
+    write_state(checkout, followed)  # the file may have been lost
     if settings.flavor == "auto" and state.flavor == "cpu" and has_driver(root):
         steps.say("the running lab has flavor cpu, but this host has a GPU driver")
         steps.say("  try: make down && make up   # chooses again and prints why")
     return status
+
+
+def _follow_lessons(checkout: Checkout, state: LabState, steps: Steps) -> LabState | None:
+    """Lays out lessons that have changed since the start; None if the lab was stopped for it.
+
+    A local lab uses the checkout's own labs. A container has those of its image: it is stopped, to
+    start again from a new one, if no kernel ends by that.
+    """
+    now = workspace.digest_lessons(checkout)
+    lab, placed = open_lab(checkout, state), place_checkout(checkout, state)
+    if state.lessons in (None, now):
+        for line in workspace.describe_missing(placed):
+            steps.say(line)
+        return replace(state, lessons=now)
+    if isinstance(lab, LocalLab):
+        with steps.step("the lessons have changed: laying them out"):
+            lab.lay_out_changes()
+        for line in workspace.describe_update(placed):
+            steps.say(line)
+        return replace(state, lessons=now)
+    kernels = describe_kernels(state)
+    if kernels != NO_KERNELS:
+        steps.say("the lessons have changed since this lab was started")
+        steps.say(f"  try: make down && make up   # lays them out{kernels}")
+        return state
+    steps.say("the lessons have changed: restarting the lab, which has no kernels")
+    lab.stop(state.handle)
+    forget_state(checkout)
+    return None
 
 
 def _check_differences(checkout: Checkout, settings: Settings, state: LabState) -> None:
@@ -325,6 +370,7 @@ def _describe_state(
         workspace=str(checkout.named) if checkout.named else None,
         data=str(settings.data) if settings.data else None,
         env_file=str(settings.env_file) if settings.env_file else None,
+        lessons=workspace.digest_lessons(checkout),
     )
 
 

@@ -7,6 +7,7 @@ at the same time.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import shlex
@@ -208,7 +209,34 @@ def describe_update(checkout: Checkout) -> list[str]:
         names = _list_texts(update.get(kind))
         if names:
             lines.append(f"{title}: {', '.join(names)}")
-    return [*lines, *_list_texts(update.get("notes"))]
+    return [*lines, *_list_texts(update.get("notes")), *describe_missing(checkout)]
+
+
+def describe_missing(checkout: Checkout) -> list[str]:
+    """A line on the labs whose notebooks the learner has deleted; empty if all are there."""
+    folder = _find_labs(checkout)
+    entries = _read_manifest(checkout).get("labs")
+    names = [
+        str(name)
+        for name, entry in (entries.items() if isinstance(entries, dict) else ())
+        if isinstance(entry, dict)
+        and isinstance(entry.get("file"), str)
+        and not os.path.lexists(folder / entry["file"])
+    ]
+    if not names:
+        return []
+    value = names[0] if len(names) == 1 else f'"{" ".join(names)}"'
+    return [f"deleted by you: {', '.join(names)} (make reset LABS={value} puts them back)"]
+
+
+def digest_lessons(checkout: Checkout) -> str:
+    """A digest of all that the labs' notebooks are made from."""
+    folder = checkout.root / "labs"
+    digest = hashlib.sha256()
+    for path in sorted([folder / "labs.toml", *folder.glob("*/lesson.py")]):
+        with contextlib.suppress(OSError):
+            digest.update(f"{path.parent.name}\n".encode() + path.read_bytes())
+    return digest.hexdigest()
 
 
 def _list_texts(value: Any) -> list[str]:
@@ -232,9 +260,14 @@ def _find_labs(checkout: Checkout) -> Path:
 
 def _read_last_update(checkout: Checkout) -> dict[str, Any]:
     """The manifest's record of the last update; empty if it cannot be read."""
-    path = _find_labs(checkout) / MANIFEST
-    try:
-        update = json.loads(path.read_text(encoding="utf-8")).get("last_update")
-    except (OSError, ValueError, AttributeError, RecursionError):
-        return {}
+    update = _read_manifest(checkout).get("last_update")
     return update if isinstance(update, dict) else {}
+
+
+def _read_manifest(checkout: Checkout) -> dict[str, Any]:
+    """The workspace's manifest; empty if it cannot be read."""
+    try:
+        found = json.loads((_find_labs(checkout) / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}

@@ -23,7 +23,14 @@ _EDGES = {
     QUIET: "var(--jp-border-color1, #9e9e9e)",
     NEWS: "var(--jp-content-link-color, #1f83c4)",
 }
-_WORDS = {**_EDGES, QUIET: "var(--jp-content-font-color2, currentColor)"}
+# JupyterLab's green has a contrast of 4.1 on white; mixed with the text color it is above 4.5.
+_MIXED = "color-mix(in srgb, {color} 75%, var(--jp-content-font-color1, currentColor))"
+_WORDS = {
+    GOOD: _MIXED.format(color=_EDGES[GOOD]),
+    BAD: _MIXED.format(color=_EDGES[BAD]),
+    QUIET: "var(--jp-content-font-color2, currentColor)",
+    NEWS: _EDGES[NEWS],
+}
 _CARD = (
     "border-left: 3px solid {edge}; padding: 0.15em 0 0.15em 0.75em; margin: 0.15em 0; "
     "color: var(--jp-content-font-color1, currentColor); "

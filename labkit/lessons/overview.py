@@ -6,7 +6,7 @@ It reads the workspace, runs no notebook and loads no torch.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,9 +18,7 @@ from labkit.lessons.notebooks import cell_source, read_digests, read_notebook
 from labkit.lessons.progress import Progress, read_progress
 from labkit.lessons.workspace import Entry, read_manifest
 
-_HEADING = re.compile(r"^#{1,6} +(.+?)\s*$", re.MULTILINE)
-# What a heading's markdown leaves out when it is shown: code and emphasis marks, a link's target.
-_MARKUP = re.compile(r"[`*]|\[([^\]]*)\]\([^)]*\)")
+_HEADING = re.compile(r"^#{1,6} +\S", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -38,15 +36,15 @@ class LabCard:
 
 @dataclass(frozen=True)
 class NextStep:
-    """Where to go on: a lab's notebook, and the exercise and the heading above it if known.
+    """Where to go on: a lab's notebook, the exercise, and the id of the cell with its heading.
 
-    ``begun`` is False if the learner has not edited this notebook.
+    ``begun`` is False if the learner has not edited this notebook; then it is read from the top.
     """
 
     card: LabCard
     begun: bool
-    exercise: str | None = None
-    heading: str | None = None
+    exercise: str
+    cell: str | None = None
 
 
 @dataclass(frozen=True)
@@ -140,9 +138,10 @@ def _find_next(
     for card in order:
         name = _choose_exercise(card, titles[card.lab.name], progress)
         if name is not None:
-            heading = _find_heading(workspace / (card.notebook or ""), f"{card.lab.name}.{name}")
             begun = edited[card.lab.name] is not None
-            return NextStep(card, begun, titles[card.lab.name][name], heading if begun else None)
+            path = workspace / (card.notebook or "")
+            cell = _find_cell(path, f"{card.lab.name}.{name}") if begun else None
+            return NextStep(card, begun, titles[card.lab.name][name], cell)
     return None
 
 
@@ -154,23 +153,17 @@ def _choose_exercise(card: LabCard, titles: Mapping[str, str], progress: Progres
     return tried[-1] if tried else next(iter(still_open), None)
 
 
-def _find_heading(path: Path, exercise: str) -> str | None:
-    """The heading above the cell that checks the exercise, as the notebook shows it."""
+def _find_cell(path: Path, exercise: str) -> str | None:
+    """The id of the last cell with a heading above the one that checks the exercise."""
     try:
         cells = read_notebook(path)["cells"]
     except LabkitError:
         return None
-    heading = None
+    found = None
     for cell in cells:
         source = cell_source(cell)
-        if cell["cell_type"] == "markdown":
-            heading = next(_list_headings(source), heading)
+        if cell["cell_type"] == "markdown" and _HEADING.search(source):
+            found = cell.get("id")
         elif exercise in called_checks(source):
-            return heading
+            return str(found) if found else None
     return None
-
-
-def _list_headings(source: str) -> Iterator[str]:
-    """The headings of a markdown cell without their markup, the last one first."""
-    for found in reversed(_HEADING.findall(source)):
-        yield _MARKUP.sub(lambda mark: mark.group(1) or "", found)

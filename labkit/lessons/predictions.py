@@ -104,7 +104,7 @@ class Question:
             try:
                 return f"{float(text.replace(',', '')):.12g}"
             except ValueError as error:
-                raise UsageError(f"{text!r} is not a number", fix="type a number") from error
+                raise UsageError("type a number, such as 12") from error
         if text in self.choices:
             return text
         near = near_match(text, self.choices)
@@ -143,12 +143,12 @@ def predict(
         begin_fold()
         _show(Card(QUIET, "not asked", question, f"seen {seen_label}"))
         return
-    made = _read_predictions().get(name)
+    made = _find_prediction(asked)
     if made is None and answer is not None:
         made = _keep(asked, asked.read(answer))
     if made is not None:
         begin_fold()
-        _show(_make_card(asked, asked.judge(made.expected), f"{question} "))
+        _show(_make_card(asked, made, f"{question} "))
         return
     fold = begin_fold(waiting=WAITING)
     assert fold is not None
@@ -172,16 +172,27 @@ def _read_predictions() -> Mapping[str, Prediction]:
     return {**_made, **read_progress(workspace).predictions} if workspace else _made
 
 
-def _keep(question: Question, expected: str) -> Prediction:
-    """The first prediction; a workspace that cannot be written is no reason to stop."""
-    made = _made.setdefault(question.name, question.judge(expected))
-    workspace = find_workspace()
-    if workspace is None:
-        return made
+def _find_prediction(question: Question) -> Prediction | None:
+    """The prediction made before; None for one that the question no longer offers."""
+    made = _read_predictions().get(question.name)
     try:
-        return record_prediction(workspace, question.name, made)
+        return made and question.judge(question.read(made.expected))
+    except UsageError:
+        return None
+
+
+def _keep(question: Question, expected: str) -> Prediction:
+    """Keeps the prediction; a workspace that cannot be written is no reason to stop."""
+    made = question.judge(expected)
+    workspace = find_workspace()
+    try:
+        if workspace is not None:
+            record_prediction(workspace, question.name, made)
+            return made
     except (LabkitError, OSError):
-        return made
+        pass
+    _made[question.name] = made
+    return made
 
 
 def _show(card: Card, display_id: str | None = None, *, update: bool = False) -> None:

@@ -125,20 +125,16 @@ def record_seen(workspace: Path, name: str) -> None:
     _change(workspace, name, mark, now, Disk())
 
 
-def record_prediction(workspace: Path, name: str, prediction: Prediction) -> Prediction:
-    """The prediction that stays: the first one made under that full name."""
+def record_prediction(workspace: Path, name: str, prediction: Prediction) -> None:
+    """Records the prediction under the question's full name."""
     now = _now()
-    kept = prediction
 
     def add(progress: Progress) -> str:
-        nonlocal kept
-        made = replace(prediction, made=_format_time(now))
-        kept = progress.predictions.get(name, made)
         entries = _object(progress.document.get("predictions"))
-        return _format({**progress.document, "predictions": {**entries, name: asdict(kept)}})
+        made = asdict(replace(prediction, made=_format_time(now)))
+        return _format({**progress.document, "predictions": {**entries, name: made}})
 
     _rewrite(workspace, add, now, Disk())
-    return kept
 
 
 def count_score(predictions: Mapping[str, Prediction], lab: str) -> Score:

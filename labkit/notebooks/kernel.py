@@ -192,7 +192,8 @@ def find_waiting_line(kernel: Kernel, notebook: Any) -> str | None:
     name = Path(frame.file).name
     for cell in notebook.cells:
         lines = cell.source.splitlines()
-        if Path(get_file_name(cell.source)).name == name and frame.line <= len(lines):
+        file = get_file_name(cell.source)  # type: ignore[no-untyped-call]
+        if Path(file).name == name and frame.line <= len(lines):
             return f"line {frame.line}: {lines[frame.line - 1].strip()}"
     return f"{frame.where}: {frame.source}".rstrip(": ")
 

@@ -58,7 +58,7 @@ LOST_PEER = re.compile(
 STACK_LINE = re.compile(r'^  File "(.+)", line (\d+) in (.+)$', re.MULTILINE)
 
 
-class Standing(NamedTuple):
+class RankStanding(NamedTuple):
     """Where a rank is: "returned", "raised", "died" or "waits"; its user's line, if known."""
 
     rank: int
@@ -91,7 +91,7 @@ class RanksFailed(LabkitError):
 class RanksTimedOut(TimedOutError):
     """Not every rank returned in time; ``standings`` says where each one is."""
 
-    def __init__(self, seconds: float, standings: tuple[Standing, ...]) -> None:
+    def __init__(self, seconds: float, standings: tuple[RankStanding, ...]) -> None:
         cause = "; ".join(map(str, standings))
         super().__init__(f"no result of all ranks within {seconds:g} s", cause=cause)
         self.standings = standings
@@ -178,7 +178,7 @@ class _Launch:
         for number in range(self._size):
             here, there = context.Pipe()
             stack = Path(self._scratch) / f"stack-{number}"
-            place = _Place(number, self._size, self._backend, self._port, stack)
+            place = _Membership(number, self._size, self._backend, self._port, stack)
             process = context.Process(target=_serve, args=(place, work, there), daemon=True)
             with _without_main():
                 process.start()
@@ -280,7 +280,7 @@ class _Launch:
             cause=cause,
         )
 
-    def _list_standings(self) -> tuple[Standing, ...]:
+    def _list_standings(self) -> tuple[RankStanding, ...]:
         waiting = [one for one in self._ranks if not one.word]
         for one in waiting:
             if hasattr(signal, "SIGUSR1") and one.process.pid:
@@ -290,7 +290,9 @@ class _Launch:
         while time.monotonic() < deadline and not all(map(_has_stack, waiting)):
             wait([one.connection for one in waiting], 0.05)
         return tuple(
-            Standing(one.number, one.word or "waits", None if one.word else read_stack(one.stack))
+            RankStanding(one.number, one.word)
+            if one.word
+            else RankStanding(one.number, "waits", read_stack(one.stack))
             for one in self._ranks
         )
 
@@ -331,7 +333,7 @@ def _without_main() -> Iterator[None]:
 # What runs in the process of a rank.
 
 
-class _Place(NamedTuple):
+class _Membership(NamedTuple):
     """A rank's number, its group, the port of the store, and the file for its stack."""
 
     rank: int
@@ -341,7 +343,7 @@ class _Place(NamedTuple):
     stack: Path
 
 
-def _serve(place: _Place, work: bytes, connection: Connection) -> None:
+def _serve(place: _Membership, work: bytes, connection: Connection) -> None:
     """Joins the process group, runs the work, reports, and waits until every rank has ended.
 
     A rank that has returned keeps its connections: a peer that waits for it goes on waiting, as
@@ -374,7 +376,7 @@ def _end_with(connection: Connection) -> None:
     os._exit(0)
 
 
-def _join_group(place: _Place) -> None:
+def _join_group(place: _Membership) -> None:
     import torch
     import torch.distributed as dist
 
@@ -415,10 +417,11 @@ def _dump(value: Any) -> bytes:
     """The value by cloudpickle; code keeps the names of its files, which tracebacks show."""
     import cloudpickle
 
+    table = ChainMap({CodeType: _reduce_code}, cloudpickle.Pickler.dispatch_table)
+    # C reads the table from the class, when the pickler is made.
+    own = type("Pickler", (cloudpickle.Pickler,), {"dispatch_table": table})
     buffer = io.BytesIO()
-    pickler = cloudpickle.Pickler(buffer)
-    pickler.dispatch_table = ChainMap({CodeType: _reduce_code}, pickler.dispatch_table)
-    pickler.dump(value)
+    own(buffer).dump(value)
     return buffer.getvalue()
 
 

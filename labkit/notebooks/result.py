@@ -353,6 +353,22 @@ def find_status(notebooks: Iterable[NotebookResult]) -> str:
     return next((status for status in statuses if status != "passed"), "passed")
 
 
+def group_ranks(notebooks: Iterable[NotebookResult]) -> list[list[NotebookResult]]:
+    """The ranks of each notebook that ran in several processes, by rank."""
+    groups: dict[str, list[NotebookResult]] = {}
+    for one in notebooks:
+        if one.rank is not None:
+            groups.setdefault(one.path, []).append(one)
+    return [sorted(group, key=lambda one: one.rank.rank) for group in groups.values()]  # type: ignore[union-attr]
+
+
+def list_rank_rows(group: Iterable[NotebookResult]) -> list[tuple[str, list[CellResult | None]]]:
+    """Each cell's first line, with its result in every rank; None where a rank has no such cell."""
+    ranks = [{cell.index: cell for cell in one.cells} for one in group]
+    lines = {cell.index: cell.first_line for cells in ranks for cell in cells.values()}
+    return [(lines[index], [cells.get(index) for cells in ranks]) for index in sorted(lines)]
+
+
 class MeasuringAccount:
     """Sums the measuring time over all notebooks of a run; thread-safe."""
 

@@ -12,7 +12,13 @@ import time
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, TextIO
 
-from labkit.notebooks.result import NotebookResult, RunFailure
+from labkit.notebooks.result import (
+    CellResult,
+    NotebookResult,
+    RunFailure,
+    group_ranks,
+    list_rank_rows,
+)
 from labkit.text import escape_controls, format_bytes, format_seconds
 
 if TYPE_CHECKING:
@@ -22,6 +28,7 @@ LINE_COLUMNS = 52
 LEAST_COLUMNS = 12
 FIGURE_COLUMNS = 21  # the seconds and the memory, with the gaps before them
 TRACEBACK_LINES = 40
+RANK_COLUMNS, MOST_RANKS = 36, 8
 CLEAR_LINE = "\r\x1b[K"
 UPDATE_SECONDS = 0.2
 # The message is sufficient; the traceback would show labkit's own code.
@@ -81,12 +88,43 @@ def format_cell(event: CellEvent, columns: int | None = None) -> str:
 
 
 def format_summary(notebooks: Iterable[NotebookResult]) -> str:
-    """Each notebook's status, one line each, with the reason below a failed one."""
-    return escape_controls("\n".join(_format_notebook(notebook) for notebook in notebooks))
+    """Each notebook's status, one line each, with the reason below a failed one.
+
+    The rank that failed first comes first, and a table has a column for each rank.
+    """
+    notebooks = sorted(notebooks, key=lambda one: not (one.rank and one.rank.failed_first))
+    parts = [_format_notebook(notebook) for notebook in notebooks]
+    parts += [f"\n{format_ranks(group)}" for group in group_ranks(notebooks)]
+    return escape_controls("\n".join(parts))
+
+
+def format_ranks(group: list[NotebookResult]) -> str:
+    """A line for each cell, with its seconds and its memory's peak in every rank."""
+    shown = group[:MOST_RANKS]
+    names = [f"rank {one.rank.rank}" for one in shown if one.rank]
+    lines = [f"{'cell':<{RANK_COLUMNS}}" + "".join(f"  {name:>{FIGURE_COLUMNS}}" for name in names)]
+    for number, (first, cells) in enumerate(list_rank_rows(shown), start=1):
+        figures = "".join(f"  {_format_figures(cell):>{FIGURE_COLUMNS}}" for cell in cells)
+        lines.append(f"{f'{number}  {_cut(first, RANK_COLUMNS - 4)}':<{RANK_COLUMNS}}{figures}")
+    peaks = "".join(f"  {format_bytes(one.peak_bytes):>{FIGURE_COLUMNS}}" for one in shown)
+    lines.append(f"{'peak':<{RANK_COLUMNS}}{peaks}")
+    if len(group) > len(shown):
+        lines.append(f"{len(group) - len(shown)} more ranks are in the report")
+    return "\n".join(lines)
+
+
+def _format_figures(cell: CellResult | None) -> str:
+    if cell is None or not cell.has_run:
+        return "not run"
+    seconds = "" if cell.seconds is None else f"{cell.seconds:.2f} s"
+    peak = cell.cuda_peak_bytes or (cell.memory.peak_bytes if cell.memory else None)
+    figures = f"{seconds}{format_bytes(peak) if peak is not None else '':>11}".strip()
+    return figures if cell.status == "passed" else f"{_say(cell.status)} {figures}"
 
 
 def _format_notebook(notebook: NotebookResult) -> str:
-    words = [f"{notebook.name}: {_say(notebook.status)}", *_count_outcomes(notebook)]
+    first = " first" if notebook.rank and notebook.rank.failed_first else ""
+    words = [f"{notebook.name}: {_say(notebook.status)}{first}", *_count_outcomes(notebook)]
     line = ", ".join(words)
     if notebook.seconds is not None:
         line += f" ({format_seconds(notebook.seconds)})"

@@ -207,9 +207,11 @@ def settle_ranks(results: Iterable[NotebookResult]) -> list[NotebookResult]:
     first = min(failed, key=_order_failure)
     assert first.rank is not None
     others = [one for one in results if one is not first]
-    lines = [_say_standing(one) for one in results if one.rank]
-    hint = "\n".join(filter(None, [first.error and first.error.hint, *lines]))
-    error = replace(first.error or RunFailure(), hint=hint if others else None)
+    named = [one for one in results if one is not first or first.status == "timed_out"]
+    lines = [_say_standing(one) for one in named if one.rank]
+    failure = first.error or RunFailure()
+    hint = "\n".join(filter(None, [failure.hint, *lines]))
+    error = replace(failure, hint=hint if others else None)
     marked = replace(first, rank=replace(first.rank, failed_first=True), error=error)
     return [marked if one is first else one for one in results]
 

@@ -13,9 +13,9 @@
 # %% [markdown]
 # # Autograd
 #
-# To train a network you need the derivative of one number, the loss, by every weight. The cell below
-# does it for 2,000 weights in two ways: by moving each weight a little and calling the function
-# again, and by one `backward`. Run the two folded cells with Shift+Enter.
+# To train a network you need the derivative of one number, the loss, by every weight. The cell
+# below does it for 2,000 weights in two ways: by moving each weight a little and calling the
+# function again, and by one `backward`. Run the two folded cells with Shift+Enter.
 
 # %% jupyter={"source_hidden": true}
 # Imports: run this cell first.
@@ -188,9 +188,9 @@ claim("weights for the three results make it work", x.grad, torch.tensor([2.0, 2
 # %% [markdown]
 # ## Look at the graph
 #
-# Here is the graph of $y = x^2 + 3x + 1$: not a sketch, but the nodes that PyTorch holds, found from
-# `y.grad_fn`. Each box is one operation's backward step, with the shape of the gradient that enters
-# it. Arrows show the way the gradient travels, from the result down to the leaf.
+# Here is the graph of $y = x^2 + 3x + 1$: not a sketch, but the nodes that PyTorch holds, found
+# from `y.grad_fn`. Each box is one operation's backward step, with the shape of the gradient that
+# enters it. Arrows show the way the gradient travels, from the result down to the leaf.
 
 # %%
 x = torch.tensor([2.0], requires_grad=True)
@@ -200,8 +200,8 @@ draw_graph(y, {"x": x, "y": y})
 # %% [markdown]
 # A common sketch of this graph has $x$, $x^2$ and $3x$ side by side, all feeding one plus. PyTorch
 # has a node for each operation that ran: two additions, one power, one product. The constants are
-# not in it: nobody asked for their gradients. And `x`, used twice, is there once: two arrows lead to
-# it, and what they bring is added.
+# not in it, because they do not require grad. And `x`, used twice, is there once: two arrows lead
+# to it, and their gradients are added.
 
 # %%
 y = x**2 + 3 * x + 1
@@ -394,8 +394,8 @@ check("autograd.cubic", gradient)
 # %% [markdown]
 # ## Calling backward again
 #
-# A training loop calls `backward` in every round, each time on a new graph. Here `x` stays the same,
-# so the derivative is 15 each time.
+# A training loop calls `backward` in every round, each time on a new graph. Here `x` stays the
+# same, so the derivative is 15 each time.
 
 # %%
 x = torch.tensor([2.0], requires_grad=True)
@@ -560,8 +560,8 @@ claim_raises(
 # %% [markdown]
 # ## The version counter
 #
-# Tensors that are not leaves may be changed in place, as long as nobody needs the old values.
-# Some operations **save** tensors for their backward step, and need them unchanged.
+# Tensors that are not leaves may be changed in place, as long as no backward step needs the old
+# values. Some operations **save** tensors for their backward step, and need them unchanged.
 
 
 # %%
@@ -625,9 +625,9 @@ claim("after x * 2 a change in place is fine", double_then_add(), torch.full((3,
 
 # %% [markdown]
 # Autograd finds out by counting. Each in-place change raises a tensor's version by one. A saved
-# tensor remembers its version, and `backward` compares. The text of the error names the shape of the
-# tensor, the operation it came from, the version it has and the version it should have. The cure is
-# most often to write `h = h + 1`.
+# tensor remembers its version, and `backward` compares. The text of the error names the shape of
+# the tensor, the operation it came from, the version it has and the version it should have. The
+# cure is most often to write `h = h + 1`.
 
 # %% [markdown]
 # ## Computing without a graph
@@ -1020,8 +1020,8 @@ del y
 claim("without any backward, it goes with the result", constant() is None)
 
 # %% [markdown]
-# As long as any result is alive, so is its whole graph. A training loop often sums up its losses for
-# the log:
+# As long as any result is alive, so is its whole graph. A training loop often sums up its losses
+# for the log:
 
 # %%
 x = torch.ones(3, requires_grad=True)
@@ -1083,8 +1083,8 @@ claim(
 )
 
 # %% [markdown]
-# Yet the derivative does not depend on how $x$ was found. It is in the equation. If $g(x, a) = 0$ for
-# every $a$, then moving $a$ must move $x$ so that $g$ stays at zero.
+# Yet the derivative does not depend on how $x$ was found. It is in the equation. If $g(x, a) = 0$
+# for every $a$, then moving $a$ must move $x$ so that $g$ stays at zero.
 
 # %% [markdown]
 # ## Exercise: the derivative of a solution
@@ -1117,8 +1117,8 @@ check("autograd.implicit_slope", implicit_slope)
 # - `requires_grad` starts a graph, `backward` goes through it once and frees it, `.grad` adds up.
 # - You can look at the graph any time with `draw_graph(y, {"x": x})`.
 # - Autograd is exact up to rounding. Finite differences are a check on it, in float64.
-# - A change in place is fine where nobody saved the old values, and the version counter knows.
-#   `.data` goes unseen.
+# - A change in place is fine where no operation saved the old values; the version counter checks it.
+#   A change through `.data` is not checked.
 # - `no_grad` for evaluation and updates, `inference_mode` where the results never come back,
 #   `detach` for a constant with the same memory.
 # - Memory follows the graph. Keep numbers, not results.

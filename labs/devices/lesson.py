@@ -76,9 +76,9 @@ plt.show()
 # ## Choosing a device
 #
 # The classic way asks for CUDA and falls back to the CPU. AMD's GPUs answer to it as well: torch
-# built for ROCm calls them `cuda`. Apple's and Intel's do not. `torch.accelerator` asks for whatever
-# this machine has, and `best_device()` from labkit wraps that question: CUDA or ROCm, Apple's MPS,
-# Intel's XPU, or else the CPU.
+# built for ROCm calls them `cuda`. Apple's and Intel's do not. `torch.accelerator` asks for
+# whatever this machine has, and `best_device()` from labkit wraps that question: CUDA or ROCm,
+# Apple's MPS, Intel's XPU, or else the CPU.
 
 # %%
 if torch.cuda.is_available():
@@ -217,7 +217,7 @@ def make_petabyte():
 
 predict(
     "devices.petabyte",
-    "A petabyte on meta, `torch.empty(2**50, dtype=torch.uint8, device='meta')`, gives",
+    "A petabyte: what does `torch.empty(2**50, dtype=torch.uint8, device='meta')` give?",
     {"a tensor": 2**50, "an error: no machine has that memory": 0},
     seen=make_petabyte,
     because="A meta tensor has a shape, and no values. It takes no memory.",
@@ -305,7 +305,7 @@ predict(
     },
     seen=(keeps_its_weight(torch.float64), keeps_its_weight("meta")),
     because="For a change of dtype, and for a move to CUDA, only what is in them changes. Make the "
-    "optimizer after the move, and you need not remember which case is yours.",
+    "optimizer after the move, and both cases are right.",
 )
 claim("a change of dtype keeps the Parameter objects", keeps_its_weight(torch.float64))
 claim("a move to meta makes new ones", keeps_its_weight("meta"), False)
@@ -315,7 +315,8 @@ claim("a move to CUDA keeps them", lambda: keeps_its_weight("cuda"), needs="cuda
 # ### Better than moving: made in the right place
 #
 # Say `device=` when you make a tensor. `zeros_like` and similar functions take the device of their
-# example. `torch.zeros(3, requires_grad=True).to("cuda")` is common, too.
+# example. Many programs make it first and move it then, as in
+# `torch.zeros(3, requires_grad=True).to("cuda")`.
 
 # %%
 w = torch.zeros(3, requires_grad=True)
@@ -471,9 +472,9 @@ claim(
 #
 # Batches come as dictionaries, lists and tuples, nested, with strings and numbers among the
 # tensors. `move_batch(batch, device)` returns the same structure (a dict stays a dict, a list a
-# list, a tuple a plain tuple) with every tensor in it on `device` and everything else as it was. The
-# batch that was given is not changed. `{"x": tensor, "name": "a"}` gives `{"x": tensor on device,
-# "name": "a"}`.
+# list, a tuple a plain tuple) with every tensor in it on `device` and everything else as it was.
+# The batch that was given is not changed. `{"x": tensor, "name": "a"}` gives `{"x": tensor on
+# device, "name": "a"}`.
 
 
 # %%
@@ -637,8 +638,8 @@ print(f"a 2-d Fourier transform on {device}: the first call took {seconds[0] / m
 print(f"the median, and the slowest later one {max(warm) / median:.1f} times the median")
 
 # %% [markdown]
-# Run that cell again: the first call has lost much of its price, since this process has now paid
-# it. That is the reason for the warm-up, and for not comparing a first run with a second.
+# Run that cell again: the first call takes less time, since the start-up work of this process is
+# done. That is the reason for the warm-up, and for not comparing a first run with a second.
 #
 # Why the median? Let one more call take a whole second, as when the machine is busy elsewhere:
 
@@ -759,8 +760,8 @@ else:
 # ### non_blocking is a promise that you make
 #
 # With `non_blocking=True` and a pinned source, the call returns while the copy is still to come.
-# You promise to leave the source alone until then; nobody checks. Below, the GPU is kept busy, so
-# that the copy waits in the queue while Python already overwrites the source.
+# You must not change the source until then, and torch does not check it. Below, the GPU is kept
+# busy, so that the copy waits in the queue while Python already overwrites the source.
 #
 # The way back is no safer: after `y.to("cpu", non_blocking=True)`, wait before you read.
 
@@ -818,7 +819,7 @@ ones = torch.ones(1000, dtype=torch.bfloat16)
 # A question: run this cell, then type a number.
 predict(
     "devices.stuck_total",
-    "A thousand ones, added one at a time to a bfloat16 total, make",
+    "A thousand ones are added to a bfloat16 total, one at a time. What is the total?",
     seen=total.item(),
     because="From 256 on the next bfloat16 is 258: adding 1 changes nothing. Inside one `sum()` torch "
     "adds in float32 and rounds once at the end; it is your running totals that get stuck.",
@@ -828,7 +829,7 @@ claim("because there 256 + 1 is 256", (torch.tensor(256.0).bfloat16() + 1).item(
 claim("ones.sum() makes a thousand", ones.sum().item(), 1000.0)
 claim("70,000 is too large for float16", large.to(torch.float16).isinf().item(), shown=True)
 claim("it is not for bfloat16", large.to(torch.bfloat16).isfinite().item())
-claim("but it comes out rounded", large.to(torch.bfloat16).item() != 70_000)
+claim("but it is rounded", large.to(torch.bfloat16).item() != 70_000)
 
 # %% [markdown]
 # ### Error and speed of a product
@@ -957,7 +958,7 @@ def read_matmul_precision():
 # A question: run this cell, then choose.
 predict(
     "devices.tf32",
-    "Where may TF32 be used if nobody has asked for it?",
+    "Where may TF32 be used by default?",
     {
         "nowhere": ("ieee", "ieee"),
         "in cuDNN's convolutions": ("ieee", "tf32"),
@@ -996,7 +997,7 @@ loss.backward()
 # A question: run this cell, then choose.
 predict(
     "devices.autocast",
-    "`output`, `loss` and `model.weight.grad` have the dtypes",
+    "Which dtypes do `output`, `loss` and `model.weight.grad` have?",
     {
         "bfloat16, bfloat16, bfloat16": (torch.bfloat16, torch.bfloat16, torch.bfloat16),
         "bfloat16, float32, float32": (torch.bfloat16, torch.float32, torch.float32),
@@ -1037,9 +1038,10 @@ check("devices.mean_of_batches", mean_of_batches)
 # %% [markdown]
 # ## Where the memory is
 #
-# A tensor is a view of a storage, and the storage is what takes memory. On CUDA torch counts three things: **allocated** (storages that are alive),
-# **reserved** (what torch has taken from the driver, its cache included) and the **peak** of each.
-# On the CPU torch counts nothing, so we ask Linux how much of this process is in memory.
+# A tensor is a view of a storage, and the storage is what takes memory. On CUDA torch counts three
+# things: **allocated** (storages that are alive), **reserved** (what torch has taken from the
+# driver, its cache included) and the **peak** of each. On the CPU torch counts nothing, so we ask
+# Linux how much of this process is in memory.
 #
 # The second cell below makes a tensor of 256 MiB, writes to it, keeps one value as a view, drops
 # the rest, and at last clones that one value.
@@ -1139,8 +1141,8 @@ plt.show()
 # ### The peak is what must fit
 #
 # Between two lines a temporary can come and go. `reset_peak_memory_stats` puts the mark at the
-# present, `max_memory_allocated` reads the highest since. Without CUDA there is nobody who counts,
-# and the answer is 0: *not measured*, not "none". In a torch built for the CPU alone,
+# present, `max_memory_allocated` reads the highest since. Without CUDA nothing is counted,
+# and the result is 0: *not measured*, not "none". In a torch built for the CPU alone,
 # `torch.accelerator` is more honest, and raises.
 
 
@@ -1178,9 +1180,9 @@ if torch.accelerator.current_accelerator() is None:  # no accelerator in this bu
 # ### Ask before: will it fit?
 #
 # A peak can be known without a GPU, and without the memory that it takes: torch's *fake* tensors
-# have shapes and storages, and no bytes. labkit's `estimate_memory` runs a training step on them and
-# counts what each storage is for. `track_memory` measures the real step. Both on the CPU here, where
-# every machine can hold one against the other:
+# have shapes and storages, and no bytes. labkit's `estimate_memory` runs a training step on them
+# and counts what each storage is for. `track_memory` measures the real step. Both on the CPU here,
+# where every machine can hold one against the other:
 
 
 # %%
@@ -1260,11 +1262,11 @@ def ask_for_petabyte():
 
 predict(
     "devices.cpu_petabyte",
-    "A petabyte on the CPU, `torch.empty(2**50, dtype=torch.uint8)`:",
+    "A petabyte on the CPU: what does `torch.empty(2**50, dtype=torch.uint8)` do?",
     {
-        "raises torch.OutOfMemoryError": "OutOfMemoryError",
-        "raises a plain RuntimeError": "RuntimeError",
-        "is granted": "granted",
+        "it raises torch.OutOfMemoryError": "OutOfMemoryError",
+        "it raises a plain RuntimeError": "RuntimeError",
+        "it gives a tensor": "granted",
     },
     seen=ask_for_petabyte,
     because="Code that catches only `OutOfMemoryError` misses it. A merely too large request is granted, "
@@ -1342,8 +1344,8 @@ claim("without its traceback the tensor goes", watched[0]() is None)
 # `torch.OutOfMemoryError` if n is too large for it. `run_in_halves(step, batch)` returns what
 # `step` would give for the whole batch, rows in order. It tries the whole batch first; what does
 # not fit is cut into two halves (of 11 rows: 5 and 6), and each half is tried in the same way. No
-# second try may run inside the `except` block. If a single row does not fit, its error comes out
-# of the function, and so does every error of another kind.
+# second try may run inside the `except` block. If a single row does not fit, the function raises
+# its error, and so it does for every error of another kind.
 
 
 # %%

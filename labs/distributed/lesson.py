@@ -15,9 +15,11 @@
 #
 # A larger batch or a larger model than one device takes is trained by several processes, each
 # with a device of its own. They share no memory. What one of them needs from another is sent,
-# and sending costs time. The first cell measures how much, on this machine.
+# and sending costs time. Run the folded cells below (click one, then Shift+Enter): they measure how
+# much, on this machine.
 
-# %%
+# %% jupyter={"source_hidden": true}
+# Imports: run this cell first.
 import os
 import time
 from datetime import timedelta
@@ -26,10 +28,14 @@ import matplotlib.pyplot as plt
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.optim import ZeroRedundancyOptimizer
+from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel as DDP
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
-from labkit import check, claim, claim_raises, run_on_ranks, track_memory
+from labkit import check, claim, claim_raises, predict, run_on_ranks, track_memory
 from labkit.lessons.pictures import use_lab_style
 
 use_lab_style()
@@ -37,7 +43,7 @@ ON_GPUS = torch.cuda.device_count() >= 2
 BACKEND = "nccl" if ON_GPUS else "gloo"
 MIB = 2**20
 
-
+# %%
 def my_device():
     """The device of the rank that asks."""
     return torch.device("cuda", dist.get_rank()) if ON_GPUS else torch.device("cpu")
@@ -106,7 +112,14 @@ def count():
     return seen["calls"]
 
 
-claim("each rank changes its own copy", run(count), [1, 2])
+counted = run(count)
+
+# %% jupyter={"source_hidden": true}
+# A question: run this cell, then choose.
+predict("distributed.copies", "Each rank added to `seen['calls']`: rank 0 one, rank 1 two. What is it "
+        "in this notebook now?", [0, 1, 2, 3], seen=lambda: seen["calls"],
+        because="Each rank has changed a copy of its own, which ended with its process.")
+claim("each rank changes its own copy", counted, [1, 2])
 claim("the notebook's is as it was", seen["calls"], 0)
 
 # %% [markdown]
@@ -114,7 +127,7 @@ claim("the notebook's is as it was", seen["calls"], 0)
 #
 # A *collective* is a call that every rank of the group makes, in the same order. It returns when
 # this rank's part is done. In the cell below each rank starts with its own tensor, rank 0 with
-# `[0, 1]` and rank 1 with `[10, 11]`. Say what each call leaves in each rank before you run it.
+# `[0, 1]` and rank 1 with `[10, 11]`. Say what each call leaves in each rank before you open the answer.
 
 # %%
 def try_collectives():
@@ -141,9 +154,13 @@ def try_collectives():
 
 
 zero, one = run(try_collectives)
-for name in zero:
-    print(f"{name:15} rank 0: {zero[name].tolist()!s:24} rank 1: {one[name].tolist()}")
 
+# %% jupyter={"source_hidden": true}
+# A question: run this cell, then choose.
+predict("distributed.reduce_scatter", "Rank 0 has [0, 1] and rank 1 has [10, 11]. What does rank 1 "
+        "hold after the reduce_scatter?", ["[10, 12]", "[10]", "[12]", "[11]"],
+        seen=lambda: str([int(x) for x in one["reduce_scatter"].tolist()]),
+        because="The sum is [10, 12], and rank 1 gets the second part of it.")
 claim("broadcast: rank 0's tensor in both", (zero["broadcast"], one["broadcast"]),
       (torch.tensor([0.0, 1.0]), torch.tensor([0.0, 1.0])))
 claim("all_reduce: the sum in both", torch.equal(zero["all_reduce"], one["all_reduce"]))
@@ -282,6 +299,16 @@ def furthest(some, others):
 
 first, second = run(take_step, True)
 without_first, without_second = run(take_step, False)
+
+# %% jupyter={"source_hidden": true}
+# A question: run this cell, then choose.
+predict("distributed.gradients", "Under DDP, each of two ranks has half of the batch. What are "
+        "their gradients after `backward()`?",
+        ["those of one process with the whole batch", "half as large", "twice as large",
+         "different in each rank"],
+        seen=lambda: "those of one process with the whole batch"
+        if max(furthest(one, on_one_process) for one in (first, second)) < 1e-5 else "something else",
+        because="The mean of the means of equal parts is the mean of all.")
 print(f"furthest apart: ranks under DDP {furthest(first, second):.1e},"
       f" DDP and one process {furthest(first, on_one_process):.1e},"
       f" ranks without DDP {furthest(without_first, without_second):.1e}")
@@ -341,6 +368,14 @@ def data_parallel(model):
 
 held = {"one process": run(hold_by, plain, world_size=1)[0], "DDP": run(hold_by, data_parallel)[0]}
 parameter_bytes = sum(p.numel() * 4 for p in make_model().parameters())
+buckets_share = held["DDP"]["buckets"] / parameter_bytes
+
+# %% jupyter={"source_hidden": true}
+# A question: run this cell, then choose.
+predict("distributed.buckets", "The gradients take 2 MiB. How much do DDP's buckets take in each "
+        "rank, besides?", {"nothing": 0.0, "1 MiB": 0.5, "2 MiB": 1.0, "4 MiB": 2.0},
+        seen=lambda: round(buckets_share, 2),
+        because="Each gradient is copied into its place in a bucket, which is sent.")
 for name, kinds in held.items():
     print(f"{name:12}", {kind: f"{count / MIB:.1f} MiB" for kind, count in kinds.items() if count})
 
@@ -393,10 +428,6 @@ check("distributed.shard_optimizer", shard_optimizer)
 # empty; `Replicate()` gives everyone all.
 
 # %%
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.tensor import Replicate, Shard, distribute_tensor
-
-
 def make_dtensor(rows):
     mesh = init_device_mesh(my_device().type, (dist.get_world_size(),))
     whole = torch.arange(rows * 4.0, device=my_device()).reshape(rows, 4)
@@ -414,6 +445,13 @@ claim("operators work on the parts: the sums of all rows are right",
       zero[3], torch.arange(24.0).reshape(6, 4).sum(dim=1))
 
 zero, one = run(make_dtensor, 5)
+
+# %% jupyter={"source_hidden": true}
+# A question: run this cell, then choose.
+predict("distributed.uneven", "A DTensor with 5 rows on two ranks, `Shard(0)`: how many rows do rank 0 "
+        "and rank 1 hold?", ["3 and 2", "2 and 3", "3 and 3", "it raises"],
+        seen=lambda: f"{zero[1][0]} and {one[1][0]}",
+        because="Rows are dealt out in pieces of ceil(5 / 2); the last one is shorter.")
 claim("5 rows do not divide: 3 and 2", (zero[1], one[1]), ((3, 4), (2, 4)))
 
 # %% [markdown]
@@ -425,9 +463,6 @@ claim("5 rows do not divide: 3 and 2", (zero[1], one[1]), ((3, 4), (2, 4)))
 # Call it on each layer, then on the whole: what is gathered at one time is one layer.
 
 # %%
-from torch.distributed.fsdp import fully_shard
-
-
 def fully_sharded(model):
     for layer in model:
         if isinstance(layer, nn.Linear):
@@ -459,9 +494,6 @@ claim("the gradients, put together, are those of one process",
 # Three ways to train the same model, and what one rank of two holds of it.
 
 # %%
-from torch.distributed.optim import ZeroRedundancyOptimizer
-
-
 def zero_1(model):
     model = DDP(model)
     return model, ZeroRedundancyOptimizer(model.parameters(), torch.optim.Adam, lr=1e-3)
@@ -469,6 +501,13 @@ def zero_1(model):
 
 held["ZeRO-1"] = run(hold_by, zero_1)[0]
 held["FSDP2"] = run(hold_by, fully_sharded)[0]
+
+# %% jupyter={"source_hidden": true}
+# A question: run this cell, then choose.
+predict("distributed.state", "DDP holds the whole state of Adam in each of two ranks. Which share of it "
+        "does each rank hold with FSDP2?", {"all": 1.0, "half": 0.5, "a quarter": 0.25},
+        seen=lambda: round(held["FSDP2"]["optimizer"] / held["DDP"]["optimizer"], 2),
+        because="The state has the shape of the parameters, and of these each rank has its half.")
 kinds = "parameters", "gradients", "optimizer", "buckets"
 print(f"{'MiB on rank 0':14}" + "".join(f"{kind:>12}" for kind in kinds))
 for name, found in held.items():
@@ -520,6 +559,12 @@ def read_all(length, epochs=1, set_epoch=True):
 claim("16 samples on two ranks: 8 each", (len(zero), len(one)), (8, 8))
 claim("no sample twice, and none left out", sorted(zero + one), list(range(16)))
 (zero,), (one,) = run(read_all, 15)
+
+# %% jupyter={"source_hidden": true}
+# A question: run this cell, then choose.
+predict("distributed.samples", "15 samples on two ranks: how many do both read together, in one epoch?",
+        [14, 15, 16], seen=lambda: len(zero) + len(one),
+        because="Every rank must take as many steps as the others, so one sample is read twice.")
 claim("15 samples: 8 each all the same, so one is read twice",
       (len(zero), len(one), len(set(zero + one))), (8, 8, 15))
 
@@ -630,7 +675,17 @@ def cross_over():
     return weight.tolist()
 
 
-claim("rank 0's weight plus rank 1's bias: no error, and wrong", run(cross_over)[0], [101.0, 101.0])
+def try_crossing():
+    return run(cross_over)[0]
+
+# %% jupyter={"source_hidden": true}
+# A question: run this cell, then choose.
+predict("distributed.crossing", "Both ranks have a weight of 1 and a bias of 100, and add them up in "
+        "different orders. What is rank 0's weight then?",
+        {"2": 2.0, "101": 101.0, "it raises": None, "it hangs": False},
+        seen=lambda: try_crossing()[0],
+        because="A collective knows the place of a call in the order, not the tensor's meaning.")
+claim("rank 0's weight plus rank 1's bias: no error, and wrong", try_crossing, [101.0, 101.0])
 
 # %% [markdown]
 # `TORCH_DISTRIBUTED_DEBUG=DETAIL` compares every call across the ranks before it is made, and
@@ -671,5 +726,16 @@ check("distributed.run_together", run_together)
 # | read the first error | the others follow from it |
 # | a short timeout while you debug | the default is half an hour of nothing |
 #
-# From here, `docs/scaling.md` goes from this notebook to `torchrun`, to a Slurm cluster and to
-# Kubernetes, with the same image.
+# **Where to go from here.** This is the last lab.
+#
+# - Run a notebook of your own in two ranks: `labkit run train.ipynb --nproc-per-node 2`. Its report has
+#   each rank's time and memory side by side.
+# - Ask what each of eight ranks would hold of your model:
+#   `labkit estimate train.py:make_step --world-size 8 --shard fsdp`.
+# - `docs/scaling.md` goes on from there to Slurm and Kubernetes, with the same image.
+# - Use the tools of the other labs on your own code: `%%memory` above a cell, `track_memory()`,
+#   `draw_graph(loss)`.
+# - Read on in PyTorch's own documentation: [tutorials](https://docs.pytorch.org/tutorials/),
+#   [distributed training](https://docs.pytorch.org/docs/stable/distributed.html), and
+#   [the notes](https://docs.pytorch.org/docs/stable/notes.html) on autograd, CUDA and
+#   reproducibility.

@@ -13,9 +13,9 @@
 # %% [markdown]
 # # Tensors
 #
-# Press Shift+Enter: it runs a cell, also a folded one, and goes on to the next. The two folded cells
-# below fit a line to forty points, twice. The code is the same both times, and so is the data. Only
-# one *shape* differs, and PyTorch reports no error.
+# Press Shift+Enter: it runs a cell, also a folded one, and goes on to the next. The two folded
+# cells below fit a line to forty points, twice. The code is the same both times, and so is the
+# data. Only one *shape* differs, and PyTorch reports no error.
 
 # %% jupyter={"source_hidden": true}
 # Imports: run this cell first.
@@ -59,8 +59,8 @@ plt.show()
 
 # %% [markdown]
 # After this lab you know why, and you see it before you run it. If you know NumPy, you know most of
-# the rest already: this lab is about where the two differ, where they share memory, and which shapes
-# fit together.
+# the rest already: this lab is about where the two differ, where they share memory, and which
+# shapes fit together.
 #
 # The lab asks first. Each question has buttons; choose what you *expect*, even if you are not sure.
 # Then the facts appear, proven on your machine, and the page keeps your score. A surprise is worth
@@ -111,8 +111,8 @@ claim_raises(
 # ### Which dimension is the color?
 #
 # Files, NumPy and matplotlib keep an image as (height, width, channels). PyTorch's own layers want
-# the channels *before* height and width, for one image as for a batch. `permute` puts the dimensions
-# into another order.
+# the channels *before* height and width, for one image as for a batch. `permute` puts the
+# dimensions into another order.
 
 # %%
 photo = torch.rand(32, 48, 3)  # (height, width, channels), as a file gives it
@@ -131,7 +131,7 @@ def convolve_photo():
 
 predict(
     "tensors.channels_last",
-    "`conv2d(photo, weight)` with the photo as the file gives it, shape (32, 48, 3): what comes out?",
+    "What does `conv2d(photo, weight)` give for the photo as the file has it, shape (32, 48, 3)?",
     ["a result of shape (8, 30, 46)", "a result of some other shape", "an error"],
     seen=convolve_photo,
     because="The first dimension counts as channels: 32 of them, where the weight expects 3.",
@@ -181,7 +181,7 @@ claim("PyTorch makes float32", pt_zeros.dtype, torch.float32)
 claim("one decimal point is enough for float32", torch.tensor([1, 2, 3.0]).dtype, torch.float32)
 
 # %% [markdown]
-# Mind the capital letter: `torch.tensor` and `torch.Tensor` are two functions.
+# `torch.tensor` and `torch.Tensor`, with a capital letter, are two different functions.
 
 # %%
 torch.manual_seed(7)
@@ -438,7 +438,7 @@ def share_backwards():
 
 predict(
     "tensors.reversed_array",
-    "`torch.from_numpy(backwards)`, with the reversed array:",
+    "What does `torch.from_numpy(backwards)` do with the reversed array?",
     ["shares it", "copies it", "raises an error"],
     seen=share_backwards,
     because="PyTorch has no negative steps, so it asks for a copy. It has no read-only tensors "
@@ -474,8 +474,8 @@ check("tensors.own_tensor", own_tensor)
 # %% [markdown]
 # ## What PyTorch adds
 #
-# Two things a NumPy array cannot do: compute on a GPU, and keep the graph of how it was computed, so
-# that gradients can be taken. They have labs of their own. Here is the line for each.
+# Two things a NumPy array cannot do: compute on a GPU, and keep the graph of how it was computed,
+# so that gradients can be taken. They have labs of their own. Here is the line for each.
 
 # %%
 tracked = torch.tensor([2.0], requires_grad=True)
@@ -508,7 +508,7 @@ by_hand = torch.tensor([
     [1 * 5 + 2 * 7, 1 * 6 + 2 * 8],
     [3 * 5 + 4 * 7, 3 * 6 + 4 * 8],
 ])
-claim("a * b multiplies what stands at the same place", hadamard, [[5, 12], [21, 32]], shown=True)
+claim("a * b multiplies the entries at the same place", hadamard, [[5, 12], [21, 32]], shown=True)
 claim("a @ b sums over rows of a times columns of b", product, by_hand, shown=True)
 claim("torch.matmul is @", torch.equal(product, long_name))
 claim("the order counts: b @ a is something else", not torch.equal(product, b @ a))
@@ -549,7 +549,7 @@ predict(
 )
 claim("(3, 1) + (3,) is (3, 3)", c.shape, (3, 3))
 claim("c[i, j] is a[i] + b[j]", c[2, 0], a[2, 0] + b[0])
-claim("stretched, a still lies where it lay", stretched_a.data_ptr() == a.data_ptr())
+claim("stretched, a is still in the same memory", stretched_a.data_ptr() == a.data_ptr())
 claim("the rule as a function", torch.broadcast_shapes((5, 1, 4), (3, 1)), (5, 3, 4))
 claim_raises("(3,) + (4,) raises", RuntimeError, lambda: torch.ones(3) + torch.ones(4),
              match="must match the size")
@@ -580,7 +580,7 @@ draw_shapes(table=table, row_means=row_means, row_means_kept=row_means_kept, val
 # A question: run this cell, then choose.
 predict(
     "tensors.keepdim",
-    "`table - row_means`, without keepdim:",
+    "What does `table - row_means` do, without keepdim?",
     {
         "takes each row's mean from that row": [[-1, 1], [-2, 2]],
         "takes the means from the wrong places, without an error": [[-1, -1], [0, 2]],
@@ -634,8 +634,8 @@ with warnings.catch_warnings(record=True) as caught:
 # A question: run this cell, then choose.
 predict(
     "tensors.loss_trap",
-    "PyTorch's own `mse_loss(prediction, target)`, where every prediction is right:",
-    {"is 0": False, "is larger than 0, with a warning": True, "raises an error": None},
+    "What does PyTorch's own `mse_loss(prediction, target)` give, where every prediction is right?",
+    {"0": False, "more than 0, with a warning": True, "an error": None},
     seen=bool(library_loss > 0),
     because="The difference is not n values but n times n: every prediction against every target. A "
     "loss written by hand says nothing at all.",
@@ -694,7 +694,7 @@ check("tensors.paired_loss", paired_loss)
 #
 # A tensor's values lie in memory one after the other. Shape and *stride* say how to read them:
 # the stride is how many values to step over to get to the next index of a dimension. The value
-# at `[i, j]` lies at place
+# at `[i, j]` is at place
 #
 # $$i \cdot \text{stride}_0 + j \cdot \text{stride}_1 .$$
 #
@@ -711,7 +711,7 @@ for name, tensor in {"x": x, "x.T": x.T, "x[:, 1]": x[:, 1]}.items():
 
 claim("x steps 3 values to the next row and 1 to the next column", x.stride(), (3, 1))
 claim("x.T is the other way round", x.T.stride(), (1, 3))
-claim("x.T lies where x lies", x.T.data_ptr() == x.data_ptr())
+claim("x.T is in the memory of x", x.T.data_ptr() == x.data_ptr())
 claim("a column of x begins one value later", x[:, 1].storage_offset(), 1)
 claim("a stretched dimension has stride 0", torch.ones(3, 1).expand(3, 4).stride(), (1, 0))
 
@@ -808,8 +808,8 @@ draw_shapes(**{"after x[[0]][0] = 9": lost, "after x[[0]] = 9": x}, values=True)
 # %% [markdown]
 # ### Writing to a stretched tensor
 #
-# The rows of an expanded tensor are one row, read again and again. Write to one and all change. Some
-# operations notice and refuse, others do not. `clone` gives each row memory of its own.
+# The rows of an expanded tensor are one row, read again and again. Write to one and all change.
+# Some operations notice and refuse, others do not. `clone` gives each row memory of its own.
 
 # %%
 rows = torch.zeros(3).expand(2, 3)
@@ -851,11 +851,11 @@ check("tensors.windows", windows)
 # ## Aside: a trap before the first import
 #
 # This lab is about PyTorch 2. In `pip install torch>=2.0` the shell reads `>` as "write the output
-# into a file". Put quotes around it: `pip install "torch>=2.0"`. The cell plays it through with a
-# stand-in for pip that only repeats what it was given, so nothing is installed.
+# into a file". Put quotes around it: `pip install "torch>=2.0"`. The cell shows it with a
+# stand-in for pip that only repeats its arguments, so nothing is installed.
 
 # %% jupyter={"source_hidden": true}
-# The trap, played through: run this cell.
+# The trap: run this cell.
 with tempfile.TemporaryDirectory() as folder:
     stand_in = 'pip() { echo "pip was given: $@"; }; '
     subprocess.run(["sh", "-c", stand_in + "pip install torch>=2.0"], cwd=folder, check=True)

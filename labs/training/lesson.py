@@ -802,13 +802,8 @@ plt.show()
 # | keep `loss.detach()` in a list, not `loss` | each kept loss keeps its graph in memory |
 # | measure each change by itself | what helps on a large GPU may be slower on this machine |
 #
-# **Where to go from here.** This is the last lab.
+# Change this notebook: a longer `CONTEXT`, more blocks, dropout, your own text. Predict first how the
+# held-out loss, the time of a step and the peak change.
 #
-# - Change this notebook: a longer `CONTEXT`, more blocks, dropout, your own text. Predict first how
-#   the held-out loss, the time of a step and the peak change.
-# - Use the same tools on your own code: `%%memory` above a cell, `track_memory()`,
-#   `draw_graph(loss)` and `labkit estimate` (does it fit?).
-# - Read on in PyTorch's own documentation: [tutorials](https://docs.pytorch.org/tutorials/),
-#   [distributed training](https://docs.pytorch.org/docs/stable/distributed.html) for many devices,
-#   and [the notes](https://docs.pytorch.org/docs/stable/notes.html) on autograd, CUDA and
-#   reproducibility.
+# Next: [Distributed](07_distributed.ipynb): what one device cannot hold or compute in time is shared
+# among several processes.

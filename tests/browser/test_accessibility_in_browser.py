@@ -33,7 +33,8 @@ pytestmark = pytest.mark.browser
 GALLERY = (
     """%load_ext labkit
 import labkit, matplotlib.pyplot as plt, torch
-from labkit import best_device, check, claim, claim_raises, estimate_memory, predict, track_memory
+from labkit import best_device, check, claim, claim_raises, estimate_memory, predict, run_on_ranks
+from labkit import track_memory
 from labkit.lessons.pictures import draw_graph, draw_shapes, use_lab_style
 use_lab_style()""",
     'claim("one and one are two", 1 + 1, 2)',

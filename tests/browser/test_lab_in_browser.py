@@ -70,7 +70,9 @@ from labkit import claim, predict
 predict("sums.two", "What is 2 + 2?", [4, 5], seen=4)
 claim("the sum is four", 2 + 2, 4)
 """
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)])
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3"}}
+    cells = [nbformat.v4.new_code_cell(source)]
+    notebook = nbformat.v4.new_notebook(cells=cells, metadata=kernel)
     (lab_server.workspace / "sums.ipynb").write_text(nbformat.writes(notebook))
     with open_browser(tmp_path) as driver:
         run_all_cells(driver, lab_server, "sums.ipynb", timeout_seconds=60)

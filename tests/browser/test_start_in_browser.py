@@ -11,6 +11,7 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webdriver import WebDriver
 
 from labkit.launch.server import wait_until
+from labkit.lessons.notebooks import read_digests
 from labkit.lessons.progress import record_attempt
 from tests.browser.driver import (
     NOT_YET,
@@ -67,16 +68,17 @@ def test_from_the_url_into_the_first_lab_and_back_by_keyboard(
         assert "0 of 5 passed" in read(driver, ".labkit-card")
         press(driver, Keys.ENTER)
         wait_for(driver, ".jp-Notebook .jp-Cell", timeout_seconds=60)
-        assert "01_tensors" in driver.current_url
+        assert wait_until(lambda: "01_tensors" in driver.title, timeout_seconds=10)
         assert wait_until(lambda: "kernel " in read(driver, STATUS), timeout_seconds=60)
 
-        before = notebook.read_bytes()
+        before = read_digests(notebook)
         driver.find_element(By.CSS_SELECTOR, ".jp-Notebook .jp-Cell").click()
         press(driver, Keys.SHIFT, Keys.ENTER)
         press(driver, Keys.ESCAPE)
-        press(driver, "b")  # a cell of the learner's own below
+        for key in ("b", Keys.ENTER, "7", Keys.ESCAPE):  # a cell of the learner's own below
+            press(driver, key)
         press(driver, Keys.CONTROL, "s")
-        assert wait_until(lambda: notebook.read_bytes() != before, timeout_seconds=20)
+        assert wait_until(lambda: read_digests(notebook) not in (None, before), timeout_seconds=20)
         record_attempt(lab_server.workspace, "tensors.own_tensor", passed=True)
 
         press(driver, Keys.CONTROL, Keys.SHIFT, "[")
@@ -84,6 +86,14 @@ def test_from_the_url_into_the_first_lab_and_back_by_keyboard(
             lambda: "Continue where you were" in read(driver, ".labkit-next"), timeout_seconds=20
         )
         assert "1 of 5 passed" in read(driver, ".labkit-card")
+        press(driver, Keys.ENTER)
+        assert wait_until(lambda: not read(driver, PAGE), timeout_seconds=20)
+        driver.refresh()  # who reloads the page stays where they were
+        wait_for(driver, ".jp-Notebook .jp-Cell", timeout_seconds=60)
+        assert "01_tensors" in driver.title
+        press(driver, Keys.CONTROL, Keys.SHIFT, "l")
+        wait_for(driver, ".jp-LauncherCard", timeout_seconds=20)
+        assert "Jupytext" not in read(driver, "body")  # its contents manager is not the lab's
         assert severe_messages(driver) == []
 
 

@@ -15,9 +15,8 @@ from torch.utils.checkpoint import checkpoint
 from tests.fakes.models import SmallGpt
 
 STEPS = {}
-# Steps whose estimate is an upper bound, or on the CPU a lower one, and says so.
+# Steps whose estimate is an upper bound, and says so.
 UPPER = {"lbfgs"}
-CPU_LOWER = {"attention_bfloat16", "autocast_bfloat16", "autocast_float16_scaled"}
 BATCH = 16
 
 

@@ -339,7 +339,18 @@ def join_memory(
     notes = [nvml.trouble.sentence] if nvml.trouble else []
     if not nvml.trouble and not nvml.gpus:
         notes.append("the NVIDIA driver is loaded but there is no GPU")
+    rank = read_rank()
+    if rank is not None:
+        notes.append(f"this process is rank {rank[0]} of {rank[1]}")
     return Snapshot((*balances, _balance_cpu(machine, observer)), tuple(notes))
+
+
+def read_rank() -> tuple[int, int] | None:
+    """This process's rank and the world size of torch's process group; None without a group."""
+    dist = sys.modules.get("torch.distributed")
+    if dist is None or not dist.is_available() or not dist.is_initialized():
+        return None
+    return dist.get_rank(), dist.get_world_size()
 
 
 def _find_key(

@@ -21,6 +21,7 @@ from types import FrameType
 from typing import Any
 
 import torch
+from torch._prims_common import suggest_memory_format
 from torch._subclasses import fake_tensor
 
 from labkit.errors import UsageError
@@ -33,10 +34,15 @@ from labkit.memory.estimate.cuda import (
     replace_attributes,
     simulate_calls,
 )
+from labkit.memory.estimate.measured import (
+    CONVOLUTIONS,
+    PRODUCTS,
+    measure_scratch,
+    needs_measuring,
+)
 from labkit.memory.estimate.model import EstimateObstacle, Target
 from labkit.memory.estimate.operators import (
     CPU_SCRATCH,
-    HALF,
     SCRATCH,
     CudaOperators,
     allow_foreach,
@@ -52,10 +58,11 @@ from labkit.memory.estimate.values import (
     KnownValues,
     allow_unknown_items,
     assume_shape,
+    shape_ctc,
 )
 from labkit.memory.track.frames import find_user_frames, is_user_file, list_error_frames
 from labkit.memory.track.model import Level, Storage
-from labkit.memory.track.storages import StorageTracer, list_tensors
+from labkit.memory.track.storages import StorageTracer, list_parts, list_tensors
 
 # Values that torch's own code reads, which change how it computes and not how much memory it
 # takes: the number of optimizer steps, whether a gradient has overflowed (assumed not), whether a
@@ -65,14 +72,12 @@ OVERFLOW = "assumes that no gradient overflows: the scaler never skips a step"
 CONVERGENCE = "assumes that L-BFGS does not converge: it evaluates as often as it may"
 DDP = "DistributedDataParallel is simulated as its module and its gradient buckets, in one process"
 COMPILED = "torch.compile: simulated without the compiler, which often needs less"
-# Operators with scratch memory that a library allocates; fake tensors do not know its size.
-UNKNOWN_SCRATCH = ("mkldnn_rnn_layer", "_cudnn_rnn", "miopen_rnn")
-RNN = EstimateObstacle("cuDNN's recurrent network", "takes scratch memory of unknown size")
+UNKNOWN_SCRATCH = "takes scratch memory of unknown size"
+RNN = EstimateObstacle("cuDNN's recurrent network", UNKNOWN_SCRATCH)
 CONVOLUTION = (
     "what cuDNN's convolutions take while they run is not included: cuDNN chooses it on the GPU"
 )
-CONVOLUTIONS = ("convolution", "convolution_backward", "_convolution")
-ONEDNN = EstimateObstacle("oneDNN's product in 16 bits", RNN.reason)
+
 FOLDER = str(Path(torch.__file__).parent) + "/"
 # Torch computes these losses element by element into their result, which keeps this storage when
 # it is reduced to one number; the storage of the fake result has one number only. The table of
@@ -99,9 +104,9 @@ IN_PLACE = {
 }
 # How often a storage is held that only one tensor has: by it, and by Python's object for it.
 ALONE = 2
-DEVICE, GROUPED = torch.ops.prim.device.default, torch.ops.aten._grouped_mm.default
-# Operators that use cuBLAS, which keeps a workspace.
-CUBLAS = frozenset("mm addmm bmm baddbmm addbmm addmv mv dot _addmm_activation".split())  # noqa: SIM905
+DEVICE = torch.ops.prim.device.default
+# Since torch 2.7.
+GROUPED = getattr(getattr(torch.ops.aten, "_grouped_mm", None), "default", None)
 # Warnings that come from the simulation, not from the user's code.
 HARMLESS = (
     "Accessing the data pointer of FakeTensor",
@@ -158,7 +163,7 @@ class FakeTracer(StorageTracer):
                 raise
             return result
         self._follow_values(operator, arguments, named, result)
-        self._follow_libraries(operator, arguments)
+        self._follow_libraries(operator, arguments, named, result)
         return result
 
     def _follow_values(self, operator: Any, arguments: Any, named: Any, result: Any) -> None:
@@ -187,9 +192,12 @@ class FakeTracer(StorageTracer):
         if operator is READ_VALUE or operator._schema.name in YES_OR_NO:
             return self._answer(operator, arguments[0])
         frames, backward = self._find_frames()
-        made = assume_shape(operator, arguments, named, everything=self._assumptions.answer)
+        made = shape_ctc(operator, arguments, self.values)
+        if made is None:
+            made = assume_shape(operator, arguments, named, everything=self._assumptions.answer)
+            if made is not None:
+                self._assumptions.decide()
         if made is not None:
-            self._assumptions.decide()
             for one in list_tensors(made):
                 self._add_new(one, "activations", frames, backward=backward)
         return made
@@ -217,34 +225,43 @@ class FakeTracer(StorageTracer):
             return self._assumptions.decide()
         return None
 
-    def _follow_libraries(self, operator: Any, arguments: Any) -> None:
+    def _follow_libraries(self, operator: Any, arguments: Any, named: Any, result: Any) -> None:
         name = operator._schema.name.partition("::")[2]
-        if name in UNKNOWN_SCRATCH:
-            self.note_obstacle(EstimateObstacle(str(operator), RNN.reason))
-        tensor = next(iter(list_tensors(arguments)), None)
-        if tensor is None:
+        tensors = list_tensors(arguments)
+        if not tensors:
             return
-        on_cuda = tensor.device.type == "cuda"
-        if on_cuda and name in CONVOLUTIONS:
-            self._note_words(CONVOLUTION)
-        scratch = (SCRATCH if on_cuda else CPU_SCRATCH).get(name)
-        if name in CUBLAS and on_cuda:
-            self.cublas.add(self._find_frames()[1])
-        elif name in CUBLAS and tensor.dtype in HALF:
-            self.note_obstacle(ONEDNN)
-        if scratch:
+        if tensors[0].device.type == "cuda":
+            if name in CONVOLUTIONS:
+                self._note_words(CONVOLUTION)
+            if name in PRODUCTS:
+                self.cublas.add(self._find_frames()[1])
+            count = SCRATCH.get(name)
+            freed = round_request(count(arguments)) if count else 0
+        else:
+            count = CPU_SCRATCH.get(name)
+            freed = count(arguments) if count else 0
+            if needs_measuring(name, tensors):
+                freed = self._measure_scratch(operator, arguments, named, result)
+        if freed:
             frames, backward = self._find_frames()
-            serial = next(self._serials)
-            spent = Storage(
-                serial,
-                round_request(scratch(arguments)),
-                str(tensor.device),
-                "activations",
-                frames,
-                backward=backward,
-            )
+            serial, device = next(self._serials), str(tensors[0].device)
+            spent = Storage(serial, freed, device, "activations", frames, backward=backward)
             self._count(spent)
             self._discount(spent)
+
+    def _measure_scratch(self, operator: Any, arguments: Any, named: Any, result: Any) -> int:
+        """What a library takes meanwhile; what it returns gets the measured size."""
+        measured = measure_scratch(operator, arguments, named)
+        if measured is None:
+            self.note_obstacle(EstimateObstacle(str(operator), UNKNOWN_SCRATCH))
+            return 0
+        made = list_tensors(result)
+        for one, count in zip(made, measured.result_bytes, strict=False):
+            storage = one.untyped_storage()
+            if storage.nbytes() < count:
+                storage.resize_(count)
+        self._resize(made, find_user_frames())
+        return measured.freed_bytes
 
     def _measure(self, tensor: Any) -> int:
         count = super()._measure(tensor)
@@ -252,7 +269,7 @@ class FakeTracer(StorageTracer):
 
     def _look_at(self, tensors: Any) -> Any:
         for one in tensors:
-            if one.requires_grad and one.is_leaf and not isinstance(one, fake_tensor.FakeTensor):
+            if one.requires_grad and one.is_leaf and not all(map(_is_fake, list_parts(one))):
                 raise RealTensorError
             if one.layout is not torch.strided:
                 self.note_obstacle(
@@ -265,6 +282,10 @@ class FakeTracer(StorageTracer):
         if self.obstacle is None:
             frames = find_user_frames()
             self.obstacle = obstacle._replace(frame=frames[0] if frames else None)
+
+
+def _is_fake(tensor: Any) -> bool:
+    return isinstance(tensor, fake_tensor.FakeTensor)
 
 
 def _writes_in_place(operator: Any, arguments: Any) -> bool:
@@ -323,13 +344,55 @@ def _multiply_groups(one: Any, other: Any, offs: Any = None, *others: Any, **nam
     return one.new_empty(*one.shape[:-1], other.size(-1)) if rows else one.new_empty(0)
 
 
+def _lay_out(norm: Callable[..., Any]) -> Callable[..., Any]:
+    """Wraps batch norm so that its result has the CPU's layout, which torch's fake version has not.
+
+    The CPU's result is contiguous, or channels last; the fake one has the strides of the input.
+    """
+
+    @functools.wraps(norm)
+    def compute(values: Any, *others: Any, **named: Any) -> Any:
+        result = norm(values, *others, **named)
+        form = suggest_memory_format(values)
+        first = result if isinstance(result, torch.Tensor) else result[0]
+        if values.device.type != "cpu" or first.is_contiguous(memory_format=form):
+            return result
+        laid = torch.empty_like(first, memory_format=form)
+        return laid if isinstance(result, torch.Tensor) else (laid, *result[1:])
+
+    return compute
+
+
+LAID_OUT = (
+    torch.ops.aten.native_batch_norm.default,
+    torch.ops.aten._native_batch_norm_legit.default,
+    torch.ops.aten._native_batch_norm_legit.no_stats,
+    torch.ops.aten._native_batch_norm_legit_no_training.default,
+    torch.ops.aten._batch_norm_with_update.default,
+    torch.ops.aten._batch_norm_no_update.default,
+)
 REPLACED: dict[Any, Callable[..., Any]] = {loss: _keep_storage(loss) for loss in KEEP_STORAGE}
-for _operator, _compute in {
+REPLACED |= {norm: _lay_out(norm) for norm in LAID_OUT}
+_COMPUTED: dict[Any, Callable[..., Any]] = {
     GROUPED: _multiply_groups,
     ATEN._thnn_fused_gru_cell.default: compute_gru,
     ATEN._thnn_fused_gru_cell_backward.default: reverse_gru,
-}.items():
-    REPLACED[_operator] = functools.wraps(_operator)(_compute)
+}
+for _operator, _compute in _COMPUTED.items():
+    if _operator is not None:
+        REPLACED[_operator] = functools.wraps(_operator)(_compute)
+
+
+class _AskingTorch(type):
+    """Only torch's own code sees that a tensor is fake."""
+
+    def __instancecheck__(cls, instance: Any) -> bool:
+        inside = sys._getframe(1).f_code.co_filename.startswith(FOLDER)
+        return inside and isinstance(instance, fake_tensor.FakeTensor)
+
+
+class HiddenFakeTensor(metaclass=_AskingTorch):
+    """Stands for torch's FakeTensor while the step runs."""
 
 
 class RealTensorError(Exception):
@@ -408,9 +471,13 @@ class Simulation:
                     fake_tensor, init_gpu_context=lambda *_: None, CONSTANT_NUMEL_LIMIT=-1
                 ),
                 replace_attributes(torch, compile=self._note_compile(torch.compile)),
+                # transformers asks whether a tensor is fake, to take the path of an export.
+                replace_attributes(torch._subclasses, FakeTensor=HiddenFakeTensor),
+                # An assertion that holds in the real step does not read a value.
+                replace_attributes(torch, _check_tensor_all_with=lambda *_: None),
                 replace_attributes(
                     torch.nn.parallel.DistributedDataParallel,
-                    __init__=functools.partialmethod(_wrap_module, self.note),
+                    __init__=functools.partialmethod(_wrap_module, self),
                     forward=lambda wrapper, *inputs, **named: wrapper.module(*inputs, **named),
                 ),
                 allow_unknown_items(self.assumptions, self._note_unknown),
@@ -501,15 +568,17 @@ class Simulation:
 
 
 def _wrap_module(
-    wrapper: Any, note: Callable[[str], object], module: Any, *others: Any, **named: Any
+    wrapper: Any, simulation: Simulation, module: Any, *others: Any, **named: Any
 ) -> None:
     """For DistributedDataParallel: the module, and buckets of the size of its gradients."""
     torch.nn.Module.__init__(wrapper)
     wrapper.module, wrapper.require_backward_grad_sync = module, True
-    note(DDP)
+    simulation.note(DDP)
     if not named.get("gradient_as_bucket_view"):
         trained = [one for one in module.parameters() if one.requires_grad]
         wrapper.gradient_buckets = [torch.empty_like(one) for one in trained]
+        for one in wrapper.gradient_buckets:
+            simulation.tracer.mark(one, "buckets")
 
 
 # L-BFGS keeps 100 steps by default, and makes up to 20 in each step of the training.
@@ -531,6 +600,8 @@ def read_obstacle(error: BaseException) -> EstimateObstacle | None:
     unregistered = re.search(r"no fake impl registered for <CustomOpDef\((.+?)\)>", str(error))
     if unregistered:
         return EstimateObstacle(unregistered[1], "has no fake version", frame)
+    if "UnknownNumber" in str(error) and isinstance(error, TypeError):
+        return EstimateObstacle("item()", UNKNOWN[fake_tensor.DataDependentOutputException], frame)
     if ".numpy() is not supported" in str(error):
         return EstimateObstacle("numpy()", "reads values, but fake tensors have none", frame)
     return None

@@ -76,13 +76,13 @@ class Estimate(
 ):
     """The peak memory of a step, in bytes, and whether it fits its target.
 
-    ``kinds`` splits ``peak_bytes`` by category (parameters with buffers, gradients, optimizer
-    state and temporaries, activations and temporaries of backward, inputs, other); the values add
-    up to it. The peak is that of the target's tensors: ``host_bytes`` is the peak of those that
-    stay in host memory, None for the CPU. ``allocated_bytes`` is the peak of the blocks that they
-    get, as ``torch.cuda.max_memory_allocated()`` counts; a block is larger than its tensor where
-    the rest is too small to cut off. ``reserved_bytes`` is what CUDA's allocator takes from the
-    driver for the tensors, ``workspace_bytes`` what cuBLAS keeps of it besides, and
+    ``kinds`` splits ``peak_bytes`` by category (parameters with buffers, gradients, optimizer state
+    and temporaries, DDP's buckets, activations and temporaries of backward, inputs, other); the
+    values add up to it. The peak is that of the target's tensors: ``host_bytes`` is the peak of
+    those that stay in host memory, None for the CPU. ``allocated_bytes`` is the peak of the blocks
+    that they get, as ``torch.cuda.max_memory_allocated()`` counts; a block is larger than its
+    tensor where the rest is too small to cut off. ``reserved_bytes`` is what CUDA's allocator takes
+    from the driver for the tensors, ``workspace_bytes`` what cuBLAS keeps of it besides, and
     ``context_bytes`` the minimum and maximum that CUDA itself takes; they are None for the CPU.
 
     With an ``obstacle`` the figures are a lower bound, with ``excess`` (a reason) an upper one.

@@ -74,7 +74,7 @@ def estimate_memory(
     """
     target = find_target(device)
     work = make_work(step, arguments, batch, inference=inference)
-    estimate = _estimate(work, target)
+    estimate = estimate_work(work, target)
     if not (estimate.peak_bytes or arguments or estimate.obstacle):
         raise UsageError(
             f"{work.name} makes no tensors: there is nothing to estimate",
@@ -96,7 +96,7 @@ def estimate_memory(
             say(f"trying batch {size}")
         try:
             with contextlib.redirect_stdout(io.StringIO()):  # the first run has printed it
-                found = _estimate(work._replace(batch=size), target)
+                found = estimate_work(work._replace(batch=size), target)
         except UsageError:
             return None  # some models cannot run a batch of one
         return found.most_bytes if found.obstacle is None else None
@@ -205,7 +205,7 @@ def _find_batch(
     return found
 
 
-def _estimate(work: Work, target: Target) -> Estimate:
+def estimate_work(work: Work, target: Target) -> Estimate:
     """The estimate; where the step decides by unknown values, of both ways that it can go."""
     from labkit.memory.estimate.values import Assumptions
 

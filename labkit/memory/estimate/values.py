@@ -31,6 +31,13 @@ FACTORIES = frozenset(
 KNOWN_ELEMENTS, LINE_DECISIONS = 65_536, 200
 
 
+# What a value decides alone, whatever the other one is: "or" with True, "and" and a product with 0.
+ABSORBING = {
+    "aten::bitwise_or": True, "aten::logical_or": True, "aten::bitwise_and": False,
+    "aten::logical_and": False, "aten::mul": False,
+}  # fmt: skip
+
+
 class Assumptions:
     """Answers the questions that unknown values would answer, always with ``answer``."""
 
@@ -81,6 +88,8 @@ class KnownValues:
         known = {id(one): self.find(one) for one in tensors}
         certain = bool(tensors) or schema.name.partition("::")[2] in FACTORIES
         if not certain or any(one is None for one in known.values()):
+            if schema.name in ABSORBING:
+                return _absorb(schema.name, list(known.values()), tensors)
             if schema.is_mutable:
                 self._forget_written(schema, arguments, named)
             return None
@@ -106,6 +115,19 @@ class KnownValues:
                 value = arguments[place] if place < len(arguments) else named.get(argument.name)
                 for one in list_tensors(value):
                     self._writes[one.untyped_storage()._cdata] += 1
+
+
+def _absorb(name: str, values: list[Any], tensors: list[Any]) -> Any:
+    """The result of an operator of ABSORBING if one argument decides it alone, else None."""
+    decides = ABSORBING[name]
+    for value in values:
+        if value is None or value.is_floating_point():
+            continue
+        with _disable_current_modes():
+            if bool((value.bool() == decides).all()) and (not decides or value.dtype is torch.bool):
+                shape = torch.broadcast_shapes(*(one.shape for one in tensors))
+                return torch.full(shape, decides, dtype=value.dtype)
+    return None
 
 
 class UnknownNumber(float):
@@ -136,7 +158,8 @@ class UnknownNumber(float):
     __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = _pass_on
     __truediv__ = __rtruediv__ = __pow__ = __rpow__ = __neg__ = __pos__ = __abs__ = _pass_on
     __bool__ = __lt__ = __le__ = __gt__ = __ge__ = __eq__ = __ne__ = _decide  # type: ignore[assignment]
-    __int__ = __trunc__ = __floor__ = __ceil__ = __floordiv__ = __rfloordiv__ = _refuse
+    # An unknown count can be added up, but not be used as a size or an index.
+    __index__ = __int__ = __trunc__ = __floor__ = __ceil__ = __floordiv__ = __rfloordiv__ = _refuse
     __mod__ = __rmod__ = __divmod__ = __rdivmod__ = __hash__ = _refuse  # type: ignore[assignment]
 
     def __round__(self, digits: Any = None) -> Any:
@@ -163,8 +186,8 @@ def allow_unknown_items(
         try:
             return item(tensor)
         except DataDependentOutputException:
-            if not tensor.is_floating_point():
-                raise  # an integer is usually used as a size or index
+            if tensor.dtype is torch.bool:
+                return assumptions.decide()
             note("item()")
             return make_unknown(assumptions)
 
@@ -176,6 +199,22 @@ def allow_unknown_items(
             return 1.0
 
     return replace_attributes(torch.Tensor, item=read, __float__=read_float)
+
+
+def shape_ctc(operator: Any, arguments: Any, values: KnownValues) -> Any:
+    """The loss and the table of ``ctc_loss``, whose width is that of the longest target.
+
+    Returns None for another operator. If the lengths are unknown, the targets are as long as they
+    can be.
+    """
+    if operator._schema.name != "aten::_ctc_loss":
+        return None
+    scores, targets, lengths = arguments[0], arguments[1], arguments[3]
+    known = values.find(lengths) if isinstance(lengths, torch.Tensor) else torch.tensor(lengths)
+    with _disable_current_modes():
+        longest = targets.size(-1) if known is None else int(known.max())
+    batch = scores.size(1)
+    return scores.new_empty(batch), scores.new_empty(batch, scores.size(0), 2 * longest + 1)
 
 
 def assume_shape(operator: Any, arguments: Any, named: Any, *, everything: bool) -> Any:

@@ -17,6 +17,7 @@ GLYPHS = {
     "parameters": "█",
     "gradients": "▓",
     "optimizer": "▒",
+    "buckets": "▚",
     "activations": "╱",
     "inputs": "░",
     "other": "?",
@@ -25,7 +26,7 @@ GLYPHS = {
     "context": "+",
     "free": "·",
 }
-PLAIN_GLYPHS = dict(zip(GLYPHS, "#=%/:?-*+.", strict=True))
+PLAIN_GLYPHS = dict(zip(GLYPHS, "#=%&/:?-*+.", strict=True))
 
 
 def format_estimate(estimate: Estimate, *, plain: bool = False, width: int = BAR_WIDTH) -> str:
@@ -146,6 +147,7 @@ COLORS = {
     "parameters": OF_BALANCE["allocated"],
     "gradients": "#2a9d8f",
     "optimizer": "#a8982c",
+    "buckets": "#5f8f3f",
     "activations": "#e08a2e",
     "inputs": "#d6487e",
     "other": "#8a8f98",

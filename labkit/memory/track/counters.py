@@ -121,7 +121,7 @@ class TensorCounter:
                 cause="torch's profiler serves one thread, and another thread's block is open",
                 fix="track_memory() without tensors=True: the process's peak covers all threads",
             )
-        if _is_profiling():
+        if is_profiling():
             raise LabkitError(
                 "cannot measure tensors while a torch profiler runs",
                 cause="torch's profiler cannot be started twice: a second one breaks the first",
@@ -192,7 +192,8 @@ def find_cuda_counters() -> list[PeakCounter]:
     return [CudaCounter(torch.cuda, index) for index in indices]
 
 
-def _is_profiling() -> bool:
+def is_profiling() -> bool:
+    """True while a torch profiler runs in any thread."""
     # _profiler_enabled() covers only the calling thread; this flag covers all threads.
     profiler = sys.modules.get("torch.autograd.profiler")
     return bool(getattr(profiler, "_is_profiler_enabled", False))

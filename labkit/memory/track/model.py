@@ -130,11 +130,13 @@ class MemoryUse(Displayed, view="labkit.memory.track.view", text="format_use"):
     """The memory use of a block: its seconds, and a span in bytes for each counter.
 
     ``breakdowns`` has one entry per device that had tensors, if categories or lines were requested.
+    ``rank`` is this process's rank and the world size; None without a process group.
     """
 
     seconds: float
     spans: tuple[BlockSpan, ...]
     breakdowns: tuple[Breakdown, ...] = ()
+    rank: tuple[int, int] | None = None
 
     def find_span(self, where: str) -> BlockSpan | None:
         """The span of ``"cuda:0"``, ``"tensors"`` or ``"process"``; None if not measured."""

@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from labkit.errors import LabkitError, UsageError
+from labkit.memory.balance.read import read_rank
 from labkit.memory.sample.model import Opened, begin_spans, end_spans
 from labkit.memory.track.counters import LEDGER, Ledger, TrackedBlock
 from labkit.memory.track.model import (
@@ -127,7 +128,7 @@ class MemoryTracker:
                 tracer.__exit__(kind, error, trace)
             spans = self._ledger.close_block(block)
             parts = self._break_down(tracer, spans) if tracer else ()
-            self.use = MemoryUse(seconds, _keep_touched(spans), parts)
+            self.use = MemoryUse(seconds, _keep_touched(spans), parts, read_rank())
 
     def __call__(self, function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
         """The function, measured at every call."""
@@ -231,12 +232,13 @@ def track_memory(
     waits for the current CUDA device at both ends, so that the seconds include its work.
 
     ``kinds=True`` splits the peak by category (``tracked.kinds``: parameters with buffers,
-    gradients, optimizer, activations, inputs, other), and ``lines=5`` names the lines of your
-    code that allocated most of it (``tracked.lines``), on any device; memory of backward counts
-    for its forward line. On CUDA, and with ``tensors=True``, the rest of what was counted is shown
-    beside them: tensors that the block did not use, and what libraries and operators take for
-    themselves. Both trace every operator of this thread: each takes about 50 us more,
-    compiled functions run eagerly, and no other thread can open such a block.
+    gradients, optimizer, buckets that DDP and FSDP exchange, activations, inputs, other), and
+    ``lines=5`` names the lines of your code that allocated most of it (``tracked.lines``), on any
+    device; memory of backward counts for its forward line. On CUDA, and with ``tensors=True``, the
+    rest of what was counted is shown beside them: tensors that the block did not use, and what
+    libraries and operators take for themselves. Both trace every operator of this thread: each
+    takes about 50 us more, compiled functions run eagerly, and no other thread can open such a
+    block.
 
     The figures include what other threads allocate during the block. The allocator's peak is
     reset, and with it ``torch.cuda.max_memory_allocated()``. Nothing else changes: no cache is

@@ -9,6 +9,8 @@ from labkit.text import format_bytes, format_seconds
 def format_use(use: MemoryUse) -> str:
     """A line for each counter, the breakdown of each device, and the seconds."""
     lines = [_format_span(span) for span in use.spans] or ["memory: not measured"]
+    if use.rank is not None:
+        lines.insert(0, f"rank {use.rank[0]} of {use.rank[1]}")
     lines += [_format_breakdown(one) for one in use.breakdowns]
     return "\n".join([*lines, f"seconds: {format_seconds(use.seconds)}"])
 

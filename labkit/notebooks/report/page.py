@@ -23,6 +23,8 @@ from labkit.notebooks.result import (
     RunFailure,
     RunResult,
     SavedRun,
+    group_ranks,
+    list_rank_rows,
     read_run,
 )
 from labkit.render import escape, escape_block, make_document, make_table, render_status, to_words
@@ -210,8 +212,11 @@ def _render_failures(run: RunResult) -> str:
 
 
 def has_failed(notebook: NotebookResult) -> bool:
-    """True if the notebook did not pass, or has a failed claim or check."""
-    return (
+    """True if the notebook did not pass, or has a failed claim or check.
+
+    A rank that was ended because another one failed has not failed itself.
+    """
+    return notebook.status != "stopped" and (
         notebook.status not in ("passed", "not_run")
         or notebook.error is not None
         or any(claim.held is False for claim in notebook.claims)
@@ -318,7 +323,29 @@ def _render_overview(run: RunResult) -> str:
         heads,
         ([row[place] for place in kept] for row in rows),
     )
-    return f'<section><h2 id="notebooks">Notebooks</h2>{table}</section>'
+    ranks = "".join(_render_ranks(group) for group in group_ranks(run.notebooks))
+    return f'<section><h2 id="notebooks">Notebooks</h2>{table}{ranks}</section>'
+
+
+def _render_ranks(group: list[NotebookResult]) -> str:
+    """A table of a notebook's cells, with a column of seconds and one of memory for each rank."""
+    names = [f"rank {one.rank.rank}" for one in group if one.rank]
+    heads = ["cell", *(f"#{name}: {figure}" for name in names for figure in ("time", "peak"))]
+    rows = [
+        [inline(f"`{line}`"), *(text for cell in cells for text in _rank_figures(cell))]
+        for line, cells in list_rank_rows(group)
+    ]
+    words = "Each rank's time and the peak memory of its process (on CUDA: of its tensors)."
+    return make_table(words, heads, rows)
+
+
+def _rank_figures(cell: CellResult | None) -> tuple[str, str]:
+    if cell is None or not cell.has_run:
+        return '<span class="quiet">not run</span>', ""
+    peak = cell.cuda_peak_bytes or (cell.memory.peak_bytes if cell.memory else None)
+    seconds = "" if cell.seconds is None else format_seconds(cell.seconds)
+    mark = "" if cell.status == "passed" else render_status(cell.status)
+    return f"{mark} {seconds}".strip(), format_bytes(peak) if peak is not None else ""
 
 
 def _overview_row(number: int, notebook: NotebookResult) -> list[str]:

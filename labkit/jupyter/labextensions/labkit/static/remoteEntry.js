@@ -94,8 +94,21 @@
         const link = event.target.closest("a[data-path]");
         if (!link || event.ctrlKey || event.metaKey || event.shiftKey) return;
         event.preventDefault();
-        const opened = await this.commands.execute("docmanager:open", { path: link.dataset.path });
-        if (link.dataset.fragment) opened?.setFragment?.(link.dataset.fragment);
+        const { path, cell } = link.dataset;
+        const opened = await this.commands.execute("docmanager:open", { path });
+        if (!cell || !opened?.content?.widgets) return;
+        await opened.context.ready;
+        await opened.revealed;
+        const notebook = opened.content;
+        const place = notebook.widgets.findIndex((one) => one.model.id === cell);
+        if (place < 0) return;
+        notebook.activeCellIndex = place;
+        // The cells are drawn one after the other, when the browser has time.
+        for (let turn = 0; turn < 120 && !notebook.isDisposed; turn++) {
+          if (notebook.widgets[place]?.node.isConnected) break;
+          await new Promise((done) => setTimeout(done, 250));
+        }
+        if (!notebook.isDisposed) await notebook.scrollToItem(place, "start");
       }
     }
 
@@ -192,7 +205,9 @@
         const isPlain = !/\/tree(\/|$)/.test(window.location.pathname);
         void app.restored.then(async () => {
           if (narrow) shell.collapseLeft();
-          if (!isPlain) return;
+          // Who reloads the page stays where they were.
+          const isReload = performance.getEntriesByType("navigation")[0]?.type === "reload";
+          if (!isPlain || (isReload && shell.currentWidget)) return;
           await app.commands.execute(command);
         });
       },

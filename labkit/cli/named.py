@@ -1,0 +1,235 @@
+"""``labkit estimate hf:NAME`` and ``timm:NAME``: a model by its name or configuration."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from labkit.cli import can_print, fit_bar, print_json
+from labkit.errors import ExitCode, UsageError
+from labkit.text import format_bytes
+
+if TYPE_CHECKING:
+    from labkit.memory.estimate.model import Estimate, Target
+    from labkit.memory.estimate.named import NamedPlan, Remedy
+
+
+def add_named_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options for models by name."""
+    from labkit.memory.estimate.named import DTYPES, FORMATS, OPTIMIZERS, TASKS
+
+    group = parser.add_argument_group(
+        "for hf:NAME, hf:config.json and timm:NAME",
+        "--batch and --sequence also take several sizes, for a table: --batch 1,4,16",
+    )
+    group.add_argument("--task", choices=TASKS, default="train", help="(default: train)")
+    group.add_argument(
+        "--optimizer", choices=OPTIMIZERS, default="adamw", help="for training (default: adamw)"
+    )
+    group.add_argument(
+        "--dtype", choices=DTYPES, default="float32", help="of weights (default: float32)"
+    )
+    group.add_argument(
+        "--sequence", type=parse_sizes, metavar="N", help="tokens of a sequence (default: 512)"
+    )
+    group.add_argument(
+        "--context", type=parse_sizes, metavar="N", help="for generation: tokens of the cache"
+    )
+    group.add_argument(
+        "--lora", metavar="r=16", help="train adapters: r, alpha, dropout, targets, dora"
+    )
+    group.add_argument("--weights", choices=FORMATS, help="quantized weights of linear layers")
+    group.add_argument(
+        "--checkpointing", action="store_true", help="recompute activations in backward"
+    )
+    group.add_argument(
+        "--remedies",
+        action="store_true",
+        help="show what would save memory, also where the model fits",
+    )
+
+
+def parse_sizes(word: str) -> tuple[int, ...]:
+    """The sizes of ``4`` or ``1,4,16``.
+
+    >>> parse_sizes("1,4,16")
+    (1, 4, 16)
+    """
+    sizes = tuple(int(one) for one in word.split(","))  # argparse reports a ValueError
+    if min(sizes) < 1:
+        raise argparse.ArgumentTypeError(f"{word} has a size below 1")
+    return sizes
+
+
+def take_one(sizes: Sequence[int] | None) -> int | None:
+    """The one size of a step in a file; raises UsageError for several."""
+    if sizes and len(sizes) > 1:
+        raise UsageError(
+            f"--batch {','.join(map(str, sizes))} has several sizes",
+            cause="a table is made for models by name only",
+            fix=f"--batch {sizes[0]}",
+        )
+    return sizes[0] if sizes else None
+
+
+def show_named(arguments: argparse.Namespace, source: tuple[str, str]) -> int:
+    """Prints the estimate, the table or the remedies; exits 1 where it does not surely fit."""
+    from labkit.memory.estimate.model import Target, find_target
+
+    target = find_target(arguments.device)
+    if arguments.device is None:
+        target = Target("a GPU", "cuda")
+    plans = _list_plans(arguments, source)
+    with contextlib.redirect_stdout(sys.stderr):
+        found = [(plan, *_estimate(plan, target)) for plan in plans]
+        plan, estimate, cache = found[0]
+        wanted = arguments.remedies or (target.capacity_bytes is not None and not estimate.fits)
+        remedies = _compute_remedies(plan, estimate, target) if wanted and len(found) == 1 else []
+    if arguments.json:
+        table = [_describe_cell(*one) for one in found] if len(found) > 1 else None
+        print_json(
+            {
+                "model": f"{plan.library}:{plan.name}",
+                "plan": dataclasses.asdict(plan) | {"lora": plan.lora and dict(plan.lora)},
+                "cache_bytes": cache,
+                **_describe(estimate),
+                "table": table,
+                "remedies": [
+                    {
+                        "change": one.words,
+                        "peak_bytes": one.peak_bytes,
+                        "saved_bytes": one.saved_bytes,
+                        "fits": one.fits,
+                    }
+                    for one in remedies
+                ],
+            }
+        )
+    elif len(found) > 1:
+        print(format_table(found))
+    else:
+        _print_one(estimate, cache, remedies)
+    judged = target.capacity_bytes is not None
+    return ExitCode.FAILED if judged and not all(one[1].fits for one in found) else ExitCode.OK
+
+
+def _list_plans(arguments: argparse.Namespace, source: tuple[str, str]) -> list[NamedPlan]:
+    from labkit.memory.estimate.named import DTYPES, NamedPlan, parse_lora
+
+    task = "infer" if arguments.inference and arguments.task == "train" else arguments.task
+    if arguments.context and task != "generate":
+        raise UsageError(
+            "--context is for --task generate",
+            cause="only generation has a cache",
+            fix="--sequence, or --task generate",
+        )
+    if task != "train" and (arguments.lora or arguments.checkpointing):
+        raise UsageError(
+            f"--lora and --checkpointing conflict with --task {task}",
+            cause="they change how a model is trained",
+            fix="--task train",
+        )
+    if task == "train" and arguments.weights and not arguments.lora:
+        raise UsageError(
+            f"--weights {arguments.weights} cannot be trained",
+            cause="quantized weights have no gradients; adapters beside them have",
+            fix=f"--weights {arguments.weights} --lora r=16",
+        )
+    plan = NamedPlan(
+        *source,
+        task=task,
+        optimizer=arguments.optimizer,
+        dtype=DTYPES[arguments.dtype],
+        lora=parse_lora(arguments.lora),
+        weights=arguments.weights,
+        checkpointing=arguments.checkpointing,
+    )
+    return [
+        dataclasses.replace(plan, batch=batch, sequence=sequence)
+        for sequence in arguments.context or arguments.sequence or (plan.sequence,)
+        for batch in arguments.batch or (plan.batch,)
+    ]
+
+
+def _estimate(plan: NamedPlan, target: Target) -> tuple[Estimate, int | None]:
+    """The estimate of a plan, and the bytes of its cache."""
+    from labkit.memory.estimate.named import make_named_work
+    from labkit.memory.estimate.play import estimate_work, make_work
+
+    print(f"estimating {plan.title}, batch {plan.batch}")
+    make_step, given, cache = make_named_work(plan)
+    work = make_work(make_step, given, plan.batch, inference=plan.task != "train")
+    estimate = dataclasses.replace(estimate_work(work, target), name=plan.title)
+    return estimate, cache.get("bytes")
+
+
+def _compute_remedies(plan: NamedPlan, estimate: Estimate, target: Target) -> list[Remedy]:
+    """The changes that save memory, each computed, those that save most first."""
+    from labkit.memory.estimate.named import list_remedies
+
+    found = []
+    for remedy in list_remedies(plan):
+        try:
+            changed, _ = _estimate(remedy.plan, target)
+        except UsageError as error:  # not every model has checkpointing or takes adapters
+            print(f"{remedy.words}: {error}")
+            continue
+        saved = estimate.peak_bytes - changed.peak_bytes
+        if saved > 0 and changed.obstacle is None:
+            figures = {"peak_bytes": changed.peak_bytes, "saved_bytes": saved}
+            found.append(dataclasses.replace(remedy, fits=changed.fits, **figures))
+    return sorted(found, key=lambda one: -one.saved_bytes)
+
+
+def _print_one(estimate: Estimate, cache: int | None, remedies: list[Remedy]) -> None:
+    from labkit.memory.estimate.view import BAR_WIDTH, GLYPHS, INDENT, format_estimate
+
+    plain = not can_print("".join(GLYPHS.values()))
+    print(format_estimate(estimate, plain=plain, width=fit_bar(BAR_WIDTH, len(INDENT))))
+    if cache is not None:
+        print(f"\nthe cache holds {format_bytes(cache)} of it")
+    if remedies:
+        print("\nwhat would save memory, each computed alone")
+        for one in remedies:
+            verdict = {True: "  fits", False: "  does not fit", None: ""}[one.fits]
+            print(f"{INDENT}{format_bytes(one.saved_bytes):>10}  {one.words}{verdict}")
+
+
+def format_table(found: Sequence[tuple[NamedPlan, Estimate, int | None]]) -> str:
+    """The needed memory by batch (rows) and sequence (columns), with the verdict."""
+    columns = list(dict.fromkeys(plan.sequence for plan, *_ in found))
+    rows = list(dict.fromkeys(plan.batch for plan, *_ in found))
+    cells = {(plan.batch, plan.sequence): estimate for plan, estimate, _ in found}
+    marks = {True: "fits", False: "too large", None: ""}
+    lines = [
+        found[0][1].name.replace(f", sequence {columns[0]}", ""),
+        "memory that is needed, at most",
+    ]
+    lines.append(f"{'batch':>8}" + "".join(f"{f'sequence {one}':>24}" for one in columns))
+    for batch in rows:
+        line = f"{batch:>8}"
+        for sequence in columns:
+            one = cells[batch, sequence]
+            line += f"{f'{format_bytes(one.most_bytes)} {marks[one.fits]}'.rstrip():>24}"
+        lines.append(line)
+    return "\n".join(lines)
+
+
+def _describe_cell(plan: NamedPlan, estimate: Estimate, cache: int | None) -> dict[str, object]:
+    sizes = {"batch": plan.batch, "sequence": plan.sequence, "cache_bytes": cache}
+    return sizes | {
+        "peak_bytes": estimate.peak_bytes,
+        "least_bytes": estimate.least_bytes,
+        "most_bytes": estimate.most_bytes,
+        "fits": estimate.fits,
+    }
+
+
+def _describe(estimate: Estimate) -> dict[str, object]:
+    from labkit.cli.memory import describe_estimate
+
+    return describe_estimate(estimate)

@@ -1,0 +1,135 @@
+"""Estimates of steps of real models, against torch's profiler on the CPU.
+
+They need the packages of docker/locks/models.txt: `pip install --no-deps -r` it beside the lab's.
+"""
+
+from __future__ import annotations
+
+import json
+from importlib.util import find_spec
+
+import pytest
+import torch
+
+from labkit.cli import main
+from labkit.memory.track.tracker import track_memory
+from tests.fakes.real_models import BOUNDS, STEPS, WORDS, compare_step, import_torchvision
+
+PACKAGES = ("transformers", "timm", "peft", "diffusers", "torchvision")
+MISSING = [one for one in PACKAGES if not find_spec(one)]
+if MISSING:
+    reason = f"needs the packages of docker/locks/models.txt: {', '.join(MISSING)}"
+    pytest.skip(reason, allow_module_level=True)
+
+import_torchvision()
+pytestmark = [
+    pytest.mark.models,
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore"),  # those of the packages
+]
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_a_step_is_within_one_percent_of_the_profiler_or_says_how_it_is_off(name):
+    compared = compare_step(name)
+    assert compared.holds, compared
+    assert compared.flag == BOUNDS.get(name, "")
+
+
+CONFIG = {
+    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 128,
+    "intermediate_size": 352, "num_hidden_layers": 4, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "vocab_size": WORDS, "max_position_embeddings": 512,
+}  # fmt: skip
+
+
+@pytest.fixture
+def config(tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(CONFIG))
+    return path
+
+
+def estimate(capsys, *words):
+    """The exit code and the object that ``labkit estimate`` prints."""
+    code = main(["estimate", *map(str, words), "--json"])
+    return code, json.loads(capsys.readouterr().out)
+
+
+def measure_training(batch, length):
+    import transformers
+
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**CONFIG))
+    ids = torch.zeros(batch, length, dtype=torch.int64)
+    optimizer = torch.optim.AdamW(model.parameters())
+    for _ in range(2):
+        model(input_ids=ids, labels=ids).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def test_a_model_by_its_configuration_needs_what_its_real_training_needs(config, capsys):
+    measure_training(1, 8)
+    with track_memory("cpu", tensors=True) as tracked:
+        measure_training(4, 128)
+    code, found = estimate(
+        capsys, f"hf:{config}", "--batch", 4, "--sequence", 128, "--device", "cpu"
+    )
+    assert found["peak_bytes"] == pytest.approx(tracked.use.find_span("tensors").peak_bytes, 0.01)
+    assert code == 0 and found["schema_version"]
+
+
+def test_the_cache_of_a_generation_is_that_of_its_context(config, capsys):
+    words = (f"hf:{config}", "--task", "generate", "--context", 256, "--batch", 2)
+    _, found = estimate(capsys, *words, "--dtype", "bf16")
+    # Keys and values of 4 layers, 2 heads of 32 numbers, in 2 bytes.
+    assert found["cache_bytes"] == 2 * 4 * 2 * 32 * 2 * 256 * 2
+
+
+def test_quantized_weights_take_the_bytes_of_their_format(config, capsys):
+    words = (f"hf:{config}", "--task", "infer", "--sequence", 16, "--dtype", "bf16")
+    _, whole = estimate(capsys, *words)
+    _, packed = estimate(capsys, *words, "--weights", "nf4")
+    linear = 4 * (128 * 128 * 2 + 128 * 64 * 2 + 3 * 128 * 352)
+    saved = whole["kinds"]["parameters"] - packed["kinds"]["parameters"]
+    assert saved == pytest.approx(linear * 2 - linear * 36 / 64, rel=0.01)
+
+
+def test_what_does_not_fit_gets_remedies_that_were_computed(config, capsys):
+    words = (f"hf:{config}", "--batch", 64, "--sequence", 256, "--device", "1 GiB")
+    code, found = estimate(capsys, *words)
+    assert code == 1
+    saved = [one["saved_bytes"] for one in found["remedies"]]
+    assert saved == sorted(saved, reverse=True)
+    named = {one["change"]: one for one in found["remedies"]}
+    _, changed = estimate(capsys, *words, "--checkpointing")
+    assert named["--checkpointing"]["peak_bytes"] == changed["peak_bytes"]
+
+
+def test_a_table_has_a_cell_for_each_batch_and_sequence(config, capsys):
+    words = (f"hf:{config}", "--batch", "1,2", "--sequence", "64,128", "--lora", "r=4")
+    _, found = estimate(capsys, *words)
+    peaks = {(one["batch"], one["sequence"]): one["peak_bytes"] for one in found["table"]}
+    assert peaks[1, 64] < peaks[2, 64] < peaks[2, 128]
+    main(["estimate", *words])
+    assert "sequence 128" in capsys.readouterr().out
+
+
+def test_a_model_of_timm_by_its_name(capsys):
+    code, found = estimate(capsys, "timm:resnet18", "--task", "infer", "--device", "8 GiB")
+    assert code == 0 and found["fits"] is True
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["hf:missing/config.json"], "does not exist"),
+        (["timm:resnet19"], "resnet"),
+        (["timm:resnet18", "--task", "generate"], "cannot generate"),
+        (["timm:resnet18", "--weights", "nf4"], "--lora"),
+        (["timm:resnet18", "--lora", "rank=4"], "rank=4"),
+    ],
+)
+def test_what_cannot_be_estimated_is_refused_with_a_fix(words, said, capsys):
+    assert main(["estimate", *words]) == 2
+    assert said in capsys.readouterr().err
