@@ -234,6 +234,6 @@ def _describe_cell(plan: NamedPlan, estimate: Estimate, cache: int | None) -> di
 
 
 def _describe(estimate: Estimate) -> dict[str, object]:
-    from labkit.cli.memory import describe_estimate
+    from labkit.memory.estimate.view import describe_estimate
 
     return describe_estimate(estimate)
