@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 
 import pytest
 import torch
@@ -190,7 +191,11 @@ def branch(batch=4):
     ("ask", "operator", "reason"),
     [
         (lambda: torch.randn(3).numpy(), "numpy()", "reads values"),
-        (lambda: torch.randn(3).long().sum().item(), "aten._local_scalar_dense.default", "reads"),
+        (
+            lambda: range(torch.randn(3).long().sum().item()),
+            "aten._local_scalar_dense.default",
+            "reads",
+        ),
         (lambda: [0, 1][int(torch.randn(1).item())], "aten._local_scalar_dense.default", "reads"),
     ],
     ids=["numpy", "a count", "an index"],
@@ -587,3 +592,45 @@ def test_a_loss_keeps_the_storage_that_it_really_keeps(loss, reduction):
     with StorageTracer() as tracer:
         run_twice(make_step, 256)
     assert estimate_memory(make_step).peak_bytes == tracer.levels["cpu"].peak_bytes
+
+
+@functools.lru_cache
+def make_table(size):
+    return {"table": (torch.arange(size, dtype=torch.float32),)}
+
+
+def test_a_cached_function_keeps_no_fake_tensor_for_the_real_step():
+    estimate_memory(lambda: lambda: make_table(1000)["table"][0] * 2)
+    assert type(make_table(1000)["table"][0]) is torch.Tensor
+
+
+def test_a_count_of_unknown_values_is_added_up_but_is_no_size():
+    def count(scores):
+        right = 0
+        for part in scores.split(4):
+            right += (part.argmax(1) == 0).sum().item()
+
+    assert estimate_memory(count, torch.randn(16, 8)).obstacle is None
+
+    def select(scores):
+        return torch.zeros((scores.argmax(1) == 0).sum().item())
+
+    assert estimate_memory(select, torch.randn(16, 8)).obstacle is not None
+
+
+def test_a_loop_ends_where_a_known_value_decides_alone():
+    def generate(scores):
+        length, done = 0, torch.zeros(4, dtype=torch.bool)
+        while not done.all():
+            length += 1
+            done = done | torch.full((4,), length == 5) | (scores.argmax(1) == 0)
+
+    assert estimate_memory(generate, torch.randn(4, 8)).obstacle is None
+
+
+def test_code_that_asks_sees_no_fake_tensor():
+    asked = []
+    estimate_memory(
+        lambda one: asked.append(isinstance(one, torch._subclasses.FakeTensor)), torch.ones(2)
+    )
+    assert set(asked) == {False}

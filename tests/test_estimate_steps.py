@@ -6,6 +6,8 @@ import gc
 
 import pytest
 import torch
+from torch import nn
+from torch.nn import functional
 
 from labkit.memory.estimate.play import estimate_memory
 from labkit.memory.track.tracker import track_memory
@@ -62,6 +64,70 @@ def test_on_the_cpu_it_is_within_one_percent_of_the_profiler(name):
     judge(estimate, tracked.use.find_span("tensors").peak_bytes, 0.01)
     assert (estimate.excess is not None) is (name in UPPER)
     assert estimate.obstacle is None
+
+
+class Transposed(nn.Module):
+    """Batch norm over the last dimension, and a layer that is given its result."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.mix = nn.BatchNorm1d(64), nn.Linear(64, 64)
+
+    def forward(self, values):
+        return self.mix(self.norm(values.mT).mT)
+
+
+class Reader(nn.Module):
+    """A recurrent network whose states are scored as letters."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.states, self.head = kind(32, 64, 2), nn.Linear(64, 20)
+
+    def forward(self, values):
+        scores = self.head(self.states(values)[0]).log_softmax(-1)
+        letters, lengths = torch.ones(8, 5, dtype=torch.int64), torch.full((8,), 5)
+        return functional.ctc_loss(scores, letters, torch.full((8,), 30), lengths)
+
+
+# What CPU libraries take for themselves, the CPU's layouts, and sizes that depend on values.
+ON_CPU = {
+    "convolutions": lambda: (
+        nn.Sequential(
+            nn.Conv2d(3, 24, 5, stride=2), nn.GELU(), nn.Conv2d(24, 24, 7, padding=3, groups=24),
+            nn.Conv2d(24, 64, 1), nn.ConvTranspose2d(64, 20, 4, 2),
+        ),
+        (torch.randn(8, 3, 64, 64),),
+    ),
+    "channels last": lambda: (
+        nn.Conv2d(32, 32, 7, groups=32).to(memory_format=torch.channels_last),
+        (torch.randn(8, 32, 32, 32).to(memory_format=torch.channels_last),),
+    ),
+    "large convolution": lambda: (nn.Conv2d(16, 16, 3), (torch.randn(48, 16, 160, 160),)),
+    "transposed batch norm": lambda: (Transposed(), (torch.randn(64, 128, 64),)),
+    "lstm and ctc": lambda: (Reader(nn.LSTM), (torch.randn(30, 8, 32),)),
+    "gru and ctc": lambda: (Reader(nn.GRU), (torch.randn(30, 8, 32),)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ON_CPU)
+def test_what_the_cpus_libraries_take_is_measured(name):
+    def make_step():
+        model, inputs = ON_CPU[name]()
+        return lambda: model(*inputs).mean().backward()
+
+    def run():
+        step = make_step()
+        step()
+        step()
+
+    estimate = estimate_memory(make_step)
+    run()
+    gc.collect()
+    with track_memory("cpu", tensors=True) as tracked:
+        run()
+    judge(estimate, tracked.use.find_span("tensors").peak_bytes, 0.01)
+    assert estimate.obstacle is None and estimate.lowest_bytes is None
 
 
 @pytest.mark.gpu

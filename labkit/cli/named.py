@@ -169,7 +169,7 @@ def _estimate(plan: NamedPlan, target: Target) -> tuple[Estimate, int | None]:
 
 def _compute_remedies(plan: NamedPlan, estimate: Estimate, target: Target) -> list[Remedy]:
     """The changes that save memory, each computed, those that save most first."""
-    from labkit.memory.estimate.named import list_remedies
+    from labkit.memory.estimate.named import Remedy, list_remedies
 
     found = []
     for remedy in list_remedies(plan):
@@ -180,8 +180,8 @@ def _compute_remedies(plan: NamedPlan, estimate: Estimate, target: Target) -> li
             continue
         saved = estimate.peak_bytes - changed.peak_bytes
         if saved > 0 and changed.obstacle is None:
-            figures = {"peak_bytes": changed.peak_bytes, "saved_bytes": saved}
-            found.append(dataclasses.replace(remedy, fits=changed.fits, **figures))
+            computed = Remedy(remedy.words, plan, changed.peak_bytes, saved, changed.fits)
+            found.append(computed)
     return sorted(found, key=lambda one: -one.saved_bytes)
 
 
@@ -220,7 +220,11 @@ def format_table(found: Sequence[tuple[NamedPlan, Estimate, int | None]]) -> str
 
 
 def _describe_cell(plan: NamedPlan, estimate: Estimate, cache: int | None) -> dict[str, object]:
-    sizes = {"batch": plan.batch, "sequence": plan.sequence, "cache_bytes": cache}
+    sizes: dict[str, object] = {
+        "batch": plan.batch,
+        "sequence": plan.sequence,
+        "cache_bytes": cache,
+    }
     return sizes | {
         "peak_bytes": estimate.peak_bytes,
         "least_bytes": estimate.least_bytes,
@@ -230,6 +234,6 @@ def _describe_cell(plan: NamedPlan, estimate: Estimate, cache: int | None) -> di
 
 
 def _describe(estimate: Estimate) -> dict[str, object]:
-    from labkit.cli.memory import describe_estimate
+    from labkit.memory.estimate.view import describe_estimate
 
     return describe_estimate(estimate)

@@ -71,6 +71,7 @@ OWN_ANSWERS = {"optim/": 1, "amp/": 0, "nn/utils/": 0, "nn/init.py": 0}
 OVERFLOW = "assumes that no gradient overflows: the scaler never skips a step"
 CONVERGENCE = "assumes that L-BFGS does not converge: it evaluates as often as it may"
 DDP = "DistributedDataParallel is simulated as its module and its gradient buckets, in one process"
+SHARDED = "FSDP2 and DTensor: simulated in one process, whose step may need less"
 COMPILED = "torch.compile: simulated without the compiler, which often needs less"
 UNKNOWN_SCRATCH = "takes scratch memory of unknown size"
 RNN = EstimateObstacle("cuDNN's recurrent network", UNKNOWN_SCRATCH)
@@ -90,6 +91,8 @@ KEEP_STORAGE = (
 )
 ATEN = torch.ops.aten
 ADD = ATEN.add.Tensor
+# A linear layer adds its bias in place, but for subclasses of tensors it makes another.
+ADD_BIAS = ATEN.add_.Tensor
 # Backward writes these into a tensor of its own, but for subclasses of tensors it makes another.
 IN_PLACE = {
     ADD: ATEN.add_.Tensor,
@@ -155,6 +158,8 @@ class FakeTracer(StorageTracer):
         run = REPLACED.get(operator, operator)
         if operator in IN_PLACE and _writes_in_place(operator, arguments):
             run = IN_PLACE[operator]
+        elif operator is ADD and _find_reader()[0] == "nn/modules/linear.py":
+            run = ADD_BIAS
         try:
             result = super().__torch_dispatch__(run, types, arguments, named)
         except tuple(UNKNOWN):
@@ -271,6 +276,8 @@ class FakeTracer(StorageTracer):
         for one in tensors:
             if one.requires_grad and one.is_leaf and not all(map(_is_fake, list_parts(one))):
                 raise RealTensorError
+            if type(one).__name__ == "DTensor":
+                self._note_words(SHARDED)
             if one.layout is not torch.strided:
                 self.note_obstacle(
                     EstimateObstacle(f"a {one.layout} tensor", "has a size that depends on values")
@@ -490,6 +497,7 @@ class Simulation:
                 stack.enter_context(simulate_calls(self._target, self._find_level))
                 stack.enter_context(self._operators)
                 stack.enter_context(allow_foreach())
+            stack.callback(_forget_fakes)
             stack.enter_context(self._fake)
             stack.enter_context(self.tracer)
             yield
@@ -565,6 +573,35 @@ class Simulation:
             return compile_(*arguments, backend="eager", **kept)
 
         return compile_and_note
+
+
+LRU_CACHE = type(functools.lru_cache(len))
+
+
+def _forget_fakes() -> None:
+    """Clears the caches of functions that hold fake tensors: a real step would get them.
+
+    transformers keeps tables of positions so, for a model that may have had the same address.
+    """
+    for one in gc.get_objects():
+        if type(one) is LRU_CACHE and one.cache_info().currsize and _holds_fake(one):
+            one.cache_clear()
+
+
+def _holds_fake(cache: Any) -> bool:
+    looked, seen = [cache], {id(cache)}
+    while looked:
+        for one in gc.get_referents(looked.pop()):
+            if _is_fake(one):
+                return True
+            if id(one) not in seen and type(one).__name__ in CONTAINERS:
+                seen.add(id(one))
+                looked.append(one)
+    return False
+
+
+# What a cache keeps its results in, or a result is.
+CONTAINERS = ("dict", "tuple", "list", "_lru_list_elem")
 
 
 def _wrap_module(

@@ -28,7 +28,7 @@ PRODUCTS = frozenset("mm addmm bmm baddbmm addbmm addmv mv dot _addmm_activation
 COPYING = frozenset(
     """native_layer_norm native_layer_norm_backward native_group_norm native_group_norm_backward
     native_batch_norm_backward gelu_backward _softmax _softmax_backward_data _log_softmax
-    _log_softmax_backward_data _safe_softmax roll upsample_bilinear2d upsample_nearest2d
+    _log_softmax_backward_data roll upsample_bilinear2d upsample_nearest2d
     upsample_bicubic2d upsample_nearest2d_backward avg_pool2d max_pool2d_with_indices""".split()  # noqa: SIM905
 )
 RNN_BACKWARD = torch.ops.aten.mkldnn_rnn_layer_backward.default
@@ -48,7 +48,7 @@ _measured: dict[Any, Scratch | None] = {}
 
 def needs_measuring(name: str, tensors: list[Any]) -> bool:
     """True for an operator of the CPU whose own memory is not in the table of ``operators.py``."""
-    if name in CONVOLUTIONS or name in RECURRENT:
+    if name in CONVOLUTIONS or name in RECURRENT or name == "_safe_softmax":
         return True
     if name in PRODUCTS:
         return tensors[0].dtype in HALF

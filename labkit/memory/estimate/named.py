@@ -374,8 +374,7 @@ def _checkpoint(model: Any) -> None:
 
 
 def _adapt(model: Any, options: dict[str, Any]) -> Any:
-    import peft
-
+    peft = import_library("peft")
     try:
         adapted = peft.get_peft_model(model, peft.LoraConfig(**options))
     except ValueError as error:
@@ -461,8 +460,8 @@ def _make_stateful(weights: list[Any], make_state: Callable[[Any], list[Any]]) -
     """An optimizer that updates in place, in one kernel, and keeps this state for each weight."""
     import torch
 
-    class Stateful(torch.optim.Optimizer):
-        def step(self, closure: Any = None) -> None:  # type: ignore[override]
+    class Stateful(torch.optim.Optimizer):  # type: ignore[misc]
+        def step(self, closure: Any = None) -> None:
             for group in self.param_groups:
                 for weight in group["params"]:
                     if weight.grad is not None and not self.state[weight]:

@@ -241,7 +241,7 @@ def estimate_work(work: Work, target: Target) -> Estimate:
 def _estimate_one(work: Work, target: Target, assumptions: Assumptions) -> Estimate:
     from labkit.memory.estimate.allocator import CachingAllocator
     from labkit.memory.estimate.cuda import CONTEXT_BYTES
-    from labkit.memory.estimate.fake import COMPILED, CONVERGENCE
+    from labkit.memory.estimate.fake import COMPILED, CONVERGENCE, SHARDED
     from labkit.memory.track.model import Level, sum_categories, sum_lines
 
     on_cuda = target.kind == "cuda"
@@ -268,7 +268,7 @@ def _estimate_one(work: Work, target: Target, assumptions: Assumptions) -> Estim
         workspace_bytes=simulation.workspace_bytes if on_cuda else None,
         context_bytes=CONTEXT_BYTES if on_cuda else None,
         obstacle=obstacle or simulation.tracer.obstacle or _name_gap(simulation.tracer.trouble),
-        excess=next((one for one in notes if one in {COMPILED, CONVERGENCE}), None),
+        excess=next((one for one in notes if one in {COMPILED, CONVERGENCE, SHARDED}), None),
         notes=(*added, *notes),
         growth_bytes=growth,
     )
