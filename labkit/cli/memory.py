@@ -319,7 +319,7 @@ def show_estimate(arguments: argparse.Namespace) -> int:
             fix=f"labkit estimate {arguments.step}",
         )
     if source:
-        return show_named(arguments, source)
+        return show_named(arguments, source, describe_estimate)
     path, name = split_step(arguments.step)
     check_file(path, name)
     # The user's own prints are not results of this command.
