@@ -185,8 +185,8 @@ def test_no_expression_is_slow_on_long_lines_of_its_own_fragments():
                 r"\\([^a-zA-Z0-9])|\\.|\(\?[:!=<]*|[][()|?*+^$.]|\{\d*,?\d*\}", r"\1", pattern
             )
             for text in (fragments, fragments.replace(" ", ""), fragments.split()[0]):
-                explain_text(text * (3_000 // max(1, len(text))))
-    assert time.process_time() - started < 60
+                explain_text(text * (3_000 // max(1, len(text))), known=(error,))
+    assert time.process_time() - started < 30
 
 
 @pytest.mark.parametrize("expression", EXPRESSIONS)

@@ -161,6 +161,7 @@ def test_each_rank_is_a_notebook_of_the_result_with_its_own_output(tmp_path, cap
         executed = (folder / f"train.rank{number}.ipynb").read_text()
         assert "sum 3.0" in executed
         assert f"local {number} of 2" in executed
+    assert described["measuring"]["how"]["process"]
     report = (folder / "report.html").read_text()
     assert "rank 0: time" in report
     assert "rank 1: peak" in report
@@ -193,7 +194,7 @@ def test_a_hang_ends_with_the_timeout_and_says_at_which_line_each_rank_is(tmp_pa
         capsys,
         "def share():\n    dist.barrier()",
         "if dist.get_rank() == 0:\n    share()\nelse:\n    time.sleep(500)",
-        timeout=45,
+        timeout=30,
     )
 
     first = next(one for one in described["notebooks"] if one["rank"]["failed_first"])

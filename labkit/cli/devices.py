@@ -428,7 +428,7 @@ def _format_device(device: Device, telemetry: Telemetry | None) -> str:
 
 
 def _list_state(state: GpuTelemetry) -> list[tuple[str, str]]:
-    """A GPU's state, one labelled line for each subject."""
+    """A GPU's state, one labeled line for each subject."""
     holds = (
         "unknown"
         if state.load.clock_reasons is None

@@ -25,7 +25,6 @@ from labkit.text import escape_controls, near_match
 if TYPE_CHECKING:
     from labkit.memory.balance.model import Balance, Snapshot
     from labkit.memory.estimate.model import Estimate
-    from labkit.memory.track.model import LineUse
 
 
 DEFAULT_INTERVAL_SECONDS = 2.0
@@ -306,7 +305,13 @@ def show_estimate(arguments: argparse.Namespace) -> int:
     from labkit.memory.estimate.model import find_target
     from labkit.memory.estimate.named import parse_source
     from labkit.memory.estimate.play import estimate_memory
-    from labkit.memory.estimate.view import BAR_WIDTH, GLYPHS, INDENT, format_estimate
+    from labkit.memory.estimate.view import (
+        BAR_WIDTH,
+        GLYPHS,
+        INDENT,
+        describe_estimate,
+        format_estimate,
+    )
 
     find_target(arguments.device)  # refuses an unknown name before torch is loaded
     if arguments.world_size is None and arguments.shard:
@@ -319,7 +324,7 @@ def show_estimate(arguments: argparse.Namespace) -> int:
             fix=f"labkit estimate {arguments.step}",
         )
     if source:
-        return show_named(arguments, source, describe_estimate)
+        return show_named(arguments, source)
     path, name = split_step(arguments.step)
     check_file(path, name)
     # The user's own prints are not results of this command.
@@ -356,6 +361,7 @@ def _show_ranks(
 ) -> int:
     """Prints what each rank would hold; exits 0 if every rank fits or no device was named."""
     from labkit.memory.estimate.shards import describe_ranks, estimate_ranks, format_ranks
+    from labkit.memory.estimate.view import describe_estimate
 
     with contextlib.redirect_stdout(sys.stderr):
         found = estimate_ranks(
@@ -443,60 +449,6 @@ def find_function(module: ModuleType, name: str, path: Path) -> Callable[..., An
         cause=f"its functions are: {', '.join(own) or 'none'}",
         fix=f"labkit estimate {path}:{near or (own[0] if own else 'make_step')}",
     )
-
-
-def describe_estimate(estimate: Estimate) -> dict[str, object]:
-    """The estimate as ``--json`` prints it; what is unknown is null."""
-    return {
-        "function": estimate.name,
-        "batch": estimate.batch,
-        "inference": estimate.inference,
-        "device": {
-            "name": estimate.target.name,
-            "kind": estimate.target.kind,
-            "capacity_bytes": estimate.target.capacity_bytes,
-            "taken_bytes": estimate.target.taken_bytes,
-        },
-        "peak_bytes": estimate.peak_bytes,
-        "lowest_bytes": estimate.lowest_bytes,
-        "kinds": estimate.kinds,
-        "host_bytes": estimate.host_bytes,
-        "allocated_bytes": estimate.allocated_bytes,
-        "reserved_bytes": estimate.reserved_bytes,
-        "workspace_bytes": estimate.workspace_bytes,
-        "context_bytes": estimate.context_bytes,
-        "needed_bytes": [estimate.least_bytes, estimate.most_bytes],
-        "fits": estimate.fits,
-        "spare_bytes": estimate.spare_bytes,
-        "largest_batch": estimate.largest_batch,
-        "complete": estimate.obstacle is None,
-        "excess": estimate.excess,
-        "obstacle": _describe_obstacle(estimate),
-        "lines": [_describe_line(line) for line in estimate.lines],
-        "notes": list(estimate.notes),
-    }
-
-
-def _describe_obstacle(estimate: Estimate) -> dict[str, object] | None:
-    obstacle = estimate.obstacle
-    if obstacle is None:
-        return None
-    return {
-        "operator": obstacle.operator,
-        "reason": obstacle.reason,
-        "file": obstacle.frame and obstacle.frame.file,
-        "line": obstacle.frame and obstacle.frame.line,
-    }
-
-
-def _describe_line(line: LineUse) -> dict[str, object]:
-    return {
-        "file": line.frame and line.frame.file,
-        "line": line.frame and line.frame.line,
-        "source": line.frame and line.frame.source,
-        "held_bytes": line.held_bytes,
-        "storages": line.storages,
-    }
 
 
 @contextlib.contextmanager

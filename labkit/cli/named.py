@@ -6,7 +6,7 @@ import argparse
 import contextlib
 import dataclasses
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from labkit.cli import can_print, fit_bar, print_json
@@ -76,15 +76,8 @@ def take_one(sizes: Sequence[int] | None) -> int | None:
     return sizes[0] if sizes else None
 
 
-def show_named(
-    arguments: argparse.Namespace,
-    source: tuple[str, str],
-    describe: Callable[[Estimate], dict[str, object]],
-) -> int:
-    """Prints the estimate, the table or the remedies; exits 1 where it does not surely fit.
-
-    ``describe`` gives the estimate as ``--json`` prints it.
-    """
+def show_named(arguments: argparse.Namespace, source: tuple[str, str]) -> int:
+    """Prints the estimate, the table or the remedies; exits 1 where it does not surely fit."""
     from labkit.memory.estimate.model import Target, find_target
 
     target = find_target(arguments.device)
@@ -103,7 +96,7 @@ def show_named(
                 "model": f"{plan.library}:{plan.name}",
                 "plan": dataclasses.asdict(plan) | {"lora": plan.lora and dict(plan.lora)},
                 "cache_bytes": cache,
-                **describe(estimate),
+                **_describe(estimate),
                 "table": table,
                 "remedies": [
                     {
@@ -238,3 +231,9 @@ def _describe_cell(plan: NamedPlan, estimate: Estimate, cache: int | None) -> di
         "most_bytes": estimate.most_bytes,
         "fits": estimate.fits,
     }
+
+
+def _describe(estimate: Estimate) -> dict[str, object]:
+    from labkit.memory.estimate.view import describe_estimate
+
+    return describe_estimate(estimate)

@@ -412,6 +412,7 @@ def _execute_ranks(
             source,
             options,
             ranks,
+            account=account.measuring,
             deadline=deadline,
             watch=RunProgress(sys.stderr, jobs=count).show_event,
             keep=folder.keep if folder else keep_nothing,

@@ -130,7 +130,7 @@ class Context:
     def read(self, words: Collection[bytes], lowered: Callable[[], str], text: str) -> None:
         """Adds what a block says: its words, its text in lower case, and its text."""
         for sign in SIGNS:
-            if sign.name not in self.signs and _find(sign, words, lowered):
+            if sign.name not in self.signs and _has(sign, words, lowered):
                 self.signs.add(sign.name)
         for sign in VALUES:
             if sign.name not in self.values and (found := _find(sign, words, lowered)):
@@ -219,3 +219,25 @@ def _find(sign: Sign, words: Collection[bytes], lowered: Callable[[], str]) -> r
     if not any(word.encode() in words for word in sign.words):
         return None
     return sign.pattern.search(lowered())
+
+
+# A sign stands so many characters around its word. Where a word is frequent, one search through
+# the whole text costs less than one around each place.
+_AROUND = 60
+_FREQUENT = 200
+
+
+def _has(sign: Sign, words: Collection[bytes], lowered: Callable[[], str]) -> bool:
+    """True if the sign is in the text, next to one of its words."""
+    for word in sign.words:
+        if word.encode() not in words:
+            continue
+        text = lowered()
+        if text.count(word) > _FREQUENT:
+            return sign.pattern.search(text) is not None
+        at = text.find(word)
+        while at >= 0:
+            if sign.pattern.search(text, max(0, at - _AROUND), at + _AROUND):
+                return True
+            at = text.find(word, at + 1)
+    return False

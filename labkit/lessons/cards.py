@@ -29,7 +29,7 @@ _WORDS = {
     GOOD: _MIXED.format(color=_EDGES[GOOD]),
     BAD: _MIXED.format(color=_EDGES[BAD]),
     QUIET: "var(--jp-content-font-color2, currentColor)",
-    NEWS: _EDGES[NEWS],
+    NEWS: _MIXED.format(color=_EDGES[NEWS]),
 }
 _CARD = (
     "border-left: 3px solid {edge}; padding: 0.15em 0 0.15em 0.75em; margin: 0.15em 0; "

@@ -36,7 +36,13 @@ from labkit.files import write_atomically
 from labkit.notebooks.execute import CellEvent, Execution, RunOptions, Watch
 from labkit.notebooks.kernel import GUARD, MARK, find_marked
 from labkit.notebooks.ranks import is_lost_peer
-from labkit.notebooks.result import MeasuringAccount, NotebookResult, RankPlace, RunFailure
+from labkit.notebooks.result import (
+    MeasuringAccount,
+    MeasuringMethods,
+    NotebookResult,
+    RankPlace,
+    RunFailure,
+)
 from labkit.notebooks.sources import Source, load_notebook
 
 POLL_SECONDS = 0.2
@@ -107,6 +113,13 @@ class _Reports:
             self._times[path] = stamp
         return sorted(found, key=lambda one: one.rank.rank if one.rank else 0)
 
+    def list_methods(self) -> list[MeasuringMethods]:
+        """How each rank has measured."""
+        return [
+            msgspec.json.decode(path.read_bytes(), type=MeasuringMethods)
+            for path in sorted(self.scratch.glob("*.methods"))
+        ]
+
     def read_notebook(self, rank: int) -> Any:
         """The executed notebook of a rank; None if it has not written one."""
         import nbformat
@@ -120,6 +133,7 @@ def run_ranks(
     options: RunOptions,
     ranks: RankOptions,
     *,
+    account: MeasuringAccount | None = None,
     deadline: float | None = None,
     watch: Watch = lambda event: None,
     keep: Keep = lambda place, result, notebook: result,
@@ -147,6 +161,8 @@ def run_ranks(
         found = reports.list_results()
         if not found:
             raise _explain_no_ranks(scratch, ranks, interrupted)
+        for how in reports.list_methods():
+            (account or MeasuringAccount()).note_methods(process=how.process, cuda=how.cuda)
         results = settle_ranks([_end(one, interrupted) for one in found])
         return tuple(
             keep(place + number, one, reports.read_notebook(one.rank.rank if one.rank else 0))
@@ -303,11 +319,12 @@ class _RankRun:
         self._asked_to_stop = threading.Event()
         self._done = threading.Event()
         make = (lambda: self._notebook) if plan.is_lab else None
+        self._account = MeasuringAccount()
         self._execution = Execution(
             Source(self._label, Path(plan.path), make),
             self._notebook,
             plan.options,
-            MeasuringAccount(),
+            self._account,
             deadline=plan.deadline,
             watch=self._note,
             follow=self._write,
@@ -335,6 +352,8 @@ class _RankRun:
             )
             result = replace(result, status="stopped", error=failure, cells=cells)
         self._write_notebook()
+        how = msgspec.json.encode(self._account.describe().how)
+        write_atomically(self._scratch / f"{self._rank}.methods", how)
         self._write(replace(result, rank=place))
         return 0 if result.status == "passed" else 1
 

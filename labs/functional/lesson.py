@@ -364,7 +364,7 @@ axes.plot(points, slope(points), linestyle="--", label="f' by vmap(grad(f))")
 axes.plot(points, curvature(points), linestyle=":", linewidth=2,
           label="f'' by vmap(grad(grad(f)))")
 axes.scatter(turns, cubic(turns), s=70, zorder=3, label="f' changes its sign")
-axes.axhline(0, color="grey", linewidth=0.8)
+axes.axhline(0, color="gray", linewidth=0.8)
 axes.set(xlabel="x", ylim=(-30, 40), title="A function and its first two derivatives")
 axes.legend()
 plt.show()
@@ -511,7 +511,7 @@ for transform, marker in ((jacrev, "o"), (jacfwd, "s")):
                    label=transform.__name__)
     timed.loglog(output_sizes, times[transform], marker=marker, label=transform.__name__)
 for panel in (counted, timed):
-    panel.axvline(INPUTS, color="grey", linestyle=":", label="outputs = inputs")
+    panel.axvline(INPUTS, color="gray", linestyle=":", label="outputs = inputs")
     panel.set_xlabel(f"outputs (inputs: {INPUTS})")
     panel.legend()
 counted.set(title="Counted", ylabel="operations in matrix products")
@@ -652,7 +652,7 @@ height = vmap(vmap(valley))(torch.cartesian_prod(grid_x, grid_y).view(161, 161, 
 
 figure, axes = plt.subplots(figsize=(7.5, 5.2), layout="constrained")
 axes.contour(grid_x, grid_y, height.T, levels=torch.logspace(-1, 3.5, 14).tolist(),
-             colors="grey", linewidths=0.7)
+             colors="gray", linewidths=0.7)
 for (name, path), marker in zip(paths.items(), (".", "o")):
     axes.plot(*path.T, marker=marker, markersize=6 if marker == "o" else 3, linewidth=1.2,
               label=f"{name}: ends at height {valley(path[-1]).item():.1e}")

@@ -17,7 +17,7 @@ def _scaled_channels_first(images: Tensor) -> Tensor:
 
 
 def images_to_batch_cases() -> Iterator[Case]:
-    """One marked pixel, an oblong color batch, a square one, and a grey one."""
+    """One marked pixel, an oblong color batch, a square one, and a gray one."""
     draw = torch.Generator().manual_seed(1)
     marked = torch.zeros(1, 2, 3, 3, dtype=torch.uint8)
     marked[0, 1, 2, 0] = 255
@@ -25,7 +25,7 @@ def images_to_batch_cases() -> Iterator[Case]:
     for shape, note in [
         ((4, 5, 6, 3), "oblong images"),
         ((2, 3, 3, 3), "as high and as wide as there are channels"),
-        ((2, 4, 4, 1), "grey images, one channel"),
+        ((2, 4, 4, 1), "gray images, one channel"),
     ]:
         images = torch.randint(0, 256, shape, generator=draw, dtype=torch.uint8)
         yield Case((images,), _scaled_channels_first, note)

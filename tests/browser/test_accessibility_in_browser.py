@@ -11,11 +11,13 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webdriver import WebDriver
 
 from labkit.lessons.catalog import find_labs
 from labkit.lessons.notebooks import read_lesson
+from labkit.notebooks.report.page import write_report
 from tests.browser.driver import (
     errors_in,
     find_shown,
@@ -25,6 +27,7 @@ from tests.browser.driver import (
     run_all_cells,
     wait_for,
 )
+from tests.fakes.runs import make_cell, make_notebook, make_result, write_run
 from tests.servers import LabServer
 
 pytestmark = pytest.mark.browser
@@ -95,7 +98,9 @@ def test_axe_finds_nothing_serious_in_a_labs_page(
     assert folded[0].text.startswith("# Imports")
 
 
-def test_axe_finds_nothing_serious_in_any_output(lab_page: WebDriver, lab_server: LabServer):
+def test_axe_finds_nothing_serious_in_any_output(
+    lab_page: WebDriver, lab_server: LabServer, tmp_path: Path
+):
     path = lab_server.workspace / "gallery.ipynb"
     write_gallery(path)
     executed = run_all_cells(lab_page, lab_server, path.name, timeout_seconds=120)
@@ -104,6 +109,14 @@ def test_axe_finds_nothing_serious_in_any_output(lab_page: WebDriver, lab_server
         "NameError",
     ]
     assert find_violations(lab_page, ".jp-OutputArea-output") == []
+    # The same outputs in a run's report, with all of its folded parts open.
+    cells = [cell for cell in executed["cells"] if cell["cell_type"] == "code"]
+    result = make_result(make_notebook("gallery", cells=[make_cell(i) for i in range(len(cells))]))
+    lab_page.get(
+        write_report(write_run(tmp_path / "run", result, {"gallery.ipynb": cells})).as_uri()
+    )
+    lab_page.find_element(By.CSS_SELECTOR, "button[data-open=yes]").click()
+    assert find_violations(lab_page) == []
 
 
 def test_a_keyboard_opens_the_folded_facts(lab_page: WebDriver, lab_server: LabServer):

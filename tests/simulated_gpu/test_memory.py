@@ -161,6 +161,24 @@ def test_each_gpu_has_its_own_figures_and_the_current_one_is_first(two_a100):
 
 
 @pytest.mark.simulated
+def test_the_status_bar_tells_allocator_kernel_and_device_apart(two_a100):
+    script = """
+    from labkit.jupyter.usage import Answers
+    before = Answers(kernel=False).answer("panel")["parts"]
+    started = torch.cuda.is_initialized()
+    held, gone = new(300, "cuda:1"), new(100, "cuda:1")
+    del gone
+    say(before, started, Answers(kernel=True).answer("panel")["parts"])
+    """
+    before, started, after = two_a100.run_script(script).json()
+    assert (len(before), started) == (1, False)
+    assert after == [
+        *("cuda:1 of 2 800.0 MiB of 4.0 GiB", "kernel 800.0 MiB"),
+        *("tensors 300.0 MiB, cached 100.0 MiB", "others 0 B"),
+    ]
+
+
+@pytest.mark.simulated
 def test_reading_starts_no_cuda(two_a100):
     script = """
     labkit.memory()

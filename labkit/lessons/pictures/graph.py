@@ -129,16 +129,16 @@ def _place_rows(slots: list[_Slot], paths: list[list[int]]) -> None:
             below[source].append(target)
             above[target].append(source)
     both = [up + down for up, down in zip(above, below, strict=True)]
-    for neighbours in (nothing, above, below, above, below, above, both, both):
-        for row in reversed(rows) if neighbours is below else rows:
-            _place_row(slots, row, neighbours)
+    for neighbors in (nothing, above, below, above, below, above, both, both):
+        for row in reversed(rows) if neighbors is below else rows:
+            _place_row(slots, row, neighbors)
 
 
-def _place_row(slots: list[_Slot], row: list[int], neighbours: Rows) -> None:
+def _place_row(slots: list[_Slot], row: list[int], neighbors: Rows) -> None:
     """Moves a row's slots as close to the center of their neighbors as their widths allow."""
     wanted = {}
     for number in row:
-        near = neighbours[number]
+        near = neighbors[number]
         wanted[number] = sum(slots[n].x for n in near) / len(near) if near else slots[number].x
     row.sort(key=lambda number: wanted[number])
     edge = float("-inf")

@@ -34,7 +34,12 @@ from labkit.memory.estimate.cuda import (
     replace_attributes,
     simulate_calls,
 )
-from labkit.memory.estimate.measured import PRODUCTS, measure_scratch, needs_measuring
+from labkit.memory.estimate.measured import (
+    CONVOLUTIONS,
+    PRODUCTS,
+    measure_scratch,
+    needs_measuring,
+)
 from labkit.memory.estimate.model import EstimateObstacle, Target
 from labkit.memory.estimate.operators import (
     CPU_SCRATCH,
@@ -73,7 +78,7 @@ RNN = EstimateObstacle("cuDNN's recurrent network", UNKNOWN_SCRATCH)
 CONVOLUTION = (
     "what cuDNN's convolutions take while they run is not included: cuDNN chooses it on the GPU"
 )
-CONVOLUTIONS = ("convolution", "convolution_backward", "_convolution")
+
 FOLDER = str(Path(torch.__file__).parent) + "/"
 # Torch computes these losses element by element into their result, which keeps this storage when
 # it is reduced to one number; the storage of the fake result has one number only. The table of

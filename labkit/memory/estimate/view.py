@@ -1,4 +1,4 @@
-"""An estimate as text and as HTML: the bar and its terms, the verdict, the lines, the notes."""
+"""An estimate as text, HTML and JSON: the bar and its terms, the verdict, the lines, the notes."""
 
 from __future__ import annotations
 
@@ -177,6 +177,60 @@ def render_bar(estimate: Estimate) -> str:
     rows += [Row(words, figure) for words, figure in list_sums(estimate)]
     title = name_work(estimate)
     return render_sheet(Sheet(f"estimate of {title}", title, terms, COLORS, figures, rows))
+
+
+def describe_estimate(estimate: Estimate) -> dict[str, object]:
+    """The estimate as ``--json`` prints it; what is unknown is null."""
+    return {
+        "function": estimate.name,
+        "batch": estimate.batch,
+        "inference": estimate.inference,
+        "device": {
+            "name": estimate.target.name,
+            "kind": estimate.target.kind,
+            "capacity_bytes": estimate.target.capacity_bytes,
+            "taken_bytes": estimate.target.taken_bytes,
+        },
+        "peak_bytes": estimate.peak_bytes,
+        "lowest_bytes": estimate.lowest_bytes,
+        "kinds": estimate.kinds,
+        "host_bytes": estimate.host_bytes,
+        "allocated_bytes": estimate.allocated_bytes,
+        "reserved_bytes": estimate.reserved_bytes,
+        "workspace_bytes": estimate.workspace_bytes,
+        "context_bytes": estimate.context_bytes,
+        "needed_bytes": [estimate.least_bytes, estimate.most_bytes],
+        "fits": estimate.fits,
+        "spare_bytes": estimate.spare_bytes,
+        "largest_batch": estimate.largest_batch,
+        "complete": estimate.obstacle is None,
+        "excess": estimate.excess,
+        "obstacle": _describe_obstacle(estimate),
+        "lines": [_describe_line(line) for line in estimate.lines],
+        "notes": list(estimate.notes),
+    }
+
+
+def _describe_obstacle(estimate: Estimate) -> dict[str, object] | None:
+    obstacle = estimate.obstacle
+    if obstacle is None:
+        return None
+    return {
+        "operator": obstacle.operator,
+        "reason": obstacle.reason,
+        "file": obstacle.frame and obstacle.frame.file,
+        "line": obstacle.frame and obstacle.frame.line,
+    }
+
+
+def _describe_line(line: LineUse) -> dict[str, object]:
+    return {
+        "file": line.frame and line.frame.file,
+        "line": line.frame and line.frame.line,
+        "source": line.frame and line.frame.source,
+        "held_bytes": line.held_bytes,
+        "storages": line.storages,
+    }
 
 
 def _pad(count: int) -> str:

@@ -172,6 +172,9 @@ def describe_verdict(run: RunResult) -> str:
     if not failed:
         names = [notebook.name for notebook in run.notebooks]
         return f"{join_names(names) if len(names) < 4 else f'All {len(names)} notebooks'} passed"
+    first = next((one for one in failed if one.rank and one.rank.failed_first), None)
+    if first is not None:
+        return f"{first.name} {_say_ending(first.status)}"
     if len(run.notebooks) == 1:
         return f"{failed[0].name} {_say_ending(failed[0].status)}"
     if len(failed) == len(run.notebooks):

@@ -223,8 +223,9 @@
         const panel = new MemoryPanel();
         shell.add(panel, "right", { rank: 900 });
         const item = new MemoryItem(() => {
-          if (panel.isVisible) shell.collapseRight();
-          else shell.activateById(panel.id);
+          if (panel.isVisible) return shell.collapseRight();
+          if (window.innerWidth < NARROW_PIXELS) shell.collapseLeft();
+          shell.activateById(panel.id);
         });
         bar.registerStatusItem("labkit:memory", { item, align: "left", rank: 1, priority: 2 });
 
