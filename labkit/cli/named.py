@@ -54,14 +54,18 @@ def add_named_options(parser: argparse.ArgumentParser) -> None:
 
 
 def parse_sizes(word: str) -> tuple[int, ...]:
-    """The sizes of ``4`` or ``1,4,16``.
+    """The sizes of ``4`` or ``1,4,16``; raises UsageError for one below 1.
 
     >>> parse_sizes("1,4,16")
     (1, 4, 16)
     """
     sizes = tuple(int(one) for one in word.split(","))  # argparse reports a ValueError
     if min(sizes) < 1:
-        raise argparse.ArgumentTypeError(f"{word} has a size below 1")
+        raise UsageError(
+            f"invalid batch size {word}" if word.isdigit() else f"invalid sizes {word}",
+            cause="a size is a whole number, at least 1",
+            fix="--batch 32, or for a table of a model by name --batch 8,16,32",
+        )
     return sizes
 
 
