@@ -233,7 +233,7 @@ def t5_adafactor():
     model, ids = make_hf("t5", "AutoModelForSeq2SeqLM", **T5), make_ids()
     return train(
         model,
-        lambda: model(input_ids=ids, labels=ids[:, :64]).loss,
+        lambda: model(input_ids=ids, labels=ids[:, :64].contiguous()).loss,
         transformers.Adafactor, relative_step=False, scale_parameter=False,
     )  # fmt: skip
 
