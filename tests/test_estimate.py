@@ -350,10 +350,10 @@ def test_a_parallel_module_is_simulated_in_one_process(kept):
 
 def test_scratch_memory_that_nobody_knows_makes_a_bound():
     def make_step(batch=2):
-        model, inputs = nn.LSTM(8, 8), torch.ones(5, batch, 8)
+        model, inputs = nn.LSTM(8, 8).cuda(), torch.ones(5, batch, 8, device="cuda")
         return lambda: model(inputs)[0].sum().backward()
 
-    obstacle = estimate_memory(make_step).obstacle
+    obstacle = estimate_memory(make_step, device="H100").obstacle
     assert obstacle.reason == "takes scratch memory of unknown size"
     assert obstacle.frame.source == "return lambda: model(inputs)[0].sum().backward()"
 

@@ -28,6 +28,7 @@ HINT = (
     "cause: this torch has no code for the GPU's architecture (Maxwell, Pascal and Volta need the "
     "cu126 build, Blackwell needs cu130)\n"
     "try: pip install torch --index-url https://download.pytorch.org/whl/cu126   # or cu130"
+    " (RTX 50 and newer: cu128 at least)"
 )
 
 

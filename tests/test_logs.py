@@ -109,7 +109,7 @@ def test_a_program_that_said_nothing(tmp_path):
         ),
         pytest.param(
             "ERROR: No matching distribution found for torch==2.13.0+cpu",
-            "no build",
+            "no such version",
             id="no build",
         ),
         pytest.param(

@@ -305,10 +305,10 @@ def test_the_screen_names_the_cpu_where_torch_is_missing(host):
     (host.folder / "torch/__init__.py").write_text("import nothing_of_that_name\n")
     done = host.run(script_driver(), "devices", "--verify")
     assert done.returncode == 5
-    assert done.stdout.splitlines()[-2] == "verified:"
-    cause = "ModuleNotFoundError: No module named 'nothing_of_that_name'"
-    assert done.stdout.splitlines()[-1].startswith("cpu     ")
-    assert done.stdout.endswith(f" cannot be used: torch cannot be imported: {cause}\n")
+    verified = done.stdout.rpartition("verified:\n")[2]
+    assert verified.startswith("cpu     ")
+    assert " cannot be used: torch cannot be imported: " in verified
+    assert "nothing_of_that_name" in verified
 
 
 @pytest.mark.slow

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import dataclasses
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
 
 def add_named_options(parser: argparse.ArgumentParser) -> None:
     """Adds the options for models by name."""
-    from labkit.memory.estimate.named import DTYPES, FORMATS, OPTIMIZERS, TASKS
+    from labkit.memory.estimate.formats import DTYPES, FORMATS, OPTIMIZERS, TASKS
 
     group = parser.add_argument_group(
         "for hf:NAME, hf:config.json and timm:NAME",
@@ -82,6 +81,8 @@ def take_one(sizes: Sequence[int] | None) -> int | None:
 
 def show_named(arguments: argparse.Namespace, source: tuple[str, str]) -> int:
     """Prints the estimate, the table or the remedies; exits 1 where it does not surely fit."""
+    import dataclasses
+
     from labkit.memory.estimate.model import Target, find_target
 
     target = find_target(arguments.device)
@@ -122,7 +123,10 @@ def show_named(arguments: argparse.Namespace, source: tuple[str, str]) -> int:
 
 
 def _list_plans(arguments: argparse.Namespace, source: tuple[str, str]) -> list[NamedPlan]:
-    from labkit.memory.estimate.named import DTYPES, NamedPlan, parse_lora
+    import dataclasses
+
+    from labkit.memory.estimate.formats import DTYPES
+    from labkit.memory.estimate.named import NamedPlan, parse_lora
 
     task = "infer" if arguments.inference and arguments.task == "train" else arguments.task
     if arguments.context and task != "generate":
@@ -161,6 +165,8 @@ def _list_plans(arguments: argparse.Namespace, source: tuple[str, str]) -> list[
 
 def _estimate(plan: NamedPlan, target: Target) -> tuple[Estimate, int | None]:
     """The estimate of a plan, and the bytes of its cache."""
+    import dataclasses
+
     from labkit.memory.estimate.named import make_named_work
     from labkit.memory.estimate.play import estimate_work, make_work
 

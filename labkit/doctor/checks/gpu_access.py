@@ -506,8 +506,11 @@ def judge_container_gpu(facts: ContainerGpuFacts, distribution: Distribution) ->
     if any("did not answer" in problem for problem in problems):
         return unknown(f"no container of {facts.image} started in time", DEEPER)
     known = [found for text in problems if (found := explain_text(text).first)]
-    # CDI is off by default, so that error does not explain why the first way failed.
-    known = [each for each in known if each.error.name != "docker-cdi-off"]
+    # CDI is off by default, so that error does not explain why the first way failed. What is known
+    # by its form alone says less than the whole message.
+    known = [
+        each for each in known if each.error.name != "docker-cdi-off" and not each.error.general
+    ]
     what = f"no container sees the GPU ({known[0].line if known else _quote(problems)})"
     if known:
         return failed(what, known[0].error.cause, known[0].error.fix.on(distribution))
