@@ -128,10 +128,11 @@ def test_each_rank_holds_what_was_estimated(shard, world_size):
         assert share.parameters_bytes == real["parameters"]
         assert share.gradients_bytes == real["gradients"]
         assert share.optimizer_bytes == real["optimizer"]
-        # What is exchanged and gathered is exact for DDP; for FSDP it depends on the moment.
+        # What is exchanged and gathered is exact for DDP; for FSDP it depends on the moment at
+        # which the ranks reach the peak, and the estimate is a bound.
         if shard == "fsdp":
-            assert 0.4 * share.buckets_bytes <= real["buckets"] <= 1.02 * share.buckets_bytes
-            assert 0.4 * share.gathered_bytes <= real["gathered"] <= 1.02 * share.gathered_bytes
+            assert 0 < real["buckets"] <= 1.02 * share.buckets_bytes
+            assert 0 < real["gathered"] <= 1.02 * share.gathered_bytes
         else:
             assert (share.buckets_bytes, share.gathered_bytes) == (real["buckets"], 0)
         assert 0.9 * real["peak"] <= share.peak_bytes <= 1.6 * real["peak"]

@@ -173,7 +173,8 @@ def test_one_that_crashes_takes_nobody_else_down(host):
             {},
             1,
             "torch has no kernel for its compute capability 6.1, only for sm_80, sm_90",
-            "pip install torch --index-url https://download.pytorch.org/whl/cu126   # or cu130",
+            "pip install torch --index-url https://download.pytorch.org/whl/cu126   # or cu130"
+            " (RTX 50 and newer: cu128 at least)",
             id="no kernel for its architecture",
         ),
         pytest.param(

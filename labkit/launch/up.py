@@ -201,7 +201,7 @@ def find_running(
     if settings.flavor == "auto" and state.flavor == "cpu" and has_driver(root):
         steps.say("the running lab has flavor cpu, but this host has a GPU driver")
         steps.say("  try: make down && make up   # chooses again and prints why")
-    return replace(status, state=followed)
+    return status
 
 
 def _follow_lessons(checkout: Checkout, state: LabState, steps: Steps) -> LabState | None:

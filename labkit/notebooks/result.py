@@ -532,9 +532,12 @@ class RunFolder:
                 self._write_notebook(result, notebook)
 
     def keep(self, place: int, result: NotebookResult, notebook: Any) -> NotebookResult:
-        """Writes the executed notebook, and returns the result with the name of its file."""
+        """Writes the executed notebook, and returns the result with the name of its file.
+
+        Without a notebook, such as a rank's that ended before it wrote one, there is no file.
+        """
         with self._lock:
-            if not self._write_notebook(result, notebook):
+            if notebook is None or not self._write_notebook(result, notebook):
                 return result
         return msgspec.structs.replace(result, executed=f"{result.name}.ipynb")
 
