@@ -51,6 +51,11 @@ LOST = "cell 2 of 3 raised RuntimeError: Connection closed by peer [127.0.0.1]:4
             id="a death before the lost connection that is noticed earlier",
         ),
         pytest.param(
+            [rank(0, "died", "killed", at=None), rank(1, "failed", "b", at=3.0)],
+            *(1, "failed"),
+            id="an error before the rank that was killed because of it",
+        ),
+        pytest.param(
             [rank(0, "stopped", "ended"), rank(1, "timed_out", "too long", at=9.0)],
             *(1, "timed_out"),
             id="not the one that was ended",

@@ -232,10 +232,11 @@ def settle_ranks(results: Iterable[NotebookResult]) -> list[NotebookResult]:
     return [marked if one is first else one for one in results]
 
 
-def _order_failure(result: NotebookResult) -> tuple[bool, float]:
+def _order_failure(result: NotebookResult) -> tuple[bool, bool, float]:
+    """Causes before what they bring: torchrun kills the other ranks, at times nobody records."""
     text = result.error.what if result.error else ""
     ended = result.rank.ended_at if result.rank else None
-    return is_lost_peer(text), ended or 0.0
+    return is_lost_peer(text), ended is None, ended or 0.0
 
 
 def _say_standing(result: NotebookResult) -> str:
