@@ -34,6 +34,8 @@ SAVE_SECONDS = 2.0
 
 # Errors of file systems without hard links (FAT, FUSE, some bind mounts into containers).
 _NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV, errno.EACCES}
+# AT_FDCWD, and the flag that renameat2 takes not to overwrite.
+_HERE, _NO_REPLACE = -100, 1
 # Errors of network file systems without locks: two processes can then run at the same time.
 _NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS}
 
@@ -54,6 +56,23 @@ class Disk:
     def link(self, source: Path, target: Path) -> None:
         """Gives ``source`` a second name. FileExistsError if the name is taken."""
         os.link(source, target, follow_symlinks=False)
+
+    def rename_new(self, source: Path, target: Path) -> bool:
+        """Renames to a free name in one step; False where the system has no such step.
+
+        FileExistsError if the name is taken. This is Linux's renameat2 with RENAME_NOREPLACE.
+        """
+        import ctypes
+
+        rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+        if rename is None:
+            return False
+        names = (ctypes.c_char_p(os.fsencode(source)), ctypes.c_char_p(os.fsencode(target)))
+        if rename(_HERE, names[0], _HERE, names[1], _NO_REPLACE) == 0:
+            return True
+        if ctypes.get_errno() != errno.EEXIST:
+            return False
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target))
 
     def claim(self, path: Path) -> int:
         """Creates an empty file and returns its descriptor. FileExistsError if it exists."""
@@ -150,7 +169,8 @@ def move_new(disk: Disk, source: Path, target: Path) -> None:
     except OSError as error:
         if isinstance(error, FileExistsError) or error.errno not in _NO_LINKS:
             raise
-        _move_without_links(disk, source, target)
+        if not disk.rename_new(source, target):
+            _move_without_links(disk, source, target)
     else:
         disk.remove(source)
     disk.sync(target.parent)
@@ -159,7 +179,9 @@ def move_new(disk: Disk, source: Path, target: Path) -> None:
 def _move_without_links(disk: Disk, source: Path, target: Path) -> None:
     """Claims the name with an empty file, then renames over it.
 
-    If another program writes into the empty file in the meantime, that content is kept beside it.
+    This is for file systems that have neither links nor renames that overwrite nothing. If another
+    program writes into the empty file in the meantime, that content is kept beside it; one that
+    renames over it in between loses its file.
     """
     handle = disk.claim(target)
     with os.fdopen(handle, "rb") as claimed:

@@ -407,6 +407,9 @@ class UnlinkableDisk(QuickDisk):
     def link(self, source: Path, target: Path) -> None:
         raise OSError(errno.EPERM, "Operation not permitted", str(target))
 
+    def rename_new(self, source: Path, target: Path) -> bool:
+        return False
+
 
 def test_without_hard_links_all_is_the_same(world: World) -> None:
     disk = UnlinkableDisk()
@@ -464,6 +467,20 @@ def test_a_save_into_a_name_that_is_being_claimed_is_kept(world: World) -> None:
     (kept,) = world.work.glob("01_small.yours-*.ipynb")
     assert kept.read_bytes() == notebook("saved just now")
     assert world.path.read_bytes() == notebook("version = 2")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="renameat2 is Linux's")
+def test_without_links_a_rename_overwrites_nothing(tmp_path: Path) -> None:
+    source, target = tmp_path / "new", tmp_path / "taken"
+    source.write_bytes(b"new")
+    target.write_bytes(b"the learner's")
+
+    with pytest.raises(FileExistsError):
+        Disk().rename_new(source, target)
+    assert (source.read_bytes(), target.read_bytes()) == (b"new", b"the learner's")
+    assert Disk().rename_new(source, tmp_path / "free")
+    assert (tmp_path / "free").read_bytes() == b"new"
+    assert not source.exists()
 
 
 def test_an_immutable_notebook_holds_up_no_other(world: World) -> None:
