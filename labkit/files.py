@@ -313,9 +313,9 @@ def explain_disk_errors(folder: Path) -> Iterator[None]:
 def name_outside(path: Path, environment: Mapping[str, str] = os.environ) -> Path:
     """The path as whoever called the launcher finds it: absolute, and the host's for a container.
 
-    >>> inside = {"LABKIT_WORKSPACE": "/work", "LABKIT_OUTSIDE": "/home/ada/lab/work"}
-    >>> name_outside(Path("/work/runs/1/report.html"), inside).as_posix()
-    '/home/ada/lab/work/runs/1/report.html'
+    >>> inside = {"LABKIT_WORKSPACE": "/inside", "LABKIT_OUTSIDE": "/home/ada/labs"}
+    >>> name_outside(Path("/inside/runs/1/report.html"), inside).as_posix()
+    '/home/ada/labs/runs/1/report.html'
     """
     inside, outside = (environment.get(name) for name in (WORKSPACE_VARIABLE, OUTSIDE_VARIABLE))
     if not (inside and outside):

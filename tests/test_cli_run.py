@@ -259,10 +259,10 @@ def test_a_run_is_kept_under_runs_with_its_report_and_says_where(tmp_path, capsy
 
 def test_a_run_for_somebody_outside_names_the_hosts_paths(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("LABKIT_WORKSPACE", str(Path.cwd()))
-    monkeypatch.setenv("LABKIT_OUTSIDE", "/home/ada/lab/work")
+    monkeypatch.setenv("LABKIT_OUTSIDE", "/home/ada/labs")
     assert main(["run", make_file(tmp_path / "a.ipynb", "1")]) == 0
     (folder,) = Path("runs").iterdir()
-    outside = f"/home/ada/lab/work/{folder}"
+    outside = f"/home/ada/labs/{folder}"
     assert capsys.readouterr().err.endswith(
         f"run folder: {outside}\nreport: {outside}/report.html\n"
     )
