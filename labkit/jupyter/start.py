@@ -62,8 +62,8 @@ class Doctor:
         try:
             said, _ = await asyncio.wait_for(process.communicate(), DOCTOR_SECONDS)
             self._notices = read_notices(json.loads(said))
-        except (OSError, ValueError, asyncio.TimeoutError):
-            return
+        except (OSError, ValueError, KeyError, asyncio.TimeoutError):
+            return  # without the doctor's word, the page is the same
         finally:
             if process.returncode is None:
                 process.kill()

@@ -36,7 +36,7 @@ INPUTS = (*image.LAB_INPUTS, "hub")
 SOCKET = Path("/var/run/docker.sock")
 NAME_PREFIX = "labkit-learner-"
 CONTAINER_ID = re.compile(r"[0-9a-f]{64}")
-WORK_VOLUME = re.compile(r"labkit-learner-(.+)-work")
+WORK_VOLUME = re.compile(rf"{NAME_PREFIX}(.+)-work")
 # Prints each learner's progress, one line of JSON each. A learner's files are only read.
 READ_ALL = (
     'for folder in /learners/*; do LABKIT_WORKSPACE="$folder" labkit progress --json'
@@ -79,7 +79,7 @@ def stop_hub(checkout: Checkout) -> None:
     """Stops the hub and the learners' servers; their volumes and accounts stay."""
     variables = _list_defaults(checkout)
     _compose(checkout, ["stop"], variables, "make hub STOP=1")
-    words = ["docker", "ps", "--all", "--quiet", "--filter", "name=^/labkit-learner-"]
+    words = ["docker", "ps", "--all", "--quiet", "--filter", f"name=^/{NAME_PREFIX}"]
     servers = run_command(words, timeout_seconds=30).stdout.split()
     for word in (["stop"], ["rm", "--force"]) if servers else ():
         run_command(["docker", *word, *servers], timeout_seconds=120)
@@ -89,7 +89,7 @@ def stop_hub(checkout: Checkout) -> None:
 def read_class(checkout: Checkout) -> list[tuple[str, dict[str, Any]]]:
     """Each learner's name and progress, as `labkit progress --json` prints it, from the volumes."""
     listed = run_command(
-        ["docker", "volume", "ls", "--quiet", "--filter", "name=labkit-learner-"],
+        ["docker", "volume", "ls", "--quiet", "--filter", f"name={NAME_PREFIX}"],
         timeout_seconds=30,
     )
     names = sorted(found[1] for found in map(WORK_VOLUME.fullmatch, listed.stdout.split()) if found)
@@ -98,7 +98,7 @@ def read_class(checkout: Checkout) -> list[tuple[str, dict[str, Any]]]:
     mounts = [
         word
         for name in names
-        for word in ("--volume", f"labkit-learner-{name}-work:/learners/{name}:ro")
+        for word in ("--volume", f"{NAME_PREFIX}{name}-work:/learners/{name}:ro")
     ]
     hardened = ["--network", "none", "--cap-drop", "ALL", "--read-only", "--tmpfs", "/tmp"]  # noqa: S108
     answer = run_command(

@@ -57,7 +57,8 @@ def needs_measuring(name: str, tensors: list[Any]) -> bool:
 
 def measure_scratch(operator: Any, arguments: Any, named: Any) -> Scratch | None:
     """What the operator takes for itself; None if it is too large, or another profiler runs."""
-    key = (operator, torch.get_num_threads(), *map(_describe, arguments), *sorted(named.items()))
+    given = [*arguments, *(word for item in sorted(named.items()) for word in item)]
+    key = (operator, torch.get_num_threads(), *map(_describe, given))
     if key not in _measured:
         if is_profiling():
             return None
