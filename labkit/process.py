@@ -10,6 +10,7 @@ import contextlib
 import os
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,6 +22,9 @@ from labkit.errors import UsageError
 
 Line = Callable[[str], None]
 
+# Options of `python -m` in a learner's folder: without them, a file there such as random.py is
+# imported in place of Python's own. Python 3.10 has no such option.
+SAFE_PATH = ("-P",) if sys.version_info >= (3, 11) else ()
 # How long a program may take to end after SIGTERM.
 GRACE_SECONDS = 5.0
 # How much of each stream of a probed program is kept; the rest is read and dropped.

@@ -19,7 +19,7 @@ from labkit.launch import hub, serve
 from labkit.launch.compose import ContainerLab
 from labkit.launch.progress import Steps
 from labkit.launch.settings import CPU, Settings
-from labkit.process import CommandResult
+from labkit.process import SAFE_PATH, CommandResult
 from tests.fakes.host import fails, make_checkout, says
 from tests.test_compose import fill_in
 
@@ -178,7 +178,7 @@ def test_under_a_hub_the_lab_becomes_its_single_user_server(monkeypatch, install
     environment = {**os.environ, "JUPYTERHUB_API_TOKEN": "abc"}
     if installed:
         serve.become_jupyter(environment, ["--a=b"])
-        assert became == [[sys.executable, "-m", "jupyterhub.singleuser", "--a=b"]]
+        assert became == [[sys.executable, *SAFE_PATH, "-m", "jupyterhub.singleuser", "--a=b"]]
         return
     with pytest.raises(EngineError, match="JupyterHub is not in its image"):
         serve.become_jupyter(environment)

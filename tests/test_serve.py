@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -18,8 +19,10 @@ from labkit.launch.serve import (
     find_workspace,
     prepare_folders,
 )
-from labkit.process import run_command
+from labkit.process import SAFE_PATH, run_command
 from tests.fakes.played_lab import find_free_port
+
+ROOT = Path(__file__).parents[1]
 
 
 def test_jupyters_own_folders_are_made_in_the_state_folder(tmp_path):
@@ -105,8 +108,29 @@ def became(monkeypatch):
 def test_it_becomes_jupyterlab_of_its_own_python(became):
     become_jupyter({"JUPYTER_CONFIG_PATH": "/etc/labkit/jupyter"})
     assert became == [
-        ([sys.executable, "-m", "jupyterlab"], {"JUPYTER_CONFIG_PATH": "/etc/labkit/jupyter"})
+        (
+            [sys.executable, *SAFE_PATH, "-m", "jupyterlab"],
+            {"JUPYTER_CONFIG_PATH": "/etc/labkit/jupyter"},
+        )
     ]
+
+
+@pytest.mark.skipif(not SAFE_PATH, reason="Python 3.10 has no -P")
+def test_a_learners_file_with_a_modules_name_stops_no_server(tmp_path):
+    for name in ("queue", "random", "json"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('the learner's own file')\n")
+    become = "import os; from labkit.launch.serve import become_jupyter as become;"
+    words = ["-c", f"{become} become(dict(os.environ), ['--version'])"]
+    done = subprocess.run(
+        [sys.executable, *SAFE_PATH, *words],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_further_arguments_are_jupyterlabs(became, tmp_path, monkeypatch):
@@ -115,7 +139,7 @@ def test_further_arguments_are_jupyterlabs(became, tmp_path, monkeypatch):
     monkeypatch.setenv("LABKIT_STATE", str(tmp_path / "state"))
     options = ["--ServerApp.base_url=/user/ada/", "--ip", "0.0.0.0", "notes.ipynb"]
     assert main(["serve", *options]) == 0
-    assert became[0][0][3:] == options
+    assert became[0][0][3 + len(SAFE_PATH) :] == options
 
 
 def test_the_labs_in_a_folder_without_a_checkout(became, tmp_path, monkeypatch):
@@ -124,7 +148,7 @@ def test_the_labs_in_a_folder_without_a_checkout(became, tmp_path, monkeypatch):
     port = str(find_free_port())
     assert main(["lab", str(tmp_path / "a lab"), "--port", port]) == 0
     [(command, values)] = became
-    assert command[1:] == ["-m", "jupyterlab"]
+    assert command[1:] == [*SAFE_PATH, "-m", "jupyterlab"]
     assert (tmp_path / "a lab" / "01_tensors.ipynb").is_file()
     assert values["LABKIT_WORKSPACE"] == str(tmp_path / "a lab")
     assert (values["LABKIT_SERVER_ADDRESS"], values["LABKIT_SERVER_PORT"]) == ("127.0.0.1", port)
@@ -158,7 +182,15 @@ def test_a_configuration_that_does_not_load_stops_the_server(tmp_path, fault):
         "LABKIT_STATE": str(tmp_path / "state"),
         "JUPYTER_CONFIG_PATH": str(tmp_path / "config"),
     }
-    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--port=0"]
+    command = [
+        sys.executable,
+        *SAFE_PATH,
+        "-m",
+        "jupyterlab",
+        "--no-browser",
+        "--allow-root",
+        "--port=0",
+    ]
     done = run_command(command, timeout_seconds=60, environment=prepare_folders(environment))
     assert done.exit_code not in (0, None)
     assert ("broken on purpose" in done.stderr) or ("SyntaxError" in done.stderr)

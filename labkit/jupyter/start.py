@@ -22,8 +22,9 @@ from tornado import web
 from labkit.jupyter.start_view import Notice, render_start
 from labkit.jupyter.usage import PANEL, STATUS, Answers, ask_kernel
 from labkit.lessons.overview import read_overview
+from labkit.process import SAFE_PATH
 
-DOCTOR = ("-m", "labkit", "doctor", "--quick", "--json")
+DOCTOR = (*SAFE_PATH, "-m", "labkit", "doctor", "--quick", "--json")
 DOCTOR_SECONDS = 120.0
 # How long the doctor's word counts: a full disk or a lost GPU may come later.
 DOCTOR_AGE_SECONDS = 1800.0

@@ -25,7 +25,7 @@ from labkit.launch.settings import (
 )
 from labkit.launch.state import LabHandle
 from labkit.launch.venv import PythonEnvironment
-from labkit.process import compose_environment, replace_process, run_command
+from labkit.process import SAFE_PATH, compose_environment, replace_process, run_command
 
 # Flavor, build and GPUs of a running server, for when its state file is lost.
 LAB_VARIABLE = "LABKIT_LAB"
@@ -70,7 +70,7 @@ class LocalLab:
         self.log_file.unlink(missing_ok=True)
         if self.settings.data:
             link_data(self.checkout.workspace, self.settings.data)
-        command = [str(self.python_environment.python), "-m", "labkit", "serve"]
+        command = [str(self.python_environment.python), *SAFE_PATH, "-m", "labkit", "serve"]
         return start_in_background(
             command, self.environment(), self.log_file, self.checkout.workspace
         )
@@ -108,7 +108,8 @@ class LocalLab:
 
     def lay_out_changes(self) -> None:
         """Puts changed lessons into the workspace of a running lab. Raises EngineError."""
-        command = [str(self.python_environment.python), "-m", "labkit", "reset", "--changed"]
+        python = str(self.python_environment.python)
+        command = [python, *SAFE_PATH, "-m", "labkit", "reset", "--changed"]
         done = run_command(
             command,
             timeout_seconds=LAYOUT_LIMIT_SECONDS,

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from labkit.errors import EngineError, UsageError
 from labkit.launch.settings import Settings
-from labkit.process import replace_process
+from labkit.process import SAFE_PATH, replace_process
 
 # Created if missing: a new cache volume is empty.
 STATE_FOLDERS = {
@@ -135,4 +135,4 @@ def become_jupyter(environment: Mapping[str, str], options: Sequence[str] = ()) 
                 cause="the hub needs the image labkit:hub, which `make hub` builds",
                 fix="make hub   # or: make build EXTRAS=jupyterhub",
             )
-    replace_process([sys.executable, "-m", program, *options], environment)
+    replace_process([sys.executable, *SAFE_PATH, "-m", program, *options], environment)

@@ -209,7 +209,7 @@ def find_server_process(root: Path, python: Path, proc: Path = Path("/proc")) ->
     if not (proc / "self" / "stat").exists():
         listed = run_command(["ps", "-axww", "-o", "pid=,uid=,command="], timeout_seconds=5)
         rows = [line.split(None, 2) for line in listed.stdout.splitlines()]
-        wanted = [str(os.geteuid()), f"{python} -m jupyterlab"]
+        wanted = tuple(f"{python}{word} -m jupyterlab" for word in ("", " -P"))
         found = [int(row[0]) for row in rows if len(row) == 3 and _is_server(row[1:], wanted)]
         return found[0] if found else None
     for folder in proc.glob("[0-9]*"):
@@ -223,8 +223,8 @@ def find_server_process(root: Path, python: Path, proc: Path = Path("/proc")) ->
     return None
 
 
-def _is_server(row: Sequence[str], wanted: Sequence[str]) -> bool:
-    return row[0] == wanted[0] and row[1].startswith(wanted[1])
+def _is_server(row: Sequence[str], wanted: tuple[str, ...]) -> bool:
+    return row[0] == str(os.geteuid()) and row[1].startswith(wanted)
 
 
 def read_environment(folder: Path) -> dict[str, str]:
