@@ -172,7 +172,9 @@ def share_out(
     if shard not in STRATEGIES:
         raise UsageError(f"invalid --shard {shard!r}", cause=f"it is {', '.join(STRATEGIES)}")
     if world_size < 1:
-        raise UsageError(f"invalid --world-size {world_size}", cause="it must be at least 1")
+        raise UsageError(
+            f"invalid --world-size {world_size}", cause="it is at least 1", fix="--world-size 2"
+        )
     if not sizes:
         raise UsageError(
             f"{estimate.name} runs no torch.nn.Module with parameters",
@@ -298,6 +300,22 @@ def estimate_ranks(
     sizes = list(record.sizes.values())
     shares = share_out(sizes, made, world_size=world_size, shard=shard)
     return RanksEstimate(made, shard, shares)
+
+
+# The numbers of GPUs that a remedy names.
+RANKS = (2, 4, 8, 16, 32, 64)
+
+
+def list_shardings(sizes: list[ParameterSize], estimate: Estimate) -> Iterator[RanksEstimate]:
+    """FSDP over two GPUs, and over the fewest that certainly fit; over eight if none do."""
+    made = [
+        RanksEstimate(estimate, "fsdp", share_out(sizes, estimate, world_size=ranks, shard="fsdp"))
+        for ranks in RANKS
+    ]
+    enough = next((one for one in made if one.fits), made[RANKS.index(8)])
+    yield made[0]
+    if enough is not made[0]:
+        yield enough
 
 
 def describe_ranks(found: RanksEstimate) -> dict[str, object]:
