@@ -39,6 +39,16 @@ def press(driver: WebDriver, *keys: str) -> None:
     chain.perform()
 
 
+def press_until_shown(driver: WebDriver, *keys: str, selector: str) -> None:
+    """Presses a shortcut until its effect is there: a page that still loads takes no shortcuts."""
+
+    def is_there() -> bool:
+        press(driver, *keys)
+        return wait_until(lambda: bool(read(driver, selector)), timeout_seconds=3)
+
+    assert wait_until(is_there, timeout_seconds=60), f"{selector} never came"
+
+
 def read(driver: WebDriver, selector: str) -> str:
     """The words of the first such element that can be seen; "" while there is none."""
     try:
@@ -91,8 +101,7 @@ def test_from_the_url_into_the_first_lab_and_back_by_keyboard(
         driver.refresh()  # who reloads the page stays where they were
         wait_for(driver, ".jp-Notebook .jp-Cell", timeout_seconds=60)
         assert "01_tensors" in driver.title
-        press(driver, Keys.CONTROL, Keys.SHIFT, "l")
-        wait_for(driver, ".jp-LauncherCard", timeout_seconds=20)
+        press_until_shown(driver, Keys.CONTROL, Keys.SHIFT, "l", selector=".jp-LauncherCard")
         assert "Jupytext" not in read(driver, "body")  # its contents manager is not the lab's
         assert severe_messages(driver) == []
 
