@@ -463,7 +463,7 @@ def _evaluate(model: Any, batches: Batches, **changes: bool) -> float:
 
 MEAN_LOSS = Exercise(
     name="mean_loss",
-    title="An evaluation that leaves no trace",
+    title="An evaluation without side effects",
     hints=(
         "Two switches have to be set for the loop, and one of them set back after it. Which one "
         "sets itself back?",
