@@ -170,10 +170,10 @@ claim("all_reduce: the sum in both", torch.equal(zero["all_reduce"], one["all_re
 claim("the sum is [10, 12]", zero["all_reduce"], torch.tensor([10.0, 12.0]))
 claim("all_gather: both tensors in both", one["all_gather"], torch.tensor([0.0, 1, 10, 11]))
 claim("reduce_scatter: each has its part of the sum",
-      torch.cat([zero["reduce_scatter"], one["reduce_scatter"]]), zero["all_reduce"])
+      torch.cat([zero["reduce_scatter"], one["reduce_scatter"]]), zero["all_reduce"], shown=True)
 
 # %% [markdown]
-# The last claim is worth a second look: reduce_scatter followed by all_gather is an all_reduce.
+# The last of these facts is worth a second look: reduce_scatter followed by all_gather is an all_reduce.
 # Sharded training, further down, is built on this: it stops halfway and keeps only its part.
 #
 # Under the collectives are `dist.send(tensor, dst)` and `dist.recv(tensor, src)` between two
