@@ -323,12 +323,6 @@ def show_estimate(arguments: argparse.Namespace) -> int:
     find_target(arguments.device)  # refuses an unknown name before torch is loaded
     if arguments.world_size is None and arguments.shard:
         raise UsageError("--shard needs --world-size", fix="labkit estimate --help")
-    if arguments.world_size is not None and arguments.world_size < 1:
-        raise UsageError(
-            f"invalid --world-size {arguments.world_size}",
-            cause="it is the number of ranks, at least 1",
-            fix="--world-size 2",
-        )
     source = parse_source(arguments.step)
     if source:
         return show_named(arguments, source)

@@ -182,15 +182,21 @@ def _list_plans(arguments: argparse.Namespace, source: tuple[str, str]) -> list[
 
 def _show_ranks(arguments: argparse.Namespace, plans: list[NamedPlan], target: Target) -> int:
     """Prints what each of several ranks would hold; exits 0 if each fits or none was named."""
-    from labkit.memory.estimate.shards import RanksEstimate, RecordedModel, share_out
+    from labkit.memory.estimate.shards import (
+        RanksEstimate,
+        RecordedModel,
+        check_ranks,
+        share_out,
+    )
 
+    record, shard = RecordedModel(), arguments.shard or "ddp"
+    check_ranks(arguments.world_size, shard)
     if len(plans) > 1:
         raise UsageError(
             f"--world-size {arguments.world_size} conflicts with several sizes",
             cause="the ranks are shown for one batch and one sequence",
             fix=f"--batch {plans[0].batch} --sequence {plans[0].sequence}",
         )
-    record, shard = RecordedModel(), arguments.shard or "ddp"
     with contextlib.redirect_stdout(sys.stderr):
         estimate, _ = _estimate(plans[0], target, record)
     sizes = list(record.sizes.values())
