@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 import re
 import sys
 from collections.abc import Iterator
@@ -186,5 +187,5 @@ def count_minutes(lab: Lab) -> float:
 
 @pytest.mark.parametrize("lab", LABS, ids=[lab.name for lab in LABS])
 def test_a_lab_takes_a_newcomer_the_minutes_that_it_says(lab: Lab):
-    assert 25 <= count_minutes(lab) <= 40
-    assert abs(count_minutes(lab) - lab.minutes) <= 2.5
+    assert lab.minutes == 5 * math.ceil(count_minutes(lab) / 5)
+    assert 25 <= lab.minutes <= 40
