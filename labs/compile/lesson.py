@@ -324,8 +324,8 @@ else:
 # ## What "the same result" means
 #
 # Fused code rounds at other places than eager code. So compare with a tolerance, never with
-# `torch.equal`. The next cell measures both errors, against `float64`, in `bfloat16`: with its 8
-# bits of precision, the difference is easy to see.
+# `torch.equal`. The next cell measures the error of eager and of compiled code against `float64`.
+# Both compute in `bfloat16`: with its 8 bits of precision, the difference is easy to see.
 
 # %% jupyter={"source_hidden": true}
 # The errors in 16 bits: run this cell.
@@ -700,8 +700,8 @@ torch.compiler.reset()
 #
 # Two parts work together. **Dynamo** reads your Python bytecode before it runs, and captures the
 # tensor operations as a *graph*. A **backend**, a plain function, turns the graph into a callable.
-# The default one, Inductor, wrote the code above. The one below compiles nothing: it keeps each
-# graph and runs it as it is, which shows what Dynamo does.
+# The default one, Inductor, wrote the C++ or Triton above. The one below compiles nothing: it keeps
+# each graph and runs it as it is, which shows what Dynamo does.
 
 # %%
 class GraphCounter:
