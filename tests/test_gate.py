@@ -5,7 +5,14 @@ from pathlib import Path
 import pytest
 
 from labkit.lessons.catalog import Lab, find_labs, listed_labs
-from labkit.lessons.gate import Counts, LabGate, count_lab, inspect_folder, inspect_lab, run_reference
+from labkit.lessons.gate import (
+    Counts,
+    LabGate,
+    count_lab,
+    inspect_folder,
+    inspect_lab,
+    run_reference,
+)
 from labkit.lessons.learner import count_claims, find_predictions
 from labkit.lessons.needs import missing_need
 from labkit.lessons.notebooks import make_reference_notebook
