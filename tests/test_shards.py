@@ -209,8 +209,9 @@ def make_step(batch=4):
         (["--world-size", "2", "--device", "100 MiB"], 1),
         (["--shard", "fsdp"], 2),
         (["--world-size", "0"], 2),
+        (["--world-size", "100000000", "--shard", "zero1"], 2),
     ],
-    ids=["no device", "fits", "does not", "no world", "no ranks"],
+    ids=["no device", "fits", "does not", "no world", "no ranks", "too many"],
 )
 def test_the_command_and_its_exit_code(options, code, tmp_path, capsys):
     file = tmp_path / "train.py"

@@ -168,7 +168,8 @@ claim("cross_entropy is log_softmax, then the mean of minus the target's entry",
 #
 # Write `cross_entropy_gradient(logits, targets)`: the gradient of the mean cross-entropy with
 # respect to `logits`, of shape `(batch, classes)`, by hand: without autograd, and without a loop.
-# Remember the mean: it divides by the batch size.
+# Remember the mean: it divides by the batch size. The result must not require grad, even if
+# `logits` does.
 
 # %%
 def cross_entropy_gradient(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -393,7 +394,7 @@ state = [key for key, one in adam.state[parameter].items() if one.shape == param
 predict("training.adam_memory", "A model's parameters take 1 GiB. How much do the parameters, "
         "their gradients and the state of Adam take together?",
         {"2 GiB": 2, "3 GiB": 3, "4 GiB": 4},
-        seen=2 + len(state))
+        seen=2 + len(state), because="Adam keeps two tensors for each parameter: m and v.")
 claim("Adam's state is two tensors of the parameter's shape: training with it needs memory for the"
       " parameters four times (value, gradient, m, v)",
       sorted(state), ["exp_avg", "exp_avg_sq"])
@@ -479,7 +480,8 @@ network_loss = evaluate(model)
 predict("training.beats", "On held-out text, which has the lower loss: the network, which sees 12 "
         "characters, after 250 steps, or the counted bigrams, which see one?",
         ["the network", "the bigrams"],
-        seen="the network" if network_loss < bigram_loss else "the bigrams")
+        seen="the network" if network_loss < bigram_loss else "the bigrams",
+        because="A longer context says more about the next character.")
 claim("with 12 characters of context, it beats the bigrams on held-out text",
       network_loss < bigram_loss)
 
@@ -646,7 +648,9 @@ products = sum(spent[name] for name in spent if name in PRODUCTS or "gemm" in na
 predict("training.profile", "What share of the time of a step is in matrix products?",
         ["less than 40%", "40 to 70%", "more than 70%"],
         seen="less than 40%" if products < 0.4 else "40 to 70%" if products < 0.7
-        else "more than 70%")
+        else "more than 70%",
+        because="The other operators compute little and read and write much memory: copies, sums, "
+        "the optimizer's updates. The next cell lists them.")
 claim("the profiler saw the matrix products of forward and backward",
       {"aten::addmm", "aten::mm"} <= set(spent))
 
@@ -725,7 +729,8 @@ left = results["checkpointed"][1] / results["float32"][1]
 predict("training.checkpoint", "How much of the peak memory of a plain step is left with "
         "checkpointing?", ["less than 60%", "60 to 90%", "more than 90%"],
         seen="less than 60%" if left < 0.6 else "60 to 90%" if left < 0.9
-        else "more than 90%")
+        else "more than 90%",
+        because="Parameters, gradients and the state of Adam take as much as before.")
 claim("checkpointing lowers the peak", results["checkpointed"][1] < results["float32"][1])
 
 # %%
