@@ -57,6 +57,7 @@ _NO_DIGITS = bytes(ord(" ") if chr(byte).isdecimal() else byte for byte in range
 _NOTES = (
     (r"restart docker\b", "a restart of docker stops its running containers"),
     (r"snap remove docker", "this deletes docker's images, containers and volumes: save them"),
+    (r"system prune", "prune deletes stopped containers and their data: read its list first"),
     (r"wsl\.exe --shutdown", "--shutdown ends all programs that run in WSL"),
     (r"apt-get -f install", "apt asks before it removes packages: read its list first"),
 )
@@ -335,13 +336,20 @@ class _Block:
     def _list_candidates(self, expression: Expression) -> Iterator[int]:
         """The lines that contain a rare one of the words, in their order."""
         words = expression.words.longest
-        if not words[0]:
+        if len(words[0]) >= SHORTEST_SEARCHED:
+            rarest = min(words, key=self._count) if len(words) > 1 else words[0]
+            return self._list_lines_at(lambda start: self._text.find(rarest, start))
+        if expression.choices:
+            alternatives = max(expression.choices, key=_shortest_length)
+            sought = "|".join(map(re.escape, alternatives))
+        elif words[0] in expression.words.whole:
+            sought = rf"(?<![a-z0-9]){re.escape(words[0])}(?![a-z0-9])"
+        elif words[0]:
+            sought = re.escape(words[0])
+        else:
             return iter(range(len(self._lowered)))
-        if len(words[0]) < SHORTEST_SEARCHED:
-            whole = re.compile(rf"\b{re.escape(words[0])}\b")
-            return self._list_lines_at(lambda start: _find_start(whole, self._text, start))
-        rarest = min(words, key=self._count) if len(words) > 1 else words[0]
-        return self._list_lines_at(lambda start: self._text.find(rarest, start))
+        pattern = re.compile(sought)
+        return self._list_lines_at(lambda start: _find_start(pattern, self._text, start))
 
     def _count(self, word: str) -> int:
         if word not in self._counts:
@@ -369,6 +377,10 @@ class _Block:
             line = clean_line(self.pieces[place][1])
             self._cleaned[place] = translate(line, self._translated)
         return self._cleaned[place]
+
+
+def _shortest_length(words: Sequence[str]) -> int:
+    return min(map(len, words))
 
 
 def _find_start(pattern: re.Pattern[str], text: str, start: int) -> int:

@@ -14,8 +14,9 @@ from labkit.host.packages import DriverFix, Fix
 Certainty = Literal["certain", "likely", "possible"]
 CERTAINTIES: tuple[Certainty, ...] = ("certain", "likely", "possible")
 
-# Terminals and log collectors wrap long lines and indent the rest.
-BLANKS = r"\s{1,40}"
+# Terminals and log collectors wrap long lines and indent the rest; NVIDIA's module names itself
+# again on each line of a message.
+BLANKS = r"\s{1,40}(?:NVRM:\s{1,20})?"
 LONGEST_REPEAT = 120
 # One piece of a regular expression, with the repeat that follows it.
 _PIECE = re.compile(
