@@ -394,6 +394,9 @@ def _compute_share(values: Mapping[str, str]) -> Mapping[str, str]:
     return {"share": f"{share:.2f}"} if share >= 0.1 else {}
 
 
+_GENERAL = {None: 0, "line": 1, "log": 2}
+
+
 def _leave_out_general(places: Mapping[KnownError, _Place]) -> Mapping[KnownError, _Place]:
     """Without the errors whose text is part of another one that says more: special, or a cause."""
 
@@ -403,8 +406,8 @@ def _leave_out_general(places: Mapping[KnownError, _Place]) -> Mapping[KnownErro
         brought = other.name in error.brings
         if error.general == "log" and other.general != "log":
             return overlap or not brought
-        # An exception known only by its form does not hide the consequence that it is.
-        brings = error.name in other.brings and (error.general == "log" or other.general != "log")
+        # One that is known only by its form does not hide a special one that follows from it.
+        brings = error.name in other.brings and _GENERAL[other.general] <= _GENERAL[error.general]
         return overlap and (brings or (error.general == "line" and not other.general))
 
     return {
