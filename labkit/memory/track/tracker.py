@@ -142,7 +142,7 @@ class MemoryTracker:
             self.use = MemoryUse(seconds, _keep_touched(spans), parts, read_rank())
         if tracer is not None and any(words in str(error) for words in REFUSED):
             raise LabkitError(
-                f"track_memory with kinds or lines needs a newer torch here: {first_line(str(error))}",
+                f"kinds and lines need a newer torch here: {first_line(str(error))}",
                 cause=f"torch {_read_version()} does not let it follow flex_attention and"
                 " torch.export",
                 fix="track_memory() without kinds and lines",
