@@ -83,6 +83,7 @@ SIGNS = (
     _sign("sglang", "sglang", r"sglang"),
     _sign("distributed", "torchrun elastic rank nccl", r"torchrun|elastic|local_rank|\bnccl\b"),
     _sign("vllm", "vllm", r"vllm"),
+    _sign("unsloth", "unsloth", r"unsloth"),
     _sign("comfyui", "comfyui comfy", r"comfyui"),
     _sign("onnxruntime", "onnxruntime", r"onnxruntime"),
     _sign("ollama", "ollama", r"ollama"),

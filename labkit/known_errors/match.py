@@ -42,6 +42,8 @@ BLOCK_BYTES = 2**18
 QUOTED_CHARACTERS = 200
 # An error text can be wrapped: this many lines before and after its rarest word are searched.
 LINES_AROUND = 3
+# In a traceback: the package whose code raised the error is the last one above it.
+_RAISER = re.compile(r"(?:site|dist)-packages[/\\]([A-Za-z]\w{0,60})[/\\.]")
 # So many searches in one block cost as much as an index of its words.
 SEARCHES_WITHOUT_INDEX = 300
 # Words consist of lower-case letters, digits and non-ASCII characters; all else separates them.
@@ -285,6 +287,8 @@ class _Block:
                     quote = quote_line(line, match.group())
                     groups = match.groupdict().items()
                     values = {name: text for name, text in groups if text is not None}
+                    if raisers := _RAISER.findall(window, 0, match.end()):
+                        values["raiser"] = raisers[-1]
                     around = window[max(0, match.start() - 400) : match.start()]
                     lines = "\n".join(around.split("\n")[-3:])
                     retried = error.passes and bool(RETRY.search(lines))
@@ -372,7 +376,8 @@ def _rank_matches(
     found = []
     for error, place in places.items():
         named = {f"{name}-{text}" if text else name for name, text in place.values.items()}
-        adapted = error.adapt(conditions | named, {**values, **place.values}, context.capability)
+        shown = {**values, **place.values, **_compute_share(place.values)}
+        adapted = error.adapt(conditions | named, shown, context.capability)
         if place.retried:  # it may have succeeded later
             adapted = replace(adapted, certainty="possible")
         cause = next((name for name in effects if error.name in effects[name]), None)
@@ -380,15 +385,30 @@ def _rank_matches(
     return Explanation(tuple(sorted(found, key=lambda each: _rank(each, effects))), context)
 
 
+def _compute_share(values: Mapping[str, str]) -> Mapping[str, str]:
+    """The ``share`` of a GPU's memory to ask for where ``free`` of its ``total`` GiB are free."""
+    try:
+        share = float(values["free"]) / float(values["total"]) - 0.03
+    except (KeyError, ValueError, ZeroDivisionError):
+        return {}
+    return {"share": f"{share:.2f}"} if share >= 0.1 else {}
+
+
+_GENERAL = {None: 0, "line": 1, "log": 2}
+
+
 def _leave_out_general(places: Mapping[KnownError, _Place]) -> Mapping[KnownError, _Place]:
     """Without the errors whose text is part of another one that says more: special, or a cause."""
 
     def is_part_of(error: KnownError, other: KnownError) -> bool:
-        if error.general == "log" and other.general != "log":
-            return True
         here, there = places[error], places[other]
-        more = error.name in other.brings or (error.general == "line" and not other.general)
-        return more and here.number <= there.end and there.number <= here.end
+        overlap = here.number <= there.end and there.number <= here.end
+        brought = other.name in error.brings
+        if error.general == "log" and other.general != "log":
+            return overlap or not brought
+        # One that is known only by its form does not hide a special one that follows from it.
+        brings = error.name in other.brings and _GENERAL[other.general] <= _GENERAL[error.general]
+        return overlap and (brings or (error.general == "line" and not other.general))
 
     return {
         error: place
