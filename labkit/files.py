@@ -10,6 +10,7 @@ import errno
 import os
 import secrets
 import shlex
+import stat
 import time
 from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
@@ -107,6 +108,18 @@ class Disk:
                 os.fsync(handle)
             finally:
                 os.close(handle)
+
+
+def read_regular(path: Path, flags: int = 0) -> bytes:
+    """The content of a regular file. OSError for anything else: a named pipe is not waited for.
+
+    ``flags`` are added to those of `os.open`, for instance O_NOFOLLOW.
+    """
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | flags)
+    with os.fdopen(handle, "rb") as file:
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", str(path))
+        return file.read()
 
 
 def give_to_owner(handle: int, folder: Path) -> None:
@@ -330,8 +343,9 @@ def find_labs_folder(workspace: Path) -> Path:
     The labs are in the subfolder if the workspace had notebooks before the labs came.
     """
     below = workspace / LABS_FOLDER
-    both = (workspace / STATE_FOLDER).is_dir(), (below / STATE_FOLDER).is_dir()
-    return below if both == (False, True) else workspace
+    # Unlike Path.is_dir before Python 3.14, os.path.isdir raises nothing for a closed folder.
+    both = [os.path.isdir(each / STATE_FOLDER) for each in (workspace, below)]  # noqa: PTH112
+    return below if both == [False, True] else workspace
 
 
 def choose_labs_folder(workspace: Path) -> Path:

@@ -147,7 +147,7 @@ def test_not_measured_since_is_hidden_for_three_seconds_and_no_longer():
     # Nothing but an animation hides the words: without styles they are there.
     assert "display:none" not in screen.html
     assert re.search(r"\.labkit-late\{[^}]*animation-name:labkit-hidden\}", screen.html)
-    assert "@keyframes labkit-hidden{from,to{visibility:hidden}}" in screen.html
+    assert "@keyframes labkit-hidden{from,to{visibility:hidden;font-size:0}}" in screen.html
     assert "<script" not in screen.html
 
 

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 import sys
 import time
 from html.parser import HTMLParser
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from labkit.doctor.checks import CHECKS, QUICK_CHECKS
-from labkit.jupyter import usage
+from labkit.jupyter import start, usage
 from labkit.jupyter.start import Doctor, read_launch_notices, read_notices
 from labkit.jupyter.start_view import Notice, render_start
 from labkit.jupyter.usage import (
@@ -26,6 +29,7 @@ from labkit.jupyter.usage import (
     name_socket,
 )
 from labkit.launch.server import wait_until
+from labkit.lessons import notebooks
 from labkit.lessons.catalog import find_labs
 from labkit.lessons.overview import read_overview
 from labkit.lessons.progress import record_attempt
@@ -151,6 +155,149 @@ def test_a_broken_file_hides_no_lab(work, labs, broken):
         "01_small.ipynb",
         "02_big.ipynb",
     ]
+
+
+FIRST = "01_small.ipynb"
+
+
+def put_in_manifest(work, file):
+    path = work / ".labkit" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["labs"]["small"]["file"] = file
+    path.write_text(json.dumps(manifest))
+
+
+def put_in_notebook(work, change):
+    notebook = json.loads((work / FIRST).read_text())
+    change(notebook)
+    (work / FIRST).write_text(json.dumps(notebook))
+
+
+def replace_by(make, name=FIRST):
+    def act(work):
+        (work / name).unlink(missing_ok=True)
+        make(work / name)
+
+    return act
+
+
+def set_ids(value):
+    def change(notebook):
+        for cell in notebook["cells"]:
+            cell["id"] = value
+            cell["metadata"] = {"tags": ["mine"]}
+
+    return lambda work: put_in_notebook(work, change)
+
+
+def name_by(encoded):
+    return lambda work: (work / FIRST).rename(work / os.fsdecode(encoded))
+
+
+def set_metadata(value):
+    def act(work):
+        put_in_notebook(work, lambda notebook: notebook.update(metadata=value))
+        (work / FIRST).rename(work / "mine.ipynb")
+
+    return act
+
+
+ODD = {
+    "name-not-utf8": name_by(b"01_sm\xe9ll.ipynb"),
+    "name-with-newline": name_by(b"a\nb.ipynb"),
+    "folder-not-utf8": lambda work: (
+        (work / "d\udce9").mkdir() or (work / FIRST).rename(work / "d\udce9" / FIRST)
+    ),
+    "folder-named-like-it": replace_by(Path.mkdir),
+    "pipe": replace_by(os.mkfifo),
+    "pipe-beside": lambda work: (
+        replace_by(os.mkfifo, "other.ipynb")(work) or set_metadata([])(work)
+    ),
+    "link-to-itself": replace_by(lambda path: path.symlink_to(path)),
+    "link-to-nothing": replace_by(lambda path: path.symlink_to("gone")),
+    "link-to-a-device": replace_by(lambda path: path.symlink_to("/dev/zero")),
+    "folder-in-itself": lambda work: (work / "again").symlink_to(work),
+    "labs-folder-in-itself": lambda work: (work / "labkit-labs").symlink_to("labkit-labs"),
+    "empty": lambda work: (work / FIRST).write_bytes(b""),
+    "not-utf8": lambda work: (work / FIRST).write_bytes(b'{"cells": ["\xff"]}'),
+    "deep": lambda work: (work / FIRST).write_text("[" * 100_000),
+    "cells-of-text": lambda work: (work / FIRST).write_text('{"cells": ["a"]}'),
+    "metadata-list": set_metadata([]),
+    "metadata-null": set_metadata(None),
+    "metadata-odd-lab": set_metadata({"labkit": {"lab": ["small"]}}),
+    "id-surrogate": set_ids("\ud800"),
+    "id-number": set_ids(7),
+    "id-object": set_ids({"a": 1}),
+    "manifest-long-name": lambda work: put_in_manifest(work, "a" * 256 + ".ipynb"),
+    "manifest-long-utf8": lambda work: put_in_manifest(work, "é" * 128),
+    "manifest-outside": lambda work: put_in_manifest(work, "/etc/hosts"),
+    "manifest-above": lambda work: put_in_manifest(work, ".."),
+    "manifest-null-byte": lambda work: put_in_manifest(work, "a\0b"),
+    "manifest-surrogate": lambda work: put_in_manifest(work, "\ud800.ipynb"),
+    "manifest-number": lambda work: put_in_manifest(work, 7),
+    "manifest-list": lambda work: (work / ".labkit" / "manifest.json").write_text("[]"),
+    "manifest-pipe": replace_by(os.mkfifo, ".labkit/manifest.json"),
+    "manifest-folder": replace_by(Path.mkdir, ".labkit/manifest.json"),
+    "manifest-future": lambda work: (work / ".labkit" / "manifest.json").write_text(
+        '{"schema_version": 9, "labs": [{"name": "small"}]}'
+    ),
+    "state-is-a-file": lambda work: (
+        (work / ".labkit").rename(work / "was") or (work / ".labkit").write_text("")
+    ),
+    "progress-pipe": replace_by(os.mkfifo, "progress.json"),
+    "progress-folder": replace_by(Path.mkdir, "progress.json"),
+    "progress-link": replace_by(lambda path: path.symlink_to(path), "progress.json"),
+    "progress-deep": lambda work: (work / "progress.json").write_text("[" * 100_000),
+    "progress-future": lambda work: (work / "progress.json").write_text(
+        '{"schema_version": 9, "exercises": {"small.center": ["passed"]}, "predictions": 3}'
+    ),
+    "progress-huge-number": lambda work: (work / "progress.json").write_text("9" * 5000),
+}
+
+
+@pytest.mark.parametrize("damage", ODD.values(), ids=ODD)
+def test_whatever_stands_in_the_workspace_the_page_has_every_lab(work, labs, damage):
+    damage(work)
+    page = render_start(read_overview(work, labs), "CPU")
+    json.dumps(page).encode()
+    assert page.count('<li class="labkit-card"') == 2
+    assert "02_big.ipynb" in [link["data-path"] for link in list_links(page)]
+
+
+@pytest.mark.parametrize("name", [b"01_sm\xe9ll.ipynb", b"d\xe9/a.ipynb"], ids=["file", "folder"])
+def test_a_name_that_no_url_can_hold_is_told_apart_from_a_deleted_notebook(work, labs, name):
+    path = work / os.fsdecode(name)
+    path.parent.mkdir(exist_ok=True)
+    (work / FIRST).rename(path)
+    page = render_start(read_overview(work, labs), "CPU")
+    assert "not UTF-8" in page and "\\udce9" in page and "deleted" not in page
+
+
+def test_a_large_notebook_is_read_once(work, labs, monkeypatch):
+    def add_picture(notebook):
+        picture = {"image/png": "A" * 2_000_000}
+        output = {"output_type": "display_data", "metadata": {}, "data": picture}
+        code = next(cell for cell in notebook["cells"] if cell["cell_type"] == "code")
+        code["outputs"] = [output]
+
+    put_in_notebook(work, add_picture)
+    first = read_overview(work, labs)
+    monkeypatch.setattr(notebooks, "parse_notebook", lambda data: pytest.fail("it is read again"))
+    assert read_overview(work, labs) == first
+    assert first.next.begun
+
+
+def test_what_nobody_foresaw_takes_neither_the_labs_nor_the_reason_away(monkeypatch):
+    def fail(*_):
+        raise RuntimeError("the disk is gone")
+
+    monkeypatch.setattr(start, "read_overview", fail)
+    handler = SimpleNamespace(log=logging.getLogger("test"))
+    overview = start.StartHandler._read_overview(handler, Path("work"))
+    device = start.StartHandler._read_device(handler, SimpleNamespace(answer=fail))
+    page = render_start(overview, device)
+    assert "the disk is gone" in page and "not measured" in page
+    assert [link["data-path"] for link in list_links(page)] == [lab.notebook for lab in find_labs()]
 
 
 def test_labs_beside_notebooks_of_the_learners_own(tmp_path, labs):

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
+import nbformat
 import pytest
 from jsonschema import Draft202012Validator
 
 from labkit.cli import main
 from labkit.errors import ExitCode
+from labkit.notebooks import torchrun
+from labkit.notebooks.execute import RunOptions
 from labkit.notebooks.result import (
     CellMemory,
     CellResult,
@@ -22,7 +30,7 @@ from labkit.notebooks.result import (
     make_schema,
 )
 from labkit.notebooks.summary import format_summary
-from labkit.notebooks.torchrun import RankOptions, settle_ranks
+from labkit.notebooks.torchrun import RankOptions, end_ranks, settle_ranks
 
 START = "import time, torch, torch.distributed as dist\ndist.init_process_group('gloo')\n"
 
@@ -72,6 +80,93 @@ def test_the_first_failure_decides(ranks, first, status):
 
     assert [one.rank.failed_first for one in settled] == [n == first for n in range(2)]
     assert find_status(settled) == status
+
+
+def cells(*statuses):
+    return tuple(CellResult(n, status) for n, status in enumerate(statuses))
+
+
+WAITS = "cell 2 of 2, line 1: time.sleep(9)"
+
+
+@pytest.mark.parametrize(
+    "ranks",
+    [
+        pytest.param(
+            [rank(0, "stopped", "ended because another rank failed"), rank(1, "running")],
+            id="one that was asked to stop, one that was killed",
+        ),
+        pytest.param(
+            [rank(0, "failed", LOST), rank(1, "stopped", "ended because another rank failed")],
+            id="one whose peer was ended before it",
+        ),
+    ],
+)
+def test_ranks_that_the_user_interrupts_say_so(ranks):
+    ended = end_ranks([*ranks, rank(2, "passed")], True, [])
+
+    assert [one.status for one in ended] == ["interrupted", "interrupted", "passed"]
+    assert all("interrupted" in one.error.what for one in ended[:2])
+    assert find_status(settle_ranks(ended)) == "interrupted"
+
+
+def test_an_interrupted_rank_says_where_it_was():
+    run = rank(0, "stopped", "ended", waits=WAITS, cells=cells("passed", "stopped"))
+
+    [ended] = end_ranks([run], True, [])
+
+    assert ended.error.what == f"interrupted in {WAITS}"
+    assert [one.status for one in ended.cells] == ["passed", "interrupted"]
+
+
+def test_a_failure_before_the_interruption_is_still_the_failure():
+    ranks = [rank(0, "failed", "cell 1 of 3 raised ValueError: bad"), rank(1, "stopped", "ended")]
+
+    settled = settle_ranks(end_ranks(ranks, True, []))
+
+    assert find_status(settled) == "failed"
+    assert settled[0].rank.failed_first
+
+
+def test_a_rank_that_was_killed_names_the_cell_that_failed_and_quotes_torchrun():
+    ranks = [rank(0, "running", cells=cells("passed", "failed")), rank(1, "running")]
+
+    failed, died = end_ranks(ranks, False, ["first", "exitcode  : -9"])
+
+    assert (failed.status, died.status) == ("failed", "died")
+    assert "cell 2 of 2 failed" in failed.error.what
+    assert failed.error.cell_index == 1
+    assert "exitcode  : -9" in died.error.hint
+
+
+class BrokenExecution:
+    """A run whose first cell passes, and which then hits a defect of labkit."""
+
+    waits = None
+
+    def __init__(self, source, notebook, options, account, *, deadline, watch, follow):
+        self._follow = follow
+
+    def run(self):
+        self._follow(NotebookResult("train", "train.py", "running", cells=cells("passed")))
+        raise IndexError("list index out of range")
+
+
+def test_a_rank_whose_run_has_a_defect_writes_what_it_was(tmp_path, monkeypatch):
+    plan = torchrun._Plan("train", "train.py", False, RunOptions(), None)
+    (tmp_path / "plan").write_bytes(pickle.dumps(plan))
+    nbformat.write(nbformat.v4.new_notebook(), tmp_path / "notebook.ipynb")
+    for name, value in {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torchrun, "Execution", BrokenExecution)
+    monkeypatch.setattr(torchrun.signal, "signal", lambda *_: None)
+
+    code = torchrun._RankRun(tmp_path).run()
+
+    written = json.loads((tmp_path / "1.result").read_text())
+    assert (code, written["status"], written["cells"][0]["status"]) == (1, "invalid", "passed")
+    assert "IndexError: list index out of range" in written["error"]["what"]
+    assert written["rank"]["rank"] == 1
 
 
 def test_ranks_that_all_passed_have_no_first_failure():
@@ -188,6 +283,38 @@ def test_a_rank_that_raises_ends_the_others_and_is_named_first(tmp_path, capsys)
     assert "ValueError: broken sample" in one["error"]["what"]
     assert not zero["rank"]["failed_first"]
     assert zero["cells"][-1]["status"] == "not_run"
+
+
+@pytest.fixture
+def heeds_interrupts():
+    """Ctrl-C raises KeyboardInterrupt in our children though pytest's shell may ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_ctrl_c_ends_all_ranks_and_blames_none(tmp_path, heeds_interrupts):
+    file = tmp_path / "train.py"
+    file.write_text(f"# %%\n{START}\n# %%\ntime.sleep(3600)\n")
+    command = [sys.executable, "-m", "labkit", "run", file, "--nproc-per-node", "2"]
+    process = subprocess.Popen(
+        [*command, "--no-output", "--timeout", "4000", "--json"],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    # A line each for the first cell of both ranks: the second one is on its way.
+    assert all("1/2" in process.stderr.readline() for _ in range(2))
+    process.send_signal(signal.SIGINT)
+    printed = json.loads(process.communicate(timeout=300)[0])
+
+    assert (process.returncode, printed["status"]) == (ExitCode.INTERRUPTED, "interrupted")
+    assert all(one["error"]["what"].startswith("interrupted") for one in printed["notebooks"])
+    assert not any(one["rank"]["failed_first"] for one in printed["notebooks"])
 
 
 @pytest.mark.slow

@@ -419,7 +419,8 @@ def _execute_ranks(
             follow=folder.follow if folder else follow_nothing,
             place=number * count,
         )
-        if not arguments.keep_going and any(one.status != "passed" for one in notebooks):
+        statuses = {one.status for one in notebooks}
+        if "interrupted" in statuses or (not arguments.keep_going and statuses != {"passed"}):
             break
     run = account.describe(notebooks)
     if folder:

@@ -192,7 +192,8 @@ SCALE_WIDTH = 76
 
 STYLE = (
     "<style>"
-    "@keyframes labkit-hidden{from,to{visibility:hidden}}"
+    # Hidden words take no room: in a narrow side area they would wrap the moment.
+    "@keyframes labkit-hidden{from,to{visibility:hidden;font-size:0}}"
     "@keyframes labkit-clear{from,to{opacity:1}}"
     ".labkit-late{color:var(--jp-error-color1,#d6487e);font-weight:bold;animation-name:labkit-hidden}"
     ".labkit-figures{opacity:0.75;animation-name:labkit-clear}"
@@ -256,7 +257,8 @@ def _render_head(view: PanelView) -> str:
     moment = escape(format_moment(view.measured_at))
     return (
         f'<div style="{FLEX}"><span style="font-weight:bold">memory</span>'
-        f'<span style="font-variant-numeric:tabular-nums">{late}{moment}</span></div>{ending}'
+        f'<span style="font-variant-numeric:tabular-nums;text-align:right">{late}'
+        f'<span style="white-space:nowrap">{moment}</span></span></div>{ending}'
     )
 
 

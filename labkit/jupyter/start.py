@@ -21,7 +21,7 @@ from tornado import web
 
 from labkit.jupyter.start_view import Notice, render_start
 from labkit.jupyter.usage import PANEL, STATUS, Answers, ask_kernel
-from labkit.lessons.overview import read_overview
+from labkit.lessons.overview import Overview, overview_without_progress, read_overview
 from labkit.process import SAFE_PATH
 
 DOCTOR = (*SAFE_PATH, "-m", "labkit", "doctor", "--quick", "--json")
@@ -101,12 +101,29 @@ class StartHandler(APIHandler):  # type: ignore[misc]
         answers: Answers = self.settings["labkit_answers"]
         root = Path(self.contents_manager.root_dir)
         notices = (*read_launch_notices(), *doctor.read())
-        overview, said = await asyncio.gather(
-            asyncio.to_thread(read_overview, root), asyncio.to_thread(answers.answer, STATUS)
+        overview, device = await asyncio.gather(
+            asyncio.to_thread(self._read_overview, root),
+            asyncio.to_thread(self._read_device, answers),
         )
-        page = render_start(overview, said["device"], notices, self.base_url)
+        page = render_start(overview, device, notices, self.base_url)
         self.set_header("Cache-Control", "no-store")
         self.finish({"html": page, "pending": doctor.is_asked})
+
+    # Whatever a workspace holds or a driver answers, the page is the way to the labs.
+    def _read_overview(self, root: Path) -> Overview:
+        try:
+            return read_overview(root)
+        except Exception as error:
+            self.log.exception("labkit: the start page could not read the workspace")
+            why = f"{type(error).__name__}: {error}"
+            return overview_without_progress(f"your progress could not be read ({why})")
+
+    def _read_device(self, answers: Answers) -> str:
+        try:
+            return str(answers.answer(STATUS)["device"])
+        except Exception:
+            self.log.exception("labkit: the start page could not read the devices")
+            return "devices and memory: not measured"
 
 
 class MemoryHandler(APIHandler):  # type: ignore[misc]

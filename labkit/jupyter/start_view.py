@@ -72,6 +72,8 @@ def _render_next(overview: Overview, base_url: str) -> str:
     step = overview.next
     if step is not None:
         return _render_step(step, base_url, is_new=overview.passed == 0)
+    if any(card.notebook for card in overview.cards) and overview.passed < overview.total:
+        return ""  # the note says why nothing is known of where the learner was
     if overview.total and overview.passed == overview.total:
         return f"<p>You have passed all {plural(overview.total, 'exercise')}.</p>"
     return "<p>No lab's notebook is here: <code>labkit reset --all</code> puts them back.</p>"
@@ -105,12 +107,14 @@ def _render_card(card: LabCard, base_url: str) -> str:
         f'<progress max="{card.total or 1}" value="{card.passed}"'
         f' aria-label="{escape(lab.title)}: exercises passed">{done}</progress>'
     )
-    missing = (
-        ""
-        if card.notebook is not None
-        else f"<p>You deleted its notebook: <code>labkit reset {escape(lab.name)}</code>"
-        " puts a fresh one in place.</p>"
-    )
+    missing = ""
+    if card.trouble:
+        missing = f"<p>{escape(card.trouble)}</p>"
+    elif card.notebook is None:
+        missing = (
+            f"<p>You deleted its notebook: <code>labkit reset {escape(lab.name)}</code>"
+            " puts a fresh one in place.</p>"
+        )
     mark = " ✓" if state else ""
     return (
         f'<li class="labkit-card" data-state="{state}"><h3>{title}</h3>'

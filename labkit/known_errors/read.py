@@ -151,6 +151,8 @@ PREFIXES = re.compile(
     r"|[A-Z][a-z]{2} [ \d]\d \d\d:\d\d:\d\d \S{1,60} [\w.@/-]{1,60}(?:\[\d{1,9}\])?: "  # journald
     r"|\[ {0,8}\d{1,9}\.\d{1,9}\] "  # the kernel's log
     r"|\[?(?:rank ?)?\d{1,5}\]?: "  # torchrun, srun
+    r"|\(\w{1,40}[^()\n]{0,40} pid=\d{1,9}[^()\n]{0,40}\) {0,4}"  # Ray and vLLM's workers
+    r"|(?:ERROR|INFO|WARNING) \d\d-\d\d \d\d:\d\d:\d\d \[[\w./-]{1,80}:\d{1,6}\] "  # vLLM
     r"|\[\d{1,4},\d{1,5}\]<std(?:out|err)>: ?"  # mpirun
     r")"
 )

@@ -13,6 +13,7 @@ import re
 import symtable
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -277,7 +278,15 @@ def find_notebook(workspace: Path, lab: Lab) -> Path | None:
     worked_on = [
         path for path, digest in digests.items() if not digest or digest.content not in shipped
     ]
-    return max(worked_on or found, key=lambda path: path.stat().st_mtime_ns, default=None)
+    return max(worked_on or found, key=_written_at, default=None)
+
+
+def _written_at(path: Path) -> int:
+    """When the file was last written, in ns; 0 for a broken link, or a file that just went."""
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return 0
 
 
 def find_backups(workspace: Path, lab: Lab) -> tuple[Path, ...]:
@@ -296,7 +305,8 @@ def list_notebooks(workspace: Path) -> Iterator[Path]:
         inner[:] = sorted(
             name
             for name in inner
-            if not name.startswith(".") and not (Path(folder) / name / RESULT_NAME).is_file()
+            # Unlike Path's, os.path's questions raise nothing, for instance about a closed folder.
+            if not name.startswith(".") and not os.path.isfile(Path(folder) / name / RESULT_NAME)  # noqa: PTH113
         )
         for name in sorted(files):
             if name.endswith(".ipynb") and not name.startswith("."):
@@ -326,15 +336,24 @@ def _find_entry(workspace: Path, lab: Lab) -> Entry | None:
 
 def _belongs(path: Path, lab: Lab, entry: Entry | None) -> bool:
     try:
-        notebook = read_notebook(path)
-    except LabkitError:
+        known = path.stat()
+        labs = _read_labs(path, (known.st_mtime_ns, known.st_ctime_ns, known.st_size, known.st_ino))
+    except (OSError, LabkitError):
         # A broken notebook with the lab's file name is reported, not ignored.
         return path.name == (entry.file if entry else lab.notebook)
-    metadata = notebook.get("metadata", {}).get("labkit")
-    if isinstance(metadata, dict) and "lab" in metadata:
-        return bool(metadata["lab"] == lab.name)
+    return lab.name in labs
+
+
+@lru_cache(maxsize=256)
+def _read_labs(path: Path, version: tuple[int, ...]) -> tuple[str, ...]:
+    """The labs that the notebook belongs to. A version of a file is read once: some are large."""
+    notebook = read_notebook(path)
+    metadata = notebook.get("metadata")
+    own = metadata.get("labkit") if isinstance(metadata, dict) else None
+    if isinstance(own, dict) and "lab" in own:
+        return (str(own["lab"]),)
     calls = (call for cell in _code_cells(notebook) for call in called_checks(cell_source(cell)))
-    return any(call.partition(".")[0] == lab.name for call in calls)
+    return tuple({call.partition(".")[0] for call in calls})
 
 
 def _code_cells(notebook: dict[str, Any]) -> Iterator[dict[str, Any]]:

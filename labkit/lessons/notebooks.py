@@ -12,13 +12,13 @@ import hashlib
 import json
 import os
 import re
-import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from labkit.errors import LabkitError
+from labkit.files import read_regular
 from labkit.lessons.catalog import Lab
 
 BEGIN, END = "### BEGIN SOLUTION", "### END SOLUTION"
@@ -209,9 +209,7 @@ class Digests:
 
 def digest_notebook(data: bytes) -> Digests:
     """The digests of a notebook's bytes. ValueError if they are not a notebook."""
-    notebook = json.loads(data)
-    if not isinstance(notebook, dict) or not isinstance(notebook.get("cells"), list):
-        raise ValueError("it holds no list of cells")
+    notebook = parse_notebook(data)
     # JupyterLab adds an empty cell when the last one is run; this is not an edit.
     cells = [
         (cell, content)
@@ -223,17 +221,26 @@ def digest_notebook(data: bytes) -> Digests:
     return Digests(_digest(contents), _digest([contents, added, _own_metadata(notebook)]))
 
 
+def parse_notebook(data: bytes) -> dict[str, Any]:
+    """The notebook in these bytes, whose cells all have a type and a text. ValueError for others.
+
+    RecursionError if it is nested too deeply.
+    """
+    notebook = json.loads(data)
+    if not isinstance(notebook, dict) or not isinstance(notebook.get("cells"), list):
+        raise ValueError("it holds no list of cells")
+    for cell in notebook["cells"]:
+        _cell_content(cell)
+    return notebook
+
+
 def read_digests(path: Path) -> Digests | None:
     """The digests of a regular file; None if it is not a complete notebook or cannot be read.
 
     A symbolic link is not followed.
     """
     try:
-        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-        with os.fdopen(handle, "rb") as file:
-            if not stat.S_ISREG(os.fstat(handle).st_mode):
-                return None
-            return digest_notebook(file.read())
+        return digest_notebook(read_regular(path, os.O_NOFOLLOW))
     except (OSError, ValueError, RecursionError):
         return None
 
@@ -262,9 +269,7 @@ def _own_metadata(notebook: dict[str, Any]) -> object:
 def read_notebook(path: Path) -> dict[str, Any]:
     """The notebook as parsed JSON. Raises LabkitError with file and reason for a broken one."""
     try:
-        data = path.read_bytes()
-        digest_notebook(data)
-        return dict(json.loads(data))
+        return parse_notebook(read_regular(path))
     except OSError as error:
         raise LabkitError(f"{path} cannot be read", cause=error.strerror) from error
     except (ValueError, RecursionError) as error:

@@ -5,9 +5,11 @@ It reads the workspace, runs no notebook and loads no torch.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from labkit.errors import LabkitError
@@ -25,13 +27,15 @@ _HEADING = re.compile(r"^#{1,6} +\S", re.MULTILINE)
 class LabCard:
     """A lab and the learner's progress in it.
 
-    ``notebook`` is its path below the workspace; None if the learner has deleted it.
+    ``notebook`` is its path below the workspace; None if the learner has deleted it, or if it
+    cannot be opened for the reason in ``trouble``.
     """
 
     lab: Lab
     notebook: str | None
     passed: int
     total: int
+    trouble: str | None = None
 
 
 @dataclass(frozen=True)
@@ -79,14 +83,24 @@ def read_overview(workspace: Path, labs: Iterable[Lab] | None = None) -> Overvie
     cards = tuple(
         LabCard(
             lab,
-            _find_place(workspace, folder, lab, entries.get(lab.name)),
+            place,
             sum(progress.standing(f"{lab.name}.{name}").passed is not None for name in known),
             len(known),
+            trouble,
         )
         for lab, known in zip(labs, titles.values(), strict=True)
+        for place, trouble in [_find_place(workspace, folder, lab, entries.get(lab.name))]
     )
     edited = {card.lab.name: _edited_at(workspace, card, entries) for card in cards}
     return Overview(cards, _find_next(workspace, cards, edited, titles, progress), progress.note)
+
+
+def overview_without_progress(note: str, labs: Iterable[Lab] | None = None) -> Overview:
+    """The labs with the names that their notebooks were given; ``note`` says why that is all."""
+    labs = tuple(find_labs() if labs is None else labs)
+    return Overview(
+        tuple(LabCard(lab, lab.notebook, 0, len(exercise_titles(lab))) for lab in labs), None, note
+    )
 
 
 def _read_entries(folder: Path) -> Mapping[str, Entry]:
@@ -96,26 +110,70 @@ def _read_entries(folder: Path) -> Mapping[str, Entry]:
         return {}
 
 
-def _find_place(workspace: Path, folder: Path, lab: Lab, entry: Entry | None) -> str | None:
-    """The path of the lab's notebook below the workspace; None if it has none."""
+def _find_place(
+    workspace: Path, folder: Path, lab: Lab, entry: Entry | None
+) -> tuple[str | None, str | None]:
+    """The path of the lab's notebook below the workspace, or None, and why it cannot be opened."""
     path: Path | None = folder / (entry.file if entry else lab.notebook)
-    if path is None or not path.is_file():
+    # Unlike Path.is_file before Python 3.14, it raises nothing, whatever stands there.
+    if path is None or not os.path.isfile(path):  # noqa: PTH113
         path = find_notebook(folder, lab)  # renamed or moved; it reads all notebooks
-    return path.relative_to(workspace).as_posix() if path else None
+    if path is None:
+        return None, None
+    place = path.relative_to(workspace).as_posix()
+    if _is_utf8(place):
+        return place, None
+    name = place.encode(errors="backslashreplace").decode()
+    return None, f"No browser can open its notebook {name}: the name is not UTF-8. Rename the file."
+
+
+def _is_utf8(text: object) -> bool:
+    """False for text with lone surrogates, as file names and JSON may have: no URL can hold it."""
+    if not isinstance(text, str):
+        return False
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _edited_at(workspace: Path, card: LabCard, entries: Mapping[str, Entry]) -> int | None:
     """When the notebook was last written, in ns; None for one as it was placed."""
     if card.notebook is None:
         return None
-    path, entry = workspace / card.notebook, entries.get(card.lab.name)
-    held = read_digests(path)
-    if entry and held and held.whole == entry.whole:
+    look, entry = _look_into(workspace / card.notebook), entries.get(card.lab.name)
+    if look is None or (entry and look.whole and look.whole == entry.whole):
         return None
+    return look.written_at
+
+
+@dataclass(frozen=True)
+class _Look:
+    """What the page asks of a notebook.
+
+    ``headings`` has the id of the last cell with a heading above each check. ``whole`` is None
+    if the file cannot be read.
+    """
+
+    written_at: int
+    whole: str | None
+    headings: Mapping[str, str]
+
+
+def _look_into(path: Path) -> _Look | None:
+    """None if there is no such file. Each version of a file is read once: some are large."""
     try:
-        return path.stat().st_mtime_ns
-    except OSError:
+        known = path.stat()
+    except (OSError, ValueError):
         return None
+    return _read_look(path, known.st_mtime_ns, (known.st_size, known.st_ino, known.st_ctime_ns))
+
+
+@lru_cache(maxsize=64)
+def _read_look(path: Path, written_at: int, version: tuple[int, ...]) -> _Look:
+    held = read_digests(path)
+    return _Look(written_at, held.whole if held else None, _find_headings(path))
 
 
 def _find_next(
@@ -140,7 +198,8 @@ def _find_next(
         if name is not None:
             begun = edited[card.lab.name] is not None
             path = workspace / (card.notebook or "")
-            cell = _find_cell(path, f"{card.lab.name}.{name}") if begun else None
+            look = _look_into(path) if begun else None
+            cell = look.headings.get(f"{card.lab.name}.{name}") if look else None
             return NextStep(card, begun, titles[card.lab.name][name], cell)
     return None
 
@@ -153,17 +212,18 @@ def _choose_exercise(card: LabCard, titles: Mapping[str, str], progress: Progres
     return tried[-1] if tried else next(iter(still_open), None)
 
 
-def _find_cell(path: Path, exercise: str) -> str | None:
-    """The id of the last cell with a heading above the one that checks the exercise."""
+def _find_headings(path: Path) -> Mapping[str, str]:
+    """For each exercise, the id of the last cell with a heading above the one that checks it."""
     try:
         cells = read_notebook(path)["cells"]
     except LabkitError:
-        return None
-    found = None
+        return {}
+    found: dict[str, str] = {}
+    heading = None
     for cell in cells:
         source = cell_source(cell)
         if cell["cell_type"] == "markdown" and _HEADING.search(source):
-            found = cell.get("id")
-        elif exercise in called_checks(source):
-            return str(found) if found else None
-    return None
+            heading = cell.get("id")
+        elif heading and _is_utf8(heading):
+            found.update((one, heading) for one in called_checks(source) if one not in found)
+    return found

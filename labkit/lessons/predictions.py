@@ -6,7 +6,9 @@ are none. Runs do not ask, and nothing waits: the claims that follow run in any 
 
 from __future__ import annotations
 
+import math
 import os
+import re
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -49,6 +51,10 @@ _STYLE = """<style>
 {content:"Run this cell to choose.";visibility:visible;
 font-size:var(--jp-content-font-size1,14px)}
 </style>"""
+
+# Commas that can only group digits: "0,500" and "1.5,000" may mean a decimal point.
+_GROUPED = re.compile(r"[-+]?[1-9]\d*(,\d{3})+(\.\d*)?([eE][-+]?\d+)?")
+_DECIMAL_COMMA = re.compile(r"[-+]?\d+,\d+")
 
 # The predictions of this process, used if there is no workspace.
 _made: dict[str, Prediction] = {}
@@ -101,10 +107,7 @@ class Question:
         """The label of a choice, or a typed number as text. Raises UsageError for anything else."""
         text = _label(answer).strip()
         if not self.choices:
-            try:
-                return f"{float(text.replace(',', '')):.12g}"
-            except ValueError as error:
-                raise UsageError("type a number, such as 12") from error
+            return f"{_read_number(text):.12g}"
         if text in self.choices:
             return text
         near = near_match(text, self.choices)
@@ -113,6 +116,23 @@ class Question:
             cause=f"the choices are {', '.join(self.choices)}",
             fix=f"answer={near!r}" if near else None,
         )
+
+
+def _read_number(text: str) -> float:
+    """A finite number, with commas between groups of three digits: "1,000.5". Raises UsageError.
+
+    >>> _read_number("1,234,567"), _read_number("2e-3")
+    (1234567.0, 0.002)
+    """
+    plain = text.replace(",", "") if _GROUPED.fullmatch(text) else text
+    try:
+        number = float(plain)
+    except ValueError as error:
+        example = f"{text.replace(',', '.')}" if _DECIMAL_COMMA.fullmatch(text) else "12 or 0.5"
+        raise UsageError(f"{text!r} is not a number here: type it as {example}") from error
+    if not math.isfinite(number):
+        raise UsageError(f"{text!r} is not a finite number")
+    return number
 
 
 def predict(

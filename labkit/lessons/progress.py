@@ -16,6 +16,7 @@ from labkit.files import (
     explain_disk_errors,
     hold_lock,
     move_new,
+    read_regular,
     write_atomically,
 )
 
@@ -85,7 +86,7 @@ class Progress:
 def read_progress(workspace: Path) -> Progress:
     """Reads the workspace's progress and changes nothing; a broken file gives empty progress."""
     try:
-        document = json.loads((workspace / FILE_NAME).read_bytes())
+        document = json.loads(read_regular(workspace / FILE_NAME))
         return Progress(_parse(document), None, document)
     except FileNotFoundError:
         return Progress({})

@@ -39,6 +39,7 @@ from labkit.files import (
     hold_lock,
     move_new,
     place_new,
+    read_regular,
     temporary_name,
     write_atomically,
 )
@@ -56,6 +57,8 @@ PLACED, UNCHANGED, REPLACED = "placed", "unchanged", "replaced"
 LAID_BESIDE, MISSING = "laid_beside", "missing"
 _LISTED = (PLACED, REPLACED, LAID_BESIDE, MISSING)
 SCHEMA_VERSION = 1
+# The bytes of a file name that Linux and macOS allow.
+LONGEST_NAME = 255
 
 # The kinds of copies beside a notebook. "old" sorts after "ipynb", so that the lab's notebook
 # stays the first of its files; earlier versions of labkit named the copies of a reset "backup".
@@ -125,7 +128,7 @@ class Manifest:
 def read_manifest(state: Path) -> Manifest:
     """The manifest in a ``.labkit`` folder, or an empty one. ValueError if it is broken."""
     try:
-        value: Any = json.loads(_manifest_path(state).read_bytes())
+        value: Any = json.loads(read_regular(_manifest_path(state)))
     except FileNotFoundError:
         return Manifest()
     except RecursionError as error:
@@ -486,7 +489,14 @@ def _manifest_path(state: Path) -> Path:
 def _read_entry(value: dict[str, Any]) -> Entry:
     file = value["file"]
     # A name with a folder in it could point outside the workspace.
-    if not isinstance(file, str) or Path(file).name != file or file.startswith("."):
+    # Nor can a file have a name that no file system holds.
+    if (
+        not isinstance(file, str)
+        or Path(file).name != file
+        or file.startswith(".")
+        or "\0" in file
+        or len(os.fsencode(file)) > LONGEST_NAME
+    ):
         raise TypeError("a plain file name")
     placed, laid, whole = (value.get(key) for key in ("placed", "laid", "whole"))
     older = tuple(value.get("older", ()))

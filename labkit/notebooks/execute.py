@@ -303,7 +303,9 @@ class Execution:
         try:
             self._client.run(self._recorder.environment, folder)
         except (Exception, asyncio.CancelledError) as error:
-            ending = self._explain_stop() if self._client.stopped else self._explain(error)
+            # A cell that raised just before the run was stopped has failed by itself.
+            by_itself = isinstance(error, CellExecutionError) or not self._client.stopped
+            ending = self._explain(error) if by_itself else self._explain_stop()
             if ending is None:
                 raise
             return ending
@@ -462,9 +464,10 @@ class CellRecorder:
     @property
     def place(self) -> str | None:
         """The running cell, counted from 1: "cell 3 of 41"; None before the first."""
-        if self._open is None:
+        current = self._open  # which another thread may change
+        if current is None:
             return None
-        return f"cell {self._order.index(self._open) + 1} of {len(self._order)}"
+        return f"cell {self._order.index(current) + 1} of {len(self._order)}"
 
     @property
     def seconds(self) -> float:

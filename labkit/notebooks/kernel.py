@@ -102,6 +102,12 @@ class Kernel:
 
     def read_stack(self, seconds: float = 1.0) -> str:
         """The stack of the kernel's main thread; empty if it does not write one in time."""
+        try:
+            return self._read_stack(seconds)
+        except ValueError:  # another thread has closed the kernel meanwhile, and its files
+            return ""
+
+    def _read_stack(self, seconds: float) -> str:
         before = self._stderr.seek(0, os.SEEK_END)
         if self.process_id is None or self.has_ended:
             return ""

@@ -121,7 +121,7 @@ class Schedule:
             raise  # an error of the terminal or the machine ends the run
         except Exception as error:
             # An unexpected error of one notebook or kernel does not stop the others.
-            failure = _explain_failure(error)
+            failure = explain_failure(error)
             result = NotebookResult(source.name, str(source.path), "invalid", error=failure)
         # An invalid file does not stop the other notebooks.
         if result.status not in ("passed", "invalid") and not self._options.keep_going:
@@ -154,7 +154,7 @@ class Schedule:
         return self._keep(place, result, notebook)
 
 
-def _explain_failure(error: Exception) -> RunFailure:
+def explain_failure(error: Exception) -> RunFailure:
     """The failure for an error outside the notebook's cells: an invalid file or a defect."""
     if isinstance(error, LabkitError):
         what = f"{error.what}: {error.cause}" if error.cause else error.what

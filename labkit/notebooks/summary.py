@@ -101,13 +101,16 @@ def format_summary(notebooks: Iterable[NotebookResult]) -> str:
 def format_ranks(group: list[NotebookResult]) -> str:
     """A line for each cell, with its seconds and its memory's peak in every rank."""
     shown = group[:MOST_RANKS]
-    names = [f"rank {one.rank.rank}" for one in shown if one.rank]
-    lines = [f"{'cell':<{RANK_COLUMNS}}" + "".join(f"  {name:>{FIGURE_COLUMNS}}" for name in names)]
+    rows = [("cell", [f"rank {one.rank.rank}" for one in shown if one.rank])]
     for number, (first, cells) in enumerate(list_rank_rows(shown), start=1):
-        figures = "".join(f"  {_format_figures(cell):>{FIGURE_COLUMNS}}" for cell in cells)
-        lines.append(f"{f'{number}  {_cut(first, RANK_COLUMNS - 4)}':<{RANK_COLUMNS}}{figures}")
-    peaks = "".join(f"  {format_bytes(one.peak_bytes):>{FIGURE_COLUMNS}}" for one in shown)
-    lines.append(f"{'peak':<{RANK_COLUMNS}}{peaks}")
+        name = f"{number}  {_cut(first, RANK_COLUMNS - 4)}"
+        rows.append((name, [_format_figures(cell) for cell in cells]))
+    rows.append(("peak", [format_bytes(one.peak_bytes) for one in shown]))
+    width = max(len(figure) for _, figures in rows for figure in figures)
+    lines = [
+        f"{name:<{RANK_COLUMNS}}" + "".join(f"  {figure:>{width}}" for figure in figures)
+        for name, figures in rows
+    ]
     if len(group) > len(shown):
         lines.append(f"{len(group) - len(shown)} more ranks are in the report")
     return "\n".join(lines)

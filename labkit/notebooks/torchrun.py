@@ -23,7 +23,7 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,18 +37,22 @@ from labkit.notebooks.execute import CellEvent, Execution, RunOptions, Watch
 from labkit.notebooks.kernel import GUARD, MARK, find_marked
 from labkit.notebooks.ranks import is_lost_peer
 from labkit.notebooks.result import (
+    CellResult,
     MeasuringAccount,
     MeasuringMethods,
     NotebookResult,
     RankPlace,
     RunFailure,
 )
+from labkit.notebooks.schedule import explain_failure
 from labkit.notebooks.sources import Source, load_notebook
+from labkit.text import strip_ansi
 
 POLL_SECONDS = 0.2
 # What a rank gets to say where it was, and torchrun to end after that.
 STOP_SECONDS = 3.0
 LOG_CHARACTERS = 2000
+LOG_LINES = 12
 LABEL = "{name}.rank{rank}"
 
 Keep = Callable[[int, NotebookResult, Any], NotebookResult]
@@ -163,7 +167,7 @@ def run_ranks(
             raise _explain_no_ranks(scratch, ranks, interrupted)
         for how in reports.list_methods():
             (account or MeasuringAccount()).note_methods(process=how.process, cuda=how.cuda)
-        results = settle_ranks([_end(one, interrupted) for one in found])
+        results = settle_ranks(end_ranks(found, interrupted, _read_log(scratch)))
         return tuple(
             keep(place + number, one, reports.read_notebook(one.rank.rank if one.rank else 0))
             for number, one in enumerate(results)
@@ -191,8 +195,7 @@ def _pass_on(reports: _Reports, watch: Watch, follow: Follow, place: int) -> Non
 def _explain_no_ranks(scratch: Path, ranks: RankOptions, interrupted: bool) -> BaseException:
     if interrupted:
         return KeyboardInterrupt()
-    log = (scratch / "log").read_text(encoding="utf-8", errors="replace").strip()
-    lines = [line for line in log.splitlines() if line.strip()]
+    lines = _read_log(scratch)
     fix = "labkit doctor"
     if ranks.rdzv_endpoint:
         fix = f"start the same command on all {ranks.nnodes} machines, with {ranks.rdzv_endpoint}"
@@ -203,15 +206,56 @@ def _explain_no_ranks(scratch: Path, ranks: RankOptions, interrupted: bool) -> B
     )
 
 
-def _end(result: NotebookResult, interrupted: bool) -> NotebookResult:
-    """The final result of a rank: one that is still "running" was killed."""
-    if interrupted and result.status in ("stopped", "running"):
-        failure = RunFailure("interrupted", kind="interrupted")
-        return replace(result, status="interrupted", error=result.error or failure)
-    if result.status != "running":
-        return result
+def _read_log(scratch: Path) -> list[str]:
+    """The lines that torchrun and the ranks' processes wrote, without empty ones."""
+    log = (scratch / "log").read_text(encoding="utf-8", errors="replace")
+    return [line for line in strip_ansi(log).splitlines() if line.strip()]
+
+
+def end_ranks(
+    results: Sequence[NotebookResult], interrupted: bool, log: Sequence[str]
+) -> list[NotebookResult]:
+    """The final results: a rank that is still "running" was killed, or was interrupted."""
+    ended = [_end_unfinished(one, log) if one.status == "running" else one for one in results]
+    if not interrupted or any(map(_has_failed, results)):
+        return ended
+    # Where the ranks end one after the other, a later one loses its connection to an earlier one.
+    return [one if one.status == "passed" else _interrupt(one) for one in results]
+
+
+def _has_failed(result: NotebookResult) -> bool:
+    """True if the rank failed by itself: not because it, or another rank, was ended."""
+    if result.status == "running":
+        return _find_failed_cell(result) is not None
+    text = result.error.what if result.error else ""
+    return result.status not in ("passed", "stopped", "interrupted") and not is_lost_peer(text)
+
+
+def _interrupt(result: NotebookResult) -> NotebookResult:
+    waits = result.rank.waits if result.rank else None
+    failure = RunFailure(f"interrupted in {waits}" if waits else "interrupted", kind="interrupted")
+    ended = ("running", "stopped", "failed")
+    cells = tuple(
+        replace(one, status="interrupted") if one.status in ended else one for one in result.cells
+    )
+    return replace(result, status="interrupted", error=failure, cells=cells)
+
+
+def _find_failed_cell(result: NotebookResult) -> CellResult | None:
+    return next((one for one in result.cells if one.status == "failed"), None)
+
+
+def _end_unfinished(result: NotebookResult, log: Sequence[str]) -> NotebookResult:
+    """The result of a rank whose process ended before it wrote its last one."""
+    lines = ["torchrun's last lines:", *log[-LOG_LINES:]] if log else []
+    hint = "\n".join(lines)[:LOG_CHARACTERS] or None
+    cell = _find_failed_cell(result)
+    if cell:
+        what = f"cell {result.cell_numbers[cell.index]} of {len(result.cell_numbers)} failed;"
+        what += " the process of this rank was killed before it wrote the error"
+        return replace(result, status="failed", error=RunFailure(what, cell.index, hint=hint))
     what = "the process that ran this rank's kernel was killed"
-    return replace(result, status="died", error=RunFailure(what, kind="dead_kernel"))
+    return replace(result, status="died", error=RunFailure(what, kind="dead_kernel", hint=hint))
 
 
 def settle_ranks(results: Iterable[NotebookResult]) -> list[NotebookResult]:
@@ -319,6 +363,7 @@ class _RankRun:
         self._ended_at: float | None = None
         self._asked_to_stop = threading.Event()
         self._done = threading.Event()
+        self._result = NotebookResult(self._label, plan.path, "running", rank=self._place)
         make = (lambda: self._notebook) if plan.is_lab else None
         self._account = MeasuringAccount()
         self._execution = Execution(
@@ -335,15 +380,14 @@ class _RankRun:
         """Runs the notebook and writes its result; 0 if it passed."""
         signal.signal(signal.SIGTERM, lambda *_: self._asked_to_stop.set())
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        results: list[NotebookResult] = []
-        thread = threading.Thread(target=self._execute, args=(results,), daemon=True)
+        thread = threading.Thread(target=self._execute, daemon=True)
         thread.start()
         while not self._done.wait(POLL_SECONDS / 2):
             if self._asked_to_stop.is_set():
                 self._stop()
                 break
         thread.join()
-        result = results[0]
+        result = self._result
         place = replace(self._place, waits=self._execution.waits, ended_at=self._ended_at)
         if result.status == "interrupted":
             failure = RunFailure("ended because another rank failed", kind="interrupted")
@@ -358,9 +402,12 @@ class _RankRun:
         self._write(replace(result, rank=place))
         return 0 if result.status == "passed" else 1
 
-    def _execute(self, results: list[NotebookResult]) -> None:
+    def _execute(self) -> None:
         try:
-            results.append(self._execution.run())
+            self._result = self._execution.run()
+        except Exception as error:
+            # A defect of labkit, or a full disk: the rank says it, with the cells that have run.
+            self._result = replace(self._result, status="invalid", error=explain_failure(error))
         finally:
             self._ended_at = self._ended_at or time.time()
             self._done.set()
@@ -379,7 +426,7 @@ class _RankRun:
             file.write(json.dumps(asdict(event)) + "\n")
 
     def _write(self, result: NotebookResult) -> None:
-        placed = result if result.rank else replace(result, rank=self._place)
+        self._result = placed = result if result.rank else replace(result, rank=self._place)
         write_atomically(self._scratch / f"{self._rank}.result", msgspec.json.encode(placed))
 
     def _write_notebook(self) -> None:

@@ -94,8 +94,8 @@ CUBIC = Exercise(
     hints=(
         "`backward` needs two things: a leaf that requires grad, and a single number to start "
         "from. Which operation makes one number of many, and lets each keep its own derivative?",
-        "A number becomes a tensor with `torch.as_tensor`. The caller's tensor is not yours to "
-        "mark: what gives you the same values without the history?",
+        "A number becomes a tensor with `torch.as_tensor`; a whole number needs a floating point "
+        "dtype. Do not change the caller's tensor: what gives you its values without its graph?",
     ),
     cases=make_cubic_cases,
     restrictions=("by_hand",),

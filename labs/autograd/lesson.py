@@ -302,7 +302,8 @@ print(f"the next float32 after 2 is {gap.item():.3g} away")
 # the float32 curve the two are the same number: the estimate is zero, and the error is the whole
 # derivative.
 
-# %%
+# %% jupyter={"source_hidden": true}
+# The error over the step: run this cell.
 steps = torch.logspace(-12, 0, 97, dtype=torch.float64).tolist()
 errors = {
     dtype: np.array([abs(central_difference(f, 2.0, h, dtype) - 15) for h in steps])
@@ -370,7 +371,7 @@ claim("torch.autograd.grad left x.grad alone", x.grad is None)
 # - `x` is a number (a float or an int), or a floating point tensor of any shape that
 #   has values.
 # - The answer is a tensor with the shape and dtype of `x` (for a number: shape `()`, float32).
-# - The caller's tensor stays as it was: not marked, its `.grad` not filled.
+# - The caller's tensor stays as it was: neither its `requires_grad` nor its `.grad` changes.
 #
 # `gradient(2.0)` is `tensor(15.)`, and `gradient(torch.tensor([0.0, 1.0]))` is
 # `tensor([-5., 2.])`.
@@ -479,7 +480,7 @@ claim("with a gradient of zero it shrinks", step_with(torch.zeros(1)) < 1.0)
 # %% [markdown]
 # ## Exercise: one gradient from many small batches
 #
-# Adding up is also of use. A batch too large for the memory can be worked through in pieces, one
+# Adding up is also useful. A batch too large for the memory can be worked through in pieces, one
 # small graph after the other, while `.grad` collects.
 #
 # Write `small_batches(weights, batches)`. `weights` has shape `(d,)` and requires grad. `batches`
@@ -937,7 +938,8 @@ plt.show()
 # needs so much more than inference, and why `no_grad` is worth its line.
 
 
-# %%
+# %% jupyter={"source_hidden": true}
+# The memory over the depth: run this cell.
 def stack(step, depth):
     def apply(x):
         x = x * 1.0
@@ -1083,7 +1085,7 @@ claim(
 )
 
 # %% [markdown]
-# Yet the derivative does not depend on how $x$ was found. It is in the equation. If $g(x, a) = 0$
+# Yet the derivative does not depend on how $x$ was found: the equation determines it. If $g(x, a) = 0$
 # for every $a$, then moving $a$ must move $x$ so that $g$ stays at zero.
 
 # %% [markdown]
@@ -1093,7 +1095,7 @@ claim(
 # `x` and `a`: tensors of the same shape that do not require grad, `x` found by some solver that
 # built no graph. Return $dx/da$ at each element: same shape, not tracked.
 #
-# The caller's tensors stay unmarked. For `equation = x**2 - a` at `x = 3`, `a = 9` the answer is
+# Do not set `requires_grad` on the caller's tensors. For `equation = x**2 - a` at `x = 3`, `a = 9` the answer is
 # `1/6`.
 
 
@@ -1121,6 +1123,6 @@ check("autograd.implicit_slope", implicit_slope)
 #   A change through `.data` is not checked.
 # - `no_grad` for evaluation and updates, `inference_mode` where the results never come back,
 #   `detach` for a constant with the same memory.
-# - Memory follows the graph. Keep numbers, not results.
+# - As long as a result is alive, so is its graph. For a log, keep `loss.item()`, not `loss`.
 #
 # Next: [Devices](03_devices.ipynb), where the tensors move to another device.

@@ -14,9 +14,8 @@
 # # Compiling with torch.compile
 #
 # `torch.compile(f)` makes faster code from `f`, if it can. Is it worth it? Run the cells below
-# (click one, then Shift+Enter). They measure the same function, called as it is ("eager") and
-# compiled. The first compile of all takes seconds, on a slow machine a minute: that is one of the
-# results.
+# (click one, then Shift+Enter). They measure one function, called as it is ("eager") and compiled.
+# The first compile takes seconds, on a slow machine a minute: that is one of the results.
 
 # %% jupyter={"source_hidden": true}
 # Imports: run this cell first.
@@ -46,7 +45,8 @@ from labkit.lessons.pictures import use_lab_style
 torch.manual_seed(0)
 use_lab_style()
 
-# %%
+# %% jupyter={"source_hidden": true}
+# The device and a stopwatch: run this cell.
 device = torch.device("cuda" if has_cuda_compiler() else "cpu")
 can_compile = has_compiler()
 # On recent GPUs the compiler suggests TF32 each time. The devices lab is about that, not this one.
@@ -65,11 +65,11 @@ def time_calls(function, calls):
     return seconds
 
 
+print("torch", torch.__version__, "on", device)
+
+# %%
 def wave(x):
     return torch.sigmoid(x) * torch.tanh(x) + torch.exp(-x * x) - torch.sin(x) * x
-
-
-print("torch", torch.__version__, "on", device)
 
 # %% jupyter={"source_hidden": true}
 # A million numbers, eager and compiled: run this cell, then look at the first call.
@@ -95,23 +95,14 @@ else:
 
 # %% [markdown]
 # The vertical scale is logarithmic: each line is ten times the one below. The first compiled call
-# includes the compiling; the later ones run the code that was made. This lab explains both parts:
-# where the gain comes from and when there is none, what is compiled, and what makes torch compile
-# a second time in the middle of your program.
-#
-# On a CPU, the compiler writes C++ and calls a C++ compiler. On a CUDA device it writes Triton
-# kernels, which need a GPU of the Volta generation or newer (compute capability 7.0); with an
-# older GPU, this lab uses the CPU.
+# includes the compiling; the later ones run the code that was made: C++ on a CPU, Triton kernels on
+# a CUDA device (of compute capability 7.0 or newer). This lab explains where the gain comes from,
+# what is compiled, and what makes torch compile a second time in the middle of your program.
 
 # %% [markdown]
 # ## One line, the same model
 #
 # `torch.compile(model)` returns a wrapper that you use like the model.
-#
-# One thing changes: the names in `state_dict()` get a prefix. Save the `state_dict` of the model
-# that you wrapped, and the checkpoint fits both. Or call `model.compile()`, with the same
-# arguments: it compiles the model in place, without a wrapper, and the names stay.
-
 
 # %%
 class MyModel(nn.Module):
@@ -135,30 +126,33 @@ input_data = torch.randn(64, 64, device=device)
 
 # %% jupyter={"source_hidden": true}
 # A question: run this cell, then choose.
-predict("compile.shared", "You train `compiled_model`. What happens to the parameters of `model`?",
-        ["they are trained too", "they stay as they are"],
-        seen="they are trained too" if compiled_model.widen.weight is model.widen.weight
-        else "they stay as they are", because="They are the same tensors.")
+in_place = MyModel()
+in_place.compile()
+predict("compile.shared", "You train `compiled_model`, and then save `model.state_dict()`. Which "
+        "values are in the file?", ["the trained ones", "those from before the training"],
+        seen="the trained ones" if compiled_model.widen.weight is model.widen.weight
+        else "those from before the training",
+        because="Both hold the same tensors. Only the names differ: those in "
+        "`compiled_model.state_dict()` have a prefix.")
 claim("the compiled model is a module too", isinstance(compiled_model, nn.Module))
 claim("both share their parameters", compiled_model.widen.weight is model.widen.weight)
 claim(
     "every name in its state_dict has the prefix _orig_mod.",
     all(name.startswith("_orig_mod.") for name in compiled_model.state_dict()),
 )
-
-# %%
-in_place = MyModel()
-in_place.compile()
-
 claim("model.compile() leaves the class and the names as they were",
       (type(in_place), list(in_place.state_dict())), (MyModel, list(model.state_dict())))
+
+# %% [markdown]
+# So save the `state_dict` of the model that you wrapped. Or call `model.compile()`, with the same
+# arguments: it compiles the model in place, without a wrapper, and the names stay.
 
 # %% [markdown]
 # ## A model for which it may not pay
 #
 # The same measurement, with `MyModel`. Nothing has been compiled yet: that happens in the first
-# call, while your program waits. `fresh_cache()` gives the compiler an empty cache for the length
-# of a block, because a second run of this notebook would find the results of the first one.
+# call, while your program waits. (With `fresh_cache()`, a second run of this notebook does not find
+# the results of the first one.)
 
 # %%
 model.eval()
@@ -170,6 +164,20 @@ with torch.no_grad():
             compiled_seconds = time_calls(lambda: compiled_model(input_data), 60)
         output = compiled_model(input_data)
 
+# %% jupyter={"source_hidden": true}
+# A question: run this cell, then choose.
+if can_compile:
+    first = compiled_seconds[0]
+    later = statistics.median(compiled_seconds[10:])
+    eager = statistics.median(eager_seconds[10:])
+    paid_off = math.ceil((first - later) / (eager - later)) if later < eager else math.inf
+    predict("compile.pays", "After how many calls has the first compiled call paid off here?",
+            ["fewer than 100", "100 to 10,000", "more than 10,000, or never"],
+            seen="fewer than 100" if paid_off < 100
+            else "100 to 10,000" if paid_off <= 10_000 else "more than 10,000, or never",
+            because="The first call costs seconds. Each later call saves microseconds, if it "
+            "saves any.")
+
 claim(
     "the compiled model gives what the model gives, up to rounding",
     lambda: output,
@@ -178,37 +186,32 @@ claim(
     needs="compiler",
 )
 
-# %%
+# %% jupyter={"source_hidden": true}
+# The times: run this cell.
 if can_compile:
-    first = compiled_seconds[0]
-    later = statistics.median(compiled_seconds[10:])
-    eager = statistics.median(eager_seconds[10:])
     print(f"first call {first:.1f} s")
     print(f"later calls: eager {eager * 1e6:.0f} µs, compiled {later * 1e6:.0f} µs (medians)")
     if later < eager:
-        calls = math.ceil((first - later) / (eager - later))
-        print(f"here the first call has paid off after about {calls:,} calls")
+        print(f"here the first call has paid off after about {paid_off:,} calls")
     else:
         print("here the compiled model is not faster at this size: the first call never pays off")
 else:
     print("skipped: with a compiler, the times of the first call and of later calls")
 
 # %% [markdown]
-# Trust these figures more than any that you read elsewhere. A small model on a CPU spends its time
-# in matrix products, which eager PyTorch already runs with tuned libraries. There is little left
-# to gain, and each compiled call has checks of its own. On a GPU, a small model spends its time
-# launching kernels, and fewer kernels can pay off.
+# A small model on a CPU spends its time in matrix products, which eager PyTorch already runs with
+# tuned libraries: there is little left to gain. On a GPU, a small model spends its time launching
+# kernels, and fewer kernels can pay off. Trust your own figures more than any that you read.
 
 # %% [markdown]
 # ## Exercise: when does it pay off?
 #
 # Write `calls_until_paid(first, eager, later)`. All three are seconds: of the first compiled call
-# (compiling included), of an eager call, of a later compiled call. Return the smallest number of
-# calls `n`, at least 1, for which compiled calls take no longer in total than eager calls: one
-# first call and `n - 1` later ones against `n` eager ones. Return `None` if there is no such `n`.
+# (compiling included), of an eager call, of a later compiled call. Return the smallest `n`, at
+# least 1, for which one first call and `n - 1` later ones take no longer than `n` eager calls.
+# Return `None` if there is no such `n`.
 #
 # Example: `calls_until_paid(10.0, 0.5, 0.25)` is 39.
-
 
 # %%
 def calls_until_paid(first: float, eager: float, later: float) -> int | None:
@@ -221,7 +224,6 @@ def calls_until_paid(first: float, eager: float, later: float) -> int | None:
     return math.ceil((first - later) / (eager - later))
     ### END SOLUTION
 
-
 # %%
 check("compile.calls_until_paid", calls_until_paid)
 
@@ -229,11 +231,11 @@ check("compile.calls_until_paid", calls_until_paid)
 # ## Where the gain comes from: fusion
 #
 # Eager PyTorch runs one operation at a time. Each reads its input from memory and writes a new
-# tensor. `wave` has ten operations, so its data goes through memory ten times. The next cell
-# compiles it and counts the loops ("kernels") that the compiler writes. `dynamic=True` asks for
-# code that fits every size, so this cell compiles once.
+# tensor: for the ten operations of `wave`, data goes through memory ten times. The next cell
+# compiles `wave`, and counts the loops ("kernels") that the compiler writes.
 
-# %%
+# %% jupyter={"source_hidden": true}
+# Compiles wave for every size, and times it: run this cell.
 if can_compile:
     torch.compiler.reset()
     counters.clear()
@@ -250,6 +252,23 @@ if can_compile:
 
 # %% jupyter={"source_hidden": true}
 # A question: run this cell, then choose.
+def peak_bytes(function, x):
+    """The peak of allocated bytes on the GPU during one call, over what was there before."""
+    function(x)
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    function(x)
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before
+
+
+def fused_peak_is_lower():
+    torch.compiler.reset()
+    x = torch.randn(2**22, device="cuda")
+    return peak_bytes(torch.compile(wave), x) < peak_bytes(wave, x)
+
+
 if can_compile:
     predict("compile.kernels", "How many kernels does the compiler write for `wave`?",
             [1, 2, 5, 10], seen=metrics.generated_kernel_count,
@@ -271,10 +290,13 @@ claim(
     within=1e-5,
     needs="compiler",
 )
+claim("the fused wave has a lower peak than the eager one", fused_peak_is_lower,
+      needs="cuda_compiler")
 
 # %% [markdown]
 # Fusion pays off most where memory is the limit: in long chains of cheap operations on large
-# tensors.
+# tensors. It saves memory too, because intermediate results that stay in registers are never
+# written.
 
 # %% jupyter={"source_hidden": true}
 # The time of a call over the size of x: run this cell, then look at both plots.
@@ -302,12 +324,13 @@ else:
 # ## What "the same result" means
 #
 # Fused code rounds at other places than eager code. So compare with a tolerance, never with
-# `torch.equal`. In `bfloat16`, with its 8 bits of precision, the difference is easy to see. The
-# next cell measures the error of both, against `float64`. (A GPU before Ampere does not compute in
-# `bfloat16`, and the compiler leaves such code as it is. There the cell takes `float16`.)
+# `torch.equal`. The next cell measures the error of eager and of compiled code against `float64`.
+# Both compute in `bfloat16`: with its 8 bits of precision, the difference is easy to see.
 
-# %%
+# %% jupyter={"source_hidden": true}
+# The errors in 16 bits: run this cell.
 narrow = torch.bfloat16
+# A GPU before Ampere does not compute in bfloat16, and the compiler leaves such code as it is.
 if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
     narrow = torch.float16
 
@@ -340,8 +363,8 @@ claim(
 # %% [markdown]
 # The compiler makes a second graph for the backward pass, so gradients are compiled as well.
 
-
-# %%
+# %% jupyter={"source_hidden": true}
+# Gradients, eager and compiled: run this cell.
 def gradients_of(function):
     """The gradient of every parameter of the model after one backward pass."""
     model.zero_grad()
@@ -361,11 +384,8 @@ claim(
     needs="compiler",
 )
 
-
 # %% [markdown]
-# Random numbers are another matter. Where you need eager's random numbers in compiled code, for
-# instance while you debug, set `fallback_random`.
-
+# Random numbers are another matter.
 
 # %%
 def drop(x):
@@ -377,22 +397,23 @@ def seeded(function):
     return function(torch.ones(1000, device=device))
 
 
+torch.compiler.reset()
+compiled_drop = torch.compile(drop)
+
+# %% jupyter={"source_hidden": true}
+# A question: run this cell, then choose.
 def with_fallback_random():
     torch.compiler.reset()
     with torch._inductor.config.patch(fallback_random=True):
         return torch.equal(seeded(drop), seeded(torch.compile(drop)))
 
 
-torch.compiler.reset()
-compiled_drop = torch.compile(drop)
-
-# %% jupyter={"source_hidden": true}
-# A question: run this cell, then choose.
 if can_compile:
     predict("compile.dropout", "With one seed, do eager and compiled dropout drop the same values?",
             ["yes", "no"],
             seen="yes" if torch.equal(seeded(drop), seeded(compiled_drop)) else "no",
-            because="Compiled code has a random number generator of its own.")
+            because="Compiled code has a random number generator of its own. While you debug, "
+            "`torch._inductor.config.fallback_random = True` makes it use eager's.")
 claim(
     "with the same seed, compiled dropout drops the same values each time",
     lambda: torch.equal(seeded(compiled_drop), seeded(compiled_drop)),
@@ -409,32 +430,47 @@ claim("with fallback_random they agree", with_fallback_random, needs="compiler")
 # %% [markdown]
 # ## Warm-up and the cache
 #
-# Compiled code is kept in two places: in this process, and in a folder on disk. A new process
-# finds its graphs in the folder and skips most of the work. `torch.compiler.reset()` clears what
-# the process keeps; it leaves the folder alone, so the next cell can measure what the folder saves.
-#
-# The environment variable `TORCHINDUCTOR_CACHE_DIR` moves the folder. It is a cache: its keys are
-# the graph, the options and the version, and it is safe to delete.
+# Compiled code is kept in this process, and in a cache folder on disk. (It is safe to delete, and
+# `TORCHINDUCTOR_CACHE_DIR` moves it.) `torch.compiler.reset()` clears what the process keeps, not
+# the folder. The next cell calls the model twice as if for the first time: with an empty folder,
+# and, after `reset()`, with what the first call left there.
 
-# %%
+# %% jupyter={"source_hidden": true}
+# Two first calls: run this cell.
 print("the compiler's cache is in", cache_dir())
 
 
-def first_call_seconds():
-    """Seconds for the first call of a model that this process knows nothing about."""
+def first_call():
+    """Seconds for the first call of a model that this process knows nothing about, and counts."""
     torch.compiler.reset()
     counters.clear()
     compiled = torch.compile(model)
-    return time_calls(lambda: compiled(input_data), 1)[0]
+    seconds = time_calls(lambda: compiled(input_data), 1)[0]
+    return seconds, counters["stats"]["unique_graphs"], counters["inductor"]["fxgraph_cache_miss"]
 
 
 if can_compile:
     model.eval()
     with torch.no_grad(), fresh_cache():
-        cold_seconds = first_call_seconds()
-        cold_misses = counters["inductor"]["fxgraph_cache_miss"]
-        warm_seconds = first_call_seconds()
-        warm_misses = counters["inductor"]["fxgraph_cache_miss"]
+        cold_seconds, _, cold_misses = first_call()
+        warm_seconds, warm_graphs, warm_misses = first_call()
+else:
+    print("skipped: with a compiler, the times of both")
+
+# %% jupyter={"source_hidden": true}
+# A question: run this cell, then choose.
+if can_compile:
+    predict("compile.cache", "What must be made again in the second first call, after `reset()`?",
+            {"nothing": (0, 0), "the graph; its code is in the folder": (1, 0),
+             "the graph and its code": (1, 1)}, seen=(warm_graphs, warm_misses),
+            because="Your Python is read and captured once more. The code for the graph is found "
+            "on disk, as it is in a new process.")
+claim("with an empty cache, one graph is missing from it", lambda: cold_misses, 1, needs="compiler")
+claim("with a warm cache, no graph is missing from it", lambda: warm_misses, 0, needs="compiler")
+
+# %% jupyter={"source_hidden": true}
+# The first call, without and with the cache: run this cell.
+if can_compile:
     figure, axes = plt.subplots(figsize=(7, 2.4))
     names = ["first call, empty cache", "first call, warm cache", "later call"]
     bars = axes.barh(names, [cold_seconds, warm_seconds, later], color=["C1", "C0", "C2"])
@@ -444,14 +480,10 @@ if can_compile:
     axes.margins(x=0.2)
     plt.show()
 
-claim("with an empty cache, one graph is missing from it", lambda: cold_misses, 1, needs="compiler")
-claim("with a warm cache, no graph is missing from it", lambda: warm_misses, 0, needs="compiler")
-
 # %% [markdown]
 # A service therefore **warms up**: before it takes the first request, it calls the model once for
-# each kind of input that it will get: the real shapes, the real dtype, the same grad mode. If the
-# cache folder is on a disk that outlives the container, a restart is fast too. What counts as
-# "another kind of input" is the subject of the second half of this lab.
+# each kind of input that it will get. If the cache folder outlives the container, a restart is fast
+# too. What counts as "another kind of input" is the subject of the second half of this lab.
 
 # %% [markdown]
 # ## The modes, and what each of them does
@@ -464,28 +496,10 @@ modes = torch._inductor.list_mode_options()
 # %% jupyter={"source_hidden": true}
 # A question: run this cell, then choose.
 predict("compile.reduce_overhead", '`mode="reduce-overhead"` sets one option. What does it do?',
-        ["it uses less memory", "it records the GPU's work and replays it", "it skips the guards"],
+        ["it uses less memory", "it records the GPU's work and replays it", "it skips checks in each call"],
         seen="it records the GPU's work and replays it"
         if modes["reduce-overhead"] == {"triton.cudagraphs": True} else str(modes),
-        because="The option turns on CUDA graphs.")
-
-# %%
-for name, options in modes.items():
-    listed = ", ".join(f"{key}={value}" for key, value in options.items()) or "nothing"
-    print(f"{name:<28}{textwrap.shorten(listed, 84, placeholder=' ...')}")
-
-# %% [markdown]
-# `mode="reduce-overhead"` does **not** save memory. The overhead in its name is
-# the time that Python and the launches of each call take. Its one option turns on *CUDA graphs*:
-# the calls to the GPU are recorded once and then replayed as a whole. A replay needs the same
-# addresses each time, so the memory of inputs and intermediate results is held between calls: it
-# spends memory to save time. (The documentation of `torch.compile` says so too: "at the cost of
-# more memory usage".) On a CPU the option does nothing.
-#
-# `max-autotune` tries several ways to write each matrix product and keeps the fastest.
-# `max-autotune-no-cudagraphs` does the same without CUDA graphs.
-
-# %%
+        because="The option turns on CUDA graphs. They need more memory, not less.")
 claim(
     "reduce-overhead does one thing: it turns on CUDA graphs",
     modes["reduce-overhead"],
@@ -511,10 +525,22 @@ claim_raises(
     match="Either mode or options",
 )
 
-# %% [markdown]
-# A mode changes how the code is made. It does not change what the code computes.
-
 # %%
+for name, options in modes.items():
+    listed = ", ".join(f"{key}={value}" for key, value in options.items()) or "nothing"
+    print(f"{name:<28}{textwrap.shorten(listed, 84, placeholder=' ...')}")
+
+# %% [markdown]
+# The overhead in the name is the time that Python and the launches of each call take. *CUDA graphs*
+# record the calls to the GPU once, and replay them as a whole. A replay needs the same addresses
+# each time, so memory is held between calls ("at the cost of more memory usage", says torch's
+# documentation). On a CPU the option does nothing.
+#
+# `max-autotune` tries several ways to write each matrix product and keeps the fastest: the longest
+# compile. A mode changes how the code is made, not what it computes.
+
+# %% jupyter={"source_hidden": true}
+# The result of each mode: run this cell.
 # Default mode (balanced)
 default_model = torch.compile(model)
 # Searches for the fastest kernels: the longest compile
@@ -543,14 +569,12 @@ for name, compiled in (
         needs="compiler",
     )
 
-
 # %% [markdown]
 # ### Optional: what CUDA graphs keep
 #
 # The memory, measured on a CUDA device. After a few calls, the cell drops the results and lets
 # torch return unused memory (`empty_cache`). What torch still holds, beyond the model and its
 # input, is what the mode keeps between calls.
-
 
 # %% jupyter={"source_hidden": true}
 # Memory that each mode keeps, on a CUDA device: run this cell.
@@ -591,21 +615,12 @@ claim(
     needs="cuda_compiler",
 )
 
-
 # %% [markdown]
 # Fixed addresses have another consequence. The first calls warm up and record; from the third call
-# on, each call is a replay and writes its result to the *same address*. So the next call overwrites
-# the result before it. PyTorch raises if you use an overwritten result of the first two calls. For
-# results of replays there is **no error**: the tensor that you kept has the values of the last
-# call.
-#
-# There are two remedies. `clone()` a result that you need later. Or mark where an iteration begins,
-# with `torch.compiler.cudagraph_mark_step_begin()`: then all results of one iteration stay valid
-# until the next one begins.
-
+# on, each call is a replay, and writes its result to the same address.
 
 # %% jupyter={"source_hidden": true}
-# Results of replays, on a CUDA device: run this cell.
+# A question: run this cell, then choose.
 def replayed_function(calls):
     """A function that replays a CUDA graph, called so many times before, and an input for it."""
     torch.compiler.reset()
@@ -644,6 +659,14 @@ def read_both_of_one_step():
     return total.cpu()
 
 
+on_cuda = device.type == "cuda"
+predict("compile.overwritten", "`f(x)` is `x * 2 + 1`, replayed. `first = f(1)`, then `f(2)`. What "
+        "does `first` hold now?",
+        {"3, its own result": 3.0, "5, the result of the next call": 5.0, "an error": None},
+        # Without a CUDA device: what the H100 of docs/results/ showed in the claim below.
+        seen=lambda: read_after_next_call(3)[0].item() if on_cuda else 5.0,
+        because="There is no error: both calls write to one address."
+        + ("" if on_cuda else " (No GPU is here: an H100 showed this.)"))
 claim_raises(
     "a result of the first call raises after the second",
     RuntimeError,
@@ -668,45 +691,17 @@ claim(
 torch.compiler.reset()
 
 # %% [markdown]
-# ### Fusion saves memory
-#
-# Fusion saves memory, in every mode: intermediate results that stay in registers are never written.
-# On a CUDA device, the peak shows it.
-
-
-# %% jupyter={"source_hidden": true}
-# The peak of fused code, on a CUDA device: run this cell.
-def peak_bytes(function, x):
-    """The peak of allocated bytes on the GPU during one call, over what was there before."""
-    function(x)
-    torch.cuda.synchronize()
-    before = torch.cuda.memory_allocated()
-    torch.cuda.reset_peak_memory_stats()
-    function(x)
-    torch.cuda.synchronize()
-    return torch.cuda.max_memory_allocated() - before
-
-
-def fused_peak_is_lower():
-    torch.compiler.reset()
-    x = torch.randn(2**22, device="cuda")
-    eager_peak, compiled_peak = peak_bytes(wave, x), peak_bytes(torch.compile(wave), x)
-    print(f"peak: eager {eager_peak / 2**20:.0f} MiB, compiled {compiled_peak / 2**20:.0f} MiB")
-    return compiled_peak < eager_peak
-
-
-claim("the fused wave has a lower peak than the eager one", fused_peak_is_lower,
-      needs="cuda_compiler")
+# There are two remedies. `clone()` a result that you need later. Or mark where an iteration begins,
+# with `torch.compiler.cudagraph_mark_step_begin()`: then all results of one iteration stay valid
+# until the next one begins. (For results of the first two calls, PyTorch raises.)
 
 # %% [markdown]
 # ## What is captured
 #
 # Two parts work together. **Dynamo** reads your Python bytecode before it runs, and captures the
-# tensor operations as a *graph*. A **backend** turns the graph into a callable; the default one,
-# Inductor, wrote the C++ or Triton above. A backend is a plain function, so you can write your own.
-# The one below compiles nothing: it keeps each graph and runs it as it is. That is fast, and shows
-# what Dynamo does.
-
+# tensor operations as a *graph*. A **backend**, a plain function, turns the graph into a callable.
+# The default one, Inductor, wrote the C++ or Triton above. The one below compiles nothing: it keeps
+# each graph and runs it as it is, which shows what Dynamo does.
 
 # %%
 class GraphCounter:
@@ -733,27 +728,25 @@ def thrice(x):
 torch.compiler.reset()
 counter = GraphCounter()
 watched = torch.compile(thrice, backend=counter)
-claim("wrapping alone captures nothing", counter.count, 0)
-
-watched(torch.ones(2, 3))
-claim("the first call captures one graph", counter.count, 1)
-
-watched(torch.randn(2, 3))
-claim("a second call with the same kind of input captures nothing new", counter.count, 1)
-
-operations = [node.target for node in counter.graphs[0].graph.nodes if node.op.startswith("call")]
+counts = [counter.count]
+for x in (torch.ones(2, 3), torch.randn(2, 3)):
+    watched(x)
+    counts.append(counter.count)
 
 # %% jupyter={"source_hidden": true}
 # A question: run this cell, then choose.
+operations = [node.target for node in counter.graphs[0].graph.nodes if node.op.startswith("call")]
 predict("compile.unrolled", "`thrice` has a loop of 3 rounds and an `if`. How many operations does "
         "its graph have?", [1, 2, 4, 7], seen=len(operations),
         because="The loop has a fixed length, and is unrolled. The number of dimensions is known "
         "while the graph is captured, so the `if` is decided.")
 claim("the loop is unrolled and the if is decided: four operations are left", len(operations), 4)
+claim("wrapping alone captures nothing", counts[0], 0)
+claim("the first call captures one graph", counts[1], 1)
+claim("a second call with the same kind of input captures nothing new", counts[2], 1)
 
 # %% [markdown]
-# The next cell prints the code of the graph. It has neither a loop nor an `if`. Code that depends
-# on the *values* of a tensor is the next subject.
+# This is the code of the graph. It has neither a loop nor an `if`.
 
 # %%
 print(counter.graphs[0].code)
@@ -762,11 +755,9 @@ print(counter.graphs[0].code)
 # ## Graph breaks
 #
 # Some code cannot be part of a graph: a `print`, or an `if` on a value that exists only after the
-# graph has run. There Dynamo ends the graph, lets Python do that step, and begins a new graph after
-# it: a *graph break*. Each break costs time in Python, and nothing is fused across it.
-#
-# `torch._dynamo.explain` runs a function once and reports its graphs and its graph breaks.
-
+# graph has run. There Dynamo ends the graph, lets Python do that step, and begins a new graph: a
+# *graph break*. It costs time in Python, and nothing is fused across it. `torch._dynamo.explain`
+# runs a function once and reports its graphs and its breaks.
 
 # %%
 def talkative(x):
@@ -787,16 +778,11 @@ predict("compile.graphs", "As how many graphs is `talkative` captured?", [1, 2, 
 claim("talkative is captured as three graphs", explanation.graph_count, 3)
 claim("there are two breaks between them", explanation.graph_break_count, 2)
 
-# %%
+# %% jupyter={"source_hidden": true}
+# The reason of each break, and a picture: run this cell.
 for reason in explanation.break_reasons:
     print(f"break at `{reason.user_stack[-1].line}`: {reason.reason.splitlines()[0]}")
 
-# %% [markdown]
-# (`generic_jump` is Dynamo's word for an `if` on a tensor.) The picture shows what runs compiled,
-# and what Python does in between.
-
-# %% jupyter={"source_hidden": true}
-# A picture of the graphs: run this cell.
 pieces = []
 for index, graph_operations in enumerate(explanation.ops_per_graph):
     names = ", ".join(getattr(one, "__name__", str(one)) for one in graph_operations)
@@ -814,9 +800,10 @@ axes.set_axis_off()
 plt.show()
 
 # %% [markdown]
-# Graph breaks are silent: your program only gets slower. `fullgraph=True` makes them errors. The
-# message names the line.
-
+# (`generic_jump` is Dynamo's word for an `if` on a tensor.)
+#
+# Graph breaks are silent: your program only gets slower. `fullgraph=True` makes them errors, and
+# the message names the line.
 
 # %%
 def branching(x):
@@ -824,7 +811,8 @@ def branching(x):
         return x * 2
     return x - 1
 
-
+# %% jupyter={"source_hidden": true}
+# Graph breaks as errors: run this cell.
 torch.compiler.reset()
 claim_raises(
     "with fullgraph=True a print raises Unsupported",
@@ -856,7 +844,6 @@ claim_raises(
 # It must compile with `fullgraph=True`, and must not change `x`. The caller can then print the
 # mean.
 
-
 # %%
 def build_normalizer():
     """Returns a function of x that gives (normalized, mean) and is one graph."""
@@ -869,7 +856,6 @@ def build_normalizer():
     return normalize
     ### END SOLUTION
 
-
 # %%
 check("compile.build_normalizer", build_normalizer)
 
@@ -878,7 +864,6 @@ check("compile.build_normalizer", build_normalizer)
 #
 # `torch.where(condition, a, b)` computes both `a` and `b`, and then selects. In a fused kernel the
 # second computation costs very little, and there is no graph break.
-
 
 # %%
 def selecting(x):
@@ -911,7 +896,6 @@ for values in (torch.ones(4), -torch.ones(4)):
 # the same for an `x` of any shape, as one graph with `fullgraph=True`, and does not change `x`. For
 # a tensor of zeros it returns zeros.
 
-
 # %%
 def make_clipper(limit: float):
     """Returns a function that scales x down to the norm `limit` where it is longer."""
@@ -924,24 +908,25 @@ def make_clipper(limit: float):
     return clip
     ### END SOLUTION
 
-
 # %%
 check("compile.make_clipper", make_clipper)
 
 # %% [markdown]
 # ## Guards: when may a graph be used again?
 #
-# A graph fits one situation. With each graph Dynamo keeps **guards**: the conditions under which it
-# may be used again. It checks them before each call. If no graph fits, Dynamo captures and compiles
-# once more: a *recompile*, in the middle of your program.
-#
-# The environment variable `TORCH_LOGS=recompiles` makes torch log the reason of each recompile. The
-# next cell turns this log on and calls `watched` with several kinds of input. The table below
-# shows how each call differs from the first one.
+# With each graph Dynamo keeps **guards**: the conditions under which it may be used again. It checks
+# them before each call. If no graph fits, Dynamo captures and compiles once more: a *recompile*, in
+# the middle of your program. `watched` below is `shift`, compiled.
 
+# %%
+offset = 1.0
+
+
+def shift(x):
+    return x + offset
 
 # %% jupyter={"source_hidden": true}
-# Catches the lines of a log: run this cell.
+# Calls with several kinds of input, and the log of recompiles: run this cell.
 @contextlib.contextmanager
 def caught_logs(name):
     """The messages of one logger, in a list, and not on the screen."""
@@ -957,11 +942,6 @@ def caught_logs(name):
         logger.handlers, logger.propagate = before
 
 
-# %%
-def shift(x):
-    return x + offset
-
-
 def call_under(context, x):
     with context:
         watched(x)
@@ -971,7 +951,6 @@ torch.compiler.reset()
 torch._logging.set_logs(recompiles=True)
 counter = GraphCounter()
 watched = torch.compile(shift, backend=counter)
-offset = 1.0
 x = torch.randn(4, 4)
 counts, table = {}, []
 with caught_logs("torch._dynamo.guards.__recompiles") as lines:
@@ -997,20 +976,17 @@ torch._logging.set_logs()
 
 # %% jupyter={"source_hidden": true}
 # A question: run this cell, then choose.
-predict("compile.strides", "`x` is 4 by 4, and `watched(x)` is compiled. Does `watched(x.t())`, "
-        "with the same shape and dtype, compile again?", ["yes", "no"],
-        seen="yes" if counts["other strides (transposed)"] else "no",
-        because="The strides are guarded too.")
+predict("compile.guards", "`watched` has compiled for a 4 by 4 tensor `x`. Which of these calls "
+        "compile again: `watched(x + 1)`, `watched(x.t())`, `watched(x)` under `no_grad`?",
+        {"none: shape and dtype are the same": (0, 0, 0), "x.t()": (0, 1, 0),
+         "x.t(), and x under no_grad": (0, 1, 1), "all three": (1, 1, 1)},
+        seen=(counts["other values"], counts["other strides (transposed)"], counts["no_grad"]),
+        because="Values are not guarded. Strides and the grad mode are, because the code that "
+        "was made depends on them.")
 claim("other values need no recompile", counts["other values"], 0)
 claim("another dtype recompiles", counts["another dtype"], 1)
 claim("other strides recompile, although the shape is the same",
       counts["other strides (transposed)"], 1)
-
-# %% jupyter={"source_hidden": true}
-# A question: run this cell, then choose.
-predict("compile.grad_mode", "Does `watched(x)` under `torch.no_grad()` compile again?",
-        ["yes", "no"], seen="yes" if counts["no_grad"] else "no",
-        because="The grad mode is guarded.")
 claim("requires_grad recompiles", counts["requires_grad"], 1)
 claim("another grad mode recompiles", counts["no_grad"], 1)
 claim("inference mode recompiles", counts["inference_mode"], 1)
@@ -1020,9 +996,11 @@ claim("graphs made earlier are kept and used again", counts["the first kind agai
 print("\n".join(table))
 
 # %% [markdown]
-# Guards cover more than the arguments. `shift` reads `offset`, a global variable, and
-# `model.eval()` changes an attribute of the model. What happens if one of them changes between two
-# calls?
+# The table shows how each call differs from the first one. The reasons are from torch's log: the
+# environment variable `TORCH_LOGS=recompiles` turns it on.
+#
+# Guards cover more than the arguments. `shift` reads `offset`, a global variable. What happens if
+# it changes between two calls?
 
 # %%
 torch.compiler.reset()
@@ -1038,18 +1016,18 @@ after_change = watched(zeros)
 # A question: run this cell, then choose.
 predict("compile.global", "`offset` was 1 when `shift` was compiled, and is 5 now. What does "
         "`watched(zeros)` give?", {"1, as compiled": zeros + 1, "5, compiled again": zeros + 5,
-        "an error": None}, seen=after_change, because="Globals that the code reads are guarded.")
+        "an error": None}, seen=after_change,
+        because="Globals that the code reads are guarded. So are attributes of a module: "
+        "`model.eval()` costs a second compile too.")
 claim("a changed global is seen", after_change, zeros + 5)
 claim("the changed global costs a second compile", counter.count, 2)
 
-# %%
 counter = GraphCounter()
 dropout = nn.Dropout(0.5)
 watched_dropout = torch.compile(dropout, backend=counter)
 ones = torch.ones(3)
 watched_dropout(ones)
 dropout.eval()
-
 claim("in eval mode, dropout drops nothing", watched_dropout(ones), ones)
 claim("the switch to eval mode costs a second compile", counter.count, 2)
 
@@ -1080,7 +1058,6 @@ with torch.compiler.set_stance("fail_on_recompile"):
 #
 # Example: for `lambda x: x * 2` and the inputs `[x, x.double(), x]` it is 2.
 
-
 # %%
 def count_compiles(function, inputs: list[torch.Tensor]) -> int:
     """Returns how many graphs are compiled when the function is called on each input in turn."""
@@ -1098,7 +1075,6 @@ def count_compiles(function, inputs: list[torch.Tensor]) -> int:
     return len(graphs)
     ### END SOLUTION
 
-
 # %%
 check("compile.count_compiles", count_compiles)
 
@@ -1107,15 +1083,18 @@ check("compile.count_compiles", count_compiles)
 #
 # Real inputs differ in size: the last batch is smaller, and sentences have different lengths. At
 # first Dynamo takes each size as a constant. It can also make a size *dynamic*: any number fits.
-# The argument `dynamic=` says which. `True` makes sizes dynamic from the start; `False` takes
-# every size as a constant. `mark_dynamic(x, 0)` does it for one dimension of one tensor.
-
+# `dynamic=True` does so from the start, `dynamic=False` never does, and `mark_dynamic(x, 0)` does
+# it for one dimension of one tensor.
 
 # %%
 def row_sums(x):
     return (x * 2 + 1).relu().sum(dim=1)
 
 
+shapes = [(3, 4), (5, 4), (7, 4), (9, 4), (1, 4), (11, 6)]
+
+# %% jupyter={"source_hidden": true}
+# Graphs compiled, after each of the shapes: run this cell.
 def compiles_over_shapes(shapes, mark=False, **options):
     """How many graphs were compiled so far, after each of the shapes."""
     torch.compiler.reset()
@@ -1131,7 +1110,6 @@ def compiles_over_shapes(shapes, mark=False, **options):
     return totals
 
 
-shapes = [(3, 4), (5, 4), (7, 4), (9, 4), (1, 4), (11, 6)]
 totals = {
     "default": compiles_over_shapes(shapes),
     "dynamic=True": compiles_over_shapes(shapes, dynamic=True),
@@ -1141,19 +1119,23 @@ totals = {
 
 # %% jupyter={"source_hidden": true}
 # A question: run this cell, then choose.
-predict("compile.sizes", "Default settings: calls with 3, 5, 7 and 9 rows. How many graphs?",
-        [1, 2, 4], seen=totals["default"][3],
-        because="The second size recompiles, and makes the number of rows dynamic.")
+predict("compile.sizes", "Default settings: calls with 3, 5, 7 and 9 rows, and then with 1 row. "
+        "How many graphs?", [1, 2, 3, 5], seen=totals["default"][4],
+        because="The second size recompiles, and makes the number of rows dynamic: 7 and 9 rows "
+        "fit. The sizes 0 and 1 always get graphs of their own, since a size of 1 broadcasts.")
 claim("by default, the second number of rows recompiles, and further ones do not",
       totals["default"], [1, 2, 2, 2, 3, 4])
-
-# %% jupyter={"source_hidden": true}
-# A question: run this cell, then choose.
-predict("compile.one_row", "With `dynamic=True`, these calls share one graph. Then comes a call "
-        "with 1 row. How many graphs now?", [1, 2], seen=totals["dynamic=True"][4],
-        because="The sizes 0 and 1 always get graphs of their own: a size of 1 broadcasts.")
 claim("dynamic=True makes sizes dynamic from the start",
       totals["dynamic=True"], [1, 1, 1, 1, 2, 2])
+claim("dynamic=False compiles for each shape",
+      totals["dynamic=False"], [1, 2, 3, 4, 5, 6])
+claim("mark_dynamic(x, 0) makes the rows dynamic, not the columns",
+      totals["mark_dynamic(x, 0)"], [1, 1, 1, 1, 2, 3])
+claim(
+    "even with dynamic=True, 0 rows and 1 row get graphs of their own",
+    compiles_over_shapes([(5, 4), (50, 4), (1, 4), (0, 4), (500, 4)], dynamic=True),
+    [1, 1, 2, 3, 3],
+)
 
 # %% jupyter={"source_hidden": true}
 # Graphs after each shape: run this cell, then look where each line rises.
@@ -1167,30 +1149,15 @@ axes.set(xlabel="shape, in the order of the calls", ylabel="graphs compiled so f
 axes.legend()
 plt.show()
 
-# %%
-claim("dynamic=False compiles for each shape",
-      totals["dynamic=False"], [1, 2, 3, 4, 5, 6])
-claim("mark_dynamic(x, 0) makes the rows dynamic, not the columns",
-      totals["mark_dynamic(x, 0)"], [1, 1, 1, 1, 2, 3])
-
 # %% [markdown]
 # Look at `(1, 4)`: every line rises there, even that of `dynamic=True`. A batch that is sometimes 1
 # costs one more compile. Include it in the warm-up.
+#
+# `mark_dynamic` is a promise that the size may be any number. If your code makes it a constant, as
+# in `if x.shape[0] == 4`, you get an error.
 
-# %%
-claim(
-    "even with dynamic=True, 0 rows and 1 row get graphs of their own",
-    compiles_over_shapes([(5, 4), (50, 4), (1, 4), (0, 4), (500, 4)], dynamic=True),
-    [1, 1, 2, 3, 3],
-)
-
-
-# %% [markdown]
-# `mark_dynamic` is a promise that the size may be any number. If your code makes it a constant, you
-# get an error. (Without the mark, Dynamo compiles for that constant, without a message.)
-
-
-# %%
+# %% jupyter={"source_hidden": true}
+# A marked size that the code makes a constant: run this cell.
 def knows_four(x):
     return x.sum() if x.shape[0] == 4 else x.mean()
 
@@ -1228,7 +1195,8 @@ claim("with dynamic=True four batch sizes share one graph", counter.count, 1)
 #
 # Dynamo limits the number of graphs for one function.
 
-# %%
+# %% jupyter={"source_hidden": true}
+# The limit, and a function that needs many graphs: run this cell.
 limit = torch._dynamo.config.recompile_limit
 print("most graphs for one function:", limit)
 print("most graphs for all functions that share its code:",
@@ -1266,12 +1234,9 @@ with caught_logs("torch._dynamo.convert_frame") as lines:
     )
 
 # %% [markdown]
-# Past the limit, an input that fits one of the existing graphs uses it, and any other input runs
-# eagerly: much of your program is as slow as without compiling. With `fullgraph=True` it raises.
-#
-# You can raise the limit (`torch._dynamo.config.recompile_limit`), but that is rarely the answer.
-# Rather ask why there are so many kinds of input: make sizes dynamic, keep one dtype and one
-# layout, or reduce the sizes to a few. The last one is the next exercise.
+# You can raise the limit, but that is rarely the answer. Rather ask why there are so many kinds of
+# input: make sizes dynamic, keep one dtype and one layout, or reduce the sizes to a few. The last
+# one is the next exercise.
 
 # %% [markdown]
 # ## Exercise: many lengths, few graphs
@@ -1291,7 +1256,6 @@ with caught_logs("torch._dynamo.convert_frame") as lines:
 #
 # Example: with a bucket of 16, inputs of 1, 5, 16 and 17 rows make two graphs, for 16 and 32 rows.
 
-
 # %%
 def compile_in_buckets(function, bucket: int, backend):
     """Returns a compiled form of `function` that pads the rows of x to multiples of `bucket`."""
@@ -1306,7 +1270,6 @@ def compile_in_buckets(function, bucket: int, backend):
 
     return call_padded
     ### END SOLUTION
-
 
 # %%
 check("compile.compile_in_buckets", compile_in_buckets)

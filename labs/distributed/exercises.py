@@ -104,9 +104,9 @@ RING_SUM = Exercise(
     title="A sum around the ring",
     hints=(
         "After one round each rank knows its own tensor and its left neighbor's. What must it "
-        "send in the second round, so that it learns of the next one?",
+        "send in the second round? And if it hangs: who receives while all ranks wait in `send`?",
         "Send on what you received last, `world - 1` times. Start the send with `isend`, receive, "
-        "and wait for the send after that: if all ranks wait in a `recv` first, nobody sends.",
+        "and wait for the send after that: nobody sends while all ranks wait in `recv`.",
     ),
     cases=ring_sum_cases,
     wrong_answers=(
@@ -222,7 +222,8 @@ AVERAGE_GRADIENTS = Exercise(
     name="average_gradients",
     title="Average the gradients",
     hints=(
-        "`dist.all_reduce` adds up, in place. What makes a mean of a sum, and of how many?",
+        "`dist.all_reduce` adds up, in place. What makes a mean of a sum, and of how many? Has "
+        "every parameter a gradient?",
         "Go over `model.parameters()`; one without a gradient has `.grad is None`, in every rank. "
         "Change the tensor in `.grad` itself.",
     ),

@@ -13,10 +13,10 @@
 # %% [markdown]
 # # Many processes, one training
 #
-# A larger batch or a larger model than one device takes is trained by several processes, each
-# with a device of its own. They share no memory. What one of them needs from another is sent,
-# and sending costs time. Run the folded cells below (click one, then Shift+Enter): they measure how
-# much, on this machine.
+# A batch or a model that is too large for one device is trained by several processes, each with a
+# device of its own. They share no memory. What one of them needs from another is sent, and sending
+# costs time. Run the two folded cells below with Shift+Enter: the second one measures how much, on
+# this machine.
 
 # %% jupyter={"source_hidden": true}
 # Imports: run this cell first.
@@ -43,7 +43,8 @@ ON_GPUS = torch.cuda.device_count() >= 2 and dist.is_nccl_available()
 BACKEND = "nccl" if ON_GPUS else "gloo"
 MIB = 2**20
 
-# %%
+# %% jupyter={"source_hidden": true}
+# A sum within a process and one across two: run this cell, then compare the times.
 def my_device():
     """The device of the rank that asks."""
     return torch.device("cuda", dist.get_rank()) if ON_GPUS else torch.device("cpu")
@@ -76,8 +77,8 @@ print(f"adding 16 MiB within a process: {1000 * alone:.1f} ms; across two: {1000
 print(f"a sum across processes takes {together / alone:.0f} times as long here, by {BACKEND}")
 
 # %% [markdown]
-# Remember the factor. Everything in this lab is arranged around it: send little, send seldom, and
-# compute while it is on its way.
+# Remember the factor. It is why the rest of this lab sends little, sends seldom, and computes while
+# data is on its way.
 #
 # ## Ranks
 #
@@ -128,7 +129,8 @@ claim("the notebook's is as it was", seen["calls"], 0)
 #
 # A *collective* is a call that every rank of the group makes, in the same order. It returns when
 # this rank's part is done. In the cell below each rank starts with its own tensor, rank 0 with
-# `[0, 1]` and rank 1 with `[10, 11]`. Say what each call leaves in each rank before you open the answer.
+# `[0, 1]` and rank 1 with `[10, 11]`. Work out what each call leaves in each rank; the cell after it
+# asks you for one of them.
 
 # %%
 def try_collectives():
@@ -168,10 +170,10 @@ claim("all_reduce: the sum in both", torch.equal(zero["all_reduce"], one["all_re
 claim("the sum is [10, 12]", zero["all_reduce"], torch.tensor([10.0, 12.0]))
 claim("all_gather: both tensors in both", one["all_gather"], torch.tensor([0.0, 1, 10, 11]))
 claim("reduce_scatter: each has its part of the sum",
-      torch.cat([zero["reduce_scatter"], one["reduce_scatter"]]), zero["all_reduce"])
+      torch.cat([zero["reduce_scatter"], one["reduce_scatter"]]), zero["all_reduce"], shown=True)
 
 # %% [markdown]
-# The last claim is worth a second look: reduce_scatter followed by all_gather is an all_reduce.
+# The last of these facts is worth a second look: reduce_scatter followed by all_gather is an all_reduce.
 # Sharded training, further down, is built on this: it stops halfway and keeps only its part.
 #
 # Under the collectives are `dist.send(tensor, dst)` and `dist.recv(tensor, src)` between two
@@ -438,22 +440,21 @@ def make_dtensor(rows):
     return *shapes, sharded.sum(dim=1).full_tensor()
 
 
-zero, one = run(make_dtensor, 6)
-claim("both see the whole shape", (zero[0], one[0]), ((6, 4), (6, 4)))
-claim("each holds half of the rows", (zero[1], one[1]), ((3, 4), (3, 4)))
-claim("Replicate() brings all rows to everyone", (zero[2], one[2]), ((6, 4), (6, 4)))
-claim("operators work on the parts: the sums of all rows are right",
-      zero[3], torch.arange(24.0).reshape(6, 4).sum(dim=1))
-
-zero, one = run(make_dtensor, 5)
+six_rows, five_rows = run(make_dtensor, 6), run(make_dtensor, 5)
 
 # %% jupyter={"source_hidden": true}
 # A question: run this cell, then choose.
 predict("distributed.uneven", "A DTensor with 5 rows on two ranks, `Shard(0)`: how many rows do rank 0 "
         "and rank 1 hold?", ["3 and 2", "2 and 3", "3 and 3", "it raises"],
-        seen=lambda: f"{zero[1][0]} and {one[1][0]}",
+        seen=lambda: " and ".join(str(rank[1][0]) for rank in five_rows),
         because="Rows are dealt out in pieces of ceil(5 / 2); the last one is shorter.")
-claim("5 rows do not divide: 3 and 2", (zero[1], one[1]), ((3, 4), (2, 4)))
+claim("5 rows do not divide: 3 and 2", [rank[1] for rank in five_rows], [(3, 4), (2, 4)])
+zero, one = six_rows
+claim("both see the whole shape", (zero[0], one[0]), ((6, 4), (6, 4)))
+claim("each holds half of the rows", (zero[1], one[1]), ((3, 4), (3, 4)))
+claim("Replicate() brings all rows to everyone", (zero[2], one[2]), ((6, 4), (6, 4)))
+claim("operators work on the parts: the sums of all rows are right",
+      zero[3], torch.arange(24.0).reshape(6, 4).sum(dim=1))
 
 # %% [markdown]
 # ## FSDP2: shard everything
@@ -533,9 +534,9 @@ claim("FSDP2: half of the optimizer's state",
       held["FSDP2"]["optimizer"] / held["DDP"]["optimizer"], 0.5, within=0.02)
 
 # %% [markdown]
-# For a model as small as this one, what FSDP2 gathers is as large as what it saves. With a hundred
-# layers it is one hundredth. `labkit estimate train.py:make_step --world-size 8 --shard fsdp` says
-# what each rank would hold, before you rent the eight.
+# For a model as small as this one, FSDP2 gathers about as much at one time as it saves. With a
+# hundred layers, that is one hundredth of the parameters. `labkit estimate train.py:make_step --world-size 8 --shard fsdp` says
+# what each rank would hold, before you rent eight GPUs.
 #
 # ## The data: no sample twice
 #
@@ -557,18 +558,20 @@ def read_all(length, epochs=1, set_epoch=True):
     return read
 
 
-(zero,), (one,) = run(read_all, 16)
-claim("16 samples on two ranks: 8 each", (len(zero), len(one)), (8, 8))
-claim("no sample twice, and none left out", sorted(zero + one), list(range(16)))
-(zero,), (one,) = run(read_all, 15)
+sixteen, fifteen = run(read_all, 16), run(read_all, 15)
 
 # %% jupyter={"source_hidden": true}
 # A question: run this cell, then choose.
+(zero,), (one,) = fifteen
 predict("distributed.samples", "15 samples on two ranks: how many do both read together, in one epoch?",
         [14, 15, 16], seen=lambda: len(zero) + len(one),
         because="Every rank must take as many steps as the others, so one sample is read twice.")
 claim("15 samples: 8 each all the same, so one is read twice",
       (len(zero), len(one), len(set(zero + one))), (8, 8, 15))
+
+(zero,), (one,) = sixteen
+claim("16 samples on two ranks: 8 each", (len(zero), len(one)), (8, 8))
+claim("no sample twice, and none left out", sorted(zero + one), list(range(16)))
 
 (epochs, _), (frozen, _) = run(read_all, 16, 2), run(read_all, 16, 2, False)
 claim("set_epoch shuffles each epoch in its own way", epochs[0] != epochs[1])
@@ -665,8 +668,8 @@ claim_raises("a death too is named, not the lost connection", Exception, lambda:
 # %% [markdown]
 # ### Different calls
 #
-# The worst kind makes no error. If the ranks call different collectives, or in a different order,
-# then tensors meet that have nothing to do with each other. For a while.
+# The worst mistake raises no error. If the ranks call collectives in a different order, tensors are
+# added up that do not belong together, and the training goes on with wrong numbers.
 
 # %%
 def cross_over():
@@ -727,7 +730,7 @@ check("distributed.run_together", run_together)
 # | `sampler.set_epoch(epoch)` | else each epoch has the same order |
 # | count what a rank holds | DDP: everything and buckets; ZeRO-1: a part of the state; FSDP2: a part of all, and one layer |
 # | read the first error | the others follow from it |
-# | a short timeout while you debug | the default is half an hour of nothing |
+# | a short timeout while you debug | by default, a rank waits for 10 minutes (NCCL) or 30 (gloo) |
 #
 # **Where to go from here.** This is the last lab.
 #

@@ -13,9 +13,9 @@
 # %% [markdown]
 # # Tensors
 #
-# Press Shift+Enter: it runs a cell, also a folded one, and goes on to the next. The two folded
-# cells below fit a line to forty points, twice. The code is the same both times, and so is the
-# data. Only one *shape* differs, and PyTorch reports no error.
+# Press Shift+Enter: it runs a cell, also a folded one, and goes on to the next. Run the two folded
+# cells below. The second one fits a line to forty points, twice, with the same data and the same
+# loss. Only one *shape* differs, and PyTorch reports no error.
 
 # %% jupyter={"source_hidden": true}
 # Imports: run this cell first.
@@ -62,10 +62,11 @@ plt.show()
 # the rest already: this lab is about where the two differ, where they share memory, and which
 # shapes fit together.
 #
-# The lab asks first. Each question has buttons; choose what you *expect*, even if you are not sure.
-# Then the facts appear, proven on your machine, and the page keeps your score. A surprise is worth
-# more than a right guess. Click a folded cell to see its code. The exercises answer as soon as you
-# run the cell below them.
+# The lab asks first. Each question has buttons; choose what you *expect*, even if you are not sure
+# (by keyboard: Shift+Tab goes back to the buttons, and Enter chooses). Then the facts appear, proven
+# on your machine, and the page keeps your score. A surprise is worth more than a right guess. Click
+# a folded cell to see its code. In an exercise, you write the function, run its cell, and then run
+# the cell below it, which checks your answer.
 
 # %% [markdown]
 # ## From 0 to 4 dimensions
@@ -204,11 +205,12 @@ claim("torch.tensor(3) has no dimensions", torch.tensor(3).shape, ())
 claim("torch.Tensor(3) has one, of length 3", torch.Tensor(3).shape, (3,))
 
 # %% [markdown]
-# ## Dtypes: how much a number can say
+# ## Dtypes: range and precision
 #
 # A dtype fixes how many bytes a number takes, and so how large the gap to the next number is.
 # Floating point numbers lie closer together near zero and farther apart where they are large.
-# The plot asks each dtype for the gap above a number. Both axes are logarithmic.
+# The plot shows, for each dtype, the gap between a number and the next larger one. Both axes are
+# logarithmic.
 
 # %%
 dtypes = [torch.bfloat16, torch.float16, torch.float32, torch.float64]
@@ -294,8 +296,8 @@ predict(
     "`doubles + singles` is float64. What is the dtype of the matrix product `doubles @ singles`?",
     [torch.float64, torch.float32, "an error"],
     seen=multiply_doubles,
-    because="This is the first error that most people see when NumPy data meets a model, because "
-    "NumPy's float64 comes with it.",
+    because="NumPy's default is float64, and a model's weights are float32: NumPy data in a model "
+    "raises this error until you convert it.",
 )
 claim_raises("float64 @ float32 raises", RuntimeError, lambda: doubles @ singles,
              match="expected m1 and m2 to have the same dtype", shown=True)
@@ -564,7 +566,7 @@ claim_raises("(2, 3) + (2,) raises too: right to right, 3 meets 2", RuntimeError
 draw_shapes(**{"a, stretched": stretched_a, "b, stretched": stretched_b, "a + b": c}, values=True)
 
 # %% [markdown]
-# ### keepdim, and the squares that hide its absence
+# ### keepdim, and the mistake that a square table hides
 #
 # A mean over the columns gives one value a row, and loses the dimension: (n, d) becomes (n,). With
 # `keepdim=True` it stays (n, 1). Each row of this square table is to get the mean 0:

@@ -45,9 +45,10 @@ CONTEXT_PAIRS = Exercise(
     name="context_pairs",
     title="Every window is an example",
     hints=(
-        "The windows overlap: each begins one place after the one before. One method of tensors "
-        "gives all of them as a view, and the lab on tensors has used it.",
-        "`unfold` gives n - length + 1 windows. Which of them has no next character?",
+        "The windows overlap: each begins one place after the one before. The lab on tensors took "
+        "all windows of a signal as one view.",
+        "`ids.unfold(0, length, 1)` gives n - length + 1 windows. Which of them has no next "
+        "character?",
     ),
     cases=context_pairs_cases,
     restrictions=("loop",),
@@ -463,7 +464,7 @@ def _evaluate(model: Any, batches: Batches, **changes: bool) -> float:
 
 MEAN_LOSS = Exercise(
     name="mean_loss",
-    title="An evaluation that leaves no trace",
+    title="An evaluation without side effects",
     hints=(
         "Two switches have to be set for the loop, and one of them set back after it. Which one "
         "sets itself back?",

@@ -168,7 +168,8 @@ claim("cross_entropy is log_softmax, then the mean of minus the target's entry",
 #
 # Write `cross_entropy_gradient(logits, targets)`: the gradient of the mean cross-entropy with
 # respect to `logits`, of shape `(batch, classes)`, by hand: without autograd, and without a loop.
-# Remember the mean: it divides by the batch size.
+# Remember the mean: it divides by the batch size. The result must not require grad, even if
+# `logits` does.
 
 # %%
 def cross_entropy_gradient(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -393,7 +394,7 @@ state = [key for key, one in adam.state[parameter].items() if one.shape == param
 predict("training.adam_memory", "A model's parameters take 1 GiB. How much do the parameters, "
         "their gradients and the state of Adam take together?",
         {"2 GiB": 2, "3 GiB": 3, "4 GiB": 4},
-        seen=2 + len(state))
+        seen=2 + len(state), because="Adam keeps two tensors for each parameter: m and v.")
 claim("Adam's state is two tensors of the parameter's shape: training with it needs memory for the"
       " parameters four times (value, gradient, m, v)",
       sorted(state), ["exp_avg", "exp_avg_sq"])
@@ -479,7 +480,8 @@ network_loss = evaluate(model)
 predict("training.beats", "On held-out text, which has the lower loss: the network, which sees 12 "
         "characters, after 250 steps, or the counted bigrams, which see one?",
         ["the network", "the bigrams"],
-        seen="the network" if network_loss < bigram_loss else "the bigrams")
+        seen="the network" if network_loss < bigram_loss else "the bigrams",
+        because="A longer context says more about the next character.")
 claim("with 12 characters of context, it beats the bigrams on held-out text",
       network_loss < bigram_loss)
 
@@ -495,7 +497,8 @@ axes.set(xlabel="step", ylabel="cross-entropy", title="The loss while training")
 axes.legend()
 plt.show()
 
-# %%
+# %% jupyter={"source_hidden": true}
+# Text that the network writes: run this cell.
 @torch.no_grad()
 def write_on(model, start, length=160, seed=0):
     """The start, continued with characters drawn from the model's probabilities."""
@@ -521,10 +524,8 @@ print(write_on(model, "# The gradient of "))
 dropping = NextCharacter(dropout=0.5).to(device)
 some = contexts[:8].to(device)
 dropping.train()
-claim("in training mode, two calls differ: dropout draws again",
-      torch.equal(dropping(some), dropping(some)), False)
+same_in_training = torch.equal(dropping(some), dropping(some))
 dropping.eval()
-claim("in evaluation mode they are equal", torch.equal(dropping(some), dropping(some)))
 
 # %% jupyter={"source_hidden": true}
 # A question: run this cell, then choose.
@@ -532,6 +533,8 @@ predict("training.eval", "The model is in evaluation mode. Does its result still
         ["yes", "no"], seen="yes" if dropping(some).requires_grad else "no",
         because="`eval()` switches layers. `torch.no_grad()` switches the recording of the graph.")
 claim("eval() does not stop the recording of gradients", dropping(some).requires_grad)
+claim("in training mode, two calls differ: dropout draws again", same_in_training, False)
+claim("in evaluation mode they are equal", torch.equal(dropping(some), dropping(some)))
 
 # %% [markdown]
 # An evaluation needs `eval()` and `no_grad()`, and `train()` again afterwards.
@@ -646,7 +649,9 @@ products = sum(spent[name] for name in spent if name in PRODUCTS or "gemm" in na
 predict("training.profile", "What share of the time of a step is in matrix products?",
         ["less than 40%", "40 to 70%", "more than 70%"],
         seen="less than 40%" if products < 0.4 else "40 to 70%" if products < 0.7
-        else "more than 70%")
+        else "more than 70%",
+        because="The other operators compute little and read and write much memory: copies, sums, "
+        "the optimizer's updates. The next cell lists them.")
 claim("the profiler saw the matrix products of forward and backward",
       {"aten::addmm", "aten::mm"} <= set(spent))
 
@@ -725,7 +730,8 @@ left = results["checkpointed"][1] / results["float32"][1]
 predict("training.checkpoint", "How much of the peak memory of a plain step is left with "
         "checkpointing?", ["less than 60%", "60 to 90%", "more than 90%"],
         seen="less than 60%" if left < 0.6 else "60 to 90%" if left < 0.9
-        else "more than 90%")
+        else "more than 90%",
+        because="Parameters, gradients and the state of Adam take as much as before.")
 claim("checkpointing lowers the peak", results["checkpointed"][1] < results["float32"][1])
 
 # %%
@@ -739,7 +745,8 @@ print("checkpointed: {:.1f} ms a step, {:.1f} MiB at its peak".format(*results["
 # takes seconds, because it compiles. For such a small network on a CPU, the gain may be small, or
 # none.
 
-# %%
+# %% jupyter={"source_hidden": true}
+# A compiled step, measured: run this cell.
 names = list(torch.compile(fresh()).state_dict())
 claim("the wrapper of torch.compile puts a prefix before each name",
       all(name.startswith("_orig_mod.") for name in names))
@@ -771,7 +778,8 @@ claim("model.compile() leaves the names alone", compile_and_measure, list(fresh(
 # The ratio is to plain float32: below 1 means faster, or smaller. On a CPU, the memory of the
 # compiled step is not measured: tracking each tensor would turn the compiler off.
 
-# %%
+# %% jupyter={"source_hidden": true}
+# Time and memory of a step, by way: run this cell.
 if max(spreads) > 2:
     print(f"The times of equal steps differed by a factor of {max(spreads):.1f}: this machine is "
           "too busy to tell small differences.")

@@ -6,7 +6,7 @@ import contextlib
 import importlib.util
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from selenium.common.exceptions import (
     StaleElementReferenceException,
 )
 from selenium.webdriver.chrome.service import Service
+from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webdriver import WebDriver
@@ -106,11 +107,62 @@ def errors_in(notebook: dict[str, Any]) -> list[str]:
 
 def click_menu(driver: WebDriver, menu: str, command: str) -> None:
     """Clicks an item of JupyterLab's menu bar, as a person does."""
-    for item in driver.find_elements(By.CSS_SELECTOR, ".lm-MenuBar-item"):
-        if item.text.strip() == menu:
-            item.click()
-            break
-    click(driver, f'.lm-Menu-item[data-command="{command}"]', timeout_seconds=10)
+    item = f'.lm-Menu-item[data-command="{command}"]'
+
+    def open_menu() -> None:
+        for title in find_shown(driver, ".lm-MenuBar-item"):
+            if title.text.strip() == menu:
+                title.click()
+                return
+
+    act_until(open_menu, lambda: find_shown(driver, item), f"the menu {menu} never opened")
+    click(driver, item, timeout_seconds=60)
+
+
+def act_until(act: Callable[[], object], is_done: Callable[[], object], never: str) -> None:
+    """Acts until the effect is there: a page that still loads takes neither keys nor clicks.
+
+    Nothing is done if the effect is there already, and each try waits for it. Raises
+    AssertionError with ``never`` after two minutes.
+    """
+
+    def done_now() -> bool:
+        try:
+            return bool(is_done())
+        except NOT_YET:
+            return False
+
+    def has_worked() -> bool:
+        if done_now():
+            return True
+        with contextlib.suppress(*NOT_YET, IndexError):
+            act()
+        return wait_until(done_now, timeout_seconds=10)
+
+    assert wait_until(has_worked, timeout_seconds=120), never
+
+
+def press(driver: WebDriver, *keys: str) -> None:
+    """Presses keys as a person does, the modifiers first."""
+    chain = ActionChains(driver)
+    for key in keys[:-1]:
+        chain.key_down(key)
+    chain.send_keys(keys[-1])
+    for key in reversed(keys[:-1]):
+        chain.key_up(key)
+    chain.perform()
+
+
+def save_until(
+    driver: WebDriver, path: Path, holds: Callable[[dict[str, Any]], bool]
+) -> dict[str, Any]:
+    """Saves the notebook until its file is as expected; what is in the file then."""
+    act_until(
+        lambda: press(driver, Keys.CONTROL, "s"),
+        lambda: holds(read_notebook(path)),
+        f"{path.name} was never saved as expected",
+    )
+    return read_notebook(path)
 
 
 def open_notebook(driver: WebDriver, server: LabServer, name: str) -> None:

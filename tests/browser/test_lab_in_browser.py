@@ -10,6 +10,7 @@ from selenium.webdriver.common.keys import Keys
 
 from labkit.lessons.progress import read_progress
 from tests.browser.driver import (
+    act_until,
     code_cells,
     errors_in,
     find_shown,
@@ -60,7 +61,7 @@ def test_the_page_follows_the_systems_theme(
     with open_browser(tmp_path, dark=dark) as driver:
         open_notebook(driver, lab_server, "01_tensors.ipynb")
 
-        wait_for(driver, f'body[data-jp-theme-light="{theme}"]', timeout_seconds=20)
+        wait_for(driver, f'body[data-jp-theme-light="{theme}"]', timeout_seconds=60)
 
 
 def test_a_question_is_answered_with_the_keyboard(lab_server: LabServer, tmp_path: Path):
@@ -76,11 +77,14 @@ claim("the sum is four", 2 + 2, 4)
     (lab_server.workspace / "sums.ipynb").write_text(nbformat.writes(notebook))
     with open_browser(tmp_path) as driver:
         run_all_cells(driver, lab_server, "sums.ipynb", timeout_seconds=60)
-        wait_for(driver, ".labkit-question button", timeout_seconds=20)
+        wait_for(driver, ".labkit-question button", timeout_seconds=60)
         button = find_shown(driver, ".labkit-question button")[1]
         driver.execute_script("arguments[0].focus()", button)
-        driver.switch_to.active_element.send_keys(Keys.ENTER)
-        wait_for(driver, ".labkit-question [role=alert]", timeout_seconds=20)
+        act_until(
+            lambda: driver.switch_to.active_element.send_keys(Keys.ENTER),
+            lambda: find_shown(driver, ".labkit-question [role=alert]"),
+            "the button answered nothing",
+        )
 
         said = find_shown(driver, ".labkit-question [role=alert]")[0].text
         assert "You expected 5, seen 4" in said

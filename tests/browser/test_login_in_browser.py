@@ -59,7 +59,7 @@ def test_the_printed_url_works_as_a_link_on_another_site(lab_server: LabServer, 
     link = f'<a id="open" href="{lab_server.url("lab")}">open</a>'
     with serve_page(link) as address, open_browser(tmp_path) as driver:
         driver.get(address)
-        click(driver, "#open", timeout_seconds=20)
+        click(driver, "#open", timeout_seconds=60)
         wait_for(driver, LAB, timeout_seconds=60)
         driver.refresh()
         wait_for(driver, LAB, timeout_seconds=60)
@@ -72,5 +72,5 @@ def test_another_sites_page_gets_nowhere_with_the_cookie(lab_server: LabServer, 
         driver.get(lab_server.url("lab"))
         wait_for(driver, LAB, timeout_seconds=60)
         driver.get(address)
-        click(driver, "#open", timeout_seconds=20)
-        wait_for(driver, LOGIN, timeout_seconds=20)
+        click(driver, "#open", timeout_seconds=60)
+        wait_for(driver, LOGIN, timeout_seconds=60)

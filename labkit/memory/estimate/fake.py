@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch._prims_common import suggest_memory_format
 from torch._subclasses import fake_tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 from labkit.errors import UsageError
 from labkit.memory.estimate.allocator import CachingAllocator, round_request
@@ -58,13 +59,14 @@ from labkit.memory.estimate.results import (
     measure,
 )
 from labkit.memory.estimate.values import (
-    FACTORIES,
     KNOWN_ELEMENTS,
+    LIKE,
     READ_VALUE,
     Assumptions,
     KnownValues,
     allow_unknown_items,
     assume_shape,
+    is_constant,
     shape_ctc,
 )
 from labkit.memory.track.frames import Frame, find_user_frames, is_user_file, list_error_frames
@@ -78,8 +80,8 @@ from labkit.memory.track.storages import (
 
 # Values that torch's own code reads, which change how it computes and not how much memory it
 # takes: the number of optimizer steps, whether a gradient has overflowed (assumed not), whether a
-# drawn weight is to be drawn again.
-OWN_ANSWERS = {"optim/": 1, "amp/": 0, "nn/utils/": 0, "nn/init.py": 0}
+# drawn weight is to be drawn again, whether the parameters of a distribution are valid.
+OWN_ANSWERS = {"optim/": 1, "amp/": 0, "nn/utils/": 0, "nn/init.py": 0, "distributions/": 1}
 OVERFLOW = "assumes that no gradient overflows: the scaler never skips a step"
 CONVERGENCE = "assumes that L-BFGS does not converge: it evaluates as often as it may"
 DDP = "DistributedDataParallel is simulated as its module and its gradient buckets, in one process"
@@ -198,7 +200,7 @@ class FakeTracer(StorageTracer):
         if recipe is None:
             return self._compute(operator, run, types, arguments, named, call)
         result = self._repeat(recipe, operator, call.tensors)
-        if call.known or not call.tensors:
+        if call.known or not call.tensors or operator._schema.name[6:] in LIKE:
             self._follow_values(operator, arguments, named, call.tensors, result)
         return result
 
@@ -259,7 +261,9 @@ class FakeTracer(StorageTracer):
         self, operator: Any, arguments: Any, named: Any, tensors: list[Any], result: Any
     ) -> None:
         known = any("labkit_value" in one.__dict__ for one in tensors)
-        if not known and (tensors or operator._schema.name[6:] not in FACTORIES):
+        if not known and operator._schema.name[6:] in LIKE:
+            known = not result.is_floating_point()  # masks; the states of optimizers are many
+        if not known and (tensors or not is_constant(operator._schema)):
             if operator._schema.name == "aten::lift_fresh" and not hasattr(tensors[0], "fake_mode"):
                 self.values.copy(result, tensors[0])
             return
@@ -290,6 +294,11 @@ class FakeTracer(StorageTracer):
         if made is not None:
             for one in list_tensors(made):
                 self._add_new(one, "activations", frames, backward=backward)
+            if operator is ATEN.nonzero.default and tensors[0].numel() <= KNOWN_ELEMENTS:
+                # What is selected is known then: a loop over it, such as of experts, can go on.
+                with _disable_current_modes():
+                    chosen = torch.full(tensors[0].shape, self._assumptions.answer)
+                    self.values.keep(made, chosen.nonzero())
         return made
 
     def _add_like(self, value: Any, tensor: Any) -> Any:

@@ -26,6 +26,8 @@ from labkit.memory.estimate.model import Estimate
 from labkit.text import format_bytes, plural
 
 STRATEGIES = ("ddp", "zero1", "fsdp")
+# More than any run has; the time and the list grow with the number of ranks.
+MOST_RANKS = 16384
 # The layer that runs, and the one that is gathered meanwhile.
 LAYERS_AT_ONCE = 2
 
@@ -169,10 +171,7 @@ def share_out(
 
     Raises UsageError for an unknown strategy or world size, or without a recorded model.
     """
-    if shard not in STRATEGIES:
-        raise UsageError(f"invalid --shard {shard!r}", cause=f"it is {', '.join(STRATEGIES)}")
-    if world_size < 1:
-        raise UsageError(f"invalid --world-size {world_size}", cause="it must be at least 1")
+    check_ranks(world_size, shard)
     if not sizes:
         raise UsageError(
             f"{estimate.name} runs no torch.nn.Module with parameters",
@@ -185,6 +184,18 @@ def share_out(
         share = _hold(sizes, shard, world_size, rank, owners)
         shares.append(share._replace(peak_bytes=_find_peak(estimate, whole, share)))
     return tuple(shares)
+
+
+def check_ranks(world_size: int, shard: str) -> None:
+    """Raises UsageError for an unknown strategy, or a world size that cannot be estimated."""
+    if shard not in STRATEGIES:
+        raise UsageError(f"invalid --shard {shard!r}", cause=f"it is {', '.join(STRATEGIES)}")
+    if not 1 <= world_size <= MOST_RANKS:
+        raise UsageError(
+            f"invalid --world-size {world_size}",
+            cause=f"it is a number of ranks from 1 to {MOST_RANKS}",
+            fix="labkit estimate --help",
+        )
 
 
 def _hold(
@@ -292,12 +303,29 @@ def estimate_ranks(
 
     ``estimate`` is called once, with the function whose batch is that of one rank.
     """
+    check_ranks(world_size, shard)
     record = RecordedModel()
     with record.open():
         made = estimate(record.watch(function))
     sizes = list(record.sizes.values())
     shares = share_out(sizes, made, world_size=world_size, shard=shard)
     return RanksEstimate(made, shard, shares)
+
+
+# The numbers of GPUs that a remedy names.
+RANKS = (2, 4, 8, 16, 32, 64)
+
+
+def list_shardings(sizes: list[ParameterSize], estimate: Estimate) -> Iterator[RanksEstimate]:
+    """FSDP over two GPUs, and over the fewest that certainly fit; over eight if none do."""
+    made = [
+        RanksEstimate(estimate, "fsdp", share_out(sizes, estimate, world_size=ranks, shard="fsdp"))
+        for ranks in RANKS
+    ]
+    enough = next((one for one in made if one.fits), made[RANKS.index(8)])
+    yield made[0]
+    if enough is not made[0]:
+        yield enough
 
 
 def describe_ranks(found: RanksEstimate) -> dict[str, object]:

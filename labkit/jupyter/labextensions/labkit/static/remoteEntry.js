@@ -200,11 +200,13 @@
         menu?.helpMenu.addGroup([{ command }], 0);
         restorer?.restore(tracker, { command, name: () => "start" });
         document.addEventListener("labkit-memory", (event) => page?.isVisible && page.say(event.detail));
-        const narrow = window.innerWidth < NARROW_PIXELS;
+        // On a narrow page, the list of files would leave no room for the labs.
+        const narrow = window.matchMedia(`(width < ${NARROW_PIXELS}px)`);
+        narrow.addEventListener("change", () => narrow.matches && shell.collapseLeft());
         // The plain URL; /lab/tree/... asks for a file.
         const isPlain = !/\/tree(\/|$)/.test(window.location.pathname);
         void app.restored.then(async () => {
-          if (narrow) shell.collapseLeft();
+          if (narrow.matches) shell.collapseLeft();
           // Who reloads the page stays where they were.
           const isReload = performance.getEntriesByType("navigation")[0]?.type === "reload";
           if (!isPlain || (isReload && shell.currentWidget)) return;
