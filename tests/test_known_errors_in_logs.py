@@ -370,3 +370,66 @@ def test_quotes_that_a_journal_escapes_are_read_as_quotes():
 def test_a_docker_whose_cdi_is_off_is_told_of_nothing_else():
     found = explain_text('could not select device driver "cdi" with capabilities: [[gpu]]')
     assert [each.error.name for each in found.found] == ["docker-cdi-off"]
+
+
+WATCHDOG = "[rank0]: Watchdog caught collective operation timeout: WorkNCCL(SeqNum=12)\n"
+RAISED = """\
+[rank1]:   File "/home/u/train.py", line 41, in main
+[rank1]:     loss = model(batch["labels"])
+[rank1]: KeyError: 'labels'
+"""
+
+
+@pytest.mark.parametrize(
+    ("log", "ranked"),
+    [
+        pytest.param(RAISED + WATCHDOG, ["program-raised", "nccl-timeout"], id="cause first"),
+        pytest.param(WATCHDOG + RAISED, ["program-raised", "nccl-timeout"], id="cause last"),
+        pytest.param(
+            f"[rank1]: KeyError: 'labels'\n{WATCHDOG}",
+            ["exception-line", "nccl-timeout"],
+            id="only the exception's line",
+        ),
+        pytest.param(
+            RAISED + "RuntimeError: expected scalar type Half but found Float\n",
+            ["tensor-dtype"],
+            id="a text that is known",
+        ),
+        pytest.param(RAISED + "Epoch 3: loss 0.2\n", [], id="the program went on"),
+    ],
+)
+def test_an_exception_of_one_rank_stands_above_what_the_others_report(log, ranked):
+    assert [found.error.name for found in explain_text(log).found] == ranked
+
+
+@pytest.mark.parametrize(
+    ("text", "fix"),
+    [
+        pytest.param(
+            'File "/x/site-packages/somelib/core.py", line 3, in <module>\n'
+            "    from otherlib import gone\n"
+            "ImportError: cannot import name 'gone' from 'otherlib'",
+            "pip install --upgrade somelib otherlib",
+            id="the package of the last frame",
+        ),
+        pytest.param(
+            "ValueError: Saved in another form. Please use `load_other` instead.",
+            "use `load_other` instead",
+            id="the message's own advice",
+        ),
+        pytest.param(
+            "ValueError: Free memory on device (12.0/24.0 GiB) on startup is less than desired GPU"
+            " memory utilization (0.9, 21.6 GiB).",
+            "--gpu-memory-utilization 0.47 ",
+            id="the share of a busy GPU",
+        ),
+        pytest.param(
+            "ValueError: Free memory on device (1.0/24.0 GiB) on startup is less than desired GPU"
+            " memory utilization (0.9, 21.6 GiB).",
+            "--gpu-memory-utilization <less than the free share>",
+            id="no share of a full GPU",
+        ),
+    ],
+)
+def test_the_fix_holds_what_the_text_says(text, fix):
+    assert fix in explain_text(text).first.error.fix.anywhere

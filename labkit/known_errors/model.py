@@ -49,7 +49,7 @@ class KnownError:
     they rank below it. ``variants`` replace a field where a condition of the text holds. An error
     that ``passes`` is forgotten if the log shows progress after it, such as a retry that succeeded.
     A ``general`` error knows only the form of its text: it gives way to any other one on its
-    "line", or anywhere in the "log".
+    "line", or anywhere in the "log" (there not to those that it ``brings``).
     ``source`` is where people met it; each of ``samples`` must match, and none of ``unlike``.
     """
 
