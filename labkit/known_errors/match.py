@@ -38,7 +38,7 @@ from labkit.known_errors.read import (
 )
 from labkit.text import escape_controls, strip_ansi
 
-BLOCK_BYTES = 2**20
+BLOCK_BYTES = 2**19
 QUOTED_CHARACTERS = 200
 # An error text can be wrapped: this many lines before and after its rarest word are searched.
 LINES_AROUND = 3

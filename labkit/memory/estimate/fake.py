@@ -262,7 +262,8 @@ class FakeTracer(StorageTracer):
     ) -> None:
         known = any("labkit_value" in one.__dict__ for one in tensors)
         if not known and operator._schema.name[6:] in LIKE:
-            known = not result.is_floating_point()  # masks; the states of optimizers are many
+            # Masks; the states of optimizers are many.
+            known = isinstance(result, torch.Tensor) and not result.is_floating_point()
         if not known and (tensors or not is_constant(operator._schema)):
             if operator._schema.name == "aten::lift_fresh" and not hasattr(tensors[0], "fake_mode"):
                 self.values.copy(result, tensors[0])
