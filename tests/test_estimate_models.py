@@ -153,6 +153,7 @@ def test_what_the_estimate_leaves_out_is_a_note(config, capsys):
         ({"model_type": "t5", "architectures": None}, ["--weights", "nf4"], "--lora"),
         ({}, ["--lora", "r=4,targets=nothing"], "nothing"),
         ({}, ["--world-size", "2", "--batch", "1,2"], "several sizes"),
+        ({}, ["--sequence", "9999999999"], "too large"),
     ],
 )
 def test_a_configuration_that_no_model_takes_is_refused_in_words(

@@ -152,6 +152,12 @@ def _list_plans(arguments: argparse.Namespace, source: tuple[str, str]) -> list[
             cause="only generation has a cache",
             fix="--sequence, or --task generate",
         )
+    if arguments.context and arguments.sequence:
+        raise UsageError(
+            "--context conflicts with --sequence",
+            cause="a generation has as many tokens as its cache",
+            fix=f"--context {arguments.context[0]} alone",
+        )
     if task != "train" and (arguments.lora or arguments.checkpointing):
         raise UsageError(
             f"--lora and --checkpointing conflict with --task {task}",
@@ -229,10 +235,26 @@ def _estimate(
     print(f"estimating {plan.title}, batch {plan.batch}")
     step = record.watch(made.make_step)
     work = make_work(step, made.arguments, plan.batch, inference=plan.task != "train")
-    with record.open():
-        estimate = estimate_work(work, target)
+    try:
+        with record.open():
+            estimate = estimate_work(work, target)
+    except UsageError as error:
+        raise _explain(plan, error) from error.__cause__
     notes = (*dict.fromkeys(made.notes), *estimate.notes)
     return dataclasses.replace(estimate, name=plan.title, notes=notes), made.cache.get("bytes")
+
+
+def _explain(plan: NamedPlan, error: UsageError) -> UsageError:
+    """The error of a model that was named, which nobody here can run with a small batch."""
+    if "overflow" in error.what:
+        return UsageError(
+            f"batch {plan.batch} with sequence {plan.sequence} is too large",
+            cause="a tensor of that size has more bytes than a 64-bit number counts",
+            fix="--batch 1 --sequence 4096",
+        )
+    return UsageError(
+        error.what, cause=error.cause, fix="the same command with --debug, which has the traceback"
+    )
 
 
 def _compute_remedies(

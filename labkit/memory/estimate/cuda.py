@@ -107,7 +107,8 @@ def hide_device(tensor: Any) -> torch.device:
     """The device of a fake tensor as C++ code is to see it."""
     if tensor.fake_mode.in_kernel_invocation:
         return torch.device("meta")
-    return HIDDEN if tensor.fake_device.type == "cuda" else tensor.fake_device
+    device: torch.device = tensor.fake_device
+    return HIDDEN if device.type == "cuda" else device
 
 
 def _is_optimizing() -> bool:
@@ -202,6 +203,14 @@ class _Idle:
     record = record_event = wait = wait_event = wait_stream = synchronize = _pass
 
 
+class HostGenerator(torch.Generator):  # type: ignore[misc]
+    """A generator of the CPU, for any device; a class, as ``torch.Generator | None`` needs one."""
+
+    def __new__(cls, *device: Any, **named: Any) -> HostGenerator:
+        """A generator whose device is the CPU."""
+        return super().__new__(cls)  # type: ignore[no-any-return]
+
+
 # Functions of torch.cuda that return nothing and change no tensor.
 CALLS = """synchronize empty_cache set_device ipc_collect init _lazy_init manual_seed
     manual_seed_all seed reset_peak_memory_stats reset_max_memory_allocated set_stream
@@ -225,7 +234,6 @@ def simulate_calls(target: Target, levels: Callable[[], Any]) -> contextlib.Exit
     def tell_free(*device: Any) -> tuple[int, int]:
         return capacity - levels().now_bytes, capacity
 
-    generator = torch.Generator
     stack = contextlib.ExitStack()
     stack.enter_context(
         replace_attributes(
@@ -255,7 +263,7 @@ def simulate_calls(target: Target, levels: Callable[[], Any]) -> contextlib.Exit
             max_memory_reserved=lambda *_: levels().peak_bytes,
         )
     )
-    stack.enter_context(replace_attributes(torch, Generator=lambda *_, **__: generator()))
+    stack.enter_context(replace_attributes(torch, Generator=HostGenerator))
     # A script may have imported the functions that call these.
     inner = ("_cuda_synchronize", "_cuda_setDevice", "_cuda_emptyCache")
     stack.enter_context(replace_attributes(torch._C, **dict.fromkeys(inner, do_nothing)))

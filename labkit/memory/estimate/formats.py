@@ -294,7 +294,7 @@ def _load_config(path: Path) -> dict[str, Any]:
 def _refuse_config(path: Path, config: Any) -> UsageError:
     """The error for JSON that is not the configuration of a model of transformers."""
     if not isinstance(config, dict):
-        kind = {list: "a list", str: "a text"}.get(type(config), "a value")
+        kind = "a list" if isinstance(config, list) else "a value"
         return UsageError(
             f"{path} has {kind}, not an object", cause="it is not a model's config.json", fix=FETCH
         )

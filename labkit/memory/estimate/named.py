@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 from labkit.errors import UsageError
 from labkit.memory.estimate.formats import FORMATS, check_config
-from labkit.text import first_line, format_bytes, near_match
+from labkit.text import first_line, format_bytes, near_match, shorten
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ def make_named_work(plan: NamedPlan) -> NamedWork:
             cause="values of the configuration do not suit each other, or not the options",
             fix="the same command with --debug, which shows the traceback",
         ) from error
-    _note_length(made, plan, notes)
+    _note_limits(made, plan, notes)
     return NamedWork(make_step, (made,), cache, notes)
 
 
@@ -173,9 +173,9 @@ def _find_hf(plan: NamedPlan) -> Callable[[], Any]:
 
 def _refuse_name(transformers: Any, name: str, error: Exception) -> UsageError:
     """The error for a configuration that transformers does not take."""
-    said = first_line(str(error)) or type(error).__name__
+    said = shorten(" ".join(str(error).split()), 240) or type(error).__name__
     own = "labkit estimate train.py:make_step, where make_step makes the model"
-    if "trust_remote_code" in str(error) or "custom code" in said:
+    if "trust_remote_code" in str(error) or "custom code" in str(error):
         return UsageError(
             f"{name} needs code of its own, which is not in transformers",
             cause="labkit does not run code that a model brings along",
@@ -203,13 +203,19 @@ def _refuse_name(transformers: Any, name: str, error: Exception) -> UsageError:
     )
 
 
-def _note_length(model: Any, plan: NamedPlan, notes: list[str]) -> None:
-    """Notes a sequence that is longer than the model's positions, which fake tensors allow."""
-    longest = getattr(getattr(model, "config", None), "max_position_embeddings", None)
+def _note_limits(model: Any, plan: NamedPlan, notes: list[str]) -> None:
+    """Notes what the configuration says and the simulation does not follow."""
+    config = getattr(model, "config", None)
+    longest = getattr(config, "max_position_embeddings", None)
     if isinstance(longest, int) and 0 < longest < plan.sequence:
         notes.append(
             f"the sequence of {plan.sequence} is longer than the model's max_position_embeddings,"
             f" {longest}"
+        )
+    if getattr(config, "quantization_config", None) and not plan.weights:
+        notes.append(
+            f"the configuration's quantization_config is not applied: the weights are in"
+            f" {plan.dtype}; --weights packs them"
         )
 
 
@@ -261,7 +267,7 @@ def _find_timm(plan: NamedPlan) -> Callable[[], Any]:
             fix=f"labkit estimate timm:{plan.name} --task infer",
         )
     if not timm.is_model(plan.name):
-        near = near_match(plan.name, timm.list_models())
+        near = near_match(plan.name.lower(), timm.list_models())
         raise UsageError(
             f"timm has no model {plan.name!r}",
             cause="timm.list_models() has the names",

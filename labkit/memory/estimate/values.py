@@ -86,6 +86,14 @@ class KnownValues:
             return None
         return value
 
+    def read(self, tensor: Any) -> Any:
+        """The number in a tensor of one element; None if it is unknown."""
+        value = self.find(tensor)
+        if value is None:
+            return None
+        with _disable_current_modes():
+            return value.item()
+
     def compute(self, operator: Any, tensors: list[Any], arguments: Any, named: Any) -> Any:
         """The operator's result on real tensors; None if an argument is unknown.
 
