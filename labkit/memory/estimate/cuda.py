@@ -152,8 +152,20 @@ def move_tensors(mode: FakeMode) -> contextlib.ExitStack:
 
         return make
 
+    def score(scores: Any, targets: Any, *others: Any, **named: Any) -> Any:
+        # Its lengths are on the CPU, whatever the device; torch's fake version refuses that.
+        moved = [
+            move(one, scores.device) if isinstance(one, torch.Tensor) else one for one in others
+        ]
+        return ctc_loss(scores, targets, *moved, **named)
+
+    ctc_loss = torch.ctc_loss
     stack = replace_attributes(
-        torch, tensor=put(torch.tensor), as_tensor=put(torch.as_tensor), asarray=put(torch.asarray)
+        torch,
+        ctc_loss=score,
+        tensor=put(torch.tensor),
+        as_tensor=put(torch.as_tensor),
+        asarray=put(torch.asarray),
     )
     replaced = replace_attributes(
         torch.Tensor,

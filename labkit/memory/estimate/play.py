@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 LINES_SHOWN = 8
 BATCH_NAMES = ("batch", "batch_size")
 MOST_TRIES = 24
+ORDER = "what the process has run before decides the order of a double backward pass"
 FORWARD_ALONE = "the forward pass alone: a training step is a function that calls backward() too"
 
 
@@ -206,7 +207,7 @@ def _find_batch(
 
 
 def estimate_work(work: Work, target: Target) -> Estimate:
-    """The estimate; where the step decides by unknown values, of both ways that it can go."""
+    """The estimate; of both ways that the step can go, by unknown values or backward's order."""
     from labkit.memory.estimate.values import Assumptions
 
     found: list[Estimate] = []
@@ -219,19 +220,23 @@ def estimate_work(work: Work, target: Target) -> Estimate:
         except UsageError as error:
             # One way may end in an error that the real step does not raise.
             if failure or not assumptions.places:
-                raise failure or error from None
+                raised = failure or error
+                raise raised from raised.__cause__  # for --debug
             failure = error
         assumed += [one for one in assumptions.places if one not in assumed]
-        if not assumptions.places:
+        if not assumptions.places and not assumptions.reorders:
             break
     highest = max(found, key=lambda one: one.peak_bytes)
-    if not assumed:
-        return highest
     lowest = min(one.peak_bytes for one in found)
-    where = shorten(", ".join(assumed), 200)
-    note = f"unknown values decide at {where}: simulated both ways, with the same peak"
+    if not assumed and lowest == highest.peak_bytes:
+        return highest
+    note = ORDER
+    if assumed:
+        note = f"unknown values decide at {shorten(', '.join(assumed), 200)}"
     if lowest < highest.peak_bytes:
-        note = f"unknown values decide at {where}: the peak is at least {format_bytes(lowest)}"
+        note += f": the peak is at least {format_bytes(lowest)}"
+    else:
+        note += ": simulated both ways, with the same peak"
     obstacle = next((one.obstacle for one in found if one.obstacle), None)
     return dataclasses.replace(
         highest, lowest_bytes=lowest, obstacle=obstacle, notes=(note, *highest.notes)

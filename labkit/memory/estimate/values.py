@@ -39,10 +39,14 @@ ABSORBING = {
 
 
 class Assumptions:
-    """Answers the questions that unknown values would answer, always with ``answer``."""
+    """Answers the questions that unknown values would answer, always with ``answer``.
+
+    ``reorders`` is True once the order of a backward pass depends on more than the step.
+    """
 
     def __init__(self, *, answer: bool) -> None:
         self.answer = answer
+        self.reorders = False
         self.places: Counter[str] = Counter()
 
     def decide(self) -> bool:
