@@ -111,10 +111,21 @@ c.DockerSpawner.cpu_limit = float(os.environ["HUB_CPUS"])
 c.DockerSpawner.start_timeout = 120
 c.DockerSpawner.http_timeout = 120
 
-c.JupyterHub.authenticator_class = os.environ["HUB_AUTHENTICATOR"]
+AUTHENTICATOR = os.environ["HUB_AUTHENTICATOR"]
+# By sign-up that is approved, or by the institution, whoever can log in may use a server. At a
+# public service, where everyone has an account, only who is named may.
+ALLOWED = os.environ["HUB_ALLOWED"].split() or (
+    ["*"] if AUTHENTICATOR in ("native", "generic-oauth") else []
+)
+c.JupyterHub.authenticator_class = AUTHENTICATOR
 c.Authenticator.admin_users = set(os.environ["HUB_ADMIN"].split())
-# Whoever can log in may use a server: by sign-up that is approved, or by the institution.
-c.Authenticator.allow_all = True
+c.Authenticator.allow_all = "*" in ALLOWED
+c.Authenticator.allowed_users = set(ALLOWED) - {"*"}
+# OpenID Connect's own words, where the institution does not use others.
+SCOPE = os.environ.get("OAUTH2_SCOPE") or "openid profile email"
+c.GenericOAuthenticator.scope = SCOPE.split()
+NAME_CLAIM = os.environ.get("OAUTH2_USERNAME_KEY") or "preferred_username"
+c.GenericOAuthenticator.username_claim = NAME_CLAIM
 c.NativeAuthenticator.open_signup = os.environ["HUB_SIGNUP"] == "open"
 c.NativeAuthenticator.minimum_password_length = 10
 c.NativeAuthenticator.allowed_failed_logins = 10

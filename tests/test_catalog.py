@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import math
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,6 +20,7 @@ from labkit.lessons.catalog import (
     listed_labs,
     load_exercises,
 )
+from labkit.lessons.learner import find_predictions
 from labkit.lessons.notebooks import make_learner_notebook
 from tests.fakes.small_labs import EXERCISES, TOML, write_labs
 
@@ -146,3 +150,42 @@ def test_a_question_is_folded_so_that_its_cell_does_not_tell_the_answer(lab: Lab
         if not cell.source.startswith("# Imports"):
             assert cell.metadata.get("jupyter", {}).get("source_hidden"), cell.source[:80]
             assert cell.source.startswith("# A question")
+
+
+# Minutes that the cells of a lab run for on two cores, where they are a minute or more.
+RUN_MINUTES = {"compile": 2, "training": 2, "distributed": 1}
+
+
+def cells_to_read(lab: Lab) -> Iterator[Any]:
+    """The cells of the learner's notebook that are in no section marked as optional."""
+    optional = 0
+    for cell in make_learner_notebook(lab).cells:
+        prose = cell.cell_type == "markdown"
+        heading = re.match(r"(#+) (Optional)?", cell.source) if prose else None
+        if heading and (not optional or len(heading[1]) <= optional):
+            optional = len(heading[1]) if heading[2] else 0
+        if not optional:
+            yield cell
+
+
+def count_minutes(lab: Lab) -> float:
+    """The minutes that a newcomer needs: for prose, visible code, questions, exercises, the runs.
+
+    200 words a minute, a second for each line of code that is not folded, 40 seconds for each
+    question, three and a half minutes for each exercise.
+    """
+    cells = list(cells_to_read(lab))
+    words = sum(len(cell.source.split()) for cell in cells if cell.cell_type == "markdown")
+    code = [cell for cell in cells if cell.cell_type == "code"]
+    visible = [cell for cell in code if not cell.metadata.get("jupyter", {}).get("source_hidden")]
+    lines = sum(bool(line.strip()) for cell in visible for line in cell.source.splitlines())
+    questions = len(find_predictions([cell.source for cell in code]))
+    exercises = sum(cell.source.startswith("check(") for cell in code)
+    seconds = lines + 40 * questions + 210 * exercises
+    return words / 200 + seconds / 60 + RUN_MINUTES.get(lab.name, 0)
+
+
+@pytest.mark.parametrize("lab", LABS, ids=[lab.name for lab in LABS])
+def test_a_lab_takes_a_newcomer_the_minutes_that_it_says(lab: Lab):
+    assert lab.minutes == 5 * math.ceil(count_minutes(lab) / 5)
+    assert 25 <= lab.minutes <= 40

@@ -13,7 +13,7 @@ from labkit.lessons import checks
 from labkit.lessons.checks import CheckFailed
 from labkit.lessons.progress import read_progress
 from labkit.notebooks.result import CHECK_MIME
-from tests.fakes.small_labs import write_labs
+from tests.fakes.small_labs import EXERCISES, LESSON, TOML, write_labs
 
 
 def center(x: torch.Tensor) -> torch.Tensor:
@@ -163,11 +163,28 @@ def test_after_a_pass_the_solution_is_open_and_not_marked(workspace: Path, capsy
     assert read_progress(workspace).standing("small.center").seen is None
 
 
-def test_the_last_exercise_of_a_lab_leads_to_the_next_lab(workspace: Path, capsys: Any) -> None:
+def test_the_last_exercise_of_all_ends_it(workspace: Path, capsys: Any) -> None:
     check("small.center", center)
     check("small.double", lambda x: x * 2)
 
-    assert capsys.readouterr().out.endswith("  next: all 2 exercises of this lab passed\n")
+    assert capsys.readouterr().out.endswith("  done: all 2 exercises passed\n")
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["a-later-lab", "an-earlier-lab"])
+def test_the_last_exercise_of_a_lab_leads_to_one_that_is_open(
+    workspace: Path, capsys: Any, first: bool
+) -> None:
+    big = TOML.replace('"small"', '"big"').replace('"Small"', '"Big"').replace("01_small", "02_big")
+    folder = workspace.parent / "labs"
+    write_labs(folder, toml=TOML + big if first else big + TOML)
+    (folder / "big").mkdir()
+    (folder / "big" / "lesson.py").write_text(LESSON.replace("small.", "big."))
+    (folder / "big" / "exercises.py").write_text(EXERCISES)
+    check("small.center", center)
+    check("small.double", lambda x: x * 2)
+
+    said = capsys.readouterr().out
+    assert "  next: the lab Big (02_big.ipynb); all 2 exercises of this lab passed\n" in said
 
 
 @pytest.fixture

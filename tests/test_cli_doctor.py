@@ -29,6 +29,7 @@ disk-full (certain)
 on device
   cause: the disk is full
   try: df -h && docker system prune
+  note: prune deletes stopped containers and their data: read its list first
 """
 
 

@@ -290,6 +290,82 @@ def test_constants_are_known():
     assert (estimate.obstacle, estimate.notes) == (None, ())
 
 
+def test_what_is_made_of_numbers_and_shapes_alone_is_known():
+    def make_step():
+        chunks = torch.div(7, 2, rounding_mode="trunc")
+        ids = torch.randint(0, 9, (4, 8))
+        mask = torch.ones_like(ids)
+        mask[:, 4:] = 0
+        assert int(mask.sum()) == 16 and ids.new_zeros(3).tolist() == [0, 0, 0]
+        return lambda: torch.zeros(int(chunks), 1000)
+
+    estimate = estimate_memory(make_step)
+    assert (estimate.obstacle, estimate.notes) == (None, ())
+
+
+def test_experts_that_values_choose_get_all_tokens_or_none():
+    def make_step():
+        experts = nn.ModuleDict({f"expert_{n}": nn.Linear(100, 100) for n in range(4)})
+        values, chosen = torch.randn(64, 100), torch.randn(4, 64) > 0
+
+        def step():
+            made = torch.zeros_like(values)
+            for number in chosen.any(1).nonzero():
+                (tokens,) = torch.where(chosen[number].squeeze(0))
+                made.index_add_(0, tokens, experts[f"expert_{number[0]}"](values[tokens]))
+            return made.sum()
+
+        return step
+
+    estimate = estimate_memory(make_step)
+    assert estimate.obstacle is None
+    # The values and the output of one expert's tokens.
+    assert estimate.peak_bytes - estimate.lowest_bytes >= 2 * 64 * 100 * 4
+
+
+def test_a_tensor_is_split_in_parts_of_unknown_sizes():
+    def make_step():
+        experts = [nn.Linear(100, 100) for _ in range(4)]
+        counts = (torch.randn(64, 4) > 0).long().sum(0)
+
+        def step():
+            parts = torch.randn(64, 100).split(counts.tolist())
+            made = [expert(part) for expert, part in zip(experts, parts, strict=True)]
+            torch.cat(made).sum().backward()
+
+        return step
+
+    estimate = estimate_memory(make_step)
+    assert estimate.obstacle is None
+    assert estimate.lowest_bytes > 0.9 * estimate.peak_bytes
+
+
+def test_a_check_of_the_step_itself_passes_on_both_ways():
+    def step():
+        values = torch.randn(1000)
+        if not torch.isfinite(values).all():
+            raise ValueError("values")
+        return torch.randn(1000) if values.sum() > 0 else torch.randn(5000)
+
+    estimate = estimate_memory(lambda: step)
+    assert estimate.obstacle is None
+    assert estimate.lowest_bytes < 12_000 and estimate.peak_bytes == 24_000
+    # torch's own checks hold.
+    assert not estimate_memory(lambda: torch.distributions.Gamma(torch.rand(9), 1.0)).notes
+
+
+def test_a_way_that_cannot_be_followed_makes_a_lower_bound():
+    def choose():
+        chosen = "big" if torch.randn(3).sum() > 0 else "small"
+        rows = {"small": 10}
+        if torch.randn(3).sum() > 0:
+            rows = dict(rows)
+        return torch.zeros(rows[chosen])
+
+    estimate = estimate_memory(lambda: choose)
+    assert "one way only" in str(estimate.obstacle) and "big" in str(estimate.obstacle)
+
+
 def test_what_was_written_over_with_unknown_values_is_unknown():
     def step():
         counts = torch.zeros(3)

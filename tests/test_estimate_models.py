@@ -104,6 +104,11 @@ def test_what_does_not_fit_gets_remedies_that_were_computed(config, capsys):
     named = {one["change"]: one for one in found["remedies"]}
     _, changed = estimate(capsys, *words, "--checkpointing")
     assert named["--checkpointing"]["peak_bytes"] == changed["peak_bytes"]
+    shared = [one for one in named if one.startswith("with ")]
+    assert shared and all("GPUs: --world-size" in one and "fsdp" in one for one in shared)
+    _, ranks = estimate(capsys, *words, *shared[0].split(": ")[1].split())
+    highest = max(one["peak_bytes"] for one in ranks["ranks"])
+    assert named[shared[0]]["peak_bytes"] == highest < found["peak_bytes"]
 
 
 def test_a_table_has_a_cell_for_each_batch_and_sequence(config, capsys):
@@ -120,10 +125,48 @@ def test_a_model_of_timm_by_its_name(capsys):
     assert code == 0 and found["fits"] is True
 
 
+def change(config, **values):
+    """The configuration's file with these values."""
+    config.write_text(json.dumps(CONFIG | values))
+    return f"hf:{config}"
+
+
+def test_what_the_estimate_leaves_out_is_a_note(config, capsys):
+    words = ("--task", "infer", "--sequence", 16)
+    mixture = change(
+        config, model_type="mixtral", architectures=["MixtralForCausalLM"], num_local_experts=4
+    )
+    _, found = estimate(capsys, mixture, *words, "--weights", "nf4")
+    assert any("experts stay in float32" in one for one in found["notes"])
+    _, found = estimate(capsys, change(config), *words[:-1], 4096)
+    assert any("max_position_embeddings, 512" in one for one in found["notes"])
+
+
+@pytest.mark.parametrize(
+    ("values", "words", "said"),
+    [
+        ({"model_type": "lama9"}, [], "lama9"),
+        ({"model_type": "own", "auto_map": {"AutoConfig": "own.Own"}}, [], "code of its own"),
+        ({"architectures": ["BertForMaskedLM"]}, [], "BertForMaskedLM"),
+        ({"hidden_size": 127}, [], "127"),
+        ({"rope_parameters": "big"}, [], "config.json"),
+        ({"model_type": "t5", "architectures": None}, ["--weights", "nf4"], "--lora"),
+        ({}, ["--lora", "r=4,targets=nothing"], "nothing"),
+        ({}, ["--world-size", "2", "--batch", "1,2"], "several sizes"),
+        ({}, ["--sequence", "9999999999"], "too large"),
+    ],
+)
+def test_a_configuration_that_no_model_takes_is_refused_in_words(
+    values, words, said, config, capsys
+):
+    assert main(["estimate", change(config, **values), *words]) == 2
+    error = capsys.readouterr().err
+    assert said in error and "try:" in error and "Traceback" not in error
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["hf:missing/config.json"], "does not exist"),
         (["timm:resnet19"], "resnet"),
         (["timm:resnet18", "--task", "generate"], "cannot generate"),
         (["timm:resnet18", "--weights", "nf4"], "--lora"),

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from labkit.memory.estimate import fake
 from labkit.memory.estimate.play import estimate_memory
 from labkit.memory.track.tracker import track_memory
 from tests.fakes.steps import BATCH, STEPS, UPPER
@@ -67,6 +68,29 @@ def test_on_the_cpu_it_is_within_one_percent_of_the_profiler(name):
     judge(estimate, tracked.use.find_span("tensors").peak_bytes, 0.01)
     assert (estimate.excess is not None) is (name in UPPER)
     assert estimate.obstacle is None
+
+
+REPEATED = ("gpt", "encoder", "checkpoint", "autocast_bfloat16", "gpt_generates", "low_rank")
+
+
+@pytest.mark.parametrize("target", [None, "H100"], ids=["cpu", "cuda"])
+@pytest.mark.parametrize(
+    "name", [one if one in REPEATED else pytest.param(one, marks=pytest.mark.slow) for one in STEPS]
+)
+@pytest.mark.filterwarnings("ignore:Warning. use_reentrant")
+def test_repeated_results_have_every_figure_of_computed_ones(name, target, monkeypatch):
+    device = "cuda" if target else "cpu"
+    repeated = estimate_step(name, device, target)
+    monkeypatch.setattr(fake, "find_recipe", lambda key: None)
+    assert estimate_step(name, device, target) == repeated
+
+
+def test_the_types_of_numbers_decide_the_size_of_a_result():
+    def run():
+        values = torch.empty(100_000, dtype=torch.int64)
+        return values * 1, values * True, values * 1.0, values + 1, values + 1.0
+
+    assert estimate_memory(run).peak_bytes == 100_000 * (8 + 8 + 8 + 4 + 8 + 4)
 
 
 class Transposed(nn.Module):

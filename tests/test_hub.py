@@ -55,7 +55,7 @@ class Settable(SimpleNamespace):
 
 @pytest.fixture
 def configure(monkeypatch):
-    """Call it with HUB_GPUS; it gives what the configuration file defines."""
+    """Call it with HUB_GPUS and others; it gives what the configuration file defines."""
     spawner = ModuleType("dockerspawner")
     spawner.DockerSpawner = type("DockerSpawner", (), {"environment": {}})
     monkeypatch.setitem(sys.modules, "dockerspawner", spawner)
@@ -63,8 +63,9 @@ def configure(monkeypatch):
     for name, value in HUB["environment"].items():
         monkeypatch.setenv(name, str(value or ""))
 
-    def configure(gpus: str):
-        monkeypatch.setenv("HUB_GPUS", gpus)
+    def configure(gpus: str = "", **variables: str):
+        for name, value in {"HUB_GPUS": gpus, **variables}.items():
+            monkeypatch.setenv(name, value)
         settings = Settable()
         path = str(FOLDER / "jupyterhub_config.py")
         return runpy.run_path(path, {"get_config": lambda: settings}), settings
@@ -90,6 +91,28 @@ def test_a_profile_gives_the_container_its_own_gpu(configure):
     assert form.count("checked") == 1 and 'value="one &lt;GPU&gt;"' in form
     with pytest.raises(SystemExit, match="is not TITLE=DEVICE"):
         configure("GPU 0")
+
+
+@pytest.mark.parametrize(
+    ("variables", "everyone", "named"),
+    [
+        pytest.param({}, True, set(), id="who has signed up"),
+        pytest.param({"HUB_AUTHENTICATOR": "generic-oauth"}, True, set(), id="the institution's"),
+        pytest.param(
+            {"HUB_AUTHENTICATOR": "github"}, False, set(), id="nobody of a service for all"
+        ),
+        pytest.param(
+            {"HUB_AUTHENTICATOR": "github", "HUB_ALLOWED": "ada bob"},
+            *(False, {"ada", "bob"}),
+            id="named",
+        ),
+        pytest.param({"HUB_AUTHENTICATOR": "github", "HUB_ALLOWED": "*"}, True, set(), id="all"),
+    ],
+)
+def test_who_may_log_in(configure, variables, everyone, named):
+    _, settings = configure(**variables)
+    assert settings.Authenticator.allow_all is everyone
+    assert settings.Authenticator.allowed_users == named
 
 
 @pytest.fixture
@@ -125,14 +148,16 @@ def test_the_class_is_read_from_the_learners_volumes(checkout, monkeypatch):
     def run(words, *, timeout_seconds) -> CommandResult:
         calls.append(list(words))
         if words[1] == "volume":
-            return says("labkit-learner-bob-work\nlabkit-learner-ada-work\nlabkit-learner-x-cache")
+            return says(
+                "labkit-learner-bob-work\nlabkit-learner-a-40b-work\nlabkit-learner-x-cache"
+            )
         return says("\n".join([json.dumps({"labs": [lab]}), "not JSON"]))
 
     monkeypatch.setattr(hub, "run_command", run)
     learners = hub.read_class(checkout)
     assert hub.describe_class(learners) == [
         "learner    tensors",
-        "ada            2/5",
+        "a@b            2/5",
         "bob        unknown",
     ]
     mounts = [word for word in calls[1] if ":/learners/" in word]
@@ -162,6 +187,7 @@ def test_what_each_learner_holds_is_found_by_container(tmp_path):
     assert hub.read_usage(answer_for_a_class, tmp_path) == [
         hub.LearnerUsage("ada", "350MiB / 2GiB", {2: 1536 * 2**20}),
         hub.LearnerUsage("bob", None, {1: None}),
+        hub.LearnerUsage(None, None, {1: 77 * 2**20}),
     ]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -249,6 +251,65 @@ def test_a_retry_counts_only_as_far_as_the_log_shows_that_it_failed(log, certain
     assert {each.error.name: each.error.certainty for each in found} == certainties
 
 
+REFUSED = "curl: (7) Failed to connect to localhost port 8000 after 0 ms: Connection refused\n"
+
+
+@pytest.mark.parametrize(
+    ("after", "is_over"),
+    [
+        ('{"status":"ok"}', True),
+        ("HTTP/1.1 200 OK", True),
+        ("vllm is ready after 41 s", True),
+        ("Connection to db 5432 port [tcp/postgresql] succeeded!", True),
+        ("", False),
+        ("the server is not ready", False),
+        ("Is the server up?", False),
+    ],
+)
+def test_a_wait_for_a_service_is_no_error_once_it_answers(after, is_over):
+    found = explain_text(REFUSED + "waiting (1/30)\n" + REFUSED + after).found
+    assert (found == ()) is is_over
+
+
+# What breaks a machine that works, or deletes what somebody needs.
+HARMFUL = re.compile(
+    r"(?<!cache )purge|--unregister|system reset|[;&] ?(?:sudo )?reboot\b(?!,)|^sudo reboot"
+    r"|--gpu-reset -i \d|\bdrain \b|rm -rf? (?!/var/lib/(?:apt/lists|dkms/\{)|~/\.|unsloth_)\S"
+)
+
+
+def list_fixes(error):
+    for each in (error, *error.variants):
+        yield each.otherwise or ""
+        yield from (each.fix.anywhere, *each.fix.by_family().values()) if each.fix else ()
+
+
+@pytest.mark.parametrize("error", KNOWN_ERRORS, ids=lambda error: error.name)
+def test_no_fix_harms_a_machine_that_works(error):
+    assert [fix for fix in list_fixes(error) if HARMFUL.search(fix)] == []
+
+
+def test_what_a_command_ends_or_deletes_besides_is_noted_below_it():
+    shown = format_explanation(explain_text("unknown or invalid runtime name: nvidia"), UNKNOWN)
+    assert "  note: a restart of docker stops its running containers" in shown.splitlines()
+
+
+def test_a_conflict_of_other_packages_is_not_blamed_on_the_driver():
+    conflict = (
+        "The following packages have unmet dependencies:\n"
+        " {} : Depends: {} but it is not going to be installed\n"
+    )
+    of_desktop = explain_text(conflict.format("gnome-shell", "libmutter-14-0 (>= 46)")).first
+    of_driver = explain_text(conflict.format("nvidia-driver-580", "libnvidia-gl-580")).first
+    assert (of_desktop.error.name, of_driver.error.name) == ("unmet-packages", "held-packages")
+
+
+def test_a_driver_of_windows_below_an_nvidia_smi_of_linux_is_wsl():
+    smi = "| NVIDIA-SMI 555.42.03              Driver Version: {}         CUDA Version: 12.5     |"
+    assert "wsl" in explain_text(smi.format("555.85")).context.signs
+    assert "wsl" not in explain_text(smi.format("555.42.03")).context.signs
+
+
 def test_a_failed_build_does_not_quote_an_earlier_retry_as_its_cause():
     assert explain_text(RETRY + "#9 3.0 Collecting torch\n" + FAILED).sure is None
     assert explain_text(RETRY + FAILED).sure is None
@@ -309,3 +370,66 @@ def test_quotes_that_a_journal_escapes_are_read_as_quotes():
 def test_a_docker_whose_cdi_is_off_is_told_of_nothing_else():
     found = explain_text('could not select device driver "cdi" with capabilities: [[gpu]]')
     assert [each.error.name for each in found.found] == ["docker-cdi-off"]
+
+
+WATCHDOG = "[rank0]: Watchdog caught collective operation timeout: WorkNCCL(SeqNum=12)\n"
+RAISED = """\
+[rank1]:   File "/home/u/train.py", line 41, in main
+[rank1]:     loss = model(batch["labels"])
+[rank1]: KeyError: 'labels'
+"""
+
+
+@pytest.mark.parametrize(
+    ("log", "ranked"),
+    [
+        pytest.param(RAISED + WATCHDOG, ["program-raised", "nccl-timeout"], id="cause first"),
+        pytest.param(WATCHDOG + RAISED, ["program-raised", "nccl-timeout"], id="cause last"),
+        pytest.param(
+            f"[rank1]: KeyError: 'labels'\n{WATCHDOG}",
+            ["exception-line", "nccl-timeout"],
+            id="only the exception's line",
+        ),
+        pytest.param(
+            RAISED + "RuntimeError: expected scalar type Half but found Float\n",
+            ["tensor-dtype"],
+            id="a text that is known",
+        ),
+        pytest.param(RAISED + "Epoch 3: loss 0.2\n", [], id="the program went on"),
+    ],
+)
+def test_an_exception_of_one_rank_stands_above_what_the_others_report(log, ranked):
+    assert [found.error.name for found in explain_text(log).found] == ranked
+
+
+@pytest.mark.parametrize(
+    ("text", "fix"),
+    [
+        pytest.param(
+            'File "/x/site-packages/somelib/core.py", line 3, in <module>\n'
+            "    from otherlib import gone\n"
+            "ImportError: cannot import name 'gone' from 'otherlib'",
+            "pip install --upgrade somelib otherlib",
+            id="the package of the last frame",
+        ),
+        pytest.param(
+            "ValueError: Saved in another form. Please use `load_other` instead.",
+            "use `load_other` instead",
+            id="the message's own advice",
+        ),
+        pytest.param(
+            "ValueError: Free memory on device (12.0/24.0 GiB) on startup is less than desired GPU"
+            " memory utilization (0.9, 21.6 GiB).",
+            "--gpu-memory-utilization 0.47 ",
+            id="the share of a busy GPU",
+        ),
+        pytest.param(
+            "ValueError: Free memory on device (1.0/24.0 GiB) on startup is less than desired GPU"
+            " memory utilization (0.9, 21.6 GiB).",
+            "--gpu-memory-utilization <less than the free share>",
+            id="no share of a full GPU",
+        ),
+    ],
+)
+def test_the_fix_holds_what_the_text_says(text, fix):
+    assert fix in explain_text(text).first.error.fix.anywhere

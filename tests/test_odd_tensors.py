@@ -163,6 +163,17 @@ def test_sharded_parameters_are_followed(alone):
     assert held["gradients"] >= weights // 2
 
 
+@pytest.mark.filterwarnings("ignore:.*barrier.*")
+def test_a_mask_of_a_sharded_parameter_is_estimated(alone):
+    from torch.distributed.fsdp import fully_shard
+
+    def make_step():
+        model = fully_shard(nn.Linear(64, 64, bias=False))
+        return lambda: torch.zeros_like(model.weight, dtype=torch.int64)
+
+    assert labkit.estimate_memory(make_step).peak_bytes >= 64 * 64 * (4 + 8)
+
+
 @pytest.mark.filterwarnings("ignore:.*jit.script.*:DeprecationWarning")
 @pytest.mark.parametrize("transform", ["per sample", "vmap", "jacrev", "hessian"])
 def test_models_inside_transforms_are_followed(transform):

@@ -24,6 +24,8 @@ def test_the_counts_are_those_of_the_labs():
 
     assert f"**claim** that runs on your own machine: {claims} of them" in README
     assert f"with {exercises} exercises that answer at once" in README
+    for lab in find_labs():
+        assert re.search(rf"\| `{lab.notebook[:-6]}` \|.*\| {lab.minutes} \|", README)
     changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     assert f"{claims} claims and {exercises} exercises" in changelog
 

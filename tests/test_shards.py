@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from typing import Any
@@ -12,12 +13,14 @@ from torch import nn
 
 from labkit.cli import main
 from labkit.errors import UsageError
+from labkit.memory.estimate.model import find_target
 from labkit.memory.estimate.play import estimate_memory
 from labkit.memory.estimate.shards import (
     ParameterSize,
     RanksEstimate,
     estimate_ranks,
     format_ranks,
+    list_shardings,
     number_layers,
     share_out,
 )
@@ -177,6 +180,25 @@ def test_a_step_that_is_run_twice_is_recorded_once():
 def test_what_cannot_be_shared_out(world_size, shard, sizes):
     with pytest.raises(UsageError):
         share_out(sizes, estimate(1, "ddp").estimate, world_size=world_size, shard=shard)
+
+
+@pytest.mark.parametrize("capacity", [None, "500 MiB", "1 GiB", "1 MiB"])
+def test_a_remedy_shares_out_over_two_and_over_the_fewest_that_fit(capacity):
+    layers = [ParameterSize((4096, 1024), 4, True, n, state_bytes=2**25) for n in range(16)]
+    whole = sum(one.bytes for one in layers)
+    kinds = dict.fromkeys(("parameters", "gradients", "optimizer", "buckets"), whole)
+    kinds |= {"optimizer": 2 * whole, "buckets": 0}
+    target = find_target(capacity)
+    made = estimate(1, "ddp").estimate
+    made = dataclasses.replace(made, peak_bytes=4 * whole, kinds=kinds, target=target)
+    found = list(list_shardings(layers, made))
+
+    assert len(found[0].shares) == 2 and all(one.shard == "fsdp" for one in found)
+    peak = found[0].shares[0].peak_bytes
+    assert peak == share_out(layers, made, world_size=2, shard="fsdp")[0].peak_bytes < 4 * whole
+    enough = {None: 8, "500 MiB": 4, "1 GiB": 2, "1 MiB": 8}[capacity]
+    assert len(found[-1].shares) == enough
+    assert found[-1].fits is {None: None, "1 MiB": False}.get(capacity, True)
 
 
 def test_equal_ranks_are_one_line():

@@ -412,3 +412,18 @@ def test_cuda_that_starts_inside_a_block_is_measured():
         "assert tracked.peak_bytes == 1 << 20, tracked\n"
     )
     subprocess.run([sys.executable, "-c", script], check=True, timeout=120)
+
+
+@pytest.mark.parametrize("error", [NotImplementedError, AssertionError])
+def test_what_an_older_torch_refuses_is_named_with_a_way_out(error):
+    words = {
+        NotImplementedError: "There was no rule registered for HOP flex_attention and mode X",
+        AssertionError: "Unexpectedly found a <class 'torch.Tensor'> in the outputs.",
+    }
+    newer = pytest.raises(LabkitError, match="need a newer torch")
+    with newer as caught, track_memory(kinds=True):
+        raise error(words[error])
+    assert isinstance(caught.value.__cause__, error)
+    assert "without kinds" in caught.value.fix
+    with pytest.raises(error), track_memory():
+        raise error(words[error])

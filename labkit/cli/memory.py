@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import importlib.util
 import shutil
 import sys
@@ -18,7 +19,13 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from labkit.cli import add_common, can_print, fit_bar, is_terminal, print_json, wants_color
-from labkit.cli.named import add_named_options, parse_sizes, show_named, take_one
+from labkit.cli.named import (
+    add_named_options,
+    parse_sizes,
+    print_ranks,
+    show_named,
+    take_one,
+)
 from labkit.errors import ExitCode, UsageError
 from labkit.text import escape_controls, near_match
 
@@ -273,7 +280,7 @@ def _add_estimate(subparsers: argparse._SubParsersAction[argparse.ArgumentParser
     )
     parser.add_argument(
         "--batch",
-        type=parse_sizes,
+        type=functools.partial(parse_sizes, option="--batch"),
         metavar="N",
         help="the batch size (default: the function's own)",
     )
@@ -302,8 +309,8 @@ def _add_estimate(subparsers: argparse._SubParsersAction[argparse.ArgumentParser
 
 def show_estimate(arguments: argparse.Namespace) -> int:
     """Prints the estimate; exits 0 if it fits or no device was named."""
+    from labkit.memory.estimate.formats import parse_source
     from labkit.memory.estimate.model import find_target
-    from labkit.memory.estimate.named import parse_source
     from labkit.memory.estimate.play import estimate_memory
     from labkit.memory.estimate.view import (
         BAR_WIDTH,
@@ -317,12 +324,6 @@ def show_estimate(arguments: argparse.Namespace) -> int:
     if arguments.world_size is None and arguments.shard:
         raise UsageError("--shard needs --world-size", fix="labkit estimate --help")
     source = parse_source(arguments.step)
-    if source and arguments.world_size is not None:
-        raise UsageError(
-            f"--world-size {arguments.world_size} conflicts with {arguments.step}",
-            cause="what each rank holds is estimated for a step in a file",
-            fix=f"labkit estimate {arguments.step}",
-        )
     if source:
         return show_named(arguments, source)
     path, name = split_step(arguments.step)
@@ -360,19 +361,13 @@ def _show_ranks(
     arguments: argparse.Namespace,
 ) -> int:
     """Prints what each rank would hold; exits 0 if every rank fits or no device was named."""
-    from labkit.memory.estimate.shards import describe_ranks, estimate_ranks, format_ranks
-    from labkit.memory.estimate.view import describe_estimate
+    from labkit.memory.estimate.shards import estimate_ranks
 
     with contextlib.redirect_stdout(sys.stderr):
         found = estimate_ranks(
             function, estimate, world_size=arguments.world_size, shard=arguments.shard or "ddp"
         )
-    if arguments.json:
-        print_json({**describe_estimate(found.estimate), **describe_ranks(found)})
-    else:
-        print(format_ranks(found))
-    judged = found.estimate.target.capacity_bytes is not None
-    return ExitCode.FAILED if judged and not found.fits else ExitCode.OK
+    return print_ranks(found, as_json=arguments.json)
 
 
 def split_step(word: str) -> tuple[Path, str]:
@@ -382,6 +377,12 @@ def split_step(word: str) -> tuple[Path, str]:
     'make_step'
     """
     file, colon, name = word.rpartition(":")
+    if not colon and (word.endswith(".json") or Path(word, "config.json").is_file()):
+        raise UsageError(
+            f"{word!r} does not name a function",
+            cause="a model's configuration follows hf:",
+            fix=f"labkit estimate hf:{word}",
+        )
     if not colon or not file or not name:
         raise UsageError(
             f"{word!r} does not name a function",

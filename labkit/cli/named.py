@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
+import re
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -15,6 +17,7 @@ from labkit.text import format_bytes
 if TYPE_CHECKING:
     from labkit.memory.estimate.model import Estimate, Target
     from labkit.memory.estimate.named import NamedPlan, Remedy
+    from labkit.memory.estimate.shards import ParameterSize, RanksEstimate, RecordedModel
 
 
 def add_named_options(parser: argparse.ArgumentParser) -> None:
@@ -33,10 +36,16 @@ def add_named_options(parser: argparse.ArgumentParser) -> None:
         "--dtype", choices=DTYPES, default="float32", help="of weights (default: float32)"
     )
     group.add_argument(
-        "--sequence", type=parse_sizes, metavar="N", help="tokens of a sequence (default: 512)"
+        "--sequence",
+        type=functools.partial(parse_sizes, option="--sequence"),
+        metavar="N",
+        help="tokens of a sequence (default: 512)",
     )
     group.add_argument(
-        "--context", type=parse_sizes, metavar="N", help="for generation: tokens of the cache"
+        "--context",
+        type=functools.partial(parse_sizes, option="--context"),
+        metavar="N",
+        help="for generation: tokens of the cache",
     )
     group.add_argument(
         "--lora", metavar="r=16", help="train adapters: r, alpha, dropout, targets, dora"
@@ -52,20 +61,21 @@ def add_named_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def parse_sizes(word: str) -> tuple[int, ...]:
-    """The sizes of ``4`` or ``1,4,16``; raises UsageError for one below 1.
+def parse_sizes(word: str, *, option: str = "--batch") -> tuple[int, ...]:
+    """The sizes of ``4`` or ``1,4,16``; raises UsageError for what is not a size.
 
     >>> parse_sizes("1,4,16")
     (1, 4, 16)
     """
-    sizes = tuple(int(one) for one in word.split(","))  # argparse reports a ValueError
-    if min(sizes) < 1:
+    parts = word.split(",")
+    wrong = next((one for one in parts if not re.fullmatch(r" *0*[1-9]\d{0,9} *", one)), None)
+    if wrong is not None:
         raise UsageError(
-            f"invalid batch size {word}" if word.isdigit() else f"invalid sizes {word}",
-            cause="a size is a whole number, at least 1",
-            fix="--batch 32, or for a table of a model by name --batch 8,16,32",
+            f"invalid {option} {word!r}" + (f": {wrong!r} is not a size" if len(parts) > 1 else ""),
+            cause="a size is a whole number from 1 to 9,999,999,999; commas separate several",
+            fix=f"{option} 32, or for a table of a model by name {option} 8,16,32",
         )
-    return sizes
+    return tuple(map(int, parts))
 
 
 def take_one(sizes: Sequence[int] | None) -> int | None:
@@ -84,16 +94,23 @@ def show_named(arguments: argparse.Namespace, source: tuple[str, str]) -> int:
     import dataclasses
 
     from labkit.memory.estimate.model import Target, find_target
+    from labkit.memory.estimate.shards import RecordedModel
 
     target = find_target(arguments.device)
     if arguments.device is None:
         target = Target("a GPU", "cuda")
     plans = _list_plans(arguments, source)
+    if arguments.world_size is not None:
+        return _show_ranks(arguments, plans, target)
+    record = RecordedModel()
     with contextlib.redirect_stdout(sys.stderr):
-        found = [(plan, *_estimate(plan, target)) for plan in plans]
+        found = [(plan, *_estimate(plan, target, record)) for plan in plans]
         plan, estimate, cache = found[0]
         wanted = arguments.remedies or (target.capacity_bytes is not None and not estimate.fits)
-        remedies = _compute_remedies(plan, estimate, target) if wanted and len(found) == 1 else []
+        remedies: list[Remedy] = []
+        if wanted and len(found) == 1:
+            sizes = list(record.sizes.values())
+            remedies = _compute_remedies(plan, estimate, target, sizes)
     if arguments.json:
         table = [_describe_cell(*one) for one in found] if len(found) > 1 else None
         print_json(
@@ -125,8 +142,8 @@ def show_named(arguments: argparse.Namespace, source: tuple[str, str]) -> int:
 def _list_plans(arguments: argparse.Namespace, source: tuple[str, str]) -> list[NamedPlan]:
     import dataclasses
 
-    from labkit.memory.estimate.formats import DTYPES
-    from labkit.memory.estimate.named import NamedPlan, parse_lora
+    from labkit.memory.estimate.formats import DTYPES, parse_lora
+    from labkit.memory.estimate.named import NamedPlan
 
     task = "infer" if arguments.inference and arguments.task == "train" else arguments.task
     if arguments.context and task != "generate":
@@ -134,6 +151,12 @@ def _list_plans(arguments: argparse.Namespace, source: tuple[str, str]) -> list[
             "--context is for --task generate",
             cause="only generation has a cache",
             fix="--sequence, or --task generate",
+        )
+    if arguments.context and arguments.sequence:
+        raise UsageError(
+            "--context conflicts with --sequence",
+            cause="a generation has as many tokens as its cache",
+            fix=f"--context {arguments.context[0]} alone",
         )
     if task != "train" and (arguments.lora or arguments.checkpointing):
         raise UsageError(
@@ -163,36 +186,102 @@ def _list_plans(arguments: argparse.Namespace, source: tuple[str, str]) -> list[
     ]
 
 
-def _estimate(plan: NamedPlan, target: Target) -> tuple[Estimate, int | None]:
-    """The estimate of a plan, and the bytes of its cache."""
+def _show_ranks(arguments: argparse.Namespace, plans: list[NamedPlan], target: Target) -> int:
+    """Prints what each of several ranks would hold; exits 0 if each fits or none was named."""
+    from labkit.memory.estimate.shards import (
+        RanksEstimate,
+        RecordedModel,
+        check_ranks,
+        share_out,
+    )
+
+    record, shard = RecordedModel(), arguments.shard or "ddp"
+    check_ranks(arguments.world_size, shard)
+    if len(plans) > 1:
+        raise UsageError(
+            f"--world-size {arguments.world_size} conflicts with several sizes",
+            cause="the ranks are shown for one batch and one sequence",
+            fix=f"--batch {plans[0].batch} --sequence {plans[0].sequence}",
+        )
+    with contextlib.redirect_stdout(sys.stderr):
+        estimate, _ = _estimate(plans[0], target, record)
+    sizes = list(record.sizes.values())
+    shares = share_out(sizes, estimate, world_size=arguments.world_size, shard=shard)
+    return print_ranks(RanksEstimate(estimate, shard, shares), as_json=arguments.json)
+
+
+def print_ranks(found: RanksEstimate, *, as_json: bool) -> int:
+    """Prints the estimate of several ranks; the exit code is 0 if all fit or none was named."""
+    from labkit.memory.estimate.shards import describe_ranks, format_ranks
+
+    if as_json:
+        print_json({**_describe(found.estimate), **describe_ranks(found)})
+    else:
+        print(format_ranks(found))
+    judged = found.estimate.target.capacity_bytes is not None
+    return ExitCode.FAILED if judged and not found.fits else ExitCode.OK
+
+
+def _estimate(
+    plan: NamedPlan, target: Target, record: RecordedModel
+) -> tuple[Estimate, int | None]:
+    """The estimate of a plan, and the bytes of its cache; ``record`` gets its parameters."""
     import dataclasses
 
     from labkit.memory.estimate.named import make_named_work
     from labkit.memory.estimate.play import estimate_work, make_work
 
+    made = make_named_work(plan)
     print(f"estimating {plan.title}, batch {plan.batch}")
-    make_step, given, cache = make_named_work(plan)
-    work = make_work(make_step, given, plan.batch, inference=plan.task != "train")
-    estimate = dataclasses.replace(estimate_work(work, target), name=plan.title)
-    return estimate, cache.get("bytes")
+    step = record.watch(made.make_step)
+    work = make_work(step, made.arguments, plan.batch, inference=plan.task != "train")
+    try:
+        with record.open():
+            estimate = estimate_work(work, target)
+    except UsageError as error:
+        raise _explain(plan, error) from error.__cause__
+    notes = (*dict.fromkeys(made.notes), *estimate.notes)
+    return dataclasses.replace(estimate, name=plan.title, notes=notes), made.cache.get("bytes")
 
 
-def _compute_remedies(plan: NamedPlan, estimate: Estimate, target: Target) -> list[Remedy]:
-    """The changes that save memory, each computed, those that save most first."""
+def _explain(plan: NamedPlan, error: UsageError) -> UsageError:
+    """The error of a model that was named, which nobody here can run with a small batch."""
+    if "overflow" in error.what:
+        return UsageError(
+            f"batch {plan.batch} with sequence {plan.sequence} is too large",
+            cause="a tensor of that size has more bytes than a 64-bit number counts",
+            fix="--batch 1 --sequence 4096",
+        )
+    return UsageError(
+        error.what, cause=error.cause, fix="the same command with --debug, which has the traceback"
+    )
+
+
+def _compute_remedies(
+    plan: NamedPlan, estimate: Estimate, target: Target, sizes: list[ParameterSize]
+) -> list[Remedy]:
+    """The changes that save memory, each computed, those that save most first.
+
+    Training on several GPUs, which needs more than a change of the command, says so.
+    """
     from labkit.memory.estimate.named import Remedy, list_remedies
+    from labkit.memory.estimate.shards import RecordedModel, list_shardings
 
     found = []
     for remedy in list_remedies(plan):
         try:
-            changed, _ = _estimate(remedy.plan, target)
+            changed, _ = _estimate(remedy.plan, target, RecordedModel())
         except UsageError as error:  # not every model has checkpointing or takes adapters
-            print(f"{remedy.words}: {error}")
+            print(f"{remedy.words}: {error.what}")
             continue
-        saved = estimate.peak_bytes - changed.peak_bytes
-        if saved > 0 and changed.obstacle is None:
-            computed = Remedy(remedy.words, plan, changed.peak_bytes, saved, changed.fits)
-            found.append(computed)
-    return sorted(found, key=lambda one: -one.saved_bytes)
+        if changed.obstacle is None:
+            saved = estimate.peak_bytes - changed.peak_bytes
+            found.append(Remedy(remedy.words, plan, changed.peak_bytes, saved, changed.fits))
+    for ranks in list_shardings(sizes, estimate) if plan.task == "train" and sizes else ():
+        count, peak = len(ranks.shares), max(one.peak_bytes for one in ranks.shares)
+        words = f"with {count} GPUs: --world-size {count} --shard fsdp"
+        found.append(Remedy(words, plan, peak, estimate.peak_bytes - peak, ranks.fits))
+    return sorted((one for one in found if one.saved_bytes > 0), key=lambda one: -one.saved_bytes)
 
 
 def _print_one(estimate: Estimate, cache: int | None, remedies: list[Remedy]) -> None:

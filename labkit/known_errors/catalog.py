@@ -14,6 +14,9 @@ else: the second fix to try
 brings: names of the errors that it causes
 passes: yes                       progress after it means that a retry succeeded
 general: line or log              it gives way to any other error on its line, or in the log
+
+A text may hold {name|what stands for it}: a named group of the pattern, a value of the context,
+"raiser" (the package of the last frame above the text), or "share" (of a GPU's memory).
 """
 
 from __future__ import annotations
@@ -51,7 +54,7 @@ XID_FIXES = {
         "compute-sanitizer python your_program.py   # if every program has it: the card or driver",
     ),
     "reset": (
-        "sudo nvidia-smi --gpu-reset -i 0   # after ending every program on the GPU; or reboot",
+        "sudo nvidia-smi --gpu-reset -i <the GPU's number>   # when nothing uses it; or reboot",
         "if it happens again: install a newer driver, then have the card checked",
     ),
     "reboot": (
@@ -68,7 +71,7 @@ XID_FIXES = {
     ),
     "power": ("connect the power cable of the card   # with the machine switched off", ""),
     "remap": (
-        "nvidia-smi -q -d ROW_REMAPPER   # if it says pending: sudo nvidia-smi --gpu-reset -i 0",
+        "nvidia-smi -q -d ROW_REMAPPER   # if it says pending: end the GPU's programs and reset it",
         "if it says that remapping failed: have the card replaced",
     ),
     "vgpu": ("install the guest driver of the host's vGPU release", ""),

@@ -33,8 +33,10 @@ def _sign(name: str, words: str, pattern: str) -> Sign:
 SIGNS = (
     _sign(
         "wsl",
-        "wsl wsl1 wsl2 microsoft mnt dxg desktop laptop",
-        r"\bwsl[12]?\b|microsoft-standard|/mnt/c/|dxg(?:krnl|kio)|@(?:desktop|laptop)-\w{5,8}:",
+        "wsl wsl1 wsl2 microsoft mnt dxg desktop laptop smi",
+        # In WSL nvidia-smi is of Linux, and the driver, with another number, of Windows.
+        r"\bwsl[12]?\b|microsoft-standard|/mnt/c/|dxg(?:krnl|kio)|@(?:desktop|laptop)-\w{5,8}:"
+        r"|nvidia-smi (\d{3}\.[\d.]{2,6}) +driver version: (?!\1)\d",
     ),
     _sign(
         "jetson",
@@ -222,10 +224,10 @@ def _find(sign: Sign, words: Collection[bytes], lowered: Callable[[], str]) -> r
     return sign.pattern.search(lowered())
 
 
-# A sign stands so many characters around its word. Where a word is frequent, one search through
-# the whole text costs less than one around each place.
+# A sign stands so many characters around its word. So many places of a word are looked at in each
+# block: where a frequent word belongs to the sign, one of the first does.
 _AROUND = 60
-_FREQUENT = 200
+_PLACES = 200
 
 
 def _has(sign: Sign, words: Collection[bytes], lowered: Callable[[], str]) -> bool:
@@ -234,10 +236,10 @@ def _has(sign: Sign, words: Collection[bytes], lowered: Callable[[], str]) -> bo
         if word.encode() not in words:
             continue
         text = lowered()
-        if text.count(word) > _FREQUENT:
-            return sign.pattern.search(text) is not None
         at = text.find(word)
-        while at >= 0:
+        for _ in range(_PLACES):
+            if at < 0:
+                break
             if sign.pattern.search(text, max(0, at - _AROUND), at + _AROUND):
                 return True
             at = text.find(word, at + 1)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import accumulate
@@ -27,7 +27,7 @@ from labkit.known_errors.mention import (
     find_stage,
     is_mention,
 )
-from labkit.known_errors.model import CERTAINTIES, Expression, KnownError, RequiredWords
+from labkit.known_errors.model import CERTAINTIES, Expression, KnownError
 from labkit.known_errors.read import (
     Piece,
     clean_line,
@@ -38,18 +38,35 @@ from labkit.known_errors.read import (
 )
 from labkit.text import escape_controls, strip_ansi
 
-BLOCK_BYTES = 2**18
+BLOCK_BYTES = 2**19
 QUOTED_CHARACTERS = 200
 # An error text can be wrapped: this many lines before and after its rarest word are searched.
 LINES_AROUND = 3
 # In a traceback: the package whose code raised the error is the last one above it.
 _RAISER = re.compile(r"(?:site|dist)-packages[/\\]([A-Za-z]\w{0,60})[/\\.]")
-# So many searches in one block cost as much as an index of its words.
-SEARCHES_WITHOUT_INDEX = 300
+# Shorter words are in too many others: they are searched as whole words.
+SHORTEST_SEARCHED = 3
 # Words consist of lower-case letters, digits and non-ASCII characters; all else separates them.
 _SEPARATORS = bytes(
     byte if byte >= 0x80 or chr(byte).isalnum() else ord(" ") for byte in range(256)
 )
+_NO_DIGITS = bytes(ord(" ") if chr(byte).isdecimal() else byte for byte in range(256))
+
+
+# What a command of a fix does besides, to say so next to it.
+_NOTES = (
+    (r"restart docker\b", "a restart of docker stops its running containers"),
+    (r"snap remove docker", "this deletes docker's images, containers and volumes: save them"),
+    (r"system prune", "prune deletes stopped containers and their data: read its list first"),
+    (r"wsl\.exe --shutdown", "--shutdown ends all programs that run in WSL"),
+    (r"apt-get -f install", "apt asks before it removes packages: read its list first"),
+)
+
+
+def list_notes(error: KnownError, distribution: Distribution) -> list[str]:
+    """What the commands of an error's fixes end, delete or remove besides."""
+    fixes = f"{error.fix.on(distribution)}\n{error.otherwise or ''}"
+    return [note for command, note in _NOTES if re.search(command, fixes)]
 
 
 @dataclass(frozen=True)
@@ -75,6 +92,7 @@ class Match:
             "fix": self.error.fix.on(distribution),
             "fix_elsewhere": self.error.fix.by_family(),
             "otherwise": self.error.otherwise,
+            "notes": list_notes(self.error, distribution),
             "caused_by": self.caused_by,
         }
 
@@ -162,6 +180,7 @@ def _format_match(found: Match, distribution: Distribution) -> str:
     lines += [f"  cause: {error.cause}", f"  try: {error.fix.on(distribution)}"]
     if error.otherwise:
         lines.append(f"  else: {error.otherwise}")
+    lines += [f"  note: {note}" for note in list_notes(error, distribution)]
     return "\n".join(lines)
 
 
@@ -227,22 +246,16 @@ class _Block:
         self._text = translate(lowered, self._translated)
         self.words = set(_split_words(self._text))
         self._vocabulary = b" ".join(self.words)
+        # Most words of a log are times and addresses: a text without digits is in a part of a
+        # word without digits, of which there are few.
+        self._letters = b" ".join(set(self._vocabulary.translate(_NO_DIGITS).split()))
         self._lowered = self._text.split("\n")
         self._cleaned: dict[int, str] = {}
-        self._searches = 0
+        self._counts: dict[str, int] = {}
 
     def join_lowered(self) -> str:
         """The block's text in lower case, in English."""
         return self._text
-
-    @cached_property
-    def _places(self) -> Mapping[bytes, Sequence[int]]:
-        """The lines that contain each word, in their order."""
-        places: dict[bytes, list[int]] = {}
-        for place, line in enumerate(self._lowered):
-            for word in set(_split_words(line)):
-                places.setdefault(word, []).append(place)
-        return places
 
     @cached_property
     def _starts(self) -> Sequence[int]:
@@ -274,8 +287,15 @@ class _Block:
                 yield number, find_stage(strip_ansi(raw)), final
 
     def _may_match(self, expression: Expression) -> bool:
-        whole, parts = expression.keys
-        return whole <= self.words and all(part in self._vocabulary for part in parts)
+        whole, parts, choices = expression.keys
+        return (
+            whole <= self.words
+            and all(map(self._contains, parts))
+            and all(any(map(self._contains, each)) for each in choices)
+        )
+
+    def _contains(self, part: bytes) -> bool:
+        return part in (self._letters if part.isalpha() else self._vocabulary)
 
     def _search(self, expression: Expression, error: KnownError) -> Iterator[_Place]:
         for first, last in self._list_windows(expression):
@@ -303,7 +323,7 @@ class _Block:
         """The ranges of lines that contain all the words; overlapping ranges are merged."""
         first, last = 0, -LINES_AROUND - 1
         for place in self._list_candidates(expression):
-            if not self._are_near(place, expression.words):
+            if not self._are_near(place, expression):
                 continue
             if last < 0 or place - LINES_AROUND > last:
                 if last >= 0:
@@ -313,31 +333,59 @@ class _Block:
         if last >= 0:
             yield first, last
 
-    def _list_candidates(self, expression: Expression) -> Iterable[int]:
-        """The lines that contain one of the words, a rare one, in their order."""
-        whole, _ = expression.keys
-        self._searches += 1
-        common = len(expression.words.rarest) < 3
-        if whole and (common or self._searches > SEARCHES_WITHOUT_INDEX):
-            return min((self._places.get(word, ()) for word in whole), key=len)
-        return self._list_lines_with(expression.words.rarest)
+    def _list_candidates(self, expression: Expression) -> Iterator[int]:
+        """The lines that contain a rare one of the words, in their order."""
+        words = expression.words.longest
+        if len(words[0]) >= SHORTEST_SEARCHED:
+            rarest = min(words, key=self._count) if len(words) > 1 else words[0]
+            return self._list_lines_at(lambda start: self._text.find(rarest, start))
+        if expression.choices:
+            alternatives = max(expression.choices, key=_shortest_length)
+            sought = "|".join(map(re.escape, alternatives))
+        elif words[0] in expression.words.whole:
+            sought = rf"(?<![a-z0-9]){re.escape(words[0])}(?![a-z0-9])"
+        elif words[0]:
+            sought = re.escape(words[0])
+        else:
+            return iter(range(len(self._lowered)))
+        pattern = re.compile(sought)
+        return self._list_lines_at(lambda start: _find_start(pattern, self._text, start))
 
-    def _list_lines_with(self, part: str) -> Iterator[int]:
-        at = self._text.find(part)
+    def _count(self, word: str) -> int:
+        if word not in self._counts:
+            self._counts[word] = self._text.count(word)
+        return self._counts[word]
+
+    def _list_lines_at(self, find: Callable[[int], int]) -> Iterator[int]:
+        at = find(0)
         while at >= 0:
             place = bisect_right(self._starts, at) - 1
             yield place
-            at = self._text.find(part, self._starts[place + 1])
+            at = find(self._starts[place + 1])
 
-    def _are_near(self, place: int, words: RequiredWords) -> bool:
+    def _are_near(self, place: int, expression: Expression) -> bool:
+        words = (*expression.words.whole, *expression.words.parts)
+        if len(words) == 1 and not expression.choices:
+            return True
         near = "\n".join(self._lowered[max(0, place - LINES_AROUND) : place + LINES_AROUND + 1])
-        return all(word in near for word in (*words.whole, *words.parts))
+        return all(word in near for word in words) and all(
+            any(word in near for word in each) for each in expression.choices
+        )
 
     def _clean(self, place: int) -> str:
         if place not in self._cleaned:
             line = clean_line(self.pieces[place][1])
             self._cleaned[place] = translate(line, self._translated)
         return self._cleaned[place]
+
+
+def _shortest_length(words: Sequence[str]) -> int:
+    return min(map(len, words))
+
+
+def _find_start(pattern: re.Pattern[str], text: str, start: int) -> int:
+    found = pattern.search(text, start)
+    return found.start() if found else -1
 
 
 def _split_words(text: str) -> list[bytes]:
@@ -394,6 +442,9 @@ def _compute_share(values: Mapping[str, str]) -> Mapping[str, str]:
     return {"share": f"{share:.2f}"} if share >= 0.1 else {}
 
 
+_GENERAL = {None: 0, "line": 1, "log": 2}
+
+
 def _leave_out_general(places: Mapping[KnownError, _Place]) -> Mapping[KnownError, _Place]:
     """Without the errors whose text is part of another one that says more: special, or a cause."""
 
@@ -403,8 +454,8 @@ def _leave_out_general(places: Mapping[KnownError, _Place]) -> Mapping[KnownErro
         brought = other.name in error.brings
         if error.general == "log" and other.general != "log":
             return overlap or not brought
-        # An exception known only by its form does not hide the consequence that it is.
-        brings = error.name in other.brings and (error.general == "log" or other.general != "log")
+        # One that is known only by its form does not hide a special one that follows from it.
+        brings = error.name in other.brings and _GENERAL[other.general] <= _GENERAL[error.general]
         return overlap and (brings or (error.general == "line" and not other.general))
 
     return {

@@ -82,12 +82,21 @@ RETRY = re.compile(
 PROGRESS_WORDS = frozenset(
     b"collecting downloading downloaded installed satisfied up unpacking fetched complete running"
     b" startup started done saved epoch finished succeeded recovered reconnected healthy exporting"
-    b" pulled available retries version distribution fetch install total giving".split()
+    b" pulled available retries version distribution fetch install total giving ready healthy alive"
+    b" reachable 200 201 204 ok connected established accepting listening registered synced joined"
+    b" loaded initialized".split()
 )
 # In lower case: the step went on after a retry.
 PROGRESS = re.compile(
     r"\bcollecting [\w.-]+|\bdownloading \S+\.(?:whl|tar|zip)|\bdownloaded newer image"
-    r"|\bsuccessfully (?:installed|built|downloaded|connected|pulled)|requirement already satisfied"
+    r"|\bsuccessfully (?:installed|built|downloaded|connected|pulled|registered|started|synced"
+    r"|joined|loaded|initialized)|requirement already satisfied"
+    # What a wait for a service ends with: `until curl ...`, wait-for-it, nc, a health check.
+    r"|(?<!not )\bis (?:now )?(?:up|ready|healthy|alive|reachable|available|accepting)\b"
+    r"(?! to)(?!.{0,4}\?)"
+    r"|\bhttp/[\d.]{1,3} 20\d|\b200 ok\b|\"?status\"?: ?\"(?:ok|up|ready|healthy|alive)\""
+    r"|\bready (?:after|in) \d|\bconnected to \S|\bconnection to .{1,80} succeeded"
+    r"|\bconnection (?:established|restored)|\bready (?:for|to accept) connections"
     r"|^[^a-z]*get:\d+ http|\bfetched [\d.,]+ [kmg]?b in|\b(?:setting up|unpacking) [\w.:+-]+ \("
     r"|\bpull complete|application startup complete|\bis running at\b|\bexporting to image"
     r"|\bnaming to \S+ done|\bepoch \d+|\bsaved (?:checkpoint|model)"

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Literal, NamedTuple
 
@@ -14,8 +14,9 @@ from labkit.host.packages import DriverFix, Fix
 Certainty = Literal["certain", "likely", "possible"]
 CERTAINTIES: tuple[Certainty, ...] = ("certain", "likely", "possible")
 
-# Terminals and log collectors wrap long lines and indent the rest.
-BLANKS = r"\s{1,40}"
+# Terminals and log collectors wrap long lines and indent the rest; NVIDIA's module names itself
+# again on each line of a message.
+BLANKS = r"\s{1,40}(?:NVRM:\s{1,20})?"
 LONGEST_REPEAT = 120
 # One piece of a regular expression, with the repeat that follows it.
 _PIECE = re.compile(
@@ -48,7 +49,7 @@ class KnownError:
     they rank below it. ``variants`` replace a field where a condition of the text holds. An error
     that ``passes`` is forgotten if the log shows progress after it, such as a retry that succeeded.
     A ``general`` error knows only the form of its text: it gives way to any other one on its
-    "line", or anywhere in the "log".
+    "line", or anywhere in the "log" (there not to those that it ``brings``).
     ``source`` is where people met it; each of ``samples`` must match, and none of ``unlike``.
     """
 
@@ -115,7 +116,12 @@ class RequiredWords(NamedTuple):
     @property
     def rarest(self) -> str:
         """The longest word, which is the best one to search for; "" if there is none."""
-        return max((*self.whole, *self.parts), key=len, default="")
+        return self.longest[0]
+
+    @property
+    def longest(self) -> list[str]:
+        """The two longest words, at least one: "" if there is none."""
+        return sorted((*self.whole, *self.parts), key=len, reverse=True)[:2] or [""]
 
 
 @dataclass(frozen=True)
@@ -131,10 +137,19 @@ class Expression:
         return compile_pattern(self.pattern)
 
     @cached_property
-    def keys(self) -> tuple[frozenset[bytes], tuple[bytes, ...]]:
-        """The words encoded to look them up: whole ones, and parts, the longest (rarest) first."""
+    def choices(self) -> tuple[tuple[str, ...], ...]:
+        """For each group of alternatives: a part of a word for each, one of which a match has."""
+        return list_choices(self.pattern)
+
+    @cached_property
+    def keys(self) -> tuple[frozenset[bytes], tuple[bytes, ...], tuple[tuple[bytes, ...], ...]]:
+        """The words encoded to look them up: whole ones, parts, and the choices.
+
+        The longest part, which is the rarest, comes first.
+        """
         parts = sorted((part.encode() for part in self.words.parts), key=len, reverse=True)
-        return frozenset(word.encode() for word in self.words.whole), tuple(parts)
+        choices = tuple(tuple(part.encode() for part in each) for each in self.choices)
+        return frozenset(word.encode() for word in self.words.whole), tuple(parts), choices
 
 
 def compile_pattern(pattern: str) -> re.Pattern[str]:
@@ -154,7 +169,7 @@ def list_required_words(pattern: str) -> RequiredWords:
     >>> list_required_words(r"Error 80\\d: no (?:old|new) driver")
     RequiredWords(whole=('no',), parts=('error', '80', 'driver'))
     """
-    text = _leave_only_literals(pattern).lower()
+    text = _read_pattern(pattern).literals.lower()
     whole: list[str] = []
     parts: list[str] = []
     for word in _WORD.finditer(text):
@@ -164,26 +179,87 @@ def list_required_words(pattern: str) -> RequiredWords:
     return RequiredWords(tuple(dict.fromkeys(whole)), tuple(dict.fromkeys(parts)))
 
 
-def _leave_only_literals(pattern: str) -> str:
-    """The pattern with optional parts, groups, classes and repeats replaced by ``_OPEN``.
+def list_choices(pattern: str) -> tuple[tuple[str, ...], ...]:
+    """Parts of words of which every match contains one, for each group of alternatives.
 
-    Raises ValueError for alternatives outside a group: they have no words in common.
+    >>> list_choices(r"Error 80\\d: no (?:old|new) driver")
+    (('old', 'new'),)
     """
-    literals = ""
-    depth = 0
-    for piece in _PIECE.finditer(pattern):
-        character = piece["plain"]
-        if character == "|" and depth == 0:
-            raise ValueError(f"split this pattern into several: {pattern}")
-        depth += (character == "(") - (character == ")")
-        literals += _OPEN if depth or character == ")" else _read_literal(piece)
-    return literals
+    return tuple(_read_pattern(pattern).choices)
+
+
+@dataclass
+class _Branch:
+    """What every match of a part of a pattern contains: its text, with ``_OPEN``, and choices."""
+
+    literals: str = ""
+    choices: list[tuple[str, ...]] = field(default_factory=list)
+
+    def find_longest_word(self) -> str:
+        return max(_WORD.findall(self.literals.lower()), key=len, default="")
+
+
+def _read_pattern(pattern: str) -> _Branch:
+    """Raises ValueError for alternatives outside a group: they have no words in common."""
+    branches, _ = _read_branches(_PIECE.finditer(pattern))
+    if len(branches) > 1:
+        raise ValueError(f"split this pattern into several: {pattern}")
+    return branches[0]
+
+
+def _read_branches(pieces: Iterator[re.Match[str]]) -> tuple[list[_Branch], str]:
+    """The alternatives up to the end of the group or pattern, and the repeat after the group."""
+    branches = [_Branch()]
+    for piece in pieces:
+        branch = branches[-1]
+        if piece["plain"] == "|":
+            branches.append(_Branch())
+        elif piece["plain"] == ")":
+            return branches, piece["repeat"] or ""
+        elif piece["plain"] == "(":
+            looks = piece["repeat"] == "?" and _skip_group_kind(pieces)
+            inner, repeat = _read_branches(pieces)
+            _add_group(branch, inner, optional=looks or _is_optional(repeat), repeat=repeat)
+        else:
+            branch.literals += _read_literal(piece)
+    return branches, ""
+
+
+def _skip_group_kind(pieces: Iterator[re.Match[str]]) -> bool:
+    """Skips what follows "(?"; true if the group only looks ahead or back."""
+    kind = next(pieces)["plain"]
+    if kind in ("!", "="):
+        return True
+    if kind == "<":
+        next(pieces)
+        return True
+    end = ">" if kind == "P" else ":"
+    while kind != end:
+        kind = next(pieces)["plain"]
+    return False
+
+
+def _add_group(branch: _Branch, inner: Sequence[_Branch], *, optional: bool, repeat: str) -> None:
+    if optional:
+        branch.literals += _OPEN
+    elif len(inner) == 1:
+        branch.literals += inner[0].literals + (_OPEN if repeat else "")
+        branch.choices += inner[0].choices
+    else:
+        branch.literals += _OPEN
+        words = tuple(each.find_longest_word() for each in inner)
+        if all(words):
+            branch.choices.append(words)
+
+
+def _is_optional(repeat: str) -> bool:
+    return repeat.startswith(("?", "*", "{0", "{,"))
 
 
 def _read_literal(piece: re.Match[str]) -> str:
-    """The text that a piece outside all groups adds to every match."""
+    """The text that a piece adds to every match."""
     repeat = piece["repeat"] or ""
-    if piece["class"] or piece["plain"] == "." or repeat.startswith(("?", "*", "{0", "{,")):
+    if piece["class"] or piece["plain"] == "." or _is_optional(repeat):
         return _OPEN
     after = _OPEN if repeat else ""
     if piece["code"]:

@@ -37,6 +37,8 @@ SOCKET = Path("/var/run/docker.sock")
 NAME_PREFIX = "labkit-learner-"
 CONTAINER_ID = re.compile(r"[0-9a-f]{64}")
 WORK_VOLUME = re.compile(rf"{NAME_PREFIX}(.+)-work")
+# DockerSpawner writes all but letters and digits of a name so: "-40" is an @.
+ESCAPED = re.compile("(?:-[0-9a-f]{2})+")
 # Prints each learner's progress, one line of JSON each. A learner's files are only read.
 READ_ALL = (
     'for folder in /learners/*; do LABKIT_WORKSPACE="$folder" labkit progress --json'
@@ -112,7 +114,19 @@ def read_class(checkout: Checkout) -> list[tuple[str, dict[str, Any]]]:
             fix="make hub",
         )
     lines = answer.stdout.splitlines()
-    return [(name, parse_object(line)) for name, line in zip(names, lines, strict=False)]
+    shown = map(read_name, names)
+    return [(name, parse_object(line)) for name, line in zip(shown, lines, strict=False)]
+
+
+def read_name(escaped: str) -> str:
+    """The learner's name, as it stands in the names of containers and volumes.
+
+    >>> read_name("ada-40uni-2eexample")
+    'ada@uni.example'
+    """
+    return ESCAPED.sub(
+        lambda found: bytes.fromhex(found[0].replace("-", "")).decode("utf-8", "replace"), escaped
+    )
 
 
 @dataclass(frozen=True)
@@ -120,9 +134,10 @@ class LearnerUsage:
     """What a learner's running container holds, in bytes; None is unknown.
 
     ``gpus`` has an entry for each GPU, by its index, that one of the container's processes uses.
+    ``name`` is None for the processes on GPUs that belong to no learner; ``memory`` too then.
     """
 
-    name: str
+    name: str | None
     memory: str | None
     gpus: dict[int, int | None] = field(default_factory=dict)
 
@@ -147,14 +162,19 @@ def read_usage(run: CommandRunner, root: Path = Path("/")) -> list[LearnerUsage]
             fix="make doctor",
         )
     names = dict(line.split(" ", 1) for line in listed.stdout.splitlines() if " " in line)
-    if not names:
-        return []
-    memory = _read_container_memory(run, list(names))
+    memory = _read_container_memory(run, list(names)) if names else {}
     gpus = _read_gpu_holders(run, root)
-    return [
-        LearnerUsage(name.removeprefix(NAME_PREFIX), memory.get(key), gpus.get(key, {}))
+    found = [
+        LearnerUsage(read_name(name.removeprefix(NAME_PREFIX)), memory.get(key), gpus.pop(key, {}))
         for key, name in sorted(names.items(), key=lambda item: item[1])
     ]
+    others = [item for held in gpus.values() for item in held.items()]
+    rest = {
+        index: None if any(used is None for used in parts) else sum(filter(None, parts))
+        for index in sorted({index for index, _ in others})
+        if (parts := [used for number, used in others if number == index])
+    }
+    return [*found, LearnerUsage(None, None, rest)] if rest else found
 
 
 def _read_container_memory(run: CommandRunner, containers: Sequence[str]) -> dict[str, str]:
@@ -164,19 +184,22 @@ def _read_container_memory(run: CommandRunner, containers: Sequence[str]) -> dic
     return dict(line.split(" ", 1) for line in said.stdout.splitlines() if " " in line)
 
 
-def _read_gpu_holders(run: CommandRunner, root: Path) -> dict[str, dict[int, int | None]]:
-    """By container: what its processes hold of each GPU; an unknown part makes the sum unknown."""
+def _read_gpu_holders(run: CommandRunner, root: Path) -> dict[str | None, dict[int, int | None]]:
+    """By container: what its processes hold of each GPU; an unknown part makes the sum unknown.
+
+    None stands for the processes that are in no container.
+    """
     indices = {gpu.uuid: gpu.index for gpu in probe_gpu(run, root).gpus}
     if not indices:
         return {}
     query = "--query-compute-apps=pid,gpu_uuid,used_memory"
     words = ["nvidia-smi", query, "--format=csv,noheader,nounits"]
-    found: dict[str, dict[int, int | None]] = {}
+    found: dict[str | None, dict[int, int | None]] = {}
     for line in run(words, timeout_seconds=30).stdout.splitlines():
         pid, uuid, used = ([word.strip() for word in line.split(",")] + ["", ""])[:3]
-        container = _find_container(root / "proc" / pid / "cgroup") if pid.isdecimal() else None
-        if container is None or uuid not in indices:
+        if not pid.isdecimal() or uuid not in indices:
             continue
+        container = _find_container(root / "proc" / pid / "cgroup")
         held = found.setdefault(container, {})
         before = held.get(indices[uuid], 0)
         known = before is not None and used.isdecimal()
@@ -205,7 +228,8 @@ def describe_usage(learners: Sequence[LearnerUsage]) -> list[str]:
     rows = [("learner", "memory", "GPU memory")]
     for learner in learners:
         held = [f"GPU {index}: {format_bytes(used)}" for index, used in learner.gpus.items()]
-        rows.append((learner.name, learner.memory or "unknown", ", ".join(held) or "none"))
+        name, memory = learner.name or "no learner", learner.memory or "unknown"
+        rows.append((name, memory if learner.name else "", ", ".join(held) or "none"))
     widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
     return [
         f"{name:{max(widths[0], 8)}}  {memory:{widths[1]}}  {gpus}" for name, memory, gpus in rows

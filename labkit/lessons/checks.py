@@ -52,6 +52,7 @@ from labkit.lessons.exercises import (
 )
 from labkit.lessons.notebooks import find_reference
 from labkit.lessons.progress import (
+    Progress,
     Standing,
     count_attempt,
     read_progress,
@@ -485,9 +486,16 @@ def _list_next(lab: Lab, name: str) -> tuple[Detail, ...]:
         titles = {f"{lab.name}.{one.name}": one.title for one in load_exercises(lab)}
         return (Detail("next", f"{titles[left[0]]} (`{left[0]}`); {far}"),)
     labs = find_labs()
-    later = labs[[one.name for one in labs].index(lab.name) + 1 :]
-    lesson = f"the lab {later[0].title} ({later[0].notebook}); " if later else ""
-    return (Detail("next", f"{lesson}all {len(names)} exercises of this lab passed"),)
+    after = [one.name for one in labs].index(lab.name) + 1
+    progress = read_progress(workspace) if workspace else Progress(_standings)
+    for other in (*labs[after:], *labs[: after - 1]):
+        if any(
+            not progress.standing(f"{other.name}.{one}").passed for one in exercise_names(other)
+        ):
+            lesson = f"the lab {other.title} ({other.notebook})"
+            return (Detail("next", f"{lesson}; all {len(names)} exercises of this lab passed"),)
+    total = sum(len(exercise_names(one)) for one in labs)
+    return (Detail("done", f"all {total} exercises passed"),)
 
 
 def _offer_solution(name: str, standing: Standing) -> tuple[Detail, ...]:

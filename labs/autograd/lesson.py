@@ -302,7 +302,8 @@ print(f"the next float32 after 2 is {gap.item():.3g} away")
 # the float32 curve the two are the same number: the estimate is zero, and the error is the whole
 # derivative.
 
-# %%
+# %% jupyter={"source_hidden": true}
+# The error over the step: run this cell.
 steps = torch.logspace(-12, 0, 97, dtype=torch.float64).tolist()
 errors = {
     dtype: np.array([abs(central_difference(f, 2.0, h, dtype) - 15) for h in steps])
@@ -937,7 +938,8 @@ plt.show()
 # needs so much more than inference, and why `no_grad` is worth its line.
 
 
-# %%
+# %% jupyter={"source_hidden": true}
+# The memory over the depth: run this cell.
 def stack(step, depth):
     def apply(x):
         x = x * 1.0

@@ -85,7 +85,7 @@ def _calls_until_paid_cases() -> Iterator[Case]:
 
 CALLS_UNTIL_PAID = Exercise(
     name="calls_until_paid",
-    title="When has the first call paid for itself?",
+    title="When does it pay off?",
     hints=(
         "Write both totals down for n calls: n eager ones, and one first call with n - 1 later "
         "ones. Where do the two lines cross, and do they always?",
@@ -163,7 +163,7 @@ def _normalize_with_print(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 BUILD_NORMALIZER = Exercise(
     name="build_normalizer",
-    title="Take the graph break out",
+    title="Remove the graph break",
     hints=(
         "What in the function is done by Python and not by torch? Who else could do it, later, "
         "if the function handed out what is needed?",
@@ -252,7 +252,7 @@ def _clip_in_place(limit: float) -> Callable[[torch.Tensor], torch.Tensor]:
 
 MAKE_CLIPPER = Exercise(
     name="make_clipper",
-    title="Clip by norm without an if",
+    title="Clip by norm",
     hints=(
         "The `if` asks for a value while the graph is being written. Can both answers be "
         "computed, and the choice be left to an operation on tensors?",

@@ -95,13 +95,9 @@ else:
 
 # %% [markdown]
 # The vertical scale is logarithmic: each line is ten times the one below. The first compiled call
-# includes the compiling; the later ones run the code that was made. This lab explains both: where
-# the gain comes from, what is compiled, and what makes torch compile a second time in the middle
-# of your program.
-#
-# On a CPU the compiler writes C++ and calls a C++ compiler. On a CUDA device it writes Triton
-# kernels, which need a GPU of compute capability 7.0 (Volta) or newer; with an older GPU, this lab
-# uses the CPU.
+# includes the compiling; the later ones run the code that was made: C++ on a CPU, Triton kernels on
+# a CUDA device (of compute capability 7.0 or newer). This lab explains where the gain comes from,
+# what is compiled, and what makes torch compile a second time in the middle of your program.
 
 # %% [markdown]
 # ## One line, the same model
@@ -155,8 +151,8 @@ claim("model.compile() leaves the class and the names as they were",
 # ## A model for which it may not pay
 #
 # The same measurement, with `MyModel`. Nothing has been compiled yet: that happens in the first
-# call, while your program waits. (`fresh_cache()` gives the compiler an empty cache for the length
-# of a block. Without it, a second run of this notebook would find the results of the first one.)
+# call, while your program waits. (With `fresh_cache()`, a second run of this notebook does not find
+# the results of the first one.)
 
 # %%
 model.eval()
@@ -211,9 +207,9 @@ else:
 # ## Exercise: when does it pay off?
 #
 # Write `calls_until_paid(first, eager, later)`. All three are seconds: of the first compiled call
-# (compiling included), of an eager call, of a later compiled call. Return the smallest number of
-# calls `n`, at least 1, for which compiled calls take no longer in total than eager calls: one
-# first call and `n - 1` later ones against `n` eager ones. Return `None` if there is no such `n`.
+# (compiling included), of an eager call, of a later compiled call. Return the smallest `n`, at
+# least 1, for which one first call and `n - 1` later ones take no longer than `n` eager calls.
+# Return `None` if there is no such `n`.
 #
 # Example: `calls_until_paid(10.0, 0.5, 0.25)` is 39.
 
@@ -235,7 +231,7 @@ check("compile.calls_until_paid", calls_until_paid)
 # ## Where the gain comes from: fusion
 #
 # Eager PyTorch runs one operation at a time. Each reads its input from memory and writes a new
-# tensor. `wave` has ten operations, so its data goes through memory ten times. The next cell
+# tensor: for the ten operations of `wave`, data goes through memory ten times. The next cell
 # compiles `wave`, and counts the loops ("kernels") that the compiler writes.
 
 # %% jupyter={"source_hidden": true}
@@ -328,8 +324,8 @@ else:
 # ## What "the same result" means
 #
 # Fused code rounds at other places than eager code. So compare with a tolerance, never with
-# `torch.equal`. In `bfloat16`, with its 8 bits of precision, the difference is easy to see. The
-# next cell measures the error of eager and of compiled code, against `float64`.
+# `torch.equal`. The next cell measures the error of eager and of compiled code against `float64`.
+# Both compute in `bfloat16`: with its 8 bits of precision, the difference is easy to see.
 
 # %% jupyter={"source_hidden": true}
 # The errors in 16 bits: run this cell.
@@ -434,11 +430,10 @@ claim("with fallback_random they agree", with_fallback_random, needs="compiler")
 # %% [markdown]
 # ## Warm-up and the cache
 #
-# Compiled code is kept in two places: in this process, and in a cache folder on disk, whose keys
-# are the graph, the options and the version. (The folder is safe to delete, and
+# Compiled code is kept in this process, and in a cache folder on disk. (It is safe to delete, and
 # `TORCHINDUCTOR_CACHE_DIR` moves it.) `torch.compiler.reset()` clears what the process keeps, not
 # the folder. The next cell calls the model twice as if for the first time: with an empty folder,
-# then, after `reset()`, with what that left there.
+# and, after `reset()`, with what the first call left there.
 
 # %% jupyter={"source_hidden": true}
 # Two first calls: run this cell.
@@ -487,9 +482,8 @@ if can_compile:
 
 # %% [markdown]
 # A service therefore **warms up**: before it takes the first request, it calls the model once for
-# each kind of input that it will get. If the cache folder is on a disk that outlives the container,
-# a restart is fast too. What counts as "another kind of input" is the subject of the second half of
-# this lab.
+# each kind of input that it will get. If the cache folder outlives the container, a restart is fast
+# too. What counts as "another kind of input" is the subject of the second half of this lab.
 
 # %% [markdown]
 # ## The modes, and what each of them does
@@ -502,7 +496,7 @@ modes = torch._inductor.list_mode_options()
 # %% jupyter={"source_hidden": true}
 # A question: run this cell, then choose.
 predict("compile.reduce_overhead", '`mode="reduce-overhead"` sets one option. What does it do?',
-        ["it uses less memory", "it records the GPU's work and replays it", "it skips the guards"],
+        ["it uses less memory", "it records the GPU's work and replays it", "it skips checks in each call"],
         seen="it records the GPU's work and replays it"
         if modes["reduce-overhead"] == {"triton.cudagraphs": True} else str(modes),
         because="The option turns on CUDA graphs. They need more memory, not less.")
@@ -539,9 +533,8 @@ for name, options in modes.items():
 # %% [markdown]
 # The overhead in the name is the time that Python and the launches of each call take. *CUDA graphs*
 # record the calls to the GPU once, and replay them as a whole. A replay needs the same addresses
-# each time, so the memory of inputs and intermediate results is held between calls. (The
-# documentation of `torch.compile` says so too: "at the cost of more memory usage".) On a CPU the
-# option does nothing.
+# each time, so memory is held between calls ("at the cost of more memory usage", says torch's
+# documentation). On a CPU the option does nothing.
 #
 # `max-autotune` tries several ways to write each matrix product and keeps the fastest: the longest
 # compile. A mode changes how the code is made, not what it computes.
@@ -706,9 +699,9 @@ torch.compiler.reset()
 # ## What is captured
 #
 # Two parts work together. **Dynamo** reads your Python bytecode before it runs, and captures the
-# tensor operations as a *graph*. A **backend** turns the graph into a callable; the default one,
-# Inductor, wrote the C++ or Triton above. A backend is a plain function. The one below compiles
-# nothing: it keeps each graph and runs it as it is, which shows what Dynamo does.
+# tensor operations as a *graph*. A **backend**, a plain function, turns the graph into a callable.
+# The default one, Inductor, wrote the C++ or Triton above. The one below compiles nothing: it keeps
+# each graph and runs it as it is, which shows what Dynamo does.
 
 # %%
 class GraphCounter:
@@ -762,9 +755,9 @@ print(counter.graphs[0].code)
 # ## Graph breaks
 #
 # Some code cannot be part of a graph: a `print`, or an `if` on a value that exists only after the
-# graph has run. There Dynamo ends the graph, lets Python do that step, and begins a new graph after
-# it: a *graph break*. Each break costs time in Python, and nothing is fused across it.
-# `torch._dynamo.explain` runs a function once and reports its graphs and its breaks.
+# graph has run. There Dynamo ends the graph, lets Python do that step, and begins a new graph: a
+# *graph break*. It costs time in Python, and nothing is fused across it. `torch._dynamo.explain`
+# runs a function once and reports its graphs and its breaks.
 
 # %%
 def talkative(x):
@@ -921,10 +914,9 @@ check("compile.make_clipper", make_clipper)
 # %% [markdown]
 # ## Guards: when may a graph be used again?
 #
-# A graph fits one situation. With each graph Dynamo keeps **guards**: the conditions under which it
-# may be used again. It checks them before each call. If no graph fits, Dynamo captures and compiles
-# once more: a *recompile*, in the middle of your program. The next cells call `watched`, which is
-# `shift` compiled, with several kinds of input.
+# With each graph Dynamo keeps **guards**: the conditions under which it may be used again. It checks
+# them before each call. If no graph fits, Dynamo captures and compiles once more: a *recompile*, in
+# the middle of your program. `watched` below is `shift`, compiled.
 
 # %%
 offset = 1.0
@@ -1091,8 +1083,8 @@ check("compile.count_compiles", count_compiles)
 #
 # Real inputs differ in size: the last batch is smaller, and sentences have different lengths. At
 # first Dynamo takes each size as a constant. It can also make a size *dynamic*: any number fits.
-# `dynamic=True` does so from the start; `dynamic=False` never does; `mark_dynamic(x, 0)` does it
-# for one dimension of one tensor.
+# `dynamic=True` does so from the start, `dynamic=False` never does, and `mark_dynamic(x, 0)` does
+# it for one dimension of one tensor.
 
 # %%
 def row_sums(x):
@@ -1162,8 +1154,7 @@ plt.show()
 # costs one more compile. Include it in the warm-up.
 #
 # `mark_dynamic` is a promise that the size may be any number. If your code makes it a constant, as
-# in `if x.shape[0] == 4`, you get an error. (Without the mark, Dynamo compiles for that constant,
-# without a message.)
+# in `if x.shape[0] == 4`, you get an error.
 
 # %% jupyter={"source_hidden": true}
 # A marked size that the code makes a constant: run this cell.
@@ -1243,10 +1234,9 @@ with caught_logs("torch._dynamo.convert_frame") as lines:
     )
 
 # %% [markdown]
-# Past the limit, an input that fits one of the existing graphs uses it, and any other input runs
-# eagerly. You can raise the limit, but that is rarely the answer. Rather ask why there are so many
-# kinds of input: make sizes dynamic, keep one dtype and one layout, or reduce the sizes to a few.
-# The last one is the next exercise.
+# You can raise the limit, but that is rarely the answer. Rather ask why there are so many kinds of
+# input: make sizes dynamic, keep one dtype and one layout, or reduce the sizes to a few. The last
+# one is the next exercise.
 
 # %% [markdown]
 # ## Exercise: many lengths, few graphs

@@ -61,7 +61,7 @@ def positions_changing_x(x: torch.Tensor) -> torch.Tensor:
 
 ADD_POSITIONS = Exercise(
     name="add_positions",
-    title="Add to each row its number, on any device",
+    title="Add each row's number",
     hints=(
         "Where does a tensor go that you make with torch.arange(n), and where is x?",
         "A new tensor takes its device when it is made; x knows its own. "

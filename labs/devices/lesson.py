@@ -66,19 +66,18 @@ plt.show()
 
 # %% [markdown]
 # A tensor lives on a device, and an operation runs where its tensors live. This lab is about
-# choosing that place, moving between places, and measuring honestly what a place brings: time,
-# rounding error, memory. No GPU here? Most of it still runs: a second device that every machine has
-# stands in for the missing one. Where a fact does need a GPU, the page says what a real one showed.
+# choosing that place, moving between places, and measuring what a place brings: time, rounding
+# error, memory. No GPU here? Most of it still runs, with a second device that every machine has.
+# Where a fact needs a GPU, the page says what a real one showed.
 #
 # Before most facts you are asked what you expect: choose, then look.
 
 # %% [markdown]
 # ## Choosing a device
 #
-# The classic way asks for CUDA and falls back to the CPU. AMD's GPUs answer to it as well: torch
-# built for ROCm calls them `cuda`. Apple's and Intel's do not. `torch.accelerator` asks for
-# whatever this machine has, and `best_device()` from labkit wraps that question: CUDA or ROCm,
-# Apple's MPS, Intel's XPU, or else the CPU.
+# The classic way asks for CUDA and falls back to the CPU. AMD's GPUs answer to it as well (torch
+# built for ROCm calls them `cuda`), Apple's and Intel's do not. `torch.accelerator` asks for
+# whatever this machine has, and labkit's `best_device()` wraps that question.
 
 # %%
 if torch.cuda.is_available():
@@ -91,7 +90,8 @@ print("the classic way chooses:", device)
 print("the accelerator here:   ", torch.accelerator.current_accelerator(check_available=True))
 print("best_device() chooses:  ", best_device())
 
-# %%
+# %% jupyter={"source_hidden": true}
+# What holds on every machine: run this cell.
 claim("a tensor is on the CPU unless you say otherwise", torch.zeros(2).device.type, "cpu")
 claim(
     "torch.cuda.is_available() is True exactly where there is a CUDA device to use",
@@ -105,10 +105,8 @@ claim(
 )
 
 # %% [markdown]
-# One argument above matters. `current_accelerator()` alone tells what torch was *built* for, so a
-# CUDA build answers `cuda` on a machine without a GPU. With `check_available=True` it looks.
-#
-# `cuda` (whichever is current) is another name than `cuda:0`, so compare `.type`.
+# `check_available=True` matters: without it, `current_accelerator()` says what torch was *built*
+# for, so a CUDA build answers `cuda` on a machine without a GPU.
 
 # %% jupyter={"source_hidden": true}
 # A question: run this cell, then choose.
@@ -130,11 +128,13 @@ claim_raises(
 )
 
 # %% [markdown]
+# `cuda` (whichever is current) is another name than `cuda:0`. So compare `.type`.
+#
 # ## Moving a tensor
 #
-# `.to(device)` moves, on any machine. `.cuda()` does the same where there is CUDA and raises where
-# there is not, which is why portable code uses `.to`. The product below runs on the device, because
-# its inputs are there. `.cpu()` brings the result back, for NumPy, for plots and for files.
+# `.to(device)` moves, on any machine. `.cuda()` raises where there is no CUDA, so portable code
+# uses `.to`. The product below runs on the device, because its inputs are there. `.cpu()` brings
+# the result back, for NumPy, for plots and for files.
 
 # %%
 device = best_device()
@@ -163,7 +163,6 @@ print(f"relative difference between {device} and cpu: {difference:.1e}")
 # ### Nothing to do
 #
 # The function below moves its argument to the device and adds one to what it has moved.
-
 
 # %%
 def add_one(values, device):
@@ -198,9 +197,9 @@ claim(
 # %% [markdown]
 # ## A second device that every machine has
 #
-# The **meta** device holds tensors with shape, dtype and strides, but without values. Operations on
-# it compute the shape of the answer and nothing else. It is how large models are laid out before
-# there is memory for them. To us it is a real second device to move to, even on a laptop.
+# The **meta** device holds tensors with shape, dtype and strides, but without values. Large models
+# are laid out on it before there is memory for them. To us it is a real second device, even on a
+# laptop.
 
 # %%
 shadow = x.to("meta")
@@ -244,7 +243,6 @@ claim_raises(
 # `tensor.to(...)` returns the moved tensor, and you must keep what it returns. `module.to(...)`
 # moves the module itself.
 
-
 # %%
 class Scale(torch.nn.Module):
     def __init__(self):
@@ -256,7 +254,6 @@ class Scale(torch.nn.Module):
 
 scale = Scale()
 moved_scale = scale.to("meta")
-
 
 # %% jupyter={"source_hidden": true}
 # A question: run this cell, then choose.
@@ -279,13 +276,12 @@ claim(
     ("meta", "meta", "cpu"),
 )
 
-
 # %% [markdown]
 # Does an optimizer that was made before the move still hold the right parameters? It does where
 # the `Parameter` objects stay and only what is in them changes.
 
-
-# %%
+# %% jupyter={"source_hidden": true}
+# A question: run this cell, then choose.
 def keeps_its_weight(target):
     layer = torch.nn.Linear(3, 2)
     weight = layer.weight
@@ -293,8 +289,6 @@ def keeps_its_weight(target):
     return layer.weight is weight
 
 
-# %% jupyter={"source_hidden": true}
-# A question: run this cell, then choose.
 predict(
     "devices.same_parameters",
     "An optimizer holds a layer's `Parameter` objects. Which move keeps them?",
@@ -314,8 +308,7 @@ claim("a move to CUDA keeps them", lambda: keeps_its_weight("cuda"), needs="cuda
 # %% [markdown]
 # ### Better than moving: made in the right place
 #
-# Say `device=` when you make a tensor. `zeros_like` and similar functions take the device of their
-# example. Many programs make it first and move it then, as in
+# Say `device=` when you make a tensor. Many programs make it first and move it then, as in
 # `torch.zeros(3, requires_grad=True).to("cuda")`.
 
 # %%
@@ -353,7 +346,6 @@ claim(
 # row, 1 to the second, and so on. The answer has the shape, the dtype (a float or an integer) and
 # *the device* of `x`, and `x` stays as it is. `[[5., 5.], [5., 5.]]` gives `[[5., 5.], [6., 6.]]`.
 
-
 # %%
 def add_positions(x: torch.Tensor) -> torch.Tensor:
     """Returns x with each row's number added to the row, shape (n, d), where x is."""
@@ -361,7 +353,6 @@ def add_positions(x: torch.Tensor) -> torch.Tensor:
     positions = torch.arange(x.shape[0], dtype=x.dtype, device=x.device)
     return x + positions[:, None]
     ### END SOLUTION
-
 
 # %%
 check("devices.add_positions", add_positions)
@@ -454,9 +445,6 @@ claim(
 # Neither exception works the other way round. With CUDA the error reads `Expected all tensors to be
 # on the same device`. Read it as a question: which of my tensors was made without `device=`, or not
 # moved?
-#
-# Meta is a stand-in for lessons like this one, not a safety net: some operations that start from a
-# CPU tensor do not look whether the other one is on meta, and give arbitrary values.
 
 # %% [markdown]
 # The usual culprits, in the order in which people meet them:
@@ -476,7 +464,6 @@ claim(
 # The batch that was given is not changed. `{"x": tensor, "name": "a"}` gives `{"x": tensor on
 # device, "name": "a"}`.
 
-
 # %%
 def move_batch(batch, device: torch.device):
     """Returns the batch with all tensors in it, however deep, on the device."""
@@ -490,7 +477,6 @@ def move_batch(batch, device: torch.device):
     return batch
     ### END SOLUTION
 
-
 # %%
 check("devices.move_batch", move_batch)
 
@@ -498,10 +484,8 @@ check("devices.move_batch", move_batch)
 # ## The call comes back, the work goes on
 #
 # A CUDA operation is put in a queue, and the call returns at once: Python runs ahead while the GPU
-# works. This is why GPUs are kept busy at all, and why a naive stopwatch lies: it measures how long
-# it takes to *ask*. `torch.accelerator.synchronize()` (or `torch.cuda.synchronize()`) waits until
-# the queue is empty. On the CPU the work is done when the call comes back.
-
+# works. So a naive stopwatch measures how long it takes to *ask*. `torch.accelerator.synchronize()`
+# waits until the queue is empty. On the CPU the work is done when the call comes back.
 
 # %%
 def wait_for(device):
@@ -509,7 +493,8 @@ def wait_for(device):
     if device.type != "cpu":
         torch.accelerator.synchronize()
 
-
+# %% jupyter={"source_hidden": true}
+# Twenty products, asked for and done: run this cell.
 size = 512 if device.type == "cpu" else 4096
 a = torch.randn(size, size, device=device)
 a @ a
@@ -525,8 +510,6 @@ finished = time.perf_counter() - start
 print(f"20 products of {size} x {size} on {device}")
 print(f"  the calls had come back after {asked * 1e3:8.2f} ms")
 print(f"  the work was done after       {finished * 1e3:8.2f} ms")
-
-# %%
 if device.type == "cpu":
     claim("on the CPU there is next to nothing left to wait for", finished - asked < asked / 2)
 claim(
@@ -535,14 +518,13 @@ claim(
     needs="cuda",
 )
 
-
 # %% [markdown]
 # Some innocent calls wait too, because Python needs the value: `.item()`, `.cpu()`, `print(t)`,
-# `if t > 0`, `nonzero`. One of them in the training loop, and Python no longer runs ahead. CUDA has
-# a switch that makes such calls raise (or warn), to find them.
+# `if t > 0`, `nonzero`. With one of them in the training loop, Python no longer runs ahead.
+# `torch.cuda.set_sync_debug_mode("error")` makes such calls raise, to find them.
 
-
-# %%
+# %% jupyter={"source_hidden": true}
+# A call that waits, on a CUDA device: run this cell.
 def read_the_sum():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the switch announces itself as a prototype
@@ -561,14 +543,12 @@ claim_raises(
     needs="cuda",
 )
 
-
 # %% [markdown]
-# ### Events: a stopwatch on the device
+# ### Optional: events, a stopwatch on the device
 #
-# An event is a mark in the queue. Two of them, and the device itself tells the time between:
-# no waiting in the middle, and what Python does meanwhile is left out. `elapsed_time` is in
-# *milliseconds*, and the second event must have happened before you ask.
-
+# An event is a mark in the queue. The device itself tells the time between two of them, without
+# what Python does meanwhile. `elapsed_time` is in *milliseconds*, and the second event must have
+# happened before you ask.
 
 # %%
 def time_with_events(run):
@@ -580,7 +560,8 @@ def time_with_events(run):
     stop.synchronize()
     return start.elapsed_time(stop) / 1000
 
-
+# %% jupyter={"source_hidden": true}
+# One product by two clocks, on a CUDA device: run this cell.
 if torch.cuda.is_available():
     start = time.perf_counter()
     device_seconds = time_with_events(lambda: a @ a)
@@ -596,14 +577,12 @@ claim(
     needs="cuda",
 )
 
-
 # %% [markdown]
 # ## Warm up, repeat, take the median
 #
-# The first calls of anything are slow: libraries load, plans are made, memory is fetched, clocks
-# rise. Later calls are interrupted now and then. So: call it a few times and forget those, then
-# measure many, wait before *each* reading of the clock, and report the median.
-
+# The first calls of anything are slow: libraries load, memory is fetched, clocks rise. Later calls
+# are interrupted now and then. So call it a few times and forget those, then measure many, wait
+# before *each* reading of the clock, and report the median.
 
 # %%
 def time_calls(run, repeats):
@@ -617,7 +596,8 @@ def time_calls(run, repeats):
         seconds.append(time.perf_counter() - start)
     return seconds
 
-
+# %% jupyter={"source_hidden": true}
+# The time of 300 calls: run this cell.
 picture = torch.randn(300, 300, device=device)
 seconds = time_calls(lambda: torch.fft.fft2(picture), 300)
 warm = seconds[20:]
@@ -638,9 +618,6 @@ print(f"a 2-d Fourier transform on {device}: the first call took {seconds[0] / m
 print(f"the median, and the slowest later one {max(warm) / median:.1f} times the median")
 
 # %% [markdown]
-# Run that cell again: the first call takes less time, since the start-up work of this process is
-# done. That is the reason for the warm-up, and for not comparing a first run with a second.
-#
 # Why the median? Let one more call take a whole second, as when the machine is busy elsewhere:
 
 # %%
@@ -661,7 +638,6 @@ claim("one slow call moves the mean more than the median", moved_mean > abs(move
 # tell what you measured. Afterwards it is yours to use: `time_median(lambda: a @ a,
 # torch.cuda.synchronize, time.perf_counter, 3, 20)`.
 
-
 # %%
 def time_median(run, synchronize, clock, warmups: int, repeats: int) -> float:
     """Returns the median seconds of run() with its work done, after the warm-up."""
@@ -678,7 +654,6 @@ def time_median(run, synchronize, clock, warmups: int, repeats: int) -> float:
     return statistics.median(seconds)
     ### END SOLUTION
 
-
 # %%
 check("devices.time_median", time_median)
 
@@ -686,13 +661,12 @@ check("devices.time_median", time_median)
 # ## What a transfer costs
 #
 # Each copy has a fixed price, however small it is, and a rate that only large copies reach. So move
-# few large tensors rather than many small ones, and leave on the device what you need there again.
-#
-# The GPU can fetch on its own only from **pinned** memory, which the operating system promises to
-# leave in place. Ordinary memory goes through a pinned buffer first, and the call waits for it.
-# Without a GPU the plot shows copies within the CPU's memory: the fixed price is there too.
+# few large tensors rather than many small ones. The GPU can fetch on its own only from **pinned**
+# memory, which the operating system leaves in place. Ordinary memory goes through a pinned buffer
+# first, and the call waits for it. (Without a GPU, the plot shows copies within the CPU's memory.)
 
-# %%
+# %% jupyter={"source_hidden": true}
+# The rate of copies of many sizes: run this cell.
 sizes = [2**power for power in range(8, 27, 2)]
 
 
@@ -724,7 +698,6 @@ claim(
     rates["ordinary memory"][0] < max(rates["ordinary memory"]) / 2,
 )
 
-# %%
 claim("a tensor is not pinned unless you ask", torch.ones(3).is_pinned(), False)
 claim(
     "a pinned tensor is a CPU tensor still",
@@ -736,11 +709,12 @@ if not torch.accelerator.is_available():
     claim_raises("without an accelerator nothing can be pinned", RuntimeError, x.pin_memory)
 
 # %% [markdown]
-# A common idiom is `x.pin_memory().to(device, non_blocking=True)`. But `pin_memory()` allocates
-# pinned memory and copies `x` into it before the transfer even starts. Pin once what is sent often,
-# or let the `DataLoader` do it in its own thread; then measure whether it helped.
+# In `x.pin_memory().to(device, non_blocking=True)`, a common idiom, `pin_memory()` copies `x` before
+# the transfer even starts. Pin once what is sent often, or let the `DataLoader` do it in its own
+# thread; then measure whether it helped.
 
-# %%
+# %% jupyter={"source_hidden": true}
+# Three ways to send one batch, on a CUDA device: run this cell.
 if torch.cuda.is_available():
     batch = torch.randn(4_000_000)
     pinned = batch.pin_memory()
@@ -757,16 +731,15 @@ else:
     print("skipped: with CUDA, three ways to send one batch, with the time that each takes here")
 
 # %% [markdown]
-# ### non_blocking is a promise that you make
+# ### Optional: non_blocking is a promise that you make
 #
 # With `non_blocking=True` and a pinned source, the call returns while the copy is still to come.
-# You must not change the source until then, and torch does not check it. Below, the GPU is kept
-# busy, so that the copy waits in the queue while Python already overwrites the source.
-#
-# The way back is no safer: after `y.to("cpu", non_blocking=True)`, wait before you read.
+# You must not change the source until then, and torch does not check it. Nor is the way back safer:
+# after `y.to("cpu", non_blocking=True)`, wait before you read. In the next cell, the GPU is kept
+# busy, and Python overwrites the source while the copy waits in the queue.
 
-
-# %%
+# %% jupyter={"source_hidden": true}
+# A source that is overwritten too early, on a CUDA device: run this cell.
 def send_and_overwrite(wait):
     source = torch.ones(1_000_000, pin_memory=True)
     arrived = torch.full((1_000_000,), -1.0, device="cuda")
@@ -834,17 +807,16 @@ claim("but it is rounded", large.to(torch.bfloat16).item() != 70_000)
 # %% [markdown]
 # ### Error and speed of a product
 #
-# We multiply the same random matrices in each dtype and compare with float64. The error is
-# relative: $\|C - C_{64}\| / \|C_{64}\|$. The speed is what it is *here*: a dtype is fast only
-# where the hardware has circuits for it, and a CPU may be far slower in float16 than in float32. We
-# take the dtypes in turns, so that a busy moment hits them all, and on one CPU thread. If the times
-# still scatter, the cell says that this machine is too busy to tell.
+# The next cell multiplies the same random matrices in each dtype. The error is relative to float64:
+# $\|C - C_{64}\| / \|C_{64}\|$. The speed is what it is *here*, on one CPU thread or on the GPU: a
+# dtype is fast only where the hardware has circuits for it.
 #
 # **TF32** is a way for NVIDIA GPUs (Ampere and newer) to multiply float32 matrices fast: inputs are
 # rounded to ten bits of mantissa, while the tensors stay float32. It is off for matrix products
 # until you call `torch.set_float32_matmul_precision("high")`.
 
-# %%
+# %% jupyter={"source_hidden": true}
+# Error and speed in each dtype: run this cell.
 kinds = {
     "float32": (torch.float32, "highest"),
     "float16": (torch.float16, "highest"),
@@ -890,8 +862,6 @@ def is_scattered(values):
     low, middle, high = statistics.quantiles(values, n=4)
     return high - low > middle / 2
 
-
-# %%
 matrix_sizes = (16, 32, 64, 128, 256)
 timed_size = 256 if device.type == "cpu" else 4096
 errors = {}
@@ -917,7 +887,6 @@ right.set_yscale("log")
 right.margins(y=0.2)
 plt.show()
 
-# %%
 at_last = {name: values[-1] for name, values in errors.items()}
 for name, value in at_last.items():
     ratio = milliseconds["float32"] / milliseconds[name]
@@ -944,18 +913,16 @@ claim(
 )
 
 # %% [markdown]
-# The setting can be read anywhere, GPU or not. Newer torch has one name for it in each library,
+# Newer torch has one name for the setting in each library,
 # `torch.backends.<library>.<operation>.fp32_precision`. Keep to one interface: after a change
 # through the new name, reading the older `allow_tf32` flag raises.
 
-
-# %%
+# %% jupyter={"source_hidden": true}
+# A question: run this cell, then choose.
 def read_matmul_precision():
     return torch.backends.cuda.matmul.fp32_precision
 
 
-# %% jupyter={"source_hidden": true}
-# A question: run this cell, then choose.
 predict(
     "devices.tf32",
     "Where may TF32 be used by default?",
@@ -1022,7 +989,6 @@ claim(
 # float16), of different lengths, all on one device. It returns the mean over *all values*, as a
 # float32 tensor of shape `()`, right to five digits. Two batches `[1., 2.]` and `[6.]` give `3.`.
 
-
 # %%
 def mean_of_batches(batches: list[torch.Tensor]) -> torch.Tensor:
     """Returns the mean over all values of all batches, float32, shape ()."""
@@ -1030,7 +996,6 @@ def mean_of_batches(batches: list[torch.Tensor]) -> torch.Tensor:
     total = sum(batch.sum(dtype=torch.float32) for batch in batches)
     return total / sum(batch.numel() for batch in batches)
     ### END SOLUTION
-
 
 # %%
 check("devices.mean_of_batches", mean_of_batches)
@@ -1042,11 +1007,9 @@ check("devices.mean_of_batches", mean_of_batches)
 # things: **allocated** (storages that are alive), **reserved** (what torch has taken from the
 # driver, its cache included) and the **peak** of each. On the CPU torch counts nothing, so we ask
 # Linux how much of this process is in memory.
-#
-# The second cell below makes a tensor of 256 MiB, writes to it, keeps one value as a view, drops
-# the rest, and at last clones that one value.
 
-# %%
+# %% jupyter={"source_hidden": true}
+# Reads the memory in use: run this cell.
 MIB = 2**20
 STATM = Path("/proc/self/statm")
 
@@ -1061,7 +1024,6 @@ def read_memory():
     if STATM.exists():
         return {"in memory": int(STATM.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")}
     return {}
-
 
 # %%
 memory_device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -1086,7 +1048,6 @@ small = small.clone()
 note_step("clone kept")
 torch.cuda.empty_cache()
 note_step("empty_cache")
-
 
 # %% jupyter={"source_hidden": true}
 # A question: run this cell, then choose.
@@ -1126,7 +1087,8 @@ claim(
     needs="cuda",
 )
 
-# %%
+# %% jupyter={"source_hidden": true}
+# The memory after each step: run this cell.
 figure, axes = plt.subplots()
 for index, key in enumerate(before):
     places = [place + 0.4 * index for place in range(len(steps))]
@@ -1140,13 +1102,12 @@ plt.show()
 # %% [markdown]
 # ### The peak is what must fit
 #
-# Between two lines a temporary can come and go. `reset_peak_memory_stats` puts the mark at the
-# present, `max_memory_allocated` reads the highest since. Without CUDA nothing is counted,
-# and the result is 0: *not measured*, not "none". In a torch built for the CPU alone,
-# `torch.accelerator` is more honest, and raises.
+# Between two lines a temporary can come and go. `torch.cuda.reset_peak_memory_stats()` begins a new
+# measurement, and `max_memory_allocated()` reads the highest value since. Without CUDA the result
+# is 0: *not measured*, not "none".
 
-
-# %%
+# %% jupyter={"source_hidden": true}
+# The peak of two ways to compute: run this cell.
 def peak_of(change):
     """MiB that change(x) needed above what was there before it, for an x of 64 MiB."""
     x = torch.ones(64 * MIB // 4, device="cuda")
@@ -1179,11 +1140,9 @@ if torch.accelerator.current_accelerator() is None:  # no accelerator in this bu
 # %% [markdown]
 # ### Ask before: will it fit?
 #
-# A peak can be known without a GPU, and without the memory that it takes: torch's *fake* tensors
-# have shapes and storages, and no bytes. labkit's `estimate_memory` runs a training step on them
-# and counts what each storage is for. `track_memory` measures the real step. Both on the CPU here,
-# where every machine can hold one against the other:
-
+# A peak can be known without the memory that it takes: torch's *fake* tensors have shapes and
+# storages, and no bytes. labkit's `estimate_memory` runs a training step on them and counts what
+# each storage is for. `track_memory` measures the real step, here on the CPU.
 
 # %%
 def train_step(model, inputs):
@@ -1243,15 +1202,13 @@ estimates[256]
 # On CUDA, asking for more than is free raises `torch.OutOfMemoryError`, after torch has emptied its
 # own cache and tried again. The process lives on and so does the GPU.
 
-
-# %%
+# %% jupyter={"source_hidden": true}
+# A question: run this cell, then choose.
 def ask_for_twice_the_card():
     _, total_bytes = torch.cuda.mem_get_info()
     return torch.empty(2 * total_bytes, dtype=torch.uint8, device="cuda")
 
 
-# %% jupyter={"source_hidden": true}
-# A question: run this cell, then choose.
 def ask_for_petabyte():
     try:
         torch.empty(2**50, dtype=torch.uint8)
@@ -1293,11 +1250,9 @@ claim(
     needs="cuda",
 )
 
-
 # %% [markdown]
 # Why, then, does the next, smaller try so often fail as well? Here is such a failure, with a weak
 # reference to watch the tensor without holding it:
-
 
 # %%
 def fail_with_a_tensor(watched):
@@ -1335,8 +1290,7 @@ claim("without its traceback the tensor goes", watched[0]() is None)
 # 2. Drop what you hold yourself: `del` outputs and losses that you no longer need.
 # 3. Ask for less: a smaller batch, lower precision, no gradients where none are wanted.
 #
-# `empty_cache()` is not on the list. It hands unused memory to *other* processes; torch would have
-# used that memory for you anyway.
+# `empty_cache()` does not help: it hands unused memory to *other* processes.
 #
 # ## Exercise: come back from out of memory
 #
@@ -1346,7 +1300,6 @@ claim("without its traceback the tensor goes", watched[0]() is None)
 # not fit is cut into two halves (of 11 rows: 5 and 6), and each half is tried in the same way. No
 # second try may run inside the `except` block. If a single row does not fit, the function raises
 # its error, and so it does for every error of another kind.
-
 
 # %%
 def run_in_halves(step, batch: torch.Tensor) -> torch.Tensor:
@@ -1362,7 +1315,6 @@ def run_in_halves(step, batch: torch.Tensor) -> torch.Tensor:
     parts = [run_in_halves(step, batch[:half]), run_in_halves(step, batch[half:])]
     return torch.cat(parts)
     ### END SOLUTION
-
 
 # %%
 check("devices.run_in_halves", run_in_halves)

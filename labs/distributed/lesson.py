@@ -440,22 +440,21 @@ def make_dtensor(rows):
     return *shapes, sharded.sum(dim=1).full_tensor()
 
 
-zero, one = run(make_dtensor, 6)
-claim("both see the whole shape", (zero[0], one[0]), ((6, 4), (6, 4)))
-claim("each holds half of the rows", (zero[1], one[1]), ((3, 4), (3, 4)))
-claim("Replicate() brings all rows to everyone", (zero[2], one[2]), ((6, 4), (6, 4)))
-claim("operators work on the parts: the sums of all rows are right",
-      zero[3], torch.arange(24.0).reshape(6, 4).sum(dim=1))
-
-zero, one = run(make_dtensor, 5)
+six_rows, five_rows = run(make_dtensor, 6), run(make_dtensor, 5)
 
 # %% jupyter={"source_hidden": true}
 # A question: run this cell, then choose.
 predict("distributed.uneven", "A DTensor with 5 rows on two ranks, `Shard(0)`: how many rows do rank 0 "
         "and rank 1 hold?", ["3 and 2", "2 and 3", "3 and 3", "it raises"],
-        seen=lambda: f"{zero[1][0]} and {one[1][0]}",
+        seen=lambda: " and ".join(str(rank[1][0]) for rank in five_rows),
         because="Rows are dealt out in pieces of ceil(5 / 2); the last one is shorter.")
-claim("5 rows do not divide: 3 and 2", (zero[1], one[1]), ((3, 4), (2, 4)))
+claim("5 rows do not divide: 3 and 2", [rank[1] for rank in five_rows], [(3, 4), (2, 4)])
+zero, one = six_rows
+claim("both see the whole shape", (zero[0], one[0]), ((6, 4), (6, 4)))
+claim("each holds half of the rows", (zero[1], one[1]), ((3, 4), (3, 4)))
+claim("Replicate() brings all rows to everyone", (zero[2], one[2]), ((6, 4), (6, 4)))
+claim("operators work on the parts: the sums of all rows are right",
+      zero[3], torch.arange(24.0).reshape(6, 4).sum(dim=1))
 
 # %% [markdown]
 # ## FSDP2: shard everything
@@ -559,18 +558,20 @@ def read_all(length, epochs=1, set_epoch=True):
     return read
 
 
-(zero,), (one,) = run(read_all, 16)
-claim("16 samples on two ranks: 8 each", (len(zero), len(one)), (8, 8))
-claim("no sample twice, and none left out", sorted(zero + one), list(range(16)))
-(zero,), (one,) = run(read_all, 15)
+sixteen, fifteen = run(read_all, 16), run(read_all, 15)
 
 # %% jupyter={"source_hidden": true}
 # A question: run this cell, then choose.
+(zero,), (one,) = fifteen
 predict("distributed.samples", "15 samples on two ranks: how many do both read together, in one epoch?",
         [14, 15, 16], seen=lambda: len(zero) + len(one),
         because="Every rank must take as many steps as the others, so one sample is read twice.")
 claim("15 samples: 8 each all the same, so one is read twice",
       (len(zero), len(one), len(set(zero + one))), (8, 8, 15))
+
+(zero,), (one,) = sixteen
+claim("16 samples on two ranks: 8 each", (len(zero), len(one)), (8, 8))
+claim("no sample twice, and none left out", sorted(zero + one), list(range(16)))
 
 (epochs, _), (frozen, _) = run(read_all, 16, 2), run(read_all, 16, 2, False)
 claim("set_epoch shuffles each epoch in its own way", epochs[0] != epochs[1])

@@ -13,11 +13,10 @@
 # %% [markdown]
 # # Function transforms with torch.func
 #
-# `loss.backward()` gives one gradient for a whole batch. Sometimes you need one gradient *for each
-# example*: to find a wrong label, to clip each one, to measure noise. The usual answer is a loop
-# over the examples. Run the folded cells below (click one, then Shift+Enter): they measure that
-# loop against two transforms of `torch.func`. By the end of this lab, each line of their code is
-# clear.
+# `loss.backward()` gives one gradient for a whole batch. Sometimes you need one *for each example*:
+# to find a wrong label, to clip each one, to measure noise. The usual answer is a loop over the
+# examples. Run the folded cells below (click one, then Shift+Enter): they measure that loop against
+# two transforms of `torch.func`. By the end of this lab, each line of their code is clear.
 
 # %% jupyter={"source_hidden": true}
 # Imports: run this cell first.
@@ -121,10 +120,8 @@ claim("grad of the sum of squares is 2x", grad_f(x), 2 * x)
 claim("x was left alone: no requires_grad, no .grad", (x.requires_grad, x.grad), (False, None))
 
 # %% [markdown]
-# A function of several tensors is differentiated with respect to the ones that `argnums` names.
-# An argument may also be a dictionary or list of tensors; the gradient then has the same
-# structure. If you want the value too, `grad_and_value` gives both from one run: first the
-# gradient, then the value.
+# With `argnums` you choose other arguments, or several. An argument may also be a dictionary or list
+# of tensors; the gradient then has the same structure. `grad_and_value` gives both from one run.
 
 # %%
 def weighted_error(weights, bias, example):
@@ -142,9 +139,9 @@ claim("grad_and_value gives the gradient, then the value", (gradient, value),
       (by_weights, weighted_error(weights, bias, example)))
 
 # %% [markdown]
-# `grad` needs a function whose result is a scalar: a tensor of shape `()`. A vector does not have
-# one gradient, but one for each of its entries: that is the Jacobian, further down. The argument
-# must be a floating point tensor.
+# `grad` needs a function whose result is a scalar, and an argument that is a floating point tensor.
+# A vector does not have one gradient, but one for each of its entries: that is the Jacobian,
+# further down.
 
 # %% jupyter={"source_hidden": true}
 # A question: run this cell, then choose.
@@ -185,8 +182,8 @@ claim("f''(2) = 16", grad(grad(cubic))(two).item(), 16.0)
 claim("f'''(2) = 6", grad(grad(grad(cubic)))(two).item(), 6.0)
 
 # %% [markdown]
-# `grad` records its own graph, whatever the grad mode outside is. A `no_grad` inside the function
-# is another matter: what it covers counts as a constant.
+# `grad` records its own graph, also under a `no_grad` that is around it. What about a `no_grad`
+# inside the function?
 
 # %%
 def square_hidden_from_grad(x):
@@ -205,7 +202,8 @@ inside = grad(square_hidden_from_grad)(torch.ones(3))
 predict("functional.no_grad", "`square_hidden_from_grad` squares under `no_grad`. What does `grad` "
         "of it give for three ones?",
         {"[2, 2, 2]": 2 * torch.ones(3), "[0, 0, 0]": torch.zeros(3), "an error": None},
-        seen=inside, because="There is no error and no warning.")
+        seen=inside,
+        because="What `no_grad` covers counts as a constant, without an error or a warning.")
 claim("no_grad around grad changes nothing", outside.item(), 15.0)
 claim("no_grad inside the function silently gives zeros",
       inside, torch.zeros(3))
@@ -238,11 +236,11 @@ predict("functional.runs", "`batch` has 10 examples. How often did the body of `
 claim("the result has the batch dimension in front", result.shape, (10, 3))
 claim("inside, the function saw one example of shape (3,), once", shapes_seen, [(3,)])
 
-# %% [markdown]
-# A few operators, such as `torch.histc`, do not have a batched form yet. For those, `vmap` loops
-# inside, and warns of a performance drop.
+shapes_seen.clear()
+in_chunks = vmap(single_fn, chunk_size=4)(batch)
+claim("10 examples in chunks of at most 4 take three runs", len(shapes_seen), 3)
+claim("chunk_size does not change the values", in_chunks, batched_fn(batch))
 
-# %%
 with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
     counted = vmap(lambda x: torch.histc(x, bins=4, min=-2, max=2))(batch)
@@ -251,6 +249,11 @@ claim("an operator without a batched form still gives the right result", counted
 claim("and warns", any("performance drop" in str(each.message) for each in caught))
 
 # %% [markdown]
+# All examples at once also means that the intermediate results of all of them are in memory at
+# once. `vmap(f, chunk_size=4)` runs the function once for each chunk of 4 examples. A few
+# operators, such as `torch.histc`, do not have a batched form yet: for those `vmap` loops inside,
+# and warns of a performance drop.
+#
 # For `x**2` you do not need `vmap`: elementwise operations take a batch anyway. You need it when
 # the function does not: `torch.dot` takes two vectors and nothing else.
 
@@ -265,13 +268,22 @@ claim("vmap(torch.dot) takes one, and agrees with a loop", vmap(torch.dot)(left,
 # ## in_dims and out_dims: which dimension is the batch
 #
 # `in_dims` has one entry for each argument: its batch dimension, or `None` for an argument that
-# all examples share. `out_dims` says which dimension of the result is the batch.
+# all examples share. `out_dims` says which dimension of the result is the batch. Below, `torch.mv`
+# multiplies one shared matrix by each column of `columns`.
 
 # %%
 matrix = torch.randn(4, 3)
 columns = torch.randn(3, 10)
 
 by_column = vmap(torch.mv, in_dims=(None, 1))
+
+# %% jupyter={"source_hidden": true}
+# A question: run this cell, then choose.
+predict("functional.in_dims", "`matrix` is `(4, 3)`, `columns` is `(3, 10)`. Which shape does "
+        "`by_column(matrix, columns)` have?", [(4, 10), (10, 4), (3, 4)],
+        seen=tuple(by_column(matrix, columns).shape),
+        because="Each column gives a vector of shape `(4,)`, and the batch of 10 comes in front, "
+        "unless `out_dims` says otherwise. With `out_dims=1` this is `matrix @ columns`.")
 claim("in_dims=(None, 1): one shared matrix, and each column of the other",
       by_column(matrix, columns).shape, (10, 4))
 claim("out_dims=1 puts the batch last, and this is a matrix product",
@@ -293,27 +305,7 @@ def similarity(a, b):
 table, queries = torch.randn(5, 3), torch.randn(2, 3)
 one_against_all = vmap(similarity, in_dims=(None, 0))
 all_against_all = vmap(one_against_all, in_dims=(0, None))
-similarities = all_against_all(table, queries)
-
-# %% jupyter={"source_hidden": true}
-# A question: run this cell, then choose.
-predict("functional.two_vmaps", "`table` has 5 rows, and there are 2 `queries`. Which shape does "
-        "`all_against_all(table, queries)` have?", [(5, 2), (2, 5), (10,)],
-        seen=tuple(similarities.shape))
-claim("two vmaps, two batch dimensions", similarities.shape, (5, 2))
-
-# %% [markdown]
-# All examples at once also means that the intermediate results of all examples are in memory at
-# once. `chunk_size` limits that: the function runs once for each chunk of the batch. The values
-# stay the same.
-
-# %%
-shapes_seen.clear()
-in_chunks = vmap(single_fn, chunk_size=4)(batch)
-runs = len(shapes_seen)
-
-claim("10 examples in chunks of at most 4 take three runs", runs, 3)
-claim("chunk_size does not change the values", in_chunks, batched_fn(batch))
+claim("two vmaps, two batch dimensions", all_against_all(table, queries).shape, (5, 2))
 
 # %% [markdown]
 # ## Exercise: every pair
@@ -333,7 +325,6 @@ def pairwise(distance, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     one_to_all = vmap(distance, in_dims=(None, 0))
     return vmap(one_to_all, in_dims=(0, None))(left, right)
     ### END SOLUTION
-
 
 # %%
 check("functional.pairwise", pairwise)
@@ -387,7 +378,6 @@ def slope_and_bend(f, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return vmap(first)(x), vmap(second)(x)
     ### END SOLUTION
 
-
 # %%
 check("functional.slope_and_bend", slope_and_bend)
 
@@ -426,7 +416,8 @@ claim("shape: the output's (3,), then the input's (2, 3)",
 # sum all inputs up to $i$, for a moving average its neighbors, for a softmax all of them. In a
 # softmax, raising a score raises its own probability and lowers all the others.
 
-# %%
+# %% jupyter={"source_hidden": true}
+# Three Jacobians: run this cell.
 def moving_average(x):
     return nn.functional.avg_pool1d(x.view(1, 1, -1), kernel_size=3, stride=1, padding=1).flatten()
 
@@ -456,11 +447,12 @@ claim("the Jacobian of cumsum is the lower triangle of ones",
 #
 # `jacrev` runs one backward pass for each output, and gets the matrix row by row. `jacfwd` runs
 # one forward pass for each input, and gets it column by column. Both batch their passes with
-# `vmap`. `FlopCounterMode` counts the floating point operations of the matrix products that run.
-# (It leaves out products of a matrix and a single vector: here the forward pass, the same for
-# both.)
+# `vmap`. The next cell counts the floating point operations in matrix products, for functions of
+# 64 inputs and of 1 to 1024 outputs. (`FlopCounterMode` leaves out products of a matrix and a
+# single vector: here the forward pass, the same for both.)
 
-# %%
+# %% jupyter={"source_hidden": true}
+# Counts the operations of both: run this cell.
 INPUTS, HIDDEN = 64, 128
 
 
@@ -521,8 +513,8 @@ plt.show()
 # %% [markdown]
 # The counted lines cross where there are as many outputs as inputs. The measured lines may cross
 # elsewhere: for small sizes most of the time goes into starting operations, and the two transforms
-# start different ones. Take the count as a first guess, and measure your own case. If a Jacobian
-# is too large to compute at once, `jacrev(f, chunk_size=...)` computes it in chunks.
+# start different ones. Take the count as a first guess, and measure your own case.
+# `jacrev(f, chunk_size=...)` computes a large Jacobian in chunks.
 
 # %% [markdown]
 # ## jvp and vjp: the product without the matrix
@@ -532,7 +524,7 @@ plt.show()
 # Neither computes $J$ itself.
 
 # %%
-def three_outputs(x):
+def four_outputs(x):
     return torch.stack([x[0] * x[1], torch.sin(x).sum(), x[2] ** 2, x.prod()])
 
 
@@ -540,12 +532,12 @@ here = torch.tensor([1.0, 2.0, 3.0])
 direction = torch.tensor([1.0, 0.0, -1.0])
 cotangent = torch.tensor([1.0, -1.0, 0.5, 2.0])
 
-output, pushed = jvp(three_outputs, (here,), (direction,))
-output_again, pull = vjp(three_outputs, here)
+output, pushed = jvp(four_outputs, (here,), (direction,))
+output_again, pull = vjp(four_outputs, here)
 (pulled,) = pull(cotangent)
-J = jacrev(three_outputs)(here)
+J = jacrev(four_outputs)(here)
 
-claim("jvp gives f(x) and J v", (output, pushed), (three_outputs(here), J @ direction),
+claim("jvp gives f(x) and J v", (output, pushed), (four_outputs(here), J @ direction),
       within=1e-5)
 claim("vjp gives a function for Jᵀ u", pulled, J.T @ cotangent, within=1e-5)
 
@@ -565,7 +557,6 @@ def push_forward(f, x: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
     return product
     ### END SOLUTION
 
-
 # %%
 check("functional.push_forward", push_forward)
 
@@ -574,7 +565,7 @@ check("functional.push_forward", push_forward)
 #
 # `hessian(f)` is a composition: `jacfwd(jacrev(f))`. For a function with one output, the inner
 # backward pass gives all $n$ first derivatives at once, and the outer forward passes differentiate
-# each of those. `vmap` around it gives a Hessian for each point of a batch.
+# each of those.
 
 # %%
 def valley(p):
@@ -583,25 +574,32 @@ def valley(p):
 
 
 start = torch.tensor([-1.2, 1.0], dtype=torch.float64)
-a, b = start.tolist()
-by_hand = torch.tensor([[2 - 400 * b + 1200 * a**2, -400 * a], [-400 * a, 200.0]])
-
 H = hessian(valley)(start)
 print(H)
+
+# %% jupyter={"source_hidden": true}
+# A question: run this cell, then choose.
+seven = torch.randn(7, 2)
+predict("functional.hessian", "`seven` holds 7 points, in the shape `(7, 2)`. Which shape does "
+        "`vmap(hessian(valley))(seven)` have?", [(7, 2), (7, 2, 2), (14, 14)],
+        seen=tuple(vmap(hessian(valley))(seven).shape),
+        because="A Hessian of 2 by 2 for each point. No point depends on another, so a matrix of "
+        "14 by 14 would be zero but for these.")
+a, b = start.tolist()
+by_hand = torch.tensor([[2 - 400 * b + 1200 * a**2, -400 * a], [-400 * a, 200.0]])
 claim("hessian is what you get by hand", H, by_hand, within=1e-3)
 claim("hessian(f) is jacfwd(jacrev(f))", H, jacfwd(jacrev(valley))(start), within=1e-9)
 claim("it is symmetric", H, H.T, within=1e-9)
 claim("vmap(hessian(f)): one matrix for each point",
-      vmap(hessian(valley))(torch.randn(7, 2)).shape, (7, 2, 2))
+      vmap(hessian(valley))(seven).shape, (7, 2, 2))
 
-# %% [markdown]
-# As with the Jacobian, a product with the Hessian does not need the Hessian itself: apply `jvp` to
-# the gradient. It costs as much as a few runs of `f`, however many inputs there are.
-
-# %%
 along = torch.tensor([1.0, 1.0], dtype=torch.float64)
 _, hessian_times_vector = jvp(grad(valley), (start,), (along,))
 claim("jvp of grad is the Hessian times a vector", hessian_times_vector, H @ along, within=1e-9)
+
+# %% [markdown]
+# A product with the Hessian does not need the Hessian itself: `jvp(grad(f), (x,), (v,))` costs as
+# much as a few runs of `f`, however many inputs there are.
 
 # %% [markdown]
 # ## Exercise: a Newton step
@@ -619,7 +617,6 @@ def newton_step(f, x: torch.Tensor) -> torch.Tensor:
     ### BEGIN SOLUTION
     return x - torch.linalg.solve(hessian(f)(x), grad(f)(x))
     ### END SOLUTION
-
 
 # %%
 check("functional.newton_step", newton_step)
@@ -666,7 +663,8 @@ plt.show()
 #
 # `grad` differentiates with respect to an argument, but a module's parameters are not arguments of
 # the call. `functional_call(module, parameters, arguments)` runs the module with the parameters
-# that you pass. The module's own do not change.
+# that you pass, and leaves its own as they are. A parameter that you do not pass is taken from the
+# module.
 
 # %%
 torch.manual_seed(0)
@@ -675,20 +673,7 @@ parameters = {name: parameter.detach() for name, parameter in model.named_parame
 inputs = torch.randn(5, 2).to(device)
 
 zeros = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
-claim("with its own parameters it is the same model",
-      functional_call(model, parameters, (inputs,)), model(inputs).detach(), within=1e-6)
-claim("with zeros as parameters, the result is zero", functional_call(model, zeros, (inputs,)),
-      torch.zeros(5, 1, device=device))
-claim("and the module still has its own weights", model[0].weight.detach(),
-      parameters["0.weight"])
-
-# %% [markdown]
-# What if a name is misspelled? A parameter that you leave out is taken from the module, without a
-# warning.
-
-# %%
 misspelled = {**zeros, "2.bais": torch.ones(1, device=device)}
-
 misspelled_result = functional_call(model, misspelled, (inputs,))
 
 # %% jupyter={"source_hidden": true}
@@ -697,6 +682,12 @@ predict("functional.misspelled", "All parameters are zeros, and `2.bais` (not `2
         "does the model give?", {"all zeros": torch.zeros(5, 1), "all ones": torch.ones(5, 1),
         "a KeyError": None}, seen=misspelled_result.cpu(),
         because="An unknown name is ignored. `strict=True` makes it an error.")
+claim("with its own parameters it is the same model",
+      functional_call(model, parameters, (inputs,)), model(inputs).detach(), within=1e-6)
+claim("with zeros as parameters, the result is zero", functional_call(model, zeros, (inputs,)),
+      torch.zeros(5, 1, device=device))
+claim("and the module still has its own weights", model[0].weight.detach(),
+      parameters["0.weight"])
 claim("a misspelled name changes nothing and raises nothing",
       misspelled_result, torch.zeros(5, 1, device=device))
 claim_raises("strict=True catches it", RuntimeError,
@@ -706,10 +697,9 @@ claim_raises("strict=True catches it", RuntimeError,
 # %% [markdown]
 # ## One gradient for each example
 #
-# Now you can write the code from the start of this lab for a real module. *Per-sample gradients*
-# find wrong labels, and differential privacy clips them. Compose three things: a loss of one
-# example, `grad` with respect to the parameters, `vmap` over the examples. The parameters are
-# shared (`None`); the data has its batch in dimension `0`.
+# Now you can write the code from the start of this lab for a real module. Compose three things: a
+# loss of one example, `grad` with respect to the parameters, `vmap` over the examples. The
+# parameters are shared (`None`); the data has its batch in dimension `0`.
 
 # %%
 def loss_of_one(parameters, x, y):
@@ -723,12 +713,9 @@ target = torch.sin(data[:, :1]) + 0.5 * data[:, 1:]
 
 gradient_of_each = vmap(grad(loss_of_one), in_dims=(None, 0, 0))
 gradients = gradient_of_each(parameters, data, target)
-for name, each in gradients.items():
-    shape = tuple(parameters[name].shape)
-    print(f"{name}: parameter {shape}, gradients {tuple(each.shape)}")
 
-
-# %%
+# %% jupyter={"source_hidden": true}
+# A question: run this cell, then choose.
 def loop_over_examples(model, data, target):
     rows = []
     for x, y in zip(data, target):
@@ -740,15 +727,25 @@ def loop_over_examples(model, data, target):
 one_by_one = loop_over_examples(model, data, target)
 farthest = max((a - b).abs().max().item() for a, b in zip(gradients.values(), one_by_one))
 of_the_mean = torch.autograd.grad(((model(data) - target) ** 2).mean(), model[0].weight)[0]
+attached = dict(model.named_parameters())
 
+predict("functional.per_sample", "`0.weight` has the shape `(16, 2)`, and there are 200 examples. "
+        "Which shape does `gradients['0.weight']` have?", [(16, 2), (200, 16, 2), (200, 16)],
+        seen=tuple(gradients["0.weight"].shape),
+        because="One gradient for each example, none of them added up. Their mean is what "
+        "`backward()` gives for the mean loss.")
 claim("vmap(grad(loss)) and the loop give the same gradients", farthest, 0.0, within=1e-4)
 claim("the mean of all gradients is the gradient of the mean loss",
       gradients["0.weight"].mean(dim=0), of_the_mean, within=1e-4)
+claim("from attached parameters, the gradients have a graph of their own",
+      gradient_of_each(attached, data, target)["0.weight"].requires_grad)
+claim("from detached ones they do not", gradients["0.weight"].requires_grad, False)
 
 # %% [markdown]
-# The values are the same. The next cell measures the time of both for several batch sizes. `Timer`
-# warms up and waits for the device; `median_milliseconds` takes the median, on one CPU thread. On
-# a busy machine, run the cell again: the values stay, the times vary.
+# `parameters` was made with `.detach()`. From attached parameters, ordinary autograd would record
+# the computation of the gradients too, and keep that graph in memory.
+#
+# The next cell measures a loop and `vmap` for several batch sizes: medians, on one CPU thread.
 
 # %% jupyter={"source_hidden": true}
 # The times for several batch sizes: run this cell.
@@ -770,23 +767,9 @@ axes.legend()
 plt.show()
 
 # %% [markdown]
-# The parameters of a module require grad. If you pass them as they are, ordinary autograd records
-# the computation of the gradients too, in case you call `backward()` on them, and keeps that graph
-# in memory. That is why `parameters` above was made with `.detach()`.
-
-# %%
-attached = dict(model.named_parameters())
-claim("from attached parameters, the gradients have a graph of their own",
-      gradient_of_each(attached, data, target)["0.weight"].requires_grad)
-claim("from detached ones they do not", gradients["0.weight"].requires_grad, False)
-
-# %% [markdown]
-# Per-sample gradients can find a wrong label. The next cell trains the model a little on data where
-# one label is wrong, and then computes the norm of each example's gradient. The training loop is
+# Can these gradients find a wrong label? Below, the label of one example of the 200 is wrong by 6,
+# and the model is trained a little, with the wrong label among the others. The training loop is
 # functional too: each step makes new parameters, and nothing changes in place.
-#
-# A large gradient is a hint, not a proof. The second largest gradient here belongs to an example
-# with a right label, whose input is farther from 0 than all others.
 
 # %%
 WRONG = 42
@@ -803,16 +786,28 @@ for _ in range(150):
     slopes = grad(mean_loss)(trained)
     trained = {name: trained[name] - 0.05 * slopes[name] for name in trained}
 
+# %% jupyter={"source_hidden": true}
+# A question: run this cell, then choose.
 trained_gradients = gradient_of_each(trained, data, labels)
 norms = torch.cat([g.flatten(1) for g in trained_gradients.values()], dim=1).norm(dim=1).cpu()
-
-first, second = norms.argsort(descending=True)[:2].tolist()
+order = norms.argsort(descending=True).tolist()
+first, second = order[:2]
+predict("functional.wrong_label", "Sort the 200 examples by the norm of their gradients, the "
+        "largest first. Where is the one with the wrong label?",
+        ["first", "2nd to 10th", "further down: training has fitted it too"],
+        seen="first" if first == WRONG else "2nd to 10th" if WRONG in order[:10]
+        else "further down: training has fitted it too",
+        because="199 right labels agree with each other, and pull the model away from the wrong "
+        "one. Still, a large gradient is a hint, not a proof: the second largest belongs to a "
+        "right label, of the input farthest from 0.")
 claim("the wrong label has the largest gradient", first, WRONG)
 claim("the second largest belongs to the input farthest from 0", second,
       data.norm(dim=1).argmax().item())
 claim("training this way left the module's weights alone", model[0].weight.detach(),
       parameters["0.weight"])
 
+# %% jupyter={"source_hidden": true}
+# The norm of each example's gradient: run this cell.
 figure, axes = plt.subplots(figsize=(8, 3.4))
 axes.vlines(range(EXAMPLES), 0, norms, linewidth=1.2)
 axes.plot(WRONG, norms[WRONG], marker="o", markersize=9, color="C1", linestyle="none",
@@ -848,7 +843,6 @@ def gradient_norms(model, inputs: torch.Tensor, targets: torch.Tensor) -> torch.
     squares = [(g**2).flatten(start_dim=1).sum(dim=1) for g in each.values()]
     return torch.stack(squares).sum(dim=0).sqrt()
     ### END SOLUTION
-
 
 # %%
 check("functional.gradient_norms", gradient_norms)
@@ -896,9 +890,8 @@ claim("'different': each row got its own", len(different.unique(dim=0)), 4)
 # %% [markdown]
 # ## The limits of vmap
 #
-# Inside `vmap`, a tensor stands for all examples at once. What needs one value cannot work:
-# `.item()`, a Python `if` on a tensor, a mask that selects a different number of entries in each
-# example. Instead, compute both branches and choose with `torch.where`.
+# Inside `vmap`, a tensor stands for all examples at once. Here are two ways to write the absolute
+# value of one number.
 
 # %%
 def absolute_by_if(x):
@@ -908,9 +901,27 @@ def absolute_by_if(x):
 def absolute_by_where(x):
     return torch.where(x > 0, x, -x)
 
-
+# %% jupyter={"source_hidden": true}
+# A question: run this cell, then choose.
 numbers = torch.tensor([3.0, -4.0, 0.0])
 
+
+def raises_under_vmap(function):
+    try:
+        vmap(function)(numbers)
+    except RuntimeError:
+        return True
+    return False
+
+
+predict("functional.limits", "Which of these raise under `vmap`: `absolute_by_if`, "
+        "`absolute_by_where`, `lambda x: x.item()`?",
+        {"only .item()": (False, False, True), "the if and .item()": (True, False, True),
+         "all three": (True, True, True), "none": (False, False, False)},
+        seen=tuple(map(raises_under_vmap,
+                       (absolute_by_if, absolute_by_where, lambda x: x.item()))),
+        because="An `if` and `.item()` need the value of one example. `torch.where` computes both "
+        "branches for all of them, and then selects.")
 claim_raises(".item() raises", RuntimeError, lambda: vmap(lambda x: x.item())(numbers),
              match=".item()")
 claim_raises("an if on a tensor raises", RuntimeError, lambda: vmap(absolute_by_if)(numbers),
@@ -949,11 +960,15 @@ claim("with a harmless input the slopes are right",
       vmap(grad(safe_root_or_zero))(inputs_to_root), torch.tensor([0.25, 0.0, 0.0]))
 
 # %% [markdown]
-# An in-place operation needs a tensor that has a batch dimension. A tensor from `torch.zeros`
-# inside the function is one tensor, not one for each example, so a batch cannot be written into
-# it. One from `x.new_zeros` (or `torch.zeros_like(x)`) is batched as `x` is.
+# ### Optional: two more limits
+#
+# A tensor from `torch.zeros` inside the function is one tensor, not one for each example: a batch
+# cannot be written into it in place. One from `x.new_zeros` or `torch.zeros_like(x)` is batched as
+# `x` is. Batch normalization, in training mode, updates its running statistics in place and mixes
+# the examples of a batch: for per-sample gradients, use `GroupNorm` or `LayerNorm`.
 
-# %%
+# %% jupyter={"source_hidden": true}
+# In place, and batch normalization: run this cell.
 def total_in_one_tensor(x):
     total = torch.zeros(3)
     return total.add_(x)
@@ -964,18 +979,6 @@ def total_in_a_batch(x):
     return total.add_(x)
 
 
-claim_raises("in place into a tensor that is not batched raises", RuntimeError,
-             lambda: vmap(total_in_one_tensor)(torch.ones(4, 3)))
-claim("new_zeros makes a batched one, and it works", vmap(total_in_a_batch)(torch.ones(4, 3)),
-      torch.ones(4, 3))
-
-# %% [markdown]
-# Batch normalization has the same limit: in training mode it updates its running statistics in
-# place. It also mixes the examples of a batch, so the gradient of one example is not even well
-# defined. For per-sample gradients, use a normalization within each example, such as `GroupNorm`
-# or `LayerNorm`.
-
-# %%
 torch.manual_seed(0)
 normalized = nn.Sequential(nn.Linear(2, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
 its_parameters = {name: p.detach() for name, p in normalized.named_parameters()}
@@ -986,6 +989,10 @@ def normalized_loss(parameters, x, y):
     return ((prediction - y) ** 2).sum()
 
 
+claim_raises("in place into a tensor that is not batched raises", RuntimeError,
+             lambda: vmap(total_in_one_tensor)(torch.ones(4, 3)))
+claim("new_zeros makes a batched one, and it works", vmap(total_in_a_batch)(torch.ones(4, 3)),
+      torch.ones(4, 3))
 claim_raises("per-sample gradients through BatchNorm in training raise", RuntimeError,
              lambda: vmap(grad(normalized_loss), in_dims=(None, 0, 0))(
                  its_parameters, torch.randn(4, 2), torch.randn(4, 1)))

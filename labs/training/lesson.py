@@ -497,7 +497,8 @@ axes.set(xlabel="step", ylabel="cross-entropy", title="The loss while training")
 axes.legend()
 plt.show()
 
-# %%
+# %% jupyter={"source_hidden": true}
+# Text that the network writes: run this cell.
 @torch.no_grad()
 def write_on(model, start, length=160, seed=0):
     """The start, continued with characters drawn from the model's probabilities."""
@@ -523,10 +524,8 @@ print(write_on(model, "# The gradient of "))
 dropping = NextCharacter(dropout=0.5).to(device)
 some = contexts[:8].to(device)
 dropping.train()
-claim("in training mode, two calls differ: dropout draws again",
-      torch.equal(dropping(some), dropping(some)), False)
+same_in_training = torch.equal(dropping(some), dropping(some))
 dropping.eval()
-claim("in evaluation mode they are equal", torch.equal(dropping(some), dropping(some)))
 
 # %% jupyter={"source_hidden": true}
 # A question: run this cell, then choose.
@@ -534,6 +533,8 @@ predict("training.eval", "The model is in evaluation mode. Does its result still
         ["yes", "no"], seen="yes" if dropping(some).requires_grad else "no",
         because="`eval()` switches layers. `torch.no_grad()` switches the recording of the graph.")
 claim("eval() does not stop the recording of gradients", dropping(some).requires_grad)
+claim("in training mode, two calls differ: dropout draws again", same_in_training, False)
+claim("in evaluation mode they are equal", torch.equal(dropping(some), dropping(some)))
 
 # %% [markdown]
 # An evaluation needs `eval()` and `no_grad()`, and `train()` again afterwards.
@@ -744,7 +745,8 @@ print("checkpointed: {:.1f} ms a step, {:.1f} MiB at its peak".format(*results["
 # takes seconds, because it compiles. For such a small network on a CPU, the gain may be small, or
 # none.
 
-# %%
+# %% jupyter={"source_hidden": true}
+# A compiled step, measured: run this cell.
 names = list(torch.compile(fresh()).state_dict())
 claim("the wrapper of torch.compile puts a prefix before each name",
       all(name.startswith("_orig_mod.") for name in names))
@@ -776,7 +778,8 @@ claim("model.compile() leaves the names alone", compile_and_measure, list(fresh(
 # The ratio is to plain float32: below 1 means faster, or smaller. On a CPU, the memory of the
 # compiled step is not measured: tracking each tensor would turn the compiler off.
 
-# %%
+# %% jupyter={"source_hidden": true}
+# Time and memory of a step, by way: run this cell.
 if max(spreads) > 2:
     print(f"The times of equal steps differed by a factor of {max(spreads):.1f}: this machine is "
           "too busy to tell small differences.")

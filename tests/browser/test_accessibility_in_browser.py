@@ -104,6 +104,7 @@ def test_axe_finds_nothing_serious_in_a_labs_page(
 
 # What their cells print, draw and ask is made while they run, by several processes too.
 @pytest.mark.slow
+@pytest.mark.timeout(2400)
 @pytest.mark.parametrize("name", ["06_training.ipynb", "07_distributed.ipynb"])
 def test_axe_finds_nothing_serious_in_an_executed_lab(
     lab_page: WebDriver, lab_server: LabServer, name: str
@@ -113,7 +114,7 @@ def test_axe_finds_nothing_serious_in_an_executed_lab(
         open_notebook(lab_page, lab_server, name)  # executed for the other theme
         wait_for(lab_page, ".jp-OutputArea-output", timeout_seconds=60)
     else:
-        run_all_cells(lab_page, lab_server, name, timeout_seconds=600)
+        run_all_cells(lab_page, lab_server, name, timeout_seconds=2000)
     assert find_violations(lab_page, ".jp-OutputArea-output") == []
 
 

@@ -242,3 +242,20 @@ def test_a_window_that_becomes_narrow_keeps_the_page_in_sight(
             lambda: driver.find_element(By.CSS_SELECTOR, PAGE).size["width"] > 250,
             timeout_seconds=60,
         )
+
+
+def test_a_lab_fits_a_narrow_page(lab_server: LabServer, tmp_path: Path):
+    # Its code has scroll bars of its own, and the first lines of folded cells are wrapped.
+    with open_browser(tmp_path) as driver:
+        size = {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": False}
+        driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+        driver.get(lab_server.url("lab/tree/01_tensors.ipynb") + "&reset")
+        wait_for(driver, ".jp-Notebook .jp-PlaceholderText", timeout_seconds=60)
+        page = "document.querySelector('.jp-WindowedPanel-outer')"
+        script = f"return [{page}.scrollWidth, {page}.clientWidth]"
+
+        def fits() -> bool:
+            needed, there = driver.execute_script(script)
+            return needed <= there and there > 250
+
+        assert wait_until(fits, timeout_seconds=60), driver.execute_script(script)

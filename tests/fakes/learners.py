@@ -58,6 +58,14 @@ class Learner:
         """Logs in; False if the hub refuses."""
         self.ask("/hub/login")
         self.ask("/hub/login", {"username": self.name, "password": self._password})
+        return self._take_token()
+
+    def log_in_by_oauth(self) -> bool:
+        """Logs in at the institution's page; False if the hub refuses."""
+        self.ask("/hub/oauth_login")
+        return self._take_token()
+
+    def _take_token(self) -> bool:
         path = f"/hub/api/users/{self.name}/tokens?_xsrf={self._xsrf()}"
         status, _, text = self._post_json(path)
         self._token = json.loads(text)["token"] if status == 201 else ""
@@ -66,12 +74,7 @@ class Learner:
     def start(self) -> bool:
         """Starts the learner's server; True when it answers."""
         self.call(f"/hub/api/users/{self.name}/server", "POST")
-        return wait_until(lambda: self.call(f"{self.place}/api")[0] == 200, timeout_seconds=150)
-
-    def stop(self) -> None:
-        """Stops the learner's server."""
-        self.call(f"/hub/api/users/{self.name}/server", "DELETE")
-        wait_until(lambda: not self.call(f"/hub/api/users/{self.name}")[1]["servers"])
+        return wait_until(lambda: self.call(f"{self.place}/api")[0] == 200, timeout_seconds=300)
 
     @property
     def place(self) -> str:

@@ -1,4 +1,4 @@
-"""A class on the real engine: JupyterHub, its proxy, and three learners with a container each."""
+"""A class on the real engine: JupyterHub, its proxy, and learners with a container each."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 
@@ -13,10 +14,12 @@ from labkit.host.machine import find_free_port
 from labkit.launch.server import wait_until
 from labkit.process import CommandResult, run_command
 from tests.fakes.learners import Learner
+from tests.fakes.oidc import run_provider
 from tests.image.clones import Clone, copy_checkout
 
 pytestmark = [pytest.mark.hub, pytest.mark.slow, pytest.mark.timeout(1800)]
 NAMES = ("testada", "testbob", "testeve")
+BY_OAUTH = "testdora@uni.example"
 MEMORY_BYTES = 700 * 2**20
 DATA = "labkit-hub_data"
 
@@ -60,12 +63,24 @@ def room(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Class]:
         yield Class(clone, learners, start)
     finally:
         clone.labkit("hub", "--stop", timeout_seconds=120)
-        volumes = [f"labkit-learner-{name}-{kind}" for name in NAMES for kind in ("work", "cache")]
-        docker("volume", "rm", "--force", DATA, *volumes)
+        volumes = docker("volume", "ls", "--quiet", "--filter", "name=^labkit-learner-test")
+        docker("volume", "rm", "--force", DATA, *volumes.stdout.split())
 
 
 def inside(learner: Learner, *words: str) -> CommandResult:
     return docker("exec", learner.container, *words)
+
+
+PASS_ONE = (
+    "from pathlib import Path; from labkit.lessons.progress import record_attempt;"
+    "record_attempt(Path('/work'), 'tensors.own_tensor', passed=True)"
+)
+
+
+def list_progress(room: Class) -> dict[str, str]:
+    """The instructor's table: by learner, what is passed of the first lab."""
+    shown = room.clone.labkit("hub", "--progress").stdout.splitlines()
+    return {line.split()[0]: line.split()[1] for line in shown}
 
 
 def list_files(learner: Learner, place: str) -> list[str] | int:
@@ -130,30 +145,69 @@ def test_a_learner_who_takes_everything_leaves_the_others_alone(room: Class):
 
 def test_the_instructor_sees_what_was_passed(room: Class):
     ada = room.learners[0]
-    passes = (
-        "from pathlib import Path; from labkit.lessons.progress import record_attempt;"
-        "record_attempt(Path('/work'), 'tensors.own_tensor', passed=True)"
-    )
-    assert inside(ada, "python", "-c", passes).ok
-    shown = room.clone.labkit("hub", "--progress").stdout.splitlines()
-    rows = {line.split()[0]: line.split()[1] for line in shown}
+    assert inside(ada, "python", "-c", PASS_ONE).ok
+    rows = list_progress(room)
     assert (rows[ada.name], rows[room.learners[1].name]) == ("1/5", "0/5")
 
 
-def test_the_hub_comes_back_with_its_servers_and_culls_idle_ones(room: Class):
-    ada = room.learners[0]
+def read_notebook(learner: Learner, name: str) -> dict[str, Any]:
+    return learner.call(f"{learner.place}/api/contents/{name}")[1]["content"]
+
+
+def add_cell(learner: Learner, name: str, text: str) -> None:
+    content = read_notebook(learner, name)
+    cell = {"cell_type": "markdown", "id": "mine", "metadata": {}, "source": text}
+    content["cells"].append(cell)
+    body = {"type": "notebook", "format": "json", "content": content}
+    assert learner.call(f"{learner.place}/api/contents/{name}", "PUT", body)[0] == 200
+
+
+def test_an_update_of_the_labs_keeps_what_the_learners_wrote(room: Class):
+    ada, bob = room.learners[:2]
+    add_cell(ada, "01_tensors.ipynb", "a note of mine")
     assert inside(ada, "sh", "-c", 'echo mine > "$LABKIT_WORKSPACE/mine.txt"').ok
+    assert inside(ada, "python", "-c", PASS_ONE).ok
+    lesson = room.clone.root / "labs" / "tensors" / "lesson.py"
+    lesson.write_text(lesson.read_text() + "\n# %% [markdown]\n# A line of the new version.\n")
+
+    # The servers that run keep running over the update, until they are idle.
     started = docker("inspect", "--format", "{{.State.StartedAt}}", ada.container).stdout
-    room.start(HUB_SERVER_IDLE="8", HUB_SIGNUP="approved")
+    room.start(HUB_SERVER_IDLE="8")
     assert docker("inspect", "--format", "{{.State.StartedAt}}", ada.container).stdout == started
     listed = ("ps", "--all", "--quiet", "--filter", "name=^/labkit-learner-test")
-    assert wait_until(lambda: not docker(*listed).stdout.strip(), timeout_seconds=90)
+    assert wait_until(lambda: not docker(*listed).stdout.strip(), timeout_seconds=300)
+    room.start()
+    with ThreadPoolExecutor() as pool:
+        assert all(pool.map(Learner.start, (ada, bob)))
 
-    assert ada.start()
+    assert "a note of mine" in json.dumps(read_notebook(ada, "01_tensors.ipynb"))
+    names = [name for name in list_files(ada, ada.place) if name.startswith("01_tensors")]
+    [beside] = set(names) - {"01_tensors.ipynb"}
+    assert "of the new version" in json.dumps(read_notebook(ada, beside))
+    assert "of the new version" in json.dumps(read_notebook(bob, "01_tensors.ipynb"))
     assert "mine.txt" in list_files(ada, ada.place)
+    assert list_progress(room)[ada.name] == "1/5"
 
 
 def test_who_is_not_approved_cannot_log_in(room: Class):
+    room.start(HUB_SIGNUP="approved")
     stranger = Learner(room.learners[0].url, "testmallory")
     stranger.sign_up()
     assert not stranger.log_in()
+
+
+def test_the_institutions_login_lets_in_who_is_named(room: Class):
+    gateway = ("network", "inspect", "--format", "{{(index .IPAM.Config 0).Gateway}}", "labkit-hub")
+    url = room.learners[0].url
+    with run_provider(docker(*gateway).stdout.strip()) as provider:
+        room.start(HUB_ALLOWED=BY_OAUTH, **provider.list_variables(url))
+        provider.user = BY_OAUTH.title()
+        learner = Learner(url, BY_OAUTH)
+        assert learner.log_in_by_oauth()
+        assert "openid" in provider.scopes
+        provider.user = "testmallory@uni.example"
+        assert not Learner(url, provider.user).log_in_by_oauth()
+
+    assert learner.start()
+    assert "01_tensors.ipynb" in list_files(learner, learner.place)
+    assert list_progress(room)[BY_OAUTH] == "0/5"

@@ -107,7 +107,8 @@ def hide_device(tensor: Any) -> torch.device:
     """The device of a fake tensor as C++ code is to see it."""
     if tensor.fake_mode.in_kernel_invocation:
         return torch.device("meta")
-    return HIDDEN if tensor.fake_device.type == "cuda" else tensor.fake_device
+    device: torch.device = tensor.fake_device
+    return HIDDEN if device.type == "cuda" else device
 
 
 def _is_optimizing() -> bool:
@@ -120,6 +121,19 @@ def _is_optimizing() -> bool:
             return True
         running = running.f_back
     return False
+
+
+def _make_ctc_loss(move: Callable[..., Any]) -> Callable[..., Any]:
+    """CTC's loss with its lengths on the GPU: torch's fake version refuses those on the CPU."""
+    ctc_loss = torch.ctc_loss
+
+    def score(scores: Any, targets: Any, *others: Any, **named: Any) -> Any:
+        moved = [
+            move(one, scores.device) if isinstance(one, torch.Tensor) else one for one in others
+        ]
+        return ctc_loss(scores, targets, *moved, **named)
+
+    return score
 
 
 def move_tensors(mode: FakeMode) -> contextlib.ExitStack:
@@ -152,17 +166,9 @@ def move_tensors(mode: FakeMode) -> contextlib.ExitStack:
 
         return make
 
-    def score(scores: Any, targets: Any, *others: Any, **named: Any) -> Any:
-        # Its lengths are on the CPU, whatever the device; torch's fake version refuses that.
-        moved = [
-            move(one, scores.device) if isinstance(one, torch.Tensor) else one for one in others
-        ]
-        return ctc_loss(scores, targets, *moved, **named)
-
-    ctc_loss = torch.ctc_loss
     stack = replace_attributes(
         torch,
-        ctc_loss=score,
+        ctc_loss=_make_ctc_loss(move),
         tensor=put(torch.tensor),
         as_tensor=put(torch.as_tensor),
         asarray=put(torch.asarray),
@@ -214,6 +220,14 @@ class _Idle:
     record = record_event = wait = wait_event = wait_stream = synchronize = _pass
 
 
+class HostGenerator(torch.Generator):  # type: ignore[misc]
+    """A generator of the CPU, for any device; a class, as ``torch.Generator | None`` needs one."""
+
+    def __new__(cls, *device: Any, **named: Any) -> HostGenerator:
+        """A generator whose device is the CPU."""
+        return super().__new__(cls)  # type: ignore[no-any-return]
+
+
 # Functions of torch.cuda that return nothing and change no tensor.
 CALLS = """synchronize empty_cache set_device ipc_collect init _lazy_init manual_seed
     manual_seed_all seed reset_peak_memory_stats reset_max_memory_allocated set_stream
@@ -237,7 +251,6 @@ def simulate_calls(target: Target, levels: Callable[[], Any]) -> contextlib.Exit
     def tell_free(*device: Any) -> tuple[int, int]:
         return capacity - levels().now_bytes, capacity
 
-    generator = torch.Generator
     stack = contextlib.ExitStack()
     stack.enter_context(
         replace_attributes(
@@ -267,7 +280,7 @@ def simulate_calls(target: Target, levels: Callable[[], Any]) -> contextlib.Exit
             max_memory_reserved=lambda *_: levels().peak_bytes,
         )
     )
-    stack.enter_context(replace_attributes(torch, Generator=lambda *_, **__: generator()))
+    stack.enter_context(replace_attributes(torch, Generator=HostGenerator))
     # A script may have imported the functions that call these.
     inner = ("_cuda_synchronize", "_cuda_setDevice", "_cuda_emptyCache")
     stack.enter_context(replace_attributes(torch._C, **dict.fromkeys(inner, do_nothing)))

@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch._prims_common import suggest_memory_format
 from torch._subclasses import fake_tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 from labkit.errors import UsageError
 from labkit.memory.estimate.allocator import CachingAllocator, round_request
@@ -51,24 +52,37 @@ from labkit.memory.estimate.operators import (
     reverse_gru,
     reverse_products,
 )
+from labkit.memory.estimate.results import (
+    Call,
+    Recipe,
+    find_recipe,
+    keep_recipe,
+    measure,
+)
 from labkit.memory.estimate.values import (
-    FACTORIES,
     KNOWN_ELEMENTS,
+    LIKE,
     READ_VALUE,
     Assumptions,
     KnownValues,
     allow_unknown_items,
     assume_shape,
+    is_constant,
     shape_ctc,
 )
-from labkit.memory.track.frames import find_user_frames, is_user_file, list_error_frames
+from labkit.memory.track.frames import Frame, find_user_frames, is_user_file, list_error_frames
 from labkit.memory.track.model import Level, Storage
-from labkit.memory.track.storages import StorageTracer, list_parts, list_tensors
+from labkit.memory.track.storages import (
+    StorageTracer,
+    collects_gradients,
+    list_parts,
+    list_tensors,
+)
 
 # Values that torch's own code reads, which change how it computes and not how much memory it
 # takes: the number of optimizer steps, whether a gradient has overflowed (assumed not), whether a
-# drawn weight is to be drawn again.
-OWN_ANSWERS = {"optim/": 1, "amp/": 0, "nn/utils/": 0, "nn/init.py": 0}
+# drawn weight is to be drawn again, whether the parameters of a distribution are valid.
+OWN_ANSWERS = {"optim/": 1, "amp/": 0, "nn/utils/": 0, "nn/init.py": 0, "distributions/": 1}
 OVERFLOW = "assumes that no gradient overflows: the scaler never skips a step"
 CONVERGENCE = "assumes that L-BFGS does not converge: it evaluates as often as it may"
 DDP = "DistributedDataParallel is simulated as its module and its gradient buckets, in one process"
@@ -109,6 +123,8 @@ IN_PLACE = {
 # So does the backward pass of the binary cross entropy of logits, and of no other loss.
 LOGITS = "BinaryCrossEntropyWithLogits"
 OF_LOGITS = {ATEN.sub.Tensor: ATEN.sub_.Tensor, ATEN.mul.Tensor: ATEN.mul_.Tensor}
+# Categories of arguments beside which others are a model's inputs.
+READING = {"parameters", "activations"}
 # How often a storage is held that only one tensor has: by it, and by Python's object for it.
 ALONE = 2
 DEVICE = torch.ops.prim.device.default
@@ -138,15 +154,28 @@ class FakeTracer(StorageTracer):
     """
 
     def __init__(
-        self, observer: Any, assumptions: Assumptions, note: Callable[[str], object]
+        self, observer: Any, mode: FakeMode, assumptions: Assumptions, note: Callable[[str], object]
     ) -> None:
         super().__init__(observer)
         self.obstacle: EstimateObstacle | None = None
         self.values = KnownValues()
+        # Whether something holds fake tensors after the block, such as a cache.
+        self.holds_fakes = False
+        self._mode = mode
         # Whether forward (False) and backward (True), which has its own thread, use cuBLAS.
         self.cublas: set[bool] = set()
         self._assumptions, self._note_words = assumptions, note
         self._losses = 0.0
+
+    def __exit__(self, *error: Any) -> None:
+        self._bury()
+        self.holds_fakes = bool(self._live)
+        super().__exit__(*error)
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        # Dynamo does not run inside the block; torch's guard against it costs more than a call.
+        return False
 
     def __torch_dispatch__(
         self,
@@ -164,8 +193,29 @@ class FakeTracer(StorageTracer):
             run = IN_PLACE[operator]
         elif operator in OF_LOGITS and _reuses_logits(arguments):
             run = OF_LOGITS[operator]
-        elif operator is ADD and _adds_bias(arguments):
+        elif operator is ADD and _may_add_bias(arguments):
             run = ADD_BIAS
+        asked = operator if operator in REPLACED else run
+        call = Call(asked, arguments, named, self._mode.placement)
+        if operator is READ_VALUE and call.known:
+            value = self.values.read(arguments[0])
+            if value is not None:
+                self._attempt(self._take_in, operator, arguments, call.tensors)
+                return value
+        recipe = None if call.key is None else find_recipe(call.key)
+        if recipe is None:
+            return self._compute(operator, run, types, arguments, named, call)
+        result = self._repeat(recipe, operator, call.tensors)
+        if call.known or not call.tensors or operator._schema.name[6:] in LIKE:
+            self._follow_values(operator, arguments, named, call.tensors, result)
+        return result
+
+    def _compute(  # noqa: PLR0917
+        self, operator: Any, run: Any, types: Any, arguments: Any, named: Any, call: Call
+    ) -> Any:
+        """The results by torch's fake mode, kept for further calls that are alike."""
+        taken = call.tensors
+        before = [] if call.key is None else measure(taken)
         try:
             result = super().__torch_dispatch__(run, types, arguments, named)
         except tuple(UNKNOWN):
@@ -173,14 +223,54 @@ class FakeTracer(StorageTracer):
             if result is None:
                 raise
             return result
-        self._follow_values(operator, arguments, named, result)
-        self._follow_libraries(operator, arguments, named, result)
+        self._follow_values(operator, arguments, named, taken, result)
+        if call.key is None:
+            self._count_scratch(self._follow_libraries(operator, arguments, named, result), taken)
+            return result
+        made, obstacle = measure(list_tensors(result)), self.obstacle
+        freed = self._follow_libraries(operator, arguments, named, result)
+        self._count_scratch(freed, taken)
+        # What a library was measured to return is recorded in another way than what is new.
+        if self.obstacle is obstacle and made == measure(list_tensors(result)):
+            keep_recipe(call.key, result, taken, before, freed)
         return result
 
-    def _follow_values(self, operator: Any, arguments: Any, named: Any, result: Any) -> None:
-        tensors = list_tensors(arguments) + list_tensors(named)
-        known = any(hasattr(one, "labkit_value") for one in tensors)
-        if not known and (tensors or operator._schema.name[6:] not in FACTORIES):
+    def _repeat(self, recipe: Recipe, operator: Any, taken: list[Any]) -> Any:
+        """The results of a call as before, traced."""
+        self._bury()
+        found = self._attempt(self._trace_repeated, operator, taken, recipe.allocates)
+        category, frames, backward = found or ("other", (), False)
+        result, new = recipe.make(taken, self._mode)
+        for one in new:
+            self._add(one, category, frames, backward=backward)
+        if taken and taken[0].fake_device.type == "cuda":
+            self._note_libraries(operator._schema.name.partition("::")[2])
+        if recipe.freed_bytes:
+            self._count_scratch(recipe.freed_bytes, taken)
+        return result
+
+    def _trace_repeated(
+        self, operator: Any, taken: list[Any], allocates: bool
+    ) -> tuple[str, tuple[Frame, ...], bool]:
+        """What ``_take_in`` does, for plain fake tensors; lines only where they are needed."""
+        node = torch._C._current_autograd_node()
+        frames: tuple[Frame, ...] = ()
+        if allocates or node is not None or torch.is_grad_enabled():
+            frames = self._find_frames()[0]
+        known = [self._look_at_fake(one) for one in taken]
+        categories = {one.category for one in known}
+        if categories & READING and self._watch.reads_inputs():
+            self._take_inputs(operator, known)
+        return self._watch.name_result(taken, categories), frames, node is not None
+
+    def _follow_values(
+        self, operator: Any, arguments: Any, named: Any, tensors: list[Any], result: Any
+    ) -> None:
+        known = any("labkit_value" in one.__dict__ for one in tensors)
+        if not known and operator._schema.name[6:] in LIKE:
+            # Masks; the states of optimizers are many.
+            known = isinstance(result, torch.Tensor) and not result.is_floating_point()
+        if not known and (tensors or not is_constant(operator._schema)):
             if operator._schema.name == "aten::lift_fresh" and not hasattr(tensors[0], "fake_mode"):
                 self.values.copy(result, tensors[0])
             return
@@ -211,6 +301,11 @@ class FakeTracer(StorageTracer):
         if made is not None:
             for one in list_tensors(made):
                 self._add_new(one, "activations", frames, backward=backward)
+            if operator is ATEN.nonzero.default and tensors[0].numel() <= KNOWN_ELEMENTS:
+                # What is selected is known then: a loop over it, such as of experts, can go on.
+                with _disable_current_modes():
+                    chosen = torch.full(tensors[0].shape, self._assumptions.answer)
+                    self.values.keep(made, chosen.nonzero())
         return made
 
     def _add_like(self, value: Any, tensor: Any) -> Any:
@@ -236,23 +331,28 @@ class FakeTracer(StorageTracer):
             return self._assumptions.decide()
         return None
 
-    def _follow_libraries(self, operator: Any, arguments: Any, named: Any, result: Any) -> None:
+    def _follow_libraries(self, operator: Any, arguments: Any, named: Any, result: Any) -> int:
+        """The bytes that the operator takes for itself and frees before it returns."""
         name = operator._schema.name.partition("::")[2]
         tensors = list_tensors(arguments)
         if not tensors:
-            return
+            return 0
         if tensors[0].device.type == "cuda":
-            if name in CONVOLUTIONS:
-                self._note_words(CONVOLUTION)
-            if name in PRODUCTS:
-                self.cublas.add(self._find_frames()[1])
+            self._note_libraries(name)
             count = SCRATCH.get(name)
-            freed = round_request(count(arguments)) if count else 0
-        else:
-            count = CPU_SCRATCH.get(name)
-            freed = count(arguments) if count else 0
-            if needs_measuring(name, tensors):
-                freed = self._measure_scratch(operator, arguments, named, result)
+            return round_request(count(arguments)) if count else 0
+        if needs_measuring(name, tensors):
+            return self._measure_scratch(operator, arguments, named, result)
+        count = CPU_SCRATCH.get(name)
+        return count(arguments) if count else 0
+
+    def _note_libraries(self, name: str) -> None:
+        if name in CONVOLUTIONS:
+            self._note_words(CONVOLUTION)
+        if name in PRODUCTS:
+            self.cublas.add(torch._C._current_autograd_node() is not None)
+
+    def _count_scratch(self, freed: int, tensors: list[Any]) -> None:
         if freed:
             frames, backward = self._find_frames()
             serial, device = next(self._serials), str(tensors[0].device)
@@ -279,16 +379,32 @@ class FakeTracer(StorageTracer):
         return round_request(count) if tensor.device.type == "cuda" else count
 
     def _look_at(self, tensors: Any) -> Any:
+        found = []
         for one in tensors:
-            if one.requires_grad and one.is_leaf and not all(map(_is_fake, list_parts(one))):
-                raise RealTensorError
-            if type(one).__name__ == "DTensor":
-                self._note_words(SHARDED)
-            if one.layout is not torch.strided:
-                self.note_obstacle(
-                    EstimateObstacle(f"a {one.layout} tensor", "has a size that depends on values")
-                )
-        return super()._look_at(tensors)
+            if type(one) is fake_tensor.FakeTensor and one.layout is torch.strided:
+                found.append(self._look_at_fake(one))
+            else:
+                found += self._look_at_other(one)
+        return found
+
+    def _look_at_fake(self, tensor: Any) -> Storage:
+        """The storage of a plain fake tensor; what ``_look_at`` does, for the usual case."""
+        held = self._live.get(tensor.untyped_storage()._cdata)
+        storage = held.storage if held else self._add(tensor, "other", (), before=True)
+        if tensor.is_leaf and ("_is_param" in tensor.__dict__ or collects_gradients(tensor)):
+            self._watch.watch_parameter(tensor, known=storage.category == "parameters")
+        return storage
+
+    def _look_at_other(self, tensor: Any) -> Any:
+        if tensor.requires_grad and tensor.is_leaf and not all(map(_is_fake, list_parts(tensor))):
+            raise RealTensorError
+        if type(tensor).__name__ == "DTensor":
+            self._note_words(SHARDED)
+        if tensor.layout is not torch.strided:
+            self.note_obstacle(
+                EstimateObstacle(f"a {tensor.layout} tensor", "has a size that depends on values")
+            )
+        return super()._look_at([tensor])
 
     def note_obstacle(self, obstacle: EstimateObstacle) -> None:
         """Keeps the first obstacle, with the user's line."""
@@ -299,14 +415,6 @@ class FakeTracer(StorageTracer):
 
 def _is_fake(tensor: Any) -> bool:
     return isinstance(tensor, fake_tensor.FakeTensor)
-
-
-def _adds_bias(arguments: Any) -> bool:
-    """True for the sum in a linear layer; what forward-mode differentiation adds is not one."""
-    if _find_reader(4)[0] != "nn/modules/linear.py":
-        return False
-    product, bias = arguments[:2]
-    return isinstance(bias, torch.Tensor) and product.dim() > bias.dim() == 1
 
 
 def _writes_in_place(operator: Any, arguments: Any) -> bool:
@@ -337,9 +445,16 @@ def _reuses_logits(arguments: Any) -> bool:
 YES_OR_NO = ("aten::equal", "aten::is_nonzero", "aten::allclose")
 
 
-def _find_reader(depth: int = 3) -> tuple[str, str]:
+def _may_add_bias(arguments: Any) -> bool:
+    product, other = arguments[:2]
+    # The other way round it is what forward-mode differentiation adds.
+    vector = isinstance(other, torch.Tensor) and product.dim() > other.dim() == 1
+    return vector and _find_reader()[0] == "nn/modules/linear.py"
+
+
+def _find_reader() -> tuple[str, str]:
     """The file of torch, without its folder, and its line that read a value; else ("", "")."""
-    running: FrameType | None = sys._getframe(depth)
+    running: FrameType | None = sys._getframe(3)
     while running is not None:
         file = running.f_code.co_filename
         if file.startswith(FOLDER):
@@ -453,7 +568,7 @@ class Simulation:
         self.assumptions = assumptions
         self.notes: list[str] = []
         self._fake = FakeMode(placement)
-        self.tracer = FakeTracer(self, self.assumptions, self.note)
+        self.tracer = FakeTracer(self, self._fake, self.assumptions, self.note)
         self._operators = CudaOperators(lambda: self.tracer.note_obstacle(RNN))
         self._order = BackwardOrder(self._note_order, forward_first=assumptions.answer)
         self.growth_bytes = 0
@@ -522,7 +637,7 @@ class Simulation:
                 stack.enter_context(self._operators)
                 stack.enter_context(self._order)
                 stack.enter_context(allow_foreach())
-            stack.callback(_forget_fakes)
+            stack.callback(lambda: _forget_fakes() if self.tracer.holds_fakes else None)
             stack.enter_context(self._fake)
             stack.enter_context(self.tracer)
             yield
@@ -611,7 +726,7 @@ def _forget_fakes() -> None:
 
     transformers keeps tables of positions so, for a model that may have had the same address.
     """
-    for one in gc.get_objects():
+    for one in gc.get_referrers(LRU_CACHE):
         if type(one) is LRU_CACHE and one.cache_info().currsize and _holds_fake(one):
             one.cache_clear()
 

@@ -1,9 +1,8 @@
 """Steps of models that are named instead of written: Hugging Face's and timm's, without weights.
 
-``parse_source("hf:config.json")`` finds the library; ``make_named_work`` builds the model from its
-configuration on fake tensors and returns its training, inference or generation step;
-``list_remedies`` names the changes that need less memory. Transformers, timm and peft are imported
-if the model needs them, and are not required by labkit.
+``make_named_work`` builds the model from its configuration on fake tensors and returns its
+training, inference or generation step; ``list_remedies`` names the changes that need less memory.
+Transformers, timm and peft are imported if the model needs them, and are not required by labkit.
 """
 
 from __future__ import annotations
@@ -11,16 +10,16 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib
-import json
-import math
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from labkit.errors import UsageError
-from labkit.memory.estimate.formats import FORMATS, LIBRARIES, Format
-from labkit.text import near_match
+from labkit.memory.estimate.formats import FORMATS, check_config
+from labkit.text import first_line, format_bytes, near_match, shorten
 
 
 @dataclass(frozen=True)
@@ -59,72 +58,45 @@ class NamedPlan:
         return ", ".join(words)
 
 
-def parse_source(word: str) -> tuple[str, str] | None:
-    """Library and name of ``hf:NAME`` or ``timm:NAME``; None for another word.
-
-    >>> parse_source("timm:resnet50"), parse_source("train.py:make_step")
-    (('timm', 'resnet50'), None)
-    """
-    library, colon, name = word.partition(":")
-    return (library, name) if colon and library in LIBRARIES and name else None
-
-
-def parse_lora(word: str | None) -> tuple[tuple[str, Any], ...] | None:
-    """peft's options from ``r=16,alpha=32,targets=q_proj+v_proj``.
-
-    Raises UsageError for an unknown option.
-
-    >>> parse_lora("r=16,targets=q_proj+v_proj")
-    (('r', 16), ('target_modules', ['q_proj', 'v_proj']))
-    """
-    if word is None:
-        return None
-    names = {"r": "r", "alpha": "lora_alpha", "dropout": "lora_dropout", "dora": "use_dora",
-             "targets": "target_modules"}  # fmt: skip
-    options: dict[str, Any] = {}
-    for part in word.split(","):
-        name, equals, text = part.partition("=")
-        if name not in names or not equals:
-            raise UsageError(
-                f"invalid --lora {word!r}: {part!r} is not an option",
-                cause=f"the options are {', '.join(names)}",
-                fix="--lora r=16,alpha=32,targets=q_proj+v_proj",
-            )
-        if name == "targets":
-            options[names[name]] = text if text == "all-linear" else text.split("+")
-            continue
-        try:
-            options[names[name]] = json.loads(text.lower())
-        except json.JSONDecodeError as error:
-            raise UsageError(
-                f"invalid --lora {word!r}: {text!r} is not a number",
-                cause=f"{name} is a number, or true for dora",
-                fix="--lora r=16",
-            ) from error
-    return tuple(options.items())
-
-
 def import_library(name: str) -> Any:
-    """The library; raises UsageError with the command that installs it where it is missing."""
+    """The library; raises UsageError with the next command where it is missing or damaged."""
     try:
         return importlib.import_module(name)
-    except ImportError as error:
-        raise UsageError(
-            f"{name} cannot be imported: {error}",
-            cause="this Python environment does not have it, and labkit does not require it",
-            fix=f"pip install {name}",
-        ) from error
+    except (ImportError, OSError, RuntimeError, AttributeError) as error:
+        raise refuse_library(name, error) from error
+
+
+def refuse_library(name: str, error: BaseException) -> UsageError:
+    """The error for a library that cannot be imported, as a whole or in part."""
+    if find_spec(name) is None:
+        return UsageError(
+            f"{name} is not installed",
+            cause="models by name need it, and labkit does not require it",
+            fix=f"python -m pip install {name}",
+        )
+    first = error
+    while (deeper := first.__cause__ or first.__context__) is not None:
+        first = deeper
+    said = first_line(str(first)) or type(first).__name__
+    broken = re.search(r"\b(torchvision|torchaudio|timm|accelerate)\b", said)
+    return UsageError(
+        f"{name} cannot be imported: {said}",
+        cause="it is installed, but something that it imports does not suit this torch",
+        fix=f'python -c "import {broken[1] if broken else name}"',
+    )
 
 
 class NamedWork(NamedTuple):
     """A function of the batch size and these arguments, which makes the step.
 
-    ``cache`` gets the cache's size in bytes, as "bytes", when a generation has run.
+    ``cache`` gets the cache's size in bytes, as "bytes", when a generation has run; ``notes`` gets
+    what the estimate assumes.
     """
 
     make_step: Callable[..., Callable[[], object]]
     arguments: tuple[Any, ...]
     cache: dict[str, int]
+    notes: list[str]
 
 
 def make_named_work(plan: NamedPlan) -> NamedWork:
@@ -132,19 +104,22 @@ def make_named_work(plan: NamedPlan) -> NamedWork:
 
     So the peak has no unquantized weights. Timm's models ask for values while they are made: they
     are made on fake tensors. Raises UsageError if the library, the model or the configuration is
-    not found, or the model cannot do the task.
+    not found, the model cannot be built, or it cannot do the task.
     """
+    if plan.library == "hf":
+        plan = dataclasses.replace(plan, name=check_config(plan.name))
+    make_model = _find_hf(plan) if plan.library == "hf" else _find_timm(plan)
     import torch
 
-    make_model = _find_hf(plan) if plan.library == "hf" else _find_timm(plan)
     if plan.lora is not None:
         import_library("peft")
     cache: dict[str, int] = {}
+    notes: list[str] = []
 
     def prepare() -> Any:
         model = make_model()
         if plan.weights:
-            _quantize(model, FORMATS[plan.weights])
+            _quantize(model, plan, notes)
         if plan.checkpointing:
             _checkpoint(model)
         return model if plan.lora is None else _adapt(model, dict(plan.lora))
@@ -159,36 +134,89 @@ def make_named_work(plan: NamedPlan) -> NamedWork:
             return functools.partial(_generate, model, inputs, cache)
         return lambda: model(**inputs)
 
+    make_step.__name__ = Path(plan.name).name  # for messages
     if plan.library == "timm":
-        return NamedWork(make_step, (), cache)
-    with torch.device("meta"):
-        return NamedWork(make_step, (prepare(),), cache)
+        return NamedWork(make_step, (), cache, notes)
+    try:
+        with torch.device("meta"):
+            made = prepare()
+    except UsageError:
+        raise
+    except Exception as error:  # whatever the model's code raises for this configuration
+        raise UsageError(
+            f"{plan.name} cannot be built: {type(error).__name__}: {first_line(str(error))}",
+            cause="values of the configuration do not suit each other, or not the options",
+            fix="the same command with --debug, which shows the traceback",
+        ) from error
+    _note_limits(made, plan, notes)
+    return NamedWork(make_step, (made,), cache, notes)
 
 
 def _find_hf(plan: NamedPlan) -> Callable[[], Any]:
     transformers = import_library("transformers")
-    path = Path(plan.name)
-    if path.suffix == ".json" and not path.is_file():
-        raise UsageError(
-            f"{path} does not exist",
-            cause="hf: takes a config.json, a folder with one, or a name on Hugging Face",
-            fix="labkit estimate hf:path/to/config.json",
-        )
     try:
-        config = transformers.AutoConfig.from_pretrained(plan.name)
-    except (OSError, ValueError, KeyError) as error:
-        raise UsageError(
-            f"transformers cannot read the configuration of {plan.name}:"
-            f" {str(error).splitlines()[0]}",
-            cause="a name is fetched from Hugging Face; a file has to be a model's config.json",
-            fix="labkit estimate hf:path/to/config.json",
-        ) from error
+        # Code that a model brings along is not run.
+        config = transformers.AutoConfig.from_pretrained(plan.name, trust_remote_code=False)
+        cls = _choose_class(transformers, config, plan)
+    except UsageError:
+        raise
+    except ImportError as error:
+        raise refuse_library("transformers", error) from error
+    except Exception as error:  # its checks have exceptions of their own
+        raise _refuse_name(transformers, plan.name, error) from error
     import torch
 
-    cls = _choose_class(transformers, config, plan)
     dtype = getattr(torch, plan.dtype)
     build = getattr(cls, "from_config", None) or cls._from_config
     return lambda: build(config, dtype=dtype).train()
+
+
+def _refuse_name(transformers: Any, name: str, error: Exception) -> UsageError:
+    """The error for a configuration that transformers does not take."""
+    said = shorten(" ".join(str(error).split()), 240) or type(error).__name__
+    own = "labkit estimate train.py:make_step, where make_step makes the model"
+    if "trust_remote_code" in str(error) or "custom code" in str(error):
+        return UsageError(
+            f"{name} needs code of its own, which is not in transformers",
+            cause="labkit does not run code that a model brings along",
+            fix=own,
+        )
+    unknown = re.search(r"model type `(.+?)`", said)
+    if unknown:
+        known = transformers.models.auto.configuration_auto.CONFIG_MAPPING_NAMES
+        near = near_match(unknown[1], known)
+        return UsageError(
+            f"transformers {transformers.__version__} does not know the model_type {unknown[1]!r}",
+            cause=f"near it is {near!r}" if near else "the model is newer, or not of transformers",
+            fix=own,
+        )
+    if Path(name).exists():
+        return UsageError(
+            f"transformers does not take {name}: {said}",
+            cause="a value of the configuration does not suit its model_type",
+            fix="the same command with --debug, which shows the traceback",
+        )
+    return UsageError(
+        f"{name} was not read from Hugging Face: {said}",
+        cause="it is no file here; the name is wrong or needs a login, or there is no network",
+        fix="labkit estimate hf:config.json, with a copy of the model's config.json",
+    )
+
+
+def _note_limits(model: Any, plan: NamedPlan, notes: list[str]) -> None:
+    """Notes what the configuration says and the simulation does not follow."""
+    config = getattr(model, "config", None)
+    longest = getattr(config, "max_position_embeddings", None)
+    if isinstance(longest, int) and 0 < longest < plan.sequence:
+        notes.append(
+            f"the sequence of {plan.sequence} is longer than the model's max_position_embeddings,"
+            f" {longest}"
+        )
+    if getattr(config, "quantization_config", None) and not plan.weights:
+        notes.append(
+            f"the configuration's quantization_config is not applied: the weights are in"
+            f" {plan.dtype}; --weights packs them"
+        )
 
 
 # In this order: the first one that has the model's type.
@@ -203,8 +231,16 @@ HF_CLASSES = {
 
 
 def _choose_class(transformers: Any, config: Any, plan: NamedPlan) -> Any:
-    named = (getattr(config, "architectures", None) or [None])[0]
-    cls = getattr(transformers, named, None) if named else None
+    names = getattr(config, "architectures", None)
+    named = names[0] if isinstance(names, list) and names else None
+    cls = getattr(transformers, named, None) if isinstance(named, str) else None
+    expected = getattr(cls, "config_class", None)
+    if expected is not None and not isinstance(config, expected):
+        raise UsageError(
+            f"{plan.name} names {named}, but its model_type is {config.model_type!r}",
+            cause=f"{named} takes a {expected.__name__}",
+            fix=f"correct architectures or model_type in {plan.name}",
+        )
     if cls is not None and (plan.task != "generate" or cls.can_generate()):
         return cls
     for name in HF_CLASSES["generate" if plan.task == "generate" else "train"]:
@@ -214,7 +250,9 @@ def _choose_class(transformers: Any, config: Any, plan: NamedPlan) -> Any:
     raise UsageError(
         f"{plan.name} ({config.model_type}) cannot {plan.task}",
         cause="transformers has no class of that model for this task",
-        fix=f"labkit estimate hf:{plan.name} --task infer",
+        fix=f"labkit estimate hf:{plan.name} --task infer"
+        if plan.task == "generate"
+        else "labkit estimate train.py:make_step, where make_step makes the model",
     )
 
 
@@ -229,7 +267,7 @@ def _find_timm(plan: NamedPlan) -> Callable[[], Any]:
             fix=f"labkit estimate timm:{plan.name} --task infer",
         )
     if not timm.is_model(plan.name):
-        near = near_match(plan.name, timm.list_models())
+        near = near_match(plan.name.lower(), timm.list_models())
         raise UsageError(
             f"timm has no model {plan.name!r}",
             cause="timm.list_models() has the names",
@@ -346,21 +384,28 @@ def _adapt(model: Any, options: dict[str, Any]) -> Any:
     try:
         adapted = peft.get_peft_model(model, peft.LoraConfig(**options))
     except ValueError as error:
+        linear = {
+            name.rpartition(".")[2]
+            for name, one in model.named_modules()
+            if type(one).__name__ in {"Linear", "Conv1D"}
+        }
+        rank = options.get("r", 16)
         raise UsageError(
-            f"peft cannot adapt {type(model).__name__}: {str(error).splitlines()[0]}",
-            cause="peft does not know which of its modules to adapt, or there are no such modules",
-            fix="--lora r=16,targets=all-linear",
+            f"peft cannot adapt {type(model).__name__}: {first_line(str(error))}",
+            cause=f"its linear modules are {', '.join(sorted(linear)[:12]) or 'none'}",
+            fix=f"--lora r={rank},targets={'+'.join(sorted(linear)[:2]) or 'all-linear'}",
         ) from error
     if getattr(model, "is_gradient_checkpointing", False):
         model.enable_input_require_grads()
     return adapted
 
 
-def _quantize(model: Any, form: Format) -> None:
+def _quantize(model: Any, plan: NamedPlan, notes: list[str]) -> None:
     """Replaces the weights of all linear layers, except the head's, by packed ones."""
     import torch
     from torch import nn
 
+    form = FORMATS[plan.weights or ""]
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
 
     class Dequantize(torch.autograd.Function):  # type: ignore[misc]
@@ -385,11 +430,22 @@ def _quantize(model: Any, form: Format) -> None:
     for layer in list(model.modules()):
         if type(layer) is not nn.Linear or layer is head:
             continue
-        count, rows = layer.weight.numel(), layer.out_features
-        size = math.ceil(count / form.block * form.block_bytes) if form.block else count + 4 * rows
+        size = form.count_bytes(layer.out_features, layer.in_features)
         packed = torch.empty(size, dtype=torch.uint8)
         layer.weight = nn.Parameter(packed, requires_grad=False)
         layer.forward = functools.partial(multiply, layer)
+    # transformers keeps the experts of a layer in one tensor, which the libraries pack or not.
+    whole = sum(
+        held.numel() * held.element_size()
+        for module in model.modules()
+        for held in module._parameters.values()
+        if held is not None and held.dim() == 3 and "Conv" not in type(module).__name__
+    )
+    if whole:
+        notes.append(
+            f"--weights {plan.weights} packs linear layers: {format_bytes(whole)} of experts stay"
+            f" in {plan.dtype}"
+        )
 
 
 def make_optimizer(name: str, weights: list[Any]) -> Any:

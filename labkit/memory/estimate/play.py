@@ -30,6 +30,7 @@ LINES_SHOWN = 8
 BATCH_NAMES = ("batch", "batch_size")
 MOST_TRIES = 24
 ORDER = "what the process has run before decides the order of a double backward pass"
+MOST_CHECKS = 4
 FORWARD_ALONE = "the forward pass alone: a training step is a function that calls backward() too"
 
 
@@ -208,24 +209,17 @@ def _find_batch(
 
 def estimate_work(work: Work, target: Target) -> Estimate:
     """The estimate; of both ways that the step can go, by unknown values or backward's order."""
-    from labkit.memory.estimate.values import Assumptions
-
     found: list[Estimate] = []
     assumed: list[str] = []
-    failure: UsageError | None = None
+    failures: list[UsageError] = []
     for answer in (True, False):
-        assumptions = Assumptions(answer=answer)
-        try:
-            found.append(_estimate_one(work, target, assumptions))
-        except UsageError as error:
-            # One way may end in an error that the real step does not raise.
-            if failure or not assumptions.places:
-                raised = failure or error
-                raise raised from raised.__cause__  # for --debug
-            failure = error
+        made, assumptions = _follow(work, target, answer=answer)
+        (failures if isinstance(made, UsageError) else found).append(made)  # type: ignore[arg-type]
         assumed += [one for one in assumptions.places if one not in assumed]
         if not assumptions.places and not assumptions.reorders:
             break
+    if not found:
+        raise failures[0] from failures[0].__cause__
     highest = max(found, key=lambda one: one.peak_bytes)
     lowest = min(one.peak_bytes for one in found)
     if not assumed and lowest == highest.peak_bytes:
@@ -238,9 +232,35 @@ def estimate_work(work: Work, target: Target) -> Estimate:
     else:
         note += ": simulated both ways, with the same peak"
     obstacle = next((one.obstacle for one in found if one.obstacle), None)
+    if failures and obstacle is None:
+        # The way that could not be followed may need more.
+        reason = f"was followed one way only: {first_line(failures[0].what)}"
+        obstacle = EstimateObstacle("a decision by unknown values", reason)
     return dataclasses.replace(
         highest, lowest_bytes=lowest, obstacle=obstacle, notes=(note, *highest.notes)
     )
+
+
+def _follow(
+    work: Work, target: Target, *, answer: bool
+) -> tuple[Estimate | UsageError, Assumptions]:
+    """The estimate with this answer to every unknown value, or why it fails; and the decisions.
+
+    A decision that ends in an error was a check of the step's own (``if not valid: raise``), which
+    the real step passes: it gets the other answer.
+    """
+    from labkit.memory.estimate.values import Assumptions
+
+    passed: set[str] = set()
+    while True:
+        assumptions = Assumptions(answer=answer, passed=passed)
+        try:
+            return _estimate_one(work, target, assumptions), assumptions
+        except UsageError as error:
+            check = assumptions.latest
+            if check is None or check in passed or len(passed) == MOST_CHECKS:
+                return error, assumptions
+            passed.add(check)
 
 
 def _estimate_one(work: Work, target: Target, assumptions: Assumptions) -> Estimate:

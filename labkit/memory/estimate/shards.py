@@ -312,6 +312,22 @@ def estimate_ranks(
     return RanksEstimate(made, shard, shares)
 
 
+# The numbers of GPUs that a remedy names.
+RANKS = (2, 4, 8, 16, 32, 64)
+
+
+def list_shardings(sizes: list[ParameterSize], estimate: Estimate) -> Iterator[RanksEstimate]:
+    """FSDP over two GPUs, and over the fewest that certainly fit; over eight if none do."""
+    made = [
+        RanksEstimate(estimate, "fsdp", share_out(sizes, estimate, world_size=ranks, shard="fsdp"))
+        for ranks in RANKS
+    ]
+    enough = next((one for one in made if one.fits), made[RANKS.index(8)])
+    yield made[0]
+    if enough is not made[0]:
+        yield enough
+
+
 def describe_ranks(found: RanksEstimate) -> dict[str, object]:
     """What ``--json`` prints besides the estimate of one process."""
     return {

@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, NoReturn
 
 import torch
-from torch._subclasses.fake_tensor import DataDependentOutputException
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensor
 from torch.utils._python_dispatch import _disable_current_modes
 
 from labkit.memory.estimate.cuda import replace_attributes
@@ -27,6 +27,8 @@ READ_VALUE = torch.ops.aten._local_scalar_dense.default
 FACTORIES = frozenset(
     "arange linspace logspace full zeros ones eye scalar_tensor lift_fresh lift_fresh_copy".split()  # noqa: SIM905
 )
+# Operators that take a tensor for its shape and its dtype alone.
+LIKE = frozenset("ones_like zeros_like full_like new_ones new_zeros new_full".split())  # noqa: SIM905
 # The most elements of a known tensor, and the most decisions of one line.
 KNOWN_ELEMENTS, LINE_DECISIONS = 65_536, 200
 
@@ -41,22 +43,25 @@ ABSORBING = {
 class Assumptions:
     """Answers the questions that unknown values would answer, always with ``answer``.
 
-    ``reorders`` is True once the order of a backward pass depends on more than the step.
+    ``passed`` are lines with the other answer; ``latest`` is the line that asked last. ``reorders``
+    is True once the order of a backward pass depends on more than the step.
     """
 
-    def __init__(self, *, answer: bool) -> None:
-        self.answer = answer
+    def __init__(self, *, answer: bool, passed: Collection[str] = ()) -> None:
+        self.answer, self.passed = answer, passed
         self.reorders = False
         self.places: Counter[str] = Counter()
+        self.latest: str | None = None
 
     def decide(self) -> bool:
         """The answer; raises DataDependentOutputException where a line asks without end."""
         frames = find_user_frames()
         where = frames[0].where if frames else "an unknown line"
         self.places[where] += 1
+        self.latest = where
         if self.places[where] > LINE_DECISIONS:
             raise DataDependentOutputException(READ_VALUE)
-        return self.answer
+        return self.answer != (where in self.passed)
 
 
 class KnownValues:
@@ -83,6 +88,14 @@ class KnownValues:
             return None
         return value
 
+    def read(self, tensor: Any) -> Any:
+        """The number in a tensor of one element; None if it is unknown."""
+        value = self.find(tensor)
+        if value is None:
+            return None
+        with _disable_current_modes():
+            return value.item()
+
     def compute(self, operator: Any, tensors: list[Any], arguments: Any, named: Any) -> Any:
         """The operator's result on real tensors; None if an argument is unknown.
 
@@ -90,7 +103,12 @@ class KnownValues:
         """
         schema = operator._schema
         known = {id(one): self.find(one) for one in tensors}
-        certain = bool(tensors) or schema.name.partition("::")[2] in FACTORIES
+        name = schema.name.partition("::")[2]
+        if name in LIKE:
+            shape = tensors[0].shape if name.endswith("_like") else ()
+            with _disable_current_modes():
+                known = {id(one): torch.empty(shape, dtype=one.dtype) for one in tensors}
+        certain = bool(tensors) or is_constant(schema)
         if not certain or any(one is None for one in known.values()):
             if schema.name in ABSORBING:
                 return _absorb(schema.name, list(known.values()), tensors)
@@ -119,6 +137,15 @@ class KnownValues:
                 value = arguments[place] if place < len(arguments) else named.get(argument.name)
                 for one in list_tensors(value):
                     self._writes[one.untyped_storage()._cdata] += 1
+
+
+def is_constant(schema: Any) -> bool:
+    """True for an operator that makes a tensor from numbers alone, called without a tensor.
+
+    ``torch.div(7, 2)`` is an operator on tensors, whose arguments stay numbers.
+    """
+    takes_tensor = schema.arguments and str(schema.arguments[0].type) == "Tensor"
+    return bool(takes_tensor) or schema.name.partition("::")[2] in FACTORIES
 
 
 def _absorb(name: str, values: list[Any], tensors: list[Any]) -> Any:
@@ -180,11 +207,14 @@ def make_unknown(assumptions: Assumptions) -> UnknownNumber:
 def allow_unknown_items(
     assumptions: Assumptions, note: Callable[[str], object]
 ) -> contextlib.AbstractContextManager[Any]:
-    """Makes ``tensor.item()`` and ``float(tensor)`` answer if there is no value, until exit.
+    """Makes ``tensor.item()``, ``float(tensor)`` and printing answer without a value, until exit.
+
+    A tensor can be split in as many parts as there are unknown sizes.
 
     ``note`` is called with the name of the function each time.
     """
-    item, convert = torch.Tensor.item, torch.Tensor.__float__
+    item, convert, show = torch.Tensor.item, torch.Tensor.__float__, torch.Tensor.__format__
+    split = torch.Tensor.split
 
     def read(tensor: Any) -> Any:
         try:
@@ -202,7 +232,29 @@ def allow_unknown_items(
             note("float()")
             return 1.0
 
-    return replace_attributes(torch.Tensor, item=read, __float__=read_float)
+    def write(tensor: Any, form: str) -> str:
+        if tensor.dim() or type(tensor) is not FakeTensor:
+            return str(show(tensor, form))
+        try:
+            return format(item(tensor), form)
+        except DataDependentOutputException:
+            return "?"
+
+    def cut(tensor: Any, sizes: Any, dim: int = 0) -> Any:
+        if isinstance(sizes, list | tuple) and any(type(one) is UnknownNumber for one in sizes):
+            sizes = _assume_sizes(tensor.size(dim), len(sizes), first=assumptions.decide())
+        return split(tensor, sizes, dim)
+
+    return replace_attributes(
+        torch.Tensor, item=read, __float__=read_float, __format__=write, split=cut
+    )
+
+
+def _assume_sizes(total: int, parts: int, *, first: bool) -> list[int]:
+    """The sizes of parts that only values tell: the first one has everything, or all are equal."""
+    if first:
+        return [total] + [0] * (parts - 1)
+    return [total * (n + 1) // parts - total * n // parts for n in range(parts)]
 
 
 def shape_ctc(operator: Any, arguments: Any, values: KnownValues) -> Any:

@@ -105,6 +105,8 @@ class StorageTracer(TorchDispatchMode):  # type: ignore[misc]
         # Python appends to it when it frees a storage, at any time; _bury() reads it.
         self._dead: deque[StorageReference] = deque()
         self._node_frames: dict[int, tuple[Frame, ...]] = {}
+        # The number of the node of backward that ran last, whose leaves are watched.
+        self._last_node = -1
 
     def __enter__(self) -> StorageTracer:
         self._thread = threading.get_ident()
@@ -229,7 +231,7 @@ class StorageTracer(TorchDispatchMode):  # type: ignore[misc]
             for part in list_parts(tensor):
                 held = self._live.get(part.untyped_storage()._cdata)
                 found.append(held.storage if held else self._add(part, "other", (), before=True))
-            if tensor.is_leaf and (_is_parameter(tensor) or _collects_gradients(tensor)):
+            if tensor.is_leaf and (_is_parameter(tensor) or collects_gradients(tensor)):
                 self._watch.watch_parameter(tensor)
         return found
 
@@ -313,8 +315,11 @@ class StorageTracer(TorchDispatchMode):  # type: ignore[misc]
         """The user's lines that allocate now, and whether backward allocates."""
         node = torch._C._current_autograd_node()
         if node is not None:
-            self._watch.watch_leaves(node)
-            forward = self._node_frames.get(node._sequence_nr() & NODE_NUMBER)
+            number = node._sequence_nr()
+            if number != self._last_node:
+                self._last_node = number
+                self._watch.watch_leaves(node)
+            forward = self._node_frames.get(number & NODE_NUMBER)
             return (forward or find_user_frames(self._depth)), True
         frames = find_user_frames(self._depth)
         if torch.is_grad_enabled():
@@ -353,7 +358,8 @@ def _is_parameter(tensor: Any) -> bool:
     return type(tensor) is torch.nn.Parameter or getattr(tensor, "_is_param", False)
 
 
-def _collects_gradients(leaf: Any) -> bool:
+def collects_gradients(leaf: Any) -> bool:
+    """True for a leaf that gets a gradient."""
     # During backward, views of tensors that forward saved look like leaves too.
     return leaf.requires_grad and torch.is_grad_enabled() and not leaf._is_view()
 
@@ -423,9 +429,15 @@ class CategoryWatch:
         """True while tensors that an operator reads, except parameters, are the model's inputs."""
         return not self._steps and torch._C._current_autograd_node() is None
 
-    def watch_parameter(self, tensor: Any) -> None:
-        """Marks a parameter or another leaf, its gradient, and each later gradient."""
-        self._mark(tensor, "parameters")
+    def watch_parameter(self, tensor: Any, *, known: bool = False) -> None:
+        """Marks a parameter or another leaf, its gradient, and each later gradient.
+
+        ``known``: its storage has the category already.
+        """
+        if not known:
+            self._mark(tensor, "parameters")
+        elif self._is_watched(tensor):
+            return
         # A lazy parameter has no size and takes no hooks until the first forward pass; a wrapper
         # of torch.func lives only as long as the transform.
         wrapped = functions.is_functorch_wrapped_tensor(tensor)
@@ -450,7 +462,8 @@ class CategoryWatch:
     def _is_watched(self, tensor: Any) -> bool:
         handle = self._watched.get(id(tensor))
         # The id may belong to another tensor now; the handle shows whose hook it is.
-        return handle is not None and handle.hooks_dict_ref() is tensor._post_accumulate_grad_hooks
+        hooks = None if handle is None else handle.hooks_dict_ref()
+        return hooks is not None and hooks is tensor._post_accumulate_grad_hooks
 
     def _end_gradient(self, tensor: Any) -> None:
         if tensor.grad is not None:

@@ -26,6 +26,7 @@ from labkit.memory.track.model import (
     sum_categories,
     sum_lines,
 )
+from labkit.text import first_line
 
 if TYPE_CHECKING:
     import torch
@@ -34,6 +35,16 @@ if TYPE_CHECKING:
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
+
+
+# What torch 2.6 says where newer ones let a dispatch mode see higher-order operators.
+REFUSED = ("no rule registered for HOP", "Unexpectedly found a <class 'torch.Tensor'>")
+
+
+def _read_version() -> str:
+    import torch
+
+    return str(torch.__version__)
 
 
 class MemoryTracker:
@@ -129,6 +140,13 @@ class MemoryTracker:
             spans = self._ledger.close_block(block)
             parts = self._break_down(tracer, spans) if tracer else ()
             self.use = MemoryUse(seconds, _keep_touched(spans), parts, read_rank())
+        if tracer is not None and any(words in str(error) for words in REFUSED):
+            raise LabkitError(
+                f"kinds and lines need a newer torch here: {first_line(str(error))}",
+                cause=f"torch {_read_version()} does not let it follow flex_attention and"
+                " torch.export",
+                fix="track_memory() without kinds and lines",
+            ) from error
 
     def __call__(self, function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
         """The function, measured at every call."""
