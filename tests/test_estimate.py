@@ -197,8 +197,14 @@ def branch(batch=4):
             "reads",
         ),
         (lambda: [0, 1][int(torch.randn(1).item())], "aten._local_scalar_dense.default", "reads"),
+        # What torch itself cannot do with fake tensors is not the step's error.
+        (
+            lambda: torch.nested.nested_tensor([torch.ones(2), torch.ones(3)], layout=torch.jagged),
+            "an operator",
+            "fails on fake tensors",
+        ),
     ],
-    ids=["numpy", "a count", "an index"],
+    ids=["numpy", "a count", "an index", "a nested tensor"],
 )
 def test_what_cannot_be_known_is_named_with_its_line(ask, operator, reason):
     estimate = estimate_memory(ask)

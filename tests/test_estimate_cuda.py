@@ -477,3 +477,13 @@ def test_all_that_is_freed_is_joined_again(moves):
     free = [size for pool in allocator._free.values() for size, _ in pool]
     assert sum(free) == allocator.reserved_bytes
     assert all(block.previous is block.following is None for block in allocator._by_number.values())
+
+
+def test_distances_are_differentiated_pair_by_pair():
+    def make_step():
+        values = torch.ones(100, 32, requires_grad=True)
+        return lambda: torch.cdist(values, torch.ones(100, 32), p=1).sum().backward()
+
+    pairs_bytes = 4 * 100 * 100 * 32
+    assert pairs_bytes < estimate_memory(make_step, device="H100").peak_bytes < 1.2 * pairs_bytes
+    assert estimate_memory(make_step).peak_bytes < pairs_bytes / 2

@@ -49,12 +49,15 @@ def measure_cuda(name):
 def judge(estimate, measured, tolerance):
     """Fails where the estimate is too far off without saying so, in the direction it is off."""
     off = (estimate.peak_bytes - measured) / measured
-    assert off <= tolerance or estimate.excess, f"{off:+.2%} and no upper bound"
+    # Where the process's history decides too, the estimate is a range.
+    least = ((estimate.lowest_bytes or estimate.peak_bytes) - measured) / measured
+    assert least <= tolerance or estimate.excess, f"{least:+.2%} and no upper bound"
     assert off >= -tolerance or estimate.obstacle, f"{off:+.2%} and no lower bound"
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Warning. use_reentrant")
+@pytest.mark.filterwarnings("ignore:.*jit.script.*:DeprecationWarning")  # of torch.func.jvp
 @pytest.mark.parametrize("name", STEPS)
 def test_on_the_cpu_it_is_within_one_percent_of_the_profiler(name):
     estimate = estimate_step(name, "cpu", None)
@@ -155,6 +158,7 @@ def test_what_the_cpus_libraries_take_is_measured(name):
 
 
 @pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore:.*jit.script.*:DeprecationWarning")  # of torch.func.jvp
 @pytest.mark.parametrize("name", STEPS)
 def test_on_a_gpu_it_is_within_three_percent_of_the_allocator(name):
     estimate = estimate_step(name, "cuda", "H100", CUDA_BATCH)

@@ -90,6 +90,7 @@ def test_cudnns_convolution_is_the_cpus():
 
 @needs_gpu
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*jit.script.*:DeprecationWarning")  # torch's own compiler
 def test_compiled_code_computes_by_kernels_of_triton():
     if torch.cuda.get_device_capability() < (7, 0):
         pytest.skip("Triton needs compute capability 7.0")

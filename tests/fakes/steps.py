@@ -546,3 +546,52 @@ def muon(device, batch):
     layers = (nn.Linear(width, 600, bias=False) for width in (600, 600))
     model = nn.Sequential(*layers).to(device)
     return train(model, torch.randn(batch, 600, device=device), Muon)
+
+
+@step
+def gradient_penalty(device, batch):
+    critic = nn.Sequential(
+        nn.Linear(128, 512), nn.LeakyReLU(0.2), nn.Linear(512, 512), nn.LeakyReLU(0.2),
+        nn.Linear(512, 1),
+    ).to(device)  # fmt: skip
+    inputs = torch.randn(16 * batch, 128, device=device)
+
+    def run():
+        values = inputs.clone().requires_grad_()
+        score = critic(values).sum()
+        (slope,) = torch.autograd.grad(score, values, create_graph=True)
+        ((slope.norm(dim=1) - 1).square().mean() + score).backward()
+
+    return run
+
+
+@step
+def hessian_vector(device, batch):
+    model, inputs = make_mlp(device).eval(), torch.randn(16 * batch, 256, device=device)
+    weights = {name: one.detach() for name, one in model.named_parameters()}
+    along = {name: torch.randn_like(one) for name, one in weights.items()}
+
+    def measure(given):
+        return torch.func.functional_call(model, given, (inputs,)).square().mean()
+
+    return lambda: torch.func.jvp(torch.func.grad(measure), (weights,), (along,))
+
+
+@step
+def connectionist(device, batch):
+    layer, sounds = nn.Linear(64, 30).to(device), torch.randn(100, batch, 64, device=device)
+    letters = torch.randint(1, 30, (batch, 20), device=device)
+    lengths = torch.full((batch,), 100), torch.full((batch,), 20)
+    return lambda: functional.ctc_loss(layer(sounds).log_softmax(-1), letters, *lengths).backward()
+
+
+@step
+def logits_of_pixels(device, batch):
+    layer, inputs = nn.Linear(64, 784).to(device), torch.randn(8 * batch, 64, device=device)
+    pixels = torch.rand(8 * batch, 784, device=device)
+
+    def run():
+        made = layer(inputs)
+        functional.binary_cross_entropy_with_logits(made, pixels, reduction="sum").backward()
+
+    return run

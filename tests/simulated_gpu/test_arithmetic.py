@@ -115,6 +115,7 @@ def test_tf32_is_rounded_only_where_it_is_allowed():
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*jit.script.*:DeprecationWarning")  # torch's own compiler
 def test_a_compiled_function_has_its_values_and_inductors_rounding():
     import torch
 

@@ -123,6 +123,19 @@ def _is_optimizing() -> bool:
     return False
 
 
+def _make_ctc_loss(move: Callable[..., Any]) -> Callable[..., Any]:
+    """CTC's loss with its lengths on the GPU: torch's fake version refuses those on the CPU."""
+    ctc_loss = torch.ctc_loss
+
+    def score(scores: Any, targets: Any, *others: Any, **named: Any) -> Any:
+        moved = [
+            move(one, scores.device) if isinstance(one, torch.Tensor) else one for one in others
+        ]
+        return ctc_loss(scores, targets, *moved, **named)
+
+    return score
+
+
 def move_tensors(mode: FakeMode) -> contextlib.ExitStack:
     """Makes the methods of tensors that move them or name their device follow the placement."""
     to, cpu, new_tensor = torch.Tensor.to, torch.Tensor.cpu, torch.Tensor.new_tensor
@@ -154,7 +167,11 @@ def move_tensors(mode: FakeMode) -> contextlib.ExitStack:
         return make
 
     stack = replace_attributes(
-        torch, tensor=put(torch.tensor), as_tensor=put(torch.as_tensor), asarray=put(torch.asarray)
+        torch,
+        ctc_loss=_make_ctc_loss(move),
+        tensor=put(torch.tensor),
+        as_tensor=put(torch.as_tensor),
+        asarray=put(torch.asarray),
     )
     replaced = replace_attributes(
         torch.Tensor,

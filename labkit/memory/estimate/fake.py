@@ -45,6 +45,7 @@ from labkit.memory.estimate.model import EstimateObstacle, Target
 from labkit.memory.estimate.operators import (
     CPU_SCRATCH,
     SCRATCH,
+    BackwardOrder,
     CudaOperators,
     allow_foreach,
     compute_gru,
@@ -119,6 +120,9 @@ IN_PLACE = {
     ATEN.masked_scatter.default: ATEN.masked_scatter_.default,
     ATEN.put.default: ATEN.put_.default,
 }
+# So does the backward pass of the binary cross entropy of logits, and of no other loss.
+LOGITS = "BinaryCrossEntropyWithLogits"
+OF_LOGITS = {ATEN.sub.Tensor: ATEN.sub_.Tensor, ATEN.mul.Tensor: ATEN.mul_.Tensor}
 # Categories of arguments beside which others are a model's inputs.
 READING = {"parameters", "activations"}
 # How often a storage is held that only one tensor has: by it, and by Python's object for it.
@@ -175,7 +179,7 @@ class FakeTracer(StorageTracer):
 
     def __torch_dispatch__(
         self,
-        operator: Callable[..., Any],
+        operator: Any,
         types: Any,
         arguments: tuple[Any, ...] = (),
         named: dict[str, Any] | None = None,
@@ -187,6 +191,8 @@ class FakeTracer(StorageTracer):
         run = REPLACED.get(operator, operator)
         if operator in IN_PLACE and _writes_in_place(operator, arguments):
             run = IN_PLACE[operator]
+        elif operator in OF_LOGITS and _reuses_logits(arguments):
+            run = OF_LOGITS[operator]
         elif operator is ADD and _may_add_bias(arguments):
             run = ADD_BIAS
         asked = operator if operator in REPLACED else run
@@ -427,12 +433,22 @@ def _writes_in_place(operator: Any, arguments: Any) -> bool:
     return bool(whole and torch._C._storage_Use_Count(storage._cdata) <= ALONE)
 
 
+def _reuses_logits(arguments: Any) -> bool:
+    """True where LOGITS' backward pass writes into what it has just made."""
+    node = torch._C._current_autograd_node()
+    if node is None or not node.name().startswith(LOGITS) or torch.is_grad_enabled():
+        return False
+    written, other = arguments[:2]
+    return bool(torch.broadcast_shapes(written.shape, other.shape) == written.shape)
+
+
 YES_OR_NO = ("aten::equal", "aten::is_nonzero", "aten::allclose")
 
 
 def _may_add_bias(arguments: Any) -> bool:
-    other = arguments[1]
-    vector = isinstance(other, torch.Tensor) and other.dim() == 1
+    product, other = arguments[:2]
+    # The other way round it is what forward-mode differentiation adds.
+    vector = isinstance(other, torch.Tensor) and product.dim() > other.dim() == 1
     return vector and _find_reader()[0] == "nn/modules/linear.py"
 
 
@@ -554,6 +570,7 @@ class Simulation:
         self._fake = FakeMode(placement)
         self.tracer = FakeTracer(self, self._fake, self.assumptions, self.note)
         self._operators = CudaOperators(lambda: self.tracer.note_obstacle(RNN))
+        self._order = BackwardOrder(self._note_order, forward_first=assumptions.answer)
         self.growth_bytes = 0
 
     @property
@@ -618,6 +635,7 @@ class Simulation:
             if self._target.kind == "cuda":
                 stack.enter_context(simulate_calls(self._target, self._find_level))
                 stack.enter_context(self._operators)
+                stack.enter_context(self._order)
                 stack.enter_context(allow_foreach())
             stack.callback(lambda: _forget_fakes() if self.tracer.holds_fakes else None)
             stack.enter_context(self._fake)
@@ -688,6 +706,9 @@ class Simulation:
         where = f" at {frames[0].where}" if frames else ""
         self.note(f"the value of {function}{where} is unknown; what is printed of it is no result")
 
+    def _note_order(self) -> None:
+        self.assumptions.reorders = True
+
     def _note_compile(self, compile_: Callable[..., Any]) -> Callable[..., Any]:
         def compile_and_note(*arguments: Any, **named: Any) -> Any:
             self.note(COMPILED)
@@ -751,19 +772,39 @@ def _is_compiled(module: Any) -> bool:
 def read_obstacle(error: BaseException) -> EstimateObstacle | None:
     """The obstacle that stopped a step on fake tensors; None for the step's own errors."""
     frame = next(iter(list_error_frames(error)), None)
+    found = _name_obstacle(error)
+    return found and EstimateObstacle(*found, frame)
+
+
+def _name_obstacle(error: BaseException) -> tuple[str, str] | None:
+    """The operator that torch cannot fake, and why."""
+    text = str(error)
     for kind, reason in UNKNOWN.items():
         if isinstance(error, kind):
-            return EstimateObstacle(str(getattr(error, "func", "")), reason, frame)
+            return str(getattr(error, "func", "")), reason
+    unregistered = re.search(r"no fake impl registered for <CustomOpDef\((.+?)\)>", text)
+    found: tuple[str, str] | None = None
     if isinstance(error, fake_tensor.UnsupportedFakeTensorException):
-        return EstimateObstacle("a tensor", f"has no fake version ({error})", frame)
-    unregistered = re.search(r"no fake impl registered for <CustomOpDef\((.+?)\)>", str(error))
-    if unregistered:
-        return EstimateObstacle(unregistered[1], "has no fake version", frame)
-    if "UnknownNumber" in str(error) and isinstance(error, TypeError):
-        return EstimateObstacle("item()", UNKNOWN[fake_tensor.DataDependentOutputException], frame)
-    if ".numpy() is not supported" in str(error):
-        return EstimateObstacle("numpy()", "reads values, but fake tensors have none", frame)
-    return None
+        found = ("a tensor", f"has no fake version ({error})")
+    elif unregistered:
+        found = (unregistered[1], "has no fake version")
+    elif "UnknownNumber" in text and isinstance(error, TypeError):
+        found = ("item()", UNKNOWN[fake_tensor.DataDependentOutputException])
+    elif ".numpy() is not supported" in text:
+        found = ("numpy()", "reads values, but fake tensors have none")
+    # What torch itself cannot do with fake tensors, such as nested ones, is not the step's error.
+    elif "INTERNAL ASSERT FAILED" in text or _raised_in_simulation(error):
+        found = ("an operator", "fails on fake tensors")
+    return found
+
+
+def _raised_in_simulation(error: BaseException) -> bool:
+    """True for a failed assertion in torch's code of fake tensors."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    file = trace.tb_frame.f_code.co_filename if trace else ""
+    return isinstance(error, AssertionError) and file.startswith(f"{FOLDER}_subclasses/")
 
 
 def refuse_lazy(name: str) -> UsageError:

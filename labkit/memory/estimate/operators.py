@@ -18,7 +18,7 @@ from torch.optim import optimizer
 from torch.utils import _foreach_utils
 
 from labkit.memory.estimate.cuda import replace_attributes
-from labkit.memory.track.storages import list_tensors
+from labkit.memory.track.storages import NODE_NUMBER, list_tensors
 
 HALF = (torch.float16, torch.bfloat16)
 # Memory-efficient attention takes fewer heads of keys than of queries.
@@ -215,6 +215,57 @@ def reverse_products(note: Callable[[str], object]) -> Iterator[None]:
         library._destroy()
 
 
+class BackwardOrder:
+    """The order in which CUDA runs a backward pass of a backward pass, in a ``with`` block.
+
+    torch runs a graph's newest node first, by numbers that each thread counts for itself. On CUDA
+    backward has a thread of its own, so what ``create_graph=True`` makes there comes after the
+    forward pass's nodes or among them: it depends on what the process has run before.
+    ``forward_first`` puts it after all of them, as in a long training; else it comes first.
+    """
+
+    def __init__(self, note: Callable[[], object], *, forward_first: bool) -> None:
+        self._note, self._forward_first = note, forward_first
+        self._made: list[range] = []  # the numbers of nodes that a backward pass made
+        self._exits = contextlib.ExitStack()
+
+    def __enter__(self) -> None:
+        run, count = torch.autograd._engine_run_backward, torch._C._autograd._get_sequence_nr
+
+        def run_in_order(*arguments: Any, **named: Any) -> Any:
+            if self._made:
+                self._note()
+                if self._forward_first:
+                    self._raise_forward(arguments[0])
+            first, creates_graph = count(), arguments[3]
+            try:
+                return run(*arguments, **named)
+            finally:
+                if creates_graph:
+                    self._made.append(range(first, count()))
+
+        self._exits.enter_context(
+            replace_attributes(torch.autograd, _engine_run_backward=run_in_order)
+        )
+
+    def __exit__(self, *error: Any) -> None:
+        self._exits.close()
+
+    def _raise_forward(self, outputs: Any) -> None:
+        """Gives the forward pass's nodes higher numbers than all others."""
+        left = [one.node if hasattr(one, "node") else one.grad_fn for one in outputs]
+        seen = set()
+        while left:
+            node = left.pop()
+            if node is None or node in seen:
+                continue
+            seen.add(node)
+            number = node._sequence_nr()
+            if number <= NODE_NUMBER and not any(number in made for made in self._made):
+                node._set_sequence_nr(number + NODE_NUMBER + 1)
+            left.extend(following for following, _ in node.next_functions)
+
+
 def step_lstm(  # noqa: PLR0917
     values: Any, state: Any, w_ih: Any, w_hh: Any, b_ih: Any = None, b_hh: Any = None
 ) -> Any:
@@ -389,6 +440,37 @@ def _count_distance(arguments: Any) -> int:
     return int(rows * (arguments[0].size(-1) + 2) * arguments[0].element_size())
 
 
+def _count_distance_backward(arguments: Any) -> int:
+    """Other distances' gradient: each pair's part of it, before they are added up."""
+    first, second, p = arguments[1:4]
+    return int(first.numel() * second.size(-2) * first.element_size()) if p else 0
+
+
+def _count_convolution(arguments: Any) -> int:
+    """Copies of what has no layout that the library takes: a convolution's own backward pass."""
+    tensors = [one for one in arguments[:3] if isinstance(one, torch.Tensor) and one.dim() > 2]
+    formats = {3: [], 4: [torch.channels_last], 5: [torch.channels_last_3d]}
+    return sum(
+        int(one.numel() * one.element_size())
+        for one in tensors
+        if not any(
+            one.is_contiguous(memory_format=form)
+            for form in (torch.contiguous_format, *formats.get(one.dim(), []))
+        )
+    )
+
+
+def _count_ctc(arguments: Any) -> int:
+    """Backward of CTC's loss: a second table as large as the one of forward."""
+    return int(arguments[6].numel() * arguments[6].element_size())
+
+
+def _count_logits(arguments: Any) -> int:
+    """Binary cross entropy of logits: two tensors, one of which is the result without reduction."""
+    whole = len(arguments) > 4 and arguments[4] == 0
+    return int(arguments[0].numel() * arguments[0].element_size()) * (1 if whole else 2)
+
+
 def _count_complex(arguments: Any) -> int:
     """abs() and angle() of complex numbers: first, complex results."""
     tensor = arguments[0]
@@ -473,10 +555,17 @@ CPU_SCRATCH: dict[str, Callable[[Any], int]] = {
     "_native_multi_head_attention": _count_cpu_heads,
     "_euclidean_dist": _count_distance,
     "_embedding_bag_backward": _count_cpu_bag,
+    "_ctc_loss_backward": _count_ctc,
+    "binary_cross_entropy_with_logits": _count_logits,
     "abs": _count_complex,
     "angle": _count_complex,
 }
 SCRATCH: dict[str, Callable[[Any], int]] = {
+    "binary_cross_entropy_with_logits": _count_logits,
+    "_ctc_loss_backward": _count_ctc,
+    "_cdist_backward": _count_distance_backward,
+    "convolution": _count_convolution,
+    "convolution_backward": _count_convolution,
     "_scaled_dot_product_efficient_attention": _count_efficient_forward,
     "_scaled_dot_product_efficient_attention_backward": _count_efficient,
     "_scaled_dot_product_flash_attention_backward": _count_flash,

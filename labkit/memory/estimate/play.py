@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 LINES_SHOWN = 8
 BATCH_NAMES = ("batch", "batch_size")
 MOST_TRIES = 24
+ORDER = "what the process has run before decides the order of a double backward pass"
 MOST_CHECKS = 4
 FORWARD_ALONE = "the forward pass alone: a training step is a function that calls backward() too"
 
@@ -207,26 +208,29 @@ def _find_batch(
 
 
 def estimate_work(work: Work, target: Target) -> Estimate:
-    """The estimate; where the step decides by unknown values, of both ways that it can go."""
+    """The estimate; of both ways that the step can go, by unknown values or backward's order."""
     found: list[Estimate] = []
     assumed: list[str] = []
     failures: list[UsageError] = []
     for answer in (True, False):
-        made, places = _follow(work, target, answer=answer)
+        made, assumptions = _follow(work, target, answer=answer)
         (failures if isinstance(made, UsageError) else found).append(made)  # type: ignore[arg-type]
-        assumed += [one for one in places if one not in assumed]
-        if not places:
+        assumed += [one for one in assumptions.places if one not in assumed]
+        if not assumptions.places and not assumptions.reorders:
             break
     if not found:
         raise failures[0] from failures[0].__cause__
     highest = max(found, key=lambda one: one.peak_bytes)
-    if not assumed:
-        return highest
     lowest = min(one.peak_bytes for one in found)
-    where = shorten(", ".join(assumed), 200)
-    note = f"unknown values decide at {where}: simulated both ways, with the same peak"
+    if not assumed and lowest == highest.peak_bytes:
+        return highest
+    note = ORDER
+    if assumed:
+        note = f"unknown values decide at {shorten(', '.join(assumed), 200)}"
     if lowest < highest.peak_bytes:
-        note = f"unknown values decide at {where}: the peak is at least {format_bytes(lowest)}"
+        note += f": the peak is at least {format_bytes(lowest)}"
+    else:
+        note += ": simulated both ways, with the same peak"
     obstacle = next((one.obstacle for one in found if one.obstacle), None)
     if failures and obstacle is None:
         # The way that could not be followed may need more.
@@ -237,7 +241,9 @@ def estimate_work(work: Work, target: Target) -> Estimate:
     )
 
 
-def _follow(work: Work, target: Target, *, answer: bool) -> tuple[Estimate | UsageError, list[str]]:
+def _follow(
+    work: Work, target: Target, *, answer: bool
+) -> tuple[Estimate | UsageError, Assumptions]:
     """The estimate with this answer to every unknown value, or why it fails; and the decisions.
 
     A decision that ends in an error was a check of the step's own (``if not valid: raise``), which
@@ -249,11 +255,11 @@ def _follow(work: Work, target: Target, *, answer: bool) -> tuple[Estimate | Usa
     while True:
         assumptions = Assumptions(answer=answer, passed=passed)
         try:
-            return _estimate_one(work, target, assumptions), list(assumptions.places)
+            return _estimate_one(work, target, assumptions), assumptions
         except UsageError as error:
             check = assumptions.latest
             if check is None or check in passed or len(passed) == MOST_CHECKS:
-                return error, list(assumptions.places)
+                return error, assumptions
             passed.add(check)
 
 

@@ -43,11 +43,13 @@ ABSORBING = {
 class Assumptions:
     """Answers the questions that unknown values would answer, always with ``answer``.
 
-    ``passed`` are lines with the other answer; ``latest`` is the line that asked last.
+    ``passed`` are lines with the other answer; ``latest`` is the line that asked last. ``reorders``
+    is True once the order of a backward pass depends on more than the step.
     """
 
     def __init__(self, *, answer: bool, passed: Collection[str] = ()) -> None:
         self.answer, self.passed = answer, passed
+        self.reorders = False
         self.places: Counter[str] = Counter()
         self.latest: str | None = None
 

@@ -40,6 +40,8 @@ from labkit.text import first_line
 
 # The most graph nodes whose forward lines are kept; a long loop creates many more.
 NODES_KEPT = 200_000
+# An estimate puts nodes before others by a higher bit of their numbers.
+NODE_NUMBER = (1 << 40) - 1
 # torch.tensor(...) allocates outside of operators, and passes the tensor to this one.
 LIFT = torch.ops.aten.lift_fresh.default
 # What torch and subclasses of Tensor raise for a question that they cannot answer.
@@ -317,7 +319,7 @@ class StorageTracer(TorchDispatchMode):  # type: ignore[misc]
             if number != self._last_node:
                 self._last_node = number
                 self._watch.watch_leaves(node)
-            forward = self._node_frames.get(number)
+            forward = self._node_frames.get(number & NODE_NUMBER)
             return (forward or find_user_frames(self._depth)), True
         frames = find_user_frames(self._depth)
         if torch.is_grad_enabled():
