@@ -295,6 +295,11 @@ def reverse_gru(gradient: Any, kept: Any, has_bias: bool) -> tuple[Any, ...]:
     return gates, other_gates, torch.empty_like(gradient), *biases
 
 
+def reverse_ctc(gradient: Any, scores: Any, *others: Any) -> Any:
+    """``_ctc_loss_backward``, which torch cannot fake: the gradient of the scores."""
+    return torch.empty_like(scores)
+
+
 def drop_out(values: Any, p: float, train: bool) -> Any:
     """Dropout as on CUDA, which keeps a mask of one byte per element."""
     # Not by torch's decomposition, which up to 2.13 copies what it does not drop.
