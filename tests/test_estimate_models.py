@@ -92,7 +92,8 @@ def test_quantized_weights_take_the_bytes_of_their_format(config, capsys):
     _, packed = estimate(capsys, *words, "--weights", "nf4")
     linear = 4 * (128 * 128 * 2 + 128 * 64 * 2 + 3 * 128 * 352)
     saved = whole["kinds"]["parameters"] - packed["kinds"]["parameters"]
-    assert saved == pytest.approx(linear * 2 - linear * 36 / 64, rel=0.01)
+    # Each weight has a table too, in a block of 512 bytes.
+    assert saved == pytest.approx(linear * 2 - linear * 36 / 64, rel=0.02)
 
 
 def test_what_does_not_fit_gets_remedies_that_were_computed(config, capsys):

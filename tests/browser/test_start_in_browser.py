@@ -47,8 +47,13 @@ def read(driver: WebDriver, selector: str) -> str:
 
 def open_start(driver: WebDriver, server: LabServer) -> None:
     """Opens the printed URL, in a workspace of the browser without tabs of earlier tests."""
-    driver.get(server.url("lab") + "&reset")
-    wait_for(driver, ".labkit-next", timeout_seconds=60)
+
+    def has_come() -> bool:
+        # Loaded again if the browser lost a file: a host's network interfaces come and go.
+        driver.get(server.url("lab") + "&reset")
+        return wait_until(lambda: bool(read(driver, ".labkit-next")), timeout_seconds=60)
+
+    assert wait_until(has_come, timeout_seconds=120), "the start page never came"
 
 
 def focused(driver: WebDriver) -> str:
@@ -259,3 +264,19 @@ def test_a_lab_fits_a_narrow_page(lab_server: LabServer, tmp_path: Path):
             return needed <= there and there > 250
 
         assert wait_until(fits, timeout_seconds=60), driver.execute_script(script)
+
+
+FAIL_TWICE = """
+const real = window.fetch;
+let left = 2;
+const isStart = (asked) => String(asked.url ?? asked).includes("/labkit/start");
+window.fetch = (...asked) => isStart(asked[0]) && left-- > 0
+    ? Promise.reject(new TypeError("Failed to fetch")) : real(...asked);
+"""
+
+
+def test_a_page_whose_answer_was_lost_asks_again(lab_server: LabServer, tmp_path: Path):
+    with open_browser(tmp_path) as driver:
+        driver.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": FAIL_TWICE})
+        open_start(driver, lab_server)
+        assert len(driver.find_elements(By.CSS_SELECTOR, ".labkit-card")) >= 7

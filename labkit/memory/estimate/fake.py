@@ -180,7 +180,7 @@ class FakeTracer(StorageTracer):
 
     def __torch_dispatch__(
         self,
-        operator: Callable[..., Any],
+        operator: Any,
         types: Any,
         arguments: tuple[Any, ...] = (),
         named: dict[str, Any] | None = None,

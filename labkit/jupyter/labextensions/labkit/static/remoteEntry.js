@@ -69,7 +69,7 @@
         try {
           said = await fetchJson("start");
         } catch (error) {
-          said = { html: `<p role="status">The lab's server does not answer.</p>` };
+          said = { html: `<p role="status">The lab's server does not answer.</p>`, pending: true };
         }
         if (this.isDisposed) return;
         const held = document.activeElement;
