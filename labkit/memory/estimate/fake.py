@@ -787,7 +787,7 @@ def read_obstacle(error: BaseException) -> EstimateObstacle | None:
     """The obstacle that stopped a step on fake tensors; None for the step's own errors."""
     frame = next(iter(list_error_frames(error)), None)
     found = _name_obstacle(error)
-    return found and EstimateObstacle(*found, frame)
+    return None if found is None else EstimateObstacle(*found, frame)
 
 
 def _name_obstacle(error: BaseException) -> tuple[str, str] | None:

@@ -454,7 +454,7 @@ def _count_distance_backward(arguments: Any) -> int:
 def _count_convolution(arguments: Any) -> int:
     """Copies of what has no layout that the library takes: a convolution's own backward pass."""
     tensors = [one for one in arguments[:3] if isinstance(one, torch.Tensor) and one.dim() > 2]
-    formats = {3: [], 4: [torch.channels_last], 5: [torch.channels_last_3d]}
+    formats: dict[int, list[Any]] = {3: [], 4: [torch.channels_last], 5: [torch.channels_last_3d]}
     return sum(
         int(one.numel() * one.element_size())
         for one in tensors
