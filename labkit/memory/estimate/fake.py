@@ -49,6 +49,7 @@ from labkit.memory.estimate.operators import (
     CudaOperators,
     allow_foreach,
     compute_gru,
+    reverse_ctc,
     reverse_gru,
     reverse_products,
 )
@@ -522,6 +523,8 @@ _COMPUTED: dict[Any, Callable[..., Any]] = {
     GROUPED: _multiply_groups,
     ATEN._thnn_fused_gru_cell.default: compute_gru,
     ATEN._thnn_fused_gru_cell_backward.default: reverse_gru,
+    ATEN._ctc_loss_backward.default: reverse_ctc,
+    ATEN._ctc_loss_backward.Tensor: reverse_ctc,
 }
 for _operator, _compute in _COMPUTED.items():
     if _operator is not None:
@@ -616,6 +619,7 @@ class Simulation:
                 replace_attributes(
                     fake_tensor, init_gpu_context=lambda *_: None, CONSTANT_NUMEL_LIMIT=-1
                 ),
+                replace_attributes(fake_tensor, run_fallback_kernel=_run_fallback),
                 replace_attributes(torch, compile=self._note_compile(torch.compile)),
                 # transformers asks whether a tensor is fake, to take the path of an export.
                 replace_attributes(torch._subclasses, FakeTensor=HiddenFakeTensor),
@@ -718,6 +722,16 @@ class Simulation:
         return compile_and_note
 
 
+RUN_FALLBACK = fake_tensor.run_fallback_kernel
+
+
+def _run_fallback(mode: Any, operator: Any, arguments: Any, spec: Any, error: Exception) -> Any:
+    """Torch runs what it cannot fake on zeros: on the GPU that would start CUDA and take memory."""
+    if any(_is_fake(one) and one.fake_device.type == "cuda" for one in arguments):
+        raise fake_tensor.UnsupportedOperatorException(operator) from error
+    return RUN_FALLBACK(mode, operator, arguments, spec, error)
+
+
 LRU_CACHE = type(functools.lru_cache(len))
 
 
@@ -773,7 +787,7 @@ def read_obstacle(error: BaseException) -> EstimateObstacle | None:
     """The obstacle that stopped a step on fake tensors; None for the step's own errors."""
     frame = next(iter(list_error_frames(error)), None)
     found = _name_obstacle(error)
-    return found and EstimateObstacle(*found, frame)
+    return None if found is None else EstimateObstacle(*found, frame)
 
 
 def _name_obstacle(error: BaseException) -> tuple[str, str] | None:

@@ -295,6 +295,11 @@ def reverse_gru(gradient: Any, kept: Any, has_bias: bool) -> tuple[Any, ...]:
     return gates, other_gates, torch.empty_like(gradient), *biases
 
 
+def reverse_ctc(gradient: Any, scores: Any, *others: Any) -> Any:
+    """``_ctc_loss_backward``, which torch cannot fake: the gradient of the scores."""
+    return torch.empty_like(scores)
+
+
 def drop_out(values: Any, p: float, train: bool) -> Any:
     """Dropout as on CUDA, which keeps a mask of one byte per element."""
     # Not by torch's decomposition, which up to 2.13 copies what it does not drop.
@@ -449,7 +454,7 @@ def _count_distance_backward(arguments: Any) -> int:
 def _count_convolution(arguments: Any) -> int:
     """Copies of what has no layout that the library takes: a convolution's own backward pass."""
     tensors = [one for one in arguments[:3] if isinstance(one, torch.Tensor) and one.dim() > 2]
-    formats = {3: [], 4: [torch.channels_last], 5: [torch.channels_last_3d]}
+    formats: dict[int, list[Any]] = {3: [], 4: [torch.channels_last], 5: [torch.channels_last_3d]}
     return sum(
         int(one.numel() * one.element_size())
         for one in tensors
