@@ -7,9 +7,10 @@ import gc
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional
 
-from labkit.memory.estimate import fake
+from labkit.memory.estimate import fake, results
 from labkit.memory.estimate.play import estimate_memory
 from labkit.memory.track.tracker import track_memory
 from tests.fakes.steps import BATCH, STEPS, UPPER
@@ -83,6 +84,16 @@ def test_repeated_results_have_every_figure_of_computed_ones(name, target, monke
     repeated = estimate_step(name, device, target)
     monkeypatch.setattr(fake, "find_recipe", lambda key: None)
     assert estimate_step(name, device, target) == repeated
+
+
+def test_which_of_two_equal_arguments_a_result_was_is_not_remembered():
+    with FakeTensorMode():
+        one, other = torch.empty(3), torch.empty(3)
+        for key, taken in (("equal", [one, one]), ("different", [one, other])):
+            results.keep_recipe(key, one, taken, results.measure(taken), 0)
+
+    assert results.find_recipe("equal") is None
+    assert results.find_recipe("different").parts == (results.Same(0),)
 
 
 def test_the_types_of_numbers_decide_the_size_of_a_result():

@@ -192,16 +192,24 @@ def keep_recipe(key: Any, result: Any, taken: list[Any], before: list[Any], free
     kind = type(result) if type(result) in (list, tuple) else None
     parts: list[Part] = []
     sources = {one.untyped_storage()._cdata: place for place, one in reversed([*enumerate(taken)])}
+    aliased = len(sources) < len(taken)
     places = {id(one): place for place, one in enumerate(taken)}
     for one in [result] if kind is None else result:
         part = _take_apart(one, places, sources)
         if part is None:
             return
         parts.append(part)
+    # Of two arguments with one storage, it is open which a result comes from in another call.
+    if aliased and any(_is_shared(part) for part in parts):
+        return
     if len(_recipes) >= MOST_RECIPES:
         _recipes.clear()
     allocates = freed > 0 or any(isinstance(one, Made) and one.source is None for one in parts)
     _recipes[key] = Recipe(tuple(parts), kind, freed, allocates)
+
+
+def _is_shared(part: Part) -> bool:
+    return isinstance(part, Same) or (isinstance(part, Made) and part.source is not None)
 
 
 def measure(tensors: list[Any]) -> list[Any]:
