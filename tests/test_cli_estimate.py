@@ -122,7 +122,7 @@ def test_json_names_the_obstacle(folder, capsys):
         (["train.py:make_stp"], "no function 'make_stp'", "train.py:make_step"),
         (["train.py:size"], "no function 'size'", "train.py:make_step"),
         (["train.py:broken"], "broken raised RuntimeError: a and b", "--debug"),
-        (["train.py:make_step", "--batch", "0"], "batch size 0", "--batch 32"),
+        (["train.py:make_step", "--batch", "0"], "--batch '0'", "--batch 32"),
         (["notes.txt:f"], "notes.txt is not a Python file", "train.py:make_step"),
     ],
     ids=["no function", "no file", "a near match", "a number", "its own error", "no batch", "text"],

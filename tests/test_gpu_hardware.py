@@ -37,7 +37,7 @@ needs_gpu = pytest.mark.gpu_hardware
     ],
 )
 def test_the_mark_skips_with_its_reason_on_all_but_a_real_gpu(
-    monkeypatch, missing_simulation, missing_gpu, words
+    request, monkeypatch, missing_simulation, missing_gpu, words
 ):
     monkeypatch.setattr(conftest, "find_missing_simulation", lambda: missing_simulation)
     monkeypatch.setattr(conftest, "_missing_gpu", lambda: missing_gpu)
@@ -47,7 +47,7 @@ def test_the_mark_skips_with_its_reason_on_all_but_a_real_gpu(
         add_marker=added.append,
         path=Path(__file__),
     )
-    conftest.pytest_collection_modifyitems([item])
+    conftest.pytest_collection_modifyitems(request.config, [item])
     reasons = [mark.kwargs["reason"] for mark in added]
     assert [words in reason for reason in reasons] == ([True] if words else [])
 

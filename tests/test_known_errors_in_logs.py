@@ -432,4 +432,4 @@ def test_an_exception_of_one_rank_stands_above_what_the_others_report(log, ranke
     ],
 )
 def test_the_fix_holds_what_the_text_says(text, fix):
-    assert fix in explain_text(text).first.error.fix.anywhere
+    assert fix in explain_text(text).found[0].error.fix.anywhere

@@ -106,8 +106,8 @@ class Explanation:
 
     @property
     def first(self) -> Match | None:
-        """The cause to fix first, or None if the text has no known error."""
-        return self.found[0] if self.found else None
+        """The cause to fix first, or None if the text has no error known by more than its form."""
+        return next((one for one in self.found if one.error.general != "log"), None)
 
     @property
     def sure(self) -> Match | None:

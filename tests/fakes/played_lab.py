@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 # pip has nothing to do, and `labkit serve` goes straight to JupyterLab, which is played.
 PLAYED_PYTHON = """\
 #!/bin/sh
-case "$*" in *"-m pip "*) exit 0 ;; "-m labkit serve") set -- -m jupyterlab ;; esac
+case "$*" in *"-m pip "*) exit 0 ;; *"-m labkit serve") set -- -m jupyterlab ;; esac
 export PYTHONPATH="{played}:{root}"
 exec "{python}" "$@"
 """

@@ -59,6 +59,9 @@ class FakeMode(fake_tensor.FakeTensorMode):  # type: ignore[misc]
 
     def __init__(self, placement: str) -> None:
         super().__init__(allow_non_fake_inputs=True)
+        # Torch's own cache forgets how large the storage is that a view is part of, such as that
+        # of a periodic window; results.py remembers what is alike.
+        self.cache_enabled = False
         self.placement = placement
         self.gpu = UNNAMED if placement == "gpu" else NAMED
 
