@@ -7,6 +7,7 @@ no CUDA context: the devices are read through NVML, the rest from the workspace'
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import sys
@@ -53,13 +54,15 @@ class Doctor:
         return self._notices
 
     async def _ask(self) -> None:
-        # A learner's first cell must not wait for it.
         process = await asyncio.create_subprocess_exec(
             *self._command,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.DEVNULL,
-            preexec_fn=lambda: os.nice(10),
         )
+        # A learner's first cell must not wait for it. Not by preexec_fn: what runs there after a
+        # fork of a server with threads can wait forever, and the server with it.
+        with contextlib.suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, process.pid, 10)
         try:
             said, _ = await asyncio.wait_for(process.communicate(), DOCTOR_SECONDS)
             self._notices = read_notices(json.loads(said))
