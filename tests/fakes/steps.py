@@ -579,16 +579,17 @@ def hessian_vector(device, batch):
 
 @step
 def connectionist(device, batch):
-    layer, sounds = nn.Linear(64, 30).to(device), torch.randn(100, batch, 64, device=device)
-    letters = torch.randint(1, 30, (batch, 20), device=device)
-    lengths = torch.full((batch,), 100), torch.full((batch,), 20)
+    layer, count = nn.Linear(64, 30).to(device), 8 * batch
+    sounds = torch.randn(100, count, 64, device=device)
+    letters = torch.randint(1, 30, (count, 20), device=device)
+    lengths = torch.full((count,), 100), torch.full((count,), 20)
     return lambda: functional.ctc_loss(layer(sounds).log_softmax(-1), letters, *lengths).backward()
 
 
 @step
 def logits_of_pixels(device, batch):
-    layer, inputs = nn.Linear(64, 784).to(device), torch.randn(8 * batch, 64, device=device)
-    pixels = torch.rand(8 * batch, 784, device=device)
+    layer, inputs = nn.Linear(64, 784).to(device), torch.randn(64 * batch, 64, device=device)
+    pixels = torch.rand(64 * batch, 784, device=device)
 
     def run():
         made = layer(inputs)
