@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from jupyter_client.connect import LocalPortCache
 
 from labkit.errors import LabkitError
 from labkit.notebooks.kernel import cell_error, kernel_environment, run_cells
@@ -62,6 +64,31 @@ def test_a_kernel_that_cannot_start_is_an_error(tmp_path: Path) -> None:
 
     with pytest.raises(LabkitError, match="the kernel did not start"):
         run_cells(code("1"), tmp_path, environment, timeout_seconds=60)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("taken", [1, 99], ids=["once", "always"])
+def test_a_kernel_whose_port_was_taken_meanwhile_gets_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, taken: int
+) -> None:
+    find = LocalPortCache.find_available_port
+    found: list[int] = []
+    with socket.create_server(("127.0.0.1", 0)) as other:
+
+        def find_late(cache: Any, ip: str) -> int:
+            found.append(other.getsockname()[1] if len(found) < 5 * taken else find(cache, ip))
+            return found[-1]
+
+        monkeypatch.setattr(LocalPortCache, "find_available_port", find_late)
+        environment = kernel_environment(reference=False, workspace=None)
+        if taken == 1:
+            ran = run_cells(code("print(6 * 7)"), tmp_path, environment, timeout_seconds=60)
+            assert ran.cells[0].outputs[0].text == "42\n"
+        else:
+            with pytest.raises(LabkitError, match="the kernel did not start"):
+                run_cells(code("1"), tmp_path, environment, timeout_seconds=60)
+
+    assert len(found) == 5 * min(taken + 1, 3)  # five ports for each start, three starts at most
 
 
 @pytest.mark.slow

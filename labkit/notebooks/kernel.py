@@ -41,6 +41,7 @@ QUIET.addHandler(logging.NullHandler())
 QUIET.propagate = False
 
 KEPT_STDERR_BYTES = 2000
+PORT_TAKEN = "Address already in use"
 
 # Every process that a kernel starts inherits this variable, even one that leaves the kernel's
 # process group. Each kernel has its own name, so that nested runs do not conflict.
@@ -58,12 +59,7 @@ class Kernel:
 
     def __init__(self, name: str = NATIVE_KERNEL_NAME) -> None:
         self.name = name
-        self.manager = AsyncKernelManager(log=QUIET)
-        self.manager.kernel_name = name
-        if name == NATIVE_KERNEL_NAME:
-            # With no folder to search, "python3" is ipykernel of this Python; a registered
-            # kernel of this name may start another Python.
-            self.manager.kernel_spec_manager = KernelSpecManager(kernel_dirs=[], log=QUIET)
+        self.manager = _make_manager(name)
         self._stderr: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115
         self._mark = MARK + uuid.uuid4().hex
         self._guard: subprocess.Popen[bytes] | None = None
@@ -134,6 +130,23 @@ class Kernel:
             start_new_session=True,
         )
 
+    @property
+    def lost_its_port(self) -> bool:
+        """True if the kernel's last words are that another program has one of its ports."""
+        return PORT_TAKEN in self.read_stderr()
+
+    def prepare_again(self) -> None:
+        """Takes another manager, with other ports, for another start of the kernel."""
+        self.end_guard()
+        self.manager = _make_manager(self.name)
+
+    def end_guard(self) -> None:
+        """Ends the shell that ``guard`` started."""
+        if self._guard is not None:
+            self._guard.kill()
+            self._guard.communicate()
+            self._guard = None
+
     def kill(self) -> None:
         """Kills the kernel's process group, with its children, from any thread."""
         if self._group is not None:
@@ -146,9 +159,7 @@ class Kernel:
         for _ in range(2):
             for process_id in find_marked(self._mark):
                 _end(process_id, os.kill)
-        if self._guard is not None:
-            self._guard.kill()
-            self._guard.communicate()
+        self.end_guard()
         self._stderr.close()
 
     async def explain_death(self) -> str:
@@ -167,6 +178,16 @@ class Kernel:
     def _group(self) -> int | None:
         group = getattr(self.manager.provisioner, "pgid", None)
         return int(group) if group and group != os.getpgrp() else None
+
+
+def _make_manager(name: str) -> AsyncKernelManager:
+    manager = AsyncKernelManager(log=QUIET)
+    manager.kernel_name = name
+    if name == NATIVE_KERNEL_NAME:
+        # With no folder to search, "python3" is ipykernel of this Python; a registered kernel of
+        # this name may start another Python.
+        manager.kernel_spec_manager = KernelSpecManager(kernel_dirs=[], log=QUIET)
+    return manager
 
 
 # ipykernel runs this line at its start, before the first cell; it leaves no name behind.
@@ -275,6 +296,7 @@ class Client(NotebookClient):  # type: ignore[misc]
         self._on_cut_short = on_cut_short
         self._loop: asyncio.AbstractEventLoop | None = None
         self._task: asyncio.Task[Any] | None = None
+        self._options: dict[str, Any] = {}
 
     def run(self, environment: Mapping[str, str], folder: str) -> None:
         """Runs every cell in ``folder``; the kernel's own process has ended when this returns.
@@ -300,12 +322,28 @@ class Client(NotebookClient):  # type: ignore[misc]
         self._loop, self._task = asyncio.get_running_loop(), asyncio.current_task()
         if self.stopped:
             raise asyncio.CancelledError
+        self._options = options
         await self.async_execute(cleanup_kc=True, **options)
 
     async def async_start_new_kernel_client(self) -> Any:
-        """Starts the kernel's client, which polls for replies."""
-        self.kernel.guard()
-        client = await super().async_start_new_kernel_client()
+        """Starts the kernel's client, which polls for replies.
+
+        A kernel binds its ports some time after they were found free. Where another program has
+        taken one meanwhile, the kernel is started again on other ports.
+        """
+        client = None
+        for last in (False, False, True):
+            self.kernel.guard()
+            try:
+                client = await super().async_start_new_kernel_client()
+                break
+            except RuntimeError:
+                if last or self.stopped or not self.kernel.lost_its_port:
+                    raise
+                self.kernel.prepare_again()
+                self.km = self.kernel.manager
+                await self.async_start_new_kernel(**self._options)
+        assert client is not None
         channel = client.shell_channel
         channel.get_msg = _look_again(channel.get_msg)
         return client
