@@ -370,14 +370,6 @@ def test_a_notebook_of_ones_own_needs_no_torch():
     require_packages([], find=lambda name: None if name == "torch" else name)
 
 
-@pytest.fixture
-def heeds_interrupts():
-    """Ctrl-C raises KeyboardInterrupt in our children though pytest's shell may ignore it."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
 def test_a_signal_stops_the_kernel_and_still_prints_the_object(tmp_path, heeds_interrupts, number):

@@ -285,14 +285,6 @@ def test_a_rank_that_raises_ends_the_others_and_is_named_first(tmp_path, capsys)
     assert zero["cells"][-1]["status"] == "not_run"
 
 
-@pytest.fixture
-def heeds_interrupts():
-    """Ctrl-C raises KeyboardInterrupt in our children though pytest's shell may ignore it."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_ctrl_c_ends_all_ranks_and_blames_none(tmp_path, heeds_interrupts):

@@ -128,7 +128,7 @@ def _read_number(text: str) -> float:
     try:
         number = float(plain)
     except ValueError as error:
-        example = f"{text.replace(',', '.')}" if _DECIMAL_COMMA.fullmatch(text) else "12 or 0.5"
+        example = text.replace(",", ".") if _DECIMAL_COMMA.fullmatch(text) else "12 or 0.5"
         raise UsageError(f"{text!r} is not a number here: type it as {example}") from error
     if not math.isfinite(number):
         raise UsageError(f"{text!r} is not a finite number")

@@ -467,15 +467,15 @@ def vit_masked_autoencoder():
     return train(model, lambda: model(pixel_values=images).loss)
 
 
+SMALL = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2,
+         "num_attention_heads": 4}  # fmt: skip
+SEEN = {**SMALL, "image_size": 64, "patch_size": 8}
+SAID = {**SMALL, "vocab_size": WORDS, "max_position_embeddings": 64}
+
+
 @step
 def clip():
-    small = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2,
-             "num_attention_heads": 4}  # fmt: skip
-    model = make_hf(
-        "clip", "AutoModel", projection_dim=64,
-        text_config={**small, "vocab_size": WORDS, "max_position_embeddings": 64},
-        vision_config={**small, "image_size": 64, "patch_size": 8},
-    )  # fmt: skip
+    model = make_hf("clip", "AutoModel", projection_dim=64, text_config=SAID, vision_config=SEEN)
     ids, images = make_ids(16, 32), make_images(16)
     return train(model, lambda: model(input_ids=ids, pixel_values=images, return_loss=True).loss)
 
@@ -500,12 +500,6 @@ def sam_masks():
         return functional.binary_cross_entropy_with_logits(masks, torch.ones_like(masks))
 
     return train(model, measure)
-
-
-SMALL = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2,
-         "num_attention_heads": 4}  # fmt: skip
-SEEN = {**SMALL, "image_size": 64, "patch_size": 8}
-SAID = {**SMALL, "vocab_size": WORDS, "max_position_embeddings": 64}
 
 
 @step

@@ -23,6 +23,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import shlex
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -252,12 +253,15 @@ def _check_values(path: Path) -> None:
 
 def _load_config(path: Path) -> dict[str, Any]:
     """The configuration's JSON object; raises UsageError if the file is not one."""
+    quoted = shlex.quote(str(path))
     try:
         size = path.stat().st_size
         data = path.read_bytes() if size <= MOST_CONFIG_BYTES and path.is_file() else None
     except OSError as error:
         raise UsageError(
-            f"{path} cannot be read: {error.strerror}", cause="its permissions", fix=f"ls -l {path}"
+            f"{path} cannot be read: {error.strerror}",
+            cause="its permissions",
+            fix=f"ls -l {quoted}",
         ) from error
     if not data:
         words = "is empty" if data is not None else f"is not a config.json ({format_bytes(size)})"
@@ -270,7 +274,7 @@ def _load_config(path: Path) -> dict[str, Any]:
         raise UsageError(
             f"{path} is compressed",
             cause="transformers reads plain JSON",
-            fix=f"gunzip --keep {path}" if path.suffix == ".gz" else f"file {path}",
+            fix=f"gunzip --keep {quoted}" if path.suffix == ".gz" else f"file {quoted}",
         )
     if data.startswith(b"GGUF"):
         raise UsageError(
@@ -284,7 +288,7 @@ def _load_config(path: Path) -> dict[str, Any]:
         raise UsageError(
             f"{path} is not JSON: {error}",
             cause="the file is damaged, or is not a model's config.json",
-            fix=f"python -m json.tool {path}",
+            fix=f"python -m json.tool {quoted}",
         ) from error
     if not isinstance(config, dict) or "model_type" not in config:
         raise _refuse_config(path, config)
