@@ -114,6 +114,13 @@ def test_json_names_the_obstacle(folder, capsys):
     assert told["obstacle"]["line"] == 21
 
 
+def test_a_path_with_a_space_is_quoted_in_the_command(folder, capsys):
+    (folder / "my step.py").write_text("def make_step(batch=2): ...")
+    assert main(["estimate", "my step.py:make", "--json"]) == 2
+    fix = json.loads(capsys.readouterr().out)["error"]["fix"]
+    assert fix == "labkit estimate 'my step.py:make_step'"
+
+
 @pytest.mark.parametrize(
     ("words", "what", "fix"),
     [

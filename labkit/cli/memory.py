@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import functools
 import importlib.util
+import shlex
 import shutil
 import sys
 import time
@@ -381,15 +382,19 @@ def split_step(word: str) -> tuple[Path, str]:
         raise UsageError(
             f"{word!r} does not name a function",
             cause="a model's configuration follows hf:",
-            fix=f"labkit estimate hf:{word}",
+            fix=_name_command(f"hf:{word}"),
         )
     if not colon or not file or not name:
         raise UsageError(
             f"{word!r} does not name a function",
             cause="the argument is FILE:FUNCTION, a file and a function in it",
-            fix=f"labkit estimate {file or word or 'train.py'}:make_step",
+            fix=_name_command(f"{file or word or 'train.py'}:make_step"),
         )
     return Path(file), name
+
+
+def _name_command(step: str) -> str:
+    return f"labkit estimate {shlex.quote(step)}"
 
 
 def check_file(path: Path, name: str) -> None:
@@ -402,7 +407,7 @@ def check_file(path: Path, name: str) -> None:
     raise UsageError(
         f"{path} does not exist",
         cause=f"the Python files in {folder}/ are: {', '.join(there[:8]) or 'none'}",
-        fix=f"labkit estimate {folder / near}:{name}" if near else "labkit estimate --help",
+        fix=_name_command(f"{folder / near}:{name}") if near else "labkit estimate --help",
     )
 
 
@@ -427,7 +432,7 @@ def load_file(path: Path) -> ModuleType:
                 f"{path} is not valid Python: {error.msg}",
                 cause=f"{Path(error.filename or path).name}:{error.lineno}:"
                 f" {(error.text or '').strip()}",
-                fix=f"python -m py_compile {path}",
+                fix=f"python -m py_compile {shlex.quote(str(path))}",
             ) from error
         except (Exception, SystemExit) as error:
             raise explain_failure(str(path), error) from error
@@ -448,7 +453,7 @@ def find_function(module: ModuleType, name: str, path: Path) -> Callable[..., An
     raise UsageError(
         f"{path} has no function {name!r}",
         cause=f"its functions are: {', '.join(own) or 'none'}",
-        fix=f"labkit estimate {path}:{near or (own[0] if own else 'make_step')}",
+        fix=_name_command(f"{path}:{near or (own[0] if own else 'make_step')}"),
     )
 
 
