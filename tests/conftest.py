@@ -152,8 +152,11 @@ def heeds_interrupts() -> Iterator[None]:
     signal.signal(signal.SIGINT, before)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def lab_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabServer]:
-    """JupyterLab as `labkit serve` starts it in every runtime, on a workspace of its own."""
+    """JupyterLab as `labkit serve` starts it in every runtime, on a workspace of its own.
+
+    One for each file of tests: which files a worker runs, and in what order, differs between runs.
+    """
     with start_server(tmp_path_factory.mktemp("served")) as server:
         yield server

@@ -80,7 +80,8 @@ def test_the_batch_script_runs_two_machines_on_loopback(tmp_path):
     played = {
         "srun": SRUN,
         "apptainer": APPTAINER,
-        "scontrol": "#!/bin/sh\necho 127.0.0.1\necho 127.0.0.2\n",
+        # Its names come one by one: a pipe to `head` would end the job under pipefail.
+        "scontrol": "#!/bin/sh\necho 127.0.0.1\nsleep 1\necho 127.0.0.2\n",
         "labkit": f'#!/bin/sh\nexec "{sys.executable}" -m labkit "$@"\n',
     }
     for name, script in played.items():
