@@ -18,7 +18,7 @@ MISSING_NAMES = {
         *("sched_getaffinity", "setsid", "statvfs", "uname"),
         *("O_CLOEXEC", "O_DIRECTORY", "O_NOFOLLOW", "O_NONBLOCK"),
     ),
-    "signal": tuple(f"SIG{name}" for name in "ALRM CHLD HUP KILL QUIT USR1 USR2".split()),
+    "signal": ("SIGALRM", "SIGCHLD", "SIGHUP", "SIGKILL", "SIGQUIT", "SIGUSR1", "SIGUSR2"),
     "socket": ("AF_UNIX",),
 }
 
