@@ -129,7 +129,8 @@ def explain_text(text: str, known: tuple[KnownError, ...] = KNOWN_ERRORS) -> Exp
     >>> explain_text("OSError: [Errno 28] No space left on device").first.error.cause
     'the disk is full'
     """
-    return _explain(read_pieces([text]), known)
+    # With the last line's end, the whole text is one block.
+    return _explain(read_pieces([text + "\n"]), known)
 
 
 def explain_file(file: BinaryIO, known: tuple[KnownError, ...] = KNOWN_ERRORS) -> Explanation:
@@ -202,13 +203,15 @@ class _Place(NamedTuple):
 
 def _explain(blocks: Iterable[list[Piece]], known: tuple[KnownError, ...]) -> Explanation:
     places: dict[KnownError, _Place] = {}
+    found: set[str] = set()  # a name's hash is stored, that of an error is computed each time
     context = Context()
     before: list[Piece] = []
-    for pieces in blocks:
+    for pieces in filter(None, blocks):
         block = _Block([*before, *pieces])
         context.read(block.words, block.join_lowered, block.joined)
         for error in known:
-            if (error.passes or error not in places) and (place := block.find(error)):
+            if (error.passes or error.name not in found) and (place := block.find(error)):
+                found.add(error.name)
                 first = places.get(error, place)
                 places[error] = first._replace(
                     last=place.last, stage=place.stage, retried=place.retried
