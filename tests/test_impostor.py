@@ -56,7 +56,7 @@ def kill_server(checkout: Checkout) -> None:
     started = state.handle.process_started
     assert wait_until(
         lambda: server.is_running(LabHandle(None, state.handle.process_id, started)) is False,
-        timeout_seconds=5,
+        timeout_seconds=60,
     )
 
 
