@@ -267,12 +267,11 @@ class _Block:
 
     def find(self, error: KnownError) -> _Place | None:
         """The first place that shows the error, with the last line that does; None if none."""
-        found = [
-            place
-            for each in error.expressions
-            if self._may_match(each)
-            for place in self._search(each, error)
-        ]
+        found: list[_Place] = []
+        for each in error.expressions:
+            # Most texts lack a whole word of most patterns: that is asked here, without a call.
+            if each.keys[0] <= self.words and self._may_match(each):
+                found += self._search(each, error)
         if not found:
             return None
         last = max(found, key=lambda place: place.last)
@@ -290,11 +289,10 @@ class _Block:
                 yield number, find_stage(strip_ansi(raw)), final
 
     def _may_match(self, expression: Expression) -> bool:
-        whole, parts, choices = expression.keys
-        return (
-            whole <= self.words
-            and all(map(self._contains, parts))
-            and all(any(map(self._contains, each)) for each in choices)
+        """Whether the text has the expression's parts of words, and one of each group of choices."""
+        _, parts, choices = expression.keys
+        return all(map(self._contains, parts)) and all(
+            any(map(self._contains, each)) for each in choices
         )
 
     def _contains(self, part: bytes) -> bool:
