@@ -21,8 +21,8 @@ from tests.fakes.small_labs import EXERCISES, LESSON, TOML, write_labs
 
 ROOT = Path(__file__).parents[1]
 LABS = find_labs(ROOT / "labs")
-# A lab's learner finds at least this much to do and to see proven.
-LEAST_EXERCISES, LEAST_CLAIMS = 4, 100
+# A lab's learner finds at least this much to do.
+LEAST_EXERCISES = 4
 
 
 @pytest.fixture
@@ -285,10 +285,6 @@ def test_each_lab_holds(lab: Lab) -> None:
 
     assert found.problems == ()
     assert found.exercises >= LEAST_EXERCISES
-
-
-def test_the_labs_state_at_least_a_hundred_claims() -> None:
-    assert sum(count_lab(lab).claims for lab in LABS) >= LEAST_CLAIMS
 
 
 @pytest.mark.slow

@@ -286,6 +286,7 @@ def test_too_many_wrong_tokens_get_a_short_429_and_the_right_one_always_counts(s
     assert b"guess" not in said
 
 
+@pytest.mark.slow
 def test_a_token_that_can_be_guessed_is_not_looked_at_over_the_limit(tmp_path):
     with start_own_server(tmp_path, JUPYTER_TOKEN=GUESSABLE) as server:
         cookies = log_in(server)
@@ -300,6 +301,7 @@ def test_a_token_that_can_be_guessed_is_not_looked_at_over_the_limit(tmp_path):
         assert "6 characters" in server.log.read_text()
 
 
+@pytest.mark.slow
 def test_the_login_form_has_the_same_limit(tmp_path):
     with start_own_server(tmp_path, JUPYTER_TOKEN=TOKEN) as server:
         statuses = [send_login(server, "wrong") for _ in range(LIMIT_EACH + 1)]

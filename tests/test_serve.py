@@ -150,6 +150,7 @@ def test_it_becomes_jupyterlab_of_its_own_python(became):
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not SAFE_PATH, reason="Python 3.10 has no -P")
 def test_a_learners_file_with_a_modules_name_stops_no_server(tmp_path):
     for name in ("queue", "random", "json"):
