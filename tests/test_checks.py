@@ -39,7 +39,7 @@ def test_a_right_answer_passes_and_is_recorded(workspace: Path, capsys: Any) -> 
     check("small.center", center)
 
     assert capsys.readouterr().out == (
-        "passed: `small.center` right in all 2 cases\n"
+        "passed: `small.center` right in both cases\n"
         "  next: Double (`small.double`); 1 of 2 exercises of this lab passed\n"
     )
     assert read_progress(workspace).standing("small.center").passed is not None
@@ -105,7 +105,7 @@ def test_a_record_that_cannot_be_written_does_not_take_the_verdict_away(
     check("small.center", center)
 
     out = capsys.readouterr().out
-    assert out.startswith("passed: `small.center` right in all 2 cases\n")
+    assert out.startswith("passed: `small.center` right in both cases\n")
     assert "  note: not recorded: the " in out
 
 
