@@ -215,3 +215,17 @@ def test_questions_claims_and_hints_have_no_markup_but_code(lab: Lab) -> None:
     marked = [text for text in texts if MARKUP.search(re.sub(r"`[^`]*`", "", text))]
 
     assert len(texts) > 20 and marked == []
+
+
+@pytest.mark.parametrize("lab", find_labs(ROOT / "labs"), ids=lambda lab: lab.name)
+def test_a_fact_that_stands_alone_does_not_go_on_from_a_folded_one(lab: Lab) -> None:
+    tree = ast.parse((lab.folder / "lesson.py").read_text(encoding="utf-8"))
+    alone = [
+        call.args[0].value
+        for call in ast.walk(tree)
+        if isinstance(call, ast.Call) and getattr(call.func, "id", "") in ("claim", "claim_raises")
+        if any(given.arg == "shown" for given in call.keywords)
+        if isinstance(call.args[0], ast.Constant)
+    ]
+
+    assert [one for one in alone if re.match(r"(and|but|so|because|nor|it|they)\b", one)] == []

@@ -439,6 +439,7 @@ def test_an_endless_loop_ends_with_a_verdict() -> None:
     verdict = judge(spin, DOUBLED, limit_seconds=0.2)
 
     assert (verdict.status, verdict.case) == ("timed_out", "case 1 of 1: a square")
+    assert "loop" in str(verdict.hint)
     assert not any(thread.name == "labkit-check" for thread in threading.enumerate())
 
 

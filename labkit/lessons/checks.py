@@ -93,8 +93,9 @@ from labkit.text import shorten
 _ALL_RIGHT = {1: "right in the one case", 2: "right in both cases"}
 STUB_TEXT = "write your code here"
 NOT_WRITTEN = "write the function in its cell, run that cell, and then this one"
-# A second look at an answer, to name its mistake, must not take long.
-_BRIEF_SECONDS = 1.0
+# A second look at an answer, to name its mistake, must not take long: the limit of one call, which
+# leaves one that compiles the time to end, and the time after which no further call begins.
+_BRIEF_SECONDS, _LOOK_SECONDS = 5.0, 2.0
 _CALLED = re.compile(r"(?<=^TypeError: )[\w.<>]+(?=\(\))")
 # What Dynamo's errors end with: advice to those who work on Dynamo.
 _FOR_MAINTAINERS = re.compile(
@@ -158,7 +159,9 @@ class _CaseJudge:
         got = None
         try:
             got = self._call(function, arguments)
-        except (TookTooLong, RanksTimedOut) as error:
+        except TookTooLong as error:
+            return Verdict(self.name, TIMED_OUT, str(error), self.place, hint=ENDLESS)
+        except RanksTimedOut as error:
             return Verdict(self.name, TIMED_OUT, str(error), self.place)
         except (Exception, SystemExit) as error:
             if case.raises is None or not isinstance(error, case.raises):
@@ -235,7 +238,7 @@ def _name_mistake(
             for seed, case in others
             if case.ranks is None
         ]
-        shares = [_share_agreed(judges, function, one.function, 2 * brief) for one in same]
+        shares = [_share_agreed(judges, function, one.function) for one in same]
     if max(shares, default=0.0) < 0.5:
         return verdict
     wrong = same[shares.index(max(shares))]
@@ -246,14 +249,10 @@ def _share_agreed(
     judges: list[_CaseJudge],
     function: Callable[..., object],
     wrong: Callable[..., object],
-    seconds: float,
 ) -> float:
-    """In which share of the cases that one of them fails both do the same; 0.5 if none tells.
-
-    Looks at no more cases after these seconds.
-    """
+    """In which share of the cases that one of them fails both do the same; 0.5 if none tells."""
     same = counted = 0
-    until = time.monotonic() + seconds
+    until = time.monotonic() + _LOOK_SECONDS
     for judge in judges:
         if time.monotonic() > until:
             break
@@ -376,6 +375,7 @@ REFERENCE_VARIABLE = "LABKIT_REFERENCE"
 # The notebook that ``labkit check`` runs; a front end names its own in JPY_SESSION_NAME.
 CHECKED_VARIABLE = "LABKIT_CHECKED"
 NOT_RECORDED = "not recorded: no workspace found from this folder"
+ENDLESS = "print in the loop what its condition looks at: does it ever change?"
 # So many failed attempts, each with another answer, open the solution.
 FAILURES_FOR_SOLUTION = 5
 
