@@ -598,8 +598,9 @@ def test_a_slow_call_is_noticed_once_with_its_limit() -> None:
         (7.0, 7, "must be an int, but is a float"),
         (lambda: X, X, "but is a function: is a call missing"),
         (0.1 + 0.2, 0.4, "expected 0.4, got 0.3, off by 0.1"),
+        (X.double() + 1e-6, X.double(), "expected 2.0, got 2.000001, off by"),
     ],
-    ids=["dtype", "number", "function", "float"],
+    ids=["dtype", "number", "function", "float", "close"],
 )
 def test_a_difference_is_said_in_words_and_short_numbers(
     got: Any, expected: Any, text: str

@@ -204,7 +204,9 @@ class _CaseJudge:
             difference = _ask_judge(case, got, arguments, self.limit_seconds)
         if difference is None:
             return None
-        shown = difference.got or (None if case.raises or callable(got) else format_value(got))
+        # Values that are right tell nothing, and what a function returns is none.
+        silent = case.raises or callable(got) or difference.status == FORBIDDEN
+        shown = difference.got or (None if silent else format_value(got))
         return Verdict(
             self.name, difference.status, difference.message, self.place, difference.expected, shown
         )
@@ -508,7 +510,7 @@ def show_verdict(
         Detail("note", note or ""),
     )
     shown = tuple(detail for detail in details if detail.text)
-    sentence = f"`{verdict.exercise}` {verdict.message}"
+    sentence = f"`{verdict.exercise}`: {verdict.message}"
     folded = folded if folded and folded.text else None
     show_card(Card(severity, word, sentence, details=shown, folded=folded), CHECK_MIME, record)
 

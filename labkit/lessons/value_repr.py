@@ -283,12 +283,15 @@ def _compare_values(
     worst = tuple(int(index) for index in torch.unravel_index(ranked.argmax(), ranked.shape))
     count = f"{len(off)} of {got.numel()} values differ" if got.numel() > 1 else "the value differs"
     at = f" at {list(worst)}" if worst else ""
+    wanted, seen = _number(expected[worst]), _number(got[worst])
+    excerpts = _excerpt(expected, worst), _excerpt(got, worst)
+    if wanted == seen:  # they differ in later digits, which an excerpt does not show
+        excerpts = wanted, seen = str(expected[worst].item()), str(got[worst].item())
     return Difference(
         WRONG_VALUES,
-        f"{_of(place)}{count}; largest difference{at}: expected {_number(expected[worst])}, "
-        f"got {_number(got[worst])}, off by {_number(apart[worst])}",
-        _excerpt(expected, worst),
-        _excerpt(got, worst),
+        f"{_of(place)}{count}; largest difference{at}: expected {wanted}, got {seen}, "
+        f"off by {_number(apart[worst])}",
+        *excerpts,
     )
 
 
