@@ -359,4 +359,4 @@ def test_a_self_test_ends_with_its_parent(tmp_path):
             return True
         return state == "Z"  # nobody here waits for it
 
-    assert wait_until(is_gone, timeout_seconds=20)
+    assert wait_until(is_gone, timeout_seconds=30)
