@@ -260,6 +260,15 @@ def newton_by_rows(f: Any, x: torch.Tensor) -> torch.Tensor:
     return (x - torch.linalg.inv(torch.stack(rows)) @ slope).detach()
 
 
+def norms_by_a_jacobian(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    def losses(parameters: dict[str, torch.Tensor]) -> torch.Tensor:
+        return ((functional_call(model, parameters, (x,)) - y) ** 2).sum(dim=1)
+
+    parameters = {name: p.detach() for name, p in model.named_parameters()}
+    parts = [part.flatten(1).norm(dim=1) for part in jacrev(losses)(parameters).values()]
+    return torch.stack(parts).norm(dim=0)
+
+
 def norms_by_rows(model: Any, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     parameters = {name: one.detach() for name, one in model.named_parameters()}
 
@@ -501,13 +510,14 @@ RIGHT = {
     "functional.push_forward": [
         push_by_two_pulls,
         lambda f, x, v: torch.autograd.functional.jvp(f, x, v)[1],
+        lambda f, x, v: jacfwd(lambda t: f(x + t * v))(torch.zeros((), dtype=x.dtype)),
     ],
     "functional.newton_step": [
         newton_by_rows,
         lambda f, x: x - torch.linalg.inv(hessian(f)(x)) @ grad(f)(x),
         lambda f, x: x + torch.linalg.solve(jacrev(jacrev(f))(x), -jacrev(f)(x)),
     ],
-    "functional.gradient_norms": [norms_by_rows],
+    "functional.gradient_norms": [norms_by_rows, norms_by_a_jacobian],
     "devices.add_positions": [
         lambda x: x + torch.arange(len(x), device=x.device).to(x.dtype).view(-1, 1),
         lambda x: x + torch.ones_like(x[:, :1]).cumsum(0).to(x.dtype) - 1,
@@ -523,10 +533,13 @@ RIGHT = {
     "compile.build_normalizer": [
         lambda: lambda x: ((x - x.mean()) / x.std(), x.mean()),
         lambda: lambda x: (torch.sub(x, x.mean()).div(x.var().sqrt()), x.sum() / x.numel()),
+        # Compiled by the learner: its values must not cost a compile with Inductor.
+        lambda: torch.compile(lambda x: ((x - x.mean()) / x.std(), x.mean()), fullgraph=True),
     ],
     "compile.make_clipper": [
         make_scaling_clipper,
         lambda limit: lambda x: x * torch.clamp(limit / (x.norm() + 1e-12), max=1.0),
+        lambda limit: torch.compile(lambda x: x * (limit / x.norm().clamp(min=limit))),
     ],
     "compile.count_compiles": [count_with_a_class],
     "compile.compile_in_buckets": [buckets_by_zeros],

@@ -163,6 +163,16 @@ def test_an_exercise_is_called_what_its_heading_says(lab: Lab) -> None:
             id="no wrong answers",
         ),
         pytest.param(
+            LESSON,
+            EXERCISES.replace(
+                'WrongAnswer("in place",',
+                'WrongAnswer("adds", lambda x: x.add_(x), "changed_argument", 1),'
+                ' WrongAnswer("in place",',
+            ),
+            "the wrong answer 'in place' gets the hint of an answer that adds",
+            id="a hint for another mistake",
+        ),
+        pytest.param(
             LESSON + "\n# %%\ndef (\n", EXERCISES, "invalid syntax", id="a cell that is no Python"
         ),
     ],
