@@ -276,6 +276,22 @@ def test_a_name_that_no_url_can_hold_is_told_apart_from_a_deleted_notebook(work,
     assert "not UTF-8" in page and "\\udce9" in page and "deleted" not in page
 
 
+@pytest.mark.parametrize(
+    ("make", "kind"),
+    [(os.mkfifo, "named pipe"), (lambda path: path.symlink_to(path.name), "symbolic link")],
+    ids=["pipe", "link-to-itself"],
+)
+def test_what_no_browser_can_open_is_named_and_no_way_leads_there(work, labs, make, kind):
+    edit(work / "02_big.ipynb")
+    replace_by(make, "02_big.ipynb")(work)
+    overview = read_overview(work, labs)
+    assert overview.next.card.notebook == FIRST
+    assert kind in overview.cards[1].trouble and "labkit reset big" in overview.cards[1].trouble
+    assert "deleted" not in render_start(overview, "CPU")
+    reset_lab(work, labs[1])
+    assert read_overview(work, labs).cards[1].trouble is None
+
+
 def add_picture(notebook):
     picture = {"image/png": "A" * 2_000_000}
     output = {"output_type": "display_data", "metadata": {}, "data": picture}

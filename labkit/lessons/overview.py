@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from labkit.errors import LabkitError
-from labkit.files import STATE_FOLDER, find_labs_folder
+from labkit.files import STATE_FOLDER, find_labs_folder, name_kind
 from labkit.lessons.catalog import Lab, exercise_titles, find_labs
 from labkit.lessons.learner import OnRead, called_checks, find_notebooks
 from labkit.lessons.notebooks import cell_source, digest_parsed, read_notebook
@@ -97,7 +97,7 @@ def read_overview(
             trouble,
         )
         for lab, known in zip(labs, titles.values(), strict=True)
-        for place, trouble in [_describe_place(workspace, paths.get(lab.name))]
+        for place, trouble in [_describe_place(workspace, paths.get(lab.name), lab)]
     )
     edited = {}
     for card in cards:
@@ -140,15 +140,25 @@ def _find_paths(
     return {**there, **(find_notebooks(folder, gone, on_read) if gone else {})}
 
 
-def _describe_place(workspace: Path, path: Path | None) -> tuple[str | None, str | None]:
+def _describe_place(workspace: Path, path: Path | None, lab: Lab) -> tuple[str | None, str | None]:
     """The path of a lab's notebook below the workspace, or None, and why it cannot be opened."""
     if path is None:
         return None, None
     place = path.relative_to(workspace).as_posix()
-    if _is_utf8(place):
-        return place, None
     name = place.encode(errors="backslashreplace").decode()
-    return None, f"No browser can open its notebook {name}: the name is not UTF-8. Rename the file."
+    if not _is_utf8(place):
+        return None, (
+            f"No browser can open its notebook {name}: the name is not UTF-8. Rename the file."
+        )
+    if os.path.isfile(path):  # noqa: PTH113 - it raises nothing
+        return place, None
+    try:
+        kind = name_kind(path.lstat().st_mode)
+    except OSError:  # it just went
+        return None, None
+    lost = " that leads to no file" if path.is_symlink() else ""
+    keep = f"labkit reset {lab.name} puts a fresh notebook there, and keeps what is there now."
+    return None, f"Its notebook {name} is {kind}{lost}: {keep}"
 
 
 def _is_utf8(text: object) -> bool:
