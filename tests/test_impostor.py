@@ -21,11 +21,11 @@ from labkit.launch.stop import stop_lab
 from labkit.launch.up import start_lab
 from tests.fakes.played_lab import (
     claim_everything,
-    find_free_port,
     impostor,
     make_played_checkout,
     relay_to,
 )
+from tests.ports import choose_port
 
 # The lab's process outlives its Popen object: that is what it is for.
 pytestmark = pytest.mark.filterwarnings("ignore:subprocess:ResourceWarning")
@@ -35,7 +35,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:subprocess:ResourceWarning")
 def checkout(tmp_path, monkeypatch):
     """A checkout with a played JupyterLab, whose default port is a free one."""
     made = make_played_checkout(tmp_path)
-    monkeypatch.setattr(up, "DEFAULT_PORT", find_free_port())
+    monkeypatch.setattr(up, "DEFAULT_PORT", choose_port())
     monkeypatch.setattr(up, "HEALTH_LIMIT_SECONDS", 30.0)
     yield made
     stop_lab(made, Steps(io.StringIO()))

@@ -25,7 +25,8 @@ from tests.fakes.other_users import (
     find_users_python,
     open_folder,
 )
-from tests.fakes.played_lab import find_free_port, make_played_checkout
+from tests.fakes.played_lab import make_played_checkout
+from tests.ports import choose_port
 
 pytestmark = pytest.mark.root
 
@@ -170,7 +171,7 @@ def test_a_squatter_on_a_dead_labs_port_gets_nothing(house: House):
 
 @pytest.mark.slow
 def test_a_racer_that_takes_the_port_while_the_lab_starts_gets_nothing(house: House):
-    port = find_free_port()
+    port = choose_port()
     hold = house.checkout.state_folder / "hold"
     hold.touch()
     up = subprocess.Popen(  # type: ignore[call-overload]

@@ -20,7 +20,7 @@ from labkit.launch.serve import (
     prepare_folders,
 )
 from labkit.process import SAFE_PATH, run_command
-from tests.fakes.played_lab import find_free_port
+from tests.ports import choose_port
 
 ROOT = Path(__file__).parents[1]
 
@@ -145,7 +145,7 @@ def test_further_arguments_are_jupyterlabs(became, tmp_path, monkeypatch):
 def test_the_labs_in_a_folder_without_a_checkout(became, tmp_path, monkeypatch):
     monkeypatch.setenv("LABKIT_STATE", str(tmp_path / "state"))
     monkeypatch.setenv("JUPYTER_CONFIG_PATH", "/home/ada/.jupyter")
-    port = str(find_free_port())
+    port = str(choose_port())
     assert main(["lab", str(tmp_path / "a lab"), "--port", port]) == 0
     [(command, values)] = became
     assert command[1:] == [*SAFE_PATH, "-m", "jupyterlab"]

@@ -101,13 +101,6 @@ def make_played_checkout(folder: Path, interpreter: str = sys.executable) -> Che
     return Checkout(checkout.resolve())
 
 
-def find_free_port() -> int:
-    """A port of loopback that nothing listens on."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
-
-
 Reply = Callable[[bytes], bytes]
 
 
