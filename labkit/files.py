@@ -11,6 +11,7 @@ import os
 import secrets
 import shlex
 import stat
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
@@ -39,6 +40,10 @@ LARGEST_BYTES = 512 * 2**20
 # No record of labkit's own comes near.
 LARGEST_RECORD_BYTES = 32 * 2**20
 
+# Windows has no links to follow; there, only O_BINARY keeps line ends as they are.
+NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)
+_BINARY = getattr(os, "O_BINARY", 0)
+_NO_WAIT = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
 # Errors of file systems without hard links (FAT, FUSE, some bind mounts into containers).
 _NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV, errno.EACCES}
 # AT_FDCWD, and the flag that renameat2 takes not to overwrite.
@@ -62,7 +67,7 @@ class Disk:
 
     def write_new(self, path: Path, data: bytes, mode: int = 0o644) -> None:
         """Creates the file and waits until it is on disk. FileExistsError if the name is taken."""
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | NO_FOLLOW | _BINARY
         handle = os.open(path, flags, mode)
         with os.fdopen(handle, "wb") as file:
             give_to_owner(handle, path.parent)
@@ -72,7 +77,10 @@ class Disk:
 
     def link(self, source: Path, target: Path) -> None:
         """Gives ``source`` a second name. FileExistsError if the name is taken."""
-        os.link(source, target, follow_symlinks=False)
+        if os.link in os.supports_follow_symlinks:
+            os.link(source, target, follow_symlinks=False)
+        else:
+            os.link(source, target)
 
     def rename_new(self, source: Path, target: Path) -> bool:
         """Renames to a free name in one step; False where the system has no such step.
@@ -81,7 +89,8 @@ class Disk:
         """
         import ctypes
 
-        rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+        library = None if sys.platform == "win32" else ctypes.CDLL(None, use_errno=True)
+        rename = getattr(library, "renameat2", None)
         if rename is None:
             return False
         names = (ctypes.c_char_p(os.fsencode(source)), ctypes.c_char_p(os.fsencode(target)))
@@ -93,7 +102,8 @@ class Disk:
 
     def claim(self, path: Path) -> int:
         """Creates an empty file and returns its descriptor. FileExistsError if it exists."""
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644)
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | NO_FOLLOW | _BINARY
+        handle = os.open(path, flags, 0o644)
         give_to_owner(handle, path.parent)
         return handle
 
@@ -110,7 +120,10 @@ class Disk:
         if path.is_dir():
             return
         path.mkdir(parents=True, exist_ok=True)
-        handle = os.open(path, os.O_RDONLY)
+        try:
+            handle = os.open(path, os.O_RDONLY)
+        except PermissionError:  # Windows opens no folder, and has no owner to give it to
+            return
         try:
             give_to_owner(handle, path.parent)
         finally:
@@ -143,8 +156,8 @@ def read_regular(path: Path, flags: int = 0, most_bytes: int = LARGEST_BYTES) ->
 def open_regular(path: Path, flags: int = 0, most_bytes: int | None = None) -> BinaryIO:
     """A regular file, open for reading; see `read_regular`."""
     # Looks before it opens: opening a device can have effects, and a socket cannot be opened.
-    _check_kind(path.stat(follow_symlinks=not flags & os.O_NOFOLLOW), path, most_bytes)
-    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | flags)
+    _check_kind(path.stat(follow_symlinks=not flags & NO_FOLLOW), path, most_bytes)
+    handle = os.open(path, os.O_RDONLY | _NO_WAIT | _BINARY | flags)
     try:
         _check_kind(os.fstat(handle), path, most_bytes)  # the name may be another file's by now
     except OSError:
@@ -183,7 +196,7 @@ def give_to_owner(handle: int, folder: Path) -> None:
 
     File systems that refuse chown (FAT, FUSE, a root-squashing server) keep the file as it is.
     """
-    if os.geteuid() == 0:
+    if hasattr(os, "geteuid") and os.geteuid() == 0:
         with contextlib.suppress(OSError):
             owner = folder.stat()
             os.fchown(handle, owner.st_uid, owner.st_gid)
@@ -325,7 +338,7 @@ def hold_lock(
     except ImportError:  # Windows
         yield
         return
-    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | NO_FOLLOW, 0o644)
     try:
         give_to_owner(handle, path.parent)
         started = time.monotonic()

@@ -56,7 +56,7 @@ def kill_server(checkout: Checkout) -> None:
     started = state.handle.process_started
     assert wait_until(
         lambda: server.is_running(LabHandle(None, state.handle.process_id, started)) is False,
-        timeout_seconds=5,
+        timeout_seconds=60,
     )
 
 
@@ -158,7 +158,7 @@ def test_a_port_that_is_taken_while_the_server_starts(checkout, asked):
 
     starting = threading.Thread(target=run)
     starting.start()
-    assert wait_until(lambda: read_state(checkout) is not None, timeout_seconds=30)
+    assert wait_until(lambda: read_state(checkout) is not None, timeout_seconds=60)
     with impostor(first) as other:
         hold.unlink()
         starting.join(60)
@@ -192,7 +192,7 @@ def test_while_the_lab_does_not_listen_nothing_is_sent_to_its_port(checkout):
     hold.touch()
     starting = threading.Thread(target=start, args=(checkout,))
     starting.start()
-    assert wait_until(lambda: read_state(checkout) is not None, timeout_seconds=30)
+    assert wait_until(lambda: read_state(checkout) is not None, timeout_seconds=60)
     port = up.DEFAULT_PORT
     with impostor(port) as other:
         assert read_status(checkout).condition == "foreign"

@@ -156,7 +156,7 @@ def test_a_squatter_on_a_dead_labs_port_gets_nothing(house: House):
     squatter = house.attack(SQUAT, str(port))
     assert squatter.stdout and squatter.stdout.readline() == "tries\n"
     os.kill(handle.process_id, signal.SIGKILL)
-    assert wait_until(lambda: not is_running(handle), timeout_seconds=10)
+    assert wait_until(lambda: not is_running(handle), timeout_seconds=30)
     assert squatter.stdout.readline() == "listens\n"
 
     status = house.labkit("status", "--json")
@@ -181,7 +181,7 @@ def test_a_racer_that_takes_the_port_while_the_lab_starts_gets_nothing(house: Ho
         stderr=subprocess.STDOUT,
         text=True,
     )
-    assert wait_until(lambda: read_state(house.checkout) is not None, timeout_seconds=60)
+    assert wait_until(lambda: read_state(house.checkout) is not None, timeout_seconds=30)
     racer = house.attack(SQUAT, str(port))
     assert racer.stdout and racer.stdout.readline() == "tries\n"
     assert racer.stdout.readline() == "listens\n"

@@ -658,6 +658,6 @@ def test_a_notebooks_kernel_answers_for_itself(lab_server: LabServer):
     try:
         assert wait_until(lambda: ask()["kernel"], timeout_seconds=60)
         assert any(part.startswith("kernel ") for part in ask()["parts"])
-        assert wait_until(lambda: "<svg" in ask("&panel=1")["panel"], timeout_seconds=20)
+        assert wait_until(lambda: "<svg" in ask("&panel=1")["panel"], timeout_seconds=60)
     finally:
         lab_server.ask(f"/api/kernels/{kernel}", method="DELETE", token=lab_server.token)

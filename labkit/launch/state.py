@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import ipaddress
 import json
 import os
@@ -265,6 +264,8 @@ def hold_lock(checkout: Checkout, on_wait: Callable[[], None]) -> Iterator[None]
 
     ``on_wait`` is called once before waiting. The system releases the lock when the process ends.
     """
+    import fcntl  # not on Windows, where the command line refuses what the lock guards
+
     prepare_state_folder(checkout)
     path = checkout.state_folder / "lock"
     try:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from labkit.errors import LabkitError
-from labkit.files import read_regular
+from labkit.files import NO_FOLLOW, read_regular
 from labkit.lessons.catalog import Lab
 
 BEGIN, END = "### BEGIN SOLUTION", "### END SOLUTION"
@@ -244,7 +243,7 @@ def read_digests(path: Path) -> Digests | None:
     A symbolic link is not followed.
     """
     try:
-        return digest_notebook(read_regular(path, os.O_NOFOLLOW))
+        return digest_notebook(read_regular(path, NO_FOLLOW))
     except (OSError, ValueError, RecursionError):
         return None
 

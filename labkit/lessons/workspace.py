@@ -30,6 +30,7 @@ from labkit import __version__
 from labkit.errors import LabkitError
 from labkit.files import (
     LARGEST_RECORD_BYTES,
+    NO_FOLLOW,
     SAVE_PREFIX,
     SAVE_SECONDS,
     STATE_FOLDER,
@@ -301,7 +302,7 @@ class _Keeper:
     def _restore_save(self, path: Path, saved: Path) -> str:
         """Renames the copy to the broken file's name; says where the broken file was kept."""
         said = ""
-        data = read_regular(path, os.O_NOFOLLOW)
+        data = read_regular(path, NO_FOLLOW)
         if data:
             kept = dated_name(path, BROKEN, self.now)
             place_new(self.disk, kept, data, self.state)
@@ -549,7 +550,7 @@ def _judge_save(path: Path, saved: Path) -> bool | None:
         try:
             if not _is_plain(path) or not _is_plain(saved):
                 return None
-            now, before = (read_regular(one, os.O_NOFOLLOW) for one in (path, saved))
+            now, before = (read_regular(one, NO_FOLLOW) for one in (path, saved))
             # Read last: a save that began before this has set it.
             details = path.lstat()
         except OSError:
