@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -147,6 +148,13 @@ def test_a_file_without_a_token_is_an_error(tmp_path, content):
         find_token({"LABKIT_TOKEN_FILE": str(tmp_path / "token"), "JUPYTER_TOKEN": "other"})
     assert str(tmp_path / "token") in caught.value.what
     assert caught.value.fix
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, Path.mkdir], ids=["pipe", "folder"])
+def test_what_is_not_a_token_file_is_named_and_not_waited_for(tmp_path, make):
+    make(tmp_path / "token")
+    with pytest.raises(UsageError, match=r"it is a (named pipe|folder)"):
+        find_token({"LABKIT_TOKEN_FILE": str(tmp_path / "token")})
 
 
 # A configuration that does not load

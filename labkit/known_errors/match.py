@@ -289,7 +289,7 @@ class _Block:
                 yield number, find_stage(strip_ansi(raw)), final
 
     def _may_match(self, expression: Expression) -> bool:
-        """Whether the text has the expression's parts of words, and one of each group of choices."""
+        """Whether the text has the parts of words, and one of each group of choices."""
         _, parts, choices = expression.keys
         return all(map(self._contains, parts)) and all(
             any(map(self._contains, each)) for each in choices

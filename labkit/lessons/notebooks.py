@@ -208,7 +208,11 @@ class Digests:
 
 def digest_notebook(data: bytes) -> Digests:
     """The digests of a notebook's bytes. ValueError if they are not a notebook."""
-    notebook = parse_notebook(data)
+    return digest_parsed(parse_notebook(data))
+
+
+def digest_parsed(notebook: dict[str, Any]) -> Digests:
+    """The digests of a notebook that was read."""
     # JupyterLab adds an empty cell when the last one is run; this is not an edit.
     cells = [
         (cell, content)
