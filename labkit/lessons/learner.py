@@ -281,7 +281,7 @@ def find_notebooks(
 
     ``on_read`` is called with each notebook before it is read.
     """
-    entries = _read_entries(workspace)
+    entries = read_entries(workspace)
     owned: dict[str, list[Path]] = {lab.name: [] for lab in labs}
     names = {_name_file(lab, entries): lab.name for lab in labs}
     for path in list_notebooks(workspace):
@@ -315,7 +315,7 @@ def _written_at(path: Path) -> int:
 
 def find_backups(workspace: Path, lab: Lab) -> tuple[Path, ...]:
     """The copies of the lab's notebook that a reset kept."""
-    names = {_name_file(lab, _read_entries(workspace)): lab.name}
+    names = {_name_file(lab, read_entries(workspace)): lab.name}
     backups = filter(is_backup, list_notebooks(workspace))
     return tuple(path for path in backups if lab.name in _list_owners(path, names))
 
@@ -351,7 +351,8 @@ def called_checks(source: str) -> list[str]:
     return _CHECK_CALL.findall(source)
 
 
-def _read_entries(workspace: Path) -> Mapping[str, Entry]:
+def read_entries(workspace: Path) -> Mapping[str, Entry]:
+    """The manifest's entries, by lab; empty if it cannot be read."""
     try:
         return read_manifest(workspace / STATE_FOLDER).entries
     except (OSError, ValueError):
