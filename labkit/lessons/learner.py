@@ -208,7 +208,10 @@ OnRead = Callable[[Path], None]
 
 @dataclass(frozen=True)
 class Answer:
-    """A notebook's result for one exercise: a verdict's status, or why there is none."""
+    """A notebook's result for one exercise: a verdict's status, or why there is none.
+
+    ``note`` says why the attempt was not recorded, or what became of a broken record.
+    """
 
     exercise: str
     status: str
@@ -218,6 +221,7 @@ class Answer:
     got: str | None = None
     mistake: str | None = None
     hints: tuple[str, ...] = ()
+    note: str | None = None
 
 
 @dataclass(frozen=True)
@@ -415,6 +419,7 @@ def _answer(name: str, record: dict[str, Any] | None, cells: list[Any]) -> Answe
             record.get("got"),
             record.get("mistake"),
             tuple(record.get("hints", ())),
+            record.get("note"),
         )
     calling = [cell for cell in cells if name in called_checks(cell_source(cell))]
     if not calling:
