@@ -120,7 +120,7 @@ def show_progress(arguments: Namespace) -> int:
         score = asdict(progress.score(lab.name))
         labs.append({**row, "exercises": entries, "predictions": score})
     if progress.note:
-        print(f"warning: {progress.note}; the next check starts a new one", file=sys.stderr)
+        print(f"warning: {progress.note}", file=sys.stderr)
     if arguments.json:
         print_json({"workspace": str(workspace), "labs": labs, "note": progress.note})
     else:
