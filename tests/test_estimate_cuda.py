@@ -147,7 +147,7 @@ def test_devices_that_do_not_meet_are_the_steps_own_error():
         here, there = torch.ones(3), torch.ones(3, device="cuda")
         return lambda: here + there
 
-    with pytest.raises(UsageError, match="same device|different devices"):
+    with pytest.raises(UsageError, match=r"same device|different devices"):
         estimate_memory(make_step, device="H100")
 
 
