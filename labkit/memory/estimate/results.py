@@ -7,11 +7,13 @@ as long to compute a fake result, or to find it in its own cache, as ``Recipe.ma
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensor
 
+from labkit.memory.estimate.values import LIKE
 from labkit.memory.track.storages import list_tensors
 
 # The most recipes, in all estimates of a process.
@@ -27,7 +29,8 @@ class Made(NamedTuple):
     """A new tensor among an operator's results.
 
     ``source`` is the place of the argument whose storage it shares, None for a new storage of
-    ``storage_bytes``. ``attributes`` are those of Python's object.
+    ``storage_bytes``, which is ``resized`` if the shape needs another size. ``attributes`` are
+    those of Python's object, ``place`` is the device's name.
     """
 
     shape: torch.Size
@@ -37,7 +40,10 @@ class Made(NamedTuple):
     device: torch.device
     source: int | None
     storage_bytes: int
+    resized: bool
     attributes: dict[str, Any]
+    place: str
+    on_cuda: bool
 
 
 class Same(NamedTuple):
@@ -67,18 +73,18 @@ class Recipe(NamedTuple):
     freed_bytes: int
     allocates: bool
 
-    def make(self, taken: list[Any], mode: Any) -> tuple[Any, list[Any]]:
-        """The results for these tensor arguments, and those of them that have a new storage."""
-        made, new = [], []
+    def make(self, taken: list[Any], mode: Any, add: Callable[[Any, Made], object]) -> Any:
+        """The results for these tensor arguments; ``add`` is called with each new storage."""
+        made = []
         for part in self.parts:
-            if isinstance(part, Made):
+            if type(part) is Made:
                 one = _make_tensor(part, taken, mode)
                 if part.source is None:
-                    new.append(one)
-                made.append(one)
+                    add(one, part)
             else:
-                made.append(taken[part.place] if isinstance(part, Same) else part.value)
-        return (made[0] if self.kind is None else self.kind(made)), new
+                one = taken[part.place] if type(part) is Same else part.value  # type: ignore[union-attr]
+            made.append(one)
+        return made[0] if self.kind is None else self.kind(made)
 
 
 def _make_tensor(part: Made, taken: list[Any], mode: Any) -> Any:
@@ -86,7 +92,7 @@ def _make_tensor(part: Made, taken: list[Any], mode: Any) -> Any:
     with torch._C._DisableTorchDispatch():
         if part.source is None:
             elem = torch.empty_strided(part.shape, part.strides, dtype=part.dtype, device=META)
-            if part.storage_bytes >= 0:
+            if part.resized:
                 elem.untyped_storage().resize_(part.storage_bytes)
         else:
             storage = taken[part.source].untyped_storage()
@@ -111,13 +117,13 @@ class Call:
 
     __slots__ = ("_loose", "key", "known", "tensors")
 
-    def __init__(self, operator: Any, arguments: Any, named: Any, placement: str) -> None:
+    def __init__(self, facts: Facts, arguments: Any, named: Any, placement: str) -> None:
         self.tensors: list[Any] = []
         # Whether the values of one of the tensors are known.
         self.known = False
-        number, self._loose = _find_facts(operator)
-        found = [number, placement, torch.is_grad_enabled(), torch.get_num_threads()]
-        whole = self._describe(arguments, found) and number > 0
+        self._loose = facts.loose
+        found = [facts.number, placement, torch.is_grad_enabled(), torch.get_num_threads()]
+        whole = self._describe(arguments, found) and facts.number > 0
         if named:
             whole = self._describe(tuple(named.items()), found) and whole
         if whole and placement == "gpu":
@@ -129,7 +135,19 @@ class Call:
         for value in values:
             kind = type(value)
             if kind is FakeTensor:
-                self._add_tensor(value, found)
+                self.tensors.append(value)
+                state = value.__dict__
+                if "labkit_value" in state:
+                    self.known = True
+                found += (
+                    value.shape,
+                    value.stride(),
+                    value.storage_offset(),
+                    value.dtype,
+                    state.get("_fake_device") or value.fake_device,
+                    value.requires_grad,
+                    torch._C._dispatch_keys(value).raw_repr(),  # type: ignore[attr-defined]
+                )
             elif kind in PLAIN:
                 found.append(kind)
                 if not (loose and kind is float):
@@ -143,37 +161,35 @@ class Call:
                 self.tensors += list_tensors(value)
         return whole
 
-    def _add_tensor(self, tensor: Any, found: list[Any]) -> None:
-        self.tensors.append(tensor)
-        state = tensor.__dict__
-        if "labkit_value" in state:
-            self.known = True
-        found += (
-            tensor.shape,
-            tensor.stride(),
-            tensor.storage_offset(),
-            tensor.dtype,
-            state.get("_fake_device") or tensor.fake_device,
-            tensor.requires_grad,
-            torch._C._dispatch_keys(tensor).raw_repr(),  # type: ignore[attr-defined]
-        )
-
 
 SEQUENCES = (list, tuple, torch.Size)
-# A number for each operator, 0 for those whose results are not repeated; and whether only the
-# types of its numbers matter, not their values.
-_facts: dict[Any, tuple[int, bool]] = {}
 
 
-def _find_facts(operator: Any) -> tuple[int, bool]:
+class Facts(NamedTuple):
+    """What calls of an operator have in common.
+
+    ``number`` is its own, 0 if its results are not repeated. ``loose``: only the types of its
+    numbers matter, not their values. ``like``: it takes a tensor for its shape alone.
+    """
+
+    number: int
+    name: str
+    loose: bool
+    like: bool
+
+
+_facts: dict[Any, Facts] = {}
+
+
+def find_facts(operator: Any) -> Facts:
+    """The operator's facts, found once."""
     facts = _facts.get(operator)
     if facts is None:
-        number = len(_facts) + 1 if getattr(operator, "namespace", "") == "aten" else 0
-        loose = False
-        if number:
-            name = operator._schema.name.partition("::")[2]
+        number, name, loose = 0, "", False
+        if getattr(operator, "namespace", "") == "aten":
+            number, name = len(_facts) + 1, operator._schema.name.partition("::")[2]
             loose = torch.Tag.pointwise in operator.tags or name.startswith("_foreach_")
-        facts = _facts[operator] = number, loose
+        facts = _facts[operator] = Facts(number, name, loose, name in LIKE)
     return facts
 
 
@@ -254,8 +270,11 @@ def _take_tensor_apart(value: Any, sources: dict[int, int]) -> Made | None:
         value.dtype,
         value.fake_device,
         source,
-        -1 if count == expected else count,
+        count,
+        count != expected,
         attributes,
+        str(value.fake_device),
+        value.fake_device.type == "cuda",
     )
 
 
