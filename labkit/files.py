@@ -11,12 +11,15 @@ import os
 import secrets
 import shlex
 import stat
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
+from typing import BinaryIO
 
 from labkit.errors import LabkitError
+from labkit.text import format_bytes
 
 WORKSPACE_VARIABLE = "LABKIT_WORKSPACE"
 # The workspace's path on the host, for a command that the launcher runs in a container.
@@ -32,11 +35,29 @@ TEMPORARY_PREFIX = "tmp-"
 SAVE_PREFIX = ".~"
 # A save that takes longer was killed.
 SAVE_SECONDS = 2.0
+# A larger file is not read into memory; JupyterLab cannot open such a notebook either.
+LARGEST_BYTES = 512 * 2**20
+# No record of labkit's own comes near.
+LARGEST_RECORD_BYTES = 32 * 2**20
 
+# Windows has no links to follow; there, only O_BINARY keeps line ends as they are.
+NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)
+_BINARY = getattr(os, "O_BINARY", 0)
+_NO_WAIT = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
 # Errors of file systems without hard links (FAT, FUSE, some bind mounts into containers).
 _NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV, errno.EACCES}
 # AT_FDCWD, and the flag that renameat2 takes not to overwrite.
 _HERE, _NO_REPLACE = -100, 1
+# Errors that something of another kind under the name of a file or folder gives.
+_WRONG_KINDS = {
+    errno.EEXIST,
+    errno.EISDIR,
+    errno.ENOTDIR,
+    errno.ENXIO,
+    errno.ELOOP,
+    errno.EINVAL,
+    errno.EFBIG,
+}
 # Errors of network file systems without locks: two processes can then run at the same time.
 _NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS}
 
@@ -46,7 +67,7 @@ class Disk:
 
     def write_new(self, path: Path, data: bytes, mode: int = 0o644) -> None:
         """Creates the file and waits until it is on disk. FileExistsError if the name is taken."""
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | NO_FOLLOW | _BINARY
         handle = os.open(path, flags, mode)
         with os.fdopen(handle, "wb") as file:
             give_to_owner(handle, path.parent)
@@ -56,7 +77,10 @@ class Disk:
 
     def link(self, source: Path, target: Path) -> None:
         """Gives ``source`` a second name. FileExistsError if the name is taken."""
-        os.link(source, target, follow_symlinks=False)
+        if os.link in os.supports_follow_symlinks:
+            os.link(source, target, follow_symlinks=False)
+        else:
+            os.link(source, target)
 
     def rename_new(self, source: Path, target: Path) -> bool:
         """Renames to a free name in one step; False where the system has no such step.
@@ -65,7 +89,8 @@ class Disk:
         """
         import ctypes
 
-        rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+        library = None if sys.platform == "win32" else ctypes.CDLL(None, use_errno=True)
+        rename = getattr(library, "renameat2", None)
         if rename is None:
             return False
         names = (ctypes.c_char_p(os.fsencode(source)), ctypes.c_char_p(os.fsencode(target)))
@@ -77,7 +102,8 @@ class Disk:
 
     def claim(self, path: Path) -> int:
         """Creates an empty file and returns its descriptor. FileExistsError if it exists."""
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644)
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | NO_FOLLOW | _BINARY
+        handle = os.open(path, flags, 0o644)
         give_to_owner(handle, path.parent)
         return handle
 
@@ -94,7 +120,10 @@ class Disk:
         if path.is_dir():
             return
         path.mkdir(parents=True, exist_ok=True)
-        handle = os.open(path, os.O_RDONLY)
+        try:
+            handle = os.open(path, os.O_RDONLY)
+        except PermissionError:  # Windows opens no folder, and has no owner to give it to
+            return
         try:
             give_to_owner(handle, path.parent)
         finally:
@@ -110,16 +139,56 @@ class Disk:
                 os.close(handle)
 
 
-def read_regular(path: Path, flags: int = 0) -> bytes:
-    """The content of a regular file. OSError for anything else: a named pipe is not waited for.
+class WrongKindError(OSError):
+    """A folder, a pipe or a device has the name of a file, or the file is too large to be read."""
 
-    ``flags`` are added to those of `os.open`, for instance O_NOFOLLOW.
+
+def read_regular(path: Path, flags: int = 0, most_bytes: int = LARGEST_BYTES) -> bytes:
+    """The content of a regular file. WrongKindError for anything else, and for a larger file.
+
+    ``flags`` are added to those of `os.open`, for instance O_NOFOLLOW. A named pipe is not waited
+    for.
     """
-    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | flags)
-    with os.fdopen(handle, "rb") as file:
-        if not stat.S_ISREG(os.fstat(handle).st_mode):
-            raise OSError(errno.EINVAL, "not a regular file", str(path))
+    with open_regular(path, flags, most_bytes) as file:
         return file.read()
+
+
+def open_regular(path: Path, flags: int = 0, most_bytes: int | None = None) -> BinaryIO:
+    """A regular file, open for reading; see `read_regular`."""
+    # Looks before it opens: opening a device can have effects, and a socket cannot be opened.
+    _check_kind(path.stat(follow_symlinks=not flags & NO_FOLLOW), path, most_bytes)
+    handle = os.open(path, os.O_RDONLY | _NO_WAIT | _BINARY | flags)
+    try:
+        _check_kind(os.fstat(handle), path, most_bytes)  # the name may be another file's by now
+    except OSError:
+        os.close(handle)
+        raise
+    return os.fdopen(handle, "rb")
+
+
+def _check_kind(status: os.stat_result, path: Path, most_bytes: int | None) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        kind = name_kind(status.st_mode)
+        raise WrongKindError(errno.EINVAL, f"it is {kind}, not a file", str(path))
+    if most_bytes is not None and status.st_size > most_bytes:
+        size = f"{format_bytes(status.st_size)}, more than {format_bytes(most_bytes)}"
+        raise WrongKindError(errno.EFBIG, f"it has {size}", str(path))
+
+
+def name_kind(mode: int) -> str:
+    """What a file mode says that something is.
+
+    >>> name_kind(stat.S_IFIFO | 0o644)
+    'a named pipe'
+    """
+    kinds = {
+        stat.S_IFREG: "a file",
+        stat.S_IFDIR: "a folder",
+        stat.S_IFLNK: "a symbolic link",
+        stat.S_IFIFO: "a named pipe",
+        stat.S_IFSOCK: "a socket",
+    }
+    return kinds.get(stat.S_IFMT(mode), "a device")
 
 
 def give_to_owner(handle: int, folder: Path) -> None:
@@ -127,7 +196,7 @@ def give_to_owner(handle: int, folder: Path) -> None:
 
     File systems that refuse chown (FAT, FUSE, a root-squashing server) keep the file as it is.
     """
-    if os.geteuid() == 0:
+    if hasattr(os, "geteuid") and os.geteuid() == 0:
         with contextlib.suppress(OSError):
             owner = folder.stat()
             os.fchown(handle, owner.st_uid, owner.st_gid)
@@ -269,7 +338,7 @@ def hold_lock(
     except ImportError:  # Windows
         yield
         return
-    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | NO_FOLLOW, 0o644)
     try:
         give_to_owner(handle, path.parent)
         started = time.monotonic()
@@ -304,23 +373,63 @@ def explain_disk_errors(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        cause = error.strerror or str(error)
-        named = f"{cause} ({error.filename})" if error.filename else cause
-        quoted = shlex.quote(str(error.filename or folder))
-        full = "free some space, then try again: no notebook was changed"
-        chown = f"chown -R $(id -u):$(id -g) {shlex.quote(str(folder))}"
-        fix = {
-            errno.ENOSPC: full,
-            errno.EDQUOT: full,
-            errno.EROFS: "mount the workspace so that it can be written to",
-            errno.EACCES: chown,
-            # A file made immutable with chattr +i gives this error too.
-            errno.EPERM: f"{chown}; if `lsattr -d {quoted}` shows an i: chattr -i {quoted}",
-            errno.ELOOP: f"remove the symbolic link {error.filename}",
-        }.get(error.errno or 0)
-        raise LabkitError(
-            f"the workspace {folder} could not be written to", cause=named, fix=fix
-        ) from error
+        raise explain_wrong_kind(error) or _explain_refusal(error, folder) from error
+
+
+def explain_wrong_kind(error: OSError) -> LabkitError | None:
+    """The explanation if something else has the name of a file or folder of labkit's."""
+    # Of a rename, the second name is the one that something else has.
+    name = getattr(error, "filename2", None) or error.filename
+    if error.errno not in _WRONG_KINDS or not isinstance(name, str | Path):
+        return None
+    try:
+        kind = name_kind(os.lstat(name).st_mode)
+    except OSError:
+        return None
+    path = name_outside(Path(name))
+    quoted, free = shlex.quote(str(path)), shlex.quote(f"{path}.moved")
+    return LabkitError(
+        f"{path} is {kind}",
+        cause="labkit keeps its own records under this name",
+        fix=f"mv {quoted} {free}",
+    )
+
+
+def _explain_refusal(error: OSError, folder: Path) -> LabkitError:
+    cause = error.strerror or str(error)
+    path = Path(error.filename) if isinstance(error.filename, str) else folder
+    shown = name_outside(path)
+    quoted, whole = shlex.quote(str(shown)), shlex.quote(str(name_outside(folder)))
+    if error.errno in (errno.EACCES, errno.EPERM):
+        owner = _find_owner(path)
+        if owner is not None and owner != os.geteuid():
+            cause += f"; it belongs to uid {owner}, and you are uid {os.geteuid()}"
+        own = owner == os.geteuid()
+        chown = f"{'' if os.geteuid() == 0 else 'sudo '}chown -R $(id -u):$(id -g) {whole}"
+        give = f"chmod -R u+rwX {whole}" if own and os.geteuid() else chown
+    full = "free some space, then try again: no notebook was changed"
+    fix = {
+        errno.ENOSPC: full,
+        errno.EDQUOT: full,
+        errno.EROFS: "mount the workspace so that it can be written to",
+    }.get(error.errno or 0)
+    if error.errno == errno.EACCES:
+        fix = give
+    elif error.errno == errno.EPERM:  # a file made immutable with chattr +i gives this error too
+        fix = f"{give}; if `lsattr -d {quoted}` shows an i: chattr -i {quoted}"
+    return LabkitError(
+        f"the workspace {name_outside(folder)} could not be written to",
+        cause=f"{cause} ({shown})" if shown != name_outside(folder) else cause,
+        fix=fix,
+    )
+
+
+def _find_owner(path: Path) -> int | None:
+    """The user id of the owner of the path, or of the nearest folder above it that is seen."""
+    for one in (path, *path.parents):
+        with contextlib.suppress(OSError):
+            return os.lstat(one).st_uid
+    return None
 
 
 def name_outside(path: Path, environment: Mapping[str, str] = os.environ) -> Path:
@@ -368,6 +477,7 @@ def find_workspace(
         return find_labs_folder(Path(named)) if Path(named).is_dir() else None
     here = (start or Path.cwd()).resolve()
     for folder in (here, *here.parents):
-        if (folder / STATE_FOLDER / "manifest.json").is_file():
+        # Whatever it is: what reads it says so.
+        if os.path.lexists(folder / STATE_FOLDER / "manifest.json"):
             return folder
     return None

@@ -315,7 +315,8 @@ def end_like_interrupt() -> Iterator[None]:
     """
     before = {}
     if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGTERM, signal.SIGHUP):
+        names = ("SIGTERM", "SIGHUP")  # Windows has no SIGHUP
+        for number in (getattr(signal, name) for name in names if hasattr(signal, name)):
             if signal.getsignal(number) is signal.SIG_DFL:
                 before[number] = signal.signal(number, signal.default_int_handler)
     try:
@@ -401,8 +402,13 @@ def _end_group(process: subprocess.Popen[str], grace_seconds: float = GRACE_SECO
     """Ends the program's process group: SIGTERM, then SIGKILL after ``grace_seconds``.
 
     SIGKILL is sent even if the program itself has ended: one of its children may have ignored
-    SIGTERM.
+    SIGTERM. Windows has no groups: there it ends the program alone.
     """
+    if not hasattr(os, "killpg"):
+        process.kill()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=grace_seconds)
+        return
     for sign in (signal.SIGTERM, signal.SIGKILL):
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, sign)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import http.client
-import random
 import signal
 import subprocess
 import sys
@@ -12,9 +11,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from labkit.host.machine import find_free_port
 from labkit.launch.serve import prepare_folders
 from labkit.launch.server import wait_until
+from tests.ports import choose_port
 from tests.servers import LabServer, serve_environment
 
 
@@ -60,9 +59,7 @@ def start_process(
     ``port`` is where ``options`` have it listen, if they do.
     """
     (folder / "work").mkdir(parents=True)
-    # Tests run side by side: each looks from somewhere else on.
-    free = find_free_port("127.0.0.1", random.randrange(20_000, 30_000), 500)
-    assert free is not None
+    free = choose_port()
     environment = {**serve_environment(folder, free), "JUPYTER_TOKEN": "", **variables}
     environment["LABKIT_TOKEN_FILE"] = variables.get("LABKIT_TOKEN_FILE", "")
     log = folder / "server.log"

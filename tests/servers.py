@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from labkit.host.machine import find_free_port
 from labkit.launch.server import probe_server, wait_until
+from tests.ports import choose_port
 
 ROOT = Path(__file__).parents[1]
 # Two test runs on one machine must not take each other's server for their own.
@@ -80,8 +80,7 @@ def start_server(folder: Path, **variables: str) -> Iterator[LabServer]:
     profile = folder / "state" / "ipython" / "profile_default"
     profile.mkdir(parents=True)
     shutil.copy(ROOT / "docker" / "jupyter" / "ipython_config.py", profile)
-    port = find_free_port("127.0.0.1", 18888 + secrets.randbelow(8000), 500)
-    assert port is not None
+    port = choose_port()
     with (folder / "server.log").open("wb") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "labkit", "serve"],

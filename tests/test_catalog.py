@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import ast
 import math
 import re
 import sys
@@ -189,3 +190,42 @@ def count_minutes(lab: Lab) -> float:
 def test_a_lab_takes_a_newcomer_the_minutes_that_it_says(lab: Lab):
     assert lab.minutes == 5 * math.ceil(count_minutes(lab) / 5)
     assert 25 <= lab.minutes <= 40
+
+
+SHOWN_CALLS = ("predict", "claim", "claim_raises")
+# Buttons and cards show text, and code in backticks: no other Markdown.
+MARKUP = re.compile(r"(?<![\w*])[*_]{1,2}[^\W\d_][^*_]*[*_](?!\w)|\]\(|\$")
+
+
+@pytest.mark.parametrize("lab", find_labs(ROOT / "labs"), ids=lambda lab: lab.name)
+def test_questions_claims_and_hints_have_no_markup_but_code(lab: Lab) -> None:
+    tree = ast.parse((lab.folder / "lesson.py").read_text(encoding="utf-8"))
+    texts = [
+        part.value
+        for call in ast.walk(tree)
+        if isinstance(call, ast.Call) and getattr(call.func, "id", "") in SHOWN_CALLS
+        for one in (*call.args, *(given.value for given in call.keywords))
+        for part in ast.walk(one)
+        if isinstance(part, ast.Constant) and isinstance(part.value, str)
+    ]
+    for exercise in load_exercises(lab):
+        own = [one.hint for one in exercise.wrong_answers if isinstance(one.hint, str)]
+        texts += [*exercise.hints, *own]
+
+    marked = [text for text in texts if MARKUP.search(re.sub(r"`[^`]*`", "", text))]
+
+    assert len(texts) > 20 and marked == []
+
+
+@pytest.mark.parametrize("lab", find_labs(ROOT / "labs"), ids=lambda lab: lab.name)
+def test_a_fact_that_stands_alone_does_not_go_on_from_a_folded_one(lab: Lab) -> None:
+    tree = ast.parse((lab.folder / "lesson.py").read_text(encoding="utf-8"))
+    alone = [
+        call.args[0].value
+        for call in ast.walk(tree)
+        if isinstance(call, ast.Call) and getattr(call.func, "id", "") in ("claim", "claim_raises")
+        if any(given.arg == "shown" for given in call.keywords)
+        if isinstance(call.args[0], ast.Constant)
+    ]
+
+    assert [one for one in alone if re.match(r"(and|but|so|because|nor|it|they)\b", one)] == []

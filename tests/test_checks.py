@@ -39,7 +39,7 @@ def test_a_right_answer_passes_and_is_recorded(workspace: Path, capsys: Any) -> 
     check("small.center", center)
 
     assert capsys.readouterr().out == (
-        "passed: `small.center` right in all 2 cases\n"
+        "passed: `small.center`: right in both cases\n"
         "  next: Double (`small.double`); 1 of 2 exercises of this lab passed\n"
     )
     assert read_progress(workspace).standing("small.center").passed is not None
@@ -49,7 +49,7 @@ def test_the_stub_gets_no_hint_and_is_no_attempt(workspace: Path, capsys: Any) -
     check("small.center", stub)
 
     assert capsys.readouterr().out == (
-        "not started: `small.center` write the function in its cell, run that cell,"
+        "not started: `small.center`: write the function in its cell, run that cell,"
         " and then this one\n"
     )
     assert not (workspace / "progress.json").exists()
@@ -73,7 +73,7 @@ def test_a_failure_says_what_was_expected_and_what_came(workspace: Path, capsys:
     check("small.double", lambda x: x * 3)
 
     assert capsys.readouterr().out == (
-        "wrong values: `small.double` 2 of 2 values differ; largest difference at [0]: "
+        "wrong values: `small.double`: 2 of 2 values differ; largest difference at [0]: "
         "expected 2, got 3, off by 1\n"
         "  in: case 1 of 1\n"
         "  expected: tensor([2., 2.])\n"
@@ -105,7 +105,7 @@ def test_a_record_that_cannot_be_written_does_not_take_the_verdict_away(
     check("small.center", center)
 
     out = capsys.readouterr().out
-    assert out.startswith("passed: `small.center` right in all 2 cases\n")
+    assert out.startswith("passed: `small.center`: right in both cases\n")
     assert "  note: not recorded: the " in out
 
 

@@ -59,6 +59,7 @@ def run_json(capsys: Any, *words: str) -> tuple[int, dict[str, Any]]:
     return code, json.loads(capsys.readouterr().out)
 
 
+@pytest.mark.slow
 def test_check_judges_the_learners_own_notebook(desk: Desk, capsys: Any) -> None:
     desk.solve(SOLVED, "return x * 3")
 
@@ -309,6 +310,7 @@ def test_several_labs_are_reset_at_once(desk: Desk, capsys: Any, words: list[str
     assert [lab["lab"] for lab in value["labs"]] == ["small"] * len(words)
 
 
+@pytest.mark.slow
 def test_several_names_are_checked(desk: Desk, capsys: Any) -> None:
     desk.solve(SOLVED)
     code, value = run_json(capsys, "check", "small.double", "small.center")

@@ -49,7 +49,7 @@ def is_gone(process_id):
 def read_child(path):
     assert wait_until(
         lambda: path.exists() and path.read_text().strip() != "",
-        timeout_seconds=5,
+        timeout_seconds=60,
         interval_seconds=0.005,
     )
     return int(path.read_text())
@@ -112,8 +112,8 @@ def test_at_its_limit_a_program_is_ended_with_its_children(tmp_path, trap):
     result = run_command(shell(PARENT.format(trap=trap, path=path)), timeout_seconds=0.05)
     assert result.timed_out
     assert result.exit_code is None
-    assert time.monotonic() - started < 4
-    assert wait_until(lambda: is_gone(read_child(path)), timeout_seconds=5)
+    assert time.monotonic() - started < 30
+    assert wait_until(lambda: is_gone(read_child(path)), timeout_seconds=30)
 
 
 @pytest.mark.parametrize("trap", ["", 'trap "" TERM; '], ids=["polite child", "stubborn child"])
@@ -124,7 +124,7 @@ def test_at_its_limit_a_streamed_program_is_ended_with_its_children(tmp_path, tr
     result = stream_command(shell(script), timeout_seconds=0.05, on_line=seen.append)
     assert result.timed_out
     assert seen == ["first"]
-    assert wait_until(lambda: is_gone(read_child(path)), timeout_seconds=5)
+    assert wait_until(lambda: is_gone(read_child(path)), timeout_seconds=30)
 
 
 def test_what_a_program_printed_before_its_limit_is_kept():
@@ -146,7 +146,7 @@ def test_an_endless_flood_is_ended_at_its_limit():
     result = run_command(["yes", "x" * 500], timeout_seconds=0.3)
     assert result.timed_out
     assert len(result.stdout) <= KEPT_BYTES
-    assert time.monotonic() - started < 4
+    assert time.monotonic() - started < 30
 
 
 @pytest.mark.slow
@@ -156,7 +156,7 @@ def test_a_child_that_left_and_holds_the_pipe_holds_up_nobody(tmp_path):
     result = run_command(
         shell(f"echo said; setsid sleep 20 & echo $! > {path}; exit 0"), timeout_seconds=0.3
     )
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 15
     assert result.timed_out
     assert result.stdout == "said\n"
     os.kill(read_child(path), signal.SIGKILL)
@@ -246,7 +246,7 @@ def test_ctrl_c_ends_the_program_and_its_children(tmp_path):
     threading.Thread(target=press_ctrl_c).start()
     with pytest.raises(KeyboardInterrupt):
         stream_command(shell(PARENT.format(trap="", path=path)), timeout_seconds=30, on_line=print)
-    assert wait_until(lambda: is_gone(read_child(path)), timeout_seconds=5)
+    assert wait_until(lambda: is_gone(read_child(path)), timeout_seconds=30)
 
 
 def test_a_reader_that_fails_ends_the_program(tmp_path):
@@ -261,7 +261,7 @@ def test_a_reader_that_fails_ends_the_program(tmp_path):
             timeout_seconds=30,
             on_line=fail,
         )
-    assert wait_until(lambda: is_gone(read_child(path)), timeout_seconds=5)
+    assert wait_until(lambda: is_gone(read_child(path)), timeout_seconds=30)
 
 
 def test_becoming_a_program_hands_over_its_exit_code():

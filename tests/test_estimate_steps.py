@@ -71,13 +71,16 @@ def test_on_the_cpu_it_is_within_one_percent_of_the_profiler(name):
     assert estimate.obstacle is None
 
 
-REPEATED = ("gpt", "encoder", "checkpoint", "autocast_bfloat16", "gpt_generates", "low_rank")
+REPEATED = ("gpt", "checkpoint", "autocast_bfloat16", "low_rank")
+
+
+def mark_slow(names, fast):
+    """All names as parameters: those that are not among ``fast`` take seconds."""
+    return [one if one in fast else pytest.param(one, marks=pytest.mark.slow) for one in names]
 
 
 @pytest.mark.parametrize("target", [None, "H100"], ids=["cpu", "cuda"])
-@pytest.mark.parametrize(
-    "name", [one if one in REPEATED else pytest.param(one, marks=pytest.mark.slow) for one in STEPS]
-)
+@pytest.mark.parametrize("name", mark_slow(STEPS, REPEATED))
 @pytest.mark.filterwarnings("ignore:Warning. use_reentrant")
 def test_repeated_results_have_every_figure_of_computed_ones(name, target, monkeypatch):
     device = "cuda" if target else "cpu"
@@ -148,7 +151,7 @@ ON_CPU = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ON_CPU)
+@pytest.mark.parametrize("name", mark_slow(ON_CPU, ["channels last", "transposed batch norm"]))
 def test_what_the_cpus_libraries_take_is_measured(name):
     def make_step():
         model, inputs = ON_CPU[name]()

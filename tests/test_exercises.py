@@ -11,9 +11,16 @@ import pytest
 import torch
 from torch.autograd import forward_ad
 
-from labkit.lessons.calls import copy_arguments, find_violation
-from labkit.lessons.checks import judge_function
+from labkit.launch.server import wait_until
+from labkit.lessons.calls import (
+    call_with_limit,
+    copy_arguments,
+    find_violation,
+    notice_slow_calls,
+)
+from labkit.lessons.checks import choose_hints, judge_function
 from labkit.lessons.exercises import Case, Exercise, Verdict, WrongAnswer
+from labkit.lessons.value_repr import find_difference
 
 X = torch.tensor([[1.0, 2.0], [3.0, 6.0]])
 
@@ -33,7 +40,7 @@ DOUBLED = Case((X,), X * 2, "a square")
 @pytest.mark.parametrize(
     ("function", "status", "message"),
     [
-        pytest.param(lambda x: x * 2, "passed", "right in all 1 cases", id="right"),
+        pytest.param(lambda x: x * 2, "passed", "right in the one case", id="right"),
         pytest.param(
             lambda x: x.sum(),
             "wrong_shape",
@@ -234,7 +241,7 @@ def test_a_judge_that_cannot_look_means_a_wrong_type() -> None:
     verdict = judge(lambda x: 3, Case((X,), judge=lambda got, arguments: got.grad))
 
     assert verdict.status == "wrong_type"
-    assert verdict.message.startswith("the answer is int, which cannot be what was asked for")
+    assert verdict.message.startswith("the answer is an int, which cannot be what was asked for")
 
 
 @pytest.mark.parametrize(
@@ -432,6 +439,7 @@ def test_an_endless_loop_ends_with_a_verdict() -> None:
     verdict = judge(spin, DOUBLED, limit_seconds=0.2)
 
     assert (verdict.status, verdict.case) == ("timed_out", "case 1 of 1: a square")
+    assert "loop" in str(verdict.hint)
     assert not any(thread.name == "labkit-check" for thread in threading.enumerate())
 
 
@@ -534,6 +542,74 @@ def test_a_known_mistake_is_named_with_its_hint() -> None:
 
     assert (verdict.mistake, verdict.hint) == ("halves", 1)
     assert (other.mistake, other.hint) == (None, 0)
+
+
+def test_of_mistakes_that_begin_alike_the_one_that_goes_on_alike_is_named() -> None:
+    numbers = [torch.tensor([2.0]), torch.tensor([3.0]), torch.tensor([5.0])]
+    cases = [Case((x,), x * 3) for x in numbers]
+    squares = WrongAnswer("squares", lambda x: x * x, "wrong_values")
+    doubles = WrongAnswer("doubles", lambda x: x * 2, "wrong_values", hint="Three times.")
+    exercise = Exercise("one", "One", ("a", "b"), lambda: cases, (), (squares, doubles))
+
+    named = [
+        judge_function(exercise, "lab.one", answer).mistake
+        for answer in (lambda x: x + x, lambda x: x**2, lambda x: x * 0 + 4)
+    ]
+    hints = choose_hints(exercise, judge_function(exercise, "lab.one", lambda x: 2 * x), 1)
+
+    assert named == ["doubles", "squares", None]
+    assert hints == ("Three times.",)
+
+
+def test_what_an_answer_prints_is_printed_once_while_its_mistake_is_looked_for(
+    capsys: Any,
+) -> None:
+    halves = WrongAnswer("halves", lambda x: x / 2, "wrong_values")
+    cases = [DOUBLED, Case((X + 1,), X * 2 + 2)]
+    exercise = Exercise("one", "One", ("a", "b"), lambda: cases, (), (halves,))
+
+    def answer(x: torch.Tensor) -> torch.Tensor:
+        print("half way")
+        return x * 0.5
+
+    assert judge_function(exercise, "lab.one", answer).mistake == "halves"
+    assert capsys.readouterr().out == "half way\n"
+
+
+def test_a_slow_call_is_noticed_once_with_its_limit() -> None:
+    shown: list[tuple[float, float]] = []
+
+    def wait_for_notice() -> bool:
+        return wait_until(lambda: bool(shown), timeout_seconds=60)
+
+    with notice_slow_calls(lambda *limits: shown.append(limits), seconds=0):
+        assert call_with_limit(wait_for_notice, seconds=90, startup_seconds=30)
+        assert call_with_limit(wait_for_notice, seconds=90)
+    with notice_slow_calls(lambda *limits: shown.append(limits), seconds=600):
+        call_with_limit(len, "a quick call")
+
+    assert shown == [(90, 30)]
+
+
+@pytest.mark.parametrize(
+    ("got", "expected", "text"),
+    [
+        (X.double(), X, "but has torch.float64"),
+        (7.0, 7, "must be an int, but is a float"),
+        (lambda: X, X, "but is a function: is a call missing"),
+        (0.1 + 0.2, 0.4, "expected 0.4, got 0.3, off by 0.1"),
+        (X.double() + 1e-6, X.double(), "expected 2.0, got 2.000001, off by"),
+    ],
+    ids=["dtype", "number", "function", "float", "close"],
+)
+def test_a_difference_is_said_in_words_and_short_numbers(
+    got: Any, expected: Any, text: str
+) -> None:
+    difference = find_difference(got, expected)
+
+    assert difference is not None and text in difference.message
+    assert " at 0x" not in f"{difference.got}"
+    assert difference.got != difference.expected
 
 
 def test_of_a_large_difference_only_the_place_is_shown() -> None:

@@ -21,11 +21,11 @@ from labkit.launch.stop import stop_lab
 from labkit.launch.up import start_lab
 from tests.fakes.played_lab import (
     claim_everything,
-    find_free_port,
     impostor,
     make_played_checkout,
     relay_to,
 )
+from tests.ports import choose_port
 
 # The lab's process outlives its Popen object: that is what it is for.
 pytestmark = pytest.mark.filterwarnings("ignore:subprocess:ResourceWarning")
@@ -35,7 +35,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:subprocess:ResourceWarning")
 def checkout(tmp_path, monkeypatch):
     """A checkout with a played JupyterLab, whose default port is a free one."""
     made = make_played_checkout(tmp_path)
-    monkeypatch.setattr(up, "DEFAULT_PORT", find_free_port())
+    monkeypatch.setattr(up, "DEFAULT_PORT", choose_port())
     monkeypatch.setattr(up, "HEALTH_LIMIT_SECONDS", 30.0)
     yield made
     stop_lab(made, Steps(io.StringIO()))
@@ -56,7 +56,7 @@ def kill_server(checkout: Checkout) -> None:
     started = state.handle.process_started
     assert wait_until(
         lambda: server.is_running(LabHandle(None, state.handle.process_id, started)) is False,
-        timeout_seconds=5,
+        timeout_seconds=60,
     )
 
 
@@ -158,7 +158,7 @@ def test_a_port_that_is_taken_while_the_server_starts(checkout, asked):
 
     starting = threading.Thread(target=run)
     starting.start()
-    assert wait_until(lambda: read_state(checkout) is not None, timeout_seconds=30)
+    assert wait_until(lambda: read_state(checkout) is not None, timeout_seconds=60)
     with impostor(first) as other:
         hold.unlink()
         starting.join(60)
@@ -192,7 +192,7 @@ def test_while_the_lab_does_not_listen_nothing_is_sent_to_its_port(checkout):
     hold.touch()
     starting = threading.Thread(target=start, args=(checkout,))
     starting.start()
-    assert wait_until(lambda: read_state(checkout) is not None, timeout_seconds=30)
+    assert wait_until(lambda: read_state(checkout) is not None, timeout_seconds=60)
     port = up.DEFAULT_PORT
     with impostor(port) as other:
         assert read_status(checkout).condition == "foreign"

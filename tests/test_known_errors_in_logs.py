@@ -284,9 +284,9 @@ def list_fixes(error):
         yield from (each.fix.anywhere, *each.fix.by_family().values()) if each.fix else ()
 
 
-@pytest.mark.parametrize("error", KNOWN_ERRORS, ids=lambda error: error.name)
-def test_no_fix_harms_a_machine_that_works(error):
-    assert [fix for fix in list_fixes(error) if HARMFUL.search(fix)] == []
+def test_no_fix_harms_a_machine_that_works():
+    fixes = [(error.name, fix) for error in KNOWN_ERRORS for fix in list_fixes(error)]
+    assert [(name, fix) for name, fix in fixes if HARMFUL.search(fix)] == []
 
 
 def test_what_a_command_ends_or_deletes_besides_is_noted_below_it():

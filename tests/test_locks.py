@@ -81,7 +81,7 @@ def test_the_locks_are_resolved_for_every_python_with_hashes_and_without_an_inde
     ]
     always = (
         "--universal --no-python-downloads --generate-hashes --no-annotate --no-emit-index-url"
-        " --python-version 3.10"
+        " --python-version 3.10 --no-emit-package rfc3987-syntax"
     )
     calls = read_calls(checkout)
     assert calls[0] == f"pip compile lab.in --quiet {always} -o lab.txt --upgrade []"
@@ -102,6 +102,11 @@ def test_a_lock_on_top_leaves_out_torch_and_what_the_lab_has_already(play):
     left_out = "--no-emit-package torch --no-emit-package numpy"
     found = [call.split()[2] for call in read_calls(checkout) if left_out in call]
     assert found == ["hub.in", "models.in", "cuda-cu130.in", "cuda-cu126.in"]
+
+
+@pytest.mark.parametrize("name", LOCKS)
+def test_no_lock_has_what_takes_half_of_a_servers_start(name):
+    assert f"\n{dev.SLOW_START}==" not in (FOLDER / name).read_text(encoding="utf-8")
 
 
 def test_requirements_that_exclude_each_other(play):

@@ -25,7 +25,8 @@ from tests.fakes.other_users import (
     find_users_python,
     open_folder,
 )
-from tests.fakes.played_lab import find_free_port, make_played_checkout
+from tests.fakes.played_lab import make_played_checkout
+from tests.ports import choose_port
 
 pytestmark = pytest.mark.root
 
@@ -155,7 +156,7 @@ def test_a_squatter_on_a_dead_labs_port_gets_nothing(house: House):
     squatter = house.attack(SQUAT, str(port))
     assert squatter.stdout and squatter.stdout.readline() == "tries\n"
     os.kill(handle.process_id, signal.SIGKILL)
-    assert wait_until(lambda: not is_running(handle), timeout_seconds=10)
+    assert wait_until(lambda: not is_running(handle), timeout_seconds=30)
     assert squatter.stdout.readline() == "listens\n"
 
     status = house.labkit("status", "--json")
@@ -170,7 +171,7 @@ def test_a_squatter_on_a_dead_labs_port_gets_nothing(house: House):
 
 @pytest.mark.slow
 def test_a_racer_that_takes_the_port_while_the_lab_starts_gets_nothing(house: House):
-    port = find_free_port()
+    port = choose_port()
     hold = house.checkout.state_folder / "hold"
     hold.touch()
     up = subprocess.Popen(  # type: ignore[call-overload]
@@ -180,7 +181,7 @@ def test_a_racer_that_takes_the_port_while_the_lab_starts_gets_nothing(house: Ho
         stderr=subprocess.STDOUT,
         text=True,
     )
-    assert wait_until(lambda: read_state(house.checkout) is not None, timeout_seconds=60)
+    assert wait_until(lambda: read_state(house.checkout) is not None, timeout_seconds=30)
     racer = house.attack(SQUAT, str(port))
     assert racer.stdout and racer.stdout.readline() == "tries\n"
     assert racer.stdout.readline() == "listens\n"

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from labkit.errors import UsageError
-from labkit.lessons import needs, predictions
+from labkit.launch.server import wait_until
+from labkit.lessons import checks, needs, predictions
+from labkit.lessons.calls import notice_slow_calls
 from labkit.lessons.claims import ClaimFailed, claim, claim_raises
 from labkit.lessons.folds import describe_seen
 from labkit.lessons.needs import NEED_WORDS, find_proven
 from labkit.lessons.predictions import NoSuchChoice, predict
 from labkit.lessons.progress import Score, clear_progress, read_progress
 from labkit.notebooks.result import CLAIM_MIME
+from tests.fakes.small_labs import write_labs
 
 VIEW = "application/vnd.jupyter.widget-view+json"
 RESULTS = Path(__file__).resolve().parents[1] / "docs" / "results"
@@ -74,6 +80,49 @@ def ask(answer: object = None, **options: Any) -> None:
     predict("sums.two", "What is 2 + 2?", [4, 5], seen=4, answer=answer, **options)
 
 
+def test_a_slow_check_says_so_until_its_verdict_comes(
+    page: Page, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("LABKIT_LABS", str(write_labs(tmp_path / "labs")))
+    at_once = functools.partial(notice_slow_calls, seconds=0)
+    monkeypatch.setattr(checks, "notice_slow_calls", at_once)
+    waited = []
+
+    def answer(x: torch.Tensor) -> torch.Tensor:
+        def is_said() -> bool:
+            return "still running" in page.html and "stopped after 30 s" in page.html
+
+        waited.append(wait_until(is_said, timeout_seconds=60))
+        return x * 2
+
+    checks.check("small.double", answer)
+
+    assert waited == [True]
+    assert "still running" not in page.html and "passed" in page.html
+    assert [one["text/plain"] for one in page.outputs if "still" in str(one)] == []
+
+
+def test_an_interrupted_check_leaves_no_notice(
+    page: Page, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    shown = []
+
+    @contextlib.contextmanager
+    def interrupted(show: Callable[[float, float], None]) -> Iterator[None]:
+        show(30, 0)
+        shown.append("still running" in page.html)
+        raise KeyboardInterrupt
+        yield
+
+    monkeypatch.setattr(checks, "notice_slow_calls", interrupted)
+    monkeypatch.setenv("LABKIT_LABS", str(write_labs(tmp_path / "labs")))
+
+    with pytest.raises(KeyboardInterrupt):
+        checks.check("small.double", abs)
+
+    assert shown == [True] and "still running" not in page.html
+
+
 def test_facts_that_hold_are_one_line_with_their_count(page: Page):
     for number in range(3):
         claim(f"fact {number}", number, number)
@@ -125,10 +174,12 @@ def test_an_open_question_does_not_hide_what_does_not_hold(page: Page):
         ("(True, False)", ""),
         ("None", ""),
         ("256.0", "seen 256.0"),
+        ("tensor of shape (64, 64), float32", ""),
         ("1125899906842624", "seen 1125899906842624"),
         (str(0x7F0012345678), ""),
         ("<Node object at 0x7f0012345678>", "seen <Node object>"),
         ("RuntimeError: no", "seen RuntimeError: no"),
+        ("RuntimeError: no\n\nUser stack:\n  File", "seen RuntimeError: no"),
         ("np.float64(15.0)", "seen 15.0"),
         ("np.True_", ""),
         ("(tensor(True), tensor(False))", ""),

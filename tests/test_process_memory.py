@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from labkit.host.cpu import CpuFacts
 from labkit.memory.balance import read
 from labkit.memory.balance.read import (
     read_command,
@@ -76,7 +77,7 @@ def test_a_process_without_memory_has_no_figure(proc):
     ],
     ids=["told", "no such process", "no ps"],
 )
-def test_without_proc_the_figure_is_that_of_ps(tmp_path, monkeypatch, answer, expected):
+def test_without_proc_and_psutil_the_figure_is_that_of_ps(tmp_path, monkeypatch, answer, expected):
     asked = []
 
     def play(arguments, *, timeout_seconds):
@@ -84,8 +85,18 @@ def test_without_proc_the_figure_is_that_of_ps(tmp_path, monkeypatch, answer, ex
         return answer
 
     monkeypatch.setattr("labkit.process.run_command", play)
+    monkeypatch.setitem(sys.modules, "psutil", None)
     assert read_resident_bytes(77, proc=tmp_path / "none") == expected
     assert asked == [["ps", "-o", "rss=", "-p", "77"]]
+
+
+def test_without_proc_psutil_reads_the_process_and_the_machine(tmp_path, monkeypatch):
+    assert read_resident_bytes(proc=tmp_path / "none") > MIB
+    assert read_resident_bytes(2**22 + 1, proc=tmp_path / "none") is None  # no such process
+    monkeypatch.setattr(read, "detect_cpu", CpuFacts)
+    monkeypatch.setattr(read, "ROOT", tmp_path)
+    memory = read.read_machine_memory(tmp_path)
+    assert memory.total_bytes == memory.machine_bytes > memory.free_bytes > MIB
 
 
 @pytest.mark.parametrize(

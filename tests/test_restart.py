@@ -16,7 +16,8 @@ from labkit.launch.state import LabState, read_state, read_token
 from labkit.launch.status import read_status
 from labkit.launch.stop import stop_lab
 from labkit.launch.up import start_lab
-from tests.fakes.played_lab import find_free_port, make_played_checkout
+from tests.fakes.played_lab import make_played_checkout
+from tests.ports import choose_port
 
 # The lab's process outlives its Popen object: that is what it is for.
 pytestmark = pytest.mark.filterwarnings("ignore:subprocess:ResourceWarning")
@@ -25,7 +26,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:subprocess:ResourceWarning")
 @pytest.fixture
 def checkout(tmp_path, monkeypatch):
     made = make_played_checkout(tmp_path)
-    monkeypatch.setattr(up, "DEFAULT_PORT", find_free_port())
+    monkeypatch.setattr(up, "DEFAULT_PORT", choose_port())
     monkeypatch.setattr(up, "HEALTH_LIMIT_SECONDS", 30.0)
     yield made
     stop_lab(made, Steps(io.StringIO()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -16,11 +17,13 @@ from labkit.launch.serve import (
     STATE_FOLDERS,
     STRICT_CONFIG,
     become_jupyter,
+    compose_lab,
     find_workspace,
     prepare_folders,
 )
+from labkit.launch.settings import Settings
 from labkit.process import SAFE_PATH, run_command
-from tests.fakes.played_lab import find_free_port
+from tests.ports import choose_port
 
 ROOT = Path(__file__).parents[1]
 
@@ -97,6 +100,38 @@ def test_what_holds_tokens_and_keys_is_closed_to_others(tmp_path):
     assert [path.stat().st_mode & 0o777 for path in (runtime, said)] == [0o700, 0o600]
 
 
+@pytest.mark.parametrize("name", ["a file", "a file/below", "a program"])
+def test_a_folder_of_ones_own_that_cannot_be_used(tmp_path, name):
+    (tmp_path / "a file").touch()
+    (tmp_path / "a program").touch(mode=0o755)
+    with pytest.raises(UsageError) as caught:
+        compose_lab(tmp_path / name, Settings(), 8888, {"LABKIT_STATE": str(tmp_path / "state")})
+    assert caught.value.cause == "there is a file of that name"
+    assert caught.value.fix.startswith("labkit lab ")
+
+
+def test_caches_of_ones_own_lab_that_cannot_be_written(tmp_path):
+    (tmp_path / "state").touch()
+    with pytest.raises(EngineError) as caught:
+        compose_lab(tmp_path / "my lab", Settings(), 8888, {"LABKIT_STATE": f"{tmp_path}/state"})
+    command = f'LABKIT_STATE="$(mktemp -d)" labkit lab {shlex.quote(str(tmp_path / "my lab"))}'
+    assert caught.value.fix == command
+
+
+@pytest.mark.root
+def test_a_read_only_folder_of_ones_own(tmp_path):
+    script = (
+        f"mount --bind {tmp_path} {tmp_path} && mount -o remount,bind,ro {tmp_path} || exit 77;"
+        f"exec {sys.executable} -m labkit lab {tmp_path}/new/work"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    words = ["unshare", "--mount", "sh", "-c", script]
+    done = run_command(words, timeout_seconds=60, environment=environment)
+    if done.exit_code in (77, 1):
+        pytest.skip(f"this system allows no mounts: {done.message}")
+    assert (done.exit_code, "labkit lab ~" in done.stderr) == (2, True), done.stderr
+
+
 @pytest.fixture
 def became(monkeypatch):
     """What the process would have become."""
@@ -115,6 +150,7 @@ def test_it_becomes_jupyterlab_of_its_own_python(became):
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not SAFE_PATH, reason="Python 3.10 has no -P")
 def test_a_learners_file_with_a_modules_name_stops_no_server(tmp_path):
     for name in ("queue", "random", "json"):
@@ -145,7 +181,7 @@ def test_further_arguments_are_jupyterlabs(became, tmp_path, monkeypatch):
 def test_the_labs_in_a_folder_without_a_checkout(became, tmp_path, monkeypatch):
     monkeypatch.setenv("LABKIT_STATE", str(tmp_path / "state"))
     monkeypatch.setenv("JUPYTER_CONFIG_PATH", "/home/ada/.jupyter")
-    port = str(find_free_port())
+    port = str(choose_port())
     assert main(["lab", str(tmp_path / "a lab"), "--port", port]) == 0
     [(command, values)] = became
     assert command[1:] == [*SAFE_PATH, "-m", "jupyterlab"]

@@ -128,5 +128,5 @@ def test_a_refused_request_does_not_bring_the_token_into_the_log(lab_server: Lab
 
     assert answer.status == 404
     # The server answers first and writes its line then.
-    assert wait_until(lambda: "nowhere.ipynb" in log.read_text(), timeout_seconds=10)
+    assert wait_until(lambda: "nowhere.ipynb" in log.read_text(), timeout_seconds=60)
     assert lab_server.token not in log.read_text()

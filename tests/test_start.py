@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import sys
+import threading
 import time
 from html.parser import HTMLParser
 from pathlib import Path
@@ -14,9 +15,10 @@ from types import SimpleNamespace
 
 import pytest
 
+from labkit import files
 from labkit.doctor.checks import CHECKS, QUICK_CHECKS
 from labkit.jupyter import start, usage
-from labkit.jupyter.start import Doctor, read_launch_notices, read_notices
+from labkit.jupyter.start import Doctor, Pages, read_launch_notices, read_notices
 from labkit.jupyter.start_view import Notice, render_start
 from labkit.jupyter.usage import (
     Answers,
@@ -30,6 +32,7 @@ from labkit.jupyter.usage import (
 )
 from labkit.launch.server import wait_until
 from labkit.lessons import notebooks
+from labkit.lessons import overview as overview_module
 from labkit.lessons.catalog import find_labs
 from labkit.lessons.overview import read_overview
 from labkit.lessons.progress import record_attempt
@@ -273,13 +276,30 @@ def test_a_name_that_no_url_can_hold_is_told_apart_from_a_deleted_notebook(work,
     assert "not UTF-8" in page and "\\udce9" in page and "deleted" not in page
 
 
-def test_a_large_notebook_is_read_once(work, labs, monkeypatch):
-    def add_picture(notebook):
-        picture = {"image/png": "A" * 2_000_000}
-        output = {"output_type": "display_data", "metadata": {}, "data": picture}
-        code = next(cell for cell in notebook["cells"] if cell["cell_type"] == "code")
-        code["outputs"] = [output]
+@pytest.mark.parametrize(
+    ("make", "kind"),
+    [(os.mkfifo, "named pipe"), (lambda path: path.symlink_to(path.name), "symbolic link")],
+    ids=["pipe", "link-to-itself"],
+)
+def test_what_no_browser_can_open_is_named_and_no_way_leads_there(work, labs, make, kind):
+    edit(work / "02_big.ipynb")
+    replace_by(make, "02_big.ipynb")(work)
+    overview = read_overview(work, labs)
+    assert overview.next.card.notebook == FIRST
+    assert kind in overview.cards[1].trouble and "labkit reset big" in overview.cards[1].trouble
+    assert "deleted" not in render_start(overview, "CPU")
+    reset_lab(work, labs[1])
+    assert read_overview(work, labs).cards[1].trouble is None
 
+
+def add_picture(notebook):
+    picture = {"image/png": "A" * 2_000_000}
+    output = {"output_type": "display_data", "metadata": {}, "data": picture}
+    code = next(cell for cell in notebook["cells"] if cell["cell_type"] == "code")
+    code["outputs"] = [output]
+
+
+def test_a_large_notebook_is_read_once(work, labs, monkeypatch):
     put_in_notebook(work, add_picture)
     first = read_overview(work, labs)
     monkeypatch.setattr(notebooks, "parse_notebook", lambda data: pytest.fail("it is read again"))
@@ -288,16 +308,80 @@ def test_a_large_notebook_is_read_once(work, labs, monkeypatch):
 
 
 def test_what_nobody_foresaw_takes_neither_the_labs_nor_the_reason_away(monkeypatch):
-    def fail(*_):
+    def fail(*_, **__):
         raise RuntimeError("the disk is gone")
 
     monkeypatch.setattr(start, "read_overview", fail)
-    handler = SimpleNamespace(log=logging.getLogger("test"))
-    overview = start.StartHandler._read_overview(handler, Path("work"))
-    device = start.StartHandler._read_device(handler, SimpleNamespace(answer=fail))
+    pages = Pages(Path("work"), SimpleNamespace(answer=fail), logging.getLogger("test"))
+    overview, device, pending = asyncio.run(pages.read(60))
     page = render_start(overview, device)
+    assert not pending
     assert "the disk is gone" in page and "not measured" in page
     assert [link["data-path"] for link in list_links(page)] == [lab.notebook for lab in find_labs()]
+
+
+def play_slow_reading(monkeypatch, work, labs):
+    """Pages of a workspace, read from a disk that stands still until the event is set."""
+    goes_on = threading.Event()
+
+    def read_slowly(root, on_read):
+        on_read(root / "01_small.ipynb")
+        assert goes_on.wait(60)
+        return read_overview(root, labs, on_read)
+
+    monkeypatch.setattr(start, "read_overview", read_slowly)
+    answers = SimpleNamespace(answer=lambda word: {"device": "CPU"})
+    return Pages(work, answers, logging.getLogger("test")), goes_on
+
+
+def test_a_disk_that_stands_still_holds_up_neither_the_page_nor_the_server(work, labs, monkeypatch):
+    pages, goes_on = play_slow_reading(monkeypatch, work, labs)
+    before = threading.active_count()
+
+    async def read():
+        early = [await pages.read(0.01) for _ in range(20)]
+        threads = threading.active_count()
+        goes_on.set()
+        return early, threads, await pages.read(60)
+
+    early, threads, (late, _, still) = asyncio.run(read())
+    page = render_start(early[-1][0], early[-1][1])
+    assert all(pending for _, _, pending in early) and not still
+    assert "still reading 01_small.ipynb" in page and "0 of" not in page
+    assert threads - before <= 1  # one reading, however often it is asked for
+    assert (late.passed, late.note) == (0, None)
+
+
+def test_while_it_is_read_again_the_page_shows_what_it_knew(work, labs, monkeypatch):
+    pages, goes_on = play_slow_reading(monkeypatch, work, labs)
+    pass_all(work, "small")
+    goes_on.set()
+
+    async def read():
+        first, _, _ = await pages.read(60)
+        goes_on.clear()
+        second, _, pending = await pages.read(0.01)
+        goes_on.set()
+        return first, second, pending, (await pages.read(60))[0]
+
+    first, second, pending, third = asyncio.run(read())
+    assert pending and second.cards == first.cards and "still reading" in second.note
+    assert third == first
+
+
+def test_the_page_reads_no_notebook_twice_and_no_large_one_for_its_digest(work, labs, monkeypatch):
+    edit(work / "01_small.ipynb")
+    put_in_notebook(work, add_picture)
+    read = []
+    real = files.open_regular
+    monkeypatch.setattr(
+        files, "open_regular", lambda path, *rest: read.append(path.name) or real(path, *rest)
+    )
+    monkeypatch.setattr(overview_module, "_LARGEST_PLACED_BYTES", 2**20)
+    seen = read_overview(work, labs)
+    assert seen.next.begun and seen.next.cell
+    notebooks_read = [name for name in read if name.endswith(".ipynb")]
+    assert sorted(notebooks_read) == ["01_small.ipynb", "02_big.ipynb"]
 
 
 def test_labs_beside_notebooks_of_the_learners_own(tmp_path, labs):
@@ -574,6 +658,6 @@ def test_a_notebooks_kernel_answers_for_itself(lab_server: LabServer):
     try:
         assert wait_until(lambda: ask()["kernel"], timeout_seconds=60)
         assert any(part.startswith("kernel ") for part in ask()["parts"])
-        assert wait_until(lambda: "<svg" in ask("&panel=1")["panel"], timeout_seconds=20)
+        assert wait_until(lambda: "<svg" in ask("&panel=1")["panel"], timeout_seconds=60)
     finally:
         lab_server.ask(f"/api/kernels/{kernel}", method="DELETE", token=lab_server.token)

@@ -53,6 +53,27 @@ def mode(path):
     return stat.S_IMODE(path.stat().st_mode)
 
 
+@pytest.mark.parametrize("make", [os.mkfifo, Path.mkdir], ids=["pipe", "folder"])
+def test_what_is_not_a_file_is_neither_waited_for_nor_blamed_on_the_disk(checkout, make):
+    folder = checkout.state_folder
+    for name in ("state.json", "token"):
+        make(folder / name)
+    assert (read_state(checkout), read_token(checkout)) == (None, "")
+    if make is Path.mkdir:
+        with pytest.raises(LabkitError, match="token is a folder") as caught:
+            ensure_token(checkout)
+        assert caught.value.fix.startswith("mv ")
+    else:
+        assert ensure_token(checkout) == read_token(checkout) != ""
+
+
+def test_a_pipe_in_place_of_the_state_folder_is_named(checkout):
+    checkout.state_folder.rename(checkout.root / "was")
+    os.mkfifo(checkout.state_folder)
+    with pytest.raises(UsageError, match="is a named pipe"):
+        prepare_state_folder(checkout)
+
+
 def test_a_state_is_read_as_it_was_written(checkout):
     write_state(checkout, STATE)
     assert read_state(checkout) == STATE
@@ -217,8 +238,8 @@ def test_a_state_folder_that_cannot_be_made(tmp_path):
     (tmp_path / ".labkit").write_text("a file of that name")
     with pytest.raises(UsageError) as caught:
         prepare_state_folder(Checkout(tmp_path))
-    assert "File exists" in caught.value.what
-    assert caught.value.fix == f"sudo chown -R $(id -u):$(id -g) {tmp_path / '.labkit'}"
+    path = tmp_path / ".labkit"
+    assert (caught.value.what, caught.value.fix) == (f"{path} is a file", f"mv {path} {path}.moved")
 
 
 def test_the_lock_is_free_and_free_again(checkout):
@@ -263,8 +284,9 @@ def test_a_lock_that_cannot_be_written_names_the_way_out(tmp_path):
     (checkout.state_folder / "lock").mkdir()  # root may write to any file, but to no folder
     with pytest.raises(UsageError) as caught, hold_lock(checkout, lambda: None):
         pytest.fail("held it")
-    assert "Is a directory" in caught.value.what
-    assert caught.value.fix == f"chmod -R u+rwX '{checkout.state_folder}'"
+    path = checkout.state_folder / "lock"
+    assert caught.value.what == f"{path} is a folder"
+    assert caught.value.fix == f"mv '{path}' '{path}.moved'"
 
 
 def test_a_checkout_on_a_read_only_disk_is_told_to_be_copied(tmp_path, monkeypatch):

@@ -268,12 +268,12 @@ def test_a_stopped_process_is_paused_and_resumed(server):
     try:
         state = state_of(handle=LabHandle(None, process.pid, read_start(process.pid)))
         process.send_signal(signal.SIGSTOP)
-        assert wait_until(lambda: examine_lab(state, TOKEN) == "paused", timeout_seconds=5)
+        assert wait_until(lambda: examine_lab(state, TOKEN) == "paused", timeout_seconds=30)
         asked.clear()
         assert examine_lab(state, TOKEN) == "paused"
         assert asked == []
         resume_lab(state)
-        assert wait_until(lambda: examine_lab(state, TOKEN) == "healthy", timeout_seconds=5)
+        assert wait_until(lambda: examine_lab(state, TOKEN) == "healthy", timeout_seconds=30)
     finally:
         process.kill()
         process.wait()

@@ -4,6 +4,8 @@ import contextlib
 import errno
 import json
 import os
+import re
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,9 +20,11 @@ from hypothesis import strategies as st
 from labkit import files
 from labkit.errors import LabkitError
 from labkit.files import Disk, hold_lock, place_new
+from labkit.jupyter.usage import short_address
 from labkit.lessons import workspace
 from labkit.lessons.catalog import Lab, listed_labs
 from labkit.lessons.notebooks import read_digests
+from labkit.lessons.progress import clear_progress, record_attempt
 from labkit.lessons.workspace import LabUpdate, Update, reset_lab, restore_saves, update_workspace
 from tests.fakes.small_labs import write_labs
 
@@ -291,7 +295,7 @@ def test_a_link_for_labkits_own_notes_is_refused(world: World, tmp_path: Path, n
 
     with pytest.raises(LabkitError, match="is a symbolic link") as caught:
         world.update()
-    assert caught.value.fix == f"rm '{world.work / name}'"
+    assert caught.value.fix == f"rm {world.work / name}"
     assert outside.is_dir() or outside.read_text() == "mine"
 
 
@@ -307,11 +311,61 @@ def test_a_broken_manifest_is_kept_and_nothing_is_overwritten(world: World, data
 
     update = world.update()
 
-    said = "the manifest could not be read: it was kept as .labkit/manifest.broken-2026-11-23.json"
-    assert update.notes == (said,)
+    (said,) = update.notes
+    assert "the manifest could not be read" in said
+    assert "kept as .labkit/manifest.broken-2026-11-23.json" in said
     assert world.last_update()["notes"] == [said]
     assert (world.work / ".labkit/manifest.broken-2026-11-23.json").read_bytes() == data
     assert world.path.read_bytes() == notebook("mine")
+
+
+def make_socket(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as end, short_address(path.parent / "x") as address:
+        end.bind(str(Path(address).with_name(path.name)))
+
+
+def make_huge(path: Path) -> None:
+    with path.open("wb") as file:
+        file.truncate(2**40)  # takes no room
+
+
+KINDS: dict[str, Callable[[Path], Any]] = {
+    "folder": lambda path: (path / "inside").mkdir(parents=True),
+    "pipe": os.mkfifo,
+    "socket": make_socket,
+    "link-to-itself": lambda path: path.symlink_to(path.name),
+    "link-to-a-device": lambda path: path.symlink_to("/dev/zero"),
+    "huge": make_huge,
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", ["manifest.json", "lock", "", "../progress.json", f"../{NAME}"])
+def test_whatever_has_the_name_of_a_file_it_is_named_and_kept(
+    world: World, name: str, kind: str
+) -> None:
+    world.update()
+    record_attempt(world.work, "small.center", passed=True)
+    path = Path(os.path.normpath(world.work / ".labkit" / name))
+    path.rename(world.work / "was")
+    KINDS[kind](path)
+    made = os.lstat(path)
+
+    world.set_version(2)
+    for act in (
+        world.update,
+        world.reset,
+        lambda: record_attempt(world.work, "small.center", passed=True)[1],
+        lambda: clear_progress(world.work, ["small"]),
+    ):
+        try:
+            act()
+        except LabkitError as error:
+            assert error.cause and error.fix, error
+            assert re.search(r" is a (file|folder|named pipe|socket|symbolic link)$", error.what)
+
+    # Renamed at most: nothing is lost, and nothing is read or written through it.
+    assert any(os.path.samestat(made, one.lstat()) for one in world.work.rglob("*"))
 
 
 def test_the_last_update_is_told_to_the_launcher(world: World) -> None:

@@ -93,6 +93,10 @@ FAMILIES = {
 }
 
 
+# What starts containers, servers and shells, or looks at a host of theirs.
+NOT_ON_WINDOWS = ("launch", "maintain", "prove")
+
+
 class Parser(argparse.ArgumentParser):
     """An argument parser that raises labkit errors."""
 
@@ -169,9 +173,29 @@ def _run(words: list[str]) -> int:
     # `labkit serve` passes unknown arguments on; for all other commands they are an error.
     arguments, further = parser.parse_known_args(words)
     arguments.further = further
+    _refuse_windows(arguments)
     if further and not getattr(arguments, "passes_on", False):
         parser.error(f"unrecognized arguments: {' '.join(further)}")
     return int(arguments.run(arguments))
+
+
+def _refuse_windows(arguments: argparse.Namespace) -> None:
+    """Raises EngineError for a command that needs Linux or macOS where this is Windows."""
+    if sys.platform != "win32":
+        return
+    asked = vars(arguments)
+    examines = asked["command"] == "doctor" and not asked["list"] and asked["explain"] is None
+    starts_ranks = asked.get("nproc_per_node") is not None
+    if not (examines or starts_ranks or FAMILIES[asked["command"]] in NOT_ON_WINDOWS):
+        return
+    from labkit.errors import EngineError
+
+    command = asked["command"] + (" --nproc-per-node" if starts_ranks else "")
+    raise EngineError(
+        f"labkit {command} does not run on Windows",
+        cause="it needs Linux, which WSL2 runs on Windows, with its GPU",
+        fix="wsl --install   # then repeat the command in its terminal",
+    )
 
 
 def _unknown_command(named: str) -> LabkitError:

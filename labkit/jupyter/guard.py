@@ -26,6 +26,7 @@ import logging
 import os
 import re
 import secrets
+import shlex
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -42,6 +43,7 @@ from tornado.ioloop import IOLoop, PeriodicCallback
 from traitlets import Bool
 
 from labkit.errors import UsageError
+from labkit.files import LARGEST_RECORD_BYTES, read_regular
 from labkit.host.proof import LEAST_TOKEN_LENGTH, PROTOCOL, ServerProof, name_end
 
 Clock = Callable[[], float]
@@ -224,18 +226,22 @@ def find_token(environment: Mapping[str, str] = os.environ) -> tuple[str, bool]:
         given = environment.get("JUPYTER_TOKEN", "").strip()
         return given or secrets.token_hex(24), not given
     try:
-        token = Path(path).read_text(encoding="ascii").strip()
+        token = read_regular(Path(path), 0, LARGEST_RECORD_BYTES).decode("ascii").strip()
     except (OSError, ValueError) as error:
+        cause = f"the file must be readable by uid {os.getuid()}"
+        if Path(path).is_dir():
+            cause = "an engine that mounts a file that is missing makes a folder of its name"
         raise UsageError(
-            f"cannot read the token from LABKIT_TOKEN_FILE={path}: {error}",
-            cause=f"the file must be readable by uid {os.getuid()}",
-            fix=f"ls -l {path}",
+            f"cannot read the token from LABKIT_TOKEN_FILE={path}:"
+            f" {getattr(error, 'strerror', None) or error}",
+            cause=cause,
+            fix=f"ls -ld {shlex.quote(path)}",
         ) from error
     if not token:
         raise UsageError(
             f"LABKIT_TOKEN_FILE={path} is empty",
             cause="without a token, anybody could use the lab",
-            fix=f"openssl rand -hex 24 > {path}",
+            fix=f"openssl rand -hex 24 > {shlex.quote(path)}",
         )
     return token, False
 

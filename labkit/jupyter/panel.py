@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from labkit.errors import UsageError
+from labkit.files import read_regular
 from labkit.jupyter.panel_view import PanelView, SeriesTrace, render_panel
 from labkit.memory.balance.model import Snapshot
 from labkit.memory.sample.levels import LevelReader, read_levels
@@ -44,7 +45,7 @@ class SavedOutput:
             status = self._notebook.stat()
             if status.st_mtime_ns == self._seen_at or status.st_size > LARGEST_BYTES:
                 return False
-            held = self._notebook.read_bytes()
+            held = read_regular(self._notebook)
         except OSError:
             return False
         self._seen_at = status.st_mtime_ns

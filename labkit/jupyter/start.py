@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import json
 import os
 import sys
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from jupyter_server.base.handlers import APIHandler
 from jupyter_server.utils import url_path_join
@@ -22,13 +24,30 @@ from tornado import web
 
 from labkit.jupyter.start_view import Notice, render_start
 from labkit.jupyter.usage import PANEL, STATUS, Answers, ask_kernel
-from labkit.lessons.overview import Overview, overview_without_progress, read_overview
+from labkit.lessons.overview import (
+    Overview,
+    mark_unread,
+    overview_without_progress,
+    read_overview,
+)
 from labkit.process import SAFE_PATH
 
 DOCTOR = (*SAFE_PATH, "-m", "labkit", "doctor", "--quick", "--json")
 DOCTOR_SECONDS = 120.0
 # How long the doctor's word counts: a full disk or a lost GPU may come later.
 DOCTOR_AGE_SECONDS = 1800.0
+# How long the page waits for a disk or a driver before it says what it waits for.
+ANSWER_SECONDS = 1.0
+MEMORY_SECONDS = 5.0
+# How long what was read after its reader had left is good for the next one.
+FRESH_SECONDS = 5.0
+UNREAD = {
+    "parts": ["memory not measured"],
+    "details": ["The driver does not answer."],
+    "nearly_full": "",
+    "device": "devices and memory: still being read",
+    "kernel": False,
+}
 
 
 class Doctor:
@@ -92,6 +111,108 @@ def read_launch_notices(environment: Mapping[str, str] = os.environ) -> tuple[No
         return ()
 
 
+T = TypeVar("T")
+
+
+class SlowReading(Generic[T]):
+    """A reading in a thread of its own, one at a time, for whoever asks while it runs.
+
+    A disk or a driver that hangs must take neither the page nor the threads of the server.
+    """
+
+    def __init__(self, read: Callable[[], T]) -> None:
+        self._read = read
+        self._task: asyncio.Future[T] | None = None
+        self._ended_at = 0.0
+
+    async def wait(self, seconds: float) -> T | None:
+        """What is read; None if that takes longer: it goes on, for the next who asks."""
+        task = self._task
+        if task is None or (task.done() and time.monotonic() - self._ended_at > FRESH_SECONDS):
+            task = self._task = asyncio.get_running_loop().create_future()
+            loop = asyncio.get_running_loop()
+            threading.Thread(target=self._run, args=(loop, task), daemon=True).start()
+        done, _ = await asyncio.wait({task}, timeout=seconds)
+        if not done:
+            return None
+        if self._task is task:
+            self._task = None
+        return task.result()
+
+    def _run(self, loop: asyncio.AbstractEventLoop, task: asyncio.Future[T]) -> None:
+        try:
+            end = functools.partial(task.set_result, self._read())
+        except Exception as error:
+            end = functools.partial(task.set_exception, error)
+
+        def conclude() -> None:
+            self._ended_at = time.monotonic()
+            end()
+
+        with contextlib.suppress(RuntimeError):  # the server has ended
+            loop.call_soon_threadsafe(conclude)
+
+
+class Pages:
+    """What the start page shows of a workspace, whatever it holds and a driver answers."""
+
+    def __init__(self, root: Path, answers: Answers, log: Any) -> None:
+        self._root, self._answers, self._log = root, answers, log
+        self._overviews = SlowReading(self._read_overview)
+        self._devices = SlowReading(self._read_device)
+        self._known: Overview | None = None
+        self._path: Path | None = None
+
+    async def read(self, seconds: float = ANSWER_SECONDS) -> tuple[Overview, str, bool]:
+        """The labs, the line of the devices, and whether one of them is still being read.
+
+        It takes little more than ``seconds``.
+        """
+        overview, device = await asyncio.gather(
+            self._overviews.wait(seconds), self._devices.wait(seconds)
+        )
+        pending = overview is None or device is None
+        return (
+            overview or self._describe_unread(),
+            device or "devices and memory: still being read",
+            pending,
+        )
+
+    def _describe_unread(self) -> Overview:
+        """The labs as they were last seen, with the name of the file that is being read."""
+        path = self._path
+        name = "the workspace"
+        if path is not None and path.is_relative_to(self._root):
+            name = path.relative_to(self._root).as_posix()
+        name = name.encode(errors="backslashreplace").decode()
+        note = (
+            f"still reading {name}: a large notebook or a slow disk takes its time;"
+            " this page is updated when it has been read"
+        )
+        return mark_unread(self._known, note) if self._known else overview_without_progress(note)
+
+    def _read_overview(self) -> Overview:
+        try:
+            self._known = read_overview(self._root, on_read=self._follow)
+        except Exception as error:
+            self._log.exception("labkit: the start page could not read the workspace")
+            why = f"{type(error).__name__}: {error}"
+            return overview_without_progress(f"your progress could not be read ({why})")
+        finally:
+            self._path = None
+        return self._known
+
+    def _follow(self, path: Path) -> None:
+        self._path = path
+
+    def _read_device(self) -> str:
+        try:
+            return str(self._answers.answer(STATUS)["device"])
+        except Exception:
+            self._log.exception("labkit: the start page could not read the devices")
+            return "devices and memory: not measured"
+
+
 class StartHandler(APIHandler):  # type: ignore[misc]
     """The start page's content as HTML."""
 
@@ -99,34 +220,14 @@ class StartHandler(APIHandler):  # type: ignore[misc]
 
     @web.authenticated
     async def get(self) -> None:
-        """Responds with the page; ``pending`` says that the doctor has not answered yet."""
+        """Responds with the page; ``pending`` says that there will be more to show."""
         doctor: Doctor = self.settings["labkit_doctor"]
-        answers: Answers = self.settings["labkit_answers"]
-        root = Path(self.contents_manager.root_dir)
+        pages: Pages = self.settings["labkit_pages"]
         notices = (*read_launch_notices(), *doctor.read())
-        overview, device = await asyncio.gather(
-            asyncio.to_thread(self._read_overview, root),
-            asyncio.to_thread(self._read_device, answers),
-        )
+        overview, device, pending = await pages.read()
         page = render_start(overview, device, notices, self.base_url)
         self.set_header("Cache-Control", "no-store")
-        self.finish({"html": page, "pending": doctor.is_asked})
-
-    # Whatever a workspace holds or a driver answers, the page is the way to the labs.
-    def _read_overview(self, root: Path) -> Overview:
-        try:
-            return read_overview(root)
-        except Exception as error:
-            self.log.exception("labkit: the start page could not read the workspace")
-            why = f"{type(error).__name__}: {error}"
-            return overview_without_progress(f"your progress could not be read ({why})")
-
-    def _read_device(self, answers: Answers) -> str:
-        try:
-            return str(answers.answer(STATUS)["device"])
-        except Exception:
-            self.log.exception("labkit: the start page could not read the devices")
-            return "devices and memory: not measured"
+        self.finish({"html": page, "pending": pending or doctor.is_asked})
 
 
 class MemoryHandler(APIHandler):  # type: ignore[misc]
@@ -141,9 +242,9 @@ class MemoryHandler(APIHandler):  # type: ignore[misc]
         kernel = self.get_query_argument("kernel", "")
         said = await self._ask_kernel(kernel, word) if kernel else None
         if said is None or "trouble" in said:
-            answers: Answers = self.settings["labkit_answers"]
-            said = await asyncio.to_thread(answers.answer, word)
-            said["silent"] = bool(kernel)
+            reading: SlowReading[dict[str, Any]] = self.settings["labkit_memory"][word]
+            answer = await reading.wait(MEMORY_SECONDS)
+            said = {**(answer or UNREAD), "silent": bool(kernel)}
         self.set_header("Cache-Control", "no-store")
         self.finish(said)
 
@@ -161,9 +262,13 @@ def _jupyter_server_extension_points() -> list[dict[str, str]]:
 
 def _load_jupyter_server_extension(app: Any) -> None:
     """Adds the handlers to Jupyter's server."""
-    app.web_app.settings["labkit_doctor"] = Doctor()
-    app.web_app.settings["labkit_answers"] = Answers(kernel=False)
-    base = app.web_app.settings["base_url"]
+    answers, settings = Answers(kernel=False), app.web_app.settings
+    settings["labkit_doctor"] = Doctor()
+    settings["labkit_pages"] = Pages(Path(app.contents_manager.root_dir), answers, app.log)
+    settings["labkit_memory"] = {
+        word: SlowReading(functools.partial(answers.answer, word)) for word in (STATUS, PANEL)
+    }
+    base = settings["base_url"]
     app.web_app.add_handlers(
         ".*$",
         [

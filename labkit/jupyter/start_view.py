@@ -72,7 +72,7 @@ def _render_next(overview: Overview, base_url: str) -> str:
     step = overview.next
     if step is not None:
         return _render_step(step, base_url, is_new=overview.passed == 0)
-    if any(card.notebook for card in overview.cards) and overview.passed < overview.total:
+    if any(card.notebook for card in overview.cards) and overview.passed != overview.total:
         return ""  # the note says why nothing is known of where the learner was
     if overview.total and overview.passed == overview.total:
         return f"<p>You have passed all {plural(overview.total, 'exercise')}.</p>"
@@ -93,20 +93,23 @@ def _render_step(step: NextStep, base_url: str, *, is_new: bool) -> str:
 
 def _render_total(overview: Overview) -> str:
     minutes = sum(card.lab.minutes for card in overview.cards)
-    done = f"{overview.passed} of {plural(overview.total, 'exercise')} passed"
+    exercises = plural(overview.total, "exercise")
+    done = exercises if overview.passed is None else f"{overview.passed} of {exercises} passed"
     return f"<p>{done}; {plural(len(overview.cards), 'lab')}, {minutes} minutes in all.</p>"
 
 
 def _render_card(card: LabCard, base_url: str) -> str:
-    lab, done = card.lab, f"{card.passed} of {card.total}"
+    lab, done, meter = card.lab, plural(card.total, "exercise"), ""
     title = escape(lab.title)
     if card.notebook is not None:
         title = f"<a {_make_link(card.notebook, base_url)}>{title}</a>"
     state = "passed" if card.total and card.passed == card.total else ""
-    meter = (
-        f'<progress max="{card.total or 1}" value="{card.passed}"'
-        f' aria-label="{escape(lab.title)}: exercises passed">{done}</progress>'
-    )
+    if card.passed is not None:
+        done = f"{card.passed} of {card.total} passed"
+        meter = (
+            f'<progress max="{card.total or 1}" value="{card.passed}"'
+            f' aria-label="{escape(lab.title)}: exercises passed">{done}</progress>'
+        )
     missing = ""
     if card.trouble:
         missing = f"<p>{escape(card.trouble)}</p>"
@@ -120,7 +123,7 @@ def _render_card(card: LabCard, base_url: str) -> str:
         f'<li class="labkit-card" data-state="{state}"><h3>{title}</h3>'
         f"<p>{escape(lab.summary)}</p>{missing}"
         f'<p class="labkit-figures"><span>{lab.minutes} minutes</span>'
-        f"<span>{done} passed{mark}</span></p>{meter}</li>"
+        f"<span>{done}{mark}</span></p>{meter}</li>"
     )
 
 

@@ -298,6 +298,8 @@ def offer_usage() -> UsageSocket | None:
     """
     if "JPY_SESSION_NAME" not in os.environ or "ipykernel" not in sys.modules:
         return None
+    if not hasattr(socket, "AF_UNIX"):  # Windows
+        return None
     from ipykernel import get_connection_file
 
     try:

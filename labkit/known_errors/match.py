@@ -129,7 +129,8 @@ def explain_text(text: str, known: tuple[KnownError, ...] = KNOWN_ERRORS) -> Exp
     >>> explain_text("OSError: [Errno 28] No space left on device").first.error.cause
     'the disk is full'
     """
-    return _explain(read_pieces([text]), known)
+    # With the last line's end, the whole text is one block.
+    return _explain(read_pieces([text + "\n"]), known)
 
 
 def explain_file(file: BinaryIO, known: tuple[KnownError, ...] = KNOWN_ERRORS) -> Explanation:
@@ -202,13 +203,15 @@ class _Place(NamedTuple):
 
 def _explain(blocks: Iterable[list[Piece]], known: tuple[KnownError, ...]) -> Explanation:
     places: dict[KnownError, _Place] = {}
+    found: set[str] = set()  # a name's hash is stored, that of an error is computed each time
     context = Context()
     before: list[Piece] = []
-    for pieces in blocks:
+    for pieces in filter(None, blocks):
         block = _Block([*before, *pieces])
         context.read(block.words, block.join_lowered, block.joined)
         for error in known:
-            if (error.passes or error not in places) and (place := block.find(error)):
+            if (error.passes or error.name not in found) and (place := block.find(error)):
+                found.add(error.name)
                 first = places.get(error, place)
                 places[error] = first._replace(
                     last=place.last, stage=place.stage, retried=place.retried
@@ -264,12 +267,11 @@ class _Block:
 
     def find(self, error: KnownError) -> _Place | None:
         """The first place that shows the error, with the last line that does; None if none."""
-        found = [
-            place
-            for each in error.expressions
-            if self._may_match(each)
-            for place in self._search(each, error)
-        ]
+        found: list[_Place] = []
+        for each in error.expressions:
+            # Most texts lack a whole word of most patterns: that is asked here, without a call.
+            if each.keys[0] <= self.words and self._may_match(each):
+                found += self._search(each, error)
         if not found:
             return None
         last = max(found, key=lambda place: place.last)
@@ -287,11 +289,10 @@ class _Block:
                 yield number, find_stage(strip_ansi(raw)), final
 
     def _may_match(self, expression: Expression) -> bool:
-        whole, parts, choices = expression.keys
-        return (
-            whole <= self.words
-            and all(map(self._contains, parts))
-            and all(any(map(self._contains, each)) for each in choices)
+        """Whether the text has the parts of words, and one of each group of choices."""
+        _, parts, choices = expression.keys
+        return all(map(self._contains, parts)) and all(
+            any(map(self._contains, each)) for each in choices
         )
 
     def _contains(self, part: bytes) -> bool:

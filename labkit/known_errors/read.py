@@ -124,7 +124,8 @@ def read_pieces(texts: Iterable[str]) -> Iterator[list[Piece]]:
             *early, (_, rest) = _cut(number, rest)
             pieces += early
         yield pieces
-    yield list(_cut(number, rest.rstrip("\r")))
+    if rest := rest.rstrip("\r"):
+        yield list(_cut(number, rest))
 
 
 def _normalize_line_ends(text: str) -> str:

@@ -58,6 +58,9 @@ TOOLS: dict[str, tuple[str, ...]] = {
 }
 
 OLDEST_PYTHON = "3.10"
+# jsonschema imports it where it is there, to check IRIs, which no schema of Jupyter has: half of a
+# server's start.
+SLOW_START = "rfc3987-syntax"
 # In the order of resolution: test and docs use the versions of lab.
 LOCKS = (
     *("lab", "test", "docs", "tools", "hub", "models"),
@@ -314,7 +317,9 @@ def _compile(checkout: Checkout, resolver: Path, source: str, *options: str) -> 
     The lock's header names these options: Dependabot reads them there.
     """
     always = "--universal --no-python-downloads --generate-hashes --no-annotate"
-    always += f" --no-emit-index-url --python-version {OLDEST_PYTHON}"
+    always += (
+        f" --no-emit-index-url --python-version {OLDEST_PYTHON} --no-emit-package {SLOW_START}"
+    )
     return run_command(
         [str(resolver), "pip", "compile", source, "--quiet", *always.split(), *options],
         timeout_seconds=900,

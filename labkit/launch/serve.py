@@ -29,11 +29,13 @@ STATE_FOLDERS = {
 STRICT_CONFIG = "TRAITLETS_APPLICATION_RAISE_CONFIG_FILE_ERROR"
 
 
-def prepare_folders(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
+def prepare_folders(
+    environment: Mapping[str, str] = os.environ, fix: str = "make clean && make up"
+) -> dict[str, str]:
     """The environment variables with JupyterLab's folders, which are created.
 
     The folders are below LABKIT_STATE, separate from the user's own Jupyter; the one with tokens is
-    closed to other users. Raises EngineError if they cannot be created.
+    closed to other users. Raises EngineError, with ``fix``, if they cannot be created.
     """
     state = Path(environment.get("LABKIT_STATE") or Path.home() / ".cache" / "labkit")
     values = {name: str(state / folder) for name, folder in STATE_FOLDERS.items()}
@@ -45,8 +47,8 @@ def prepare_folders(environment: Mapping[str, str] = os.environ) -> dict[str, st
         except OSError as error:
             raise EngineError(
                 f"cannot write to {folder}: {error.strerror}",
-                cause="the caches belong to another user than the lab's user",
-                fix="make clean && make up",
+                cause="it belongs to another user, or its disk is read-only",
+                fix=fix,
             ) from error
     _close_runtime(Path(values["JUPYTER_RUNTIME_DIR"]))
     return {**environment, **values, STRICT_CONFIG: "1"}
@@ -100,8 +102,7 @@ def compose_lab(
             cause=f"{sys.executable} has labkit without its extra [lab]",
             fix='pip install "labkit[lab]"',
         )
-    with contextlib.suppress(OSError):  # find_workspace says why
-        workspace.mkdir(parents=True, exist_ok=True)
+    _make_workspace(workspace)
     values = prepare_folders(
         {
             **environment,
@@ -111,13 +112,31 @@ def compose_lab(
             "LABKIT_REMOTE_ACCESS": "1" if settings.opens_to_others else "0",
             "LABKIT_ALLOW_ROOT": "1" if os.geteuid() == 0 else "0",
             "JUPYTER_CONFIG_PATH": str(find_config()),
-        }
+        },
+        fix=f'LABKIT_STATE="$(mktemp -d)" labkit lab {shlex.quote(str(workspace))}',
     )
-    find_workspace(values)
     profile = Path(values["IPYTHONDIR"], "profile_default")
     profile.mkdir(exist_ok=True)
     shutil.copyfile(find_config() / "ipython_config.py", profile / "ipython_config.py")
     return values
+
+
+def _make_workspace(workspace: Path) -> None:
+    """Creates the folder of `labkit lab`. Raises UsageError if it cannot be used."""
+    cause = "it belongs to another user, or its disk is read-only"
+    try:
+        workspace.mkdir(parents=True, exist_ok=True)
+        usable = os.access(workspace, os.W_OK | os.X_OK)
+    except OSError as error:
+        usable, cause = False, error.strerror or str(error)
+        if isinstance(error, (FileExistsError, NotADirectoryError)):
+            cause = "there is a file of that name"
+    if not usable:
+        raise UsageError(
+            f"the folder {workspace} cannot be used: nothing can be written there",
+            cause=cause,
+            fix="labkit lab ~/labkit-work   # another folder",
+        )
 
 
 def become_jupyter(environment: Mapping[str, str], options: Sequence[str] = ()) -> None:

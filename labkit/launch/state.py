@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import ipaddress
 import json
 import os
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
 from labkit.errors import LabkitError, UsageError
+from labkit.files import LARGEST_RECORD_BYTES, explain_wrong_kind
 from labkit.host.torch_builds import BUILDS
 from labkit.launch.settings import RUNTIMES, Checkout
 from labkit.process import end_like_interrupt
@@ -81,12 +81,20 @@ class LabState:
 def read_state(checkout: Checkout) -> LabState | None:
     """The last started lab; None if the file is missing or has invalid content."""
     try:
-        said = json.loads(_state_file(checkout).read_text(encoding="utf-8"))
+        said = json.loads(read_record(_state_file(checkout)))
         state = _build(LabState, {**said, "handle": _build(LabHandle, said["handle"])})
         _check_values(state)
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return None
     return state
+
+
+def read_record(path: Path) -> bytes:
+    """The content of a small file. OSError for anything else: a pipe would be waited for."""
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode) or found.st_size > LARGEST_RECORD_BYTES:
+        raise OSError(errno.EINVAL, "it is not a small file", str(path))
+    return path.read_bytes()
 
 
 def _build(kind: type[T], said: Any) -> T:
@@ -168,6 +176,8 @@ def _close_to_others(path: Path) -> bool:
 
 
 def _refuse(checkout: Checkout, what: str, error: OSError) -> UsageError:
+    if wrong := explain_wrong_kind(error):
+        return UsageError(wrong.what, cause=wrong.cause, fix=wrong.fix)
     if error.errno == errno.EROFS:  # no mode or owner helps
         copy = f"~/{shlex.quote(checkout.root.name)}"
         return UsageError(
@@ -201,7 +211,7 @@ def _give_back(checkout: Checkout) -> str:
 def read_token(checkout: Checkout) -> str:
     """The token of the last start; empty if it cannot be read."""
     try:
-        return checkout.token_file.read_text(encoding="ascii").strip()
+        return read_record(checkout.token_file).decode("ascii").strip()
     except (OSError, ValueError):
         return ""
 
@@ -238,6 +248,8 @@ def write_private(path: Path, text: str) -> None:
     except OSError as error:
         if temporary:
             Path(temporary).unlink(missing_ok=True)
+        if wrong := explain_wrong_kind(error):
+            raise wrong from error
         quoted = shlex.quote(str(path.parent))
         raise LabkitError(
             f"cannot write {path}: {error.strerror}",
@@ -252,6 +264,8 @@ def hold_lock(checkout: Checkout, on_wait: Callable[[], None]) -> Iterator[None]
 
     ``on_wait`` is called once before waiting. The system releases the lock when the process ends.
     """
+    import fcntl  # not on Windows, where the command line refuses what the lock guards
+
     prepare_state_folder(checkout)
     path = checkout.state_folder / "lock"
     try:

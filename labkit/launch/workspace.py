@@ -20,6 +20,7 @@ from labkit.errors import UsageError
 from labkit.files import LABS_FOLDER, STATE_FOLDER
 from labkit.host.machine import read_folder
 from labkit.launch.settings import Checkout, Identity
+from labkit.launch.state import read_record
 from labkit.text import format_bytes, plural
 
 MANIFEST = f"{STATE_FOLDER}/manifest.json"
@@ -254,8 +255,9 @@ def _find_labs(checkout: Checkout) -> Path:
     """The folder that the last start put the labs into; see `labkit.files.choose_labs_folder`."""
     workspace = checkout.workspace
     below = workspace / LABS_FOLDER
-    both = (workspace / MANIFEST).is_file(), (below / MANIFEST).is_file()
-    return below if both == (False, True) else workspace
+    # Unlike Path.is_file before Python 3.14, os.path.isfile raises nothing for a closed folder.
+    both = [os.path.isfile(each / MANIFEST) for each in (workspace, below)]  # noqa: PTH113
+    return below if both == [False, True] else workspace
 
 
 def _read_last_update(checkout: Checkout) -> dict[str, Any]:
@@ -267,7 +269,7 @@ def _read_last_update(checkout: Checkout) -> dict[str, Any]:
 def _read_manifest(checkout: Checkout) -> dict[str, Any]:
     """The workspace's manifest; empty if it cannot be read."""
     try:
-        found = json.loads((_find_labs(checkout) / MANIFEST).read_text(encoding="utf-8"))
+        found = json.loads(read_record(_find_labs(checkout) / MANIFEST))
     except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}

@@ -11,8 +11,9 @@ import ctypes
 import sys
 import sysconfig
 import threading
-from collections.abc import Callable
-from contextlib import suppress
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import CodeType, FrameType
 from typing import Any
@@ -21,6 +22,8 @@ from labkit.lessons.exercises import AUTOGRAD, BY_HAND, LOOP, Exercise
 from labkit.lessons.value_repr import is_array, is_tensor, same_value
 
 LIMIT_SECONDS = 30.0
+# A check that takes longer than this says that it is still running.
+NOTICE_SECONDS = 1.5
 _STOP_SECONDS = 2.0
 # A thread's default stack is too small on some systems for a deep recursion through torch.
 _STACK_BYTES = 16 * 2**20
@@ -38,13 +41,44 @@ class _Stop(BaseException):
     """Raised in a thread to end it."""
 
 
+@dataclass
+class _Notice:
+    """What to call, once, if calls are still running at ``due`` (of the monotonic clock)."""
+
+    show: Callable[[float, float], None] | None
+    due: float
+
+
+_notice: contextvars.ContextVar[_Notice | None] = contextvars.ContextVar("notice", default=None)
+
+
+@contextmanager
+def notice_slow_calls(
+    show: Callable[[float, float], None], seconds: float = NOTICE_SECONDS
+) -> Iterator[None]:
+    """Calls ``show(limit, startup)`` once, in the caller's thread, if the block's calls take long.
+
+    The limit is that of the call that is running after ``seconds``, which does not count the
+    ``startup`` before it.
+    """
+    token = _notice.set(_Notice(show, time.monotonic() + seconds))
+    try:
+        yield
+    finally:
+        _notice.reset(token)
+
+
 def call_with_limit(
-    function: Callable[..., Any], *arguments: Any, seconds: float = LIMIT_SECONDS
+    function: Callable[..., Any],
+    *arguments: Any,
+    seconds: float = LIMIT_SECONDS,
+    startup_seconds: float = 0.0,
 ) -> Any:
     """``function(*arguments)``, in a thread whose stack holds none of the caller's frames.
 
-    Raises what the function raises, and TookTooLong after ``seconds``. A call that cannot be
-    stopped, such as one into C, stays behind in its thread.
+    Raises what the function raises, and TookTooLong after ``seconds``, to which come those that
+    it may need to start. A call that cannot be stopped, such as one into C, stays behind in its
+    thread.
     """
     returned: list[Any] = []
     raised: list[BaseException] = []
@@ -65,7 +99,7 @@ def call_with_limit(
     finally:
         threading.stack_size(before)
     try:
-        thread.join(seconds)
+        _join(thread, seconds, startup_seconds)
         late = thread.is_alive()
     finally:
         _stop(thread)  # also if the caller is interrupted meanwhile
@@ -74,6 +108,18 @@ def call_with_limit(
     if raised:
         raise raised.pop()
     return returned.pop()
+
+
+def _join(thread: threading.Thread, seconds: float, startup_seconds: float) -> None:
+    """Waits for the thread to end, and shows the notice of a slow call when it is due."""
+    until = time.monotonic() + seconds + startup_seconds
+    notice = _notice.get()
+    if notice and notice.show and notice.due < until:
+        thread.join(max(notice.due - time.monotonic(), 0))
+        if thread.is_alive():
+            show, notice.show = notice.show, None
+            show(seconds, startup_seconds)
+    thread.join(max(until - time.monotonic(), 0))
 
 
 def _stop(thread: threading.Thread) -> None:

@@ -39,7 +39,8 @@ _CARD = (
 )
 _MUTED = "color: var(--jp-content-font-color2, currentColor);"
 _CODE = (
-    "font-family: var(--jp-code-font-family, monospace); background: transparent; color: inherit;"
+    "font-family: var(--jp-code-font-family, monospace); background: transparent; color: inherit; "
+    "padding: 0; overflow-wrap: anywhere;"
 )
 
 # An output for its record alone. Its place is hidden too where the page knows JupyterLab's classes.

@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib.machinery import SourceFileLoader
 from importlib.util import module_from_spec, spec_from_loader
 from pathlib import Path
@@ -127,7 +128,14 @@ def exercise_titles(lab: Lab) -> dict[str, str]:
     """
     if not lab.exercises.is_file():
         return {}
-    tree = ast.parse(lab.exercises.read_text(encoding="utf-8"))
+    known = lab.exercises.stat()
+    return dict(_parse_titles(lab.exercises, (known.st_mtime_ns, known.st_size, known.st_ino)))
+
+
+@lru_cache(maxsize=64)
+def _parse_titles(path: Path, version: tuple[int, ...]) -> dict[str, str]:
+    """Each version of a file is parsed once: the start page asks again and again."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
     calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
     named = [call for call in calls if getattr(call.func, "id", None) == "Exercise"]
     titles = {}

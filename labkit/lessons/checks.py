@@ -6,12 +6,16 @@ The workspace records each attempt.
 from __future__ import annotations
 
 import ast
+import contextlib
 import hashlib
 import inspect
+import io
 import linecache
 import os
 import re
 import sys
+import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -29,8 +33,21 @@ from labkit.lessons.calls import (
     copy_arguments,
     find_changed,
     find_violation,
+    notice_slow_calls,
 )
-from labkit.lessons.cards import BAD, GOOD, QUIET, Card, Detail, show_card
+from labkit.lessons.cards import (
+    BAD,
+    GOOD,
+    HIDDEN_HTML,
+    QUIET,
+    Card,
+    Detail,
+    card_html,
+    card_text,
+    find_kernel_shell,
+    show_bundle,
+    show_card,
+)
 from labkit.lessons.catalog import Lab, exercise_names, find_exercise, find_labs, load_exercises
 from labkit.lessons.exercises import (
     CHANGED_ARGUMENT,
@@ -60,6 +77,7 @@ from labkit.lessons.progress import (
     record_seen,
 )
 from labkit.lessons.value_repr import (
+    FORGOTTEN,
     LONGEST_TEXT,
     PLAIN_FUNCTIONS,
     Difference,
@@ -72,8 +90,19 @@ from labkit.notebooks.ranks import STARTUP_SECONDS, RanksFailed, RanksTimedOut, 
 from labkit.notebooks.result import CHECK_MIME
 from labkit.text import shorten
 
+_ALL_RIGHT = {1: "right in the one case", 2: "right in both cases"}
 STUB_TEXT = "write your code here"
 NOT_WRITTEN = "write the function in its cell, run that cell, and then this one"
+# A second look at an answer, to name its mistake, must not take long: the limit of one call, which
+# leaves one that compiles the time to end, and the time after which no further call begins.
+_BRIEF_SECONDS, _LOOK_SECONDS = 5.0, 2.0
+_CALLED = re.compile(r"(?<=^TypeError: )[\w.<>]+(?=\(\))")
+# What Dynamo's errors end with: advice to those who work on Dynamo.
+_FOR_MAINTAINERS = re.compile(
+    r"\n\s*(Set TORCHDYNAMO_VERBOSE=1|Developer debug context:|For more information, run with"
+    r"|Hint: Please report an issue).*",
+    re.DOTALL,
+)
 # The limit of an answer that runs on several ranks: a collective that waits for ever is common.
 RANKS_SECONDS = 5.0
 SOLUTION_MIME = "application/vnd.labkit.solution+json"
@@ -99,11 +128,14 @@ def judge_function(
             judge = _CaseJudge(name, case, place, index, limit_seconds)
             verdict = judge.judge(function)
             if verdict:
-                return _name_mistake(verdict, exercise, judge)
+                others = [one for one in enumerate(cases) if one[0] != index]
+                return _name_mistake(verdict, exercise, judge, function, others)
         violation = find_violation(exercise, function, limit_seconds)
     if violation:
-        return Verdict(name, FORBIDDEN, NotThisWay(violation))
-    return Verdict(name, PASSED, f"right in all {len(cases)} cases")
+        known = [one.hint for one in exercise.wrong_answers if one.verdict == FORBIDDEN]
+        hint = known[0] if len(known) == 1 else 0
+        return Verdict(name, FORBIDDEN, NotThisWay(violation), hint=hint)
+    return Verdict(name, PASSED, _ALL_RIGHT.get(len(cases), f"right in all {len(cases)} cases"))
 
 
 @dataclass(frozen=True)
@@ -127,7 +159,9 @@ class _CaseJudge:
         got = None
         try:
             got = self._call(function, arguments)
-        except (TookTooLong, RanksTimedOut) as error:
+        except TookTooLong as error:
+            return Verdict(self.name, TIMED_OUT, str(error), self.place, hint=ENDLESS)
+        except RanksTimedOut as error:
             return Verdict(self.name, TIMED_OUT, str(error), self.place)
         except (Exception, SystemExit) as error:
             if case.raises is None or not isinstance(error, case.raises):
@@ -154,7 +188,12 @@ class _CaseJudge:
             world_size=case.ranks,
             timeout_seconds=min(seconds, RANKS_SECONDS),
         )
-        return call_with_limit(call, *arguments, seconds=seconds + STARTUP_SECONDS)
+        return call_with_limit(
+            call,
+            *arguments,
+            seconds=min(seconds, RANKS_SECONDS),
+            startup_seconds=seconds + STARTUP_SECONDS,
+        )
 
     def _judge_value(self, got: object, arguments: tuple[Any, ...]) -> Verdict | None:
         case, difference = self.case, None
@@ -165,7 +204,9 @@ class _CaseJudge:
             difference = _ask_judge(case, got, arguments, self.limit_seconds)
         if difference is None:
             return None
-        shown = difference.got or (None if case.raises or callable(got) else format_value(got))
+        # Values that are right tell nothing, and what a function returns is none.
+        silent = case.raises or callable(got) or difference.status == FORBIDDEN
+        shown = difference.got or (None if silent else format_value(got))
         return Verdict(
             self.name, difference.status, difference.message, self.place, difference.expected, shown
         )
@@ -175,21 +216,62 @@ def _call_plainly(function: Callable[..., object], *arguments: object) -> object
     return function(*arguments)
 
 
-def _name_mistake(verdict: Verdict, exercise: Exercise, judge: _CaseJudge) -> Verdict:
-    """The verdict with the known wrong answer that fails the case in the same way, if any."""
+def _name_mistake(
+    verdict: Verdict,
+    exercise: Exercise,
+    judge: _CaseJudge,
+    function: Callable[..., object],
+    others: list[tuple[int, Case]],
+) -> Verdict:
+    """The verdict with the known wrong answer that does the same, if any.
+
+    It fails the case in the same way. Different mistakes can do that: of those that do, the one is
+    named that agrees in most ``others`` (cases and their places), and in half of them at least.
+    """
     if judge.case.ranks and verdict.status == TIMED_OUT:
         return verdict  # it says where each rank waits; trying others would take the limit again
-    for wrong in exercise.wrong_answers:
-        if wrong.verdict == verdict.status:
-            other = judge.judge(wrong.function)
-            if other and _outcome(other) == _outcome(verdict):
-                return replace(verdict, mistake=wrong.description, hint=wrong.hint)
-    return verdict
+    known = [one for one in exercise.wrong_answers if one.verdict == verdict.status]
+    with contextlib.redirect_stdout(io.StringIO()):  # what an answer prints is on the page already
+        same = [one for one in known if _outcome(judge.judge(one.function)) == _outcome(verdict)]
+        others = [] if verdict.status == TIMED_OUT else others
+        brief = min(judge.limit_seconds, _BRIEF_SECONDS)
+        judges = [
+            replace(judge, case=case, seed=seed, limit_seconds=brief)
+            for seed, case in others
+            if case.ranks is None
+        ]
+        shares = [_share_agreed(judges, function, one.function) for one in same]
+    if max(shares, default=0.0) < 0.5:
+        return verdict
+    wrong = same[shares.index(max(shares))]
+    return replace(verdict, mistake=wrong.description, hint=wrong.hint)
 
 
-def _outcome(verdict: Verdict) -> tuple[str, str, str | None]:
-    # The first line of an error: the second names a line of the learner's code.
-    return verdict.status, verdict.message.partition("\n")[0], verdict.got
+def _share_agreed(
+    judges: list[_CaseJudge],
+    function: Callable[..., object],
+    wrong: Callable[..., object],
+) -> float:
+    """In which share of the cases that one of them fails both do the same; 0.5 if none tells."""
+    same = counted = 0
+    until = time.monotonic() + _LOOK_SECONDS
+    for judge in judges:
+        if time.monotonic() > until:
+            break
+        ours, theirs = _outcome(judge.judge(function)), _outcome(judge.judge(wrong))
+        if (ours or theirs) and not any(one and one[0] == TIMED_OUT for one in (ours, theirs)):
+            counted += 1
+            same += ours == theirs
+    return same / counted if counted else 0.5
+
+
+def _outcome(verdict: Verdict | None) -> tuple[str, str, str | None] | None:
+    if verdict is None:
+        return None
+    # The first line of an error, whose second names a line of the learner's code; and the name
+    # that a call with too few or too many arguments begins with is theirs as well.
+    text = _CALLED.sub("", verdict.message.partition("\n")[0])
+    return verdict.status, text, verdict.got
 
 
 def _compare(got: object, expected: object, tolerance: Tolerance) -> Difference | None:
@@ -217,11 +299,13 @@ def _ask_judge(
     except TookTooLong as error:
         return Difference(TIMED_OUT, str(error))
     except Exception as error:
+        if got is None:
+            return Difference(WRONG_TYPE, f"the answer is None: {FORGOTTEN}")
         # The judge looks for a property: an answer without it has the wrong type.
         kind = f"the answer is {describe_type(got)}, which cannot be what was asked for"
-        return Difference(
-            WRONG_TYPE, f"{kind} ({type(error).__name__}: {shorten(str(error), LONGEST_TEXT)})"
-        )
+        said = shorten(str(error), LONGEST_TEXT)
+        said = said if isinstance(error, TypeError) else f"{type(error).__name__}: {said}"
+        return Difference(WRONG_TYPE, f"{kind} ({said})")
     if not complaint:
         return None
     status = FORBIDDEN if isinstance(complaint, NotThisWay) else WRONG_VALUES
@@ -237,6 +321,7 @@ def _judge_error(name: str, function: object, error: BaseException, label: str) 
     # torch also raises NotImplementedError, with other texts, for missing kernels.
     if isinstance(error, NotImplementedError) and text in (STUB_TEXT, ""):
         return Verdict(name, NOT_STARTED, NOT_WRITTEN)
+    text = _FOR_MAINTAINERS.sub("", text).strip()
     said = f"{type(error).__name__}: {shorten(text, 400)}" if text else type(error).__name__
     where = _own_line(function, error.__traceback__)
     return Verdict(name, RAISED, said + (f"\n{where}" if where else ""), label)
@@ -292,6 +377,7 @@ REFERENCE_VARIABLE = "LABKIT_REFERENCE"
 # The notebook that ``labkit check`` runs; a front end names its own in JPY_SESSION_NAME.
 CHECKED_VARIABLE = "LABKIT_CHECKED"
 NOT_RECORDED = "not recorded: no workspace found from this folder"
+ENDLESS = "print in the loop what its condition looks at: does it ever change?"
 # So many failed attempts, each with another answer, open the solution.
 FAILURES_FOR_SOLUTION = 5
 
@@ -325,7 +411,8 @@ def check(name: str, function: object) -> None:
     """
 
     lab, exercise = find_exercise(name)
-    verdict = find_failed_cell(name, function) or judge_function(exercise, name, function)
+    with _say_if_slow():
+        verdict = find_failed_cell(name, function) or judge_function(exercise, name, function)
     if os.environ.get(REFERENCE_VARIABLE) == "1":
         show_verdict(verdict)
         if not verdict.passed:
@@ -338,6 +425,36 @@ def check(name: str, function: object) -> None:
         show_verdict(verdict, (), note, _list_next(lab, name), reference)
     else:
         show_verdict(verdict, hints, note, _offer_solution(name, standing))
+
+
+@contextmanager
+def _say_if_slow() -> Iterator[None]:
+    """Says in a notebook that the check is still running, and nothing once it has ended."""
+    if not somebody_is_there():
+        yield
+        return
+    shown = uuid.uuid4().hex
+
+    def show(limit: float, startup: float) -> None:
+        ends = f"a call without a result is stopped after {limit:g} s"
+        if startup:
+            ends = f"ranks without a result are stopped {limit:g} s after they have started"
+        card = Card(QUIET, "still running", f"{ends}. To stop now, interrupt the kernel (■).")
+        show_bundle({"text/html": card_html(card), "text/plain": card_text(card)}, shown)
+        ended.callback(
+            show_bundle, {"text/html": HIDDEN_HTML, "text/plain": ""}, shown, update=True
+        )
+
+    with contextlib.ExitStack() as ended, notice_slow_calls(show):
+        yield
+
+
+def somebody_is_there() -> bool:
+    """True in a notebook's kernel whose front end takes input; runs and exports take none."""
+    shell = find_kernel_shell()
+    if shell is None or os.environ.get(REFERENCE_VARIABLE) == "1":
+        return False
+    return bool(getattr(shell.kernel, "_allow_stdin", False))
 
 
 def solution(name: str) -> None:
@@ -367,7 +484,7 @@ def choose_hints(exercise: Exercise, verdict: Verdict, attempts: int) -> tuple[s
     """
     if verdict.status in (PASSED, NOT_STARTED, NOT_RUN):
         return ()
-    first = exercise.hints[verdict.hint : verdict.hint + 1]
+    first = (verdict.hint,) if isinstance(verdict.hint, str) else (exercise.hints[verdict.hint],)
     return (
         first if attempts < 2 else first + tuple(one for one in exercise.hints if one not in first)
     )
@@ -393,7 +510,7 @@ def show_verdict(
         Detail("note", note or ""),
     )
     shown = tuple(detail for detail in details if detail.text)
-    sentence = f"`{verdict.exercise}` {verdict.message}"
+    sentence = f"`{verdict.exercise}`: {verdict.message}"
     folded = folded if folded and folded.text else None
     show_card(Card(severity, word, sentence, details=shown, folded=folded), CHECK_MIME, record)
 

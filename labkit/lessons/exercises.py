@@ -94,13 +94,13 @@ class WrongAnswer:
     """A plausible wrong answer and the verdict that it must get; the gate checks this.
 
     ``description`` continues "an answer that": a learner whose answer does the same sees it.
-    ``hint`` is the place, from 0, of the exercise's hint that helps here.
+    ``hint`` is the place, from 0, of the exercise's hint that helps here, or a hint of its own.
     """
 
     description: str
     function: Callable[..., object]
     verdict: str
-    hint: int = 0
+    hint: int | str = 0
 
     def __post_init__(self) -> None:
         if self.verdict not in STATUSES or self.verdict == PASSED:
@@ -145,7 +145,7 @@ class Verdict:
     expected: str | None = None
     got: str | None = None
     mistake: str | None = None
-    hint: int = 0
+    hint: int | str = 0
 
     @property
     def passed(self) -> bool:

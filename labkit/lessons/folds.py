@@ -34,6 +34,7 @@ _ADDRESSES = range(0x5000_0000_0000, 0x8000_0000_0000)
 _HEX_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]{6,}|0x[0-9a-fA-F]{6,}")
 _NUMPY_NUMBER = re.compile(r"np\.\w+\(([^()]*)\)")
 _TRUTH = r"(tensor\()?(True|False|None|np\.(True|False)_)\)?"
+_SHAPE_ALONE = re.compile(r"(tensor|array) of shape \(.*\), \w+")  # of values too many to show
 _PLAIN_TRUTHS = re.compile(rf"[\[(]*({_TRUTH}(, )?)+,?[\])]*")
 
 
@@ -68,16 +69,17 @@ def fact_text(fact: Fact) -> str:
 
 
 def describe_seen(seen: str | None) -> str:
-    """What was seen, in words that tell something: no bare True or False, and no address.
+    """What was seen, in words that tell something: no bare True or False, no shape, no address.
 
     >>> describe_seen("True"), describe_seen("(3, 4)"), describe_seen("140234881122304")
     ('', 'seen (3, 4)', '')
     """
-    if seen is None or _PLAIN_TRUTHS.fullmatch(seen):
+    if seen is None or _PLAIN_TRUTHS.fullmatch(seen) or _SHAPE_ALONE.fullmatch(seen):
         return ""
     if seen.isdecimal() and int(seen) in _ADDRESSES:
         return ""
-    text = _NUMPY_NUMBER.sub(r"\1", _HEX_ADDRESS.sub("", seen))
+    # Of an error the first line: those below are for who maintains what raised it.
+    text = _NUMPY_NUMBER.sub(r"\1", _HEX_ADDRESS.sub("", seen.partition("\n")[0]))
     return f"seen {text}"
 
 

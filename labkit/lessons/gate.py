@@ -203,7 +203,9 @@ def _exercise_problems(lab: Lab) -> Iterator[str]:
             yield f"{name} has no wrong answers"
         for wrong in exercise.wrong_answers:
             answer = f"the wrong answer {wrong.description!r}"
-            yield from _judged_problem(name, exercise, answer, wrong.function, wrong.verdict)
+            yield from _judged_problem(
+                name, exercise, answer, wrong.function, wrong.verdict, hint=wrong.hint
+            )
 
 
 def _answers(notebook: Any) -> dict[str, tuple[list[Any], CheckCall]]:
@@ -214,7 +216,8 @@ def _answers(notebook: Any) -> dict[str, tuple[list[Any], CheckCall]]:
 def _hint_problems(name: str, exercise: Exercise) -> Iterator[str]:
     if len(exercise.hints) != HINTS_AN_EXERCISE:
         yield f"{name} has {len(exercise.hints)} hints, but must have {HINTS_AN_EXERCISE}"
-    if any(not hint.strip() for hint in exercise.hints):
+    own = [one.hint for one in exercise.wrong_answers if isinstance(one.hint, str)]
+    if any(not hint.strip() for hint in (*exercise.hints, *own)):
         yield f"{name} has an empty hint"
     if not exercise.title.strip():
         yield f"{name} has no title"
@@ -237,7 +240,13 @@ def _verdict_problem(
 
 
 def _judged_problem(
-    name: str, exercise: Exercise, answer: str, function: object, wanted: str
+    name: str,
+    exercise: Exercise,
+    answer: str,
+    function: object,
+    wanted: str,
+    *,
+    hint: int | str | None = None,
 ) -> Iterator[str]:
     from labkit.lessons.checks import judge_function
 
@@ -246,6 +255,8 @@ def _judged_problem(
     if verdict.status != wanted:
         found = f"{verdict.status} ({verdict.message})"
         yield f"{name}: {answer} must get {wanted}, but gets {found}"
+    elif hint is not None and verdict.mistake is not None and verdict.hint != hint:
+        yield f"{name}: {answer} gets the hint of an answer that {verdict.mistake}"
 
 
 @contextmanager

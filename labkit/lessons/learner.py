@@ -11,18 +11,18 @@ import linecache
 import os
 import re
 import symtable
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from labkit.errors import LabkitError
-from labkit.files import STATE_FOLDER
+from labkit.files import STATE_FOLDER, read_regular
 from labkit.lessons.catalog import Lab, load_exercises
 from labkit.lessons.checks import CHECKED_VARIABLE
 from labkit.lessons.exercises import TIMED_OUT
-from labkit.lessons.notebooks import cell_source, read_digests, read_notebook
+from labkit.lessons.notebooks import cell_source, parse_notebook, read_digests, read_notebook
 from labkit.lessons.workspace import Entry, read_manifest
 from labkit.notebooks.kernel import OnCell, cell_error, kernel_environment, run_cells
 from labkit.notebooks.result import RESULT_NAME, read_checks
@@ -198,8 +198,12 @@ def _table(statement: ast.stmt) -> symtable.SymbolTable:
 # Statuses that a notebook's run adds to those of a verdict.
 NO_CHECK, NO_VERDICT = "no_check", "no_verdict"
 _CHECK_CALL = re.compile(r"""\bcheck\(\s*["']([A-Za-z0-9_]+\.[A-Za-z0-9_]+)["']""")
+LARGE_BYTES = 2**20
 # Names of the copies that a reset keeps; earlier versions named them "backup".
 _BACKUP = re.compile(r"\.(backup|old)-\d{4}-\d{2}-\d{2}")
+
+
+OnRead = Callable[[Path], None]
 
 
 @dataclass(frozen=True)
@@ -267,18 +271,38 @@ def find_notebook(workspace: Path, lab: Lab) -> Path | None:
     A notebook belongs to a lab by its metadata, or by the checks that it calls. An unedited
     notebook is returned only if there is no edited one; backups are ignored.
     """
-    entry = _find_entry(workspace, lab)
+    return find_notebooks(workspace, [lab]).get(lab.name)
+
+
+def find_notebooks(
+    workspace: Path, labs: Iterable[Lab], on_read: OnRead = lambda path: None
+) -> dict[str, Path]:
+    """The notebook of each lab that has one, by the lab's name; see `find_notebook`.
+
+    ``on_read`` is called with each notebook before it is read.
+    """
+    entries = _read_entries(workspace)
+    owned: dict[str, list[Path]] = {lab.name: [] for lab in labs}
+    names = {_name_file(lab, entries): lab.name for lab in labs}
+    for path in list_notebooks(workspace):
+        on_read(path)
+        for name in () if is_backup(path) else _list_owners(path, names):
+            owned.get(name, []).append(path)
+    return {
+        name: _choose_notebook(paths, entries.get(name)) for name, paths in owned.items() if paths
+    }
+
+
+def _choose_notebook(paths: list[Path], entry: Entry | None) -> Path:
+    """The one that was edited last, else the one that was written last."""
+    if len(paths) == 1:
+        return paths[0]
     shipped = {entry.placed, entry.laid, *entry.older} - {None} if entry else set()
-    found = [
-        path
-        for path in list_notebooks(workspace)
-        if not is_backup(path) and _belongs(path, lab, entry)
-    ]
-    digests = {path: read_digests(path) for path in found}
+    digests = {path: read_digests(path) for path in paths}
     worked_on = [
         path for path, digest in digests.items() if not digest or digest.content not in shipped
     ]
-    return max(worked_on or found, key=_written_at, default=None)
+    return max(worked_on or paths, key=_written_at)
 
 
 def _written_at(path: Path) -> int:
@@ -291,9 +315,9 @@ def _written_at(path: Path) -> int:
 
 def find_backups(workspace: Path, lab: Lab) -> tuple[Path, ...]:
     """The copies of the lab's notebook that a reset kept."""
-    entry = _find_entry(workspace, lab)
+    names = {_name_file(lab, _read_entries(workspace)): lab.name}
     backups = filter(is_backup, list_notebooks(workspace))
-    return tuple(path for path in backups if _belongs(path, lab, entry))
+    return tuple(path for path in backups if lab.name in _list_owners(path, names))
 
 
 def list_notebooks(workspace: Path) -> Iterator[Path]:
@@ -327,27 +351,37 @@ def called_checks(source: str) -> list[str]:
     return _CHECK_CALL.findall(source)
 
 
-def _find_entry(workspace: Path, lab: Lab) -> Entry | None:
+def _read_entries(workspace: Path) -> Mapping[str, Entry]:
     try:
-        return read_manifest(workspace / STATE_FOLDER).entries.get(lab.name)
+        return read_manifest(workspace / STATE_FOLDER).entries
     except (OSError, ValueError):
-        return None
+        return {}
 
 
-def _belongs(path: Path, lab: Lab, entry: Entry | None) -> bool:
+def _name_file(lab: Lab, entries: Mapping[str, Entry]) -> str:
+    """The file name of the lab's notebook as it was placed."""
+    entry = entries.get(lab.name)
+    return entry.file if entry else lab.notebook
+
+
+def _list_owners(path: Path, names: Mapping[str, str]) -> tuple[str, ...]:
+    """The labs that the notebook belongs to; ``names`` are the labs by their file names."""
     try:
         known = path.stat()
-        labs = _read_labs(path, (known.st_mtime_ns, known.st_ctime_ns, known.st_size, known.st_ino))
-    except (OSError, LabkitError):
+        return _read_labs(path, (known.st_mtime_ns, known.st_ctime_ns, known.st_size, known.st_ino))
+    except (OSError, ValueError, RecursionError):
         # A broken notebook with the lab's file name is reported, not ignored.
-        return path.name == (entry.file if entry else lab.notebook)
-    return lab.name in labs
+        return (names[path.name],) if path.name in names else ()
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=4096)
 def _read_labs(path: Path, version: tuple[int, ...]) -> tuple[str, ...]:
     """The labs that the notebook belongs to. A version of a file is read once: some are large."""
-    notebook = read_notebook(path)
+    data = read_regular(path)
+    # Parsing a large notebook holds up the other threads of a server.
+    if len(data) > LARGE_BYTES and b"labkit" not in data and b"check(" not in data:
+        return ()
+    notebook = parse_notebook(data)
     metadata = notebook.get("metadata")
     own = metadata.get("labkit") if isinstance(metadata, dict) else None
     if isinstance(own, dict) and "lab" in own:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from labkit.errors import LabkitError
-from labkit.files import read_regular
+from labkit.files import NO_FOLLOW, read_regular
 from labkit.lessons.catalog import Lab
 
 BEGIN, END = "### BEGIN SOLUTION", "### END SOLUTION"
@@ -209,7 +208,11 @@ class Digests:
 
 def digest_notebook(data: bytes) -> Digests:
     """The digests of a notebook's bytes. ValueError if they are not a notebook."""
-    notebook = parse_notebook(data)
+    return digest_parsed(parse_notebook(data))
+
+
+def digest_parsed(notebook: dict[str, Any]) -> Digests:
+    """The digests of a notebook that was read."""
     # JupyterLab adds an empty cell when the last one is run; this is not an edit.
     cells = [
         (cell, content)
@@ -240,7 +243,7 @@ def read_digests(path: Path) -> Digests | None:
     A symbolic link is not followed.
     """
     try:
-        return digest_notebook(read_regular(path, os.O_NOFOLLOW))
+        return digest_notebook(read_regular(path, NO_FOLLOW))
     except (OSError, ValueError, RecursionError):
         return None
 

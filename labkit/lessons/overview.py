@@ -8,24 +8,27 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from labkit.errors import LabkitError
-from labkit.files import STATE_FOLDER, find_labs_folder
+from labkit.files import STATE_FOLDER, find_labs_folder, name_kind
 from labkit.lessons.catalog import Lab, exercise_titles, find_labs
-from labkit.lessons.learner import called_checks, find_notebook
-from labkit.lessons.notebooks import cell_source, read_digests, read_notebook
+from labkit.lessons.learner import OnRead, called_checks, find_notebooks
+from labkit.lessons.notebooks import cell_source, digest_parsed, read_notebook
 from labkit.lessons.progress import Progress, read_progress
 from labkit.lessons.workspace import Entry, read_manifest
 
 _HEADING = re.compile(r"^#{1,6} +\S", re.MULTILINE)
+# A notebook is placed without outputs: a larger file was edited or run, whatever its digest.
+_LARGEST_PLACED_BYTES = 4 * 2**20
 
 
 @dataclass(frozen=True)
 class LabCard:
-    """A lab and the learner's progress in it.
+    """A lab and the learner's progress in it; ``passed`` is None if that is unknown.
 
     ``notebook`` is its path below the workspace; None if the learner has deleted it, or if it
     cannot be opened for the reason in ``trouble``.
@@ -33,7 +36,7 @@ class LabCard:
 
     lab: Lab
     notebook: str | None
-    passed: int
+    passed: int | None
     total: int
     trouble: str | None = None
 
@@ -60,9 +63,10 @@ class Overview:
     note: str | None = None
 
     @property
-    def passed(self) -> int:
-        """How many exercises are passed."""
-        return sum(card.passed for card in self.cards)
+    def passed(self) -> int | None:
+        """How many exercises are passed; None if that is unknown."""
+        known = [card.passed for card in self.cards if card.passed is not None]
+        return sum(known) if len(known) == len(self.cards) else None
 
     @property
     def total(self) -> int:
@@ -70,16 +74,20 @@ class Overview:
         return sum(card.total for card in self.cards)
 
 
-def read_overview(workspace: Path, labs: Iterable[Lab] | None = None) -> Overview:
+def read_overview(
+    workspace: Path, labs: Iterable[Lab] | None = None, on_read: OnRead = lambda path: None
+) -> Overview:
     """The learner's progress in every lab, and where to go on.
 
     That is the notebook that was edited last: its exercise that was tried last, else the first
     one that is not passed. If it has none left, it is the next lab with an open exercise.
+    ``on_read`` is called with each notebook before it is read.
     """
     labs = tuple(find_labs() if labs is None else labs)
     folder = find_labs_folder(workspace)
     entries, progress = _read_entries(folder), read_progress(folder)
     titles = {lab.name: exercise_titles(lab) for lab in labs}
+    paths = _find_paths(folder, labs, entries, on_read)
     cards = tuple(
         LabCard(
             lab,
@@ -89,18 +97,25 @@ def read_overview(workspace: Path, labs: Iterable[Lab] | None = None) -> Overvie
             trouble,
         )
         for lab, known in zip(labs, titles.values(), strict=True)
-        for place, trouble in [_find_place(workspace, folder, lab, entries.get(lab.name))]
+        for place, trouble in [_describe_place(workspace, paths.get(lab.name), lab)]
     )
-    edited = {card.lab.name: _edited_at(workspace, card, entries) for card in cards}
+    edited = {}
+    for card in cards:
+        on_read(workspace / (card.notebook or ""))
+        edited[card.lab.name] = _edited_at(workspace, card, entries)
     return Overview(cards, _find_next(workspace, cards, edited, titles, progress), progress.note)
 
 
 def overview_without_progress(note: str, labs: Iterable[Lab] | None = None) -> Overview:
     """The labs with the names that their notebooks were given; ``note`` says why that is all."""
     labs = tuple(find_labs() if labs is None else labs)
-    return Overview(
-        tuple(LabCard(lab, lab.notebook, 0, len(exercise_titles(lab))) for lab in labs), None, note
-    )
+    cards = tuple(LabCard(lab, lab.notebook, None, len(exercise_titles(lab))) for lab in labs)
+    return Overview(cards, None, note)
+
+
+def mark_unread(overview: Overview, note: str) -> Overview:
+    """An overview that was read before, with ``note`` in place of where to go on."""
+    return replace(overview, next=None, note=note)
 
 
 def _read_entries(folder: Path) -> Mapping[str, Entry]:
@@ -110,21 +125,40 @@ def _read_entries(folder: Path) -> Mapping[str, Entry]:
         return {}
 
 
-def _find_place(
-    workspace: Path, folder: Path, lab: Lab, entry: Entry | None
-) -> tuple[str | None, str | None]:
-    """The path of the lab's notebook below the workspace, or None, and why it cannot be opened."""
-    path: Path | None = folder / (entry.file if entry else lab.notebook)
+def _find_paths(
+    folder: Path, labs: Iterable[Lab], entries: Mapping[str, Entry], on_read: OnRead
+) -> dict[str, Path]:
+    """The notebooks of the labs that have one, by the lab's name."""
+    found = {}
+    for lab in labs:
+        entry = entries.get(lab.name)
+        found[lab.name] = folder / (entry.file if entry else lab.notebook)
     # Unlike Path.is_file before Python 3.14, it raises nothing, whatever stands there.
-    if path is None or not os.path.isfile(path):  # noqa: PTH113
-        path = find_notebook(folder, lab)  # renamed or moved; it reads all notebooks
+    there = {name: path for name, path in found.items() if os.path.isfile(path)}  # noqa: PTH113
+    gone = [lab for lab in labs if lab.name not in there]
+    # Renamed, moved or deleted: this reads all notebooks.
+    return {**there, **(find_notebooks(folder, gone, on_read) if gone else {})}
+
+
+def _describe_place(workspace: Path, path: Path | None, lab: Lab) -> tuple[str | None, str | None]:
+    """The path of a lab's notebook below the workspace, or None, and why it cannot be opened."""
     if path is None:
         return None, None
     place = path.relative_to(workspace).as_posix()
-    if _is_utf8(place):
-        return place, None
     name = place.encode(errors="backslashreplace").decode()
-    return None, f"No browser can open its notebook {name}: the name is not UTF-8. Rename the file."
+    if not _is_utf8(place):
+        return None, (
+            f"No browser can open its notebook {name}: the name is not UTF-8. Rename the file."
+        )
+    if os.path.isfile(path):  # noqa: PTH113 - it raises nothing
+        return place, None
+    try:
+        kind = name_kind(path.lstat().st_mode)
+    except OSError:  # it just went
+        return None, None
+    lost = " that leads to no file" if path.is_symlink() else ""
+    keep = f"labkit reset {lab.name} puts a fresh notebook there, and keeps what is there now."
+    return None, f"Its notebook {name} is {kind}{lost}: {keep}"
 
 
 def _is_utf8(text: object) -> bool:
@@ -142,10 +176,16 @@ def _edited_at(workspace: Path, card: LabCard, entries: Mapping[str, Entry]) -> 
     """When the notebook was last written, in ns; None for one as it was placed."""
     if card.notebook is None:
         return None
-    look, entry = _look_into(workspace / card.notebook), entries.get(card.lab.name)
-    if look is None or (entry and look.whole and look.whole == entry.whole):
+    path, entry = workspace / card.notebook, entries.get(card.lab.name)
+    try:
+        known = path.stat()
+    except (OSError, ValueError):
         return None
-    return look.written_at
+    if known.st_size <= _LARGEST_PLACED_BYTES and entry and entry.whole:
+        whole = _look_into(path, known).whole
+        if whole == entry.whole:
+            return None
+    return known.st_mtime_ns
 
 
 @dataclass(frozen=True)
@@ -153,27 +193,27 @@ class _Look:
     """What the page asks of a notebook.
 
     ``headings`` has the id of the last cell with a heading above each check. ``whole`` is None
-    if the file cannot be read.
+    if the file cannot be read, and for a large one.
     """
 
-    written_at: int
     whole: str | None
     headings: Mapping[str, str]
 
 
-def _look_into(path: Path) -> _Look | None:
-    """None if there is no such file. Each version of a file is read once: some are large."""
-    try:
-        known = path.stat()
-    except (OSError, ValueError):
-        return None
-    return _read_look(path, known.st_mtime_ns, (known.st_size, known.st_ino, known.st_ctime_ns))
+def _look_into(path: Path, known: os.stat_result) -> _Look:
+    version = known.st_size, known.st_ino, known.st_mtime_ns, known.st_ctime_ns
+    return _read_look(path, version)
 
 
 @lru_cache(maxsize=64)
-def _read_look(path: Path, written_at: int, version: tuple[int, ...]) -> _Look:
-    held = read_digests(path)
-    return _Look(written_at, held.whole if held else None, _find_headings(path))
+def _read_look(path: Path, version: tuple[int, ...]) -> _Look:
+    """Each version of a file is read once: some are large."""
+    try:
+        notebook = read_notebook(path)
+    except LabkitError:
+        return _Look(None, {})
+    whole = digest_parsed(notebook).whole if version[0] <= _LARGEST_PLACED_BYTES else None
+    return _Look(whole, _find_headings(notebook["cells"]))
 
 
 def _find_next(
@@ -197,9 +237,9 @@ def _find_next(
         name = _choose_exercise(card, titles[card.lab.name], progress)
         if name is not None:
             begun = edited[card.lab.name] is not None
-            path = workspace / (card.notebook or "")
-            look = _look_into(path) if begun else None
-            cell = look.headings.get(f"{card.lab.name}.{name}") if look else None
+            cell = None
+            if begun:
+                cell = _find_cell(workspace / (card.notebook or ""), f"{card.lab.name}.{name}")
             return NextStep(card, begun, titles[card.lab.name][name], cell)
     return None
 
@@ -212,12 +252,16 @@ def _choose_exercise(card: LabCard, titles: Mapping[str, str], progress: Progres
     return tried[-1] if tried else next(iter(still_open), None)
 
 
-def _find_headings(path: Path) -> Mapping[str, str]:
-    """For each exercise, the id of the last cell with a heading above the one that checks it."""
+def _find_cell(path: Path, exercise: str) -> str | None:
+    """The id of the cell with the exercise's heading; None if it cannot be found."""
     try:
-        cells = read_notebook(path)["cells"]
-    except LabkitError:
-        return {}
+        return _look_into(path, path.stat()).headings.get(exercise)
+    except OSError:
+        return None
+
+
+def _find_headings(cells: Iterable[Any]) -> Mapping[str, str]:
+    """For each exercise, the id of the last cell with a heading above the one that checks it."""
     found: dict[str, str] = {}
     heading = None
     for cell in cells:

@@ -7,7 +7,6 @@ are none. Runs do not ask, and nothing waits: the claims that follow run in any 
 from __future__ import annotations
 
 import math
-import os
 import re
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -27,7 +26,7 @@ from labkit.lessons.cards import (
     inline_html,
     show_bundle,
 )
-from labkit.lessons.checks import REFERENCE_VARIABLE
+from labkit.lessons.checks import somebody_is_there
 from labkit.lessons.folds import Fold, begin_fold
 from labkit.lessons.progress import (
     Prediction,
@@ -159,7 +158,7 @@ def predict(
     value = seen() if isinstance(seen, PLAIN_FUNCTIONS) else seen
     asked = Question(name, question, labels, value, because, within)
     seen_label = asked.seen_label()
-    if not _somebody_is_there():
+    if not somebody_is_there():
         begin_fold()
         _show(Card(QUIET, "not asked", question, f"seen {seen_label}"))
         return
@@ -177,14 +176,6 @@ def predict(
 
 def _label(value: object) -> str:
     return value if isinstance(value, str) else format_value(value).removeprefix("torch.")
-
-
-def _somebody_is_there() -> bool:
-    """True in a notebook's kernel whose front end takes input; runs and exports take none."""
-    shell = find_kernel_shell()
-    if shell is None or os.environ.get(REFERENCE_VARIABLE) == "1":
-        return False
-    return bool(getattr(shell.kernel, "_allow_stdin", False))
 
 
 def _read_predictions() -> Mapping[str, Prediction]:
@@ -225,7 +216,7 @@ def _make_card(question: Question, made: Prediction, before: str = "") -> Card:
     because = f" {question.because}" if question.because else ""
     if made.as_expected:
         return Card(GOOD, "as expected", f"{before}`{made.seen}`.{because}", score)
-    text = f"{before}You expected `{made.expected}`, seen `{made.seen}`.{because}"
+    text = f"{before}You expected `{made.expected}` and saw `{made.seen}`.{because}"
     return Card(NEWS, "a surprise", text, score)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from labkit.files import (
+    LARGEST_RECORD_BYTES,
     STATE_FOLDER,
     Disk,
     dated_name,
@@ -86,12 +87,13 @@ class Progress:
 def read_progress(workspace: Path) -> Progress:
     """Reads the workspace's progress and changes nothing; a broken file gives empty progress."""
     try:
-        document = json.loads(read_regular(workspace / FILE_NAME))
+        document = json.loads(read_regular(workspace / FILE_NAME, 0, LARGEST_RECORD_BYTES))
         return Progress(_parse(document), None, document)
     except FileNotFoundError:
         return Progress({})
     except (OSError, ValueError, RecursionError) as error:
-        return Progress({}, f"{FILE_NAME} could not be read ({error})")
+        why = getattr(error, "strerror", None) or error
+        return Progress({}, f"{FILE_NAME} could not be read ({why})")
 
 
 def record_attempt(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import cmath
 import functools
 import math
+import re
 import sys
 import types
 from collections.abc import Mapping, Sequence
@@ -28,7 +29,9 @@ PLAIN_FUNCTIONS = (
     types.BuiltinFunctionType,
     functools.partial,
 )
+_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+(?=>)")
 LONGEST_TEXT = 160
+FORGOTTEN = "does every path of the function end in `return`?"
 MOST_SHOWN_VALUES = 24
 # The most values of a tensor that a difference shows.
 EXCERPT = 6
@@ -81,9 +84,12 @@ def format_value(value: object) -> str:
     if isinstance(value, tuple | list) and any(is_tensor(item) for item in value):
         inner = ", ".join(format_value(item) for item in value)
         return shorten(f"({inner})" if isinstance(value, tuple) else f"[{inner}]", LONGEST_TEXT)
+    if isinstance(value, Mapping):
+        inner = ", ".join(f"{key!r}: {format_value(item)}" for key, item in value.items())
+        return shorten(f"{{{inner}}}", LONGEST_TEXT)
     if isinstance(value, type):
         return value.__name__
-    return shorten(repr(value), LONGEST_TEXT)
+    return shorten(_ADDRESS.sub("", repr(value)), LONGEST_TEXT)
 
 
 def _is_list(value: object) -> bool:
@@ -207,15 +213,18 @@ def describe_type(value: object) -> str:
 
     >>> import torch
     >>> describe_type(None), describe_type(2.0), describe_type(torch.zeros(2, 3))
-    ('None', 'float', 'a tensor of shape (2, 3)')
+    ('None', 'a float', 'a tensor of shape (2, 3)')
     """
     if value is None:
         return "None"
+    if isinstance(value, PLAIN_FUNCTIONS):
+        return "a function"
     if is_tensor(value):
         return f"a tensor of shape {tuple(value.shape)}"
     if is_array(value):
         return "a NumPy array"
-    return type(value).__name__
+    name = type(value).__name__
+    return f"{'an' if name[0] in 'aeiouAEIOU' else 'a'} {name}"
 
 
 def _compare_plain(got: object, expected: object, place: str) -> Difference | None:
@@ -232,11 +241,12 @@ def _differ(status: str, text: str, got: object, expected: object) -> Difference
 
 def _wrong_type(got: object, expected: object, place: str) -> Difference:
     if got is None:
-        text = f"{place} is None: does every path of the function end in `return`?"
+        text = f"{place} is None: {FORGOTTEN}"
     elif got is ...:
         text = f"{place} is `...`: the function still returns the placeholder"
     else:
         text = f"{place} must be {describe_type(expected)}, but is {describe_type(got)}"
+        text += ": is a call missing, as in `f(x)`?" if isinstance(got, PLAIN_FUNCTIONS) else ""
     return _differ(WRONG_TYPE, text, got, expected)
 
 
@@ -250,7 +260,9 @@ def _compare_tensors(
         return _differ(WRONG_SHAPE, f"{place} must have the shape {shapes}", got, expected)
     if got.dtype != expected.dtype:
         dtypes = f"{expected.dtype}, but has {got.dtype}"
-        return _differ(WRONG_DTYPE, f"{place} must have the dtype {dtypes}", got, expected)
+        text = f"{place} must have the dtype {dtypes}"
+        # Not the values: two dtypes mostly look the same.
+        return Difference(WRONG_DTYPE, text, str(expected.dtype), str(got.dtype))
     return _compare_values(got.detach(), expected.detach(), tolerance, place)
 
 
@@ -271,17 +283,22 @@ def _compare_values(
     worst = tuple(int(index) for index in torch.unravel_index(ranked.argmax(), ranked.shape))
     count = f"{len(off)} of {got.numel()} values differ" if got.numel() > 1 else "the value differs"
     at = f" at {list(worst)}" if worst else ""
+    wanted, seen = _number(expected[worst]), _number(got[worst])
+    excerpts = _excerpt(expected, worst), _excerpt(got, worst)
+    if wanted == seen:  # they differ in later digits, which an excerpt does not show
+        excerpts = wanted, seen = str(expected[worst].item()), str(got[worst].item())
     return Difference(
         WRONG_VALUES,
-        f"{_of(place)}{count}; largest difference{at}: expected {_number(expected[worst])}, "
-        f"got {_number(got[worst])}, off by {_number(apart[worst])}",
-        _excerpt(expected, worst),
-        _excerpt(got, worst),
+        f"{_of(place)}{count}; largest difference{at}: expected {wanted}, got {seen}, "
+        f"off by {_number(apart[worst])}",
+        *excerpts,
     )
 
 
 def _excerpt(values: torch.Tensor, place: tuple[int, ...]) -> str:
     """A small tensor whole; of a larger one, the neighbors of a place along the last dimension."""
+    if not values.dim():
+        return _number(values)
     if values.numel() <= EXCERPT:
         return format_value(values)
     *row, at = place
@@ -313,6 +330,10 @@ def _distance(got: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
 def _number(value: torch.Tensor) -> str:
     plain = value.item()
     return f"{plain:.6g}" if isinstance(plain, float) else str(plain)
+
+
+def _short(number: object) -> str:
+    return str(float(f"{number:.6g}") if isinstance(number, float) else number)
 
 
 def _compare_mappings(
@@ -362,5 +383,6 @@ def _compare_numbers(
             return None
     elif tolerance.atol is not None and apart <= tolerance.atol:
         return None
-    text = f"expected {format_value(expected)}, got {format_value(got)}, off by {apart:.6g}"
-    return _differ(WRONG_VALUES, f"{_of(place)}the value differs: {text}", got, expected)
+    text = f"expected {_short(expected)}, got {_short(got)}, off by {apart:.6g}"
+    text = f"{_of(place)}the value differs: {text}"
+    return Difference(WRONG_VALUES, text, _short(expected), _short(got))

@@ -17,6 +17,7 @@ import contextlib
 import hashlib
 import json
 import os
+import shlex
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
@@ -28,16 +29,20 @@ from typing import Any
 from labkit import __version__
 from labkit.errors import LabkitError
 from labkit.files import (
+    LARGEST_RECORD_BYTES,
+    NO_FOLLOW,
     SAVE_PREFIX,
     SAVE_SECONDS,
     STATE_FOLDER,
     TEMPORARY_PREFIX,
     Disk,
+    WrongKindError,
     dated_name,
     explain_disk_errors,
     free_name,
     hold_lock,
     move_new,
+    name_outside,
     place_new,
     read_regular,
     temporary_name,
@@ -126,9 +131,12 @@ class Manifest:
 
 
 def read_manifest(state: Path) -> Manifest:
-    """The manifest in a ``.labkit`` folder, or an empty one. ValueError if it is broken."""
+    """The manifest in a ``.labkit`` folder, or an empty one.
+
+    ValueError if it is broken, WrongKindError if it is not a file, OSError if it cannot be read.
+    """
     try:
-        value: Any = json.loads(read_regular(_manifest_path(state)))
+        value: Any = json.loads(read_regular(_manifest_path(state), 0, LARGEST_RECORD_BYTES))
     except FileNotFoundError:
         return Manifest()
     except RecursionError as error:
@@ -238,9 +246,9 @@ class _Keeper:
         for path in (self.state, _manifest_path(self.state)):
             if path.is_symlink():
                 raise LabkitError(
-                    f"{path} is a symbolic link",
+                    f"{name_outside(path)} is a symbolic link",
                     cause="labkit keeps its own records there, and does not follow links",
-                    fix=f"rm '{path}'",
+                    fix=f"rm {shlex.quote(str(name_outside(path)))}",
                 )
         self.disk.make_folder(self.state)
         return hold_lock(self.state / "lock")
@@ -252,13 +260,14 @@ class _Keeper:
                 self.disk.remove(draft)
         try:
             manifest = read_manifest(self.state)
-        except ValueError:
+        except (ValueError, WrongKindError) as error:
             manifest = Manifest()
             path = _manifest_path(self.state)
             kept = dated_name(path, BROKEN, self.now)
             move_new(self.disk, path, kept)
+            why = getattr(error, "strerror", None) or error
             self.notes.append(
-                f"the manifest could not be read: it was kept as {STATE_FOLDER}/{kept.name}"
+                f"the manifest could not be read ({why}): it was kept as {STATE_FOLDER}/{kept.name}"
             )
         self._restore_taken(manifest)
         self.restore_saves()
@@ -293,7 +302,7 @@ class _Keeper:
     def _restore_save(self, path: Path, saved: Path) -> str:
         """Renames the copy to the broken file's name; says where the broken file was kept."""
         said = ""
-        data = path.read_bytes()
+        data = read_regular(path, NO_FOLLOW)
         if data:
             kept = dated_name(path, BROKEN, self.now)
             place_new(self.disk, kept, data, self.state)
@@ -541,7 +550,7 @@ def _judge_save(path: Path, saved: Path) -> bool | None:
         try:
             if not _is_plain(path) or not _is_plain(saved):
                 return None
-            now, before = path.read_bytes(), saved.read_bytes()
+            now, before = (read_regular(one, NO_FOLLOW) for one in (path, saved))
             # Read last: a save that began before this has set it.
             details = path.lstat()
         except OSError:

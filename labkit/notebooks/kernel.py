@@ -151,6 +151,10 @@ class Kernel:
         """Kills the kernel's process group, with its children, from any thread."""
         if self._group is not None:
             _end(self._group, os.killpg)
+        elif not hasattr(os, "killpg"):  # Windows
+            process = getattr(self.manager.provisioner, "process", None)
+            if process is not None:
+                process.kill()
 
     def close(self) -> None:
         """Kills the kernel's remaining processes and releases its files."""
@@ -176,6 +180,8 @@ class Kernel:
 
     @property
     def _group(self) -> int | None:
+        if not hasattr(os, "getpgrp"):  # Windows
+            return None
         group = getattr(self.manager.provisioner, "pgid", None)
         return int(group) if group and group != os.getpgrp() else None
 

@@ -29,7 +29,7 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 
 from labkit import __version__
 from labkit.errors import ExitCode, UsageError
-from labkit.files import Disk, place_new, write_atomically
+from labkit.files import Disk, place_new, read_regular, write_atomically
 
 if TYPE_CHECKING:
     from labkit.devices.detect import Detection
@@ -656,7 +656,7 @@ def read_run(place: Path) -> SavedRun:
     """Reads the run in a folder or a result.json. Raises UsageError if it is not valid."""
     path = place / RESULT_NAME if place.is_dir() else place
     try:
-        text = path.read_text(encoding="utf-8", errors="replace")
+        text = read_regular(path).decode(errors="replace")
         # NaN and Infinity, which Python writes although JSON has no such numbers, are unknown.
         described = json.loads(text, parse_constant=lambda name: None)
     except FileNotFoundError as error:
@@ -666,7 +666,7 @@ def read_run(place: Path) -> SavedRun:
             fix="labkit run tensors --output runs/tensors",
         ) from error
     except OSError as error:
-        raise UsageError(f"{path} cannot be read", cause=str(error)) from error
+        raise UsageError(f"{path} cannot be read", cause=error.strerror) from error
     except (ValueError, RecursionError) as error:
         raise UsageError(f"{path} is not a run's result", cause=str(error)) from error
     return SavedRun(path.parent, parse_run(described, path))

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from labkit.errors import UsageError
+from labkit.files import read_regular
 from labkit.text import escape_controls, first_line
 
 # A name with one of these endings is a file; jupytext reads all but the first.
@@ -68,7 +69,7 @@ def load_notebook(source: Source) -> Any:
     if source.make is not None:
         return source.make()
     try:
-        text = source.path.read_text(encoding="utf-8-sig")  # also with a byte order mark
+        text = read_regular(source.path).decode("utf-8-sig")  # also with a byte order mark
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{source.path} cannot be read", cause=str(error)) from error
     return (

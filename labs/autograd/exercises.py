@@ -109,13 +109,20 @@ CUBIC = Exercise(
             "marks the caller's own tensor",
             partial(by_backward, leaf=mark_callers_tensor),
             "forbidden",
+            hint=1,
         ),
-        WrongAnswer("takes the number out", lambda x: by_backward(x).item(), "wrong_type"),
-        WrongAnswer("wraps a number in a list", lambda x: by_backward([x]), "wrong_shape"),
+        WrongAnswer(
+            "takes the number out",
+            lambda x: by_backward(x).item(),
+            "wrong_type",
+            hint="The answer is a tensor: leave out `.item()`.",
+        ),
+        WrongAnswer("wraps a number in a list", lambda x: by_backward([x]), "wrong_shape", hint=1),
         WrongAnswer(
             "brings all to float32",
             lambda x: by_backward(torch.as_tensor(x).float()),
             "wrong_dtype",
+            hint="A floating point x keeps its dtype. Only a whole number needs another one.",
         ),
         WrongAnswer(
             "calls backward on many values", partial(by_backward, total=lambda y: y), "raised"
@@ -181,17 +188,22 @@ BATCHES = Exercise(
             "takes the mean of the means", partial(accumulate, by_size=False), "wrong_values"
         ),
         WrongAnswer(
-            "leaves the earlier gradient in", partial(accumulate, clear=False), "wrong_values"
+            "leaves the earlier gradient in",
+            partial(accumulate, clear=False),
+            "wrong_values",
+            hint=1,
         ),
         WrongAnswer(
             "returns the loss",
             lambda w, b: sum(((x @ w - y) ** 2).sum() for x, y in b) / sum(len(y) for _, y in b),
             "wrong_shape",
+            hint="The answer is the gradient: it has the shape of the weights.",
         ),
         WrongAnswer(
             "calls backward on the losses of single samples",
             lambda w, b: [((x @ w - y) ** 2).backward() for x, y in b],
             "raised",
+            hint="`backward` starts from one number: add up a batch's squared errors first.",
         ),
     ),
 )
@@ -272,12 +284,20 @@ DESCEND = Exercise(
     wrong_answers=(
         WrongAnswer("never clears the gradient", descend_badly(clear=False), "wrong_values"),
         WrongAnswer("moves the leaf while it is tracked", descend_badly(record=True), "raised"),
-        WrongAnswer("moves the caller's start", descend_badly(alias=True), "changed_argument"),
-        WrongAnswer("returns the height", lambda f, start, *_: f(start), "wrong_shape"),
+        WrongAnswer(
+            "moves the caller's start", descend_badly(alias=True), "changed_argument", hint=1
+        ),
+        WrongAnswer(
+            "returns the height",
+            lambda f, start, *_: f(start),
+            "wrong_shape",
+            hint="The answer is the point where the walk ends, and not f of it.",
+        ),
         WrongAnswer(
             "returns the leaf itself",
             lambda f, start, rate, steps: walk_down(f, start, rate, steps).requires_grad_(),
             "forbidden",
+            hint="Plain values were asked for, without a graph: what does `.detach()` do?",
         ),
     ),
 )
@@ -334,10 +354,22 @@ ROUND = Exercise(
     cases=make_round_cases,
     wrong_answers=(
         WrongAnswer("rounds, with its gradient of zero", lambda x: x.round(), "forbidden"),
-        WrongAnswer("detaches everything", lambda x: x.detach().round(), "forbidden"),
-        WrongAnswer("detaches the wrong part", lambda x: x.detach() + (x.round() - x), "forbidden"),
-        WrongAnswer("rounds the caller's values", round_in_place, "changed_argument"),
-        WrongAnswer("rounds to whole numbers of int64", lambda x: x.round().long(), "wrong_dtype"),
+        WrongAnswer("detaches everything", lambda x: x.detach().round(), "forbidden", hint=1),
+        WrongAnswer(
+            "detaches the wrong part", lambda x: x.detach() + (x.round() - x), "forbidden", hint=1
+        ),
+        WrongAnswer(
+            "rounds the caller's values",
+            round_in_place,
+            "changed_argument",
+            hint="`x.round()` makes a new tensor; `x.round_()` writes into the caller's.",
+        ),
+        WrongAnswer(
+            "rounds to whole numbers of int64",
+            lambda x: x.round().long(),
+            "wrong_dtype",
+            hint="Keep the dtype of x: whole numbers of int64 have no gradient.",
+        ),
     ),
 )
 
@@ -403,7 +435,10 @@ IMPLICIT = Exercise(
     cases=make_slope_cases,
     wrong_answers=(
         WrongAnswer(
-            "drops the sign", lambda *given: torch.div(*find_partials(*given)[::-1]), "wrong_values"
+            "drops the sign",
+            lambda *given: torch.div(*find_partials(*given)[::-1]),
+            "wrong_values",
+            hint=1,
         ),
         WrongAnswer(
             "divides the other way round",
@@ -417,9 +452,20 @@ IMPLICIT = Exercise(
             "asks for a graph that the solver did not build",
             lambda g, x, a: torch.autograd.grad(x.sum(), a)[0],
             "raised",
+            hint=1,
         ),
-        WrongAnswer("returns both derivatives", find_partials, "wrong_type"),
-        WrongAnswer("returns a derivative that is tracked", track_slope, "forbidden"),
+        WrongAnswer(
+            "returns both derivatives",
+            find_partials,
+            "wrong_type",
+            hint="dx/da is one tensor, which comes from both derivatives by a division.",
+        ),
+        WrongAnswer(
+            "returns a derivative that is tracked",
+            track_slope,
+            "forbidden",
+            hint="Plain values were asked for, without a graph: what does `.detach()` do?",
+        ),
     ),
 )
 

@@ -14,6 +14,8 @@ import torch._dynamo
 from torch.nn import functional
 
 from labkit.lessons.exercises import Case, Exercise, WrongAnswer
+from labkit.lessons.value_repr import describe_type
+from labkit.text import plural
 
 
 class GraphRecorder:
@@ -44,7 +46,8 @@ def _run_eagerly(function: Callable[..., Any], x: torch.Tensor) -> tuple[Any, st
         try:
             answer = function(given)
         except Exception as error:
-            return None, f"the function you return raised {type(error).__name__}: {error}"
+            reason = str(error).strip().partition("\n")[0]
+            return None, f"the function you return raised {type(error).__name__}: {reason}"
     return answer, None if torch.equal(given, x) else "the function you return changes its x"
 
 
@@ -58,11 +61,29 @@ def _find_compile_fault(function: Callable[..., Any], inputs: list[torch.Tensor]
             try:
                 compiled(x.clone())
             except Exception as error:
-                reason = str(error).strip().splitlines()[0]
-                return f"with fullgraph=True it raises {type(error).__name__}: {reason}"
+                return f"with fullgraph=True it raises {_explain(error)}"
     if len(recorder.inputs) != 1:
         return f"it took {len(recorder.inputs)} graphs for inputs of one shape, and one was asked"
     return None
+
+
+def _run_uncompiled(function: Callable[..., Any], x: torch.Tensor) -> tuple[Any, str | None]:
+    """As _run_eagerly; an answer that is compiled already is not compiled for its values."""
+    with torch.compiler.set_stance("force_eager"):
+        return _run_eagerly(function, x)
+
+
+def _explain(error: Exception) -> str:
+    """Dynamo's error as a sentence: its first line says what, or where Dynamo stopped."""
+    first, *rest = str(error).strip().splitlines()
+    if "data-dependent" in first.lower():
+        return (
+            f"{type(error).__name__}: an `if`, `.item()` or `float()` needs a value, which is not "
+            "known while the graph is captured"
+        )
+    explained = [line.strip() for line in rest if line.strip().startswith("Explanation: ")]
+    reason = explained[0].removeprefix("Explanation: ") if explained else first
+    return f"{type(error).__name__}: {reason}"
 
 
 def _calls_until_paid_cases() -> Iterator[Case]:
@@ -83,6 +104,21 @@ def _calls_until_paid_cases() -> Iterator[Case]:
         yield Case(arguments, next(paid, None), "seconds in sixty-fourths")
 
 
+def _paid(
+    first: float,
+    eager: float,
+    later: float,
+    *,
+    extra: float = 0.0,
+    whole: Callable[[float], int] = math.ceil,
+    never: object = None,
+) -> object:
+    """The right answer but for what is given: the wrong answers' common part."""
+    if first <= eager:
+        return 1
+    return never if later >= eager else whole((first - later + extra) / (eager - later))
+
+
 CALLS_UNTIL_PAID = Exercise(
     name="calls_until_paid",
     title="When does it pay off?",
@@ -96,9 +132,30 @@ CALLS_UNTIL_PAID = Exercise(
     wrong_answers=(
         WrongAnswer(
             "takes the first call as an extra on top of n later ones",
-            lambda first, eager, later: math.ceil(first / (eager - later)) if eager > later else 0,
+            lambda first, eager, later: _paid(first, eager, later, extra=later),
             "wrong_values",
             hint=1,
+        ),
+        WrongAnswer(
+            "leaves the first call out of the count",
+            lambda first, eager, later: _paid(first, eager, later, extra=later - eager),
+            "wrong_values",
+            hint="The first compiled call is one of the n calls.",
+        ),
+        WrongAnswer(
+            "rounds to the nearest whole number",
+            lambda first, eager, later: _paid(first, eager, later, whole=round),
+            "wrong_values",
+            hint=1,
+        ),
+        WrongAnswer(
+            "rounds down and adds one, also where it comes out even",
+            lambda first, eager, later: _paid(
+                first, eager, later, whole=lambda calls: math.floor(calls) + 1
+            ),
+            "wrong_values",
+            hint="If the two totals are equal after n calls, compiling has paid off with that n. "
+            "Which function rounds up, and leaves a whole number as it is?",
         ),
         WrongAnswer(
             "asks whether later calls are faster before it looks at the first one",
@@ -106,6 +163,22 @@ CALLS_UNTIL_PAID = Exercise(
                 None if later >= eager else max(1, math.ceil((first - later) / (eager - later)))
             ),
             "wrong_type",
+            hint="If the first call costs no more than an eager one, one call has paid off, "
+            "whatever later calls cost.",
+        ),
+        WrongAnswer(
+            "gives infinity where it never pays",
+            lambda first, eager, later: _paid(first, eager, later, never=math.inf),
+            "wrong_type",
+            hint="Where there is no such n, the text asks for None.",
+        ),
+        WrongAnswer(
+            "divides by zero where a later call costs what an eager one costs",
+            lambda first, eager, later: (
+                1 if first <= eager else math.ceil((first - later) / (eager - later))
+            ),
+            "raised",
+            hint=1,
         ),
         WrongAnswer("knows the example alone", lambda first, eager, later: 39, "wrong_values"),
         WrongAnswer(
@@ -116,9 +189,10 @@ CALLS_UNTIL_PAID = Exercise(
             "wrong_type",
         ),
         WrongAnswer(
-            "gives a fraction of a call",
+            "gives a float, where a number of calls is an int",
             lambda first, eager, later: (first - later) / (eager - later),
             "wrong_type",
+            hint=1,
         ),
     ),
 )
@@ -128,7 +202,7 @@ def _check_normalized_values(got: Any, _: tuple[Any, ...]) -> str | None:
     _require_function(got)
     for shape in ((6, 4), (5,), (2, 3, 4)):
         x = _seeded(*shape) * 3 + 5
-        answer, fault = _run_eagerly(got, x)
+        answer, fault = _run_uncompiled(got, x)
         fault = fault or _find_pair_fault(answer, x)
         if fault:
             return fault
@@ -141,10 +215,13 @@ def _check_one_graph(got: Any, _: tuple[Any, ...]) -> str | None:
 
 def _find_pair_fault(answer: object, x: torch.Tensor) -> str | None:
     if not isinstance(answer, tuple) or len(answer) != 2:
-        return "the function you return must give a pair: (normalized, mean)"
+        return (
+            "the function you return must give a pair, (normalized, mean), and yours gives "
+            + describe_type(answer)
+        )
     normalized, mean = answer
     if not isinstance(mean, torch.Tensor) or mean.shape != ():
-        return "the mean must stay a tensor, of shape ()"
+        return f"the mean must be a tensor of shape (), and yours is {describe_type(mean)}"
     if not torch.allclose(mean, x.mean()):
         return f"the mean of a test input is {x.mean():.4f}, and yours is {mean:.4f}"
     wanted = (x - x.mean()) / x.std()
@@ -159,6 +236,13 @@ def _normalize_with_print(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     mean = x.mean()
     print("mean", mean)
     return (x - mean) / x.std(), mean
+
+
+def _normalize_in_place(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    mean = x.mean()
+    x -= mean
+    x /= x.std()
+    return x, mean
 
 
 BUILD_NORMALIZER = Exercise(
@@ -180,11 +264,38 @@ BUILD_NORMALIZER = Exercise(
             "gives the mean as a Python number",
             lambda: lambda x: ((x - x.mean()) / x.std(), x.mean().item()),
             "wrong_values",
+            hint=1,
         ),
         WrongAnswer(
             "drops the mean with the print",
             lambda: lambda x: (x - x.mean()) / x.std(),
             "wrong_values",
+            hint=1,
+        ),
+        WrongAnswer(
+            "gives the mean first",
+            lambda: lambda x: (x.mean(), (x - x.mean()) / x.std()),
+            "wrong_values",
+            hint="The pair is (normalized, mean), in this order.",
+        ),
+        WrongAnswer(
+            "normalizes each column by itself",
+            lambda: lambda x: ((x - x.mean(0)) / x.std(0), x.mean(0)),
+            "wrong_values",
+            hint="The text's function takes one mean of all values: `x.mean()`, without `dim`.",
+        ),
+        WrongAnswer(
+            "changes x",
+            lambda: _normalize_in_place,
+            "wrong_values",
+            hint="`x - mean` makes a new tensor; `x -= mean` writes into the caller's.",
+        ),
+        WrongAnswer(
+            "normalizes an x itself",
+            lambda x: ((x - x.mean()) / x.std(), x.mean()),
+            "raised",
+            hint="`build_normalizer()` takes nothing. Define a function of x in it, and return "
+            "that function, without calling it.",
         ),
         WrongAnswer(
             "returns a result where a function was asked for",
@@ -206,7 +317,7 @@ def _check_clipper(got: Any, arguments: tuple[Any, ...]) -> str | None:
     direction = _seeded(*shape) / _seeded(*shape).norm()
     inputs = [direction * limit * factor for factor in (4.0, 0.25, 0.0)]
     for x, kind in zip(inputs, ("longer than", "shorter than", "zero, far below"), strict=True):
-        answer, fault = _run_eagerly(got, x)
+        answer, fault = _run_uncompiled(got, x)
         if fault:
             return fault
         wanted = _scale_to_limit(x, limit)
@@ -250,6 +361,10 @@ def _clip_in_place(limit: float) -> Callable[[torch.Tensor], torch.Tensor]:
     return clip
 
 
+ONE_NORM = (
+    "There is one norm, of the whole tensor, and one factor for all of its values. "
+    "What is compared with the limit?"
+)
 MAKE_CLIPPER = Exercise(
     name="make_clipper",
     title="Clip by norm",
@@ -274,10 +389,41 @@ MAKE_CLIPPER = Exercise(
             "always scales",
             lambda limit: lambda x: x * (limit / x.norm()),
             "wrong_values",
+            hint="What must happen to an x that is shorter than the limit? torch.where can pick.",
         ),
         WrongAnswer("multiplies by masks: nan at zero", _clip_by_masks, "wrong_values", hint=1),
-        WrongAnswer("clips each row by itself", _clip_rows, "wrong_values"),
-        WrongAnswer("scales x in place", _clip_in_place, "wrong_values"),
+        WrongAnswer("clips each row by itself", _clip_rows, "wrong_values", hint=ONE_NORM),
+        WrongAnswer(
+            "limits each value, and not the norm",
+            lambda limit: lambda x: x.clamp(-limit, limit),
+            "wrong_values",
+            hint=ONE_NORM,
+        ),
+        WrongAnswer(
+            "compares each value with the limit, and not the norm",
+            lambda limit: lambda x: torch.where(x > limit, x * (limit / x.norm()), x),
+            "wrong_values",
+            hint=ONE_NORM,
+        ),
+        WrongAnswer(
+            "scales where the norm is below the limit",
+            lambda limit: lambda x: torch.where(x.norm() < limit, x * (limit / x.norm()), x),
+            "wrong_values",
+            hint="torch.where(condition, a, b) takes a where the condition holds. Which of the two "
+            "is for a norm above the limit?",
+        ),
+        WrongAnswer(
+            "gives zeros for an x that is short enough",
+            lambda limit: lambda x: torch.where(x.norm() > limit, x * (limit / x.norm()), 0),
+            "wrong_values",
+            hint="An x that is short enough stays as it is: that is the third argument.",
+        ),
+        WrongAnswer(
+            "scales x in place",
+            _clip_in_place,
+            "wrong_values",
+            hint="`x * factor` makes a new tensor; `x.mul_` and `x[:] =` write into the caller's.",
+        ),
         WrongAnswer(
             "takes the tensor where the limit comes in",
             lambda limit: limit.norm(),
@@ -308,6 +454,19 @@ def _count_compiles_cases() -> Iterator[Case]:
     yield Case((_two_graphs, [x, x]), 2, "a function with a graph break")
 
 
+def _count(function: Callable[..., Any], inputs: list[torch.Tensor], **options: bool) -> int:
+    torch._dynamo.reset()
+    recorder = GraphRecorder()
+    compiled = torch.compile(function, backend=recorder, **options)
+    for x in inputs:
+        compiled(x)
+    return len(recorder.inputs)
+
+
+DEFAULTS = (
+    "The text asks for default settings: torch.compile gets the function and your backend, "
+    "and nothing else."
+)
 COUNT_COMPILES = Exercise(
     name="count_compiles",
     title="Count the compiles",
@@ -331,9 +490,33 @@ COUNT_COMPILES = Exercise(
             "wrong_values",
         ),
         WrongAnswer(
+            "thinks that shapes and dtypes are all that counts",
+            lambda function, inputs: len({(x.shape, x.dtype) for x in inputs}),
+            "wrong_values",
+        ),
+        WrongAnswer(
+            "compiles with dynamic=False",
+            lambda function, inputs: _count(function, inputs, dynamic=False),
+            "wrong_values",
+            hint=DEFAULTS,
+        ),
+        WrongAnswer(
+            "compiles with dynamic=True",
+            lambda function, inputs: _count(function, inputs, dynamic=True),
+            "wrong_values",
+            hint=DEFAULTS,
+        ),
+        WrongAnswer(
+            "compiles with fullgraph=True",
+            lambda function, inputs: _count(function, inputs, fullgraph=True),
+            "raised",
+            hint=DEFAULTS,
+        ),
+        WrongAnswer(
             "returns the notes, and not how many",
             lambda function, inputs: [function(x) for x in inputs],
             "wrong_type",
+            hint=1,
         ),
     ),
 )
@@ -347,22 +530,26 @@ def _row_shares(x: torch.Tensor) -> torch.Tensor:
     return x.softmax(dim=1)
 
 
+COLUMNS = 6
+
+
 def _check_buckets(got: Any, arguments: tuple[Any, ...]) -> str | None:
     _require_function(got)
     function, bucket, recorder = arguments
     torch._dynamo.reset()
     lengths = [1, bucket - 3, bucket, bucket + 1, 2 * bucket, 2 * bucket + 5, 4 * bucket]
     for rows in lengths:
-        x = _seeded(rows, 6, seed=rows)
+        x = _seeded(rows, COLUMNS, seed=rows)
         answer, fault = _run_eagerly(got, x)
         if fault:
             return fault
         wanted = function(x)
         if not isinstance(answer, torch.Tensor) or answer.shape != wanted.shape:
             shape = tuple(answer.shape) if isinstance(answer, torch.Tensor) else answer
-            return f"for {rows} rows the shape must be {tuple(wanted.shape)}, and yours is {shape}"
+            given = f"for {plural(rows, 'row')} the shape must be {tuple(wanted.shape)}"
+            return f"{given}, and yours is {shape}"
         if not torch.allclose(answer, wanted, atol=1e-6):
-            return f"for {rows} rows the values are not those of the function"
+            return f"for {plural(rows, 'row')} the values are not those of the function"
     return _find_bucket_fault(recorder, bucket, lengths)
 
 
@@ -371,7 +558,12 @@ def _find_bucket_fault(recorder: GraphRecorder, bucket: int, lengths: list[int])
     for inputs in recorder.inputs:
         if any(isinstance(one, torch.SymInt) for one in inputs):
             return "a graph was compiled for any number of rows, and fixed shapes were asked for"
+        columns = {one.shape[1] for one in inputs if isinstance(one, torch.Tensor)}
+        if columns != {COLUMNS}:
+            return f"a graph was compiled for {max(columns)} columns, and x has {COLUMNS}"
         rows += [one.shape[0] for one in inputs if isinstance(one, torch.Tensor)]
+    if not rows:
+        return "the backend that your function was given got no graph"
     wanted = sorted({-(-length // bucket) * bucket for length in lengths})
     if sorted(set(rows)) != wanted:
         return f"graphs were compiled for {sorted(set(rows))} rows, and {wanted} are needed"
@@ -423,6 +615,7 @@ COMPILE_IN_BUCKETS = Exercise(
                 function, backend=backend, dynamic=True
             ),
             "wrong_values",
+            hint=1,
         ),
         WrongAnswer(
             "pads, and lets Dynamo make the rows dynamic from the second bucket on",
@@ -430,6 +623,37 @@ COMPILE_IN_BUCKETS = Exercise(
                 lambda x: torch.compile(function, backend=backend)(_pad(x, bucket))[: x.shape[0]]
             ),
             "wrong_values",
+            hint=1,
+        ),
+        WrongAnswer(
+            "pads the columns",
+            lambda function, bucket, backend: (
+                lambda x: torch.compile(function, backend=backend, dynamic=False)(
+                    functional.pad(x, (0, -x.shape[0] % bucket))
+                )
+            ),
+            "wrong_values",
+            hint=1,
+        ),
+        WrongAnswer(
+            "pads in front of the rows",
+            lambda function, bucket, backend: (
+                lambda x: torch.compile(function, backend=backend, dynamic=False)(
+                    functional.pad(x, (0, 0, -x.shape[0] % bucket, 0))
+                )[: x.shape[0]]
+            ),
+            "wrong_values",
+            hint=1,
+        ),
+        WrongAnswer(
+            "leaves out the backend",
+            lambda function, bucket, backend: (
+                lambda x: torch.compile(function, backend="eager", dynamic=False)(_pad(x, bucket))[
+                    : x.shape[0]
+                ]
+            ),
+            "wrong_values",
+            hint="Hand the backend on: `torch.compile(function, backend=backend, ...)`.",
         ),
         WrongAnswer(
             "pads a full bucket once more",

@@ -273,7 +273,7 @@ if can_compile:
     predict("compile.kernels", "How many kernels does the compiler write for `wave`?",
             [1, 2, 5, 10], seen=metrics.generated_kernel_count,
             because="It reads `x` once, does all ten steps on the values in registers, and writes "
-            "once: *fusion*.")
+            "once. This is called fusion.")
 
 claim(
     "ten operations were captured, in one graph",

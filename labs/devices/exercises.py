@@ -59,6 +59,7 @@ def positions_changing_x(x: torch.Tensor) -> torch.Tensor:
     return x
 
 
+X_DTYPE = "The numbers can have x's dtype from the start: torch.arange takes `dtype=` too."
 ADD_POSITIONS = Exercise(
     name="add_positions",
     title="Add each row's number",
@@ -78,13 +79,51 @@ ADD_POSITIONS = Exercise(
             "numbers the columns",
             lambda x: x + torch.arange(x.shape[1], device=x.device),
             "wrong_values",
+            hint=1,
+        ),
+        WrongAnswer(
+            "lines the numbers up with the columns",
+            lambda x: x + torch.arange(x.shape[0], device=x.device),
+            "raised",
+            hint="The numbers have the shape (n,), which lines up with the columns. As a column, "
+            "of shape (n, 1), they line up with the rows.",
+        ),
+        WrongAnswer(
+            "begins with 1",
+            lambda x: x + torch.arange(1, x.shape[0] + 1, device=x.device)[:, None],
+            "wrong_values",
+            hint="The first row gets 0.",
+        ),
+        WrongAnswer(
+            "goes through the CPU, where a tensor cannot always go",
+            lambda x: x.cpu() + torch.arange(x.shape[0])[:, None],
+            "raised",
+            hint="Nothing has to move: make the numbers where x is.",
+        ),
+        WrongAnswer(
+            "returns a list of rows",
+            lambda x: [row + index for index, row in enumerate(x)],
+            "wrong_type",
+            hint="torch.stack makes one tensor of rows.",
         ),
         WrongAnswer(
             "makes float32 positions whatever x is",
             lambda x: x + torch.arange(x.shape[0], dtype=torch.float32, device=x.device)[:, None],
             "wrong_dtype",
+            hint=X_DTYPE,
         ),
-        WrongAnswer("changes x in place", positions_changing_x, "changed_argument"),
+        WrongAnswer(
+            "leaves the positions int64, which widens narrower integers",
+            lambda x: x + torch.arange(x.shape[0], device=x.device)[:, None],
+            "wrong_dtype",
+            hint=X_DTYPE,
+        ),
+        WrongAnswer(
+            "changes x in place",
+            positions_changing_x,
+            "changed_argument",
+            hint="`x += ...` writes into the caller's tensor; `x + ...` makes a new one.",
+        ),
     ),
 )
 
@@ -152,6 +191,40 @@ def move_with_lists(batch: Any, device: torch.device) -> Any:
     return batch
 
 
+def move_in_place(batch: Any, device: torch.device) -> Any:
+    """A wrong answer: the dicts and lists that it was given hold the moved tensors."""
+    if isinstance(batch, torch.Tensor):
+        return batch.to(device)
+    if isinstance(batch, tuple):
+        return tuple(move_in_place(value, device) for value in batch)
+    if isinstance(batch, dict | list):
+        for key in batch if isinstance(batch, dict) else range(len(batch)):
+            batch[key] = move_in_place(batch[key], device)
+    return batch
+
+
+def move_without_lists(batch: Any, device: torch.device) -> Any:
+    """A wrong answer: a list stays as it is, with the tensors in it."""
+    if isinstance(batch, torch.Tensor):
+        return batch.to(device)
+    if isinstance(batch, dict):
+        return {key: move_without_lists(value, device) for key, value in batch.items()}
+    if isinstance(batch, tuple):
+        return tuple(move_without_lists(value, device) for value in batch)
+    return batch
+
+
+def move_and_drop(batch: Any, device: torch.device) -> Any:
+    """A wrong answer: its last line is missing."""
+    if isinstance(batch, torch.Tensor):
+        return batch.to(device)
+    if isinstance(batch, dict):
+        return {key: move_and_drop(value, device) for key, value in batch.items()}
+    if isinstance(batch, list | tuple):
+        return type(batch)(move_and_drop(value, device) for value in batch)
+    return None
+
+
 MOVE_BATCH = Exercise(
     name="move_batch",
     title="Move a whole batch",
@@ -167,8 +240,35 @@ MOVE_BATCH = Exercise(
             "takes .to() to move a tensor in place",
             lambda batch, device: (batch["image"].to(device), batch)[1],
             "wrong_values",
+            hint=1,
         ),
-        WrongAnswer("turns tuples into lists", move_with_lists, "wrong_values"),
+        WrongAnswer("turns tuples into lists", move_with_lists, "wrong_values", hint=1),
+        WrongAnswer(
+            "moves tensors at the top, and none that are deeper",
+            lambda batch, device: {
+                key: value.to(device) if isinstance(value, torch.Tensor) else value
+                for key, value in batch.items()
+            },
+            "wrong_values",
+            hint=1,
+        ),
+        WrongAnswer(
+            "puts the moved tensors into the batch that it was given",
+            move_in_place,
+            "wrong_values",
+            hint="The caller keeps the batch: build a new dict, list or tuple at each level.",
+        ),
+        WrongAnswer(
+            "goes into tuples and dicts alone",
+            move_without_lists,
+            "wrong_values",
+        ),
+        WrongAnswer(
+            "returns nothing for what is neither a tensor nor a container",
+            move_and_drop,
+            "wrong_type",
+            hint="A string or a number is neither. What must become of it?",
+        ),
         WrongAnswer(
             "calls .to() on whatever is in there",
             lambda batch, device: {key: value.to(device) for key, value in batch.items()},
@@ -251,6 +351,22 @@ def time_like(
     return time_wrongly
 
 
+def time_all_together(run: Any, synchronize: Any, clock: Any, warmups: int, repeats: int) -> float:
+    """A wrong answer: a mean, of runs that do not wait for each other."""
+    for _ in range(warmups):
+        run()
+    synchronize()
+    start: float = clock()
+    for _ in range(repeats):
+        run()
+    synchronize()
+    return (clock() - start) / repeats
+
+
+MIDDLE = (
+    "The median is the middle one of the sorted times; of an even number, the mean of the middle "
+    "two. `statistics.median` gives it."
+)
 TIME_MEDIAN = Exercise(
     name="time_median",
     title="An honest stopwatch",
@@ -263,20 +379,64 @@ TIME_MEDIAN = Exercise(
     cases=time_median_cases,
     wrong_answers=(
         WrongAnswer("never waits", time_like(statistics.median, "wait"), "wrong_values"),
-        WrongAnswer("starts while busy", time_like(statistics.median, "settle"), "wrong_values"),
-        WrongAnswer("takes the mean", time_like(statistics.mean), "wrong_values"),
+        WrongAnswer(
+            "starts while busy",
+            time_like(statistics.median, "settle"),
+            "wrong_values",
+            hint=1,
+        ),
+        WrongAnswer(
+            "takes the mean",
+            time_like(statistics.mean),
+            "wrong_values",
+            hint="One slow call moves a mean: the text asks for the median.",
+        ),
+        WrongAnswer("takes the fastest", time_like(min), "wrong_values", hint=MIDDLE),
         WrongAnswer(
             "takes the lower of two middle values",
             time_like(statistics.median_low),
             "wrong_values",
+            hint=MIDDLE,
         ),
         WrongAnswer(
             "takes the upper of two middle values",
             time_like(statistics.median_high),
             "wrong_values",
+            hint=MIDDLE,
         ),
-        WrongAnswer("skips the warm-up", time_like(statistics.median, "warmup"), "wrong_values"),
-        WrongAnswer("returns all the times", time_like(list), "wrong_type"),
+        WrongAnswer(
+            "takes the middle of the times without sorting them",
+            time_like(lambda seconds: seconds[len(seconds) // 2]),
+            "wrong_values",
+            hint=MIDDLE,
+        ),
+        WrongAnswer(
+            "gives milliseconds",
+            time_like(lambda seconds: statistics.median(seconds) * 1000),
+            "wrong_values",
+            hint="The clock gives seconds, and so does the answer.",
+        ),
+        WrongAnswer(
+            "divides the time of all runs together by their number",
+            time_all_together,
+            "wrong_values",
+            hint="Of one total no median can be taken: read the clock before and after each run.",
+        ),
+        WrongAnswer(
+            "skips the warm-up",
+            time_like(statistics.median, "warmup"),
+            "wrong_values",
+            hint=1,
+        ),
+        WrongAnswer(
+            "counts the warm-up too",
+            lambda run, synchronize, clock, warmups, repeats: time_like(statistics.median)(
+                run, synchronize, clock, 0, warmups + repeats
+            ),
+            "wrong_values",
+            hint=1,
+        ),
+        WrongAnswer("returns all the times", time_like(list), "wrong_type", hint=MIDDLE),
     ),
 )
 
@@ -317,6 +477,7 @@ def mean_with_total(dtype: torch.dtype) -> Callable[[list[torch.Tensor]], torch.
     return mean
 
 
+FLOAT32 = "The answer is a float32 tensor without dimensions, as `x.float().mean()` gives it."
 MEAN_OF_BATCHES = Exercise(
     name="mean_of_batches",
     title="A mean that does not get stuck",
@@ -328,16 +489,50 @@ MEAN_OF_BATCHES = Exercise(
     cases=mean_of_batches_cases,
     wrong_answers=(
         WrongAnswer("adds up in bfloat16", mean_with_total(torch.bfloat16), "wrong_values"),
-        WrongAnswer("rounds each batch's sum", mean_with_total(torch.float32), "wrong_values"),
+        WrongAnswer(
+            "rounds each batch's sum", mean_with_total(torch.float32), "wrong_values", hint=1
+        ),
+        WrongAnswer(
+            "rounds the mean to the dtype of the values",
+            lambda batches: torch.cat(batches).mean().float(),
+            "wrong_values",
+            hint="What was rounded once stays rounded: widen the values before they are added up.",
+        ),
         WrongAnswer(
             "takes the mean of the batches' means",
             lambda batches: torch.stack([batch.float().mean() for batch in batches]).mean(),
             "wrong_values",
+            hint="The batches have different lengths. Which of their values would weigh more?",
+        ),
+        WrongAnswer(
+            "divides by the number of batches",
+            lambda batches: torch.cat([batch.float() for batch in batches]).sum() / len(batches),
+            "wrong_values",
+            hint="The mean is over all values. How many are there?",
         ),
         WrongAnswer(
             "gives the answer in the dtype of the values",
-            lambda batches: torch.cat([batch.float() for batch in batches]).mean().bfloat16(),
+            lambda batches: torch.cat(batches).mean(),
             "wrong_dtype",
+            hint=FLOAT32,
+        ),
+        WrongAnswer(
+            "gives a Python number",
+            lambda batches: torch.cat([batch.float() for batch in batches]).mean().item(),
+            "wrong_type",
+            hint=FLOAT32,
+        ),
+        WrongAnswer(
+            "gives a vector of one value",
+            lambda batches: torch.cat([batch.float() for batch in batches]).mean(0, keepdim=True),
+            "wrong_shape",
+            hint=FLOAT32,
+        ),
+        WrongAnswer(
+            "stacks batches, which differ in length",
+            lambda batches: torch.stack(batches).float().mean(),
+            "raised",
+            hint="torch.cat joins vectors of any lengths; or add the batches up one by one.",
         ),
     ),
 )
@@ -391,6 +586,8 @@ def run_in_halves_cases() -> Iterator[Case]:
     for step, batch, note in (
         (SmallStep(0), rows[:1], "a single row that does not fit"),
         (SmallStep(0, ValueError), rows, "an error of another kind"),
+        # torch's own is a RuntimeError, as are most of its errors.
+        (SmallStep(0, RuntimeError), rows, "a RuntimeError that is not about memory"),
     ):
         yield Case((step, batch), note=note, raises=step.error, judge=judge_halves)
 
@@ -419,15 +616,55 @@ def first_half_only(step: Step, batch: torch.Tensor) -> torch.Tensor:
             batch = batch[: len(batch) // 2]
 
 
-def halve_on_any_error(step: Step, batch: torch.Tensor) -> torch.Tensor:
-    """A wrong answer: takes every error for a shortage of memory."""
-    try:
+def halve_on(caught: type[Exception]) -> Callable[..., torch.Tensor]:
+    """A wrong answer: takes every error of this kind for a shortage of memory."""
+
+    def run(step: Step, batch: torch.Tensor) -> torch.Tensor:
+        try:
+            return step(batch)
+        except caught:
+            if len(batch) == 1:
+                raise
+        half = len(batch) // 2
+        return torch.cat([run(step, part) for part in (batch[:half], batch[half:])])
+
+    return run
+
+
+def halve_once(step: Step, batch: torch.Tensor) -> torch.Tensor:
+    """A wrong answer: the halves must fit."""
+    with contextlib.suppress(torch.OutOfMemoryError):
         return step(batch)
-    except Exception:
-        if len(batch) == 1:
-            raise
     half = len(batch) // 2
-    return torch.cat([halve_on_any_error(step, part) for part in (batch[:half], batch[half:])])
+    return torch.cat([step(batch[:half]), step(batch[half:])])
+
+
+def halve_for_ever(step: Step, batch: torch.Tensor) -> torch.Tensor:
+    """A wrong answer: a single row is halved too."""
+    with contextlib.suppress(torch.OutOfMemoryError):
+        return step(batch)
+    half = len(batch) // 2
+    return torch.cat([halve_for_ever(step, part) for part in (batch[:half], batch[half:])])
+
+
+def list_of_parts(step: Step, batch: torch.Tensor) -> Any:
+    """A wrong answer: the parts, which nothing joins."""
+    with contextlib.suppress(torch.OutOfMemoryError):
+        return step(batch)
+    if len(batch) == 1:
+        return step(batch)
+    half = len(batch) // 2
+    return [list_of_parts(step, batch[:half]), list_of_parts(step, batch[half:])]
+
+
+def equal_parts(step: Step, batch: torch.Tensor) -> torch.Tensor:
+    """A wrong answer: begins again with smaller parts of one size, whatever fitted before."""
+    rows = len(batch)
+    while rows > 1:
+        with contextlib.suppress(torch.OutOfMemoryError):
+            return torch.cat([step(part) for part in batch.split(rows)])
+        rows //= 2
+    return torch.cat([step(part) for part in batch.split(1)])
 
 
 def halve_to_zeros(step: Step, batch: torch.Tensor) -> torch.Tensor:
@@ -440,6 +677,8 @@ def halve_to_zeros(step: Step, batch: torch.Tensor) -> torch.Tensor:
     return torch.cat([halve_to_zeros(step, part) for part in (batch[:half], batch[half:])])
 
 
+ONE_ROW = "A single row has no halves: its error goes to the caller."
+OTHER_KINDS = "A smaller batch mends one kind of error. Catch torch.OutOfMemoryError, and no other."
 RUN_IN_HALVES = Exercise(
     name="run_in_halves",
     title="Come back from out of memory",
@@ -450,12 +689,36 @@ RUN_IN_HALVES = Exercise(
     ),
     cases=run_in_halves_cases,
     wrong_answers=(
-        WrongAnswer("tries again inside the except block", halves_inside_except, "forbidden"),
+        WrongAnswer(
+            "tries again inside the except block", halves_inside_except, "forbidden", hint=1
+        ),
         WrongAnswer("goes row by row at once", rows_after_failure, "wrong_values"),
+        WrongAnswer("tries equal parts of the whole, ever smaller", equal_parts, "wrong_values"),
         WrongAnswer("does not catch the error", lambda step, batch: step(batch), "raised"),
+        WrongAnswer("halves once, and not again", halve_once, "raised"),
         WrongAnswer("forgets the second half", first_half_only, "wrong_shape"),
-        WrongAnswer("gives zeros for a row that does not fit", halve_to_zeros, "wrong_values"),
-        WrongAnswer("catches errors of every kind", halve_on_any_error, "wrong_values"),
+        WrongAnswer(
+            "returns the parts as a list",
+            list_of_parts,
+            "wrong_type",
+            hint="torch.cat joins the results of the two halves, in their order.",
+        ),
+        WrongAnswer(
+            "gives zeros for a row that does not fit",
+            halve_to_zeros,
+            "wrong_values",
+            hint=ONE_ROW,
+        ),
+        WrongAnswer("halves a single row, for ever", halve_for_ever, "raised", hint=ONE_ROW),
+        WrongAnswer(
+            "catches errors of every kind", halve_on(Exception), "wrong_values", hint=OTHER_KINDS
+        ),
+        WrongAnswer(
+            "catches every RuntimeError, of which running out of memory is only one",
+            halve_on(RuntimeError),
+            "wrong_values",
+            hint=OTHER_KINDS,
+        ),
     ),
 )
 

@@ -230,7 +230,7 @@ claim(
 claim("on meta, only the shape of an answer is computed", (shadow @ shadow[:, :3]).shape, (1000, 3))
 claim("so a meta tensor can be larger than any memory", petabyte.nbytes, 2**50)
 claim_raises(
-    "and what has no values cannot come back",
+    "what has no values cannot come back from meta",
     NotImplementedError,
     lambda: shadow.cpu(),
     match="Cannot copy out of meta tensor",
@@ -328,7 +328,7 @@ predict(
     "empty, and an optimizer refuses it. On the CPU, where nothing moves, the mistake goes unnoticed.",
 )
 claim("a moved tensor is not a leaf", w.to("meta").is_leaf, False)
-claim_raises("an optimizer refuses it", ValueError,
+claim_raises("an optimizer refuses a moved tensor", ValueError,
              lambda: torch.optim.SGD([w.to("meta")], lr=0.1), match="non-leaf", shown=True)
 claim("where nothing moves, it stays one", w.to("cpu").is_leaf)
 claim("made in place, it is a leaf", torch.zeros(3, device=device, requires_grad=True).is_leaf)

@@ -110,7 +110,12 @@ RING_SUM = Exercise(
     ),
     cases=ring_sum_cases,
     wrong_answers=(
-        WrongAnswer("asks all_reduce", _reduce_copy, "forbidden"),
+        WrongAnswer(
+            "asks all_reduce",
+            _reduce_copy,
+            "forbidden",
+            hint="The text rules out collectives: only messages between two ranks are left.",
+        ),
         WrongAnswer(
             "receives before anyone has sent", lambda x: _ring_wrong(x, blocks=True), "timed_out", 1
         ),
@@ -126,7 +131,10 @@ RING_SUM = Exercise(
             1,
         ),
         WrongAnswer(
-            "adds into its argument", lambda x: _ring_wrong(x, in_place=True), "wrong_values"
+            "adds into its argument",
+            lambda x: _ring_wrong(x, in_place=True),
+            "wrong_values",
+            hint="`total += ...` writes into the argument, if total is not a clone of it.",
         ),
     ),
 )
@@ -236,6 +244,7 @@ AVERAGE_GRADIENTS = Exercise(
             "divides by 2, whatever the world size",
             lambda m: _average_wrong(m, halves=True),
             "wrong_values",
+            hint="`dist.get_world_size()` says how many ranks there are.",
         ),
         WrongAnswer("averages the parameters", _average_parameters, "wrong_values", 1),
         WrongAnswer("averages a copy", lambda m: _average_wrong(m, copies=True), "wrong_values", 1),

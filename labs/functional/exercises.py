@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad, hessian, jacrev, jvp, vjp, vmap
+from torch.func import functional_call, grad, grad_and_value, hessian, jacrev, jvp, vjp, vmap
 
 from labkit.lessons.exercises import Case, Exercise, NotThisWay, WrongAnswer
 
@@ -210,6 +210,12 @@ def _join(gradients: dict[str, Tensor]) -> Tensor:
     return torch.cat([each.flatten(1) for each in gradients.values()], dim=1)
 
 
+def _join_first(model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
+    parameters = {name: p.detach() for name, p in model.named_parameters()}
+    first, *_ = _gradients_of_each(model, parameters, inputs, targets).values()
+    return first.flatten(1)
+
+
 def _norm_of_the_batch(model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
     loss = ((model(inputs) - targets) ** 2).sum()
     parts = torch.autograd.grad(loss, list(model.parameters()))
@@ -235,6 +241,9 @@ def _leave_grads(model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
         norms.append(torch.cat([p.grad.flatten() for p in model.parameters()]).norm())
     return torch.stack(norms)
 
+
+BOTH = "Return two tensors, the first derivative and then the second: `return first, second`."
+NEW_POINT = "Return a new tensor, x plus the step: `x -= ...` and `x.sub_` write into the caller's."
 
 EXERCISES = (
     Exercise(
@@ -262,11 +271,21 @@ EXERCISES = (
                     a, b
                 ),
                 "wrong_shape",
+                hint=1,
             ),
             WrongAnswer(
                 "ignores the distance that it is given",
                 lambda distance, a, b: torch.cdist(a, b),
                 "wrong_values",
+                hint="`distance` may be any function of two vectors: the matrix is made of what it "
+                "returns.",
+            ),
+            WrongAnswer(
+                "gives distance its two vectors in the other order",
+                lambda distance, a, b: _pairs_by_loop(lambda x, y: distance(y, x), a, b),
+                "wrong_values",
+                hint="The entry [i, j] is distance(left[i], right[j]): the row of `left` comes "
+                "first.",
             ),
             WrongAnswer("goes through the rows", _pairs_by_loop, "forbidden"),
         ),
@@ -293,18 +312,40 @@ EXERCISES = (
                 "hands the whole axis to grad",
                 lambda f, x: (grad(f)(x), grad(grad(f))(x)),
                 "raised",
+                hint=1,
             ),
             WrongAnswer(
                 "returns one tensor for the two",
                 lambda f, x: torch.stack([vmap(grad(f))(x), vmap(grad(grad(f)))(x)]),
                 "wrong_type",
+                hint=BOTH,
+            ),
+            WrongAnswer(
+                "returns the first derivative alone",
+                lambda f, x: vmap(grad(f))(x),
+                "wrong_type",
+                hint=BOTH,
+            ),
+            WrongAnswer(
+                "returns the second derivative first",
+                lambda f, x: (vmap(grad(grad(f)))(x), vmap(grad(f))(x)),
+                "wrong_values",
+                hint=BOTH,
+            ),
+            WrongAnswer(
+                "returns the values of f in place of a derivative",
+                lambda f, x: vmap(grad_and_value(f))(x),
+                "wrong_values",
+                hint="`grad_and_value` gives the derivative and the value of f. Which function has "
+                "the second derivative of f as its derivative?",
             ),
             WrongAnswer(
                 "returns the whole Jacobian",
                 lambda f, x: (jacrev(vmap(f))(x), jacrev(jacrev(vmap(f)))(x)),
                 "wrong_shape",
+                hint=1,
             ),
-            WrongAnswer("goes through the points", _slope_by_loop, "forbidden"),
+            WrongAnswer("goes through the points", _slope_by_loop, "forbidden", hint=1),
         ),
     ),
     Exercise(
@@ -319,15 +360,42 @@ EXERCISES = (
         cases=push_forward_cases,
         wrong_answers=(
             WrongAnswer(
-                "builds the Jacobian and multiplies", lambda f, x, v: jacrev(f)(x) @ v, "raised"
+                "builds the Jacobian and multiplies",
+                lambda f, x, v: jacrev(f)(x) @ v,
+                "raised",
+                hint=1,
             ),
             WrongAnswer("takes vjp for jvp", lambda f, x, v: vjp(f, x)[1](v)[0], "raised"),
             WrongAnswer(
                 "takes a difference quotient",
                 lambda f, x, v: (f(x + 1e-4 * v) - f(x)) / 1e-4,
                 "wrong_values",
+                hint="A difference of two runs of f is never exact. The section before this one "
+                "computes J v from one forward pass.",
             ),
-            WrongAnswer("returns f(x) as well", lambda f, x, v: jvp(f, (x,), (v,)), "wrong_type"),
+            WrongAnswer(
+                "returns f(x) as well", lambda f, x, v: jvp(f, (x,), (v,)), "wrong_type", hint=1
+            ),
+            WrongAnswer("returns f(x)", lambda f, x, v: jvp(f, (x,), (v,))[0], "wrong_values", 1),
+            WrongAnswer(
+                "takes the derivative at v along x",
+                lambda f, x, v: jvp(f, (v,), (x,))[1],
+                "wrong_values",
+                hint="Which of the two is the point, and which one the direction?",
+            ),
+            WrongAnswer(
+                "gives jvp tensors where it takes tuples",
+                lambda f, x, v: jvp(f, x, v)[1],
+                "raised",
+                hint="f could have several arguments, so jvp takes a tuple of points and a tuple "
+                "of directions: `(x,)` is a tuple of one.",
+            ),
+            WrongAnswer(
+                "takes grad of a function with several outputs",
+                lambda f, x, v: grad(f)(x) * v,
+                "raised",
+                hint=1,
+            ),
         ),
     ),
     Exercise(
@@ -341,11 +409,43 @@ EXERCISES = (
         ),
         cases=newton_step_cases,
         wrong_answers=(
-            WrongAnswer("makes a gradient step", lambda f, x: x - grad(f)(x), "wrong_values"),
+            WrongAnswer(
+                "makes a gradient step",
+                lambda f, x: x - grad(f)(x),
+                "wrong_values",
+                hint="The gradient alone is the step of gradient descent. Newton's step s solves "
+                "H s = -g: where does H come in?",
+            ),
             WrongAnswer(
                 "steps the wrong way",
                 lambda f, x: x + torch.linalg.solve(hessian(f)(x), grad(f)(x)),
                 "wrong_values",
+                hint=1,
+            ),
+            WrongAnswer(
+                "returns the step, and not the point after it",
+                lambda f, x: torch.linalg.solve(hessian(f)(x), -grad(f)(x)),
+                "wrong_values",
+                hint="This is s. Where is one after that step from x?",
+            ),
+            WrongAnswer(
+                "multiplies by the Hessian",
+                lambda f, x: x - hessian(f)(x) @ grad(f)(x),
+                "wrong_values",
+                hint=1,
+            ),
+            WrongAnswer(
+                "gives solve a vector where it takes the matrix",
+                lambda f, x: x - torch.linalg.solve(grad(f)(x), hessian(f)(x)),
+                "raised",
+                hint="`torch.linalg.solve(A, b)` takes the matrix first. Is yours of shape (n, n)?",
+            ),
+            WrongAnswer(
+                "looks for a zero of f, and not of its gradient",
+                lambda f, x: x - f(x) / grad(f)(x),
+                "wrong_values",
+                hint="Newton's method for a minimum looks for a zero of the gradient: it needs the "
+                "Hessian.",
             ),
             WrongAnswer(
                 "divides by the matrix entry by entry",
@@ -361,6 +461,7 @@ EXERCISES = (
                 "moves the point it was given",
                 lambda f, x: x.sub_(torch.linalg.solve(hessian(f)(x), grad(f)(x))),
                 "changed_argument",
+                hint=NEW_POINT,
             ),
         ),
     ),
@@ -380,8 +481,41 @@ EXERCISES = (
             WrongAnswer(
                 "takes the norm of the batch's gradient", _norm_of_the_batch, "wrong_shape"
             ),
-            WrongAnswer("adds up the norms of the parameters", _add_up_norms, "wrong_values"),
-            WrongAnswer("does not detach the parameters", _keep_the_graph, "forbidden"),
+            WrongAnswer(
+                "adds up the norms of the parameters", _add_up_norms, "wrong_values", hint=1
+            ),
+            WrongAnswer(
+                "forgets the root",
+                lambda model, x, y: _norms_by_loop(model, x, y) ** 2,
+                "wrong_values",
+                hint=1,
+            ),
+            WrongAnswer(
+                "takes the mean over the outputs, and not the sum",
+                lambda model, x, y: _norms_by_loop(model, x, y) / y.shape[1],
+                "wrong_values",
+                hint="The loss of one example is a sum: `((model(x) - y) ** 2).sum()`.",
+            ),
+            WrongAnswer(
+                "leaves out all parameters but the first",
+                lambda model, x, y: _join_first(model, x, y).norm(dim=1),
+                "wrong_values",
+                hint=1,
+            ),
+            WrongAnswer(
+                "returns the gradients, and not their norms",
+                lambda model, x, y: _gradients_of_each(model, dict(model.named_parameters()), x, y),
+                "wrong_type",
+                hint=1,
+            ),
+            WrongAnswer(
+                "hands the module itself to grad",
+                vmap(grad(lambda m, x, y: ((m(x) - y) ** 2).sum()), in_dims=(None, 0, 0)),
+                "raised",
+                hint="`grad` takes tensors, or dictionaries of them. `functional_call` runs a "
+                "module with such a dictionary.",
+            ),
+            WrongAnswer("does not detach the parameters", _keep_the_graph, "forbidden", hint=1),
             WrongAnswer("runs the model once for each example", _norms_by_loop, "forbidden"),
             WrongAnswer("goes backward for each example", _leave_grads, "forbidden"),
         ),

@@ -953,7 +953,7 @@ predict("functional.where", "`root_or_zero(-1.0)` is 0. What is its derivative t
         {"0": 0.0, "nan": "nan", "-0.5": -0.5},
         seen=lambda: "nan" if naive[2].isnan() else naive[2],
         because="The backward pass goes through both branches, and zero times an infinite or "
-        "undefined derivative is nan. The fix: replace the *input* of that branch first.")
+        "undefined derivative is nan. The fix: first replace the input of that branch.")
 claim("the values are right, but two of the three slopes are nan", naive.isnan().tolist(),
       [False, True, True])
 claim("with a harmless input the slopes are right",

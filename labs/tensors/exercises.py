@@ -147,14 +147,22 @@ EXERCISES = (
                 "wrong_values",
             ),
             WrongAnswer(
-                "forgets the range", lambda x: x.permute(0, 3, 1, 2).float(), "wrong_values"
-            ),
-            WrongAnswer("leaves the channels last", lambda x: x.float() / 255, "wrong_shape"),
-            WrongAnswer(
-                "swaps height and width", lambda x: x.permute(0, 3, 2, 1) / 255, "wrong_shape"
+                "forgets the range", lambda x: x.permute(0, 3, 1, 2).float(), "wrong_values", hint=1
             ),
             WrongAnswer(
-                "divides whole numbers", lambda x: x.permute(0, 3, 1, 2) // 255, "wrong_dtype"
+                "leaves the channels last", lambda x: x.float() / 255, "wrong_shape", hint=1
+            ),
+            WrongAnswer(
+                "swaps height and width",
+                lambda x: x.permute(0, 3, 2, 1) / 255,
+                "wrong_shape",
+                hint=1,
+            ),
+            WrongAnswer(
+                "divides whole numbers",
+                lambda x: x.permute(0, 3, 1, 2) // 255,
+                "wrong_dtype",
+                hint="uint8 has no fractions: make it float32, and divide then.",
             ),
         ),
     ),
@@ -169,17 +177,23 @@ EXERCISES = (
         ),
         cases=own_tensor_cases,
         wrong_answers=(
-            WrongAnswer("keeps the array's dtype", torch.from_numpy, "wrong_dtype"),
+            WrongAnswer("keeps the array's dtype", torch.from_numpy, "wrong_dtype", hint=1),
             WrongAnswer(
                 "thinks that .float() always copies",
                 lambda x: torch.from_numpy(x).float(),
                 "wrong_values",
+                hint=1,
             ),
             WrongAnswer(
                 "forgets reversed arrays", lambda x: torch.tensor(x, dtype=torch.float32), "raised"
             ),
             WrongAnswer("stays in NumPy", lambda x: x.astype(np.float32), "wrong_type"),
-            WrongAnswer("clears the array", _tensor_after_clearing, "changed_argument"),
+            WrongAnswer(
+                "clears the array",
+                _tensor_after_clearing,
+                "changed_argument",
+                hint="The array is the caller's: copy its values, and leave it as it is.",
+            ),
         ),
     ),
     Exercise(
@@ -198,16 +212,28 @@ EXERCISES = (
                 "forgets keepdim: a square table gives no error",
                 lambda x: x / x.sum(dim=1),
                 "wrong_values",
+                hint=1,
             ),
             WrongAnswer(
                 "sums the columns", lambda x: x / x.sum(dim=0, keepdim=True), "wrong_values"
             ),
-            WrongAnswer("divides in place", lambda x: x.div_(x.sum(1, True)), "changed_argument"),
-            WrongAnswer("returns the sums", lambda x: x.sum(dim=1, keepdim=True), "wrong_shape"),
+            WrongAnswer(
+                "divides in place",
+                lambda x: x.div_(x.sum(1, True)),
+                "changed_argument",
+                hint="`x /= sums` writes into the caller's tensor; `x / sums` makes a new one.",
+            ),
+            WrongAnswer(
+                "returns the sums",
+                lambda x: x.sum(dim=1, keepdim=True),
+                "wrong_shape",
+                hint="The sums are what each row is divided by.",
+            ),
             WrongAnswer(
                 "goes row by row",
                 lambda x: torch.stack([row / row.sum() for row in x]),
                 "forbidden",
+                hint="One division is enough for all rows, if the sums stand beside them.",
             ),
         ),
     ),
@@ -229,16 +255,19 @@ EXERCISES = (
                 "sums instead of taking the mean",
                 lambda p, t: ((p.flatten() - t.flatten()) ** 2).sum(),
                 "wrong_values",
+                hint="The text asks for the mean of the squared differences.",
             ),
             WrongAnswer(
                 "returns a Python number",
                 lambda p, t: ((p.flatten() - t.flatten()) ** 2).mean().item(),
                 "wrong_type",
+                hint="Leave it a tensor: a loss must keep its graph.",
             ),
             WrongAnswer(
                 "leaves one value a pair",
                 lambda p, t: (p.flatten() - t.flatten()) ** 2,
                 "wrong_shape",
+                hint="One number for all pairs: the mean of the squares.",
             ),
         ),
     ),
@@ -262,6 +291,7 @@ EXERCISES = (
                 "takes it that every signal has stride 1",
                 lambda x, size: torch.as_strided(x, (len(x) - size + 1, size), (1, 1)),
                 "wrong_values",
+                hint=1,
             ),
             WrongAnswer(
                 "cuts the signal into pieces that do not overlap",
@@ -272,6 +302,7 @@ EXERCISES = (
                 "forgets the last window",
                 lambda x, size: x.unfold(0, size, 1)[:-1],
                 "wrong_shape",
+                hint="The result has n - size + 1 rows: the last window ends with the last value.",
             ),
         ),
     ),

@@ -244,7 +244,7 @@ predict(
     because="The gap above 2**24 is 2: the odd numbers are not there any more.",
 )
 claim("in float32, the gap above 2**24 is 2", gap, 2)
-claim("so 2**24 + 1 is 2**24", big + 1 == big, shown=True)
+claim("in float32, 2**24 + 1 is 2**24", big + 1 == big, shown=True)
 claim("float64 can still tell them apart", big.double() + 1 != big.double())
 claim("float16 ends early: twice its largest number is inf",
       torch.tensor(largest_half, dtype=torch.float16) * 2, torch.inf)

@@ -58,11 +58,13 @@ CONTEXT_PAIRS = Exercise(
             "keeps the last window, which has no next character",
             lambda ids, length: (ids.unfold(0, length, 1), ids[length:]),
             "wrong_shape",
+            hint=1,
         ),
         WrongAnswer(
             "takes the windows' last character for the next one",
             lambda ids, length: (ids.unfold(0, length, 1)[:-1], ids[length - 1 : -1]),
             "wrong_values",
+            hint="The target is the character after the window: entry i is `ids[i + length]`.",
         ),
         WrongAnswer(
             "cuts the text into pieces that do not overlap",
@@ -74,6 +76,7 @@ CONTEXT_PAIRS = Exercise(
             "turns the numbers into floats",
             lambda ids, length: (ids.unfold(0, length, 1)[:-1].float(), ids[length:]),
             "wrong_dtype",
+            hint="The numbers stay whole numbers, as an embedding and cross-entropy take them.",
         ),
     ),
 )
@@ -136,16 +139,18 @@ CROSS_ENTROPY_GRADIENT = Exercise(
     restrictions=("loop", "autograd"),
     sized=lambda n: (torch.randn(n, 4), torch.arange(n) % 4),
     wrong_answers=(
-        WrongAnswer("forgets the mean", _gradient_without_mean, "wrong_values"),
+        WrongAnswer("forgets the mean", _gradient_without_mean, "wrong_values", hint=1),
         WrongAnswer(
             "divides by all entries",
             lambda logits, targets: _gradient_without_mean(logits, targets) / logits.numel(),
             "wrong_values",
+            hint=1,
         ),
         WrongAnswer(
             "has the sign wrong",
             lambda logits, targets: -_softmax_gradient(logits, targets),
             "wrong_values",
+            hint="Probability minus 1 for the right class: that entry is negative.",
         ),
         WrongAnswer(
             "takes the softmax over the examples",
@@ -154,15 +159,23 @@ CROSS_ENTROPY_GRADIENT = Exercise(
                 / len(targets)
             ),
             "wrong_values",
+            hint="Each row is one example: along which dimension do probabilities add up to 1?",
         ),
         WrongAnswer("asks autograd", _softmax_gradient, "forbidden"),
-        WrongAnswer("overflows with large logits", _gradient_by_exponentials, "wrong_values"),
+        WrongAnswer(
+            "overflows with large logits",
+            _gradient_by_exponentials,
+            "wrong_values",
+            hint="exp(100) is infinite in float32; `torch.softmax` subtracts the largest logit "
+            "first.",
+        ),
         WrongAnswer(
             "keeps the graph of the logits",
             lambda logits, targets: (
                 (logits.softmax(1) - functional.one_hot(targets, logits.shape[1])) / len(targets)
             ),
             "forbidden",
+            hint="Plain values were asked for, without a graph: what does `.detach()` do?",
         ),
     ),
 )
@@ -256,19 +269,27 @@ ADAM_STEP = Exercise(
     ),
     cases=adam_step_cases,
     wrong_answers=(
-        WrongAnswer("does not correct the averages", _adam_uncorrected, "wrong_values"),
+        WrongAnswer("does not correct the averages", _adam_uncorrected, "wrong_values", hint=1),
         WrongAnswer("returns the corrected averages", _adam_corrects_what_it_keeps, "wrong_values"),
-        WrongAnswer("forgets the root", _adam_without_root, "wrong_values"),
-        WrongAnswer("changes the gradient that it was given", _adam_in_place, "changed_argument"),
+        WrongAnswer("forgets the root", _adam_without_root, "wrong_values", hint=1),
+        WrongAnswer(
+            "changes the gradient that it was given",
+            _adam_in_place,
+            "changed_argument",
+            hint="`x *= ...` and methods that end in `_` write into the caller's tensor; "
+            "`x * ...` makes a new one.",
+        ),
         WrongAnswer(
             "counts the steps from 0",
             lambda p, g, averages, t, rate: _adam(p, g, averages, t + 1, rate),
             "wrong_values",
+            hint="t is 1 for the first step already.",
         ),
         WrongAnswer(
             "goes with the gradient, not against it",
             lambda p, g, averages, t, rate: _adam(p, g, averages, t, -rate),
             "wrong_values",
+            hint="A step goes down: minus.",
         ),
     ),
 )
@@ -399,16 +420,19 @@ RUN_EPOCH = Exercise(
             "takes the mean of the batches' means",
             lambda *given: _epoch(*given, mean_of_means=True),
             "wrong_values",
+            hint=1,
         ),
         WrongAnswer(
             "leaves the mode as it came",
             lambda *given: _epoch(*given, keeps_mode=True),
             "wrong_values",
+            hint="The text asks for training mode: `model.train()`.",
         ),
         WrongAnswer(
             "returns a tensor",
             lambda *given: torch.tensor(_epoch(*given)),
             "wrong_type",
+            hint="The answer is a Python float: `.item()` gives it.",
         ),
     ),
 )
@@ -481,17 +505,20 @@ MEAN_LOSS = Exercise(
             "leaves the model in evaluation mode",
             lambda *given: _evaluate(*given, leaves_evaluation=True),
             "forbidden",
+            hint=1,
         ),
         WrongAnswer(
             "always switches to training mode",
             lambda *given: _evaluate(*given, leaves_training=True),
             "forbidden",
+            hint=1,
         ),
         WrongAnswer("records a graph", lambda *given: _evaluate(*given, records=True), "forbidden"),
         WrongAnswer(
             "takes the mean of the batches' means",
             lambda *given: _evaluate(*given, mean_of_means=True),
             "wrong_values",
+            hint="The batches differ in size: multiply each one's mean by its number of examples.",
         ),
     ),
 )

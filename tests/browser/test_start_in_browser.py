@@ -265,6 +265,32 @@ def test_a_lab_fits_a_narrow_page(lab_server: LabServer, tmp_path: Path):
         assert wait_until(fits, timeout_seconds=60), driver.execute_script(script)
 
 
+# Goes down a screen, and says where the long name and the page end, once the name is there.
+FIND_LONG_NAME = """
+const page = document.querySelector('.jp-WindowedPanel-outer');
+const name = [...page.querySelectorAll('.jp-RenderedHTMLCommon :not(pre) > code')].find(
+    code => code.textContent.startsWith('torch.set_float32_matmul_precision') && code.offsetParent);
+if (name) return [name.getBoundingClientRect().right, page.getBoundingClientRect().right];
+const ended = page.scrollTop + page.clientHeight >= page.scrollHeight - 1;
+page.scrollTop = ended ? 0 : page.scrollTop + page.clientHeight / 2;
+return null;
+"""
+
+
+def test_a_long_name_in_the_text_is_not_cut_on_a_narrow_page(lab_server: LabServer, tmp_path: Path):
+    with open_browser(tmp_path) as driver:
+        size = {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": False}
+        driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+        driver.get(lab_server.url("lab/tree/03_devices.ipynb") + "&reset")
+        wait_for(driver, ".jp-Notebook .jp-PlaceholderText", timeout_seconds=60)
+
+        def ends_on_the_page() -> bool:
+            found = driver.execute_script(FIND_LONG_NAME)
+            return bool(found) and found[0] <= found[1]
+
+        assert wait_until(ends_on_the_page, timeout_seconds=120)
+
+
 FAIL_TWICE = """
 const real = window.fetch;
 let left = 2;

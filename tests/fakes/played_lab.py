@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from labkit.launch.server import wait_until
 from labkit.launch.settings import Checkout
 
 ROOT = Path(__file__).parents[2]
@@ -101,13 +102,6 @@ def make_played_checkout(folder: Path, interpreter: str = sys.executable) -> Che
     return Checkout(checkout.resolve())
 
 
-def find_free_port() -> int:
-    """A port of loopback that nothing listens on."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
-
-
 Reply = Callable[[bytes], bytes]
 
 
@@ -140,13 +134,22 @@ def relay_to(port: int) -> Reply:
     return relay
 
 
+def _take(port: int, taken: list[socket.socket]) -> bool:
+    with contextlib.suppress(OSError):
+        taken.append(socket.create_server(("127.0.0.1", port)))
+    return bool(taken)
+
+
 class Impostor:
     """Listens on a port that is not its own, and keeps every byte that it gets."""
 
     def __init__(self, port: int = 0, reply: Reply = claim_everything) -> None:
         self.received = b""
         self._reply = reply
-        self._listener = socket.create_server(("127.0.0.1", port))
+        # The threads of a killed server may hold its port after its process counts as ended.
+        taken: list[socket.socket] = []
+        assert wait_until(lambda: _take(port, taken), timeout_seconds=60), f"{port} is taken"
+        (self._listener,) = taken
         self._listener.settimeout(0.02)
         self.port = int(self._listener.getsockname()[1])
         self._done = threading.Event()

@@ -23,7 +23,6 @@ def test_up_prints_the_url_and_how_to_stop(running: Clone):
     assert lines[0] == "the lab is running already"
     assert lines[1] == f"JupyterLab is ready:  {running.status()['url']}"
     assert lines[-1] == "stop it:  make down"
-    assert again.seconds < 3
 
 
 def test_status_says_what_runs_and_where(running: Clone):

@@ -225,7 +225,7 @@ def test_the_log_is_there_to_read(fresh_clone: Clone):
             "healthy\n"
         )
 
-    assert wait_until(is_marked_healthy, timeout_seconds=45, interval_seconds=1)
+    assert wait_until(is_marked_healthy, timeout_seconds=60, interval_seconds=1)
 
 
 def test_a_path_that_is_no_checkout_is_named(tmp_path: Path, fresh_clone: Clone):

@@ -62,7 +62,6 @@ def test_a_client_without_a_daemon_counts_as_none_and_is_named(local_clone: Clon
     assert local_clone.server().ask("/api/status", token=None).status == 403
     again = local_clone.labkit("up", DOCKER_HOST=nowhere)
     assert again.stdout.startswith("the lab is running already\n")
-    assert again.seconds < 3
 
 
 def test_the_token_is_new_on_each_start_and_in_no_argument_or_variable(local_clone: Clone):
@@ -118,7 +117,7 @@ def test_down_leaves_no_process_and_keeps_the_files(local_clone: Clone):
     assert local_clone.labkit("down").exit_code == 0
 
     assert read_start(process) is None
-    assert wait_until(lambda: not find_processes(local_clone), timeout_seconds=15)
+    assert wait_until(lambda: not find_processes(local_clone), timeout_seconds=60)
     assert (local_clone.workspace / "mine.txt").read_text() == "mine"
 
 
@@ -131,7 +130,7 @@ def find_processes(clone: Clone) -> list[str]:
 def test_a_killed_server_is_noticed_and_up_recovers(local_clone: Clone):
     up_locally(local_clone)
     os.kill(read_process(local_clone), signal.SIGKILL)
-    assert wait_until(lambda: not local_clone.status()["healthy"], timeout_seconds=10)
+    assert wait_until(lambda: not local_clone.status()["healthy"], timeout_seconds=60)
 
     status = local_clone.status()
     assert status["problem"] == "its process is gone: it was killed or crashed"
@@ -165,7 +164,7 @@ def test_ctrl_c_while_waiting_leaves_nothing_running(local_clone: Clone):
 
     assert up.returncode == 130
     assert local_clone.status()["running"] is False
-    assert wait_until(lambda: not find_processes(local_clone), timeout_seconds=15)
+    assert wait_until(lambda: not find_processes(local_clone), timeout_seconds=60)
 
 
 def test_a_server_that_cannot_start_says_why(local_clone: Clone):

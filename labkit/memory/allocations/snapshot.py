@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, TypeVar
 
 from labkit.errors import LabkitError, UsageError
-from labkit.files import write_atomically
+from labkit.files import open_regular, write_atomically
 from labkit.memory.track.frames import Frame
 from labkit.text import plural
 
@@ -330,7 +330,7 @@ class PlainUnpickler(pickle.Unpickler):
 def load_snapshot(path: Path) -> Any:
     """Reads a snapshot's file, also compressed (.gz), as plain containers; else UsageError."""
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             packed = file.read(2) == b"\x1f\x8b"
             file.seek(0)
             return PlainUnpickler(gzip.GzipFile(fileobj=file) if packed else file).load()

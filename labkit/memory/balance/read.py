@@ -30,6 +30,7 @@ from labkit.devices.nvml import (
 from labkit.host.cpu import detect_cpu, read_linux_cpu, read_room
 from labkit.memory.balance.model import Balance, DeviceProcess, Snapshot, ThisProcess
 
+ROOT = Path("/")
 PROC = Path("/proc")
 
 # proc(5): writing 5 to clear_refs resets the high-water mark of resident memory and nothing else
@@ -49,8 +50,8 @@ def read_resident_bytes(process_id: int | None = None, *, proc: Path = PROC) -> 
     try:
         words = (_folder(process_id, proc) / "statm").read_bytes().split()
     except FileNotFoundError:
-        # Without /proc (macOS), ask ps; with /proc, the process has ended.
-        return None if proc.is_dir() else _ask_ps(process_id)
+        # With /proc, the process has ended; macOS and Windows have none.
+        return None if proc.is_dir() else _ask_psutil(process_id)
     except OSError:
         return None
     return int(words[1]) * os.sysconf("SC_PAGE_SIZE") if len(words) > 1 else None
@@ -115,6 +116,18 @@ def _folder(process_id: int | None, proc: Path) -> Path:
     return proc / ("self" if process_id is None else str(process_id))
 
 
+def _ask_psutil(process_id: int | None) -> int | None:
+    """Resident bytes where there is no /proc: from psutil, which ipykernel brings, else from ps."""
+    try:
+        import psutil
+    except ImportError:
+        return _ask_ps(process_id)
+    try:
+        return int(psutil.Process(process_id).memory_info().rss)
+    except psutil.Error:
+        return None
+
+
 def _ask_ps(process_id: int | None) -> int | None:
     from labkit.process import run_command
 
@@ -139,12 +152,26 @@ class MachineMemory(NamedTuple):
     cpu_name: str | None = None
 
 
-def read_machine_memory(root: Path = Path("/")) -> MachineMemory:
+def read_machine_memory(root: Path = ROOT) -> MachineMemory:
     """The memory of this machine, from the files below ``root``."""
-    cpu = detect_cpu() if root == Path("/") else read_linux_cpu(root, None)
+    cpu = detect_cpu() if root == ROOT else read_linux_cpu(root, None)
     total = cpu.total_bytes if cpu.limit_bytes is None else cpu.limit_bytes
     free = read_free_bytes(root, limited=cpu.limit_bytes is not None)
-    return MachineMemory(total, free, cpu.total_bytes, cpu.limit_bytes, cpu.name)
+    machine = cpu.total_bytes
+    if machine is None and root == ROOT:  # Windows
+        machine = total = _ask_psutil_for_machine()[0]
+    return MachineMemory(total, free, machine, cpu.limit_bytes, cpu.name)
+
+
+def _ask_psutil_for_machine() -> tuple[int | None, int | None]:
+    """The machine's bytes, and those that can be allocated, as far as psutil tells them."""
+    try:
+        import psutil
+
+        said = psutil.virtual_memory()
+    except (ImportError, OSError, RuntimeError):
+        return None, None
+    return int(said.total), int(said.available)
 
 
 def read_free_bytes(root: Path, *, limited: bool) -> int | None:
@@ -156,8 +183,8 @@ def read_free_bytes(root: Path, *, limited: bool) -> int | None:
 def _read_available_bytes(root: Path) -> int | None:
     try:
         text = (root / "proc/meminfo").read_text()
-    except OSError:
-        return None
+    except OSError:  # macOS and Windows have no such file
+        return _ask_psutil_for_machine()[1] if root == ROOT else None
     found = re.search(r"^MemAvailable:\s*(\d+) kB$", text, re.MULTILINE)
     return int(found[1]) * 1024 if found else None
 

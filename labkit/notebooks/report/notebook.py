@@ -23,6 +23,7 @@ from typing import Any
 import nh3
 
 from labkit.charts import Column, Line, render_columns, render_lines
+from labkit.files import read_regular
 from labkit.notebooks.result import CellMemory, CellResult, ClaimOutcome, NotebookResult
 from labkit.notebooks.sources import is_nested_too_deep
 from labkit.render import escape, escape_block, make_table, mark_controls, render_status
@@ -538,7 +539,7 @@ def read_cells(path: Path, prefix: str) -> tuple[ShownCell, ...] | None:
     ``prefix`` makes the ids in its outputs unique among all notebooks.
     """
     try:
-        notebook = json.loads(path.read_text(encoding="utf-8", errors="replace"))
+        notebook = json.loads(read_regular(path).decode(errors="replace"))
     except (OSError, ValueError, RecursionError):
         return None
     cells = notebook.get("cells") if isinstance(notebook, dict) else None
