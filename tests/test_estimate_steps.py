@@ -94,7 +94,10 @@ def test_which_of_two_equal_arguments_a_result_was_is_not_remembered():
         one, other = torch.empty(3), torch.empty(3)
         for key, taken in (("equal", [one, one]), ("different", [one, other])):
             results.keep_recipe(key, one, taken, results.measure(taken), 0)
+        taken = [one, other, other]
+        results.keep_recipe("in place", one, taken, results.measure(taken), 0, in_place=True)
 
+    assert results.find_recipe("in place").parts == (results.Same(0),)
     assert results.find_recipe("equal") is None
     assert results.find_recipe("different").parts == (results.Same(0),)
 

@@ -240,7 +240,7 @@ class FakeTracer(StorageTracer):
         self._count_scratch(freed, taken)
         # What a library was measured to return is recorded in another way than what is new.
         if self.obstacle is obstacle and made == measure(list_tensors(result)):
-            keep_recipe(call.key, result, taken, before, freed)
+            keep_recipe(call.key, result, taken, before, freed, call.in_place)
         return result
 
     def _repeat(self, recipe: Recipe, operator: Any, name: str, taken: list[Any]) -> Any:

@@ -115,13 +115,13 @@ class Call:
     the caller.
     """
 
-    __slots__ = ("_loose", "key", "known", "tensors")
+    __slots__ = ("_loose", "in_place", "key", "known", "tensors")
 
     def __init__(self, facts: Facts, arguments: Any, named: Any, placement: str) -> None:
         self.tensors: list[Any] = []
         # Whether the values of one of the tensors are known.
         self.known = False
-        self._loose = facts.loose
+        self._loose, self.in_place = facts.loose, facts.in_place
         found = [facts.number, placement, torch.is_grad_enabled(), torch.get_num_threads()]
         whole = self._describe(arguments, found) and facts.number > 0
         if named:
@@ -169,13 +169,15 @@ class Facts(NamedTuple):
     """What calls of an operator have in common.
 
     ``number`` is its own, 0 if its results are not repeated. ``loose``: only the types of its
-    numbers matter, not their values. ``like``: it takes a tensor for its shape alone.
+    numbers matter, not their values. ``like``: it takes a tensor for its shape alone. ``in_place``:
+    it computes each element, writes it into its first argument and returns this.
     """
 
     number: int
     name: str
     loose: bool
     like: bool
+    in_place: bool
 
 
 _facts: dict[Any, Facts] = {}
@@ -185,12 +187,23 @@ def find_facts(operator: Any) -> Facts:
     """The operator's facts, found once."""
     facts = _facts.get(operator)
     if facts is None:
-        number, name, loose = 0, "", False
+        number, name, loose, in_place = 0, "", False, False
         if getattr(operator, "namespace", "") == "aten":
             number, name = len(_facts) + 1, operator._schema.name.partition("::")[2]
             loose = torch.Tag.pointwise in operator.tags or name.startswith("_foreach_")
-        facts = _facts[operator] = Facts(number, name, loose, name in LIKE)
+            in_place = loose and _is_in_place(operator._schema)
+        facts = _facts[operator] = Facts(number, name, loose, name in LIKE, in_place)
     return facts
+
+
+def _is_in_place(schema: Any) -> bool:
+    given, made = schema.arguments, schema.returns
+    if not given or len(made) != 1 or str(given[0].type) != "Tensor":
+        return False
+    written, returned = given[0].alias_info, made[0].alias_info
+    if written is None or returned is None or not (written.is_write and returned.is_write):
+        return False
+    return bool(written.before_set == returned.before_set)
 
 
 def find_recipe(key: Any) -> Recipe | None:
@@ -198,12 +211,22 @@ def find_recipe(key: Any) -> Recipe | None:
     return _recipes.get(key)
 
 
-def keep_recipe(key: Any, result: Any, taken: list[Any], before: list[Any], freed: int) -> None:
+def keep_recipe(  # noqa: PLR0917
+    key: Any,
+    result: Any,
+    taken: list[Any],
+    before: list[Any],
+    freed: int,
+    in_place: bool = False,
+) -> None:
     """Keeps how an operator's result looks, if it can be repeated.
 
     ``before`` are the sizes of the arguments and of their storages before the call.
     """
     if before != measure(taken):
+        return
+    if in_place and result is taken[0]:  # whatever else shares its storage
+        _keep(key, Recipe((Same(0),), None, freed, freed > 0))
         return
     kind = type(result) if type(result) in (list, tuple) else None
     parts: list[Part] = []
@@ -218,10 +241,14 @@ def keep_recipe(key: Any, result: Any, taken: list[Any], before: list[Any], free
     # Of two arguments with one storage, it is open which a result comes from in another call.
     if aliased and any(_is_shared(part) for part in parts):
         return
+    allocates = freed > 0 or any(isinstance(one, Made) and one.source is None for one in parts)
+    _keep(key, Recipe(tuple(parts), kind, freed, allocates))
+
+
+def _keep(key: Any, recipe: Recipe) -> None:
     if len(_recipes) >= MOST_RECIPES:
         _recipes.clear()
-    allocates = freed > 0 or any(isinstance(one, Made) and one.source is None for one in parts)
-    _recipes[key] = Recipe(tuple(parts), kind, freed, allocates)
+    _recipes[key] = recipe
 
 
 def _is_shared(part: Part) -> bool:
