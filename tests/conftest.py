@@ -117,8 +117,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.flaky(reruns=1))
         for name, find_missing in MISSING.items():
             if item.get_closest_marker(name):
-                reason = reasons.setdefault(name, find_missing())
-                if reason:
+                if name not in reasons:  # `docker info` takes a while
+                    reasons[name] = find_missing()
+                if reason := reasons[name]:
                     item.add_marker(pytest.mark.skip(reason=reason))
     # Files that take minutes begin first: a worker that began one last would work alone.
     long = {item.path for item in items if item.get_closest_marker("slow")}

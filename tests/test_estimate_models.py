@@ -13,6 +13,7 @@ import torch
 
 from labkit.cli import main
 from labkit.memory.track.tracker import track_memory
+from tests.fakes import tutorial_steps  # noqa: F401 (adds its steps)
 from tests.fakes.real_models import BOUNDS, STEPS, WORDS, compare_step, import_torchvision
 
 PACKAGES = ("transformers", "timm", "peft", "diffusers", "torchvision")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 
 import pytest
@@ -172,6 +173,83 @@ def test_what_the_cpus_libraries_take_is_measured(name):
         run()
     judge(estimate, tracked.use.find_span("tensors").peak_bytes, 0.01)
     assert estimate.obstacle is None and estimate.lowest_bytes is None
+
+
+# What operators of the CPU copy for themselves, by what is made of a layer's (600, 400) values.
+COPIES = {
+    "all sorted": lambda made: made.flatten().sort().values[:9].mean(),
+    "the third smallest": lambda made: made.kthvalue(3, 1).values.mean(),
+    "the median of all": lambda made: made.median(),
+    "medians of columns": lambda made: made.median(0).values.mean(),
+    "the largest of all": lambda made: made.max(),
+    "the largest of rows": lambda made: made.amax(1).mean(),
+    "means and variances": lambda made: sum(one.mean() for one in torch.var_mean(made, 1)),
+    "a sum of a mask": lambda made: made.mean() + (made > 0).sum(),
+    "a sum in 64 bits": lambda made: made.sum(dtype=torch.float64),
+    "logarithms of sums": lambda made: torch.logsumexp(made, 1).mean(),
+    "signs": lambda made: functional.soft_margin_loss(made, torch.ones_like(made)),
+    "distances": lambda made: torch.cdist(made, made[:60], p=1).mean(),
+    "spectra": lambda made: torch.fft.irfft2(torch.fft.rfft2(made)).square().mean(),
+    "singular values": lambda made: torch.linalg.svdvals(made).mean(),
+    "patches": lambda made: functional.fold(
+        functional.unfold(made.view(6, 1, 100, 400), 3).mT.tanh().mT, (100, 400), 3
+    ).mean(),
+    "a rolled diagonal": lambda made: (made @ made.mT)[torch.eye(600).bool().roll(9, 0)].mean(),
+}
+
+
+@pytest.mark.parametrize("name", COPIES)
+def test_what_an_operator_copies_is_counted(name):
+    def make_step():
+        layer, values = nn.Linear(16, 400), torch.randn(600, 16)
+        return lambda: COPIES[name](layer(values)).backward()
+
+    def run():
+        step = make_step()
+        step()
+        step()
+
+    estimate = estimate_memory(make_step)
+    run()
+    gc.collect()
+    with track_memory("cpu", tensors=True) as tracked:
+        run()
+    judge(estimate, tracked.use.find_span("tensors").peak_bytes, 0.01)
+    assert estimate.obstacle is None and estimate.excess is None
+
+
+def look_up(rows):
+    rows(torch.arange(9)).sum().backward()
+
+
+# Stays a bound in a second estimate, which repeats the results of the first.
+BOUNDED = {
+    "sparse gradients": lambda: functools.partial(look_up, nn.Embedding(500, 8, sparse=True)),
+    "matrix exponential": lambda: lambda: torch.matrix_exp(torch.randn(64, 64)),
+}
+
+
+@pytest.mark.parametrize("name", BOUNDED)
+def test_an_unknown_part_makes_a_lower_bound_each_time(name):
+    for _ in range(2):
+        assert estimate_memory(BOUNDED[name]).obstacle is not None
+
+
+def test_a_product_of_many_values_is_an_upper_bound():
+    def make_step():
+        layer, values = nn.Linear(16, 400), torch.randn(600, 16)
+        return lambda: layer(values).prod(1).mean().backward()
+
+    assert "prod" in estimate_memory(make_step).excess
+
+
+def test_a_model_can_be_moved_to_the_meta_device():
+    def make_step():
+        frame = nn.Linear(100, 100).to("meta")
+        weights = {name: torch.zeros(one.shape) for name, one in frame.named_parameters()}
+        return lambda: torch.func.functional_call(frame, weights, (torch.zeros(1, 100),))
+
+    assert estimate_memory(make_step).peak_bytes < 2 * 4 * 100 * 101
 
 
 @pytest.mark.gpu

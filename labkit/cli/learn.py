@@ -105,7 +105,9 @@ def show_progress(arguments: Namespace) -> int:
     from labkit.lessons.progress import clear_progress, read_progress
 
     workspace = _need_workspace()
-    clear_progress(workspace, [one for name in arguments.clear or () for one in _named(name)])
+    cleared = [one for name in arguments.clear or () for one in _named(name)]
+    if note := clear_progress(workspace, cleared):
+        _print_notes([note])
     progress = read_progress(workspace)
     labs = []
     for lab in find_labs():

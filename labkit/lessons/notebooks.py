@@ -274,7 +274,11 @@ def read_notebook(path: Path) -> dict[str, Any]:
     try:
         return parse_notebook(read_regular(path))
     except OSError as error:
-        raise LabkitError(f"{path} cannot be read", cause=error.strerror) from error
+        raise LabkitError(
+            f"{path} cannot be read",
+            cause=error.strerror,
+            fix="restore it from a copy, or: labkit reset NAME (which keeps what is there)",
+        ) from error
     except (ValueError, RecursionError) as error:
         raise LabkitError(
             f"{path} is not a whole notebook",

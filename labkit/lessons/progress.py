@@ -13,6 +13,7 @@ from labkit.files import (
     LARGEST_RECORD_BYTES,
     STATE_FOLDER,
     Disk,
+    WrongKindError,
     dated_name,
     explain_disk_errors,
     hold_lock,
@@ -87,11 +88,19 @@ class Progress:
 def read_progress(workspace: Path) -> Progress:
     """Reads the workspace's progress and changes nothing; a broken file gives empty progress."""
     try:
+        return _load(workspace)
+    except OSError as error:
+        return Progress({}, f"{FILE_NAME} could not be read ({error.strerror})")
+
+
+def _load(workspace: Path) -> Progress:
+    """Like `read_progress`; OSError if the system refuses: then nothing is known of the file."""
+    try:
         document = json.loads(read_regular(workspace / FILE_NAME, 0, LARGEST_RECORD_BYTES))
         return Progress(_parse(document), None, document)
     except FileNotFoundError:
         return Progress({})
-    except (OSError, ValueError, RecursionError) as error:
+    except (WrongKindError, ValueError, RecursionError) as error:
         why = getattr(error, "strerror", None) or error
         return Progress({}, f"{FILE_NAME} could not be read ({why})")
 
@@ -146,8 +155,11 @@ def count_score(predictions: Mapping[str, Prediction], lab: str) -> Score:
     return Score(len(own), sum(one.as_expected for one in own))
 
 
-def clear_progress(workspace: Path, names: Collection[str]) -> None:
-    """Removes the standings of these exercises, by full name, and a lab's predictions, by lab."""
+def clear_progress(workspace: Path, names: Collection[str]) -> str | None:
+    """Removes the standings of these exercises, by full name, and a lab's predictions, by lab.
+
+    Returns a note if a broken file was set aside.
+    """
     now = _now()
 
     def remove(progress: Progress) -> str:
@@ -158,8 +170,7 @@ def clear_progress(workspace: Path, names: Collection[str]) -> None:
         }
         return _format({**progress.document, **kept})
 
-    if names:
-        _rewrite(workspace, remove, now, Disk())
+    return _rewrite(workspace, remove, now, Disk()) if names else None
 
 
 def _is_in(name: str, names: Collection[str]) -> bool:
@@ -193,15 +204,16 @@ def _rewrite(
         disk.make_folder(state)
         # Takes the lock of updates too, because an update removes all drafts.
         with hold_lock(state / "lock"):
-            progress = read_progress(workspace)
+            # What cannot be read now (a lost mount, another user's file) is not set aside.
+            progress = _load(workspace)
             note = None
             try:
                 data = edit(progress)
             except RecursionError:  # parsed, and nested too deeply to be written
-                progress = Progress({}, "it is nested too deeply")
+                progress = Progress({}, f"{FILE_NAME} could not be read (it is nested too deeply)")
                 data = edit(progress)
             if progress.note:
-                note = _set_aside(disk, path, now)
+                note = _set_aside(disk, path, progress.note, now)
             write_atomically(path, data, disk=disk, scratch=state)
     return note
 
@@ -226,10 +238,10 @@ def _format_time(time: datetime) -> str:
     return time.isoformat(timespec="seconds")
 
 
-def _set_aside(disk: Disk, path: Path, now: datetime) -> str:
+def _set_aside(disk: Disk, path: Path, why: str, now: datetime) -> str:
     kept = dated_name(path, "broken", now)
     move_new(disk, path, kept)
-    return f"{FILE_NAME} could not be read: it was kept as {kept.name}, and a new one was started"
+    return f"{why}: it was kept as {kept.name}, and a new one was started"
 
 
 def _parse(document: Any) -> dict[str, Standing]:

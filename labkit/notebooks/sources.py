@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from labkit.errors import UsageError
-from labkit.files import read_regular
+from labkit.files import name_kind, read_regular
 from labkit.text import escape_controls, first_line
 
 # A name with one of these endings is a file; jupytext reads all but the first.
@@ -53,10 +53,10 @@ def find_file(word: str) -> Source:
     """The notebook file at that path. Raises UsageError if there is none."""
     path, shown = Path(word), escape_controls(word)
     if not path.is_file():
-        raise UsageError(
-            f"there is no notebook {shown}",
-            cause=f"{escape_controls(str(path.parent.resolve()))} has no file of that name",
-        )
+        cause = f"{escape_controls(str(path.parent.resolve()))} has no file of that name"
+        with contextlib.suppress(OSError):
+            cause = f"{shown} is {name_kind(path.lstat().st_mode)}, not a file"
+        raise UsageError(f"there is no notebook {shown}", cause=cause)
     if path.suffix not in SUFFIXES:
         raise UsageError(
             f"{shown} is not a notebook", cause=f"its name ends in none of {', '.join(SUFFIXES)}"

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from tests.fakes import tutorial_steps  # noqa: F401 (adds its steps)
 from tests.fakes.real_models import STEPS, compare_step, import_torchvision
 
 PAGE = Path(__file__).parents[2] / "docs" / "memory.md"

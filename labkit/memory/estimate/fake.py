@@ -43,12 +43,14 @@ from labkit.memory.estimate.measured import (
 )
 from labkit.memory.estimate.model import EstimateObstacle, Target
 from labkit.memory.estimate.operators import (
+    CONVERTING,
     CPU_SCRATCH,
     SCRATCH,
     BackwardOrder,
     CudaOperators,
     allow_foreach,
     compute_gru,
+    count_converted,
     reverse_ctc,
     reverse_gru,
     reverse_products,
@@ -71,6 +73,7 @@ from labkit.memory.estimate.values import (
     allow_unknown_items,
     assume_shape,
     is_constant,
+    selects_by_known,
     shape_ctc,
 )
 from labkit.memory.track.frames import Frame, find_user_frames, is_user_file, list_error_frames
@@ -90,6 +93,7 @@ OVERFLOW = "assumes that no gradient overflows: the scaler never skips a step"
 CONVERGENCE = "assumes that L-BFGS does not converge: it evaluates as often as it may"
 DDP = "DistributedDataParallel is simulated as its module and its gradient buckets, in one process"
 SHARDED = "FSDP2 and DTensor: simulated in one process, whose step may need less"
+PRODUCT = "prod: its backward pass is simulated as if a value were zero, which needs more"
 COMPILED = "torch.compile: simulated without the compiler, which often needs less"
 UNKNOWN_SCRATCH = "takes scratch memory of unknown size"
 RNN = EstimateObstacle("cuDNN's recurrent network", UNKNOWN_SCRATCH)
@@ -109,6 +113,8 @@ KEEP_STORAGE = (
 )
 ATEN = torch.ops.aten
 ADD = ATEN.add.Tensor
+# Products whose backward pass depends on zeros, where there are more elements than few.
+PRODUCTS_OF_ALL, FEW = (ATEN.prod.default, ATEN.prod.dim_int), 10_000
 # A linear layer adds its bias in place, but for subclasses of tensors it makes another.
 ADD_BIAS = ATEN.add_.Tensor
 # Backward writes these into a tensor of its own, but for subclasses of tensors it makes another.
@@ -194,6 +200,8 @@ class FakeTracer(StorageTracer):
         named = named or {}
         run = asked = operator
         if operator in CHANGED:
+            if operator in PRODUCTS_OF_ALL and arguments[0].requires_grad:
+                self._note_product(arguments[0])
             run = _change(operator, arguments)
             asked = operator if operator in REPLACED else run
         facts = find_facts(asked)
@@ -232,14 +240,14 @@ class FakeTracer(StorageTracer):
                 raise
             return result
         self._follow_values(operator, arguments, named, taken, result)
-        if call.key is None:
+        if call.key is None or any(one.layout is not torch.strided for one in list_tensors(result)):
             self._count_scratch(self._follow_libraries(operator, arguments, named, result), taken)
             return result
-        made, obstacle = measure(list_tensors(result)), self.obstacle
+        made = measure(list_tensors(result))
         freed = self._follow_libraries(operator, arguments, named, result)
         self._count_scratch(freed, taken)
         # What a library was measured to return is recorded in another way than what is new.
-        if self.obstacle is obstacle and made == measure(list_tensors(result)):
+        if freed is not None and made == measure(list_tensors(result)):
             keep_recipe(call.key, result, taken, before, freed, call.in_place)
         return result
 
@@ -308,8 +316,9 @@ class FakeTracer(StorageTracer):
         frames, backward = self._find_frames()
         made = shape_ctc(operator, arguments, self.values)
         if made is None:
-            made = assume_shape(operator, arguments, named, everything=self._assumptions.answer)
-            if made is not None:
+            everything, find = self._assumptions.answer, self.values.find
+            made = assume_shape(operator, arguments, named, everything=everything, find=find)
+            if made is not None and not selects_by_known(operator, arguments, find):
                 self._assumptions.decide()
         if made is not None:
             for one in list_tensors(made):
@@ -344,8 +353,10 @@ class FakeTracer(StorageTracer):
             return self._assumptions.decide()
         return None
 
-    def _follow_libraries(self, operator: Any, arguments: Any, named: Any, result: Any) -> int:
-        """The bytes that the operator takes for itself and frees before it returns."""
+    def _follow_libraries(
+        self, operator: Any, arguments: Any, named: Any, result: Any
+    ) -> int | None:
+        """The bytes that the operator takes for itself and frees; None if they are an obstacle."""
         name = operator._schema.name.partition("::")[2]
         tensors = list_tensors(arguments)
         if not tensors:
@@ -356,6 +367,8 @@ class FakeTracer(StorageTracer):
             return round_request(count(arguments)) if count else 0
         if needs_measuring(name, tensors):
             return self._measure_scratch(operator, arguments, named, result)
+        if name in CONVERTING and isinstance(result, torch.Tensor):
+            return count_converted(name, tensors[0], result)
         count = CPU_SCRATCH.get(name)
         return count(arguments) if count else 0
 
@@ -365,7 +378,7 @@ class FakeTracer(StorageTracer):
         if name in PRODUCTS:
             self.cublas.add(torch._C._current_autograd_node() is not None)
 
-    def _count_scratch(self, freed: int, tensors: list[Any]) -> None:
+    def _count_scratch(self, freed: int | None, tensors: list[Any]) -> None:
         if freed:
             frames, backward = self._find_frames()
             serial, device = next(self._serials), str(tensors[0].device)
@@ -373,12 +386,14 @@ class FakeTracer(StorageTracer):
             self._count(spent)
             self._discount(spent)
 
-    def _measure_scratch(self, operator: Any, arguments: Any, named: Any, result: Any) -> int:
+    def _measure_scratch(
+        self, operator: Any, arguments: Any, named: Any, result: Any
+    ) -> int | None:
         """What a library takes meanwhile; what it returns gets the measured size."""
         measured = measure_scratch(operator, arguments, named)
         if measured is None:
             self.note_obstacle(EstimateObstacle(str(operator), UNKNOWN_SCRATCH))
-            return 0
+            return None
         made = list_tensors(result)
         for one, count in zip(made, measured.result_bytes, strict=False):
             storage = one.untyped_storage()
@@ -423,6 +438,10 @@ class FakeTracer(StorageTracer):
             )
         return super()._look_at([tensor])
 
+    def _note_product(self, tensor: Any) -> None:
+        if tensor.numel() > FEW:
+            self._note_words(PRODUCT)
+
     def note_obstacle(self, obstacle: EstimateObstacle) -> None:
         """Keeps the first obstacle, with the user's line."""
         if self.obstacle is None:
@@ -434,6 +453,10 @@ def _is_fake(tensor: Any) -> bool:
     return isinstance(tensor, fake_tensor.FakeTensor)
 
 
+# Backward of a mean and a variance together adds both parts into a tensor of its own.
+BOTH_MOMENTS = ("VarMeanBackward0", "StdMeanBackward0")
+
+
 def _writes_in_place(operator: Any, arguments: Any) -> bool:
     """True where backward, without a mode, would write into the first argument.
 
@@ -443,6 +466,9 @@ def _writes_in_place(operator: Any, arguments: Any) -> bool:
     if torch._C._current_graph_task_id() == -1 or torch.is_grad_enabled():
         return False
     written, other = arguments[0], arguments[1]
+    node = torch._C._current_autograd_node()
+    if written.layout is not torch.strided or (node is not None and node.name() in BOTH_MOMENTS):
+        return False
     if operator is ADD and (not isinstance(other, torch.Tensor) or written.shape != other.shape):
         return False
     storage = written.untyped_storage()
@@ -561,8 +587,8 @@ _COMPUTED: dict[Any, Callable[..., Any]] = {
 for _operator, _compute in _COMPUTED.items():
     if _operator is not None:
         REPLACED[_operator] = functools.wraps(_operator)(_compute)
-# Operators for which another function may run.
-CHANGED = frozenset((*REPLACED, *IN_PLACE, *OF_LOGITS))
+# Operators for which another function may run, or which need a note.
+CHANGED = frozenset((*REPLACED, *IN_PLACE, *OF_LOGITS, *PRODUCTS_OF_ALL))
 
 
 class _AskingTorch(type):
@@ -817,6 +843,10 @@ def _is_compiled(module: Any) -> bool:
     return type(module).__name__ == "OptimizedModule" or module._compiled_call_impl is not None
 
 
+# What torch's own errors say.
+INTERNAL = ("INTERNAL ASSERT FAILED", "NestedTensorImpl")
+
+
 def read_obstacle(error: BaseException) -> EstimateObstacle | None:
     """The obstacle that stopped a step on fake tensors; None for the step's own errors."""
     frame = next(iter(list_error_frames(error)), None)
@@ -841,7 +871,7 @@ def _name_obstacle(error: BaseException) -> tuple[str, str] | None:
     elif ".numpy() is not supported" in text:
         found = ("numpy()", "reads values, but fake tensors have none")
     # What torch itself cannot do with fake tensors, such as nested ones, is not the step's error.
-    elif "INTERNAL ASSERT FAILED" in text or _raised_in_simulation(error):
+    elif any(one in text for one in INTERNAL) or _raised_in_simulation(error):
         found = ("an operator", "fails on fake tensors")
     return found
 
@@ -903,5 +933,9 @@ def _copy_tensor(tensor: Any, memo: dict[int, Any]) -> Any:
 
 def _swap_data(one: Any, other: Any) -> None:
     """For ``Module.to``: torch's own swap refuses fake parameters."""
+    if other.device.type == "meta" != one.device.type:
+        torch._C._swap_tensor_impl(one, other)
+        one.__dict__, other.__dict__ = other.__dict__, one.__dict__
+        return
     one.data = other.data
     one.fake_device = other.fake_device

@@ -29,8 +29,20 @@ COPYING = frozenset(
     """native_layer_norm native_layer_norm_backward native_group_norm native_group_norm_backward
     native_batch_norm_backward gelu_backward _softmax _softmax_backward_data _log_softmax
     _log_softmax_backward_data roll upsample_bilinear2d upsample_nearest2d
-    upsample_bicubic2d upsample_nearest2d_backward avg_pool2d max_pool2d_with_indices""".split()  # noqa: SIM905
+    upsample_bicubic2d upsample_nearest2d_backward im2col col2im avg_pool2d
+    max_pool2d_with_indices max_pool2d_with_indices_backward avg_pool2d_backward
+    fractional_max_pool2d_backward""".split()  # noqa: SIM905
 )
+# Other operators that take memory for themselves, in ways that depend on their arguments.
+OTHERS = frozenset(
+    """_safe_softmax _trilinear _upsample_bilinear2d_aa _upsample_bicubic2d_aa histc isin
+    index_reduce mvlgamma cholesky_solve _embedding_bag_per_sample_weights_backward""".split()  # noqa: SIM905
+)
+LIBRARIES = ("_fft_", "linalg_", "_linalg_")
+# Those of them that need nothing, or what CPU_SCRATCH says: zeros have no valid pivots.
+CHEAP = frozenset({"linalg_vector_norm", "linalg_lu_solve"})
+# How many products a matrix exponential keeps depends on the values.
+BY_VALUES = "linalg_matrix_exp"
 RNN_BACKWARD = torch.ops.aten.mkldnn_rnn_layer_backward.default
 # Larger arguments are not created: the estimate is to take no memory.
 MOST_BYTES = 32 * MIB
@@ -48,15 +60,22 @@ _measured: dict[Any, Scratch | None] = {}
 
 def needs_measuring(name: str, tensors: list[Any]) -> bool:
     """True for an operator of the CPU whose own memory is not in the table of ``operators.py``."""
-    if name in CONVOLUTIONS or name in RECURRENT or name == "_safe_softmax":
+    if name in CONVOLUTIONS or name in RECURRENT or name in OTHERS:
         return True
+    if name.startswith(LIBRARIES):
+        return name not in CHEAP
     if name in PRODUCTS:
         return tensors[0].dtype in HALF
     return name in COPYING and not all(one.is_contiguous() for one in tensors)
 
 
 def measure_scratch(operator: Any, arguments: Any, named: Any) -> Scratch | None:
-    """What the operator takes for itself; None if it is too large, or another profiler runs."""
+    """What the operator takes for itself.
+
+    None if it is too large, if that depends on values, or if another profiler runs.
+    """
+    if operator._schema.name == f"aten::{BY_VALUES}":
+        return None
     given = [*arguments, *(word for item in sorted(named.items()) for word in item)]
     key = (operator, torch.get_num_threads(), *map(_describe, given))
     if key not in _measured:

@@ -568,7 +568,94 @@ def _count_cpu_bag(arguments: Any) -> int:
     return 3 * 8 * int(arguments[1].numel())
 
 
+def _count_first(arguments: Any) -> int:
+    """One tensor of the first argument's size."""
+    return int(arguments[0].numel() * arguments[0].element_size())
+
+
+def _count_lu_solve(arguments: Any) -> int:
+    """A copy of the right-hand sides."""
+    return _count_first(arguments[2:])
+
+
+def _count_median(arguments: Any) -> int:
+    """The median of all elements, or along another dimension than the last, sorts a copy."""
+    tensor = arguments[0]
+    in_place = len(arguments) > 1 and arguments[1] % max(1, tensor.dim()) == tensor.dim() - 1
+    return 0 if in_place else _count_first(arguments)
+
+
+def _count_logsumexp(arguments: Any) -> int:
+    """The exponentials of all values, and the maxima."""
+    tensor = arguments[0]
+    rest = math.prod(tensor.size(one) for one in arguments[1]) if tensor.dim() else 1
+    return int((tensor.numel() + tensor.numel() // max(1, rest)) * tensor.element_size())
+
+
+def _count_difference(arguments: Any) -> int:
+    """``torch.dist``: the difference of both tensors."""
+    count = torch.broadcast_shapes(arguments[0].shape, arguments[1].shape).numel()
+    return int(count * arguments[0].element_size())
+
+
+def _count_kth(arguments: Any) -> int:
+    """``kthvalue``: a copy of the values, and their indices."""
+    return int(arguments[0].numel() * (arguments[0].element_size() + 8))
+
+
+def _count_sort(arguments: Any) -> int:
+    """Sorting: the indices of one row."""
+    tensor, named = arguments[0], [one for one in arguments[1:] if type(one) is int]
+    return 8 * int(tensor.size(named[0] if named else -1)) if tensor.dim() else 0
+
+
+# Operators that convert their argument to the type of their result beforehand.
+CONVERTING = frozenset("sum mean prod nansum cumsum cumprod linalg_vector_norm".split())  # noqa: SIM905
+
+
+# Backward of these spreads the gradient over equal values. Torch makes the result before it counts
+# them by a mask; for fake tensors afterwards, with two masks more.
+SPREADING = ("MaxBackward1", "MinBackward1", "MedianBackward0", "NanmedianBackward0")
+
+
+def count_converted(name: str, tensor: Any, result: Any) -> int:
+    """The bytes of the copy in which the CPU adds up, such as of a mask in 64 bits."""
+    if tensor.is_complex():
+        return 0
+    if name == "mean" and tensor.dtype in HALF:
+        return 4 * int(tensor.numel())
+    if tensor.dtype is result.dtype:
+        return 0
+    node = torch._C._current_autograd_node()
+    early = tensor.dtype is torch.bool and node is not None and node.name() in SPREADING
+    return int(tensor.numel() * (result.element_size() + 2 * early))
+
+
+def _count_soft_margin(arguments: Any) -> int:
+    """Backward of ``soft_margin_loss``: two tensors as large as its values."""
+    return 2 * int(arguments[1].numel() * arguments[1].element_size())
+
+
+def _count_cpu_distance_backward(arguments: Any) -> int:
+    """Gradients of distances other than Euclidean ones: copies of what is not contiguous."""
+    tensors = [one for one in arguments if isinstance(one, torch.Tensor)]
+    copied = (one for one in tensors if not one.is_contiguous())
+    return sum(int(one.numel() * one.element_size()) for one in copied)
+
+
 CPU_SCRATCH: dict[str, Callable[[Any], int]] = {
+    "logsumexp": _count_logsumexp,
+    "dist": _count_difference,
+    "kthvalue": _count_kth,
+    "median": _count_median,
+    "nanmedian": _count_median,
+    "sort": _count_sort,
+    "any": lambda arguments: 0 if arguments[0].dtype is torch.bool else arguments[0].numel(),
+    "soft_margin_loss_backward": _count_soft_margin,
+    "native_dropout": lambda arguments: _count_first(arguments) if arguments[2] else 0,
+    "native_dropout_backward": _count_first,
+    "linalg_lu_solve": _count_lu_solve,
+    "_cdist_backward": _count_cpu_distance_backward,
     "_scaled_dot_product_flash_attention_for_cpu": _count_cpu_flash,
     "_scaled_dot_product_flash_attention_for_cpu_backward": _count_cpu_flash_backward,
     "_transformer_encoder_layer_fwd": _count_cpu_encoder,

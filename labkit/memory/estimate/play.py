@@ -266,9 +266,10 @@ def _follow(
 def _estimate_one(work: Work, target: Target, assumptions: Assumptions) -> Estimate:
     from labkit.memory.estimate.allocator import CachingAllocator
     from labkit.memory.estimate.cuda import CONTEXT_BYTES
-    from labkit.memory.estimate.fake import COMPILED, CONVERGENCE, SHARDED
+    from labkit.memory.estimate.fake import COMPILED, CONVERGENCE, PRODUCT, SHARDED
     from labkit.memory.track.model import Level, sum_categories, sum_lines
 
+    bounds = {COMPILED, CONVERGENCE, PRODUCT, SHARDED}
     on_cuda = target.kind == "cuda"
     simulation, obstacle = _simulate(work, target, assumptions)
     levels, device = simulation.tracer.levels, simulation.device
@@ -293,7 +294,7 @@ def _estimate_one(work: Work, target: Target, assumptions: Assumptions) -> Estim
         workspace_bytes=simulation.workspace_bytes if on_cuda else None,
         context_bytes=CONTEXT_BYTES if on_cuda else None,
         obstacle=obstacle or simulation.tracer.obstacle or _name_gap(simulation.tracer.trouble),
-        excess=next((one for one in notes if one in {COMPILED, CONVERGENCE, SHARDED}), None),
+        excess=next((one for one in notes if one in bounds), None),
         notes=(*added, *notes),
         growth_bytes=growth,
     )

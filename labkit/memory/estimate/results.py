@@ -134,7 +134,7 @@ class Call:
         whole, loose = True, self._loose
         for value in values:
             kind = type(value)
-            if kind is FakeTensor:
+            if kind is FakeTensor and value.layout is torch.strided:
                 self.tensors.append(value)
                 state = value.__dict__
                 if "labkit_value" in state:
@@ -156,7 +156,7 @@ class Call:
                 found += (kind, len(value))
                 whole = self._describe(value, found) and whole
             else:
-                # Such as a real tensor: it has no fake result of its own.
+                # Such as a real tensor, or a sparse one, which has no strides and no storage.
                 whole = False
                 self.tensors += list_tensors(value)
         return whole

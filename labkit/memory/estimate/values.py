@@ -30,7 +30,7 @@ FACTORIES = frozenset(
 # Operators that take a tensor for its shape and its dtype alone.
 LIKE = frozenset("ones_like zeros_like full_like new_ones new_zeros new_full".split())  # noqa: SIM905
 # The most elements of a known tensor, and the most decisions of one line.
-KNOWN_ELEMENTS, LINE_DECISIONS = 65_536, 200
+KNOWN_ELEMENTS, LINE_DECISIONS = 262_144, 200
 
 
 # What a value decides alone, whatever the other one is: "or" with True, "and" and a product with 0.
@@ -273,10 +273,26 @@ def shape_ctc(operator: Any, arguments: Any, values: KnownValues) -> Any:
     return scores.new_empty(batch), scores.new_empty(batch, scores.size(0), 2 * longest + 1)
 
 
-def assume_shape(operator: Any, arguments: Any, named: Any, *, everything: bool) -> Any:
+def _list_masks(operator: Any, arguments: Any) -> list[Any]:
+    """The masks by which an index selects."""
+    if operator._schema.name != "aten::index":
+        return []
+    return [one for one in arguments[1] if one is not None and one.dtype is torch.bool]
+
+
+def selects_by_known(operator: Any, arguments: Any, find: Callable[[Any], Any]) -> bool:
+    """True for an index whose masks all have known values; ``find`` returns them, or None."""
+    masks = _list_masks(operator, arguments)
+    return bool(masks) and all(find(one) is not None for one in masks)
+
+
+def assume_shape(
+    operator: Any, arguments: Any, named: Any, *, everything: bool, find: Callable[[Any], Any]
+) -> Any:
     """The result of an operator whose size depends on values, if all or nothing is selected.
 
-    Returns None for an operator that is not known here.
+    ``find`` returns the values of a mask, None if they are unknown: what an index selects by known
+    values has the real size. Returns None for an operator that is not known here.
     """
     tensor, name = arguments[0], operator._schema.name.partition("::")[2]
     if name == "nonzero":
@@ -294,7 +310,11 @@ def assume_shape(operator: Any, arguments: Any, named: Any, *, everything: bool)
             if one is None or one.dtype is not torch.bool:
                 places.append(one)
             else:
-                chosen = one.new_zeros(one.numel() * everything, dtype=torch.int64)
+                value, count = find(one), one.numel() * everything
+                if value is not None:
+                    with _disable_current_modes():
+                        count = int(value.sum())
+                chosen = one.new_zeros(count, dtype=torch.int64)
                 places += [chosen] * one.dim()
         return operator(tensor, places, **named)
     return None

@@ -1,0 +1,460 @@
+"""Steps in torch alone, as tutorials and papers' code have them, to judge estimates by.
+
+Importing this module adds them to ``STEPS``.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from tests.fakes.real_models import BOUNDS, STEPS, make_images, step, train
+
+
+@step
+def translation_with_attention():
+    """Additive attention over an encoder's states, word by word, with teacher forcing."""
+    words, width, length = 600, 128, 12
+    embed, encoder = nn.Embedding(words, width), nn.GRU(width, width, batch_first=True)
+    decoder = nn.GRU(2 * width, width, batch_first=True)
+    query, key = nn.Linear(width, width), nn.Linear(width, width)
+    score, head = nn.Linear(width, 1), nn.Linear(width, words)
+    source, target = torch.randint(0, words, (2, 16, length))
+
+    def measure():
+        states, hidden = encoder(functional.dropout(embed(source), 0.1))
+        said = torch.zeros(16, 1, dtype=torch.long)
+        made = []
+        for place in range(length):
+            scores = score(torch.tanh(query(hidden.permute(1, 0, 2)) + key(states)))
+            weights = scores.squeeze(2).unsqueeze(1).softmax(-1)
+            seen = torch.cat([embed(said), torch.bmm(weights, states)], dim=2)
+            output, hidden = decoder(seen, hidden)
+            made.append(head(output))
+            said = target[:, place].unsqueeze(1)
+        logits = torch.cat(made, 1).log_softmax(-1)
+        return functional.nll_loss(logits.view(-1, words), target.view(-1))
+
+    parts = [embed, encoder, decoder, query, key, score, head]
+    return train(nn.ModuleList(parts), measure, torch.optim.Adam)
+
+
+@step
+def dcgan():
+    maker = nn.Sequential(
+        nn.ConvTranspose2d(32, 128, 4, 1, 0, bias=False), nn.BatchNorm2d(128), nn.ReLU(True),
+        nn.ConvTranspose2d(128, 64, 4, 2, 1, bias=False), nn.BatchNorm2d(64), nn.ReLU(True),
+        nn.ConvTranspose2d(64, 3, 4, 2, 1, bias=False), nn.Tanh(),
+    )  # fmt: skip
+    critic = nn.Sequential(
+        nn.Conv2d(3, 32, 4, 2, 1, bias=False), nn.LeakyReLU(0.2, inplace=True),
+        nn.Conv2d(32, 64, 4, 2, 1, bias=False), nn.BatchNorm2d(64), nn.LeakyReLU(0.2, True),
+        nn.Conv2d(64, 1, 4, 1, 0, bias=False), nn.Sigmoid(), nn.Flatten(0),
+    )  # fmt: skip
+    first, second = (torch.optim.Adam(one.parameters(), 2e-4) for one in (maker, critic))
+    images, losses = torch.randn(32, 3, 16, 16), []
+
+    def run():
+        critic.zero_grad()
+        labels = torch.full((32,), 1.0)
+        functional.binary_cross_entropy(critic(images), labels).backward()
+        made = maker(torch.randn(32, 32, 1, 1))
+        functional.binary_cross_entropy(critic(made.detach()), labels.fill_(0.0)).backward()
+        second.step()
+        maker.zero_grad()
+        loss = functional.binary_cross_entropy(critic(made), labels.fill_(1.0))
+        loss.backward()
+        first.step()
+        losses.append(loss.item())
+
+    return run
+
+
+@step
+def deep_q_network():
+    """Double networks on transitions that are kept one by one in a list."""
+    policy = nn.Sequential(nn.Linear(4, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(),
+                           nn.Linear(256, 2))  # fmt: skip
+    target = copy.deepcopy(policy)
+    memory = [
+        (torch.randn(1, 4), torch.tensor([[n % 2]]), torch.randn(1, 4) if n % 10 else None)
+        for n in range(256)
+    ]
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-4, amsgrad=True)
+
+    def run():
+        states, actions, following = zip(*memory, strict=True)
+        goes_on = torch.tensor([one is not None for one in following])
+        values = torch.zeros(256)
+        with torch.no_grad():
+            values[goes_on] = target(torch.cat([o for o in following if o is not None])).amax(1)
+        chosen = policy(torch.cat(states)).gather(1, torch.cat(actions))
+        optimizer.zero_grad()
+        functional.smooth_l1_loss(chosen, (0.99 * values + 1)[:, None]).backward()
+        nn.utils.clip_grad_value_(policy.parameters(), 100)
+        optimizer.step()
+        kept, new = target.state_dict(), policy.state_dict()
+        target.load_state_dict({name: 0.995 * kept[name] + 0.005 * new[name] for name in kept})
+
+    return run
+
+
+@step
+def spatial_transformer():
+    net = nn.Sequential(
+        nn.Conv2d(1, 10, 5), nn.MaxPool2d(2), nn.ReLU(), nn.Conv2d(10, 20, 5), nn.Dropout2d(),
+        nn.MaxPool2d(2), nn.ReLU(), nn.Flatten(), nn.Linear(320, 10),
+    )  # fmt: skip
+    place = nn.Sequential(
+        nn.Conv2d(1, 8, 7), nn.MaxPool2d(2, stride=2), nn.ReLU(True), nn.Flatten(),
+        nn.Linear(968, 6),
+    )  # fmt: skip
+    place[-1].weight.data.zero_()
+    place[-1].bias.data.copy_(torch.tensor([1, 0, 0, 0, 1, 0], dtype=torch.float))
+    images, labels = torch.rand(64, 1, 28, 28), torch.randint(0, 10, (64,))
+
+    def measure():
+        grid = functional.affine_grid(place(images).view(-1, 2, 3), images.size(), False)
+        moved = functional.grid_sample(images, grid, align_corners=False)
+        return functional.cross_entropy(net(moved), labels)
+
+    return train(nn.ModuleList([net, place]), measure, torch.optim.SGD)
+
+
+@step
+def forward_forward():
+    """Each layer has its own optimizer, and no gradient passes between layers."""
+    layers = [nn.Linear(784, 500), nn.Linear(500, 500)]
+    optimizers = [torch.optim.Adam(one.parameters(), lr=0.03) for one in layers]
+    images = torch.rand(2, 256, 784)
+
+    def run():
+        good, bad = images
+        for layer, optimizer in zip(layers, optimizers, strict=True):
+            for _ in range(3):
+                scores = [layer(one).relu().pow(2).mean(1) for one in (good, bad)]
+                loss = torch.log(1 + torch.exp(torch.cat([2 - scores[0], scores[1] - 2]))).mean()
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+            good, bad = (
+                (layer(one / (one.norm(2, 1, keepdim=True) + 1e-4)).relu()).detach()
+                for one in (good, bad)
+            )
+
+    return run
+
+
+@step
+def normalizing_flow():
+    layers = nn.ModuleList(
+        nn.Sequential(nn.Linear(32, 256), nn.LeakyReLU(), nn.Linear(256, 64)) for _ in range(6)
+    )
+    kept = (torch.arange(32) % 2).float()
+    prior = torch.distributions.MultivariateNormal(torch.zeros(32), torch.eye(32))
+    samples = torch.randn(512, 32)
+
+    def measure():
+        values, volume, mask = samples, torch.zeros(512), kept
+        for layer in layers:
+            scale, shift = (layer(values * mask) * (1 - mask).repeat(2)).chunk(2, 1)
+            scale = scale.tanh()
+            values = values * mask + (1 - mask) * (values * scale.exp() + shift)
+            volume, mask = volume + scale.sum(1), 1 - mask
+        return -(prior.log_prob(values) + volume).mean()
+
+    return train(layers, measure, torch.optim.Adam)
+
+
+@step
+def contrasts():
+    """SimCLR: the pairs are read from a matrix of similarities by a rolled diagonal."""
+    net = nn.Sequential(nn.Linear(256, 512), nn.ReLU(), nn.Linear(512, 128))
+    images = torch.randn(512, 256)
+
+    def measure():
+        made = functional.normalize(net(images), dim=1)
+        near = made @ made.T / 0.07
+        itself = torch.eye(512, dtype=torch.bool)
+        near = near.masked_fill(itself, -9e15)
+        return (torch.logsumexp(near, -1) - near[itself.roll(256, 0)]).mean()
+
+    return train(net, measure)
+
+
+@step
+def momentum_contrast():
+    """MoCo: a slow copy of the encoder, and a queue of its outputs in a buffer."""
+    quick = nn.Sequential(
+        nn.Conv2d(3, 32, 3, 2), nn.BatchNorm2d(32), nn.ReLU(), nn.AdaptiveAvgPool2d(4),
+        nn.Flatten(), nn.Linear(512, 64),
+    )  # fmt: skip
+    slow = copy.deepcopy(quick).requires_grad_(False)
+    quick.register_buffer("queue", functional.normalize(torch.randn(64, 4096), dim=0))
+    quick.register_buffer("place", torch.zeros(1, dtype=torch.long))
+    images, others = make_images(32), make_images(32)
+    optimizer = torch.optim.SGD(quick.parameters(), 0.03, momentum=0.9, weight_decay=1e-4)
+
+    def run():
+        made = functional.normalize(quick(images), dim=1)
+        with torch.no_grad():
+            for one, other in zip(quick.parameters(), slow.parameters(), strict=True):
+                other.data = other.data * 0.999 + one.data * 0.001
+            order = torch.randperm(32)
+            kept = functional.normalize(slow(others[order]), dim=1)[order.argsort()]
+        good = torch.einsum("nc,nc->n", made, kept)[:, None]
+        logits = torch.cat([good, made @ quick.queue.clone().detach()], 1) / 0.07
+        optimizer.zero_grad()
+        functional.cross_entropy(logits, torch.zeros(32, dtype=torch.long)).backward()
+        optimizer.step()
+        first = int(quick.place)
+        quick.queue[:, first : first + 32] = kept.T
+        quick.place[0] = (first + 32) % 4096
+
+    return run
+
+
+@step
+def sharpness_aware():
+    net = nn.Sequential(*(nn.Linear(512, 512) for _ in range(4)))
+    values, optimizer = torch.randn(64, 512), torch.optim.SGD(net.parameters(), 0.1, momentum=0.9)
+
+    def run():
+        net(values).square().mean().backward()
+        with torch.no_grad():
+            norm = torch.stack([one.grad.norm() for one in net.parameters()]).norm() + 1e-12
+            before = {one: one.data.clone() for one in net.parameters()}
+            for one in net.parameters():
+                one.add_(one.grad * 0.05 / norm)
+        optimizer.zero_grad()
+        net(values).square().mean().backward()
+        for one in net.parameters():
+            one.data = before[one]
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return run
+
+
+@step
+def graph_of_a_sparse_matrix():
+    edges = torch.randint(0, 1500, (2, 8000))
+    near = torch.sparse_coo_tensor(edges, torch.ones(8000), (1500, 1500)).coalesce()
+    layers = nn.ModuleList([nn.Linear(64, 64, bias=False), nn.Linear(64, 7, bias=False)])
+    values, labels = torch.randn(1500, 64), torch.randint(0, 7, (1500,))
+
+    def measure():
+        hidden = functional.dropout(torch.sparse.mm(near, layers[0](values)).relu(), 0.5)
+        return functional.cross_entropy(torch.sparse.mm(near, layers[1](hidden)), labels)
+
+    return train(layers, measure, torch.optim.Adam)
+
+
+class SpectralLayer(nn.Module):
+    """A product of the lowest frequencies, as in Fourier neural operators."""
+
+    def __init__(self, width, modes):
+        super().__init__()
+        self.modes = modes
+        self.weight = nn.Parameter(torch.rand(width, width, modes, dtype=torch.cfloat) / width**2)
+
+    def forward(self, values):
+        found = torch.fft.rfft(values)
+        made = torch.zeros_like(found)
+        low = found[:, :, : self.modes]
+        made[:, :, : self.modes] = torch.einsum("bix,iox->box", low, self.weight)
+        return torch.fft.irfft(made, n=values.size(-1))
+
+
+@step
+def fourier_operator():
+    ends = nn.ModuleList([nn.Linear(2, 32), nn.Linear(32, 1)])
+    spectral = nn.ModuleList(SpectralLayer(32, 16) for _ in range(4))
+    plain = nn.ModuleList(nn.Conv1d(32, 32, 1) for _ in range(4))
+    values, aims = torch.randn(16, 256, 2), torch.randn(16, 256, 1)
+
+    def measure():
+        hidden = ends[0](values).permute(0, 2, 1)
+        for one, other in zip(spectral, plain, strict=True):
+            hidden = functional.gelu(one(hidden) + other(hidden))
+        return torch.norm(ends[1](hidden.permute(0, 2, 1)) - aims, 2, 1).mean()
+
+    return train(nn.ModuleList([ends, spectral, plain]), measure, torch.optim.Adam)
+
+
+@step
+def phases():
+    layer, images = nn.Conv2d(1, 8, 3, padding=1), torch.randn(8, 1, 64, 64)
+
+    def measure():
+        found = torch.fft.fftshift(torch.fft.fft2(layer(images)))
+        turned = torch.fft.ifft2(found * torch.exp(1j * found.angle().detach())).abs()
+        again = torch.fft.irfft2(torch.fft.rfft2(layer(images), norm="ortho"), norm="ortho")
+        return turned.mean() + again.square().mean()
+
+    return train(layer, measure)
+
+
+@step
+def ensemble():
+    """Models whose parameters are stacked, and run at once."""
+    models = [nn.Sequential(nn.Linear(128, 128), nn.ReLU(), nn.Linear(128, 10)) for _ in range(6)]
+    weights, buffers = torch.func.stack_module_state(models)
+    frame = copy.deepcopy(models[0]).to("meta")
+    values, labels = torch.randn(64, 128), torch.randint(0, 10, (64,))
+    optimizer = torch.optim.SGD(weights.values(), lr=0.1)
+
+    def call(given, kept):
+        return torch.func.functional_call(frame, (given, kept), (values,))
+
+    def run():
+        logits = torch.func.vmap(call)(weights, buffers)
+        optimizer.zero_grad()
+        functional.cross_entropy(logits.flatten(0, 1), labels.repeat(6)).backward()
+        optimizer.step()
+
+    return run
+
+
+@step
+def updates_in_backward():
+    """Each parameter has an optimizer, which a hook runs as soon as the gradient is there."""
+    net = nn.Sequential(*(nn.Linear(512, 512) for _ in range(6)))
+    optimizers = {one: torch.optim.Adam([one], foreach=False) for one in net.parameters()}
+
+    def update(parameter):
+        optimizers[parameter].step()
+        optimizers[parameter].zero_grad()
+
+    for one in net.parameters():
+        one.register_post_accumulate_grad_hook(update)
+    values = torch.randn(64, 512)
+    return lambda: net(values).square().mean().backward()
+
+
+@step
+def saved_in_16_bits():
+    net = nn.Sequential(*(nn.Sequential(nn.Linear(256, 256), nn.GELU()) for _ in range(4)))
+    values = torch.randn(512, 256)
+
+    def measure():
+        with torch.autograd.graph.saved_tensors_hooks(torch.Tensor.bfloat16, torch.Tensor.float):
+            return net(values).square().mean()
+
+    return train(net, measure)
+
+
+@step
+def labels_of_plus_and_minus():
+    layer, values = nn.Linear(64, 1500), torch.randn(512, 64)
+    signs = torch.randint(0, 2, (512, 1500)).float() * 2 - 1
+    return train(layer, lambda: functional.soft_margin_loss(layer(values), signs))
+
+
+def train_on(make, shape, measure):
+    """A layer trained on what ``measure`` makes of its result."""
+    layer, values = make(), torch.randn(*shape)
+    return train(layer, lambda: measure(layer(values)))
+
+
+for name, (make, shape, measure) in {
+    "sorted_samples": (lambda: nn.Linear(16, 1), (100_000, 16), lambda made: (
+        made.squeeze(1).sort().values - torch.randn(100_000).sort().values).abs().mean()),
+    "order_statistics": (lambda: nn.Linear(64, 100), (600, 64), lambda made: (
+        torch.quantile(made, 0.9, dim=0).mean() + made.median(0).values.mean() + made.median()
+        + made.kthvalue(5, 1).values.mean() + made.mode(1).values.mean())),
+    "patches_folded": (lambda: nn.Conv2d(3, 3, 1), (8, 3, 48, 48), lambda made: functional.fold(
+        functional.unfold(made, 3, padding=1).transpose(1, 2).tanh().transpose(1, 2),
+        (48, 48), 3, padding=1).square().mean()),
+    "city_block_distances": (lambda: nn.Linear(64, 64), (1500, 64), lambda made: (
+        torch.cdist(made, made[:300], p=1).exp().neg().mean())),
+    "factorized": (lambda: nn.Linear(64, 64), (8, 64, 64), lambda made: (
+        torch.linalg.svdvals(made).sum() + torch.linalg.qr(made)[1].abs().mean()
+        + torch.linalg.inv(made @ made.mT + torch.eye(64)).mean())),
+}.items():  # fmt: skip
+    STEPS[name] = functools.partial(train_on, make, shape, measure)
+
+
+@step
+def waves():
+    """WaveNet: dilated convolutions with gates, and the sum of what they skip."""
+    first, last = nn.Conv1d(1, 32, 1), nn.Conv1d(64, 256, 1)
+    gates = nn.ModuleList(nn.Conv1d(32, 64, 2, dilation=2**n) for n in range(6))
+    skips = nn.ModuleList(nn.Conv1d(32, 96, 1) for _ in range(6))
+    sounds, letters = torch.randn(4, 1, 1000), torch.randint(0, 256, (4, 1000))
+
+    def measure():
+        hidden, total = first(sounds), 0
+        for gate, skip in zip(gates, skips, strict=True):
+            one, other = gate(functional.pad(hidden, (gate.dilation[0], 0))).chunk(2, 1)
+            more, skipped = skip(one.tanh() * other.sigmoid()).split([32, 64], 1)
+            hidden, total = hidden + more, total + skipped
+        return functional.cross_entropy(last(total.relu()), letters)
+
+    return train(nn.ModuleList([first, last, gates, skips]), measure, torch.optim.Adam)
+
+
+@step
+def volumes():
+    """A U-Net of three dimensions with the Dice loss."""
+
+    def make_block(before, after):
+        return nn.Sequential(
+            nn.Conv3d(before, after, 3, padding=1), nn.InstanceNorm3d(after, affine=True),
+            nn.LeakyReLU(0.01, inplace=True),
+        )  # fmt: skip
+
+    down, bottom, up = make_block(1, 16), make_block(16, 32), nn.ConvTranspose3d(32, 16, 2, 2)
+    head = nn.Sequential(make_block(32, 16), nn.Conv3d(16, 3, 1))
+    images, labels = torch.randn(2, 1, 16, 32, 32), torch.randint(0, 3, (2, 16, 32, 32))
+
+    def measure():
+        kept = down(images)
+        logits = head(torch.cat([kept, up(bottom(functional.max_pool3d(kept, 2)))], 1))
+        shares, dims = logits.softmax(1), (2, 3, 4)
+        wanted = functional.one_hot(labels, 3).permute(0, 4, 1, 2, 3).float()
+        common = 2 * (shares * wanted).sum(dims) / (shares.sum(dims) + wanted.sum(dims))
+        return functional.cross_entropy(logits, labels) + 1 - common.mean()
+
+    return train(nn.ModuleList([down, bottom, up, head]), measure)
+
+
+@step
+def capsules():
+    weights, inputs = nn.Parameter(torch.randn(10, 144, 16, 8) * 0.1), torch.randn(16, 144, 8)
+
+    def measure():
+        votes, scores = torch.einsum("kijl,bil->bkij", weights, inputs), torch.zeros(16, 10, 144)
+        for _ in range(3):
+            total = torch.einsum("bki,bkij->bkj", scores.softmax(1), votes)
+            length = total.square().sum(-1, keepdim=True)
+            made = length.sqrt() / (1 + length) * total
+            scores = scores + torch.einsum("bkij,bkj->bki", votes, made)
+        return made.norm(dim=-1).mean()
+
+    return train(nn.ParameterList([weights]), measure)
+
+
+@step
+def linear_chain():
+    """A conditional random field: a logsumexp for each word."""
+    layer, moves = nn.Linear(64, 12), nn.Parameter(torch.randn(12, 12))
+    values, labels = torch.randn(32, 50, 64), torch.randint(0, 12, (32, 50))
+
+    def measure():
+        scores = layer(values)
+        total = scores[:, 0]
+        for place in range(1, 50):
+            total = torch.logsumexp(total[:, :, None] + moves + scores[:, place, None], 1)
+        right = scores.gather(2, labels[:, :, None]).sum()
+        right = right + moves[labels[:, :-1], labels[:, 1:]].sum()
+        return torch.logsumexp(total, 1).sum() - right
+
+    return train(nn.ParameterList([moves, *layer.parameters()]), measure)
+
+
+BOUNDS["graph_of_a_sparse_matrix"] = "lower bound"
