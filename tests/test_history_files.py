@@ -144,7 +144,10 @@ def test_a_file_that_is_not_there(tmp_path):
 def test_a_folder_is_no_snapshot(tmp_path):
     with pytest.raises(UsageError) as caught:
         load_snapshot(tmp_path)
-    assert (caught.value.cause, caught.value.fix) == ("Is a directory", f"ls -l {tmp_path}")
+    assert (caught.value.cause, caught.value.fix) == (
+        "it is a folder, not a file",
+        f"ls -l {tmp_path}",
+    )
 
 
 @pytest.mark.parametrize("folder", ["no", "file"])

@@ -87,7 +87,7 @@ claim("the sum is four", 2 + 2, 4)
         )
 
         said = find_shown(driver, ".labkit-question [role=alert]")[0].text
-        assert "You expected 5, seen 4" in said
+        assert "You expected 5 and saw 4" in said
         assert driver.switch_to.active_element.text == "5"
         assert "What is 2 + 2?" in driver.switch_to.active_element.get_attribute("title")
     assert read_progress(lab_server.workspace).predictions["sums.two"].expected == "5"
