@@ -400,13 +400,13 @@ def _explain_refusal(error: OSError, folder: Path) -> LabkitError:
     path = Path(error.filename) if isinstance(error.filename, str) else folder
     shown = name_outside(path)
     quoted, whole = shlex.quote(str(shown)), shlex.quote(str(name_outside(folder)))
-    if error.errno in (errno.EACCES, errno.EPERM):
-        owner = _find_owner(path)
-        if owner is not None and owner != os.geteuid():
-            cause += f"; it belongs to uid {owner}, and you are uid {os.geteuid()}"
-        own = owner == os.geteuid()
-        chown = f"{'' if os.geteuid() == 0 else 'sudo '}chown -R $(id -u):$(id -g) {whole}"
-        give = f"chmod -R u+rwX {whole}" if own and os.geteuid() else chown
+    give = None
+    if error.errno in (errno.EACCES, errno.EPERM) and hasattr(os, "geteuid"):  # not on Windows
+        owner, user = _find_owner(path), os.geteuid()
+        if owner is not None and owner != user:
+            cause += f"; it belongs to uid {owner}, and you are uid {user}"
+        chown = f"{'sudo ' if user else ''}chown -R $(id -u):$(id -g) {whole}"
+        give = f"chmod -R u+rwX {whole}" if user and owner == user else chown
     full = "free some space, then try again: no notebook was changed"
     fix = {
         errno.ENOSPC: full,
@@ -415,7 +415,8 @@ def _explain_refusal(error: OSError, folder: Path) -> LabkitError:
     }.get(error.errno or 0)
     if error.errno == errno.EACCES:
         fix = give
-    elif error.errno == errno.EPERM:  # a file made immutable with chattr +i gives this error too
+    elif error.errno == errno.EPERM and give:
+        # A file made immutable with chattr +i gives this error too.
         fix = f"{give}; if `lsattr -d {quoted}` shows an i: chattr -i {quoted}"
     return LabkitError(
         f"the workspace {name_outside(folder)} could not be written to",

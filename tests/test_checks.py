@@ -227,6 +227,47 @@ def test_a_failed_cell_is_not_judged_by_its_older_version(
     assert read_progress(workspace).standing("small.center").attempts == 1
 
 
+MAKE = "def make(axis):\n    def center(x):\n        return x - x.mean(axis)\n    return center\n"
+PLAINLY = "def log(f):\n    def inner(x):\n        return f(x)\n    return inner\n"
+OTHER = RIGHT.replace("center", "other")
+
+
+@pytest.mark.parametrize("tells", [True, False], ids=["IPython 9", "IPython 8"])
+@pytest.mark.parametrize(
+    "cells",
+    [
+        pytest.param([MAKE, "center = make(0)"], id="made by a factory"),
+        pytest.param([PLAINLY, "@log\n" + RIGHT], id="decorated without wraps"),
+        pytest.param([OTHER, "center = other"], id="another name"),
+        pytest.param([RIGHT, OTHER, "center, same = other, center"], id="several at once"),
+        pytest.param(
+            [RIGHT, "kept = center", RIGHT.replace("0", "1"), "center = kept"], id="put back"
+        ),
+        pytest.param([RIGHT + "assert center(torch.ones(2, 2)) is None"], id="fails afterwards"),
+    ],
+)
+def test_a_function_that_another_cell_made_is_judged(
+    shell: Any, monkeypatch: pytest.MonkeyPatch, cells: list[str], tells: bool
+) -> None:
+    for cell in cells:
+        shell.run_cell(cell, store_history=True)
+    if not tells:
+        monkeypatch.setattr(checks, "_list_failed", lambda shell: None)
+    shell.run_cell('check("small.center", center)', store_history=True)
+
+    assert shell.display_pub.outputs[-1]["data"][CHECK_MIME]["status"] == "passed"
+
+
+def test_of_two_checks_in_a_cell_each_judges_its_own_function(shell: Any) -> None:
+    wrong = OTHER.replace("0", "1")
+    checks = 'check("small.center", center)\ncheck("small.center", other)'
+    for cell in (RIGHT, wrong, "gone\n" + RIGHT, checks):
+        shell.run_cell(cell, store_history=True)
+
+    shown = [one["data"][CHECK_MIME]["status"] for one in shell.display_pub.outputs[-2:]]
+    assert shown == ["not_run", "raised"]
+
+
 def test_in_ipython_the_verdict_is_shown_with_its_record(workspace: Path) -> None:
     from IPython.core.displaypub import CapturingDisplayPublisher
     from IPython.core.interactiveshell import InteractiveShell

@@ -93,6 +93,17 @@ def test_check_of_one_exercise_runs_no_further_than_its_check(desk: Desk, capsys
 
 
 @pytest.mark.slow
+def test_check_says_that_a_pass_was_not_recorded(desk: Desk, capsys: Any) -> None:
+    desk.solve(SOLVED)
+    record = desk.work / "progress.json"
+    record.symlink_to(record)
+
+    assert main(["check", "small.center"]) == 0
+
+    assert "note: not recorded: " in capsys.readouterr().out
+
+
+@pytest.mark.slow
 def test_check_leaves_the_notebook_as_it_is(desk: Desk) -> None:
     desk.solve(SOLVED)
     before = desk.notebook.read_bytes()

@@ -36,8 +36,11 @@ def test_the_estimate_is_within_two_percent_of_what_is_measured(model, optimizer
     level = tracer.levels["cpu"]
     by_profiler = tracked.use.find_span("tensors").peak_bytes
     assert estimate.obstacle is None
-    assert estimate.peak_bytes == level.peak_bytes
-    assert estimate.kinds == sum_categories(level.list_at_peak())
+    # What batch norm takes for itself in backward, the profiler sees and the tracer does not.
+    taken = estimate.peak_bytes - level.peak_bytes
+    assert taken in (0, by_profiler - level.peak_bytes)
+    kinds = sum_categories(level.list_at_peak())
+    assert estimate.kinds == {**kinds, "gradients": kinds["gradients"] + taken}
     assert abs(estimate.peak_bytes - by_profiler) <= 0.02 * by_profiler
 
 

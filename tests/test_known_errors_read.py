@@ -182,6 +182,13 @@ def test_no_expression_is_slow_on_long_lines_of_its_own_fragments():
     assert time.process_time() - started < 30
 
 
+def test_an_error_that_repeats_takes_no_longer_each_time():
+    text = "".join(f"KeyError: {number}\n" for number in range(40_000))
+    started = time.process_time()
+    assert names(text) == ["exception-line"]
+    assert time.process_time() - started < 30
+
+
 def has_a_word_and_bounded_repeats(expression):
     anchored = "^" in expression.pattern  # such a line is found by its beginning
     letters = len("".join((*expression.words.whole, *expression.words.parts)))

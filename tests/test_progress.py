@@ -254,3 +254,15 @@ def test_attempts_are_recorded_while_another_process_updates_without_a_pause(
                 assert (standing.attempts, note) == (count, None)
         finally:
             updates.kill()
+
+
+@pytest.mark.parametrize(
+    ("broken", "follows"), [(True, "starts a new one"), (False, "nothing is recorded")]
+)
+def test_the_note_says_what_the_next_check_does(tmp_path: Path, broken: bool, follows: str) -> None:
+    path = tmp_path / "progress.json"
+    path.write_text("{") if broken else path.symlink_to(path)
+
+    note = read_progress(tmp_path).note
+
+    assert note is not None and note.endswith(follows)

@@ -118,6 +118,13 @@ def test_caches_of_ones_own_lab_that_cannot_be_written(tmp_path):
     assert caught.value.fix == command
 
 
+def test_a_folder_of_ones_own_that_is_a_link_to_itself(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("LABKIT_STATE", str(tmp_path / "state"))
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    assert main(["lab", str(tmp_path / "loop")]) == 2
+    assert "labkit lab ~" in capsys.readouterr().err
+
+
 @pytest.mark.root
 def test_a_read_only_folder_of_ones_own(tmp_path):
     script = (

@@ -70,7 +70,9 @@ import labkit.files
 assert not hasattr(labkit.files.os, "geteuid")
 os.environ["JPY_SESSION_NAME"] = "a notebook"
 import ipykernel, labkit, torch
-from labkit.files import Disk, hold_lock, place_new, read_regular, write_atomically
+from labkit.errors import LabkitError
+from labkit.files import Disk, explain_disk_errors, hold_lock, place_new, read_regular
+from labkit.files import write_atomically
 
 shell = InteractiveShell.instance()
 shell.run_line_magic("load_ext", "labkit")
@@ -86,6 +88,11 @@ place_new(Disk(), here / "b", b"new\n", here)
 with hold_lock(here / "lock"):
     assert read_regular(here / "a") + read_regular(here / "b") == b"one\ntwo\nnew\n"
 Disk().make_folder(here / "c" / "d")
+try:
+    with explain_disk_errors(here):
+        raise PermissionError(13, "Permission denied", str(here / "a"))
+except LabkitError as error:
+    assert "could not be written to" in error.what and error.fix is None
 print("done")
 """
 

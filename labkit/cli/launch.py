@@ -325,7 +325,8 @@ def run_lab(arguments: argparse.Namespace) -> int:
     settings, steps = read_settings(vars(arguments)), Steps()
     warn_of_others(settings, steps)
     port = choose_port(settings, settings.port or DEFAULT_PORT, steps)
-    workspace = Path(arguments.folder).expanduser().resolve()
+    # Unlike Path.resolve, it raises nothing for a link that leads to itself.
+    workspace = Path(os.path.realpath(Path(arguments.folder).expanduser()))
     environment = compose_lab(workspace, settings, port)
     update_workspace(choose_labs_folder(workspace))
     become_jupyter(environment)

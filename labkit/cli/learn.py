@@ -120,7 +120,7 @@ def show_progress(arguments: Namespace) -> int:
         score = asdict(progress.score(lab.name))
         labs.append({**row, "exercises": entries, "predictions": score})
     if progress.note:
-        print(f"warning: {progress.note}; the next check starts a new one", file=sys.stderr)
+        print(f"warning: {progress.note}", file=sys.stderr)
     if arguments.json:
         print_json({"workspace": str(workspace), "labs": labs, "note": progress.note})
     else:
@@ -255,11 +255,12 @@ def _print_answers(workspace: Path, found: LabAnswers) -> None:
         status = answer.status.replace("_", " ")
         name = answer.exercise.partition(".")[2]
         print(f"  {status:<{_STATUS_WIDTH}}{name}")
-        if answer.status in ("passed", "not_started"):
-            continue
-        lines = [answer.message, answer.case and f"in {answer.case}"]
-        lines += [answer.mistake and f"looks like an answer that {answer.mistake}"]
-        lines += [f"hint: {hint}" for hint in answer.hints]
+        lines: list[str | None] = []
+        if answer.status not in ("passed", "not_started"):
+            lines = [answer.message, answer.case and f"in {answer.case}"]
+            lines += [answer.mistake and f"looks like an answer that {answer.mistake}"]
+            lines += [f"hint: {hint}" for hint in answer.hints]
+        lines.append(answer.note and f"note: {answer.note}")
         for line in "\n".join(text for text in lines if text).splitlines():
             print(f"  {'':<{_STATUS_WIDTH}}  {escape_controls(name_make(line))}")
 

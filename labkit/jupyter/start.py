@@ -174,7 +174,7 @@ class Pages:
         pending = overview is None or device is None
         return (
             overview or self._describe_unread(),
-            device or "devices and memory: still being read",
+            device or str(UNREAD["device"]),
             pending,
         )
 

@@ -301,21 +301,27 @@ class _Block:
     def _search(self, expression: Expression, error: KnownError) -> Iterator[_Place]:
         for first, last in self._list_windows(expression):
             window = "\n".join(self._clean(place) for place in range(first, last))
+            # What was counted and found up to the line at ``seen``: a window may have many matches.
+            place, seen, raiser = first, 0, None
             for match in expression.regex.finditer(window):
                 if not _is_excused(window, match, error):
-                    place = first + window.count("\n", 0, match.start())
+                    begin = window.rfind("\n", 0, match.start()) + 1
+                    for found in _RAISER.finditer(window, seen, match.end()):
+                        raiser = found[1]
+                    place += window.count("\n", seen, begin)
+                    seen = begin
                     number, line = self.pieces[place]
                     quote = quote_line(line, match.group())
                     groups = match.groupdict().items()
                     values = {name: text for name, text in groups if text is not None}
-                    if raisers := _RAISER.findall(window, 0, match.end()):
-                        values["raiser"] = raisers[-1]
+                    if raiser:
+                        values["raiser"] = raiser
                     around = window[max(0, match.start() - 400) : match.start()]
                     lines = "\n".join(around.split("\n")[-3:])
                     retried = error.passes and bool(RETRY.search(lines))
                     retried = retried and not FINAL.search(line.lower())
                     stage = find_stage(strip_ansi(line[:100]))
-                    end = self.pieces[first + window.count("\n", 0, match.end())][0]
+                    end = self.pieces[place + window.count("\n", begin, match.end())][0]
                     yield _Place(number, end, quote, values, number, stage, retried)
                     if not error.passes:
                         return

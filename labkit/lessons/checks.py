@@ -16,12 +16,12 @@ import re
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from types import TracebackType
+from types import CodeType, TracebackType
 from typing import Any
 
 from labkit.errors import LabkitError
@@ -518,37 +518,63 @@ def show_verdict(
 def find_failed_cell(name: str, function: object) -> Verdict | None:
     """A verdict if the notebook's last definition of the function failed: it is an older one.
 
-    None outside IPython, and for an answer that is not a function defined in a cell.
+    None outside IPython, and for an answer that is not a function with a name in the notebook.
     """
     module = sys.modules.get("IPython")
     shell = module.get_ipython() if module else None
     code = getattr(getattr(function, "__wrapped__", function), "__code__", None)
     if shell is None or code is None:
         return None
-    cells = [cell for cell in shell.history_manager.input_hist_raw if cell]
+    cells = shell.history_manager.input_hist_raw
     call = re.compile(rf"""\bcheck\(\s*["']{re.escape(name)}["']\s*,\s*(\w+)\s*\)""")
-    called = call.search(cells[-1]) if cells else None
-    if not called:
-        return None
-    defines = re.compile(rf"^(async\s+)?def\s+{called[1]}\b|^{called[1]}\s*=", re.MULTILINE)
-    last = next((cell for cell in reversed(cells) if defines.search(cell)), None)
-    why = _explain_failure(shell, last, code.co_filename) if last else None
+    asked = call.findall(next(filter(None, reversed(cells)), ""))
+    called = next((one for one in asked if shell.user_ns.get(one) is function), None)
+    why = _explain_failure(shell, cells, called, code) if called else None
     if why is None:
         return None
-    text = f"the cell that defines `{called[1]}` {why}, so this would judge an older `{called[1]}`"
+    text = f"the cell that defines `{called}` {why}, so this would judge an older `{called}`"
     return Verdict(name, NOT_RUN, f"{text}: fix that cell, run it, and check again")
 
 
-def _explain_failure(shell: Any, cell: str, file: str) -> str | None:
-    source = shell.transform_cell(cell)
-    try:
-        ast.parse(source)
-    except SyntaxError as error:
-        return f"has a SyntaxError ({error.msg}, line {error.lineno})"
-    ran = "".join(linecache.getlines(file))
-    if not ran or Path(file).exists() or ran.strip() == source.strip():
-        return None
-    return "ended with an error"
+def _explain_failure(shell: Any, cells: list[str], called: str, code: CodeType) -> str | None:
+    """What is wrong with the last cell that binds the name; None if nothing is."""
+    defines = re.compile(rf"^(async\s+)?def\s+{called}\b|^{called}\s*=", re.MULTILINE)
+    for number in reversed(range(len(cells))):
+        source = shell.transform_cell(cells[number])
+        try:
+            tree = ast.parse(source)
+        except SyntaxError as error:
+            if defines.search(cells[number]):
+                return f"has a SyntaxError ({error.msg}, line {error.lineno})"
+            continue
+        binding = _find_binding(tree, called)
+        if binding is None:
+            continue
+        ran = "".join(linecache.getlines(code.co_filename))
+        if not ran or Path(code.co_filename).exists() or ran.strip() == source.strip():
+            return None
+        failed = _list_failed(shell)
+        if failed is None:  # a plain definition would have made this code
+            plain = isinstance(binding, ast.FunctionDef) and not binding.decorator_list
+            failed = {number} if plain and code.co_name == called else ()
+        return "ended with an error" if number in failed else None
+    return None
+
+
+def _list_failed(shell: Any) -> Collection[int] | None:
+    """The numbers of the cells that ended with an error; None if IPython, before 9, tells none."""
+    return getattr(shell.history_manager, "exceptions", None)
+
+
+def _find_binding(tree: ast.Module, name: str) -> ast.stmt | None:
+    """The last statement of the cell that binds the name, if any does."""
+    for statement in reversed(tree.body):
+        if getattr(statement, "name", None) == name:
+            return statement
+        stored = (one for one in ast.walk(statement) if isinstance(one, ast.Name))
+        if any(one.id == name and isinstance(one.ctx, ast.Store) for one in stored):
+            return statement
+    return None
 
 
 def _record(verdict: Verdict, function: object) -> tuple[Standing, str | None]:

@@ -208,7 +208,10 @@ OnRead = Callable[[Path], None]
 
 @dataclass(frozen=True)
 class Answer:
-    """A notebook's result for one exercise: a verdict's status, or why there is none."""
+    """A notebook's result for one exercise: a verdict's status, or why there is none.
+
+    ``note`` says why the attempt was not recorded, or what became of a broken record.
+    """
 
     exercise: str
     status: str
@@ -218,6 +221,7 @@ class Answer:
     got: str | None = None
     mistake: str | None = None
     hints: tuple[str, ...] = ()
+    note: str | None = None
 
 
 @dataclass(frozen=True)
@@ -281,7 +285,7 @@ def find_notebooks(
 
     ``on_read`` is called with each notebook before it is read.
     """
-    entries = _read_entries(workspace)
+    entries = read_entries(workspace)
     owned: dict[str, list[Path]] = {lab.name: [] for lab in labs}
     names = {_name_file(lab, entries): lab.name for lab in labs}
     for path in list_notebooks(workspace):
@@ -315,7 +319,7 @@ def _written_at(path: Path) -> int:
 
 def find_backups(workspace: Path, lab: Lab) -> tuple[Path, ...]:
     """The copies of the lab's notebook that a reset kept."""
-    names = {_name_file(lab, _read_entries(workspace)): lab.name}
+    names = {_name_file(lab, read_entries(workspace)): lab.name}
     backups = filter(is_backup, list_notebooks(workspace))
     return tuple(path for path in backups if lab.name in _list_owners(path, names))
 
@@ -351,7 +355,8 @@ def called_checks(source: str) -> list[str]:
     return _CHECK_CALL.findall(source)
 
 
-def _read_entries(workspace: Path) -> Mapping[str, Entry]:
+def read_entries(workspace: Path) -> Mapping[str, Entry]:
+    """The manifest's entries, by lab; empty if it cannot be read."""
     try:
         return read_manifest(workspace / STATE_FOLDER).entries
     except (OSError, ValueError):
@@ -414,6 +419,7 @@ def _answer(name: str, record: dict[str, Any] | None, cells: list[Any]) -> Answe
             record.get("got"),
             record.get("mistake"),
             tuple(record.get("hints", ())),
+            record.get("note"),
         )
     calling = [cell for cell in cells if name in called_checks(cell_source(cell))]
     if not calling:

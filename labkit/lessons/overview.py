@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from labkit.errors import LabkitError
-from labkit.files import STATE_FOLDER, find_labs_folder, name_kind
+from labkit.files import find_labs_folder, name_kind
 from labkit.lessons.catalog import Lab, exercise_titles, find_labs
-from labkit.lessons.learner import OnRead, called_checks, find_notebooks
+from labkit.lessons.learner import OnRead, called_checks, find_notebooks, read_entries
 from labkit.lessons.notebooks import cell_source, digest_parsed, read_notebook
 from labkit.lessons.progress import Progress, read_progress
-from labkit.lessons.workspace import Entry, read_manifest
+from labkit.lessons.workspace import Entry
 
 _HEADING = re.compile(r"^#{1,6} +\S", re.MULTILINE)
 # A notebook is placed without outputs: a larger file was edited or run, whatever its digest.
@@ -85,7 +85,7 @@ def read_overview(
     """
     labs = tuple(find_labs() if labs is None else labs)
     folder = find_labs_folder(workspace)
-    entries, progress = _read_entries(folder), read_progress(folder)
+    entries, progress = read_entries(folder), read_progress(folder)
     titles = {lab.name: exercise_titles(lab) for lab in labs}
     paths = _find_paths(folder, labs, entries, on_read)
     cards = tuple(
@@ -116,13 +116,6 @@ def overview_without_progress(note: str, labs: Iterable[Lab] | None = None) -> O
 def mark_unread(overview: Overview, note: str) -> Overview:
     """An overview that was read before, with ``note`` in place of where to go on."""
     return replace(overview, next=None, note=note)
-
-
-def _read_entries(folder: Path) -> Mapping[str, Entry]:
-    try:
-        return read_manifest(folder / STATE_FOLDER).entries
-    except (OSError, ValueError):
-        return {}
 
 
 def _find_paths(

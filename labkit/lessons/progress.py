@@ -88,9 +88,12 @@ class Progress:
 def read_progress(workspace: Path) -> Progress:
     """Reads the workspace's progress and changes nothing; a broken file gives empty progress."""
     try:
-        return _load(workspace)
+        progress = _load(workspace)
     except OSError as error:
-        return Progress({}, f"{FILE_NAME} could not be read ({error.strerror})")
+        why = f"{FILE_NAME} could not be read ({error.strerror})"
+        return Progress({}, f"{why}; until it can, nothing is recorded")
+    note = progress.note and f"{progress.note}; the next check starts a new one"
+    return replace(progress, note=note)
 
 
 def _load(workspace: Path) -> Progress:

@@ -88,6 +88,7 @@ def test_two_ups_at_once_give_one_lab(fresh_clone: Clone):
     assert len({out.splitlines()[-2] for out, _ in said}) == 1
 
 
+@pytest.mark.usefixtures("heeds_interrupts")
 def test_ctrl_c_while_starting_leaves_nothing_running(fresh_clone: Clone):
     up = fresh_clone.start_labkit("up", "--runtime", "docker")
     find_line(up, "starting JupyterLab")
@@ -99,6 +100,7 @@ def test_ctrl_c_while_starting_leaves_nothing_running(fresh_clone: Clone):
     assert fresh_clone.labkit("status").stdout.startswith("not running")
 
 
+@pytest.mark.usefixtures("heeds_interrupts")
 def test_ctrl_c_while_building_stops_the_build(fresh_clone: Clone):
     # A first layer that takes for ever, so that the interrupt comes in the middle of it.
     step = fresh_clone.root / "docker" / "steps" / "install-os-packages.sh"

@@ -153,6 +153,7 @@ def test_a_stale_state_file_does_not_harm_another_process(local_clone: Clone):
     assert local_clone.status()["problem"] is None
 
 
+@pytest.mark.usefixtures("heeds_interrupts")
 def test_ctrl_c_while_waiting_leaves_nothing_running(local_clone: Clone):
     up = local_clone.start_labkit("up", "--runtime", "local")
     assert up.stderr

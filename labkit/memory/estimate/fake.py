@@ -51,6 +51,7 @@ from labkit.memory.estimate.operators import (
     allow_foreach,
     compute_gru,
     count_converted,
+    reverse_batch_norm,
     reverse_ctc,
     reverse_gru,
     reverse_products,
@@ -583,6 +584,7 @@ _COMPUTED: dict[Any, Callable[..., Any]] = {
     ATEN._thnn_fused_gru_cell_backward.default: reverse_gru,
     ATEN._ctc_loss_backward.default: reverse_ctc,
     ATEN._ctc_loss_backward.Tensor: reverse_ctc,
+    ATEN.native_batch_norm_backward.default: reverse_batch_norm,
 }
 for _operator, _compute in _COMPUTED.items():
     if _operator is not None:

@@ -643,7 +643,46 @@ def _count_cpu_distance_backward(arguments: Any) -> int:
     return sum(int(one.numel() * one.element_size()) for one in copied)
 
 
+def _count_matrices(arguments: Any) -> int:
+    """Products of matrices: copies of those that BLAS cannot read, such as expanded gradients."""
+    matrices = [one for one in arguments[-2:] if isinstance(one, torch.Tensor)]
+    return sum(_count_first([one]) for one in matrices if not _is_for_blas(one))
+
+
+def _count_batches(arguments: Any) -> int:
+    """Products of batches: copies of one matrix at a time."""
+    items = [one[0] for one in arguments[-2:] if one.size(0)]
+    return sum(_count_first([one]) for one in items if not _is_for_blas(one))
+
+
+def _is_for_blas(matrix: Any) -> bool:
+    """True if the rows, or the columns, of a matrix are each in one piece and do not overlap."""
+    (rows, columns), (down, right) = matrix.shape, matrix.stride()
+    return bool((right == 1 and down >= max(1, columns)) or (down == 1 and right >= max(1, rows)))
+
+
+def _count_batch_norm_backward(arguments: Any) -> int:
+    """The gradient of the input, which is made twice."""
+    return _count_first(arguments[1:]) if arguments[9][0] else 0
+
+
+def _count_group_norm_backward(arguments: Any) -> int:
+    """Two sums for each sample and channel."""
+    return 2 * int(arguments[5] * arguments[6] * arguments[1].element_size())
+
+
+def reverse_batch_norm(*arguments: Any) -> Any:
+    """Backward of batch norm, which for fake tensors makes gradients that nobody asks for, too."""
+    made = torch.ops.aten.native_batch_norm_backward(*arguments)
+    return tuple(one if wanted else None for one, wanted in zip(made, arguments[9], strict=True))
+
+
 CPU_SCRATCH: dict[str, Callable[[Any], int]] = {
+    "mm": _count_matrices,
+    "addmm": _count_matrices,
+    "bmm": _count_batches,
+    "native_batch_norm_backward": _count_batch_norm_backward,
+    "native_group_norm_backward": _count_group_norm_backward,
     "logsumexp": _count_logsumexp,
     "dist": _count_difference,
     "kthvalue": _count_kth,
