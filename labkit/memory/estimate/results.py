@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch._subclasses.fake_tensor import FakeTensor
 
+from labkit.memory.estimate.operators import CONVERTING, spreads_gradient
 from labkit.memory.estimate.values import LIKE
 from labkit.memory.track.storages import list_tensors
 
@@ -21,7 +22,7 @@ MOST_RECIPES = 50_000
 # Types of arguments that are compared by value; the type counts too, as True equals 1.
 NUMBERS = (int, bool, float, complex, type(None))
 PLAIN = frozenset((*NUMBERS, str, torch.dtype, torch.device, torch.layout, torch.memory_format))
-META = torch.device("meta")
+META, CPU = torch.device("meta"), torch.device("cpu")
 _recipes: dict[Any, Recipe] = {}
 
 
@@ -112,7 +113,7 @@ class Call:
 
     ``key`` is None where the results may differ from call to call. In a simulation that puts
     everything on the GPU, tensors of the CPU are an optimizer's: where their results are depends on
-    the caller.
+    the caller. So does a result that is to be on the CPU.
     """
 
     __slots__ = ("_loose", "in_place", "key", "known", "tensors")
@@ -122,12 +123,15 @@ class Call:
         # Whether the values of one of the tensors are known.
         self.known = False
         self._loose, self.in_place = facts.loose, facts.in_place
-        found = [facts.number, placement, torch.is_grad_enabled(), torch.get_num_threads()]
+        found = [facts.number, placement, *_find_state()]
+        if facts.converts:
+            found.append(spreads_gradient())
         whole = self._describe(arguments, found) and facts.number > 0
         if named:
             whole = self._describe(tuple(named.items()), found) and whole
         if whole and placement == "gpu":
             whole = any(one.fake_device.type == "cuda" for one in self.tensors)
+            whole = whole and named.get("device") != CPU
         self.key = tuple(found) if whole else None
 
     def _describe(self, values: Any, found: list[Any]) -> bool:
@@ -165,12 +169,24 @@ class Call:
 SEQUENCES = (list, tuple, torch.Size)
 
 
+def _find_state() -> tuple[Any, ...]:
+    """What decides about results beside the arguments, and can change from call to call."""
+    return (
+        torch.is_grad_enabled(),
+        torch.is_inference_mode_enabled(),
+        torch.get_num_threads(),
+        torch.get_default_dtype(),
+        torch._C._get_mkldnn_enabled(),
+    )
+
+
 class Facts(NamedTuple):
     """What calls of an operator have in common.
 
     ``number`` is its own, 0 if its results are not repeated. ``loose``: only the types of its
     numbers matter, not their values. ``like``: it takes a tensor for its shape alone. ``in_place``:
-    it computes each element, writes it into its first argument and returns this.
+    it computes each element, writes it into its first argument and returns this. ``converts``: what
+    it takes for itself depends on what backward runs.
     """
 
     number: int
@@ -178,6 +194,7 @@ class Facts(NamedTuple):
     loose: bool
     like: bool
     in_place: bool
+    converts: bool
 
 
 _facts: dict[Any, Facts] = {}
@@ -192,7 +209,8 @@ def find_facts(operator: Any) -> Facts:
             number, name = len(_facts) + 1, operator._schema.name.partition("::")[2]
             loose = torch.Tag.pointwise in operator.tags or name.startswith("_foreach_")
             in_place = loose and _is_in_place(operator._schema)
-        facts = _facts[operator] = Facts(number, name, loose, name in LIKE, in_place)
+        converts = name in CONVERTING
+        facts = _facts[operator] = Facts(number, name, loose, name in LIKE, in_place, converts)
     return facts
 
 
