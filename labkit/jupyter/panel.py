@@ -69,8 +69,8 @@ def read_cell_number(shell: Any) -> int:
     """The number of the running cell, which execution_count is ahead of since IPython 9.8."""
     import IPython
 
-    count: int = shell.execution_count
-    return count - (IPython.version_info >= (9, 8))
+    ahead = bool(IPython.version_info >= (9, 8))
+    return int(shell.execution_count) - ahead
 
 
 _FOLLOWED: list[CellSpans] = []
