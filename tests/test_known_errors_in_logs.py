@@ -271,6 +271,23 @@ def test_a_wait_for_a_service_is_no_error_once_it_answers(after, is_over):
     assert (found == ()) is is_over
 
 
+@pytest.mark.parametrize(
+    ("host", "name"),
+    [
+        ("localhost", "connection-refused"),
+        ("192.168.1.5", "connection-refused"),
+        ("::1", "connection-refused"),
+        ("vllm", "connection-refused"),
+        ("files.example", "curl-failed"),
+    ],
+)
+@pytest.mark.parametrize("reason", ["Connection refused", "Could not connect to server"])
+def test_a_wait_that_never_ends_gives_one_answer(host, name, reason):
+    line = f"curl: (7) Failed to connect to {host} port 8000 after 0 ms: {reason}\n"
+    found = explain_text(f"{line}waiting (1/2)\n{line}giving up on the wait\n").found
+    assert [each.error.name for each in found] == [name]
+
+
 # What breaks a machine that works, or deletes what somebody needs.
 HARMFUL = re.compile(
     r"(?<!cache )purge|--unregister|system reset|[;&] ?(?:sudo )?reboot\b(?!,)|^sudo reboot"
