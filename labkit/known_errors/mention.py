@@ -78,13 +78,13 @@ RETRY = re.compile(
     r"|\battempt \d+ ?(?:of|/) ?\d+",
     re.IGNORECASE,
 )
-# The words of PROGRESS and FINAL: a block without them has no such line.
+# The words of PROGRESS and FINAL: a line without them is not such a line.
 PROGRESS_WORDS = frozenset(
     b"collecting downloading downloaded installed satisfied up unpacking fetched complete running"
     b" startup started done saved epoch finished succeeded recovered reconnected healthy exporting"
     b" pulled available retries version distribution fetch install total giving ready healthy alive"
     b" reachable 200 201 204 ok connected established accepting listening registered synced joined"
-    b" loaded initialized".split()
+    b" loaded initialized request get built".split()
 )
 # In lower case: the step went on after a retry.
 PROGRESS = re.compile(
