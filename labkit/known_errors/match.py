@@ -16,6 +16,7 @@ from operator import or_
 from typing import BinaryIO, NamedTuple
 
 from labkit.host.distribution import UNKNOWN, Distribution
+from labkit.host.packages import Fix
 from labkit.known_errors import KNOWN_ERRORS
 from labkit.known_errors.context import Context
 from labkit.known_errors.mention import (
@@ -27,6 +28,7 @@ from labkit.known_errors.mention import (
     WARNING,
     find_stage,
     is_mention,
+    is_prose,
 )
 from labkit.known_errors.model import CERTAINTIES, Expression, KnownError
 from labkit.known_errors.read import (
@@ -103,10 +105,15 @@ class Match:
 
 @dataclass(frozen=True)
 class Explanation:
-    """The known errors found in a text: causes first, their effects after them."""
+    """The known errors found in a text: causes first, their effects after them.
+
+    ``failure`` is the first line that shows that something failed, None if no line does: without
+    a known error it tells a text with an unknown error from a healthy log.
+    """
 
     found: tuple[Match, ...] = ()
     context: Context = field(default_factory=Context)
+    failure: Match | None = None
 
     @property
     def first(self) -> Match | None:
@@ -123,6 +130,9 @@ class Explanation:
         distribution = self.context.choose_distribution(distribution)
         return {
             "found": [each.describe(distribution) for each in self.found],
+            "unexplained": None
+            if self.found or not self.failure
+            else {"line_number": self.failure.line_number, "line": self.failure.line},
             "read_from_text": {**self.context.values, "signs": sorted(self.context.signs)},
         }
 
@@ -193,7 +203,7 @@ class _Place(NamedTuple):
     """Where an error was found: its line's number and quote, and the values in its text.
 
     ``end`` is the last line of the text, ``last``, ``stage`` and ``retried`` are of the last line
-    that shows the error.
+    that shows the error. ``told`` is true if a person's sentence, not a program, shows it.
     """
 
     number: int
@@ -203,6 +213,31 @@ class _Place(NamedTuple):
     last: int
     stage: str
     retried: bool
+    told: bool
+
+
+# By the forms in which programs report failures, whatever failed: never shown as a known error.
+_FAILURE = KnownError(
+    "failure",
+    (
+        r"Traceback \(most recent call last\)",
+        r"^(?:\S{1,60} )?(?:error|fatal|panic|critical): ",
+        r"^(?:\w{1,40}\.){0,8}\w{0,40}(?-i:Error|Exception)(?:: |$)",
+        r"\blevel=(?:error|fatal|panic)\b",
+        r"\[(?:error|fatal|critical)\]",
+        r"\b(?-i:ERROR|FATAL|CRITICAL)\b.{0,40} - ",
+        r"^\*\*\* .{1,160} Error \d",
+        r"\b(?:exit|exited|status|returned).{0,30} (?:code|status):? [1-9]",
+        r"core dumped",
+        r"^Failed (?:to|with) ",
+        r"(?-i:FAILED) \[",
+        r"Segmentation fault",
+    ),
+    "",
+    Fix(""),
+    unless=r"\b(?:0|no) errors?\b|\bignor|\bretr|\bwarn|falling back|errors?: (?:0|None|null)\b"
+    r"|(?:code|status):? \d{1,3}\.\s*$|(?-i:segmentation fault)",
+)
 
 
 def _explain(blocks: Iterable[list[Piece]], known: tuple[KnownError, ...]) -> Explanation:
@@ -210,14 +245,17 @@ def _explain(blocks: Iterable[list[Piece]], known: tuple[KnownError, ...]) -> Ex
     found: set[str] = set()  # a name's hash is stored, that of an error is computed each time
     context = Context()
     before: list[Piece] = []
-    index = _index_all() if known is KNOWN_ERRORS else _Index(known)
+    index = _index_all() if known is KNOWN_ERRORS else _Index((*known, _FAILURE))
     for pieces in filter(None, blocks):
         block = _Block([*before, *pieces], index.features)
         context.read(block.words, block.join_lowered, block.joined)
         for error, plans in index.plans:
             if (error.passes or error.name not in found) and (place := block.find(error, plans)):
-                found.add(error.name)
                 first = places.get(error, place)
+                if first.told and not place.told:
+                    first = place
+                if not first.told:  # a program's own line may follow
+                    found.add(error.name)
                 places[error] = first._replace(
                     last=place.last, stage=place.stage, retried=place.retried
                 )
@@ -318,7 +356,7 @@ class _Index:
 
 @cache
 def _index_all() -> _Index:
-    return _Index(KNOWN_ERRORS)
+    return _Index((*KNOWN_ERRORS, _FAILURE))
 
 
 class _Block:
@@ -370,7 +408,7 @@ class _Block:
         if not found:
             return None
         last = max(found, key=lambda place: place.last)
-        return min(found, key=lambda place: place.number)._replace(
+        return min(found, key=lambda place: (place.told, place.number))._replace(
             last=last.last, stage=last.stage, retried=last.retried
         )
 
@@ -409,8 +447,9 @@ class _Block:
                     retried = retried and not FINAL.search(line.lower())
                     stage = find_stage(strip_ansi(line[:100]))
                     end = self.pieces[place + window.count("\n", begin, match.end())][0]
-                    yield _Place(number, end, quote, values, number, stage, retried)
-                    if not error.passes:
+                    told = is_prose(*_split_line(window, match))
+                    yield _Place(number, end, quote, values, number, stage, retried, told)
+                    if not error.passes and not told:
                         return
 
     def _list_windows(self, plan: _Plan) -> Iterator[tuple[int, int]]:
@@ -523,13 +562,18 @@ def _split_words(text: str) -> list[bytes]:
 
 def _is_excused(window: str, match: re.Match[str], error: KnownError) -> bool:
     """True if the line only mentions the error, or shows that it is another error."""
-    start = window.rfind("\n", 0, match.start()) + 1
-    end = window.find("\n", match.end())
-    end = end if end >= 0 else len(window)
-    before, after = window[start : match.start()], window[match.end() : min(end, match.end() + 200)]
+    before, after = _split_line(window, match)
     if is_mention(before, after) or (error.passes and TRANSIENT.search(after)):
         return True
+    start, end = match.start() - len(before), match.end() + len(after)
     return bool(error.exception and error.exception.search(window, start, end))
+
+
+def _split_line(window: str, match: re.Match[str]) -> tuple[str, str]:
+    """The text before and after a match, up to the ends of its first and last line."""
+    start = window.rfind("\n", 0, match.start()) + 1
+    end = window.find("\n", match.end())
+    return window[start : match.start()], window[match.end() : end if end >= 0 else None]
 
 
 def quote_line(line: str, matched: str) -> str:
@@ -545,7 +589,9 @@ def quote_line(line: str, matched: str) -> str:
 def _rank_matches(
     places: Mapping[KnownError, _Place], known: Sequence[KnownError], context: Context
 ) -> Explanation:
-    places = _leave_out_general(places)
+    failed = places.get(_FAILURE)
+    failure = failed and Match(_FAILURE, failed.number, failed.line)
+    places = _leave_out_general({error: places[error] for error in places if error != _FAILURE})
     by_name = {error.name: error for error in known}
     effects = {error.name: _list_effects(error, by_name) for error in places}
     conditions, values = context.list_conditions(), context.list_values()
@@ -554,11 +600,13 @@ def _rank_matches(
         named = {f"{name}-{text}" if text else name for name, text in place.values.items()}
         shown = {**values, **place.values, **_compute_share(place.values)}
         adapted = error.adapt(conditions | named, shown, context.capability)
-        if place.retried:  # it may have succeeded later
+        # A retry may have succeeded later; a sentence may tell of another time or machine.
+        if place.retried or place.told:
             adapted = replace(adapted, certainty="possible")
         cause = next((name for name in effects if error.name in effects[name]), None)
         found.append(Match(adapted, place.number, place.line, cause))
-    return Explanation(tuple(sorted(found, key=lambda each: _rank(each, effects))), context)
+    ranked = sorted(found, key=lambda each: _rank(each, effects))
+    return Explanation(tuple(ranked), context, failure)
 
 
 def _compute_share(values: Mapping[str, str]) -> Mapping[str, str]:
