@@ -110,7 +110,7 @@ class Driver:
 
 
 class Tensor:
-    """As much of a tensor as the trials use."""
+    """As much of a tensor as the self-tests use."""
 
     def __init__(self, values, driver: Driver, device: str = "cpu") -> None:
         self.values, self.driver, self.device = values, driver, device
