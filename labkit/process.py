@@ -361,41 +361,58 @@ def run_attached(
     Raises UsageError if there is no such program.
     """
     passed = compose_environment() if environment is None else dict(environment)
-    with end_like_interrupt(), _leave_ctrl_c():
+    asked: list[int] = []
+    waits = False
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        nonlocal waits
+        if number == signal.SIGINT and _is_in_foreground():
+            return
+        asked.append(number)
+        if waits:  # before, nobody could stop what is being started
+            waits = False
+            raise KeyboardInterrupt
+
+    with _handle_ends(handle):
         try:
             process = subprocess.Popen(list(arguments), env=passed)
         except OSError as error:
             raise _refuse(arguments[0], error) from error
         try:
+            waits = True
+            if asked:
+                raise KeyboardInterrupt
             code = process.wait()
         except KeyboardInterrupt:
-            stop()  # first, so that the program still shows the last output
-            for end in (process.terminate, process.kill):
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.wait(GRACE_SECONDS)
-                end()
-            stop()  # what the program has started meanwhile
+            waits = False
+            _stop_attached(process, stop)
             raise
     return code if code >= 0 else 128 - code
 
 
+def _stop_attached(process: subprocess.Popen[bytes], stop: Callable[[], object]) -> None:
+    stop()  # first, so that the program still shows the last output
+    for end in (process.terminate, process.kill):
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(GRACE_SECONDS)
+        end()
+    stop()  # what the program has started meanwhile
+
+
 @contextlib.contextmanager
-def _leave_ctrl_c() -> Iterator[None]:
-    """Leaves a terminal's Ctrl-C to the program that shares the terminal, in the block."""
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        if not _is_in_foreground():
-            raise KeyboardInterrupt
-
-    in_main = threading.current_thread() is threading.main_thread()
-    if not in_main or signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-        yield
-        return
-    before = signal.signal(signal.SIGINT, handle)
+def _handle_ends(handle: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Calls ``handle`` for each signal that ends a program, unless it is ignored, in the block."""
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        names = ("SIGINT", "SIGTERM", "SIGHUP")  # Windows has no SIGHUP
+        for number in (getattr(signal, name) for name in names if hasattr(signal, name)):
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                before[number] = signal.signal(number, handle)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _is_in_foreground() -> bool:
