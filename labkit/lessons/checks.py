@@ -26,7 +26,7 @@ from pathlib import Path
 from types import CodeType, TracebackType
 from typing import Any
 
-from labkit.errors import LabkitError
+from labkit.errors import EngineError, LabkitError
 from labkit.files import find_workspace
 from labkit.lessons.calls import (
     LIMIT_SECONDS,
@@ -169,6 +169,8 @@ class _CaseJudge:
             return Verdict(self.name, TIMED_OUT, str(error), self.place, hint=ENDLESS)
         except RanksTimedOut as error:
             return Verdict(self.name, TIMED_OUT, str(error), self.place)
+        except EngineError as error:  # what the check needs is missing: no word on the answer
+            return Verdict(self.name, NOT_RUN, str(error))
         except (Exception, SystemExit) as error:
             if case.raises is None or not isinstance(error, case.raises):
                 return _judge_error(self.name, function, error, self.place)
