@@ -165,10 +165,9 @@ class _CaseJudge:
         got = None
         try:
             got = self._call(function, arguments)
-        except TookTooLong as error:
-            return Verdict(self.name, TIMED_OUT, str(error), self.place, hint=ENDLESS)
-        except RanksTimedOut as error:
-            return Verdict(self.name, TIMED_OUT, str(error), self.place)
+        except (TookTooLong, RanksTimedOut) as error:
+            hint = ENDLESS if isinstance(error, TookTooLong) else 0
+            return Verdict(self.name, TIMED_OUT, str(error), self.place, hint=hint)
         except EngineError as error:  # what the check needs is missing: no word on the answer
             return Verdict(self.name, NOT_RUN, str(error))
         except (Exception, SystemExit) as error:
