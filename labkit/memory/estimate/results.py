@@ -160,6 +160,8 @@ class Call:
 
 
 SEQUENCES = (list, tuple, torch.Size)
+# What it takes depends on values, known or assumed.
+BY_VALUES = "aten::masked_scatter_backward"
 # A number for each operator, 0 for those whose results are not repeated; and whether only the
 # types of its numbers matter, not their values.
 _facts: dict[Any, tuple[int, bool]] = {}
@@ -169,6 +171,8 @@ def _find_facts(operator: Any) -> tuple[int, bool]:
     facts = _facts.get(operator)
     if facts is None:
         number = len(_facts) + 1 if getattr(operator, "namespace", "") == "aten" else 0
+        if number and operator._schema.name == BY_VALUES:
+            number = 0
         loose = False
         if number:
             name = operator._schema.name.partition("::")[2]
@@ -234,7 +238,7 @@ def _take_tensor_apart(value: Any, sources: dict[int, int]) -> Made | None:
     attributes = {name: one for name, one in value.__dict__.items() if name != "fake_mode"}
     attributes.pop("labkit_value", None)
     plain = all(type(one) in PLAIN for one in attributes.values())
-    if not plain or value.is_conj() or value.is_neg():
+    if not plain or value.is_conj() or value.is_neg() or value._is_zerotensor():
         return None
     storage = value.untyped_storage()
     source = sources.get(storage._cdata)
