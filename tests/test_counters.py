@@ -16,7 +16,7 @@ from labkit.memory.balance import read
 from labkit.memory.track import counters
 from labkit.memory.track.counters import (
     CudaCounter,
-    Ledger,
+    OpenBlocks,
     ProcessCounter,
     Reading,
     TensorCounter,
@@ -83,8 +83,8 @@ def test_an_allocator_without_statistics_is_not_measured():
     cuda.reset_peak_memory_stats = refuse  # type: ignore[method-assign]
     assert CudaCounter(cuda, 0).read() is None
     assert CudaCounter(cuda, 0).reset() is None
-    ledger = Ledger(NoCounter("process"), find_devices=lambda: [CudaCounter(cuda, 0)])
-    with MemoryTracker(ledger=ledger) as tracked:
+    open_blocks = OpenBlocks(NoCounter("process"), find_devices=lambda: [CudaCounter(cuda, 0)])
+    with MemoryTracker(open_blocks=open_blocks) as tracked:
         pass
     assert tracked.use.spans == (BlockSpan("cuda:0", 0, None, None),)
     assert repr(tracked).startswith("cuda:0: not measured\n")
@@ -105,15 +105,15 @@ def test_after_an_error_that_lasts_the_counters_still_answer(monkeypatch):
     cuda.current_device = cuda.synchronize = refuse  # type: ignore[method-assign]
     monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=cuda))
     assert [one.name for one in find_cuda_counters()] == ["cuda:0", "cuda:1"]
-    ledger = Ledger(NoCounter("process"))
-    tracked = MemoryTracker(ledger=ledger, synchronize=True)
+    open_blocks = OpenBlocks(NoCounter("process"))
+    tracked = MemoryTracker(open_blocks=open_blocks, synchronize=True)
     tracked._wait_for_devices = lambda: None  # type: ignore[method-assign]
     tracked.__enter__()
     del tracked._wait_for_devices
     with pytest.raises(RuntimeError, match="assert"):  # the user's own, at the end of the block
         tracked.__exit__(None, None, None)
     assert tracked.use is not None
-    assert ledger._open == []
+    assert open_blocks._open == []
 
 
 @pytest.mark.parametrize(
@@ -124,8 +124,8 @@ def test_after_an_error_that_lasts_the_counters_still_answer(monkeypatch):
 def test_nothing_waits_for_the_device(monkeypatch, synchronize, started, expected):
     cuda = RecordedCuda(started=started)
     monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=cuda))
-    ledger = Ledger(find_devices=list)
-    with MemoryTracker(synchronize=synchronize, ledger=ledger):
+    open_blocks = OpenBlocks(find_devices=list)
+    with MemoryTracker(synchronize=synchronize, open_blocks=open_blocks):
         pass
     assert cuda.calls.count("synchronize") == expected
 
@@ -275,13 +275,13 @@ def test_with_a_profiler_started_inside_the_tensors_are_not_measured(ends):
 
 
 def test_a_refused_block_is_not_left_open(monkeypatch):
-    ledger = Ledger(find_devices=list)
-    tracker = MemoryTracker(tensors=True, ledger=ledger)
+    open_blocks = OpenBlocks(find_devices=list)
+    tracker = MemoryTracker(tensors=True, open_blocks=open_blocks)
     with monkeypatch.context() as patched:
         patched.setattr(counters, "is_profiling", lambda: True)
         with pytest.raises(LabkitError):
             tracker.__enter__()
-    assert ledger._open == []
+    assert open_blocks._open == []
     with tracker:
         pass
     assert tracker.peak_bytes == 0
@@ -423,8 +423,8 @@ def test_blocks_in_two_threads_count_what_both_take():
 
 def test_many_threads_leave_nothing_open():
     gpu = FakeDevice()
-    ledger = Ledger(FakeDevice("process"), find_devices=lambda: [gpu])
-    trackers = [MemoryTracker(ledger=ledger) for _ in range(8)]
+    open_blocks = OpenBlocks(FakeDevice("process"), find_devices=lambda: [gpu])
+    trackers = [MemoryTracker(open_blocks=open_blocks) for _ in range(8)]
     together = threading.Barrier(len(trackers))
 
     def work(tracker):
@@ -438,7 +438,7 @@ def test_many_threads_leave_nothing_open():
         thread.start()
     for thread in threads:
         thread.join(10)
-    assert ledger._open == []
+    assert open_blocks._open == []
     assert all(tracker.peak_bytes is not None for tracker in trackers)
 
 
@@ -476,11 +476,11 @@ class LoggedProcess(FakeDevice):
 
 def test_the_profilers_own_memory_is_kept_out_of_the_process():
     log: list[str] = []
-    ledger = Ledger(LoggedProcess(log), FakeTensors(log), find_devices=list)
-    with MemoryTracker(tensors=True, ledger=ledger):
+    open_blocks = OpenBlocks(LoggedProcess(log), FakeTensors(log), find_devices=list)
+    with MemoryTracker(tensors=True, open_blocks=open_blocks):
         assert log == ["reset tensors", "reset process"]
         log.clear()
-        with MemoryTracker(tensors=True, ledger=ledger):
+        with MemoryTracker(tensors=True, open_blocks=open_blocks):
             assert log == ["read process", "read tensors", "reset tensors", "reset process"]
             log.clear()
         assert log == ["read process", "read tensors", "reset tensors", "reset process"]
@@ -503,12 +503,12 @@ def test_a_block_that_raises_is_measured_and_the_error_goes_on():
 def test_a_device_that_starts_inside_the_block_held_nothing_before():
     gpu = FakeDevice()
     devices: list[FakeDevice] = []
-    ledger = Ledger(NoCounter("process"), find_devices=lambda: devices)
-    with MemoryTracker(ledger=ledger) as outer:
+    open_blocks = OpenBlocks(NoCounter("process"), find_devices=lambda: devices)
+    with MemoryTracker(open_blocks=open_blocks) as outer:
         devices.append(gpu)
         gpu.take(50)
         gpu.take(-30)
-        with MemoryTracker(ledger=ledger) as inner:
+        with MemoryTracker(open_blocks=open_blocks) as inner:
             gpu.take(10)
     assert outer.use.spans == (BlockSpan("cuda:0", 0, 50, 30),)
     assert inner.use.spans == (BlockSpan("cuda:0", 20, 30, 30),)

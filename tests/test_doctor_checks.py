@@ -569,7 +569,9 @@ def play_check(name, finding, needs=(), **settings):
         pytest.param(failed("no", "c", "f"), ("skipped", "because a failed"), id="failed"),
         pytest.param(unknown("?"), ("skipped", "because a is unknown"), id="unknown"),
         pytest.param(
-            ok("none", skip_reason="there is none"), ("skipped", "because there is none"), id="moot"
+            ok("none", skip_reason="there is none"),
+            ("skipped", "because there is none"),
+            id="unneeded",
         ),
         pytest.param(ValueError("x"), ("skipped", "because a is unknown"), id="broken"),
     ],

@@ -1028,7 +1028,7 @@ def test_real_programs_that_hang_are_ended_at_their_limit(tmp_path, monkeypatch)
 def test_each_command_is_asked_once_and_never_again_after_it_hung(tmp_path):
     host = play_host(tmp_path, gpu=True)
     examine_host(host, CHECKS)
-    # The image is asked for once more by the trial of it, which knows nothing of the checks.
+    # The image is asked for once more by its self-test, which knows nothing of the checks.
     calls = [call for call in host.run_long.calls if "image inspect" not in call]
     assert len(calls) == len(set(calls))
 

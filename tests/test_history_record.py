@@ -99,12 +99,12 @@ def test_an_error_passes_through_and_what_led_to_it_is_there():
         kept = torch.zeros(1000)
         torch.empty(2**60, dtype=torch.uint8)
     (device,) = recorded.history.devices
-    (shortage,) = device.failures
-    assert shortage.asked_bytes == 2**60
-    assert shortage.device_free_bytes == pytest.approx(read_machine_memory().free_bytes, rel=0.5)
-    assert shortage.moment.live_bytes == kept.nbytes
-    assert shortage.place.frame.file == __file__
-    line = linecache.getline(__file__, shortage.place.frame.line).strip()
+    (failure,) = device.failures
+    assert failure.asked_bytes == 2**60
+    assert failure.device_free_bytes == pytest.approx(read_machine_memory().free_bytes, rel=0.5)
+    assert failure.moment.live_bytes == kept.nbytes
+    assert failure.place.frame.file == __file__
+    line = linecache.getline(__file__, failure.place.frame.line).strip()
     assert line == "torch.empty(2**60, dtype=torch.uint8)"
     assert "out of memory: 1024.0 PiB requested" in repr(recorded)
 
@@ -324,10 +324,10 @@ def test_a_real_shortage_is_an_event():
     total = torch.cuda.get_device_properties(0).total_memory
     with pytest.raises(torch.OutOfMemoryError), record_allocations() as recorded:
         torch.empty(total, dtype=torch.uint8, device="cuda")
-    (shortage,) = recorded.history.devices[0].failures
-    assert shortage.asked_bytes >= total
-    assert shortage.device_free_bytes is not None
-    assert shortage.place.frame.file == __file__
+    (failure,) = recorded.history.devices[0].failures
+    assert failure.asked_bytes >= total
+    assert failure.device_free_bytes is not None
+    assert failure.place.frame.file == __file__
     assert not torch._C._cuda_isHistoryEnabled()
 
 

@@ -246,14 +246,14 @@ def test_the_json():
         "held_bytes": 6 * MIB,
         "blocks": 6,
     }
-    peak, shortage = device["peak"], device["out_of_memory"][0]
+    peak, failure = device["peak"], device["out_of_memory"][0]
     assert (device["device"], device["events"], device["truncated"]) == ("cuda:0", 48, False)
     assert (peak["live_bytes"], peak["reserved_bytes"], peak["event"]) == (10 * MIB, 12 * MIB, 39)
     assert peak["lines"][0] == first
     assert peak["lines"][2]["words"] == "before the first event"
-    assert (shortage["asked_bytes"], shortage["device_free_bytes"]) == (3 * MIB, MIB // 2)
-    assert (shortage["free_reserved_bytes"], shortage["largest_free_bytes"]) == (5 * MIB, 2 * MIB)
-    assert (shortage["line"], shortage["segments"]) == (21, 3)
+    assert (failure["asked_bytes"], failure["device_free_bytes"]) == (3 * MIB, MIB // 2)
+    assert (failure["free_reserved_bytes"], failure["largest_free_bytes"]) == (5 * MIB, 2 * MIB)
+    assert (failure["line"], failure["segments"]) == (21, 3)
     assert [one["held_bytes"] for one in device["never_freed"]["lines"]] == [3 * MIB, 3 * MIB]
     assert device["end"]["live_bytes"] == 6 * MIB
 
@@ -377,10 +377,10 @@ def make_flood(device, events, depth=60):
 
 @pytest.mark.slow
 def test_a_page_stays_small_whatever_was_recorded():
-    floods = [make_flood(device, 6000) for device in range(4)]
+    traces = [make_flood(device, 6000) for device in range(4)]
     snapshot = {
-        "device_traces": [trace for trace, _ in floods],
-        "segments": [segment for _, segments in floods for segment in segments],
+        "device_traces": [trace for trace, _ in traces],
+        "segments": [segment for _, segments in traces for segment in segments],
     }
     page = make_page(analyse(read_recording(snapshot)))
     assert len(page.encode()) < 2_000_000

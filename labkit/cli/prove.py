@@ -93,17 +93,17 @@ def run_prove(arguments: argparse.Namespace) -> int:
     seconds = arguments.seconds or _choose_seconds(gpus, quick=arguments.quick)
     folder = arguments.output or DEFAULT_FOLDER
     asked = ProveOptions(arguments.device, options, arguments.quick, seconds)
-    keeper = Keeper(folder, shlex.join(["labkit", *_list_words(arguments)]))
+    writer = ProofWriter(folder, shlex.join(["labkit", *_list_words(arguments)]))
     run = ProofRun(
-        detection, asked, _make_tools(), say=_say, keep=keeper.keep, stored=find_stored()
+        detection, asked, _make_tools(), say=_say, keep=writer.keep, stored=find_stored()
     )
-    keeper.open()
+    writer.open()
     with end_like_interrupt():
         proof = run.run()
-    return _finish(proof, keeper, as_json=arguments.json)
+    return _finish(proof, writer, as_json=arguments.json)
 
 
-class Keeper:
+class ProofWriter:
     """Writes proof.json after each step, so that a proof that is killed keeps what it has."""
 
     def __init__(self, folder: Path, command: str) -> None:
@@ -163,7 +163,7 @@ class Keeper:
         return replace(proof, command=self._command).describe()
 
 
-def _finish(proof: Proof, keeper: Keeper, *, as_json: bool) -> int:
+def _finish(proof: Proof, writer: ProofWriter, *, as_json: bool) -> int:
     """Writes the page, prints the result, and returns the exit code."""
     from labkit.notebooks.report.page import write_page
     from labkit.prove.model import PROOF_NAME, read_proof
@@ -171,12 +171,12 @@ def _finish(proof: Proof, keeper: Keeper, *, as_json: bool) -> int:
 
     print(format_proof(proof), file=sys.stderr if as_json else sys.stdout)
     if as_json:
-        print_json(keeper.describe(proof))
+        print_json(writer.describe(proof))
     try:
-        if keeper.trouble:
-            raise LabkitError(f"{keeper.folder} is incomplete", cause=str(keeper.trouble))
-        saved = read_proof(keeper.folder / PROOF_NAME)
-        page = write_page(keeper.folder / PAGE_NAME, render_proof(saved))
+        if writer.trouble:
+            raise LabkitError(f"{writer.folder} is incomplete", cause=str(writer.trouble))
+        saved = read_proof(writer.folder / PROOF_NAME)
+        page = write_page(writer.folder / PAGE_NAME, render_proof(saved))
     except LabkitError as error:
         print_error(error)
         return int(proof.exit_code) or ExitCode.FAILED

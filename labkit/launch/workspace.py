@@ -66,19 +66,19 @@ def hand_over(checkout: Checkout, identity: Identity) -> str | None:
     """
     if os.geteuid() != 0 or identity.is_root:
         return None
-    giver = _Giver(identity)
-    giver.give_file(checkout.token_file)
+    changer = _OwnerChanger(identity)
+    changer.give_file(checkout.token_file)
     # A folder of the user's own keeps its owners.
-    workspace = None if checkout.named else giver.open_folder(checkout.workspace)
+    workspace = None if checkout.named else changer.open_folder(checkout.workspace)
     if workspace is not None:
         with _closing(workspace):
             if not identity.owns_workspace:
-                giver.give(workspace)
-            giver.give_inside(workspace)
-    return giver.describe_refusals(checkout.workspace)
+                changer.give(workspace)
+            changer.give_inside(workspace)
+    return changer.describe_refusals(checkout.workspace)
 
 
-class _Giver:
+class _OwnerChanger:
     """Changes the owner of open files; records refusals."""
 
     def __init__(self, identity: Identity) -> None:

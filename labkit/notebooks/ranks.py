@@ -361,7 +361,7 @@ def _serve(place: _Membership, work: bytes, connection: Connection) -> None:
         connection.recv()
         threading.Thread(target=_end_with, args=(connection,), daemon=True).start()
         result = function(*arguments)
-        sender.finish("returned", _dump(_bring_home(result)))
+        sender.finish("returned", _dump(_copy_to_cpu(result)))
     except EOFError:
         os._exit(1)
     except BaseException as error:
@@ -400,16 +400,16 @@ def _join_group(place: _Membership) -> None:
     dist.init_process_group(place.backend)
 
 
-def _bring_home(value: Any) -> Any:
+def _copy_to_cpu(value: Any) -> Any:
     """The value with CUDA tensors as copies on the CPU; the caller may have no CUDA context."""
     import torch
 
     if isinstance(value, torch.Tensor):
         return value.detach().cpu() if value.device.type == "cuda" else value
     if isinstance(value, dict):
-        return {key: _bring_home(one) for key, one in value.items()}
+        return {key: _copy_to_cpu(one) for key, one in value.items()}
     if type(value) in (list, tuple):
-        return type(value)(map(_bring_home, value))
+        return type(value)(map(_copy_to_cpu, value))
     return value
 
 

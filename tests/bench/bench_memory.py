@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from labkit.memory.track.counters import CudaCounter, Ledger
+from labkit.memory.track.counters import CudaCounter, OpenBlocks
 from labkit.memory.track.tracker import MemoryTracker
 from tests.fakes.nvml import PlayedHost, build_driver, script_driver, script_gpu
 
@@ -116,8 +116,8 @@ def compare_peers() -> list[bool]:
 
 def compare_blocks() -> list[bool]:
     """What a tracker costs, on CUDA by a recorded backend and on the CPU."""
-    ledger = Ledger(find_devices=lambda: [CudaCounter(RecordedCuda(), 0)])
-    cuda = time_block(lambda: MemoryTracker("cuda", ledger=ledger))
+    open_blocks = OpenBlocks(find_devices=lambda: [CudaCounter(RecordedCuda(), 0)])
+    cuda = time_block(lambda: MemoryTracker("cuda", open_blocks=open_blocks))
     cpu = time_block(lambda: MemoryTracker("cpu"))
     return [
         report("track_memory('cuda') enter and exit, recorded", cuda * 1e6, 50, "us"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from labkit.memory.track.counters import Ledger, Reading
+from labkit.memory.track.counters import OpenBlocks, Reading
 from labkit.memory.track.tracker import MemoryTracker
 
 
@@ -36,7 +36,7 @@ class NoCounter(FakeDevice):
 
 
 def track(*devices, process_counter=None, device=None, **options):
-    """A function that makes trackers on these counters, which share one ledger."""
+    """A function that makes trackers on these counters, which share their list of open blocks."""
     found = list(devices)
-    ledger = Ledger(process_counter or NoCounter("process"), find_devices=lambda: found)
-    return lambda: MemoryTracker(device, ledger=ledger, **options)
+    open_blocks = OpenBlocks(process_counter or NoCounter("process"), find_devices=lambda: found)
+    return lambda: MemoryTracker(device, open_blocks=open_blocks, **options)

@@ -50,9 +50,8 @@ def make_torch(script: dict) -> SimpleNamespace:
         __version__=build["version"],
         version=SimpleNamespace(**build),
         accelerator=SimpleNamespace(
-            current_accelerator=lambda check_available: (
-                SimpleNamespace(type=kind) if gpus else None
-            ),
+            is_available=lambda: bool(gpus),
+            current_accelerator=lambda: SimpleNamespace(type=kind),
             device_count=lambda: len(gpus),
         ),
         get_device_module=lambda kind: module,
@@ -111,7 +110,7 @@ class Driver:
 
 
 class Tensor:
-    """As much of a tensor as the trials use."""
+    """As much of a tensor as the self-tests use."""
 
     def __init__(self, values, driver: Driver, device: str = "cpu") -> None:
         self.values, self.driver, self.device = values, driver, device

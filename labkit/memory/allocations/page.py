@@ -240,7 +240,7 @@ def merge_runs(live: Iterable[LayoutSpan], span: LayoutSpan, width: float) -> li
     return runs
 
 
-class StackShelf:
+class StackWriter:
     """Writes stacks up to a total size; a note replaces each stack beyond it."""
 
     def __init__(self, room_bytes: int = STACKS_BYTES) -> None:
@@ -265,7 +265,7 @@ class StackShelf:
 
 def make_page(history: History, name: str = "") -> str:
     """The whole page; ``name`` names the recording, such as the snapshot's file."""
-    shelf = StackShelf()
+    stack_writer = StackWriter()
     title, lede = _make_title(history)
     kicker = f"labkit history{' of ' + escape(shorten_start(name, NAME_LENGTH)) if name else ''}"
     many = len(history.devices) > 1
@@ -280,7 +280,7 @@ def make_page(history: History, name: str = "") -> str:
         f'<p class="lede">{escape(lede)}</p>{f"<nav>{links}</nav>" if many else ""}</header>',
         "<main>",
         *(
-            _make_device(device, history, shelf, place, headed=many)
+            _make_device(device, history, stack_writer, place, headed=many)
             for place, device in enumerate(history.devices)
         ),
         *(f'<p class="note">{escape(note)}</p>' for note in history.notes),
@@ -315,7 +315,7 @@ def _make_title(history: History) -> tuple[str, str]:
 
 
 def _make_device(
-    device: DeviceHistory, history: History, shelf: StackShelf, place: int, *, headed: bool
+    device: DeviceHistory, history: History, stack_writer: StackWriter, place: int, *, headed: bool
 ) -> str:
     parts = [f'<section id="d{place}">']
     if headed:
@@ -325,8 +325,8 @@ def _make_device(
         for one in device.failures
     ]
     parts += [f'<p class="note">{escape(note)}</p>' for note in list_notes(device)]
-    parts += [_make_timeline(device), _make_peak(device, history, shelf)]
-    parts += [_make_cut(device), _make_kept(device, history, shelf), "</section>"]
+    parts += [_make_timeline(device), _make_peak(device, history, stack_writer)]
+    parts += [_make_cut(device), _make_kept(device, history, stack_writer), "</section>"]
     return "\n".join(parts)
 
 
@@ -346,15 +346,17 @@ def _make_timeline(device: DeviceHistory) -> str:
     )
 
 
-def _make_peak(device: DeviceHistory, history: History, shelf: StackShelf) -> str:
+def _make_peak(device: DeviceHistory, history: History, stack_writer: StackWriter) -> str:
     peak = device.peak
     caption = f"{format_bytes(peak.live_bytes)}, {format_moment(peak, device)}"
-    lines = _make_lines(caption, peak, peak.groups, ROWS_SHOWN, (device, history, shelf))
+    lines = _make_lines(caption, peak, peak.groups, ROWS_SHOWN, (device, history, stack_writer))
     return f"<h3>Live at the peak, by line</h3>{lines}"
 
 
-def _make_kept(device: DeviceHistory, history: History, shelf: StackShelf) -> str:
+def _make_kept(device: DeviceHistory, history: History, stack_writer: StackWriter) -> str:
     head = "<h3>Allocated here and never freed</h3>"
+    if not device.events:
+        return f"{head}<p>Unknown: the snapshot has no events.</p>"
     if not device.kept:
         return f"{head}<p>Everything that was allocated in the recording was freed in it.</p>"
     total = sum(group.held_bytes for group in device.kept)
@@ -363,7 +365,7 @@ def _make_kept(device: DeviceHistory, history: History, shelf: StackShelf) -> st
         " A model and its optimizer belong here; memory that grows from step to step does not."
     )
     moment = device.end._replace(live_bytes=total)
-    context = (device, history, shelf)
+    context = (device, history, stack_writer)
     return head + _make_lines(caption, moment, device.kept, KEPT_ROWS_SHOWN, context)
 
 
@@ -372,10 +374,10 @@ def _make_lines(
     moment: Moment,
     groups: Sequence[Group],
     shown: int,
-    context: tuple[DeviceHistory, History, StackShelf],
+    context: tuple[DeviceHistory, History, StackWriter],
 ) -> str:
     """The table of lines; the first ``shown`` have their share of the moment's live bytes."""
-    device, history, shelf = context
+    device, history, stack_writer = context
     rows = []
     for group in groups[:shown]:
         colour = f"b{device.bands.index(group.place)}" if group.place in device.bands else "rest"
@@ -383,7 +385,7 @@ def _make_lines(
         rows.append(
             (
                 f'<span class="key {colour}"></span>'
-                f"{_make_place(group.place, history)}{shelf.write(group, history)}",
+                f"{_make_place(group.place, history)}{stack_writer.write(group, history)}",
                 format_bytes(group.held_bytes),
                 f"{group.blocks:,}",
                 f'<div class="share {colour}" style="width:{share:.1f}%"></div>',

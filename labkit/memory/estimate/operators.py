@@ -637,6 +637,12 @@ UNPROMOTED = frozenset(
 SPREADING = ("MaxBackward1", "MinBackward1", "MedianBackward0", "NanmedianBackward0")
 
 
+def spreads_gradient() -> bool:
+    """True in the backward pass of an operator of SPREADING."""
+    node = torch._C._current_autograd_node()
+    return node is not None and node.name() in SPREADING
+
+
 def count_converted(name: str, tensor: Any, result: Any) -> int:
     """The bytes of the copy in which the CPU adds up, such as of a mask in 64 bits."""
     if tensor.is_complex():
@@ -645,8 +651,7 @@ def count_converted(name: str, tensor: Any, result: Any) -> int:
         return 4 * int(tensor.numel())
     if tensor.dtype is result.dtype:
         return 0
-    node = torch._C._current_autograd_node()
-    early = tensor.dtype is torch.bool and node is not None and node.name() in SPREADING
+    early = tensor.dtype is torch.bool and spreads_gradient()
     return int(tensor.numel() * (result.element_size() + 2 * early))
 
 
@@ -664,8 +669,7 @@ def count_promoted(operator: Any, arguments: Any, tensors: list[Any], result: An
     if name in COMPARING or name.endswith("_"):
         common = functools.reduce(_find_common, arguments[:2], tensors[0].dtype)
         common = functools.reduce(torch.promote_types, (one.dtype for one in tensors), common)
-    node = torch._C._current_autograd_node()
-    if node is not None and node.name() in SPREADING:
+    if spreads_gradient():
         return 0
     copied = [one for one in tensors[name == "where" :] if one.dtype is not common and one.dim()]
     if name.endswith("_") and result.dtype is not common:

@@ -133,9 +133,13 @@ class TensorCounter:
 
         None if another profiler was started in the segment: torch then drops its events.
         """
-        if self._segment is not None:
-            self._segment.__exit__(None, None, None)
-            events, self._segment = self._segment.kineto_results.events(), None
+        segment, self._segment = self._segment, None
+        if segment is not None:
+            try:
+                segment.__exit__(None, None, None)
+            except RuntimeError:  # before torch 2.13, if that profiler has ended too
+                return None
+            events = segment.kineto_results.events()
             if not any(event.name() == SEGMENT for event in events):
                 return None
             self._count(events)
@@ -199,7 +203,7 @@ def is_profiling() -> bool:
     return bool(getattr(profiler, "_is_profiler_enabled", False))
 
 
-class Stretch:
+class BlockFigures:
     """One counter's current figures for one open block; ``lost``: a part was not measured."""
 
     def __init__(self, before_bytes: int, peak_bytes: int | None) -> None:
@@ -231,10 +235,10 @@ class TrackedBlock(NamedTuple):
     """A block of code being measured: the counters it uses, and its figures by counter."""
 
     wants: Callable[[str], bool]
-    stretches: dict[str, Stretch]
+    figures: dict[str, BlockFigures]
 
 
-class Ledger:
+class OpenBlocks:
     """Every open block of this process, and the counters that the blocks share.
 
     The counters cover the whole process. A block in any thread gets the peak during its own time,
@@ -265,9 +269,9 @@ class Ledger:
             for counter in reversed(counters):
                 reading = counter.reset()
                 if reading is not None:
-                    block.stretches[counter.name] = Stretch(*reading)
+                    block.figures[counter.name] = BlockFigures(*reading)
                 elif isinstance(counter, CudaCounter):  # a custom allocator
-                    block.stretches[counter.name] = Stretch(0, None)
+                    block.figures[counter.name] = BlockFigures(0, None)
             self._open.append(block)
         return block
 
@@ -278,8 +282,8 @@ class Ledger:
             counters = self._list_counters(block.wants)
             for counter in counters:
                 reading = self._fold(counter)
-                if counter.name in block.stretches:
-                    spans[counter] = block.stretches[counter.name].end(counter, reading)
+                if counter.name in block.figures:
+                    spans[counter] = block.figures[counter.name].end(counter, reading)
             self._open = [one for one in self._open if one is not block]
             for counter in reversed(self._list_shared(counters)):
                 counter.reset()
@@ -310,12 +314,12 @@ class Ledger:
         for block in self._open:
             if reading is not None and block.wants(counter.name):
                 # A device that torch started inside the block held nothing before.
-                block.stretches.setdefault(counter.name, Stretch(0, 0)).fold(reading.peak_bytes)
-            elif reading is None and counter.name in block.stretches:
-                block.stretches[counter.name].lost = True
+                block.figures.setdefault(counter.name, BlockFigures(0, 0)).fold(reading.peak_bytes)
+            elif reading is None and counter.name in block.figures:
+                block.figures[counter.name].lost = True
         return reading
 
 
-LEDGER = Ledger()
+OPEN_BLOCKS = OpenBlocks()
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=LEDGER.forget_all)
+    os.register_at_fork(after_in_child=OPEN_BLOCKS.forget_all)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, ParamSpec, TypeVar
 from labkit.errors import LabkitError, UsageError
 from labkit.memory.balance.read import read_rank
 from labkit.memory.sample.model import Opened, begin_spans, end_spans
-from labkit.memory.track.counters import LEDGER, Ledger, TrackedBlock
+from labkit.memory.track.counters import OPEN_BLOCKS, OpenBlocks, TrackedBlock
 from labkit.memory.track.model import (
     BlockSpan,
     Breakdown,
@@ -63,13 +63,13 @@ class MemoryTracker:
         synchronize: bool = False,
         kinds: bool = False,
         lines: int = 0,
-        ledger: Ledger = LEDGER,
+        open_blocks: OpenBlocks = OPEN_BLOCKS,
         annotated: bool = True,
     ) -> None:
         self.use: MemoryUse | None = None
         self._device, self._tensors, self._synchronize = device, tensors, synchronize
         self._kinds, self._lines = kinds, lines
-        self._ledger = ledger
+        self._open_blocks = open_blocks
         self._tracer: StorageTracer | None = None
         self._block: TrackedBlock | None = None
         self._name: str | None = None
@@ -111,7 +111,7 @@ class MemoryTracker:
         self.use = None
         self._wait_for_devices()
         tracer = self._make_tracer()
-        self._block = self._ledger.open_block(self._wants)
+        self._block = self._open_blocks.open_block(self._wants)
         if tracer is not None:
             self._open_tracer(tracer, self._block)
         if self._annotated:
@@ -137,7 +137,7 @@ class MemoryTracker:
             end_spans(self._spans)
             if tracer is not None:
                 tracer.__exit__(kind, error, trace)
-            spans = self._ledger.close_block(block)
+            spans = self._open_blocks.close_block(block)
             parts = self._break_down(tracer, spans) if tracer else ()
             self.use = MemoryUse(seconds, _keep_touched(spans), parts, read_rank())
         if tracer is not None and any(words in str(error) for words in REFUSED):
@@ -204,7 +204,7 @@ class MemoryTracker:
             self._tracer = tracer.__enter__()
         except LabkitError:
             self._block = None
-            self._ledger.close_block(block)
+            self._open_blocks.close_block(block)
             raise
 
     def _break_down(

@@ -1,4 +1,4 @@
-"""The trials of a device, step by step: on the real CPU, and on played GPUs that fail."""
+"""The self-test of a device, step by step: on the real CPU, and on played GPUs that fail."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ H200 = {
 
 
 def run_trial(folder, *words, **script):
-    """A trial in a Python of its own, whose torch is played."""
+    """A self-test in a Python of its own, whose torch is played."""
     install_torch(folder)
     return subprocess.run(
         [sys.executable, "-m", "labkit.devices.self_test", *words],
