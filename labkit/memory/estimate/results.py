@@ -167,6 +167,8 @@ class Call:
 
 
 SEQUENCES = (list, tuple, torch.Size)
+# What it takes depends on values, known or assumed.
+BY_VALUES = "masked_scatter_backward"
 
 
 def _find_state() -> tuple[Any, ...]:
@@ -208,8 +210,9 @@ def find_facts(operator: Any) -> Facts:
         if getattr(operator, "namespace", "") == "aten":
             number, name = len(_facts) + 1, operator._schema.name.partition("::")[2]
             loose = torch.Tag.pointwise in operator.tags or name.startswith("_foreach_")
+            number *= name != BY_VALUES
             in_place = loose and _is_in_place(operator._schema)
-        converts = name in CONVERTING
+        converts = name in CONVERTING or name == "mul"
         facts = _facts[operator] = Facts(number, name, loose, name in LIKE, in_place, converts)
     return facts
 
@@ -295,7 +298,7 @@ def _take_tensor_apart(value: Any, sources: dict[int, int]) -> Made | None:
     attributes = {name: one for name, one in value.__dict__.items() if name != "fake_mode"}
     attributes.pop("labkit_value", None)
     plain = all(type(one) in PLAIN for one in attributes.values())
-    if not plain or value.is_conj() or value.is_neg():
+    if not plain or value.is_conj() or value.is_neg() or value._is_zerotensor():
         return None
     storage = value.untyped_storage()
     source = sources.get(storage._cdata)
