@@ -677,6 +677,7 @@ class Simulation:
             for patched in (
                 replace_attributes(logger, disabled=True),
                 replace_attributes(torch.utils, swap_tensors=_swap_data),
+                replace_attributes(torch.nn.Module, _apply=_swap_fakes(torch.nn.Module._apply)),
                 replace_attributes(torch.Tensor, __deepcopy__=_copy_tensor),
                 # Torch's own constants would be computed on the named device: values.py has them.
                 replace_attributes(
@@ -932,6 +933,23 @@ def _copy_tensor(tensor: Any, memo: dict[int, Any]) -> Any:
         return COPY_TENSOR(tensor, memo)
     copied = tensor.detach().clone().requires_grad_(tensor.requires_grad)
     return memo.setdefault(id(tensor), copied)
+
+
+def _swap_fakes(apply: Callable[..., Any]) -> Callable[..., Any]:
+    """``Module._apply`` that swaps fake parameters, as newer releases than torch 2.6 do.
+
+    Else they would get the moved data, and keep the device that they had.
+    """
+
+    @functools.wraps(apply)
+    def run(module: Any, *arguments: Any, **named: Any) -> Any:
+        known = torch.__future__.get_swap_module_params_on_conversion()
+        swaps = known or any(map(_is_fake, module._parameters.values()))
+        with replace_attributes(torch.__future__, _swap_module_params_on_conversion=swaps):
+            return apply(module, *arguments, **named)
+
+    # Those ask for themselves.
+    return apply if "FakeTensor" in apply.__code__.co_names else run
 
 
 def _swap_data(one: Any, other: Any) -> None:
