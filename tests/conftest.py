@@ -143,6 +143,11 @@ def pytest_collection_finish() -> None:
     gc.enable()
 
 
+def pytest_sessionfinish() -> None:
+    """Ends that: for its summary pytest may import hypothesis, which asks for all referrers."""
+    gc.unfreeze()
+
+
 @pytest.fixture(autouse=True)
 def _empty_gpu(request: pytest.FixtureRequest) -> Iterator[None]:
     """Takes earlier tests' memory off the GPU before and after each test marked ``gpu``."""

@@ -225,7 +225,7 @@ class FakeTracer(StorageTracer):
         recipe = None if call.key is None else find_recipe(call.key)
         if recipe is None:
             return self._compute(operator, run, types, arguments, named, call)
-        result = self._repeat(recipe, operator, facts.name, call.tensors)
+        result = self._repeat(recipe, operator, facts.name, call)
         if call.known or not call.tensors or facts.like:
             self._follow_values(operator, arguments, named, call.tensors, result)
         return result
@@ -262,11 +262,12 @@ class FakeTracer(StorageTracer):
         self._count_scratch(freed, taken)
         # What a library was measured to return is recorded in another way than what is new.
         if freed is not None and made == measure(list_tensors(result)):
-            keep_recipe(call.key, result, taken, before, freed, call.in_place)
+            keep_recipe(call, result, before, freed)
         return result
 
-    def _repeat(self, recipe: Recipe, operator: Any, name: str, taken: list[Any]) -> Any:
+    def _repeat(self, recipe: Recipe, operator: Any, name: str, call: Call) -> Any:
         """The results of a call as before, traced."""
+        taken = call.tensors
         self._bury()
         found = self._attempt(self._trace_repeated, operator, taken, recipe.allocates)
         category, frames, backward = found or ("other", (), False)
@@ -277,7 +278,7 @@ class FakeTracer(StorageTracer):
             storage = Storage(serial, count, part.place, category, frames, False, backward)
             self._follow(made.untyped_storage(), storage)
 
-        result = recipe.make(taken, self._mode, add)
+        result = recipe.make(call, self._mode, add)
         if name in NOTED and taken and taken[0].fake_device.type == "cuda":
             self._note_libraries(name)
         if recipe.freed_bytes:
