@@ -72,7 +72,7 @@ def test_on_the_cpu_it_is_within_one_percent_of_the_profiler(name):
     assert estimate.obstacle is None
 
 
-REPEATED = ("gpt", "checkpoint", "autocast_bfloat16", "low_rank")
+REPEATED = ("gpt", "low_rank")
 
 
 def mark_slow(names, fast):
@@ -80,14 +80,15 @@ def mark_slow(names, fast):
     return [one if one in fast else pytest.param(one, marks=pytest.mark.slow) for one in names]
 
 
-@pytest.mark.parametrize("target", [None, "H100"], ids=["cpu", "cuda"])
 @pytest.mark.parametrize("name", mark_slow(STEPS, REPEATED))
 @pytest.mark.filterwarnings("ignore:Warning. use_reentrant")
-def test_repeated_results_have_every_figure_of_computed_ones(name, target, monkeypatch):
-    device = "cuda" if target else "cpu"
-    repeated = estimate_step(name, device, target)
-    monkeypatch.setattr(fake, "find_recipe", lambda key: None)
-    assert estimate_step(name, device, target) == repeated
+def test_repeated_results_have_every_figure_of_computed_ones(name, monkeypatch):
+    # For the CPU few: the profiler judges repeated results of every step there, above.
+    for device, target in [("cuda", "H100"), ("cpu", None)][: 2 if name in REPEATED else 1]:
+        repeated = estimate_step(name, device, target)
+        with monkeypatch.context() as patch:
+            patch.setattr(fake, "find_recipe", lambda key: None)
+            assert estimate_step(name, device, target) == repeated
 
 
 def test_which_of_two_equal_arguments_a_result_was_is_not_remembered():

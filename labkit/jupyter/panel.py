@@ -69,7 +69,8 @@ def read_cell_number(shell: Any) -> int:
     """The number of the running cell, which execution_count is ahead of since IPython 9.8."""
     import IPython
 
-    return int(shell.execution_count) - (IPython.version_info >= (9, 8))
+    ahead = bool(IPython.version_info >= (9, 8))
+    return int(shell.execution_count) - ahead
 
 
 _FOLLOWED: list[CellSpans] = []
