@@ -836,7 +836,9 @@ class Simulation:
     def _note_unknown(self, function: str) -> None:
         frames = find_user_frames()
         where = f" at {frames[0].where}" if frames else ""
-        self.note(f"the value of {function}{where} is unknown; what is printed of it is no result")
+        self.note(
+            f"the value of {function}{where} is unknown: what is printed or decided by it is no result"
+        )
 
     def _note_order(self) -> None:
         self.assumptions.reorders = True
