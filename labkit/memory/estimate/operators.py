@@ -22,6 +22,8 @@ from labkit.memory.estimate.cuda import replace_attributes
 from labkit.memory.track.storages import NODE_NUMBER, list_tensors
 
 HALF = (torch.float16, torch.bfloat16)
+# at::internal::GRAIN_SIZE: from here on the CPU's operators share their work among threads.
+PARALLEL_ELEMENTS = 32_768
 # Memory-efficient attention takes fewer heads of keys than of queries.
 GROUPS_HEADS = torch.__version__ >= (2, 14)
 NO_ZERO = "assumes that cumprod meets no zero: its backward pass needs more then"
@@ -695,11 +697,17 @@ def count_selecting(name: str, arguments: Any, made: Any) -> int:
         mask = arguments[1]
         whole = torch.broadcast_shapes(tensor.shape, mask.shape)
         each = 8 * len(whole) * chosen.numel()
-        return each if tensor.device.type == "cuda" else 16 * int(whole.numel())
+        return each if tensor.device.type == "cuda" else _count_places(int(whole.numel()))
     if name != "index" or not tensor.numel():
         return 0
     masks = [one for one in arguments[1] if one is not None and one.dtype is torch.bool]
     return sum(8 * one.dim() * (chosen.numel() * one.numel() // tensor.numel()) for one in masks)
+
+
+def _count_places(elements: int) -> int:
+    """Where several threads write what a mask selects on the CPU: the mask in 64 bits, its sums."""
+    several = torch.get_num_threads() > 1 and elements >= PARALLEL_ELEMENTS
+    return 16 * elements if several else 0
 
 
 def _count_put(arguments: Any) -> int:
@@ -718,7 +726,7 @@ def count_scattered(arguments: Any, chosen: int) -> int:
     """Backward of ``masked_scatter``: what the mask selects, and how it counts, then the rest."""
     gradient, mask, sizes = arguments[:3]
     size, whole = gradient.element_size(), math.prod(sizes)
-    counts = 16 * max(gradient.numel(), mask.numel())
+    counts = _count_places(max(gradient.numel(), mask.numel()))
     return int(max((chosen - whole) * size + counts, whole * size))
 
 
