@@ -838,7 +838,8 @@ class Simulation:
         frames = find_user_frames()
         where = f" at {frames[0].where}" if frames else ""
         self.note(
-            f"the value of {function}{where} is unknown: what is printed or decided by it is no result"
+            f"the value of {function}{where} is unknown:"
+            " what is printed or decided by it is no result"
         )
 
     def _note_order(self) -> None:
