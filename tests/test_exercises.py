@@ -12,11 +12,12 @@ import torch
 from torch.autograd import forward_ad
 
 from labkit.launch.server import wait_until
-from labkit.lessons.calls import record_call, (
+from labkit.lessons.calls import (
     call_with_limit,
     copy_arguments,
     find_violation,
     notice_slow_calls,
+    record_call,
 )
 from labkit.lessons.checks import choose_hints, judge_function
 from labkit.lessons.exercises import Case, Exercise, Verdict, WrongAnswer
@@ -433,7 +434,7 @@ def test_a_gradient_is_autograds_if_a_derivative_ran(function: Any, status: str)
 def test_torch_is_known_wherever_it_is_installed(file: str, differentiated: bool) -> None:
     names: dict[str, Any] = {}
     exec(compile("def make_dual(): return 1", file, "exec"), names)
-    assert record_call(lambda: names["make_dual"](), ()).differentiated is differentiated
+    assert record_call(names["make_dual"], ()).differentiated is differentiated
 
 
 def test_right_but_forbidden_is_said_only_of_right_values() -> None:
