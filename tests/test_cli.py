@@ -141,6 +141,21 @@ def test_with_json_a_failure_prints_exactly_one_object(play, capsys):
     assert captured.err.startswith("error: no engine\n")
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        *(["lab", ""], ["run", "tensors", ""], ["run", "--output=", "tensors"], ["report", ""]),
+        *(["compare", "a", ""], ["prove", "--output", ""], ["history", ""], ["check", ""]),
+        *(["estimate", ""], ["up", "--data", ""], ["doctor", "--explain", ""], ["reset", ""]),
+        ["exec", "--env-file", "", "--", "true"],
+    ],
+    ids=" ".join,
+)
+def test_an_empty_value_is_a_usage_error_and_not_the_current_folder(capsys, words):
+    assert main(words) == 2
+    assert " is empty" in capsys.readouterr().err
+
+
 def test_with_json_a_usage_error_is_an_object_too(capsys):
     assert main(["statsu", "--json"]) == 2
     assert json.loads(capsys.readouterr().out)["error"]["what"] == "unknown command 'statsu'"

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from labkit.lessons.progress import (
     record_seen,
 )
 from labkit.lessons.workspace import update_workspace
+from tests.fakes.other_users import OWNER, as_user, find_users_python, open_folder
 from tests.fakes.small_labs import LESSON, TOML, write_labs
 
 SOLVED = "return x - x.mean(dim=0)"
@@ -137,7 +139,25 @@ def test_a_broken_notebook_is_named_with_the_reason(desk: Desk, capsys: Any) -> 
     assert code == 1
     assert value["labs"][0]["error"]["what"] == f"{desk.notebook} is not a whole notebook"
     main(["check"])
-    assert f"error: {desk.notebook} is not a whole notebook\n  cause: " in capsys.readouterr().err
+    said = capsys.readouterr()
+    assert f"error: {desk.notebook} is not a whole notebook\n  cause: " in said.err
+    # What cannot be read is not passed, and counts.
+    assert (value["passed"], value["total"]) == (0, 2)
+    assert said.out.endswith("0 of 2 passed\n")
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("command", ["check", "progress"])
+def test_a_workspace_that_cannot_be_read_is_not_called_empty(
+    tmp_path_factory: pytest.TempPathFactory, command: str
+) -> None:
+    workspace = open_folder(tmp_path_factory) / "work"
+    workspace.mkdir(mode=0)
+    words = [find_users_python(), "-m", "labkit", command]
+    owner = as_user(OWNER, {"LABKIT_WORKSPACE": str(workspace)})
+    done = subprocess.run(words, **owner, check=False, capture_output=True, text=True)  # type: ignore[call-overload]
+    assert done.returncode == 1
+    assert f"the workspace {workspace} cannot be read" in done.stderr
 
 
 def test_a_missing_notebook_says_how_it_comes_back(desk: Desk, capsys: Any) -> None:

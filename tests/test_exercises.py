@@ -17,6 +17,7 @@ from labkit.lessons.calls import (
     copy_arguments,
     find_violation,
     notice_slow_calls,
+    record_call,
 )
 from labkit.lessons.checks import choose_hints, judge_function
 from labkit.lessons.exercises import Case, Exercise, Verdict, WrongAnswer
@@ -420,6 +421,20 @@ def test_a_gradient_is_autograds_if_a_derivative_ran(function: Any, status: str)
     row = X[:1]
 
     assert judge(function, Case((row,), 2 * row), restrictions=("by_hand",)).status == status
+
+
+@pytest.mark.parametrize(
+    ("file", "differentiated"),
+    [
+        ("/home/ada/.local/lib/python3.11/site-packages/torch/autograd/forward_ad.py", True),
+        ("/usr/lib/python3/dist-packages/torch/autograd/forward_ad.py", True),
+        ("/home/ada/mine.py", False),
+    ],
+)
+def test_torch_is_known_wherever_it_is_installed(file: str, differentiated: bool) -> None:
+    names: dict[str, Any] = {}
+    exec(compile("def make_dual(): return 1", file, "exec"), names)
+    assert record_call(names["make_dual"], ()).differentiated is differentiated
 
 
 def test_right_but_forbidden_is_said_only_of_right_values() -> None:

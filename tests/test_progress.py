@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import subprocess
 import sys
 from datetime import datetime, timezone
@@ -266,3 +267,42 @@ def test_the_note_says_what_the_next_check_does(tmp_path: Path, broken: bool, fo
     note = read_progress(tmp_path).note
 
     assert note is not None and note.endswith(follows)
+
+
+def test_what_the_file_is_a_link_to_is_written(tmp_path: Path) -> None:
+    workspace, file = tmp_path / "work", tmp_path / "synced" / "mine.json"
+    file.parent.mkdir()
+    workspace.mkdir()
+    record_attempt(file.parent, "tensors.a", passed=True, now=NOON)
+    (file.parent / "progress.json").rename(file)
+    link = workspace / "progress.json"
+    link.symlink_to(Path("..", "synced", "mine.json"))
+    record_attempt(workspace, "tensors.b", passed=True, now=NOON)
+    assert link.is_symlink()
+    assert json.loads(file.read_text())["exercises"].keys() == {"tensors.a", "tensors.b"}
+    file.write_text("{")
+    _, note = record_attempt(workspace, "tensors.b", passed=True, now=NOON)
+    assert note is not None and "was kept as mine.broken" in note
+    assert link.is_symlink() and "tensors.b" in file.read_text()
+
+
+def test_a_link_to_nothing_is_said_and_left(tmp_path: Path) -> None:
+    link = tmp_path / "progress.json"
+    link.symlink_to(tmp_path / "not mounted" / "progress.json")
+    note = read_progress(tmp_path).note
+    assert note is not None and "nothing is recorded" in note
+    with pytest.raises(LabkitError, match="No such file"):
+        record_attempt(tmp_path, "tensors.a", passed=True)
+    assert link.is_symlink() and not link.exists()
+
+
+@pytest.mark.root
+def test_a_link_to_another_users_file_is_refused(tmp_path: Path) -> None:
+    """Root, who runs a learner's checks, would write where the learner may not."""
+    file, link = tmp_path / "passwd", tmp_path / "progress.json"
+    file.write_text("root:x:0")
+    link.symlink_to(file)
+    os.lchown(link, 1234, 1234)
+    with pytest.raises(LabkitError, match="another user's file"):
+        record_attempt(tmp_path, "tensors.a", passed=True)
+    assert file.read_text() == "root:x:0"

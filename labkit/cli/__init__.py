@@ -10,6 +10,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from labkit import __version__
 from labkit.errors import ExitCode, LabkitError, describe_error, format_error
@@ -97,6 +98,10 @@ FAMILIES = {
 NOT_ON_WINDOWS = ("launch", "maintain", "prove")
 
 
+# Arguments whose words are another program's; a command's own come with "command".
+PASSED_ON = ("command", "words")
+
+
 class Parser(argparse.ArgumentParser):
     """An argument parser that raises labkit errors."""
 
@@ -105,6 +110,19 @@ class Parser(argparse.ArgumentParser):
         from labkit.errors import UsageError
 
         raise UsageError(message, fix=f"{self.prog} --help")
+
+    def _get_value(self, action: argparse.Action, arg_string: str) -> Any:
+        """The argument's value; refuses an empty one, which as a path is the current folder."""
+        if not arg_string and action.dest not in PASSED_ON:
+            from labkit.errors import UsageError
+
+            name = "/".join(action.option_strings) or action.metavar or action.dest
+            raise UsageError(
+                f"the value of {name} is empty",
+                cause="a variable in the command line may have no value",
+                fix=f"{self.prog} --help",
+            )
+        return super()._get_value(action, arg_string)  # type: ignore[misc]
 
 
 def print_json(value: dict[str, object]) -> None:

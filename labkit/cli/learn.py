@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import shlex
 import sys
 from argparse import ArgumentParser, Namespace, _SubParsersAction
 from collections.abc import Iterable, Sequence
@@ -12,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from labkit.cli import add_common, print_error, print_json
 from labkit.errors import ExitCode, LabkitError, UsageError, describe_error
+from labkit.files import name_outside
 from labkit.text import escape_controls, name_make, plural
 
 if TYPE_CHECKING:
@@ -89,14 +92,28 @@ def check_answers(arguments: Namespace) -> int:
     results = [_answer_lab(workspace, lab, exercise, arguments) for lab, exercise in chosen]
     answers = [answer for found, _, _ in results if found for answer in found.answers]
     passed = sum(answer.status == "passed" for answer in answers)
+    unread = [
+        _count_exercises(lab, exercise)
+        for (lab, exercise), (_, _, error) in zip(chosen, results, strict=True)
+        if error
+    ]
+    total = len(answers) + sum(unread)
     if arguments.json:
-        _print_answers_json(workspace, results, passed, len(answers))
+        _print_answers_json(workspace, results, passed, total)
     else:
-        print(f"{passed} of {len(answers)} passed")
+        print(f"{passed} of {total} passed")
     if any(answer.status == "timed_out" for answer in answers):
         return ExitCode.TIMEOUT
-    failed = passed < len(answers) or any(error for _, _, error in results)
-    return ExitCode.FAILED if failed else ExitCode.OK
+    return ExitCode.FAILED if passed < total or unread else ExitCode.OK
+
+
+def _count_exercises(lab: Lab, exercise: str | None) -> int:
+    from labkit.lessons.catalog import exercise_names
+
+    try:
+        return 1 if exercise else len(exercise_names(lab))
+    except LabkitError:  # the lab's own file is broken, which is the error that is shown
+        return 0
 
 
 def show_progress(arguments: Namespace) -> int:
@@ -199,7 +216,14 @@ def _need_workspace() -> Path:
             cause=f"labkit created neither {Path.cwd()} nor a folder above it",
             fix=f"make up, or set {WORKSPACE_VARIABLE} to the folder",
         )
-    return workspace.resolve()
+    workspace = workspace.resolve()
+    if not os.access(workspace, os.R_OK | os.X_OK):
+        raise LabkitError(
+            f"the workspace {name_outside(workspace)} cannot be read",
+            cause="it belongs to another user, or its mode denies it",
+            fix=f"ls -ld {shlex.quote(str(name_outside(workspace)))}",
+        )
+    return workspace
 
 
 def _chosen(names: Sequence[str]) -> list[tuple[Lab, str | None]]:

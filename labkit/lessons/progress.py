@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import datetime, timezone
@@ -98,10 +100,13 @@ def read_progress(workspace: Path) -> Progress:
 
 def _load(workspace: Path) -> Progress:
     """Like `read_progress`; OSError if the system refuses: then nothing is known of the file."""
+    path = workspace / FILE_NAME
     try:
-        document = json.loads(read_regular(workspace / FILE_NAME, 0, LARGEST_RECORD_BYTES))
+        document = json.loads(read_regular(path, 0, LARGEST_RECORD_BYTES))
         return Progress(_parse(document), None, document)
     except FileNotFoundError:
+        if path.is_symlink():  # such as into a folder that is not mounted
+            raise
         return Progress({})
     except (WrongKindError, ValueError, RecursionError) as error:
         why = getattr(error, "strerror", None) or error
@@ -202,8 +207,9 @@ def _rewrite(
     workspace: Path, edit: Callable[[Progress], str], now: datetime, disk: Disk
 ) -> str | None:
     """Replaces the file by what ``edit`` makes of it; a note if a broken file was set aside."""
-    path, state = workspace / FILE_NAME, workspace / STATE_FOLDER
+    state = workspace / STATE_FOLDER
     with explain_disk_errors(workspace):
+        path = _find_file(workspace)
         disk.make_folder(state)
         # Takes the lock of updates too, because an update removes all drafts.
         with hold_lock(state / "lock"):
@@ -217,8 +223,22 @@ def _rewrite(
                 data = edit(progress)
             if progress.note:
                 note = _set_aside(disk, path, progress.note, now)
-            write_atomically(path, data, disk=disk, scratch=state)
+            # A link's file may be on another disk.
+            write_atomically(
+                path, data, disk=disk, scratch=state if path.parent == workspace else None
+            )
     return note
+
+
+def _find_file(workspace: Path) -> Path:
+    """The file to write: progress.json, or what it is a link to, which the link's owner has."""
+    path = workspace / FILE_NAME
+    if not path.is_symlink():
+        return path
+    file = Path(os.path.realpath(path))
+    if file.stat().st_uid != path.lstat().st_uid:
+        raise PermissionError(errno.EACCES, "it is a link to another user's file", str(path))
+    return file
 
 
 def count_attempt(
