@@ -25,7 +25,10 @@
 # Imports: run this cell first.
 import copy
 import math
+import os
 import time
+
+os.environ["KINETO_LOG_LEVEL"] = "6"  # the profiler logs its own start and stop otherwise
 
 import matplotlib.pyplot as plt
 import torch
