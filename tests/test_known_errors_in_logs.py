@@ -370,10 +370,10 @@ def test_a_sentence_about_an_error_gives_no_cause(line):
 )
 def test_an_error_in_a_sentence_is_at_most_possible(line):
     mismatch = "Failed to initialize NVML: Driver/library version mismatch"
-    told = line.format(mismatch)
-    assert [each.error.certainty for each in explain_text(told).found] == ["possible"]
+    reported = line.format(mismatch)
+    assert [each.error.certainty for each in explain_text(reported).found] == ["possible"]
     # The log's own line, wherever it stands, decides.
-    both = explain_text(f"{told}\n{mismatch}\n{told}").found
+    both = explain_text(f"{reported}\n{mismatch}\n{reported}").found
     sure = next(each for each in both if each.error.name == "driver-library-mismatch")
     assert (sure.error.certainty, sure.line_number) == ("certain", 2)
 

@@ -204,7 +204,7 @@ class _Place(NamedTuple):
     """Where an error was found: its line's number and quote, and the values in its text.
 
     ``end`` is the last line of the text, ``last``, ``stage`` and ``retried`` are of the last line
-    that shows the error. ``told`` is true if a person's sentence, not a program, shows it.
+    that shows the error. ``reported`` is true if a person's sentence, not a program, shows it.
     """
 
     number: int
@@ -214,7 +214,7 @@ class _Place(NamedTuple):
     last: int
     stage: str
     retried: bool
-    told: bool
+    reported: bool
 
 
 # By the forms in which programs report failures, whatever failed: never shown as a known error.
@@ -253,9 +253,9 @@ def _explain(blocks: Iterable[list[Piece]], known: tuple[KnownError, ...]) -> Ex
         for error, plans in index.plans:
             if (error.passes or error.name not in found) and (place := block.find(error, plans)):
                 first = places.get(error, place)
-                if first.told and not place.told:
+                if first.reported and not place.reported:
                     first = place
-                if not first.told:  # a program's own line may follow
+                if not first.reported:  # a program's own line may follow
                     found.add(error.name)
                 places[error] = first._replace(
                     last=place.last, stage=place.stage, retried=place.retried
@@ -281,17 +281,19 @@ def _forget_what_passed(places: dict[KnownError, _Place], block: _Block) -> None
                 del places[error]
 
 
-class _Plan(NamedTuple):
+class _Search(NamedTuple):
     """What to ask before an expression is run: the features that a text must have.
 
     ``required`` are the numbers of words that all must be there, ``choices`` of groups of which
-    one must be there; ``words`` are those required, in the order of ``required``.
+    one must be there; ``words`` are those required, in the order of ``required``. ``near`` are all
+    required words, too short ones included, the longest first.
     """
 
     expression: Expression
     required: tuple[int, ...]
     words: tuple[str, ...]
     choices: tuple[tuple[int, ...], ...]
+    near: tuple[str, ...]
 
 
 class _Features(dict[bytes, tuple[int, ...]]):
@@ -340,7 +342,7 @@ class _Index:
         self.features = _Features()
         self.plans = [(error, [self._plan(each) for each in error.expressions]) for error in known]
 
-    def _plan(self, expression: Expression) -> _Plan:
+    def _plan(self, expression: Expression) -> _Search:
         whole, parts = expression.words
         numbers = {word: self.features.add_whole(word) for word in whole}
         numbers |= {
@@ -352,7 +354,8 @@ class _Index:
             for each in expression.choices
             if _shortest_length(each) >= SHORTEST_SEARCHED
         )
-        return _Plan(expression, tuple(numbers[word] for word in words), words, choices)
+        near = tuple(sorted((*whole, *parts), key=len, reverse=True))
+        return _Search(expression, tuple(numbers[word] for word in words), words, choices, near)
 
 
 @cache
@@ -399,7 +402,7 @@ class _Block:
         """The block's text in lower case, in English."""
         return self._text
 
-    def find(self, error: KnownError, plans: Iterable[_Plan]) -> _Place | None:
+    def find(self, error: KnownError, plans: Iterable[_Search]) -> _Place | None:
         """The first place that shows the error, with the last line that does; None if none."""
         found: list[_Place] = []
         for each in plans:
@@ -409,7 +412,7 @@ class _Block:
         if not found:
             return None
         last = max(found, key=lambda place: place.last)
-        return min(found, key=lambda place: (place.told, place.number))._replace(
+        return min(found, key=lambda place: (place.reported, place.number))._replace(
             last=last.last, stage=last.stage, retried=last.retried
         )
 
@@ -424,7 +427,7 @@ class _Block:
             if final or PROGRESS.search(line):
                 yield number, find_stage(strip_ansi(raw)), final
 
-    def _search(self, plan: _Plan, error: KnownError) -> Iterator[_Place]:
+    def _search(self, plan: _Search, error: KnownError) -> Iterator[_Place]:
         for first, last in self._list_windows(plan):
             window = "\n".join(self._clean(place) for place in range(first, last))
             # What was counted and found up to the line at ``seen``: a window may have many matches.
@@ -448,12 +451,12 @@ class _Block:
                     retried = retried and not FINAL.search(line.lower())
                     stage = find_stage(strip_ansi(line[:100]))
                     end = self.pieces[place + window.count("\n", begin, match.end())][0]
-                    told = is_prose(*_split_line(window, match))
-                    yield _Place(number, end, quote, values, number, stage, retried, told)
-                    if not error.passes and not told:
+                    reported = is_prose(*_split_line(window, match))
+                    yield _Place(number, end, quote, values, number, stage, retried, reported)
+                    if not error.passes and not reported:
                         return
 
-    def _list_windows(self, plan: _Plan) -> Iterator[tuple[int, int]]:
+    def _list_windows(self, plan: _Search) -> Iterator[tuple[int, int]]:
         """The ranges of lines that contain all the words; overlapping ranges are merged."""
         first, last = 0, -1
         for place in self._list_candidates(plan):
@@ -471,13 +474,13 @@ class _Block:
     def _reach(self, place: int) -> tuple[int, int]:
         """The range of lines to read around a line; of a line in pieces only this piece."""
         number, text = self.pieces[place]
-        if len(text) == PIECE_CHARACTERS and any(
-            each[0] == number for each in self.pieces[max(0, place - 1) : place + 2 : 2]
-        ):
-            return place, place + 1
+        if len(text) == PIECE_CHARACTERS:
+            around = self.pieces[max(0, place - 1) : place + 2 : 2]
+            if any(each == number for each, _ in around):
+                return place, place + 1
         return max(0, place - LINES_AROUND), min(len(self.pieces), place + LINES_AROUND + 1)
 
-    def _list_candidates(self, plan: _Plan) -> Iterable[int]:
+    def _list_candidates(self, plan: _Search) -> Iterable[int]:
         """The lines that contain a rare one of the words, in their order."""
         chunks, word = self._list_chunks(plan)
         if not chunks:
@@ -491,7 +494,7 @@ class _Block:
             )
         return self._list_lines_with(chunks, plan.expression.words.rarest)
 
-    def _list_chunks(self, plan: _Plan) -> tuple[int, str]:
+    def _list_chunks(self, plan: _Search) -> tuple[int, str]:
         """The chunks with the rarest required word near to all others, and this word."""
         clauses = [self._places.get(number, 0) for number in plan.required]
         if not all(clauses):
@@ -525,14 +528,14 @@ class _Block:
                 yield place
                 at = self._text.find(word, starts[place + 1], end) if place + 1 < count else -1
 
-    def _may_match(self, first: int, last: int, plan: _Plan) -> bool:
+    def _may_match(self, first: int, last: int, plan: _Search) -> bool:
         """Whether these lines have all the words, one of each group of choices, and the phrase."""
         phrase, choices = plan.expression.phrase, plan.expression.choices
         near = self._text[self._starts[first] : self._starts[last]]
-        words = (*plan.expression.words.whole, *plan.expression.words.parts)
-        if not all(word in near for word in words) or not all(
-            any(word in near for word in each) for each in choices
-        ):
+        for word in plan.near:
+            if word not in near:
+                return False
+        if choices and not all(any(word in near for word in each) for each in choices):
             return False
         if phrase in plan.words:
             return True
@@ -607,7 +610,7 @@ def _rank_matches(
         }
         adapted = error.adapt(conditions | named, shown, context.capability)
         # A retry may have succeeded later; a sentence may tell of another time or machine.
-        if place.retried or place.told:
+        if place.retried or place.reported:
             adapted = replace(adapted, certainty="possible")
         cause = next((name for name in effects if error.name in effects[name]), None)
         found.append(Match(adapted, place.number, place.line, cause))

@@ -102,8 +102,8 @@ def is_prose(before: str, after: str) -> bool:
         return False
     if before.count("`") % 2 or "\u201c" in before[-40:]:
         return True
-    told = bool(before.strip()) and bool(_TOLD.search(before[-200:]))
-    return told or (bool(re.search(r"[a-z] ", before)) and bool(_GOES_ON.match(after)))
+    reported = bool(before.strip()) and bool(_TOLD.search(before[-200:]))
+    return reported or (bool(re.search(r"[a-z] ", before)) and bool(_GOES_ON.match(after)))
 
 
 # Said of an error that passes: the program goes on by itself.
