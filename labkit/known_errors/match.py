@@ -16,7 +16,7 @@ from typing import BinaryIO, NamedTuple
 
 from labkit.host.distribution import UNKNOWN, Distribution
 from labkit.known_errors import KNOWN_ERRORS
-from labkit.known_errors.context import Context
+from labkit.known_errors.context import Context, judge_memory
 from labkit.known_errors.mention import (
     FINAL,
     PROGRESS,
@@ -431,6 +431,8 @@ def _rank_matches(
     found = []
     for error, place in places.items():
         named = {f"{name}-{text}" if text else name for name, text in place.values.items()}
+        if reason := judge_memory(place.values):
+            named.add(reason)
         shown = {**values, **place.values, **_compute_share(place.values)}
         adapted = error.adapt(conditions | named, shown, context.capability)
         if place.retried:  # it may have succeeded later
