@@ -33,6 +33,9 @@ collect_ignore = (
 # The fixtures of the simulated hosts, by name.
 pytest_plugins = ["tests.simulated_gpu.fixtures"]
 
+# What a collection makes is there to the end: pytest_collection_finish.
+gc.disable()
+
 # The device files of an NVIDIA GPU on Linux, on WSL2 and on a Jetson.
 GPU_FILES = ("/dev/nvidiactl", "/dev/dxg", "/dev/nvhost-gpu")
 
@@ -46,6 +49,9 @@ if not find_missing_simulation():
 # Kernels that tests start are plain ones, whatever the environment's settings load into them; the
 # servers of tests/servers.py are started as the lab's own.
 os.environ["LABKIT_EXTENSION"] = "0"
+# xdist's workers share the cores: with a thread per core in each, torch would wait, not compute.
+if WORKERS := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // WORKERS)))
 # `make test` sets it, for messages to a person.
 os.environ.pop("LABKIT_MAKE", None)
 # The image's own, which is no test's.
@@ -124,6 +130,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     # Files that take minutes begin first: a worker that began one last would work alone.
     long = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in long)
+
+
+def pytest_collection_finish() -> None:
+    """Takes what is there by now out of the garbage collector's sight.
+
+    It stays to the end, and whatever collects in a test, or lists all objects, would walk through
+    half a million of them: a third of a second each time.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(autouse=True)

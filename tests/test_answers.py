@@ -24,6 +24,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from numpy.lib.stride_tricks import sliding_window_view
 from torch import nn
 from torch.autograd import forward_ad
 from torch.autograd import grad as take_gradient
@@ -316,6 +317,15 @@ def halves_by_a_stack(step: Any, batch: torch.Tensor) -> torch.Tensor:
     return torch.cat(done)
 
 
+def halves_that_call_again(step: Any, batch: torch.Tensor) -> torch.Tensor:
+    with contextlib.suppress(torch.OutOfMemoryError):
+        return step(batch)
+    if len(batch) == 1:
+        return step(batch)  # raises the row's own error
+    parts = batch.split([len(batch) // 2, len(batch) - len(batch) // 2])
+    return torch.cat([halves_that_call_again(step, part) for part in parts])
+
+
 def count_by_counting(first: float, eager: float, later: float) -> int | None:
     if later >= eager and first > eager:
         return None
@@ -481,7 +491,11 @@ RIGHT = {
             sum((a - b) ** 2 for a, b in zip(p.flatten(), t.flatten(), strict=True)) / len(p)
         ),
     ],
-    "tensors.windows": [lambda x, size: x.unfold(0, size, 1)],
+    "tensors.windows": [
+        lambda x, size: x.unfold(0, size, 1),
+        lambda x, size: torch.from_numpy(sliding_window_view(x.numpy(), size)),
+        lambda x, size: torch.from_dlpack(x).unfold(0, size, 1),
+    ],
     "autograd.cubic": [
         slope_by_dual_numbers,
         slope_by_rows,
@@ -528,7 +542,7 @@ RIGHT = {
         lambda batches: torch.cat(batches).double().mean().float(),
         lambda batches: torch.cat([one.float() for one in batches]).mean(),
     ],
-    "devices.run_in_halves": [halves_by_a_stack],
+    "devices.run_in_halves": [halves_by_a_stack, halves_that_call_again],
     "compile.calls_until_paid": [count_by_counting],
     "compile.build_normalizer": [
         lambda: lambda x: ((x - x.mean()) / x.std(), x.mean()),
@@ -552,6 +566,23 @@ RIGHT = {
     "training.run_epoch": [epoch_by_sums],
     "training.mean_loss": [mean_in_inference_mode],
 }
+
+
+def ring_to_the_left(x: torch.Tensor) -> torch.Tensor:
+    rank, world = dist.get_rank(), dist.get_world_size()
+    total, moving = x.clone(), x.clone()
+    for _ in range(world - 1):
+        sending, coming = dist.isend(moving, (rank - 1) % world), torch.empty_like(x)
+        dist.recv(coming, (rank + 1) % world)
+        sending.wait()
+        total, moving = total + coming, coming
+    return total
+
+
+def part_in_blocks(length: int, rank: int, world: int, epoch: int) -> list[int]:
+    order, size = list(range(length)), math.ceil(length / world)
+    random.Random(epoch).shuffle(order)
+    return order[rank * size : (rank + 1) * size]
 
 
 def halve_rows(table: torch.Tensor) -> torch.Tensor:
@@ -649,8 +680,14 @@ def loop_for_ever(*_arguments: Any) -> Any:
 
 
 WRONG: dict[str, list[tuple[str, Any]]] = {
-    "distributed.ring_sum": [("wrong_values", lambda x: x * dist.get_world_size())],
-    "distributed.part_of": [("wrong_values", lambda n, rank, world, epoch: [])],
+    "distributed.ring_sum": [
+        ("wrong_values", lambda x: x * dist.get_world_size()),
+        ("forbidden", ring_to_the_left),
+    ],
+    "distributed.part_of": [
+        ("wrong_values", lambda n, rank, world, epoch: []),
+        ("wrong_values", part_in_blocks),
+    ],
     "tensors.images_to_batch": [
         ("wrong_values", lambda x: x.permute(0, 3, 1, 2) / 256),
         ("wrong_values", lambda x: x.permute(0, 3, 1, 2) / x.max()),

@@ -227,6 +227,16 @@ def test_a_failed_cell_is_not_judged_by_its_older_version(
     assert read_progress(workspace).standing("small.center").attempts == 1
 
 
+def test_an_interrupted_check_says_so_and_counts_for_nothing(shell: Any, workspace: Path) -> None:
+    shell.run_cell("def center(x):\n    raise KeyboardInterrupt", store_history=True)
+    done = shell.run_cell('check("small.center", center)', store_history=True)
+
+    assert isinstance(done.error_in_exec, KeyboardInterrupt)  # the cells that wait do not run
+    assert "interrupted" in shell.display_pub.outputs[-1]["data"]["text/plain"]
+    assert CHECK_MIME not in shell.display_pub.outputs[-1]["data"]
+    assert read_progress(workspace).standing("small.center").attempts == 0
+
+
 MAKE = "def make(axis):\n    def center(x):\n        return x - x.mean(axis)\n    return center\n"
 PLAINLY = "def log(f):\n    def inner(x):\n        return f(x)\n    return inner\n"
 OTHER = RIGHT.replace("center", "other")

@@ -225,9 +225,9 @@ def test_a_gpu_that_fails_is_not_served():
 def test_the_builds_have_the_code_that_the_installed_torch_lists():
     cuda = pytest.importorskip("torch").cuda
     for build in CUDA_BUILDS:
-        listed = cuda.PYTORCH_RELEASES_CODE_CC[build.cuda]
+        listed = getattr(cuda, "PYTORCH_RELEASES_CODE_CC", {}).get(build.cuda)
         if not isinstance(listed, dict):
-            pytest.skip("torch 2.11 has one list for all machines")
+            pytest.skip("before torch 2.13 it has no list for each machine")
         needs = NEEDS[build.name]
         for machine, code in listed.items():
             assert {10 * major + minor for major, minor in needs.code[machine]} == code

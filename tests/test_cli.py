@@ -334,8 +334,10 @@ def test_logs_before_the_first_start(checkout, capsys):
         (["exec", "--", "labkit", "devices"], ["labkit", "devices"]),
         (["exec", "--", "labkit", "run", "--all"], ["labkit", "run", "--all"]),
         (["exec", "--runtime", "local", "--", "ls", "-l"], ["ls", "-l"]),
+        (["exec", "ls", "-l", "--json"], ["ls", "-l", "--json"]),
+        (["exec", "--runtime", "local", "sh", "--", "x"], ["sh", "--", "x"]),
     ],
-    ids=["shell", "exec", "exec with options", "exec with a choice"],
+    ids=["shell", "exec", "exec with options", "a choice", "no --", "its own --"],
 )
 def test_a_command_inside_the_lab_is_handed_on_as_it_is(checkout, monkeypatch, words, command):
     class FakeLab:
@@ -349,6 +351,12 @@ def test_a_command_inside_the_lab_is_handed_on_as_it_is(checkout, monkeypatch, w
     )
     assert main(words) == 0
     assert FakeLab.entered == command
+
+
+@pytest.mark.parametrize("words", [["exec"], ["exec", "--"]])
+def test_no_command_inside_the_lab_is_a_usage_error(checkout, capsys, words):
+    assert main(words) == 2
+    assert "labkit shell" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

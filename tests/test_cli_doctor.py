@@ -152,14 +152,32 @@ def test_an_explanation_as_json(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("words", [[], ["--json"]], ids=["text", "json"])
-def test_an_unknown_text_says_so_and_ends_with_1(tmp_path, capsys, words):
+def test_an_unknown_error_is_quoted_and_ends_with_1(tmp_path, capsys, words):
     path = tmp_path / "log"
-    path.write_bytes(b"all is well \xff\xfe")
+    path.write_bytes(b"step 1 \xff\xfe\nerror: the widget is bent\n")
     assert main(["doctor", "--explain", str(path), *words]) == 1
     said = capsys.readouterr()
-    assert said.err.startswith("the doctor knows no error in this text\ncollect: ")
+    assert "line 2: error: the widget is bent\ncollect: " in said.err
     assert "\nask: " in said.err
-    assert (json.loads(said.out)["found"] if words else said.out) in ([], "")
+    line = {"line_number": 2, "line": "error: the widget is bent"}
+    assert (json.loads(said.out)["unexplained"] if words else said.out) in (line, "")
+
+
+@pytest.mark.parametrize("text", ["", "all is well\n", "step 1\n0 errors, 0 warnings\n"])
+def test_a_log_without_an_error_says_so_and_ends_with_0(tmp_path, capsys, text):
+    path = tmp_path / "log"
+    path.write_text(text)
+    assert main(["doctor", "--explain", str(path)]) == 0
+    said = capsys.readouterr()
+    assert (said.out, said.err) == ("", "no error found in this text\n")
+
+
+@pytest.mark.parametrize("name", ["/dev/full", "/dev/zero", "/dev/urandom"])
+def test_a_device_that_never_ends_is_refused_by_its_kind(name, capsys):
+    if not Path(name).is_char_device():
+        pytest.skip(f"no {name} here")
+    assert main(["doctor", "--explain", name]) == 2
+    assert f"{name} is a character device" in capsys.readouterr().err
 
 
 def test_a_log_that_is_not_there(tmp_path, capsys):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import pickle
 
@@ -64,6 +65,37 @@ def test_a_hostile_pickle_is_a_usage_error_and_runs_nothing(tmp_path, monkeypatc
     assert "_dump_snapshot" in error["fix"]
     assert error["exit_code"] == 2
     assert [one.name for one in tmp_path.iterdir()] == ["evil.pickle"]
+
+
+def test_a_file_that_ends_early_is_incomplete(file, tmp_path, capsys):
+    content = file.read_bytes()
+    packed = gzip.compress(content)
+    parts = {"none": b"", "half": content[: len(content) // 2], "gz": packed[: len(packed) // 2]}
+    for name, part in parts.items():
+        (tmp_path / name).write_bytes(part)
+        assert main(["history", str(tmp_path / name), "--json"]) == 2
+        error = json.loads(capsys.readouterr().out)["error"]
+        assert error["what"] == f"{tmp_path / name} is incomplete"
+        assert str(tmp_path / name) in error["fix"]
+
+
+def test_the_second_file_is_named_if_it_is_no_snapshot(file, tmp_path, capsys):
+    other = tmp_path / "other.pickle"
+    other.write_bytes(pickle.dumps({"a": 1}))
+    assert main(["history", str(file), str(other)]) == 2
+    assert capsys.readouterr().err.startswith(f"error: {other} is not a memory snapshot")
+
+
+def test_a_snapshot_of_the_end_alone_says_nothing_of_what_was_freed(tmp_path, capsys):
+    block = {"address": 4096, "size": 512, "requested_size": 500, "state": "active_allocated"}
+    segment = {"address": 4096, "total_size": 1024, "device": 0, "stream": 0, "blocks": [block]}
+    path = tmp_path / "end.pickle"
+    path.write_bytes(pickle.dumps({"segments": [segment], "device_traces": [[]]}))
+    assert main(["history", str(path), "-o", str(tmp_path / "page.html")]) == 0
+    output = capsys.readouterr().out
+    assert "live" in output
+    assert "was freed" not in output
+    assert "the snapshot has no events" in (tmp_path / "page.html").read_text()
 
 
 def test_a_page_that_cannot_be_written_is_an_error_without_output(file, capsys):

@@ -181,6 +181,15 @@ def test_an_endless_answer_ends_at_the_limit(desk: Desk, capsys: Any) -> None:
 
 
 @pytest.mark.slow
+def test_an_interrupt_is_not_called_a_timeout(desk: Desk, capsys: Any) -> None:
+    desk.solve("raise KeyboardInterrupt")
+
+    assert main(["check", "small.center"]) == 1
+    said = capsys.readouterr().out
+    assert "the check was interrupted" in said and "took longer" not in said
+
+
+@pytest.mark.slow
 def test_a_dead_kernel_names_the_cell(desk: Desk, capsys: Any) -> None:
     desk.solve("import os\n    os._exit(3)")
 

@@ -419,12 +419,7 @@ def test_the_best_device_computes():
 @pytest.mark.parametrize("kind", ["cuda", "mps", "xpu", None])
 def test_the_best_device_is_the_accelerator_that_can_be_used(monkeypatch, kind):
     torch = pytest.importorskip("torch")
-    asked = []
-
-    def find(check_available):
-        asked.append(check_available)
-        return torch.device(kind) if kind else None
-
-    monkeypatch.setattr(torch.accelerator, "current_accelerator", find)
+    # A build for CUDA names it where there is no GPU, too.
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device(kind or 0))
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: kind is not None)
     assert best_device() == torch.device(kind or "cpu")
-    assert asked == [True]

@@ -680,12 +680,11 @@ def test_a_loss_keeps_the_storage_that_it_really_keeps(loss, reduction):
     assert estimate_memory(make_step).peak_bytes == pytest.approx(measured, rel=0.001)
 
 
-@functools.lru_cache
-def make_table(size):
-    return {"table": (torch.arange(size, dtype=torch.float32),)}
-
-
 def test_a_cached_function_keeps_no_fake_tensor_for_the_real_step():
+    @functools.lru_cache
+    def make_table(size):
+        return {"table": (torch.arange(size, dtype=torch.float32),)}
+
     estimate_memory(lambda: lambda: make_table(1000)["table"][0] * 2)
     assert type(make_table(1000)["table"][0]) is torch.Tensor
 

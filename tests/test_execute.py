@@ -137,14 +137,6 @@ def test_nothing_is_left_of_a_run_that_passed(tmp_path):
     assert all(is_gone(pid) for pid in read_pids(tmp_path))
 
 
-@pytest.fixture
-def heeds_interrupts():
-    """Ctrl-C raises KeyboardInterrupt even where the shell that started pytest ignores it."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 def test_ctrl_c_stops_the_kernel_and_keeps_what_was_known(tmp_path, heeds_interrupts):
     def interrupt(event):
         if event.number == 2 and event.status == "running" and event.seconds is None:

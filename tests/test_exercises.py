@@ -561,6 +561,37 @@ def test_of_mistakes_that_begin_alike_the_one_that_goes_on_alike_is_named() -> N
     assert hints == ("Three times.",)
 
 
+ONE, SIGN, BOTH = "drops the one", "has the sign wrong", "caps, and that cuts"
+
+
+@pytest.mark.parametrize(
+    ("answer", "named", "hint"),
+    [
+        pytest.param(lambda x: x * 2, ONE, 1, id="one alone"),
+        pytest.param(lambda x: (2 * x.relu() + 1).clamp(max=5), BOTH, 0, id="in cases"),
+        pytest.param(lambda x: -10 * (2 * x + 1), f"tenfold, and that {SIGN}", 0, id="product"),
+        pytest.param(lambda x: x.double().sum(), "adds up", "Do not add up.", id="same shape"),
+        pytest.param(lambda x: torch.full_like(x, 0.125), None, 0, id="neither"),
+    ],
+)
+def test_of_two_mistakes_at_once_both_are_named(answer: Any, named: Any, hint: Any) -> None:
+    known = (
+        WrongAnswer(ONE, lambda x: x * 2, "wrong_values", hint=1),
+        WrongAnswer("cuts", lambda x: 2 * x.relu() + 1, "wrong_values", hint=1),
+        WrongAnswer("caps", lambda x: (2 * x + 1).clamp(max=5), "wrong_values"),
+        WrongAnswer("tenfold", lambda x: 20 * x + 10, "wrong_values"),
+        WrongAnswer(SIGN, lambda x: -2 * x - 1, "wrong_values"),
+        WrongAnswer("adds up", lambda x: x.sum(), "wrong_shape", hint="Do not add up."),
+    )
+    numbers = [torch.tensor([1.0, 3.0]), torch.tensor([-0.5, -0.5]), torch.tensor([-2.0, -4.0])]
+    cases = [Case((x,), x * 2 + 1) for x in numbers]
+    exercise = Exercise("one", "One", ("a", "b"), lambda: cases, (), known)
+
+    verdict = judge_function(exercise, "lab.one", answer)
+
+    assert (verdict.mistake, verdict.hint) == (named, hint)
+
+
 def test_what_an_answer_prints_is_printed_once_while_its_mistake_is_looked_for(
     capsys: Any,
 ) -> None:

@@ -271,6 +271,23 @@ def test_a_wait_for_a_service_is_no_error_once_it_answers(after, is_over):
     assert (found == ()) is is_over
 
 
+@pytest.mark.parametrize(
+    ("host", "name"),
+    [
+        ("localhost", "connection-refused"),
+        ("192.168.1.5", "connection-refused"),
+        ("::1", "connection-refused"),
+        ("vllm", "connection-refused"),
+        ("files.example", "curl-failed"),
+    ],
+)
+@pytest.mark.parametrize("reason", ["Connection refused", "Could not connect to server"])
+def test_a_wait_that_never_ends_gives_one_answer(host, name, reason):
+    line = f"curl: (7) Failed to connect to {host} port 8000 after 0 ms: {reason}\n"
+    found = explain_text(f"{line}waiting (1/2)\n{line}giving up on the wait\n").found
+    assert [each.error.name for each in found] == [name]
+
+
 # What breaks a machine that works, or deletes what somebody needs.
 HARMFUL = re.compile(
     r"(?<!cache )purge|--unregister|system reset|[;&] ?(?:sudo )?reboot\b(?!,)|^sudo reboot"
@@ -328,10 +345,52 @@ def test_a_failed_build_does_not_quote_an_earlier_retry_as_its_cause():
         'raise SystemExit(1) if "CUDA out of memory" in str(error) else error',
         "Segmentation fault happens when two OpenMP libraries are loaded",
         "The bug behind `Key was rejected by service` was fixed in 1.2",
+        "  * elf.c (read): Fix a segmentation fault on bad input.",
+        "    segmentation fault.",
+        "- Resolved an issue where the container fails with NVML: Unknown Error",
+        "Bump torch: CUDA error: device-side assert triggered",
     ],
 )
 def test_a_sentence_about_an_error_gives_no_cause(line):
     assert explain_text(f"before\n{line}\nafter").found == ()
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "Since the update I get CUDA out of memory when I start training.",
+        "After upgrading, nvidia-smi shows {} and nothing works.",
+        "We hit the dreaded `no space left on device` last week.",
+        "Our users saw \u201c{}\u201d for hours.",
+        "Most people who see Key was rejected by service have Secure Boot turned on.",
+        "In this article we look at the error {}.",
+        "> I tried that but still get RuntimeError: No CUDA GPUs are available",
+        "Subject: Re: {}",
+    ],
+)
+def test_an_error_in_a_sentence_is_at_most_possible(line):
+    mismatch = "Failed to initialize NVML: Driver/library version mismatch"
+    told = line.format(mismatch)
+    assert [each.error.certainty for each in explain_text(told).found] == ["possible"]
+    # The log's own line, wherever it stands, decides.
+    both = explain_text(f"{told}\n{mismatch}\n{told}").found
+    sure = next(each for each in both if each.error.name == "driver-library-mismatch")
+    assert (sure.error.certainty, sure.line_number) == ("certain", 2)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "Failed to initialize NVML: Driver/library version mismatch",
+        "OSError: [Errno 28] No space left on device: '/data/x'",
+        "write /data/x: no space left on device",
+        "E1124 10:00:00.1 7 x.go:12] failed with: no space left on device",
+        "tar: x: Cannot write: No space left on device",
+        "ERROR: Could not install packages due to an OSError: [Errno 28] No space left on device",
+    ],
+)
+def test_a_line_of_a_log_stays_certain(line):
+    assert explain_text(line).first.error.certainty == "certain"
 
 
 @pytest.mark.parametrize(

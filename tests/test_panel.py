@@ -6,7 +6,6 @@ import re
 import subprocess
 import sys
 import threading
-import types
 from html.parser import HTMLParser
 
 import pytest
@@ -334,19 +333,6 @@ def test_cells_are_marked_with_their_numbers(shell):
         ("cell", "[5]"),
     ]
     assert all(span.end is not None for span in spans)
-
-
-def test_cells_are_marked_by_the_numbers_an_older_ipython_counts():
-    shell = types.SimpleNamespace(execution_count=7)
-    cells = panel_module.CellSpans(shell)
-    seen = []
-    for _ in range(2):
-        info = types.SimpleNamespace(store_history=True, raw_cell="x")
-        cells.begin(info)
-        seen.append(cells._ahead)
-        cells.end(types.SimpleNamespace(info=info, execution_count=shell.execution_count))
-        shell.execution_count += 1
-    assert (seen, cells._ahead, cells._open) == ([1, 0], 0, [])
 
 
 def test_the_extension_marks_cells_for_any_sampler_and_leaves_with_it(shell):

@@ -118,14 +118,6 @@ def wait_for_running_cell(path):
     pytest.fail("the result never told of the running cell")
 
 
-@pytest.fixture
-def heeds_interrupts():
-    """Ctrl-C raises KeyboardInterrupt even where the shell that started pytest ignores it."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 def test_ctrl_c_ends_all_that_run_and_begins_no_more(tmp_path, heeds_interrupts):
     begun = set()
     lock = threading.Lock()

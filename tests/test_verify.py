@@ -324,7 +324,7 @@ def test_the_real_cpu_is_verified(capsys):
     assert [step["words"] for step in cpu["steps"]][3] == "the same as uncompiled"
 
 
-@pytest.mark.parametrize("name", ["GPU", "cuda:", "cuda:-1", "0", "cuda 0"])
+@pytest.mark.parametrize("name", ["GPU", "cuda:", "cuda:-1", "0", "cuda 0", "nonsense"])
 def test_a_word_that_is_no_device_is_a_usage_error(capsys, name):
     assert main(["devices", "--json", f"--verify={name}"]) == 2
     assert json.loads(capsys.readouterr().out)["error"]["what"] == f"invalid --verify {name!r}"

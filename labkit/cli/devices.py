@@ -81,7 +81,7 @@ def show_devices(arguments: argparse.Namespace) -> int:
     from labkit.devices.detect import detect_devices
 
     asked = arguments.verify
-    if asked is not None and not re.fullmatch(r"[a-z]+(:\d+)?", asked):
+    if asked is not None and not re.fullmatch(rf"{ALL}|(cpu|cuda|mps|xpu)(:\d+)?", asked):
         cause = "a device is named as in torch: cpu, cuda, cuda:1, mps, xpu"
         raise UsageError(f"invalid --verify {asked!r}", cause=cause, fix="labkit devices")
     if asked is not None:

@@ -9,6 +9,7 @@ import functools
 import os
 import shlex
 import shutil
+import stat
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -34,7 +35,8 @@ def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]
         description="Checks this host from the GPU on its bus to a compiled kernel, within 10 "
         "seconds (more on a busy machine), and changes nothing. Exits with 5 if a check failed. "
         "With --fix it offers to run the fixes that are safe. With --explain it names the causes "
-        "of a log instead, and exits with 1 if it knows none.",
+        "of the errors in a log instead; it exits with 0 if it knows them or the log shows no "
+        "error, and with 1 if the log shows an error that it does not know.",
     )
     what = parser.add_mutually_exclusive_group()
     what.add_argument(
@@ -83,7 +85,10 @@ def list_checks(arguments: argparse.Namespace) -> int:
 
 
 def explain(arguments: argparse.Namespace) -> int:
-    """Prints the causes found in the text, or that none is known (exit 1)."""
+    """Prints the causes found in the text.
+
+    Without one, it says that the text shows no error (exit 0), or none that is known (exit 1).
+    """
     from labkit.host.distribution import read_distribution
     from labkit.known_errors.context import advise_unknown
     from labkit.known_errors.match import explain_file, format_explanation
@@ -97,7 +102,12 @@ def explain(arguments: argparse.Namespace) -> int:
         print(format_explanation(explanation, distribution))
     if explanation.found:
         return ExitCode.OK
-    print("the doctor knows no error in this text", file=sys.stderr)
+    if explanation.failure is None:
+        print("no error found in this text", file=sys.stderr)
+        return ExitCode.OK
+    failure = explanation.failure
+    print("the doctor does not know the error in this text", file=sys.stderr)
+    print(f"line {failure.line_number}: {failure.line}", file=sys.stderr)
     print(advise_unknown(explanation.context), file=sys.stderr)
     return ExitCode.FAILED
 
@@ -111,15 +121,31 @@ def open_log(name: str) -> Iterator[BinaryIO]:
     if name == "-":
         if sys.stdin.isatty():
             print("paste the log, then press Ctrl-D:", file=sys.stderr)
+        refuse_device(sys.stdin.buffer, "standard input")
         yield sys.stdin.buffer
         return
     try:
         with Path(name).open("rb") as file:
+            refuse_device(file, name)
             yield file
     except OSError as error:
         raise UsageError(
             f"cannot read {name}: {error.strerror}", fix="labkit doctor --explain < FILE"
         ) from error
+
+
+def refuse_device(file: BinaryIO, name: str) -> None:
+    """Raises UsageError for a device, which may never end; a terminal and /dev/null do."""
+    try:
+        opened = os.fstat(file.fileno())
+    except (OSError, ValueError):  # not a file of the system's: a test's buffer
+        return
+    kinds = {stat.S_IFCHR: "character device", stat.S_IFBLK: "block device"}
+    kind = kinds.get(stat.S_IFMT(opened.st_mode))
+    if kind and not file.isatty() and opened.st_rdev != Path(os.devnull).stat().st_rdev:
+        raise UsageError(
+            f"{name} is a {kind}, not a log: it may never end", fix="labkit doctor --explain FILE"
+        )
 
 
 def examine(arguments: argparse.Namespace) -> int:

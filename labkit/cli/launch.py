@@ -181,11 +181,14 @@ def _add_inside(commands: argparse._SubParsersAction[Any]) -> None:
     execute = commands.add_parser(
         "exec",
         help="run a command inside the lab",
-        description="Runs a command inside the lab: `labkit exec -- labkit devices`.",
+        description="Runs a command inside the lab: `labkit exec -- labkit devices`. What stands"
+        " after the command belongs to it.",
     )
     add_choices(execute)
     _add_folders(execute)
-    execute.add_argument("words", nargs="+", metavar="COMMAND", help="the command, after `--`")
+    execute.add_argument(
+        "words", nargs=argparse.REMAINDER, metavar="COMMAND", help="the command and its arguments"
+    )
     add_common(execute, as_json=False)
     execute.set_defaults(run=run_exec)
 
@@ -218,7 +221,14 @@ def run_shell(arguments: argparse.Namespace) -> int:
 
 def run_exec(arguments: argparse.Namespace) -> int:
     """Replaces this process by the command inside the lab, so its exit code is returned."""
-    return enter_lab(arguments, arguments.words)
+    words = arguments.words[1:] if arguments.words[:1] == ["--"] else arguments.words
+    if not words:
+        raise UsageError(
+            "no command to run in the lab",
+            cause="`labkit exec` takes one",
+            fix="labkit shell   # or: labkit exec -- COMMAND",
+        )
+    return enter_lab(arguments, words)
 
 
 def enter_lab(arguments: argparse.Namespace, command: Sequence[str]) -> int:

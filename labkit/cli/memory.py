@@ -31,6 +31,7 @@ from labkit.errors import ExitCode, UsageError
 from labkit.text import escape_controls, near_match
 
 if TYPE_CHECKING:
+    from labkit.memory.allocations.analysis import History
     from labkit.memory.balance.model import Balance, Snapshot
     from labkit.memory.estimate.model import Estimate
 
@@ -207,9 +208,9 @@ def _add_history(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]
 
 def show_history(arguments: argparse.Namespace) -> int:
     """Prints the analysis of the snapshot and writes the page if asked; exits 0."""
-    from labkit.memory.allocations.analysis import analyse, compare_histories
+    from labkit.memory.allocations.analysis import compare_histories
     from labkit.memory.allocations.page import make_page
-    from labkit.memory.allocations.snapshot import load_snapshot, read_recording, write_file
+    from labkit.memory.allocations.snapshot import write_file
     from labkit.memory.allocations.view import describe_comparison, describe_history
 
     if arguments.later and arguments.output:
@@ -218,9 +219,9 @@ def show_history(arguments: argparse.Namespace) -> int:
             cause="a page shows one snapshot",
             fix=f"labkit history {arguments.later} --output {arguments.output}",
         )
-    history = analyse(read_recording(load_snapshot(arguments.file)))
+    history = _read_history(arguments.file)
     if arguments.later:
-        later = analyse(read_recording(load_snapshot(arguments.later)))
+        later = _read_history(arguments.later)
         compared = compare_histories(history, later)
         if arguments.json:
             named = {"snapshots": [str(arguments.file), str(arguments.later)]}
@@ -240,6 +241,18 @@ def show_history(arguments: argparse.Namespace) -> int:
         if page:
             print(f"\npage: {escape_controls(page)}")
     return ExitCode.OK
+
+
+def _read_history(path: Path) -> History:
+    from labkit.memory.allocations.analysis import analyse
+    from labkit.memory.allocations.snapshot import load_snapshot, read_recording
+
+    snapshot = load_snapshot(path)
+    try:
+        return analyse(read_recording(snapshot))
+    except UsageError as error:
+        what = f"{path} is not a memory snapshot of torch"
+        raise UsageError(what, cause=error.cause, fix=error.fix) from error
 
 
 MODULE_NAME = "labkit_estimated_file"

@@ -19,8 +19,13 @@ def best_device() -> torch.device:
     """
     import torch
 
-    found = torch.accelerator.current_accelerator(check_available=True)
-    return torch.device("cpu") if found is None else found
+    return _find_accelerator(torch) or torch.device("cpu")
+
+
+def _find_accelerator(torch: Any) -> Any:
+    """The device of the accelerator that torch can use, or None; torch 2.6 needs two calls."""
+    accelerator = torch.accelerator
+    return accelerator.current_accelerator() if accelerator.is_available() else None
 
 
 class TorchDevice(NamedTuple):
@@ -51,7 +56,7 @@ def read_torch_devices(torch: Any) -> TorchFacts:
     """Every device that torch lists in this process; starts CUDA if it can."""
     version = torch.version
     build = InstalledTorch(str(torch.__version__), version.cuda, version.hip, version.xpu)
-    found = torch.accelerator.current_accelerator(check_available=True)
+    found = _find_accelerator(torch)
     devices = []
     if found is not None:
         module = torch.get_device_module(found.type)

@@ -6,7 +6,7 @@ import ast
 from typing import Any
 
 from labkit.jupyter.cells import CellLines, show, show_hint, show_use, track_cell
-from labkit.jupyter.panel import find_notebook, follow_cells, leave_cells
+from labkit.jupyter.panel import find_notebook, follow_cells, leave_cells, read_cell_number
 from labkit.jupyter.usage import UsageSocket, offer_usage
 from labkit.memory.oom.model import find_out_of_memory
 
@@ -155,8 +155,7 @@ def compile_cell(shell: Any, cell: str) -> tuple[Any, Any]:
     """
     # The empty line replaces %%memory, so that line numbers match the notebook.
     source = "\n" + shell.transform_cell(cell)
-    # IPython increments execution_count before a cell runs.
-    name = shell.compile.cache(source, max(0, shell.execution_count - 1), raw_code=cell)
+    name = shell.compile.cache(source, max(0, read_cell_number(shell)), raw_code=cell)
     try:
         tree = shell.compile.ast_parse(source, filename=name)
         tree = shell.transform_ast(tree)

@@ -65,6 +65,14 @@ def find_notebook(
     return Path(said) if isinstance(said, str) and said.endswith(".ipynb") else None
 
 
+def read_cell_number(shell: Any) -> int:
+    """The number of the running cell, which execution_count is ahead of since IPython 9.8."""
+    import IPython
+
+    ahead = bool(IPython.version_info >= (9, 8))
+    return int(shell.execution_count) - ahead
+
+
 _FOLLOWED: list[CellSpans] = []
 
 
@@ -74,8 +82,6 @@ class CellSpans:
     def __init__(self, shell: Any) -> None:
         self.shell = shell
         self._open: list[tuple[Any, int, Opened]] = []
-        # How far execution_count is ahead when a cell begins: 1, and 0 in an older IPython.
-        self._ahead = 1
 
     def begin(self, info: Any) -> None:
         """A cell begins; a nested one (``%run``) has the same number and is part of it."""
@@ -83,7 +89,7 @@ class CellSpans:
         # IPython does not report the end of every cell, such as one with a syntax error.
         while self._open and self._open[-1][1] != count:
             end_spans(self._open.pop()[2])
-        name = f"[{count - self._ahead}]" if info.store_history else None
+        name = f"[{read_cell_number(self.shell)}]" if info.store_history else None
         opened = [] if self._open else begin_spans("cell", name)
         self._open.append((info, count, opened))
 
@@ -93,11 +99,9 @@ class CellSpans:
         if not any(is_same_cell(one, info) for one, _, _ in self._open):
             return
         while self._open:
-            one, count, opened = self._open.pop()
+            one, _, opened = self._open.pop()
             end_spans(opened)
             if is_same_cell(one, info):
-                if info.store_history and result.execution_count is not None:
-                    self._ahead = count - result.execution_count
                 return
 
 

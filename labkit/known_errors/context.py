@@ -6,9 +6,11 @@ read on another machine than the one that failed.
 
 from __future__ import annotations
 
+import heapq
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import NamedTuple
 
 from labkit.host.distribution import Distribution
@@ -18,15 +20,21 @@ from labkit.host.torch_builds import NEEDS
 
 
 class Sign(NamedTuple):
-    """A fact about the machine: words of which one must be in the log, and the expression."""
+    """A fact about the machine: words of which one must be in the log, and the expression.
+
+    A match contains one of ``parts``, or has it near: it is searched for only there.
+    """
 
     name: str
     words: tuple[str, ...]
     pattern: re.Pattern[str]
+    parts: tuple[str, ...]
 
 
-def _sign(name: str, words: str, pattern: str) -> Sign:
-    return Sign(name, tuple(words.split()), re.compile(pattern))
+def _sign(name: str, words: str, pattern: str, parts: str = "") -> Sign:
+    """A sign; its parts, divided by "|", are by default its words."""
+    split = tuple(words.split())
+    return Sign(name, split, re.compile(pattern), tuple(parts.split("|")) if parts else split)
 
 
 # The expressions read text in lower case. A group's text is the value of the sign.
@@ -79,9 +87,7 @@ SIGNS = (
         "mig",
         r"\bmig[- ](?:\dg|mode|[0-9a-f]{8}-)|\bmig (?:is )?enabled|\bmig instance|with mig\b",
     ),
-    _sign(
-        "torch-prerelease", "nvcr 0a0 dev", r"nvcr\.io/nvidia/pytorch|\d\.\d\.0a0\b|\d\.dev20\d{6}"
-    ),
+    _sign("torch-prerelease", "nvcr 0a0", r"nvcr\.io/nvidia/pytorch|\d\.\d\.0a0\b"),
     _sign("nixos", "nixos nix", r"nixos|/nix/store"),
     _sign("vgpu", "grid vgpu", r"\bvgpu\b|\bgrid [a-z]?\d"),
     _sign(
@@ -91,7 +97,7 @@ SIGNS = (
     ),
     _sign("devices-allowed", "container", r"container_use_devices (?:is|-->|=) ?(?:on|1)\b"),
     _sign("daemon-reload", "daemon", r"\bdaemon-reload|\bdaemon-reexec"),
-    _sign("iptables-nft", "nf", r"iptables v[\d.]{3,8} \(nf_tables\)"),
+    _sign("iptables-nft", "nf", r"iptables v[\d.]{3,8} \(nf_tables\)", "iptables v"),
     _sign("secure-boot-on", "secureboot secure", r"secureboot enabled|efi secure boot;"),
     _sign(
         "suspend",
@@ -129,25 +135,52 @@ VALUES = (
         r"(?:driver version[:=]? +|nvidia/|kernel module version +|nvidia-dkms[- ]"
         r"|the (?=\S+ nvidia driver))"
         r"(\d{3}\.\d+(?:\.\d+)?)",
+        "driver version|nvidia/|kernel module version|nvidia-dkms|nvidia driver",
+    ),
+    _sign(
+        "torch",
+        "cu118 cu121 cu124 cu126 cu128 cu129 cu130 cu132 cpu",
+        r"\d\+(cu\d{3}|cpu)\b",
+        "+cu|+cpu",
+    ),
+    _sign(
+        "kernel",
+        "kernel linux",
+        r"\b(\d\.\d{1,2}\.\d{1,3}-[\w.-]{2,40})",
+        "kernel|linux|modules/|vmlinuz|-generic|-amd64",
     ),
     _sign(
         "toolkit",
-        "container toolkit cli",
+        "container container1 toolkit cli",
         r"(?:nvidia-container-(?:toolkit|cli)|libnvidia-container\w*|toolkit|cli-version)"
         r"[ =:(v-]{1,3}(1\.\d{1,2}\.\d{1,2})\b",
+        "toolkit|nvidia-container|cli-version",
     ),
-    _sign("torch", "cu118 cu121 cu124 cu126 cu128 cu129 cu130 cu132 cpu", r"\d\+(cu\d{3}|cpu)\b"),
-    _sign("kernel", "kernel linux", r"\b(\d\.\d{1,2}\.\d{1,3}-[\w.-]{2,40})"),
 )
 # By the family of distributions: only what the host itself writes, never an image's name.
 FAMILIES = (
-    _sign("arch", "pacman archlinux arch1 arch", r"\bpacman\b|archlinux|-arch\d"),
+    _sign(
+        "arch",
+        "pacman archlinux arch1 arch",
+        r"\bpacman\b|archlinux|-arch\d",
+        "pacman|archlinux|-arch",
+    ),
     _sign("suse", "zypper opensuse", r"\bzypper\b|opensuse"),
-    _sign("fedora", "fc40 fc41 fc42 fc43 fc44 akmods", r"\.fc\d\d\b|akmods"),
-    _sign("rhel", "el8 el9 el10 el8_10 el9_6", r"\.el\d"),
-    _sign("ubuntu", "generic azure aws ubuntu", r"\d-(?:generic|azure|aws|gcp)\b|repos/ubuntu"),
-    _sign("debian", "dpkg apt pve", r"\bdpkg: |\bapt(?:-get)? (?:install|update)|-pve\b|\+deb1\d"),
-    _sign("alpine", "apk", r"\bapk add\b"),
+    _sign("fedora", "fc40 fc41 fc42 fc43 fc44 akmods", r"\.fc\d\d\b|akmods", ".fc|akmods"),
+    _sign("rhel", "el8 el9 el10 el8_10 el9_6", r"\.el\d", ".el"),
+    _sign(
+        "ubuntu",
+        "generic azure aws ubuntu",
+        r"\d-(?:generic|azure|aws|gcp)\b|repos/ubuntu",
+        "-generic|-azure|-aws|-gcp|repos/ubuntu",
+    ),
+    _sign(
+        "debian",
+        "dpkg apt pve",
+        r"\bdpkg: |\bapt(?:-get)? (?:install|update)|-pve\b|\+deb1\d",
+        "dpkg: |apt install|apt update|apt-get install|apt-get update|-pve|+deb1",
+    ),
+    _sign("alpine", "apk", r"\bapk add\b", "apk add"),
 )
 # Cards are named in capitals: these words decide whether the text is searched for them.
 CARD_WORDS = frozenset(
@@ -170,7 +203,7 @@ class Context:
     def read(self, words: Collection[bytes], lowered: Callable[[], str], text: str) -> None:
         """Adds what a block says: its words, its text in lower case, and its text."""
         for sign in SIGNS:
-            if sign.name not in self.signs and _has(sign, words, lowered):
+            if sign.name not in self.signs and _find(sign, words, lowered):
                 self.signs.add(sign.name)
         for sign in VALUES:
             if sign.name not in self.values and (found := _find(sign, words, lowered)):
@@ -291,29 +324,24 @@ def advise_unknown(context: Context) -> str:
 KEPLER = re.compile(r"\bK[1-8]\d{1,3}\b|\bGTX? [67]\d0\b")
 
 
-def _find(sign: Sign, words: Collection[bytes], lowered: Callable[[], str]) -> re.Match[str] | None:
-    if not any(word.encode() in words for word in sign.words):
-        return None
-    return sign.pattern.search(lowered())
-
-
-# A sign stands so many characters around its word. So many places of a word are looked at in each
-# block: where a frequent word belongs to the sign, one of the first does.
+# A sign stands so many characters around its part. So many places of a part are looked at in each
+# block: where a frequent part belongs to the sign, one of the first does.
 _AROUND = 60
 _PLACES = 200
 
 
-def _has(sign: Sign, words: Collection[bytes], lowered: Callable[[], str]) -> bool:
-    """True if the sign is in the text, next to one of its words."""
-    for word in sign.words:
-        if word.encode() not in words:
-            continue
-        text = lowered()
-        at = text.find(word)
-        for _ in range(_PLACES):
-            if at < 0:
-                break
-            if sign.pattern.search(text, max(0, at - _AROUND), at + _AROUND):
-                return True
-            at = text.find(word, at + 1)
-    return False
+def _find(sign: Sign, words: Collection[bytes], lowered: Callable[[], str]) -> re.Match[str] | None:
+    """The first match near one of the sign's parts, if the text has one of its words."""
+    if not any(word.encode() in words for word in sign.words):
+        return None
+    text = lowered()
+    places = heapq.merge(*(islice(_list_places(text, part), _PLACES) for part in sign.parts))
+    matches = (sign.pattern.search(text, max(0, at - _AROUND), at + _AROUND) for at in places)
+    return next(filter(None, matches), None)
+
+
+def _list_places(text: str, part: str) -> Iterator[int]:
+    at = text.find(part)
+    while at >= 0:
+        yield at
+        at = text.find(part, at + 1)

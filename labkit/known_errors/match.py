@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
-from itertools import accumulate
+from functools import cache, reduce
+from itertools import accumulate, chain
+from operator import or_
 from typing import BinaryIO, NamedTuple
 
 from labkit.host.distribution import UNKNOWN, Distribution
+from labkit.host.packages import Fix
 from labkit.known_errors import KNOWN_ERRORS
 from labkit.known_errors.context import Context, judge_memory
 from labkit.known_errors.mention import (
@@ -26,9 +28,11 @@ from labkit.known_errors.mention import (
     WARNING,
     find_stage,
     is_mention,
+    is_prose,
 )
 from labkit.known_errors.model import CERTAINTIES, Expression, KnownError
 from labkit.known_errors.read import (
+    PIECE_CHARACTERS,
     Piece,
     clean_line,
     decode_blocks,
@@ -50,7 +54,9 @@ SHORTEST_SEARCHED = 3
 _SEPARATORS = bytes(
     byte if byte >= 0x80 or chr(byte).isalnum() else ord(" ") for byte in range(256)
 )
-_NO_DIGITS = bytes(ord(" ") if chr(byte).isdecimal() else byte for byte in range(256))
+# A log is searched by chunks of about this size; so many of its words are remembered.
+CHUNK_CHARACTERS = 2048
+MOST_WORDS = 200_000
 
 
 # What a command of a fix does besides, to say so next to it.
@@ -99,10 +105,15 @@ class Match:
 
 @dataclass(frozen=True)
 class Explanation:
-    """The known errors found in a text: causes first, their effects after them."""
+    """The known errors found in a text: causes first, their effects after them.
+
+    ``failure`` is the first line that shows that something failed, None if no line does: without
+    a known error it tells a text with an unknown error from a healthy log.
+    """
 
     found: tuple[Match, ...] = ()
     context: Context = field(default_factory=Context)
+    failure: Match | None = None
 
     @property
     def first(self) -> Match | None:
@@ -119,6 +130,9 @@ class Explanation:
         distribution = self.context.choose_distribution(distribution)
         return {
             "found": [each.describe(distribution) for each in self.found],
+            "unexplained": None
+            if self.found or not self.failure
+            else {"line_number": self.failure.line_number, "line": self.failure.line},
             "read_from_text": {**self.context.values, "signs": sorted(self.context.signs)},
         }
 
@@ -189,7 +203,7 @@ class _Place(NamedTuple):
     """Where an error was found: its line's number and quote, and the values in its text.
 
     ``end`` is the last line of the text, ``last``, ``stage`` and ``retried`` are of the last line
-    that shows the error.
+    that shows the error. ``told`` is true if a person's sentence, not a program, shows it.
     """
 
     number: int
@@ -199,6 +213,31 @@ class _Place(NamedTuple):
     last: int
     stage: str
     retried: bool
+    told: bool
+
+
+# By the forms in which programs report failures, whatever failed: never shown as a known error.
+_FAILURE = KnownError(
+    "failure",
+    (
+        r"Traceback \(most recent call last\)",
+        r"^(?:\S{1,60} )?(?:error|fatal|panic|critical): ",
+        r"^(?:\w{1,40}\.){0,8}\w{0,40}(?-i:Error|Exception)(?:: |$)",
+        r"\blevel=(?:error|fatal|panic)\b",
+        r"\[(?:error|fatal|critical)\]",
+        r"\b(?-i:ERROR|FATAL|CRITICAL)\b.{0,40} - ",
+        r"^\*\*\* .{1,160} Error \d",
+        r"\b(?:exit|exited|status|returned).{0,30} (?:code|status):? [1-9]",
+        r"core dumped",
+        r"^Failed (?:to|with) ",
+        r"(?-i:FAILED) \[",
+        r"Segmentation fault",
+    ),
+    "",
+    Fix(""),
+    unless=r"\b(?:0|no) errors?\b|\bignor|\bretr|\bwarn|falling back|errors?: (?:0|None|null)\b"
+    r"|(?:code|status):? \d{1,3}\.\s*$|(?-i:segmentation fault)",
+)
 
 
 def _explain(blocks: Iterable[list[Piece]], known: tuple[KnownError, ...]) -> Explanation:
@@ -206,13 +245,17 @@ def _explain(blocks: Iterable[list[Piece]], known: tuple[KnownError, ...]) -> Ex
     found: set[str] = set()  # a name's hash is stored, that of an error is computed each time
     context = Context()
     before: list[Piece] = []
+    index = _index_all() if known is KNOWN_ERRORS else _Index((*known, _FAILURE))
     for pieces in filter(None, blocks):
-        block = _Block([*before, *pieces])
+        block = _Block([*before, *pieces], index.features)
         context.read(block.words, block.join_lowered, block.joined)
-        for error in known:
-            if (error.passes or error.name not in found) and (place := block.find(error)):
-                found.add(error.name)
+        for error, plans in index.plans:
+            if (error.passes or error.name not in found) and (place := block.find(error, plans)):
                 first = places.get(error, place)
+                if first.told and not place.told:
+                    first = place
+                if not first.told:  # a program's own line may follow
+                    found.add(error.name)
                 places[error] = first._replace(
                     last=place.last, stage=place.stage, retried=place.retried
                 )
@@ -237,45 +280,135 @@ def _forget_what_passed(places: dict[KnownError, _Place], block: _Block) -> None
                 del places[error]
 
 
-class _Block:
-    """Some consecutive lines of a log, and the words in them."""
+class _Plan(NamedTuple):
+    """What to ask before an expression is run: the features that a text must have.
 
-    def __init__(self, pieces: list[Piece]) -> None:
+    ``required`` are the numbers of words that all must be there, ``choices`` of groups of which
+    one must be there; ``words`` are those required, in the order of ``required``.
+    """
+
+    expression: Expression
+    required: tuple[int, ...]
+    words: tuple[str, ...]
+    choices: tuple[tuple[int, ...], ...]
+
+
+class _Features(dict[bytes, tuple[int, ...]]):
+    """For a word of a log, the numbers of the features that it is or contains.
+
+    A feature is a word that an expression requires: a whole one, or a part of a word.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._whole: dict[bytes, int] = {}
+        self._parts: dict[bytes, dict[bytes, int]] = {}  # by their first letters
+        self._count = 0
+
+    def add_whole(self, word: str) -> int:
+        """The number of a whole word."""
+        return self._number(self._whole, word.encode())
+
+    def add_part(self, part: str) -> int:
+        """The number of a part of a word, of at least ``SHORTEST_SEARCHED`` letters."""
+        key = part.encode()
+        return self._number(self._parts.setdefault(key[:SHORTEST_SEARCHED], {}), key)
+
+    def _number(self, known: dict[bytes, int], word: bytes) -> int:
+        if word not in known:
+            known[word] = self._count
+            self._count += 1
+        return known[word]
+
+    def __missing__(self, word: bytes) -> tuple[int, ...]:
+        found = [self._whole[word]] if word in self._whole else []
+        starting = self._parts.get
+        for start in range(len(word) - SHORTEST_SEARCHED + 1):
+            if parts := starting(word[start : start + SHORTEST_SEARCHED]):
+                found += [number for part, number in parts.items() if word.startswith(part, start)]
+        if len(self) >= MOST_WORDS:
+            self.clear()
+        self[word] = tuple(found)
+        return self[word]
+
+
+class _Index:
+    """Known errors with the plans of their expressions, and the features that these ask for."""
+
+    def __init__(self, known: Iterable[KnownError]) -> None:
+        self.features = _Features()
+        self.plans = [(error, [self._plan(each) for each in error.expressions]) for error in known]
+
+    def _plan(self, expression: Expression) -> _Plan:
+        whole, parts = expression.words
+        numbers = {word: self.features.add_whole(word) for word in whole}
+        numbers |= {
+            part: self.features.add_part(part) for part in parts if len(part) >= SHORTEST_SEARCHED
+        }
+        words = tuple(sorted(numbers, key=len, reverse=True))
+        choices = tuple(
+            tuple(map(self.features.add_part, each))
+            for each in expression.choices
+            if _shortest_length(each) >= SHORTEST_SEARCHED
+        )
+        return _Plan(expression, tuple(numbers[word] for word in words), words, choices)
+
+
+@cache
+def _index_all() -> _Index:
+    return _Index((*KNOWN_ERRORS, _FAILURE))
+
+
+class _Block:
+    """Some consecutive lines of a log, and the features of each chunk of lines."""
+
+    def __init__(self, pieces: list[Piece], features: _Features) -> None:
         self.pieces = pieces
         self.joined = "\n".join([text for _, text in pieces])
         # One Unicode character becomes two in lower case, which would shift all later positions.
         lowered = strip_ansi(self.joined).replace("\u0130", "i").lower()
         self._translated = find_translated(lowered)
         self._text = translate(lowered, self._translated)
-        self.words = set(_split_words(self._text))
-        self._vocabulary = b" ".join(self.words)
-        # Most words of a log are times and addresses: a text without digits is in a part of a
-        # word without digits, of which there are few.
-        self._letters = b" ".join(set(self._vocabulary.translate(_NO_DIGITS).split()))
-        self._lowered = self._text.split("\n")
+        lengths = [len(line) + 1 for line in self._text.split("\n")]
+        # The position in the text at which each line begins.
+        self._starts: Sequence[int] = list(accumulate(lengths, initial=0))
         self._cleaned: dict[int, str] = {}
-        self._counts: dict[str, int] = {}
+        self._plain: dict[int, str] = {}
+        self.words: set[bytes] = set()
+        self._places: dict[int, int] = {}
+        self._read_chunks(features)
+
+    def _read_chunks(self, features: _Features) -> None:
+        """Notes for each feature the chunks that have it, as bits."""
+        count = len(self.pieces)
+        # A match reaches LINES_AROUND lines from its rarest word: at most into the next chunk.
+        self._chunk_lines = size = max(
+            LINES_AROUND + 1, count * CHUNK_CHARACTERS // (len(self._text) + 1)
+        )
+        places = self._places
+        for number, first in enumerate(range(0, count, size)):
+            end = self._starts[min(first + size, count)]
+            words = set(_split_words(self._text[self._starts[first] : end]))
+            self.words |= words
+            bit = 1 << number
+            for feature in set(chain.from_iterable(map(features.__getitem__, words))):
+                places[feature] = places.get(feature, 0) | bit
 
     def join_lowered(self) -> str:
         """The block's text in lower case, in English."""
         return self._text
 
-    @cached_property
-    def _starts(self) -> Sequence[int]:
-        """The position in the text at which each line begins."""
-        return list(accumulate((len(line) + 1 for line in self._lowered), initial=0))
-
-    def find(self, error: KnownError) -> _Place | None:
+    def find(self, error: KnownError, plans: Iterable[_Plan]) -> _Place | None:
         """The first place that shows the error, with the last line that does; None if none."""
         found: list[_Place] = []
-        for each in error.expressions:
-            # Most texts lack a whole word of most patterns: that is asked here, without a call.
-            if each.keys[0] <= self.words and self._may_match(each):
+        for each in plans:
+            # Most texts lack a word of most expressions: that is asked here, without a call.
+            if not each.required or each.required[0] in self._places:
                 found += self._search(each, error)
         if not found:
             return None
         last = max(found, key=lambda place: place.last)
-        return min(found, key=lambda place: place.number)._replace(
+        return min(found, key=lambda place: (place.told, place.number))._replace(
             last=last.last, stage=last.stage, retried=last.retried
         )
 
@@ -283,27 +416,19 @@ class _Block:
         """The lines that show progress or a final failure: number, stage, and whether it failed."""
         if PROGRESS_WORDS.isdisjoint(self.words):
             return
-        for (number, raw), line in zip(self.pieces, self._lowered, strict=True):
+        for (number, raw), line in zip(self.pieces, self._text.split("\n"), strict=True):
+            if PROGRESS_WORDS.isdisjoint(_split_words(line)):
+                continue
             final = bool(FINAL.search(line))
             if final or PROGRESS.search(line):
                 yield number, find_stage(strip_ansi(raw)), final
 
-    def _may_match(self, expression: Expression) -> bool:
-        """Whether the text has the parts of words, and one of each group of choices."""
-        _, parts, choices = expression.keys
-        return all(map(self._contains, parts)) and all(
-            any(map(self._contains, each)) for each in choices
-        )
-
-    def _contains(self, part: bytes) -> bool:
-        return part in (self._letters if part.isalpha() else self._vocabulary)
-
-    def _search(self, expression: Expression, error: KnownError) -> Iterator[_Place]:
-        for first, last in self._list_windows(expression):
+    def _search(self, plan: _Plan, error: KnownError) -> Iterator[_Place]:
+        for first, last in self._list_windows(plan):
             window = "\n".join(self._clean(place) for place in range(first, last))
             # What was counted and found up to the line at ``seen``: a window may have many matches.
             place, seen, raiser = first, 0, None
-            for match in expression.regex.finditer(window):
+            for match in plan.expression.regex.finditer(window):
                 if not _is_excused(window, match, error):
                     begin = window.rfind("\n", 0, match.start()) + 1
                     for found in _RAISER.finditer(window, seen, match.end()):
@@ -322,62 +447,102 @@ class _Block:
                     retried = retried and not FINAL.search(line.lower())
                     stage = find_stage(strip_ansi(line[:100]))
                     end = self.pieces[place + window.count("\n", begin, match.end())][0]
-                    yield _Place(number, end, quote, values, number, stage, retried)
-                    if not error.passes:
+                    told = is_prose(*_split_line(window, match))
+                    yield _Place(number, end, quote, values, number, stage, retried, told)
+                    if not error.passes and not told:
                         return
 
-    def _list_windows(self, expression: Expression) -> Iterator[tuple[int, int]]:
+    def _list_windows(self, plan: _Plan) -> Iterator[tuple[int, int]]:
         """The ranges of lines that contain all the words; overlapping ranges are merged."""
-        first, last = 0, -LINES_AROUND - 1
-        for place in self._list_candidates(expression):
-            if not self._are_near(place, expression):
+        first, last = 0, -1
+        for place in self._list_candidates(plan):
+            start, end = self._reach(place)
+            if not self._may_match(start, end, plan):
                 continue
-            if last < 0 or place - LINES_AROUND > last:
+            if last < 0 or start > last - 1:
                 if last >= 0:
                     yield first, last
-                first = max(0, place - LINES_AROUND)
-            last = min(len(self.pieces), place + LINES_AROUND + 1)
+                first = start
+            last = end
         if last >= 0:
             yield first, last
 
-    def _list_candidates(self, expression: Expression) -> Iterator[int]:
+    def _reach(self, place: int) -> tuple[int, int]:
+        """The range of lines to read around a line; of a line in pieces only this piece."""
+        number, text = self.pieces[place]
+        if len(text) == PIECE_CHARACTERS and any(
+            each[0] == number for each in self.pieces[max(0, place - 1) : place + 2 : 2]
+        ):
+            return place, place + 1
+        return max(0, place - LINES_AROUND), min(len(self.pieces), place + LINES_AROUND + 1)
+
+    def _list_candidates(self, plan: _Plan) -> Iterable[int]:
         """The lines that contain a rare one of the words, in their order."""
-        words = expression.words.longest
-        if len(words[0]) >= SHORTEST_SEARCHED:
-            rarest = min(words, key=self._count) if len(words) > 1 else words[0]
-            return self._list_lines_at(lambda start: self._text.find(rarest, start))
-        if expression.choices:
-            alternatives = max(expression.choices, key=_shortest_length)
-            sought = "|".join(map(re.escape, alternatives))
-        elif words[0] in expression.words.whole:
-            sought = rf"(?<![a-z0-9]){re.escape(words[0])}(?![a-z0-9])"
-        elif words[0]:
-            sought = re.escape(words[0])
-        else:
-            return iter(range(len(self._lowered)))
-        pattern = re.compile(sought)
-        return self._list_lines_at(lambda start: _find_start(pattern, self._text, start))
+        chunks, word = self._list_chunks(plan)
+        if not chunks:
+            return ()
+        if len(word) >= SHORTEST_SEARCHED:
+            return self._list_lines_with(chunks, word)
+        if plan.expression.choices:
+            alternatives = max(plan.expression.choices, key=_shortest_length)
+            return sorted(
+                {at for each in alternatives for at in self._list_lines_with(chunks, each)}
+            )
+        return self._list_lines_with(chunks, plan.expression.words.rarest)
 
-    def _count(self, word: str) -> int:
-        if word not in self._counts:
-            self._counts[word] = self._text.count(word)
-        return self._counts[word]
+    def _list_chunks(self, plan: _Plan) -> tuple[int, str]:
+        """The chunks with the rarest required word near to all others, and this word."""
+        clauses = [self._places.get(number, 0) for number in plan.required]
+        if not all(clauses):
+            return 0, ""
+        searched = [
+            (chunks, word)
+            for chunks, word in zip(clauses, plan.words, strict=True)
+            if len(word) >= SHORTEST_SEARCHED
+        ]
+        everywhere = (1 << len(self.pieces)) - 1, min(plan.words, key=len, default="")
+        chunks, word = min(searched, key=lambda pair: pair[0].bit_count(), default=everywhere)
+        for choice in plan.choices:
+            clauses.append(reduce(or_, (self._places.get(number, 0) for number in choice)))
+        for clause in clauses:
+            chunks &= clause | clause << 1 | clause >> 1
+        return chunks, word
 
-    def _list_lines_at(self, find: Callable[[int], int]) -> Iterator[int]:
-        at = find(0)
-        while at >= 0:
-            place = bisect_right(self._starts, at) - 1
-            yield place
-            at = find(self._starts[place + 1])
+    def _list_lines_with(self, chunks: int, word: str) -> Iterator[int]:
+        """The lines of these chunks that contain the word; "" is in each."""
+        starts, count, size = self._starts, len(self.pieces), self._chunk_lines
+        while chunks:
+            lowest = chunks & -chunks
+            # The carry runs through all set bits above the lowest one: they are read together.
+            carried = chunks + lowest
+            first, after = (each.bit_length() - 1 for each in (lowest, carried & -carried))
+            chunks &= carried
+            end = starts[min(after * size, count)]
+            at = self._text.find(word, starts[min(first * size, count)], end)
+            while at >= 0:
+                place = bisect_right(starts, at) - 1
+                yield place
+                at = self._text.find(word, starts[place + 1], end) if place + 1 < count else -1
 
-    def _are_near(self, place: int, expression: Expression) -> bool:
-        words = (*expression.words.whole, *expression.words.parts)
-        if len(words) == 1 and not expression.choices:
+    def _may_match(self, first: int, last: int, plan: _Plan) -> bool:
+        """Whether these lines have all the words, one of each group of choices, and the phrase."""
+        phrase, choices = plan.expression.phrase, plan.expression.choices
+        near = self._text[self._starts[first] : self._starts[last]]
+        words = (*plan.expression.words.whole, *plan.expression.words.parts)
+        if not all(word in near for word in words) or not all(
+            any(word in near for word in each) for each in choices
+        ):
+            return False
+        if phrase in plan.words:
             return True
-        near = "\n".join(self._lowered[max(0, place - LINES_AROUND) : place + LINES_AROUND + 1])
-        return all(word in near for word in words) and all(
-            any(word in near for word in each) for each in expression.choices
-        )
+        plain = " ".join(self._squeeze(place) for place in range(first, last))
+        return phrase in plain or "nvrm:" in plain
+
+    def _squeeze(self, place: int) -> str:
+        """The cleaned line in lower case, each run of blanks a space."""
+        if place not in self._plain:
+            self._plain[place] = " ".join(self._clean(place).lower().split())
+        return self._plain[place]
 
     def _clean(self, place: int) -> str:
         if place not in self._cleaned:
@@ -390,11 +555,6 @@ def _shortest_length(words: Sequence[str]) -> int:
     return min(map(len, words))
 
 
-def _find_start(pattern: re.Pattern[str], text: str, start: int) -> int:
-    found = pattern.search(text, start)
-    return found.start() if found else -1
-
-
 def _split_words(text: str) -> list[bytes]:
     text = re.sub(r"\\+[nrt]", " ", text) if "\\" in text else text
     return text.encode(errors="replace").translate(_SEPARATORS).split()
@@ -402,13 +562,18 @@ def _split_words(text: str) -> list[bytes]:
 
 def _is_excused(window: str, match: re.Match[str], error: KnownError) -> bool:
     """True if the line only mentions the error, or shows that it is another error."""
-    start = window.rfind("\n", 0, match.start()) + 1
-    end = window.find("\n", match.end())
-    end = end if end >= 0 else len(window)
-    before, after = window[start : match.start()], window[match.end() : min(end, match.end() + 200)]
+    before, after = _split_line(window, match)
     if is_mention(before, after) or (error.passes and TRANSIENT.search(after)):
         return True
+    start, end = match.start() - len(before), match.end() + len(after)
     return bool(error.exception and error.exception.search(window, start, end))
+
+
+def _split_line(window: str, match: re.Match[str]) -> tuple[str, str]:
+    """The text before and after a match, up to the ends of its first and last line."""
+    start = window.rfind("\n", 0, match.start()) + 1
+    end = window.find("\n", match.end())
+    return window[start : match.start()], window[match.end() : end if end >= 0 else None]
 
 
 def quote_line(line: str, matched: str) -> str:
@@ -424,7 +589,9 @@ def quote_line(line: str, matched: str) -> str:
 def _rank_matches(
     places: Mapping[KnownError, _Place], known: Sequence[KnownError], context: Context
 ) -> Explanation:
-    places = _leave_out_general(places)
+    failed = places.get(_FAILURE)
+    failure = failed and Match(_FAILURE, failed.number, failed.line)
+    places = _leave_out_general({error: places[error] for error in places if error != _FAILURE})
     by_name = {error.name: error for error in known}
     effects = {error.name: _list_effects(error, by_name) for error in places}
     conditions, values = context.list_conditions(), context.list_values()
@@ -435,11 +602,13 @@ def _rank_matches(
             named.add(reason)
         shown = {**values, **place.values, **_compute_share(place.values)}
         adapted = error.adapt(conditions | named, shown, context.capability)
-        if place.retried:  # it may have succeeded later
+        # A retry may have succeeded later; a sentence may tell of another time or machine.
+        if place.retried or place.told:
             adapted = replace(adapted, certainty="possible")
         cause = next((name for name in effects if error.name in effects[name]), None)
         found.append(Match(adapted, place.number, place.line, cause))
-    return Explanation(tuple(sorted(found, key=lambda each: _rank(each, effects))), context)
+    ranked = sorted(found, key=lambda each: _rank(each, effects))
+    return Explanation(tuple(ranked), context, failure)
 
 
 def _compute_share(values: Mapping[str, str]) -> Mapping[str, str]:

@@ -9,7 +9,9 @@ _SUBJECT = re.compile(
     r"\s*(?:[-*•]\s+|\* |commit )*[0-9a-f]{7,40} \S"
     r"|\s*(?:[-*•]\s+)?(?:\w{2,12}(?:\([\w/ -]+\))?!?: )?"
     r"(?:fix|add|handle|document|avoid|prevent|improve|revert|merge|explain|clarify|mention|recover"
-    r"|support|remove|work around|reword|retry)(?:e?s|e?d)?\b(?! (?:failed|error))",
+    r"|support|remove|work around|reword|retry|bump|resolve)(?:e?s|e?d)?\b(?! (?:failed|error))"
+    # GNU's and Debian's change logs: `* file.c (name): ...`, `  * New version ...`.
+    r"|\s*\* [\w./-]+\.(?:cc?|cpp|h|py|in|am|texi|exp|sh)\b|\s{2,8}\* [A-Z]|\s*(?:\* )?PR \w+/\d+",
     re.IGNORECASE,
 )
 # A condition or an example just before the text.
@@ -64,6 +66,46 @@ def is_mention(before: str, after: str) -> bool:
     )
 
 
+# A person tells of an error: about themselves, or with a verb or noun just before its text.
+_TOLD = re.compile(
+    r"(?:^|[\s\"'(])(?:I|I'm|I've|[Mm]y|[Ww]e (?:get|got|see|saw|hit|had|have|are)|[Oo]ur)\b[ ,]"
+    r"|^Subject: .{0,80}$"
+    r"|\b(?:g[eo]ts?|getting|got|see|seeing|saw|shows?|showed|sa(?:ys?|id)|complain(?:s|ed)|threw"
+    r"|throws|hit|hits|encounter(?:s|ed)?|(?:end|fail|crash|die)(?:s|ed|d)? with|famous|dreaded"
+    r"|infamous|known as|called|the error|errors? (?:is|was|like|about|of)|error message|\ban?|the)"
+    r"[:,]? {1,3}(?:[\w /-]{2,50}: )?[\"'`\u2018\u201c\u00ab*]{0,3}$",
+    re.MULTILINE,
+)
+# The sentence goes on after the error's text, up to its full stop.
+_GOES_ON = re.compile(
+    r"[\"'`\u2019\u201d\u00bb*)]{0,3},? (?:errors?|messages?|exceptions?|when|whenever|while|after"
+    r"|but|and|so|because|which|that|since|until|appears?|occurs?|happen(?:s|ed)|came|comes|was|were|had"
+    r"|has|will|would|can|could|may|might|should|issues?|problems?|in|on|is an?)\b"
+    r"(?: [\w\"'`,;()/@-]+[\w.-]*){2,60}[.!?]\W{0,3}$"
+)
+# What a line of a log begins with: a level, a time, a program's name, an exception.
+_LOG_START = re.compile(
+    r"[^A-Za-z]{0,40}\d\d:\d\d|\s*[\[(<{/]|\s*(?!Subject)[\w.:/\[\]-]{2,60}: |\s*\w{3,5}="
+    r"|\s*E\d{4} |\W{0,8}(?:ERROR|FATAL|WARN|INFO|CRITICAL|Error|Warning)\b"
+)
+
+
+def is_prose(before: str, after: str) -> bool:
+    """True if the line is a sentence that tells of the error, in a mail or an article.
+
+    >>> is_prose("Since the update I get ", " when the container starts.")
+    True
+    >>> is_prose("docker: Error response from daemon: ", " with capabilities: [[gpu]].")
+    False
+    """
+    if _LOG_START.match(before):
+        return False
+    if before.count("`") % 2 or "\u201c" in before[-40:]:
+        return True
+    told = bool(before.strip()) and bool(_TOLD.search(before[-200:]))
+    return told or (bool(re.search(r"[a-z] ", before)) and bool(_GOES_ON.match(after)))
+
+
 # Said of an error that passes: the program goes on by itself.
 TRANSIENT = re.compile(
     r"(?:trying|using|choosing) (?:another|the next|a different|port \d)|falling back"
@@ -78,13 +120,13 @@ RETRY = re.compile(
     r"|\battempt \d+ ?(?:of|/) ?\d+",
     re.IGNORECASE,
 )
-# The words of PROGRESS and FINAL: a block without them has no such line.
+# The words of PROGRESS and FINAL: a line without them is not such a line.
 PROGRESS_WORDS = frozenset(
     b"collecting downloading downloaded installed satisfied up unpacking fetched complete running"
     b" startup started done saved epoch finished succeeded recovered reconnected healthy exporting"
     b" pulled available retries version distribution fetch install total giving ready healthy alive"
     b" reachable 200 201 204 ok connected established accepting listening registered synced joined"
-    b" loaded initialized".split()
+    b" loaded initialized request get built".split()
 )
 # In lower case: the step went on after a retry.
 PROGRESS = re.compile(

@@ -23,8 +23,8 @@ _PIECE = re.compile(
     r"(?:(?P<class>\[\^?\]?(?:\\.|[^\]\\])*\])|\\x(?P<code>[0-9a-f]{2})|\\(?P<escaped>.)|(?P<plain>.))"
     r"(?P<repeat>[?*+]|\{\d*,?\d*\})?"
 )
-# Placeholder for the parts of a pattern that can match any text.
-_OPEN = "\0"
+# Placeholders in a pattern's literal text: for what can match any text, and for a word's end.
+_OPEN, _END = "\0", "\1"
 _WORD = re.compile(r"[a-z0-9\x80-\U0010ffff]+")
 
 
@@ -142,14 +142,10 @@ class Expression:
         return list_choices(self.pattern)
 
     @cached_property
-    def keys(self) -> tuple[frozenset[bytes], tuple[bytes, ...], tuple[tuple[bytes, ...], ...]]:
-        """The words encoded to look them up: whole ones, parts, and the choices.
-
-        The longest part, which is the rarest, comes first.
-        """
-        parts = sorted((part.encode() for part in self.words.parts), key=len, reverse=True)
-        choices = tuple(tuple(part.encode() for part in each) for each in self.choices)
-        return frozenset(word.encode() for word in self.words.whole), tuple(parts), choices
+    def phrase(self) -> str:
+        """The longest text that every match contains, in lower case, each blank a space."""
+        runs = re.split(f"[{_OPEN}{_END}]", _read_pattern(self.pattern).literals.lower())
+        return max((" ".join(run.split()) for run in runs), key=len)
 
 
 def compile_pattern(pattern: str) -> re.Pattern[str]:
@@ -266,6 +262,6 @@ def _read_literal(piece: re.Match[str]) -> str:
         return chr(int(piece["code"], 16)) + after
     if piece["escaped"]:
         # \b, \B and \s end a word; the other classes are open; an escaped sign is itself.
-        classes = dict.fromkeys("bBs", " ") | dict.fromkeys("dDwWSAZ", _OPEN)
+        classes = dict.fromkeys("bBsnrt", _END) | dict.fromkeys("dDwWSAZ", _OPEN)
         return classes.get(piece["escaped"], piece["escaped"]) + after
-    return " " + after if piece["plain"] in "^$" else piece["plain"] + after
+    return _END + after if piece["plain"] in "^$" else piece["plain"] + after

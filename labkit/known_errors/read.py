@@ -75,6 +75,8 @@ ENGLISH = {
         "그런 파일이나 디렉터리가 없습니다",
         "nie ma takiego pliku ani katalogu",
     ),
+    # What a shell prints of a process that SIGKILL ended.
+    "killed": ("getötet", "processus arrêté", "ucciso", "убито", "已杀死", "強制終了", "죽었음"),
 }
 TRANSLATIONS = {foreign: english for english, texts in ENGLISH.items() for foreign in texts}
 

@@ -20,6 +20,7 @@ from typing import Any
 
 from labkit.lessons.exercises import AUTOGRAD, BY_HAND, LOOP, Exercise
 from labkit.lessons.value_repr import is_array, is_tensor, same_value
+from labkit.memory.track.frames import PACKAGES
 
 LIMIT_SECONDS = 30.0
 # A check that takes longer than this says that it is still running.
@@ -30,6 +31,7 @@ _STACK_BYTES = 16 * 2**20
 # A loop over the values takes more steps for the larger size: at least one for each more value.
 SIZES = (4, 12)
 _PLAIN = (int, float, complex, str, bytes, type(None))
+# Beside these: a user's site-packages, and those of the Python that a .venv is made of.
 _LIBRARIES = (*{sysconfig.get_paths()[key] for key in ("stdlib", "purelib", "platlib")}, "<frozen")
 
 
@@ -233,6 +235,10 @@ def _make_mode(ran: Ran) -> Any:
     return Recorder()
 
 
+def _is_library(file: str) -> bool:
+    return file.startswith(_LIBRARIES) or PACKAGES.search(file) is not None
+
+
 def _make_tracer(ran: Ran) -> Callable[[FrameType, str, Any], Any]:
     own: dict[CodeType, bool] = {}
 
@@ -244,7 +250,7 @@ def _make_tracer(ran: Ran) -> Callable[[FrameType, str, Any], Any]:
         code = frame.f_code
         if code not in own:
             file = code.co_filename
-            own[code] = file != __file__ and not file.startswith(_LIBRARIES)
+            own[code] = file != __file__ and not _is_library(file)
         # Forward mode has no node of a backward pass: it begins with dual numbers.
         ran.differentiated |= code.co_name == "make_dual" and not own[code]
         return trace_line if own[code] else None

@@ -35,7 +35,7 @@ _CARD = (
     "border-left: 3px solid {edge}; padding: 0.15em 0 0.15em 0.75em; margin: 0.15em 0; "
     "color: var(--jp-content-font-color1, currentColor); "
     "font-family: var(--jp-content-font-family, sans-serif); "
-    "font-size: var(--jp-content-font-size1, 14px); line-height: 1.45;"
+    "font-size: var(--jp-content-font-size1, 14px); line-height: 1.45; overflow-wrap: anywhere;"
 )
 _MUTED = "color: var(--jp-content-font-color2, currentColor);"
 _CODE = (

@@ -10,7 +10,9 @@ import contextlib
 import hashlib
 import inspect
 import io
+import itertools
 import linecache
+import math
 import os
 import re
 import sys
@@ -66,6 +68,7 @@ from labkit.lessons.exercises import (
     Exercise,
     NotThisWay,
     Verdict,
+    WrongAnswer,
 )
 from labkit.lessons.notebooks import find_reference
 from labkit.lessons.progress import (
@@ -85,6 +88,7 @@ from labkit.lessons.value_repr import (
     describe_type,
     find_difference,
     format_value,
+    is_tensor,
 )
 from labkit.notebooks.ranks import STARTUP_SECONDS, RanksFailed, RanksTimedOut, run_on_ranks
 from labkit.notebooks.result import CHECK_MIME
@@ -96,6 +100,8 @@ NOT_WRITTEN = "write the function in its cell, run that cell, and then this one"
 # A second look at an answer, to name its mistake, must not take long: the limit of one call, which
 # leaves one that compiles the time to end, and the time after which no further call begins.
 _BRIEF_SECONDS, _LOOK_SECONDS = 5.0, 2.0
+# The most values of a tensor that are compared with those of known mistakes.
+MOST_COMPARED = 1000
 _CALLED = re.compile(r"(?<=^TypeError: )[\w.<>]+(?=\(\))")
 # What Dynamo's errors end with: advice to those who work on Dynamo.
 _FOR_MAINTAINERS = re.compile(
@@ -195,6 +201,16 @@ class _CaseJudge:
             startup_seconds=seconds + STARTUP_SECONDS,
         )
 
+    def call(self, function: Callable[..., object]) -> object:
+        """What the function returns for the case; None if it raises."""
+        import torch
+
+        torch.manual_seed(self.seed)
+        try:
+            return self._call(function, copy_arguments(self.case.arguments))
+        except (Exception, SystemExit):
+            return None
+
     def _judge_value(self, got: object, arguments: tuple[Any, ...]) -> Verdict | None:
         case, difference = self.case, None
         expected = _expected_value(case)
@@ -223,28 +239,137 @@ def _name_mistake(
     function: Callable[..., object],
     others: list[tuple[int, Case]],
 ) -> Verdict:
-    """The verdict with the known wrong answer that does the same, if any.
-
-    It fails the case in the same way. Different mistakes can do that: of those that do, the one is
-    named that agrees in most ``others`` (cases and their places), and in half of them at least.
-    """
+    """The verdict with the known wrong answer that does the same, or the two that do together."""
     if judge.case.ranks and verdict.status == TIMED_OUT:
         return verdict  # it says where each rank waits; trying others would take the limit again
-    known = [one for one in exercise.wrong_answers if one.verdict == verdict.status]
+    brief = min(judge.limit_seconds, _BRIEF_SECONDS)
+    judges = [
+        replace(judge, case=case, seed=seed, limit_seconds=brief)
+        for seed, case in others
+        if case.ranks is None and verdict.status != TIMED_OUT
+    ]
     with contextlib.redirect_stdout(io.StringIO()):  # what an answer prints is on the page already
-        same = [one for one in known if _outcome(judge.judge(one.function)) == _outcome(verdict)]
-        others = [] if verdict.status == TIMED_OUT else others
-        brief = min(judge.limit_seconds, _BRIEF_SECONDS)
-        judges = [
-            replace(judge, case=case, seed=seed, limit_seconds=brief)
-            for seed, case in others
-            if case.ranks is None
-        ]
-        shares = [_share_agreed(judges, function, one.function) for one in same]
-    if max(shares, default=0.0) < 0.5:
+        named = _find_same(verdict, exercise, judge, function, judges)
+        if not named and verdict.status != TIMED_OUT:
+            named = _find_parts(verdict, exercise, [judge, *judges], function)
+            named = named or _find_product(verdict, exercise, judge, function)
+    if not named:
         return verdict
-    wrong = same[shares.index(max(shares))]
-    return replace(verdict, mistake=wrong.description, hint=wrong.hint)
+    mistake = ", and that ".join(one.description for one in named)
+    return replace(verdict, mistake=mistake, hint=named[0].hint)
+
+
+def _find_same(
+    verdict: Verdict,
+    exercise: Exercise,
+    judge: _CaseJudge,
+    function: Callable[..., object],
+    judges: list[_CaseJudge],
+) -> list[WrongAnswer]:
+    """The known wrong answer that fails the case in the same way, if any.
+
+    Different mistakes can do that: of those that do, the one that agrees in most other cases, and
+    in half of them at least.
+    """
+    known = [one for one in exercise.wrong_answers if one.verdict == verdict.status]
+    same = [one for one in known if _outcome(judge.judge(one.function)) == _outcome(verdict)]
+    shares = [_share_agreed(judges, function, one.function) for one in same]
+    best = max(shares, default=0.0)
+    return [same[shares.index(best)]] if best >= 0.5 else []
+
+
+def _find_parts(
+    verdict: Verdict,
+    exercise: Exercise,
+    judges: list[_CaseJudge],
+    function: Callable[..., object],
+) -> list[WrongAnswer]:
+    """Up to two known wrong answers, each of which fails some case as the function does.
+
+    Of two mistakes in one answer, a case often shows one alone. The first judge has ``verdict``.
+    """
+    known = [one for one in exercise.wrong_answers if one.verdict != TIMED_OUT]
+    until = time.monotonic() + _LOOK_SECONDS
+    shown: dict[int, set[int]] = {}  # by wrong answer, the cases that show it
+    for place, judge in enumerate(judges):
+        ours = _outcome(judge.judge(function) if place else verdict)
+        if ours is None or ours[0] == TIMED_OUT:
+            continue
+        same = []
+        for number, one in enumerate(known):
+            if time.monotonic() > until:
+                break
+            if _outcome(judge.judge(one.function)) == ours:
+                same.append(number)
+        if len(same) == 1:  # a case that several mistakes fail alike tells nothing
+            shown.setdefault(same[0], set()).add(place)
+    named: list[int] = []
+    left = set(range(len(judges)))
+    while len(named) < 2 and any(left & cases for cases in shown.values()):
+        named.append(max(shown, key=lambda one: (0 in left & shown[one], len(left & shown[one]))))
+        left -= shown[named[-1]]
+    if named or verdict.status not in (WRONG_TYPE, WRONG_SHAPE, WRONG_DTYPE):
+        return [known[number] for number in named]
+    # The same wrong type, shape or dtype is the same mistake, whatever the values are.
+    alike = (one for one in known if one.verdict == verdict.status)
+    said = (verdict.status, verdict.message)
+    return [one for one in alike if (_outcome(judges[0].judge(one.function)) or ())[:2] == said][:1]
+
+
+def _find_product(
+    verdict: Verdict, exercise: Exercise, judge: _CaseJudge, function: Callable[..., object]
+) -> list[WrongAnswer]:
+    """The two known wrong answers whose factors or differences make the function's values.
+
+    Or the one that shares a third of the wrong values.
+    """
+    right = _list_numbers(_expected_value(judge.case))
+    ours = _list_numbers(judge.call(function))
+    if verdict.status != WRONG_VALUES or not right or not ours or len(ours) != len(right):
+        return []
+    found = [
+        (one, values)
+        for one in exercise.wrong_answers
+        if one.verdict != TIMED_OUT
+        for values in [_list_numbers(judge.call(one.function))]
+        if values and len(values) == len(right) and not _near(values, right)
+    ]
+    for (one, a), (other, b) in itertools.combinations(found, 2):
+        rows = list(zip(a, b, right, strict=True))
+        added = [x + y - z for x, y, z in rows]
+        scaled = [x * y / z if z else x * y for x, y, z in rows]
+        if _near(ours, added) or _near(ours, scaled):
+            return [one, other]
+    wrong = [at for at in range(len(right)) if not _near(ours[at : at + 1], right[at : at + 1])]
+    shared = [
+        sum(_near(ours[at : at + 1], values[at : at + 1]) for at in wrong) for _, values in found
+    ]
+    best = max(shared, default=0)
+    # One or two equal values may be chance, and several mistakes that share as many tell nothing.
+    if best < max(3, len(wrong) / 3) or shared.count(best) > 1:
+        return []
+    return [found[shared.index(best)][0]]
+
+
+def _list_numbers(value: object) -> list[float]:
+    """All numbers of a value made of tensors, numbers and sequences; empty if there are others."""
+    if is_tensor(value):
+        plain = value.detach().flatten()[:MOST_COMPARED]
+        return [] if plain.is_complex() or plain.is_meta else plain.tolist()
+    if isinstance(value, int | float):
+        return [float(value)]
+    if not isinstance(value, list | tuple):
+        return []
+    parts = [_list_numbers(one) for one in value]
+    return [number for part in parts for number in part] if all(parts) else []
+
+
+def _near(values: list[float], others: list[float]) -> bool:
+    return len(values) == len(others) and all(
+        math.isclose(one, other, rel_tol=1e-4, abs_tol=1e-6)
+        or (math.isnan(one) and math.isnan(other))
+        for one, other in zip(values, others, strict=True)
+    )
 
 
 def _share_agreed(
@@ -408,11 +533,18 @@ def check(name: str, function: object) -> None:
 
     The workspace records a pass. The first failure shows one hint, later failures show all hints.
     A reference run (LABKIT_REFERENCE=1) records nothing, and a failure raises CheckFailed.
+    If the kernel is interrupted meanwhile, the check says so and raises KeyboardInterrupt.
     """
-
+    __tracebackhide__ = True  # IPython hides such frames in a traceback
     lab, exercise = find_exercise(name)
-    with _say_if_slow():
-        verdict = find_failed_cell(name, function) or judge_function(exercise, name, function)
+    try:
+        with _say_if_slow():
+            verdict = find_failed_cell(name, function) or judge_function(exercise, name, function)
+    except KeyboardInterrupt as error:
+        text = f"`{name}`: the check was interrupted: no verdict, and nothing is recorded"
+        card = Card(QUIET, "interrupted", text)
+        show_bundle({"text/html": card_html(card), "text/plain": card_text(card)})
+        raise error.with_traceback(None) from None
     if os.environ.get(REFERENCE_VARIABLE) == "1":
         show_verdict(verdict)
         if not verdict.passed:

@@ -24,7 +24,13 @@ from labkit.lessons.checks import CHECKED_VARIABLE
 from labkit.lessons.exercises import TIMED_OUT
 from labkit.lessons.notebooks import cell_source, parse_notebook, read_digests, read_notebook
 from labkit.lessons.workspace import Entry, read_manifest
-from labkit.notebooks.kernel import OnCell, cell_error, kernel_environment, run_cells
+from labkit.notebooks.kernel import (
+    TIMED_OUT_MARK,
+    OnCell,
+    cell_error,
+    kernel_environment,
+    run_cells,
+)
 from labkit.notebooks.result import RESULT_NAME, read_checks
 
 
@@ -425,14 +431,16 @@ def _answer(name: str, record: dict[str, Any] | None, cells: list[Any]) -> Answe
     if not calling:
         return Answer(name, NO_CHECK, f'the notebook has no check("{name}", ...)')
     error = cell_error(calling[-1])
-    if error and error.startswith("KeyboardInterrupt"):
+    if TIMED_OUT_MARK in calling[-1]["metadata"]:
         return Answer(name, TIMED_OUT, "the check took longer than the limit")
+    if error and error.startswith("KeyboardInterrupt"):
+        return Answer(name, NO_VERDICT, "the check was interrupted (KeyboardInterrupt)")
     said = f"its cell raised {error}" if error else "its cell gave no verdict"
     number, first = next(
         ((number, text) for number, cell in enumerate(cells, 1) if (text := cell_error(cell))),
         (0, ""),
     )
-    if first.startswith("KeyboardInterrupt"):
+    if first and TIMED_OUT_MARK in cells[number - 1]["metadata"]:
         return Answer(name, TIMED_OUT, f"cell {number} took longer than the limit; then {said}")
     if first and cells[number - 1] is not calling[-1]:
         said += f"; the first cell that raised is cell {number}: {first}"

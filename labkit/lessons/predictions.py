@@ -281,7 +281,7 @@ class _Asked:
         button = ipywidgets.Button(description="That is what I expect")
         button.layout.width = "auto"
         button.on_click(lambda pressed: self._answer(entry.value, pressed))
-        return ipywidgets.HBox([entry, button])
+        return ipywidgets.HBox([entry, button], layout=ipywidgets.Layout(flex_flow="row wrap"))
 
     def _answer(self, text: str, button: Any) -> None:
         if self._card:

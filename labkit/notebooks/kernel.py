@@ -271,6 +271,8 @@ def kernel_environment(*, reference: bool, workspace: Path | None) -> dict[str, 
     return environment
 
 
+# In the metadata of a cell that was interrupted at its time limit.
+TIMED_OUT_MARK = "labkit_timed_out"
 # A reply can arrive before its cell's output. nbclient waits 4 s; large outputs need longer.
 IOPUB_SECONDS = 60
 # An Output widget sends its state on the socket that waits for the cell's reply. Sending can
@@ -372,6 +374,12 @@ class Client(NotebookClient):  # type: ignore[misc]
                 self.death = await self.kernel.explain_death()
             raise
 
+    async def _async_handle_timeout(self, timeout: int, cell: Any = None) -> Any:
+        if cell is not None:
+            # What it raises then, KeyboardInterrupt, is what a learner's interrupt raises too.
+            cell.metadata[TIMED_OUT_MARK] = True
+        return await super()._async_handle_timeout(timeout, cell)
+
     def output(self, outs: list[Any], msg: Any, display_id: str | None, cell_index: int) -> Any:
         """Handles a message as nbclient does, within the output limits."""
         hooked = bool(self.output_hook_stack[msg["parent_header"].get("msg_id")])
@@ -440,7 +448,8 @@ def run_cells(
 ) -> Any:
     """A copy of the notebook with the outputs of a fresh run in ``folder``, by this Python.
 
-    A cell that raises does not stop the run; a cell that exceeds the time limit is interrupted.
+    A cell that raises does not stop the run; a cell that exceeds the time limit is interrupted,
+    and has TIMED_OUT_MARK in its metadata.
     ``on_cell`` gets the number of each cell as it starts, and the number of cells.
     LabkitError if the kernel does not start or dies.
     """

@@ -220,7 +220,8 @@ claim("which puts its gradient into x", x_by_power.variable is x)
 #
 # For the rest of this lab we need a function whose derivative we know:
 #
-# $$f(x) = x^3 + 2x^2 - 5x + 3 \qquad f'(x) = 3x^2 + 4x - 5$$
+# $$f(x) = x^3 + 2x^2 - 5x + 3$$
+# $$f'(x) = 3x^2 + 4x - 5$$
 #
 # At $x = 2$ it is $3 \cdot 4 + 4 \cdot 2 - 5 = 15$. NumPy computes what you derived; a mistake in
 # your derivation would go unseen.
@@ -485,10 +486,10 @@ claim("with a gradient of zero it shrinks", step_with(torch.zeros(1)) < 1.0)
 #
 # Write `small_batches(weights, batches)`. `weights` has shape `(d,)` and requires grad. `batches`
 # is a list of pairs: inputs `(n, d)` and targets `(n,)`, where `n` differs from batch to batch.
-# Return the gradient, shape `(d,)`, of the **mean** squared error over **all** samples of all
-# batches:
+# Return the gradient, shape `(d,)`, of the **mean** squared error over **all** $N$ samples of all
+# batches, where sample $i$ has the input $x_i$ and the target $y_i$:
 #
-# $$\frac{1}{N} \sum_{\text{all samples}} (\text{input} \cdot \text{weights} - \text{target})^2$$
+# $$\frac{1}{N} \sum_{i=1}^{N} (x_i \cdot \text{weights} - y_i)^2$$
 #
 # Something may be left in `weights.grad` from before. It must not count.
 

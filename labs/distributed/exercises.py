@@ -12,21 +12,24 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from labkit.lessons.exercises import Case, Exercise, NotThisWay, WrongAnswer
 
-# What a ring may use: messages between two ranks.
+# What a ring may use: messages between two ranks. The peer is the third argument.
 MESSAGES = ("c10d::send", "c10d::recv_", "c10d::recv_any_source_")
 
 
 class _Calls(TorchDispatchMode):
-    """Lists the calls of torch.distributed, by the name of their operator."""
+    """Lists the calls of torch.distributed by their operators' names, and who was sent to."""
 
     def __init__(self) -> None:
         super().__init__()
         self.names: list[str] = []
+        self.sent_to: set[int] = set()
 
     def __torch_dispatch__(self, operator: Any, types: Any, args: Any = (), kwargs: Any = None):  # type: ignore[no-untyped-def]
         name = operator._schema.name
         if name.startswith(("c10d::", "_c10d_functional::")):
             self.names.append(name)
+        if name == "c10d::send":
+            self.sent_to.add(args[2])
         return operator(*args, **(kwargs or {}))
 
 
@@ -37,19 +40,21 @@ def _draw(seed: int) -> torch.Generator:
 # ring_sum
 
 
-def _run_ring(function: Callable[..., Any], all_of_them: Tensor) -> tuple[Any, Tensor, list[str]]:
-    """The rank's answer, its argument afterwards, and what it sent and received by."""
+def _run_ring(
+    function: Callable[..., Any], all_of_them: Tensor
+) -> tuple[Any, Tensor, list[str], set[int]]:
+    """The rank's answer, its argument afterwards, what it sent and received by, and to whom."""
     mine = all_of_them[dist.get_rank()].clone()
     calls = _Calls()
     with calls:
         got = function(mine)
-    return got, mine, calls.names
+    return got, mine, calls.names, calls.sent_to
 
 
 def _ring_case(note: str, all_of_them: Tensor) -> Case:
     def judge(got: list[Any], arguments: tuple[Any, ...]) -> str | None:
         total = all_of_them.sum(dim=0)
-        for rank, (answer, argument, names) in enumerate(got):
+        for rank, (answer, argument, names, sent_to) in enumerate(got):
             if not isinstance(answer, Tensor):
                 return f"rank {rank} returned {type(answer).__name__}, not a tensor"
             if answer.shape != total.shape or answer.dtype != total.dtype:
@@ -59,8 +64,14 @@ def _ring_case(note: str, all_of_them: Tensor) -> Case:
             if not torch.equal(argument, all_of_them[rank]):
                 return f"rank {rank}'s x has changed"
             others = sorted({name for name in names if name not in MESSAGES})
+            right = (rank + 1) % len(all_of_them)
             if others:
-                return NotThisWay(f"{others[0]} is a collective, and this exercise asks for a ring")
+                said = f"{others[0]} is a collective, and this exercise asks for a ring"
+            elif sent_to - {right}:
+                said = f"rank {rank} sent to rank {min(sent_to - {right})}, not to {right} alone"
+            else:
+                continue
+            return NotThisWay(said)
         return None
 
     return Case((all_of_them,), note=note, judge=judge, ranks=len(all_of_them), harness=_run_ring)
@@ -93,6 +104,18 @@ def _ring_wrong(x: Tensor, **changes: bool) -> Tensor:
     return total
 
 
+def _send_to_all(x: Tensor) -> Tensor:
+    rank, total, coming = dist.get_rank(), x.clone(), torch.empty_like(x)
+    others = [one for one in range(dist.get_world_size()) if one != rank]
+    sent = [dist.isend(x, dst=one) for one in others]
+    for one in others:
+        dist.recv(coming, src=one)
+        total += coming
+    for one in sent:
+        one.wait()
+    return total
+
+
 def _reduce_copy(x: Tensor) -> Tensor:
     total = x.clone()
     dist.all_reduce(total)
@@ -115,6 +138,12 @@ RING_SUM = Exercise(
             _reduce_copy,
             "forbidden",
             hint="The text rules out collectives: only messages between two ranks are left.",
+        ),
+        WrongAnswer(
+            "sends to others than its right neighbor",
+            _send_to_all,
+            "forbidden",
+            hint="What you received goes on to the right neighbor: it passes all ranks so.",
         ),
         WrongAnswer(
             "receives before anyone has sent", lambda x: _ring_wrong(x, blocks=True), "timed_out", 1
@@ -447,7 +476,8 @@ def _epochs_case() -> Case:
 def part_of_cases() -> Iterator[Case]:
     """Even and uneven divisions, fewer samples than ranks, none, and several epochs."""
     yield _parts_case("100 samples on 2 ranks", 100, 2, 0)
-    yield _parts_case("101 samples on 3 ranks", 101, 3, 4)
+    # Parts of 26, or of 25 with the rest for the last rank, would not differ by at most one.
+    yield _parts_case("102 samples on 4 ranks", 102, 4, 4)
     yield _parts_case("2 samples on 3 ranks", 2, 3, 1)
     yield _parts_case("no samples", 0, 2, 1)
     yield _epochs_case()

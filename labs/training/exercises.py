@@ -455,6 +455,8 @@ def _mean_case(note: str, batches: Batches, *, training: bool) -> Case:
             return NotThisWay(f"the model came in {mode} mode and is left in the other one")
         if any(given.records):
             return NotThisWay("a graph was recorded")
+        if not all(one.requires_grad for one in given.parameters()):
+            return NotThisWay("the model's parameters no longer require grad")
         return None if math.isfinite(got) else "the mean is not finite"
 
     expected = _expect_mean(model, batches)
@@ -514,6 +516,12 @@ MEAN_LOSS = Exercise(
             hint=1,
         ),
         WrongAnswer("records a graph", lambda *given: _evaluate(*given, records=True), "forbidden"),
+        WrongAnswer(
+            "freezes the parameters",
+            lambda model, batches: _evaluate(model.requires_grad_(False), batches),
+            "forbidden",
+            hint="Training goes on after the evaluation. `torch.no_grad()` ends with its block.",
+        ),
         WrongAnswer(
             "takes the mean of the batches' means",
             lambda *given: _evaluate(*given, mean_of_means=True),

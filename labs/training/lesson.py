@@ -342,7 +342,8 @@ claim_raises("the optimizer refuses a tensor that was computed", ValueError,
 # squares. Both start at 0, so early averages are too small; dividing by `1 - beta ** t` corrects
 # this. With t = 1 for the first step:
 #
-# $$m \leftarrow \beta_1 m + (1 - \beta_1) g \qquad v \leftarrow \beta_2 v + (1 - \beta_2) g^2$$
+# $$m \leftarrow \beta_1 m + (1 - \beta_1) g$$
+# $$v \leftarrow \beta_2 v + (1 - \beta_2) g^2$$
 # $$p \leftarrow p - \text{rate} \cdot \frac{m / (1 - \beta_1^t)}{\sqrt{v / (1 - \beta_2^t)} + \epsilon}$$
 #
 # Write `adam_step(p, g, averages, t, rate)`, where `averages` is `(m, v)`, with $\beta_1 = 0.9$,

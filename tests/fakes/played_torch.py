@@ -50,9 +50,8 @@ def make_torch(script: dict) -> SimpleNamespace:
         __version__=build["version"],
         version=SimpleNamespace(**build),
         accelerator=SimpleNamespace(
-            current_accelerator=lambda check_available: (
-                SimpleNamespace(type=kind) if gpus else None
-            ),
+            is_available=lambda: bool(gpus),
+            current_accelerator=lambda: SimpleNamespace(type=kind),
             device_count=lambda: len(gpus),
         ),
         get_device_module=lambda kind: module,

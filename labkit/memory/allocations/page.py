@@ -355,6 +355,8 @@ def _make_peak(device: DeviceHistory, history: History, stack_writer: StackWrite
 
 def _make_kept(device: DeviceHistory, history: History, stack_writer: StackWriter) -> str:
     head = "<h3>Allocated here and never freed</h3>"
+    if not device.events:
+        return f"{head}<p>Unknown: the snapshot has no events.</p>"
     if not device.kept:
         return f"{head}<p>Everything that was allocated in the recording was freed in it.</p>"
     total = sum(group.held_bytes for group in device.kept)

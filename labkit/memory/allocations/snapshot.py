@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import pickle
+import shlex
 import tempfile
 import zlib
 from collections.abc import Callable, Mapping
@@ -295,11 +296,15 @@ def _read_sources(own: Mapping[object, object]) -> dict[tuple[str, int], str]:
     return found
 
 
+# In the process whose memory is in question, where no command can look.
+RECORD = 'in the program: torch.cuda.memory._dump_snapshot("snapshot.pickle")'
+
+
 def _refuse(why: str) -> UsageError:
     return UsageError(
         "this is not a memory snapshot of torch",
         cause=why,
-        fix='torch.cuda.memory._dump_snapshot("snapshot.pickle") while history is recorded',
+        fix=RECORD,
     )
 
 
@@ -340,16 +345,25 @@ def load_snapshot(path: Path) -> Any:
         ) from error
     except (gzip.BadGzipFile, zlib.error) as error:
         raise UsageError(
-            f"{path} is damaged", cause=str(error), fix=f"gzip --test {path}"
+            f"{path} is damaged", cause=str(error), fix=f"gzip --test {shlex.quote(str(path))}"
         ) from error
     except OSError as error:  # a folder, or a file of another user
         cause = error.strerror or str(error)
-        raise UsageError(f"cannot read {path}", cause=cause, fix=f"ls -l {path}") from error
+        raise UsageError(
+            f"cannot read {path}", cause=cause, fix=f"ls -l {shlex.quote(str(path))}"
+        ) from error
     except UNREADABLE as error:
+        # pickle raises EOFError before the first item, and this UnpicklingError inside of one.
+        if isinstance(error, EOFError) or "truncated" in str(error):
+            raise UsageError(
+                f"{path} is incomplete",
+                cause="it ends early: writing or copying it was interrupted",
+                fix=f"ls -l {shlex.quote(str(path))}   # then copy or record it once more",
+            ) from error
         raise UsageError(
             f"{path} is not a memory snapshot of torch",
             cause=str(error)[:300] or type(error).__name__,
-            fix='torch.cuda.memory._dump_snapshot("snapshot.pickle") while history is recorded',
+            fix=RECORD,
         ) from error
 
 

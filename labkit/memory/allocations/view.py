@@ -114,6 +114,8 @@ def _list_findings(device: DeviceHistory) -> list[str]:
         found.append(f"reserved and unused {when}: {format_free(cut)}")
         reason = explain_failure(device.failures[-1]) if device.failures else None
         found += [sentence for sentence in (reason, advise(device)) if sentence]
+    if not device.events:  # a snapshot of the end alone says nothing of what was freed
+        return found
     kept = format_bytes(sum(group.held_bytes for group in device.kept))
     blocks = sum(group.blocks for group in device.kept)
     never = f"allocated here and never freed: {kept} in {plural(blocks, 'block')}"

@@ -58,7 +58,9 @@ from labkit.memory.estimate.operators import (
 )
 from labkit.memory.estimate.results import (
     Call,
+    Made,
     Recipe,
+    find_facts,
     find_recipe,
     keep_recipe,
     measure,
@@ -145,6 +147,7 @@ HARMLESS = (
     "PyTorch was compiled without cuDNN",
     "Warning only once for all operators,  other operators may also be overridden",
 )
+NOTED = PRODUCTS | set(CONVOLUTIONS)
 # The exceptions for an operator that torch cannot fake, and the reasons.
 UNKNOWN = {
     fake_tensor.DataDependentOutputException: "reads a value, but fake tensors have none",
@@ -196,29 +199,33 @@ class FakeTracer(StorageTracer):
         if operator is DEVICE:
             return hide_device(arguments[0])
         named = named or {}
-        if operator in PRODUCTS_OF_ALL and arguments[0].requires_grad:
-            self._note_product(arguments[0])
-        run = REPLACED.get(operator, operator)
-        if operator in IN_PLACE and _writes_in_place(operator, arguments):
-            run = IN_PLACE[operator]
-        elif operator in OF_LOGITS and _reuses_logits(arguments):
-            run = OF_LOGITS[operator]
-        elif operator is ADD and _may_add_bias(arguments):
-            run = ADD_BIAS
-        asked = operator if operator in REPLACED else run
-        call = Call(asked, arguments, named, self._mode.placement)
-        if operator is READ_VALUE and call.known:
-            value = self.values.read(arguments[0])
-            if value is not None:
-                self._attempt(self._take_in, operator, arguments, call.tensors)
-                return value
+        run = asked = operator
+        if operator in CHANGED:
+            if operator in PRODUCTS_OF_ALL and arguments[0].requires_grad:
+                self._note_product(arguments[0])
+            run = _change(operator, arguments)
+            asked = operator if operator in REPLACED else run
+        facts = find_facts(asked)
+        call = Call(facts, arguments, named, self._mode.placement)
+        if operator is READ_VALUE and _is_variable(arguments[0]):
+            return self._read(operator, arguments, call)
         recipe = None if call.key is None else find_recipe(call.key)
         if recipe is None:
             return self._compute(operator, run, types, arguments, named, call)
-        result = self._repeat(recipe, operator, call.tensors)
-        if call.known or not call.tensors or operator._schema.name[6:] in LIKE:
+        result = self._repeat(recipe, operator, facts.name, call.tensors)
+        if call.known or not call.tensors or facts.like:
             self._follow_values(operator, arguments, named, call.tensors, result)
         return result
+
+    def _read(self, operator: Any, arguments: Any, call: Call) -> Any:
+        """The known or assumed value in a fake tensor, without torch's fake mode, which is slow."""
+        value = self.values.read(arguments[0]) if call.known else None
+        self._attempt(self._take_in, operator, arguments, call.tensors)
+        if value is None:
+            value = self._substitute(operator, arguments, {})
+        if value is None:
+            raise fake_tensor.DataDependentOutputException(operator)
+        return value
 
     def _compute(  # noqa: PLR0917
         self, operator: Any, run: Any, types: Any, arguments: Any, named: Any, call: Call
@@ -242,19 +249,24 @@ class FakeTracer(StorageTracer):
         self._count_scratch(freed, taken)
         # What a library was measured to return is recorded in another way than what is new.
         if freed is not None and made == measure(list_tensors(result)):
-            keep_recipe(call.key, result, taken, before, freed)
+            keep_recipe(call.key, result, taken, before, freed, call.in_place)
         return result
 
-    def _repeat(self, recipe: Recipe, operator: Any, taken: list[Any]) -> Any:
+    def _repeat(self, recipe: Recipe, operator: Any, name: str, taken: list[Any]) -> Any:
         """The results of a call as before, traced."""
         self._bury()
         found = self._attempt(self._trace_repeated, operator, taken, recipe.allocates)
         category, frames, backward = found or ("other", (), False)
-        result, new = recipe.make(taken, self._mode)
-        for one in new:
-            self._add(one, category, frames, backward=backward)
-        if taken and taken[0].fake_device.type == "cuda":
-            self._note_libraries(operator._schema.name.partition("::")[2])
+
+        def add(made: Any, part: Made) -> None:
+            count = round_request(part.storage_bytes) if part.on_cuda else part.storage_bytes
+            serial = next(self._serials)
+            storage = Storage(serial, count, part.place, category, frames, False, backward)
+            self._follow(made.untyped_storage(), storage)
+
+        result = recipe.make(taken, self._mode, add)
+        if name in NOTED and taken and taken[0].fake_device.type == "cuda":
+            self._note_libraries(name)
         if recipe.freed_bytes:
             self._count_scratch(recipe.freed_bytes, taken)
         return result
@@ -269,7 +281,7 @@ class FakeTracer(StorageTracer):
             frames = self._find_frames()[0]
         known = [self._look_at_fake(one) for one in taken]
         categories = {one.category for one in known}
-        if categories & READING and self._watch.reads_inputs():
+        if node is None and not categories.isdisjoint(READING) and self._watch.reads_inputs():
             self._take_inputs(operator, known)
         return self._watch.name_result(taken, categories), frames, node is not None
 
@@ -408,7 +420,11 @@ class FakeTracer(StorageTracer):
         """The storage of a plain fake tensor; what ``_look_at`` does, for the usual case."""
         held = self._live.get(tensor.untyped_storage()._cdata)
         storage = held.storage if held else self._add(tensor, "other", (), before=True)
-        if tensor.is_leaf and ("_is_param" in tensor.__dict__ or collects_gradients(tensor)):
+        # Most tensors take no gradient, which is faster to ask than whether they are leaves.
+        asked = "_is_param" in tensor.__dict__ or (
+            tensor.requires_grad and collects_gradients(tensor)
+        )
+        if asked and tensor.is_leaf:
             self._watch.watch_parameter(tensor, known=storage.category == "parameters")
         return storage
 
@@ -468,6 +484,22 @@ def _reuses_logits(arguments: Any) -> bool:
         return False
     written, other = arguments[:2]
     return bool(torch.broadcast_shapes(written.shape, other.shape) == written.shape)
+
+
+def _change(operator: Any, arguments: Any) -> Any:
+    """What is run for an operator of CHANGED."""
+    if operator in IN_PLACE and _writes_in_place(operator, arguments):
+        return IN_PLACE[operator]
+    if operator in OF_LOGITS and _reuses_logits(arguments):
+        return OF_LOGITS[operator]
+    if operator is ADD and _may_add_bias(arguments):
+        return ADD_BIAS
+    return REPLACED.get(operator, operator)
+
+
+def _is_variable(tensor: Any) -> bool:
+    """True for a fake tensor whose value torch does not keep as a constant."""
+    return type(tensor) is fake_tensor.FakeTensor and tensor.constant is None
 
 
 YES_OR_NO = ("aten::equal", "aten::is_nonzero", "aten::allclose")
@@ -557,6 +589,8 @@ _COMPUTED: dict[Any, Callable[..., Any]] = {
 for _operator, _compute in _COMPUTED.items():
     if _operator is not None:
         REPLACED[_operator] = functools.wraps(_operator)(_compute)
+# Operators for which another function may run, or which need a note.
+CHANGED = frozenset((*REPLACED, *IN_PLACE, *OF_LOGITS, *PRODUCTS_OF_ALL))
 
 
 class _AskingTorch(type):
@@ -642,6 +676,7 @@ class Simulation:
             for patched in (
                 replace_attributes(logger, disabled=True),
                 replace_attributes(torch.utils, swap_tensors=_swap_data),
+                replace_attributes(torch.nn.Module, _apply=_swap_fakes(torch.nn.Module._apply)),
                 replace_attributes(torch.Tensor, __deepcopy__=_copy_tensor),
                 # Torch's own constants would be computed on the named device: values.py has them.
                 replace_attributes(
@@ -897,6 +932,23 @@ def _copy_tensor(tensor: Any, memo: dict[int, Any]) -> Any:
         return COPY_TENSOR(tensor, memo)
     copied = tensor.detach().clone().requires_grad_(tensor.requires_grad)
     return memo.setdefault(id(tensor), copied)
+
+
+def _swap_fakes(apply: Callable[..., Any]) -> Callable[..., Any]:
+    """``Module._apply`` that swaps fake parameters, as newer releases than torch 2.6 do.
+
+    Else they would get the moved data, and keep the device that they had.
+    """
+
+    @functools.wraps(apply)
+    def run(module: Any, *arguments: Any, **named: Any) -> Any:
+        known = torch.__future__.get_swap_module_params_on_conversion()
+        swaps = known or any(map(_is_fake, module._parameters.values()))
+        with replace_attributes(torch.__future__, _swap_module_params_on_conversion=swaps):
+            return apply(module, *arguments, **named)
+
+    # Those ask for themselves.
+    return apply if "FakeTensor" in apply.__code__.co_names else run
 
 
 def _swap_data(one: Any, other: Any) -> None:

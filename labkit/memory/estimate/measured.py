@@ -77,7 +77,8 @@ def measure_scratch(operator: Any, arguments: Any, named: Any) -> Scratch | None
     if operator._schema.name == f"aten::{BY_VALUES}":
         return None
     given = [*arguments, *(word for item in sorted(named.items()) for word in item)]
-    key = (operator, torch.get_num_threads(), *map(_describe, given))
+    state = torch.get_num_threads(), torch._C._get_mkldnn_enabled()
+    key = (operator, *state, *map(_describe, given))
     if key not in _measured:
         if is_profiling():
             return None

@@ -618,6 +618,12 @@ CONVERTING = frozenset("sum mean prod nansum cumsum cumprod linalg_vector_norm".
 SPREADING = ("MaxBackward1", "MinBackward1", "MedianBackward0", "NanmedianBackward0")
 
 
+def spreads_gradient() -> bool:
+    """True in the backward pass of an operator of SPREADING."""
+    node = torch._C._current_autograd_node()
+    return node is not None and node.name() in SPREADING
+
+
 def count_converted(name: str, tensor: Any, result: Any) -> int:
     """The bytes of the copy in which the CPU adds up, such as of a mask in 64 bits."""
     if tensor.is_complex():
@@ -626,8 +632,7 @@ def count_converted(name: str, tensor: Any, result: Any) -> int:
         return 4 * int(tensor.numel())
     if tensor.dtype is result.dtype:
         return 0
-    node = torch._C._current_autograd_node()
-    early = tensor.dtype is torch.bool and node is not None and node.name() in SPREADING
+    early = tensor.dtype is torch.bool and spreads_gradient()
     return int(tensor.numel() * (result.element_size() + 2 * early))
 
 

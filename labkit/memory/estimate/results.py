@@ -7,11 +7,14 @@ as long to compute a fake result, or to find it in its own cache, as ``Recipe.ma
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensor
 
+from labkit.memory.estimate.operators import CONVERTING, spreads_gradient
+from labkit.memory.estimate.values import LIKE
 from labkit.memory.track.storages import list_tensors
 
 # The most recipes, in all estimates of a process.
@@ -19,7 +22,7 @@ MOST_RECIPES = 50_000
 # Types of arguments that are compared by value; the type counts too, as True equals 1.
 NUMBERS = (int, bool, float, complex, type(None))
 PLAIN = frozenset((*NUMBERS, str, torch.dtype, torch.device, torch.layout, torch.memory_format))
-META = torch.device("meta")
+META, CPU = torch.device("meta"), torch.device("cpu")
 _recipes: dict[Any, Recipe] = {}
 
 
@@ -27,7 +30,8 @@ class Made(NamedTuple):
     """A new tensor among an operator's results.
 
     ``source`` is the place of the argument whose storage it shares, None for a new storage of
-    ``storage_bytes``. ``attributes`` are those of Python's object.
+    ``storage_bytes``, which is ``resized`` if the shape needs another size. ``attributes`` are
+    those of Python's object, ``place`` is the device's name.
     """
 
     shape: torch.Size
@@ -37,7 +41,10 @@ class Made(NamedTuple):
     device: torch.device
     source: int | None
     storage_bytes: int
+    resized: bool
     attributes: dict[str, Any]
+    place: str
+    on_cuda: bool
 
 
 class Same(NamedTuple):
@@ -67,18 +74,18 @@ class Recipe(NamedTuple):
     freed_bytes: int
     allocates: bool
 
-    def make(self, taken: list[Any], mode: Any) -> tuple[Any, list[Any]]:
-        """The results for these tensor arguments, and those of them that have a new storage."""
-        made, new = [], []
+    def make(self, taken: list[Any], mode: Any, add: Callable[[Any, Made], object]) -> Any:
+        """The results for these tensor arguments; ``add`` is called with each new storage."""
+        made = []
         for part in self.parts:
-            if isinstance(part, Made):
+            if type(part) is Made:
                 one = _make_tensor(part, taken, mode)
                 if part.source is None:
-                    new.append(one)
-                made.append(one)
+                    add(one, part)
             else:
-                made.append(taken[part.place] if isinstance(part, Same) else part.value)
-        return (made[0] if self.kind is None else self.kind(made)), new
+                one = taken[part.place] if type(part) is Same else part.value  # type: ignore[union-attr]
+            made.append(one)
+        return made[0] if self.kind is None else self.kind(made)
 
 
 def _make_tensor(part: Made, taken: list[Any], mode: Any) -> Any:
@@ -86,7 +93,7 @@ def _make_tensor(part: Made, taken: list[Any], mode: Any) -> Any:
     with torch._C._DisableTorchDispatch():
         if part.source is None:
             elem = torch.empty_strided(part.shape, part.strides, dtype=part.dtype, device=META)
-            if part.storage_bytes >= 0:
+            if part.resized:
                 elem.untyped_storage().resize_(part.storage_bytes)
         else:
             storage = taken[part.source].untyped_storage()
@@ -106,22 +113,25 @@ class Call:
 
     ``key`` is None where the results may differ from call to call. In a simulation that puts
     everything on the GPU, tensors of the CPU are an optimizer's: where their results are depends on
-    the caller.
+    the caller. So does a result that is to be on the CPU.
     """
 
-    __slots__ = ("_loose", "key", "known", "tensors")
+    __slots__ = ("_loose", "in_place", "key", "known", "tensors")
 
-    def __init__(self, operator: Any, arguments: Any, named: Any, placement: str) -> None:
+    def __init__(self, facts: Facts, arguments: Any, named: Any, placement: str) -> None:
         self.tensors: list[Any] = []
         # Whether the values of one of the tensors are known.
         self.known = False
-        number, self._loose = _find_facts(operator)
-        found = [number, placement, torch.is_grad_enabled(), torch.get_num_threads()]
-        whole = self._describe(arguments, found) and number > 0
+        self._loose, self.in_place = facts.loose, facts.in_place
+        found = [facts.number, placement, *_find_state()]
+        if facts.converts:
+            found.append(spreads_gradient())
+        whole = self._describe(arguments, found) and facts.number > 0
         if named:
             whole = self._describe(tuple(named.items()), found) and whole
         if whole and placement == "gpu":
             whole = any(one.fake_device.type == "cuda" for one in self.tensors)
+            whole = whole and named.get("device") != CPU
         self.key = tuple(found) if whole else None
 
     def _describe(self, values: Any, found: list[Any]) -> bool:
@@ -129,7 +139,19 @@ class Call:
         for value in values:
             kind = type(value)
             if kind is FakeTensor and value.layout is torch.strided:
-                self._add_tensor(value, found)
+                self.tensors.append(value)
+                state = value.__dict__
+                if "labkit_value" in state:
+                    self.known = True
+                found += (
+                    value.shape,
+                    value.stride(),
+                    value.storage_offset(),
+                    value.dtype,
+                    state.get("_fake_device") or value.fake_device,
+                    value.requires_grad,
+                    torch._C._dispatch_keys(value).raw_repr(),  # type: ignore[attr-defined]
+                )
             elif kind in PLAIN:
                 found.append(kind)
                 if not (loose and kind is float):
@@ -143,38 +165,63 @@ class Call:
                 self.tensors += list_tensors(value)
         return whole
 
-    def _add_tensor(self, tensor: Any, found: list[Any]) -> None:
-        self.tensors.append(tensor)
-        state = tensor.__dict__
-        if "labkit_value" in state:
-            self.known = True
-        found += (
-            tensor.shape,
-            tensor.stride(),
-            tensor.storage_offset(),
-            tensor.dtype,
-            state.get("_fake_device") or tensor.fake_device,
-            tensor.requires_grad,
-            torch._C._dispatch_keys(tensor).raw_repr(),  # type: ignore[attr-defined]
-        )
-
 
 SEQUENCES = (list, tuple, torch.Size)
-# A number for each operator, 0 for those whose results are not repeated; and whether only the
-# types of its numbers matter, not their values.
-_facts: dict[Any, tuple[int, bool]] = {}
 
 
-def _find_facts(operator: Any) -> tuple[int, bool]:
+def _find_state() -> tuple[Any, ...]:
+    """What decides about results beside the arguments, and can change from call to call."""
+    return (
+        torch.is_grad_enabled(),
+        torch.is_inference_mode_enabled(),
+        torch.get_num_threads(),
+        torch.get_default_dtype(),
+        torch._C._get_mkldnn_enabled(),
+    )
+
+
+class Facts(NamedTuple):
+    """What calls of an operator have in common.
+
+    ``number`` is its own, 0 if its results are not repeated. ``loose``: only the types of its
+    numbers matter, not their values. ``like``: it takes a tensor for its shape alone. ``in_place``:
+    it computes each element, writes it into its first argument and returns this. ``converts``: what
+    it takes for itself depends on what backward runs.
+    """
+
+    number: int
+    name: str
+    loose: bool
+    like: bool
+    in_place: bool
+    converts: bool
+
+
+_facts: dict[Any, Facts] = {}
+
+
+def find_facts(operator: Any) -> Facts:
+    """The operator's facts, found once."""
     facts = _facts.get(operator)
     if facts is None:
-        number = len(_facts) + 1 if getattr(operator, "namespace", "") == "aten" else 0
-        loose = False
-        if number:
-            name = operator._schema.name.partition("::")[2]
+        number, name, loose, in_place = 0, "", False, False
+        if getattr(operator, "namespace", "") == "aten":
+            number, name = len(_facts) + 1, operator._schema.name.partition("::")[2]
             loose = torch.Tag.pointwise in operator.tags or name.startswith("_foreach_")
-        facts = _facts[operator] = number, loose
+            in_place = loose and _is_in_place(operator._schema)
+        converts = name in CONVERTING
+        facts = _facts[operator] = Facts(number, name, loose, name in LIKE, in_place, converts)
     return facts
+
+
+def _is_in_place(schema: Any) -> bool:
+    given, made = schema.arguments, schema.returns
+    if not given or len(made) != 1 or str(given[0].type) != "Tensor":
+        return False
+    written, returned = given[0].alias_info, made[0].alias_info
+    if written is None or returned is None or not (written.is_write and returned.is_write):
+        return False
+    return bool(written.before_set == returned.before_set)
 
 
 def find_recipe(key: Any) -> Recipe | None:
@@ -182,12 +229,22 @@ def find_recipe(key: Any) -> Recipe | None:
     return _recipes.get(key)
 
 
-def keep_recipe(key: Any, result: Any, taken: list[Any], before: list[Any], freed: int) -> None:
+def keep_recipe(  # noqa: PLR0917
+    key: Any,
+    result: Any,
+    taken: list[Any],
+    before: list[Any],
+    freed: int,
+    in_place: bool = False,
+) -> None:
     """Keeps how an operator's result looks, if it can be repeated.
 
     ``before`` are the sizes of the arguments and of their storages before the call.
     """
     if before != measure(taken):
+        return
+    if in_place and result is taken[0]:  # whatever else shares its storage
+        _keep(key, Recipe((Same(0),), None, freed, freed > 0))
         return
     kind = type(result) if type(result) in (list, tuple) else None
     parts: list[Part] = []
@@ -202,10 +259,14 @@ def keep_recipe(key: Any, result: Any, taken: list[Any], before: list[Any], free
     # Of two arguments with one storage, it is open which a result comes from in another call.
     if aliased and any(_is_shared(part) for part in parts):
         return
+    allocates = freed > 0 or any(isinstance(one, Made) and one.source is None for one in parts)
+    _keep(key, Recipe(tuple(parts), kind, freed, allocates))
+
+
+def _keep(key: Any, recipe: Recipe) -> None:
     if len(_recipes) >= MOST_RECIPES:
         _recipes.clear()
-    allocates = freed > 0 or any(isinstance(one, Made) and one.source is None for one in parts)
-    _recipes[key] = Recipe(tuple(parts), kind, freed, allocates)
+    _recipes[key] = recipe
 
 
 def _is_shared(part: Part) -> bool:
@@ -254,8 +315,11 @@ def _take_tensor_apart(value: Any, sources: dict[int, int]) -> Made | None:
         value.dtype,
         value.fake_device,
         source,
-        -1 if count == expected else count,
+        count,
+        count != expected,
         attributes,
+        str(value.fake_device),
+        value.fake_device.type == "cuda",
     )
 
 

@@ -133,9 +133,13 @@ class TensorCounter:
 
         None if another profiler was started in the segment: torch then drops its events.
         """
-        if self._segment is not None:
-            self._segment.__exit__(None, None, None)
-            events, self._segment = self._segment.kineto_results.events(), None
+        segment, self._segment = self._segment, None
+        if segment is not None:
+            try:
+                segment.__exit__(None, None, None)
+            except RuntimeError:  # before torch 2.13, if that profiler has ended too
+                return None
+            events = segment.kineto_results.events()
             if not any(event.name() == SEGMENT for event in events):
                 return None
             self._count(events)

@@ -259,7 +259,6 @@ class StorageTracer(TorchDispatchMode):  # type: ignore[misc]
         before: bool = False,
         backward: bool = False,
     ) -> Storage:
-        source = tensor.untyped_storage()
         storage = Storage(
             next(self._serials),
             self._measure(tensor),
@@ -269,18 +268,25 @@ class StorageTracer(TorchDispatchMode):  # type: ignore[misc]
             before=before,
             backward=backward,
         )
+        self._follow(tensor.untyped_storage(), storage)
+        return storage
+
+    def _follow(self, source: Any, storage: Storage) -> None:
+        """Counts a storage of torch's until Python frees it."""
         reference = StorageReference(source, self._dead.append)
         reference.key, reference.storage = source._cdata, storage
         self._live[reference.key] = reference
         self._count(storage)
-        return storage
 
     def _measure(self, tensor: Any) -> int:
         """The bytes that the device's allocator takes for the tensor's storage."""
         return int(tensor.untyped_storage().nbytes())
 
     def _count(self, storage: Storage) -> None:
-        self.levels.setdefault(storage.device, Level()).add(storage)
+        level = self.levels.get(storage.device)
+        if level is None:
+            level = self.levels[storage.device] = Level()
+        level.add(storage)
         if self._observer:
             self._observer.allocate(storage)
 
