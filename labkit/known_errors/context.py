@@ -108,7 +108,7 @@ SIGNS = (
     _sign(
         "toolkit-there",
         "container cli",
-        r"nvidia-container-(?:cli|toolkit) v?\d\.|cli-version: \d|nvidia-ctk version",
+        r"nvidia-container-(?:cli|toolkit) (?:v?\d\.|is already)|cli-version: \d|ctk version",
     ),
     # Inside pip's, uv's or poetry's build of a package, which sees none of the installed ones.
     _sign(
@@ -271,7 +271,8 @@ def judge_memory(values: Mapping[str, str]) -> str | None:
     """Why a GPU's memory did not suffice: ``in-pieces``, ``of-others`` or ``in-use``.
 
     ``values`` are those of torch's own text: ``asked``, ``capacity``, ``unused``, ``allocated`` and
-    ``idle`` or ``reserved``, each with its unit. None if one is missing.
+    ``idle``, each with its unit. None if one is missing. Torch before 2.1 says ``reserved`` in
+    place of ``idle``: there, ``in-splits`` stands for ``in-pieces``.
     """
     sizes = {name: size for name in values if (size := _read_size(values[name])) is not None}
     if "reserved" in sizes and "allocated" in sizes:
@@ -282,7 +283,7 @@ def judge_memory(values: Mapping[str, str]) -> str | None:
     except KeyError:
         return None
     if asked <= idle + unused and idle >= _IDLE_PART * capacity:
-        return "in-pieces"
+        return "in-splits" if "reserved" in sizes else "in-pieces"
     others = capacity - unused - allocated - idle
     return "of-others" if others > capacity / 2 else "in-use"
 
