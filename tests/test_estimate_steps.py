@@ -416,6 +416,18 @@ BOUNDED = {
 }
 
 
+def test_a_sparse_matrix_is_not_counted_as_a_dense_one():
+    def make_step():
+        edges = torch.randint(0, 500, (2, 900))
+        near = torch.sparse_coo_tensor(edges, torch.ones(900), (500, 500), check_invariants=False)
+        weight = torch.ones(500, 8, requires_grad=True)
+        return lambda: torch.sparse.mm(near, weight).sum().backward()
+
+    estimate = estimate_memory(make_step)
+    assert estimate.obstacle is not None  # a lower bound
+    assert estimate.peak_bytes < 500 * 500 * 4
+
+
 @pytest.mark.parametrize("name", BOUNDED)
 def test_an_unknown_part_makes_a_lower_bound_each_time(name):
     for _ in range(2):

@@ -377,7 +377,8 @@ class FakeTracer(StorageTracer):
         """The bytes that the operator takes for itself and frees; None if they are an obstacle."""
         name = operator._schema.name.partition("::")[2]
         tensors = list_tensors(arguments)
-        if not tensors:
+        # What sparse operators take depends on values; their tensors are an obstacle already.
+        if not tensors or any(one.layout is not torch.strided for one in tensors):
             return 0
         if tensors[0].device.type == "cuda":
             self._note_libraries(name)
@@ -837,7 +838,8 @@ class Simulation:
         frames = find_user_frames()
         where = f" at {frames[0].where}" if frames else ""
         self.note(
-            f"the value of {function}{where} is unknown: what is printed or decided by it is no result"
+            f"the value of {function}{where} is unknown:"
+            " what is printed or decided by it is no result"
         )
 
     def _note_order(self) -> None:
