@@ -393,6 +393,14 @@ def test_a_line_of_a_log_stays_certain(line):
     assert explain_text(line).first.error.certainty == "certain"
 
 
+NO_ENGINE = 'could not select device driver "" with capabilities: [[gpu]]'
+OUT = (
+    "CUDA out of memory. Tried to allocate {}. GPU 0 has a total capacity of {} of which {} is "
+    "free. Of the allocated memory {} is allocated by PyTorch, and {} is reserved by PyTorch but"
+    " unallocated."
+)
+
+
 @pytest.mark.parametrize(
     ("text", "fix"),
     [
@@ -413,6 +421,21 @@ def test_a_line_of_a_log_stays_certain(line):
         ("docker exec x\nFailed to initialize NVML: Unknown Error", "make down up"),
         ("libcudart.so.13: cannot open shared object file", "cu130"),
         ("libcudart.so.12: cannot open shared object file", "cu126"),
+        (f"{NO_ENGINE}\ndesktop-linux *   Docker Desktop", "context use default"),
+        (f"{NO_ENGINE}\nnvidia-container-cli 1.9.0", "snap list docker"),
+        ("k3s[7]: Detected non-NVML platform: could not load NVML library", "runtimeClassName"),
+        ("cli-version: 1.14.0\ndevices.allow: permission denied", "1.14.1"),
+        ("cli-version: 1.14.1\ndevices.allow: permission denied", "no-cgroups=true"),
+        ("systemctl daemon-reload\nFailed to initialize NVML: Unknown Error", "--device"),
+        ("after suspend:\nunspecified launch failure", "rmmod nvidia_uvm"),
+        ("in suspense:\nunspecified launch failure", "CUDA_LAUNCH_BLOCKING"),
+        ("SecureBoot enabled\ncouldn't communicate with the NVIDIA driver", "mokutil"),
+        ("docker run x\nNCCL error: unhandled system error", "--shm-size"),
+        ("gfx1151\nhipErrorOutOfMemory", "6.16.9"),
+        ("/x/libonnxruntime_providers_cuda.so with error: libcudnn.so.8: gone", "cuDNN 8"),
+        (OUT.format("9.27 GiB", "79.11 GiB", "6.20 GiB", "52.11 GiB", "17.31 GiB"), "expandable"),
+        (OUT.format("90.00 MiB", "8.00 GiB", "0 bytes", "7.13 GiB", "127.09 MiB"), "checkpointing"),
+        (OUT.format("2.00 GiB", "24.00 GiB", "1.00 GiB", "3.00 GiB", "0.10 GiB"), "labkit memory"),
     ],
 )
 def test_what_the_text_says_of_its_machine_chooses_the_fix(text, fix):

@@ -153,7 +153,7 @@ class BrokenExecution:
 
 
 def test_a_rank_whose_run_has_a_defect_writes_what_it_was(tmp_path, monkeypatch):
-    plan = torchrun._Plan("train", "train.py", False, RunOptions(), None)
+    plan = torchrun._RankPlan("train", "train.py", False, RunOptions(), None)
     (tmp_path / "plan").write_bytes(pickle.dumps(plan))
     nbformat.write(nbformat.v4.new_notebook(), tmp_path / "notebook.ipynb")
     for name, value in {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2"}.items():

@@ -64,22 +64,51 @@ SIGNS = (
     _sign("snap", "snap", r"/snap/|snap\.docker|/var/snap|\bsnap (?:install|list|run)\b"),
     _sign("desktop", "desktop", r"docker desktop|desktop-linux"),
     _sign(
+        "desktop-context",
+        "desktop",
+        r"desktop-linux ?\*|context:? {1,4}(?:is now )?\W?desktop-linux"
+        r"|\.docker/desktop/docker\.sock: ",
+    ),
+    _sign(
         "container",
         "runc crun oci docker dockerenv containerd podman kubelet pod",
         r"\boci runtime|docker[- :]|/\.dockerenv|containerd|podman|kubelet|\bpods?\b",
     ),
     _sign("fresh", "run", r"\b(?:docker|podman|nerdctl)(?: container)? run\b"),
     _sign("k8s", "kubelet kubectl kubernetes pod pods", r"kubelet|kubectl|kubernetes|\bpods?\b"),
+    _sign("k3s", "k3s k3os rke2", r"\bk3s\b|\bk3os\b|\brke2\b"),
     _sign("slurm", "slurm srun sbatch slurmstepd", r"\bslurm|\bsrun\b|\bsbatch\b"),
     _sign("conda", "conda miniconda3 anaconda3 mamba", r"conda|mamba"),
     _sign("uv", "uv", r"\buv (?:pip|add|sync|run)\b"),
     _sign("rocm", "rocm hip amdgpu kfd", r"\brocm|\bhip\b|amdgpu|/dev/kfd"),
+    _sign("strix", "gfx1151 strix 8060s", r"gfx1151|strix halo|8060s"),
+    _sign(
+        "mig",
+        "mig",
+        r"\bmig[- ](?:\dg|mode|[0-9a-f]{8}-)|\bmig (?:is )?enabled|\bmig instance|with mig\b",
+    ),
+    _sign("torch-prerelease", "nvcr 0a0", r"nvcr\.io/nvidia/pytorch|\d\.\d\.0a0\b"),
     _sign("nixos", "nixos nix", r"nixos|/nix/store"),
     _sign("vgpu", "grid vgpu", r"\bvgpu\b|\bgrid [a-z]?\d"),
     _sign(
         "selinux",
         "selinux avc fedora bluefin silverblue bazzite rhel rocky",
         r"selinux|avc: +denied|fedora|bluefin|silverblue|bazzite|\brhel\b|\brocky\b",
+    ),
+    _sign("devices-allowed", "container", r"container_use_devices (?:is|-->|=) ?(?:on|1)\b"),
+    _sign("daemon-reload", "daemon", r"\bdaemon-reload|\bdaemon-reexec"),
+    _sign("iptables-nft", "nf", r"iptables v[\d.]{3,8} \(nf_tables\)", "iptables v"),
+    _sign("secure-boot-on", "secureboot secure", r"secureboot enabled|efi secure boot;"),
+    _sign(
+        "suspend",
+        "suspend suspended resume resumed hibernate hibernation",
+        r"after (?:a )?(?:suspend|resum|hibernat)\w*|suspended and|pm: suspend (?:entry|exit)"
+        r"|resum\w+ from (?:suspend|sleep|hibernat)|suspend[/ -](?:and )?resume|was suspended",
+    ),
+    _sign(
+        "toolkit-there",
+        "container cli",
+        r"nvidia-container-(?:cli|toolkit) (?:v?\d\.|is already)|cli-version: \d|ctk version",
     ),
     # Inside pip's, uv's or poetry's build of a package, which sees none of the installed ones.
     _sign(
@@ -119,6 +148,13 @@ VALUES = (
         "kernel linux",
         r"\b(\d\.\d{1,2}\.\d{1,3}-[\w.-]{2,40})",
         "kernel|linux|modules/|vmlinuz|-generic|-amd64",
+    ),
+    _sign(
+        "toolkit",
+        "container container1 toolkit cli",
+        r"(?:nvidia-container-(?:toolkit|cli)|libnvidia-container\w*|toolkit|cli-version)"
+        r"[ =:(v-]{1,3}(1\.\d{1,2}\.\d{1,2})\b",
+        "toolkit|nvidia-container|cli-version",
     ),
 )
 # By the family of distributions: only what the host itself writes, never an image's name.
@@ -201,6 +237,8 @@ class Context:
             driver = self.values.get("driver", "").partition(".")[0]
             if driver and is_dropped(self.capability, int(driver)):
                 conditions.add("dropped")
+        if "toolkit" in self.values:
+            conditions.add(f"toolkit-{self.values['toolkit'].replace('.', '-')}")
         if "torch" in self.values:
             conditions.add(f"torch-{self.values['torch']}")
         return conditions
@@ -222,6 +260,41 @@ class Context:
     def choose_distribution(self, host: Distribution) -> Distribution:
         """The distribution that the text names; otherwise this host's."""
         return Distribution(self.family, self.family) if self.family else host
+
+
+_UNITS = {"bytes": 1 / 2**30, "kib": 1 / 2**20, "mib": 1 / 2**10, "gib": 1.0, "tib": 1024.0}
+# From this part of the card's memory on, the blocks that PyTorch holds unused are worth joining.
+_IDLE_PART = 0.05
+
+
+def judge_memory(values: Mapping[str, str]) -> str | None:
+    """Why a GPU's memory did not suffice: ``in-pieces``, ``of-others`` or ``in-use``.
+
+    ``values`` are those of torch's own text: ``asked``, ``capacity``, ``unused``, ``allocated`` and
+    ``idle``, each with its unit. None if one is missing. Torch before 2.1 says ``reserved`` in
+    place of ``idle``: there, ``in-splits`` stands for ``in-pieces``.
+    """
+    sizes = {name: size for name in values if (size := _read_size(values[name])) is not None}
+    if "reserved" in sizes and "allocated" in sizes:
+        sizes["idle"] = sizes["reserved"] - sizes["allocated"]
+    try:
+        asked, capacity, unused = sizes["asked"], sizes["capacity"], sizes["unused"]
+        allocated, idle = sizes["allocated"], sizes["idle"]
+    except KeyError:
+        return None
+    if asked <= idle + unused and idle >= _IDLE_PART * capacity:
+        return "in-splits" if "reserved" in sizes else "in-pieces"
+    others = capacity - unused - allocated - idle
+    return "of-others" if others > capacity / 2 else "in-use"
+
+
+def _read_size(text: str) -> float | None:
+    """GiB of a size with its unit; None if it is none."""
+    number, _, unit = text.partition(" ")
+    try:
+        return float(number) * _UNITS[unit.lower()]
+    except (KeyError, ValueError):
+        return None
 
 
 # Whom to ask about a text that no known error explains: the first sign that the text shows decides.

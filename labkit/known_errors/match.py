@@ -19,7 +19,7 @@ from labkit.host.distribution import UNKNOWN, Distribution
 from labkit.host.packages import Fix
 from labkit.known_errors import KNOWN_ERRORS
 from labkit.known_errors.catalog import find_status
-from labkit.known_errors.context import Context
+from labkit.known_errors.context import Context, judge_memory
 from labkit.known_errors.mention import (
     FINAL,
     PROGRESS,
@@ -602,6 +602,8 @@ def _rank_matches(
     found = []
     for error, place in places.items():
         named = {f"{name}-{text}" if text else name for name, text in place.values.items()}
+        if reason := judge_memory(place.values):
+            named.add(reason)
         shown = {
             **values,
             **place.values,

@@ -79,7 +79,7 @@ class RankOptions:
 
 
 @dataclass(frozen=True)
-class _Plan:
+class _RankPlan:
     """What each rank reads: the source, the options, and the end of the whole run."""
 
     name: str
@@ -180,7 +180,7 @@ def _write_plan(
     import nbformat
 
     nbformat.write(notebook, scratch / "notebook.ipynb")
-    plan = _Plan(source.name, str(source.path), source.is_lab, options, deadline)
+    plan = _RankPlan(source.name, str(source.path), source.is_lab, options, deadline)
     (scratch / "plan").write_bytes(pickle.dumps(plan))
 
 
@@ -354,7 +354,7 @@ class _RankRun:
     def __init__(self, scratch: Path) -> None:
         import nbformat
 
-        plan: _Plan = pickle.loads((scratch / "plan").read_bytes())  # noqa: S301  our own parent's
+        plan: _RankPlan = pickle.loads((scratch / "plan").read_bytes())  # noqa: S301  our own parent's
         self._rank, local = int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
         self._scratch, self._label = scratch, LABEL.format(name=plan.name, rank=self._rank)
         size = int(os.environ["WORLD_SIZE"])
