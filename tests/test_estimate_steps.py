@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import gc
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -82,6 +83,7 @@ def mark_slow(names, fast):
 
 @pytest.mark.parametrize("name", mark_slow(STEPS, REPEATED))
 @pytest.mark.filterwarnings("ignore:Warning. use_reentrant")
+@pytest.mark.filterwarnings("ignore:.*jit.script.*:DeprecationWarning")  # of torch.func.jvp
 def test_repeated_results_have_every_figure_of_computed_ones(name, monkeypatch):
     # For the CPU few: the profiler judges repeated results of every step there, above.
     for device, target in [("cuda", "H100"), ("cpu", None)][: 2 if name in REPEATED else 1]:
@@ -91,17 +93,46 @@ def test_repeated_results_have_every_figure_of_computed_ones(name, monkeypatch):
             assert estimate_step(name, device, target) == repeated
 
 
+def keep(key, taken, *, in_place=False):
+    """Keeps a call whose result is its first argument."""
+    call = SimpleNamespace(key=key, tensors=taken, in_place=in_place, selected=0)
+    results.keep_recipe(call, taken[0], results.measure(taken), 0)
+
+
 def test_which_of_two_equal_arguments_a_result_was_is_not_remembered():
     with FakeTensorMode():
         one, other = torch.empty(3), torch.empty(3)
-        for key, taken in (("equal", [one, one]), ("different", [one, other])):
-            results.keep_recipe(key, one, taken, results.measure(taken), 0)
-        taken = [one, other, other]
-        results.keep_recipe("in place", one, taken, results.measure(taken), 0, in_place=True)
+        keep("equal", [one, one])
+        keep("different", [one, other])
+        keep("in place", [one, other, other], in_place=True)
 
     assert results.find_recipe("in place").parts == (results.Same(0),)
     assert results.find_recipe("equal") is None
     assert results.find_recipe("different").parts == (results.Same(0),)
+
+
+def list_places(values):
+    """Where the parts of each step of (batch, steps, width) values are, and how large they are."""
+    parts = []
+    for place in (0, 2, -1, 1):
+        step = values[:, place]
+        parts += [step, step.T, step[:, 3:], step.unsqueeze(1), *step.chunk(3, 1)]
+        parts += [part.detach().view(-1) for part in step[1:].unbind()]
+    parts += [values.narrow(1, 2, 2).select(2, place) for place in (-1, 4, 0)]
+    parts += [values.as_strided((2, 2), (1, 3), place) for place in (1, 7)]
+    return [(one.storage_offset(), one.shape, one.stride()) for one in parts]
+
+
+def test_a_repeated_view_is_where_its_own_step_is():
+    found = []
+
+    def run():
+        found.append(list_places(torch.empty(4, 5, 6)))
+        found.append(list_places(torch.empty(9, 5, 6)[5:]))
+
+    estimate_memory(run)
+    whole, later = list_places(torch.empty(4, 5, 6)), list_places(torch.empty(9, 5, 6)[5:])
+    assert len(found) >= 2 and found[:2] == [whole, later] == found[-2:]
 
 
 def reverse_largest():
@@ -394,6 +425,18 @@ BOUNDED = {
     "matrix exponential": lambda: lambda: torch.matrix_exp(torch.randn(64, 64)),
     "filled by a mean": lambda: lambda: fill(torch.randn(60, 40, requires_grad=True)),
 }
+
+
+def test_a_sparse_matrix_is_not_counted_as_a_dense_one():
+    def make_step():
+        edges = torch.randint(0, 500, (2, 900))
+        near = torch.sparse_coo_tensor(edges, torch.ones(900), (500, 500), check_invariants=False)
+        weight = torch.ones(500, 8, requires_grad=True)
+        return lambda: torch.sparse.mm(near, weight).sum().backward()
+
+    estimate = estimate_memory(make_step)
+    assert estimate.obstacle is not None  # a lower bound
+    assert estimate.peak_bytes < 500 * 500 * 4
 
 
 @pytest.mark.parametrize("name", BOUNDED)

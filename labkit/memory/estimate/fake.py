@@ -225,7 +225,7 @@ class FakeTracer(StorageTracer):
         recipe = None if call.key is None else find_recipe(call.key)
         if recipe is None:
             return self._compute(operator, run, types, arguments, named, call)
-        result = self._repeat(recipe, operator, facts.name, call.tensors)
+        result = self._repeat(recipe, operator, facts.name, call)
         if call.known or not call.tensors or facts.like:
             self._follow_values(operator, arguments, named, call.tensors, result)
         return result
@@ -262,11 +262,12 @@ class FakeTracer(StorageTracer):
         self._count_scratch(freed, taken)
         # What a library was measured to return is recorded in another way than what is new.
         if freed is not None and made == measure(list_tensors(result)):
-            keep_recipe(call.key, result, taken, before, freed, call.in_place)
+            keep_recipe(call, result, before, freed)
         return result
 
-    def _repeat(self, recipe: Recipe, operator: Any, name: str, taken: list[Any]) -> Any:
+    def _repeat(self, recipe: Recipe, operator: Any, name: str, call: Call) -> Any:
         """The results of a call as before, traced."""
+        taken = call.tensors
         self._bury()
         found = self._attempt(self._trace_repeated, operator, taken, recipe.allocates)
         category, frames, backward = found or ("other", (), False)
@@ -277,7 +278,7 @@ class FakeTracer(StorageTracer):
             storage = Storage(serial, count, part.place, category, frames, False, backward)
             self._follow(made.untyped_storage(), storage)
 
-        result = recipe.make(taken, self._mode, add)
+        result = recipe.make(call, self._mode, add)
         if name in NOTED and taken and taken[0].fake_device.type == "cuda":
             self._note_libraries(name)
         if recipe.freed_bytes:
@@ -376,7 +377,8 @@ class FakeTracer(StorageTracer):
         """The bytes that the operator takes for itself and frees; None if they are an obstacle."""
         name = operator._schema.name.partition("::")[2]
         tensors = list_tensors(arguments)
-        if not tensors:
+        # What sparse operators take depends on values; their tensors are an obstacle already.
+        if not tensors or any(one.layout is not torch.strided for one in tensors):
             return 0
         if tensors[0].device.type == "cuda":
             self._note_libraries(name)
@@ -846,7 +848,10 @@ class Simulation:
     def _note_unknown(self, function: str) -> None:
         frames = find_user_frames()
         where = f" at {frames[0].where}" if frames else ""
-        self.note(f"the value of {function}{where} is unknown; what is printed of it is no result")
+        self.note(
+            f"the value of {function}{where} is unknown:"
+            " what is printed or decided by it is no result"
+        )
 
     def _note_order(self) -> None:
         self.assumptions.reorders = True

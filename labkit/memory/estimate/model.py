@@ -204,7 +204,7 @@ def _find_local(word: str) -> Target:
     from labkit.memory.balance.read import take_snapshot
 
     wanted = "cuda:0" if word == "cuda" else word
-    balances = take_snapshot().balances
+    balances = take_snapshot(counts_tensors=False).balances
     balance = next((one for one in balances if one.torch_name == wanted), None)
     reasons: tuple[str, ...] = ()
     if balance is None:
