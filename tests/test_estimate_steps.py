@@ -197,7 +197,7 @@ def test_the_types_of_numbers_decide_the_size_of_a_result():
         values = torch.empty(100_000, dtype=torch.int64)
         return values * 1, values * True, values * 1.0, values + 1, values + 1.0
 
-    # The last one reads a copy of the values in the result's type.
+    # The last one adds up in the type of its result, into which it copies the integers.
     assert estimate_memory(run).peak_bytes == 100_000 * (8 + 8 + 8 + 4 + 8 + 4 + 4)
 
 
@@ -337,6 +337,11 @@ COPIES = {
         (made,),
         (torch.ones(600, 400),),
     )[1].mean(),
+    "differences": lambda made: functional.mse_loss(made, torch.zeros(600, 400)),
+    "huber's loss": lambda made: functional.huber_loss(made, torch.zeros(600, 400)),
+    "the largest of bags": lambda made: functional.embedding_bag(
+        torch.arange(600).view(60, 10), made, mode="max"
+    ).mean(),
     "clamped by tensors": lambda made: made.clamp(-torch.ones(400), torch.ones(400)).mean(),
     "a rolled diagonal": lambda made: (made @ made.mT)[torch.eye(600).bool().roll(9, 0)].mean(),
 }
@@ -402,6 +407,10 @@ def look_up(rows):
     rows(torch.arange(9)).sum().backward()
 
 
+def fill(values):
+    values.masked_fill(values > 0, values.mean()).sum().backward()
+
+
 def test_gradients_that_nobody_asks_for_are_not_counted():
     def make_step():
         norm, values = nn.BatchNorm1d(400), torch.randn(600, 400)
@@ -414,6 +423,7 @@ def test_gradients_that_nobody_asks_for_are_not_counted():
 BOUNDED = {
     "sparse gradients": lambda: functools.partial(look_up, nn.Embedding(500, 8, sparse=True)),
     "matrix exponential": lambda: lambda: torch.matrix_exp(torch.randn(64, 64)),
+    "filled by a mean": lambda: lambda: fill(torch.randn(60, 40, requires_grad=True)),
 }
 
 

@@ -386,8 +386,19 @@ class FakeTracer(StorageTracer):
             return round_request(count(arguments)) if count else 0
         if needs_measuring(name, tensors):
             return self._measure_scratch(operator, arguments, named, result)
+        return self._count_on_cpu(operator, arguments, tensors, result)
+
+    def _count_on_cpu(
+        self, operator: Any, arguments: Any, tensors: list[Any], result: Any
+    ) -> int | None:
+        """The bytes by the tables of operators; None if the values decide."""
+        name = operator._schema.name.partition("::")[2]
         if name in CONVERTING and isinstance(result, torch.Tensor):
             return count_converted(name, tensors[0], result)
+        node = torch._C._current_autograd_node()
+        if name == "where" and node is not None and node.name().startswith("MaskedFill"):
+            self.note_obstacle(EstimateObstacle("masked_fill's backward pass", UNKNOWN_SCRATCH))
+            return None
         if name == "masked_scatter_backward":
             return count_scattered(arguments, self._count_chosen(arguments[1]))
         count = CPU_SCRATCH.get(name)

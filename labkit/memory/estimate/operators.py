@@ -567,7 +567,13 @@ def _count_cpu_heads(arguments: Any) -> int:
 
 
 def _count_cpu_bag(arguments: Any) -> int:
-    """Backward of nn.EmbeddingBag: the sorted indices, their order, and each one's bag."""
+    """Backward of nn.EmbeddingBag: the sorted indices, their order, and each one's bag.
+
+    Its mode 2, the largest: the bags that are not empty, with the places in them.
+    """
+    gradient = arguments[0]
+    if arguments[8] == 2:
+        return 8 * int(gradient.size(0) + gradient.numel()) + _count_first(arguments)
     return 3 * 8 * int(arguments[1].numel())
 
 
@@ -606,7 +612,7 @@ def _count_logsumexp(arguments: Any) -> int:
 
 
 def _count_difference(arguments: Any) -> int:
-    """``torch.dist``: the difference of both tensors."""
+    """As much as the difference of both tensors, as in ``torch.dist``."""
     count = torch.broadcast_shapes(arguments[0].shape, arguments[1].shape).numel()
     return int(count * arguments[0].element_size())
 
@@ -692,7 +698,7 @@ def count_selecting(name: str, arguments: Any, made: Any) -> int:
     """The bytes of the places of what a mask selects, and of the sorted values of ``unique``."""
     tensor, chosen = arguments[0], list_tensors(made)[0]
     if name == "_unique2":
-        return int(tensor.numel() * (16 + tensor.element_size()))
+        return int(tensor.numel() * (8 + tensor.element_size()))
     if name == "masked_select":
         mask = arguments[1]
         whole = torch.broadcast_shapes(tensor.shape, mask.shape)
@@ -732,7 +738,8 @@ def count_scattered(arguments: Any, chosen: int) -> int:
 
 def _count_nonzero(arguments: Any) -> int:
     """The mask, and its copy in 64 bits; nothing for all elements."""
-    return 9 * int(arguments[0].numel()) if len(arguments) > 1 and arguments[1] else 0
+    each = 8 + (arguments[0].dtype is not torch.bool)
+    return each * int(arguments[0].numel()) if len(arguments) > 1 and arguments[1] else 0
 
 
 def _count_multinomial(arguments: Any) -> int:
@@ -744,6 +751,12 @@ def _count_multinomial(arguments: Any) -> int:
 def _count_mask(arguments: Any) -> int:
     """``any`` and ``all``: which elements are true."""
     return 0 if arguments[0].dtype is torch.bool else int(arguments[0].numel())
+
+
+def _count_reduced(arguments: Any) -> int:
+    """Losses that compute each element before they add up; their storage is counted elsewhere."""
+    reduces = len(arguments) < 3 or arguments[2] != 0
+    return _count_difference(arguments) if reduces else 0
 
 
 def _count_soft_margin(arguments: Any) -> int:
@@ -816,6 +829,9 @@ CPU_SCRATCH: dict[str, Callable[[Any], int]] = {
     "index_put": _count_put,
     "index_put_": _count_put,
     "_index_put_impl_": _count_put,
+    "mse_loss": _count_reduced,
+    "smooth_l1_loss": _count_reduced,
+    "huber_loss": _count_reduced,
     "soft_margin_loss_backward": _count_soft_margin,
     "native_dropout": lambda arguments: _count_first(arguments) if arguments[2] else 0,
     "native_dropout_backward": _count_first,
