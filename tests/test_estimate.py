@@ -379,6 +379,96 @@ def test_what_was_written_over_with_unknown_values_is_unknown():
     assert "item() at test_estimate.py" in estimate_memory(step).notes[0]
 
 
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda: torch.zeros(4).uniform_(),
+        lambda: torch.ones(4).bernoulli_(0.5),
+        lambda: torch.rand(4, out=torch.zeros(4)),
+        lambda: nn.init.normal_(torch.zeros(4)),
+        lambda: nn.functional.dropout(torch.ones(4)),
+    ],
+)
+@pytest.mark.parametrize(
+    "decide", [lambda drawn: any(drawn > 0.5), lambda drawn: drawn[0] and 1, lambda drawn: drawn[0]]
+)
+def test_layers_that_drawn_values_drop_make_a_range(draw, decide):
+    def make_step(batch=64):
+        model = nn.ModuleList(nn.Linear(64, 64) for _ in range(2))
+
+        def step():
+            hidden = model[0](torch.randn(batch, 64))
+            (model[1](hidden).sum() if decide(draw()) else hidden.sum()).backward()
+
+        return step
+
+    estimate = estimate_memory(make_step)
+    assert estimate.obstacle is None
+    assert estimate.lowest_bytes < estimate.peak_bytes
+    assert "unknown values decide" in estimate.notes[0]
+
+
+# Each function that the simulation replaces, called with torch's names of its parameters.
+BY_NAME = [
+    lambda x: x.split(split_size=[2, 6], dim=1),
+    lambda x: torch.split(tensor=x, split_size_or_sections=4, dim=1),
+    lambda x: torch.Tensor.split(self=x, split_size=4),
+    lambda x: x.to(tensor=x.double(), non_blocking=True),
+    lambda x: x.to(torch.float64, False, True),
+    lambda x: x.to(device=None, dtype=torch.float64, memory_format=torch.preserve_format),
+    lambda x: x.cpu(memory_format=torch.preserve_format),
+    lambda x: x.pin_memory(device="cuda") if not x.is_pinned(device="cuda") else 1 / 0,
+    lambda x: x.new_tensor(data=[1.0], dtype=torch.float64, requires_grad=True),
+    lambda x: torch.tensor(data=[1.0], device=None, pin_memory=False),
+    lambda x: torch.asarray(obj=[1.0], copy=True),
+    lambda x: x.sum().__format__(format_spec=".3f"),
+    lambda x: nn.functional.ctc_loss(
+        log_probs=x.log_softmax(-1)[:, None],
+        targets=torch.tensor([[1, 2]]),
+        input_lengths=torch.tensor([8]),
+        target_lengths=torch.tensor([2]),
+    ),
+    lambda x: torch.ctc_loss(
+        log_probs=x.log_softmax(-1)[:, None],
+        targets=torch.tensor([[1, 2]]),
+        input_lengths=torch.tensor([8]),
+        target_lengths=torch.tensor([2]),
+    ),
+    lambda x: copy.deepcopy(x=x.detach()),
+]
+
+
+@pytest.mark.parametrize("device", [None, "H100"])
+@pytest.mark.parametrize("call", BY_NAME)
+def test_what_the_simulation_replaces_takes_torchs_names(call, device):
+    def make_step(batch=8):
+        model = nn.Linear(8, 8)
+        return lambda: call(model(torch.randn(batch, 8)))
+
+    assert estimate_memory(make_step, device=device).obstacle is None
+
+
+def test_a_copy_that_is_asked_for_is_made():
+    def step(same):
+        tensor = torch.ones(1000)
+        return tensor, tensor.to(torch.float32, False, not same)
+
+    peaks = [estimate_memory(step, same, inference=True).peak_bytes for same in (True, False)]
+    assert peaks == [4000, 8000]
+
+
+def test_views_of_parameters_are_played_in_inference_mode():
+    weight = nn.Parameter(torch.randn(4, 8))
+
+    @torch.inference_mode()
+    def step(weight):
+        return [part.expand(3, 8) + 1 for _ in range(2) for part in (*weight, weight[None][0, 0])]
+
+    with StorageTracer() as tracer:
+        step(weight)
+    assert estimate_memory(step, weight).peak_bytes == tracer.levels["cpu"].peak_bytes
+
+
 def test_the_values_of_a_small_mask_that_is_given_are_known():
     def attend(inputs, mask):
         return inputs if mask.all() else inputs * mask
@@ -630,7 +720,7 @@ def test_memory_that_grows_with_each_step_never_fits_for_good():
     assert (estimate.fits, estimate.largest_batch) == (None, None)
     assert estimate.steps_left == (24 * GIB - estimate.most_bytes) // estimate.growth_bytes
     assert f"for about {estimate.steps_left:,} more steps" in str(estimate)
-    assert "each step keeps 8.0 MiB more" in estimate.notes[0]
+    assert "a lower bound for more than 3 steps: each keeps 8.0 MiB more" in str(estimate)
 
 
 def test_a_list_of_losses_does_not_change_the_verdict():

@@ -151,6 +151,11 @@ def test_devices_that_do_not_meet_are_the_steps_own_error():
         estimate_memory(make_step, device="H100")
 
 
+def put_by_default():
+    with torch.device("cuda"):
+        return torch.tensor([1.0]) + torch.ones(1)
+
+
 @pytest.mark.parametrize(
     "call",
     [
@@ -166,6 +171,12 @@ def test_devices_that_do_not_meet_are_the_steps_own_error():
         lambda: torch.ones(3, device="cuda").is_cuda or 1 / 0,
         lambda: torch.tensor([1.0], device="cuda").get_device() == 0 or 1 / 0,
         lambda: torch.ones(3, device="cuda").new_tensor([1.0]).device.type == "cuda" or 1 / 0,
+        lambda: torch.tensor([1.0], pin_memory=True).to("cuda"),
+        lambda: torch.cuda.memory_stats(device=0)["allocated_bytes.all.peak"] > 0 or 1 / 0,
+        lambda: torch.cuda.max_memory_allocated(device="cuda") > 0 or 1 / 0,
+        lambda: torch.cuda.set_rng_state(torch.cuda.get_rng_state(device=0), device=0),
+        lambda: torch.cuda.memory_summary(device=0) and torch.cuda.utilization(),
+        put_by_default,
     ],
 )
 def test_what_a_script_asks_cuda_is_answered(call):

@@ -10,12 +10,15 @@ from __future__ import annotations
 
 import contextlib
 import sys
+from collections import Counter
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch._subclasses import fake_tensor
+from torch.overrides import _get_current_function_mode_stack
+from torch.utils._device import DeviceContext
 
 from labkit.memory.balance.model import MIB
 from labkit.memory.estimate.model import Target
@@ -130,44 +133,67 @@ def _make_ctc_loss(move: Callable[..., Any]) -> Callable[..., Any]:
     """CTC's loss with its lengths on the GPU: torch's fake version refuses those on the CPU."""
     ctc_loss = torch.ctc_loss
 
-    def score(scores: Any, targets: Any, *others: Any, **named: Any) -> Any:
-        moved = [
-            move(one, scores.device) if isinstance(one, torch.Tensor) else one for one in others
-        ]
-        return ctc_loss(scores, targets, *moved, **named)
+    def score(log_probs: Any, targets: Any, *others: Any, **named: Any) -> Any:
+        def meet(value: Any) -> Any:
+            return move(value, log_probs.device) if isinstance(value, torch.Tensor) else value
+
+        named = {name: meet(one) for name, one in named.items()}
+        return ctc_loss(log_probs, targets, *map(meet, others), **named)
 
     return score
+
+
+def _find_default_gpu() -> Any:
+    """The GPU on which code puts tensors by default; None if it names none, or another device."""
+    for one in reversed(_get_current_function_mode_stack()):
+        if isinstance(one, DeviceContext):
+            return one.device if one.device.type == "cuda" else None
+    return None
 
 
 def move_tensors(mode: FakeMode) -> contextlib.ExitStack:
     """Makes the methods of tensors that move them or name their device follow the placement."""
     to, cpu, new_tensor = torch.Tensor.to, torch.Tensor.cpu, torch.Tensor.new_tensor
 
-    def move(tensor: Any, *arguments: Any, **named: Any) -> Any:
+    def move(self: Any, *arguments: Any, **named: Any) -> Any:
         device, dtype = named.pop("device", None), named.pop("dtype", None)
-        for one in arguments:
+        flags = [one for one in arguments if type(one) is bool]  # non_blocking, copy
+        if len(flags) > 1:
+            named["copy"] = flags[1]
+        for one in (*arguments, named.pop("tensor", None)):
             if isinstance(one, torch.Tensor):
                 device, dtype = one.device, one.dtype
             elif isinstance(one, str | torch.device) or type(one) is int:
                 device = one
             elif isinstance(one, torch.dtype):
                 dtype = one
-        dtype = tensor.dtype if dtype is None else dtype
+        dtype = self.dtype if dtype is None else dtype
         named.pop("non_blocking", None)
-        device = tensor.device if device is None else mode.place(device)
-        if device == tensor.device or {device.type, tensor.device.type} == {"cpu"}:
-            return to(tensor, dtype, **named)
+        device = self.device if device is None else mode.place(device)
+        if device == self.device or {device.type, self.device.type} == {"cpu"}:
+            return to(self, dtype, **named)
         named.pop("copy", None)
-        return torch.ops.aten._to_copy(tensor, dtype=dtype, device=device, **named)
+        return torch.ops.aten._to_copy(self, dtype=dtype, device=device, **named)
 
     def put(create: Callable[..., Any]) -> Callable[..., Any]:
-        # C++ code would ask for the named device.
+        # C++ code would ask for the named device, and for memory that only CUDA can pin.
         def make(*data: Any, device: Any = None, requires_grad: bool = False, **named: Any) -> Any:
+            named.pop("pin_memory", None)
+            if device is None and (device := _find_default_gpu()) is not None:
+                named["device"] = CPU
             made = create(*data, **named)
             made = made if device is None else move(made, device)
             return made.requires_grad_() if requires_grad else made
 
         return make
+
+    def make_like(tensor: Any, data: Any, **named: Any) -> Any:
+        if tensor.device.type != "cuda" and named.get("device") is None:
+            return new_tensor(tensor, data, **named)
+        taken = {name: one for name, one in named.items() if name == "requires_grad"}
+        dtype, device = named.get("dtype") or tensor.dtype, named.get("device")
+        device = tensor.device if device is None else device
+        return torch.tensor(data, dtype=dtype, device=device, **taken)
 
     stack = replace_attributes(
         torch,
@@ -185,13 +211,9 @@ def move_tensors(mode: FakeMode) -> contextlib.ExitStack:
         cpu=lambda tensor, *arguments, **named: (
             move(tensor, CPU) if tensor.device.type == "cuda" else cpu(tensor, *arguments, **named)
         ),
-        pin_memory=lambda tensor, *_: tensor.clone(),
-        is_pinned=lambda tensor, *_: False,
-        new_tensor=lambda tensor, data, **named: (
-            torch.tensor(data, **{"dtype": tensor.dtype, "device": tensor.device, **named})
-            if tensor.device.type == "cuda"
-            else new_tensor(tensor, data, **named)
-        ),
+        pin_memory=lambda tensor, *_, **__: tensor.clone(),
+        is_pinned=lambda tensor, *_, **__: False,
+        new_tensor=make_like,
         is_cuda=property(lambda tensor: tensor.device.type == "cuda"),
         get_device=lambda tensor: -1 if tensor.device.index is None else tensor.device.index,
     )  # fmt: skip
@@ -234,7 +256,8 @@ class HostGenerator(torch.Generator):  # type: ignore[misc]
 # Functions of torch.cuda that return nothing and change no tensor.
 CALLS = """synchronize empty_cache set_device ipc_collect init _lazy_init manual_seed
     manual_seed_all seed reset_peak_memory_stats reset_max_memory_allocated set_stream
-    set_per_process_memory_fraction"""
+    set_per_process_memory_fraction set_rng_state set_rng_state_all
+    reset_accumulated_memory_stats"""
 
 
 def simulate_calls(target: Target, levels: Callable[[], Any]) -> contextlib.ExitStack:
@@ -251,8 +274,15 @@ def simulate_calls(target: Target, levels: Callable[[], Any]) -> contextlib.Exit
     def answer(value: Any) -> Callable[..., Any]:
         return lambda *arguments, **named: value
 
-    def tell_free(*device: Any) -> tuple[int, int]:
+    def tell_free(*device: Any, **named: Any) -> tuple[int, int]:
         return capacity - levels().now_bytes, capacity
+
+    def tell_statistics(*device: Any, **named: Any) -> Counter[str]:
+        level, counts = levels(), Counter[str]()  # zero for what is not followed
+        for name in ("allocated", "reserved", "active"):
+            counts[f"{name}_bytes.all.current"] = level.now_bytes
+            counts[f"{name}_bytes.all.peak"] = level.peak_bytes
+        return counts
 
     stack = contextlib.ExitStack()
     stack.enter_context(
@@ -277,10 +307,17 @@ def simulate_calls(target: Target, levels: Callable[[], Any]) -> contextlib.Exit
             get_device_properties=answer(facts),
             cudart=lambda: SimpleNamespace(cudaMemGetInfo=tell_free),
             mem_get_info=tell_free,
-            memory_allocated=lambda *_: levels().now_bytes,
-            memory_reserved=lambda *_: levels().now_bytes,
-            max_memory_allocated=lambda *_: levels().peak_bytes,
-            max_memory_reserved=lambda *_: levels().peak_bytes,
+            memory_stats=tell_statistics,
+            memory_summary=answer(""),
+            memory_snapshot=answer([]),
+            utilization=answer(0),
+            can_device_access_peer=answer(False),
+            get_rng_state=lambda *_, **__: torch.get_rng_state(),
+            get_rng_state_all=lambda: [torch.get_rng_state()],
+            memory_allocated=lambda *_, **__: levels().now_bytes,
+            memory_reserved=lambda *_, **__: levels().now_bytes,
+            max_memory_allocated=lambda *_, **__: levels().peak_bytes,
+            max_memory_reserved=lambda *_, **__: levels().peak_bytes,
         )
     )
     stack.enter_context(replace_attributes(torch, Generator=HostGenerator))

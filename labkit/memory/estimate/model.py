@@ -89,7 +89,8 @@ class Estimate(
     Where a step decides by unknown values, ``peak_bytes`` is the higher of two simulated peaks and
     ``lowest_bytes`` the lower. ``largest_batch`` is the largest batch that certainly fits if
     ``batch`` does not; 0 if a batch of 1 may not fit, None if it was not searched.
-    ``growth_bytes`` is the additional memory that each step keeps.
+    ``growth_bytes`` is the additional memory that each step keeps; then ``peak_bytes`` is the peak
+    of the first ``steps``.
     """
 
     name: str
@@ -110,6 +111,7 @@ class Estimate(
     largest_batch: int | None = None
     notes: tuple[str, ...] = ()
     growth_bytes: int = 0
+    steps: int = 2
 
     @property
     def least_bytes(self) -> int:

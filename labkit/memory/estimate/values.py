@@ -109,13 +109,12 @@ class KnownValues:
             with _disable_current_modes():
                 known = {id(one): torch.empty(shape, dtype=one.dtype) for one in tensors}
         certain = bool(tensors) or is_constant(schema)
-        if not certain or any(one is None for one in known.values()):
+        drawn = torch.Tag.nondeterministic_seeded in operator.tags
+        if drawn or not certain or any(one is None for one in known.values()):
             if schema.name in ABSORBING:
                 return _absorb(schema.name, list(known.values()), tensors)
             if schema.is_mutable:
                 self._forget_written(schema, arguments, named)
-            return None
-        if torch.Tag.nondeterministic_seeded in operator.tags:
             return None
 
         def convert(value: Any) -> Any:
@@ -129,6 +128,8 @@ class KnownValues:
             return operator(
                 *map(convert, arguments), **{name: convert(one) for name, one in named.items()}
             )
+        if schema.is_mutable:
+            self._forget_written(schema, arguments, named)
         return None
 
     def _forget_written(self, schema: Any, arguments: Any, named: Any) -> None:
@@ -214,7 +215,7 @@ def allow_unknown_items(
     ``note`` is called with the name of the function each time.
     """
     item, convert, show = torch.Tensor.item, torch.Tensor.__float__, torch.Tensor.__format__
-    split = torch.Tensor.split
+    split, is_true = torch.Tensor.split, torch.Tensor.__bool__
 
     def read(tensor: Any) -> Any:
         try:
@@ -232,21 +233,34 @@ def allow_unknown_items(
             note("float()")
             return 1.0
 
-    def write(tensor: Any, form: str) -> str:
-        if tensor.dim() or type(tensor) is not FakeTensor:
-            return str(show(tensor, form))
+    def write(self: Any, format_spec: str) -> str:
+        if self.dim() or type(self) is not FakeTensor:
+            return str(show(self, format_spec))
         try:
-            return format(item(tensor), form)
+            return format(item(self), format_spec)
         except DataDependentOutputException:
             return "?"
 
-    def cut(tensor: Any, sizes: Any, dim: int = 0) -> Any:
+    def decide(tensor: Any) -> bool:
+        try:
+            return bool(is_true(tensor))
+        except DataDependentOutputException:
+            return assumptions.decide()
+
+    # Called with torch's own names too.
+    def cut(self: Any, split_size: Any, dim: int = 0) -> Any:
+        sizes = split_size
         if isinstance(sizes, list | tuple) and any(type(one) is UnknownNumber for one in sizes):
-            sizes = _assume_sizes(tensor.size(dim), len(sizes), first=assumptions.decide())
-        return split(tensor, sizes, dim)
+            sizes = _assume_sizes(self.size(dim), len(sizes), first=assumptions.decide())
+        return split(self, sizes, dim)
 
     return replace_attributes(
-        torch.Tensor, item=read, __float__=read_float, __format__=write, split=cut
+        torch.Tensor,
+        item=read,
+        split=cut,
+        __float__=read_float,
+        __format__=write,
+        __bool__=decide,
     )
 
 
