@@ -256,7 +256,8 @@ class HostGenerator(torch.Generator):  # type: ignore[misc]
 # Functions of torch.cuda that return nothing and change no tensor.
 CALLS = """synchronize empty_cache set_device ipc_collect init _lazy_init manual_seed
     manual_seed_all seed reset_peak_memory_stats reset_max_memory_allocated set_stream
-    set_per_process_memory_fraction set_rng_state set_rng_state_all reset_accumulated_memory_stats"""
+    set_per_process_memory_fraction set_rng_state set_rng_state_all
+    reset_accumulated_memory_stats"""
 
 
 def simulate_calls(target: Target, levels: Callable[[], Any]) -> contextlib.ExitStack:

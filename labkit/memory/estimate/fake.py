@@ -771,9 +771,8 @@ class Simulation:
     def _note_unknown(self, function: str) -> None:
         frames = find_user_frames()
         where = f" at {frames[0].where}" if frames else ""
-        self.note(
-            f"the value of {function}{where} is unknown: what is printed or decided by it is no result"
-        )
+        unknown = f"the value of {function}{where} is unknown"
+        self.note(f"{unknown}: what is printed or decided by it is no result")
 
     def _note_order(self) -> None:
         self.assumptions.reorders = True
