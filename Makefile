@@ -4,7 +4,8 @@
 PYTHON ?= python3
 # No recipe holds the name of the checkout's folder, which may hold anything: Python finds labkit in
 # the current folder. -E: the caller's PYTHONPATH, PYTHONHOME and the like change nothing.
-LABKIT := $(PYTHON) -E -m labkit
+# exec: make sends SIGTERM to the shell alone, which would leave labkit and its container running.
+LABKIT := exec $(PYTHON) -E -m labkit
 # The shell reads the values from its environment, so that no value becomes a part of a command:
 # $(call PASS,PORT,port) is `--port "$PORT"` where PORT has a value. make exports by itself what is
 # typed and what the environment has.
@@ -96,7 +97,7 @@ lock:  ## resolve the newest versions into docker/locks/
 	@$(LABKIT) lock
 
 bench:  ## measure start-up times and the image's size
-	@$(LABKIT) build --runtime local && $(PYTHON) tests/bench/bench_launch.py
+	@($(LABKIT) build --runtime local) && $(PYTHON) tests/bench/bench_launch.py
 
 clean:  ## remove images, caches, .venv and state; never work/
 	@$(LABKIT) clean

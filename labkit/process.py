@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import IO, Protocol
 
 from labkit.errors import UsageError
@@ -335,11 +336,95 @@ def replace_process(arguments: Sequence[str], environment: Mapping[str, str] | N
     try:
         os.execvpe(arguments[0], list(arguments), passed)  # noqa: S606
     except OSError as error:
-        raise UsageError(
-            f"cannot run {arguments[0]}: {error.strerror}",
-            cause="it is not installed here, or not on PATH",
-            fix=f"command -v {arguments[0]}",
-        ) from error
+        raise _refuse(arguments[0], error) from error
+
+
+def _refuse(program: str, error: OSError) -> UsageError:
+    return UsageError(
+        f"cannot run {program}: {error.strerror}",
+        cause="it is not installed here, or not on PATH",
+        fix=f"command -v {program}",
+    )
+
+
+def run_attached(
+    arguments: Sequence[str],
+    environment: Mapping[str, str] | None = None,
+    *,
+    stop: Callable[[], object],
+) -> int:
+    """Runs a program at this process's terminal and returns its exit code.
+
+    For the client of a container engine, which leaves the container running when it is killed:
+    SIGTERM, SIGHUP, and SIGINT where no terminal sends it, call ``stop`` before and after the
+    program is ended, and raise KeyboardInterrupt. A terminal's Ctrl-C reaches the program itself.
+    Raises UsageError if there is no such program.
+    """
+    passed = compose_environment() if environment is None else dict(environment)
+    asked: list[int] = []
+    waits = False
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        nonlocal waits
+        if number == signal.SIGINT and _is_in_foreground():
+            return
+        asked.append(number)
+        if waits:  # before, nobody could stop what is being started
+            waits = False
+            raise KeyboardInterrupt
+
+    with _handle_ends(handle):
+        try:
+            process = subprocess.Popen(list(arguments), env=passed)
+        except OSError as error:
+            raise _refuse(arguments[0], error) from error
+        try:
+            waits = True
+            if asked:
+                raise KeyboardInterrupt
+            code = process.wait()
+        except KeyboardInterrupt:
+            waits = False
+            _stop_attached(process, stop)
+            raise
+    return code if code >= 0 else 128 - code
+
+
+def _stop_attached(process: subprocess.Popen[bytes], stop: Callable[[], object]) -> None:
+    stop()  # first, so that the program still shows the last output
+    for end in (process.terminate, process.kill):
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(GRACE_SECONDS)
+        end()
+    stop()  # what the program has started meanwhile
+
+
+@contextlib.contextmanager
+def _handle_ends(handle: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Calls ``handle`` for each signal that ends a program, unless it is ignored, in the block."""
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        names = ("SIGINT", "SIGTERM", "SIGHUP")  # Windows has no SIGHUP
+        for number in (getattr(signal, name) for name in names if hasattr(signal, name)):
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                before[number] = signal.signal(number, handle)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _is_in_foreground() -> bool:
+    """True where a terminal sends Ctrl-C to this process and to the programs that it starts."""
+    try:
+        terminal = os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY)
+    except OSError:
+        return False
+    try:
+        return os.tcgetpgrp(terminal) == os.getpgrp()
+    finally:
+        os.close(terminal)
 
 
 def _start(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import importlib.util
 import os
@@ -136,11 +137,19 @@ def pytest_collection_finish() -> None:
     """Takes what is there by now out of the garbage collector's sight.
 
     It stays to the end, and whatever collects in a test, or lists all objects, would walk through
-    half a million of them: a third of a second each time.
+    half a million of them: a third of a second each time. Hypothesis is there too, though no test
+    needs it: its plugin imports it at the end, and would miss frozen objects.
     """
+    with contextlib.suppress(ImportError):
+        importlib.import_module("hypothesis")
     gc.collect()
     gc.freeze()
     gc.enable()
+
+
+def pytest_sessionfinish() -> None:
+    """Ends that: for its summary pytest may import hypothesis, which asks for all referrers."""
+    gc.unfreeze()
 
 
 @pytest.fixture(autouse=True)

@@ -31,6 +31,7 @@ from torch.autograd import grad as take_gradient
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
 
 from labkit.errors import LabkitError
+from labkit.lessons import checks
 from labkit.lessons.catalog import Lab, find_labs, load_exercises
 from labkit.lessons.checks import judge_function
 from labkit.lessons.exercises import Exercise, Verdict
@@ -878,3 +879,185 @@ def test_a_wrong_answer_gets_its_verdict(name: str, status: str, answer: Any) ->
     verdict = judge(name, answer, 2)
 
     assert verdict.status == status, verdict
+
+
+def descend_without_clearing_from_the_start(
+    f: Any, start: torch.Tensor, rate: float, steps: int
+) -> torch.Tensor:
+    point = start.detach().requires_grad_()
+    for _ in range(steps):
+        f(point).backward()
+        point.data -= rate * point.grad
+    return point.detach()
+
+
+def halve_on_anything_in_except(step: Any, batch: torch.Tensor) -> torch.Tensor:
+    try:
+        return step(batch)
+    except Exception:
+        parts = [halve_on_anything_in_except(step, part) for part in batch.tensor_split(2)]
+        return torch.cat(parts)
+
+
+def move_to_lists_and_drop(batch: Any, device: torch.device) -> Any:
+    if isinstance(batch, dict):
+        return {key: move_to_lists_and_drop(value, device) for key, value in batch.items()}
+    if isinstance(batch, list | tuple):
+        return [move_to_lists_and_drop(value, device) for value in batch]
+    return batch.to(device) if torch.is_tensor(batch) else None
+
+
+def adam_uphill_and_uncorrected(p: Any, g: Any, averages: Any, t: int, rate: float) -> Any:
+    m, v = torch.lerp(averages[0], g, 0.1), torch.lerp(averages[1], g * g, 0.001)
+    return p + rate * m / (v.sqrt() + 1e-8), m, v
+
+
+def epoch_of_means_without_clearing(model: Any, optimizer: Any, batches: Any) -> float:
+    means = []
+    for inputs, targets in batches:
+        loss = nn.functional.cross_entropy(model(inputs), targets)
+        loss.backward()
+        optimizer.step()
+        means.append(loss.item())
+    return sum(means) / len(means)
+
+
+def mean_of_means_left_in_eval(model: Any, batches: Any) -> float:
+    model.eval()
+    losses = [nn.functional.cross_entropy(model(inputs), targets) for inputs, targets in batches]
+    return torch.stack(losses).mean().item()
+
+
+def ring_in_place_once_more(x: torch.Tensor) -> torch.Tensor:
+    rank, world, moving = dist.get_rank(), dist.get_world_size(), x.clone()
+    for _ in range(world):
+        sending, coming = dist.isend(moving, (rank + 1) % world), torch.empty_like(x)
+        dist.recv(coming, (rank - 1) % world)
+        sending.wait()
+        x, moving = x.add_(coming), coming
+    return x
+
+
+def average_without_dividing_and_fill(model: nn.Module) -> None:
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        dist.all_reduce(parameter.grad)
+
+
+def shard_nothing_from_rank_0(parameters: Any, make_optimizer: Any) -> Any:
+    optimizer = make_optimizer(parameters)
+
+    def step() -> None:
+        optimizer.step()
+        for parameter in parameters:
+            dist.broadcast(parameter.data, 0)
+
+    return step
+
+
+# An answer with two of the known mistakes, and how what the check says of it begins.
+DOUBLE: dict[str, tuple[Any, str]] = {
+    "tensors.images_to_batch": (lambda x: x.float(), "leaves the channels last"),
+    "tensors.own_tensor": (torch.tensor, "keeps the array's dtype"),
+    "tensors.row_shares": (lambda x: x.div_(x.sum(1)), "divides in place, and that forgets"),
+    "tensors.paired_loss": (lambda p, t: ((p - t) ** 2).sum(), "sums instead of"),
+    "tensors.windows": (
+        lambda x, size: x[: len(x) // size * size].view(-1, size).clone(),
+        "cuts the signal",
+    ),
+    "autograd.cubic": (lambda x: float(torch.as_tensor(x).sum()), "takes the number out"),
+    "autograd.small_batches": (
+        lambda w, b: sum(((x @ w - y) ** 2).mean() for x, y in b) / len(b),
+        "returns the loss",
+    ),
+    "autograd.descend": (descend_without_clearing_from_the_start, "moves the caller's start"),
+    "autograd.round_through": (lambda x: x.detach().round().long(), "rounds to whole numbers"),
+    "autograd.implicit_slope": (
+        lambda g, x, a: -1 / slope_by_transforms(g, x, a),
+        "drops the sign, and that divides the other way",
+    ),
+    "functional.pairwise": (
+        lambda d, a, b: pairs_by_repeating(d, b, a),
+        "nests the vmaps the other way round, and that gives distance",
+    ),
+    "functional.slope_and_bend": (
+        lambda f, x: torch.stack(derivatives_by_backward(f, x)[::-1]),
+        "returns one tensor",
+    ),
+    "functional.push_forward": (lambda f, x, v: jvp(f, (v,), (x,)), "returns f(x) as well"),
+    "functional.newton_step": (
+        lambda f, x: torch.linalg.solve(hessian(f)(x), grad(f)(x)),
+        "steps the wrong way, and that returns the step",
+    ),
+    "functional.gradient_norms": (
+        lambda m, x, y: norms_by_rows(m, x, y) ** 2 / y.shape[1],
+        "forgets the root",
+    ),
+    "devices.add_positions": (
+        lambda x: x + torch.arange(1, x.shape[1] + 1, device=x.device),
+        "numbers the columns, and that begins with 1",
+    ),
+    "devices.move_batch": (move_to_lists_and_drop, "returns nothing for"),
+    "devices.time_median": (
+        lambda *given: 1000 * time_by_sorting(given[0], lambda: None, *given[2:]),
+        "never waits, and that gives milliseconds",
+    ),
+    "devices.mean_of_batches": (
+        lambda batches: torch.cat(batches).float().sum().item() / len(batches),
+        "gives a Python number",
+    ),
+    "devices.run_in_halves": (halve_on_anything_in_except, "tries again inside"),
+    "compile.calls_until_paid": (
+        lambda first, eager, later: int(first / (eager - later)),
+        "takes the first call as an extra",
+    ),
+    "compile.build_normalizer": (
+        lambda: lambda x: (x.mean().item(), (x - x.mean()) / x.std()),
+        "gives the mean",
+    ),
+    "compile.make_clipper": (lambda limit: lambda x: x.mul_(limit / x.norm()), "scales x in place"),
+    "compile.count_compiles": (
+        lambda function, inputs: [torch.compile(function, backend="eager", fullgraph=True)],
+        "returns the notes",
+    ),
+    "compile.compile_in_buckets": (
+        lambda function, bucket, backend: (
+            lambda x: torch.compile(function, backend="eager", dynamic=False)(
+                nn.functional.pad(x, (0, 0, 0, -len(x) % bucket))
+            )
+        ),
+        "leaves the padding",
+    ),
+    "training.context_pairs": (
+        lambda ids, n: (ids.unfold(0, n, 1)[:-1].float(), ids[n - 1 : -1]),
+        "turns the numbers into floats",
+    ),
+    "training.cross_entropy_gradient": (
+        lambda logits, targets: -gradient_by_logsumexp(logits, targets) * len(targets),
+        "has the sign wrong",
+    ),
+    "training.adam_step": (adam_uphill_and_uncorrected, "goes with the gradient"),
+    "training.run_epoch": (epoch_of_means_without_clearing, "never clears"),
+    "training.mean_loss": (mean_of_means_left_in_eval, "leaves the model in evaluation mode"),
+    "distributed.ring_sum": (ring_in_place_once_more, "adds into its argument"),
+    "distributed.average_gradients": (average_without_dividing_and_fill, "gives a gradient"),
+    "distributed.shard_optimizer": (shard_nothing_from_rank_0, "keeps the whole state"),
+    "distributed.part_of": (
+        lambda n, rank, world, epoch: (list(range(n)) + list(range(-n % world)))[rank::world],
+        "does not shuffle",
+    ),
+    "distributed.run_together": (lambda batches, step: len(batches), "takes no batch"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", EXERCISES)
+def test_two_mistakes_at_once_get_the_hint_of_the_first(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    # A slow machine must find the same.
+    monkeypatch.setattr(checks, "_LOOK_SECONDS", 600.0)
+    monkeypatch.setattr(checks, "_BRIEF_SECONDS", 120.0)
+    answer, said = DOUBLE[name]
+    verdict = judge(name, answer, 120)
+    assert verdict.mistake is not None and verdict.mistake.startswith(said), verdict

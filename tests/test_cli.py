@@ -345,11 +345,12 @@ def test_a_command_inside_the_lab_is_handed_on_as_it_is(checkout, monkeypatch, w
 
         def enter(self, handle, command):
             FakeLab.entered = list(command)
+            return 7
 
     monkeypatch.setattr(
         "labkit.launch.up.prepare_lab", lambda checkout, settings, steps: (FakeLab(), None)
     )
-    assert main(words) == 0
+    assert main(words) == 7
     assert FakeLab.entered == command
 
 

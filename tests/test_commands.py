@@ -25,6 +25,7 @@ from labkit.process import (
     read_session_cpu,
     replace_process,
     run_at_terminal,
+    run_attached,
     run_command,
     run_working,
     stream_command,
@@ -307,6 +308,45 @@ def test_a_signal_that_nohup_ignores_stays_ignored():
     assert result.stdout == "True\n"
 
 
+ATTACHED = """
+import signal, sys
+from labkit.process import run_attached
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # whoever runs these tests may ignore it
+try:
+    command = ["sh", "-c", "echo began; while [ ! -e stopped ]; do sleep 0.1; done; echo ended"]
+    run_attached(command, stop=lambda: print("stop", file=open("stopped", "a")))
+except KeyboardInterrupt:
+    sys.exit(130)
+"""
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGINT"])
+def test_a_signal_stops_what_an_attached_program_has_started(tmp_path, heeds_interrupts, name):
+    process = subprocess.Popen(
+        [sys.executable, "-c", ATTACHED],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,  # without a terminal, which would send Ctrl-C to the program too
+    )
+    assert process.stdout is not None and process.stdout.readline() == "began\n"
+    process.send_signal(getattr(signal, name))
+    said, _ = process.communicate(timeout=60)
+    assert (said, process.returncode) == ("ended\n", 130)
+    assert (tmp_path / "stopped").read_text() == "stop\nstop\n"
+
+
+@pytest.mark.parametrize(("command", "code"), [("exit 7", 7), ("kill -9 $$", 137)])
+def test_an_attached_programs_exit_code_is_a_shells(command, code):
+    assert run_attached(shell(command), stop=lambda: None) == code
+
+
+def test_an_attached_program_that_is_missing_is_a_usage_error():
+    with pytest.raises(UsageError, match="cannot run no-such-program"):
+        run_attached(["no-such-program"], stop=lambda: None)
+
+
 # The environment of what is started
 
 STEERED = {
@@ -358,7 +398,16 @@ def replace_and_list(words):
     ).stdout
 
 
-@pytest.mark.parametrize("start", [run_and_list, stream_and_list, replace_and_list])
+def attach_and_list(words):
+    program = f"from labkit.process import run_attached; run_attached({words!r}, stop=print)"
+    return subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT
+    ).stdout
+
+
+@pytest.mark.parametrize(
+    "start", [run_and_list, stream_and_list, replace_and_list, attach_and_list]
+)
 def test_every_way_to_start_a_program_composes_its_environment(start, monkeypatch):
     for name, value in {**STEERED, **PASSED}.items():
         if name != "PYTHONSTARTUP":

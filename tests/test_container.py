@@ -15,6 +15,7 @@ from labkit.launch.compose import ContainerLab, PortTakenError
 from labkit.launch.progress import Steps
 from labkit.launch.settings import CPU, Flavor, Identity, Settings
 from labkit.launch.state import LabHandle, ensure_token
+from labkit.process import run_command
 from tests.fakes.host import make_checkout, write_program
 
 RUNNING = LabHandle(container="a1b2c3")
@@ -84,6 +85,19 @@ def became(monkeypatch):
         raise SystemExit
 
     monkeypatch.setattr(compose, "replace_process", become)
+    return calls
+
+
+@pytest.fixture
+def attached(monkeypatch):
+    """What would have run at the terminal, and how a signal stops it."""
+    calls = []
+
+    def run(words, environment=None, *, stop):
+        calls.append((list(words), stop))
+        return 7
+
+    monkeypatch.setattr(compose, "run_attached", run)
     return calls
 
 
@@ -408,31 +422,50 @@ def test_no_container_has_no_logs(lab, docker, became):
 
 
 @pytest.mark.parametrize("made", [(), ("LABKIT_MAKE=1",)], ids=["labkit", "make"])
-def test_a_command_goes_into_the_running_container(lab, docker, became, monkeypatch, made):
+def test_a_command_goes_into_the_running_container(lab, docker, attached, monkeypatch, made):
     for word in made:
         monkeypatch.setenv(*word.split("="))
     docker.play('"inspect "*) echo running ;;')
-    with pytest.raises(SystemExit):
-        lab.enter(RUNNING, ["labkit", "devices"])
+    assert lab.enter(RUNNING, ["labkit", "devices"]) == 7
     outside = f"LABKIT_OUTSIDE={lab.checkout.workspace}"
     given = [word for each in (outside, *made) for word in ("--env", each)]
-    start = ["docker", "exec", "--interactive"]
-    assert became == [[*start, *given, "a1b2c3", "labkit", "devices"]]
+    ((words, stop),) = attached
+    mark = words[-4]
+    start = ["docker", "exec", "--interactive", *given, "--env"]
+    assert words == [*start, mark, "a1b2c3", "labkit", "devices"]
+    stop()
+    assert docker.calls[-1].endswith(f"sh {mark} TERM") and "exec a1b2c3 sh" in "".join(
+        docker.calls
+    )
 
 
-def test_a_shell_in_the_container_names_the_containers_paths(lab, docker, became):
+def test_a_shell_in_the_container_names_the_containers_paths(lab, docker, attached):
     docker.play('"inspect "*) echo running ;;')
-    with pytest.raises(SystemExit):
-        lab.enter(RUNNING, ["bash"])
-    assert became == [["docker", "exec", "--interactive", "a1b2c3", "bash"]]
+    lab.enter(RUNNING, ["bash"])
+    assert "LABKIT_OUTSIDE" not in " ".join(attached[0][0])
 
 
-def test_without_a_running_one_a_command_gets_a_container_of_its_own(lab, docker, became):
-    with pytest.raises(SystemExit):
-        lab.enter(None, ["labkit", "run", "--all"])
+def test_without_a_running_one_a_command_gets_a_container_of_its_own(lab, docker, attached):
+    assert lab.enter(None, ["labkit", "run", "--all"]) == 7
+    ((words, stop),) = attached
     outside = f"LABKIT_OUTSIDE={lab.checkout.workspace}"
-    given = ["--rm", "--env", outside, "--no-TTY"]
-    assert became[0][-8:] == [*given, "cpu", "labkit", "run", "--all"]
+    assert words[-7:] == ["--env", outside, "--no-TTY", "cpu", "labkit", "run", "--all"]
+    name = words[words.index("--name") + 1]
+    assert words[words.index("--name") - 2 :][:2] == ["run", "--rm"]
+    stop()
+    assert docker.calls[-2:] == [f"stop {name}", f"rm --force {name}"]
+
+
+def test_a_command_in_the_container_is_ended_by_its_mark(tmp_path):
+    script = compose.END_ENTERED.replace("/proc/", f"{tmp_path}/")
+    for number, parent, mark in ((11, 0, "A=1"), (12, 11, "A=1"), (13, 0, "A=12"), (14, 0, "B=1")):
+        (tmp_path / str(number)).mkdir()
+        (tmp_path / str(number) / "status").write_text(f"Name:\tsh\nPPid:\t{parent}\n")
+        (tmp_path / str(number) / "environ").write_bytes(f"X=2\0{mark}\0".encode())
+    ended = run_command(
+        ["sh", "-c", f"kill() {{ echo $*; }}; {script}", "sh", "A=1", "TERM"], timeout_seconds=60
+    )
+    assert ended.stdout == "-TERM 11\n"
 
 
 def test_the_same_lab_on_another_port(lab):

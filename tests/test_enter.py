@@ -152,16 +152,27 @@ def container(checkout, planned):
     return planned(ContainerLab(checkout, "docker", CPU, Settings()), dev)
 
 
-def test_in_a_container_pytest_runs_in_the_test_image(checkout, container, became, monkeypatch):
+@pytest.fixture
+def attached(monkeypatch):
+    """What would have run in a container."""
+    calls = []
+    monkeypatch.setattr(
+        "labkit.launch.compose.run_attached",
+        lambda words, environment=None, *, stop: calls.append(list(words)) or 7,
+    )
+    return calls
+
+
+def test_in_a_container_pytest_runs_in_the_test_image(checkout, container, attached, monkeypatch):
     monkeypatch.setattr(image, "read_image_digest", lambda client, name: "0123")
     monkeypatch.setattr(image, "digest_inputs", lambda checkout, inputs: "0123")
-    run_tools(checkout, Settings(), Steps(io.StringIO()), "test", [])
-    assert became[0][-7:] == ["run", "--rm", "--no-TTY", "test", "python", "-m", "pytest"]
+    assert run_tools(checkout, Settings(), Steps(io.StringIO()), "test", []) == 7
+    assert attached[0][-5:] == ["--no-TTY", "test", "python", "-m", "pytest"]
 
 
 @pytest.mark.parametrize("present", [None, "4567"], ids=["missing", "stale"])
 def test_the_test_image_is_built_where_it_is_missing_or_stale(
-    checkout, container, became, monkeypatch, present
+    checkout, container, attached, monkeypatch, present
 ):
     built = []
     monkeypatch.setattr(image, "read_image_digest", lambda client, name: present)
@@ -170,11 +181,11 @@ def test_the_test_image_is_built_where_it_is_missing_or_stale(
     assert built == [["build", "test"]]
 
 
-def test_the_fast_tests_leave_out_what_takes_long(checkout, container, became, monkeypatch):
+def test_the_fast_tests_leave_out_what_takes_long(checkout, container, attached, monkeypatch):
     monkeypatch.setattr(image, "read_image_digest", lambda client, name: "0123")
     monkeypatch.setattr(image, "digest_inputs", lambda checkout, inputs: "0123")
     run_tools(checkout, Settings(), Steps(io.StringIO()), "fast test", ["-k", "ports"])
-    words = became[0][became[0].index("pytest") :]
+    words = attached[0][attached[0].index("pytest") :]
     assert words[-2:] == ["-k", "ports"]
     assert "not slow and not engine and not browser" in words
     assert words[words.index("-n") + 1] == "2"

@@ -750,7 +750,7 @@ def test_memory_that_grows_with_each_step_never_fits_for_good():
     assert (estimate.fits, estimate.largest_batch) == (None, None)
     assert estimate.steps_left == (24 * GIB - estimate.most_bytes) // estimate.growth_bytes
     assert f"for about {estimate.steps_left:,} more steps" in str(estimate)
-    assert "each step keeps 8.0 MiB more" in estimate.notes[0]
+    assert "a lower bound for more than 3 steps: each keeps 8.0 MiB more" in str(estimate)
 
 
 def test_a_list_of_losses_does_not_change_the_verdict():

@@ -48,6 +48,6 @@ def test_a_gpu_that_is_hidden_is_missing_for_that_reason(host):
 
 
 def test_a_machine_that_tells_nothing_of_itself_has_no_capacity(monkeypatch):
-    monkeypatch.setattr(read, "take_snapshot", lambda: Snapshot(()))
+    monkeypatch.setattr(read, "take_snapshot", lambda **_: Snapshot(()))
     with pytest.raises(DeviceMissingError, match="cpu is not on this machine, or its memory"):
         find_target("cpu")

@@ -435,6 +435,16 @@ def spin(x: torch.Tensor) -> torch.Tensor:
             x + 1
 
 
+def test_a_check_that_cannot_run_here_is_no_failure_of_the_answer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("labkit.notebooks.ranks.find_spec", lambda name: None)
+
+    verdict = judge(lambda x: x, Case((X,), X, ranks=2))
+
+    assert verdict.status == "not_run" and "pip install cloudpickle" in verdict.message
+
+
 def test_an_endless_loop_ends_with_a_verdict() -> None:
     verdict = judge(spin, DOUBLED, limit_seconds=0.2)
 

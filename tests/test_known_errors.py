@@ -47,6 +47,92 @@ def test_a_text_that_only_resembles_a_known_error_is_not_taken_for_it():
     assert [(name, text) for name, text in unlike if name in names(text)] == []
 
 
+# The statuses of NVIDIA's documents (CUDA runtime and driver API, cuBLAS, cuDNN, NVML).
+RUNTIME_STATUSES = """
+InvalidValue MemoryAllocation InitializationError CudartUnloading ProfilerDisabled
+InvalidConfiguration InvalidPitchValue InvalidSymbol InvalidHostPointer InvalidDevicePointer
+InvalidTexture InvalidTextureBinding InvalidChannelDescriptor InvalidMemcpyDirection
+InvalidFilterSetting InvalidNormSetting StubLibrary InsufficientDriver CallRequiresNewerDriver
+InvalidSurface DuplicateVariableName DuplicateTextureName DuplicateSurfaceName DevicesUnavailable
+IncompatibleDriverContext MissingConfiguration LaunchMaxDepthExceeded LaunchFileScopedTex
+LaunchFileScopedSurf SyncDepthExceeded LaunchPendingCountExceeded InvalidDeviceFunction NoDevice
+InvalidDevice DeviceNotLicensed SoftwareValidityNotEstablished StartupFailure InvalidKernelImage
+DeviceUninitialized MapBufferObjectFailed UnmapBufferObjectFailed ArrayIsMapped AlreadyMapped
+NoKernelImageForDevice AlreadyAcquired NotMapped NotMappedAsArray NotMappedAsPointer
+ECCUncorrectable UnsupportedLimit DeviceAlreadyInUse PeerAccessUnsupported InvalidPtx
+InvalidGraphicsContext NvlinkUncorrectable JitCompilerNotFound UnsupportedPtxVersion
+JitCompilationDisabled UnsupportedExecAffinity UnsupportedDevSideSync Contained InvalidSource
+FileNotFound SharedObjectSymbolNotFound SharedObjectInitFailed OperatingSystem
+InvalidResourceHandle IllegalState LossyQuery SymbolNotFound NotReady IllegalAddress
+LaunchOutOfResources LaunchTimeout LaunchIncompatibleTexturing PeerAccessAlreadyEnabled
+PeerAccessNotEnabled SetOnActiveProcess ContextIsDestroyed Assert TooManyPeers
+HostMemoryAlreadyRegistered HostMemoryNotRegistered HardwareStackError IllegalInstruction
+MisalignedAddress InvalidAddressSpace InvalidPc LaunchFailure CooperativeLaunchTooLarge
+TensorMemoryLeak NotPermitted NotSupported SystemNotReady SystemDriverMismatch
+CompatNotSupportedOnDevice MpsConnectionFailed MpsRpcFailure MpsServerNotReady
+MpsMaxClientsReached MpsMaxConnectionsReached MpsClientTerminated CdpNotSupported
+CdpVersionMismatch StreamCaptureUnsupported StreamCaptureInvalidated StreamCaptureMerge
+StreamCaptureUnmatched StreamCaptureUnjoined StreamCaptureIsolation StreamCaptureImplicit
+CapturedEvent StreamCaptureWrongThread Timeout GraphExecUpdateFailure ExternalDevice
+InvalidClusterSize FunctionNotLoaded InvalidResourceType InvalidResourceConfiguration Unknown
+"""
+DRIVER_STATUSES = """
+INVALID_VALUE OUT_OF_MEMORY NOT_INITIALIZED DEINITIALIZED PROFILER_DISABLED STUB_LIBRARY
+DEVICE_UNAVAILABLE NO_DEVICE INVALID_DEVICE DEVICE_NOT_LICENSED INVALID_IMAGE INVALID_CONTEXT
+CONTEXT_ALREADY_CURRENT MAP_FAILED UNMAP_FAILED ARRAY_IS_MAPPED ALREADY_MAPPED NO_BINARY_FOR_GPU
+ALREADY_ACQUIRED NOT_MAPPED ECC_UNCORRECTABLE UNSUPPORTED_LIMIT CONTEXT_ALREADY_IN_USE
+PEER_ACCESS_UNSUPPORTED INVALID_PTX INVALID_GRAPHICS_CONTEXT NVLINK_UNCORRECTABLE
+JIT_COMPILER_NOT_FOUND UNSUPPORTED_PTX_VERSION JIT_COMPILATION_DISABLED INVALID_SOURCE
+FILE_NOT_FOUND SHARED_OBJECT_SYMBOL_NOT_FOUND SHARED_OBJECT_INIT_FAILED OPERATING_SYSTEM
+INVALID_HANDLE ILLEGAL_STATE NOT_FOUND NOT_READY ILLEGAL_ADDRESS LAUNCH_OUT_OF_RESOURCES
+LAUNCH_TIMEOUT PEER_ACCESS_ALREADY_ENABLED PEER_ACCESS_NOT_ENABLED CONTEXT_IS_DESTROYED ASSERT
+TOO_MANY_PEERS HOST_MEMORY_ALREADY_REGISTERED HOST_MEMORY_NOT_REGISTERED HARDWARE_STACK_ERROR
+ILLEGAL_INSTRUCTION MISALIGNED_ADDRESS INVALID_ADDRESS_SPACE INVALID_PC LAUNCH_FAILED
+COOPERATIVE_LAUNCH_TOO_LARGE NOT_PERMITTED NOT_SUPPORTED SYSTEM_NOT_READY SYSTEM_DRIVER_MISMATCH
+COMPAT_NOT_SUPPORTED_ON_DEVICE MPS_CONNECTION_FAILED MPS_RPC_FAILURE MPS_SERVER_NOT_READY
+MPS_MAX_CLIENTS_REACHED MPS_MAX_CONNECTIONS_REACHED MPS_CLIENT_TERMINATED
+STREAM_CAPTURE_UNSUPPORTED STREAM_CAPTURE_INVALIDATED TIMEOUT GRAPH_EXEC_UPDATE_FAILURE
+EXTERNAL_DEVICE UNKNOWN
+"""
+CUBLAS_STATUSES = """
+NOT_INITIALIZED ALLOC_FAILED INVALID_VALUE ARCH_MISMATCH MAPPING_ERROR EXECUTION_FAILED
+INTERNAL_ERROR NOT_SUPPORTED LICENSE_ERROR
+"""
+CUDNN_STATUSES = """
+NOT_INITIALIZED SUBLIBRARY_VERSION_MISMATCH SERIALIZATION_VERSION_MISMATCH DEPRECATED
+LICENSE_ERROR RUNTIME_IN_PROGRESS RUNTIME_FP_OVERFLOW SUBLIBRARY_LOADING_FAILED VERSION_MISMATCH
+ALLOC_FAILED INTERNAL_ERROR ARCH_MISMATCH MAPPING_ERROR EXECUTION_FAILED
+EXECUTION_FAILED_CUDA_DRIVER EXECUTION_FAILED_CUBLAS EXECUTION_FAILED_CUDART
+INTERNAL_ERROR_HOST_ALLOCATION_FAILED INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED BAD_PARAM
+BAD_PARAM_NULL_POINTER BAD_PARAM_STREAM_MISMATCH BAD_PARAM_SHAPE_MISMATCH NOT_SUPPORTED
+NOT_SUPPORTED_GRAPH_PATTERN NOT_SUPPORTED_ARCH_MISMATCH NOT_SUPPORTED_LAYOUT INVALID_VALUE
+"""
+NVML_STATUSES = """
+Uninitialized InvalidArgument NotSupported NoPermission AlreadyInitialized NotFound
+InsufficientSize InsufficientPower DriverNotLoaded Timeout IrqIssue LibraryNotFound
+FunctionNotFound CorruptedInforom GpuIsLost ResetRequired OperatingSystem LibRmVersionMismatch
+InUse Memory NoData VgpuEccNotSupported InsufficientResources Unknown
+"""
+
+
+@pytest.mark.parametrize(
+    ("form", "statuses"),
+    [
+        ("terminate called: cudaError{}", RUNTIME_STATUSES),
+        ("cuInit returned CUDA_ERROR_{}", DRIVER_STATUSES),
+        ("RuntimeError: CUDA error: CUBLAS_STATUS_{} when calling x", CUBLAS_STATUSES),
+        ("RuntimeError: cuDNN error: CUDNN_STATUS_{}", CUDNN_STATUSES),
+        ("pynvml.NVMLError_{}: x", NVML_STATUSES),
+    ],
+    ids=["runtime", "driver", "cublas", "cudnn", "nvml"],
+)
+def test_every_status_that_nvidia_lists_is_explained(form, statuses):
+    found = {status: explain_text(form.format(status)).first for status in statuses.split()}
+    assert [status for status, first in found.items() if first is None] == []
+    unlisted = "a status that this list does not have"
+    assert [status for status, first in found.items() if unlisted in first.error.cause] == []
+
+
 def test_names_are_single_and_what_a_known_error_brings_is_known():
     known = [error.name for error in KNOWN_ERRORS]
     assert len(set(known)) == len(known)

@@ -229,6 +229,13 @@ def test_the_callers_python_variables_change_nothing(tmp_path):
 
 
 @needs_make
+def test_a_signal_to_make_reaches_labkit_itself(tmp_path):
+    """Make sends it to its own child, which a shell would keep to itself."""
+    parent = write_program(tmp_path, "python", 'ps -o comm= -p "$PPID"')
+    assert run_make("test", "RUNTIME=docker", f"PYTHON={parent}").stdout.split() == ["make"]
+
+
+@needs_make
 def test_a_failing_command_fails_the_target():
     assert run_make("-s", "status", "PYTHON=false").exit_code == 2
 

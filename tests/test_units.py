@@ -23,7 +23,16 @@ def find_modules_with_examples():
     ]
 
 
-@pytest.mark.parametrize("name", find_modules_with_examples())
+RANKS = "labkit.notebooks.ranks"  # its example starts two processes with torch
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] if name == RANKS else [])
+        for name in find_modules_with_examples()
+    ],
+)
 def test_the_examples_in_docstrings_hold(name):
     result = doctest.testmod(importlib.import_module(name))
     assert result.attempted > 0

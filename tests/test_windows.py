@@ -97,6 +97,7 @@ print("done")
 """
 
 
+@pytest.mark.slow
 def test_the_library_works_in_ipython(tmp_path):
     done = run_played("-c", USED_IN_IPYTHON, folder=tmp_path)
     assert done.returncode == 0, done.stderr

@@ -1,7 +1,9 @@
 #!/bin/sh
 # Runs the image's command with caches that can be written: in /cache; where that is read-only, as
 # under Apptainer, in the user's home; where there is none either, in memory.
+# A command that begins with an option is JupyterLab's arguments.
 set -eu
+case ${1:-} in -*) set -- labkit serve "$@" ;; esac
 if [ ! -w /cache ]; then
     caches=$HOME/.cache/labkit
     if { mkdir -p "$caches" && [ -w "$caches" ]; } 2>/dev/null; then

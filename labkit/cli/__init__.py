@@ -176,7 +176,11 @@ def _run(words: list[str]) -> int:
     _refuse_windows(arguments)
     if further and not getattr(arguments, "passes_on", False):
         parser.error(f"unrecognized arguments: {' '.join(further)}")
-    return int(arguments.run(arguments))
+    from labkit.process import end_like_interrupt
+
+    # Else a `timeout` or a CI that stops would leave programs, kernels and containers running.
+    with end_like_interrupt():
+        return int(arguments.run(arguments))
 
 
 def _refuse_windows(arguments: argparse.Namespace) -> None:

@@ -137,17 +137,16 @@ def _show_report(arguments: argparse.Namespace) -> int:
 
 def _show_verification(arguments: argparse.Namespace, detection: Detection) -> int:
     from labkit.devices.verify import verify_devices
-    from labkit.process import end_like_interrupt, run_working
+    from labkit.process import run_working
 
-    with end_like_interrupt():  # else a `timeout` would leave a self-test on the GPU
-        verification = verify_devices(
-            detection,
-            # The self-test must import this Python's torch, so it gets this environment unchanged.
-            functools.partial(run_working, environment=os.environ),
-            explain_known,
-            asked=None if arguments.verify == ALL else arguments.verify,
-            on_step=lambda words: print(escape_controls(words), file=sys.stderr, flush=True),
-        )
+    verification = verify_devices(
+        detection,
+        # The self-test must import this Python's torch, so it gets this environment unchanged.
+        functools.partial(run_working, environment=os.environ),
+        explain_known,
+        asked=None if arguments.verify == ALL else arguments.verify,
+        on_step=lambda words: print(escape_controls(words), file=sys.stderr, flush=True),
+    )
     if verification.best:
         detection = detection._replace(best=verification.best)
     if arguments.json:

@@ -215,12 +215,12 @@ def _add_inside(commands: argparse._SubParsersAction[Any]) -> None:
 
 
 def run_shell(arguments: argparse.Namespace) -> int:
-    """Replaces this process by a shell inside the lab."""
+    """Runs a shell inside the lab and returns its exit code."""
     return enter_lab(arguments, ["bash"])
 
 
 def run_exec(arguments: argparse.Namespace) -> int:
-    """Replaces this process by the command inside the lab, so its exit code is returned."""
+    """Runs the command inside the lab and returns its exit code."""
     words = arguments.words[1:] if arguments.words[:1] == ["--"] else arguments.words
     if not words:
         raise UsageError(
@@ -232,15 +232,14 @@ def run_exec(arguments: argparse.Namespace) -> int:
 
 
 def enter_lab(arguments: argparse.Namespace, command: Sequence[str]) -> int:
-    """Replaces this process by ``command`` in the running lab, or in a prepared one."""
+    """Runs ``command`` in the running lab, or in a prepared one; returns its exit code."""
     from labkit.launch.progress import Steps
     from labkit.launch.settings import find_checkout, read_settings
     from labkit.launch.up import prepare_lab
 
     checkout = find_checkout()
     lab, handle = prepare_lab(checkout, read_settings(vars(arguments)), Steps())
-    lab.enter(handle, command)
-    return ExitCode.OK
+    return lab.enter(handle, command)
 
 
 def run_serve(arguments: argparse.Namespace) -> int:

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 from labkit.cli import add_common, print_error, print_json
 from labkit.cli.run import NEEDED, require_modules, require_reader
 from labkit.errors import ExitCode, LabkitError, UsageError
-from labkit.process import end_like_interrupt
 from labkit.text import escape_controls, near_match
 
 if TYPE_CHECKING:
@@ -98,8 +97,7 @@ def run_prove(arguments: argparse.Namespace) -> int:
         detection, asked, _make_tools(), say=_say, keep=writer.keep, stored=find_stored()
     )
     writer.open()
-    with end_like_interrupt():
-        proof = run.run()
+    proof = run.run()
     return _finish(proof, writer, as_json=arguments.json)
 
 

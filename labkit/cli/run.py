@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any
 from labkit.cli import add_common, print_error, print_json
 from labkit.errors import EngineError, ExitCode, LabkitError, UsageError
 from labkit.host.cpu import count_allowed_cores
-from labkit.process import end_like_interrupt
 from labkit.text import escape_controls
 
 if TYPE_CHECKING:
@@ -195,7 +194,7 @@ def run_asked(arguments: argparse.Namespace) -> int:
         sources = choose_failed(sources, find_newest_run(RUNS_FOLDER))
     elif not sources:
         raise UsageError("there is no lab to run", cause="labs.toml lists no lab with a lesson")
-    with end_like_interrupt(), open_output(arguments.output) as output:
+    with open_output(arguments.output) as output:
         run, folder = _execute(_name_apart(sources), arguments, output)
         _show(run, arguments.json, folder.trouble if folder else None)
         sound = folder is None or _finish_folder(folder, arguments.output or "")

@@ -24,6 +24,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple, get_args
 
@@ -78,6 +79,84 @@ XID_FIXES = {
     "none": ("nvidia-smi -q -d ECC,ROW_REMAPPER   # shows whether anything is left to do", ""),
 }
 XID_FIXES["lost"] = XID_FIXES["reboot"]
+
+# What to do about a status of CUDA's, by its name in status.tsv.
+STATUS_FIXES = {
+    "program": "CUDA_LAUNCH_BLOCKING=1 python your_program.py   # shows the call; a library's own"
+    " call: update the library",
+    "fault": "CUDA_LAUNCH_BLOCKING=1 python your_program.py   # shows the first call that fails;"
+    " compute-sanitizer python your_program.py shows the kernel",
+    "memory": "nvidia-smi   # shows what else uses the GPU's memory; then a smaller batch or model",
+    "start": "start CUDA after workers are started: multiprocessing.set_start_method('spawn');"
+    " nvidia-smi shows whether the driver answers",
+    "end": "ignore it if the program was ending; else end its threads before the main one",
+    "launch": "use smaller blocks, less shared memory or a smaller batch; update the library whose"
+    " kernel it is",
+    "arch": "python -c 'import torch; print(torch.cuda.get_arch_list(),"
+    " torch.cuda.get_device_capability())'   # install a build that has code for this GPU",
+    "path": "unset LD_LIBRARY_PATH LD_PRELOAD   # another version of the library is found first",
+    "driver": "nvidia-smi   # its CUDA Version is the newest that the driver runs: install a newer"
+    " driver, or a build for that CUDA",
+    "busy": "nvidia-smi   # shows who holds the GPU, and its compute mode",
+    "nogpu": "nvidia-smi; echo $CUDA_VISIBLE_DEVICES   # in a container: docker run --gpus all ...",
+    "index": "nvidia-smi -L; echo $CUDA_VISIBLE_DEVICES   # GPUs are counted from 0 among these",
+    "license": "nvidia-smi -q | grep -i license   # ask the keeper of the license server",
+    "reboot": "nvidia-smi; sudo dmesg | grep -iE 'nvrm|xid'   # after an update of the driver:"
+    " reboot the machine",
+    "graphics": "update the program: it shares a buffer between graphics and CUDA wrongly",
+    "hardware": "sudo dmesg | grep -iE 'nvrm|xid'   # the Xid says what the GPU needs: paste it"
+    " into labkit doctor --explain",
+    "peer": "nvidia-smi topo -p2p r   # which GPUs reach each other; without: NCCL_P2P_DISABLE=1",
+    "jit": "ls /usr/lib/*/libnvidia-ptxjitcompiler*   # in a container: NVIDIA_DRIVER_CAPABILITIES="
+    "compute,utility; on the host: install the driver's compute package",
+    "jitoff": "unset CUDA_DISABLE_PTX_JIT",
+    "mps": "pgrep -a nvidia-cuda-mps   # on the host: start the control daemon again, or without"
+    " MPS: unset CUDA_MPS_PIPE_DIRECTORY",
+    "system": "ls -l /dev/nvidia*; ulimit -a   # in a container: docker run --gpus all ...",
+    "none": "the program may go on: look for another error",
+    "timeout": "split the work into shorter kernels, or use a GPU without a display",
+    "rights": "ls -l /dev/nvidia* ; id   # some calls need root: sudo, or ask the machine's keeper",
+    "support": "nvidia-smi -q   # shows what this GPU supports; update the program or the driver",
+    "fabric": "systemctl status nvidia-fabricmanager   # of the driver's own version",
+    "graph": "run without CUDA graphs: --enforce-eager (vLLM), mode='default' (torch.compile)",
+    "shape": "CUDA_LAUNCH_BLOCKING=1 python your_program.py   # check the shapes and types of the"
+    " line it shows; then: unset LD_LIBRARY_PATH",
+    "power": "connect the power cable of the card   # with the machine switched off",
+    "load": "sudo modprobe nvidia; sudo dmesg | tail   # says why the driver does not load",
+    "lost": "sudo dmesg | grep -iE 'nvrm|xid'   # then switch the machine off and on; check power,"
+    " heat and the slot",
+    "reset": "nvidia-smi -q | grep -i -A3 reset   # when nothing uses the GPU: reset or reboot",
+}
+
+
+class Status(NamedTuple):
+    """What a status of CUDA's or NVML's means, and what to do."""
+
+    meaning: str
+    advice: str
+
+
+@cache
+def read_statuses(folder: Path = FOLDER) -> Mapping[str, Status]:
+    """The known statuses, by their names in capitals without underscores.
+
+    >>> read_statuses()["nvml:GPUISLOST"].meaning
+    'the GPU has left the bus'
+    """
+    text = (folder / "status.tsv").read_text(encoding="utf-8")
+    rows = (row.split("\t") for row in text.splitlines() if not row.startswith("#"))
+    return {name: Status(meaning, STATUS_FIXES[action]) for name, meaning, action in rows}
+
+
+def find_status(name: str, area: str = "") -> Status | None:
+    """The status of this name as CUDA writes it; an area's own ("lib", "nvml") goes first."""
+    statuses = read_statuses()
+    plain = name.replace("_", "").upper()
+    # cuDNN adds a reason after another name: BAD_PARAM_STREAM_MISMATCH.
+    key = f"{area}:{plain}"
+    keys = (key[:end] for end in range(len(key), len(area) + 5, -1))
+    own = next((statuses[key] for key in keys if key in statuses), None) if area else None
+    return own or statuses.get(plain)
 
 
 def read_catalogs(folder: Path = FOLDER) -> Iterator[tuple[str, KnownError]]:

@@ -18,6 +18,7 @@ from typing import BinaryIO, NamedTuple
 from labkit.host.distribution import UNKNOWN, Distribution
 from labkit.host.packages import Fix
 from labkit.known_errors import KNOWN_ERRORS
+from labkit.known_errors.catalog import find_status
 from labkit.known_errors.context import Context
 from labkit.known_errors.mention import (
     FINAL,
@@ -598,7 +599,12 @@ def _rank_matches(
     found = []
     for error, place in places.items():
         named = {f"{name}-{text}" if text else name for name, text in place.values.items()}
-        shown = {**values, **place.values, **_compute_share(place.values)}
+        shown = {
+            **values,
+            **place.values,
+            **_compute_share(place.values),
+            **_read_status(place.values),
+        }
         adapted = error.adapt(conditions | named, shown, context.capability)
         # A retry may have succeeded later; a sentence may tell of another time or machine.
         if place.retried or place.told:
@@ -616,6 +622,13 @@ def _compute_share(values: Mapping[str, str]) -> Mapping[str, str]:
     except (KeyError, ValueError, ZeroDivisionError):
         return {}
     return {"share": f"{share:.2f}"} if share >= 0.1 else {}
+
+
+def _read_status(values: Mapping[str, str]) -> Mapping[str, str]:
+    """The ``meaning`` of a ``status`` of CUDA, a ``lib`` or ``nvml``, and the ``advice``."""
+    area = next((name for name in ("lib", "nvml") if name in values), "")
+    status = find_status(values.get("status", ""), area)
+    return {"meaning": status.meaning, "advice": status.advice} if status else {}
 
 
 _GENERAL = {None: 0, "line": 1, "log": 2}

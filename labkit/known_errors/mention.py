@@ -73,7 +73,7 @@ _TOLD = re.compile(
     r"|\b(?:g[eo]ts?|getting|got|see|seeing|saw|shows?|showed|sa(?:ys?|id)|complain(?:s|ed)|threw"
     r"|throws|hit|hits|encounter(?:s|ed)?|(?:end|fail|crash|die)(?:s|ed|d)? with|famous|dreaded"
     r"|infamous|known as|called|the error|errors? (?:is|was|like|about|of)|error message|\ban?|the)"
-    r"[:,]? {1,3}(?:[\w /-]{2,50}: )?[\"'`\u2018\u201c\u00ab*]{0,3}$",
+    r"[:,]? {1,3}(?:Failed to [\w ]{2,40}: )?[\"'`\u2018\u201c\u00ab*]{0,3}$",
     re.MULTILINE,
 )
 # The sentence goes on after the error's text, up to its full stop.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -30,6 +31,7 @@ from labkit.process import (
     CommandResult,
     compose_environment,
     replace_process,
+    run_attached,
     run_command,
     stream_command,
 )
@@ -42,6 +44,15 @@ START_LIMIT_SECONDS = 180.0
 # Every command enables all profiles: `up` names its service, and `down` must find every one.
 PROFILES = ("cpu", "cuda", GPU_SERVICE, "test")
 
+
+# Set for a command in the running lab, to find it there.
+ENTERED_VARIABLE = "LABKIT_ENTERED"
+# Signals that command: what an engine puts into a container has no parent there.
+END_ENTERED = """for each in /proc/[0-9]*; do
+    if grep -q '^PPid:.0$' "$each/status" && tr '\\0' '\\n' <"$each/environ" | grep -qx "$1"; then
+        kill "-$2" "${each#/proc/}"
+    fi
+done 2>/dev/null"""
 
 # Where a container has the folder of DATA=.
 DATA_FOLDER = "/data"
@@ -235,17 +246,38 @@ class ContainerLab:
         options = ["--tail", str(lines), *(["--follow"] if follow else [])]
         replace_process([self.client, "logs", *options, container])
 
-    def enter(self, handle: LabHandle | None, command: Sequence[str]) -> None:
-        """Replaces this process by ``command`` in the running lab, or in a new container."""
+    def enter(self, handle: LabHandle | None, command: Sequence[str]) -> int:
+        """Runs ``command`` in the running lab, or in a new container; returns its exit code."""
         terminal = sys.stdin.isatty() and sys.stdout.isatty()
-        flags = ["--interactive", *(["--tty"] if terminal else [])]
         given = [word for each in self._name_caller(command) for word in ("--env", each)]
-        if handle and handle.container and self.is_alive(handle):
-            replace_process([self.client, "exec", *flags, *given, handle.container, *command])
-        arguments = ["run", "--rm", *given, *([] if terminal else ["--no-TTY"])]
-        replace_process(
-            self.compose_command([*arguments, self.service, *command]), self.environment()
-        )
+        if not (handle and handle.container and self.is_alive(handle)):
+            options = [*given, *([] if terminal else ["--no-TTY"])]
+            return self.run_once(self.service, command, options)
+        container, mark = handle.container, f"{ENTERED_VARIABLE}={secrets.token_hex(8)}"
+        flags = ["--interactive", *(["--tty"] if terminal else []), *given, "--env", mark]
+
+        def stop() -> None:
+            # A shell at a terminal ignores SIGTERM.
+            words = ["sh", "-c", END_ENTERED, "sh", mark, "HUP" if terminal else "TERM"]
+            self._ask("exec", container, *words)
+
+        return run_attached([self.client, "exec", *flags, container, *command], stop=stop)
+
+    def run_once(self, service: str, command: Sequence[str], options: Sequence[str]) -> int:
+        """Runs ``command`` in a new container, which is removed; returns its exit code.
+
+        A signal that ends this process stops the container.
+        """
+        name = f"{self.checkout.project}-{service}-run-{secrets.token_hex(6)}"
+        words = ["run", "--rm", "--name", name, *options, service, *command]
+
+        def stop() -> None:
+            if "--no-TTY" not in options:  # a shell at a terminal ignores SIGTERM
+                self._ask("kill", "--signal", "HUP", name)
+            self._ask("stop", name)
+            self._ask("rm", "--force", name)
+
+        return run_attached(self.compose_command(words), self.environment(), stop=stop)
 
     def _name_caller(self, command: Sequence[str]) -> list[str]:
         """The variables for messages of labkit to somebody outside of the container."""

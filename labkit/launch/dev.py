@@ -77,7 +77,7 @@ EXACTLY = "# Three equal signs: two would also take 2.13.0+cpu.\n"
 def run_tools(
     checkout: Checkout, settings: Settings, steps: Steps, tool: str, words: Sequence[str] = ()
 ) -> int:
-    """Replaces this process by one of TOOLS with ``words``, in the chosen runtime."""
+    """Runs one of TOOLS with ``words`` in the chosen runtime; returns its exit code."""
     prepare_state_folder(checkout)
     plan = make_plan(checkout, settings, probe_host(checkout, settings, steps), demand=False)
     announce_choices(plan, steps)
@@ -87,10 +87,11 @@ def run_tools(
         ensure_token(checkout)
         if isinstance(plan.lab, ContainerLab):
             plan.lab.prepare(steps, for_tests=True)
-            command = plan.lab.compose_command(["run", "--rm", "--no-TTY", "test", *command])
         else:
             plan.lab.prepare(steps, ["test"])
     os.chdir(checkout.root)
+    if isinstance(plan.lab, ContainerLab):
+        return plan.lab.run_once("test", command, ["--no-TTY"])
     replace_process(command, plan.lab.environment())
     return 0
 

@@ -100,11 +100,12 @@ class LocalLab:
         options = ["-n", str(lines), *(["-f"] if follow else [])]
         replace_process(["tail", *options, str(self.log_file)])
 
-    def enter(self, handle: LabHandle | None, command: Sequence[str]) -> None:
+    def enter(self, handle: LabHandle | None, command: Sequence[str]) -> int:
         """Replaces this process by ``command`` in the .venv, in the workspace."""
         os.chdir(self.checkout.workspace)
         outside = {OUTSIDE_VARIABLE: str(self.checkout.workspace)}
         replace_process(list(command), self.environment() | outside)
+        return 0
 
     def lay_out_changes(self) -> None:
         """Puts changed lessons into the workspace of a running lab. Raises EngineError."""

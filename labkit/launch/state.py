@@ -22,7 +22,6 @@ from labkit.errors import LabkitError, UsageError
 from labkit.files import LARGEST_RECORD_BYTES, explain_wrong_kind
 from labkit.host.torch_builds import BUILDS
 from labkit.launch.settings import RUNTIMES, Checkout
-from labkit.process import end_like_interrupt
 
 T = TypeVar("T")
 # Subfolders of the state folder with many files and no secrets.
@@ -278,8 +277,7 @@ def hold_lock(checkout: Checkout, on_wait: Callable[[], None]) -> Iterator[None]
         except BlockingIOError:
             on_wait()
             fcntl.flock(descriptor, fcntl.LOCK_EX)
-        with end_like_interrupt():
-            yield
+        yield
     finally:
         os.close(descriptor)
 

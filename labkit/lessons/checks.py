@@ -26,7 +26,7 @@ from pathlib import Path
 from types import CodeType, TracebackType
 from typing import Any
 
-from labkit.errors import LabkitError
+from labkit.errors import EngineError, LabkitError
 from labkit.files import find_workspace
 from labkit.lessons.calls import (
     LIMIT_SECONDS,
@@ -165,10 +165,11 @@ class _CaseJudge:
         got = None
         try:
             got = self._call(function, arguments)
-        except TookTooLong as error:
-            return Verdict(self.name, TIMED_OUT, str(error), self.place, hint=ENDLESS)
-        except RanksTimedOut as error:
-            return Verdict(self.name, TIMED_OUT, str(error), self.place)
+        except (TookTooLong, RanksTimedOut) as error:
+            hint = ENDLESS if isinstance(error, TookTooLong) else 0
+            return Verdict(self.name, TIMED_OUT, str(error), self.place, hint=hint)
+        except EngineError as error:  # what the check needs is missing: no word on the answer
+            return Verdict(self.name, NOT_RUN, str(error))
         except (Exception, SystemExit) as error:
             if case.raises is None or not isinstance(error, case.raises):
                 return _judge_error(self.name, function, error, self.place)
@@ -250,7 +251,7 @@ def _name_mistake(
     ]
     with contextlib.redirect_stdout(io.StringIO()):  # what an answer prints is on the page already
         named = _find_same(verdict, exercise, judge, function, judges)
-        if not named and verdict.status != TIMED_OUT:
+        if not named and verdict.status != TIMED_OUT and judge.case.ranks is None:
             named = _find_parts(verdict, exercise, [judge, *judges], function)
             named = named or _find_product(verdict, exercise, judge, function)
     if not named:
@@ -308,10 +309,12 @@ def _find_parts(
     while len(named) < 2 and any(left & cases for cases in shown.values()):
         named.append(max(shown, key=lambda one: (0 in left & shown[one], len(left & shown[one]))))
         left -= shown[named[-1]]
+    alike = [one for one in known if one.verdict == verdict.status]
+    if not named and verdict.status == CHANGED_ARGUMENT and len(alike) == 1:
+        return alike
     if named or verdict.status not in (WRONG_TYPE, WRONG_SHAPE, WRONG_DTYPE):
         return [known[number] for number in named]
     # The same wrong type, shape or dtype is the same mistake, whatever the values are.
-    alike = (one for one in known if one.verdict == verdict.status)
     said = (verdict.status, verdict.message)
     return [one for one in alike if (_outcome(judges[0].judge(one.function)) or ())[:2] == said][:1]
 
@@ -324,8 +327,10 @@ def _find_product(
     Or the one that shares a third of the wrong values.
     """
     right = _list_numbers(_expected_value(judge.case))
+    if verdict.status != WRONG_VALUES or not right:
+        return []
     ours = _list_numbers(judge.call(function))
-    if verdict.status != WRONG_VALUES or not right or not ours or len(ours) != len(right):
+    if len(ours) != len(right):
         return []
     found = [
         (one, values)

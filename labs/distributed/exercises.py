@@ -122,6 +122,7 @@ def _reduce_copy(x: Tensor) -> Tensor:
     return total
 
 
+NOT_A_CLONE = "`total += ...` writes into the argument, if total is not a clone of it."
 RING_SUM = Exercise(
     name="ring_sum",
     title="A sum around the ring",
@@ -163,7 +164,13 @@ RING_SUM = Exercise(
             "adds into its argument",
             lambda x: _ring_wrong(x, in_place=True),
             "wrong_values",
-            hint="`total += ...` writes into the argument, if total is not a clone of it.",
+            hint=NOT_A_CLONE,
+        ),
+        WrongAnswer(
+            "adds into its argument, and goes around once too often",
+            lambda x: _ring_wrong(x, in_place=True, once_more=True),
+            "wrong_values",
+            hint=NOT_A_CLONE,
         ),
     ),
 )
@@ -280,6 +287,12 @@ AVERAGE_GRADIENTS = Exercise(
         WrongAnswer(
             "gives a gradient to those without one",
             lambda m: _average_wrong(m, fills=True),
+            "wrong_values",
+            1,
+        ),
+        WrongAnswer(
+            "gives a gradient to those without one, and does not divide",
+            lambda m: _average_wrong(m, fills=True, adds=True),
             "wrong_values",
             1,
         ),
@@ -624,6 +637,11 @@ RUN_TOGETHER = Exercise(
         WrongAnswer(
             "returns the number of its own batches",
             lambda batches, step: _together_wrong(batches, step) and len(batches),
+            "wrong_values",
+        ),
+        WrongAnswer(
+            "takes no batch, and returns the number of its own",
+            lambda batches, step: _together_wrong(batches[:0], step) or len(batches),
             "wrong_values",
         ),
         WrongAnswer(

@@ -291,6 +291,43 @@ def test_a_long_name_in_the_text_is_not_cut_on_a_narrow_page(lab_server: LabServ
         assert wait_until(ends_on_the_page, timeout_seconds=120)
 
 
+# Goes through the page by screens; the texts that scroll sideways, and whether it has formulas.
+FIND_WIDE = """
+const page = document.querySelector('.jp-WindowedPanel-outer');
+const wide = new Set();
+let typeset = false;
+page.scrollTop = 0;
+const done = arguments[0];
+const look = () => {
+    for (const text of page.querySelectorAll('.jp-RenderedMarkdown')) {
+        typeset ||= text.querySelector('mjx-container[display="true"]') !== null;
+        if (text.scrollWidth > text.clientWidth) wide.add(text.textContent.trim().slice(0, 60));
+    }
+    if (page.scrollTop + page.clientHeight >= page.scrollHeight - 1) done([[...wide], typeset]);
+    else { page.scrollTop += page.clientHeight / 2; setTimeout(look, 200); }
+};
+look();
+"""
+
+
+@pytest.mark.parametrize("name", ["01_tensors", "02_autograd", "06_training", "07_distributed"])
+def test_no_text_scrolls_sideways_on_a_narrow_page(
+    lab_server: LabServer, tmp_path: Path, name: str
+):
+    with open_browser(tmp_path) as driver:
+        driver.set_script_timeout(300)
+        size = {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": False}
+        driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+        driver.get(lab_server.url(f"lab/tree/{name}.ipynb") + "&reset")
+        wait_for(driver, ".jp-Notebook .jp-PlaceholderText", timeout_seconds=60)
+
+        def fits() -> bool:
+            wide, typeset = driver.execute_async_script(FIND_WIDE)
+            return not wide and (typeset or name == "07_distributed")  # which has no formula
+
+        assert wait_until(fits, timeout_seconds=300), driver.execute_async_script(FIND_WIDE)
+
+
 FAIL_TWICE = """
 const real = window.fetch;
 let left = 2;

@@ -8,6 +8,7 @@ import socket
 
 import pytest
 
+from labkit.launch.server import wait_until
 from labkit.process import run_command
 from tests.image.clones import Clone
 from tests.test_server_security import find_own_address
@@ -175,3 +176,24 @@ def test_the_image_says_what_it_is(running: Clone):
     assert labels["io.labkit.torch"] == "2.13.0+cpu"
     torch_version = running.inside("python", "-c", "import torch; print(torch.__version__)")
     assert torch_version.stdout.strip() == labels["io.labkit.torch"]
+
+
+def test_a_signal_ends_a_command_in_the_running_lab(running: Clone):
+    mark = "signalled-here"
+    process = running.start_labkit("exec", "--", "sh", "-c", f"sleep 3600; echo {mark}")
+    find = ("pgrep", "--full", mark)
+    assert wait_until(lambda: running.inside(*find).ok, timeout_seconds=120)
+    process.terminate()
+    process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert wait_until(lambda: not running.inside(*find).ok, timeout_seconds=60)
+    assert len(running.containers()) == 1
+
+
+def test_a_signal_stops_the_container_of_a_command(fresh_clone: Clone):
+    process = fresh_clone.start_labkit("exec", "--runtime", "docker", "--", "sleep", "3600")
+    assert wait_until(lambda: len(fresh_clone.containers()) == 1, timeout_seconds=1700)
+    process.terminate()
+    process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert fresh_clone.containers(all_states=True) == []

@@ -76,6 +76,19 @@ def test_the_printed_token_opens_it_and_is_printed_once(lab: tuple[str, int]):
     assert server.ask("/api/status").status == 403
 
 
+def test_options_after_the_images_name_are_jupyterlabs(image: str):
+    """Another base URL, and a port that its server listens on."""
+    words = ("--ServerApp.base_url=/class/", "--ServerApp.port", "9999")
+    container = docker("run", "--detach", image, *words).strip()
+    try:
+        assert wait_until(lambda: "is ready" in docker("logs", container), timeout_seconds=90)
+        assert "http://127.0.0.1:9999/class/lab?token=" in docker("logs", container)
+        assert docker("exec", container, *CHECK) == ""
+        assert "01_tensors.ipynb" in docker("exec", container, "ls", "/work")
+    finally:
+        docker("rm", "--force", "--volumes", container)
+
+
 def test_it_is_healthy(lab: tuple[str, int]):
     container, _ = lab
     state = ("inspect", "--format", "{{.State.Health.Status}}", container)

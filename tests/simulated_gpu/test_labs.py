@@ -26,7 +26,9 @@ IN_CI = {
     "training": "h100",
     "distributed": "t4",
 }
-LABS = [lab.name for lab in find_labs()]
+# They begin first: a worker that began the longest one last would work alone.
+LONGEST = ("compile", "training", "functional")
+LABS = [*LONGEST, *(lab.name for lab in find_labs() if lab.name not in LONGEST)]
 # The build for CUDA 13 sorts by a library that has no code path below Turing; the build for 12.6,
 # which Pascal gets, has one.
 NOT_PLAYED = {("training", "pascal")}

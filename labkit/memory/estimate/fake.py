@@ -51,6 +51,9 @@ from labkit.memory.estimate.operators import (
     allow_foreach,
     compute_gru,
     count_converted,
+    count_promoted,
+    count_scattered,
+    count_selecting,
     reverse_batch_norm,
     reverse_ctc,
     reverse_gru,
@@ -129,7 +132,17 @@ IN_PLACE = {
     ATEN.index_fill.int_Scalar: ATEN.index_fill_.int_Scalar,
     ATEN.masked_scatter.default: ATEN.masked_scatter_.default,
     ATEN.put.default: ATEN.put_.default,
+    ATEN.logical_and.default: ATEN.logical_and_.default,
+    ATEN.logical_or.default: ATEN.logical_or_.default,
 }
+# Nodes whose formulas never write in place, whose own sums do not, and the only ones that combine
+# masks in place.
+OUT_OF_PLACE = ("ScatterReduce", "IndexReduce")
+ADDING = (
+    "VarMean", "StdMean", "LinalgCholesky", "Cholesky", "LinalgLu", "LinalgPinv", "LinalgSvd",
+    "LinalgQr", "LinalgLstsq", "TriangularSolve",
+)  # fmt: skip
+CLAMPING = {ATEN.logical_and.default, ATEN.logical_or.default}
 # So does the backward pass of the binary cross entropy of logits, and of no other loss.
 LOGITS = "BinaryCrossEntropyWithLogits"
 OF_LOGITS = {ATEN.sub.Tensor: ATEN.sub_.Tensor, ATEN.mul.Tensor: ATEN.mul_.Tensor}
@@ -212,7 +225,7 @@ class FakeTracer(StorageTracer):
         recipe = None if call.key is None else find_recipe(call.key)
         if recipe is None:
             return self._compute(operator, run, types, arguments, named, call)
-        result = self._repeat(recipe, operator, facts.name, call.tensors)
+        result = self._repeat(recipe, operator, facts.name, call)
         if call.known or not call.tensors or facts.like:
             self._follow_values(operator, arguments, named, call.tensors, result)
         return result
@@ -249,11 +262,12 @@ class FakeTracer(StorageTracer):
         self._count_scratch(freed, taken)
         # What a library was measured to return is recorded in another way than what is new.
         if freed is not None and made == measure(list_tensors(result)):
-            keep_recipe(call.key, result, taken, before, freed, call.in_place)
+            keep_recipe(call, result, before, freed)
         return result
 
-    def _repeat(self, recipe: Recipe, operator: Any, name: str, taken: list[Any]) -> Any:
+    def _repeat(self, recipe: Recipe, operator: Any, name: str, call: Call) -> Any:
         """The results of a call as before, traced."""
+        taken = call.tensors
         self._bury()
         found = self._attempt(self._trace_repeated, operator, taken, recipe.allocates)
         category, frames, backward = found or ("other", (), False)
@@ -264,7 +278,7 @@ class FakeTracer(StorageTracer):
             storage = Storage(serial, count, part.place, category, frames, False, backward)
             self._follow(made.untyped_storage(), storage)
 
-        result = recipe.make(taken, self._mode, add)
+        result = recipe.make(call, self._mode, add)
         if name in NOTED and taken and taken[0].fake_device.type == "cuda":
             self._note_libraries(name)
         if recipe.freed_bytes:
@@ -324,6 +338,9 @@ class FakeTracer(StorageTracer):
         if made is not None:
             for one in list_tensors(made):
                 self._add_new(one, "activations", frames, backward=backward)
+            self._count_scratch(
+                count_selecting(operator._schema.name[6:], arguments, made), tensors
+            )
             if operator is ATEN.nonzero.default and tensors[0].numel() <= KNOWN_ELEMENTS:
                 # What is selected is known then: a loop over it, such as of experts, can go on.
                 with _disable_current_modes():
@@ -360,7 +377,8 @@ class FakeTracer(StorageTracer):
         """The bytes that the operator takes for itself and frees; None if they are an obstacle."""
         name = operator._schema.name.partition("::")[2]
         tensors = list_tensors(arguments)
-        if not tensors:
+        # What sparse operators take depends on values; their tensors are an obstacle already.
+        if not tensors or any(one.layout is not torch.strided for one in tensors):
             return 0
         if tensors[0].device.type == "cuda":
             self._note_libraries(name)
@@ -370,8 +388,19 @@ class FakeTracer(StorageTracer):
             return self._measure_scratch(operator, arguments, named, result)
         if name in CONVERTING and isinstance(result, torch.Tensor):
             return count_converted(name, tensors[0], result)
+        if name == "masked_scatter_backward":
+            return count_scattered(arguments, self._count_chosen(arguments[1]))
         count = CPU_SCRATCH.get(name)
-        return count(arguments) if count else 0
+        own = count(arguments) if count else 0
+        return own + count_promoted(operator, arguments, tensors, result)
+
+    def _count_chosen(self, mask: Any) -> int:
+        """How many elements a mask selects, known or assumed."""
+        value = self.values.find(mask)
+        if value is None:
+            return int(mask.numel() * self._assumptions.decide())
+        with _disable_current_modes():
+            return int(value.sum())
 
     def _note_libraries(self, name: str) -> None:
         if name in CONVOLUTIONS:
@@ -454,27 +483,37 @@ def _is_fake(tensor: Any) -> bool:
     return isinstance(tensor, fake_tensor.FakeTensor)
 
 
-# Backward of a mean and a variance together adds both parts into a tensor of its own.
-BOTH_MOMENTS = ("VarMeanBackward0", "StdMeanBackward0")
-
-
 def _writes_in_place(operator: Any, arguments: Any) -> bool:
     """True where backward, without a mode, would write into the first argument.
 
-    Torch adds to a gradient, and fills a tensor, that nothing else holds; a dispatch mode or fake
-    tensors prevent this.
+    Torch adds to a gradient between two nodes, and its own nodes fill tensors, that nothing else
+    holds; a dispatch mode or fake tensors prevent this.
     """
     if torch._C._current_graph_task_id() == -1 or torch.is_grad_enabled():
         return False
     written, other = arguments[0], arguments[1]
     node = torch._C._current_autograd_node()
-    if written.layout is not torch.strided or (node is not None and node.name() in BOTH_MOMENTS):
-        return False
-    if operator is ADD and (not isinstance(other, torch.Tensor) or written.shape != other.shape):
+    name = "" if node is None else node.name()
+    if operator is ADD:
+        alike = isinstance(other, torch.Tensor) and written.shape == other.shape
+        may_write = alike and not name.startswith(ADDING)
+    elif operator in CLAMPING:
+        may_write = name.startswith("Clamp")
+    else:
+        may_write = not name.startswith(OUT_OF_PLACE)
+    if not may_write or written.layout is not torch.strided or not _is_called_by_engine():
         return False
     storage = written.untyped_storage()
     whole = storage.nbytes() == written.numel() * written.element_size()
     return bool(whole and torch._C._storage_Use_Count(storage._cdata) <= ALONE)
+
+
+def _is_called_by_engine() -> bool:
+    """True in backward's C++ code, False in a backward function or a hook in Python."""
+    running: FrameType | None = sys._getframe(1)
+    while running is not None and running.f_code.co_filename == __file__:
+        running = running.f_back
+    return running is not None and running.f_code.co_name == "_engine_run_backward"
 
 
 def _reuses_logits(arguments: Any) -> bool:
@@ -568,6 +607,26 @@ def _lay_out(norm: Callable[..., Any]) -> Callable[..., Any]:
     return compute
 
 
+def _keep_columns(fold: Callable[..., Any]) -> Callable[..., Any]:
+    """Wraps ``col2im``, whose result keeps a storage as large as its input, where it begins."""
+
+    @functools.wraps(fold)
+    def compute(columns: Any, *others: Any, **named: Any) -> Any:
+        result = fold(columns, *others, **named)
+        storage = result.untyped_storage()
+        storage.resize_(max(storage.nbytes(), columns.numel() * columns.element_size()))
+        return result
+
+    return compute
+
+
+def _make_zeros(*arguments: Any, **named: Any) -> Any:
+    """The zeros that forward-mode differentiation starts from, which take no memory."""
+    result = ATEN._efficientzerotensor.default(*arguments, **named)
+    result.untyped_storage().resize_(0)
+    return result
+
+
 LAID_OUT = (
     torch.ops.aten.native_batch_norm.default,
     torch.ops.aten._native_batch_norm_legit.default,
@@ -579,6 +638,8 @@ LAID_OUT = (
 REPLACED: dict[Any, Callable[..., Any]] = {loss: _keep_storage(loss) for loss in KEEP_STORAGE}
 REPLACED |= {norm: _lay_out(norm) for norm in LAID_OUT}
 _COMPUTED: dict[Any, Callable[..., Any]] = {
+    ATEN._efficientzerotensor.default: _make_zeros,
+    ATEN.col2im.default: _keep_columns(ATEN.col2im.default),
     GROUPED: _multiply_groups,
     ATEN._thnn_fused_gru_cell.default: compute_gru,
     ATEN._thnn_fused_gru_cell_backward.default: reverse_gru,
@@ -636,7 +697,7 @@ class Simulation:
         self.tracer = FakeTracer(self, self._fake, self.assumptions, self.note)
         self._operators = CudaOperators(lambda: self.tracer.note_obstacle(RNN))
         self._order = BackwardOrder(self._note_order, forward_first=assumptions.answer)
-        self.growth_bytes = 0
+        self.growth_bytes, self.steps = 0, 2
 
     @property
     def device(self) -> str:
@@ -694,6 +755,10 @@ class Simulation:
                     forward=lambda wrapper, *inputs, **named: wrapper.module(*inputs, **named),
                 ),
                 allow_unknown_items(self.assumptions, self._note_unknown),
+                replace_attributes(
+                    torch.nn.AdaptiveLogSoftmaxWithLoss,
+                    forward=_assume_cluster(self.tracer.values, self.assumptions),
+                ),
                 reverse_products(self.note),
                 move_tensors(self._fake),
                 self._fake.own_tensors(),
@@ -755,6 +820,7 @@ class Simulation:
         for _ in range(HISTORY_STEPS if CONVERGENCE in self.notes else 1):
             before = self.tracer.count_live()
             run_step()
+            self.steps += 1
             gc.collect()
             self.growth_bytes = max(0, self.tracer.count_live() - before)
             if not self.growth_bytes:
@@ -771,8 +837,10 @@ class Simulation:
     def _note_unknown(self, function: str) -> None:
         frames = find_user_frames()
         where = f" at {frames[0].where}" if frames else ""
-        unknown = f"the value of {function}{where} is unknown"
-        self.note(f"{unknown}: what is printed or decided by it is no result")
+        self.note(
+            f"the value of {function}{where} is unknown:"
+            " what is printed or decided by it is no result"
+        )
 
     def _note_order(self) -> None:
         self.assumptions.reorders = True
@@ -837,6 +905,23 @@ def _wrap_module(
         wrapper.gradient_buckets = [torch.empty_like(one) for one in trained]
         for one in wrapper.gradient_buckets:
             simulation.tracer.mark(one, "buckets")
+
+
+def _assume_cluster(values: KnownValues, assumptions: Assumptions) -> Callable[..., Any]:
+    """The adaptive softmax, whose unknown targets are all in its first or all in its last cluster.
+
+    Torch refuses targets that are in several clusters or in none.
+    """
+    compute = torch.nn.AdaptiveLogSoftmaxWithLoss.forward
+
+    def forward(module: Any, inputs: Any, targets: Any) -> Any:
+        if isinstance(targets, fake_tensor.FakeTensor) and values.find(targets) is None:
+            place = module.cutoffs[-2] if assumptions.decide() and len(module.cutoffs) > 1 else 0
+            with _disable_current_modes():
+                values.keep(targets, torch.full(targets.shape, place))
+        return compute(module, inputs, targets)
+
+    return forward
 
 
 # L-BFGS keeps 100 steps by default, and makes up to 20 in each step of the training.

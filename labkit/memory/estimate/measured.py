@@ -29,14 +29,17 @@ COPYING = frozenset(
     """native_layer_norm native_layer_norm_backward native_group_norm native_group_norm_backward
     native_batch_norm_backward gelu_backward _softmax _softmax_backward_data _log_softmax
     _log_softmax_backward_data roll upsample_bilinear2d upsample_nearest2d
-    upsample_bicubic2d upsample_nearest2d_backward im2col col2im avg_pool2d
+    upsample_bicubic2d upsample_nearest2d_backward avg_pool2d
     max_pool2d_with_indices max_pool2d_with_indices_backward avg_pool2d_backward
     fractional_max_pool2d_backward""".split()  # noqa: SIM905
 )
 # Other operators that take memory for themselves, in ways that depend on their arguments.
 OTHERS = frozenset(
     """_safe_softmax _trilinear _upsample_bilinear2d_aa _upsample_bicubic2d_aa histc isin
-    index_reduce mvlgamma cholesky_solve _embedding_bag_per_sample_weights_backward""".split()  # noqa: SIM905
+    index_reduce mvlgamma cholesky_solve _embedding_bag_per_sample_weights_backward
+    _fake_quantize_learnable_per_channel_affine _fake_quantize_learnable_per_tensor_affine
+    _fake_quantize_learnable_per_channel_affine_backward
+    _fake_quantize_learnable_per_tensor_affine_backward""".split()  # noqa: SIM905
 )
 LIBRARIES = ("_fft_", "linalg_", "_linalg_")
 # Those of them that need nothing, or what CPU_SCRATCH says: zeros have no valid pivots.

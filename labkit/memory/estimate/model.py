@@ -89,7 +89,8 @@ class Estimate(
     Where a step decides by unknown values, ``peak_bytes`` is the higher of two simulated peaks and
     ``lowest_bytes`` the lower. ``largest_batch`` is the largest batch that certainly fits if
     ``batch`` does not; 0 if a batch of 1 may not fit, None if it was not searched.
-    ``growth_bytes`` is the additional memory that each step keeps.
+    ``growth_bytes`` is the additional memory that each step keeps; then ``peak_bytes`` is the peak
+    of the first ``steps``.
     """
 
     name: str
@@ -110,6 +111,7 @@ class Estimate(
     largest_batch: int | None = None
     notes: tuple[str, ...] = ()
     growth_bytes: int = 0
+    steps: int = 2
 
     @property
     def least_bytes(self) -> int:
@@ -202,7 +204,7 @@ def _find_local(word: str) -> Target:
     from labkit.memory.balance.read import take_snapshot
 
     wanted = "cuda:0" if word == "cuda" else word
-    balances = take_snapshot().balances
+    balances = take_snapshot(counts_tensors=False).balances
     balance = next((one for one in balances if one.torch_name == wanted), None)
     reasons: tuple[str, ...] = ()
     if balance is None:

@@ -8,6 +8,7 @@ results and free before they return, which fake tensors do not show.
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -574,8 +575,18 @@ def _count_first(arguments: Any) -> int:
 
 
 def _count_lu_solve(arguments: Any) -> int:
-    """A copy of the right-hand sides."""
-    return _count_first(arguments[2:])
+    """A copy of the factors, if they are not laid out by columns, as LAPACK takes them."""
+    return 0 if arguments[0].mT.is_contiguous() else _count_first(arguments)
+
+
+def _count_unfold(arguments: Any) -> int:
+    """``im2col``: a tensor of the input's size, which the result replaces, and a copy."""
+    return _count_first(arguments) + _count_copied(arguments)
+
+
+def _count_copied(arguments: Any) -> int:
+    """A copy of the first argument, if it is not contiguous."""
+    return 0 if arguments[0].is_contiguous() else _count_first(arguments)
 
 
 def _count_median(arguments: Any) -> int:
@@ -613,6 +624,14 @@ def _count_sort(arguments: Any) -> int:
 CONVERTING = frozenset("sum mean prod nansum cumsum cumprod linalg_vector_norm".split())  # noqa: SIM905
 
 
+# Elementwise operators that compare, and those that read another type than they return.
+COMPARING = frozenset(
+    "eq ne lt le gt ge logical_and logical_or logical_xor".split()  # noqa: SIM905
+)
+UNPROMOTED = frozenset(
+    "abs angle isnan isinf isfinite signbit real imag masked_fill masked_fill_ bernoulli".split()  # noqa: SIM905
+)
+
 # Backward of these spreads the gradient over equal values. Torch makes the result before it counts
 # them by a mask; for fake tensors afterwards, with two masks more.
 SPREADING = ("MaxBackward1", "MinBackward1", "MedianBackward0", "NanmedianBackward0")
@@ -636,6 +655,89 @@ def count_converted(name: str, tensor: Any, result: Any) -> int:
     return int(tensor.numel() * (result.element_size() + 2 * early))
 
 
+def count_promoted(operator: Any, arguments: Any, tensors: list[Any], result: Any) -> int:
+    """The bytes of the copies of the CPU's elementwise operators, which compute in one type.
+
+    So does ``values * mask``, or ``images / 255`` where the images are integers.
+    """
+    if torch.Tag.pointwise not in operator.tags or not isinstance(result, torch.Tensor):
+        return 0
+    name = operator._schema.name.removeprefix("aten::")
+    if name in UNPROMOTED or (len(arguments) == 1 and result.dtype is torch.bool):
+        return 0
+    common = result.dtype
+    if name in COMPARING or name.endswith("_"):
+        common = functools.reduce(_find_common, arguments[:2], tensors[0].dtype)
+        common = functools.reduce(torch.promote_types, (one.dtype for one in tensors), common)
+    if spreads_gradient():
+        return 0
+    copied = [one for one in tensors[name == "where" :] if one.dtype is not common and one.dim()]
+    if name.endswith("_") and result.dtype is not common:
+        copied.append(result)
+    return sum(int(one.numel() * common.itemsize) for one in copied)
+
+
+def _find_common(dtype: Any, other: Any) -> Any:
+    """The type in which a tensor is compared with a number."""
+    if dtype is torch.bool and type(other) is int:
+        return torch.int64
+    if not dtype.is_floating_point and not dtype.is_complex and isinstance(other, float):
+        return torch.get_default_dtype()
+    return dtype
+
+
+def count_selecting(name: str, arguments: Any, made: Any) -> int:
+    """The bytes of the places of what a mask selects, and of the sorted values of ``unique``."""
+    tensor, chosen = arguments[0], list_tensors(made)[0]
+    if name == "_unique2":
+        return int(tensor.numel() * (16 + tensor.element_size()))
+    if name == "masked_select":
+        mask = arguments[1]
+        whole = torch.broadcast_shapes(tensor.shape, mask.shape)
+        each = 8 * len(whole) * chosen.numel()
+        return each if tensor.device.type == "cuda" else 16 * int(whole.numel())
+    if name != "index" or not tensor.numel():
+        return 0
+    masks = [one for one in arguments[1] if one is not None and one.dtype is torch.bool]
+    return sum(8 * one.dim() * (chosen.numel() * one.numel() // tensor.numel()) for one in masks)
+
+
+def _count_put(arguments: Any) -> int:
+    """``index_put`` with masks: the places, except of a single value, which fills."""
+    tensor, indices, values = arguments[:3]
+    masks = [one for one in indices if one is not None and one.dtype is torch.bool]
+    if not masks or not tensor.numel() or (values.numel() == 1 and not any(arguments[3:4])):
+        return 0
+    return sum(
+        8 * one.dim() * min(one.numel(), values.numel() * one.numel() // tensor.numel())
+        for one in masks
+    )
+
+
+def count_scattered(arguments: Any, chosen: int) -> int:
+    """Backward of ``masked_scatter``: what the mask selects, and how it counts, then the rest."""
+    gradient, mask, sizes = arguments[:3]
+    size, whole = gradient.element_size(), math.prod(sizes)
+    counts = 16 * max(gradient.numel(), mask.numel())
+    return int(max((chosen - whole) * size + counts, whole * size))
+
+
+def _count_nonzero(arguments: Any) -> int:
+    """The mask, and its copy in 64 bits; nothing for all elements."""
+    return 9 * int(arguments[0].numel()) if len(arguments) > 1 and arguments[1] else 0
+
+
+def _count_multinomial(arguments: Any) -> int:
+    """Random numbers for all elements, except of several samples with replacement."""
+    several = arguments[1] > 1 and any(arguments[2:3])
+    return 0 if several else _count_first(arguments)
+
+
+def _count_mask(arguments: Any) -> int:
+    """``any`` and ``all``: which elements are true."""
+    return 0 if arguments[0].dtype is torch.bool else int(arguments[0].numel())
+
+
 def _count_soft_margin(arguments: Any) -> int:
     """Backward of ``soft_margin_loss``: two tensors as large as its values."""
     return 2 * int(arguments[1].numel() * arguments[1].element_size())
@@ -651,13 +753,18 @@ def _count_cpu_distance_backward(arguments: Any) -> int:
 def _count_matrices(arguments: Any) -> int:
     """Products of matrices: copies of those that BLAS cannot read, such as expanded gradients."""
     matrices = [one for one in arguments[-2:] if isinstance(one, torch.Tensor)]
-    return sum(_count_first([one]) for one in matrices if not _is_for_blas(one))
+    return sum(_count_first([one]) for one in matrices if not _is_for_blas(one) or _is_turned(one))
+
+
+def _is_turned(matrix: Any) -> bool:
+    """True for conjugates by rows: BLAS conjugates only what it transposes too."""
+    return bool(matrix.is_conj() and matrix.stride(-1) == 1 and matrix.size(-1) > 1)
 
 
 def _count_batches(arguments: Any) -> int:
     """Products of batches: copies of one matrix at a time."""
     items = [one[0] for one in arguments[-2:] if one.size(0)]
-    return sum(_count_first([one]) for one in items if not _is_for_blas(one))
+    return sum(_count_first([one]) for one in items if not _is_for_blas(one) or _is_turned(one))
 
 
 def _is_for_blas(matrix: Any) -> bool:
@@ -694,11 +801,19 @@ CPU_SCRATCH: dict[str, Callable[[Any], int]] = {
     "median": _count_median,
     "nanmedian": _count_median,
     "sort": _count_sort,
-    "any": lambda arguments: 0 if arguments[0].dtype is torch.bool else arguments[0].numel(),
+    "any": _count_mask,
+    "all": _count_mask,
+    "count_nonzero": _count_nonzero,
+    "multinomial": _count_multinomial,
+    "index_put": _count_put,
+    "index_put_": _count_put,
+    "_index_put_impl_": _count_put,
     "soft_margin_loss_backward": _count_soft_margin,
     "native_dropout": lambda arguments: _count_first(arguments) if arguments[2] else 0,
     "native_dropout_backward": _count_first,
     "linalg_lu_solve": _count_lu_solve,
+    "im2col": _count_unfold,
+    "col2im": _count_copied,
     "_cdist_backward": _count_cpu_distance_backward,
     "_scaled_dot_product_flash_attention_for_cpu": _count_cpu_flash,
     "_scaled_dot_product_flash_attention_for_cpu_backward": _count_cpu_flash_backward,
@@ -712,6 +827,11 @@ CPU_SCRATCH: dict[str, Callable[[Any], int]] = {
     "angle": _count_complex,
 }
 SCRATCH: dict[str, Callable[[Any], int]] = {
+    "multinomial": _count_multinomial,
+    "index_put": _count_put,
+    "index_put_": _count_put,
+    "im2col": _count_unfold,
+    "col2im": _count_copied,
     "binary_cross_entropy_with_logits": _count_logits,
     "_ctc_loss_backward": _count_cuda_ctc,
     "_cdist_backward": _count_distance_backward,

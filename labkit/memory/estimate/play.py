@@ -311,8 +311,6 @@ def _estimate_one(work: Work, target: Target, assumptions: Assumptions) -> Estim
     held = level.list_at_peak()
     growth, notes = simulation.growth_bytes, simulation.notes
     added = [FORWARD_ALONE] if isinstance(work.function, ModelCall) and not work.inference else []
-    if growth:
-        added.append(f"each step keeps {format_bytes(growth)} more than the one before")
     allocator = simulation.allocators.get(device, CachingAllocator())
     return Estimate(
         name=work.name,
@@ -331,6 +329,7 @@ def _estimate_one(work: Work, target: Target, assumptions: Assumptions) -> Estim
         excess=next((one for one in notes if one in bounds), None),
         notes=(*added, *notes),
         growth_bytes=growth,
+        steps=simulation.steps,
     )
 
 

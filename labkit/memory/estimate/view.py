@@ -100,6 +100,9 @@ def say_verdict(estimate: Estimate) -> list[str]:
         said += [f"a lower bound: {estimate.obstacle}"]
     if estimate.excess is not None:
         said += [f"an upper bound: {estimate.excess}"]
+    if estimate.growth_bytes:
+        grown = format_bytes(estimate.growth_bytes)
+        said += [f"a lower bound for more than {estimate.steps} steps: each keeps {grown} more"]
     spare, name = estimate.spare_bytes, estimate.target.name
     if spare is not None:
         said.append(_say_fit(estimate, spare, name))
@@ -193,6 +196,7 @@ def describe_estimate(estimate: Estimate) -> dict[str, object]:
         },
         "peak_bytes": estimate.peak_bytes,
         "lowest_bytes": estimate.lowest_bytes,
+        "growth_bytes": estimate.growth_bytes,
         "kinds": estimate.kinds,
         "host_bytes": estimate.host_bytes,
         "allocated_bytes": estimate.allocated_bytes,
