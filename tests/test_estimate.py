@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import pickle
 import random
 
 import numpy as np
@@ -435,6 +436,24 @@ def test_a_loader_that_shuffles_draws_nothing_of_pythons():
         return lambda: model(next(iter(loader))[0])
 
     assert not any("one draw" in note for note in estimate_memory(make_step).notes)
+
+
+def test_a_checkpoint_takes_nothing_and_replaces_no_file(tmp_path):
+    path = tmp_path / "model.pt"
+    path.write_bytes(b"the user's")
+
+    def make_step(batch=4):
+        model = nn.Linear(8, 8)
+        return lambda: (model(torch.randn(batch, 8)), torch.save(model.state_dict(), f=path))
+
+    estimate = estimate_memory(make_step)
+    assert (estimate.obstacle, path.read_bytes()) == (None, b"the user's")
+
+
+def test_a_pickled_tensor_is_an_obstacle():
+    estimate = estimate_memory(lambda: pickle.dumps(torch.ones(3)))
+    assert estimate.obstacle.operator == "pickle"
+    assert estimate.obstacle.frame.file == __file__
 
 
 # Each function that the simulation replaces, called with torch's names of its parameters.
