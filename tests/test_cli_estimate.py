@@ -131,8 +131,20 @@ def test_a_path_with_a_space_is_quoted_in_the_command(folder, capsys):
         (["train.py:broken"], "broken raised RuntimeError: a and b", "--debug"),
         (["train.py:make_step", "--batch", "0"], "--batch '0'", "--batch 32"),
         (["notes.txt:f"], "notes.txt is not a Python file", "train.py:make_step"),
+        (["train.py:make_step", "--task", "train", "--lora", "r=4"], "--task, --lora", "omit"),
+        (["train.py:make_step", "--checkpointing"], "--checkpointing cannot change", "omit"),
     ],
-    ids=["no function", "no file", "a near match", "a number", "its own error", "no batch", "text"],
+    ids=[
+        "no function",
+        "no file",
+        "a near match",
+        "a number",
+        "its own error",
+        "no batch",
+        "text",
+        "options for models by name",
+        "a switch for models by name",
+    ],
 )
 def test_what_is_wrong_is_said_without_a_traceback(folder, capsys, words, what, fix):
     (folder / "notes.txt").write_text("hello")

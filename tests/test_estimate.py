@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import copy
 import functools
+import pickle
+import random
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -408,6 +411,51 @@ def test_layers_that_drawn_values_drop_make_a_range(draw, decide):
     assert "unknown values decide" in estimate.notes[0]
 
 
+@pytest.mark.parametrize("draw", [random.random, np.random.rand])
+def test_layers_that_python_or_numpy_draws_are_noted(draw):
+    def make_step(batch=8):
+        model = nn.Linear(8, 8)
+        draw()  # what draws weights or data does not count
+
+        def step():
+            return model(torch.randn(batch, 8)) if draw() < 0.5 else None
+
+        return step if asked else lambda: model(torch.randn(batch, 8))
+
+    for asked in (True, False):
+        estimate = estimate_memory(make_step, device="H100")
+        assert (estimate.fits, estimate.obstacle) == (True, None)
+        assert any("one draw" in note for note in estimate.notes) is asked
+
+
+def test_a_loader_that_shuffles_draws_nothing_of_pythons():
+    data = torch.utils.data.TensorDataset(torch.randn(16, 8))
+
+    def make_step(batch=4):
+        loader, model = torch.utils.data.DataLoader(data, batch, shuffle=True), nn.Linear(8, 8)
+        return lambda: model(next(iter(loader))[0])
+
+    assert not any("one draw" in note for note in estimate_memory(make_step).notes)
+
+
+def test_a_checkpoint_takes_nothing_and_replaces_no_file(tmp_path):
+    path = tmp_path / "model.pt"
+    path.write_bytes(b"the user's")
+
+    def make_step(batch=4):
+        model = nn.Linear(8, 8)
+        return lambda: (model(torch.randn(batch, 8)), torch.save(model.state_dict(), f=path))
+
+    estimate = estimate_memory(make_step)
+    assert (estimate.obstacle, path.read_bytes()) == (None, b"the user's")
+
+
+def test_a_pickled_tensor_is_an_obstacle():
+    estimate = estimate_memory(lambda: pickle.dumps(torch.ones(3)))
+    assert estimate.obstacle.operator == "pickle"
+    assert estimate.obstacle.frame.file == __file__
+
+
 # Each function that the simulation replaces, called with torch's names of its parameters.
 BY_NAME = [
     lambda x: x.split(split_size=[2, 6], dim=1),
@@ -600,7 +648,8 @@ def test_what_torch_asks_for_itself_is_answered():
         (lambda: 1 / 0, "raised ZeroDivisionError: division by zero"),
         (lambda: exit(3), "raised SystemExit: 3"),
         (lambda: nn.Linear(2, 2)(torch.ones(1, 3)), "raised RuntimeError: a and b must"),
-        (lambda batch: None, "raised TypeError: .*missing 1 required positional"),
+        (lambda batch: None, "missing a required argument: 'batch'"),
+        (lambda model, data: None, r"\(model, data\) cannot make a step: missing"),
     ],
 )
 def test_a_step_that_fails_by_itself_is_explained(step, what, caplog):

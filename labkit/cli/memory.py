@@ -24,6 +24,7 @@ from labkit.cli.named import (
     add_named_options,
     parse_sizes,
     print_ranks,
+    refuse_named_options,
     show_named,
     take_one,
 )
@@ -340,6 +341,7 @@ def show_estimate(arguments: argparse.Namespace) -> int:
     source = parse_source(arguments.step)
     if source:
         return show_named(arguments, source)
+    refuse_named_options(arguments)
     path, name = split_step(arguments.step)
     check_file(path, name)
     # The user's own prints are not results of this command.

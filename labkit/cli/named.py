@@ -28,13 +28,9 @@ def add_named_options(parser: argparse.ArgumentParser) -> None:
         "for hf:NAME, hf:config.json and timm:NAME",
         "--batch and --sequence also take several sizes, for a table: --batch 1,4,16",
     )
-    group.add_argument("--task", choices=TASKS, default="train", help="(default: train)")
-    group.add_argument(
-        "--optimizer", choices=OPTIMIZERS, default="adamw", help="for training (default: adamw)"
-    )
-    group.add_argument(
-        "--dtype", choices=DTYPES, default="float32", help="of weights (default: float32)"
-    )
+    group.add_argument("--task", choices=TASKS, help="(default: train)")
+    group.add_argument("--optimizer", choices=OPTIMIZERS, help="for training (default: adamw)")
+    group.add_argument("--dtype", choices=DTYPES, help="of weights (default: float32)")
     group.add_argument(
         "--sequence",
         type=functools.partial(parse_sizes, option="--sequence"),
@@ -87,6 +83,23 @@ def take_one(sizes: Sequence[int] | None) -> int | None:
             fix=f"--batch {sizes[0]}",
         )
     return sizes[0] if sizes else None
+
+
+NAMED_OPTIONS = (
+    "task", "optimizer", "dtype", "sequence", "context", "lora", "weights", "checkpointing",
+    "remedies",
+)  # fmt: skip
+
+
+def refuse_named_options(arguments: argparse.Namespace) -> None:
+    """Raises UsageError for options of models by name beside a step in a file."""
+    given = [f"--{name}" for name in NAMED_OPTIONS if getattr(arguments, name)]
+    if given:
+        raise UsageError(
+            f"{', '.join(given)} cannot change the step in {arguments.step}",
+            cause="only models by name (hf:NAME, hf:config.json, timm:NAME) take these options",
+            fix="write it into the step, and omit the option here",
+        )
 
 
 def show_named(arguments: argparse.Namespace, source: tuple[str, str]) -> int:
@@ -145,7 +158,8 @@ def _list_plans(arguments: argparse.Namespace, source: tuple[str, str]) -> list[
     from labkit.memory.estimate.formats import DTYPES, parse_lora
     from labkit.memory.estimate.named import NamedPlan
 
-    task = "infer" if arguments.inference and arguments.task == "train" else arguments.task
+    task = arguments.task or "train"
+    task = "infer" if arguments.inference and task == "train" else task
     if arguments.context and task != "generate":
         raise UsageError(
             "--context is for --task generate",
@@ -173,8 +187,8 @@ def _list_plans(arguments: argparse.Namespace, source: tuple[str, str]) -> list[
     plan = NamedPlan(
         *source,
         task=task,
-        optimizer=arguments.optimizer,
-        dtype=DTYPES[arguments.dtype],
+        optimizer=arguments.optimizer or "adamw",
+        dtype=DTYPES[arguments.dtype or "float32"],
         lora=parse_lora(arguments.lora),
         weights=arguments.weights,
         checkpointing=arguments.checkpointing,

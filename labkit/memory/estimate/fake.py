@@ -756,6 +756,8 @@ class Simulation:
                 ),
                 replace_attributes(fake_tensor, run_fallback_kernel=_run_fallback),
                 replace_attributes(torch, compile=self._note_compile(torch.compile)),
+                # A checkpoint takes no memory that stays, and must not replace the user's file.
+                replace_attributes(torch, save=lambda *_, **__: None),
                 # transformers asks whether a tensor is fake, to take the path of an export.
                 replace_attributes(torch._subclasses, FakeTensor=HiddenFakeTensor),
                 # An assertion that holds in the real step does not read a value.
@@ -943,6 +945,8 @@ def _is_compiled(module: Any) -> bool:
     return type(module).__name__ == "OptimizedModule" or module._compiled_call_impl is not None
 
 
+# What Python's error says for a fake tensor, which it cannot pickle.
+PICKLED = "WeakValueDictionary.__init__"
 # What torch's own errors say.
 INTERNAL = ("INTERNAL ASSERT FAILED", "NestedTensorImpl")
 
@@ -968,6 +972,8 @@ def _name_obstacle(error: BaseException) -> tuple[str, str] | None:
         found = (unregistered[1], "has no fake version")
     elif "UnknownNumber" in text and isinstance(error, TypeError):
         found = ("item()", UNKNOWN[fake_tensor.DataDependentOutputException])
+    elif PICKLED in text:
+        found = ("pickle", UNKNOWN[fake_tensor.DataDependentOutputException])
     elif ".numpy() is not supported" in text:
         found = ("numpy()", "reads values, but fake tensors have none")
     # What torch itself cannot do with fake tensors, such as nested ones, is not the step's error.

@@ -11,8 +11,10 @@ import contextlib
 import dataclasses
 import inspect
 import io
+import random
 import re
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from labkit.errors import LabkitError, UsageError
@@ -153,7 +155,39 @@ def make_work(
             cause="a step is a function",
             fix="estimate_memory(train_step, model, optimizer, inputs)",
         )
-    return Work(step, arguments, _find_batch(step, arguments, batch), inference)
+    size = _find_batch(step, arguments, batch)
+    _refuse_signature(step, arguments, size)
+    return Work(step, arguments, size, inference)
+
+
+def _refuse_signature(
+    step: Callable[..., object], arguments: tuple[object, ...], batch: int | None
+) -> None:
+    """Raises UsageError where a function that makes a step needs more than the batch size."""
+    if arguments:
+        return  # those of the step are its own
+    name = getattr(step, "__name__", type(step).__name__)
+    try:
+        signature = inspect.signature(step)
+    except (TypeError, ValueError):  # no signature
+        return
+    try:
+        signature.bind(*([] if batch is None else [batch]))
+    except TypeError as error:
+        words = [
+            one.name
+            for one in signature.parameters.values()
+            if one.default is one.empty and one.kind not in {one.VAR_POSITIONAL, one.VAR_KEYWORD}
+        ]
+        shown, alone = ", ".join(words), len(words) == 1 and batch is None
+        raise UsageError(
+            f"{name}({shown}) cannot make a step: {error}",
+            cause="a function that makes a step is called with the batch size only",
+            fix="--batch 32, or estimate_memory(make_step, batch=32)"
+            if alone
+            else f"def {name}(batch=32), with a default for each other parameter;"
+            " or estimate_memory(step, model, ...) for a step with arguments",
+        ) from error
 
 
 def find_largest_batch(
@@ -370,18 +404,45 @@ def _run_steps(work: Work, simulation: Simulation) -> None:
     given = arguments if work.batch is None else (work.batch, *arguments)
     # With arguments, calling the function is the first step.
     first = work.inference and bool(arguments)
-    with _keep_gradients(off=first):
+    watch = _note_draws(simulation.note) if arguments else contextlib.nullcontext()
+    with _keep_gradients(off=first), watch:
         made = work.function(*given)
     step = made if callable(made) else None
     _refuse_no_step(made, work.name)
     del made  # what a step returns is freed before the next one, as in a loop
     if step is None and not arguments:
         return
-    with _keep_gradients(off=work.inference):
+    with _keep_gradients(off=work.inference), _note_draws(simulation.note):
         run_step = step or (lambda: work.function(*given))
         if step:
             run_step()
         simulation.measure_growth(run_step)
+
+
+@contextlib.contextmanager
+def _note_draws(note: Callable[[str], object]) -> Iterator[None]:
+    """Calls ``note`` if the block draws from the random numbers of Python or NumPy.
+
+    Those are real numbers, of which the simulation has one draw; torch's are unknown values.
+    """
+
+    def list_states() -> dict[str, object]:
+        # NumPy's are looked at only where something has imported it.
+        numpy = sys.modules.get("numpy.random")
+        states: dict[str, object] = {"Python's": random.getstate()}
+        if numpy is not None:
+            _, keys, *others = numpy.get_state()
+            states["NumPy's"] = (keys.tobytes(), *others)
+        return states
+
+    before = list_states()
+    yield
+    for name, state in list_states().items():
+        if state != before.get(name, state):
+            note(
+                f"the step draws from {name} random numbers: the figure is of one draw,"
+                " and another may need more or less"
+            )
 
 
 def _keep_gradients(*, off: bool) -> contextlib.AbstractContextManager[Any]:
