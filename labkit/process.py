@@ -14,10 +14,9 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import IO, Protocol
+from typing import IO, NamedTuple, Protocol
 
 from labkit.errors import UsageError
 
@@ -94,8 +93,7 @@ def _is_passed_on(name: str) -> bool:
     return not steered or any(name in passed for passed in steered)
 
 
-@dataclass(frozen=True)
-class CommandResult:
+class CommandResult(NamedTuple):
     """How a program ended (``exit_code`` is None if it did not end by itself) and its output."""
 
     arguments: tuple[str, ...]
