@@ -156,6 +156,11 @@ def test_an_empty_value_is_a_usage_error_and_not_the_current_folder(capsys, word
     assert " is empty" in capsys.readouterr().err
 
 
+def test_a_parameter_of_a_notebook_may_be_empty(capsys):
+    assert main(["run", "none.ipynb", "-p", "name", ""]) == 2
+    assert "none.ipynb" in capsys.readouterr().err
+
+
 def test_with_json_a_usage_error_is_an_object_too(capsys):
     assert main(["statsu", "--json"]) == 2
     assert json.loads(capsys.readouterr().out)["error"]["what"] == "unknown command 'statsu'"

@@ -99,7 +99,7 @@ NOT_ON_WINDOWS = ("launch", "maintain", "prove")
 
 
 # Arguments whose words are another program's; a command's own come with "command".
-PASSED_ON = ("command", "words")
+PASSED_ON = ("command", "words", "parameter")
 
 
 class Parser(argparse.ArgumentParser):
