@@ -57,6 +57,13 @@ def estimate(capsys, *words):
     return code, json.loads(capsys.readouterr().out)
 
 
+def count_parameters():
+    import transformers
+
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**CONFIG))
+    return sum(one.numel() for one in model.parameters())
+
+
 def measure_training(batch, length):
     import transformers
 
@@ -78,6 +85,8 @@ def test_a_model_by_its_configuration_needs_what_its_real_training_needs(config,
     )
     assert found["peak_bytes"] == pytest.approx(tracked.use.find_span("tensors").peak_bytes, 0.01)
     assert code == 0 and found["schema_version"]
+    real = count_parameters()
+    assert (found["parameter_count"], found["trained_count"]) == (real, real)
 
 
 def test_the_cache_of_a_generation_is_that_of_its_context(config, capsys):

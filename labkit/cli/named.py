@@ -119,6 +119,7 @@ def show_named(arguments: argparse.Namespace, source: tuple[str, str]) -> int:
     with contextlib.redirect_stdout(sys.stderr):
         found = [(plan, *_estimate(plan, target, record)) for plan in plans]
         plan, estimate, cache = found[0]
+        counts = None if plan.weights else record.count_parameters()
         wanted = arguments.remedies or (target.capacity_bytes is not None and not estimate.fits)
         remedies: list[Remedy] = []
         if wanted and len(found) == 1:
@@ -130,6 +131,8 @@ def show_named(arguments: argparse.Namespace, source: tuple[str, str]) -> int:
             {
                 "model": f"{plan.library}:{plan.name}",
                 "plan": dataclasses.asdict(plan) | {"lora": plan.lora and dict(plan.lora)},
+                "parameter_count": counts and counts[0],
+                "trained_count": counts and counts[1],
                 "cache_bytes": cache,
                 **_describe(estimate),
                 "table": table,
@@ -147,7 +150,7 @@ def show_named(arguments: argparse.Namespace, source: tuple[str, str]) -> int:
     elif len(found) > 1:
         print(format_table(found))
     else:
-        _print_one(estimate, cache, remedies)
+        _print_one(estimate, counts, cache, remedies)
     judged = target.capacity_bytes is not None
     return ExitCode.FAILED if judged and not all(one[1].fits for one in found) else ExitCode.OK
 
@@ -255,7 +258,11 @@ def _estimate(
     except UsageError as error:
         raise _explain(plan, error) from error.__cause__
     notes = (*dict.fromkeys(made.notes), *estimate.notes)
-    return dataclasses.replace(estimate, name=plan.title, notes=notes), made.cache.get("bytes")
+    # What labkit itself makes, such as the optimizer, is no line of the script that started it.
+    script = getattr(sys.modules["__main__"], "__file__", None)
+    lines = [one for one in estimate.lines if not (one.frame and one.frame.file == script)]
+    named = dataclasses.replace(estimate, name=plan.title, notes=notes, lines=tuple(lines))
+    return named, made.cache.get("bytes")
 
 
 def _explain(plan: NamedPlan, error: UsageError) -> UsageError:
@@ -298,11 +305,20 @@ def _compute_remedies(
     return sorted((one for one in found if one.saved_bytes > 0), key=lambda one: -one.saved_bytes)
 
 
-def _print_one(estimate: Estimate, cache: int | None, remedies: list[Remedy]) -> None:
+def _print_one(
+    estimate: Estimate,
+    counts: tuple[int, int] | None,
+    cache: int | None,
+    remedies: list[Remedy],
+) -> None:
     from labkit.memory.estimate.view import BAR_WIDTH, GLYPHS, INDENT, format_estimate
 
     plain = not can_print("".join(GLYPHS.values()))
     print(format_estimate(estimate, plain=plain, width=fit_bar(BAR_WIDTH, len(INDENT))))
+    if counts:
+        count, trained = counts
+        some = f", {trained:,} of them trained" if 0 < trained < count else ""
+        print(f"\n{count:,} parameters{some}")
     if cache is not None:
         print(f"\nthe cache holds {format_bytes(cache)} of it")
     if remedies:

@@ -117,6 +117,11 @@ class RecordedModel:
             for handle in handles:
                 handle.remove()
 
+    def count_parameters(self) -> tuple[int, int]:
+        """The number of elements of all parameters, and of those that are trained."""
+        counts = [(math.prod(one.shape), one.trained) for one in self.sizes.values()]
+        return sum(count for count, _ in counts), sum(count for count, own in counts if own)
+
     def _enter(self, module: Any, arguments: Any) -> None:
         if not self._depth:
             layers = number_layers(module)
