@@ -61,7 +61,7 @@ class Mender:
         self.limits.append(timeout_seconds)
         if self._answer.ok and self._mends:
             self.broken = False
-        return dataclasses.replace(self._answer, arguments=tuple(arguments))
+        return self._answer._replace(arguments=tuple(arguments))
 
 
 def type_in(monkeypatch, text):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import stat
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import datetime, timezone
@@ -236,7 +237,8 @@ def _find_file(workspace: Path) -> Path:
     if not path.is_symlink():
         return path
     file = Path(os.path.realpath(path))
-    if file.stat().st_uid != path.lstat().st_uid:
+    found = file.stat()
+    if stat.S_ISREG(found.st_mode) and found.st_uid != path.lstat().st_uid:
         raise PermissionError(errno.EACCES, "it is a link to another user's file", str(path))
     return file
 
