@@ -280,10 +280,21 @@ def test_what_the_file_is_a_link_to_is_written(tmp_path: Path) -> None:
     record_attempt(workspace, "tensors.b", passed=True, now=NOON)
     assert link.is_symlink()
     assert json.loads(file.read_text())["exercises"].keys() == {"tensors.a", "tensors.b"}
-    file.write_text("{")
-    _, note = record_attempt(workspace, "tensors.b", passed=True, now=NOON)
-    assert note is not None and "was kept as mine.broken" in note
-    assert link.is_symlink() and "tensors.b" in file.read_text()
+
+
+@pytest.mark.parametrize("kind", ["file", "folder", "pipe"])
+def test_what_is_no_progress_stays_and_its_link_is_set_aside(tmp_path: Path, kind: str) -> None:
+    workspace, target = tmp_path / "work", tmp_path / "precious"
+    workspace.mkdir()
+    make = {"file": lambda: target.write_text("not json"), "folder": target.mkdir}
+    make.get(kind, lambda: os.mkfifo(target))()
+    before = target.lstat()
+    (workspace / "progress.json").symlink_to(target)
+    record_attempt(workspace, "tensors.a", passed=True)
+    assert os.path.samestat(before, target.lstat()) and target.lstat().st_size == before.st_size
+    assert [one.name for one in tmp_path.iterdir() if one != workspace] == ["precious"]
+    assert any(one.is_symlink() for one in workspace.iterdir())  # renamed
+    assert read_progress(workspace).standing("tensors.a").passed
 
 
 def test_a_link_to_nothing_is_said_and_left(tmp_path: Path) -> None:

@@ -223,6 +223,8 @@ def _rewrite(
                 progress = Progress({}, f"{FILE_NAME} could not be read (it is nested too deeply)")
                 data = edit(progress)
             if progress.note:
+                # What a link leads to is not labkit's: the link itself is set aside.
+                path = workspace / FILE_NAME
                 note = _set_aside(disk, path, progress.note, now)
             # A link's file may be on another disk.
             write_atomically(
@@ -232,13 +234,15 @@ def _rewrite(
 
 
 def _find_file(workspace: Path) -> Path:
-    """The file to write: progress.json, or what it is a link to, which the link's owner has."""
+    """The file to write: progress.json, or a file it is a link to, which the link's owner has."""
     path = workspace / FILE_NAME
     if not path.is_symlink():
         return path
     file = Path(os.path.realpath(path))
     found = file.stat()
-    if stat.S_ISREG(found.st_mode) and found.st_uid != path.lstat().st_uid:
+    if not stat.S_ISREG(found.st_mode):  # such as a device
+        return path
+    if found.st_uid != path.lstat().st_uid:
         raise PermissionError(errno.EACCES, "it is a link to another user's file", str(path))
     return file
 
