@@ -56,7 +56,11 @@ SIGNS = (
         "winerror dll exe windows win10 win11",
         r"winerror|\b[a-z]:\\|\.dll\b|\bwindows 1[01]\b|\bwin1[01]\b",
     ),
-    _sign("mac", "macos darwin mps homebrew", r"macos|darwin|/opt/homebrew|\bmps backend"),
+    _sign(
+        "mac",
+        "macos darwin mps homebrew apple",
+        r"macos|darwin|/opt/homebrew|\bmps backend|\bapple m\d",
+    ),
     _sign("lxc", "lxc lxd incus proxmox pve", r"\b(?:lx[cd]|incus)\b|proxmox|-pve\b"),
     _sign("podman", "podman crun", r"\bpodman\b|\bcrun\b"),
     _sign("rootless", "rootless", r"rootless"),
@@ -89,6 +93,29 @@ SIGNS = (
     ),
     _sign("torch-prerelease", "nvcr 0a0", r"nvcr\.io/nvidia/pytorch|\d\.\d\.0a0\b"),
     _sign("nixos", "nixos nix", r"nixos|/nix/store"),
+    _sign(
+        "vm",
+        "qemu libvirt ovmf vm",
+        r"\bqemu\b|libvirt|\bovmf\b|\b(?:lxd|incus|kvm|proxmox) vm\b",
+    ),
+    _sign("apptainer", "apptainer singularity", r"\b(?:apptainer|singularity)\b"),
+    _sign("microk8s", "microk8s", r"microk8s"),
+    _sign("talos", "talos", r"-talos\b|\btalos\b"),
+    _sign("bumblebee", "bumblebee optirun bumblebeed", r"bumblebee|optirun"),
+    _sign("adapter-transformers", "adapter", r"adapter-transformers", "adapter-t"),
+    _sign(
+        "no-nvidia-instance",
+        "inf1 inf2 trn1 trn1n trn2",
+        r"\b(?:inf[12]|trn[12]n?)\.\d{0,2}xlarge",
+        "inf1.|inf2.|trn1|trn2",
+    ),
+    _sign(
+        "image-build",
+        "run",
+        r"#\d{1,3} \[[^\]\n]{0,30}\d/\d{1,3}\] run|=> \[[^\]\n]{0,30}\d/\d{1,3}\] run"
+        r"|\bstep \d{1,3}/\d{1,3} ?: run",
+        "] run|: run",
+    ),
     _sign("vgpu", "grid vgpu", r"\bvgpu\b|\bgrid [a-z]?\d"),
     _sign(
         "selinux",
