@@ -124,7 +124,7 @@ help:  ## print this
 	  'STEP=' 'for estimate: the file in work/ and the function that makes a step (train.py:make_step)' \
 	  'DEVICE=' 'for estimate: what it is to fit ("24 GiB", H100, cuda:0)' \
 	  'LABS=' 'labs for run, check and reset, by name ("tensors autograd")' \
-	  'FAST=1' 'for test: about 4 minutes: no compiler, container or browser, no gate of all labs' \
+	  'FAST=1' 'for test: 2 to 4 minutes: no compiler, container or browser, no gate of all labs' \
 	  'SIMULATED=1' 'for test: those for GPUs, on simulated ones, in .venv-simulated' \
 	  'PYTEST=' 'for test: options of pytest ("-k ports")' \
 	  'STOP=1' 'for hub: stop it (PROGRESS=1: what each learner has passed; USAGE=1: what each holds)' \
