@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import IO, NamedTuple, Protocol
@@ -312,12 +312,28 @@ def end_like_interrupt() -> Iterator[None]:
     So the block can clean up and write its results. A signal that already has a handler, or is
     ignored (nohup), is not changed.
     """
+    with _handle_signals(("SIGTERM", "SIGHUP"), signal.default_int_handler, unless_handled=True):
+        yield
+
+
+@contextlib.contextmanager
+def _handle_signals(
+    names: Iterable[str],
+    handle: Callable[[int, FrameType | None], object],
+    *,
+    unless_handled: bool = False,
+) -> Iterator[None]:
+    """Calls ``handle`` for these signals in the block, unless they are ignored.
+
+    With ``unless_handled``, a signal that has another handler than the system's keeps it.
+    """
     before = {}
     if threading.current_thread() is threading.main_thread():
-        names = ("SIGTERM", "SIGHUP")  # Windows has no SIGHUP
+        # Windows has no SIGHUP.
         for number in (getattr(signal, name) for name in names if hasattr(signal, name)):
-            if signal.getsignal(number) is signal.SIG_DFL:
-                before[number] = signal.signal(number, signal.default_int_handler)
+            old = signal.getsignal(number)
+            if old is not signal.SIG_IGN and not (unless_handled and old is not signal.SIG_DFL):
+                before[number] = signal.signal(number, handle)
     try:
         yield
     finally:
@@ -371,7 +387,7 @@ def run_attached(
             waits = False
             raise KeyboardInterrupt
 
-    with _handle_ends(handle):
+    with _handle_signals(("SIGINT", "SIGTERM", "SIGHUP"), handle):
         try:
             process = subprocess.Popen(list(arguments), env=passed)
         except OSError as error:
@@ -395,22 +411,6 @@ def _stop_attached(process: subprocess.Popen[bytes], stop: Callable[[], object])
             process.wait(GRACE_SECONDS)
         end()
     stop()  # what the program has started meanwhile
-
-
-@contextlib.contextmanager
-def _handle_ends(handle: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    """Calls ``handle`` for each signal that ends a program, unless it is ignored, in the block."""
-    before = {}
-    if threading.current_thread() is threading.main_thread():
-        names = ("SIGINT", "SIGTERM", "SIGHUP")  # Windows has no SIGHUP
-        for number in (getattr(signal, name) for name in names if hasattr(signal, name)):
-            if signal.getsignal(number) is not signal.SIG_IGN:
-                before[number] = signal.signal(number, handle)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _is_in_foreground() -> bool:

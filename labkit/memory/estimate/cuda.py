@@ -151,9 +151,9 @@ def _find_default_gpu() -> Any:
     return None
 
 
-def move_tensors(mode: FakeMode) -> contextlib.ExitStack:
-    """Makes the methods of tensors that move them or name their device follow the placement."""
-    to, cpu, new_tensor = torch.Tensor.to, torch.Tensor.cpu, torch.Tensor.new_tensor
+def _make_move(mode: FakeMode) -> Callable[..., Any]:
+    """``Tensor.to``, which follows the placement."""
+    to = torch.Tensor.to
 
     def move(self: Any, *arguments: Any, **named: Any) -> Any:
         device, dtype = named.pop("device", None), named.pop("dtype", None)
@@ -175,17 +175,29 @@ def move_tensors(mode: FakeMode) -> contextlib.ExitStack:
         named.pop("copy", None)
         return torch.ops.aten._to_copy(self, dtype=dtype, device=device, **named)
 
-    def put(create: Callable[..., Any]) -> Callable[..., Any]:
-        # C++ code would ask for the named device, and for memory that only CUDA can pin.
-        def make(*data: Any, device: Any = None, requires_grad: bool = False, **named: Any) -> Any:
-            named.pop("pin_memory", None)
-            if device is None and (device := _find_default_gpu()) is not None:
-                named["device"] = CPU
-            made = create(*data, **named)
-            made = made if device is None else move(made, device)
-            return made.requires_grad_() if requires_grad else made
+    return move
 
-        return make
+
+def _make_creator(create: Callable[..., Any], move: Callable[..., Any]) -> Callable[..., Any]:
+    """A function such as ``torch.tensor``, which makes a tensor on the CPU and moves it.
+
+    C++ code would ask for the named device, and for memory that only CUDA can pin.
+    """
+
+    def make(*data: Any, device: Any = None, requires_grad: bool = False, **named: Any) -> Any:
+        named.pop("pin_memory", None)
+        if device is None and (device := _find_default_gpu()) is not None:
+            named["device"] = CPU
+        made = create(*data, **named)
+        made = made if device is None else move(made, device)
+        return made.requires_grad_() if requires_grad else made
+
+    return make
+
+
+def move_tensors(mode: FakeMode) -> contextlib.ExitStack:
+    """Makes the methods of tensors that move them or name their device follow the placement."""
+    move, cpu, new_tensor = _make_move(mode), torch.Tensor.cpu, torch.Tensor.new_tensor
 
     def make_like(tensor: Any, data: Any, **named: Any) -> Any:
         if tensor.device.type != "cuda" and named.get("device") is None:
@@ -198,9 +210,9 @@ def move_tensors(mode: FakeMode) -> contextlib.ExitStack:
     stack = replace_attributes(
         torch,
         ctc_loss=_make_ctc_loss(move),
-        tensor=put(torch.tensor),
-        as_tensor=put(torch.as_tensor),
-        asarray=put(torch.asarray),
+        tensor=_make_creator(torch.tensor, move),
+        as_tensor=_make_creator(torch.as_tensor, move),
+        asarray=_make_creator(torch.asarray, move),
     )
     replaced = replace_attributes(
         torch.Tensor,
@@ -260,6 +272,15 @@ CALLS = """synchronize empty_cache set_device ipc_collect init _lazy_init manual
     reset_accumulated_memory_stats"""
 
 
+def _list_statistics(level: Any) -> Counter[str]:
+    """What ``torch.cuda.memory_stats`` returns; 0 for what is not followed."""
+    counts = Counter[str]()
+    for name in ("allocated", "reserved", "active"):
+        counts[f"{name}_bytes.all.current"] = level.now_bytes
+        counts[f"{name}_bytes.all.peak"] = level.peak_bytes
+    return counts
+
+
 def simulate_calls(target: Target, levels: Callable[[], Any]) -> contextlib.ExitStack:
     """Makes ``torch.cuda`` answer as on the target; ``levels()`` is the GPU's Level."""
     capacity = target.capacity_bytes or 80 * 1024 * MIB
@@ -276,13 +297,6 @@ def simulate_calls(target: Target, levels: Callable[[], Any]) -> contextlib.Exit
 
     def tell_free(*device: Any, **named: Any) -> tuple[int, int]:
         return capacity - levels().now_bytes, capacity
-
-    def tell_statistics(*device: Any, **named: Any) -> Counter[str]:
-        level, counts = levels(), Counter[str]()  # zero for what is not followed
-        for name in ("allocated", "reserved", "active"):
-            counts[f"{name}_bytes.all.current"] = level.now_bytes
-            counts[f"{name}_bytes.all.peak"] = level.peak_bytes
-        return counts
 
     stack = contextlib.ExitStack()
     stack.enter_context(
@@ -307,7 +321,7 @@ def simulate_calls(target: Target, levels: Callable[[], Any]) -> contextlib.Exit
             get_device_properties=answer(facts),
             cudart=lambda: SimpleNamespace(cudaMemGetInfo=tell_free),
             mem_get_info=tell_free,
-            memory_stats=tell_statistics,
+            memory_stats=lambda *_, **__: _list_statistics(levels()),
             memory_summary=answer(""),
             memory_snapshot=answer([]),
             utilization=answer(0),

@@ -45,6 +45,7 @@ from labkit.memory.estimate.model import EstimateObstacle, Target
 from labkit.memory.estimate.operators import (
     CONVERTING,
     CPU_SCRATCH,
+    SCATTERED,
     SCRATCH,
     BackwardOrder,
     CudaOperators,
@@ -399,7 +400,7 @@ class FakeTracer(StorageTracer):
         if name == "where" and node is not None and node.name().startswith("MaskedFill"):
             self.note_obstacle(EstimateObstacle("masked_fill's backward pass", UNKNOWN_SCRATCH))
             return None
-        if name == "masked_scatter_backward":
+        if name == SCATTERED:
             return count_scattered(arguments, self._count_chosen(arguments[1]))
         count = CPU_SCRATCH.get(name)
         own = count(arguments) if count else 0

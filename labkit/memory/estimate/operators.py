@@ -670,6 +670,8 @@ def count_promoted(operator: Any, arguments: Any, tensors: list[Any], result: An
     """
     if torch.Tag.pointwise not in operator.tags or not isinstance(result, torch.Tensor):
         return 0
+    if spreads_gradient():
+        return 0
     name = operator._schema.name.removeprefix("aten::")
     if name in UNPROMOTED or (len(arguments) == 1 and result.dtype is torch.bool):
         return 0
@@ -677,8 +679,6 @@ def count_promoted(operator: Any, arguments: Any, tensors: list[Any], result: An
     if name in COMPARING or name.endswith("_"):
         common = functools.reduce(_find_common, arguments[:2], tensors[0].dtype)
         common = functools.reduce(torch.promote_types, (one.dtype for one in tensors), common)
-    if spreads_gradient():
-        return 0
     copied = [one for one in tensors[name == "where" :] if one.dtype is not common and one.dim()]
     if name.endswith("_") and result.dtype is not common:
         copied.append(result)
@@ -726,6 +726,10 @@ def _count_put(arguments: Any) -> int:
         8 * one.dim() * min(one.numel(), values.numel() * one.numel() // tensor.numel())
         for one in masks
     )
+
+
+# The operator that `count_scattered` is for: what it takes depends on values, known or assumed.
+SCATTERED = "masked_scatter_backward"
 
 
 def count_scattered(arguments: Any, chosen: int) -> int:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch._subclasses.fake_tensor import FakeTensor
 
-from labkit.memory.estimate.operators import CONVERTING, spreads_gradient
+from labkit.memory.estimate.operators import CONVERTING, SCATTERED, spreads_gradient
 from labkit.memory.estimate.values import LIKE
 from labkit.memory.track.storages import list_tensors
 
@@ -194,8 +194,6 @@ class Call:
 
 
 SEQUENCES = (list, tuple, torch.Size)
-# What it takes depends on values, known or assumed.
-BY_VALUES = "masked_scatter_backward"
 
 
 def _take_index(arguments: Any) -> tuple[Any, int]:
@@ -248,9 +246,9 @@ def find_facts(operator: Any) -> Facts:
     if facts is None:
         number, name, loose, in_place = 0, "", False, False
         if getattr(operator, "namespace", "") == "aten":
-            number, name = len(_facts) + 1, operator._schema.name.partition("::")[2]
+            name = operator._schema.name.partition("::")[2]
+            number = 0 if name == SCATTERED else len(_facts) + 1
             loose = torch.Tag.pointwise in operator.tags or name.startswith("_foreach_")
-            number *= name != BY_VALUES
             in_place = loose and _is_in_place(operator._schema)
         like, converts = name in LIKE, name in CONVERTING or name == "mul"
         anywhere, selects = loose or operator in ANYWHERE, operator is ATEN.select.int

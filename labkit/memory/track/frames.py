@@ -43,7 +43,7 @@ def find_user_frames(depth: int = 1) -> tuple[Frame, ...]:
     running: FrameType | None = sys._getframe(1)
     while running is not None and len(found) < depth:
         code = running.f_code
-        if judge_file(code.co_filename) != OWN:
+        if is_user_file(code.co_filename):
             found.append(Frame(code.co_filename, running.f_lineno, code.co_name))
         running = running.f_back
     return tuple(found)
