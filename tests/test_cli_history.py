@@ -67,6 +67,13 @@ def test_a_hostile_pickle_is_a_usage_error_and_runs_nothing(tmp_path, monkeypatc
     assert [one.name for one in tmp_path.iterdir()] == ["evil.pickle"]
 
 
+def test_the_page_never_replaces_the_snapshot(file, capsys):
+    before = file.read_bytes()
+    assert main(["history", "run.pickle", "-o", str(file)]) == 2
+    assert "page.html" in capsys.readouterr().err
+    assert file.read_bytes() == before
+
+
 def test_a_file_that_ends_early_is_incomplete(file, tmp_path, capsys):
     content = file.read_bytes()
     packed = gzip.compress(content)

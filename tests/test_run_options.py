@@ -267,3 +267,22 @@ def test_pytest_runs_notebooks_with_the_plugin(tmp_path):
     assert "1 failed, 1 passed" in ran.stdout, ran.stdout + ran.stderr
     assert "ZeroDivisionError" in ran.stdout
     assert ran.returncode == 1
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["one.ipynb", "--junit", "./one.ipynb"],
+        ["one.ipynb", "--output", "."],
+        ["one.py", "--output", "."],  # beside its pair, a notebook
+    ],
+    ids=" ".join,
+)
+def test_a_run_replaces_no_file_of_the_users(tmp_path, monkeypatch, capsys, words):
+    monkeypatch.chdir(tmp_path)
+    nbformat.write(declare("n = 1"), tmp_path / "one.ipynb")
+    (tmp_path / "one.py").write_text("print(1)\n")
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    assert main(["run", *words]) == 2
+    assert "would replace it" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before

@@ -218,7 +218,13 @@ def show_history(arguments: argparse.Namespace) -> int:
         raise UsageError(
             "--output conflicts with a second snapshot",
             cause="a page shows one snapshot",
-            fix=f"labkit history {arguments.later} --output {arguments.output}",
+            fix=f"labkit history {shlex.quote(str(arguments.later))} --output page.html",
+        )
+    if arguments.output and arguments.output.resolve() == arguments.file.resolve():
+        raise UsageError(
+            f"--output {arguments.output} is the snapshot",
+            cause="the page would replace it",
+            fix=f"labkit history {shlex.quote(str(arguments.file))} --output page.html",
         )
     history = _read_history(arguments.file)
     if arguments.later:

@@ -194,8 +194,10 @@ def run_asked(arguments: argparse.Namespace) -> int:
         sources = choose_failed(sources, find_newest_run(RUNS_FOLDER))
     elif not sources:
         raise UsageError("there is no lab to run", cause="labs.toml lists no lab with a lesson")
+    sources = _name_apart(sources)
     with open_output(arguments.output) as output:
-        run, folder = _execute(_name_apart(sources), arguments, output)
+        _refuse_own_files(sources, output, arguments.junit)
+        run, folder = _execute(sources, arguments, output)
         _show(run, arguments.json, folder.trouble if folder else None)
         sound = folder is None or _finish_folder(folder, arguments.output or "")
     if arguments.junit:
@@ -203,6 +205,24 @@ def run_asked(arguments: argparse.Namespace) -> int:
 
         write_junit(run, arguments.junit)
     return int(run.exit_code) or (ExitCode.OK if sound else ExitCode.FAILED)
+
+
+def _refuse_own_files(sources: list[Source], output: Path | None, junit: Path | None) -> None:
+    """Raises UsageError if the run would replace a source, or a file of a folder of the user's."""
+    if junit and any(junit.resolve() == source.path.resolve() for source in sources):
+        raise UsageError(
+            f"--junit {junit} is what is to be run",
+            cause="the results would replace it",
+            fix="--junit results.xml",
+        )
+    names = [*(f"{source.name}.ipynb" for source in sources), "report.html"] if output else []
+    for path in (output / name for name in names if output):
+        if path.exists():
+            raise UsageError(
+                f"--output {output} already holds {path.name}",
+                cause="the run would replace it",
+                fix="choose another --output",
+            )
 
 
 def choose_failed(sources: list[Source], newest: Path) -> list[Source]:
