@@ -100,6 +100,12 @@ SIGNS = (
     ),
     _sign("apptainer", "apptainer singularity", r"\b(?:apptainer|singularity)\b"),
     _sign("microk8s", "microk8s", r"microk8s"),
+    _sign(
+        "image-based",
+        "bazzite bluefin silverblue kinoite aurora ostree bootc",
+        r"bazzite|bluefin|silverblue|kinoite|\baurora\b|rpm-ostree|\bbootc\b",
+        "bazzite|bluefin|silverblue|kinoite|aurora|ostree|bootc",
+    ),
     _sign("talos", "talos", r"-talos\b|\btalos\b"),
     _sign("bumblebee", "bumblebee optirun bumblebeed", r"bumblebee|optirun"),
     _sign("adapter-transformers", "adapter", r"adapter-transformers", "adapter-t"),
@@ -128,9 +134,10 @@ SIGNS = (
     _sign("secure-boot-on", "secureboot secure", r"secureboot enabled|efi secure boot;"),
     _sign(
         "suspend",
-        "suspend suspended resume resumed hibernate hibernation",
+        "suspend suspended resume resumed hibernate hibernation sleep",
         r"after (?:a )?(?:suspend|resum|hibernat)\w*|suspended and|pm: suspend (?:entry|exit)"
-        r"|resum\w+ from (?:suspend|sleep|hibernat)|suspend[/ -](?:and )?resume|was suspended",
+        r"|resum\w+ from (?:suspend|sleep|hibernat)|suspend[/ -](?:and )?resume|was suspended"
+        r"|\bwake\w{0,4} (?:up )?from (?:suspend|sleep)|suspend(?:ed)? (?:my|the) \w{2,8}",
     ),
     _sign(
         "toolkit-there",
