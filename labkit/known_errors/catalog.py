@@ -14,6 +14,7 @@ else: the second fix to try
 brings: names of the errors that it causes
 passes: yes                       progress after it means that a retry succeeded
 general: line or log              it gives way to any other error on its line, or in the log
+general: advice                   as log, where the text itself advises: it hides those of log
 
 A text may hold {name|what stands for it}: a named group of the pattern, a value of the context,
 "raiser" (the package of the last frame above the text), or "share" (of a GPU's memory).

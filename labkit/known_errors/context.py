@@ -101,6 +101,17 @@ SIGNS = (
     ),
     _sign("apptainer", "apptainer singularity", r"\b(?:apptainer|singularity)\b"),
     _sign("microk8s", "microk8s", r"microk8s"),
+    _sign("k0s", "k0s", r"\bk0s\b"),
+    _sign("kubevirt", "kubevirt vfio", r"kubevirt|vfio-pci"),
+    _sign("gke-cos", "cos gke", r"\bcos[ -]?\d{3}\b|container-optimized|\bcos_containerd", "cos"),
+    # The container had its GPU and lost it while it ran.
+    _sign(
+        "worked-before",
+        "hours days minutes while same sudden suddenly randomly random",
+        r"\bfor (?:some|a few|several|\d+) (?:hours|days|minutes)|\b(?:after|for) a while\b"
+        r"|\bafter (?:about |around )?(?:some|a few|several|\d+) (?:hours?|days?|minutes)"
+        r"|same (?:running )?container|\bsudden(?:ly)?\b|\brandom(?:ly)? (?:los|stop|fail|disa)",
+    ),
     _sign(
         "image-based",
         "bazzite bluefin silverblue kinoite aurora ostree bootc",
