@@ -152,6 +152,13 @@ SIGNS = (
         r"|prepare_metadata_for_build|build_meta|get_requires_for_build|build backend",
     ),
     _sign("hyper-v", "hyper hyperv dxgkrnl", r"\bhyper-?v\b|dxgkrnl-dkms", "hyper|dxgkrnl-d"),
+    _sign(
+        "lost-later",
+        "hours days time while later",
+        r"\b(?:some|few|several|couple of|\d{1,2}(?:-\d)?) (?:hours|days)\b|same running container"
+        r"|random (?:amount of )?time|after (?:a while|some time)",
+        "hours|days|running container|random|after a while|after some time",
+    ),
     _sign("tcc", "tcc", r"\btcc +\|"),
     _sign("llamacpp", "ggml llama cpp gguf cu", r"\bggml[_.-]|llama[._]cpp|llama-(?:cli|server)"),
     _sign("jax", "jax jaxlib xla", r"\bjax(?:lib)?\b|\bxla"),
