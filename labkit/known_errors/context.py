@@ -94,6 +94,11 @@ SIGNS = (
     _sign("torch-prerelease", "nvcr 0a0", r"nvcr\.io/nvidia/pytorch|\d\.\d\.0a0\b"),
     _sign("nixos", "nixos nix", r"nixos|/nix/store"),
     _sign(
+        "egpu",
+        "egpu thunderbolt oculink usb4",
+        r"\begpu\b|oculink|\busb4\b|thunderbolt (?:\d\b|egpu)",
+    ),
+    _sign(
         "vm",
         "qemu libvirt ovmf vm vmware hypervisor",
         r"\bqemu\b|libvirt|\bovmf\b|\b(?:lxd|incus|kvm|proxmox) vm\b|vmware|hypervisor detected",
