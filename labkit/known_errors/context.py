@@ -54,7 +54,7 @@ SIGNS = (
     _sign(
         "windows",
         "winerror dll exe windows win10 win11 wddm",
-        r"winerror|\b[a-z]:\\|\.dll\b|\bwindows 1[01]\b|\bwin1[01]\b|in wddm mode",
+        r"winerror|platform: windows|\b[a-z]:\\|\.dll\b|\bwindows 1[01]\b|\bwin1[01]\b|in wddm mode",
     ),
     _sign(
         "mac",
@@ -95,6 +95,11 @@ SIGNS = (
     _sign("torch-prerelease", "nvcr 0a0", r"nvcr\.io/nvidia/pytorch|\d\.\d\.0a0\b"),
     _sign("nixos", "nixos nix", r"nixos|/nix/store"),
     _sign(
+        "egpu",
+        "egpu thunderbolt oculink usb4",
+        r"\begpu\b|oculink|\busb4\b|thunderbolt (?:\d\b|egpu)",
+    ),
+    _sign(
         "vm",
         "qemu libvirt ovmf vm vmware hypervisor",
         r"\bqemu\b|libvirt|\bovmf\b|\b(?:lxd|incus|kvm|proxmox) vm\b|vmware|hypervisor detected",
@@ -118,6 +123,8 @@ SIGNS = (
         r"bazzite|bluefin|silverblue|kinoite|\baurora\b|rpm-ostree|\bbootc\b",
         "bazzite|bluefin|silverblue|kinoite|aurora|ostree|bootc",
     ),
+    _sign("azure", "azure aks", r"\bazure\b|\baks-|-azure\b"),
+    _sign("radeon", "radeon", r"radeon (?:rx|pro|\(tm\)|graphics|vii|ai)"),
     _sign("talos", "talos", r"-talos\b|\btalos\b"),
     _sign("bumblebee", "bumblebee optirun bumblebeed", r"bumblebee|optirun"),
     _sign("adapter-transformers", "adapter", r"adapter-transformers", "adapter-t"),
