@@ -85,7 +85,11 @@ SIGNS = (
     _sign("slurm", "slurm srun sbatch slurmstepd", r"\bslurm|\bsrun\b|\bsbatch\b"),
     _sign("conda", "conda miniconda3 anaconda3 mamba", r"conda|mamba"),
     _sign("uv", "uv", r"\buv (?:pip|add|sync|run)\b"),
-    _sign("rocm", "rocm hip amdgpu kfd", r"\brocm|\bhip\b|amdgpu|/dev/kfd"),
+    _sign(
+        "rocm",
+        "rocm rocm5 rocm6 rocm7 hip amdgpu kfd gfx1030 gfx1032 gfx1100 gfx1101 gfx1102 gfx1201",
+        r"\brocm|\d\+rocm|\bhip\b|amdgpu|/dev/kfd|\bgfx1\d{3}",
+    ),
     _sign("strix", "gfx1151 strix 8060s", r"gfx1151|strix halo|8060s"),
     _sign(
         "mig",
