@@ -185,6 +185,11 @@ SIGNS = (
     _sign("comfyui", "comfyui comfy", r"comfyui"),
     _sign("onnxruntime", "onnxruntime", r"onnxruntime"),
     _sign("ollama", "ollama", r"ollama"),
+    _sign(
+        "forge",
+        "webui forge sdforge",
+        r"webui_forge|modules_forge|forge[\\/]webui|webui-forge|sdforge",
+    ),
 )
 VALUES = (
     _sign("capability", "capability", r"capability[: ]+(?:sm_)?(\d{1,2}\.?\d)\b"),
