@@ -93,7 +93,7 @@ class Recipe(NamedTuple):
         made, taken = [], call.tensors
         for part in self.parts:
             if type(part) is Made:
-                one = _make_tensor(part, call, mode)
+                one = make_tensor(part, call, mode)
                 if part.source is None:
                     add(one, part)
             else:
@@ -102,7 +102,7 @@ class Recipe(NamedTuple):
         return made[0] if self.kind is None else self.kind(made)
 
 
-def _make_tensor(part: Made, call: Call, mode: Any) -> Any:
+def make_tensor(part: Made, call: Call, mode: Any) -> Any:
     """The fake tensor; twelve times as fast as FakeTensor's own constructor."""
     if (
         torch.is_inference_mode_enabled()
@@ -111,7 +111,7 @@ def _make_tensor(part: Made, call: Call, mode: Any) -> Any:
     ):
         # A view of a tensor that gradients may still be taken of is one too.
         with torch.inference_mode(mode=False):
-            return _make_tensor(part, call, mode)
+            return make_tensor(part, call, mode)
     with torch._C._DisableTorchDispatch():
         if part.source is None:
             elem = torch.empty_strided(part.shape, part.strides, dtype=part.dtype, device=META)
