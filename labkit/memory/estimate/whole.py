@@ -589,6 +589,7 @@ class _Pending(NamedTuple):
     outside: dict[int, Any]
     fates: list[int]
     marks: list[tuple[int, str]]
+    leaves: tuple[int, ...]
 
 
 class WholeCalls:
@@ -598,6 +599,9 @@ class WholeCalls:
         self._tracer, self._mode, self._make_tracer = tracer, mode, make_tracer
         self.pending: _Pending | None = None
         self.dropped: list[Any] = []
+        # The running backward pass, and the leaves whose gradients it adds up in place, by id: no
+        # further gradient need be made for these.
+        self._task, self._sums = -1, set[int]()
         self._exits = contextlib.ExitStack()
 
     def __enter__(self) -> None:
@@ -692,12 +696,17 @@ class WholeCalls:
                 outside[role] = live.get(one.untyped_storage()._cdata)
         pool, ctx.held.pool = ctx.held.pool, None
         ctx.kept = {}
+        task = torch._C._current_graph_task_id()
+        if task != self._task:
+            self._task, self._sums = task, set()
+        fates = [ADDED if leaf in self._sums else KEPT for leaf in ctx.leaves]
         self.pending = _Pending(
-            plan, given, first, pool, frames, {}, {}, outside, [KEPT] * count, []
+            plan, given, first, pool, frames, {}, {}, outside, fates, [], ctx.leaves
         )
         made = []
         for place, one in enumerate(first.gradients):
-            made.append(None if one is None else self._make_gradient(place, one))
+            gives = one is not None and fates[place] == KEPT
+            made.append(self._make_gradient(place, one) if gives else None)
         return tuple(made)
 
     def _make_gradient(self, place: int, given: Given) -> Any:
@@ -766,6 +775,11 @@ class WholeCalls:
         if backward is None:
             raise NeedsPartsError
         pool = pending.pool
+        self._sums.update(
+            leaf
+            for leaf, fate in zip(pending.leaves, pending.fates, strict=True)
+            if leaf and fate == ADDED
+        )
         returned = self._play(
             backward.events, pool, "activations", pending.frames, True, pending.outside
         )
@@ -823,6 +837,8 @@ class _Whole(torch.autograd.Function):  # type: ignore[misc]
     def forward(ctx: Any, calls: WholeCalls, plan: Plan, *tensors: Any) -> Any:
         made, pool = calls.play_forward(plan, tensors)
         ctx.calls, ctx.plan, ctx.held = calls, plan, _Held(pool, calls.dropped)
+        # Autograd holds the leaves, so their ids stay theirs.
+        ctx.leaves = tuple(id(one) if one.is_leaf and one.requires_grad else 0 for one in tensors)
         everything = (*tensors, *made)
         assert plan.forward is not None
         # Storages, not tensors: a node that holds its own result is never freed.
