@@ -18,6 +18,7 @@ import contextlib
 import functools
 import sys
 import threading
+import weakref
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -80,6 +81,13 @@ class Layout(NamedTuple):
 def is_alone(tensor: Any) -> bool:
     """True if no other tensor shares the tensor's storage."""
     return bool(torch._C._storage_Use_Count(tensor.untyped_storage()._cdata) <= ALONE)
+
+
+def share_storage(tensor: Any) -> None:
+    """Makes the tensor share its storage, as a view does that holds its base."""
+    with torch._C._DisableTorchDispatch():
+        base = torch.empty(0, dtype=tensor.dtype, device="meta").set_(tensor.untyped_storage())
+    tensor.__dict__["labkit_base"] = base
 
 
 def find_layout(tensor: Any) -> Layout:
@@ -221,9 +229,9 @@ class Recording:
             del nodes
             return Forward(events, layouts, kept if self.plan.traces else ())
 
-    def record_backward(self, given: tuple[Given | None, ...], fates: tuple[int, ...]) -> Backward:
+    def record_backward(self, given: tuple[Given | bool, ...], fates: tuple[int, ...]) -> Backward:
         """The backward pass for these gradients of the results, and fates of the arguments'."""
-        count, held = len(self.layouts), []
+        count = len(self.layouts)
         with self.open():
             for place, one in enumerate(self.results):
                 self.adopt(one, count + place)
@@ -235,9 +243,10 @@ class Recording:
             def answer() -> tuple[Any, ...]:
                 made = []
                 for place, one in enumerate(given):
-                    if one is not None:
+                    if isinstance(one, Given):
                         made.append(self.make(one.layout, first + place))
-                        held.append(None if one.alone else made[-1])
+                        if not one.alone:
+                            share_storage(made[-1])
                 self.recorder.clear()
                 return tuple(made)
 
@@ -249,14 +258,16 @@ class Recording:
                 made = Layout(layout.shape, contiguous.stride(), layout.dtype, size)
                 return (self.make(made, first + len(given) + place),)
 
-            used = [one for one, gradient in zip(self.results, given, strict=True) if gradient]
+            pairs = [*zip(self.results, given, strict=True)]
+            used = [one for one, gradient in pairs if isinstance(gradient, Given)]
+            # The step may still hold a result that it does not use.
+            unused = [one for one, gradient in pairs if gradient is True]
+            pairs.clear()
             self.tracer._bury()
             ends = [_Sink.apply(answer, *used)]
             for place, fate in enumerate(fates):
                 if fate in {ADDED, ADDED_APART}:
-                    ends.append(
-                        _Sink.apply(functools.partial(fill, place), self.inputs[place])
-                    )
+                    ends.append(_Sink.apply(functools.partial(fill, place), self.inputs[place]))
             starts = [torch.zeros((), device=CPU) for _ in ends]
             for one in (*ends, *starts):
                 self.adopt(one, -1)
@@ -268,14 +279,13 @@ class Recording:
                     self.found[place] = None  # dropped as soon as it is there
             torch.autograd.backward(ends, starts)
             self.tracer._bury()
+            del unused
             for place, one in self.found.items():
                 if one is not None:
                     self.recorder.name(self.find(one[0]), place)
             events = tuple(self.recorder.events)
             found = (self.found.get(place) for place in range(count))
-            gradients = tuple(
-                one and Given(find_layout(one[0]), one[1]) for one in found
-            )
+            gradients = tuple(one and Given(find_layout(one[0]), one[1]) for one in found)
             return Backward(events, gradients)
 
 
@@ -359,7 +369,7 @@ class Plan:
         return run_parts(self.operator, *_fill(self._arguments, tensors))
 
     def find_backward(
-        self, given: tuple[Given | None, ...], fates: tuple[int, ...]
+        self, given: tuple[Given | bool, ...], fates: tuple[int, ...]
     ) -> Backward | None:
         """The backward pass; None if it cannot be foretold."""
         key = given, fates
@@ -399,13 +409,13 @@ class Plan:
         return Forward(events, results, made[0].kept) if alike and events and results else None
 
     def _record_backward(
-        self, given: tuple[Given | None, ...], fates: tuple[int, ...]
+        self, given: tuple[Given | bool, ...], fates: tuple[int, ...]
     ) -> Backward | None:
         made = []
         for length in self._list_lengths():
             first = self._shorten(self.layouts[0], length)
             shorter = list(given)
-            if given[0] is not None:
+            if isinstance(given[0], Given):
                 layout = self._shorten(given[0].layout, length)
                 if layout is None:
                     return None
@@ -578,7 +588,7 @@ class _Pending(NamedTuple):
     """A backward pass whose memory is counted as soon as its gradients' fates are known."""
 
     plan: Plan
-    given: tuple[Given | None, ...]
+    given: tuple[Given | bool, ...]
     first: Backward
     pool: Any
     frames: Any
@@ -590,6 +600,8 @@ class _Pending(NamedTuple):
     fates: list[int]
     marks: list[tuple[int, str]]
     leaves: tuple[int, ...]
+    # Weak references to the results without a gradient.
+    results: list[Any]
 
 
 class WholeCalls:
@@ -673,16 +685,14 @@ class WholeCalls:
     def reverse(self, ctx: Any, gradients: Any) -> tuple[Any, ...]:
         """The gradients of a call's arguments; their memory is counted later."""
         tracer, plan = self._tracer, ctx.plan
-        nodes = [node for node, _ in ctx.next_functions if node is not None]
-        if (
-            torch.is_grad_enabled() or ctx.held.pool is None
-            or torch._C._autograd._get_current_graph_task_keep_graph()
-            or not all(map(torch._C._will_engine_execute_node, nodes))
-        ):  # fmt: skip
+        if torch.is_grad_enabled() or ctx.held.pool is None or not _is_whole_task(ctx):
             raise NeedsPartsError
         tracer._bury()
         frames = tracer._find_frames()[0]
-        given = tuple(None if one is None else _look_at(one) for one in gradients)
+        given = tuple(
+            result() is not None if one is None else _look_at(one)
+            for one, result in zip(gradients, ctx.results, strict=True)
+        )
         if any(one is not None and type(one).__name__ != "FakeTensor" for one in gradients):
             raise NeedsPartsError
         first = plan.find_backward(given, (KEPT,) * len(plan.needed))
@@ -701,8 +711,9 @@ class WholeCalls:
             self._task, self._sums = task, set()
         fates = [ADDED if leaf in self._sums else KEPT for leaf in ctx.leaves]
         self.pending = _Pending(
-            plan, given, first, pool, frames, {}, {}, outside, fates, [], ctx.leaves
-        )
+            plan, given, first, pool, frames, {}, {}, outside, fates, [], ctx.leaves,
+            [one for one, held in zip(ctx.results, given, strict=True) if held is True],
+        )  # fmt: skip
         made = []
         for place, one in enumerate(first.gradients):
             gives = one is not None and fates[place] == KEPT
@@ -713,9 +724,7 @@ class WholeCalls:
         assert self.pending is not None
         one = given.layout.make(self._mode)
         if not given.alone:
-            with torch._C._DisableTorchDispatch():
-                base = torch.empty(0, dtype=one.dtype, device="meta").set_(one.untyped_storage())
-            one.__dict__["labkit_base"] = base
+            share_storage(one)
         storage = one.untyped_storage()
         self.pending.places[storage._cdata] = place
         self.pending.references[place] = StorageReference(storage, self._tracer._dead.append)
@@ -748,7 +757,9 @@ class WholeCalls:
         pending.outside[role] = self._tracer._live.get(sum_.untyped_storage()._cdata)
         layout = find_layout(added)
         if sum_.stride() != added.stride():
-            layout = layout._replace(strides=torch._prims_common.make_contiguous_strides_for(layout.shape))
+            layout = layout._replace(
+                strides=torch._prims_common.make_contiguous_strides_for(layout.shape)
+            )
         return self._make_gradient(place, Given(layout, alone=True))
 
     def defer(self, tensor: Any, category: str) -> bool:
@@ -788,6 +799,11 @@ class WholeCalls:
             self._follow(reference, reference.key, one)
         for place, category in pending.marks:
             pending.references[place].storage.category = category
+        left = _Held(pool, self.dropped)
+        for result in pending.results:
+            one = result()
+            if one is not None:  # what only another result needs is there as long as that
+                one.__dict__["labkit_held"] = left
 
     def bury(self) -> None:
         """Subtracts what dropped graphs held."""
@@ -837,6 +853,7 @@ class _Whole(torch.autograd.Function):  # type: ignore[misc]
     def forward(ctx: Any, calls: WholeCalls, plan: Plan, *tensors: Any) -> Any:
         made, pool = calls.play_forward(plan, tensors)
         ctx.calls, ctx.plan, ctx.held = calls, plan, _Held(pool, calls.dropped)
+        ctx.results = [weakref.ref(one) for one in made]
         # Autograd holds the leaves, so their ids stay theirs.
         ctx.leaves = tuple(id(one) if one.is_leaf and one.requires_grad else 0 for one in tensors)
         everything = (*tensors, *made)
@@ -857,15 +874,27 @@ def run_parts(operator: Any, *arguments: Any, **named: Any) -> Any:
     return operator._op_dk(key, *arguments, **named)
 
 
+def _is_whole_task(node: Any) -> bool:
+    """True if the running backward pass frees its graph, and wants every gradient of the node."""
+    if torch._C._autograd._get_current_graph_task_keep_graph():
+        return False
+    following = [one for one, _ in node.next_functions if one is not None]
+    try:
+        return all(map(torch._C._will_engine_execute_node, following))
+    except RuntimeError:  # a leaf of torch.autograd.grad
+        return False
+
+
 def _look_at(gradient: Any) -> Given:
     layout = find_layout(gradient)
     whole = layout.storage_bytes == gradient.numel() * layout.dtype.itemsize
-    last = sum(
-        (size - 1) * step for size, step in zip(layout.shape, layout.strides, strict=True)
-    )
+    last = sum((size - 1) * step for size, step in zip(layout.shape, layout.strides, strict=True))
     least = (last + 1) * layout.dtype.itemsize if gradient.numel() else 0
     # A part of a larger storage is one, however large that is.
-    return Given(layout._replace(storage_bytes=least + (not whole and layout.storage_bytes > least)), is_alone(gradient))
+    return Given(
+        layout._replace(storage_bytes=least + (not whole and layout.storage_bytes > least)),
+        is_alone(gradient),
+    )
 
 
 def _is_plain(operator: Any, arguments: Any, call: Call) -> bool:
