@@ -602,6 +602,7 @@ class _Pending(NamedTuple):
     leaves: tuple[int, ...]
     # Weak references to the results without a gradient.
     results: list[Any]
+    node: Any
 
 
 class WholeCalls:
@@ -712,7 +713,7 @@ class WholeCalls:
         fates = [ADDED if leaf in self._sums else KEPT for leaf in ctx.leaves]
         self.pending = _Pending(
             plan, given, first, pool, frames, {}, {}, outside, fates, [], ctx.leaves,
-            [one for one, held in zip(ctx.results, given, strict=True) if held is True],
+            [one for one, held in zip(ctx.results, given, strict=True) if held is True], ctx,
         )  # fmt: skip
         made = []
         for place, one in enumerate(first.gradients):
@@ -741,7 +742,11 @@ class WholeCalls:
         place = None
         if isinstance(added, torch.Tensor):
             place = pending.places.get(added.untyped_storage()._cdata)
-        alike = place is not None and sum_.shape == added.shape and is_called_by_engine()
+        node = torch._C._current_autograd_node()
+        own = node is pending.node  # and not another node that hands the gradient on
+        if operator is ADD_IN_PLACE:
+            own = node is not None and node.name().endswith("AccumulateGrad")
+        alike = own and place is not None and sum_.shape == added.shape and is_called_by_engine()
         if not alike or pending.fates[place] or sum_.untyped_storage()._cdata in pending.places:
             self.settle()
             return NotImplemented
