@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch._prims_common import suggest_memory_format
 from torch._subclasses import fake_tensor
-from torch.utils._python_dispatch import _disable_current_modes
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from labkit.errors import UsageError
 from labkit.memory.estimate.allocator import CachingAllocator, round_request
@@ -222,6 +222,8 @@ class FakeTracer(StorageTracer):
             met = self.whole.meet(operator, arguments, _writes_in_place)
             if met is not NotImplemented:
                 return met
+        if torch.is_inference_mode_enabled() and _has_parts(operator):
+            return self._run_parts(operator, arguments, named)
         run = asked = operator
         if operator in CHANGED:
             if operator in PRODUCTS_OF_ALL and arguments[0].requires_grad:
@@ -239,6 +241,14 @@ class FakeTracer(StorageTracer):
         if call.known or not call.tensors or facts.like:
             self._follow_values(operator, arguments, named, call.tensors, result)
         return result
+
+    def _run_parts(self, operator: Any, arguments: Any, named: Any) -> Any:
+        """The results by the operator's parts; in inference mode torch asks for the whole."""
+        TorchDispatchMode.__enter__(self)
+        try:
+            return self.whole.call(operator, *arguments, **named)
+        finally:
+            TorchDispatchMode.__exit__(self, None, None, None)
 
     def _read(self, operator: Any, arguments: Any, call: Call) -> Any:
         """The known or assumed value in a fake tensor, without torch's fake mode, which is slow."""
@@ -572,6 +582,15 @@ def _change(operator: Any, arguments: Any) -> Any:
     if operator is ADD and _may_add_bias(arguments):
         return ADD_BIAS
     return REPLACED.get(operator, operator)
+
+
+@functools.cache
+def _has_parts(operator: Any) -> bool:
+    """True for an operator that torch computes by others, in each mode but inference mode."""
+    if isinstance(operator, torch._ops.HigherOrderOperator):
+        return False
+    key = torch._C.DispatchKey.CompositeImplicitAutograd
+    return bool(operator.has_kernel_for_dispatch_key(key))
 
 
 def _is_variable(tensor: Any) -> bool:

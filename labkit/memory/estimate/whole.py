@@ -41,6 +41,7 @@ CELLS = tuple(
     "rnn_relu_cell")
 )  # fmt: skip
 LAYERS = tuple(getattr(ATEN, name).input for name in ("gru", "lstm", "rnn_tanh", "rnn_relu"))
+WHOLE = frozenset((*CELLS, *LAYERS))
 # The steps of the shortest sequence that is recorded of a layer.
 STEPS = 5
 # The kinds of events: bytes allocated, bytes freed, and a tensor from outside that is let go. From
@@ -61,7 +62,7 @@ class NeedsPartsError(BaseException):
     """The step does with a whole call what only the operators of its parts can show."""
 
 
-class Layout(NamedTuple):
+class TensorLayout(NamedTuple):
     """A tensor's shape, strides and type, and the bytes of its storage."""
 
     shape: tuple[int, ...]
@@ -90,10 +91,10 @@ def share_storage(tensor: Any) -> None:
     tensor.__dict__["labkit_base"] = base
 
 
-def find_layout(tensor: Any) -> Layout:
+def find_layout(tensor: Any) -> TensorLayout:
     """The tensor's layout."""
     count = tensor.untyped_storage().nbytes()
-    return Layout(tuple(tensor.shape), tensor.stride(), tensor.dtype, count)
+    return TensorLayout(tuple(tensor.shape), tensor.stride(), tensor.dtype, count)
 
 
 class Given(NamedTuple):
@@ -102,7 +103,7 @@ class Given(NamedTuple):
     Autograd adds to another one out of place. A view, such as a weight's gradient, holds its base.
     """
 
-    layout: Layout
+    layout: TensorLayout
     alone: bool
 
 
@@ -110,7 +111,7 @@ class Forward(NamedTuple):
     """A forward pass: its events, its results, and the arguments and results that it keeps."""
 
     events: tuple[Event, ...]
-    results: tuple[Layout, ...]
+    results: tuple[TensorLayout, ...]
     kept: tuple[int, ...]
 
 
@@ -156,10 +157,10 @@ class Recorder:
             self.events.append((RELEASED, role))
 
 
-class Recording:
+class CallRecording:
     """One run of a call on fake tensors of its own, in a thread without torch's modes."""
 
-    def __init__(self, plan: Plan, layouts: tuple[Layout, ...], make_tracer: Any) -> None:
+    def __init__(self, plan: CallPlan, layouts: tuple[TensorLayout, ...], make_tracer: Any) -> None:
         self.plan, self.layouts = plan, layouts
         self.recorder = Recorder()
         self.mode = FakeMode("cpu")
@@ -188,7 +189,7 @@ class Recording:
             self.tracer._bury()
             yield
 
-    def make(self, layout: Layout, role: int) -> Any:
+    def make(self, layout: TensorLayout, role: int) -> Any:
         """A new tensor from outside of the call, in its role."""
         made = torch.empty_strided(layout.shape, layout.strides, dtype=layout.dtype, device=CPU)
         made.untyped_storage().resize_(layout.storage_bytes)
@@ -238,36 +239,18 @@ class Recording:
             for place, fate in enumerate(fates):
                 if fate == ACCUMULATED:
                     self.inputs[place].grad_fn._set_sequence_nr(AT_ONCE)
-            first = count + len(given)
-
-            def answer() -> tuple[Any, ...]:
-                made = []
-                for place, one in enumerate(given):
-                    if isinstance(one, Given):
-                        made.append(self.make(one.layout, first + place))
-                        if not one.alone:
-                            share_storage(made[-1])
-                self.recorder.clear()
-                return tuple(made)
-
-            def fill(place: int) -> tuple[Any, ...]:
-                layout = self.layouts[place]
-                contiguous = torch.empty(layout.shape, dtype=layout.dtype, device="meta")
-                # What is part of a larger storage is not added to in place.
-                size = contiguous.untyped_storage().nbytes() + (fates[place] == ADDED_APART)
-                made = Layout(layout.shape, contiguous.stride(), layout.dtype, size)
-                return (self.make(made, first + len(given) + place),)
-
             pairs = [*zip(self.results, given, strict=True)]
             used = [one for one, gradient in pairs if isinstance(gradient, Given)]
             # The step may still hold a result that it does not use.
             unused = [one for one, gradient in pairs if gradient is True]
             pairs.clear()
             self.tracer._bury()
-            ends = [_Sink.apply(answer, *used)]
+            ends = [_Sink.apply(functools.partial(self._make_given, given), *used)]
             for place, fate in enumerate(fates):
                 if fate in {ADDED, ADDED_APART}:
-                    ends.append(_Sink.apply(functools.partial(fill, place), self.inputs[place]))
+                    role = count + 2 * len(given) + place
+                    fill = functools.partial(self._make_buffer, place, fate, role)
+                    ends.append(_Sink.apply(fill, self.inputs[place]))
             starts = [torch.zeros((), device=CPU) for _ in ends]
             for one in (*ends, *starts):
                 self.adopt(one, -1)
@@ -287,6 +270,26 @@ class Recording:
             found = (self.found.get(place) for place in range(count))
             gradients = tuple(one and Given(find_layout(one[0]), one[1]) for one in found)
             return Backward(events, gradients)
+
+    def _make_given(self, given: tuple[Given | bool, ...]) -> tuple[Any, ...]:
+        """The gradients of the results, from which on events count."""
+        made, first = [], len(self.layouts) + len(given)
+        for place, one in enumerate(given):
+            if isinstance(one, Given):
+                made.append(self.make(one.layout, first + place))
+                if not one.alone:
+                    share_storage(made[-1])
+        self.recorder.clear()
+        return tuple(made)
+
+    def _make_buffer(self, place: int, fate: int, role: int) -> tuple[Any]:
+        """A gradient that an argument has already got."""
+        layout = self.layouts[place]
+        contiguous = torch.empty(layout.shape, dtype=layout.dtype, device="meta")
+        # What is part of a larger storage is not added to in place.
+        size = contiguous.untyped_storage().nbytes() + (fate == ADDED_APART)
+        made = TensorLayout(layout.shape, contiguous.stride(), layout.dtype, size)
+        return (self.make(made, role),)
 
 
 class _Source(torch.autograd.Function):  # type: ignore[misc]
@@ -335,15 +338,15 @@ def _run_apart(compute: Callable[[], Any]) -> Any:
 def _find_attributes() -> dict[str, Any]:
     """What Python's object of a new fake tensor has, beside its mode."""
 
-    def find() -> dict[str, Any]:
+    def find() -> Any:
         with FakeMode("cpu"):
             return torch.empty(0, device=CPU).__dict__
 
-    found = _run_apart(find)
-    return {name: one for name, one in found.items() if name != "fake_mode"}
+    attributes: dict[str, Any] = _run_apart(find)
+    return {name: one for name, one in attributes.items() if name != "fake_mode"}
 
 
-class Plan:
+class CallPlan:
     """What is known of calls that are alike; ``needed`` are the arguments that take gradients.
 
     ``time`` is the dimension of the steps in the first argument and result; None for a cell.
@@ -385,10 +388,10 @@ class Plan:
         """The lengths of the sequences to record."""
         return (STEPS, STEPS + 1, STEPS + 2) if self._steps > STEPS + 2 else (self._steps,)
 
-    def _record(self, layouts: Any) -> Recording:
-        return Recording(self, layouts, self._make_tracer)
+    def _record(self, layouts: Any) -> CallRecording:
+        return CallRecording(self, layouts, self._make_tracer)
 
-    def _shorten(self, layout: Layout, length: int) -> Layout | None:
+    def _shorten(self, layout: TensorLayout, length: int) -> TensorLayout | None:
         if self.time is None or length == self._steps:
             return layout
         return shorten_layout(layout, self.time, length)
@@ -430,42 +433,42 @@ class Plan:
             return None if None in made else made[0]
         events = foretell([one.events for one in made], self._steps)
         found = [one.gradients for one in made]
-        layouts = _foretell_layouts(
+        expected = _foretell_layouts(
             [[one and one.layout for one in gradients] for gradients in found], self._steps
         )
-        if events is None or layouts is None:
+        if events is None or expected is None:
             return None
-        gradients = (
-            one and one._replace(layout=layout)
-            for one, layout in zip(found[0], layouts, strict=True)
+        changed = (
+            None if one is None else one._replace(layout=layout)
+            for one, layout in zip(found[0], expected, strict=True)
         )
-        return Backward(events, tuple(gradients))
+        return Backward(events, tuple(changed))
 
 
 def _replace(value: Any, places: Iterator[int]) -> Any:
     """The arguments with a place instead of each tensor."""
     if isinstance(value, torch.Tensor):
-        return _Place(next(places))
+        return _TensorPlace(next(places))
     if isinstance(value, list | tuple):
         return [_replace(one, places) for one in value]
     return value
 
 
-class _Place(NamedTuple):
+class _TensorPlace(NamedTuple):
     number: int
 
 
 def _fill(value: Any, tensors: list[Any]) -> Any:
-    if type(value) is _Place:
+    if type(value) is _TensorPlace:
         return tensors[value.number]
     return [_fill(one, tensors) for one in value] if isinstance(value, list) else value
 
 
-def shorten_layout(layout: Layout, time: int, length: int) -> Layout | None:
+def shorten_layout(layout: TensorLayout, time: int, length: int) -> TensorLayout | None:
     """The layout of a sequence of another length; None if its strides do not show it.
 
-    >>> shorten_layout(Layout((128, 2, 8), (16, 8, 1), torch.float32, 8192), 0, 4)
-    Layout(shape=(4, 2, 8), strides=(16, 8, 1), dtype=torch.float32, storage_bytes=256)
+    >>> shorten_layout(TensorLayout((128, 2, 8), (16, 8, 1), torch.float32, 8192), 0, 4)
+    TensorLayout(shape=(4, 2, 8), strides=(16, 8, 1), dtype=torch.float32, storage_bytes=256)
     """
     steps, step = layout.shape[time], layout.strides[time]
     strides = list(layout.strides)
@@ -483,7 +486,7 @@ def shorten_layout(layout: Layout, time: int, length: int) -> Layout | None:
 
     # More bytes than the tensor has are a larger storage, of which it is a part.
     rest = max(0, layout.storage_bytes - count(layout.shape, layout.strides))
-    return Layout(shape, tuple(strides), layout.dtype, count(shape, strides) + min(rest, 1))
+    return TensorLayout(shape, tuple(strides), layout.dtype, count(shape, strides) + min(rest, 1))
 
 
 def foretell(recorded: list[tuple[Event, ...]], steps: int) -> tuple[Event, ...] | None:
@@ -492,8 +495,8 @@ def foretell(recorded: list[tuple[Event, ...]], steps: int) -> tuple[Event, ...]
     ``recorded`` are those of sequences of STEPS, one more, and two more.
 
     >>> loop = [(ALLOCATED, 8), (FREED, 8)]
-    >>> short, middle, long = (((0, 4 * n), *(loop * n), (1, 4 * n)) for n in (4, 5, 6))
-    >>> foretell([short, middle, long], 9) == ((0, 36), *(loop * 9), (1, 36))
+    >>> made = [((0, 4 * n), *(loop * n), (1, 4 * n)) for n in (STEPS, STEPS + 1, STEPS + 2)]
+    >>> foretell(made, 9) == ((0, 36), *(loop * 9), (1, 36))
     True
     """
     short, middle, long = recorded
@@ -554,7 +557,7 @@ def _find_period(rest: tuple[Event, ...], middle: tuple[Event, ...], place: int)
 
 
 def _foretell_layouts(recorded: list[Any], steps: int) -> tuple[Any, ...] | None:
-    found = []
+    found: list[TensorLayout | None] = []
     for short, middle, long in zip(*recorded, strict=True):
         if short is None:
             found.append(None)
@@ -566,11 +569,11 @@ def _foretell_layouts(recorded: list[Any], steps: int) -> tuple[Any, ...] | None
             return None
         *made, count = (a + (b - a) * (steps - STEPS) for a, b, _ in zip(*numbers, strict=True))
         half = len(short.shape)
-        found.append(Layout(tuple(made[:half]), tuple(made[half:]), short.dtype, count))
+        found.append(TensorLayout(tuple(made[:half]), tuple(made[half:]), short.dtype, count))
     return tuple(found)
 
 
-_plans: dict[Any, Plan] = {}
+_plans: dict[Any, CallPlan] = {}
 
 
 class _Held:
@@ -587,7 +590,7 @@ class _Held:
 class _Pending(NamedTuple):
     """A backward pass whose memory is counted as soon as its gradients' fates are known."""
 
-    plan: Plan
+    plan: CallPlan
     given: tuple[Given | bool, ...]
     first: Backward
     pool: Any
@@ -625,15 +628,16 @@ class WholeCalls:
                 f".{operator._overloadname}" if operator in LAYERS else ""
             )
             library.impl(
-                name.removeprefix("aten::"), functools.partial(self._call, operator), "AutogradCPU"
+                name.removeprefix("aten::"), functools.partial(self.call, operator), "AutogradCPU"
             )
 
     def __exit__(self, *error: Any) -> None:
         self._exits.close()
 
-    def _call(self, operator: Any, *arguments: Any, **named: Any) -> Any:
+    def call(self, operator: Any, *arguments: Any, **named: Any) -> Any:
+        """The operator's results, as a whole if that is possible."""
         plan, call = None, None
-        if not named and self._is_open():
+        if not named and operator in WHOLE and self._is_open():
             facts = find_facts(operator)._replace(anywhere=True)
             call = Call(facts, arguments, {}, self._mode.placement)
             if call.key is not None and _is_plain(operator, arguments, call):
@@ -653,21 +657,20 @@ class WholeCalls:
             threading.get_ident() == tracer._thread
             and torch._C._len_torch_dispatch_stack() > 0
             and not torch.is_autocast_enabled("cpu")
-            and not torch.is_inference_mode_enabled()
             and functions.peek_interpreter_stack() is None
             and torch._C._autograd._top_saved_tensors_default_hooks(True) is None
             and forward_ad._current_level < 0
         )
 
-    def _find_plan(self, operator: Any, arguments: Any, call: Call) -> Plan | None:
+    def _find_plan(self, operator: Any, arguments: Any, call: Call) -> CallPlan | None:
         plan = _plans.get(call.key)
         if plan is None:
             if len(_plans) >= MOST_PLANS:
                 _plans.clear()
-            plan = _plans[call.key] = Plan(operator, arguments, call, self._make_tracer)
+            plan = _plans[call.key] = CallPlan(operator, arguments, call, self._make_tracer)
         return None if plan.forward is None else plan
 
-    def play_forward(self, plan: Plan, tensors: Any) -> tuple[tuple[Any, ...], Any]:
+    def play_forward(self, plan: CallPlan, tensors: Any) -> tuple[tuple[Any, ...], Any]:
         """The results, and the storages that stay beside them."""
         tracer, forward = self._tracer, plan.forward
         assert forward is not None
@@ -746,11 +749,12 @@ class WholeCalls:
         own = node is pending.node  # and not another node that hands the gradient on
         if operator is ADD_IN_PLACE:
             own = node is not None and node.name().endswith("AccumulateGrad")
-        alike = own and place is not None and sum_.shape == added.shape and is_called_by_engine()
-        if not alike or pending.fates[place] or sum_.untyped_storage()._cdata in pending.places:
+        if (
+            not own or place is None or pending.fates[place] or sum_.shape != added.shape
+            or sum_.untyped_storage()._cdata in pending.places or not is_called_by_engine()
+        ):  # fmt: skip
             self.settle()
             return NotImplemented
-        assert place is not None
         if operator is ADD_IN_PLACE:
             pending.fates[place] = ACCUMULATED
             return sum_
@@ -855,7 +859,7 @@ class _Whole(torch.autograd.Function):  # type: ignore[misc]
     """The node of a whole call."""
 
     @staticmethod
-    def forward(ctx: Any, calls: WholeCalls, plan: Plan, *tensors: Any) -> Any:
+    def forward(ctx: Any, calls: WholeCalls, plan: CallPlan, *tensors: Any) -> Any:
         made, pool = calls.play_forward(plan, tensors)
         ctx.calls, ctx.plan, ctx.held = calls, plan, _Held(pool, calls.dropped)
         ctx.results = [weakref.ref(one) for one in made]
