@@ -81,7 +81,7 @@ from labkit.memory.estimate.values import (
     selects_by_known,
     shape_ctc,
 )
-from labkit.memory.estimate.whole import WholeCalls, is_called_by_engine
+from labkit.memory.estimate.whole import RECURRENT, WholeCalls, is_called_by_engine
 from labkit.memory.track.frames import Frame, find_user_frames, is_user_file, list_error_frames
 from labkit.memory.track.model import Level, Storage
 from labkit.memory.track.storages import (
@@ -222,7 +222,7 @@ class FakeTracer(StorageTracer):
             met = self.whole.meet(operator, arguments, _writes_in_place)
             if met is not NotImplemented:
                 return met
-        if torch.is_inference_mode_enabled() and _has_parts(operator):
+        if operator in RECURRENT and self._mode.placement == "cpu":
             return self._run_parts(operator, arguments, named)
         run = asked = operator
         if operator in CHANGED:
@@ -582,15 +582,6 @@ def _change(operator: Any, arguments: Any) -> Any:
     if operator is ADD and _may_add_bias(arguments):
         return ADD_BIAS
     return REPLACED.get(operator, operator)
-
-
-@functools.cache
-def _has_parts(operator: Any) -> bool:
-    """True for an operator that torch computes by others, in each mode but inference mode."""
-    if isinstance(operator, torch._ops.HigherOrderOperator):
-        return False
-    key = torch._C.DispatchKey.CompositeImplicitAutograd
-    return bool(operator.has_kernel_for_dispatch_key(key))
 
 
 def _is_variable(tensor: Any) -> bool:

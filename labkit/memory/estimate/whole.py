@@ -41,7 +41,7 @@ CELLS = tuple(
     "rnn_relu_cell")
 )  # fmt: skip
 LAYERS = tuple(getattr(ATEN, name).input for name in ("gru", "lstm", "rnn_tanh", "rnn_relu"))
-WHOLE = frozenset((*CELLS, *LAYERS))
+RECURRENT = frozenset((*CELLS, *LAYERS))
 # The steps of the shortest sequence that is recorded of a layer.
 STEPS = 5
 # The kinds of events: bytes allocated, bytes freed, and a tensor from outside that is let go. From
@@ -55,6 +55,10 @@ ALONE = 2
 # As high as autograd numbers the nodes that add up parameters' gradients, which run at once.
 AT_ONCE = 1 << 62
 MOST_PLANS = 2_000
+# How many events must follow a repeated part as they follow it in a shorter sequence.
+FOLLOWING = 3
+# What saves tensors in its own way, such as a checkpoint; torch 2.6 cannot say.
+FIND_HOOKS = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
 OWN_FOLDER = str(Path(__file__).parent)
 
 
@@ -549,8 +553,8 @@ def _find_period(rest: tuple[Event, ...], middle: tuple[Event, ...], place: int)
         after = middle[place + size :]
         if (
             middle[place : place + size] == middle[place - size : place]
-            and len(after) >= min(len(rest), size)
-            and all(map(_is_alike, rest[: max(2, size)], after))
+            and len(after) >= min(len(rest), FOLLOWING)
+            and all(map(_is_alike, rest[:FOLLOWING], after))
         ):
             return size
     return 0
@@ -637,7 +641,7 @@ class WholeCalls:
     def call(self, operator: Any, *arguments: Any, **named: Any) -> Any:
         """The operator's results, as a whole if that is possible."""
         plan, call = None, None
-        if not named and operator in WHOLE and self._is_open():
+        if not named and operator in RECURRENT and self._is_open():
             facts = find_facts(operator)._replace(anywhere=True)
             call = Call(facts, arguments, {}, self._mode.placement)
             if call.key is not None and _is_plain(operator, arguments, call):
@@ -658,7 +662,8 @@ class WholeCalls:
             and torch._C._len_torch_dispatch_stack() > 0
             and not torch.is_autocast_enabled("cpu")
             and functions.peek_interpreter_stack() is None
-            and torch._C._autograd._top_saved_tensors_default_hooks(True) is None
+            and FIND_HOOKS is not None
+            and FIND_HOOKS(True) is None
             and forward_ad._current_level < 0
         )
 
