@@ -311,9 +311,12 @@ class FakeTracer(StorageTracer):
             super().mark(tensor, category)
 
     def _bury(self) -> None:
-        self.whole.settle()
-        super()._bury()
-        self.whole.bury()
+        if self.whole.pending is not None:
+            self.whole.settle()
+        if self._dead:
+            super()._bury()
+        if self.whole.dropped:
+            self.whole.bury()
 
     def look_at_call(self, tensors: Any) -> tuple[str, tuple[Frame, ...], bool]:
         """What is known of a whole call's storages: their category, their lines, backward."""
