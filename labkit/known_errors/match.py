@@ -69,8 +69,6 @@ CHUNK_CHARACTERS = 16_384
 SHORTEST_PART = 4
 MOST_WORDS = 200_000
 FEW_PLANS = 8
-# A chunk with more new words is of random letters, which are not read again.
-MOST_NEW_WORDS = 1000
 CLEANED_LINES = 64
 # After so many chunks the rarest words of each expression are chosen by what was read so far.
 NEW_KEYS = (4, 16, 64, 256)
@@ -382,8 +380,7 @@ class _Vocabulary:
         return {word: self._found[word] for word in self._found.keys() & words}
 
     def _learn(self, words: set[bytes]) -> None:
-        if len(words) < MOST_NEW_WORDS:
-            self._read |= words
+        self._read |= words
         whole, starts, ends, size = self._whole, self._starts, self._ends, SHORTEST_SEARCHED
         # Most words of a log are none that an error has: this decides how fast it is read.
         found = {word for word in words if word[:size] in starts or word[-size:] in ends}
@@ -488,15 +485,27 @@ class _Index:
         add = self._vocabulary.add
         clauses = {frozenset([add(run)]) for run in expression.letters if _is_searched(run)}
         for group in expression.texts:
-            if all(map(_is_searched, runs := list(map(_find_run, group)))):
+            if all(map(_is_searched, runs := _find_runs(group))):
                 clauses.add(frozenset(map(add, runs)))
         self.plans.append(_Plan(error, expression, list(clauses)))
 
 
-def _find_run(text: str) -> str:
-    """The longest run of letters in a text that may go on at both ends."""
-    run = max(re.finditer("[a-z]+", text), key=lambda found: len(found[0]), default=None)
-    return " " * (run.start() > 0) + run[0] + " " * (run.end() < len(text)) if run else ""
+def _find_runs(texts: Sequence[str]) -> list[str]:
+    """Of each text the longest run of letters that is not in all; at its ends it may go on."""
+    found = [
+        [
+            " " * (run.start() > 0) + run[0] + " " * (run.end() < len(text))
+            for run in re.finditer("[a-z]+", text)
+        ]
+        for text in texts
+    ]
+    return _pick_own(found)
+
+
+def _pick_own(found: Sequence[Sequence[str]]) -> list[str]:
+    """The longest of each that is not in all the others; "" if it has none."""
+    common = set.intersection(*map(set, found)) if len(found) > 1 else set()
+    return [max((e for e in each if e not in common), key=len, default="") for each in found]
 
 
 def _list_words(piece: str, groups: Iterable[Sequence[str]]) -> list[tuple[str, ...]]:
@@ -509,7 +518,8 @@ def _list_words(piece: str, groups: Iterable[Sequence[str]]) -> list[tuple[str, 
         words = [re.findall(piece, text) for text in group]
         found.update((word,) for word in set.intersection(*map(set, words)))
         if len(group) > 1:
-            found.add(tuple({max(each, key=len, default="") for each in words}))
+            own = _pick_own(words)
+            found |= {tuple(set(own))} if all(own) else set()
     return sorted(found, key=lambda group: (3 * len(group) - _shortest_length(group), group))
 
 
