@@ -65,7 +65,12 @@ SIGNS = (
     _sign("podman", "podman crun", r"\bpodman\b|\bcrun\b"),
     _sign("rootless", "rootless", r"rootless"),
     _sign("node-reboot", "reboot", r"node reboot required"),
-    _sign("snap", "snap", r"/snap/|snap\.docker|/var/snap|\bsnap (?:install|list|run)\b"),
+    _sign(
+        "snap",
+        "snap",
+        r"/snap/|snap\.docker|/var/snap|\bsnap (?:install|list|run|docker)\b|docker'?s? snap\b"
+        r"|\b(?:via|by|from|with|using|as a) snap\b",
+    ),
     _sign("desktop", "desktop", r"docker desktop|desktop-linux"),
     _sign(
         "desktop-context",
@@ -79,7 +84,11 @@ SIGNS = (
         r"\boci runtime|docker[- :]|/\.dockerenv|containerd|podman|kubelet|\bpods?\b",
     ),
     _sign("fresh", "run", r"\b(?:docker|podman|nerdctl)(?: container)? run\b"),
-    _sign("k8s", "kubelet kubectl kubernetes pod pods", r"kubelet|kubectl|kubernetes|\bpods?\b"),
+    _sign(
+        "k8s",
+        "kubelet kubectl kubernetes k8s pod pods aks eks gke ocp kuberay openshift",
+        r"kubelet|kubectl|kubernetes|\bk8s\b|\bpods?\b|\b(?:aks|eks|gke|ocp)\b|kuberay|openshift",
+    ),
     _sign("k3s", "k3s k3os rke2", r"\bk3s\b|\bk3os\b|\brke2\b"),
     _sign("slurm", "slurm srun sbatch slurmstepd", r"\bslurm|\bsrun\b|\bsbatch\b"),
     _sign("conda", "conda miniconda3 anaconda3 mamba", r"conda|mamba"),
