@@ -90,6 +90,7 @@ SIGNS = (
         r"kubelet|kubectl|kubernetes|\bk8s\b|\bpods?\b|\b(?:aks|eks|gke|ocp)\b|kuberay|openshift",
     ),
     _sign("k3s", "k3s k3os rke2", r"\bk3s\b|\bk3os\b|\brke2\b"),
+    _sign("minikube", "minikube", r"\bminikube\b"),
     _sign("slurm", "slurm srun sbatch slurmstepd", r"\bslurm|\bsrun\b|\bsbatch\b"),
     _sign("conda", "conda miniconda3 anaconda3 mamba", r"conda|mamba"),
     _sign("uv", "uv", r"\buv (?:pip|add|sync|run)\b"),
