@@ -112,6 +112,7 @@ SIGNS = (
     _sign("microk8s", "microk8s", r"microk8s"),
     _sign("k0s", "k0s", r"\bk0s\b"),
     _sign("kubevirt", "kubevirt vfio", r"kubevirt|vfio-pci"),
+    _sign("gke", "gke cos", r"\bgke\b|container-optimized|\bcos_containerd"),
     _sign("gke-cos", "cos gke", r"\bcos[ -]?\d{3}\b|container-optimized|\bcos_containerd", "cos"),
     # The container had its GPU and lost it while it ran.
     _sign(
