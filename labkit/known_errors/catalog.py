@@ -99,6 +99,10 @@ STATUS_FIXES = {
     "path": "unset LD_LIBRARY_PATH LD_PRELOAD   # another version of the library is found first",
     "driver": "nvidia-smi   # its CUDA Version is the newest that the driver runs: install a newer"
     " driver, or a build for that CUDA",
+    "runtime": "update the program, or its CUDA runtime: pip install -U with the build for the"
+    " driver's CUDA",
+    "bindings": "pip install -U nvidia-ml-py   # not pynvml of old; an old driver: update it, or an"
+    " older nvidia-ml-py",
     "busy": "nvidia-smi   # shows who holds the GPU, and its compute mode",
     "nogpu": "nvidia-smi; echo $CUDA_VISIBLE_DEVICES   # in a container: docker run --gpus all ...",
     "index": "nvidia-smi -L; echo $CUDA_VISIBLE_DEVICES   # GPUs are counted from 0 among these",

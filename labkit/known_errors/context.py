@@ -54,7 +54,7 @@ SIGNS = (
     _sign(
         "windows",
         "winerror dll exe windows win10 win11 wddm",
-        r"winerror|\b[a-z]:\\|\.dll\b|\bwindows 1[01]\b|\bwin1[01]\b|in wddm mode",
+        r"winerror|platform: windows|\b[a-z]:\\|\.dll\b|\bwindows 1[01]\b|\bwin1[01]\b|in wddm mode",
     ),
     _sign(
         "mac",
@@ -94,7 +94,11 @@ SIGNS = (
     _sign("slurm", "slurm srun sbatch slurmstepd", r"\bslurm|\bsrun\b|\bsbatch\b"),
     _sign("conda", "conda miniconda3 anaconda3 mamba", r"conda|mamba"),
     _sign("uv", "uv", r"\buv (?:pip|add|sync|run)\b"),
-    _sign("rocm", "rocm hip amdgpu kfd", r"\brocm|\bhip\b|amdgpu|/dev/kfd"),
+    _sign(
+        "rocm",
+        "rocm rocm5 rocm6 rocm7 hip amdgpu kfd gfx1030 gfx1032 gfx1100 gfx1101 gfx1102 gfx1201",
+        r"\brocm|\d\+rocm|\bhip\b|amdgpu|/dev/kfd|\bgfx1\d{3}",
+    ),
     _sign("strix", "gfx1151 strix 8060s", r"gfx1151|strix halo|8060s"),
     _sign(
         "mig",
@@ -103,6 +107,11 @@ SIGNS = (
     ),
     _sign("torch-prerelease", "nvcr 0a0", r"nvcr\.io/nvidia/pytorch|\d\.\d\.0a0\b"),
     _sign("nixos", "nixos nix", r"nixos|/nix/store"),
+    _sign(
+        "egpu",
+        "egpu thunderbolt oculink usb4",
+        r"\begpu\b|oculink|\busb4\b|thunderbolt (?:\d\b|egpu)",
+    ),
     _sign(
         "vm",
         "qemu libvirt ovmf vm vmware hypervisor",
@@ -128,6 +137,8 @@ SIGNS = (
         r"bazzite|bluefin|silverblue|kinoite|\baurora\b|rpm-ostree|\bbootc\b",
         "bazzite|bluefin|silverblue|kinoite|aurora|ostree|bootc",
     ),
+    _sign("azure", "azure aks", r"\bazure\b|\baks-|-azure\b"),
+    _sign("radeon", "radeon", r"radeon (?:rx|pro|\(tm\)|graphics|vii|ai)"),
     _sign("talos", "talos", r"-talos\b|\btalos\b"),
     _sign("bumblebee", "bumblebee optirun bumblebeed", r"bumblebee|optirun"),
     _sign("adapter-transformers", "adapter", r"adapter-transformers", "adapter-t"),
@@ -184,6 +195,11 @@ SIGNS = (
     _sign("comfyui", "comfyui comfy", r"comfyui"),
     _sign("onnxruntime", "onnxruntime", r"onnxruntime"),
     _sign("ollama", "ollama", r"ollama"),
+    _sign(
+        "forge",
+        "webui forge sdforge",
+        r"webui_forge|modules_forge|forge[\\/]webui|webui-forge|sdforge",
+    ),
 )
 VALUES = (
     _sign("capability", "capability", r"capability[: ]+(?:sm_)?(\d{1,2}\.?\d)\b"),
