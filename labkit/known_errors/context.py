@@ -52,7 +52,8 @@ SIGNS = (
     _sign(
         "windows",
         "winerror dll exe windows win10 win11 wddm",
-        r"winerror|platform: windows|\b[a-z]:\\|\.dll\b|\bwindows 1[01]\b|\bwin1[01]\b|in wddm mode",
+        r"winerror|platform: windows|\b[a-z]:\\|\.dll\b|\bwindows 1[01]\b|\bwin1[01]\b"
+        r"|in wddm mode",
     ),
     _sign(
         "mac",
