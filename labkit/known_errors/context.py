@@ -342,7 +342,10 @@ _IDLE_PART = 0.05
 
 
 def judge_memory(values: Mapping[str, str]) -> str | None:
-    """Why a GPU's memory did not suffice: ``in-pieces``, ``of-others`` or ``in-use``.
+    """Why a GPU's memory did not suffice, as the name of a variant.
+
+    ``in-pieces``, ``of-others``, ``in-use``; ``one-tensor`` if the next one alone is half the card,
+    ``refused`` if more was free than was asked for.
 
     ``values`` are those of torch's own text: ``asked``, ``capacity``, ``unused``, ``allocated`` and
     ``idle``, each with its unit. None if one is missing. Torch before 2.1 says ``reserved`` in
@@ -358,6 +361,10 @@ def judge_memory(values: Mapping[str, str]) -> str | None:
         return None
     if asked <= idle + unused and idle >= _IDLE_PART * capacity:
         return "in-splits" if "reserved" in sizes else "in-pieces"
+    if asked < unused:
+        return "refused"
+    if asked > capacity / 2:
+        return "one-tensor"
     others = capacity - unused - allocated - idle
     return "of-others" if others > capacity / 2 else "in-use"
 
