@@ -155,6 +155,13 @@ def make_evaluation(context, kind=nn.GRU):
     return context()(lambda: layer(values))
 
 
+def make_odd_evaluation():
+    # torch multiplies these in another way where no weight takes gradients.
+    layer = nn.RNN(8, 2, batch_first=True, dtype=torch.float64)
+    values = torch.randn(2, 2, 8, dtype=torch.float64)
+    return torch.no_grad()(lambda: layer(values))
+
+
 def make_penalty():
     model, values = Cells(nn.GRUCell, 1), make_sequence()
 
@@ -263,6 +270,7 @@ WHOLE = {
     "the last cell state": make_last_cell_state,
     "a partly frozen layer": make_partly_frozen,
     "without gradients": lambda: make_evaluation(torch.no_grad),
+    "batches first without gradients": make_odd_evaluation,
     "in inference mode": lambda: make_evaluation(torch.inference_mode),
     "an LSTM in inference mode": lambda: make_evaluation(
         torch.inference_mode, functools.partial(nn.LSTM, proj_size=4)
