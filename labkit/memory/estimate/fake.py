@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch._prims_common import suggest_memory_format
 from torch._subclasses import fake_tensor
-from torch.utils._python_dispatch import _disable_current_modes
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from labkit.errors import UsageError
 from labkit.memory.estimate.allocator import CachingAllocator, round_request
@@ -35,8 +35,10 @@ from labkit.memory.estimate.cuda import (
     replace_attributes,
     simulate_calls,
 )
+from labkit.memory.estimate.draws import Draws
 from labkit.memory.estimate.measured import (
     CONVOLUTIONS,
+    MOST_BYTES,
     PRODUCTS,
     measure_scratch,
     needs_measuring,
@@ -69,6 +71,7 @@ from labkit.memory.estimate.results import (
     keep_recipe,
     measure,
 )
+from labkit.memory.estimate.saved import Checkpoints
 from labkit.memory.estimate.values import (
     KNOWN_ELEMENTS,
     LIKE,
@@ -77,7 +80,12 @@ from labkit.memory.estimate.values import (
     KnownValues,
     allow_unknown_items,
     assume_shape,
+    count_up,
     is_constant,
+    is_real,
+    make_array,
+    make_unpacking,
+    pack_padded,
     selects_by_known,
     shape_ctc,
 )
@@ -100,6 +108,9 @@ DDP = "DistributedDataParallel is simulated as its module and its gradient bucke
 SHARDED = "FSDP2 and DTensor: simulated in one process, whose step may need less"
 PRODUCT = "prod: its backward pass is simulated as if a value were zero, which needs more"
 COMPILED = "torch.compile: simulated without the compiler, which often needs less"
+# What is assumed of unknown numbers that an array is to hold: they are below, or above.
+LARGE = 1e4
+READ_ARRAY, ASSUMED = "numpy()", "reads whole numbers, which are assumed: they may decide sizes"
 UNKNOWN_SCRATCH = "takes scratch memory of unknown size"
 RNN = EstimateObstacle("cuDNN's recurrent network", UNKNOWN_SCRATCH)
 CONVOLUTION = (
@@ -213,6 +224,10 @@ class FakeTracer(StorageTracer):
         if operator is DEVICE:
             return hide_device(arguments[0])
         named = named or {}
+        if torch.is_inference_mode_enabled() and _is_composite(operator):
+            # In this mode they come here whole, with all that they take for themselves.
+            with _entered(self):
+                return operator.decompose(*arguments, **named)
         run = asked = operator
         if operator in CHANGED:
             if operator in PRODUCTS_OF_ALL and arguments[0].requires_grad:
@@ -303,13 +318,14 @@ class FakeTracer(StorageTracer):
     def _follow_values(
         self, operator: Any, arguments: Any, named: Any, tensors: list[Any], result: Any
     ) -> None:
-        known = any("labkit_value" in one.__dict__ for one in tensors)
+        known = any("labkit_value" in one.__dict__ or is_real(one) for one in tensors)
         if not known and operator._schema.name[6:] in LIKE:
             # Masks; the states of optimizers are many.
             known = isinstance(result, torch.Tensor) and not result.is_floating_point()
+        if operator._schema.name == "aten::lift_fresh" and not _is_fake(tensors[0]):
+            self.values.copy(result, tensors[0])
+            return
         if not known and (tensors or not is_constant(operator._schema)):
-            if operator._schema.name == "aten::lift_fresh" and not hasattr(tensors[0], "fake_mode"):
-                self.values.copy(result, tensors[0])
             return
         made = list_tensors(result)
         if sum(one.numel() for one in made) > KNOWN_ELEMENTS:
@@ -330,9 +346,13 @@ class FakeTracer(StorageTracer):
         if operator is READ_VALUE or operator._schema.name in YES_OR_NO:
             return self._answer(operator, arguments[0])
         frames, backward = self._find_frames()
+        everything, find = self._assumptions.answer, self.values.find
         made = shape_ctc(operator, arguments, self.values)
         if made is None:
-            everything, find = self._assumptions.answer, self.values.find
+            made = pack_padded(operator, arguments, self.values, longest=everything)
+            if made is not None and find(arguments[1]) is None:
+                self._assumptions.decide()
+        if made is None:
             made = assume_shape(operator, arguments, named, everything=everything, find=find)
             if made is not None and not selects_by_known(operator, arguments, find):
                 self._assumptions.decide()
@@ -480,6 +500,11 @@ class FakeTracer(StorageTracer):
             )
         return super()._look_at([tensor])
 
+    def find_serial(self, tensor: Any) -> int | None:
+        """The number of the tensor's storage, which no other one has; None if it is not traced."""
+        held = self._live.get(tensor.untyped_storage()._cdata)
+        return None if held is None else held.storage.serial
+
     def _note_product(self, tensor: Any) -> None:
         if tensor.numel() > FEW:
             self._note_words(PRODUCT)
@@ -489,6 +514,24 @@ class FakeTracer(StorageTracer):
         if self.obstacle is None:
             frames = find_user_frames()
             self.obstacle = obstacle._replace(frame=frames[0] if frames else None)
+
+
+@contextlib.contextmanager
+def _entered(mode: Any) -> Iterator[None]:
+    """Puts the mode back above the operators that its dispatch function calls."""
+    TorchDispatchMode.__enter__(mode)
+    try:
+        yield
+    finally:
+        TorchDispatchMode.__exit__(mode, None, None, None)
+
+
+@functools.cache
+def _is_composite(operator: Any) -> bool:
+    """True for an operator that torch makes of others."""
+    key = torch._C.DispatchKey.CompositeImplicitAutograd
+    known = isinstance(operator, torch._ops.OpOverload)
+    return known and torch._C._dispatch_has_kernel_for_dispatch_key(operator.name(), key)
 
 
 def _is_fake(tensor: Any) -> bool:
@@ -703,13 +746,16 @@ class Simulation:
     ) -> None:
         self._target, self._moves_arguments = target, moves_arguments
         self.allocators: dict[str, CachingAllocator] = {}
-        self.assumptions = assumptions
+        self.assumptions, self.draws = assumptions, Draws(assumptions)
         self.notes: list[str] = []
         self._fake = FakeMode(placement)
         self.tracer = FakeTracer(self, self._fake, self.assumptions, self.note)
+        self.checkpoints = Checkpoints(self.tracer.values, self.tracer.find_serial)
         self._operators = CudaOperators(lambda: self.tracer.note_obstacle(RNN))
         self._order = BackwardOrder(self._note_order, forward_first=assumptions.answer)
         self.growth_bytes, self.steps = 0, 2
+        # By the id of a function of torch that code may have imported: what replaces it.
+        self.replaced: dict[int, Any] = {}
 
     @property
     def device(self) -> str:
@@ -737,6 +783,11 @@ class Simulation:
     @contextlib.contextmanager
     def open(self) -> Iterator[None]:
         """The context in which the step runs; restores torch's state on exit."""
+        self.replaced = {
+            id(getattr(owner, name)): made
+            for owner, names in self.checkpoints.list_functions().items()
+            for name, made in names.items()
+        }
         with contextlib.ExitStack() as stack:
             stack.enter_context(warnings.catch_warnings())
             for message in HARMLESS:
@@ -757,8 +808,7 @@ class Simulation:
                 ),
                 replace_attributes(fake_tensor, run_fallback_kernel=_run_fallback),
                 replace_attributes(torch, compile=self._note_compile(torch.compile)),
-                # A checkpoint takes no memory that stays, and must not replace the user's file.
-                replace_attributes(torch, save=lambda *_, **__: None),
+                self.checkpoints.open(),
                 # transformers asks whether a tensor is fake, to take the path of an export.
                 replace_attributes(torch._subclasses, FakeTensor=HiddenFakeTensor),
                 # An assertion that holds in the real step does not read a value.
@@ -768,7 +818,11 @@ class Simulation:
                     __init__=functools.partialmethod(_wrap_module, self),
                     forward=lambda wrapper, *inputs, **named: wrapper.module(*inputs, **named),
                 ),
-                allow_unknown_items(self.assumptions, self._note_unknown),
+                allow_unknown_items(self.assumptions, self.note_unknown),
+                replace_attributes(torch.Tensor, numpy=_answer_numpy(self)),
+                replace_attributes(
+                    torch._VF, _pad_packed_sequence=make_unpacking(self.tracer.values)
+                ),
                 replace_attributes(
                     torch.nn.AdaptiveLogSoftmaxWithLoss,
                     forward=_assume_cluster(self.tracer.values, self.assumptions),
@@ -848,7 +902,8 @@ class Simulation:
     def _find_level(self) -> Level:
         return self.tracer.levels.get(self.device, Level())
 
-    def _note_unknown(self, function: str) -> None:
+    def note_unknown(self, function: str) -> None:
+        """Adds a note about a function whose value is unknown, with the user's line."""
         frames = find_user_frames()
         where = f" at {frames[0].where}" if frames else ""
         self.note(
@@ -921,6 +976,28 @@ def _wrap_module(
             simulation.tracer.mark(one, "buckets")
 
 
+def _answer_numpy(simulation: Simulation) -> Callable[..., Any]:
+    """``Tensor.numpy``, for fake tensors with known or assumed values."""
+    convert, tracer = torch.Tensor.numpy, simulation.tracer
+
+    def answer(tensor: Any, *, force: bool = False) -> Any:
+        if type(tensor) is not fake_tensor.FakeTensor:
+            return convert(tensor, force=force)
+        value = tracer.values.find(tensor)
+        if value is None and tensor.numel() * tensor.element_size() > MOST_BYTES:
+            raise fake_tensor.DataDependentOutputException(READ_ARRAY)
+        if value is None and (tensor.is_floating_point() or tensor.dtype is torch.bool):
+            simulation.note_unknown(READ_ARRAY)
+            high = simulation.assumptions.decide()
+            value = high if tensor.dtype is torch.bool else LARGE if high else -LARGE
+        elif value is None:
+            value = count_up(tensor.shape, tensor.dtype)
+            tracer.note_obstacle(EstimateObstacle(READ_ARRAY, ASSUMED))
+        return make_array(tensor, value, force=force)
+
+    return answer
+
+
 def _assume_cluster(values: KnownValues, assumptions: Assumptions) -> Callable[..., Any]:
     """The adaptive softmax, whose unknown targets are all in its first or all in its last cluster.
 
@@ -946,8 +1023,6 @@ def _is_compiled(module: Any) -> bool:
     return type(module).__name__ == "OptimizedModule" or module._compiled_call_impl is not None
 
 
-# What Python's error says for a fake tensor, which it cannot pickle.
-PICKLED = "WeakValueDictionary.__init__"
 # What torch's own errors say.
 INTERNAL = ("INTERNAL ASSERT FAILED", "NestedTensorImpl")
 
@@ -973,8 +1048,8 @@ def _name_obstacle(error: BaseException) -> tuple[str, str] | None:
         found = (unregistered[1], "has no fake version")
     elif "UnknownNumber" in text and isinstance(error, TypeError):
         found = ("item()", UNKNOWN[fake_tensor.DataDependentOutputException])
-    elif PICKLED in text:
-        found = ("pickle", UNKNOWN[fake_tensor.DataDependentOutputException])
+    elif type(error).__name__ == "SafetensorError":
+        found = ("safetensors", UNKNOWN[fake_tensor.DataDependentOutputException])
     elif ".numpy() is not supported" in text:
         found = ("numpy()", "reads values, but fake tensors have none")
     # What torch itself cannot do with fake tensors, such as nested ones, is not the step's error.
