@@ -32,7 +32,7 @@ from tests.own_servers import OwnServer, start_own_server
 from tests.servers import TOKEN, LabServer
 
 # All 50 kills of the acceptance take five minutes: LABKIT_KILLS=50.
-KILLS = int(os.environ.get("LABKIT_KILLS", "8"))
+KILLS = int(os.environ.get("LABKIT_KILLS", "5"))
 
 
 @pytest.fixture

@@ -94,7 +94,7 @@ RuntimeError: No CUDA GPUs are available
 """,
         [
             ("needs-open-modules", 4),
-            ("gpu-init-failed", 5),
+            ("gpu-not-attached", 5),
             ("no-devices", 2),
             ("torch-without-driver", 7),
         ],

@@ -42,6 +42,7 @@ AREAS = (
     "python",
     "training",
     "models",
+    "apps",
     "cluster",
 )
 FAMILIES = tuple(field.name for field in dataclasses.fields(Fix))[1:]

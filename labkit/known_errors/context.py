@@ -53,8 +53,8 @@ SIGNS = (
     ),
     _sign(
         "windows",
-        "winerror dll exe windows win10 win11",
-        r"winerror|\b[a-z]:\\|\.dll\b|\bwindows 1[01]\b|\bwin1[01]\b",
+        "winerror dll exe windows win10 win11 wddm",
+        r"winerror|\b[a-z]:\\|\.dll\b|\bwindows 1[01]\b|\bwin1[01]\b|in wddm mode",
     ),
     _sign(
         "mac",
@@ -95,11 +95,17 @@ SIGNS = (
     _sign("nixos", "nixos nix", r"nixos|/nix/store"),
     _sign(
         "vm",
-        "qemu libvirt ovmf vm",
-        r"\bqemu\b|libvirt|\bovmf\b|\b(?:lxd|incus|kvm|proxmox) vm\b",
+        "qemu libvirt ovmf vm vmware hypervisor",
+        r"\bqemu\b|libvirt|\bovmf\b|\b(?:lxd|incus|kvm|proxmox) vm\b|vmware|hypervisor detected",
     ),
     _sign("apptainer", "apptainer singularity", r"\b(?:apptainer|singularity)\b"),
     _sign("microk8s", "microk8s", r"microk8s"),
+    _sign(
+        "image-based",
+        "bazzite bluefin silverblue kinoite aurora ostree bootc",
+        r"bazzite|bluefin|silverblue|kinoite|\baurora\b|rpm-ostree|\bbootc\b",
+        "bazzite|bluefin|silverblue|kinoite|aurora|ostree|bootc",
+    ),
     _sign("talos", "talos", r"-talos\b|\btalos\b"),
     _sign("bumblebee", "bumblebee optirun bumblebeed", r"bumblebee|optirun"),
     _sign("adapter-transformers", "adapter", r"adapter-transformers", "adapter-t"),
@@ -128,9 +134,10 @@ SIGNS = (
     _sign("secure-boot-on", "secureboot secure", r"secureboot enabled|efi secure boot;"),
     _sign(
         "suspend",
-        "suspend suspended resume resumed hibernate hibernation",
+        "suspend suspended resume resumed hibernate hibernation sleep",
         r"after (?:a )?(?:suspend|resum|hibernat)\w*|suspended and|pm: suspend (?:entry|exit)"
-        r"|resum\w+ from (?:suspend|sleep|hibernat)|suspend[/ -](?:and )?resume|was suspended",
+        r"|resum\w+ from (?:suspend|sleep|hibernat)|suspend[/ -](?:and )?resume|was suspended"
+        r"|\bwake\w{0,4} (?:up )?from (?:suspend|sleep)|suspend(?:ed)? (?:my|the) \w{2,8}",
     ),
     _sign(
         "toolkit-there",
@@ -144,6 +151,8 @@ SIGNS = (
         r"egg_info|getting requirements to build|preparing metadata|metadata-generation-failed"
         r"|prepare_metadata_for_build|build_meta|get_requires_for_build|build backend",
     ),
+    _sign("hyper-v", "hyper hyperv dxgkrnl", r"\bhyper-?v\b|dxgkrnl-dkms", "hyper|dxgkrnl-d"),
+    _sign("tcc", "tcc", r"\btcc +\|"),
     _sign("llamacpp", "ggml llama cpp gguf cu", r"\bggml[_.-]|llama[._]cpp|llama-(?:cli|server)"),
     _sign("jax", "jax jaxlib xla", r"\bjax(?:lib)?\b|\bxla"),
     _sign("sglang", "sglang", r"sglang"),
@@ -216,6 +225,7 @@ CARD_WORDS = frozenset(
 CARD = re.compile(
     r"\b(?:NVIDIA )?(?:GeForce )?(?:(?:RTX|GTX|GT|TITAN)(?: PRO)? ?[A-Z]?\d{2,4}(?: Ti)?(?: SUPER)?"
     r"|(?:Tesla|Quadro)(?: RTX)? [A-Z]?\d{1,4}|[PVAHBLKT]\d{1,3}S?\b(?= |-))"
+    r"|\bNVIDIA [PVAHBLKT]\d{1,3}S?\b"
 )
 
 

@@ -28,7 +28,7 @@ _COMMAND = re.compile(
     r"(?:^|[$#%❯>|;] ?)\s*(?:sudo )?(?:grep|egrep|rg|echo|printf|git log|git commit|awk|sed|man)\b"
     r"|(?:\bin|\bif|==|match=|\bassert|\blog(?:ger|ging)?\.\w+\(|\bprint\(|\bthrow new \w+\()"
     r"\s*[fr]?[\"'][^\"']{0,80}$"
-    r"|^\s*(?://|#:|\*|/\*|<!--) "
+    r"|^\s*(?://|#:|\*(?! ERROR)|/\*|<!--) "
 )
 # What follows in a sentence about an error: `"address already in use" -> choose another port`.
 _SENTENCE = re.compile(

@@ -18,6 +18,7 @@ TITLES = {
     "python": "Python packages, compilers and notebooks",
     "training": "Running programs, several GPUs, AMD and Apple",
     "models": "Libraries and servers of models, and errors known by their form",
+    "apps": "Servers of models and other programs that use a GPU",
     "cluster": "Kubernetes, Slurm, JupyterHub and rented machines",
     "xid": "Xid numbers in the kernel's log",
 }
