@@ -449,7 +449,8 @@ def _run_with(work: Work, simulation: Simulation, arguments: tuple[Any, ...]) ->
     if step is None and not arguments:
         return
     with _keep_gradients(off=work.inference), _watch_draws(simulation):
-        run_step = functools.partial(run, step) if step else lambda: run(work.function, *given)
+        taken = (step,) if step else (work.function, *given)
+        run_step = functools.partial(run, *taken)
         if step:
             run_step()
         simulation.measure_growth(run_step)
