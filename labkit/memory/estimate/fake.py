@@ -10,6 +10,7 @@ import contextlib
 import copy
 import functools
 import gc
+import itertools
 import linecache
 import logging
 import re
@@ -113,6 +114,9 @@ LARGE = 1e4
 READ_ARRAY, ASSUMED = "numpy()", "reads whole numbers, which are assumed: they may decide sizes"
 UNKNOWN_SCRATCH = "takes scratch memory of unknown size"
 RNN = EstimateObstacle("cuDNN's recurrent network", UNKNOWN_SCRATCH)
+PADDED = EstimateObstacle(
+    "nn.TransformerEncoder's nested tensor", "is simulated as a padded one: it needs more copies"
+)
 CONVOLUTION = (
     "what cuDNN's convolutions take while they run is not included: cuDNN chooses it on the GPU"
 )
@@ -163,6 +167,7 @@ READING = {"parameters", "activations"}
 # How often a storage is held that only one tensor has: by it, and by Python's object for it.
 ALONE = 2
 DEVICE = torch.ops.prim.device.default
+COMPOSITE = torch._C.DispatchKey.CompositeImplicitAutograd
 # Since torch 2.7.
 GROUPED = getattr(getattr(torch.ops.aten, "_grouped_mm", None), "default", None)
 # Warnings that come from the simulation, not from the user's code.
@@ -227,7 +232,7 @@ class FakeTracer(StorageTracer):
         if torch.is_inference_mode_enabled() and _is_composite(operator):
             # In this mode they come here whole, with all that they take for themselves.
             with _entered(self):
-                return operator.decompose(*arguments, **named)
+                return operator._op_dk(COMPOSITE, *arguments, **named)
         run = asked = operator
         if operator in CHANGED:
             if operator in PRODUCTS_OF_ALL and arguments[0].requires_grad:
@@ -494,7 +499,7 @@ class FakeTracer(StorageTracer):
             raise RealTensorError
         if type(tensor).__name__ == "DTensor":
             self._note_words(SHARDED)
-        if tensor.layout is not torch.strided:
+        if tensor.layout not in {torch.strided, torch.jagged}:  # the latter is made of its parts
             self.note_obstacle(
                 EstimateObstacle(f"a {tensor.layout} tensor", "has a size that depends on values")
             )
@@ -529,9 +534,8 @@ def _entered(mode: Any) -> Iterator[None]:
 @functools.cache
 def _is_composite(operator: Any) -> bool:
     """True for an operator that torch makes of others."""
-    key = torch._C.DispatchKey.CompositeImplicitAutograd
     known = isinstance(operator, torch._ops.OpOverload)
-    return known and torch._C._dispatch_has_kernel_for_dispatch_key(operator.name(), key)
+    return known and torch._C._dispatch_has_kernel_for_dispatch_key(operator.name(), COMPOSITE)
 
 
 def _is_fake(tensor: Any) -> bool:
@@ -783,6 +787,11 @@ class Simulation:
     @contextlib.contextmanager
     def open(self) -> Iterator[None]:
         """The context in which the step runs; restores torch's state on exit."""
+
+        def pad(*_: Any) -> bool:
+            self.tracer.note_obstacle(PADDED)
+            return False
+
         self.replaced = {
             id(getattr(owner, name)): made
             for owner, names in self.checkpoints.list_functions().items()
@@ -809,6 +818,8 @@ class Simulation:
                 replace_attributes(fake_tensor, run_fallback_kernel=_run_fallback),
                 replace_attributes(torch, compile=self._note_compile(torch.compile)),
                 self.checkpoints.open(),
+                replace_attributes(fake_tensor.FakeTensor, get_nested_int=_count_ragged),
+                replace_attributes(torch, _nested_tensor_from_mask_left_aligned=pad),
                 # transformers asks whether a tensor is fake, to take the path of an export.
                 replace_attributes(torch._subclasses, FakeTensor=HiddenFakeTensor),
                 # An assertion that holds in the real step does not read a value.
@@ -931,6 +942,17 @@ def _run_fallback(mode: Any, operator: Any, arguments: Any, spec: Any, error: Ex
     if any(_is_fake(one) and one.fake_device.type == "cuda" for one in arguments):
         raise fake_tensor.UnsupportedOperatorException(operator) from error
     return RUN_FALLBACK(mode, operator, arguments, spec, error)
+
+
+RAGGED = itertools.count(1 << 40)
+
+
+def _count_ragged(offsets: Any, *, coeff: int = 1) -> Any:
+    """The size of a ragged dimension with these offsets; torch's own is a symbol for a compiler."""
+    number = offsets.__dict__.setdefault("labkit_ragged", None)
+    if number is None:
+        number = offsets.labkit_ragged = next(RAGGED)
+    return torch._C._get_nested_int(number, coeff)
 
 
 LRU_CACHE = type(functools.lru_cache(len))
