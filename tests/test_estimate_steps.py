@@ -246,20 +246,26 @@ ON_CPU = {
 }  # fmt: skip
 
 
-def judge_by_profiler(make_step):
-    """The estimate of two steps, which must be within 1 % of the profiler's peak."""
+def measure_twice(make_step):
+    """The profiler's peak of making a step and taking it twice, with what stays loaded left out."""
 
     def run():
         step = make_step()
         step()
         step()
 
-    estimate = estimate_memory(make_step)
     run()
     gc.collect()
     with track_memory("cpu", tensors=True) as tracked:
         run()
-    judge(estimate, tracked.use.find_span("tensors").peak_bytes, 0.01)
+    return tracked.use.find_span("tensors").peak_bytes
+
+
+def judge_by_profiler(make_step):
+    """The estimate of two steps, which must be within 1 % of the profiler's peak."""
+
+    estimate = estimate_memory(make_step)
+    judge(estimate, measure_twice(make_step), 0.01)
     return estimate
 
 
@@ -505,17 +511,10 @@ def test_what_values_select_is_a_range_around_the_truth(name):
         layer, values = nn.Linear(16, 400), torch.randn(600, 16)
         return lambda: SELECTED[name](layer(values)).backward()
 
-    estimate = estimate_memory(make_step)
-    step = make_step()
-    step()
-    gc.collect()
-    with track_memory("cpu", tensors=True) as tracked:
-        step = make_step()
-        step()
-        step()
-    measured = tracked.use.find_span("tensors").peak_bytes
+    estimate, measured = estimate_memory(make_step), measure_twice(make_step)
     assert estimate.obstacle is None
-    assert estimate.lowest_bytes <= 1.01 * measured <= 1.01 * estimate.peak_bytes
+    # Torch counts what is selected in 8 bytes.
+    assert estimate.lowest_bytes - 8 <= measured <= estimate.peak_bytes + 8
     assert "unknown values" in estimate.notes[0]
 
 

@@ -133,6 +133,8 @@ KEEP_STORAGE = (
 )
 ATEN = torch.ops.aten
 ADD = ATEN.add.Tensor
+# What a loader draws: an order of samples, and a seed.
+SEEDS = frozenset((ATEN.randperm.default, ATEN.randperm.generator, ATEN.random_.default))
 # Products whose backward pass depends on zeros, where there are more elements than few.
 PRODUCTS_OF_ALL, FEW = (ATEN.prod.default, ATEN.prod.dim_int), 10_000
 # A linear layer adds its bias in place, but for subclasses of tensors it makes another.
@@ -247,7 +249,7 @@ class FakeTracer(StorageTracer):
         if recipe is None:
             return self._compute(operator, run, types, arguments, named, call)
         result = self._repeat(recipe, operator, facts.name, call)
-        if call.known or not call.tensors or facts.like:
+        if call.known or not call.tensors or facts.like or operator in SEEDS:
             self._follow_values(operator, arguments, named, call.tensors, result)
         return result
 
@@ -327,6 +329,11 @@ class FakeTracer(StorageTracer):
         if not known and operator._schema.name[6:] in LIKE:
             # Masks; the states of optimizers are many.
             known = isinstance(result, torch.Tensor) and not result.is_floating_point()
+        if operator in SEEDS and result.numel() <= KNOWN_ELEMENTS:
+            # Numbers that choose samples, as a loader draws them: which ones does not matter.
+            with _disable_current_modes():
+                self.values.keep(result, torch.arange(result.numel()).view(result.shape))
+            return
         if operator._schema.name == "aten::lift_fresh" and not _is_fake(tensors[0]):
             self.values.copy(result, tensors[0])
             return
@@ -818,6 +825,7 @@ class Simulation:
                 replace_attributes(fake_tensor, run_fallback_kernel=_run_fallback),
                 replace_attributes(torch, compile=self._note_compile(torch.compile)),
                 self.checkpoints.open(),
+                simulate_lazy(),
                 replace_attributes(fake_tensor.FakeTensor, get_nested_int=_count_ragged),
                 replace_attributes(torch, _nested_tensor_from_mask_left_aligned=pad),
                 # transformers asks whether a tensor is fake, to take the path of an export.
@@ -953,6 +961,40 @@ def _count_ragged(offsets: Any, *, coeff: int = 1) -> Any:
     if number is None:
         number = offsets.labkit_ragged = next(RAGGED)
     return torch._C._get_nested_int(number, coeff)
+
+
+def simulate_lazy() -> contextlib.ExitStack:
+    """Makes parameters of lazy modules real and empty, and fake when their size is known.
+
+    Torch cannot make an uninitialized parameter of a fake tensor.
+    """
+    kinds = torch.nn.parameter.UninitializedParameter, torch.nn.parameter.UninitializedBuffer
+
+    def wrap(make: Callable[..., Any]) -> Callable[..., Any]:
+        def create(kind: Any, *arguments: Any, device: Any = None, **named: Any) -> Any:
+            with _disable_current_modes():
+                made = make(kind, *arguments, **named)
+            made.labkit_device = device
+            return made
+
+        return create
+
+    def materialize(lazy: Any, shape: Any, device: Any = None, dtype: Any = None) -> None:
+        device = lazy.labkit_device if device is None else device
+        made = torch.empty(shape, device=device, dtype=dtype or lazy.dtype)
+        if isinstance(lazy, kinds[0]):
+            made = torch.nn.Parameter(made, lazy.requires_grad)
+        # Called by a method of the module that has it.
+        module = sys._getframe(1).f_locals["self"]
+        for names in (module._parameters, module._buffers):
+            for name in [name for name, one in names.items() if one is lazy]:
+                names[name] = made
+
+    stack = contextlib.ExitStack()
+    for kind in kinds:
+        made = {"__new__": wrap(kind.__new__), "materialize": materialize}
+        stack.enter_context(replace_attributes(kind, **made))
+    return stack
 
 
 LRU_CACHE = type(functools.lru_cache(len))
