@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from labkit.known_errors import KNOWN_ERRORS
+from labkit.known_errors import KNOWN_ERRORS, context, match, mention, read
 from labkit.known_errors.match import BLOCK_BYTES, explain_file, explain_text
 from labkit.known_errors.model import KnownError, compile_pattern, list_required_words
 from labkit.known_errors.read import PIECE_CHARACTERS, TRANSLATIONS, clean_line, decode_blocks
@@ -174,11 +174,32 @@ def test_an_ordinary_log_is_read_at_more_than_a_megabyte_a_second():
 def test_no_expression_is_slow_on_long_lines_of_its_own_fragments():
     """160 kB of one pattern's fragments took 84 s: a pattern that backtracks shows in 3 kB."""
     started = time.process_time()
-    for error in KNOWN_ERRORS:
-        for pattern in error.patterns:
-            fragments = SYNTAX.sub(r"\1", pattern)
-            for text in (fragments, fragments.replace(" ", ""), fragments.split()[0]):
-                explain_text(text * (3_000 // max(1, len(text))), known=(error,))
+    for _, expression in EXPRESSIONS:
+        fragments = SYNTAX.sub(r"\1", expression.pattern)
+        for text in {fragments, fragments.replace(" ", ""), fragments.split()[0]}:
+            expression.regex.search(text * (3_000 // max(1, len(text))))
+    assert time.process_time() - started < 30
+
+
+# Ends that an expression reads far into, and that do not let it match.
+ENDS = tuple(
+    word * (3_000 // len(word)) + "\x00"
+    for word in (" a-word.of", " these,words", "word", " a", "/of/a(path)", "1.2.3-")
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("module", [context, match, mention, read])
+def test_no_expression_of_the_code_is_slow_on_a_long_line(module):
+    """A sentence of 400 characters took minutes: a repeat within a repeat backtracks."""
+    expressions = [each for each in vars(module).values() if isinstance(each, re.Pattern)]
+    texts = [each.pattern for each in expressions if isinstance(each.pattern, str)]
+    assert texts
+    started = time.process_time()
+    for expression in (each for each in expressions if isinstance(each.pattern, str)):
+        for word in {*re.findall(r"[A-Za-z]{2,}", expression.pattern), "errors", "at 12:30"}:
+            for end in ENDS:
+                expression.search(f" {word}{end}")
     assert time.process_time() - started < 30
 
 

@@ -14,6 +14,7 @@ else: the second fix to try
 brings: names of the errors that it causes
 passes: yes                       progress after it means that a retry succeeded
 general: line or log              it gives way to any other error on its line, or in the log
+general: advice                   as log, where the text itself advises: it hides those of log
 
 A text may hold {name|what stands for it}: a named group of the pattern, a value of the context,
 "raiser" (the package of the last frame above the text), or "share" (of a GPU's memory).
@@ -98,6 +99,10 @@ STATUS_FIXES = {
     "path": "unset LD_LIBRARY_PATH LD_PRELOAD   # another version of the library is found first",
     "driver": "nvidia-smi   # its CUDA Version is the newest that the driver runs: install a newer"
     " driver, or a build for that CUDA",
+    "runtime": "update the program, or its CUDA runtime: pip install -U with the build for the"
+    " driver's CUDA",
+    "bindings": "pip install -U nvidia-ml-py   # not pynvml of old; an old driver: update it, or an"
+    " older nvidia-ml-py",
     "busy": "nvidia-smi   # shows who holds the GPU, and its compute mode",
     "nogpu": "nvidia-smi; echo $CUDA_VISIBLE_DEVICES   # in a container: docker run --gpus all ...",
     "index": "nvidia-smi -L; echo $CUDA_VISIBLE_DEVICES   # GPUs are counted from 0 among these",

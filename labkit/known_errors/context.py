@@ -54,7 +54,7 @@ SIGNS = (
     _sign(
         "windows",
         "winerror dll exe windows win10 win11 wddm",
-        r"winerror|\b[a-z]:\\|\.dll\b|\bwindows 1[01]\b|\bwin1[01]\b|in wddm mode",
+        r"winerror|platform: windows|\b[a-z]:\\|\.dll\b|\bwindows 1[01]\b|\bwin1[01]\b|in wddm mode",
     ),
     _sign(
         "mac",
@@ -81,10 +81,15 @@ SIGNS = (
     _sign("fresh", "run", r"\b(?:docker|podman|nerdctl)(?: container)? run\b"),
     _sign("k8s", "kubelet kubectl kubernetes pod pods", r"kubelet|kubectl|kubernetes|\bpods?\b"),
     _sign("k3s", "k3s k3os rke2", r"\bk3s\b|\bk3os\b|\brke2\b"),
+    _sign("minikube", "minikube", r"\bminikube\b"),
     _sign("slurm", "slurm srun sbatch slurmstepd", r"\bslurm|\bsrun\b|\bsbatch\b"),
     _sign("conda", "conda miniconda3 anaconda3 mamba", r"conda|mamba"),
     _sign("uv", "uv", r"\buv (?:pip|add|sync|run)\b"),
-    _sign("rocm", "rocm hip amdgpu kfd", r"\brocm|\bhip\b|amdgpu|/dev/kfd"),
+    _sign(
+        "rocm",
+        "rocm rocm5 rocm6 rocm7 hip amdgpu kfd gfx1030 gfx1032 gfx1100 gfx1101 gfx1102 gfx1201",
+        r"\brocm|\d\+rocm|\bhip\b|amdgpu|/dev/kfd|\bgfx1\d{3}",
+    ),
     _sign("strix", "gfx1151 strix 8060s", r"gfx1151|strix halo|8060s"),
     _sign(
         "mig",
@@ -94,18 +99,36 @@ SIGNS = (
     _sign("torch-prerelease", "nvcr 0a0", r"nvcr\.io/nvidia/pytorch|\d\.\d\.0a0\b"),
     _sign("nixos", "nixos nix", r"nixos|/nix/store"),
     _sign(
+        "egpu",
+        "egpu thunderbolt oculink usb4",
+        r"\begpu\b|oculink|\busb4\b|thunderbolt (?:\d\b|egpu)",
+    ),
+    _sign(
         "vm",
         "qemu libvirt ovmf vm vmware hypervisor",
         r"\bqemu\b|libvirt|\bovmf\b|\b(?:lxd|incus|kvm|proxmox) vm\b|vmware|hypervisor detected",
     ),
     _sign("apptainer", "apptainer singularity", r"\b(?:apptainer|singularity)\b"),
     _sign("microk8s", "microk8s", r"microk8s"),
+    _sign("k0s", "k0s", r"\bk0s\b"),
+    _sign("kubevirt", "kubevirt vfio", r"kubevirt|vfio-pci"),
+    _sign("gke-cos", "cos gke", r"\bcos[ -]?\d{3}\b|container-optimized|\bcos_containerd", "cos"),
+    # The container had its GPU and lost it while it ran.
+    _sign(
+        "worked-before",
+        "hours days minutes while same sudden suddenly randomly random",
+        r"\bfor (?:some|a few|several|\d+) (?:hours|days|minutes)|\b(?:after|for) a while\b"
+        r"|\bafter (?:about |around )?(?:some|a few|several|\d+) (?:hours?|days?|minutes)"
+        r"|same (?:running )?container|\bsudden(?:ly)?\b|\brandom(?:ly)? (?:los|stop|fail|disa)",
+    ),
     _sign(
         "image-based",
         "bazzite bluefin silverblue kinoite aurora ostree bootc",
         r"bazzite|bluefin|silverblue|kinoite|\baurora\b|rpm-ostree|\bbootc\b",
         "bazzite|bluefin|silverblue|kinoite|aurora|ostree|bootc",
     ),
+    _sign("azure", "azure aks", r"\bazure\b|\baks-|-azure\b"),
+    _sign("radeon", "radeon", r"radeon (?:rx|pro|\(tm\)|graphics|vii|ai)"),
     _sign("talos", "talos", r"-talos\b|\btalos\b"),
     _sign("bumblebee", "bumblebee optirun bumblebeed", r"bumblebee|optirun"),
     _sign("adapter-transformers", "adapter", r"adapter-transformers", "adapter-t"),
@@ -162,6 +185,11 @@ SIGNS = (
     _sign("comfyui", "comfyui comfy", r"comfyui"),
     _sign("onnxruntime", "onnxruntime", r"onnxruntime"),
     _sign("ollama", "ollama", r"ollama"),
+    _sign(
+        "forge",
+        "webui forge sdforge",
+        r"webui_forge|modules_forge|forge[\\/]webui|webui-forge|sdforge",
+    ),
 )
 VALUES = (
     _sign("capability", "capability", r"capability[: ]+(?:sm_)?(\d{1,2}\.?\d)\b"),

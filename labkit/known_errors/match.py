@@ -636,7 +636,7 @@ def _read_status(values: Mapping[str, str]) -> Mapping[str, str]:
     return {"meaning": status.meaning, "advice": status.advice} if status else {}
 
 
-_GENERAL = {None: 0, "line": 1, "log": 2}
+_GENERAL = {None: 0, "line": 1, "advice": 2, "log": 3}
 
 
 def _leave_out_general(places: Mapping[KnownError, _Place]) -> Mapping[KnownError, _Place]:
@@ -646,8 +646,8 @@ def _leave_out_general(places: Mapping[KnownError, _Place]) -> Mapping[KnownErro
         here, there = places[error], places[other]
         overlap = here.number <= there.end and there.number <= here.end
         brought = other.name in error.brings
-        if error.general == "log" and other.general != "log":
-            return overlap or not brought
+        if error.general in ("advice", "log") and other.general != error.general:
+            return other.general != "log" and (overlap or not brought)
         # One that is known only by its form does not hide a special one that follows from it.
         brings = error.name in other.brings and _GENERAL[other.general] <= _GENERAL[error.general]
         return overlap and (brings or (error.general == "line" and not other.general))

@@ -81,7 +81,7 @@ _GOES_ON = re.compile(
     r"[\"'`\u2019\u201d\u00bb*)]{0,3},? (?:errors?|messages?|exceptions?|when|whenever|while|after"
     r"|but|and|so|because|which|that|since|until|appears?|occurs?|happen(?:s|ed)|came|comes|was|were|had"
     r"|has|will|would|can|could|may|might|should|issues?|problems?|in|on|is an?)\b"
-    r"(?: [\w\"'`,;()/@-]+[\w.-]*){2,60}[.!?]\W{0,3}$"
+    r"(?: [\w\"'`,;()/@-][\w\"'`,;()/@.-]*){2,60}[.!?]\W{0,3}$"
 )
 # What a line of a log begins with: a level, a time, a program's name, an exception.
 _LOG_START = re.compile(

@@ -49,7 +49,8 @@ class KnownError:
     they rank below it. ``variants`` replace a field where a condition of the text holds. An error
     that ``passes`` is forgotten if the log shows progress after it, such as a retry that succeeded.
     A ``general`` error knows only the form of its text: it gives way to any other one on its
-    "line", or anywhere in the "log" (there not to those that it ``brings``).
+    "line", or anywhere in the "log" (there not to those that it ``brings``). With "advice" the
+    text itself says what to do: it gives way like "log", and hides those.
     ``source`` is where people met it; each of ``samples`` must match, and none of ``unlike``.
     """
 
@@ -62,7 +63,7 @@ class KnownError:
     brings: tuple[str, ...] = ()
     unless: str | None = None
     passes: bool = False
-    general: Literal["line", "log"] | None = None
+    general: Literal["line", "advice", "log"] | None = None
     variants: tuple[Variant, ...] = ()
     source: str = ""
     samples: tuple[str, ...] = ()

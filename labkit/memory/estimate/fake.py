@@ -90,6 +90,7 @@ from labkit.memory.estimate.values import (
     selects_by_known,
     shape_ctc,
 )
+from labkit.memory.estimate.whole import RECURRENT, WholeCalls, is_called_by_engine
 from labkit.memory.track.frames import Frame, find_user_frames, is_user_file, list_error_frames
 from labkit.memory.track.model import Level, Storage
 from labkit.memory.track.storages import (
@@ -209,11 +210,15 @@ class FakeTracer(StorageTracer):
         self.cublas: set[bool] = set()
         self._assumptions, self._note_words = assumptions, note
         self._losses = 0.0
+        self.whole = WholeCalls(self, mode, _make_recorder)
+        self._call_frames: tuple[Frame, ...] = ()
 
     def __exit__(self, *error: Any) -> None:
-        self._bury()
-        self.holds_fakes = bool(self._live)
-        super().__exit__(*error)
+        try:
+            self._bury()
+            self.holds_fakes = bool(self._live)
+        finally:
+            super().__exit__(*error)
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -231,10 +236,14 @@ class FakeTracer(StorageTracer):
         if operator is DEVICE:
             return hide_device(arguments[0])
         named = named or {}
-        if torch.is_inference_mode_enabled() and _is_composite(operator):
-            # In this mode they come here whole, with all that they take for themselves.
+        if self.whole.pending is not None:
+            met = self.whole.meet(operator, arguments, _writes_in_place)
+            if met is not NotImplemented:
+                return met
+        run_parts = self._find_parts(operator)
+        if run_parts is not None:
             with _entered(self):
-                return operator._op_dk(COMPOSITE, *arguments, **named)
+                return run_parts(*arguments, **named)
         run = asked = operator
         if operator in CHANGED:
             if operator in PRODUCTS_OF_ALL and arguments[0].requires_grad:
@@ -252,6 +261,14 @@ class FakeTracer(StorageTracer):
         if call.known or not call.tensors or facts.like or operator in SEEDS:
             self._follow_values(operator, arguments, named, call.tensors, result)
         return result
+
+    def _find_parts(self, operator: Any) -> Callable[..., Any] | None:
+        """What runs the operator by its parts, which in inference mode comes here whole."""
+        if operator in RECURRENT and self._mode.placement == "cpu":
+            return functools.partial(self.whole.call, operator)
+        if torch.is_inference_mode_enabled() and _is_composite(operator):
+            return functools.partial(operator._op_dk, COMPOSITE)
+        return None
 
     def _read(self, operator: Any, arguments: Any, call: Call) -> Any:
         """The known or assumed value in a fake tensor, without torch's fake mode, which is slow."""
@@ -307,6 +324,34 @@ class FakeTracer(StorageTracer):
         if recipe.freed_bytes:
             self._count_scratch(recipe.freed_bytes, taken)
         return result
+
+    def mark(self, tensor: Any, category: str) -> None:
+        """Sets the category; a whole call's gradients have it from when they are counted."""
+        if not self.whole.defer(tensor, category):
+            super().mark(tensor, category)
+
+    def _bury(self) -> None:
+        if self.whole.pending is not None:
+            self.whole.settle()
+        if self._dead:
+            super()._bury()
+        if self.whole.dropped:
+            self.whole.bury()
+
+    def look_at_call(self, tensors: Any) -> tuple[str, tuple[Frame, ...], bool]:
+        """What is known of a whole call's storages: their category, their lines, backward."""
+        self._bury()
+        frames, backward = self._find_frames()
+        known = [self._look_at_fake(one) for one in tensors]
+        categories = {one.category for one in known}
+        if not backward and not categories.isdisjoint(READING) and self._watch.reads_inputs():
+            self._take_inputs(None, known)
+        self._call_frames = frames
+        return self._watch.name_result(tensors, categories), frames, backward
+
+    def name_node(self) -> None:
+        """Keeps the lines of a whole call for its node, which is the last one."""
+        self._node_frames[torch._C._autograd._get_sequence_nr() - 1] = self._call_frames
 
     def _trace_repeated(
         self, operator: Any, taken: list[Any], allocates: bool
@@ -567,19 +612,11 @@ def _writes_in_place(operator: Any, arguments: Any) -> bool:
         may_write = name.startswith("Clamp")
     else:
         may_write = not name.startswith(OUT_OF_PLACE)
-    if not may_write or written.layout is not torch.strided or not _is_called_by_engine():
+    if not may_write or written.layout is not torch.strided or not is_called_by_engine():
         return False
     storage = written.untyped_storage()
     whole = storage.nbytes() == written.numel() * written.element_size()
     return bool(whole and torch._C._storage_Use_Count(storage._cdata) <= ALONE)
-
-
-def _is_called_by_engine() -> bool:
-    """True in backward's C++ code, False in a backward function or a hook in Python."""
-    running: FrameType | None = sys._getframe(1)
-    while running is not None and running.f_code.co_filename == __file__:
-        running = running.f_back
-    return running is not None and running.f_code.co_name == "_engine_run_backward"
 
 
 def _reuses_logits(arguments: Any) -> bool:
@@ -720,6 +757,11 @@ for _operator, _compute in _COMPUTED.items():
 CHANGED = frozenset((*REPLACED, *IN_PLACE, *OF_LOGITS, *PRODUCTS_OF_ALL))
 
 
+def _make_recorder(observer: Any, mode: FakeMode) -> FakeTracer:
+    """The tracer of a whole call's recording."""
+    return FakeTracer(observer, mode, Assumptions(answer=True), lambda words: None)
+
+
 class _AskingTorch(type):
     """Only torch's own code sees that a tensor is fake."""
 
@@ -744,7 +786,7 @@ class Simulation:
     """Runs code with traced fake tensors on the simulated target.
 
     ``placement`` is FakeMode's. With ``moves_arguments`` the arguments are on the GPU, wherever
-    they are.
+    they are; with ``by_parts`` no call is simulated as a whole.
     """
 
     def __init__(
@@ -754,8 +796,10 @@ class Simulation:
         *,
         placement: str,
         moves_arguments: bool = False,
+        by_parts: bool = False,
     ) -> None:
         self._target, self._moves_arguments = target, moves_arguments
+        self._by_parts = by_parts
         self.allocators: dict[str, CachingAllocator] = {}
         self.assumptions, self.draws = assumptions, Draws(assumptions)
         self.notes: list[str] = []
@@ -856,6 +900,8 @@ class Simulation:
                 stack.enter_context(self._operators)
                 stack.enter_context(self._order)
                 stack.enter_context(allow_foreach())
+            elif not self._by_parts:
+                stack.enter_context(self.tracer.whole)
             stack.callback(lambda: _forget_fakes() if self.tracer.holds_fakes else None)
             stack.enter_context(self._fake)
             stack.enter_context(self.tracer)

@@ -636,7 +636,7 @@ def _count_upsampled(points: int, arguments: Any) -> int:
         samples = tensor.size(0) * tensor.size(1)
         copied = tensor.size(1) > 1 and tensor.is_contiguous()
         return int((tensor.numel() + samples * math.prod(sizes)) * size) if copied else 0
-    return sum(sizes) * points * (8 + size)
+    return int(sum(sizes) * points * (8 + size))
 
 
 def _count_unfold(arguments: Any) -> int:

@@ -372,10 +372,15 @@ def _simulate(
     """
     from labkit.memory.estimate.cuda import NamesCudaError
     from labkit.memory.estimate.fake import Simulation
+    from labkit.memory.estimate.whole import NeedsPartsError
 
     if target.kind == "cpu":
         simulation = Simulation(target, assumptions, placement="cpu")
-        return simulation, _run(work, simulation)
+        try:
+            return simulation, _run(work, simulation)
+        except NeedsPartsError:
+            simulation = Simulation(target, assumptions, placement="cpu", by_parts=True)
+            return simulation, _run(work, simulation)
     simulation = Simulation(target, assumptions, placement="gpu")
     try:
         return simulation, _run(work, simulation)

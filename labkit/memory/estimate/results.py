@@ -93,7 +93,7 @@ class Recipe(NamedTuple):
         made, taken = [], call.tensors
         for part in self.parts:
             if type(part) is Made:
-                one = _make_tensor(part, call, mode)
+                one = make_tensor(part, call, mode)
                 if part.source is None:
                     add(one, part)
             else:
@@ -102,18 +102,22 @@ class Recipe(NamedTuple):
         return made[0] if self.kind is None else self.kind(made)
 
 
-def _make_tensor(part: Made, call: Call, mode: Any) -> Any:
-    """The fake tensor; twelve times as fast as FakeTensor's own constructor."""
+def make_tensor(part: Made, call: Call | None, mode: Any) -> Any:
+    """The fake tensor; twelve times as fast as FakeTensor's own constructor.
+
+    A new storage needs no call.
+    """
     if (
         torch.is_inference_mode_enabled()
+        and call is not None
         and part.source is not None
         and not call.tensors[part.source].is_inference()
     ):
         # A view of a tensor that gradients may still be taken of is one too.
         with torch.inference_mode(mode=False):
-            return _make_tensor(part, call, mode)
+            return make_tensor(part, call, mode)
     with torch._C._DisableTorchDispatch():
-        if part.source is None:
+        if part.source is None or call is None:
             elem = torch.empty_strided(part.shape, part.strides, dtype=part.dtype, device=META)
             if part.resized:
                 elem.untyped_storage().resize_(part.storage_bytes)

@@ -127,7 +127,7 @@ class KnownValues:
         value = self.find(tensor)
         if value is None:
             return None
-        with _disable_current_modes():
+        with torch._C._DisableTorchDispatch():  # ten times as fast as without modes
             return value.item()
 
     def compute(self, operator: Any, tensors: list[Any], arguments: Any, named: Any) -> Any:
@@ -160,7 +160,8 @@ class KnownValues:
                 return type(value)(map(convert, value))
             return torch.device("cpu") if isinstance(value, torch.device) else value
 
-        with _disable_current_modes(), contextlib.suppress(RuntimeError, NotImplementedError):
+        disabled = torch._C._DisableTorchDispatch()
+        with disabled, contextlib.suppress(RuntimeError, NotImplementedError):
             return operator(
                 *map(convert, arguments), **{name: convert(one) for name, one in named.items()}
             )
