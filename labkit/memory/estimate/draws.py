@@ -22,7 +22,7 @@ from typing import Any
 
 from labkit.memory.estimate.cuda import replace_attributes
 from labkit.memory.estimate.values import Assumptions
-from labkit.memory.track.frames import is_user_file
+from labkit.memory.track.frames import PACKAGE, is_user_file, judge_file
 
 ALMOST_ONE = 1 - 2**-53
 # The most draws of a line in a step that are answered: a loop may draw until a number suits.
@@ -98,7 +98,9 @@ class Draws:
             for owner, names in self._wrap_functions().items():
                 known |= {id(getattr(owner, name)): one for name, one in names.items()}
                 stack.enter_context(replace_attributes(owner, **names))
-            for name, value, put in _list_names(function, arguments):
+            for name, value, put in _list_names(
+                function, arguments, {*known, *map(id, self._watched)}
+            ):
                 made = known.get(id(value)) or self._watch(value)
                 if made is not None:
                     stack.callback(put, name, value)
@@ -206,12 +208,27 @@ def _make_alike(kind: Any, generator: Any) -> Any:
     return kind(getattr(generator, "bit_generator", None) or generator._bit_generator)
 
 
-def _list_names(function: Any, arguments: Any) -> Iterator[tuple[str, Any, Callable[..., Any]]]:
-    """What the step's code can name, with what replaces it: name, value, setter."""
+def _list_names(
+    function: Any, arguments: Any, wanted: set[int]
+) -> Iterator[tuple[str, Any, Callable[..., Any]]]:
+    """What the step's code can name, with what replaces it: name, value, setter.
+
+    Of installed packages only the modules that have one of ``wanted``, or an object of its class,
+    both by id: they are thousands.
+    """
     for key, module in list(sys.modules.items()):
         file = getattr(module, "__file__", None)
-        if type(module) is ModuleType and (is_user_file(file) if file else key == "__main__"):
-            yield from _list_items(vars(module))
+        if type(module) is not ModuleType or not (
+            is_user_file(file) if file else key == "__main__"
+        ):
+            continue
+        values = vars(module).values()
+        has_none = wanted.isdisjoint(map(id, values)) and wanted.isdisjoint(
+            map(id, map(type, values))
+        )
+        if has_none and file and judge_file(file) == PACKAGE:
+            continue
+        yield from _list_items(vars(module))
     left, seen = [function, *arguments], set()
     while left:
         one = left.pop()

@@ -101,6 +101,11 @@ class Checkpoints:
                 **{name: self._wrap_move(getattr(os, name)) for name in ("replace", "rename")},
                 **{name: self._wrap_remove(getattr(os, name)) for name in ("remove", "unlink")},
             },
+            # Up to Python 3.10 these do not call those of os.
+            Path: {
+                **{name: self._wrap_move(getattr(Path, name)) for name in ("replace", "rename")},
+                "unlink": self._wrap_remove(Path.unlink),
+            },
             shutil: {"copyfile": self._wrap_move(shutil.copyfile, keeps=True)},
         }
         safe = sys.modules.get("safetensors.torch")
@@ -162,7 +167,7 @@ class Checkpoints:
                 return act(source, target, *others, **named)
             data = self._files[name] if keeps else self._files.pop(name)
             self._files[other or ""] = data
-            return target if keeps else None
+            return target if keeps or isinstance(source, Path) else None
 
         return answer
 
