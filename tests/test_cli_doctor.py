@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -183,6 +185,26 @@ def test_a_device_that_never_ends_is_refused_by_its_kind(name, capsys):
 def test_a_log_that_is_not_there(tmp_path, capsys):
     assert main(["doctor", "--explain", str(tmp_path / "none")]) == 2
     assert f"error: cannot read {tmp_path}/none: No such file" in capsys.readouterr().err
+
+
+class Expired(threading.Timer):
+    """A timer whose time is over when it starts."""
+
+    def start(self):
+        self.function(*self.args, **self.kwargs)
+
+
+def test_a_pipe_that_stays_open_is_mentioned(monkeypatch, capsys):
+    read, write = os.pipe()
+    os.write(write, b"No space left on device\n")
+    os.close(write)
+    monkeypatch.setattr(threading, "Timer", Expired)
+    with os.fdopen(read) as pipe:
+        monkeypatch.setattr(sys, "stdin", pipe)
+        assert main(["doctor", "--explain"]) == 0
+    printed = capsys.readouterr()
+    assert "Ctrl-C" in printed.err
+    assert "disk-full" in printed.out
 
 
 def test_listing_and_explaining_exclude_each_other(capsys):

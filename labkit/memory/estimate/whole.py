@@ -126,7 +126,7 @@ class Backward(NamedTuple):
     gradients: tuple[Given | None, ...]
 
 
-class Recorder:
+class CallRecorder:
     """Observes the storages of a recorded call; ``roles`` are those of tensors from outside."""
 
     def __init__(self) -> None:
@@ -166,7 +166,7 @@ class CallRecording:
 
     def __init__(self, plan: CallPlan, layouts: tuple[TensorLayout, ...], make_tracer: Any) -> None:
         self.plan, self.layouts = plan, layouts
-        self.recorder = Recorder()
+        self.recorder = CallRecorder()
         self.mode = FakeMode("cpu")
         self.tracer = make_tracer(self.recorder, self.mode)
         self.found: dict[int, Any] = {}
