@@ -111,7 +111,7 @@ def first_line(text: str) -> str:
 
 
 # CSI sequences (colors, cursor), OSC sequences (title, links), and two-character escapes.
-_ANSI = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)|\x1b[@-_]")
+_ANSI = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b\n]*(?:\x07|\x1b\\)|\x1b[@-_]")
 
 
 def strip_ansi(text: str) -> str:

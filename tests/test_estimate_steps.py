@@ -399,7 +399,9 @@ def test_what_values_select_is_a_range_around_the_truth(name):
         step()
     measured = tracked.use.find_span("tensors").peak_bytes
     assert estimate.obstacle is None
-    assert estimate.lowest_bytes <= 1.01 * measured <= 1.01 * estimate.peak_bytes
+    # Drawn values may need some bytes more than none or all of them.
+    assert estimate.lowest_bytes <= 1.01 * measured
+    assert measured <= 1.01 * estimate.peak_bytes
     assert "unknown values" in estimate.notes[0]
 
 

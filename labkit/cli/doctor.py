@@ -11,6 +11,7 @@ import shlex
 import shutil
 import stat
 import sys
+import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -25,6 +26,10 @@ if TYPE_CHECKING:
 
 # The images to test GPU access with: the lab's own images and their base image.
 IMAGES = (*(f"labkit:{name}" for name in BUILDS), "debian:bookworm-slim")
+
+# A pipe that is still open after so long may never end: `tail -f` does not.
+PIPE_SECONDS = 3
+STILL_OPEN = "still reading standard input: it is explained when it ends; Ctrl-C stops"
 
 
 def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -119,10 +124,17 @@ def open_log(name: str) -> Iterator[BinaryIO]:
     Raises UsageError for a file that cannot be read.
     """
     if name == "-":
+        refuse_device(sys.stdin.buffer, "standard input")
+        waiting = threading.Timer(PIPE_SECONDS, print, (STILL_OPEN,), {"file": sys.stderr})
+        waiting.daemon = True
         if sys.stdin.isatty():
             print("paste the log, then press Ctrl-D:", file=sys.stderr)
-        refuse_device(sys.stdin.buffer, "standard input")
-        yield sys.stdin.buffer
+        else:
+            waiting.start()
+        try:
+            yield sys.stdin.buffer
+        finally:
+            waiting.cancel()
         return
     try:
         with Path(name).open("rb") as file:

@@ -6,11 +6,9 @@ read on another machine than the one that failed.
 
 from __future__ import annotations
 
-import heapq
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import NamedTuple
 
 from labkit.host.distribution import Distribution
@@ -54,7 +52,8 @@ SIGNS = (
     _sign(
         "windows",
         "winerror dll exe windows win10 win11 wddm",
-        r"winerror|platform: windows|\b[a-z]:\\|\.dll\b|\bwindows 1[01]\b|\bwin1[01]\b|in wddm mode",
+        r"winerror|platform: windows|\b[a-z]:\\|\.dll\b|\bwindows 1[01]\b|\bwin1[01]\b"
+        r"|in wddm mode",
     ),
     _sign(
         "mac",
@@ -286,7 +285,7 @@ class Context:
         if self.family is None:
             families = (sign.name for sign in FAMILIES if _find(sign, words, lowered))
             self.family = next(families, None)
-        if "card" not in self.values and not CARD_WORDS.isdisjoint(words):
+        if "card" not in self.values and any(word in words for word in CARD_WORDS):
             names = (found[0] for found in CARD.finditer(text))
             known = (name for name in names if infer_capability(name) or KEPLER.search(name))
             if card := next(known, None):
@@ -343,7 +342,10 @@ _IDLE_PART = 0.05
 
 
 def judge_memory(values: Mapping[str, str]) -> str | None:
-    """Why a GPU's memory did not suffice: ``in-pieces``, ``of-others`` or ``in-use``.
+    """Why a GPU's memory did not suffice, as the name of a variant.
+
+    ``in-pieces``, ``of-others``, ``in-use``; ``one-tensor`` if the next one alone is half the card,
+    ``refused`` if more was free than was asked for.
 
     ``values`` are those of torch's own text: ``asked``, ``capacity``, ``unused``, ``allocated`` and
     ``idle``, each with its unit. None if one is missing. Torch before 2.1 says ``reserved`` in
@@ -359,6 +361,10 @@ def judge_memory(values: Mapping[str, str]) -> str | None:
         return None
     if asked <= idle + unused and idle >= _IDLE_PART * capacity:
         return "in-splits" if "reserved" in sizes else "in-pieces"
+    if asked < unused:
+        return "refused"
+    if asked > capacity / 2:
+        return "one-tensor"
     others = capacity - unused - allocated - idle
     return "of-others" if others > capacity / 2 else "in-use"
 
@@ -410,14 +416,17 @@ def _find(sign: Sign, words: Collection[bytes], lowered: Callable[[], str]) -> r
     """The first match near one of the sign's parts, if the text has one of its words."""
     if not any(word.encode() in words for word in sign.words):
         return None
-    text = lowered()
-    places = heapq.merge(*(islice(_list_places(text, part), _PLACES) for part in sign.parts))
-    matches = (sign.pattern.search(text, max(0, at - _AROUND), at + _AROUND) for at in places)
-    return next(filter(None, matches), None)
+    text, search = lowered(), sign.pattern.search
+    for at in sorted(place for part in sign.parts for place in _list_places(text, part)):
+        if found := search(text, max(0, at - _AROUND), at + _AROUND):
+            return found
+    return None
 
 
-def _list_places(text: str, part: str) -> Iterator[int]:
+def _list_places(text: str, part: str) -> list[int]:
+    places: list[int] = []
     at = text.find(part)
-    while at >= 0:
-        yield at
+    while at >= 0 and len(places) < _PLACES:
+        places.append(at)
         at = text.find(part, at + 1)
+    return places

@@ -7,12 +7,14 @@ text requires, and there only in the lines around these words.
 from __future__ import annotations
 
 import re
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache, reduce
-from itertools import accumulate, chain
+from functools import cache, cached_property, reduce
+from itertools import accumulate, chain, groupby
 from operator import or_
+from string import ascii_lowercase
 from typing import BinaryIO, NamedTuple
 
 from labkit.host.distribution import UNKNOWN, Distribution
@@ -31,7 +33,7 @@ from labkit.known_errors.mention import (
     is_mention,
     is_prose,
 )
-from labkit.known_errors.model import CERTAINTIES, Expression, KnownError
+from labkit.known_errors.model import CERTAINTIES, Expression, KnownError, split_alternatives
 from labkit.known_errors.read import (
     PIECE_CHARACTERS,
     Piece,
@@ -55,9 +57,24 @@ SHORTEST_SEARCHED = 3
 _SEPARATORS = bytes(
     byte if byte >= 0x80 or chr(byte).isalnum() else ord(" ") for byte in range(256)
 )
+_IN_WORD = r"[^\x00-/:-`{-\x7f]"
+# Of the same words only the letters, and the ends of lines.
+_NOT_LETTERS = bytes(
+    byte if chr(byte) in ascii_lowercase + "\n" else ord(" ") for byte in range(256)
+)
+# What stands in a log as in its cleaned text.
+_NOT_ESCAPED = r"""[^\s"'`/<>&\\]+"""
 # A log is searched by chunks of about this size; so many of its words are remembered.
-CHUNK_CHARACTERS = 2048
+CHUNK_CHARACTERS = 16_384
+SHORTEST_PART = 4
 MOST_WORDS = 200_000
+FEW_PLANS = 8
+CLEANED_LINES = 64
+# After so many chunks the rarest words of each expression are chosen by what was read so far.
+NEW_KEYS = (4, 16, 64, 256)
+NO_KEY = -1
+# A text in lower case may be longer by a few characters.
+SLACK = 8
 
 
 # What a command of a fix does besides, to say so next to it.
@@ -246,12 +263,17 @@ def _explain(blocks: Iterable[list[Piece]], known: tuple[KnownError, ...]) -> Ex
     found: set[str] = set()  # a name's hash is stored, that of an error is computed each time
     context = Context()
     before: list[Piece] = []
+    passing = {error.name for error in known if error.passes}
     index = _index_all() if known is KNOWN_ERRORS else _Index((*known, _FAILURE))
     for pieces in filter(None, blocks):
-        block = _Block([*before, *pieces], index.features)
+        block = _Block([*before, *pieces])
+        ended = {name for name in found if name not in passing}
+        possible = block.list_possible(index, ended)
         context.read(block.words, block.join_lowered, block.joined)
-        for error, plans in index.plans:
-            if (error.passes or error.name not in found) and (place := block.find(error, plans)):
+        for error, plans in possible:
+            # Of an error that passes, the last place counts, too.
+            first = places.get(error) if error.passes else None
+            if place := block.find(error, plans, only_last=bool(first and not first.reported)):
                 first = places.get(error, place)
                 if first.reported and not place.reported:
                     first = place
@@ -270,7 +292,7 @@ def _forget_what_passed(places: dict[KnownError, _Place], block: _Block) -> None
     waiting = [error for error in places if error.passes]
     if not waiting:
         return
-    for number, stage, final in block.list_outcomes():
+    for number, stage, final in block.list_outcomes(min(places[each].last for each in waiting)):
         for error in waiting:
             place = places.get(error)
             if place is None or number < place.last or stage not in ("", place.stage):
@@ -281,81 +303,251 @@ def _forget_what_passed(places: dict[KnownError, _Place], block: _Block) -> None
                 del places[error]
 
 
-class _Search(NamedTuple):
-    """What to ask before an expression is run: the features that a text must have.
+@dataclass(frozen=True, eq=False)
+class _Plan:
+    """An expression, and what is looked for before it is run.
 
-    ``required`` are the numbers of words that all must be there, ``choices`` of groups of which
-    one must be there; ``words`` are those required, in the order of ``required``. ``near`` are all
-    required words, too short ones included, the longest first.
+    ``clauses`` are groups of numbers of runs of letters: a text's words must have one of each.
     """
 
+    error: KnownError
     expression: Expression
-    required: tuple[int, ...]
-    words: tuple[str, ...]
-    choices: tuple[tuple[int, ...], ...]
-    near: tuple[str, ...]
+    clauses: Sequence[frozenset[int]]
+
+    @cached_property
+    def needed(self) -> Sequence[Sequence[str]]:
+        """Groups of texts, of each of which a match contains one, the longest first."""
+        return sorted(self.expression.texts, key=_shortest_length, reverse=True) or [("",)]
+
+    @cached_property
+    def words(self) -> Sequence[Sequence[str]]:
+        """Groups of words, of each of which a text that is not yet cleaned contains one."""
+        return _list_words(_NOT_ESCAPED, self.needed)
+
+    @cached_property
+    def letters(self) -> Sequence[Sequence[str]]:
+        """The same, where letters are all that is sure to be the same in a cleaned text."""
+        return _list_words("[a-z]+", self.needed)
+
+    @cached_property
+    def start(self) -> str | None:
+        """The text at the start of a line with which every match begins."""
+        found = re.match(r"\^([\w ,:]+)(?![\w ,:?*+{|])", self.expression.pattern)
+        return " ".join(found[1].lower().split()) if found else None
 
 
-class _Features(dict[bytes, tuple[int, ...]]):
-    """For a word of a log, the numbers of the features that it is or contains.
+class _Vocabulary:
+    """The words of logs, each with the numbers of the runs of letters that it is or contains.
 
-    A feature is a word that an expression requires: a whole one, or a part of a word.
+    A run is a whole word, or with a space at only one end the start or end of a word, or without
+    a space a part of a word.
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        self.numbers: dict[str, int] = {}
         self._whole: dict[bytes, int] = {}
-        self._parts: dict[bytes, dict[bytes, int]] = {}  # by their first letters
-        self._count = 0
+        # By their first, or last, letters.
+        self._starts: dict[bytes, list[tuple[bytes, int]]] = {}
+        self._ends: dict[bytes, list[tuple[bytes, int]]] = {}
+        self._parts: dict[bytes, list[tuple[bytes, int]]] = {}
+        self._read: set[bytes] = set()
+        self._found: dict[bytes, list[int]] = {}
 
-    def add_whole(self, word: str) -> int:
-        """The number of a whole word."""
-        return self._number(self._whole, word.encode())
+    def add(self, run: str) -> int:
+        """The number of a run of letters."""
+        if run in self.numbers:
+            return self.numbers[run]
+        number = self.numbers[run] = len(self.numbers)
+        letters = run.strip().encode()
+        if run == f" {run.strip()} ":
+            self._whole[letters] = number
+        elif run.startswith(" "):
+            self._starts.setdefault(letters[:SHORTEST_SEARCHED], []).append((letters, number))
+        elif run.endswith(" "):
+            self._ends.setdefault(letters[-SHORTEST_SEARCHED:], []).append((letters, number))
+        else:
+            self._parts.setdefault(letters[:SHORTEST_PART], []).append((letters, number))
+        return number
 
-    def add_part(self, part: str) -> int:
-        """The number of a part of a word, of at least ``SHORTEST_SEARCHED`` letters."""
-        key = part.encode()
-        return self._number(self._parts.setdefault(key[:SHORTEST_SEARCHED], {}), key)
+    def find(self, words: set[bytes]) -> Mapping[bytes, Sequence[int]]:
+        """Those of the words that are or contain runs, with the numbers of these."""
+        if new := words - self._read:
+            if len(self._read) > MOST_WORDS:
+                self._read.clear()
+                self._found.clear()
+                new = words
+            self._learn(new)
+        return {word: self._found[word] for word in self._found.keys() & words}
 
-    def _number(self, known: dict[bytes, int], word: bytes) -> int:
-        if word not in known:
-            known[word] = self._count
-            self._count += 1
-        return known[word]
+    def _learn(self, words: set[bytes]) -> None:
+        self._read |= words
+        whole, starts, ends, size = self._whole, self._starts, self._ends, SHORTEST_SEARCHED
+        # Most words of a log are none that an error has: this decides how fast it is read.
+        found = {word for word in words if word[:size] in starts or word[-size:] in ends}
+        found |= words & whole.keys()
+        parts, least = self._parts, SHORTEST_PART
+        found |= {
+            word
+            for word in words
+            if len(word) >= least
+            for at in range(len(word) - least + 1)
+            if word[at : at + least] in parts
+        }
+        for word in found:
+            if numbers := list(self._list_runs(word)):
+                self._found[word] = numbers
 
-    def __missing__(self, word: bytes) -> tuple[int, ...]:
-        found = [self._whole[word]] if word in self._whole else []
-        starting = self._parts.get
-        for start in range(len(word) - SHORTEST_SEARCHED + 1):
-            if parts := starting(word[start : start + SHORTEST_SEARCHED]):
-                found += [number for part, number in parts.items() if word.startswith(part, start)]
-        if len(self) >= MOST_WORDS:
-            self.clear()
-        self[word] = tuple(found)
-        return self[word]
+    def _list_runs(self, word: bytes) -> Iterator[int]:
+        if word in self._whole:
+            yield self._whole[word]
+        for run, number in self._starts.get(word[:SHORTEST_SEARCHED], ()):
+            if word.startswith(run):
+                yield number
+        for run, number in self._ends.get(word[-SHORTEST_SEARCHED:], ()):
+            if word.endswith(run):
+                yield number
+        for at in range(len(word) - SHORTEST_PART + 1):
+            for run, number in self._parts.get(word[at : at + SHORTEST_PART], ()):
+                if word.startswith(run, at):
+                    yield number
 
 
 class _Index:
-    """Known errors with the plans of their expressions, and the features that these ask for."""
+    """The plans of known errors' expressions, by a run of letters that is rare in what was read."""
 
     def __init__(self, known: Iterable[KnownError]) -> None:
-        self.features = _Features()
-        self.plans = [(error, [self._plan(each) for each in error.expressions]) for error in known]
+        self.plans: list[_Plan] = []
+        self._vocabulary = _Vocabulary()
+        for error in known:
+            for expression in error.expressions:
+                self._add(error, expression)
+        self._chunks = 0
+        self._seen = Counter[int]()
+        # For each run, the plans to ask for if it is there; for each plan, its rarest clauses.
+        self._keys: dict[int, list[int]] = {}
+        self._rarest: list[list[frozenset[int]]] = []
+        self._choose_keys()
 
-    def _plan(self, expression: Expression) -> _Search:
-        whole, parts = expression.words
-        numbers = {word: self.features.add_whole(word) for word in whole}
-        numbers |= {
-            part: self.features.add_part(part) for part in parts if len(part) >= SHORTEST_SEARCHED
-        }
-        words = tuple(sorted(numbers, key=len, reverse=True))
-        choices = tuple(
-            tuple(map(self.features.add_part, each))
-            for each in expression.choices
-            if _shortest_length(each) >= SHORTEST_SEARCHED
+    def _choose_keys(self) -> None:
+        """Each plan's key is what was seen in the fewest chunks, then the longest."""
+        runs = self._vocabulary.numbers.items()
+        rates = {number: (self._seen[number], -len(run)) for run, number in runs}
+        self._keys.clear()
+        self._rarest = [
+            sorted(plan.clauses, key=lambda clause: max(map(rates.__getitem__, clause)))[:2]
+            for plan in self.plans
+        ]
+        for number, clauses in enumerate(self._rarest):
+            for key in clauses[0] if clauses else [NO_KEY]:
+                self._keys.setdefault(key, []).append(number)
+
+    def list_possible(
+        self, text: bytes, words: set[bytes], ended: set[str], around: int
+    ) -> Iterator[tuple[int, int]]:
+        """The plans that a text may match, each with those of its lines that may, as bits.
+
+        The text consists of its ``words``, runs of letters in lower case; what a plan needs may
+        stand in so many lines ``around``. ``ended`` names of errors are left out.
+        """
+        known = self._vocabulary.find(words)
+        there = {NO_KEY, *chain.from_iterable(known.values())}
+        self._chunks += 1
+        if self._chunks <= NEW_KEYS[-1]:
+            self._seen.update(there)
+            if self._chunks in NEW_KEYS:
+                self._choose_keys()
+        possible = [
+            number
+            for number in {each for key in there & self._keys.keys() for each in self._keys[key]}
+            if not any(map(there.isdisjoint, self.plans[number].clauses))
+            and self.plans[number].error.name not in ended
+        ]
+        # To note the place of each word takes longer than to look for those of a few plans.
+        if len(possible) < FEW_PLANS:
+            yield from ((number, -1) for number in possible)
+            return
+        asked = set(
+            chain.from_iterable(chain.from_iterable(map(self._rarest.__getitem__, possible)))
         )
-        near = tuple(sorted((*whole, *parts), key=len, reverse=True))
-        return _Search(expression, tuple(numbers[word] for word in words), words, choices, near)
+        near = _list_lines_near(
+            text.split(b"\n"),
+            {word: runs for word, runs in known.items() if not asked.isdisjoint(runs)},
+            around,
+        )
+        for number in possible:
+            bits = -1
+            for clause in self._rarest[number]:
+                bits &= reduce(or_, (near.get(run, 0) for run in clause))
+            if bits:
+                yield number, bits
+
+    def _add(self, error: KnownError, expression: Expression) -> None:
+        add = self._vocabulary.add
+        clauses = {frozenset([add(run)]) for run in expression.letters if _is_searched(run)}
+        for group in expression.texts:
+            if all(map(_is_searched, runs := _find_runs(group))):
+                clauses.add(frozenset(map(add, runs)))
+        self.plans.append(_Plan(error, expression, list(clauses)))
+
+
+def _find_runs(texts: Sequence[str]) -> list[str]:
+    """Of each text the longest run of letters that is not in all; at its ends it may go on."""
+    found = [
+        [
+            " " * (run.start() > 0) + run[0] + " " * (run.end() < len(text))
+            for run in re.finditer("[a-z]+", text)
+        ]
+        for text in texts
+    ]
+    return _pick_own(found)
+
+
+def _pick_own(found: Sequence[Sequence[str]]) -> list[str]:
+    """The longest of each that is not in all the others; "" if it has none."""
+    common = set.intersection(*map(set, found)) if len(found) > 1 else set()
+    return [max((e for e in each if e not in common), key=len, default="") for each in found]
+
+
+def _list_words(piece: str, groups: Iterable[Sequence[str]]) -> list[tuple[str, ...]]:
+    """What of the groups' texts matches a piece: groups of words, the rarest in logs first.
+
+    These are the words that all texts of a group have, and of each the longest.
+    """
+    found: set[tuple[str, ...]] = set()
+    for group in groups:
+        words = [re.findall(piece, text) for text in group]
+        found.update((word,) for word in set.intersection(*map(set, words)))
+        if len(group) > 1:
+            own = _pick_own(words)
+            found |= {tuple(set(own))} if all(own) else set()
+    return sorted(found, key=lambda group: (3 * len(group) - _shortest_length(group), group))
+
+
+def _list_lines_near(
+    lines: Iterable[bytes], known: Mapping[bytes, Sequence[int]], around: int
+) -> Mapping[int, int]:
+    """For each run of letters, as bits, the lines with it and so many around them."""
+    places: dict[int, int] = {}
+    words, bit = known.keys(), 1
+    for line in lines:
+        for word in words & line.split():
+            for run in known[word]:
+                places[run] = places.get(run, 0) | bit
+        bit <<= 1
+    return {run: _widen(bits, around) for run, bits in places.items()}
+
+
+def _widen(bits: int, count: int) -> int:
+    """The bits, and so many more at both sides of each."""
+    for _ in range(count):
+        bits |= bits << 1 | bits >> 1
+    return bits
+
+
+def _is_searched(run: str) -> bool:
+    """Whether a run of letters is long enough to be searched; as a whole word any is."""
+    ends = run.startswith(" ") + run.endswith(" ")
+    return len(run.strip()) >= (SHORTEST_PART, SHORTEST_SEARCHED, 1)[ends]
 
 
 @cache
@@ -363,52 +555,156 @@ def _index_all() -> _Index:
     return _Index((*KNOWN_ERRORS, _FAILURE))
 
 
-class _Block:
-    """Some consecutive lines of a log, and the features of each chunk of lines."""
+class _Words(set[bytes]):
+    """The runs of letters in a block; it contains a word that is a whole one in the text."""
 
-    def __init__(self, pieces: list[Piece], features: _Features) -> None:
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self._text = text
+        self._asked: dict[object, bool] = {}
+
+    def __contains__(self, word: object) -> bool:
+        if isinstance(word, bytes) and word not in self._asked:
+            self._asked[word] = self.issuperset(_split_letters(word)) and self._has(word.decode())
+        return self._asked.get(word, False)
+
+    def _has(self, word: str) -> bool:
+        text, length = self._text, len(word)
+        at = text.find(word)
+        while at >= 0:
+            end = at + length
+            before, after = text[at - 1 : at], text[end : end + 1]
+            if not (before.isalnum() or after.isalnum() or max(before, after) > "\x7f"):
+                return True
+            at = text.find(word, end)
+        return False
+
+
+class _Lines(NamedTuple):
+    """Lines of a block that an expression may match: the first line, and from it on all as bits."""
+
+    first: int
+    bits: int
+    is_plain: bool
+
+
+_Possible = list[tuple[KnownError, list[tuple[_Plan, list[_Lines]]]]]
+
+
+def _list_hits(
+    text: str,
+    starts: Sequence[int],
+    needed: Sequence[Sequence[str]],
+    reach: int,
+    *,
+    at_start: bool,
+) -> Iterator[int]:
+    """The lines with one of the first texts needed, and of the others no farther than ``reach``.
+
+    ``starts`` are the positions at which the lines begin; ``at_start``: so do the first texts.
+    """
+    for literal in needed[0]:
+        at = text.find(literal)
+        while at >= 0:
+            line = bisect_right(starts, at) - 1
+            if at_start and at > starts[line]:
+                at = text.find(literal, starts[line + 1])
+                continue
+            start = max(at - reach, starts[max(0, line - LINES_AROUND)])
+            end = min(at + reach, starts[min(len(starts) - 1, line + LINES_AROUND + 1)])
+            following = at + 1
+            for each in needed[1:]:
+                if _find_any(text, each, start, end) < 0:
+                    # No place has all that it needs near before the next place of these.
+                    place = _find_any(text, each, max(start, end - len(max(each, key=len))))
+                    following = max(following, place - reach) if place >= 0 else len(text)
+                    break
+            else:
+                yield line
+                following = starts[line + 1]
+            at = text.find(literal, following)
+
+
+def _find_any(text: str, choices: Sequence[str], start: int, end: int | None = None) -> int:
+    """The first place of one of these in this part of the text; -1 if it has none."""
+    if len(choices) == 1:
+        return text.find(choices[0], start, end)
+    places = (text.find(each, start, end) for each in choices)
+    return min((place for place in places if place >= 0), default=-1)
+
+
+class _Found(NamedTuple):
+    """A match in a window: some lines of a block from the line ``first`` on, cleaned."""
+
+    match: re.Match[str]
+    first: int
+    reported: bool = False
+
+    @property
+    def window(self) -> str:
+        """The lines that were searched."""
+        return self.match.string
+
+
+class _Block:
+    """Some consecutive lines of a log, in which known errors are looked for."""
+
+    def __init__(self, pieces: list[Piece]) -> None:
         self.pieces = pieces
         self.joined = "\n".join([text for _, text in pieces])
+        plain = strip_ansi(self.joined)
         # One Unicode character becomes two in lower case, which would shift all later positions.
-        lowered = strip_ansi(self.joined).replace("\u0130", "i").lower()
+        lowered = plain.replace("\u0130", "i").lower()
         self._translated = find_translated(lowered)
         self._text = translate(lowered, self._translated)
-        lengths = [len(line) + 1 for line in self._text.split("\n")]
-        # The position in the text at which each line begins.
-        self._starts: Sequence[int] = list(accumulate(lengths, initial=0))
-        self._cleaned: dict[int, str] = {}
-        self._plain: dict[int, str] = {}
-        self.words: set[bytes] = set()
-        self._places: dict[int, int] = {}
-        self._read_chunks(features)
-
-    def _read_chunks(self, features: _Features) -> None:
-        """Notes for each feature the chunks that have it, as bits."""
-        count = len(self.pieces)
-        # A match reaches LINES_AROUND lines from its rarest word: at most into the next chunk.
-        self._chunk_lines = size = max(
-            LINES_AROUND + 1, count * CHUNK_CHARACTERS // (len(self._text) + 1)
-        )
-        places = self._places
-        for number, first in enumerate(range(0, count, size)):
-            end = self._starts[min(first + size, count)]
-            words = set(_split_words(self._text[self._starts[first] : end]))
-            self.words |= words
-            bit = 1 << number
-            for feature in set(chain.from_iterable(map(features.__getitem__, words))):
-                places[feature] = places.get(feature, 0) | bit
+        self.words = _Words(self._text)
+        self._lines = plain.split("\n")
+        lengths = [
+            len(line) + 1 for line in (self._text.split("\n") if self._translated else self._lines)
+        ]
+        self._starts = list(accumulate(lengths, initial=0))
+        self._cleaned: dict[str, str] = {}
+        self._spaced = [""] * len(self._lines)
+        self._squeezed: set[int] = set()
+        self._known_lines: dict[str, str] = {}
+        # The pieces of one line are read each alone.
+        self._around = 0 if pieces[0][0] == pieces[-1][0] and len(pieces) > 1 else LINES_AROUND
 
     def join_lowered(self) -> str:
         """The block's text in lower case, in English."""
         return self._text
 
-    def find(self, error: KnownError, plans: Iterable[_Search]) -> _Place | None:
+    def list_possible(self, index: _Index, ended: set[str]) -> _Possible:
+        """The errors that the block may show, but those with ``ended`` names, with their plans."""
+        found: dict[int, list[_Lines]] = {}
+        starts, count = self._starts, len(self._lines)
+        around = self._around
+        size = max(8 * around, count * CHUNK_CHARACTERS // (len(self._text) + 1), 1)
+        for first in range(0, count, size):
+            start, end = max(0, first - around), min(count, first + size + around)
+            text = self._text[starts[start] : starts[end]]
+            letters = _escape_breaks(text).encode(errors="replace").translate(_NOT_LETTERS)
+            words = set(letters.split())
+            self.words |= words
+            # The lines around a chunk belong to the one next to it.
+            own = (1 << min(size, count - first)) - 1 << first - start
+            is_plain = "&#" not in text
+            for plan, bits in index.list_possible(letters, words, ended, around):
+                if bits & own:
+                    found.setdefault(plan, []).append(_Lines(start, bits & own, is_plain))
+        plans = ((index.plans[number], found[number]) for number in sorted(found))
+        groups = (list(each) for _, each in groupby(plans, lambda pair: pair[0].error.name))
+        return [(group[0][0].error, group) for group in groups]
+
+    def find(
+        self, error: KnownError, plans: Iterable[tuple[_Plan, list[_Lines]]], *, only_last: bool
+    ) -> _Place | None:
         """The first place that shows the error, with the last line that does; None if none."""
-        found: list[_Place] = []
-        for each in plans:
-            # Most texts lack a word of most expressions: that is asked here, without a call.
-            if not each.required or each.required[0] in self._places:
-                found += self._search(each, error)
+        found = [
+            place
+            for plan, lines in plans
+            for place in self._search(plan, lines, only_last=only_last)
+        ]
         if not found:
             return None
         last = max(found, key=lambda place: place.last)
@@ -416,58 +712,91 @@ class _Block:
             last=last.last, stage=last.stage, retried=last.retried
         )
 
-    def list_outcomes(self) -> Iterator[tuple[int, str, bool]]:
-        """The lines that show progress or a final failure: number, stage, and whether it failed."""
-        if PROGRESS_WORDS.isdisjoint(self.words):
-            return
-        for (number, raw), line in zip(self.pieces, self._text.split("\n"), strict=True):
-            if PROGRESS_WORDS.isdisjoint(_split_words(line)):
-                continue
-            final = bool(FINAL.search(line))
-            if final or PROGRESS.search(line):
-                yield number, find_stage(strip_ansi(raw)), final
+    def list_outcomes(self, first: int) -> Iterator[tuple[int, str, bool]]:
+        """The lines that show progress or a final failure: number, stage, and whether it failed.
 
-    def _search(self, plan: _Search, error: KnownError) -> Iterator[_Place]:
-        for first, last in self._list_windows(plan):
-            window = "\n".join(self._clean(place) for place in range(first, last))
-            # What was counted and found up to the line at ``seen``: a window may have many matches.
-            place, seen, raiser = first, 0, None
+        Only lines from the one with the number ``first`` on.
+        """
+        start = bisect_left(self.pieces, (first, ""))
+        starts = self._starts
+        found: dict[int, bool] = {}
+        for outcome in _list_outcomes():
+            if not self.words.issuperset(outcome.words):
+                continue
+            for text in outcome.texts:
+                at = self._text.find(text, starts[start])
+                while at >= 0:
+                    place = bisect_right(starts, at) - 1
+                    line = self._text[starts[place] : starts[place + 1] - 1]
+                    if outcome.regex.search(line):
+                        found[place] = outcome.is_final or found.get(place, False)
+                    at = self._text.find(text, starts[place + 1])
+        for place in sorted(found):
+            line = self._text[starts[place] : starts[place + 1] - 1]
+            if not PROGRESS_WORDS.isdisjoint(_split_words(line)):
+                yield self.pieces[place][0], find_stage(self._lines[place]), found[place]
+
+    def _search(self, plan: _Plan, lines: Sequence[_Lines], *, only_last: bool) -> Iterator[_Place]:
+        """The first place, by preference of a program's own line, and the last one."""
+        if not only_last:
+            reported: list[_Found] = []
+            for found in self._list_matches(plan, self._list_windows(plan, lines)):
+                if not found.reported:
+                    yield self._describe(found, plan.error)
+                    break
+                reported = [*reported[:1], found]
+            else:
+                yield from (self._describe(each, plan.error) for each in reported)
+        if plan.error.passes:
+            hits = (
+                self._reach(line)
+                for each in reversed(lines)
+                for line in reversed(self._list_hits(plan, each))
+            )
+            for window in hits:
+                if matches := list(self._list_matches(plan, [window])):
+                    yield self._describe(matches[-1], plan.error)
+                    break
+
+    def _list_matches(self, plan: _Plan, windows: Iterable[tuple[int, int]]) -> Iterator[_Found]:
+        for first, last in windows:
+            window = "\n".join(map(self._clean, self._lines[first:last]))
+            cased = plan.expression.cased
+            if cased and not any(word in window for word in cased):
+                continue
             for match in plan.expression.regex.finditer(window):
-                if not _is_excused(window, match, error):
-                    begin = window.rfind("\n", 0, match.start()) + 1
-                    for found in _RAISER.finditer(window, seen, match.end()):
-                        raiser = found[1]
-                    place += window.count("\n", seen, begin)
-                    seen = begin
-                    number, line = self.pieces[place]
-                    quote = quote_line(line, match.group())
-                    groups = match.groupdict().items()
-                    values = {name: text for name, text in groups if text is not None}
-                    if raiser:
-                        values["raiser"] = raiser
-                    around = window[max(0, match.start() - 400) : match.start()]
-                    lines = "\n".join(around.split("\n")[-3:])
-                    retried = error.passes and bool(RETRY.search(lines))
-                    retried = retried and not FINAL.search(line.lower())
-                    stage = find_stage(strip_ansi(line[:100]))
-                    end = self.pieces[place + window.count("\n", begin, match.end())][0]
-                    reported = is_prose(*_split_line(window, match))
-                    yield _Place(number, end, quote, values, number, stage, retried, reported)
-                    if not error.passes and not reported:
-                        return
+                if not _is_excused(window, match, plan.error):
+                    yield _Found(match, first, is_prose(*_split_line(window, match)))
 
-    def _list_windows(self, plan: _Search) -> Iterator[tuple[int, int]]:
-        """The ranges of lines that contain all the words; overlapping ranges are merged."""
+    def _describe(self, found: _Found, error: KnownError) -> _Place:
+        match, window = found.match, found.window
+        begin = window.rfind("\n", 0, match.start()) + 1
+        place = found.first + window.count("\n", 0, begin)
+        number, line = self.pieces[place]
+        values = {name: text for name, text in match.groupdict().items() if text is not None}
+        for raiser in _RAISER.finditer(window, 0, match.end()):
+            values["raiser"] = raiser[1]
+        around = window[max(0, match.start() - 400) : match.start()]
+        retried = error.passes and bool(RETRY.search("\n".join(around.split("\n")[-3:])))
+        retried = retried and not FINAL.search(line.lower())
+        end = self.pieces[place + window.count("\n", begin, match.end())][0]
+        quote = quote_line(line, match.group())
+        stage = find_stage(self._lines[place][:100])
+        return _Place(number, end, quote, values, number, stage, retried, found.reported)
+
+    def _list_windows(self, plan: _Plan, lines: Iterable[_Lines]) -> Iterator[tuple[int, int]]:
+        """The ranges of lines that have all that the plan needs; overlapping ones are merged."""
         first, last = 0, -1
-        for place in self._list_candidates(plan):
-            start, end = self._reach(place)
-            if not self._may_match(start, end, plan):
-                continue
-            if last < 0 or start > last - 1:
-                if last >= 0:
-                    yield first, last
-                first = start
-            last = end
+        for each in lines:
+            for place in self._list_hits(plan, each):
+                if place + LINES_AROUND < last:
+                    continue
+                start, end = self._reach(place)
+                if last < 0 or start > last - 1:
+                    if last >= 0:
+                        yield first, last
+                    first = start
+                last = end
         if last >= 0:
             yield first, last
 
@@ -480,88 +809,130 @@ class _Block:
                 return place, place + 1
         return max(0, place - LINES_AROUND), min(len(self.pieces), place + LINES_AROUND + 1)
 
-    def _list_candidates(self, plan: _Search) -> Iterable[int]:
-        """The lines that contain a rare one of the words, in their order."""
-        chunks, word = self._list_chunks(plan)
-        if not chunks:
+    def _list_hits(self, plan: _Plan, lines: _Lines) -> Sequence[int]:
+        """Those of the lines that have a text of the plan, and near it all that it needs."""
+        # What stands around a line counts, too.
+        around = self._around
+        bits, first = _widen(lines.bits << around, around), lines.first - around
+        words = plan.words if lines.is_plain else plan.letters
+        hits: list[int] = []
+        last = min(first + bits.bit_length(), len(self._lines))
+        if not self._has_words(words[:1], max(0, first), last):
             return ()
-        if len(word) >= SHORTEST_SEARCHED:
-            return self._list_lines_with(chunks, word)
-        if plan.expression.choices:
-            alternatives = max(plan.expression.choices, key=_shortest_length)
-            return sorted(
-                {at for each in alternatives for at in self._list_lines_with(chunks, each)}
-            )
-        return self._list_lines_with(chunks, plan.expression.words.rarest)
-
-    def _list_chunks(self, plan: _Search) -> tuple[int, str]:
-        """The chunks with the rarest required word near to all others, and this word."""
-        clauses = [self._places.get(number, 0) for number in plan.required]
-        if not all(clauses):
-            return 0, ""
-        searched = [
-            (chunks, word)
-            for chunks, word in zip(clauses, plan.words, strict=True)
-            if len(word) >= SHORTEST_SEARCHED
-        ]
-        everywhere = (1 << len(self.pieces)) - 1, min(plan.words, key=len, default="")
-        chunks, word = min(searched, key=lambda pair: pair[0].bit_count(), default=everywhere)
-        for choice in plan.choices:
-            clauses.append(reduce(or_, (self._places.get(number, 0) for number in choice)))
-        for clause in clauses:
-            chunks &= clause | clause << 1 | clause >> 1
-        return chunks, word
-
-    def _list_lines_with(self, chunks: int, word: str) -> Iterator[int]:
-        """The lines of these chunks that contain the word; "" is in each."""
-        starts, count, size = self._starts, len(self.pieces), self._chunk_lines
-        while chunks:
-            lowest = chunks & -chunks
+        while bits:
+            lowest = bits & -bits
             # The carry runs through all set bits above the lowest one: they are read together.
-            carried = chunks + lowest
-            first, after = (each.bit_length() - 1 for each in (lowest, carried & -carried))
-            chunks &= carried
-            end = starts[min(after * size, count)]
-            at = self._text.find(word, starts[min(first * size, count)], end)
-            while at >= 0:
-                place = bisect_right(starts, at) - 1
-                yield place
-                at = self._text.find(word, starts[place + 1], end) if place + 1 < count else -1
+            carried = bits + lowest
+            start = first + lowest.bit_length() - 1
+            end = first + (carried & -carried).bit_length() - 1
+            bits &= carried
+            start, end = max(0, start), min(end, len(self._lines))
+            if self._has_words(words, start, end):
+                hits += [start + line for line in self._find_texts(plan, start, end)]
+        return sorted(hits)
 
-    def _may_match(self, first: int, last: int, plan: _Search) -> bool:
-        """Whether these lines have all the words, one of each group of choices, and the phrase."""
-        phrase, choices = plan.expression.phrase, plan.expression.choices
-        near = self._text[self._starts[first] : self._starts[last]]
-        for word in plan.near:
-            if word not in near:
+    def _has_words(self, words: Sequence[Sequence[str]], start: int, end: int) -> bool:
+        """Whether these lines, not yet cleaned, have one of each group of words."""
+        first, last, find = self._starts[start], self._starts[end], self._text.find
+        for group in words:
+            for word in group:
+                if find(word, first, last) >= 0:
+                    break
+            else:
                 return False
-        if choices and not all(any(word in near for word in each) for each in choices):
-            return False
-        if phrase in plan.words:
-            return True
-        plain = " ".join(self._squeeze(place) for place in range(first, last))
-        return phrase in plain or "nvrm:" in plain
+        return True
 
-    def _squeeze(self, place: int) -> str:
-        """The cleaned line in lower case, each run of blanks a space."""
-        if place not in self._plain:
-            self._plain[place] = " ".join(self._clean(place).lower().split())
-        return self._plain[place]
+    def _find_texts(self, plan: _Plan, start: int, end: int) -> Iterable[int]:
+        text, starts = self._join(start, end)
+        needed, reach = plan.needed, plan.expression.longest + SLACK
+        if "nvrm:" in text:  # NVIDIA's module may name itself within a text: only words are sure
+            needed, reach = plan.words or [("",)], len(text)
+        if any(_find_any(text, each, 0) < 0 for each in needed):
+            return ()
+        needed = _put_rarest_first(text, needed)
+        if len(needed) == 1 and sum(map(text.count, needed[0])) > (end - start) // 2:
+            return range(end - start)  # it is quicker to read all than to choose
+        at_start = plan.start is not None and all(e.startswith(plan.start) for e in needed[0])
+        return _list_hits(text, starts, needed, reach, at_start=at_start)
 
-    def _clean(self, place: int) -> str:
-        if place not in self._cleaned:
-            line = clean_line(self.pieces[place][1])
-            self._cleaned[place] = translate(line, self._translated)
-        return self._cleaned[place]
+    def _join(self, start: int, end: int) -> tuple[str, Sequence[int]]:
+        """Some cleaned lines in lower case, each with a blank, and where each begins."""
+        for first in range(start - start % CLEANED_LINES, end, CLEANED_LINES):
+            if first not in self._squeezed:
+                self._squeezed.add(first)
+                last = min(first + CLEANED_LINES, len(self._lines))
+                self._spaced[first:last] = map(self._squeeze, self._lines[first:last])
+        lines = self._spaced[start:end]
+        return "".join(lines), list(accumulate(map(len, lines), initial=0))
+
+    def _squeeze(self, line: str) -> str:
+        """The cleaned line in lower case, each run of blanks a space, and one at its end."""
+        found = self._known_lines.get(line)
+        if found is None:
+            words = self._clean(line).lower().split()
+            # An empty line adds nothing: a text has no two blanks in a row.
+            found = self._known_lines[line] = " ".join([*words, ""])
+        return found
+
+    def _clean(self, line: str) -> str:
+        found = self._cleaned.get(line)
+        if found is None:
+            found = clean_line(line)
+            if self._translated:
+                found = translate(found, self._translated)
+            self._cleaned[line] = found
+        return found
+
+
+def _put_rarest_first(text: str, needed: Sequence[Sequence[str]]) -> Sequence[Sequence[str]]:
+    if len(needed) == 1 or len(text) < CHUNK_CHARACTERS // 4:
+        return needed
+    rarest = min(needed, key=lambda group: sum(map(text.count, group)))
+    return [rarest, *(group for group in needed if group is not rarest)]
+
+
+class _Outcome(NamedTuple):
+    """A text of `PROGRESS` or `FINAL`: runs of letters that its line has, and one of some texts."""
+
+    regex: re.Pattern[str]
+    words: frozenset[bytes]
+    texts: Sequence[str]
+    is_final: bool
+
+
+@cache
+def _list_outcomes() -> list[_Outcome]:
+    return [
+        _Outcome(
+            re.compile(each.pattern),
+            frozenset(
+                run.strip().encode()
+                for run in each.letters
+                if run.startswith(" ") and run.endswith(" ")
+            ),
+            max(each.texts, key=_shortest_length, default=("",)),
+            is_final,
+        )
+        for regex, is_final in ((PROGRESS, False), (FINAL, True))
+        for each in split_alternatives(regex.pattern)
+    ]
 
 
 def _shortest_length(words: Sequence[str]) -> int:
     return min(map(len, words))
 
 
+def _escape_breaks(text: str) -> str:
+    """The text with blanks in place of escaped ones."""
+    return re.sub(r"\\+[nrt]", " ", text) if "\\" in text else text
+
+
+def _split_letters(text: bytes) -> list[bytes]:
+    return text.translate(_NOT_LETTERS).split()
+
+
 def _split_words(text: str) -> list[bytes]:
-    text = re.sub(r"\\+[nrt]", " ", text) if "\\" in text else text
-    return text.encode(errors="replace").translate(_SEPARATORS).split()
+    return _escape_breaks(text).encode(errors="replace").translate(_SEPARATORS).split()
 
 
 def _is_excused(window: str, match: re.Match[str], error: KnownError) -> bool:

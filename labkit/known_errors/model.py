@@ -18,14 +18,23 @@ CERTAINTIES: tuple[Certainty, ...] = ("certain", "likely", "possible")
 # again on each line of a message.
 BLANKS = r"\s{1,40}(?:NVRM:\s{1,20})?"
 LONGEST_REPEAT = 120
-# One piece of a regular expression, with the repeat that follows it.
+# An expression's alternatives are listed as so many texts at most.
+MOST_TEXTS = 16
+# One piece of a regular expression: the start of a group, some plain text, or one character or
+# class with the repeat that follows it.
 _PIECE = re.compile(
-    r"(?:(?P<class>\[\^?\]?(?:\\.|[^\]\\])*\])|\\x(?P<code>[0-9a-f]{2})|\\(?P<escaped>.)|(?P<plain>.))"
+    r"(?P<open>\((?:\?(?:P<\w+>|<?[!=]|(?:-i)?:))?)"
+    r"|(?P<text>[\w ,;:'\"/=<>@%&~`!#-]{2,}(?![?*+{]))"
+    r"|(?:(?P<class>\[\^?\]?(?:\\.|[^\]\\])*\])|\\x(?P<code>[0-9a-f]{2})|\\(?P<escaped>.)|(?P<plain>.))"
     r"(?P<repeat>[?*+]|\{\d*,?\d*\})?"
 )
 # Placeholders in a pattern's literal text: for what can match any text, and for a word's end.
 _OPEN, _END = "\0", "\1"
+_ZERO_WIDTH, _ANCHORS = frozenset("bBAZ"), frozenset("^$")
+_OPEN_CLASSES, _BLANK_CLASSES = frozenset("dDwWS123456789"), frozenset("snrt")
+_ESCAPED = dict.fromkeys("bBsnrt", _END) | dict.fromkeys("dDwWSAZ", _OPEN)
 _WORD = re.compile(r"[a-z0-9\x80-\U0010ffff]+")
+_LETTERS = re.compile("[a-z]+")
 
 
 class Variant(NamedTuple):
@@ -72,7 +81,7 @@ class KnownError:
     @cached_property
     def expressions(self) -> tuple[Expression, ...]:
         """The patterns, each with the words that its matches contain."""
-        return tuple(Expression(text, list_required_words(text)) for text in self.patterns)
+        return tuple(map(Expression, self.patterns))
 
     @cached_property
     def exception(self) -> re.Pattern[str] | None:
@@ -117,12 +126,7 @@ class RequiredWords(NamedTuple):
     @property
     def rarest(self) -> str:
         """The longest word, which is the best one to search for; "" if there is none."""
-        return self.longest[0]
-
-    @property
-    def longest(self) -> list[str]:
-        """The two longest words, at least one: "" if there is none."""
-        return sorted((*self.whole, *self.parts), key=len, reverse=True)[:2] or [""]
+        return max((*self.whole, *self.parts), key=len, default="")
 
 
 @dataclass(frozen=True)
@@ -130,7 +134,6 @@ class Expression:
     """A pattern, compiled at its first use, and the words that its matches contain."""
 
     pattern: str
-    words: RequiredWords
 
     @cached_property
     def regex(self) -> re.Pattern[str]:
@@ -138,15 +141,56 @@ class Expression:
         return compile_pattern(self.pattern)
 
     @cached_property
-    def choices(self) -> tuple[tuple[str, ...], ...]:
-        """For each group of alternatives: a part of a word for each, one of which a match has."""
-        return list_choices(self.pattern)
+    def _branch(self) -> _Branch:
+        return _read_pattern(self.pattern)
 
     @cached_property
-    def phrase(self) -> str:
-        """The longest text that every match contains, in lower case, each blank a space."""
-        runs = re.split(f"[{_OPEN}{_END}]", _read_pattern(self.pattern).literals.lower())
-        return max((" ".join(run.split()) for run in runs), key=len)
+    def words(self) -> RequiredWords:
+        """The words that every match contains."""
+        return _list_words(self._branch)
+
+    @property
+    def choices(self) -> list[tuple[str, ...]]:
+        """For each group of alternatives: a part of a word for each, one of which a match has."""
+        return self._branch.choices
+
+    @cached_property
+    def letters(self) -> list[str]:
+        """The runs of letters in every match; a space is where no letter precedes or follows.
+
+        >>> Expression(r"Error 80\\d: no \\w+driver").letters
+        ['error ', ' no ', 'driver']
+        """
+        text = self._branch.literals.lower()
+        # As if open at both ends: what is around a match is unknown.
+        text = f"{_OPEN}{text}{_OPEN}"
+        return [
+            " " * (text[run.start() - 1] != _OPEN) + run[0] + " " * (text[run.end()] != _OPEN)
+            for run in _LETTERS.finditer(text)
+        ]
+
+    @property
+    def texts(self) -> list[tuple[str, ...]]:
+        """Groups of texts in lower case, each blank a space: a match contains one of each.
+
+        >>> Expression(r"Error 80\\d: no (?:old|new) driver").texts
+        [('error 80',), (': no new driver', ': no old driver')]
+        """
+        return self._branch.texts
+
+    @property
+    def longest(self) -> int:
+        """The most characters of a match, each run of blanks being a space."""
+        return self._branch.longest
+
+    @cached_property
+    def cased(self) -> tuple[str, ...]:
+        """Words of which a match contains one in the same case; none if the case has no meaning."""
+        for group in re.finditer(r"\(\?-i:([\w|]+)\)(?![?*{])", self.pattern):
+            before = re.sub(r"\\.", "", self.pattern[: group.start()])
+            if before.count("(") == before.count(")"):
+                return tuple(group[1].split("|"))
+        return ()
 
 
 def compile_pattern(pattern: str) -> re.Pattern[str]:
@@ -160,13 +204,32 @@ def _bound_repeat(piece: re.Match[str]) -> str:
     return piece[0] if least is None else f"{piece[0][:-1]}{{{least},{LONGEST_REPEAT}}}"
 
 
+def split_alternatives(pattern: str) -> Iterator[Expression]:
+    """The alternatives of a pattern outside its groups.
+
+    >>> [each.pattern for each in split_alternatives("ready|(?:up|down)load")]
+    ['ready', '(?:up|down)load']
+    """
+    depth = start = 0
+    for piece in _PIECE.finditer(pattern):
+        depth += bool(piece["open"]) - (piece["plain"] == ")")
+        if piece["plain"] == "|" and not depth:
+            yield Expression(pattern[start : piece.start()])
+            start = piece.end()
+    yield Expression(pattern[start:])
+
+
 def list_required_words(pattern: str) -> RequiredWords:
     """The words that every match of a pattern contains.
 
     >>> list_required_words(r"Error 80\\d: no (?:old|new) driver")
     RequiredWords(whole=('no',), parts=('error', '80', 'driver'))
     """
-    text = _read_pattern(pattern).literals.lower()
+    return _list_words(_read_pattern(pattern))
+
+
+def _list_words(branch: _Branch) -> RequiredWords:
+    text = branch.literals.lower()
     whole: list[str] = []
     parts: list[str] = []
     for word in _WORD.finditer(text):
@@ -176,24 +239,87 @@ def list_required_words(pattern: str) -> RequiredWords:
     return RequiredWords(tuple(dict.fromkeys(whole)), tuple(dict.fromkeys(parts)))
 
 
-def list_choices(pattern: str) -> tuple[tuple[str, ...], ...]:
-    """Parts of words of which every match contains one, for each group of alternatives.
-
-    >>> list_choices(r"Error 80\\d: no (?:old|new) driver")
-    (('old', 'new'),)
-    """
-    return tuple(_read_pattern(pattern).choices)
-
-
 @dataclass
 class _Branch:
-    """What every match of a part of a pattern contains: its text, with ``_OPEN``, and choices."""
+    """What every match of a part of a pattern contains: its text, with ``_OPEN``, and choices.
+
+    ``run`` are the texts that the part can be since the last open place, ``texts`` those before.
+    """
 
     literals: str = ""
     choices: list[tuple[str, ...]] = field(default_factory=list)
+    texts: list[tuple[str, ...]] = field(default_factory=list)
+    run: tuple[str, ...] = ("",)
+    is_exact: bool = True
+    longest: int = 0
 
     def find_longest_word(self) -> str:
         return max(_WORD.findall(self.literals.lower()), key=len, default="")
+
+    def end_run(self) -> None:
+        """Notes that any text may follow."""
+        texts = {" ".join(each.lower().split()) for each in self.run}
+        if all(texts):
+            shortest = (
+                each for each in texts if not any(other in each for other in texts - {each})
+            )
+            self.texts.append(tuple(sorted(shortest)))
+        self.run, self.is_exact = ("",), False
+
+    def add_text(self, text: str) -> None:
+        """Adds plain text."""
+        self.literals += text
+        self.longest += len(text)
+        self.run = tuple([each + text for each in self.run])
+
+    def add_piece(self, piece: re.Match[str]) -> None:
+        """Adds one character, or what stands for it, with its repeat."""
+        self.literals += _read_literal(piece)
+        repeat, escaped = piece["repeat"] or "", piece["escaped"] or ""
+        if escaped in _ZERO_WIDTH or piece["plain"] in _ANCHORS:
+            return
+        most = _read_most(repeat)
+        self.longest += most
+        is_open = piece["class"] or piece["plain"] == "." or escaped in _OPEN_CLASSES
+        if is_open or _is_optional(repeat):
+            self.end_run()
+            return
+        text = chr(int(piece["code"], 16)) if piece["code"] else piece["plain"] or escaped
+        if escaped in _BLANK_CLASSES:
+            text = " "
+        self.run = tuple(each + text for each in self.run)
+        if most > 1 and text != " ":
+            self.end_run()
+
+    def add_group(self, inner: Sequence[_Branch], repeat: str) -> None:
+        """Adds the texts of a group's alternatives."""
+        self.longest += max(each.longest for each in inner) * _read_most(repeat)
+        if _is_optional(repeat):
+            self.end_run()
+            return
+        exact = [text for each in inner for text in each.run]
+        if (
+            not repeat
+            and all(each.is_exact for each in inner)
+            and len(exact) * len(self.run) <= MOST_TEXTS
+        ):
+            self.run = tuple(before + text for before in self.run for text in exact)
+            return
+        self.end_run()
+        for each in inner:
+            each.end_run()
+        if len(inner) == 1:
+            self.texts += inner[0].texts
+        elif all(each.texts for each in inner):
+            best = [max(each.texts, key=lambda texts: min(map(len, texts))) for each in inner]
+            self.texts.append(tuple(dict.fromkeys(text for texts in best for text in texts)))
+
+
+def _read_most(repeat: str) -> int:
+    """How often at most a piece with this repeat is in a match."""
+    if repeat[:1] == "{":
+        return int(repeat[1:-1].rpartition(",")[2] or LONGEST_REPEAT)
+    return LONGEST_REPEAT if repeat in ("*", "+") else 1
 
 
 def _read_pattern(pattern: str) -> _Branch:
@@ -201,6 +327,7 @@ def _read_pattern(pattern: str) -> _Branch:
     branches, _ = _read_branches(_PIECE.finditer(pattern))
     if len(branches) > 1:
         raise ValueError(f"split this pattern into several: {pattern}")
+    branches[0].end_run()
     return branches[0]
 
 
@@ -208,32 +335,22 @@ def _read_branches(pieces: Iterator[re.Match[str]]) -> tuple[list[_Branch], str]
     """The alternatives up to the end of the group or pattern, and the repeat after the group."""
     branches = [_Branch()]
     for piece in pieces:
-        branch = branches[-1]
-        if piece["plain"] == "|":
+        branch, plain = branches[-1], piece["plain"]
+        if piece["text"]:
+            branch.add_text(piece["text"])
+        elif plain == "|":
             branches.append(_Branch())
-        elif piece["plain"] == ")":
+        elif plain == ")":
             return branches, piece["repeat"] or ""
-        elif piece["plain"] == "(":
-            looks = piece["repeat"] == "?" and _skip_group_kind(pieces)
+        elif piece["open"]:
             inner, repeat = _read_branches(pieces)
+            looks = piece["open"].endswith(("!", "="))
             _add_group(branch, inner, optional=looks or _is_optional(repeat), repeat=repeat)
-        else:
-            branch.literals += _read_literal(piece)
+            if not looks:
+                branch.add_group(inner, repeat)
+        elif plain != "?":  # it makes the repeat before it lazy
+            branch.add_piece(piece)
     return branches, ""
-
-
-def _skip_group_kind(pieces: Iterator[re.Match[str]]) -> bool:
-    """Skips what follows "(?"; true if the group only looks ahead or back."""
-    kind = next(pieces)["plain"]
-    if kind in ("!", "="):
-        return True
-    if kind == "<":
-        next(pieces)
-        return True
-    end = ">" if kind == "P" else ":"
-    while kind != end:
-        kind = next(pieces)["plain"]
-    return False
 
 
 def _add_group(branch: _Branch, inner: Sequence[_Branch], *, optional: bool, repeat: str) -> None:
@@ -263,6 +380,5 @@ def _read_literal(piece: re.Match[str]) -> str:
         return chr(int(piece["code"], 16)) + after
     if piece["escaped"]:
         # \b, \B and \s end a word; the other classes are open; an escaped sign is itself.
-        classes = dict.fromkeys("bBsnrt", _END) | dict.fromkeys("dDwWSAZ", _OPEN)
-        return classes.get(piece["escaped"], piece["escaped"]) + after
+        return _ESCAPED.get(piece["escaped"], piece["escaped"]) + after
     return _END + after if piece["plain"] in "^$" else piece["plain"] + after

@@ -79,6 +79,7 @@ ENGLISH = {
     "killed": ("getötet", "processus arrêté", "ucciso", "убито", "已杀死", "強制終了", "죽었음"),
 }
 TRANSLATIONS = {foreign: english for english, texts in ENGLISH.items() for foreign in texts}
+_IN_ASCII = [each for each in TRANSLATIONS if each.isascii()]
 
 # A line's number (from 1), and the line or a part of a long line.
 Piece = tuple[int, str]
@@ -133,7 +134,8 @@ def read_pieces(texts: Iterable[str]) -> Iterator[list[Piece]]:
 def _normalize_line_ends(text: str) -> str:
     if "\r" not in text:
         return text
-    return re.sub(r"\r\n|\r(?!\Z)", "\n", text)
+    text = text.replace("\r\n", "\n")
+    return text[:-1].replace("\r", "\n") + text[-1:]
 
 
 def _cut(number: int, line: str) -> Iterator[Piece]:
@@ -145,7 +147,7 @@ def _cut(number: int, line: str) -> Iterator[Piece]:
 
 _TIME = r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(?:[.,]\d{1,9})?(?:Z|[+-]\d\d:?\d\d)?"
 PREFIXES = re.compile(
-    r"^(?:"
+    r"(?:"
     r"\s{1,40}"
     r"|(?:> ?){1,5}"  # a quote in markdown or mail
     r"|[\w.-]{1,60} {0,30}\| ?"  # Compose
@@ -163,7 +165,8 @@ PREFIXES = re.compile(
 
 def find_translated(text: str) -> tuple[str, ...]:
     """The translated messages in a text in lower case, the longest first."""
-    return tuple(sorted((each for each in TRANSLATIONS if each in text), key=len, reverse=True))
+    possible = _IN_ASCII if text.isascii() else TRANSLATIONS
+    return tuple(sorted((each for each in possible if each in text), key=len, reverse=True))
 
 
 def translate(text: str, messages: Iterable[str]) -> str:
@@ -196,12 +199,12 @@ def clean_line(line: str) -> str:
         text = re.sub(r"\\+([\"'`/])|\\+[nrt]", lambda found: found[1] or " ", text)
     if "&" in text:
         text = html.unescape(text)
+    start = 0
     for _ in range(4):  # a prefix inside another's
-        shorter = PREFIXES.sub("", text)
-        if shorter == text:
+        if not (prefix := PREFIXES.match(text, start)):
             break
-        text = shorter
-    return text.replace("\n", " ")
+        start = prefix.end()
+    return text[start:].replace("\n", " ")
 
 
 def _read_docker_record(line: str) -> str:
