@@ -838,11 +838,6 @@ class Simulation:
     @contextlib.contextmanager
     def open(self) -> Iterator[None]:
         """The context in which the step runs; restores torch's state on exit."""
-
-        def pad(*_: Any) -> bool:
-            self.tracer.note_obstacle(PADDED)
-            return False
-
         self.replaced = {
             id(getattr(owner, name)): made
             for owner, names in self.checkpoints.list_functions().items()
@@ -868,10 +863,7 @@ class Simulation:
                 ),
                 replace_attributes(fake_tensor, run_fallback_kernel=_run_fallback),
                 replace_attributes(torch, compile=self._note_compile(torch.compile)),
-                self.checkpoints.open(),
-                simulate_lazy(),
-                replace_attributes(fake_tensor.FakeTensor, get_nested_int=_count_ragged),
-                replace_attributes(torch, _nested_tensor_from_mask_left_aligned=pad),
+                *self._list_values(),
                 # transformers asks whether a tensor is fake, to take the path of an export.
                 replace_attributes(torch._subclasses, FakeTensor=HiddenFakeTensor),
                 # An assertion that holds in the real step does not read a value.
@@ -880,15 +872,6 @@ class Simulation:
                     torch.nn.parallel.DistributedDataParallel,
                     __init__=functools.partialmethod(_wrap_module, self),
                     forward=lambda wrapper, *inputs, **named: wrapper.module(*inputs, **named),
-                ),
-                allow_unknown_items(self.assumptions, self.note_unknown),
-                replace_attributes(torch.Tensor, numpy=_answer_numpy(self)),
-                replace_attributes(
-                    torch._VF, _pad_packed_sequence=make_unpacking(self.tracer.values)
-                ),
-                replace_attributes(
-                    torch.nn.AdaptiveLogSoftmaxWithLoss,
-                    forward=_assume_cluster(self.tracer.values, self.assumptions),
                 ),
                 reverse_products(self.note),
                 move_tensors(self._fake),
@@ -906,6 +889,28 @@ class Simulation:
             stack.enter_context(self._fake)
             stack.enter_context(self.tracer)
             yield
+
+    def _list_values(self) -> list[contextlib.AbstractContextManager[Any]]:
+        """What answers for values, sizes and checkpoints, which fake tensors do not have."""
+
+        def pad(*_: Any) -> bool:
+            self.tracer.note_obstacle(PADDED)
+            return False
+
+        values = self.tracer.values
+        return [
+            self.checkpoints.open(),
+            simulate_lazy(),
+            replace_attributes(fake_tensor.FakeTensor, get_nested_int=_count_ragged),
+            replace_attributes(torch, _nested_tensor_from_mask_left_aligned=pad),
+            allow_unknown_items(self.assumptions, self.note_unknown),
+            replace_attributes(torch.Tensor, numpy=_answer_numpy(self)),
+            replace_attributes(torch._VF, _pad_packed_sequence=make_unpacking(values)),
+            replace_attributes(
+                torch.nn.AdaptiveLogSoftmaxWithLoss,
+                forward=_assume_cluster(values, self.assumptions),
+            ),
+        ]
 
     def copy_fake(self, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
         """Copies of the arguments with fake tensors, which share storages like the real ones."""
