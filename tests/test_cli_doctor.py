@@ -25,14 +25,19 @@ LOG = """\
 #12 8.411 Collecting torch
 #12 9.020 ERROR: Could not install packages due to an OSError: [Errno 28] No space left on device
 """
-LOG_SCREEN = """\
-disk-full (certain)
-  line 2: #12 9.020 ERROR: Could not install packages due to an OSError: [Errno 28] No space left \
-on device
-  cause: the disk is full
-  try: df -h && docker system prune
-  note: prune deletes stopped containers and their data: read its list first
-"""
+# The beginnings of its lines: the catalog's wording is its own.
+LOG_SCREEN = (
+    "disk-full (certain)",
+    "  line 2: #12 9.020 ERROR: Could not install packages due to an OSError: [Errno 28] No space",
+    "  cause: the disk is full",
+    "  try: df -h",
+    "  note: prune deletes stopped containers",
+)
+
+
+def shows_the_log(text):
+    lines = text.splitlines()
+    return len(lines) == len(LOG_SCREEN) and all(map(str.startswith, lines, LOG_SCREEN))
 
 
 def play_checks(monkeypatch, tmp_path, *findings):
@@ -129,13 +134,13 @@ def test_a_log_is_explained(tmp_path, capsys):
     path = tmp_path / "build.log"
     path.write_text(LOG)
     assert main(["doctor", "--explain", str(path)]) == 0
-    assert capsys.readouterr().out == LOG_SCREEN
+    assert shows_the_log(capsys.readouterr().out)
 
 
 def test_a_log_from_standard_input(monkeypatch, capsys):
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(LOG.encode())))
     assert main(["doctor", "--explain"]) == 0
-    assert capsys.readouterr().out == LOG_SCREEN
+    assert shows_the_log(capsys.readouterr().out)
 
 
 def test_an_explanation_as_json(tmp_path, monkeypatch, capsys):

@@ -155,6 +155,13 @@ def make_evaluation(context, kind=nn.GRU):
     return context()(lambda: layer(values))
 
 
+def make_odd_evaluation():
+    # torch multiplies these in another way where no weight takes gradients.
+    layer = nn.RNN(8, 2, batch_first=True, dtype=torch.float64)
+    values = torch.randn(2, 2, 8, dtype=torch.float64)
+    return torch.no_grad()(lambda: layer(values))
+
+
 def make_penalty():
     model, values = Cells(nn.GRUCell, 1), make_sequence()
 
@@ -263,6 +270,7 @@ WHOLE = {
     "the last cell state": make_last_cell_state,
     "a partly frozen layer": make_partly_frozen,
     "without gradients": lambda: make_evaluation(torch.no_grad),
+    "batches first without gradients": make_odd_evaluation,
     "in inference mode": lambda: make_evaluation(torch.inference_mode),
     "an LSTM in inference mode": lambda: make_evaluation(
         torch.inference_mode, functools.partial(nn.LSTM, proj_size=4)
@@ -284,8 +292,8 @@ BY_PARTS = {
 }
 
 
-def judge_exactly(make_step, monkeypatch):
-    """The estimate, which must be the profiler's peak, and that by parts."""
+def judge_exactly(make_step, monkeypatch, tolerance=0.0):
+    """Fails where the estimate is not that by parts, or too far from the profiler's peak."""
 
     def run():
         step = make_step()
@@ -297,29 +305,40 @@ def judge_exactly(make_step, monkeypatch):
     gc.collect()
     with track_memory("cpu", tensors=True) as tracked:
         run()
-    assert estimate.peak_bytes == tracked.use.find_span("tensors").peak_bytes
+    measured = tracked.use.find_span("tensors").peak_bytes
+    assert abs(estimate.peak_bytes - measured) <= tolerance * measured
     assert estimate.obstacle is None
     with monkeypatch.context() as patch:
         patch.setattr(whole, "RECURRENT", frozenset())
         by_parts = estimate_memory(make_step)
     assert (estimate.peak_bytes, estimate.kinds) == (by_parts.peak_bytes, by_parts.kinds)
     assert (estimate.growth_bytes, estimate.notes) == (by_parts.growth_bytes, by_parts.notes)
-    return estimate
+
+
+FAST = ("a GRU", "both results", "a translator", "step by step", "GRU cells", "a retained graph")
 
 
 @pytest.mark.filterwarnings("ignore:LSTM with projections is not supported")
-@pytest.mark.parametrize("name", WHOLE | BY_PARTS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if name in FAST else pytest.param(name, marks=pytest.mark.slow)
+        for name in WHOLE | BY_PARTS
+    ],
+)
 def test_a_whole_call_is_exact(name, monkeypatch):
     monkeypatch.setattr(whole, "_plans", {})
-    judge_exactly((WHOLE | BY_PARTS)[name], monkeypatch)
+    # What oneDNN takes for products in 16 bits depends on the processor.
+    judge_exactly((WHOLE | BY_PARTS)[name], monkeypatch, 0.01 * (name == "autocast"))
     assert all(one.forward is not None for one in whole._plans.values())
     assert whole._plans or name in BY_PARTS or whole.FIND_HOOKS is None
 
 
 @pytest.fixture
 def count_operators(monkeypatch):
-    """A function that counts the operators of an estimate of a step."""
+    """A function that counts the operators of an estimate of a step; nothing is known before."""
     counted = []
+    monkeypatch.setattr(whole, "_plans", {})
     dispatch = fake.FakeTracer.__torch_dispatch__
 
     def count(tracer, operator, *others):

@@ -52,7 +52,8 @@ SIGNS = (
     _sign(
         "windows",
         "winerror dll exe windows win10 win11 wddm",
-        r"winerror|platform: windows|\b[a-z]:\\|\.dll\b|\bwindows 1[01]\b|\bwin1[01]\b|in wddm mode",
+        r"winerror|platform: windows|\b[a-z]:\\|\.dll\b|\bwindows 1[01]\b|\bwin1[01]\b"
+        r"|in wddm mode",
     ),
     _sign(
         "mac",
@@ -63,7 +64,12 @@ SIGNS = (
     _sign("podman", "podman crun", r"\bpodman\b|\bcrun\b"),
     _sign("rootless", "rootless", r"rootless"),
     _sign("node-reboot", "reboot", r"node reboot required"),
-    _sign("snap", "snap", r"/snap/|snap\.docker|/var/snap|\bsnap (?:install|list|run)\b"),
+    _sign(
+        "snap",
+        "snap",
+        r"/snap/|snap\.docker|/var/snap|\bsnap (?:install|list|run|docker)\b|docker'?s? snap\b"
+        r"|\b(?:via|by|from|with|using|as a) snap\b",
+    ),
     _sign("desktop", "desktop", r"docker desktop|desktop-linux"),
     _sign(
         "desktop-context",
@@ -77,7 +83,11 @@ SIGNS = (
         r"\boci runtime|docker[- :]|/\.dockerenv|containerd|podman|kubelet|\bpods?\b",
     ),
     _sign("fresh", "run", r"\b(?:docker|podman|nerdctl)(?: container)? run\b"),
-    _sign("k8s", "kubelet kubectl kubernetes pod pods", r"kubelet|kubectl|kubernetes|\bpods?\b"),
+    _sign(
+        "k8s",
+        "kubelet kubectl kubernetes k8s pod pods aks eks gke ocp kuberay openshift",
+        r"kubelet|kubectl|kubernetes|\bk8s\b|\bpods?\b|\b(?:aks|eks|gke|ocp)\b|kuberay|openshift",
+    ),
     _sign("k3s", "k3s k3os rke2", r"\bk3s\b|\bk3os\b|\brke2\b"),
     _sign("minikube", "minikube", r"\bminikube\b"),
     _sign("slurm", "slurm srun sbatch slurmstepd", r"\bslurm|\bsrun\b|\bsbatch\b"),
@@ -110,6 +120,7 @@ SIGNS = (
     _sign("microk8s", "microk8s", r"microk8s"),
     _sign("k0s", "k0s", r"\bk0s\b"),
     _sign("kubevirt", "kubevirt vfio", r"kubevirt|vfio-pci"),
+    _sign("gke", "gke cos", r"\bgke\b|container-optimized|\bcos_containerd"),
     _sign("gke-cos", "cos gke", r"\bcos[ -]?\d{3}\b|container-optimized|\bcos_containerd", "cos"),
     # The container had its GPU and lost it while it ran.
     _sign(
@@ -331,7 +342,10 @@ _IDLE_PART = 0.05
 
 
 def judge_memory(values: Mapping[str, str]) -> str | None:
-    """Why a GPU's memory did not suffice: ``in-pieces``, ``of-others`` or ``in-use``.
+    """Why a GPU's memory did not suffice, as the name of a variant.
+
+    ``in-pieces``, ``of-others``, ``in-use``; ``one-tensor`` if the next one alone is half the card,
+    ``refused`` if more was free than was asked for.
 
     ``values`` are those of torch's own text: ``asked``, ``capacity``, ``unused``, ``allocated`` and
     ``idle``, each with its unit. None if one is missing. Torch before 2.1 says ``reserved`` in
@@ -347,6 +361,10 @@ def judge_memory(values: Mapping[str, str]) -> str | None:
         return None
     if asked <= idle + unused and idle >= _IDLE_PART * capacity:
         return "in-splits" if "reserved" in sizes else "in-pieces"
+    if asked < unused:
+        return "refused"
+    if asked > capacity / 2:
+        return "one-tensor"
     others = capacity - unused - allocated - idle
     return "of-others" if others > capacity / 2 else "in-use"
 

@@ -187,7 +187,8 @@ class CallRecording:
                 needed = self.plan.needed[place]
                 make = functools.partial(self.make, layout, place)
                 made = _Source.apply(anchor, make, self.found, place) if needed else make()
-                self.inputs.append(made)
+                # Even without gradients, this decides how torch multiplies matrices.
+                self.inputs.append(made if needed else made.requires_grad_(self.plan.leaves[place]))
             self.recorder.clear()
             self.results = list_tensors(self.plan.run(self.inputs))
             self.tracer._bury()
@@ -353,6 +354,8 @@ def _find_attributes() -> dict[str, Any]:
 class CallPlan:
     """What is known of calls that are alike; ``needed`` are the arguments that take gradients.
 
+    ``leaves`` are those that would take gradients where these are on.
+
     ``time`` is the dimension of the steps in the first argument and result; None for a cell.
     """
 
@@ -361,7 +364,8 @@ class CallPlan:
         self._arguments = arguments
         self.layouts = tuple(map(find_layout, call.tensors))
         grad = torch.is_grad_enabled()
-        self.needed = tuple(grad and one.requires_grad for one in call.tensors)
+        self.leaves = tuple(one.requires_grad for one in call.tensors)
+        self.needed = tuple(grad and one for one in self.leaves)
         self.traces = any(self.needed)
         self.time = None
         if operator in LAYERS:
