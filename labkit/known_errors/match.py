@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_left, bisect_right
-from collections import Counter
+from collections import ChainMap, Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property, reduce
@@ -707,10 +707,11 @@ class _Block:
         ]
         if not found:
             return None
-        last = max(found, key=lambda place: place.last)
-        return min(found, key=lambda place: (place.reported, place.number))._replace(
-            last=last.last, stage=last.stage, retried=last.retried
-        )
+        found.sort(key=lambda place: (place.reported, place.number))
+        first, last = found[0], max(found, key=lambda place: place.last)
+        # A later line of the same error may say more: a version, a name, which of its kinds it is.
+        values = ChainMap(*(each.values for each in found if each.reported == first.reported))
+        return first._replace(values=values, last=last.last, stage=last.stage, retried=last.retried)
 
     def list_outcomes(self, first: int) -> Iterator[tuple[int, str, bool]]:
         """The lines that show progress or a final failure: number, stage, and whether it failed.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import io
 
 import torch
 from torch import nn
@@ -458,3 +459,162 @@ def linear_chain():
 
 
 BOUNDS["graph_of_a_sparse_matrix"] = "lower bound"
+
+
+class TimesBlock(nn.Module):
+    """Folds a series by its strongest periods, which NumPy divides."""
+
+    def __init__(self, steps=96, width=32):
+        super().__init__()
+        self.steps = steps
+        self.mix = nn.Sequential(nn.Conv2d(width, 64, 3, padding=1), nn.GELU(),
+                                 nn.Conv2d(64, width, 3, padding=1))  # fmt: skip
+
+    def forward(self, values):
+        batch, width = values.size(0), values.size(2)
+        power = torch.fft.rfft(values, dim=1).abs()
+        strongest = power.mean((0, 2))[1:].topk(3).indices + 1
+        made = []
+        for period in self.steps // strongest.detach().cpu().numpy():
+            rows = -(-self.steps // int(period))
+            padded = functional.pad(values, (0, 0, 0, rows * int(period) - self.steps))
+            folded = padded.reshape(batch, rows, int(period), width).permute(0, 3, 1, 2)
+            mixed = self.mix(folded.contiguous()).permute(0, 2, 3, 1).reshape(batch, -1, width)
+            made.append(mixed[:, : self.steps])
+        weights = power[:, strongest].mean(-1).softmax(1)
+        return values + (torch.stack(made, -1) * weights[:, None, None]).sum(-1)
+
+
+@step
+def series_folded_by_periods():
+    model = nn.Sequential(nn.Linear(7, 32), TimesBlock(), TimesBlock(), nn.Linear(32, 7))
+    series = torch.randn(16, 96, 7)
+    return train(model, lambda: functional.mse_loss(model(series), series))
+
+
+@step
+def speech_in_packed_sequences():
+    """Convolutions over spectrograms, a recurrent network over what is not padding, and CTC."""
+    layers = nn.ModuleDict({
+        "read": nn.Sequential(nn.Conv2d(1, 16, 3, stride=2), nn.Hardtanh(0, 20, inplace=True)),
+        "follow": nn.GRU(16 * 19, 64, bidirectional=True, batch_first=True),
+        "head": nn.Linear(128, 29),
+    })  # fmt: skip
+    sounds, letters = torch.randn(4, 1, 40, 100), torch.randint(1, 29, (4, 12))
+    frames, lengths = torch.tensor([49, 40, 33, 20]), torch.tensor([12, 9, 8, 5])
+    pack, pad = nn.utils.rnn.pack_padded_sequence, nn.utils.rnn.pad_packed_sequence
+
+    def measure():
+        seen = layers["read"](sounds).flatten(1, 2).transpose(1, 2)
+        states = layers["follow"](pack(seen, frames, batch_first=True))[0]
+        scores = layers["head"](pad(states, batch_first=True)[0]).log_softmax(-1)
+        return functional.ctc_loss(scores.transpose(0, 1), letters, frames, lengths)
+
+    return train(layers, measure)
+
+
+@step
+def soft_actor_critic():
+    """Two critics, their averages, an actor, and a temperature that is read as a number."""
+
+    def make(inputs, outputs):
+        return nn.Sequential(nn.Linear(inputs, 256), nn.ReLU(), nn.Linear(256, outputs))
+
+    actor, critics = make(11, 6), nn.ModuleList([make(14, 1), make(14, 1)])
+    targets, heat = copy.deepcopy(critics), torch.zeros(1, requires_grad=True)
+    of_critics, of_actor = (torch.optim.Adam(one.parameters()) for one in (critics, actor))
+    of_heat = torch.optim.Adam([heat])
+
+    def act(states):
+        mean, spread = actor(states).chunk(2, -1)
+        normal = torch.distributions.Normal(mean, (torch.tanh(spread) * 3.5 - 1.5).exp())
+        drawn = normal.rsample()
+        action = torch.tanh(drawn)
+        return action, (normal.log_prob(drawn) - torch.log(1 - action**2 + 1e-6)).sum(1, True)
+
+    def judge(both, states, actions):
+        return [one(torch.cat([states, actions], 1)) for one in both]
+
+    def update(optimizer, loss):
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    def run():
+        states, following, actions = torch.randn(256, 11), torch.randn(256, 11), torch.rand(256, 3)
+        weight = heat.exp().item()
+        with torch.no_grad():
+            chosen, likely = act(following)
+            worth = torch.min(*judge(targets, following, chosen)) - weight * likely
+        update(of_critics, sum(functional.mse_loss(one, 0.99 * worth + 1)
+                               for one in judge(critics, states, actions)))  # fmt: skip
+        chosen, likely = act(states)
+        update(of_actor, (weight * likely - torch.min(*judge(critics, states, chosen))).mean())
+        update(of_heat, (-heat.exp() * (likely.detach() + 3)).mean())
+        with torch.no_grad():
+            for new, kept in zip(critics.parameters(), targets.parameters(), strict=True):
+                kept.lerp_(new, 0.005)
+
+    return run
+
+
+@step
+def samples_without_gradients():
+    """A diffusion model's sampler in inference mode, whose convolutions oneDNN computes."""
+    model = nn.Sequential(nn.Conv2d(3, 32, 3, padding=1), nn.SiLU(), nn.Conv2d(32, 3, 3, padding=1))
+    kept = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 50), 0)
+
+    @torch.inference_mode()
+    def run():
+        images = torch.randn(8, 3, 32, 32)
+        for place in reversed(range(0, 50, 10)):
+            noise = model(torch.cat([images, images]))[:8]
+            clean = (images - (1 - kept[place]).sqrt() * noise) / kept[place].sqrt()
+            images = kept[max(place - 10, 0)].sqrt() * clean.clamp(-1, 1) + noise / 10
+        return (images.clamp(-1, 1) + 1).mul(127.5).to(torch.uint8)
+
+    return run
+
+
+@step
+def experts_in_a_loop():
+    choose, count = nn.Linear(64, 4, bias=False), 4
+    experts = nn.ModuleList(nn.Sequential(nn.Linear(64, 256), nn.GELU(), nn.Linear(256, 64))
+                            for _ in range(count))  # fmt: skip
+    tokens = torch.randn(512, 64)
+
+    def measure():
+        weights, chosen = choose(tokens).topk(2)
+        made, weights = torch.zeros_like(tokens), weights.softmax(1)
+        for number, expert in enumerate(experts):
+            rows, places = torch.where(chosen == number)
+            made[rows] += weights[rows, places, None] * expert(tokens[rows])
+        return made.square().mean()
+
+    return train(nn.ModuleList([choose, experts]), measure)
+
+
+@step
+def trained_by_epochs():
+    """A loader that shuffles, a model of lazy layers, and the best state kept in memory."""
+    data = torch.utils.data.TensorDataset(torch.randn(512, 64), torch.randint(0, 10, (512,)))
+    loader = torch.utils.data.DataLoader(data, 64, shuffle=True, drop_last=True)
+    model = nn.Sequential(nn.LazyLinear(256), nn.ReLU(), nn.LazyLinear(10))
+    model(torch.zeros(2, 64))
+    optimizer, kept = torch.optim.Adam(model.parameters()), io.BytesIO()
+
+    def run():
+        for values, labels in loader:
+            optimizer.zero_grad()
+            functional.cross_entropy(model(values), labels).backward()
+            optimizer.step()
+        kept.seek(0)
+        torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, kept)
+        kept.seek(0)
+        model.load_state_dict(torch.load(kept)["model"])
+
+    return run
+
+
+BOUNDS["series_folded_by_periods"] = "lower bound"
+BOUNDS["experts_in_a_loop"] = "interval"

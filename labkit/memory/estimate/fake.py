@@ -10,6 +10,7 @@ import contextlib
 import copy
 import functools
 import gc
+import itertools
 import linecache
 import logging
 import re
@@ -35,8 +36,10 @@ from labkit.memory.estimate.cuda import (
     replace_attributes,
     simulate_calls,
 )
+from labkit.memory.estimate.draws import Draws
 from labkit.memory.estimate.measured import (
     CONVOLUTIONS,
+    MOST_BYTES,
     PRODUCTS,
     measure_scratch,
     needs_measuring,
@@ -69,6 +72,7 @@ from labkit.memory.estimate.results import (
     keep_recipe,
     measure,
 )
+from labkit.memory.estimate.saved import Checkpoints
 from labkit.memory.estimate.values import (
     KNOWN_ELEMENTS,
     LIKE,
@@ -77,7 +81,12 @@ from labkit.memory.estimate.values import (
     KnownValues,
     allow_unknown_items,
     assume_shape,
+    count_up,
     is_constant,
+    is_real,
+    make_array,
+    make_unpacking,
+    pack_padded,
     selects_by_known,
     shape_ctc,
 )
@@ -101,8 +110,14 @@ DDP = "DistributedDataParallel is simulated as its module and its gradient bucke
 SHARDED = "FSDP2 and DTensor: simulated in one process, whose step may need less"
 PRODUCT = "prod: its backward pass is simulated as if a value were zero, which needs more"
 COMPILED = "torch.compile: simulated without the compiler, which often needs less"
+# What is assumed of unknown numbers that an array is to hold: they are below, or above.
+LARGE = 1e4
+READ_ARRAY, ASSUMED = "numpy()", "reads whole numbers, which are assumed: they may decide sizes"
 UNKNOWN_SCRATCH = "takes scratch memory of unknown size"
 RNN = EstimateObstacle("cuDNN's recurrent network", UNKNOWN_SCRATCH)
+PADDED = EstimateObstacle(
+    "nn.TransformerEncoder's nested tensor", "is simulated as a padded one: it needs more copies"
+)
 CONVOLUTION = (
     "what cuDNN's convolutions take while they run is not included: cuDNN chooses it on the GPU"
 )
@@ -119,6 +134,8 @@ KEEP_STORAGE = (
 )
 ATEN = torch.ops.aten
 ADD = ATEN.add.Tensor
+# What a loader draws: an order of samples, and a seed.
+SEEDS = frozenset((ATEN.randperm.default, ATEN.randperm.generator, ATEN.random_.default))
 # Products whose backward pass depends on zeros, where there are more elements than few.
 PRODUCTS_OF_ALL, FEW = (ATEN.prod.default, ATEN.prod.dim_int), 10_000
 # A linear layer adds its bias in place, but for subclasses of tensors it makes another.
@@ -153,6 +170,7 @@ READING = {"parameters", "activations"}
 # How often a storage is held that only one tensor has: by it, and by Python's object for it.
 ALONE = 2
 DEVICE = torch.ops.prim.device.default
+COMPOSITE = torch._C.DispatchKey.CompositeImplicitAutograd
 # Since torch 2.7.
 GROUPED = getattr(getattr(torch.ops.aten, "_grouped_mm", None), "default", None)
 # Warnings that come from the simulation, not from the user's code.
@@ -222,8 +240,10 @@ class FakeTracer(StorageTracer):
             met = self.whole.meet(operator, arguments, _writes_in_place)
             if met is not NotImplemented:
                 return met
-        if operator in RECURRENT and self._mode.placement == "cpu":
-            return self._run_parts(operator, arguments, named)
+        run_parts = self._find_parts(operator)
+        if run_parts is not None:
+            with _entered(self):
+                return run_parts(*arguments, **named)
         run = asked = operator
         if operator in CHANGED:
             if operator in PRODUCTS_OF_ALL and arguments[0].requires_grad:
@@ -238,17 +258,17 @@ class FakeTracer(StorageTracer):
         if recipe is None:
             return self._compute(operator, run, types, arguments, named, call)
         result = self._repeat(recipe, operator, facts.name, call)
-        if call.known or not call.tensors or facts.like:
+        if call.known or not call.tensors or facts.like or operator in SEEDS:
             self._follow_values(operator, arguments, named, call.tensors, result)
         return result
 
-    def _run_parts(self, operator: Any, arguments: Any, named: Any) -> Any:
-        """The results by the operator's parts; in inference mode torch asks for the whole."""
-        TorchDispatchMode.__enter__(self)
-        try:
-            return self.whole.call(operator, *arguments, **named)
-        finally:
-            TorchDispatchMode.__exit__(self, None, None, None)
+    def _find_parts(self, operator: Any) -> Callable[..., Any] | None:
+        """What runs the operator by its parts, which in inference mode comes here whole."""
+        if operator in RECURRENT and self._mode.placement == "cpu":
+            return functools.partial(self.whole.call, operator)
+        if torch.is_inference_mode_enabled() and _is_composite(operator):
+            return functools.partial(operator._op_dk, COMPOSITE)
+        return None
 
     def _read(self, operator: Any, arguments: Any, call: Call) -> Any:
         """The known or assumed value in a fake tensor, without torch's fake mode, which is slow."""
@@ -350,13 +370,19 @@ class FakeTracer(StorageTracer):
     def _follow_values(
         self, operator: Any, arguments: Any, named: Any, tensors: list[Any], result: Any
     ) -> None:
-        known = any("labkit_value" in one.__dict__ for one in tensors)
+        known = any("labkit_value" in one.__dict__ or is_real(one) for one in tensors)
         if not known and operator._schema.name[6:] in LIKE:
             # Masks; the states of optimizers are many.
             known = isinstance(result, torch.Tensor) and not result.is_floating_point()
+        if operator in SEEDS and result.numel() <= KNOWN_ELEMENTS:
+            # Numbers that choose samples, as a loader draws them: which ones does not matter.
+            with _disable_current_modes():
+                self.values.keep(result, torch.arange(result.numel()).view(result.shape))
+            return
+        if operator._schema.name == "aten::lift_fresh" and not _is_fake(tensors[0]):
+            self.values.copy(result, tensors[0])
+            return
         if not known and (tensors or not is_constant(operator._schema)):
-            if operator._schema.name == "aten::lift_fresh" and not hasattr(tensors[0], "fake_mode"):
-                self.values.copy(result, tensors[0])
             return
         made = list_tensors(result)
         if sum(one.numel() for one in made) > KNOWN_ELEMENTS:
@@ -377,9 +403,13 @@ class FakeTracer(StorageTracer):
         if operator is READ_VALUE or operator._schema.name in YES_OR_NO:
             return self._answer(operator, arguments[0])
         frames, backward = self._find_frames()
+        everything, find = self._assumptions.answer, self.values.find
         made = shape_ctc(operator, arguments, self.values)
         if made is None:
-            everything, find = self._assumptions.answer, self.values.find
+            made = pack_padded(operator, arguments, self.values, longest=everything)
+            if made is not None and find(arguments[1]) is None:
+                self._assumptions.decide()
+        if made is None:
             made = assume_shape(operator, arguments, named, everything=everything, find=find)
             if made is not None and not selects_by_known(operator, arguments, find):
                 self._assumptions.decide()
@@ -521,11 +551,16 @@ class FakeTracer(StorageTracer):
             raise RealTensorError
         if type(tensor).__name__ == "DTensor":
             self._note_words(SHARDED)
-        if tensor.layout is not torch.strided:
+        if tensor.layout not in {torch.strided, torch.jagged}:  # the latter is made of its parts
             self.note_obstacle(
                 EstimateObstacle(f"a {tensor.layout} tensor", "has a size that depends on values")
             )
         return super()._look_at([tensor])
+
+    def find_serial(self, tensor: Any) -> int | None:
+        """The number of the tensor's storage, which no other one has; None if it is not traced."""
+        held = self._live.get(tensor.untyped_storage()._cdata)
+        return None if held is None else held.storage.serial
 
     def _note_product(self, tensor: Any) -> None:
         if tensor.numel() > FEW:
@@ -536,6 +571,23 @@ class FakeTracer(StorageTracer):
         if self.obstacle is None:
             frames = find_user_frames()
             self.obstacle = obstacle._replace(frame=frames[0] if frames else None)
+
+
+@contextlib.contextmanager
+def _entered(mode: Any) -> Iterator[None]:
+    """Puts the mode back above the operators that its dispatch function calls."""
+    TorchDispatchMode.__enter__(mode)
+    try:
+        yield
+    finally:
+        TorchDispatchMode.__exit__(mode, None, None, None)
+
+
+@functools.cache
+def _is_composite(operator: Any) -> bool:
+    """True for an operator that torch makes of others."""
+    known = isinstance(operator, torch._ops.OpOverload)
+    return known and torch._C._dispatch_has_kernel_for_dispatch_key(operator.name(), COMPOSITE)
 
 
 def _is_fake(tensor: Any) -> bool:
@@ -749,13 +801,16 @@ class Simulation:
         self._target, self._moves_arguments = target, moves_arguments
         self._by_parts = by_parts
         self.allocators: dict[str, CachingAllocator] = {}
-        self.assumptions = assumptions
+        self.assumptions, self.draws = assumptions, Draws(assumptions)
         self.notes: list[str] = []
         self._fake = FakeMode(placement)
         self.tracer = FakeTracer(self, self._fake, self.assumptions, self.note)
+        self.checkpoints = Checkpoints(self.tracer.values, self.tracer.find_serial)
         self._operators = CudaOperators(lambda: self.tracer.note_obstacle(RNN))
         self._order = BackwardOrder(self._note_order, forward_first=assumptions.answer)
         self.growth_bytes, self.steps = 0, 2
+        # By the id of a function of torch that code may have imported: what replaces it.
+        self.replaced: dict[int, Any] = {}
 
     @property
     def device(self) -> str:
@@ -783,6 +838,16 @@ class Simulation:
     @contextlib.contextmanager
     def open(self) -> Iterator[None]:
         """The context in which the step runs; restores torch's state on exit."""
+
+        def pad(*_: Any) -> bool:
+            self.tracer.note_obstacle(PADDED)
+            return False
+
+        self.replaced = {
+            id(getattr(owner, name)): made
+            for owner, names in self.checkpoints.list_functions().items()
+            for name, made in names.items()
+        }
         with contextlib.ExitStack() as stack:
             stack.enter_context(warnings.catch_warnings())
             for message in HARMLESS:
@@ -803,8 +868,10 @@ class Simulation:
                 ),
                 replace_attributes(fake_tensor, run_fallback_kernel=_run_fallback),
                 replace_attributes(torch, compile=self._note_compile(torch.compile)),
-                # A checkpoint takes no memory that stays, and must not replace the user's file.
-                replace_attributes(torch, save=lambda *_, **__: None),
+                self.checkpoints.open(),
+                simulate_lazy(),
+                replace_attributes(fake_tensor.FakeTensor, get_nested_int=_count_ragged),
+                replace_attributes(torch, _nested_tensor_from_mask_left_aligned=pad),
                 # transformers asks whether a tensor is fake, to take the path of an export.
                 replace_attributes(torch._subclasses, FakeTensor=HiddenFakeTensor),
                 # An assertion that holds in the real step does not read a value.
@@ -814,7 +881,11 @@ class Simulation:
                     __init__=functools.partialmethod(_wrap_module, self),
                     forward=lambda wrapper, *inputs, **named: wrapper.module(*inputs, **named),
                 ),
-                allow_unknown_items(self.assumptions, self._note_unknown),
+                allow_unknown_items(self.assumptions, self.note_unknown),
+                replace_attributes(torch.Tensor, numpy=_answer_numpy(self)),
+                replace_attributes(
+                    torch._VF, _pad_packed_sequence=make_unpacking(self.tracer.values)
+                ),
                 replace_attributes(
                     torch.nn.AdaptiveLogSoftmaxWithLoss,
                     forward=_assume_cluster(self.tracer.values, self.assumptions),
@@ -896,7 +967,8 @@ class Simulation:
     def _find_level(self) -> Level:
         return self.tracer.levels.get(self.device, Level())
 
-    def _note_unknown(self, function: str) -> None:
+    def note_unknown(self, function: str) -> None:
+        """Adds a note about a function whose value is unknown, with the user's line."""
         frames = find_user_frames()
         where = f" at {frames[0].where}" if frames else ""
         self.note(
@@ -924,6 +996,51 @@ def _run_fallback(mode: Any, operator: Any, arguments: Any, spec: Any, error: Ex
     if any(_is_fake(one) and one.fake_device.type == "cuda" for one in arguments):
         raise fake_tensor.UnsupportedOperatorException(operator) from error
     return RUN_FALLBACK(mode, operator, arguments, spec, error)
+
+
+RAGGED = itertools.count(1 << 40)
+
+
+def _count_ragged(offsets: Any, *, coeff: int = 1) -> Any:
+    """The size of a ragged dimension with these offsets; torch's own is a symbol for a compiler."""
+    number = offsets.__dict__.setdefault("labkit_ragged", None)
+    if number is None:
+        number = offsets.labkit_ragged = next(RAGGED)
+    return torch._C._get_nested_int(number, coeff)
+
+
+def simulate_lazy() -> contextlib.ExitStack:
+    """Makes parameters of lazy modules real and empty, and fake when their size is known.
+
+    Torch cannot make an uninitialized parameter of a fake tensor.
+    """
+    kinds = torch.nn.parameter.UninitializedParameter, torch.nn.parameter.UninitializedBuffer
+
+    def wrap(make: Callable[..., Any]) -> Callable[..., Any]:
+        def create(kind: Any, *arguments: Any, device: Any = None, **named: Any) -> Any:
+            with _disable_current_modes():
+                made = make(kind, *arguments, **named)
+            made.labkit_device = device
+            return made
+
+        return create
+
+    def materialize(lazy: Any, shape: Any, device: Any = None, dtype: Any = None) -> None:
+        device = lazy.labkit_device if device is None else device
+        made = torch.empty(shape, device=device, dtype=dtype or lazy.dtype)
+        if isinstance(lazy, kinds[0]):
+            made = torch.nn.Parameter(made, lazy.requires_grad)
+        # Called by a method of the module that has it.
+        module = sys._getframe(1).f_locals["self"]
+        for names in (module._parameters, module._buffers):
+            for name in [name for name, one in names.items() if one is lazy]:
+                names[name] = made
+
+    stack = contextlib.ExitStack()
+    for kind in kinds:
+        made = {"__new__": wrap(kind.__new__), "materialize": materialize}
+        stack.enter_context(replace_attributes(kind, **made))
+    return stack
 
 
 LRU_CACHE = type(functools.lru_cache(len))
@@ -969,6 +1086,28 @@ def _wrap_module(
             simulation.tracer.mark(one, "buckets")
 
 
+def _answer_numpy(simulation: Simulation) -> Callable[..., Any]:
+    """``Tensor.numpy``, for fake tensors with known or assumed values."""
+    convert, tracer = torch.Tensor.numpy, simulation.tracer
+
+    def answer(tensor: Any, *, force: bool = False) -> Any:
+        if type(tensor) is not fake_tensor.FakeTensor:
+            return convert(tensor, force=force)
+        value = tracer.values.find(tensor)
+        if value is None and tensor.numel() * tensor.element_size() > MOST_BYTES:
+            raise fake_tensor.DataDependentOutputException(READ_ARRAY)
+        if value is None and (tensor.is_floating_point() or tensor.dtype is torch.bool):
+            simulation.note_unknown(READ_ARRAY)
+            high = simulation.assumptions.decide()
+            value = high if tensor.dtype is torch.bool else LARGE if high else -LARGE
+        elif value is None:
+            value = count_up(tensor.shape, tensor.dtype)
+            tracer.note_obstacle(EstimateObstacle(READ_ARRAY, ASSUMED))
+        return make_array(tensor, value, force=force)
+
+    return answer
+
+
 def _assume_cluster(values: KnownValues, assumptions: Assumptions) -> Callable[..., Any]:
     """The adaptive softmax, whose unknown targets are all in its first or all in its last cluster.
 
@@ -994,8 +1133,6 @@ def _is_compiled(module: Any) -> bool:
     return type(module).__name__ == "OptimizedModule" or module._compiled_call_impl is not None
 
 
-# What Python's error says for a fake tensor, which it cannot pickle.
-PICKLED = "WeakValueDictionary.__init__"
 # What torch's own errors say.
 INTERNAL = ("INTERNAL ASSERT FAILED", "NestedTensorImpl")
 
@@ -1021,8 +1158,8 @@ def _name_obstacle(error: BaseException) -> tuple[str, str] | None:
         found = (unregistered[1], "has no fake version")
     elif "UnknownNumber" in text and isinstance(error, TypeError):
         found = ("item()", UNKNOWN[fake_tensor.DataDependentOutputException])
-    elif PICKLED in text:
-        found = ("pickle", UNKNOWN[fake_tensor.DataDependentOutputException])
+    elif type(error).__name__ == "SafetensorError":
+        found = ("safetensors", UNKNOWN[fake_tensor.DataDependentOutputException])
     elif ".numpy() is not supported" in text:
         found = ("numpy()", "reads values, but fake tensors have none")
     # What torch itself cannot do with fake tensors, such as nested ones, is not the step's error.

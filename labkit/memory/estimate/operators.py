@@ -409,9 +409,14 @@ def _count_flash(arguments: Any) -> int:
 
 
 def _count_encoder(arguments: Any) -> int:
-    """The fast path of nn.TransformerEncoderLayer: its hidden layer, or query, key and value."""
+    """The fast path of nn.TransformerEncoderLayer: its hidden layer, or query, key and value.
+
+    With a mask it has all weights of attention, as the CPU always does.
+    """
     source, width, hidden = arguments[0], arguments[1], arguments[14].size(0)
-    return int(source.numel() // width * source.element_size() * max(hidden + width, 4 * width))
+    plain = source.numel() // width * source.element_size() * max(hidden + width, 4 * width)
+    masked = len(arguments) > 18 and arguments[18] is not None
+    return max(int(plain), _count_cpu_encoder(arguments) if masked else 0)
 
 
 def _count_softmax(arguments: Any) -> int:
@@ -550,20 +555,41 @@ def _count_cpu_flash_backward(arguments: Any) -> int:
 
 
 def _count_cpu_encoder(arguments: Any) -> int:
-    """nn.TransformerEncoderLayer's fast path: all weights of attention, query, key and value."""
+    """nn.TransformerEncoderLayer's fast path: its attention, or its hidden layer.
+
+    A layer that normalizes first keeps both its normalized and its plain input.
+    """
     source, width, heads = arguments[:3]
-    hidden = arguments[14].size(0)
-    rows, size = source.numel() // width, source.element_size()
-    weights = rows * heads * source.size(1)
-    # Before there is a result, the three parts twice, or with the weights; or the hidden layer.
-    return int(size * max(5 * rows * width, 2 * rows * width + weights, rows * (hidden + width)))
+    rows, hidden = source.numel() // width, arguments[14].size(0)
+    attention = _count_attention(rows, width, heads * source.size(1), arguments[18:20])
+    most = max(attention, rows * (hidden + 2 * width)) + rows * width * arguments[8]
+    return int(source.element_size() * (most - rows * width))
 
 
 def _count_cpu_heads(arguments: Any) -> int:
-    """nn.MultiheadAttention's fast path."""
+    """nn.MultiheadAttention's fast path, beside its result and the weights that it returns."""
     source, width, heads = arguments[0], arguments[3], arguments[4]
-    rows = source.numel() // width
-    return int(source.element_size() * rows * max(5 * width, 2 * width + heads * source.size(1)))
+    rows, length = source.numel() // width, source.size(1)
+    most = _count_attention(rows, width, heads * length, (arguments[9:10] + arguments[12:13]))
+    result = rows * width
+    if arguments[10:11] != (False,):
+        weights = rows * heads * length
+        returned = weights if arguments[11:12] == (False,) else rows * length
+        most = max(most, 5 * result + weights, 4 * result + weights + returned % weights)
+        result += returned
+    return int(source.element_size() * (most - result))
+
+
+def _count_attention(rows: int, width: int, columns: int, mask: Any) -> int:
+    """The most elements of attention: the three parts twice, or once with the weights.
+
+    ``mask`` is () or (mask, kind). A masked softmax makes other weights, and of a mask of kind 2,
+    which is not for padding alone, one byte for each weight.
+    """
+    weights = rows * columns
+    if mask and mask[0] is not None:
+        weights = weights * 2 + (weights // 4 if mask[1:] == (2,) else 0)
+    return max(6 * rows * width, 3 * rows * width + weights)
 
 
 def _count_cpu_bag(arguments: Any) -> int:
@@ -585,6 +611,32 @@ def _count_first(arguments: Any) -> int:
 def _count_lu_solve(arguments: Any) -> int:
     """A copy of the factors, if they are not laid out by columns, as LAPACK takes them."""
     return 0 if arguments[0].mT.is_contiguous() else _count_first(arguments)
+
+
+# Points of the input that each dimension of an upsampled one takes, by the operator.
+UPSAMPLED = {
+    **dict.fromkeys(("upsample_linear1d", "upsample_bilinear2d", "upsample_trilinear3d"), 2),
+    "upsample_bicubic2d": 4,
+    **dict.fromkeys((f"upsample_nearest{n}d" for n in (1, 2, 3)), 1),
+    **dict.fromkeys((f"_upsample_nearest_exact{n}d" for n in (1, 2, 3)), 1),
+}
+# Up to this sum of height and width, torch upsamples by the kernel for channels last.
+SMALL_UPSAMPLED = 128
+
+
+def _count_upsampled(points: int, arguments: Any) -> int:
+    """Upsampling on the CPU: a table of places and weights of each dimension, or two copies.
+
+    As torch decides it, in aten/src/ATen/native/cpu/UpSampleKernel.cpp.
+    """
+    tensor, sizes = arguments[:2]
+    size = tensor.element_size()
+    image = tensor.size(1) == 3 and points == 2 and torch.get_num_threads() == 1
+    if len(sizes) == 2 and points < 4 and (image or sum(sizes) <= SMALL_UPSAMPLED):
+        samples = tensor.size(0) * tensor.size(1)
+        copied = tensor.size(1) > 1 and tensor.is_contiguous()
+        return int((tensor.numel() + samples * math.prod(sizes)) * size) if copied else 0
+    return int(sum(sizes) * points * (8 + size))
 
 
 def _count_unfold(arguments: Any) -> int:
@@ -815,6 +867,7 @@ def reverse_batch_norm(*arguments: Any) -> Any:
 
 
 CPU_SCRATCH: dict[str, Callable[[Any], int]] = {
+    **{name: functools.partial(_count_upsampled, points) for name, points in UPSAMPLED.items()},
     "mm": _count_matrices,
     "addmm": _count_matrices,
     "bmm": _count_batches,

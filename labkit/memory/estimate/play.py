@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import inspect
 import io
 import random
@@ -32,7 +33,8 @@ LINES_SHOWN = 8
 BATCH_NAMES = ("batch", "batch_size")
 MOST_TRIES = 24
 ORDER = "what the process has run before decides the order of a double backward pass"
-MOST_CHECKS = 4
+MOST_CHECKS = 6
+DRAWN = "random numbers or the time"
 FORWARD_ALONE = "the forward pass alone: a training step is a function that calls backward() too"
 
 
@@ -244,35 +246,47 @@ def _find_batch(
 def estimate_work(work: Work, target: Target) -> Estimate:
     """The estimate; of both ways that the step can go, by unknown values or backward's order."""
     found: list[Estimate] = []
-    assumed: list[str] = []
     failures: list[UsageError] = []
+    ways: list[Assumptions] = []
     for answer in (True, False):
         made, assumptions = _follow(work, target, answer=answer)
         (failures if isinstance(made, UsageError) else found).append(made)  # type: ignore[arg-type]
-        assumed += [one for one in assumptions.places if one not in assumed]
-        if not assumptions.places and not assumptions.reorders:
+        ways.append(assumptions)
+        if not (assumptions.asked or assumptions.reorders):
             break
     if not found:
         raise failures[0] from failures[0].__cause__
     highest = max(found, key=lambda one: one.peak_bytes)
     lowest = min(one.peak_bytes for one in found)
-    if not assumed and lowest == highest.peak_bytes:
+    note = _note_ways(ways, lowest, highest.peak_bytes)
+    if note is None and not failures:
         return highest
-    note = ORDER
-    if assumed:
-        note = f"unknown values decide at {shorten(', '.join(assumed), 200)}"
-    if lowest < highest.peak_bytes:
-        note += f": the peak is at least {format_bytes(lowest)}"
-    else:
-        note += ": simulated both ways, with the same peak"
     obstacle = next((one.obstacle for one in found if one.obstacle), None)
     if failures and obstacle is None:
         # The way that could not be followed may need more.
         reason = f"was followed one way only: {first_line(failures[0].what)}"
         obstacle = EstimateObstacle("a decision by unknown values", reason)
-    return dataclasses.replace(
-        highest, lowest_bytes=lowest, obstacle=obstacle, notes=(note, *highest.notes)
-    )
+    notes = highest.notes if note is None else (note, *highest.notes)
+    return dataclasses.replace(highest, lowest_bytes=lowest, obstacle=obstacle, notes=notes)
+
+
+def _note_ways(ways: list[Assumptions], lowest: int, highest: int) -> str | None:
+    """What decides which way a step goes, and how much; None if it is nothing that matters."""
+    asked = list(dict.fromkeys(place for one in ways for place in one.places))
+    drawn = list(dict.fromkeys(place for one in ways for place in one.drawn))
+    same = lowest == highest
+    if same and not asked:
+        return None
+    words = [*["unknown values"][: len(asked)], *[DRAWN][: len(drawn)]]
+    note = ORDER
+    if words:
+        lines = ", ".join(dict.fromkeys(asked + drawn))
+        note = f"{' and '.join(words)} decide at {shorten(lines, 200)}"
+    if not same:
+        return f"{note}: the peak is at least {format_bytes(lowest)}"
+    if any(one.changed for one in ways):
+        return f"{note}: ways that end in an error were left out, and the others have the same peak"
+    return f"{note}: simulated both ways, with the same peak"
 
 
 def _follow(
@@ -280,21 +294,27 @@ def _follow(
 ) -> tuple[Estimate | UsageError, Assumptions]:
     """The estimate with this answer to every unknown value, or why it fails; and the decisions.
 
-    A decision that ends in an error was a check of the step's own (``if not valid: raise``), which
-    the real step passes: it gets the other answer.
+    A decision that ends in an error was a check of the step's own (``if not valid: raise``), or
+    one decision too many of a kind (all layers are left out): the real step decides otherwise.
     """
     from labkit.memory.estimate.values import Assumptions
 
-    passed: set[str] = set()
+    changed: set[Any] = set()
+    tried: list[Any] = []
+    reached = -1
     while True:
-        assumptions = Assumptions(answer=answer, passed=passed)
+        assumptions = Assumptions(answer=answer, changed=changed)
         try:
             return _estimate_one(work, target, assumptions), assumptions
         except UsageError as error:
-            check = assumptions.latest
-            if check is None or check in passed or len(passed) == MOST_CHECKS:
+            if tried and assumptions.asked <= reached:
+                changed.discard(tried[-1])  # the step came no further
+            reached = max(reached, assumptions.asked)
+            change = assumptions.find_change(tried)
+            if change is None or len(tried) == MOST_CHECKS:
                 return error, assumptions
-            passed.add(check)
+            tried.append(change)
+            changed.add(change)
 
 
 def _estimate_one(work: Work, target: Target, assumptions: Assumptions) -> Estimate:
@@ -378,6 +398,7 @@ def _simulate(
 def _run(work: Work, simulation: Simulation) -> EstimateObstacle | None:
     """Runs the work in the simulation; returns the obstacle if fake tensors cannot continue."""
     from labkit.memory.estimate.fake import (
+        ASSUMED,
         LazyTensorError,
         RealTensorError,
         read_obstacle,
@@ -397,7 +418,9 @@ def _run(work: Work, simulation: Simulation) -> EstimateObstacle | None:
     except (Exception, SystemExit) as error:  # whatever the user's code raises
         if "UninitializedParameter" in str(error):
             raise refuse_lazy(work.name) from error
-        obstacle = read_obstacle(error)
+        # What follows from assumed sizes is not the step's own error.
+        assumed = simulation.tracer.obstacle
+        obstacle = assumed if assumed and assumed.reason == ASSUMED else read_obstacle(error)
         if obstacle is None:
             raise explain_failure(work.name, error) from error
         return obstacle
@@ -406,29 +429,43 @@ def _run(work: Work, simulation: Simulation) -> EstimateObstacle | None:
 
 def _run_steps(work: Work, simulation: Simulation) -> None:
     arguments = simulation.copy_fake(work.arguments)
+    with simulation.draws.open(work.function, arguments, simulation.replaced):
+        _run_with(work, simulation, arguments)
+
+
+def _run_with(work: Work, simulation: Simulation, arguments: tuple[Any, ...]) -> None:
     given = arguments if work.batch is None else (work.batch, *arguments)
+    watch = _watch_draws(simulation)
+
+    def run(function: Callable[..., object], *taken: object) -> object:
+        simulation.assumptions.begin_step()
+        return function(*taken)
+
     # With arguments, calling the function is the first step.
-    first = work.inference and bool(arguments)
-    watch = _note_draws(simulation.note) if arguments else contextlib.nullcontext()
-    with _keep_gradients(off=first), watch:
-        made = work.function(*given)
+    first = bool(arguments)
+    with (
+        _keep_gradients(off=work.inference and first),
+        watch if first else contextlib.nullcontext(),
+    ):
+        made = run(work.function, *given)
     step = made if callable(made) else None
     _refuse_no_step(made, work.name)
     del made  # what a step returns is freed before the next one, as in a loop
     if step is None and not arguments:
         return
-    with _keep_gradients(off=work.inference), _note_draws(simulation.note):
-        run_step = step or (lambda: work.function(*given))
+    with _keep_gradients(off=work.inference), _watch_draws(simulation):
+        taken = (step,) if step else (work.function, *given)
+        run_step = functools.partial(run, *taken)
         if step:
             run_step()
         simulation.measure_growth(run_step)
 
 
 @contextlib.contextmanager
-def _note_draws(note: Callable[[str], object]) -> Iterator[None]:
-    """Calls ``note`` if the block draws from the random numbers of Python or NumPy.
+def _watch_draws(simulation: Simulation) -> Iterator[None]:
+    """Answers the block's draws, and notes those that stay real, from Python's or NumPy's state.
 
-    Those are real numbers, of which the simulation has one draw; torch's are unknown values.
+    Those are one draw of many; torch's are unknown values.
     """
 
     def list_states() -> dict[str, object]:
@@ -441,10 +478,14 @@ def _note_draws(note: Callable[[str], object]) -> Iterator[None]:
         return states
 
     before = list_states()
-    yield
+    simulation.draws.active = True
+    try:
+        yield
+    finally:
+        simulation.draws.active = False
     for name, state in list_states().items():
         if state != before.get(name, state):
-            note(
+            simulation.note(
                 f"the step draws from {name} random numbers: the figure is of one draw,"
                 " and another may need more or less"
             )

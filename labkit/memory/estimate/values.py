@@ -40,28 +40,62 @@ ABSORBING = {
 }  # fmt: skip
 
 
+# A line, and the number of one of its decisions in a step; None for all of them.
+Change = tuple[str, int | None]
+
+
 class Assumptions:
     """Answers the questions that unknown values would answer, always with ``answer``.
 
-    ``passed`` are lines with the other answer; ``latest`` is the line that asked last. ``reorders``
-    is True once the order of a backward pass depends on more than the step.
+    ``changed`` are the decisions with the other answer.
+    ``places`` counts the decisions of each line, ``drawn`` the numbers that it drew.
+    ``reorders`` is True once the order of a backward pass depends on more than the step.
     """
 
-    def __init__(self, *, answer: bool, passed: Collection[str] = ()) -> None:
-        self.answer, self.passed = answer, passed
+    def __init__(self, *, answer: bool, changed: Collection[Change] = ()) -> None:
+        self.answer, self.changed = answer, frozenset(changed)
         self.reorders = False
         self.places: Counter[str] = Counter()
-        self.latest: str | None = None
+        self.drawn: Counter[str] = Counter()
+        # The decisions of each line in this step, the latest line last.
+        self._made: dict[str, int] = {}
 
-    def decide(self) -> bool:
+    @property
+    def asked(self) -> int:
+        """How many answers there were."""
+        return self.places.total() + self.drawn.total()
+
+    def begin_step(self) -> None:
+        """Counts the decisions of each line from one again."""
+        self._made.clear()
+
+    def answers_draw(self, most: int) -> bool:
+        """False once the running line has drawn so often in this step."""
+        return self._made.get(_find_line(), 0) < most
+
+    def decide(self, *, drawn: bool = False) -> bool:
         """The answer; raises DataDependentOutputException where a line asks without end."""
-        frames = find_user_frames()
-        where = frames[0].where if frames else "an unknown line"
-        self.places[where] += 1
-        self.latest = where
+        where = _find_line()
+        (self.drawn if drawn else self.places)[where] += 1
+        number = self._made.pop(where, 0) + 1
+        self._made[where] = number
         if self.places[where] > LINE_DECISIONS:
             raise DataDependentOutputException(READ_VALUE)
-        return self.answer != (where in self.passed)
+        return self.answer != bool({(where, None), (where, number)} & self.changed)
+
+    def find_change(self, tried: Collection[Change]) -> Change | None:
+        """What to decide differently after an error: the latest decision, or all of its line."""
+        for where, number in reversed(self._made.items()):
+            if not any(one[0] == where for one in tried):
+                return where, number
+            if (where, None) not in tried:
+                return where, None
+        return None
+
+
+def _find_line() -> str:
+    frames = find_user_frames()
+    return frames[0].where if frames else "an unknown line"
 
 
 class KnownValues:
@@ -83,7 +117,7 @@ class KnownValues:
 
     def find(self, tensor: Any) -> Any:
         """The tensor's values as a real tensor; None if they are unknown."""
-        value, writes = getattr(tensor, "labkit_value", (None, 0))
+        value, writes = getattr(tensor, "labkit_value", (tensor if is_real(tensor) else None, 0))
         if value is None or writes != self._writes[tensor.untyped_storage()._cdata]:
             return None
         return value
@@ -110,6 +144,8 @@ class KnownValues:
                 known = {id(one): torch.empty(shape, dtype=one.dtype) for one in tensors}
         certain = bool(tensors) or is_constant(schema)
         drawn = torch.Tag.nondeterministic_seeded in operator.tags
+        # A real tensor of the step's is not written to.
+        drawn = drawn or (schema.is_mutable and any(map(is_real, tensors)))
         if drawn or not certain or any(one is None for one in known.values()):
             if schema.name in ABSORBING:
                 return _absorb(schema.name, list(known.values()), tensors)
@@ -139,6 +175,21 @@ class KnownValues:
                 value = arguments[place] if place < len(arguments) else named.get(argument.name)
                 for one in list_tensors(value):
                     self._writes[one.untyped_storage()._cdata] += 1
+
+
+def is_real(tensor: Any) -> bool:
+    """True for a small tensor of whole numbers that is not fake, such as the lengths of sequences.
+
+    >>> is_real(torch.ones(3)), is_real(torch.arange(3))
+    (False, True)
+    """
+    return (
+        type(tensor) is torch.Tensor
+        and not (tensor.is_floating_point() or tensor.is_complex())
+        and tensor.device.type == "cpu"
+        and tensor.layout is torch.strided
+        and tensor.numel() <= KNOWN_ELEMENTS
+    )
 
 
 def is_constant(schema: Any) -> bool:
@@ -179,7 +230,9 @@ class UnknownNumber(float):
     def __format__(self, form: str) -> str:
         return "?"
 
-    def _pass_on(self, *others: Any) -> UnknownNumber:
+    def _pass_on(self, *others: Any) -> Any:
+        if not all(isinstance(one, int | float | None) for one in others):
+            return NotImplemented  # a tensor or an array has the result
         return make_unknown(self.assumptions)
 
     def _decide(self, *others: Any) -> bool:
@@ -204,6 +257,41 @@ def make_unknown(assumptions: Assumptions) -> UnknownNumber:
     number = UnknownNumber(1.0)
     number.assumptions = assumptions
     return number
+
+
+def make_array(tensor: Any, value: Any, *, force: bool = False) -> Any:
+    """What ``tensor.numpy()`` returns for a fake tensor: an array of this value, or these values.
+
+    As in torch it keeps the tensor's storage; raises what torch raises for the real tensor.
+    """
+    if tensor.requires_grad and not force:
+        raise RuntimeError(
+            "Can't call numpy() on Tensor that requires grad. Use tensor.detach().numpy() instead."
+        )
+    if tensor.device.type != "cpu" and not force:
+        raise TypeError(
+            f"can't convert {tensor.device} device type tensor to numpy."
+            " Use Tensor.cpu() to copy the tensor to host memory first."
+        )
+    import numpy
+
+    class Array(numpy.ndarray):  # type: ignore[misc,type-arg]
+        """An array that can hold the storage of a tensor; its views hold it."""
+
+    with _disable_current_modes():
+        if not isinstance(value, torch.Tensor):
+            value = torch.full(tensor.shape, value, dtype=tensor.dtype)
+        found = value.numpy()
+    made = numpy.ndarray.__new__(Array, found.shape, found.dtype)
+    made[...] = found
+    made.storage = tensor.untyped_storage()
+    return made
+
+
+def count_up(shape: Any, dtype: Any) -> Any:
+    """The assumed values of whole numbers: all different, from 1 on."""
+    with _disable_current_modes():
+        return torch.arange(1, shape.numel() + 1).to(dtype).view(shape)
 
 
 def allow_unknown_items(
@@ -286,6 +374,46 @@ def shape_ctc(operator: Any, arguments: Any, values: KnownValues) -> Any:
         longest = targets.size(-1) if known is None else int(known.max())
     batch = scores.size(1)
     return scores.new_empty(batch), scores.new_empty(batch, scores.size(0), 2 * longest + 1)
+
+
+def pack_padded(operator: Any, arguments: Any, values: KnownValues, *, longest: bool) -> Any:
+    """The packed sequences and how many there are at each step; None for another operator.
+
+    Sequences of unknown lengths are all as long as they can be, or have one step.
+    """
+    if operator._schema.name != "aten::_pack_padded_sequence":
+        return None
+    padded, lengths, batch_first = arguments
+    known = values.find(lengths)
+    batch, steps = padded.shape[:2] if batch_first else padded.shape[1::-1]
+    with _disable_current_modes():
+        if known is None:
+            known = torch.full((batch,), steps if longest else 1)
+        sizes = (known[None, :] > torch.arange(int(known.max()))[:, None]).sum(1)
+        total = int(known.sum())
+    # Torch's C++ code reads the numbers, on the CPU: they are real.
+    return padded.new_empty(total, *padded.shape[2:]), sizes
+
+
+def make_unpacking(values: KnownValues) -> Callable[..., Any]:
+    """``pad_packed_sequence`` as C++ has it, which would write the lengths into a fake tensor."""
+
+    def pad(data: Any, sizes: Any, batch_first: bool, padding: float, total: int) -> Any:
+        with _disable_current_modes():
+            counts = sizes.tolist()
+            lengths = (sizes[:, None] > torch.arange(counts[0])).sum(0)
+        padded = data.new_full((max(total, len(counts)), counts[0], *data.shape[1:]), padding)
+        begin = offset = 0
+        for place, count in enumerate(counts, 1):
+            if place == len(counts) or counts[place] != count:
+                part = data[offset : offset + (place - begin) * count]
+                padded[begin:place, :count].copy_(part.view(place - begin, count, *data.shape[1:]))
+                offset, begin = offset + len(part), place
+        made = torch.empty(lengths.shape, dtype=torch.int64)
+        values.keep(made, lengths)
+        return padded.transpose(0, 1) if batch_first else padded, made
+
+    return pad
 
 
 def _list_masks(operator: Any, arguments: Any) -> list[Any]:
