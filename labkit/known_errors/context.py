@@ -113,8 +113,9 @@ SIGNS = (
     ),
     _sign(
         "vm",
-        "qemu libvirt ovmf vm vmware hypervisor",
-        r"\bqemu\b|libvirt|\bovmf\b|\b(?:lxd|incus|kvm|proxmox) vm\b|vmware|hypervisor detected",
+        "qemu libvirt ovmf vm vmware hypervisor harvester guest",
+        r"\bqemu\b|libvirt|\bovmf\b|\bharvester\b|in the guest\b"
+        r"|\b(?:lxd|incus|kvm|proxmox) vm\b|vmware|hypervisor detected",
     ),
     _sign("apptainer", "apptainer singularity", r"\b(?:apptainer|singularity)\b"),
     _sign("microk8s", "microk8s", r"microk8s"),

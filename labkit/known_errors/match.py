@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_left, bisect_right
-from collections import ChainMap, Counter
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property, reduce
@@ -710,7 +710,10 @@ class _Block:
         found.sort(key=lambda place: (place.reported, place.number))
         first, last = found[0], max(found, key=lambda place: place.last)
         # A later line of the same error may say more: a version, a name, which of its kinds it is.
-        values = ChainMap(*(each.values for each in found if each.reported == first.reported))
+        values: dict[str, str] = {}
+        for place in reversed(found):
+            if place.reported == first.reported:
+                values |= place.values
         return first._replace(values=values, last=last.last, stage=last.stage, retried=last.retried)
 
     def list_outcomes(self, first: int) -> Iterator[tuple[int, str, bool]]:
