@@ -97,8 +97,7 @@ lock:  ## resolve the newest versions into docker/locks/
 	@$(LABKIT) lock
 
 bench:  ## measure start-up times, the image's size, and how fast logs are explained
-	@($(LABKIT) build --runtime local) && $(PYTHON) tests/bench/bench_launch.py
-	@$(PYTHON) -m tests.bench.bench_explain
+	@($(LABKIT) build --runtime local) && $(PYTHON) tests/bench/bench_launch.py && $(PYTHON) -m tests.bench.bench_explain
 
 clean:  ## remove images, caches, .venv and state; never work/
 	@$(LABKIT) clean

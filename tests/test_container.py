@@ -355,7 +355,7 @@ def test_a_build_that_fails_quotes_its_log_and_the_cause(lab, docker):
         lab.prepare(Steps())
     assert "  | write /x: no space left on device" in caught.value.what
     assert str(lab.checkout.logs_folder / "build-cpu.log") in caught.value.what
-    assert caught.value.cause == "the disk is full"
+    assert caught.value.cause.startswith("the disk is full")
 
 
 def test_stopping_keeps_workspace_and_caches(lab, docker):

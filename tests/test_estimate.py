@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import functools
 import io
@@ -10,6 +11,7 @@ import pickle
 import random
 import secrets
 import shutil
+import threading
 import time
 
 import numpy as np
@@ -500,6 +502,25 @@ def test_what_is_done_after_an_hour_makes_a_range(read):
 
     estimate = estimate_memory(step, torch.ones(1000))
     assert (estimate.lowest_bytes, estimate.peak_bytes) == (4_000, 404_000)
+
+
+def test_the_time_leaps_for_the_steps_own_thread_only():
+    seen = []
+
+    def step():
+        if time.monotonic() - started > 3_600:
+            torch.ones(1000)
+        other = threading.Thread(target=lambda: seen.append(time.monotonic()))
+        other.start()
+        other.join()
+        seen.append(loop.time())
+
+    started, loop = time.monotonic(), asyncio.new_event_loop()
+    estimate = estimate_memory(lambda: step)
+    loop.close()
+
+    assert estimate.lowest_bytes < estimate.peak_bytes == 4000
+    assert seen and max(seen) - started < 3_600
 
 
 def test_draws_that_decide_nothing_are_no_range():

@@ -158,8 +158,8 @@ class Explanation:
 def explain_text(text: str, known: tuple[KnownError, ...] = KNOWN_ERRORS) -> Explanation:
     """The known errors in ``text``: causes before effects, then by certainty, then by line.
 
-    >>> explain_text("OSError: [Errno 28] No space left on device").first.error.cause
-    'the disk is full'
+    >>> explain_text("OSError: [Errno 28] No space left on device").first.error.name
+    'disk-full'
     """
     # With the last line's end, the whole text is one block.
     return _explain(read_pieces([text + "\n"]), known)

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 import math
 import os
 import random
 import secrets
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from types import BuiltinMethodType, MethodType, ModuleType
@@ -83,7 +85,7 @@ class Draws:
 
     def __init__(self, assumptions: Assumptions) -> None:
         self._assumptions, self.active = assumptions, False
-        self._leaps = 0
+        self._leaps, self._thread = 0, threading.get_ident()
         self._numpy = sys.modules.get("numpy.random")  # only where something has imported it
         self._watched = self._wrap_classes()
 
@@ -157,7 +159,7 @@ class Draws:
 
         @functools.wraps(draw)
         def answer(*arguments: Any, **named: Any) -> Any:
-            if not self.active or not is_user_file(sys._getframe(1).f_code.co_filename):
+            if not self._is_asked():
                 return draw(*arguments, **named)
             shape = _find_shape(draw, arguments[skips:], named)
             limits: Any = None
@@ -173,12 +175,23 @@ class Draws:
 
         return answer
 
+    def _is_asked(self) -> bool:
+        """True where the step calls: no other thread, and no hook of the garbage collector."""
+        caller = sys._getframe(2).f_code
+        return (
+            self.active
+            and threading.get_ident() == self._thread
+            and is_user_file(caller.co_filename)
+            and all(getattr(hook, "__code__", None) is not caller for hook in gc.callbacks)
+        )
+
     def _wrap_clock(self, read: Callable[[], float]) -> Callable[[], float]:
         @functools.wraps(read)
         def answer() -> float:
-            if self.active and is_user_file(sys._getframe(1).f_code.co_filename):
-                may_leap = self._assumptions.answers_draw(LINE_DRAWS)
-                self._leaps += may_leap and self._assumptions.decide(drawn=True)
+            if not self._is_asked():
+                return read()  # of what must not leap: an event loop's timers, a lock's limit
+            may_leap = self._assumptions.answers_draw(LINE_DRAWS)
+            self._leaps += may_leap and self._assumptions.decide(drawn=True)
             return read() + self._leaps * DAY_SECONDS
 
         return answer

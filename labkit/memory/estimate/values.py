@@ -18,7 +18,7 @@ import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensor
 from torch.utils._python_dispatch import _disable_current_modes
 
-from labkit.memory.estimate.cuda import replace_attributes
+from labkit.memory.estimate.cuda import UNNAMED, replace_attributes
 from labkit.memory.track.frames import find_user_frames
 from labkit.memory.track.storages import list_tensors
 
@@ -268,7 +268,7 @@ def make_array(tensor: Any, value: Any, *, force: bool = False) -> Any:
         raise RuntimeError(
             "Can't call numpy() on Tensor that requires grad. Use tensor.detach().numpy() instead."
         )
-    if tensor.device.type != "cpu" and not force:
+    if tensor.device.type != "cpu" and tensor.device != UNNAMED and not force:
         raise TypeError(
             f"can't convert {tensor.device} device type tensor to numpy."
             " Use Tensor.cpu() to copy the tensor to host memory first."
