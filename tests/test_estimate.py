@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import functools
+import gzip
 import io
 import os
 import pickle
@@ -13,6 +14,7 @@ import secrets
 import shutil
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,6 +23,7 @@ from torch import nn
 
 from labkit.errors import UsageError
 from labkit.memory.balance.read import read_resident_bytes
+from labkit.memory.estimate import measured
 from labkit.memory.estimate.fake import COMPILED, CONVERGENCE, OVERFLOW
 from labkit.memory.estimate.play import FORWARD_ALONE, estimate_memory, find_largest_batch
 from labkit.memory.estimate.values import Assumptions, make_unknown
@@ -502,6 +505,75 @@ def test_what_is_done_after_an_hour_makes_a_range(read):
 
     estimate = estimate_memory(step, torch.ones(1000))
     assert (estimate.lowest_bytes, estimate.peak_bytes) == (4_000, 404_000)
+
+
+def write_everywhere(model):
+    """Writes files in each way that steps do, and reads some of them again."""
+    state = model.state_dict()
+    with Path("kept.pt").open("wb") as file:
+        torch.save(state, file)
+        os.fsync(file.fileno())
+    with Path("kept.pt").open("rb") as file:
+        model.load_state_dict(torch.load(file))
+    with open("kept.pkl", "wb") as file:  # noqa: PTH123
+        pickle.dump(state, file)
+    np.save("kept.npy", np.ones(3))
+    np.savez("kept.npz", values=np.ones(3))
+    with gzip.open("kept.gz", "wt") as file:
+        file.write("new")
+    with Path("kept.log").open("a") as file:
+        file.write("more")
+    assert Path("kept.log").read_text().startswith("kept.logmore")
+    Path("half.txt").write_text("new")
+    os.replace("half.txt", "kept.txt")  # noqa: PTH105
+    assert Path("kept.txt").read_text() == "new"
+    assert not os.path.exists("half.txt")  # noqa: PTH110
+    with pytest.raises(FileNotFoundError):
+        Path("missing/x").write_text("new")
+    with pytest.raises(FileExistsError), Path("kept.log").open("x"):
+        pass
+
+
+def test_no_file_that_a_step_writes_is_touched(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = [f"kept.{kind}" for kind in ("pt", "pkl", "npy", "npz", "gz", "log", "txt")]
+    for name in names:
+        Path(name).write_text(name)
+
+    def make_step():
+        model = nn.Linear(100, 100)
+        return lambda: write_everywhere(model)
+
+    assert estimate_memory(make_step).obstacle is None
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names)
+    assert [Path(name).read_text() for name in names] == names
+
+
+def test_arrays_of_draws_keep_their_shape():
+    generator = np.random.default_rng(0)
+    shapes = []
+
+    def step():
+        drawn = (generator.random(8), generator.random((3, 1)), np.random.random((5, 1)))
+        shapes.append([each.shape for each in drawn])
+        shapes.append([np.random.randint(0, 5, (4,)).shape])
+        torch.ones(1 + (generator.random() < 2))
+
+    estimate_memory(lambda: step)
+    assert shapes[:2] == [[(8,), (3, 1), (5, 1)], [(4,)]]
+
+
+def test_a_recurrent_layer_is_not_taken_for_one_without_gradients():
+    layer, values = nn.LSTM(64, 128), torch.randn(60, 32, 64)
+
+    def make_step():
+        model, inputs = nn.LSTM(64, 128), torch.randn(60, 32, 64)
+        return lambda: model(inputs)[0].mean().backward()
+
+    alone = estimate_memory(make_step).peak_bytes
+    measured._measured.clear()
+    without = estimate_memory(layer, values, inference=True).peak_bytes
+    assert estimate_memory(make_step).peak_bytes == alone > 2 * without
 
 
 def test_the_time_leaps_for_the_steps_own_thread_only():

@@ -211,8 +211,8 @@ def _find_shape(draw: Any, arguments: Any, named: Any) -> tuple[int, ...] | None
 METHODS = MethodType, BuiltinMethodType
 # Where NumPy's functions take a size.
 SIZE_PLACES = {
-    **dict.fromkeys(("random_sample", "ranf", "sample"), 0), "choice": 1,
-    **dict.fromkeys(("uniform", "integers", "random_integers", "beta", "binomial"), 2),
+    **dict.fromkeys(("random", "random_sample", "ranf", "sample"), 0), "choice": 1,
+    **dict.fromkeys(("uniform", "randint", "integers", "random_integers", "beta", "binomial"), 2),
 }  # fmt: skip
 
 

@@ -905,6 +905,7 @@ class Simulation:
             replace_attributes(torch, _nested_tensor_from_mask_left_aligned=pad),
             allow_unknown_items(self.assumptions, self.note_unknown),
             replace_attributes(torch.Tensor, numpy=_answer_numpy(self)),
+            replace_attributes(torch.nested, **_refuse_jagged(self._fake.placement)),
             replace_attributes(torch._VF, _pad_packed_sequence=make_unpacking(values)),
             replace_attributes(
                 torch.nn.AdaptiveLogSoftmaxWithLoss,
@@ -1089,6 +1090,29 @@ def _wrap_module(
         wrapper.gradient_buckets = [torch.empty_like(one) for one in trained]
         for one in wrapper.gradient_buckets:
             simulation.tracer.mark(one, "buckets")
+
+
+def _refuse_jagged(placement: str) -> dict[str, Callable[..., Any]]:
+    """What replaces the makers of jagged tensors where torch would end the process.
+
+    A build without CUDA aborts as it makes one on a GPU.
+    """
+    if placement != "gpu" or torch.backends.cuda.is_built():
+        return {}
+
+    def wrap(make: Callable[..., Any]) -> Callable[..., Any]:
+        def answer(*arguments: Any, **named: Any) -> Any:
+            if make is from_jagged or named.get("layout") is torch.jagged:
+                raise fake_tensor.UnsupportedFakeTensorException(
+                    "a jagged one on a GPU, in a build of torch without CUDA"
+                )
+            return make(*arguments, **named)
+
+        return answer
+
+    from_jagged = torch.nested.nested_tensor_from_jagged
+    names = ("nested_tensor", "as_nested_tensor", "nested_tensor_from_jagged")
+    return {name: wrap(getattr(torch.nested, name)) for name in names}
 
 
 def _answer_numpy(simulation: Simulation) -> Callable[..., Any]:

@@ -80,7 +80,8 @@ def measure_scratch(operator: Any, arguments: Any, named: Any) -> Scratch | None
     if operator._schema.name == f"aten::{BY_VALUES}":
         return None
     given = [*arguments, *(word for item in sorted(named.items()) for word in item)]
-    state = torch.get_num_threads(), torch._C._get_mkldnn_enabled()
+    # A recurrent layer keeps its workspace only where gradients are recorded.
+    state = torch.get_num_threads(), torch._C._get_mkldnn_enabled(), torch.is_grad_enabled()
     key = (operator, *state, *map(_describe, given))
     if key not in _measured:
         if is_profiling():

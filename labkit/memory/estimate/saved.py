@@ -1,17 +1,22 @@
 """Checkpoints of fake tensors, which have no data: what a step saves, it can load again.
 
-A checkpoint in a file is kept here under the file's name, and the user's files stay as they are.
-One in memory, as in ``io.BytesIO`` or by pickle, has the shapes of its tensors alone.
+A checkpoint in a file is kept here under the file's name, and what the step opens for writing is a
+file in a folder of its own: the user's files stay as they are. A checkpoint in memory, as in
+``io.BytesIO`` or by pickle, has the shapes of its tensors alone.
 """
 
 from __future__ import annotations
 
+import builtins
 import contextlib
 import io
 import os
 import pickle
+import re
 import shutil
 import sys
+import tempfile
+import threading
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -23,10 +28,14 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from labkit.memory.estimate.cuda import replace_attributes
 from labkit.memory.estimate.values import KnownValues
+from labkit.memory.track.frames import is_user_file
 
 MARK = b"labkit's checkpoint of fake tensors\n"
 # The most values of a tensor that a checkpoint has, such as counts of batches.
 MOST_VALUES = 1024
+OPEN = open
+# Python's own modules that open a file for their caller; logging, for one, keeps what it opens.
+OPENERS = re.compile(r"[/\\](?:pathlib|zipfile|gzip|bz2|lzma|tarfile)(?:[/\\]\w+)?\.py$")
 
 
 class SavedStorage:
@@ -84,11 +93,16 @@ class Checkpoints:
         self._storages: dict[int | None, SavedStorage] = {}
         self._shares = False
         self._files: dict[str, bytes] = {}
+        # Where a file that the step opened for writing is instead, by its name; and the reverse.
+        self._places: dict[str, str] = {}
+        self._names: dict[str, str] = {}
+        self._folder, self._thread = "", threading.get_ident()
 
     def open(self) -> contextlib.ExitStack:
         """Replaces torch's and safetensors' functions, and those that move files, until exit."""
         SavedStorage.values = self._values
         stack = replace_attributes(FakeTensor, __reduce_ex__=lambda one, _: self._reduce(one))
+        self._folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="labkit-estimate-"))
         for owner, names in self.list_functions().items():
             stack.enter_context(replace_attributes(owner, **names))
         return stack
@@ -107,6 +121,11 @@ class Checkpoints:
                 "unlink": self._wrap_remove(Path.unlink),
             },
             shutil: {"copyfile": self._wrap_move(shutil.copyfile, keeps=True)},
+            os.path: {
+                name: self._wrap_question(getattr(os.path, name))
+                for name in ("exists", "isfile", "getsize")
+            },
+            **{owner: {"open": self._wrap_open(open)} for owner in (builtins, io)},
         }
         safe = sys.modules.get("safetensors.torch")
         if safe is not None:
@@ -137,7 +156,7 @@ class Checkpoints:
         finally:
             self._shares = False
             self._storages.clear()
-        name = _find_name(f)
+        name = self._find_name(f)
         if name is not None:
             self._files[name] = data
         elif isinstance(f, io.BytesIO):
@@ -146,10 +165,11 @@ class Checkpoints:
     def _wrap_load(self, load: Callable[..., Any]) -> Callable[..., Any]:
         def answer(f: Any = None, map_location: Any = None, **named: Any) -> Any:
             f = named.pop("filename", f)
-            data = f if isinstance(f, bytes) else self._files.get(_find_name(f) or "")
+            kept = self._files.get(self._find_name(f) or "")
+            data = f if isinstance(f, bytes) else kept
             if isinstance(f, io.BytesIO):
                 data = f.getbuffer()[f.tell() :].tobytes()
-            if data is None or (not isinstance(f, str | os.PathLike) and MARK not in data):
+            if data is None or (kept is None and MARK not in data):
                 named |= {} if map_location is None else {"map_location": map_location}
                 return load(f, **named)
             SavedStorage.location = named.get("device", map_location)
@@ -160,23 +180,81 @@ class Checkpoints:
 
         return answer
 
+    def _find_name(self, file: Any) -> str | None:
+        """The whole name of a file that is a name or is open; None for one without a name."""
+        name = _find_name(file)
+        return self._names.get(name or "", name)
+
+    def _wrap_open(self, really: Callable[..., Any]) -> Callable[..., Any]:
+        def answer(file: Any, mode: str = "r", *others: Any, **named: Any) -> Any:
+            caller = sys._getframe(1).f_code.co_filename
+            own = threading.get_ident() == self._thread
+            if own and (is_user_file(caller) or OPENERS.search(caller)):
+                file = self._divert(file, mode)
+            return really(file, mode, *others, **named)
+
+        return answer
+
+    def _divert(self, file: Any, mode: str) -> Any:
+        """Where to open the file: what is to be written goes to this simulation's own folder."""
+        name = _find_name(file) if isinstance(file, str | os.PathLike) else None
+        if name is None or not (
+            name in self._places or name in self._files or set(mode) & set("wax+")
+        ):
+            return file
+        target = Path(name)
+        if name not in self._places:
+            known = name in self._files
+            # A device, and what raises an error, is the real one.
+            odd = os.path.lexists(name) and (not target.is_file() or "x" in mode)
+            if not known and (odd or not target.parent.is_dir()):
+                return file
+            place = str(Path(self._folder) / f"{len(self._names)}{target.suffix}")
+            self._places[name], self._names[place] = place, name
+            if known:
+                _write(place, io.BytesIO(MARK + self._files[name]))
+            elif target.is_file() and "w" not in mode:
+                _write(place, OPEN(name, "rb"))
+        return self._places[name]
+
+    def _wrap_question(self, ask: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        def answer(path: Any) -> Any:
+            name = _find_name(path) or ""
+            return ask(
+                self._divert(path, "r") if name in self._files else self._places.get(name, path)
+            )
+
+        return answer
+
     def _wrap_move(self, act: Callable[..., Any], *, keeps: bool = False) -> Callable[..., Any]:
         def answer(source: Any, target: Any, *others: Any, **named: Any) -> Any:
-            name, other = _find_name(source), _find_name(target)
-            if name not in self._files:
+            name, other = _find_name(source) or "", _find_name(target) or ""
+            if name not in self._files and name not in self._places:
                 return act(source, target, *others, **named)
-            data = self._files[name] if keeps else self._files.pop(name)
-            self._files[other or ""] = data
+            tables: tuple[dict[str, Any], ...] = (self._files, self._places)
+            for kept in tables:
+                kept.pop(other, None)
+                if name in kept:
+                    kept[other] = kept[name] if keeps else kept.pop(name)
+            if other in self._places:
+                self._names[self._places[other]] = other
             return target if keeps or isinstance(source, Path) else None
 
         return answer
 
     def _wrap_remove(self, act: Callable[..., Any]) -> Callable[..., Any]:
         def answer(path: Any, **named: Any) -> None:
-            if self._files.pop(_find_name(path) or "", None) is None:
+            name = _find_name(path) or ""
+            found = [kept.pop(name, None) for kept in (self._files, self._places)]
+            if not any(one is not None for one in found):
                 act(path, **named)
 
         return answer
+
+
+def _write(place: str, source: Any) -> None:
+    with source, OPEN(place, "wb") as target:
+        shutil.copyfileobj(source, target)
 
 
 def _find_name(file: Any) -> str | None:
