@@ -19,6 +19,10 @@ _CONDITION = re.compile(
     r"(?:^|[.;(,] )[\s*>-]*(?:if|when|whenever|in case)\b[^.;]{0,100}$"
     r"|\b(?:such as|e\.g\.|for example|known issue|see also)\b[^.:;]{0,80}$"
     r"|(?<![\w.:])(?:no|no more|without|never|instead of|not an?|do not|don't) [\"'`]?$"
+    r"|(?<![\w.:])no (?:gpus?|devices?|pods?|process(?:es)?|containers?|jobs?|nodes?)"
+    r" (?:(?:has|have|was|were|is|are) )?$"
+    r"|(?<![\w.:#/-])0 (?:pods?|errors?|batch(?:es)?|containers?|process(?:es)?|jobs?|requests?"
+    r"|times?|failures?|nodes?) (?:(?:because of|due to|with|by|to) )?$"
     r"|\b(?:may|might|can|could|would) (?:fail|crash|end|stop|hang|die) (?:with|in|by)\b[^.]{0,60}$"
     r"|(?-i:\b(?:XFAIL|XPASS|SKIPPED|PASSED)\b) ?[\[(].{0,160}$",
     re.IGNORECASE,
@@ -41,6 +45,10 @@ _SENTENCE = re.compile(
 )
 
 
+# What a check found none of: `Driver/library version mismatch: none`.
+_ABSENT = re.compile(
+    r"s?[\"'`\u201d]?:\s?(?:none|not present|0|false|never|absent)\W{0,2}$", re.IGNORECASE
+)
 # A row of a table in a document, with a text alone in a cell.
 _CELL_BEFORE = re.compile(r"^\s*\|.*\|\s*[\"'`]?$")
 _CELL_AFTER = re.compile(r"[\"'`]?\s*\|.*\|\s*$")
@@ -61,6 +69,7 @@ def is_mention(before: str, after: str) -> bool:
         _SUBJECT.match(before[:200])
         or _CONDITION.search(near)
         or _COMMAND.search(near)
+        or _ABSENT.match(after)
         or (_CELL_BEFORE.match(near) and _CELL_AFTER.match(after))
         or (_SENTENCE.match(after) and not _EXCEPTION.match(before[:200]))
     )
