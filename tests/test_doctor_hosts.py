@@ -340,7 +340,9 @@ def test_no_false_alarm_on_a_healthy_host(examine, settings, gpu):
 REMAKE_SPEC = "nvidia-ctk cdi generate --output=/etc/cdi/nvidia.yaml"
 CONFIGURE = "nvidia-ctk runtime configure --runtime=docker"
 INSTALL_TOOLKIT = "apt-get install nvidia-container-toolkit"
-OLDER_BUILD = "pip install torch --index-url https://download.pytorch.org/whl/cu126"
+OLDER_BUILD = (
+    "pip install --force-reinstall torch --index-url https://download.pytorch.org/whl/cu126"
+)
 NO_CGROUPS = "--set nvidia-container-cli.no-cgroups="
 # Each broken host: its settings, then every alarm with a part of its fix.
 BROKEN_PLAIN = {
@@ -858,7 +860,7 @@ TORCH_FAULTS = {
     ),
     "an architecture without code": (
         "RuntimeError: CUDA error: no kernel image is available for execution on the device",
-        ("allocate", "pip install torch"),
+        ("allocate", "--force-reinstall torch"),
     ),
     "error 803": (
         "RuntimeError: Unexpected error from cudaGetDeviceCount(). Error 803: system has "

@@ -27,8 +27,8 @@ NO_KERNEL = "CUDA error: no kernel image is available for execution on the devic
 HINT = (
     "cause: this torch has no code for the GPU's architecture (Maxwell, Pascal and Volta need the "
     "cu126 build, Blackwell needs cu130)\n"
-    "try: pip install torch --index-url https://download.pytorch.org/whl/cu126   # or cu130"
-    " (RTX 50 and newer: cu128 at least)"
+    "try: pip install --force-reinstall torch --index-url https://download.pytorch.org/whl/cu126"
+    "   # or cu130 (RTX 50 and newer: cu128 at least)"
 )
 
 
