@@ -16,7 +16,7 @@ from torch.nn.utils import rnn
 from labkit.memory.estimate import fake, measured, results
 from labkit.memory.estimate.play import estimate_memory
 from labkit.memory.track.tracker import track_memory
-from tests.fakes.steps import BATCH, STEPS, UPPER
+from tests.fakes.steps import BATCH, STEPS, UPPER, estimate_in_states
 
 # So large that what the allocator cannot cut off from a block, up to 1 MiB, is not much.
 CUDA_BATCH = 64
@@ -175,22 +175,12 @@ STATES = {
 
 @pytest.mark.parametrize("name", STATES)
 def test_a_result_is_not_repeated_in_another_state(name, monkeypatch):
-    change, steps = STATES[name]
-    kept = torch.get_default_dtype(), torch.get_num_threads()
-    found = []
-    try:
-        for repeats in (True, False):
-            for state, step in steps.items():
-                if not repeats:
-                    monkeypatch.setattr(fake, "find_recipe", lambda key: None)
-                    monkeypatch.setattr(measured, "_measured", {})
-                change(state)
-                found.append(estimate_memory(step))
-    finally:
-        torch.set_default_dtype(kept[0])
-        torch.set_num_threads(kept[1])
-        torch._C._set_mkldnn_enabled(True)
-    assert found[:2] == found[2:]
+    def forget():
+        monkeypatch.setattr(fake, "find_recipe", lambda key: None)
+        monkeypatch.setattr(measured, "_measured", {})
+
+    repeated, alone = estimate_in_states(*STATES[name], forget)
+    assert repeated == alone
 
 
 def test_the_types_of_numbers_decide_the_size_of_a_result():

@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from labkit.memory.estimate import fake, whole
 from labkit.memory.estimate.play import estimate_memory
 from labkit.memory.track.tracker import track_memory
+from tests.fakes.steps import estimate_in_states
 
 STEPS, BATCH, WIDTH = 12, 4, 16
 needs_hooks = pytest.mark.skipif(
@@ -413,22 +414,12 @@ STATES = {
 
 @pytest.mark.parametrize("name", STATES)
 def test_a_whole_call_is_not_repeated_in_another_state(name, monkeypatch):
-    change, steps = STATES[name]
-    kept = torch.get_default_dtype(), torch.get_num_threads()
-    found = []
-    monkeypatch.setattr(whole, "_plans", {})
-    try:
-        for repeats in (True, False):
-            for state, step in steps.items():
-                if not repeats:
-                    monkeypatch.setattr(whole, "_plans", {})
-                change(state)
-                found.append(estimate_memory(step))
-    finally:
-        torch.set_default_dtype(kept[0])
-        torch.set_num_threads(kept[1])
-        torch._C._set_mkldnn_enabled(True)
-    assert found[:2] == found[2:]
+    def forget():
+        monkeypatch.setattr(whole, "_plans", {})
+
+    forget()
+    repeated, alone = estimate_in_states(*STATES[name], forget)
+    assert repeated == alone
 
 
 def test_events_that_do_not_follow_from_shorter_sequences_are_not_foretold():

@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from labkit.memory.estimate.play import estimate_memory
 from tests.fakes.models import SmallGpt
 
 STEPS = {}
@@ -596,3 +597,25 @@ def logits_of_pixels(device, batch):
         functional.binary_cross_entropy_with_logits(made, pixels, reduction="sum").backward()
 
     return run
+
+
+def estimate_in_states(change, steps, forget):
+    """The estimates of ``steps`` in the states that ``change`` sets, twice.
+
+    At first what one keeps is there for the next; then ``forget`` drops it before each.
+    """
+    kept = torch.get_default_dtype(), torch.get_num_threads()
+    found = []
+    try:
+        for repeats in (True, False):
+            for state, step in steps.items():
+                if not repeats:
+                    forget()
+                change(state)
+                found.append(estimate_memory(step))
+    finally:
+        torch.set_default_dtype(kept[0])
+        torch.set_num_threads(kept[1])
+        torch._C._set_mkldnn_enabled(True)
+    half = len(found) // 2
+    return found[:half], found[half:]
