@@ -528,6 +528,13 @@ def write_everywhere(model):
     os.replace("half.txt", "kept.txt")  # noqa: PTH105
     assert Path("kept.txt").read_text() == "new"
     assert not os.path.exists("half.txt")  # noqa: PTH110
+    shutil.copy("kept.npy", "kept.gz")
+    Path("kept.npz").rename("kept.npy")
+    shutil.move("kept.log", "kept.pkl")
+    for old in Path().glob("kept.*"):
+        old.unlink()
+    os.remove("kept.pt")  # noqa: PTH107
+    shutil.rmtree("folder")
     with pytest.raises(FileNotFoundError):
         Path("missing/x").write_text("new")
     with pytest.raises(FileExistsError), Path("kept.log").open("x"):
@@ -539,13 +546,14 @@ def test_no_file_that_a_step_writes_is_touched(tmp_path, monkeypatch):
     names = [f"kept.{kind}" for kind in ("pt", "pkl", "npy", "npz", "gz", "log", "txt")]
     for name in names:
         Path(name).write_text(name)
+    Path("folder").mkdir()
 
     def make_step():
         model = nn.Linear(100, 100)
         return lambda: write_everywhere(model)
 
     assert estimate_memory(make_step).obstacle is None
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["folder", *names])
     assert [Path(name).read_text() for name in names] == names
 
 

@@ -35,7 +35,7 @@ MARK = b"labkit's checkpoint of fake tensors\n"
 MOST_VALUES = 1024
 OPEN = open
 # Python's own modules that open a file for their caller; logging, for one, keeps what it opens.
-OPENERS = re.compile(r"[/\\](?:pathlib|zipfile|gzip|bz2|lzma|tarfile)(?:[/\\]\w+)?\.py$")
+OPENERS = re.compile(r"[/\\](?:pathlib|shutil|zipfile|gzip|bz2|lzma|tarfile)(?:[/\\]\w+)?\.py$")
 
 
 class SavedStorage:
@@ -120,7 +120,14 @@ class Checkpoints:
                 **{name: self._wrap_move(getattr(Path, name)) for name in ("replace", "rename")},
                 "unlink": self._wrap_remove(Path.unlink),
             },
-            shutil: {"copyfile": self._wrap_move(shutil.copyfile, keeps=True)},
+            shutil: {
+                **{
+                    name: self._wrap_move(getattr(shutil, name), keeps=True)
+                    for name in ("copyfile", "copy", "copy2")
+                },
+                "move": self._wrap_move(shutil.move),
+                "rmtree": self._wrap_remove(shutil.rmtree),
+            },
             os.path: {
                 name: self._wrap_question(getattr(os.path, name))
                 for name in ("exists", "isfile", "getsize")
@@ -187,13 +194,19 @@ class Checkpoints:
 
     def _wrap_open(self, really: Callable[..., Any]) -> Callable[..., Any]:
         def answer(file: Any, mode: str = "r", *others: Any, **named: Any) -> Any:
-            caller = sys._getframe(1).f_code.co_filename
-            own = threading.get_ident() == self._thread
-            if own and (is_user_file(caller) or OPENERS.search(caller)):
+            if self._is_asked():
                 file = self._divert(file, mode)
             return really(file, mode, *others, **named)
 
         return answer
+
+    def _is_asked(self) -> bool:
+        """True where the step's own code calls, or a module of Python's that it calls."""
+        frame: Any = sys._getframe(2)
+        while frame is not None and OPENERS.search(frame.f_code.co_filename):
+            frame = frame.f_back
+        own = threading.get_ident() == self._thread
+        return own and frame is not None and is_user_file(frame.f_code.co_filename)
 
     def _divert(self, file: Any, mode: str) -> Any:
         """Where to open the file: what is to be written goes to this simulation's own folder."""
@@ -230,7 +243,12 @@ class Checkpoints:
         def answer(source: Any, target: Any, *others: Any, **named: Any) -> Any:
             name, other = _find_name(source) or "", _find_name(target) or ""
             if name not in self._files and name not in self._places:
-                return act(source, target, *others, **named)
+                if not self._is_asked() or not Path(name).is_file():
+                    return act(source, target, *others, **named)
+                # A file of the user's stays where it is; the step finds a copy.
+                if other and self._divert(other, "w") == self._places.get(other):
+                    _write(self._places[other], OPEN(name, "rb"))
+                return target
             tables: tuple[dict[str, Any], ...] = (self._files, self._places)
             for kept in tables:
                 kept.pop(other, None)
@@ -243,11 +261,14 @@ class Checkpoints:
         return answer
 
     def _wrap_remove(self, act: Callable[..., Any]) -> Callable[..., Any]:
-        def answer(path: Any, **named: Any) -> None:
+        def answer(path: Any, *others: Any, **named: Any) -> None:
             name = _find_name(path) or ""
             found = [kept.pop(name, None) for kept in (self._files, self._places)]
-            if not any(one is not None for one in found):
-                act(path, **named)
+            # What was there before the step stays there.
+            if all(one is None for one in found) and not (
+                self._is_asked() and os.path.lexists(path)
+            ):
+                act(path, *others, **named)
 
         return answer
 
