@@ -432,6 +432,12 @@ OUT = (
         ("SecureBoot enabled\ncouldn't communicate with the NVIDIA driver", "mokutil"),
         ("docker run x\nNCCL error: unhandled system error", "--shm-size"),
         ("gfx1151\nhipErrorOutOfMemory", "6.16.9"),
+        ("NVIDIA driver on your system is too old (found version 12040)", "whl/cu126"),
+        ("NVIDIA driver on your system is too old (found version 10020)", "driver 580 or newer"),
+        (
+            "modprobe: FATAL: Module nvidia not found in directory /lib/modules/6.12.1-arch1-1",
+            "/pkgbase)-headers",
+        ),
         ("/x/libonnxruntime_providers_cuda.so with error: libcudnn.so.8: gone", "cuDNN 8"),
         (OUT.format("9.27 GiB", "79.11 GiB", "6.20 GiB", "52.11 GiB", "17.31 GiB"), "expandable"),
         (OUT.format("90.00 MiB", "8.00 GiB", "0 bytes", "7.13 GiB", "127.09 MiB"), "checkpointing"),

@@ -317,7 +317,8 @@ def _then_reboot(command: str) -> str:
 class DriverFix(Fix):
     """The fix that installs the driver for a GPU; without its capability, for any GPU.
 
-    ``capability`` and ``wsl`` are what a text tells of the GPU and the system.
+    ``capability`` and ``wsl`` are what a text tells of the GPU and the system. A family's own
+    command, where it has one, is for every GPU.
     """
 
     capability: Capability | None = None
@@ -331,8 +332,9 @@ class DriverFix(Fix):
         wsl: bool = False,
     ) -> str:
         """The command of ``advise_driver``; what the text tells comes before the arguments."""
-        known = self.capability or capability
-        return advise_driver(distribution, known, wsl=self.wsl or wsl).command
+        known, wsl = self.capability or capability, self.wsl or wsl
+        own = vars(self).get(distribution.family or "")
+        return own if own and not wsl else advise_driver(distribution, known, wsl=wsl).command
 
     def by_family(self) -> dict[str, str]:
         """Each family's command, by the family's name."""
@@ -354,7 +356,8 @@ INSTALL_HEADERS = install(
     debian='linux-headers-"$(uname -r)"',
     fedora='kernel-devel-"$(uname -r)"',
     suse="kernel-default-devel",
-    arch="linux-headers",
+    arch='--needed "$(cat /usr/lib/modules/"$(uname -r)"/pkgbase)-headers"   '
+    "# no such file: the kernel was just updated: reboot first",
 )
 _BLACKLIST = "echo blacklist nouveau | sudo tee /etc/modprobe.d/no-nouveau.conf"
 DROP_NOUVEAU = Fix(

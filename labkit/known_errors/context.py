@@ -235,9 +235,9 @@ VALUES = (
 FAMILIES = (
     _sign(
         "arch",
-        "pacman archlinux arch1 arch",
-        r"\bpacman\b|archlinux|-arch\d",
-        "pacman|archlinux|-arch",
+        "pacman archlinux arch1 arch arch2 zen cachyos",
+        r"\bpacman\b|archlinux|-arch\d|-zen\d-\d{1,2}-zen|-\d{1,2}-cachyos",
+        "pacman|archlinux|-arch|-zen|-cachyos",
     ),
     _sign("suse", "zypper opensuse", r"\bzypper\b|opensuse"),
     _sign("fedora", "fc40 fc41 fc42 fc43 fc44 akmods", r"\.fc\d\d\b|akmods", ".fc|akmods"),
