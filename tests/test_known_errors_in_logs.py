@@ -240,6 +240,21 @@ FAILED = (
             id="another stage went on",
         ),
         pytest.param(
+            "RuntimeError: CUDA out of memory.\nretrying with batch size 8\nstep 1/9 loss=2.3",
+            {},
+            id="a smaller batch fits",
+        ),
+        pytest.param(
+            "RuntimeError: CUDA out of memory.\nreducing the batch size to 8",
+            {"gpu-memory-full": "possible"},
+            id="a smaller batch begins",
+        ),
+        pytest.param(
+            "[rank0]: torch.OutOfMemoryError: CUDA out of memory.\nstep 9/9 loss=2.3",
+            {"gpu-memory-full": "certain"},
+            id="another rank went on",
+        ),
+        pytest.param(
             "bind: address already in use\nThe Jupyter Server is running at http://127.0.0.1:8889/",
             {},
             id="the next port was free",
@@ -393,6 +408,32 @@ def test_a_line_of_a_log_stays_certain(line):
     assert explain_text(line).first.error.certainty == "certain"
 
 
+@pytest.mark.parametrize(
+    "source",
+    [
+        '    raise RuntimeError("CUDA out of memory")',
+        '+        raise ValueError(\n+            "CUDA error: device-side assert triggered"',
+        '--> 263     raise OSError(\n    264         f"CUDA out of memory: {error}"',
+        '    "CUDA out of memory: the batch "\n    "is too large"',
+        'TORCH_CHECK(code == 0, "CUDA error: out of memory");',
+        "except torch.OutOfMemoryError as error:",
+        "    if isinstance(error, torch.OutOfMemoryError):",
+        "from .errors import InvalidCxxCompiler, TritonMissing",
+        "    GatedRepoError,",
+        "class GatedRepoError(RepositoryNotFoundError):",
+    ],
+)
+def test_the_source_of_a_program_gives_no_cause(source):
+    assert explain_text(f"before\n{source}\nafter").found == ()
+
+
+def test_a_string_in_a_list_of_a_log_is_no_source():
+    log = '"outputs": [\n  "RuntimeError: CUDA out of memory.",\n  "x"\n]'
+    assert explain_text(log).first.error.name == "gpu-memory-full"
+    log = "failed: RuntimeError('CUDA out of memory.')"
+    assert explain_text(log).first.error.name == "gpu-memory-full"
+
+
 NO_ENGINE = 'could not select device driver "" with capabilities: [[gpu]]'
 OUT = (
     "CUDA out of memory. Tried to allocate {}. GPU 0 has a total capacity of {} of which {} is "
@@ -483,7 +524,7 @@ RAISED = """\
             ["tensor-dtype"],
             id="a text that is known",
         ),
-        pytest.param(RAISED + "Epoch 3: loss 0.2\n", [], id="the program went on"),
+        pytest.param(RAISED + "[rank1]: Epoch 3: loss 0.2\n", [], id="the rank went on"),
     ],
 )
 def test_an_exception_of_one_rank_stands_above_what_the_others_report(log, ranked):

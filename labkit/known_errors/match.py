@@ -27,11 +27,13 @@ from labkit.known_errors.mention import (
     PROGRESS,
     PROGRESS_WORDS,
     RETRY,
+    RETRY_BELOW,
     TRANSIENT,
     WARNING,
     find_stage,
     is_mention,
     is_prose,
+    is_source,
 )
 from labkit.known_errors.model import CERTAINTIES, Expression, KnownError, split_alternatives
 from labkit.known_errors.read import (
@@ -295,12 +297,18 @@ def _forget_what_passed(places: dict[KnownError, _Place], block: _Block) -> None
     for number, stage, final in block.list_outcomes(min(places[each].last for each in waiting)):
         for error in waiting:
             place = places.get(error)
-            if place is None or number < place.last or stage not in ("", place.stage):
+            if place is None or number < place.last or not _is_of(stage, place.stage):
                 continue
             if final:
                 places[error] = place._replace(retried=False)
             elif number > place.last:
                 del places[error]
+
+
+def _is_of(stage: str, failed: str) -> bool:
+    """Whether a line of this stage can show that the step of the failed stage went on."""
+    # torch marks the exception that ends a rank; the other ranks' lines have no mark.
+    return stage == failed or (stage == "" and not failed.startswith("rank"))
 
 
 @dataclass(frozen=True, eq=False)
@@ -781,7 +789,11 @@ class _Block:
         for raiser in _RAISER.finditer(window, 0, match.end()):
             values["raiser"] = raiser[1]
         around = window[max(0, match.start() - 400) : match.start()]
-        retried = error.passes and bool(RETRY.search("\n".join(around.split("\n")[-3:])))
+        below = window[match.end() : match.end() + 400].split("\n")
+        retried = error.passes and bool(
+            RETRY.search("\n".join(around.split("\n")[-3:]))
+            or RETRY_BELOW.search("\n".join(below[1:3]))
+        )
         retried = retried and not FINAL.search(line.lower())
         end = self.pieces[place + window.count("\n", begin, match.end())][0]
         quote = quote_line(line, match.group())
@@ -945,6 +957,10 @@ def _is_excused(window: str, match: re.Match[str], error: KnownError) -> bool:
     if is_mention(before, after) or (error.passes and TRANSIENT.search(after)):
         return True
     start, end = match.start() - len(before), match.end() + len(after)
+    above = window[window.rfind("\n", 0, max(0, start - 1)) + 1 : max(0, start - 1)]
+    below = window[end + 1 :].partition("\n")[0]
+    if is_source(before, window[start:end], above, below):
+        return True
     return bool(error.exception and error.exception.search(window, start, end))
 
 

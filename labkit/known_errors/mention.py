@@ -33,9 +33,9 @@ _CONDITION = re.compile(
 # A command that a person typed, with the text as its argument; a line of a program's source.
 _COMMAND = re.compile(
     r"(?:^|[$#%❯>|;] ?)\s*(?:sudo )?(?:grep|egrep|rg|echo|printf|git log|git commit|awk|sed|man)\b"
-    r"|(?:\bin|\bif|==|match=|\bassert|\blog(?:ger|ging)?\.\w+\(|\bprint\(|\bthrow new \w+\()"
+    r"|(?:\bin|\b(?:el)?if|==|match=|\bassert|\blog(?:ger|ging)?\.\w+\(|\bprint\(|\bthrow new \w+\()"
     r"\s*[fr]?[\"'][^\"']{0,80}$"
-    r"|^\s*(?://|#:|\*(?! ERROR)|/\*|<!--) "
+    r"|^\s*(?:(?://|#:|\*(?! ERROR)|/\*|<!--) |# {2,8}\w)"
 )
 # What follows in a sentence about an error: `"address already in use" -> choose another port`.
 _SENTENCE = re.compile(
@@ -76,6 +76,47 @@ def is_mention(before: str, after: str) -> bool:
         or (_CELL_BEFORE.match(near) and _CELL_AFTER.match(after))
         or (_SENTENCE.match(after) and not _EXCEPTION.match(before[:200]))
     )
+
+
+# What stands before a line of source: the sign of a diff, IPython's arrow and number.
+_MARGIN = r"(?:[+-]\s|-{0,5}>?\s{0,4}\d{1,5}\s)?\s{0,60}"
+# A string that source raises, compares, adds or returns; a repr of an error has no such verb.
+_IN_SOURCE = re.compile(
+    r"(?:\braise [\w.]{1,60}|\bthrow (?:new )?[\w:.]{1,60}|\bre\.compile|\bwarnings\.warn"
+    r"|\b(?:TORCH_\w{3,40}|AT_ERROR|C10_THROW_ERROR|CV_Error))\s?\([^\"']{0,120}[rfb]{0,2}[\"']"
+    r"[\"']?[^\"']{0,200}$"
+    r"|\braise [\w.]{0,60}$|\bisinstance\([\w., (]{0,160}$"
+    r"|(?:\w \+= |\breturn )\(?[rf]{0,2}[\"'][^\"']{0,200}$"
+    r"|\w = \(?[rR]?[fF][\"'][^\"']{0,200}$"
+    rf"|^{_MARGIN}(?:from [\w.]{{1,80}} )?import [\w., ]{{0,160}}$"
+    rf"|^{_MARGIN}except [\w., (]{{0,160}}$|^{_MARGIN}(?:class|def) [\w(),:= ]{{0,160}}$"
+)
+_LITERAL = re.compile(rf"{_MARGIN}(?P<kind>[rb]?f?)[\"'].*[\"'](?P<end>\s*[,)%.]?.{{0,40}})$")
+_NAME_IN_LIST = re.compile(rf"{_MARGIN}[\"']?[\w.]{{1,80}}[\"']?,$")
+
+
+def is_source(before: str, line: str, above: str, below: str) -> bool:
+    """True if the line is a program's source: it holds the text of an error, as a diff shows it.
+
+    ``line`` holds the text with ``before`` before it, between the lines ``above`` and ``below``.
+
+    >>> is_source('raise ValueError("', 'raise ValueError("no GPU")', "", "")
+    True
+    >>> is_source('Exception: ValueError("', 'Exception: ValueError("no GPU")', "", "")
+    False
+    """
+    if _IN_SOURCE.search(before[-300:]) or _NAME_IN_LIST.match(line):
+        return True
+    literal = _LITERAL.match(line.partition("\n")[0])
+    if literal is None or not re.fullmatch(rf"{_MARGIN}[rb]?f?[\"'].*", before):
+        return False
+    if "f" in literal["kind"]:
+        return True
+    # In JSON a string ends with a comma, or its list ends: strings joined without are source.
+    joined = (not literal["end"] and re.match(rf"{_MARGIN}(?:[rb]?f?[\"']|\))", below)) or re.match(
+        rf"{_MARGIN}[rb]?f?[\"'].*[\"']$", above
+    )
+    return bool(joined) or above.rstrip().endswith("(")
 
 
 # A person tells of an error: about themselves, or with a verb or noun just before its text.
@@ -132,13 +173,20 @@ RETRY = re.compile(
     r"|\battempt \d+ ?(?:of|/) ?\d+",
     re.IGNORECASE,
 )
+# After the text: the program repeats the step with less, or leaves it out.
+RETRY_BELOW = re.compile(
+    r"\bretrying\b|\b(?:trying|try) (?:again|with (?:a )?(?:smaller|lower|batch|tiled|fewer))"
+    r"|\btrying batch|\b(?:reduc|lower|halv|decreas)ing (?:the )?(?:\w{1,12} )?batch"
+    r"|\bskipping (?:this |the )?(?:batch|sample|step)|\bfalling back to\b",
+    re.IGNORECASE,
+)
 # The words of PROGRESS and FINAL: a line without them is not such a line.
 PROGRESS_WORDS = frozenset(
     b"collecting downloading downloaded installed satisfied up unpacking fetched complete running"
     b" startup started done saved epoch finished succeeded recovered reconnected healthy exporting"
     b" pulled available retries version distribution fetch install total giving ready healthy alive"
     b" reachable 200 201 204 ok connected established accepting listening registered synced joined"
-    b" loaded initialized request get built".split()
+    b" loaded initialized request get built loss executed training".split()
 )
 # In lower case: the step went on after a retry.
 PROGRESS = re.compile(
@@ -155,6 +203,9 @@ PROGRESS = re.compile(
     r"|\bpull complete|application startup complete|\bis running at\b|\bexporting to image"
     r"|\bnaming to \S+ done|\bepoch \d+|\bsaved (?:checkpoint|model)"
     r"|\b(?:retry|attempt).{0,20}\bsucceeded"
+    r"|\bbatch.size.{0,12}\bsucceeded|'loss': \d"
+    r"|\b(?:step|iter\w*|batch)\W{0,3}\d.{0,60}\bloss\W{0,3}\d"
+    r"|\bprompt executed in \d|\btraining (?:finished|completed?|done)\b"
     r"|\breconnected\b|\brecovered\b|\bcontainer \S+ +(?:started|healthy)|\bdone in \d"
 )
 # In lower case: the program gave up.
@@ -162,14 +213,14 @@ FINAL = re.compile(
     r"retry\(total=0|max retries exceeded|could not find a version|no matching distribution"
     r"|could not install packages|failed to fetch|\bgiving up\b|failed to do request"
 )
-_STAGE = re.compile(r"\s*(#\d{1,4}) |\s*([\w.-]{1,60}) {0,30}\| ")
+_STAGE = re.compile(r"\s*(#\d{1,4}) |\s*([\w.-]{1,60}) {0,30}\| |\[?(rank\d{1,5})\]?: ")
 
 
 def find_stage(line: str) -> str:
-    """The step or container that wrote a line of BuildKit's or Compose's; "" for other lines.
+    """The step, container or rank that wrote a line (BuildKit, Compose, torch); "" for others.
 
     >>> find_stage("#14 812.3 Collecting torch")
     '#14'
     """
     found = _STAGE.match(line)
-    return (found[1] or found[2]) if found else ""
+    return (found[1] or found[2] or found[3]) if found else ""
