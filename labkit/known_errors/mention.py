@@ -33,7 +33,8 @@ _CONDITION = re.compile(
 # A command that a person typed, with the text as its argument; a line of a program's source.
 _COMMAND = re.compile(
     r"(?:^|[$#%❯>|;] ?)\s*(?:sudo )?(?:grep|egrep|rg|echo|printf|git log|git commit|awk|sed|man)\b"
-    r"|(?:\bin|\b(?:el)?if|==|match=|\bassert|\blog(?:ger|ging)?\.\w+\(|\bprint\(|\bthrow new \w+\()"
+    r"|(?:\bin|\b(?:el)?if|==|match=|\bassert|\blog(?:ger|ging)?\.\w+\(|\bprint\("
+    r"|\bthrow new \w+\()"
     r"\s*[fr]?[\"'][^\"']{0,80}$"
     r"|^\s*(?:(?://|#:|\*(?! ERROR)|/\*|<!--) |# {2,8}\w)"
 )
