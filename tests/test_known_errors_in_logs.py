@@ -326,6 +326,56 @@ def test_what_a_command_ends_or_deletes_besides_is_noted_below_it():
     assert "  note: a restart of docker stops its running containers" in shown.splitlines()
 
 
+def test_the_group_docker_is_not_advised_without_a_word_on_what_it_grants():
+    text = "permission denied while trying to connect to the docker API at unix:///x.sock"
+    shown = format_explanation(explain_text(text), UNKNOWN)
+    assert "usermod -aG docker" in shown
+    assert "can become root" in shown
+
+
+# The forms of failure of common tools; none of these texts is a known error.
+FAILURES = """make[2]: *** [CMakeFiles/x.dir/build.make:76: x.cpp.o] Error 1
+make: *** No rule to make target 'foo'.  Stop.
+#12 33.1 make: *** [all] Error 2
+ninja: build stopped: subcommand failed.
+CMake Error at CMakeLists.txt:10 (find_package):
+npm ERR! code EWIDGET
+panic: runtime error: index out of range [3] with length 3
+thread 'main' panicked at src/main.rs:4:5:
+FAILED tests/test_a.py::test_b - assert 1 == 2
+tests/test_a.py::test_b FAILED                           [ 50%]
+=================== 1 failed, 3 passed in 0.12s ===================
+--- FAIL: TestX (0.00s)
+test result: FAILED. 3 passed; 1 failed; 0 ignored; 0 measured
+"POST /v1/chat/completions HTTP/1.1" 500 Internal Server Error
+10.0.0.1 - - [24/Nov/2026:09:12:01 +0000] "GET /api HTTP/1.1" 502 157 "-" "curl/8"
+requests.exceptions.HTTPError: 404 Client Error: Not Found for url: https://x.example/y
+error[E0425]: cannot find value `x` in this scope
+{"level":"error","ts":1.2,"msg":"widget bent"}
+E1124 09:12:01.123456    4711 widget.go:123] "Widget is bent"
+x.service: Main process exited, code=exited, status=1/FAILURE""".splitlines()
+# What the same tools write when all is well.
+SUCCESSES = """make: Nothing to be done for 'all'.
+make[1]: [Makefile:12: clean] Error 1 (ignored)
+npm warn deprecated inflight@1.0.6: This module is not supported
+============ 12 passed, 1 skipped in 4.02s =============
+test result: ok. 12 passed; 0 failed; 0 ignored; 0 measured
+tests/test_oom.py::test_error_500 PASSED                 [ 33%]
+10.0.0.1 - - [24/Nov/2026:09:12:01 +0000] "GET /favicon.ico HTTP/1.1" 404 157
+"GET /health HTTP/1.1" 200 OK
+server returned status code 200
+-- Performing Test HAVE_FLAG_ERROR - Failed
+{"level":"info","error":null}
+I1124 09:12:01.123456    4711 widget.go:123] "Starting"
+epoch 500 Server loss 0.1
+""".splitlines()
+
+
+def test_a_tools_failure_is_not_taken_for_a_healthy_log():
+    assert [line for line in FAILURES if not explain_text(f"step 1\n{line}\n").failure] == []
+    assert [line for line in SUCCESSES if explain_text(f"step 1\n{line}\n").failure] == []
+
+
 def test_a_conflict_of_other_packages_is_not_blamed_on_the_driver():
     conflict = (
         "The following packages have unmet dependencies:\n"
@@ -459,7 +509,10 @@ OUT = (
         ("Linux 5.15.0-microsoft-standard-WSL2\nNo CUDA GPUs are available", "Windows"),
         ("/snap/docker/x\nload library failed: libnvidia-ml.so.1: cannot open", "snap remove"),
         ("docker run x\nFailed to initialize NVML: Unknown Error", "no-cgroups=false"),
-        ("docker exec x\nFailed to initialize NVML: Unknown Error", "make down up"),
+        ("docker exec x\nFailed to initialize NVML: Unknown Error", "docker rm -f"),
+        ("labkit-1f-cuda-1 | Failed to initialize NVML: Unknown Error", "make down up"),
+        ("labkit-1f-cpu-1  | exec /usr/bin/tini: exec format error", "make build"),
+        ("web-1  | exec /usr/bin/tini: exec format error", "docker image inspect"),
         ("libcudart.so.13: cannot open shared object file", "cu130"),
         ("libcudart.so.12: cannot open shared object file", "cu126"),
         (f"{NO_ENGINE}\ndesktop-linux *   Docker Desktop", "context use default"),

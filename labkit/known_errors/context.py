@@ -63,6 +63,8 @@ SIGNS = (
     _sign("lxc", "lxc lxd incus proxmox pve", r"\b(?:lx[cd]|incus)\b|proxmox|-pve\b"),
     _sign("podman", "podman crun", r"\bpodman\b|\bcrun\b"),
     _sign("rootless", "rootless", r"rootless"),
+    # This project's own lab, whose commands help nobody else.
+    _sign("lab", "labkit lab", r"\blabkit\b|/opt/lab\b", "labkit|/opt/lab"),
     _sign("node-reboot", "reboot", r"node reboot required"),
     _sign(
         "snap",

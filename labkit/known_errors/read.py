@@ -146,15 +146,25 @@ def _cut(number: int, line: str) -> Iterator[Piece]:
 
 
 _TIME = r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(?:[.,]\d{1,9})?(?:Z|[+-]\d\d:?\d\d)?"
+# The host and the program that journald and syslog name after the time; by itself, only a program
+# with its number, or the kernel, differs from a level and a module of some program's own log.
+_SENDER = r"\S{1,60} [\w.@/-]{1,60}(?:\[\d{1,9}\])?: "
+_SURE_SENDER = r"\S{1,60} (?:kernel|[\w.@/-]{1,60}\[\d{1,9}\]): "
 PREFIXES = re.compile(
     r"(?:"
     r"\s{1,40}"
     r"|(?:> ?){1,5}"  # a quote in markdown or mail
     r"|[\w.-]{1,60} {0,30}\| ?"  # Compose
     r"|\#\d{1,4} (?:\d{1,6}\.\d{1,4} )?"  # BuildKit
+    rf"|{_TIME} {_SURE_SENDER}"  # rsyslog, journalctl -o short-iso
     rf"|\[?{_TIME}\]? (?:std(?:out|err) [FP] )?"  # Kubernetes and many others
-    r"|[A-Z][a-z]{2} [ \d]\d \d\d:\d\d:\d\d \S{1,60} [\w.@/-]{1,60}(?:\[\d{1,9}\])?: "  # journald
-    r"|\[ {0,8}\d{1,9}\.\d{1,9}\] "  # the kernel's log
+    # journald and syslog; journalctl -o short-full has a year.
+    rf"|(?:[^\W\d]{{3,5}}\.? [ \d]\d|[A-Z][a-z]{{2}} \d{{4}}-\d\d-\d\d) \d\d:\d\d:\d\d"
+    rf"(?:\.\d{{1,9}})?(?: [A-Z]{{3,5}})? {_SENDER}"
+    # The kernel's log, with the process where it notes it; dmesg -x, -T.
+    r"|(?:<\d{1,3}>)?\[ {0,8}\d{1,9}\.\d{1,9}\](?: ?\[ {0,8}[TC]\d{1,9}\])? "
+    r"|(?:kern|user|daemon) {1,4}: ?\w{3,7} {0,4}: "
+    r"|\[[^\W\d]{2,4}\.? [^\W\d]{3,5}\.? [ \d]\d \d\d:\d\d:\d\d \d{4}\] "
     r"|\[?(?:rank ?)?\d{1,5}\]?: "  # torchrun, srun
     r"|\(\w{1,40}[^()\n]{0,40} pid=\d{1,9}[^()\n]{0,40}\) {0,4}"  # Ray and vLLM's workers
     r"|(?:ERROR|INFO|WARNING) \d\d-\d\d \d\d:\d\d:\d\d \[[\w./-]{1,80}:\d{1,6}\] "  # vLLM
