@@ -104,3 +104,17 @@ def test_an_environment_that_labkit_did_not_make_stays(checkout, stopped, play, 
     assert clean_checkout(checkout, Steps(screen)) == [".labkit"]
     assert (checkout.environment_folder / "bin").is_dir()
     assert "kept" in screen.getvalue()
+
+
+def test_a_network_that_a_command_left_goes_with_the_lab(checkout, monkeypatch, play):
+    monkeypatch.setattr(stop, "find_forgotten_lab", lambda checkout: None)
+    project = f"label=com.docker.compose.project={checkout.project}"
+    engine = play(
+        {
+            f"docker network ls --quiet --filter {project}": says("a1\nb2"),
+            "docker network rm": fails("has active endpoints"),
+        }
+    )
+
+    assert stop.stop_lab(checkout, Steps(io.StringIO())) is False
+    assert engine.calls[1:3] == ["docker network rm a1", "docker network rm b2"]

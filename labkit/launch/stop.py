@@ -24,7 +24,23 @@ def stop_lab(checkout: Checkout, steps: Steps) -> bool:
         state = find_state(checkout)
         if state is not None:
             was_running = _stop(checkout, state, steps) or was_running
+    _remove_networks(checkout)
     return was_running
+
+
+def _remove_networks(checkout: Checkout) -> None:
+    """Removes this checkout's networks that nothing uses.
+
+    `make run` and a container that was removed by hand leave one behind, and an engine has address
+    ranges for some thirty.
+    """
+    label = f"label=com.docker.compose.project={checkout.project}"
+    for client in ("docker", "podman"):
+        words = [client, "network", "ls", "--quiet", "--filter", label]
+        listed = run_command(words, timeout_seconds=10)
+        for network in listed.stdout.split() if listed.ok else ():
+            # Refused while a command of this checkout uses it.
+            run_command([client, "network", "rm", network], timeout_seconds=20)
 
 
 def _stop(checkout: Checkout, state: LabState, steps: Steps) -> bool:

@@ -88,6 +88,11 @@ class Clone:
         container = self.containers()[0]
         return run_command(["docker", "exec", container, *command], timeout_seconds=timeout_seconds)
 
+    def networks(self) -> list[str]:
+        project = f"label=com.docker.compose.project={self.checkout.project}"
+        words = ["docker", "network", "ls", "--quiet", "--filter", project]
+        return run_command(words, timeout_seconds=10).stdout.split()
+
     def remove_volumes(self) -> None:
         for name in (f"{self.checkout.project}_caches",):
             run_command(["docker", "volume", "rm", "--force", name], timeout_seconds=60)
