@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import datetime
 import functools
 import gzip
 import io
@@ -14,6 +15,8 @@ import secrets
 import shutil
 import threading
 import time
+import timeit
+import uuid
 from pathlib import Path
 
 import numpy as np
@@ -457,6 +460,13 @@ DECIDING = {
     "a generator made in the step": lambda: np.random.default_rng().integers(2) == 0,
     "an old generator of NumPy": lambda: np.random.RandomState().choice([0, 1]) == 0,
     "torch": lambda: torch.rand(()) < 0.5,
+    "bits": lambda: PYTHONS.getrandbits(8) < 128,
+    "one of several": lambda: random.choices([0, 1]) == [0],
+    "a normal distribution": lambda: PYTHONS.gauss(0, 1) < 0,
+    "NumPy's normal distribution": lambda: NUMPYS.normal() < 0,
+    "NumPy's counts": lambda: np.random.poisson(3, 1)[0] < 3,
+    "a token": lambda: secrets.token_hex(8) < "8",
+    "an identifier": lambda: uuid.uuid4().bytes[0] < 128,
 }
 
 
@@ -496,12 +506,23 @@ def test_layers_that_a_draw_leaves_out_make_a_range(name):
     assert type(NUMPYS) is np.random.Generator
 
 
-@pytest.mark.parametrize("read", [time.time, time.perf_counter, time.monotonic])
-def test_what_is_done_after_an_hour_makes_a_range(read):
+@pytest.mark.parametrize(
+    ("read", "hour"),
+    [
+        (time.time, 3_600),
+        (time.perf_counter, 3_600),
+        (time.monotonic, 3_600),
+        (time.monotonic_ns, 3_600 * 10**9),
+        (timeit.default_timer, 3_600),
+        (lambda: datetime.datetime.now(datetime.timezone.utc), datetime.timedelta(hours=1)),
+        (lambda: datetime.date.today().toordinal() * 24, 1),
+    ],
+)
+def test_what_is_done_after_an_hour_makes_a_range(read, hour):
     started = read()
 
     def step(values):
-        return values.repeat(100) if read() - started > 3_600 else values
+        return values.repeat(100) if read() - started > hour else values
 
     estimate = estimate_memory(step, torch.ones(1000))
     assert (estimate.lowest_bytes, estimate.peak_bytes) == (4_000, 404_000)
@@ -624,13 +645,78 @@ def test_a_draw_until_it_suits_ends():
     assert estimate_memory(step, torch.ones(3)).obstacle is None
 
 
-def test_what_is_shuffled_is_noted_as_one_draw():
-    def step(values):
-        order = list(range(4))
-        random.shuffle(order)
-        return values[order]
+def shuffle(order, shuffled):
+    shuffled(order)
+    return order
 
-    assert "one draw" in estimate_memory(step, torch.ones(4)).notes[-1]
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda: shuffle([0, 1], random.shuffle),
+        lambda: random.sample([0, 1], 2),
+        lambda: shuffle([0, 1], random.Random(1).shuffle),
+        lambda: shuffle(np.arange(2), NUMPYS.shuffle),
+        lambda: np.random.permutation(2),
+        lambda: NUMPYS.normal(size=2) > 0,
+    ],
+)
+def test_what_is_shuffled_is_noted_as_one_draw(draw):
+    states = random.getstate(), NUMPYS.bit_generator.state, np.random.get_state()[1].tolist()
+    estimate = estimate_memory(lambda values: values if draw()[0] else values + 1, torch.ones(4))
+    assert "one draw" in estimate.notes[-1]
+    assert states == (
+        random.getstate(),
+        NUMPYS.bit_generator.state,
+        np.random.get_state()[1].tolist(),
+    )
+
+
+def test_a_seed_alone_is_no_draw():
+    def step(values):
+        random.seed(1)
+        PYTHONS.seed(1)
+        np.random.seed(1)
+        return values
+
+    state = PYTHONS.getstate()
+    assert estimate_memory(step, torch.ones(4)).notes == ()
+    assert PYTHONS.getstate() == state
+
+
+GENERATOR = torch.Generator()
+
+
+def test_what_a_step_sets_for_the_process_is_put_back(monkeypatch):
+    monkeypatch.setenv("LABKIT_CHANGED", "before")
+
+    def read():
+        return (
+            torch.get_default_dtype(),
+            torch.get_default_device(),
+            torch.is_grad_enabled(),
+            torch.are_deterministic_algorithms_enabled(),
+            torch.is_anomaly_enabled(),
+            torch.backends.cudnn.benchmark,
+            dict(os.environ),
+            GENERATOR.initial_seed(),
+            torch.initial_seed(),
+        )
+
+    def step(values):
+        torch.set_default_dtype(torch.float64)
+        torch.set_default_device("meta")
+        torch.set_grad_enabled(False)
+        torch.use_deterministic_algorithms(True)
+        torch.autograd.set_detect_anomaly(True)
+        torch.backends.cudnn.benchmark = not torch.backends.cudnn.benchmark
+        os.environ.update(LABKIT_CHANGED="after", LABKIT_ADDED="1")
+        GENERATOR.manual_seed(5)
+        torch.manual_seed(5)
+
+    before = read()
+    estimate_memory(step, torch.ones(4))
+    assert read() == before
 
 
 def test_a_loader_that_shuffles_is_no_range_and_no_bound():
@@ -647,6 +733,46 @@ def test_a_loader_that_shuffles_is_no_range_and_no_bound():
     estimate = estimate_memory(make_step)
     assert (estimate.obstacle, estimate.lowest_bytes) == (None, None)
     assert not any("one draw" in note for note in estimate.notes)
+
+
+class Counted(torch.utils.data.IterableDataset):
+    """Samples that the workers share among them."""
+
+    def __iter__(self):
+        worker = torch.utils.data.get_worker_info()
+        for _ in range(worker.id, 21, worker.num_workers):
+            yield torch.randn(8)
+
+
+def draw_again(data):
+    return torch.utils.data.RandomSampler(data, replacement=True, num_samples=20)
+
+
+def draw_by_weights(data):
+    return torch.utils.data.WeightedRandomSampler(torch.rand(len(data)), 20)
+
+
+@pytest.mark.parametrize(
+    ("data", "options", "sizes"),
+    [
+        (torch.arange(16.0), {"num_workers": 2}, [6, 6, 4]),
+        (torch.arange(16.0), {"num_workers": 1, "persistent_workers": True}, [6, 6, 4]),
+        (Counted(), {"num_workers": 2}, [6, 6, 5, 4]),
+        (torch.arange(16.0), {"sampler": draw_again(range(16))}, [6, 6, 6, 2]),
+        (torch.arange(16.0), {"sampler": draw_by_weights(range(16))}, [6, 6, 6, 2]),
+    ],
+)
+def test_a_loader_loads_in_the_process_itself(data, options, sizes):
+    seen = []
+
+    def make_step():
+        loader = torch.utils.data.DataLoader(data, 6, **options)
+        return lambda: seen.append([len(values) for values in loader])
+
+    estimate = estimate_memory(make_step)
+    assert (estimate.obstacle, estimate.lowest_bytes) == (None, None)
+    assert seen[0] == seen[1] == sizes
+    assert any("workers" in note for note in estimate.notes) == ("num_workers" in options)
 
 
 def make_lazy():

@@ -2,15 +2,17 @@
 
 A number of Python's or NumPy's generators is real, so a step that skips layers by it would be
 simulated for one draw only. While the step runs, a single number is the lowest that its generator
-can give, or the highest, as the assumptions say; the time stands still or leaps. Arrays, shuffles
-and what library code draws for itself stay real draws.
+can give, or the highest, as the assumptions say; the time stands still or leaps. Arrays and
+shuffles stay real draws, with a note. Every generator is as before when the step has run.
 """
 
 from __future__ import annotations
 
 import contextlib
+import datetime
 import functools
 import gc
+import itertools
 import math
 import os
 import random
@@ -22,14 +24,24 @@ from collections.abc import Callable, Iterator
 from types import BuiltinMethodType, MethodType, ModuleType
 from typing import Any
 
+import torch
+
 from labkit.memory.estimate.cuda import replace_attributes
 from labkit.memory.estimate.values import Assumptions
 from labkit.memory.track.frames import PACKAGE, is_user_file, judge_file
 
 ALMOST_ONE = 1 - 2**-53
 # The most draws of a line in a step that are answered: a loop may draw until a number suits.
-LINE_DRAWS = 64
+LINE_DRAWS = 500
 DAY_SECONDS = 86_400
+# How far an unbounded distribution is followed: one draw in a thousand million is further out.
+DEVIATIONS, DECAYS = 6.0, 20.7
+# The most generators of Python whose states are kept.
+MOST_GENERATORS = 256
+NOTE = (
+    "the step draws from {} random numbers: the figure is of one draw,"
+    " and another may need more or less"
+)
 
 
 def _limit_range(*ends: int) -> tuple[int, int]:
@@ -56,6 +68,53 @@ def _limit_share(*others: Any, **named: Any) -> tuple[float, float]:
     return 0.0, ALMOST_ONE
 
 
+def _limit_normal(mean: float = 0.0, deviation: float = 1.0, *size: Any, **named: Any) -> Any:
+    mean, deviation = named.get("loc", mean), named.get("scale", deviation)
+    return mean - DEVIATIONS * deviation, mean + DEVIATIONS * deviation
+
+
+def _limit_standard(*size: Any, **named: Any) -> tuple[float, float]:
+    return -DEVIATIONS, DEVIATIONS
+
+
+def _limit_decay(scale: float = 1.0, *size: Any, **named: Any) -> tuple[float, float]:
+    return 0.0, DECAYS * scale
+
+
+def _limit_poisson(mean: float = 1.0, *size: Any, **named: Any) -> tuple[int, int]:
+    return 0, math.ceil(mean + DEVIATIONS * math.sqrt(mean) + DEVIATIONS)
+
+
+def _limit_geometric(chance: float, *size: Any, **named: Any) -> tuple[int, int]:
+    return 1, 1 if chance >= 1 else math.ceil(DECAYS / -math.log1p(-chance))
+
+
+def _limit_choices(values: Any, *weights: Any, k: int = 1, **named: Any) -> tuple[Any, Any]:
+    return [values[0]] * k, [values[-1]] * k
+
+
+def _limit_bits(count: int) -> tuple[int, int]:
+    return 0, 2**count - 1
+
+
+_names = itertools.count()
+
+
+def _limit_bytes(count: int | None = None) -> tuple[bytes, bytes]:
+    count = 32 if count is None else count
+    low, high = bytes(count), b"\xff" * count
+    if count < 8:
+        return low, high
+    # Long ones are often names, which differ from each other: in the middle, not at the ends.
+    serial = (next(_names) % 2**32).to_bytes(4, "big")
+    return low[:2] + serial + low[6:], high[:2] + serial + high[6:]
+
+
+def _limit_hex(count: int | None = None) -> tuple[str, str]:
+    low, high = _limit_bytes(count)
+    return low.hex(), high.hex()
+
+
 # The lowest and the highest number that each function draws, from its arguments.
 PYTHON: dict[str, Callable[..., tuple[Any, Any]]] = {
     "random": _limit_share,
@@ -64,11 +123,21 @@ PYTHON: dict[str, Callable[..., tuple[Any, Any]]] = {
     "randint": lambda low, high: (low, high),
     "randrange": _limit_range,
     "choice": _limit_choice,
+    "choices": _limit_choices,
+    "getrandbits": _limit_bits,
+    "randbytes": _limit_bytes,
+    "gauss": _limit_normal,
+    "normalvariate": _limit_normal,
+    "expovariate": lambda rate=1.0: _limit_decay(1 / rate),
+    "triangular": lambda low=0.0, high=1.0, mode=None: (low, high),
 }
 SECRETS: dict[str, Callable[..., tuple[Any, Any]]] = {
     "randbelow": _limit_integers,
     "choice": _limit_choice,
-    "randbits": lambda count: (0, 2**count - 1),
+    "randbits": _limit_bits,
+    "token_bytes": _limit_bytes,
+    "token_hex": _limit_hex,
+    "token_urlsafe": _limit_hex,
 }
 NUMPY: dict[str, Callable[..., tuple[Any, Any]]] = {
     **dict.fromkeys(("random", "rand", "random_sample", "ranf", "sample", "beta"), _limit_share),
@@ -76,18 +145,27 @@ NUMPY: dict[str, Callable[..., tuple[Any, Any]]] = {
     "uniform": _limit_uniform,
     "choice": _limit_choice,
     "binomial": lambda count, *others, **named: (0, count),
+    "normal": _limit_normal,
+    **dict.fromkeys(("standard_normal", "randn"), _limit_standard),
+    **dict.fromkeys(("exponential", "standard_exponential"), _limit_decay),
+    "poisson": _limit_poisson,
+    "geometric": _limit_geometric,
 }
-CLOCKS = ("time", "perf_counter", "monotonic", "process_time")
+# What NumPy's generators have beside their draws.
+NOT_DRAWN = ("seed", "get_state", "set_state", "spawn", "bit_generator")
+CLOCKS = ("time", "perf_counter", "monotonic", "process_time", "thread_time")
 
 
 class Draws:
-    """Answers what a step draws while ``active``, by the assumptions."""
+    """Answers what a step draws while ``active``, by the assumptions; ``note`` takes a sentence."""
 
-    def __init__(self, assumptions: Assumptions) -> None:
-        self._assumptions, self.active = assumptions, False
+    def __init__(self, assumptions: Assumptions, note: Callable[[str], object]) -> None:
+        self._assumptions, self._note_words, self.active = assumptions, note, False
         self._leaps, self._thread = 0, threading.get_ident()
         self._numpy = sys.modules.get("numpy.random")  # only where something has imported it
         self._watched = self._wrap_classes()
+        # What gives a generator its state back, by the generator's id.
+        self._kept: dict[int, Callable[[], object]] = {}
 
     @contextlib.contextmanager
     def open(self, function: Any, arguments: Any, known: dict[int, Any]) -> Iterator[None]:
@@ -107,24 +185,33 @@ class Draws:
                 if made is not None:
                     stack.callback(put, name, value)
                     put(name, made)
+            stack.callback(self._restore)
             yield
+
+    def _restore(self) -> None:
+        """Gives the generators their states back."""
+        for restore in self._kept.values():
+            restore()
+        self._kept.clear()
 
     def _watch(self, value: Any) -> Any:
         """What answers for a generator, or a method of one; None for anything else."""
+        if isinstance(value, torch.Generator) and value.device.type == "cpu":
+            self._kept[id(value)] = functools.partial(value.set_state, value.get_state())
         if type(value) in self._watched:
-            return _make_alike(self._watched[type(value)], value)
+            bits = _find_bits(value)
+            self._kept[id(bits)] = functools.partial(setattr, bits, "state", bits.state)
+            return self._watched[type(value)](bits)
         owner = value.__self__ if isinstance(value, METHODS) else None
-        if isinstance(owner, random.Random) and value.__name__ in PYTHON:
-            return getattr(owner, value.__name__)  # whose class has been replaced
+        if isinstance(owner, random.Random):
+            made = getattr(owner, value.__name__)  # whose class has been replaced
+            return made if value.__name__ in PYTHON else None
         return getattr(self._watch(owner), value.__name__) if type(owner) in self._watched else None
 
     def _wrap_functions(self) -> dict[Any, dict[str, Any]]:
         """What replaces which attributes of Python's and NumPy's modules."""
         tables: list[tuple[Any, Any]] = [(random, PYTHON), (secrets, SECRETS)]
         tables += [(random.Random, PYTHON), (random.SystemRandom, PYTHON)]
-        numpy = self._numpy
-        if numpy is not None:
-            tables.append((numpy, NUMPY))
         made = {
             owner: {
                 name: self._wrap(getattr(owner, name), limit, skips=isinstance(owner, type))
@@ -133,13 +220,39 @@ class Draws:
             }
             for owner, limits in tables
         }
-        made[os] = {"urandom": self._wrap(os.urandom, lambda n: (bytes(n), b"\xff" * n))}
-        made[time] = {name: self._wrap_clock(getattr(time, name)) for name in CLOCKS}
-        if numpy is not None:
-            make, kind = numpy.default_rng, self._watched[numpy.Generator]
-            made[numpy]["default_rng"] = lambda *seed: _make_alike(kind, make(*seed))
-            made[numpy]["RandomState"] = self._watched[numpy.RandomState]
+        made[random.Random]["seed"] = self._wrap_seed(random.Random.seed)
+        made[os] = {"urandom": self._wrap(os.urandom, _limit_bytes)}
+        made[time] = self._wrap_clocks()
+        made[datetime] = self._wrap_dates()
+        if "timeit" in sys.modules:
+            made[sys.modules["timeit"]] = {"default_timer": made[time]["perf_counter"]}
+        identifiers = sys.modules.get("uuid")
+        if identifiers is not None:
+            make_identifier = identifiers.uuid4
+
+            def limit() -> tuple[Any, Any]:
+                ends = (identifiers.UUID(bytes=one, version=4) for one in _limit_bytes(16))
+                low, high = ends
+                return low, high
+
+            made[identifiers] = {"uuid4": self._wrap(make_identifier, limit)}
+        if self._numpy is not None:
+            made[self._numpy] = self._wrap_numpy(self._numpy)
         return made
+
+    def _wrap_numpy(self, numpy: Any) -> dict[str, Any]:
+        """What replaces NumPy's functions and classes."""
+        names = [one for one in _list_draws(numpy.RandomState) if hasattr(numpy, one)]
+        make, kind = numpy.default_rng, self._watched[numpy.Generator]
+        return {
+            **{
+                name: self._wrap(getattr(numpy, name), NUMPY.get(name), source="NumPy's")
+                for name in names
+            },
+            "default_rng": lambda *seed: kind(_find_bits(make(*seed))),
+            "RandomState": self._watched[numpy.RandomState],
+            "Generator": kind,
+        }
 
     def _wrap_classes(self) -> dict[type, Any]:
         """NumPy's classes of generators, and for each one whose methods are answered here."""
@@ -147,27 +260,39 @@ class Draws:
         kinds = () if self._numpy is None else (self._numpy.Generator, self._numpy.RandomState)
         for kind in kinds:
             names = {
-                name: self._wrap(getattr(kind, name), limit, skips=True)
-                for name, limit in NUMPY.items()
-                if hasattr(kind, name)
+                name: self._wrap(getattr(kind, name), NUMPY.get(name), skips=True, source="NumPy's")
+                for name in _list_draws(kind)
             }
-            found[kind] = type(kind)(kind.__name__, (kind,), names)
+            found[kind] = _make_alike(kind, names)
         return found
 
-    def _wrap(self, draw: Any, limit: Callable[..., Any], *, skips: bool = False) -> Any:
+    def _wrap(
+        self,
+        draw: Any,
+        limit: Callable[..., Any] | None,
+        *,
+        skips: bool = False,
+        source: str = "Python's",
+    ) -> Any:
         """``draw``, which a user's line gets a limit from; ``skips``: it is a method."""
 
         @functools.wraps(draw)
         def answer(*arguments: Any, **named: Any) -> Any:
             if not self._is_asked():
+                if self.active and skips and source == "Python's":
+                    self._keep(arguments[0])
+                    # A shuffle, for one, draws in Python's own code.
+                    if self._is_asked(inside=random.__file__):
+                        self._note_words(NOTE.format(source))
                 return draw(*arguments, **named)
             shape = _find_shape(draw, arguments[skips:], named)
             limits: Any = None
             # Another kind of arguments is an array of draws, or an error of the step's own.
-            with contextlib.suppress(TypeError, ValueError, LookupError):
-                limits = limit(*arguments[skips:], **named)
+            with contextlib.suppress(TypeError, ValueError, LookupError, ArithmeticError):
+                limits = limit(*arguments[skips:], **named) if limit else None
             alone = shape is None or math.prod(shape) == 1
             if limits is None or not alone or not self._assumptions.answers_draw(LINE_DRAWS):
+                self._note_words(NOTE.format(source))
                 return draw(*arguments, **named)
             low, high = limits
             number = low if self._assumptions.decide(drawn=True) else high
@@ -175,9 +300,34 @@ class Draws:
 
         return answer
 
-    def _is_asked(self) -> bool:
-        """True where the step calls: no other thread, and no hook of the garbage collector."""
-        caller = sys._getframe(2).f_code
+    def _wrap_seed(self, seed: Any) -> Any:
+        @functools.wraps(seed)
+        def answer(generator: Any, *arguments: Any, **named: Any) -> None:
+            if self.active:
+                self._keep(generator)
+            seed(generator, *arguments, **named)
+
+        return answer
+
+    def _keep(self, generator: Any) -> None:
+        """Keeps the state of a generator of Python before it changes."""
+        known = id(generator) in self._kept or isinstance(generator, random.SystemRandom)
+        known = known or "gauss_next" not in vars(generator)  # it is being made
+        if not known and len(self._kept) < MOST_GENERATORS:
+            restore = functools.partial(generator.setstate, generator.getstate())
+            self._kept[id(generator)] = restore
+
+    def _is_asked(self, *, inside: str | None = None) -> bool:
+        """True where the step calls: no other thread, and no hook of the garbage collector.
+
+        With ``inside``, where a function of that file calls for the step.
+        """
+        frame: Any = sys._getframe(2)
+        while frame is not None and frame.f_code.co_filename == inside:
+            frame = frame.f_back
+        if frame is None:
+            return False
+        caller = frame.f_code
         return (
             self.active
             and threading.get_ident() == self._thread
@@ -185,23 +335,74 @@ class Draws:
             and all(getattr(hook, "__code__", None) is not caller for hook in gc.callbacks)
         )
 
-    def _wrap_clock(self, read: Callable[[], float]) -> Callable[[], float]:
+    def _wrap_clocks(self) -> dict[str, Any]:
+        """What replaces the functions that read a clock."""
+        made = {name: self._wrap_clock(getattr(time, name)) for name in CLOCKS}
+        for name in CLOCKS:
+            read = getattr(time, f"{name}_ns")
+            made[f"{name}_ns"] = self._wrap_clock(read, DAY_SECONDS * 10**9)
+        return made
+
+    def _wrap_clock(self, read: Callable[[], Any], day: int = DAY_SECONDS) -> Callable[[], Any]:
         @functools.wraps(read)
-        def answer() -> float:
-            if not self._is_asked():
-                return read()  # of what must not leap: an event loop's timers, a lock's limit
-            may_leap = self._assumptions.answers_draw(LINE_DRAWS)
-            self._leaps += may_leap and self._assumptions.decide(drawn=True)
-            return read() + self._leaps * DAY_SECONDS
+        def answer() -> Any:
+            # What must not leap is real: an event loop's timers, a lock's limit.
+            return read() + self._leap() * day if self._is_asked() else read()
 
         return answer
+
+    def _leap(self) -> int:
+        """The days by which the time has leapt, after it may have leapt again."""
+        may_leap = self._assumptions.answers_draw(LINE_DRAWS)
+        self._leaps += may_leap and self._assumptions.decide(drawn=True)
+        return self._leaps
+
+    def _wrap_dates(self) -> dict[str, Any]:
+        """What replaces Python's classes of dates, whose dates are those of the real classes."""
+
+        def wrap(read: Callable[..., Any]) -> Any:
+            def answer(kind: Any, *zone: Any, **named: Any) -> Any:
+                days = self._leap() if self._is_asked() else 0
+                return read(*zone, **named) + datetime.timedelta(days=days)
+
+            return classmethod(answer)
+
+        return {
+            kind.__name__: _make_alike(kind, {one: wrap(getattr(kind, one)) for one in names})
+            for kind, names in DATES.items()
+        }
+
+
+DATES = {datetime.datetime: ("now", "utcnow", "today"), datetime.date: ("today",)}
+
+
+def _make_alike(kind: Any, names: dict[str, Any]) -> Any:
+    """A class with these attributes, whose instances are those of the other one too."""
+
+    def is_one(_: Any, one: Any) -> bool:
+        return isinstance(one, kind)
+
+    return type("Alike", (type(kind),), {"__instancecheck__": is_one})(
+        kind.__name__, (kind,), {"__slots__": (), "__module__": kind.__module__, **names}
+    )
+
+
+def _list_draws(kind: Any) -> list[str]:
+    """The names of the methods by which NumPy's generators draw."""
+    names = (one for one in dir(kind) if not one.startswith("_") and one not in NOT_DRAWN)
+    return [one for one in names if callable(getattr(kind, one))]
+
+
+def _find_bits(generator: Any) -> Any:
+    """What has the state of a generator of NumPy."""
+    return getattr(generator, "bit_generator", None) or generator._bit_generator
 
 
 def _find_shape(draw: Any, arguments: Any, named: Any) -> tuple[int, ...] | None:
     """The shape of what NumPy is to draw; None for a number of Python's."""
     name = draw.__name__
     size = named.get("size")
-    if name == "rand":
+    if name in {"rand", "randn"}:
         size = arguments or None
     elif size is None and name in SIZE_PLACES and len(arguments) > SIZE_PLACES[name]:
         size = arguments[SIZE_PLACES[name]]
@@ -211,14 +412,12 @@ def _find_shape(draw: Any, arguments: Any, named: Any) -> tuple[int, ...] | None
 METHODS = MethodType, BuiltinMethodType
 # Where NumPy's functions take a size.
 SIZE_PLACES = {
-    **dict.fromkeys(("random", "random_sample", "ranf", "sample"), 0), "choice": 1,
-    **dict.fromkeys(("uniform", "randint", "integers", "random_integers", "beta", "binomial"), 2),
+    **dict.fromkeys((
+        "random", "random_sample", "ranf", "sample", "standard_normal", "standard_exponential"), 0),
+    **dict.fromkeys(("choice", "exponential", "poisson", "geometric"), 1),
+    **dict.fromkeys((
+        "uniform", "randint", "integers", "random_integers", "beta", "binomial", "normal"), 2),
 }  # fmt: skip
-
-
-def _make_alike(kind: Any, generator: Any) -> Any:
-    """A generator of another class with the same state."""
-    return kind(getattr(generator, "bit_generator", None) or generator._bit_generator)
 
 
 def _list_names(

@@ -37,6 +37,7 @@ from labkit.memory.estimate.cuda import (
     simulate_calls,
 )
 from labkit.memory.estimate.draws import Draws
+from labkit.memory.estimate.loading import is_loading, load_here
 from labkit.memory.estimate.measured import (
     CONVOLUTIONS,
     MOST_BYTES,
@@ -73,6 +74,7 @@ from labkit.memory.estimate.results import (
     measure,
 )
 from labkit.memory.estimate.saved import Checkpoints
+from labkit.memory.estimate.state import keep_state
 from labkit.memory.estimate.values import (
     KNOWN_ELEMENTS,
     LIKE,
@@ -134,8 +136,13 @@ KEEP_STORAGE = (
 )
 ATEN = torch.ops.aten
 ADD = ATEN.add.Tensor
-# What a loader draws: an order of samples, and a seed.
+# What a loader draws: an order of samples, and a seed; and samples that may come again.
 SEEDS = frozenset((ATEN.randperm.default, ATEN.randperm.generator, ATEN.random_.default))
+SAMPLES = frozenset((
+    ATEN.multinomial.default, ATEN.randint.default, ATEN.randint.generator, ATEN.randint.low,
+    ATEN.randint.low_generator,
+))  # fmt: skip
+DRAWN = SEEDS | SAMPLES
 # Products whose backward pass depends on zeros, where there are more elements than few.
 PRODUCTS_OF_ALL, FEW = (ATEN.prod.default, ATEN.prod.dim_int), 10_000
 # A linear layer adds its bias in place, but for subclasses of tensors it makes another.
@@ -258,7 +265,7 @@ class FakeTracer(StorageTracer):
         if recipe is None:
             return self._compute(operator, run, types, arguments, named, call)
         result = self._repeat(recipe, operator, facts.name, call)
-        if call.known or not call.tensors or facts.like or operator in SEEDS:
+        if call.known or not call.tensors or facts.like or operator in DRAWN:
             self._follow_values(operator, arguments, named, call.tensors, result)
         return result
 
@@ -374,10 +381,13 @@ class FakeTracer(StorageTracer):
         if not known and operator._schema.name[6:] in LIKE:
             # Masks; the states of optimizers are many.
             known = isinstance(result, torch.Tensor) and not result.is_floating_point()
-        if operator in SEEDS and result.numel() <= KNOWN_ELEMENTS:
+        if operator in SAMPLES and not is_loading():
+            return
+        if operator in DRAWN and result.numel() <= KNOWN_ELEMENTS:
             # Numbers that choose samples, as a loader draws them: which ones does not matter.
             with _disable_current_modes():
-                self.values.keep(result, torch.arange(result.numel()).view(result.shape))
+                numbers = torch.arange(result.numel()).view(result.shape)
+                self.values.keep(result, numbers % _count_samples(operator, arguments))
             return
         if operator._schema.name == "aten::lift_fresh" and not _is_fake(tensors[0]):
             self.values.copy(result, tensors[0])
@@ -669,6 +679,14 @@ def _find_reader() -> tuple[str, str]:
     return "", ""
 
 
+def _count_samples(operator: Any, arguments: Any) -> int:
+    """From how many samples a loader draws."""
+    if operator is ATEN.multinomial.default:
+        return int(arguments[0].size(-1))
+    numbers = itertools.takewhile(lambda one: isinstance(one, int), arguments)
+    return max((1, *numbers)) if operator in SAMPLES else KNOWN_ELEMENTS
+
+
 def _keep_storage(loss: Callable[..., Any]) -> Callable[..., Any]:
     """Wraps the loss so that its result has a storage of the real size."""
 
@@ -801,7 +819,7 @@ class Simulation:
         self._target, self._moves_arguments = target, moves_arguments
         self._by_parts = by_parts
         self.allocators: dict[str, CachingAllocator] = {}
-        self.assumptions, self.draws = assumptions, Draws(assumptions)
+        self.assumptions, self.draws = assumptions, Draws(assumptions, self.note)
         self.notes: list[str] = []
         self._fake = FakeMode(placement)
         self.tracer = FakeTracer(self, self._fake, self.assumptions, self.note)
@@ -844,6 +862,7 @@ class Simulation:
             for name, made in names.items()
         }
         with contextlib.ExitStack() as stack:
+            stack.enter_context(keep_state())
             stack.enter_context(warnings.catch_warnings())
             for message in HARMLESS:
                 warnings.filterwarnings("ignore", message=message)
@@ -874,6 +893,7 @@ class Simulation:
                     forward=lambda wrapper, *inputs, **named: wrapper.module(*inputs, **named),
                 ),
                 reverse_products(self.note),
+                load_here(self.note),
                 move_tensors(self._fake),
                 self._fake.own_tensors(),
             ):

@@ -12,9 +12,7 @@ import dataclasses
 import functools
 import inspect
 import io
-import random
 import re
-import sys
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -435,7 +433,7 @@ def _run_steps(work: Work, simulation: Simulation) -> None:
 
 def _run_with(work: Work, simulation: Simulation, arguments: tuple[Any, ...]) -> None:
     given = arguments if work.batch is None else (work.batch, *arguments)
-    watch = _watch_draws(simulation)
+    answer = _answer_draws(simulation)
 
     def run(function: Callable[..., object], *taken: object) -> object:
         simulation.assumptions.begin_step()
@@ -445,7 +443,7 @@ def _run_with(work: Work, simulation: Simulation, arguments: tuple[Any, ...]) ->
     first = bool(arguments)
     with (
         _keep_gradients(off=work.inference and first),
-        watch if first else contextlib.nullcontext(),
+        answer if first else contextlib.nullcontext(),
     ):
         made = run(work.function, *given)
     step = made if callable(made) else None
@@ -453,7 +451,7 @@ def _run_with(work: Work, simulation: Simulation, arguments: tuple[Any, ...]) ->
     del made  # what a step returns is freed before the next one, as in a loop
     if step is None and not arguments:
         return
-    with _keep_gradients(off=work.inference), _watch_draws(simulation):
+    with _keep_gradients(off=work.inference), _answer_draws(simulation):
         taken = (step,) if step else (work.function, *given)
         run_step = functools.partial(run, *taken)
         if step:
@@ -462,33 +460,13 @@ def _run_with(work: Work, simulation: Simulation, arguments: tuple[Any, ...]) ->
 
 
 @contextlib.contextmanager
-def _watch_draws(simulation: Simulation) -> Iterator[None]:
-    """Answers the block's draws, and notes those that stay real, from Python's or NumPy's state.
-
-    Those are one draw of many; torch's are unknown values.
-    """
-
-    def list_states() -> dict[str, object]:
-        # NumPy's are looked at only where something has imported it.
-        numpy = sys.modules.get("numpy.random")
-        states: dict[str, object] = {"Python's": random.getstate()}
-        if numpy is not None:
-            _, keys, *others = numpy.get_state()
-            states["NumPy's"] = (keys.tobytes(), *others)
-        return states
-
-    before = list_states()
+def _answer_draws(simulation: Simulation) -> Iterator[None]:
+    """Answers what the block draws outside of torch; torch's draws are unknown values."""
     simulation.draws.active = True
     try:
         yield
     finally:
         simulation.draws.active = False
-    for name, state in list_states().items():
-        if state != before.get(name, state):
-            simulation.note(
-                f"the step draws from {name} random numbers: the figure is of one draw,"
-                " and another may need more or less"
-            )
 
 
 def _keep_gradients(*, off: bool) -> contextlib.AbstractContextManager[Any]:

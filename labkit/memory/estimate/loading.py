@@ -1,0 +1,111 @@
+"""Loads in the process itself what a DataLoader's worker processes would load.
+
+A worker is a fork of the process, where fake tensors cannot be sent from. Here each worker's
+batches are loaded in its turn, with its ``get_worker_info()``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections import deque
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import _utils, dataloader
+
+from labkit.memory.estimate.cuda import replace_attributes
+
+WORKERS = (
+    "DataLoader's workers are simulated in the process itself:"
+    " batches that they load ahead are not counted"
+)
+
+
+class _LoadingIterator(dataloader._SingleProcessDataLoaderIter):  # type: ignore[misc]
+    """The batches of all workers, in the order in which they come."""
+
+    def __init__(self, loader: Any) -> None:
+        count, start = loader.num_workers, loader.worker_init_fn
+        with replace_attributes(loader, num_workers=0, timeout=0):
+            super().__init__(loader)
+        self._workers = [
+            _utils.worker.WorkerInfo(
+                id=place, num_workers=count, seed=place, dataset=loader.dataset
+            )
+            for place in range(count)
+        ]
+        for worker in self._workers:
+            with _entered(worker):
+                if start is not None:
+                    start(worker.id)
+        self._begin()
+
+    def _begin(self) -> None:
+        kinds, made = dataloader._DatasetKind, []
+        for worker in self._workers:
+            with _entered(worker):
+                fetcher = kinds.create_fetcher(
+                    self._dataset_kind, self._dataset, self._auto_collation, self._collate_fn,
+                    self._drop_last,
+                )  # fmt: skip
+            made.append((worker, fetcher))
+        self._turns = deque(made)
+
+    def _reset(self, loader: Any, first_iter: bool = False) -> None:
+        super()._reset(loader, first_iter)
+        self._begin()
+
+    def _next_data(self) -> Any:
+        while self._turns:
+            worker, fetcher = self._turns.popleft()
+            index = self._next_index()
+            try:
+                with _entered(worker):
+                    data = fetcher.fetch(index)
+            except StopIteration:  # this worker's part of an iterable dataset has ended
+                continue
+            self._turns.append((worker, fetcher))
+            return _utils.pin_memory.pin_memory(data) if self._pin_memory else data
+        raise StopIteration
+
+
+@contextlib.contextmanager
+def _entered(worker: Any) -> Iterator[None]:
+    """Makes ``get_worker_info()`` return the worker's."""
+    with replace_attributes(_utils.worker, _worker_info=worker):
+        yield
+
+
+def load_here(note: Callable[[str], object]) -> contextlib.ExitStack:
+    """Makes a DataLoader with workers load in the process itself, until exit."""
+
+    def iterate(loader: Any) -> Any:
+        note(WORKERS)
+        return _LoadingIterator(loader)
+
+    def find_worker() -> Any:
+        # Torch's own code would put the batch in memory that processes share.
+        collating = sys._getframe(1).f_code.co_filename == _utils.collate.__file__
+        return None if collating else _utils.worker._worker_info
+
+    stack = replace_attributes(dataloader, _MultiProcessingDataLoaderIter=iterate)
+    stack.enter_context(replace_attributes(torch.utils.data, get_worker_info=find_worker))
+    return stack
+
+
+FOLDER = str(Path(dataloader.__file__).parent)
+# The most frames between an operator's dispatch and the code that calls it.
+DEPTH = 12
+
+
+def is_loading() -> bool:
+    """True where torch's own code of loaders and samplers runs the operator."""
+    running: Any = sys._getframe(1)
+    for _ in range(DEPTH):
+        if running is None or running.f_code.co_filename.startswith(FOLDER):
+            break
+        running = running.f_back
+    return running is not None and running.f_code.co_filename.startswith(FOLDER)
