@@ -94,7 +94,12 @@ SIGNS = (
     _sign("minikube", "minikube", r"\bminikube\b"),
     _sign("slurm", "slurm srun sbatch slurmstepd", r"\bslurm|\bsrun\b|\bsbatch\b"),
     _sign("conda", "conda miniconda3 anaconda3 mamba", r"conda|mamba"),
-    _sign("uv", "uv", r"\buv (?:pip|add|sync|run)\b"),
+    _sign(
+        "uv",
+        "uv solution registry",
+        r"\buv (?:pip|add|sync|run|lock)\b|× no solution found when resolving|@ registry\+https",
+        "uv pip|uv add|uv sync|uv run|uv lock|no solution found|registry+",
+    ),
     _sign(
         "rocm",
         "rocm rocm5 rocm6 rocm7 hip amdgpu kfd gfx1030 gfx1032 gfx1100 gfx1101 gfx1102 gfx1201",

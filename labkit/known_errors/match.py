@@ -44,6 +44,7 @@ from labkit.known_errors.read import (
     find_translated,
     read_pieces,
     translate,
+    unescape,
 )
 from labkit.text import escape_controls, strip_ansi
 
@@ -717,7 +718,7 @@ class _Block:
         for first in range(0, count, size):
             start, end = max(0, first - around), min(count, first + size + around)
             text = self._text[starts[start] : starts[end]]
-            letters = _escape_breaks(text).encode(errors="replace").translate(_NOT_LETTERS)
+            letters = unescape(text).encode(errors="replace").translate(_NOT_LETTERS)
             words = set(letters.split())
             self.words |= words
             # The lines around a chunk belong to the one next to it.
@@ -964,17 +965,12 @@ def _shortest_length(words: Sequence[str]) -> int:
     return min(map(len, words))
 
 
-def _escape_breaks(text: str) -> str:
-    """The text with blanks in place of escaped ones."""
-    return re.sub(r"\\+[nrt]", " ", text) if "\\" in text else text
-
-
 def _split_letters(text: bytes) -> list[bytes]:
     return text.translate(_NOT_LETTERS).split()
 
 
 def _split_words(text: str) -> list[bytes]:
-    return _escape_breaks(text).encode(errors="replace").translate(_SEPARATORS).split()
+    return unescape(text).encode(errors="replace").translate(_SEPARATORS).split()
 
 
 def _is_excused(window: str, match: re.Match[str], error: KnownError) -> bool:

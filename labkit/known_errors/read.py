@@ -192,6 +192,27 @@ def translate(text: str, messages: Iterable[str]) -> str:
 
 
 _DOCKER_RECORD = '{"log":"'
+# A path of Windows, or a quote or line break that a journal or a program has escaped.
+_BACKSLASHES = re.compile(
+    r"(?P<path>(?:\b[A-Za-z]:|\b(?:(?:site|dist)-packages|[Ll]ib|envs|venv|custom_nodes))"
+    r"(?:\\{1,4}(?![nrt][A-Z\d])[\w.()~+@-]{1,80}){1,30})"
+    r"|\\+(?P<sign>[\"'`/])|\\+[nrt]"
+)
+
+
+def unescape(text: str) -> str:
+    r"""The text with spaces for escaped breaks, quotes unescaped, and paths of Windows kept.
+
+    >>> unescape(r'at C:\\new\\torch\nOSError: \"x\"')
+    'at C:\\new\\torch OSError: "x"'
+    """
+    return _BACKSLASHES.sub(_unescape, text) if "\\" in text else text
+
+
+def _unescape(found: re.Match[str]) -> str:
+    if found["path"]:
+        return re.sub(r"\\{2,}", r"\\", found["path"])
+    return found["sign"] or " "
 
 
 def clean_line(line: str) -> str:
@@ -205,8 +226,7 @@ def clean_line(line: str) -> str:
     text = strip_ansi(line)
     if text.lstrip().startswith(_DOCKER_RECORD):
         text = _read_docker_record(text)
-    if "\\" in text:  # quoted in a journal's or a program's own message
-        text = re.sub(r"\\+([\"'`/])|\\+[nrt]", lambda found: found[1] or " ", text)
+    text = unescape(text)
     if "&" in text:
         text = html.unescape(text)
     start = 0
