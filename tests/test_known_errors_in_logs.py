@@ -534,6 +534,12 @@ OUT = (
         ),
         ("/x/libonnxruntime_providers_cuda.so with error: libcudnn.so.8: gone", "cuDNN 8"),
         (OUT.format("9.27 GiB", "79.11 GiB", "6.20 GiB", "52.11 GiB", "17.31 GiB"), "expandable"),
+        (
+            r"E:\\x"
+            + "\n"
+            + OUT.format("90.00 MiB", "24 GiB", "5.75 GiB", "13.09 GiB", "0.19 GiB"),
+            "page file",
+        ),
         (OUT.format("90.00 MiB", "8.00 GiB", "0 bytes", "7.13 GiB", "127.09 MiB"), "checkpointing"),
         (OUT.format("2.00 GiB", "24.00 GiB", "1.00 GiB", "3.00 GiB", "0.10 GiB"), "labkit memory"),
     ],

@@ -83,11 +83,12 @@ def test_an_error_wrapped_under_a_prefix_is_found(prefix):
     [
         ('{"log":"a\\u001b[0m \\"b\\"\\n","stream":"stderr"}', 'a\x1b[0m "b" '),
         ('msg="driver \\"nvidia\\""', 'msg="driver "nvidia""'),
+        (r"at C:\\x\\new\\torch\nOSError: \"x\"", r'at C:\x\new\torch OSError: "x"'),
         ("&quot;a&quot; &amp;&lt;b&gt;", '"a" &<b>'),
         ("\x1b[31mred\x1b[0m", "red"),
         ("plain: text | of 3 lines", "plain: text | of 3 lines"),
     ],
-    ids=["docker", "journal", "html", "colors", "plain"],
+    ids=["docker", "journal", "paths of Windows", "html", "colors", "plain"],
 )
 def test_a_line_is_cleaned(line, clean):
     assert clean_line(line) == clean

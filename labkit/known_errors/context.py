@@ -57,8 +57,9 @@ SIGNS = (
     ),
     _sign(
         "mac",
-        "macos darwin mps homebrew apple",
-        r"macos|darwin|/opt/homebrew|\bmps backend|\bapple m\d",
+        "macos darwin mps homebrew apple users frameworks",
+        r"macos|darwin|/opt/homebrew|\bmps backend|\bapple m\d|[\s\"'(]/users/[a-z]"
+        r"|/library/frameworks/",
     ),
     _sign("lxc", "lxc lxd incus proxmox pve", r"\b(?:lx[cd]|incus)\b|proxmox|-pve\b"),
     _sign("podman", "podman crun", r"\bpodman\b|\bcrun\b"),
@@ -353,7 +354,7 @@ def judge_memory(values: Mapping[str, str]) -> str | None:
     """Why a GPU's memory did not suffice, as the name of a variant.
 
     ``in-pieces``, ``of-others``, ``in-use``; ``one-tensor`` if the next one alone is half the card,
-    ``refused`` if more was free than was asked for.
+    ``refused`` if more was free than was asked for (on Windows ``refused-windows``, too).
 
     ``values`` are those of torch's own text: ``asked``, ``capacity``, ``unused``, ``allocated`` and
     ``idle``, each with its unit. None if one is missing. Torch before 2.1 says ``reserved`` in

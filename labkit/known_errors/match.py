@@ -1016,7 +1016,7 @@ def _rank_matches(
     for error, place in places.items():
         named = {f"{name}-{text}" if text else name for name, text in place.values.items()}
         if reason := judge_memory(place.values):
-            named.add(reason)
+            named |= {reason, *(f"{reason}-{sign}" for sign in conditions & {"windows"})}
         shown = {
             **values,
             **place.values,
