@@ -513,6 +513,8 @@ OUT = (
         ("labkit-1f-cuda-1 | Failed to initialize NVML: Unknown Error", "make down up"),
         ("labkit-1f-cpu-1  | exec /usr/bin/tini: exec format error", "make build"),
         ("web-1  | exec /usr/bin/tini: exec format error", "docker image inspect"),
+        ("web-1  | mkdir: cannot create directory '../x': Permission denied", "compose exec"),
+        ("nvcc -O3 x.cu\nKilled", "MAX_JOBS"),
         ("libcudart.so.13: cannot open shared object file", "cu130"),
         ("libcudart.so.12: cannot open shared object file", "cu126"),
         (f"{NO_ENGINE}\ndesktop-linux *   Docker Desktop", "context use default"),

@@ -54,6 +54,7 @@ def test_any_bytes_are_decoded(blocks):
     [
         "cuda-1  | ",
         "#14 812.3 ",
+        "138.5 ",
         "2026-05-03T11:12:13.456789Z ",
         "2026-05-03T11:12:13.4+00:00 stderr F ",
         "Nov 24 09:12:01 host dockerd[77]: ",

@@ -32,7 +32,9 @@ class Sign(NamedTuple):
 def _sign(name: str, words: str, pattern: str, parts: str = "") -> Sign:
     """A sign; its parts, divided by "|", are by default its words."""
     split = tuple(words.split())
-    return Sign(name, split, re.compile(pattern), tuple(parts.split("|")) if parts else split)
+    return Sign(
+        name, split, re.compile(pattern, re.MULTILINE), tuple(parts.split("|")) if parts else split
+    )
 
 
 # The expressions read text in lower case. A group's text is the value of the sign.
@@ -64,6 +66,17 @@ SIGNS = (
     _sign("lxc", "lxc lxd incus proxmox pve", r"\b(?:lx[cd]|incus)\b|proxmox|-pve\b"),
     _sign("podman", "podman crun", r"\bpodman\b|\bcrun\b"),
     _sign("rootless", "rootless", r"rootless"),
+    # The prefix of a service's lines in Compose.
+    _sign("compose", "1", r"^[\w.-]{2,50}-1 {1,40}\| ", "-1 "),
+    _sign(
+        "compiling", "nvcc cc1plus cicc ninja build_ext", r"\bnvcc\b|cc1plus|cicc|ninja: |build_ext"
+    ),
+    _sign(
+        "rented",
+        "runpod runpodctl vast vastai lambdalabs paperspace tensordock",
+        r"\brunpod|\bvast\.ai\b|\bvastai\b|lambdalabs|paperspace|tensordock",
+        "runpod|vast.ai|vastai|lambdalabs|paperspace|tensordock",
+    ),
     # This project's own lab, whose commands help nobody else.
     _sign("lab", "labkit lab", r"\blabkit\b|/opt/lab\b", "labkit|/opt/lab"),
     _sign("node-reboot", "reboot", r"node reboot required"),

@@ -155,7 +155,8 @@ PREFIXES = re.compile(
     r"\s{1,40}"
     r"|(?:> ?){1,5}"  # a quote in markdown or mail
     r"|[\w.-]{1,60} {0,30}\| ?"  # Compose
-    r"|\#\d{1,4} (?:\d{1,6}\.\d{1,4} )?"  # BuildKit
+    r"|\#\d{1,4} (?:\d{1,6}\.\d{1,4} )?"  # BuildKit, and its summary of a failed step:
+    r"|\d{1,5}\.\d{1,3} (?=[ A-Za-z\[/*>'\"])"
     rf"|{_TIME} {_SURE_SENDER}"  # rsyslog, journalctl -o short-iso
     rf"|\[?{_TIME}\]? (?:std(?:out|err) [FP] )?"  # Kubernetes and many others
     # journald and syslog; journalctl -o short-full has a year.
