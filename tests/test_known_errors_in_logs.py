@@ -528,6 +528,16 @@ OUT = (
         ("SecureBoot enabled\ncouldn't communicate with the NVIDIA driver", "mokutil"),
         ("docker run x\nNCCL error: unhandled system error", "--shm-size"),
         ("gfx1151\nhipErrorOutOfMemory", "6.16.9"),
+        (
+            "NVRM: installed in this system is not supported by open nvidia.ko\n-- akmods",
+            "akmod-nvidia-580xx",
+        ),
+        (
+            "NVIDIA Corporation Device 2b85\ncouldn't communicate with the NVIDIA driver",
+            "nvidia-driver-580-open",
+        ),
+        ("Failed to build nvidia/470.256.02\n/nvidia/nv.c:7:1: error: x", "older kernel"),
+        ("after resume:\nNVRM: Xid (PCI:0000:01:00): 13, pid=7", "PreserveVideoMemory"),
         ("NVIDIA driver on your system is too old (found version 12040)", "whl/cu126"),
         ("NVIDIA driver on your system is too old (found version 10020)", "driver 580 or newer"),
         (

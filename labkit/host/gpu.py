@@ -97,6 +97,29 @@ NAMES: tuple[tuple[str, Capability], ...] = (
     (r"\bOrin\b", (8, 7)),
     (r"\bThor\b", (11, 0)),
 )
+# By the first PCI device number of an architecture, from the lists of supported GPUs in the
+# driver's README and of pci.ids, the newest first.
+DEVICES: tuple[tuple[int, Capability], ...] = (
+    (0x3180, (10, 3)),
+    (0x2F00, (12, 0)),
+    (0x2E00, (12, 1)),
+    (0x2B80, (12, 0)),
+    (0x2900, (10, 0)),
+    (0x2600, (8, 9)),
+    (0x2400, (8, 6)),
+    (0x2300, (9, 0)),
+    (0x2200, (8, 6)),
+    (0x2180, (7, 5)),
+    (0x2080, (8, 0)),
+    (0x1E00, (7, 5)),
+    (0x1D81, (7, 0)),
+    (0x1B00, (6, 1)),
+    (0x1600, (5, 2)),
+    (0x15F0, (6, 0)),
+    (0x13C0, (5, 2)),
+    (0x1340, (5, 0)),
+    (0x0FC0, (3, 5)),
+)
 
 
 @dataclass(frozen=True)
@@ -381,6 +404,18 @@ def infer_capability(name: str) -> Capability | None:
     (8, 6)
     """
     found = (capability for pattern, capability in NAMES if re.search(pattern, name))
+    return next(found, None)
+
+
+def infer_capability_of_device(device: int) -> Capability | None:
+    """The compute capability of NVIDIA's GPU with this PCI device number, or None if unknown.
+
+    Only for numbers of GPUs: their sound and USB devices are numbered in between.
+
+    >>> infer_capability_of_device(0x1B80), infer_capability_of_device(0x2B85)
+    ((6, 1), (12, 0))
+    """
+    found = (capability for first, capability in DEVICES if device >= first)
     return next(found, None)
 
 

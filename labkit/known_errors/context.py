@@ -12,7 +12,12 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from labkit.host.distribution import Distribution
-from labkit.host.gpu import Capability, infer_capability, name_architecture
+from labkit.host.gpu import (
+    Capability,
+    infer_capability,
+    infer_capability_of_device,
+    name_architecture,
+)
 from labkit.host.packages import is_dropped
 from labkit.host.torch_builds import NEEDS
 
@@ -233,6 +238,12 @@ VALUES = (
         "driver version|nvidia/|kernel module version|nvidia-dkms|nvidia driver",
     ),
     _sign(
+        "device",
+        "10de device",
+        r"(?:pci id: 10de:|nvidia corporation device (?:\[10de:)?)([0-9a-f]{4})\b",
+        "pci id|corporation device",
+    ),
+    _sign(
         "torch",
         "cu118 cu121 cu124 cu126 cu128 cu129 cu130 cu132 cpu",
         r"\d\+(cu\d{3}|cpu)\b",
@@ -320,18 +331,23 @@ class Context:
         if len(number) >= 2:
             return int(number[:-1]), int(number[-1])
         card = self.values.get("card", "")
-        return infer_capability(card) or ((3, 5) if KEPLER.search(card) else None)
+        if found := infer_capability(card) or ((3, 5) if KEPLER.search(card) else None):
+            return found
+        device = self.values.get("device")
+        return infer_capability_of_device(int(device, 16)) if device else None
 
     def list_conditions(self) -> set[str]:
         """The names that a variant of a known error can ask for."""
         conditions = set(self.signs)
         if self.family:
             conditions.add(self.family)
+        driver = int(self.values.get("driver", "0").partition(".")[0])
+        if 0 < driver < OLDEST_KEPT:
+            conditions.add("old-branch")
         if self.capability:
             conditions.add(name_architecture(self.capability).lower())
             conditions.add("legacy" if self.capability < (7, 5) else "current")
-            driver = self.values.get("driver", "").partition(".")[0]
-            if driver and is_dropped(self.capability, int(driver)):
+            if driver and is_dropped(self.capability, driver):
                 conditions.add("dropped")
         if "toolkit" in self.values:
             conditions.add(f"toolkit-{self.values['toolkit'].replace('.', '-')}")
@@ -425,6 +441,8 @@ def advise_unknown(context: Context) -> str:
     )
 
 
+# Older branches of the driver are no longer changed for new kernels.
+OLDEST_KEPT = 535
 KEPLER = re.compile(r"\bK[1-8]\d{1,3}\b|\bGTX? [67]\d0\b")
 
 
