@@ -343,7 +343,10 @@ class DriverFix(Fix):
 
 INSTALL_DRIVER = DriverFix(f"install NVIDIA's driver {CUDA_13} or newer ({GUIDE}), then reboot")
 # For a card before Turing, whichever it is.
-INSTALL_CLOSED_DRIVER = DriverFix("", capability=(6, 1))
+INSTALL_CLOSED_DRIVER = DriverFix(
+    f"install NVIDIA's driver {LAST_VOLTA} with its closed modules ({GUIDE}), then reboot",
+    capability=(6, 1),
+)
 INSTALL_OPEN_MODULE = Fix(
     f"install NVIDIA's driver {CUDA_13} or newer with its open modules ({GUIDE}), then reboot",
     ubuntu=f"sudo apt-get install nvidia-driver-580-open{THEN_REBOOT}",

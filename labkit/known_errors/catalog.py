@@ -323,6 +323,6 @@ def _build_other_xid(listed: Sequence[str]) -> KnownError:
         ),
         "likely",
         source="docs.nvidia.com/deploy/xid-errors",
-        samples=("kernel: NVRM: Xid (PCI:0000:41:00): 56, CMDre 00000001",),
+        samples=("kernel: NVRM: Xid (PCI:0000:41:00): 59, CMDre 00000001",),
         unlike=("NVRM: Xid (PCI:0000:41:00): 63, pid=7, Row Remapper",),
     )

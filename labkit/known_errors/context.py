@@ -139,10 +139,13 @@ SIGNS = (
     ),
     _sign(
         "vm",
-        "qemu libvirt ovmf vm vmware hypervisor harvester guest",
-        r"\bqemu\b|libvirt|\bovmf\b|\bharvester\b|in the guest\b"
+        # A GPU on the first bus is a virtual machine's.
+        "qemu libvirt ovmf vm vmware hypervisor harvester guest nvrm",
+        r"\bqemu\b|libvirt|\bovmf\b|\bharvester\b|in the guest\b|gpu 0000:00:[01]"
         r"|\b(?:lxd|incus|kvm|proxmox) vm\b|vmware|hypervisor detected",
+        "qemu|libvirt|ovmf|vm|hypervisor|harvester|guest|gpu 0000:00:",
     ),
+    _sign("appliance", "truenas unraid", r"\btruenas\b|\bunraid\b"),
     _sign("apptainer", "apptainer singularity", r"\b(?:apptainer|singularity)\b"),
     _sign("microk8s", "microk8s", r"microk8s"),
     _sign("k0s", "k0s", r"\bk0s\b"),
@@ -273,7 +276,7 @@ FAMILIES = (
     ),
     _sign("suse", "zypper opensuse", r"\bzypper\b|opensuse"),
     _sign("fedora", "fc40 fc41 fc42 fc43 fc44 akmods", r"\.fc\d\d\b|akmods", ".fc|akmods"),
-    _sign("rhel", "el8 el9 el10 el8_10 el9_6", r"\.el\d", ".el"),
+    _sign("rhel", "el8 el9 el10 el8_10 el9_6 amzn2023", r"\.el\d|\.amzn2023", ".el|.amzn"),
     _sign(
         "ubuntu",
         "generic azure aws ubuntu",
@@ -358,6 +361,8 @@ class Context:
     def list_values(self) -> Mapping[str, str]:
         """The values for the placeholders of causes and fixes."""
         values = dict(self.values)
+        if "driver" in values:
+            values["branch"] = values["driver"].partition(".")[0]
         if self.capability:
             values["sm"] = f"sm_{self.capability[0]}{self.capability[1]}"
             fitting = (

@@ -197,7 +197,7 @@ _DOCKER_RECORD = '{"log":"'
 _BACKSLASHES = re.compile(
     r"(?P<path>(?:\b[A-Za-z]:|\b(?:(?:site|dist)-packages|[Ll]ib|envs|venv|custom_nodes))"
     r"(?:\\{1,4}(?![nrt][A-Z\d])[\w.()~+@-]{1,80}){1,30})"
-    r"|\\+(?P<sign>[\"'`/])|\\+[nrt]"
+    r"|\\+(?P<sign>[\"'`/])|\\+(?:[nrt]|x0a)"
 )
 
 
