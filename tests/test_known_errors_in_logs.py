@@ -528,6 +528,10 @@ OUT = (
         ("SecureBoot enabled\ncouldn't communicate with the NVIDIA driver", "mokutil"),
         ("docker run x\nNCCL error: unhandled system error", "--shm-size"),
         ("gfx1151\nhipErrorOutOfMemory", "6.16.9"),
+        (
+            "rpm-ostree status\nmodprobe: FATAL: Module nvidia not found in directory /lib",
+            "rpm-ostree upgrade",
+        ),
         ("NVRM: GPU 0000:00:10.0\nNVRM: BAR1 is 0M @ 0x0", "opt/ovmf"),
         ("truenas\nNVRM: not supported by open nvidia.ko", "TrueNAS"),
         ("-tegra\nRequired: driver version >= 580", "JetPack"),
