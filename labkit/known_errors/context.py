@@ -58,13 +58,14 @@ SIGNS = (
     ),
     _sign(
         "windows",
-        "winerror dll exe windows win10 win11 wddm",
+        "winerror dll exe windows win10 win11 wddm c d e f g",
         r"winerror|platform: windows|\b[a-z]:\\|\.dll\b|\bwindows 1[01]\b|\bwin1[01]\b"
         r"|in wddm mode",
+        "winerror|platform: windows|:\\|.dll|windows 1|win10|win11|in wddm mode",
     ),
     _sign(
         "mac",
-        "macos darwin mps homebrew apple users frameworks",
+        "macos macosx darwin mps homebrew apple users frameworks",
         r"macos|darwin|/opt/homebrew|\bmps backend|\bapple m\d|[\s\"'(]/users/[a-z]"
         r"|/library/frameworks/",
     ),

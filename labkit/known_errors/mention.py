@@ -89,9 +89,10 @@ _IN_SOURCE = re.compile(
     r"|\braise [\w.]{0,60}$|\bisinstance\([\w., (]{0,160}$"
     r"|(?:\w \+= |\breturn )\(?[rf]{0,2}[\"'][^\"']{0,200}$"
     r"|\w = \(?[rR]?[fF][\"'][^\"']{0,200}$"
-    rf"|^{_MARGIN}(?:from [\w.]{{1,80}} )?import [\w., ]{{0,160}}$"
     rf"|^{_MARGIN}except [\w., (]{{0,160}}$|^{_MARGIN}(?:class|def) [\w(),:= ]{{0,160}}$"
 )
+_NAMES = r"[\w.]{1,80}(?: as \w{1,60})?(?:, ?[\w.]{1,80}(?: as \w{1,60})?){0,20}"
+_IMPORT = re.compile(rf"{_MARGIN}(?:from [\w.]{{1,80}} )?import {_NAMES}(?:,|,? \\\\)?$")
 _LITERAL = re.compile(rf"{_MARGIN}(?P<kind>[rb]?f?)[\"'].*[\"'](?P<end>\s*[,)%.]?.{{0,40}})$")
 _NAME_IN_LIST = re.compile(rf"{_MARGIN}[\"']?[\w.]{{1,80}}[\"']?,$")
 
@@ -106,7 +107,7 @@ def is_source(before: str, line: str, above: str, below: str) -> bool:
     >>> is_source('Exception: ValueError("', 'Exception: ValueError("no GPU")', "", "")
     False
     """
-    if _IN_SOURCE.search(before[-300:]) or _NAME_IN_LIST.match(line):
+    if _IN_SOURCE.search(before[-300:]) or _NAME_IN_LIST.match(line) or _IMPORT.match(line):
         return True
     literal = _LITERAL.match(line.partition("\n")[0])
     if literal is None or not re.fullmatch(rf"{_MARGIN}[rb]?f?[\"'].*", before):
