@@ -8,6 +8,7 @@ import datetime
 import functools
 import gzip
 import io
+import math
 import os
 import pickle
 import random
@@ -28,6 +29,7 @@ from labkit.errors import UsageError
 from labkit.memory.balance.read import read_resident_bytes
 from labkit.memory.estimate import measured
 from labkit.memory.estimate.fake import COMPILED, CONVERGENCE, OVERFLOW
+from labkit.memory.estimate.limits import Limits
 from labkit.memory.estimate.play import FORWARD_ALONE, estimate_memory, find_largest_batch
 from labkit.memory.estimate.values import Assumptions, make_unknown
 from labkit.memory.track.model import CATEGORIES, sum_categories
@@ -1227,18 +1229,79 @@ def test_a_cached_function_keeps_no_fake_tensor_for_the_real_step():
     assert type(make_table(1000)["table"][0]) is torch.Tensor
 
 
-def test_a_count_of_unknown_values_is_added_up_but_is_no_size():
+def test_a_count_of_unknown_values_is_added_up_and_is_a_size_between_none_and_all():
     def count(scores):
         right = 0
         for part in scores.split(4):
             right += (part.argmax(1) == 0).sum().item()
+        return right / 16, int((scores > 0).sum()) / int((scores < 1).sum())
 
     assert estimate_memory(count, torch.randn(16, 8)).obstacle is None
 
     def select(scores):
-        return torch.zeros((scores.argmax(1) == 0).sum().item())
+        return torch.zeros(1000 * (scores.argmax(1) == 0).sum().item())
 
-    assert estimate_memory(select, torch.randn(16, 8)).obstacle is not None
+    estimate = estimate_memory(select, torch.randn(16, 8))
+    assert estimate.obstacle is None
+    assert estimate.lowest_bytes < 1000 < 64_000 < estimate.peak_bytes
+
+
+SIZED = {
+    "an integer": (lambda: torch.randint(2, 10, (1,)).item(), 2, 9),
+    "half of an integer": (lambda: torch.randint(2, 10, ()).item() // 2, 1, 4),
+    "a share": (lambda: int(torch.rand(1) * 100) + 1, 1, 100),
+    "a root": (lambda: round(math.sqrt(torch.empty(1).uniform_(4.0, 400.0).item())), 2, 20),
+    "the first of an order": (lambda: int(torch.randperm(10)[0]) + 1, 1, 10),
+    "one by weights": (lambda: torch.multinomial(torch.ones(5), 1) + 1, 1, 5),
+    "an array": (lambda: torch.randint(1, 4, (2,)).numpy().sum(), 2, 6),
+    "a best place": (lambda: int(torch.randn(7).argmax()) + 1, 1, 7),
+}
+
+
+@pytest.mark.parametrize("name", SIZED)
+def test_a_drawn_size_is_a_range_with_its_ends(name):
+    draw, low, high = SIZED[name]
+
+    def step(values):
+        size = draw()  # its own tensors are gone then
+        return values.repeat(1000 * int(size))
+
+    estimate = estimate_memory(step, torch.ones(1))
+    assert estimate.obstacle is None
+    assert estimate.lowest_bytes == pytest.approx(4000 * low, abs=200)
+    assert estimate.peak_bytes == pytest.approx(4000 * high, abs=200)
+
+
+def test_a_place_that_is_drawn_or_chosen_makes_no_range():
+    texts = np.arange(1000)
+
+    def step(values):
+        starts = torch.randint(len(texts) - 50, (8,))
+        torch.stack([torch.from_numpy(texts[one : one + 50]) for one in starts])
+        begin, count = torch.randint(0, 8, (1,)), torch.randint(0, 90, ())
+        values[begin : begin + count] = 0
+        place = torch.randint(0, 8, (1,)).item()
+        return values[place : place + 90] + values[torch.randint(0, 8, ())]
+
+    estimate = estimate_memory(step, torch.randn(100, 10))
+    assert (estimate.obstacle, estimate.lowest_bytes, estimate.notes) == (None, None, ())
+
+
+@pytest.mark.parametrize(
+    ("compare", "expected"),
+    [
+        (lambda one: one > 2, True),
+        (lambda one: one + 1 >= 4, True),
+        (lambda one: one < 3, False),
+        (lambda one: one == 10, False),
+        (lambda one: 2 * one != 5, True),
+    ],
+)
+def test_limits_decide_a_comparison_alone(compare, expected):
+    for answer in (True, False):
+        number = make_unknown(Assumptions(answer=answer), Limits(3, 9))
+        assert compare(number) is expected
+        assert (number == 5) is answer
 
 
 def test_a_loop_ends_where_a_known_value_decides_alone():

@@ -37,6 +37,7 @@ from labkit.memory.estimate.cuda import (
     simulate_calls,
 )
 from labkit.memory.estimate.draws import Draws
+from labkit.memory.estimate.limits import LIMITED, Limits, find_limits
 from labkit.memory.estimate.loading import is_loading, load_here
 from labkit.memory.estimate.measured import (
     CONVOLUTIONS,
@@ -143,6 +144,9 @@ SAMPLES = frozenset((
     ATEN.randint.low_generator,
 ))  # fmt: skip
 DRAWN = SEEDS | SAMPLES
+FOLLOWED = DRAWN | LIMITED
+# Sums of numbers that may be any are many, in backward.
+SUMS = frozenset((ATEN.sum.default, ATEN.sum.dim_IntList))
 # Products whose backward pass depends on zeros, where there are more elements than few.
 PRODUCTS_OF_ALL, FEW = (ATEN.prod.default, ATEN.prod.dim_int), 10_000
 # A linear layer adds its bias in place, but for subclasses of tensors it makes another.
@@ -265,9 +269,15 @@ class FakeTracer(StorageTracer):
         if recipe is None:
             return self._compute(operator, run, types, arguments, named, call)
         result = self._repeat(recipe, operator, facts.name, call)
-        if call.known or not call.tensors or facts.like or operator in DRAWN:
+        if call.known or not call.tensors or facts.like or operator in FOLLOWED:
             self._follow_values(operator, arguments, named, call.tensors, result)
         return result
+
+    def _note_draw(self, tensor: Any) -> None:
+        """Has the step simulated both ways where it reads a number of a drawn order."""
+        limits = self.values.find_limits(tensor)
+        if limits is not None and limits.drawn:
+            self._assumptions.decide(drawn=True)
 
     def _find_parts(self, operator: Any) -> Callable[..., Any] | None:
         """What runs the operator by its parts, which in inference mode comes here whole."""
@@ -280,6 +290,8 @@ class FakeTracer(StorageTracer):
     def _read(self, operator: Any, arguments: Any, call: Call) -> Any:
         """The known or assumed value in a fake tensor, without torch's fake mode, which is slow."""
         value = self.values.read(arguments[0]) if call.known else None
+        if value is not None:
+            self._note_draw(arguments[0])
         self._attempt(self._take_in, operator, arguments, call.tensors)
         if value is None:
             value = self._substitute(operator, arguments, {})
@@ -381,25 +393,45 @@ class FakeTracer(StorageTracer):
         if not known and operator._schema.name[6:] in LIKE:
             # Masks; the states of optimizers are many.
             known = isinstance(result, torch.Tensor) and not result.is_floating_point()
-        if operator in SAMPLES and not is_loading():
+        if not known and operator in SUMS and tensors[0].is_floating_point():
             return
-        if operator in DRAWN and result.numel() <= KNOWN_ELEMENTS:
-            # Numbers that choose samples, as a loader draws them: which ones does not matter.
-            with _disable_current_modes():
-                numbers = torch.arange(result.numel()).view(result.shape)
-                self.values.keep(result, numbers % _count_samples(operator, arguments))
+        known = known or operator in LIMITED
+        if (operator in SEEDS or operator in SAMPLES) and self._choose_samples(
+            operator, arguments, result
+        ):
             return
         if operator._schema.name == "aten::lift_fresh" and not _is_fake(tensors[0]):
             self.values.copy(result, tensors[0])
             return
         if not known and (tensors or not is_constant(operator._schema)):
             return
-        made = list_tensors(result)
-        if sum(one.numel() for one in made) > KNOWN_ELEMENTS:
-            return
-        value = self.values.compute(operator, tensors, arguments, named)
-        for fake, real in zip(made, list_tensors(value), strict=False):
-            self.values.keep(fake, real)
+        made, values = list_tensors(result), self.values
+        found = find_limits(operator, arguments, named, result, values.find_limits)
+        limits = {id(fake): one for fake, one in found}
+        real: list[Any] = []
+        if sum(one.numel() for one in made) <= KNOWN_ELEMENTS:
+            real = list_tensors(values.compute(operator, tensors, arguments, named))
+            for fake, value in zip(made, real, strict=False):
+                values.keep(fake, value, limits.get(id(fake)))
+        for fake, one in [] if real else found:
+            values.limit(fake, one)
+
+    def _choose_samples(self, operator: Any, arguments: Any, result: Any) -> bool:
+        """Keeps numbers that choose samples: which ones a loader draws does not matter.
+
+        An order that the step itself draws is one of two.
+        """
+        loads = is_loading()
+        if result.numel() > KNOWN_ELEMENTS or not (loads or operator in SEEDS):
+            return False
+        with _disable_current_modes():
+            numbers = torch.arange(result.numel())
+            if not (loads or self._assumptions.answer):
+                numbers = numbers.flip(0)
+            numbers = numbers.view(result.shape) % _count_samples(operator, arguments)
+        drawn = Limits(0, max(0, result.numel() - 1), drawn=True)
+        self.values.keep(result, numbers, None if loads else drawn)
+        return True
 
     def _substitute(self, operator: Any, arguments: Any, named: Any) -> Any:
         """The value or the shape that the operator would have read, known or assumed."""
@@ -457,7 +489,9 @@ class FakeTracer(StorageTracer):
                 return answer
         if operator is not READ_VALUE or tensor.dtype is torch.bool:
             return self._assumptions.decide()
-        return None
+        limits = None if self.values.reads_unknown else self.values.find_limits(tensor)
+        # C++ code reads a number, such as an index.
+        return None if limits is None else limits.choose(self._assumptions)
 
     def _follow_libraries(
         self, operator: Any, arguments: Any, named: Any, result: Any
@@ -923,7 +957,7 @@ class Simulation:
             simulate_lazy(),
             replace_attributes(fake_tensor.FakeTensor, get_nested_int=_count_ragged),
             replace_attributes(torch, _nested_tensor_from_mask_left_aligned=pad),
-            allow_unknown_items(self.assumptions, self.note_unknown),
+            allow_unknown_items(self.assumptions, self.note_unknown, values),
             replace_attributes(torch.Tensor, numpy=_answer_numpy(self)),
             replace_attributes(torch.nested, **_refuse_jagged(self._fake.placement)),
             replace_attributes(torch._VF, _pad_packed_sequence=make_unpacking(values)),
@@ -1145,6 +1179,11 @@ def _answer_numpy(simulation: Simulation) -> Callable[..., Any]:
         value = tracer.values.find(tensor)
         if value is None and tensor.numel() * tensor.element_size() > MOST_BYTES:
             raise fake_tensor.DataDependentOutputException(READ_ARRAY)
+        limits = tracer.values.find_limits(tensor) if value is None else None
+        if limits is not None:
+            if not limits.drawn:
+                simulation.note_unknown(READ_ARRAY)
+            return make_array(tensor, limits.choose(simulation.assumptions), force=force)
         if value is None and (tensor.is_floating_point() or tensor.dtype is torch.bool):
             simulation.note_unknown(READ_ARRAY)
             high = simulation.assumptions.decide()

@@ -10,6 +10,8 @@ decides by an unknown value, ``Assumptions`` decides, and names the line.
 from __future__ import annotations
 
 import contextlib
+import functools
+import operator as operators
 from collections import Counter
 from collections.abc import Callable, Collection
 from typing import Any, NoReturn
@@ -19,6 +21,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from torch.utils._python_dispatch import _disable_current_modes
 
 from labkit.memory.estimate.cuda import UNNAMED, replace_attributes
+from labkit.memory.estimate.limits import Limits, combine
 from labkit.memory.track.frames import find_user_frames
 from labkit.memory.track.storages import list_tensors
 
@@ -104,10 +107,22 @@ class KnownValues:
     def __init__(self) -> None:
         # Counts, for each storage, the writes of unknown values: aliases are unknown from then on.
         self._writes: Counter[int] = Counter()
+        # Whether a function reads that can answer without a value.
+        self.reads_unknown = False
 
-    def keep(self, fake: Any, value: Any) -> None:
-        """Keeps the real tensor that has the fake one's values."""
-        fake.labkit_value = (value, self._writes[fake.untyped_storage()._cdata])
+    def keep(self, fake: Any, value: Any, limits: Limits | None = None) -> None:
+        """Keeps the real tensor that has the fake one's values, or one draw of them."""
+        fake.labkit_value = (value, self._writes[fake.untyped_storage()._cdata], limits)
+
+    def limit(self, fake: Any, limits: Limits) -> None:
+        """Keeps between which numbers the fake tensor's unknown values are."""
+        fake.labkit_value = (None, self._writes[fake.untyped_storage()._cdata], limits)
+
+    def find_limits(self, tensor: Any) -> Limits | None:
+        """Between which numbers the tensor's values are; None if nothing is known."""
+        _, writes, limits = getattr(tensor, "labkit_value", (None, 0, None))
+        known = limits is not None and writes == self._writes[tensor.untyped_storage()._cdata]
+        return limits if known else None
 
     def copy(self, fake: Any, tensor: Any) -> None:
         """Keeps a copy of the real tensor's values."""
@@ -117,7 +132,9 @@ class KnownValues:
 
     def find(self, tensor: Any) -> Any:
         """The tensor's values as a real tensor; None if they are unknown."""
-        value, writes = getattr(tensor, "labkit_value", (tensor if is_real(tensor) else None, 0))
+        value, writes, _ = getattr(
+            tensor, "labkit_value", (tensor if is_real(tensor) else None, 0, None)
+        )
         if value is None or writes != self._writes[tensor.untyped_storage()._cdata]:
             return None
         return value
@@ -153,17 +170,11 @@ class KnownValues:
                 self._forget_written(schema, arguments, named)
             return None
 
-        def convert(value: Any) -> Any:
-            if isinstance(value, torch.Tensor):
-                return known[id(value)]
-            if isinstance(value, list | tuple):
-                return type(value)(map(convert, value))
-            return torch.device("cpu") if isinstance(value, torch.device) else value
-
         disabled = torch._C._DisableTorchDispatch()
         with disabled, contextlib.suppress(RuntimeError, NotImplementedError):
             return operator(
-                *map(convert, arguments), **{name: convert(one) for name, one in named.items()}
+                *_put_known(tuple(arguments), known),
+                **{name: _put_known(one, known) for name, one in named.items()},
             )
         if schema.is_mutable:
             self._forget_written(schema, arguments, named)
@@ -175,6 +186,15 @@ class KnownValues:
                 value = arguments[place] if place < len(arguments) else named.get(argument.name)
                 for one in list_tensors(value):
                     self._writes[one.untyped_storage()._cdata] += 1
+
+
+def _put_known(value: Any, known: dict[int, Any]) -> Any:
+    """An argument with the known tensors for the fake ones, on the CPU."""
+    if isinstance(value, torch.Tensor):
+        return known[id(value)]
+    if isinstance(value, list | tuple):
+        return type(value)(_put_known(one, known) for one in value)
+    return torch.device("cpu") if isinstance(value, torch.device) else value
 
 
 def is_real(tensor: Any) -> bool:
@@ -217,10 +237,12 @@ def _absorb(name: str, values: list[Any], tensors: list[Any]) -> Any:
 class UnknownNumber(float):
     """A number without a value; it supports arithmetic and printing (as ``?``).
 
-    A comparison is decided by the assumptions.
+    A comparison is decided by the assumptions, unless its limits decide it. With limits it is a
+    size too: the lowest or the highest.
     """
 
     assumptions: Assumptions
+    limits: Limits | None
 
     def __repr__(self) -> str:
         return "?"
@@ -230,32 +252,81 @@ class UnknownNumber(float):
     def __format__(self, form: str) -> str:
         return "?"
 
-    def _pass_on(self, *others: Any) -> Any:
-        if not all(isinstance(one, int | float | None) for one in others):
-            return NotImplemented  # a tensor or an array has the result
-        return make_unknown(self.assumptions)
-
-    def _decide(self, *others: Any) -> bool:
-        return self.assumptions.decide()
-
     def _refuse(self, *others: Any) -> NoReturn:
         raise DataDependentOutputException(READ_VALUE)
 
-    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = _pass_on
-    __truediv__ = __rtruediv__ = __pow__ = __rpow__ = __neg__ = __pos__ = __abs__ = _pass_on
-    __bool__ = __lt__ = __le__ = __gt__ = __ge__ = __eq__ = __ne__ = _decide  # type: ignore[assignment]
-    # An unknown count can be added up, but not be used as a size or an index.
-    __index__ = __int__ = __trunc__ = __floor__ = __ceil__ = __floordiv__ = __rfloordiv__ = _refuse
-    __mod__ = __rmod__ = __divmod__ = __rdivmod__ = __hash__ = _refuse  # type: ignore[assignment]
+    def _choose(self) -> int:
+        return self._refuse() if self.limits is None else int(self.limits.choose(self.assumptions))
 
-    def __round__(self, digits: Any = None) -> Any:
-        return self._refuse() if digits is None else self._pass_on()
+    def __bool__(self) -> bool:
+        return self.__ne__(0)
+
+    def __hash__(self) -> int:
+        return hash(self._choose())
+
+    def __round__(self, digits: Any = None) -> Any:  # type: ignore[override]
+        return self._choose() if digits is None else make_unknown(self.assumptions, self.limits)
+
+    # An unknown count without limits can be added up, but not be used as a size or an index.
+    __index__ = __int__ = __trunc__ = __floor__ = __ceil__ = _choose
+    __divmod__ = __rdivmod__ = _refuse  # type: ignore[assignment]
 
 
-def make_unknown(assumptions: Assumptions) -> UnknownNumber:
+def _pass_on(operate: Callable[..., Any], *, needs_limits: bool = False) -> Callable[..., Any]:
+    """An operation on an unknown number, whose result is unknown too."""
+
+    def combine_(self: UnknownNumber, *others: Any) -> Any:
+        if not all(isinstance(one, int | float | None) for one in others):
+            return NotImplemented  # a tensor or an array has the result
+        limits = self.limits
+        if limits is not None and others:
+            known = [one.limits if isinstance(one, UnknownNumber) else one for one in others[:1]]
+            limits = None if known[0] is None else combine(operate, limits, known[0])
+        elif limits is not None:
+            limits = combine(lambda one, _: operate(one), limits, 0)
+        if limits is None and needs_limits:
+            raise DataDependentOutputException(READ_VALUE)
+        return make_unknown(self.assumptions, limits)
+
+    return combine_
+
+
+def _compare(compare: Callable[[Any, Any], bool]) -> Callable[..., bool]:
+    """A comparison of an unknown number, which its limits decide or the assumptions."""
+
+    def decide(self: UnknownNumber, other: Any) -> bool:
+        limits = self.limits
+        if limits is not None and isinstance(other, int | float) and not _is_unknown(other):
+            found = {compare(limits.low, other), compare(limits.high, other)}
+            inside = limits.low <= other <= limits.high and limits.low < limits.high
+            if len(found) == 1 and not (compare in {operators.eq, operators.ne} and inside):
+                return found.pop()
+        return self.assumptions.decide()
+
+    return decide
+
+
+def _is_unknown(value: Any) -> bool:
+    return isinstance(value, UnknownNumber)
+
+
+for _name in ("add", "sub", "mul", "truediv", "pow", "floordiv"):
+    _operate, _needs = getattr(operators, _name), _name == "floordiv"
+    setattr(UnknownNumber, f"__{_name}__", _pass_on(_operate, needs_limits=_needs))
+    _turned = functools.partial(lambda operate, one, other: operate(other, one), _operate)
+    setattr(UnknownNumber, f"__r{_name}__", _pass_on(_turned, needs_limits=_needs))
+for _name in ("neg", "pos"):
+    setattr(UnknownNumber, f"__{_name}__", _pass_on(getattr(operators, _name)))
+for _name in ("lt", "le", "gt", "ge", "eq", "ne"):
+    setattr(UnknownNumber, f"__{_name}__", _compare(getattr(operators, _name)))
+
+
+def make_unknown(assumptions: Assumptions, limits: Limits | None = None) -> UnknownNumber:
     """A number without a value, whose comparisons these assumptions decide."""
-    number = UnknownNumber(1.0)
-    number.assumptions = assumptions
+    # Functions of C read the number that is assumed.
+    drawn = limits is not None and limits.drawn
+    number = UnknownNumber(limits.choose(assumptions) if limits and drawn else 1.0)
+    number.assumptions, number.limits = assumptions, limits
     return number
 
 
@@ -295,44 +366,66 @@ def count_up(shape: Any, dtype: Any) -> Any:
 
 
 def allow_unknown_items(
-    assumptions: Assumptions, note: Callable[[str], object]
+    assumptions: Assumptions, note: Callable[[str], object], values: KnownValues
 ) -> contextlib.AbstractContextManager[Any]:
     """Makes ``tensor.item()``, ``float(tensor)`` and printing answer without a value, until exit.
 
-    A tensor can be split in as many parts as there are unknown sizes.
-
-    ``note`` is called with the name of the function each time.
+    ``int(tensor)`` answers where its limits are known. A tensor can be split in as many parts as
+    there are unknown sizes. ``note`` is called with the name of the function each time.
     """
     item, convert, show = torch.Tensor.item, torch.Tensor.__float__, torch.Tensor.__format__
-    split, is_true = torch.Tensor.split, torch.Tensor.__bool__
+    split, is_true, count = torch.Tensor.split, torch.Tensor.__bool__, torch.Tensor.__int__
+
+    def attempt(read: Callable[[Any], Any], tensor: Any) -> Any:
+        values.reads_unknown = True
+        try:
+            return read(tensor)
+        finally:
+            values.reads_unknown = False
+
+    def note_value(function: str, limits: Limits | None) -> None:
+        if limits is None or not limits.drawn:  # a draw has both ends
+            note(function)
 
     def read(tensor: Any) -> Any:
         try:
-            return item(tensor)
+            return attempt(item, tensor)
         except DataDependentOutputException:
             if tensor.dtype is torch.bool:
                 return assumptions.decide()
-            note("item()")
-            return make_unknown(assumptions)
+            limits = values.find_limits(tensor)
+            note_value("item()", limits)
+            return make_unknown(assumptions, limits)
 
     def read_float(tensor: Any) -> float:
         try:
-            return float(convert(tensor))
+            return float(attempt(convert, tensor))
         except DataDependentOutputException:
-            note("float()")
-            return 1.0
+            limits = values.find_limits(tensor)
+            note_value("float()", limits)
+            return 1.0 if limits is None else float(limits.choose(assumptions))
+
+    def read_int(tensor: Any) -> int:
+        try:
+            return int(attempt(count, tensor))
+        except DataDependentOutputException:
+            limits = values.find_limits(tensor)
+            if limits is None:
+                raise
+            note_value("int()", limits)
+            return int(limits.choose(assumptions))
 
     def write(self: Any, format_spec: str) -> str:
         if self.dim() or type(self) is not FakeTensor:
             return str(show(self, format_spec))
         try:
-            return format(item(self), format_spec)
+            return format(attempt(item, self), format_spec)
         except DataDependentOutputException:
             return "?"
 
     def decide(tensor: Any) -> bool:
         try:
-            return bool(is_true(tensor))
+            return bool(attempt(is_true, tensor))
         except DataDependentOutputException:
             return assumptions.decide()
 
@@ -348,6 +441,8 @@ def allow_unknown_items(
         item=read,
         split=cut,
         __float__=read_float,
+        __int__=read_int,
+        __index__=read_int,
         __format__=write,
         __bool__=decide,
     )
