@@ -8,13 +8,10 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_left, bisect_right
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache, cached_property, reduce
-from itertools import accumulate, chain, groupby
-from operator import or_
-from string import ascii_lowercase
+from functools import cache, cached_property
+from itertools import accumulate, groupby
 from typing import BinaryIO, NamedTuple
 
 from labkit.host.distribution import UNKNOWN, Distribution
@@ -22,6 +19,7 @@ from labkit.host.packages import Fix
 from labkit.known_errors import KNOWN_ERRORS
 from labkit.known_errors.catalog import find_status
 from labkit.known_errors.context import Context, judge_memory
+from labkit.known_errors.index import Index, Plan, shortest_length, split_letters
 from labkit.known_errors.mention import (
     FINAL,
     PROGRESS,
@@ -35,11 +33,11 @@ from labkit.known_errors.mention import (
     is_prose,
     is_source,
 )
-from labkit.known_errors.model import CERTAINTIES, Expression, KnownError, split_alternatives
+from labkit.known_errors.model import CERTAINTIES, KnownError, split_alternatives
 from labkit.known_errors.read import (
     PIECE_CHARACTERS,
-    Piece,
-    clean_line,
+    Pieces,
+    clean_lines,
     decode_blocks,
     find_translated,
     read_pieces,
@@ -54,28 +52,18 @@ QUOTED_CHARACTERS = 200
 LINES_AROUND = 3
 # In a traceback: the package whose code raised the error is the last one above it.
 _RAISER = re.compile(r"(?:site|dist)-packages[/\\]([A-Za-z]\w{0,60})[/\\.]")
-# Shorter words are in too many others: they are searched as whole words.
-SHORTEST_SEARCHED = 3
 # Words consist of lower-case letters, digits and non-ASCII characters; all else separates them.
 _SEPARATORS = bytes(
     byte if byte >= 0x80 or chr(byte).isalnum() else ord(" ") for byte in range(256)
 )
-_IN_WORD = r"[^\x00-/:-`{-\x7f]"
-# Of the same words only the letters, and the ends of lines.
-_NOT_LETTERS = bytes(
-    byte if chr(byte) in ascii_lowercase + "\n" else ord(" ") for byte in range(256)
-)
-# What stands in a log as in its cleaned text.
-_NOT_ESCAPED = r"""[^\s"'`/<>&\\]+"""
-# A log is searched by chunks of about this size; so many of its words are remembered.
+# A block is searched by chunks of about this size.
 CHUNK_CHARACTERS = 16_384
-SHORTEST_PART = 4
-MOST_WORDS = 200_000
-FEW_PLANS = 8
-CLEANED_LINES = 64
-# After so many chunks the rarest words of each expression are chosen by what was read so far.
-NEW_KEYS = (4, 16, 64, 256)
-NO_KEY = -1
+# A part of an encoded file (base64, a digest in hexadecimal), in lower case: its letters are no
+# words.
+_ENCODED = re.compile(r"[\"']?(?:[a-z+/]{0,30}\d){4,2000}[a-z0-9+/=]{0,4000}[\"',]{0,2}")
+ENCODED_CHARACTERS = 64
+# An expression of whose texts more than one in so many lines has one is run on all lines.
+FEW_LINES = 8
 # A text in lower case may be longer by a few characters.
 SLACK = 8
 
@@ -287,15 +275,17 @@ _FAILURE = KnownError(
 )
 
 
-def _explain(blocks: Iterable[list[Piece]], known: tuple[KnownError, ...]) -> Explanation:
+def _explain(blocks: Iterable[Pieces], known: tuple[KnownError, ...]) -> Explanation:
     places: dict[KnownError, _Place] = {}
     found: set[str] = set()  # a name's hash is stored, that of an error is computed each time
     context = Context()
-    before: list[Piece] = []
+    before = Pieces([], [])
     passing = {error.name for error in known if error.passes}
-    index = _index_all() if known is KNOWN_ERRORS else _Index((*known, _FAILURE))
-    for pieces in filter(None, blocks):
-        block = _Block([*before, *pieces])
+    index = _index_all() if known is KNOWN_ERRORS else Index((*known, _FAILURE))
+    for pieces in blocks:
+        if not pieces.lines:
+            continue
+        block = _Block(before.add(pieces))
         ended = {name for name in found if name not in passing}
         possible = block.list_possible(index, ended)
         context.read(block.words, block.join_lowered, block.joined)
@@ -312,7 +302,7 @@ def _explain(blocks: Iterable[list[Piece]], known: tuple[KnownError, ...]) -> Ex
                     last=place.last, stage=place.stage, retried=place.retried
                 )
         _forget_what_passed(places, block)
-        before = block.pieces[-2 * LINES_AROUND :]
+        before = Pieces(block.numbers[-2 * LINES_AROUND :], block.lines[-2 * LINES_AROUND :])
     return _rank_matches(places, known, context)
 
 
@@ -338,256 +328,9 @@ def _is_of(stage: str, failed: str) -> bool:
     return stage == failed or (stage == "" and not failed.startswith("rank"))
 
 
-@dataclass(frozen=True, eq=False)
-class _Plan:
-    """An expression, and what is looked for before it is run.
-
-    ``clauses`` are groups of numbers of runs of letters: a text's words must have one of each.
-    """
-
-    error: KnownError
-    expression: Expression
-    clauses: Sequence[frozenset[int]]
-
-    @cached_property
-    def needed(self) -> Sequence[Sequence[str]]:
-        """Groups of texts, of each of which a match contains one, the longest first."""
-        return sorted(self.expression.texts, key=_shortest_length, reverse=True) or [("",)]
-
-    @cached_property
-    def words(self) -> Sequence[Sequence[str]]:
-        """Groups of words, of each of which a text that is not yet cleaned contains one."""
-        return _list_words(_NOT_ESCAPED, self.needed)
-
-    @cached_property
-    def letters(self) -> Sequence[Sequence[str]]:
-        """The same, where letters are all that is sure to be the same in a cleaned text."""
-        return _list_words("[a-z]+", self.needed)
-
-    @cached_property
-    def start(self) -> str | None:
-        """The text at the start of a line with which every match begins."""
-        found = re.match(r"\^([\w ,:]+)(?![\w ,:?*+{|])", self.expression.pattern)
-        return " ".join(found[1].lower().split()) if found else None
-
-
-class _Vocabulary:
-    """The words of logs, each with the numbers of the runs of letters that it is or contains.
-
-    A run is a whole word, or with a space at only one end the start or end of a word, or without
-    a space a part of a word.
-    """
-
-    def __init__(self) -> None:
-        self.numbers: dict[str, int] = {}
-        self._whole: dict[bytes, int] = {}
-        # By their first, or last, letters.
-        self._starts: dict[bytes, list[tuple[bytes, int]]] = {}
-        self._ends: dict[bytes, list[tuple[bytes, int]]] = {}
-        self._parts: dict[bytes, list[tuple[bytes, int]]] = {}
-        self._read: set[bytes] = set()
-        self._found: dict[bytes, list[int]] = {}
-
-    def add(self, run: str) -> int:
-        """The number of a run of letters."""
-        if run in self.numbers:
-            return self.numbers[run]
-        number = self.numbers[run] = len(self.numbers)
-        letters = run.strip().encode()
-        if run == f" {run.strip()} ":
-            self._whole[letters] = number
-        elif run.startswith(" "):
-            self._starts.setdefault(letters[:SHORTEST_SEARCHED], []).append((letters, number))
-        elif run.endswith(" "):
-            self._ends.setdefault(letters[-SHORTEST_SEARCHED:], []).append((letters, number))
-        else:
-            self._parts.setdefault(letters[:SHORTEST_PART], []).append((letters, number))
-        return number
-
-    def find(self, words: set[bytes]) -> Mapping[bytes, Sequence[int]]:
-        """Those of the words that are or contain runs, with the numbers of these."""
-        if new := words - self._read:
-            if len(self._read) > MOST_WORDS:
-                self._read.clear()
-                self._found.clear()
-                new = words
-            self._learn(new)
-        return {word: self._found[word] for word in self._found.keys() & words}
-
-    def _learn(self, words: set[bytes]) -> None:
-        self._read |= words
-        whole, starts, ends, size = self._whole, self._starts, self._ends, SHORTEST_SEARCHED
-        # Most words of a log are none that an error has: this decides how fast it is read.
-        found = {word for word in words if word[:size] in starts or word[-size:] in ends}
-        found |= words & whole.keys()
-        parts, least = self._parts, SHORTEST_PART
-        found |= {
-            word
-            for word in words
-            if len(word) >= least
-            for at in range(len(word) - least + 1)
-            if word[at : at + least] in parts
-        }
-        for word in found:
-            if numbers := list(self._list_runs(word)):
-                self._found[word] = numbers
-
-    def _list_runs(self, word: bytes) -> Iterator[int]:
-        if word in self._whole:
-            yield self._whole[word]
-        for run, number in self._starts.get(word[:SHORTEST_SEARCHED], ()):
-            if word.startswith(run):
-                yield number
-        for run, number in self._ends.get(word[-SHORTEST_SEARCHED:], ()):
-            if word.endswith(run):
-                yield number
-        for at in range(len(word) - SHORTEST_PART + 1):
-            for run, number in self._parts.get(word[at : at + SHORTEST_PART], ()):
-                if word.startswith(run, at):
-                    yield number
-
-
-class _Index:
-    """The plans of known errors' expressions, by a run of letters that is rare in what was read."""
-
-    def __init__(self, known: Iterable[KnownError]) -> None:
-        self.plans: list[_Plan] = []
-        self._vocabulary = _Vocabulary()
-        for error in known:
-            for expression in error.expressions:
-                self._add(error, expression)
-        self._chunks = 0
-        self._seen = Counter[int]()
-        # For each run, the plans to ask for if it is there; for each plan, its rarest clauses.
-        self._keys: dict[int, list[int]] = {}
-        self._rarest: list[list[frozenset[int]]] = []
-        self._choose_keys()
-
-    def _choose_keys(self) -> None:
-        """Each plan's key is what was seen in the fewest chunks, then the longest."""
-        runs = self._vocabulary.numbers.items()
-        rates = {number: (self._seen[number], -len(run)) for run, number in runs}
-        self._keys.clear()
-        self._rarest = [
-            sorted(plan.clauses, key=lambda clause: max(map(rates.__getitem__, clause)))[:2]
-            for plan in self.plans
-        ]
-        for number, clauses in enumerate(self._rarest):
-            for key in clauses[0] if clauses else [NO_KEY]:
-                self._keys.setdefault(key, []).append(number)
-
-    def list_possible(
-        self, text: bytes, words: set[bytes], ended: set[str], around: int
-    ) -> Iterator[tuple[int, int]]:
-        """The plans that a text may match, each with those of its lines that may, as bits.
-
-        The text consists of its ``words``, runs of letters in lower case; what a plan needs may
-        stand in so many lines ``around``. ``ended`` names of errors are left out.
-        """
-        known = self._vocabulary.find(words)
-        there = {NO_KEY, *chain.from_iterable(known.values())}
-        self._chunks += 1
-        if self._chunks <= NEW_KEYS[-1]:
-            self._seen.update(there)
-            if self._chunks in NEW_KEYS:
-                self._choose_keys()
-        possible = [
-            number
-            for number in {each for key in there & self._keys.keys() for each in self._keys[key]}
-            if not any(map(there.isdisjoint, self.plans[number].clauses))
-            and self.plans[number].error.name not in ended
-        ]
-        # To note the place of each word takes longer than to look for those of a few plans.
-        if len(possible) < FEW_PLANS:
-            yield from ((number, -1) for number in possible)
-            return
-        asked = set(
-            chain.from_iterable(chain.from_iterable(map(self._rarest.__getitem__, possible)))
-        )
-        near = _list_lines_near(
-            text.split(b"\n"),
-            {word: runs for word, runs in known.items() if not asked.isdisjoint(runs)},
-            around,
-        )
-        for number in possible:
-            bits = -1
-            for clause in self._rarest[number]:
-                bits &= reduce(or_, (near.get(run, 0) for run in clause))
-            if bits:
-                yield number, bits
-
-    def _add(self, error: KnownError, expression: Expression) -> None:
-        add = self._vocabulary.add
-        clauses = {frozenset([add(run)]) for run in expression.letters if _is_searched(run)}
-        for group in expression.texts:
-            if all(map(_is_searched, runs := _find_runs(group))):
-                clauses.add(frozenset(map(add, runs)))
-        self.plans.append(_Plan(error, expression, list(clauses)))
-
-
-def _find_runs(texts: Sequence[str]) -> list[str]:
-    """Of each text the longest run of letters that is not in all; at its ends it may go on."""
-    found = [
-        [
-            " " * (run.start() > 0) + run[0] + " " * (run.end() < len(text))
-            for run in re.finditer("[a-z]+", text)
-        ]
-        for text in texts
-    ]
-    return _pick_own(found)
-
-
-def _pick_own(found: Sequence[Sequence[str]]) -> list[str]:
-    """The longest of each that is not in all the others; "" if it has none."""
-    common = set.intersection(*map(set, found)) if len(found) > 1 else set()
-    return [max((e for e in each if e not in common), key=len, default="") for each in found]
-
-
-def _list_words(piece: str, groups: Iterable[Sequence[str]]) -> list[tuple[str, ...]]:
-    """What of the groups' texts matches a piece: groups of words, the rarest in logs first.
-
-    These are the words that all texts of a group have, and of each the longest.
-    """
-    found: set[tuple[str, ...]] = set()
-    for group in groups:
-        words = [re.findall(piece, text) for text in group]
-        found.update((word,) for word in set.intersection(*map(set, words)))
-        if len(group) > 1:
-            own = _pick_own(words)
-            found |= {tuple(set(own))} if all(own) else set()
-    return sorted(found, key=lambda group: (3 * len(group) - _shortest_length(group), group))
-
-
-def _list_lines_near(
-    lines: Iterable[bytes], known: Mapping[bytes, Sequence[int]], around: int
-) -> Mapping[int, int]:
-    """For each run of letters, as bits, the lines with it and so many around them."""
-    places: dict[int, int] = {}
-    words, bit = known.keys(), 1
-    for line in lines:
-        for word in words & line.split():
-            for run in known[word]:
-                places[run] = places.get(run, 0) | bit
-        bit <<= 1
-    return {run: _widen(bits, around) for run, bits in places.items()}
-
-
-def _widen(bits: int, count: int) -> int:
-    """The bits, and so many more at both sides of each."""
-    for _ in range(count):
-        bits |= bits << 1 | bits >> 1
-    return bits
-
-
-def _is_searched(run: str) -> bool:
-    """Whether a run of letters is long enough to be searched; as a whole word any is."""
-    ends = run.startswith(" ") + run.endswith(" ")
-    return len(run.strip()) >= (SHORTEST_PART, SHORTEST_SEARCHED, 1)[ends]
-
-
 @cache
-def _index_all() -> _Index:
-    return _Index((*KNOWN_ERRORS, _FAILURE))
+def _index_all() -> Index:
+    return Index((*KNOWN_ERRORS, _FAILURE))
 
 
 class _Words(set[bytes]):
@@ -600,7 +343,9 @@ class _Words(set[bytes]):
 
     def __contains__(self, word: object) -> bool:
         if isinstance(word, bytes) and word not in self._asked:
-            self._asked[word] = self.issuperset(_split_letters(word)) and self._has(word.decode())
+            self._asked[word] = self.issuperset(split_letters(word.decode())) and self._has(
+                word.decode()
+            )
         return self._asked.get(word, False)
 
     def _has(self, word: str) -> bool:
@@ -615,15 +360,80 @@ class _Words(set[bytes]):
         return False
 
 
-class _Lines(NamedTuple):
-    """Lines of a block that an expression may match: the first line, and from it on all as bits."""
-
-    first: int
-    bits: int
-    is_plain: bool
+_Possible = list[tuple[KnownError, list[tuple[Plan, list["_Chunk"]]]]]
 
 
-_Possible = list[tuple[KnownError, list[tuple[_Plan, list[_Lines]]]]]
+class _Chunk:
+    """Some consecutive lines of a block, cleaned: its ``own`` ones, and a few around them.
+
+    ``start`` is the block's line with which its text begins.
+    """
+
+    def __init__(self, text: str, start: int, own: range) -> None:
+        self._start, self.own = start, own
+        self._cleaned, self.prefixes = clean_lines(text)
+        self._lowered = f"\n{self._cleaned.lower()}"
+        # As one line, each run of blanks a space: so texts are found that are wrapped.
+        words = self._lowered.split()
+        self.squeezed = " ".join([*words, ""])
+        text = self.squeezed
+        if max(map(len, words), default=0) >= ENCODED_CHARACTERS:
+            text = " ".join([word for word in words if not _is_encoded(word)])
+        self.letters = split_letters(text)
+        # NVIDIA's module may name itself within a text: there only words are sure.
+        self._is_interrupted = "nvrm:" in self.squeezed
+        self._has: dict[Sequence[str], bool] = {}
+
+    @property
+    def own_lines(self) -> list[str]:
+        """The chunk's own lines, cleaned."""
+        start = self.own.start - self._start
+        return self._cleaned.split("\n")[start : start + len(self.own)]
+
+    @cached_property
+    def _starts(self) -> list[int]:
+        """Where in the squeezed text each line begins."""
+        lines = map(str.split, self._lowered[1:].split("\n"))
+        return list(accumulate((len(" ".join([*words, ""])) for words in lines), initial=0))
+
+    def is_possible(self, plan: Plan) -> bool:
+        """Whether the chunk has one of each group of texts that the plan needs."""
+        cased = plan.expression.cased
+        return (
+            all(map(self._has_any, plan.words if self._is_interrupted else plan.needed))
+            and (not plan.start or f"\n{plan.start.split()[0]}" in self._lowered)
+            and (not cased or any(word in self._cleaned for word in cased))
+        )
+
+    def _has_any(self, group: Sequence[str]) -> bool:
+        found = self._has.get(group)
+        if found is None:
+            text = self.squeezed
+            found = False
+            for each in group:
+                if each in text:
+                    found = True
+                    break
+            self._has[group] = found
+        return found
+
+    def list_hits(self, plan: Plan) -> Sequence[int]:
+        """Those of its own lines that have a text of the plan, and near it all that it needs."""
+        text, own = self.squeezed, self.own
+        needed, reach = plan.needed, plan.expression.longest + SLACK
+        if self._is_interrupted:
+            needed, reach = plan.words, len(text)
+        needed = _put_rarest_first(text, needed)
+        at_start = bool(plan.start) and all(e.startswith(plan.start) for e in needed[0])
+        is_alone = len(needed) == 1 and not at_start
+        if is_alone and sum(map(text.count, needed[0])) > len(own) // FEW_LINES:
+            return own  # it is quicker to read all than to choose
+        hits = _list_hits(text, self._starts, needed, reach, at_start=at_start)
+        return sorted({line for hit in hits if (line := hit + self._start) in own})
+
+
+def _is_encoded(word: str) -> bool:
+    return len(word) >= ENCODED_CHARACTERS and bool(_ENCODED.fullmatch(word))
 
 
 def _list_hits(
@@ -684,61 +494,66 @@ class _Found(NamedTuple):
 class _Block:
     """Some consecutive lines of a log, in which known errors are looked for."""
 
-    def __init__(self, pieces: list[Piece]) -> None:
-        self.pieces = pieces
-        self.joined = "\n".join([text for _, text in pieces])
+    def __init__(self, pieces: Pieces) -> None:
+        self.numbers, self.lines = pieces
+        self.joined = "\n".join(self.lines)
         plain = strip_ansi(self.joined)
-        # One Unicode character becomes two in lower case, which would shift all later positions.
-        lowered = plain.replace("\u0130", "i").lower()
-        self._translated = find_translated(lowered)
-        self._text = translate(lowered, self._translated)
+        self._text = plain.lower()
+        if translated := find_translated(self._text):
+            plain = translate(plain, translated)
+            self._text = plain.lower()
         self.words = _Words(self._text)
-        self._lines = plain.split("\n")
-        lengths = [
-            len(line) + 1 for line in (self._text.split("\n") if self._translated else self._lines)
-        ]
-        self._starts = list(accumulate(lengths, initial=0))
-        self._cleaned: dict[str, str] = {}
-        self._spaced = [""] * len(self._lines)
-        self._squeezed: set[int] = set()
-        self._known_lines: dict[str, str] = {}
         # The pieces of one line are read each alone.
-        self._around = 0 if pieces[0][0] == pieces[-1][0] and len(pieces) > 1 else LINES_AROUND
+        is_one_line = self.numbers[0] == self.numbers[-1] and len(self.numbers) > 1
+        self._around = 0 if is_one_line else LINES_AROUND
+        self._has_pieces = self.numbers[-1] - self.numbers[0] + 1 < len(self.numbers)
+        self._chunks = list(self._split(plain))
+
+    def _split(self, text: str) -> Iterator[_Chunk]:
+        first = start = 0
+        while start <= len(text):
+            end = _find_end(text, start + CHUNK_CHARACTERS)
+            above, below = start, end
+            for _ in range(self._around):
+                above = text.rfind("\n", 0, max(0, above - 1)) + 1
+                below = _find_end(text, below + 1)
+            own = range(first, first + text.count("\n", start, end) + 1)
+            yield _Chunk(text[above:below], first - text.count("\n", above, start), own)
+            first, start = own.stop, end + 1
+
+    @cached_property
+    def _cleaned(self) -> list[str]:
+        return [line for chunk in self._chunks for line in chunk.own_lines]
+
+    @cached_property
+    def _starts(self) -> list[int]:
+        """Where each line begins in the text in lower case."""
+        return list(accumulate((len(line) + 1 for line in self._text.split("\n")), initial=0))
 
     def join_lowered(self) -> str:
         """The block's text in lower case, in English."""
         return self._text
 
-    def list_possible(self, index: _Index, ended: set[str]) -> _Possible:
+    def list_possible(self, index: Index, ended: set[str]) -> _Possible:
         """The errors that the block may show, but those with ``ended`` names, with their plans."""
-        found: dict[int, list[_Lines]] = {}
-        starts, count = self._starts, len(self._lines)
-        around = self._around
-        size = max(8 * around, count * CHUNK_CHARACTERS // (len(self._text) + 1), 1)
-        for first in range(0, count, size):
-            start, end = max(0, first - around), min(count, first + size + around)
-            text = self._text[starts[start] : starts[end]]
-            letters = unescape(text).encode(errors="replace").translate(_NOT_LETTERS)
-            words = set(letters.split())
-            self.words |= words
-            # The lines around a chunk belong to the one next to it.
-            own = (1 << min(size, count - first)) - 1 << first - start
-            is_plain = "&#" not in text
-            for plan, bits in index.list_possible(letters, words, ended, around):
-                if bits & own:
-                    found.setdefault(plan, []).append(_Lines(start, bits & own, is_plain))
+        found: dict[int, list[_Chunk]] = {}
+        for chunk in self._chunks:
+            self.words.update(chunk.letters, split_letters(chunk.prefixes.lower()))
+            for number in index.list_possible(chunk.letters, ended):
+                if chunk.is_possible(index.plans[number]):
+                    found.setdefault(number, []).append(chunk)
         plans = ((index.plans[number], found[number]) for number in sorted(found))
         groups = (list(each) for _, each in groupby(plans, lambda pair: pair[0].error.name))
         return [(group[0][0].error, group) for group in groups]
 
     def find(
-        self, error: KnownError, plans: Iterable[tuple[_Plan, list[_Lines]]], *, only_last: bool
+        self, error: KnownError, plans: Iterable[tuple[Plan, list[_Chunk]]], *, only_last: bool
     ) -> _Place | None:
         """The first place that shows the error, with the last line that does; None if none."""
         found = [
             place
-            for plan, lines in plans
-            for place in self._search(plan, lines, only_last=only_last)
+            for plan, chunks in plans
+            for place in self._search(plan, chunks, only_last=only_last)
         ]
         if not found:
             return None
@@ -756,7 +571,7 @@ class _Block:
 
         Only lines from the one with the number ``first`` on.
         """
-        start = bisect_left(self.pieces, (first, ""))
+        start = bisect_left(self.numbers, first)
         starts = self._starts
         found: dict[int, bool] = {}
         for outcome in _list_outcomes():
@@ -773,33 +588,31 @@ class _Block:
         for place in sorted(found):
             line = self._text[starts[place] : starts[place + 1] - 1]
             if not PROGRESS_WORDS.isdisjoint(_split_words(line)):
-                yield self.pieces[place][0], find_stage(self._lines[place]), found[place]
+                yield self.numbers[place], find_stage(strip_ansi(self.lines[place])), found[place]
 
-    def _search(self, plan: _Plan, lines: Sequence[_Lines], *, only_last: bool) -> Iterator[_Place]:
+    def _search(self, plan: Plan, chunks: Sequence[_Chunk], *, only_last: bool) -> Iterator[_Place]:
         """The first place, by preference of a program's own line, and the last one."""
         if not only_last:
             reported: list[_Found] = []
-            for found in self._list_matches(plan, self._list_windows(plan, lines)):
+            for found in self._list_matches(plan, self._list_windows(plan, chunks)):
                 if not found.reported:
                     yield self._describe(found, plan.error)
                     break
                 reported = [*reported[:1], found]
             else:
+                if not reported:
+                    return
                 yield from (self._describe(each, plan.error) for each in reported)
         if plan.error.passes:
-            hits = (
-                self._reach(line)
-                for each in reversed(lines)
-                for line in reversed(self._list_hits(plan, each))
-            )
-            for window in hits:
-                if matches := list(self._list_matches(plan, [window])):
+            hits = (line for each in reversed(chunks) for line in reversed(each.list_hits(plan)))
+            for line in hits:
+                if matches := list(self._list_matches(plan, [self._reach(line)])):
                     yield self._describe(matches[-1], plan.error)
                     break
 
-    def _list_matches(self, plan: _Plan, windows: Iterable[tuple[int, int]]) -> Iterator[_Found]:
+    def _list_matches(self, plan: Plan, windows: Iterable[tuple[int, int]]) -> Iterator[_Found]:
         for first, last in windows:
-            window = "\n".join(map(self._clean, self._lines[first:last]))
+            window = "\n".join(self._cleaned[first:last])
             cased = plan.expression.cased
             if cased and not any(word in window for word in cased):
                 continue
@@ -811,7 +624,7 @@ class _Block:
         match, window = found.match, found.window
         begin = window.rfind("\n", 0, match.start()) + 1
         place = found.first + window.count("\n", 0, begin)
-        number, line = self.pieces[place]
+        number, line = self.numbers[place], self.lines[place]
         values = {name: text for name, text in match.groupdict().items() if text is not None}
         for raiser in _RAISER.finditer(window, 0, match.end()):
             values["raiser"] = raiser[1]
@@ -822,19 +635,18 @@ class _Block:
             or RETRY_BELOW.search("\n".join(below[1:3]))
         )
         retried = retried and not FINAL.search(line.lower())
-        end = self.pieces[place + window.count("\n", begin, match.end())][0]
+        end = self.numbers[place + window.count("\n", begin, match.end())]
         quote = quote_line(line, match.group())
-        stage = find_stage(self._lines[place][:100])
+        stage = find_stage(strip_ansi(line)[:100])
         return _Place(number, end, quote, values, number, stage, retried, found.reported)
 
-    def _list_windows(self, plan: _Plan, lines: Iterable[_Lines]) -> Iterator[tuple[int, int]]:
+    def _list_windows(self, plan: Plan, chunks: Iterable[_Chunk]) -> Iterator[tuple[int, int]]:
         """The ranges of lines that have all that the plan needs; overlapping ones are merged."""
         first, last = 0, -1
-        for each in lines:
-            for place in self._list_hits(plan, each):
-                if place + LINES_AROUND < last:
+        for chunk in chunks:
+            for start, end in self._list_reaches(chunk.list_hits(plan)):
+                if end <= last:
                     continue
-                start, end = self._reach(place)
                 if last < 0 or start > last - 1:
                     if last >= 0:
                         yield first, last
@@ -843,94 +655,33 @@ class _Block:
         if last >= 0:
             yield first, last
 
+    def _list_reaches(self, hits: Sequence[int]) -> Iterable[tuple[int, int]]:
+        if isinstance(hits, range) and not self._has_pieces:
+            return [(self._reach(hits[0])[0], self._reach(hits[-1])[1])]
+        return map(self._reach, hits)
+
     def _reach(self, place: int) -> tuple[int, int]:
         """The range of lines to read around a line; of a line in pieces only this piece."""
-        number, text = self.pieces[place]
-        if len(text) == PIECE_CHARACTERS:
-            around = self.pieces[max(0, place - 1) : place + 2 : 2]
-            if any(each == number for each, _ in around):
+        numbers = self.numbers
+        if self._has_pieces and len(self.lines[place]) == PIECE_CHARACTERS:
+            around = numbers[max(0, place - 1) : place + 2 : 2]
+            if numbers[place] in around:
                 return place, place + 1
-        return max(0, place - LINES_AROUND), min(len(self.pieces), place + LINES_AROUND + 1)
+        return max(0, place - LINES_AROUND), min(len(numbers), place + LINES_AROUND + 1)
 
-    def _list_hits(self, plan: _Plan, lines: _Lines) -> Sequence[int]:
-        """Those of the lines that have a text of the plan, and near it all that it needs."""
-        # What stands around a line counts, too.
-        around = self._around
-        bits, first = _widen(lines.bits << around, around), lines.first - around
-        words = plan.words if lines.is_plain else plan.letters
-        hits: list[int] = []
-        last = min(first + bits.bit_length(), len(self._lines))
-        if not self._has_words(words[:1], max(0, first), last):
-            return ()
-        while bits:
-            lowest = bits & -bits
-            # The carry runs through all set bits above the lowest one: they are read together.
-            carried = bits + lowest
-            start = first + lowest.bit_length() - 1
-            end = first + (carried & -carried).bit_length() - 1
-            bits &= carried
-            start, end = max(0, start), min(end, len(self._lines))
-            if self._has_words(words, start, end):
-                hits += [start + line for line in self._find_texts(plan, start, end)]
-        return sorted(hits)
 
-    def _has_words(self, words: Sequence[Sequence[str]], start: int, end: int) -> bool:
-        """Whether these lines, not yet cleaned, have one of each group of words."""
-        first, last, find = self._starts[start], self._starts[end], self._text.find
-        for group in words:
-            for word in group:
-                if find(word, first, last) >= 0:
-                    break
-            else:
-                return False
-        return True
-
-    def _find_texts(self, plan: _Plan, start: int, end: int) -> Iterable[int]:
-        text, starts = self._join(start, end)
-        needed, reach = plan.needed, plan.expression.longest + SLACK
-        if "nvrm:" in text:  # NVIDIA's module may name itself within a text: only words are sure
-            needed, reach = plan.words or [("",)], len(text)
-        if any(_find_any(text, each, 0) < 0 for each in needed):
-            return ()
-        needed = _put_rarest_first(text, needed)
-        if len(needed) == 1 and sum(map(text.count, needed[0])) > (end - start) // 2:
-            return range(end - start)  # it is quicker to read all than to choose
-        at_start = plan.start is not None and all(e.startswith(plan.start) for e in needed[0])
-        return _list_hits(text, starts, needed, reach, at_start=at_start)
-
-    def _join(self, start: int, end: int) -> tuple[str, Sequence[int]]:
-        """Some cleaned lines in lower case, each with a blank, and where each begins."""
-        for first in range(start - start % CLEANED_LINES, end, CLEANED_LINES):
-            if first not in self._squeezed:
-                self._squeezed.add(first)
-                last = min(first + CLEANED_LINES, len(self._lines))
-                self._spaced[first:last] = map(self._squeeze, self._lines[first:last])
-        lines = self._spaced[start:end]
-        return "".join(lines), list(accumulate(map(len, lines), initial=0))
-
-    def _squeeze(self, line: str) -> str:
-        """The cleaned line in lower case, each run of blanks a space, and one at its end."""
-        found = self._known_lines.get(line)
-        if found is None:
-            words = self._clean(line).lower().split()
-            # An empty line adds nothing: a text has no two blanks in a row.
-            found = self._known_lines[line] = " ".join([*words, ""])
-        return found
-
-    def _clean(self, line: str) -> str:
-        found = self._cleaned.get(line)
-        if found is None:
-            found = clean_line(line)
-            if self._translated:
-                found = translate(found, self._translated)
-            self._cleaned[line] = found
-        return found
+def _find_end(text: str, start: int) -> int:
+    """Where the line ends that this position is in."""
+    end = text.find("\n", start)
+    return end if end >= 0 else len(text)
 
 
 def _put_rarest_first(text: str, needed: Sequence[Sequence[str]]) -> Sequence[Sequence[str]]:
-    if len(needed) == 1 or len(text) < CHUNK_CHARACTERS // 4:
+    # To count takes as long as to search: only what could be first is counted.
+    first = [group for group in needed if len(group) == len(needed[0])]
+    if len(first) == 1:
         return needed
-    rarest = min(needed, key=lambda group: sum(map(text.count, group)))
+    rarest = min(first, key=lambda group: sum(map(text.count, group)))
     return [rarest, *(group for group in needed if group is not rarest)]
 
 
@@ -953,20 +704,12 @@ def _list_outcomes() -> list[_Outcome]:
                 for run in each.letters
                 if run.startswith(" ") and run.endswith(" ")
             ),
-            max(each.texts, key=_shortest_length, default=("",)),
+            max(each.texts, key=shortest_length, default=("",)),
             is_final,
         )
         for regex, is_final in ((PROGRESS, False), (FINAL, True))
         for each in split_alternatives(regex.pattern)
     ]
-
-
-def _shortest_length(words: Sequence[str]) -> int:
-    return min(map(len, words))
-
-
-def _split_letters(text: bytes) -> list[bytes]:
-    return text.translate(_NOT_LETTERS).split()
 
 
 def _split_words(text: str) -> list[bytes]:

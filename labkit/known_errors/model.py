@@ -6,6 +6,7 @@ import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import pairwise
 from typing import Literal, NamedTuple
 
 from labkit.host.gpu import Capability
@@ -170,6 +171,15 @@ class Expression:
         ]
 
     @property
+    def pairs(self) -> list[str]:
+        """The pairs of consecutive words in every match, in lower case, each joined by a space.
+
+        >>> Expression(r"Error 80\\d: no such (?:old|new) driver: it is off").pairs
+        ['no such', 'driver it', 'it is']
+        """
+        return find_pairs(self._branch.literals)
+
+    @property
     def texts(self) -> list[tuple[str, ...]]:
         """Groups of texts in lower case, each blank a space: a match contains one of each.
 
@@ -217,6 +227,17 @@ def split_alternatives(pattern: str) -> Iterator[Expression]:
             yield Expression(pattern[start : piece.start()])
             start = piece.end()
     yield Expression(pattern[start:])
+
+
+def find_pairs(text: str) -> list[str]:
+    """The pairs of whole words that follow each other in a text that may go on at its ends."""
+    text = f"{_OPEN}{text.lower()}{_OPEN}"
+    words = list(_LETTERS.finditer(text))
+    return [
+        f"{first[0]} {second[0]}"
+        for first, second in pairwise(words)
+        if _OPEN not in text[first.start() - 1 : second.end() + 1]
+    ]
 
 
 def list_required_words(pattern: str) -> RequiredWords:
@@ -280,6 +301,10 @@ class _Branch:
             return
         most = _read_most(repeat)
         self.longest += most
+        signs = _read_class(piece["class"] or "")
+        if signs and not repeat and len(signs) * len(self.run) <= MOST_TEXTS:
+            self.run = tuple(each + sign for each in self.run for sign in signs)
+            return
         is_open = piece["class"] or piece["plain"] == "." or escaped in _OPEN_CLASSES
         if is_open or _is_optional(repeat):
             self.end_run()
@@ -313,6 +338,11 @@ class _Branch:
         elif all(each.texts for each in inner):
             best = [max(each.texts, key=lambda texts: min(map(len, texts))) for each in inner]
             self.texts.append(tuple(dict.fromkeys(text for texts in best for text in texts)))
+
+
+def _read_class(text: str) -> str:
+    """The signs of a class that lists a few; "" for ranges, escapes and what it excludes."""
+    return "" if re.search(r"^\[\^|\\|\w-\w", text) else text[1:-1]
 
 
 def _read_most(repeat: str) -> int:

@@ -7,6 +7,7 @@ import html
 import json
 import re
 from collections.abc import Iterable, Iterator
+from typing import NamedTuple
 
 from labkit.text import strip_ansi
 
@@ -81,8 +82,16 @@ ENGLISH = {
 TRANSLATIONS = {foreign: english for english, texts in ENGLISH.items() for foreign in texts}
 _IN_ASCII = [each for each in TRANSLATIONS if each.isascii()]
 
-# A line's number (from 1), and the line or a part of a long line.
-Piece = tuple[int, str]
+
+class Pieces(NamedTuple):
+    """Lines, and the number of each (from 1); a long line is in several pieces with one number."""
+
+    numbers: list[int]
+    lines: list[str]
+
+    def add(self, other: Pieces) -> Pieces:
+        """These, and the other ones after them."""
+        return Pieces(self.numbers + other.numbers, self.lines + other.lines)
 
 
 def decode_blocks(blocks: Iterable[bytes]) -> Iterator[str]:
@@ -112,23 +121,25 @@ def _guess_encoding(start: bytes) -> str:
     return "utf-8"
 
 
-def read_pieces(texts: Iterable[str]) -> Iterator[list[Piece]]:
-    """The pieces of each text of a log; an incomplete last line continues in the next text."""
+def read_pieces(texts: Iterable[str]) -> Iterator[Pieces]:
+    """The lines of each text of a log; an incomplete last line continues in the next text."""
     number, rest = 1, ""
     for text in texts:
         lines = _normalize_line_ends(rest + text).split("\n")
         # A "\r" at the end may be half of "\r\n": it is kept for the next text.
         rest = lines.pop()
-        pieces = list(enumerate(lines, number))
+        pieces = Pieces(list(range(number, number + len(lines))), lines)
         if max(map(len, lines), default=0) > PIECE_CHARACTERS:
-            pieces = [piece for line in pieces for piece in _cut(*line)]
+            pieces = _cut(pieces)
         number += len(lines)
         if len(rest) > 2 * PIECE_CHARACTERS:
-            *early, (_, rest) = _cut(number, rest)
-            pieces += early
+            early = _cut(Pieces([number], [rest]))
+            rest = early.lines.pop()
+            early.numbers.pop()
+            pieces = pieces.add(early)
         yield pieces
     if rest := rest.rstrip("\r"):
-        yield list(_cut(number, rest))
+        yield _cut(Pieces([number], [rest]))
 
 
 def _normalize_line_ends(text: str) -> str:
@@ -138,11 +149,15 @@ def _normalize_line_ends(text: str) -> str:
     return text[:-1].replace("\r", "\n") + text[-1:]
 
 
-def _cut(number: int, line: str) -> Iterator[Piece]:
-    yield number, line[:PIECE_CHARACTERS]
+def _cut(whole: Pieces) -> Pieces:
+    """The pieces of lines that may be long."""
+    pieces = Pieces([], [])
     step = PIECE_CHARACTERS - OVERLAP_CHARACTERS
-    for start in range(step, len(line) - OVERLAP_CHARACTERS, step):
-        yield number, line[start : start + PIECE_CHARACTERS]
+    for number, line in zip(*whole, strict=True):
+        for start in range(0, max(1, len(line) - OVERLAP_CHARACTERS), step):
+            pieces.numbers.append(number)
+            pieces.lines.append(line[start : start + PIECE_CHARACTERS])
+    return pieces
 
 
 _TIME = r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(?:[.,]\d{1,9})?(?:Z|[+-]\d\d:?\d\d)?"
@@ -152,7 +167,7 @@ _SENDER = r"\S{1,60} [\w.@/-]{1,60}(?:\[\d{1,9}\])?: "
 _SURE_SENDER = r"\S{1,60} (?:kernel|[\w.@/-]{1,60}\[\d{1,9}\]): "
 PREFIXES = re.compile(
     r"(?:"
-    r"\s{1,40}"
+    r"[^\S\n]{1,40}"
     r"|(?:> ?){1,5}"  # a quote in markdown or mail
     r"|[\w.-]{1,60} {0,30}\| ?"  # Compose
     r"|\#\d{1,4} (?:\d{1,6}\.\d{1,4} )?"  # BuildKit, and its summary of a failed step:
@@ -216,6 +231,11 @@ def _unescape(found: re.Match[str]) -> str:
     return found["sign"] or " "
 
 
+# A prefix can be inside another's.
+_ALL_PREFIXES = re.compile(rf"(?:{PREFIXES.pattern}){{0,4}}")
+_LINE_WITH_PREFIX = re.compile(rf"\n((?:{PREFIXES.pattern}){{1,4}})")
+
+
 def clean_line(line: str) -> str:
     """The program's own text, without log collectors' prefixes and terminal codes.
 
@@ -227,15 +247,25 @@ def clean_line(line: str) -> str:
     text = strip_ansi(line)
     if text.lstrip().startswith(_DOCKER_RECORD):
         text = _read_docker_record(text)
-    text = unescape(text)
-    if "&" in text:
-        text = html.unescape(text)
-    start = 0
-    for _ in range(4):  # a prefix inside another's
-        if not (prefix := PREFIXES.match(text, start)):
-            break
-        start = prefix.end()
-    return text[start:].replace("\n", " ")
+    text = html.unescape(unescape(text))
+    prefixes = _ALL_PREFIXES.match(text)
+    return text[prefixes.end() if prefixes else 0 :].replace("\n", " ")
+
+
+def clean_lines(text: str) -> tuple[str, str]:
+    """The lines as `clean_line` cleans each, and the prefixes that they lose.
+
+    >>> clean_lines("web-1  | no\\n#14 812.3 on device")
+    ('no\\non device', 'web-1  | #14 812.3 ')
+    """
+    plain = text
+    if "\\" in text:
+        plain = "\n".join(map(unescape, text.split("\n")))
+    plain = html.unescape(plain)
+    if _DOCKER_RECORD in text or plain.count("\n") != text.count("\n"):
+        return "\n".join(map(clean_line, text.split("\n"))), text
+    parts = _LINE_WITH_PREFIX.split(f"\n{plain}")
+    return "\n".join(parts[::2])[1:], "".join(parts[1::2])
 
 
 def _read_docker_record(line: str) -> str:

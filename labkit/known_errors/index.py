@@ -1,0 +1,233 @@
+"""Chooses the expressions that a part of a log may match, by the words that they require.
+
+Nearly all words of a log are in no known error. An expression is looked for only where a text has
+two consecutive words that all its matches have; for one without such words, a rare word decides.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain, pairwise
+from string import ascii_lowercase
+
+from labkit.known_errors.model import Expression, KnownError, find_pairs
+
+# Shorter words are in too many others: they are searched as whole words.
+SHORTEST_SEARCHED = 3
+SHORTEST_PART = 4
+MOST_WORDS = 200_000
+NO_KEY = -1
+# Of a text in lower case only its letters.
+_NOT_LETTERS = bytes(byte if chr(byte) in ascii_lowercase else ord(" ") for byte in range(256))
+# NVIDIA's module may name itself between any two words of its messages.
+_NVRM = b"nvrm"
+
+
+def split_letters(text: str) -> list[bytes]:
+    """The runs of letters of a text in lower case."""
+    return text.encode(errors="replace").translate(_NOT_LETTERS).split()
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """An expression, and what is looked for before it is run.
+
+    ``clauses`` are groups of numbers of runs of letters, or of pairs of words: a text has one of
+    each group.
+    """
+
+    error: KnownError
+    expression: Expression
+    clauses: Sequence[frozenset[int]]
+
+    @cached_property
+    def needed(self) -> Sequence[Sequence[str]]:
+        """Groups of texts, of each of which a match contains one, the rarest in logs first."""
+        groups = self.expression.texts
+        return sorted(groups, key=lambda each: (len(each), -shortest_length(each))) or [("",)]
+
+    @cached_property
+    def words(self) -> Sequence[Sequence[str]]:
+        """The same, without what blanks separate: another word may stand there."""
+        found: set[tuple[str, ...]] = set()
+        for group in self.needed:
+            words = [text.split() for text in group]
+            found.update((word,) for word in set.intersection(*map(set, words)))
+            if len(group) > 1 and all(own := _pick_own(words)):
+                found.add(tuple(set(own)))
+        return sorted(found, key=len) or [("",)]
+
+    @cached_property
+    def start(self) -> str:
+        """The text at the start of a line with which every match begins; "" if it may vary."""
+        found = re.match(r"\^([\w ,:]+)(?![\w ,:?*+{|])", self.expression.pattern)
+        return " ".join(found[1].lower().split()) if found else ""
+
+
+class _Vocabulary:
+    """The words of logs, each with the numbers of the runs of letters that it is or contains.
+
+    A run is a whole word, or with a space at only one end the start or end of a word, or without
+    a space a part of a word. A pair of whole words that follow each other has a number, too.
+    """
+
+    def __init__(self) -> None:
+        self.numbers: dict[str, int] = {}
+        self._pairs: dict[tuple[bytes, bytes], int] = {}
+        self._whole: dict[bytes, int] = {}
+        # By their first, or last, letters.
+        self._starts: dict[bytes, list[tuple[bytes, int]]] = {}
+        self._ends: dict[bytes, list[tuple[bytes, int]]] = {}
+        self._parts: dict[bytes, list[tuple[bytes, int]]] = {}
+        self._read: set[bytes] = set()
+        self._found: dict[bytes, list[int]] = {}
+
+    def add(self, run: str) -> int:
+        """The number of a run of letters, or of a pair of words."""
+        if run in self.numbers:
+            return self.numbers[run]
+        number = self.numbers[run] = len(self.numbers)
+        letters, *second = run.encode().split()
+        if second:
+            self._pairs[letters, second[0]] = number
+        elif run == f" {run.strip()} ":
+            self._whole[letters] = number
+        elif run.startswith(" "):
+            self._starts.setdefault(letters[:SHORTEST_SEARCHED], []).append((letters, number))
+        elif run.endswith(" "):
+            self._ends.setdefault(letters[-SHORTEST_SEARCHED:], []).append((letters, number))
+        else:
+            self._parts.setdefault(letters[:SHORTEST_PART], []).append((letters, number))
+        return number
+
+    def find(self, words: Sequence[bytes]) -> set[int]:
+        """The numbers of the runs and pairs in a text of these words."""
+        pairs = self._pairs.keys() & pairwise(words)
+        if _NVRM in (distinct := set(words)):
+            others = [word for word in words if word != _NVRM]
+            pairs |= self._pairs.keys() & pairwise(others)
+        if new := distinct - self._read:
+            if len(self._read) > MOST_WORDS:
+                self._read.clear()
+                self._found.clear()
+                new = distinct
+            self._learn(new)
+        found = chain.from_iterable(self._found[word] for word in self._found.keys() & distinct)
+        return {*map(self._pairs.__getitem__, pairs), *found}
+
+    def _learn(self, words: set[bytes]) -> None:
+        self._read |= words
+        whole, starts, ends, size = self._whole, self._starts, self._ends, SHORTEST_SEARCHED
+        # Most words of a log are none that an error has: this decides how fast it is read.
+        found = {word for word in words if word[:size] in starts or word[-size:] in ends}
+        found |= words & whole.keys()
+        parts, least = self._parts, SHORTEST_PART
+        found |= {
+            word
+            for word in words
+            if len(word) >= least
+            for at in range(len(word) - least + 1)
+            if word[at : at + least] in parts
+        }
+        for word in found:
+            if numbers := list(self._list_runs(word)):
+                self._found[word] = numbers
+
+    def _list_runs(self, word: bytes) -> Iterator[int]:
+        if word in self._whole:
+            yield self._whole[word]
+        for run, number in self._starts.get(word[:SHORTEST_SEARCHED], ()):
+            if word.startswith(run):
+                yield number
+        for run, number in self._ends.get(word[-SHORTEST_SEARCHED:], ()):
+            if word.endswith(run):
+                yield number
+        for at in range(len(word) - SHORTEST_PART + 1):
+            for run, number in self._parts.get(word[at : at + SHORTEST_PART], ()):
+                if word.startswith(run, at):
+                    yield number
+
+
+class Index:
+    """The plans of known errors' expressions, by what is rare in the texts read so far."""
+
+    def __init__(self, known: Iterable[KnownError]) -> None:
+        self.plans: list[Plan] = []
+        self._vocabulary = _Vocabulary()
+        for error in known:
+            for expression in error.expressions:
+                self.plans.append(Plan(error, expression, self._list_clauses(expression)))
+        # For each run or pair, the plans to ask for if it is there.
+        self._keys: dict[int, list[int]] = {}
+        self._choose_keys()
+
+    def list_possible(self, words: Sequence[bytes], ended: Collection[str]) -> list[int]:
+        """The numbers of the plans that a text of these words, its runs of letters, may match.
+
+        ``ended`` names of errors are left out.
+        """
+        there = {NO_KEY} | self._vocabulary.find(words)
+        return [
+            number
+            for number in {each for key in there & self._keys.keys() for each in self._keys[key]}
+            if not any(map(there.isdisjoint, self.plans[number].clauses))
+            and self.plans[number].error.name not in ended
+        ]
+
+    def _choose_keys(self) -> None:
+        """Each plan's key is what the fewest plans have, then the longest."""
+        clauses = chain.from_iterable(plan.clauses for plan in self.plans)
+        counts = Counter(chain.from_iterable(clauses))
+        runs = self._vocabulary.numbers.items()
+        rates = {number: (counts[number], -len(run)) for run, number in runs}
+        for number, plan in enumerate(self.plans):
+            rarest: Iterable[int] = min(
+                plan.clauses,
+                key=lambda clause: max(map(rates.__getitem__, clause)),
+                default=[NO_KEY],
+            )
+            for key in rarest:
+                self._keys.setdefault(key, []).append(number)
+
+    def _list_clauses(self, expression: Expression) -> list[frozenset[int]]:
+        groups = [[run] for run in expression.letters if _is_searched(run)]
+        groups += [[pair] for pair in expression.pairs]
+        for texts in expression.texts:
+            if all(map(_is_searched, runs := _find_runs(texts))):
+                groups.append(runs)
+            if all(pairs := [max(find_pairs(text), key=len, default="") for text in texts]):
+                groups.append(pairs)
+        return list({frozenset(map(self._vocabulary.add, group)) for group in groups})
+
+
+def _find_runs(texts: Sequence[str]) -> list[str]:
+    """Of each text the longest run of letters that is not in all; at its ends it may go on."""
+    found = [
+        [
+            " " * (run.start() > 0) + run[0] + " " * (run.end() < len(text))
+            for run in re.finditer("[a-z]+", text)
+        ]
+        for text in texts
+    ]
+    return _pick_own(found)
+
+
+def _pick_own(found: Sequence[Sequence[str]]) -> list[str]:
+    """The longest of each that is not in all the others; "" if it has none."""
+    common = set.intersection(*map(set, found)) if len(found) > 1 else set()
+    return [max((e for e in each if e not in common), key=len, default="") for each in found]
+
+
+def _is_searched(run: str) -> bool:
+    """Whether a run of letters is long enough to be searched; as a whole word any is."""
+    ends = run.startswith(" ") + run.endswith(" ")
+    return len(run.strip()) >= (SHORTEST_PART, SHORTEST_SEARCHED, 1)[ends]
+
+
+def shortest_length(words: Sequence[str]) -> int:
+    """The fewest characters of one of these."""
+    return min(map(len, words))
