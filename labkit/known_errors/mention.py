@@ -21,6 +21,8 @@ _CONDITION = re.compile(
     r"|(?<![\w.:])(?:no|no more|without|never|instead of|not an?|do not|don't) [\"'`]?$"
     r"|\b(?:if you (?:see|get|encounter)|did(?: not|n't) (?:find|see)|never (?:saw|seen))\b"
     r"[^.;]{0,40}$"
+    # What a service leaves out at its start, and goes on: containerd's optional plugins.
+    r"|\blevel=(?:info|debug) msg=.{0,20}\bskip(?:ping|ped)? .{0,160}$"
     r"|(?<![\w.:])no (?:\w+ )?errors?:? $"
     r"|(?<![\w.:])no (?:gpus?|devices?|pods?|process(?:es)?|containers?|jobs?|nodes?)"
     r" (?:(?:has|have|was|were|is|are) )?$"
