@@ -143,7 +143,7 @@ SIGNS = (
         # A GPU on the first bus is a virtual machine's.
         "qemu libvirt ovmf vm vmware hypervisor harvester guest nvrm",
         r"\bqemu\b|libvirt|\bovmf\b|\bharvester\b|in the guest\b|gpu 0000:00:[01]"
-        r"|\b(?:lxd|incus|kvm|proxmox) vm\b|vmware|hypervisor detected",
+        r"|\b(?:lxd|incus|kvm|proxmox|kubevirt) vm\b|vmware|hypervisor detected",
         "qemu|libvirt|ovmf|vm|hypervisor|harvester|guest|gpu 0000:00:",
     ),
     _sign("appliance", "truenas unraid", r"\btruenas\b|\bunraid\b"),
