@@ -223,6 +223,7 @@ SIGNS = (
     _sign("vllm", "vllm", r"vllm"),
     _sign("unsloth", "unsloth", r"unsloth"),
     _sign("comfyui", "comfyui comfy", r"comfyui"),
+    _sign("malloc-async", "cudamallocasync", r": cudamallocasync"),
     _sign("onnxruntime", "onnxruntime", r"onnxruntime"),
     _sign("ollama", "ollama", r"ollama"),
     _sign(
