@@ -136,6 +136,52 @@ def test_a_repeated_view_is_where_its_own_step_is():
     assert len(found) >= 2 and found[:2] == [whole, later] == found[-2:]
 
 
+def transpose(values):
+    values.t_()
+
+
+def replace_data(values):
+    values.data = torch.empty(2, 7)
+
+
+def point_elsewhere(values):
+    values.set_(torch.empty(5, 5).untyped_storage(), 1, (3, 2), (2, 1))
+
+
+@pytest.mark.parametrize("change", [transpose, replace_data, point_elsewhere])
+def test_a_tensor_that_has_got_another_layout_gets_other_results(change):
+    found = []
+
+    def run():
+        values = torch.empty(3, 4)
+        before = (values * 2).shape
+        change(values)
+        found.append((before, (values * 2).shape, values[1].storage_offset()))
+
+    estimate_memory(run)
+    run()  # for real
+    assert len(found) == 2 and found[0] == found[1]
+
+
+def test_the_storage_that_a_tensor_gets_is_held():
+    def run():
+        values = torch.empty(1000)
+        values * 2
+        values.data = torch.empty(5000)
+        return values * 2
+
+    assert estimate_memory(run).peak_bytes == 4 * (5000 + 5000)
+
+
+def test_a_repeated_constant_has_its_own_value_and_storage():
+    def run():
+        counts = [torch.tensor(float(one)) for one in (100, 2000, 30)]
+        return [torch.empty(int(one)) for one in counts]
+
+    # A constant is made, and then becomes a fake one.
+    assert estimate_memory(run).peak_bytes == 4 * (100 + 2000 + 30 + 3)
+
+
 def reverse_largest():
     values = torch.zeros(600, 400, requires_grad=True)
     return lambda: values.max().backward()

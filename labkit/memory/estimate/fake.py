@@ -66,11 +66,13 @@ from labkit.memory.estimate.operators import (
     reverse_products,
 )
 from labkit.memory.estimate.results import (
+    HELD,
     Call,
     Made,
     Recipe,
     find_facts,
     find_recipe,
+    forget_layout,
     keep_recipe,
     measure,
 )
@@ -97,6 +99,9 @@ from labkit.memory.estimate.whole import RECURRENT, WholeCalls, is_called_by_eng
 from labkit.memory.track.frames import Frame, find_user_frames, is_user_file, list_error_frames
 from labkit.memory.track.model import Level, Storage
 from labkit.memory.track.storages import (
+    LIFT,
+    UNANSWERED,
+    StorageReference,
     StorageTracer,
     collects_gradients,
     list_parts,
@@ -251,12 +256,14 @@ class FakeTracer(StorageTracer):
             met = self.whole.meet(operator, arguments, _writes_in_place)
             if met is not NotImplemented:
                 return met
-        run_parts = self._find_parts(operator)
-        if run_parts is not None:
-            with _entered(self):
-                return run_parts(*arguments, **named)
         run = asked = operator
-        if operator in CHANGED:
+        special = id(operator) in SPECIAL
+        if special or torch.is_inference_mode_enabled():
+            run_parts = self._find_parts(operator)
+            if run_parts is not None:
+                with _entered(self):
+                    return run_parts(*arguments, **named)
+        if special and operator in CHANGED:
             if operator in PRODUCTS_OF_ALL and arguments[0].requires_grad:
                 self._note_product(arguments[0])
             run = _change(operator, arguments)
@@ -269,7 +276,8 @@ class FakeTracer(StorageTracer):
         if recipe is None:
             return self._compute(operator, run, types, arguments, named, call)
         result = self._repeat(recipe, operator, facts.name, call)
-        if call.known or not call.tensors or facts.like or operator in FOLLOWED:
+        follows = facts.like or facts.lifts or (special and operator in FOLLOWED)
+        if call.known or not call.tensors or follows:
             self._follow_values(operator, arguments, named, call.tensors, result)
         return result
 
@@ -312,6 +320,9 @@ class FakeTracer(StorageTracer):
             if result is None:
                 raise
             return result
+        finally:
+            if getattr(getattr(run, "_schema", None), "is_mutable", True):
+                forget_layout(taken)
         self._follow_values(operator, arguments, named, taken, result)
         if call.key is None or any(one.layout is not torch.strided for one in list_tensors(result)):
             self._count_scratch(self._follow_libraries(operator, arguments, named, result), taken)
@@ -328,14 +339,17 @@ class FakeTracer(StorageTracer):
         """The results of a call as before, traced."""
         taken = call.tensors
         self._bury()
-        found = self._attempt(self._trace_repeated, operator, taken, recipe.allocates)
-        category, frames, backward = found or ("other", (), False)
+        try:
+            category, frames, backward = self._trace_repeated(operator, taken, recipe.allocates)
+        except UNANSWERED as error:
+            self._note_trouble(error)
+            category, frames, backward = "other", (), False
 
         def add(made: Any, part: Made) -> None:
             count = round_request(part.storage_bytes) if part.on_cuda else part.storage_bytes
             serial = next(self._serials)
             storage = Storage(serial, count, part.place, category, frames, False, backward)
-            self._follow(made.untyped_storage(), storage)
+            made.__dict__[HELD] = self._follow(made.untyped_storage(), storage)
 
         result = recipe.make(call, self._mode, add)
         if name in NOTED and taken and taken[0].fake_device.type == "cuda":
@@ -346,6 +360,10 @@ class FakeTracer(StorageTracer):
 
     def mark(self, tensor: Any, category: str) -> None:
         """Sets the category; a whole call's gradients have it from when they are counted."""
+        if self.whole.pending is None and type(tensor) is fake_tensor.FakeTensor:
+            held = self._find_held(tensor)
+            if held is not None and held.storage.category == category:
+                return
         if not self.whole.defer(tensor, category):
             super().mark(tensor, category)
 
@@ -380,11 +398,27 @@ class FakeTracer(StorageTracer):
         frames: tuple[Frame, ...] = ()
         if allocates or node is not None or torch.is_grad_enabled():
             frames = self._find_frames()[0]
-        known = [self._look_at_fake(one) for one in taken]
+        if operator is LIFT:
+            self._add_new(taken[0], "other", frames)
+        known = []
+        live = self._live
+        for one in taken:
+            # What _look_at_fake does, without a call for most tensors.
+            kept = one.__dict__
+            held: StorageReference | None = kept.get(HELD)
+            if held is None or live.get(held.key) is not held:
+                known.append(self._look_at_fake(one))
+            else:
+                known.append(held.storage)
+                if ("_is_param" in kept or one.requires_grad) and one.is_leaf:
+                    self._look_at_fake(one)
+        watch = self._watch
+        if node is not None:
+            return "activations", frames, True
         categories = {one.category for one in known}
-        if node is None and not categories.isdisjoint(READING) and self._watch.reads_inputs():
+        if not categories.isdisjoint(READING) and watch.reads_inputs():
             self._take_inputs(operator, known)
-        return self._watch.name_result(taken, categories), frames, node is not None
+        return watch.name_result(taken, categories), frames, False
 
     def _follow_values(
         self, operator: Any, arguments: Any, named: Any, tensors: list[Any], result: Any
@@ -580,8 +614,8 @@ class FakeTracer(StorageTracer):
 
     def _look_at_fake(self, tensor: Any) -> Storage:
         """The storage of a plain fake tensor; what ``_look_at`` does, for the usual case."""
-        held = self._live.get(tensor.untyped_storage()._cdata)
-        storage = held.storage if held else self._add(tensor, "other", (), before=True)
+        held = self._find_held(tensor)
+        storage = self._add(tensor, "other", (), before=True) if held is None else held.storage
         # Most tensors take no gradient, which is faster to ask than whether they are leaves.
         asked = "_is_param" in tensor.__dict__ or (
             tensor.requires_grad and collects_gradients(tensor)
@@ -589,6 +623,15 @@ class FakeTracer(StorageTracer):
         if asked and tensor.is_leaf:
             self._watch.watch_parameter(tensor, known=storage.category == "parameters")
         return storage
+
+    def _find_held(self, tensor: Any) -> StorageReference | None:
+        """The record of a fake tensor's storage, which the tensor keeps; None for a new storage."""
+        kept = tensor.__dict__
+        held: StorageReference | None = kept.get(HELD)
+        # It may be of another tracer.
+        if held is None or self._live.get(held.key) is not held:
+            held = kept[HELD] = self._live.get(tensor.untyped_storage()._cdata)
+        return held
 
     def _look_at_other(self, tensor: Any) -> Any:
         if tensor.requires_grad and tensor.is_leaf and not all(map(_is_fake, list_parts(tensor))):
@@ -807,6 +850,8 @@ for _operator, _compute in _COMPUTED.items():
         REPLACED[_operator] = functools.wraps(_operator)(_compute)
 # Operators for which another function may run, or which need a note.
 CHANGED = frozenset((*REPLACED, *IN_PLACE, *OF_LOGITS, *PRODUCTS_OF_ALL))
+# The ids of those, and of others that take a way of their own: torch computes a hash in Python.
+SPECIAL = frozenset(map(id, (*CHANGED, *RECURRENT, *FOLLOWED)))
 
 
 def _make_recorder(observer: Any, mode: FakeMode) -> FakeTracer:
@@ -856,7 +901,9 @@ class Simulation:
         self.assumptions, self.draws = assumptions, Draws(assumptions, self.note)
         self.notes: list[str] = []
         self._fake = FakeMode(placement)
-        self.tracer = FakeTracer(self, self._fake, self.assumptions, self.note)
+        # The CPU has no caching allocator to tell.
+        observer = self if target.kind == "cuda" else None
+        self.tracer = FakeTracer(observer, self._fake, self.assumptions, self.note)
         self.checkpoints = Checkpoints(self.tracer.values, self.tracer.find_serial)
         self._operators = CudaOperators(lambda: self.tracer.note_obstacle(RNN))
         self._order = BackwardOrder(self._note_order, forward_first=assumptions.answer)
@@ -910,6 +957,7 @@ class Simulation:
                 replace_attributes(torch.utils, swap_tensors=_swap_data),
                 replace_attributes(torch.nn.Module, _apply=_swap_fakes(torch.nn.Module._apply)),
                 replace_attributes(torch.Tensor, __deepcopy__=_copy_tensor),
+                replace_attributes(fake_tensor.FakeTensor, data=property(DATA.__get__, _set_data)),
                 # Torch's own constants would be computed on the named device: values.py has them.
                 replace_attributes(
                     fake_tensor, init_gpu_context=lambda *_: None, CONSTANT_NUMEL_LIMIT=-1
@@ -1309,6 +1357,15 @@ def _copy_tensor(tensor: Any, memo: dict[int, Any]) -> Any:
         return COPY_TENSOR(tensor, memo)
     copied = tensor.detach().clone().requires_grad_(tensor.requires_grad)
     return memo.setdefault(id(tensor), copied)
+
+
+DATA = torch.Tensor.data
+
+
+def _set_data(tensor: Any, data: Any) -> None:
+    """``tensor.data = data``, which gives the tensor another layout and storage."""
+    DATA.__set__(tensor, data)
+    forget_layout([tensor])
 
 
 def _swap_fakes(apply: Callable[..., Any]) -> Callable[..., Any]:

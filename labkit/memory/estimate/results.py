@@ -7,6 +7,7 @@ as long to compute a fake result, or to find it in its own cache, as ``Recipe.ma
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -15,7 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from labkit.memory.estimate.operators import CONVERTING, SCATTERED, spreads_gradient
 from labkit.memory.estimate.values import LIKE
-from labkit.memory.track.storages import list_tensors
+from labkit.memory.track.storages import LIFT, list_tensors
 
 # The most recipes, in all estimates of a process.
 MOST_RECIPES = 50_000
@@ -36,7 +37,18 @@ ANYWHERE = frozenset(
         *(ATEN.stack.default, ATEN.sum.dim_IntList),
     )
 )
+# What a fake tensor keeps: how it is laid out, and the record of its storage. An operator that
+# changes its shape or storage in place removes them, as ``tensor.data = other`` does.
+LAYOUT, HELD = "labkit_layout", "labkit_storage"
 _recipes: dict[Any, Recipe] = {}
+_layouts: dict[Any, int] = {}
+_numbers = itertools.count(1)
+# A name of this module is found faster than torch's.
+_make_strided, _make_empty = torch.empty_strided, torch.empty
+_make_subclass = torch.Tensor._make_subclass
+_is_grad_enabled, _is_inference = torch.is_grad_enabled, torch.is_inference_mode_enabled
+_count_threads, _find_dtype = torch.get_num_threads, torch.get_default_dtype
+_has_mkldnn, _find_keys = torch._C._get_mkldnn_enabled, torch._C._dispatch_keys  # type: ignore[attr-defined]
 
 
 class Made(NamedTuple):
@@ -94,12 +106,45 @@ class Recipe(NamedTuple):
         for part in self.parts:
             if type(part) is Made:
                 one = make_tensor(part, call, mode)
+                if LAYOUT not in part.attributes:
+                    # The same for each call that has the recipe's key.
+                    part.attributes[LAYOUT] = number_layout(one)
                 if part.source is None:
                     add(one, part)
+                else:
+                    one.__dict__[HELD] = taken[part.source].__dict__.get(HELD)
             else:
                 one = taken[part.place] if type(part) is Same else part.value  # type: ignore[union-attr]
             made.append(one)
         return made[0] if self.kind is None else self.kind(made)
+
+
+def number_layout(tensor: Any) -> int | None:
+    """A number for all that a key has of a tensor, the same for tensors that are alike.
+
+    Not among it are its place in its storage and whether it takes a gradient. The tensor keeps it.
+    None for a sparse tensor, which has no strides and no storage.
+    """
+    if tensor.layout is not torch.strided:
+        return None
+    state = tensor.__dict__
+    device = state.get("_fake_device") or tensor.fake_device
+    key = tensor.shape, tensor.stride(), tensor.dtype, device, _find_keys(tensor).raw_repr()
+    number = _layouts.get(key)
+    if number is None:
+        if len(_layouts) >= MOST_RECIPES:
+            _layouts.clear()
+        number = _layouts[key] = next(_numbers)
+    state[LAYOUT] = number
+    return number
+
+
+def forget_layout(tensors: list[Any]) -> None:
+    """Removes what the tensors keep of their layouts and storages, which have changed."""
+    for one in tensors:
+        kept = getattr(one, "__dict__", {})
+        kept.pop(LAYOUT, None)
+        kept.pop(HELD, None)
 
 
 def make_tensor(part: Made, call: Call | None, mode: Any) -> Any:
@@ -108,7 +153,7 @@ def make_tensor(part: Made, call: Call | None, mode: Any) -> Any:
     A new storage needs no call.
     """
     if (
-        torch.is_inference_mode_enabled()
+        _is_inference()
         and call is not None
         and part.source is not None
         and not call.tensors[part.source].is_inference()
@@ -116,19 +161,23 @@ def make_tensor(part: Made, call: Call | None, mode: Any) -> Any:
         # A view of a tensor that gradients may still be taken of is one too.
         with torch.inference_mode(mode=False):
             return make_tensor(part, call, mode)
-    with torch._C._DisableTorchDispatch():
+    # In force until it is deleted; a with block would take twice as long.
+    guard = torch._C._DisableTorchDispatch()
+    try:
         if part.source is None or call is None:
-            elem = torch.empty_strided(part.shape, part.strides, dtype=part.dtype, device=META)
+            elem = _make_strided(part.shape, part.strides, dtype=part.dtype, device=META)
             if part.resized:
                 elem.untyped_storage().resize_(part.storage_bytes)
         else:
             source = call.tensors[part.source]
-            elem = torch.empty(0, dtype=part.dtype, device=META)
+            elem = _make_empty(0, dtype=part.dtype, device=META)
             offset = source.storage_offset() + part.offset + call.selected
             elem.set_(source.untyped_storage(), offset, part.shape, part.strides)
-        fake = torch.Tensor._make_subclass(
+        fake = _make_subclass(
             FakeTensor, elem, False, dispatch_device=True, device_for_backend_keys=part.device
         )
+    finally:
+        del guard
     kept = fake.__dict__
     kept.update(part.attributes)
     kept["fake_mode"] = mode
@@ -144,17 +193,28 @@ class Call:
     before the one that an index selects, which is not in the key.
     """
 
-    __slots__ = ("_anywhere", "_loose", "in_place", "key", "known", "selected", "tensors")
+    __slots__ = ("_anywhere", "_lifts", "_loose", "in_place", "key", "known", "selected", "tensors")
 
     def __init__(self, facts: Facts, arguments: Any, named: Any, placement: str) -> None:
         self.tensors: list[Any] = []
         # Whether the values of one of the tensors are known.
         self.known = False
         self._loose, self.in_place, self._anywhere = facts.loose, facts.in_place, facts.anywhere
+        # Where everything is on the GPU, where the fake tensor is depends on the caller.
+        self._lifts = facts.lifts and placement != "gpu"
         self.selected = 0
         if facts.selects:
             arguments, self.selected = _take_index(arguments)
-        found = [facts.number, placement, *_find_state()]
+        # What decides about results beside the arguments, and can change from call to call.
+        found = [
+            facts.number,
+            placement,
+            _is_grad_enabled(),
+            _is_inference(),
+            _count_threads(),
+            _find_dtype(),
+            _has_mkldnn(),
+        ]
         if facts.converts:
             found.append(spreads_gradient())
         whole = self._describe(arguments, found) and facts.number > 0
@@ -169,20 +229,17 @@ class Call:
         whole, loose = True, self._loose
         for value in values:
             kind = type(value)
-            if kind is FakeTensor and value.layout is torch.strided:
+            if kind is FakeTensor:
                 self.tensors.append(value)
                 state = value.__dict__
+                number = state.get(LAYOUT) or number_layout(value)
+                if number is None:
+                    whole = False
                 if "labkit_value" in state:
                     self.known = True
-                found += (
-                    value.shape,
-                    value.stride(),
-                    self._anywhere or value.storage_offset(),
-                    value.dtype,
-                    state.get("_fake_device") or value.fake_device,
-                    value.requires_grad,
-                    torch._C._dispatch_keys(value).raw_repr(),  # type: ignore[attr-defined]
-                )
+                found += (number, value.requires_grad)
+                if not self._anywhere:
+                    found.append(value.storage_offset() if number else 0)
             elif kind in PLAIN:
                 found.append(kind)
                 if not (loose and kind is float):
@@ -191,13 +248,26 @@ class Call:
                 found += (kind, len(value))
                 whole = self._describe(value, found) and whole
             else:
-                # Such as a real tensor, or a sparse one, which has no strides and no storage.
                 whole = False
                 self.tensors += list_tensors(value)
+                if self._lifts and _is_new(value):
+                    whole = True
+                    found += (kind, value.shape, value.stride(), value.dtype)
         return whole
 
 
 SEQUENCES = (list, tuple, torch.Size)
+
+
+def _is_new(value: Any) -> bool:
+    """True for a real tensor as ``torch.tensor`` makes it."""
+    return (
+        type(value) is torch.Tensor
+        and value.layout is torch.strided
+        and value.device.type == "cpu"
+        and not value.requires_grad
+        and value.untyped_storage().nbytes() == value.numel() * value.element_size()
+    )
 
 
 def _take_index(arguments: Any) -> tuple[Any, int]:
@@ -210,17 +280,6 @@ def _take_index(arguments: Any) -> tuple[Any, int]:
     return arguments, 0
 
 
-def _find_state() -> tuple[Any, ...]:
-    """What decides about results beside the arguments, and can change from call to call."""
-    return (
-        torch.is_grad_enabled(),
-        torch.is_inference_mode_enabled(),
-        torch.get_num_threads(),
-        torch.get_default_dtype(),
-        torch._C._get_mkldnn_enabled(),
-    )
-
-
 class Facts(NamedTuple):
     """What calls of an operator have in common.
 
@@ -228,7 +287,8 @@ class Facts(NamedTuple):
     numbers matter, not their values. ``like``: it takes a tensor for its shape alone. ``in_place``:
     it computes each element, writes it into its first argument and returns this. ``converts``: what
     it takes for itself depends on what backward runs. ``anywhere``: the offsets of its arguments in
-    their storages do not matter. ``selects``: it selects by an index.
+    their storages do not matter. ``selects``: it selects by an index. ``lifts``: it
+    makes a real tensor a fake one.
     """
 
     number: int
@@ -239,14 +299,17 @@ class Facts(NamedTuple):
     converts: bool
     anywhere: bool
     selects: bool
+    lifts: bool
 
 
-_facts: dict[Any, Facts] = {}
+# By the operator's id, as torch computes its hash in Python; the operator is kept beside.
+_facts: dict[int, Facts] = {}
+_known: list[Any] = []
 
 
 def find_facts(operator: Any) -> Facts:
     """The operator's facts, found once."""
-    facts = _facts.get(operator)
+    facts = _facts.get(id(operator))
     if facts is None:
         number, name, loose, in_place = 0, "", False, False
         if getattr(operator, "namespace", "") == "aten":
@@ -256,8 +319,10 @@ def find_facts(operator: Any) -> Facts:
             in_place = loose and _is_in_place(operator._schema)
         like, converts = name in LIKE, name in CONVERTING or name == "mul"
         anywhere, selects = loose or operator in ANYWHERE, operator is ATEN.select.int
-        facts = Facts(number, name, loose, like, in_place, converts, anywhere, selects)
-        _facts[operator] = facts
+        lifts = operator is LIFT
+        facts = Facts(number, name, loose, like, in_place, converts, anywhere, selects, lifts)
+        _facts[id(operator)] = facts
+        _known.append(operator)
     return facts
 
 
@@ -336,7 +401,8 @@ def _take_apart(
 
 def _take_tensor_apart(value: Any, sources: dict[int, int], call: Call) -> Made | None:
     attributes = {name: one for name, one in value.__dict__.items() if name != "fake_mode"}
-    attributes.pop("labkit_value", None)
+    for name in ("labkit_value", LAYOUT, HELD):
+        attributes.pop(name, None)
     plain = all(type(one) in PLAIN for one in attributes.values())
     if not plain or value.is_conj() or value.is_neg() or value._is_zerotensor():
         return None

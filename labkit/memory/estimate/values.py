@@ -126,7 +126,8 @@ class KnownValues:
 
     def copy(self, fake: Any, tensor: Any) -> None:
         """Keeps a copy of the real tensor's values."""
-        with _disable_current_modes():
+        plain = type(tensor) is torch.Tensor
+        with torch._C._DisableTorchDispatch() if plain else _disable_current_modes():
             value = tensor.detach().clone()
         self.keep(fake, value)
 

@@ -37,14 +37,24 @@ class Frame(NamedTuple):
         return linecache.getline(self.file, self.line).strip()
 
 
+_user_files: dict[str, bool] = {}
+
+
 def find_user_frames(depth: int = 1) -> tuple[Frame, ...]:
     """The innermost ``depth`` running frames of the user's own code; () if there is none."""
     found: list[Frame] = []
     running: FrameType | None = sys._getframe(1)
-    while running is not None and len(found) < depth:
+    while running is not None:
         code = running.f_code
-        if is_user_file(code.co_filename):
-            found.append(Frame(code.co_filename, running.f_lineno, code.co_name))
+        file = code.co_filename
+        # This is asked for each operator: a dictionary answers faster than a function.
+        is_user = _user_files.get(file)
+        if is_user is None:
+            is_user = _user_files[file] = is_user_file(file)
+        if is_user:
+            found.append(Frame(file, running.f_lineno, code.co_name))
+            if len(found) >= depth:
+                break
         running = running.f_back
     return tuple(found)
 

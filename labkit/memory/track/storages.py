@@ -205,9 +205,12 @@ class StorageTracer(TorchDispatchMode):  # type: ignore[misc]
         try:
             return follow(*arguments)
         except UNANSWERED as error:
-            said = first_line(str(error)) or type(error).__name__
-            self.trouble = self.trouble or f"some tensors could not be followed: {said}"
+            self._note_trouble(error)
             return None
+
+    def _note_trouble(self, error: Exception) -> None:
+        said = first_line(str(error)) or type(error).__name__
+        self.trouble = self.trouble or f"some tensors could not be followed: {said}"
 
     def mark(self, tensor: Any, category: str) -> None:
         """Sets the category of a tensor's storage; an unknown storage is from before the block."""
@@ -271,12 +274,13 @@ class StorageTracer(TorchDispatchMode):  # type: ignore[misc]
         self._follow(tensor.untyped_storage(), storage)
         return storage
 
-    def _follow(self, source: Any, storage: Storage) -> None:
+    def _follow(self, source: Any, storage: Storage) -> StorageReference:
         """Counts a storage of torch's until Python frees it."""
         reference = StorageReference(source, self._dead.append)
         reference.key, reference.storage = source._cdata, storage
         self._live[reference.key] = reference
         self._count(storage)
+        return reference
 
     def _measure(self, tensor: Any) -> int:
         """The bytes that the device's allocator takes for the tensor's storage."""
