@@ -382,9 +382,15 @@ def _make_alike(kind: Any, names: dict[str, Any]) -> Any:
     def is_one(_: Any, one: Any) -> bool:
         return isinstance(one, kind)
 
-    return type("Alike", (type(kind),), {"__instancecheck__": is_one})(
-        kind.__name__, (kind,), {"__slots__": (), "__module__": kind.__module__, **names}
-    )
+    def make(cls: Any, *arguments: Any, **named: Any) -> Any:
+        # A date, such as one that is pickled later, is a real one.
+        own = cls is not made or kind not in DATES
+        return kind.__new__(cls, *arguments, **named) if own else kind(*arguments, **named)
+
+    metaclass = type("Alike", (type(kind),), {"__instancecheck__": is_one})
+    names = {"__new__": make, "__slots__": (), "__module__": kind.__module__, **names}
+    made = metaclass(kind.__name__, (kind,), names)
+    return made
 
 
 def _list_draws(kind: Any) -> list[str]:

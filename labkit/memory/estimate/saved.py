@@ -1,25 +1,18 @@
 """Checkpoints of fake tensors, which have no data: what a step saves, it can load again.
 
-A checkpoint in a file is kept here under the file's name, and what the step opens for writing is a
-file in a folder of its own: the user's files stay as they are. A checkpoint in memory, as in
-``io.BytesIO`` or by pickle, has the shapes of its tensors alone.
+A checkpoint has the shapes of its tensors alone. One in a file is written to the layer of files
+over the real ones (``overlay.py``).
 """
 
 from __future__ import annotations
 
-import builtins
 import contextlib
 import io
 import os
 import pickle
-import re
-import shutil
 import sys
-import tempfile
-import threading
 import weakref
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,15 +20,12 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import _disable_current_modes
 
 from labkit.memory.estimate.cuda import replace_attributes
+from labkit.memory.estimate.overlay import FileOverlay
 from labkit.memory.estimate.values import KnownValues
-from labkit.memory.track.frames import is_user_file
 
 MARK = b"labkit's checkpoint of fake tensors\n"
 # The most values of a tensor that a checkpoint has, such as counts of batches.
 MOST_VALUES = 1024
-OPEN = open
-# Python's own modules that open a file for their caller; logging, for one, keeps what it opens.
-OPENERS = re.compile(r"[/\\](?:pathlib|shutil|zipfile|gzip|bz2|lzma|tarfile)(?:[/\\]\w+)?\.py$")
 
 
 class SavedStorage:
@@ -92,47 +82,24 @@ class Checkpoints:
         # The storages of a checkpoint; pickle alone has one for each tensor.
         self._storages: dict[int | None, SavedStorage] = {}
         self._shares = False
-        self._files: dict[str, bytes] = {}
-        # Where a file that the step opened for writing is instead, by its name; and the reverse.
-        self._places: dict[str, str] = {}
-        self._names: dict[str, str] = {}
-        self._folder, self._thread = "", threading.get_ident()
+        self._overlay = FileOverlay()
 
     def open(self) -> contextlib.ExitStack:
-        """Replaces torch's and safetensors' functions, and those that move files, until exit."""
+        """Replaces torch's and safetensors' functions, and those that take files, until exit."""
         SavedStorage.values = self._values
         stack = replace_attributes(FakeTensor, __reduce_ex__=lambda one, _: self._reduce(one))
-        self._folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="labkit-estimate-"))
-        for owner, names in self.list_functions().items():
+        stack.enter_context(self._overlay.open())
+        for owner, names in self._list_savers().items():
             stack.enter_context(replace_attributes(owner, **names))
         return stack
 
     def list_functions(self) -> dict[Any, dict[str, Any]]:
         """What replaces which functions of which modules."""
+        return self._overlay.list_functions() | self._list_savers()
+
+    def _list_savers(self) -> dict[Any, dict[str, Any]]:
         found: dict[Any, dict[str, Any]] = {
             torch: {"save": self._save, "load": self._wrap_load(torch.load)},
-            os: {
-                **{name: self._wrap_move(getattr(os, name)) for name in ("replace", "rename")},
-                **{name: self._wrap_remove(getattr(os, name)) for name in ("remove", "unlink")},
-            },
-            # Up to Python 3.10 these do not call those of os.
-            Path: {
-                **{name: self._wrap_move(getattr(Path, name)) for name in ("replace", "rename")},
-                "unlink": self._wrap_remove(Path.unlink),
-            },
-            shutil: {
-                **{
-                    name: self._wrap_move(getattr(shutil, name), keeps=True)
-                    for name in ("copyfile", "copy", "copy2")
-                },
-                "move": self._wrap_move(shutil.move),
-                "rmtree": self._wrap_remove(shutil.rmtree),
-            },
-            os.path: {
-                name: self._wrap_question(getattr(os.path, name))
-                for name in ("exists", "isfile", "getsize")
-            },
-            **{owner: {"open": self._wrap_open(open)} for owner in (builtins, io)},
         }
         safe = sys.modules.get("safetensors.torch")
         if safe is not None:
@@ -163,22 +130,19 @@ class Checkpoints:
         finally:
             self._shares = False
             self._storages.clear()
-        name = self._find_name(f)
-        if name is not None:
-            self._files[name] = data
-        elif isinstance(f, io.BytesIO):
+        if isinstance(f, str | os.PathLike):
+            with self._overlay.open_new(f) as file:
+                file.write(MARK + data)
+        elif isinstance(f, io.BytesIO) or self._overlay.has(f):
             f.write(MARK + data)
 
     def _wrap_load(self, load: Callable[..., Any]) -> Callable[..., Any]:
         def answer(f: Any = None, map_location: Any = None, **named: Any) -> Any:
             f = named.pop("filename", f)
-            kept = self._files.get(self._find_name(f) or "")
-            data = f if isinstance(f, bytes) else kept
-            if isinstance(f, io.BytesIO):
-                data = f.getbuffer()[f.tell() :].tobytes()
-            if data is None or (kept is None and MARK not in data):
+            data = f if isinstance(f, bytes) else self._read(f)
+            if data is None or MARK not in data:
                 named |= {} if map_location is None else {"map_location": map_location}
-                return load(f, **named)
+                return load(self._overlay.find(f), **named)
             SavedStorage.location = named.get("device", map_location)
             try:
                 return pickle.loads(data.removeprefix(MARK))  # noqa: S301 (the step's own)
@@ -187,98 +151,22 @@ class Checkpoints:
 
         return answer
 
-    def _find_name(self, file: Any) -> str | None:
-        """The whole name of a file that is a name or is open; None for one without a name."""
-        name = _find_name(file)
-        return self._names.get(name or "", name)
-
-    def _wrap_open(self, really: Callable[..., Any]) -> Callable[..., Any]:
-        def answer(file: Any, mode: str = "r", *others: Any, **named: Any) -> Any:
-            if self._is_asked():
-                file = self._divert(file, mode)
-            return really(file, mode, *others, **named)
-
-        return answer
-
-    def _is_asked(self) -> bool:
-        """True where the step's own code calls, or a module of Python's that it calls."""
-        frame: Any = sys._getframe(2)
-        while frame is not None and OPENERS.search(frame.f_code.co_filename):
-            frame = frame.f_back
-        own = threading.get_ident() == self._thread
-        return own and frame is not None and is_user_file(frame.f_code.co_filename)
-
-    def _divert(self, file: Any, mode: str) -> Any:
-        """Where to open the file: what is to be written goes to this simulation's own folder."""
-        name = _find_name(file) if isinstance(file, str | os.PathLike) else None
-        if name is None or not (
-            name in self._places or name in self._files or set(mode) & set("wax+")
-        ):
-            return file
-        target = Path(name)
-        if name not in self._places:
-            known = name in self._files
-            # A device, and what raises an error, is the real one.
-            odd = os.path.lexists(name) and (not target.is_file() or "x" in mode)
-            if not known and (odd or not target.parent.is_dir()):
-                return file
-            place = str(Path(self._folder) / f"{len(self._names)}{target.suffix}")
-            self._places[name], self._names[place] = place, name
-            if known:
-                _write(place, io.BytesIO(MARK + self._files[name]))
-            elif target.is_file() and "w" not in mode:
-                _write(place, OPEN(name, "rb"))
-        return self._places[name]
-
-    def _wrap_question(self, ask: Callable[[Any], Any]) -> Callable[[Any], Any]:
-        def answer(path: Any) -> Any:
-            name = _find_name(path) or ""
-            return ask(
-                self._divert(path, "r") if name in self._files else self._places.get(name, path)
-            )
-
-        return answer
-
-    def _wrap_move(self, act: Callable[..., Any], *, keeps: bool = False) -> Callable[..., Any]:
-        def answer(source: Any, target: Any, *others: Any, **named: Any) -> Any:
-            name, other = _find_name(source) or "", _find_name(target) or ""
-            if name not in self._files and name not in self._places:
-                if not self._is_asked() or not Path(name).is_file():
-                    return act(source, target, *others, **named)
-                # A file of the user's stays where it is; the step finds a copy.
-                if other and self._divert(other, "w") == self._places.get(other):
-                    _write(self._places[other], OPEN(name, "rb"))
-                return target
-            tables: tuple[dict[str, Any], ...] = (self._files, self._places)
-            for kept in tables:
-                kept.pop(other, None)
-                if name in kept:
-                    kept[other] = kept[name] if keeps else kept.pop(name)
-            if other in self._places:
-                self._names[self._places[other]] = other
-            return target if keeps or isinstance(source, Path) else None
-
-        return answer
-
-    def _wrap_remove(self, act: Callable[..., Any]) -> Callable[..., Any]:
-        def answer(path: Any, *others: Any, **named: Any) -> None:
-            name = _find_name(path) or ""
-            found = [kept.pop(name, None) for kept in (self._files, self._places)]
-            # What was there before the step stays there.
-            if all(one is None for one in found) and not (
-                self._is_asked() and os.path.lexists(path)
-            ):
-                act(path, *others, **named)
-
-        return answer
-
-
-def _write(place: str, source: Any) -> None:
-    with source, OPEN(place, "wb") as target:
-        shutil.copyfileobj(source, target)
-
-
-def _find_name(file: Any) -> str | None:
-    """The whole name of a file that is a name or is open; None for one without a name."""
-    name = file if isinstance(file, str | os.PathLike) else getattr(file, "name", None)
-    return str(Path(name).absolute()) if isinstance(name, str | os.PathLike) else None
+    def _read(self, file: Any) -> bytes | None:
+        """What the simulation has written to a file; None for another one."""
+        if isinstance(file, io.BytesIO):
+            return file.getbuffer()[file.tell() :].tobytes()
+        if isinstance(file, str | os.PathLike):
+            place = self._overlay.find(file)
+            if place is file:
+                return None
+            with open(place, "rb") as opened:  # noqa: PTH123
+                start = opened.read(len(MARK))
+                return start + opened.read() if start == MARK else None
+        if not self._overlay.has(file) or not file.readable():
+            return None
+        place = file.tell()
+        start = file.read(len(MARK))
+        if start == MARK:
+            return bytes(start + file.read())
+        file.seek(place)
+        return None

@@ -1,0 +1,405 @@
+"""A layer of files over the real ones: what a simulated step writes, moves and removes is in it.
+
+The layer has a folder for each directory that the step changes something in. At first that has a
+link to each file that is there, and an empty folder for each directory; a file is copied when it is
+written to, and a folder is filled when something looks into it. So everything that asks for files,
+lists them or opens them finds the same ones, and the real ones stay as they are.
+"""
+
+from __future__ import annotations
+
+import builtins
+import bz2
+import contextlib
+import functools
+import glob
+import io
+import os
+import pathlib
+import re
+import shutil
+import stat
+import sys
+import tarfile
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from labkit.memory.estimate.cuda import replace_attributes
+from labkit.memory.track.frames import is_user_file
+
+OPEN, SCAN, LSTAT, STAT, READ_LINK = open, os.scandir, os.lstat, os.stat, os.readlink
+# Python's own modules that work on files for their caller; logging, for one, keeps what it opens.
+HELPERS = re.compile(
+    r"[/\\](?:pathlib|shutil|zipfile|gzip|bz2|lzma|tarfile|tempfile|glob|os|posixpath|genericpath)"
+    r"(?:[/\\]\w+)?\.py$|^<frozen (?:os|posixpath|genericpath)>$"
+)
+READING = ("stat", "lstat", "access", "readlink", "chdir", "listxattr", "getxattr")
+LISTING = ("listdir", "scandir")
+ATTRIBUTES = ("truncate", "utime", "chmod", "chown", "setxattr", "removexattr")
+CHANGING = ("remove", "unlink", "rmdir", "mkdir", *ATTRIBUTES)
+MOVING = ("rename", "replace")
+LINKING = ("symlink", "link")
+
+
+class FileOverlay:
+    """The layer; ``open`` lays it over the files for the calling thread's step."""
+
+    def __init__(self) -> None:
+        self._folder, self._thread, self._active = "", threading.get_ident(), False
+        # The directories that were laid over, of which directory the folders are that are to be
+        # filled, and the links to real files: their inodes, and the files.
+        self._roots: set[str] = set()
+        self._unfilled: dict[str, str] = {}
+        self._links: dict[int, str] = {}
+
+    @contextlib.contextmanager
+    def open(self) -> Iterator[None]:
+        """Replaces the functions of Python's that take the name of a file, until exit."""
+        with contextlib.ExitStack() as stack:
+            self._folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="labkit-files-"))
+            made = self.list_functions()
+            known = {
+                id(getattr(owner, name)): one
+                for owner, names in made.items()
+                for name, one in names.items()
+            }
+            for owner, names in (*made.items(), *_find_captured(known)):
+                stack.enter_context(replace_attributes(owner, **names))
+            openers = _find_openers()
+            stack.callback(openers.update, dict(openers))
+            openers.update({key: known.get(id(one), one) for key, one in openers.items()})
+            # What was imported meanwhile may keep a function from here.
+            stack.callback(setattr, self, "_active", False)
+            self._active = True
+            yield
+
+    def list_functions(self) -> dict[Any, dict[str, Any]]:
+        """What replaces which functions of which modules."""
+        system = {
+            **{name: self._wrap(name) for name in READING if hasattr(os, name)},
+            **{name: self._wrap(name, lists=True) for name in LISTING},
+            **{name: self._wrap(name, writes=True) for name in CHANGING if hasattr(os, name)},
+            **{name: self._wrap_move(name) for name in MOVING},
+            **{name: self._wrap_link(name) for name in LINKING},
+            "open": self._wrap_descriptor(os.open),
+        }
+        remove = shutil.rmtree
+
+        @functools.wraps(remove)
+        def remove_tree(path: Any, *others: Any, **named: Any) -> None:
+            # It works with descriptors, so the layer must be there first.
+            remove(self.find(path, writes=True), *others, **named)
+
+        opening = {owner: {"open": self._wrap_open(open)} for owner in (builtins, io)}
+        return {os: system, shutil: {"rmtree": remove_tree}, **opening}
+
+    def has(self, file: Any) -> bool:
+        """True for an open file of the layer."""
+        name = getattr(file, "name", None)
+        return isinstance(name, str) and name.startswith(self._folder)
+
+    def open_new(self, path: Any) -> Any:
+        """A new file of the layer, for bytes."""
+        place = self.find(path, writes=True, asked=True)
+        self._copy_up(place, keeps=False)
+        return OPEN(place, "wb")
+
+    def find(
+        self, path: Any, *, writes: bool = False, lists: bool = False, asked: bool = False
+    ) -> Any:
+        """The name of the file to use for a path; ``writes`` where it is to be changed.
+
+        It is changed in the layer if the step asks for it, or with ``asked``.
+        """
+        used = self._active and (writes or self._roots)
+        if not used or not isinstance(path, str | os.PathLike):
+            return path  # a descriptor, or bytes
+        name = os.fspath(path)
+        if not isinstance(name, str):
+            return path
+        whole = os.path.abspath(name)
+        if whole.startswith(self._folder):
+            return path
+        parent = os.path.dirname(whole)
+        if threading.get_ident() != self._thread and _is_directory(parent):
+            return path  # of another thread, except in what the step has made
+        root = next((one for one in self._roots if _is_inside(parent, one)), None)
+        if root is None and whole not in self._roots:
+            asked = writes and (asked or self._is_asked())
+            root = parent if asked and self._lay_over(parent) else None
+        if root is None and whole not in self._roots:
+            return path
+        self._fill_down(root, whole if lists else parent)
+        return self._folder + whole
+
+    def _lay_over(self, directory: str) -> bool:
+        """Makes the folder of a directory; False where there is no such directory, or it is odd."""
+        if not _is_directory(directory) or directory.startswith(("/dev", "/proc", "/sys")):
+            return False
+        os.makedirs(self._folder + directory, exist_ok=True)
+        self._roots.add(directory)
+        self._unfilled[self._folder + directory] = directory
+        return True
+
+    def _fill_down(self, root: str | None, directory: str) -> None:
+        """Fills the folders from a root on down to a directory."""
+        if root is None:
+            root = directory
+        parts = directory[len(root) :].split(os.sep) if _is_inside(directory, root) else []
+        place = self._folder + root
+        self._fill(place)
+        for part in filter(None, parts):
+            place = os.path.join(place, part)
+            self._fill(place)
+
+    def _fill(self, place: str) -> None:
+        """Puts into a folder a link for each file of its directory, and a folder for each other."""
+        directory = self._unfilled.pop(place, None)
+        if directory is None or not os.path.isdir(place):
+            return
+        with contextlib.suppress(OSError), SCAN(directory) as entries:
+            for one in entries:
+                made = os.path.join(place, one.name)
+                if os.path.lexists(made):
+                    continue  # it was laid over before
+                if one.is_dir():
+                    os.mkdir(made)
+                    self._unfilled[made] = one.path
+                else:
+                    os.symlink(one.path, made)
+                    self._links[LSTAT(made).st_ino] = one.path
+
+    def _fill_all(self, place: str) -> None:
+        """Fills a folder that is to be moved, and those in it."""
+        self._fill(place)
+        if os.path.isdir(place) and not os.path.islink(place):
+            with SCAN(place) as entries:
+                for one in [each.path for each in entries]:
+                    self._fill_all(one)
+
+    def _is_link(self, place: Any) -> bool:
+        """True for a link to a real file, which stands for the file."""
+        try:
+            found = LSTAT(place)
+            file = self._links.get(found.st_ino)
+            # The inode of a removed link is used again.
+            return file is not None and stat.S_ISLNK(found.st_mode) and READ_LINK(place) == file
+        except (OSError, ValueError):
+            return False
+
+    def _copy_up(self, place: Any, *, keeps: bool = True) -> None:
+        """Puts a copy of a real file where the link to it is, or nothing."""
+        if isinstance(place, str) and place.startswith(self._folder) and self._is_link(place):
+            source = READ_LINK(place)
+            os.unlink(place)
+            if keeps:
+                write_file(place, OPEN(source, "rb"))
+
+    def _wrap(self, name: str, *, writes: bool = False, lists: bool = False) -> Any:
+        act = getattr(os, name)
+
+        @functools.wraps(act)
+        def answer(path: Any = ".", *others: Any, dir_fd: Any = None, **named: Any) -> Any:
+            if dir_fd is not None:
+                return act(path, *others, dir_fd=dir_fd, **named)
+            place = self.find(path, writes=writes, lists=lists)
+            if place is path:
+                return act(path, *others, **named)
+            if name in {"mkdir", "rmdir"}:
+                self._unfilled.pop(place, None)
+            elif name in ATTRIBUTES:
+                self._copy_up(place)
+            elif name == "lstat" and self._is_link(place):
+                return STAT(place)
+            elif name == "scandir":
+                return _Entries(act(place), os.fspath(path), self._is_link)
+            with _named(place, path):
+                return act(place, *others, **named)
+
+        return answer
+
+    def _wrap_open(self, really: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(really)
+        def answer(file: Any, mode: str = "r", *others: Any, **named: Any) -> Any:
+            writes = bool(set(mode) & set("wax+"))
+            place = file if writes and _is_odd(file) else self.find(file, writes=writes)
+            if place is file:
+                return really(file, mode, *others, **named)
+            if writes and "x" not in mode:
+                self._copy_up(place, keeps="w" not in mode)
+            with _named(place, file):
+                return really(place, mode, *others, **named)
+
+        return answer
+
+    def _wrap_descriptor(self, really: Callable[..., int]) -> Callable[..., int]:
+        @functools.wraps(really)
+        def answer(path: Any, flags: int, mode: int = 0o777, *, dir_fd: Any = None) -> int:
+            writes = bool(flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND))
+            if dir_fd is not None or (writes and _is_odd(path)):
+                return really(path, flags, mode, dir_fd=dir_fd)
+            place = self.find(path, writes=writes)
+            if place is not path and writes and not flags & os.O_EXCL:
+                self._copy_up(place)
+            with _named(place, path):
+                return really(place, flags, mode)
+
+        return answer
+
+    def _wrap_move(self, name: str) -> Callable[..., None]:
+        act = getattr(os, name)
+
+        @functools.wraps(act)
+        def answer(source: Any, target: Any, **named: Any) -> Any:
+            if named:  # relative to a descriptor
+                return act(source, target, **named)
+            places = self.find(source, writes=True), self.find(target, writes=True)
+            if places[0] is not source:
+                self._fill_all(places[0])
+                self._unfilled.pop(places[1], None)
+            with _named(places[0], source):
+                return act(*places)
+
+        return answer
+
+    def _wrap_link(self, name: str) -> Callable[..., None]:
+        act = getattr(os, name)
+
+        @functools.wraps(act)
+        def answer(source: Any, target: Any, *others: Any, **named: Any) -> Any:
+            place = self.find(target, writes=True)
+            if name == "link" and place is not target:
+                source = self.find(source)
+                self._copy_up(source)
+            return act(source, place, *others, **named)
+
+        return answer
+
+    def _is_asked(self) -> bool:
+        """True where the step's own code calls, or a module of Python's that it calls."""
+        if threading.get_ident() != self._thread:
+            return False
+        frame: Any = sys._getframe(2)
+        while frame is not None:
+            file = frame.f_code.co_filename
+            if file != __file__ and not HELPERS.search(file):
+                return is_user_file(file)
+            frame = frame.f_back
+        return False
+
+
+class _Entry:
+    """An entry of a listed directory, under its own name; a link to a real file is a file."""
+
+    def __init__(self, entry: Any, path: str, is_file: bool) -> None:
+        self.name, self.path = entry.name, os.path.join(path, entry.name)
+        self._entry, self._is_file = entry, is_file
+
+    def __fspath__(self) -> str:
+        return self.path
+
+    def is_dir(self, *, follow_symlinks: bool = True) -> bool:
+        return not self._is_file and bool(self._entry.is_dir(follow_symlinks=follow_symlinks))
+
+    def is_file(self, *, follow_symlinks: bool = True) -> bool:
+        return self._is_file or bool(self._entry.is_file(follow_symlinks=follow_symlinks))
+
+    def is_symlink(self) -> bool:
+        return not self._is_file and bool(self._entry.is_symlink())
+
+    def is_junction(self) -> bool:
+        return False
+
+    def inode(self) -> int:
+        return int(self._entry.inode())
+
+    def stat(self, *, follow_symlinks: bool = True) -> os.stat_result:
+        return STAT(self._entry.path, follow_symlinks=follow_symlinks or self._is_file)
+
+
+class _Entries:
+    """What ``os.scandir`` returns: an iterator and a context manager."""
+
+    def __init__(self, entries: Any, path: str, is_link: Callable[[Any], bool]) -> None:
+        self._entries, self._path, self._is_link = entries, path, is_link
+
+    def __iter__(self) -> _Entries:
+        return self
+
+    def __next__(self) -> _Entry:
+        one = next(self._entries)
+        return _Entry(one, self._path, self._is_link(one.path))
+
+    def __enter__(self) -> _Entries:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._entries.close()
+
+
+@contextlib.contextmanager
+def _named(place: Any, path: Any) -> Iterator[None]:
+    """Gives an error the name that the step used."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename == place:
+            error.filename = path
+        raise
+
+
+def _is_odd(file: Any) -> bool:
+    """True for what is neither a file nor missing, such as a device."""
+    try:
+        return not stat.S_ISREG(os.stat(file).st_mode)
+    except (OSError, ValueError, TypeError):
+        return not isinstance(file, str | os.PathLike)
+
+
+def _is_directory(path: str) -> bool:
+    try:
+        return stat.S_ISDIR(STAT(path).st_mode)
+    except OSError:
+        return False
+
+
+def _is_inside(directory: str, root: str) -> bool:
+    return directory == root or directory.startswith(root.rstrip(os.sep) + os.sep)
+
+
+def _find_captured(known: dict[int, Any]) -> Iterator[tuple[Any, dict[str, Any]]]:
+    """What of Python's modules and their classes is one of these functions, by id."""
+    for module in (pathlib, glob, tarfile, bz2):
+        for owner in (module, *vars(module).values()):
+            if owner is not module and not isinstance(owner, type):
+                continue
+            names = {
+                name: known.get(id(getattr(value, "__func__", value)))
+                for name, value in vars(owner).items()
+            }
+            found = {name: made for name, made in names.items() if made is not None}
+            if owner is not module:
+                found = {name: staticmethod(made) for name, made in found.items()}
+            if found:
+                yield owner, found
+
+
+def _find_openers() -> dict[Any, Any]:
+    """The functions by which NumPy opens text files."""
+    openers = getattr(sys.modules.get("numpy.lib._datasource"), "_file_openers", None)
+    if openers is None:
+        return {}
+    openers._load()
+    found: dict[Any, Any] = openers._file_openers
+    return found
+
+
+def write_file(place: str, source: Any) -> None:
+    """Writes what an open file has to a file of this name, and closes it."""
+    with source, OPEN(place, "wb") as target:
+        shutil.copyfileobj(source, target)
