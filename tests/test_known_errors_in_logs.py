@@ -471,6 +471,10 @@ def test_a_line_of_a_log_stays_certain(line):
         "from .errors import InvalidCxxCompiler, TritonMissing",
         "    GatedRepoError,",
         "class GatedRepoError(RepositoryNotFoundError):",
+        "    throw std::bad_alloc();",
+        "  } catch (const std::bad_alloc &e) {",
+        "    case CUFFT_INTERNAL_ERROR:",
+        '      "CUDA error: device-side assert triggered");',
     ],
 )
 def test_the_source_of_a_program_gives_no_cause(source):

@@ -88,14 +88,18 @@ _IN_SOURCE = re.compile(
     r"(?:\braise [\w.]{1,60}|\bthrow (?:new )?[\w:.]{1,60}|\bre\.compile|\bwarnings\.warn"
     r"|\b(?:TORCH_\w{3,40}|AT_ERROR|C10_THROW_ERROR|CV_Error))\s?\([^\"']{0,120}[rfb]{0,2}[\"']"
     r"[\"']?[^\"']{0,200}$"
-    r"|\braise [\w.]{0,60}$|\bisinstance\([\w., (]{0,160}$"
+    r"|\braise [\w.]{0,60}$|\bthrow (?:new )?$|\bisinstance\([\w., (]{0,160}$"
     r"|(?:\w \+= |\breturn )\(?[rf]{0,2}[\"'][^\"']{0,200}$"
     r"|\w = \(?[rR]?[fF][\"'][^\"']{0,200}$"
+    # C++: a branch of a switch, a declaration, a comment.
+    r"|^\s*(?:case|using|constexpr|#define|catch|\} catch) [^\"']{0,160}$|^\s*///"
     rf"|^{_MARGIN}except [\w., (]{{0,160}}$|^{_MARGIN}(?:class|def) [\w(),:= ]{{0,160}}$"
 )
 _NAMES = r"[\w.]{1,80}(?: as \w{1,60})?(?:, ?[\w.]{1,80}(?: as \w{1,60})?){0,20}"
 _IMPORT = re.compile(rf"{_MARGIN}(?:from [\w.]{{1,80}} )?import {_NAMES}(?:,|,? \\\\)?$")
 _LITERAL = re.compile(rf"{_MARGIN}(?P<kind>[rb]?f?)[\"'].*[\"'](?P<end>\s*[,)%.]?.{{0,40}})$")
+# The last argument of a call in C++ or JavaScript.
+_LAST_ARGUMENT = re.compile(r"\s*\"[^\"]*\"\s?\);(?:\s*\\)?$")
 _NAME_IN_LIST = re.compile(rf"{_MARGIN}[\"']?[\w.]{{1,80}}[\"']?,$")
 
 
@@ -109,7 +113,9 @@ def is_source(before: str, line: str, above: str, below: str) -> bool:
     >>> is_source('Exception: ValueError("', 'Exception: ValueError("no GPU")', "", "")
     False
     """
-    if _IN_SOURCE.search(before[-300:]) or _NAME_IN_LIST.match(line) or _IMPORT.match(line):
+    if _IN_SOURCE.search(before[-300:]) or any(
+        form.match(line) for form in (_NAME_IN_LIST, _IMPORT, _LAST_ARGUMENT)
+    ):
         return True
     literal = _LITERAL.match(line.partition("\n")[0])
     if literal is None or not re.fullmatch(rf"{_MARGIN}[rb]?f?[\"'].*", before):
