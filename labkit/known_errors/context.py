@@ -83,6 +83,7 @@ SIGNS = (
         r"\brunpod|\bvast\.ai\b|\bvastai\b|lambdalabs|paperspace|tensordock",
         "runpod|vast.ai|vastai|lambdalabs|paperspace|tensordock",
     ),
+    _sign("ngc", "nvcr", r"\bnvcr\.io/"),
     # This project's own lab, whose commands help nobody else.
     _sign("lab", "labkit lab", r"\blabkit\b|/opt/lab\b", "labkit|/opt/lab"),
     _sign("node-reboot", "reboot", r"node reboot required"),
