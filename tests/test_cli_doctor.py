@@ -5,10 +5,13 @@ from __future__ import annotations
 import io
 import json
 import os
+import select
+import signal
 import subprocess
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -210,6 +213,37 @@ def test_a_pipe_that_stays_open_is_mentioned(monkeypatch, capsys):
     printed = capsys.readouterr()
     assert "Ctrl-C" in printed.err
     assert "disk-full" in printed.out
+
+
+@pytest.mark.parametrize("words", [[], ["--json"]], ids=["text", "json"])
+def test_ctrl_c_explains_what_a_pipe_brought_until_then(words, monkeypatch, capsys):
+    read, write = os.pipe()
+    os.write(write, b"step 1\nNo space left on device\nstep 2\n")
+    monkeypatch.setattr(doctor, "POLL_SECONDS", 0)
+
+    def interrupt_when_empty(*waited):
+        ready = select.select(*waited)
+        if not ready[0]:
+            signal.raise_signal(signal.SIGINT)
+        return ready
+
+    monkeypatch.setattr(doctor, "select", SimpleNamespace(select=interrupt_when_empty))
+    handler = signal.getsignal(signal.SIGINT)
+    with os.fdopen(read) as pipe, os.fdopen(write):
+        monkeypatch.setattr(sys, "stdin", pipe)
+        assert main(["doctor", "--explain", *words]) == 130
+    assert signal.getsignal(signal.SIGINT) is handler
+    printed = capsys.readouterr()
+    assert "disk-full" in printed.out
+    assert "interrupted" in printed.err
+
+
+def test_ctrl_c_a_second_time_ends_the_command():
+    log = doctor.StoppableInput(0)
+    log.stop()
+    assert log.read(9) == b""
+    with pytest.raises(KeyboardInterrupt):
+        log.stop()
 
 
 def test_listing_and_explaining_exclude_each_other(capsys):

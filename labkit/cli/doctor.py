@@ -6,15 +6,18 @@ import argparse
 import contextlib
 import dataclasses
 import functools
+import io
 import os
+import select
 import shlex
 import shutil
+import signal
 import stat
 import sys
 import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, cast
 
 from labkit.cli import add_common, print_json
 from labkit.errors import ExitCode, UsageError
@@ -29,7 +32,8 @@ IMAGES = (*(f"labkit:{name}" for name in BUILDS), "debian:bookworm-slim")
 
 # A pipe that is still open after so long may never end: `tail -f` does not.
 PIPE_SECONDS = 3
-STILL_OPEN = "still reading standard input: it is explained when it ends; Ctrl-C stops"
+POLL_SECONDS = 0.2
+STILL_OPEN = "still reading standard input: it is explained when it ends, or after Ctrl-C"
 
 
 def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -93,6 +97,7 @@ def explain(arguments: argparse.Namespace) -> int:
     """Prints the causes found in the text.
 
     Without one, it says that the text shows no error (exit 0), or none that is known (exit 1).
+    After Ctrl-C it explains what standard input brought until then (exit 130).
     """
     from labkit.host.distribution import read_distribution
     from labkit.known_errors.context import advise_unknown
@@ -105,16 +110,62 @@ def explain(arguments: argparse.Namespace) -> int:
         print_json(explanation.describe(distribution))
     elif explanation.found:
         print(format_explanation(explanation, distribution))
-    if explanation.found:
-        return ExitCode.OK
-    if explanation.failure is None:
+    failure = None if explanation.found else explanation.failure
+    if not explanation.found and failure is None:
         print("no error found in this text", file=sys.stderr)
-        return ExitCode.OK
-    failure = explanation.failure
-    print("the doctor does not know the error in this text", file=sys.stderr)
-    print(f"line {failure.line_number}: {failure.line}", file=sys.stderr)
-    print(advise_unknown(explanation.context), file=sys.stderr)
-    return ExitCode.FAILED
+    if failure is not None:
+        print("the doctor does not know the error in this text", file=sys.stderr)
+        print(f"line {failure.line_number}: {failure.line}", file=sys.stderr)
+        print(advise_unknown(explanation.context), file=sys.stderr)
+    if isinstance(log, StoppableInput) and log.is_stopped:
+        print("interrupted: only what came before is explained", file=sys.stderr)
+        return ExitCode.INTERRUPTED
+    return ExitCode.FAILED if failure is not None else ExitCode.OK
+
+
+class StoppableInput(io.RawIOBase):
+    """A pipe or terminal that also ends at Ctrl-C: what it brought until then is kept."""
+
+    def __init__(self, descriptor: int) -> None:
+        super().__init__()
+        self._descriptor = descriptor
+        self.is_stopped = False
+
+    def read(self, size: int = -1) -> bytes:
+        """So many bytes, fewer only at the end."""
+        parts: list[bytes] = []
+        while size > 0 and self._wait() and (part := os.read(self._descriptor, size)):
+            parts.append(part)
+            size -= len(part)
+        return b"".join(parts)
+
+    def _wait(self) -> bool:
+        """True when there is something to read, false after Ctrl-C."""
+        while not self.is_stopped:
+            if select.select([self._descriptor], [], [], POLL_SECONDS)[0]:
+                return True
+        return False
+
+    def stop(self, *_: object) -> None:
+        """Ends the input, as the handler of SIGINT; the second time it ends the command."""
+        if self.is_stopped:
+            raise KeyboardInterrupt
+        self.is_stopped = True
+
+
+@contextlib.contextmanager
+def end_at_interrupt(file: BinaryIO) -> Iterator[BinaryIO]:
+    """The file, which ends at Ctrl-C; unchanged where no signal can be handled."""
+    try:
+        stoppable = StoppableInput(file.fileno())
+        before = signal.signal(signal.SIGINT, stoppable.stop)
+    except (OSError, ValueError):  # a buffer of a test, or not the main thread
+        yield file
+        return
+    try:
+        yield cast("BinaryIO", stoppable)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @contextlib.contextmanager
@@ -132,7 +183,8 @@ def open_log(name: str) -> Iterator[BinaryIO]:
         else:
             waiting.start()
         try:
-            yield sys.stdin.buffer
+            with end_at_interrupt(sys.stdin.buffer) as log:
+                yield log
         finally:
             waiting.cancel()
         return
