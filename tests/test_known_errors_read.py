@@ -14,7 +14,13 @@ from hypothesis import strategies as st
 from labkit.known_errors import KNOWN_ERRORS, context, match, mention, read
 from labkit.known_errors.match import BLOCK_BYTES, explain_file, explain_text
 from labkit.known_errors.model import KnownError, compile_pattern, list_required_words
-from labkit.known_errors.read import PIECE_CHARACTERS, TRANSLATIONS, clean_line, decode_blocks
+from labkit.known_errors.read import (
+    PIECE_CHARACTERS,
+    TRANSLATIONS,
+    clean_line,
+    clean_lines,
+    decode_blocks,
+)
 
 # What is not literal text in a pattern.
 SYNTAX = re.compile(r"\\([^a-zA-Z0-9])|\\.|\(\?[:!=<]*|[][()|?*+^$.]|\{\d*,?\d*\}")
@@ -93,6 +99,25 @@ def test_an_error_wrapped_under_a_prefix_is_found(prefix):
 )
 def test_a_line_is_cleaned(line, clean):
     assert clean_line(line) == clean
+
+
+PARTS = [
+    *("cuda-1  | ", "#14 812.3 ", "[rank3]: ", "> ", "  ", "2026-05-03T11:12:13.4+00:00 stderr F "),
+    *(
+        "Nov 24 09:12:01 host dockerd[77]: ",
+        '{"log":"a\\n"}',
+        "\\n",
+        '\\"',
+        "&lt;",
+        "&#10;",
+        "error",
+    ),
+]
+
+
+@given(st.lists(st.lists(st.sampled_from(PARTS), max_size=6).map("".join), min_size=1, max_size=9))
+def test_lines_are_cleaned_together_as_each_alone(lines):
+    assert clean_lines("\n".join(lines))[0].split("\n") == [clean_line(line) for line in lines]
 
 
 @pytest.mark.parametrize("ending", ["\r\n", "\r", "\n"])

@@ -64,8 +64,11 @@ class Plan:
     @cached_property
     def start(self) -> str:
         """The text at the start of a line with which every match begins; "" if it may vary."""
-        found = re.match(r"\^([\w ,:]+)(?![\w ,:?*+{|])", self.expression.pattern)
-        return " ".join(found[1].lower().split()) if found else ""
+        found = re.match(r"\^((?:[\w ,:=-]|\\[*\[(])+)([?*{]?)", self.expression.pattern)
+        if not found:
+            return ""
+        text = found[1][:-1] if found[2] else found[1]
+        return " ".join(text.replace("\\", "").lower().split())
 
 
 class _Vocabulary:

@@ -1,0 +1,85 @@
+"""Which expressions are asked for in a text: few in an ordinary log, the right one in each."""
+
+from __future__ import annotations
+
+import pytest
+
+from labkit.host.packages import Fix
+from labkit.known_errors import KNOWN_ERRORS, match
+from labkit.known_errors.index import Index, split_letters
+from labkit.known_errors.match import explain_text
+from labkit.known_errors.model import KnownError
+
+# Lines of healthy logs, with words that many known errors have.
+HEALTHY = {
+    "kubelet": 'I1128 10:00:00.1 77 kubelet.go:23] "SyncLoop: event for pod" pod="ml/cuda-job-1"',
+    "kernel": "[   12.345678] nvidia-nvlink: Nvlink Core is being initialized, major device 511",
+    "journal": "Nov 28 10:00:00 node-1 systemd[1]: Started session-7.scope - Session of User u.",
+    "server": "INFO 11-28 10:00:00 [loggers.py:127] Engine 000: Avg prompt throughput: 9 tokens/s",
+    "pip": "Requirement already satisfied: torch in ./venv/lib/python3.12/site-packages (2.13.0)",
+    "training": "INFO trainer step=7 loss=0.123 grad_norm=0.3 mem=71.2GiB no errors, 4 workers",
+    "prose": "The value of the name is not found in the list if the module has no such class.",
+}
+
+
+@pytest.mark.parametrize("line", HEALTHY.values(), ids=HEALTHY.keys())
+def test_an_ordinary_line_runs_almost_no_expression(line, monkeypatch):
+    searched = []
+    list_hits = match._Chunk.list_hits
+    monkeypatch.setattr(
+        match._Chunk, "list_hits", lambda self, plan: searched.append(plan) or list_hits(self, plan)
+    )
+    assert explain_text(f"{line}\n" * 20).found == ()
+    assert len(searched) <= 3
+
+
+def ask(pattern, text):
+    index = Index([KnownError("x", (pattern,), "cause", Fix("fix"))])
+    return index.list_possible(split_letters(text.lower()), ()) == [0]
+
+
+@pytest.mark.parametrize(
+    ("text", "asked"),
+    [
+        ("error: no such driver", True),
+        ("No such\ndriver", True),
+        ("NVRM: no NVRM: such NVRM: driver", True),
+        ("no driver of such a kind", False),
+        ("nosuch driver", False),
+        ("no such", False),
+    ],
+)
+def test_two_words_of_an_expression_are_asked_for_only_next_to_each_other(text, asked):
+    assert ask(r"\bno such driver\b", text) is asked
+
+
+@pytest.mark.parametrize(
+    ("text", "asked"),
+    [("it was not found", True), ("it is not there", True), ("not so: it is found", False)],
+)
+def test_of_alternatives_each_has_its_own_words(text, asked):
+    assert ask("it (?:was not found|is not there)", text) is asked
+
+
+def test_an_expression_without_two_words_is_asked_for_by_its_one():
+    assert ask("RendezvousTimeout: ", "raise RendezvousTimeout: 3")
+    assert not ask("RendezvousTimeout: ", "raise TimeoutRendezvous: 3")
+
+
+def test_every_sample_is_possible_for_its_own_error():
+    index = Index(KNOWN_ERRORS)
+    for error in KNOWN_ERRORS:
+        for sample in error.samples:
+            chunk = match._Chunk(sample, 0, range(sample.count("\n") + 1))
+            possible = map(index.plans.__getitem__, index.list_possible(chunk.letters, ()))
+            assert any(plan.error is error for plan in possible), sample
+
+
+ENCODED = "Zm9vYmFyZXJyb3I3bm90Zm91bmQ4ZXJyb3IxOWFiY2RlZjU2Nzg5MGFiY2RlZmdoaWo5MTI3"
+
+
+def test_the_letters_of_an_encoded_file_are_no_words():
+    chunk = match._Chunk(f"data: {ENCODED} end", 0, range(1))
+    assert chunk.letters == [b"data", b"end"]
+    path = "/opt/conda/lib/libtorch/share/dist/packages/torch/site/packages/modules/of/torch"
+    assert b"conda" in match._Chunk(path, 0, range(1)).letters
