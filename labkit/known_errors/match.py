@@ -1,7 +1,8 @@
 """Finds the known errors in a log, with the line of each, the root cause first.
 
-A log is read in blocks. A known error is searched only in blocks that contain the words that its
-text requires, and there only in the lines around these words.
+A log is read in blocks, and a block is searched by chunks of some hundred lines. A known error is
+searched only in chunks that contain the words that its text requires, and there only in the lines
+around these words.
 """
 
 from __future__ import annotations
