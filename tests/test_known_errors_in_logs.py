@@ -556,6 +556,7 @@ OUT = (
             "modprobe: FATAL: Module nvidia not found in directory /lib/modules/6.12.1-arch1-1",
             "/pkgbase)-headers",
         ),
+        ('File "D:\\x\\cuda.py", line 1\nImportError: No module named vllm._C', "wsl --install"),
         ("/x/libonnxruntime_providers_cuda.so with error: libcudnn.so.8: gone", "cuDNN 8"),
         (OUT.format("9.27 GiB", "79.11 GiB", "6.20 GiB", "52.11 GiB", "17.31 GiB"), "expandable"),
         (
@@ -623,6 +624,20 @@ def test_an_exception_of_one_rank_stands_above_what_the_others_report(log, ranke
             "ImportError: cannot import name 'gone' from 'otherlib'",
             "pip install --upgrade somelib otherlib",
             id="the package of the last frame",
+        ),
+        pytest.param(
+            'File "/x/site-packages/somelib/core.py", line 3, in call\n'
+            'File "/x/site-packages/torch/nn/modules/module.py", line 1964, in __getattr__\n'
+            "AttributeError: 'Encoder' object has no attribute 'gone_part'",
+            "pip install --upgrade somelib <the one that defines Encoder>",
+            id="not torch, which only looks an attribute up",
+        ),
+        pytest.param(
+            'File "/x/site-packages/awq/models/base.py", line 3, in save\n'
+            "    self.gone(folder)\n"
+            "ValueError: nothing to save",
+            "pip install --upgrade autoawq",
+            id="the package's name on the index",
         ),
         pytest.param(
             "ValueError: Saved in another form. Please use `load_other` instead.",

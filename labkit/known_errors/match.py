@@ -51,8 +51,29 @@ BLOCK_BYTES = 2**19
 QUOTED_CHARACTERS = 200
 # An error text can be wrapped: this many lines before and after its rarest word are searched.
 LINES_AROUND = 3
-# In a traceback: the package whose code raised the error is the last one above it.
-_RAISER = re.compile(r"(?:site|dist)-packages[/\\]([A-Za-z]\w{0,60})[/\\.]")
+# In a traceback: the package whose code raised the error is the last one above it. torch's lookup
+# of an attribute raises for every model: it says nothing about whose code is wrong.
+_RAISER = re.compile(
+    r"(?:site|dist)-packages[/\\](?!torch[/\\](?:nn[/\\]modules[/\\]module|_ops)\.py)"
+    r"([A-Za-z]\w{0,60})[/\\.]"
+)
+# pip's names of packages whose module has another name, or the name of another package.
+_DISTRIBUTIONS = {
+    "attr": "attrs",
+    "awq": "autoawq",
+    "cv2": "opencv-python",
+    "flashinfer": "flashinfer-python",
+    "fitz": "pymupdf",
+    "google": "protobuf",
+    "llama_cpp": "llama-cpp-python",
+    "OpenSSL": "pyopenssl",
+    "PIL": "pillow",
+    "skimage": "scikit-image",
+    "sklearn": "scikit-learn",
+    "TTS": "coqui-tts",
+    "whisper": "openai-whisper",
+    "yaml": "pyyaml",
+}
 # Words consist of lower-case letters, digits and non-ASCII characters; all else separates them.
 _SEPARATORS = bytes(
     byte if byte >= 0x80 or chr(byte).isalnum() else ord(" ") for byte in range(256)
@@ -630,7 +651,7 @@ class _Block:
         number, line = self.numbers[place], self.lines[place]
         values = {name: text for name, text in match.groupdict().items() if text is not None}
         for raiser in _RAISER.finditer(window, 0, match.end()):
-            values["raiser"] = raiser[1]
+            values["raiser"] = _DISTRIBUTIONS.get(raiser[1], raiser[1])
         around = window[max(0, match.start() - 400) : match.start()]
         below = window[match.end() : match.end() + 400].split("\n")
         retried = error.passes and bool(

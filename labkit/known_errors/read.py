@@ -76,6 +76,19 @@ ENGLISH = {
         "그런 파일이나 디렉터리가 없습니다",
         "nie ma takiego pliku ani katalogu",
     ),
+    # What Windows' shell prints of a program that it does not find.
+    "is not recognized as an internal or external command": (
+        "n'est pas reconnu en tant que commande interne",
+        "n’est pas reconnu en tant que commande interne",
+        "no se reconoce como un comando interno o externo",
+        "não é reconhecido como um comando interno",
+        "non è riconosciuto come comando interno o esterno",
+        "не является внутренней или внешней",
+        "は、内部コマンドまたは外部コマンド",
+        "不是内部或外部命令",
+        "은(는) 내부 또는 외부 명령",
+        "nie jest rozpoznawana jako polecenie wewnętrzne",
+    ),
     # What a shell prints of a process that SIGKILL ended.
     "killed": ("getötet", "processus arrêté", "ucciso", "убито", "已杀死", "強制終了", "죽었음"),
 }
