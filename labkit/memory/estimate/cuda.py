@@ -178,6 +178,22 @@ def _make_move(mode: FakeMode) -> Callable[..., Any]:
     return move
 
 
+def _put_numbers(value: Any, unknown: list[Any]) -> Any:
+    """What ``torch.tensor`` takes, with numbers for fake tensors; ``unknown`` gets those."""
+    if type(value) in {list, tuple}:
+        return [_put_numbers(one, unknown) for one in value]
+    if type(value) is fake_tensor.FakeTensor:
+        unknown.append(value)
+        return _fill_list(list(value.shape), 0.0 if value.is_floating_point() else 0)
+    if type(value).__name__ == "UnknownNumber":
+        unknown.append(value)
+    return value
+
+
+def _fill_list(shape: list[int], number: float) -> Any:
+    return [_fill_list(shape[1:], number) for _ in range(shape[0])] if shape else number
+
+
 def _make_creator(create: Callable[..., Any], move: Callable[..., Any]) -> Callable[..., Any]:
     """A function such as ``torch.tensor``, which makes a tensor on the CPU and moves it.
 
@@ -188,7 +204,14 @@ def _make_creator(create: Callable[..., Any], move: Callable[..., Any]) -> Calla
         named.pop("pin_memory", None)
         if device is None and (device := _find_default_gpu()) is not None:
             named["device"] = CPU
+        unknown: list[Any] = []
+        if data and type(data[0]) in {list, tuple}:
+            data = (_put_numbers(data[0], unknown), *data[1:])
+        if unknown and type(unknown[0]) is fake_tensor.FakeTensor:
+            named.setdefault("dtype", unknown[0].dtype)
         made = create(*data, **named)
+        if unknown:
+            made.__dict__.pop("labkit_value", None)
         made = made if device is None else move(made, device)
         return made.requires_grad_() if requires_grad else made
 

@@ -37,7 +37,7 @@ from labkit.memory.estimate.cuda import (
     simulate_calls,
 )
 from labkit.memory.estimate.draws import Draws
-from labkit.memory.estimate.limits import LIMITED, Limits, find_limits
+from labkit.memory.estimate.limits import LIMITED, Limits, find_limits, join_limits
 from labkit.memory.estimate.loading import is_loading, load_here
 from labkit.memory.estimate.measured import (
     CONVOLUTIONS,
@@ -87,6 +87,7 @@ from labkit.memory.estimate.values import (
     allow_unknown_items,
     assume_shape,
     count_up,
+    count_values,
     is_constant,
     is_real,
     make_array,
@@ -150,6 +151,7 @@ SAMPLES = frozenset((
 ))  # fmt: skip
 DRAWN = SEEDS | SAMPLES
 FOLLOWED = DRAWN | LIMITED
+JOINING = (ATEN.cat.default, ATEN.stack.default)
 # Sums of numbers that may be any are many, in backward.
 SUMS = frozenset((ATEN.sum.default, ATEN.sum.dim_IntList))
 # Products whose backward pass depends on zeros, where there are more elements than few.
@@ -319,6 +321,10 @@ class FakeTracer(StorageTracer):
             result = self._substitute(operator, arguments, named)
             if result is None:
                 raise
+            find = self.values.find_limits
+            for fake, one in find_limits(operator, arguments, named, result, find):
+                if self.values.find(fake) is None:
+                    self.values.limit(fake, one)
             return result
         finally:
             if getattr(getattr(run, "_schema", None), "is_mutable", True):
@@ -441,6 +447,9 @@ class FakeTracer(StorageTracer):
             return
         made, values = list_tensors(result), self.values
         found = find_limits(operator, arguments, named, result, values.find_limits)
+        if operator in JOINING:
+            ends = join_limits(map(values.find_ends, tensors))
+            found = [] if ends is None else [(result, ends)]
         limits = {id(fake): one for fake, one in found}
         real: list[Any] = []
         if sum(one.numel() for one in made) <= KNOWN_ELEMENTS:
@@ -485,6 +494,8 @@ class FakeTracer(StorageTracer):
             made = pack_padded(operator, arguments, self.values, longest=everything)
             if made is not None and find(arguments[1]) is None:
                 self._assumptions.decide()
+        if made is None:
+            made = count_values(operator, arguments, named, self.values.find_ends)
         if made is None:
             made = assume_shape(operator, arguments, named, everything=everything, find=find)
             if made is not None and not selects_by_known(operator, arguments, find):
@@ -908,6 +919,8 @@ class Simulation:
         self._operators = CudaOperators(lambda: self.tracer.note_obstacle(RNN))
         self._order = BackwardOrder(self._note_order, forward_first=assumptions.answer)
         self.growth_bytes, self.steps = 0, 2
+        # Whether scripted code runs: torch changes how it runs after each of its first two calls.
+        self.scripted = False
         # By the id of a function of torch that code may have imported: what replaces it.
         self.replaced: dict[int, Any] = {}
 
@@ -964,6 +977,7 @@ class Simulation:
                 ),
                 replace_attributes(fake_tensor, run_fallback_kernel=_run_fallback),
                 replace_attributes(torch, compile=self._note_compile(torch.compile)),
+                replace_attributes(torch.jit.ScriptModule, forward=property(self._note_script)),
                 *self._list_values(),
                 # transformers asks whether a tensor is fake, to take the path of an export.
                 replace_attributes(torch._subclasses, FakeTensor=HiddenFakeTensor),
@@ -975,7 +989,7 @@ class Simulation:
                     forward=lambda wrapper, *inputs, **named: wrapper.module(*inputs, **named),
                 ),
                 reverse_products(self.note),
-                load_here(self.note),
+                load_here(self._loads_ahead),
                 move_tensors(self._fake),
                 self._fake.own_tensors(),
             ):
@@ -1086,6 +1100,14 @@ class Simulation:
 
     def _note_order(self) -> None:
         self.assumptions.reorders = True
+
+    def _loads_ahead(self) -> bool:
+        # For a GPU, what is not moved to it yet does not count.
+        return self._target.kind == "cpu" and not self.assumptions.decide(drawn=True)
+
+    def _note_script(self, module: Any) -> Any:
+        self.scripted = True
+        raise AttributeError(name="forward", obj=module)  # as torch's does: __getattr__ has it
 
     def _note_compile(self, compile_: Callable[..., Any]) -> Callable[..., Any]:
         def compile_and_note(*arguments: Any, **named: Any) -> Any:
@@ -1228,7 +1250,7 @@ def _answer_numpy(simulation: Simulation) -> Callable[..., Any]:
         if value is None and tensor.numel() * tensor.element_size() > MOST_BYTES:
             raise fake_tensor.DataDependentOutputException(READ_ARRAY)
         limits = tracer.values.find_limits(tensor) if value is None else None
-        if limits is not None:
+        if limits is not None and not (limits.distinct and tensor.numel() > 1):
             if not limits.drawn:
                 simulation.note_unknown(READ_ARRAY)
             return make_array(tensor, limits.choose(simulation.assumptions), force=force)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import operator as operators
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import torch
@@ -17,11 +17,15 @@ ALMOST_ONE = 1 - 2**-53
 
 
 class Limits(NamedTuple):
-    """The lowest and the highest number; ``drawn`` where torch's generators decide."""
+    """The lowest and the highest number; ``drawn`` where torch's generators decide.
+
+    ``distinct`` where no two elements are the same, as in an order.
+    """
 
     low: float
     high: float
     drawn: bool = False
+    distinct: bool = False
 
     def choose(self, assumptions: Any) -> float:
         """The number that the assumptions take: of draws the lowest first, of counts the highest.
@@ -40,7 +44,7 @@ SUBSETS = frozenset((
     "slice", "squeeze", "t", "transpose", "unbind", "unsqueeze", "_to_copy", "_unsafe_view", "view",
 ))  # fmt: skip
 # Whose second result are places along a dimension, and where that is named.
-PLACES = {"topk": 2, "max": 1, "min": 1, "kthvalue": 2, "median": 1, "cummax": 1}
+PLACES = {"topk": 2, "sort": 1, "max": 1, "min": 1, "kthvalue": 2, "median": 1, "cummax": 1}
 MONOTONE: dict[str, Callable[[Any, Any], Any]] = {
     "add": operators.add, "sub": operators.sub, "mul": operators.mul, "div": operators.truediv,
     "floor_divide": operators.floordiv, "rsub": lambda one, other: other - one,
@@ -56,7 +60,8 @@ def find_limits(
     if name in PLACES and isinstance(result, list | tuple):
         place = PLACES[name]
         dim = arguments[place] if len(arguments) > place else named.get("dim", -1)
-        return [(result[1], Limits(0, _count(arguments[0], dim) - 1))]
+        distinct = name in {"sort", "topk"}
+        return [(result[1], Limits(0, _count(arguments[0], dim) - 1, distinct=distinct))]
     make = MAKERS.get(name)
     limits = None if make is None else make(arguments, named, result)
     if limits is None and arguments and isinstance(arguments[0], torch.Tensor):
@@ -83,6 +88,16 @@ def _convert(  # noqa: PLR0917
     elif name in MONOTONE and isinstance(other, int | float | Limits) and not named:
         found = combine(MONOTONE[name], limits, other)
     return found
+
+
+def join_limits(limits: Iterable[Limits | None]) -> Limits | None:
+    """The limits of tensors that are put together; None if those of one are unknown."""
+    known = list(limits)
+    found = [one for one in known if one is not None]
+    if not found or len(found) < len(known):
+        return None
+    drawn = any(one.drawn for one in found)
+    return Limits(min(one.low for one in found), max(one.high for one in found), drawn)
 
 
 def combine(operate: Callable[[Any, Any], Any], one: Any, other: Any) -> Limits | None:

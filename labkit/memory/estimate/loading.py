@@ -18,17 +18,16 @@ from torch.utils.data import _utils, dataloader
 
 from labkit.memory.estimate.cuda import replace_attributes
 
-WORKERS = (
-    "DataLoader's workers are simulated in the process itself:"
-    " batches that they load ahead are not counted"
-)
-
 
 class _LoadingIterator(dataloader._SingleProcessDataLoaderIter):  # type: ignore[misc]
-    """The batches of all workers, in the order in which they come."""
+    """The batches of all workers, in the order in which they come.
 
-    def __init__(self, loader: Any) -> None:
+    As many are loaded ahead as the workers may, or none.
+    """
+
+    def __init__(self, loader: Any, *, ahead: bool) -> None:
         count, start = loader.num_workers, loader.worker_init_fn
+        self._most = count * (loader.prefetch_factor or 0) if ahead else 0
         with replace_attributes(loader, num_workers=0, timeout=0):
             super().__init__(loader)
         self._workers = [
@@ -52,13 +51,21 @@ class _LoadingIterator(dataloader._SingleProcessDataLoaderIter):  # type: ignore
                     self._drop_last,
                 )  # fmt: skip
             made.append((worker, fetcher))
-        self._turns = deque(made)
+        self._turns, self._loaded = deque(made), deque[Any]()
 
     def _reset(self, loader: Any, first_iter: bool = False) -> None:
         super()._reset(loader, first_iter)
         self._begin()
 
     def _next_data(self) -> Any:
+        with contextlib.suppress(StopIteration):
+            while len(self._loaded) <= self._most:
+                self._loaded.append(self._load())
+        if not self._loaded:
+            raise StopIteration
+        return self._loaded.popleft()
+
+    def _load(self) -> Any:
         while self._turns:
             worker, fetcher = self._turns.popleft()
             index = self._next_index()
@@ -79,12 +86,14 @@ def _entered(worker: Any) -> Iterator[None]:
         yield
 
 
-def load_here(note: Callable[[str], object]) -> contextlib.ExitStack:
-    """Makes a DataLoader with workers load in the process itself, until exit."""
+def load_here(loads_ahead: Callable[[], bool]) -> contextlib.ExitStack:
+    """Makes a DataLoader with workers load in the process itself, until exit.
+
+    ``loads_ahead`` decides for each iteration whether its workers are ahead of the step.
+    """
 
     def iterate(loader: Any) -> Any:
-        note(WORKERS)
-        return _LoadingIterator(loader)
+        return _LoadingIterator(loader, ahead=loads_ahead())
 
     def find_worker() -> Any:
         # Torch's own code would put the batch in memory that processes share.

@@ -456,6 +456,9 @@ def _run_with(work: Work, simulation: Simulation, arguments: tuple[Any, ...]) ->
         run_step = functools.partial(run, *taken)
         if step:
             run_step()
+        if simulation.scripted:
+            run_step()
+            simulation.steps += 1
         simulation.measure_growth(run_step)
 
 

@@ -131,6 +131,15 @@ class KnownValues:
             value = tensor.detach().clone()
         self.keep(fake, value)
 
+    def find_ends(self, tensor: Any) -> Limits | None:
+        """The tensor's limits, which may be those of its known values."""
+        value = self.find(tensor)
+        if value is None or not value.numel() or value.is_complex():
+            return self.find_limits(tensor)
+        with _disable_current_modes():
+            low, high = (one.item() for one in value.aminmax())
+        return Limits(low, high)
+
     def find(self, tensor: Any) -> Any:
         """The tensor's values as a real tensor; None if they are unknown."""
         value, writes, _ = getattr(
@@ -523,6 +532,22 @@ def selects_by_known(operator: Any, arguments: Any, find: Callable[[Any], Any]) 
     """True for an index whose masks all have known values; ``find`` returns them, or None."""
     masks = _list_masks(operator, arguments)
     return bool(masks) and all(find(one) is not None for one in masks)
+
+
+def count_values(
+    operator: Any, arguments: Any, named: Any, find: Callable[[Any], Limits | None]
+) -> Any:
+    """The result of ``bincount`` where ``find`` says that no value is beyond its least length."""
+    if operator._schema.name != "aten::bincount":
+        return None
+    values, weights = arguments[0], arguments[1] if len(arguments) > 1 else named.get("weights")
+    least = arguments[2] if len(arguments) > 2 else named.get("minlength", 0)
+    limits = find(values)
+    if limits is None or limits.high >= least:
+        return None
+    single = weights is not None and weights.dtype is torch.float32
+    other = torch.float32 if single else torch.float64
+    return values.new_empty(least, dtype=torch.int64 if weights is None else other)
 
 
 def assume_shape(
