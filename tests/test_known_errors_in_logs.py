@@ -533,6 +533,16 @@ OUT = (
         ("docker run x\nNCCL error: unhandled system error", "--shm-size"),
         ("gfx1151\nhipErrorOutOfMemory", "6.16.9"),
         (
+            "pve proxmox\nFailed to initialize NVML: Driver/library version mismatch",
+            "kernel-modules",
+        ),
+        ("cpu-manager-policy=static\nFailed to initialize NVML: Unknown Error", "passDeviceSpecs"),
+        ("i915\nclGetPlatformIDs error -1001", "intel-opencl-icd"),
+        (
+            "Starting System Suspend...\nwatchdog: BUG: soft lockup - CPU#1 stuck for 26s! [a:1]",
+            "PreserveVideoMemory",
+        ),
+        (
             "rpm-ostree status\nmodprobe: FATAL: Module nvidia not found in directory /lib",
             "rpm-ostree upgrade",
         ),

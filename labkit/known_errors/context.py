@@ -147,6 +147,13 @@ SIGNS = (
         r"|\b(?:lxd|incus|kvm|proxmox|kubevirt) vm\b|vmware|hypervisor detected",
         "qemu|libvirt|ovmf|vm|hypervisor|harvester|guest|gpu 0000:00:",
     ),
+    _sign("cpu-manager", "cpu cpumanagerpolicy", r"cpu-?manager-?policy\W{1,4}static"),
+    _sign(
+        "intel-gpu",
+        "i915 openvino arc cldnn",
+        r"\bi915\b|openvino|cldnn|\barc [ab]\d{3}",
+        "i915|openvino|cldnn|arc a|arc b",
+    ),
     _sign("appliance", "truenas unraid", r"\btruenas\b|\bunraid\b"),
     _sign("apptainer", "apptainer singularity", r"\b(?:apptainer|singularity)\b"),
     _sign("microk8s", "microk8s", r"microk8s"),
@@ -200,6 +207,7 @@ SIGNS = (
         "suspend",
         "suspend suspended resume resumed hibernate hibernation sleep",
         r"after (?:a )?(?:suspend|resum|hibernat)\w*|suspended and|pm: suspend (?:entry|exit)"
+        r"|starting (?:nvidia )?system suspend|system will suspend now"
         r"|resum\w+ from (?:suspend|sleep|hibernat)|suspend[/ -](?:and )?resume|was suspended"
         r"|\bwake\w{0,4} (?:up )?from (?:suspend|sleep)|suspend(?:ed)? (?:my|the) \w{2,8}",
     ),
@@ -238,10 +246,10 @@ VALUES = (
     _sign(
         "driver",
         "driver dkms nvrm module",
-        r"(?:driver version[:=]? +|nvidia/|kernel module version +|nvidia-dkms[- ]"
+        r"(?:driver version[:=]? +|nvidia/|kernel module version +|nvidia-dkms[- ]|-m nvidia -v "
         r"|the (?=\S+ nvidia driver))"
         r"(\d{3}\.\d+(?:\.\d+)?)",
-        "driver version|nvidia/|kernel module version|nvidia-dkms|nvidia driver",
+        "driver version|nvidia/|kernel module version|nvidia-dkms|nvidia driver|-m nvidia -v",
     ),
     _sign(
         "device",
