@@ -142,10 +142,11 @@ SIGNS = (
     _sign(
         "vm",
         # A GPU on the first bus is a virtual machine's.
-        "qemu libvirt ovmf vm vmware hypervisor harvester guest nvrm",
+        "qemu libvirt ovmf vm vmware hypervisor harvester guest nvrm virtio",
         r"\bqemu\b|libvirt|\bovmf\b|\bharvester\b|in the guest\b|gpu 0000:00:[01]"
-        r"|\b(?:lxd|incus|kvm|proxmox|kubevirt) vm\b|vmware|hypervisor detected",
-        "qemu|libvirt|ovmf|vm|hypervisor|harvester|guest|gpu 0000:00:",
+        r"|\b(?:lxd|incus|kvm|proxmox|kubevirt) vm\b|vmware|hypervisor detected"
+        r"|red hat, inc\. virtio",
+        "qemu|libvirt|ovmf|vm|hypervisor|harvester|guest|gpu 0000:00:|inc. virtio",
     ),
     _sign("cpu-manager", "cpu cpumanagerpolicy", r"cpu-?manager-?policy\W{1,4}static"),
     _sign(
@@ -153,6 +154,13 @@ SIGNS = (
         "i915 openvino arc cldnn",
         r"\bi915\b|openvino|cldnn|\barc [ab]\d{3}",
         "i915|openvino|cldnn|arc a|arc b",
+    ),
+    _sign(
+        "void",
+        "void xbps kernel dkms",
+        # Void names a kernel by its package: 6.18.10_1.
+        r"\bxbps-|\bvoid ?linux|kernel[- ]\d\.\d{1,2}\.\d{1,3}_\d\b",
+        "xbps-|void|kernel-|kernel ",
     ),
     _sign("appliance", "truenas unraid", r"\btruenas\b|\bunraid\b"),
     _sign("apptainer", "apptainer singularity", r"\b(?:apptainer|singularity)\b"),
