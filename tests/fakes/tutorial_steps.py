@@ -9,6 +9,7 @@ import copy
 import functools
 import io
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
@@ -616,5 +617,141 @@ def trained_by_epochs():
     return run
 
 
-BOUNDS["series_folded_by_periods"] = "lower bound"
+@step
+def windows_of_tokens():
+    """Batches from one long array, at drawn places, and gradients of two of them added up."""
+    tokens = np.random.default_rng(0).integers(0, 200, 5_000)
+    embed = nn.Embedding(200, 128)
+    layer = nn.TransformerEncoderLayer(128, 4, 512, batch_first=True)
+    head, length = nn.Linear(128, 200), 64
+    model = nn.ModuleList([embed, layer, head])
+    optimizer = torch.optim.AdamW(model.parameters())
+
+    def run():
+        for _ in range(2):
+            starts = torch.randint(len(tokens) - length, (8,))
+            values = torch.stack([torch.from_numpy(tokens[one : one + length]) for one in starts])
+            logits = head(layer(embed(values)))[:, :-1].flatten(0, 1)
+            (functional.cross_entropy(logits, values[:, 1:].flatten()) / 2).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return run
+
+
+@step
+def graph_with_accuracies():
+    """Two convolutions on a graph, and shares of right answers by whole numbers."""
+    nodes = 400
+    values, labels = torch.randn(nodes, 200), torch.randint(0, 7, (nodes,))
+    source, target = torch.randint(0, nodes, (2, 2_000))
+    trained = torch.rand(nodes) < 0.3
+    first, last = nn.Linear(200, 64), nn.Linear(64, 7)
+    optimizer = torch.optim.Adam([*first.parameters(), *last.parameters()])
+
+    def gather(made):
+        return torch.zeros(nodes, made.size(1)).index_add_(0, target, made[source])
+
+    def run():
+        optimizer.zero_grad()
+        made = gather(last(functional.dropout(gather(first(values)).relu(), 0.5)))
+        functional.cross_entropy(made[trained], labels[trained]).backward()
+        optimizer.step()
+        right = made.argmax(1) == labels
+        return [int(right[one].sum()) / int(one.sum()) for one in (trained, ~trained)]
+
+    return run
+
+
+@step
+def speech_decoded():
+    """CTC, a span of each spectrum masked at random, and the best letters as text."""
+    recurrent, head = nn.GRU(40, 64, batch_first=True, bidirectional=True), nn.Linear(128, 29)
+    optimizer = torch.optim.AdamW([*recurrent.parameters(), *head.parameters()])
+    spectra, texts = torch.randn(8, 100, 40), torch.randint(1, 29, (8, 12))
+
+    def run():
+        begin, count = torch.randint(0, 60, (1,)), torch.randint(0, 40, (1,))
+        heard = spectra.clone()
+        heard[:, begin : begin + count] = 0
+        scores = head(recurrent(heard)[0]).log_softmax(-1)
+        lengths = torch.full((8,), 100), torch.full((8,), 12)
+        optimizer.zero_grad()
+        functional.ctc_loss(scores.transpose(0, 1), texts, *lengths).backward()
+        optimizer.step()
+        return "".join(chr(96 + int(one)) for one in scores[0, :40].argmax(-1) if one != 0)
+
+    return run
+
+
+@step
+def policy_with_a_baseline():
+    """An environment of NumPy's that takes actions as numbers, and returns in lists of tensors."""
+    body, policy, value = nn.Linear(8, 512), nn.Linear(512, 4), nn.Linear(512, 1)
+    optimizer = torch.optim.Adam(nn.ModuleList([body, policy, value]).parameters())
+
+    def run():
+        state, steps = np.zeros(8, dtype=np.float32), []
+        for _ in range(40):
+            hidden = body(torch.from_numpy(state)).relu()
+            actions = torch.distributions.Categorical(logits=policy(hidden))
+            action = actions.sample()
+            steps.append((actions.log_prob(action), value(hidden)))
+            state = np.roll(state, 1)
+            state[0] = action.numpy() / 4
+        returns = torch.tensor([float(place) for place in range(40)])
+        returns = (returns - returns.mean()) / returns.std()
+        losses = []
+        for (chance, guess), one in zip(steps, returns, strict=True):
+            losses.append(-chance * (one - guess.item()))
+            losses.append(functional.smooth_l1_loss(guess, torch.tensor([one])).view(()))
+        optimizer.zero_grad()
+        torch.stack(losses).sum().backward()
+        optimizer.step()
+
+    return run
+
+
+@step
+def boxes_suppressed():
+    """A detector's head, and a loop that drops the boxes that overlap a better one."""
+    head = nn.Conv2d(32, 5, 1)
+    optimizer, features = torch.optim.SGD(head.parameters(), 0.01), torch.randn(1, 32, 24, 24)
+
+    def run():
+        made = head(features).flatten(2)[0].t()
+        optimizer.zero_grad()
+        made.square().mean().backward()
+        optimizer.step()
+        boxes, order, kept = made[:, :4].detach(), made[:, 4].argsort(descending=True)[:30], []
+        while order.numel() > 1:
+            kept.append(int(order[0]))
+            size = torch.min(boxes[order[0], 2:], boxes[order[1:], 2:]).clamp(min=0).prod(1)
+            order = order[1:][size <= 0.5]
+        return kept
+
+    return run
+
+
+@step
+def codebook_restarted():
+    """Codes that nothing chose start again from samples."""
+    codes, encoder, values = nn.Embedding(64, 32), nn.Linear(32, 32), torch.randn(256, 32)
+    optimizer = torch.optim.Adam([*codes.parameters(), *encoder.parameters()])
+
+    def run():
+        made = encoder(values)
+        chosen = torch.cdist(made, codes.weight).argmin(1)
+        optimizer.zero_grad()
+        (codes(chosen) - made).square().mean().backward()
+        optimizer.step()
+        unused = torch.bincount(chosen, minlength=64) < 1
+        with torch.no_grad():
+            count = int(unused.sum())
+            if count > 0:
+                codes.weight.data[unused] = made[torch.randperm(256)[:count]]
+
+    return run
+
+
 BOUNDS["experts_in_a_loop"] = "interval"
