@@ -241,6 +241,14 @@ SIGNS = (
     _sign("unsloth", "unsloth", r"unsloth"),
     _sign("comfyui", "comfyui comfy", r"comfyui"),
     _sign("malloc-async", "cudamallocasync", r": cudamallocasync"),
+    _sign("cpu-offload", "offload", r"enable_(?:model|sequential)_cpu_offload", "cpu_offload"),
+    # Programs for NVIDIA that run on AMD cards under Windows.
+    _sign(
+        "amd-windows",
+        "directml zluda amdgpu privateuseone",
+        r"directml|zluda|stable-diffusion-webui-amdgpu|privateuseone",
+        "directml|zluda|webui-amdgpu|privateuseone",
+    ),
     _sign("onnxruntime", "onnxruntime", r"onnxruntime"),
     _sign("ollama", "ollama", r"ollama"),
     _sign(
