@@ -14,11 +14,13 @@ import pickle
 import random
 import secrets
 import shutil
+import sys
 import threading
 import time
 import timeit
 import uuid
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -27,7 +29,7 @@ from torch import nn
 
 from labkit.errors import UsageError
 from labkit.memory.balance.read import read_resident_bytes
-from labkit.memory.estimate import measured
+from labkit.memory.estimate import draws, measured
 from labkit.memory.estimate.fake import COMPILED, CONVERGENCE, OVERFLOW
 from labkit.memory.estimate.limits import Limits
 from labkit.memory.estimate.play import FORWARD_ALONE, estimate_memory, find_largest_batch
@@ -687,6 +689,20 @@ def test_a_date_of_a_step_is_a_real_one():
 
 
 EARLY = datetime.date(2020, 1, 1)
+
+
+def test_a_package_that_gains_the_name_of_a_draw_is_searched_again(monkeypatch):
+    module = ModuleType("a_package")
+    module.__file__ = "/usr/lib/python3/site-packages/a_package.py"
+    monkeypatch.setitem(sys.modules, "a_package", module)
+
+    def list_found():
+        names = draws._list_names(len, (), {id(random.gauss)})
+        return [name for name, value, _ in names if value is random.gauss and name == "draw_one"]
+
+    assert (list_found(), list_found()) == ([], [])
+    module.draw_one = random.gauss
+    assert list_found() == ["draw_one"]
 
 
 def test_a_seed_alone_is_no_draw():

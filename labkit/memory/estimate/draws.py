@@ -21,6 +21,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from types import BuiltinMethodType, MethodType, ModuleType
 from typing import Any
 
@@ -176,7 +177,13 @@ class Draws:
         known = dict(known)
         with contextlib.ExitStack() as stack:
             for owner, names in self._wrap_functions().items():
-                known |= {id(getattr(owner, name)): one for name, one in names.items()}
+                # A class's own method is a new object at each look: its id is soon another one's.
+                stays = {name: vars(owner).get(name) for name in names}
+                known |= {
+                    id(stays[name]): one
+                    for name, one in names.items()
+                    if stays[name] is not None and stays[name] is getattr(owner, name)
+                }
                 stack.enter_context(replace_attributes(owner, **names))
             for name, value, put in _list_names(
                 function, arguments, {*known, *map(id, self._watched)}
@@ -426,27 +433,49 @@ SIZE_PLACES = {
 }  # fmt: skip
 
 
+@dataclass
+class _Searched:
+    """The modules that named none of ``wanted``, and how many names each had."""
+
+    wanted: set[int] = field(default_factory=set)
+    modules: dict[str, tuple[ModuleType, int]] = field(default_factory=dict)
+
+
+_SEARCHED = _Searched()
+
+
+def _may_name(key: str, module: ModuleType, wanted: set[int]) -> bool:
+    """True if it is a module of the user, or one of a package that names one of ``wanted``."""
+    file = getattr(module, "__file__", None)
+    if not file:
+        return key == "__main__"
+    if not is_user_file(file):
+        return False
+    values = vars(module).values()
+    has_none = wanted.isdisjoint(map(id, values)) and wanted.isdisjoint(map(id, map(type, values)))
+    return not has_none or judge_file(file) != PACKAGE
+
+
 def _list_names(
     function: Any, arguments: Any, wanted: set[int]
 ) -> Iterator[tuple[str, Any, Callable[..., Any]]]:
     """What the step's code can name, with what replaces it: name, value, setter.
 
     Of installed packages only the modules that have one of ``wanted``, or an object of its class,
-    both by id: they are thousands.
+    both by id: they are thousands, and those that have none are remembered.
     """
+    if _SEARCHED.wanted != wanted:
+        _SEARCHED.wanted, _SEARCHED.modules = wanted, {}
     for key, module in list(sys.modules.items()):
-        file = getattr(module, "__file__", None)
-        if type(module) is not ModuleType or not (
-            is_user_file(file) if file else key == "__main__"
-        ):
+        if type(module) is not ModuleType:
             continue
-        values = vars(module).values()
-        has_none = wanted.isdisjoint(map(id, values)) and wanted.isdisjoint(
-            map(id, map(type, values))
-        )
-        if has_none and file and judge_file(file) == PACKAGE:
+        names = vars(module)
+        if _SEARCHED.modules.get(key) == (module, len(names)):
             continue
-        yield from _list_items(vars(module))
+        if _may_name(key, module, wanted):
+            yield from _list_items(names)
+        else:
+            _SEARCHED.modules[key] = (module, len(names))
     left, seen = [function, *arguments], set()
     while left:
         one = left.pop()
