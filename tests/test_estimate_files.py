@@ -15,6 +15,7 @@ import pytest
 import torch
 from torch import nn
 
+from labkit.memory.estimate import overlay
 from labkit.memory.estimate.play import estimate_memory
 
 
@@ -106,3 +107,20 @@ def test_a_step_finds_the_files_that_it_changed_and_the_real_ones_stay(use, tmp_
     assert estimate_memory(make_step).obstacle is None
     assert sorted(tmp_path.rglob("*")) == [tmp_path / "folder", tmp_path / "folder/kept.txt"]
     assert Path("folder/kept.txt").read_text() == "kept"
+
+
+def test_a_large_file_that_a_step_maps_is_not_copied_whole(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(overlay, "COPIED_BYTES", 8)
+    Path("tokens.bin").write_bytes(b"\1" * 4096)
+    seen = []
+
+    def step():
+        tokens = np.memmap("tokens.bin", dtype=np.uint8)  # for reading and writing
+        seen.append((tokens.size, int(tokens.sum())))
+        tokens[0] = 2
+        return torch.ones(int(tokens[0]))
+
+    assert estimate_memory(step).obstacle is None
+    assert seen[0] == (4096, 8)
+    assert Path("tokens.bin").read_bytes() == b"\1" * 4096

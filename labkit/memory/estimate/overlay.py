@@ -35,6 +35,7 @@ HELPERS = re.compile(
     r"[/\\](?:pathlib|shutil|zipfile|gzip|bz2|lzma|tarfile|tempfile|glob|os|posixpath|genericpath)"
     r"(?:[/\\]\w+)?\.py$|^<frozen (?:os|posixpath|genericpath)>$"
 )
+COPIED_BYTES = 2**26
 READING = ("stat", "lstat", "access", "readlink", "chdir", "listxattr", "getxattr")
 LISTING = ("listdir", "scandir")
 ATTRIBUTES = ("truncate", "utime", "chmod", "chown", "setxattr", "removexattr")
@@ -195,7 +196,7 @@ class FileOverlay:
             source = READ_LINK(place)
             os.unlink(place)
             if keeps:
-                write_file(place, OPEN(source, "rb"))
+                _copy_file(source, place)
 
     def _wrap(self, name: str, *, writes: bool = False, lists: bool = False) -> Any:
         act = getattr(os, name)
@@ -399,7 +400,13 @@ def _find_openers() -> dict[Any, Any]:
     return found
 
 
-def write_file(place: str, source: Any) -> None:
-    """Writes what an open file has to a file of this name, and closes it."""
-    with source, OPEN(place, "wb") as target:
-        shutil.copyfileobj(source, target)
+def _copy_file(source: str, place: str) -> None:
+    """A file's copy; of a large one the start alone, the rest of its size is a hole of zeros.
+
+    A dataset that ``np.memmap`` opens for writing, as it does by default, would fill the disk.
+    """
+    with OPEN(source, "rb") as file, OPEN(place, "wb") as target:
+        left = COPIED_BYTES
+        while left and (part := file.read(min(left, 2**20))):
+            left -= target.write(part)
+        target.truncate(STAT(source).st_size)
