@@ -33,7 +33,7 @@ def split_letters(text: str) -> list[bytes]:
 
 
 @dataclass(frozen=True, eq=False)
-class Plan:
+class SearchPlan:
     """An expression, and what is looked for before it is run.
 
     ``clauses`` are groups of numbers of runs of letters, or of pairs of words: a text has one of
@@ -159,11 +159,11 @@ class Index:
     """The plans of known errors' expressions, by what is rare in the texts read so far."""
 
     def __init__(self, known: Iterable[KnownError]) -> None:
-        self.plans: list[Plan] = []
+        self.plans: list[SearchPlan] = []
         self._vocabulary = _Vocabulary()
         for error in known:
             for expression in error.expressions:
-                self.plans.append(Plan(error, expression, self._list_clauses(expression)))
+                self.plans.append(SearchPlan(error, expression, self._list_clauses(expression)))
         # For each run or pair, the plans to ask for if it is there.
         self._keys: dict[int, list[int]] = {}
         self._choose_keys()

@@ -20,7 +20,7 @@ from labkit.host.packages import Fix
 from labkit.known_errors import KNOWN_ERRORS
 from labkit.known_errors.catalog import find_status
 from labkit.known_errors.context import Context, judge_memory
-from labkit.known_errors.index import Index, Plan, shortest_length, split_letters
+from labkit.known_errors.index import Index, SearchPlan, shortest_length, split_letters
 from labkit.known_errors.mention import (
     FINAL,
     PROGRESS,
@@ -37,7 +37,7 @@ from labkit.known_errors.mention import (
 from labkit.known_errors.model import CERTAINTIES, KnownError, split_alternatives
 from labkit.known_errors.read import (
     PIECE_CHARACTERS,
-    Pieces,
+    NumberedLines,
     clean_lines,
     decode_blocks,
     find_translated,
@@ -169,20 +169,24 @@ class Explanation:
         }
 
 
-def explain_text(text: str, known: tuple[KnownError, ...] = KNOWN_ERRORS) -> Explanation:
+def explain_text(
+    text: str, known: tuple[KnownError, ...] = KNOWN_ERRORS, *, of_lab: bool = False
+) -> Explanation:
     """The known errors in ``text``: causes before effects, then by certainty, then by line.
+
+    ``of_lab``: this lab wrote it, so that its own commands help.
 
     >>> explain_text("OSError: [Errno 28] No space left on device").first.error.name
     'disk-full'
     """
     # With the last line's end, the whole text is one block.
-    return _explain(read_pieces([text + "\n"]), known)
+    return _explain(read_pieces([text + "\n"]), known, Context({"lab"} if of_lab else set()))
 
 
 def explain_file(file: BinaryIO, known: tuple[KnownError, ...] = KNOWN_ERRORS) -> Explanation:
     """The known errors in a log of any size and encoding; only one block is in memory at a time."""
     blocks = iter(lambda: file.read(BLOCK_BYTES), b"")
-    return _explain(read_pieces(decode_blocks(blocks)), known)
+    return _explain(read_pieces(decode_blocks(blocks)), known, Context())
 
 
 # Errors whose fixes help only where there is a GPU.
@@ -202,7 +206,7 @@ def hint_at(text: str, distribution: Distribution, *, has_gpu: bool = True) -> s
     cause: this torch is a build for the CPU
     try: pip install --force-reinstall torch --index-url https://download.pytorch.org/whl/cu130
     """
-    found = explain_text(text).sure
+    found = explain_text(text, of_lab=True).sure
     if found is None:
         return None
     if found.error.name in GPU_ERRORS and not has_gpu:
@@ -299,11 +303,12 @@ _FAILURE = KnownError(
 )
 
 
-def _explain(blocks: Iterable[Pieces], known: tuple[KnownError, ...]) -> Explanation:
+def _explain(
+    blocks: Iterable[NumberedLines], known: tuple[KnownError, ...], context: Context
+) -> Explanation:
     places: dict[KnownError, _Place] = {}
     found: set[str] = set()  # a name's hash is stored, that of an error is computed each time
-    context = Context()
-    before = Pieces([], [])
+    before = NumberedLines([], [])
     passing = {error.name for error in known if error.passes}
     index = _index_all() if known is KNOWN_ERRORS else Index((*known, _FAILURE))
     for pieces in blocks:
@@ -326,7 +331,7 @@ def _explain(blocks: Iterable[Pieces], known: tuple[KnownError, ...]) -> Explana
                     last=place.last, stage=place.stage, retried=place.retried
                 )
         _forget_what_passed(places, block)
-        before = Pieces(block.numbers[-2 * LINES_AROUND :], block.lines[-2 * LINES_AROUND :])
+        before = NumberedLines(block.numbers[-2 * LINES_AROUND :], block.lines[-2 * LINES_AROUND :])
     return _rank_matches(places, known, context)
 
 
@@ -384,7 +389,7 @@ class _Words(set[bytes]):
         return False
 
 
-_Possible = list[tuple[KnownError, list[tuple[Plan, list["_Chunk"]]]]]
+_Possible = list[tuple[KnownError, list[tuple[SearchPlan, list["_Chunk"]]]]]
 
 
 class _Chunk:
@@ -420,7 +425,7 @@ class _Chunk:
         lines = map(str.split, self._lowered[1:].split("\n"))
         return list(accumulate((len(" ".join([*words, ""])) for words in lines), initial=0))
 
-    def is_possible(self, plan: Plan) -> bool:
+    def is_possible(self, plan: SearchPlan) -> bool:
         """Whether the chunk has one of each group of texts that the plan needs."""
         cased = plan.expression.cased
         return (
@@ -441,7 +446,7 @@ class _Chunk:
             self._has[group] = found
         return found
 
-    def list_hits(self, plan: Plan) -> Sequence[int]:
+    def list_hits(self, plan: SearchPlan) -> Sequence[int]:
         """Those of its own lines that have a text of the plan, and near it all that it needs."""
         text, own = self.squeezed, self.own
         needed, reach = plan.needed, plan.expression.longest + SLACK
@@ -518,7 +523,7 @@ class _Found(NamedTuple):
 class _Block:
     """Some consecutive lines of a log, in which known errors are looked for."""
 
-    def __init__(self, pieces: Pieces) -> None:
+    def __init__(self, pieces: NumberedLines) -> None:
         self.numbers, self.lines = pieces
         self.joined = "\n".join(self.lines)
         plain = strip_ansi(self.joined)
@@ -571,7 +576,11 @@ class _Block:
         return [(group[0][0].error, group) for group in groups]
 
     def find(
-        self, error: KnownError, plans: Iterable[tuple[Plan, list[_Chunk]]], *, only_last: bool
+        self,
+        error: KnownError,
+        plans: Iterable[tuple[SearchPlan, list[_Chunk]]],
+        *,
+        only_last: bool,
     ) -> _Place | None:
         """The first place that shows the error, with the last line that does; None if none."""
         found = [
@@ -614,7 +623,9 @@ class _Block:
             if not PROGRESS_WORDS.isdisjoint(_split_words(line)):
                 yield self.numbers[place], find_stage(strip_ansi(self.lines[place])), found[place]
 
-    def _search(self, plan: Plan, chunks: Sequence[_Chunk], *, only_last: bool) -> Iterator[_Place]:
+    def _search(
+        self, plan: SearchPlan, chunks: Sequence[_Chunk], *, only_last: bool
+    ) -> Iterator[_Place]:
         """The first place, by preference of a program's own line, and the last one."""
         if not only_last:
             reported: list[_Found] = []
@@ -634,7 +645,9 @@ class _Block:
                     yield self._describe(matches[-1], plan.error)
                     break
 
-    def _list_matches(self, plan: Plan, windows: Iterable[tuple[int, int]]) -> Iterator[_Found]:
+    def _list_matches(
+        self, plan: SearchPlan, windows: Iterable[tuple[int, int]]
+    ) -> Iterator[_Found]:
         for first, last in windows:
             window = "\n".join(self._cleaned[first:last])
             cased = plan.expression.cased
@@ -664,7 +677,9 @@ class _Block:
         stage = find_stage(strip_ansi(line)[:100])
         return _Place(number, end, quote, values, number, stage, retried, found.reported)
 
-    def _list_windows(self, plan: Plan, chunks: Iterable[_Chunk]) -> Iterator[tuple[int, int]]:
+    def _list_windows(
+        self, plan: SearchPlan, chunks: Iterable[_Chunk]
+    ) -> Iterator[tuple[int, int]]:
         """The ranges of lines that have all that the plan needs; overlapping ones are merged."""
         first, last = 0, -1
         for chunk in chunks:

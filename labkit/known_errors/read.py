@@ -96,15 +96,15 @@ TRANSLATIONS = {foreign: english for english, texts in ENGLISH.items() for forei
 _IN_ASCII = [each for each in TRANSLATIONS if each.isascii()]
 
 
-class Pieces(NamedTuple):
+class NumberedLines(NamedTuple):
     """Lines, and the number of each (from 1); a long line is in several pieces with one number."""
 
     numbers: list[int]
     lines: list[str]
 
-    def add(self, other: Pieces) -> Pieces:
+    def add(self, other: NumberedLines) -> NumberedLines:
         """These, and the other ones after them."""
-        return Pieces(self.numbers + other.numbers, self.lines + other.lines)
+        return NumberedLines(self.numbers + other.numbers, self.lines + other.lines)
 
 
 def decode_blocks(blocks: Iterable[bytes]) -> Iterator[str]:
@@ -134,25 +134,25 @@ def _guess_encoding(start: bytes) -> str:
     return "utf-8"
 
 
-def read_pieces(texts: Iterable[str]) -> Iterator[Pieces]:
+def read_pieces(texts: Iterable[str]) -> Iterator[NumberedLines]:
     """The lines of each text of a log; an incomplete last line continues in the next text."""
     number, rest = 1, ""
     for text in texts:
         lines = _normalize_line_ends(rest + text).split("\n")
         # A "\r" at the end may be half of "\r\n": it is kept for the next text.
         rest = lines.pop()
-        pieces = Pieces(list(range(number, number + len(lines))), lines)
+        pieces = NumberedLines(list(range(number, number + len(lines))), lines)
         if max(map(len, lines), default=0) > PIECE_CHARACTERS:
             pieces = _cut(pieces)
         number += len(lines)
         if len(rest) > 2 * PIECE_CHARACTERS:
-            early = _cut(Pieces([number], [rest]))
+            early = _cut(NumberedLines([number], [rest]))
             rest = early.lines.pop()
             early.numbers.pop()
             pieces = pieces.add(early)
         yield pieces
     if rest := rest.rstrip("\r"):
-        yield _cut(Pieces([number], [rest]))
+        yield _cut(NumberedLines([number], [rest]))
 
 
 def _normalize_line_ends(text: str) -> str:
@@ -162,9 +162,9 @@ def _normalize_line_ends(text: str) -> str:
     return text[:-1].replace("\r", "\n") + text[-1:]
 
 
-def _cut(whole: Pieces) -> Pieces:
+def _cut(whole: NumberedLines) -> NumberedLines:
     """The pieces of lines that may be long."""
-    pieces = Pieces([], [])
+    pieces = NumberedLines([], [])
     step = PIECE_CHARACTERS - OVERLAP_CHARACTERS
     for number, line in zip(*whole, strict=True):
         for start in range(0, max(1, len(line) - OVERLAP_CHARACTERS), step):

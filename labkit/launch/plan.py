@@ -466,7 +466,7 @@ def _refuse_dropped(
 
 def _explain(problem: str, host: GpuHost, fix: str) -> dict[str, str]:
     """The cause and the fix of a known error; otherwise ``problem`` as the cause, and ``fix``."""
-    found = explain_text(problem).first
+    found = explain_text(problem, of_lab=True).first
     if found is None:
         return {"cause": problem, "fix": fix}
     known = [gpu.capability for gpu in host.facts.gpus if gpu.capability] or host.facts.on_bus
@@ -489,7 +489,7 @@ def _refuse_access(host: GpuHost) -> LabkitError:
 
 
 def _name_error(text: str) -> str | None:
-    found = explain_text(text).first
+    found = explain_text(text, of_lab=True).first
     return found.error.name if found else None
 
 
@@ -510,7 +510,7 @@ def _fall_back(host: GpuHost, error: LabkitError) -> Choice[Flavor]:
         return Choice(CPU, error.what, error.cause, error.fix)
     if not facts.present:
         reason = _quote_program(facts.problem) or "no NVIDIA driver on this host"
-        found = explain_text(facts.problem).first if facts.problem else None
+        found = explain_text(facts.problem, of_lab=True).first if facts.problem else None
         # One that is only possible, such as a crash of any program, explains nothing.
         known = found is not None and found.error.certainty != "possible"
         unused = any(each >= (5, 0) for each in facts.on_bus)  # older ones run no build of torch

@@ -104,7 +104,7 @@ def judge_index(facts: IndexFacts, distribution: Distribution) -> Finding:
     """A warning only: an existing image needs no index."""
     for index, problem in facts.answers:
         if problem:
-            found = explain_text(problem).first
+            found = explain_text(problem, of_lab=True).first
             return warning(
                 f"{index} cannot be reached ({problem})",
                 found.error.cause

@@ -44,7 +44,7 @@ def find_user_frames(depth: int = 1) -> tuple[Frame, ...]:
     """The innermost ``depth`` running frames of the user's own code; () if there is none."""
     found: list[Frame] = []
     running: FrameType | None = sys._getframe(1)
-    while running is not None:
+    while running is not None and len(found) < depth:
         code = running.f_code
         file = code.co_filename
         # This is asked for each operator: a dictionary answers faster than a function.
@@ -53,8 +53,6 @@ def find_user_frames(depth: int = 1) -> tuple[Frame, ...]:
             is_user = _user_files[file] = is_user_file(file)
         if is_user:
             found.append(Frame(file, running.f_lineno, code.co_name))
-            if len(found) >= depth:
-                break
         running = running.f_back
     return tuple(found)
 
