@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import os
@@ -200,6 +201,17 @@ class Expired(threading.Timer):
 
     def start(self):
         self.function(*self.args, **self.kwargs)
+
+
+def test_a_log_that_logrotate_compressed_is_read(tmp_path, capsys):
+    log = tmp_path / "dockerd.log.1.gz"
+    log.write_bytes(gzip.compress(b"OSError: [Errno 28] No space left on device\n" * 9))
+    assert main(["doctor", "--explain", str(log)]) == 0
+    assert "disk-full" in capsys.readouterr().out
+
+    log.write_bytes(log.read_bytes()[:-12])
+    assert main(["doctor", "--explain", str(log)]) == 2
+    assert "cannot read" in capsys.readouterr().err
 
 
 def test_a_pipe_that_stays_open_is_mentioned(monkeypatch, capsys):

@@ -431,6 +431,8 @@ def test_a_sentence_about_an_error_gives_no_cause(line):
         "In this article we look at the error {}.",
         "> I tried that but still get RuntimeError: No CUDA GPUs are available",
         "Subject: Re: {}",
+        'alice: did you ever fix the "{}" thing?',
+        'dave: "{}" is what you get without a restart.',
     ],
 )
 def test_an_error_in_a_sentence_is_at_most_possible(line):

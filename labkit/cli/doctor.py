@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import dataclasses
 import functools
+import gzip
 import io
 import os
 import select
@@ -15,6 +16,7 @@ import signal
 import stat
 import sys
 import threading
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, cast
@@ -191,11 +193,21 @@ def open_log(name: str) -> Iterator[BinaryIO]:
     try:
         with Path(name).open("rb") as file:
             refuse_device(file, name)
-            yield file
-    except OSError as error:
+            yield decompress(file)
+    except (OSError, EOFError, zlib.error) as error:
         raise UsageError(
-            f"cannot read {name}: {error.strerror}", fix="labkit doctor --explain < FILE"
+            f"cannot read {name}: {getattr(error, 'strerror', None) or error}",
+            fix="labkit doctor --explain FILE   # a file with a log, or - for standard input",
         ) from error
+
+
+def decompress(file: BinaryIO) -> BinaryIO:
+    """The content of a file that gzip compressed, as logrotate does; else the file itself."""
+    if not file.seekable():
+        return file
+    start = file.read(2)
+    file.seek(0)
+    return cast("BinaryIO", gzip.open(file)) if start == b"\x1f\x8b" else file
 
 
 def refuse_device(file: BinaryIO, name: str) -> None:

@@ -48,7 +48,7 @@ SIGNS = (
         "wsl",
         "wsl wsl1 wsl2 microsoft mnt dxg desktop laptop smi",
         # In WSL nvidia-smi is of Linux, and the driver, with another number, of Windows.
-        r"\bwsl[12]?\b|microsoft-standard|/mnt/c/|dxg(?:krnl|kio)|@(?:desktop|laptop)-\w{5,8}:"
+        r"\bwsl[12]?\b|microsoft-standard|/mnt/c[/$#>]|dxg(?:krnl|kio)|@(?:desktop|laptop)-\w{5,8}:"
         r"|nvidia-smi (\d{3}\.[\d.]{2,6}) +driver version: (?!\1)\d",
     ),
     _sign(

@@ -146,6 +146,13 @@ _GOES_ON = re.compile(
     r"|has|will|would|can|could|may|might|should|issues?|problems?|in|on|is an?)\b"
     r"(?: [\w\"'`,;()/@-][\w\"'`,;()/@.-]*){2,60}[.!?]\W{0,3}$"
 )
+# A line of a chat: a name, and a person's sentence with the error's text in quotes.
+_CHAT = re.compile(
+    r"\s*[\w.-]{2,30}: .{0,160}\b(?:I|[Yy]ou|[Ww]e|[Aa]nyone|[Dd]id|[Mm]y|[Yy]our)\b"
+    r".{0,160}[\"\u201c]$"
+)
+_CHAT_QUOTE = re.compile(r"\s*[\w.-]{2,30}: [\"\u201c]$")
+_CHAT_GOES_ON = re.compile(r".{0,80}[\"\u201d] (?:is|was|means|comes|happens|again|too|thing)\b")
 # What a line of a log begins with: a level, a time, a program's name, an exception.
 _LOG_START = re.compile(
     r"[^A-Za-z]{0,40}\d\d:\d\d|\s*[\[(<{/]|\s*(?!Subject)[\w.:/\[\]-]{2,60}: |\s*\w{3,5}="
@@ -161,6 +168,8 @@ def is_prose(before: str, after: str) -> bool:
     >>> is_prose("docker: Error response from daemon: ", " with capabilities: [[gpu]].")
     False
     """
+    if _CHAT.match(before) or (_CHAT_QUOTE.match(before) and _CHAT_GOES_ON.match(after)):
+        return True
     if _LOG_START.match(before):
         return False
     if before.count("`") % 2 or "\u201c" in before[-40:]:
