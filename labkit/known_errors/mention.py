@@ -149,9 +149,9 @@ _GOES_ON = re.compile(
 # A line of a chat: a name, and a person's sentence with the error's text in quotes.
 _CHAT = re.compile(
     r"\s*[\w.-]{2,30}: .{0,160}\b(?:I|[Yy]ou|[Ww]e|[Aa]nyone|[Dd]id|[Mm]y|[Yy]our)\b"
-    r".{0,160}[\"\u201c]$"
+    r".{0,160}[\"\u201c][^\"\u201c]{0,80}$"
 )
-_CHAT_QUOTE = re.compile(r"\s*[\w.-]{2,30}: [\"\u201c]$")
+_CHAT_QUOTE = re.compile(r"\s*[\w.-]{2,30}: [\"\u201c][^\"\u201c]{0,80}$")
 _CHAT_GOES_ON = re.compile(r".{0,80}[\"\u201d] (?:is|was|means|comes|happens|again|too|thing)\b")
 # What a line of a log begins with: a level, a time, a program's name, an exception.
 _LOG_START = re.compile(
