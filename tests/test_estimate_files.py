@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import codecs
+import contextlib
 import glob
 import os
 import shutil
 import tarfile
 import tempfile
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from IPython.core.interactiveshell import _modified_open
 from torch import nn
 
 from labkit.memory.estimate import overlay
@@ -84,8 +88,63 @@ def change_from_a_thread(state):
     assert os.listdir("threads") == ["log"]
 
 
+def change_in_another_directory(state):
+    Path("folder/log.txt").write_text("1")
+    with contextlib.chdir("folder") if hasattr(contextlib, "chdir") else chdir("folder"):
+        assert os.getcwd().endswith("folder")
+        Path("kept.txt").write_text("new")
+        torch.save(state, "kept.pt")
+        assert torch.load("kept.pt")["weight"].shape == (100, 100)
+    assert Path("folder/kept.txt").read_text() == "new"
+    os.makedirs("deep/er", exist_ok=True)
+    os.chdir("deep/er")
+    Path("log.txt").write_text("1")
+    os.chdir("../..")
+    assert os.listdir("deep/er") == ["log.txt"]
+
+
+@contextlib.contextmanager
+def chdir(folder):
+    before = os.getcwd()
+    os.chdir(folder)
+    yield
+    os.chdir(before)
+
+
+def save_from_a_thread(state):
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(torch.save, state, "folder/kept.txt").result()
+    torch.save({"real": np.ones(3)}, "real.pt")
+
+
+def name_in_bytes(state):
+    with open(b"folder/kept.txt", "w") as file:
+        file.write("new")
+    with codecs.open("folder/kept.txt", "a") as file:
+        file.write("er")
+    assert os.listdir(b"folder") == [b"kept.txt"]
+    os.remove(b"folder/kept.txt")
+    assert not os.path.exists("folder/kept.txt")
+
+
+def use_a_named_temporary_file(state):
+    with tempfile.NamedTemporaryFile(suffix=".pt", dir=".") as file:
+        torch.save(state, file.name)
+        assert torch.load(file.name)["weight"].shape == (100, 100)
+
+
+def write_in_a_cell(state):
+    with _modified_open("folder/kept.txt", "w") as file:
+        file.write("new")
+
+
 FILING = (
     number_runs,
+    change_in_another_directory,
+    save_from_a_thread,
+    name_in_bytes,
+    use_a_named_temporary_file,
+    write_in_a_cell,
     rotate_checkpoints,
     empty_a_folder,
     walk_and_copy,
@@ -105,6 +164,7 @@ def test_a_step_finds_the_files_that_it_changed_and_the_real_ones_stay(use, tmp_
         return lambda: use(model.state_dict())
 
     assert estimate_memory(make_step).obstacle is None
+    assert Path.cwd() == tmp_path
     assert sorted(tmp_path.rglob("*")) == [tmp_path / "folder", tmp_path / "folder/kept.txt"]
     assert Path("folder/kept.txt").read_text() == "kept"
 
@@ -124,3 +184,17 @@ def test_a_large_file_that_a_step_maps_is_not_copied_whole(tmp_path, monkeypatch
     assert estimate_memory(step).obstacle is None
     assert seen[0] == (4096, 8)
     assert Path("tokens.bin").read_bytes() == b"\1" * 4096
+
+
+def test_a_thread_of_the_users_saves_its_own_tensors(tmp_path):
+    """A checkpoint that is written while an estimate runs is a real one."""
+
+    def step():
+        kept = torch.ones(2)
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(torch.save, real, tmp_path / "beside.pt").result()
+        return kept
+
+    real = {"weight": torch.arange(3.0)}
+    assert estimate_memory(step).obstacle is None
+    assert torch.load(tmp_path / "beside.pt")["weight"].tolist() == [0, 1, 2]

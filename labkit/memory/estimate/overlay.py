@@ -30,13 +30,15 @@ from labkit.memory.estimate.cuda import replace_attributes
 from labkit.memory.track.frames import is_user_file
 
 OPEN, SCAN, LSTAT, STAT, READ_LINK = open, os.scandir, os.lstat, os.stat, os.readlink
+ENTER, FIND_CURRENT = os.chdir, os.getcwd
 # Python's own modules that work on files for their caller; logging, for one, keeps what it opens.
 HELPERS = re.compile(
-    r"[/\\](?:pathlib|shutil|zipfile|gzip|bz2|lzma|tarfile|tempfile|glob|os|posixpath|genericpath)"
-    r"(?:[/\\]\w+)?\.py$|^<frozen (?:os|posixpath|genericpath)>$"
+    r"[/\\](?:pathlib|shutil|zipfile|gzip|bz2|lzma|tarfile|tempfile|glob|os|posixpath|genericpath"
+    r"|codecs|fileinput|configparser|IPython[/\\]core[/\\]interactiveshell)"
+    r"(?:[/\\]\w+)?\.py$|^<frozen (?:os|posixpath|genericpath|codecs)>$"
 )
 COPIED_BYTES = 2**26
-READING = ("stat", "lstat", "access", "readlink", "chdir", "listxattr", "getxattr")
+READING = ("stat", "lstat", "access", "readlink", "listxattr", "getxattr")
 LISTING = ("listdir", "scandir")
 ATTRIBUTES = ("truncate", "utime", "chmod", "chown", "setxattr", "removexattr")
 CHANGING = ("remove", "unlink", "rmdir", "mkdir", *ATTRIBUTES)
@@ -49,6 +51,8 @@ class FileOverlay:
 
     def __init__(self) -> None:
         self._folder, self._thread, self._active = "", threading.get_ident(), False
+        # Whether this code itself works on files, in each thread.
+        self._state = threading.local()
         # The directories that were laid over, of which directory the folders are that are to be
         # filled, and the links to real files: their inodes, and the files.
         self._roots: set[str] = set()
@@ -60,6 +64,7 @@ class FileOverlay:
         """Replaces the functions of Python's that take the name of a file, until exit."""
         with contextlib.ExitStack() as stack:
             self._folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="labkit-files-"))
+            stack.callback(ENTER, FIND_CURRENT())
             made = self.list_functions()
             known = {
                 id(getattr(owner, name)): one
@@ -68,6 +73,9 @@ class FileOverlay:
             }
             for owner, names in (*made.items(), *_find_captured(known)):
                 stack.enter_context(replace_attributes(owner, **names))
+            for method, defaults in _find_defaults(known):
+                stack.callback(setattr, method, "__defaults__", method.__defaults__)
+                method.__defaults__ = defaults
             openers = _find_openers()
             stack.callback(openers.update, dict(openers))
             openers.update({key: known.get(id(one), one) for key, one in openers.items()})
@@ -85,6 +93,9 @@ class FileOverlay:
             **{name: self._wrap_move(name) for name in MOVING},
             **{name: self._wrap_link(name) for name in LINKING},
             "open": self._wrap_descriptor(os.open),
+            "chdir": self._enter,
+            "getcwd": self._find_current,
+            "getcwdb": lambda: os.fsencode(self._find_current()),
         }
         remove = shutil.rmtree
 
@@ -101,6 +112,31 @@ class FileOverlay:
         name = getattr(file, "name", None)
         return isinstance(name, str) and name.startswith(self._folder)
 
+    def _find_current(self) -> str:
+        """The working directory, by the name that the step knows."""
+        return FIND_CURRENT().removeprefix(self._folder) or os.sep
+
+    def _enter(self, path: Any) -> None:
+        """Enters the real directory where there is one, so that others' relative paths are real."""
+        if isinstance(path, int):
+            ENTER(path)
+            return
+        place = self.find(path, lists=True)
+        whole = os.path.join(self._find_current(), os.fsdecode(path))
+        exists = place is path or _is_directory(os.fsdecode(place))
+        with _named(place, path):
+            ENTER(whole if exists and _is_directory(whole) else place)
+
+    @contextlib.contextmanager
+    def _work(self) -> Iterator[None]:
+        """Lets this thread see the files as they are, for what the layer itself does."""
+        before = getattr(self._state, "works", False)
+        self._state.works = True
+        try:
+            yield
+        finally:
+            self._state.works = before
+
     def open_new(self, path: Any) -> Any:
         """A new file of the layer, for bytes."""
         place = self.find(path, writes=True, asked=True)
@@ -115,23 +151,29 @@ class FileOverlay:
         It is changed in the layer if the step asks for it, or with ``asked``.
         """
         used = self._active and (writes or self._roots)
-        if not used or not isinstance(path, str | os.PathLike):
-            return path  # a descriptor, or bytes
-        name = os.fspath(path)
-        if not isinstance(name, str):
+        if not used or getattr(self._state, "works", False):
             return path
-        whole = os.path.abspath(name)
-        if whole.startswith(self._folder):
+        if not isinstance(path, str | bytes | os.PathLike):
+            return path  # a descriptor
+        whole = os.path.join(self._find_current(), os.fsdecode(path))
+        # A file of the layer may be named by its own name.
+        whole = os.path.normpath(whole).removeprefix(self._folder) or os.sep
+        asks = writes and (asked or self._is_asked())
+        with self._work():
+            found = self._find_whole(whole, asks=asks, asked=asked, lists=lists)
+        if found is None:
             return path
+        return os.fsencode(found) if isinstance(os.fspath(path), bytes) else found
+
+    def _find_whole(self, whole: str, *, asks: bool, asked: bool, lists: bool) -> str | None:
         parent = os.path.dirname(whole)
-        if threading.get_ident() != self._thread and _is_directory(parent):
-            return path  # of another thread, except in what the step has made
+        if not asked and threading.get_ident() != self._thread and _is_directory(parent):
+            return None  # of another thread, except in what the step has made
         root = next((one for one in self._roots if _is_inside(parent, one)), None)
         if root is None and whole not in self._roots:
-            asked = writes and (asked or self._is_asked())
-            root = parent if asked and self._lay_over(parent) else None
+            root = parent if asks and self._lay_over(parent) else None
         if root is None and whole not in self._roots:
-            return path
+            return None
         self._fill_down(root, whole if lists else parent)
         return self._folder + whole
 
@@ -183,6 +225,7 @@ class FileOverlay:
     def _is_link(self, place: Any) -> bool:
         """True for a link to a real file, which stands for the file."""
         try:
+            place = os.fsdecode(place)
             found = LSTAT(place)
             file = self._links.get(found.st_ino)
             # The inode of a removed link is used again.
@@ -192,11 +235,15 @@ class FileOverlay:
 
     def _copy_up(self, place: Any, *, keeps: bool = True) -> None:
         """Puts a copy of a real file where the link to it is, or nothing."""
-        if isinstance(place, str) and place.startswith(self._folder) and self._is_link(place):
-            source = READ_LINK(place)
-            os.unlink(place)
-            if keeps:
-                _copy_file(source, place)
+        if not isinstance(place, str | bytes):
+            return
+        place = os.fsdecode(place)
+        if place.startswith(self._folder) and self._is_link(place):
+            with self._work():
+                source = READ_LINK(place)
+                os.unlink(place)
+                if keeps:
+                    _copy_file(source, place)
 
     def _wrap(self, name: str, *, writes: bool = False, lists: bool = False) -> Any:
         act = getattr(os, name)
@@ -209,7 +256,7 @@ class FileOverlay:
             if place is path:
                 return act(path, *others, **named)
             if name in {"mkdir", "rmdir"}:
-                self._unfilled.pop(place, None)
+                self._unfilled.pop(os.fsdecode(place), None)
             elif name in ATTRIBUTES:
                 self._copy_up(place)
             elif name == "lstat" and self._is_link(place):
@@ -258,8 +305,9 @@ class FileOverlay:
                 return act(source, target, **named)
             places = self.find(source, writes=True), self.find(target, writes=True)
             if places[0] is not source:
-                self._fill_all(places[0])
-                self._unfilled.pop(places[1], None)
+                with self._work():
+                    self._fill_all(os.fsdecode(places[0]))
+                self._unfilled.pop(os.fsdecode(places[1]), None)
             with _named(places[0], source):
                 return act(*places)
 
@@ -359,7 +407,7 @@ def _is_odd(file: Any) -> bool:
     try:
         return not stat.S_ISREG(os.stat(file).st_mode)
     except (OSError, ValueError, TypeError):
-        return not isinstance(file, str | os.PathLike)
+        return not isinstance(file, str | bytes | os.PathLike)
 
 
 def _is_directory(path: str) -> bool:
@@ -375,9 +423,10 @@ def _is_inside(directory: str, root: str) -> bool:
 
 def _find_captured(known: dict[int, Any]) -> Iterator[tuple[Any, dict[str, Any]]]:
     """What of Python's modules and their classes is one of these functions, by id."""
-    for module in (pathlib, glob, tarfile, bz2):
+    shell = sys.modules.get("IPython.core.interactiveshell")  # a cell's own open()
+    for module in filter(None, (pathlib, glob, tarfile, bz2, tempfile, shell)):
         for owner in (module, *vars(module).values()):
-            if owner is not module and not isinstance(owner, type):
+            if owner is not module and (not isinstance(owner, type) or module is shell):
                 continue
             names = {
                 name: known.get(id(getattr(value, "__func__", value)))
@@ -388,6 +437,18 @@ def _find_captured(known: dict[int, Any]) -> Iterator[tuple[Any, dict[str, Any]]
                 found = {name: staticmethod(made) for name, made in found.items()}
             if found:
                 yield owner, found
+
+
+def _find_defaults(known: dict[int, Any]) -> list[tuple[Any, tuple[Any, ...]]]:
+    """The methods of tempfile with one of these functions as a default, and all their defaults."""
+    classes = [one for one in vars(tempfile).values() if isinstance(one, type)]
+    methods = [each for one in classes for each in vars(one).values()]
+    return [
+        (method, tuple(known.get(id(one), one) for one in defaults))
+        for method in methods
+        if (defaults := getattr(method, "__defaults__", None))
+        and any(id(one) in known for one in defaults)
+    ]
 
 
 def _find_openers() -> dict[Any, Any]:

@@ -11,8 +11,10 @@ import io
 import os
 import pickle
 import sys
+import threading
 import weakref
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -81,8 +83,11 @@ class Checkpoints:
         self._values, self._serial = values, serial
         # The storages of a checkpoint; pickle alone has one for each tensor.
         self._storages: dict[int | None, SavedStorage] = {}
-        self._shares = False
         self._overlay = FileOverlay()
+        # Of each thread: whether it pickles, and whether it has met a fake tensor meanwhile.
+        self._state = threading.local()
+        self._lock = threading.RLock()
+        self._thread = threading.get_ident()
 
     def open(self) -> contextlib.ExitStack:
         """Replaces torch's and safetensors' functions, and those that take files, until exit."""
@@ -98,13 +103,12 @@ class Checkpoints:
         return self._overlay.list_functions() | self._list_savers()
 
     def _list_savers(self) -> dict[Any, dict[str, Any]]:
-        found: dict[Any, dict[str, Any]] = {
-            torch: {"save": self._save, "load": self._wrap_load(torch.load)},
-        }
+        saving = {"save": self._wrap_save(torch.save), "load": self._wrap_load(torch.load)}
+        found: dict[Any, dict[str, Any]] = {torch: saving, torch.serialization: saving}
         safe = sys.modules.get("safetensors.torch")
         if safe is not None:
             found[safe] = {
-                "save_file": lambda tensors, filename, *_, **__: self._save(tensors, filename),
+                "save_file": self._wrap_save(safe.save_file),
                 "load_file": self._wrap_load(safe.load_file),
                 "save": lambda tensors, *_, **__: MARK + pickle.dumps(tensors),
                 "load": self._wrap_load(safe.load),
@@ -112,9 +116,10 @@ class Checkpoints:
         return found
 
     def _reduce(self, tensor: Any) -> Any:
+        self._state.is_fake = True
         storage = tensor.untyped_storage()
         saved = SavedStorage(storage.nbytes(), str(tensor.device), tensor)
-        if self._shares:
+        if getattr(self._state, "pickles", False):
             saved = self._storages.setdefault(self._serial(tensor), saved)
         value = self._values.find(tensor) if tensor.numel() <= MOST_VALUES else None
         with _disable_current_modes():
@@ -123,18 +128,33 @@ class Checkpoints:
         place = tensor.dtype, tensor.shape, tensor.stride(), tensor.storage_offset()
         return restore_tensor, (saved, *place, state)
 
-    def _save(self, obj: Any, f: Any, pickle_module: Any = pickle, *_: Any, **__: Any) -> None:
-        self._shares = True
-        try:
-            data = pickle_module.dumps(obj)
-        finally:
-            self._shares = False
-            self._storages.clear()
-        if isinstance(f, str | os.PathLike):
-            with self._overlay.open_new(f) as file:
-                file.write(MARK + data)
-        elif isinstance(f, io.BytesIO) or self._overlay.has(f):
-            f.write(MARK + data)
+    def _wrap_save(self, save: Callable[..., Any]) -> Callable[..., Any]:
+        def answer(obj: Any, f: Any = None, pickle_module: Any = pickle, **named: Any) -> None:
+            f = named.pop("filename", f)
+            if getattr(self._state, "pickles", False):  # the data of a real tensor
+                save(obj, f, **named)
+                return
+            modules = isinstance(pickle_module, ModuleType)
+            data = self._pickle(obj, pickle_module if modules else pickle)
+            if threading.get_ident() != self._thread and not self._state.is_fake:
+                save(obj, f, **named)  # of the user's own thread, beside the step
+            elif isinstance(f, str | os.PathLike):
+                with self._overlay.open_new(f) as file:
+                    file.write(MARK + data)
+            elif isinstance(f, io.BytesIO) or self._overlay.has(f):
+                f.write(MARK + data)
+
+        return answer
+
+    def _pickle(self, obj: Any, module: Any) -> bytes:
+        with self._lock:
+            self._state.pickles, self._state.is_fake = True, False
+            try:
+                data: bytes = module.dumps(obj)
+            finally:
+                self._state.pickles = False
+                self._storages.clear()
+        return data
 
     def _wrap_load(self, load: Callable[..., Any]) -> Callable[..., Any]:
         def answer(f: Any = None, map_location: Any = None, **named: Any) -> Any:
