@@ -672,3 +672,19 @@ def test_an_exception_of_one_rank_stands_above_what_the_others_report(log, ranke
 )
 def test_the_fix_holds_what_the_text_says(text, fix):
     assert fix in explain_text(text).found[0].error.fix.anywhere
+
+
+@pytest.mark.parametrize(
+    ("line", "family"),
+    [
+        ('PRETTY_NAME="Rocky Linux 9.3 (Blue Onyx)"', "rhel"),
+        ("Red Hat Enterprise Linux release 9.4 (Plow)", "rhel"),
+        (" Operating System: Ubuntu 24.04.1 LTS", "ubuntu"),
+        ("OS: Arch Linux x86_64", "arch"),
+        ("[a@fedora ~]$ gcc x.c", "fedora"),
+        ("FROM rockylinux:9", None),
+        ("docker run debian:12 x", None),
+    ],
+)
+def test_the_hosts_own_line_names_its_distribution(line, family):
+    assert explain_text(f"{line}\nstep 1\n").context.family == family

@@ -58,10 +58,10 @@ SIGNS = (
     ),
     _sign(
         "windows",
-        "winerror dll exe windows win10 win11 wddm c d e f g",
+        "winerror dll exe windows win10 win11 wddm c d e f g ps1",
         r"winerror|platform: windows|\b[a-z]:\\|\.dll\b|\bwindows 1[01]\b|\bwin1[01]\b"
-        r"|in wddm mode",
-        "winerror|platform: windows|:\\|.dll|windows 1|win10|win11|in wddm mode",
+        r"|in wddm mode|\.ps1\b",
+        "winerror|platform: windows|:\\|.dll|windows 1|win10|win11|in wddm mode|.ps1",
     ),
     _sign(
         "mac",
@@ -293,8 +293,35 @@ VALUES = (
         "toolkit|nvidia-container|cli-version",
     ),
 )
+# The names of distributions in a line that names the host's: of os-release, docker info, neofetch,
+# a release file, or a prompt.
+_NAMES = {
+    "arch": "arch linux|manjaro|endeavouros|cachyos",
+    "suse": "opensuse|suse linux|sles",
+    "fedora": "fedora",
+    "rhel": "rocky|almalinux|red hat|centos|oracle linux|amazon linux",
+    "ubuntu": "ubuntu|linux mint|pop!_os|zorin",
+    "debian": "debian",
+    "alpine": "alpine",
+}
+
+
+def _name_family(family: str) -> Sign:
+    names = _NAMES[family]
+    words = "rocky alma almalinux manjaro endeavouros cachyos opensuse suse sles fedora red centos"
+    return _sign(
+        family,
+        f"{words} oracle amazon arch ubuntu mint pop zorin debian alpine",
+        r"^ *(?:pretty_name=\W?|(?:operating system|os|distro|distribution|description): +)"
+        rf"(?:{names})\b|^(?:{names})(?: enterprise)?(?: linux)? release \d"
+        rf"|^\[[\w.-]+@(?:{names}|arch|alma)[\w-]* [^\]]+\][#$]",
+        names + "|arch|alma",
+    )
+
+
 # By the family of distributions: only what the host itself writes, never an image's name.
 FAMILIES = (
+    *map(_name_family, _NAMES),
     _sign(
         "arch",
         "pacman archlinux arch1 arch arch2 zen cachyos",
