@@ -691,6 +691,24 @@ def test_a_date_of_a_step_is_a_real_one():
 EARLY = datetime.date(2020, 1, 1)
 
 
+def test_a_generator_and_an_optimizer_with_its_own_attributes_are_arguments():
+    def step(model, optimizer, batch, generator):
+        def close():
+            optimizer.zero_grad()
+            loss = (model(batch) * torch.rand(4, 1, generator=generator)).mean()
+            loss.backward()
+            return loss
+
+        optimizer.step(close)
+
+    model, generator = nn.Linear(100, 10), torch.Generator().manual_seed(1)
+    optimizer = torch.optim.LBFGS(model.parameters(), max_iter=2)
+    state = generator.get_state()
+    found = estimate_memory(step, model, optimizer, torch.rand(4, 100), generator)
+    assert found.obstacle is None
+    assert torch.equal(generator.get_state(), state) and not optimizer.state
+
+
 def test_a_package_that_gains_the_name_of_a_draw_is_searched_again(monkeypatch):
     module = ModuleType("a_package")
     module.__file__ = "/usr/lib/python3/site-packages/a_package.py"

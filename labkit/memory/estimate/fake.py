@@ -1367,7 +1367,32 @@ def _copy_by(convert: Callable[[Any], Any]) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         for cls in (torch.Tensor, torch.nn.Parameter, torch.nn.UninitializedParameter):
             stack.enter_context(replace_attributes(cls, __deepcopy__=copy_tensor))
+        optimizer = torch.optim.Optimizer
+        stack.enter_context(replace_attributes(optimizer, __deepcopy__=_copy_optimizer))
+        copiers = copy._deepcopy_dispatch  # type: ignore[attr-defined]
+        stack.callback(copiers.pop, torch.Generator)
+        copiers[torch.Generator] = _copy_generator
         yield
+
+
+def _copy_optimizer(optimizer: Any, memo: dict[int, Any]) -> Any:
+    """A deep copy with the attributes that torch's leaves out, such as L-BFGS's parameters."""
+    kind: Any = type(optimizer)
+    made = memo[id(optimizer)] = kind.__new__(kind)
+    made.__setstate__(copy.deepcopy(optimizer.__getstate__(), memo))
+    for name, value in vars(optimizer).items():
+        # A scheduler puts a function in place of the optimizer's step.
+        if name not in vars(made) and not callable(value):
+            setattr(made, name, copy.deepcopy(value, memo))
+    return made
+
+
+def _copy_generator(generator: Any, memo: dict[int, Any]) -> Any:
+    """A copy, which torch's fake mode does not let it make itself."""
+    with _disable_current_modes():
+        made = memo[id(generator)] = torch.Generator(generator.device)
+        made.set_state(generator.get_state())
+    return made
 
 
 COPY_TENSOR = torch.Tensor.__deepcopy__
