@@ -26,6 +26,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader
 
 from labkit.errors import UsageError
 from labkit.memory.balance.read import read_resident_bytes
@@ -707,6 +708,22 @@ def test_a_generator_and_an_optimizer_with_its_own_attributes_are_arguments():
     found = estimate_memory(step, model, optimizer, torch.rand(4, 100), generator)
     assert found.obstacle is None
     assert torch.equal(generator.get_state(), state) and not optimizer.state
+
+
+@pytest.mark.parametrize(
+    ("lengths", "shuffle", "notes"),
+    [((10, 400), True, 1), ((10, 400), False, 0), ((10, 10), True, 0)],
+    ids=["unequal", "in order", "equal"],
+)
+def test_unequal_samples_in_a_random_order_are_noted(lengths, shuffle, notes):
+    samples = [torch.ones(lengths[place >= 48], 8) for place in range(64)]
+    loader = DataLoader(samples, 8, shuffle=shuffle, collate_fn=nn.utils.rnn.pad_sequence)
+
+    def step(model, loader):
+        model(next(iter(loader))).mean().backward()
+
+    found = estimate_memory(step, nn.Linear(8, 64), loader)
+    assert len([one for one in found.notes if "random order" in one]) == notes
 
 
 def test_a_package_that_gains_the_name_of_a_draw_is_searched_again(monkeypatch):

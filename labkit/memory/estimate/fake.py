@@ -989,7 +989,7 @@ class Simulation:
                     forward=lambda wrapper, *inputs, **named: wrapper.module(*inputs, **named),
                 ),
                 reverse_products(self.note),
-                load_here(self._loads_ahead),
+                load_here(self._loads_ahead, self.note),
                 move_tensors(self._fake),
                 self._fake.own_tensors(),
             ):

@@ -14,9 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.data import _utils, dataloader
+from torch.utils._python_dispatch import _disable_current_modes
+from torch.utils.data import _utils, dataloader, default_collate, sampler
 
 from labkit.memory.estimate.cuda import replace_attributes
+
+# A longer list is a sequence of numbers: its length is its size.
+LONGEST = 16
+COMPARED_SAMPLES = 32
 
 
 class _LoadingIterator(dataloader._SingleProcessDataLoaderIter):  # type: ignore[misc]
@@ -79,6 +84,64 @@ class _LoadingIterator(dataloader._SingleProcessDataLoaderIter):  # type: ignore
         raise StopIteration
 
 
+SHUFFLING = (sampler.RandomSampler, sampler.SubsetRandomSampler, sampler.WeightedRandomSampler)
+NOTE = (
+    "samples of unequal size come in a random order: the figure is of one order, and another may"
+    " need more or less"
+)
+
+
+class _Order:
+    """Notes once that samples of unequal size come in a random order."""
+
+    def __init__(self, note: Callable[[str], object]) -> None:
+        self._note, self._is_random = note, False
+        # Of each dataset, by its id, the sizes that its samples have.
+        self._sizes: dict[int, set[Any]] = {}
+
+    def watch_order(self, iterate: Callable[..., Any]) -> Callable[..., Any]:
+        """The sampler's ``__iter__``."""
+
+        def answer(order: Any) -> Any:
+            self._is_random = True
+            return iterate(order)
+
+        return answer
+
+    def watch_samples(self, fetch: Callable[..., Any]) -> Callable[..., Any]:
+        """The fetcher's ``fetch``, for the samples of a batch."""
+
+        def answer(fetcher: Any, index: Any) -> Any:
+            if self._is_random and fetcher.auto_collation:
+                self._compare(fetcher, len(index))
+            return fetch(fetcher, index)
+
+        return answer
+
+    def _compare(self, fetcher: Any, count: int) -> None:
+        """Looks at some samples; torch's own ``collate_fn`` takes only samples of one size."""
+        data = fetcher.dataset
+        if (fetcher.collate_fn is default_collate and count > 1) or id(data) in self._sizes:
+            return
+        sizes = self._sizes[id(data)] = set()
+        with _disable_current_modes(), contextlib.suppress(Exception):
+            for place in range(0, len(data), max(1, len(data) // COMPARED_SAMPLES)):
+                sizes.add(_measure(data[place]))
+        if len(sizes) > 1:
+            self._note(NOTE)
+
+
+def _measure(sample: Any, depth: int = 3) -> Any:
+    """The shapes and lengths of what a sample is made of; a number has none."""
+    if hasattr(sample, "shape"):
+        return tuple(sample.shape)
+    if isinstance(sample, dict):
+        return tuple((name, _measure(one, depth - 1)) for name, one in sample.items())
+    if isinstance(sample, list | tuple) and depth and len(sample) < LONGEST:
+        return tuple(_measure(one, depth - 1) for one in sample)
+    return len(sample) if isinstance(sample, list | tuple | str | bytes) else None
+
+
 @contextlib.contextmanager
 def _entered(worker: Any) -> Iterator[None]:
     """Makes ``get_worker_info()`` return the worker's."""
@@ -86,10 +149,13 @@ def _entered(worker: Any) -> Iterator[None]:
         yield
 
 
-def load_here(loads_ahead: Callable[[], bool]) -> contextlib.ExitStack:
+def load_here(
+    loads_ahead: Callable[[], bool], note: Callable[[str], object]
+) -> contextlib.ExitStack:
     """Makes a DataLoader with workers load in the process itself, until exit.
 
-    ``loads_ahead`` decides for each iteration whether its workers are ahead of the step.
+    ``loads_ahead`` decides for each iteration whether its workers are ahead of the step. ``note``
+    takes a sentence where samples of unequal size come in a random order.
     """
 
     def iterate(loader: Any) -> Any:
@@ -100,7 +166,13 @@ def load_here(loads_ahead: Callable[[], bool]) -> contextlib.ExitStack:
         collating = sys._getframe(1).f_code.co_filename == _utils.collate.__file__
         return None if collating else _utils.worker._worker_info
 
-    stack = replace_attributes(dataloader, _MultiProcessingDataLoaderIter=iterate)
+    order = _Order(note)
+    fetcher = _utils.fetch._MapDatasetFetcher
+    stack = replace_attributes(fetcher, fetch=order.watch_samples(fetcher.fetch))
+    for kind in SHUFFLING:
+        watched = order.watch_order(kind.__iter__)
+        stack.enter_context(replace_attributes(kind, __iter__=watched))
+    stack.enter_context(replace_attributes(dataloader, _MultiProcessingDataLoaderIter=iterate))
     stack.enter_context(replace_attributes(torch.utils.data, get_worker_info=find_worker))
     return stack
 
