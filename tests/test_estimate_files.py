@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import contextlib
+import functools
 import glob
 import os
 import shutil
@@ -138,7 +139,30 @@ def write_in_a_cell(state):
         file.write("new")
 
 
+def remove_by_default(path, remove=os.remove):
+    remove(path)
+
+
+OPENERS = {"open": open}
+EMPTY_FILE = functools.partial(open, "folder/kept.txt", "w")
+
+
+class Filing:
+    remove = staticmethod(os.remove)
+    open = open
+
+
+def use_kept_functions(state):
+    for opener in (OPENERS["open"], Filing().open):
+        with opener("folder/kept.txt", "w") as file:
+            file.write("new")
+    for remove in (remove_by_default, Filing.remove):
+        with EMPTY_FILE():
+            remove("folder/kept.txt")
+
+
 FILING = (
+    use_kept_functions,
     number_runs,
     change_in_another_directory,
     save_from_a_thread,
@@ -165,6 +189,8 @@ def test_a_step_finds_the_files_that_it_changed_and_the_real_ones_stay(use, tmp_
 
     assert estimate_memory(make_step).obstacle is None
     assert Path.cwd() == tmp_path
+    assert (OPENERS["open"], Filing.open, EMPTY_FILE.func) == (open, open, open)
+    assert (remove_by_default.__defaults__, Filing.remove) == ((os.remove,), os.remove)
     assert sorted(tmp_path.rglob("*")) == [tmp_path / "folder", tmp_path / "folder/kept.txt"]
     assert Path("folder/kept.txt").read_text() == "kept"
 

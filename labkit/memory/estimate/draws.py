@@ -39,6 +39,8 @@ DAY_SECONDS = 86_400
 DEVIATIONS, DECAYS = 6.0, 20.7
 # The most generators of Python whose states are kept.
 MOST_GENERATORS = 256
+# A longer dictionary is not searched.
+MOST_KEPT = 64
 NOTE = (
     "the step draws from {} random numbers: the figure is of one draw,"
     " and another may need more or less"
@@ -474,6 +476,8 @@ def _list_names(
             continue
         if _may_name(key, module, wanted):
             yield from _list_items(names)
+            if (file := getattr(module, "__file__", None)) is None or judge_file(file) != PACKAGE:
+                yield from _list_kept(names, key)
         else:
             _SEARCHED.modules[key] = (module, len(names))
     left, seen = [function, *arguments], set()
@@ -492,6 +496,42 @@ def _list_names(
                 yield "cell_contents", cell.cell_contents, functools.partial(setattr, cell)
 
 
-def _list_items(names: dict[str, Any]) -> Iterator[tuple[str, Any, Callable[..., Any]]]:
+def _list_items(names: dict[Any, Any]) -> Iterator[tuple[str, Any, Callable[..., Any]]]:
     for name, value in list(names.items()):
         yield name, value, names.__setitem__
+
+
+def _list_kept(names: dict[str, Any], module: str) -> Iterator[tuple[str, Any, Callable[..., Any]]]:
+    """What a module's own dictionaries, classes, functions and partial functions keep."""
+    for value in list(names.values()):
+        if isinstance(value, dict) and len(value) <= MOST_KEPT:
+            yield from _list_items(value)
+        elif isinstance(value, functools.partial):
+            yield "func", value.func, functools.partial(_put_function, value)
+        elif getattr(value, "__module__", None) == module:
+            if isinstance(value, type):
+                for name, one in list(vars(value).items()):
+                    kept = one.__func__ if isinstance(one, staticmethod) else one
+                    yield name, kept, functools.partial(_put_attribute, value, one)
+                    yield from _list_defaults(kept)
+            yield from _list_defaults(value)
+
+
+def _list_defaults(function: Any) -> Iterator[tuple[str, Any, Callable[..., Any]]]:
+    for place, value in enumerate(getattr(function, "__defaults__", None) or ()):
+        yield "", value, functools.partial(_put_default, function, place)
+
+
+def _put_default(function: Any, place: int, _: str, value: Any) -> None:
+    before = function.__defaults__
+    function.__defaults__ = (*before[:place], value, *before[place + 1 :])
+
+
+def _put_function(partial: Any, _: str, function: Any) -> None:
+    partial.__setstate__((function, partial.args, partial.keywords, vars(partial)))
+
+
+def _put_attribute(owner: type, before: Any, name: str, value: Any) -> None:
+    kept = before.__func__ if isinstance(before, staticmethod) else before
+    # What is called by way of an instance gets no instance.
+    setattr(owner, name, before if value is kept else staticmethod(value))
