@@ -98,9 +98,6 @@ def test_ctrl_c_while_starting_leaves_nothing_running(fresh_clone: Clone):
     assert up.returncode == 130
     assert fresh_clone.containers(all_states=True) == []
     assert fresh_clone.labkit("status").stdout.startswith("not running")
-    assert len(fresh_clone.networks()) == 1
-    assert fresh_clone.labkit("down").stdout == "nothing was running\n"
-    assert fresh_clone.networks() == []
 
 
 @pytest.mark.usefixtures("heeds_interrupts")
@@ -208,6 +205,9 @@ def test_removing_the_container_leaves_the_workspace_alone(fresh_clone: Clone):
     assert fresh_clone.labkit("status").exit_code == 1
     shutil.rmtree(fresh_clone.root / ".labkit")
     assert fresh_clone.labkit("status").stdout.startswith("not running")
+    assert len(fresh_clone.networks()) == 1
+    assert fresh_clone.labkit("down").stdout == "nothing was running\n"
+    assert fresh_clone.networks() == []
 
 
 def test_a_lab_whose_state_was_deleted_is_still_found_and_stopped(fresh_clone: Clone):
