@@ -28,10 +28,10 @@ from typing import Any
 import torch
 
 from labkit.memory.estimate.cuda import replace_attributes
+from labkit.memory.estimate.limits import ALMOST_ONE
 from labkit.memory.estimate.values import Assumptions
 from labkit.memory.track.frames import PACKAGE, is_user_file, judge_file
 
-ALMOST_ONE = 1 - 2**-53
 # The most draws of a line in a step that are answered: a loop may draw until a number suits.
 LINE_DRAWS = 500
 DAY_SECONDS = 86_400

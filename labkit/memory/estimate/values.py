@@ -375,6 +375,62 @@ def count_up(shape: Any, dtype: Any) -> Any:
         return torch.arange(1, shape.numel() + 1).to(dtype).view(shape)
 
 
+class _UnknownItems:
+    """Reads the values of tensors, and notes which function asked for one that is unknown."""
+
+    def __init__(self, note: Callable[[str], object], values: KnownValues) -> None:
+        self._note, self._values = note, values
+
+    def attempt(self, read: Callable[[Any], Any], tensor: Any) -> Any:
+        self._values.reads_unknown = True
+        try:
+            return read(tensor)
+        finally:
+            self._values.reads_unknown = False
+
+    def find_limits(self, tensor: Any) -> Limits | None:
+        return self._values.find_limits(tensor)
+
+    def note(self, function: str, limits: Limits | None) -> None:
+        if limits is None or not limits.drawn:  # a draw has both ends
+            self._note(function)
+
+
+def _replace_numbers(items: _UnknownItems, assumptions: Assumptions) -> dict[str, Any]:
+    """Methods of a tensor that return its one value as a number, also if it is unknown."""
+    item, convert, count = torch.Tensor.item, torch.Tensor.__float__, torch.Tensor.__int__
+
+    def read(tensor: Any) -> Any:
+        try:
+            return items.attempt(item, tensor)
+        except DataDependentOutputException:
+            if tensor.dtype is torch.bool:
+                return assumptions.decide()
+            limits = items.find_limits(tensor)
+            items.note("item()", limits)
+            return make_unknown(assumptions, limits)
+
+    def read_float(tensor: Any) -> float:
+        try:
+            return float(items.attempt(convert, tensor))
+        except DataDependentOutputException:
+            limits = items.find_limits(tensor)
+            items.note("float()", limits)
+            return 1.0 if limits is None else float(limits.choose(assumptions))
+
+    def read_int(tensor: Any) -> int:
+        try:
+            return int(items.attempt(count, tensor))
+        except DataDependentOutputException:
+            limits = items.find_limits(tensor)
+            if limits is None:
+                raise
+            items.note("int()", limits)
+            return int(limits.choose(assumptions))
+
+    return {"item": read, "__float__": read_float, "__int__": read_int, "__index__": read_int}
+
+
 def allow_unknown_items(
     assumptions: Assumptions, note: Callable[[str], object], values: KnownValues
 ) -> contextlib.AbstractContextManager[Any]:
@@ -383,59 +439,21 @@ def allow_unknown_items(
     ``int(tensor)`` answers where its limits are known. A tensor can be split in as many parts as
     there are unknown sizes. ``note`` is called with the name of the function each time.
     """
-    item, convert, show = torch.Tensor.item, torch.Tensor.__float__, torch.Tensor.__format__
-    split, is_true, count = torch.Tensor.split, torch.Tensor.__bool__, torch.Tensor.__int__
-
-    def attempt(read: Callable[[Any], Any], tensor: Any) -> Any:
-        values.reads_unknown = True
-        try:
-            return read(tensor)
-        finally:
-            values.reads_unknown = False
-
-    def note_value(function: str, limits: Limits | None) -> None:
-        if limits is None or not limits.drawn:  # a draw has both ends
-            note(function)
-
-    def read(tensor: Any) -> Any:
-        try:
-            return attempt(item, tensor)
-        except DataDependentOutputException:
-            if tensor.dtype is torch.bool:
-                return assumptions.decide()
-            limits = values.find_limits(tensor)
-            note_value("item()", limits)
-            return make_unknown(assumptions, limits)
-
-    def read_float(tensor: Any) -> float:
-        try:
-            return float(attempt(convert, tensor))
-        except DataDependentOutputException:
-            limits = values.find_limits(tensor)
-            note_value("float()", limits)
-            return 1.0 if limits is None else float(limits.choose(assumptions))
-
-    def read_int(tensor: Any) -> int:
-        try:
-            return int(attempt(count, tensor))
-        except DataDependentOutputException:
-            limits = values.find_limits(tensor)
-            if limits is None:
-                raise
-            note_value("int()", limits)
-            return int(limits.choose(assumptions))
+    items = _UnknownItems(note, values)
+    item, show = torch.Tensor.item, torch.Tensor.__format__
+    split, is_true = torch.Tensor.split, torch.Tensor.__bool__
 
     def write(self: Any, format_spec: str) -> str:
         if self.dim() or type(self) is not FakeTensor:
             return str(show(self, format_spec))
         try:
-            return format(attempt(item, self), format_spec)
+            return format(items.attempt(item, self), format_spec)
         except DataDependentOutputException:
             return "?"
 
     def decide(tensor: Any) -> bool:
         try:
-            return bool(attempt(is_true, tensor))
+            return bool(items.attempt(is_true, tensor))
         except DataDependentOutputException:
             return assumptions.decide()
 
@@ -448,11 +466,8 @@ def allow_unknown_items(
 
     return replace_attributes(
         torch.Tensor,
-        item=read,
+        **_replace_numbers(items, assumptions),
         split=cut,
-        __float__=read_float,
-        __int__=read_int,
-        __index__=read_int,
         __format__=write,
         __bool__=decide,
     )
