@@ -688,3 +688,10 @@ def test_the_fix_holds_what_the_text_says(text, fix):
 )
 def test_the_hosts_own_line_names_its_distribution(line, family):
     assert explain_text(f"{line}\nstep 1\n").context.family == family
+
+
+@pytest.mark.parametrize(("prompt", "command"), [("C:\\Users> ", "certutil"), ("$ ", "certs.d")])
+def test_a_group_of_the_pattern_and_a_sign_of_the_text_choose_the_fix_together(prompt, command):
+    refused = "Error response from daemon: Get x: x509: certificate signed by unknown authority"
+    found = explain_text(f"{prompt}docker pull hello-world\n{refused}\n").found
+    assert command in found[0].error.fix.anywhere.partition("   #")[0]

@@ -10,6 +10,7 @@ cause: what is wrong
 fix: a command                    or @NAME of a fix in `labkit.host.packages`
 fix@fedora: for a family of distributions
 cause@wsl: where a sign of `labkit.known_errors.context` is in the text; also fix@, else@
+fix@raw: where the group (?P<raw>) matched; fix@raw-wsl: where both hold
 else: the second fix to try
 brings: names of the errors that it causes
 passes: yes                       progress after it means that a retry succeeded

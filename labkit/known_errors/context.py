@@ -113,6 +113,11 @@ SIGNS = (
     ),
     _sign("k3s", "k3s k3os rke2", r"\bk3s\b|\bk3os\b|\brke2\b"),
     _sign("minikube", "minikube", r"\bminikube\b"),
+    _sign(
+        "kind-cluster",
+        "kind kindest",
+        r"\bkind (?:create|delete|export|load|get) \w|kindest/node|\bkind-(?:config|control-plane)",
+    ),
     _sign("slurm", "slurm srun sbatch slurmstepd", r"\bslurm|\bsrun\b|\bsbatch\b"),
     _sign("conda", "conda miniconda3 anaconda3 mamba", r"conda|mamba"),
     _sign(
@@ -442,7 +447,7 @@ def judge_memory(values: Mapping[str, str]) -> str | None:
     """Why a GPU's memory did not suffice, as the name of a variant.
 
     ``in-pieces``, ``of-others``, ``in-use``; ``one-tensor`` if the next one alone is half the card,
-    ``refused`` if more was free than was asked for (on Windows ``refused-windows``, too).
+    ``refused`` if more was free than was asked for.
 
     ``values`` are those of torch's own text: ``asked``, ``capacity``, ``unused``, ``allocated`` and
     ``idle``, each with its unit. None if one is missing. Torch before 2.1 says ``reserved`` in

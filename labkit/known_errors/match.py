@@ -798,7 +798,8 @@ def _rank_matches(
     for error, place in places.items():
         named = {f"{name}-{text}" if text else name for name, text in place.values.items()}
         if reason := judge_memory(place.values):
-            named |= {reason, *(f"{reason}-{sign}" for sign in conditions & {"windows"})}
+            named.add(reason)
+        named |= {f"{name}-{sign}" for name in named for sign in conditions}
         shown = {
             **values,
             **place.values,
