@@ -241,6 +241,9 @@ SIGNS = (
     _sign("llamacpp", "ggml llama cpp gguf cu", r"\bggml[_.-]|llama[._]cpp|llama-(?:cli|server)"),
     _sign("jax", "jax jaxlib xla", r"\bjax(?:lib)?\b|\bxla"),
     _sign("sglang", "sglang", r"sglang"),
+    _sign("torchcodec", "torchcodec libtorchcodec", r"libtorchcodec"),
+    # The trainer of LoRA behind kohya_ss and others.
+    _sign("sd-scripts", "scripts", r"sd-scripts[\\/]"),
     _sign("distributed", "torchrun elastic rank nccl", r"torchrun|elastic|local_rank|\bnccl\b"),
     _sign("vllm", "vllm", r"vllm"),
     _sign("unsloth", "unsloth", r"unsloth"),
