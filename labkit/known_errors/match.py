@@ -363,7 +363,10 @@ def _index_all() -> Index:
 
 
 class _Words(set[bytes]):
-    """The runs of letters in a block; it contains a word that is a whole one in the text."""
+    """The runs of letters in a block; it contains a word that is a whole one in the text.
+
+    What is not only letters and digits, it contains wherever the text does.
+    """
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -380,6 +383,8 @@ class _Words(set[bytes]):
     def _has(self, word: str) -> bool:
         text, length = self._text, len(word)
         at = text.find(word)
+        if not word.isalnum():
+            return at >= 0
         while at >= 0:
             end = at + length
             before, after = text[at - 1 : at], text[end : end + 1]
