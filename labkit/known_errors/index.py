@@ -37,21 +37,30 @@ class SearchPlan:
     """An expression, and what is looked for before it is run.
 
     ``clauses`` are groups of numbers of runs of letters, or of pairs of words: a text has one of
-    each group.
+    each group. ``counts`` says in how many plans' ``needed`` each group of texts is.
     """
 
     error: KnownError
     expression: Expression
     clauses: Sequence[frozenset[int]]
+    counts: Counter[tuple[str, ...]]
 
     @cached_property
-    def needed(self) -> Sequence[Sequence[str]]:
+    def needed(self) -> Sequence[tuple[str, ...]]:
         """Groups of texts, of each of which a match contains one, the rarest in logs first."""
         groups = self.expression.texts
+        # A single sign is nearly everywhere: to look for it decides nothing.
+        groups = [group for group in groups if shortest_length(group) > 1]
         return sorted(groups, key=lambda each: (len(each), -shortest_length(each))) or [("",)]
 
     @cached_property
-    def words(self) -> Sequence[Sequence[str]]:
+    def checked(self) -> Sequence[tuple[str, ...]]:
+        """The same: first those that many plans need, as one search answers for all of these."""
+        counts = self.counts
+        return sorted(self.needed, key=lambda each: -counts[each] * (counts[each] > 2))
+
+    @cached_property
+    def words(self) -> Sequence[tuple[str, ...]]:
         """The same, without what blanks separate: another word may stand there."""
         found: set[tuple[str, ...]] = set()
         for group in self.needed:
@@ -161,9 +170,12 @@ class Index:
     def __init__(self, known: Iterable[KnownError]) -> None:
         self.plans: list[SearchPlan] = []
         self._vocabulary = _Vocabulary()
+        counts: Counter[tuple[str, ...]] = Counter()
         for error in known:
             for expression in error.expressions:
-                self.plans.append(SearchPlan(error, expression, self._list_clauses(expression)))
+                clauses = self._list_clauses(expression)
+                self.plans.append(SearchPlan(error, expression, clauses, counts))
+                counts.update(expression.texts)
         # For each run or pair, the plans to ask for if it is there.
         self._keys: dict[int, list[int]] = {}
         self._choose_keys()

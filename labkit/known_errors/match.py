@@ -86,6 +86,9 @@ _ENCODED = re.compile(r"[\"']?(?:[a-z+/]{0,30}\d){4,2000}[a-z0-9+/=]{0,4000}[\"'
 ENCODED_CHARACTERS = 64
 # An expression of whose texts more than one in so many lines has one is run on all lines.
 FEW_LINES = 8
+# Where a text is more often in a chunk, others of so many alternatives may be rarer.
+OFTEN = 20
+MOST_COUNTED = 4
 # A text in lower case may be longer by a few characters.
 SLACK = 8
 
@@ -434,7 +437,7 @@ class _Chunk:
         """Whether the chunk has one of each group of texts that the plan needs."""
         cased = plan.expression.cased
         return (
-            all(map(self._has_any, plan.words if self._is_interrupted else plan.needed))
+            all(map(self._has_any, plan.words if self._is_interrupted else plan.checked))
             and (not plan.start or f"\n{plan.start.split()[0]}" in self._lowered)
             and (not cased or any(word in self._cleaned for word in cased))
         )
@@ -720,9 +723,12 @@ def _find_end(text: str, start: int) -> int:
     return end if end >= 0 else len(text)
 
 
-def _put_rarest_first(text: str, needed: Sequence[Sequence[str]]) -> Sequence[Sequence[str]]:
+def _put_rarest_first(text: str, needed: Sequence[tuple[str, ...]]) -> Sequence[tuple[str, ...]]:
     # To count takes as long as to search: only what could be first is counted.
-    first = [group for group in needed if len(group) == len(needed[0])]
+    most = len(needed[0])
+    if sum(map(text.count, needed[0])) > OFTEN:
+        most = max(most, MOST_COUNTED)
+    first = [group for group in needed if len(group) <= most]
     if len(first) == 1:
         return needed
     rarest = min(first, key=lambda group: sum(map(text.count, group)))
