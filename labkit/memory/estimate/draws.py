@@ -28,9 +28,10 @@ from typing import Any
 import torch
 
 from labkit.memory.estimate.cuda import replace_attributes
+from labkit.memory.estimate.iterators import find_copy, keep_place
 from labkit.memory.estimate.limits import ALMOST_ONE
 from labkit.memory.estimate.values import Assumptions
-from labkit.memory.track.frames import PACKAGE, is_user_file, judge_file
+from labkit.memory.track.frames import PACKAGE, USER, is_user_file, judge_file
 
 # The most draws of a line in a step that are answered: a loop may draw until a number suits.
 LINE_DRAWS = 500
@@ -169,6 +170,8 @@ class Draws:
         self._watched = self._wrap_classes()
         # What gives a generator its state back, by the generator's id.
         self._kept: dict[int, Callable[[], object]] = {}
+        # By the id of a live iterator: it and its copy.
+        self._copies: dict[int, tuple[Any, Any]] = {}
 
     @contextlib.contextmanager
     def open(self, function: Any, arguments: Any, known: dict[int, Any]) -> Iterator[None]:
@@ -190,7 +193,7 @@ class Draws:
             for name, value, put in _list_names(
                 function, arguments, {*known, *map(id, self._watched)}
             ):
-                made = known.get(id(value)) or self._watch(value)
+                made = known.get(id(value)) or self._watch(value) or self._copy(value)
                 if made is not None:
                     stack.callback(put, name, value)
                     put(name, made)
@@ -202,6 +205,19 @@ class Draws:
         for restore in self._kept.values():
             restore()
         self._kept.clear()
+
+    def _copy(self, value: Any) -> Any:
+        """The copy of a live iterator; None for anything else. A file gets its place back."""
+        known = self._copies.get(id(value))
+        if known is None:
+            made = find_copy(value)
+            if made is None:
+                restore = keep_place(value)
+                if restore is not None:
+                    self._kept.setdefault(id(value), restore)
+                return None
+            known = self._copies[id(value)] = value, made
+        return known[1]
 
     def _watch(self, value: Any) -> Any:
         """What answers for a generator, or a method of one; None for anything else."""
@@ -489,11 +505,13 @@ def _list_names(
         one_self = getattr(one, "__self__", one)
         if isinstance(getattr(one_self, "__dict__", None), dict):
             yield from _list_items(vars(one_self))
+            left += [value for value in vars(one_self).values() if _is_users(type(value))]
         left += [one.func, *one.args] if isinstance(one, functools.partial) else []
         for cell in getattr(one, "__closure__", None) or ():
             with contextlib.suppress(ValueError):  # an empty cell
-                left += [cell.cell_contents] if callable(cell.cell_contents) else []
-                yield "cell_contents", cell.cell_contents, functools.partial(setattr, cell)
+                kept = cell.cell_contents
+                left += [kept] if callable(kept) or _is_users(type(kept)) else []
+                yield "cell_contents", kept, functools.partial(setattr, cell)
 
 
 def _list_items(names: dict[Any, Any]) -> Iterator[tuple[str, Any, Callable[..., Any]]]:
@@ -502,7 +520,7 @@ def _list_items(names: dict[Any, Any]) -> Iterator[tuple[str, Any, Callable[...,
 
 
 def _list_kept(names: dict[str, Any], module: str) -> Iterator[tuple[str, Any, Callable[..., Any]]]:
-    """What a module's own dictionaries, classes, functions and partial functions keep."""
+    """What a module's own dictionaries, classes, objects and functions keep."""
     for value in list(names.values()):
         if isinstance(value, dict) and len(value) <= MOST_KEPT:
             yield from _list_items(value)
@@ -514,7 +532,16 @@ def _list_kept(names: dict[str, Any], module: str) -> Iterator[tuple[str, Any, C
                     kept = one.__func__ if isinstance(one, staticmethod) else one
                     yield name, kept, functools.partial(_put_attribute, value, one)
                     yield from _list_defaults(kept)
+            elif isinstance(getattr(value, "__dict__", None), dict):
+                yield from _list_items(vars(value))
             yield from _list_defaults(value)
+
+
+def _is_users(kind: type) -> bool:
+    """True for a class of the user's own code."""
+    module = sys.modules.get(kind.__module__)
+    file = getattr(module, "__file__", None)
+    return judge_file(file) == USER if file else kind.__module__ == "__main__"
 
 
 def _list_defaults(function: Any) -> Iterator[tuple[str, Any, Callable[..., Any]]]:

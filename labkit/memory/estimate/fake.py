@@ -37,8 +37,9 @@ from labkit.memory.estimate.cuda import (
     simulate_calls,
 )
 from labkit.memory.estimate.draws import Draws
+from labkit.memory.estimate.iterators import CopyError, LiveLoaders, copy_iterators, name_uncopied
 from labkit.memory.estimate.limits import LIMITED, Limits, find_limits, join_limits
-from labkit.memory.estimate.loading import is_loading, load_here
+from labkit.memory.estimate.loading import is_loading, load_here, make_iterator
 from labkit.memory.estimate.measured import (
     CONVOLUTIONS,
     MOST_BYTES,
@@ -911,6 +912,7 @@ class Simulation:
         self.allocators: dict[str, CachingAllocator] = {}
         self.assumptions, self.draws = assumptions, Draws(assumptions, self.note)
         self.notes: list[str] = []
+        self.loaders = LiveLoaders(make_iterator, self.note)
         self._fake = FakeMode(placement)
         # The CPU has no caching allocator to tell.
         observer = self if target.kind == "cuda" else None
@@ -990,6 +992,7 @@ class Simulation:
                 ),
                 reverse_products(self.note),
                 load_here(self._loads_ahead, self.note),
+                self.loaders.open(),
                 move_tensors(self._fake),
                 self._fake.own_tensors(),
             ):
@@ -1034,8 +1037,11 @@ class Simulation:
         for one in arguments:
             if isinstance(one, torch.nn.Module) and any(map(_is_compiled, one.modules())):
                 self.note(COMPILED)
-        with _copy_by(self._make_fake):
-            return copy.deepcopy(arguments)
+        with _copy_by(self._make_fake), copy_iterators(self.loaders):
+            try:
+                return copy.deepcopy(arguments)
+            except TypeError as error:
+                raise CopyError(name_uncopied(arguments, error)) from error
 
     def _make_fake(self, tensor: Any) -> Any:
         if torch.nn.parameter.is_lazy(tensor):

@@ -177,6 +177,13 @@ def load_here(
     return stack
 
 
+def make_iterator(loader: Any) -> Any:
+    """The iterator that a loader with these settings would make."""
+    workers = loader.num_workers > 0
+    kind = "_MultiProcessingDataLoaderIter" if workers else "_SingleProcessDataLoaderIter"
+    return getattr(dataloader, kind)(loader)
+
+
 FOLDER = str(Path(dataloader.__file__).parent)
 # The most frames between an operator's dispatch and the code that calls it.
 DEPTH = 12

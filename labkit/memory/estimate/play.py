@@ -403,6 +403,12 @@ def _run(work: Work, simulation: Simulation) -> EstimateObstacle | None:
         refuse_lazy,
         refuse_real,
     )
+    from labkit.memory.estimate.iterators import (
+        CopyError,
+        LiveIteratorError,
+        refuse_copy,
+        refuse_live,
+    )
 
     try:
         with simulation.open():
@@ -411,6 +417,10 @@ def _run(work: Work, simulation: Simulation) -> EstimateObstacle | None:
         raise refuse_real(work.name, inference=work.inference) from error
     except LazyTensorError as error:
         raise refuse_lazy(work.name) from error
+    except LiveIteratorError as error:
+        raise refuse_live(work.name, *error.args) from error
+    except CopyError as error:
+        raise refuse_copy(work.name, str(error)) from error
     except LabkitError:
         raise
     except (Exception, SystemExit) as error:  # whatever the user's code raises
@@ -497,9 +507,13 @@ def _refuse_no_step(made: object, name: str) -> None:
 
 def explain_failure(name: str, error: BaseException) -> UsageError:
     """The user's own error: what was raised, in which line, and how to see the whole traceback."""
+    from labkit.memory.estimate.iterators import FIX
+
     frames = list_error_frames(error)
     return UsageError(
         f"{name} raised {type(error).__name__}: {first_line(str(error)) or 'no message'}",
         cause=f"{frames[0].where}: {frames[0].source}" if frames else "not in a line of your code",
-        fix="run it once for real with a small batch; --debug shows the traceback",
+        fix=f"an iterator ends before the step has run two or three times: {FIX}"
+        if isinstance(error, StopIteration)
+        else "run it once for real with a small batch; --debug shows the traceback",
     )

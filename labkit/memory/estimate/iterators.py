@@ -1,0 +1,294 @@
+"""Iterators that were made before an estimate: the step gets copies of them, or none.
+
+What an iterator has given it does not give again, so a simulation that took from a live one would
+take batches from the user. An iterator of a DataLoader, and a generator that has not begun, are
+made once more; Python's own iterators are copied with those that they are made of. What cannot be
+copied gives nothing: the step is refused where it first asks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import functools
+import inspect
+import io
+import itertools
+import sys
+import types
+import warnings
+from collections.abc import Callable, Generator, Iterator
+from types import FunctionType, GeneratorType, SimpleNamespace
+from typing import Any, NoReturn
+
+from torch.utils.data import dataloader
+
+from labkit.errors import UsageError
+from labkit.memory.estimate.cuda import replace_attributes
+
+FIX = (
+    "pass the loader instead of its iterator, and take the batch in the step:"
+    " for batch in loader, or next(iter(loader))"
+)
+FIX_STREAM = "let the step open it, or read it before and pass what it has"
+LOADED_AGAIN = (
+    "an iterator of a DataLoader that was made before stays where it is: simulated with a new one,"
+    " from the first batch"
+)
+Convert = Callable[[Any], Any]
+LOADING = (dataloader._SingleProcessDataLoaderIter, dataloader._MultiProcessingDataLoaderIter)
+# Python's modules whose iterators say how they are made; csv's do not.
+MODULES = {"builtins", "itertools", "_csv"}
+# The methods that take something from a stream.
+READING = frozenset(
+    ("read", "read1", "readline", "readlines", "readinto", "recv", "recv_into", "recvfrom", "send")
+)
+
+
+class LiveIteratorError(BaseException):
+    """The step takes from an iterator, or a file, that was made before it and cannot be copied.
+
+    ``args`` are its kind and what to do. The step's own ``except Exception`` does not catch it.
+    """
+
+
+class CopyError(Exception):
+    """An argument of the step cannot be copied."""
+
+
+class HeldIterator:
+    """Has the place of an iterator that cannot be copied, and refuses to give anything."""
+
+    def __init__(self, iterator: Any) -> None:
+        self._held = iterator
+
+    def __getattr__(self, name: str) -> Any:
+        if name in READING:
+            self.__next__()
+        return getattr(self._held, name)
+
+    def __iter__(self) -> HeldIterator:
+        return self.__next__()
+
+    def __next__(self) -> NoReturn:
+        fix = FIX_STREAM if _is_stream(self._held) else FIX
+        raise LiveIteratorError(_name_kind(self._held), fix)
+
+
+def refuse_live(name: str, kind: str, fix: str) -> UsageError:
+    """The error for a step that takes from what was made before."""
+    return UsageError(
+        f"{name} takes from {kind} that was made before the estimate",
+        cause="the simulation would use up what the real step is to get",
+        fix=fix,
+    )
+
+
+def refuse_copy(name: str, words: str) -> UsageError:
+    """The error for an argument that cannot be copied."""
+    return UsageError(
+        f"{name} cannot get a copy of {words}",
+        cause="the step gets copies of its arguments, so that the real ones stay as they are",
+        fix="pass the model, the optimizer and the inputs alone, and let the step make or name the"
+        " rest: estimate_memory(lambda model: step(model, other), model)",
+    )
+
+
+def find_copy(value: Any) -> Any:
+    """What a step gets for a live iterator that its code can name; None for anything else."""
+    kind = type(value)
+    if isinstance(value, GeneratorType) or (
+        kind.__module__ in MODULES and hasattr(kind, "__next__")
+    ):
+        try:
+            return copy_iterator(value, lambda one: find_copy(one) or one)
+        except LiveIteratorError:
+            return HeldIterator(value)
+    return HeldIterator(value) if _is_stream(value) else None
+
+
+def _is_stream(value: Any) -> bool:
+    """True for what is read from, and cannot be put back to where it was."""
+    if not isinstance(value, io.IOBase):
+        return type(value).__name__ == "socket"
+    with contextlib.suppress(OSError, ValueError):
+        return value.readable() and not value.writable() and keep_place(value) is None
+    return False
+
+
+def copy_iterator(iterator: Any, convert: Convert) -> Any:
+    """A copy; ``convert`` copies what the iterator is made of. Raises LiveIteratorError."""
+    if isinstance(iterator, GeneratorType):
+        return _copy_generator(iterator, convert)
+    with warnings.catch_warnings():
+        # Python 3.12 and 3.13 warn that later ones cannot copy those of itertools.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        try:
+            make, given, *states = iterator.__reduce__()
+            made = make(*map(convert, given))
+        except TypeError as error:
+            raise LiveIteratorError(_name_kind(iterator), FIX) from error
+    for state in states[:1]:
+        made.__setstate__(_copy_state(state, convert))
+    return made
+
+
+def _copy_state(state: Any, convert: Convert) -> Any:
+    """What an iterator keeps: a list of what it has given, which it goes on to fill, or places."""
+    if isinstance(state, tuple):
+        return tuple(_copy_state(one, convert) for one in state)
+    return [*state] if isinstance(state, list) else convert(state)
+
+
+def _copy_generator(generator: Generator[Any], convert: Convert) -> Generator[Any]:
+    """A generator of the same function and arguments, if this one has given nothing yet."""
+    source: Any = generator
+    code, frame = source.gi_code, source.gi_frame
+    if inspect.getgeneratorstate(generator) != inspect.GEN_CREATED or frame is None:
+        raise LiveIteratorError(_name_kind(generator), FIX)
+    local = dict(frame.f_locals)
+    cells = [
+        types.CellType(convert(local[name])) if name in local else types.CellType()
+        for name in code.co_freevars
+    ]
+    function = FunctionType(code, frame.f_globals, code.co_name, None, tuple(cells))
+    names = iter(code.co_varnames)
+    given = [convert(local[name]) for name in itertools.islice(names, code.co_argcount)]
+    named = {name: convert(local[name]) for name in itertools.islice(names, code.co_kwonlyargcount)}
+    if code.co_flags & inspect.CO_VARARGS:
+        given += map(convert, local[next(names)])
+    if code.co_flags & inspect.CO_VARKEYWORDS:
+        named |= local[next(names)]
+    made: Generator[Any] = function(*given, **named)
+    return made
+
+
+def _name_kind(value: Any) -> str:
+    """The kind of an iterator, with its article and, of a generator, its function."""
+    if isinstance(value, GeneratorType):
+        return f"a generator ({value.__name__})"
+    kind = type(value).__name__
+    return f"{'an' if kind[0] in 'aeiou' else 'a'} {kind.lstrip('_')}"
+
+
+def _read_settings(iterator: Any, convert: Convert) -> SimpleNamespace:
+    """The settings of the loader that has made an iterator; ``convert`` copies its dataset."""
+    return SimpleNamespace(
+        dataset=convert(iterator._dataset),
+        collate_fn=iterator._collate_fn,
+        drop_last=iterator._drop_last,
+        pin_memory=iterator._pin_memory,
+        pin_memory_device="",
+        num_workers=iterator._num_workers,
+        prefetch_factor=getattr(iterator, "_prefetch_factor", None),
+        worker_init_fn=getattr(iterator, "_worker_init_fn", None),
+        timeout=0,
+        generator=None,
+        persistent_workers=False,
+        _dataset_kind=iterator._dataset_kind,
+        _IterableDataset_len_called=iterator._IterableDataset_len_called,
+        _auto_collation=iterator._auto_collation,
+        _index_sampler=convert(iterator._index_sampler),
+    )
+
+
+class LiveLoaders:
+    """Gives what asks a live iterator of a DataLoader the batches of a new one, in a simulation.
+
+    ``make`` makes an iterator of a loader's settings.
+    """
+
+    def __init__(self, make: Callable[[Any], Any], note: Callable[[str], object]) -> None:
+        self._make, self._note = make, note
+        # By the id of a live iterator: it and the new one.
+        self._alike: dict[int, tuple[Any, Any]] = {}
+
+    @contextlib.contextmanager
+    def open(self) -> Iterator[None]:
+        """Replaces the methods of loaders and of their iterators, until exit."""
+        base, loader = dataloader._BaseDataLoaderIter, dataloader.DataLoader
+        begin, take, iterate = base.__init__, base.__next__, loader.__iter__
+
+        def start(iterator: Any, *given: Any, **named: Any) -> None:
+            iterator.labkit_loaders = self
+            begin(iterator, *given, **named)
+
+        def give(iterator: Any) -> Any:
+            return take(iterator if self._has_made(iterator) else self._find_alike(iterator))
+
+        def begin_epoch(one: Any) -> Any:
+            kept = one.__dict__.get("_iterator")
+            if one.persistent_workers and (kept is None or not self._has_made(kept)):
+                stack.callback(setattr, one, "_iterator", kept)
+                one._iterator = None
+            return iterate(one)
+
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(replace_attributes(base, __init__=start, __next__=give))
+            stack.enter_context(replace_attributes(loader, __iter__=begin_epoch))
+            yield
+
+    def make_alike(self, iterator: Any, convert: Convert) -> Any:
+        """A new iterator of the same DataLoader; ``convert`` copies its dataset."""
+        self._note(LOADED_AGAIN)
+        return self._make(_read_settings(iterator, convert))
+
+    def _has_made(self, iterator: Any) -> bool:
+        return vars(iterator).get("labkit_loaders") is self
+
+    def _find_alike(self, iterator: Any) -> Any:
+        if id(iterator) not in self._alike:
+            self._alike[id(iterator)] = iterator, self.make_alike(iterator, lambda one: one)
+        return self._alike[id(iterator)][1]
+
+
+@contextlib.contextmanager
+def copy_iterators(loaders: LiveLoaders) -> Iterator[None]:
+    """Makes ``copy.deepcopy`` copy live iterators, and progress bars, until exit."""
+    copiers: dict[type, Any] = copy._deepcopy_dispatch  # type: ignore[attr-defined]
+
+    def load_again(iterator: Any, memo: dict[int, Any]) -> Any:
+        made = loaders.make_alike(iterator, lambda one: copy.deepcopy(one, memo))
+        return memo.setdefault(id(iterator), made)
+
+    def generate_again(generator: Any, memo: dict[int, Any]) -> Any:
+        made = _copy_generator(generator, lambda one: copy.deepcopy(one, memo))
+        return memo.setdefault(id(generator), made)
+
+    def show_nothing(bar: Any, memo: dict[int, Any]) -> Any:
+        made = type(bar)(copy.deepcopy(bar.iterable, memo), total=bar.total, disable=True)
+        return memo.setdefault(id(bar), made)
+
+    added = {**dict.fromkeys(LOADING, load_again), GeneratorType: generate_again}
+    bars = sys.modules.get("tqdm.std")
+    if bars is not None:
+        added |= dict.fromkeys(_list_kinds(bars.tqdm), show_nothing)
+    with contextlib.ExitStack() as stack:
+        for kind, copier in added.items():
+            stack.callback(copiers.pop, kind)
+            copiers[kind] = copier
+        yield
+
+
+def _list_kinds(kind: Any) -> list[Any]:
+    return [kind, *(each for one in kind.__subclasses__() for each in _list_kinds(one))]
+
+
+def name_uncopied(arguments: tuple[Any, ...], error: Exception) -> str:
+    """Which of the arguments cannot be copied, and why."""
+    for place, one in enumerate(arguments, 1):
+        try:
+            copy.deepcopy(one)
+        except Exception as own:
+            return f"argument {place}, {_name_kind(arguments[place - 1])}: {own}"
+    return f"the arguments: {error}"
+
+
+def keep_place(value: Any) -> Callable[[], object] | None:
+    """What puts a file that is open for reading back to where it is; None for anything else."""
+    if not isinstance(value, io.IOBase):
+        return None
+    with contextlib.suppress(OSError, ValueError):  # closed, or in the middle of its lines
+        if value.readable() and value.seekable() and not value.writable():
+            return functools.partial(value.seek, value.tell())
+    return None

@@ -1,0 +1,167 @@
+"""What a step takes from iterators, loaders and models that were made before its estimate."""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+import threading
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from labkit.errors import UsageError
+from labkit.memory.estimate.play import estimate_memory
+
+BATCHES = [torch.full((4, 8), float(place)) for place in range(8)]
+
+
+def make_loader(**options):
+    return DataLoader(TensorDataset(torch.arange(192.0).view(24, 8)), 4, **options)
+
+
+def repeat(loader):
+    while True:
+        for (batch,) in loader:
+            yield batch
+
+
+def number_batches():
+    yield from enumerate(BATCHES)
+
+
+# Makes an iterator, of batches or of what has one as its first or its last part.
+LIVE = {
+    "a loader": lambda: iter(make_loader()),
+    "workers": lambda: iter(make_loader(num_workers=1)),
+    "enumerate": lambda: enumerate(make_loader()),
+    "zip": lambda: zip(make_loader(), BATCHES, strict=False),
+    "map": lambda: map(torch.clone, BATCHES),
+    "cycle": lambda: itertools.cycle(BATCHES[:2]),
+    "cycle of a loader": lambda: itertools.cycle(make_loader()),
+    "part of a chain": lambda: itertools.islice(itertools.chain(BATCHES, BATCHES), 2, 12),
+    "list": lambda: iter(BATCHES),
+    "generator": lambda: repeat(make_loader()),
+    "generator of pairs": number_batches,
+    "generator expression": lambda: (one + 1 for one in BATCHES),
+}
+
+
+def find_batch(value):
+    while not isinstance(value, torch.Tensor):
+        value = next(one for one in value if not isinstance(one, int))
+    return value
+
+
+def train(model, iterator):
+    model(find_batch(next(iterator))).sum().backward()
+
+
+def list_next(iterator, count=7):
+    return [find_batch(one).tolist() for one in itertools.islice(iterator, count)]
+
+
+class Trainer:
+    """An object of the user's that keeps an iterator."""
+
+    def __init__(self, batches):
+        self.batches = batches
+
+
+@pytest.mark.filterwarnings("ignore:.*itertools:DeprecationWarning")
+@pytest.mark.parametrize("as_argument", [True, False], ids=["argument", "closure"])
+@pytest.mark.parametrize("name", LIVE)
+def test_a_live_iterator_gives_the_step_batches_and_stays_where_it_is(name, as_argument):
+    live, expected = LIVE[name](), list_next(LIVE[name]())
+    model, trainer = nn.Linear(8, 64), Trainer(live)
+    if as_argument:
+        found = estimate_memory(train, model, live)
+    else:
+        found = estimate_memory(lambda model: train(model, trainer.batches), model)
+
+    assert found.obstacle is None and found.kinds["gradients"] == 4 * 64 * 9
+    assert list_next(live) == expected
+
+
+@pytest.mark.parametrize("started", [True, False])
+def test_workers_that_persist_are_not_the_simulations(started):
+    loader = make_loader(num_workers=1, persistent_workers=True)
+    live = iter(loader) if started else None
+    kept = loader._iterator
+    estimate_memory(lambda model: model(next(iter(loader))[0]), nn.Linear(8, 8), inference=True)
+    assert loader._iterator is kept
+    assert len(list(live if started else loader)) == 6
+
+
+def begin():
+    made = repeat(make_loader())
+    next(made)
+    return made
+
+
+def read_lines():
+    file = io.TextIOWrapper(io.BufferedReader(io.BytesIO(b"1\n2\n3\n")))
+    next(file)
+    return file
+
+
+@pytest.mark.parametrize(
+    ("make", "kind", "fix"),
+    [
+        (begin, "generator (repeat)", "instead of its iterator"),
+        (lambda: csv.reader(["1", "2"]), "reader", "instead of its iterator"),
+        (read_lines, "TextIOWrapper", "let the step open it"),
+    ],
+)
+def test_what_cannot_be_copied_is_refused_before_it_gives_anything(make, kind, fix):
+    live = make()
+    expected = [next(one) for one in [make()]]
+
+    def step(model):
+        try:
+            next(live)
+        except Exception:
+            model(BATCHES[0])
+
+    with pytest.raises(UsageError) as error:
+        estimate_memory(step, nn.Linear(8, 8))
+    assert kind in error.value.what and fix in error.value.fix
+    assert str(next(live)) == str(expected[0])
+
+
+def test_an_open_file_is_read_again_from_where_it_is():
+    with open(__file__) as file:  # noqa: PTH123
+        file.readline()
+        place = file.tell()
+        estimate_memory(lambda model: model(torch.ones(len(file.read(8)), 8)), nn.Linear(8, 8))
+        assert file.tell() == place
+
+
+def test_an_argument_that_cannot_be_copied_is_named():
+    model = nn.Linear(8, 8)
+    model.lock = threading.Lock()
+    with pytest.raises(UsageError, match=r"argument 2, a Linear: cannot pickle '_thread.lock'"):
+        estimate_memory(lambda batch, model: model(batch), BATCHES[0], model)
+
+
+def test_a_progress_bar_of_a_loader_is_an_argument(capsys):
+    tqdm = pytest.importorskip("tqdm")
+    bar = tqdm.tqdm(make_loader())
+    shown = capsys.readouterr()
+
+    def step(model, bar):
+        for (batch,) in bar:
+            model(batch).sum().backward()
+            bar.set_postfix(loss=1)
+
+    assert estimate_memory(step, nn.Linear(8, 8), bar).obstacle is None
+    assert not any(capsys.readouterr()) and shown.err
+    bar.close()
+
+
+def test_an_iterator_that_ends_too_early_is_named():
+    with pytest.raises(UsageError) as error:
+        estimate_memory(train, nn.Linear(8, 8), iter(BATCHES[:1]))
+    assert "instead of its iterator" in error.value.fix
