@@ -695,3 +695,14 @@ def test_a_group_of_the_pattern_and_a_sign_of_the_text_choose_the_fix_together(p
     refused = "Error response from daemon: Get x: x509: certificate signed by unknown authority"
     found = explain_text(f"{prompt}docker pull hello-world\n{refused}\n").found
     assert command in found[0].error.fix.anywhere.partition("   #")[0]
+
+
+@pytest.mark.parametrize(
+    ("build", "needs"),
+    [("19042.928", "21H2"), ("19045.5608", "--set-version"), ("", "ubuntu-drivers")],
+)
+def test_windows_gets_its_own_fix_for_the_library_that_docker_lacks(build, needs):
+    where = f"Windows 10 Pro, {build}\n" if build else ""
+    lost = "nvidia-container-cli: initialization error: load library failed: libnvidia-ml.so.1: x"
+    explanation = explain_text(f"{where}{lost}\n")
+    assert needs in explanation.found[0].error.fix.on(Distribution("Ubuntu", "ubuntu"))

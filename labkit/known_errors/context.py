@@ -63,6 +63,13 @@ SIGNS = (
         r"|in wddm mode|\.ps1\b",
         "winerror|platform: windows|:\\|.dll|windows 1|win10|win11|in wddm mode|.ps1",
     ),
+    # Before 21H2, Windows 10 gave no GPU to WSL 2.
+    _sign(
+        "windows-old",
+        "19041 19042 19043 2004 20h2 21h1",
+        r"\b(?:10\.0\.)?1904[123]\.\d|windows 10.{0,30}\b(?:2004|20h2|21h1|1904[123])\b",
+        "19041.|19042.|19043.|windows 10",
+    ),
     _sign(
         "mac",
         "macos macosx darwin mps homebrew apple users frameworks",
@@ -109,8 +116,10 @@ SIGNS = (
     _sign("fresh", "run", r"\b(?:docker|podman|nerdctl)(?: container)? run\b"),
     _sign(
         "k8s",
-        "kubelet kubectl kubernetes k8s pod pods aks eks gke ocp kuberay openshift",
-        r"kubelet|kubectl|kubernetes|\bk8s\b|\bpods?\b|\b(?:aks|eks|gke|ocp)\b|kuberay|openshift",
+        "kubelet kubectl kubernetes k8s microk8s pod pods aks eks gke ocp kuberay openshift"
+        " daemonset operator",
+        r"kubelet|kubectl|kubernetes|\b(?:micro)?k8s\b|\bpods?\b|\b(?:aks|eks|gke|ocp)\b|kuberay"
+        r"|openshift|\b(?:gpu|network)-operator\b|-daemonset\b",
     ),
     _sign("k3s", "k3s k3os rke2", r"\bk3s\b|\bk3os\b|\brke2\b"),
     _sign("minikube", "minikube", r"\bminikube\b"),
