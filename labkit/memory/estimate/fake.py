@@ -79,6 +79,7 @@ from labkit.memory.estimate.results import (
 )
 from labkit.memory.estimate.saved import Checkpoints
 from labkit.memory.estimate.state import keep_state
+from labkit.memory.estimate.updates import WholeUpdates
 from labkit.memory.estimate.values import (
     KNOWN_ELEMENTS,
     LIKE,
@@ -230,6 +231,7 @@ class FakeTracer(StorageTracer):
         self._assumptions, self._note_words = assumptions, note
         self._losses = 0.0
         self.whole = WholeCalls(self, mode, _make_recorder)
+        self.updates = WholeUpdates(self, mode)
         self._call_frames: tuple[Frame, ...] = ()
 
     def __exit__(self, *error: Any) -> None:
@@ -407,9 +409,19 @@ class FakeTracer(StorageTracer):
             frames = self._find_frames()[0]
         if operator is LIFT:
             self._add_new(taken[0], "other", frames)
-        known = []
-        live = self._live
-        for one in taken:
+        known = self.find_storages(taken)
+        watch = self._watch
+        if node is not None:
+            return "activations", frames, True
+        categories = {one.category for one in known}
+        if not categories.isdisjoint(READING) and watch.reads_inputs():
+            self._take_inputs(operator, known)
+        return watch.name_result(taken, categories), frames, False
+
+    def find_storages(self, tensors: list[Any]) -> list[Storage]:
+        """The storages of plain fake tensors, which are found at their first use."""
+        known, live = [], self._live
+        for one in tensors:
             # What _look_at_fake does, without a call for most tensors.
             kept = one.__dict__
             held: StorageReference | None = kept.get(HELD)
@@ -419,13 +431,19 @@ class FakeTracer(StorageTracer):
                 known.append(held.storage)
                 if ("_is_param" in kept or one.requires_grad) and one.is_leaf:
                     self._look_at_fake(one)
-        watch = self._watch
-        if node is not None:
-            return "activations", frames, True
-        categories = {one.category for one in known}
-        if not categories.isdisjoint(READING) and watch.reads_inputs():
-            self._take_inputs(operator, known)
-        return watch.name_result(taken, categories), frames, False
+        return known
+
+    def settle(self) -> None:
+        """Counts all that was allocated and freed until now."""
+        self._bury()
+
+    def is_updating(self) -> bool:
+        """True in an optimizer's step, outside of modules and of backward."""
+        return self._watch.is_updating()
+
+    def find_doubts(self) -> tuple[Any, ...]:
+        """What an operator may have left open so far."""
+        return self.obstacle, self.trouble, self._assumptions.asked
 
     def _follow_values(
         self, operator: Any, arguments: Any, named: Any, tensors: list[Any], result: Any
@@ -1002,8 +1020,10 @@ class Simulation:
                 stack.enter_context(self._operators)
                 stack.enter_context(self._order)
                 stack.enter_context(allow_foreach())
-            elif not self._by_parts:
-                stack.enter_context(self.tracer.whole)
+            else:
+                stack.enter_context(self.tracer.updates.open())
+                if not self._by_parts:
+                    stack.enter_context(self.tracer.whole)
             stack.callback(lambda: _forget_fakes() if self.tracer.holds_fakes else None)
             stack.enter_context(self._fake)
             stack.enter_context(self.tracer)

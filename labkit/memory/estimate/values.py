@@ -190,12 +190,24 @@ class KnownValues:
             self._forget_written(schema, arguments, named)
         return None
 
+    def count_writes(self, tensor: Any) -> int:
+        """How often unknown values were written into the tensor's storage."""
+        return self._writes[tensor.untyped_storage()._cdata]
+
+    def forget(self, tensor: Any) -> None:
+        """Notes a write of unknown values into the tensor."""
+        self._writes[tensor.untyped_storage()._cdata] += 1
+
+    def is_labelled(self, tensor: Any) -> bool:
+        """True if anything is known of the tensor's values."""
+        return self.find(tensor) is not None or self.find_limits(tensor) is not None
+
     def _forget_written(self, schema: Any, arguments: Any, named: Any) -> None:
         for place, argument in enumerate(schema.arguments):
             if argument.alias_info is not None and argument.alias_info.is_write:
                 value = arguments[place] if place < len(arguments) else named.get(argument.name)
                 for one in list_tensors(value):
-                    self._writes[one.untyped_storage()._cdata] += 1
+                    self.forget(one)
 
 
 def _put_known(value: Any, known: dict[int, Any]) -> Any:

@@ -439,6 +439,11 @@ class CategoryWatch:
         """True while tensors that an operator reads, except parameters, are the model's inputs."""
         return not self._steps and torch._C._current_autograd_node() is None
 
+    def is_updating(self) -> bool:
+        """True in an optimizer's step, outside of modules and of backward."""
+        inside = self._depth or torch._C._current_autograd_node() is not None
+        return bool(self._steps) and not inside
+
     def watch_parameter(self, tensor: Any, *, known: bool = False) -> None:
         """Marks a parameter or another leaf, its gradient, and each later gradient.
 
