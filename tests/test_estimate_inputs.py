@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import io
 import itertools
@@ -10,7 +11,8 @@ import threading
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.nn import functional
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from labkit.errors import UsageError
 from labkit.memory.estimate.play import estimate_memory
@@ -165,3 +167,130 @@ def test_an_iterator_that_ends_too_early_is_named():
     with pytest.raises(UsageError) as error:
         estimate_memory(train, nn.Linear(8, 8), iter(BATCHES[:1]))
     assert "instead of its iterator" in error.value.fix
+
+
+class Lengths(Dataset):
+    """Samples of these lengths; which is known without reading them, if ``known``."""
+
+    def __init__(self, lengths, *, known=False, name="x.png"):
+        self.read, self.name = lengths, name
+        if known:
+            self.lengths = lengths
+
+    def __len__(self):
+        return len(self.read)
+
+    def __getitem__(self, place):
+        return torch.ones(self.read[place], 8), self.name * (place % 3)
+
+
+class Streamed(IterableDataset):
+    """The same samples, one after the other."""
+
+    def __init__(self, samples):
+        self.samples = samples
+
+    def __iter__(self):
+        return (self.samples[place] for place in range(len(self.samples)))
+
+
+class Backwards(torch.utils.data.Sampler):
+    """A sampler of the user's; it can name batches too."""
+
+    def __init__(self, count, batch=None):
+        self.count, self.batch = count, batch
+
+    def __iter__(self):
+        for place in reversed(range(self.count)):
+            yield place if self.batch is None else [place] * self.batch
+
+
+def pad(samples):
+    return nn.utils.rnn.pad_sequence([values for values, _ in samples])
+
+
+def share(samples, *, shuffle):
+    return torch.utils.data.DistributedSampler(samples, 2, 0, shuffle=shuffle)
+
+
+# One in 32 samples is long, none of them at a multiple of 32 and none in the first batch.
+FEW = Lengths([400 if place % 32 == 31 else 10 for place in range(1024)])
+TWO = Lengths([*[10] * 40, *[400] * 24])
+RARE = Lengths([400 if place == 77_777 else 10 for place in range(100_000)], known=True)
+SAME = Lengths([10] * 64)
+UNEQUAL = {
+    "few": (FEW, {"shuffle": True}, "random order"),
+    "known": (RARE, {"shuffle": True}, "random order"),
+    "equal": (SAME, {"shuffle": True}, None),
+    "own": (TWO, {"sampler": Backwards(64)}, "sampler's own"),
+    "batches": (TWO, {"batch_size": 1, "batch_sampler": Backwards(64, 8)}, "sampler's own"),
+    "parts": (TWO, {"sampler": share(TWO, shuffle=True)}, "random order"),
+    "parts in order": (TWO, {"sampler": share(TWO, shuffle=False)}, None),
+    "stream": (Streamed(TWO), {"batch_size": 64}, "a stream"),
+    "stream of equal": (Streamed(SAME), {}, None),
+}
+
+
+@pytest.mark.parametrize("name", UNEQUAL)
+def test_samples_of_unequal_size_are_noted_where_another_batch_may_come(name):
+    data, options, order = UNEQUAL[name]
+    loader = DataLoader(data, **{"batch_size": 8, "collate_fn": pad, **options})
+
+    def step(model):
+        model(next(iter(loader))).mean().backward()
+
+    found = estimate_memory(step, nn.Linear(8, 64))
+    notes = [one for one in found.notes if "unequal size" in one]
+    assert len(notes) == (order is not None)
+    assert order is None or order in notes[0]
+    assert name not in {"few", "own"} or ("3200 elements" in notes[0]) is (name == "few")
+
+
+@pytest.mark.parametrize("goes_on", [True, False])
+def test_longer_samples_in_later_batches_are_noted_where_the_steps_go_on_to_them(goes_on):
+    loader = DataLoader(TWO, 8, collate_fn=pad)
+
+    def make_step():
+        model, batches = nn.Linear(8, 64), iter(loader)
+        return lambda: model(next(batches if goes_on else iter(loader))).mean().backward()
+
+    notes = [one for one in estimate_memory(make_step).notes if "later batches" in one]
+    assert len(notes) == goes_on
+    assert not goes_on or "need more: one sample has 3200 elements" in notes[0]
+
+
+def test_an_order_of_very_many_samples_is_known():
+    loader = DataLoader(range(300_000), 4, shuffle=True)
+    found = estimate_memory(
+        lambda model: model(next(iter(loader)).float()[:, None]), nn.Linear(1, 8), inference=True
+    )
+    assert (found.obstacle, found.lowest_bytes, found.notes) == (None, None, ())
+
+
+def test_whole_numbers_that_nobody_knows_become_a_tensor_of_whole_numbers():
+    def make_step():
+        words, model = torch.randint(0, 50, (20,)).tolist(), nn.Embedding(50, 64)
+        return lambda: model(torch.tensor(words[2:10])).sum().backward()
+
+    assert estimate_memory(make_step).obstacle is None
+
+
+def test_a_copied_parameter_is_a_parameter():
+    def step(model):
+        copied = copy.deepcopy(model)
+        copied.weight = copy.deepcopy(model).weight
+        assert not isinstance(copy.deepcopy(torch.ones(3)), nn.Parameter)
+        copied(BATCHES[0]).sum().backward()
+
+    assert estimate_memory(step, nn.Linear(8, 64)).obstacle is None
+
+
+@pytest.mark.parametrize("loss", ["mse_loss", "smooth_l1_loss", "huber_loss"])
+def test_a_loss_of_nothing_is_one_of_the_ways(loss):
+    def step(model):
+        values = model(BATCHES[0])
+        chosen = values[values > 0]
+        getattr(functional, loss)(chosen, torch.zeros_like(chosen)).backward()
+
+    found = estimate_memory(step, nn.Linear(8, 64))
+    assert found.obstacle is None and found.lowest_bytes < found.peak_bytes

@@ -187,6 +187,7 @@ def _put_numbers(value: Any, unknown: list[Any]) -> Any:
         return _fill_list(list(value.shape), 0.0 if value.is_floating_point() else 0)
     if type(value).__name__ == "UnknownNumber":
         unknown.append(value)
+        return 0 if value.whole else value
     return value
 
 

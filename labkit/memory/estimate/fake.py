@@ -39,7 +39,7 @@ from labkit.memory.estimate.cuda import (
 from labkit.memory.estimate.draws import Draws
 from labkit.memory.estimate.iterators import CopyError, LiveLoaders, copy_iterators, name_uncopied
 from labkit.memory.estimate.limits import LIMITED, Limits, find_limits, join_limits
-from labkit.memory.estimate.loading import is_loading, load_here, make_iterator
+from labkit.memory.estimate.loading import Order, is_loading, load_here, make_iterator
 from labkit.memory.estimate.measured import (
     CONVOLUTIONS,
     MOST_BYTES,
@@ -93,6 +93,7 @@ from labkit.memory.estimate.values import (
     is_constant,
     is_real,
     make_array,
+    make_lister,
     make_unpacking,
     pack_padded,
     selects_by_known,
@@ -484,7 +485,7 @@ class FakeTracer(StorageTracer):
         An order that the step itself draws is one of two.
         """
         loads = is_loading()
-        if result.numel() > KNOWN_ELEMENTS or not (loads or operator in SEEDS):
+        if not (loads or (operator in SEEDS and result.numel() <= KNOWN_ELEMENTS)):
             return False
         with _disable_current_modes():
             numbers = torch.arange(result.numel())
@@ -816,6 +817,18 @@ def _multiply_groups(one: Any, other: Any, offs: Any = None, *others: Any, **nam
     return one.new_empty(*one.shape[:-1], other.size(-1)) if rows else one.new_empty(0)
 
 
+def _allow_nothing(reverse: Callable[..., Any]) -> Callable[..., Any]:
+    """Wraps a loss's backward pass, which torch's fake version divides by no elements."""
+
+    @functools.wraps(reverse)
+    def compute(gradient: Any, values: Any, *others: Any, **named: Any) -> Any:
+        if not values.numel():
+            return torch.empty_like(values)
+        return reverse(gradient, values, *others, **named)
+
+    return compute
+
+
 def _lay_out(norm: Callable[..., Any]) -> Callable[..., Any]:
     """Wraps batch norm so that its result has the CPU's layout, which torch's fake version has not.
 
@@ -865,6 +878,14 @@ LAID_OUT = (
 )
 REPLACED: dict[Any, Callable[..., Any]] = {loss: _keep_storage(loss) for loss in KEEP_STORAGE}
 REPLACED |= {norm: _lay_out(norm) for norm in LAID_OUT}
+REPLACED |= {
+    reverse: _allow_nothing(reverse)
+    for reverse in (
+        ATEN.mse_loss_backward.default,
+        ATEN.smooth_l1_loss_backward.default,
+        ATEN.huber_loss_backward.default,
+    )
+}
 _COMPUTED: dict[Any, Callable[..., Any]] = {
     ATEN._efficientzerotensor.default: _make_zeros,
     ATEN.col2im.default: _keep_columns(ATEN.col2im.default),
@@ -930,7 +951,8 @@ class Simulation:
         self.allocators: dict[str, CachingAllocator] = {}
         self.assumptions, self.draws = assumptions, Draws(assumptions, self.note)
         self.notes: list[str] = []
-        self.loaders = LiveLoaders(make_iterator, self.note)
+        self._samples = Order(lambda: assumptions.steps)
+        self.loaders = LiveLoaders(make_iterator, self._samples.watch, self.note)
         self._fake = FakeMode(placement)
         # The CPU has no caching allocator to tell.
         observer = self if target.kind == "cuda" else None
@@ -1009,7 +1031,7 @@ class Simulation:
                     forward=lambda wrapper, *inputs, **named: wrapper.module(*inputs, **named),
                 ),
                 reverse_products(self.note),
-                load_here(self._loads_ahead, self.note),
+                load_here(self._loads_ahead),
                 self.loaders.open(),
                 move_tensors(self._fake),
                 self._fake.own_tensors(),
@@ -1025,9 +1047,10 @@ class Simulation:
                 if not self._by_parts:
                     stack.enter_context(self.tracer.whole)
             stack.callback(lambda: _forget_fakes() if self.tracer.holds_fakes else None)
-            stack.enter_context(self._fake)
-            stack.enter_context(self.tracer)
-            yield
+            with self._fake, self.tracer:
+                yield
+            for words in self._samples.describe():
+                self.note(words)
 
     def _list_values(self) -> list[contextlib.AbstractContextManager[Any]]:
         """What answers for values, sizes and checkpoints, which fake tensors do not have."""
@@ -1040,7 +1063,11 @@ class Simulation:
         return [
             self.checkpoints.open(),
             simulate_lazy(),
-            replace_attributes(fake_tensor.FakeTensor, get_nested_int=_count_ragged),
+            replace_attributes(
+                fake_tensor.FakeTensor,
+                get_nested_int=_count_ragged,
+                tolist=make_lister(self.assumptions, values),
+            ),
             replace_attributes(torch, _nested_tensor_from_mask_left_aligned=pad),
             allow_unknown_items(self.assumptions, self.note_unknown, values),
             replace_attributes(torch.Tensor, numpy=_answer_numpy(self)),
@@ -1429,6 +1456,8 @@ def _copy_tensor(tensor: Any, memo: dict[int, Any]) -> Any:
     if not isinstance(tensor, fake_tensor.FakeTensor) or not tensor.is_leaf:
         return COPY_TENSOR(tensor, memo)
     copied = tensor.detach().clone().requires_grad_(tensor.requires_grad)
+    if isinstance(tensor, torch.nn.Parameter):
+        copied._is_param = True
     return memo.setdefault(id(tensor), copied)
 
 

@@ -195,11 +195,16 @@ def _read_settings(iterator: Any, convert: Convert) -> SimpleNamespace:
 class LiveLoaders:
     """Gives what asks a live iterator of a DataLoader the batches of a new one, in a simulation.
 
-    ``make`` makes an iterator of a loader's settings.
+    ``make`` makes an iterator of a loader's settings, ``watch`` gets each one that is made.
     """
 
-    def __init__(self, make: Callable[[Any], Any], note: Callable[[str], object]) -> None:
-        self._make, self._note = make, note
+    def __init__(
+        self,
+        make: Callable[[Any], Any],
+        watch: Callable[[Any], object],
+        note: Callable[[str], object],
+    ) -> None:
+        self._make, self._watch, self._note = make, watch, note
         # By the id of a live iterator: it and the new one.
         self._alike: dict[int, tuple[Any, Any]] = {}
 
@@ -212,6 +217,7 @@ class LiveLoaders:
         def start(iterator: Any, *given: Any, **named: Any) -> None:
             iterator.labkit_loaders = self
             begin(iterator, *given, **named)
+            self._watch(iterator)
 
         def give(iterator: Any) -> Any:
             return take(iterator if self._has_made(iterator) else self._find_alike(iterator))

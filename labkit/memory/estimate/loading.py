@@ -7,21 +7,25 @@ batches are loaded in its turn, with its ``get_worker_info()``.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import math
+import random
 import sys
+import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils.data import _utils, dataloader, default_collate, sampler
 
 from labkit.memory.estimate.cuda import replace_attributes
 
 # A longer list is a sequence of numbers: its length is its size.
 LONGEST = 16
-COMPARED_SAMPLES = 32
+# How many samples are looked at besides those that are loaded, and for how long.
+MOST_SAMPLES, LEAST_SAMPLES, LOOKING_SECONDS = 2048, 4, 0.1
 
 
 class _LoadingIterator(dataloader._SingleProcessDataLoaderIter):  # type: ignore[misc]
@@ -85,61 +89,157 @@ class _LoadingIterator(dataloader._SingleProcessDataLoaderIter):  # type: ignore
 
 
 SHUFFLING = (sampler.RandomSampler, sampler.SubsetRandomSampler, sampler.WeightedRandomSampler)
-NOTE = (
-    "samples of unequal size come in a random order: the figure is of one order, and another may"
-    " need more or less"
-)
+RANDOM, OWN = "come in a random order", "come in an order of the sampler's own"
+STREAM, LATER = "come from a stream", "come in later batches than the simulated ones"
+# Where a dataset or a sampler may know how long its samples are.
+LENGTHS = ("lengths", "length", "sizes", "lens", "seq_lens", "num_tokens")
 
 
-class _Order:
-    """Notes once that samples of unequal size come in a random order."""
+class _Samples:
+    """The samples of a dataset: their shapes, and how many elements the largest loaded one has."""
 
-    def __init__(self, note: Callable[[str], object]) -> None:
-        self._note, self._is_random = note, False
-        # Of each dataset, by its id, the sizes that its samples have.
-        self._sizes: dict[int, set[Any]] = {}
+    def __init__(self, iterator: Any) -> None:
+        self.dataset, self.samplers = iterator._dataset, _list_samplers(iterator._index_sampler)
+        self.order, self.moves_on = _find_order(iterator, self.samplers[-1]), False
+        self.shapes: set[Any] = set()
+        self.most = 0
 
-    def watch_order(self, iterate: Callable[..., Any]) -> Callable[..., Any]:
-        """The sampler's ``__iter__``."""
+    def look(self, sample: Any) -> None:
+        """Takes the shapes of a loaded sample."""
+        shapes = _list_shapes(sample)
+        if shapes not in self.shapes:
+            self.shapes.add(shapes)
+            self.most = max(self.most, _count(shapes))
 
-        def answer(order: Any) -> Any:
-            self._is_random = True
-            return iterate(order)
+    def describe(self) -> str | None:
+        """The note about batches of other samples; None where all are alike, or all the same."""
+        if self.order == LATER and not self.moves_on:
+            return None
+        largest, unequal = self.most, len(self.shapes) > 1
+        if self.order != STREAM:
+            found = self._look_further()
+            unequal = len(self.shapes | found) > 1 or self._has_lengths()
+            largest = max(map(_count, found), default=0)
+        if not unequal:
+            return None
+        direction = "more or less"
+        if largest > self.most:
+            direction = (
+                f"more: one sample has {largest} elements, of the simulated ones the largest"
+            )
+            direction += f" {self.most}"
+        return (
+            f"samples of unequal size {self.order}: the figure is of one order, and another may"
+            f" need {direction}"
+        )
 
-        return answer
+    def _look_further(self) -> set[Any]:
+        """The shapes of the first, the last and random samples, as many as are quickly read."""
+        found: set[Any] = set()
+        with contextlib.suppress(Exception):
+            count = len(self.dataset)
+            more = random.Random(0).sample(range(count), min(count, MOST_SAMPLES))  # noqa: S311
+            end = time.perf_counter() + LOOKING_SECONDS
+            for number, place in enumerate((0, count - 1, *more)):
+                if number >= LEAST_SAMPLES and time.perf_counter() > end:
+                    break
+                found.add(_list_shapes(self.dataset[place]))
+        return found
 
-    def watch_samples(self, fetch: Callable[..., Any]) -> Callable[..., Any]:
-        """The fetcher's ``fetch``, for the samples of a batch."""
-
-        def answer(fetcher: Any, index: Any) -> Any:
-            if self._is_random and fetcher.auto_collation:
-                self._compare(fetcher, len(index))
-            return fetch(fetcher, index)
-
-        return answer
-
-    def _compare(self, fetcher: Any, count: int) -> None:
-        """Looks at some samples; torch's own ``collate_fn`` takes only samples of one size."""
-        data = fetcher.dataset
-        if (fetcher.collate_fn is default_collate and count > 1) or id(data) in self._sizes:
-            return
-        sizes = self._sizes[id(data)] = set()
-        with _disable_current_modes(), contextlib.suppress(Exception):
-            for place in range(0, len(data), max(1, len(data) // COMPARED_SAMPLES)):
-                sizes.add(_measure(data[place]))
-        if len(sizes) > 1:
-            self._note(NOTE)
+    def _has_lengths(self) -> bool:
+        """True where the dataset or a sampler says that its samples have different lengths."""
+        for owner in (self.dataset, *self.samplers):
+            columns = getattr(owner, "column_names", None) or ()
+            for name in LENGTHS:
+                with contextlib.suppress(Exception):
+                    known = owner[name] if name in columns else getattr(owner, name)
+                    if len(known) == len(self.dataset):
+                        return bool(min(known) != max(known))
+        return False
 
 
-def _measure(sample: Any, depth: int = 3) -> Any:
-    """The shapes and lengths of what a sample is made of; a number has none."""
+class Order:
+    """Watches which samples loaders load, to note how batches of others would differ."""
+
+    def __init__(self, find_step: Callable[[], int]) -> None:
+        self._find_step = find_step
+        self._found: dict[tuple[int, str], _Samples] = {}
+
+    def watch(self, iterator: Any) -> None:
+        """Looks at what a new iterator loads."""
+        collate, batches = iterator._collate_fn, iterator._auto_collation
+        alike = collate is default_collate and type(iterator._index_sampler) is sampler.BatchSampler
+        if alike and iterator._index_sampler.batch_size > 1:
+            return  # torch stacks samples of one size alone
+        made = _Samples(iterator)
+        samples = self._found.setdefault((id(iterator._dataset), made.order), made)
+        first: list[int] = []
+
+        def look(loaded: Any) -> Any:
+            step = self._find_step()
+            samples.moves_on |= bool(first) and step != first[0]
+            first.append(step)
+            for one in loaded if batches else [loaded]:
+                samples.look(one)
+            return collate(loaded)
+
+        iterator._collate_fn = look
+
+    def describe(self) -> list[str]:
+        """The notes, after the steps."""
+        notes = [one.describe() for one in self._found.values()]
+        return [one for one in notes if one is not None]
+
+
+def _list_samplers(order: Any) -> list[Any]:
+    """The sampler of batches, and the one of samples that it has."""
+    found = [order]
+    while type(found[-1]) is sampler.BatchSampler:
+        found.append(found[-1].sampler)
+    return found
+
+
+def _find_order(iterator: Any, order: Any) -> str:
+    if iterator._dataset_kind == dataloader._DatasetKind.Iterable:
+        return STREAM
+    if isinstance(order, sampler.SequentialSampler):
+        return LATER
+    if isinstance(order, torch.utils.data.DistributedSampler):
+        return RANDOM if order.shuffle else LATER
+    return RANDOM if isinstance(order, SHUFFLING) else OWN
+
+
+def _list_shapes(sample: Any) -> tuple[tuple[int, ...], ...]:
+    """The shapes of a sample's tensors and arrays, and its lists' lengths; else its texts'."""
+    shapes: list[tuple[int, ...]] = []
+    texts: list[tuple[int, ...]] = []
+    _add_shapes(sample, 4, shapes, texts)
+    return tuple(shapes or texts)
+
+
+def _add_shapes(sample: Any, depth: int, shapes: list[Any], texts: list[Any]) -> None:
+    size = getattr(sample, "size", None)
     if hasattr(sample, "shape"):
-        return tuple(sample.shape)
-    if isinstance(sample, dict):
-        return tuple((name, _measure(one, depth - 1)) for name, one in sample.items())
-    if isinstance(sample, list | tuple) and depth and len(sample) < LONGEST:
-        return tuple(_measure(one, depth - 1) for one in sample)
-    return len(sample) if isinstance(sample, list | tuple | str | bytes) else None
+        shapes.append(tuple(sample.shape))
+    elif isinstance(sample, str | bytes):
+        texts.append((len(sample),))
+    elif isinstance(size, tuple):  # an image of PIL
+        shapes.append(size)
+    elif isinstance(sample, Mapping) or dataclasses.is_dataclass(sample):
+        for one in (sample if isinstance(sample, Mapping) else vars(sample)).values():
+            _add_shapes(one, depth - 1, shapes, texts)
+    elif isinstance(sample, list | tuple) and (not depth or len(sample) >= LONGEST):
+        shapes.append((len(sample),))
+    elif isinstance(sample, list | tuple):
+        if isinstance(sample, list) and all(isinstance(one, int | float) for one in sample):
+            shapes.append((len(sample),))
+            return
+        for one in sample:
+            _add_shapes(one, depth - 1, shapes, texts)
+
+
+def _count(shapes: tuple[tuple[int, ...], ...]) -> int:
+    return sum(map(math.prod, shapes))
 
 
 @contextlib.contextmanager
@@ -149,13 +249,11 @@ def _entered(worker: Any) -> Iterator[None]:
         yield
 
 
-def load_here(
-    loads_ahead: Callable[[], bool], note: Callable[[str], object]
-) -> contextlib.ExitStack:
+@contextlib.contextmanager
+def load_here(loads_ahead: Callable[[], bool]) -> Iterator[None]:
     """Makes a DataLoader with workers load in the process itself, until exit.
 
-    ``loads_ahead`` decides for each iteration whether its workers are ahead of the step. ``note``
-    takes a sentence where samples of unequal size come in a random order.
+    ``loads_ahead`` decides for each iteration whether its workers are ahead of the step.
     """
 
     def iterate(loader: Any) -> Any:
@@ -166,15 +264,11 @@ def load_here(
         collating = sys._getframe(1).f_code.co_filename == _utils.collate.__file__
         return None if collating else _utils.worker._worker_info
 
-    order = _Order(note)
-    fetcher = _utils.fetch._MapDatasetFetcher
-    stack = replace_attributes(fetcher, fetch=order.watch_samples(fetcher.fetch))
-    for kind in SHUFFLING:
-        watched = order.watch_order(kind.__iter__)
-        stack.enter_context(replace_attributes(kind, __iter__=watched))
-    stack.enter_context(replace_attributes(dataloader, _MultiProcessingDataLoaderIter=iterate))
-    stack.enter_context(replace_attributes(torch.utils.data, get_worker_info=find_worker))
-    return stack
+    with (
+        replace_attributes(dataloader, _MultiProcessingDataLoaderIter=iterate),
+        replace_attributes(torch.utils.data, get_worker_info=find_worker),
+    ):
+        yield
 
 
 def make_iterator(loader: Any) -> Any:

@@ -52,12 +52,14 @@ class Assumptions:
 
     ``changed`` are the decisions with the other answer.
     ``places`` counts the decisions of each line, ``drawn`` the numbers that it drew.
+    ``steps`` counts the steps that have begun.
     ``reorders`` is True once the order of a backward pass depends on more than the step.
     """
 
     def __init__(self, *, answer: bool, changed: Collection[Change] = ()) -> None:
         self.answer, self.changed = answer, frozenset(changed)
         self.reorders = False
+        self.steps = 0
         self.places: Counter[str] = Counter()
         self.drawn: Counter[str] = Counter()
         # The decisions of each line in this step, the latest line last.
@@ -70,6 +72,7 @@ class Assumptions:
 
     def begin_step(self) -> None:
         """Counts the decisions of each line from one again."""
+        self.steps += 1
         self._made.clear()
 
     def answers_draw(self, most: int) -> bool:
@@ -260,11 +263,12 @@ class UnknownNumber(float):
     """A number without a value; it supports arithmetic and printing (as ``?``).
 
     A comparison is decided by the assumptions, unless its limits decide it. With limits it is a
-    size too: the lowest or the highest.
+    size too: the lowest or the highest. ``whole`` where it is from a tensor of whole numbers.
     """
 
     assumptions: Assumptions
     limits: Limits | None
+    whole = False
 
     def __repr__(self) -> str:
         return "?"
@@ -420,7 +424,9 @@ def _replace_numbers(items: _UnknownItems, assumptions: Assumptions) -> dict[str
                 return assumptions.decide()
             limits = items.find_limits(tensor)
             items.note("item()", limits)
-            return make_unknown(assumptions, limits)
+            number = make_unknown(assumptions, limits)
+            number.whole = not (tensor.is_floating_point() or tensor.is_complex())
+            return number
 
     def read_float(tensor: Any) -> float:
         try:
@@ -483,6 +489,23 @@ def allow_unknown_items(
         __format__=write,
         __bool__=decide,
     )
+
+
+def make_lister(assumptions: Assumptions, values: KnownValues) -> Callable[[Any], Any]:
+    """``FakeTensor.tolist``, which reads known values at once, such as an order of all samples."""
+    read_each: Callable[[Any], Any] = FakeTensor.tolist
+
+    def answer(tensor: Any) -> Any:
+        known = values.find(tensor)
+        if known is None:
+            return read_each(tensor)
+        limits = values.find_limits(tensor)
+        if limits is not None and limits.drawn:
+            assumptions.decide(drawn=True)
+        with _disable_current_modes():
+            return known.tolist()
+
+    return answer
 
 
 def _assume_sizes(total: int, parts: int, *, first: bool) -> list[int]:
