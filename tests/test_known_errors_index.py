@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from labkit.host.packages import Fix
-from labkit.known_errors import KNOWN_ERRORS, match
+from labkit.known_errors import KNOWN_ERRORS, block
 from labkit.known_errors.index import Index, split_letters
 from labkit.known_errors.match import explain_text
 from labkit.known_errors.model import KnownError
@@ -25,9 +25,9 @@ HEALTHY = {
 @pytest.mark.parametrize("line", HEALTHY.values(), ids=HEALTHY.keys())
 def test_an_ordinary_line_runs_almost_no_expression(line, monkeypatch):
     searched = []
-    list_hits = match._Chunk.list_hits
+    list_hits = block.Chunk.list_hits
     monkeypatch.setattr(
-        match._Chunk, "list_hits", lambda self, plan: searched.append(plan) or list_hits(self, plan)
+        block.Chunk, "list_hits", lambda self, plan: searched.append(plan) or list_hits(self, plan)
     )
     assert explain_text(f"{line}\n" * 20).found == ()
     assert len(searched) <= 3
@@ -70,7 +70,7 @@ def test_every_sample_is_possible_for_its_own_error():
     index = Index(KNOWN_ERRORS)
     for error in KNOWN_ERRORS:
         for sample in error.samples:
-            chunk = match._Chunk(sample, 0, range(sample.count("\n") + 1))
+            chunk = block.Chunk(sample, 0, range(sample.count("\n") + 1))
             possible = map(index.plans.__getitem__, index.list_possible(chunk.letters, ()))
             assert any(plan.error is error for plan in possible), sample
 
@@ -79,7 +79,7 @@ ENCODED = "Zm9vYmFyZXJyb3I3bm90Zm91bmQ4ZXJyb3IxOWFiY2RlZjU2Nzg5MGFiY2RlZmdoaWo5M
 
 
 def test_the_letters_of_an_encoded_file_are_no_words():
-    chunk = match._Chunk(f"data: {ENCODED} end", 0, range(1))
+    chunk = block.Chunk(f"data: {ENCODED} end", 0, range(1))
     assert chunk.letters == [b"data", b"end"]
     path = "/opt/conda/lib/libtorch/share/dist/packages/torch/site/packages/modules/of/torch"
-    assert b"conda" in match._Chunk(path, 0, range(1)).letters
+    assert b"conda" in block.Chunk(path, 0, range(1)).letters

@@ -180,6 +180,11 @@ class Index:
         self._keys: dict[int, list[int]] = {}
         self._choose_keys()
 
+    @cached_property
+    def passing(self) -> frozenset[str]:
+        """The names of errors that a log may show to have passed."""
+        return frozenset(plan.error.name for plan in self.plans if plan.error.passes)
+
     def list_possible(self, words: Sequence[bytes], ended: Collection[str]) -> list[int]:
         """The numbers of the plans that a text of these words, its runs of letters, may match.
 

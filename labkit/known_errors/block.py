@@ -1,0 +1,529 @@
+"""A block of a log: some consecutive lines, in which known errors are looked for.
+
+A block is searched by chunks of some hundred lines. A known error is searched only in chunks that
+contain the words that its text requires, and there only in the lines around these words.
+"""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_left, bisect_right
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from functools import cache, cached_property
+from itertools import accumulate, groupby
+from typing import NamedTuple
+
+from labkit.known_errors.index import Index, SearchPlan, shortest_length, split_letters
+from labkit.known_errors.mention import (
+    FINAL,
+    PROGRESS,
+    PROGRESS_WORDS,
+    RETRY,
+    RETRY_BELOW,
+    TRANSIENT,
+    find_stage,
+    is_mention,
+    is_prose,
+    is_source,
+)
+from labkit.known_errors.model import KnownError, split_alternatives
+from labkit.known_errors.read import (
+    PIECE_CHARACTERS,
+    NumberedLines,
+    clean_lines,
+    find_translated,
+    translate,
+    unescape,
+)
+from labkit.text import escape_controls, strip_ansi
+
+QUOTED_CHARACTERS = 200
+# An error text can be wrapped: this many lines before and after its rarest word are searched.
+LINES_AROUND = 3
+# In a traceback: the package whose code raised the error is the last one above it. torch's lookup
+# of an attribute raises for every model: it says nothing about whose code is wrong.
+_RAISER = re.compile(
+    r"(?:site|dist)-packages[/\\](?!torch[/\\](?:nn[/\\]modules[/\\]module|_ops)\.py)"
+    r"([A-Za-z]\w{0,60})[/\\.]"
+)
+# pip's names of packages whose module has another name, or the name of another package.
+_DISTRIBUTIONS = {
+    "attr": "attrs",
+    "awq": "autoawq",
+    "cv2": "opencv-python",
+    "flashinfer": "flashinfer-python",
+    "fitz": "pymupdf",
+    "google": "protobuf",
+    "llama_cpp": "llama-cpp-python",
+    "OpenSSL": "pyopenssl",
+    "PIL": "pillow",
+    "skimage": "scikit-image",
+    "sklearn": "scikit-learn",
+    "TTS": "coqui-tts",
+    "whisper": "openai-whisper",
+    "yaml": "pyyaml",
+}
+# Words consist of lower-case letters, digits and non-ASCII characters; all else separates them.
+_SEPARATORS = bytes(
+    byte if byte >= 0x80 or chr(byte).isalnum() else ord(" ") for byte in range(256)
+)
+# A block is searched by chunks of about this size.
+CHUNK_CHARACTERS = 16_384
+# A part of an encoded file (base64, a digest in hexadecimal), in lower case: its letters are no
+# words.
+_ENCODED = re.compile(r"[\"']?(?:[a-z+/]{0,30}\d){4,2000}[a-z0-9+/=]{0,4000}[\"',]{0,2}")
+ENCODED_CHARACTERS = 64
+# An expression of whose texts more than one in so many lines has one is run on all lines.
+FEW_LINES = 8
+# Where a text is more often in a chunk, others of so many alternatives may be rarer.
+OFTEN = 20
+MOST_COUNTED = 4
+# A text in lower case may be longer by a few characters.
+SLACK = 8
+
+
+class ErrorPlace(NamedTuple):
+    """Where an error was found: its line's number and quote, and the values in its text.
+
+    ``end`` is the last line of the text, ``last``, ``stage`` and ``retried`` are of the last line
+    that shows the error. ``reported`` is true if a person's sentence, not a program, shows it.
+    """
+
+    number: int
+    end: int
+    line: str
+    values: Mapping[str, str]
+    last: int
+    stage: str
+    retried: bool
+    reported: bool
+
+
+class _Words(set[bytes]):
+    """The runs of letters in a block; it contains a word that is a whole one in the text.
+
+    What is not only letters and digits, it contains wherever the text does.
+    """
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self._text = text
+        self._asked: dict[object, bool] = {}
+
+    def __contains__(self, word: object) -> bool:
+        if isinstance(word, bytes) and word not in self._asked:
+            self._asked[word] = self.issuperset(split_letters(word.decode())) and self._has(
+                word.decode()
+            )
+        return self._asked.get(word, False)
+
+    def _has(self, word: str) -> bool:
+        text, length = self._text, len(word)
+        at = text.find(word)
+        if not word.isalnum():
+            return at >= 0
+        while at >= 0:
+            end = at + length
+            before, after = text[at - 1 : at], text[end : end + 1]
+            if not (before.isalnum() or after.isalnum() or max(before, after) > "\x7f"):
+                return True
+            at = text.find(word, end)
+        return False
+
+
+_Possible = list[tuple[KnownError, list[tuple[SearchPlan, list["Chunk"]]]]]
+
+
+class Chunk:
+    """Some consecutive lines of a block, cleaned: its ``own`` ones, and a few around them.
+
+    ``start`` is the block's line with which its text begins.
+    """
+
+    def __init__(self, text: str, start: int, own: range) -> None:
+        self._start, self.own = start, own
+        self._cleaned, self.prefixes = clean_lines(text)
+        self._lowered = f"\n{self._cleaned.lower()}"
+        # As one line, each run of blanks a space: so texts are found that are wrapped.
+        words = self._lowered.split()
+        self.squeezed = " ".join([*words, ""])
+        text = self.squeezed
+        if max(map(len, words), default=0) >= ENCODED_CHARACTERS:
+            text = " ".join([word for word in words if not _is_encoded(word)])
+        self.letters = split_letters(text)
+        # NVIDIA's module may name itself within a text: there only words are sure.
+        self._is_interrupted = "nvrm:" in self.squeezed
+        self._has: dict[Sequence[str], bool] = {}
+
+    @property
+    def own_lines(self) -> list[str]:
+        """The chunk's own lines, cleaned."""
+        start = self.own.start - self._start
+        return self._cleaned.split("\n")[start : start + len(self.own)]
+
+    @cached_property
+    def _starts(self) -> list[int]:
+        """Where in the squeezed text each line begins."""
+        lines = map(str.split, self._lowered[1:].split("\n"))
+        return list(accumulate((len(" ".join([*words, ""])) for words in lines), initial=0))
+
+    def is_possible(self, plan: SearchPlan) -> bool:
+        """Whether the chunk has one of each group of texts that the plan needs."""
+        cased = plan.expression.cased
+        return (
+            all(map(self._has_any, plan.words if self._is_interrupted else plan.checked))
+            and (not plan.start or f"\n{plan.start.split()[0]}" in self._lowered)
+            and (not cased or any(word in self._cleaned for word in cased))
+        )
+
+    def _has_any(self, group: Sequence[str]) -> bool:
+        found = self._has.get(group)
+        if found is None:
+            text = self.squeezed
+            found = False
+            for each in group:
+                if each in text:
+                    found = True
+                    break
+            self._has[group] = found
+        return found
+
+    def list_hits(self, plan: SearchPlan) -> Sequence[int]:
+        """Those of its own lines that have a text of the plan, and near it all that it needs."""
+        text, own = self.squeezed, self.own
+        needed, reach = plan.needed, plan.expression.longest + SLACK
+        if self._is_interrupted:
+            needed, reach = plan.words, len(text)
+        needed = _put_rarest_first(text, needed)
+        at_start = bool(plan.start) and all(e.startswith(plan.start) for e in needed[0])
+        is_alone = len(needed) == 1 and not at_start
+        if is_alone and sum(map(text.count, needed[0])) > len(own) // FEW_LINES:
+            return own  # it is quicker to read all than to choose
+        hits = _list_hits(text, self._starts, needed, reach, at_start=at_start)
+        return sorted({line for hit in hits if (line := hit + self._start) in own})
+
+
+def _is_encoded(word: str) -> bool:
+    return len(word) >= ENCODED_CHARACTERS and bool(_ENCODED.fullmatch(word))
+
+
+def _list_hits(
+    text: str,
+    starts: Sequence[int],
+    needed: Sequence[Sequence[str]],
+    reach: int,
+    *,
+    at_start: bool,
+) -> Iterator[int]:
+    """The lines with one of the first texts needed, and of the others no farther than ``reach``.
+
+    ``starts`` are the positions at which the lines begin; ``at_start``: so do the first texts.
+    """
+    for literal in needed[0]:
+        at = text.find(literal)
+        while at >= 0:
+            line = bisect_right(starts, at) - 1
+            if at_start and at > starts[line]:
+                at = text.find(literal, starts[line + 1])
+                continue
+            start = max(at - reach, starts[max(0, line - LINES_AROUND)])
+            end = min(at + reach, starts[min(len(starts) - 1, line + LINES_AROUND + 1)])
+            following = at + 1
+            for each in needed[1:]:
+                if _find_any(text, each, start, end) < 0:
+                    # No place has all that it needs near before the next place of these.
+                    place = _find_any(text, each, max(start, end - len(max(each, key=len))))
+                    following = max(following, place - reach) if place >= 0 else len(text)
+                    break
+            else:
+                yield line
+                following = starts[line + 1]
+            at = text.find(literal, following)
+
+
+def _find_any(text: str, choices: Sequence[str], start: int, end: int | None = None) -> int:
+    """The first place of one of these in this part of the text; -1 if it has none."""
+    if len(choices) == 1:
+        return text.find(choices[0], start, end)
+    places = (text.find(each, start, end) for each in choices)
+    return min((place for place in places if place >= 0), default=-1)
+
+
+class _Found(NamedTuple):
+    """A match in a window: some lines of a block from the line ``first`` on, cleaned."""
+
+    match: re.Match[str]
+    first: int
+    reported: bool = False
+
+    @property
+    def window(self) -> str:
+        """The lines that were searched."""
+        return self.match.string
+
+
+class LogBlock:
+    """Some consecutive lines of a log, in which known errors are looked for."""
+
+    def __init__(self, pieces: NumberedLines) -> None:
+        self.numbers, self.lines = pieces
+        self.joined = "\n".join(self.lines)
+        plain = strip_ansi(self.joined)
+        self._text = plain.lower()
+        if translated := find_translated(self._text):
+            plain = translate(plain, translated)
+            self._text = plain.lower()
+        self.words = _Words(self._text)
+        # The pieces of one line are read each alone.
+        is_one_line = self.numbers[0] == self.numbers[-1] and len(self.numbers) > 1
+        self._around = 0 if is_one_line else LINES_AROUND
+        self._has_pieces = self.numbers[-1] - self.numbers[0] + 1 < len(self.numbers)
+        self._chunks = list(self._split(plain))
+        for chunk in self._chunks:
+            self.words.update(chunk.letters, split_letters(chunk.prefixes.lower()))
+
+    def _split(self, text: str) -> Iterator[Chunk]:
+        first = start = 0
+        while start <= len(text):
+            end = _find_end(text, start + CHUNK_CHARACTERS)
+            above, below = start, end
+            for _ in range(self._around):
+                above = text.rfind("\n", 0, max(0, above - 1)) + 1
+                below = _find_end(text, below + 1)
+            own = range(first, first + text.count("\n", start, end) + 1)
+            yield Chunk(text[above:below], first - text.count("\n", above, start), own)
+            first, start = own.stop, end + 1
+
+    @cached_property
+    def _cleaned(self) -> list[str]:
+        return [line for chunk in self._chunks for line in chunk.own_lines]
+
+    @cached_property
+    def _starts(self) -> list[int]:
+        """Where each line begins in the text in lower case."""
+        return list(accumulate((len(line) + 1 for line in self._text.split("\n")), initial=0))
+
+    def join_lowered(self) -> str:
+        """The block's text in lower case, in English."""
+        return self._text
+
+    def list_possible(self, index: Index, ended: Collection[str]) -> _Possible:
+        """The errors that the block may show, but those with ``ended`` names, with their plans."""
+        found: dict[int, list[Chunk]] = {}
+        for chunk in self._chunks:
+            for number in index.list_possible(chunk.letters, ended):
+                if chunk.is_possible(index.plans[number]):
+                    found.setdefault(number, []).append(chunk)
+        plans = ((index.plans[number], found[number]) for number in sorted(found))
+        groups = (list(each) for _, each in groupby(plans, lambda pair: pair[0].error.name))
+        return [(group[0][0].error, group) for group in groups]
+
+    def find(
+        self,
+        error: KnownError,
+        plans: Iterable[tuple[SearchPlan, list[Chunk]]],
+        *,
+        only_last: bool,
+    ) -> ErrorPlace | None:
+        """The first place that shows the error, with the last line that does; None if none."""
+        found = [
+            place
+            for plan, chunks in plans
+            for place in self._search(plan, chunks, only_last=only_last)
+        ]
+        if not found:
+            return None
+        found.sort(key=lambda place: (place.reported, place.number))
+        first, last = found[0], max(found, key=lambda place: place.last)
+        # A later line of the same error may say more: a version, a name, which of its kinds it is.
+        values: dict[str, str] = {}
+        for place in reversed(found):
+            if place.reported == first.reported:
+                values |= place.values
+        return first._replace(values=values, last=last.last, stage=last.stage, retried=last.retried)
+
+    def list_outcomes(self, first: int) -> Iterator[tuple[int, str, bool]]:
+        """The lines that show progress or a final failure: number, stage, and whether it failed.
+
+        Only lines from the one with the number ``first`` on.
+        """
+        start = bisect_left(self.numbers, first)
+        starts = self._starts
+        found: dict[int, bool] = {}
+        for outcome in _list_outcomes():
+            if not self.words.issuperset(outcome.words):
+                continue
+            for text in outcome.texts:
+                at = self._text.find(text, starts[start])
+                while at >= 0:
+                    place = bisect_right(starts, at) - 1
+                    line = self._text[starts[place] : starts[place + 1] - 1]
+                    if outcome.regex.search(line):
+                        found[place] = outcome.is_final or found.get(place, False)
+                    at = self._text.find(text, starts[place + 1])
+        for place in sorted(found):
+            line = self._text[starts[place] : starts[place + 1] - 1]
+            if not PROGRESS_WORDS.isdisjoint(_split_words(line)):
+                yield self.numbers[place], find_stage(strip_ansi(self.lines[place])), found[place]
+
+    def _search(
+        self, plan: SearchPlan, chunks: Sequence[Chunk], *, only_last: bool
+    ) -> Iterator[ErrorPlace]:
+        """The first place, by preference of a program's own line, and the last one."""
+        if not only_last:
+            reported: list[_Found] = []
+            for found in self._list_matches(plan, self._list_windows(plan, chunks)):
+                if not found.reported:
+                    yield self._describe(found, plan.error)
+                    break
+                reported = [*reported[:1], found]
+            else:
+                if not reported:
+                    return
+                yield from (self._describe(each, plan.error) for each in reported)
+        if plan.error.passes:
+            hits = (line for each in reversed(chunks) for line in reversed(each.list_hits(plan)))
+            for line in hits:
+                if matches := list(self._list_matches(plan, [self._reach(line)])):
+                    yield self._describe(matches[-1], plan.error)
+                    break
+
+    def _list_matches(
+        self, plan: SearchPlan, windows: Iterable[tuple[int, int]]
+    ) -> Iterator[_Found]:
+        for first, last in windows:
+            window = "\n".join(self._cleaned[first:last])
+            cased = plan.expression.cased
+            if cased and not any(word in window for word in cased):
+                continue
+            for match in plan.expression.regex.finditer(window):
+                if not _is_excused(window, match, plan.error):
+                    yield _Found(match, first, is_prose(*_split_line(window, match)))
+
+    def _describe(self, found: _Found, error: KnownError) -> ErrorPlace:
+        match, window = found.match, found.window
+        begin = window.rfind("\n", 0, match.start()) + 1
+        place = found.first + window.count("\n", 0, begin)
+        number, line = self.numbers[place], self.lines[place]
+        values = {name: text for name, text in match.groupdict().items() if text is not None}
+        for raiser in _RAISER.finditer(window, 0, match.end()):
+            values["raiser"] = _DISTRIBUTIONS.get(raiser[1], raiser[1])
+        around = window[max(0, match.start() - 400) : match.start()]
+        below = window[match.end() : match.end() + 400].split("\n")
+        retried = error.passes and bool(
+            RETRY.search("\n".join(around.split("\n")[-3:]))
+            or RETRY_BELOW.search("\n".join(below[1:3]))
+        )
+        retried = retried and not FINAL.search(line.lower())
+        end = self.numbers[place + window.count("\n", begin, match.end())]
+        quote = quote_line(line, match.group())
+        stage = find_stage(strip_ansi(line)[:100])
+        return ErrorPlace(number, end, quote, values, number, stage, retried, found.reported)
+
+    def _list_windows(self, plan: SearchPlan, chunks: Iterable[Chunk]) -> Iterator[tuple[int, int]]:
+        """The ranges of lines that have all that the plan needs; overlapping ones are merged."""
+        first, last = 0, -1
+        for chunk in chunks:
+            for start, end in self._list_reaches(chunk.list_hits(plan)):
+                if end <= last:
+                    continue
+                if last < 0 or start > last - 1:
+                    if last >= 0:
+                        yield first, last
+                    first = start
+                last = end
+        if last >= 0:
+            yield first, last
+
+    def _list_reaches(self, hits: Sequence[int]) -> Iterable[tuple[int, int]]:
+        if isinstance(hits, range) and not self._has_pieces:
+            return [(self._reach(hits[0])[0], self._reach(hits[-1])[1])]
+        return map(self._reach, hits)
+
+    def _reach(self, place: int) -> tuple[int, int]:
+        """The range of lines to read around a line; of a line in pieces only this piece."""
+        numbers = self.numbers
+        if self._has_pieces and len(self.lines[place]) == PIECE_CHARACTERS:
+            around = numbers[max(0, place - 1) : place + 2 : 2]
+            if numbers[place] in around:
+                return place, place + 1
+        return max(0, place - LINES_AROUND), min(len(numbers), place + LINES_AROUND + 1)
+
+
+def _find_end(text: str, start: int) -> int:
+    """Where the line ends that this position is in."""
+    end = text.find("\n", start)
+    return end if end >= 0 else len(text)
+
+
+def _put_rarest_first(text: str, needed: Sequence[tuple[str, ...]]) -> Sequence[tuple[str, ...]]:
+    # To count takes as long as to search: only what could be first is counted.
+    most = len(needed[0])
+    if sum(map(text.count, needed[0])) > OFTEN:
+        most = max(most, MOST_COUNTED)
+    first = [group for group in needed if len(group) <= most]
+    if len(first) == 1:
+        return needed
+    rarest = min(first, key=lambda group: sum(map(text.count, group)))
+    return [rarest, *(group for group in needed if group is not rarest)]
+
+
+class _Outcome(NamedTuple):
+    """A text of `PROGRESS` or `FINAL`: runs of letters that its line has, and one of some texts."""
+
+    regex: re.Pattern[str]
+    words: frozenset[bytes]
+    texts: Sequence[str]
+    is_final: bool
+
+
+@cache
+def _list_outcomes() -> list[_Outcome]:
+    return [
+        _Outcome(
+            re.compile(each.pattern),
+            frozenset(
+                run.strip().encode()
+                for run in each.letters
+                if run.startswith(" ") and run.endswith(" ")
+            ),
+            max(each.texts, key=shortest_length, default=("",)),
+            is_final,
+        )
+        for regex, is_final in ((PROGRESS, False), (FINAL, True))
+        for each in split_alternatives(regex.pattern)
+    ]
+
+
+def _split_words(text: str) -> list[bytes]:
+    return unescape(text).encode(errors="replace").translate(_SEPARATORS).split()
+
+
+def _is_excused(window: str, match: re.Match[str], error: KnownError) -> bool:
+    """True if the line only mentions the error, or shows that it is another error."""
+    before, after = _split_line(window, match)
+    if is_mention(before, after) or (error.passes and TRANSIENT.search(after)):
+        return True
+    start, end = match.start() - len(before), match.end() + len(after)
+    above = window[window.rfind("\n", 0, max(0, start - 1)) + 1 : max(0, start - 1)]
+    below = window[end + 1 :].partition("\n")[0]
+    if is_source(before, window[start:end], above, below):
+        return True
+    return bool(error.exception and error.exception.search(window, start, end))
+
+
+def _split_line(window: str, match: re.Match[str]) -> tuple[str, str]:
+    """The text before and after a match, up to the ends of its first and last line."""
+    start = window.rfind("\n", 0, match.start()) + 1
+    end = window.find("\n", match.end())
+    return window[start : match.start()], window[match.end() : end if end >= 0 else None]
+
+
+def quote_line(line: str, matched: str) -> str:
+    """The line, safe to print; a long one is cut to the part around the matched text."""
+    line = strip_ansi(line)
+    if len(line) > QUOTED_CHARACTERS:
+        start = line.find(matched.partition("\n")[0][:QUOTED_CHARACTERS])
+        middle = max(0, start - QUOTED_CHARACTERS // 4)
+        line = line[middle : middle + QUOTED_CHARACTERS]
+    return escape_controls(line.strip())

@@ -1,0 +1,153 @@
+"""Scans a log, block by block, for known errors and for what it says about its machine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cache
+
+from labkit.host.packages import Fix
+from labkit.known_errors import KNOWN_ERRORS
+from labkit.known_errors.block import LINES_AROUND, ErrorPlace, LogBlock
+from labkit.known_errors.context import Context
+from labkit.known_errors.index import Index
+from labkit.known_errors.model import KnownError
+from labkit.known_errors.read import NumberedLines
+
+# By the forms in which programs report failures, whatever failed: never shown as a known error.
+FAILURE = KnownError(
+    "failure",
+    (
+        r"Traceback \(most recent call last\)",
+        r"^(?:\S{1,160} )?(?:error|fatal|panic|critical): ",
+        r"^(?:\S{1,160} )?(?:error|fatal|panic|critical)\[\w{1,8}\]: ",
+        r"^(?:\w{1,40}\.){0,8}\w{0,40}(?-i:Error|Exception)(?:: |$)",
+        r"\blevel=(?:error|fatal|panic)\b",
+        r"\"(?:level|severity|lvl)\":\s?\"(?:error|fatal|panic|critical)\"",
+        r"^E\d{4} \d\d:\d\d:\d\d\.\d{6} .{1,60}\.go:\d{1,5}\] ",
+        r"^F\d{4} \d\d:\d\d:\d\d\.\d{6} .{1,60}\.go:\d{1,5}\] ",
+        r"\[(?:error|fatal|critical)\]",
+        r"\b(?-i:ERROR|FATAL|CRITICAL)\b.{0,40} - ",
+        r"^(?:\w{0,4}make(?:\[\d{1,3}\])?: )?\*\*\* .{1,200}(?: Error -?\d| Stop\.$)",
+        r"^ninja: build stopped",
+        r"^CMake Error\b",
+        r"^npm (?:ERR!|error) \w",
+        r"\bERR_PNPM_\w",
+        r"\bELIFECYCLE\b",
+        r"^thread '[^']{1,60}' (?:\(\d{1,9}\) )?panicked at ",
+        r"^goroutine \d{1,9} \[\w",
+        r"^Exception in thread ",
+        r"^Unhandled exception\b",
+        r"^terminate called after throwing",
+        r"^(?-i:FAILED|ERROR) \S{1,200}\.py(?:::| - |$)",
+        r"\.py::\S{1,200} (?-i:FAILED|ERROR)\b",
+        r"^=+ .{0,60}\b[1-9]\d{0,5} (?:failed|errors?)\b",
+        r"^(?-i:FAILED) \((?:failures|errors)=",
+        r"^\s{0,40}--- (?-i:FAIL): ",
+        r"^(?-i:FAIL)\t\S{1,200}\t",
+        r"^test result: (?-i:FAILED)",
+        r"\bHTTP/[\d.]{1,3}\"? 5\d\d\b",
+        r"\b(?:500 Internal Server Error|502 Bad Gateway|504 Gateway Time-?out)\b",
+        r"\b503 Service (?:Temporarily )?Unavailable\b",
+        r"\bHTTP Error [45]\d\d\b",
+        r"\b[45]\d\d (?:Client|Server) Error\b",
+        r"\b(?:exit|exited|status|returned).{0,30} (?:code|status):? (?!20\d\b|30\d\b)[1-9]",
+        r"\bstatus=[1-9]\d{0,2}/\w",
+        r"core dumped",
+        r"^Failed (?:to|with) ",
+        r"(?-i:FAILED) \[",
+        r"Segmentation fault",
+    ),
+    "",
+    Fix(""),
+    unless=r"\b(?:0|no) errors?\b|(?<!\d\s)\bignor|\bretr|\bwarn|falling back"
+    r"|errors?: (?:0|None|null)\b|(?:code|status):? \d{1,3}\.\s*$|(?-i:segmentation fault)",
+)
+
+Found = Sequence[tuple[str, ErrorPlace]]
+
+
+class Scan:
+    """What the blocks read so far show: the place of each known error, and facts of the machine."""
+
+    def __init__(self, known: Sequence[KnownError], context: Context) -> None:
+        self.places: dict[KnownError, ErrorPlace] = {}
+        self.context = context
+        self._index = index_all() if known is KNOWN_ERRORS else Index((*known, FAILURE))
+        self._by_name = {error.name: error for error in (*known, FAILURE)}
+
+    def read(self, blocks: Iterable[NumberedLines]) -> None:
+        """Reads a log's blocks, one after the other."""
+        for lines in repeat_ends(blocks):
+            self.read_lines(lines)
+
+    def read_lines(self, lines: NumberedLines) -> None:
+        """Reads the next block, which begins with the last lines of the one before it."""
+        block = LogBlock(lines)
+        self.add(read_block(block, self._index, self.list_shown(), self.context), block)
+
+    def list_shown(self) -> frozenset[str]:
+        """The names of errors that a program's own line showed: a person's may tell of another."""
+        places = self.places.items()
+        return frozenset(error.name for error, place in places if not place.reported)
+
+    def add(self, found: Found, block: LogBlock | NumberedLines) -> None:
+        """Adds what was found in the next block."""
+        for name, place in found:
+            error = self._by_name[name]
+            first = self.places.get(error, place)
+            if first.reported and not place.reported:
+                first = place
+            self.places[error] = first._replace(
+                last=place.last, stage=place.stage, retried=place.retried
+            )
+        if waiting := [error for error in self.places if error.passes]:
+            block = block if isinstance(block, LogBlock) else LogBlock(block)
+            self._forget_what_passed(waiting, block)
+
+    def _forget_what_passed(self, waiting: Sequence[KnownError], block: LogBlock) -> None:
+        """Drops errors that the log shows progress after; a retry that failed is certain."""
+        places = self.places
+        for number, stage, final in block.list_outcomes(min(places[each].last for each in waiting)):
+            for error in waiting:
+                place = places.get(error)
+                if place is None or number < place.last or not _is_of(stage, place.stage):
+                    continue
+                if final:
+                    places[error] = place._replace(retried=False)
+                elif number > place.last:
+                    del places[error]
+
+
+def repeat_ends(blocks: Iterable[NumberedLines]) -> Iterator[NumberedLines]:
+    """Each block that has lines, after the last lines of the one before it."""
+    before = NumberedLines([], [])
+    for block in blocks:
+        if block.lines:
+            lines = before.add(block)
+            yield lines
+            size = 2 * LINES_AROUND
+            before = NumberedLines(lines.numbers[-size:], lines.lines[-size:])
+
+
+def _is_of(stage: str, failed: str) -> bool:
+    """Whether a line of this stage can show that the step of the failed stage went on."""
+    # torch marks the exception that ends a rank; the other ranks' lines have no mark.
+    return stage == failed or (stage == "" and not failed.startswith("rank"))
+
+
+def read_block(block: LogBlock, index: Index, shown: frozenset[str], context: Context) -> Found:
+    """The places of errors in a block; of those shown before, only where they may pass."""
+    possible = block.list_possible(index, shown - index.passing)
+    context.read(block.words, block.join_lowered, block.joined)
+    found = (
+        # Of an error that passes, the last place counts, too.
+        (error.name, block.find(error, plans, only_last=error.name in shown))
+        for error, plans in possible
+    )
+    return [(name, place) for name, place in found if place]
+
+
+@cache
+def index_all() -> Index:
+    """The index of all known errors."""
+    return Index((*KNOWN_ERRORS, FAILURE))
