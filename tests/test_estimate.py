@@ -752,41 +752,6 @@ def test_a_seed_alone_is_no_draw():
     assert PYTHONS.getstate() == state
 
 
-GENERATOR = torch.Generator()
-
-
-def test_what_a_step_sets_for_the_process_is_put_back(monkeypatch):
-    monkeypatch.setenv("LABKIT_CHANGED", "before")
-
-    def read():
-        return (
-            torch.get_default_dtype(),
-            torch.get_default_device(),
-            torch.is_grad_enabled(),
-            torch.are_deterministic_algorithms_enabled(),
-            torch.is_anomaly_enabled(),
-            torch.backends.cudnn.benchmark,
-            dict(os.environ),
-            GENERATOR.initial_seed(),
-            torch.initial_seed(),
-        )
-
-    def step(values):
-        torch.set_default_dtype(torch.float64)
-        torch.set_default_device("meta")
-        torch.set_grad_enabled(False)
-        torch.use_deterministic_algorithms(True)
-        torch.autograd.set_detect_anomaly(True)
-        torch.backends.cudnn.benchmark = not torch.backends.cudnn.benchmark
-        os.environ.update(LABKIT_CHANGED="after", LABKIT_ADDED="1")
-        GENERATOR.manual_seed(5)
-        torch.manual_seed(5)
-
-    before = read()
-    estimate_memory(step, torch.ones(4))
-    assert read() == before
-
-
 def test_a_loader_that_shuffles_is_no_range_and_no_bound():
     def make_step(batch=4):
         data = torch.utils.data.TensorDataset(torch.randn(16, 8))

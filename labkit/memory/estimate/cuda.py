@@ -9,9 +9,11 @@ GPU and without starting CUDA, and Python sees ``cuda``. What C++ code decides b
 from __future__ import annotations
 
 import contextlib
+import functools
 import sys
+import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from types import SimpleNamespace
 from typing import Any
 
@@ -51,6 +53,56 @@ def replace_attributes(owner: Any, **values: object) -> contextlib.ExitStack:
             stack.callback(delattr, owner, name)
         setattr(owner, name, value)
     return stack
+
+
+def replace_in_thread(owner: Any, **values: Any) -> contextlib.ExitStack:
+    """Replaces attributes until exit, except for the threads that run already.
+
+    Those may compute for real meanwhile. A thread that the step starts is the step's own.
+    """
+    others = sys._current_frames().keys() - {threading.get_ident()}
+    if others:
+        values = {
+            name: _spare(getattr(owner, name, None), value, others)
+            for name, value in values.items()
+        }
+    return replace_attributes(owner, **values)
+
+
+def _spare(original: Any, made: Any, others: Set[int]) -> Any:
+    """What is ``made`` for all threads but the others, for which it is the original."""
+    if isinstance(made, type):
+        names = {"labkit_original": original, "labkit_others": others, "__slots__": ()}
+        kinds = _ByThread, type(made)
+        metaclass = _ByThread if kinds[1] is type else type("_ByThread", kinds, {})
+        return metaclass(made.__name__, (made,), names)
+    if isinstance(made, property):
+        read = _spare(original.__get__, made.fget, others)
+        return property(read)
+    if not callable(made) or original is None:
+        return made
+
+    @functools.wraps(made)
+    def choose(*arguments: Any, **named: Any) -> Any:
+        chosen = original if threading.get_ident() in others else made
+        return chosen(*arguments, **named)
+
+    return choose
+
+
+class _ByThread(type):
+    """A class that makes objects of the original one for some threads."""
+
+    labkit_original: Any
+    labkit_others: Set[int]
+
+    def __call__(cls, *arguments: Any, **named: Any) -> Any:
+        if threading.get_ident() in cls.labkit_others:
+            return cls.labkit_original(*arguments, **named)
+        return super().__call__(*arguments, **named)
+
+    def __instancecheck__(cls, one: Any) -> bool:
+        return super().__instancecheck__(one) or isinstance(one, cls.labkit_original)
 
 
 class FakeMode(fake_tensor.FakeTensorMode):  # type: ignore[misc]
@@ -231,14 +283,14 @@ def move_tensors(mode: FakeMode) -> contextlib.ExitStack:
         device = tensor.device if device is None else device
         return torch.tensor(data, dtype=dtype, device=device, **taken)
 
-    stack = replace_attributes(
+    stack = replace_in_thread(
         torch,
         ctc_loss=_make_ctc_loss(move),
         tensor=_make_creator(torch.tensor, move),
         as_tensor=_make_creator(torch.as_tensor, move),
         asarray=_make_creator(torch.asarray, move),
     )
-    replaced = replace_attributes(
+    replaced = replace_in_thread(
         torch.Tensor,
         to=move,
         cuda=lambda tensor, device=None, *_, **__: move(
@@ -324,7 +376,7 @@ def simulate_calls(target: Target, levels: Callable[[], Any]) -> contextlib.Exit
 
     stack = contextlib.ExitStack()
     stack.enter_context(
-        replace_attributes(
+        replace_in_thread(
             torch.cuda,
             **dict.fromkeys(
                 CALLS.split(),
@@ -358,8 +410,8 @@ def simulate_calls(target: Target, levels: Callable[[], Any]) -> contextlib.Exit
             max_memory_reserved=lambda *_, **__: levels().peak_bytes,
         )
     )
-    stack.enter_context(replace_attributes(torch, Generator=HostGenerator))
+    stack.enter_context(replace_in_thread(torch, Generator=HostGenerator))
     # A script may have imported the functions that call these.
     inner = ("_cuda_synchronize", "_cuda_setDevice", "_cuda_emptyCache")
-    stack.enter_context(replace_attributes(torch._C, **dict.fromkeys(inner, do_nothing)))
+    stack.enter_context(replace_in_thread(torch._C, **dict.fromkeys(inner, do_nothing)))
     return stack

@@ -16,6 +16,7 @@ import logging
 import re
 import sys
 import warnings
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
@@ -34,6 +35,7 @@ from labkit.memory.estimate.cuda import (
     hide_device,
     move_tensors,
     replace_attributes,
+    replace_in_thread,
     simulate_calls,
 )
 from labkit.memory.estimate.draws import Draws
@@ -78,7 +80,7 @@ from labkit.memory.estimate.results import (
     measure,
 )
 from labkit.memory.estimate.saved import Checkpoints
-from labkit.memory.estimate.state import keep_state
+from labkit.memory.estimate.state import keep_modes, keep_state
 from labkit.memory.estimate.updates import WholeUpdates
 from labkit.memory.estimate.values import (
     KNOWN_ELEMENTS,
@@ -998,13 +1000,12 @@ class Simulation:
             for name, made in names.items()
         }
         with contextlib.ExitStack() as stack:
-            stack.enter_context(keep_state())
+            stack.enter_context(keep_state(self.note))
             stack.enter_context(warnings.catch_warnings())
             for message in HARMLESS:
                 warnings.filterwarnings("ignore", message=message)
             # Fake tensors log the traceback of each error that they raise.
             logger = logging.getLogger(fake_tensor.__name__)
-            stack.enter_context(torch.random.fork_rng(devices=[]))
             # Backward runs in this thread, for a GPU too: there is no thread for the simulated one.
             stack.enter_context(torch.autograd.set_multithreading_enabled(False))
             for patched in (
@@ -1047,7 +1048,7 @@ class Simulation:
                 if not self._by_parts:
                     stack.enter_context(self.tracer.whole)
             stack.callback(lambda: _forget_fakes() if self.tracer.holds_fakes else None)
-            with self._fake, self.tracer:
+            with self._fake, self.tracer, keep_modes():
                 yield
             for words in self._samples.describe():
                 self.note(words)
@@ -1419,9 +1420,9 @@ def _copy_by(convert: Callable[[Any], Any]) -> Iterator[None]:
     # Each of these has its own __deepcopy__.
     with contextlib.ExitStack() as stack:
         for cls in (torch.Tensor, torch.nn.Parameter, torch.nn.UninitializedParameter):
-            stack.enter_context(replace_attributes(cls, __deepcopy__=copy_tensor))
+            stack.enter_context(replace_in_thread(cls, __deepcopy__=copy_tensor))
         optimizer = torch.optim.Optimizer
-        stack.enter_context(replace_attributes(optimizer, __deepcopy__=_copy_optimizer))
+        stack.enter_context(replace_in_thread(optimizer, __deepcopy__=_copy_optimizer))
         copiers = copy._deepcopy_dispatch  # type: ignore[attr-defined]
         stack.callback(copiers.pop, torch.Generator)
         copiers[torch.Generator] = _copy_generator
@@ -1437,7 +1438,26 @@ def _copy_optimizer(optimizer: Any, memo: dict[int, Any]) -> Any:
         # A scheduler puts a function in place of the optimizer's step.
         if name not in vars(made) and not callable(value):
             setattr(made, name, copy.deepcopy(value, memo))
+        elif getattr(value, "_wrapped_by_lr_sched", False):
+            made.step = _wrap_step(made)
     return made
+
+
+def _wrap_step(optimizer: Any) -> Callable[..., Any]:
+    """The optimizer's step as a scheduler wraps it: it notes that it was called.
+
+    The scheduler's own wrapper would call the step of the optimizer that was copied.
+    """
+    step, find = type(optimizer).step, weakref.ref(optimizer)
+
+    @functools.wraps(step)
+    def run(*arguments: Any, **named: Any) -> Any:
+        optimizer = find()
+        optimizer._opt_called = True  # type: ignore[union-attr]
+        return step(optimizer, *arguments, **named)
+
+    run._wrapped_by_lr_sched = True  # type: ignore[attr-defined]
+    return run
 
 
 def _copy_generator(generator: Any, memo: dict[int, Any]) -> Any:

@@ -8,11 +8,13 @@ as long and fails on ``nn.TransformerEncoder``.
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import dataclasses
 import functools
 import inspect
 import io
 import re
+import threading
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -69,6 +71,8 @@ def estimate_memory(
     estimate names the line and is a lower bound; so it is for cuDNN's recurrent networks. A
     ``loss.item()`` that is only printed or added up is allowed, with a note.
 
+    A thread waits for the estimate of another one. What the step sets for the process is put back.
+
     Raises UsageError if the step itself fails, LabkitError if another thread traces.
 
     >>> import torch
@@ -76,6 +80,50 @@ def estimate_memory(
     >>> estimate_memory(lambda layer: None, layer, inference=True).peak_bytes
     4000000
     """
+    from labkit.memory.estimate.state import keep_variables
+
+    with _take_turn(), keep_variables():
+        return _estimate(step, arguments, batch, device, inference=inference, say=say)
+
+
+# Which thread estimates; only one can, as torch is changed for the whole process.
+_TURN = threading.Lock()
+_turns: list[int] = []
+LONGEST_TURN_SECONDS = 600
+
+
+@contextlib.contextmanager
+def _take_turn() -> Iterator[None]:
+    """Waits for another thread's estimate; raises LabkitError in the step of one."""
+    if threading.get_ident() in _turns:
+        raise UsageError(
+            "a step cannot estimate memory while its own is estimated",
+            cause="a simulated step has called estimate_memory()",
+            fix="call it outside of the step",
+        )
+    if not _TURN.acquire(timeout=LONGEST_TURN_SECONDS):
+        raise LabkitError(
+            f"another thread has estimated for {LONGEST_TURN_SECONDS // 60} minutes",
+            cause="two threads cannot estimate at once, and its step may wait for this one",
+            fix="call estimate_memory() in one thread",
+        )
+    _turns.append(threading.get_ident())
+    try:
+        yield
+    finally:
+        _turns.clear()
+        _TURN.release()
+
+
+def _estimate(
+    step: Callable[..., object],
+    arguments: tuple[object, ...],
+    batch: int | None,
+    device: str | int | torch.device | None,
+    *,
+    inference: bool,
+    say: Callable[[str], object] | None,
+) -> Estimate:
     target = find_target(device)
     work = make_work(step, arguments, batch, inference=inference)
     estimate = estimate_work(work, target)
@@ -412,7 +460,8 @@ def _run(work: Work, simulation: Simulation) -> EstimateObstacle | None:
 
     try:
         with simulation.open():
-            _run_steps(work, simulation)
+            # What the step sets in a context variable ends with the copy.
+            contextvars.copy_context().run(_run_steps, work, simulation)
     except RealTensorError as error:
         raise refuse_real(work.name, inference=work.inference) from error
     except LazyTensorError as error:

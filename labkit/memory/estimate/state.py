@@ -1,70 +1,382 @@
 """What a simulated step sets for the whole process, put back when it has run.
 
 A step may choose torch's default type and device, turn gradients off, ask for deterministic
-operators, seed generators, or set environment variables. The real step, or another estimate, begins
-as the simulated one did.
+operators, seed generators, set environment variables, or leave a profiler on. The real step, or
+another estimate, begins as the simulated one did.
+
+Each entry of the tables below says how a setting is read and how it is put back. Nothing is put
+back that has not changed: another thread may have set it meanwhile. Python's context variables,
+such as NumPy's and ``decimal``'s, need no entry: the step runs in a copy of the context.
 """
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import contextvars
+import faulthandler
+import functools
+import gc
+import locale
+import logging
 import os
 import random
+import signal
 import sys
+import time
+import tracemalloc
 from collections.abc import Callable, Iterator
-from typing import Any
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
 
 import torch
+from torch.overrides import _get_current_function_mode_stack
 
-# How torch's settings are read and set; a setting is what the second function takes.
-SETTINGS: tuple[tuple[Callable[[], tuple[Any, ...]], Callable[..., object]], ...] = (
-    (lambda: (torch.get_default_dtype(),), torch.set_default_dtype),
-    (lambda: (torch.is_grad_enabled(),), torch.set_grad_enabled),
-    (lambda: (torch.get_num_threads(),), torch.set_num_threads),
-    (lambda: (torch.get_float32_matmul_precision(),), torch.set_float32_matmul_precision),
-    (
+from labkit.memory.estimate.cuda import replace_attributes
+from labkit.memory.track.frames import USER, judge_file
+from labkit.text import first_line
+
+BACKENDS = torch.backends
+# Each of torch's precisions is inherited from those before it.
+PRECISIONS = (
+    ("generic", "all"),
+    *(("cuda", one) for one in ("all", "matmul", "conv", "rnn")),
+    *(("mkldnn", one) for one in ("all", "matmul", "conv", "rnn")),
+)
+AUTOCAST = ("cpu", "cuda")
+
+
+class Setting(NamedTuple):
+    """How a setting is read, and put back: ``put`` takes what ``read`` returned."""
+
+    name: str
+    read: Callable[[], Any]
+    put: Callable[[Any], object]
+
+
+def _spread(put: Callable[..., object]) -> Callable[[Any], object]:
+    return lambda values: put(*values)
+
+
+def _list_calls() -> Iterator[Setting]:
+    """Torch's settings that have a function to read and one to set them."""
+    deterministic = torch.use_deterministic_algorithms
+    tables: tuple[tuple[Any, str, str], ...] = (
+        (torch, "get_default_dtype", "set_default_dtype"),
+        (torch, "is_grad_enabled", "set_grad_enabled"),
+        (torch, "get_num_threads", "set_num_threads"),
+        (torch, "get_float32_matmul_precision", "set_float32_matmul_precision"),
+        (torch, "is_warn_always_enabled", "set_warn_always"),
+        (torch, "is_autocast_cache_enabled", "set_autocast_cache_enabled"),
+        (torch._C, "_get_cublas_allow_tf32", "_set_cublas_allow_tf32"),
+        (torch._C, "_get_cudnn_allow_tf32", "_set_cudnn_allow_tf32"),
+        (torch._C, "_get_mkldnn_enabled", "_set_mkldnn_enabled"),
+        (torch._C, "_get_mkldnn_deterministic", "_set_mkldnn_deterministic"),
+        (torch._C, "_get_nnpack_enabled", "_set_nnpack_enabled"),
+        (torch._C, "_get_flash_sdp_enabled", "_set_sdp_use_flash"),
+        (torch._C, "_get_mem_efficient_sdp_enabled", "_set_sdp_use_mem_efficient"),
+        (torch._C, "_get_math_sdp_enabled", "_set_sdp_use_math"),
+        (torch._C, "_get_cudnn_sdp_enabled", "_set_sdp_use_cudnn"),
+        (torch._C, "_get_overrideable_sdp_enabled", "_set_sdp_use_overrideable"),
+        (torch._C, "_get_math_sdp_allow_fp16_bf16_reduction",
+         "_set_math_sdp_allow_fp16_bf16_reduction"),
+        (torch._C, "_get_sdp_priority_order", "_set_sdp_priority_order"),
+        (torch._C, "_get_linalg_preferred_backend", "_set_linalg_preferred_backend"),
+        (torch._C, "_get_blas_preferred_backend", "_set_blas_preferred_backend"),
+        (torch._C, "_get_cublas_allow_fp16_accumulation", "_set_cublas_allow_fp16_accumulation"),
+        (torch._C, "_get_qengine", "_set_qengine"),
+        (torch._C, "_is_view_replay_enabled", "_set_view_replay_enabled"),
+        (torch._C, "_get_graph_executor_optimize", "_set_graph_executor_optimize"),
+        (torch._C, "_check_sparse_tensor_invariants", "_set_check_sparse_tensor_invariants"),
+        (sys, "getrecursionlimit", "setrecursionlimit"),
+        (sys, "getswitchinterval", "setswitchinterval"),
+        (sys, "get_int_max_str_digits", "set_int_max_str_digits"),
+        (sys, "gettrace", "settrace"),
+        (sys, "getprofile", "setprofile"),
+        (gc, "get_debug", "set_debug"),
+        (random, "getstate", "setstate"),
+        (locale, "setlocale", "setlocale"),
+    )  # fmt: skip
+    for owner, read, put in tables:
+        if hasattr(owner, read) and hasattr(owner, put):
+            arguments = (locale.LC_ALL,) if owner is locale else ()
+            yield Setting(
+                put,
+                functools.partial(getattr(owner, read), *arguments),
+                functools.partial(getattr(owner, put), *arguments),
+            )
+    yield Setting("gc.set_threshold", gc.get_threshold, _spread(gc.set_threshold))
+    yield Setting(
+        "set_anomaly_enabled",
+        lambda: (torch.is_anomaly_enabled(), torch.is_anomaly_check_nan_enabled()),
+        _spread(torch.set_anomaly_enabled),
+    )
+    yield Setting(
+        "use_deterministic_algorithms",
         lambda: (
             torch.are_deterministic_algorithms_enabled(),
             torch.is_deterministic_algorithms_warn_only_enabled(),
         ),
-        lambda mode, warns: torch.use_deterministic_algorithms(mode, warn_only=warns),
-    ),
-    (
-        lambda: (torch.is_anomaly_enabled(), torch.is_anomaly_check_nan_enabled()),
-        torch.set_anomaly_enabled,
-    ),
-    (lambda: (random.getstate(),), random.setstate),
-)
-FLAGS: tuple[tuple[Any, str], ...] = (
-    (torch.backends.cudnn, "benchmark"),
-    (torch.backends.cudnn, "deterministic"),
-    (torch.backends.cudnn, "enabled"),
-)
+        lambda values: deterministic(values[0], warn_only=values[1]),
+    )
+    for kind in ("fp16", "bf16"):
+        name = f"cublas_allow_{kind}_reduced_precision_reduction"
+        set_pair = _spread(getattr(torch._C, f"_set_{name}"))
+        yield Setting(name, functools.partial(_read_pair, f"_get_{name}"), set_pair)
 
 
-@contextlib.contextmanager
-def keep_state() -> Iterator[None]:
-    """Puts back, on exit, what the block set for the whole process."""
-    settings = [(read(), put, read) for read, put in SETTINGS]
-    flags = [(owner, name, getattr(owner, name)) for owner, name in FLAGS]
-    device, variables = _find_default_device(), dict(os.environ)
-    numpy = sys.modules.get("numpy.random")
-    drawn = None if numpy is None else numpy.get_state()
-    try:
-        yield
-    finally:
-        for values, put, read in settings:
-            if read() != values:
-                put(*values)
-        for owner, name, value in flags:
-            if getattr(owner, name) != value:
-                setattr(owner, name, value)
-        if _find_default_device() != device:
-            torch.set_default_device(device)
-        if dict(os.environ) != variables:
-            _put_variables(variables)
-        if numpy is not None:
-            numpy.set_state(drawn)
+def _read_pair(name: str) -> tuple[Any, ...]:
+    found = getattr(torch._C, name)()
+    return found if isinstance(found, tuple) else (found,)  # one value before torch 2.10
+
+
+def _list_families() -> Iterator[Setting]:
+    """Torch's settings of which there is one for each device or library."""
+    for kind in AUTOCAST:
+        yield Setting(
+            "set_autocast_enabled",
+            functools.partial(torch.is_autocast_enabled, kind),
+            functools.partial(torch.set_autocast_enabled, kind),
+        )
+        yield Setting(
+            "set_autocast_dtype",
+            functools.partial(torch.get_autocast_dtype, kind),
+            functools.partial(torch.set_autocast_dtype, kind),
+        )
+    if not hasattr(torch._C, "_get_fp32_precision_getter"):  # before torch 2.9
+        return
+    read = torch._C._get_fp32_precision_getter
+    for library, operator in PRECISIONS:
+        put = functools.partial(torch._C._set_fp32_precision_setter, library, operator)
+        yield Setting("fp32_precision", functools.partial(read, library, operator), put)
+
+
+# Attributes of modules, and of classes of theirs, that steps set, by the names of the modules.
+ATTRIBUTES: dict[str, tuple[str, ...]] = {
+    "torch.backends.cudnn": ("benchmark", "deterministic", "enabled", "benchmark_limit"),
+    "torch.backends.opt_einsum": ("enabled", "strategy"),
+    "torch.utils.deterministic": ("fill_uninitialized_memory",),
+    "torch.utils.checkpoint": ("_enable_checkpoint_early_stop", "_checkpoint_debug_enabled"),
+    "torch.__future__": (
+        "_overwrite_module_params_on_conversion", "_swap_module_params_on_conversion"),
+    "torch.hub": ("_hub_dir",),
+    "torch.multiprocessing": ("_sharing_strategy",),
+    "torch.distributions.distribution": ("Distribution._validate_args",),
+    "torch._tensor_str": (
+        "PRINT_OPTS.precision", "PRINT_OPTS.threshold", "PRINT_OPTS.edgeitems",
+        "PRINT_OPTS.linewidth", "PRINT_OPTS.sci_mode"),
+    "multiprocessing.context": ("_default_context._actual_context",),
+    "sys": ("stdin", "stdout", "stderr", "excepthook", "displayhook", "unraisablehook"),
+    "threading": ("excepthook",),
+    "warnings": ("showwarning", "formatwarning"),
+    "tempfile": ("tempdir",),
+    "logging.root.manager": ("disable",),
+}  # fmt: skip
+# Lists and dictionaries whose items steps add, remove and replace.
+CONTENTS: dict[str, tuple[str, ...]] = {
+    "sys": ("path", "argv"),
+    "gc": ("callbacks",),
+    "torch._logging._internal.log_state": ("log_qname_to_level", "artifact_names"),
+    "torch.cuda": ("_queued_calls",),
+    "torch.optim.optimizer": (
+        "_global_optimizer_pre_hooks", "_global_optimizer_post_hooks"),
+    "torch.nn.modules.module": (
+        "_global_buffer_registration_hooks", "_global_module_registration_hooks",
+        "_global_parameter_registration_hooks", "_global_forward_hooks",
+        "_global_forward_pre_hooks", "_global_forward_hooks_with_kwargs",
+        "_global_forward_hooks_always_called", "_global_backward_hooks",
+        "_global_backward_pre_hooks"),
+}  # fmt: skip
+# Modules and classes whose functions code replaces by its own; what is added there stays.
+NAMESPACES = ("builtins", "torch.nn.functional", "torch.nn.init", "torch.nn.modules.module.Module")
+
+
+def _list_attributes() -> Iterator[Setting]:
+    for module, names in ATTRIBUTES.items():
+        for name in names:
+            path, _, last = f"{module}.{name}".rpartition(".")
+            owner = _find(path)
+            if hasattr(owner, last):
+                yield Setting(
+                    name,
+                    functools.partial(getattr, owner, last),
+                    functools.partial(setattr, owner, last),
+                )
+
+
+def _list_contents() -> Iterator[Setting]:
+    for module, names in CONTENTS.items():
+        for name in names:
+            container = getattr(_find(module), name, None)
+            if container is not None:
+                put = functools.partial(fill_container, container)
+                yield Setting(name, container.copy, put)
+
+
+def fill_container(container: Any, items: Any) -> None:
+    """Gives a list, a dictionary or a set these items again."""
+    container.clear()
+    (container.extend if isinstance(container, list) else container.update)(items)
+
+
+def _find(path: str) -> Any:
+    """The loaded module, or the object in it, that has this name; None if there is none."""
+    found: Any = sys.modules.get(path)
+    if found is None and "." in path:
+        parent, _, name = path.rpartition(".")
+        found = getattr(_find(parent), name, None)
+    return found
+
+
+def _list_namespaces() -> Iterator[Setting]:
+    for path in NAMESPACES:
+        owner = _find(path)
+        read = functools.partial(lambda one: dict(vars(one)), owner)
+        yield Setting(path, read, functools.partial(_put_names, owner))
+
+
+def _put_names(owner: Any, names: dict[str, Any]) -> None:
+    for name, value in names.items():
+        if vars(owner).get(name) is not value:
+            setattr(owner, name, value)
+    if isinstance(owner, ModuleType) and owner.__name__ == "builtins":
+        for name in vars(owner).keys() - names.keys():
+            delattr(owner, name)
+
+
+def _list_system() -> Iterator[Setting]:
+    """What the operating system keeps for the process."""
+    yield Setting("umask", _read_umask, os.umask)
+    yield Setting("chdir", Path.cwd, os.chdir)
+    yield Setting("environ", lambda: dict(os.environ), _put_variables)
+    if hasattr(os, "sched_getaffinity"):
+        yield Setting(
+            "affinity",
+            lambda: os.sched_getaffinity(0),
+            lambda cores: os.sched_setaffinity(0, cores),
+        )
+    limits: Any = _import("resource")
+    for name in ("RLIMIT_NOFILE", "RLIMIT_AS", "RLIMIT_STACK", "RLIMIT_CORE") if limits else ():
+        kind = getattr(limits, name)
+        yield Setting(
+            name,
+            functools.partial(limits.getrlimit, kind),
+            functools.partial(limits.setrlimit, kind),
+        )
+    if hasattr(signal, "setitimer"):
+        yield Setting("alarm", _read_alarm, _set_alarm)
+    yield Setting("signals", _read_signals, _put_signals)
+
+
+def _import(name: str) -> ModuleType | None:
+    """A module of Python's that some systems do not have."""
+    with contextlib.suppress(ImportError):
+        return __import__(name)
+    return None
+
+
+STATUS = Path("/proc/thread-self/status")
+
+
+def _read_umask() -> int:
+    """The mask of new files' permissions, without the moment in which another one holds."""
+    with contextlib.suppress(OSError), STATUS.open(encoding="ascii") as lines:
+        for line in lines:
+            if line.startswith("Umask:"):
+                return int(line.split()[1], 8)
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
+
+
+def _put_variables(variables: dict[str, str]) -> None:
+    for name in os.environ.keys() - variables.keys():
+        del os.environ[name]
+    os.environ.update(variables)
+    if hasattr(time, "tzset"):
+        time.tzset()
+
+
+def _read_alarm() -> tuple[int, float]:
+    """When the process's timer ends, in whole seconds, or 0; and its interval."""
+    seconds, interval = signal.getitimer(signal.ITIMER_REAL)
+    return round(time.monotonic() + seconds) if seconds else 0, interval
+
+
+def _set_alarm(alarm: tuple[int, float]) -> None:
+    end, interval = alarm
+    left = max(0.0, end - time.monotonic())
+    if left or not end:  # else it has ended meanwhile
+        signal.setitimer(signal.ITIMER_REAL, left, interval)
+
+
+def _read_signals() -> dict[int, Any]:
+    # One of C's own cannot be put back.
+    found = {int(one): signal.getsignal(one) for one in signal.Signals}
+    return {number: one for number, one in found.items() if one is not None}
+
+
+def _put_signals(handlers: dict[int, Any]) -> None:
+    for number, handler in handlers.items():
+        if signal.getsignal(number) is not handler:
+            signal.signal(number, handler)
+
+
+def _list_switches() -> Iterator[Setting]:
+    """What is on or off."""
+    for name, read, start, stop in (
+        ("gc.disable", gc.isenabled, gc.enable, gc.disable),
+        ("gc.freeze", lambda: gc.get_freeze_count() > 0, _do_nothing, gc.unfreeze),
+        ("faulthandler", faulthandler.is_enabled, faulthandler.enable, faulthandler.disable),
+        ("tracemalloc", tracemalloc.is_tracing, tracemalloc.start, tracemalloc.stop),
+        ("profiler", torch.autograd._profiler_enabled, _do_nothing, _stop_profiler),
+        ("init_process_group", _is_distributed, _do_nothing, _leave_group),
+    ):
+        yield Setting(name, read, functools.partial(_switch, start, stop))
+
+
+def _switch(start: Callable[[], object], stop: Callable[[], object], is_on: bool) -> None:
+    (start if is_on else stop)()
+
+
+def _do_nothing() -> None: ...
+
+
+def _stop_profiler() -> None:
+    torch.autograd._disable_profiler()
+
+
+def _is_distributed() -> bool:
+    return torch.distributed.is_available() and bool(torch.distributed.is_initialized())
+
+
+def _leave_group() -> None:
+    torch.distributed.destroy_process_group()
+
+
+def _list_others() -> Iterator[Setting]:
+    """Settings with a way of their own."""
+    yield Setting("set_default_device", _find_default_device, torch.set_default_device)
+    yield Setting(
+        "function modes", lambda: len(_get_current_function_mode_stack()), _leave_functions
+    )
+    yield Setting("saved_tensors_hooks", _find_hooks, _pop_hooks)
+    yield Setting("set_flush_denormal", _flushes, torch.set_flush_denormal)
+    yield Setting("configurations", _read_configurations, _put_configurations)
+    yield Setting("loggers", _read_loggers, _put_loggers)
+    numpy: Any = sys.modules.get("numpy")
+    if numpy is not None:
+        yield Setting("numpy.random", _read_numpy, numpy.random.set_state)
+        # Context variables since NumPy 2.
+        yield Setting("seterr", numpy.geterr, lambda values: numpy.seterr(**values))
+        yield Setting("seterrcall", numpy.geterrcall, numpy.seterrcall)
+    if "decimal" in sys.modules:
+        # The copy of a context variable has the same context of decimal's.
+        yield Setting("decimal", _read_decimal, _put_decimal)
+    sockets: Any = sys.modules.get("socket")
+    if sockets is not None:
+        yield Setting("setdefaulttimeout", sockets.getdefaulttimeout, sockets.setdefaulttimeout)
 
 
 def _find_default_device() -> torch.device | None:
@@ -73,7 +385,168 @@ def _find_default_device() -> torch.device | None:
     return None if context is None else context.device
 
 
-def _put_variables(variables: dict[str, str]) -> None:
-    for name in os.environ.keys() - variables.keys():
-        del os.environ[name]
-    os.environ.update(variables)
+def _leave_functions(count: int) -> None:
+    """Leaves the modes that the step has entered, such as ``torch.device("meta")``."""
+    while len(_get_current_function_mode_stack()) > count:
+        torch._C._pop_torch_function_stack()
+
+
+@contextlib.contextmanager
+def keep_modes() -> Iterator[None]:
+    """Leaves, on exit, the dispatch modes that the block has entered and not left."""
+    count = torch._C._len_torch_dispatch_stack()
+    try:
+        yield
+    finally:
+        while torch._C._len_torch_dispatch_stack() > count:
+            torch._C._pop_torch_dispatch_stack(None)
+
+
+def _find_hooks() -> Any:
+    find = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
+    return find(True) if find else None
+
+
+def _pop_hooks(before: Any) -> None:
+    while (found := _find_hooks()) is not None and found != before:
+        torch._C._autograd._pop_saved_tensors_default_hooks()
+
+
+TINY = 1e-310
+
+
+def _flushes() -> bool:
+    # The processor's own setting, which Python's numbers follow too.
+    return TINY * len(".") == 0
+
+
+def _read_configurations() -> dict[Any, Any]:
+    """The settings of torch's compiler, by their entries; context variables since torch 2.13."""
+    found = {}
+    for name in ("torch._dynamo", "torch._inductor", "torch._functorch"):
+        module = sys.modules.get(f"{name}.config")
+        for entry in getattr(module, "_config", {}).values():
+            value = getattr(entry, "user_override", None)
+            if isinstance(value, contextvars.ContextVar):
+                return {}
+            found[id(entry)] = module, entry, value
+    return found
+
+
+def _put_configurations(entries: dict[Any, Any]) -> None:
+    for module, entry, value in entries.values():
+        if getattr(entry, "user_override", None) is not value:
+            entry.user_override, module._is_dirty = value, True
+
+
+Logger = tuple[Any, int, bool, bool, list[Any]]
+
+
+def _read_loggers() -> list[Logger]:
+    known = [logging.root, *list(logging.root.manager.loggerDict.values())]
+    return [
+        (one, one.level, one.disabled, one.propagate, one.handlers[:])
+        for one in known
+        if isinstance(one, logging.Logger)
+    ]
+
+
+def _put_loggers(loggers: list[Logger]) -> None:
+    for logger, level, disabled, propagate, handlers in loggers:
+        if logger.level != level:
+            logger.setLevel(level)
+        logger.disabled, logger.propagate = disabled, propagate
+        for one in set(logger.handlers) - set(handlers):
+            one.close()
+        if logger.handlers != handlers:
+            logger.handlers[:] = handlers
+
+
+ARITHMETIC = ("prec", "rounding", "Emin", "Emax", "capitals", "clamp")
+
+
+def _read_decimal() -> list[Any]:
+    context = sys.modules["decimal"].getcontext()
+    return [getattr(context, name) for name in ARITHMETIC]
+
+
+def _put_decimal(values: list[Any]) -> None:
+    context = sys.modules["decimal"].getcontext()
+    for name, value in zip(ARITHMETIC, values, strict=True):
+        setattr(context, name, value)
+
+
+def _read_numpy() -> Any:
+    name, words, *others = sys.modules["numpy"].random.get_state()
+    return name, words.tolist(), *others
+
+
+LISTS = (
+    _list_calls, _list_families, _list_attributes, _list_contents, _list_namespaces, _list_system,
+    _list_switches, _list_others,
+)  # fmt: skip
+UNKNOWN = object()
+
+
+def _read(setting: Setting) -> Any:
+    # Torch refuses to name a precision that was set in two ways.
+    with contextlib.suppress(RuntimeError, AttributeError, ValueError, OSError):
+        return setting.read()
+    return UNKNOWN
+
+
+def _differ(one: Any, other: Any) -> bool:
+    try:
+        return bool(one != other)
+    except Exception:  # what the user's objects raise
+        return True
+
+
+@contextlib.contextmanager
+def keep_state(note: Callable[[str], object]) -> Iterator[None]:
+    """Puts back, on exit, what the block set for the whole process.
+
+    ``note`` takes a sentence about what could not be put back.
+    """
+    kept = [(one, _read(one)) for name in LISTS for one in name()]
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    with torch.random.fork_rng(devices=devices), _hold_exits():
+        try:
+            yield
+        finally:
+            for setting, value in kept:
+                if value is not UNKNOWN and _differ(_read(setting), value):
+                    _put(setting, value, note)
+
+
+def _put(setting: Setting, value: Any, note: Callable[[str], object]) -> None:
+    try:
+        setting.put(value)
+    except Exception as error:
+        said = first_line(str(error)) or type(error).__name__
+        note(f"what the step set for the process stays set: {setting.name} ({said})")
+
+
+@contextlib.contextmanager
+def _hold_exits() -> Iterator[None]:
+    """Registers nothing for the end of the process that the step's own lines register."""
+    register = atexit.register
+
+    def hold(function: Any, /, *arguments: Any, **named: Any) -> Any:
+        if judge_file(sys._getframe(1).f_code.co_filename) == USER:
+            return function
+        return register(function, *arguments, **named)
+
+    with replace_attributes(atexit, register=hold):
+        yield
+
+
+@contextlib.contextmanager
+def keep_variables() -> Iterator[None]:
+    """Puts back, on exit, what the block set in the environment; torch sets some as it starts."""
+    variables = dict(os.environ)
+    try:
+        yield
+    finally:
+        if os.environ != variables:
+            _put_variables(variables)
