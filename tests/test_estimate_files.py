@@ -214,13 +214,20 @@ def test_a_large_file_that_a_step_maps_is_not_copied_whole(tmp_path, monkeypatch
 
 def test_a_thread_of_the_users_saves_its_own_tensors(tmp_path):
     """A checkpoint that is written while an estimate runs is a real one."""
+    begin, done = threading.Event(), threading.Event()
+
+    def save():
+        begin.wait()
+        torch.save({"weight": torch.arange(3.0)}, tmp_path / "beside.pt")
+        done.set()
 
     def step():
-        kept = torch.ones(2)
-        with ThreadPoolExecutor(1) as pool:
-            pool.submit(torch.save, real, tmp_path / "beside.pt").result()
-        return kept
+        begin.set()
+        done.wait()
+        return torch.ones(2)
 
-    real = {"weight": torch.arange(3.0)}
+    thread = threading.Thread(target=save)
+    thread.start()
     assert estimate_memory(step).obstacle is None
+    thread.join()
     assert torch.load(tmp_path / "beside.pt")["weight"].tolist() == [0, 1, 2]

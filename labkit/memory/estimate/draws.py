@@ -190,9 +190,8 @@ class Draws:
                     if stays[name] is not None and stays[name] is getattr(owner, name)
                 }
                 stack.enter_context(replace_attributes(owner, **names))
-            for name, value, put in _list_names(
-                function, arguments, {*known, *map(id, self._watched)}
-            ):
+            wanted = {*known, *map(id, self._watched)}
+            for name, value, put in _list_names(function, arguments, wanted, [*known.values()]):
                 made = known.get(id(value)) or self._watch(value) or self._copy(value)
                 if made is not None:
                     stack.callback(put, name, value)
@@ -475,12 +474,13 @@ def _may_name(key: str, module: ModuleType, wanted: set[int]) -> bool:
 
 
 def _list_names(
-    function: Any, arguments: Any, wanted: set[int]
+    function: Any, arguments: Any, wanted: set[int], made: list[Any]
 ) -> Iterator[tuple[str, Any, Callable[..., Any]]]:
     """What the step's code can name, with what replaces it: name, value, setter.
 
     Of installed packages only the modules that have one of ``wanted``, or an object of its class,
-    both by id: they are thousands, and those that have none are remembered.
+    both by id: they are thousands, and those that have none are remembered. What is ``made`` to
+    replace functions keeps the real ones.
     """
     if _SEARCHED.wanted != wanted:
         _SEARCHED.wanted, _SEARCHED.modules = wanted, {}
@@ -496,7 +496,7 @@ def _list_names(
                 yield from _list_kept(names, key)
         else:
             _SEARCHED.modules[key] = (module, len(names))
-    left, seen = [function, *arguments], set()
+    left, seen = [function, *arguments], set(map(id, made))
     while left:
         one = left.pop()
         if id(one) in seen:

@@ -14,6 +14,7 @@ import contextlib
 import functools
 import glob
 import io
+import logging
 import os
 import pathlib
 import re
@@ -27,17 +28,14 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from labkit.memory.estimate.cuda import replace_attributes
-from labkit.memory.track.frames import is_user_file
+from labkit.memory.estimate.guard import FRAMEWORK, ChangeGuard, StepThreads, find_caller, is_cache
+from labkit.memory.track.frames import USER
 
 OPEN, SCAN, LSTAT, STAT, READ_LINK = open, os.scandir, os.lstat, os.stat, os.readlink
 ENTER, FIND_CURRENT = os.chdir, os.getcwd
-# Python's own modules that work on files for their caller; logging, for one, keeps what it opens.
-HELPERS = re.compile(
-    r"[/\\](?:pathlib|shutil|zipfile|gzip|bz2|lzma|tarfile|tempfile|glob|os|posixpath|genericpath"
-    r"|codecs|fileinput|configparser|IPython[/\\]core[/\\]interactiveshell)"
-    r"(?:[/\\]\w+)?\.py$|^<frozen (?:os|posixpath|genericpath|codecs)>$"
-)
 COPIED_BYTES = 2**26
+# Directories without files; what is in /dev/shm is in memory, and a file all the same.
+ODD = re.compile(r"/(?:dev(?!/shm(?:/|$))|proc|sys)(?:/|$)")
 READING = ("stat", "lstat", "access", "readlink", "listxattr", "getxattr")
 LISTING = ("listdir", "scandir")
 ATTRIBUTES = ("truncate", "utime", "chmod", "chown", "setxattr", "removexattr")
@@ -50,9 +48,10 @@ class FileOverlay:
     """The layer; ``open`` lays it over the files for the calling thread's step."""
 
     def __init__(self) -> None:
-        self._folder, self._thread, self._active = "", threading.get_ident(), False
-        # Whether this code itself works on files, in each thread.
-        self._state = threading.local()
+        self._folder, self._active = "", False
+        self.threads = StepThreads()
+        self.guard = ChangeGuard(self.threads)
+        self._lock = threading.RLock()
         # The directories that were laid over, of which directory the folders are that are to be
         # filled, and the links to real files: their inodes, and the files.
         self._roots: set[str] = set()
@@ -71,9 +70,14 @@ class FileOverlay:
                 for owner, names in made.items()
                 for name, one in names.items()
             }
-            for owner, names in (*made.items(), *_find_captured(known)):
+            for owner, names in made.items():
                 stack.enter_context(replace_attributes(owner, **names))
-            for method, defaults in _find_defaults(known):
+            shell = sys.modules.get("IPython.core.interactiveshell")  # a cell's own open()
+            for owner, name, number in _find_captured(frozenset(known), shell):
+                one = staticmethod(known[number]) if isinstance(owner, type) else known[number]
+                stack.enter_context(replace_attributes(owner, **{name: one}))
+            for method in _find_defaults(frozenset(known)):
+                defaults = tuple(known.get(id(one), one) for one in method.__defaults__)
                 stack.callback(setattr, method, "__defaults__", method.__defaults__)
                 method.__defaults__ = defaults
             openers = _find_openers()
@@ -82,6 +86,8 @@ class FileOverlay:
             # What was imported meanwhile may keep a function from here.
             stack.callback(setattr, self, "_active", False)
             self._active = True
+            stack.callback(self._close_logs)
+            stack.enter_context(self.guard.open(self._folder))
             yield
 
     def list_functions(self) -> dict[Any, dict[str, Any]]:
@@ -127,16 +133,6 @@ class FileOverlay:
         with _named(place, path):
             ENTER(whole if exists and _is_directory(whole) else place)
 
-    @contextlib.contextmanager
-    def _work(self) -> Iterator[None]:
-        """Lets this thread see the files as they are, for what the layer itself does."""
-        before = getattr(self._state, "works", False)
-        self._state.works = True
-        try:
-            yield
-        finally:
-            self._state.works = before
-
     def open_new(self, path: Any) -> Any:
         """A new file of the layer, for bytes."""
         place = self.find(path, writes=True, asked=True)
@@ -151,15 +147,15 @@ class FileOverlay:
         It is changed in the layer if the step asks for it, or with ``asked``.
         """
         used = self._active and (writes or self._roots)
-        if not used or getattr(self._state, "works", False):
+        if not used or self.threads.works:
             return path
         if not isinstance(path, str | bytes | os.PathLike):
             return path  # a descriptor
         whole = os.path.join(self._find_current(), os.fsdecode(path))
         # A file of the layer may be named by its own name.
         whole = os.path.normpath(whole).removeprefix(self._folder) or os.sep
-        asks = writes and (asked or self._is_asked())
-        with self._work():
+        asks = writes and (asked or self._is_asked(whole))
+        with self.threads.work(), self._lock:
             found = self._find_whole(whole, asks=asks, asked=asked, lists=lists)
         if found is None:
             return path
@@ -167,7 +163,7 @@ class FileOverlay:
 
     def _find_whole(self, whole: str, *, asks: bool, asked: bool, lists: bool) -> str | None:
         parent = os.path.dirname(whole)
-        if not asked and threading.get_ident() != self._thread and _is_directory(parent):
+        if not asked and not self.threads.includes_this() and _is_directory(parent):
             return None  # of another thread, except in what the step has made
         root = next((one for one in self._roots if _is_inside(parent, one)), None)
         if root is None and whole not in self._roots:
@@ -179,7 +175,7 @@ class FileOverlay:
 
     def _lay_over(self, directory: str) -> bool:
         """Makes the folder of a directory; False where there is no such directory, or it is odd."""
-        if not _is_directory(directory) or directory.startswith(("/dev", "/proc", "/sys")):
+        if not _is_directory(directory) or ODD.match(directory):
             return False
         os.makedirs(self._folder + directory, exist_ok=True)
         self._roots.add(directory)
@@ -239,7 +235,7 @@ class FileOverlay:
             return
         place = os.fsdecode(place)
         if place.startswith(self._folder) and self._is_link(place):
-            with self._work():
+            with self.threads.work():
                 source = READ_LINK(place)
                 os.unlink(place)
                 if keeps:
@@ -305,7 +301,7 @@ class FileOverlay:
                 return act(source, target, **named)
             places = self.find(source, writes=True), self.find(target, writes=True)
             if places[0] is not source:
-                with self._work():
+                with self.threads.work():
                     self._fill_all(os.fsdecode(places[0]))
                 self._unfilled.pop(os.fsdecode(places[1]), None)
             with _named(places[0], source):
@@ -326,17 +322,26 @@ class FileOverlay:
 
         return answer
 
-    def _is_asked(self) -> bool:
-        """True where the step's own code calls, or a module of Python's that it calls."""
-        if threading.get_ident() != self._thread:
+    def _is_asked(self, whole: str) -> bool:
+        """True where the step calls, or Python, a package or torch that works for it."""
+        if not self.threads.includes_this():
             return False
-        frame: Any = sys._getframe(2)
-        while frame is not None:
-            file = frame.f_code.co_filename
-            if file != __file__ and not HELPERS.search(file):
-                return is_user_file(file)
-            frame = frame.f_back
-        return False
+        owner, _ = find_caller()
+        return owner == USER or (owner == FRAMEWORK and not is_cache(whole))
+
+    def _close_logs(self) -> None:
+        """Closes the log files in the layer, and removes their handlers, which are the step's."""
+        made = [
+            one
+            for one in (each() for each in logging._handlerList)  # type: ignore[attr-defined]
+            if isinstance(one, logging.FileHandler) and self.has(one.stream)
+        ]
+        loggers = [logging.root, *logging.root.manager.loggerDict.values()]
+        for handler in made:
+            for one in loggers:
+                if isinstance(one, logging.Logger):
+                    one.removeHandler(handler)
+            handler.close()
 
 
 class _Entry:
@@ -421,33 +426,29 @@ def _is_inside(directory: str, root: str) -> bool:
     return directory == root or directory.startswith(root.rstrip(os.sep) + os.sep)
 
 
-def _find_captured(known: dict[int, Any]) -> Iterator[tuple[Any, dict[str, Any]]]:
-    """What of Python's modules and their classes is one of these functions, by id."""
-    shell = sys.modules.get("IPython.core.interactiveshell")  # a cell's own open()
+@functools.lru_cache(maxsize=4)
+def _find_captured(known: frozenset[int], shell: Any) -> list[tuple[Any, str, int]]:
+    """Which attributes of Python's modules and their classes are one of these functions, by id."""
+    found = []
     for module in filter(None, (pathlib, glob, tarfile, bz2, tempfile, shell)):
         for owner in (module, *vars(module).values()):
             if owner is not module and (not isinstance(owner, type) or module is shell):
                 continue
-            names = {
-                name: known.get(id(getattr(value, "__func__", value)))
-                for name, value in vars(owner).items()
-            }
-            found = {name: made for name, made in names.items() if made is not None}
-            if owner is not module:
-                found = {name: staticmethod(made) for name, made in found.items()}
-            if found:
-                yield owner, found
+            for name, value in vars(owner).items():
+                number = id(getattr(value, "__func__", value))
+                found += [(owner, name, number)] if number in known else []
+    return found
 
 
-def _find_defaults(known: dict[int, Any]) -> list[tuple[Any, tuple[Any, ...]]]:
-    """The methods of tempfile with one of these functions as a default, and all their defaults."""
+@functools.lru_cache(maxsize=4)
+def _find_defaults(known: frozenset[int]) -> list[Any]:
+    """The methods of tempfile with one of these functions, by id, as a default."""
     classes = [one for one in vars(tempfile).values() if isinstance(one, type)]
     methods = [each for one in classes for each in vars(one).values()]
     return [
-        (method, tuple(known.get(id(one), one) for one in defaults))
+        method
         for method in methods
-        if (defaults := getattr(method, "__defaults__", None))
-        and any(id(one) in known for one in defaults)
+        if not known.isdisjoint(map(id, getattr(method, "__defaults__", None) or ()))
     ]
 
 

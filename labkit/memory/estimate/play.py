@@ -476,12 +476,14 @@ def _run(work: Work, simulation: Simulation) -> EstimateObstacle | None:
         if "UninitializedParameter" in str(error):
             raise refuse_lazy(work.name) from error
         # What follows from assumed sizes is not the step's own error.
-        assumed = simulation.tracer.obstacle
-        obstacle = assumed if assumed and assumed.reason == ASSUMED else read_obstacle(error)
+        assumed, stopped = simulation.tracer.obstacle, simulation.checkpoints.stopped
+        obstacle = stopped or (
+            assumed if assumed and assumed.reason == ASSUMED else read_obstacle(error)
+        )
         if obstacle is None:
             raise explain_failure(work.name, error) from error
         return obstacle
-    return None
+    return simulation.checkpoints.stopped  # the step has gone on
 
 
 def _run_steps(work: Work, simulation: Simulation) -> None:

@@ -22,6 +22,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import _disable_current_modes
 
 from labkit.memory.estimate.cuda import replace_attributes
+from labkit.memory.estimate.model import EstimateObstacle
 from labkit.memory.estimate.overlay import FileOverlay
 from labkit.memory.estimate.values import KnownValues
 
@@ -87,7 +88,11 @@ class Checkpoints:
         # Of each thread: whether it pickles, and whether it has met a fake tensor meanwhile.
         self._state = threading.local()
         self._lock = threading.RLock()
-        self._thread = threading.get_ident()
+
+    @property
+    def stopped(self) -> EstimateObstacle | None:
+        """The change of something real that the step was stopped at; None if there was none."""
+        return self._overlay.guard.obstacle
 
     def open(self) -> contextlib.ExitStack:
         """Replaces torch's and safetensors' functions, and those that take files, until exit."""
@@ -136,7 +141,7 @@ class Checkpoints:
                 return
             modules = isinstance(pickle_module, ModuleType)
             data = self._pickle(obj, pickle_module if modules else pickle)
-            if threading.get_ident() != self._thread and not self._state.is_fake:
+            if not self._overlay.threads.includes_this() and not self._state.is_fake:
                 save(obj, f, **named)  # of the user's own thread, beside the step
             elif isinstance(f, str | os.PathLike):
                 with self._overlay.open_new(f) as file:

@@ -1,0 +1,468 @@
+"""Stops a simulated step before it changes what is real: a file outside the layer, or a process.
+
+The layer of files (``overlay.py``) replaces functions by their names. A function that the step
+keeps elsewhere, in a list or a closure, is the real one. Python calls its audit hooks
+before it makes such a call. A hook cannot be removed: outside of simulations this one returns at
+once.
+"""
+
+from __future__ import annotations
+
+import _thread
+import contextlib
+import functools
+import importlib
+import os
+import re
+import stat
+import sys
+import sysconfig
+import threading
+import weakref
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from labkit.memory.estimate.cuda import replace_attributes
+from labkit.memory.estimate.model import EstimateObstacle
+from labkit.memory.track.frames import (
+    OWN,
+    PACKAGE,
+    STANDARD_LIBRARY,
+    USER,
+    find_user_frames,
+    judge_file,
+)
+from labkit.text import shorten
+
+WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+FRAMEWORK, LABKIT, PYTHON = "framework", "labkit", "python"
+LABKIT_FOLDER, TORCH_FOLDER = f"{Path(__file__).parents[2]}/", f"{Path(torch.__file__).parent}/"
+# The layer's own functions, which stand for the real ones.
+LAYER = tuple(
+    str(Path(__file__).with_name(name)) for name in ("guard.py", "overlay.py", "saved.py")
+)
+# What Python writes for itself: bytecode, and what its processes share.
+MACHINERY = re.compile(
+    r"^<frozen (?:importlib|zipimport)|[/\\]importlib[/\\]"
+    r"|[/\\]multiprocessing[/\\](?:util|connection|heap|resource_\w+|shared_memory|forkserver)\.py$"
+)
+CHILDREN = re.compile(r"[/\\](?:multiprocessing[/\\]\w+|subprocess)\.py$")
+LOGGING = re.compile(r"[/\\]logging[/\\]\w+\.py$")
+# Where torch keeps what it compiles and downloads.
+CACHES = re.compile(
+    r"[/\\](?:__pycache__|torchinductor_[^/\\]*|torch_extensions|\.triton|\.cache|\.nv)(?:[/\\]|$)"
+)
+CACHE_VARIABLES = (
+    "TORCH_HOME", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "TORCH_EXTENSIONS_DIR",
+    "XDG_CACHE_HOME",
+)  # fmt: skip
+# What starts a thread, in ``threading`` and in ``_thread``; Python 3.11 has no event of it.
+STARTERS = ("_start_new_thread", "_start_joinable_thread", "start_new_thread", "start_new")
+PROCESSES = {
+    "subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "pty.spawn",
+}  # fmt: skip
+SIGNALS = {"os.kill", "os.killpg", "signal.pthread_kill"}
+# Programs that only print, unless the shell combines them.
+PRINTING = re.compile(
+    r"(?:\S*/)?(?:nvidia-smi|uname|hostname|lscpu|lspci|nproc|free|df|du|ls|cat|head|tail|wc|grep"
+    r"|which|whoami|id|date|pwd|echo|printenv|ps|true|\w+ --version"
+    r"|git (?:rev-parse|describe|status|log|diff|show|ls-files|branch --show-current))\b"
+    r"(?:[^;&|<>`$()]|2> ?/dev/null|2>&1)*"
+)
+DATABASES = ("_gdbm", "_dbm")
+LEAVE_OUT = "leave it out of the step"
+
+
+class EventPath(NamedTuple):
+    """Where an event has a path, and the descriptor that this may be relative to.
+
+    ``follows``: of a link, what it points to is changed. ``makes``: nothing is changed where
+    something is there already; else, where nothing is there.
+    """
+
+    path: int
+    descriptor: int | None = None
+    follows: bool = False
+    makes: bool = False
+
+
+EVENTS: dict[str, tuple[EventPath, ...]] = {
+    "os.remove": (EventPath(0, 1),),
+    "os.rmdir": (EventPath(0, 1),),
+    "os.mkdir": (EventPath(0, 2, makes=True),),
+    "os.rename": (EventPath(0, 2), EventPath(1, 3)),
+    "os.link": (EventPath(0, 2), EventPath(1, 3, makes=True)),
+    "os.symlink": (EventPath(1, 2, makes=True),),
+    "os.truncate": (EventPath(0, follows=True),),
+    "os.chmod": (EventPath(0, 2, follows=True),),
+    "os.chown": (EventPath(0, 3, follows=True),),
+    "os.utime": (EventPath(0, 3, follows=True),),
+    "os.chflags": (EventPath(0, follows=True),),
+    "os.setxattr": (EventPath(0, follows=True),),
+    "os.removexattr": (EventPath(0, follows=True),),
+}
+HEARD = {*EVENTS, *PROCESSES, *SIGNALS, "open", "sqlite3.connect"}
+
+
+class StepThreads:
+    """Which threads work for the step: its own, and those that these start or give work to."""
+
+    def __init__(self) -> None:
+        self._own: int | None = threading.get_ident()
+        self._process = os.getpid()
+        self._started: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
+        # How often a thread of a pool now works for the step.
+        self._lent: Counter[int] = Counter()
+        # The threads before the first one that has no object of Python's.
+        self._known: set[int] | None = None
+        self._state = threading.local()
+
+    @property
+    def is_own(self) -> bool:
+        """True in the step's own thread."""
+        return threading.get_ident() == self._own and os.getpid() == self._process
+
+    @property
+    def works(self) -> bool:
+        """True while labkit itself works on files in this thread."""
+        return getattr(self._state, "works", False)
+
+    @contextlib.contextmanager
+    def work(self) -> Iterator[None]:
+        """Lets this thread see the files as they are, for what the layer itself does."""
+        before, self._state.works = self.works, True
+        try:
+            yield
+        finally:
+            self._state.works = before
+
+    def includes_this(self) -> bool:
+        """True where the running thread works for the step."""
+        number = threading.get_ident()
+        if number == self._own or self._lent[number]:
+            return True
+        if not self._started and self._known is None:
+            return False
+        thread = threading._active.get(number)  # type: ignore[attr-defined]
+        if thread is None or isinstance(thread, threading._DummyThread):  # type: ignore[attr-defined]
+            return self._known is not None and number not in self._known
+        return thread in self._started
+
+    def follow(self, start: Callable[..., Any]) -> Callable[..., Any]:
+        """A function that starts a thread, which is the step's if one of these calls it."""
+
+        @functools.wraps(start)
+        def answer(function: Any, *arguments: Any, **named: Any) -> Any:
+            if self.includes_this():
+                thread = getattr(function, "__self__", None)
+                if isinstance(thread, threading.Thread):
+                    self._started.add(thread)
+                elif self._known is None:
+                    self._known = set(sys._current_frames())
+            return start(function, *arguments, **named)
+
+        return answer
+
+    def lend(self, submit: Callable[..., Any]) -> Callable[..., Any]:
+        """``ThreadPoolExecutor.submit``, which knows the step's work in threads that were there."""
+
+        @functools.wraps(submit)
+        def answer(pool: Any, function: Any, /, *arguments: Any, **named: Any) -> Any:
+            if self.includes_this():
+                function = functools.partial(self._run, function)
+            return submit(pool, function, *arguments, **named)
+
+        return answer
+
+    def _run(self, function: Any, /, *arguments: Any, **named: Any) -> Any:
+        number = threading.get_ident()
+        self._lent[number] += 1
+        try:
+            return function(*arguments, **named)
+        finally:
+            self._lent[number] -= 1
+
+    def end(self) -> None:
+        """The step has run; what it started may go on."""
+        self._own = None
+
+    @property
+    def are_over(self) -> bool:
+        """True when none of them works any more."""
+        return self._own is None and not any(one.is_alive() for one in self._started)
+
+
+class ChangeGuard:
+    """Raises SystemExit where the step is about to change something real.
+
+    Not an Exception, which the step may catch and try again; its other threads and its forks get a
+    PermissionError. ``obstacle`` is the first such change, whatever has become of the exception.
+    """
+
+    def __init__(self, threads: StepThreads) -> None:
+        self.obstacle: EstimateObstacle | None = None
+        self._threads, self._folder, self._real_folder = threads, "", ""
+
+    @contextlib.contextmanager
+    def open(self, folder: str) -> Iterator[None]:
+        """Guards what is outside of the layer's folder, until exit."""
+        self._folder, self._real_folder = folder, os.path.realpath(folder)
+        _add_hook()
+        from concurrent.futures.thread import ThreadPoolExecutor
+        from multiprocessing import context
+
+        with contextlib.ExitStack() as stack:
+            submit = self._threads.lend(ThreadPoolExecutor.submit)
+            stack.enter_context(replace_attributes(ThreadPoolExecutor, submit=submit))
+            for kind in (context.SpawnProcess, context.ForkServerProcess):
+                start = staticmethod(functools.partial(self._start_process, kind._Popen))
+                stack.enter_context(replace_attributes(kind, _Popen=start))
+            for owner in (threading, _thread):
+                for name in filter(functools.partial(hasattr, owner), STARTERS):
+                    made = self._threads.follow(getattr(owner, name))
+                    stack.enter_context(replace_attributes(owner, **{name: made}))
+            for owner, name, place in _list_writers():
+                made = self._wrap_writer(getattr(owner, name), place)
+                stack.enter_context(replace_attributes(owner, **{name: made}))
+            # What the step has started is guarded as long as it runs.
+            _GUARDS[:] = [one for one in _GUARDS if not one._threads.are_over]
+            _GUARDS.append(self)
+            stack.callback(self._end)
+            yield
+
+    def _end(self) -> None:
+        self._threads.end()
+        if self._threads.are_over:
+            _GUARDS.remove(self)
+
+    def hear(self, event: str, arguments: tuple[Any, ...]) -> None:
+        """Judges a call that is about to be made."""
+        if self._threads.works or not self._threads.includes_this():
+            return
+        with self._threads.work():
+            if event in PROCESSES:
+                self._judge_process(event, arguments)
+            elif event in SIGNALS:
+                # A process that has been started may be stopped.
+                if not CHILDREN.search(_find_inner()):
+                    self._stop(event, arguments[0], f"would send a signal: {LEAVE_OUT}")
+            elif event == "open":
+                self._judge_open(*arguments)
+            elif event == "sqlite3.connect":
+                self._judge_database(arguments[0])
+            else:
+                for place in EVENTS[event]:
+                    self._judge_place(event, arguments, place)
+
+    def _judge_open(self, path: Any, mode: Any, flags: int) -> None:
+        if not flags & WRITING or isinstance(path, int):
+            return
+        makes = bool(flags & os.O_CREAT and flags & os.O_EXCL)
+        real = self._locate(path, None, follows=not makes)
+        # A directory is what a temporary file's opener is called with; it opens another path.
+        if real is None or os.path.isdir(real) or os.path.isdir(self._folder + real):
+            return
+        creates = flags & os.O_CREAT and not makes
+        if creates or self._changes(real, path, makes=makes):
+            self._judge_path("open", path, real)
+
+    def _judge_place(self, event: str, arguments: tuple[Any, ...], place: EventPath) -> None:
+        path = arguments[place.path]
+        base = None if place.descriptor is None else arguments[place.descriptor]
+        real = self._locate(path, base, follows=place.follows)
+        if real is not None and self._changes(real, path, makes=place.makes):
+            self._judge_path(event, path, real)
+
+    def _judge_path(self, event: str, path: Any, real: str) -> None:
+        owner, _ = find_caller()
+        if owner in {LABKIT, PYTHON} or (owner == FRAMEWORK and is_cache(real)) or _is_odd(real):
+            return
+        name = "open()" if event == "open" else event
+        self._stop(
+            event,
+            path,
+            f"would change a real file: call {name} by that name, with a path alone,"
+            f" or {LEAVE_OUT}",
+        )
+
+    def _judge_database(self, path: Any) -> None:
+        name = os.fsdecode(path)
+        if name in {"", ":memory:"} or re.search(r"[?&](?:mode=(?:ro|memory)|immutable=1)", name):
+            return
+        real = self._locate(name.removeprefix("file:").partition("?")[0], None, follows=True)
+        if real is not None and find_caller()[0] not in {LABKIT, PYTHON}:
+            self._stop(
+                "sqlite3.connect",
+                path,
+                "can change a real file: connect to file:...?mode=ro with uri=True,"
+                f" or {LEAVE_OUT}",
+            )
+
+    def _judge_process(self, event: str, arguments: tuple[Any, ...]) -> None:
+        command = arguments[1] if event == "subprocess.Popen" else arguments[0]
+        if event == "os.posix_spawn":
+            command = arguments[1]
+        owner, file = find_caller()
+        if isinstance(command, list | tuple):
+            shell = len(command) == 3 and command[1] in {"-c", b"-c"}
+            command = command[2] if shell else " ".join(map(os.fsdecode, command))
+        command = os.fsdecode(command)
+        # A package starts what it needs for itself.
+        if owner == USER and judge_file(file) != PACKAGE and not PRINTING.fullmatch(command):
+            self._stop(event, command, f"would start a real process: {LEAVE_OUT}")
+
+    def _start_process(self, start: Any, process: Any) -> Any:
+        """For a process that does not know of the simulation, since it is not a fork."""
+        if self._threads.includes_this():
+            self._stop("Process.start", process.name, f"would start a real process: {LEAVE_OUT}")
+        return start(process)
+
+    def _wrap_writer(self, write: Any, place: int) -> Any:
+        """A function that opens the file at this place of its arguments in C or Rust."""
+
+        def answer(*arguments: Any, **named: Any) -> Any:
+            path = arguments[place] if len(arguments) > place else named.get("filename")
+            named_file = isinstance(path, str | bytes | os.PathLike)
+            reads = write.__module__ in DATABASES and arguments[1:2] in {(), ("r",)}
+            if named_file and not reads and self._threads.includes_this():
+                with self._threads.work():
+                    real = self._locate(path, None, follows=True)
+                if real is not None and not _is_odd(real):
+                    self._stop("save", path, f"would write a real file: {LEAVE_OUT}")
+            return write(*arguments, **named)
+
+        return answer
+
+    def _locate(self, path: Any, base: Any, *, follows: bool) -> str | None:
+        """The real path of a file outside of the layer; None for one in it, or without a name."""
+        if isinstance(path, int):
+            whole = _read_descriptor(path)
+        else:
+            folder = "" if base in {None, -1} else _read_descriptor(base)
+            whole = os.path.join(folder, os.fsdecode(path))
+        if follows:
+            real = os.path.realpath(whole)
+        else:
+            real = os.path.join(os.path.realpath(os.path.dirname(whole)), os.path.basename(whole))
+        inside = real.startswith((self._real_folder + os.sep, self._folder + os.sep))
+        nameless = isinstance(path, int) and (whole.endswith(" (deleted)") or whole[:1] != os.sep)
+        return None if inside or nameless else real
+
+    def _changes(self, real: str, path: Any, *, makes: bool) -> bool:
+        """False where the call is an error of its own, by what is there or is not."""
+        exists = isinstance(path, int) or os.path.lexists(real)
+        if makes:
+            return not exists
+        return exists or os.path.lexists(self._folder + real)  # what the step has made
+
+    def _stop(self, event: str, shown: Any, reason: str) -> None:
+        shown = shorten(repr(os.fsdecode(shown) if not isinstance(shown, int) else shown), 80)
+        frames = find_user_frames()
+        made = EstimateObstacle(f"{event}({shown})", reason, frames[0] if frames else None)
+        self.obstacle = self.obstacle or made
+        # A pool waits forever for a worker that has ended.
+        raise SystemExit(str(made)) if self._threads.is_own else PermissionError(str(made))
+
+
+def _list_writers() -> Iterator[tuple[Any, str, int]]:
+    """What opens files without Python's knowledge: the owner, the name, the argument's place."""
+    yield torch._C, "PyTorchFileWriter", 0
+    yield torch._C.ScriptModule, "save", 1
+    yield torch._C.ScriptFunction, "save", 1
+    yield torch._C._autograd._ProfilerResult, "save", 1
+    for name in ("safetensors", "safetensors.torch", "safetensors.numpy"):
+        if hasattr(sys.modules.get(name), "serialize_file"):
+            yield sys.modules[name], "serialize_file", 1
+    for module in _import_databases():
+        yield module, "open", 0
+
+
+@functools.cache
+def _import_databases() -> list[Any]:
+    """What ``dbm`` and ``shelve`` write files with, as far as Python was built with it."""
+    found = []
+    for name in ("dbm.gnu", "dbm.ndbm"):
+        with contextlib.suppress(ImportError):
+            found.append(importlib.import_module(name))
+    return found
+
+
+def find_caller() -> tuple[str, str]:
+    """Whose code makes the running call, beside Python's modules that work for it, and its file.
+
+    USER is the step, or a package. PYTHON is what Python does for itself, and a handler of logging
+    that was there before: what it writes is real, as all that it has opened.
+    """
+    frame: Any = sys._getframe(1)
+    while frame is not None:
+        file = frame.f_code.co_filename
+        owner = _judge_caller(file)
+        if owner == PYTHON:
+            if MACHINERY.search(file):
+                return PYTHON, file
+            if frame.f_code.co_name == "emit" and LOGGING.search(file):
+                return PYTHON, file
+        elif file not in LAYER:
+            return owner, file
+        frame = frame.f_back
+    return USER, ""  # a thread of the step that runs a function of Python's
+
+
+def _find_inner() -> str:
+    """The file whose code makes the running call itself."""
+    frame: Any = sys._getframe(1)
+    while frame is not None and frame.f_code.co_filename in LAYER:
+        frame = frame.f_back
+    return frame.f_code.co_filename if frame else ""
+
+
+@functools.lru_cache(maxsize=4096)
+def _judge_caller(file: str) -> str:
+    if judge_file(file) != OWN:
+        return USER
+    if file.startswith(LABKIT_FOLDER):
+        return LABKIT
+    standard = file.startswith(("<frozen", f"{sysconfig.get_path('stdlib')}/"))
+    if file.startswith(TORCH_FOLDER) or not (standard or STANDARD_LIBRARY.search(file)):
+        return FRAMEWORK
+    return PYTHON
+
+
+def is_cache(path: str) -> bool:
+    """True for a file of torch's own caches."""
+    folders = [os.environ.get(name) for name in CACHE_VARIABLES]
+    return bool(CACHES.search(path)) or any(one and path.startswith(one) for one in folders)
+
+
+def _read_descriptor(number: int) -> str:
+    try:
+        return os.readlink(f"/proc/self/fd/{number}")
+    except OSError:
+        return ""  # relative to the working directory, as far as is known
+
+
+def _is_odd(path: str) -> bool:
+    """True for a device, a pipe and the like, which is not a file."""
+    try:
+        mode = os.stat(path).st_mode
+    except (OSError, ValueError):
+        return path.startswith(("/proc/", "/sys/"))
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)) or path.startswith(("/proc/", "/sys/"))
+
+
+_GUARDS: list[ChangeGuard] = []
+
+
+def _hear(event: str, arguments: tuple[Any, ...]) -> None:
+    if _GUARDS and event in HEARD:
+        for guard in tuple(_GUARDS):
+            guard.hear(event, arguments)
+
+
+@functools.cache
+def _add_hook() -> None:
+    sys.addaudithook(_hear)

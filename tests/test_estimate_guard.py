@@ -1,0 +1,418 @@
+"""A simulated step that reaches real files by ways that the layer of files does not see."""
+
+from __future__ import annotations
+
+import _io
+import _thread
+import contextlib
+import functools
+import io
+import json
+import logging
+import mmap
+import multiprocessing.pool
+import os
+import posix
+import shelve
+import shutil
+import signal
+import sqlite3
+import subprocess
+import tarfile
+import tempfile
+import threading
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from labkit.memory.estimate.play import estimate_memory
+
+KEPT = "folder/kept.txt"
+REMOVERS = [[{"deep": (os.remove,)}]]
+POOL = ThreadPoolExecutor(1)
+
+
+class Slots:
+    __slots__ = ("remove",)
+
+    def __init__(self):
+        self.remove = os.remove
+
+
+class Folder:
+    def __init__(self):
+        self.clear, self.path, self.unlink = shutil.rmtree, Path(KEPT), Path(KEPT).unlink
+        self.write = Path(KEPT).write_text
+
+
+with torch.profiler.profile() as PROFILE:
+    torch.ones(1)
+SLOTS, FOLDER = Slots(), Folder()
+
+
+def remove_by_keyword(path, *, remove=os.remove):
+    remove(path)
+
+
+def enclose(function):
+    def call(*arguments):
+        return function(*arguments)
+
+    return call
+
+
+REMOVE_ENCLOSED = enclose(enclose(os.remove))
+REMOVE_CACHED = functools.lru_cache(os.remove)
+REMOVE_IN_PART = functools.partial(functools.partial(functools.partial(os.remove), KEPT))
+ATTRIBUTE = SimpleNamespace(tools=SimpleNamespace(remove=os.remove))
+GENERATOR = (one for one in [os.remove] * 9)
+SAVERS = [torch.save]
+OPENERS = [(open,)]
+SYSTEM = {"all": [os.open, os.truncate, os.chmod, os.rename, os.symlink, os.utime, os.mkdir]}
+
+
+def write(file):
+    with file:
+        file.write("new" if isinstance(file, io.TextIOBase) else b"new")
+
+
+def write_by_descriptor():
+    number = SYSTEM["all"][0](KEPT, os.O_WRONLY | os.O_TRUNC)
+    os.write(number, b"new")
+    os.close(number)
+
+
+def remove_beside_a_descriptor():
+    number = os.open("folder", os.O_RDONLY)
+    try:
+        os.remove("kept.txt", dir_fd=number)
+    finally:
+        os.close(number)
+
+
+def dump_into_a_raw_file():
+    with io.TextIOWrapper(io.FileIO(KEPT, "w")) as file:
+        json.dump([1], file)
+
+
+def map_and_write():
+    with OPENERS[0][0](KEPT, "r+b") as file, mmap.mmap(file.fileno(), 0) as mapped:
+        mapped[0:1] = b"n"
+
+
+def map_by_name():
+    with open(KEPT, "r+b") as file, mmap.mmap(file.fileno(), 0) as mapped:
+        mapped[0:1] = b"n"
+
+
+def write_through_a_link():
+    if not os.path.exists("other"):
+        os.symlink(os.path.abspath("folder"), "other")
+    Path("other/kept.txt").write_text("new")
+    assert Path("folder/kept.txt").read_text() == "new"
+
+
+def write_through_a_link_to_a_file():
+    if not os.path.exists("other.txt"):
+        os.symlink(os.path.abspath(KEPT), "other.txt")
+    Path("other.txt").write_text("new")
+
+
+def write_through_a_link_that_was_there():
+    Path("latest/kept.txt").write_text("new")
+    assert Path(KEPT).read_text() == "new"
+    Path("kept-link.txt").write_text("newer")
+    assert Path(KEPT).read_text() == "newer"
+
+
+def swallow(function):
+    def call():
+        try:
+            function()
+        except Exception:
+            return
+
+    return call
+
+
+def swallow_all(function):
+    def call():
+        try:
+            function()
+        except BaseException:
+            return
+
+    return call
+
+
+def run_in_a_thread(function, *arguments):
+    def call():
+        thread = threading.Thread(target=function, args=arguments)
+        thread.start()
+        thread.join()
+
+    return call
+
+
+def run_in_a_raw_thread():
+    lock = _thread.allocate_lock()
+    lock.acquire()
+
+    def run():
+        with contextlib.suppress(PermissionError):
+            REMOVERS[0][0]["deep"][0](KEPT)
+        lock.release()
+
+    _thread.start_new_thread(run, ())
+    lock.acquire()
+
+
+def run_a_process():
+    process = multiprocessing.get_context("fork").Process(target=os.remove, args=(KEPT,))
+    process.start()
+    process.join()
+
+
+def run_a_pool():
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        pool.apply(os.remove, (KEPT,))
+
+
+def run_a_pool_of_threads():
+    with multiprocessing.pool.ThreadPool(1) as pool:
+        pool.apply(SLOTS.remove, (KEPT,))
+
+
+def spawn_a_process():
+    multiprocessing.get_context("spawn").Process(target=os.remove, args=(KEPT,)).start()
+
+
+def change_a_database():
+    with sqlite3.connect("folder/data.db") as connection:
+        connection.execute("create table made (number)")
+
+
+def zip_into_it():
+    with zipfile.ZipFile("folder/kept.txt", "w") as archive:
+        archive.writestr("a", "b")
+
+
+def tar_into_it():
+    with tarfile.open("folder/kept.txt", "w") as archive:
+        archive.add("folder/data.db")
+
+
+def link_and_write():
+    os.link(KEPT, "folder/second.txt")
+    Path("folder/second.txt").write_text("new")
+
+
+def link_by_kept_function():
+    posix.link(KEPT, "second.txt")
+
+
+def log_to_it():
+    handler = logging.FileHandler(KEPT, mode="w")
+    logging.getLogger("labkit-step").addHandler(handler)
+    logging.getLogger("labkit-step").warning("new")
+
+
+def use_temporary_files():
+    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile() as file:
+        Path(folder, "x").write_text("1")
+        file.write(b"1")
+        with tempfile.NamedTemporaryFile(dir=folder) as named:
+            named.write(b"1")
+    with tempfile.SpooledTemporaryFile(max_size=1) as file:
+        file.write(b"123")
+
+
+def shelve_it():
+    with shelve.open("folder/shelf") as shelf:
+        shelf["a"] = 1
+
+
+def map_an_array():
+    np.memmap(KEPT, dtype=np.uint8, mode="r+")[0] = 1
+
+
+def submit_to_a_pool():
+    POOL.submit(REMOVERS[0][0]["deep"][0], KEPT).result()
+
+
+WAYS = {
+    "a list": lambda: REMOVERS[0][0]["deep"][0](KEPT),
+    "a keyword-only default": lambda: remove_by_keyword(KEPT),
+    "a closure": lambda: REMOVE_ENCLOSED(KEPT),
+    "lru_cache": lambda: REMOVE_CACHED(KEPT),
+    "slots": lambda: SLOTS.remove(KEPT),
+    "an attribute": lambda: ATTRIBUTE.tools.remove(KEPT),
+    "partials of partials": REMOVE_IN_PART,
+    "a generator": lambda: next(GENERATOR)(KEPT),
+    "a kept rmtree": lambda: FOLDER.clear("folder"),
+    "a kept rmtree, errors ignored": lambda: FOLDER.clear("folder", ignore_errors=True),
+    "a kept unlink of pathlib": lambda: FOLDER.unlink(missing_ok=True),
+    "a kept write_text of pathlib": lambda: FOLDER.write("new"),
+    "posix.remove": lambda: posix.remove(KEPT),
+    "posix.replace": lambda: posix.replace("folder/data.db", KEPT),
+    "os.replace": lambda: os.replace("folder/data.db", KEPT),
+    "posix.rmdir": lambda: posix.rmdir("empty"),
+    "posix.mkdir": lambda: posix.mkdir("made"),
+    "a kept open": lambda: write(OPENERS[0][0](KEPT, "w")),
+    "a kept open for a new file": lambda: write(OPENERS[0][0]("new.txt", "x")),
+    "a kept open to append": lambda: write(OPENERS[0][0](KEPT, "ab")),
+    "io.FileIO": lambda: write(io.FileIO(KEPT, "w")),
+    "_io.open": lambda: write(_io.open(KEPT, "wb")),
+    "a descriptor": write_by_descriptor,
+    "a folder's descriptor": remove_beside_a_descriptor,
+    "kept truncate": lambda: SYSTEM["all"][1](KEPT, 0),
+    "kept chmod": lambda: SYSTEM["all"][2](KEPT, 0o600),
+    "kept rename": lambda: SYSTEM["all"][3](KEPT, "folder/gone.txt"),
+    "kept symlink": lambda: SYSTEM["all"][4](KEPT, "made.txt"),
+    "kept utime": lambda: SYSTEM["all"][5](KEPT, (1, 1)),
+    "os.link": link_and_write,
+    "posix.link": link_by_kept_function,
+    "json into a raw file": dump_into_a_raw_file,
+    "mmap by a kept open": map_and_write,
+    "mmap": map_by_name,
+    "numpy.memmap": map_an_array,
+    "numpy.save": lambda: np.save(KEPT, np.ones(3)),
+    "numpy.tofile": lambda: np.ones(3).tofile(KEPT),
+    "torch.save": lambda: torch.save(torch.ones(3), KEPT),
+    "a kept torch.save": lambda: SAVERS[0]({"a": 1}, KEPT),
+    "torch.jit.save": lambda: torch.jit.save(torch.jit.script(nn.ReLU()), KEPT),
+    "zipfile": zip_into_it,
+    "tarfile": tar_into_it,
+    "shelve": shelve_it,
+    "sqlite3": change_a_database,
+    "tempfile": use_temporary_files,
+    "logging.FileHandler": log_to_it,
+    "a link to a folder": write_through_a_link,
+    "a link to a file": write_through_a_link_to_a_file,
+    "links that were there": write_through_a_link_that_was_there,
+    "except Exception": swallow(lambda: posix.remove(KEPT)),
+    "except BaseException": swallow_all(lambda: posix.remove(KEPT)),
+    "a thread": run_in_a_thread(os.remove, KEPT),
+    "a thread that keeps a function": run_in_a_thread(lambda: REMOVERS[0][0]["deep"][0](KEPT)),
+    "a thread of posix.remove": run_in_a_thread(posix.remove, KEPT),
+    "a raw thread": run_in_a_raw_thread,
+    "a pool that was there": submit_to_a_pool,
+    "a forked process": run_a_process,
+    "a spawned process": spawn_a_process,
+    "subprocess": lambda: subprocess.run(["rm", KEPT], check=True),
+    "a shell": lambda: subprocess.run(f"echo new > {KEPT}", shell=True, check=True),
+    "os.system": lambda: os.system(f"rm {KEPT}"),
+    "os.posix_spawn": lambda: os.posix_spawn("/bin/rm", ["rm", KEPT], {}),
+    "a pool of processes": run_a_pool,
+    "a pool of threads": run_a_pool_of_threads,
+    "a program of another path": lambda: os.spawnlp(os.P_WAIT, "rm", "rm", KEPT),
+    "os.mkfifo": lambda: os.mkfifo("made"),
+    "torch.profiler": lambda: PROFILE.export_chrome_trace(KEPT),
+    "a signal": lambda: os.kill(os.getppid(), signal.SIGWINCH),
+}
+
+
+def read_all(folder):
+    return {
+        str(one): (one.is_symlink(), one.stat().st_mode, one.stat().st_mtime_ns)
+        + ((one.read_bytes(),) if one.is_file() else ())
+        for one in folder.rglob("*")
+    }
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("folder").mkdir()
+    Path("empty").mkdir()
+    Path(KEPT).write_text("kept")
+    sqlite3.connect("folder/data.db").close()
+    Path("latest").symlink_to("folder")
+    Path("kept-link.txt").symlink_to(KEPT)
+    POOL.submit(int).result()
+    return tmp_path
+
+
+# What the layer takes; at all others the estimate stops.
+LAYERED = {
+    "partials of partials", "a kept unlink of pathlib", "a kept write_text of pathlib",
+    "os.replace",
+    "os.link", "mmap", "numpy.memmap", "numpy.save", "numpy.tofile", "torch.save", "zipfile",
+    "tarfile", "shelve", "tempfile", "logging.FileHandler", "a link to a folder",
+    "a link to a file", "links that were there", "a thread",
+    "a thread of posix.remove", "a forked process", "a pool of processes", "os.mkfifo",
+}  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.*is deprecated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.parametrize("name", WAYS)
+def test_no_way_leads_a_simulated_step_to_a_real_file(name, folder):
+    before, way = read_all(folder), WAYS[name]
+
+    def step():
+        way()
+        return torch.ones(2)
+
+    obstacle = estimate_memory(step).obstacle
+    assert read_all(folder) == before
+    assert (obstacle is None) == (name in LAYERED), obstacle
+    assert obstacle is None or "real" in obstacle.reason or "signal" in obstacle.reason
+
+
+def test_the_obstacle_names_the_call_the_path_and_the_line(folder):
+    kept = [os.remove]
+    obstacle = estimate_memory(lambda: kept[0](KEPT)).obstacle
+    assert obstacle.operator == f"os.remove('{KEPT}')"
+    assert obstacle.frame.source == "obstacle = estimate_memory(lambda: kept[0](KEPT)).obstacle"
+    assert "call os.remove by that name" in obstacle.reason
+    kept[0](KEPT)  # outside of a simulation
+    assert not Path(KEPT).exists()
+
+
+def test_a_log_that_a_step_opens_is_closed_with_the_layer(folder):
+    logger = logging.getLogger("labkit-step")
+
+    def make_step():
+        logger.addHandler(logging.FileHandler(KEPT))
+        logger.warning("new")
+        assert Path(KEPT).read_text() == "keptnew\n"
+        return lambda: torch.ones(2)
+
+    assert estimate_memory(make_step).obstacle is None
+    assert logger.handlers == []
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_thread_that_outlives_the_simulation_changes_nothing(folder):
+    begin, threads = threading.Event(), []
+
+    def remove_later():
+        begin.wait()
+        os.remove(KEPT)
+
+    def step():
+        threads.append(threading.Thread(target=remove_later))
+        threads[-1].start()
+        return torch.ones(2)
+
+    assert estimate_memory(step).obstacle is None
+    begin.set()
+    for one in threads:
+        one.join()
+    assert Path(KEPT).exists()
+
+
+def test_a_step_may_ask_programs_that_only_print(folder):
+    def step():
+        subprocess.run(["uname", "-a"], check=True, stdout=subprocess.DEVNULL)
+        subprocess.run("git --version 2> /dev/null", shell=True, check=False, capture_output=True)
+        return torch.ones(os.system("true") + 2)
+
+    assert estimate_memory(step).obstacle is None
