@@ -20,7 +20,7 @@ import secrets
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from types import BuiltinMethodType, MethodType, ModuleType
 from typing import Any
@@ -191,7 +191,7 @@ class Draws:
                 }
                 stack.enter_context(replace_attributes(owner, **names))
             wanted = {*known, *map(id, self._watched)}
-            for name, value, put in _list_names(function, arguments, wanted, [*known.values()]):
+            for name, value, put in _list_names(function, arguments, wanted, known.values()):
                 made = known.get(id(value)) or self._watch(value) or self._copy(value)
                 if made is not None:
                     stack.callback(put, name, value)
@@ -474,7 +474,7 @@ def _may_name(key: str, module: ModuleType, wanted: set[int]) -> bool:
 
 
 def _list_names(
-    function: Any, arguments: Any, wanted: set[int], made: list[Any]
+    function: Any, arguments: Any, wanted: set[int], made: Iterable[Any] = ()
 ) -> Iterator[tuple[str, Any, Callable[..., Any]]]:
     """What the step's code can name, with what replaces it: name, value, setter.
 
