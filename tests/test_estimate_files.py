@@ -76,9 +76,9 @@ def write_by_descriptor(state):
     with tarfile.open("raw", "w") as archive:
         archive.add("folder")
     Path("raw").write_bytes(b"123")
-    if not os.path.lexists("latest"):
-        os.symlink("raw", "latest")
-    assert os.path.islink("latest") and Path("latest").read_bytes() == b"123"
+    if not os.path.lexists("newest"):
+        os.symlink("raw", "newest")
+    assert os.path.islink("newest") and Path("newest").read_bytes() == b"123"
 
 
 def change_from_a_thread(state):
@@ -161,7 +161,40 @@ def use_kept_functions(state):
             remove("folder/kept.txt")
 
 
+def link_the_latest_run(state):
+    """Real links, and those of the step, lead to the same files."""
+    if os.path.exists("runs"):
+        assert os.listdir("latest") == os.listdir("runs/2") and not os.path.lexists("link.txt")
+        return
+    os.makedirs("runs/2")
+    torch.save(state, "runs/2/last.pt")
+    assert os.path.islink("latest") and os.readlink("latest") == "folder"
+    os.unlink("latest")
+    os.symlink(os.path.abspath("runs/2"), "latest", target_is_directory=True)
+    assert Path("latest/last.pt").is_file() and Path("latest").resolve().name == "2"
+    Path("latest/log.txt").write_text("1")
+    assert sorted(os.listdir("runs/2")) == sorted(os.listdir("latest")) == ["last.pt", "log.txt"]
+    Path("link.txt").write_text("new")
+    assert Path("folder/kept.txt").read_text() == "new" and Path("link.txt").is_symlink()
+    assert not Path("folder/kept.txt").is_symlink()
+    links = sorted(one.name for one in os.scandir(".") if one.is_symlink())
+    assert links == ["latest", "link.txt"]
+    assert sorted(one.name for one in os.scandir(".") if one.is_dir()) == [
+        "folder",
+        "latest",
+        "runs",
+    ]
+    os.symlink("link.txt", "second.txt")
+    with open("second.txt", "a") as file:
+        file.write("er")
+    assert Path("folder/kept.txt").read_text() == "newer"
+    os.replace("second.txt", "link.txt")
+    assert os.readlink("link.txt") == "link.txt"
+    os.unlink("link.txt")
+
+
 FILING = (
+    link_the_latest_run,
     use_kept_functions,
     number_runs,
     change_in_another_directory,
@@ -182,6 +215,8 @@ def test_a_step_finds_the_files_that_it_changed_and_the_real_ones_stay(use, tmp_
     monkeypatch.chdir(tmp_path)
     Path("folder").mkdir()
     Path("folder/kept.txt").write_text("kept")
+    Path("link.txt").symlink_to("folder/kept.txt")
+    Path("latest").symlink_to("folder")
 
     def make_step():
         model = nn.Linear(100, 100)
@@ -191,7 +226,8 @@ def test_a_step_finds_the_files_that_it_changed_and_the_real_ones_stay(use, tmp_
     assert Path.cwd() == tmp_path
     assert (OPENERS["open"], Filing.open, EMPTY_FILE.func) == (open, open, open)
     assert (remove_by_default.__defaults__, Filing.remove) == ((os.remove,), os.remove)
-    assert sorted(tmp_path.rglob("*")) == [tmp_path / "folder", tmp_path / "folder/kept.txt"]
+    assert {one.name for one in tmp_path.rglob("*")} == {"folder", "kept.txt", "latest", "link.txt"}
+    assert (os.readlink("latest"), os.readlink("link.txt")) == ("folder", "folder/kept.txt")
     assert Path("folder/kept.txt").read_text() == "kept"
 
 

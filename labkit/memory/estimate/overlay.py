@@ -13,6 +13,7 @@ import bz2
 import contextlib
 import functools
 import glob
+import inspect
 import io
 import logging
 import os
@@ -39,9 +40,12 @@ ODD = re.compile(r"/(?:dev(?!/shm(?:/|$))|proc|sys)(?:/|$)")
 READING = ("stat", "lstat", "access", "readlink", "listxattr", "getxattr")
 LISTING = ("listdir", "scandir")
 ATTRIBUTES = ("truncate", "utime", "chmod", "chown", "setxattr", "removexattr")
-CHANGING = ("remove", "unlink", "rmdir", "mkdir", *ATTRIBUTES)
+CHANGING = ("remove", "unlink", "rmdir", "mkdir", "mkfifo", "mknod", *ATTRIBUTES)
 MOVING = ("rename", "replace")
 LINKING = ("symlink", "link")
+# What works on a link itself, not on what it points to.
+ON_LINKS = ("lstat", "readlink", "remove", "unlink", "rmdir", "mkdir", "mkfifo", "mknod")
+MOST_LINKS = 40
 
 
 class FileOverlay:
@@ -62,15 +66,16 @@ class FileOverlay:
     def open(self) -> Iterator[None]:
         """Replaces the functions of Python's that take the name of a file, until exit."""
         with contextlib.ExitStack() as stack:
-            self._folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="labkit-files-"))
+            made = stack.enter_context(tempfile.TemporaryDirectory(prefix="labkit-files-"))
+            self._folder = os.path.realpath(made)
             stack.callback(ENTER, FIND_CURRENT())
-            made = self.list_functions()
+            replaced = self.list_functions()
             known = {
                 id(getattr(owner, name)): one
-                for owner, names in made.items()
+                for owner, names in replaced.items()
                 for name, one in names.items()
             }
-            for owner, names in made.items():
+            for owner, names in replaced.items():
                 stack.enter_context(replace_attributes(owner, **names))
             shell = sys.modules.get("IPython.core.interactiveshell")  # a cell's own open()
             for owner, name, number in _find_captured(frozenset(known), shell):
@@ -108,8 +113,10 @@ class FileOverlay:
         @functools.wraps(remove)
         def remove_tree(path: Any, *others: Any, **named: Any) -> None:
             # It works with descriptors, so the layer must be there first.
-            remove(self.find(path, writes=True), *others, **named)
+            remove(self.find(path, writes=True, follows=False), *others, **named)
 
+        for one in filter(inspect.isfunction, system.values()):
+            one.__module__ = os.__name__  # where pickle finds it, for a pool of processes
         opening = {owner: {"open": self._wrap_open(open)} for owner in (builtins, io)}
         return {os: system, shutil: {"rmtree": remove_tree}, **opening}
 
@@ -128,10 +135,10 @@ class FileOverlay:
             ENTER(path)
             return
         place = self.find(path, lists=True)
-        whole = os.path.join(self._find_current(), os.fsdecode(path))
+        real = os.fsdecode(place).removeprefix(self._folder)
         exists = place is path or _is_directory(os.fsdecode(place))
         with _named(place, path):
-            ENTER(whole if exists and _is_directory(whole) else place)
+            ENTER(real if exists and _is_directory(real) else place)
 
     def open_new(self, path: Any) -> Any:
         """A new file of the layer, for bytes."""
@@ -140,26 +147,72 @@ class FileOverlay:
         return OPEN(place, "wb")
 
     def find(
-        self, path: Any, *, writes: bool = False, lists: bool = False, asked: bool = False
+        self,
+        path: Any,
+        *,
+        writes: bool = False,
+        lists: bool = False,
+        asked: bool = False,
+        follows: bool = True,
     ) -> Any:
         """The name of the file to use for a path; ``writes`` where it is to be changed.
 
-        It is changed in the layer if the step asks for it, or with ``asked``.
+        It is changed in the layer if the step asks for it, or with ``asked``. With ``follows`` it
+        is what a link points to.
         """
         used = self._active and (writes or self._roots)
         if not used or self.threads.works:
             return path
         if not isinstance(path, str | bytes | os.PathLike):
             return path  # a descriptor
-        whole = os.path.join(self._find_current(), os.fsdecode(path))
         # A file of the layer may be named by its own name.
-        whole = os.path.normpath(whole).removeprefix(self._folder) or os.sep
-        asks = writes and (asked or self._is_asked(whole))
+        whole = os.path.join(self._find_current(), os.fsdecode(path)).removeprefix(self._folder)
         with self.threads.work(), self._lock:
-            found = self._find_whole(whole, asks=asks, asked=asked, lists=lists)
+            real = self._resolve(whole, follows=follows)
+            if ODD.match(whole) or ODD.match(real):
+                return path
+        asks = writes and (asked or self._is_asked(real))
+        with self.threads.work(), self._lock:
+            found = self._find_whole(real, asks=asks, asked=asked, lists=lists)
+        if found is None:
+            # A link of the step's may lead out of the layer.
+            found = real if self._roots and real != os.path.normpath(whole) else None
         if found is None:
             return path
         return os.fsencode(found) if isinstance(os.fspath(path), bytes) else found
+
+    def _resolve(self, whole: str, *, follows: bool) -> str:
+        """A path without links, as the step sees them; the last part may be one."""
+        found, left, links = "", whole.split(os.sep)[::-1], 0
+        while left:
+            part = left.pop()
+            if part in {"", "."}:
+                continue
+            if part == "..":
+                found = os.path.dirname(found)
+                continue
+            place = f"{found}/{part}"
+            target = self._read_link(found, place) if left or follows else None
+            links += target is not None
+            if target is None or links > MOST_LINKS or ODD.match(place):
+                found = place
+                continue
+            found = "" if target.startswith(os.sep) else found
+            left += target.removeprefix(self._folder).split(os.sep)[::-1]
+        return found or os.sep
+
+    def _read_link(self, folder: str, path: str) -> str | None:
+        """What a link of the step's, or a real one, points to; None for something else."""
+        root = next((one for one in self._roots if _is_inside(folder, one)), None)
+        if root is not None:
+            self._fill_down(root, folder)
+            path = self._folder + path
+            if self._is_link(path):
+                return None
+        try:
+            return READ_LINK(path)
+        except OSError:
+            return None
 
     def _find_whole(self, whole: str, *, asks: bool, asked: bool, lists: bool) -> str | None:
         parent = os.path.dirname(whole)
@@ -203,7 +256,9 @@ class FileOverlay:
                 made = os.path.join(place, one.name)
                 if os.path.lexists(made):
                     continue  # it was laid over before
-                if one.is_dir():
+                if one.is_symlink():
+                    os.symlink(READ_LINK(one.path), made)
+                elif one.is_dir():
                     os.mkdir(made)
                     self._unfilled[made] = one.path
                 else:
@@ -248,15 +303,16 @@ class FileOverlay:
         def answer(path: Any = ".", *others: Any, dir_fd: Any = None, **named: Any) -> Any:
             if dir_fd is not None:
                 return act(path, *others, dir_fd=dir_fd, **named)
-            place = self.find(path, writes=writes, lists=lists)
+            follows = name not in ON_LINKS and named.get("follow_symlinks", True)
+            place = self.find(path, writes=writes, lists=lists, follows=follows)
             if place is path:
                 return act(path, *others, **named)
             if name in {"mkdir", "rmdir"}:
                 self._unfilled.pop(os.fsdecode(place), None)
             elif name in ATTRIBUTES:
                 self._copy_up(place)
-            elif name == "lstat" and self._is_link(place):
-                return STAT(place)
+            elif not follows and not writes and self._is_link(place):
+                place = READ_LINK(place)  # the file that the link stands for
             elif name == "scandir":
                 return _Entries(act(place), os.fspath(path), self._is_link)
             with _named(place, path):
@@ -268,7 +324,8 @@ class FileOverlay:
         @functools.wraps(really)
         def answer(file: Any, mode: str = "r", *others: Any, **named: Any) -> Any:
             writes = bool(set(mode) & set("wax+"))
-            place = file if writes and _is_odd(file) else self.find(file, writes=writes)
+            odd = writes and _is_odd(file)
+            place = file if odd else self.find(file, writes=writes, follows="x" not in mode)
             if place is file:
                 return really(file, mode, *others, **named)
             if writes and "x" not in mode:
@@ -284,7 +341,8 @@ class FileOverlay:
             writes = bool(flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND))
             if dir_fd is not None or (writes and _is_odd(path)):
                 return really(path, flags, mode, dir_fd=dir_fd)
-            place = self.find(path, writes=writes)
+            follows = not flags & (os.O_EXCL | os.O_NOFOLLOW)
+            place = self.find(path, writes=writes, follows=follows)
             if place is not path and writes and not flags & os.O_EXCL:
                 self._copy_up(place)
             with _named(place, path):
@@ -299,7 +357,7 @@ class FileOverlay:
         def answer(source: Any, target: Any, **named: Any) -> Any:
             if named:  # relative to a descriptor
                 return act(source, target, **named)
-            places = self.find(source, writes=True), self.find(target, writes=True)
+            places = [self.find(one, writes=True, follows=False) for one in (source, target)]
             if places[0] is not source:
                 with self.threads.work():
                     self._fill_all(os.fsdecode(places[0]))
@@ -314,9 +372,9 @@ class FileOverlay:
 
         @functools.wraps(act)
         def answer(source: Any, target: Any, *others: Any, **named: Any) -> Any:
-            place = self.find(target, writes=True)
+            place = self.find(target, writes=True, follows=False)
             if name == "link" and place is not target:
-                source = self.find(source)
+                source = self.find(source, writes=True, follows=False)
                 self._copy_up(source)
             return act(source, place, *others, **named)
 
@@ -350,18 +408,23 @@ class _Entry:
     def __init__(self, entry: Any, path: str, is_file: bool) -> None:
         self.name, self.path = entry.name, os.path.join(path, entry.name)
         self._entry, self._is_file = entry, is_file
+        self._is_link = not is_file and entry.is_symlink()
 
     def __fspath__(self) -> str:
         return self.path
 
     def is_dir(self, *, follow_symlinks: bool = True) -> bool:
-        return not self._is_file and bool(self._entry.is_dir(follow_symlinks=follow_symlinks))
+        if self._is_link and follow_symlinks:
+            return os.path.isdir(self.path)
+        return not self._is_file and bool(self._entry.is_dir(follow_symlinks=False))
 
     def is_file(self, *, follow_symlinks: bool = True) -> bool:
-        return self._is_file or bool(self._entry.is_file(follow_symlinks=follow_symlinks))
+        if self._is_link and follow_symlinks:
+            return os.path.isfile(self.path)
+        return self._is_file or bool(self._entry.is_file(follow_symlinks=False))
 
     def is_symlink(self) -> bool:
-        return not self._is_file and bool(self._entry.is_symlink())
+        return self._is_link
 
     def is_junction(self) -> bool:
         return False
@@ -370,7 +433,9 @@ class _Entry:
         return int(self._entry.inode())
 
     def stat(self, *, follow_symlinks: bool = True) -> os.stat_result:
-        return STAT(self._entry.path, follow_symlinks=follow_symlinks or self._is_file)
+        if self._is_link:
+            return os.stat(self.path, follow_symlinks=follow_symlinks)
+        return STAT(self._entry.path)
 
 
 class _Entries:
