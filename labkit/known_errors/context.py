@@ -255,6 +255,12 @@ SIGNS = (
     _sign("jax", "jax jaxlib xla", r"\bjax(?:lib)?\b|\bxla"),
     _sign("sglang", "sglang", r"sglang"),
     _sign("torchcodec", "torchcodec libtorchcodec", r"libtorchcodec"),
+    _sign(
+        "paddle",
+        "paddle paddleocr paddlepaddle paddlex",
+        r"paddle(?:ocr|paddle|x)?[\\/]|paddlepaddle|paddle::",
+        "paddle",
+    ),
     # The trainer of LoRA behind kohya_ss and others.
     _sign("sd-scripts", "scripts", r"sd-scripts[\\/]"),
     _sign("distributed", "torchrun elastic rank nccl", r"torchrun|elastic|local_rank|\bnccl\b"),
