@@ -706,3 +706,11 @@ def test_windows_gets_its_own_fix_for_the_library_that_docker_lacks(build, needs
     lost = "nvidia-container-cli: initialization error: load library failed: libnvidia-ml.so.1: x"
     explanation = explain_text(f"{where}{lost}\n")
     assert needs in explanation.found[0].error.fix.on(Distribution("Ubuntu", "ubuntu"))
+
+
+def test_a_source_of_packages_for_kubernetes_does_not_make_a_machine_a_node():
+    apt = "Err:1 https://apt.kubernetes.io kubernetes-xenial InRelease\n"
+    lost = "  Temporary failure resolving 'apt.kubernetes.io'\n"
+    fix = explain_text(f"{apt}{lost}").found[0].error.fix.anywhere
+    assert "kubectl" not in fix
+    assert "kubectl" in explain_text(f"$ kubectl get pods\n{lost}").found[0].error.fix.anywhere

@@ -110,15 +110,19 @@ SIGNS = (
     ),
     _sign(
         "container",
-        "runc crun oci docker dockerenv containerd podman kubelet pod",
-        r"\boci runtime|docker[- :]|/\.dockerenv|containerd|podman|kubelet|\bpods?\b",
+        "runc crun oci docker dockerenv containerd podman kubelet pod root@",
+        # The prompt of a container's shell has its number.
+        r"\boci runtime|docker[- :]|/\.dockerenv|containerd|podman|kubelet|\bpods?\b"
+        r"|root@[0-9a-f]{12}:",
     ),
     _sign("fresh", "run", r"\b(?:docker|podman|nerdctl)(?: container)? run\b"),
     _sign(
         "k8s",
         "kubelet kubectl kubernetes k8s microk8s pod pods aks eks gke ocp kuberay openshift"
         " daemonset operator",
-        r"kubelet|kubectl|kubernetes|\b(?:micro)?k8s\b|\bpods?\b|\b(?:aks|eks|gke|ocp)\b|kuberay"
+        # A source of packages for Kubernetes says nothing about this machine.
+        r"kubelet|kubectl|(?<!apt\.)kubernetes(?!-xenial)|(?<!pkgs\.)\b(?:micro)?k8s\b|\bpods?\b"
+        r"|\b(?:aks|eks|gke|ocp)\b|kuberay"
         r"|openshift|\b(?:gpu|network)-operator\b|-daemonset\b",
     ),
     _sign("k3s", "k3s k3os rke2", r"\bk3s\b|\bk3os\b|\brke2\b"),
@@ -210,6 +214,14 @@ SIGNS = (
         r"\b(?:inf[12]|trn[12]n?)\.\d{0,2}xlarge",
         "inf1.|inf2.|trn1|trn2",
     ),
+    # Instances of clouds whose GPU is older than Turing (K80, M60, P100, V100).
+    _sign(
+        "old-instance",
+        "p2. p3. p3dn. g3. g3s. _nc6s_v2 _nc6s_v3",
+        r"\b(?:p2|p3(?:dn)?|g3s?)\.\d{0,2}xlarge|standard_nc\d{1,2}r?s_v[23]\b",
+        "xlarge|_nc",
+    ),
+    _sign("standard-ami", "-x86_64-standard-", r"amazon-eks-node-al2023-(?:x86_64|arm64)-standard"),
     _sign(
         "image-build",
         "run",
@@ -355,7 +367,12 @@ FAMILIES = (
         r"\bpacman\b|archlinux|-arch\d|-zen\d-\d{1,2}-zen|-\d{1,2}-cachyos",
         "pacman|archlinux|-arch|-zen|-cachyos",
     ),
-    _sign("suse", "zypper opensuse", r"\bzypper\b|opensuse"),
+    # A kernel of SUSE's is named by its flavor: 6.4.0-150600.23.25-default.
+    _sign(
+        "suse",
+        "zypper opensuse -default",
+        r"\bzypper\b|opensuse|\b\d\.\d{1,2}\.\d{1,3}-[\d.]{1,14}-default\b",
+    ),
     _sign("fedora", ".fc4 .fc3 akmods", r"\.fc\d\d\b|akmods", ".fc|akmods"),
     _sign("rhel", "el8 el9 el10 el8_10 el9_6 amzn2023", r"\.el\d|\.amzn2023", ".el|.amzn"),
     _sign(
