@@ -119,3 +119,13 @@ def test_torch_labkit_and_the_library_are_not_the_users():
 
 def test_a_notebooks_cell_is_called_so():
     assert Frame("/tmp/ipykernel_12/345.py", 2, "<module>").where == "cell:2"
+
+
+def test_a_line_is_that_of_its_own_code_after_another_code_is_gone():
+    for number in range(50):  # the next code soon has the place of the one before it
+        source = "\n" * number + "def find():\n    return find_user_frames()[0]"
+        names = {"find_user_frames": find_user_frames}
+        exec(compile(source, f"/home/a/train_{number}.py", "exec"), names)
+        for _ in range(2):
+            frame = names["find"]()
+            assert (frame.file, frame.line) == (f"/home/a/train_{number}.py", number + 2)

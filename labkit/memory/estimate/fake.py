@@ -17,7 +17,7 @@ import re
 import sys
 import warnings
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -147,35 +147,45 @@ KEEP_STORAGE = (
     torch.ops.aten.binary_cross_entropy.default,
 )
 ATEN = torch.ops.aten
+
+
+def _find_ids(operators: Iterable[Any]) -> frozenset[int]:
+    """The operators by their ids: torch computes a hash of them in Python."""
+    return frozenset(map(id, operators))
+
+
 ADD = ATEN.add.Tensor
 # What a loader draws: an order of samples, and a seed; and samples that may come again.
-SEEDS = frozenset((ATEN.randperm.default, ATEN.randperm.generator, ATEN.random_.default))
-SAMPLES = frozenset((
+SEEDS = _find_ids((ATEN.randperm.default, ATEN.randperm.generator, ATEN.random_.default))
+SAMPLES = _find_ids((
     ATEN.multinomial.default, ATEN.randint.default, ATEN.randint.generator, ATEN.randint.low,
     ATEN.randint.low_generator,
 ))  # fmt: skip
-DRAWN = SEEDS | SAMPLES
-FOLLOWED = DRAWN | LIMITED
-JOINING = (ATEN.cat.default, ATEN.stack.default)
+DRAWN, LIMITED_ALONE = SEEDS | SAMPLES, _find_ids(LIMITED)
+FOLLOWED = DRAWN | LIMITED_ALONE
+JOINING = _find_ids((ATEN.cat.default, ATEN.stack.default))
 # Sums of numbers that may be any are many, in backward.
-SUMS = frozenset((ATEN.sum.default, ATEN.sum.dim_IntList))
+SUMS = _find_ids((ATEN.sum.default, ATEN.sum.dim_IntList))
 # Products whose backward pass depends on zeros, where there are more elements than few.
-PRODUCTS_OF_ALL, FEW = (ATEN.prod.default, ATEN.prod.dim_int), 10_000
+PRODUCTS_OF_ALL, FEW = _find_ids((ATEN.prod.default, ATEN.prod.dim_int)), 10_000
 # A linear layer adds its bias in place, but for subclasses of tensors it makes another.
 ADD_BIAS = ATEN.add_.Tensor
 # Backward writes these into a tensor of its own, but for subclasses of tensors it makes another.
 IN_PLACE = {
-    ADD: ATEN.add_.Tensor,
-    ATEN.scatter.src: ATEN.scatter_.src,
-    ATEN.scatter.value: ATEN.scatter_.value,
-    ATEN.scatter_add.default: ATEN.scatter_add_.default,
-    ATEN.index_add.default: ATEN.index_add_.default,
-    ATEN.index_put.default: ATEN.index_put_.default,
-    ATEN.index_fill.int_Scalar: ATEN.index_fill_.int_Scalar,
-    ATEN.masked_scatter.default: ATEN.masked_scatter_.default,
-    ATEN.put.default: ATEN.put_.default,
-    ATEN.logical_and.default: ATEN.logical_and_.default,
-    ATEN.logical_or.default: ATEN.logical_or_.default,
+    id(one): other
+    for one, other in {
+        ADD: ATEN.add_.Tensor,
+        ATEN.scatter.src: ATEN.scatter_.src,
+        ATEN.scatter.value: ATEN.scatter_.value,
+        ATEN.scatter_add.default: ATEN.scatter_add_.default,
+        ATEN.index_add.default: ATEN.index_add_.default,
+        ATEN.index_put.default: ATEN.index_put_.default,
+        ATEN.index_fill.int_Scalar: ATEN.index_fill_.int_Scalar,
+        ATEN.masked_scatter.default: ATEN.masked_scatter_.default,
+        ATEN.put.default: ATEN.put_.default,
+        ATEN.logical_and.default: ATEN.logical_and_.default,
+        ATEN.logical_or.default: ATEN.logical_or_.default,
+    }.items()
 }
 # Nodes whose formulas never write in place, whose own sums do not, and the only ones that combine
 # masks in place.
@@ -184,12 +194,14 @@ ADDING = (
     "VarMean", "StdMean", "LinalgCholesky", "Cholesky", "LinalgLu", "LinalgPinv", "LinalgSvd",
     "LinalgQr", "LinalgLstsq", "TriangularSolve",
 )  # fmt: skip
-CLAMPING = {ATEN.logical_and.default, ATEN.logical_or.default}
+CLAMPING = _find_ids((ATEN.logical_and.default, ATEN.logical_or.default))
 # So does the backward pass of the binary cross entropy of logits, and of no other loss.
 LOGITS = "BinaryCrossEntropyWithLogits"
-OF_LOGITS = {ATEN.sub.Tensor: ATEN.sub_.Tensor, ATEN.mul.Tensor: ATEN.mul_.Tensor}
+OF_LOGITS = {id(ATEN.sub.Tensor): ATEN.sub_.Tensor, id(ATEN.mul.Tensor): ATEN.mul_.Tensor}
 # Categories of arguments beside which others are a model's inputs.
 READING = {"parameters", "activations"}
+# A name of this module is found faster than torch's.
+_find_node = torch._C._current_autograd_node
 # How often a storage is held that only one tensor has: by it, and by Python's object for it.
 ALONE = 2
 DEVICE = torch.ops.prim.device.default
@@ -265,17 +277,18 @@ class FakeTracer(StorageTracer):
             if met is not NotImplemented:
                 return met
         run = asked = operator
-        special = id(operator) in SPECIAL
+        number = id(operator)
+        special = number in SPECIAL
         if special or torch.is_inference_mode_enabled():
             run_parts = self._find_parts(operator)
             if run_parts is not None:
                 with _entered(self):
                     return run_parts(*arguments, **named)
-        if special and operator in CHANGED:
-            if operator in PRODUCTS_OF_ALL and arguments[0].requires_grad:
+        if special and number in CHANGED:
+            if number in PRODUCTS_OF_ALL and arguments[0].requires_grad:
                 self._note_product(arguments[0])
             run = _change(operator, arguments)
-            asked = operator if operator in REPLACED else run
+            asked = operator if number in REPLACED else run
         facts = find_facts(asked)
         call = Call(facts, arguments, named, self._mode.placement)
         if operator is READ_VALUE and _is_variable(arguments[0]):
@@ -284,8 +297,9 @@ class FakeTracer(StorageTracer):
         if recipe is None:
             return self._compute(operator, run, types, arguments, named, call)
         result = self._repeat(recipe, operator, facts.name, call)
-        follows = facts.like or facts.lifts or (special and operator in FOLLOWED)
-        if call.known or not call.tensors or follows:
+        follows = facts.like or facts.lifts or (special and number in FOLLOWED)
+        known = call.known and (call.valued or facts.carries)
+        if known or not call.tensors or follows:
             self._follow_values(operator, arguments, named, call.tensors, result)
         return result
 
@@ -297,7 +311,7 @@ class FakeTracer(StorageTracer):
 
     def _find_parts(self, operator: Any) -> Callable[..., Any] | None:
         """What runs the operator by its parts, which in inference mode comes here whole."""
-        if operator in RECURRENT and self._mode.placement == "cpu":
+        if id(operator) in WHOLE and self._mode.placement == "cpu":
             return functools.partial(self.whole.call, operator)
         if torch.is_inference_mode_enabled() and _is_composite(operator):
             return functools.partial(operator._op_dk, COMPOSITE)
@@ -349,26 +363,27 @@ class FakeTracer(StorageTracer):
 
     def _repeat(self, recipe: Recipe, operator: Any, name: str, call: Call) -> Any:
         """The results of a call as before, traced."""
-        taken = call.tensors
-        self._bury()
+        taken, whole = call.tensors, self.whole
+        if self._dead or whole.pending is not None or whole.dropped:
+            self._bury()
         try:
-            category, frames, backward = self._trace_repeated(operator, taken, recipe.allocates)
+            found = self._trace_repeated(operator, taken, recipe.allocates)
         except UNANSWERED as error:
             self._note_trouble(error)
-            category, frames, backward = "other", (), False
-
-        def add(made: Any, part: Made) -> None:
-            count = round_request(part.storage_bytes) if part.on_cuda else part.storage_bytes
-            serial = next(self._serials)
-            storage = Storage(serial, count, part.place, category, frames, False, backward)
-            made.__dict__[HELD] = self._follow(made.untyped_storage(), storage)
-
-        result = recipe.make(call, self._mode, add)
+            found = ("other", (), False)
+        result = recipe.make(call, self._mode, self._add_made, found)
         if name in NOTED and taken and taken[0].fake_device.type == "cuda":
             self._note_libraries(name)
         if recipe.freed_bytes:
             self._count_scratch(recipe.freed_bytes, taken)
         return result
+
+    def _add_made(self, made: Any, part: Made, found: tuple[str, tuple[Frame, ...], bool]) -> None:
+        """What ``_add`` does, for a new storage whose size is known."""
+        count = round_request(part.storage_bytes) if part.on_cuda else part.storage_bytes
+        category, frames, backward = found
+        storage = Storage(next(self._serials), count, part.place, category, frames, False, backward)
+        made.__dict__[HELD] = self._follow(made.untyped_storage(), storage)
 
     def mark(self, tensor: Any, category: str) -> None:
         """Sets the category; a whole call's gradients have it from when they are counted."""
@@ -406,20 +421,19 @@ class FakeTracer(StorageTracer):
         self, operator: Any, taken: list[Any], allocates: bool
     ) -> tuple[str, tuple[Frame, ...], bool]:
         """What ``_take_in`` does, for plain fake tensors; lines only where they are needed."""
-        node = torch._C._current_autograd_node()
-        frames: tuple[Frame, ...] = ()
-        if allocates or node is not None or torch.is_grad_enabled():
-            frames = self._find_frames()[0]
+        node = _find_node()
+        if node is not None:
+            frames = self._find_backward_frames(node)
+            self.find_storages(taken)
+            return "activations", frames, True
+        frames = self._find_forward_frames() if allocates or torch.is_grad_enabled() else ()
         if operator is LIFT:
             self._add_new(taken[0], "other", frames)
-        known = self.find_storages(taken)
-        watch = self._watch
-        if node is not None:
-            return "activations", frames, True
+        known, watch = self.find_storages(taken), self._watch
         categories = {one.category for one in known}
-        if not categories.isdisjoint(READING) and watch.reads_inputs():
+        if "other" in categories and not watch.steps and not categories.isdisjoint(READING):
             self._take_inputs(operator, known)
-        return watch.name_result(taken, categories), frames, False
+        return watch.name_forward(taken, categories), frames, False
 
     def find_storages(self, tensors: list[Any]) -> list[Storage]:
         """The storages of plain fake tensors, which are found at their first use."""
@@ -430,10 +444,11 @@ class FakeTracer(StorageTracer):
             held: StorageReference | None = kept.get(HELD)
             if held is None or live.get(held.key) is not held:
                 known.append(self._look_at_fake(one))
-            else:
-                known.append(held.storage)
-                if ("_is_param" in kept or one.requires_grad) and one.is_leaf:
-                    self._look_at_fake(one)
+                continue
+            known.append(held.storage)
+            collects = "_is_param" in kept or one.requires_grad
+            if collects and one.is_leaf and not self._watch.is_known(one, held.storage):
+                self._look_at_fake(one)
         return known
 
     def settle(self) -> None:
@@ -451,25 +466,24 @@ class FakeTracer(StorageTracer):
     def _follow_values(
         self, operator: Any, arguments: Any, named: Any, tensors: list[Any], result: Any
     ) -> None:
+        number = id(operator)
         known = any("labkit_value" in one.__dict__ or is_real(one) for one in tensors)
         if not known and operator._schema.name[6:] in LIKE:
             # Masks; the states of optimizers are many.
             known = isinstance(result, torch.Tensor) and not result.is_floating_point()
-        if not known and operator in SUMS and tensors[0].is_floating_point():
+        if not known and number in SUMS and tensors[0].is_floating_point():
             return
-        known = known or operator in LIMITED
-        if (operator in SEEDS or operator in SAMPLES) and self._choose_samples(
-            operator, arguments, result
-        ):
+        known = known or number in LIMITED_ALONE
+        if number in DRAWN and self._choose_samples(operator, arguments, result):
             return
         if operator._schema.name == "aten::lift_fresh" and not _is_fake(tensors[0]):
             self.values.copy(result, tensors[0])
             return
-        if not known and (tensors or not is_constant(operator._schema)):
+        if not known and (tensors or not is_constant(operator)):
             return
         made, values = list_tensors(result), self.values
         found = find_limits(operator, arguments, named, result, values.find_limits)
-        if operator in JOINING:
+        if number in JOINING:
             ends = join_limits(map(values.find_ends, tensors))
             found = [] if ends is None else [(result, ends)]
         limits = {id(fake): one for fake, one in found}
@@ -487,7 +501,7 @@ class FakeTracer(StorageTracer):
         An order that the step itself draws is one of two.
         """
         loads = is_loading()
-        if not (loads or (operator in SEEDS and result.numel() <= KNOWN_ELEMENTS)):
+        if not (loads or (id(operator) in SEEDS and result.numel() <= KNOWN_ELEMENTS)):
             return False
         with _disable_current_modes():
             numbers = torch.arange(result.numel())
@@ -728,7 +742,7 @@ def _writes_in_place(operator: Any, arguments: Any) -> bool:
     if operator is ADD:
         alike = isinstance(other, torch.Tensor) and written.shape == other.shape
         may_write = alike and not name.startswith(ADDING)
-    elif operator in CLAMPING:
+    elif id(operator) in CLAMPING:
         may_write = name.startswith("Clamp")
     else:
         may_write = not name.startswith(OUT_OF_PLACE)
@@ -750,13 +764,14 @@ def _reuses_logits(arguments: Any) -> bool:
 
 def _change(operator: Any, arguments: Any) -> Any:
     """What is run for an operator of CHANGED."""
-    if operator in IN_PLACE and _writes_in_place(operator, arguments):
-        return IN_PLACE[operator]
-    if operator in OF_LOGITS and _reuses_logits(arguments):
-        return OF_LOGITS[operator]
+    number = id(operator)
+    if number in IN_PLACE and _writes_in_place(operator, arguments):
+        return IN_PLACE[number]
+    if number in OF_LOGITS and _reuses_logits(arguments):
+        return OF_LOGITS[number]
     if operator is ADD and _may_add_bias(arguments):
         return ADD_BIAS
-    return REPLACED.get(operator, operator)
+    return REPLACED.get(number, operator)
 
 
 def _is_variable(tensor: Any) -> bool:
@@ -794,7 +809,7 @@ def _count_samples(operator: Any, arguments: Any) -> int:
     if operator is ATEN.multinomial.default:
         return int(arguments[0].size(-1))
     numbers = itertools.takewhile(lambda one: isinstance(one, int), arguments)
-    return max((1, *numbers)) if operator in SAMPLES else KNOWN_ELEMENTS
+    return max((1, *numbers)) if id(operator) in SAMPLES else KNOWN_ELEMENTS
 
 
 def _keep_storage(loss: Callable[..., Any]) -> Callable[..., Any]:
@@ -878,10 +893,11 @@ LAID_OUT = (
     torch.ops.aten._batch_norm_with_update.default,
     torch.ops.aten._batch_norm_no_update.default,
 )
-REPLACED: dict[Any, Callable[..., Any]] = {loss: _keep_storage(loss) for loss in KEEP_STORAGE}
-REPLACED |= {norm: _lay_out(norm) for norm in LAID_OUT}
+# By the operators' ids.
+REPLACED: dict[int, Callable[..., Any]] = {id(one): _keep_storage(one) for one in KEEP_STORAGE}
+REPLACED |= {id(norm): _lay_out(norm) for norm in LAID_OUT}
 REPLACED |= {
-    reverse: _allow_nothing(reverse)
+    id(reverse): _allow_nothing(reverse)
     for reverse in (
         ATEN.mse_loss_backward.default,
         ATEN.smooth_l1_loss_backward.default,
@@ -900,11 +916,12 @@ _COMPUTED: dict[Any, Callable[..., Any]] = {
 }
 for _operator, _compute in _COMPUTED.items():
     if _operator is not None:
-        REPLACED[_operator] = functools.wraps(_operator)(_compute)
+        REPLACED[id(_operator)] = functools.wraps(_operator)(_compute)
 # Operators for which another function may run, or which need a note.
 CHANGED = frozenset((*REPLACED, *IN_PLACE, *OF_LOGITS, *PRODUCTS_OF_ALL))
-# The ids of those, and of others that take a way of their own: torch computes a hash in Python.
-SPECIAL = frozenset(map(id, (*CHANGED, *RECURRENT, *FOLLOWED)))
+WHOLE = _find_ids(RECURRENT)
+# Those, and others that take a way of their own.
+SPECIAL = CHANGED | WHOLE | FOLLOWED
 
 
 def _make_recorder(observer: Any, mode: FakeMode) -> FakeTracer:

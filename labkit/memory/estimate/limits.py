@@ -166,3 +166,5 @@ LIMITED = frozenset(
     for packet in (getattr(torch.ops.aten, name) for name in _NAMES)
     for overload in packet.overloads()
 )
+# The operators whose results may have limits that follow from their arguments'.
+CARRYING = frozenset({*_NAMES, *SUBSETS, *MONOTONE, *ROUNDING, "remainder", "sum", "cat", "stack"})

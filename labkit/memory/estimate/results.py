@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch._subclasses.fake_tensor import FakeTensor
 
+from labkit.memory.estimate.limits import CARRYING
 from labkit.memory.estimate.operators import CONVERTING, SCATTERED, spreads_gradient
 from labkit.memory.estimate.values import LIKE
 from labkit.memory.track.storages import LIFT, list_tensors
@@ -100,8 +101,8 @@ class Recipe(NamedTuple):
     freed_bytes: int
     allocates: bool
 
-    def make(self, call: Call, mode: Any, add: Callable[[Any, Made], object]) -> Any:
-        """The results for this call; ``add`` is called with each new storage."""
+    def make(self, call: Call, mode: Any, add: Callable[..., object], found: Any) -> Any:
+        """The results for this call; ``add`` is called with each new storage, and ``found``."""
         made, taken = [], call.tensors
         for part in self.parts:
             if type(part) is Made:
@@ -110,7 +111,7 @@ class Recipe(NamedTuple):
                     # The same for each call that has the recipe's key.
                     part.attributes[LAYOUT] = number_layout(one)
                 if part.source is None:
-                    add(one, part)
+                    add(one, part, found)
                 else:
                     one.__dict__[HELD] = taken[part.source].__dict__.get(HELD)
             else:
@@ -193,12 +194,22 @@ class Call:
     before the one that an index selects, which is not in the key.
     """
 
-    __slots__ = ("_anywhere", "_lifts", "_loose", "in_place", "key", "known", "selected", "tensors")
+    __slots__ = (
+        "_anywhere",
+        "_lifts",
+        "_loose",
+        "in_place",
+        "key",
+        "known",
+        "selected",
+        "tensors",
+        "valued",
+    )
 
     def __init__(self, facts: Facts, arguments: Any, named: Any, placement: str) -> None:
         self.tensors: list[Any] = []
-        # Whether the values of one of the tensors are known.
-        self.known = False
+        # Whether anything is known of one of the tensors, and whether its values are.
+        self.known = self.valued = False
         self._loose, self.in_place, self._anywhere = facts.loose, facts.in_place, facts.anywhere
         # Where everything is on the GPU, where the fake tensor is depends on the caller.
         self._lifts = facts.lifts and placement != "gpu"
@@ -235,8 +246,10 @@ class Call:
                 number = state.get(LAYOUT) or number_layout(value)
                 if number is None:
                     whole = False
-                if "labkit_value" in state:
+                label = state.get("labkit_value")
+                if label is not None:
                     self.known = True
+                    self.valued = self.valued or label[0] is not None
                 found += (number, value.requires_grad)
                 if not self._anywhere:
                     found.append(value.storage_offset() if number else 0)
@@ -288,7 +301,8 @@ class Facts(NamedTuple):
     it computes each element, writes it into its first argument and returns this. ``converts``: what
     it takes for itself depends on what backward runs. ``anywhere``: the offsets of its arguments in
     their storages do not matter. ``selects``: it selects by an index. ``lifts``: it
-    makes a real tensor a fake one.
+    makes a real tensor a fake one. ``carries``: its results may have limits that its arguments
+    have, or it writes into these.
     """
 
     number: int
@@ -300,6 +314,7 @@ class Facts(NamedTuple):
     anywhere: bool
     selects: bool
     lifts: bool
+    carries: bool
 
 
 # By the operator's id, as torch computes its hash in Python; the operator is kept beside.
@@ -311,16 +326,19 @@ def find_facts(operator: Any) -> Facts:
     """The operator's facts, found once."""
     facts = _facts.get(id(operator))
     if facts is None:
-        number, name, loose, in_place = 0, "", False, False
+        number, name, loose, in_place, carries = 0, "", False, False, True
         if getattr(operator, "namespace", "") == "aten":
             name = operator._schema.name.partition("::")[2]
             number = 0 if name == SCATTERED else len(_facts) + 1
             loose = torch.Tag.pointwise in operator.tags or name.startswith("_foreach_")
             in_place = loose and _is_in_place(operator._schema)
+            carries = name in CARRYING or operator._schema.is_mutable
         like, converts = name in LIKE, name in CONVERTING or name == "mul"
         anywhere, selects = loose or operator in ANYWHERE, operator is ATEN.select.int
         lifts = operator is LIFT
-        facts = Facts(number, name, loose, like, in_place, converts, anywhere, selects, lifts)
+        facts = Facts(
+            number, name, loose, like, in_place, converts, anywhere, selects, lifts, carries
+        )
         _facts[id(operator)] = facts
         _known.append(operator)
     return facts

@@ -98,7 +98,7 @@ class _TensorLook(NamedTuple):
 
 # By their keys; None for what is no plan.
 _plans: dict[Any, UpdatePlan | None] = {}
-_FACTS = Facts(1, "", False, False, False, False, True, False, False)
+_FACTS = Facts(1, "", False, False, False, False, True, False, False, True)
 
 
 class WholeUpdates:

@@ -166,13 +166,17 @@ class KnownValues:
         A write happens in place in the values too; a write of unknown values makes them unknown.
         """
         schema = operator._schema
-        known = {id(one): self.find(one) for one in tensors}
         name = schema.name.partition("::")[2]
+        if tensors and name not in LIKE and not any(map(_may_be_known, tensors)):
+            if schema.is_mutable:
+                self._forget_written(schema, arguments, named)
+            return None
+        known = {id(one): self.find(one) for one in tensors}
         if name in LIKE:
             shape = tensors[0].shape if name.endswith("_like") else ()
             with _disable_current_modes():
                 known = {id(one): torch.empty(shape, dtype=one.dtype) for one in tensors}
-        certain = bool(tensors) or is_constant(schema)
+        certain = bool(tensors) or is_constant(operator)
         drawn = torch.Tag.nondeterministic_seeded in operator.tags
         # A real tensor of the step's is not written to.
         drawn = drawn or (schema.is_mutable and any(map(is_real, tensors)))
@@ -200,6 +204,7 @@ class KnownValues:
     def forget(self, tensor: Any) -> None:
         """Notes a write of unknown values into the tensor."""
         self._writes[tensor.untyped_storage()._cdata] += 1
+        getattr(tensor, "__dict__", {}).pop("labkit_value", None)
 
     def is_labelled(self, tensor: Any) -> bool:
         """True if anything is known of the tensor's values."""
@@ -211,6 +216,11 @@ class KnownValues:
                 value = arguments[place] if place < len(arguments) else named.get(argument.name)
                 for one in list_tensors(value):
                     self.forget(one)
+
+
+def _may_be_known(tensor: Any) -> bool:
+    label = getattr(tensor, "labkit_value", None)
+    return type(tensor) is torch.Tensor if label is None else label[0] is not None
 
 
 def _put_known(value: Any, known: dict[int, Any]) -> Any:
@@ -237,11 +247,13 @@ def is_real(tensor: Any) -> bool:
     )
 
 
-def is_constant(schema: Any) -> bool:
+@functools.cache
+def is_constant(operator: Any) -> bool:
     """True for an operator that makes a tensor from numbers alone, called without a tensor.
 
     ``torch.div(7, 2)`` is an operator on tensors, whose arguments stay numbers.
     """
+    schema = operator._schema
     takes_tensor = schema.arguments and str(schema.arguments[0].type) == "Tensor"
     return bool(takes_tensor) or schema.name.partition("::")[2] in FACTORIES
 

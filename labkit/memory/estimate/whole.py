@@ -747,7 +747,7 @@ class WholeCalls:
     def meet(self, operator: Any, arguments: Any, writes: Callable[..., bool]) -> Any:
         """What autograd makes of a gradient of the last call by adding it; else NotImplemented."""
         pending = self.pending
-        if pending is None or operator not in {ADD, ADD_IN_PLACE}:
+        if pending is None or (operator is not ADD and operator is not ADD_IN_PLACE):
             self.settle()
             return NotImplemented
         sum_, added = arguments[:2]

@@ -14,7 +14,7 @@ import sys
 import sysconfig
 import traceback
 from pathlib import Path
-from types import FrameType
+from types import CodeType, FrameType
 from typing import Any, NamedTuple
 
 
@@ -37,24 +37,38 @@ class Frame(NamedTuple):
         return linecache.getline(self.file, self.line).strip()
 
 
-_user_files: dict[str, bool] = {}
+# By a code's id: the code, which keeps its id its own, and its frames by the place of the running
+# instruction; None instead of these for code that is not the user's. This is asked for each
+# operator, and Python takes long to find a line.
+_codes: dict[int, tuple[CodeType, dict[int, Frame] | None]] = {}
+MOST_CODES = 20_000
 
 
 def find_user_frames(depth: int = 1) -> tuple[Frame, ...]:
     """The innermost ``depth`` running frames of the user's own code; () if there is none."""
-    found: list[Frame] = []
+    found: tuple[Frame, ...] = ()
     running: FrameType | None = sys._getframe(1)
-    while running is not None and len(found) < depth:
+    while running is not None and depth > 0:
         code = running.f_code
-        file = code.co_filename
-        # This is asked for each operator: a dictionary answers faster than a function.
-        is_user = _user_files.get(file)
-        if is_user is None:
-            is_user = _user_files[file] = is_user_file(file)
-        if is_user:
-            found.append(Frame(file, running.f_lineno, code.co_name))
+        known = _codes.get(id(code))
+        frames = _add_code(code) if known is None else known[1]
+        if frames is not None:
+            place = running.f_lasti
+            frame = frames.get(place)
+            if frame is None:
+                frame = frames[place] = Frame(code.co_filename, running.f_lineno, code.co_name)
+            found += (frame,)
+            depth -= 1
         running = running.f_back
-    return tuple(found)
+    return found
+
+
+def _add_code(code: CodeType) -> dict[int, Frame] | None:
+    if len(_codes) >= MOST_CODES:
+        _codes.clear()
+    frames: dict[int, Frame] | None = {} if is_user_file(code.co_filename) else None
+    _codes[id(code)] = code, frames
+    return frames
 
 
 def list_error_frames(error: BaseException) -> tuple[Frame, ...]:

@@ -325,12 +325,11 @@ class StorageTracer(TorchDispatchMode):  # type: ignore[misc]
         """The user's lines that allocate now, and whether backward allocates."""
         node = torch._C._current_autograd_node()
         if node is not None:
-            number = node._sequence_nr()
-            if number != self._last_node:
-                self._last_node = number
-                self._watch.watch_leaves(node)
-            forward = self._node_frames.get(number & NODE_NUMBER)
-            return (forward or find_user_frames(self._depth)), True
+            return self._find_backward_frames(node), True
+        return self._find_forward_frames(), False
+
+    def _find_forward_frames(self) -> tuple[Frame, ...]:
+        """The user's lines that run outside of backward, kept for the node that they make."""
         frames = find_user_frames(self._depth)
         if torch.is_grad_enabled():
             if len(self._node_frames) > NODES_KEPT:
@@ -338,7 +337,15 @@ class StorageTracer(TorchDispatchMode):  # type: ignore[misc]
             # Autograd has just created this operator's node, so it has the last number.
             number = torch._C._autograd._get_sequence_nr() - 1
             self._node_frames.setdefault(number, frames)
-        return frames, False
+        return frames
+
+    def _find_backward_frames(self, node: Any) -> tuple[Frame, ...]:
+        """The user's lines of the forward operator of backward's running node."""
+        number = node._sequence_nr()
+        if number != self._last_node:
+            self._last_node = number
+            self._watch.watch_leaves(node)
+        return self._node_frames.get(number & NODE_NUMBER) or find_user_frames(self._depth)
 
 
 def list_parts(tensor: Any) -> list[Any]:
@@ -413,7 +420,13 @@ class CategoryWatch:
 
     def name_result(self, arguments: Iterable[Any], categories: Iterable[str]) -> str:
         """The category of an operator's results, from its arguments and their categories."""
-        if self._depth or torch._C._current_autograd_node() is not None:
+        if torch._C._current_autograd_node() is not None:
+            return "activations"
+        return self.name_forward(arguments, categories)
+
+    def name_forward(self, arguments: Iterable[Any], categories: Iterable[str]) -> str:
+        """The category of results outside of backward."""
+        if self._depth:
             return "activations"
         if self._steps:
             return "optimizer"
@@ -439,6 +452,11 @@ class CategoryWatch:
         """True while tensors that an operator reads, except parameters, are the model's inputs."""
         return not self._steps and torch._C._current_autograd_node() is None
 
+    @property
+    def steps(self) -> int:
+        """How many steps of optimizers are running."""
+        return self._steps
+
     def is_updating(self) -> bool:
         """True in an optimizer's step, outside of modules and of backward."""
         inside = self._depth or torch._C._current_autograd_node() is not None
@@ -463,6 +481,10 @@ class CategoryWatch:
         if tensor.requires_grad:
             handle = tensor.register_post_accumulate_grad_hook(self._end_gradient)
             self._watched[id(tensor)] = handle
+
+    def is_known(self, parameter: Any, storage: Storage) -> bool:
+        """True for a parameter that is marked and watched already."""
+        return storage.category == "parameters" and self._is_watched(parameter)
 
     def watch_leaves(self, node: Any) -> None:
         """Watches the leaves that get gradients from the node that backward is running.
