@@ -10,6 +10,7 @@ from torch import nn, optim
 
 from labkit.errors import UsageError
 from labkit.memory.estimate import updates
+from labkit.memory.estimate.cuda import FakeMode
 from labkit.memory.estimate.play import estimate_memory
 
 # Beside a small batch, what an update takes meanwhile is at the peak.
@@ -193,3 +194,16 @@ def test_an_update_of_known_values_runs_by_its_parts(plans):
         estimate_memory(lambda: step)
     assert read == pytest.approx([-1e-3] * 4)
     assert not any(plans.values())
+
+
+def test_what_an_optimizer_notes_for_a_profiler_does_not_reach_the_fake_mode(monkeypatch):
+    seen, dispatch = [], FakeMode.dispatch
+
+    def watch(mode, operator, *others, **named):
+        seen.append(str(operator))
+        return dispatch(mode, operator, *others, **named)
+
+    monkeypatch.setattr(FakeMode, "dispatch", watch)
+    estimate_memory(make_work(BASE, wide=72))
+    assert seen
+    assert not [one for one in seen if one.startswith("profiler")]

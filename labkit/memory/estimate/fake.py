@@ -97,6 +97,7 @@ from labkit.memory.estimate.values import (
     make_array,
     make_lister,
     make_unpacking,
+    may_be_known,
     pack_padded,
     selects_by_known,
     shape_ctc,
@@ -311,6 +312,8 @@ class FakeTracer(StorageTracer):
 
     def _find_parts(self, operator: Any) -> Callable[..., Any] | None:
         """What runs the operator by its parts, which in inference mode comes here whole."""
+        if id(operator) in PROFILING:
+            return functools.partial(_run_unseen, operator)
         if id(operator) in WHOLE and self._mode.placement == "cpu":
             return functools.partial(self.whole.call, operator)
         if torch.is_inference_mode_enabled() and _is_composite(operator):
@@ -468,6 +471,8 @@ class FakeTracer(StorageTracer):
     ) -> None:
         number = id(operator)
         known = any("labkit_value" in one.__dict__ or is_real(one) for one in tensors)
+        if known and self._watch.steps and operator._schema.name[6:] in LIKE:
+            known = any(map(may_be_known, tensors))
         if not known and operator._schema.name[6:] in LIKE:
             # Masks; the states of optimizers are many.
             known = isinstance(result, torch.Tensor) and not result.is_floating_point()
@@ -717,6 +722,12 @@ def _entered(mode: Any) -> Iterator[None]:
         TorchDispatchMode.__exit__(mode, None, None, None)
 
 
+def _run_unseen(operator: Any, *arguments: Any, **named: Any) -> Any:
+    """The result of an operator without tensors, which no mode sees."""
+    with torch._C._DisableTorchDispatch():
+        return operator(*arguments, **named)
+
+
 @functools.cache
 def _is_composite(operator: Any) -> bool:
     """True for an operator that torch makes of others."""
@@ -920,8 +931,15 @@ for _operator, _compute in _COMPUTED.items():
 # Operators for which another function may run, or which need a note.
 CHANGED = frozenset((*REPLACED, *IN_PLACE, *OF_LOGITS, *PRODUCTS_OF_ALL))
 WHOLE = _find_ids(RECURRENT)
+# What torch's optimizers note for a profiler: no tensors, but the fake mode takes long for them.
+PROFILING = _find_ids(
+    getattr(packet, form)
+    for name in ("_record_function_enter_new", "_record_function_exit")
+    if (packet := getattr(torch.ops.profiler, name, None)) is not None
+    for form in packet.overloads()
+)
 # Those, and others that take a way of their own.
-SPECIAL = CHANGED | WHOLE | FOLLOWED
+SPECIAL = CHANGED | WHOLE | FOLLOWED | PROFILING
 
 
 def _make_recorder(observer: Any, mode: FakeMode) -> FakeTracer:

@@ -167,7 +167,7 @@ class KnownValues:
         """
         schema = operator._schema
         name = schema.name.partition("::")[2]
-        if tensors and name not in LIKE and not any(map(_may_be_known, tensors)):
+        if tensors and name not in LIKE and not any(map(may_be_known, tensors)):
             if schema.is_mutable:
                 self._forget_written(schema, arguments, named)
             return None
@@ -218,7 +218,8 @@ class KnownValues:
                     self.forget(one)
 
 
-def _may_be_known(tensor: Any) -> bool:
+def may_be_known(tensor: Any) -> bool:
+    """False for a tensor of which no value is known, at most its limits."""
     label = getattr(tensor, "labkit_value", None)
     return type(tensor) is torch.Tensor if label is None else label[0] is not None
 
