@@ -30,7 +30,10 @@ INSTALL_COMMANDS = {
 
 @dataclass(frozen=True)
 class Fix:
-    """A command for each family of distributions; ``anywhere`` is for every other one."""
+    """A command for each family of distributions; ``anywhere`` is for every other one.
+
+    Windows, macOS and NixOS count as families, too.
+    """
 
     anywhere: str
     debian: str | None = None
@@ -40,6 +43,9 @@ class Fix:
     suse: str | None = None
     arch: str | None = None
     alpine: str | None = None
+    nixos: str | None = None
+    windows: str | None = None
+    mac: str | None = None
 
     def on(
         self,
@@ -67,13 +73,16 @@ class Fix:
 def install(anywhere: str, *, after: str = "", **names: str) -> Fix:
     """The fix that installs packages, by the names that each family has for them.
 
-    ``after`` follows every command, such as " && systemctl restart docker" or a comment.
+    ``after`` follows every command, such as " && systemctl restart docker" or a comment. NixOS,
+    Windows and macOS have a whole command instead of names.
 
     >>> install("install venv", debian="python3-venv").on(Distribution(family="debian"))
     'sudo apt-get install python3-venv'
     """
     commands = {
         family: f"{INSTALL_COMMANDS[family]} {packages}{after}"
+        if family in INSTALL_COMMANDS
+        else packages
         for family, packages in names.items()
     }
     return Fix(anywhere, **commands)
@@ -82,9 +91,14 @@ def install(anywhere: str, *, after: str = "", **names: str) -> Fix:
 THEN_REBOOT = "   # then reboot"
 
 # The container engine.
+_REBUILD = "   # in configuration.nix; then: sudo nixos-rebuild switch"
+_START_DESKTOP = "start Docker Desktop   # wait until it says that the engine is running"
 START_DOCKER = Fix(
     "sudo systemctl enable --now docker",
     alpine="sudo rc-update add docker && sudo service docker start",
+    nixos=f"virtualisation.docker.enable = true;{_REBUILD}",
+    windows=_START_DESKTOP,
+    mac=_START_DESKTOP,
 )
 INSTALL_COMPOSE = install(
     "install Compose 2 (docs.docker.com/compose/install)",
@@ -131,6 +145,11 @@ INSTALL_TOOLKIT = install(
     fedora="nvidia-container-toolkit",
     suse="nvidia-container-toolkit",
     arch="nvidia-container-toolkit",
+    nixos=f"hardware.nvidia-container-toolkit.enable = true;{_REBUILD}; docker run --device"
+    " nvidia.com/gpu=all ...",
+    windows="update Docker Desktop, with its WSL 2 engine, and NVIDIA's driver in Windows   # the"
+    " toolkit is part of Docker Desktop: docker run --gpus all ...",
+    mac="run it on a machine with an NVIDIA GPU   # containers on macOS have no GPU",
 )
 UPDATE_TOOLKIT = Fix(
     "update the NVIDIA Container Toolkit to 1.17.8 or newer",
@@ -341,11 +360,23 @@ class DriverFix(Fix):
         return {name: self.on(Distribution(name, name)) for name in INSTALL_COMMANDS}
 
 
-INSTALL_DRIVER = DriverFix(f"install NVIDIA's driver {CUDA_13} or newer ({GUIDE}), then reboot")
+_IN_WINDOWS = "install NVIDIA's current driver in Windows (nvidia.com/drivers), then restart it"
+_IN_NIXOS = (
+    f'services.xserver.videoDrivers = [ "nvidia" ]; hardware.graphics.enable = true;{_REBUILD}'
+)
+_NOT_ON_MAC = "use device 'mps' or 'cpu'   # macOS has no CUDA: NVIDIA has no driver for it"
+INSTALL_DRIVER = DriverFix(
+    f"install NVIDIA's driver {CUDA_13} or newer ({GUIDE}), then reboot",
+    nixos=f"{_IN_NIXOS}, and reboot",
+    windows=_IN_WINDOWS,
+    mac=_NOT_ON_MAC,
+)
 # For a card before Turing, whichever it is.
 INSTALL_CLOSED_DRIVER = DriverFix(
     f"install NVIDIA's driver {LAST_VOLTA} with its closed modules ({GUIDE}), then reboot",
     capability=(6, 1),
+    nixos=f"hardware.nvidia.open = false;{_REBUILD}, and reboot",
+    windows=f"{_IN_WINDOWS}   # {LAST_VOLTA} is the last branch for this card",
 )
 INSTALL_OPEN_MODULE = Fix(
     f"install NVIDIA's driver {CUDA_13} or newer with its open modules ({GUIDE}), then reboot",
@@ -355,6 +386,8 @@ INSTALL_OPEN_MODULE = Fix(
     rhel=f"sudo dnf module switch-to nvidia-driver:open-dkms{THEN_REBOOT}",
     suse=f"sudo zypper install nvidia-open-driver-G06-signed-kmp-meta{THEN_REBOOT}",
     arch=f"sudo pacman -S nvidia-open{THEN_REBOOT}",
+    nixos=f"hardware.nvidia.open = true;{_REBUILD}, and reboot",
+    windows=_IN_WINDOWS,
 )
 INSTALL_HEADERS = install(
     "install the headers of the running kernel, then reinstall the driver",
@@ -391,6 +424,10 @@ ADD_NVIDIA_SOURCE = Fix(
 )
 
 # Python and compilers.
+_BUILD_TOOLS = (
+    'winget install Microsoft.VisualStudio.2022.BuildTools   # with the workload "Desktop'
+    ' development with C++"'
+)
 INSTALL_VENV = install(
     "python3 -m pip install virtualenv",
     debian="python3-venv",
@@ -404,6 +441,10 @@ INSTALL_COMPILER = install(
     fedora="gcc-c++ python3-devel",
     suse="gcc-c++ python3-devel",
     arch="gcc",
+    alpine="g++ python3-dev",
+    nixos="nix-shell -p gcc python3   # or a development shell with both",
+    windows=_BUILD_TOOLS,
+    mac="xcode-select --install",
 )
 INSTALL_LIBGL = install(
     "install libGL",

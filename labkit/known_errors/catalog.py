@@ -47,7 +47,7 @@ AREAS = (
     "apps",
     "cluster",
 )
-FAMILIES = tuple(field.name for field in dataclasses.fields(Fix))[1:]
+FAMILIES = tuple(packages.INSTALL_COMMANDS)
 _CERTAINTIES: Mapping[str, Certainty] = {each: each for each in get_args(Certainty)}
 _HEAD = re.compile(r"\[(?P<name>[\w-]+)\] ?(?P<certainty>\w*)")
 _LINE = re.compile(r"(?P<key>[a-z]+)(?:@(?P<condition>[\w-]+))?: ?(?P<text>.*)")

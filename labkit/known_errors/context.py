@@ -20,6 +20,7 @@ from labkit.host.gpu import (
 )
 from labkit.host.packages import is_dropped
 from labkit.host.torch_builds import NEEDS
+from labkit.known_errors.commands import LogHost, System, find_python
 
 
 class Sign(NamedTuple):
@@ -54,14 +55,29 @@ SIGNS = (
     _sign(
         "jetson",
         "jetson tegra l4t orin nvgpu jetpack xavier",
-        r"jetson|tegra|\bl4t\b|nvgpu|jetpack",
+        r"jetson|(?<!non-)tegra|\bl4t\b|nvgpu|jetpack",
     ),
     _sign(
         "windows",
-        r"winerror dll windows win10 win11 wddm ps1 :\ ",
+        r"winerror dll windows win10 win11 wddm ps1 vcxproj :\ :/",
         r"winerror|platform: windows|\b[a-z]:\\|\.dll\b|\bwindows 1[01]\b|\bwin1[01]\b"
-        r"|in wddm mode|\.ps1\b",
-        "winerror|platform: windows|:\\|.dll|windows 1|win10|win11|in wddm mode|.ps1",
+        r"|in wddm mode|\.ps1\b|\b[a-z]:/(?:program files|users/|windows/)|\.vcxproj\b",
+        "winerror|platform: windows|:\\|.dll|windows 1|win10|win11|in wddm mode|.ps1"
+        "|:/program files|:/users/|:/windows/|.vcxproj",
+    ),
+    _sign(
+        "powershell",
+        "ps categoryinfo powershell pwsh",
+        r"^(?:\([\w.-]{1,40}\) )?ps [a-z]:\\|\+ categoryinfo +:|at line:1 char:\d",
+        "ps |categoryinfo|at line:1",
+    ),
+    # What only Linux has: it decides where a text also names Windows.
+    _sign(
+        "linux",
+        "usr home etc nvrm systemd kernel root opt",
+        r"(?<![\w.:\\])/(?:usr/(?:lib|bin|local|share|include)|home/\w|etc/\w|root/|opt/\w)"
+        r"|\bnvrm: |\bsystemd\[|kernel: ",
+        "/usr/|/home/|/etc/|/root/|/opt/|nvrm: |systemd[|kernel: ",
     ),
     # Before 21H2, Windows 10 gave no GPU to WSL 2.
     _sign(
@@ -78,6 +94,44 @@ SIGNS = (
         "macos|darwin|/opt/homebrew|mps backend|apple m|/users/|/library/frameworks/",
     ),
     _sign("lxc", "lxc lxd incus proxmox pve", r"\b(?:lx[cd]|incus)\b|proxmox|-pve\b"),
+    _sign("pve", "pve", r"-pve\b", "-pve"),
+    _sign(
+        "root",
+        "root",
+        r"^(?:\([\w.-]{1,40}\) )?root@[\w.-]{1,60}:|running pip as the 'root' user|[ \"'=(]/root/",
+        "root@|'root' user|/root/",
+    ),
+    # Written inside a container, not only about one.
+    _sign(
+        "inside",
+        "root dockerenv workspace databricks",
+        r"root@[0-9a-f]{12}:|/\.dockerenv|[ \"'(]/workspace/|[ \"'(]/databricks/",
+        "root@|dockerenv|/workspace/|/databricks/",
+    ),
+    _sign(
+        "notebook",
+        "ipython kaggle content cell colab databricks",
+        r"<ipython-input-|/kaggle/|[ \"'(]/content/|\bcolab\b|\bcell in ?\[\d|[ \"'(]/databricks/",
+        "ipython-input|/kaggle/|/content/|colab|cell in|/databricks/",
+    ),
+    _sign(
+        "hosted-notebook",
+        "kaggle content colab databricks",
+        r"/kaggle/|[ \"'(]/content/|\bcolab\b|[ \"'(]/databricks/",
+        "/kaggle/|/content/|colab|/databricks/",
+    ),
+    # A virtual environment's name in front of the prompt: its pip is the one that is found.
+    _sign(
+        "activated",
+        "venv env",
+        r"^\((?:\.?venv|[\w.-]{0,30}env[\w.-]{0,30})\) \S",
+        "venv) |env) ",
+    ),
+    _sign(
+        "docker-there",
+        "docker dockerd",
+        r"\bdocker: |dockerd|\bdocker(?: compose|-compose)? \w|docker\.sock",
+    ),
     _sign("podman", "podman crun", r"\bpodman\b|\bcrun\b"),
     _sign("rootless", "rootless", r"rootless"),
     # The prefix of a service's lines in Compose.
@@ -101,6 +155,7 @@ SIGNS = (
         r"/snap/|snap\.docker|/var/snap|\bsnap (?:install|list|run|docker)\b|docker'?s? snap\b"
         r"|\b(?:via|by|from|with|using|as a) snap\b",
     ),
+    _sign("snap-docker", "snap", r"/snap/(?:bin/)?docker|snap\.docker|/var/snap/docker"),
     _sign("desktop", "desktop", r"docker desktop|desktop-linux"),
     _sign(
         "desktop-context",
@@ -126,6 +181,7 @@ SIGNS = (
         r"|openshift|\b(?:gpu|network)-operator\b|-daemonset\b",
     ),
     _sign("k3s", "k3s k3os rke2", r"\bk3s\b|\bk3os\b|\brke2\b"),
+    _sign("rke2", "rke2", r"\brke2\b"),
     _sign("minikube", "minikube", r"\bminikube\b"),
     _sign(
         "kind-cluster",
@@ -133,7 +189,11 @@ SIGNS = (
         r"\bkind (?:create|delete|export|load|get) \w|kindest/node|\bkind-(?:config|control-plane)",
     ),
     _sign("slurm", "slurm srun sbatch slurmstepd", r"\bslurm|\bsrun\b|\bsbatch\b"),
-    _sign("conda", "conda miniconda3 anaconda3 mamba", r"conda|mamba"),
+    _sign(
+        "conda",
+        "conda miniconda3 anaconda3 mamba miniforge3 miniforge mambaforge",
+        r"conda|mamba|miniforge",
+    ),
     _sign(
         "uv",
         "uv solution registry",
@@ -393,6 +453,7 @@ FAMILIES = (
 CARD_WORDS = frozenset(
     b"rtx gtx gt tesla quadro titan p100 v100 t4 a100 h100 h200 l4 l40s b200 gb10 k80 k40".split()
 )
+PYTHON_WORDS = (b"packages", b"embeded", b"embedded", b"portable", b"bin", b"scripts")
 CARD = re.compile(
     r"\b(?:NVIDIA )?(?:GeForce )?(?:(?:RTX|GTX|GT|TITAN)(?: PRO)? ?[A-Z]?\d{2,4}(?: Ti)?(?: SUPER)?"
     r"|(?:Tesla|Quadro)(?: RTX)? [A-Z]?\d{1,4}|[PVAHBLKT]\d{1,3}S?\b(?= |-))"
@@ -407,6 +468,7 @@ class Context:
     signs: set[str] = field(default_factory=set)
     values: dict[str, str] = field(default_factory=dict)
     family: str | None = None
+    python: str | None = None
 
     def read(self, words: Collection[bytes], lowered: Callable[[], str], text: str) -> None:
         """Adds what a block says: its words, its text in lower case, and its text."""
@@ -419,6 +481,8 @@ class Context:
         if self.family is None:
             families = (sign.name for sign in FAMILIES if _find(sign, words, lowered))
             self.family = next(families, None)
+        if self.python is None and any(word in words for word in PYTHON_WORDS):
+            self.python = find_python(text)
         if "card" not in self.values and any(word in words for word in CARD_WORDS):
             names = (found[0] for found in CARD.finditer(text))
             known = (name for name in names if infer_capability(name) or KEPLER.search(name))
@@ -430,6 +494,7 @@ class Context:
         self.signs |= later.signs
         self.values = later.values | self.values
         self.family = self.family or later.family
+        self.python = self.python or later.python
 
     @property
     def capability(self) -> Capability | None:
@@ -478,9 +543,29 @@ class Context:
                 values["build"] = build
         return values
 
+    @property
+    def system(self) -> System:
+        """The system that wrote the text; Linux where nothing says another one."""
+        if "wsl" in self.signs:
+            return "linux"
+        is_windows_python = bool(self.python and re.search(r":\\|^py ", self.python))
+        if is_windows_python or "powershell" in self.signs:
+            return "windows"
+        if "windows" in self.signs and "linux" not in self.signs:
+            return "windows"
+        return "mac" if "mac" in self.signs and self.family is None else "linux"
+
     def choose_distribution(self, host: Distribution) -> Distribution:
-        """The distribution that the text names; otherwise this host's."""
-        return Distribution(self.family, self.family) if self.family else host
+        """The distribution, or the other system, that the text names; otherwise this host's."""
+        if self.system != "linux":
+            return Distribution(self.system, self.system)
+        family = self.family or ("nixos" if "nixos" in self.signs else None)
+        return Distribution(family, family) if family else host
+
+    def describe_host(self, distribution: Distribution) -> LogHost:
+        """The machine that the commands of a fix are for."""
+        python = None if "activated" in self.signs else self.python
+        return LogHost(self.system, distribution.family, frozenset(self.signs), python)
 
 
 _UNITS = {"bytes": 1 / 2**30, "kib": 1 / 2**20, "mib": 1 / 2**10, "gib": 1.0, "tib": 1024.0}

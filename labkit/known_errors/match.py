@@ -35,36 +35,45 @@ _NOTES = (
 )
 
 
-def list_notes(error: KnownError, distribution: Distribution) -> list[str]:
+def list_notes(*fixes: str | None) -> list[str]:
     """What the commands of an error's fixes end, delete or remove besides."""
-    fixes = f"{error.fix.on(distribution)}\n{error.otherwise or ''}"
-    return [note for command, note in _NOTES if re.search(command, fixes)]
+    text = "\n".join(filter(None, fixes))
+    return [note for command, note in _NOTES if re.search(command, text)]
 
 
 @dataclass(frozen=True)
 class Match:
     """A known error, the line number where it was found (from 1), and the error that caused it.
 
-    ``line`` quotes that line, safe to print.
+    ``line`` quotes that line, safe to print. ``context`` is what the text says of its machine.
     """
 
     error: KnownError
     line_number: int
     line: str
     caused_by: str | None = None
+    context: Context = field(default_factory=Context, compare=False, repr=False)
+
+    def write_fixes(self, distribution: Distribution) -> tuple[str, str | None]:
+        """The fix, and the second one if there is one, as the text's machine runs them."""
+        host = self.context.describe_host(distribution)
+        error = self.error
+        fix = host.write(error.fix.on(distribution))
+        return fix, error.otherwise and host.write(error.otherwise)
 
     def describe(self, distribution: Distribution) -> dict[str, object]:
         """The match as ``--json`` prints it, with the fix for this distribution."""
+        fix, otherwise = self.write_fixes(distribution)
         return {
             "sign": self.error.name,
             "certainty": self.error.certainty,
             "line_number": self.line_number,
             "line": self.line,
             "cause": self.error.cause,
-            "fix": self.error.fix.on(distribution),
+            "fix": fix,
             "fix_elsewhere": self.error.fix.by_family(),
-            "otherwise": self.error.otherwise,
-            "notes": list_notes(self.error, distribution),
+            "otherwise": otherwise,
+            "notes": list_notes(fix, otherwise),
             "caused_by": self.caused_by,
         }
 
@@ -186,10 +195,11 @@ def _format_match(found: Match, distribution: Distribution) -> str:
     lines = [f"{error.name} ({error.certainty})", f"  line {found.line_number}: {found.line}"]
     if found.caused_by:  # its own fix would mend nothing as long as the cause is there
         return "\n".join([*lines, f"  comes from: {found.caused_by}"])
-    lines += [f"  cause: {error.cause}", f"  try: {error.fix.on(distribution)}"]
-    if error.otherwise:
-        lines.append(f"  else: {error.otherwise}")
-    lines += [f"  note: {note}" for note in list_notes(error, distribution)]
+    fix, otherwise = found.write_fixes(distribution)
+    lines += [f"  cause: {error.cause}", f"  try: {fix}"]
+    if otherwise:
+        lines.append(f"  else: {otherwise}")
+    lines += [f"  note: {note}" for note in list_notes(fix, otherwise)]
     return "\n".join(lines)
 
 
@@ -219,7 +229,7 @@ def _rank_matches(
         if place.retried or place.reported:
             adapted = replace(adapted, certainty="possible")
         cause = next((name for name in effects if error.name in effects[name]), None)
-        found.append(Match(adapted, place.number, place.line, cause))
+        found.append(Match(adapted, place.number, place.line, cause, context))
     ranked = sorted(found, key=lambda each: _rank(each, effects))
     return Explanation(tuple(ranked), context, failure)
 

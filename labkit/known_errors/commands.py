@@ -1,0 +1,492 @@
+"""Writes the commands of a fix for the machine that a log names.
+
+The catalogs give a command as a shell on Debian runs it. Another system has another shell, other
+package names and services; a portable or virtual environment has a pip of its own.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from itertools import islice
+from pathlib import Path
+from typing import Literal
+
+System = Literal["linux", "windows", "mac"]
+NAMES = Path(__file__).parent / "catalogs" / "package_names.tsv"
+COMMENT = "   #"
+
+# Where a command can begin in a fix, and where it ends.
+_START = r"(?:^|(?<=& )|(?<=\|\| )|(?<=; )|(?<=\| )|(?<=: )|(?<=\bor )|(?<=\bthen )|(?<=\())"
+_END = r"(?=$|[;,)]|   #| && | \|)"
+_SUDO = re.compile(rf"{_START}sudo (?:-n )?|(?<=\| )sudo ")
+# Programs that only Linux has, or that reach the machine below a container.
+_OF_LINUX = re.compile(
+    rf"{_START}(?:sudo )?(?:[A-Z_]+=\S+ )?(?:apt(?:-get|-cache|-mark)?|dpkg|dnf|zypper|pacman|snap"
+    r"|systemctl|journalctl|modprobe|rmmod|lsmod|modinfo|dmesg|ldconfig|lspci|lsusb|mokutil|dkms"
+    r"|update-[a-z-]+|nvidia-ctk|nvidia-modprobe|nvidia-persistenced|ldd|strace|sysctl|mount|umount"
+    r"|chmod|chown|ulimit|usermod|getent|loginctl|setenforce|setsebool|sh|bash|free|lsof|fuser|tee"
+    r"|swapoff|swapon|fallocate|patchelf|rocminfo|vainfo|ip|ss|unshare|ln|resolvectl"
+    r"|export LD_(?:LIBRARY_PATH|PRELOAD)|unset LD_(?:LIBRARY_PATH|PRELOAD)|cat /|ls (?:-\w+ )?/)"
+    r"(?![\w-])"
+)
+_OF_HOST = re.compile(
+    rf"{_START}(?:sudo )?(?:systemctl|modprobe|rmmod|mokutil|dkms|nvidia-ctk|nvidia-modprobe|docker"
+    r"|podman|update-initramfs|ubuntu-drivers|snap|reboot|nvidia-smi --gpu-reset"
+    r"|apt-get install (?:nvidia-(?:driver|container)|docker))(?![\w-])"
+)
+_OWN_WORDS = {"windows": "Windows", "mac": "macOS"}
+
+
+@dataclass(frozen=True)
+class LogHost:
+    """The machine that wrote a log: its system, its package tool, the signs of it, its Python.
+
+    ``family`` is the distribution's; ``python`` is the command that starts the Python of the log's
+    own paths, None if it is simply ``python``.
+    """
+
+    system: System = "linux"
+    family: str | None = None
+    signs: frozenset[str] = frozenset()
+    python: str | None = None
+
+    def write(self, fix: str) -> str:
+        """The fix with its commands as this machine runs them.
+
+        >>> LogHost("windows").write("export A=1   # before the start")
+        'set "A=1"   # before the start'
+        >>> LogHost(family="fedora").write("sudo apt-get install g++ python3-dev")
+        'sudo dnf install gcc-c++ python3-devel'
+        """
+        fix = self._prefer_own(fix)
+        command, mark, comment = fix.partition(COMMENT)
+        command = self._choose_python(self._translate(command))
+        fix = f"{command}{mark}{self._translate(comment, is_comment=True)}"
+        if {"inside", "hosted-notebook"} & self.signs and self.system == "linux":
+            return _name_host(fix)
+        return fix
+
+    def _prefer_own(self, fix: str) -> str:
+        """The command that the fix's comment names for this system in place of Linux' one."""
+        command, _, comment = fix.partition(COMMENT)
+        name = _OWN_WORDS.get(self.system)
+        if not name or not _OF_LINUX.search(command):
+            return fix
+        found = re.search(rf"(?:^|; | )(?:on )?{name}: ([^;]+)", comment)
+        return found[1] if found else fix
+
+    def _translate(self, text: str, *, is_comment: bool = False) -> str:
+        if self.system == "windows":
+            shell = _Windows(powershell="powershell" in self.signs)
+            return shell.translate(text, is_comment=is_comment)
+        if self.system == "mac":
+            text = _install(text, "brew")
+            return text if is_comment else _mark_linux(text)
+        if tool := self._find_tool():
+            text = _install(text, tool)
+        for pattern, replacement in self._list_replacements():
+            text = re.sub(pattern, replacement, text)
+        return _SUDO.sub("", text) if {"root", "hosted-notebook"} & self.signs else text
+
+    def _find_tool(self) -> str | None:
+        if "nixos" in self.signs:
+            return "nix"
+        if "image-based" in self.signs:
+            return "rpm-ostree"
+        return _TOOLS.get(self.family or "")
+
+    def _list_replacements(self) -> list[tuple[str, str]]:
+        signs = self.signs
+        found = list(_BY_FAMILY.get(self.family or "", ()))
+        for sign, replacements in _BY_SIGN.items():
+            if sign in signs:
+                found += replacements
+        if "podman" in signs and "docker-there" not in signs:
+            found += _PODMAN
+        return found
+
+    def _choose_python(self, command: str) -> str:
+        """The command with the pip and Python of the log's environment."""
+        if "notebook" in self.signs:
+            command = re.sub(rf"{_START}(?:python3? -m )?pip (?=\w)", "%pip ", command)
+            command = re.sub(rf"^export (?P<all>{_ASSIGNMENTS})(?=$|;)", _set_in_notebook, command)
+            return re.sub(
+                rf"^(?P<all>{_ASSIGNMENTS})python your_program\.py$", _set_in_notebook, command
+            )
+        if "uv" in self.signs and "uv pip" not in command:
+            command = re.sub(
+                rf"{_START}(?:python3? -m )?pip uninstall -y ", "uv pip uninstall ", command
+            )
+            return re.sub(rf"{_START}(?:python3? -m )?pip (?=install)", "uv pip ", command)
+        if not self.python:
+            return command
+        python = self.python
+        command = re.sub(
+            rf"{_START}(?:python3? -m )?pip (?=[a-z]+ )",
+            lambda _: f"{python} -m pip ",
+            command,
+        )
+        return re.sub(rf"{_START}python3? (?=-[cm] )", lambda _: f"{python} ", command)
+
+
+def _set_in_notebook(found: re.Match[str]) -> str:
+    pairs = re.findall(rf"([A-Za-z]\w*)=({_VALUE})", found["all"])
+    inner = ", ".join(f'{name}="{_strip(value)}"' for name, value in pairs)
+    return f"import os; os.environ.update({inner})"
+
+
+def _name_host(fix: str) -> str:
+    """The fix with "on the host" before what a container cannot do."""
+    said = re.search(r"\bon (?:the|its|every|each) [\w ]{0,12}(?:host|node|machine)\b", fix)
+    return fix if said or not _OF_HOST.match(fix) else f"on the host: {fix}"
+
+
+def _mark_linux(text: str) -> str:
+    return f"on Linux: {text}" if _OF_LINUX.search(text) else text
+
+
+# The install command of each tool, and the column of its names in the table.
+_INSTALLS = {
+    "dnf": ("sudo dnf install", 0),
+    "rpm-ostree": ("rpm-ostree install", 0),
+    "zypper": ("sudo zypper install", 1),
+    "pacman": ("sudo pacman -S", 2),
+    "apk": ("sudo apk add", 3),
+    "brew": ("brew install", 4),
+    "winget": ("winget install", 5),
+}
+_TOOLS = {"fedora": "dnf", "rhel": "dnf", "suse": "zypper", "arch": "pacman", "alpine": "apk"}
+_UPGRADES = {"dnf": "sudo dnf upgrade", "zypper": "sudo zypper update", "apk": "sudo apk upgrade"}
+_REPAIRS = {"dnf": "sudo dnf reinstall", "zypper": "sudo zypper install --force"}
+_NAME = r"(?:[a-z0-9][a-z0-9.+-]+(?:\"?\$\(uname -r\)\"?)?)"
+_APT = re.compile(
+    rf"{_START}(?:sudo )?(?:apt(?:-get)? update && (?:sudo )?)?apt(?:-get)? (?:-y )?install "
+    rf"(?P<options>(?:--?[a-z-]+ )*)(?P<names>{_NAME}(?: {_NAME})*){_END}"
+)
+
+
+@cache
+def _read_names() -> Mapping[str, list[str]]:
+    rows = (
+        row.split("\t")
+        for row in NAMES.read_text(encoding="utf-8").splitlines()
+        if not row.startswith("#")
+    )
+    return {row[0]: row[1:] for row in rows}
+
+
+def _install(text: str, tool: str) -> str:
+    """The text with apt's installations as those of another tool."""
+    return _APT.sub(lambda found: _write_install(found, tool), text)
+
+
+def _write_install(found: re.Match[str], tool: str) -> str:
+    asked = found["names"].replace('"', "").replace("$(uname -r)", "$(uname\0-r)").split()
+    asked = [name.replace("\0", " ") for name in asked]
+    if tool == "nix":
+        return f"add to environment.systemPackages: {' '.join(asked)} (by nixpkgs' names)"
+    install, column = _INSTALLS[tool]
+    own = [_read_names().get(name, [""] * 6)[column] for name in asked]
+    if not all(own):
+        missing = " ".join(asked)
+        return f"install by {tool.replace('rpm-', '')}, under its own names: {missing}"
+    if "--only-upgrade" in found["options"]:
+        install = _UPGRADES.get(tool, install)
+    if "--reinstall" in found["options"]:
+        install = _REPAIRS.get(tool, install)
+    join = "; winget install " if tool == "winget" else " "
+    return f"{install} {join.join(dict.fromkeys(' '.join(own).split()))}"
+
+
+_Replacements = tuple[tuple[str, str], ...]
+_BY_FAMILY: Mapping[str, _Replacements] = {
+    "fedora": (
+        (r"sudo update-initramfs -u(?: -k all)?", "sudo dracut --force --regenerate-all"),
+        (r"sudo update-grub", "sudo grub2-mkconfig -o /boot/grub2/grub.cfg"),
+        (r"/usr/local/share/ca-certificates/", "/etc/pki/ca-trust/source/anchors/"),
+        (r"sudo update-ca-certificates", "sudo update-ca-trust"),
+    ),
+    "suse": (
+        (r"sudo update-initramfs -u(?: -k all)?", "sudo dracut --force --regenerate-all"),
+        (r"sudo update-grub", "sudo grub2-mkconfig -o /boot/grub2/grub.cfg"),
+        (r"/usr/local/share/ca-certificates/", "/etc/pki/trust/anchors/"),
+    ),
+    "arch": (
+        (r"sudo update-initramfs -u(?: -k all)?", "sudo mkinitcpio -P"),
+        (r"sudo update-grub", "sudo grub-mkconfig -o /boot/grub/grub.cfg"),
+        (r"/usr/local/share/ca-certificates/", "/etc/ca-certificates/trust-source/anchors/"),
+        (r"sudo update-ca-certificates", "sudo update-ca-trust"),
+    ),
+    "alpine": (
+        (
+            r"systemctl (?:enable --now|start) ([\w.-]+)",
+            r"rc-update add \1 && sudo rc-service \1 start",
+        ),
+        (r"systemctl (restart|stop|status) ([\w.-]+)", r"rc-service \2 \1"),
+        (r"journalctl -u (\w+)[\w -]*", r"tail -n 50 /var/log/\1.log"),
+    ),
+}
+_BY_FAMILY = {**_BY_FAMILY, "rhel": _BY_FAMILY["fedora"]}
+_BY_SIGN: Mapping[str, _Replacements] = {
+    "rootless": (
+        (
+            r"sudo nvidia-ctk runtime configure --runtime=docker(?! --config)",
+            "nvidia-ctk runtime configure --runtime=docker"
+            " --config=$HOME/.config/docker/daemon.json",
+        ),
+        (
+            r"sudo systemctl (restart|start|enable --now|edit) docker\b",
+            r"systemctl --user \1 docker",
+        ),
+        (r"/etc/docker/daemon\.json", "~/.config/docker/daemon.json"),
+    ),
+    "snap-docker": (
+        (r"sudo systemctl (restart|start|stop) docker\b", r"sudo snap \1 docker"),
+        (r"journalctl -u docker\b", "snap logs docker"),
+        (r"/etc/docker/daemon\.json", "/var/snap/docker/current/config/daemon.json"),
+    ),
+    "desktop-context": (
+        (r"(?:sudo )?systemctl restart docker\b", "restart Docker Desktop"),
+        (r"(?:sudo )?systemctl (?:enable --now|start) docker\b", "start Docker Desktop"),
+        (r"/etc/docker/daemon\.json", "Docker Desktop's settings (Docker Engine)"),
+    ),
+    "k3s": ((r"systemctl restart containerd\b", "systemctl restart k3s"),),
+    "rke2": ((r"systemctl restart containerd\b", "systemctl restart rke2-server"),),
+    "pve": ((r"linux-headers-(?=\"?\$\(uname -r\))", "proxmox-headers-"),),
+    "image-based": (
+        (r"sudo dnf install (?=[\w+-])", "rpm-ostree install "),
+        (r"sudo dnf upgrade(?: [\w+-]+)*", "rpm-ostree upgrade"),
+    ),
+}
+_PODMAN: _Replacements = (
+    (r"\bdocker run --gpus all\b", "podman run --device nvidia.com/gpu=all"),
+    (
+        r"\bdocker (run|exec|ps|pull|build|logs|inspect|rm|images|info|restart|system|volume)\b",
+        r"podman \1",
+    ),
+)
+
+_COMMANDS = (
+    r"(?:(?:python3?|pip|torchrun|ollama|uv|conda|cmake|make|accelerate|vllm|docker|comfy|pixi|nvcc"
+    r"|julia|node|npm|nvidia-smi|set|git|hf|echo|dir|type|wsl|\.venv)\b|\$env:"
+    r"|<the (?:command|program|build)|\./|[\w.-]+\.(?:py|exe)\b)"
+)
+_PROGRAM = rf"(?={_COMMANDS})"
+_VALUE = r"(?:\"[^\"]*\"|'[^']*'|<[^>]*>|(?:[^\s;,)\"']|,(?=\S))*)"
+_ASSIGNMENTS = rf"(?:[A-Za-z]\w*={_VALUE} ?)+"
+
+
+# A variable of Linux' loader, which Windows' does not read: it searches the folders on PATH.
+_LOADER = r"LD_(?:LIBRARY_PATH|PRELOAD)"
+_FOLDERS_ON_PATH = r"put the folders site-packages\\nvidia\\*\\bin on PATH"
+_LINUX_PATH = re.compile(
+    r"^(?!docker|podman).*?(?<![\w.~:>/-])/(?:etc|usr/(?!local/cuda)|dev|proc|sys|var|lib)/"
+)
+_FAULTS_OF_GPU = r"wevtutil qe System /c:20 /rd:true /f:text | findstr /i nvlddmkm"
+
+
+class _Windows:
+    """Translates commands of a shell to cmd.exe or PowerShell."""
+
+    def __init__(self, *, powershell: bool) -> None:
+        self._powershell = powershell
+
+    def translate(self, text: str, *, is_comment: bool) -> str:
+        """The text as Windows runs it; a command that only Linux has is named so."""
+        text = _install(text, "winget")
+        for pattern, replacement in _WITHOUT_LINUX:
+            text = re.sub(pattern, replacement, text)
+        if _OF_LINUX.search(text) or "$(" in text or _LINUX_PATH.search(text):
+            return text if is_comment else f"in Linux (WSL): {text}"
+        text = _SUDO.sub("", text)
+        for pattern, translate in self._list_rules(is_comment=is_comment):
+            text = re.sub(pattern, translate, text)
+        text = re.sub(r"(?<![\w'])'([^'\n]*[<>=!~\[(][^'\n]*)'(?![\w'])", self._quote, text)
+        if self._powershell:
+            text = text if is_comment else text.replace(" && ", "; ")
+            text = re.sub(r"\bset \"?(\w+)=([^\"&;]*)\"?", r'$env:\1="\2"', text)
+            text = re.sub(r"%(\w+)%", r"$env:\1", text)
+        elif not is_comment:
+            text = re.sub(rf"; (?={_COMMANDS})", " & ", text)
+        return re.sub(r"\bpython3(?= )", "python", text)
+
+    def _list_rules(
+        self, *, is_comment: bool
+    ) -> list[tuple[str, str | Callable[[re.Match[str]], str]]]:
+        shell = self._powershell
+        rules: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [
+            (rf"{_START}export (?P<all>{_ASSIGNMENTS})", self._set),
+            (rf"{_START}(?P<all>{_ASSIGNMENTS}){_PROGRAM}", self._set_first),
+            (rf"{_START}unset (?P<all>[A-Za-z_]+(?: [A-Z]\w+| \w+_proxy)*)", self._unset),
+            (rf"{_START}(?:source |\. )?\.venv/bin/activate", r".venv\\Scripts\\activate"),
+            (r"\.venv/bin/", r".venv\\Scripts\\"),
+            (r"\becho \$(\w+)", r"echo $env:\1" if shell else r"echo %\1%"),
+            (r"\| grep (?:-\w+ )*(?:'([^']+)'|([^\s|;']+))", self._search),
+        ]
+        if not is_comment:
+            rules += [
+                (rf"{_START}rm (-rf? )?(?P<path>[^\s;,]+)", self._remove),
+                (rf"{_START}mkdir -p ", "mkdir "),
+                (rf"{_START}ls (?:-\w+ )?(?=[<{{*.~\w])", "dir "),
+                (rf"{_START}cat (?=[<{{*.~\w])", "type "),
+                (rf"{_START}which ", "where.exe "),
+                (r" \| (?:head|tail)(?: -n? ?\d+)?", ""),
+            ]
+        home = "$HOME" if shell else "%USERPROFILE%"
+        return [*rules, (r"~/([\w.][\w./-]*)", lambda found: home + _backslash(f"/{found[1]}"))]
+
+    def _set(self, found: re.Match[str]) -> str:
+        pairs = re.findall(rf"([A-Za-z]\w*)=({_VALUE})", found["all"])
+        tail = " " if found["all"].endswith(" ") else ""
+        if self._powershell:
+            return "; ".join(f'$env:{name}="{_strip(value)}"' for name, value in pairs) + tail
+        return " && ".join(f'set "{name}={_strip(value)}"' for name, value in pairs) + tail
+
+    def _set_first(self, found: re.Match[str]) -> str:
+        return self._set(found).rstrip() + ("; " if self._powershell else " && ")
+
+    def _unset(self, found: re.Match[str]) -> str:
+        names = found["all"].split()
+        if self._powershell:
+            return f"Remove-Item {', '.join(f'Env:{name}' for name in names)}"
+        return " && ".join(f'set "{name}="' for name in names)
+
+    def _remove(self, found: re.Match[str]) -> str:
+        path, is_folder = found["path"], bool(found[1])
+        if self._powershell:
+            return f"Remove-Item {'-Recurse -Force ' if is_folder else ''}{path}"
+        return f"{'rmdir /s /q' if is_folder else 'del'} {_backslash(path, '~')}"
+
+    def _search(self, found: re.Match[str]) -> str:
+        words = (found[1] or found[2]).replace("|", " ")
+        return f'| findstr /i "{words}"'
+
+    def _quote(self, found: re.Match[str]) -> str:
+        return '"' + found[1].replace('"', "'") + '"'
+
+
+# The same on Windows, or in words, for what Linux alone has.
+_WITHOUT_LINUX = (
+    (rf"{_START}unset {_LOADER}(?: [A-Z_]+)*(?:;| &&) (?=\S)", ""),
+    (rf"{_START}unset {_LOADER}(?: [A-Z_]+)*", "take folders with other versions out of PATH"),
+    (
+        r"(?:(?<=&& )|(?<=; )|^)export (?:LD_LIBRARY_)?PATH=\$\(python.*?\)(?:/\w+)?(?::\$\w+)?"
+        r"(?=$|   #|;)",
+        _FOLDERS_ON_PATH,
+    ),
+    (rf"&& unset {_LOADER}", ""),
+    (rf"{_START}(?:sudo )?free -h", 'systeminfo | findstr /i "Memory"'),
+    (rf"{_START}df -h(?: -?[^\s;&#]+)*", "fsutil volume diskfree C:"),
+    (r"(?:; | && )df -i(?: [^\s;&#]+)*", ""),
+    (
+        rf"{_START}(?:sudo )?dmesg(?: -\w+)? \| grep[^;]*(?:nvrm|xid)[^;]*?(?=$|;|   #)",
+        _FAULTS_OF_GPU,
+    ),
+    (rf"{_START}LD_LIBRARY_PATH=(\S+) (?={_COMMANDS})", r"put \1 on PATH, then "),
+    (r"; (?:sudo )?dmesg(?: -\w+)? \| grep [^;]*?killed process'?(?: \| tail)?", ""),
+    (rf"{_START}(?:sudo )?lsof -i :(\d+)", r"netstat -ano | findstr :\1"),
+)
+
+
+def _backslash(path: str, home: str = "") -> str:
+    if home and path.startswith(home):
+        path = f"%USERPROFILE%{path[1:]}"
+    return path.replace("/", "\\")
+
+
+def _strip(value: str) -> str:
+    value = value[1:-1] if value[:1] in "\"'" and value[:1] == value[-1:] and value else value
+    value = re.sub(r":\$(\w*PATH)$", r";$\1", value)
+    value = value.replace("$HOME", "$USERPROFILE").replace("$USER", "$USERNAME")
+    value = value.replace("$USERNAMEPROFILE", "$USERPROFILE")
+    value = re.sub(
+        r"/usr/local/cuda([\w./<>-]*)", lambda x: f"%CUDA_PATH%{_backslash(x[1])}", value
+    )
+    return re.sub(r"\$(\w+)", r"%\1%", value)
+
+
+# What follows an environment's folder in a path: its packages, or the file of a program of it, as
+# in /home/ann/venv/bin/torchrun", line 8.
+_AFTER_FOLDER = re.compile(
+    r"[\\/]{1,4}lib(?:64)?[\\/]{1,4}(?:python3\.\d{1,2}t?[\\/]{1,4})?site-packages"
+    r"|/bin/[\w.-]{1,40}\"|\\{1,2}scripts\\{1,2}[\w.-]{1,40}\.exe",
+    re.IGNORECASE,
+)
+_BEFORE_FOLDER = re.compile(r"[^\n\"'<>|*?()]{1,150}$")
+_START_OF_PATH = re.compile(r"(?<![\w.])[A-Za-z]:[\\/]|(?<![\w.~\\:/-])~?/(?!\S* )")
+# ComfyUI's portable folder holds a Python of its own.
+_PORTABLE = re.compile(
+    r"(?P<root>(?:\b[A-Za-z]:[\\/](?:[\w .()~-]{1,40}[\\/]){0,6})?"
+    r"ComfyUI_windows_portable[\w.-]{0,30})[\\/]"
+    r"|(?P<folder>(?:\b[A-Za-z]:|\.)[\\/](?:[\w .()~-]{1,40}[\\/]){0,6}python_embedd?ed)[\\/]"
+)
+# Paths of pip's isolated builds and of editors are not the program's environment.
+_FOREIGN = re.compile(
+    r"pip-build-env|build-env-|\.vscode|/uv/(?:cache|archive)|builds-v0|/runfiles/"
+)
+_MOST_PATHS = 200
+_CONDA = re.compile(r"conda|mamba|miniforge|[\\/]envs[\\/]", re.IGNORECASE)
+
+
+def find_python(text: str) -> str | None:
+    r"""The command that starts the Python of most paths in a text; None if they name none.
+
+    >>> find_python('File "/home/ann/venv/lib/python3.11/site-packages/torch/x.py", line 1')
+    '/home/ann/venv/bin/python'
+    >>> print(find_python(r'C:\ai\ComfyUI_windows_portable>.\python_embeded\python.exe -s main.py'))
+    .\python_embeded\python.exe -s
+    """
+    if portable := _find_portable(text):
+        return portable
+    found: dict[str, int] = {}
+    for after in islice(_AFTER_FOLDER.finditer(text), _MOST_PATHS):
+        before = _BEFORE_FOLDER.search(text, max(0, after.start() - 150), after.start())
+        start = before and _START_OF_PATH.search(before[0])
+        if before and start and not _FOREIGN.search(before[0]):
+            prefix = re.sub(r"\\{2,}", r"\\", before[0][start.start() :])
+            found[prefix] = found.get(prefix, 0) + 1
+    names = (_name_python(prefix) for prefix in sorted(found, key=lambda each: -found[each]))
+    return next(filter(None, names), None)
+
+
+def _find_portable(text: str) -> str | None:
+    for part in ("python_embed", "ComfyUI_windows_portable"):
+        at = text.find(part)
+        found = _PORTABLE.search(text, max(0, at - 150), at + 60) if at >= 0 else None
+        if found:
+            folder = found["folder"] or f"{found['root']}\\python_embeded"
+            return _quote_path(folder.replace("/", "\\") + "\\python.exe") + " -s"
+    return None
+
+
+def _name_python(prefix: str) -> str | None:
+    """The command of the Python that an environment's folder holds."""
+    of_conda = bool(_CONDA.search(prefix))
+    if prefix[1:2] == ":":
+        return _name_python_of_windows(prefix, of_conda=of_conda)
+    if prefix.startswith(("/usr", "/nix", "/snap", "/System", "/Library", "/databricks")):
+        return None
+    if of_conda or re.search(r"venv|^env$|pyenv|virtualenvs|tools|pipx|uv/python", prefix):
+        path = f"{prefix}/bin/python"
+        return f"'{path}'" if " " in path else path
+    return None
+
+
+def _name_python_of_windows(prefix: str, *, of_conda: bool) -> str | None:
+    name = re.split(r"[\\/]", prefix)[-1].lower()
+    if found := re.fullmatch(r"python3(\d{1,2})(?:-32)?", name):
+        return f"py -3.{found[1]}"
+    if re.match(r"python_?-?embed|python$|py\d{3}$", name):
+        return _quote_path(f"{prefix}\\python.exe") + " -s"
+    if of_conda:
+        return _quote_path(f"{prefix}\\python.exe")
+    if re.search(r"venv|^env$|\.env$", name):
+        return _quote_path(f"{prefix}\\Scripts\\python.exe")
+    return None
+
+
+def _quote_path(path: str) -> str:
+    return f'"{path}"' if " " in path else path

@@ -1,0 +1,214 @@
+"""The commands of the fixes fit the machine that a text names, for every known error."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from labkit.host.distribution import UNKNOWN
+from labkit.host.packages import INSTALL_COMMANDS
+from labkit.known_errors.catalog import read_catalogs
+from labkit.known_errors.commands import LogHost, find_python
+from labkit.known_errors.context import Context
+from labkit.known_errors.match import explain_text
+
+START = r"(?:^|&& |& |; |: )(?:sudo )?"
+WINDOWS = (
+    rf"{START}(?:sudo|apt|apt-get|unset|systemctl|dnf|rm|chmod|dmesg|ldconfig|ulimit) "
+    rf"|{START}export \w+=|\$\(|python3 |{START}[A-Z_]{{3,}}=\S+ (?:python|pip)|set \"LD_|/etc/"
+)
+OTHERS = {
+    "fedora": "apt|apt-get|apt-cache|dpkg|pacman|zypper|update-initramfs|update-grub",
+    "suse": "apt|apt-get|apt-cache|dpkg|pacman|dnf|update-initramfs|update-grub",
+    "arch": "apt|apt-get|apt-cache|dpkg|zypper|dnf|update-initramfs|update-grub",
+    "alpine": "apt|apt-get|apt-cache|dpkg|pacman|zypper|dnf|update-initramfs",
+}
+HOSTS = {
+    "windows": (Context({"windows"}), WINDOWS),
+    "powershell": (Context({"windows", "powershell"}), rf"{WINDOWS}|&&|(?:^|; )set \"|%\w+%"),
+    "portable": (Context({"windows"}, python="python_embeded"), r"(?:^|&& |& )(?:python -m )?pip "),
+    "mac": (
+        Context({"mac"}),
+        r"\bapt(?:-get)? install|(?:^|&& |; )sudo (?:systemctl|modprobe|dnf)",
+    ),
+    **{name: (Context(family=name), rf"{START}(?:{bad}) ") for name, bad in OTHERS.items()},
+    "image-based": (Context({"image-based"}, family="fedora"), r"dnf install"),
+    "nixos": (Context({"nixos"}), r"\bapt(?:-get)? (?:-y )?install|update-initramfs"),
+    "rootless": (Context({"rootless"}), r"sudo systemctl restart docker"),
+    "snap": (Context({"snap", "snap-docker"}), r"systemctl (?:restart|start) docker\b"),
+    "desktop": (Context({"desktop", "desktop-context"}), r"systemctl restart docker|/etc/docker/d"),
+    "podman": (Context({"podman"}), r"\bdocker run"),
+    "notebook": (
+        Context({"notebook", "hosted-notebook"}),
+        r"(?:^|&& |; )sudo |^pip |^export \w+=\S+$",
+    ),
+    "inside": (
+        Context({"inside", "root"}),
+        r"(?:^|&& |; )sudo |^(?:systemctl|modprobe|docker run)",
+    ),
+    "venv": (Context(python="/srv/venv/bin/python"), r"^pip |^python -[mc] "),
+}
+LINUX_ONLY = ("driver", "gpu_access", "packages", "engine", "cluster", "xid")
+TOOLS = "apt|dpkg|dnf|yum|rpm|akmod|pacman|mkinitcpio|zypper|ubuntu|debian|jetson|l4t|lxc|wsl|rhel"
+# Only one package tool, or systemd, writes these texts; they do not name it.
+OF_ONE_TOOL = {
+    "amdgpu-dkms-failed",
+    "container-not-killed",
+    "download-differs",
+    "held-packages",
+    "unmet-packages",
+    "nvidia-key-missing",
+    "package-file-conflict",
+    "selinux-denied",
+    "needs-epel",
+    "nvidia-kmod-conflict",
+    "nvidia-kmod-provider",
+    "nvidia-repo-conflict-cuda",
+    "precompiled-kmod-empty",
+    "precompiled-module-missing",
+    "prebuilt-module-missing",
+    "seccomp-unknown-call",
+    "service-masked",
+    "suse-open-kmp-old-card",
+}
+
+
+def list_fixes(context):
+    """Each known error's area, the error and every fix as it is for this context."""
+    distribution = context.choose_distribution(UNKNOWN)
+    host = context.describe_host(distribution)
+    for area, error in read_catalogs():
+        own = error.adapt(context.list_conditions(), {})
+        fixes = {own.fix.on(distribution), own.otherwise}
+        for each in error.variants:
+            if each.condition not in INSTALL_COMMANDS:
+                fixes |= {each.fix and each.fix.on(distribution), each.otherwise}
+        yield from ((area, error, host.write(fix)) for fix in filter(None, fixes))
+
+
+def is_of_one_system(error):
+    """True if the text itself names the tool or system that its fix is for."""
+    return error.name in OF_ONE_TOOL or bool(
+        re.search(TOOLS, " ".join([error.name, error.cause, *error.patterns]).lower())
+    )
+
+
+@pytest.mark.parametrize("name", HOSTS)
+def test_no_command_contradicts_the_host(name):
+    context, bad = HOSTS[name]
+    wrong = []
+    for area, error, fix in list_fixes(context):
+        command = fix.partition("   #")[0]
+        said = re.search(r"^(?:in|on) Linux|on (?:the|every|each) [\w ]{0,12}(?:host|node)", fix)
+        if said or not re.search(bad, command):
+            continue
+        is_foreign = name in ("windows", "powershell", "mac") and area in LINUX_ONLY
+        if not is_foreign and not is_of_one_system(error):
+            wrong.append(f"{error.name}: {command}")
+    assert not wrong, f"{len(wrong)} commands do not fit {name}:\n" + "\n".join(sorted(set(wrong)))
+
+
+PASTES = {
+    "portable": (
+        r"C:\ComfyUI_windows_portable>.\python_embeded\python.exe -s ComfyUI\main.py"
+        "\n"
+        "AssertionError: Torch not compiled with CUDA enabled",
+        r".\python_embeded\python.exe -s -m pip install --force-reinstall torch",
+    ),
+    "venv of Windows": (
+        r'  File "D:\sd\venv\lib\site-packages\torch\cuda\__init__.py", line 239'
+        "\n"
+        "AssertionError: Torch not compiled with CUDA enabled",
+        r"D:\sd\venv\Scripts\python.exe -m pip install",
+    ),
+    "Python of Windows": (
+        r'  File "C:\Users\Ann Lee\AppData\Local\Programs\Python\Python310\lib\site-packages\a.py"'
+        "\nAssertionError: Torch not compiled with CUDA enabled",
+        "py -3.10 -m pip install",
+    ),
+    "conda": (
+        '  File "/home/ann/miniforge3/envs/gen/lib/python3.11/site-packages/torch/a.py"\n'
+        "AssertionError: Torch not compiled with CUDA enabled",
+        "/home/ann/miniforge3/envs/gen/bin/python -m pip install",
+    ),
+    "a build of pip's": (
+        '  File "/tmp/pip-build-env-x/overlay/lib/python3.11/site-packages/setuptools/a.py"\n'
+        "AssertionError: Torch not compiled with CUDA enabled",
+        "pip install",
+    ),
+    "notebook": (
+        "<ipython-input-3-1f> in <module>\nAssertionError: Torch not compiled with CUDA enabled",
+        "%pip install",
+    ),
+    "fedora": (
+        "Linux box 6.14.5-300.fc42.x86_64\n/bin/sh: 1: gcc: not found\n"
+        "RuntimeError: Failed to find C compiler. Please specify via CC environment variable.",
+        "sudo dnf install gcc-c++ python3-devel",
+    ),
+    "Windows' driver": (
+        r"PS C:\Users\ann> docker run --gpus all nvidia/cuda:12.8.0-base-ubuntu22.04"
+        "\n"
+        "nvidia-container-cli: requirement error: unsatisfied condition: cuda>=12.8, please update"
+        " your driver to a newer version",
+        "install NVIDIA's current driver in Windows",
+    ),
+}
+
+
+@pytest.mark.parametrize(("text", "command"), PASTES.values(), ids=PASTES.keys())
+def test_the_command_is_for_the_machine_of_the_paste(text, command):
+    found = explain_text(text)
+    assert found.first.write_fixes(found.context.choose_distribution(UNKNOWN))[0].startswith(
+        command
+    )
+
+
+COMMANDS = {
+    "two variables": (
+        LogHost("windows"),
+        "export A=1 B=2 && python x.py",
+        'set "A=1" && set "B=2" && python x.py',
+    ),
+    "PowerShell": (
+        LogHost("windows", signs=frozenset({"powershell"})),
+        "CUDA_LAUNCH_BLOCKING=1 python your_program.py   # shows the line",
+        '$env:CUDA_LAUNCH_BLOCKING="1"; python your_program.py   # shows the line',
+    ),
+    "quotes": (LogHost("windows"), "pip install 'numpy<2'", 'pip install "numpy<2"'),
+    "the loader's path": (
+        LogHost("windows"),
+        "unset LD_LIBRARY_PATH; pip install torch",
+        "pip install torch",
+    ),
+    "prose": (
+        LogHost("windows"),
+        "a newer model, which fits   # ls it",
+        "a newer model, which fits   # ls it",
+    ),
+    "root": (LogHost(signs=frozenset({"root"})), "sudo apt-get install x", "apt-get install x"),
+    "host": (
+        LogHost(signs=frozenset({"inside"})),
+        "sudo modprobe nvidia_uvm",
+        "on the host: sudo modprobe nvidia_uvm",
+    ),
+    "unknown package": (
+        LogHost(family="arch"),
+        "sudo apt-get install libfoo-dev",
+        "install by pacman, under its own names: libfoo-dev",
+    ),
+    "Proxmox": (
+        LogHost(signs=frozenset({"pve"})),
+        "sudo apt-get install linux-headers-$(uname -r)",
+        "sudo apt-get install proxmox-headers-$(uname -r)",
+    ),
+}
+
+
+@pytest.mark.parametrize(("host", "fix", "written"), COMMANDS.values(), ids=COMMANDS.keys())
+def test_a_command_is_written_for_its_shell(host, fix, written):
+    assert host.write(fix) == written
+
+
+def test_no_python_is_named_where_the_paths_are_the_systems():
+    assert find_python('File "/usr/lib/python3.12/site-packages/torch/x.py"') is None
