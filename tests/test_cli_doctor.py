@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import io
 import json
+import lzma
 import os
+import random
 import select
 import signal
 import subprocess
 import sys
 import threading
+import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -203,15 +207,57 @@ class Expired(threading.Timer):
         self.function(*self.args, **self.kwargs)
 
 
-def test_a_log_that_logrotate_compressed_is_read(tmp_path, capsys):
-    log = tmp_path / "dockerd.log.1.gz"
-    log.write_bytes(gzip.compress(b"OSError: [Errno 28] No space left on device\n" * 9))
+def zip_bytes(content):
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("logs/empty.txt", "")
+        archive.writestr("logs/1_build.txt", content)
+    return packed.getvalue()
+
+
+PACKED = {"gz": gzip.compress, "xz": lzma.compress, "bz2": bz2.compress, "zip": zip_bytes}
+
+
+@pytest.mark.parametrize("ending", PACKED)
+def test_a_compressed_log_is_read_from_a_file_and_from_a_pipe(
+    ending, tmp_path, monkeypatch, capsys
+):
+    log = tmp_path / f"dockerd.log.1.{ending}"
+    log.write_bytes(PACKED[ending](b"OSError: [Errno 28] No space left on device\n" * 9))
     assert main(["doctor", "--explain", str(log)]) == 0
+    assert "disk-full" in capsys.readouterr().out
+
+    read, write = os.pipe()
+    os.write(write, log.read_bytes())
+    os.close(write)
+    with os.fdopen(read) as pipe:
+        monkeypatch.setattr(sys, "stdin", pipe)
+        assert main(["doctor", "--explain"]) == 0
     assert "disk-full" in capsys.readouterr().out
 
     log.write_bytes(log.read_bytes()[:-12])
     assert main(["doctor", "--explain", str(log)]) == 2
     assert "cannot read" in capsys.readouterr().err
+
+
+BINARY = {
+    "random": random.Random(0).randbytes(9000),
+    "program": b"\x7fELF\x02\x01\x01" + bytes(500) + bytes(range(256)),
+}
+
+
+@pytest.mark.parametrize("content", BINARY.values(), ids=BINARY.keys())
+def test_what_is_not_text_is_said_to_be_none(content, tmp_path, capsys):
+    (tmp_path / "log").write_bytes(content)
+    assert main(["doctor", "--explain", str(tmp_path / "log")]) == 2
+    assert "is not text" in capsys.readouterr().err
+
+
+def test_a_text_of_another_encoding_is_text(tmp_path, capsys):
+    for encoding in ("utf-16", "gbk", "shift-jis"):
+        (tmp_path / "log").write_bytes("安裝完成 一切正常\n".encode(encoding, errors="ignore") * 40)
+        assert main(["doctor", "--explain", str(tmp_path / "log")]) == 0
+        assert "no error found" in capsys.readouterr().err
 
 
 def test_a_pipe_that_stays_open_is_mentioned(monkeypatch, capsys):

@@ -6,7 +6,6 @@ import argparse
 import contextlib
 import dataclasses
 import functools
-import gzip
 import io
 import os
 import select
@@ -16,7 +15,6 @@ import signal
 import stat
 import sys
 import threading
-import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, cast
@@ -104,9 +102,10 @@ def explain(arguments: argparse.Namespace) -> int:
     from labkit.host.distribution import read_distribution
     from labkit.known_errors.context import advise_unknown
     from labkit.known_errors.match import explain_file, format_explanation
+    from labkit.known_errors.unpack import LogContent
 
-    with open_log(arguments.explain) as log:
-        explanation = explain_file(log)
+    with open_log(arguments.explain) as log, LogContent(log) as content:
+        explanation = explain_file(cast("BinaryIO", content))
     distribution = read_distribution()
     if arguments.json:
         print_json(explanation.describe(distribution))
@@ -114,6 +113,12 @@ def explain(arguments: argparse.Namespace) -> int:
         print(format_explanation(explanation, distribution))
     failure = None if explanation.found else explanation.failure
     if not explanation.found and failure is None:
+        if not content.is_text:
+            name = "standard input" if arguments.explain == "-" else arguments.explain
+            raise UsageError(
+                f"{name} is not text",
+                fix="labkit doctor --explain FILE   # a file with a log, or - for standard input",
+            )
         print("no error found in this text", file=sys.stderr)
     if failure is not None:
         print("the doctor does not know the error in this text", file=sys.stderr)
@@ -176,38 +181,37 @@ def open_log(name: str) -> Iterator[BinaryIO]:
 
     Raises UsageError for a file that cannot be read.
     """
-    if name == "-":
-        refuse_device(sys.stdin.buffer, "standard input")
-        waiting = threading.Timer(PIPE_SECONDS, print, (STILL_OPEN,), {"file": sys.stderr})
-        waiting.daemon = True
-        if sys.stdin.isatty():
-            print("paste the log, then press Ctrl-D:", file=sys.stderr)
-        else:
-            waiting.start()
-        try:
-            with end_at_interrupt(sys.stdin.buffer) as log:
-                yield log
-        finally:
-            waiting.cancel()
-        return
+    from labkit.known_errors.unpack import UNPACK_ERRORS
+
     try:
-        with Path(name).open("rb") as file:
-            refuse_device(file, name)
-            yield decompress(file)
-    except (OSError, EOFError, zlib.error) as error:
+        if name == "-":
+            with _open_input() as file:
+                yield file
+        else:
+            with Path(name).open("rb") as file:
+                refuse_device(file, name)
+                yield file
+    except (OSError, *UNPACK_ERRORS) as error:
         raise UsageError(
             f"cannot read {name}: {getattr(error, 'strerror', None) or error}",
             fix="labkit doctor --explain FILE   # a file with a log, or - for standard input",
         ) from error
 
 
-def decompress(file: BinaryIO) -> BinaryIO:
-    """The content of a file that gzip compressed, as logrotate does; else the file itself."""
-    if not file.seekable():
-        return file
-    start = file.read(2)
-    file.seek(0)
-    return cast("BinaryIO", gzip.open(file)) if start == b"\x1f\x8b" else file
+@contextlib.contextmanager
+def _open_input() -> Iterator[BinaryIO]:
+    refuse_device(sys.stdin.buffer, "standard input")
+    waiting = threading.Timer(PIPE_SECONDS, print, (STILL_OPEN,), {"file": sys.stderr})
+    waiting.daemon = True
+    if sys.stdin.isatty():
+        print("paste the log, then press Ctrl-D:", file=sys.stderr)
+    else:
+        waiting.start()
+    try:
+        with end_at_interrupt(sys.stdin.buffer) as log:
+            yield log
+    finally:
+        waiting.cancel()
 
 
 def refuse_device(file: BinaryIO, name: str) -> None:

@@ -115,13 +115,14 @@ def decode_blocks(blocks: Iterable[bytes]) -> Iterator[str]:
     decoder = None
     for block in blocks:
         if decoder is None:
-            decoder = codecs.getincrementaldecoder(_guess_encoding(block))(errors="replace")
+            decoder = codecs.getincrementaldecoder(guess_encoding(block))(errors="replace")
         yield decoder.decode(block)
     if decoder is not None:
         yield decoder.decode(b"", final=True)
 
 
-def _guess_encoding(start: bytes) -> str:
+def guess_encoding(start: bytes) -> str:
+    """The encoding of a text by its mark or its zero bytes; UTF-8 where neither says more."""
     for mark, encoding in BYTE_ORDER_MARKS:
         if start.startswith(mark):
             return encoding
