@@ -27,7 +27,7 @@ NO_KERNEL = "CUDA error: no kernel image is available for execution on the devic
 HINT = (
     "cause: this torch has no code for the GPU's architecture (Maxwell, Pascal and Volta need the "
     "cu126 build, Blackwell needs cu130)\n"
-    "try: pip install --force-reinstall torch --index-url https://download.pytorch.org/whl/cu126"
+    "try: pip install --force-reinstall torch torchvision --index-url https://download.pytorch.org/whl/cu126"
     "   # or cu130 (RTX 50 and newer: cu128 at least)"
 )
 

@@ -197,6 +197,17 @@ COMMANDS = {
         "sudo apt-get install libfoo-dev",
         "install by pacman, under its own names: libfoo-dev",
     ),
+    "with sound": (
+        LogHost(signs=frozenset({"torchaudio"})),
+        "pip install torch torchvision --index-url https://download.pytorch.org/whl/cu130",
+        "pip install torch torchvision torchaudio --index-url"
+        " https://download.pytorch.org/whl/cu130",
+    ),
+    "an old Python": (
+        LogHost(python_version="3.8"),
+        "pip install torch --index-url https://download.pytorch.org/whl/cu130",
+        "pip install torch --index-url https://download.pytorch.org/whl/cu124",
+    ),
     "Proxmox": (
         LogHost(signs=frozenset({"pve"})),
         "sudo apt-get install linux-headers-$(uname -r)",
@@ -212,3 +223,23 @@ def test_a_command_is_written_for_its_shell(host, fix, written):
 
 def test_no_python_is_named_where_the_paths_are_the_systems():
     assert find_python('File "/usr/lib/python3.12/site-packages/torch/x.py"') is None
+
+
+LINES = {
+    "Linux version 6.8.0-45-generic (buildd@lcy02)": "ubuntu",
+    "Module build for kernel 6.1.0-25-amd64 failed": "debian",
+    "Kernel 6.12.10-1-lts, nvidia not found": "arch",
+    "linux: 6.4.0-150600.23.25-default": "suse",
+    "Linux box 5.14.0-503.el9.x86_64": "rhel",
+    "kernel: Linux version 6.14.5-300.fc42.x86_64": "fedora",
+    "Kernel: 6.6.31-0-lts": "alpine",
+    "Unpacking nvidia-dkms-580 (580.95.05-0ubuntu0.24.04.2) ...": "ubuntu",
+    "kernel 6.8.12-9-pve": "debian",
+    "kernel 5.15.167.4-microsoft-standard-WSL2": None,
+}
+
+
+@pytest.mark.parametrize(("line", "family"), LINES.items())
+def test_a_kernel_or_a_package_names_the_distribution(line, family):
+    found = explain_text(f"{line}\nCUDA error: out of memory").context
+    assert found.choose_distribution(UNKNOWN).family == family

@@ -578,7 +578,7 @@ OUT = (
             "page file",
         ),
         (OUT.format("90.00 MiB", "8.00 GiB", "0 bytes", "7.13 GiB", "127.09 MiB"), "checkpointing"),
-        (OUT.format("2.00 GiB", "24.00 GiB", "1.00 GiB", "3.00 GiB", "0.10 GiB"), "labkit memory"),
+        (OUT.format("2.00 GiB", "24.00 GiB", "1.00 GiB", "3.00 GiB", "0.10 GiB"), "nvidia-smi"),
     ],
 )
 def test_what_the_text_says_of_its_machine_chooses_the_fix(text, fix):

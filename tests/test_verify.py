@@ -118,7 +118,7 @@ def test_one_that_crashes_takes_nobody_else_down(host):
             {},
             5,
             "the NVIDIA driver 580.95.05 (CUDA 12.2) is too old for torch 2.13.0+cu130 (CUDA 13.0)",
-            "pip install --force-reinstall torch --index-url https://download.pytorch.org/whl/cu126",
+            "pip install --force-reinstall torch torchvision --index-url https://download.pytorch.org/whl/cu126",
             id="driver too old",
         ),
         pytest.param(
@@ -174,7 +174,7 @@ def test_one_that_crashes_takes_nobody_else_down(host):
             {},
             1,
             "torch has no kernel for its compute capability 6.1, only for sm_80, sm_90",
-            "pip install --force-reinstall torch --index-url https://download.pytorch.org/whl/cu126"
+            "pip install --force-reinstall torch torchvision --index-url https://download.pytorch.org/whl/cu126"
             "   # or cu130 (RTX 50 and newer: cu128 at least)",
             id="no kernel for its architecture",
         ),

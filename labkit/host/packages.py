@@ -406,7 +406,9 @@ DROP_NOUVEAU = Fix(
     arch=f"{_BLACKLIST} && sudo mkinitcpio -P{THEN_REBOOT}",
 )
 ENROLL_KEY = Fix(
-    "sudo mokutil --import <the key that signed the module>   # then reboot and enroll it",
+    "sudo mokutil --import <the key that signed the module>   # Ubuntu's:"
+    " /var/lib/shim-signed/mok/MOK.der; DKMS': /var/lib/dkms/mok.pub; akmods':"
+    " /etc/pki/akmods/certs/public_key.der; then reboot and enroll it",
     debian="sudo mokutil --import /var/lib/dkms/mok.pub   # then reboot and enroll it",
     ubuntu="sudo update-secureboot-policy --enroll-key   # then reboot and enroll it",
     rhel="sudo mokutil --import /var/lib/dkms/mok.pub   # then reboot and enroll it",

@@ -45,13 +45,14 @@ class LogHost:
     """The machine that wrote a log: its system, its package tool, the signs of it, its Python.
 
     ``family`` is the distribution's; ``python`` is the command that starts the Python of the log's
-    own paths, None if it is simply ``python``.
+    own paths, None if it is simply ``python``; ``python_version`` is "3.9" and the like.
     """
 
     system: System = "linux"
     family: str | None = None
     signs: frozenset[str] = frozenset()
     python: str | None = None
+    python_version: str | None = None
 
     def write(self, fix: str) -> str:
         """The fix with its commands as this machine runs them.
@@ -63,11 +64,20 @@ class LogHost:
         """
         fix = self._prefer_own(fix)
         command, mark, comment = fix.partition(COMMENT)
-        command = self._choose_python(self._translate(command))
+        command = self._choose_python(self._translate(self._complete_torch(command)))
         fix = f"{command}{mark}{self._translate(comment, is_comment=True)}"
         if {"inside", "hosted-notebook"} & self.signs and self.system == "linux":
             return _name_host(fix)
         return fix
+
+    def _complete_torch(self, command: str) -> str:
+        """The command with torchaudio, where the log has it, and the index of the log's Python."""
+        if "torchaudio" in self.signs:
+            command = re.sub(
+                r"\btorch torchvision (?=--index-url)", "torch torchvision torchaudio ", command
+            )
+        index = _NEWEST_BUILDS.get(self.python_version or "")
+        return re.sub(r"/whl/cu1[23]\d\b", f"/whl/{index}", command) if index else command
 
     def _prefer_own(self, fix: str) -> str:
         """The command that the fix's comment names for this system in place of Linux' one."""
@@ -408,6 +418,12 @@ def _strip(value: str) -> str:
     return re.sub(r"\$(\w+)", r"%\1%", value)
 
 
+# The newest build of torch for CUDA that an old Python has: of torch 2.4 and 2.8.
+_NEWEST_BUILDS = {"3.8": "cu124", "3.9": "cu128"}
+_VERSION = re.compile(
+    r"[\\/]python(3\.\d{1,2}|3\d{1,2})t?[\\/](?:lib[\\/])?(?:site|dist)-packages|/python(3\.\d{1,2})/",
+    re.IGNORECASE,
+)
 # What follows an environment's folder in a path: its packages, or the file of a program of it, as
 # in /home/ann/venv/bin/torchrun", line 8.
 _AFTER_FOLDER = re.compile(
@@ -450,6 +466,19 @@ def find_python(text: str) -> str | None:
             found[prefix] = found.get(prefix, 0) + 1
     names = (_name_python(prefix) for prefix in sorted(found, key=lambda each: -found[each]))
     return next(filter(None, names), None)
+
+
+def find_python_version(text: str) -> str | None:
+    r"""The version of the Python of a text's first path with one.
+
+    >>> find_python_version(r"C:\Python\Python39\lib\site-packages\torch")
+    '3.9'
+    """
+    found = _VERSION.search(text)
+    if not found:
+        return None
+    version = found[1] or found[2]
+    return version if "." in version else f"3.{version[1:]}"
 
 
 def _find_portable(text: str) -> str | None:

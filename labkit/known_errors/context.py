@@ -20,7 +20,7 @@ from labkit.host.gpu import (
 )
 from labkit.host.packages import is_dropped
 from labkit.host.torch_builds import NEEDS
-from labkit.known_errors.commands import LogHost, System, find_python
+from labkit.known_errors.commands import LogHost, System, find_python, find_python_version
 
 
 class Sign(NamedTuple):
@@ -133,7 +133,14 @@ SIGNS = (
         r"\bdocker: |dockerd|\bdocker(?: compose|-compose)? \w|docker\.sock",
     ),
     _sign("podman", "podman crun", r"\bpodman\b|\bcrun\b"),
-    _sign("rootless", "rootless", r"rootless"),
+    _sign("rootless", "rootless rootlesskit user", r"rootless|/run/user/\d{3,5}/docker\.sock"),
+    _sign(
+        "run-file",
+        "nvidia",
+        r"nvidia-linux-\w+-[\d.]+\.run|nvidia-installer",
+        "nvidia-linux-|nvidia-installer",
+    ),
+    _sign("torchaudio", "torchaudio comfyui whisperx", r"torchaudio|comfyui|whisperx"),
     # The prefix of a service's lines in Compose.
     _sign("compose", "1", r"^[\w.-]{2,50}-1 {1,40}\| ", "-1 "),
     _sign(
@@ -423,31 +430,35 @@ FAMILIES = (
     *map(_name_family, _NAMES),
     _sign(
         "arch",
-        "pacman archlinux arch1 arch arch2 zen cachyos",
-        r"\bpacman\b|archlinux|-arch\d|-zen\d-\d{1,2}-zen|-\d{1,2}-cachyos",
-        "pacman|archlinux|-arch|-zen|-cachyos",
+        "pacman archlinux arch1 arch arch2 zen cachyos lts manjaro",
+        r"\bpacman\b|archlinux|-arch\d|-zen\d-\d{1,2}-zen|-\d{1,2}-cachyos|\d-[1-9]-lts\b"
+        r"|-manjaro\b",
+        "pacman|archlinux|-arch|-zen|-cachyos|-lts|-manjaro",
     ),
-    # A kernel of SUSE's is named by its flavor: 6.4.0-150600.23.25-default.
     _sign(
         "suse",
-        "zypper opensuse -default",
-        r"\bzypper\b|opensuse|\b\d\.\d{1,2}\.\d{1,3}-[\d.]{1,14}-default\b",
+        "zypper opensuse default",
+        r"\bzypper\b|opensuse|-\d{6}\.\d{1,3}(?:\.\d{1,3})?-default|\d-\d{1,2}-default\b",
+        "zypper|opensuse|-default",
     ),
     _sign("fedora", ".fc4 .fc3 akmods", r"\.fc\d\d\b|akmods", ".fc|akmods"),
     _sign("rhel", "el8 el9 el10 el8_10 el9_6 amzn2023", r"\.el\d|\.amzn2023", ".el|.amzn"),
     _sign(
         "ubuntu",
-        "generic azure aws ubuntu",
-        r"\d-(?:generic|azure|aws|gcp)\b|repos/ubuntu",
-        "-generic|-azure|-aws|-gcp|repos/ubuntu",
+        "generic azure aws ubuntu lowlatency gcp oracle nvidia ubuntu1 ubuntu0 0ubuntu1 0ubuntu0",
+        r"\d-(?:generic|azure|aws|gcp|oracle|lowlatency|nvidia)\b|repos/ubuntu|\dubuntu\d"
+        r"|\d~2[0246]\.04",
+        "-generic|-azure|-aws|-gcp|-oracle|-lowlatency|-nvidia|repos/ubuntu|ubuntu|.04",
     ),
     _sign(
         "debian",
-        "dpkg apt pve",
-        r"\bdpkg: |\bapt(?:-get)? (?:install|update)|-pve\b|\+deb1\d",
-        "dpkg: |apt install|apt update|apt-get install|apt-get update|-pve|+deb1",
+        "dpkg apt pve amd64 reading bookworm trixie bullseye",
+        r"\bdpkg: |\bapt(?:-get)? (?:install|update)|-pve\b|\+deb1\d|\d-(?:cloud-)?amd64\b"
+        r"|reading package lists\.|\bdebian (?:bookworm|trixie|bullseye)",
+        "dpkg: |apt install|apt update|apt-get install|apt-get update|-pve|+deb1|-amd64"
+        "|reading package lists|debian ",
     ),
-    _sign("alpine", "apk", r"\bapk add\b", "apk add"),
+    _sign("alpine", "apk lts virt", r"\bapk add\b|\d-0-(?:lts|virt)\b", "apk add|-0-lts|-0-virt"),
 )
 # Cards are named in capitals: these words decide whether the text is searched for them.
 CARD_WORDS = frozenset(
@@ -469,6 +480,7 @@ class Context:
     values: dict[str, str] = field(default_factory=dict)
     family: str | None = None
     python: str | None = None
+    python_version: str | None = None
 
     def read(self, words: Collection[bytes], lowered: Callable[[], str], text: str) -> None:
         """Adds what a block says: its words, its text in lower case, and its text."""
@@ -483,6 +495,8 @@ class Context:
             self.family = next(families, None)
         if self.python is None and any(word in words for word in PYTHON_WORDS):
             self.python = find_python(text)
+        if self.python_version is None and any(word in words for word in PYTHON_WORDS):
+            self.python_version = find_python_version(text)
         if "card" not in self.values and any(word in words for word in CARD_WORDS):
             names = (found[0] for found in CARD.finditer(text))
             known = (name for name in names if infer_capability(name) or KEPLER.search(name))
@@ -495,6 +509,7 @@ class Context:
         self.values = later.values | self.values
         self.family = self.family or later.family
         self.python = self.python or later.python
+        self.python_version = self.python_version or later.python_version
 
     @property
     def capability(self) -> Capability | None:
@@ -565,7 +580,13 @@ class Context:
     def describe_host(self, distribution: Distribution) -> LogHost:
         """The machine that the commands of a fix are for."""
         python = None if "activated" in self.signs else self.python
-        return LogHost(self.system, distribution.family, frozenset(self.signs), python)
+        return LogHost(
+            self.system,
+            distribution.family,
+            frozenset(self.signs),
+            python,
+            self.python_version,
+        )
 
 
 _UNITS = {"bytes": 1 / 2**30, "kib": 1 / 2**20, "mib": 1 / 2**10, "gib": 1.0, "tib": 1024.0}

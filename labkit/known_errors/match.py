@@ -171,7 +171,7 @@ def hint_at(text: str, distribution: Distribution, *, has_gpu: bool = True) -> s
 
     >>> print(hint_at("AssertionError: Torch not compiled with CUDA enabled", UNKNOWN))
     cause: this torch is a build for the CPU
-    try: pip install --force-reinstall torch --index-url https://download.pytorch.org/whl/cu130
+    try: pip install --force-reinstall torch torchvision --index-url https://download.pytorch.org/whl/cu130
     """
     found = explain_text(text, of_lab=True).sure
     if found is None:
