@@ -7,7 +7,7 @@ package names and services; a portable or virtual environment has a pip of its o
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from itertools import islice
@@ -421,16 +421,20 @@ def _strip(value: str) -> str:
 # The newest build of torch for CUDA that an old Python has: of torch 2.4 and 2.8.
 _NEWEST_BUILDS = {"3.8": "cu124", "3.9": "cu128"}
 _VERSION = re.compile(
-    r"[\\/]python(3\.\d{1,2}|3\d{1,2})t?[\\/](?:lib[\\/])?(?:site|dist)-packages|/python(3\.\d{1,2})/",
+    r"[\\/](?-i:python(?P<dotted>3\.\d{1,2})t?[\\/]|[Pp]ython(?P<plain>3\d{1,2})[\\/]lib[\\/])site-",
     re.IGNORECASE,
 )
 # What follows an environment's folder in a path: its packages, or the file of a program of it, as
 # in /home/ann/venv/bin/torchrun", line 8.
-_AFTER_FOLDER = re.compile(
-    r"[\\/]{1,4}lib(?:64)?[\\/]{1,4}(?:python3\.\d{1,2}t?[\\/]{1,4})?site-packages"
-    r"|/bin/[\w.-]{1,40}\"|\\{1,2}scripts\\{1,2}[\w.-]{1,40}\.exe",
-    re.IGNORECASE,
-)
+_AFTER_FOLDER = {
+    "site-packages": re.compile(
+        r"[\\/]{1,4}[Ll]ib(?:64)?[\\/]{1,4}(?:python3\.\d{1,2}t?[\\/]{1,4})?site-packages"
+    ),
+    "/bin/": re.compile(r"/bin/[\w.-]{1,40}\""),
+    "\\Scripts\\": re.compile(r"\\{1,2}Scripts\\{1,2}[\w.-]{1,40}\.exe"),
+}
+# So far before such a part the rest of it can begin, or so far after it end.
+_REACH = 45
 _BEFORE_FOLDER = re.compile(r"[^\n\"'<>|*?()]{1,150}$")
 _START_OF_PATH = re.compile(r"(?<![\w.])[A-Za-z]:[\\/]|(?<![\w.~\\:/-])~?/(?!\S* )")
 # ComfyUI's portable folder holds a Python of its own.
@@ -458,7 +462,7 @@ def find_python(text: str) -> str | None:
     if portable := _find_portable(text):
         return portable
     found: dict[str, int] = {}
-    for after in islice(_AFTER_FOLDER.finditer(text), _MOST_PATHS):
+    for after in islice(_list_folders(text), _MOST_PATHS):
         before = _BEFORE_FOLDER.search(text, max(0, after.start() - 150), after.start())
         start = before and _START_OF_PATH.search(before[0])
         if before and start and not _FOREIGN.search(before[0]):
@@ -468,17 +472,33 @@ def find_python(text: str) -> str | None:
     return next(filter(None, names), None)
 
 
+def _list_folders(text: str) -> Iterator[re.Match[str]]:
+    for part, pattern in _AFTER_FOLDER.items():
+        for at in list_places(text, part, _MOST_PATHS):
+            if found := pattern.search(text, max(0, at - _REACH), at + len(part) + _REACH):
+                yield found
+
+
+def list_places(text: str, part: str, most: int) -> list[int]:
+    """Where a text has a part: the first places, at most so many."""
+    places: list[int] = []
+    at = text.find(part)
+    while at >= 0 and len(places) < most:
+        places.append(at)
+        at = text.find(part, at + 1)
+    return places
+
+
 def find_python_version(text: str) -> str | None:
     r"""The version of the Python of a text's first path with one.
 
     >>> find_python_version(r"C:\Python\Python39\lib\site-packages\torch")
     '3.9'
     """
-    found = _VERSION.search(text)
-    if not found:
-        return None
-    version = found[1] or found[2]
-    return version if "." in version else f"3.{version[1:]}"
+    for at in list_places(text, "site-packages", _MOST_PATHS):
+        if found := _VERSION.search(text, max(0, at - _REACH), at + len("site-")):
+            return found["dotted"] or f"3.{found['plain'][1:]}"
+    return None
 
 
 def _find_portable(text: str) -> str | None:
