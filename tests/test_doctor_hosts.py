@@ -340,9 +340,7 @@ def test_no_false_alarm_on_a_healthy_host(examine, settings, gpu):
 REMAKE_SPEC = "nvidia-ctk cdi generate --output=/etc/cdi/nvidia.yaml"
 CONFIGURE = "nvidia-ctk runtime configure --runtime=docker"
 INSTALL_TOOLKIT = "apt-get install nvidia-container-toolkit"
-OLDER_BUILD = (
-    "pip install --force-reinstall torch --index-url https://download.pytorch.org/whl/cu126"
-)
+OLDER_BUILD = "pip install --force-reinstall torch torchvision --index-url https://download.pytorch.org/whl/cu126"
 NO_CGROUPS = "--set nvidia-container-cli.no-cgroups="
 # Each broken host: its settings, then every alarm with a part of its fix.
 BROKEN_PLAIN = {

@@ -70,11 +70,16 @@ class Fix:
         return {name: text for name, text in vars(self).items() if name != "anywhere" and text}
 
 
+COMMENT = "   # "
+_TITLES = {"debian": "Debian", "ubuntu": "Ubuntu", "fedora": "Fedora", "arch": "Arch"}
+
+
 def install(anywhere: str, *, after: str = "", **names: str) -> Fix:
     """The fix that installs packages, by the names that each family has for them.
 
     ``after`` follows every command, such as " && systemctl restart docker" or a comment. NixOS,
-    Windows and macOS have a whole command instead of names.
+    Windows and macOS have a whole command instead of names. Where nothing says which system it is,
+    the command of each is in the comment.
 
     >>> install("install venv", debian="python3-venv").on(Distribution(family="debian"))
     'sudo apt-get install python3-venv'
@@ -85,6 +90,12 @@ def install(anywhere: str, *, after: str = "", **names: str) -> Fix:
         else packages
         for family, packages in names.items()
     }
+    if anywhere.startswith("install ") and COMMENT not in anywhere and not after:
+        anywhere += COMMENT + "; ".join(
+            f"{_TITLES[name]}: {commands[name].partition(COMMENT)[0]}"
+            for name in _TITLES
+            if name in names
+        )
     return Fix(anywhere, **commands)
 
 
@@ -412,6 +423,10 @@ ENROLL_KEY = Fix(
     debian="sudo mokutil --import /var/lib/dkms/mok.pub   # then reboot and enroll it",
     ubuntu="sudo update-secureboot-policy --enroll-key   # then reboot and enroll it",
     rhel="sudo mokutil --import /var/lib/dkms/mok.pub   # then reboot and enroll it",
+    arch="sudo mokutil --import /var/lib/dkms/mok.pub   # then reboot and enroll it; without shim:"
+    " sbctl's own keys must sign the modules",
+    suse="sudo mokutil --import /var/lib/nvidia-pubkeys/MOK-nvidia-driver-*.der --root-pw   # then"
+    " reboot and enroll it with root's password",
     fedora="sudo kmodgenca -a; sudo mokutil --import /etc/pki/akmods/certs/public_key.der   "
     "# then reboot and enroll it",
 )
@@ -454,6 +469,8 @@ INSTALL_LIBGL = install(
     fedora="mesa-libGL",
     suse="Mesa-libGL1",
     arch="libglvnd",
+    alpine="mesa-gl",
+    nixos="nix-shell -p libGL   # or in configuration.nix: programs.nix-ld with libGL",
 )
 
 

@@ -134,6 +134,12 @@ class LogHost:
         if not self.python:
             return command
         python = self.python
+        if "/uv/tools/" in python:  # such an environment has no pip
+            return re.sub(
+                rf"{_START}(?:python3? -m )?pip install ",
+                lambda _: f"uv pip install --python {python} ",
+                command,
+            )
         command = re.sub(
             rf"{_START}(?:python3? -m )?pip (?=[a-z]+ )",
             lambda _: f"{python} -m pip ",
