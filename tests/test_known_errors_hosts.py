@@ -175,6 +175,17 @@ COMMANDS = {
         "CUDA_LAUNCH_BLOCKING=1 python your_program.py   # shows the line",
         '$env:CUDA_LAUNCH_BLOCKING="1"; python your_program.py   # shows the line',
     ),
+    "the toolkit's folder": (
+        LogHost("windows"),
+        "export CUDA_HOME=/usr/local/cuda-<it> PATH=/usr/local/cuda/bin:$PATH",
+        r'set "CUDA_HOME=C:\Program Files\NVIDIA GPU Computing Toolkit\CUDA\v<it>"'
+        r' && set "PATH=%CUDA_PATH%\bin;%PATH%"',
+    ),
+    "a pipe": (
+        LogHost("windows"),
+        "env | grep -iE 'pip|proxy'   # shows it",
+        'set | findstr /i "pip proxy"   # shows it',
+    ),
     "quotes": (LogHost("windows"), "pip install 'numpy<2'", 'pip install "numpy<2"'),
     "the loader's path": (
         LogHost("windows"),

@@ -298,6 +298,7 @@ _ASSIGNMENTS = rf"(?:[A-Za-z]\w*={_VALUE} ?)+"
 # A variable of Linux' loader, which Windows' does not read: it searches the folders on PATH.
 _LOADER = r"LD_(?:LIBRARY_PATH|PRELOAD)"
 _FOLDERS_ON_PATH = r"put the folders site-packages\\nvidia\\*\\bin on PATH"
+_TOOLKITS = r"C:\\Program Files\\NVIDIA GPU Computing Toolkit\\CUDA"
 _LINUX_PATH = re.compile(
     r"^(?!docker|podman).*?(?<![\w.~:>/-])/(?:etc|usr/(?!local/cuda)|dev|proc|sys|var|lib)/"
 )
@@ -339,6 +340,7 @@ class _Windows:
             (rf"{_START}unset (?P<all>[A-Za-z_]+(?: [A-Z]\w+| \w+_proxy)*)", self._unset),
             (rf"{_START}(?:source |\. )?\.venv/bin/activate", r".venv\\Scripts\\activate"),
             (r"\.venv/bin/", r".venv\\Scripts\\"),
+            (rf"{_START}env \|", "Get-ChildItem Env: |" if shell else "set |"),
             (r"\becho \$(\w+)", r"echo $env:\1" if shell else r"echo %\1%"),
             (r"\| grep (?:-\w+ )*(?:'([^']+)'|([^\s|;']+))", self._search),
         ]
@@ -418,6 +420,7 @@ def _strip(value: str) -> str:
     value = re.sub(r":\$(\w*PATH)$", r";$\1", value)
     value = value.replace("$HOME", "$USERPROFILE").replace("$USER", "$USERNAME")
     value = value.replace("$USERNAMEPROFILE", "$USERPROFILE")
+    value = re.sub(r"/usr/local/cuda-(<\w+>|[\d.]+)", rf"{_TOOLKITS}\\v\1", value)
     value = re.sub(
         r"/usr/local/cuda([\w./<>-]*)", lambda x: f"%CUDA_PATH%{_backslash(x[1])}", value
     )
