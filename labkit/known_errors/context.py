@@ -59,10 +59,10 @@ SIGNS = (
     ),
     _sign(
         "windows",
-        r"winerror dll windows win10 win11 wddm ps1 vcxproj :\ :/",
-        r"winerror|platform: windows|\b[a-z]:\\|\.dll\b|\bwindows 1[01]\b|\bwin1[01]\b"
+        r"winerror dll windows win win10 win11 wddm ps1 vcxproj :\ :/",
+        r"winerror|platform: win(?:dows|-)|\b[a-z]:\\|\.dll\b|\bwindows 1[01]\b|\bwin1[01]\b"
         r"|in wddm mode|\.ps1\b|\b[a-z]:/(?:program files|users/|windows/)|\.vcxproj\b",
-        "winerror|platform: windows|:\\|.dll|windows 1|win10|win11|in wddm mode|.ps1"
+        "winerror|platform: win|:\\|.dll|windows 1|win10|win11|in wddm mode|.ps1"
         "|:/program files|:/users/|:/windows/|.vcxproj",
     ),
     _sign(
