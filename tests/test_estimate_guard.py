@@ -18,13 +18,14 @@ import shutil
 import signal
 import sqlite3
 import subprocess
+import sys
 import tarfile
 import tempfile
 import threading
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -414,5 +415,85 @@ def test_a_step_may_ask_programs_that_only_print(folder):
         subprocess.run(["uname", "-a"], check=True, stdout=subprocess.DEVNULL)
         subprocess.run("git --version 2> /dev/null", shell=True, check=False, capture_output=True)
         return torch.ones(os.system("true") + 2)
+
+    assert estimate_memory(step).obstacle is None
+
+
+def test_what_a_step_logs_to_a_tracker_is_dropped(folder, monkeypatch):
+    logged, begun = [], []
+
+    class FileWriter:
+        def add_event(self, event):
+            logged.append(event)
+
+    class Run:
+        def _log(self, data):
+            logged.append(data)
+
+        def finish(self):
+            begun.append("finish")
+
+    def begin(**named):
+        begun.append(named["mode"])
+        return Run()
+
+    for name, names in (
+        ("torch.utils.tensorboard.writer", {"FileWriter": FileWriter}),
+        ("wandb", {"init": begin, "run": None}),
+        ("wandb.sdk.wandb_run", {"Run": Run}),
+    ):
+        monkeypatch.setitem(sys.modules, name, SimpleNamespace(**names))
+    writer, run = FileWriter(), Run()
+
+    def make_step():
+        one = sys.modules["wandb"].init(project="x", mode="online")
+        writer.add_event(1)
+        run._log({"loss": 1})
+        one._log({"loss": 1})
+        return lambda: torch.ones(2)
+
+    assert estimate_memory(make_step).obstacle is None
+    assert (logged, begun) == ([], ["disabled", "finish"])
+    writer.add_event(2)
+    run._log(3)
+    assert logged == [2, 3]
+
+
+def test_files_that_native_code_opens_are_in_the_layer(folder, monkeypatch):
+    def write_image(path, data):
+        write(OPENERS[0][0](path, "wb"))
+
+    def read_image(path):
+        with OPENERS[0][0](path) as file:
+            return file.read()
+
+    def open_database(path, readonly=False):
+        assert readonly
+        return read_image(path)
+
+    for name in ("cv2", "lmdb"):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    vars(sys.modules["cv2"]).update(imwrite=write_image, imread=read_image)
+    vars(sys.modules["lmdb"]).update(open=open_database)
+
+    def step():
+        vision, database = sys.modules["cv2"], sys.modules["lmdb"]
+        assert database.open(KEPT, readonly=True) == "kept"
+        vision.imwrite(KEPT, b"new")
+        assert vision.imread(KEPT) == "new"
+        database.open(KEPT)
+
+    assert estimate_memory(step).obstacle.operator == f"open('{KEPT}')"
+    assert Path(KEPT).read_text() == "kept"
+
+
+def test_addresses_of_tensors_tell_which_share_their_storage():
+    def step():
+        one, other = torch.ones(4), torch.ones(4)
+        place = one.untyped_storage().data_ptr()
+        assert one.view(2, 2).untyped_storage().data_ptr() == place == one.data_ptr()
+        assert other.untyped_storage().data_ptr() != place != other.data_ptr()
+        assert one[1:].data_ptr() == place + 4
+        return one, other
 
     assert estimate_memory(step).obstacle is None

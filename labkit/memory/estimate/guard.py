@@ -11,7 +11,6 @@ from __future__ import annotations
 import _thread
 import contextlib
 import functools
-import importlib
 import os
 import re
 import stat
@@ -73,7 +72,8 @@ PRINTING = re.compile(
     r"|git (?:rev-parse|describe|status|log|diff|show|ls-files|branch --show-current))\b"
     r"(?:[^;&|<>`$()]|2> ?/dev/null|2>&1)*"
 )
-DATABASES = ("_gdbm", "_dbm")
+# The most frames of packages between a call and the line of the step.
+DEPTH = 64
 LEAVE_OUT = "leave it out of the step"
 
 
@@ -225,9 +225,6 @@ class ChangeGuard:
                 for name in filter(functools.partial(hasattr, owner), STARTERS):
                     made = self._threads.follow(getattr(owner, name))
                     stack.enter_context(replace_attributes(owner, **{name: made}))
-            for owner, name, place in _list_writers():
-                made = self._wrap_writer(getattr(owner, name), place)
-                stack.enter_context(replace_attributes(owner, **{name: made}))
             # What the step has started is guarded as long as it runs.
             _GUARDS[:] = [one for one in _GUARDS if not one._threads.are_over]
             _GUARDS.append(self)
@@ -321,21 +318,9 @@ class ChangeGuard:
             self._stop("Process.start", process.name, f"would start a real process: {LEAVE_OUT}")
         return start(process)
 
-    def _wrap_writer(self, write: Any, place: int) -> Any:
-        """A function that opens the file at this place of its arguments in C or Rust."""
-
-        def answer(*arguments: Any, **named: Any) -> Any:
-            path = arguments[place] if len(arguments) > place else named.get("filename")
-            named_file = isinstance(path, str | bytes | os.PathLike)
-            reads = write.__module__ in DATABASES and arguments[1:2] in {(), ("r",)}
-            if named_file and not reads and self._threads.includes_this():
-                with self._threads.work():
-                    real = self._locate(path, None, follows=True)
-                if real is not None and not _is_odd(real):
-                    self._stop("save", path, f"would write a real file: {LEAVE_OUT}")
-            return write(*arguments, **named)
-
-        return answer
+    def refuse(self, name: str, path: Any) -> None:
+        """Stops a function that would write files by itself."""
+        self._stop(name, path, f"would write real files: {LEAVE_OUT}")
 
     def _locate(self, path: Any, base: Any, *, follows: bool) -> str | None:
         """The real path of a file outside of the layer; None for one in it, or without a name."""
@@ -361,34 +346,13 @@ class ChangeGuard:
 
     def _stop(self, event: str, shown: Any, reason: str) -> None:
         shown = shorten(repr(os.fsdecode(shown) if not isinstance(shown, int) else shown), 80)
-        frames = find_user_frames()
-        made = EstimateObstacle(f"{event}({shown})", reason, frames[0] if frames else None)
+        frames = find_user_frames(DEPTH)
+        own = (one for one in frames if judge_file(one.file) == USER)
+        frame = next(own, frames[0] if frames else None)
+        made = EstimateObstacle(f"{event}({shown})", reason, frame)
         self.obstacle = self.obstacle or made
         # A pool waits forever for a worker that has ended.
         raise SystemExit(str(made)) if self._threads.is_own else PermissionError(str(made))
-
-
-def _list_writers() -> Iterator[tuple[Any, str, int]]:
-    """What opens files without Python's knowledge: the owner, the name, the argument's place."""
-    yield torch._C, "PyTorchFileWriter", 0
-    yield torch._C.ScriptModule, "save", 1
-    yield torch._C.ScriptFunction, "save", 1
-    yield torch._C._autograd._ProfilerResult, "save", 1
-    for name in ("safetensors", "safetensors.torch", "safetensors.numpy"):
-        if hasattr(sys.modules.get(name), "serialize_file"):
-            yield sys.modules[name], "serialize_file", 1
-    for module in _import_databases():
-        yield module, "open", 0
-
-
-@functools.cache
-def _import_databases() -> list[Any]:
-    """What ``dbm`` and ``shelve`` write files with, as far as Python was built with it."""
-    found = []
-    for name in ("dbm.gnu", "dbm.ndbm"):
-        with contextlib.suppress(ImportError):
-            found.append(importlib.import_module(name))
-    return found
 
 
 def find_caller() -> tuple[str, str]:

@@ -30,6 +30,13 @@ from typing import Any
 
 from labkit.memory.estimate.cuda import replace_attributes
 from labkit.memory.estimate.guard import FRAMEWORK, ChangeGuard, StepThreads, find_caller, is_cache
+from labkit.memory.estimate.native import (
+    KEEPS,
+    REFUSED,
+    NativeCall,
+    list_native_calls,
+    reads_only,
+)
 from labkit.memory.track.frames import USER
 
 OPEN, SCAN, LSTAT, STAT, READ_LINK = open, os.scandir, os.lstat, os.stat, os.readlink
@@ -75,7 +82,12 @@ class FileOverlay:
                 for owner, names in replaced.items()
                 for name, one in names.items()
             }
-            for owner, names in replaced.items():
+            # What a class has is another object at each look, which has no place among the known.
+            methods = [call for call in list_native_calls() if isinstance(call.owner, type)]
+            for owner, names in (
+                *replaced.items(),
+                *((call.owner, {call.name: self._wrap_native(call)}) for call in methods),
+            ):
                 stack.enter_context(replace_attributes(owner, **names))
             shell = sys.modules.get("IPython.core.interactiveshell")  # a cell's own open()
             for owner, name, number in _find_captured(frozenset(known), shell):
@@ -118,7 +130,11 @@ class FileOverlay:
         for one in filter(inspect.isfunction, system.values()):
             one.__module__ = os.__name__  # where pickle finds it, for a pool of processes
         opening = {owner: {"open": self._wrap_open(open)} for owner in (builtins, io)}
-        return {os: system, shutil: {"rmtree": remove_tree}, **opening}
+        found = {os: system, shutil: {"rmtree": remove_tree}, **opening}
+        for call in list_native_calls():
+            if inspect.ismodule(call.owner):
+                found.setdefault(call.owner, {})[call.name] = self._wrap_native(call)
+        return found
 
     def has(self, file: Any) -> bool:
         """True for an open file of the layer."""
@@ -377,6 +393,24 @@ class FileOverlay:
                 source = self.find(source, writes=True, follows=False)
                 self._copy_up(source)
             return act(source, place, *others, **named)
+
+        return answer
+
+    def _wrap_native(self, call: NativeCall) -> Callable[..., Any]:
+        act = getattr(call.owner, call.name)
+
+        @functools.wraps(act)
+        def answer(*arguments: Any, **named: Any) -> Any:
+            given = arguments[call.place : call.place + 1]
+            if not (given and isinstance(given[0], str | bytes | os.PathLike)):
+                return act(*arguments, **named)
+            reads = reads_only(call, arguments, named)
+            place = self.find(given[0], writes=not reads)
+            if place is not given[0] and not reads:
+                if call.use == REFUSED:
+                    self.guard.refuse(call.name, given[0])
+                self._copy_up(place, keeps=call.use == KEEPS)
+            return act(*arguments[: call.place], place, *arguments[call.place + 1 :], **named)
 
         return answer
 

@@ -18,10 +18,11 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensor
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensor
 from torch.utils._python_dispatch import _disable_current_modes
 
 from labkit.memory.estimate.cuda import replace_attributes
+from labkit.memory.estimate.loggers import drop_logs
 from labkit.memory.estimate.model import EstimateObstacle
 from labkit.memory.estimate.overlay import FileOverlay
 from labkit.memory.estimate.values import KnownValues
@@ -77,6 +78,32 @@ def restore_tensor(  # noqa: PLR0917
     return made.requires_grad_(requires_grad)
 
 
+FIND_ADDRESS = torch.UntypedStorage.data_ptr
+# Where no memory can be: what reads at an address of a fake tensor must not find another's data.
+NOWHERE = 2**62
+
+
+def _number_storage(storage: Any) -> int:
+    """The address of a storage; for a fake one a number of its own, as it has none."""
+    return int(NOWHERE + storage._cdata if storage.device.type == "meta" else FIND_ADDRESS(storage))
+
+
+def _number_place(tensor: Any) -> int:
+    offset = tensor.storage_offset() * tensor.element_size()
+    return _number_storage(tensor.untyped_storage()) + offset if tensor.numel() else 0
+
+
+def _refuse_data(read: Callable[..., Any]) -> Callable[..., Any]:
+    """A function of safetensors that reads a tensor's memory."""
+
+    def answer(tensor: Any, *arguments: Any, **named: Any) -> Any:
+        if isinstance(tensor, FakeTensor):
+            raise DataDependentOutputException("safetensors")
+        return read(tensor, *arguments, **named)
+
+    return answer
+
+
 class Checkpoints:
     """Replaces what saves and loads tensors in a simulation; ``serial`` numbers a storage."""
 
@@ -97,8 +124,15 @@ class Checkpoints:
     def open(self) -> contextlib.ExitStack:
         """Replaces torch's and safetensors' functions, and those that take files, until exit."""
         SavedStorage.values = self._values
-        stack = replace_attributes(FakeTensor, __reduce_ex__=lambda one, _: self._reduce(one))
+        stack = replace_attributes(
+            FakeTensor,
+            __reduce_ex__=lambda one, _: self._reduce(one),
+            data_ptr=_number_place,
+        )
+        # What saves a model asks by the address which tensors share their storage.
+        stack.enter_context(replace_attributes(torch.UntypedStorage, data_ptr=_number_storage))
         stack.enter_context(self._overlay.open())
+        stack.enter_context(drop_logs(self._overlay.threads.includes_this))
         for owner, names in self._list_savers().items():
             stack.enter_context(replace_attributes(owner, **names))
         return stack
@@ -117,6 +151,11 @@ class Checkpoints:
                 "load_file": self._wrap_load(safe.load_file),
                 "save": lambda tensors, *_, **__: MARK + pickle.dumps(tensors),
                 "load": self._wrap_load(safe.load),
+            }
+            found[safe] |= {
+                name: _refuse_data(getattr(safe, name))
+                for name in ("_tobytes", "_to_ndarray")
+                if hasattr(safe, name)
             }
         return found
 

@@ -1,0 +1,61 @@
+"""What a simulated step logs to experiment trackers is dropped: its numbers are not real ones.
+
+A writer of TensorBoard, or a run of Weights & Biases, that was made before the step would put them
+among those of the training. A run that the step begins is one that W&B calls disabled.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from labkit.memory.estimate.cuda import replace_attributes
+
+# Methods that take what is logged: module, class, name.
+METHODS = (
+    ("torch.utils.tensorboard.writer", "FileWriter", "add_event"),
+    ("tensorboardX.writer", "FileWriter", "add_event"),
+    ("wandb.sdk.wandb_run", "Run", "_log"),
+)
+
+
+@contextlib.contextmanager
+def drop_logs(is_step: Callable[[], bool]) -> Iterator[None]:
+    """Drops what is logged where ``is_step()``, by what has been imported, until exit."""
+    with contextlib.ExitStack() as stack:
+        for module, kind, name in METHODS:
+            owner = getattr(sys.modules.get(module), kind, None)
+            if hasattr(owner, name):
+                made = _drop(getattr(owner, name), is_step)
+                stack.enter_context(replace_attributes(owner, **{name: made}))
+        wandb: Any = sys.modules.get("wandb")
+        if hasattr(wandb, "init"):
+            runs: list[Any] = []
+            stack.callback(lambda: [one.finish() for one in runs])
+            begin = _begin_disabled(wandb, runs, is_step)
+            stack.enter_context(replace_attributes(wandb, init=begin))
+        yield
+
+
+def _drop(act: Callable[..., Any], is_step: Callable[[], bool]) -> Callable[..., Any]:
+    @functools.wraps(act)
+    def answer(*arguments: Any, **named: Any) -> Any:
+        return None if is_step() else act(*arguments, **named)
+
+    return answer
+
+
+def _begin_disabled(wandb: Any, runs: list[Any], is_step: Callable[[], bool]) -> Callable[..., Any]:
+    begin = wandb.init
+
+    @functools.wraps(begin)
+    def answer(*arguments: Any, **named: Any) -> Any:
+        if not is_step() or getattr(wandb, "run", None) is not None:
+            return begin(*arguments, **named)  # a run that goes on is the same one
+        runs.append(begin(*arguments, **{**named, "mode": "disabled"}))
+        return runs[-1]
+
+    return answer
