@@ -13,6 +13,7 @@ import mmap
 import multiprocessing.pool
 import os
 import posix
+import queue
 import shelve
 import shutil
 import signal
@@ -388,6 +389,31 @@ def test_a_log_that_a_step_opens_is_closed_with_the_layer(folder):
 
     assert estimate_memory(make_step).obstacle is None
     assert logger.handlers == []
+
+
+def test_threads_that_wait_for_work_are_released_after_the_simulation(folder):
+    work, done, pools = queue.Queue(), queue.Queue(), []
+
+    def consume():
+        for path in iter(work.get, None):
+            done.put(Path(path).write_text("new"))
+
+    def step():
+        if not pools:
+            pools.append(ThreadPoolExecutor(1))
+            threading.Thread(target=consume).start()
+        work.put(KEPT)
+        pools[0].submit(Path("other.txt").write_text, "1")
+        return torch.ones(2)
+
+    assert estimate_memory(step).obstacle is None
+    assert Path(KEPT).read_text() == "kept" and not Path("other.txt").exists()
+    pools[0].submit(Path("other.txt").write_text, "real").result()
+    work.put("third.txt")
+    work.put(None)
+    pools[0].shutdown()
+    assert [done.get(timeout=9) for _ in range(2)] == [3, 3]
+    assert Path("other.txt").read_text() == "real" and Path("third.txt").read_text() == "new"
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")

@@ -17,9 +17,14 @@ import stat
 import sys
 import sysconfig
 import threading
+import time
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent import futures
+from concurrent.futures import Future
+from concurrent.futures import thread as pools
+from multiprocessing import context
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -50,6 +55,9 @@ MACHINERY = re.compile(
     r"|[/\\]multiprocessing[/\\](?:util|connection|heap|resource_\w+|shared_memory|forkserver)\.py$"
 )
 CHILDREN = re.compile(r"[/\\](?:multiprocessing[/\\]\w+|subprocess)\.py$")
+# Where a thread waits for work, and how long what a step has started may go on after it.
+WAITING = re.compile(r"[/\\](?:queue|selectors|multiprocessing[/\\](?:pool|connection))\.py$")
+LEFT_SECONDS = 0.5
 LOGGING = re.compile(r"[/\\]logging[/\\]\w+\.py$")
 # Where torch keeps what it compiles and downloads.
 CACHES = re.compile(
@@ -115,8 +123,9 @@ class StepThreads:
         self._own: int | None = threading.get_ident()
         self._process = os.getpid()
         self._started: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
-        # How often a thread of a pool now works for the step.
+        # How often a thread of a pool now works for the step, and what the step has given to pools.
         self._lent: Counter[int] = Counter()
+        self._given: weakref.WeakSet[Future[Any]] = weakref.WeakSet()
         # The threads before the first one that has no object of Python's.
         self._known: set[int] | None = None
         self._state = threading.local()
@@ -159,7 +168,9 @@ class StepThreads:
         def answer(function: Any, *arguments: Any, **named: Any) -> Any:
             if self.includes_this():
                 thread = getattr(function, "__self__", None)
-                if isinstance(thread, threading.Thread):
+                if getattr(thread, "_target", None) is pools._worker:  # type: ignore[attr-defined]
+                    pass  # which works for whoever gives it work
+                elif isinstance(thread, threading.Thread):
                     self._started.add(thread)
                 elif self._known is None:
                     self._known = set(sys._current_frames())
@@ -172,9 +183,11 @@ class StepThreads:
 
         @functools.wraps(submit)
         def answer(pool: Any, function: Any, /, *arguments: Any, **named: Any) -> Any:
-            if self.includes_this():
-                function = functools.partial(self._run, function)
-            return submit(pool, function, *arguments, **named)
+            if not self.includes_this():
+                return submit(pool, function, *arguments, **named)
+            made = submit(pool, self._run, function, *arguments, **named)
+            self._given.add(made)
+            return made
 
         return answer
 
@@ -187,13 +200,35 @@ class StepThreads:
             self._lent[number] -= 1
 
     def end(self) -> None:
-        """The step has run; what it started may go on."""
+        """The step has run: waits a moment for what it has started.
+
+        A thread that waits for work is released, as the next work may be a real step's.
+        """
+        deadline = time.monotonic() + LEFT_SECONDS
+        if self._given:
+            futures.wait(list(self._given), timeout=LEFT_SECONDS)
+        for thread in list(self._started):
+            calm = 0  # once is by chance, between two pieces of work
+            while thread.is_alive() and calm < 3 and time.monotonic() < deadline:
+                thread.join(0.005)
+                calm = calm + 1 if _is_idle(thread) else 0
+            if calm == 3:
+                self._started.discard(thread)
         self._own = None
 
     @property
     def are_over(self) -> bool:
         """True when none of them works any more."""
-        return self._own is None and not any(one.is_alive() for one in self._started)
+        works = any(one.is_alive() for one in self._started)
+        return self._own is None and not works and all(one.done() for one in self._given)
+
+
+def _is_idle(thread: threading.Thread) -> bool:
+    """True where a thread waits at a queue, or an event loop for events."""
+    frame: Any = sys._current_frames().get(thread.ident or 0)
+    while frame is not None and frame.f_code.co_filename == threading.__file__:
+        frame = frame.f_back
+    return frame is not None and bool(WAITING.search(frame.f_code.co_filename))
 
 
 class ChangeGuard:
@@ -212,12 +247,10 @@ class ChangeGuard:
         """Guards what is outside of the layer's folder, until exit."""
         self._folder, self._real_folder = folder, os.path.realpath(folder)
         _add_hook()
-        from concurrent.futures.thread import ThreadPoolExecutor
-        from multiprocessing import context
-
         with contextlib.ExitStack() as stack:
-            submit = self._threads.lend(ThreadPoolExecutor.submit)
-            stack.enter_context(replace_attributes(ThreadPoolExecutor, submit=submit))
+            executor = pools.ThreadPoolExecutor
+            submit = self._threads.lend(executor.submit)
+            stack.enter_context(replace_attributes(executor, submit=submit))
             for kind in (context.SpawnProcess, context.ForkServerProcess):
                 start = staticmethod(functools.partial(self._start_process, kind._Popen))
                 stack.enter_context(replace_attributes(kind, _Popen=start))
