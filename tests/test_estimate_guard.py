@@ -8,7 +8,7 @@ import contextlib
 import functools
 import io
 import json
-import logging
+import logging.handlers
 import mmap
 import multiprocessing.pool
 import os
@@ -443,6 +443,24 @@ def test_a_step_may_ask_programs_that_only_print(folder):
         return torch.ones(os.system("true") + 2)
 
     assert estimate_memory(step).obstacle is None
+
+
+def test_lines_in_a_log_file_that_was_open_are_dropped(folder):
+    logger, handler = logging.getLogger("labkit-before"), logging.FileHandler("train.log")
+    rotating = logging.handlers.RotatingFileHandler("other.log", maxBytes=3, backupCount=1)
+    logger.handlers[:] = [handler, rotating]
+    logger.warning("real")
+
+    def step():
+        logger.warning("simulated")
+        return torch.ones(2)
+
+    assert estimate_memory(step).obstacle is None
+    logger.warning("too")
+    for one in (handler, rotating):
+        one.close()
+    assert Path("train.log").read_text() == "real\ntoo\n"
+    assert Path("other.log.1").read_text() + Path("other.log").read_text() == "real\ntoo\n"
 
 
 def test_what_a_step_logs_to_a_tracker_is_dropped(folder, monkeypatch):

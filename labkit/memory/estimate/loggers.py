@@ -1,13 +1,14 @@
-"""What a simulated step logs to experiment trackers is dropped: its numbers are not real ones.
+"""What a simulated step logs to files and experiment trackers is dropped: its numbers are not real.
 
-A writer of TensorBoard, or a run of Weights & Biases, that was made before the step would put them
-among those of the training. A run that the step begins is one that W&B calls disabled.
+A log file, a writer of TensorBoard or a run of Weights & Biases from before the step would have
+them among those of the training. A run that the step begins is one that W&B calls disabled.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
+import logging.handlers
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -26,6 +27,11 @@ METHODS = (
 def drop_logs(is_step: Callable[[], bool]) -> Iterator[None]:
     """Drops what is logged where ``is_step()``, by what has been imported, until exit."""
     with contextlib.ExitStack() as stack:
+        # The step's own handlers write to the layer of files.
+        handlers = [one() for one in logging._handlerList]  # type: ignore[attr-defined]
+        for handler in (logging.FileHandler, logging.handlers.BaseRotatingHandler):
+            emit = _drop(handler.emit, is_step, {id(one) for one in handlers})
+            stack.enter_context(replace_attributes(handler, emit=emit))
         for module, kind, name in METHODS:
             owner = getattr(sys.modules.get(module), kind, None)
             if hasattr(owner, name):
@@ -40,10 +46,15 @@ def drop_logs(is_step: Callable[[], bool]) -> Iterator[None]:
         yield
 
 
-def _drop(act: Callable[..., Any], is_step: Callable[[], bool]) -> Callable[..., Any]:
+def _drop(
+    act: Callable[..., Any], is_step: Callable[[], bool], owners: set[int] | None = None
+) -> Callable[..., Any]:
+    """A method that does nothing for the step, on these owners, by id, or on all."""
+
     @functools.wraps(act)
-    def answer(*arguments: Any, **named: Any) -> Any:
-        return None if is_step() else act(*arguments, **named)
+    def answer(owner: Any, *arguments: Any, **named: Any) -> Any:
+        drops = (owners is None or id(owner) in owners) and is_step()
+        return None if drops else act(owner, *arguments, **named)
 
     return answer
 
