@@ -294,3 +294,79 @@ def test_a_loss_of_nothing_is_one_of_the_ways(loss):
 
     found = estimate_memory(step, nn.Linear(8, 64))
     assert found.obstacle is None and found.lowest_bytes < found.peak_bytes
+
+
+def make_layers():
+    return nn.Sequential(nn.Linear(8, 64), nn.BatchNorm1d(64), nn.ReLU(), nn.Linear(64, 8))
+
+
+def load_script():
+    file = io.BytesIO()
+    torch.jit.save(torch.jit.script(make_layers()), file)
+    file.seek(0)
+    return torch.jit.load(file)
+
+
+SCRIPTED = {
+    "script": lambda: torch.jit.script(make_layers()),
+    "trace": lambda: torch.jit.trace(make_layers().eval(), BATCHES[0]),
+    "load": load_script,
+    "part": lambda: nn.Sequential(*[torch.jit.script(one) for one in make_layers()]),
+}
+
+
+def train_by(model, optimizer):
+    optimizer.zero_grad()
+    model(BATCHES[0]).sum().backward()
+    optimizer.step()
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.parametrize("name", SCRIPTED)
+def test_a_scripted_model_is_an_argument_and_stays_as_it_is(name):
+    model, plain = SCRIPTED[name](), make_layers()
+    found, expected = (
+        estimate_memory(train_by, one, torch.optim.Adam(one.parameters())) for one in (model, plain)
+    )
+    assert found.obstacle is None
+    # The operators of a scripted model keep other activations.
+    assert found.kinds["gradients"] == expected.kinds["gradients"]
+    assert found.kinds["optimizer"] == expected.kinds["optimizer"]
+    kept = [*model.parameters(), *model.buffers()]
+    assert all(type(one) in {nn.Parameter, torch.Tensor} for one in kept)
+    assert all(one.grad is None for one in kept)
+
+
+def test_a_model_that_is_cut_into_shards_is_named_with_the_way_out():
+    class FSDPSequential(nn.Sequential):
+        def __deepcopy__(self, memo):
+            raise AssertionError("FSDP does not support deepcopy")
+
+    with pytest.raises(UsageError, match="argument 1, a FSDPSequential: FSDP") as error:
+        estimate_memory(lambda model: model(BATCHES[0]), FSDPSequential())
+    assert "estimate_memory(make_step)" in error.value.fix
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:.*quantize:UserWarning")
+def test_a_quantized_model_is_a_lower_bound():
+    kinds = {nn.Linear}
+    model = torch.ao.quantization.quantize_dynamic(make_layers().eval(), kinds, torch.qint8)
+    found = estimate_memory(lambda model: model(BATCHES[0]), model, inference=True)
+    assert "affine_quantized" in found.obstacle.operator
+
+
+@pytest.mark.filterwarnings("ignore:Sparse.*:UserWarning")
+def test_a_sparse_tensor_is_a_lower_bound_as_an_argument_and_in_the_step():
+    chosen = torch.eye(4)
+    step = lambda model, mix: torch.sparse.mm(mix.to_sparse(), model(BATCHES[0])).sum().backward()  # noqa: E731
+    for mix in (chosen, chosen.to_sparse()):
+        found = estimate_memory(step, nn.Linear(8, 64), mix)
+        assert "sparse_coo" in found.obstacle.operator and found.kinds["gradients"]
+
+
+def test_a_model_that_the_step_exports_is_an_upper_bound():
+    def make_step():
+        model = torch.export.export(make_layers(), (BATCHES[0],)).module()
+        return lambda: model(BATCHES[0]).sum().backward()
+
+    assert "torch.export" in estimate_memory(make_step).excess

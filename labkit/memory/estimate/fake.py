@@ -125,6 +125,9 @@ DDP = "DistributedDataParallel is simulated as its module and its gradient bucke
 SHARDED = "FSDP2 and DTensor: simulated in one process, whose step may need less"
 PRODUCT = "prod: its backward pass is simulated as if a value were zero, which needs more"
 COMPILED = "torch.compile: simulated without the compiler, which often needs less"
+EXPORTED = (
+    "torch.export: what it makes to trace the model counts too, which the real one often drops"
+)
 # What is assumed of unknown numbers that an array is to hold: they are below, or above.
 LARGE = 1e4
 READ_ARRAY, ASSUMED = "numpy()", "reads whole numbers, which are assumed: they may decide sizes"
@@ -691,10 +694,14 @@ class FakeTracer(StorageTracer):
         if type(tensor).__name__ == "DTensor":
             self._note_words(SHARDED)
         if tensor.layout not in {torch.strided, torch.jagged}:  # the latter is made of its parts
-            self.note_obstacle(
-                EstimateObstacle(f"a {tensor.layout} tensor", "has a size that depends on values")
-            )
+            self.note_layout(tensor)
         return super()._look_at([tensor])
+
+    def note_layout(self, tensor: Any) -> None:
+        """Keeps the obstacle that a sparse tensor is."""
+        self.note_obstacle(
+            EstimateObstacle(f"a {tensor.layout} tensor", "has a size that depends on values")
+        )
 
     def find_serial(self, tensor: Any) -> int | None:
         """The number of the tensor's storage, which no other one has; None if it is not traced."""
@@ -1055,6 +1062,7 @@ class Simulation:
                 ),
                 replace_attributes(fake_tensor, run_fallback_kernel=_run_fallback),
                 replace_attributes(torch, compile=self._note_compile(torch.compile)),
+                replace_attributes(torch.export, export=self._note_export(torch.export.export)),
                 replace_attributes(torch.jit.ScriptModule, forward=property(self._note_script)),
                 *self._list_values(),
                 # transformers asks whether a tensor is fake, to take the path of an export.
@@ -1123,7 +1131,9 @@ class Simulation:
         with _copy_by(self._make_fake), copy_iterators(self.loaders):
             try:
                 return copy.deepcopy(arguments)
-            except TypeError as error:
+            except (TypeError, RecursionError, AssertionError) as error:
+                if read_obstacle(error) is not None:
+                    raise
                 raise CopyError(name_uncopied(arguments, error)) from error
 
     def _make_fake(self, tensor: Any) -> Any:
@@ -1133,6 +1143,9 @@ class Simulation:
         whole = not (made.is_floating_point() or made.is_complex())
         if whole and tensor.device.type == "cpu" and made.numel() <= KNOWN_ELEMENTS:
             self.tracer.values.copy(made, tensor)
+        if made.layout not in {torch.strided, torch.jagged}:
+            self.tracer.note_layout(made)
+            return made
         # It takes memory even if the step does not use it.
         self.tracer.mark(made, "parameters" if isinstance(made, torch.nn.Parameter) else "other")
         return made
@@ -1197,6 +1210,14 @@ class Simulation:
     def _note_script(self, module: Any) -> Any:
         self.scripted = True
         raise AttributeError(name="forward", obj=module)  # as torch's does: __getattr__ has it
+
+    def _note_export(self, export: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(export)
+        def export_and_note(*arguments: Any, **named: Any) -> Any:
+            self.note(EXPORTED)
+            return export(*arguments, **named)
+
+        return export_and_note
 
     def _note_compile(self, compile_: Callable[..., Any]) -> Callable[..., Any]:
         def compile_and_note(*arguments: Any, **named: Any) -> Any:
@@ -1414,10 +1435,15 @@ def _name_obstacle(error: BaseException) -> tuple[str, str] | None:
     for kind, reason in UNKNOWN.items():
         if isinstance(error, kind):
             return str(getattr(error, "func", "")), reason
+    unavailable = re.search(
+        r"Could not run '(.+?)' with arguments from the '\w*Meta' backend", text
+    )
     unregistered = re.search(r"no fake impl registered for <CustomOpDef\((.+?)\)>", text)
     found: tuple[str, str] | None = None
     if isinstance(error, fake_tensor.UnsupportedFakeTensorException):
         found = ("a tensor", f"has no fake version ({error})")
+    elif unavailable:
+        found = (unavailable[1], "has no fake version")
     elif unregistered:
         found = (unregistered[1], "has no fake version")
     elif "UnknownNumber" in text and isinstance(error, TypeError):
@@ -1473,12 +1499,33 @@ def _copy_by(convert: Callable[[Any], Any]) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         for cls in (torch.Tensor, torch.nn.Parameter, torch.nn.UninitializedParameter):
             stack.enter_context(replace_in_thread(cls, __deepcopy__=copy_tensor))
-        optimizer = torch.optim.Optimizer
-        stack.enter_context(replace_in_thread(optimizer, __deepcopy__=_copy_optimizer))
+        for owner, copier in (
+            (torch.optim.Optimizer, _copy_optimizer),
+            (torch.jit.RecursiveScriptModule, _copy_script),
+        ):
+            stack.enter_context(replace_in_thread(owner, __deepcopy__=copier))
         copiers = copy._deepcopy_dispatch  # type: ignore[attr-defined]
-        stack.callback(copiers.pop, torch.Generator)
-        copiers[torch.Generator] = _copy_generator
+        own = {torch.Generator: _copy_generator, torch.jit.ScriptFunction: lambda one, _: one}
+        for kind in own:
+            stack.callback(copiers.pop, kind)
+        copiers.update(own)
         yield
+
+
+def _copy_script(module: Any, memo: dict[int, Any]) -> Any:
+    """A copy of a scripted, traced or loaded module, whose C++ object would copy real tensors."""
+    made = torch.jit._recursive.wrap_cpp_module(_copy_script_object(module._c, memo))
+    return memo.setdefault(id(module), made)
+
+
+def _copy_script_object(source: Any, memo: dict[int, Any]) -> Any:
+    made = source.__copy__()
+    for kind in (torch._C.ParameterDict, torch._C.BufferDict):
+        for name, tensor in kind(source).items():
+            made.setattr(name, copy.deepcopy(tensor, memo))
+    for name, part in torch._C.ModuleDict(source).items():
+        made.setattr(name, _copy_script_object(part, memo))
+    return made
 
 
 def _copy_optimizer(optimizer: Any, memo: dict[int, Any]) -> Any:

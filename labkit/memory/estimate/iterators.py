@@ -89,8 +89,8 @@ def refuse_copy(name: str, words: str) -> UsageError:
     return UsageError(
         f"{name} cannot get a copy of {words}",
         cause="the step gets copies of its arguments, so that the real ones stay as they are",
-        fix="pass the model, the optimizer and the inputs alone, and let the step make or name the"
-        " rest: estimate_memory(lambda model: step(model, other), model)",
+        fix="make it inside: estimate_memory(make_step), where make_step() makes the model and the"
+        " rest and returns the step, a function without arguments",
     )
 
 

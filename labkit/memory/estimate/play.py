@@ -15,6 +15,7 @@ import inspect
 import io
 import re
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -294,8 +295,9 @@ def estimate_work(work: Work, target: Target) -> Estimate:
     found: list[Estimate] = []
     failures: list[UsageError] = []
     ways: list[Assumptions] = []
+    began_ns = time.time_ns()
     for answer in (True, False):
-        made, assumptions = _follow(work, target, answer=answer)
+        made, assumptions = _follow(work, target, answer=answer, began_ns=began_ns)
         (failures if isinstance(made, UsageError) else found).append(made)  # type: ignore[arg-type]
         ways.append(assumptions)
         if not (assumptions.asked or assumptions.reorders):
@@ -336,7 +338,7 @@ def _note_ways(ways: list[Assumptions], lowest: int, highest: int) -> str | None
 
 
 def _follow(
-    work: Work, target: Target, *, answer: bool
+    work: Work, target: Target, *, answer: bool, began_ns: int
 ) -> tuple[Estimate | UsageError, Assumptions]:
     """The estimate with this answer to every unknown value, or why it fails; and the decisions.
 
@@ -349,7 +351,7 @@ def _follow(
     tried: list[Any] = []
     reached = -1
     while True:
-        assumptions = Assumptions(answer=answer, changed=changed)
+        assumptions = Assumptions(answer=answer, changed=changed, began_ns=began_ns)
         try:
             return _estimate_one(work, target, assumptions), assumptions
         except UsageError as error:
@@ -366,10 +368,10 @@ def _follow(
 def _estimate_one(work: Work, target: Target, assumptions: Assumptions) -> Estimate:
     from labkit.memory.estimate.allocator import CachingAllocator
     from labkit.memory.estimate.cuda import CONTEXT_BYTES
-    from labkit.memory.estimate.fake import COMPILED, CONVERGENCE, PRODUCT, SHARDED
+    from labkit.memory.estimate.fake import COMPILED, CONVERGENCE, EXPORTED, PRODUCT, SHARDED
     from labkit.memory.track.model import Level, sum_categories, sum_lines
 
-    bounds = {COMPILED, CONVERGENCE, PRODUCT, SHARDED}
+    bounds = {COMPILED, CONVERGENCE, EXPORTED, PRODUCT, SHARDED}
     on_cuda = target.kind == "cuda"
     simulation, obstacle = _simulate(work, target, assumptions)
     levels, device = simulation.tracer.levels, simulation.device

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import operator as operators
+import time
 from collections import Counter
 from collections.abc import Callable, Collection
 from typing import Any, NoReturn
@@ -52,12 +53,15 @@ class Assumptions:
 
     ``changed`` are the decisions with the other answer.
     ``places`` counts the decisions of each line, ``drawn`` the numbers that it drew.
-    ``steps`` counts the steps that have begun.
+    ``steps`` counts the steps that have begun, and ``began_ns`` is the time of the first way's.
     ``reorders`` is True once the order of a backward pass depends on more than the step.
     """
 
-    def __init__(self, *, answer: bool, changed: Collection[Change] = ()) -> None:
+    def __init__(
+        self, *, answer: bool, changed: Collection[Change] = (), began_ns: int | None = None
+    ) -> None:
         self.answer, self.changed = answer, frozenset(changed)
+        self.began_ns = time.time_ns() if began_ns is None else began_ns
         self.reorders = False
         self.steps = 0
         self.places: Counter[str] = Counter()
@@ -115,6 +119,8 @@ class KnownValues:
 
     def keep(self, fake: Any, value: Any, limits: Limits | None = None) -> None:
         """Keeps the real tensor that has the fake one's values, or one draw of them."""
+        if fake.layout is not torch.strided:  # it has no storage
+            return
         fake.labkit_value = (value, self._writes[fake.untyped_storage()._cdata], limits)
 
     def limit(self, fake: Any, limits: Limits) -> None:
