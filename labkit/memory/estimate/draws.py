@@ -1,9 +1,10 @@
-"""Random numbers that a step draws outside of torch, and the time: as low, or as high, as can be.
+"""Random numbers that a step draws outside of torch: as low, or as high, as can be.
 
 A number of Python's or NumPy's generators is real, so a step that skips layers by it would be
 simulated for one draw only. While the step runs, a single number is the lowest that its generator
-can give, or the highest, as the assumptions say; the time stands still or leaps. Arrays and
-shuffles stay real draws, with a note. Every generator is as before when the step has run.
+can give, or the highest, as the assumptions say. So is the free part of the machine's memory and
+disks; ``clock.py`` has the time. Arrays and shuffles stay real draws, with a note. Every generator
+is as before when the step has run.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import math
 import os
 import random
 import secrets
+import shutil
 import sys
 import threading
 import time
@@ -27,6 +29,7 @@ from typing import Any
 
 import torch
 
+from labkit.memory.estimate.clock import CUT, DATES, Clock
 from labkit.memory.estimate.cuda import replace_attributes
 from labkit.memory.estimate.iterators import find_copy, keep_place
 from labkit.memory.estimate.limits import ALMOST_ONE
@@ -35,11 +38,12 @@ from labkit.memory.track.frames import PACKAGE, USER, is_user_file, judge_file
 
 # The most draws of a line in a step that are answered: a loop may draw until a number suits.
 LINE_DRAWS = 500
-DAY_SECONDS = 86_400
 # How far an unbounded distribution is followed: one draw in a thousand million is further out.
 DEVIATIONS, DECAYS = 6.0, 20.7
 # The most generators of Python whose states are kept.
 MOST_GENERATORS = 256
+# The least part of a memory or a disk that is free.
+LEAST_FREE = 64
 # A longer dictionary is not searched.
 MOST_KEPT = 64
 NOTE = (
@@ -157,7 +161,6 @@ NUMPY: dict[str, Callable[..., tuple[Any, Any]]] = {
 }
 # What NumPy's generators have beside their draws.
 NOT_DRAWN = ("seed", "get_state", "set_state", "spawn", "bit_generator")
-CLOCKS = ("time", "perf_counter", "monotonic", "process_time", "thread_time")
 
 
 class Draws:
@@ -165,7 +168,14 @@ class Draws:
 
     def __init__(self, assumptions: Assumptions, note: Callable[[str], object]) -> None:
         self._assumptions, self._note_words, self.active = assumptions, note, False
-        self._leaps, self._thread = 0, threading.get_ident()
+        self._thread = threading.get_ident()
+        self._clock = Clock(
+            lambda: assumptions.answers_draw(LINE_DRAWS),
+            lambda: assumptions.decide(drawn=True),
+            lambda: self._is_asked(depth=3),
+            lambda: note(CUT.format(LINE_DRAWS)),
+            assumptions.began_ns,
+        )
         self._numpy = sys.modules.get("numpy.random")  # only where something has imported it
         self._watched = self._wrap_classes()
         # What gives a generator its state back, by the generator's id.
@@ -246,23 +256,61 @@ class Draws:
         }
         made[random.Random]["seed"] = self._wrap_seed(random.Random.seed)
         made[os] = {"urandom": self._wrap(os.urandom, _limit_bytes)}
-        made[time] = self._wrap_clocks()
-        made[datetime] = self._wrap_dates()
+        if hasattr(os, "getloadavg"):
+            busy = (float(os.cpu_count() or 1),) * 3
+            made[os]["getloadavg"] = self._wrap(os.getloadavg, lambda: ((0.0,) * 3, busy))
+        made[time] = self._clock.list_functions()
+        dates = self._clock.list_dates().items()
+        made[datetime] = {kind.__name__: _make_alike(kind, names) for kind, names in dates}
         if "timeit" in sys.modules:
             made[sys.modules["timeit"]] = {"default_timer": made[time]["perf_counter"]}
         identifiers = sys.modules.get("uuid")
         if identifiers is not None:
-            make_identifier = identifiers.uuid4
 
-            def limit() -> tuple[Any, Any]:
-                ends = (identifiers.UUID(bytes=one, version=4) for one in _limit_bytes(16))
+            def limit(version: int, *_: Any, **named: Any) -> tuple[Any, Any]:
+                ends = (identifiers.UUID(bytes=one, version=version) for one in _limit_bytes(16))
                 low, high = ends
                 return low, high
 
-            made[identifiers] = {"uuid4": self._wrap(make_identifier, limit)}
+            made[identifiers] = {
+                f"uuid{version}": self._wrap(
+                    getattr(identifiers, f"uuid{version}"), functools.partial(limit, version)
+                )
+                for version in (1, 4)
+            }
+        made |= self._wrap_system()
         if self._numpy is not None:
             made[self._numpy] = self._wrap_numpy(self._numpy)
         return made
+
+    def _wrap_system(self) -> dict[Any, dict[str, Any]]:
+        """What replaces the functions that measure how full the machine is: it is, or is not."""
+        disk = self._wrap_usage(shutil.disk_usage)
+        made: dict[Any, dict[str, Any]] = {shutil: {"disk_usage": disk}}
+        measuring = sys.modules.get("psutil")
+        if measuring is not None:
+            names = ("virtual_memory", "swap_memory", "disk_usage")
+            made[measuring] = {
+                name: self._wrap_usage(getattr(measuring, name))
+                for name in names
+                if hasattr(measuring, name)
+            }
+        return made
+
+    def _wrap_usage(self, measure: Callable[..., Any]) -> Any:
+        def limit(*given: Any, **named: Any) -> tuple[Any, Any]:
+            found = measure(*given, **named)
+            least = found.total // LEAST_FREE
+            used = {"used": found.total, "free": least, "available": least, "percent": 99.0}
+            idle = {"used": least, "free": found.total, "available": found.total, "percent": 1.0}
+            names = found._fields
+            low, high = (
+                found._replace(**{name: one for name, one in each.items() if name in names})
+                for each in (used, idle)
+            )
+            return low, high
+
+        return self._wrap(measure, limit)
 
     def _wrap_numpy(self, numpy: Any) -> dict[str, Any]:
         """What replaces NumPy's functions and classes."""
@@ -341,12 +389,13 @@ class Draws:
             restore = functools.partial(generator.setstate, generator.getstate())
             self._kept[id(generator)] = restore
 
-    def _is_asked(self, *, inside: str | None = None) -> bool:
+    def _is_asked(self, *, inside: str | None = None, depth: int = 2) -> bool:
         """True where the step calls: no other thread, and no hook of the garbage collector.
 
-        With ``inside``, where a function of that file calls for the step.
+        With ``inside``, where a function of that file calls for the step. ``depth`` is the number
+        of frames between.
         """
-        frame: Any = sys._getframe(2)
+        frame: Any = sys._getframe(depth)
         while frame is not None and frame.f_code.co_filename == inside:
             frame = frame.f_back
         if frame is None:
@@ -358,46 +407,6 @@ class Draws:
             and is_user_file(caller.co_filename)
             and all(getattr(hook, "__code__", None) is not caller for hook in gc.callbacks)
         )
-
-    def _wrap_clocks(self) -> dict[str, Any]:
-        """What replaces the functions that read a clock."""
-        made = {name: self._wrap_clock(getattr(time, name)) for name in CLOCKS}
-        for name in CLOCKS:
-            read = getattr(time, f"{name}_ns")
-            made[f"{name}_ns"] = self._wrap_clock(read, DAY_SECONDS * 10**9)
-        return made
-
-    def _wrap_clock(self, read: Callable[[], Any], day: int = DAY_SECONDS) -> Callable[[], Any]:
-        @functools.wraps(read)
-        def answer() -> Any:
-            # What must not leap is real: an event loop's timers, a lock's limit.
-            return read() + self._leap() * day if self._is_asked() else read()
-
-        return answer
-
-    def _leap(self) -> int:
-        """The days by which the time has leapt, after it may have leapt again."""
-        may_leap = self._assumptions.answers_draw(LINE_DRAWS)
-        self._leaps += may_leap and self._assumptions.decide(drawn=True)
-        return self._leaps
-
-    def _wrap_dates(self) -> dict[str, Any]:
-        """What replaces Python's classes of dates, whose dates are those of the real classes."""
-
-        def wrap(read: Callable[..., Any]) -> Any:
-            def answer(kind: Any, *zone: Any, **named: Any) -> Any:
-                days = self._leap() if self._is_asked() else 0
-                return read(*zone, **named) + datetime.timedelta(days=days)
-
-            return classmethod(answer)
-
-        return {
-            kind.__name__: _make_alike(kind, {one: wrap(getattr(kind, one)) for one in names})
-            for kind, names in DATES.items()
-        }
-
-
-DATES = {datetime.datetime: ("now", "utcnow", "today"), datetime.date: ("today",)}
 
 
 def _make_alike(kind: Any, names: dict[str, Any]) -> Any:

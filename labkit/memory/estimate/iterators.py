@@ -24,7 +24,7 @@ from typing import Any, NoReturn
 from torch.utils.data import dataloader
 
 from labkit.errors import UsageError
-from labkit.memory.estimate.cuda import replace_attributes
+from labkit.memory.estimate.cuda import replace_in_thread
 
 FIX = (
     "pass the loader instead of its iterator, and take the batch in the step:"
@@ -230,8 +230,8 @@ class LiveLoaders:
             return iterate(one)
 
         with contextlib.ExitStack() as stack:
-            stack.enter_context(replace_attributes(base, __init__=start, __next__=give))
-            stack.enter_context(replace_attributes(loader, __iter__=begin_epoch))
+            stack.enter_context(replace_in_thread(base, __init__=start, __next__=give))
+            stack.enter_context(replace_in_thread(loader, __iter__=begin_epoch))
             yield
 
     def make_alike(self, iterator: Any, convert: Convert) -> Any:

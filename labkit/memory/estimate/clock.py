@@ -1,0 +1,126 @@
+"""The clocks that a simulated step reads: time passes by a little with each reading, or leaps.
+
+How long the simulation takes is not known, and says nothing about the real step. So a step that
+saves each hour, stops at a deadline, or goes by the parity of the second, is simulated both ways.
+"""
+
+from __future__ import annotations
+
+import datetime
+import functools
+import time
+from collections.abc import Callable
+from typing import Any
+
+CLOCKS = ("time", "perf_counter", "monotonic", "process_time", "thread_time")
+# What takes the time as its last argument, and where that is.
+CALENDARS = {"localtime": 0, "gmtime": 0, "ctime": 0, "strftime": 1, "asctime": 0}
+DATE = datetime.date
+DATES = {datetime.datetime: ("now", "utcnow", "today"), datetime.date: ("today",)}
+SECOND, DAY = 10**9, 86_400 * 10**9
+# What a reading takes: it changes no remainder by a small number.
+TICK = 720_720
+# The first leap changes the parity of the second and of each smaller part, the half of the day, the
+# hour and the minute; further ones change the day alone.
+LEAP = DAY + 13 * 3600 * SECOND + 31 * 60 * SECOND + 31 * SECOND + 1_001_001
+LONGEST_SLEEP = 0.05
+CUT = "a loop that waits for a time was ended after {} readings: it may run longer, and need more"
+
+
+class Clock:
+    """The time of a simulated step.
+
+    ``may_leap`` is False where a line has asked often, ``leaps`` answers, ``is_asked`` is True
+    where the step's own code calls. ``began_ns`` is when the estimate began, on both of its ways.
+    """
+
+    def __init__(
+        self,
+        may_leap: Callable[[], bool],
+        leaps: Callable[[], bool],
+        is_asked: Callable[[], bool],
+        note_end: Callable[[], object],
+        began_ns: int,
+    ) -> None:
+        self._may_leap, self._leaps, self._is_asked = may_leap, leaps, is_asked
+        self._note_end, self._began_ns = note_end, began_ns - began_ns % TICK
+        self._count = self._passed = 0
+
+    def list_functions(self) -> dict[str, Any]:
+        """What replaces which functions of Python's ``time``."""
+        made: dict[str, Any] = {"sleep": self._wrap_sleep(time.sleep)}
+        for name in CLOCKS:
+            read = getattr(time, f"{name}_ns")
+            start = self._began_ns if name == "time" else read()
+            made[f"{name}_ns"] = self._wrap(read, start, 1)
+            made[name] = self._wrap(getattr(time, name), start, SECOND)
+        made |= {name: self._wrap_calendar(name, place) for name, place in CALENDARS.items()}
+        return made
+
+    def list_dates(self) -> dict[type, dict[str, Any]]:
+        """What replaces which methods of Python's classes of dates."""
+        return {
+            kind: {name: self._wrap_date(kind, name) for name in names}
+            for kind, names in DATES.items()
+        }
+
+    def _pass(self) -> int:
+        """The nanoseconds that have passed, after a reading."""
+        ends = not self._may_leap()
+        if ends:
+            self._note_end()
+        if ends or self._leaps():
+            self._count += 1
+        else:
+            self._passed += TICK
+        return self._passed + (LEAP + (self._count - 1) * DAY if self._count else 0)
+
+    def _wrap(self, read: Callable[[], Any], start: int, unit: int) -> Callable[[], Any]:
+        @functools.wraps(read)
+        def answer() -> Any:
+            # What must not leap is real: an event loop's timers, a lock's limit.
+            if not self._is_asked():
+                return read()
+            passed = start + self._pass()
+            return passed if unit == 1 else passed / unit
+
+        return answer
+
+    def _wrap_calendar(self, name: str, place: int) -> Callable[..., Any]:
+        read = getattr(time, name)
+        takes_parts = name in {"strftime", "asctime"}
+        find_parts = time.localtime
+
+        @functools.wraps(read)
+        def answer(*given: Any) -> Any:
+            if len(given) > place or not self._is_asked():
+                return read(*given)
+            seconds = (self._began_ns + self._pass()) // SECOND
+            return read(*given, find_parts(seconds) if takes_parts else seconds)
+
+        return answer
+
+    def _wrap_date(self, kind: Any, name: str) -> Any:
+        read = getattr(kind, name)
+
+        def answer(_: Any, *zone: Any, **named: Any) -> Any:
+            if not self._is_asked():
+                return read(*zone, **named)
+            seconds, rest = divmod(self._began_ns + self._pass(), SECOND)
+            if kind is DATE:
+                return kind.fromtimestamp(seconds)
+            zone = (datetime.timezone.utc,) if name == "utcnow" else zone or (*named.values(),)
+            made = kind.fromtimestamp(seconds, *zone).replace(microsecond=rest // 1000)
+            return made.replace(tzinfo=None) if name == "utcnow" else made
+
+        return classmethod(answer)
+
+    def _wrap_sleep(self, sleep: Callable[[float], None]) -> Callable[[float], None]:
+        @functools.wraps(sleep)
+        def answer(seconds: float) -> None:
+            if self._is_asked():
+                self._passed += int(seconds * SECOND)
+                seconds = min(seconds, LONGEST_SLEEP)
+            sleep(seconds)
+
+        return answer
