@@ -370,3 +370,52 @@ def test_a_model_that_the_step_exports_is_an_upper_bound():
         return lambda: model(BATCHES[0]).sum().backward()
 
     assert "torch.export" in estimate_memory(make_step).excess
+
+
+def test_arrays_of_samples_are_stacked_before_they_are_a_tensor(monkeypatch):
+    numpy = pytest.importorskip("numpy")
+    made = []
+    create = torch.as_tensor
+    monkeypatch.setattr(torch, "as_tensor", lambda *given: made.append(given) or create(*given))
+    samples = [numpy.full(8, place, numpy.float32) for place in range(64)]
+
+    def step(model):
+        model(next(iter(DataLoader(samples, 32)))).sum().backward()
+
+    assert estimate_memory(step, nn.Linear(8, 64)).obstacle is None
+    assert len(made) == 2
+    uneven = DataLoader([numpy.ones(3), numpy.ones(4)], 2)
+    with pytest.raises(UsageError, match="stack"):
+        estimate_memory(lambda: next(iter(uneven)))
+
+
+DRAWN = {
+    "mixed": lambda values: torch.distributions.Beta(values, values),
+    "shares": torch.distributions.Dirichlet,
+    "waits": lambda values: torch.distributions.Gamma(values, values),
+    "counts": lambda values: torch.distributions.Binomial(10, values / values.sum()),
+}
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_distributions_are_drawn_from_on_a_gpu(name):
+    def step(values):
+        drawn = DRAWN[name](values.exp())
+        sample = drawn.rsample() if drawn.has_rsample else drawn.sample()
+        (drawn.log_prob(sample) + sample).sum().backward()
+
+    values = nn.Parameter(torch.ones(1000))
+    assert estimate_memory(step, values, device="H100").obstacle is None
+
+
+def test_fake_tensors_have_the_addresses_of_their_storages():
+    seen = []
+
+    def step(model, values):
+        tied = [one.data_ptr() for one in (values, values[1:], model.weight, model.bias)]
+        seen.append((tied, values.untyped_storage().data_ptr()))
+
+    estimate_memory(step, nn.Linear(8, 8), BATCHES[0])
+    (whole, part, *others), storage = seen[0]
+    assert storage == whole == part - 8 * 4
+    assert len({whole, *others}) == 3

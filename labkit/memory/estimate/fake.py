@@ -852,6 +852,18 @@ def _multiply_groups(one: Any, other: Any, offs: Any = None, *others: Any, **nam
     return one.new_empty(*one.shape[:-1], other.size(-1)) if rows else one.new_empty(0)
 
 
+def _draw_alike(draw: Callable[..., Any]) -> Callable[..., Any]:
+    """Wraps a draw, or its backward pass, that torch can fake on the CPU alone."""
+
+    @functools.wraps(draw)
+    def compute(values: Any, *others: Any, **named: Any) -> Any:
+        if values.fake_device.type == "cuda":
+            return torch.empty_like(values)
+        return draw(values, *others, **named)
+
+    return compute
+
+
 def _allow_nothing(reverse: Callable[..., Any]) -> Callable[..., Any]:
     """Wraps a loss's backward pass, which torch's fake version divides by no elements."""
 
@@ -915,6 +927,16 @@ LAID_OUT = (
 REPLACED: dict[int, Callable[..., Any]] = {id(one): _keep_storage(one) for one in KEEP_STORAGE}
 REPLACED |= {id(norm): _lay_out(norm) for norm in LAID_OUT}
 REPLACED |= {
+    id(draw): _draw_alike(draw)
+    for draw in (
+        ATEN._sample_dirichlet.default,
+        ATEN._dirichlet_grad.default,
+        ATEN._standard_gamma.default,
+        ATEN._standard_gamma_grad.default,
+        ATEN.binomial.default,
+    )
+}
+REPLACED |= {
     id(reverse): _allow_nothing(reverse)
     for reverse in (
         ATEN.mse_loss_backward.default,
@@ -960,6 +982,33 @@ class _AskingTorch(type):
     def __instancecheck__(cls, instance: Any) -> bool:
         inside = sys._getframe(1).f_code.co_filename.startswith(FOLDER)
         return inside and isinstance(instance, fake_tensor.FakeTensor)
+
+
+def _is_torchs(file: str) -> bool:
+    return file.startswith(FOLDER) and not file.endswith("/storage.py")
+
+
+def give_addresses() -> contextlib.ExitStack:
+    """Gives fake storages an address each, by which libraries find shared tensors, until exit.
+
+    Torch's own code sees that they have none.
+    """
+    find = torch.UntypedStorage.data_ptr
+
+    def find_storage(storage: Any) -> int:
+        if storage.device.type != "meta" or _is_torchs(sys._getframe(1).f_code.co_filename):
+            return int(find(storage))
+        return int(storage._cdata) << 40  # they do not overlap
+
+    def find_tensor(tensor: Any) -> int:
+        if _is_torchs(sys._getframe(1).f_code.co_filename):
+            return 0
+        start = int(tensor.untyped_storage()._cdata) << 40
+        return start + int(tensor.storage_offset()) * int(tensor.element_size())
+
+    stack = replace_in_thread(torch.UntypedStorage, data_ptr=find_storage)
+    stack.enter_context(replace_attributes(fake_tensor.FakeTensor, data_ptr=find_tensor))
+    return stack
 
 
 class HiddenFakeTensor(metaclass=_AskingTorch):
@@ -1106,6 +1155,7 @@ class Simulation:
         values = self.tracer.values
         return [
             self.checkpoints.open(),
+            give_addresses(),
             simulate_lazy(),
             replace_attributes(
                 fake_tensor.FakeTensor,

@@ -265,10 +265,34 @@ def load_here(loads_ahead: Callable[[], bool]) -> Iterator[None]:
         return None if collating else _utils.worker._worker_info
 
     with (
+        _stack_arrays(),
         replace_attributes(dataloader, _MultiProcessingDataLoaderIter=iterate),
         replace_attributes(torch.utils.data, get_worker_info=find_worker),
     ):
         yield
+
+
+@contextlib.contextmanager
+def _stack_arrays() -> Iterator[None]:
+    """Makes ``default_collate`` stack arrays before they are a tensor: each would cost as much."""
+    numpy, collaters = sys.modules.get("numpy"), _utils.collate.default_collate_fn_map
+    each = None if numpy is None else collaters.get(numpy.ndarray)
+    if numpy is None or each is None:
+        yield
+        return
+
+    def stack(batch: Any, **named: Any) -> Any:
+        first = batch[0]
+        kind = first.shape, first.dtype
+        if first.dtype.kind in "biufc" and all((one.shape, one.dtype) == kind for one in batch):
+            return torch.as_tensor(numpy.stack(batch))
+        return each(batch, **named)
+
+    collaters[numpy.ndarray] = stack
+    try:
+        yield
+    finally:
+        collaters[numpy.ndarray] = each
 
 
 def make_iterator(loader: Any) -> Any:

@@ -7,10 +7,11 @@ over the real ones (``overlay.py``).
 from __future__ import annotations
 
 import contextlib
+import functools
+import importlib
 import io
 import os
 import pickle
-import sys
 import threading
 import weakref
 from collections.abc import Callable
@@ -30,6 +31,14 @@ from labkit.memory.estimate.values import KnownValues
 MARK = b"labkit's checkpoint of fake tensors\n"
 # The most values of a tensor that a checkpoint has, such as counts of batches.
 MOST_VALUES = 1024
+
+
+@functools.cache
+def _find_safetensors() -> Any:
+    """The module that saves tensors, imported before the step imports it; None if there is none."""
+    with contextlib.suppress(ImportError):
+        return importlib.import_module("safetensors.torch")
+    return None
 
 
 class SavedStorage:
@@ -144,7 +153,7 @@ class Checkpoints:
     def _list_savers(self) -> dict[Any, dict[str, Any]]:
         saving = {"save": self._wrap_save(torch.save), "load": self._wrap_load(torch.load)}
         found: dict[Any, dict[str, Any]] = {torch: saving, torch.serialization: saving}
-        safe = sys.modules.get("safetensors.torch")
+        safe = _find_safetensors()
         if safe is not None:
             found[safe] = {
                 "save_file": self._wrap_save(safe.save_file),
