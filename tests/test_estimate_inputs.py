@@ -6,6 +6,7 @@ import copy
 import csv
 import io
 import itertools
+import sys
 import threading
 
 import pytest
@@ -419,3 +420,31 @@ def test_fake_tensors_have_the_addresses_of_their_storages():
     (whole, part, *others), storage = seen[0]
     assert storage == whole == part - 8 * 4
     assert len({whole, *others}) == 3
+
+
+LATE = """
+from datetime import datetime
+from os import remove
+from random import random
+from time import time as read_time
+from torch import load, save, tensor
+"""
+
+
+def test_a_module_that_a_step_imports_keeps_nothing_of_the_simulation(tmp_path, monkeypatch):
+    (tmp_path / "imported_late.py").write_text(LATE)
+    monkeypatch.syspath_prepend(tmp_path)
+    seen = []
+
+    def step(values):
+        import imported_late
+
+        imported_late.save(values, tmp_path / "values.pt")
+        seen.append(imported_late)
+
+    estimate_memory(step, torch.ones(3))
+    monkeypatch.delitem(sys.modules, "imported_late")
+    late, expected = seen[0], {}
+    exec(LATE, expected)
+    names = expected.keys() - {"__builtins__"}
+    assert {name: vars(late)[name] for name in names} == {name: expected[name] for name in names}

@@ -13,8 +13,8 @@ import functools
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable, Set
-from types import SimpleNamespace
+from collections.abc import Callable, Iterator, Set
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import torch
@@ -43,16 +43,51 @@ class NamesCudaError(BaseException):
     """The code names a CUDA device: what it puts nowhere stays on the host."""
 
 
+# What has the place of modules' attributes now: by its id, it and the attributes by their names.
+_STANDING_IN: dict[int, tuple[Any, dict[str, Any]]] = {}
+
+
 def replace_attributes(owner: Any, **values: object) -> contextlib.ExitStack:
     """Replaces attributes of torch until exit; then an inherited one is inherited again."""
     stack = contextlib.ExitStack()
     for name, value in values.items():
         if name in vars(owner):
-            stack.callback(setattr, owner, name, vars(owner)[name])
+            original = vars(owner)[name]
+            stack.callback(setattr, owner, name, original)
+            if isinstance(owner, ModuleType) and callable(value):
+                stack.callback(_STANDING_IN.pop, id(value), None)
+                _STANDING_IN.setdefault(id(value), (value, {}))[1][name] = original
         else:
             stack.callback(delattr, owner, name)
         setattr(owner, name, value)
     return stack
+
+
+@contextlib.contextmanager
+def mend_imported() -> Iterator[None]:
+    """Gives the modules that are imported meanwhile, on exit, what they import without an estimate.
+
+    A library that loads its parts when they are first used would keep what is replaced now.
+    """
+    before = set(sys.modules)
+    try:
+        yield
+    finally:
+        for key in sys.modules.keys() - before:
+            module = sys.modules[key]
+            names = vars(module) if type(module) is ModuleType else {}
+            for name, value in list(names.items()):
+                names[name] = _find_original(name, value)
+
+
+def _find_original(name: str, value: Any) -> Any:
+    """What the value stands in for, if it does; ``name`` decides where that is several things."""
+    while id(value) in _STANDING_IN:
+        originals = _STANDING_IN[id(value)][1]
+        if len(originals) > 1 and name not in originals:
+            break
+        value = originals.get(name, next(iter(originals.values())))
+    return value
 
 
 def replace_in_thread(owner: Any, **values: Any) -> contextlib.ExitStack:

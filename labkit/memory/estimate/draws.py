@@ -30,7 +30,7 @@ from typing import Any
 import torch
 
 from labkit.memory.estimate.clock import CUT, DATES, Clock
-from labkit.memory.estimate.cuda import replace_attributes
+from labkit.memory.estimate.cuda import mend_imported, replace_attributes
 from labkit.memory.estimate.iterators import find_copy, keep_place
 from labkit.memory.estimate.limits import ALMOST_ONE
 from labkit.memory.estimate.values import Assumptions
@@ -207,6 +207,7 @@ class Draws:
                     stack.callback(put, name, value)
                     put(name, made)
             stack.callback(self._restore)
+            stack.enter_context(mend_imported())
             yield
 
     def _restore(self) -> None:
