@@ -6,10 +6,13 @@ function without arguments that makes model, optimizer and inputs, and returns t
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import gc
+import io
 import sys
+import tempfile
 from typing import NamedTuple
 
 import torch
@@ -1174,6 +1177,38 @@ def llama_fsdp2():
         fully_shard(layer)
     fully_shard(model)
     return train(model, lambda: model(input_ids=ids, labels=ids).loss)
+
+
+@step
+def trainer_that_saves():
+    """Transformers' own loop: batches of padded samples, a schedule, and a checkpoint each step."""
+    import transformers
+
+    folder = tempfile.TemporaryDirectory(prefix="labkit-trainer-")
+    ids = make_ids(1, 64)[0]
+    samples = [{"input_ids": ids[:length], "labels": ids[:length]} for length in (64, 48) * 8]
+
+    def pad(batch):
+        return {
+            name: nn.utils.rnn.pad_sequence([one[name] for one in batch], batch_first=True)
+            for name in batch[0]
+        }
+
+    options = {"save_strategy": "steps", "save_steps": 1, "save_total_limit": 1, "report_to": []}
+    arguments = transformers.TrainingArguments(
+        folder.name, max_steps=2, per_device_train_batch_size=4, use_cpu=True, disable_tqdm=True,
+        logging_strategy="no", **options,
+    )  # fmt: skip
+    trainer = transformers.Trainer(
+        model=make_causal("llama"), args=arguments, train_dataset=samples, data_collator=pad
+    )
+    trainer.folder = folder  # removed with it
+
+    def run():
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            trainer.train()
+
+    return run
 
 
 # Recurrences and graphs, in torch alone.

@@ -755,3 +755,177 @@ def codebook_restarted():
 
 
 BOUNDS["experts_in_a_loop"] = "interval"
+
+
+@step
+def proximal_policy():
+    """Rollouts kept in tensors, and their minibatches in an order that NumPy shuffles."""
+    steps, worlds, seen, actions = 32, 8, 16, 4
+    actor = nn.Sequential(nn.Linear(seen, 128), nn.Tanh(), nn.Linear(128, actions))
+    critic = nn.Sequential(nn.Linear(seen, 128), nn.Tanh(), nn.Linear(128, 1))
+    weights = [*actor.parameters(), *critic.parameters()]
+    optimizer, draws = torch.optim.Adam(weights, eps=1e-5), np.random.default_rng(0)
+    states = torch.zeros(steps, worlds, seen)
+    taken, before, gains, values = (torch.zeros(steps, worlds) for _ in range(4))
+
+    def roll_out():
+        for place in range(steps):
+            states[place] = torch.tensor(draws.normal(size=(worlds, seen)), dtype=torch.float32)
+            with torch.no_grad():
+                policy = torch.distributions.Categorical(logits=actor(states[place]))
+                taken[place] = chosen = policy.sample()
+                before[place] = policy.log_prob(chosen)
+                values[place] = critic(states[place]).flatten()
+            gains[place] = torch.tensor(draws.normal(size=worlds))
+
+    def run():
+        roll_out()
+        kept = [one.flatten(0, 1) for one in (states, taken, before, gains - values, gains)]
+        for part in np.split(draws.permutation(steps * worlds), 4):
+            state, action, old, better, gain = (one[part] for one in kept)
+            policy = torch.distributions.Categorical(logits=actor(state))
+            ratio = (policy.log_prob(action) - old).exp()
+            better = (better - better.mean()) / (better.std() + 1e-8)
+            worse = torch.max(-better * ratio, -better * ratio.clamp(0.8, 1.2)).mean()
+            missed = functional.mse_loss(critic(state).flatten(), gain)
+            optimizer.zero_grad()
+            (worse + missed / 2 - policy.entropy().mean() / 100).backward()
+            nn.utils.clip_grad_norm_(weights, 0.5)
+            optimizer.step()
+
+    return run
+
+
+@step
+def radiance_field():
+    """Rays through two networks: samples at even depths, and more of them where there is matter."""
+    rays, depths = 256, 32
+    coarse, fine = (
+        nn.Sequential(nn.Linear(63, 128), nn.ReLU(), nn.Linear(128, 4)) for _ in range(2)
+    )
+    origins, ways, colors = torch.randn(rays, 1, 3), torch.randn(rays, 1, 3), torch.rand(rays, 3)
+
+    def encode(places):
+        waves = [
+            wave(places * 2.0**power) for power in range(10) for wave in (torch.sin, torch.cos)
+        ]
+        return torch.cat([places, *waves], -1)
+
+    def render(network, depth):
+        made = network(encode(origins + ways * depth[..., None]))
+        gaps = torch.cat([depth.diff(), torch.full((rays, 1), 1e10)], -1)
+        opaque = 1 - torch.exp(-made[..., 3].relu() * gaps)
+        clear = torch.cat([torch.ones(rays, 1), 1 - opaque + 1e-10], -1).cumprod(-1)[:, :-1]
+        weights = opaque * clear
+        return (weights[..., None] * made[..., :3].sigmoid()).sum(-2), weights
+
+    def measure():
+        depth = torch.linspace(2, 6, depths).expand(rays, depths) + torch.rand(rays, depths) / 8
+        first, weights = render(coarse, depth)
+        sums = (weights[:, 1:-1] + 1e-5).cumsum(-1)
+        drawn = torch.rand(rays, depths) * sums[:, -1:]
+        place = torch.searchsorted(sums.detach(), drawn).clamp(max=depths - 3)
+        more = depth.gather(1, place + 1).detach()
+        last, _ = render(fine, torch.cat([depth, more], -1).sort(-1)[0])
+        return functional.mse_loss(first, colors) + functional.mse_loss(last, colors)
+
+    return train(nn.ModuleList([coarse, fine]), measure, torch.optim.Adam)
+
+
+@step
+def differential_equation():
+    """A network that is to solve an equation: its second derivatives are in its loss."""
+    layers = [nn.Linear(2, 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 1)]
+    model, points, known = nn.Sequential(*layers), torch.rand(2_000, 2), torch.rand(2_000, 1)
+
+    def derive(value, by):
+        return torch.autograd.grad(value.sum(), by, create_graph=True)[0]
+
+    def measure():
+        place, time = (points[:, one : one + 1].clone().requires_grad_() for one in range(2))
+        value = model(torch.cat([place, time], 1))
+        slope = derive(value, place)
+        rest = derive(value, time) + value * slope - 0.01 * derive(slope, place)
+        return (value - known).square().mean() + rest.square().mean()
+
+    return train(model, measure, torch.optim.Adam)
+
+
+@step
+def learning_to_learn():
+    """Steps within a step: the weights that one task would get, and gradients through them."""
+    shapes = [(64, 784), (64,), (5, 64), (5,)]
+    weights = [nn.Parameter(torch.randn(shape) / 100) for shape in shapes]
+    optimizer = torch.optim.Adam(weights)
+    values, labels = torch.randn(4, 100, 784), torch.arange(5).repeat(20)
+
+    def score(given, used):
+        first, second, third, fourth = used
+        made = functional.linear(functional.linear(given, first, second).relu(), third, fourth)
+        return functional.cross_entropy(made, labels[: len(given)])
+
+    def run():
+        total = 0
+        for task in values:
+            used = weights
+            for _ in range(3):
+                slopes = torch.autograd.grad(score(task[:25], used), used, create_graph=True)
+                used = [one - slope / 100 for one, slope in zip(used, slopes, strict=True)]
+            total = total + score(task[25:], used)
+        optimizer.zero_grad()
+        total.backward()
+        optimizer.step()
+
+    return run
+
+
+@step
+def hard_negatives():
+    """A detector's loss: boxes of objects, and those of the background that look most like one."""
+    anchors, kinds = 2_000, 21
+    model = nn.Linear(32, 4 + kinds)
+    values, boxes = torch.randn(4, anchors, 32), torch.randn(4, anchors, 4)
+    labels = torch.randint(0, kinds, (4, anchors)) * (torch.rand(4, anchors) < 0.05)
+
+    def measure():
+        made = model(values)
+        found, scores, right = made[..., :4], made[..., 4:], labels > 0
+        apart = functional.smooth_l1_loss(found[right], boxes[right], reduction="sum")
+        wrong = functional.cross_entropy(scores.transpose(1, 2), labels, reduction="none")
+        ranks = wrong.detach().masked_fill(right, 0).sort(1, descending=True)[1].sort(1)[1]
+        used = right | (ranks < 3 * right.sum(1, keepdim=True))
+        missed = functional.cross_entropy(scores[used], labels[used], reduction="sum")
+        return (apart + missed) / right.sum()
+
+    return train(model, measure, torch.optim.SGD)
+
+
+@step
+def filtered_states():
+    """A Kalman filter that is trained: small matrices, inverted and decomposed at each time."""
+    size, seen, batch = 8, 3, 64
+    moves, shows = nn.Parameter(torch.eye(size)), nn.Parameter(torch.randn(seen, size))
+    noise, error = nn.Parameter(torch.zeros(size)), nn.Parameter(torch.zeros(seen))
+    optimizer = torch.optim.Adam([moves, shows, noise, error])
+    series = torch.randn(20, batch, seen)
+
+    def run():
+        mean, spread, total = torch.zeros(batch, size), torch.eye(size).expand(batch, -1, -1), 0
+        for values in series:
+            mean, spread = mean @ moves.T, moves @ spread @ moves.T + noise.exp().diag()
+            expected = shows @ spread @ shows.T + error.exp().diag()
+            missed = values - mean @ shows.T
+            gain = spread @ shows.T @ torch.linalg.inv(expected)
+            mean = mean + (gain @ missed[..., None])[..., 0]
+            spread = (torch.eye(size) - gain @ shows) @ spread
+            root = torch.linalg.cholesky(expected)
+            model = torch.distributions.MultivariateNormal(torch.zeros(seen), scale_tril=root)
+            total = total - model.log_prob(missed).mean()
+        optimizer.zero_grad()
+        total.backward()
+        optimizer.step()
+
+    return run
+
+
+BOUNDS["hard_negatives"] = "interval"
