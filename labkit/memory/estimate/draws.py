@@ -218,6 +218,9 @@ class Draws:
 
     def _copy(self, value: Any) -> Any:
         """The copy of a live iterator; None for anything else. A file gets its place back."""
+        kind = type(value)
+        if not hasattr(kind, "__next__") and kind.__name__ != "socket":
+            return None  # most names
         known = self._copies.get(id(value))
         if known is None:
             made = find_copy(value)
