@@ -39,6 +39,7 @@ from labkit.memory.track.model import CATEGORIES, sum_categories
 from labkit.memory.track.storages import StorageTracer
 from labkit.memory.track.tracker import track_memory
 from tests.fakes.models import MODELS, OPTIMIZERS, make_training, run_twice
+from tests.fakes.record import Record
 
 GIB = 2**30
 CASES = [(model, optimizer) for model in MODELS for optimizer in OPTIMIZERS]
@@ -586,7 +587,7 @@ def test_no_file_that_a_step_writes_is_touched(tmp_path, monkeypatch):
 
 def test_arrays_of_draws_keep_their_shape():
     generator = np.random.default_rng(0)
-    shapes = []
+    shapes = Record()
 
     def step():
         drawn = (generator.random(8), generator.random((3, 1)), np.random.random((5, 1)))
@@ -595,7 +596,7 @@ def test_arrays_of_draws_keep_their_shape():
         torch.ones(1 + (generator.random() < 2))
 
     estimate_memory(lambda: step)
-    assert shapes[:2] == [[(8,), (3, 1), (5, 1)], [(4,)]]
+    assert shapes.take()[:2] == [[(8,), (3, 1), (5, 1)], [(4,)]]
 
 
 def test_a_recurrent_layer_is_not_taken_for_one_without_gradients():
@@ -612,7 +613,7 @@ def test_a_recurrent_layer_is_not_taken_for_one_without_gradients():
 
 
 def test_the_time_leaps_for_the_steps_own_thread_only():
-    seen = []
+    seen = Record()
 
     def step():
         if time.monotonic() - started > 3_600:
@@ -627,7 +628,7 @@ def test_the_time_leaps_for_the_steps_own_thread_only():
     loop.close()
 
     assert estimate.lowest_bytes < estimate.peak_bytes == 4000
-    assert seen and max(seen) - started < 3_600
+    assert max(seen.take()) - started < 3_600
 
 
 def test_draws_that_decide_nothing_are_no_range():
@@ -679,14 +680,22 @@ def test_what_is_shuffled_is_noted_as_one_draw(draw):
 
 
 def test_a_date_of_a_step_is_a_real_one():
-    seen = []
+    seen = Record()
 
     def step(values):
-        seen[:] = [datetime.datetime(2020, 1, 1), datetime.datetime.now(), datetime.date.today()]
-        assert isinstance(seen[0], datetime.datetime) and isinstance(EARLY, datetime.date)
+        seen.append(datetime.datetime(2020, 1, 1))
+        seen.append(datetime.datetime.now())
+        seen.append(datetime.date.today())
+        assert isinstance(datetime.datetime.now(), datetime.datetime) and isinstance(
+            EARLY, datetime.date
+        )
 
     estimate_memory(step, torch.ones(4))
-    assert [type(one) for one in seen] == [datetime.datetime, datetime.datetime, datetime.date]
+    assert [type(one) for one in seen.take()[:3]] == [
+        datetime.datetime,
+        datetime.datetime,
+        datetime.date,
+    ]
 
 
 EARLY = datetime.date(2020, 1, 1)
@@ -1178,7 +1187,7 @@ def test_a_tensor_that_cannot_be_faked_makes_a_lower_bound():
 
 
 def test_where_the_context_alone_is_too_much_no_batch_is_tried():
-    tried = []
+    tried = Record()
 
     def make_step(batch):
         tried.append(batch)
@@ -1187,7 +1196,7 @@ def test_where_the_context_alone_is_too_much_no_batch_is_tried():
 
     estimate = estimate_memory(make_step, batch=1000, device="100 MiB")
     assert (estimate.fits, estimate.largest_batch) == (False, 0)
-    assert tried == [1000]
+    assert tried.take() == [1000]
 
 
 def keep_outputs(batch=1024):
@@ -1388,8 +1397,8 @@ def test_a_loop_ends_where_a_known_value_decides_alone():
 
 
 def test_code_that_asks_sees_no_fake_tensor():
-    asked = []
+    asked = Record()
     estimate_memory(
         lambda one: asked.append(isinstance(one, torch._subclasses.FakeTensor)), torch.ones(2)
     )
-    assert set(asked) == {False}
+    assert set(asked.take()) == {False}

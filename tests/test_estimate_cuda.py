@@ -20,6 +20,7 @@ from labkit.memory.estimate.model import Target, find_target
 from labkit.memory.estimate.play import estimate_memory
 from labkit.memory.track.model import Storage
 from tests.fakes.models import MODELS, OPTIMIZERS, make_training, run_twice
+from tests.fakes.record import Record
 
 MIB, GIB = 2**20, 2**30
 
@@ -328,14 +329,14 @@ def make_autocast(batch=64):
     return step
 
 
-SEEN: list[tuple[torch.dtype, ...]] = []
+SEEN = Record()
 
 
 def test_autocast_for_cuda_gives_its_types():
-    SEEN.clear()
+    SEEN.take()
     estimate = estimate_memory(make_autocast, device="H100")
     half, full = torch.bfloat16, torch.float32
-    assert set(SEEN) == {(half, full, half, full)}
+    assert set(SEEN.take()) == {(half, full, half, full)}
     assert (estimate.notes, estimate.obstacle) == ((), None)
 
 
@@ -370,11 +371,11 @@ def test_attention_under_autocast_takes_its_type():
 
 @pytest.mark.filterwarnings("ignore:.*CUDA is not available")
 def test_for_the_cpu_autocast_for_cuda_is_as_it_is_there():
-    SEEN.clear()
+    SEEN.take()
     original = torch.amp.autocast_mode.autocast.__init__
     estimate = estimate_memory(make_autocast, device="cpu")
     assert estimate.notes == ()
-    assert set(SEEN) == {(torch.float32,) * 4}
+    assert set(SEEN.take()) == {(torch.float32,) * 4}
     estimate_memory(make_autocast, device="H100")
     assert torch.amp.autocast_mode.autocast.__init__ is original
 

@@ -22,6 +22,7 @@ from torch import nn
 
 from labkit.memory.estimate import overlay
 from labkit.memory.estimate.play import estimate_memory
+from tests.fakes.record import Record
 
 
 def number_runs(state):
@@ -235,7 +236,7 @@ def test_a_large_file_that_a_step_maps_is_not_copied_whole(tmp_path, monkeypatch
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(overlay, "COPIED_BYTES", 8)
     Path("tokens.bin").write_bytes(b"\1" * 4096)
-    seen = []
+    seen = Record()
 
     def step():
         tokens = np.memmap("tokens.bin", dtype=np.uint8)  # for reading and writing
@@ -244,7 +245,7 @@ def test_a_large_file_that_a_step_maps_is_not_copied_whole(tmp_path, monkeypatch
         return torch.ones(int(tokens[0]))
 
     assert estimate_memory(step).obstacle is None
-    assert seen[0] == (4096, 8)
+    assert seen.take()[0] == (4096, 8)
     assert Path("tokens.bin").read_bytes() == b"\1" * 4096
 
 

@@ -16,6 +16,7 @@ from torch.nn.utils import rnn
 from labkit.memory.estimate import fake, measured, results
 from labkit.memory.estimate.play import estimate_memory
 from labkit.memory.track.tracker import track_memory
+from tests.fakes.record import Record
 from tests.fakes.steps import BATCH, STEPS, UPPER, estimate_in_states
 
 # So large that what the allocator cannot cut off from a block, up to 1 MiB, is not much.
@@ -125,13 +126,14 @@ def list_places(values):
 
 
 def test_a_repeated_view_is_where_its_own_step_is():
-    found = []
+    record = Record()
 
     def run():
-        found.append(list_places(torch.empty(4, 5, 6)))
-        found.append(list_places(torch.empty(9, 5, 6)[5:]))
+        record.append(list_places(torch.empty(4, 5, 6)))
+        record.append(list_places(torch.empty(9, 5, 6)[5:]))
 
     estimate_memory(run)
+    found = record.take()
     whole, later = list_places(torch.empty(4, 5, 6)), list_places(torch.empty(9, 5, 6)[5:])
     assert len(found) >= 2 and found[:2] == [whole, later] == found[-2:]
 
@@ -150,16 +152,17 @@ def point_elsewhere(values):
 
 @pytest.mark.parametrize("change", [transpose, replace_data, point_elsewhere])
 def test_a_tensor_that_has_got_another_layout_gets_other_results(change):
-    found = []
+    record = Record()
 
     def run():
         values = torch.empty(3, 4)
         before = (values * 2).shape
         change(values)
-        found.append((before, (values * 2).shape, values[1].storage_offset()))
+        record.append((before, (values * 2).shape, values[1].storage_offset()))
 
     estimate_memory(run)
     run()  # for real
+    found = record.take()
     assert len(found) == 2 and found[0] == found[1]
 
 

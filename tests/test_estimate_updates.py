@@ -12,6 +12,7 @@ from labkit.errors import UsageError
 from labkit.memory.estimate import updates
 from labkit.memory.estimate.cuda import FakeMode
 from labkit.memory.estimate.play import estimate_memory
+from tests.fakes.record import Record
 
 # Beside a small batch, what an update takes meanwhile is at the peak.
 BASE = {"make": optim.Adam, "lr": 1e-3}
@@ -121,7 +122,7 @@ def make_weight():
 
 
 def test_the_number_of_steps_is_known_after_an_update(plans):
-    read = []
+    read = Record()
 
     def step():
         weight, optimizer = make_weight()
@@ -131,7 +132,7 @@ def test_the_number_of_steps_is_known_after_an_update(plans):
 
     for _ in range(2):
         estimate_memory(lambda: step)
-    assert read == [3.0] * 4
+    assert read.take() == [3.0] * 4
     assert any(plans.values())
 
 
@@ -173,16 +174,16 @@ def test_an_update_under_a_mode_of_the_step_runs_by_its_parts(plans):
         with Counting():
             train(weight, optimizer)
 
-    counted = []
+    counted = Record()
     estimate_memory(lambda: step)
-    known = len(counted)
+    known = len(counted.take())
     estimate_memory(lambda: step)
-    assert len(counted) == 2 * known
+    assert len(counted.take()) == known > 0
     assert not plans
 
 
 def test_an_update_of_known_values_runs_by_its_parts(plans):
-    read = []
+    read = Record()
 
     def step():
         weight, optimizer = make_weight()
@@ -192,7 +193,7 @@ def test_an_update_of_known_values_runs_by_its_parts(plans):
 
     for _ in range(2):
         estimate_memory(lambda: step)
-    assert read == pytest.approx([-1e-3] * 4)
+    assert read.take() == pytest.approx([-1e-3] * 4)
     assert not any(plans.values())
 
 

@@ -162,6 +162,9 @@ class FakeMode(fake_tensor.FakeTensorMode):  # type: ignore[misc]
         """Runs the operator, on the device that the placement gives it."""
         if func is torch.ops.prim.device.default:
             return hide_device(args[0])
+        if not types and args and func._schema.is_mutable and isinstance(args[0], torch.Tensor):
+            # Torch would compute with real tensors and a number for real, and write to them.
+            args = (self.from_tensor(args[0]), *args[1:])
         device = kwargs.get("device") if kwargs else None
         if device is not None:
             kwargs = {**kwargs, "device": self.place(device)}

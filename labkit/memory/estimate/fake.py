@@ -50,6 +50,7 @@ from labkit.memory.estimate.measured import (
     needs_measuring,
 )
 from labkit.memory.estimate.model import EstimateObstacle, Target
+from labkit.memory.estimate.objects import name_holders
 from labkit.memory.estimate.operators import (
     CONVERTING,
     CPU_SCRATCH,
@@ -124,6 +125,7 @@ CONVERGENCE = "assumes that L-BFGS does not converge: it evaluates as often as i
 DDP = "DistributedDataParallel is simulated as its module and its gradient buckets, in one process"
 SHARDED = "FSDP2 and DTensor: simulated in one process, whose step may need less"
 PRODUCT = "prod: its backward pass is simulated as if a value were zero, which needs more"
+LEFT = "fake tensors of the simulation are left in {}: a real step that reads them fails"
 COMPILED = "torch.compile: simulated without the compiler, which often needs less"
 EXPORTED = (
     "torch.export: what it makes to trace the model counts too, which the real one often drops"
@@ -242,8 +244,8 @@ class FakeTracer(StorageTracer):
         super().__init__(observer)
         self.obstacle: EstimateObstacle | None = None
         self.values = KnownValues()
-        # Whether something holds fake tensors after the block, such as a cache.
-        self.holds_fakes = False
+        # Storages that something holds after the block, such as a cache.
+        self.left: list[StorageReference] = []
         self._mode = mode
         # Whether forward (False) and backward (True), which has its own thread, use cuBLAS.
         self.cublas: set[bool] = set()
@@ -256,7 +258,7 @@ class FakeTracer(StorageTracer):
     def __exit__(self, *error: Any) -> None:
         try:
             self._bury()
-            self.holds_fakes = bool(self._live)
+            self.left = list(self._live.values())
         finally:
             super().__exit__(*error)
 
@@ -1139,7 +1141,7 @@ class Simulation:
                 stack.enter_context(self.tracer.updates.open())
                 if not self._by_parts:
                     stack.enter_context(self.tracer.whole)
-            stack.callback(lambda: _forget_fakes() if self.tracer.holds_fakes else None)
+            stack.callback(lambda: _forget_fakes() if self.tracer.left else None)
             with _set_aside(), self._fake, self.tracer, keep_modes():
                 yield
             for words in self._samples.describe():
@@ -1232,6 +1234,21 @@ class Simulation:
             self.growth_bytes = max(0, self.tracer.count_live() - before)
             if not self.growth_bytes:
                 return
+
+    def note_left(self) -> None:
+        """Adds a note with what still holds fake tensors when the step has run."""
+        if all(one() is None for one in self.tracer.left):
+            return
+        gc.collect()  # what only reference cycles hold
+        if all(one() is None for one in self.tracer.left):
+            return
+        fakes = [
+            one
+            for one in gc.get_objects()
+            if type(one) is fake_tensor.FakeTensor and one.fake_mode is self._fake
+        ]
+        if fakes:
+            self.note(LEFT.format(", ".join(name_holders(fakes))))
 
     def note(self, words: str) -> None:
         """Adds a note, once."""

@@ -374,6 +374,7 @@ def _estimate_one(work: Work, target: Target, assumptions: Assumptions) -> Estim
     bounds = {COMPILED, CONVERGENCE, EXPORTED, PRODUCT, SHARDED}
     on_cuda = target.kind == "cuda"
     simulation, obstacle = _simulate(work, target, assumptions)
+    simulation.note_left()
     levels, device = simulation.tracer.levels, simulation.device
     level = levels.get(device, Level())
     held = level.list_at_peak()
@@ -459,9 +460,10 @@ def _run(work: Work, simulation: Simulation) -> EstimateObstacle | None:
         refuse_copy,
         refuse_live,
     )
+    from labkit.memory.estimate.objects import keep_objects
 
     try:
-        with simulation.open():
+        with simulation.open(), keep_objects(work.function, work.arguments, simulation.note):
             # What the step sets in a context variable ends with the copy.
             contextvars.copy_context().run(_run_steps, work, simulation)
     except RealTensorError as error:

@@ -1,0 +1,435 @@
+"""What a simulated step changes in the user's own objects, put back when it has run.
+
+A step that appends its loss to a list of its module, counts in an attribute, or fills a cache in a
+default argument would leave fake tensors and the counts of steps that never were. ``KeptObjects``
+copies, one level each, the objects that the user's code can reach from its modules and from the
+step, and gives the changed ones their content back. The step's arguments are copied already.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import gc
+import sys
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable, Iterator
+from operator import is_
+from types import BuiltinMethodType, CellType, FrameType, FunctionType, MethodType, ModuleType
+from typing import Any
+
+import torch
+
+from labkit.memory.track.frames import OWN, USER, judge_file
+
+# The most objects that are copied; more would take longer than most simulations.
+MOST_OBJECTS = 20_000
+# The items of a longer container are not searched for others.
+MOST_ITEMS = 10_000
+# How much of a longer list is compared: its ends, which most code changes.
+MOST_COMPARED, ENDS = 100_000, 1_000
+# A larger array of NumPy is not copied.
+MOST_ARRAY_BYTES = 1 << 16
+# Modules of Python whose objects only hold values; those of others have locks, files and threads.
+HOLDING = frozenset(("types", "argparse", "collections", "dataclasses", "torch", "builtins"))
+# What no step sets, and Python sets itself.
+SKIPPED = frozenset((
+    "__dict__", "__weakref__", "__builtins__", "__abstractmethods__", "_abc_impl", "__slotnames__",
+    "__annotations__", "__warningregistry__",
+))  # fmt: skip
+ATOMS = (int, float, str, bytes, bool, complex, type(None), BuiltinMethodType, range, slice)
+
+# The most objects through which the holder of a fake tensor is searched, and how far.
+MOST_HOLDERS, HOLDER_DEPTH, HOLDERS_NAMED = 1_000, 8, 3
+# The names of modules that were seen not to be the user's: most of thousands.
+_foreign: set[str] = set()
+
+Keeper = Callable[["KeptObjects", Any], None]
+UNSET = object()
+
+
+class KeptObjects:
+    """One-level copies of the objects that a step can change; ``restore`` gives them back."""
+
+    def __init__(self, *roots: object) -> None:
+        # What puts an object back, with the object and its content; which keeps their ids theirs.
+        self._kept: list[tuple[Callable[[Any, Any], None], Any, Any]] = []
+        self._seen: set[int] = set()
+        self._left: deque[Any] = deque(roots)
+        for name, module in [one for one in sys.modules.items() if one[0] not in _foreign]:
+            if not is_own_module(name):
+                _foreign.add(name)
+            elif type(module) is ModuleType:
+                self._seen.add(id(module))
+                self.keep(restore_names, vars(module), dict(vars(module)))
+                self.follow(vars(module).values())
+        left = self._left
+        while left and len(self._kept) < MOST_OBJECTS:
+            one = left.popleft()
+            kind: Any = type(one)
+            keeper = find_keeper(kind)
+            if keeper is not None and id(one) not in self._seen:
+                self._seen.add(id(one))
+                keeper(self, one)
+        left.clear()
+
+    def keep(self, restore: Callable[[Any, Any], None], one: Any, content: Any) -> None:
+        """Keeps the content of an object, with what puts it back."""
+        self._kept.append((restore, one, content))
+
+    def follow(self, values: Iterable[Any]) -> None:
+        """Looks at these objects later."""
+        self._left.extend(one for one in values if type(one) not in ATOMS)
+
+    def restore(self) -> list[str]:
+        """Puts back what has changed; returns what could not be put back, by its type."""
+        failed = []
+        for restore, one, content in self._kept:
+            try:
+                restore(one, content)
+            except Exception:  # what the user's classes raise
+                failed.append(type(one).__name__)
+        return failed
+
+
+@functools.lru_cache(maxsize=4096)
+def _judge_module(name: str, file: str | None) -> bool:
+    return name == "__main__" if file is None else judge_file(file) == USER
+
+
+def is_own_module(name: str | None) -> bool:
+    """True for the name of a module of the user's program, not of a package."""
+    module = sys.modules.get(name or "")
+    return module is not None and _judge_module(name or "", getattr(module, "__file__", None))
+
+
+@functools.lru_cache(maxsize=4096)
+def find_keeper(kind: Any) -> Keeper | None:
+    """What keeps an object of this type; None for one without content that a step can change."""
+    for base, keeper in KEEPERS.items():
+        if issubclass(kind, base):
+            return keeper
+    module = getattr(kind, "__module__", "")
+    file = getattr(sys.modules.get(module), "__file__", None)
+    may_hold = module.partition(".")[0] in HOLDING or is_own_module(module)
+    if may_hold or (file is not None and judge_file(file) != OWN):
+        return _keep_array if kind.__name__ == "ndarray" else _keep_attributes
+    return None
+
+
+def _keep_list(kept: KeptObjects, one: Any) -> None:
+    kept.keep(restore_list, one, list(one))
+    if len(one) <= MOST_ITEMS:
+        kept.follow(one)
+    _keep_attributes(kept, one)
+
+
+def _keep_dictionary(kept: KeptObjects, one: Any) -> None:
+    base: Any = OrderedDict if isinstance(one, OrderedDict) else dict
+    kept.keep(restore_dictionary, one, dict(base.items(one)))
+    if len(one) <= MOST_ITEMS:
+        kept.follow(dict.values(one))
+    _keep_attributes(kept, one)
+
+
+def _keep_set(kept: KeptObjects, one: Any) -> None:
+    kept.keep(restore_set, one, set(one))
+    if len(one) <= MOST_ITEMS:
+        kept.follow(one)
+
+
+def _keep_bytes(kept: KeptObjects, one: Any) -> None:
+    kept.keep(restore_bytes, one, bytes(one))
+
+
+def _keep_items(kept: KeptObjects, one: Any) -> None:
+    if len(one) <= MOST_ITEMS:
+        kept.follow(one)
+
+
+def _keep_array(kept: KeptObjects, one: Any) -> None:
+    if one.nbytes <= MOST_ARRAY_BYTES and one.flags.writeable:
+        kept.keep(restore_array, one, one.copy())
+
+
+def _keep_tensor(kept: KeptObjects, one: Any) -> None:
+    if one.is_leaf:
+        kept.keep(restore_tensor, one, (one.requires_grad, one.grad))
+
+
+def _keep_cell(kept: KeptObjects, one: CellType) -> None:
+    content = getattr(one, "cell_contents", UNSET)
+    kept.keep(restore_cell, one, content)
+    kept.follow((content,))
+
+
+def _keep_function(kept: KeptObjects, one: FunctionType) -> None:
+    if judge_file(one.__code__.co_filename) == OWN:
+        return
+    content = one.__defaults__, one.__kwdefaults__, dict(one.__dict__)
+    kept.keep(restore_function, one, content)
+    kept.follow(one.__defaults__ or ())
+    kept.follow((one.__kwdefaults__, *one.__dict__.values(), *(one.__closure__ or ())))
+    if not is_own_module(one.__module__) and judge_file(one.__code__.co_filename) == USER:
+        names = one.__globals__  # of code that is run, not imported
+        if id(names) not in kept._seen:
+            kept._seen.add(id(names))
+            kept.keep(restore_names, names, dict(names))
+            kept.follow(names.values())
+
+
+def _keep_method(kept: KeptObjects, one: MethodType) -> None:
+    kept.follow((one.__self__, one.__func__))
+
+
+def _keep_partial(kept: KeptObjects, one: Any) -> None:
+    kept.follow((one.func, *one.args, *one.keywords.values()))
+    _keep_attributes(kept, one)
+
+
+def _keep_wrapped(kept: KeptObjects, one: Any) -> None:
+    kept.follow((one.__func__,))
+
+
+def _keep_property(kept: KeptObjects, one: property) -> None:
+    kept.follow((one.fget, one.fset, one.fdel))
+
+
+def _keep_class(kept: KeptObjects, one: type) -> None:
+    if is_own_module(one.__module__):
+        content = dict(vars(one))
+        kept.keep(restore_class, one, content)
+        kept.follow(content.values())
+        kept.follow(one.__bases__)
+
+
+def _keep_attributes(kept: KeptObjects, one: Any) -> None:
+    kind: Any = type(one)
+    names = getattr(one, "__dict__", None)
+    if type(names) is dict:
+        kept.keep(restore_dictionary, names, dict(names))
+        kept.follow(names.values())
+    slots = _list_slots(kind)
+    if slots:
+        values = {name: getattr(one, name, UNSET) for name in slots}
+        kept.keep(restore_slots, one, values)
+        kept.follow(values.values())
+    kept.follow((kind,))
+
+
+def _keep_module(kept: KeptObjects, one: torch.nn.Module) -> None:
+    # A model has many dictionaries of hooks; its parameters cannot be trained by a simulation.
+    kept.keep(restore_dictionary, vars(one), dict(vars(one)))
+    for names in (one._buffers, one._modules):
+        if names:
+            kept.keep(restore_dictionary, names, dict(names))
+            kept.follow(names.values())
+    kept.follow(value for name, value in vars(one).items() if not name.startswith("_"))
+    kept.follow((type(one),))
+
+
+def _keep_optimizer(kept: KeptObjects, one: torch.optim.Optimizer) -> None:
+    for names in (vars(one), one.state, *one.param_groups):
+        kept.keep(restore_dictionary, names, dict(names))
+    kept.keep(restore_list, one.param_groups, one.param_groups[:])
+
+
+@functools.lru_cache(maxsize=4096)
+def _list_slots(kind: Any) -> tuple[str, ...]:
+    found = []
+    for one in kind.__mro__:
+        if is_own_module(one.__module__):
+            slots = vars(one).get("__slots__", ())
+            found += [slots] if isinstance(slots, str) else list(slots)
+    return tuple(name for name in found if name not in SKIPPED)
+
+
+KEEPERS: dict[type, Keeper | None] = {
+    **dict.fromkeys(ATOMS),
+    torch.Tensor: _keep_tensor,
+    torch.nn.Module: _keep_module,
+    torch.optim.Optimizer: _keep_optimizer,
+    list: _keep_list,
+    deque: _keep_list,
+    dict: _keep_dictionary,
+    tuple: _keep_items,
+    frozenset: _keep_items,
+    set: _keep_set,
+    bytearray: _keep_bytes,
+    FunctionType: _keep_function,
+    MethodType: _keep_method,
+    functools.partial: _keep_partial,
+    CellType: _keep_cell,
+    type: _keep_class,
+    staticmethod: _keep_wrapped,
+    classmethod: _keep_wrapped,
+    property: _keep_property,
+    ModuleType: None,
+}
+
+
+@contextlib.contextmanager
+def keep_objects(
+    function: object, arguments: Iterable[object], note: Callable[[str], object]
+) -> Iterator[None]:
+    """Puts back, on exit, what the block changes in objects of the user's program.
+
+    Of the step's arguments only functions and classes are the user's own: others are copied.
+    ``note`` takes a sentence about what could not be put back.
+    """
+    kept = KeptObjects(
+        function, *(one for one in arguments if isinstance(one, FunctionType | type))
+    )
+    try:
+        yield
+    finally:
+        for kind in dict.fromkeys(kept.restore()):
+            note(f"a {kind} that the step has changed could not be put back")
+
+
+def _are_same(one: Any, other: Any) -> bool:
+    """True if both have the same objects in the same order; an object's own ``==`` is not asked."""
+    return len(one) == len(other) and all(map(is_, one, other))
+
+
+def restore_list(one: Any, content: list[Any]) -> None:
+    """Gives a list or a deque its items back."""
+    if len(one) == len(content) > MOST_COMPARED and isinstance(one, list):
+        ends = _are_same(one[:ENDS], content[:ENDS]) and _are_same(one[-ENDS:], content[-ENDS:])
+        same = bool(ends)
+    else:
+        same = _are_same(one, content)
+    if not same:
+        base = list if isinstance(one, list) else deque
+        base.clear(one)
+        base.extend(one, content)
+
+
+def restore_dictionary(one: Any, content: dict[Any, Any]) -> None:
+    """Gives a dictionary its items back, in their order."""
+    base: Any = OrderedDict if isinstance(one, OrderedDict) else dict
+    if _are_same(base.keys(one), content) and _are_same(base.values(one), content.values()):
+        return
+    for key in [key for key in one if key not in content]:
+        base.__delitem__(one, key)
+    if not _are_same(base.keys(one), content):
+        base.clear(one)
+    for key, value in content.items():
+        base.__setitem__(one, key, value)
+
+
+def restore_names(names: dict[str, Any], content: dict[str, Any]) -> None:
+    """Gives a module its names back; a module that the step has imported stays."""
+    if _are_same(names, content) and _are_same(names.values(), content.values()):
+        return
+    for name in names.keys() - content.keys():
+        if not isinstance(names[name], ModuleType) and name not in SKIPPED:
+            del names[name]
+    for name, value in content.items():
+        if names.get(name, UNSET) is not value and name not in SKIPPED:
+            names[name] = value
+
+
+def restore_set(one: Any, content: set[Any]) -> None:
+    """Gives a set its items back."""
+    if len(one) != len(content) or not content.issuperset(one):
+        set.clear(one)
+        set.update(one, content)
+
+
+def restore_bytes(one: bytearray, content: bytes) -> None:
+    """Gives a bytearray its bytes back."""
+    if one != content:
+        one[:] = content
+
+
+def restore_array(one: Any, content: Any) -> None:
+    """Gives an array of NumPy its numbers back."""
+    if one.shape == content.shape and one.tobytes() != content.tobytes():
+        one[...] = content
+
+
+def restore_tensor(one: Any, content: tuple[bool, Any]) -> None:
+    """Gives a tensor its gradient back, and whether it has one."""
+    requires_grad, gradient = content
+    if one.grad is not gradient:
+        one.grad = gradient
+    if one.requires_grad is not requires_grad:
+        one.requires_grad_(requires_grad)
+
+
+def restore_cell(one: CellType, content: Any) -> None:
+    """Gives a variable of a closure its value back."""
+    now = getattr(one, "cell_contents", UNSET)
+    if now is content:
+        return
+    if content is UNSET:
+        del one.cell_contents
+    else:
+        one.cell_contents = content
+
+
+def restore_function(one: FunctionType, content: tuple[Any, Any, dict[str, Any]]) -> None:
+    """Gives a function its defaults and its attributes back."""
+    defaults, named, attributes = content
+    if one.__defaults__ is not defaults:
+        one.__defaults__ = defaults
+    if one.__kwdefaults__ is not named:
+        one.__kwdefaults__ = named
+    restore_dictionary(one.__dict__, attributes)
+
+
+def restore_class(one: type, content: dict[str, Any]) -> None:
+    """Gives a class its attributes back."""
+    now = vars(one)
+    if _are_same(now, content) and _are_same(now.values(), content.values()):
+        return
+    for name in now.keys() - content.keys() - SKIPPED:
+        delattr(one, name)
+    for name, value in content.items():
+        if vars(one).get(name, UNSET) is not value and name not in SKIPPED:
+            setattr(one, name, value)
+
+
+def restore_slots(one: Any, content: dict[str, Any]) -> None:
+    """Gives an object with slots its attributes back."""
+    for name, value in content.items():
+        if getattr(one, name, UNSET) is not value:
+            if value is UNSET:
+                object.__delattr__(one, name)
+            else:
+                object.__setattr__(one, name, value)
+
+
+def name_holders(tensors: list[Any]) -> list[str]:
+    """What holds these tensors, by the names of modules, classes and functions.
+
+    Each level of the search reads the whole heap, so this is only for what is left over.
+    """
+    modules = {id(vars(one)): one for one in list(sys.modules.values()) if _is_module(one)}
+    found: list[str] = []
+    level, seen = tensors, {id(tensors)}
+    for _ in range(HOLDER_DEPTH):
+        seen.update(map(id, level))
+        held, further = set(map(id, level)), []
+        for one in gc.get_referrers(*level):
+            if id(one) in seen or isinstance(one, FrameType) or one is held:
+                continue
+            module = modules.get(id(one))
+            if module is not None:
+                names = [name for name, value in vars(module).items() if id(value) in held]
+                found += [f"{module.__name__}.{name}" for name in names]
+            elif isinstance(one, FunctionType | type):
+                found.append(f"{one.__module__}.{one.__qualname__}")
+            else:
+                further.append(one)
+        level = further[:MOST_HOLDERS]
+        seen.update((id(further), id(level)))
+        if found or not level:
+            break
+    kinds = [f"an object of {type(one).__name__}" for one in level or tensors]
+    return list(dict.fromkeys(found or kinds))[:HOLDERS_NAMED]
+
+
+def _is_module(one: object) -> bool:
+    return type(one) is ModuleType

@@ -1,0 +1,228 @@
+"""After an estimate the user's objects are as before: no fake tensor is left in one."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import gc
+import sys
+from collections import Counter, OrderedDict, defaultdict, deque
+from types import ModuleType, SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from labkit.memory.estimate.fake import LEFT
+from labkit.memory.estimate.play import estimate_memory
+
+
+class History:
+    """What scripts keep of their steps, in a class."""
+
+    losses = []  # noqa: RUF012
+    best = None
+
+    def __init__(self):
+        self.steps, self.kept = 0, []
+
+    def update(self, value):
+        self.steps += 1
+        self.kept.append(value)
+
+
+class Slots:
+    """An object without a dictionary."""
+
+    __slots__ = ("sum", "unset")
+
+    def __init__(self):
+        self.sum = 0.0
+
+
+@dataclasses.dataclass
+class State:
+    """A record with a list."""
+
+    count: int = 0
+    values: list = dataclasses.field(default_factory=list)
+
+
+LOSSES, CACHE, RECENT, GROUPS = [], {}, deque(maxlen=2), defaultdict(list)
+COUNTS, ORDER, SEEN, NAMES = Counter(), OrderedDict(a=1, b=2), set(), SimpleNamespace(last=None)
+METRICS, BUFFER, NESTED = np.zeros(4), torch.zeros(3), {"a": [{"b": []}], "c": ([],)}
+HISTORY, SLOTS, STATE = History(), Slots(), State()
+NORM, GRADED = nn.BatchNorm1d(4, affine=False), torch.ones(2)
+total = 0
+
+
+def append_default(value, seen=[], *, more={}):  # noqa: B006
+    seen.append(value)
+    more[len(more)] = value
+
+
+def count_calls(value):
+    count_calls.calls = getattr(count_calls, "calls", 0) + 1
+    count_calls.last = value
+
+
+@functools.lru_cache
+def make_table(size):
+    return torch.ones(size)
+
+
+def add_total(value):
+    global total  # noqa: PLW0603
+    total = total + value
+
+
+def make_global(value):
+    globals()["added"] = value
+
+
+def replace_default(value):
+    append_default.__defaults__ = ([value],)
+
+
+def move_last(value):
+    ORDER.move_to_end("a")
+    ORDER["c"] = value
+
+
+def add_group(value):
+    GROUPS["a"].append(value)
+
+
+def fill_slots(value):
+    SLOTS.sum = SLOTS.sum + value
+    SLOTS.unset = value
+
+
+def replace_method(value):
+    History.update = lambda self, other: None
+    History.extra = value
+
+
+def set_buffer(value):
+    NORM.eval()
+    NORM.note = value
+    NORM.running_mean = value
+
+
+# What steps do with the value of their loss outside of their arguments.
+CHANGES = {
+    "list": LOSSES.append,
+    "dictionary": lambda value: CACHE.update({1: value}),
+    "deque": RECENT.append,
+    "defaultdict": add_group,
+    "counter": lambda value: COUNTS.update(["a"]),
+    "order": move_last,
+    "set": SEEN.add,
+    "namespace": lambda value: setattr(NAMES, "last", value),
+    "nested list": NESTED["a"][0]["b"].append,
+    "list in a tuple": NESTED["c"][0].append,
+    "array": lambda value: METRICS.__setitem__(0, 5.0),
+    "tensor": lambda value: BUFFER.add_(1),
+    "class attribute": History.losses.append,
+    "class attribute set": lambda value: setattr(History, "best", value),
+    "class changed": replace_method,
+    "object": HISTORY.update,
+    "slots": fill_slots,
+    "dataclass": lambda value: (STATE.values.append(value), setattr(STATE, "count", 9)),
+    "default": append_default,
+    "default replaced": replace_default,
+    "function's attribute": count_calls,
+    "cached function": lambda value: make_table(10) + value,
+    "global": add_total,
+    "new global": make_global,
+    "module": set_buffer,
+    "running mean": lambda value: NORM(value.expand(2, 4)),
+    "gradient": lambda value: setattr(GRADED, "requires_grad", True),
+}  # fmt: skip
+DEFAULTS = append_default.__defaults__
+
+
+def show():
+    """The state of all objects above, in words."""
+    lists = LOSSES, CACHE, RECENT, GROUPS, COUNTS, ORDER, SEEN, NESTED, NAMES, METRICS, BUFFER
+    return repr((
+        *lists, vars(HISTORY), SLOTS.sum, hasattr(SLOTS, "unset"), STATE, History.losses,
+        History.best, sorted(vars(History)), append_default.__defaults__,
+        append_default.__kwdefaults__, vars(count_calls), total, "added" in globals(),
+        NORM.training, NORM.state_dict(), sorted(vars(NORM)), GRADED,
+    ))  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_what_a_step_changes_outside_of_its_arguments_is_put_back(name):
+    change, counts, last = CHANGES[name], [], None
+
+    def step(model, optimizer, inputs):
+        nonlocal last
+        optimizer.zero_grad()
+        last = model(inputs).square().mean()
+        last.backward()
+        optimizer.step()
+        counts.append(last)
+        change(last.detach())
+
+    model = nn.Linear(4, 4)
+    optimizer = torch.optim.SGD(model.parameters())
+    before, update = show(), History.update
+    estimate = estimate_memory(step, model, optimizer, torch.ones(2, 4))
+    assert show() == before
+    assert (counts, last, History.update) == ([], None, update)
+    assert append_default.__defaults__ is DEFAULTS
+    assert type(make_table(10)) is torch.Tensor
+    assert not [one for one in estimate.notes if "put back" in one or "fake" in one]
+
+
+def test_a_method_keeps_its_object_as_it_was():
+    class Trainer:
+        def __init__(self):
+            self.losses, self.count = [], 0
+
+        def run(self, values):
+            self.count += 1
+            self.losses.append(values.sum())
+
+    trainer = Trainer()
+    estimate_memory(trainer.run, torch.ones(4))
+    assert vars(trainer) == {"losses": [], "count": 0}
+
+
+def test_objects_are_put_back_where_the_step_fails():
+    def step(values):
+        LOSSES.append(values)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        estimate_memory(step, torch.ones(4))
+    assert LOSSES == []
+
+
+def test_what_keeps_a_fake_tensor_is_named(monkeypatch):
+    package = ModuleType("labkit_package")
+    package.__file__ = "/usr/lib/python3/site-packages/labkit_package/__init__.py"
+    package.CACHE = {"tables": []}
+    monkeypatch.setitem(sys.modules, package.__name__, package)
+
+    def step(values):
+        package.CACHE["tables"] = [values * 2]
+
+    (note,) = estimate_memory(step, torch.ones(4)).notes
+    assert note == LEFT.format("labkit_package.CACHE")
+
+
+def test_a_cycle_is_not_taken_for_something_that_stays():
+    def step(values):
+        cycle = [values * 2]
+        cycle.append(cycle)
+
+    gc.collect()
+    gc.disable()
+    try:
+        assert estimate_memory(step, torch.ones(4)).notes == ()
+    finally:
+        gc.enable()
