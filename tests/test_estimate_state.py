@@ -33,6 +33,7 @@ from torch.utils import checkpoint
 from labkit.errors import UsageError
 from labkit.memory.estimate import state
 from labkit.memory.estimate.play import estimate_memory
+from labkit.memory.track.counters import is_profiling
 
 VARIABLE = contextvars.ContextVar("VARIABLE", default=0)
 GENERATOR = torch.Generator()
@@ -114,7 +115,8 @@ SETTINGS = {
     "function replaced": (
         lambda: nn.functional.gelu, lambda: setattr(nn.functional, "gelu", nn.functional.relu)),
     "profiler": (
-        torch.autograd._profiler_enabled, lambda: torch.autograd.profiler.profile().__enter__()),
+        lambda: (torch.autograd._profiler_enabled(), is_profiling()),
+        lambda: torch.autograd.profiler.profile().__enter__()),
     "group": (torch.distributed.is_initialized, start_group),
     "torch's seed": (torch.initial_seed, lambda: torch.manual_seed(5)),
     "generator": (GENERATOR.initial_seed, lambda: GENERATOR.manual_seed(5)),

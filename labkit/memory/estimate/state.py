@@ -345,6 +345,7 @@ def _do_nothing() -> None: ...
 
 def _stop_profiler() -> None:
     torch.autograd._disable_profiler()
+    torch.autograd.profiler._run_on_profiler_stop()
 
 
 def _is_distributed() -> bool:
