@@ -296,3 +296,30 @@ def test_a_scheduler_knows_that_the_optimizer_has_stepped(kind):
     assert not optimizer.state
     step(model, optimizer, scheduler, torch.ones(1, 2))
     assert scheduler.get_last_lr() == [pytest.approx(0.01)]
+
+
+BLOCKS = {
+    "autocast": lambda: torch.autocast("cpu", dtype=torch.bfloat16),
+    "profiler": torch.autograd.profiler.profile,
+    "device": lambda: torch.device("cpu"),
+    "gradients": torch.enable_grad,
+}
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_an_estimate_in_a_block_leaves_it_as_it_is(name):
+    def step(model, optimizer, values):
+        model(values).square().mean().backward()
+        optimizer.step()
+
+    model, values = nn.Linear(2, 2), torch.ones(1, 2)
+    optimizer = torch.optim.SGD(model.parameters())
+    with BLOCKS[name]():
+        settings = [(one, one.read()) for one in state._list_families()]
+        estimate = estimate_memory(step, model, optimizer, values)
+        assert all(one.read() == value for one, value in settings)
+        assert estimate.notes == ()
+        step(model, optimizer, values)
+        assert torch.autograd._profiler_enabled() is (name == "profiler")
+    assert type(model(values)) is torch.Tensor
+    assert type(model.weight.grad) is torch.Tensor

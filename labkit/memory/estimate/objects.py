@@ -427,7 +427,7 @@ def name_holders(tensors: list[Any]) -> list[str]:
         seen.update((id(further), id(level)))
         if found or not level:
             break
-    kinds = [f"an object of {type(one).__name__}" for one in level or tensors]
+    kinds = [f"an object of {type(one).__name__}" for one in level] or ["torch's C++ code"]
     return list(dict.fromkeys(found or kinds))[:HOLDERS_NAMED]
 
 

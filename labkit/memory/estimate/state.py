@@ -518,6 +518,8 @@ def keep_state(note: Callable[[str], object]) -> Iterator[None]:
             for setting, value in kept:
                 if value is not UNKNOWN and _differ(_read(setting), value):
                     _put(setting, value, note)
+            # In a block of autocast, its cache keeps what the step's parameters were cast to.
+            torch.clear_autocast_cache()
 
 
 def _put(setting: Setting, value: Any, note: Callable[[str], object]) -> None:
