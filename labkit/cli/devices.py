@@ -163,7 +163,7 @@ def explain_known(text: str) -> Advice | None:
     from labkit.host.distribution import read_distribution
     from labkit.known_errors.match import explain_text
 
-    found = explain_text(text, of_lab=True).first
+    found = explain_text(text, signs={"lab"}).first
     return Advice(found.error.cause, found.error.fix.on(read_distribution())) if found else None
 
 

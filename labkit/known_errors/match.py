@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import BinaryIO
 
@@ -113,17 +113,18 @@ class Explanation:
 
 
 def explain_text(
-    text: str, known: tuple[KnownError, ...] = KNOWN_ERRORS, *, of_lab: bool = False
+    text: str, known: tuple[KnownError, ...] = KNOWN_ERRORS, *, signs: Collection[str] = ()
 ) -> Explanation:
     """The known errors in ``text``: causes before effects, then by certainty, then by line.
 
-    ``of_lab``: this lab wrote it, so that its own commands help.
+    ``signs``: what is known of the machine besides the text, such as "rootless"; "lab" if this lab
+    wrote the text, so that its own commands help.
 
     >>> explain_text("OSError: [Errno 28] No space left on device").first.error.name
     'disk-full'
     """
     # With the last line's end, the whole text is one block.
-    scan = Scan(known, Context({"lab"} if of_lab else set()))
+    scan = Scan(known, Context(set(signs)))
     scan.read(read_pieces([text + "\n"]))
     return _rank_matches(scan.places, known, scan.context)
 
@@ -173,7 +174,7 @@ def hint_at(text: str, distribution: Distribution, *, has_gpu: bool = True) -> s
     cause: this torch is a build for the CPU
     try: pip install --force-reinstall torch torchvision --index-url https://download.pytorch.org/whl/cu130
     """
-    found = explain_text(text, of_lab=True).sure
+    found = explain_text(text, signs={"lab"}).sure
     if found is None:
         return None
     if found.error.name in GPU_ERRORS and not has_gpu:

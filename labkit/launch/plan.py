@@ -109,7 +109,12 @@ class HostFacts:
         """The facts for the choice of the flavor if the lab runs by ``runtime``."""
         engine = None if runtime == "local" else runtime
         return GpuHost(
-            self.gpu, self.machine.architecture, self.distribution, engine, self.access_tests
+            self.gpu,
+            self.machine.architecture,
+            self.distribution,
+            engine,
+            self.access_tests,
+            rootless_docker=engine == "docker" and bool(self.docker.rootless),
         )
 
 
@@ -122,6 +127,7 @@ class GpuHost:
     distribution: Distribution = UNKNOWN
     engine: str | None = None
     access_tests: tuple[GpuAccessTest, ...] = ()
+    rootless_docker: bool = False
 
 
 @dataclass(frozen=True)
@@ -466,7 +472,8 @@ def _refuse_dropped(
 
 def _explain(problem: str, host: GpuHost, fix: str) -> dict[str, str]:
     """The cause and the fix of a known error; otherwise ``problem`` as the cause, and ``fix``."""
-    found = explain_text(problem, of_lab=True).first
+    signs = {"lab", "rootless"} if host.rootless_docker else {"lab"}
+    found = explain_text(problem, signs=signs).first
     if found is None:
         return {"cause": problem, "fix": fix}
     known = [gpu.capability for gpu in host.facts.gpus if gpu.capability] or host.facts.on_bus
@@ -489,7 +496,7 @@ def _refuse_access(host: GpuHost) -> LabkitError:
 
 
 def _name_error(text: str) -> str | None:
-    found = explain_text(text, of_lab=True).first
+    found = explain_text(text, signs={"lab"}).first
     return found.error.name if found else None
 
 
@@ -510,7 +517,7 @@ def _fall_back(host: GpuHost, error: LabkitError) -> Choice[Flavor]:
         return Choice(CPU, error.what, error.cause, error.fix)
     if not facts.present:
         reason = _quote_program(facts.problem) or "no NVIDIA driver on this host"
-        found = explain_text(facts.problem, of_lab=True).first if facts.problem else None
+        found = explain_text(facts.problem, signs={"lab"}).first if facts.problem else None
         # One that is only possible, such as a crash of any program, explains nothing.
         known = found is not None and found.error.certainty != "possible"
         unused = any(each >= (5, 0) for each in facts.on_bus)  # older ones run no build of torch

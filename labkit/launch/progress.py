@@ -161,7 +161,7 @@ class StepLog:
 def explain_failure(what: str, lines: list[str], path: Path, fix: str) -> LabkitError:
     """An EngineError with the end of ``lines`` and the cause of a known error found in them."""
     # Only a certain match is named here; `labkit doctor --explain` lists the possible ones too.
-    found = explain_text("\n".join(lines), of_lab=True).sure
+    found = explain_text("\n".join(lines), signs={"lab"}).sure
     known = found.error if found else None
     shown = [escape_controls(strip_ansi(line)) for line in lines[-QUOTED_LINES:] if line.strip()]
     quoted = "\n".join(f"  | {line}" for line in shown)

@@ -252,7 +252,7 @@ def _judge_too_old_gpu(facts: DriverFacts, distribution: Distribution) -> Findin
 
 
 def _judge_missing_driver(facts: DriverFacts, distribution: Distribution) -> Finding:
-    found = explain_text(facts.gpu.problem or "", of_lab=True).first
+    found = explain_text(facts.gpu.problem or "", signs={"lab"}).first
     if facts.in_wsl:
         cause = found.error.cause if found else "the driver in Windows is not available in WSL2"
         return failed(
@@ -420,7 +420,7 @@ def judge_driver_library(facts: LibraryFacts, distribution: Distribution) -> Fin
     if answer.timed_out:
         return unknown(answer.message, LOOK_FOR_HANG)
     output = f"{answer.stdout}\n{answer.stderr}"
-    found = explain_text(output, of_lab=True).first
+    found = explain_text(output, signs={"lab"}).first
     if found:
         return failed(found.line, found.error.cause, found.error.fix.on(distribution))
     if not answer.ok:

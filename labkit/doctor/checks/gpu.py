@@ -122,7 +122,7 @@ def _is_fault(line: str) -> bool:
     if found:
         xid = XIDS.get(int(found[1]))
         return xid is None or not xid.is_harmless
-    known = explain_text(line, of_lab=True).first
+    known = explain_text(line, signs={"lab"}).first
     return known is not None and known.error.name in FAULTS
 
 
@@ -131,7 +131,7 @@ def _judge_fault(lines: Sequence[str], distribution: Distribution) -> Finding:
     numbers = {int(found[1]): line for line in lines if (found := XID.search(line))}
     losses = (line for number, line in numbers.items() if number in XIDS and XIDS[number].is_loss)
     lost = next(losses, None)
-    known = explain_text(lost or "\n".join(lines), of_lab=True).first
+    known = explain_text(lost or "\n".join(lines), signs={"lab"}).first
     line = (lost or (known.line if known else lines[0])).strip()
     if known is None:
         cause = "the driver reports a fault of the GPU, its memory or its links"

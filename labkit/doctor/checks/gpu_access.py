@@ -505,7 +505,7 @@ def judge_container_gpu(facts: ContainerGpuFacts, distribution: Distribution) ->
     problems = [test.problem for test in facts.tests if test.problem]
     if any("did not answer" in problem for problem in problems):
         return unknown(f"no container of {facts.image} started in time", DEEPER)
-    known = [found for text in problems if (found := explain_text(text, of_lab=True).first)]
+    known = [found for text in problems if (found := explain_text(text, signs={"lab"}).first)]
     # CDI is off by default, so that error does not explain why the first way failed. What is known
     # by its form alone says less than the whole message.
     known = [

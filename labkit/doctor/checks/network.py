@@ -104,7 +104,7 @@ def judge_index(facts: IndexFacts, distribution: Distribution) -> Finding:
     """A warning only: an existing image needs no index."""
     for index, problem in facts.answers:
         if problem:
-            found = explain_text(problem, of_lab=True).first
+            found = explain_text(problem, signs={"lab"}).first
             return warning(
                 f"{index} cannot be reached ({problem})",
                 found.error.cause

@@ -256,7 +256,7 @@ def judge_self_test(facts: SelfTestFacts, distribution: Distribution) -> Finding
     if error is None and answer.ok:
         return unknown("the self-test reported nothing", again)
     known = explain_text(
-        str(error) if error else f"{answer.stdout}\n{answer.stderr}", of_lab=True
+        str(error) if error else f"{answer.stdout}\n{answer.stderr}", signs={"lab"}
     ).first
     if known:
         return failed(known.line, known.error.cause, known.error.fix.on(distribution))
