@@ -529,15 +529,3 @@ def test_files_that_native_code_opens_are_in_the_layer(folder, monkeypatch):
 
     assert estimate_memory(step).obstacle.operator == f"open('{KEPT}')"
     assert Path(KEPT).read_text() == "kept"
-
-
-def test_addresses_of_tensors_tell_which_share_their_storage():
-    def step():
-        one, other = torch.ones(4), torch.ones(4)
-        place = one.untyped_storage().data_ptr()
-        assert one.view(2, 2).untyped_storage().data_ptr() == place == one.data_ptr()
-        assert other.untyped_storage().data_ptr() != place != other.data_ptr()
-        assert one[1:].data_ptr() == place + 4
-        return one, other
-
-    assert estimate_memory(step).obstacle is None

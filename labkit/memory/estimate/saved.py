@@ -87,21 +87,6 @@ def restore_tensor(  # noqa: PLR0917
     return made.requires_grad_(requires_grad)
 
 
-FIND_ADDRESS = torch.UntypedStorage.data_ptr
-# Where no memory can be: what reads at an address of a fake tensor must not find another's data.
-NOWHERE = 2**62
-
-
-def _number_storage(storage: Any) -> int:
-    """The address of a storage; for a fake one a number of its own, as it has none."""
-    return int(NOWHERE + storage._cdata if storage.device.type == "meta" else FIND_ADDRESS(storage))
-
-
-def _number_place(tensor: Any) -> int:
-    offset = tensor.storage_offset() * tensor.element_size()
-    return _number_storage(tensor.untyped_storage()) + offset if tensor.numel() else 0
-
-
 def _refuse_data(read: Callable[..., Any]) -> Callable[..., Any]:
     """A function of safetensors that reads a tensor's memory."""
 
@@ -133,13 +118,7 @@ class Checkpoints:
     def open(self) -> contextlib.ExitStack:
         """Replaces torch's and safetensors' functions, and those that take files, until exit."""
         SavedStorage.values = self._values
-        stack = replace_attributes(
-            FakeTensor,
-            __reduce_ex__=lambda one, _: self._reduce(one),
-            data_ptr=_number_place,
-        )
-        # What saves a model asks by the address which tensors share their storage.
-        stack.enter_context(replace_attributes(torch.UntypedStorage, data_ptr=_number_storage))
+        stack = replace_attributes(FakeTensor, __reduce_ex__=lambda one, _: self._reduce(one))
         stack.enter_context(self._overlay.open())
         stack.enter_context(drop_logs(self._overlay.threads.includes_this))
         for owner, names in self._list_savers().items():
