@@ -34,6 +34,7 @@ import torch
 from torch import nn
 
 from labkit.memory.estimate.play import estimate_memory
+from tests.fakes.record import Record
 
 KEPT = "folder/kept.txt"
 REMOVERS = [[{"deep": (os.remove,)}]]
@@ -392,27 +393,31 @@ def test_a_log_that_a_step_opens_is_closed_with_the_layer(folder):
 
 
 def test_threads_that_wait_for_work_are_released_after_the_simulation(folder):
-    work, done, pools = queue.Queue(), queue.Queue(), []
+    work, done, pools = queue.Queue(), queue.Queue(), Record()
 
     def consume():
         for path in iter(work.get, None):
             done.put(Path(path).write_text("new"))
 
-    def step():
-        if not pools:
-            pools.append(ThreadPoolExecutor(1))
-            threading.Thread(target=consume).start()
+    def make_step():
+        pool = ThreadPoolExecutor(1)
+        pools.append(pool)
+        threading.Thread(target=consume).start()
+        return lambda: step(pool)
+
+    def step(pool):
         work.put(KEPT)
-        pools[0].submit(Path("other.txt").write_text, "1")
+        pool.submit(Path("other.txt").write_text, "1")
         return torch.ones(2)
 
-    assert estimate_memory(step).obstacle is None
+    assert estimate_memory(make_step).obstacle is None
     assert Path(KEPT).read_text() == "kept" and not Path("other.txt").exists()
-    pools[0].submit(Path("other.txt").write_text, "real").result()
+    (pool,) = pools.take()
+    pool.submit(Path("other.txt").write_text, "real").result()
     work.put("third.txt")
     work.put(None)
-    pools[0].shutdown()
-    assert [done.get(timeout=9) for _ in range(2)] == [3, 3]
+    pool.shutdown()
+    assert [done.get(timeout=9) for _ in range(3)] == [3, 3, 3]
     assert Path("other.txt").read_text() == "real" and Path("third.txt").read_text() == "new"
 
 
@@ -464,7 +469,7 @@ def test_lines_in_a_log_file_that_was_open_are_dropped(folder):
 
 
 def test_what_a_step_logs_to_a_tracker_is_dropped(folder, monkeypatch):
-    logged, begun = [], []
+    logged, begun = Record(), Record()
 
     class FileWriter:
         def add_event(self, event):
@@ -497,10 +502,10 @@ def test_what_a_step_logs_to_a_tracker_is_dropped(folder, monkeypatch):
         return lambda: torch.ones(2)
 
     assert estimate_memory(make_step).obstacle is None
-    assert (logged, begun) == ([], ["disabled", "finish"])
+    assert (logged.take(), begun.take()) == ([], ["disabled", "finish"])
     writer.add_event(2)
     run._log(3)
-    assert logged == [2, 3]
+    assert logged.take() == [2, 3]
 
 
 def test_files_that_native_code_opens_are_in_the_layer(folder, monkeypatch):

@@ -1142,7 +1142,7 @@ class Simulation:
                 if not self._by_parts:
                     stack.enter_context(self.tracer.whole)
             stack.callback(lambda: _forget_fakes() if self.tracer.left else None)
-            with _set_aside(), self._fake, self.tracer, keep_modes():
+            with self._fake, self.tracer, keep_modes():
                 yield
             for words in self._samples.describe():
                 self.note(words)
@@ -1348,23 +1348,6 @@ def simulate_lazy() -> contextlib.ExitStack:
         made = {"__new__": wrap(kind.__new__), "materialize": materialize}
         stack.enter_context(replace_attributes(kind, **made))
     return stack
-
-
-@contextlib.contextmanager
-def _set_aside() -> Iterator[None]:
-    """Keeps the garbage collector from the objects that are there already, until exit.
-
-    A full collection would look at each of them, which takes longer than many steps.
-    """
-    if gc.get_freeze_count():  # the process's own way to do this
-        yield
-        return
-    gc.collect(1)  # what is young and dead would not be found for long
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
 
 
 LRU_CACHE = type(functools.lru_cache(len))

@@ -11,6 +11,7 @@ import contextlib
 import contextvars
 import dataclasses
 import functools
+import gc
 import inspect
 import io
 import re
@@ -490,6 +491,24 @@ def _run(work: Work, simulation: Simulation) -> EstimateObstacle | None:
     return simulation.checkpoints.stopped  # the step has gone on
 
 
+@contextlib.contextmanager
+def _set_aside() -> Iterator[None]:
+    """Keeps the garbage collector from the objects that are there already, until exit.
+
+    A full collection would look at each of them, which takes longer than many steps.
+    """
+    if gc.get_freeze_count():  # the process's own way to do this
+        yield
+        return
+    gc.collect(1)  # what is young and dead would not be found for long
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+
+
+@_set_aside()
 def _run_steps(work: Work, simulation: Simulation) -> None:
     arguments = simulation.copy_fake(work.arguments)
     with simulation.draws.open(work.function, arguments, simulation.replaced):
