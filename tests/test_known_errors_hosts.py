@@ -254,3 +254,34 @@ LINES = {
 def test_a_kernel_or_a_package_names_the_distribution(line, family):
     found = explain_text(f"{line}\nCUDA error: out of memory").context
     assert found.choose_distribution(UNKNOWN).family == family
+
+
+MISSING = "AssertionError: Torch not compiled with CUDA enabled\n"
+
+
+@pytest.mark.parametrize(
+    ("said", "command"),
+    [
+        ("Collecting torch==2.3.1", "torch==2.3.1 torchvision --index-url {}/cu121"),
+        (
+            "torch 2.11.0+cpu, NVIDIA GeForce RTX 5080",
+            "torch==2.11.0 torchvision --index-url {}/cu130",
+        ),
+        ("torch 2.1.2+cpu, NVIDIA GeForce RTX 5080", "torch torchvision --index-url {}/cu130"),
+        ("Driver Version: 550.54.14", "torch torchvision --index-url {}/cu128"),
+        ("2.9.1+cpu\nDriver Version: 550.54.14", "torch==2.9.1 torchvision --index-url {}/cu128"),
+        ("2.6.0+cpu\nDriver Version: 470.82.01", "torch==2.6.0 torchvision --index-url {}/cu118"),
+        ("xformers needs torch==2.3.1", "torch torchvision --index-url {}/cu130"),
+    ],
+)
+def test_a_torch_is_installed_once_more_as_it_is_for_the_driver_that_is_there(said, command):
+    fix = explain_text(f"{said}\n{MISSING}").describe()["found"][0]["fix"]
+    index = "https://download.pytorch.org/whl"
+    assert fix == f"pip install --force-reinstall {command.format(index)}"
+
+
+def test_in_a_notebook_each_command_has_a_line_of_its_own():
+    text = '%pip install x\nFile "/content/x.py", line 1\nRuntimeError: operator torchvision::nms does not exist'
+    fix = explain_text(text).describe()["found"][0]["fix"]
+    assert "; then, in a line of its own: %pip install" in fix
+    assert "&& %pip" not in fix

@@ -7,7 +7,7 @@ package names and services; a portable or virtual environment has a pip of its o
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import islice
@@ -46,6 +46,8 @@ class LogHost:
 
     ``family`` is the distribution's; ``python`` is the command that starts the Python of the log's
     own paths, None if it is simply ``python``; ``python_version`` is "3.9" and the like.
+    ``torch_version`` is the release of torch that is installed, ``driver`` NVIDIA's branch, such as
+    570; ``blackwell``: its GPU needs a build for CUDA 12.8 or newer.
     """
 
     system: System = "linux"
@@ -53,6 +55,9 @@ class LogHost:
     signs: frozenset[str] = frozenset()
     python: str | None = None
     python_version: str | None = None
+    torch_version: str | None = None
+    driver: int | None = None
+    blackwell: bool = False
 
     def write(self, fix: str) -> str:
         """The fix with its commands as this machine runs them.
@@ -71,13 +76,37 @@ class LogHost:
         return fix
 
     def _complete_torch(self, command: str) -> str:
-        """The command with torchaudio, where the log has it, and the index of the log's Python."""
+        """The command with torchaudio, where the log has it, and the index for what is there.
+
+        A torch that is installed once more keeps its release: what needs it may need just this one.
+        """
         if "torchaudio" in self.signs:
             command = re.sub(
                 r"\btorch torchvision (?=--index-url)", "torch torchvision torchaudio ", command
             )
-        index = _NEWEST_BUILDS.get(self.python_version or "")
-        return re.sub(r"/whl/cu1[23]\d\b", f"/whl/{index}", command) if index else command
+        if index := _NEWEST_BUILDS.get(self.python_version or ""):
+            return re.sub(r"/whl/cu1[23]\d\b", f"/whl/{index}", command)
+        if builds := self._list_builds(command):
+            command = re.sub(r"\btorch(?= torchvision)", f"torch=={self.torch_version}", command)
+        return re.sub(
+            r"(?<=/whl/)cu1[23]\d\b", lambda it: self._choose_build(it[0], builds), command
+        )
+
+    def _list_builds(self, command: str) -> Sequence[str]:
+        """The builds of the release to keep, the newest first; none if the newest release is it."""
+        if not self.torch_version or "--force-reinstall torch torchvision" not in command:
+            return ()
+        minor = int(self.torch_version.split(".")[1])
+        builds = _BUILDS[max(each for each in _BUILDS if each <= minor)]
+        return () if self.blackwell and builds[0] < "cu128" else builds
+
+    def _choose_build(self, asked: str, builds: Sequence[str]) -> str:
+        """The build asked for, or the newest other one that the driver and the GPU run."""
+        least, most = "cu128" if self.blackwell else "cu118", "cu132"
+        if self.driver:
+            most = next(build for branch, build in _MOST_BUILDS if self.driver >= branch)
+        fitting = [each for each in builds or _BUILDS[9] if least <= each <= most]
+        return asked if asked in fitting or not fitting else fitting[0]
 
     def _prefer_own(self, fix: str) -> str:
         """The command that the fix's comment names for this system in place of Linux' one."""
@@ -122,6 +151,8 @@ class LogHost:
         """The command with the pip and Python of the log's environment."""
         if "notebook" in self.signs:
             command = re.sub(rf"{_START}(?:python3? -m )?pip (?=\w)", "%pip ", command)
+            # What follows on the line would be the shell's.
+            command = command.replace(" && %pip ", "; then, in a line of its own: %pip ")
             command = re.sub(rf"^export (?P<all>{_ASSIGNMENTS})(?=$|;)", _set_in_notebook, command)
             return re.sub(
                 rf"^(?P<all>{_ASSIGNMENTS})python your_program\.py$", _set_in_notebook, command
@@ -427,6 +458,18 @@ def _strip(value: str) -> str:
     return re.sub(r"\$(\w+)", r"%\1%", value)
 
 
+# The builds of torch for CUDA by the minor version 2.x from which on they are, the newest first.
+_BUILDS = {
+    0: ("cu118",),
+    1: ("cu121", "cu118"),
+    4: ("cu124", "cu121", "cu118"),
+    6: ("cu126", "cu124", "cu118"),
+    7: ("cu128", "cu126", "cu118"),
+    8: ("cu128", "cu126"),
+    9: ("cu130", "cu128", "cu126"),
+}
+# Up to which build a branch of the driver runs them, from this one on.
+_MOST_BUILDS = ((580, "cu132"), (525, "cu129"), (0, "cu118"))
 # The newest build of torch for CUDA that an old Python has: of torch 2.4 and 2.8.
 _NEWEST_BUILDS = {"3.8": "cu124", "3.9": "cu128"}
 _VERSION = re.compile(

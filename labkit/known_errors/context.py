@@ -61,9 +61,10 @@ SIGNS = (
         "windows",
         r"winerror dll windows win win10 win11 wddm ps1 vcxproj :\ :/",
         r"winerror|platform: win(?:dows|-)|\b[a-z]:\\|\.dll\b|\bwindows 1[01]\b|\bwin1[01]\b"
-        r"|in wddm mode|\.ps1\b|\b[a-z]:/(?:program files|users/|windows/)|\.vcxproj\b",
+        r"|in wddm mode|\.ps1\b|\b[a-z]:/(?:program files|users/|windows/)|\.vcxproj\b"
+        r"|operating systems?:?\s{1,4}windows\b",
         "winerror|platform: win|:\\|.dll|windows 1|win10|win11|in wddm mode|.ps1"
-        "|:/program files|:/users/|:/windows/|.vcxproj",
+        "|:/program files|:/users/|:/windows/|.vcxproj|operating system",
     ),
     _sign(
         "powershell",
@@ -209,8 +210,10 @@ SIGNS = (
     ),
     _sign(
         "rocm",
-        "rocm rocm5 rocm6 rocm7 hip amdgpu kfd gfx1030 gfx1032 gfx1100 gfx1101 gfx1102 gfx1201",
-        r"\brocm|\d\+rocm|\bhip\b|amdgpu|/dev/kfd|\bgfx1\d{3}",
+        "rocm rocm5 rocm6 rocm7 hip amdgpu kfd gfx1030 gfx1032 gfx1100 gfx1101 gfx1102 gfx1201"
+        " hipblaslt amd",
+        r"\brocm|\d\\+rocm|\bhip\b|amdgpu|/dev/kfd|\bgfx1\d{3}|_hipblas|\bamd linux\b",
+        "rocm|hip|amdgpu|/dev/kfd|gfx1|amd linux",
     ),
     _sign("strix", "gfx1151 strix 8060s", r"gfx1151|strix halo|8060s"),
     _sign(
@@ -386,6 +389,12 @@ VALUES = (
         "+cu|+cpu",
     ),
     _sign(
+        "release",
+        "torch cu118 cu121 cu124 cu126 cu128 cu129 cu130 cu132 cpu",
+        r"(?:(?<=collecting torch==)|\b(?=2\.\d{1,2}\.\d\+c(?:pu|u\d{3})\b))(2\.\d{1,2}\.\d)\b",
+        "+cu|+cpu|collecting torch==",
+    ),
+    _sign(
         "kernel",
         "kernel linux",
         r"\b(\d\.\d{1,2}\.\d{1,3}-[\w.-]{2,40})",
@@ -528,9 +537,11 @@ class Context:
         conditions = set(self.signs)
         if self.family:
             conditions.add(self.family)
-        driver = int(self.values.get("driver", "0").partition(".")[0])
-        if 0 < driver < OLDEST_KEPT:
+        driver = self._driver_branch
+        if driver and driver < OLDEST_KEPT:
             conditions.add("old-branch")
+        if driver and driver < NEEDS["cu130"].driver:
+            conditions.add("cuda12-driver")
         if self.capability:
             conditions.add(name_architecture(self.capability).lower())
             conditions.add("legacy" if self.capability < (7, 5) else "current")
@@ -541,6 +552,10 @@ class Context:
         if "torch" in self.values:
             conditions.add(f"torch-{self.values['torch']}")
         return conditions
+
+    @property
+    def _driver_branch(self) -> int | None:
+        return int(self.values["driver"].partition(".")[0]) if "driver" in self.values else None
 
     def list_values(self) -> Mapping[str, str]:
         """The values for the placeholders of causes and fixes."""
@@ -586,6 +601,9 @@ class Context:
             frozenset(self.signs),
             python,
             self.python_version,
+            self.values.get("release"),
+            self._driver_branch,
+            "blackwell" in self.list_conditions(),
         )
 
 

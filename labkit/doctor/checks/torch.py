@@ -155,7 +155,8 @@ def judge_installed_torch(facts: InstalledTorchFacts, distribution: Distribution
         )
     found = f"torch {build.version}"
     suited = find_fitting_build(facts.driver, facts.capabilities, facts.machine)
-    fix = f"pip install --force-reinstall torch --index-url {PYTORCH_INDEX}/{suited}"
+    packages = "torch torchvision"  # torchvision fits one release of torch only
+    fix = f"pip install --force-reinstall {packages} --index-url {PYTORCH_INDEX}/{suited}"
     if suited is None:  # the driver is too old, or no build has code for all GPUs
         fix = _judge_no_build(facts, distribution).fix or ""
     if build.cuda is None:
