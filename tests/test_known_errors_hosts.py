@@ -281,7 +281,8 @@ def test_a_torch_is_installed_once_more_as_it_is_for_the_driver_that_is_there(sa
 
 
 def test_in_a_notebook_each_command_has_a_line_of_its_own():
-    text = '%pip install x\nFile "/content/x.py", line 1\nRuntimeError: operator torchvision::nms does not exist'
+    frame = 'File "/content/x.py", line 1'
+    text = f"%pip install x\n{frame}\nRuntimeError: operator torchvision::nms does not exist"
     fix = explain_text(text).describe()["found"][0]["fix"]
     assert "; then, in a line of its own: %pip install" in fix
     assert "&& %pip" not in fix
