@@ -423,20 +423,21 @@ def test_threads_that_wait_for_work_are_released_after_the_simulation(folder):
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_thread_that_outlives_the_simulation_changes_nothing(folder):
-    begin, threads = threading.Event(), []
+    begin = threading.Event()
 
     def remove_later():
         begin.wait()
         os.remove(KEPT)
 
     def step():
-        threads.append(threading.Thread(target=remove_later))
-        threads[-1].start()
+        threading.Thread(target=remove_later, name="late").start()
         return torch.ones(2)
 
     assert estimate_memory(step).obstacle is None
+    late = [one for one in threading.enumerate() if one.name == "late"]
+    assert late
     begin.set()
-    for one in threads:
+    for one in late:
         one.join()
     assert Path(KEPT).exists()
 

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import gc
 import sys
+import threading
 from collections import Counter, OrderedDict, defaultdict, deque
 from types import ModuleType, SimpleNamespace
 
@@ -226,3 +227,48 @@ def test_a_cycle_is_not_taken_for_something_that_stays():
         assert estimate_memory(step, torch.ones(4)).notes == ()
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize("mode", ["a", "ab", "r+b"])
+def test_what_a_step_writes_into_a_file_that_was_open_before_is_dropped(tmp_path, mode):
+    path = tmp_path / "log.csv"
+    path.write_text("mine\n")
+    line = "row\n" if mode == "a" else b"row\n"
+    with path.open(mode) as file:
+        holder = SimpleNamespace(file=file)
+
+        def step(weight):
+            weight.sum().backward()
+            holder.file.write(line)
+            holder.file.flush()
+
+        estimate = estimate_memory(step, torch.ones(4, requires_grad=True))
+        assert any("log.csv, which was open before" in note for note in estimate.notes)
+        assert path.read_text() == "mine\n"
+        holder.file.seek(0, 2)
+        holder.file.write(line)  # the real one again
+    assert path.read_text() == "mine\nrow\n"
+
+
+def test_what_another_thread_writes_meanwhile_stays(tmp_path):
+    with (tmp_path / "log.txt").open("w") as file:
+        holder = SimpleNamespace(file=file)
+
+        begun, written = threading.Event(), threading.Event()
+
+        def write():
+            begun.wait(60)
+            print("theirs", file=file)
+            written.set()
+
+        other = threading.Thread(target=write)
+        other.start()
+
+        def step(weight):
+            print(weight.sum().item(), file=holder.file)
+            begun.set()
+            written.wait(60)
+
+        estimate_memory(step, torch.ones(4))
+        other.join()
+    assert (tmp_path / "log.txt").read_text() == "theirs\n"

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import gc
+import io
 import sys
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator
@@ -44,6 +45,10 @@ MOST_HOLDERS, HOLDER_DEPTH, HOLDERS_NAMED = 1_000, 8, 3
 # The names of modules that were seen not to be the user's: most of thousands.
 _foreign: set[str] = set()
 
+# The methods of an open file that change it.
+WRITING = ("write", "writelines", "truncate")
+DROPPED = "what the step writes into {}, which was open before, is dropped"
+
 Keeper = Callable[["KeptObjects", Any], None]
 UNSET = object()
 
@@ -51,10 +56,13 @@ UNSET = object()
 class KeptObjects:
     """One-level copies of the objects that a step can change; ``restore`` gives them back."""
 
-    def __init__(self, *roots: object) -> None:
+    def __init__(self, *roots: object, is_step: Callable[[], bool] = lambda: True) -> None:
         # What puts an object back, with the object and its content; which keeps their ids theirs.
         self._kept: list[tuple[Callable[[Any, Any], None], Any, Any]] = []
         self._seen: set[int] = set()
+        self._is_step = is_step
+        # The names of open files into which the step has written.
+        self.written: dict[str, None] = {}
         self._left: deque[Any] = deque(roots)
         for name, module in [one for one in sys.modules.items() if one[0] not in _foreign]:
             if not is_own_module(name):
@@ -80,6 +88,13 @@ class KeptObjects:
     def follow(self, values: Iterable[Any]) -> None:
         """Looks at these objects later."""
         self._left.extend(one for one in values if type(one) not in ATOMS)
+
+    def drop(self, file: Any, name: str, write: Callable[..., Any], *given: Any) -> Any:
+        """Has the place of a method of a file: writes only for other threads than the step's."""
+        if not self._is_step():
+            return write(*given)
+        self.written[str(getattr(file, "name", "a file"))] = None
+        return len(given[0]) if name == "write" else None
 
     def restore(self) -> list[str]:
         """Puts back what has changed; returns what could not be put back, by its type."""
@@ -150,6 +165,20 @@ def _keep_items(kept: KeptObjects, one: Any) -> None:
 def _keep_array(kept: KeptObjects, one: Any) -> None:
     if one.nbytes <= MOST_ARRAY_BYTES and one.flags.writeable:
         kept.keep(restore_array, one, one.copy())
+
+
+def _keep_file(kept: KeptObjects, one: Any) -> None:
+    """Drops what the step writes into a file that is open: its numbers are not real."""
+    if one.closed or not one.writable() or one.isatty():
+        return
+    streams = (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__)
+    if any(one in (each, getattr(each, "buffer", None)) for each in streams):
+        return
+    kept.keep(restore_dictionary, vars(one), dict(vars(one)))
+    for name in WRITING:
+        drop = functools.partial(kept.drop, one, name, getattr(one, name))
+        setattr(one, name, drop)
+    kept.follow((getattr(one, "buffer", None),))
 
 
 def _keep_tensor(kept: KeptObjects, one: Any) -> None:
@@ -246,6 +275,7 @@ def _list_slots(kind: Any) -> tuple[str, ...]:
 
 KEEPERS: dict[type, Keeper | None] = {
     **dict.fromkeys(ATOMS),
+    **dict.fromkeys((io.TextIOWrapper, io.BufferedWriter, io.BufferedRandom), _keep_file),
     torch.Tensor: _keep_tensor,
     torch.nn.Module: _keep_module,
     torch.optim.Optimizer: _keep_optimizer,
@@ -270,20 +300,29 @@ KEEPERS: dict[type, Keeper | None] = {
 
 @contextlib.contextmanager
 def keep_objects(
-    function: object, arguments: Iterable[object], note: Callable[[str], object]
+    function: object,
+    arguments: Iterable[object],
+    note: Callable[[str], object],
+    is_step: Callable[[], bool],
 ) -> Iterator[None]:
     """Puts back, on exit, what the block changes in objects of the user's program.
 
     Of the step's arguments only functions and classes are the user's own: others are copied.
-    ``note`` takes a sentence about what could not be put back.
+    ``note`` takes a sentence about what could not be put back, ``is_step`` says whether the running
+    thread works for the step.
     """
     kept = KeptObjects(
-        function, *(one for one in arguments if isinstance(one, FunctionType | type))
+        function,
+        *(one for one in arguments if isinstance(one, FunctionType | type)),
+        is_step=is_step,
     )
     try:
         yield
     finally:
-        for kind in dict.fromkeys(kept.restore()):
+        failed = kept.restore()
+        if kept.written:
+            note(DROPPED.format(", ".join(kept.written)))
+        for kind in dict.fromkeys(failed):
             note(f"a {kind} that the step has changed could not be put back")
 
 

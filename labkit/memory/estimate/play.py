@@ -464,7 +464,9 @@ def _run(work: Work, simulation: Simulation) -> EstimateObstacle | None:
     from labkit.memory.estimate.objects import keep_objects
 
     try:
-        with simulation.open(), keep_objects(work.function, work.arguments, simulation.note):
+        is_step = simulation.checkpoints.is_step
+        keeping = keep_objects(work.function, work.arguments, simulation.note, is_step)
+        with simulation.open(), keeping:
             # What the step sets in a context variable ends with the copy.
             contextvars.copy_context().run(_run_steps, work, simulation)
     except RealTensorError as error:

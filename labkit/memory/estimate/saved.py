@@ -115,6 +115,10 @@ class Checkpoints:
         """The change of something real that the step was stopped at; None if there was none."""
         return self._overlay.guard.obstacle
 
+    def is_step(self) -> bool:
+        """Whether the running thread works for the step."""
+        return self._overlay.threads.includes_this()
+
     def open(self) -> contextlib.ExitStack:
         """Replaces torch's and safetensors' functions, and those that take files, until exit."""
         SavedStorage.values = self._values
