@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import BinaryIO
 
-from labkit.host.cpu import count_allowed_cores
 from labkit.host.distribution import UNKNOWN, Distribution
 from labkit.known_errors import KNOWN_ERRORS
 from labkit.known_errors.block import ErrorPlace
@@ -20,9 +18,6 @@ from labkit.known_errors.read import decode_blocks, read_pieces
 from labkit.known_errors.scan import FAILURE, Scan
 
 BLOCK_BYTES = 2**19
-# A smaller file is read before other processes have started.
-LARGE_BYTES = 2**24
-MOST_WORKERS = 4
 
 # What a command of a fix does besides, to say so next to it.
 _NOTES = (
@@ -129,32 +124,11 @@ def explain_text(
     return _rank_matches(scan.places, known, scan.context)
 
 
-def explain_file(file: BinaryIO, *, workers: int | None = None) -> Explanation:
-    """The known errors in a log of any size and encoding; only a few blocks are in memory.
-
-    ``workers``: how many processes read it; by default as many as there are cores, up to four, for
-    a large file.
-    """
-    blocks = read_pieces(decode_blocks(iter(lambda: file.read(BLOCK_BYTES), b"")))
+def explain_file(file: BinaryIO) -> Explanation:
+    """The known errors in a log of any size and encoding; only one block is in memory at a time."""
     scan = Scan(KNOWN_ERRORS, Context())
-    if workers is None:
-        workers = _count_workers(file)
-    if workers > 1:
-        from labkit.known_errors.parallel import read_parallel
-
-        read_parallel(scan, blocks, workers)
-    else:
-        scan.read(blocks)
+    scan.read(read_pieces(decode_blocks(iter(lambda: file.read(BLOCK_BYTES), b""))))
     return _rank_matches(scan.places, KNOWN_ERRORS, scan.context)
-
-
-def _count_workers(file: BinaryIO) -> int:
-    """How many processes are to read a file: more than one only if it is large."""
-    try:
-        is_large = os.fstat(file.fileno()).st_size >= LARGE_BYTES
-    except OSError:  # it has no descriptor
-        return 1
-    return min(MOST_WORKERS, count_allowed_cores() or 1) if is_large else 1
 
 
 # Errors whose fixes help only where there is a GPU.

@@ -63,7 +63,7 @@ FAILURE = KnownError(
     r"|errors?: (?:0|None|null)\b|(?:code|status):? \d{1,3}\.\s*$|(?-i:segmentation fault)",
 )
 
-Found = Sequence[tuple[str, ErrorPlace]]
+_Found = Sequence[tuple[str, ErrorPlace]]
 
 
 class Scan:
@@ -72,26 +72,21 @@ class Scan:
     def __init__(self, known: Sequence[KnownError], context: Context) -> None:
         self.places: dict[KnownError, ErrorPlace] = {}
         self.context = context
-        self._index = index_all() if known is KNOWN_ERRORS else Index((*known, FAILURE))
+        self._index = _index_all() if known is KNOWN_ERRORS else Index((*known, FAILURE))
         self._by_name = {error.name: error for error in (*known, FAILURE)}
 
     def read(self, blocks: Iterable[NumberedLines]) -> None:
         """Reads a log's blocks, one after the other."""
-        for lines in repeat_ends(blocks):
-            self.read_lines(lines)
+        for lines in _repeat_ends(blocks):
+            block = LogBlock(lines)
+            self._add(_read_block(block, self._index, self._list_shown(), self.context), block)
 
-    def read_lines(self, lines: NumberedLines) -> None:
-        """Reads the next block, which begins with the last lines of the one before it."""
-        block = LogBlock(lines)
-        self.add(read_block(block, self._index, self.list_shown(), self.context), block)
-
-    def list_shown(self) -> frozenset[str]:
+    def _list_shown(self) -> frozenset[str]:
         """The names of errors that a program's own line showed: a person's may tell of another."""
         places = self.places.items()
         return frozenset(error.name for error, place in places if not place.reported)
 
-    def add(self, found: Found, block: LogBlock | NumberedLines) -> None:
-        """Adds what was found in the next block."""
+    def _add(self, found: _Found, block: LogBlock) -> None:
         for name, place in found:
             error = self._by_name[name]
             first = self.places.get(error, place)
@@ -101,7 +96,6 @@ class Scan:
                 last=place.last, stage=place.stage, retried=place.retried
             )
         if waiting := [error for error in self.places if error.passes]:
-            block = block if isinstance(block, LogBlock) else LogBlock(block)
             self._forget_what_passed(waiting, block)
 
     def _forget_what_passed(self, waiting: Sequence[KnownError], block: LogBlock) -> None:
@@ -118,7 +112,7 @@ class Scan:
                     del places[error]
 
 
-def repeat_ends(blocks: Iterable[NumberedLines]) -> Iterator[NumberedLines]:
+def _repeat_ends(blocks: Iterable[NumberedLines]) -> Iterator[NumberedLines]:
     """Each block that has lines, after the last lines of the one before it."""
     before = NumberedLines([], [])
     for block in blocks:
@@ -135,7 +129,7 @@ def _is_of(stage: str, failed: str) -> bool:
     return stage == failed or (stage == "" and not failed.startswith("rank"))
 
 
-def read_block(block: LogBlock, index: Index, shown: frozenset[str], context: Context) -> Found:
+def _read_block(block: LogBlock, index: Index, shown: frozenset[str], context: Context) -> _Found:
     """The places of errors in a block; of those shown before, only where they may pass."""
     possible = block.list_possible(index, shown - index.passing)
     context.read(block.words, block.join_lowered, block.joined)
@@ -148,6 +142,6 @@ def read_block(block: LogBlock, index: Index, shown: frozenset[str], context: Co
 
 
 @cache
-def index_all() -> Index:
+def _index_all() -> Index:
     """The index of all known errors."""
     return Index((*KNOWN_ERRORS, FAILURE))

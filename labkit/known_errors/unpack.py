@@ -48,12 +48,6 @@ class LogContent(io.RawIOBase):
             return part
         return (self._file or self._source).read(size)
 
-    def fileno(self) -> int:
-        """The descriptor of the file; OSError if it is compressed, or has none."""
-        if self._file is not None:
-            raise OSError("the size of the content is not known")
-        return self._source.fileno()
-
     def close(self) -> None:
         """Closes what decompresses; the file or pipe stays open."""
         if self._file is not None:

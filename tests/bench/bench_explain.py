@@ -1,9 +1,8 @@
 """How fast ``labkit doctor --explain`` reads each kind of text.
 
 Each line names a kind of text that is made here, the MB/s of one core and the memory that reading
-added, and the MB/s as a user waits: a large file is read by several processes. What is aimed at is
-10 MB/s of one core and 200 MB; lines that miss it end with "!". ``--size MB`` sets the size of each
-text (20), ``--against FOLDER`` reads each also with another checkout's labkit.
+added. What is aimed at is 10 MB/s and 200 MB; lines that miss it end with "!". ``--size MB`` sets
+the size of each text (20), ``--against FOLDER`` reads each also with another checkout's labkit.
 """
 
 from __future__ import annotations
@@ -27,11 +26,10 @@ explain_text("warm")
 def read_peak():
     return int(next(row for row in open("/proc/self/status") if row.startswith("VmHWM")).split()[1])
 before = read_peak()
-clock = time.process_time if sys.argv[2:] else time.perf_counter
-started = clock()
+started = time.process_time()
 with open(sys.argv[1], "rb") as log:
-    found = explain_file(log, **dict.fromkeys(sys.argv[2:], 1))
-print(clock() - started, read_peak() - before)
+    found = explain_file(log)
+print(time.process_time() - started, read_peak() - before)
 """
 MODULES = ["nn/modules/module", "nn/functional", "utils/data/dataloader", "autograd/graph"]
 PACKAGES = ["torch", "torchvision", "numpy", "pillow", "sympy", "networkx", "triton", "nvidia-nccl"]
@@ -334,13 +332,10 @@ def write_kinds(folder: Path, size: int) -> Iterator[Path]:
         yield path
 
 
-def read(path: Path, checkout: Path, *options: str) -> tuple[float, float]:
-    """MB/s, and MB of memory that reading the file added.
-
-    ``workers`` among the options: by one process, and of its processor's time.
-    """
+def read(path: Path, checkout: Path) -> tuple[float, float]:
+    """MB/s, and MB of memory that reading the file added."""
     done = subprocess.run(
-        [sys.executable, "-c", READ, str(path), *options],
+        [sys.executable, "-c", READ, str(path)],
         cwd=checkout,
         capture_output=True,
         check=True,
@@ -359,20 +354,18 @@ def main() -> int:
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         print(
-            f"{'kind':<22}{'MB/s':>8}{'MB':>8}{'waited':>8}"
+            f"{'kind':<22}{'MB/s':>8}{'MB':>8}"
             + ("{:>8}{:>8}".format("before", "MB") * bool(asked.against))
         )
         for path in write_kinds(asked.keep or Path(folder), int(asked.size * 1e6)):
-            rate, memory = read(path, ROOT, "workers")
-            waited, _ = read(path, ROOT)
+            rate, memory = read(path, ROOT)
             missed = "  !" * (rate < 10 or memory > 200)
             before = (
-                "".join(f"{figure:8.1f}" for figure in read(path, asked.against, "workers"))
+                "".join(f"{figure:8.1f}" for figure in read(path, asked.against))
                 if asked.against
                 else ""
             )
-            row = f"{path.stem:<22}{rate:8.1f}{memory:8.1f}{waited:8.1f}{before}{missed}"
-            print(row, flush=True)
+            print(f"{path.stem:<22}{rate:8.1f}{memory:8.1f}{before}{missed}", flush=True)
     return 0
 
 

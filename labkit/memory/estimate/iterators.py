@@ -120,7 +120,8 @@ def copy_iterator(iterator: Any, convert: Convert) -> Any:
     """A copy; ``convert`` copies what the iterator is made of. Raises LiveIteratorError."""
     if isinstance(iterator, GeneratorType):
         return _copy_generator(iterator, convert)
-    if type(iterator).__reduce__ is object.__reduce__:  # it would make an empty one
+    kind: Any = type(iterator)
+    if kind.__reduce__ is object.__reduce__:  # it would make an empty one
         raise LiveIteratorError(_name_kind(iterator), FIX)
     with warnings.catch_warnings():
         # Python 3.12 and 3.13 warn that later ones cannot copy those of itertools.
