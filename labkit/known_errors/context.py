@@ -7,8 +7,9 @@ read on another machine than the one that failed.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, field
+from functools import cache, partial
 from typing import NamedTuple
 
 from labkit.host.distribution import Distribution
@@ -20,27 +21,39 @@ from labkit.host.gpu import (
 )
 from labkit.host.packages import is_dropped
 from labkit.host.torch_builds import NEEDS
-from labkit.known_errors.commands import LogHost, System, find_python, find_python_version
+from labkit.known_errors.commands import (
+    LogHost,
+    System,
+    find_python,
+    find_python_version,
+    list_places,
+)
 
 
 class Sign(NamedTuple):
     """A fact about the machine: words of which one must be in the log, and the expression.
 
-    A match contains one of ``parts``, or has it near: it is searched for only there.
+    A match contains one of ``parts``, or has it near: it is searched for only there. With each part
+    are the runs of letters that it has between others of its signs.
     """
 
     name: str
     words: tuple[str, ...]
     pattern: re.Pattern[str]
-    parts: tuple[str, ...]
+    parts: tuple[tuple[str, frozenset[bytes]], ...]
+
+
+_INNER_RUNS = re.compile(r"(?<=[^a-z])[a-z]+(?=[^a-z])")
 
 
 def _sign(name: str, words: str, pattern: str, parts: str = "") -> Sign:
     """A sign; its parts, divided by "|", are by default its words."""
     split = tuple(words.split())
-    return Sign(
-        name, split, re.compile(pattern, re.MULTILINE), tuple(parts.split("|")) if parts else split
+    searched = tuple(
+        (part, frozenset(map(str.encode, _INNER_RUNS.findall(part))))
+        for part in (parts.split("|") if parts else split)
     )
+    return Sign(name, split, re.compile(pattern, re.MULTILINE), searched)
 
 
 # The expressions read text in lower case. A group's text is the value of the sign.
@@ -181,13 +194,14 @@ SIGNS = (
     _sign("fresh", "run", r"\b(?:docker|podman|nerdctl)(?: container)? run\b"),
     _sign(
         "k8s",
-        "kubelet kubectl kubernetes k8s microk8s pod pods aks eks gke ocp kuberay openshift"
-        " daemonset operator",
+        "kubelet kubectl kubernetes k8s microk8s pod pods kuberay openshift daemonset operator",
         # A source of packages for Kubernetes says nothing about this machine.
         r"kubelet|kubectl|(?<!apt\.)kubernetes(?!-xenial)|(?<!pkgs\.)\b(?:micro)?k8s\b|\bpods?\b"
-        r"|\b(?:aks|eks|gke|ocp)\b|kuberay"
-        r"|openshift|\b(?:gpu|network)-operator\b|-daemonset\b",
+        r"|kuberay|openshift|\b(?:gpu|network)-operator\b|-daemonset\b",
+        "kubelet|kubectl|kubernetes|k8s|pod|kuberay|openshift|-operator|-daemonset",
     ),
+    # Parts of many words: these are looked for where the text has them whole.
+    _sign("k8s", "aks eks gke ocp", r"\b(?:aks|eks|gke|ocp)\b"),
     _sign("k3s", "k3s k3os rke2", r"\bk3s\b|\bk3os\b|\brke2\b"),
     _sign("rke2", "rke2", r"\brke2\b"),
     _sign("minikube", "minikube", r"\bminikube\b"),
@@ -491,16 +505,18 @@ class Context:
     python: str | None = None
     python_version: str | None = None
 
-    def read(self, words: Collection[bytes], lowered: Callable[[], str], text: str) -> None:
+    def read(self, words: Set[bytes], lowered: Callable[[], str], text: str) -> None:
         """Adds what a block says: its words, its text in lower case, and its text."""
+        whole = lowered()
+        places = cache(partial(list_places, whole, most=_PLACES))  # signs share parts
         for sign in SIGNS:
-            if sign.name not in self.signs and _find(sign, words, lowered):
+            if sign.name not in self.signs and _find(sign, words, whole, places):
                 self.signs.add(sign.name)
         for sign in VALUES:
-            if sign.name not in self.values and (found := _find(sign, words, lowered)):
+            if sign.name not in self.values and (found := _find(sign, words, whole, places)):
                 self.values[sign.name] = found[1]
         if self.family is None:
-            families = (sign.name for sign in FAMILIES if _find(sign, words, lowered))
+            families = (sign.name for sign in FAMILIES if _find(sign, words, whole, places))
             self.family = next(families, None)
         if self.python is None and any(word in words for word in PYTHON_WORDS):
             self.python = find_python(text)
@@ -677,21 +693,15 @@ _AROUND = 60
 _PLACES = 200
 
 
-def _find(sign: Sign, words: Collection[bytes], lowered: Callable[[], str]) -> re.Match[str] | None:
+def _find(
+    sign: Sign, words: Set[bytes], text: str, places: Callable[[str], list[int]]
+) -> re.Match[str] | None:
     """The first match near one of the sign's parts, if the text has one of its words."""
     if not any(word.encode() in words for word in sign.words):
         return None
-    text, search = lowered(), sign.pattern.search
-    for at in sorted(place for part in sign.parts for place in _list_places(text, part)):
+    search = sign.pattern.search
+    parts = (part for part, runs in sign.parts if runs <= words)
+    for at in sorted(place for part in parts for place in places(part)):
         if found := search(text, max(0, at - _AROUND), at + _AROUND):
             return found
     return None
-
-
-def _list_places(text: str, part: str) -> list[int]:
-    places: list[int] = []
-    at = text.find(part)
-    while at >= 0 and len(places) < _PLACES:
-        places.append(at)
-        at = text.find(part, at + 1)
-    return places

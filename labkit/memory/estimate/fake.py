@@ -925,26 +925,28 @@ LAID_OUT = (
     torch.ops.aten._batch_norm_with_update.default,
     torch.ops.aten._batch_norm_no_update.default,
 )
+DRAWN_ALIKE = (
+    ATEN._sample_dirichlet.default,
+    ATEN._dirichlet_grad.default,
+    ATEN._standard_gamma.default,
+    ATEN._standard_gamma_grad.default,
+    ATEN.binomial.default,
+)
+LOSSES_BACKWARD = (
+    ATEN.mse_loss_backward.default,
+    ATEN.smooth_l1_loss_backward.default,
+    ATEN.huber_loss_backward.default,
+)
 # By the operators' ids.
-REPLACED: dict[int, Callable[..., Any]] = {id(one): _keep_storage(one) for one in KEEP_STORAGE}
-REPLACED |= {id(norm): _lay_out(norm) for norm in LAID_OUT}
-REPLACED |= {
-    id(draw): _draw_alike(draw)
-    for draw in (
-        ATEN._sample_dirichlet.default,
-        ATEN._dirichlet_grad.default,
-        ATEN._standard_gamma.default,
-        ATEN._standard_gamma_grad.default,
-        ATEN.binomial.default,
+REPLACED: dict[int, Callable[..., Any]] = {
+    id(one): make(one)
+    for make, operators in (
+        (_keep_storage, KEEP_STORAGE),
+        (_lay_out, LAID_OUT),
+        (_draw_alike, DRAWN_ALIKE),
+        (_allow_nothing, LOSSES_BACKWARD),
     )
-}
-REPLACED |= {
-    id(reverse): _allow_nothing(reverse)
-    for reverse in (
-        ATEN.mse_loss_backward.default,
-        ATEN.smooth_l1_loss_backward.default,
-        ATEN.huber_loss_backward.default,
-    )
+    for one in operators
 }
 _COMPUTED: dict[Any, Callable[..., Any]] = {
     ATEN._efficientzerotensor.default: _make_zeros,

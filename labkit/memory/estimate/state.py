@@ -59,46 +59,48 @@ def _spread(put: Callable[..., object]) -> Callable[[Any], object]:
     return lambda values: put(*values)
 
 
+# Owner, and its functions that read a setting and set it.
+CALLS: tuple[tuple[Any, str, str], ...] = (
+    (torch, "get_default_dtype", "set_default_dtype"),
+    (torch, "is_grad_enabled", "set_grad_enabled"),
+    (torch, "get_num_threads", "set_num_threads"),
+    (torch, "get_float32_matmul_precision", "set_float32_matmul_precision"),
+    (torch, "is_warn_always_enabled", "set_warn_always"),
+    (torch, "is_autocast_cache_enabled", "set_autocast_cache_enabled"),
+    (torch._C, "_get_cublas_allow_tf32", "_set_cublas_allow_tf32"),
+    (torch._C, "_get_cudnn_allow_tf32", "_set_cudnn_allow_tf32"),
+    (torch._C, "_get_mkldnn_enabled", "_set_mkldnn_enabled"),
+    (torch._C, "_get_mkldnn_deterministic", "_set_mkldnn_deterministic"),
+    (torch._C, "_get_nnpack_enabled", "_set_nnpack_enabled"),
+    (torch._C, "_get_flash_sdp_enabled", "_set_sdp_use_flash"),
+    (torch._C, "_get_mem_efficient_sdp_enabled", "_set_sdp_use_mem_efficient"),
+    (torch._C, "_get_math_sdp_enabled", "_set_sdp_use_math"),
+    (torch._C, "_get_cudnn_sdp_enabled", "_set_sdp_use_cudnn"),
+    (torch._C, "_get_overrideable_sdp_enabled", "_set_sdp_use_overrideable"),
+    (torch._C, "_get_math_sdp_allow_fp16_bf16_reduction",
+     "_set_math_sdp_allow_fp16_bf16_reduction"),
+    (torch._C, "_get_sdp_priority_order", "_set_sdp_priority_order"),
+    (torch._C, "_get_linalg_preferred_backend", "_set_linalg_preferred_backend"),
+    (torch._C, "_get_blas_preferred_backend", "_set_blas_preferred_backend"),
+    (torch._C, "_get_cublas_allow_fp16_accumulation", "_set_cublas_allow_fp16_accumulation"),
+    (torch._C, "_get_qengine", "_set_qengine"),
+    (torch._C, "_is_view_replay_enabled", "_set_view_replay_enabled"),
+    (torch._C, "_get_graph_executor_optimize", "_set_graph_executor_optimize"),
+    (torch._C, "_check_sparse_tensor_invariants", "_set_check_sparse_tensor_invariants"),
+    (sys, "getrecursionlimit", "setrecursionlimit"),
+    (sys, "getswitchinterval", "setswitchinterval"),
+    (sys, "get_int_max_str_digits", "set_int_max_str_digits"),
+    (sys, "gettrace", "settrace"),
+    (sys, "getprofile", "setprofile"),
+    (gc, "get_debug", "set_debug"),
+    (random, "getstate", "setstate"),
+    (locale, "setlocale", "setlocale"),
+)  # fmt: skip
+
+
 def _list_calls() -> Iterator[Setting]:
-    """Torch's settings that have a function to read and one to set them."""
-    deterministic = torch.use_deterministic_algorithms
-    tables: tuple[tuple[Any, str, str], ...] = (
-        (torch, "get_default_dtype", "set_default_dtype"),
-        (torch, "is_grad_enabled", "set_grad_enabled"),
-        (torch, "get_num_threads", "set_num_threads"),
-        (torch, "get_float32_matmul_precision", "set_float32_matmul_precision"),
-        (torch, "is_warn_always_enabled", "set_warn_always"),
-        (torch, "is_autocast_cache_enabled", "set_autocast_cache_enabled"),
-        (torch._C, "_get_cublas_allow_tf32", "_set_cublas_allow_tf32"),
-        (torch._C, "_get_cudnn_allow_tf32", "_set_cudnn_allow_tf32"),
-        (torch._C, "_get_mkldnn_enabled", "_set_mkldnn_enabled"),
-        (torch._C, "_get_mkldnn_deterministic", "_set_mkldnn_deterministic"),
-        (torch._C, "_get_nnpack_enabled", "_set_nnpack_enabled"),
-        (torch._C, "_get_flash_sdp_enabled", "_set_sdp_use_flash"),
-        (torch._C, "_get_mem_efficient_sdp_enabled", "_set_sdp_use_mem_efficient"),
-        (torch._C, "_get_math_sdp_enabled", "_set_sdp_use_math"),
-        (torch._C, "_get_cudnn_sdp_enabled", "_set_sdp_use_cudnn"),
-        (torch._C, "_get_overrideable_sdp_enabled", "_set_sdp_use_overrideable"),
-        (torch._C, "_get_math_sdp_allow_fp16_bf16_reduction",
-         "_set_math_sdp_allow_fp16_bf16_reduction"),
-        (torch._C, "_get_sdp_priority_order", "_set_sdp_priority_order"),
-        (torch._C, "_get_linalg_preferred_backend", "_set_linalg_preferred_backend"),
-        (torch._C, "_get_blas_preferred_backend", "_set_blas_preferred_backend"),
-        (torch._C, "_get_cublas_allow_fp16_accumulation", "_set_cublas_allow_fp16_accumulation"),
-        (torch._C, "_get_qengine", "_set_qengine"),
-        (torch._C, "_is_view_replay_enabled", "_set_view_replay_enabled"),
-        (torch._C, "_get_graph_executor_optimize", "_set_graph_executor_optimize"),
-        (torch._C, "_check_sparse_tensor_invariants", "_set_check_sparse_tensor_invariants"),
-        (sys, "getrecursionlimit", "setrecursionlimit"),
-        (sys, "getswitchinterval", "setswitchinterval"),
-        (sys, "get_int_max_str_digits", "set_int_max_str_digits"),
-        (sys, "gettrace", "settrace"),
-        (sys, "getprofile", "setprofile"),
-        (gc, "get_debug", "set_debug"),
-        (random, "getstate", "setstate"),
-        (locale, "setlocale", "setlocale"),
-    )  # fmt: skip
-    for owner, read, put in tables:
+    """Settings that have a function to read and one to set them."""
+    for owner, read, put in CALLS:
         if hasattr(owner, read) and hasattr(owner, put):
             arguments = (locale.LC_ALL,) if owner is locale else ()
             yield Setting(
@@ -118,7 +120,7 @@ def _list_calls() -> Iterator[Setting]:
             torch.are_deterministic_algorithms_enabled(),
             torch.is_deterministic_algorithms_warn_only_enabled(),
         ),
-        lambda values: deterministic(values[0], warn_only=values[1]),
+        lambda values: torch.use_deterministic_algorithms(values[0], warn_only=values[1]),
     )
     for kind in ("fp16", "bf16"):
         name = f"cublas_allow_{kind}_reduced_precision_reduction"
