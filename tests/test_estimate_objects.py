@@ -272,3 +272,38 @@ def test_what_another_thread_writes_meanwhile_stays(tmp_path):
         estimate_memory(step, torch.ones(4))
         other.join()
     assert (tmp_path / "log.txt").read_text() == "theirs\n"
+
+
+SCALE = torch.full((64,), 3.0)
+
+
+@functools.lru_cache(None)
+def find_scale(power):
+    return float((SCALE**power).mean())
+
+
+@functools.lru_cache(None)
+def count_letters(word):
+    return len(word)
+
+
+def test_what_a_simulated_step_has_cached_is_not_used_by_the_real_one():
+    find_scale.cache_clear()
+    count_letters("kept")
+    notes = estimate_memory(lambda one: one.sum() * find_scale(2), torch.ones(4)).notes
+    assert any("the cache of find_scale is emptied" in note for note in notes)
+    assert not any("count_letters" in note for note in notes)
+    assert find_scale(2) == 9.0
+    assert count_letters.cache_info().currsize
+
+
+def test_a_mapped_file_is_as_before(tmp_path):
+    rows = np.memmap(tmp_path / "rows.bin", "float32", "w+", shape=(4, 8))
+    rows[:] = 7
+    held = SimpleNamespace(rows=rows)
+
+    def step(weight):
+        held.rows[0] = weight.sum().item()
+
+    assert estimate_memory(step, torch.ones(8)).obstacle is None
+    assert (np.fromfile(tmp_path / "rows.bin", "float32") == 7).all()

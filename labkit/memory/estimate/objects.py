@@ -31,6 +31,8 @@ MOST_ITEMS = 10_000
 MOST_COMPARED, ENDS = 100_000, 1_000
 # A larger array of NumPy is not copied.
 MOST_ARRAY_BYTES = 1 << 16
+# One that is a file of the user's is copied up to this size.
+MOST_MAPPED_BYTES = 1 << 24
 # Modules of Python whose objects only hold values; those of others have locks, files and threads.
 HOLDING = frozenset(("types", "argparse", "collections", "dataclasses", "torch", "builtins"))
 # What no step sets, and Python sets itself.
@@ -48,6 +50,8 @@ _foreign: set[str] = set()
 # The methods of an open file that change it.
 WRITING = ("write", "writelines", "truncate")
 DROPPED = "what the step writes into {}, which was open before, is dropped"
+EMPTIED = "the cache of {} is emptied: the simulation has put values into it that are not real"
+LRU_CACHE = type(functools.lru_cache(int))
 
 Keeper = Callable[["KeptObjects", Any], None]
 UNSET = object()
@@ -63,6 +67,8 @@ class KeptObjects:
         self._is_step = is_step
         # The names of open files into which the step has written.
         self.written: dict[str, None] = {}
+        # Caches of functions, with how often each had to compute.
+        self._caches: list[tuple[Any, int]] = []
         self._left: deque[Any] = deque(roots)
         for name, module in [one for one in sys.modules.items() if one[0] not in _foreign]:
             if not is_own_module(name):
@@ -96,6 +102,17 @@ class KeptObjects:
         self.written[str(getattr(file, "name", "a file"))] = None
         return len(given[0]) if name == "write" else None
 
+    def keep_cache(self, cache: Any) -> None:
+        """Keeps a function's cache in mind, whose content Python does not show."""
+        self._caches.append((cache, cache.cache_info().misses))
+
+    def empty_caches(self) -> list[str]:
+        """Empties the caches into which the step has put something; returns their names."""
+        filled = [one for one, misses in self._caches if one.cache_info().misses != misses]
+        for one in filled:
+            one.cache_clear()
+        return [one.__name__ for one in filled]
+
     def restore(self) -> list[str]:
         """Puts back what has changed; returns what could not be put back, by its type."""
         failed = []
@@ -128,7 +145,7 @@ def find_keeper(kind: Any) -> Keeper | None:
     file = getattr(sys.modules.get(module), "__file__", None)
     may_hold = module.partition(".")[0] in HOLDING or is_own_module(module)
     if may_hold or (file is not None and judge_file(file) != OWN):
-        return _keep_array if kind.__name__ == "ndarray" else _keep_attributes
+        return _keep_array if kind.__name__ in {"ndarray", "memmap"} else _keep_attributes
     return None
 
 
@@ -163,7 +180,8 @@ def _keep_items(kept: KeptObjects, one: Any) -> None:
 
 
 def _keep_array(kept: KeptObjects, one: Any) -> None:
-    if one.nbytes <= MOST_ARRAY_BYTES and one.flags.writeable:
+    most = MOST_MAPPED_BYTES if type(one).__name__ == "memmap" else MOST_ARRAY_BYTES
+    if one.nbytes <= most and one.flags.writeable:
         kept.keep(restore_array, one, one.copy())
 
 
@@ -205,6 +223,13 @@ def _keep_function(kept: KeptObjects, one: FunctionType) -> None:
             kept._seen.add(id(names))
             kept.keep(restore_names, names, dict(names))
             kept.follow(names.values())
+
+
+def _keep_cache(kept: KeptObjects, one: Any) -> None:
+    code = getattr(one.__wrapped__, "__code__", None)
+    if code is not None and judge_file(code.co_filename) == USER:
+        kept.keep_cache(one)
+        kept.follow((one.__wrapped__,))
 
 
 def _keep_method(kept: KeptObjects, one: MethodType) -> None:
@@ -287,6 +312,7 @@ KEEPERS: dict[type, Keeper | None] = {
     set: _keep_set,
     bytearray: _keep_bytes,
     FunctionType: _keep_function,
+    LRU_CACHE: _keep_cache,
     MethodType: _keep_method,
     functools.partial: _keep_partial,
     CellType: _keep_cell,
@@ -320,6 +346,8 @@ def keep_objects(
         yield
     finally:
         failed = kept.restore()
+        if emptied := kept.empty_caches():
+            note(EMPTIED.format(", ".join(emptied)))
         if kept.written:
             note(DROPPED.format(", ".join(kept.written)))
         for kind in dict.fromkeys(failed):
