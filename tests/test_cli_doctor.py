@@ -378,3 +378,9 @@ def test_this_machine_is_examined_without_a_crash():
         check.name for check in CHECKS if not check.network
     }
     assert not [each for each in said["checks"] if "itself broke" in each["found"]]
+
+
+def test_a_closed_standard_input_is_named(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stdin", None)
+    assert main(["doctor", "--explain", "-"]) == 2
+    assert "standard input is closed" in capsys.readouterr().err

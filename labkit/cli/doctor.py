@@ -200,6 +200,8 @@ def open_log(name: str) -> Iterator[BinaryIO]:
 
 @contextlib.contextmanager
 def _open_input() -> Iterator[BinaryIO]:
+    if sys.stdin is None:  # the shell's <&-
+        raise OSError("standard input is closed")
     refuse_device(sys.stdin.buffer, "standard input")
     waiting = threading.Timer(PIPE_SECONDS, print, (STILL_OPEN,), {"file": sys.stderr})
     waiting.daemon = True
