@@ -134,6 +134,8 @@ class _Words(set[bytes]):
         return False
 
 
+# A line that shows progress or a final failure: its number, its stage, whether it failed.
+Outcome = tuple[int, str, bool]
 _Possible = list[tuple[KnownError, list[tuple[SearchPlan, list["Chunk"]]]]]
 
 
@@ -345,7 +347,7 @@ class LogBlock:
                 values |= place.values
         return first._replace(values=values, last=last.last, stage=last.stage, retried=last.retried)
 
-    def list_outcomes(self, first: int) -> Iterator[tuple[int, str, bool]]:
+    def list_outcomes(self, first: int) -> Iterator[Outcome]:
         """The lines that show progress or a final failure: number, stage, and whether it failed.
 
         Only lines from the one with the number ``first`` on.
@@ -471,7 +473,7 @@ def _put_rarest_first(text: str, needed: Sequence[tuple[str, ...]]) -> Sequence[
     return [rarest, *(group for group in needed if group is not rarest)]
 
 
-class _Outcome(NamedTuple):
+class _OutcomeText(NamedTuple):
     """A text of `PROGRESS` or `FINAL`: runs of letters that its line has, and one of some texts."""
 
     regex: re.Pattern[str]
@@ -481,9 +483,9 @@ class _Outcome(NamedTuple):
 
 
 @cache
-def _list_outcomes() -> list[_Outcome]:
+def _list_outcomes() -> list[_OutcomeText]:
     return [
-        _Outcome(
+        _OutcomeText(
             re.compile(each.pattern),
             frozenset(
                 run.strip().encode()

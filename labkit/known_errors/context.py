@@ -528,6 +528,14 @@ class Context:
             if card := next(known, None):
                 self.values["card"] = card
 
+    def add(self, later: Context) -> None:
+        """Adds what later blocks say: what the log says first counts."""
+        self.signs |= later.signs
+        self.values = later.values | self.values
+        self.family = self.family or later.family
+        self.python = self.python or later.python
+        self.python_version = self.python_version or later.python_version
+
     @property
     def capability(self) -> Capability | None:
         """The GPU's compute capability, by its number or its name; None if the text has neither."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain, islice
 from typing import BinaryIO
 
 from labkit.host.distribution import UNKNOWN, Distribution
@@ -14,10 +15,13 @@ from labkit.known_errors.catalog import find_status
 from labkit.known_errors.context import Context, judge_memory
 from labkit.known_errors.mention import WARNING
 from labkit.known_errors.model import CERTAINTIES, KnownError
+from labkit.known_errors.parallel import count_workers, read_parallel
 from labkit.known_errors.read import decode_blocks, read_pieces
-from labkit.known_errors.scan import FAILURE, Scan
+from labkit.known_errors.scan import FAILURE, Scan, repeat_ends
 
 BLOCK_BYTES = 2**19
+# So many blocks are read before it pays to start other processes.
+BLOCKS_ALONE = 8
 
 # What a command of a fix does besides, to say so next to it.
 _NOTES = (
@@ -120,14 +124,23 @@ def explain_text(
     """
     # With the last line's end, the whole text is one block.
     scan = Scan(known, Context(set(signs)))
-    scan.read(read_pieces([text + "\n"]))
+    for lines in repeat_ends(read_pieces([text + "\n"])):
+        scan.read_lines(lines)
     return _rank_matches(scan.places, known, scan.context)
 
 
-def explain_file(file: BinaryIO) -> Explanation:
-    """The known errors in a log of any size and encoding; only one block is in memory at a time."""
+def explain_file(file: BinaryIO, workers: int | None = None) -> Explanation:
+    """The known errors in a log of any size and encoding; only few blocks are in memory at a time.
+
+    What comes after the first megabytes is read by ``workers`` processes: as many as there are
+    cores, but at most four.
+    """
     scan = Scan(KNOWN_ERRORS, Context())
-    scan.read(read_pieces(decode_blocks(iter(lambda: file.read(BLOCK_BYTES), b""))))
+    blocks = repeat_ends(read_pieces(decode_blocks(iter(lambda: file.read(BLOCK_BYTES), b""))))
+    for lines in islice(blocks, BLOCKS_ALONE):
+        scan.read_lines(lines)
+    if following := next(blocks, None):
+        read_parallel(scan, chain([following], blocks), workers or count_workers())
     return _rank_matches(scan.places, KNOWN_ERRORS, scan.context)
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache
 
 from labkit.host.packages import Fix
 from labkit.known_errors import KNOWN_ERRORS
-from labkit.known_errors.block import LINES_AROUND, ErrorPlace, LogBlock
+from labkit.known_errors.block import LINES_AROUND, ErrorPlace, LogBlock, Outcome
 from labkit.known_errors.context import Context
 from labkit.known_errors.index import Index
 from labkit.known_errors.model import KnownError
@@ -63,7 +63,7 @@ FAILURE = KnownError(
     r"|errors?: (?:0|None|null)\b|(?:code|status):? \d{1,3}\.\s*$|(?-i:segmentation fault)",
 )
 
-_Found = Sequence[tuple[str, ErrorPlace]]
+Found = Sequence[tuple[str, ErrorPlace]]
 
 
 class Scan:
@@ -72,21 +72,27 @@ class Scan:
     def __init__(self, known: Sequence[KnownError], context: Context) -> None:
         self.places: dict[KnownError, ErrorPlace] = {}
         self.context = context
-        self._index = _index_all() if known is KNOWN_ERRORS else Index((*known, FAILURE))
+        self._index = index_all() if known is KNOWN_ERRORS else Index((*known, FAILURE))
         self._by_name = {error.name: error for error in (*known, FAILURE)}
 
-    def read(self, blocks: Iterable[NumberedLines]) -> None:
-        """Reads a log's blocks, one after the other."""
-        for lines in _repeat_ends(blocks):
-            block = LogBlock(lines)
-            self._add(_read_block(block, self._index, self._list_shown(), self.context), block)
+    @property
+    def passing(self) -> frozenset[str]:
+        """The names of errors that a log may show to have passed."""
+        return self._index.passing
 
-    def _list_shown(self) -> frozenset[str]:
+    def read_lines(self, lines: NumberedLines) -> None:
+        """Reads the next block, which begins with the last lines of the one before it."""
+        block = LogBlock(lines)
+        found = read_block(block, self._index, self.list_shown(), self.context)
+        self.add(found, block.list_outcomes)
+
+    def list_shown(self) -> frozenset[str]:
         """The names of errors that a program's own line showed: a person's may tell of another."""
         places = self.places.items()
         return frozenset(error.name for error, place in places if not place.reported)
 
-    def _add(self, found: _Found, block: LogBlock) -> None:
+    def add(self, found: Found, list_outcomes: Callable[[int], Iterable[Outcome]]) -> None:
+        """Adds what was found in the next block; `LogBlock.list_outcomes` is asked if needed."""
         for name, place in found:
             error = self._by_name[name]
             first = self.places.get(error, place)
@@ -96,12 +102,16 @@ class Scan:
                 last=place.last, stage=place.stage, retried=place.retried
             )
         if waiting := [error for error in self.places if error.passes]:
-            self._forget_what_passed(waiting, block)
+            self._forget_what_passed(waiting, list_outcomes)
 
-    def _forget_what_passed(self, waiting: Sequence[KnownError], block: LogBlock) -> None:
+    def _forget_what_passed(
+        self,
+        waiting: Sequence[KnownError],
+        list_outcomes: Callable[[int], Iterable[Outcome]],
+    ) -> None:
         """Drops errors that the log shows progress after; a retry that failed is certain."""
         places = self.places
-        for number, stage, final in block.list_outcomes(min(places[each].last for each in waiting)):
+        for number, stage, final in list_outcomes(min(places[each].last for each in waiting)):
             for error in waiting:
                 place = places.get(error)
                 if place is None or number < place.last or not _is_of(stage, place.stage):
@@ -112,7 +122,7 @@ class Scan:
                     del places[error]
 
 
-def _repeat_ends(blocks: Iterable[NumberedLines]) -> Iterator[NumberedLines]:
+def repeat_ends(blocks: Iterable[NumberedLines]) -> Iterator[NumberedLines]:
     """Each block that has lines, after the last lines of the one before it."""
     before = NumberedLines([], [])
     for block in blocks:
@@ -129,7 +139,7 @@ def _is_of(stage: str, failed: str) -> bool:
     return stage == failed or (stage == "" and not failed.startswith("rank"))
 
 
-def _read_block(block: LogBlock, index: Index, shown: frozenset[str], context: Context) -> _Found:
+def read_block(block: LogBlock, index: Index, shown: frozenset[str], context: Context) -> Found:
     """The places of errors in a block; of those shown before, only where they may pass."""
     possible = block.list_possible(index, shown - index.passing)
     context.read(block.words, block.join_lowered, block.joined)
@@ -142,6 +152,6 @@ def _read_block(block: LogBlock, index: Index, shown: frozenset[str], context: C
 
 
 @cache
-def _index_all() -> Index:
+def index_all() -> Index:
     """The index of all known errors."""
     return Index((*KNOWN_ERRORS, FAILURE))
