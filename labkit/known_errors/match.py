@@ -19,9 +19,9 @@ from labkit.known_errors.parallel import count_workers, read_parallel
 from labkit.known_errors.read import decode_blocks, read_pieces
 from labkit.known_errors.scan import FAILURE, Scan, repeat_ends
 
-BLOCK_BYTES = 2**19
+BLOCK_BYTES = 2**18
 # So many blocks are read before it pays to start other processes.
-BLOCKS_ALONE = 8
+BLOCKS_ALONE = 16
 
 # What a command of a fix does besides, to say so next to it.
 _NOTES = (

@@ -1,8 +1,9 @@
 """How fast ``labkit doctor --explain`` reads each kind of text.
 
-Each line names a kind of text that is made here, the MB/s of one core and the memory that reading
-added. What is aimed at is 10 MB/s and 200 MB; lines that miss it end with "!". ``--size MB`` sets
-the size of each text (20), ``--against FOLDER`` reads each also with another checkout's labkit.
+Each line names a kind of text that is made here, the MB/s of this machine's cores (at most four
+read a log), those of one core, and the memory that reading added, of all processes. What is aimed
+at is 10 MB/s and 200 MB; lines that miss it end with "!". ``--size MB`` sets the size of each text
+(20), ``--against FOLDER`` reads each also with another checkout's labkit.
 """
 
 from __future__ import annotations
@@ -20,16 +21,25 @@ from pydoc_data.topics import topics
 
 ROOT = Path(__file__).parents[2]
 READ = """
-import sys, time
+import resource, sys, time
 from labkit.known_errors.match import explain_file, explain_text
+from labkit.known_errors.parallel import count_workers
 explain_text("warm")
 def read_peak():
     return int(next(row for row in open("/proc/self/status") if row.startswith("VmHWM")).split()[1])
 before = read_peak()
+started = time.perf_counter()
+with open(sys.argv[1], "rb") as log:
+    explain_file(log)
+together = time.perf_counter() - started
+added = read_peak() - before
+if (workers := count_workers()) > 1:
+    of_worker = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    added += workers * max(0, of_worker - before)
 started = time.process_time()
 with open(sys.argv[1], "rb") as log:
-    found = explain_file(log)
-print(time.process_time() - started, read_peak() - before)
+    explain_file(log, 1)
+print(together, time.process_time() - started, added)
 """
 MODULES = ["nn/modules/module", "nn/functional", "utils/data/dataloader", "autograd/graph"]
 PACKAGES = ["torch", "torchvision", "numpy", "pillow", "sympy", "networkx", "triton", "nvidia-nccl"]
@@ -332,8 +342,8 @@ def write_kinds(folder: Path, size: int) -> Iterator[Path]:
         yield path
 
 
-def read(path: Path, checkout: Path) -> tuple[float, float]:
-    """MB/s, and MB of memory that reading the file added."""
+def read(path: Path, checkout: Path) -> tuple[float, float, float]:
+    """MB/s of all cores and of one, and MB of memory that reading the file added."""
     done = subprocess.run(
         [sys.executable, "-c", READ, str(path)],
         cwd=checkout,
@@ -341,8 +351,9 @@ def read(path: Path, checkout: Path) -> tuple[float, float]:
         check=True,
         text=True,
     )
-    seconds, kilobytes = map(float, done.stdout.split())
-    return path.stat().st_size / 1e6 / seconds, kilobytes / 1000
+    together, alone, kilobytes = map(float, done.stdout.split())
+    megabytes = path.stat().st_size / 1e6
+    return megabytes / together, megabytes / alone, kilobytes / 1000
 
 
 def main() -> int:
@@ -354,18 +365,19 @@ def main() -> int:
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         print(
-            f"{'kind':<22}{'MB/s':>8}{'MB':>8}"
-            + ("{:>8}{:>8}".format("before", "MB") * bool(asked.against))
+            f"{'kind':<22}{'MB/s':>8}{'one core':>10}{'MB':>8}"
+            + ("{:>10}{:>10}{:>8}".format("before", "one core", "MB") * bool(asked.against))
         )
         for path in write_kinds(asked.keep or Path(folder), int(asked.size * 1e6)):
-            rate, memory = read(path, ROOT)
+            rate, alone, memory = read(path, ROOT)
             missed = "  !" * (rate < 10 or memory > 200)
             before = (
-                "".join(f"{figure:8.1f}" for figure in read(path, asked.against))
+                "{:10.1f}{:10.1f}{:8.1f}".format(*read(path, asked.against))
                 if asked.against
                 else ""
             )
-            print(f"{path.stem:<22}{rate:8.1f}{memory:8.1f}{before}{missed}", flush=True)
+            figures = f"{rate:8.1f}{alone:10.1f}{memory:8.1f}"
+            print(f"{path.stem:<22}{figures}{before}{missed}", flush=True)
     return 0
 
 
