@@ -159,6 +159,10 @@ def test_a_fault_is_told_in_words_and_in_one_whole_object(
     [
         ("text.ipynb", "no json at all", "is not a notebook: line 1 column 1: Expecting value"),
         ("half.ipynb", '{"cells": [}', "is not a notebook: line 1 column 12: Expecting value"),
+        ("empty.ipynb", "\n", "is not a notebook: the file is empty"),
+        ("lfs.ipynb", "version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
+        ("both.ipynb", "<<<<<<< HEAD\n{}\n=======\n{}\n>>>>>>> other\n", "a merge conflict"),
+        ("page.ipynb", "\n<!DOCTYPE html>\n<html></html>", "it is a page of HTML"),
         ("other.ipynb", '{"a": 1}', "is not a valid notebook: "),
         ("list.ipynb", "[1, 2]", "is not a valid notebook: "),
         ("binary.ipynb", b"\xff\xfe\x00", "cannot be read: 'utf-8' codec can't decode"),

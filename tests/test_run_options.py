@@ -152,6 +152,31 @@ def test_changed_outputs_fail_the_run_and_are_shown(tmp_path, capsys):
     assert "Parameters: n = 3" in page
 
 
+def raised(name, value):
+    return new_output("error", ename=name, evalue=value, traceback=[])
+
+
+@pytest.mark.slow
+def test_comments_of_nbval_are_followed_when_outputs_are_compared(tmp_path, capsys):
+    path = save_outputs(
+        tmp_path / "one.ipynb",
+        ("# NBVAL_IGNORE_OUTPUT\nimport time; time.time()", [stream("1.0\n")], []),
+        ("a = 1\n  # PYTEST_VALIDATE_IGNORE_OUTPUT\nprint(a)", [stream("2\n")], []),
+        ("#NBVAL_SKIP\n1 / 0", [stream("never\n")], []),
+        ("# NBVAL_RAISES_EXCEPTION\n1 / 0", [raised("ZeroDivisionError", "division by zero")], []),
+        ("{}['a']", [raised("KeyError", "'a'")], ["nbval-raises-exception"]),
+        ("print('# NBVAL_SKIP')", [stream("other\n")], []),
+    )
+    status, (result,) = run_json(capsys, path, "--compare-outputs")
+    assert status == 1
+    changes = [(one["cell_index"], one["saved"], one["seen"]) for one in result["output_changes"]]
+    assert changes == [(5, "other", "# NBVAL_SKIP")]
+    skipped = [cell["index"] for cell in result["cells"] if cell["status"] == "skipped"]
+    assert skipped == [2]
+    # They are comments where nothing is compared, as for nbclient.
+    assert run_json(capsys, path)[1][0]["error"]["cell_index"] == 2
+
+
 @pytest.mark.parametrize(
     ("before", "now", "tolerance", "same"),
     [

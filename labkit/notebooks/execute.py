@@ -43,7 +43,7 @@ from labkit.notebooks.kernel import (
     list_stack_arguments,
     shorten_middle,
 )
-from labkit.notebooks.outputs import copy_outputs, find_changes
+from labkit.notebooks.outputs import copy_outputs, find_changes, follow_marks
 from labkit.notebooks.result import (
     CellMemory,
     CellResult,
@@ -227,7 +227,10 @@ class Execution:
         self._deadline = deadline
         self._follow = follow
         self._notes = tuple(inject_parameters(notebook, options.parameters))
-        self._saved = None if options.tolerance is None else copy_outputs(notebook)
+        self._saved = None
+        if options.tolerance is not None:
+            follow_marks(notebook)
+            self._saved = copy_outputs(notebook)
         self._started = time.monotonic()
         self._startup_seconds: float | None = None
         self._recorder = CellRecorder(source.name, notebook, watch)

@@ -2,9 +2,9 @@
 
 Compared are a cell's printed text, the text of its results, and its errors' names. Numbers may
 differ by a relative tolerance; memory addresses, terminal colors and white space do not count.
-Pictures, html and the error stream (warnings, progress bars) are not compared. A cell with nbval's
-tag ``nbval-ignore-output``, or one that has no saved output, is left out
-(https://nbval.readthedocs.io).
+Pictures, html and the error stream (warnings, progress bars) are not compared. A cell that has no
+saved output is left out. So is one that nbval's marks exclude: a comment on a line of its own such
+as ``# NBVAL_IGNORE_OUTPUT``, or the tag ``nbval-ignore-output`` (https://nbval.readthedocs.io).
 """
 
 from __future__ import annotations
@@ -18,10 +18,36 @@ from typing import Any
 from labkit.notebooks.result import OutputChange
 from labkit.text import shorten, strip_ansi
 
-IGNORE_TAGS = {"nbval-ignore-output", "NBVAL_IGNORE_OUTPUT"}
+# nbval's marks, and its older ones, by what they ask for.
+IGNORE_MARKS = {"NBVAL_IGNORE_OUTPUT", "PYTEST_VALIDATE_IGNORE_OUTPUT"}
+# Tags of nbclient, which runs the cells, by the mark that asks for the same.
+TAGS = {"NBVAL_SKIP": "skip-execution", "NBVAL_RAISES_EXCEPTION": "raises-exception"}
 NUMBER = re.compile(r"[-+]?(?<![\w.])\d+(?:\.\d*)?(?:[eE][-+]?\d+)?|[-+]?(?<![\w.])\.\d+")
 ADDRESS = re.compile(r"\b0x[0-9a-fA-F]{6,}\b")
 SHOWN_CHARACTERS = 400
+
+
+def read_marks(cell: Any) -> set[str]:
+    """The cell's marks as nbval writes them in comments: its comment lines, and its tags.
+
+    >>> cell = {"source": "# NBVAL_SKIP\\n1 / 0", "metadata": {"tags": ["nbval-ignore-output"]}}
+    >>> sorted(read_marks(cell))
+    ['NBVAL_IGNORE_OUTPUT', 'NBVAL_SKIP']
+    """
+    lines = (line.strip() for line in cell["source"].splitlines())
+    comments = {line.lstrip("#").strip() for line in lines if line.startswith("#")}
+    tags = cell["metadata"].get("tags") or []
+    return comments | {str(tag).upper().replace("-", "_") for tag in tags}
+
+
+def follow_marks(notebook: Any) -> None:
+    """Gives the cells that nbval would skip, or expect to raise, nbclient's tag for it."""
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            tags = {TAGS[mark] for mark in TAGS.keys() & read_marks(cell)}
+            if tags:
+                before = cell.metadata.get("tags") or []
+                cell.metadata["tags"] = [*before, *sorted(tags - set(before))]
 
 
 def copy_outputs(notebook: Any) -> dict[int, list[Any]]:
@@ -29,9 +55,7 @@ def copy_outputs(notebook: Any) -> dict[int, list[Any]]:
     return {
         index: copy.deepcopy(cell.outputs)
         for index, cell in enumerate(notebook.cells)
-        if cell.cell_type == "code"
-        and cell.get("outputs")
-        and not IGNORE_TAGS & set(cell.metadata.get("tags") or [])
+        if cell.cell_type == "code" and cell.get("outputs") and not IGNORE_MARKS & read_marks(cell)
     }
 
 

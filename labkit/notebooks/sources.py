@@ -21,9 +21,10 @@ from typing import Any
 
 from labkit.errors import UsageError
 from labkit.files import name_kind, read_regular
+from labkit.notebooks.quarto import read_quarto
 from labkit.text import escape_controls, first_line
 
-# A name with one of these endings is a file; jupytext reads all but the first.
+# A name with one of these endings is a file; jupytext reads all but the first and the last.
 SUFFIXES = (".ipynb", ".py", ".md", ".myst", ".Rmd", ".qmd")
 CELL_TYPES = ("code", "markdown", "raw")
 # Levels of lists and objects: nbformat and the JSON encoder recurse; Python's limit is 1000.
@@ -105,7 +106,8 @@ def _parse_json(path: Path, text: str) -> Any:
         raw = json.loads(text)
     except json.JSONDecodeError as error:
         place = f"line {error.lineno} column {error.colno}"
-        raise UsageError(f"{path} is not a notebook", cause=f"{place}: {error.msg}") from error
+        cause = name_content(text) or f"{place}: {error.msg}"
+        raise UsageError(f"{path} is not a notebook", cause=cause) from error
     except (RecursionError, ValueError) as error:  # ValueError: a number of too many digits
         raise UsageError(f"{path} is not a notebook", cause=_describe(error)) from error
     if is_nested_too_deep(raw):
@@ -113,6 +115,23 @@ def _parse_json(path: Path, text: str) -> Any:
             f"{path} is not a valid notebook", cause=f"it is nested more than {DEEPEST} levels deep"
         )
     return raw
+
+
+def name_content(text: str) -> str | None:
+    """What a file holds instead of a notebook, and what to do; None if it is not known.
+
+    >>> name_content("")
+    'the file is empty'
+    """
+    if not text.strip():
+        return "the file is empty"
+    if text.startswith("version https://git-lfs."):
+        return "it is a pointer of Git LFS; git lfs pull fetches the notebook"
+    if re.search(r"^<{7} ", text, re.MULTILINE) and re.search(r"^>{7}", text, re.MULTILINE):
+        return "it has the marks of a merge conflict (<<<<<<<); resolve it with git mergetool"
+    if text.lstrip()[:1] == "<":
+        return "it is a page of HTML, not the file; on GitHub download the raw file"
+    return None
 
 
 def find_defect(raw: Any, text: str) -> str | None:
@@ -203,10 +222,8 @@ def _parse_script(path: Path, text: str) -> Any:
             cause=f"its YAML header uses more than {MOST_ALIASES} aliases",
             fix="write the values out",
         )
-    import jupytext
-
     try:
-        notebook = jupytext.reads(text, fmt=path.suffix[1:])
+        notebook = _read_script(path, text)
     except Exception as error:
         # jupytext does not wrap the exceptions of its readers.
         raise UsageError(f"{path} is not a notebook", cause=_describe(error)) from error
@@ -215,6 +232,14 @@ def _parse_script(path: Path, text: str) -> Any:
             f"{path} is not a notebook", cause=f"it is nested more than {DEEPEST} levels deep"
         )
     return notebook
+
+
+def _read_script(path: Path, text: str) -> Any:
+    if path.suffix == ".qmd":  # jupytext needs Quarto's program for it
+        return read_quarto(text)
+    import jupytext
+
+    return jupytext.reads(text, fmt=path.suffix[1:])
 
 
 # Nested YAML aliases grow exponentially when they are traversed, as jupytext does.

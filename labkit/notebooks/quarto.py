@@ -1,0 +1,134 @@
+"""Reads Quarto's markdown (.qmd) as a notebook, without Quarto.
+
+Jupytext reads it by running ``quarto convert``, a program of 300 MB. What a run needs of the format
+is small: the header names the kernel, and cells are fenced blocks such as ````` ```{python} `````
+with options in their first lines (https://quarto.org/docs/computations/execution-options.html).
+Blocks of other languages than the kernel's are text, as in Quarto's engine for Jupyter.
+"""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+OPENING = re.compile(r"^\s*(?P<fence>`{3,}|~{3,})\s*(?P<rest>.*?)\s*$")
+LANGUAGE = re.compile(r"\{(?P<language>[A-Za-z]\w*)(?:[ ,].*)?\}")
+OPTION = re.compile(r"^\s*#\| ?(.*)$")
+# Blocks that Quarto draws itself.
+DIAGRAMS = {"mermaid", "dot", "ojs"}
+KERNELS = {"python": "python3", "r": "ir"}
+
+
+class Part(NamedTuple):
+    """Lines of the file, and the language and code of a block; None for text."""
+
+    text: str
+    language: str | None = None
+    code: str = ""
+
+
+def read_quarto(text: str) -> Any:
+    """The notebook (nbformat 4) of a Quarto document. Raises ValueError if its YAML is invalid.
+
+    The tags of a cell's options are its tags. With ``eval: false`` a cell is not executed, and with
+    ``error: true`` it may raise; the header's ``execute:`` sets both for all cells.
+    """
+    from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_raw_cell
+
+    header, lines = _split_header(text.splitlines())
+    settings = _read_yaml("\n".join(header))
+    parts = list(_split_parts(lines))
+    spec = _find_kernelspec(settings, parts)
+    common = settings.get("execute")
+    notebook = new_notebook(metadata={"kernelspec": spec})
+    if header:
+        notebook.cells.append(new_raw_cell("\n".join(["---", *header, "---"])))
+    for part in parts:
+        if part.language == spec["language"].lower():
+            tags = _list_tags(part.code, common if isinstance(common, Mapping) else {})
+            metadata = {"tags": tags} if tags else {}
+            notebook.cells.append(new_code_cell(part.code, metadata=metadata))
+        elif part.text.strip():
+            notebook.cells.append(new_markdown_cell(part.text.strip("\n")))
+    return notebook
+
+
+def _split_header(lines: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The lines of the YAML header without its dashes, and the rest."""
+    if lines and lines[0].rstrip() == "---":
+        for end, line in enumerate(lines[1:], start=1):
+            if line.rstrip() in ("---", "..."):
+                return list(lines[1:end]), list(lines[end + 1 :])
+    return [], list(lines)
+
+
+def _read_yaml(text: str) -> dict[str, Any]:
+    import yaml
+
+    try:
+        found = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"its YAML is invalid: {error}") from error
+    return found if isinstance(found, dict) else {}
+
+
+def _split_parts(lines: Sequence[str]) -> Iterator[Part]:
+    """The document's blocks with a language in braces, and the text between them."""
+    words: list[str] = []
+    place = 0
+    while place < len(lines):
+        opening = OPENING.match(lines[place])
+        if opening is None:
+            words.append(lines[place])
+            place += 1
+            continue
+        end = _find_end(lines, place + 1, opening["fence"])
+        found = LANGUAGE.fullmatch(opening["rest"])
+        language = found["language"].lower() if found else None
+        if language is None or language in DIAGRAMS:  # only shown
+            words += lines[place : end + 1]
+        else:
+            yield Part("\n".join(words))
+            words = []
+            code = textwrap.dedent("\n".join(lines[place + 1 : end]))
+            yield Part("\n".join(lines[place : end + 1]), language, code)
+        place = end + 1
+    yield Part("\n".join(words))
+
+
+def _find_end(lines: Sequence[str], start: int, fence: str) -> int:
+    """The line that closes the block: at least as many of the same character, and nothing else."""
+    for place in range(start, len(lines)):
+        line = lines[place].strip()
+        if len(line) >= len(fence) and set(line) == {fence[0]}:
+            return place
+    return len(lines)
+
+
+def _find_kernelspec(settings: Mapping[str, Any], parts: Sequence[Part]) -> dict[str, str]:
+    """The kernel of the header's ``jupyter:``, else that of the first block's language."""
+    first = next((part.language for part in parts if part.language), "python")
+    named = settings.get("jupyter")
+    spec = named.get("kernelspec", named) if isinstance(named, Mapping) else {"name": named}
+    known = spec if isinstance(spec, Mapping) else {}
+    name = known.get("name")
+    if not isinstance(name, str) or not name:
+        name = KERNELS.get(first, first)
+    words = {key: str(known[key]) for key in ("display_name", "language") if known.get(key)}
+    return {"display_name": name, "language": first, "name": name, **words}
+
+
+def _list_tags(source: str, common: Mapping[str, Any]) -> list[str]:
+    """The tags of a cell: its own, and nbclient's for what its options say of its execution."""
+    from itertools import takewhile
+
+    found = takewhile(bool, map(OPTION.match, source.splitlines()))
+    own = _read_yaml("\n".join(option[1] for option in found if option))
+    options = {**common, **own}
+    tags = options.get("tags")
+    named = [tags] if isinstance(tags, str) else tags if isinstance(tags, list) else []
+    skipped = options.get("eval", options.get("enabled")) is False
+    extra = ["skip-execution"] * skipped + ["raises-exception"] * (options.get("error") is True)
+    return [*map(str, named), *extra]
