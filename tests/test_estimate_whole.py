@@ -444,3 +444,29 @@ def test_a_checkpoint_around_cells_is_exact(reentrant, monkeypatch):
         return step
 
     judge_exactly(make_step, monkeypatch)
+
+
+class HalfWithNumbers(torch.autograd.Function):
+    @staticmethod
+    def forward(context, values):
+        context.save_for_backward(values > 0)
+        return values * 0.5
+
+    @staticmethod
+    def backward(context, gradient):
+        (chosen,) = context.saved_tensors
+        return gradient * torch.add(0.25, chosen, alpha=0.5) * torch.mul(2.0, chosen)
+
+
+def test_a_number_may_be_the_first_of_two_operands(monkeypatch):
+    def make_step(batch=512):
+        model, values = nn.Linear(128, 128), torch.randn(batch, 128)
+
+        def step():
+            made = model(values)
+            shares = torch.add(0.3333, made.detach() > 0, alpha=0.6667)
+            (HalfWithNumbers.apply(made) * shares).sum().backward()
+
+        return step
+
+    judge_exactly(make_step, monkeypatch)

@@ -785,6 +785,8 @@ def _reuses_logits(arguments: Any) -> bool:
 def _change(operator: Any, arguments: Any) -> Any:
     """What is run for an operator of CHANGED."""
     number = id(operator)
+    if not isinstance(arguments[0], torch.Tensor):  # torch.add(0.5, tensor)
+        return REPLACED.get(number, operator)
     if number in IN_PLACE and _writes_in_place(operator, arguments):
         return IN_PLACE[number]
     if number in OF_LOGITS and _reuses_logits(arguments):
