@@ -15,6 +15,7 @@ from labkit.host.packages import (
     Fix,
     adapt_command,
     advise_driver,
+    choose_target,
     find_last_branch,
     install,
     is_dropped,
@@ -50,7 +51,7 @@ def test_a_family_without_its_own_command_takes_its_parents_then_the_common_one(
 
 
 def test_every_family_has_an_install_command():
-    assert set(INSTALL_COMMANDS) == set(FAMILIES.values())
+    assert set(INSTALL_COMMANDS) == set(FAMILIES.values()) - {"nixos"}  # which has a file instead
     assert set(PARENTS) | set(PARENTS.values()) <= set(INSTALL_COMMANDS)
 
 
@@ -71,7 +72,13 @@ RELEASES = {
     "Fedora 43": ("fedora", 43),
     "Rocky 9": ("rhel", 9, 6),
     "Rocky 10": ("rhel", 10),
+    "Oracle 9": ("rhel", 9, 6),
+    "Amazon 2": ("rhel", 2),
     "Tumbleweed": ("suse", 20260101),
+    "Leap 15.6": ("suse", 15, 6),
+    "NixOS": ("nixos", 26, 5),
+    "Silverblue": ("fedora", 43),
+    "Manjaro": ("arch",),
     "Arch": ("arch",),
     "Alpine": ("alpine", 3, 22),
 }
@@ -90,26 +97,38 @@ ADVICE = """
 K40      | Ubuntu 24.04 | -                                      | closed | FLAVOR=cpu
 K40      | Arch         | -                                      | closed | FLAVOR=cpu
 GTX 1080 | Arch         | nvidia-580xx-dkms                      | closed | AUR
-P100     | Tumbleweed   | nvidia-driver-G06-kmp-default          | closed | zypper
+P100     | Tumbleweed   | nvidia-driver-G06-kmp-meta             | closed | zypper
+P100     | Leap 15.6    | nvidia-driver-G06-kmp-meta             | closed | zypper
 V100     | Rocky 9      | nvidia-driver:580-dkms                 | closed | cuda-drivers
-V100     | Rocky 10     | cuda-drivers                           | closed | versionlock
-GTX 1080 | Fedora 43    | akmod-nvidia-580xx                     | closed | dnf
+V100     | Rocky 10     | kmod-nvidia-latest-dkms                | closed | add '*nvidia*580*'
+V100     | Oracle 9     | nvidia-driver:580-dkms                 | closed | cuda-drivers
+V100     | Amazon 2     | -                                      | closed | NVIDIA's driver 580
+V100     | NixOS        | legacy_580                             | closed | nvidia.open = false
+GTX 1080 | Fedora 43    | akmod-nvidia-580xx                     | closed | nvidia-580xx-cuda
+GTX 1080 | Silverblue   | akmod-nvidia-580xx                     | closed | rpm-ostree install akmod
+GTX 1080 | Manjaro      | -                                      | closed | mhwd
 GTX 1080 | Ubuntu 24.04 | nvidia-driver-580                      | closed | apt-get
 GTX 1080 | Ubuntu 20.04 | -                                      | closed | NVIDIA's driver 580
 GTX 1080 | Debian 13    | nvidia-driver                          | closed | apt-get
 GTX 1080 | Debian 11    | -                                      | closed | NVIDIA's driver 580
 T4       | Debian 12    | nvidia-driver                          | closed | apt-get
 RTX 4090 | Ubuntu 24.04 | nvidia-driver-580-open                 | -      | apt-get
-RTX 4090 | Arch         | nvidia-open                            | -      | pacman
-RTX 4090 | Rocky 9      | nvidia-driver:open-dkms                | -      | module enable
-RTX 5080 | Fedora 43    | akmod-nvidia                           | open   | dnf
+RTX 4090 | Arch         | nvidia-open                            | -      | pacman -Syu
+RTX 4090 | Rocky 9      | nvidia-driver:open-dkms                | -      | module switch-to
+RTX 4090 | Silverblue   | akmod-nvidia                           | -      | rpm-ostree install akmod
+RTX 5080 | Fedora 43    | akmod-nvidia                           | open   | xorg-x11-drv-nvidia-cuda
+RTX 5080 | NixOS        | nvidia                                 | open   | nvidia.open = true
 RTX 5080 | Debian 13    | -                                      | open   | 580 or newer (open
 RTX 5080 | Rocky 10     | nvidia-open                            | open   | dnf
-RTX 5080 | Tumbleweed   | nvidia-open-driver-G06-signed-kmp-meta | open   | zypper
+RTX 5080 | Tumbleweed   | nvidia-open-driver-G07-signed-kmp-meta | open   | zypper
 RTX 5080 | Alpine       | -                                      | -      | FLAVOR=cpu
 any      | Ubuntu 24.04 | -                                      | -      | ubuntu-drivers
 any      | Arch         | -                                      | -      | before Turing
 any      | Fedora 43    | -                                      | -      | before Turing
+any      | Rocky 9      | -                                      | -      | before Turing: nvidia
+any      | Rocky 10     | -                                      | -      | install nvidia-open
+any      | NixOS        | -                                      | -      | nixos-rebuild switch
+any      | Manjaro      | -                                      | -      | mhwd
 """
 
 
@@ -121,7 +140,7 @@ def read_advice():
 
 def play_release(name):
     family, *version = RELEASES[name]
-    return Distribution(name, family, tuple(version) or None)
+    return Distribution(name, family, tuple(version) or None, image_based=name == "Silverblue")
 
 
 @pytest.mark.parametrize(("card", "release", "package", "variant", "words"), list(read_advice()))
@@ -138,8 +157,46 @@ def test_no_advice_harms(card, release):
     command = advise_driver(play_release(release), capability).command
     assert not re.search(r"(?:&&|;|\|\|)\s*(?:sudo )?reboot", command)
     if capability and capability < OPEN_FROM:  # the open modules ignore it
-        assert "open" not in command
+        assert "open" not in command.replace("open = false", "")
     assert "wsl.exe" in advise_driver(play_release(release), capability, wsl=True).command
+
+
+@pytest.mark.parametrize("release", RELEASES)
+@pytest.mark.parametrize("card", CARDS)
+def test_a_foreign_package_tool_is_never_named(card, release):
+    family = play_release(release).family
+    command = advise_driver(play_release(release), CARDS[card]).command.partition("   #")[0]
+    foreign = {tool for tool, families in TOOLS.items() if family not in families}
+    foreign |= {"dnf"} if release == "Silverblue" else set()
+    assert not foreign & set(re.findall(r"[\w-]+", command)), command
+    # The modules of RHEL 8 and 9 are gone in 10.
+    assert release != "Rocky 10" or " module " not in command
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "target"),
+    [
+        ([], None),
+        ([(3, 5)], (3, 5)),
+        ([(3, 5), (8, 9)], (8, 9)),
+        ([(6, 1), (8, 6)], (6, 1)),
+        ([(6, 1), (12, 0)], (12, 0)),
+        ([(3, 5), (7, 0), (7, 5), (10, 0)], (7, 5)),
+    ],
+)
+def test_the_gpu_that_a_driver_is_chosen_for(capabilities, target):
+    assert choose_target(capabilities) == target
+
+
+def test_a_debian_whose_newer_driver_dropped_the_gpu_keeps_to_its_source():
+    for name, words in (("Debian 12", "from its own source"), ("Ubuntu 24.04", "apt-get")):
+        assert words in advise_driver(play_release(name), (6, 1), installed=595).command
+
+
+def test_on_an_image_packages_are_layered():
+    silverblue = play_release("Silverblue")
+    adapted = adapt_command("sudo dnf install nvidia-container-toolkit", silverblue, str)
+    assert adapted == "sudo rpm-ostree install nvidia-container-toolkit"
 
 
 def test_a_debian_has_no_driver_of_cuda_13():

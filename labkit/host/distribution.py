@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 # The package tools' family, by the names in ID and ID_LIKE of /etc/os-release.
@@ -15,11 +15,13 @@ FAMILIES = {
     "rhel": "rhel",
     "centos": "rhel",
     "amzn": "rhel",
+    "ol": "rhel",
     "suse": "suse",
     "opensuse": "suse",
     "sles": "suse",
     "arch": "arch",
     "alpine": "alpine",
+    "nixos": "nixos",
 }
 
 
@@ -28,12 +30,14 @@ class Distribution:
     """A distribution by its own name ("Debian GNU/Linux 12") and family; None is unknown.
 
     ``version`` is the release in the family's own numbers, such as (24, 4); a derivative that
-    counts its releases by itself (Mint 22) has none.
+    counts its releases by itself (Mint 22) has none. ``image_based`` is True for a system whose
+    packages are layered on an image (Silverblue, Bazzite).
     """
 
     name: str | None = None
     family: str | None = None
     version: tuple[int, ...] | None = None
+    image_based: bool = field(default=False, repr=False)
 
     def is_older_than(self, *version: int) -> bool:
         """True if the release is known and older than ``version``."""
@@ -46,9 +50,10 @@ UNKNOWN = Distribution()
 def read_distribution(root: Path = Path("/")) -> Distribution:
     """The distribution of the system below ``root``, by its /etc/os-release."""
     try:
-        return parse_os_release((root / "etc/os-release").read_text("utf-8", errors="replace"))
+        found = parse_os_release((root / "etc/os-release").read_text("utf-8", errors="replace"))
     except OSError:
         return UNKNOWN
+    return replace(found, image_based=(root / "run/ostree-booted").exists())
 
 
 def parse_os_release(text: str) -> Distribution:
@@ -71,7 +76,7 @@ def parse_os_release(text: str) -> Distribution:
 def _read_version(fields: dict[str, str], family: str | None) -> tuple[int, ...] | None:
     """VERSION_ID as numbers; None if it counts in another way than the family does."""
     # The rebuilds of RHEL have its numbers.
-    own = fields.get("ID") == family or family == "rhel"
+    own = fields.get("ID") == family or family in ("rhel", "suse")
     text = fields.get("VERSION_ID", "")
     numbers = re.fullmatch(r"\d{1,6}(?:\.\d{1,6}){0,2}", text) if own else None
     return tuple(map(int, text.split("."))) if numbers else None

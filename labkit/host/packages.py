@@ -7,7 +7,7 @@ if a restart is needed, a comment says so.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -172,7 +172,8 @@ UPDATE_TOOLKIT = Fix(
 
 # NVIDIA's driver: which branch, variant and package serves a generation of GPUs. Facts from
 # NVIDIA's driver installation guide and the distributions' package indexes.
-LAST_KEPLER, LAST_VOLTA = 470, 580  # the last branches for GPUs before 5.0, and before 7.5
+# The last branches for GPUs before compute capability 3.0, 5.0 and 7.5.
+LAST_FERMI, LAST_KEPLER, LAST_VOLTA = 390, 470, 580
 OPEN_FROM: Capability = (7, 5)  # Turing: the open modules need its system processor
 OPEN_ONLY_FROM: Capability = (10, 0)  # Blackwell: the closed modules do not know it
 CUDA_12, CUDA_13 = 525, 580  # the first branches that run the builds of torch for CUDA 12 and 13
@@ -205,7 +206,7 @@ def find_last_branch(capability: Capability) -> int | None:
     (580, None)
     """
     if capability < (5, 0):
-        return LAST_KEPLER
+        return LAST_FERMI if capability < (3, 0) else LAST_KEPLER
     return LAST_VOLTA if capability < OPEN_FROM else None
 
 
@@ -222,36 +223,94 @@ def find_variant(capability: Capability) -> Variant | None:
     return "open" if capability >= OPEN_ONLY_FROM else None
 
 
-# The package and the commands by family: for GPUs before Turing, and from Turing on.
+_IN_NIXOS = (
+    f'services.xserver.videoDrivers = [ "nvidia" ]; hardware.graphics.enable = true;{_REBUILD}'
+)
+# The package and the commands by family: for GPUs before Turing, and from Turing on. A kernel
+# module without CUDA's libraries is not enough: RPM Fusion has them in packages of their own, and
+# SUSE's kmp-meta packages bring them. `module switch-to` also enables a stream that is new here.
 _BEFORE_TURING: dict[str, tuple[str, str]] = {
-    "debian": ("nvidia-driver", "sudo apt-get install nvidia-driver"),
+    "debian": ("nvidia-driver", "sudo apt-get install nvidia-driver nvidia-smi   # from non-free"),
     "ubuntu": ("nvidia-driver-580", "sudo apt-get install nvidia-driver-580"),
-    "fedora": ("akmod-nvidia-580xx", "sudo dnf install akmod-nvidia-580xx   # from RPM Fusion"),
+    "fedora": (
+        "akmod-nvidia-580xx",
+        "sudo dnf install akmod-nvidia-580xx xorg-x11-drv-nvidia-580xx-cuda --allowerasing"
+        "   # from RPM Fusion",
+    ),
     "rhel": (
         "nvidia-driver:580-dkms",
-        "sudo dnf module enable nvidia-driver:580-dkms && sudo dnf install cuda-drivers",
-    ),
-    "suse": ("nvidia-driver-G06-kmp-default", "sudo zypper install nvidia-driver-G06-kmp-default"),
-    "arch": ("nvidia-580xx-dkms", "build nvidia-580xx-dkms and nvidia-580xx-utils from the AUR"),
-}
-_FROM_TURING: dict[str, tuple[str, str]] = {
-    "debian": ("nvidia-driver", "sudo apt-get install nvidia-driver"),
-    "ubuntu": ("nvidia-driver-580-open", "sudo apt-get install nvidia-driver-580-open"),
-    "fedora": ("akmod-nvidia", "sudo dnf install akmod-nvidia   # from RPM Fusion"),
-    "rhel": (
-        "nvidia-driver:open-dkms",
-        "sudo dnf module enable nvidia-driver:open-dkms && sudo dnf install nvidia-open",
+        "sudo dnf module switch-to nvidia-driver:580-dkms --allowerasing && "
+        "sudo dnf install cuda-drivers   # from NVIDIA's source",
     ),
     "suse": (
-        "nvidia-open-driver-G06-signed-kmp-meta",
-        "sudo zypper install nvidia-open-driver-G06-signed-kmp-meta",
+        "nvidia-driver-G06-kmp-meta",
+        "sudo zypper install nvidia-driver-G06-kmp-meta   # from NVIDIA's source",
     ),
-    "arch": ("nvidia-open", "sudo pacman -S nvidia-open"),
+    "arch": ("nvidia-580xx-dkms", "build nvidia-580xx-dkms and nvidia-580xx-utils from the AUR"),
+    "nixos": (
+        "legacy_580",
+        "hardware.nvidia.open = false; hardware.nvidia.package = "
+        f"config.boot.kernelPackages.nvidiaPackages.legacy_580; {_IN_NIXOS}",
+    ),
 }
+_FROM_TURING: dict[str, tuple[str, str]] = {
+    "debian": ("nvidia-driver", "sudo apt-get install nvidia-driver nvidia-smi   # from non-free"),
+    "ubuntu": ("nvidia-driver-580-open", "sudo apt-get install nvidia-driver-580-open"),
+    "fedora": (
+        "akmod-nvidia",
+        "sudo dnf install akmod-nvidia xorg-x11-drv-nvidia-cuda --allowerasing   # from RPM Fusion",
+    ),
+    "rhel": (
+        "nvidia-driver:open-dkms",
+        "sudo dnf module switch-to nvidia-driver:open-dkms --allowerasing && "
+        "sudo dnf install nvidia-open   # from NVIDIA's source",
+    ),
+    "suse": (
+        "nvidia-open-driver-G07-signed-kmp-meta",
+        "sudo zypper install nvidia-open-driver-G07-signed-kmp-meta   # from NVIDIA's source",
+    ),
+    "arch": (
+        "nvidia-open",
+        "sudo pacman -Syu nvidia-open   # other kernels than linux: nvidia-open-dkms, headers",
+    ),
+    "nixos": ("nvidia", f"hardware.nvidia.open = true; {_IN_NIXOS}"),
+}
+# RHEL 10 has no modules. Its cuda-drivers is for the newest branch alone, so the lock would clash.
+_RHEL_10_BEFORE_TURING = (
+    "kmod-nvidia-latest-dkms",
+    "sudo dnf install python3-dnf-plugin-versionlock && "
+    f"sudo dnf versionlock add '*nvidia*{LAST_VOLTA}*' && "
+    "sudo dnf install kmod-nvidia-latest-dkms nvidia-driver nvidia-driver-cuda"
+    "   # from NVIDIA's source; remove a newer driver first",
+)
+_RHEL_10_FROM_TURING = (
+    "nvidia-open",
+    "sudo dnf install nvidia-open --allowerasing   # from NVIDIA's source",
+)
+_MANJARO = "sudo mhwd -a pci nonfree 0300"  # chooses the driver by the GPU's PCI id
+_ON_IMAGES = "Bazzite, Bluefin, Aurora: rebase to the image with -nvidia instead"
 # The driver in Debian's own releases, by their numbers: too old for Blackwell and for CUDA 13.
 _IN_DEBIAN = {11: 470, 12: 535, 13: 550}
 # RHEL and its rebuilds, and Amazon Linux 2023, have modules; RHEL 10 has none.
 _MODULAR = (8, 9, 2023)
+
+
+def choose_target(capabilities: Iterable[Capability]) -> Capability | None:
+    """The GPU of a host that a new driver is chosen for; None without one.
+
+    It is the oldest of those that one driver serves: Kepler counts only where there is no newer
+    GPU, and what needs the closed modules only where no GPU needs the open ones.
+
+    >>> choose_target([(3, 5), (8, 9)]), choose_target([(6, 1), (8, 6)])
+    ((8, 9), (6, 1))
+    >>> choose_target([(6, 1), (12, 0)])
+    (12, 0)
+    """
+    found = list(capabilities)
+    known = [each for each in found if each >= (5, 0)] or found
+    if any(find_variant(each) == "open" for each in known):
+        known = [each for each in known if each >= OPEN_FROM]
+    return min(known, default=None)
 
 
 def advise_driver(
@@ -260,38 +319,64 @@ def advise_driver(
     *,
     wsl: bool = False,
     least: int = CUDA_12,
+    installed: int | None = None,
 ) -> DriverAdvice:
     """The driver for a GPU of this compute capability (None: unknown) on this distribution.
 
-    ``least`` is the branch that the GPU's build of torch needs. GPUs before Maxwell get the CPU
-    lab: no build of torch has code for them.
+    ``least`` is the branch that the GPU's build of torch needs, ``installed`` the one that is here.
+    GPUs before Maxwell get the CPU lab: no build of torch has code for them.
 
-    >>> advise_driver(Distribution("Arch", "arch"), (8, 9)).command
-    'sudo pacman -S nvidia-open   # then reboot'
+    >>> advise_driver(Distribution("Ubuntu", "ubuntu"), (8, 9)).command
+    'sudo apt-get install nvidia-driver-580-open   # then reboot'
     """
     if wsl:
         return DriverAdvice(UPDATE_WINDOWS_DRIVER)
     if capability is not None and capability < (5, 0):
-        why = f"its last driver is {LAST_KEPLER}, and no build of torch has code for it"
-        return DriverAdvice(f"{CPU_LAB}   # {why}", LAST_KEPLER, None, "closed")
+        last = find_last_branch(capability)
+        why = f"its last driver is {last}, and no build of torch has code for it"
+        return DriverAdvice(f"{CPU_LAB}   # {why}", last, None, "closed")
     if distribution.family == "alpine":
         return DriverAdvice(f"{CPU_LAB}   # NVIDIA has no driver for Alpine's C library")
     if capability is None:
         return DriverAdvice(_name_any(distribution))
-    return _advise_for(distribution, capability, least)
+    return _advise_for(distribution, capability, least, installed or 0)
 
 
-def _advise_for(distribution: Distribution, capability: Capability, least: int) -> DriverAdvice:
+def _advise_for(
+    distribution: Distribution, capability: Capability, least: int, installed: int
+) -> DriverAdvice:
     last, variant = find_last_branch(capability), find_variant(capability)
     least = CUDA_13 if variant == "open" else least
-    table = _BEFORE_TURING if last else _FROM_TURING
-    found = table.get(distribution.family or "")
-    if found is None or _is_beyond_own(distribution, last, least):
+    if (distribution.name or "").startswith("Manjaro"):
+        return DriverAdvice(_then_reboot(_MANJARO), last, None, variant)
+    found = _find_package(distribution, before_turing=bool(last))
+    if found is None or _is_beyond_own(distribution, last, max(least, installed)):
         return _take_from_nvidia(last, variant)
-    package, command = _take_unmodular(distribution, last, found)
+    package, command = found
     if distribution.family == "debian":
         variant = "closed"
     return DriverAdvice(_then_reboot(command), last, package, variant)
+
+
+def _find_package(distribution: Distribution, *, before_turing: bool) -> tuple[str, str] | None:
+    """The package and the command of the distribution; None if it has none."""
+    family = distribution.family or ""
+    found = (_BEFORE_TURING if before_turing else _FROM_TURING).get(family)
+    major = (distribution.version or (9,))[0]
+    if family == "rhel" and major not in _MODULAR:
+        if major < min(_MODULAR):
+            return None
+        return _RHEL_10_BEFORE_TURING if before_turing else _RHEL_10_FROM_TURING
+    if found and distribution.image_based:
+        command = adapt_to_image(found[1])
+        return found[0], f"{command}; {_ON_IMAGES}" if COMMENT in command else command
+    return found
+
+
+def adapt_to_image(command: str) -> str:
+    """The command for a system that is an image, to which packages are layered."""
+    command = re.sub(r"sudo dnf (?:install|upgrade)\b", "sudo rpm-ostree install", command)
+    return command.replace(" --allowerasing", "")
 
 
 def _is_beyond_own(distribution: Distribution, last: int | None, least: int) -> bool:
@@ -306,19 +391,6 @@ def _is_beyond_own(distribution: Distribution, last: int | None, least: int) -> 
     return own < least
 
 
-def _take_unmodular(
-    distribution: Distribution, last: int | None, found: tuple[str, str]
-) -> tuple[str, str]:
-    """The package and command for a RHEL without modules; others unchanged."""
-    major = (distribution.version or (9,))[0]
-    if distribution.family != "rhel" or major in _MODULAR:
-        return found
-    if last:
-        lock = f"sudo dnf versionlock add '*nvidia*{last}*'"
-        return "cuda-drivers", f"{lock} && sudo dnf install cuda-drivers"
-    return "nvidia-open", "sudo dnf install nvidia-open"
-
-
 def _take_from_nvidia(last: int | None, variant: Variant | None) -> DriverAdvice:
     branch = f"{last}" if last else f"{CUDA_13} or newer"
     kind = "closed" if last else "open"
@@ -328,19 +400,23 @@ def _take_from_nvidia(last: int | None, variant: Variant | None) -> DriverAdvice
 
 def _name_any(distribution: Distribution) -> str:
     """What installs a driver if the GPU is unknown: it must not be the wrong one for any."""
+    if (distribution.name or "").startswith("Manjaro"):
+        return _then_reboot(_MANJARO)
     if distribution.family == "ubuntu":
         return f"sudo ubuntu-drivers install{THEN_REBOOT}"
     if distribution.family == "debian" and _IN_DEBIAN.get((distribution.version or (12,))[0]):
-        return _then_reboot("sudo apt-get install nvidia-driver   # a Blackwell needs NVIDIA's own")
-    new = _FROM_TURING.get(distribution.family or "")
-    old = _BEFORE_TURING.get(distribution.family or "")
-    if not new or not old:
+        return _then_reboot(f"{_FROM_TURING['debian'][1]}; a Blackwell needs NVIDIA's own")
+    new = _find_package(distribution, before_turing=False)
+    old = _find_package(distribution, before_turing=True)
+    if not new or not old or distribution.family == "debian":
         return f"install NVIDIA's driver {CUDA_13} or newer ({GUIDE}), then reboot"
-    return f"{new[1].partition('   #')[0]}   # before Turing: {old[0]}; then reboot"
+    if distribution.family == "nixos":
+        return f"{new[1]}, and reboot; before Turing: {old[0]}"
+    return f"{new[1].partition(COMMENT)[0]}{COMMENT}before Turing: {old[0]}; then reboot"
 
 
 def _then_reboot(command: str) -> str:
-    return f"{command}; then reboot" if "   #" in command else f"{command}{THEN_REBOOT}"
+    return f"{command}; then reboot" if COMMENT in command else f"{command}{THEN_REBOOT}"
 
 
 @dataclass(frozen=True)
@@ -372,13 +448,9 @@ class DriverFix(Fix):
 
 
 _IN_WINDOWS = "install NVIDIA's current driver in Windows (nvidia.com/drivers), then restart it"
-_IN_NIXOS = (
-    f'services.xserver.videoDrivers = [ "nvidia" ]; hardware.graphics.enable = true;{_REBUILD}'
-)
 _NOT_ON_MAC = "use device 'mps' or 'cpu'   # macOS has no CUDA: NVIDIA has no driver for it"
 INSTALL_DRIVER = DriverFix(
     f"install NVIDIA's driver {CUDA_13} or newer ({GUIDE}), then reboot",
-    nixos=f"{_IN_NIXOS}, and reboot",
     windows=_IN_WINDOWS,
     mac=_NOT_ON_MAC,
 )
@@ -386,18 +458,14 @@ INSTALL_DRIVER = DriverFix(
 INSTALL_CLOSED_DRIVER = DriverFix(
     f"install NVIDIA's driver {LAST_VOLTA} with its closed modules ({GUIDE}), then reboot",
     capability=(6, 1),
-    nixos=f"hardware.nvidia.open = false;{_REBUILD}, and reboot",
     windows=f"{_IN_WINDOWS}   # {LAST_VOLTA} is the last branch for this card",
 )
-INSTALL_OPEN_MODULE = Fix(
+# For a card that the closed modules do not know, whichever it is.
+INSTALL_OPEN_MODULE = DriverFix(
     f"install NVIDIA's driver {CUDA_13} or newer with its open modules ({GUIDE}), then reboot",
-    ubuntu=f"sudo apt-get install nvidia-driver-580-open{THEN_REBOOT}",
+    capability=(12, 0),
     fedora="echo '%_with_kmod_nvidia_open 1' | sudo tee /etc/rpm/macros.nvidia-kmod "
     f"&& sudo akmods --force --rebuild{THEN_REBOOT}",
-    rhel=f"sudo dnf module switch-to nvidia-driver:open-dkms{THEN_REBOOT}",
-    suse=f"sudo zypper install nvidia-open-driver-G06-signed-kmp-meta{THEN_REBOOT}",
-    arch=f"sudo pacman -S nvidia-open{THEN_REBOOT}",
-    nixos=f"hardware.nvidia.open = true;{_REBUILD}, and reboot",
     windows=_IN_WINDOWS,
 )
 INSTALL_HEADERS = install(
@@ -504,6 +572,8 @@ def adapt_command(command: str, distribution: Distribution, find: Find) -> str:
     'sudo modprobe x'
     """
     line, mark, comment = command.partition("   #")
+    if distribution.image_based:
+        line = adapt_to_image(line)
     if not find("systemctl") and find("service"):
         line = re.sub(r"systemctl (?:enable --now|start) (\S+)", r"service \1 start", line)
         line = re.sub(r"systemctl restart (\S+)", r"service \1 restart", line)
