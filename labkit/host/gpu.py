@@ -69,10 +69,11 @@ PCI_IDS: tuple[tuple[int, Capability], ...] = (
     (0x2400, (8, 6)),
     (0x2600, (8, 9)),
     (0x2900, (10, 0)),
-    (0x2B00, (12, 0)),
+    (0x2B00, (11, 0)),  # Thor, the first Jetson whose GPU is on a PCI bus
+    (0x2B80, (12, 0)),
     (0x2E00, (12, 1)),
     (0x2F00, (12, 0)),
-    (0x3100, (10, 3)),
+    (0x3180, (10, 3)),
 )
 NVIDIA_VENDOR = "0x10de"
 DISPLAY_CLASS = "0x03"  # VGA, 3D and other display controllers; not a card's sound chip
@@ -96,29 +97,6 @@ NAMES: tuple[tuple[str, Capability], ...] = (
     (r"\bXavier\b", (7, 2)),
     (r"\bOrin\b", (8, 7)),
     (r"\bThor\b", (11, 0)),
-)
-# By the first PCI device number of an architecture, from the lists of supported GPUs in the
-# driver's README and of pci.ids, the newest first.
-DEVICES: tuple[tuple[int, Capability], ...] = (
-    (0x3180, (10, 3)),
-    (0x2F00, (12, 0)),
-    (0x2E00, (12, 1)),
-    (0x2B80, (12, 0)),
-    (0x2900, (10, 0)),
-    (0x2600, (8, 9)),
-    (0x2400, (8, 6)),
-    (0x2300, (9, 0)),
-    (0x2200, (8, 6)),
-    (0x2180, (7, 5)),
-    (0x2080, (8, 0)),
-    (0x1E00, (7, 5)),
-    (0x1D81, (7, 0)),
-    (0x1B00, (6, 1)),
-    (0x1600, (5, 2)),
-    (0x15F0, (6, 0)),
-    (0x13C0, (5, 2)),
-    (0x1340, (5, 0)),
-    (0x0FC0, (3, 5)),
 )
 
 
@@ -190,7 +168,7 @@ def read_major(version: str | None) -> int | None:
 
 def probe_gpu(run: CommandRunner, root: Path = Path("/")) -> GpuFacts:
     """The driver and GPUs from `nvidia-smi`, else from /proc/driver/nvidia, else empty."""
-    program = _find_program(run, root)
+    program = find_smi(run, root)
     answer, fields = _ask_fields(run, program)
     wsl = is_wsl(root)
     rows = _read_rows(answer, fields)
@@ -255,7 +233,7 @@ def _read_generation(path: Path) -> Capability | None:
         number = int(_read(path).strip(), 16)
     except ValueError:
         return None
-    return [capability for first, capability in PCI_IDS if first <= number][-1]
+    return [capability for first, capability in PCI_IDS if first <= number][-1]  # from 0 on
 
 
 def has_driver(root: Path = Path("/")) -> bool:
@@ -268,8 +246,8 @@ def has_gpu(root: Path = Path("/")) -> bool:
     return has_driver(root) or bool(list_bus_gpus(root))
 
 
-def _find_program(run: CommandRunner, root: Path) -> str:
-    """The program nvidia-smi: its name, or its path in WSL2 if it is not on PATH."""
+def find_smi(run: CommandRunner, root: Path) -> str:
+    """How to call nvidia-smi: its name, or its path in WSL2 if it is not on PATH (as with sudo)."""
     by_path = root / WSL_SMI
     if by_path.exists() and run(["nvidia-smi", "-h"], timeout_seconds=PROBE_SECONDS).missing:
         return str(by_path)
@@ -410,13 +388,14 @@ def infer_capability(name: str) -> Capability | None:
 def infer_capability_of_device(device: int) -> Capability | None:
     """The compute capability of NVIDIA's GPU with this PCI device number, or None if unknown.
 
-    Only for numbers of GPUs: their sound and USB devices are numbered in between.
+    Only for numbers of GPUs: their sound and USB devices are numbered in between. Those before
+    Kepler are unknown.
 
     >>> infer_capability_of_device(0x1B80), infer_capability_of_device(0x2B85)
     ((6, 1), (12, 0))
     """
-    found = (capability for first, capability in DEVICES if device >= first)
-    return next(found, None)
+    known = [capability for first, capability in PCI_IDS if first <= device]
+    return known[-1] if known and known[-1] >= (3, 0) else None
 
 
 def describe_architecture(gpu: Gpu) -> str:
