@@ -123,7 +123,10 @@ BROKEN = {
     "no toolkit": docker_host(H200),
     "no toolkit, two GPUs": docker_host(H200, H200_TOO),
     "neither toolkit nor specification": docker_host(H200, cdi=played.NO_SPEC),
-    "snap's docker": docker_host(H200, reservation=played.NO_LIBRARY),
+    "snap's docker": {**docker_host(H200, reservation=played.NO_LIBRARY), **played.SNAP},
+    "the driver's library does not reach the container": docker_host(
+        H200, reservation=played.NO_LIBRARY
+    ),
     "rootless Docker, not configured": {
         **docker_host(H200, reservation=played.ROOTLESS_CGROUPS),
         **played.ROOTLESS,

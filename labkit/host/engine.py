@@ -15,6 +15,7 @@ from labkit.process import CommandRunner
 from labkit.text import escape_controls, first_line
 
 PROBE_SECONDS = 10.0
+SNAP_FOLDER = "/var/snap/"
 INSTALL_PAGES = {
     "docker": "https://docs.docker.com/engine/install/",
     "podman": "https://podman.io/docs/installation",
@@ -27,6 +28,7 @@ class EngineFacts:
 
     ``problem`` quotes why its daemon does not answer, ``compose_problem`` why its Compose does not.
     ``chosen_by`` is the variable that names another daemon, such as "DOCKER_HOST=tcp://gpu:2375".
+    ``from_snap`` is True for a snap, which sees little of the host.
     """
 
     name: str
@@ -38,6 +40,7 @@ class EngineFacts:
     compose_version: str | None = None
     compose_problem: str | None = None
     chosen_by: str | None = None
+    from_snap: bool = False
 
     @property
     def compose_major(self) -> int | None:
@@ -86,6 +89,7 @@ def probe_docker(run: CommandRunner) -> EngineFacts:
         problem=None if server else _quote(str(errors[0]) if errors else info.message),
         compose_version=version,
         compose_problem=compose_problem,
+        from_snap=str(said.get("DockerRootDir")).startswith(SNAP_FOLDER),
     )
 
 

@@ -23,6 +23,7 @@ from labkit.host.gpu import (
     describe_gpus,
     name_architecture,
     probe_gpu,
+    read_major,
     select_gpus,
 )
 from labkit.host.gpu_access import NO_IMAGE, GpuAccessTest, find_image, probe_gpu_access
@@ -30,8 +31,10 @@ from labkit.host.machine import FolderFacts, MachineFacts, read_folder, read_mac
 from labkit.host.packages import (
     CPU_LAB,
     Capability,
+    DriverFix,
     adapt_command,
     advise_driver,
+    choose_target,
     find_last_branch,
 )
 from labkit.host.torch_builds import (
@@ -115,6 +118,7 @@ class HostFacts:
             engine,
             self.access_tests,
             rootless_docker=engine == "docker" and bool(self.docker.rootless),
+            snap_docker=engine == "docker" and self.docker.from_snap,
         )
 
 
@@ -128,6 +132,7 @@ class GpuHost:
     engine: str | None = None
     access_tests: tuple[GpuAccessTest, ...] = ()
     rootless_docker: bool = False
+    snap_docker: bool = False
 
 
 @dataclass(frozen=True)
@@ -443,8 +448,9 @@ def _choose_gpus(settings: Settings, host: GpuHost) -> tuple[GpuSelection, Build
         cause = "there is no nvidia-smi, and no nvidia kernel module is loaded"
         fix = CPU_LAB
         if facts.on_bus:
-            cause += f"; a GPU is on the bus ({name_architecture(facts.on_bus[0])})"
-            fix = advise_driver(host.distribution, facts.on_bus[0]).command
+            target = choose_target(facts.on_bus) or facts.on_bus[0]
+            cause += f"; a GPU is on the bus ({name_architecture(target)})"
+            fix = advise_driver(host.distribution, target).command
         raise DeviceMissingError(what, cause=cause, fix=fix)
     if facts.problem:
         raise EngineError(
@@ -462,22 +468,28 @@ def _refuse_dropped(
     facts: GpuFacts, capability: Capability, distribution: Distribution
 ) -> EngineError:
     """The error that the driver is too new for the GPU: neither a reboot nor modprobe helps."""
+    version = facts.driver_version or facts.installed
     last = find_last_branch(capability)
+    advice = advise_driver(distribution, capability, wsl=facts.wsl, installed=read_major(version))
     return EngineError(
-        f"driver {facts.driver_version or facts.installed} does not support this GPU",
+        f"driver {version} does not support this GPU",
         cause=f"{last} is the last branch for {name_architecture(capability)}",
-        fix=advise_driver(distribution, capability, wsl=facts.wsl).command,
+        fix=advice.command,
     )
 
 
 def _explain(problem: str, host: GpuHost, fix: str) -> dict[str, str]:
     """The cause and the fix of a known error; otherwise ``problem`` as the cause, and ``fix``."""
-    signs = {"lab", "rootless"} if host.rootless_docker else {"lab"}
+    kinds = {"rootless": host.rootless_docker, "snap": host.snap_docker}
+    signs = {"lab", *(kind for kind, holds in kinds.items() if holds)}
     found = explain_text(problem, signs=signs).first
     if found is None:
         return {"cause": problem, "fix": fix}
+    works = bool(host.facts.gpus) and not host.facts.problem
+    if works and isinstance(found.error.fix, DriverFix):  # another driver could break this one
+        return {"cause": found.error.cause, "fix": found.error.otherwise or fix}
     known = [gpu.capability for gpu in host.facts.gpus if gpu.capability] or host.facts.on_bus
-    command = found.error.fix.on(host.distribution, min(known, default=None), wsl=host.facts.wsl)
+    command = found.error.fix.on(host.distribution, choose_target(known), wsl=host.facts.wsl)
     return {"cause": found.error.cause, "fix": command}
 
 

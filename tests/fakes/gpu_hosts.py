@@ -70,6 +70,11 @@ HERE: Answers = {
 ROOTLESS = {
     INFO: says(json.dumps({**DOCKER_INFO, "SecurityOptions": ["name=seccomp", "name=rootless"]}))
 }
+SNAP = {
+    INFO: says(
+        json.dumps({**DOCKER_INFO, "DockerRootDir": "/var/snap/docker/common/var-lib-docker"})
+    )
+}
 REMOTE = {CONTEXT: says("ssh://ada@gpu-host")}
 
 
