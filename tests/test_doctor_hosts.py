@@ -43,6 +43,7 @@ from tests.fakes.sick_hosts import (
     DRIVER,
     ECC,
     GIB,
+    GPU_ANSWERS,
     GPU_FILES,
     GPU_LINE,
     IN_DOCKER,
@@ -79,6 +80,12 @@ SELINUX = {"sys/fs/selinux/enforce": "1"}
 DEVICES_ALLOWED = "sys/fs/selinux/booleans/container_use_devices"
 TOOLKIT_CONFIG = "etc/nvidia-container-runtime/config.toml"
 BARE = dict.fromkeys(GPU_FILES) | CARD_FILES
+IN_LXC = {"run/systemd/container": "lxc\n"}
+NO_NODES = dict.fromkeys(("dev/nvidiactl", "dev/nvidia0", "dev/nvidia-uvm"))
+NO_CUDA_IN_WINDOWS = {"usr/lib/wsl/lib/libdxcore.so": ""}
+NEWER_KERNEL = "lib/modules/6.12.63+deb13-amd64/modules.dep"
+ARM = dataclasses.replace(ADA, architecture="aarch64", user_id=os.getuid())
+MISMATCH = "Failed to initialize NVML: Driver/library version mismatch\n"
 IN_LAB = {"LABKIT_IN_CONTAINER": "1"}
 MIG_PARTS = (
     "GPU 0: NVIDIA H200 (UUID: GPU-f0a1b2c3-0000-1111-2222-333344445555)\n"
@@ -202,6 +209,12 @@ PLAIN = {
             "proc/self/attr/current": "lxc-container-default-with-nesting (enforce)",
         }
     },
+    "WSL2 on a laptop without a GPU of NVIDIA's": {
+        "files": {**NO_CUDA_IN_WINDOWS, "dev/dxg": "", "proc/version": "microsoft-standard-WSL2"}
+    },
+    "an Arc of Intel": {
+        "files": {**CARD_FILES, f"{CARD}/vendor": "0x8086\n", f"{CARD}/device": "0x56a0\n"}
+    },
     "InfiniBand without a limit": {
         "files": {
             "sys/class/infiniband/mlx5_0/x": "",
@@ -302,6 +315,39 @@ WITH_GPU = {
         "answers": {MANAGER: says(f"Fabric Manager version is : {DRIVER}"), ACTIVE: says("active")},
     },
     "two GPUs that access each other": {"files": TWO_CARDS, "answers": TOPOLOGY},
+    "a driver newer than all that is known": driver("710.12", "NVIDIA L4, 8.9, [N/A]"),
+    "Pascal beside Blackwell, whose modules ignore it": {
+        "files": {**TWO_CARDS, **card("0x1b80"), f"{SECOND}/device": "0x2b85\n"},
+        "answers": {SMI_QUERY: lists(RTX_5090), "nvidia-smi topo": says(" \tGPU0\n GPU0\tX\n")},
+    },
+    "a Jetson Thor": {
+        "files": {**card("0x2b00"), "proc/device-tree/model": "NVIDIA Jetson AGX Thor\0"},
+        "answers": {SMI_QUERY: lists("NVIDIA Thor, [N/A], [N/A]")},
+        "machine": ARM,
+    },
+    "an LXC container that has the GPU": {"files": IN_LXC},
+    "an LXC container that was not given the GPU": {
+        "files": {**IN_LXC, **NO_NODES, **SWITCH},
+        "answers": NO_SMI,
+    },
+    "an LXC container on a host without the driver": {
+        "files": {**BARE, **IN_LXC},
+        "answers": NO_SMI,
+    },
+    "an LXC container of a server with NVSwitches": {"files": {**IN_LXC, **SWITCH}},
+    "a pod without the GPU": {
+        "files": NO_NODES,
+        "answers": {**NO_DOCKER, **NO_SMI},
+        "environment": {"KUBERNETES_SERVICE_HOST": "10.0.0.1"},
+    },
+    "two GPUs in a container, whose host sets their mode": {
+        "answers": {**NO_DOCKER, SMI_STATE: says(f"{state()}\n{state(1)}")},
+        "files": {".dockerenv": ""},
+    },
+    "a kernel for which akmods builds the module at boot": {
+        "distribution": "fedora",
+        "files": {NEWER_KERNEL: "kernel/x.ko:\n", "usr/sbin/akmods": ""},
+    },
     "some GPUs hidden on purpose": {"environment": {"CUDA_VISIBLE_DEVICES": "0"}},
     "an ordinary library path": {"environment": {"LD_LIBRARY_PATH": "/opt/cuda/lib64"}},
 }
@@ -471,12 +517,12 @@ BROKEN_GPU = {
         )
         for family, device, fix in (
             ("ubuntu", "0x2684", "apt-get install nvidia-driver-580-open"),
-            ("fedora", "0x2684", "dnf install akmod-nvidia   # from RPM Fusion"),
+            ("fedora", "0x2684", "dnf install akmod-nvidia xorg-x11-drv-nvidia-cuda"),
             ("fedora", "0x1b80", "dnf install akmod-nvidia-580xx"),
             ("rhel", "0x1db4", "nvidia-driver:580-dkms"),
             ("arch", "0x1b80", "nvidia-580xx-dkms and nvidia-580xx-utils from the AUR"),
-            ("arch", "0x2b85", "pacman -S nvidia-open"),
-            ("suse", "0x15f8", "nvidia-driver-G06-kmp-default"),
+            ("arch", "0x2b85", "pacman -Syu nvidia-open"),
+            ("suse", "0x15f8", "nvidia-driver-G06-kmp-meta"),
         )
     },
     "a K40": (
@@ -498,6 +544,71 @@ BROKEN_GPU = {
             "distribution": "arch",
         },
         {"driver failed": "nvidia-580xx-dkms"},
+    ),
+    **{
+        f"no driver, {name}": (
+            {
+                "files": {**BARE, **TWO_CARDS, **card(first), f"{SECOND}/device": f"{second}\n"},
+                "answers": NO_SMI,
+                "distribution": "ubuntu",
+            },
+            {"driver failed": fix},
+        )
+        for name, first, second, fix in (
+            ("Pascal and Blackwell", "0x1b80", "0x2b85", "nvidia-driver-580-open "),
+            ("Kepler and Ada", "0x2684", "0x1024", "nvidia-driver-580-open "),
+            ("Pascal and Ampere", "0x2204", "0x1b80", "nvidia-driver-580 "),
+        )
+    },
+    "a V100 under the open modules of 595": (
+        {
+            "files": {**card("0x1db4"), **variant("open", "595.58.03"), "dev/nvidia0": None},
+            "answers": {SMI_QUERY: fails("No devices were found", 6)},
+            "distribution": "suse",
+        },
+        {"driver failed": "nvidia-driver-G06-kmp-meta"},
+    ),
+    "a laptop whose GPU is switched off": (
+        {
+            "files": {**BARE, "etc/prime-discrete": "off\n"},
+            "answers": {**NO_SMI, "modinfo": says(DRIVER)},
+            "distribution": "ubuntu",
+        },
+        {"driver failed": "prime-select on-demand   # then reboot"},
+    ),
+    "an LXC container without the driver's libraries": (
+        {"files": IN_LXC, "answers": NO_SMI},
+        {"driver-library failed": f"NVIDIA-Linux-*-{DRIVER}.run --no-kernel-modules"},
+    ),
+    "an LXC container with libraries of another version": (
+        {"files": IN_LXC, "answers": {SMI_QUERY: fails("", 18, MISMATCH)}},
+        {"driver-library failed": f"NVIDIA-Linux-*-{DRIVER}.run --no-kernel-modules"},
+    ),
+    "an LXC container without uvm": (
+        {"files": {**IN_LXC, "dev/nvidia-uvm": None}},
+        {"nvidia-uvm warning": "pct set <id> --dev0"},
+    ),
+    "an LXC container without its GPU's file": (
+        {"files": {**IN_LXC, "dev/nvidia0": None}},
+        {"device-nodes failed": "pct set <id> --dev0"},
+    ),
+    "one of two GPUs that does not answer": (
+        {
+            "answers": {
+                SMI_QUERY: says(
+                    f"NVIDIA L4, {DRIVER}, 0, GPU-a, 8.9, [N/A]\n"
+                    "[Unknown Error], ERR!, 1, [Unknown Error], [Unknown Error], [N/A]"
+                )
+            }
+        },
+        {"gpu-health failed": "dmesg"},
+    ),
+    "a T4 beside an A100, on ARM": (
+        {
+            "answers": {SMI_QUERY: lists("Tesla T4, 7.5, [N/A]", "NVIDIA A100, 8.0, Disabled")},
+            "machine": ARM,
+        },
+        {"cuda-build warning": "make up   # with the others"},
     ),
     "nouveau has the card": (
         {
@@ -550,8 +661,46 @@ BROKEN_GPU = {
         {"driver-variant failed": "nvidia-driver-580 "},
     ),
     "the next kernel has no module": (
-        {"files": {"lib/modules/6.12.63+deb13-amd64/modules.dep": "kernel/x.ko:\n"}},
+        {"files": {NEWER_KERNEL: "kernel/x.ko:\n", "var/lib/dkms/nvidia/580/x": ""}},
         {"next-kernel warning": "dkms autoinstall -k 6.12.63+deb13-amd64"},
+    ),
+    "the next kernel has no module, and nothing is known to make it": (
+        {"files": {NEWER_KERNEL: "kernel/x.ko:\n"}},
+        {"next-kernel warning": "install NVIDIA's driver once more"},
+    ),
+    "the next kernel has no module, for akmods failed": (
+        {
+            "distribution": "fedora",
+            "files": {
+                NEWER_KERNEL: "kernel/x.ko:\n",
+                "usr/sbin/akmods": "",
+                "var/cache/akmods/nvidia/580-for-6.12.63+deb13-amd64.failed.log": "",
+            },
+        },
+        {"next-kernel warning": "akmods --force --kernels 6.12.63+deb13-amd64"},
+    ),
+    "the next kernel has no module, and Ubuntu has it built": (
+        {
+            "distribution": "ubuntu",
+            "files": {
+                "proc/sys/kernel/osrelease": "6.8.0-60-generic\n",
+                "lib/modules/6.8.0-60-generic/modules.dep": "kernel/nvidia-580-open/nvidia.ko:\n",
+                "lib/modules/6.8.0-63-generic/modules.dep": "kernel/x.ko:\n",
+            },
+        },
+        {"next-kernel warning": "apt-get install linux-modules-nvidia-580-open-6.8.0-63-generic"},
+    ),
+    "the next kernel has no module, of the next minor release": (
+        {
+            "distribution": "rhel",
+            "files": {
+                "proc/sys/kernel/osrelease": "5.14.0-503.el9_5.x86_64\n",
+                "lib/modules/5.14.0-503.el9_5.x86_64/modules.dep": "extra/nvidia.ko.xz:\n",
+                "lib/modules/5.14.0-570.12.1.el9_6.x86_64/modules.dep": "kernel/x.ko:\n",
+                "var/lib/dkms/nvidia/580/x": "",
+            },
+        },
+        {"next-kernel warning": "dkms autoinstall -k 5.14.0-570.12.1.el9_6.x86_64"},
     ),
     "updated without a reboot": (
         {
@@ -626,8 +775,15 @@ BROKEN_GPU = {
         {"gpu-link warning": "reseat the card"},
     ),
     "a server without persistence": (
-        {"answers": {SMI_STATE: says(f"{state()}\n{state(1)}")}},
+        {
+            "answers": {SMI_STATE: says(f"{state()}\n{state(1)}")},
+            "files": {"usr/lib/systemd/system/nvidia-persistenced.service": ""},
+        },
         {"persistence warning": "nvidia-persistenced"},
+    ),
+    "a server without persistence and its service": (
+        {"answers": {SMI_STATE: says(f"{state()}\n{state(1)}")}},
+        {"persistence warning": "nvidia-smi -pm 1"},
     ),
     "NVSwitches without a manager": (
         {"files": SWITCH, "distribution": "ubuntu"},
@@ -680,7 +836,7 @@ BROKEN_GPU = {
             "files": variant("closed"),
             "answers": {SMI_QUERY: lists("NVIDIA L4, 8.9, [N/A]", "Tesla K40c, 3.5, [N/A]")},
         },
-        {"cuda-build warning": "make up FLAVOR=cpu"},
+        {"cuda-build warning": "make up   # with the others"},
     ),
     "a GTX 1080 with a torch of CUDA 13": (
         {**driver(DRIVER, GTX_1080), "torch": CU130},
@@ -908,6 +1064,28 @@ def test_a_read_only_checkout_is_found_before_up_writes_there(examine, tmp_path,
     alarms, _ = examine({"checkout": checkout, "workspace": None}, gpu=False)
     assert list(alarms) == ["checkout failed"]
     assert alarms["checkout failed"].startswith(f"cp -r {checkout}")
+
+
+def test_in_wsl_nvidia_smi_is_found_beside_the_path_of_root(examine, tmp_path):
+    program = "usr/lib/wsl/lib/nvidia-smi"
+    answers = {
+        f"{tmp_path}/{start.replace('nvidia-smi', program, 1)}": answer
+        for start, answer in GPU_ANSWERS.items()
+        if start.startswith("nvidia-smi")
+    }
+    docker_desktop = docker(OperatingSystem="Docker Desktop")
+    settings = {
+        "files": {**WSL_FILES, program: "", "usr/lib/wsl/lib/libcuda.so.1": ""},
+        "answers": {**NO_SMI, **answers, CTK: None, **docker_desktop},
+    }
+    assert examine(settings)[0] == {}
+
+
+def test_a_working_driver_is_never_replaced_to_reach_a_container(examine):
+    library = "load library failed: libnvidia-ml.so.1: cannot open shared object file"
+    alarms, _ = examine({"answers": refuses(hook(f"initialization error: {library}"))})
+    assert list(alarms) == ["container-gpu failed"]
+    assert "nvidia-driver" not in alarms["container-gpu failed"]
 
 
 def test_no_image_is_pulled_to_try_a_gpu_in(tmp_path):

@@ -21,7 +21,7 @@ from typing import Any, Literal
 from labkit.host.cpu import count_allowed_cores
 from labkit.host.distribution import Distribution, read_distribution
 from labkit.host.engine import EngineFacts, probe_engine
-from labkit.host.gpu import is_wsl
+from labkit.host.gpu import find_smi, is_wsl
 from labkit.host.machine import MachineFacts, PortProbe, is_port_free, read_machine
 from labkit.process import CommandResult, CommandRunner, run_command, run_working
 
@@ -197,7 +197,20 @@ class Host:
     @property
     def in_container(self) -> bool:
         """True inside a container, from which the engine and its settings are not visible."""
-        return self.in_lab or any(map(self.exists, (".dockerenv", "run/.containerenv")))
+        signs = (".dockerenv", "run/.containerenv", ".singularity.d")
+        in_pod = bool(self.environment.get("KUBERNETES_SERVICE_HOST"))  # containerd leaves no file
+        return self.in_lab or in_pod or any(map(self.exists, signs))
+
+    @property
+    def in_lxc(self) -> bool:
+        """True in an LXC container: a system of its own, which runs on its host's kernel."""
+        kind = self.read("run/systemd/container") or self.environment.get("container", "")
+        return kind.strip() in ("lxc", "lxc-libvirt") or self.exists("dev/.lxc")
+
+    @cached_property
+    def smi(self) -> str:
+        """How to call nvidia-smi on this host."""
+        return find_smi(self.run, self.root)
 
     @property
     def in_lab(self) -> bool:

@@ -35,9 +35,12 @@ from labkit.host.packages import (
     ENROLL_KEY,
     INSTALL_HEADERS,
     INSTALL_OPEN_MODULE,
+    OPEN_FROM,
+    THEN_REBOOT,
     Capability,
     Variant,
     advise_driver,
+    choose_target,
     find_last_branch,
     find_variant,
     is_dropped,
@@ -46,8 +49,19 @@ from labkit.host.torch_builds import JETSON_WHEELS, NEEDS, ON_JETSON, TEGRA
 from labkit.known_errors.match import explain_text
 from labkit.process import CommandResult
 
-AMD_VENDOR = "0x1002"
+AMD_VENDOR, INTEL_VENDOR = "0x1002", "0x8086"
+# Intel's GPUs on cards of their own, by the start of their PCI ids: DG1, Alchemist, Battlemage.
+ARC = re.compile(r"0x(?:490[5-9]|4f8|569|56[a-c]|e2[01])", re.IGNORECASE)
 NOT_PASSED = "no GPU was passed to this container"
+# What gives an LXC container its host's GPU, and the driver's libraries in it.
+GIVE_TO_LXC = (
+    "pct set <id> --dev0 /dev/nvidia0 --dev1 /dev/nvidiactl --dev2 /dev/nvidia-uvm"
+    "   # on the Proxmox host, as root; Incus: incus config device add <name> gpu gpu"
+)
+LXC_LIBRARIES = (
+    "sudo sh NVIDIA-Linux-*-{version}.run --no-kernel-modules"
+    "   # nvidia.com/drivers; exactly the version of the host's module"
+)
 LOOK_FOR_HANG = "sudo dmesg | grep -i xid   # if the GPU hangs: reboot"
 NO_GPU = "no NVIDIA GPU on the bus; the lab uses the CPU"
 
@@ -58,7 +72,8 @@ class BusFacts:
 
     A container sees the host's bus even if no GPU was passed on to it. ``gpu_asked`` says whether
     its environment requests one, as that of the CUDA image does. ``others`` names GPUs that the
-    lab's builds of torch do not use, ``jetson`` the board of a Jetson.
+    lab's builds of torch do not use, ``jetson`` the board of a Jetson. ``windows_cuda`` is False in
+    a WSL2 to which Windows gives the libraries of its GPU, but not NVIDIA's.
     """
 
     gpus: tuple[BusGpu, ...] = ()
@@ -68,6 +83,8 @@ class BusFacts:
     gpu_asked: bool = False
     others: tuple[str, ...] = ()
     jetson: str | None = None
+    windows_cuda: bool = True
+    in_lxc: bool = False
 
 
 def probe_gpu_bus(host: Host) -> BusFacts:
@@ -79,15 +96,30 @@ def probe_gpu_bus(host: Host) -> BusFacts:
         host.exists("dev/nvidiactl"),
         host.in_container,
         host.environment.get("NVIDIA_VISIBLE_DEVICES", "void") not in ("", "void", "none"),
-        ("AMD",) if list_bus_gpus(host.root, AMD_VENDOR) else (),
+        _name_others(host),
         board if "Jetson" in board else None,
+        not host.list("usr/lib/wsl/lib", "*") or bool(host.list("usr/lib/wsl/lib", "libcuda*")),
+        host.in_lxc,
     )
+
+
+def _name_others(host: Host) -> tuple[str, ...]:
+    """The makers of other GPUs; Intel only for a card of its own, for most processors have one."""
+    intel = [
+        host.read(f"sys/bus/pci/devices/{gpu.address}/device") or ""
+        for gpu in list_bus_gpus(host.root, INTEL_VENDOR)
+    ]
+    names = ["AMD"] if list_bus_gpus(host.root, AMD_VENDOR) else []
+    return (*names, *(["Intel (Arc)"] if any(map(ARC.match, intel)) else []))
 
 
 def judge_gpu_bus(facts: BusFacts, distribution: Distribution) -> Finding:
     """OK with or without a GPU; a warning if all are reserved for virtual machines."""
     if not facts.gpus:
         return _judge_empty_bus(facts)
+    if facts.in_lxc and not facts.has_nodes:
+        found = f"the host has an NVIDIA GPU, which this LXC container was not given: {GIVE_TO_LXC}"
+        return ok(found, skip_reason=NOT_PASSED)
     if facts.in_container and not facts.has_nodes and not facts.in_wsl:
         return _judge_not_passed(facts)
     given = [gpu.address for gpu in facts.gpus if gpu.driver == "vfio-pci"]
@@ -107,7 +139,7 @@ def _name_bus_gpu(gpu: BusGpu) -> str:
 
 def _judge_empty_bus(facts: BusFacts) -> Finding:
     if facts.in_wsl:
-        return ok("WSL2: Windows shares its GPU (/dev/dxg)")
+        return _judge_wsl(facts)
     if facts.jetson:
         capability = infer_capability(facts.jetson)
         if capability not in TEGRA:
@@ -125,6 +157,13 @@ def _judge_empty_bus(facts: BusFacts) -> Finding:
         found = f"a GPU of {makers}, which the lab's builds of torch do not use; it uses the CPU"
         return ok(found, skip_reason="no NVIDIA GPU on the bus")
     return ok(NO_GPU, skip_reason="no NVIDIA GPU on the bus")
+
+
+def _judge_wsl(facts: BusFacts) -> Finding:
+    if facts.windows_cuda:
+        return ok("WSL2: Windows shares its GPU (/dev/dxg)")
+    found = "WSL2: Windows has no NVIDIA GPU, or no driver for it; the lab uses the CPU"
+    return ok(found, skip_reason="Windows shares no NVIDIA GPU")
 
 
 def _judge_not_passed(facts: BusFacts) -> Finding:
@@ -152,7 +191,8 @@ NEWEST_DRIVER = max(needs.driver for needs in NEEDS.values())
 class DriverFacts:
     """The driver from nvidia-smi, the loaded module, and what may prevent it from loading.
 
-    ``capabilities`` are those of the GPUs, from nvidia-smi or else by their PCI ids.
+    ``capabilities`` are those of the GPUs, from nvidia-smi or else by their PCI ids. On a laptop of
+    two GPUs ``switched_off`` is True if NVIDIA's was turned off (`prime-select`).
     """
 
     gpu: GpuFacts
@@ -163,15 +203,32 @@ class DriverFacts:
     hung: bool = False
     secure_boot: bool = False
     capabilities: tuple[Capability, ...] = ()
+    switched_off: bool = False
 
     @property
-    def oldest(self) -> Capability | None:
-        """The oldest GPU: the driver must serve it too."""
-        return min(self.capabilities, default=None)
+    def target(self) -> Capability | None:
+        """The GPU that a driver is chosen for; no GPU that works today loses its driver."""
+        if self.gpu.gpus and not self.gpu.problem:
+            return min(self.capabilities, default=None)
+        return choose_target(self.capabilities)
 
-    def advise_driver(self, distribution: Distribution, least: int = OLDEST_DRIVER) -> str:
+    @property
+    def left_out(self) -> tuple[Capability, ...]:
+        """The GPUs that the driver for ``target`` does not serve."""
+        target = self.target
+        if target is None:
+            return ()
+        needs_open = any(find_variant(each) == "open" for each in self.capabilities)
+        oldest = OPEN_FROM if needs_open else (5, 0)
+        return tuple(each for each in self.capabilities if each < min(oldest, target))
+
+    def advise_driver(
+        self, distribution: Distribution, least: int = OLDEST_DRIVER, installed: int | None = None
+    ) -> str:
         """The command that installs a driver for the GPUs."""
-        return advise_driver(distribution, self.oldest, wsl=self.in_wsl, least=least).command
+        return advise_driver(
+            distribution, self.target, wsl=self.in_wsl, least=least, installed=installed
+        ).command
 
 
 def probe_driver(host: Host) -> DriverFacts:
@@ -188,6 +245,7 @@ def probe_driver(host: Host) -> DriverFacts:
         hung=hung,
         secure_boot=is_secure_boot(host),
         capabilities=read_capabilities(host, gpu),
+        switched_off=(host.read("etc/prime-discrete") or "").strip() == "off",
     )
 
 
@@ -220,7 +278,7 @@ def judge_driver(facts: DriverFacts, distribution: Distribution) -> Finding:
         return failed(
             f"driver {version or facts.installed_module} does not support {_name(dropped[0])}",
             f"{find_last_branch(dropped[0])} is the last branch for it",
-            facts.advise_driver(distribution),
+            facts.advise_driver(distribution, installed=major),
         )
     if facts.hung and not version:
         return unknown(f"{facts.gpu.problem}", LOOK_FOR_HANG)
@@ -270,11 +328,16 @@ def _judge_missing_driver(facts: DriverFacts, distribution: Distribution) -> Fin
     if facts.installed_module:
         return _judge_not_loaded(facts, distribution)
     cause = "none is installed, or none for the running kernel"
+    if facts.left_out and facts.target:
+        cause += f"; none serves {_name(facts.left_out[0])} together with {_name(facts.target)}"
     return failed("no NVIDIA driver is loaded", cause, install)
 
 
 def _judge_not_loaded(facts: DriverFacts, distribution: Distribution) -> Finding:
     found = f"driver {facts.installed_module} is installed but not loaded"
+    if facts.switched_off:
+        cause = "this laptop's NVIDIA GPU is switched off, to save power"
+        return failed(found, cause, f"sudo prime-select on-demand{THEN_REBOOT}")
     if facts.secure_boot:
         return failed(
             found,
@@ -300,6 +363,7 @@ class VariantFacts:
 
     variant: Variant | None = None
     capabilities: tuple[Capability, ...] = ()
+    major: int | None = None
 
 
 def probe_driver_variant(host: Host) -> VariantFacts:
@@ -311,7 +375,8 @@ def probe_driver_variant(host: Host) -> VariantFacts:
     variant: Variant | None = None
     if "NVIDIA" in text or "GPL" in text:
         variant = "open" if "Open Kernel Module" in text or "GPL" in text else "closed"
-    return VariantFacts(variant, read_capabilities(host))
+    version = read_module_version(host.root) or read_installed_version(host.run)
+    return VariantFacts(variant, read_capabilities(host), read_major(version))
 
 
 def judge_driver_variant(facts: VariantFacts, distribution: Distribution) -> Finding:
@@ -320,6 +385,8 @@ def judge_driver_variant(facts: VariantFacts, distribution: Distribution) -> Fin
         return ok("unknown to this driver")
     for capability in facts.capabilities:
         needed = find_variant(capability)
+        if facts.major and is_dropped(capability, facts.major):
+            continue  # the check of the driver says that no variant of this branch serves it
         if needed not in (None, facts.variant):
             fix = INSTALL_OPEN_MODULE.on(distribution)
             if needed == "closed":
@@ -340,12 +407,19 @@ DRIVER_VARIANT_CHECK = Check(
 
 @dataclass(frozen=True)
 class KernelFacts:
-    """The running kernel, the newest installed one, and whether each has NVIDIA's module."""
+    """The running kernel, the newest installed one, and whether each has NVIDIA's module.
+
+    ``builder`` makes the modules: "dkms", "akmods", or the prefix of Ubuntu's packages of built
+    ones, such as "linux-modules-nvidia-580-open"; None is unknown. ``build_failed`` is True if
+    akmods has tried and failed.
+    """
 
     running: str | None = None
     newest: str | None = None
     running_has_module: bool = False
     newest_has_module: bool = False
+    builder: str | None = None
+    build_failed: bool = False
 
 
 def probe_next_kernel(host: Host) -> KernelFacts:
@@ -353,11 +427,34 @@ def probe_next_kernel(host: Host) -> KernelFacts:
     running = (host.read("proc/sys/kernel/osrelease") or "").strip() or None
     folder = next((f for f in ("lib/modules", "usr/lib/modules") if host.list(f, "*")), "")
     names = [path.parent.name for path in host.list(folder, "*/modules.dep")] if folder else []
-    flavor = re.sub(r"^[\d.-]+", "", running or "")  # another flavor is not the next to boot
-    alike = [name for name in names if re.sub(r"^[\d.-]+", "", name) == flavor]
+    alike = [name for name in names if _read_flavor(name) == _read_flavor(running or "")]
     newest = max(alike, key=_split_numbers, default=None)
     has = {name: _has_module(host, f"{folder}/{name}") for name in (running, newest) if name}
-    return KernelFacts(running, newest, has.get(running or "", False), has.get(newest or "", False))
+    logs = host.list("var/cache/akmods", f"*/*{newest}*failed.log")
+    return KernelFacts(
+        running,
+        newest,
+        has.get(running or "", False),
+        has.get(newest or "", False),
+        _find_builder(host, f"{folder}/{running}"),
+        bool(logs),
+    )
+
+
+def _read_flavor(kernel: str) -> str:
+    """What follows the version: another flavor is not the next to boot. Releases do not count."""
+    flavor = re.sub(r"^[\d.-]+", "", kernel)
+    return re.sub(r"^(el|fc|amzn)\d+(?:_\d+)?", r"\1", flavor)
+
+
+def _find_builder(host: Host, folder: str) -> str | None:
+    listed = host.read(f"{folder}/modules.dep") or ""
+    built = re.search(r"^kernel/(nvidia-\S+)/nvidia\.ko", listed, re.MULTILINE)
+    if built:
+        return f"linux-modules-{built[1]}"
+    if host.list("var/lib/dkms", "nvidia*"):
+        return "dkms"
+    return "akmods" if host.exists("usr/sbin/akmods") or host.exists("usr/bin/akmods") else None
 
 
 def _split_numbers(name: str) -> list[int]:
@@ -377,12 +474,24 @@ def judge_next_kernel(facts: KernelFacts, distribution: Distribution) -> Finding
         return ok("the modules of this system's kernels are not listed here")
     if facts.newest_has_module or facts.newest == facts.running:
         return ok(f"kernel {facts.newest} has NVIDIA's module")
+    if facts.builder == "akmods" and not facts.build_failed:
+        return ok(f"akmods builds NVIDIA's module for kernel {facts.newest} when it boots")
     return warning(
         f"kernel {facts.newest} is installed and has no NVIDIA module",
-        "its module failed to build (DKMS): the next reboot ends without a GPU driver",
-        f"sudo dkms autoinstall -k {facts.newest}   # says why; headers: "
-        f"{INSTALL_HEADERS.on(distribution).replace('$(uname -r)', facts.newest)}",
+        "none was built or installed for it: the next reboot ends without a GPU driver",
+        _write_build_command(facts.builder, facts.newest, distribution),
     )
+
+
+def _write_build_command(builder: str | None, kernel: str, distribution: Distribution) -> str:
+    if builder == "dkms":
+        headers = INSTALL_HEADERS.on(distribution).replace("$(uname -r)", kernel)
+        return f"sudo dkms autoinstall -k {kernel}   # says why; headers: {headers}"
+    if builder == "akmods":
+        return f"sudo akmods --force --kernels {kernel}   # says why"
+    if builder:
+        return f"sudo apt-get install {builder}-{kernel}"
+    return f"install NVIDIA's driver once more   # it makes the module for kernel {kernel}"
 
 
 NEXT_KERNEL_CHECK = Check(
@@ -404,25 +513,32 @@ class LibraryFacts:
     answer: CommandResult
     module_version: str | None = None
     in_container: bool = False
+    in_lxc: bool = False
+    in_wsl: bool = False
+    capabilities: tuple[Capability, ...] = ()
 
 
 def probe_driver_library(host: Host) -> LibraryFacts:
     """nvidia-smi calls the module through the library: it fails if their versions differ."""
-    answer = host.run(QUERY, timeout_seconds=COMMAND_SECONDS)
-    return LibraryFacts(answer, read_module_version(host.root), host.in_container)
+    answer = host.run([host.smi, *QUERY[1:]], timeout_seconds=COMMAND_SECONDS)
+    version = read_module_version(host.root)
+    known = () if answer.ok or answer.timed_out else read_capabilities(host)
+    return LibraryFacts(answer, version, host.in_container, host.in_lxc, host.in_wsl, known)
 
 
 def judge_driver_library(facts: LibraryFacts, distribution: Distribution) -> Finding:
     """OK if nvidia-smi lists GPUs; else the cause of its error."""
     answer = facts.answer
-    if answer.missing:
-        return _judge_no_program(facts.in_container)
+    output = f"{answer.stdout}\n{answer.stderr}"
+    if answer.missing or (facts.in_lxc and "version mismatch" in output):
+        return _judge_lxc_libraries(facts) if facts.in_lxc else _judge_no_program(facts)
     if answer.timed_out:
         return unknown(answer.message, LOOK_FOR_HANG)
-    output = f"{answer.stdout}\n{answer.stderr}"
     found = explain_text(output, signs={"lab"}).first
     if found:
-        return failed(found.line, found.error.cause, found.error.fix.on(distribution))
+        target = choose_target(facts.capabilities)
+        fix = found.error.fix.on(distribution, target, wsl=facts.in_wsl)
+        return failed(found.line, found.error.cause, fix)
     if not answer.ok:
         return failed(answer.message, "nvidia-smi does not say why", "sudo dmesg | grep -i nvrm")
     names = [line.split(",")[0].strip() for line in answer.stdout.splitlines() if "," in line]
@@ -433,8 +549,17 @@ def judge_driver_library(facts: LibraryFacts, distribution: Distribution) -> Fin
     return ok(f"module and libraries work together{agree}: {', '.join(names)}")
 
 
-def _judge_no_program(in_container: bool) -> Finding:
-    if in_container:
+def _judge_lxc_libraries(facts: LibraryFacts) -> Finding:
+    """An LXC container has its host's module, and needs libraries of its own, without a module."""
+    found = "this LXC container lacks the driver's libraries and programs"
+    if not facts.answer.missing:
+        found = "this LXC container's driver libraries are of another version than the module"
+    cause = f"they must be of the version of the host's module, {facts.module_version or 'unknown'}"
+    return failed(found, cause, LXC_LIBRARIES.format(version=facts.module_version or "<version>"))
+
+
+def _judge_no_program(facts: LibraryFacts) -> Finding:
+    if facts.in_container:
         return warning(
             "this container has the GPU's device files, but no nvidia-smi",
             "the driver's programs were not passed on",
@@ -465,6 +590,7 @@ class UvmFacts:
     has_loader: bool = False
     in_wsl: bool = False
     in_container: bool = False
+    in_lxc: bool = False
 
 
 def probe_uvm(host: Host) -> UvmFacts:
@@ -475,6 +601,7 @@ def probe_uvm(host: Host) -> UvmFacts:
         has_loader=host.exists("usr/bin/nvidia-modprobe"),
         in_wsl=host.in_wsl,
         in_container=host.in_container,
+        in_lxc=host.in_lxc,
     )
 
 
@@ -484,9 +611,11 @@ def judge_uvm(facts: UvmFacts, distribution: Distribution) -> Finding:
         return ok("not needed in WSL2")
     if facts.has_node:
         return ok("/dev/nvidia-uvm exists")
+    cause = "CUDA would fail with an unknown error, although nvidia-smi works"
+    if facts.in_lxc:
+        return warning("no /dev/nvidia-uvm in this LXC container", cause, GIVE_TO_LXC)
     if facts.has_loader:
         return ok("not loaded yet; nvidia-modprobe loads it when CUDA is first used")
-    cause = "CUDA would fail with an unknown error, although nvidia-smi works"
     if facts.in_container:
         return warning("no /dev/nvidia-uvm in this container", cause, "make down up")
     what = "nvidia-uvm is loaded, but /dev/nvidia-uvm is missing"
@@ -513,6 +642,7 @@ class NodeFacts:
     in_wsl: bool = False
     in_container: bool = False
     has_loader: bool = False
+    in_lxc: bool = False
 
 
 def probe_device_nodes(host: Host) -> NodeFacts:
@@ -526,6 +656,7 @@ def probe_device_nodes(host: Host) -> NodeFacts:
         tuple(refused),
         in_container=host.in_container,
         has_loader=host.exists("usr/bin/nvidia-modprobe"),
+        in_lxc=host.in_lxc,
     )
 
 
@@ -567,6 +698,9 @@ def _judge_missing_device_nodes(facts: NodeFacts) -> Finding:
             "only some of the GPU's device files were passed on to this container",
             "make down up",
         )
+    if facts.in_lxc:
+        cause = "only some of the GPU's device files were passed on to this LXC container"
+        return failed(found, cause, GIVE_TO_LXC)
     make = SafeFix(("nvidia-modprobe", "-c=0", "-u"), "creates the GPU's device files")
     return failed(
         found,

@@ -170,9 +170,8 @@ class NestingFacts:
 
 def probe_nesting(host: Host) -> NestingFacts:
     """/run/systemd/container, PID 1's cgroup and this process's AppArmor profile."""
-    kind = host.read("run/systemd/container") or host.environment.get("container", "")
-    in_lxc = kind.strip() in ("lxc", "lxc-libvirt") or host.exists("dev/.lxc")
-    return NestingFacts(in_lxc, (host.read("proc/self/attr/current") or "").strip() or None)
+    profile = (host.read("proc/self/attr/current") or "").strip()
+    return NestingFacts(host.in_lxc, profile or None)
 
 
 def judge_nesting(facts: NestingFacts, distribution: Distribution) -> Finding:

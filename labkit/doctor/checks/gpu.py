@@ -24,7 +24,7 @@ from labkit.text import plural
 
 def query_rows(host: Host, query: str, *names: str) -> list[dict[str, str]]:
     """nvidia-smi's values by field name for each GPU; empty if a field is unknown to it."""
-    command = ["nvidia-smi", f"--query-{query}={','.join(names)}", "--format=csv,noheader,nounits"]
+    command = [host.smi, f"--query-{query}={','.join(names)}", "--format=csv,noheader,nounits"]
     answer = host.run(command, timeout_seconds=COMMAND_SECONDS)
     lines = [line.split(",") for line in answer.stdout.splitlines() if answer.ok]
     rows = [[value.strip() for value in line] for line in lines]
@@ -53,13 +53,15 @@ class HealthFacts:
     """The kernel's lines about NVIDIA's GPUs since boot (None: unreadable), and memory errors.
 
     ``errors`` are each GPU's uncorrectable ECC errors by its index. ``pending`` and ``broken``: a
-    row of memory waits for a reset to be replaced, or could not be replaced.
+    row of memory waits for a reset to be replaced, or could not be replaced. ``silent`` are the
+    indices of GPUs whose queries fail (nvidia-smi prints "ERR!").
     """
 
     log: str | None = None
     errors: tuple[tuple[int, int], ...] = ()
     pending: bool = False
     broken: bool = False
+    silent: tuple[int, ...] = ()
 
 
 def probe_gpu_health(host: Host) -> HealthFacts:
@@ -77,6 +79,7 @@ def probe_gpu_health(host: Host) -> HealthFacts:
         ),
         any(row[pending] in ("1", "Yes") for row in rows),
         any(row[failure] in ("1", "Yes") for row in rows),
+        tuple(gpu.index for gpu in probe_gpu(host.run, host.root).gpus if not gpu.answers),
     )
 
 
@@ -96,6 +99,12 @@ def judge_gpu_health(facts: HealthFacts, distribution: Distribution) -> Finding:
     faults = [line for line in log.splitlines() if _is_fault(line)]
     if faults:
         return _judge_fault(faults, distribution)
+    if facts.silent:
+        return failed(
+            f"GPU {facts.silent[0]} does not answer its driver: nvidia-smi prints ERR! or [N/A]",
+            "it hangs, or has left its bus",
+            "sudo dmesg | grep -iE 'xid|nvrm'   # says why; a restart of the machine resets it",
+        )
     if facts.broken or facts.pending:
         what = "could not replace a bad row" if facts.broken else "waits to replace a bad row"
         return warning(
@@ -244,20 +253,40 @@ GPU_LINK_CHECK = Check(
 )
 
 
-def judge_persistence(rows: list[dict[str, str]], distribution: Distribution) -> Finding:
+@dataclass(frozen=True)
+class PersistenceFacts:
+    """Each GPU's state, and whether NVIDIA's service of persistence is installed."""
+
+    rows: tuple[dict[str, str], ...] = ()
+    has_service: bool = False
+
+
+def probe_persistence(host: Host) -> PersistenceFacts:
+    """nvidia-smi's rows, and systemd's unit; a container's host sets the mode."""
+    if host.in_container or host.in_lxc:
+        return PersistenceFacts()
+    folders = ("etc/systemd/system", "usr/lib/systemd/system", "lib/systemd/system")
+    units = [host.exists(f"{folder}/nvidia-persistenced.service") for folder in folders]
+    return PersistenceFacts(tuple(probe_gpu_state(host)), any(units))
+
+
+def judge_persistence(facts: PersistenceFacts, distribution: Distribution) -> Finding:
     """A warning if several GPUs without a screen unload their driver whenever they are idle."""
+    rows = facts.rows
     off = [row for row in rows if row["persistence_mode"] == "Disabled"]
     if len(rows) < 2 or not off or any(row["display_active"] == "Enabled" for row in rows):
         return ok("not needed here" if off else "on, or unknown to this driver")
     return warning(
         "persistence mode is off",
         "each program's first CUDA call then waits seconds while the driver starts the GPUs",
-        "sudo systemctl enable --now nvidia-persistenced",
+        "sudo systemctl enable --now nvidia-persistenced"
+        if facts.has_service
+        else "sudo nvidia-smi -pm 1   # until the next boot",
     )
 
 
 PERSISTENCE_CHECK = Check(
-    "persistence", "persistence mode", probe_gpu_state, judge_persistence, ("driver-library",)
+    "persistence", "persistence mode", probe_persistence, judge_persistence, ("driver-library",)
 )
 
 
@@ -288,7 +317,7 @@ def probe_fabric(host: Host) -> FabricFacts:
         and (host.read(f"{place}/class") or "").startswith(BRIDGE_CLASS)
         for place in places
     )
-    if not switches or host.in_container:
+    if not switches or host.in_container or host.in_lxc:  # the host's own
         return FabricFacts()
     answer = host.run(["nv-fabricmanager", "--version"], timeout_seconds=COMMAND_SECONDS)
     found = re.search(r"\d{3}\.\d+(?:\.\d+)?", answer.stdout + answer.stderr)
@@ -335,7 +364,7 @@ def probe_peers(host: Host) -> PeerFacts:
     if len(gpus) < 2:
         return PeerFacts(len(gpus))
     kinds = [host.read(f"sys/bus/pci/devices/{gpu.address}/iommu_group/type") or "" for gpu in gpus]
-    answer = host.run(["nvidia-smi", "topo", "-p2p", "r"], timeout_seconds=COMMAND_SECONDS)
+    answer = host.run([host.smi, "topo", "-p2p", "r"], timeout_seconds=COMMAND_SECONDS)
     rows = re.findall(r"^\s*GPU\d+\s+(.*(?:\bX\b|\bOK\b).*)$", answer.stdout, re.MULTILINE)
     pairs = sum(row.split().count("OK") for row in rows) // 2 if rows else None
     return PeerFacts(len(gpus), any(kind.startswith("DMA") for kind in kinds), pairs)
@@ -346,7 +375,8 @@ def judge_peers(facts: PeerFacts, distribution: Distribution) -> Finding:
     if facts.gpus < 2:
         return ok("a single GPU, or none")
     if facts.pairs is None:
-        return unknown("nvidia-smi does not tell which GPUs access each other")
+        found = "nvidia-smi does not tell which GPUs access each other"
+        return unknown(found, "nvidia-smi topo -m")
     if facts.pairs and facts.translated:
         return warning(
             f"{plural(facts.pairs, 'pair')} of GPUs access each other through an IOMMU",

@@ -22,6 +22,7 @@ from labkit.doctor.check import (
 )
 from labkit.doctor.checks.engine import probe_pair
 from labkit.host.distribution import Distribution
+from labkit.host.engine import SNAP_FOLDER
 from labkit.host.gpu import read_module_version
 from labkit.host.gpu_access import GpuAccessTest, find_image, probe_gpu_access
 from labkit.host.packages import (
@@ -30,6 +31,7 @@ from labkit.host.packages import (
     MAKE_CDI_SPEC,
     RESTART_DOCKER,
     UPDATE_TOOLKIT,
+    DriverFix,
 )
 from labkit.known_errors.match import explain_text
 from labkit.process import CommandResult
@@ -63,7 +65,7 @@ def judge_engine_kind(facts: EngineOriginFacts, distribution: Distribution) -> F
     """A snap sees little of the host; Docker Desktop on Linux is a VM without a GPU."""
     if facts.engine != "docker":
         return ok(f"{facts.engine} runs on this system")
-    if (facts.root_folder or "").startswith("/var/snap/"):
+    if (facts.root_folder or "").startswith(SNAP_FOLDER):
         if facts.has_runtime:
             return ok("docker is a snap that has its own toolkit")
         return failed(
@@ -513,7 +515,10 @@ def judge_container_gpu(facts: ContainerGpuFacts, distribution: Distribution) ->
     ]
     what = f"no container sees the GPU ({known[0].line if known else _quote(problems)})"
     if known:
-        return failed(what, known[0].error.cause, known[0].error.fix.on(distribution))
+        error = known[0].error
+        # The host's own driver works (this check needs that): another one could break it.
+        fix = None if isinstance(error.fix, DriverFix) else error.fix.on(distribution)
+        return failed(what, error.cause, fix or error.otherwise or DEEPER)
     way = WAYS[facts.tests[0].way] if facts.tests else WAYS["reservation"]
     return failed(
         what,

@@ -55,10 +55,14 @@ def probe_cuda_build(host: Host) -> CudaBuildFacts:
 def find_fitting_build(
     driver: str | None, capabilities: tuple[Capability, ...], machine: str = "x86_64"
 ) -> str | None:
-    """The newest build that runs on this driver and has code for every GPU, or None."""
+    """The newest build that runs on this driver and has code for every GPU, or None.
+
+    A GPU that no build has code for is left out, as the launcher does, unless there is no other.
+    """
     major = int((driver or "999").partition(".")[0])
+    served = [each for each in capabilities if _find_builds(each, machine)] or capabilities
     for name, needs in NEEDS.items():
-        fits = (needs.has_code_for(each, machine) for each in capabilities)
+        fits = (needs.has_code_for(each, machine) for each in served)
         if major >= needs.driver and all(fits):
             return name
     return None
@@ -69,13 +73,20 @@ def judge_cuda_build(facts: CudaBuildFacts, distribution: Distribution) -> Findi
     name = find_fitting_build(facts.driver, facts.capabilities, facts.machine)
     if name is None:
         return _judge_no_build(facts, distribution)
+    lost = [each for each in facts.capabilities if not _find_builds(each, facts.machine)]
+    if lost:
+        return warning(
+            f"a GPU of compute capability {format_capability(lost[0])} is left out",
+            f"no build of torch for {facts.machine} has code for it; {name} fits the others",
+            "make up   # with the others",
+        )
     fits = ", ".join(map(format_capability, dict.fromkeys(facts.capabilities)))
     return ok(f"torch's {name} build fits" + (f" compute capability {fits}" if fits else ""))
 
 
 def _judge_no_build(facts: CudaBuildFacts, distribution: Distribution) -> Finding:
     lost = [each for each in facts.capabilities if not _find_builds(each, facts.machine)]
-    if lost:
+    if lost and len(lost) == len(facts.capabilities):
         jetson = f"; {ON_JETSON} ({JETSON_WHEELS})" if lost[0] in TEGRA else ""
         return warning(
             f"a GPU of compute capability {format_capability(lost[0])}",
@@ -108,7 +119,8 @@ def _find_builds(capability: Capability, machine: str) -> list[str]:
 
 
 def _serves_all(build: str, facts: CudaBuildFacts) -> bool:
-    return all(build in _find_builds(each, facts.machine) for each in facts.capabilities)
+    each_has = [_find_builds(each, facts.machine) for each in facts.capabilities]
+    return all(build in builds for builds in each_has if builds)
 
 
 def format_capability(capability: Capability) -> str:
