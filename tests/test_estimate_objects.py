@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import array
+import ctypes
 import dataclasses
 import functools
 import gc
+import io
+import multiprocessing
 import sys
 import threading
 from collections import Counter, OrderedDict, defaultdict, deque
@@ -15,7 +19,9 @@ import pytest
 import torch
 from torch import nn
 
+from labkit.memory.estimate.buffers import LOOKED_BYTES, MOST_BYTES
 from labkit.memory.estimate.fake import LEFT
+from labkit.memory.estimate.objects import WRITTEN
 from labkit.memory.estimate.play import estimate_memory
 
 
@@ -307,3 +313,82 @@ def test_a_mapped_file_is_as_before(tmp_path):
 
     assert estimate_memory(step, torch.ones(8)).obstacle is None
     assert (np.fromfile(tmp_path / "rows.bin", "float32") == 7).all()
+
+
+class RecentLosses(deque):
+    """A deque of a program's own."""
+
+
+class Tally(Counter):
+    """A counter of a program's own."""
+
+
+class Epochs(OrderedDict):
+    """A dictionary of a program's own."""
+
+
+class Record(ctypes.Structure):
+    _fields_ = (("count", ctypes.c_int), ("sums", ctypes.c_double * 3))
+
+
+class PerThread(threading.local):
+    """What each thread counts for itself."""
+
+    def __init__(self):
+        self.count, self.losses = 0, []
+
+
+RECENT_LOSSES, TALLY, EPOCHS, LOCAL = RecentLosses([1]), Tally(a=1), Epochs(a=1), PerThread()
+DOUBLES, TEXT, BYTES = array.array("d", [1, 2]), io.StringIO("ab"), io.BytesIO(b"ab")
+VALUE, SHARED, RAW = multiprocessing.Value("d", 1), multiprocessing.Array("i", 3), Record(1)
+STRUCTURE = multiprocessing.Value(Record, 1)
+LARGE, VIEWED = np.zeros(2**20), bytearray(8)
+VIEW = memoryview(VIEWED)
+TEXT.seek(1)
+
+# What steps do with memory outside of their arguments.
+BUFFERS = {
+    "deque's subclass": (RECENT_LOSSES.append, lambda: list(RECENT_LOSSES)),
+    "counter's subclass": (lambda value: TALLY.update("ab"), TALLY.copy),
+    "dictionary's subclass": (lambda value: EPOCHS.update(b=value), EPOCHS.copy),
+    "thread's attribute": (lambda value: setattr(LOCAL, "count", 3), lambda: LOCAL.count),
+    "thread's list": (LOCAL.losses.append, lambda: LOCAL.losses[:]),
+    "array.array": (lambda value: DOUBLES.append(3), DOUBLES.tolist),
+    "array.array's item": (lambda value: DOUBLES.__setitem__(0, 9), DOUBLES.tolist),
+    "StringIO": (lambda value: TEXT.write("xxx"), lambda: (TEXT.getvalue(), TEXT.tell())),
+    "BytesIO": (lambda value: BYTES.write(b"xxx"), lambda: (BYTES.getvalue(), BYTES.tell())),
+    "BytesIO's place": (lambda value: BYTES.read(), BYTES.tell),
+    "Value": (lambda value: setattr(VALUE, "value", 7), lambda: VALUE.value),
+    "Array": (lambda value: SHARED.__setitem__(1, 7), lambda: SHARED[:]),
+    "Value of a structure": (lambda value: setattr(STRUCTURE, "count", 7), lambda: STRUCTURE.count),
+    "structure": (lambda value: RAW.sums.__setitem__(1, 7), lambda: RAW.sums[:]),
+    "array above 64 KiB": (lambda value: LARGE.__setitem__(5, 7), LARGE.sum),
+    "array's shape": (lambda value: setattr(LARGE, "shape", (2, -1)), lambda: LARGE.shape),
+    "memoryview": (lambda value: VIEW.__setitem__(0, 7), lambda: bytes(VIEWED)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BUFFERS)
+def test_what_a_step_writes_into_memory_is_put_back(name):
+    change, read = BUFFERS[name]
+    before = read()
+
+    def step(weight):
+        weight.sum().backward()
+        change(weight.sum().item())
+
+    notes = estimate_memory(step, torch.ones(4, requires_grad=True)).notes
+    assert read() == before
+    assert not [one for one in notes if "put back" in one or "copied" in one]
+
+
+@pytest.mark.parametrize("count", [MOST_BYTES * 2, LOOKED_BYTES * 2], ids=["whole", "in parts"])
+def test_an_array_that_is_too_large_to_be_copied_is_named_where_it_changes(count):
+    held = SimpleNamespace(values=np.zeros(count, "uint8"), others=np.zeros(count, "uint8"))
+
+    def step(weight):
+        weight.sum().backward()
+        held.values[-1] = 1
+
+    notes = estimate_memory(step, torch.ones(4, requires_grad=True)).notes
+    assert notes == (WRITTEN.format(f"an array of {count} bytes"),)

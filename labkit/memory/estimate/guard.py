@@ -377,15 +377,23 @@ class ChangeGuard:
             return not exists
         return exists or os.path.lexists(self._folder + real)  # what the step has made
 
+    def note_stop(self, name: str, path: str) -> None:
+        """Keeps the obstacle of a statement that is not run: it would change an open database."""
+        self._keep_stop(name, path, f"would change a database that was open before: {LEAVE_OUT}")
+
     def _stop(self, event: str, shown: Any, reason: str) -> None:
+        made = self._keep_stop(event, shown, reason)
+        # A pool waits forever for a worker that has ended.
+        raise SystemExit(str(made)) if self._threads.is_own else PermissionError(str(made))
+
+    def _keep_stop(self, event: str, shown: Any, reason: str) -> EstimateObstacle:
         shown = shorten(repr(os.fsdecode(shown) if not isinstance(shown, int) else shown), 80)
         frames = find_user_frames(DEPTH)
         own = (one for one in frames if judge_file(one.file) == USER)
         frame = next(own, frames[0] if frames else None)
         made = EstimateObstacle(f"{event}({shown})", reason, frame)
         self.obstacle = self.obstacle or made
-        # A pool waits forever for a worker that has ended.
-        raise SystemExit(str(made)) if self._threads.is_own else PermissionError(str(made))
+        return made
 
 
 def find_caller() -> tuple[str, str]:

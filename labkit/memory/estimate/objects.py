@@ -13,6 +13,7 @@ import functools
 import gc
 import io
 import sys
+import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator
 from operator import is_
@@ -21,6 +22,26 @@ from typing import Any
 
 import torch
 
+from labkit.memory.estimate.buffers import (
+    MAPPED,
+    NUMBERED,
+    SHARED,
+    KeptBuffers,
+    keep_array,
+    keep_mapped,
+    keep_numbers,
+    keep_shared,
+    keep_text,
+)
+from labkit.memory.estimate.opened import (
+    CHANGED,
+    CSV_WRITER,
+    DROPPED,
+    HOLDERS,
+    MOVED,
+    WRITERS,
+    OpenFiles,
+)
 from labkit.memory.track.frames import OWN, USER, judge_file
 
 # The most objects that are copied; more would take longer than most simulations.
@@ -29,12 +50,9 @@ MOST_OBJECTS = 20_000
 MOST_ITEMS = 10_000
 # How much of a longer list is compared: its ends, which most code changes.
 MOST_COMPARED, ENDS = 100_000, 1_000
-# A larger array of NumPy is not copied.
-MOST_ARRAY_BYTES = 1 << 16
-# One that is a file of the user's is copied up to this size.
-MOST_MAPPED_BYTES = 1 << 24
 # Modules of Python whose objects only hold values; those of others have locks, files and threads.
 HOLDING = frozenset(("types", "argparse", "collections", "dataclasses", "torch", "builtins"))
+HOLDING_WHOLE = ("multiprocessing.sharedctypes", "multiprocessing.shared_memory")
 # What no step sets, and Python sets itself.
 SKIPPED = frozenset((
     "__dict__", "__weakref__", "__builtins__", "__abstractmethods__", "_abc_impl", "__slotnames__",
@@ -47,9 +65,7 @@ MOST_HOLDERS, HOLDER_DEPTH, HOLDERS_NAMED = 1_000, 8, 3
 # The names of modules that were seen not to be the user's: most of thousands.
 _foreign: set[str] = set()
 
-# The methods of an open file that change it.
-WRITING = ("write", "writelines", "truncate")
-DROPPED = "what the step writes into {}, which was open before, is dropped"
+WRITTEN = "what the step writes into {} stays: it is too large to be copied"
 EMPTIED = "the cache of {} is emptied: the simulation has put values into it that are not real"
 LRU_CACHE = type(functools.lru_cache(int))
 
@@ -60,13 +76,16 @@ UNSET = object()
 class KeptObjects:
     """One-level copies of the objects that a step can change; ``restore`` gives them back."""
 
-    def __init__(self, *roots: object, is_step: Callable[[], bool] = lambda: True) -> None:
+    def __init__(
+        self,
+        *roots: object,
+        is_step: Callable[[], bool] = lambda: True,
+        refuse: Callable[[str, str], object] = lambda name, path: None,
+    ) -> None:
         # What puts an object back, with the object and its content; which keeps their ids theirs.
         self._kept: list[tuple[Callable[[Any, Any], None], Any, Any]] = []
         self._seen: set[int] = set()
-        self._is_step = is_step
-        # The names of open files into which the step has written.
-        self.written: dict[str, None] = {}
+        self.files, self.buffers, self._refuse = OpenFiles(is_step), KeptBuffers(), refuse
         # Caches of functions, with how often each had to compute.
         self._caches: list[tuple[Any, int]] = []
         self._left: deque[Any] = deque(roots)
@@ -94,13 +113,6 @@ class KeptObjects:
     def follow(self, values: Iterable[Any]) -> None:
         """Looks at these objects later."""
         self._left.extend(one for one in values if type(one) not in ATOMS)
-
-    def drop(self, file: Any, name: str, write: Callable[..., Any], *given: Any) -> Any:
-        """Has the place of a method of a file: writes only for other threads than the step's."""
-        if not self._is_step():
-            return write(*given)
-        self.written[str(getattr(file, "name", "a file"))] = None
-        return len(given[0]) if name == "write" else None
 
     def keep_cache(self, cache: Any) -> None:
         """Keeps a function's cache in mind, whose content Python does not show."""
@@ -143,9 +155,12 @@ def find_keeper(kind: Any) -> Keeper | None:
             return keeper
     module = getattr(kind, "__module__", "")
     file = getattr(sys.modules.get(module), "__file__", None)
-    may_hold = module.partition(".")[0] in HOLDING or is_own_module(module)
+    if module == "sqlite3" and hasattr(kind, "execute"):
+        return _keep_database
+    may_hold = module.partition(".")[0] in HOLDING or module in HOLDING_WHOLE
+    may_hold = may_hold or is_own_module(module)
     if may_hold or (file is not None and judge_file(file) != OWN):
-        return _keep_array if kind.__name__ in {"ndarray", "memmap"} else _keep_attributes
+        return keep_array if kind.__name__ in {"ndarray", "memmap"} else _keep_attributes
     return None
 
 
@@ -170,33 +185,50 @@ def _keep_set(kept: KeptObjects, one: Any) -> None:
         kept.follow(one)
 
 
-def _keep_bytes(kept: KeptObjects, one: Any) -> None:
-    kept.keep(restore_bytes, one, bytes(one))
-
-
 def _keep_items(kept: KeptObjects, one: Any) -> None:
     if len(one) <= MOST_ITEMS:
         kept.follow(one)
 
 
-def _keep_array(kept: KeptObjects, one: Any) -> None:
-    most = MOST_MAPPED_BYTES if type(one).__name__ == "memmap" else MOST_ARRAY_BYTES
-    if one.nbytes <= most and one.flags.writeable:
-        kept.keep(restore_array, one, one.copy())
+def _keep_local(kept: KeptObjects, one: Any) -> None:
+    # The attributes that this thread sees.
+    kept.keep(restore_dictionary, vars(one), dict(vars(one)))
+    kept.follow((*vars(one).values(), type(one)))
+
+
+def _keep_view(kept: KeptObjects, one: memoryview) -> None:
+    with contextlib.suppress(ValueError):  # released
+        kept.follow((one.obj,))
 
 
 def _keep_file(kept: KeptObjects, one: Any) -> None:
     """Drops what the step writes into a file that is open: its numbers are not real."""
-    if one.closed or not one.writable() or one.isatty():
-        return
-    streams = (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__)
+    streams = (sys.stdin, sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__)
     if any(one in (each, getattr(each, "buffer", None)) for each in streams):
         return
+    if isinstance(one, io.IOBase) and (one.closed or one.isatty()):
+        return
+    if isinstance(one, io.IOBase) and not one.writable():
+        kept.files.take_reader(one)
+        return
     kept.keep(restore_dictionary, vars(one), dict(vars(one)))
-    for name in WRITING:
-        drop = functools.partial(kept.drop, one, name, getattr(one, name))
-        setattr(one, name, drop)
+    for name, made in kept.files.take(one):
+        setattr(one, name, made)
     kept.follow((getattr(one, "buffer", None),))
+
+
+def _keep_reader(kept: KeptObjects, one: Any) -> None:
+    if not (one.closed or one.isatty()):
+        kept.files.take_reader(one)
+
+
+def _keep_csv(kept: KeptObjects, one: Any) -> None:
+    # Only the method of the file is kept by it.
+    kept.follow(getattr(each, "__self__", None) for each in gc.get_referents(one))
+
+
+def _keep_database(kept: KeptObjects, one: Any) -> None:
+    kept.files.take_database(getattr(one, "connection", one), kept._refuse)
 
 
 def _keep_tensor(kept: KeptObjects, one: Any) -> None:
@@ -300,7 +332,10 @@ def _list_slots(kind: Any) -> tuple[str, ...]:
 
 KEEPERS: dict[type, Keeper | None] = {
     **dict.fromkeys(ATOMS),
-    **dict.fromkeys((io.TextIOWrapper, io.BufferedWriter, io.BufferedRandom), _keep_file),
+    **dict.fromkeys(WRITERS, _keep_file),
+    io.BufferedReader: _keep_reader,
+    CSV_WRITER: _keep_csv,
+    **dict.fromkeys(HOLDERS, _keep_attributes),
     torch.Tensor: _keep_tensor,
     torch.nn.Module: _keep_module,
     torch.optim.Optimizer: _keep_optimizer,
@@ -310,7 +345,12 @@ KEEPERS: dict[type, Keeper | None] = {
     tuple: _keep_items,
     frozenset: _keep_items,
     set: _keep_set,
-    bytearray: _keep_bytes,
+    **dict.fromkeys(NUMBERED, keep_numbers),
+    **dict.fromkeys((io.StringIO, io.BytesIO), keep_text),
+    **dict.fromkeys(SHARED, keep_shared),
+    MAPPED: keep_mapped,
+    memoryview: _keep_view,
+    threading.local: _keep_local,
     FunctionType: _keep_function,
     LRU_CACHE: _keep_cache,
     MethodType: _keep_method,
@@ -330,26 +370,36 @@ def keep_objects(
     arguments: Iterable[object],
     note: Callable[[str], object],
     is_step: Callable[[], bool],
+    refuse: Callable[[str, str], object],
 ) -> Iterator[None]:
     """Puts back, on exit, what the block changes in objects of the user's program.
 
     Of the step's arguments only functions and classes are the user's own: others are copied.
     ``note`` takes a sentence about what could not be put back, ``is_step`` says whether the running
-    thread works for the step.
+    thread works for the step, ``refuse`` keeps what it is stopped at, by a name and a path.
     """
     kept = KeptObjects(
         function,
         *(one for one in arguments if isinstance(one, FunctionType | type)),
         is_step=is_step,
+        refuse=refuse,
     )
+    kept.files.begin()
     try:
-        yield
+        with kept.files.open():
+            yield
     finally:
         failed = kept.restore()
+        kept.files.end()
         if emptied := kept.empty_caches():
             note(EMPTIED.format(", ".join(emptied)))
-        if kept.written:
-            note(DROPPED.format(", ".join(kept.written)))
+        for names, words in (
+            (kept.files.written, DROPPED), (kept.files.changed, CHANGED), (kept.files.moved, MOVED)
+        ):  # fmt: skip
+            if names:
+                note(words.format(", ".join(names)))
+        if changed := kept.buffers.list_changed():
+            note(WRITTEN.format(", ".join(changed)))
         for kind in dict.fromkeys(failed):
             note(f"a {kind} that the step has changed could not be put back")
 
@@ -402,18 +452,6 @@ def restore_set(one: Any, content: set[Any]) -> None:
     if len(one) != len(content) or not content.issuperset(one):
         set.clear(one)
         set.update(one, content)
-
-
-def restore_bytes(one: bytearray, content: bytes) -> None:
-    """Gives a bytearray its bytes back."""
-    if one != content:
-        one[:] = content
-
-
-def restore_array(one: Any, content: Any) -> None:
-    """Gives an array of NumPy its numbers back."""
-    if one.shape == content.shape and one.tobytes() != content.tobytes():
-        one[...] = content
 
 
 def restore_tensor(one: Any, content: tuple[bool, Any]) -> None:

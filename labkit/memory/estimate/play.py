@@ -464,8 +464,10 @@ def _run(work: Work, simulation: Simulation) -> EstimateObstacle | None:
     from labkit.memory.estimate.objects import keep_objects
 
     try:
-        is_step = simulation.checkpoints.is_step
-        keeping = keep_objects(work.function, work.arguments, simulation.note, is_step)
+        files = simulation.checkpoints
+        keeping = keep_objects(
+            work.function, work.arguments, simulation.note, files.is_step, files.refuse
+        )
         with simulation.open(), keeping:
             # What the step sets in a context variable ends with the copy.
             contextvars.copy_context().run(_run_steps, work, simulation)

@@ -119,6 +119,10 @@ class Checkpoints:
         """Whether the running thread works for the step."""
         return self._overlay.threads.includes_this()
 
+    def refuse(self, name: str, path: str) -> None:
+        """Keeps that the step is stopped at a change of a file that was open before."""
+        self._overlay.guard.note_stop(name, path)
+
     def open(self) -> contextlib.ExitStack:
         """Replaces torch's and safetensors' functions, and those that take files, until exit."""
         SavedStorage.values = self._values
