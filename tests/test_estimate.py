@@ -1171,10 +1171,13 @@ def test_a_models_forward_pass_alone_is_not_taken_for_training():
     assert "calls backward() too" in str(estimate)
 
 
-def test_a_model_from_outside_would_count_twice_without_training_too():
-    model = nn.Linear(4, 4)
+def test_a_model_from_outside_counts_once_where_it_is_not_trained():
+    model, inputs = nn.Linear(64, 64), torch.ones(8, 64)
+    given = estimate_memory(model, inputs, inference=True)
+    read = estimate_memory(lambda inputs: model(inputs), inputs, inference=True)  # noqa: PLW0108
+    assert (read.peak_bytes, read.kinds) == (given.peak_bytes, given.kinds)
     with pytest.raises(UsageError, match="reads a parameter that was made outside") as caught:
-        estimate_memory(lambda inputs: model(inputs), torch.ones(1, 4), inference=True)  # noqa: PLW0108
+        estimate_memory(lambda one, inputs: model(one(inputs)), model, inputs, inference=True)
     assert "count twice" in caught.value.cause
 
 

@@ -6,8 +6,12 @@ import copy
 import csv
 import io
 import itertools
+import math
+import multiprocessing
 import sys
 import threading
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -142,11 +146,60 @@ def test_an_open_file_is_read_again_from_where_it_is():
         assert file.tell() == place
 
 
+class Uncopied:
+    """An object of a program's own that refuses to be copied."""
+
+    def __reduce_ex__(self, protocol):
+        raise TypeError("not this one")
+
+
 def test_an_argument_that_cannot_be_copied_is_named():
     model = nn.Linear(8, 8)
-    model.lock = threading.Lock()
-    with pytest.raises(UsageError, match=r"argument 2, a Linear: cannot pickle '_thread.lock'"):
+    model.kept = Uncopied()
+    with pytest.raises(UsageError, match=r"argument 2, a Linear: not this one"):
         estimate_memory(lambda batch, model: model(batch), BATCHES[0], model)
+
+
+class HoldingTrainer:
+    """What scripts pass to their step: a model with a lock, log files and a condition."""
+
+    def __init__(self, folder):
+        self.model, self.lock, self.ready = nn.Linear(8, 8), threading.Lock(), threading.Event()
+        self.log, self.math = (folder / "log.txt").open("w"), math
+        self.rows, self.words = csv.writer(self.log), (folder / "words.txt").open()
+        self.archive = zipfile.ZipFile(folder / "images.zip", "w")
+        self.count, self.threads = multiprocessing.Value("i", 0), ThreadPoolExecutor(1)
+
+    def run(self, batch):
+        with self.lock:
+            self.model(batch).sum().backward()
+            self.log.write("a loss\n")
+            self.rows.writerow([self.math.pi])
+            self.archive.writestr(self.words.readline(), "an image")
+            self.count.value += 1
+            self.ready.set()
+
+    def close(self):
+        self.log.close()
+        self.words.close()
+        self.archive.close()
+        self.threads.shutdown()
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_an_argument_may_hold_what_cannot_be_copied(tmp_path):
+    (tmp_path / "words.txt").write_text("first\nsecond\n")
+    trainer = HoldingTrainer(tmp_path)
+    trainer.log.write("mine\n")
+    notes = estimate_memory(lambda one, batch: one.run(batch), trainer, BATCHES[0]).notes
+    assert (trainer.count.value, trainer.ready.is_set(), trainer.words.tell()) == (0, False, 0)
+    trainer.run(BATCHES[0])  # the real one
+    trainer.close()
+    assert (tmp_path / "log.txt").read_text() == f"mine\na loss\n{math.pi}\n"
+    assert zipfile.ZipFile(tmp_path / "images.zip").namelist() == ["first\n"]
+    assert len([note for note in notes if "open before" in note]) == 1
+    (note,) = [note for note in notes if "cannot be copied" in note]
+    assert "SimpleQueue" in note
 
 
 def test_a_progress_bar_of_a_loader_is_an_argument(capsys):

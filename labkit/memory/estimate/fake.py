@@ -17,7 +17,7 @@ import re
 import sys
 import warnings
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -82,6 +82,12 @@ from labkit.memory.estimate.results import (
 )
 from labkit.memory.estimate.saved import Checkpoints
 from labkit.memory.estimate.state import keep_modes, keep_state
+from labkit.memory.estimate.uncopied import (
+    MOST_KINDS,
+    SHARED_NOTE,
+    share_held,
+    share_uncopied,
+)
 from labkit.memory.estimate.updates import WholeUpdates
 from labkit.memory.estimate.values import (
     KNOWN_ELEMENTS,
@@ -220,6 +226,8 @@ HARMLESS = (
     "Using `torch.compile.module.` when there",
     "PyTorch was compiled without cuDNN",
     "Warning only once for all operators,  other operators may also be overridden",
+    # A scheduler from outside of the step has the real optimizer, whose step is not simulated.
+    "Detected call of `lr_scheduler.step",
 )
 NOTED = PRODUCTS | set(CONVOLUTIONS)
 # The exceptions for an operator that torch cannot fake, and the reasons.
@@ -254,8 +262,18 @@ class FakeTracer(StorageTracer):
         self.whole = WholeCalls(self, mode, _make_recorder)
         self.updates = WholeUpdates(self, mode)
         self._call_frames: tuple[Frame, ...] = ()
+        # The tensors of which the step has copies, and those of others that it reads, by their ids.
+        self.copied: dict[int, Any] = {}
+        self._guarded: dict[int, tuple[Any, Any]] = {}
+        # The ids of real tensors that were there before the step, as far as they are known, and
+        # the fake ones in their places, which torch itself only remembers weakly.
+        self.lasting: Container[int] = ()
+        self._fakes: dict[int, tuple[Any, Any]] = {}
 
     def __exit__(self, *error: Any) -> None:
+        for _, hook in self._guarded.values():
+            hook.remove()
+        self._fakes.clear()
         try:
             self._bury()
             self.left = list(self._live.values())
@@ -400,7 +418,7 @@ class FakeTracer(StorageTracer):
             if held is not None and held.storage.category == category:
                 return
         if not self.whole.defer(tensor, category):
-            super().mark(tensor, category)
+            super().mark(self._find_stand_in(tensor), category)
 
     def _bury(self) -> None:
         if self.whole.pending is not None:
@@ -578,6 +596,8 @@ class FakeTracer(StorageTracer):
                 if folder == "amp/":
                     self._note_words(OVERFLOW)
                 return answer
+        if _checks_anomaly(tensor):
+            return False
         if operator is not READ_VALUE or tensor.dtype is torch.bool:
             return self._assumptions.decide()
         limits = None if self.values.reads_unknown else self.values.find_limits(tensor)
@@ -692,12 +712,31 @@ class FakeTracer(StorageTracer):
 
     def _look_at_other(self, tensor: Any) -> Any:
         if tensor.requires_grad and tensor.is_leaf and not all(map(_is_fake, list_parts(tensor))):
-            raise RealTensorError
+            self._guard_parameter(tensor)
         if type(tensor).__name__ == "DTensor":
             self._note_words(SHARDED)
         if tensor.layout not in {torch.strided, torch.jagged}:  # the latter is made of its parts
             self.note_layout(tensor)
-        return super()._look_at([tensor])
+        made = self._find_stand_in(tensor)
+        return super()._look_at([tensor]) if made is tensor else [self._look_at_fake(made)]
+
+    def _find_stand_in(self, tensor: Any) -> Any:
+        """What operators get in the place of a real tensor, whose views have that one's storage."""
+        if type(tensor) not in PLAIN or tensor.layout is not torch.strided:
+            return tensor
+        if not (type(tensor) is torch.nn.Parameter or id(tensor) in self.lasting):
+            return tensor  # the step's own, such as one of an array
+        made = self._fakes.get(id(tensor))
+        if made is None and tensor.device.type == "cpu":
+            made = self._fakes[id(tensor)] = tensor, self._mode.from_tensor(tensor)
+        return tensor if made is None else made[1]
+
+    def _guard_parameter(self, tensor: Any) -> None:
+        """Lets the step read a real parameter, such as a teacher's, and not train it."""
+        if id(tensor) in self.copied:
+            raise RealTensorError
+        if id(tensor) not in self._guarded:
+            self._guarded[id(tensor)] = tensor, tensor.register_hook(_refuse_gradient)
 
     def note_layout(self, tensor: Any) -> None:
         """Keeps the obstacle that a sparse tensor is."""
@@ -744,8 +783,15 @@ def _is_composite(operator: Any) -> bool:
     return known and torch._C._dispatch_has_kernel_for_dispatch_key(operator.name(), COMPOSITE)
 
 
+PLAIN = (torch.Tensor, torch.nn.Parameter)
+
+
 def _is_fake(tensor: Any) -> bool:
     return isinstance(tensor, fake_tensor.FakeTensor)
+
+
+def _refuse_gradient(gradient: Any) -> None:
+    raise RealTensorError
 
 
 def _writes_in_place(operator: Any, arguments: Any) -> bool:
@@ -794,6 +840,12 @@ def _change(operator: Any, arguments: Any) -> Any:
     if operator is ADD and _may_add_bias(arguments):
         return ADD_BIAS
     return REPLACED.get(number, operator)
+
+
+def _checks_anomaly(tensor: Any) -> bool:
+    """True where torch asks whether a gradient has a NaN: the real step would end there."""
+    asks = tensor.dtype is torch.bool and torch.is_anomaly_check_nan_enabled()
+    return asks and torch._C._current_graph_task_id() != -1 and is_called_by_engine()
 
 
 def _is_variable(tensor: Any) -> bool:
@@ -1022,7 +1074,7 @@ class HiddenFakeTensor(metaclass=_AskingTorch):
 
 
 class RealTensorError(Exception):
-    """The step uses a real parameter, which was created outside of it."""
+    """The step trains a real parameter of another place, or uses one beside its copy."""
 
 
 class LazyTensorError(Exception):
@@ -1060,6 +1112,8 @@ class Simulation:
         self._operators = CudaOperators(lambda: self.tracer.note_obstacle(RNN))
         self._order = BackwardOrder(self._note_order, forward_first=assumptions.answer)
         self.growth_bytes, self.steps = 0, 2
+        # Open files and the like that the arguments hold, of which the step gets no copies.
+        self.held: list[Any] = []
         # Whether scripted code runs: torch changes how it runs after each of its first two calls.
         self.scripted = False
         # By the id of a function of torch that code may have imported: what replaces it.
@@ -1111,6 +1165,7 @@ class Simulation:
                 replace_attributes(torch.nn.Module, _apply=_swap_fakes(torch.nn.Module._apply)),
                 replace_attributes(torch.Tensor, __deepcopy__=_copy_tensor),
                 replace_attributes(fake_tensor.FakeTensor, data=property(DATA.__get__, _set_data)),
+                replace_attributes(torch.Tensor, data=_keep_data(self._fake)),
                 # Torch's own constants would be computed on the named device: values.py has them.
                 replace_attributes(
                     fake_tensor, init_gpu_context=lambda *_: None, CONSTANT_NUMEL_LIMIT=-1
@@ -1179,22 +1234,40 @@ class Simulation:
             ),
         ]
 
-    def copy_fake(self, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-        """Copies of the arguments with fake tensors, which share storages like the real ones."""
+    def copy_fake(
+        self, arguments: tuple[Any, ...], take: Callable[[dict[int, Any]], object] | None = None
+    ) -> tuple[Any, ...]:
+        """Copies of the arguments with fake tensors, which share storages like the real ones.
+
+        ``take`` is called with all copies, by the ids of what they were made of.
+        """
         for one in arguments:
             if isinstance(one, torch.nn.Module) and any(map(_is_compiled, one.modules())):
                 self.note(COMPILED)
-        with _copy_by(self._make_fake), copy_iterators(self.loaders):
-            try:
-                return copy.deepcopy(arguments)
-            except (TypeError, RecursionError, AssertionError) as error:
-                if read_obstacle(error) is not None:
-                    raise
-                raise CopyError(name_uncopied(arguments, error)) from error
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(_copy_by(self._make_fake))
+            stack.enter_context(copy_iterators(self.loaders))
+            stack.enter_context(share_held(self.held))
+            for _ in range(MOST_KINDS):
+                copies: dict[int, Any] = {}
+                try:
+                    made = copy.deepcopy(arguments, copies)
+                    if take:
+                        take(copies)
+                    return made
+                except (TypeError, RuntimeError, AssertionError) as error:
+                    if read_obstacle(error) is not None:
+                        raise
+                    kind = share_uncopied(stack, error)
+                    if kind is None:
+                        raise CopyError(name_uncopied(arguments, error)) from error
+                    self.note(SHARED_NOTE.format(kind))
+        raise CopyError(SHARED_NOTE.format("too much"))
 
     def _make_fake(self, tensor: Any) -> Any:
         if torch.nn.parameter.is_lazy(tensor):
             raise LazyTensorError(type(tensor).__name__)
+        self.tracer.copied[id(tensor)] = tensor
         made = self._replace_tensor(tensor)
         whole = not (made.is_floating_point() or made.is_complex())
         if whole and tensor.device.type == "cpu" and made.numel() <= KNOWN_ELEMENTS:
@@ -1423,10 +1496,16 @@ def _refuse_jagged(placement: str) -> dict[str, Callable[..., Any]]:
 def _answer_numpy(simulation: Simulation) -> Callable[..., Any]:
     """``Tensor.numpy``, for fake tensors with known or assumed values."""
     convert, tracer = torch.Tensor.numpy, simulation.tracer
+    # Arrays of real tensors: what the step writes into one must not be in the tensor.
+    copies: dict[int, tuple[Any, Any]] = {}
 
     def answer(tensor: Any, *, force: bool = False) -> Any:
         if type(tensor) is not fake_tensor.FakeTensor:
-            return convert(tensor, force=force)
+            if not torch._C._len_torch_dispatch_stack():
+                return convert(tensor, force=force)
+            if id(tensor) not in copies:
+                copies[id(tensor)] = tensor, convert(tensor, force=force).copy()
+            return copies[id(tensor)][1]
         value = tracer.values.find(tensor)
         if value is None and tensor.numel() * tensor.element_size() > MOST_BYTES:
             raise fake_tensor.DataDependentOutputException(READ_ARRAY)
@@ -1492,12 +1571,15 @@ def _name_obstacle(error: BaseException) -> tuple[str, str] | None:
     unavailable = re.search(
         r"Could not run '(.+?)' with arguments from the '\w*Meta' backend", text
     )
+    missing = re.search(r"(\S+): attempted to run this operator with Meta tensors", text)
     unregistered = re.search(r"no fake impl registered for <CustomOpDef\((.+?)\)>", text)
     found: tuple[str, str] | None = None
     if isinstance(error, fake_tensor.UnsupportedFakeTensorException):
         found = ("a tensor", f"has no fake version ({error})")
     elif unavailable:
         found = (unavailable[1], "has no fake version")
+    elif missing:
+        found = (missing[1], "has no fake version")
     elif unregistered:
         found = (unregistered[1], "has no fake version")
     elif "UnknownNumber" in text and isinstance(error, TypeError):
@@ -1641,6 +1723,19 @@ def _set_data(tensor: Any, data: Any) -> None:
     """``tensor.data = data``, which gives the tensor another layout and storage."""
     DATA.__set__(tensor, data)
     forget_layout([tensor])
+
+
+def _keep_data(mode: FakeMode) -> property:
+    """``tensor.data``, which gives other data to the fake tensor in the place of a real one."""
+
+    def put(tensor: Any, data: Any) -> None:
+        simulates = _is_fake(data) or torch._C._len_torch_dispatch_stack()
+        if not simulates or tensor.device.type == "meta":  # of another thread, or of torch's own
+            DATA.__set__(tensor, data)
+            return
+        _set_data(tensor if _is_fake(tensor) else mode.from_tensor(tensor), data)
+
+    return property(DATA.__get__, put)
 
 
 def _swap_fakes(apply: Callable[..., Any]) -> Callable[..., Any]:

@@ -14,6 +14,7 @@ import gc
 import io
 import sys
 import threading
+import weakref
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator
 from operator import is_
@@ -71,6 +72,11 @@ LRU_CACHE = type(functools.lru_cache(int))
 
 Keeper = Callable[["KeptObjects", Any], None]
 UNSET = object()
+# What tables are keyed by that is equal to nothing else.
+BY_IDENTITY = (torch.nn.Module, torch.Tensor, torch.optim.Optimizer)
+TABLES: tuple[Any, ...] = (
+    OrderedDict, dict, set, weakref.WeakKeyDictionary, weakref.WeakValueDictionary, weakref.WeakSet,
+)  # fmt: skip
 
 
 class KeptObjects:
@@ -84,16 +90,18 @@ class KeptObjects:
     ) -> None:
         # What puts an object back, with the object and its content; which keeps their ids theirs.
         self._kept: list[tuple[Callable[[Any, Any], None], Any, Any]] = []
-        self._seen: set[int] = set()
+        self.seen: set[int] = set()
         self.files, self.buffers, self._refuse = OpenFiles(is_step), KeptBuffers(), refuse
         # Caches of functions, with how often each had to compute.
         self._caches: list[tuple[Any, int]] = []
+        # Dictionaries and sets, whose keys may be arguments of the step.
+        self.tables: list[Any] = []
         self._left: deque[Any] = deque(roots)
         for name, module in [one for one in sys.modules.items() if one[0] not in _foreign]:
             if not is_own_module(name):
                 _foreign.add(name)
             elif type(module) is ModuleType:
-                self._seen.add(id(module))
+                self.seen.add(id(module))
                 self.keep(restore_names, vars(module), dict(vars(module)))
                 self.follow(vars(module).values())
         left = self._left
@@ -101,8 +109,8 @@ class KeptObjects:
             one = left.popleft()
             kind: Any = type(one)
             keeper = find_keeper(kind)
-            if keeper is not None and id(one) not in self._seen:
-                self._seen.add(id(one))
+            if keeper is not None and id(one) not in self.seen:
+                self.seen.add(id(one))
                 keeper(self, one)
         left.clear()
 
@@ -125,6 +133,22 @@ class KeptObjects:
             one.cache_clear()
         return [one.__name__ for one in filled]
 
+    def rename_keys(self, copies: dict[int, Any]) -> None:
+        """Gives tables with an argument of the step as a key its copy for it, or the copy's id.
+
+        ``copies`` has the copies by the arguments' ids. What the step looks up in a table by its
+        model or a parameter is found, as in a real step.
+        """
+        for one in self.tables:
+            base: Any = next(kind for kind in TABLES if isinstance(one, kind))
+            keys = list(base.keys(one) if hasattr(base, "keys") else base.__iter__(one))
+            named = [_find_copy(key, copies) for key in keys]
+            if _are_same(keys, named):
+                continue
+            values = [base.__getitem__(one, key) for key in keys] if hasattr(base, "keys") else ()
+            base.clear(one)
+            base.update(one, dict(zip(named, values, strict=True)) if values else named)
+
     def restore(self) -> list[str]:
         """Puts back what has changed; returns what could not be put back, by its type."""
         failed = []
@@ -134,6 +158,14 @@ class KeptObjects:
             except Exception:  # what the user's classes raise
                 failed.append(type(one).__name__)
         return failed
+
+
+def _find_copy(key: Any, copies: dict[int, Any]) -> Any:
+    """The copy of an argument that a table has as a key, or its id where the key is an id."""
+    if type(key) is int:
+        copied = copies.get(key)
+        return id(copied) if isinstance(copied, BY_IDENTITY) else key
+    return copies.get(id(key), key) if isinstance(key, BY_IDENTITY) else key
 
 
 @functools.lru_cache(maxsize=4096)
@@ -155,7 +187,8 @@ def find_keeper(kind: Any) -> Keeper | None:
             return keeper
     module = getattr(kind, "__module__", "")
     file = getattr(sys.modules.get(module), "__file__", None)
-    if module == "sqlite3" and hasattr(kind, "execute"):
+    sqlite: Any = sys.modules.get("sqlite3")
+    if sqlite is not None and issubclass(kind, sqlite.Connection | sqlite.Cursor):
         return _keep_database
     may_hold = module.partition(".")[0] in HOLDING or module in HOLDING_WHOLE
     may_hold = may_hold or is_own_module(module)
@@ -175,6 +208,7 @@ def _keep_dictionary(kept: KeptObjects, one: Any) -> None:
     base: Any = OrderedDict if isinstance(one, OrderedDict) else dict
     kept.keep(restore_dictionary, one, dict(base.items(one)))
     if len(one) <= MOST_ITEMS:
+        kept.tables.append(one)
         kept.follow(dict.values(one))
     _keep_attributes(kept, one)
 
@@ -182,7 +216,21 @@ def _keep_dictionary(kept: KeptObjects, one: Any) -> None:
 def _keep_set(kept: KeptObjects, one: Any) -> None:
     kept.keep(restore_set, one, set(one))
     if len(one) <= MOST_ITEMS:
+        kept.tables.append(one)
         kept.follow(one)
+
+
+def _keep_weak_dictionary(kept: KeptObjects, one: Any) -> None:
+    # Its keys and values live as long as the copy.
+    content = list(one.items())
+    kept.keep(restore_weak_dictionary, one, content)
+    kept.tables.append(one)
+    kept.follow(value for _, value in content)
+
+
+def _keep_weak_set(kept: KeptObjects, one: Any) -> None:
+    kept.keep(restore_weak_set, one, list(one))
+    kept.tables.append(one)
 
 
 def _keep_items(kept: KeptObjects, one: Any) -> None:
@@ -234,6 +282,8 @@ def _keep_database(kept: KeptObjects, one: Any) -> None:
 def _keep_tensor(kept: KeptObjects, one: Any) -> None:
     if one.is_leaf:
         kept.keep(restore_tensor, one, (one.requires_grad, one.grad))
+    kept.keep(restore_dictionary, vars(one), dict(vars(one)))
+    kept.follow(vars(one).values())
 
 
 def _keep_cell(kept: KeptObjects, one: CellType) -> None:
@@ -251,8 +301,8 @@ def _keep_function(kept: KeptObjects, one: FunctionType) -> None:
     kept.follow((one.__kwdefaults__, *one.__dict__.values(), *(one.__closure__ or ())))
     if not is_own_module(one.__module__) and judge_file(one.__code__.co_filename) == USER:
         names = one.__globals__  # of code that is run, not imported
-        if id(names) not in kept._seen:
-            kept._seen.add(id(names))
+        if id(names) not in kept.seen:
+            kept.seen.add(id(names))
             kept.keep(restore_names, names, dict(names))
             kept.follow(names.values())
 
@@ -304,9 +354,9 @@ def _keep_attributes(kept: KeptObjects, one: Any) -> None:
 
 
 def _keep_module(kept: KeptObjects, one: torch.nn.Module) -> None:
-    # A model has many dictionaries of hooks; its parameters cannot be trained by a simulation.
+    # A model has many dictionaries of hooks.
     kept.keep(restore_dictionary, vars(one), dict(vars(one)))
-    for names in (one._buffers, one._modules):
+    for names in (one._parameters, one._buffers, one._modules):
         if names:
             kept.keep(restore_dictionary, names, dict(names))
             kept.follow(names.values())
@@ -342,6 +392,9 @@ KEEPERS: dict[type, Keeper | None] = {
     list: _keep_list,
     deque: _keep_list,
     dict: _keep_dictionary,
+    weakref.WeakKeyDictionary: _keep_weak_dictionary,
+    weakref.WeakValueDictionary: _keep_weak_dictionary,
+    weakref.WeakSet: _keep_weak_set,
     tuple: _keep_items,
     frozenset: _keep_items,
     set: _keep_set,
@@ -366,28 +419,22 @@ KEEPERS: dict[type, Keeper | None] = {
 
 @contextlib.contextmanager
 def keep_objects(
-    function: object,
-    arguments: Iterable[object],
+    roots: Iterable[object],
     note: Callable[[str], object],
     is_step: Callable[[], bool],
     refuse: Callable[[str, str], object],
-) -> Iterator[None]:
+) -> Iterator[KeptObjects]:
     """Puts back, on exit, what the block changes in objects of the user's program.
 
-    Of the step's arguments only functions and classes are the user's own: others are copied.
+    ``roots`` are the step and what of its arguments is not copied: functions, classes, open files.
     ``note`` takes a sentence about what could not be put back, ``is_step`` says whether the running
     thread works for the step, ``refuse`` keeps what it is stopped at, by a name and a path.
     """
-    kept = KeptObjects(
-        function,
-        *(one for one in arguments if isinstance(one, FunctionType | type)),
-        is_step=is_step,
-        refuse=refuse,
-    )
+    kept = KeptObjects(*roots, is_step=is_step, refuse=refuse)
     kept.files.begin()
     try:
         with kept.files.open():
-            yield
+            yield kept
     finally:
         failed = kept.restore()
         kept.files.end()
@@ -452,6 +499,21 @@ def restore_set(one: Any, content: set[Any]) -> None:
     if len(one) != len(content) or not content.issuperset(one):
         set.clear(one)
         set.update(one, content)
+
+
+def restore_weak_dictionary(one: Any, content: list[tuple[Any, Any]]) -> None:
+    """Gives a dictionary that holds its keys or its values weakly its items back."""
+    now = list(one.items())
+    if len(now) != len(content) or not all(map(_are_same, now, content)):
+        one.clear()
+        one.update(dict(content))
+
+
+def restore_weak_set(one: Any, content: list[Any]) -> None:
+    """Gives a set that holds its items weakly its items back."""
+    if {*map(id, one)} != {*map(id, content)}:
+        one.clear()
+        one.update(content)
 
 
 def restore_tensor(one: Any, content: tuple[bool, Any]) -> None:

@@ -151,6 +151,12 @@ def find_name(number: int) -> str:
         return f"descriptor {number}"
 
 
+def is_database(one: Any) -> bool:
+    """True for a connection of SQLite's, or a cursor of one."""
+    sqlite: Any = sys.modules.get("sqlite3")
+    return sqlite is not None and isinstance(one, sqlite.Connection | sqlite.Cursor)
+
+
 class OpenFiles:
     """The files that are open for writing, and Python's objects for those that a step can reach."""
 

@@ -18,6 +18,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator
+from types import FunctionType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from labkit.errors import LabkitError, UsageError
@@ -462,15 +463,22 @@ def _run(work: Work, simulation: Simulation) -> EstimateObstacle | None:
         refuse_live,
     )
     from labkit.memory.estimate.objects import keep_objects
+    from labkit.memory.estimate.uncopied import find_held
 
     try:
         files = simulation.checkpoints
+        simulation.held = find_held(work.arguments)
+        roots = (one for one in work.arguments if isinstance(one, FunctionType | type))
         keeping = keep_objects(
-            work.function, work.arguments, simulation.note, files.is_step, files.refuse
+            (work.function, *roots, *simulation.held),
+            simulation.note,
+            files.is_step,
+            files.refuse,
         )
-        with simulation.open(), keeping:
+        with simulation.open(), keeping as kept:
+            simulation.tracer.lasting = kept.seen
             # What the step sets in a context variable ends with the copy.
-            contextvars.copy_context().run(_run_steps, work, simulation)
+            contextvars.copy_context().run(_run_steps, work, simulation, kept.rename_keys)
     except RealTensorError as error:
         raise refuse_real(work.name, inference=work.inference) from error
     except LazyTensorError as error:
@@ -490,7 +498,7 @@ def _run(work: Work, simulation: Simulation) -> EstimateObstacle | None:
             assumed if assumed and assumed.reason == ASSUMED else read_obstacle(error)
         )
         if obstacle is None:
-            raise explain_failure(work.name, error) from error
+            raise explain_failure(work.name, error, inference=work.inference) from error
         return obstacle
     return simulation.checkpoints.stopped  # the step has gone on
 
@@ -513,8 +521,10 @@ def _set_aside() -> Iterator[None]:
 
 
 @_set_aside()
-def _run_steps(work: Work, simulation: Simulation) -> None:
-    arguments = simulation.copy_fake(work.arguments)
+def _run_steps(
+    work: Work, simulation: Simulation, rename_keys: Callable[[dict[int, Any]], object]
+) -> None:
+    arguments = simulation.copy_fake(work.arguments, rename_keys)
     with simulation.draws.open(work.function, arguments, simulation.replaced):
         _run_with(work, simulation, arguments)
 
@@ -583,11 +593,33 @@ def _refuse_no_step(made: object, name: str) -> None:
         )
 
 
-def explain_failure(name: str, error: BaseException) -> UsageError:
+NO_GRADIENT = "does not require grad and does not have a grad_fn"
+
+
+def _find_gradients_off(*, inference: bool) -> str:
+    """What has turned gradients off around the step; "" if they are on."""
+    import torch
+
+    if inference:
+        return "inference=True"
+    if torch.is_inference_mode_enabled():
+        return "estimate_memory() is called inside torch.inference_mode()"
+    called = "estimate_memory() is called inside torch.no_grad(), or after set_grad_enabled(False)"
+    return "" if torch.is_grad_enabled() else called
+
+
+def explain_failure(name: str, error: BaseException, *, inference: bool = False) -> UsageError:
     """The user's own error: what was raised, in which line, and how to see the whole traceback."""
     from labkit.memory.estimate.iterators import FIX
 
     frames = list_error_frames(error)
+    if NO_GRADIENT in str(error) and (off := _find_gradients_off(inference=inference)):
+        where = f" (at {frames[0].where})" if frames else ""
+        return UsageError(
+            f"{name} raised RuntimeError: {first_line(str(error))}{where}",
+            cause=f"gradients are off: {off}",
+            fix="for a training step, call estimate_memory() where they are on",
+        )
     return UsageError(
         f"{name} raised {type(error).__name__}: {first_line(str(error)) or 'no message'}",
         cause=f"{frames[0].where}: {frames[0].source}" if frames else "not in a line of your code",

@@ -1,0 +1,110 @@
+"""What the arguments of a step hold and Python cannot copy: open files, locks, modules.
+
+The step gets such objects themselves. What it writes into files, archives, databases and shared
+memory is dropped or put back (``objects.py``). Of another kind that cannot be copied, a note says
+that what the step changes in it stays.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import gc
+import io
+import sys
+import threading
+from collections import deque
+from collections.abc import Iterable, Iterator
+from types import BuiltinMethodType, CodeType, FrameType, FunctionType, ModuleType
+from typing import Any
+
+import torch
+
+from labkit.memory.estimate.buffers import MAPPED
+from labkit.memory.estimate.opened import CSV_WRITER, HOLDERS, WRITERS, is_database
+from labkit.memory.track.frames import OWN, judge_file
+
+SHARED_NOTE = "{} among the arguments cannot be copied: what the step changes in it stays"
+# The most objects that are looked at, and the most items of one; the most kinds without a copy.
+MOST_LOOKED, MOST_ITEMS, MOST_KINDS = 20_000, 10_000, 16
+HELD: tuple[Any, ...] = (
+    *WRITERS, *HOLDERS, CSV_WRITER, MAPPED, io.BufferedReader, memoryview, threading.local,
+)  # fmt: skip
+PASSED: tuple[Any, ...] = (
+    str, bytes, int, float, complex, type(None), type, ModuleType, FunctionType, BuiltinMethodType,
+    CodeType, FrameType, torch.Tensor, torch.optim.Optimizer,
+)  # fmt: skip
+# A condition keeps the methods of its lock, which a copy of the lock would not fit.
+LOCKS = {type(threading.Lock()), type(threading.RLock())}
+
+
+def _is_held(one: Any) -> bool:
+    if isinstance(one, HELD) or is_database(one):
+        return True
+    sharing = sys.modules.get("multiprocessing.sharedctypes")
+    return sharing is not None and isinstance(one, sharing.SynchronizedBase)
+
+
+def find_held(arguments: Iterable[Any]) -> list[Any]:
+    """Open files and the like that the arguments hold, of which the step gets no copies."""
+    left, found = deque(arguments), []
+    seen: set[int] = set()
+    while left and len(seen) < MOST_LOOKED:
+        one = left.popleft()
+        if isinstance(one, PASSED) or id(one) in seen:
+            continue
+        seen.add(id(one))
+        if _is_held(one):
+            found.append(one)
+        elif not (isinstance(one, list | tuple | dict | set) and len(one) > MOST_ITEMS):
+            left.extend(gc.get_referents(one))
+    return found
+
+
+@contextlib.contextmanager
+def share_held(held: Iterable[Any]) -> Iterator[None]:
+    """Makes ``copy.deepcopy`` give these objects, and modules, themselves, until exit."""
+    with contextlib.ExitStack() as stack:
+        for kind in {*map(type, held), *LOCKS, ModuleType}:
+            stack.enter_context(_sharing(kind))
+        yield
+
+
+def share_uncopied(stack: contextlib.ExitStack, error: Exception) -> str | None:
+    """Has the object shared that the error is about; returns its kind, None where it stays."""
+    one = _find_uncopied(error)
+    kind: Any = type(one)
+    file = getattr(sys.modules.get(kind.__module__), "__file__", None)
+    foreign = file is None or judge_file(file) == OWN or not file.endswith(".py")
+    copiers = copy._deepcopy_dispatch  # type: ignore[attr-defined]
+    if one is None or not foreign or isinstance(one, PASSED) or kind in copiers:
+        return None
+    stack.enter_context(_sharing(kind))
+    return str(kind.__name__)
+
+
+def _find_uncopied(error: Exception) -> Any:
+    """The object in whose copy an error was raised."""
+    found, trace = None, error.__traceback__
+    while trace is not None:
+        frame = trace.tb_frame
+        if frame.f_code is copy.deepcopy.__code__:
+            found = frame.f_locals.get("x")
+        trace = trace.tb_next
+    return found
+
+
+@contextlib.contextmanager
+def _sharing(kind: Any) -> Iterator[None]:
+    copiers: dict[type, Any] = copy._deepcopy_dispatch  # type: ignore[attr-defined]
+    before = copiers.get(kind)
+    copiers[kind] = _share
+    try:
+        yield
+    finally:
+        del copiers[kind]
+        copiers.update({} if before is None else {kind: before})
+
+
+def _share(one: Any, memo: dict[int, Any]) -> Any:
+    return memo.setdefault(id(one), one)

@@ -1,0 +1,235 @@
+"""A step that reads what was made outside of it: teachers, schedulers, tables, torch's switches."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import weakref
+from collections import Counter, OrderedDict, defaultdict
+
+import pytest
+import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from labkit.errors import UsageError
+from labkit.memory.estimate.play import estimate_memory
+
+INPUTS = torch.ones(8, 64)
+
+
+@torch.no_grad()
+def average(teacher, model):
+    for mean, one in zip(teacher.parameters(), model.parameters(), strict=True):
+        mean.mul_(0.9).add_(one, alpha=0.1)
+
+
+def average_data(teacher, model):
+    for mean, one in zip(teacher.parameters(), model.parameters(), strict=True):
+        mean.data = mean.data * 0.9 + one.data * 0.1
+
+
+@torch.no_grad()
+def average_at_once(teacher, model):
+    torch._foreach_lerp_(list(teacher.parameters()), list(model.parameters()), 0.1)
+
+
+def load(teacher, model):
+    teacher.load_state_dict(model.state_dict())
+
+
+def load_and_assign(teacher, model):
+    teacher.load_state_dict(model.state_dict(), assign=True)
+
+
+def replace_weight(teacher, model):
+    teacher.weight = nn.Parameter(model.weight.detach().clone())
+    teacher.bias.requires_grad_(False)
+    teacher.bias.kept = model.bias
+
+
+def write_array(teacher, model):
+    teacher.weight.detach().numpy()[:] = 0
+    teacher.bias.data = torch.zeros(64)
+
+
+def convert(teacher, model):
+    teacher.double().float()
+
+
+UPDATES = (
+    average, average_data, average_at_once, load, load_and_assign, replace_weight, write_array,
+    convert,
+)  # fmt: skip
+
+
+def show(module):
+    named = dict(module.named_parameters())
+    return repr(
+        [(name, one, vars(one), one.requires_grad, one.grad) for name, one in named.items()]
+    )
+
+
+@pytest.mark.parametrize("update", UPDATES)
+def test_a_teacher_from_a_closure_is_read_and_stays_as_it_is(update):
+    model = nn.Linear(64, 64)
+    teacher, optimizer = copy.deepcopy(model), torch.optim.Adam(model.parameters())
+
+    def step(model, optimizer, inputs, teacher=teacher):
+        with torch.no_grad():
+            aim = teacher(inputs)
+        (model(inputs) - aim).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        update(teacher, model)
+
+    before, parameters = show(teacher), list(teacher.parameters())
+    estimate = estimate_memory(step, model, optimizer, INPUTS)
+    assert show(teacher) == before
+    assert all(map(lambda one, other: one is other, teacher.parameters(), parameters))
+    assert estimate.obstacle is None
+    step(model, optimizer, INPUTS)  # the real one
+    assert all(type(one.data) is torch.Tensor for one in teacher.parameters())
+
+
+def test_a_teacher_counts_like_one_that_is_given():
+    model, teacher = nn.Linear(64, 64), nn.Linear(64, 64)
+
+    def step(model, teacher, inputs):
+        (model(inputs) - teacher(inputs).detach()).square().mean().backward()
+        model.zero_grad()
+
+    given = estimate_memory(step, model, teacher, INPUTS)
+    read = estimate_memory(lambda one, inputs: step(one, teacher, inputs), model, INPUTS)
+    assert (read.peak_bytes, read.kinds) == (given.peak_bytes, given.kinds)
+    assert not teacher.weight._backward_hooks
+
+
+def test_an_averaged_model_from_a_closure_is_as_before():
+    model = nn.Linear(64, 64)
+    mean = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9))
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+
+    def step(model, optimizer, inputs):
+        model(inputs).sum().backward()
+        optimizer.step()
+        mean.update_parameters(model)
+
+    before = repr(mean.state_dict())
+    assert estimate_memory(step, model, optimizer, INPUTS).obstacle is None
+    assert repr(mean.state_dict()) == before
+
+
+def test_a_teacher_that_is_trained_is_refused():
+    model, teacher = nn.Linear(64, 64), nn.Linear(64, 64)
+
+    def step(model, inputs):
+        (model(inputs) - teacher(inputs)).square().mean().backward()
+
+    with pytest.raises(UsageError, match="trains a parameter that was made outside"):
+        estimate_memory(step, model, INPUTS)
+    assert (teacher.weight.grad, teacher.bias.grad) == (None, None)
+    assert not teacher.weight._backward_hooks
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_scheduler_from_a_closure_does_not_warn_and_stays_as_it_is():
+    model = nn.Linear(64, 64)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1)
+
+    def step(model, optimizer, inputs):
+        model(inputs).sum().backward()
+        optimizer.step()
+        scheduler.step()
+
+    estimate_memory(step, model, optimizer, INPUTS)
+    assert (scheduler.last_epoch, optimizer.param_groups[0]["lr"]) == (0, 0.1)
+    step(model, optimizer, INPUTS)
+    assert scheduler.last_epoch == 1
+
+
+TABLES = {
+    "dictionary": lambda model: {model: 1, "other": 2},
+    "ordered dictionary": lambda model: OrderedDict({"other": 2, model: 1}),
+    "defaultdict": lambda model: defaultdict(int, {model: 1}),
+    "counter": lambda model: Counter([model, "other"]),
+    "weak keys": lambda model: weakref.WeakKeyDictionary({model: 1}),
+    "ids": lambda model: {id(model): 1},
+    "parameters": lambda model: {model.weight: 1, model.bias: 2},
+    "set": lambda model: {model},
+    "weak set": lambda model: weakref.WeakSet([model]),
+}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_a_table_by_models_is_found_by_the_models_copy(name):
+    model = nn.Linear(64, 64)
+    table, found = TABLES[name](model), []
+    before = list(table.items() if hasattr(table, "items") else table)
+
+    def step(model, inputs):
+        model(inputs).sum().backward()
+        keys = [one for one in (model, id(model), model.weight) if one in table]
+        found.extend(keys)
+        assert len(keys) == 1
+        if hasattr(table, "items"):
+            table[keys[0]] += 1
+
+    estimate_memory(step, model, INPUTS)
+    after = list(table.items() if hasattr(table, "items") else table)
+    assert len(after) == len(before)
+    assert repr(after) == repr(before)
+    assert found == []
+    step(model, INPUTS)
+    gc.collect()
+
+
+@pytest.mark.parametrize(
+    ("context", "word"),
+    [(torch.no_grad, "torch.no_grad()"), (torch.inference_mode, "torch.inference_mode()")],
+    ids=["no_grad", "inference_mode"],
+)
+def test_gradients_that_are_off_at_the_call_are_said(context, word):
+    model = nn.Linear(64, 64)
+    with pytest.raises(UsageError, match="does not require grad") as caught, context():
+        estimate_memory(lambda model, inputs: model(inputs).sum().backward(), model, INPUTS)
+    assert word in caught.value.cause
+
+
+def test_inference_is_said_to_turn_gradients_off():
+    model = nn.Linear(64, 64)
+
+    def step(model, inputs):
+        model(inputs).sum().backward()
+
+    with pytest.raises(UsageError, match="does not require grad") as caught:
+        estimate_memory(step, model, INPUTS, inference=True)
+    assert "inference=True" in caught.value.cause
+    with pytest.raises(UsageError, match="does not require grad") as caught:
+        estimate_memory(lambda inputs: inputs.sum().backward(), INPUTS)
+    assert "gradients are off" not in caught.value.cause
+
+
+@pytest.mark.filterwarnings("ignore:Anomaly Detection")
+@pytest.mark.parametrize("where", ["in the step", "around it"])
+def test_a_search_for_nans_is_no_decision(where):
+    def step(model, inputs):
+        with torch.autograd.set_detect_anomaly(
+            where == "in the step" or torch.is_anomaly_enabled()
+        ):
+            model(inputs).sum().backward()
+
+    with torch.autograd.set_detect_anomaly(where == "around it"):
+        estimate = estimate_memory(step, nn.Linear(64, 64), INPUTS)
+    assert (estimate.notes, estimate.lowest_bytes) == ((), None)
+
+
+def test_an_operator_without_a_fake_version_is_named(tmp_path):
+    (tmp_path / "weights").write_bytes(bytes(1024))
+
+    def step(model, inputs):
+        model(inputs + torch.from_file(str(tmp_path / "weights"), size=64)).sum().backward()
+
+    obstacle = estimate_memory(step, nn.Linear(64, 64), INPUTS).obstacle
+    assert (obstacle.operator, obstacle.reason) == ("aten::from_file", "has no fake version")
