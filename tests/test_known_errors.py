@@ -268,7 +268,8 @@ def test_the_fix_is_the_one_of_the_distribution():
     text = 'could not select device driver "" with capabilities: [[gpu]]'
     found = explain_text(text)
     fedora = found.describe(Distribution("Fedora 43", "fedora"))["found"][0]
-    assert fedora["fix"].startswith("sudo dnf install nvidia-container-toolkit && ")
+    assert "/etc/yum.repos.d/" in fedora["fix"].split(" && ")[0]
+    assert fedora["fix"].split(" && ")[1] == "sudo dnf install nvidia-container-toolkit"
     assert found.describe()["found"][0]["fix"].startswith("install the NVIDIA Container Toolkit")
     assert {"arch", "debian", "fedora", "suse", "windows"} <= set(fedora["fix_elsewhere"])
 

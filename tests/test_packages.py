@@ -10,6 +10,7 @@ from labkit.host import packages
 from labkit.host.distribution import FAMILIES, UNKNOWN, Distribution
 from labkit.host.packages import (
     INSTALL_COMMANDS,
+    INSTALL_TOOLKIT,
     OPEN_FROM,
     PARENTS,
     Fix,
@@ -232,9 +233,9 @@ def test_the_last_branch_of_a_generation(capability, last, dropped_by_590):
             "sudo apt-get install x && sudo nvidia-ctk y",
         ),
         (
-            "sudo nvidia-ctk y",
-            ("nvidia-ctk",),
-            "sudo apt-get install nvidia-container-toolkit   # then: sudo nvidia-ctk y",
+            "sudo mokutil y",
+            ("mokutil",),
+            "sudo apt-get install mokutil   # then: sudo mokutil y",
         ),
     ],
 )
@@ -249,3 +250,21 @@ def test_a_command_is_given_only_where_its_program_is_installed(command, lacks, 
 def test_no_command_goes_on_to_restart_the_machine(name):
     for command in (FIXES[name].on(UNKNOWN), *FIXES[name].by_family().values()):
         assert not re.search(r"(?:&&|;|\|\|)\s*(?:sudo )?reboot", command)
+
+
+@pytest.mark.parametrize(
+    ("family", "source"),
+    [
+        ("debian", "/etc/apt/sources.list.d/"),
+        ("ubuntu", "/etc/apt/sources.list.d/"),
+        ("fedora", "/etc/yum.repos.d/"),
+        ("rhel", "/etc/yum.repos.d/"),
+        ("suse", "zypper addrepo "),
+    ],
+)
+def test_the_toolkits_package_source_is_added_before_its_package(family, source):
+    distribution = Distribution(family=family)
+    install = f"{INSTALL_COMMANDS[family]} nvidia-container-toolkit"
+    missing = adapt_command("sudo nvidia-ctk y", distribution, lambda _: None)
+    for command in (INSTALL_TOOLKIT.on(distribution), missing):
+        assert 0 < command.index(source) < command.index(install)

@@ -149,13 +149,31 @@ RESTART_DOCKER = (
     "sudo nvidia-ctk runtime configure --runtime=docker && sudo systemctl restart docker"
 )
 MAKE_CDI_SPEC = "sudo nvidia-ctk cdi generate --output=/etc/cdi/nvidia.yaml"
-INSTALL_TOOLKIT = install(
-    f"install the NVIDIA Container Toolkit (nvidia-container-toolkit), then: {RESTART_DOCKER}",
-    after=f" && {RESTART_DOCKER}",
-    debian="nvidia-container-toolkit",
-    fedora="nvidia-container-toolkit",
-    suse="nvidia-container-toolkit",
-    arch="nvidia-container-toolkit",
+TOOLKIT = "nvidia-container-toolkit"
+TOOLKIT_GUIDE = "docs.nvidia.com/datacenter/cloud-native/container-toolkit"
+_TOOLKIT_SITE = "https://nvidia.github.io/libnvidia-container"
+_TOOLKIT_KEY = f"/usr/share/keyrings/{TOOLKIT}-keyring.gpg"
+_TOOLKIT_REPO = f"{_TOOLKIT_SITE}/stable/rpm/{TOOLKIT}.repo"
+# Only Arch has the toolkit among its own packages: elsewhere NVIDIA's source is added first.
+ADD_TOOLKIT_SOURCE = Fix(
+    f"add NVIDIA's package source of the toolkit ({TOOLKIT_GUIDE})",
+    debian=f"curl -fsSL {_TOOLKIT_SITE}/gpgkey | sudo gpg --dearmor --yes -o {_TOOLKIT_KEY}"
+    f" && curl -fsSL {_TOOLKIT_SITE}/stable/deb/{TOOLKIT}.list"
+    f" | sed 's#deb https://#deb [signed-by={_TOOLKIT_KEY}] https://#'"
+    f" | sudo tee /etc/apt/sources.list.d/{TOOLKIT}.list && sudo apt-get update",
+    fedora=f"curl -fsSL {_TOOLKIT_REPO} | sudo tee /etc/yum.repos.d/{TOOLKIT}.repo",
+    suse=f"sudo zypper addrepo {_TOOLKIT_REPO}",
+)
+_INSTALL_TOOLKIT = {
+    family: f"{source} && {INSTALL_COMMANDS[family]} {TOOLKIT}"
+    for family, source in ADD_TOOLKIT_SOURCE.by_family().items()
+} | {"arch": f"{INSTALL_COMMANDS['arch']} {TOOLKIT}"}
+INSTALL_TOOLKIT = Fix(
+    f"install the NVIDIA Container Toolkit ({TOOLKIT}) from NVIDIA's package source"
+    f" ({TOOLKIT_GUIDE}), then: {RESTART_DOCKER}",
+    **{family: f"{command} && {RESTART_DOCKER}" for family, command in _INSTALL_TOOLKIT.items()},
+    alpine="run it on a host with glibc, such as Debian or Ubuntu   # NVIDIA has neither a driver"
+    " nor its toolkit for Alpine's C library; an image of Alpine is fine",
     nixos=f"hardware.nvidia-container-toolkit.enable = true;{_REBUILD}; docker run --device"
     " nvidia.com/gpu=all ...",
     windows="update Docker Desktop, with its WSL 2 engine, and NVIDIA's driver in Windows   # the"
@@ -164,10 +182,10 @@ INSTALL_TOOLKIT = install(
 )
 UPDATE_TOOLKIT = Fix(
     "update the NVIDIA Container Toolkit to 1.17.8 or newer",
-    debian="sudo apt-get update && sudo apt-get install --only-upgrade nvidia-container-toolkit",
-    fedora="sudo dnf upgrade nvidia-container-toolkit",
-    suse="sudo zypper update nvidia-container-toolkit",
-    arch="sudo pacman -Syu nvidia-container-toolkit",
+    debian=f"sudo apt-get update && sudo apt-get install --only-upgrade {TOOLKIT}",
+    fedora=f"sudo dnf upgrade {TOOLKIT}",
+    suse=f"sudo zypper update {TOOLKIT}",
+    arch=f"sudo pacman -Syu {TOOLKIT}",
 )
 
 # NVIDIA's driver: which branch, variant and package serves a generation of GPUs. Facts from
@@ -499,13 +517,22 @@ ENROLL_KEY = Fix(
     "# then reboot and enroll it",
 )
 ADD_NVIDIA_SOURCE = Fix(
-    "add NVIDIA's own source: docs.nvidia.com/datacenter/cloud-native/container-toolkit",
-    debian="sudo sed -i '/^deb /s/ main.*/ main contrib non-free/;"
-    "/^Components:/s/main.*/main contrib non-free/' /etc/apt/sources.list "
-    "/etc/apt/sources.list.d/debian.sources; sudo apt-get update   "
-    "# the driver; for the toolkit: nvidia.github.io/libnvidia-container",
-    ubuntu="sudo add-apt-repository restricted && sudo apt-get update   "
-    "# the driver; for the toolkit: nvidia.github.io/libnvidia-container",
+    f"add NVIDIA's own package source ({GUIDE})",
+    debian="sudo sed -i '/^deb /s/ main.*/ main contrib non-free non-free-firmware/;"
+    "/^Components:/s/main.*/main contrib non-free non-free-firmware/' /etc/apt/sources.list "
+    "/etc/apt/sources.list.d/debian.sources; sudo apt-get update && sudo apt-get install"
+    " nvidia-driver   # then reboot; Debian 11 and older: without non-free-firmware",
+    ubuntu="sudo add-apt-repository restricted && sudo apt-get update && sudo ubuntu-drivers"
+    " install   # then reboot",
+    fedora="sudo dnf install https://mirrors.rpmfusion.org/free/fedora/rpmfusion-free-release-"
+    '"$(rpm -E %fedora)".noarch.rpm https://mirrors.rpmfusion.org/nonfree/fedora/rpmfusion-'
+    'nonfree-release-"$(rpm -E %fedora)".noarch.rpm && sudo dnf install akmod-nvidia   # wait'
+    " until modinfo -F version nvidia names a version, then reboot",
+    rhel=f"add NVIDIA's own package source ({GUIDE}), then: sudo dnf install nvidia-open   # then"
+    " reboot; it needs EPEL for dkms",
+    suse="sudo zypper addrepo --refresh https://download.nvidia.com/opensuse/tumbleweed nvidia   "
+    '# Leap: .../opensuse/leap/"$(. /etc/os-release; echo $VERSION_ID)"; then: sudo zypper install'
+    " nvidia-open-driver-G06-signed-kmp-meta, and reboot",
 )
 
 # Python and compilers.
@@ -544,13 +571,7 @@ INSTALL_LIBGL = install(
 
 # The packages of the programs that fixes run, for hosts that lack them.
 PROGRAMS: dict[str, Fix | None] = {
-    "nvidia-ctk": install(
-        "",
-        debian="nvidia-container-toolkit",
-        fedora="nvidia-container-toolkit",
-        suse="nvidia-container-toolkit",
-        arch="nvidia-container-toolkit",
-    ),
+    "nvidia-ctk": Fix("", **_INSTALL_TOOLKIT),
     "lspci": install("install lspci", debian="pciutils", fedora="pciutils", suse="pciutils"),
     "mokutil": install("install mokutil", debian="mokutil", fedora="mokutil", suse="mokutil"),
     "ubuntu-drivers": install("", ubuntu="ubuntu-drivers-common"),

@@ -22,6 +22,7 @@ from labkit.known_errors.mention import (
     RETRY_BELOW,
     TRANSIENT,
     find_stage,
+    is_documented,
     is_mention,
     is_prose,
     is_source,
@@ -507,12 +508,17 @@ def _split_words(text: str) -> list[bytes]:
 def _is_excused(window: str, match: re.Match[str], error: KnownError) -> bool:
     """True if the line only mentions the error, or shows that it is another error."""
     before, after = _split_line(window, match)
-    if is_mention(before, after) or (error.passes and TRANSIENT.search(after)):
+    # The form of a failure, which has no cause of its own, is an exception's name and no more.
+    if is_mention(before, after, "" if error.cause else match.group()) or (
+        error.passes and TRANSIENT.search(after)
+    ):
         return True
     start, end = match.start() - len(before), match.end() + len(after)
     above = window[window.rfind("\n", 0, max(0, start - 1)) + 1 : max(0, start - 1)]
     below = window[end + 1 :].partition("\n")[0]
     if is_source(before, window[start:end], above, below):
+        return True
+    if is_documented(window[max(0, start - 400) : start], window[start:end], window[end + 1 :]):
         return True
     return bool(error.exception and error.exception.search(window, start, end))
 

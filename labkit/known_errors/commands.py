@@ -14,6 +14,14 @@ from itertools import islice
 from pathlib import Path
 from typing import Literal
 
+from labkit.host.distribution import Distribution
+from labkit.host.packages import (
+    ADD_TOOLKIT_SOURCE,
+    MAKE_CDI_SPEC,
+    RESTART_DOCKER,
+    TOOLKIT,
+)
+
 System = Literal["linux", "windows", "mac"]
 NAMES = Path(__file__).parent / "catalogs" / "package_names.tsv"
 COMMENT = "   #"
@@ -36,6 +44,14 @@ _OF_HOST = re.compile(
     rf"{_START}(?:sudo )?(?:systemctl|modprobe|rmmod|mokutil|dkms|nvidia-ctk|nvidia-modprobe|docker"
     r"|podman|update-initramfs|ubuntu-drivers|snap|reboot|nvidia-smi --gpu-reset"
     r"|apt-get install (?:nvidia-(?:driver|container)|docker))(?![\w-])"
+)
+_INSTALL_OF_TOOLKIT = re.compile(rf"{_START}sudo apt-get install (?:-y )?{TOOLKIT}(?![\w-])")
+# Colab and Kaggle let nobody at the machine below: its driver and engine are the provider's.
+_OF_PROVIDER = re.compile(rf"labkit doctor|{_OF_HOST.pattern}")
+_CHOOSE_GPU = (
+    "choose a GPU for this notebook: Colab: Runtime, Change runtime type, a GPU; Kaggle: Settings,"
+    " Accelerator   # then run all cells again: !nvidia-smi must list it; if a GPU is chosen: end"
+    " the session and start another one, which may get another machine"
 )
 _OWN_WORDS = {"windows": "Windows", "mac": "macOS"}
 
@@ -69,11 +85,25 @@ class LogHost:
         """
         fix = self._prefer_own(fix)
         command, mark, comment = fix.partition(COMMENT)
-        command = self._choose_python(self._translate(self._complete_torch(command)))
+        command = self._add_toolkit_source(self._complete_torch(command))
+        command = self._choose_python(self._translate(command))
         fix = f"{command}{mark}{self._translate(comment, is_comment=True)}"
-        if {"inside", "hosted-notebook"} & self.signs and self.system == "linux":
+        if "hosted-notebook" in self.signs and _OF_PROVIDER.match(fix):
+            return _CHOOSE_GPU
+        if "inside" in self.signs and self.system == "linux":
             return _name_host(fix)
         return fix
+
+    def _add_toolkit_source(self, command: str) -> str:
+        """The command with NVIDIA's package source before the toolkit that it installs from there.
+
+        Where the log shows the toolkit, its source is there, too.
+        """
+        source = ADD_TOOLKIT_SOURCE.on(Distribution(family=self.family or "debian"))
+        is_there = "toolkit-there" in self.signs or source in command
+        if is_there or self.family in ("arch", "alpine") or "nixos" in self.signs:
+            return command
+        return _INSTALL_OF_TOOLKIT.sub(lambda found: f"{source} && {found[0]}", command, count=1)
 
     def _complete_torch(self, command: str) -> str:
         """The command with torchaudio, where the log has it, and the index for what is there.
@@ -309,6 +339,7 @@ _BY_SIGN: Mapping[str, _Replacements] = {
     ),
 }
 _PODMAN: _Replacements = (
+    (re.escape(RESTART_DOCKER), MAKE_CDI_SPEC),
     (r"\bdocker run --gpus all\b", "podman run --device nvidia.com/gpu=all"),
     (
         r"\bdocker (run|exec|ps|pull|build|logs|inspect|rm|images|info|restart|system|volume)\b",

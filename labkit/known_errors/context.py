@@ -102,10 +102,14 @@ SIGNS = (
     ),
     _sign(
         "mac",
-        "macos macosx darwin mps homebrew apple users frameworks",
-        r"macos|darwin|/opt/homebrew|\bmps backend|\bapple m\d|[\s\"'(]/users/[a-z]"
-        r"|/library/frameworks/",
-        "macos|darwin|/opt/homebrew|mps backend|apple m|/users/|/library/frameworks/",
+        "macos macosx darwin mps homebrew apple users frameworks macbook imac mac"
+        " colima orbstack %",
+        r"macos|darwin|/opt/homebrew|\bmps backend|\bapple m\d|(?:[\s\"'(]|://)/users/[a-z]"
+        # Prompts: of zsh on macOS, and of the names that it gives to a machine.
+        r"|/library/frameworks/|\b(?:macbook|imac|mac-(?:mini|studio))(?:-pro|-air)?\b"
+        r"|^[\w.-]{1,40}@[\w.-]{1,60} [~/][\w./~-]* % |\bcolima\b|\borbstack\b",
+        "macos|darwin|/opt/homebrew|mps backend|apple m|/users/|/library/frameworks/|macbook|imac"
+        "|mac-mini|mac-studio| % |colima|orbstack",
     ),
     _sign("lxc", "lxc lxd incus proxmox pve", r"\b(?:lx[cd]|incus)\b|proxmox|-pve\b"),
     _sign("pve", "pve", r"-pve\b", "-pve"),
@@ -125,14 +129,16 @@ SIGNS = (
     _sign(
         "notebook",
         "ipython kaggle content cell colab databricks",
-        r"<ipython-input-|/kaggle/|[ \"'(]/content/|\bcolab\b|\bcell in ?\[\d|[ \"'(]/databricks/",
+        r"<ipython-input-|/tmp/ipython-input-|/kaggle/|(?:^|[ \"'(])/content/|\bcolab\b"
+        r"|\bcell in ?\[\d|[ \"'(]/databricks/",
         "ipython-input|/kaggle/|/content/|colab|cell in|/databricks/",
     ),
     _sign(
         "hosted-notebook",
-        "kaggle content colab databricks",
-        r"/kaggle/|[ \"'(]/content/|\bcolab\b|[ \"'(]/databricks/",
-        "/kaggle/|/content/|colab|/databricks/",
+        "kaggle content colab databricks ipython",
+        # Colab alone keeps a cell's source in /tmp.
+        r"/kaggle/|(?:^|[ \"'(])/content/|\bcolab\b|[ \"'(]/databricks/|/tmp/ipython-input-",
+        "/kaggle/|/content/|colab|/databricks/|/tmp/ipython-input",
     ),
     # A virtual environment's name in front of the prompt: its pip is the one that is found.
     _sign(
@@ -236,7 +242,15 @@ SIGNS = (
         r"\bmig[- ](?:\dg|mode|[0-9a-f]{8}-)|\bmig (?:is )?enabled|\bmig instance|with mig\b",
     ),
     _sign("torch-prerelease", "nvcr 0a0", r"nvcr\.io/nvidia/pytorch|\d\.\d\.0a0\b"),
-    _sign("nixos", "nixos nix", r"nixos|/nix/store"),
+    _sign(
+        "nixos",
+        "nixos nix :~]$",
+        # Only its prompt has a colon in brackets.
+        r"nixos|/nix/store|^\[[\w.-]{1,40}@[\w.-]{1,60}:~[\w./-]*\][#$]",
+        "nixos|/nix/store|:~",
+    ),
+    # Alpine's C library, for which few wheels and none of NVIDIA's programs are made.
+    _sign("musl", "musl alpine apk", r"\bmusl|\balpine\b|\bapk add\b", "musl|alpine|apk add"),
     _sign(
         "egpu",
         "egpu thunderbolt oculink usb4",
@@ -434,17 +448,34 @@ _NAMES = {
     "alpine": "alpine",
 }
 
+# How the names begin that these systems give to a machine.
+_HOST_NAMES = {
+    "arch": "arch|manjaro|endeavouros|cachyos",
+    "suse": "opensuse|suse|tumbleweed",
+    "fedora": "fedora",
+    "rhel": "rocky|alma|centos|rhel|redhat|oraclelinux",
+    "ubuntu": "ubuntu|pop-os|mint|linuxmint|zorin",
+    "debian": "debian",
+    "alpine": "alpine",
+}
+_ENVIRONMENT = r"^(?:\([\w.-]{1,40}\) )?"
+
 
 def _name_family(family: str) -> Sign:
-    names = _NAMES[family]
+    names, hosts = _NAMES[family], _HOST_NAMES[family]
     words = "rocky alma almalinux manjaro endeavouros cachyos opensuse suse sles fedora red centos"
     return _sign(
         family,
-        f"{words} oracle amazon arch ubuntu mint pop zorin debian alpine",
+        f"{words} oracle amazon arch ubuntu mint pop zorin debian alpine :~"
+        f" @{hosts.replace('|', ' @')}",
         r"^ *(?:pretty_name=\W?|(?:operating system|os|distro|distribution|description): +)"
         rf"(?:{names})\b|^(?:{names})(?: enterprise)?(?: linux)? release \d"
-        rf"|^\[[\w.-]+@(?:{names}|arch|alma)[\w-]* [^\]]+\][#$]",
-        names + "|@arch|@alma",
+        rf"|{_ENVIRONMENT}\[[\w.-]+@(?:{hosts})[\w-]* [^\]]+\][#$]"
+        rf"|{_ENVIRONMENT}[\w.-]{{1,40}}@(?:{hosts})[\w-]*:[~/][^\s$#>]*[#$>](?: |$)"
+        # openSUSE's prompt ends as no other one.
+        + (r"|^[\w.-]{1,40}@[\w.-]{1,60}:~[\w./-]*> " if family == "suse" else ""),
+        "|".join([names, *(f"@{each}" for each in hosts.split("|"))])
+        + ("|:~" if family == "suse" else ""),
     )
 
 
@@ -460,9 +491,10 @@ FAMILIES = (
     ),
     _sign(
         "suse",
-        "zypper opensuse default",
-        r"\bzypper\b|opensuse|-\d{6}\.\d{1,3}(?:\.\d{1,3})?-default|\d-\d{1,2}-default\b",
-        "zypper|opensuse|-default",
+        "zypper opensuse default provider",
+        r"\bzypper\b|\bno provider of '|opensuse|-\d{6}\.\d{1,3}(?:\.\d{1,3})?-default"
+        r"|\d-\d{1,2}-default\b",
+        "zypper|no provider of|opensuse|-default",
     ),
     _sign("fedora", ".fc4 .fc3 akmods", r"\.fc\d\d\b|akmods", ".fc|akmods"),
     _sign("rhel", "el8 el9 el10 el8_10 el9_6 amzn2023", r"\.el\d|\.amzn2023", ".el|.amzn"),
@@ -475,10 +507,12 @@ FAMILIES = (
     ),
     _sign(
         "debian",
-        "dpkg apt pve amd64 reading bookworm trixie bullseye",
-        r"\bdpkg: |\bapt(?:-get)? (?:install|update)|-pve\b|\+deb1\d|\d-(?:cloud-)?amd64\b"
+        "dpkg apt pve amd64 reading bookworm trixie bullseye unable installation",
+        r"\bdpkg: |^e: unable to locate package|has no installation candidate"
+        r"|\bapt(?:-get)? (?:install|update)|-pve\b|\+deb1\d|\d-(?:cloud-)?amd64\b"
         r"|reading package lists\.|\bdebian (?:bookworm|trixie|bullseye)",
-        "dpkg: |apt install|apt update|apt-get install|apt-get update|-pve|+deb1|-amd64"
+        "dpkg: |e: unable to locate|no installation candidate|apt install|apt update"
+        "|apt-get install|apt-get update|-pve|+deb1|-amd64"
         "|reading package lists|debian ",
     ),
     _sign("alpine", "apk lts virt", r"\bapk add\b|\d-0-(?:lts|virt)\b", "apk add|-0-lts|-0-virt"),

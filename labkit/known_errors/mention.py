@@ -62,8 +62,10 @@ _CELL_AFTER = re.compile(r"[\"'`]?\s*\|.*\|\s*$")
 _EXCEPTION = re.compile(r"^\W{0,8}(?:\w+\.){0,8}\w{0,40}(?:Error|Exception): [^\"'`]{0,120}$")
 
 
-def is_mention(before: str, after: str) -> bool:
+def is_mention(before: str, after: str, start: str = "") -> bool:
     """True if the rest of the line, before and after the text, shows that it is only mentioned.
+
+    ``start`` is how the text itself begins, where an exception's name alone is the text.
 
     >>> is_mention("3f2a9c1e fix: ", " during the build")
     True
@@ -77,7 +79,7 @@ def is_mention(before: str, after: str) -> bool:
         or _COMMAND.search(near)
         or _ABSENT.match(after)
         or (_CELL_BEFORE.match(near) and _CELL_AFTER.match(after))
-        or (_SENTENCE.match(after) and not _EXCEPTION.match(before[:200]))
+        or (_SENTENCE.match(after) and not _EXCEPTION.match((before + start)[:200]))
     )
 
 
@@ -127,6 +129,40 @@ def is_source(before: str, line: str, above: str, below: str) -> bool:
         rf"{_MARGIN}[rb]?f?[\"'].*[\"']$", above
     )
     return bool(joined) or above.rstrip().endswith("(")
+
+
+# A guide quotes an error: it speaks to its readers, and the quote follows.
+_MEETS = (
+    r"(?:see|get|encounter|receive|hit|run into)\b[^.\n]{0,99}:\s{0,4}(?:```\w{0,12}\s{0,4})?$"
+)
+_GUIDE = re.compile(
+    rf"\b(?:you|users?) (?:may|might|will|can|could) (?:\w+ )?{_MEETS}|\b(?:if|when) you {_MEETS}",
+    re.IGNORECASE,
+)
+# A question of a FAQ; its answer, or the word before the remedy in a list of errors.
+_QUESTION = re.compile(
+    r"\s*(?:[#>*-]+ ){0,2}[*_]{0,2}(?:\d{1,3}[.)] )?(?:Q(?:uestion)?\d{0,3}[:.)]"
+    r"|(?:What (?:does|is)|Why (?:do|does|am)|How (?:do|can|to))\b.{0,200}\?[*_]{0,2}\s*$)"
+)
+_HEADING = re.compile(r"\s*(?:#{1,6} |[-*>] |\*\*|__|Symptoms?\b|Problem\b|Error message\b)")
+_ANSWER = re.compile(
+    r"\s{0,6}(?:[-*>]+ |#{1,6} )?[*_]{0,2}"
+    r"(?:A|Answer|Solution|Fix|Cause|Resolution|Workaround|Remedy)[*_]{0,2}:"
+)
+
+
+def is_documented(above: str, line: str, below: str) -> bool:
+    """True if a guide or a FAQ quotes the error: in this line, with these lines around it.
+
+    >>> is_documented("", "**Q: What does `CUDA out of memory` mean?**", "A: No memory is left.")
+    True
+    >>> is_documented("", "RuntimeError: CUDA out of memory", "A: 1")
+    False
+    """
+    if _GUIDE.search(above.rstrip()[-300:]):
+        return True
+    has_answer = any(map(_ANSWER.match, below.split("\n")))
+    return has_answer and bool(_QUESTION.match(line) or _HEADING.match(line))
 
 
 # A person tells of an error: about themselves, or with a verb or noun just before its text.

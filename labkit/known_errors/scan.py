@@ -59,8 +59,10 @@ FAILURE = KnownError(
     ),
     "",
     Fix(""),
-    unless=r"\b(?:0|no) errors?\b|(?<!\d\s)\bignor|\bretr|\bwarn|falling back"
-    r"|errors?: (?:0|None|null)\b|(?:code|status):? \d{1,3}\.\s*$|(?-i:segmentation fault)",
+    # An exception's message may have any word.
+    unless=r"^(?!(?:\w{1,40}\.){0,8}\w{0,40}(?-i:Error|Exception): ).{0,400}"
+    r"(?:\b(?:0|no) errors?\b|(?<!\d\s)\bignor|\bretr|\bwarn|falling back"
+    r"|errors?: (?:0|None|null)\b|(?:code|status):? \d{1,3}\.\s*$|(?-i:segmentation fault))",
 )
 
 Found = Sequence[tuple[str, ErrorPlace]]

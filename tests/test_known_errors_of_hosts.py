@@ -1,0 +1,113 @@
+"""What pastes of hosts, engines and clusters are explained as: the first error and its fix."""
+
+from __future__ import annotations
+
+import pytest
+
+from labkit.host.distribution import UNKNOWN
+from labkit.known_errors.match import explain_text
+
+NO_DRIVER = (
+    "docker: Error response from daemon: could not select device driver"
+    ' "" with capabilities: [[gpu]].'
+)
+NO_DAEMON = "Cannot connect to the Docker daemon at unix://{}. Is the docker daemon running?"
+
+
+def explain(text):
+    """The first error of a text, with its fixes for the machine that the text names."""
+    found = explain_text(text)
+    first = found.first
+    return found, first and (
+        first.error,
+        *first.write_fixes(found.context.choose_distribution(UNKNOWN)),
+    )
+
+
+@pytest.mark.parametrize(
+    ("prompt", "family"),
+    [
+        ("d@fedora:~$ ", "fedora"),
+        ("(venv) d@fedora:~/app$ ", "fedora"),
+        ("user@host:~> ", "suse"),
+        ("ann@opensuse-box:/srv> ", "suse"),
+        ("ann@archlinux:~$ ", "arch"),
+        ("[ann@rocky9 ~]$ ", "rhel"),
+        ("root@debian:~# ", "debian"),
+        ("ann@pop-os:~$ ", "ubuntu"),
+        ("ann@box:~$ ", None),
+        ("[ann@box ~]$ ", None),
+        ("<ann@fedora:~ wrote>", None),
+    ],
+)
+def test_a_prompt_names_the_distribution(prompt, family):
+    assert explain_text(f"{prompt}docker run\n{NO_DRIVER}").context.family == family
+
+
+@pytest.mark.parametrize(
+    ("text", "fix"),
+    [
+        (f"[ann@box:~]$ docker run\n{NO_DRIVER}", "--device nvidia.com/gpu=all"),
+        (f"ann@MacBook-Pro ~ % docker ps\n{NO_DAEMON.format('/var/run/docker.sock')}", "open -a"),
+        (f"ann@laptop ~ % docker ps\n{NO_DAEMON.format('/var/run/docker.sock')}", "open -a"),
+        (NO_DAEMON.format("/Users/ann/.docker/run/docker.sock"), "open -a Docker"),
+        (NO_DAEMON.format("/Users/ann/.colima/default/docker.sock"), "colima start"),
+        (NO_DAEMON.format("/Users/ann/.orbstack/run/docker.sock"), "open -a OrbStack"),
+        (
+            'user@host:~> podman run\nno runtime for "nvidia" is configured',
+            "zypper addrepo https://nvidia.github.io/",
+        ),
+        ("E: Unable to locate package nvidia-container-toolkit", "libnvidia-container/gpgkey"),
+        ("No match for argument: nvidia-container-toolkit", "NVIDIA's package source"),
+        ("ERROR: unable to select packages:\n  nvidia-utils (no such package):", "glibc"),
+        (
+            "/etc/alpine-release: 3.20\nERROR: Could not find a version that satisfies the"
+            " requirement torch (from versions: none)",
+            "slim",
+        ),
+        (
+            'File "/tmp/ipython-input-7-1.py", line 1\nRuntimeError: No CUDA GPUs are available',
+            "choose a GPU for this notebook",
+        ),
+        (
+            'k3s: k3s[1]: no runtime for "nvidia" is configured\ndpkg: x',
+            "sources.list.d/nvidia-container-toolkit.list",
+        ),
+    ],
+)
+def test_the_fix_is_for_the_machine_that_the_paste_shows(text, fix):
+    _, (_, first, otherwise) = explain(text)
+    assert fix in f"{first}\n{otherwise}"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"If you see this error when it starts:\n```\n{NO_DRIVER}\n```\nrestart the engine.",
+        "**Q: What does `RuntimeError: CUDA out of memory` mean?**\nA: The GPU is full.",
+        "### Error: `Driver/library version mismatch`\n\n**Solution:** reboot.",
+    ],
+)
+def test_an_error_that_a_guide_quotes_is_none(text):
+    found, first = explain(text)
+    assert (first, found.failure) == (None, None)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"I start it and get this, can you help:\n{NO_DRIVER}\nCause: unknown",
+        f"{NO_DRIVER}\nSolution: none so far",
+    ],
+)
+def test_an_error_in_a_report_is_one(text):
+    assert explain(text)[1]
+
+
+@pytest.mark.parametrize(
+    "message",
+    ["expected 4 classes, got 3", "no errors in warn mode", "the mask was ignored", "1 retry left"],
+)
+def test_an_exception_of_ones_own_is_unknown_not_healthy(message):
+    found = explain_text(f"ValueError: {message}")
+    assert (found.first, found.failure.line_number) == (None, 1)
