@@ -17,7 +17,7 @@ NO_DAEMON = "Cannot connect to the Docker daemon at unix://{}. Is the docker dae
 def explain(text):
     """The first error of a text, with its fixes for the machine that the text names."""
     found = explain_text(text)
-    first = found.first
+    first = found.first or next(iter(found.found), None)
     return found, first and (
         first.error,
         *first.write_fixes(found.context.choose_distribution(UNKNOWN)),
@@ -111,3 +111,73 @@ def test_an_error_in_a_report_is_one(text):
 def test_an_exception_of_ones_own_is_unknown_not_healthy(message):
     found = explain_text(f"ValueError: {message}")
     assert (found.first, found.failure.line_number) == (None, 1)
+
+
+REPORTS = {
+    "a toolkit of the distribution's own": (
+        "docker: Error response from daemon: OCI runtime create failed: runc create failed: error"
+        " running hook #0: exit status 1\nnvidia-container-cli: detection error: nvml error:"
+        " unknown error: unknown",
+        ("nvml-refuses", "apt-get install nvidia-container-toolkit"),
+    ),
+    "a closed module on a kernel that is newer": (
+        "nvidia-driver-daemonset-x2x9z\nERROR: The nvidia kernel module was not created.\nERROR:"
+        " modpost: GPL-incompatible module nvidia.ko uses GPL-only symbol 'rcu_read_unlock_strict'",
+        ("module-gpl-symbol", "driver.version=535.183.06"),
+    ),
+    "a drain that pods with data stop": (
+        "nvidia driver module is already loaded with refcount 213\nerror: unable to drain node"
+        ' "n1" due to error:cannot delete Pods with local storage (use --delete-emptydir-data to'
+        " override): kube-system/metrics-server-5f8f64cb86-thks7",
+        ("k8s-drain-local-storage", "DRAIN_DELETE_EMPTYDIR_DATA"),
+    ),
+    "a specification that only root reads": (
+        "$ sudo podman run --device=nvidia.com/gpu=0 ubuntu nvidia-smi -L\nGPU 0: Tesla P100\n$"
+        " podman run --device=nvidia.com/gpu=0 ubuntu nvidia-smi -L\nError: setting up CDI devices:"
+        " unresolvable CDI devices nvidia.com/gpu=0",
+        ("no-cdi-spec", "chmod a+r"),
+    ),
+    "docker on NixOS": (
+        'docker: Error response from daemon: could not select device driver "cdi" with'
+        " capabilities: [].\nhardware.nvidia-container-toolkit.enable = true; on NixOS",
+        ("docker-cdi-off", "features.cdi = true;"),
+    ),
+    "an LXC container without the driver's libraries": (
+        "in an LXC on Proxmox\nnvidia-container-cli: initialization error: load library failed:"
+        " libnvidia-ml.so.1: cannot open shared object file: no such file or directory: unknown",
+        ("no-driver-library", "--no-kernel-module"),
+    ),
+    "a web page as the toolkit's source": (
+        "E: Type '<!doctype' is not known on line 1 in source list"
+        " /etc/apt/sources.list.d/nvidia-container-toolkit.list",
+        ("apt-source-malformed", "stable/deb/nvidia-container-toolkit.list"),
+    ),
+    "a ready-made module of another kernel": (
+        "modprobe: FATAL: Module nvidia not found in directory"
+        " /lib/modules/5.14.0-611.45.1.el9_7.x86_64\n"
+        "kmod-nvidia-open-595.58.03-611.41.1.el9_7.x86_64",
+        ("no-module-for-kernel", "grubby --set-default"),
+    ),
+    "device files that nothing made since the boot": (
+        "Error: error executing hook `/usr/bin/nvidia-container-toolkit` (exit code: 1)\n"
+        "ls: cannot access '/dev/nvidia*': No such file or directory",
+        ("device-files-missing", "nvidia-persistenced"),
+    ),
+    "an installer while the desktop runs": (
+        "ERROR: An NVIDIA kernel module 'nvidia-drm' appears to already be loaded in your kernel.",
+        ("installer-refused", "modprobe -r nvidia_drm"),
+    ),
+    "a Kepler card of a cloud": (
+        "NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver.\n"
+        "00:03.0 VGA compatible controller: NVIDIA Corporation GK104GL [GRID K520] (rev a1)",
+        ("driver-not-loaded", "470"),
+    ),
+}
+
+
+@pytest.mark.parametrize("report", REPORTS)
+def test_a_report_gets_its_cause_first_and_the_fix_that_helped(report):
+    text, (name, fix) = REPORTS[report]
+    _, (error, first, otherwise) = explain(text)
+    assert error.name == name
+    assert fix in f"{first}\n{otherwise}"

@@ -164,6 +164,8 @@ ADD_TOOLKIT_SOURCE = Fix(
     fedora=f"curl -fsSL {_TOOLKIT_REPO} | sudo tee /etc/yum.repos.d/{TOOLKIT}.repo",
     suse=f"sudo zypper addrepo {_TOOLKIT_REPO}",
 )
+TOOLKIT_SOURCE_APT = ADD_TOOLKIT_SOURCE.debian
+TOOLKIT_SOURCE_RPM, TOOLKIT_SOURCE_ZYPPER = ADD_TOOLKIT_SOURCE.fedora, ADD_TOOLKIT_SOURCE.suse
 _INSTALL_TOOLKIT = {
     family: f"{source} && {INSTALL_COMMANDS[family]} {TOOLKIT}"
     for family, source in ADD_TOOLKIT_SOURCE.by_family().items()

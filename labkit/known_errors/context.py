@@ -172,6 +172,8 @@ SIGNS = (
         r"\brunpod|\bvast\.ai\b|\bvastai\b|lambdalabs|paperspace|tensordock",
         "runpod|vast.ai|vastai|lambdalabs|paperspace|tensordock",
     ),
+    # NVIDIA's modules as packages that are made for one kernel each.
+    _sign("precompiled", "kmod", r"\bkmod-nvidia(?:-open)?-\d{3}\.", "kmod-nvidia"),
     _sign("ngc", "nvcr", r"\bnvcr\.io/"),
     # This project's own lab, whose commands help nobody else.
     _sign("lab", "labkit lab", r"\blabkit\b|/opt/lab\b", "labkit|/opt/lab"),
@@ -519,12 +521,12 @@ FAMILIES = (
 )
 # Cards are named in capitals: these words decide whether the text is searched for them.
 CARD_WORDS = frozenset(
-    b"rtx gtx gt tesla quadro titan p100 v100 t4 a100 h100 h200 l4 l40s b200 gb10 k80 k40".split()
+    b"rtx gtx gt tesla quadro grid titan p100 v100 t4 a100 h100 h200 l4 l40s b200 gb10 k80 k40".split()
 )
 PYTHON_WORDS = (b"packages", b"embeded", b"embedded", b"portable", b"bin", b"scripts")
 CARD = re.compile(
     r"\b(?:NVIDIA )?(?:GeForce )?(?:(?:RTX|GTX|GT|TITAN)(?: PRO)? ?[A-Z]?\d{2,4}(?: Ti)?(?: SUPER)?"
-    r"|(?:Tesla|Quadro)(?: RTX)? [A-Z]?\d{1,4}|[PVAHBLKT]\d{1,3}S?\b(?= |-))"
+    r"|(?:Tesla|Quadro|GRID)(?: RTX)? [A-Z]?\d{1,4}|[PVAHBLKT]\d{1,3}S?\b(?= |-))"
     r"|\bNVIDIA [PVAHBLKT]\d{1,3}S?\b"
 )
 

@@ -132,9 +132,7 @@ def is_source(before: str, line: str, above: str, below: str) -> bool:
 
 
 # A guide quotes an error: it speaks to its readers, and the quote follows.
-_MEETS = (
-    r"(?:see|get|encounter|receive|hit|run into)\b[^.\n]{0,99}:\s{0,4}(?:```\w{0,12}\s{0,4})?$"
-)
+_MEETS = r"(?:see|get|encounter|receive|hit|run into)\b[^.\n]{0,99}:\s{0,4}(?:```\w{0,12}\s{0,4})?$"
 _GUIDE = re.compile(
     rf"\b(?:you|users?) (?:may|might|will|can|could) (?:\w+ )?{_MEETS}|\b(?:if|when) you {_MEETS}",
     re.IGNORECASE,
