@@ -172,6 +172,46 @@ REPORTS = {
         "00:03.0 VGA compatible controller: NVIDIA Corporation GK104GL [GRID K520] (rev a1)",
         ("driver-not-loaded", "470"),
     ),
+    "a fabric manager on a desktop's card": (
+        "Job for nvidia-fabricmanager.service failed because the control process exited with"
+        " error code.\n|   0  NVIDIA GeForce RTX 3050 Off  | 00000000:05:00.0 Off |",
+        ("fabric-manager-failed", "disable --now nvidia-fabricmanager"),
+    ),
+    "an HGX without the fabric manager": (
+        "Linux version 5.14.0-427.el9_4.x86_64\nDriver Version: 545.23.08\n"
+        "  what():  Error (gpu_burn-drv.cpp:298): system not yet initialized",
+        ("fabric-manager", "dnf install nvidia-fabric-manager-545.23.08"),
+    ),
+    "a MIG mode that waits for its GPU": (
+        "Warning: MIG mode is in pending disable state for GPU 00000000:C1:00.0:In use by another"
+        " client\n00000000:C1:00.0 is currently being used by one or more other processes",
+        ("gpu-reset-in-use", "stop nvidia-persistenced"),
+    ),
+    "a reset inside a virtual machine": (
+        'level=error msg="Resetting GPU 00000000:00:04.0 is not supported."\nlevel=fatal'
+        ' msg="Error applying MIG configuration with hooks: error resetting all GPUs"',
+        ("gpu-reset-not-supported", "WITH_REBOOT"),
+    ),
+    "a proxy before a public registry": (
+        "error pulling image configuration: Get https://production.cloudflare.docker.com/x/data:"
+        " x509: certificate signed by unknown authority",
+        ("changed-certificate", "update-ca-certificates && sudo systemctl restart docker"),
+    ),
+    "enroot without the toolkit": (
+        "slurmstepd: error: pyxis:     [ERROR] Command not found: nvidia-container-cli, see\n"
+        "slurmstepd: error: pyxis:     [ERROR] /etc/enroot/hooks.d/98-nvidia.sh exited with 1",
+        ("enroot-lacks-tool", "apt-get install nvidia-container-toolkit"),
+    ),
+    "an image without a shell": (
+        "slurmstepd: error: pyxis: container start failed with error code: 1\nslurmstepd: error:"
+        " pyxis:     enroot-switchroot: failed to execute: /bin/bash: No such file or directory",
+        ("slurm-pyxis", "--no-container-entrypoint"),
+    ),
+    "WSL's libraries in an old cache": (
+        "nvidia-container-cli: mount error: stat failed: /usr/lib/wsl/lib/libcuda.so.1: no such"
+        " file or directory",
+        ("wsl-libraries-stale", "sudo ldconfig"),
+    ),
 }
 
 
@@ -181,3 +221,16 @@ def test_a_report_gets_its_cause_first_and_the_fix_that_helped(report):
     _, (error, first, otherwise) = explain(text)
     assert error.name == name
     assert fix in f"{first}\n{otherwise}"
+
+
+@pytest.mark.parametrize(
+    ("text", "is_wsl"),
+    [
+        ("| NVIDIA-SMI 550.90.07              Driver Version: 550.90.07      CUDA", False),
+        ("| NVIDIA-SMI 525.60.02    Driver Version: 526.98       CUDA Version: 12.0", True),
+        ("| NVIDIA-SMI 575.51.02              Driver Version: 576.02         CUDA", True),
+    ],
+)
+def test_two_versions_in_nvidia_smis_table_are_wsls(text, is_wsl):
+    """Linux prints one version twice; in WSL the driver is Windows' own."""
+    assert ("wsl" in explain_text(text).context.signs) is is_wsl

@@ -63,7 +63,8 @@ SIGNS = (
         "wsl wsl1 wsl2 microsoft mnt dxg desktop laptop smi",
         # In WSL nvidia-smi is of Linux, and the driver, with another number, of Windows.
         r"\bwsl[12]?\b|microsoft-standard|/mnt/c[/$#>]|dxg(?:krnl|kio)|@(?:desktop|laptop)-\w{5,8}:"
-        r"|nvidia-smi (\d{3}\.[\d.]{2,6}) +driver version: (?!\1)\d",
+        r"|nvidia-smi (\d{3}\.[\d.]{2,6}) +driver version: (?!\1\b)\d{3}\.[\d.]{2,6}\s",
+        "wsl|microsoft-standard|/mnt/c|dxg|@desktop-|@laptop-|driver version",
     ),
     _sign(
         "jetson",
@@ -171,6 +172,9 @@ SIGNS = (
         "runpod runpodctl vast vastai lambdalabs paperspace tensordock",
         r"\brunpod|\bvast\.ai\b|\bvastai\b|lambdalabs|paperspace|tensordock",
         "runpod|vast.ai|vastai|lambdalabs|paperspace|tensordock",
+    ),
+    _sign(
+        "geforce", "geforce rtx gtx", r"\bgeforce\b|\b(?:rtx|gtx) ?[1-5]\d{2}0\b", "geforce|rtx|gtx"
     ),
     # NVIDIA's modules as packages that are made for one kernel each.
     _sign("precompiled", "kmod", r"\bkmod-nvidia(?:-open)?-\d{3}\.", "kmod-nvidia"),
@@ -499,11 +503,11 @@ FAMILIES = (
         "zypper|no provider of|opensuse|-default",
     ),
     _sign("fedora", ".fc4 .fc3 akmods", r"\.fc\d\d\b|akmods", ".fc|akmods"),
-    _sign("rhel", "el8 el9 el10 el8_10 el9_6 amzn2023", r"\.el\d|\.amzn2023", ".el|.amzn"),
+    _sign("rhel", ".el6 .el7 .el8 .el9 .el10 amzn2023", r"\.el\d|\.amzn2023", ".el|.amzn"),
     _sign(
         "ubuntu",
         "generic azure aws ubuntu lowlatency gcp oracle nvidia ubuntu1 ubuntu0 0ubuntu1 0ubuntu0",
-        r"\d-(?:generic|azure|aws|gcp|oracle|lowlatency|nvidia)\b|repos/ubuntu|\dubuntu\d"
+        r"\d-(?:generic|azure|aws|gcp|oracle|lowlatency|nvidia)\b(?!\.)|repos/ubuntu|\dubuntu\d"
         r"|\d~2[0246]\.04",
         "-generic|-azure|-aws|-gcp|-oracle|-lowlatency|-nvidia|repos/ubuntu|ubuntu|.04",
     ),
@@ -521,7 +525,8 @@ FAMILIES = (
 )
 # Cards are named in capitals: these words decide whether the text is searched for them.
 CARD_WORDS = frozenset(
-    b"rtx gtx gt tesla quadro grid titan p100 v100 t4 a100 h100 h200 l4 l40s b200 gb10 k80 k40".split()
+    b"rtx gtx gt tesla quadro grid titan p100 v100 t4 a100 h100 h200 l4 l40s b200 gb10 k80"
+    b" k40".split()
 )
 PYTHON_WORDS = (b"packages", b"embeded", b"embedded", b"portable", b"bin", b"scripts")
 CARD = re.compile(
