@@ -212,6 +212,60 @@ REPORTS = {
         " file or directory",
         ("wsl-libraries-stale", "sudo ldconfig"),
     ),
+    "a driver of two sources": (
+        "The following packages have unmet dependencies:\n nvidia-driver-565 : Depends:"
+        " libnvidia-gl-565 (= 565.57.01-0ubuntu1) but it is not going to be installed",
+        ("held-packages", "Pin: origin developer.download.nvidia.com"),
+    ),
+    "a variable that podman does not read": (
+        "$ podman run --rm -e NVIDIA_VISIBLE_DEVICES=all nvidia/cuda:10.0-base nvidia-smi\n"
+        'Error: exec: "nvidia-smi": executable file not found in $PATH',
+        ("no-nvidia-smi-inside", "cdi generate --output=/etc/cdi/nvidia.yaml && podman run"),
+    ),
+    "a card that does not start": (
+        "NVRM: RmInitAdapter: Cannot initialize GSP firmware RM\nNVRM:"
+        " gpuWaitForGfwBootComplete_TU102: failed to wait for GFW_BOOT: (progress 0x3)",
+        ("gsp-firmware-missing", "pull the power cord"),
+    ),
+    "a card that an earlier start left": (
+        "NVRM: _kgspIsWpr2Up: unexpected WPR2 already up, cannot proceed with booting GSP",
+        ("gsp-firmware-missing", "not a reboot"),
+    ),
+    "an old release of docker's snap": (
+        "$ sudo snap install docker\ndocker: Error response from daemon: unknown or invalid"
+        " runtime name: nvidia.",
+        ("unknown-nvidia-runtime", "snap refresh docker"),
+    ),
+    "a runtime that this engine never had": (
+        "docker-compose version 1.25.0, build unknown\nUbuntu: apt-get update\n"
+        "docker: Error response from daemon: Unknown runtime specified nvidia.",
+        ("unknown-nvidia-runtime", "docker run --gpus all ... in place of --runtime=nvidia"),
+    ),
+    "nvidia-smi of WSL that crashes": (
+        "WSL version: 2.1.4.0\nuser@box:~$ nvidia-smi\nSegmentation fault",
+        ("nvidia-smi-crash-wsl", "537.58"),
+    ),
+    "a disk without inodes": (
+        "failed to register layer: write /opt/x.so: no space left on device\n"
+        "Filesystem      Inodes   IUsed   IFree IUse% Mounted on\n"
+        "/dev/sda2      3276800 3276800       0  100% /",
+        ("inodes-used-up", "du --inodes"),
+    ),
+    "an image-based system without a specification": (
+        "on bluefin (bootc):\n$ podman run -d --gpus=all ollama\nError: setting up CDI devices:"
+        " unresolvable CDI devices nvidia.com/gpu=all",
+        ("no-cdi-spec", "nvidia-cdi-refresh"),
+    ),
+    "Docker Desktop of Windows Home": (
+        "Cannot create container for service a: Unknown runtime specified nvidia\n"
+        "Windows Home 10 Home Version 21H2",
+        ("unknown-nvidia-runtime", "WSL 2 based engine"),
+    ),
+    "a closed module for Blackwell on Fedora": (
+        "$ sudo dnf install akmod-nvidia\nNVRM: installed in this system requires use of the"
+        " NVIDIA open kernel modules.",
+        ("needs-open-modules", "_with_kmod_nvidia_open"),
+    ),
 }
 
 

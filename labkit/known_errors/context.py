@@ -74,10 +74,11 @@ SIGNS = (
     _sign(
         "windows",
         r"winerror dll windows win win10 win11 wddm ps1 vcxproj :\ :/",
-        r"winerror|platform: win(?:dows|-)|\b[a-z]:\\|\.dll\b|\bwindows 1[01]\b|\bwin1[01]\b"
+        r"winerror|platform: win(?:dows|-)|\b[a-z]:\\|\.dll\b|\bwin1[01]\b"
+        r"|\bwindows (?:home |pro |enterprise |server )?(?:1[01]|20\d\d)\b"
         r"|in wddm mode|\.ps1\b|\b[a-z]:/(?:program files|users/|windows/)|\.vcxproj\b"
         r"|operating systems?:?\s{1,4}windows\b",
-        "winerror|platform: win|:\\|.dll|windows 1|win10|win11|in wddm mode|.ps1"
+        "winerror|platform: win|:\\|.dll|windows |win10|win11|in wddm mode|.ps1"
         "|:/program files|:/users/|:/windows/|.vcxproj|operating system",
     ),
     _sign(
@@ -189,7 +190,7 @@ SIGNS = (
         r"|\b(?:via|by|from|with|using|as a) snap\b",
     ),
     _sign("snap-docker", "snap", r"/snap/(?:bin/)?docker|snap\.docker|/var/snap/docker"),
-    _sign("desktop", "desktop", r"docker desktop|desktop-linux"),
+    _sign("desktop", "desktop", r"docker[ -]desktop|desktop-linux"),
     _sign(
         "desktop-context",
         "desktop",
@@ -282,7 +283,7 @@ SIGNS = (
         "void",
         "void xbps kernel dkms",
         # Void names a kernel by its package: 6.18.10_1.
-        r"\bxbps-|\bvoid ?linux|kernel[- ]\d\.\d{1,2}\.\d{1,3}_\d\b",
+        r"\bxbps-|\bvoid ?linux|(?:kernel[- ]|\bvoid )\d\.\d{1,2}\.\d{1,3}_\d\b",
         "xbps-|void|kernel-|kernel ",
     ),
     _sign("appliance", "truenas unraid", r"\btruenas\b|\bunraid\b"),
@@ -502,7 +503,12 @@ FAMILIES = (
         r"|\d-\d{1,2}-default\b",
         "zypper|no provider of|opensuse|-default",
     ),
-    _sign("fedora", ".fc4 .fc3 akmods", r"\.fc\d\d\b|akmods", ".fc|akmods"),
+    _sign(
+        "fedora",
+        ".fc4 .fc3 akmods akmod rpmfusion",
+        r"\.fc\d\d\b|akmods|\binstall akmod-nvidia|rpmfusion",
+        ".fc|akmods|install akmod|rpmfusion",
+    ),
     _sign("rhel", ".el6 .el7 .el8 .el9 .el10 amzn2023", r"\.el\d|\.amzn2023", ".el|.amzn"),
     _sign(
         "ubuntu",
