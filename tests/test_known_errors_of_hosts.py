@@ -37,6 +37,9 @@ def explain(text):
         ("ann@pop-os:~$ ", "ubuntu"),
         ("ann@box:~$ ", None),
         ("[ann@box ~]$ ", None),
+        ("I am on Fedora 43: ", "fedora"),
+        ("FROM nvidia/cuda:12.8.0-base-ubuntu22.04 ", None),
+        ("in an Ubuntu 22.04 container ", None),
         ("<ann@fedora:~ wrote>", None),
     ],
 )
@@ -265,6 +268,53 @@ REPORTS = {
         "$ sudo dnf install akmod-nvidia\nNVRM: installed in this system requires use of the"
         " NVIDIA open kernel modules.",
         ("needs-open-modules", "_with_kmod_nvidia_open"),
+    ),
+    "docker on a Mac with Colima": (
+        "* Stop Docker Desktop for Mac\n* brew install docker\ncolima start\n$ docker ps\n"
+        "Cannot connect to the Docker daemon at unix:///var/run/docker.sock. Is it running?",
+        ("daemon-not-running", "docker context use colima"),
+    ),
+    "a toolkit that refuses every container": (
+        "docker: Error response from daemon: OCI runtime create failed: runc create failed\n"
+        "nvidia-container-cli: error parsing IMEX info: unsupported IMEX channel value: all",
+        ("toolkit-imex-all", "1.16.2-1"),
+    ),
+    "a hook that crashes": (
+        "Running hook #1:: error running hook: signal: segmentation fault (core dumped)",
+        ("hook-crashed", "nvidia-container-cli --version"),
+    ),
+    "a mismatch that a reboot leaves": (
+        "Failed to initialize NVML: Driver/library version mismatch\nTried rebooting the system,"
+        " but still doesn't work.",
+        ("driver-library-mismatch", "dkms status"),
+    ),
+    "a driver of the image's own": (
+        "I run nvidia-smi in the container on a Mint host, where the driver is 535:\n"
+        "Failed to initialize NVML: Driver/library version mismatch",
+        ("driver-library-mismatch", "out of the image"),
+    ),
+    "the name server of systemd in a build": (
+        "#5 33.60   Temporary failure resolving 'mirror.example'\nnameserver 127.0.0.53",
+        ("no-name-server", "systemd/resolve/resolv.conf"),
+    ),
+    "a link to no name server": (
+        "[Errno -3] Temporary failure in name resolution\n"
+        "cat: /etc/resolv.conf: No such file or directory",
+        ("no-name-server", "stub-resolv.conf"),
+    ),
+    "headers of a kernel that is not the newest": (
+        "ERROR: Unable to find the kernel source tree for the currently running kernel.\n"
+        "kernel-devel-3.10.0-1160.45.1.el7.x86_64",
+        ("no-kernel-headers", "sudo yum install kernel-devel"),
+    ),
+    "Slurm before the device files": (
+        "slurmd: fatal: can't stat gres.conf file /dev/nvidia0: No such file or directory",
+        ("slurm-gres-conf", "After=nvidia-persistenced.service"),
+    ),
+    "nouveau on a system that the person names": (
+        "ERROR: The Nouveau kernel driver is currently in use by your system.\nI am on Ubuntu"
+        " 22.04 LTS",
+        ("nouveau-holds-gpu", "update-initramfs -u"),
     ),
 }
 

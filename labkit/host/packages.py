@@ -498,7 +498,8 @@ INSTALL_HEADERS = install(
 )
 _BLACKLIST = "echo blacklist nouveau | sudo tee /etc/modprobe.d/no-nouveau.conf"
 DROP_NOUVEAU = Fix(
-    f"{_BLACKLIST}   # then rebuild the initramfs and reboot",
+    f"{_BLACKLIST}   # then rebuild the initramfs (Debian, Ubuntu: sudo update-initramfs -u;"
+    " Fedora, RHEL, openSUSE: sudo dracut --force; Arch: sudo mkinitcpio -P), and reboot",
     debian=f"{_BLACKLIST} && sudo update-initramfs -u{THEN_REBOOT}",
     fedora=f"{_BLACKLIST} && sudo dracut --force{THEN_REBOOT}",
     suse=f"{_BLACKLIST} && sudo dracut --force{THEN_REBOOT}",

@@ -332,6 +332,7 @@ _BY_SIGN: Mapping[str, _Replacements] = {
     ),
     "k3s": ((r"systemctl restart containerd\b", "systemctl restart k3s"),),
     "rke2": ((r"systemctl restart containerd\b", "systemctl restart rke2-server"),),
+    "yum-only": ((r"\bdnf upgrade\b", "yum update"), (r"\bdnf (?=[a-z])", "yum ")),
     "pve": ((r"linux-headers-(?=\"?\$\(uname -r\))", "proxmox-headers-"),),
     "image-based": (
         (r"sudo dnf install (?=[\w+-])", "rpm-ostree install "),

@@ -113,6 +113,31 @@ SIGNS = (
         "macos|darwin|/opt/homebrew|mps backend|apple m|/users/|/library/frameworks/|macbook|imac"
         "|mac-mini|mac-studio| % |colima|orbstack",
     ),
+    _sign("colima", "colima", r"\bcolima\b"),
+    _sign("stub", "127", r"\b127\.0\.0\.53\b", "127.0.0.53"),
+    # The person has rebooted, and the error is still there.
+    _sign(
+        "rebooted",
+        "reboot rebooted rebooting restarting restarted",
+        r"\b(?:reboot(?:ed|ing)?|restart(?:ed|ing) (?:the )?(?:system|machine|computer|server))\b"
+        r"[^.\n]{0,60}(?:[,.;] ?)?\b(?:but|still|same|didn'?t|doesn'?t|does not|did not|no luck)\b",
+        "reboot|restarted|restarting",
+    ),
+    # The text tells of a container or image and of its host beside it.
+    _sign(
+        "inside-image",
+        "docker container image",
+        r"\b(?:docker )?(?:image|container)\b[^\n]{0,120}\bhost\b"
+        r"|\bhost\b[^\n]{0,120}\b(?:in|inside) (?:the |a |my )?(?:docker|container|image)\b",
+        "image|container|docker",
+    ),
+    # Releases that have yum alone.
+    _sign(
+        "yum-only",
+        ".el6 .el7 centos amazon",
+        r"\.el[67]\b|\bcentos(?: linux)? 7|amazon linux 2\b",
+        ".el6|.el7|centos|amazon linux",
+    ),
     _sign("lxc", "lxc lxd incus proxmox pve", r"\b(?:lx[cd]|incus)\b|proxmox|-pve\b"),
     _sign("pve", "pve", r"-pve\b", "-pve"),
     _sign(
@@ -528,6 +553,30 @@ FAMILIES = (
         "|reading package lists|debian ",
     ),
     _sign("alpine", "apk lts virt", r"\bapk add\b|\d-0-(?:lts|virt)\b", "apk add|-0-lts|-0-virt"),
+    # Last, what a person says of the system, but not of an image.
+    *(
+        _sign(
+            family,
+            words,
+            rf"(?<![:/\w.-])(?:{said})\b(?![\w.-]*(?:'s)? (?:image|container|base|docker|pod))",
+        )
+        for family, words, said in (
+            (
+                "ubuntu",
+                "ubuntu kubuntu",
+                r"k?ubuntu(?: server| desktop)?,? ?(?:1[468]|2[0246])\.(?:04|10)",
+            ),
+            ("debian", "debian", r"debian(?: gnu/linux)? ?(?:8|9|1[0-3])"),
+            ("fedora", "fedora", r"fedora(?: linux| workstation| server)? ?(?:3[0-9]|4[0-9])"),
+            (
+                "rhel",
+                "centos rocky rockylinux almalinux rhel",
+                r"(?:centos|rocky ?linux|rocky|almalinux|rhel)(?: linux| stream)? ?(?:[6789]|10)",
+            ),
+            ("rhel", "yum", r"yum (?:-y )?(?:install|update|upgrade)"),
+            ("suse", "leap tumbleweed", r"(?:leap|tumbleweed)"),
+        )
+    ),
 )
 # Cards are named in capitals: these words decide whether the text is searched for them.
 CARD_WORDS = frozenset(
