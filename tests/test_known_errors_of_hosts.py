@@ -316,6 +316,45 @@ REPORTS = {
         " 22.04 LTS",
         ("nouveau-holds-gpu", "update-initramfs -u"),
     ),
+    "the operator on RKE2": (
+        'rke2, RHEL 8.8\nFailed to create pod sandbox: no runtime for "nvidia" is configured',
+        ("runtime-binary-missing", "rke2/agent/etc/containerd/config.toml.tmpl"),
+    ),
+    "NVIDIA's module for a kernel with AMD in its name": (
+        'I use "sudo dkms install -m nvidia -v 570.86"\nError! Bad return status for module build'
+        " on kernel: 5.13.18-21.09.16.amdgpu.ubuntu (x86_64)",
+        ("dkms-build-failed", "make.log"),
+    ),
+    "a module that does not know kernel 6.12": (
+        "/var/lib/dkms/nvidia/560.35.03/build/nvidia-drm/nvidia-drm-drv.c:207:6: error: 'const"
+        " struct drm_mode_config_funcs' has no member named 'output_poll_changed'",
+        ("dkms-build-failed", "550.135"),
+    ),
+    "a kernel of Arch's other kinds": (
+        "NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver.\nkernel"
+        " `linux-cachyos`",
+        ("driver-not-loaded", "nvidia-open-dkms"),
+    ),
+    "a rootless engine and a toolkit that ignores its settings": (
+        "Rootless, after upgrading nvidia-container-toolkit from version 1.17.8-1 to 1.18.0-1:\n"
+        "bpf_prog_query(BPF_CGROUP_DEVICE) failed: operation not permitted",
+        ("rootless-cgroups", "1.17.9"),
+    ),
+    "a kernel that knows no device rules": (
+        "ubuntu 22.04 on my jetson nano (4.9.253-tegra)\nrunc create failed: error setting cgroup"
+        " config for procHooks process: bpf_prog_query(BPF_CGROUP_DEVICE) failed: function not"
+        " implemented: unknown.",
+        ("kernel-without-cgroup-bpf", "unified_cgroup_hierarchy=0"),
+    ),
+    "a power supply that is too weak": (
+        "The whole machine crashes and restarts when I train nnU-Net on the MSI RTX 3090",
+        ("machine-switches-off-in-words", "nvidia-smi -pl"),
+    ),
+    "a daemon without its driver": (
+        "nvidia-persistenced failed to initialize. Check syslog for more details.\nNVIDIA-SMI has"
+        " failed because it couldn't communicate with the NVIDIA driver.\nSecureBoot enabled",
+        ("driver-not-loaded", "Enroll MOK"),
+    ),
 }
 
 

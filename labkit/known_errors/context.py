@@ -464,7 +464,7 @@ VALUES = (
         "toolkit",
         "container container1 toolkit cli",
         r"(?:nvidia-container-(?:toolkit|cli)|libnvidia-container\w*|toolkit|cli-version)"
-        r"[ =:(v-]{1,3}(1\.\d{1,2}\.\d{1,2})\b",
+        r"(?:[ =:(v-]{1,3}|[^\n]{0,50} to (?:version )?v?)(1\.\d{1,2}\.\d{1,2})\b",
         "toolkit|nvidia-container|cli-version",
     ),
 )
@@ -516,10 +516,11 @@ FAMILIES = (
     *map(_name_family, _NAMES),
     _sign(
         "arch",
-        "pacman archlinux arch1 arch arch2 zen cachyos lts manjaro",
-        r"\bpacman\b|archlinux|-arch\d|-zen\d-\d{1,2}-zen|-\d{1,2}-cachyos|\d-[1-9]-lts\b"
+        "pacman archlinux arch1 arch arch2 zen cachyos hardened lts manjaro",
+        r"\bpacman\b|archlinux|\blinux-(?:cachyos|zen|hardened)\b|-arch\d"
+        r"|-zen\d-\d{1,2}-zen|-\d{1,2}-cachyos|\d-[1-9]-lts\b"
         r"|-manjaro\b",
-        "pacman|archlinux|-arch|-zen|-cachyos|-lts|-manjaro",
+        "pacman|archlinux|linux-|-arch|-zen|-cachyos|-lts|-manjaro",
     ),
     _sign(
         "suse",
