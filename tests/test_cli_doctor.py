@@ -178,6 +178,21 @@ def test_an_unknown_error_is_quoted_and_ends_with_1(tmp_path, capsys, words):
     assert (json.loads(said.out)["unexplained"] if words else said.out) in (line, "")
 
 
+@pytest.mark.parametrize("words", [[], ["--json"]], ids=["text", "json"])
+def test_an_error_that_is_known_by_its_form_alone_is_no_healthy_log(words, tmp_path, capsys):
+    path = tmp_path / "log"
+    path.write_text(
+        'Traceback (most recent call last):\n  File "train.py", line 4, in main\n'
+        '    raise ValueError("the parts must sum to 1")\nValueError: the parts must sum to 1\n'
+    )
+    assert main(["doctor", "--explain", str(path), *words]) == 1
+    said = capsys.readouterr()
+    assert "ValueError at line 4 of train.py" in said.out
+    assert "does not know the error" in said.err
+    if words:
+        assert json.loads(said.out)["unexplained"]["line_number"] == 1
+
+
 @pytest.mark.parametrize("text", ["", "all is well\n", "step 1\n0 errors, 0 warnings\n"])
 def test_a_log_without_an_error_says_so_and_ends_with_0(tmp_path, capsys, text):
     path = tmp_path / "log"

@@ -96,7 +96,8 @@ def list_checks(arguments: argparse.Namespace) -> int:
 def explain(arguments: argparse.Namespace) -> int:
     """Prints the causes found in the text.
 
-    Without one, it says that the text shows no error (exit 0), or none that is known (exit 1).
+    Without one, it says that the text shows no error (exit 0), or none that is known by more than
+    its form (exit 1).
     After Ctrl-C it explains what standard input brought until then (exit 130).
     """
     from labkit.host.distribution import read_distribution
@@ -111,7 +112,8 @@ def explain(arguments: argparse.Namespace) -> int:
         print_json(explanation.describe(distribution))
     elif explanation.found:
         print(format_explanation(explanation, distribution))
-    failure = None if explanation.found else explanation.failure
+    # What is known only by its form leaves the question open.
+    failure = None if explanation.first else explanation.failure
     if not explanation.found and failure is None:
         if not content.is_text:
             name = "standard input" if arguments.explain == "-" else arguments.explain

@@ -391,6 +391,7 @@ class _Windows:
             text = re.sub(r"%(\w+)%", r"$env:\1", text)
         elif not is_comment:
             text = re.sub(rf"; (?={_COMMANDS})", " & ", text)
+        text = re.sub(r"\bpython3\.(\d{1,2})(?= -m)", r"py -3.\1", text)
         return re.sub(r"\bpython3(?= )", "python", text)
 
     def _list_rules(
@@ -508,6 +509,13 @@ _VERSION = re.compile(
     r"[\\/](?-i:python(?P<dotted>3\.\d{1,2})t?[\\/]|[Pp]ython(?P<plain>3\d{1,2})[\\/]lib[\\/])site-",
     re.IGNORECASE,
 )
+# What says which Python runs: its banner, uv, the launcher of Windows, a report's form, a person.
+_NAMED_VERSION = re.compile(
+    r"(?:^[>$ ]{0,3}|\n[>$ ]{0,3})Python (3\.\d{1,2})\.\d|cpython-(3\.\d{1,2})\.\d"
+    r"|\bPython (3\.\d{1,2})[\d.]* (?:environment|interpreter|\||\()|\bpy -(3\.\d{1,2})\b"
+    r"|\bPython [Vv]ersion\W{1,4}(?:Python )?(3\.\d{1,2})\b"
+    r"|\b(?:am on|using|running|with|installed|have|under|use) [Pp]ython ?(3\.\d{1,2})\b"
+)
 # What follows an environment's folder in a path: its packages, or the file of a program of it, as
 # in /home/ann/venv/bin/torchrun", line 8.
 _AFTER_FOLDER = {
@@ -574,14 +582,20 @@ def list_places(text: str, part: str, most: int) -> list[int]:
 
 
 def find_python_version(text: str) -> str | None:
-    r"""The version of the Python of a text's first path with one.
+    r"""The version of the Python of a text's first path with one, else the one that the text names.
 
     >>> find_python_version(r"C:\Python\Python39\lib\site-packages\torch")
     '3.9'
+    >>> find_python_version("$ python3 --version\nPython 3.14.0")
+    '3.14'
     """
     for at in list_places(text, "site-packages", _MOST_PATHS):
         if found := _VERSION.search(text, max(0, at - _REACH), at + len("site-")):
             return found["dotted"] or f"3.{found['plain'][1:]}"
+    for part in ("ython", "py -3."):
+        for at in list_places(text, part, _MOST_PATHS):
+            if found := _NAMED_VERSION.search(text, max(0, at - _REACH), at + _REACH):
+                return str(found[found.lastindex or 0])
     return None
 
 

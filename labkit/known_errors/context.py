@@ -73,13 +73,14 @@ SIGNS = (
     ),
     _sign(
         "windows",
-        r"winerror dll windows win win10 win11 wddm ps1 vcxproj :\ :/",
+        r"winerror dll windows win win10 win11 win32 wddm ps1 vcxproj :\ :/",
         r"winerror|platform: win(?:dows|-)|\b[a-z]:\\|\.dll\b|\bwin1[01]\b"
         r"|\bwindows (?:home |pro |enterprise |server )?(?:1[01]|20\d\d)\b"
         r"|in wddm mode|\.ps1\b|\b[a-z]:/(?:program files|users/|windows/)|\.vcxproj\b"
-        r"|operating systems?:?\s{1,4}windows\b",
+        r"|operating systems?:?\s{1,4}windows\b|\bos:? {1,3}windows\b|\] on win32\b"
+        r"|\b(?:i'm|i am|am|using|running|have|use) (?:on |a )?windows\b",
         "winerror|platform: win|:\\|.dll|windows |win10|win11|in wddm mode|.ps1"
-        "|:/program files|:/users/|:/windows/|.vcxproj|operating system",
+        "|:/program files|:/users/|:/windows/|.vcxproj|operating system|on win32| windows",
     ),
     _sign(
         "powershell",
@@ -109,9 +110,38 @@ SIGNS = (
         r"macos|darwin|/opt/homebrew|\bmps backend|\bapple m\d|(?:[\s\"'(]|://)/users/[a-z]"
         # Prompts: of zsh on macOS, and of the names that it gives to a machine.
         r"|/library/frameworks/|\b(?:macbook|imac|mac-(?:mini|studio))(?:-pro|-air)?\b"
+        r"|device=mps\b|\bon mps\b"
         r"|^[\w.-]{1,40}@[\w.-]{1,60} [~/][\w./~-]* % |\bcolima\b|\borbstack\b",
         "macos|darwin|/opt/homebrew|mps backend|apple m|/users/|/library/frameworks/|macbook|imac"
-        "|mac-mini|mac-studio| % |colima|orbstack",
+        "|mac-mini|mac-studio| % |colima|orbstack|device=mps|on mps",
+    ),
+    _sign(
+        "intel-mac",
+        "intel 64 darwin",
+        r"\bintel(?:-based)? (?:i?mac|macbook)\b|\b(?:i?mac|macbook)(?: \w+)? (?:with|\(|, )?"
+        r" ?intel\b|macosx_\d{1,2}_\d{1,2}_x86_64|x86_64-apple-darwin|darwin\S{0,30} x86_64",
+        "intel|macosx_|darwin",
+    ),
+    _sign(
+        "x86-64",
+        "uname 64 amd64",
+        r"uname -m\s{1,4}x86_64|\barchitecture:? +x86_64",
+        "uname -m|architecture",
+    ),
+    # A Python of 32 bits, by its banner or its folder.
+    _sign(
+        "python-32",
+        "32 32bit",
+        r"\b32[ -]bit \(intel\)|python3\d{1,2}-32\b|\b32-?bit python",
+        "32 bit|32-bit|32bit|-32",
+    ),
+    # A build of torch for the CPU: of its version, of conda's list, or without a CUDA.
+    _sign(
+        "cpu-build",
+        "none cpu cpuonly",
+        r"\d\+cpu\b|version\.cuda\){0,2}\W{1,12}none\b|used to build pytorch: none|_cpu_\w{0,20}\d"
+        r"|\bcpuonly\b",
+        "+cpu|version.cuda|to build pytorch|_cpu_|cpuonly",
     ),
     _sign("colima", "colima", r"\bcolima\b"),
     _sign("stub", "127", r"\b127\.0\.0\.53\b", "127.0.0.53"),
@@ -229,6 +259,7 @@ SIGNS = (
         r"\boci runtime|docker[- :]|/\.dockerenv|containerd|podman|kubelet|\bpods?\b"
         r"|root@[0-9a-f]{12}:",
     ),
+    _sign("gpus-option", "gpus gpu nvidia", r"--gpus\b|nvidia\.com/gpu|runtime[= ]nvidia"),
     _sign("fresh", "run", r"\b(?:docker|podman|nerdctl)(?: container)? run\b"),
     _sign(
         "k8s",
@@ -266,6 +297,27 @@ SIGNS = (
         " hipblaslt amd",
         r"\brocm|\d\\+rocm|\bhip\b|amdgpu|/dev/kfd|\bgfx1\d{3}|_hipblas|\bamd linux\b",
         "rocm|hip|amdgpu|/dev/kfd|gfx1|amd linux",
+    ),
+    _sign("rdna4", "rx gfx1200 gfx1201", r"\brx ?90[67]0|gfx120[01]", "rx |rx9|gfx120"),
+    _sign(
+        "rdna3",
+        "rx gfx1100 gfx1101 gfx1102 gfx1103 780m 760m 740m",
+        r"\brx ?7[6-9]\d0|gfx110[0-3]|\b7[468]0m\b",
+        "rx |rx7|gfx110|0m",
+    ),
+    _sign(
+        "rdna2",
+        "rx gfx1030 gfx1031 gfx1032 gfx1034 gfx1035 gfx1036 680m 660m",
+        r"\brx ?6[3-9]\d0|gfx103\d|\b6[68]0m\b",
+        "rx |rx6|gfx103|0m",
+    ),
+    # Cards that no build of torch for ROCm of today has code for.
+    _sign(
+        "gcn",
+        "rx wx vega gfx803 gfx900 gfx902 r9",
+        r"\brx ?(?:4[678]0|5[5-9]0)\b|gfx(?:80[123]|90[02])\b|\bwx ?[2-9]100"
+        r"|\bvega ?(?:3|8|11|56|64)\b",
+        "rx |rx4|rx5|gfx80|gfx90|wx|vega",
     ),
     _sign("strix", "gfx1151 strix 8060s", r"gfx1151|strix halo|8060s"),
     _sign(
@@ -449,6 +501,12 @@ VALUES = (
         "+cu|+cpu",
     ),
     _sign(
+        "index",
+        "whl",
+        r"pytorch\.org/whl/(?:nightly/)?(cu\d{3}|cpu|rocm[\d.]+|xpu)\b",
+        "pytorch.org/whl/",
+    ),
+    _sign(
         "release",
         "torch cu118 cu121 cu124 cu126 cu128 cu129 cu130 cu132 cpu",
         r"(?:(?<=collecting torch==)|\b(?=2\.\d{1,2}\.\d\+c(?:pu|u\d{3})\b))(2\.\d{1,2}\.\d)\b",
@@ -585,11 +643,28 @@ CARD_WORDS = frozenset(
     b" k40".split()
 )
 PYTHON_WORDS = (b"packages", b"embeded", b"embedded", b"portable", b"bin", b"scripts")
+VERSION_WORDS = (b"packages", b"python", b"cpython", b"py")
 CARD = re.compile(
     r"\b(?:NVIDIA )?(?:GeForce )?(?:(?:RTX|GTX|GT|TITAN)(?: PRO)? ?[A-Z]?\d{2,4}(?: Ti)?(?: SUPER)?"
     r"|(?:Tesla|Quadro|GRID)(?: RTX)? [A-Z]?\d{1,4}|[PVAHBLKT]\d{1,3}S?\b(?= |-))"
     r"|\bNVIDIA [PVAHBLKT]\d{1,3}S?\b"
 )
+
+# Conditions that several others make together, without those of the second set.
+_TOGETHER = {
+    "intel-mac": ({"mac", "x86-64"}, set[str]()),
+    "conda-cpu": ({"conda", "cpu-build"}, {"rocm", "mac"}),
+    "radeon-windows": ({"radeon", "on-windows"}, {"rocm"}),
+    "fresh-no-gpus": ({"fresh", "docker-there"}, {"gpus-option", "torch-cpu"}),
+    "driver-no-build": ({"driver-there"}, {"cuda-build", "rocm", "mac"}),
+    "windows-no-build": ({"on-windows"}, {"cuda-build", "rocm", "amd-windows"}),
+}
+# Indexes of PyTorch's that get no new release.
+OLD_INDEXES = frozenset(f"cu{each}" for each in (102, 110, 111, 113, 115, 116, 117, 118, 121, 124))
+# Wheels of the field come late for a Python from this minor version on, and end at an old one.
+NEW_PYTHON, OLD_PYTHON = 13, 9
+# Which GPU of AMD's generation has code in ROCm's libraries, for the others of it.
+_OVERRIDES = {"rdna3": "11.0.0", "rdna2": "10.3.0", "strix": "11.0.0"}
 
 
 @dataclass
@@ -617,7 +692,7 @@ class Context:
             self.family = next(families, None)
         if self.python is None and any(word in words for word in PYTHON_WORDS):
             self.python = find_python(text)
-        if self.python_version is None and any(word in words for word in PYTHON_WORDS):
+        if self.python_version is None and any(word in words for word in VERSION_WORDS):
             self.python_version = find_python_version(text)
         if "card" not in self.values and any(word in words for word in CARD_WORDS):
             names = (found[0] for found in CARD.finditer(text))
@@ -662,8 +737,25 @@ class Context:
                 conditions.add("dropped")
         if "toolkit" in self.values:
             conditions.add(f"toolkit-{self.values['toolkit'].replace('.', '-')}")
-        if "torch" in self.values:
-            conditions.add(f"torch-{self.values['torch']}")
+        if build := self.values.get("torch"):
+            conditions |= {f"torch-{build}"} | ({"cuda-build"} if build != "cpu" else set())
+            if build in NEEDS and driver and driver < NEEDS[build].driver:
+                conditions.add("driver-below-torch")
+        if driver:
+            conditions.add("driver-there")
+        if self.system == "windows":
+            conditions.add("on-windows")
+        conditions |= {
+            name
+            for name, (needed, barred) in _TOGETHER.items()
+            if needed <= conditions and not barred & conditions
+        }
+        if self.values.get("index", "cu130") in OLD_INDEXES:
+            conditions.add("old-index")
+        if self.python_version:
+            minor = int(self.python_version.partition(".")[2])
+            conditions |= {"python-new"} if minor >= NEW_PYTHON else set()
+            conditions |= {"python-old"} if minor <= OLD_PYTHON else set()
         return conditions
 
     @property
@@ -673,6 +765,10 @@ class Context:
     def list_values(self) -> Mapping[str, str]:
         """The values for the placeholders of causes and fixes."""
         values = dict(self.values)
+        if self.python_version:
+            values["python"] = self.python_version
+        if generation := next((each for each in _OVERRIDES if each in self.signs), None):
+            values["hsa"] = _OVERRIDES[generation]
         if "driver" in values:
             values["branch"] = values["driver"].partition(".")[0]
         if self.capability:
@@ -718,6 +814,46 @@ class Context:
             self._driver_branch,
             "blackwell" in self.list_conditions(),
         )
+
+
+_NUMBER = re.compile(r"\d+(?:\.\d+)*")
+
+
+def compare_versions(values: Mapping[str, str]) -> str | None:
+    """Whether the version asked for (``wanted``) is before the ``first`` one or after the ``last``.
+
+    ``wanted-older`` or ``wanted-newer``, the name of a variant; None if neither or unknown.
+    """
+    wanted, first = _read_version(values.get("wanted")), _read_version(values.get("first"))
+    last = _read_version(values.get("last")) or first
+    if not wanted or not first or not last:
+        return None
+    return "wanted-older" if wanted < first else "wanted-newer" if wanted > last else None
+
+
+def _read_version(text: str | None) -> tuple[int, ...] | None:
+    found = _NUMBER.search((text or "").partition("==")[2] or text or "")
+    return tuple(map(int, found[0].split("."))) if found else None
+
+
+# The newest Python that a release of torch has wheels for, by the release from which on it is so.
+_NEWEST_PYTHONS = (
+    ((2, 9), "3.14"),
+    ((2, 6), "3.13"),
+    ((2, 2), "3.12"),
+    ((2, 0), "3.11"),
+    ((1, 11), "3.10"),
+    ((0,), "3.8"),
+)
+
+
+def suit_python(values: Mapping[str, str]) -> Mapping[str, str]:
+    """The newest Python (``suits``) that has the torch that was asked for (``wanted``)."""
+    version = re.match(r"torch==(\d+)\.(\d+)", values.get("wanted", ""))
+    if version is None:
+        return {}
+    asked = (int(version[1]), int(version[2]))
+    return {"suits": next(python for first, python in _NEWEST_PYTHONS if asked >= first)}
 
 
 _UNITS = {"bytes": 1 / 2**30, "kib": 1 / 2**20, "mib": 1 / 2**10, "gib": 1.0, "tib": 1024.0}

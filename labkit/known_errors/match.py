@@ -12,7 +12,7 @@ from labkit.host.distribution import UNKNOWN, Distribution
 from labkit.known_errors import KNOWN_ERRORS
 from labkit.known_errors.block import ErrorPlace
 from labkit.known_errors.catalog import find_status
-from labkit.known_errors.context import Context, judge_memory
+from labkit.known_errors.context import Context, compare_versions, judge_memory, suit_python
 from labkit.known_errors.mention import WARNING
 from labkit.known_errors.model import CERTAINTIES, KnownError
 from labkit.known_errors.parallel import count_workers, read_parallel
@@ -105,7 +105,7 @@ class Explanation:
         return {
             "found": [each.describe(distribution) for each in self.found],
             "unexplained": None
-            if self.found or not self.failure
+            if self.first or not self.failure
             else {"line_number": self.failure.line_number, "line": self.failure.line},
             "read_from_text": {**self.context.values, "signs": sorted(self.context.signs)},
         }
@@ -203,13 +203,15 @@ def _rank_matches(
     found = []
     for error, place in places.items():
         named = {f"{name}-{text}" if text else name for name, text in place.values.items()}
-        if reason := judge_memory(place.values):
-            named.add(reason)
+        named |= {name.replace(".", "-") for name in named}
+        reasons = (judge_memory(place.values), compare_versions(place.values))
+        named |= {reason for reason in reasons if reason}
         named |= {f"{name}-{sign}" for name in named for sign in conditions}
         shown = {
             **values,
             **place.values,
             **_compute_share(place.values),
+            **suit_python(place.values),
             **_read_status(place.values),
         }
         adapted = error.adapt(conditions | named, shown, context.capability)

@@ -100,6 +100,10 @@ _IN_SOURCE = re.compile(
 _NAMES = r"[\w.]{1,80}(?: as \w{1,60})?(?:, ?[\w.]{1,80}(?: as \w{1,60})?){0,20}"
 _IMPORT = re.compile(rf"{_MARGIN}(?:from [\w.]{{1,80}} )?import {_NAMES}(?:,|,? \\\\)?$")
 _LITERAL = re.compile(rf"{_MARGIN}(?P<kind>[rb]?f?)[\"'].*[\"'](?P<end>\s*[,)%.]?.{{0,40}})$")
+# A person's quote of an exception, as Python prints it: source has no such name in its strings.
+_QUOTED_ERROR = re.compile(
+    rf"{_MARGIN}\"(?:\w{{1,40}}\.){{0,5}}[A-Z]\w{{0,40}}(?:Error|Exception|Warning): "
+)
 # The last argument of a call in C++ or JavaScript.
 _LAST_ARGUMENT = re.compile(r"\s*\"[^\"]*\"\s?\);(?:\s*\\)?$")
 _NAME_IN_LIST = re.compile(rf"{_MARGIN}[\"']?[\w.]{{1,80}}[\"']?,$")
@@ -120,7 +124,11 @@ def is_source(before: str, line: str, above: str, below: str) -> bool:
     ):
         return True
     literal = _LITERAL.match(line.partition("\n")[0])
-    if literal is None or not re.fullmatch(rf"{_MARGIN}[rb]?f?[\"'].*", before):
+    if (
+        literal is None
+        or _QUOTED_ERROR.match(line)
+        or not re.fullmatch(rf"{_MARGIN}[rb]?f?[\"'].*", before)
+    ):
         return False
     if "f" in literal["kind"]:
         return True
@@ -247,7 +255,8 @@ PROGRESS = re.compile(
     r"|\bsuccessfully (?:installed|built|downloaded|connected|pulled|registered|started|synced"
     r"|joined|loaded|initialized)|requirement already satisfied"
     # What a wait for a service ends with: `until curl ...`, wait-for-it, nc, a health check.
-    r"|(?<!not )\bis (?:now )?(?:up|ready|healthy|alive|reachable|available|accepting)\b"
+    r"|(?<!not )(?<!image )(?<!gpu )(?<!device )\bis (?:now )?"
+    r"(?:up|ready|healthy|alive|reachable|available|accepting)\b"
     r"(?! to)(?!.{0,4}\?)"
     r"|\bhttp/[\d.]{1,3} 20\d|\b200 ok\b|\"?status\"?: ?\"(?:ok|up|ready|healthy|alive)\""
     r"|\bready (?:after|in) \d|\bconnected to \S|\bconnection to .{1,80} succeeded"

@@ -1,0 +1,184 @@
+"""What a log of Python and torch says of them chooses cause and fix: version, build, system."""
+
+from __future__ import annotations
+
+import pytest
+
+from labkit.host.distribution import UNKNOWN
+from labkit.known_errors.commands import find_python_version
+from labkit.known_errors.context import compare_versions, suit_python
+from labkit.known_errors.match import explain_text, format_explanation
+
+NONE = "ERROR: Could not find a version that satisfies the requirement {} (from versions: {})\n"
+ASKED = "torch.cuda.is_available()"
+HIP = "RuntimeError: HIP error: invalid device function\n"
+ABI = "Because torch==2.3.0+cu121 has no wheels with a matching Python ABI tag and you require it"
+LISTED = (
+    "error: Distribution `torch==2.5.1 @ registry+https://example.org/whl/cu124` can't be installed"
+    " because it doesn't have a source distribution or wheel for the current platform\n\nhint: You"
+    " only has wheels for the following platform: `linux_aarch64`"
+)
+TOKENS = (
+    'File "/v/transformers/tokenization_utils_base.py", line 1, in'
+    " _set_model_specific_special_tokens\n  x = list(special_tokens.keys())\n     ^^^^^^\n"
+    "AttributeError: 'list' object has no attribute 'keys'"
+)
+
+
+def show_first(text):
+    """The first cause with its fix, as they are shown."""
+    return format_explanation(explain_text(text), UNKNOWN).partition("\n\n")[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (
+            f"C:\\x>py -3.14 -m pip install torch\n{NONE.format('torch', 'none')}",
+            "py -3.12 -m venv",
+        ),
+        (f"Python 3.13.1\n{NONE.format('torch', 'none')}", "too new for them"),
+        (f"Python 3.7.9\n{NONE.format('torch', 'none')}", "too old"),
+        (
+            f"Python 3.11.2 [MSC v.1934 32 bit (Intel)] on win32\n{NONE.format('torch', 'none')}",
+            "winget install --architecture x64 Python.Python.3.12",
+        ),
+        (NONE.format("torch==1.13.1", "none"), "python3.10 -m venv"),
+        (
+            f"Looking in indexes: https://download.pytorch.org/whl/cu121\n"
+            f"{NONE.format('torch', 'none')}",
+            "index cu121 gets no new torch",
+        ),
+        (f"macOS\n$ uname -m\nx86_64\n{NONE.format('torch', 'none')}", "'torch==2.2.2'"),
+        (NONE.format("torch==2.4.0", "2.2.0, 2.2.1, 2.2.2"), "'torch==2.2.2'"),
+        (NONE.format("torch==1.13.1", "2.6.0, 2.7.0"), "too new for torch==1.13.1"),
+        (NONE.format("torch==2.1.0", "1.0.0, 1.13.1"), "python3.11 -m venv"),
+        (NONE.format("scipy==1.5.4", "1.9.2, 1.10.0"), "pip install 'scipy>=1.9.2'"),
+        (f"Using Python 3.13.0 environment at .venv\n{ABI}", "uv venv --python 3.12"),
+        (LISTED, "uv lock --upgrade-package torch"),
+    ],
+)
+def test_a_torch_that_is_not_there_names_the_python_that_has_it(text, said):
+    assert said in show_first(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (f">>> {ASKED}\nFalse", "torch sees no GPU"),
+        (f">>> print(torch.__version__)\n2.9.1+cpu\n>>> {ASKED}\nFalse", "build for the CPU"),
+        (f'print("CUDA:", {ASKED})\nCUDA: False', "torch sees no GPU"),
+        (f"{ASKED} always returns False\nDriver Version: 566.36", "the driver works"),
+        (f"{ASKED} gives False, I am on Windows", "pip's own index has no other"),
+        (f"{ASKED} returns False\n2.9.0+cu130\nDriver Version: 550.54", "too old for this build"),
+        (f"MacBook Pro M2: {ASKED} returns False", 'device = "mps"'),
+        (f"Radeon RX 6700 XT\n{ASKED} is False", "whl/rocm"),
+        (f"$ conda list\npytorch 2.4.0 py3.11_cpu_0\n>>> {ASKED}\nFalse", "conda remove -y"),
+        (
+            f'$ docker run -it pytorch/pytorch python -c "print({ASKED})"\nFalse',
+            "docker run --gpus all",
+        ),
+    ],
+)
+def test_a_gpu_that_torch_does_not_see_is_blamed_on_what_the_text_shows(text, said):
+    assert said in show_first(text)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        f"use = {ASKED}\nloader = DataLoader(data, pin_memory=False)",
+        f'device = "cuda" if {ASKED} else "cpu"\nshuffle=False',
+        f"{ASKED} is True",
+    ],
+)
+def test_a_program_that_asks_for_a_gpu_is_no_report(source):
+    assert explain_text(source).found == ()
+
+
+@pytest.mark.parametrize(
+    ("card", "said"),
+    [
+        ("AMD Radeon RX 7600 XT", "HSA_OVERRIDE_GFX_VERSION=11.0.0"),
+        ("RX6600", "HSA_OVERRIDE_GFX_VERSION=10.3.0"),
+        ("AMD Radeon RX 9070", "whl/rocm7.0"),
+        ("AMD Radeon (TM) Pro WX 5100 Graphics", "--cpu"),
+        ("gfx1151", "HSA_OVERRIDE_GFX_VERSION=11.0.0"),
+        ("RX 7900 and ollama", "HSA_OVERRIDE_GFX_VERSION=11.0.0 ollama serve"),
+    ],
+)
+def test_an_amd_card_gets_the_code_of_its_own_generation(card, said):
+    assert said in show_first(HIP + card).partition("try: ")[2].partition("\n")[0]
+
+
+def test_a_mac_is_told_to_remove_xformers():
+    text = "Error on MPS M2\nNo operator found for `memory_efficient_attention_forward` with inputs"
+    assert "pip uninstall -y xformers" in show_first(text)
+
+
+def test_a_tokenizer_of_transformers_5_is_known_below_the_carets_of_a_new_python():
+    assert "transformers>=5" in show_first(TOKENS)
+
+
+@pytest.mark.parametrize(
+    ("text", "version"),
+    [
+        ("Python version: 3.10.15 (main)", "3.10"),
+        ("Found `cpython-3.13.0-windows-x86_64-none`", "3.13"),
+        ("I am using Python 3.14 on Arch", "3.14"),
+        ("this needs Python 3.10 or newer", None),
+        ("Python 3.9.1\n/v/lib/python3.12/site-packages/x.py", "3.12"),
+    ],
+)
+def test_the_python_that_runs_is_read_from_what_it_says_of_itself(text, version):
+    assert find_python_version(text) == version
+
+
+@pytest.mark.parametrize(
+    ("wanted", "first", "last", "reason"),
+    [
+        ("torch==1.13.1", "2.6.0", "2.10.0", "wanted-older"),
+        ("torch==2.10.0", "1.0", "2.9.1", "wanted-newer"),
+        ("torch==2.7.0", "2.6.0", "2.10.0", None),
+        ("torch==2.7.0", "2.2.2", "", "wanted-newer"),
+        ("torch", "2.6.0", "2.7.0", None),
+    ],
+)
+def test_a_version_is_compared_with_those_that_are_there(wanted, first, last, reason):
+    assert compare_versions({"wanted": wanted, "first": first, "last": last}) == reason
+
+
+@pytest.mark.parametrize(
+    ("wanted", "python"),
+    [("torch==1.7.0", "3.8"), ("torch==2.1.2", "3.11"), ("torch==2.13.0", "3.14"), ("x", None)],
+)
+def test_a_release_of_torch_has_a_newest_python(wanted, python):
+    assert suit_python({"wanted": wanted}).get("suits") == python
+
+
+RETRY = (
+    "[rank3]:[W529 10:12:31.113 socket.cpp:755] [c10d] The client socket has failed to connect to"
+    " [node0]:29500 (errno: 111 - Connection refused). Retrying...\n"
+)
+
+
+def test_a_rank_that_waits_for_the_first_one_is_no_error_once_the_run_starts():
+    assert explain_text(RETRY + "step 1 loss 2.31\n").found == ()
+    assert (
+        explain_text(RETRY + "torch.OutOfMemoryError: CUDA out of memory. x\n").first.line_number
+        == 2
+    )
+    timed_out = RETRY + "DistNetworkError: The client socket has timed out after 60000ms\n"
+    assert explain_text(timed_out).first.error.name == "rendezvous-failed"
+
+
+def test_two_quoted_errors_are_no_source():
+    full, other = (
+        "CUDA out of memory. Tried",
+        "no kernel image is available for execution on the device",
+    )
+    text = (
+        f'>>>   "torch.cuda.OutOfMemoryError: {full}"\n>>>   "RuntimeError: CUDA error: {other}"\n'
+    )
+    found = [each.error.name for each in explain_text(text).found]
+    assert sorted(found) == ["gpu-memory-full", "no-architecture"]
