@@ -182,3 +182,37 @@ def test_two_quoted_errors_are_no_source():
     )
     found = [each.error.name for each in explain_text(text).found]
     assert sorted(found) == ["gpu-memory-full", "no-architecture"]
+
+
+COULD_NOT = "RuntimeError: Couldn't install torch.\n"
+INPLACE = (
+    "RuntimeError: one of the variables needed for gradient computation has been modified by an"
+    " inplace operation: [torch.cuda.FloatTensor [4, 4]] is at version 4; expected version 3\n"
+)
+STEP = "RuntimeError: GemmaRMSNorm failed with error code no kernel image is available for"
+NO_KERNEL = "no kernel image is available for execution on the device\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (f"C:\\sd\\launch.py\n{COULD_NOT}", "& rmdir /s /q venv & py -3.10 -m venv venv"),
+        (COULD_NOT, "python3.10 -m venv venv && ./webui.sh"),
+        ("RuntimeError: Couldn't clone Stable Diffusion.", "STABLE_DIFFUSION_REPO=https"),
+        ("Unable to load cuSPARSE. Is it installed?\njax_plugins/xla_cuda12/x", "'jax[cuda12]'"),
+        (f"trained by DistributedDataParallel\n{INPLACE}", "broadcast_buffers=False"),
+        (INPLACE, "an optimizer took its step"),
+        (
+            "T.__init__() got an unexpected keyword argument 'eval_strategy'",
+            "before transformers 4.41",
+        ),
+        (f"RTX 2080\n{STEP} execution on the device", "torch is not to blame"),
+        (f"torch 2.7.1+cu128 on an RTX 5090\n{NO_KERNEL}", "a compiled package beside it"),
+        (f"torch 2.6.0+cu126 on an RTX 5090\n{NO_KERNEL}", "this torch has no code for sm_120"),
+        ("torch==2.7.1+xpu\nProcess finished with exit code -1073741819 (0xC0000005)", "whl/xpu"),
+        ("DLL load failed while importing _ctypes: not found.", "a part of Python itself"),
+        ("GRID A100-40C\nRuntimeError: NCCL error: unhandled cuda error", "enable_uvm"),
+    ],
+)
+def test_what_else_the_text_says_names_the_cause(text, said):
+    assert said in show_first(text)

@@ -350,7 +350,7 @@ _PODMAN: _Replacements = (
 
 _COMMANDS = (
     r"(?:(?:python3?|pip|torchrun|ollama|uv|conda|cmake|make|accelerate|vllm|docker|comfy|pixi|nvcc"
-    r"|julia|node|npm|nvidia-smi|set|git|hf|echo|dir|type|wsl|\.venv)\b|\$env:"
+    r"|julia|node|npm|nvidia-smi|set|git|hf|echo|dir|type|wsl|py|rmdir|winget|\.venv)\b|\$env:"
     r"|<the (?:command|program|build)|\./|[\w.-]+\.(?:py|exe)\b)"
 )
 _PROGRAM = rf"(?={_COMMANDS})"
@@ -400,7 +400,7 @@ class _Windows:
         shell = self._powershell
         rules: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [
             (rf"{_START}export (?P<all>{_ASSIGNMENTS})", self._set),
-            (rf"{_START}(?P<all>{_ASSIGNMENTS}){_PROGRAM}", self._set_first),
+            (rf"{_START}(?P<all>(?:[A-Za-z]\w*={_VALUE} )+){_PROGRAM}", self._set_first),
             (rf"{_START}unset (?P<all>[A-Za-z_]+(?: [A-Z]\w+| \w+_proxy)*)", self._unset),
             (rf"{_START}(?:source |\. )?\.venv/bin/activate", r".venv\\Scripts\\activate"),
             (r"\.venv/bin/", r".venv\\Scripts\\"),

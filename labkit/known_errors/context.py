@@ -352,9 +352,9 @@ SIGNS = (
     _sign("cpu-manager", "cpu cpumanagerpolicy", r"cpu-?manager-?policy\W{1,4}static"),
     _sign(
         "intel-gpu",
-        "i915 openvino arc cldnn",
-        r"\bi915\b|openvino|cldnn|\barc [ab]\d{3}",
-        "i915|openvino|cldnn|arc a|arc b",
+        "i915 openvino arc cldnn xpu",
+        r"\bi915\b|openvino|cldnn|\barc [ab]\d{3}|\d\+xpu\b|\btorch\.xpu\b",
+        "i915|openvino|cldnn|arc a|arc b|+xpu|torch.xpu",
     ),
     _sign(
         "void",
@@ -457,7 +457,11 @@ SIGNS = (
     ),
     # The trainer of LoRA behind kohya_ss and others.
     _sign("sd-scripts", "scripts", r"sd-scripts[\\/]"),
-    _sign("distributed", "torchrun elastic rank nccl", r"torchrun|elastic|local_rank|\bnccl\b"),
+    _sign(
+        "distributed",
+        "torchrun elastic rank nccl ddp distributeddataparallel",
+        r"torchrun|elastic|local_rank|\bnccl\b|\bddp\b|distributeddataparallel",
+    ),
     _sign("vllm", "vllm", r"vllm"),
     _sign("unsloth", "unsloth", r"unsloth"),
     _sign("comfyui", "comfyui comfy", r"comfyui"),
@@ -511,6 +515,12 @@ VALUES = (
         "torch cu118 cu121 cu124 cu126 cu128 cu129 cu130 cu132 cpu",
         r"(?:(?<=collecting torch==)|\b(?=2\.\d{1,2}\.\d\+c(?:pu|u\d{3})\b))(2\.\d{1,2}\.\d)\b",
         "+cu|+cpu|collecting torch==",
+    ),
+    _sign(
+        "jaxcuda",
+        "jax xla_cuda12 xla_cuda13 cuda12 cuda13",
+        r"(?:jax\[|xla_|jax-)(cuda1[23])\b",
+        "jax[cuda|xla_cuda|jax-cuda",
     ),
     _sign(
         "kernel",
@@ -722,41 +732,49 @@ class Context:
 
     def list_conditions(self) -> set[str]:
         """The names that a variant of a known error can ask for."""
-        conditions = set(self.signs)
+        conditions = self.signs | self._judge_gpu() | self._judge_python()
         if self.family:
             conditions.add(self.family)
-        driver = self._driver_branch
-        if driver and driver < OLDEST_KEPT:
-            conditions.add("old-branch")
-        if driver and driver < NEEDS["cu130"].driver:
-            conditions.add("cuda12-driver")
-        if self.capability:
-            conditions.add(name_architecture(self.capability).lower())
-            conditions.add("legacy" if self.capability < (7, 5) else "current")
-            if driver and is_dropped(self.capability, driver):
-                conditions.add("dropped")
         if "toolkit" in self.values:
             conditions.add(f"toolkit-{self.values['toolkit'].replace('.', '-')}")
-        if build := self.values.get("torch"):
-            conditions |= {f"torch-{build}"} | ({"cuda-build"} if build != "cpu" else set())
-            if build in NEEDS and driver and driver < NEEDS[build].driver:
-                conditions.add("driver-below-torch")
-        if driver:
-            conditions.add("driver-there")
         if self.system == "windows":
             conditions.add("on-windows")
-        conditions |= {
+        return conditions | {
             name
             for name, (needed, barred) in _TOGETHER.items()
             if needed <= conditions and not barred & conditions
         }
-        if self.values.get("index", "cu130") in OLD_INDEXES:
-            conditions.add("old-index")
-        if self.python_version:
-            minor = int(self.python_version.partition(".")[2])
-            conditions |= {"python-new"} if minor >= NEW_PYTHON else set()
-            conditions |= {"python-old"} if minor <= OLD_PYTHON else set()
-        return conditions
+
+    def _judge_gpu(self) -> set[str]:
+        """The conditions of the GPU, its driver and the build of torch."""
+        driver, build = self._driver_branch or 0, self.values.get("torch", "")
+        facts = {
+            "driver-there": bool(driver),
+            "old-branch": 0 < driver < OLDEST_KEPT,
+            "cuda12-driver": 0 < driver < NEEDS["cu130"].driver,
+            "cuda-build": build not in ("", "cpu"),
+            f"torch-{build}": bool(build),
+            "driver-below-torch": build in NEEDS and 0 < driver < NEEDS[build].driver,
+            "old-index": self.values.get("index") in OLD_INDEXES,
+        }
+        if capability := self.capability:
+            facts[name_architecture(capability).lower()] = True
+            facts["legacy"], facts["current"] = capability < (7, 5), capability >= (7, 5)
+            facts["torch-fits"] = has_code(build, capability)
+            facts["dropped"] = driver > 0 and is_dropped(capability, driver)
+        return {name for name, holds in facts.items() if holds}
+
+    def _judge_python(self) -> set[str]:
+        if self.python_version is None:
+            return set()
+        minor = int(self.python_version.partition(".")[2])
+        return (
+            {"python-new"}
+            if minor >= NEW_PYTHON
+            else {"python-old"}
+            if minor <= OLD_PYTHON
+            else set()
+        )
 
     @property
     def _driver_branch(self) -> int | None:
@@ -814,6 +832,12 @@ class Context:
             self._driver_branch,
             "blackwell" in self.list_conditions(),
         )
+
+
+def has_code(build: str, capability: Capability) -> bool:
+    """True if every torch of this build has code for the GPU, as far as that is certain."""
+    oldest = {7: "cu118", 8: "cu118", 9: "cu118", 10: "cu128", 12: "cu128"}.get(capability[0])
+    return bool(oldest) and capability >= (7, 5) and build.startswith("cu") and build >= str(oldest)
 
 
 _NUMBER = re.compile(r"\d+(?:\.\d+)*")
