@@ -665,7 +665,7 @@ def test_an_exception_of_one_rank_stands_above_what_the_others_report(log, ranke
         pytest.param(
             "ValueError: Free memory on device (1.0/24.0 GiB) on startup is less than desired GPU"
             " memory utilization (0.9, 21.6 GiB).",
-            "--gpu-memory-utilization <less than the free share>",
+            "end those that are yours (a server",
             id="no share of a full GPU",
         ),
     ],

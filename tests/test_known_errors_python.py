@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from labkit.host.distribution import UNKNOWN
-from labkit.known_errors.commands import find_python_version
+from labkit.known_errors.commands import find_built_package, find_python_version
 from labkit.known_errors.context import compare_versions, suit_python
 from labkit.known_errors.match import explain_text, format_explanation
 
@@ -216,3 +216,74 @@ NO_KERNEL = "no kernel image is available for execution on the device\n"
 )
 def test_what_else_the_text_says_names_the_cause(text, said):
     assert said in show_first(text)
+
+
+NO_HOME = (
+    "OSError: CUDA_HOME environment variable is not set. Please set it to your install root.\n"
+)
+LOW = "ValueError: Free memory on device ({}/79.3 GiB) on startup is less than desired GPU memory"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (
+            f"{NO_HOME}Cuda compilation tools, release 12.6, V12.6.20",
+            "CUDA_HOME=/usr/local/cuda-12.6",
+        ),
+        (f"$ python setup.py install\n{NO_HOME}", "export CUDA_HOME=/usr/local/cuda PATH"),
+        (
+            f"/opt/miniconda3/x\n$ pip install -v .\n{NO_HOME}",
+            "conda install -y -c nvidia cuda-tool",
+        ),
+        (NO_HOME, "--only-binary"),
+        (
+            "llama-cpp-python on Tesla P100\nCUDA kernel flash_attn_tile has no device code"
+            " compatible with CUDA arch 520.\nCUDA error: unspecified launch failure",
+            "-DCMAKE_CUDA_ARCHITECTURES=60",
+        ),
+        ("/b/llama.cpp/ggml/src/ggml-cuda/fattn.cu:328: fatal error", "--flash-attn off"),
+        ("expected mat1 and mat2 to have the same dtype, but got: c10::Half != float", "dtype"),
+        (
+            "ImportError: cannot import name 'LocalEntryNotFoundError' from 'huggingface_hub'",
+            "--upgrade huggingface_hub",
+        ),
+        ("torch 2.3.1+cu121\nCould not locate cudnn_ops64_9.dll.", "wants cuDNN 9"),
+        ("torch 2.6.0+cu124\nCould not locate cudnn_ops64_9.dll.", "nvidia/cudnn/lib"),
+        (
+            "nvcr.io/nvidia/pytorch:23.07-py3\nValueError: FSDP requires PyTorch >= 2.1.0",
+            "counts as older than 2.1.0",
+        ),
+        (f"{LOW.format('0.49')} utilization", "end those that are yours (a server"),
+        (f"{LOW.format('40.1')} utilization", "--gpu-memory-utilization 0.48"),
+    ],
+)
+def test_what_is_there_is_named_before_what_is_to_be_installed(text, said):
+    assert said in show_first(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "package"),
+    [
+        ("ERROR: Failed to build 'flash-attn' when getting requirements to build", "flash-attn"),
+        (
+            'File "/tmp/pip-install-v8s9w7i/causal_conv1d_67edd227d98e40fdb7686c3e/setup.py"',
+            "causal-conv1d",
+        ),
+        ("ERROR: Failed building wheel for llama-cpp-python\nx", "llama-cpp-python"),
+        ("Failed to build installable wheels for some based projects (a-b)", "a-b"),
+        ("  x-1.0.tar.gz\n  y_z-2.1.tar.gz\n  Preparing metadata ... error\n w-3.tar.gz", "y-z"),
+        ("Failed to build the image", None),
+    ],
+)
+def test_the_package_whose_build_fails_is_named(text, package):
+    assert find_built_package(text) == package
+
+
+def test_a_build_without_torch_names_its_package_in_the_fix():
+    text = (
+        "  Using cached flash_attn-2.8.3.tar.gz (8 MB)\n  Getting requirements to build ... error\n"
+    )
+    assert "pip install flash-attn --no-build-isolation" in show_first(
+        f"{text}  ModuleNotFoundError: No module named 'torch'\nerror: metadata-generation-failed"
+    )

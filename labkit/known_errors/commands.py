@@ -516,6 +516,7 @@ _NAMED_VERSION = re.compile(
     r"|\bPython [Vv]ersion\W{1,4}(?:Python )?(3\.\d{1,2})\b"
     r"|\b(?:am on|using|running|with|installed|have|under|use) [Pp]ython ?(3\.\d{1,2})\b"
 )
+_BUILD_FAILS = ("... error", "metadata-generation-failed", "did not run successfully")
 # What follows an environment's folder in a path: its packages, or the file of a program of it, as
 # in /home/ann/venv/bin/torchrun", line 8.
 _AFTER_FOLDER = {
@@ -596,6 +597,35 @@ def find_python_version(text: str) -> str | None:
         for at in list_places(text, part, _MOST_PATHS):
             if found := _NAMED_VERSION.search(text, max(0, at - _REACH), at + _REACH):
                 return str(found[found.lastindex or 0])
+    return None
+
+
+# What pip and uv print of a package whose build fails, and the folder of its source.
+_BUILT = re.compile(
+    r"(?:Failed to build '|^Failed to build (?=[\w.-]{1,40}$)|based projects \("
+    r"|ERROR: Failed building wheel for |× Failed to build `"
+    r"|[\\/]pip-install-\w{6,12}[\\/])(?P<name>[A-Za-z][\w.-]{1,40}?)"
+    r"(?=@|==|'|,|\)| |_[0-9a-f]{20,32}[\\/]|$)",
+    re.MULTILINE,
+)
+_SOURCE = re.compile(r"([A-Za-z][\w.-]{1,40}?)-\d[\w.+]{0,30}\.tar\.gz")
+
+
+def find_built_package(text: str) -> str | None:
+    """The package whose build fails in a text of pip or uv; None if none is named.
+
+    >>> find_built_package("Using cached flash_attn-2.7.2.tar.gz\\nPreparing metadata ... error")
+    'flash-attn'
+    """
+    for part in ("ailed ", "pip-install-"):
+        for at in list_places(text, part, _MOST_PATHS):
+            if found := _BUILT.search(text, max(0, at - _REACH), at + 2 * _REACH):
+                return found["name"].replace("_", "-")
+    end = min((at for at in map(text.find, _BUILD_FAILS) if at >= 0), default=0)
+    # pip fetches and builds one source after the other.
+    for at in reversed(list_places(text[:end], ".tar.gz", _MOST_PATHS)):
+        if found := _SOURCE.search(text, max(0, at - 2 * _REACH), at + len(".tar.gz")):
+            return found[1].replace("_", "-")
     return None
 
 

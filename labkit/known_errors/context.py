@@ -24,6 +24,7 @@ from labkit.host.torch_builds import NEEDS
 from labkit.known_errors.commands import (
     LogHost,
     System,
+    find_built_package,
     find_python,
     find_python_version,
     list_places,
@@ -443,8 +444,17 @@ SIGNS = (
         "egg_info|requirements to build|preparing metadata|metadata-gen|_for_build|build_meta"
         "|build backend",
     ),
+    # The source of the package lies in the folder where the command runs.
+    _sign(
+        "local-source",
+        "setup install",
+        r"setup\.py (?:install|build|develop|bdist)|pip3? install (?:\S{1,60} ){0,8}\.(?:/|\s|$)"
+        r"|file \"(?!\S{0,30}(?:pip-|/tmp/|\\temp\\))[^\"\n]{1,60}[\\/]setup\.py\"",
+        "setup.py|pip install|pip3 install",
+    ),
     _sign("hyper-v", "hyper hyperv dxgkrnl", r"\bhyper-?v\b|dxgkrnl-dkms", "hyper|dxgkrnl-d"),
     _sign("tcc", "tcc", r"\btcc +\|"),
+    _sign("llama-python", "cpp llama", r"llama[-_]cpp[-_]python|site-packages[\\/]llama_cpp"),
     _sign("llamacpp", "ggml llama cpp gguf cu", r"\bggml[_.-]|llama[._]cpp|llama-(?:cli|server)"),
     _sign("jax", "jax jaxlib xla", r"\bjax(?:lib)?\b|\bxla"),
     _sign("sglang", "sglang", r"sglang"),
@@ -515,6 +525,12 @@ VALUES = (
         "torch cu118 cu121 cu124 cu126 cu128 cu129 cu130 cu132 cpu",
         r"(?:(?<=collecting torch==)|\b(?=2\.\d{1,2}\.\d\+c(?:pu|u\d{3})\b))(2\.\d{1,2}\.\d)\b",
         "+cu|+cpu|collecting torch==",
+    ),
+    _sign(
+        "nvcc",
+        "compilation",
+        r"cuda compilation tools, release (\d{1,2}\.\d)",
+        "compilation tools",
     ),
     _sign(
         "jaxcuda",
@@ -653,6 +669,7 @@ CARD_WORDS = frozenset(
     b" k40".split()
 )
 PYTHON_WORDS = (b"packages", b"embeded", b"embedded", b"portable", b"bin", b"scripts")
+BUILD_WORDS = (b"subprocess", b"metadata", b"failed")
 VERSION_WORDS = (b"packages", b"python", b"cpython", b"py")
 CARD = re.compile(
     r"\b(?:NVIDIA )?(?:GeForce )?(?:(?:RTX|GTX|GT|TITAN)(?: PRO)? ?[A-Z]?\d{2,4}(?: Ti)?(?: SUPER)?"
@@ -663,6 +680,7 @@ CARD = re.compile(
 # Conditions that several others make together, without those of the second set.
 _TOGETHER = {
     "intel-mac": ({"mac", "x86-64"}, set[str]()),
+    "local-conda": ({"local-source", "conda"}, {"on-windows"}),
     "conda-cpu": ({"conda", "cpu-build"}, {"rocm", "mac"}),
     "radeon-windows": ({"radeon", "on-windows"}, {"rocm"}),
     "fresh-no-gpus": ({"fresh", "docker-there"}, {"gpus-option", "torch-cpu"}),
@@ -686,6 +704,7 @@ class Context:
     family: str | None = None
     python: str | None = None
     python_version: str | None = None
+    package: str | None = None
 
     def read(self, words: Set[bytes], lowered: Callable[[], str], text: str) -> None:
         """Adds what a block says: its words, its text in lower case, and its text."""
@@ -704,6 +723,8 @@ class Context:
             self.python = find_python(text)
         if self.python_version is None and any(word in words for word in VERSION_WORDS):
             self.python_version = find_python_version(text)
+        if self.package is None and any(word in words for word in BUILD_WORDS):
+            self.package = find_built_package(text)
         if "card" not in self.values and any(word in words for word in CARD_WORDS):
             names = (found[0] for found in CARD.finditer(text))
             known = (name for name in names if infer_capability(name) or KEPLER.search(name))
@@ -755,6 +776,8 @@ class Context:
             "cuda-build": build not in ("", "cpu"),
             f"torch-{build}": bool(build),
             "driver-below-torch": build in NEEDS and 0 < driver < NEEDS[build].driver,
+            "nvcc-there": "nvcc" in self.values,
+            "before-torch-2-4": (_read_version(self.values.get("release")) or (9,)) < (2, 4),
             "old-index": self.values.get("index") in OLD_INDEXES,
         }
         if capability := self.capability:
@@ -785,11 +808,14 @@ class Context:
         values = dict(self.values)
         if self.python_version:
             values["python"] = self.python_version
+        if self.package and "package-build" in self.signs:
+            values["package"] = self.package
         if generation := next((each for each in _OVERRIDES if each in self.signs), None):
             values["hsa"] = _OVERRIDES[generation]
         if "driver" in values:
             values["branch"] = values["driver"].partition(".")[0]
         if self.capability:
+            values["arch"] = f"{self.capability[0]}{self.capability[1]}"
             values["sm"] = f"sm_{self.capability[0]}{self.capability[1]}"
             fitting = (
                 name

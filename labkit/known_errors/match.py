@@ -206,6 +206,8 @@ def _rank_matches(
         named |= {name.replace(".", "-") for name in named}
         reasons = (judge_memory(place.values), compare_versions(place.values))
         named |= {reason for reason in reasons if reason}
+        if "free" in place.values and not _compute_share(place.values):
+            named.add("nearly-full")
         named |= {f"{name}-{sign}" for name in named for sign in conditions}
         shown = {
             **values,

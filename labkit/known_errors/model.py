@@ -97,8 +97,9 @@ class KnownError:
     ) -> KnownError:
         """The error with the first variant of each field whose condition holds, and values.
 
-        ``{driver|580}`` in a text becomes the value of ``driver``, or "580" if it is unknown. A fix
-        that installs the driver becomes the one for a GPU of this capability.
+        ``{driver|580}`` in a text becomes the value of ``driver``, or "580" if it is unknown, and
+        ``<the package>`` that of ``package``. A fix that installs the driver becomes the one for a
+        GPU of this capability.
         """
         chosen = [each for each in self.variants if each.condition in conditions]
         cause = next((each.cause for each in chosen if each.cause), self.cause)
@@ -115,7 +116,8 @@ class KnownError:
 
 
 def _fill(text: str, values: Mapping[str, str]) -> str:
-    return re.sub(r"\{([a-z]+)\|([^}]*)\}", lambda found: values.get(found[1]) or found[2], text)
+    filled = re.sub(r"\{([a-z]+)\|([^}]*)\}", lambda found: values.get(found[1]) or found[2], text)
+    return filled.replace("<the package>", values.get("package", "<the package>"))
 
 
 class RequiredWords(NamedTuple):
