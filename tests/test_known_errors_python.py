@@ -287,3 +287,58 @@ def test_a_build_without_torch_names_its_package_in_the_fix():
     assert "pip install flash-attn --no-build-isolation" in show_first(
         f"{text}  ModuleNotFoundError: No module named 'torch'\nerror: metadata-generation-failed"
     )
+
+
+FULL = (
+    "CUDA out of memory. Tried to allocate 20.00 MiB (GPU 0; 3.95 GiB total capacity; 2.90 GiB"
+    " already allocated; 15.19 MiB free; 2.98 GiB reserved in total by PyTorch)"
+)
+NO_DRIVER = (
+    "RuntimeError: Found no NVIDIA driver on your system. Please check that you have a GPU\n"
+)
+NOT_THERE = (
+    "PackagesNotFoundError: The following packages are not available from current channels:\n\n"
+)
+SIZES = (
+    "RuntimeError: The size of tensor a ({}) must match the size of tensor b ({}) at non-singleton"
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (f"it fails in the validation step\n{FULL}", "torch.no_grad()"),
+        (f"after 2048 steps:\n{FULL}", "total += loss.item()"),
+        (FULL, "a smaller batch"),
+        (f"](https://localhost:8080/#) in f()\n{NO_DRIVER}", "Change runtime type"),
+        (f"C:\\x>python a.py\n{NO_DRIVER}", "install NVIDIA's driver (nvidia.com/drivers)"),
+        (f"MacBook\n{NO_DRIVER}", 'device = "mps"'),
+        (
+            f"{NOT_THERE}  - cudatoolkit==10.1.243\n\n  - https://x.org/pytorch/osx-64",
+            "CUDA is not for macOS",
+        ),
+        (f"{SIZES.format(4, 3)} dimension 0", 'convert("RGB")'),
+        (f"{SIZES.format(40, 38)} dimension 1", "print(x.shape)"),
+        (
+            "stack expects each tensor to be equal size, but got [1, 6, 6] at entry 0 and [3, 6, 6]",
+            'convert("RGB")',
+        ),
+        (
+            "stack expects each tensor to be equal size, but got [3, 6, 6] at entry 0 and [3, 5, 6]",
+            "resize or pad",
+        ),
+        (
+            "Given groups=1, weight of size [64, 7, 7, 7], expected input[1, 9, 512, 512] to have 7"
+            " channels, but got 9 channels instead",
+            "the layer takes 7 channels and gets 9",
+        ),
+        (
+            "C:\\x>\nTriton only supports CUDA 10.0 or higher, but got CUDA version: 12.8",
+            "triton-windows",
+        ),
+        ("ptxas.exe -v --gpu-name=sm_75 x.ptx\n`ptxas` failed with error code 4294967295", "sdpa"),
+        ("llama runner process has terminated: exit status 0xc0000022", "virus scanner"),
+    ],
+)
+def test_where_the_program_is_and_runs_chooses_the_fix(text, said):
+    assert said in show_first(text)

@@ -106,22 +106,40 @@ SIGNS = (
     ),
     _sign(
         "mac",
-        "macos macosx darwin mps homebrew apple users frameworks macbook imac mac"
+        "macos macosx darwin mps homebrew apple users frameworks macbook imac mac macpro osx"
         " colima orbstack %",
         r"macos|darwin|/opt/homebrew|\bmps backend|\bapple m\d|(?:[\s\"'(]|://)/users/[a-z]"
         # Prompts: of zsh on macOS, and of the names that it gives to a machine.
         r"|/library/frameworks/|\b(?:macbook|imac|mac-(?:mini|studio))(?:-pro|-air)?\b"
-        r"|device=mps\b|\bon mps\b"
+        r"|\bmacpro\b|device=mps\b|\bon mps\b|/osx-(?:64|arm64)\b|platform: osx"
         r"|^[\w.-]{1,40}@[\w.-]{1,60} [~/][\w./~-]* % |\bcolima\b|\borbstack\b",
         "macos|darwin|/opt/homebrew|mps backend|apple m|/users/|/library/frameworks/|macbook|imac"
-        "|mac-mini|mac-studio| % |colima|orbstack|device=mps|on mps",
+        "|mac-mini|mac-studio| % |colima|orbstack|device=mps|on mps|macpro|osx-|: osx",
+    ),
+    # Where in a training the program is, by its own names and a person's words.
+    _sign(
+        "validation",
+        "validation validate validating valid val eval evaluate evaluation evaluating",
+        r"\bvalidat(?:ion|e|ing)\b|\bval(?:id)?_(?:loss|one|step|epoch|data)"
+        r"|\bval(?:id)?\(|\beval_(?:step|loop|epoch)"
+        r"|\bevaluat(?:e|ion|ing)(?:_|\b)",
+        "validat|val_|val(|valid_|valid(|eval_|evaluat",
+    ),
+    _sign(
+        "after-steps",
+        "after leak growing grows increases increasing",
+        r"\bafter (?:about |around |approximately |some |a few |many |several |~)?(?:\d+ )?"
+        r"(?:steps|epochs|iterations|batches)|\bmemory leak"
+        r"|memory (?:usage )?(?:keeps )?(?:grow|increas)",
+        "after |memory leak|memory ",
     ),
     _sign(
         "intel-mac",
-        "intel 64 darwin",
+        "intel 64 darwin osx",
         r"\bintel(?:-based)? (?:i?mac|macbook)\b|\b(?:i?mac|macbook)(?: \w+)? (?:with|\(|, )?"
-        r" ?intel\b|macosx_\d{1,2}_\d{1,2}_x86_64|x86_64-apple-darwin|darwin\S{0,30} x86_64",
-        "intel|macosx_|darwin",
+        r" ?intel\b|macosx_\d{1,2}_\d{1,2}_x86_64|x86_64-apple-darwin|darwin\S{0,30} x86_64"
+        r"|/osx-64\b",
+        "intel|macosx_|darwin|osx-64",
     ),
     _sign(
         "x86-64",
@@ -186,17 +204,20 @@ SIGNS = (
     ),
     _sign(
         "notebook",
-        "ipython kaggle content cell colab databricks",
+        "ipython kaggle content cell colab databricks localhost",
         r"<ipython-input-|/tmp/ipython-input-|/kaggle/|(?:^|[ \"'(])/content/|\bcolab\b"
-        r"|\bcell in ?\[\d|[ \"'(]/databricks/",
-        "ipython-input|/kaggle/|/content/|colab|cell in|/databricks/",
+        r"|\bcell in ?\[\d|[ \"'(]/databricks/"
+        r"|\]\(https://localhost:8080/#\)",
+        "ipython-input|/kaggle/|/content/|colab|cell in|/databricks/|localhost:8080/#",
     ),
     _sign(
         "hosted-notebook",
-        "kaggle content colab databricks ipython",
-        # Colab alone keeps a cell's source in /tmp.
-        r"/kaggle/|(?:^|[ \"'(])/content/|\bcolab\b|[ \"'(]/databricks/|/tmp/ipython-input-",
-        "/kaggle/|/content/|colab|/databricks/|/tmp/ipython-input",
+        "kaggle content colab databricks ipython localhost",
+        # Colab alone keeps a cell's source in /tmp; its page links each file of a traceback to the
+        # address of its kernel.
+        r"/kaggle/|(?:^|[ \"'(])/content/|\bcolab\b|[ \"'(]/databricks/|/tmp/ipython-input-"
+        r"|\]\(https://localhost:8080/#\)",
+        "/kaggle/|/content/|colab|/databricks/|/tmp/ipython-input|localhost:8080/#",
     ),
     # A virtual environment's name in front of the prompt: its pip is the one that is found.
     _sign(
@@ -493,7 +514,12 @@ SIGNS = (
     ),
 )
 VALUES = (
-    _sign("capability", "capability", r"capability[: ]+(?:sm_)?(\d{1,2}\.?\d)\b"),
+    _sign(
+        "capability",
+        "capability gpu",
+        r"(?:capability[: ]+(?:sm_)?|--gpu-name[= ]sm_)(\d{1,2}\.?\d)\b",
+        "capability|--gpu-name",
+    ),
     _sign(
         "driver",
         "driver dkms nvrm module",
