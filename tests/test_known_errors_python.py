@@ -320,11 +320,13 @@ SIZES = (
         (f"{SIZES.format(4, 3)} dimension 0", 'convert("RGB")'),
         (f"{SIZES.format(40, 38)} dimension 1", "print(x.shape)"),
         (
-            "stack expects each tensor to be equal size, but got [1, 6, 6] at entry 0 and [3, 6, 6]",
+            "stack expects each tensor to be equal size, but got [1, 6, 6] at entry"
+            " 0 and [3, 6, 6]",
             'convert("RGB")',
         ),
         (
-            "stack expects each tensor to be equal size, but got [3, 6, 6] at entry 0 and [3, 5, 6]",
+            "stack expects each tensor to be equal size, but got [3, 6, 6] at entry"
+            " 0 and [3, 5, 6]",
             "resize or pad",
         ),
         (
