@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
+import io
+import tempfile
 import weakref
+from pathlib import Path
 
 import pytest
 import torch
 
+from labkit.memory.estimate.cuda import replace_attributes
 from labkit.memory.estimate.play import estimate_memory
+from labkit.memory.estimate.results import FACTS, find_facts
+from labkit.memory.track.frames import find_user_frames
 
 
 @pytest.fixture
@@ -58,3 +65,108 @@ def test_garbage_from_before_an_estimate_does_not_outlive_it():
     del loop
     estimate_memory(make_growing)
     assert gone() is None
+
+
+def test_a_step_that_changes_no_file_has_no_folder_for_its_files(monkeypatch):
+    made = []
+
+    class Folder(tempfile.TemporaryDirectory):
+        def __init__(self, **named):
+            super().__init__(**named)
+            made.append(self.name)
+
+    monkeypatch.setattr(tempfile, "TemporaryDirectory", Folder)
+    estimate_memory(make_growing)
+    assert made == []
+    estimate_memory(make_writing)
+    (folder,) = made
+    assert not Path(folder).exists()
+
+
+def make_writing():
+    def step():
+        Path("labkit-written").write_text("a line", encoding="utf-8")
+        return torch.ones(int(Path("labkit-written").exists()))
+
+    return step
+
+
+@pytest.mark.parametrize("variable", ["TMPDIR", "TMP"])
+def test_a_step_finds_the_folder_for_temporary_files_as_it_is_set_now(
+    variable, monkeypatch, tmp_path
+):
+    def make():
+        print(tempfile.gettempdir())
+        return lambda: torch.ones(3)
+
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    for name in ("TMPDIR", "TEMP", "TMP"):
+        monkeypatch.delenv(name, raising=False)
+    found = []
+    for name in ("first", "second", "first"):
+        folder = tmp_path / name
+        folder.mkdir(exist_ok=True)
+        monkeypatch.setenv(variable, str(folder))
+        with contextlib.redirect_stdout(io.StringIO()) as said:
+            estimate_memory(make)
+        found.append(said.getvalue().strip())
+        assert tempfile.tempdir is None
+    assert found == [str(tmp_path / name) for name in ("first", "second", "first")]
+    (tmp_path / "first").rmdir()
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        estimate_memory(make)
+    assert said.getvalue().strip() != found[0]
+
+
+class Replaced:
+    first = 1
+
+
+class Heir(Replaced):
+    own = 2
+
+
+def test_replaced_attributes_come_back_and_inherited_ones_are_inherited_again():
+    with replace_attributes(Heir, first=3, own=4, other=5):
+        assert (Heir.first, Heir.own, Heir.other) == (3, 4, 5)
+    assert vars(Heir).keys().isdisjoint({"first", "other"})
+    assert (Heir.first, Heir.own) == (1, 2)
+
+
+def test_an_attribute_that_was_deleted_does_not_keep_others_from_coming_back():
+    with pytest.raises(AttributeError), replace_attributes(Heir, own=4, other=5):
+        del Heir.other
+    assert Heir.own == 2
+
+
+def test_a_fake_tensor_has_few_attributes_of_its_own():
+    def make():
+        values = torch.ones(3)
+
+        def step():
+            made = values * 2
+            print(len(vars(made)), made.constant, made.nonzero_memo)
+
+        return step
+
+    for _ in range(2):
+        with contextlib.redirect_stdout(io.StringIO()) as said:
+            estimate_memory(make)
+    words = said.getvalue().split()
+    assert max(map(int, words[::3])) <= 6
+    assert set(words[1::3]) == set(words[2::3]) == {"None"}
+
+
+def test_an_operator_whose_facts_a_step_removes_has_the_same_ones_again():
+    operator = torch.ops.aten.mul.Tensor
+    facts = find_facts(operator)
+    del operator.__dict__[FACTS]
+    assert find_facts(operator) is facts
+
+
+def test_own_frames_are_skipped_and_the_users_line_stays_the_same():
+    def find(skipped):
+        return find_user_frames(2, skipped)
+
+    assert [one.function for one in find(0)] == ["find", find_user_frames()[0].function]
+    assert find(1)[0].function == find_user_frames()[0].function

@@ -50,17 +50,38 @@ _STANDING_IN: dict[int, tuple[Any, dict[str, Any]]] = {}
 def replace_attributes(owner: Any, **values: object) -> contextlib.ExitStack:
     """Replaces attributes of torch until exit; then an inherited one is inherited again."""
     stack = contextlib.ExitStack()
+    # An estimate replaces hundreds, and a callback for each would take most of the time.
+    replaced: list[tuple[str, Any, Any]] = []
+    stack.callback(_put_back, owner, replaced)
+    names, is_module = vars(owner), isinstance(owner, ModuleType)
     for name, value in values.items():
-        if name in vars(owner):
-            original = vars(owner)[name]
-            stack.callback(setattr, owner, name, original)
-            if isinstance(owner, ModuleType) and callable(value):
-                stack.callback(_STANDING_IN.pop, id(value), None)
-                _STANDING_IN.setdefault(id(value), (value, {}))[1][name] = original
-        else:
-            stack.callback(delattr, owner, name)
+        original = names.get(name, INHERITED)
+        stands_in = is_module and original is not INHERITED and callable(value)
+        if stands_in:
+            _STANDING_IN.setdefault(id(value), (value, {}))[1][name] = original
+        replaced.append((name, original, value if stands_in else None))
         setattr(owner, name, value)
     return stack
+
+
+INHERITED = object()
+
+
+def _put_back(owner: Any, replaced: list[tuple[str, Any, Any]]) -> None:
+    """Gives the attributes their values back, the last one first; raises the first error then."""
+    failures = []
+    for name, original, value in reversed(replaced):
+        try:
+            if original is INHERITED:
+                delattr(owner, name)
+            else:
+                if value is not None:
+                    _STANDING_IN.pop(id(value), None)
+                setattr(owner, name, original)
+        except Exception as error:  # what the owner's class raises
+            failures.append(error)
+    if failures:
+        raise failures[0]
 
 
 @contextlib.contextmanager

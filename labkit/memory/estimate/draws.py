@@ -497,18 +497,20 @@ def _list_names(
     """
     if _SEARCHED.wanted != wanted:
         _SEARCHED.wanted, _SEARCHED.modules = wanted, {}
+    searched = _SEARCHED.modules
     for key, module in list(sys.modules.items()):
+        known = searched.get(key)
+        if known is not None and known[0] is module and known[1] == len(module.__dict__):
+            continue
         if type(module) is not ModuleType:
             continue
         names = vars(module)
-        if _SEARCHED.modules.get(key) == (module, len(names)):
-            continue
         if _may_name(key, module, wanted):
             yield from _list_items(names)
             if (file := getattr(module, "__file__", None)) is None or judge_file(file) != PACKAGE:
                 yield from _list_kept(names, key)
         else:
-            _SEARCHED.modules[key] = (module, len(names))
+            searched[key] = (module, len(names))
     left, seen = [function, *arguments], set(map(id, made))
     while left:
         one = left.pop()

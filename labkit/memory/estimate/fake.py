@@ -70,14 +70,17 @@ from labkit.memory.estimate.operators import (
     reverse_products,
 )
 from labkit.memory.estimate.results import (
+    FACTS,
     HELD,
     Call,
+    Facts,
     Made,
     Recipe,
     find_facts,
     find_recipe,
     forget_layout,
     keep_recipe,
+    mark_operators,
     measure,
 )
 from labkit.memory.estimate.saved import Checkpoints
@@ -213,7 +216,8 @@ OF_LOGITS = {id(ATEN.sub.Tensor): ATEN.sub_.Tensor, id(ATEN.mul.Tensor): ATEN.mu
 # Categories of arguments beside which others are a model's inputs.
 READING = {"parameters", "activations"}
 # A name of this module is found faster than torch's.
-_find_node = torch._C._current_autograd_node
+_find_node, _is_inference = torch._C._current_autograd_node, torch.is_inference_mode_enabled
+_is_grad_enabled = torch.is_grad_enabled
 # How often a storage is held that only one tensor has: by it, and by Python's object for it.
 ALONE = 2
 DEVICE = torch.ops.prim.device.default
@@ -269,6 +273,7 @@ class FakeTracer(StorageTracer):
         # the fake ones in their places, which torch itself only remembers weakly.
         self.lasting: Container[int] = ()
         self._fakes: dict[int, tuple[Any, Any]] = {}
+        self._drop = self._dead.append
 
     def __exit__(self, *error: Any) -> None:
         for _, hook in self._guarded.values():
@@ -300,20 +305,20 @@ class FakeTracer(StorageTracer):
             met = self.whole.meet(operator, arguments, _writes_in_place)
             if met is not NotImplemented:
                 return met
-        run = asked = operator
-        number = id(operator)
-        special = number in SPECIAL
-        if special or torch.is_inference_mode_enabled():
+        run = operator
+        facts: Facts = operator.__dict__.get(FACTS) or find_facts(operator)
+        if facts.parts or _is_inference():
             run_parts = self._find_parts(operator)
             if run_parts is not None:
                 with _entered(self):
                     return run_parts(*arguments, **named)
-        if special and number in CHANGED:
+        if facts.changed:
+            number = id(operator)
             if number in PRODUCTS_OF_ALL and arguments[0].requires_grad:
                 self._note_product(arguments[0])
-            run = _change(operator, arguments)
-            asked = operator if number in REPLACED else run
-        facts = find_facts(asked)
+            run = _change(number, operator, arguments)
+            if run is not operator and number not in REPLACED:
+                facts = find_facts(run)
         call = Call(facts, arguments, named, self._mode.placement)
         if operator is READ_VALUE and _is_variable(arguments[0]):
             return self._read(operator, arguments, call)
@@ -321,9 +326,8 @@ class FakeTracer(StorageTracer):
         if recipe is None:
             return self._compute(operator, run, types, arguments, named, call)
         result = self._repeat(recipe, operator, facts.name, call)
-        follows = facts.like or facts.lifts or (special and number in FOLLOWED)
         known = call.known and (call.valued or facts.carries)
-        if known or not call.tensors or follows:
+        if known or facts.like or facts.lifts or facts.followed or not call.tensors:
             self._follow_values(operator, arguments, named, call.tensors, result)
         return result
 
@@ -393,7 +397,7 @@ class FakeTracer(StorageTracer):
         if self._dead or whole.pending is not None or whole.dropped:
             self._bury()
         try:
-            found = self._trace_repeated(operator, taken, recipe.allocates)
+            found = self._trace_repeated(operator, call, recipe.allocates)
         except UNANSWERED as error:
             self._note_trouble(error)
             found = ("other", (), False)
@@ -408,8 +412,16 @@ class FakeTracer(StorageTracer):
         """What ``_add`` does, for a new storage whose size is known."""
         count = round_request(part.storage_bytes) if part.on_cuda else part.storage_bytes
         category, frames, backward = found
-        storage = Storage(next(self._serials), count, part.place, category, frames, False, backward)
-        made.__dict__[HELD] = self._follow(made.untyped_storage(), storage)
+        place, source = part.place, made.untyped_storage()
+        storage = Storage(next(self._serials), count, place, category, frames, False, backward)
+        reference = StorageReference(source, self._drop)
+        key = reference.key = source._cdata
+        reference.storage = storage
+        self._live[key] = made.__dict__[HELD] = reference
+        if place in self.levels and not self._observer:
+            self.levels[place].add(storage)
+        else:
+            self._count(storage)
 
     def mark(self, tensor: Any, category: str) -> None:
         """Sets the category; a whole call's gradients have it from when they are counted."""
@@ -444,25 +456,32 @@ class FakeTracer(StorageTracer):
         self._node_frames[torch._C._autograd._get_sequence_nr() - 1] = self._call_frames
 
     def _trace_repeated(
-        self, operator: Any, taken: list[Any], allocates: bool
+        self, operator: Any, call: Call, allocates: bool
     ) -> tuple[str, tuple[Frame, ...], bool]:
         """What ``_take_in`` does, for plain fake tensors; lines only where they are needed."""
-        node = _find_node()
+        node, taken = _find_node(), call.tensors
         if node is not None:
             frames = self._find_backward_frames(node)
-            self.find_storages(taken)
+            self.find_storages(taken, collects=call.collects)
             return "activations", frames, True
-        frames = self._find_forward_frames() if allocates or torch.is_grad_enabled() else ()
+        # Above are this function, _repeat and __torch_dispatch__.
+        needed = allocates or _is_grad_enabled()
+        frames = self._find_forward_frames(3) if needed else ()
         if operator is LIFT:
             self._add_new(taken[0], "other", frames)
-        known, watch = self.find_storages(taken), self._watch
+        known, watch = self.find_storages(taken, collects=call.collects), self._watch
+        if watch._depth and len(known) < 2:  # the usual case
+            return "activations", frames, False
         categories = {one.category for one in known}
         if "other" in categories and not watch.steps and not categories.isdisjoint(READING):
             self._take_inputs(operator, known)
         return watch.name_forward(taken, categories), frames, False
 
-    def find_storages(self, tensors: list[Any]) -> list[Storage]:
-        """The storages of plain fake tensors, which are found at their first use."""
+    def find_storages(self, tensors: list[Any], *, collects: bool = True) -> list[Storage]:
+        """The storages of plain fake tensors, which are found at their first use.
+
+        ``collects``: one of them may be a leaf that gets a gradient.
+        """
         known, live = [], self._live
         for one in tensors:
             # What _look_at_fake does, without a call for most tensors.
@@ -472,8 +491,12 @@ class FakeTracer(StorageTracer):
                 known.append(self._look_at_fake(one))
                 continue
             known.append(held.storage)
-            collects = "_is_param" in kept or one.requires_grad
-            if collects and one.is_leaf and not self._watch.is_known(one, held.storage):
+            if (
+                collects
+                and ("_is_param" in kept or one.requires_grad)
+                and one.is_leaf
+                and not self._watch.is_known(one, held.storage)
+            ):
                 self._look_at_fake(one)
         return known
 
@@ -828,9 +851,8 @@ def _reuses_logits(arguments: Any) -> bool:
     return bool(torch.broadcast_shapes(written.shape, other.shape) == written.shape)
 
 
-def _change(operator: Any, arguments: Any) -> Any:
-    """What is run for an operator of CHANGED."""
-    number = id(operator)
+def _change(number: int, operator: Any, arguments: Any) -> Any:
+    """What is run for an operator of CHANGED, whose id is ``number``."""
     if not isinstance(arguments[0], torch.Tensor):  # torch.add(0.5, tensor)
         return REPLACED.get(number, operator)
     if number in IN_PLACE and _writes_in_place(operator, arguments):
@@ -1026,7 +1048,7 @@ PROFILING = _find_ids(
     for form in packet.overloads()
 )
 # Those, and others that take a way of their own.
-SPECIAL = CHANGED | WHOLE | FOLLOWED | PROFILING
+mark_operators(parts=WHOLE | PROFILING, changed=CHANGED, followed=FOLLOWED)
 
 
 def _make_recorder(observer: Any, mode: FakeMode) -> FakeTracer:

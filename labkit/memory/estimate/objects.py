@@ -12,6 +12,7 @@ import contextlib
 import functools
 import gc
 import io
+import itertools
 import sys
 import threading
 import weakref
@@ -97,7 +98,9 @@ class KeptObjects:
         # Dictionaries and sets, whose keys may be arguments of the step.
         self.tables: list[Any] = []
         self._left: deque[Any] = deque(roots)
-        for name, module in [one for one in sys.modules.items() if one[0] not in _foreign]:
+        # Of thousands, few are not known yet.
+        for name in list(itertools.filterfalse(_foreign.__contains__, list(sys.modules))):
+            module = sys.modules.get(name)
             if not is_own_module(name):
                 _foreign.add(name)
             elif type(module) is ModuleType:

@@ -41,6 +41,8 @@ from labkit.memory.track.frames import USER
 
 OPEN, SCAN, LSTAT, STAT, READ_LINK = open, os.scandir, os.lstat, os.stat, os.readlink
 ENTER, FIND_CURRENT = os.chdir, os.getcwd
+# The layer's folder as long as it has none: no file has such a name.
+NOWHERE = "\0"
 COPIED_BYTES = 2**26
 # Directories without files; what is in /dev/shm is in memory, and a file all the same.
 ODD = re.compile(r"/(?:dev(?!/shm(?:/|$))|proc|sys)(?:/|$)")
@@ -59,10 +61,11 @@ class FileOverlay:
     """The layer; ``open`` lays it over the files for the calling thread's step."""
 
     def __init__(self) -> None:
-        self._folder, self._active = "", False
+        self._folder, self._active = NOWHERE, False
         self.threads = StepThreads()
         self.guard = ChangeGuard(self.threads)
         self._lock = threading.RLock()
+        self._made: tempfile.TemporaryDirectory[str] | None = None
         # The directories that were laid over, of which directory the folders are that are to be
         # filled, and the links to real files: their inodes, and the files.
         self._roots: set[str] = set()
@@ -73,10 +76,11 @@ class FileOverlay:
     def open(self) -> Iterator[None]:
         """Replaces the functions of Python's that take the name of a file, until exit."""
         with contextlib.ExitStack() as stack:
-            made = stack.enter_context(tempfile.TemporaryDirectory(prefix="labkit-files-"))
-            self._folder = os.path.realpath(made)
+            # The step is to find the same one, and Python looks for it by writing a file.
+            tempfile.tempdir = tempfile.tempdir or _find_temporary()
+            stack.callback(self._remove_folder)
             stack.callback(ENTER, FIND_CURRENT())
-            replaced = self.list_functions()
+            replaced = self.functions
             known = {
                 id(getattr(owner, name)): one
                 for owner, names in replaced.items()
@@ -104,10 +108,22 @@ class FileOverlay:
             stack.callback(setattr, self, "_active", False)
             self._active = True
             stack.callback(self._close_logs)
-            stack.enter_context(self.guard.open(self._folder))
+            stack.enter_context(self.guard.open())
             yield
 
-    def list_functions(self) -> dict[Any, dict[str, Any]]:
+    def _make_folder(self) -> None:
+        """Makes the folder of the layer, which few steps need."""
+        if self._made is None:
+            self._made = tempfile.TemporaryDirectory(prefix="labkit-files-")
+            self._folder = os.path.realpath(self._made.name)
+            self.guard.leave_out(self._folder)
+
+    def _remove_folder(self) -> None:
+        if self._made is not None:
+            self._made.cleanup()
+
+    @functools.cached_property
+    def functions(self) -> dict[Any, dict[str, Any]]:
         """What replaces which functions of which modules."""
         system = {
             **{name: self._wrap(name) for name in READING if hasattr(os, name)},
@@ -246,6 +262,7 @@ class FileOverlay:
         """Makes the folder of a directory; False where there is no such directory, or it is odd."""
         if not _is_directory(directory) or ODD.match(directory):
             return False
+        self._make_folder()
         os.makedirs(self._folder + directory, exist_ok=True)
         self._roots.add(directory)
         self._unfilled[self._folder + directory] = directory
@@ -512,6 +529,19 @@ def _is_odd(file: Any) -> bool:
         return not stat.S_ISREG(os.stat(file).st_mode)
     except (OSError, ValueError, TypeError):
         return not isinstance(file, str | bytes | os.PathLike)
+
+
+def _find_temporary() -> str:
+    """Where Python puts temporary files; it forgets what it finds during an estimate."""
+    asked = tuple(map(os.environ.get, ("TMPDIR", "TEMP", "TMP")))
+    found = _temporary.get(asked)
+    if found is None or not _is_directory(found):
+        _temporary.clear()
+        found = _temporary[asked] = tempfile.gettempdir()
+    return found
+
+
+_temporary: dict[Any, str] = {}
 
 
 def _is_directory(path: str) -> bool:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
+from torch._subclasses import fake_tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 from labkit.memory.estimate.limits import CARRYING
@@ -41,15 +42,37 @@ ANYWHERE = frozenset(
 # What a fake tensor keeps: how it is laid out, and the record of its storage. An operator that
 # changes its shape or storage in place removes them, as ``tensor.data = other`` does.
 LAYOUT, HELD = "labkit_layout", "labkit_storage"
+# What an operator keeps: its facts. Python's ``id()``, which a table would need, tells each audit
+# hook that it is called, and an estimate's hook stays.
+FACTS = "labkit_facts"
 _recipes: dict[Any, Recipe] = {}
 _layouts: dict[Any, int] = {}
 _numbers = itertools.count(1)
 # A name of this module is found faster than torch's.
 _make_strided, _make_empty = torch.empty_strided, torch.empty
-_make_subclass = torch.Tensor._make_subclass
+_make_subclass, _guard_dispatch = torch.Tensor._make_subclass, torch._C._DisableTorchDispatch
 _is_grad_enabled, _is_inference = torch.is_grad_enabled, torch.is_inference_mode_enabled
 _count_threads, _find_dtype = torch.get_num_threads, torch.get_default_dtype
 _has_mkldnn, _find_keys = torch._C._get_mkldnn_enabled, torch._C._dispatch_keys  # type: ignore[attr-defined]
+
+
+def _give_defaults() -> frozenset[str]:
+    """Gives torch's class what each fake tensor has as None; returns the names.
+
+    A tensor with three attributes of its own instead of some twenty is made, freed and looked
+    through by the garbage collector faster.
+    """
+    memos = (name for name, one in vars(FakeTensor).items() if isinstance(one, MEMO))
+    names = [f"_{name}{part}" for name in memos for part in ("", "_vc", "_epoch")]
+    names += ["constant", "real_tensor", "pytype", "dispatch_keys"]
+    for name in names:
+        if name not in vars(FakeTensor):
+            setattr(FakeTensor, name, None)
+    return frozenset(names)
+
+
+MEMO = getattr(fake_tensor, "SymNumberMemoDescriptor", ())
+_UNSET = _give_defaults()
 
 
 class Made(NamedTuple):
@@ -103,21 +126,23 @@ class Recipe(NamedTuple):
 
     def make(self, call: Call, mode: Any, add: Callable[..., object], found: Any) -> Any:
         """The results for this call; ``add`` is called with each new storage, and ``found``."""
-        made, taken = [], call.tensors
-        for part in self.parts:
-            if type(part) is Made:
-                one = make_tensor(part, call, mode)
-                if LAYOUT not in part.attributes:
-                    # The same for each call that has the recipe's key.
-                    part.attributes[LAYOUT] = number_layout(one)
-                if part.source is None:
-                    add(one, part, found)
-                else:
-                    one.__dict__[HELD] = taken[part.source].__dict__.get(HELD)
-            else:
-                one = taken[part.place] if type(part) is Same else part.value  # type: ignore[union-attr]
-            made.append(one)
-        return made[0] if self.kind is None else self.kind(made)
+        if self.kind is None:
+            return _make_part(self.parts[0], call, mode, add, found)
+        return self.kind([_make_part(one, call, mode, add, found) for one in self.parts])
+
+
+def _make_part(part: Part, call: Call, mode: Any, add: Callable[..., object], found: Any) -> Any:
+    if type(part) is not Made:
+        return call.tensors[part.place] if type(part) is Same else part.value  # type: ignore[union-attr]
+    one = make_tensor(part, call, mode)
+    if LAYOUT not in part.attributes:
+        # The same for each call that has the recipe's key.
+        part.attributes[LAYOUT] = number_layout(one)
+    if part.source is None:
+        add(one, part, found)
+    else:
+        one.__dict__[HELD] = call.tensors[part.source].__dict__.get(HELD)
+    return one
 
 
 def number_layout(tensor: Any) -> int | None:
@@ -163,24 +188,25 @@ def make_tensor(part: Made, call: Call | None, mode: Any) -> Any:
         with torch.inference_mode(mode=False):
             return make_tensor(part, call, mode)
     # In force until it is deleted; a with block would take twice as long.
-    guard = torch._C._DisableTorchDispatch()
+    shape, strides, offset, dtype, device, place, storage_bytes, resized, attributes, _, _ = part
+    guard = _guard_dispatch()
     try:
-        if part.source is None or call is None:
-            elem = _make_strided(part.shape, part.strides, dtype=part.dtype, device=META)
-            if part.resized:
-                elem.untyped_storage().resize_(part.storage_bytes)
+        if place is None or call is None:
+            elem = _make_strided(shape, strides, dtype=dtype, device=META)
+            if resized:
+                elem.untyped_storage().resize_(storage_bytes)
         else:
-            source = call.tensors[part.source]
-            elem = _make_empty(0, dtype=part.dtype, device=META)
-            offset = source.storage_offset() + part.offset + call.selected
-            elem.set_(source.untyped_storage(), offset, part.shape, part.strides)
+            source = call.tensors[place]
+            elem = _make_empty(0, dtype=dtype, device=META)
+            offset += source.storage_offset() + call.selected
+            elem.set_(source.untyped_storage(), offset, shape, strides)
         fake = _make_subclass(
-            FakeTensor, elem, False, dispatch_device=True, device_for_backend_keys=part.device
+            FakeTensor, elem, False, dispatch_device=True, device_for_backend_keys=device
         )
     finally:
         del guard
     kept = fake.__dict__
-    kept.update(part.attributes)
+    kept.update(attributes)
     kept["fake_mode"] = mode
     return fake
 
@@ -191,13 +217,15 @@ class Call:
     ``key`` is None where the results may differ from call to call. In a simulation that puts
     everything on the GPU, tensors of the CPU are an optimizer's: where their results are depends on
     the caller. So does a result that is to be on the CPU. ``selected`` is the number of elements
-    before the one that an index selects, which is not in the key.
+    before the one that an index selects, which is not in the key. ``collects`` is False where no
+    tensor can be a leaf that gets a gradient.
     """
 
     __slots__ = (
         "_anywhere",
         "_lifts",
         "_loose",
+        "collects",
         "in_place",
         "key",
         "known",
@@ -207,9 +235,10 @@ class Call:
     )
 
     def __init__(self, facts: Facts, arguments: Any, named: Any, placement: str) -> None:
-        self.tensors: list[Any] = []
+        tensors: list[Any] = []
+        self.tensors = tensors
         # Whether anything is known of one of the tensors, and whether its values are.
-        self.known = self.valued = False
+        self.known = self.valued = self.collects = False
         self._loose, self.in_place, self._anywhere = facts.loose, facts.in_place, facts.anywhere
         # Where everything is on the GPU, where the fake tensor is depends on the caller.
         self._lifts = facts.lifts and placement != "gpu"
@@ -228,7 +257,28 @@ class Call:
         ]
         if facts.converts:
             found.append(spreads_gradient())
-        whole = self._describe(arguments, found) and facts.number > 0
+        whole = facts.number > 0
+        for value in arguments:
+            # What _describe does, without a call for most arguments.
+            kind = type(value)
+            if kind is FakeTensor:
+                state = value.__dict__
+                if LAYOUT not in state or "labkit_value" in state:
+                    whole = self._describe((value,), found) and whole
+                    continue
+                tensors.append(value)
+                collects = value.requires_grad
+                if collects or "_is_param" in state:
+                    self.collects = True
+                found += (state[LAYOUT], collects)
+                if not facts.anywhere:
+                    found.append(value.storage_offset())
+            elif kind in PLAIN:
+                found.append(kind)
+                if kind is not float or not facts.loose:
+                    found.append(value)
+            else:
+                whole = self._describe((value,), found) and whole
         if named:
             whole = self._describe(tuple(named.items()), found) and whole
         if whole and placement == "gpu":
@@ -242,6 +292,7 @@ class Call:
             kind = type(value)
             if kind is FakeTensor:
                 self.tensors.append(value)
+                self.collects = True
                 state = value.__dict__
                 number = state.get(LAYOUT) or number_layout(value)
                 if number is None:
@@ -263,6 +314,7 @@ class Call:
             else:
                 whole = False
                 self.tensors += list_tensors(value)
+                self.collects = True
                 if self._lifts and _is_new(value):
                     whole = True
                     found += (kind, value.shape, value.stride(), value.dtype)
@@ -302,7 +354,8 @@ class Facts(NamedTuple):
     it takes for itself depends on what backward runs. ``anywhere``: the offsets of its arguments in
     their storages do not matter. ``selects``: it selects by an index. ``lifts``: it
     makes a real tensor a fake one. ``carries``: its results may have limits that its arguments
-    have, or it writes into these.
+    have, or it writes into these. The tracer marks others: ``parts`` may run by its parts, another
+    function may run instead of ``changed``, and what ``followed`` draws or limits is kept.
     """
 
     number: int
@@ -315,6 +368,9 @@ class Facts(NamedTuple):
     selects: bool
     lifts: bool
     carries: bool
+    parts: bool = False
+    changed: bool = False
+    followed: bool = False
 
 
 # By the operator's id, as torch computes its hash in Python; the operator is kept beside.
@@ -324,24 +380,47 @@ _known: list[Any] = []
 
 def find_facts(operator: Any) -> Facts:
     """The operator's facts, found once."""
-    facts = _facts.get(id(operator))
+    facts: Facts | None = operator.__dict__.get(FACTS)
     if facts is None:
-        number, name, loose, in_place, carries = 0, "", False, False, True
-        if getattr(operator, "namespace", "") == "aten":
-            name = operator._schema.name.partition("::")[2]
-            number = 0 if name == SCATTERED else len(_facts) + 1
-            loose = torch.Tag.pointwise in operator.tags or name.startswith("_foreach_")
-            in_place = loose and _is_in_place(operator._schema)
-            carries = name in CARRYING or operator._schema.is_mutable
-        like, converts = name in LIKE, name in CONVERTING or name == "mul"
-        anywhere, selects = loose or operator in ANYWHERE, operator is ATEN.select.int
-        lifts = operator is LIFT
-        facts = Facts(
-            number, name, loose, like, in_place, converts, anywhere, selects, lifts, carries
-        )
-        _facts[id(operator)] = facts
-        _known.append(operator)
+        # The operator may have lost them: what a step sets on the objects of its code is undone.
+        facts = _facts.get(id(operator))
+        if facts is None:
+            facts = _facts[id(operator)] = _collect_facts(operator)
+            _known.append(operator)
+        operator.__dict__[FACTS] = facts
     return facts
+
+
+def _collect_facts(operator: Any) -> Facts:
+    number, name, loose, in_place, carries = 0, "", False, False, True
+    if getattr(operator, "namespace", "") == "aten":
+        name = operator._schema.name.partition("::")[2]
+        number = 0 if name == SCATTERED else len(_facts) + 1
+        loose = torch.Tag.pointwise in operator.tags or name.startswith("_foreach_")
+        in_place = loose and _is_in_place(operator._schema)
+        carries = name in CARRYING or operator._schema.is_mutable
+    return Facts(
+        number=number,
+        name=name,
+        loose=loose,
+        like=name in LIKE,
+        in_place=in_place,
+        converts=name in CONVERTING or name == "mul",
+        anywhere=loose or operator in ANYWHERE,
+        selects=operator is ATEN.select.int,
+        lifts=operator is LIFT,
+        carries=carries,
+        **{name: id(operator) in ids for name, ids in _marked.items()},
+    )
+
+
+# The ids of the operators whose facts have a mark of the tracer's, by the mark's name.
+_marked: dict[str, frozenset[int]] = {}
+
+
+def mark_operators(**marks: frozenset[int]) -> None:
+    """Has the facts of operators, by their ids, say ``parts``, ``changed`` or ``followed``."""
+    _marked.update(marks)
 
 
 def _is_in_place(schema: Any) -> bool:
@@ -418,7 +497,11 @@ def _take_apart(
 
 
 def _take_tensor_apart(value: Any, sources: dict[int, int], call: Call) -> Made | None:
-    attributes = {name: one for name, one in value.__dict__.items() if name != "fake_mode"}
+    attributes = {
+        name: one
+        for name, one in value.__dict__.items()
+        if name != "fake_mode" and not (one is None and name in _UNSET)
+    }
     for name in ("labkit_value", LAYOUT, HELD):
         attributes.pop(name, None)
     plain = all(type(one) in PLAIN for one in attributes.values())

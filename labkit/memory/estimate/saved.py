@@ -135,7 +135,7 @@ class Checkpoints:
 
     def list_functions(self) -> dict[Any, dict[str, Any]]:
         """What replaces which functions of which modules."""
-        return self._overlay.list_functions() | self._list_savers()
+        return self._overlay.functions | self._list_savers()
 
     def _list_savers(self) -> dict[Any, dict[str, Any]]:
         saving = {"save": self._wrap_save(torch.save), "load": self._wrap_load(torch.load)}

@@ -21,7 +21,6 @@ import threading
 import weakref
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -59,7 +58,7 @@ MOST_PLANS = 2_000
 FOLLOWING = 3
 # What saves tensors in its own way, such as a checkpoint; torch 2.6 cannot say.
 FIND_HOOKS = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
-OWN_FOLDER = str(Path(__file__).parent)
+OWN_PACKAGE = f"{__package__}."
 
 
 class NeedsPartsError(BaseException):
@@ -942,6 +941,7 @@ def _is_plain(operator: Any, arguments: Any, call: Call) -> bool:
 def is_called_by_engine() -> bool:
     """True in backward's C++ code, False in a backward function or a hook in Python."""
     running: Any = sys._getframe(1)
-    while running is not None and running.f_code.co_filename.startswith(OWN_FOLDER):
+    # By the names of modules: Python tells each audit hook that a frame's code is read.
+    while running is not None and running.f_globals.get("__name__", "").startswith(OWN_PACKAGE):
         running = running.f_back
     return running is not None and running.f_code.co_name == "_engine_run_backward"

@@ -37,22 +37,29 @@ class Frame(NamedTuple):
         return linecache.getline(self.file, self.line).strip()
 
 
-# By a code's id: the code, which keeps its id its own, and its frames by the place of the running
-# instruction; None instead of these for code that is not the user's. This is asked for each
-# operator, and Python takes long to find a line.
-_codes: dict[int, tuple[CodeType, dict[int, Frame] | None]] = {}
+# By a user's code's id: the code, which keeps its id its own, and its frames by the place of the
+# running instruction. This is asked for each operator, and Python takes long to find a line.
+_codes: dict[int, tuple[CodeType, dict[int, Frame]]] = {}
+# By a file's name, whether it is the user's: found faster than by a call.
+_files: dict[str, bool] = {}
 MOST_CODES = 20_000
 
 
-def find_user_frames(depth: int = 1) -> tuple[Frame, ...]:
-    """The innermost ``depth`` running frames of the user's own code; () if there is none."""
+def find_user_frames(depth: int = 1, skipped: int = 0) -> tuple[Frame, ...]:
+    """The innermost ``depth`` running frames of the user's own code; () if there is none.
+
+    ``skipped`` is a number of labkit's own frames above, which need not be looked at.
+    """
     found: tuple[Frame, ...] = ()
-    running: FrameType | None = sys._getframe(1)
+    running: FrameType | None = sys._getframe(1 + skipped)
     while running is not None and depth > 0:
         code = running.f_code
-        known = _codes.get(id(code))
-        frames = _add_code(code) if known is None else known[1]
-        if frames is not None:
+        is_users = _files.get(code.co_filename)
+        if is_users is None:
+            is_users = _add_file(code.co_filename)
+        if is_users:
+            known = _codes.get(id(code))
+            frames = _add_code(code) if known is None else known[1]
             place = running.f_lasti
             frame = frames.get(place)
             if frame is None:
@@ -63,10 +70,17 @@ def find_user_frames(depth: int = 1) -> tuple[Frame, ...]:
     return found
 
 
-def _add_code(code: CodeType) -> dict[int, Frame] | None:
+def _add_file(name: str) -> bool:
+    if len(_files) >= MOST_CODES:
+        _files.clear()
+    found = _files[name] = is_user_file(name)
+    return found
+
+
+def _add_code(code: CodeType) -> dict[int, Frame]:
     if len(_codes) >= MOST_CODES:
         _codes.clear()
-    frames: dict[int, Frame] | None = {} if is_user_file(code.co_filename) else None
+    frames: dict[int, Frame] = {}
     _codes[id(code)] = code, frames
     return frames
 

@@ -328,9 +328,12 @@ class StorageTracer(TorchDispatchMode):  # type: ignore[misc]
             return self._find_backward_frames(node), True
         return self._find_forward_frames(), False
 
-    def _find_forward_frames(self) -> tuple[Frame, ...]:
-        """The user's lines that run outside of backward, kept for the node that they make."""
-        frames = find_user_frames(self._depth)
+    def _find_forward_frames(self, skipped: int = 0) -> tuple[Frame, ...]:
+        """The user's lines that run outside of backward, kept for the node that they make.
+
+        ``skipped`` is a number of labkit's own frames above.
+        """
+        frames = find_user_frames(self._depth, skipped + 1)
         if torch.is_grad_enabled():
             if len(self._node_frames) > NODES_KEPT:
                 self._node_frames.clear()
