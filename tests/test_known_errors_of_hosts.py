@@ -70,7 +70,7 @@ def test_a_prompt_names_the_distribution(prompt, family):
         ),
         (
             'File "/tmp/ipython-input-7-1.py", line 1\nRuntimeError: No CUDA GPUs are available',
-            "choose a GPU for this notebook",
+            "Change runtime type",
         ),
         (
             'k3s: k3s[1]: no runtime for "nvidia" is configured\ndpkg: x',
