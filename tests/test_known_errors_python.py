@@ -303,6 +303,13 @@ SIZES = (
     "RuntimeError: The size of tensor a ({}) must match the size of tensor b ({}) at non-singleton"
 )
 
+PORT = "The server socket has failed to listen on any local network address"
+SIZE_CHANGED = "ValueError: numpy.dtype size changed, may indicate binary incompatibility."
+OTHER_SIZE = (
+    "size mismatch for img_in.weight: copying a param with shape torch.Size([3072, 384]) from"
+    " checkpoint, the shape in current model is torch.Size([3072, 64])."
+)
+
 
 @pytest.mark.parametrize(
     ("text", "said"),
@@ -340,6 +347,51 @@ SIZES = (
         ),
         ("ptxas.exe -v --gpu-name=sm_75 x.ptx\n`ptxas` failed with error code 4294967295", "sdpa"),
         ("llama runner process has terminated: exit status 0xc0000022", "virus scanner"),
+        ("llama runner process has terminated: CUDA error: out of memory", "OLLAMA_CONTEXT_LENGTH"),
+        (f"torchrun --nproc_per_node=2 a.py --local_rank 0\n{PORT}", "without --local_rank"),
+        (f"torchrun --standalone a.py\n{PORT}", "init_process_group"),
+        (f"{PORT}. port: 29512, useIpv6: false", "sport = :29512"),
+        (f'File "/Users/me/a.py", line 3\n{PORT}. port: 29512', "lsof -nP -iTCP:29512"),
+        (f"{SIZE_CHANGED} Expected 96 from C header, got 88", "numpy<2"),
+        (f"{SIZE_CHANGED} Expected 88 from C header, got 96", "numpy>=2"),
+        (
+            f"Cell In[3], line 1\n{SIZE_CHANGED} Expected 88 from C header, got 96",
+            "restart the kernel",
+        ),
+        (
+            "401 Client Error: Unauthorized for url: https://hf-mirror.com/a/b/resolve/main/c.json",
+            "the mirror has no accounts",
+        ),
+        (f"**Node Type:** UNETLoader\n{OTHER_SIZE}", "update ComfyUI"),
+        (f"Error(s) in loading state_dict for Resampler:\n\t{OTHER_SIZE}", "CLIP Vision"),
+        ("'Qwen2Model' object has no attribute 'rotary_emb'", "transformers>=4.48"),
+        ("'LlamaAttention' object has no attribute 'rotary_emb'", "transformers<4.48"),
+        (
+            'OSError: [WinError 126] Error loading "C:\\x\\torch\\lib\\fbgemm.dll" or one of its',
+            "torch>=2.4.1",
+        ),
+        ("RuntimeError: GPUs with compute capability below 7.0 are not supported.", "llama.cpp"),
+        (
+            "RuntimeError: HIP error: invalid device function\nRadeon 5700XT",
+            "torch==1.13.1+rocm5.2",
+        ),
+        ("torch 2.4.1+cu121\nC:\\x>\nNo module named 'triton.ops'", "triton-windows==3.1.*"),
+        ("error loading model: unknown model architecture: 'clip'", "--mmproj"),
+        ("error loading model: unknown model architecture: 'flux'", "ComfyUI-GGUF"),
+        ("error loading model: unknown model architecture: ''", "the file's page"),
+        (
+            "error loading model: unknown model architecture: 'glm9'",
+            "a newer version of the program",
+        ),
+        (
+            "MPS backend out of memory (MPS allocated: 0 bytes, other allocations: 0 bytes, max",
+            'device = "cpu"',
+        ),
+        ("f=~/Library/x.json\nThe kernel appears to have died.", "Activity Monitor"),
+        (
+            "cannot import name '_x' from 'unsloth_zoo.loss_utils'",
+            "--no-deps unsloth unsloth_zoo",
+        ),
     ],
 )
 def test_where_the_program_is_and_runs_chooses_the_fix(text, said):

@@ -153,7 +153,7 @@ class LogHost:
             return shell.translate(text, is_comment=is_comment)
         if self.system == "mac":
             text = _install(text, "brew")
-            return text if is_comment else _mark_linux(text)
+            return text if is_comment or text.startswith("lsof ") else _mark_linux(text)
         if tool := self._find_tool():
             text = _install(text, tool)
         for pattern, replacement in self._list_replacements():

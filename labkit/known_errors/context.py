@@ -106,15 +106,16 @@ SIGNS = (
     ),
     _sign(
         "mac",
-        "macos macosx darwin mps homebrew apple users frameworks macbook imac mac macpro osx"
-        " colima orbstack %",
+        "macos macosx darwin mps homebrew apple users frameworks library macbook imac mac macpro"
+        " osx colima orbstack %",
         r"macos|darwin|/opt/homebrew|\bmps backend|\bapple m\d|(?:[\s\"'(]|://)/users/[a-z]"
         # Prompts: of zsh on macOS, and of the names that it gives to a machine.
         r"|/library/frameworks/|\b(?:macbook|imac|mac-(?:mini|studio))(?:-pro|-air)?\b"
-        r"|\bmacpro\b|device=mps\b|\bon mps\b|/osx-(?:64|arm64)\b|platform: osx"
+        r"|\bmacpro\b|~/library/|device=mps\b|\bon mps\b|/osx-(?:64|arm64)\b|platform: osx"
         r"|^[\w.-]{1,40}@[\w.-]{1,60} [~/][\w./~-]* % |\bcolima\b|\borbstack\b",
         "macos|darwin|/opt/homebrew|mps backend|apple m|/users/|/library/frameworks/|macbook|imac"
-        "|mac-mini|mac-studio| % |colima|orbstack|device=mps|on mps|macpro|osx-|: osx",
+        "|mac-mini|mac-studio| % |colima|orbstack|device=mps|on mps|macpro|osx-|: osx"
+        "|~/library/",
     ),
     # Where in a training the program is, by its own names and a person's words.
     _sign(
@@ -333,6 +334,12 @@ SIGNS = (
         r"\brx ?6[3-9]\d0|gfx103\d|\b6[68]0m\b",
         "rx |rx6|gfx103|0m",
     ),
+    _sign(
+        "rdna1",
+        "rx gfx1010 gfx1011 gfx1012 5700xt 5600xt",
+        r"\brx ?5[3-7]00|gfx101[0-2]|radeon ?5[67]00 ?xt\b",
+        "rx |rx5|gfx101|radeon ",
+    ),
     # Cards that no build of torch for ROCm of today has code for.
     _sign(
         "gcn",
@@ -493,9 +500,22 @@ SIGNS = (
         "torchrun elastic rank nccl ddp distributeddataparallel",
         r"torchrun|elastic|local_rank|\bnccl\b|\bddp\b|distributeddataparallel",
     ),
+    # What the command line of torchrun sets.
+    _sign("standalone", "standalone", r"torchrun[^\n]{0,50}\s--standalone\b", "--standalone"),
+    _sign(
+        "fixed-rank",
+        "nproc",
+        r"nproc[_-]per[_-]node[^\n]{1,40}\.py[^\n]{0,40}\s--local[_-]rank[= ]\d",
+        "--local_rank|--local-rank",
+    ),
     _sign("vllm", "vllm", r"vllm"),
     _sign("unsloth", "unsloth", r"unsloth"),
-    _sign("comfyui", "comfyui comfy", r"comfyui"),
+    _sign(
+        "comfyui",
+        "comfyui comfy node",
+        r"comfyui|\*\*node type:|custom_nodes[\\/]",
+        "comfyui|node type:|custom_nodes",
+    ),
     _sign("malloc-async", "cudamallocasync", r": cudamallocasync"),
     _sign("cpu-offload", "offload", r"enable_(?:model|sequential)_cpu_offload", "cpu_offload"),
     # Programs for NVIDIA that run on AMD cards under Windows.
@@ -506,7 +526,7 @@ SIGNS = (
         "directml|zluda|webui-amdgpu|privateuseone",
     ),
     _sign("onnxruntime", "onnxruntime", r"onnxruntime"),
-    _sign("ollama", "ollama", r"ollama"),
+    _sign("ollama", "ollama llama", r"ollama|llama runner process", "ollama|llama runner"),
     _sign(
         "forge",
         "webui forge sdforge",
@@ -718,6 +738,16 @@ OLD_INDEXES = frozenset(f"cu{each}" for each in (102, 110, 111, 113, 115, 116, 1
 # Wheels of the field come late for a Python from this minor version on, and end at an old one.
 NEW_PYTHON, OLD_PYTHON = 13, 9
 # Which GPU of AMD's generation has code in ROCm's libraries, for the others of it.
+# The Triton of each torch.
+_TRITONS = {
+    "2.4": "3.1",
+    "2.5": "3.1",
+    "2.6": "3.2",
+    "2.7": "3.3",
+    "2.8": "3.4",
+    "2.9": "3.5",
+    "2.10": "3.6",
+}
 _OVERRIDES = {"rdna3": "11.0.0", "rdna2": "10.3.0", "strix": "11.0.0"}
 
 
@@ -838,6 +868,8 @@ class Context:
             values["package"] = self.package
         if generation := next((each for each in _OVERRIDES if each in self.signs), None):
             values["hsa"] = _OVERRIDES[generation]
+        if triton := _TRITONS.get(".".join(values.get("release", "").split(".")[:2])):
+            values["triton"] = triton
         if "driver" in values:
             values["branch"] = values["driver"].partition(".")[0]
         if self.capability:
