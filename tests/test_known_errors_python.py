@@ -303,6 +303,7 @@ SIZES = (
     "RuntimeError: The size of tensor a ({}) must match the size of tensor b ({}) at non-singleton"
 )
 
+SAME = "RuntimeError: mat1 and mat2 must have the same dtype"
 PORT = "The server socket has failed to listen on any local network address"
 SIZE_CHANGED = "ValueError: numpy.dtype size changed, may indicate binary incompatibility."
 OTHER_SIZE = (
@@ -392,6 +393,32 @@ OTHER_SIZE = (
             "cannot import name '_x' from 'unsloth_zoo.loss_utils'",
             "--no-deps unsloth unsloth_zoo",
         ),
+        ("mat1 and mat2 must have the same dtype, but got Half and Float8_e4m3fn", "weight_dtype"),
+        (f"File /x/ComfyUI/a.py\n{SAME}, but got Float and Half", "--force-fp16"),
+        (f"File /x/sd_scripts/a.py\n{SAME}, but got Float and Half", "--no_half_vae"),
+        (
+            f"File /x/a.py, line 3, in evaluate\n{SAME}, but got Float and Half",
+            "trainer.evaluate()",
+        ),
+        (f"{SAME}, but got Float and Half", "next(model.parameters()).dtype"),
+        ("NCCL WARN Net : Connect to 10.0.0.9<5426> failed : No route to host", "firewall-cmd"),
+        (
+            "NCCL WARN socketStartConnect: Connect to fe80::96:8cf0%ib1<17> failed : Software"
+            " caused connection abort",
+            "the interface ib1",
+        ),
+        (
+            "Cannot import /x/custom_nodes/foo module for custom nodes: No module named"
+            " 'node_helpers'",
+            "update ComfyUI, then the node",
+        ),
+        (
+            "Cannot import /x/custom_nodes/foo module for custom nodes: No module named 'bar'",
+            "pip install bar",
+        ),
+        ("cannot import name 'f' from 'utils' (/x/utils/__init__.py)", "not pip install utils"),
+        ("RuntimeError: No XPU devices are available.", "-aG render"),
+        ("C:\\x>\nRuntimeError: No XPU devices are available.", "newest graphics driver"),
     ],
 )
 def test_where_the_program_is_and_runs_chooses_the_fix(text, said):

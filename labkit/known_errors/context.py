@@ -494,7 +494,13 @@ SIGNS = (
         "paddle",
     ),
     # The trainer of LoRA behind kohya_ss and others.
-    _sign("sd-scripts", "scripts", r"sd-scripts[\\/]"),
+    _sign("sd-scripts", "scripts", r"sd[-_]scripts[\\/]", "scripts"),
+    _sign(
+        "in-evaluation",
+        "evaluate loop step",
+        r"\bin (?:evaluate|evaluation_loop|prediction_step|_maybe_log_save_evaluate)$",
+        "in evaluat|in prediction|save_evaluate",
+    ),
     _sign(
         "distributed",
         "torchrun elastic rank nccl ddp distributeddataparallel",
