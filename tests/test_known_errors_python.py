@@ -419,6 +419,22 @@ OTHER_SIZE = (
         ("cannot import name 'f' from 'utils' (/x/utils/__init__.py)", "not pip install utils"),
         ("RuntimeError: No XPU devices are available.", "-aG render"),
         ("C:\\x>\nRuntimeError: No XPU devices are available.", "newest graphics driver"),
+        ("Failed to get device capability: SM 12.x requires CUDA >= 12.9.", "cuda-toolkit-12-9"),
+        ("FlashInfer requires GPUs with sm75 or higher", "TRITON_ATTN"),
+        ("No supported CUDA architectures found for major versions [9, 10]", "--moe-runner"),
+        ("WARNING: No NVIDIA GPU detected. Ollama will run in CPU-only mode.", "driver first"),
+        ('msg="compatible gpu libraries" compatible=[]', "ollama.com/install.sh"),
+        ("/x/vllm/a.py\nCUDA error: an illegal memory access was encountered", "--enforce-eager"),
+        ("ImportError: IntProgress not found. Please update jupyter and ipywidgets.", "ipywidgets"),
+        (
+            "  return type(tensors)(nested_concat(t, n) for t, n in zip(tensors, new_tensors))\n"
+            f"{FULL}",
+            "eval_accumulation_steps=1",
+        ),
+        (
+            "(-216:No CUDA support) OpenCV was not built to work with the selected device.",
+            "CUDA_ARCH_BIN",
+        ),
     ],
 )
 def test_where_the_program_is_and_runs_chooses_the_fix(text, said):
