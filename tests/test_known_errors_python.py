@@ -303,6 +303,9 @@ SIZES = (
     "RuntimeError: The size of tensor a ({}) must match the size of tensor b ({}) at non-singleton"
 )
 
+APART = (
+    "RuntimeError: Expected all tensors to be on the same device, but found at least two devices,"
+)
 SAME = "RuntimeError: mat1 and mat2 must have the same dtype"
 PORT = "The server socket has failed to listen on any local network address"
 SIZE_CHANGED = "ValueError: numpy.dtype size changed, may indicate binary incompatibility."
@@ -431,6 +434,17 @@ OTHER_SIZE = (
             f"{FULL}",
             "eval_accumulation_steps=1",
         ),
+        (
+            "invalid accelerator name: `accelerator='ddp'`. Available names are: cpu",
+            'strategy="ddp"',
+        ),
+        ("MacBook\nMisconfigurationException: No supported gpu backend found!", '"auto"'),
+        (
+            "MisconfigurationException: You requested GPUs: [0]\n But your machine only has: []",
+            "cu130",
+        ),
+        ("ValueError: Total available GPUs 8.0 is less than total desired GPUs 16", "has 8 GPUs"),
+        (f"File /x/ComfyUI/a.py\n{APART} cuda:0 and cpu!", "update the node and ComfyUI"),
         (
             "(-216:No CUDA support) OpenCV was not built to work with the selected device.",
             "CUDA_ARCH_BIN",
