@@ -145,6 +145,8 @@ def docker(**changes):
     return {INFO: says(json.dumps({**DOCKER_INFO, "Runtimes": RUNTIME, **changes}))}
 
 
+ROOTLESS_SOCKET = "unix:///run/user/1000/docker.sock"
+ROOTLESS_DOCKER = docker(SecurityOptions=["name=rootless"], Runtimes={"runc": {}})
 ROOTLESS = docker(SecurityOptions=["name=rootless"])
 
 
@@ -249,6 +251,14 @@ WITH_GPU = {
     "Podman as root, a specification that only root reads": {
         "files": {"etc/cdi/nvidia.yaml/x": ""},
         "answers": PODMAN_ROOTFUL,
+    },
+    "a specification made at boot beside an old one": {
+        "files": {
+            "etc/cdi/nvidia.yaml": SPEC.format("570.86.10"),
+            "var/run/cdi/nvidia.yaml": SPEC.format(DRIVER),
+            LIBRARY.format(DRIVER): "",
+        },
+        "answers": PODMAN,
     },
     "Docker 29 with CDI alone": {
         "files": SPEC_FILES,
@@ -423,6 +433,27 @@ BROKEN_PLAIN = {
             "environment": {"DOCKER_HOST": "tcp://far.example:2375"},
         },
         {"engine-daemon failed": "unset DOCKER_HOST"},
+    ),
+    "a context whose machine does not answer": (
+        {"answers": {INFO: fails(NO_DAEMON), CONTEXT: says("tcp://far.example:2375")}},
+        {"engine-daemon failed": "docker context use default"},
+    ),
+    "a rootless docker that is down": (
+        {"answers": {INFO: fails(NO_DAEMON)}, "environment": {"DOCKER_HOST": ROOTLESS_SOCKET}},
+        {"engine-daemon failed": "systemctl --user start docker"},
+    ),
+    "a rootless docker that is slow": (
+        {"answers": {INFO: hangs("docker", 3)}, "environment": {"DOCKER_HOST": ROOTLESS_SOCKET}},
+        {"engine-daemon unknown": "time docker info"},
+    ),
+    "a Docker Desktop that is not started": (
+        {
+            "answers": {
+                INFO: fails(NO_DAEMON),
+                CONTEXT: says("unix:///home/ada/.docker/desktop/docker.sock"),
+            }
+        },
+        {"engine-daemon failed": "systemctl --user start docker-desktop"},
     ),
     "a daemon that is slow": (
         {"answers": {INFO: hangs("docker", 3)}},
@@ -616,6 +647,14 @@ BROKEN_GPU = {
             "answers": {SMI_QUERY: None},
         },
         {"driver failed": "apt-get install nvidia-driver"},
+    ),
+    "nouveau was first, on an image of Fedora": (
+        {
+            "files": {**BARE, "proc/modules": "nouveau 3 0 - Live 0\n", "run/ostree-booted": ""},
+            "answers": {**NO_SMI, "modinfo": says(DRIVER)},
+            "distribution": "fedora",
+        },
+        {"driver failed": "rpm-ostree kargs"},
     ),
     "nouveau was first, NVIDIA's driver is installed": (
         {
@@ -857,6 +896,22 @@ BROKEN_GPU = {
     "no toolkit": (
         {"answers": {CTK: None, INFO: says(json.dumps(DOCKER_INFO))}},
         {"toolkit failed": INSTALL_TOOLKIT},
+    ),
+    "Podman without the toolkit": (
+        {"answers": {**PODMAN, CTK: None}, "distribution": "fedora"},
+        {"toolkit failed": f"dnf install nvidia-container-toolkit && sudo {REMAKE_SPEC}"},
+    ),
+    "rootless Docker without the toolkit": (
+        {"answers": {**ROOTLESS_DOCKER, CTK: None}},
+        {"toolkit failed": "systemctl --user restart docker"},
+    ),
+    "an image of Fedora without the toolkit": (
+        {
+            "files": {"run/ostree-booted": ""},
+            "answers": {CTK: None, INFO: says(json.dumps(DOCKER_INFO))},
+            "distribution": "fedora",
+        },
+        {"toolkit failed": "rpm-ostree install nvidia-container-toolkit   # then reboot, and"},
     ),
     "a toolkit with the hole": (
         {"answers": {CTK: says("NVIDIA Container Toolkit CLI version 1.17.7")}},

@@ -53,6 +53,11 @@ class EngineFacts:
         """True if the daemon is on another machine, which cannot access this machine's folders."""
         return bool(self.endpoint) and not str(self.endpoint).startswith(("unix:", "npipe:", "/"))
 
+    def read_end(self) -> str:
+        """The address that the client uses, from its variable or its context; "" if unknown."""
+        value = (self.chosen_by or "").partition("=")[2]
+        return value if "://" in value else self.endpoint or ""
+
 
 # The variables by which a client talks to another daemon; the first one that is set counts.
 CHOICES = {"docker": ("DOCKER_HOST", "DOCKER_CONTEXT"), "podman": ("CONTAINER_HOST",)}
@@ -217,14 +222,16 @@ def _find_daemon_obstacle(
             "this user is not in the docker group, or not since the last login",
             "sudo usermod -aG docker $USER   # then log out and in again",
         )
-    if engine.chosen_by:
-        variable = engine.chosen_by.partition("=")[0]
+    end = engine.read_end()
+    elsewhere = engine.chosen_by or engine.remote
+    if "did not answer" in problem and (end.startswith("unix:") or not elsewhere):
+        # Busy machines took longer than the limit: an engine that is slow is never restarted.
         return EngineObstacle(
-            "daemon",
-            f"{engine.name}'s daemon does not answer ({problem})",
-            f"{engine.chosen_by} names another daemon than this machine's own",
-            f"unset {variable}   # or set it right",
+            "timeout", problem, "the machine is busy, or the daemon hangs", "time docker info"
         )
+    other = _find_other_daemon(engine, end, problem)
+    if other:
+        return other
     if "Podman's" in problem:
         return EngineObstacle(
             "shim", problem, "the package podman-docker provides it", "make up RUNTIME=podman"
@@ -236,17 +243,38 @@ def _find_daemon_obstacle(
             "its storage or its runtime is not set up",
             "podman info   # shows what is wrong with it",
         )
-    if "did not answer" in problem:
-        # Busy machines took longer than the limit: an engine that is slow is never restarted.
-        return EngineObstacle(
-            "timeout", problem, "the machine is busy, or the daemon hangs", "time docker info"
-        )
     return EngineObstacle(
         "daemon",
         f"docker's daemon does not answer ({problem})",
         "it is not running",
         "open -a Docker" if system == "Darwin" else START_DOCKER.on(distribution),
     )
+
+
+# Daemons that run as this user: what their sockets' addresses match, and what starts them.
+OWN_DAEMONS = {
+    "rootless docker": (r"^unix:///run/user/\d+/docker\.sock$", "systemctl --user start docker"),
+    "Docker Desktop": (
+        r"^unix:///.+/\.docker/desktop/docker\.sock$",
+        "systemctl --user start docker-desktop   # for a GPU: docker context use default",
+    ),
+}
+
+
+def _find_other_daemon(engine: EngineFacts, end: str, problem: str) -> EngineObstacle | None:
+    """The obstacle that the client talks to another daemon than the machine's; None if not."""
+    what = f"{engine.name}'s daemon does not answer ({problem})"
+    for kind, (socket, start) in OWN_DAEMONS.items():
+        if engine.name == "docker" and re.match(socket, end):
+            return EngineObstacle("daemon", what, f"{kind} is not running ({end})", start)
+    if engine.chosen_by:
+        variable = engine.chosen_by.partition("=")[0]
+        cause = f"{engine.chosen_by} names another daemon than this machine's own"
+        return EngineObstacle("daemon", what, cause, f"unset {variable}   # or set it right")
+    if engine.remote:
+        cause = f"the current context names {engine.endpoint}, not this machine's own daemon"
+        return EngineObstacle("daemon", what, cause, "docker context use default")
+    return None
 
 
 def _find_compose_obstacle(

@@ -170,18 +170,43 @@ _INSTALL_TOOLKIT = {
     family: f"{source} && {INSTALL_COMMANDS[family]} {TOOLKIT}"
     for family, source in ADD_TOOLKIT_SOURCE.by_family().items()
 } | {"arch": f"{INSTALL_COMMANDS['arch']} {TOOLKIT}"}
-INSTALL_TOOLKIT = Fix(
-    f"install the NVIDIA Container Toolkit ({TOOLKIT}) from NVIDIA's package source"
-    f" ({TOOLKIT_GUIDE}), then: {RESTART_DOCKER}",
-    **{family: f"{command} && {RESTART_DOCKER}" for family, command in _INSTALL_TOOLKIT.items()},
-    alpine="run it on a host with glibc, such as Debian or Ubuntu   # NVIDIA has neither a driver"
-    " nor its toolkit for Alpine's C library; an image of Alpine is fine",
-    nixos=f"hardware.nvidia-container-toolkit.enable = true;{_REBUILD}; docker run --device"
-    " nvidia.com/gpu=all ...",
+# A rootless Docker has settings of its own.
+CONFIGURE_ROOTLESS = (
+    "nvidia-ctk runtime configure --runtime=docker --config=$HOME/.config/docker/daemon.json "
+    "&& systemctl --user restart docker"
+)
+_ROOTLESS_CGROUPS = "sudo nvidia-ctk config --in-place --set nvidia-container-cli.no-cgroups=true"
+_NO_MUSL_TOOLKIT = (
+    "run it on a host with glibc, such as Debian or Ubuntu   # NVIDIA has neither a driver"
+    " nor its toolkit for Alpine's C library; an image of Alpine is fine"
+)
+_TOOLKIT_IN_NIXOS = (
+    f"hardware.nvidia-container-toolkit.enable = true;{_REBUILD}; docker run --device"
+    " nvidia.com/gpu=all ..."
+)
+
+
+def _install_toolkit(then: str, **own: str) -> Fix:
+    """The fix that installs the toolkit and then runs a command; ``own`` are whole commands."""
+    return Fix(
+        f"install the NVIDIA Container Toolkit ({TOOLKIT}) from NVIDIA's package source"
+        f" ({TOOLKIT_GUIDE}), then: {then}",
+        **{family: f"{command} && {then}" for family, command in _INSTALL_TOOLKIT.items()},
+        alpine=_NO_MUSL_TOOLKIT,
+        nixos=_TOOLKIT_IN_NIXOS,
+        **own,
+    )
+
+
+INSTALL_TOOLKIT = _install_toolkit(
+    RESTART_DOCKER,
     windows="update Docker Desktop, with its WSL 2 engine, and NVIDIA's driver in Windows   # the"
     " toolkit is part of Docker Desktop: docker run --gpus all ...",
     mac="run it on a machine with an NVIDIA GPU   # containers on macOS have no GPU",
 )
+# Podman needs no configuration: it finds the specification.
+INSTALL_TOOLKIT_FOR_PODMAN = _install_toolkit(MAKE_CDI_SPEC)
+INSTALL_TOOLKIT_FOR_ROOTLESS = _install_toolkit(f"{_ROOTLESS_CGROUPS} && {CONFIGURE_ROOTLESS}")
 UPDATE_TOOLKIT = Fix(
     "update the NVIDIA Container Toolkit to 1.17.8 or newer",
     debian=f"sudo apt-get update && sudo apt-get install --only-upgrade {TOOLKIT}",
@@ -396,7 +421,9 @@ def _find_package(distribution: Distribution, *, before_turing: bool) -> tuple[s
 def adapt_to_image(command: str) -> str:
     """The command for a system that is an image, to which packages are layered."""
     command = re.sub(r"sudo dnf (?:install|upgrade)\b", "sudo rpm-ostree install", command)
-    return command.replace(" --allowerasing", "")
+    command = command.replace(" --allowerasing", "")
+    # What was layered is there after a restart of the machine.
+    return re.sub(r"(rpm-ostree install [\w. -]+?) && ", rf"\1{COMMENT}then reboot, and: ", command)
 
 
 def _is_beyond_own(distribution: Distribution, last: int | None, least: int) -> bool:
@@ -505,6 +532,10 @@ DROP_NOUVEAU = Fix(
     suse=f"{_BLACKLIST} && sudo dracut --force{THEN_REBOOT}",
     arch=f"{_BLACKLIST} && sudo mkinitcpio -P{THEN_REBOOT}",
 )
+DROP_NOUVEAU_ON_IMAGES = (
+    "sudo rpm-ostree kargs --append-if-missing=rd.driver.blacklist=nouveau "
+    f"--append-if-missing=modprobe.blacklist=nouveau{THEN_REBOOT}"
+)
 ENROLL_KEY = Fix(
     "sudo mokutil --import <the key that signed the module>   # Ubuntu's:"
     " /var/lib/shim-signed/mok/MOK.der; DKMS': /var/lib/dkms/mok.pub; akmods':"
@@ -573,14 +604,17 @@ INSTALL_LIBGL = install(
 
 
 # The packages of the programs that fixes run, for hosts that lack them.
+_TOOLS_EVERYWHERE = ("debian", "fedora", "suse", "arch")
 PROGRAMS: dict[str, Fix | None] = {
     "nvidia-ctk": Fix("", **_INSTALL_TOOLKIT),
-    "lspci": install("install lspci", debian="pciutils", fedora="pciutils", suse="pciutils"),
-    "mokutil": install("install mokutil", debian="mokutil", fedora="mokutil", suse="mokutil"),
+    "lspci": install("install lspci", **dict.fromkeys(_TOOLS_EVERYWHERE, "pciutils")),
+    "mokutil": install("install mokutil", **dict.fromkeys(_TOOLS_EVERYWHERE, "mokutil")),
     "ubuntu-drivers": install("", ubuntu="ubuntu-drivers-common"),
     "add-apt-repository": install("", ubuntu="software-properties-common"),
     "dkms": install("install dkms", debian="dkms", fedora="dkms", arch="dkms"),
     **dict.fromkeys(("systemctl", "nvidia-modprobe", "dmesg", "setsebool", "resolvectl", "ss")),
+    **dict.fromkeys(("akmods", "kmodgenca", "update-secureboot-policy", "timedatectl")),
+    **dict.fromkeys(("mkinitcpio", "dracut", "update-initramfs", "prime-select", "mhwd")),
     **dict.fromkeys(("apt-get", "dnf", "zypper", "pacman", "nvidia-smi", "wsl.exe", "docker")),
 }
 Find = Callable[[str], object]

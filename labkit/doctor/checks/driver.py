@@ -32,6 +32,7 @@ from labkit.host.gpu import (
 from labkit.host.packages import (
     CPU_LAB,
     DROP_NOUVEAU,
+    DROP_NOUVEAU_ON_IMAGES,
     ENROLL_KEY,
     INSTALL_HEADERS,
     INSTALL_OPEN_MODULE,
@@ -323,7 +324,7 @@ def _judge_missing_driver(facts: DriverFacts, distribution: Distribution) -> Fin
         return failed(
             "the GPU is driven by nouveau",
             "nouveau is loaded, which CUDA cannot use",
-            DROP_NOUVEAU.on(distribution) if facts.installed_module else install,
+            _drop_nouveau(distribution) if facts.installed_module else install,
         )
     if facts.installed_module:
         return _judge_not_loaded(facts, distribution)
@@ -331,6 +332,10 @@ def _judge_missing_driver(facts: DriverFacts, distribution: Distribution) -> Fin
     if facts.left_out and facts.target:
         cause += f"; none serves {_name(facts.left_out[0])} together with {_name(facts.target)}"
     return failed("no NVIDIA driver is loaded", cause, install)
+
+
+def _drop_nouveau(distribution: Distribution) -> str:
+    return DROP_NOUVEAU_ON_IMAGES if distribution.image_based else DROP_NOUVEAU.on(distribution)
 
 
 def _judge_not_loaded(facts: DriverFacts, distribution: Distribution) -> Finding:
@@ -577,7 +582,7 @@ DRIVER_LIBRARY_CHECK = Check(
     "module and libraries of the same version",
     probe_driver_library,
     judge_driver_library,
-    needs=("driver",),
+    needs=("driver", "driver-variant"),
 )
 
 

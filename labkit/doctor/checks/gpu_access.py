@@ -26,12 +26,16 @@ from labkit.host.engine import SNAP_FOLDER
 from labkit.host.gpu import read_module_version
 from labkit.host.gpu_access import GpuAccessTest, find_image, probe_gpu_access
 from labkit.host.packages import (
+    CONFIGURE_ROOTLESS,
     INSTALL_TOOLKIT,
+    INSTALL_TOOLKIT_FOR_PODMAN,
+    INSTALL_TOOLKIT_FOR_ROOTLESS,
     LEAVE_SNAP,
     MAKE_CDI_SPEC,
     RESTART_DOCKER,
     UPDATE_TOOLKIT,
     DriverFix,
+    Fix,
 )
 from labkit.known_errors.match import explain_text
 from labkit.process import CommandResult
@@ -96,16 +100,19 @@ SAFE_VERSION = (1, 17, 8)  # fixes CVE-2025-23266, a container escape
 
 @dataclass(frozen=True)
 class ToolkitFacts:
-    """The answer of nvidia-ctk, and whether the engine has its own toolkit."""
+    """The answer of nvidia-ctk, the engine, and whether it has its own toolkit."""
 
     answer: CommandResult
     engine_has_runtime: bool = False
+    engine: str = "docker"
+    rootless: bool = False
 
 
 def probe_toolkit(host: Host) -> ToolkitFacts:
     """`nvidia-ctk --version`, and the runtimes that `docker info` lists."""
     answer = host.run(["nvidia-ctk", "--version"], timeout_seconds=COMMAND_SECONDS)
-    return ToolkitFacts(answer, knows_runtime(host))
+    engine = probe_pair(host).chosen
+    return ToolkitFacts(answer, knows_runtime(host), engine.name, bool(engine.rootless))
 
 
 def knows_runtime(host: Host) -> bool:
@@ -123,7 +130,7 @@ def judge_toolkit(facts: ToolkitFacts, distribution: Distribution) -> Finding:
             "no NVIDIA Container Toolkit",
             "no container gets the GPU without it; NVIDIA's own package source has it "
             "(nvidia.github.io/libnvidia-container)",
-            INSTALL_TOOLKIT.on(distribution),
+            _choose_installation(facts).on(distribution),
         )
     found = re.search(r"version\s+v?(\d+)\.(\d+)\.(\d+)", facts.answer.stdout)
     if found is None:
@@ -138,12 +145,19 @@ def judge_toolkit(facts: ToolkitFacts, distribution: Distribution) -> Finding:
     return ok(f"NVIDIA Container Toolkit {version}")
 
 
+def _choose_installation(facts: ToolkitFacts) -> Fix:
+    if facts.engine == "podman":
+        return INSTALL_TOOLKIT_FOR_PODMAN
+    return INSTALL_TOOLKIT_FOR_ROOTLESS if facts.rootless else INSTALL_TOOLKIT
+
+
 TOOLKIT_CHECK = Check(
     "toolkit", "the NVIDIA Container Toolkit", probe_toolkit, judge_toolkit, ("engine-kind",)
 )
 
 
-FOLDERS = ("etc/cdi", "var/run/cdi", "run/cdi")
+# The first one counts: engines prefer what is generated at each boot.
+FOLDERS = ("var/run/cdi", "run/cdi", "etc/cdi")
 KIND = "nvidia.com/gpu"
 LIBRARY = re.compile(r"[\"\s](/\S+?\.so\.(\d{3}\.\d+(?:\.\d+)?))\b")
 
@@ -261,10 +275,6 @@ CDI_CHECK = Check("cdi", "the CDI specification", probe_cdi, judge_cdi, ("toolki
 
 
 CDI_BY_DEFAULT = 28  # Docker 25 to 27 have CDI, which is off; older ones have none
-ROOTLESS_CONFIGURE = (
-    "nvidia-ctk runtime configure --runtime=docker --config=$HOME/.config/docker/daemon.json "
-    "&& systemctl --user restart docker"
-)
 ENABLE_CDI = (
     "sudo nvidia-ctk runtime configure --runtime=docker --cdi.enabled "
     "&& sudo systemctl restart docker"
@@ -329,7 +339,7 @@ def judge_gpu_access_settings(facts: GpuAccessFacts, distribution: Distribution)
     return failed(
         "docker has neither the nvidia runtime nor a CDI specification",
         "the toolkit is installed, but docker is not configured for it, or was not restarted",
-        ROOTLESS_CONFIGURE if facts.rootless else RESTART_DOCKER,
+        CONFIGURE_ROOTLESS if facts.rootless else RESTART_DOCKER,
     )
 
 

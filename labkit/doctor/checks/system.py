@@ -28,6 +28,8 @@ FULL_BYTES = 2**30
 TIGHT_BYTES = 6 * 2**30  # the CPU image takes 1.6 GB, and its build about as much again twice
 
 
+FREE_SPACE = "df -h   # then delete; docker system prune: the engine's unused images"
+FREE_INODES = "df -i   # then delete; docker system prune: the engine's unused images"
 FEW_INODES = 50_000  # an image has about as many files
 
 
@@ -57,14 +59,14 @@ def judge_disk(places: tuple[DiskPlace, ...], distribution: Distribution) -> Fin
     free, place = min(known)
     found = f"{format_bytes(free)} free at {place}"
     if free < FULL_BYTES:
-        return failed(found, "the disk is almost full", "df -h && docker system prune")
+        return failed(found, "the disk is almost full", FREE_SPACE)
     for each in places:
         if each.free_inodes is not None and each.free_inodes < FEW_INODES:
             words = f"{each.free_inodes:,} more files fit at {each.path}"
             cause = "the disk has run out of inodes, although it has free space"
-            return failed(words, cause, "df -i && docker system prune")
+            return failed(words, cause, FREE_INODES)
     if free < TIGHT_BYTES:
-        return warning(found, "a build or an update may fill it", "df -h && docker system prune")
+        return warning(found, "a build or an update may fill it", FREE_SPACE)
     return ok(found)
 
 
