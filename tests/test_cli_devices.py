@@ -7,7 +7,7 @@ import json
 import pytest
 
 from labkit.cli import main
-from labkit.cli.devices import describe_detection, format_detection, format_devices
+from labkit.cli.devices import describe_detection, fold_screen, format_detection, format_devices
 from labkit.devices import detect
 from labkit.devices.detect import Detection, Device
 from labkit.devices.telemetry import Telemetry
@@ -110,3 +110,32 @@ def test_the_command_prints_one_json_object_of_this_machine(capsys):
     assert list(printed) == keys
     assert printed["devices"][-1]["kind"] == "cpu"
     assert err == ""
+
+
+LOST = Device(
+    "cuda", name="NVIDIA RTX PRO 6000 Blackwell Max-Q Workstation Edition", trouble="x " * 60
+)
+CROWDED = Detection("cuda:0", (GPU, INSTANCE, SPARK, OTHER, LOST, CPU), ("a note " * 20,))
+
+
+@pytest.mark.parametrize("everything", [False, True], ids=["table", "all"])
+@pytest.mark.parametrize("columns", [40, 60, 80, 200])
+def test_the_lines_fold_at_the_terminals_width(columns, everything):
+    screen = format_devices(CROWDED, Telemetry(), everything=everything, columns=columns)
+    assert max(map(len, screen.splitlines())) <= columns
+    whole = format_devices(CROWDED, Telemetry(), everything=everything)
+    assert max(map(len, whole.splitlines())) > 100
+    assert "141.0 GiB" in screen
+    assert "6000 Blackwell" in " ".join(screen.split()) or columns >= 80
+
+
+def test_commands_and_matrices_are_not_folded():
+    command = f"        try: sudo nvidia-smi {'-i 0 ' * 20}"
+    matrix = f"GPU0    -       {'NV18    ' * 10}"
+    assert fold_screen(f"{command}\n{matrix}", 40) == f"{command}\n{matrix}"
+
+
+@pytest.mark.parametrize("seconds", ["0", "-1", "nan", "inf", "1e12"])
+def test_the_devices_are_watched_every_few_seconds_or_not_at_all(seconds, capsys):
+    assert main(["devices", f"--watch={seconds}"]) == 2
+    assert "--watch cannot be used with" in capsys.readouterr().err

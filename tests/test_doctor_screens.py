@@ -11,7 +11,8 @@ import pytest
 
 from labkit import process
 from labkit.cli import doctor, main
-from labkit.doctor.checks import torch
+from labkit.doctor.checks import CHECKS, torch
+from labkit.doctor.run import examine_host, format_examination
 from labkit.host.distribution import Distribution
 from labkit.process import CommandResult
 from tests.fakes.host import DOCKER_INFO, INFO, says
@@ -78,3 +79,15 @@ def test_an_explained_log(tmp_path, monkeypatch, capsys):
     log.write_text(LOG)
     assert main(["doctor", "--explain", str(log)]) == 0
     assert_snapshot("doctor_explain", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("columns", [40, 57, 60, 80, 200])
+def test_the_findings_fold_at_the_terminals_width(tmp_path, columns):
+    without = {CTK: None, INFO: says(json.dumps(SYSTEMD))}
+    examination = examine_host(play_host(tmp_path, gpu=True, answers=without), CHECKS)
+    lines = format_examination(examination, columns).splitlines()
+    assert max(len(line) for line in lines if "try: " not in line) <= columns
+    # A command stays in one piece, whatever its length.
+    fix = next(each.fix for each in examination.findings if each.check == "toolkit")
+    assert fix
+    assert f"try: {fix}" in "\n".join(lines)

@@ -29,6 +29,7 @@ is not a failure, unless it is the DEVICE, as in --verify cuda.
 """
 ALL = "all"
 WATCH_SECONDS = 2.0
+LONGEST_WATCH_SECONDS = 24 * 3600.0
 GIB = 2**30
 CLEAR = "\x1b[H\x1b[2J"  # the cursor to the top left, and the screen cleared
 DONE = {"import": "imported", "allocate": "allocated", "compute": "computed", "compile": "compiled"}
@@ -94,8 +95,23 @@ def show_devices(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print_json(describe_detection(detection, telemetry))
     else:
-        print(escape_controls(format_devices(detection, telemetry, everything=arguments.all)))
+        _print_devices(detection, telemetry, everything=arguments.all)
     return ExitCode.OK
+
+
+def _print_devices(
+    detection: Detection, telemetry: Telemetry, *, everything: bool, start: str = "", end: str = ""
+) -> None:
+    """Prints the devices, on a terminal folded to its width."""
+    columns = _measure_columns()
+    screen = format_devices(detection, telemetry, everything=everything, columns=columns)
+    print(f"{start}{escape_controls(screen)}{end}", flush=True)
+
+
+def _measure_columns() -> int | None:
+    import shutil  # slow: it imports archive formats too
+
+    return shutil.get_terminal_size().columns if is_terminal() else None
 
 
 def _read_telemetry() -> Telemetry:
@@ -108,14 +124,14 @@ def _watch(arguments: argparse.Namespace, sleep: Callable[[float], None] = time.
     """Prints the devices until Ctrl-C: on a terminal in place, elsewhere one after the other."""
     from labkit.devices.detect import detect_devices
 
-    if arguments.json or not arguments.watch > 0:
+    if arguments.json or not 0 < arguments.watch <= LONGEST_WATCH_SECONDS:
         what = "--json" if arguments.json else f"{arguments.watch:g} seconds"
         raise UsageError(f"--watch cannot be used with {what}", fix="labkit devices --watch")
     try:
         while True:
-            screen = format_devices(detect_devices(), _read_telemetry(), everything=arguments.all)
+            detection, telemetry = detect_devices(), _read_telemetry()
             start = CLEAR if is_terminal() else ""
-            print(f"{start}{escape_controls(screen)}", end="\n\n", flush=True)
+            _print_devices(detection, telemetry, everything=arguments.all, start=start, end="\n")
             sleep(arguments.watch)
     except KeyboardInterrupt:  # the only way to end it
         return ExitCode.OK
@@ -153,7 +169,7 @@ def _show_verification(arguments: argparse.Namespace, detection: Detection) -> i
         print_json({**describe_detection(detection), **describe_verification(verification)})
     else:
         screen = f"{format_detection(detection)}\n\n{format_verification(verification)}"
-        print(escape_controls(screen))
+        print(escape_controls(fold_screen(screen, _measure_columns())))
     return judge_exit(verification)
 
 
@@ -234,22 +250,68 @@ def _name_owner(pid: int) -> str | None:
         return str(owner)
 
 
-def format_devices(detection: Detection, telemetry: Telemetry, *, everything: bool = False) -> str:
-    """The devices as text: a table that fits 80 columns, or everything that is known."""
-    if everything:
-        return format_detection(detection, telemetry)
+def format_devices(
+    detection: Detection,
+    telemetry: Telemetry,
+    *,
+    everything: bool = False,
+    columns: int | None = None,
+) -> str:
+    """The devices as text: a table that fits 80 columns, or everything that is known.
+
+    Lines fold at ``columns`` (None: not at all); in fewer than 80 each GPU has lines of its own.
+    """
+    screen = (
+        format_detection(detection, telemetry)
+        if everything
+        else _format_table(detection, telemetry, columns)
+    )
+    return fold_screen(screen, columns)
+
+
+# What comes before the text that a long line goes on with: a label of --all, a device, or "note:".
+LABEL = re.compile(r"note: | {8}[A-Za-z ]{12}(?=\S)|\S+ {2,}| *")
+MATRIX = re.compile(r"(?:GPU\d+)? +(?:-|GPU\d+) ")
+
+
+def fold_screen(screen: str, columns: int | None) -> str:
+    """The screen with its long lines folded at ``columns``; commands and matrices stay whole."""
+    if columns is None:
+        return screen
+    return "\n".join(_fold_line(line, columns) for line in screen.splitlines())
+
+
+def _fold_line(line: str, columns: int) -> str:
+    if len(line) <= columns or MATRIX.match(line) or line.lstrip().startswith("try: "):
+        return line
+    label = LABEL.match(line)
+    indent = " " * min(label.end() if label else 0, columns // 2)
+    import textwrap
+
+    return textwrap.fill(
+        line.lstrip(),
+        columns,
+        initial_indent=line[: len(line) - len(line.lstrip())],
+        subsequent_indent=indent,
+        break_on_hyphens=False,
+    )
+
+
+def _format_table(detection: Detection, telemetry: Telemetry, columns: int | None) -> str:
+    narrow = columns is not None and columns < WIDE
     gpus = [device for device in detection.devices if device.kind != "cpu"]
     lines = [f"best device: {detection.best or 'unknown'}", ""]
-    if gpus:
+    if gpus and not narrow:
         lines.append(COLUMNS.format("", "GPU", "memory used", "load", "temp", "power"))
     for device in gpus:
-        lines += _format_row(device, telemetry)
+        lines += _format_row(device, telemetry, narrow=narrow)
     lines += [_format_cpu(device) for device in detection.devices if device.kind == "cpu"]
     users = list_users(telemetry)
     if users:
         names = {device.uuid: _name_device(device) for device in gpus}
-        lines += ["", USERS.format("process", "user", "device", "memory", "command")]
-        lines += [_format_user(user, names) for user in users]
+        header = USERS.format("process", "user", "device", "memory", "command")
+        lines += ["", shorten(header, columns or WIDE)]
+        lines += [_format_user(user, names, columns or WIDE) for user in users]
     if detection.notes:
         lines += ["", *(f"note: {note}" for note in detection.notes)]
     return "\n".join(lines)
@@ -264,7 +326,7 @@ def _name_device(device: Device) -> str:
     return device.torch_name or ("mig" if device.parent_uuid else "gpu")
 
 
-def _format_row(device: Device, telemetry: Telemetry) -> list[str]:
+def _format_row(device: Device, telemetry: Telemetry, *, narrow: bool) -> list[str]:
     """The line of a GPU's figures, and a line for each thing that is out of the ordinary."""
     state = telemetry.find(device.uuid)
     name = (device.name or "unknown").removeprefix("NVIDIA ").removeprefix("GeForce ")
@@ -275,8 +337,13 @@ def _format_row(device: Device, telemetry: Telemetry) -> list[str]:
         load = _add_unit(state.utilization_percent, " %")
         heat = _add_unit(state.load.temperature_celsius, " C")
         power = _format_power(state)
-    row = (_name_device(device), shorten(name, 21), _format_used(device, telemetry))
-    lines = [COLUMNS.format(*row, load, heat, power).rstrip()]
+    used = _format_used(device, telemetry)
+    row = (_name_device(device), shorten(name, 21), used, load, heat, power)
+    lines = [COLUMNS.format(*row).rstrip()]
+    if narrow:
+        figures = {"load": load, "temp": heat, "power": power}
+        known = [f"{label} {figure}" for label, figure in figures.items() if figure]
+        lines = [f"{_name_device(device):<8}{name}", f"{'':<8}{', '.join([used, *known])}"]
     return lines + [f"{'':<8}{remark}" for remark in _list_remarks(device, state)]
 
 
@@ -340,7 +407,7 @@ def _format_cpu(cpu: Device) -> str:
     return f"{_name_device(cpu):<8}{', '.join(facts)}"
 
 
-def _format_user(user: GpuUser, names: dict[str | None, str]) -> str:
+def _format_user(user: GpuUser, names: dict[str | None, str], columns: int) -> str:
     row = USERS.format(
         user.pid,
         shorten(user.user or "unknown", 9),
@@ -348,7 +415,7 @@ def _format_user(user: GpuUser, names: dict[str | None, str]) -> str:
         format_bytes(user.used_bytes),
         user.command or "unknown",
     )
-    return shorten(row, WIDE)
+    return shorten(row, columns)
 
 
 def format_detection(detection: Detection, telemetry: Telemetry | None = None) -> str:

@@ -180,7 +180,8 @@ def _describe_device(device: Device, telemetry: Telemetry) -> str:
     facts += [format_bytes(device.total_bytes), *(["MIG"] if device.mig else [])]
     state, memory = telemetry.find(device.uuid), telemetry.find_memory(device.uuid)
     if memory and memory.processes is not None:
-        facts.append(f"{len(memory.processes)} processes")
+        count = len(memory.processes)
+        facts.append("1 process" if count == 1 else f"{count} processes")
     facts += _describe_state(state) if state else []
     facts += [device.trouble] if device.trouble else []
     return f"{name}: {', '.join(facts)}"

@@ -18,7 +18,7 @@ from labkit.doctor.check import STATUSES, Check, Finding, Host, SafeFix, unknown
 from labkit.host.packages import adapt_command
 from labkit.process import CommandResult, CommandRunner
 
-# Narrower terminals wrap by themselves.
+# Where fewer columns are left beside a check's name, its text stands below.
 MIN_TEXT_COLUMNS = 30
 # The time to skip a check whose needed check has just timed out.
 SKIP_SECONDS = 0.3
@@ -131,7 +131,8 @@ def format_examination(examination: Examination, columns: int | None = None) -> 
     found = _join_skipped(examination.shown)
     blocks = [_format_finding(finding, width, columns) for finding in found]
     counts = ", ".join(f"{count} {status}" for status, count in examination.count().items())
-    return "\n".join([*blocks, "", f"{len(examination.findings)} checks: {counts}"])
+    last = _fold("", f"{len(examination.findings)} checks: {counts}", "  ", columns)
+    return "\n".join([*blocks, "", last])
 
 
 def _join_skipped(findings: Sequence[Finding]) -> list[Finding]:
@@ -147,9 +148,14 @@ def _join_skipped(findings: Sequence[Finding]) -> list[Finding]:
 def _format_finding(finding: Finding, width: int, columns: int | None) -> str:
     indent = " " * (width + 10)
     lines = [(f"{finding.status:<8} {finding.check:<{width}} ", finding.found)]
+    narrow = columns is not None and columns < len(indent) + MIN_TEXT_COLUMNS
+    if narrow:
+        indent = "  "
+        lines = [(indent, finding.found)]
     if finding.cause:
         lines.append((indent, f"cause: {finding.cause}"))
-    shown = [_fold(start, text, indent, columns) for start, text in lines]
+    shown = [f"{finding.status:<8} {finding.check}"] if narrow else []
+    shown += [_fold(start, text, indent, columns) for start, text in lines]
     if finding.fix:
         # A long command starts further left; a line break inside would run half of it.
         fits = columns is None or len(indent) + len(f"try: {finding.fix}") <= columns
@@ -162,7 +168,7 @@ def _fold(start: str, text: str, indent: str, columns: int | None) -> str:
         return start + text
     return textwrap.fill(
         text,
-        max(columns, len(indent) + MIN_TEXT_COLUMNS),
+        max(columns, MIN_TEXT_COLUMNS),
         initial_indent=start,
         subsequent_indent=indent,
         break_on_hyphens=False,
