@@ -182,6 +182,12 @@ def refuse(address):
     raise OSError("[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed: self signed")
 
 
+def expire(address):
+    raise OSError(
+        "[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed: certificate has expired"
+    )
+
+
 BUSY = {"is_port_free": lambda address, port: False}
 # Each healthy host: nothing failed, nothing warned of, nothing unknown.
 PLAIN = {
@@ -229,6 +235,18 @@ WITH_GPU = {
     "Ubuntu": {"distribution": "ubuntu"},
     "an H200 cut into parts by MIG": {
         "answers": {SMI_QUERY: lists("NVIDIA H200, 9.0, Enabled"), SMI_LIST: says(MIG_PARTS)}
+    },
+    "an Xid 154 after which the GPU recovered": logs(
+        XID.format(154) + ", GPU recovery action changed from 0x0 (None) to 0x1 (GPU Reset)",
+        XID.format(154) + ", GPU recovery action changed from 0x1 (GPU Reset) to 0x0 (None)",
+    ),
+    "a data-center card with CUDA's newer compat library": {
+        "answers": {SMI_QUERY: lists("NVIDIA H100 80GB HBM3, 9.0, Disabled")},
+        "files": {"usr/local/cuda/compat/libcuda.so.610.12": ""},
+        "environment": {"LD_LIBRARY_PATH": "/usr/local/cuda/compat"},
+    },
+    "a MIG instance named as old drivers did": {
+        "environment": {"CUDA_VISIBLE_DEVICES": "MIG-GPU-f0a1b2c3/1/0"}
     },
     "a B200 with driver 580": {"answers": {SMI_QUERY: lists("NVIDIA B200, 10.0, Disabled")}},
     "a GTX 1080 with driver 580": driver(DRIVER, GTX_1080),
@@ -512,6 +530,16 @@ BROKEN_PLAIN = {
         },
         {"memlock warning": "memlock unlimited"},
     ),
+    "InfiniBand with a limit, in a container": (
+        {
+            "files": {
+                ".dockerenv": "",
+                "sys/class/infiniband/mlx5_0/x": "",
+                "proc/self/limits": "Max locked memory  8388608  8388608  bytes\n",
+            }
+        },
+        {"memlock warning": "--ulimit memlock=-1"},
+    ),
     "a clock of 1970": (
         {"files": {"etc/ld.so.cache": ""}, "now": lambda: 0.0},
         {"clock failed": "timedatectl set-ntp true"},
@@ -520,6 +548,7 @@ BROKEN_PLAIN = {
     "a busy port that was asked for": ({**BUSY, "port_asked": True}, {"port failed": "ss -ltnp"}),
     "no name server": ({"resolve": lambda name: gone()}, {"dns warning": "/etc/resolv.conf"}),
     "an inspecting proxy": ({"reach": refuse}, {"index warning": "LABKIT_CA_FILE="}),
+    "a clock that is ahead": ({"reach": expire}, {"index warning": "date -u"}),
     "a certificate file that is gone": (
         {"environment": {"SSL_CERT_FILE": "/etc/ssl/company.pem"}},
         {"certificates failed": "unset SSL_CERT_FILE"},
@@ -785,6 +814,10 @@ BROKEN_GPU = {
         f"Xid {number}": (logs(XID.format(45), XID.format(number)), {"gpu-health warning": ""})
         for number in (48, 62, 63, 64, 74, 94, 95, 119, 120, 140, 154)
     },
+    "an Xid 154 that asks for a restart": (
+        logs(XID.format(154) + ", GPU recovery action changed from 0x0 (None) to 0x2 (Reboot)"),
+        {"gpu-health warning": ""},
+    ),
     "memory errors that nothing corrects": (
         {"answers": {ECC: says("0, 3")}},
         {"gpu-health warning": "ROW_REMAPPER"},
@@ -826,7 +859,7 @@ BROKEN_GPU = {
     ),
     "NVSwitches without a manager": (
         {"files": SWITCH, "distribution": "ubuntu"},
-        {"fabric-manager failed": "apt-get install nvidia-fabricmanager-580"},
+        {"fabric-manager failed": f"apt-get install 'nvidia-fabricmanager-580={DRIVER}*'"},
     ),
     "a fabric manager of another version": (
         {"files": SWITCH, "answers": {MANAGER: says("version is : 570.86.10")}},

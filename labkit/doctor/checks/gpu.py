@@ -96,7 +96,7 @@ def _read_log(host: Host) -> str | None:
 def judge_gpu_health(facts: HealthFacts, distribution: Distribution) -> Finding:
     """A failure if a GPU left the bus: it is gone until a reboot; other faults are warnings."""
     log = facts.log or ""
-    faults = [line for line in log.splitlines() if _is_fault(line)]
+    faults = [line for line in _drop_recovered(log.splitlines()) if _is_fault(line)]
     if faults:
         return _judge_fault(faults, distribution)
     if facts.silent:
@@ -124,6 +124,17 @@ def judge_gpu_health(facts: HealthFacts, distribution: Distribution) -> Finding:
     if facts.log is None:
         return ok("no memory errors; only root can read the kernel's log: sudo dmesg | grep NVRM")
     return ok("no fault in the kernel's log since boot")
+
+
+RECOVERY = re.compile(r"NVRM: Xid \((.{1,40}?)\): 154,.* to 0x\w+ \((.+?)\)")
+
+
+def _drop_recovered(lines: list[str]) -> list[str]:
+    """The lines without Xid 154, the recovery that a GPU needs, where its last one is "None"."""
+    last = {found[1]: found[2] for line in lines if (found := RECOVERY.search(line))}
+    return [
+        line for line in lines if not (found := RECOVERY.search(line)) or last[found[1]] != "None"
+    ]
 
 
 def _is_fault(line: str) -> bool:
@@ -292,7 +303,8 @@ PERSISTENCE_CHECK = Check(
 
 FABRIC_MANAGER = Fix(
     "install nvidia-fabricmanager in exactly the driver's version, {version}",
-    debian="sudo apt-get install nvidia-fabricmanager-{branch}   # exactly {version}",
+    debian="sudo apt-get install 'nvidia-fabricmanager-{branch}={version}*'"
+    "   # NVIDIA's own source, from 590 on: nvidia-fabricmanager",
     fedora="sudo dnf install nvidia-fabricmanager-{version}",
     suse="sudo zypper install nvidia-fabricmanager={version}",
 )
@@ -412,7 +424,9 @@ def judge_visible(facts: VisibleFacts, distribution: Distribution) -> Finding:
     if facts.value is None:
         return ok("CUDA_VISIBLE_DEVICES is not set")
     first = facts.value.split(",")[0].strip()
-    if first.startswith(("GPU-", "MIG-")):
+    if first.startswith("MIG-GPU-"):  # the form of drivers before 470, which nothing lists today
+        hidden = False
+    elif first.startswith(("GPU-", "MIG-")):
         known = [uuid for gpu in facts.gpus for uuid in (gpu.uuid, *gpu.instances) if uuid]
         hidden = bool(known) and not any(uuid.startswith(first) for uuid in known)
     else:
@@ -439,6 +453,11 @@ class CompatFacts:
     named_by: str | None = None
     version: str | None = None
     driver: str | None = None
+    gpus: tuple[str, ...] = ()
+
+
+# Cards that NVIDIA's newer compat libraries serve, by their names.
+DATA_CENTER = re.compile(r"\bTesla\b|\b(?:GH|GB|[VPTALHB])\d{1,3}[A-Z]?\b")
 
 
 def probe_compat(host: Host) -> CompatFacts:
@@ -453,7 +472,8 @@ def probe_compat(host: Host) -> CompatFacts:
             inside = folder.strip("/")
             if "compat" in inside and (found := host.list(inside, "libcuda.so.[0-9][0-9][0-9].*")):
                 version = found[0].name.removeprefix("libcuda.so.")
-                return CompatFacts(folder, named_by, version, driver)
+                names = probe_gpu(host.run, host.root).names
+                return CompatFacts(folder, named_by, version, driver, names)
     return CompatFacts()
 
 
@@ -463,6 +483,8 @@ def judge_compat(facts: CompatFacts, distribution: Distribution) -> Finding:
         return ok("no other libcuda before the driver's")
     found = f"{facts.folder} has libcuda {facts.version}, before the driver's {facts.driver}"
     newer = (read_major(facts.version) or 0) > (read_major(facts.driver) or 0)
+    if newer and facts.gpus and all(map(DATA_CENTER.search, facts.gpus)):
+        return ok(f"{found}, which serves a data-center card")
     cause = "a compat library older than the driver makes CUDA fail (errors 803 and 804)"
     if newer:
         cause = "it serves data-center cards only: a GeForce then fails (error 804)"

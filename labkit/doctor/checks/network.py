@@ -103,6 +103,12 @@ def hide_login(index: str) -> str:
 def judge_index(facts: IndexFacts, distribution: Distribution) -> Finding:
     """A warning only: an existing image needs no index."""
     for index, problem in facts.answers:
+        if problem and "certificate has expired" in problem:
+            return warning(
+                f"{index} cannot be reached ({problem})",
+                "this machine's clock is ahead, or the server's certificate has run out",
+                "date -u   # if it is wrong: sudo timedatectl set-ntp true",
+            )
         if problem:
             found = explain_text(problem, signs={"lab"}).first
             return warning(

@@ -438,6 +438,7 @@ class MemlockFacts:
 
     limit_bytes: int | None = None
     has_infiniband: bool = False
+    in_container: bool = False
 
 
 def probe_memlock(host: Host) -> MemlockFacts:
@@ -445,7 +446,8 @@ def probe_memlock(host: Host) -> MemlockFacts:
     found = re.search(r"^Max locked memory +(\S+)", host.read("proc/self/limits") or "", re.M)
     text = found[1] if found else ""
     limit = 2**63 if text == "unlimited" else int(text) if text.isdigit() else None
-    return MemlockFacts(limit, bool(host.list("sys/class/infiniband", "*")))
+    adapters = host.list("sys/class/infiniband", "*")
+    return MemlockFacts(limit, bool(adapters), host.in_container)
 
 
 def judge_memlock(facts: MemlockFacts, distribution: Distribution) -> Finding:
@@ -457,7 +459,9 @@ def judge_memlock(facts: MemlockFacts, distribution: Distribution) -> Finding:
     return warning(
         f"at most {format_bytes(facts.limit_bytes)} of locked memory",
         "NCCL registers its buffers with the InfiniBand adapter, and fails at the limit",
-        "echo '* - memlock unlimited' | sudo tee /etc/security/limits.d/90-memlock.conf   "
+        "docker run --ulimit memlock=-1 ...   # on the host; Compose: ulimits: {memlock: -1}"
+        if facts.in_container
+        else "echo '* - memlock unlimited' | sudo tee /etc/security/limits.d/90-memlock.conf   "
         "# then log in again",
     )
 
