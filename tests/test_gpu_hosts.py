@@ -124,6 +124,8 @@ BROKEN = {
     "no toolkit, two GPUs": docker_host(H200, H200_TOO),
     "neither toolkit nor specification": docker_host(H200, cdi=played.NO_SPEC),
     "snap's docker": {**docker_host(H200, reservation=played.NO_LIBRARY), **played.SNAP},
+    "rootless Docker without the toolkit": {**docker_host(H200), **played.ROOTLESS},
+    "Docker Desktop on Linux": {**docker_host(H200), **played.DESKTOP},
     "the driver's library does not reach the container": docker_host(
         H200, reservation=played.NO_LIBRARY
     ),
@@ -237,6 +239,34 @@ def test_a_driver_without_nvidia_smi_is_found_by_its_module(plan, root):
     made = plan({**docker_host(reservation=SEEN), played.SMI: None})
     assert made.flavor.value == cuda("cu126")
     assert "535.183.01 alone" in made.flavor.reason
+
+
+def play_card(root, device, place=1):
+    folder = root / f"sys/bus/pci/devices/0000:0{place}:00.0"
+    folder.mkdir(parents=True)
+    for name, text in (("vendor", "0x10de"), ("class", "0x030000"), ("device", device)):
+        (folder / name).write_text(f"{text}\n")
+
+
+def test_an_lxc_container_is_not_told_to_install_a_driver(plan, root):
+    play_card(root, "0x2684")
+    (root / "run/systemd").mkdir(parents=True)
+    (root / "run/systemd/container").write_text("lxc\n")
+    made = plan({**DOCKER_FINE})
+    assert (made.flavor.value, made.flavor.fix) == (CPU, None)
+    with pytest.raises(DeviceMissingError) as caught:
+        plan({**DOCKER_FINE}, Settings(flavor="cuda"))
+    assert str(caught.value.fix).startswith("pct set <id> --dev0 /dev/nvidia0")
+
+
+def test_the_driver_is_for_the_gpus_that_one_driver_serves(plan, root):
+    play_card(root, "0x1b80")
+    play_card(root, "0x2b85", 2)
+    (root / "etc").mkdir(exist_ok=True)
+    (root / "etc/os-release").write_text('ID=ubuntu\nVERSION_ID="24.04"\n')
+    made = plan({**DOCKER_FINE})
+    assert "nvidia-driver-580-open" in str(made.flavor.fix)
+    assert "Blackwell" in str(made.flavor.warning)
 
 
 def test_a_driver_under_a_stopped_module_is_not_tried(plan, root):

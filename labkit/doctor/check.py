@@ -21,7 +21,7 @@ from typing import Any, Literal
 from labkit.host.cpu import count_allowed_cores
 from labkit.host.distribution import Distribution, read_distribution
 from labkit.host.engine import EngineFacts, probe_engine
-from labkit.host.gpu import find_smi, is_wsl
+from labkit.host.gpu import find_smi, is_lxc, is_wsl
 from labkit.host.machine import MachineFacts, PortProbe, is_port_free, read_machine
 from labkit.process import CommandResult, CommandRunner, run_command, run_working
 
@@ -204,8 +204,7 @@ class Host:
     @property
     def in_lxc(self) -> bool:
         """True in an LXC container: a system of its own, which runs on its host's kernel."""
-        kind = self.read("run/systemd/container") or self.environment.get("container", "")
-        return kind.strip() in ("lxc", "lxc-libvirt") or self.exists("dev/.lxc")
+        return is_lxc(self.root, self.environment)
 
     @cached_property
     def smi(self) -> str:

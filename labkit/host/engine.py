@@ -16,6 +16,8 @@ from labkit.text import escape_controls, first_line
 
 PROBE_SECONDS = 10.0
 SNAP_FOLDER = "/var/snap/"
+DESKTOP = "Docker Desktop"
+LEAVE_DESKTOP = "docker context use default"
 INSTALL_PAGES = {
     "docker": "https://docs.docker.com/engine/install/",
     "podman": "https://podman.io/docs/installation",
@@ -28,7 +30,8 @@ class EngineFacts:
 
     ``problem`` quotes why its daemon does not answer, ``compose_problem`` why its Compose does not.
     ``chosen_by`` is the variable that names another daemon, such as "DOCKER_HOST=tcp://gpu:2375".
-    ``from_snap`` is True for a snap, which sees little of the host.
+    ``from_snap`` is True for a snap, which sees little of the host; ``is_desktop`` for Docker
+    Desktop, which runs its containers in a virtual machine.
     """
 
     name: str
@@ -41,6 +44,7 @@ class EngineFacts:
     compose_problem: str | None = None
     chosen_by: str | None = None
     from_snap: bool = False
+    is_desktop: bool = False
 
     @property
     def compose_major(self) -> int | None:
@@ -95,6 +99,7 @@ def probe_docker(run: CommandRunner) -> EngineFacts:
         compose_version=version,
         compose_problem=compose_problem,
         from_snap=str(said.get("DockerRootDir")).startswith(SNAP_FOLDER),
+        is_desktop=said.get("OperatingSystem") == DESKTOP,
     )
 
 

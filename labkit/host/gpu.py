@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -128,7 +129,8 @@ class GpuFacts:
     """The host's NVIDIA driver and GPUs; ``problem`` quotes nvidia-smi if it failed.
 
     ``on_bus`` are the generations of the GPUs on the PCI bus, and ``installed`` is the driver that
-    is installed but not loaded: both are read only if the driver lists no GPU.
+    is installed but not loaded: both are read only if the driver lists no GPU. ``withheld`` is True
+    in an LXC container that was not given its host's GPU.
     """
 
     driver_version: str | None = None
@@ -137,6 +139,7 @@ class GpuFacts:
     wsl: bool = False
     on_bus: tuple[Capability, ...] = ()
     installed: str | None = None
+    withheld: bool = False
 
     @property
     def dropped(self) -> Capability | None:
@@ -167,7 +170,12 @@ def read_major(version: str | None) -> int | None:
 
 
 def probe_gpu(run: CommandRunner, root: Path = Path("/")) -> GpuFacts:
-    """The driver and GPUs from `nvidia-smi`, else from /proc/driver/nvidia, else empty."""
+    """The driver and GPUs from `nvidia-smi`, else from /proc/driver/nvidia, else empty.
+
+    An LXC container sees its host's bus and driver, although it may not have been given the GPU.
+    """
+    if is_lxc(root) and not (root / "dev/nvidiactl").exists():
+        return GpuFacts(withheld=bool(list_bus_gpus(root)))
     program = find_smi(run, root)
     answer, fields = _ask_fields(run, program)
     wsl = is_wsl(root)
@@ -330,6 +338,12 @@ def _read_instances(run: CommandRunner, program: str, gpus: tuple[Gpu, ...]) -> 
         elif instance:
             found.setdefault(current, []).append(instance.group(1))
     return tuple(replace(gpu, instances=tuple(found.get(gpu.index, ()))) for gpu in gpus)
+
+
+def is_lxc(root: Path, environment: Mapping[str, str] = os.environ) -> bool:
+    """True in an LXC container: a system of its own, which runs on its host's kernel."""
+    kind = _read(root / "run/systemd/container") or environment.get("container", "")
+    return kind.strip() in ("lxc", "lxc-libvirt") or (root / "dev/.lxc").exists()
 
 
 def is_wsl(root: Path) -> bool:

@@ -207,6 +207,15 @@ INSTALL_TOOLKIT = _install_toolkit(
 # Podman needs no configuration: it finds the specification.
 INSTALL_TOOLKIT_FOR_PODMAN = _install_toolkit(MAKE_CDI_SPEC)
 INSTALL_TOOLKIT_FOR_ROOTLESS = _install_toolkit(f"{_ROOTLESS_CGROUPS} && {CONFIGURE_ROOTLESS}")
+
+
+def choose_toolkit_fix(engine: str, *, rootless: bool = False) -> Fix:
+    """The fix that installs the toolkit for an engine, docker or podman."""
+    if engine == "podman":
+        return INSTALL_TOOLKIT_FOR_PODMAN
+    return INSTALL_TOOLKIT_FOR_ROOTLESS if rootless else INSTALL_TOOLKIT
+
+
 UPDATE_TOOLKIT = Fix(
     "update the NVIDIA Container Toolkit to 1.17.8 or newer",
     debian=f"sudo apt-get update && sudo apt-get install --only-upgrade {TOOLKIT}",
@@ -224,6 +233,11 @@ OPEN_ONLY_FROM: Capability = (10, 0)  # Blackwell: the closed modules do not kno
 CUDA_12, CUDA_13 = 525, 580  # the first branches that run the builds of torch for CUDA 12 and 13
 GUIDE = "docs.nvidia.com/datacenter/tesla/driver-installation-guide"
 CPU_LAB = "make up FLAVOR=cpu"
+# What gives an LXC container its host's GPU.
+GIVE_TO_LXC = (
+    "pct set <id> --dev0 /dev/nvidia0 --dev1 /dev/nvidiactl --dev2 /dev/nvidia-uvm"
+    "   # on the Proxmox host, as root; Incus: incus config device add <name> gpu gpu"
+)
 # WSL2 uses Windows' driver; a Linux driver would hide it.
 UPDATE_WINDOWS_DRIVER = "wsl.exe --shutdown   # after updating NVIDIA's driver in Windows"
 

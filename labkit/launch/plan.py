@@ -15,7 +15,7 @@ from typing import Generic, TypeVar
 
 from labkit.errors import DeviceMissingError, EngineError, LabkitError, UsageError
 from labkit.host.distribution import UNKNOWN, Distribution, read_distribution
-from labkit.host.engine import EngineFacts, find_engine_obstacle, probe_engine
+from labkit.host.engine import LEAVE_DESKTOP, EngineFacts, find_engine_obstacle, probe_engine
 from labkit.host.gpu import (
     ALL_GPUS,
     GpuFacts,
@@ -30,11 +30,14 @@ from labkit.host.gpu_access import NO_IMAGE, GpuAccessTest, find_image, probe_gp
 from labkit.host.machine import FolderFacts, MachineFacts, read_folder, read_machine
 from labkit.host.packages import (
     CPU_LAB,
+    GIVE_TO_LXC,
+    INSTALL_TOOLKIT,
     Capability,
     DriverFix,
     adapt_command,
     advise_driver,
     choose_target,
+    choose_toolkit_fix,
     find_last_branch,
 )
 from labkit.host.torch_builds import (
@@ -119,6 +122,7 @@ class HostFacts:
             self.access_tests,
             rootless_docker=engine == "docker" and bool(self.docker.rootless),
             snap_docker=engine == "docker" and self.docker.from_snap,
+            desktop=engine == "docker" and self.docker.is_desktop and not self.gpu.wsl,
         )
 
 
@@ -133,6 +137,7 @@ class GpuHost:
     access_tests: tuple[GpuAccessTest, ...] = ()
     rootless_docker: bool = False
     snap_docker: bool = False
+    desktop: bool = False
 
 
 @dataclass(frozen=True)
@@ -445,6 +450,9 @@ def _choose_gpus(settings: Settings, host: GpuHost) -> tuple[GpuSelection, Build
         what = "this host has no NVIDIA GPU that its driver knows"
         if facts.problem:
             raise DeviceMissingError(what, **_explain(facts.problem, host, CPU_LAB))
+        if facts.withheld:
+            cause = "this LXC container was not given its host's GPU"
+            raise DeviceMissingError(what, cause=cause, fix=GIVE_TO_LXC)
         cause = "there is no nvidia-smi, and no nvidia kernel module is loaded"
         fix = CPU_LAB
         if facts.on_bus:
@@ -485,6 +493,9 @@ def _explain(problem: str, host: GpuHost, fix: str) -> dict[str, str]:
     found = explain_text(problem, signs=signs).first
     if found is None:
         return {"cause": problem, "fix": fix}
+    if found.error.fix == INSTALL_TOOLKIT:
+        install = choose_toolkit_fix(host.engine or "docker", rootless=host.rootless_docker)
+        return {"cause": found.error.cause, "fix": install.on(host.distribution)}
     works = bool(host.facts.gpus) and not host.facts.problem
     if works and isinstance(found.error.fix, DriverFix):  # another driver could break this one
         return {"cause": found.error.cause, "fix": found.error.otherwise or fix}
@@ -497,6 +508,9 @@ def _refuse_access(host: GpuHost) -> LabkitError:
     """The error that no container saw the GPU; quotes the first problem that is a known error."""
     name = str(host.engine).capitalize()
     problems = [test.problem for test in host.access_tests if test.problem]
+    if host.desktop:
+        cause = "Docker Desktop runs its containers in a virtual machine without a GPU"
+        return GpuAccessError(f"{name} does not pass the GPU on", cause=cause, fix=LEAVE_DESKTOP)
     # Docker's CDI is off by default, so this error does not explain why the reservation failed.
     known = [text for text in problems if _name_error(text) not in (None, "docker-cdi-off")]
     problem = (known or problems or ["no container was tried"])[0]
@@ -528,7 +542,10 @@ def _fall_back(host: GpuHost, error: LabkitError) -> Choice[Flavor]:
     if facts.dropped:
         return Choice(CPU, error.what, error.cause, error.fix)
     if not facts.present:
-        reason = _quote_program(facts.problem) or "no NVIDIA driver on this host"
+        without = "no NVIDIA driver on this host"
+        if facts.withheld:
+            without = "this LXC container was not given its host's GPU"
+        reason = _quote_program(facts.problem) or without
         found = explain_text(facts.problem, signs={"lab"}).first if facts.problem else None
         # One that is only possible, such as a crash of any program, explains nothing.
         known = found is not None and found.error.certainty != "possible"

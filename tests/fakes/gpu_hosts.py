@@ -75,6 +75,7 @@ SNAP = {
         json.dumps({**DOCKER_INFO, "DockerRootDir": "/var/snap/docker/common/var-lib-docker"})
     )
 }
+DESKTOP = {INFO: says(json.dumps({**DOCKER_INFO, "OperatingSystem": "Docker Desktop"}))}
 REMOTE = {CONTEXT: says("ssh://ada@gpu-host")}
 
 

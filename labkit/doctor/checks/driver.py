@@ -34,6 +34,7 @@ from labkit.host.packages import (
     DROP_NOUVEAU,
     DROP_NOUVEAU_ON_IMAGES,
     ENROLL_KEY,
+    GIVE_TO_LXC,
     INSTALL_HEADERS,
     INSTALL_OPEN_MODULE,
     OPEN_FROM,
@@ -54,11 +55,7 @@ AMD_VENDOR, INTEL_VENDOR = "0x1002", "0x8086"
 # Intel's GPUs on cards of their own, by the start of their PCI ids: DG1, Alchemist, Battlemage.
 ARC = re.compile(r"0x(?:490[5-9]|4f8|569|56[a-c]|e2[01])", re.IGNORECASE)
 NOT_PASSED = "no GPU was passed to this container"
-# What gives an LXC container its host's GPU, and the driver's libraries in it.
-GIVE_TO_LXC = (
-    "pct set <id> --dev0 /dev/nvidia0 --dev1 /dev/nvidiactl --dev2 /dev/nvidia-uvm"
-    "   # on the Proxmox host, as root; Incus: incus config device add <name> gpu gpu"
-)
+# What brings the driver's libraries into an LXC container.
 LXC_LIBRARIES = (
     "sudo sh NVIDIA-Linux-*-{version}.run --no-kernel-modules"
     "   # nvidia.com/drivers; exactly the version of the host's module"

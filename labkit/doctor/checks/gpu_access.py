@@ -22,20 +22,17 @@ from labkit.doctor.check import (
 )
 from labkit.doctor.checks.engine import probe_pair
 from labkit.host.distribution import Distribution
-from labkit.host.engine import SNAP_FOLDER
+from labkit.host.engine import DESKTOP, LEAVE_DESKTOP, SNAP_FOLDER
 from labkit.host.gpu import read_module_version
 from labkit.host.gpu_access import GpuAccessTest, find_image, probe_gpu_access
 from labkit.host.packages import (
     CONFIGURE_ROOTLESS,
-    INSTALL_TOOLKIT,
-    INSTALL_TOOLKIT_FOR_PODMAN,
-    INSTALL_TOOLKIT_FOR_ROOTLESS,
     LEAVE_SNAP,
     MAKE_CDI_SPEC,
     RESTART_DOCKER,
     UPDATE_TOOLKIT,
     DriverFix,
-    Fix,
+    choose_toolkit_fix,
 )
 from labkit.known_errors.match import explain_text
 from labkit.process import CommandResult
@@ -77,11 +74,11 @@ def judge_engine_kind(facts: EngineOriginFacts, distribution: Distribution) -> F
             "a snap cannot access the driver's libraries, so no container gets the GPU",
             LEAVE_SNAP.on(distribution),
         )
-    if facts.system == "Docker Desktop" and not facts.in_wsl:
+    if facts.system == DESKTOP and not facts.in_wsl:
         return failed(
             "docker is Docker Desktop",
             "its containers run in a virtual machine without a GPU (context desktop-linux)",
-            "docker context use default",
+            LEAVE_DESKTOP,
         )
     return ok("docker runs on this system" if not facts.in_wsl else "docker runs in WSL2")
 
@@ -130,7 +127,7 @@ def judge_toolkit(facts: ToolkitFacts, distribution: Distribution) -> Finding:
             "no NVIDIA Container Toolkit",
             "no container gets the GPU without it; NVIDIA's own package source has it "
             "(nvidia.github.io/libnvidia-container)",
-            _choose_installation(facts).on(distribution),
+            choose_toolkit_fix(facts.engine, rootless=facts.rootless).on(distribution),
         )
     found = re.search(r"version\s+v?(\d+)\.(\d+)\.(\d+)", facts.answer.stdout)
     if found is None:
@@ -143,12 +140,6 @@ def judge_toolkit(facts: ToolkitFacts, distribution: Distribution) -> Finding:
             UPDATE_TOOLKIT.on(distribution),
         )
     return ok(f"NVIDIA Container Toolkit {version}")
-
-
-def _choose_installation(facts: ToolkitFacts) -> Fix:
-    if facts.engine == "podman":
-        return INSTALL_TOOLKIT_FOR_PODMAN
-    return INSTALL_TOOLKIT_FOR_ROOTLESS if facts.rootless else INSTALL_TOOLKIT
 
 
 TOOLKIT_CHECK = Check(
