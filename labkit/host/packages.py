@@ -289,7 +289,11 @@ _IN_NIXOS = (
 # module without CUDA's libraries is not enough: RPM Fusion has them in packages of their own, and
 # SUSE's kmp-meta packages bring them. `module switch-to` also enables a stream that is new here.
 _BEFORE_TURING: dict[str, tuple[str, str]] = {
-    "debian": ("nvidia-driver", "sudo apt-get install nvidia-driver nvidia-smi   # from non-free"),
+    "debian": (
+        "nvidia-driver",
+        "sudo apt-get install nvidia-driver nvidia-smi"
+        f"   # from Debian's non-free; from NVIDIA's source at most {LAST_VOLTA}",
+    ),
     "ubuntu": ("nvidia-driver-580", "sudo apt-get install nvidia-driver-580"),
     "fedora": (
         "akmod-nvidia-580xx",
