@@ -194,6 +194,17 @@ def test_a_debian_whose_newer_driver_dropped_the_gpu_keeps_to_its_source():
         assert words in advise_driver(play_release(name), (6, 1), installed=595).command
 
 
+@pytest.mark.parametrize("family", ["debian", "fedora", "rhel", "suse"])
+def test_a_source_is_added_for_the_drivers_of_the_table(family):
+    found = packages.ADD_NVIDIA_SOURCE.on(Distribution(family=family))
+    current, older = ((8, 9), (6, 1))
+    release = Distribution(family=family, version=(10,) if family == "rhel" else None)
+    assert str(advise_driver(release, current).package) in found
+    assert "Turing" in found or family == "debian"
+    old = advise_driver(release, older, least=525).package
+    assert old is None or old in found or family == "rhel"
+
+
 def test_on_an_image_packages_are_layered():
     silverblue = play_release("Silverblue")
     adapted = adapt_command("sudo dnf install nvidia-container-toolkit", silverblue, str)

@@ -573,18 +573,21 @@ ADD_NVIDIA_SOURCE = Fix(
     debian="sudo sed -i '/^deb /s/ main.*/ main contrib non-free non-free-firmware/;"
     "/^Components:/s/main.*/main contrib non-free non-free-firmware/' /etc/apt/sources.list "
     "/etc/apt/sources.list.d/debian.sources; sudo apt-get update && sudo apt-get install"
-    " nvidia-driver   # then reboot; Debian 11 and older: without non-free-firmware",
+    " nvidia-driver nvidia-smi   # then reboot; a Blackwell needs NVIDIA's own; Debian 11 and"
+    " older: without non-free-firmware",
     ubuntu="sudo add-apt-repository restricted && sudo apt-get update && sudo ubuntu-drivers"
     " install   # then reboot",
     fedora="sudo dnf install https://mirrors.rpmfusion.org/free/fedora/rpmfusion-free-release-"
     '"$(rpm -E %fedora)".noarch.rpm https://mirrors.rpmfusion.org/nonfree/fedora/rpmfusion-'
-    'nonfree-release-"$(rpm -E %fedora)".noarch.rpm && sudo dnf install akmod-nvidia   # wait'
-    " until modinfo -F version nvidia names a version, then reboot",
-    rhel=f"add NVIDIA's own package source ({GUIDE}), then: sudo dnf install nvidia-open   # then"
-    " reboot; it needs EPEL for dkms",
+    'nonfree-release-"$(rpm -E %fedora)".noarch.rpm && sudo dnf install akmod-nvidia'
+    " xorg-x11-drv-nvidia-cuda   # before Turing: akmod-nvidia-580xx; wait until modinfo -F version"
+    " nvidia names a version, then reboot",
+    rhel=f"add NVIDIA's own package source ({GUIDE}), then: sudo dnf install nvidia-open   # before"
+    f" Turing: {LAST_VOLTA}; then reboot; it needs EPEL for dkms",
     suse="sudo zypper addrepo --refresh https://download.nvidia.com/opensuse/tumbleweed nvidia   "
     '# Leap: .../opensuse/leap/"$(. /etc/os-release; echo $VERSION_ID)"; then: sudo zypper install'
-    " nvidia-open-driver-G06-signed-kmp-meta, and reboot",
+    " nvidia-open-driver-G07-signed-kmp-meta (before Turing: nvidia-driver-G06-kmp-meta), and"
+    " reboot",
 )
 
 # Python and compilers.
