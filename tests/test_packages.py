@@ -244,6 +244,12 @@ def test_the_last_branch_of_a_generation(capability, last, dropped_by_590):
             "sudo apt-get install x && sudo nvidia-ctk y",
         ),
         (
+            "curl x | sudo gpg y && sudo apt-get install z",
+            ("curl", "gpg"),
+            "sudo apt-get install curl && sudo apt-get install gpg"
+            "   # then: curl x | sudo gpg y && sudo apt-get install z",
+        ),
+        (
             "sudo mokutil y",
             ("mokutil",),
             "sudo apt-get install mokutil   # then: sudo mokutil y",

@@ -630,6 +630,8 @@ PROGRAMS: dict[str, Fix | None] = {
     "nvidia-ctk": Fix("", **_INSTALL_TOOLKIT),
     "lspci": install("install lspci", **dict.fromkeys(_TOOLS_EVERYWHERE, "pciutils")),
     "mokutil": install("install mokutil", **dict.fromkeys(_TOOLS_EVERYWHERE, "mokutil")),
+    "curl": install("install curl", **dict.fromkeys((*_TOOLS_EVERYWHERE, "alpine"), "curl")),
+    "gpg": install("", debian="gpg", fedora="gnupg2", suse="gpg2", arch="gnupg", alpine="gnupg"),
     "ubuntu-drivers": install("", ubuntu="ubuntu-drivers-common"),
     "add-apt-repository": install("", ubuntu="software-properties-common"),
     "dkms": install("install dkms", debian="dkms", fedora="dkms", arch="dkms"),
@@ -662,9 +664,11 @@ def adapt_command(command: str, distribution: Distribution, find: Find) -> str:
     missing = [] if usable else _list_missing(line, find)
     if not missing:
         return f"{line}{mark}{comment}"
-    package = PROGRAMS[missing[0]]
-    if package is not None and package.on(distribution):
-        return f"{package.on(distribution)}   # then: {line}"
+    packages = [PROGRAMS[each] for each in dict.fromkeys(missing)]
+    commands = [each.on(distribution) for each in packages if each is not None]
+    if len(commands) == len(packages) and all(commands):
+        first = adapt_to_image(" && ".join(commands)) if distribution.image_based else None
+        return f"{first or ' && '.join(commands)}   # then: {line}"
     return f"{line}   # {missing[0]} is not installed here: do the same by this system's own tool"
 
 
