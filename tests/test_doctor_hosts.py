@@ -903,6 +903,15 @@ BROKEN_GPU = {
         {"answers": {SMI_QUERY: lists("NVIDIA H200, 9.0, Enabled"), SMI_LIST: says(GPU_LINE)}},
         {"mig failed": "nvidia-smi mig -i 0 -cgi 0 -C"},
     ),
+    "MIG on, and no part made, beside a GPU that works": (
+        {
+            "answers": {
+                SMI_QUERY: lists("NVIDIA H100, 9.0, Disabled", "NVIDIA H100, 9.0, Enabled"),
+                SMI_LIST: says(GPU_LINE),
+            }
+        },
+        {"mig warning": "nvidia-smi mig -i 1 -cgi 0 -C"},
+    ),
     "an L4 beside a K40": (
         {
             "files": variant("closed"),

@@ -171,12 +171,13 @@ def probe_mig(host: Host) -> tuple[Gpu, ...]:
 
 
 def judge_mig(gpus: tuple[Gpu, ...], distribution: Distribution) -> Finding:
-    """A failure if MIG is on without an instance: CUDA then has no device."""
+    """A failure if MIG is on without an instance: CUDA then has no device, unless others work."""
     enabled = [gpu for gpu in gpus if gpu.mig]
     empty = [gpu for gpu in enabled if not gpu.instances]
     if empty:
         index = empty[0].index
-        return failed(
+        judge = failed if len(empty) == len(gpus) else warning
+        return judge(
             f"MIG is on for GPU {index}, which has no MIG instance",
             "with MIG on, CUDA uses only MIG instances",
             f"sudo nvidia-smi mig -i {index} -cgi 0 -C   "
