@@ -172,3 +172,20 @@ def test_the_self_test_imports_what_this_python_does(monkeypatch, tmp_path):
     command = [sys.executable, "-m", "only_here"]
     assert Host().run_shared(command, timeout_seconds=30).stdout == "imported\n"
     assert not Host().run(command, timeout_seconds=30).ok
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "in_wsl", "words"),
+    [
+        (((12, 0),), False, "(open modules) from its own source"),
+        (((6, 1),), False, "580 (closed modules) from its own source"),
+        (((3, 5), (12, 0)), False, "(open modules) from its own source"),
+        (((12, 0),), True, "wsl.exe"),
+    ],
+    ids=["Blackwell", "Pascal", "Kepler and Blackwell", "WSL2"],
+)
+def test_a_driver_that_a_fault_of_torch_asks_for_is_one_for_the_gpu(capabilities, in_wsl, words):
+    error = "The NVIDIA driver on your system is too old (found version 10020)"
+    answer = says(json.dumps({"step": "allocate", "error": error}))
+    facts = torch_module.SelfTestFacts("allocate", answer, False, capabilities, in_wsl)
+    assert words in str(torch_module.judge_self_test(facts, DEBIAN).fix)

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from labkit.cli import main
+from labkit.devices.detect import Device
 from labkit.devices.nvml import SENTENCES
-from labkit.devices.verify import FORKED
+from labkit.devices.verify import FORKED, fit_driver
 from labkit.launch.server import wait_until
 from tests.fakes.nvml import PlayedHost, build_driver, script_driver, script_gpu
 from tests.fakes.played_torch import install_torch
@@ -362,3 +363,23 @@ def test_a_self_test_ends_with_its_parent(tmp_path):
         return state == "Z"  # nobody here waits for it
 
     assert wait_until(is_gone, timeout_seconds=30)
+
+
+@pytest.mark.parametrize(
+    ("capability", "driver", "words"),
+    [
+        ("12.0", "570.86.15", "580"),
+        ("8.9", "570.86.15", None),
+        ("6.1", "470.256.02", "driver"),
+        ("3.5", "470.256.02", None),
+        (None, "570.86.15", None),
+    ],
+    ids=["Blackwell", "Ada", "Pascal under 470", "Kepler", "unknown"],
+)
+def test_where_no_build_runs_on_the_driver_a_new_one_is_advised(capability, driver, words):
+    """A Blackwell under 570 was told to install the build for CUDA 12.6, which lacks its code."""
+    device = Device("cuda", driver=driver, compute_capability=capability)
+    fix = fit_driver(device)
+    assert (fix is None) == (words is None)
+    assert words is None or words in str(fix)
+    assert "cu126" not in str(fix)

@@ -174,13 +174,19 @@ def _show_verification(arguments: argparse.Namespace, detection: Detection) -> i
 
 
 def explain_known(text: str) -> Advice | None:
-    """The cause of a known error, and the command that fixes it on this system."""
+    """The cause of a known error, and the command that fixes it on this system and its GPUs."""
     from labkit.devices.verify import Advice
     from labkit.host.distribution import read_distribution
+    from labkit.host.gpu import is_wsl, list_bus_gpus
+    from labkit.host.packages import choose_target
     from labkit.known_errors.match import explain_text
 
     found = explain_text(text, signs={"lab"}).first
-    return Advice(found.error.cause, found.error.fix.on(read_distribution())) if found else None
+    if found is None:
+        return None
+    target = choose_target(gpu.capability for gpu in list_bus_gpus() if gpu.capability)
+    fix = found.error.fix.on(read_distribution(), target, wsl=is_wsl(Path("/")))
+    return Advice(found.error.cause, fix)
 
 
 def judge_exit(verification: Verification) -> ExitCode:

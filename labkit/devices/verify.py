@@ -9,16 +9,22 @@ from __future__ import annotations
 
 import json
 import os
+import platform
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from labkit.devices.detect import HIDING, TORCH_KINDS, Detection, Device, explain_old_driver
 from labkit.devices.nvml import strip_kind
 from labkit.devices.torch_devices import TorchDevice, TorchFacts, has_kernels
 from labkit.errors import DeviceMissingError
-from labkit.host.torch_builds import InstalledTorch
+from labkit.host.distribution import read_distribution
+from labkit.host.gpu import is_wsl, read_major
+from labkit.host.packages import advise_driver
+from labkit.host.torch_builds import NEEDS, InstalledTorch
 from labkit.process import CommandResult, CommandRunner
 from labkit.text import first_line, shorten
 
@@ -370,7 +376,26 @@ def _explain_mismatch(device: Device, facts: TorchFacts, fix: str | None) -> Rea
     if facts.forked:
         return Reason(FORKED, fix, broken=False)
     old = explain_old_driver(device.driver, device.cuda, build) if device.kind == "cuda" else None
-    return Reason(old, fix) if old else None
+    return Reason(old, fit_driver(device) or fix) if old else None
+
+
+def fit_driver(device: Device) -> str | None:
+    """What serves a GPU whose driver is too old for torch: a new driver, if no build runs on it.
+
+    None if a build has code for the GPU and runs on this driver, or if that is unknown.
+    """
+    numbers = re.fullmatch(r"(\d+)\.(\d+)", device.compute_capability or "")
+    major = read_major(device.driver)
+    if numbers is None or major is None:
+        return None
+    capability = (int(numbers[1]), int(numbers[2]))
+    machine = platform.machine()
+    fitting = [needs for needs in NEEDS.values() if needs.has_code_for(capability, machine)]
+    if not fitting or any(needs.driver <= major for needs in fitting):
+        return None
+    least = min(needs.driver for needs in fitting)
+    wsl = is_wsl(Path("/"))
+    return advise_driver(read_distribution(), capability, wsl=wsl, least=least).command
 
 
 def _explain_hidden(device: Device, environment: Mapping[str, str]) -> Reason | None:

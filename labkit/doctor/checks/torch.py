@@ -15,8 +15,8 @@ from typing import Any
 from labkit.doctor.check import Check, Finding, Host, failed, ok, unknown, warning
 from labkit.doctor.checks.driver import NEWEST_DRIVER, OLDEST_DRIVER, read_capabilities
 from labkit.host.distribution import Distribution
-from labkit.host.gpu import Capability, read_module_version
-from labkit.host.packages import CPU_LAB, advise_driver
+from labkit.host.gpu import Capability, list_bus_gpus, read_module_version
+from labkit.host.packages import CPU_LAB, advise_driver, choose_target
 from labkit.host.torch_builds import (
     CUDA_BUILDS,
     JETSON_WHEELS,
@@ -213,11 +213,16 @@ SENTENCES = {
 
 @dataclass(frozen=True)
 class SelfTestFacts:
-    """One step of the self-test, how its process ended, and whether ``--deep`` gave it minutes."""
+    """One step of the self-test, how its process ended, and whether ``--deep`` gave it minutes.
+
+    ``capabilities`` are those of the GPUs on the bus: a fix that installs a driver is for them.
+    """
 
     step: str
     answer: CommandResult
     deep: bool = False
+    capabilities: tuple[Capability, ...] = ()
+    in_wsl: bool = False
 
     @property
     def events(self) -> dict[str, dict[str, Any]]:
@@ -246,7 +251,9 @@ def probe_self_test(step: str) -> Callable[[Host], SelfTestFacts]:
     def probe(host: Host) -> SelfTestFacts:
         command, limit = make_self_test_command(host.deep)
         limit *= 1.0 if host.deep else host.patience
-        return SelfTestFacts(step, host.run_shared(command, timeout_seconds=limit), host.deep)
+        answer = host.run_shared(command, timeout_seconds=limit)
+        known = tuple(gpu.capability for gpu in list_bus_gpus(host.root) if gpu.capability)
+        return SelfTestFacts(step, answer, host.deep, known, host.in_wsl)
 
     return probe
 
@@ -272,7 +279,9 @@ def judge_self_test(facts: SelfTestFacts, distribution: Distribution) -> Finding
         str(error) if error else f"{answer.stdout}\n{answer.stderr}", signs={"lab"}
     ).first
     if known:
-        return failed(known.line, known.error.cause, known.error.fix.on(distribution))
+        target = choose_target(facts.capabilities)
+        fix = known.error.fix.on(distribution, target, wsl=facts.in_wsl)
+        return failed(known.line, known.error.cause, fix)
     message = first_line(escape_controls(str(error or answer.message)))
     return failed(message, "unknown: the whole error may show more", again)
 
