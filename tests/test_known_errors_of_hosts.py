@@ -355,6 +355,52 @@ REPORTS = {
         " failed because it couldn't communicate with the NVIDIA driver.\nSecureBoot enabled",
         ("driver-not-loaded", "Enroll MOK"),
     ),
+    "a device plugin below docker": (
+        "Failed to initialize NVML: could not load NVML library.\nIf this is a GPU node, did you"
+        " set the docker default runtime to `nvidia`?",
+        ("k8s-plugin-no-gpu", "--runtime=docker --set-as-default"),
+    ),
+    "a taint and no GPU": (
+        "0/3 nodes are available: 1 PodToleratesNodeTaints, 3 Insufficient nvidia.com/gpu.",
+        ("k8s-no-gpu-resource", "tolerations"),
+    ),
+    "a runtime that is named twice": (
+        "unable to configure the Docker daemon with file /etc/docker/daemon.json: the following"
+        " directives are specified both as a flag and in the configuration file: runtimes: (from"
+        " flag: [nvidia], from file: map[nvidia:map[path:nvidia-container-runtime]])",
+        ("daemon-json-broken", "systemctl cat docker"),
+    ),
+    "an option for a program that is gone": (
+        "Process: 16402 ExecStart=/usr/bin/dockerd --add-runtime=nvidia=/usr/bin/nvidia-x"
+        " (code=exited, status=1/FAILURE)\ndocker.service: Start request repeated too quickly.",
+        ("docker-service-failed", "take --add-runtime out"),
+    ),
+    "podman's compose that passes over devices": (
+        "$ podman compose up\nError: crun: executable file `nvidia-smi` not found in $PATH",
+        ("no-nvidia-smi-inside", "podman-compose up"),
+    ),
+    "NVIDIA's program in Alpine": (
+        "/ # nvidia-smi\n/bin/sh: nvidia-smi: not found",
+        ("no-nvidia-smi", "gcompat"),
+    ),
+    "a program for glibc on an Alpine host": (
+        "On Alpine Linux\n-bash: /usr/bin/nvidia-docker: No such file or directory",
+        ("start-program-missing", "with glibc"),
+    ),
+    "no room for apt": (
+        "E: You don't have enough free space in /var/cache/apt/archives/.",
+        ("disk-full", "apt-get clean"),
+    ),
+    "a full /boot": (
+        "zstd: error 70 : Write error : cannot write block : No space left on device\n"
+        "update-initramfs: failed for /boot/initrd.img-6.8.0-41-generic with 1.",
+        ("boot-full", "dpkg --configure -a"),
+    ),
+    "a toolkit of two sources": (
+        " nvidia-container-toolkit : Depends: nvidia-container-toolkit-base (= 1.12.0-1) but"
+        " 1.12.0-0pop1~1679409890~22.04~5f4b1f2 is to be installed",
+        ("held-packages", "Pin: origin nvidia.github.io"),
+    ),
 }
 
 

@@ -163,6 +163,7 @@ SIGNS = (
         r"|\bcpuonly\b",
         "+cpu|version.cuda|to build pytorch|_cpu_|cpuonly",
     ),
+    _sign("podman-compose", "compose", r"\bpodman[ -]compose\b", "podman"),
     _sign("colima", "colima", r"\bcolima\b"),
     _sign("stub", "127", r"\b127\.0\.0\.53\b", "127.0.0.53"),
     # The person has rebooted, and the error is still there.
