@@ -401,6 +401,47 @@ REPORTS = {
         " 1.12.0-0pop1~1679409890~22.04~5f4b1f2 is to be installed",
         ("held-packages", "Pin: origin nvidia.github.io"),
     ),
+    "--nv after the image": (
+        "$ apptainer shell tf.sif --nv\nApptainer> nvidia-smi\n"
+        "bash: nvidia-smi: command not found",
+        ("apptainer-nv", "before the image"),
+    ),
+    "LXC's hook that LXD looks for": (
+        "Error: The NVIDIA LXC hook couldn't be found",
+        ("incus-no-toolkit", "/usr/share/lxc/hooks"),
+    ),
+    "a word as the GPU's name": (
+        "nvidia-container-cli: device error: false: unknown device: unknown.",
+        ("unknown-device", "NVIDIA_VISIBLE_DEVICES=all"),
+    ),
+    "a hook that is not there": (
+        "ERROR: nvidia-container-runtime: inject NVIDIA hook: stat"
+        " /usr/bin/nvidia-container-runtime-hook: no such file or directory",
+        ("runtime-parts-differ", "upgrade nvidia-container-toolkit"),
+    ),
+    "capabilities that a Jetson's toolkit does not know": (
+        "docker: Error response from daemon: failed to create shim: OCI runtime create failed: runc"
+        " create failed: unable to start container process: error during container init: error"
+        " running hook #1: error running hook: exit status 1, stdout: , stderr: unknown driver"
+        " capability: all: unknown.",
+        ("runtime-parts-differ", "NVIDIA_DRIVER_CAPABILITIES=compute,utility"),
+    ),
+    "docker in docker without the host's iptables": (
+        "modprobe: FATAL: Module ip_tables not found in directory"
+        " /lib/modules/5.14.0-503.16.1.el9_5.x86_64",
+        ("kernel-module-missing", "dnf install kernel-modules-extra"),
+    ),
+    "a driver that the host of LXC has not loaded": (
+        "Error: Failed to run: /snap/lxd/current/bin/lxd forkstart template /var/snap/lxd/x:\n"
+        "$ nvidia-smi\nNVIDIA-SMI has failed because it couldn't communicate with the NVIDIA"
+        " driver. Make sure that the latest NVIDIA driver is installed and running.",
+        ("driver-not-loaded", "on the host: if it fails"),
+    ),
+    "a suspend while CUDA is held": (
+        "BUG: kernel NULL pointer dereference, address: 0000000000000000\n"
+        " uvm_suspend.isra.0+0x9f/0x1b0 [nvidia_uvm]\n nv_set_system_power_state+0x3fe/0x4d0",
+        ("power-state-warning", "fuser -v /dev/nvidia-uvm"),
+    ),
 }
 
 

@@ -191,6 +191,13 @@ SIGNS = (
     ),
     _sign("lxc", "lxc lxd incus proxmox pve", r"\b(?:lx[cd]|incus)\b|proxmox|-pve\b"),
     _sign("pve", "pve", r"-pve\b", "-pve"),
+    # Written on the host of LXC containers, which do not start.
+    _sign(
+        "lxc-host",
+        "forkstart startup",
+        r"\bforkstart \S|TASK ERROR: startup for container|\bstartup for container '\d+' failed",
+        "forkstart|startup for container",
+    ),
     _sign(
         "root",
         "root",
