@@ -402,8 +402,7 @@ REPORTS = {
         ("held-packages", "Pin: origin nvidia.github.io"),
     ),
     "--nv after the image": (
-        "$ apptainer shell tf.sif --nv\nApptainer> nvidia-smi\n"
-        "bash: nvidia-smi: command not found",
+        "$ apptainer shell tf.sif --nv\nApptainer> nvidia-smi\nbash: nvidia-smi: command not found",
         ("apptainer-nv", "before the image"),
     ),
     "LXC's hook that LXD looks for": (
@@ -436,6 +435,26 @@ REPORTS = {
         "$ nvidia-smi\nNVIDIA-SMI has failed because it couldn't communicate with the NVIDIA"
         " driver. Make sure that the latest NVIDIA driver is installed and running.",
         ("driver-not-loaded", "on the host: if it fails"),
+    ),
+    "a card too old to be watched": (
+        "Warning: GPU with UUID GPU-edae6d5d-6698 is too old to support healtchecking with error:"
+        " %!s(MISSING). Marking it unhealthy\n0/1 nodes are available: 1 Insufficient"
+        " nvidia.com/gpu.",
+        ("k8s-no-gpu-resource", "DP_DISABLE_HEALTHCHECKS=xids"),
+    ),
+    "a rootless hook after a reboot": (
+        "Error: error executing hook `/usr/bin/nvidia-container-toolkit` (exit code: 1): OCI"
+        " runtime error\nI must run nvidia-smi after each reboot, then rootless podman works.",
+        ("hook-failed-unknown", "nvidia-modprobe"),
+    ),
+    "a program that asks for NVIDIA's runtime": (
+        "error: GPU is required but nvidia container runtime is not installed, please refer to",
+        ("runtime-binary-missing", "nvidia-ctk runtime configure"),
+    ),
+    "a container whose rules lack the GPU": (
+        'openat(AT_FDCWD, "/dev/nvidiactl", O_RDWR) = -1 EPERM (Operation not permitted)\n'
+        "Failed to initialize NVML: Unknown Error",
+        ("nvml-unknown-error", "no-cgroups"),
     ),
     "a suspend while CUDA is held": (
         "BUG: kernel NULL pointer dereference, address: 0000000000000000\n"
