@@ -456,6 +456,29 @@ REPORTS = {
         "Failed to initialize NVML: Unknown Error",
         ("nvml-unknown-error", "no-cgroups"),
     ),
+    "Docker Desktop's distribution as WSL's default": (
+        "<3>WSL (20) ERROR: CreateProcessEntryCommon:370: getpwuid(0) failed 2\n"
+        "<3>WSL (20) ERROR: CreateProcessEntryCommon:577: execvpe /bin/bash failed 2",
+        ("wsl-no-shell", "--set-default Ubuntu"),
+    ),
+    "a laptop's card that this driver's firmware does not start": (
+        "NVRM: RmInitAdapter failed! (0x62:0x1f:2015)\nNo devices were found",
+        ("gpu-init-failed", "570.172.08"),
+    ),
+    "a card that a virtual machine left in a bad state": (
+        "No devices were found\n[   36.07] NVRM kgspBootstrapRiscvOSEarly_GH100: Timeout waiting"
+        " for GSP target mask release.",
+        ("gsp-firmware-missing", "/sys/bus/pci/devices/"),
+    ),
+    "DKMS on Fedora": (
+        "Error! Bad return status for module build on kernel: 6.8.10-300.fc40.x86_64 (x86_64)",
+        ("dkms-build-failed", "/var/lib/dkms/nvidia"),
+    ),
+    "an image too new for Debian's own driver": (
+        "nvidia-container-cli: requirement error: unsatisfied condition: cuda>=12.8\n"
+        "ii  docker-ce                 5:28.2.2-1~debian.12~bookworm           amd64",
+        ("driver-requirement", "from NVIDIA's own source"),
+    ),
     "a suspend while CUDA is held": (
         "BUG: kernel NULL pointer dereference, address: 0000000000000000\n"
         " uvm_suspend.isra.0+0x9f/0x1b0 [nvidia_uvm]\n nv_set_system_power_state+0x3fe/0x4d0",

@@ -689,13 +689,13 @@ FAMILIES = (
     ),
     _sign(
         "debian",
-        "dpkg apt pve amd64 reading bookworm trixie bullseye unable installation",
+        "dpkg apt pve amd64 reading bookworm trixie bullseye unable installation debian",
         r"\bdpkg: |^e: unable to locate package|has no installation candidate"
         r"|\bapt(?:-get)? (?:install|update)|-pve\b|\+deb1\d|\d-(?:cloud-)?amd64\b"
-        r"|reading package lists\.|\bdebian (?:bookworm|trixie|bullseye)",
+        r"|reading package lists\.|\bdebian (?:bookworm|trixie|bullseye)|\d~debian\.\d\d~",
         "dpkg: |e: unable to locate|no installation candidate|apt install|apt update"
         "|apt-get install|apt-get update|-pve|+deb1|-amd64"
-        "|reading package lists|debian ",
+        "|reading package lists|debian |~debian.",
     ),
     _sign("alpine", "apk lts virt", r"\bapk add\b|\d-0-(?:lts|virt)\b", "apk add|-0-lts|-0-virt"),
     # Last, what a person says of the system, but not of an image.
