@@ -479,6 +479,24 @@ REPORTS = {
         "ii  docker-ce                 5:28.2.2-1~debian.12~bookworm           amd64",
         ("driver-requirement", "from NVIDIA's own source"),
     ),
+    "dnf behind a company's proxy": (
+        "Errors during downloading metadata for repository 'nvidia-container-toolkit':\n  - Curl"
+        " error (60): SSL peer certificate or SSH remote key was not OK for https://nvidia.github.io"
+        " [SSL certificate problem: self-signed certificate in certificate chain]\nError: Failed to"
+        " download metadata for repo 'nvidia-container-toolkit': Cannot download repomd.xml",
+        ("changed-certificate", "update-ca-trust"),
+    ),
+    "an old docker before a new engine": (
+        "docker: Error response from daemon: client version 1.43 is too old. Minimum supported API"
+        " version is 1.44, please upgrade your client to a newer version",
+        ("client-too-old", "docker-ce-cli"),
+    ),
+    "no memory for the card's firmware": (
+        "NVRM: nvCheckOkFailedNoLog: Check failed: Out of memory [NV_ERR_NO_MEMORY] (0x00000051)"
+        " returned from kgspCreateRadix3(pGpu, pKernelGsp) @ kernel_gsp.c:4502\n"
+        "NVRM: RmInitAdapter: Cannot initialize GSP firmware RM",
+        ("gsp-firmware-missing", "nvidia-persistenced"),
+    ),
     "a suspend while CUDA is held": (
         "BUG: kernel NULL pointer dereference, address: 0000000000000000\n"
         " uvm_suspend.isra.0+0x9f/0x1b0 [nvidia_uvm]\n nv_set_system_power_state+0x3fe/0x4d0",
