@@ -206,7 +206,8 @@ def test_a_gpu_that_cannot_be_used_is_one_sentence(
     assert done.returncode == code
     (gpu,) = [one for one in printed["verified"] if one["kind"] == "cuda"]
     assert (gpu["verified"], gpu["cause"], bool(gpu["fix"])) == (False, cause, bool(fix))
-    assert (gpu["fix"] or "").startswith(fix or "")
+    # Where the distribution has a package for it, its installation stands before.
+    assert (fix or "") in (gpu["fix"] or "")
     (cpu,) = [one for one in printed["verified"] if one["kind"] == "cpu"]
     assert cpu["verified"] is True
 
