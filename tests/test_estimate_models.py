@@ -5,6 +5,7 @@ They need the packages of docker/locks/models.txt: `pip install --no-deps -r` it
 
 from __future__ import annotations
 
+import gc
 import json
 from importlib.util import find_spec
 
@@ -12,6 +13,8 @@ import pytest
 import torch
 
 from labkit.cli import main
+from labkit.memory.estimate.formats import NamedPlan
+from labkit.memory.estimate.named import make_named_work
 from labkit.memory.track.tracker import track_memory
 from tests.fakes import tutorial_steps  # noqa: F401 (adds its steps)
 from tests.fakes.real_models import BOUNDS, STEPS, WORDS, compare_step, import_torchvision
@@ -187,3 +190,132 @@ def test_a_configuration_that_no_model_takes_is_refused_in_words(
 def test_what_cannot_be_estimated_is_refused_with_a_fix(words, said, capsys):
     assert main(["estimate", *words]) == 2
     assert said in capsys.readouterr().err
+
+
+SIZE = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 1000,
+}
+WIDTHS = {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 1e4}
+EYE = {
+    "hidden_size": 48,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "image_size": 64,
+    "patch_size": 16,
+}
+PATCHES = {"depth": 2, "embed_dim": 32, "hidden_size": 64, "num_heads": 4}
+SEEING = {
+    "llava": {
+        "text_config": SIZE | {"model_type": "llama"},
+        "vision_config": EYE | {"model_type": "clip_vision_model"},
+        "image_token_index": 999,
+    },
+    "gemma3": {
+        "text_config": SIZE | {"model_type": "gemma3_text", "head_dim": 16, "sliding_window": 32},
+        "vision_config": EYE | {"model_type": "siglip_vision_model", "vision_use_head": False},
+        "mm_tokens_per_image": 4,
+        "image_token_index": 999,
+    },
+    "qwen2_vl": {
+        "text_config": SIZE | {"rope_parameters": WIDTHS},
+        "vision_config": PATCHES,
+        "image_token_id": 999,
+        "video_token_id": 998,
+        "vision_start_token_id": 997,
+    },
+    "clip": {
+        "architectures": ["CLIPModel"],
+        "text_config": SIZE | {"max_position_embeddings": 77},
+        "vision_config": EYE,
+        "projection_dim": 32,
+    },
+    "siglip": {
+        "architectures": ["SiglipModel"],
+        "text_config": SIZE | {"projection_size": 48},
+        "vision_config": EYE,
+    },
+    "blip": {
+        "text_config": SIZE | {"encoder_hidden_size": 48},
+        "vision_config": EYE,
+        "projection_dim": 32,
+    },
+}
+
+
+def measure_named(plan):
+    """The peak of the plan's real step, made and run twice on the CPU."""
+    work = make_named_work(plan)
+
+    def run():
+        with torch.inference_mode(plan.task != "train"):
+            step = work.make_step(plan.batch)
+            step()
+            step()
+
+    run()
+    gc.collect()
+    with track_memory("cpu", tensors=True) as tracked:
+        run()
+    return tracked.use.find_span("tensors").peak_bytes
+
+
+@pytest.mark.parametrize("task", ["train", "generate"])
+@pytest.mark.parametrize("name", SEEING)
+def test_a_model_that_sees_gets_images(name, task, tmp_path, capsys):
+    if task == "generate" and name not in ("llava", "gemma3", "qwen2_vl"):
+        pytest.skip("it does not generate from a cache that labkit fills")
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(SEEING[name] | {"model_type": name}))
+    words = (f"hf:{path}", "--task", task, "--batch", 2, "--sequence", 64, "--device", "cpu")
+    _, found = estimate(capsys, *words)
+    plan = NamedPlan("hf", str(path), task=task, batch=2, sequence=64)
+    assert found["peak_bytes"] == pytest.approx(measure_named(plan), rel=0.005)
+    assert found["obstacle"] is None
+    notes = " ".join(found["notes"])
+    assert ("each sample has one image" in notes) is (name not in ("clip", "siglip"))
+
+
+def test_a_model_whose_images_are_not_known_has_a_lower_bound(tmp_path, capsys):
+    path = tmp_path / "config.json"
+    texts = {"text_config": SIZE | {"model_type": "llama"}, "image_token_id": 999}
+    sights = {"vision_config": EYE, "model_type": "idefics3", "scale_factor": 2}
+    path.write_text(json.dumps(texts | sights))
+    words = (f"hf:{path}", "--sequence", 64, "--device", "80 GiB")
+    code, found = estimate(capsys, *words)
+    assert (code, found["fits"], found["complete"]) == (1, None, False)
+    assert "text alone" in found["obstacle"]["reason"]
+
+
+def test_what_is_shorter_or_longer_than_asked_is_a_note(tmp_path, capsys):
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(SEEING["clip"] | {"model_type": "clip"}))
+    _, found = estimate(capsys, f"hf:{path}", "--task", "infer", "--sequence", 512)
+    assert any("has 77 tokens" in one for one in found["notes"])
+    sounds = {"model_type": "whisper", "d_model": 384, "encoder_layers": 1, "decoder_layers": 1}
+    path.write_text(json.dumps(sounds | {"max_source_positions": 100}))
+    _, found = estimate(capsys, f"hf:{path}", "--task", "infer", "--sequence", 512)
+    assert any("max_target_positions, 448" in one for one in found["notes"])
+
+
+AWQ = {"quant_method": "awq", "bits": 4, "group_size": 128, "version": "gemm"}
+
+
+def test_weights_are_those_of_the_configuration(config, capsys):
+    words = ("--task", "infer", "--sequence", 16, "--dtype", "fp16")
+    _, plain = estimate(capsys, change(config), *words, "--weights", "awq-int4")
+    quantized = change(config, quantization_config=AWQ)
+    _, found = estimate(capsys, quantized, *words)
+    assert found["peak_bytes"] == plain["peak_bytes"]
+    assert found["plan"]["weights"] == "awq-int4"
+    assert any("awq-int4: the configuration's" in one for one in found["notes"])
+    _, trained = estimate(capsys, quantized, "--sequence", 16)
+    assert trained["plan"]["weights"] is None
+    assert any("is not applied" in one for one in trained["notes"])
+    _, other = estimate(capsys, change(config, quantization_config=AWQ | {"bits": 3}), *words)
+    assert any("is not applied" in one for one in other["notes"])

@@ -15,8 +15,9 @@ from labkit.errors import ExitCode, UsageError
 from labkit.text import format_bytes
 
 if TYPE_CHECKING:
+    from labkit.memory.estimate.formats import NamedPlan
     from labkit.memory.estimate.model import Estimate, Target
-    from labkit.memory.estimate.named import NamedPlan, Remedy
+    from labkit.memory.estimate.named import NamedWork, Remedy
     from labkit.memory.estimate.shards import ParameterSize, RanksEstimate, RecordedModel
 
 
@@ -158,8 +159,8 @@ def show_named(arguments: argparse.Namespace, source: tuple[str, str]) -> int:
 def _list_plans(arguments: argparse.Namespace, source: tuple[str, str]) -> list[NamedPlan]:
     import dataclasses
 
-    from labkit.memory.estimate.formats import DTYPES, parse_lora
-    from labkit.memory.estimate.named import NamedPlan
+    from labkit.memory.estimate.formats import DTYPES, NamedPlan, parse_lora
+    from labkit.memory.estimate.named import follow_config
 
     task = arguments.task or "train"
     task = "infer" if arguments.inference and task == "train" else task
@@ -196,6 +197,7 @@ def _list_plans(arguments: argparse.Namespace, source: tuple[str, str]) -> list[
         weights=arguments.weights,
         checkpointing=arguments.checkpointing,
     )
+    plan = follow_config(plan)
     return [
         dataclasses.replace(plan, batch=batch, sequence=sequence)
         for sequence in arguments.context or arguments.sequence or (plan.sequence,)
@@ -245,24 +247,41 @@ def _estimate(
     """The estimate of a plan, and the bytes of its cache; ``record`` gets its parameters."""
     import dataclasses
 
+    from labkit.memory.estimate.model import EstimateObstacle
     from labkit.memory.estimate.named import make_named_work
-    from labkit.memory.estimate.play import estimate_work, make_work
 
     made = make_named_work(plan)
     print(f"estimating {plan.title}, batch {plan.batch}")
-    step = record.watch(made.make_step)
-    work = make_work(step, made.arguments, plan.batch, inference=plan.task != "train")
     try:
-        with record.open():
-            estimate = estimate_work(work, target)
+        estimate = _simulate(plan, made, target, record)
     except UsageError as error:
-        raise _explain(plan, error) from error.__cause__
+        if made.image is None:
+            raise _explain(plan, error) from error.__cause__
+        # An image as most models take it does not suit this one.
+        made = make_named_work(plan, shows_images=False)
+        estimate = _simulate(plan, made, target, record)
+    if made.is_blind and estimate.obstacle is None:
+        estimate = dataclasses.replace(estimate, obstacle=EstimateObstacle(*NO_IMAGES))
     notes = (*dict.fromkeys(made.notes), *estimate.notes)
     # What labkit itself makes, such as the optimizer, is no line of the script that started it.
     script = getattr(sys.modules["__main__"], "__file__", None)
     lines = [one for one in estimate.lines if not (one.frame and one.frame.file == script)]
     named = dataclasses.replace(estimate, name=plan.title, notes=notes, lines=tuple(lines))
     return named, made.cache.get("bytes")
+
+
+# What this model takes beside text is not known.
+NO_IMAGES = ("its encoder of images", "does not run: the step has text alone")
+
+
+def _simulate(plan: NamedPlan, made: NamedWork, target: Target, record: RecordedModel) -> Estimate:
+    """The estimate of the work. Raises UsageError if the model's code does."""
+    from labkit.memory.estimate.play import estimate_work, make_work
+
+    step = record.watch(made.make_step)
+    work = make_work(step, made.arguments, plan.batch, inference=plan.task != "train")
+    with record.open():
+        return estimate_work(work, target)
 
 
 def _explain(plan: NamedPlan, error: UsageError) -> UsageError:
@@ -274,7 +293,9 @@ def _explain(plan: NamedPlan, error: UsageError) -> UsageError:
             fix="--batch 1 --sequence 4096",
         )
     return UsageError(
-        error.what, cause=error.cause, fix="the same command with --debug, which has the traceback"
+        error.what,
+        cause=f"{error.cause}; or the model takes other inputs than labkit makes for it",
+        fix="labkit estimate train.py:make_step, where make_step makes the model and its inputs",
     )
 
 

@@ -24,6 +24,7 @@ import json
 import math
 import re
 import shlex
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -90,7 +91,68 @@ FORMATS = {
     "mxfp4": Format(4, 32, 1),
     "nvfp4": Format(4, 16, 1, weight_bytes=4),
 }
+# The elements that share a scale, where the formats above fix it.
+GROUP = 128
+
+
+def find_format(settings: Any) -> str | None:
+    """The one of FORMATS that a configuration's quantization_config names; None for another.
+
+    >>> find_format({"quant_method": "gptq", "bits": 4, "group_size": 128})
+    'gptq-int4'
+    >>> find_format({"quant_method": "gptq", "bits": 3, "group_size": 128})
+    """
+    if not isinstance(settings, dict):
+        return None
+    method = settings.get("quant_method")
+    if method == "bitsandbytes" or (method is None and settings.get("load_in_4bit")):
+        if settings.get("load_in_8bit"):
+            return "int8"
+        return "nf4-double" if settings.get("bnb_4bit_use_double_quant") else "nf4"
+    if method in ("gptq", "awq"):
+        usual = (settings.get("bits", 4), settings.get("group_size", GROUP)) == (4, GROUP)
+        return f"{method}-int4" if usual else None
+    tiles = settings.get("weight_block_size")
+    return "fp8" if method == "fp8" and tiles in ([GROUP, GROUP], None) else None
+
+
 OPTIMIZERS = ("adamw", "adam", "sgd", "sgd-momentum", "adafactor", "lion", "adamw-8bit")
+
+
+@dataclass(frozen=True)
+class NamedPlan:
+    """What to estimate: a model by name, its task, and how it is trained or run.
+
+    ``lora`` has peft's options, such as {"r": 16}; None trains all weights. ``weights`` is one of
+    FORMATS, None for unquantized ones. ``sequence`` is in tokens; for "generate" it is the length
+    of the cache at the end.
+    """
+
+    library: str
+    name: str
+    task: str = "train"
+    optimizer: str = "adamw"
+    dtype: str = "float32"
+    batch: int = 1
+    sequence: int = 512
+    lora: tuple[tuple[str, Any], ...] | None = None
+    weights: str | None = None
+    checkpointing: bool = False
+
+    @property
+    def title(self) -> str:
+        """The work in words: ``llama, train, adamw, bfloat16, sequence 2048``."""
+        words = [Path(self.name).name if self.library == "hf" else self.name, self.task]
+        if self.task == "train":
+            words.append(self.optimizer)
+        words += [self.dtype, f"sequence {self.sequence}"]
+        if self.weights:
+            words.append(f"weights {self.weights}")
+        if self.lora is not None:
+            words.append("lora " + " ".join(f"{name}={value}" for name, value in self.lora))
+        if self.checkpointing:
+            words.append("checkpointing")
+        return ", ".join(words)
 
 
 def parse_source(word: str) -> tuple[str, str] | None:

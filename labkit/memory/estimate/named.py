@@ -18,44 +18,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from labkit.errors import UsageError
-from labkit.memory.estimate.formats import FORMATS, check_config
+from labkit.memory.estimate.formats import FORMATS, NamedPlan, check_config, find_format
+from labkit.memory.estimate.named_inputs import (
+    Image,
+    find_image,
+    find_text_limit,
+    make_inputs,
+    sees_and_writes,
+)
 from labkit.text import first_line, format_bytes, near_match, shorten
-
-
-@dataclass(frozen=True)
-class NamedPlan:
-    """What to estimate: a model by name, its task, and how it is trained or run.
-
-    ``lora`` has peft's options, such as {"r": 16}; None trains all weights. ``weights`` is one of
-    FORMATS, None for unquantized ones. ``sequence`` is in tokens; for "generate" it is the length
-    of the cache at the end.
-    """
-
-    library: str
-    name: str
-    task: str = "train"
-    optimizer: str = "adamw"
-    dtype: str = "float32"
-    batch: int = 1
-    sequence: int = 512
-    lora: tuple[tuple[str, Any], ...] | None = None
-    weights: str | None = None
-    checkpointing: bool = False
-
-    @property
-    def title(self) -> str:
-        """The work in words: ``llama, train, adamw, bfloat16, sequence 2048``."""
-        words = [Path(self.name).name if self.library == "hf" else self.name, self.task]
-        if self.task == "train":
-            words.append(self.optimizer)
-        words += [self.dtype, f"sequence {self.sequence}"]
-        if self.weights:
-            words.append(f"weights {self.weights}")
-        if self.lora is not None:
-            words.append("lora " + " ".join(f"{name}={value}" for name, value in self.lora))
-        if self.checkpointing:
-            words.append("checkpointing")
-        return ", ".join(words)
 
 
 def import_library(name: str) -> Any:
@@ -90,16 +61,19 @@ class NamedWork(NamedTuple):
     """A function of the batch size and these arguments, which makes the step.
 
     ``cache`` gets the cache's size in bytes, as "bytes", when a generation has run; ``notes`` gets
-    what the estimate assumes.
+    what the estimate assumes. A model that sees gets the ``image``; it ``is_blind`` if what it
+    needs beside text is not known, or was not wanted.
     """
 
     make_step: Callable[..., Callable[[], object]]
     arguments: tuple[Any, ...]
     cache: dict[str, int]
     notes: list[str]
+    image: Image | None = None
+    is_blind: bool = False
 
 
-def make_named_work(plan: NamedPlan) -> NamedWork:
+def make_named_work(plan: NamedPlan, *, shows_images: bool = True) -> NamedWork:
     """The plan's work; reads the configuration, and makes the model on the meta device.
 
     So the peak has no unquantized weights. Timm's models ask for values while they are made: they
@@ -115,6 +89,7 @@ def make_named_work(plan: NamedPlan) -> NamedWork:
         import_library("peft")
     cache: dict[str, int] = {}
     notes: list[str] = []
+    image: Image | None = None
 
     def prepare() -> Any:
         model = make_model()
@@ -126,7 +101,7 @@ def make_named_work(plan: NamedPlan) -> NamedWork:
 
     def make_step(batch: int, made: Any = None) -> Callable[[], object]:
         model = prepare() if made is None else made
-        inputs = _make_inputs(model, plan, batch)
+        inputs = make_inputs(model, plan, batch, image)
         if plan.task == "train":
             return _train(model, inputs, plan.optimizer)
         model.eval()
@@ -149,7 +124,30 @@ def make_named_work(plan: NamedPlan) -> NamedWork:
             fix="the same command with --debug, which shows the traceback",
         ) from error
     _note_limits(made, plan, notes)
-    return NamedWork(make_step, (made,), cache, notes)
+    sees = sees_and_writes(made)
+    image = find_image(made, getattr(torch, plan.dtype)) if sees and shows_images else None
+    if image is not None:
+        notes.append(_describe_image(image, plan))
+    return NamedWork(make_step, (made,), cache, notes, image, sees and image is None)
+
+
+def follow_config(plan: NamedPlan) -> NamedPlan:
+    """The plan with the format of weights that the configuration names, if the task can have it.
+
+    Quantized weights are not trained: without adapters the plan stays as it is. So it does where
+    the configuration cannot be read, which ``make_named_work`` explains.
+    """
+    is_trained = plan.task == "train" and plan.lora is None
+    if plan.library != "hf" or plan.weights or is_trained:
+        return plan
+    transformers = import_library("transformers")
+    try:
+        name = check_config(plan.name)
+        config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
+    except Exception:  # its checks have exceptions of their own
+        return plan
+    settings = getattr(config, "quantization_config", None)
+    return dataclasses.replace(plan, weights=find_format(settings))
 
 
 def _find_hf(plan: NamedPlan) -> Callable[[], Any]:
@@ -203,20 +201,38 @@ def _refuse_name(transformers: Any, name: str, error: Exception) -> UsageError:
     )
 
 
+def _describe_image(image: Image, plan: NamedPlan) -> str:
+    if not image.tokens:
+        return f"each sample has one image of {image.height} x {image.width} pixels"
+    needed = image.tokens + 2
+    longer = f"; the sequence is therefore {needed}" if needed > plan.sequence else ""
+    return (
+        f"each sample has one image of {image.height} x {image.width} pixels, which is"
+        f" {image.tokens} tokens of its sequence{longer}"
+    )
+
+
 def _note_limits(model: Any, plan: NamedPlan, notes: list[str]) -> None:
     """Notes what the configuration says and the simulation does not follow."""
     config = getattr(model, "config", None)
-    longest = getattr(config, "max_position_embeddings", None)
-    if isinstance(longest, int) and 0 < longest < plan.sequence:
-        notes.append(
-            f"the sequence of {plan.sequence} is longer than the model's max_position_embeddings,"
-            f" {longest}"
-        )
-    if getattr(config, "quantization_config", None) and not plan.weights:
+    for name in ("max_position_embeddings", "max_target_positions"):
+        longest = getattr(config, name, None)
+        if isinstance(longest, int) and 0 < longest < plan.sequence:
+            notes.append(
+                f"the sequence of {plan.sequence} is longer than the model's {name}, {longest}"
+            )
+            break
+    longest = find_text_limit(model)
+    if longest is not None and longest < plan.sequence:
+        notes.append(f"the text beside an image has {longest} tokens, the most that it can have")
+    settings = getattr(config, "quantization_config", None)
+    if settings and not plan.weights:
         notes.append(
             f"the configuration's quantization_config is not applied: the weights are in"
             f" {plan.dtype}; --weights packs them"
         )
+    elif settings and plan.weights == find_format(settings):
+        notes.append(f"weights in {plan.weights}: the configuration's quantization_config")
 
 
 # In this order: the first one that has the model's type.
@@ -277,39 +293,6 @@ def _find_timm(plan: NamedPlan) -> Callable[[], Any]:
     return lambda: timm.create_model(plan.name, pretrained=False).to(dtype).train()
 
 
-def _make_inputs(model: Any, plan: NamedPlan, batch: int) -> dict[str, Any]:
-    """Inputs of the model's own kind, by the names of its arguments."""
-    import torch
-
-    dtype = getattr(torch, plan.dtype)
-    if plan.library == "timm":
-        channels, height, width = model.default_cfg["input_size"]
-        return {"x": torch.zeros(batch, channels, height, width, dtype=dtype)}
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    config, main = base.config, base.main_input_name
-    if main == "pixel_values":
-        vision = getattr(config, "vision_config", config)
-        side = getattr(vision, "image_size", 224)
-        height, width = side if isinstance(side, list | tuple) else (side, side)
-        channels = getattr(vision, "num_channels", 3)
-        return {main: torch.zeros(batch, channels, height, width, dtype=dtype)}
-    if main == "input_features":
-        length = 2 * getattr(config, "max_source_positions", 1500)
-        sounds = torch.zeros(batch, getattr(config, "num_mel_bins", 80), length, dtype=dtype)
-        ids = torch.zeros(batch, plan.sequence, dtype=torch.int64)
-        return {main: sounds, "decoder_input_ids": ids}
-    if main == "input_values":
-        return {main: torch.zeros(batch, 16_000, dtype=dtype)}
-    ids = torch.zeros(batch, plan.sequence, dtype=torch.int64)
-    given = {"input_ids": ids}
-    if getattr(config, "is_encoder_decoder", False):
-        given["decoder_input_ids"] = ids
-    words = ("ForCausalLM", "ForConditionalGeneration", "ForMaskedLM", "LMHeadModel")
-    if plan.task == "train" and type(base).__name__.endswith(words):
-        given["labels"] = ids  # the model computes its own loss
-    return given
-
-
 def _measure_loss(output: Any) -> Any:
     """The cross entropy of a model's logits, else the mean square of its first result."""
     import torch
@@ -321,11 +304,19 @@ def _measure_loss(output: Any) -> Any:
         return output.loss
     else:
         logits = getattr(output, "logits", None)
-        if logits is None:
-            return output[0].float().square().mean()
+        if not isinstance(logits, torch.Tensor):
+            return _find_result(output).float().square().mean()
     # As transformers computes it: in float32, with one target for each row.
     rows = logits.float().flatten(0, -2) if logits.dim() > 1 else logits.float()[None]
     return functional.cross_entropy(rows, torch.zeros(len(rows), dtype=torch.int64))
+
+
+def _find_result(output: Any) -> Any:
+    """The first tensor of the output that can be differentiated."""
+    from labkit.memory.track.storages import list_tensors
+
+    parts = list(output.values()) if hasattr(output, "values") else output
+    return next(one for one in list_tensors(parts) if one.requires_grad)
 
 
 def _train(model: Any, inputs: dict[str, Any], name: str) -> Callable[[], object]:
@@ -361,12 +352,13 @@ def _generate(model: Any, inputs: dict[str, Any], cache: dict[str, int]) -> Any:
     name = "decoder_input_ids" if "decoder_input_ids" in given else "input_ids"
     ids = given[name]
     given[name] = ids[:, :-1]
+    last: dict[str, Any] = {"input_ids": ids[:, -1:]}
+    for kinds in given.keys() & {"token_type_ids", "mm_token_type_ids"}:
+        last[kinds], given[kinds] = given[kinds][:, -1:], given[kinds][:, :-1]
     made = model(**given, use_cache=True, **({} if "decoder" in name else {"logits_to_keep": 1}))
     if name == "decoder_input_ids":
         encoded = getattr(made, "encoder_last_hidden_state", None)
         last = {"encoder_outputs": (encoded,), "decoder_input_ids": ids[:, -1:]}
-    else:
-        last = {"input_ids": ids[:, -1:]}
     made = model(**last, past_key_values=made.past_key_values, use_cache=True)
     cache["bytes"] = _measure_cache(made.past_key_values)
     return made
