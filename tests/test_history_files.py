@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import bz2
 import copyreg
 import gzip
 import io
+import lzma
 import pickle
 import pickletools
 import struct
@@ -173,7 +175,7 @@ def segment(**facts):
     [
         (3, "it is a int, not a dict"),
         ([1, 2], "a segment is not a dict"),
-        ({"segments": []}, "it has no lists"),
+        ({"device_traces": []}, "it has no lists"),
         ({"segments": [], "device_traces": [3]}, "device_traces[0] is not a list"),
         ({"segments": [], "device_traces": [[7]]}, "an event is not a dict"),
         (event(addr=0, size=1), "an event has no action"),
@@ -216,13 +218,27 @@ def test_a_list_of_segments_is_a_snapshot_without_events():
     assert read_recording(take_snapshot(make_training())["segments"]).traces[0].segments == now
 
 
-def test_a_compressed_snapshot(tmp_path):
+@pytest.mark.parametrize("module", [gzip, bz2, lzma], ids=["gz", "bz2", "xz"])
+def test_a_compressed_snapshot(tmp_path, module):
     snapshot = take_snapshot(make_training())
-    packed = gzip.compress(pickle.dumps(snapshot))
+    packed = module.compress(pickle.dumps(snapshot))
     assert load_snapshot(write(tmp_path, packed)) == snapshot
-    for broken in (packed[:-20], packed[:30] + b"xx" + packed[32:]):
+    for broken in (packed[: len(packed) // 2], packed[:30] + b"xx" + packed[32:]):
         with pytest.raises(UsageError):
             load_snapshot(write(tmp_path, broken))
+
+
+def test_an_archive_is_named_with_what_unpacks_it(tmp_path):
+    for start, program in ((b"PK\x03\x04", "unzip "), (b"(\xb5/\xfd", "unzstd ")):
+        with pytest.raises(UsageError, match="is an archive") as caught:
+            load_snapshot(write(tmp_path, start + b"00000000"))
+        assert caught.value.fix.startswith(program)
+
+
+def test_segments_without_a_list_of_events_are_read():
+    segments = take_snapshot(make_training())["segments"]
+    read = read_recording({"segments": segments})
+    assert read == read_recording(segments)
 
 
 def test_frames_of_another_shape_are_left_out():

@@ -187,7 +187,7 @@ def _add_history(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]
         " pickle; its code is not run.",
     )
     parser.add_argument(
-        "file", type=Path, metavar="FILE", help="the snapshot, a .pickle or .pickle.gz"
+        "file", type=Path, metavar="FILE", help="the snapshot, a .pickle, also as .gz, .bz2, .xz"
     )
     parser.add_argument(
         "later",

@@ -6,7 +6,9 @@ in it is checked.
 
 from __future__ import annotations
 
+import bz2
 import gzip
+import lzma
 import pickle
 import shlex
 import tempfile
@@ -117,9 +119,9 @@ def read_recording(snapshot: object) -> Recording:
         snapshot = {"segments": snapshot, "device_traces": []}
     if not isinstance(snapshot, dict):
         raise _refuse(f"it is a {type(snapshot).__name__}, not a dict")
-    histories, segments = snapshot.get("device_traces"), snapshot.get("segments")
+    histories, segments = snapshot.get("device_traces", []), snapshot.get("segments")
     if not isinstance(histories, list) or not isinstance(segments, list):
-        raise _refuse("it has no lists device_traces and segments")
+        raise _refuse("it has no lists of segments and device_traces")
     own = snapshot.get(OWN_KEY)
     own = own if isinstance(own, dict) else {}
     settings = snapshot.get("allocator_settings")
@@ -332,21 +334,44 @@ class PlainUnpickler(pickle.Unpickler):
         raise pickle.UnpicklingError(f"it needs {module}.{name}, but plain data needs no code")
 
 
+# How compressed files begin, and the program that unpacks those which are not read here.
+PACKED: dict[bytes, Callable[..., Any]] = {
+    b"\x1f\x8b": lambda file, mode: gzip.GzipFile(fileobj=file, mode=mode),
+    b"BZh": bz2.BZ2File,
+    b"\xfd7zXZ": lzma.LZMAFile,
+}
+UNPACKERS = {b"(\xb5/\xfd": "unzstd", b"PK\x03\x04": "unzip"}
+
+
+def _open_packed(file: Any, path: Path) -> Any:
+    """The file's content, unpacked if it is compressed; else UsageError."""
+    start = file.read(6)
+    file.seek(0)
+    for mark, program in UNPACKERS.items():
+        if start.startswith(mark):
+            raise UsageError(
+                f"{path} is an archive",
+                cause="a pickle is read, also compressed as .gz, .bz2 or .xz; torch.save() writes"
+                " another format",
+                fix=f"{program} {shlex.quote(str(path))}",
+            )
+    opener = next((one for mark, one in PACKED.items() if start.startswith(mark)), None)
+    return file if opener is None else opener(file, "rb")
+
+
 def load_snapshot(path: Path) -> Any:
-    """Reads a snapshot's file, also compressed (.gz), as plain containers; else UsageError."""
+    """Reads a snapshot's file, also a compressed one, as plain containers; else UsageError."""
     try:
         with open_regular(path) as file:
-            packed = file.read(2) == b"\x1f\x8b"
-            file.seek(0)
-            return PlainUnpickler(gzip.GzipFile(fileobj=file) if packed else file).load()
+            return PlainUnpickler(_open_packed(file, path)).load()
     except FileNotFoundError as error:
         raise UsageError(
             f"{path} does not exist", cause="no file has this name", fix="ls *.pickle"
         ) from error
-    except (gzip.BadGzipFile, zlib.error) as error:
-        raise UsageError(
-            f"{path} is damaged", cause=str(error), fix=f"gzip --test {shlex.quote(str(path))}"
-        ) from error
+    except (gzip.BadGzipFile, zlib.error, lzma.LZMAError) as error:
+        program = "xz" if isinstance(error, lzma.LZMAError) else "gzip"
+        fix = f"{program} --test {shlex.quote(str(path))}"
+        raise UsageError(f"{path} is damaged", cause=str(error), fix=fix) from error
     except OSError as error:  # a folder, or a file of another user
         cause = error.strerror or str(error)
         raise UsageError(
