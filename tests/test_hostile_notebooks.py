@@ -136,3 +136,8 @@ def test_an_output_widget_does_not_wait_out_the_timeout(tmp_path):
     result, _ = run_cells(tmp_path, WIDGET, *cells, timeout_seconds=30.0)
     assert result.status == "passed"
     assert max(cell.seconds for cell in result.cells) < 10
+
+
+def test_an_output_nested_too_deep_is_said_to_be_left_out(tmp_path, capsys):
+    assert main(["run", make_file(tmp_path / "deep.ipynb", NEST), "--no-output"]) == 0
+    assert "an output was left out, nested too deep: of '" in capsys.readouterr().out

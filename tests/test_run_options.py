@@ -272,6 +272,16 @@ def test_an_address_that_cannot_be_used_is_refused_without_its_password():
         check_address("nosuch://me:secret@host/run")
     with pytest.raises(UsageError, match="cannot be used"):
         upload_folder(Path(), "nosuch://host/run")
+    with pytest.raises(UsageError, match="cannot be used"):
+        check_address("zip://run::file:///nowhere/at/all.zip")
+
+
+def test_a_folder_is_refused_with_the_names_of_its_notebooks(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").mkdir()
+    for word in ("mine", "mine/"):
+        assert main(["run", word, "--no-output"]) == 2
+        assert "labkit run mine/*.ipynb" in capsys.readouterr().err
 
 
 @pytest.mark.slow

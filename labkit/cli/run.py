@@ -296,7 +296,12 @@ def find_source(word: str) -> Source:
         return find_file(word)
     from labkit.lessons.catalog import find_lab
 
-    return _lab_source(find_lab(word))
+    try:
+        return _lab_source(find_lab(word))
+    except UsageError:
+        if Path(word).is_dir():
+            return find_file(word)  # which says how its notebooks are named
+        raise
 
 
 def list_labs() -> list[Source]:

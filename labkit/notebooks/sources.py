@@ -57,7 +57,8 @@ def find_file(word: str) -> Source:
         cause = f"{escape_controls(str(path.parent.resolve()))} has no file of that name"
         with contextlib.suppress(OSError):
             cause = f"{shown} is {name_kind(path.lstat().st_mode)}, not a file"
-        raise UsageError(f"there is no notebook {shown}", cause=cause)
+        fix = f"labkit run {shown.rstrip('/')}/*.ipynb" if path.is_dir() else None
+        raise UsageError(f"there is no notebook {shown}", cause=cause, fix=fix)
     if path.suffix not in SUFFIXES:
         raise UsageError(
             f"{shown} is not a notebook", cause=f"its name ends in none of {', '.join(SUFFIXES)}"

@@ -141,11 +141,7 @@ def _format_notebook(notebook: NotebookResult) -> str:
         for check in notebook.checks
         if check.status != "passed"
     ]
-    broken += [
-        f"output was cut: {format_bytes(cell.output_bytes)} came from '{_cut(cell.first_line)}'"
-        for cell in notebook.cells
-        if cell.truncated
-    ]
+    broken += [_describe_cut(cell) for cell in notebook.cells if cell.truncated]
     numbers = notebook.cell_numbers
     broken += [
         f"output changed in cell {numbers.get(change.cell_index, '?')}:"
@@ -200,3 +196,10 @@ def _cut(text: str, width: int = LINE_COLUMNS) -> str:
 
 def _say(status: str) -> str:
     return status.replace("_", " ")
+
+
+def _describe_cut(cell: CellResult) -> str:
+    line = _cut(cell.first_line)
+    if not cell.output_bytes:  # nothing of it can be stored
+        return f"an output was left out, nested too deep: of '{line}'"
+    return f"output was cut: {format_bytes(cell.output_bytes)} came from '{line}'"

@@ -45,7 +45,7 @@ def _connect(address: str) -> tuple[Any, str]:
         from fsspec.core import url_to_fs
 
         system, place = url_to_fs(address)
-    except (ImportError, ValueError) as error:
+    except (ImportError, ValueError, OSError) as error:  # OSError: an archive that is not there
         raise UsageError(
             f"--output {show_address(address)} cannot be used", cause=_say(error)
         ) from error
