@@ -137,6 +137,10 @@ def test_a_table_has_a_cell_for_each_batch_and_sequence(config, capsys):
 def test_a_model_of_timm_by_its_name(capsys):
     code, found = estimate(capsys, "timm:resnet18", "--task", "infer", "--device", "8 GiB")
     assert code == 0 and found["fits"] is True
+    words = ("timm:resnet18", "--task", "infer", "--device", "8 GiB", "--dtype", "fp16")
+    _, half = estimate(capsys, *words)
+    assert half["kinds"]["parameters"] == pytest.approx(found["kinds"]["parameters"] / 2, rel=0.01)
+    assert half["peak_bytes"] < 0.6 * found["peak_bytes"]
 
 
 def change(config, **values):
@@ -185,6 +189,7 @@ def test_a_configuration_that_no_model_takes_is_refused_in_words(
         (["timm:resnet18", "--task", "generate"], "cannot generate"),
         (["timm:resnet18", "--weights", "nf4"], "--lora"),
         (["timm:resnet18", "--lora", "rank=4"], "rank=4"),
+        (["timm:resnet18", "--lora", "r=4"], "--lora r=4,targets="),
     ],
 )
 def test_what_cannot_be_estimated_is_refused_with_a_fix(words, said, capsys):

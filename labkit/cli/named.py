@@ -256,8 +256,8 @@ def _estimate(
         estimate = _simulate(plan, made, target, record)
     except UsageError as error:
         if made.image is None:
-            raise _explain(plan, error) from error.__cause__
-        # An image as most models take it does not suit this one.
+            raise
+        print(f"without images: {error.what}")  # as most models take them does not suit this one
         made = make_named_work(plan, shows_images=False)
         estimate = _simulate(plan, made, target, record)
     if made.is_blind and estimate.obstacle is None:
@@ -275,13 +275,16 @@ NO_IMAGES = ("its encoder of images", "does not run: the step has text alone")
 
 
 def _simulate(plan: NamedPlan, made: NamedWork, target: Target, record: RecordedModel) -> Estimate:
-    """The estimate of the work. Raises UsageError if the model's code does."""
+    """The estimate of the work. Raises UsageError if the model's code raises."""
     from labkit.memory.estimate.play import estimate_work, make_work
 
     step = record.watch(made.make_step)
     work = make_work(step, made.arguments, plan.batch, inference=plan.task != "train")
-    with record.open():
-        return estimate_work(work, target)
+    try:
+        with record.open():
+            return estimate_work(work, target)
+    except UsageError as error:
+        raise _explain(plan, error) from error.__cause__
 
 
 def _explain(plan: NamedPlan, error: UsageError) -> UsageError:
@@ -292,6 +295,8 @@ def _explain(plan: NamedPlan, error: UsageError) -> UsageError:
             cause="a tensor of that size has more bytes than a 64-bit number counts",
             fix="--batch 1 --sequence 4096",
         )
+    if " raised " not in error.what:  # labkit's own words
+        return error
     return UsageError(
         error.what,
         cause=f"{error.cause}; or the model takes other inputs than labkit makes for it",

@@ -290,7 +290,17 @@ def _find_timm(plan: NamedPlan) -> Callable[[], Any]:
             fix=f"labkit estimate timm:{near or 'resnet50'}",
         )
     dtype = getattr(torch, plan.dtype)
-    return lambda: timm.create_model(plan.name, pretrained=False).to(dtype).train()
+
+    def build() -> Any:
+        # Not made in float32 first, whose weights would be the peak.
+        before = torch.get_default_dtype()
+        torch.set_default_dtype(dtype)
+        try:
+            return timm.create_model(plan.name, pretrained=False).to(dtype).train()
+        finally:
+            torch.set_default_dtype(before)
+
+    return build
 
 
 def _measure_loss(output: Any) -> Any:
