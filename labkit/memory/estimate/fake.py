@@ -94,7 +94,6 @@ from labkit.memory.estimate.uncopied import (
 from labkit.memory.estimate.updates import WholeUpdates
 from labkit.memory.estimate.values import (
     KNOWN_ELEMENTS,
-    LIKE,
     READ_VALUE,
     Assumptions,
     KnownValues,
@@ -444,7 +443,7 @@ class FakeTracer(StorageTracer):
         """What is known of a whole call's storages: their category, their lines, backward."""
         self._bury()
         frames, backward = self._find_frames()
-        known = [self._look_at_fake(one) for one in tensors]
+        known = self.find_storages(tensors)
         categories = {one.category for one in known}
         if not backward and not categories.isdisjoint(READING) and self._watch.reads_inputs():
             self._take_inputs(None, known)
@@ -515,19 +514,22 @@ class FakeTracer(StorageTracer):
     def _follow_values(
         self, operator: Any, arguments: Any, named: Any, tensors: list[Any], result: Any
     ) -> None:
+        facts, known = find_facts(operator), _has_known(tensors)
+        if facts.like:
+            if known and self._watch.steps:
+                known = any(map(may_be_known, tensors))
+            if not known:
+                # Masks; the states of optimizers are many.
+                known = isinstance(result, torch.Tensor) and not result.is_floating_point()
+        if not known and tensors and not (facts.followed or facts.lifts):
+            return
         number = id(operator)
-        known = any("labkit_value" in one.__dict__ or is_real(one) for one in tensors)
-        if known and self._watch.steps and operator._schema.name[6:] in LIKE:
-            known = any(map(may_be_known, tensors))
-        if not known and operator._schema.name[6:] in LIKE:
-            # Masks; the states of optimizers are many.
-            known = isinstance(result, torch.Tensor) and not result.is_floating_point()
         if not known and number in SUMS and tensors[0].is_floating_point():
             return
         known = known or number in LIMITED_ALONE
         if number in DRAWN and self._choose_samples(operator, arguments, result):
             return
-        if operator._schema.name == "aten::lift_fresh" and not _is_fake(tensors[0]):
+        if facts.lifts and not _is_fake(tensors[0]):
             self.values.copy(result, tensors[0])
             return
         if not known and (tensors or not is_constant(operator)):
@@ -815,6 +817,15 @@ def _is_fake(tensor: Any) -> bool:
 
 def _refuse_gradient(gradient: Any) -> None:
     raise RealTensorError
+
+
+def _has_known(tensors: list[Any]) -> bool:
+    """True if anything is known of the values of one of the tensors."""
+    # A generator would take longer than most lists.
+    for one in tensors:  # noqa: SIM110
+        if "labkit_value" in one.__dict__ or is_real(one):
+            return True
+    return False
 
 
 def _writes_in_place(operator: Any, arguments: Any) -> bool:

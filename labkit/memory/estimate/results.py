@@ -75,6 +75,15 @@ MEMO = getattr(fake_tensor, "SymNumberMemoDescriptor", ())
 _UNSET = _give_defaults()
 
 
+def find_attributes(state: dict[str, Any]) -> dict[str, Any]:
+    """What a fake tensor needs of its own beside its mode, from the attributes of one like it."""
+    return {
+        name: one
+        for name, one in state.items()
+        if name != "fake_mode" and not (one is None and name in _UNSET)
+    }
+
+
 class Made(NamedTuple):
     """A new tensor among an operator's results.
 
@@ -497,11 +506,7 @@ def _take_apart(
 
 
 def _take_tensor_apart(value: Any, sources: dict[int, int], call: Call) -> Made | None:
-    attributes = {
-        name: one
-        for name, one in value.__dict__.items()
-        if name != "fake_mode" and not (one is None and name in _UNSET)
-    }
+    attributes = find_attributes(value.__dict__)
     for name in ("labkit_value", LAYOUT, HELD):
         attributes.pop(name, None)
     plain = all(type(one) in PLAIN for one in attributes.values())

@@ -29,7 +29,15 @@ from torch.autograd import forward_ad
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from labkit.memory.estimate.cuda import CPU, FakeMode
-from labkit.memory.estimate.results import Call, Made, find_facts, make_tensor
+from labkit.memory.estimate.results import (
+    LAYOUT,
+    Call,
+    Made,
+    find_attributes,
+    find_facts,
+    make_tensor,
+    number_layout,
+)
 from labkit.memory.track.model import Storage
 from labkit.memory.track.storages import StorageReference, list_tensors
 
@@ -75,11 +83,24 @@ class TensorLayout(NamedTuple):
 
     def make(self, mode: FakeMode) -> Any:
         """A fake tensor like this, which is not counted."""
-        part = Made(
-            torch.Size(self.shape), self.strides, 0, self.dtype, CPU, None, self.storage_bytes,
-            True, _find_attributes(), "cpu", False,
-        )  # fmt: skip
-        return make_tensor(part, None, mode)
+        part = _describe_result(self)
+        made = make_tensor(part, None, mode)
+        if LAYOUT not in part.attributes:
+            part.attributes[LAYOUT] = number_layout(made)
+        return made
+
+
+@functools.lru_cache(maxsize=2_000)
+def _describe_result(layout: TensorLayout) -> Made:
+    """A new tensor of this layout, for ``make_tensor``."""
+    shape, strides, dtype, count = layout
+    last = sum((size - 1) * step for size, step in zip(shape, strides, strict=True))
+    usual = 0 if 0 in shape else (last + 1) * dtype.itemsize
+    attributes = dict(_find_attributes())
+    return Made(
+        torch.Size(shape), strides, 0, dtype, CPU, None, count, count != usual, attributes, "cpu",
+        False,
+    )  # fmt: skip
 
 
 def is_alone(tensor: Any) -> bool:
@@ -347,7 +368,7 @@ def _find_attributes() -> dict[str, Any]:
             return torch.empty(0, device=CPU).__dict__
 
     attributes: dict[str, Any] = _run_apart(find)
-    return {name: one for name, one in attributes.items() if name != "fake_mode"}
+    return find_attributes(attributes)
 
 
 class CallPlan:
@@ -925,17 +946,17 @@ def _is_plain(operator: Any, arguments: Any, call: Call) -> bool:
         by_library = first.dtype is torch.float32 and torch._C._get_mkldnn_enabled()
         if by_library and hidden.size(2) == cell.size(2):
             return False
-    keys = [one.untyped_storage()._cdata for one in tensors if one.requires_grad]
-    return (
-        len(set(keys)) == len(keys)
-        and all(one.fake_device.type == "cpu" for one in tensors)
-        and not any(one.requires_grad and one._backward_hooks for one in tensors)
-        and not any(
-            len(one._post_accumulate_grad_hooks or ()) > 1
-            for one in tensors
-            if one.requires_grad and one.is_leaf
-        )
-    )
+    keys = set()
+    for one in tensors:
+        if one.fake_device.type != "cpu":
+            return False
+        if one.requires_grad:
+            key = one.untyped_storage()._cdata
+            hooked = one.is_leaf and len(one._post_accumulate_grad_hooks or ()) > 1
+            if hooked or one._backward_hooks or key in keys:
+                return False
+            keys.add(key)
+    return True
 
 
 def is_called_by_engine() -> bool:
