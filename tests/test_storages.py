@@ -11,6 +11,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from labkit.errors import LabkitError
+from labkit.memory.track import storages
 from labkit.memory.track.model import sum_categories, sum_lines
 from labkit.memory.track.storages import StorageTracer, list_parts
 from labkit.memory.track.tracker import track_memory
@@ -338,3 +339,20 @@ def test_the_local_part_of_a_distributed_tensor_is_counted():
 
     local = torch.ones(3)
     assert [id(one) for one in list_parts(Distributed(local))] == [id(local)]
+
+
+def test_leaves_that_are_gone_are_not_watched_for_ever_and_others_stay_watched(monkeypatch):
+    monkeypatch.setattr(storages, "LEAST_PRUNED", 10)
+    kept = torch.ones(7, requires_grad=True)
+    with StorageTracer() as tracer:
+        (kept * 2).sum().backward()
+        for _ in range(100):
+            (torch.ones(3, requires_grad=True) * 2).sum().backward()
+        watched = len(tracer._watch._watched)
+        kept.grad = None
+        (kept * 2).sum().backward()
+        live = tracer.levels["cpu"]._live.values()
+        found = sorted(one.category for one in live if one.bytes == 28)
+    assert watched < 30
+    assert found == ["gradients", "parameters"]
+    assert not kept._post_accumulate_grad_hooks

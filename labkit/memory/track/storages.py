@@ -388,6 +388,10 @@ def collects_gradients(leaf: Any) -> bool:
 CERTAIN = ("parameters", "gradients", "optimizer")
 
 
+# From how many watched tensors on those that are gone are looked for.
+LEAST_PRUNED = 1_000
+
+
 class CategoryWatch:
     """Follows modules, optimizers and gradients, and calls ``mark(tensor, category)``.
 
@@ -401,8 +405,10 @@ class CategoryWatch:
         self._thread = threading.get_ident()
         self._depth = self._steps = 0
         self._handles: list[Any] = []
-        # By id, without a reference, because torch refuses to swap tensors with weak references.
+        # By the numbers of the tensors' hooks, which a watched tensor has: torch refuses to swap
+        # tensors with weak references.
         self._watched: dict[int, Any] = {}
+        self._most_watched = LEAST_PRUNED
 
     def open(self) -> None:
         """Installs the hooks; ``close`` must follow."""
@@ -483,7 +489,9 @@ class CategoryWatch:
             self._mark(tensor.grad, "gradients")
         if tensor.requires_grad:
             handle = tensor.register_post_accumulate_grad_hook(self._end_gradient)
-            self._watched[id(tensor)] = handle
+            self._watched[handle.id] = handle
+            if len(self._watched) > self._most_watched:
+                self._prune_watched()
 
     def is_known(self, parameter: Any, storage: Storage) -> bool:
         """True for a parameter that is marked and watched already."""
@@ -500,10 +508,14 @@ class CategoryWatch:
                 self.watch_parameter(leaf)
 
     def _is_watched(self, tensor: Any) -> bool:
-        handle = self._watched.get(id(tensor))
-        # The id may belong to another tensor now; the handle shows whose hook it is.
-        hooks = None if handle is None else handle.hooks_dict_ref()
-        return hooks is not None and hooks is tensor._post_accumulate_grad_hooks
+        hooks = tensor._post_accumulate_grad_hooks
+        return hooks is not None and not self._watched.keys().isdisjoint(hooks)
+
+    def _prune_watched(self) -> None:
+        """Forgets the tensors that are gone: a loop may make a leaf in each round."""
+        pairs = self._watched.items()
+        self._watched = {number: one for number, one in pairs if one.hooks_dict_ref() is not None}
+        self._most_watched = max(LEAST_PRUNED, 2 * len(self._watched))
 
     def _end_gradient(self, tensor: Any) -> None:
         if tensor.grad is not None:
