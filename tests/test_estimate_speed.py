@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import io
+import multiprocessing
 import tempfile
 import weakref
 from pathlib import Path
@@ -67,28 +68,41 @@ def test_garbage_from_before_an_estimate_does_not_outlive_it():
     assert gone() is None
 
 
-def test_a_step_that_changes_no_file_has_no_folder_for_its_files(monkeypatch):
-    made = []
-
-    class Folder(tempfile.TemporaryDirectory):
-        def __init__(self, **named):
-            super().__init__(**named)
-            made.append(self.name)
-
-    monkeypatch.setattr(tempfile, "TemporaryDirectory", Folder)
-    estimate_memory(make_growing)
-    assert made == []
-    estimate_memory(make_writing)
-    (folder,) = made
-    assert not Path(folder).exists()
+def list_folders(tmp_path):
+    return [one.name for one in tmp_path.glob("labkit-files-*")]
 
 
-def make_writing():
-    def step():
-        Path("labkit-written").write_text("a line", encoding="utf-8")
-        return torch.ones(int(Path("labkit-written").exists()))
+@pytest.mark.parametrize("forks", [False, True], ids=["itself", "in a fork"])
+def test_only_a_step_that_writes_has_a_folder_for_its_files_and_it_does_not_stay(
+    forks, monkeypatch, tmp_path
+):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
 
-    return step
+    def make():
+        def step():
+            print(list_folders(tmp_path))
+            if forks:
+                process = multiprocessing.get_context("fork").Process(target=write)
+                process.start()
+                process.join()
+            else:
+                write()
+            print(list_folders(tmp_path))
+            return torch.ones(3)
+
+        return step
+
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        estimate_memory(make)
+    seen = said.getvalue().splitlines()
+    assert seen[0] == "[]"
+    assert len(set(seen)) == 2
+    assert list_folders(tmp_path) == []
+    assert not Path("labkit-written").exists()
+
+
+def write():
+    Path("labkit-written").write_text("a line", encoding="utf-8")
 
 
 @pytest.mark.parametrize("variable", ["TMPDIR", "TMP"])
@@ -170,3 +184,4 @@ def test_own_frames_are_skipped_and_the_users_line_stays_the_same():
 
     assert [one.function for one in find(0)] == ["find", find_user_frames()[0].function]
     assert find(1)[0].function == find_user_frames()[0].function
+    assert find_user_frames(1, 10_000) == ()

@@ -240,12 +240,12 @@ class ChangeGuard:
 
     def __init__(self, threads: StepThreads) -> None:
         self.obstacle: EstimateObstacle | None = None
-        # No file has such a name: the layer has no folder yet.
-        self._threads, self._folder, self._real_folder = threads, "\0", "\0"
+        self._threads, self._folder, self._real_folder = threads, "", ""
 
     @contextlib.contextmanager
-    def open(self) -> Iterator[None]:
+    def open(self, folder: str) -> Iterator[None]:
         """Guards what is outside of the layer's folder, until exit."""
+        self._folder, self._real_folder = folder, os.path.realpath(folder)
         _add_hook()
         with contextlib.ExitStack() as stack:
             executor = pools.ThreadPoolExecutor
@@ -263,10 +263,6 @@ class ChangeGuard:
             _GUARDS.append(self)
             stack.callback(self._end)
             yield
-
-    def leave_out(self, folder: str) -> None:
-        """Keeps the layer's folder, in which the step may change all."""
-        self._folder, self._real_folder = folder, os.path.realpath(folder)
 
     def _end(self) -> None:
         self._threads.end()

@@ -40,9 +40,7 @@ from labkit.memory.estimate.native import (
 from labkit.memory.track.frames import USER
 
 OPEN, SCAN, LSTAT, STAT, READ_LINK = open, os.scandir, os.lstat, os.stat, os.readlink
-ENTER, FIND_CURRENT = os.chdir, os.getcwd
-# The layer's folder as long as it has none: no file has such a name.
-NOWHERE = "\0"
+ENTER, FIND_CURRENT, MAKE, DRAW = os.chdir, os.getcwd, os.mkdir, os.urandom
 COPIED_BYTES = 2**26
 # Directories without files; what is in /dev/shm is in memory, and a file all the same.
 ODD = re.compile(r"/(?:dev(?!/shm(?:/|$))|proc|sys)(?:/|$)")
@@ -61,11 +59,10 @@ class FileOverlay:
     """The layer; ``open`` lays it over the files for the calling thread's step."""
 
     def __init__(self) -> None:
-        self._folder, self._active = NOWHERE, False
+        self._folder, self._active = "", False
         self.threads = StepThreads()
         self.guard = ChangeGuard(self.threads)
         self._lock = threading.RLock()
-        self._made: tempfile.TemporaryDirectory[str] | None = None
         # The directories that were laid over, of which directory the folders are that are to be
         # filled, and the links to real files: their inodes, and the files.
         self._roots: set[str] = set()
@@ -78,6 +75,9 @@ class FileOverlay:
         with contextlib.ExitStack() as stack:
             # The step is to find the same one, and Python looks for it by writing a file.
             tempfile.tempdir = tempfile.tempdir or _find_temporary()
+            # Few steps need the folder. Its name is known to the step's forks, too.
+            name = f"labkit-files-{DRAW(8).hex()}"
+            self._folder = os.path.join(os.path.realpath(tempfile.tempdir), name)
             stack.callback(self._remove_folder)
             stack.callback(ENTER, FIND_CURRENT())
             replaced = self.functions
@@ -108,19 +108,13 @@ class FileOverlay:
             stack.callback(setattr, self, "_active", False)
             self._active = True
             stack.callback(self._close_logs)
-            stack.enter_context(self.guard.open())
+            stack.enter_context(self.guard.open(self._folder))
             yield
 
-    def _make_folder(self) -> None:
-        """Makes the folder of the layer, which few steps need."""
-        if self._made is None:
-            self._made = tempfile.TemporaryDirectory(prefix="labkit-files-")
-            self._folder = os.path.realpath(self._made.name)
-            self.guard.leave_out(self._folder)
-
     def _remove_folder(self) -> None:
-        if self._made is not None:
-            self._made.cleanup()
+        if os.path.isdir(self._folder):
+            # What is in it may be read-only, which this changes first.
+            tempfile.TemporaryDirectory._rmtree(self._folder)  # type: ignore[attr-defined]
 
     @functools.cached_property
     def functions(self) -> dict[Any, dict[str, Any]]:
@@ -262,7 +256,8 @@ class FileOverlay:
         """Makes the folder of a directory; False where there is no such directory, or it is odd."""
         if not _is_directory(directory) or ODD.match(directory):
             return False
-        self._make_folder()
+        with contextlib.suppress(FileExistsError):
+            MAKE(self._folder, 0o700)
         os.makedirs(self._folder + directory, exist_ok=True)
         self._roots.add(directory)
         self._unfilled[self._folder + directory] = directory

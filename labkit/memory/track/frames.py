@@ -51,7 +51,10 @@ def find_user_frames(depth: int = 1, skipped: int = 0) -> tuple[Frame, ...]:
     ``skipped`` is a number of labkit's own frames above, which need not be looked at.
     """
     found: tuple[Frame, ...] = ()
-    running: FrameType | None = sys._getframe(1 + skipped)
+    try:
+        running: FrameType | None = sys._getframe(1 + skipped)
+    except ValueError:  # a thread of C++ has no further frame
+        return found
     while running is not None and depth > 0:
         code = running.f_code
         is_users = _files.get(code.co_filename)
