@@ -17,6 +17,7 @@ import queue
 import shelve
 import shutil
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -484,6 +485,10 @@ def test_what_a_step_logs_to_a_tracker_is_dropped(folder, monkeypatch):
         def finish(self):
             begun.append("finish")
 
+    class TrackingServiceClient:
+        def log_metric(self, run, key, value):
+            logged.append(value)
+
     def begin(**named):
         begun.append(named["mode"])
         return Run()
@@ -492,14 +497,19 @@ def test_what_a_step_logs_to_a_tracker_is_dropped(folder, monkeypatch):
         ("torch.utils.tensorboard.writer", {"FileWriter": FileWriter}),
         ("wandb", {"init": begin, "run": None}),
         ("wandb.sdk.wandb_run", {"Run": Run}),
+        (
+            "mlflow.tracking._tracking_service.client",
+            {"TrackingServiceClient": TrackingServiceClient},
+        ),
     ):
         monkeypatch.setitem(sys.modules, name, SimpleNamespace(**names))
-    writer, run = FileWriter(), Run()
+    writer, run, client = FileWriter(), Run(), TrackingServiceClient()
 
     def make_step():
         one = sys.modules["wandb"].init(project="x", mode="online")
         writer.add_event(1)
         run._log({"loss": 1})
+        client.log_metric("run", "loss", 1)
         one._log({"loss": 1})
         return lambda: torch.ones(2)
 
@@ -507,7 +517,66 @@ def test_what_a_step_logs_to_a_tracker_is_dropped(folder, monkeypatch):
     assert (logged.take(), begun.take()) == ([], ["disabled", "finish"])
     writer.add_event(2)
     run._log(3)
-    assert logged.take() == [2, 3]
+    client.log_metric("run", "loss", 4)
+    assert logged.take() == [2, 3, 4]
+
+
+class Makers:
+    """A class, a list, a dictionary, defaults and a closure that keep the real functions."""
+
+    make = os.mkfifo
+    tools = [{"pipe": os.mkfifo}, [os.mknod]]  # noqa: RUF012
+
+
+def make_by_default(path, make=os.mkfifo, *, other=os.mknod):
+    make(path)
+    other(path + "2")
+
+
+MAKERS = {
+    "a class": lambda path: Makers.make(path),  # noqa: PLW0108
+    "a dictionary": lambda path: Makers.tools[0]["pipe"](path),  # noqa: PLW0108
+    "a list": lambda path: Makers.tools[1][0](path),  # noqa: PLW0108
+    "a default": make_by_default,
+    "a closure": enclose(os.mkfifo),
+}
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no pipes with names")
+@pytest.mark.parametrize("name", MAKERS)
+def test_a_kept_function_that_makes_a_pipe_makes_it_in_the_layer(folder, name):
+    before = repr(vars(Makers))
+
+    def make_step():
+        MAKERS[name]("pipe")
+        assert Path("pipe").exists()
+        return lambda: torch.ones(2)
+
+    assert estimate_memory(make_step).obstacle is None
+    assert not Path("pipe").exists()
+    assert repr(vars(Makers)) == before
+    assert (make_by_default.__defaults__, Makers.make) == ((os.mkfifo,), os.mkfifo)
+
+
+@pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="the system has no sockets in files")
+def test_a_socket_in_a_file_is_not_made(folder):
+    def make_step():
+        with socket.socket(socket.AF_UNIX) as one:
+            one.bind("socket")
+        return lambda: torch.ones(2)
+
+    estimate = estimate_memory(make_step)
+    assert estimate.obstacle.operator == "socket.bind('socket')"
+    assert not Path("socket").exists()
+
+
+def test_a_socket_of_the_network_is_no_file(folder):
+    def make_step():
+        with socket.socket() as one:
+            one.bind(("127.0.0.1", 0))
+        return lambda: torch.ones(2)
+
+    assert estimate_memory(make_step).obstacle is None
 
 
 def test_files_that_native_code_opens_are_in_the_layer(folder, monkeypatch):

@@ -113,7 +113,7 @@ EVENTS: dict[str, tuple[EventPath, ...]] = {
     "os.setxattr": (EventPath(0, follows=True),),
     "os.removexattr": (EventPath(0, follows=True),),
 }
-HEARD = {*EVENTS, *PROCESSES, *SIGNALS, "open", "sqlite3.connect"}
+HEARD = {*EVENTS, *PROCESSES, *SIGNALS, "open", "sqlite3.connect", "socket.bind"}
 
 
 class StepThreads:
@@ -284,6 +284,8 @@ class ChangeGuard:
                 self._judge_open(*arguments)
             elif event == "sqlite3.connect":
                 self._judge_database(arguments[0])
+            elif event == "socket.bind":
+                self._judge_socket(arguments[1])
             else:
                 for place in EVENTS[event]:
                     self._judge_place(event, arguments, place)
@@ -331,6 +333,14 @@ class ChangeGuard:
                 "can change a real file: connect to file:...?mode=ro with uri=True,"
                 f" or {LEAVE_OUT}",
             )
+
+    def _judge_socket(self, address: Any) -> None:
+        # One of the machine's own sockets is a file, unless its name begins with a zero.
+        if not isinstance(address, str | bytes) or address[:1] in {"", b"", "\0", b"\0"}:
+            return
+        real = self._locate(address, None, follows=True)
+        if real is not None and find_caller()[0] not in {LABKIT, PYTHON}:
+            self._stop("socket.bind", address, f"would make a real file: {LEAVE_OUT}")
 
     def _judge_process(self, event: str, arguments: tuple[Any, ...]) -> None:
         command = arguments[1] if event == "subprocess.Popen" else arguments[0]

@@ -1,7 +1,8 @@
 """What a simulated step logs to files and experiment trackers is dropped: its numbers are not real.
 
-A log file, a writer of TensorBoard or a run of Weights & Biases from before the step would have
-them among those of the training. A run that the step begins is one that W&B calls disabled.
+A log file, a writer of TensorBoard or a run of Weights & Biases or MLflow from before the step
+would have them among those of the training. A run that the step begins is one that W&B calls
+disabled.
 """
 
 from __future__ import annotations
@@ -20,7 +21,16 @@ METHODS = (
     ("torch.utils.tensorboard.writer", "FileWriter", "add_event"),
     ("tensorboardX.writer", "FileWriter", "add_event"),
     ("wandb.sdk.wandb_run", "Run", "_log"),
-)
+    *(
+        ("mlflow.tracking._tracking_service.client", "TrackingServiceClient", name)
+        for name in (
+            "log_metric", "log_param", "log_batch", "log_inputs", "log_outputs", "log_artifact",
+            "log_artifacts", "_log_artifact_async", "log_model_params", "log_model_artifact",
+            "log_model_artifacts", "set_tag", "delete_tag", "set_logged_model_tags", "update_run",
+            "set_terminated",
+        )
+    ),
+)  # fmt: skip
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ import functools
 import gc
 import io
 import itertools
+import os
 import sys
 import threading
 import weakref
@@ -73,6 +74,8 @@ LRU_CACHE = type(functools.lru_cache(int))
 
 Keeper = Callable[["KeptObjects", Any], None]
 UNSET = object()
+# Functions that make files and of whose calls Python's audit hooks hear nothing.
+UNHEARD = tuple(getattr(os, name) for name in ("mkfifo", "mknod") if hasattr(os, name))
 # What tables are keyed by that is equal to nothing else.
 BY_IDENTITY = (torch.nn.Module, torch.Tensor, torch.optim.Optimizer)
 TABLES: tuple[Any, ...] = (
@@ -97,6 +100,7 @@ class KeptObjects:
         self._caches: list[tuple[Any, int]] = []
         # Dictionaries and sets, whose keys may be arguments of the step.
         self.tables: list[Any] = []
+        self._keeps_unheard = False
         self._left: deque[Any] = deque(roots)
         # Of thousands, few are not known yet.
         for name in list(itertools.filterfalse(_foreign.__contains__, list(sys.modules))):
@@ -116,6 +120,8 @@ class KeptObjects:
                 self.seen.add(id(one))
                 keeper(self, one)
         left.clear()
+        if self._keeps_unheard:
+            self._replace_unheard()
 
     def keep(self, restore: Callable[[Any, Any], None], one: Any, content: Any) -> None:
         """Keeps the content of an object, with what puts it back."""
@@ -123,7 +129,28 @@ class KeptObjects:
 
     def follow(self, values: Iterable[Any]) -> None:
         """Looks at these objects later."""
-        self._left.extend(one for one in values if type(one) not in ATOMS)
+        self._left.extend(
+            one for one in values if type(one) not in ATOMS or (one in UNHEARD and self._notice())
+        )
+
+    def _notice(self) -> bool:
+        self._keeps_unheard = True
+        return False
+
+    def _replace_unheard(self) -> None:
+        """Puts the layer's functions in the place of those whose calls Python does not announce."""
+        made = {id(one): getattr(os, one.__name__) for one in UNHEARD}
+        for restore, one, content in self._kept:
+            found = content
+            if restore is restore_function:
+                found = dict(enumerate(content[0] or ())) | (content[1] or {})
+            elif restore is restore_cell:
+                found = {"cell_contents": content}
+            elif restore is restore_list:
+                found = dict(enumerate(content))
+            if isinstance(found, dict):
+                for name in [name for name, value in found.items() if id(value) in made]:
+                    _put(restore, one, name, made[id(found[name])])
 
     def keep_cache(self, cache: Any) -> None:
         """Keeps a function's cache in mind, whose content Python does not show."""
@@ -161,6 +188,22 @@ class KeptObjects:
             except Exception:  # what the user's classes raise
                 failed.append(type(one).__name__)
         return failed
+
+
+def _put(restore: Any, one: Any, name: Any, value: Any) -> None:
+    """Puts another function into what ``restore`` puts back."""
+    if restore is restore_function:
+        if isinstance(name, int):
+            defaults = one.__defaults__
+            one.__defaults__ = (*defaults[:name], value, *defaults[name + 1 :])
+        else:
+            one.__kwdefaults__ = one.__kwdefaults__ | {name: value}
+    elif restore in {restore_list, restore_dictionary, restore_names}:
+        one[name] = value
+    elif restore is restore_class:
+        setattr(one, name, staticmethod(value))
+    else:
+        object.__setattr__(one, name, value)
 
 
 def _find_copy(key: Any, copies: dict[int, Any]) -> Any:

@@ -30,7 +30,7 @@ from types import ModuleType
 from typing import Any
 
 from labkit.memory.estimate.cuda import replace_attributes
-from labkit.memory.track.frames import PACKAGE, USER, find_shell, judge_file
+from labkit.memory.track.frames import USER, find_shell, judge_file
 
 # The methods of an open file that change it; one that compresses also writes when it is flushed.
 METHODS, COMPRESSING = ("write", "writelines", "truncate", "close"), ("write", "flush", "close")
@@ -170,7 +170,7 @@ class OpenFiles:
         self.written: dict[str, None] = {}
         self.changed: dict[str, None] = {}
         self.moved: dict[str, None] = {}
-        self._alone = self._quiet = True
+        self._alone = True
         self._databases: list[Any] = []
 
     def take(self, file: Any) -> Iterator[tuple[str, Any]]:
@@ -228,7 +228,7 @@ class OpenFiles:
 
     def begin(self) -> None:
         """Remembers how the open files are now."""
-        self._alone, self._quiet = _is_alone(), _is_alone(PACKAGE)
+        self._alone = _is_alone()
         left = ALL_COPIED_BYTES
         for number in _list_writable():
             status = os.fstat(number)
@@ -275,12 +275,11 @@ class OpenFiles:
                 file.flush()
         names = self._list_names()
         alone = self._alone and _is_alone()
-        quiet = self._quiet and _is_alone(PACKAGE)
         for place in self._places.values():
             with contextlib.suppress(OSError):
-                known = place.number in names
-                name = names.get(place.number) or find_name(place.number)
-                self._compare(place, name, alone=alone and (known or quiet))
+                name = names.get(place.number)
+                # What a library has open, such as a database, it has parts of in memory too.
+                self._compare(place, name or find_name(place.number), alone=alone and bool(name))
         for file, where in reversed(self._files):
             with contextlib.suppress(OSError, ValueError, AttributeError):
                 if where is not None and file.tell() != where:
@@ -342,12 +341,12 @@ def _list_skipped() -> Iterator[tuple[int, int]]:
             yield status.st_dev, status.st_ino
 
 
-def _is_alone(*owners: str) -> bool:
-    """True where no other thread runs code of these owners, or of the program itself."""
+def _is_alone() -> bool:
+    """True where no other thread runs code of the program."""
     for number, running in sys._current_frames().items():
         frame: Any = running if number != threading.get_ident() else None
         while frame is not None:
-            if judge_file(frame.f_code.co_filename) in {USER, *owners}:
+            if judge_file(frame.f_code.co_filename) == USER:
                 return False
             frame = frame.f_back
     return True
