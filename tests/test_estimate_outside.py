@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import copy
 import gc
+import io
+import itertools
+import multiprocessing
+import pickle
+import queue
+import random
 import weakref
 from collections import Counter, OrderedDict, defaultdict
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -233,3 +240,132 @@ def test_an_operator_without_a_fake_version_is_named(tmp_path):
 
     obstacle = estimate_memory(step, nn.Linear(64, 64), INPUTS).obstacle
     assert (obstacle.operator, obstacle.reason) == ("aten::from_file", "has no fake version")
+
+
+def test_a_counter_of_a_real_module_is_not_written_through_its_views():
+    bank = nn.BatchNorm1d(64, affine=False)
+    place = torch.zeros(1, dtype=torch.long)
+
+    def step(model, inputs):
+        begin = int(place)
+        place[0] = begin + len(inputs)
+        place.view(-1)[:1].add_(1)
+        bank(model(inputs)).sum().backward()
+
+    estimate = estimate_memory(step, nn.Linear(64, 64), INPUTS)
+    assert estimate.obstacle is None
+    assert (int(place), int(bank.num_batches_tracked)) == (0, 0)
+
+
+class Sampler:
+    """An object of a program's own with iterators and generators in its attributes."""
+
+    def __init__(self):
+        self.numbers, self.batches = itertools.count(5), itertools.cycle([INPUTS])
+        self.kept = {"pairs": zip([1, 2, 3, 4], "abcd", strict=True), "list": iter([1, 2, 3, 4])}
+        self.pythons, self.torchs = random.Random(1), torch.Generator().manual_seed(2)
+        self.numpys, self.old = np.random.default_rng(3), np.random.RandomState(4)
+
+    def draw(self):
+        self.pythons.shuffle([1, 2, 3])
+        torch.randperm(4, generator=self.torchs)
+        self.numpys.permutation(4)
+        self.old.permutation(4)
+
+    def take(self):
+        self.draw()
+        next(self.batches)
+        return next(self.numbers), next(self.kept["pairs"]), next(self.kept["list"])
+
+
+def test_iterators_and_generators_in_attributes_stay_where_they_are():
+    sampler = Sampler()
+
+    def step(model, inputs):
+        model(inputs).sum().backward()
+        sampler.take()
+
+    def draw(one):
+        bits = one.numpys.bit_generator.state
+        return repr((one.pythons.random(), bits, one.old.rand(), one.torchs.get_state().sum()))
+
+    estimate_memory(step, nn.Linear(64, 64), INPUTS)
+    assert draw(sampler) == draw(Sampler())
+    assert Sampler().take() == sampler.take()
+
+
+def make_counting():
+    """A class whose methods' closure counts, as those of a notebook's cell or a factory do."""
+    counts, losses = Counter(), []
+
+    class Counting:
+        calls = 0
+
+        def run(self, model, inputs):
+            counts["run"] += 1
+            type(self).calls += 1
+            losses.append(model(inputs).sum())
+
+    return Counting(), lambda: (dict(counts), losses, Counting.calls)
+
+
+def test_what_the_class_of_an_argument_keeps_is_put_back():
+    counting, read = make_counting()
+    estimate_memory(lambda one, model: one.run(model, INPUTS), counting, nn.Linear(64, 64))
+    assert read() == ({}, [], 0)
+
+
+def test_what_a_function_among_the_arguments_keeps_is_put_back():
+    losses = []
+    hooks = [lambda loss: losses.append(loss)]  # noqa: PLW0108
+    estimate_memory(
+        lambda model, hooks: [one(model(INPUTS).sum()) for one in hooks], nn.Linear(64, 64), hooks
+    )
+    assert losses == []
+
+
+def make_queue(kind):
+    made = kind()
+    made.put(1)
+    return made
+
+
+@pytest.mark.parametrize("kind", [queue.Queue, queue.LifoQueue, multiprocessing.SimpleQueue])
+def test_a_queue_from_before_gives_a_step_nothing_and_takes_nothing(kind):
+    held = make_queue(kind)
+
+    def step(model, inputs):
+        model(inputs).sum().backward()
+        held.get()
+
+    with pytest.raises(UsageError, match=f"takes from a {type(held).__name__} that was made"):
+        estimate_memory(step, nn.Linear(64, 64), INPUTS)
+
+    def give(model, inputs):
+        model(inputs).sum().backward()
+        held.put(2)
+        own = make_queue(kind)
+        assert own.get() == 1
+
+    notes = estimate_memory(give, nn.Linear(64, 64), INPUTS).notes
+    assert any("that was made before is dropped" in note for note in notes)
+    assert held.get() == 1
+    assert held.empty()
+
+
+def test_a_pickler_writes_what_it_would_have_written():
+    written = []
+    for estimates in (False, True):
+        with io.BytesIO() as file:
+            pickler = pickle.Pickler(file)
+            record = {"loss": [1]}
+
+            def step(model, inputs, pickler=pickler, record=record):
+                model(inputs).sum().backward()
+                pickler.dump(record)
+
+            if estimates:
+                estimate_memory(step, nn.Linear(64, 64), INPUTS)
+            step(nn.Linear(64, 64), INPUTS)
+            written.append(file.getvalue())
+    assert written[0] == written[1]

@@ -1248,7 +1248,7 @@ class Simulation:
 
         values = self.tracer.values
         return [
-            self.checkpoints.open(),
+            self.checkpoints.open(self.note),
             give_addresses(),
             simulate_lazy(),
             replace_attributes(

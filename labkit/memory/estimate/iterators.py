@@ -94,12 +94,16 @@ def refuse_copy(name: str, words: str) -> UsageError:
     )
 
 
+@functools.lru_cache(maxsize=4096)
+def is_iterator(kind: Any) -> bool:
+    """True for the type of a generator, or of an iterator of Python's own."""
+    return kind is GeneratorType or (kind.__module__ in MODULES and hasattr(kind, "__next__"))
+
+
 def find_copy(value: Any) -> Any:
     """What a step gets for a live iterator that its code can name; None for anything else."""
-    kind = type(value)
-    if isinstance(value, GeneratorType) or (
-        kind.__module__ in MODULES and hasattr(kind, "__next__")
-    ):
+    kind: Any = type(value)
+    if is_iterator(kind):
         try:
             return copy_iterator(value, lambda one: find_copy(one) or one)
         except LiveIteratorError:

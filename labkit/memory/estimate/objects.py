@@ -14,6 +14,8 @@ import gc
 import io
 import itertools
 import os
+import pickle
+import random
 import sys
 import threading
 import weakref
@@ -24,6 +26,7 @@ from types import BuiltinMethodType, CellType, FrameType, FunctionType, MethodTy
 from typing import Any
 
 import torch
+from torch.utils._python_dispatch import _disable_current_modes
 
 from labkit.memory.estimate.buffers import (
     MAPPED,
@@ -36,6 +39,7 @@ from labkit.memory.estimate.buffers import (
     keep_shared,
     keep_text,
 )
+from labkit.memory.estimate.iterators import find_copy, is_iterator
 from labkit.memory.estimate.opened import (
     CHANGED,
     CSV_WRITER,
@@ -44,6 +48,8 @@ from labkit.memory.estimate.opened import (
     MOVED,
     WRITERS,
     OpenFiles,
+    is_alone,
+    is_database,
 )
 from labkit.memory.track.frames import OWN, USER, judge_file
 
@@ -55,7 +61,10 @@ MOST_ITEMS = 10_000
 MOST_COMPARED, ENDS = 100_000, 1_000
 # Modules of Python whose objects only hold values; those of others have locks, files and threads.
 HOLDING = frozenset(("types", "argparse", "collections", "dataclasses", "torch", "builtins"))
-HOLDING_WHOLE = ("multiprocessing.sharedctypes", "multiprocessing.shared_memory")
+HOLDING_WHOLE = (
+    "multiprocessing.sharedctypes", "multiprocessing.shared_memory", "shelve", "dbm.dumb",
+    "configparser",
+)  # fmt: skip
 # What no step sets, and Python sets itself.
 SKIPPED = frozenset((
     "__dict__", "__weakref__", "__builtins__", "__abstractmethods__", "_abc_impl", "__slotnames__",
@@ -101,6 +110,7 @@ class KeptObjects:
         # Dictionaries and sets, whose keys may be arguments of the step.
         self.tables: list[Any] = []
         self._keeps_unheard = False
+        self._iterators: dict[int, Any] = {}
         self._left: deque[Any] = deque(roots)
         # Of thousands, few are not known yet.
         for name in list(itertools.filterfalse(_foreign.__contains__, list(sys.modules))):
@@ -115,13 +125,21 @@ class KeptObjects:
         while left and len(self._kept) < MOST_OBJECTS:
             one = left.popleft()
             kind: Any = type(one)
+            if id(one) in self.seen:
+                continue
+            if is_iterator(kind):
+                self._iterators[id(one)] = one
+                continue
             keeper = find_keeper(kind)
-            if keeper is not None and id(one) not in self.seen:
+            if keeper is not None:
                 self.seen.add(id(one))
                 keeper(self, one)
         left.clear()
-        if self._keeps_unheard:
-            self._replace_unheard()
+        made = {id(one): getattr(os, one.__name__) for one in UNHEARD if self._keeps_unheard}
+        if self._iterators and is_alone():
+            made |= {number: find_copy(one) for number, one in self._iterators.items()}
+        if made:
+            self._replace(made)
 
     def keep(self, restore: Callable[[Any, Any], None], one: Any, content: Any) -> None:
         """Keeps the content of an object, with what puts it back."""
@@ -137,9 +155,12 @@ class KeptObjects:
         self._keeps_unheard = True
         return False
 
-    def _replace_unheard(self) -> None:
-        """Puts the layer's functions in the place of those whose calls Python does not announce."""
-        made = {id(one): getattr(os, one.__name__) for one in UNHEARD}
+    def _replace(self, made: dict[int, Any]) -> None:
+        """Puts others in the place of objects, by their ids, in all that is put back.
+
+        Copies of iterators, and the layer's functions for those whose calls Python does not
+        announce.
+        """
         for restore, one, content in self._kept:
             found = content
             if restore is restore_function:
@@ -233,9 +254,11 @@ def find_keeper(kind: Any) -> Keeper | None:
             return keeper
     module = getattr(kind, "__module__", "")
     file = getattr(sys.modules.get(module), "__file__", None)
-    sqlite: Any = sys.modules.get("sqlite3")
-    if sqlite is not None and issubclass(kind, sqlite.Connection | sqlite.Cursor):
+    if is_database(kind):
         return _keep_database
+    draws: Any = sys.modules.get("numpy.random")
+    if draws is not None and issubclass(kind, draws.Generator | draws.RandomState):
+        return _keep_numpy
     may_hold = module.partition(".")[0] in HOLDING or module in HOLDING_WHOLE
     may_hold = may_hold or is_own_module(module)
     if may_hold or (file is not None and judge_file(file) != OWN):
@@ -290,6 +313,22 @@ def _keep_local(kept: KeptObjects, one: Any) -> None:
     kept.follow((*vars(one).values(), type(one)))
 
 
+def _keep_random(kept: KeptObjects, one: random.Random) -> None:
+    if not isinstance(one, random.SystemRandom):
+        kept.keep(restore_random, one, one.getstate())
+
+
+def _keep_generator(kept: KeptObjects, one: torch.Generator) -> None:
+    if one.device.type == "cpu":
+        with _disable_current_modes():
+            kept.keep(restore_generator, one, one.get_state())
+
+
+def _keep_numpy(kept: KeptObjects, one: Any) -> None:
+    bits = one.bit_generator if hasattr(one, "bit_generator") else one._bit_generator
+    kept.keep(restore_bits, bits, bits.state)
+
+
 def _keep_view(kept: KeptObjects, one: memoryview) -> None:
     with contextlib.suppress(ValueError):  # released
         kept.follow((one.obj,))
@@ -316,8 +355,13 @@ def _keep_reader(kept: KeptObjects, one: Any) -> None:
         kept.files.take_reader(one)
 
 
-def _keep_csv(kept: KeptObjects, one: Any) -> None:
-    # Only the method of the file is kept by it.
+def _keep_pickler(kept: KeptObjects, one: pickle.Pickler) -> None:
+    # It notes what it has written already.
+    kept.keep(restore_pickler, one, one.memo.copy())  # type: ignore[attr-defined]
+    _keep_file_of_method(kept, one)
+
+
+def _keep_file_of_method(kept: KeptObjects, one: Any) -> None:
     kept.follow(getattr(each, "__self__", None) for each in gc.get_referents(one))
 
 
@@ -430,7 +474,8 @@ KEEPERS: dict[type, Keeper | None] = {
     **dict.fromkeys(ATOMS),
     **dict.fromkeys(WRITERS, _keep_file),
     io.BufferedReader: _keep_reader,
-    CSV_WRITER: _keep_csv,
+    CSV_WRITER: _keep_file_of_method,
+    pickle.Pickler: _keep_pickler,
     **dict.fromkeys(HOLDERS, _keep_attributes),
     torch.Tensor: _keep_tensor,
     torch.nn.Module: _keep_module,
@@ -450,6 +495,8 @@ KEEPERS: dict[type, Keeper | None] = {
     MAPPED: keep_mapped,
     memoryview: _keep_view,
     threading.local: _keep_local,
+    random.Random: _keep_random,
+    torch.Generator: _keep_generator,
     FunctionType: _keep_function,
     LRU_CACHE: _keep_cache,
     MethodType: _keep_method,
@@ -569,6 +616,29 @@ def restore_tensor(one: Any, content: tuple[bool, Any]) -> None:
         one.grad = gradient
     if one.requires_grad is not requires_grad:
         one.requires_grad_(requires_grad)
+
+
+def restore_pickler(one: pickle.Pickler, content: dict[int, Any]) -> None:
+    """Has a pickler forget what it was given meanwhile."""
+    one.memo = content  # type: ignore[attr-defined]
+
+
+def restore_random(one: random.Random, content: Any) -> None:
+    """Gives a generator of Python's its state back."""
+    if one.getstate() != content:
+        one.setstate(content)
+
+
+def restore_generator(one: torch.Generator, content: torch.Tensor) -> None:
+    """Gives a generator of torch's its state back."""
+    with _disable_current_modes():
+        if not torch.equal(one.get_state(), content):
+            one.set_state(content)
+
+
+def restore_bits(one: Any, content: dict[str, Any]) -> None:
+    """Gives a generator of NumPy's its state back."""
+    one.state = content
 
 
 def restore_cell(one: CellType, content: Any) -> None:

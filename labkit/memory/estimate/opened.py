@@ -26,6 +26,7 @@ import threading
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -151,10 +152,10 @@ def find_name(number: int) -> str:
         return f"descriptor {number}"
 
 
-def is_database(one: Any) -> bool:
-    """True for a connection of SQLite's, or a cursor of one."""
+def is_database(kind: Any) -> bool:
+    """True for the type of a connection of SQLite's, or of a cursor of one."""
     sqlite: Any = sys.modules.get("sqlite3")
-    return sqlite is not None and isinstance(one, sqlite.Connection | sqlite.Cursor)
+    return sqlite is not None and issubclass(kind, sqlite.Connection | sqlite.Cursor)
 
 
 class OpenFiles:
@@ -203,7 +204,7 @@ class OpenFiles:
             files = connection.execute("PRAGMA database_list").fetchall()
         except sqlite.Error:  # closed, or another thread's, which the step cannot use
             return
-        name = next((one[2] for one in files if one[2]), "") or ":memory:"
+        name = next((Path(one[2]).name for one in files if one[2]), ":memory:")
         changing = _list_changing()
 
         def judge(action: int, first: Any, second: Any, *_: Any) -> int:
@@ -228,7 +229,7 @@ class OpenFiles:
 
     def begin(self) -> None:
         """Remembers how the open files are now."""
-        self._alone = _is_alone()
+        self._alone = is_alone()
         left = ALL_COPIED_BYTES
         for number in _list_writable():
             status = os.fstat(number)
@@ -274,7 +275,7 @@ class OpenFiles:
             with contextlib.suppress(OSError, ValueError, AttributeError):
                 file.flush()
         names = self._list_names()
-        alone = self._alone and _is_alone()
+        alone = self._alone and is_alone()
         for place in self._places.values():
             with contextlib.suppress(OSError):
                 name = names.get(place.number)
@@ -341,7 +342,7 @@ def _list_skipped() -> Iterator[tuple[int, int]]:
             yield status.st_dev, status.st_ino
 
 
-def _is_alone() -> bool:
+def is_alone() -> bool:
     """True where no other thread runs code of the program."""
     for number, running in sys._current_frames().items():
         frame: Any = running if number != threading.get_ident() else None

@@ -18,7 +18,6 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator
-from types import FunctionType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from labkit.errors import LabkitError, UsageError
@@ -467,10 +466,9 @@ def _run(work: Work, simulation: Simulation) -> EstimateObstacle | None:
 
     try:
         files = simulation.checkpoints
-        simulation.held = find_held(work.arguments)
-        roots = (one for one in work.arguments if isinstance(one, FunctionType | type))
+        simulation.held, code = find_held(work.arguments)
         keeping = keep_objects(
-            (work.function, *roots, *simulation.held),
+            (work.function, *code, *simulation.held),
             simulation.note,
             files.is_step,
             files.refuse,

@@ -26,6 +26,7 @@ from labkit.memory.estimate.cuda import replace_attributes
 from labkit.memory.estimate.loggers import drop_logs
 from labkit.memory.estimate.model import EstimateObstacle
 from labkit.memory.estimate.overlay import FileOverlay
+from labkit.memory.estimate.queues import hold_queues
 from labkit.memory.estimate.values import KnownValues
 
 MARK = b"labkit's checkpoint of fake tensors\n"
@@ -123,12 +124,16 @@ class Checkpoints:
         """Keeps that the step is stopped at a change of a file that was open before."""
         self._overlay.guard.note_stop(name, path)
 
-    def open(self) -> contextlib.ExitStack:
-        """Replaces torch's and safetensors' functions, and those that take files, until exit."""
+    def open(self, note: Callable[[str], object]) -> contextlib.ExitStack:
+        """Replaces torch's and safetensors' functions, and those that take files, until exit.
+
+        ``note`` takes a sentence about what is dropped.
+        """
         SavedStorage.values = self._values
         stack = replace_attributes(FakeTensor, __reduce_ex__=lambda one, _: self._reduce(one))
         stack.enter_context(self._overlay.open())
         stack.enter_context(drop_logs(self._overlay.threads.includes_this))
+        stack.enter_context(hold_queues(self._overlay.threads.includes_this, note))
         for owner, names in self._list_savers().items():
             stack.enter_context(replace_attributes(owner, **names))
         return stack

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import gc
 import io
+import pickle
 import sys
 import threading
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator
 from types import BuiltinMethodType, CodeType, FrameType, FunctionType, ModuleType
 from typing import Any
@@ -21,6 +23,7 @@ from typing import Any
 import torch
 
 from labkit.memory.estimate.buffers import MAPPED
+from labkit.memory.estimate.objects import is_own_module
 from labkit.memory.estimate.opened import CSV_WRITER, HOLDERS, WRITERS, is_database
 from labkit.memory.track.frames import OWN, judge_file
 
@@ -28,37 +31,52 @@ SHARED_NOTE = "{} among the arguments cannot be copied: what the step changes in
 # The most objects that are looked at, and the most items of one; the most kinds without a copy.
 MOST_LOOKED, MOST_ITEMS, MOST_KINDS = 20_000, 10_000, 16
 HELD: tuple[Any, ...] = (
-    *WRITERS, *HOLDERS, CSV_WRITER, MAPPED, io.BufferedReader, memoryview, threading.local,
+    *WRITERS, *HOLDERS, CSV_WRITER, pickle.Pickler, MAPPED, io.BufferedReader, memoryview,
+    threading.local,
 )  # fmt: skip
 PASSED: tuple[Any, ...] = (
     str, bytes, int, float, complex, type(None), type, ModuleType, FunctionType, BuiltinMethodType,
     CodeType, FrameType, torch.Tensor, torch.optim.Optimizer,
 )  # fmt: skip
+LONG = {list, tuple, dict, set, OrderedDict}
 # A condition keeps the methods of its lock, which a copy of the lock would not fit.
 LOCKS = {type(threading.Lock()), type(threading.RLock())}
 
 
-def _is_held(one: Any) -> bool:
-    if isinstance(one, HELD) or is_database(one):
-        return True
+@functools.lru_cache(maxsize=4096)
+def _judge_kind(kind: Any) -> str:
+    """What is done with an object of this type: it is passed by, held, or looked into."""
+    if issubclass(kind, PASSED):
+        return "pass"
     sharing = sys.modules.get("multiprocessing.sharedctypes")
-    return sharing is not None and isinstance(one, sharing.SynchronizedBase)
+    shared = sharing is not None and issubclass(kind, sharing.SynchronizedBase)
+    return "hold" if shared or issubclass(kind, HELD) or is_database(kind) else "look"
 
 
-def find_held(arguments: Iterable[Any]) -> list[Any]:
-    """Open files and the like that the arguments hold, of which the step gets no copies."""
+def find_held(arguments: Iterable[Any]) -> tuple[list[Any], list[Any]]:
+    """What the arguments hold of which the step gets no copies: open files and the like; and code.
+
+    Code is functions, and classes of the program itself, which may keep what they like.
+    """
+    code: list[Any] = []
     left, found = deque(arguments), []
     seen: set[int] = set()
     while left and len(seen) < MOST_LOOKED:
         one = left.popleft()
-        if isinstance(one, PASSED) or id(one) in seen:
+        if id(one) in seen:
             continue
         seen.add(id(one))
-        if _is_held(one):
+        kind: Any = type(one)
+        judged = _judge_kind(kind)
+        if judged == "hold":
             found.append(one)
-        elif not (isinstance(one, list | tuple | dict | set) and len(one) > MOST_ITEMS):
-            left.extend(gc.get_referents(one))
-    return found
+        elif judged == "pass":
+            own = kind is FunctionType or (isinstance(one, type) and is_own_module(one.__module__))
+            code += [one] if own else []
+        elif not (kind in LONG and len(one) > MOST_ITEMS):
+            # Many dictionaries of a model are empty.
+            left.extend(each for each in gc.get_referents(one) if type(each) not in LONG or each)
+    return found, code
 
 
 @contextlib.contextmanager

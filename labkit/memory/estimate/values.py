@@ -13,6 +13,7 @@ import contextlib
 import functools
 import operator as operators
 import time
+import weakref
 from collections import Counter
 from collections.abc import Callable, Collection
 from typing import Any, NoReturn
@@ -114,6 +115,8 @@ class KnownValues:
     def __init__(self) -> None:
         # Counts, for each storage, the writes of unknown values: aliases are unknown from then on.
         self._writes: Counter[int] = Counter()
+        # By their ids, copies of real tensors: a view of one may be written to.
+        self._copies: dict[int, tuple[Any, Any]] = {}
         # Whether a function reads that can answer without a value.
         self.reads_unknown = False
 
@@ -156,7 +159,19 @@ class KnownValues:
         )
         if value is None or writes != self._writes[tensor.untyped_storage()._cdata]:
             return None
-        return value
+        return self._find_copy(tensor) if value is tensor else value
+
+    def _find_copy(self, tensor: Any) -> Any:
+        known = self._copies.get(id(tensor))
+        if known is None:
+            with torch._C._DisableTorchDispatch():
+                copied = tensor.detach().clone()
+            forget = functools.partial(self._drop_copy, id(tensor))
+            known = self._copies[id(tensor)] = weakref.ref(tensor, forget), copied
+        return known[1]
+
+    def _drop_copy(self, number: int, _: Any) -> None:
+        self._copies.pop(number, None)
 
     def read(self, tensor: Any) -> Any:
         """The number in a tensor of one element; None if it is unknown."""
