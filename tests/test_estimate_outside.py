@@ -64,13 +64,22 @@ def convert(teacher, model):
     teacher.double().float()
 
 
+def add_parts(teacher, model):
+    teacher.register_buffer("seen", model.bias.detach().clone())
+    teacher.add_module("part", nn.Identity())
+    teacher.register_forward_hook(lambda *_: None)
+    teacher.weight.register_hook(lambda gradient: gradient)
+
+
 UPDATES = (
     average, average_data, average_at_once, load, load_and_assign, replace_weight, write_array,
-    convert,
+    convert, add_parts,
 )  # fmt: skip
 
 
 def show(module):
+    hooks = [value for value in vars(module).values() if isinstance(value, dict)]
+    hooks += [one._backward_hooks for one in module.parameters()]
     named = dict(module.named_parameters())
     return repr(
         [(name, one, vars(one), one.requires_grad, one.grad) for name, one in named.items()]
@@ -369,3 +378,40 @@ def test_a_pickler_writes_what_it_would_have_written():
             step(nn.Linear(64, 64), INPUTS)
             written.append(file.getvalue())
     assert written[0] == written[1]
+
+
+class Attributes(dict):
+    """A dictionary with attributes, as many programs keep their settings in one."""
+
+    __getattr__ = dict.__getitem__
+    __setattr__ = dict.__setitem__
+
+
+class Refusing:
+    """An object that raises for each attribute that it does not have."""
+
+    def __getattr__(self, name):
+        raise RuntimeError(name)
+
+
+SETTINGS, REFUSING = Attributes(steps=0, nested=Attributes(losses=[])), Refusing()
+HISTORY = np.empty(2, dtype=object)
+HISTORY[0] = []
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_an_object_whose_attributes_raise_other_errors_is_followed(given):
+    def step(model, settings):
+        loss = model(INPUTS).sum()
+        loss.backward()
+        settings.steps += 1
+        settings.nested.losses.append(loss.item())
+        HISTORY[0].append(loss.detach())
+        assert isinstance(REFUSING, Refusing)
+
+    model = nn.Linear(64, 64)
+    if given:
+        estimate_memory(step, model, SETTINGS)
+    else:
+        estimate_memory(lambda model: step(model, SETTINGS), model)
+    assert (SETTINGS, HISTORY[0]) == ({"steps": 0, "nested": {"losses": []}}, [])

@@ -19,6 +19,8 @@ from typing import Any
 MOST_BYTES, ALL_BYTES, LOOKED_BYTES = 2**24, 2**26, 2**28
 # Of more than that, parts of this size are looked at: its ends, and these many between.
 PART_BYTES, PARTS = 2**20, 64
+# The objects of a longer array are not looked at.
+MOST_ITEMS = 10_000
 STREAMS = ("stdout", "stderr", "__stdout__", "__stderr__")
 # The kinds of C's numbers, which point to nothing.
 NUMBERS = frozenset("?cbBhHiIlLqQfdgu")
@@ -73,6 +75,8 @@ def keep_array(kept: Any, one: Any) -> None:
     """Keeps an array of NumPy."""
     if not one.flags.writeable or not one.size:
         return
+    if one.dtype.hasobject and one.size <= MOST_ITEMS:
+        kept.follow(one.ravel().tolist())
     if kept.buffers.may_copy(one.nbytes):
         kept.keep(restore_array, one, one.copy())
     elif one.flags.c_contiguous and not one.dtype.hasobject:

@@ -517,16 +517,24 @@ def _list_names(
         if id(one) in seen:
             continue
         seen.add(id(one))
-        one_self = getattr(one, "__self__", one)
-        if isinstance(getattr(one_self, "__dict__", None), dict):
+        one_self = _read(one, "__self__", one)
+        if isinstance(_read(one_self, "__dict__"), dict):
             yield from _list_items(vars(one_self))
             left += [value for value in vars(one_self).values() if _is_users(type(value))]
         left += [one.func, *one.args] if isinstance(one, functools.partial) else []
-        for cell in getattr(one, "__closure__", None) or ():
+        for cell in _read(one, "__closure__") or ():
             with contextlib.suppress(ValueError):  # an empty cell
                 kept = cell.cell_contents
                 left += [kept] if callable(kept) or _is_users(type(kept)) else []
                 yield "cell_contents", kept, functools.partial(setattr, cell)
+
+
+def _read(one: Any, name: str, default: Any = None) -> Any:
+    """An attribute; of an object of the program's, which may raise what it likes, the default."""
+    try:
+        return getattr(one, name, default)
+    except Exception:  # a dictionary with attributes raises KeyError
+        return default
 
 
 def _list_items(names: dict[Any, Any]) -> Iterator[tuple[str, Any, Callable[..., Any]]]:
@@ -541,13 +549,13 @@ def _list_kept(names: dict[str, Any], module: str) -> Iterator[tuple[str, Any, C
             yield from _list_items(value)
         elif isinstance(value, functools.partial):
             yield "func", value.func, functools.partial(_put_function, value)
-        elif getattr(value, "__module__", None) == module:
+        elif _read(value, "__module__") == module:
             if isinstance(value, type):
                 for name, one in list(vars(value).items()):
                     kept = one.__func__ if isinstance(one, staticmethod) else one
                     yield name, kept, functools.partial(_put_attribute, value, one)
                     yield from _list_defaults(kept)
-            elif isinstance(getattr(value, "__dict__", None), dict):
+            elif isinstance(_read(value, "__dict__"), dict):
                 yield from _list_items(vars(value))
             yield from _list_defaults(value)
 
@@ -560,7 +568,8 @@ def _is_users(kind: type) -> bool:
 
 
 def _list_defaults(function: Any) -> Iterator[tuple[str, Any, Callable[..., Any]]]:
-    for place, value in enumerate(getattr(function, "__defaults__", None) or ()):
+    found = _read(function, "__defaults__")
+    for place, value in enumerate(found if isinstance(found, tuple) else ()):
         yield "", value, functools.partial(_put_default, function, place)
 
 

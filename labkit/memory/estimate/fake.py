@@ -1288,13 +1288,14 @@ class Simulation:
                     if take:
                         take(copies)
                     return made
-                except (TypeError, RuntimeError, AssertionError) as error:
+                except (TypeError, RuntimeError, AssertionError, KeyError) as error:
                     if read_obstacle(error) is not None:
                         raise
                     kind = share_uncopied(stack, error)
                     if kind is None:
                         raise CopyError(name_uncopied(arguments, error)) from error
-                    self.note(SHARED_NOTE.format(kind))
+                    if kind:
+                        self.note(SHARED_NOTE.format(kind))
         raise CopyError(SHARED_NOTE.format("too much"))
 
     def _make_fake(self, tensor: Any) -> Any:

@@ -362,7 +362,8 @@ def _keep_pickler(kept: KeptObjects, one: pickle.Pickler) -> None:
 
 
 def _keep_file_of_method(kept: KeptObjects, one: Any) -> None:
-    kept.follow(getattr(each, "__self__", None) for each in gc.get_referents(one))
+    methods = (each for each in gc.get_referents(one) if isinstance(each, BuiltinMethodType))
+    kept.follow(each.__self__ for each in methods)
 
 
 def _keep_database(kept: KeptObjects, one: Any) -> None:
@@ -371,7 +372,8 @@ def _keep_database(kept: KeptObjects, one: Any) -> None:
 
 def _keep_tensor(kept: KeptObjects, one: Any) -> None:
     if one.is_leaf:
-        kept.keep(restore_tensor, one, (one.requires_grad, one.grad))
+        hooks = one._backward_hooks
+        kept.keep(restore_tensor, one, (one.requires_grad, one.grad, hooks and hooks.copy()))
     kept.keep(restore_dictionary, vars(one), dict(vars(one)))
     kept.follow(vars(one).values())
 
@@ -444,12 +446,12 @@ def _keep_attributes(kept: KeptObjects, one: Any) -> None:
 
 
 def _keep_module(kept: KeptObjects, one: torch.nn.Module) -> None:
-    # A model has many dictionaries of hooks.
-    kept.keep(restore_dictionary, vars(one), dict(vars(one)))
+    # A model has many dictionaries of hooks, and most are empty.
+    content = dict(vars(one))
+    tables = {name: value.copy() for name, value in content.items() if type(value) in TABLES}
+    kept.keep(restore_module, one, (content, tables))
     for names in (one._parameters, one._buffers, one._modules):
-        if names:
-            kept.keep(restore_dictionary, names, dict(names))
-            kept.follow(names.values())
+        kept.follow(names.values())
     kept.follow(value for name, value in vars(one).items() if not name.startswith("_"))
     kept.follow((type(one),))
 
@@ -594,6 +596,15 @@ def restore_set(one: Any, content: set[Any]) -> None:
         set.update(one, content)
 
 
+def restore_module(one: torch.nn.Module, content: tuple[dict[str, Any], dict[str, Any]]) -> None:
+    """Gives a module its attributes back, its parameters, its modules and its hooks."""
+    names, tables = content
+    restore_dictionary(vars(one), names)
+    for name, items in tables.items():
+        if items or names[name]:
+            (restore_set if isinstance(items, set) else restore_dictionary)(names[name], items)
+
+
 def restore_weak_dictionary(one: Any, content: list[tuple[Any, Any]]) -> None:
     """Gives a dictionary that holds its keys or its values weakly its items back."""
     now = list(one.items())
@@ -609,9 +620,11 @@ def restore_weak_set(one: Any, content: list[Any]) -> None:
         one.update(content)
 
 
-def restore_tensor(one: Any, content: tuple[bool, Any]) -> None:
-    """Gives a tensor its gradient back, and whether it has one."""
-    requires_grad, gradient = content
+def restore_tensor(one: Any, content: tuple[bool, Any, Any]) -> None:
+    """Gives a tensor its gradient back, whether it has one, and its hooks."""
+    requires_grad, gradient, hooks = content
+    if one._backward_hooks:
+        restore_dictionary(one._backward_hooks, hooks or {})
     if one.grad is not gradient:
         one.grad = gradient
     if one.requires_grad is not requires_grad:

@@ -38,6 +38,7 @@ PASSED: tuple[Any, ...] = (
     str, bytes, int, float, complex, type(None), type, ModuleType, FunctionType, BuiltinMethodType,
     CodeType, FrameType, torch.Tensor, torch.optim.Optimizer,
 )  # fmt: skip
+COPYING = ("__deepcopy__", "__setstate__", "__reduce_ex__", "__getstate__")
 LONG = {list, tuple, dict, set, OrderedDict}
 # A condition keeps the methods of its lock, which a copy of the lock would not fit.
 LOCKS = {type(threading.Lock()), type(threading.RLock())}
@@ -89,9 +90,16 @@ def share_held(held: Iterable[Any]) -> Iterator[None]:
 
 
 def share_uncopied(stack: contextlib.ExitStack, error: Exception) -> str | None:
-    """Has the object shared that the error is about; returns its kind, None where it stays."""
+    """Has the object shared that the error is about; returns its kind, None where it stays.
+
+    "" is for one that is copied after all.
+    """
     one = _find_uncopied(error)
     kind: Any = type(one)
+    if str(error).strip("'") in COPYING and kind not in copy._deepcopy_dispatch:  # type: ignore[attr-defined]
+        # A dictionary with attributes raises KeyError for what other objects do not have.
+        stack.enter_context(_sharing(kind, _copy_parts))
+        return ""
     file = getattr(sys.modules.get(kind.__module__), "__file__", None)
     foreign = file is None or judge_file(file) == OWN or not file.endswith(".py")
     copiers = copy._deepcopy_dispatch  # type: ignore[attr-defined]
@@ -113,10 +121,10 @@ def _find_uncopied(error: Exception) -> Any:
 
 
 @contextlib.contextmanager
-def _sharing(kind: Any) -> Iterator[None]:
+def _sharing(kind: Any, copier: Any = None) -> Iterator[None]:
     copiers: dict[type, Any] = copy._deepcopy_dispatch  # type: ignore[attr-defined]
     before = copiers.get(kind)
-    copiers[kind] = _share
+    copiers[kind] = copier or _share
     try:
         yield
     finally:
@@ -126,3 +134,16 @@ def _sharing(kind: Any) -> Iterator[None]:
 
 def _share(one: Any, memo: dict[int, Any]) -> Any:
     return memo.setdefault(id(one), one)
+
+
+def _copy_parts(one: Any, memo: dict[int, Any]) -> Any:
+    """A copy of an object of which no attribute can be asked for that it does not have."""
+    kind: Any = type(one)
+    made = memo[id(one)] = kind.__new__(kind)
+    if isinstance(one, dict):
+        dict.update(made, copy.deepcopy(dict(dict.items(one)), memo))
+    elif isinstance(one, list):
+        list.extend(made, copy.deepcopy(list(one), memo))
+    names = object.__getattribute__(one, "__dict__")
+    object.__getattribute__(made, "__dict__").update(copy.deepcopy(names, memo))
+    return made
