@@ -263,3 +263,22 @@ def test_what_is_printed_to_a_file_stays(tmp_path):
     with (tmp_path / "out").open("w") as file:
         subprocess.run([sys.executable, str(program)], stdout=file, check=True)
     assert (tmp_path / "out").read_text() == "printed\nprinted\n()\n"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="descriptors of other processes are in /proc")
+def test_a_file_of_the_parent_process_is_not_taken_for_the_steps(tmp_path):
+    program, path = tmp_path / "program.py", tmp_path / "launcher.log"
+    program.write_text(
+        "import os, sys, torch\nfrom labkit import estimate_memory\n"
+        "def step(weight):\n    weight.sum().backward()\n"
+        "    before = os.path.getsize(sys.argv[1])\n"
+        "    while os.path.getsize(sys.argv[1]) == before:\n        pass\n"
+        "print(estimate_memory(step, torch.ones(4, requires_grad=True)).notes)\n"
+    )
+    with path.open("wb", buffering=0) as file:
+        command = [sys.executable, str(program), str(path)]
+        inherited = (file.fileno(),)
+        with subprocess.Popen(command, stdout=subprocess.PIPE, pass_fds=inherited) as child:
+            while child.poll() is None:
+                file.write(b"a line\n")
+            assert child.stdout.read() == b"()\n"

@@ -45,7 +45,7 @@ CSV_WRITER: Any = type(csv.writer(io.StringIO()))
 # Objects of Python's that write through a file which they hold.
 HOLDERS: tuple[Any, ...] = (
     zipfile.ZipFile, tarfile.TarFile, codecs.StreamReaderWriter, codecs.StreamWriter,
-    csv.DictWriter, tempfile._TemporaryFileWrapper,
+    csv.DictWriter, tempfile._TemporaryFileWrapper, tempfile.SpooledTemporaryFile,
 )  # fmt: skip
 # A larger file is put back only where it has grown at its end.
 COPIED_BYTES, ALL_COPIED_BYTES = 2**22, 2**26
@@ -280,7 +280,9 @@ class OpenFiles:
             with contextlib.suppress(OSError):
                 name = names.get(place.number)
                 # What a library has open, such as a database, it has parts of in memory too.
-                self._compare(place, name or find_name(place.number), alone=alone and bool(name))
+                known = name is not None
+                shown = name or find_name(place.number)
+                self._compare(place, shown, alone=alone and known, known=known)
         for file, where in reversed(self._files):
             with contextlib.suppress(OSError, ValueError, AttributeError):
                 if where is not None and file.tell() != where:
@@ -297,10 +299,10 @@ class OpenFiles:
                 names[file.fileno()] = str(file.name)
         return names
 
-    def _compare(self, place: OpenPlace, name: str, *, alone: bool) -> None:
+    def _compare(self, place: OpenPlace, name: str, *, alone: bool, known: bool) -> None:
         if not place.is_same():
             return
-        if place.has_changed():
+        if place.has_changed() and (known or not _is_inherited(place.status)):
             safe = alone and not _is_shared(find_name(place.number))
             found = self.written if safe and place.put_back() else self.changed
             found[name] = None
@@ -351,6 +353,18 @@ def is_alone() -> bool:
                 return False
             frame = frame.f_back
     return True
+
+
+def _is_inherited(status: os.stat_result) -> bool:
+    """True where the parent process has the file open too, such as the log of a launcher."""
+    folder = f"/proc/{os.getppid()}/fd"
+    with contextlib.suppress(OSError):
+        for number in LIST(folder):
+            with contextlib.suppress(OSError):
+                other = STATUS(f"{folder}/{number}")
+                if (other.st_dev, other.st_ino) == (status.st_dev, status.st_ino):
+                    return True
+    return False
 
 
 def _is_shared(path: str) -> bool:
