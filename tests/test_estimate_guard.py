@@ -419,7 +419,7 @@ def test_threads_that_wait_for_work_are_released_after_the_simulation(folder):
     work.put("third.txt")
     work.put(None)
     pool.shutdown()
-    assert [done.get(timeout=9) for _ in range(3)] == [3, 3, 3]
+    assert done.get(timeout=9) == 3  # of the real file: what the step put is dropped
     assert Path("other.txt").read_text() == "real" and Path("third.txt").read_text() == "new"
 
 

@@ -22,8 +22,13 @@ MADE = "labkit_made"
 
 
 @contextlib.contextmanager
-def hold_queues(is_step: Callable[[], bool], note: Callable[[str], object]) -> Iterator[None]:
-    """Refuses ``get`` and drops ``put`` where ``is_step()``, except of the step's own queues."""
+def hold_queues(
+    is_step: Callable[[], bool], is_own: Callable[[], bool], note: Callable[[str], object]
+) -> Iterator[None]:
+    """Refuses ``get`` and drops ``put`` where ``is_step()``, except of the step's own queues.
+
+    ``get`` is refused in the step's own thread, where ``is_own()``: another one may wait.
+    """
     shared: Any = sys.modules.get("multiprocessing.queues")
     kinds: list[Any] = [queue.Queue]
     if shared is not None:
@@ -32,7 +37,7 @@ def hold_queues(is_step: Callable[[], bool], note: Callable[[str], object]) -> I
         for kind in kinds:
             names = {
                 "__init__": _mark(kind.__init__, is_step),
-                "get": _refuse(kind.get, is_step),
+                "get": _refuse(kind.get, is_own),
                 "put": _drop(kind.put, is_step, note),
             }
             own = {name: one for name, one in names.items() if name in vars(kind)}
@@ -50,11 +55,11 @@ def _mark(begin: Callable[..., None], is_step: Callable[[], bool]) -> Callable[.
     return answer
 
 
-def _refuse(get: Callable[..., Any], is_step: Callable[[], bool]) -> Callable[..., Any]:
+def _refuse(get: Callable[..., Any], is_own: Callable[[], bool]) -> Callable[..., Any]:
     @functools.wraps(get)
     def answer(one: Any, *arguments: Any, **named: Any) -> Any:
         waits = arguments[0] if arguments else named.get("block", True)
-        if hasattr(one, MADE) or not is_step() or (one.empty() and not waits):
+        if hasattr(one, MADE) or not is_own() or (one.empty() and not waits):
             return get(one, *arguments, **named)
         raise LiveIteratorError(f"a {type(one).__name__}", FIX)
 

@@ -133,7 +133,8 @@ class Checkpoints:
         stack = replace_attributes(FakeTensor, __reduce_ex__=lambda one, _: self._reduce(one))
         stack.enter_context(self._overlay.open())
         stack.enter_context(drop_logs(self._overlay.threads.includes_this))
-        stack.enter_context(hold_queues(self._overlay.threads.includes_this, note))
+        threads = self._overlay.threads
+        stack.enter_context(hold_queues(threads.includes_this, lambda: threads.is_own, note))
         for owner, names in self._list_savers().items():
             stack.enter_context(replace_attributes(owner, **names))
         return stack
