@@ -6,9 +6,9 @@ import re
 
 import pytest
 
-from labkit.host.distribution import UNKNOWN
+from labkit.host.distribution import UNKNOWN, Distribution
 from labkit.host.packages import INSTALL_COMMANDS
-from labkit.known_errors.catalog import read_catalogs
+from labkit.known_errors.catalog import parse_catalog, read_catalogs
 from labkit.known_errors.commands import LogHost, find_python
 from labkit.known_errors.context import Context
 from labkit.known_errors.match import explain_text
@@ -107,6 +107,27 @@ def test_no_command_contradicts_the_host(name):
         if not is_foreign and not is_of_one_system(error):
             wrong.append(f"{error.name}: {command}")
     assert not wrong, f"{len(wrong)} commands do not fit {name}:\n" + "\n".join(sorted(set(wrong)))
+
+
+@pytest.mark.parametrize("family", INSTALL_COMMANDS)
+def test_no_name_of_a_fix_is_left_in_a_command(family):
+    host = Distribution(family, family)
+    fixes = [
+        fix.on(host)
+        for _, error in read_catalogs()
+        for fix in (error.fix, *(each.fix for each in error.variants))
+        if fix
+    ]
+    assert not [fix for fix in fixes if re.search(r"@[A-Z]+_[A-Z_]+|\{[A-Z_]{4,}\}", fix)]
+
+
+def test_a_family_cannot_have_the_name_of_a_fix():
+    text = (
+        "[some-error]\nsource: a/b\ntext: some error\nsample: some error\nunlike: other\n"
+        "cause: it is so\nfix: reboot\nfix@ubuntu: @INSTALL_DRIVER\n"
+    )
+    with pytest.raises(ValueError, match="fix@ubuntu: @INSTALL_DRIVER"):
+        list(parse_catalog(text))
 
 
 PASTES = {

@@ -248,6 +248,9 @@ def _read_variant(condition: str, key: str, text: str) -> Variant:
 
 
 def _read_fix(text: str, families: Mapping[str, str]) -> Fix:
+    for family, own in families.items():
+        if own.startswith("@"):
+            raise ValueError(f"fix@{family}: {own} stands for all families: name it in fix alone")
     if not text.startswith("@"):
         return Fix(_expand(text), **families)
     fix = getattr(packages, text[1:])
