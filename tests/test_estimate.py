@@ -31,9 +31,10 @@ from torch.utils.data import DataLoader
 from labkit.errors import UsageError
 from labkit.memory.balance.read import read_resident_bytes
 from labkit.memory.estimate import draws, measured
-from labkit.memory.estimate.fake import COMPILED, CONVERGENCE, OVERFLOW
+from labkit.memory.estimate.fake import COMPILED
 from labkit.memory.estimate.limits import Limits
 from labkit.memory.estimate.play import FORWARD_ALONE, estimate_memory, find_largest_batch
+from labkit.memory.estimate.tracer import CONVERGENCE, OVERFLOW
 from labkit.memory.estimate.values import Assumptions, make_unknown
 from labkit.memory.track.model import CATEGORIES, sum_categories
 from labkit.memory.track.storages import StorageTracer

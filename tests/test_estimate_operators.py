@@ -15,7 +15,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from labkit.memory.estimate.fake import REPLACED
+from labkit.memory.estimate.replaced import REPLACED
 from labkit.memory.track.storages import list_parts, list_tensors
 
 DATABASE = "torch.testing._internal.common_methods_invocations"

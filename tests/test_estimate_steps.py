@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional
 from torch.nn.utils import rnn
 
-from labkit.memory.estimate import fake, measured, results
+from labkit.memory.estimate import measured, results, tracer
 from labkit.memory.estimate.play import estimate_memory
 from labkit.memory.track.tracker import track_memory
 from tests.fakes.record import Record
@@ -91,7 +91,7 @@ def test_repeated_results_have_every_figure_of_computed_ones(name, monkeypatch):
     for device, target in [("cuda", "H100"), ("cpu", None)][: 2 if name in REPEATED else 1]:
         repeated = estimate_step(name, device, target)
         with monkeypatch.context() as patch:
-            patch.setattr(fake, "find_recipe", lambda key: None)
+            patch.setattr(tracer, "find_recipe", lambda key: None)
             assert estimate_step(name, device, target) == repeated
 
 
@@ -225,7 +225,7 @@ STATES = {
 @pytest.mark.parametrize("name", STATES)
 def test_a_result_is_not_repeated_in_another_state(name, monkeypatch):
     def forget():
-        monkeypatch.setattr(fake, "find_recipe", lambda key: None)
+        monkeypatch.setattr(tracer, "find_recipe", lambda key: None)
         monkeypatch.setattr(measured, "_measured", {})
 
     repeated, alone = estimate_in_states(*STATES[name], forget)

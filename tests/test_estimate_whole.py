@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from labkit.memory.estimate import fake, whole
+from labkit.memory.estimate import tracer, whole
 from labkit.memory.estimate.play import estimate_memory
 from labkit.memory.track.tracker import track_memory
 from tests.fakes.steps import estimate_in_states
@@ -340,13 +340,13 @@ def count_operators(monkeypatch):
     """A function that counts the operators of an estimate of a step; nothing is known before."""
     counted = []
     monkeypatch.setattr(whole, "_plans", {})
-    dispatch = fake.FakeTracer.__torch_dispatch__
+    dispatch = tracer.FakeTracer.__torch_dispatch__
 
-    def count(tracer, operator, *others):
+    def count(mode, operator, *others):
         counted.append(operator)
-        return dispatch(tracer, operator, *others)
+        return dispatch(mode, operator, *others)
 
-    monkeypatch.setattr(fake.FakeTracer, "__torch_dispatch__", count)
+    monkeypatch.setattr(tracer.FakeTracer, "__torch_dispatch__", count)
 
     def estimate(make_step):
         counted.clear()

@@ -369,7 +369,8 @@ def _follow(
 def _estimate_one(work: Work, target: Target, assumptions: Assumptions) -> Estimate:
     from labkit.memory.estimate.allocator import CachingAllocator
     from labkit.memory.estimate.cuda import CONTEXT_BYTES
-    from labkit.memory.estimate.fake import COMPILED, CONVERGENCE, EXPORTED, PRODUCT, SHARDED
+    from labkit.memory.estimate.fake import COMPILED, EXPORTED
+    from labkit.memory.estimate.tracer import CONVERGENCE, PRODUCT, SHARDED
     from labkit.memory.track.model import Level, sum_categories, sum_lines
 
     bounds = {COMPILED, CONVERGENCE, EXPORTED, PRODUCT, SHARDED}
@@ -447,14 +448,7 @@ def _simulate(
 
 def _run(work: Work, simulation: Simulation) -> EstimateObstacle | None:
     """Runs the work in the simulation; returns the obstacle if fake tensors cannot continue."""
-    from labkit.memory.estimate.fake import (
-        ASSUMED,
-        LazyTensorError,
-        RealTensorError,
-        read_obstacle,
-        refuse_lazy,
-        refuse_real,
-    )
+    from labkit.memory.estimate.fake import ASSUMED
     from labkit.memory.estimate.iterators import (
         CopyError,
         LiveIteratorError,
@@ -462,6 +456,13 @@ def _run(work: Work, simulation: Simulation) -> EstimateObstacle | None:
         refuse_live,
     )
     from labkit.memory.estimate.objects import keep_objects
+    from labkit.memory.estimate.obstacles import (
+        LazyTensorError,
+        RealTensorError,
+        read_obstacle,
+        refuse_lazy,
+        refuse_real,
+    )
     from labkit.memory.estimate.uncopied import find_held
 
     try:

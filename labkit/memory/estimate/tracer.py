@@ -1,0 +1,733 @@
+"""Follows the operators of a simulated step: their results, scratch memory and what they assume."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import itertools
+from collections.abc import Callable, Container, Iterator
+from typing import Any
+
+import torch
+from torch._subclasses import fake_tensor
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+
+from labkit.memory.estimate.allocator import round_request
+from labkit.memory.estimate.copies import is_fake
+from labkit.memory.estimate.cuda import FakeMode, hide_device
+from labkit.memory.estimate.limits import Limits, find_limits, join_limits
+from labkit.memory.estimate.loading import is_loading
+from labkit.memory.estimate.measured import CONVOLUTIONS, PRODUCTS, measure_scratch, needs_measuring
+from labkit.memory.estimate.model import EstimateObstacle
+from labkit.memory.estimate.obstacles import UNKNOWN, RealTensorError
+from labkit.memory.estimate.operators import (
+    CONVERTING,
+    CPU_SCRATCH,
+    SCATTERED,
+    SCRATCH,
+    count_converted,
+    count_promoted,
+    count_scattered,
+    count_selecting,
+)
+from labkit.memory.estimate.replaced import (
+    ATEN,
+    CHANGED,
+    DRAWN,
+    FEW,
+    FOLLOWED,
+    LIMITED_ALONE,
+    PRODUCTS_OF_ALL,
+    REPLACED,
+    SAMPLES,
+    SEEDS,
+    change,
+    find_ids,
+    find_reader,
+    writes_in_place,
+)
+from labkit.memory.estimate.results import (
+    FACTS,
+    HELD,
+    Call,
+    Facts,
+    Made,
+    Recipe,
+    find_facts,
+    find_recipe,
+    forget_layout,
+    keep_recipe,
+    mark_operators,
+    measure,
+)
+from labkit.memory.estimate.updates import WholeUpdates
+from labkit.memory.estimate.values import (
+    KNOWN_ELEMENTS,
+    READ_VALUE,
+    Assumptions,
+    KnownValues,
+    assume_shape,
+    count_values,
+    is_constant,
+    is_real,
+    may_be_known,
+    pack_padded,
+    selects_by_known,
+    shape_ctc,
+)
+from labkit.memory.estimate.whole import RECURRENT, WholeCalls, is_called_by_engine
+from labkit.memory.track.frames import Frame, find_user_frames
+from labkit.memory.track.model import Storage
+from labkit.memory.track.storages import (
+    LIFT,
+    UNANSWERED,
+    StorageReference,
+    StorageTracer,
+    collects_gradients,
+    list_parts,
+    list_tensors,
+)
+
+# Values that torch's own code reads, which change how it computes and not how much memory it
+# takes: the number of optimizer steps, whether a gradient has overflowed (assumed not), whether a
+# drawn weight is to be drawn again, whether the parameters of a distribution are valid.
+OWN_ANSWERS = {"optim/": 1, "amp/": 0, "nn/utils/": 0, "nn/init.py": 0, "distributions/": 1}
+OVERFLOW = "assumes that no gradient overflows: the scaler never skips a step"
+CONVERGENCE = "assumes that L-BFGS does not converge: it evaluates as often as it may"
+SHARDED = "FSDP2 and DTensor: simulated in one process, whose step may need less"
+PRODUCT = "prod: its backward pass is simulated as if a value were zero, which needs more"
+UNKNOWN_SCRATCH = "takes scratch memory of unknown size"
+CONVOLUTION = (
+    "what cuDNN's convolutions take while they run is not included: cuDNN chooses it on the GPU"
+)
+JOINING = find_ids((ATEN.cat.default, ATEN.stack.default))
+# Sums of numbers that may be any are many, in backward.
+SUMS = find_ids((ATEN.sum.default, ATEN.sum.dim_IntList))
+# Categories of arguments beside which others are a model's inputs.
+READING = {"parameters", "activations"}
+# A name of this module is found faster than torch's.
+_find_node, _is_inference = torch._C._current_autograd_node, torch.is_inference_mode_enabled
+_is_grad_enabled = torch.is_grad_enabled
+DEVICE = torch.ops.prim.device.default
+COMPOSITE = torch._C.DispatchKey.CompositeImplicitAutograd
+NOTED = PRODUCTS | set(CONVOLUTIONS)
+
+
+class FakeTracer(StorageTracer):
+    """Traces fake storages, and records the first obstacle, which makes the memory unknown.
+
+    ``note`` is called with a sentence about what is assumed.
+    """
+
+    def __init__(
+        self, observer: Any, mode: FakeMode, assumptions: Assumptions, note: Callable[[str], object]
+    ) -> None:
+        super().__init__(observer)
+        self.obstacle: EstimateObstacle | None = None
+        self.values = KnownValues()
+        # Storages that something holds after the block, such as a cache.
+        self.left: list[StorageReference] = []
+        self._mode = mode
+        # Whether forward (False) and backward (True), which has its own thread, use cuBLAS.
+        self.cublas: set[bool] = set()
+        self._assumptions, self._note_words = assumptions, note
+        self._losses = 0.0
+        self.whole = WholeCalls(self, mode, _make_recorder)
+        self.updates = WholeUpdates(self, mode)
+        self._call_frames: tuple[Frame, ...] = ()
+        # The tensors of which the step has copies, and those of others that it reads, by their ids.
+        self.copied: dict[int, Any] = {}
+        self._guarded: dict[int, tuple[Any, Any]] = {}
+        # The ids of real tensors that were there before the step, as far as they are known, and
+        # the fake ones in their places, which torch itself only remembers weakly.
+        self.lasting: Container[int] = ()
+        self._fakes: dict[int, tuple[Any, Any]] = {}
+        self._drop = self._dead.append
+
+    def __exit__(self, *error: Any) -> None:
+        for _, hook in self._guarded.values():
+            hook.remove()
+        self._fakes.clear()
+        try:
+            self._bury()
+            self.left = list(self._live.values())
+        finally:
+            super().__exit__(*error)
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        # Dynamo does not run inside the block; torch's guard against it costs more than a call.
+        return False
+
+    def __torch_dispatch__(
+        self,
+        operator: Any,
+        types: Any,
+        arguments: tuple[Any, ...] = (),
+        named: dict[str, Any] | None = None,
+    ) -> Any:
+        """Traces the operator; returns a substitute for a value that torch's own code reads."""
+        if operator is DEVICE:
+            return hide_device(arguments[0])
+        named = named or {}
+        if self.whole.pending is not None:
+            met = self.whole.meet(operator, arguments, writes_in_place)
+            if met is not NotImplemented:
+                return met
+        run = operator
+        facts: Facts = operator.__dict__.get(FACTS) or find_facts(operator)
+        if facts.parts or _is_inference():
+            run_parts = self._find_parts(operator)
+            if run_parts is not None:
+                with _entered(self):
+                    return run_parts(*arguments, **named)
+        if facts.changed:
+            number = id(operator)
+            if number in PRODUCTS_OF_ALL and arguments[0].requires_grad:
+                self._note_product(arguments[0])
+            run = change(number, operator, arguments)
+            if run is not operator and number not in REPLACED:
+                facts = find_facts(run)
+        call = Call(facts, arguments, named, self._mode.placement)
+        if operator is READ_VALUE and _is_variable(arguments[0]):
+            return self._read(operator, arguments, call)
+        recipe = None if call.key is None else find_recipe(call.key)
+        if recipe is None:
+            return self._compute(operator, run, types, arguments, named, call)
+        result = self._repeat(recipe, operator, facts.name, call)
+        known = call.known and (call.valued or facts.carries)
+        if known or facts.like or facts.lifts or facts.followed or not call.tensors:
+            self._follow_values(operator, arguments, named, call.tensors, result)
+        return result
+
+    def _note_draw(self, tensor: Any) -> None:
+        """Has the step simulated both ways where it reads a number of a drawn order."""
+        limits = self.values.find_limits(tensor)
+        if limits is not None and limits.drawn:
+            self._assumptions.decide(drawn=True)
+
+    def _find_parts(self, operator: Any) -> Callable[..., Any] | None:
+        """What runs the operator by its parts, which in inference mode comes here whole."""
+        if id(operator) in PROFILING:
+            return functools.partial(_run_unseen, operator)
+        if id(operator) in WHOLE and self._mode.placement == "cpu":
+            return functools.partial(self.whole.call, operator)
+        if torch.is_inference_mode_enabled() and _is_composite(operator):
+            return functools.partial(operator._op_dk, COMPOSITE)
+        return None
+
+    def _read(self, operator: Any, arguments: Any, call: Call) -> Any:
+        """The known or assumed value in a fake tensor, without torch's fake mode, which is slow."""
+        value = self.values.read(arguments[0]) if call.known else None
+        if value is not None:
+            self._note_draw(arguments[0])
+        self._attempt(self._take_in, operator, arguments, call.tensors)
+        if value is None:
+            value = self._substitute(operator, arguments, {})
+        if value is None:
+            raise fake_tensor.DataDependentOutputException(operator)
+        return value
+
+    def _compute(  # noqa: PLR0917
+        self, operator: Any, run: Any, types: Any, arguments: Any, named: Any, call: Call
+    ) -> Any:
+        """The results by torch's fake mode, kept for further calls that are alike."""
+        taken = call.tensors
+        before = [] if call.key is None else measure(taken)
+        try:
+            result = super().__torch_dispatch__(run, types, arguments, named)
+        except tuple(UNKNOWN):
+            result = self._substitute(operator, arguments, named)
+            if result is None:
+                raise
+            find = self.values.find_limits
+            for fake, one in find_limits(operator, arguments, named, result, find):
+                if self.values.find(fake) is None:
+                    self.values.limit(fake, one)
+            return result
+        finally:
+            if getattr(getattr(run, "_schema", None), "is_mutable", True):
+                forget_layout(taken)
+        self._follow_values(operator, arguments, named, taken, result)
+        if call.key is None or any(one.layout is not torch.strided for one in list_tensors(result)):
+            self._count_scratch(self._follow_libraries(operator, arguments, named, result), taken)
+            return result
+        made = measure(list_tensors(result))
+        freed = self._follow_libraries(operator, arguments, named, result)
+        self._count_scratch(freed, taken)
+        # What a library was measured to return is recorded in another way than what is new.
+        if freed is not None and made == measure(list_tensors(result)):
+            keep_recipe(call, result, before, freed)
+        return result
+
+    def _repeat(self, recipe: Recipe, operator: Any, name: str, call: Call) -> Any:
+        """The results of a call as before, traced."""
+        taken, whole = call.tensors, self.whole
+        if self._dead or whole.pending is not None or whole.dropped:
+            self._bury()
+        try:
+            found = self._trace_repeated(operator, call, recipe.allocates)
+        except UNANSWERED as error:
+            self._note_trouble(error)
+            found = ("other", (), False)
+        result = recipe.make(call, self._mode, self._add_made, found)
+        if name in NOTED and taken and taken[0].fake_device.type == "cuda":
+            self._note_libraries(name)
+        if recipe.freed_bytes:
+            self._count_scratch(recipe.freed_bytes, taken)
+        return result
+
+    def _add_made(self, made: Any, part: Made, found: tuple[str, tuple[Frame, ...], bool]) -> None:
+        """What ``_add`` does, for a new storage whose size is known."""
+        count = round_request(part.storage_bytes) if part.on_cuda else part.storage_bytes
+        category, frames, backward = found
+        place, source = part.place, made.untyped_storage()
+        storage = Storage(next(self._serials), count, place, category, frames, False, backward)
+        reference = StorageReference(source, self._drop)
+        key = reference.key = source._cdata
+        reference.storage = storage
+        self._live[key] = made.__dict__[HELD] = reference
+        if place in self.levels and not self._observer:
+            self.levels[place].add(storage)
+        else:
+            self._count(storage)
+
+    def mark(self, tensor: Any, category: str) -> None:
+        """Sets the category; a whole call's gradients have it from when they are counted."""
+        if self.whole.pending is None and type(tensor) is fake_tensor.FakeTensor:
+            held = self._find_held(tensor)
+            if held is not None and held.storage.category == category:
+                return
+        if not self.whole.defer(tensor, category):
+            super().mark(self._find_stand_in(tensor), category)
+
+    def _bury(self) -> None:
+        if self.whole.pending is not None:
+            self.whole.settle()
+        if self._dead:
+            super()._bury()
+        if self.whole.dropped:
+            self.whole.bury()
+
+    def look_at_call(self, tensors: Any) -> tuple[str, tuple[Frame, ...], bool]:
+        """What is known of a whole call's storages: their category, their lines, backward."""
+        self._bury()
+        frames, backward = self._find_frames()
+        known = self.find_storages(tensors)
+        categories = {one.category for one in known}
+        if not backward and not categories.isdisjoint(READING) and self._watch.reads_inputs():
+            self._take_inputs(None, known)
+        self._call_frames = frames
+        return self._watch.name_result(tensors, categories), frames, backward
+
+    def name_node(self) -> None:
+        """Keeps the lines of a whole call for its node, which is the last one."""
+        self._node_frames[torch._C._autograd._get_sequence_nr() - 1] = self._call_frames
+
+    def _trace_repeated(
+        self, operator: Any, call: Call, allocates: bool
+    ) -> tuple[str, tuple[Frame, ...], bool]:
+        """What ``_take_in`` does, for plain fake tensors; lines only where they are needed."""
+        node, taken = _find_node(), call.tensors
+        if node is not None:
+            frames = self._find_backward_frames(node)
+            self.find_storages(taken, collects=call.collects)
+            return "activations", frames, True
+        # Above are this function, _repeat and __torch_dispatch__.
+        needed = allocates or _is_grad_enabled()
+        frames = self._find_forward_frames(3) if needed else ()
+        if operator is LIFT:
+            self._add_new(taken[0], "other", frames)
+        known, watch = self.find_storages(taken, collects=call.collects), self._watch
+        if watch._depth and len(known) < 2:  # the usual case
+            return "activations", frames, False
+        categories = {one.category for one in known}
+        if "other" in categories and not watch.steps and not categories.isdisjoint(READING):
+            self._take_inputs(operator, known)
+        return watch.name_forward(taken, categories), frames, False
+
+    def find_storages(self, tensors: list[Any], *, collects: bool = True) -> list[Storage]:
+        """The storages of plain fake tensors, which are found at their first use.
+
+        ``collects``: one of them may be a leaf that gets a gradient.
+        """
+        known, live = [], self._live
+        for one in tensors:
+            # What _look_at_fake does, without a call for most tensors.
+            kept = one.__dict__
+            held: StorageReference | None = kept.get(HELD)
+            if held is None or live.get(held.key) is not held:
+                known.append(self._look_at_fake(one))
+                continue
+            known.append(held.storage)
+            if (
+                collects
+                and ("_is_param" in kept or one.requires_grad)
+                and one.is_leaf
+                and not self._watch.is_known(one, held.storage)
+            ):
+                self._look_at_fake(one)
+        return known
+
+    def settle(self) -> None:
+        """Counts all that was allocated and freed until now."""
+        self._bury()
+
+    def is_updating(self) -> bool:
+        """True in an optimizer's step, outside of modules and of backward."""
+        return self._watch.is_updating()
+
+    def find_doubts(self) -> tuple[Any, ...]:
+        """What an operator may have left open so far."""
+        return self.obstacle, self.trouble, self._assumptions.asked
+
+    def _follow_values(
+        self, operator: Any, arguments: Any, named: Any, tensors: list[Any], result: Any
+    ) -> None:
+        facts, known = find_facts(operator), _has_known(tensors)
+        if facts.like:
+            if known and self._watch.steps:
+                known = any(map(may_be_known, tensors))
+            if not known:
+                # Masks; the states of optimizers are many.
+                known = isinstance(result, torch.Tensor) and not result.is_floating_point()
+        if not known and tensors and not (facts.followed or facts.lifts):
+            return
+        number = id(operator)
+        if not known and number in SUMS and tensors[0].is_floating_point():
+            return
+        known = known or number in LIMITED_ALONE
+        if number in DRAWN and self._choose_samples(operator, arguments, result):
+            return
+        if facts.lifts and not is_fake(tensors[0]):
+            self.values.copy(result, tensors[0])
+            return
+        if not known and (tensors or not is_constant(operator)):
+            return
+        made, values = list_tensors(result), self.values
+        found = find_limits(operator, arguments, named, result, values.find_limits)
+        if number in JOINING:
+            ends = join_limits(map(values.find_ends, tensors))
+            found = [] if ends is None else [(result, ends)]
+        limits = {id(fake): one for fake, one in found}
+        real: list[Any] = []
+        if sum(one.numel() for one in made) <= KNOWN_ELEMENTS:
+            real = list_tensors(values.compute(operator, tensors, arguments, named))
+            for fake, value in zip(made, real, strict=False):
+                values.keep(fake, value, limits.get(id(fake)))
+        for fake, one in [] if real else found:
+            values.limit(fake, one)
+
+    def _choose_samples(self, operator: Any, arguments: Any, result: Any) -> bool:
+        """Keeps numbers that choose samples: which ones a loader draws does not matter.
+
+        An order that the step itself draws is one of two.
+        """
+        loads = is_loading()
+        if not (loads or (id(operator) in SEEDS and result.numel() <= KNOWN_ELEMENTS)):
+            return False
+        with _disable_current_modes():
+            numbers = torch.arange(result.numel())
+            if not (loads or self._assumptions.answer):
+                numbers = numbers.flip(0)
+            numbers = numbers.view(result.shape) % _count_samples(operator, arguments)
+        drawn = Limits(0, max(0, result.numel() - 1), drawn=True)
+        self.values.keep(result, numbers, None if loads else drawn)
+        return True
+
+    def _substitute(self, operator: Any, arguments: Any, named: Any) -> Any:
+        """The value or the shape that the operator would have read, known or assumed."""
+        tensors = list_tensors(arguments) + list_tensors(named)
+        value = self.values.compute(operator, tensors, arguments, named)
+        if value is not None:
+            fakes = [self._add_like(one, tensors[0]) for one in list_tensors(value)]
+            if isinstance(value, torch.Tensor):
+                return fakes[0]
+            return type(value)(fakes) if isinstance(value, list | tuple) else value
+        if operator is READ_VALUE or operator._schema.name in YES_OR_NO:
+            return self._answer(operator, arguments[0])
+        frames, backward = self._find_frames()
+        everything, find = self._assumptions.answer, self.values.find
+        made = shape_ctc(operator, arguments, self.values)
+        if made is None:
+            made = pack_padded(operator, arguments, self.values, longest=everything)
+            if made is not None and find(arguments[1]) is None:
+                self._assumptions.decide()
+        if made is None:
+            made = count_values(operator, arguments, named, self.values.find_ends)
+        if made is None:
+            made = assume_shape(operator, arguments, named, everything=everything, find=find)
+            if made is not None and not selects_by_known(operator, arguments, find):
+                self._assumptions.decide()
+        if made is not None:
+            for one in list_tensors(made):
+                self._add_new(one, "activations", frames, backward=backward)
+            self._count_scratch(
+                count_selecting(operator._schema.name[6:], arguments, made), tensors
+            )
+            if operator is ATEN.nonzero.default and tensors[0].numel() <= KNOWN_ELEMENTS:
+                # What is selected is known then: a loop over it, such as of experts, can go on.
+                with _disable_current_modes():
+                    chosen = torch.full(tensors[0].shape, self._assumptions.answer)
+                    self.values.keep(made, chosen.nonzero())
+        return made
+
+    def _add_like(self, value: Any, tensor: Any) -> Any:
+        fake = torch.empty(value.shape, dtype=value.dtype, device=tensor.device)
+        self._add_new(fake, "other", find_user_frames())
+        self.values.keep(fake, value)
+        return fake
+
+    def _answer(self, operator: Any, tensor: Any) -> Any:
+        file, line = find_reader()
+        if file.startswith("optim/lbfgs"):
+            self._note_words(CONVERGENCE)
+            if tensor.dtype is torch.bool:
+                return line.startswith("if ys >")  # the step goes into the history
+            self._losses -= 1  # the loss falls with each evaluation
+            return self._losses
+        for folder, answer in OWN_ANSWERS.items():
+            if file.startswith(folder):
+                if folder == "amp/":
+                    self._note_words(OVERFLOW)
+                return answer
+        if _checks_anomaly(tensor):
+            return False
+        if operator is not READ_VALUE or tensor.dtype is torch.bool:
+            return self._assumptions.decide()
+        limits = None if self.values.reads_unknown else self.values.find_limits(tensor)
+        # C++ code reads a number, such as an index.
+        return None if limits is None else limits.choose(self._assumptions)
+
+    def _follow_libraries(
+        self, operator: Any, arguments: Any, named: Any, result: Any
+    ) -> int | None:
+        """The bytes that the operator takes for itself and frees; None if they are an obstacle."""
+        name = operator._schema.name.partition("::")[2]
+        tensors = list_tensors(arguments)
+        # What sparse operators take depends on values; their tensors are an obstacle already.
+        if not tensors or any(one.layout is not torch.strided for one in tensors):
+            return 0
+        if tensors[0].device.type == "cuda":
+            self._note_libraries(name)
+            count = SCRATCH.get(name)
+            return round_request(count(arguments)) if count else 0
+        if needs_measuring(name, tensors):
+            return self._measure_scratch(operator, arguments, named, result)
+        return self._count_on_cpu(operator, arguments, tensors, result)
+
+    def _count_on_cpu(
+        self, operator: Any, arguments: Any, tensors: list[Any], result: Any
+    ) -> int | None:
+        """The bytes by the tables of operators; None if the values decide."""
+        name = operator._schema.name.partition("::")[2]
+        if name in CONVERTING and isinstance(result, torch.Tensor):
+            return count_converted(name, tensors[0], result)
+        node = torch._C._current_autograd_node()
+        if name == "where" and node is not None and node.name().startswith("MaskedFill"):
+            self.note_obstacle(EstimateObstacle("masked_fill's backward pass", UNKNOWN_SCRATCH))
+            return None
+        if name == SCATTERED:
+            return count_scattered(arguments, self._count_chosen(arguments[1]))
+        count = CPU_SCRATCH.get(name)
+        own = count(arguments) if count else 0
+        return own + count_promoted(operator, arguments, tensors, result)
+
+    def _count_chosen(self, mask: Any) -> int:
+        """How many elements a mask selects, known or assumed."""
+        value = self.values.find(mask)
+        if value is None:
+            return int(mask.numel() * self._assumptions.decide())
+        with _disable_current_modes():
+            return int(value.sum())
+
+    def _note_libraries(self, name: str) -> None:
+        if name in CONVOLUTIONS:
+            self._note_words(CONVOLUTION)
+        if name in PRODUCTS:
+            self.cublas.add(torch._C._current_autograd_node() is not None)
+
+    def _count_scratch(self, freed: int | None, tensors: list[Any]) -> None:
+        if freed:
+            frames, backward = self._find_frames()
+            serial, device = next(self._serials), str(tensors[0].device)
+            spent = Storage(serial, freed, device, "activations", frames, backward=backward)
+            self._count(spent)
+            self._discount(spent)
+
+    def _measure_scratch(
+        self, operator: Any, arguments: Any, named: Any, result: Any
+    ) -> int | None:
+        """What a library takes meanwhile; what it returns gets the measured size."""
+        measured = measure_scratch(operator, arguments, named)
+        if measured is None:
+            self.note_obstacle(EstimateObstacle(str(operator), UNKNOWN_SCRATCH))
+            return None
+        made = list_tensors(result)
+        for one, count in zip(made, measured.result_bytes, strict=False):
+            storage = one.untyped_storage()
+            if storage.nbytes() < count:
+                storage.resize_(count)
+        self._resize(made, find_user_frames())
+        return measured.freed_bytes
+
+    def _measure(self, tensor: Any) -> int:
+        count = super()._measure(tensor)
+        return round_request(count) if tensor.device.type == "cuda" else count
+
+    def _look_at(self, tensors: Any) -> Any:
+        found = []
+        for one in tensors:
+            if type(one) is fake_tensor.FakeTensor and one.layout is torch.strided:
+                found.append(self._look_at_fake(one))
+            else:
+                found += self._look_at_other(one)
+        return found
+
+    def _look_at_fake(self, tensor: Any) -> Storage:
+        """The storage of a plain fake tensor; what ``_look_at`` does, for the usual case."""
+        held = self._find_held(tensor)
+        storage = self._add(tensor, "other", (), before=True) if held is None else held.storage
+        # Most tensors take no gradient, which is faster to ask than whether they are leaves.
+        asked = "_is_param" in tensor.__dict__ or (
+            tensor.requires_grad and collects_gradients(tensor)
+        )
+        if asked and tensor.is_leaf:
+            self._watch.watch_parameter(tensor, known=storage.category == "parameters")
+        return storage
+
+    def _find_held(self, tensor: Any) -> StorageReference | None:
+        """The record of a fake tensor's storage, which the tensor keeps; None for a new storage."""
+        kept = tensor.__dict__
+        held: StorageReference | None = kept.get(HELD)
+        # It may be of another tracer.
+        if held is None or self._live.get(held.key) is not held:
+            held = kept[HELD] = self._live.get(tensor.untyped_storage()._cdata)
+        return held
+
+    def _look_at_other(self, tensor: Any) -> Any:
+        if tensor.requires_grad and tensor.is_leaf and not all(map(is_fake, list_parts(tensor))):
+            self._guard_parameter(tensor)
+        if type(tensor).__name__ == "DTensor":
+            self._note_words(SHARDED)
+        if tensor.layout not in {torch.strided, torch.jagged}:  # the latter is made of its parts
+            self.note_layout(tensor)
+        made = self._find_stand_in(tensor)
+        return super()._look_at([tensor]) if made is tensor else [self._look_at_fake(made)]
+
+    def _find_stand_in(self, tensor: Any) -> Any:
+        """What operators get in the place of a real tensor, whose views have that one's storage."""
+        if type(tensor) not in PLAIN or tensor.layout is not torch.strided:
+            return tensor
+        if not (type(tensor) is torch.nn.Parameter or id(tensor) in self.lasting):
+            return tensor  # the step's own, such as one of an array
+        made = self._fakes.get(id(tensor))
+        if made is None and tensor.device.type == "cpu":
+            made = self._fakes[id(tensor)] = tensor, self._mode.from_tensor(tensor)
+        return tensor if made is None else made[1]
+
+    def _guard_parameter(self, tensor: Any) -> None:
+        """Lets the step read a real parameter, such as a teacher's, and not train it."""
+        if id(tensor) in self.copied:
+            raise RealTensorError
+        if id(tensor) not in self._guarded:
+            self._guarded[id(tensor)] = tensor, tensor.register_hook(_refuse_gradient)
+
+    def note_layout(self, tensor: Any) -> None:
+        """Keeps the obstacle that a sparse tensor is."""
+        self.note_obstacle(
+            EstimateObstacle(f"a {tensor.layout} tensor", "has a size that depends on values")
+        )
+
+    def find_serial(self, tensor: Any) -> int | None:
+        """The number of the tensor's storage, which no other one has; None if it is not traced."""
+        held = self._live.get(tensor.untyped_storage()._cdata)
+        return None if held is None else held.storage.serial
+
+    def _note_product(self, tensor: Any) -> None:
+        if tensor.numel() > FEW:
+            self._note_words(PRODUCT)
+
+    def note_obstacle(self, obstacle: EstimateObstacle) -> None:
+        """Keeps the first obstacle, with the user's line."""
+        if self.obstacle is None:
+            frames = find_user_frames()
+            self.obstacle = obstacle._replace(frame=frames[0] if frames else None)
+
+
+@contextlib.contextmanager
+def _entered(mode: Any) -> Iterator[None]:
+    """Puts the mode back above the operators that its dispatch function calls."""
+    TorchDispatchMode.__enter__(mode)
+    try:
+        yield
+    finally:
+        TorchDispatchMode.__exit__(mode, None, None, None)
+
+
+def _run_unseen(operator: Any, *arguments: Any, **named: Any) -> Any:
+    """The result of an operator without tensors, which no mode sees."""
+    with torch._C._DisableTorchDispatch():
+        return operator(*arguments, **named)
+
+
+@functools.cache
+def _is_composite(operator: Any) -> bool:
+    """True for an operator that torch makes of others."""
+    known = isinstance(operator, torch._ops.OpOverload)
+    return known and torch._C._dispatch_has_kernel_for_dispatch_key(operator.name(), COMPOSITE)
+
+
+PLAIN = (torch.Tensor, torch.nn.Parameter)
+
+
+def _refuse_gradient(gradient: Any) -> None:
+    raise RealTensorError
+
+
+def _has_known(tensors: list[Any]) -> bool:
+    """True if anything is known of the values of one of the tensors."""
+    # A generator would take longer than most lists.
+    for one in tensors:  # noqa: SIM110
+        if "labkit_value" in one.__dict__ or is_real(one):
+            return True
+    return False
+
+
+def _checks_anomaly(tensor: Any) -> bool:
+    """True where torch asks whether a gradient has a NaN: the real step would end there."""
+    asks = tensor.dtype is torch.bool and torch.is_anomaly_check_nan_enabled()
+    return asks and torch._C._current_graph_task_id() != -1 and is_called_by_engine()
+
+
+def _is_variable(tensor: Any) -> bool:
+    """True for a fake tensor whose value torch does not keep as a constant."""
+    return type(tensor) is fake_tensor.FakeTensor and tensor.constant is None
+
+
+YES_OR_NO = ("aten::equal", "aten::is_nonzero", "aten::allclose")
+
+
+def _count_samples(operator: Any, arguments: Any) -> int:
+    """From how many samples a loader draws."""
+    if operator is ATEN.multinomial.default:
+        return int(arguments[0].size(-1))
+    numbers = itertools.takewhile(lambda one: isinstance(one, int), arguments)
+    return max((1, *numbers)) if id(operator) in SAMPLES else KNOWN_ELEMENTS
+
+
+WHOLE = find_ids(RECURRENT)
+# What torch's optimizers note for a profiler: no tensors, but the fake mode takes long for them.
+PROFILING = find_ids(
+    getattr(packet, form)
+    for name in ("_record_function_enter_new", "_record_function_exit")
+    if (packet := getattr(torch.ops.profiler, name, None)) is not None
+    for form in packet.overloads()
+)
+# Those, and others that take a way of their own.
+mark_operators(parts=WHOLE | PROFILING, changed=CHANGED, followed=FOLLOWED)
+
+
+def _make_recorder(observer: Any, mode: FakeMode) -> FakeTracer:
+    """The tracer of a whole call's recording."""
+    return FakeTracer(observer, mode, Assumptions(answer=True), lambda words: None)
