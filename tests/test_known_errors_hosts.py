@@ -10,7 +10,7 @@ from labkit.host.distribution import UNKNOWN, Distribution
 from labkit.host.packages import INSTALL_COMMANDS
 from labkit.known_errors.catalog import parse_catalog, read_catalogs
 from labkit.known_errors.commands import LogHost, find_python
-from labkit.known_errors.context import Context
+from labkit.known_errors.context import FAMILIES, SIGNS, Context
 from labkit.known_errors.match import explain_text
 
 START = r"(?:^|&& |& |; |: )(?:sudo )?"
@@ -128,6 +128,27 @@ def test_a_family_cannot_have_the_name_of_a_fix():
     )
     with pytest.raises(ValueError, match="fix@ubuntu: @INSTALL_DRIVER"):
         list(parse_catalog(text))
+
+
+# In these, what the machine's sign says holds for all of the error's texts.
+ALIKE = {
+    ("cuda-after-fork", "notebook"),
+    ("daemon-not-running", "colima"),
+    ("gguf-of-other-time", "ollama"),
+    ("port-taken", "windows"),
+    ("unknown-nvidia-runtime", "minikube"),
+}
+
+
+def test_what_one_text_says_has_another_name_than_a_sign_of_the_machine():
+    signs = {sign.name for sign in (*SIGNS, *FAMILIES)}
+    alike = {
+        (error.name, group)
+        for _, error in read_catalogs()
+        for group in re.findall(r"\(\?P<(\w+)>\)", " ".join(error.patterns))
+        if group in signs and any(each.condition == group for each in error.variants)
+    }
+    assert alike == ALIKE
 
 
 PASTES = {
