@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
 import threading
@@ -9,7 +10,7 @@ import threading
 import pytest
 
 from labkit.errors import LabkitError, UsageError
-from labkit.memory.track.frames import Frame
+from labkit.memory.track.frames import Frame, list_thread_frames
 from labkit.memory.track.model import (
     CATEGORIES,
     BlockSpan,
@@ -427,3 +428,16 @@ def test_what_an_older_torch_refuses_is_named_with_a_way_out(error):
     assert "without kinds" in caught.value.fix
     with pytest.raises(error), track_memory():
         raise error(words[error])
+
+
+@pytest.mark.parametrize("collects", [True, False])
+def test_no_collection_begins_while_the_threads_are_listed(monkeypatch, collects):
+    asked = []
+    monkeypatch.setattr(sys, "_current_frames", lambda: asked.append(gc.isenabled()) or {})
+    if not collects:
+        gc.disable()
+    try:
+        list_thread_frames()
+        assert (asked, gc.isenabled()) == ([False], collects)
+    finally:
+        gc.enable()

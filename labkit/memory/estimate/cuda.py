@@ -24,6 +24,7 @@ from torch.utils._device import DeviceContext
 
 from labkit.memory.balance.model import MIB
 from labkit.memory.estimate.model import Target
+from labkit.memory.track.frames import list_thread_frames
 
 # CUDA's memory besides torch's allocator: context, kernels and libraries. It depends on GPU,
 # driver and library, and is mostly between these two.
@@ -116,7 +117,7 @@ def replace_in_thread(owner: Any, **values: Any) -> contextlib.ExitStack:
 
     Those may compute for real meanwhile. A thread that the step starts is the step's own.
     """
-    others = sys._current_frames().keys() - {threading.get_ident()}
+    others = list_thread_frames().keys() - {threading.get_ident()}
     if others:
         values = {
             name: _spare(getattr(owner, name, None), value, others)

@@ -39,6 +39,7 @@ from labkit.memory.track.frames import (
     USER,
     find_user_frames,
     judge_file,
+    list_thread_frames,
 )
 from labkit.text import shorten
 
@@ -173,7 +174,7 @@ class StepThreads:
                 elif isinstance(thread, threading.Thread):
                     self._started.add(thread)
                 elif self._known is None:
-                    self._known = set(sys._current_frames())
+                    self._known = set(list_thread_frames())
             return start(function, *arguments, **named)
 
         return answer
@@ -225,7 +226,7 @@ class StepThreads:
 
 def _is_idle(thread: threading.Thread) -> bool:
     """True where a thread waits at a queue, or an event loop for events."""
-    frame: Any = sys._current_frames().get(thread.ident or 0)
+    frame: Any = list_thread_frames().get(thread.ident or 0)
     while frame is not None and frame.f_code.co_filename == threading.__file__:
         frame = frame.f_back
     return frame is not None and bool(WAITING.search(frame.f_code.co_filename))

@@ -31,7 +31,7 @@ from types import ModuleType
 from typing import Any
 
 from labkit.memory.estimate.cuda import replace_attributes
-from labkit.memory.track.frames import USER, find_shell, judge_file
+from labkit.memory.track.frames import USER, find_shell, judge_file, list_thread_frames
 
 # The methods of an open file that change it; one that compresses also writes when it is flushed.
 METHODS, COMPRESSING = ("write", "writelines", "truncate", "close"), ("write", "flush", "close")
@@ -346,7 +346,7 @@ def _list_skipped() -> Iterator[tuple[int, int]]:
 
 def is_alone() -> bool:
     """True where no other thread runs code of the program."""
-    for number, running in sys._current_frames().items():
+    for number, running in list_thread_frames().items():
         frame: Any = running if number != threading.get_ident() else None
         while frame is not None:
             if judge_file(frame.f_code.co_filename) == USER:

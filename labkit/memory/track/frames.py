@@ -7,6 +7,7 @@ For Python a notebook's cell is a file; IPython's shell knows the cell's number.
 from __future__ import annotations
 
 import functools
+import gc
 import importlib.util
 import linecache
 import re
@@ -35,6 +36,23 @@ class Frame(NamedTuple):
     def source(self) -> str:
         """The text of the line; empty if it cannot be read."""
         return linecache.getline(self.file, self.line).strip()
+
+
+def list_thread_frames() -> dict[int, FrameType]:
+    """The running frame of each thread of Python, by the thread's number.
+
+    A garbage collection that begins within Python's own call can end a thread's state, and then
+    waits for ever for what the call holds: there is none meanwhile.
+
+    Source: python/cpython#106883
+    """
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        return sys._current_frames()
+    finally:
+        if collects:
+            gc.enable()
 
 
 # By a user's code's id: the code, which keeps its id its own, and its frames by the place of the
