@@ -14,9 +14,14 @@ from pathlib import Path
 import pytest
 
 from labkit.known_errors import KNOWN_ERRORS, match, parallel
+from labkit.known_errors.context import Context
 from labkit.known_errors.match import explain_file
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="it forks processes")
+pytestmark = [
+    pytest.mark.skipif(sys.platform != "linux", reason="it forks processes"),
+    # The tests' own process may have threads (xdist's), where a command has none.
+    pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning"),
+]
 
 RETRY = "ConnectionResetError: [Errno 104] Connection reset by peer\n"
 HEALTHY = "step 12: all is well\n" * 500
@@ -46,6 +51,21 @@ def test_the_result_is_as_of_one_process(small_blocks, start):
     assert len(alone["found"]) > 50
     assert alone["read_from_text"]["signs"]
     assert describe(log, 3) == alone
+
+
+def test_what_the_log_says_first_of_its_machine_counts():
+    early = Context({"wsl"}, {"driver": "580.65"}, python="venv/bin/python")
+    early.add(
+        Context({"k8s"}, {"driver": "570.1", "torch": "cu130"}, "debian", "python3", "3.12", "x")
+    )
+    assert early == Context(
+        {"wsl", "k8s"},
+        {"driver": "580.65", "torch": "cu130"},
+        "debian",
+        "venv/bin/python",
+        "3.12",
+        "x",
+    )
 
 
 def test_the_blocks_are_read_by_other_processes(small_blocks, monkeypatch):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cache, partial
 from typing import NamedTuple
 
@@ -803,11 +803,10 @@ class Context:
 
     def add(self, later: Context) -> None:
         """Adds what later blocks say: what the log says first counts."""
-        self.signs |= later.signs
-        self.values = later.values | self.values
-        self.family = self.family or later.family
-        self.python = self.python or later.python
-        self.python_version = self.python_version or later.python_version
+        for each in fields(self):
+            mine, found = getattr(self, each.name), getattr(later, each.name)
+            both = found | mine if isinstance(mine, (set, dict)) else mine or found
+            setattr(self, each.name, both)
 
     @property
     def capability(self) -> Capability | None:
