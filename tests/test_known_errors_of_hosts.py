@@ -76,6 +76,22 @@ def test_a_prompt_names_the_distribution(prompt, family):
             'k3s: k3s[1]: no runtime for "nvidia" is configured\ndpkg: x',
             "sources.list.d/nvidia-container-toolkit.list",
         ),
+        (
+            '"nvidia": {\n  "path": "nvidia-container-runtime"\n}\n'
+            "Error response from daemon: unknown or invalid runtime name: nvidia",
+            "restart docker",
+        ),
+        (
+            "desktop-linux *  Docker Desktop\nnvidia-container-cli: initialization error: load"
+            " library failed: libnvidia-ml.so.1: cannot open shared object file: no such file",
+            "docker context use default",
+        ),
+        (
+            r"C:\sd\venv\Scripts\python.exe"
+            "\nERROR: Could not find a version that satisfies the requirement triton (from"
+            " versions: none)",
+            "<3.2",
+        ),
     ],
 )
 def test_the_fix_is_for_the_machine_that_the_paste_shows(text, fix):

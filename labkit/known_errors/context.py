@@ -469,7 +469,11 @@ SIGNS = (
     _sign(
         "toolkit-there",
         "container cli",
-        r"nvidia-container-(?:cli|toolkit) (?:v?\d\.|is already)|cli-version: \d|ctk version",
+        # Its runtime in the engine's own settings.
+        r"nvidia-container-(?:cli|toolkit) (?:v?\d\.|is already)|cli-version: \d|ctk version"
+        r"|\"path\": ?\"\S{0,20}nvidia-container-runtime",
+        "nvidia-container-cli|nvidia-container-toolkit|nvidia-container-runtime|cli-version"
+        "|ctk version",
     ),
     # Inside pip's, uv's or poetry's build of a package, which sees none of the installed ones.
     _sign(
