@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from labkit.cli import main
-from labkit.memory.estimate.formats import NamedPlan
+from labkit.memory.estimate.model import NamedPlan
 from labkit.memory.estimate.named import make_named_work
 from labkit.memory.track.tracker import track_memory
 from tests.fakes import tutorial_steps  # noqa: F401 (adds its steps)

@@ -15,8 +15,7 @@ from labkit.errors import ExitCode, UsageError
 from labkit.text import format_bytes
 
 if TYPE_CHECKING:
-    from labkit.memory.estimate.formats import NamedPlan
-    from labkit.memory.estimate.model import Estimate, Target
+    from labkit.memory.estimate.model import Estimate, NamedPlan, Target
     from labkit.memory.estimate.named import NamedWork, Remedy
     from labkit.memory.estimate.shards import ParameterSize, RanksEstimate, RecordedModel
 
@@ -159,7 +158,8 @@ def show_named(arguments: argparse.Namespace, source: tuple[str, str]) -> int:
 def _list_plans(arguments: argparse.Namespace, source: tuple[str, str]) -> list[NamedPlan]:
     import dataclasses
 
-    from labkit.memory.estimate.formats import DTYPES, NamedPlan, parse_lora
+    from labkit.memory.estimate.formats import DTYPES, parse_lora
+    from labkit.memory.estimate.model import NamedPlan
     from labkit.memory.estimate.named import follow_config
 
     task = arguments.task or "train"

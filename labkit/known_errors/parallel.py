@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
 import os
 import signal
 import sys
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from multiprocessing.connection import Connection
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from labkit.host.cpu import count_allowed_cores
 from labkit.known_errors.block import LogBlock, Outcome
 from labkit.known_errors.context import Context
 from labkit.known_errors.read import NumberedLines
 from labkit.known_errors.scan import Found, Scan, index_all, read_block
+
+if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
 
 # More would need more memory than a log may take.
 MOST_WORKERS = 4
@@ -50,6 +51,8 @@ class _Worker:
     """A process that reads blocks; one that the system has ended answers None."""
 
     def __init__(self, others: Sequence[_Worker]) -> None:
+        import multiprocessing
+
         context = multiprocessing.get_context("fork")
         self.connection, remote = context.Pipe()
         # The other processes' ends must be closed in it: else none of them learns that this one

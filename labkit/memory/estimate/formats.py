@@ -24,7 +24,6 @@ import json
 import math
 import re
 import shlex
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -117,42 +116,6 @@ def find_format(settings: Any) -> str | None:
 
 
 OPTIMIZERS = ("adamw", "adam", "sgd", "sgd-momentum", "adafactor", "lion", "adamw-8bit")
-
-
-@dataclass(frozen=True)
-class NamedPlan:
-    """What to estimate: a model by name, its task, and how it is trained or run.
-
-    ``lora`` has peft's options, such as {"r": 16}; None trains all weights. ``weights`` is one of
-    FORMATS, None for unquantized ones. ``sequence`` is in tokens; for "generate" it is the length
-    of the cache at the end.
-    """
-
-    library: str
-    name: str
-    task: str = "train"
-    optimizer: str = "adamw"
-    dtype: str = "float32"
-    batch: int = 1
-    sequence: int = 512
-    lora: tuple[tuple[str, Any], ...] | None = None
-    weights: str | None = None
-    checkpointing: bool = False
-
-    @property
-    def title(self) -> str:
-        """The work in words: ``llama, train, adamw, bfloat16, sequence 2048``."""
-        words = [Path(self.name).name if self.library == "hf" else self.name, self.task]
-        if self.task == "train":
-            words.append(self.optimizer)
-        words += [self.dtype, f"sequence {self.sequence}"]
-        if self.weights:
-            words.append(f"weights {self.weights}")
-        if self.lora is not None:
-            words.append("lora " + " ".join(f"{name}={value}" for name, value in self.lora))
-        if self.checkpointing:
-            words.append("checkpointing")
-        return ", ".join(words)
 
 
 def parse_source(word: str) -> tuple[str, str] | None:

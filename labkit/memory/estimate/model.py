@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from labkit.errors import DeviceMissingError, UsageError
 from labkit.memory.balance.model import MIB
@@ -222,3 +223,39 @@ def _find_local(word: str) -> Target:
     total = balance.total_bytes - (balance.driver_reserved_bytes or 0)
     name = f"{wanted} ({balance.name})" if balance.name else wanted
     return Target(name, balance.kind, total, balance.other_processes_bytes)
+
+
+@dataclass(frozen=True)
+class NamedPlan:
+    """What to estimate: a model by name, its task, and how it is trained or run.
+
+    ``lora`` has peft's options, such as {"r": 16}; None trains all weights. ``weights`` is one of
+    `formats.FORMATS`, None for unquantized ones. ``sequence`` is in tokens; for "generate" it is
+    the length of the cache at the end.
+    """
+
+    library: str
+    name: str
+    task: str = "train"
+    optimizer: str = "adamw"
+    dtype: str = "float32"
+    batch: int = 1
+    sequence: int = 512
+    lora: tuple[tuple[str, Any], ...] | None = None
+    weights: str | None = None
+    checkpointing: bool = False
+
+    @property
+    def title(self) -> str:
+        """The work in words: ``llama, train, adamw, bfloat16, sequence 2048``."""
+        words = [Path(self.name).name if self.library == "hf" else self.name, self.task]
+        if self.task == "train":
+            words.append(self.optimizer)
+        words += [self.dtype, f"sequence {self.sequence}"]
+        if self.weights:
+            words.append(f"weights {self.weights}")
+        if self.lora is not None:
+            words.append("lora " + " ".join(f"{name}={value}" for name, value in self.lora))
+        if self.checkpointing:
+            words.append("checkpointing")
+        return ", ".join(words)

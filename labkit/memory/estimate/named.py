@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from labkit.errors import UsageError
-from labkit.memory.estimate.formats import FORMATS, NamedPlan, check_config, find_format
+from labkit.memory.estimate.formats import FORMATS, check_config, find_format
+from labkit.memory.estimate.model import NamedPlan
 from labkit.memory.estimate.named_inputs import (
     Image,
     find_image,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 from typing import Any, NamedTuple
 
-from labkit.memory.estimate.formats import NamedPlan
+from labkit.memory.estimate.model import NamedPlan
 
 SIDE = 448
 ENCODERS = ("vision_config", "encoder")
