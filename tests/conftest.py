@@ -9,6 +9,7 @@ import os
 import shutil
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -187,3 +188,17 @@ def lab_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabServer]:
     """
     with start_server(tmp_path_factory.mktemp("served")) as server:
         yield server
+
+
+@pytest.fixture
+def threads_of_its_own(monkeypatch):
+    """Threads that tests of other files have left do not count as the program's."""
+    from labkit.memory.estimate import opened
+
+    list_all = opened.list_thread_frames
+    left = list_all().keys() - {threading.get_ident()}
+    monkeypatch.setattr(
+        opened,
+        "list_thread_frames",
+        lambda: {number: frame for number, frame in list_all().items() if number not in left},
+    )

@@ -26,6 +26,8 @@ import torch
 from labkit.memory.estimate.opened import CHANGED, DROPPED, MOVED
 from labkit.memory.estimate.play import estimate_memory
 
+pytestmark = pytest.mark.usefixtures("threads_of_its_own")
+
 
 def run(change):
     """The estimate of a step that trains and makes the change."""
