@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 from labkit.errors import LabkitError
 from labkit.text import format_bytes
@@ -164,6 +164,24 @@ def open_regular(path: Path, flags: int = 0, most_bytes: int | None = None) -> B
         os.close(handle)
         raise
     return os.fdopen(handle, "rb")
+
+
+def open_packed(file: BinaryIO, start: bytes) -> BinaryIO | None:
+    """What gzip, bzip2 or xz compressed, by the first bytes of its file; None if none of them did.
+
+    Reading it raises what these raise for a damaged file: OSError, EOFError, zlib's and lzma's.
+    """
+    import bz2
+    import gzip
+    import lzma
+
+    if start.startswith(b"\x1f\x8b"):
+        return cast("BinaryIO", gzip.GzipFile(fileobj=file, mode="rb"))
+    if start.startswith(b"BZh"):
+        return cast("BinaryIO", bz2.BZ2File(file))
+    if start.startswith(b"\xfd7zXZ\x00"):
+        return cast("BinaryIO", lzma.LZMAFile(file))
+    return None
 
 
 def _check_kind(status: os.stat_result, path: Path, most_bytes: int | None) -> None:

@@ -5,7 +5,6 @@ They need the packages of docker/locks/models.txt: `pip install --no-deps -r` it
 
 from __future__ import annotations
 
-import gc
 import json
 from importlib.util import find_spec
 
@@ -18,6 +17,7 @@ from labkit.memory.estimate.named import make_named_work
 from labkit.memory.track.tracker import track_memory
 from tests.fakes import tutorial_steps  # noqa: F401 (adds its steps)
 from tests.fakes.real_models import BOUNDS, STEPS, WORDS, compare_step, import_torchvision
+from tests.fakes.steps import measure_twice
 
 PACKAGES = ("transformers", "timm", "peft", "diffusers", "torchvision")
 MISSING = [one for one in PACKAGES if not find_spec(one)]
@@ -256,18 +256,8 @@ SEEING = {
 def measure_named(plan):
     """The peak of the plan's real step, made and run twice on the CPU."""
     work = make_named_work(plan)
-
-    def run():
-        with torch.inference_mode(plan.task != "train"):
-            step = work.make_step(plan.batch)
-            step()
-            step()
-
-    run()
-    gc.collect()
-    with track_memory("cpu", tensors=True) as tracked:
-        run()
-    return tracked.use.find_span("tensors").peak_bytes
+    with torch.inference_mode(plan.task != "train"):
+        return measure_twice(lambda: work.make_step(plan.batch))
 
 
 @pytest.mark.parametrize("task", ["train", "generate"])

@@ -17,7 +17,7 @@ from labkit.memory.estimate import measured, results, tracer
 from labkit.memory.estimate.play import estimate_memory
 from labkit.memory.track.tracker import track_memory
 from tests.fakes.record import Record
-from tests.fakes.steps import BATCH, STEPS, UPPER, estimate_in_states
+from tests.fakes.steps import BATCH, STEPS, UPPER, estimate_in_states, measure_twice
 
 # So large that what the allocator cannot cut off from a block, up to 1 MiB, is not much.
 CUDA_BATCH = 64
@@ -283,21 +283,6 @@ ON_CPU = {
     "lstm and ctc": lambda: (Reader(nn.LSTM), (torch.randn(30, 8, 32),)),
     "gru and ctc": lambda: (Reader(nn.GRU), (torch.randn(30, 8, 32),)),
 }  # fmt: skip
-
-
-def measure_twice(make_step):
-    """The profiler's peak of making a step and taking it twice, with what stays loaded left out."""
-
-    def run():
-        step = make_step()
-        step()
-        step()
-
-    run()
-    gc.collect()
-    with track_memory("cpu", tensors=True) as tracked:
-        run()
-    return tracked.use.find_span("tensors").peak_bytes
 
 
 def judge_by_profiler(make_step):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import bz2
-import gzip
 import io
 import lzma
 import shutil
@@ -13,6 +11,7 @@ import zlib
 from collections.abc import Iterator
 from typing import IO, BinaryIO, cast
 
+from labkit.files import open_packed
 from labkit.known_errors.read import guess_encoding
 
 # What reading a broken archive raises, besides OSError.
@@ -113,12 +112,8 @@ def _open_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> IO[bytes]
 
 def _unpack(file: _Joined, start: bytes) -> BinaryIO | None:
     """A reader of the decompressed bytes; None if they are not compressed."""
-    if start.startswith(b"\x1f\x8b"):
-        return cast("BinaryIO", gzip.GzipFile(fileobj=cast("BinaryIO", file)))
-    if start.startswith(b"\xfd7zXZ\x00"):
-        return cast("BinaryIO", lzma.LZMAFile(cast("BinaryIO", file)))
-    if start.startswith(b"BZh"):
-        return cast("BinaryIO", bz2.BZ2File(cast("BinaryIO", file)))
+    if unpacked := open_packed(cast("BinaryIO", file), start):
+        return unpacked
     if start.startswith(b"PK\x03\x04"):
         # A zip archive has its list at its end.
         whole = tempfile.SpooledTemporaryFile(max_size=IN_MEMORY_BYTES)  # noqa: SIM115

@@ -6,6 +6,7 @@ Each is a function ``make(device, batch)`` that returns a step. None needs more 
 from __future__ import annotations
 
 import copy
+import gc
 
 import torch
 from torch import nn
@@ -13,6 +14,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from labkit.memory.estimate.play import estimate_memory
+from labkit.memory.track.tracker import track_memory
 from tests.fakes.models import SmallGpt
 
 STEPS = {}
@@ -25,6 +27,21 @@ def step(make):
     """Adds a step under its function's name."""
     STEPS[make.__name__] = make
     return make
+
+
+def measure_twice(make_step):
+    """The profiler's peak of making a step and taking it twice, with what stays loaded left out."""
+
+    def run():
+        step = make_step()
+        step()
+        step()
+
+    run()
+    gc.collect()
+    with track_memory("cpu", tensors=True) as tracked:
+        run()
+    return tracked.use.find_span("tensors").peak_bytes
 
 
 def train(model, inputs, optimizer=torch.optim.SGD, measure=None, **options):

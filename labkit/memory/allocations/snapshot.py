@@ -6,7 +6,6 @@ in it is checked.
 
 from __future__ import annotations
 
-import bz2
 import gzip
 import lzma
 import pickle
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, TypeVar
 
 from labkit.errors import LabkitError, UsageError
-from labkit.files import open_regular, write_atomically
+from labkit.files import open_packed, open_regular, write_atomically
 from labkit.memory.track.frames import Frame
 from labkit.text import plural
 
@@ -334,12 +333,7 @@ class PlainUnpickler(pickle.Unpickler):
         raise pickle.UnpicklingError(f"it needs {module}.{name}, but plain data needs no code")
 
 
-# How compressed files begin, and the program that unpacks those which are not read here.
-PACKED: dict[bytes, Callable[..., Any]] = {
-    b"\x1f\x8b": lambda file, mode: gzip.GzipFile(fileobj=file, mode=mode),
-    b"BZh": bz2.BZ2File,
-    b"\xfd7zXZ": lzma.LZMAFile,
-}
+# How archives begin that are not read here, and the program that unpacks them.
 UNPACKERS = {b"(\xb5/\xfd": "unzstd", b"PK\x03\x04": "unzip"}
 
 
@@ -355,8 +349,7 @@ def _open_packed(file: Any, path: Path) -> Any:
                 " another format",
                 fix=f"{program} {shlex.quote(str(path))}",
             )
-    opener = next((one for mark, one in PACKED.items() if start.startswith(mark)), None)
-    return file if opener is None else opener(file, "rb")
+    return open_packed(file, start) or file
 
 
 def load_snapshot(path: Path) -> Any:

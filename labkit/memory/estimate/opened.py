@@ -27,10 +27,10 @@ import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from labkit.memory.estimate.cuda import replace_attributes
+from labkit.memory.estimate.state import import_optional
 from labkit.memory.track.frames import USER, find_shell, judge_file, list_thread_frames
 
 # The methods of an open file that change it; one that compresses also writes when it is flushed.
@@ -59,13 +59,6 @@ MOVED = "the step reads from {}, which was open before and cannot be put back to
 LIST, READ_LINK, OPEN, CLOSE, STATUS = os.listdir, os.readlink, os.open, os.close, os.stat
 
 
-def _import(name: str) -> ModuleType | None:
-    """A module of Python's that some systems do not have."""
-    with contextlib.suppress(ImportError):
-        return __import__(name)
-    return None
-
-
 # Of SQLite: the first words of what changes a database, and pragmas that take a name and only read.
 CHANGING = (
     "INSERT", "UPDATE", "DELETE", "CREATE", "DROP", "ALTER", "ATTACH", "DETACH", "REINDEX",
@@ -86,7 +79,7 @@ def _list_changing() -> frozenset[int]:
     )
 
 
-CONTROL: Any = _import("fcntl")
+CONTROL: Any = import_optional("fcntl")
 
 
 @dataclass

@@ -258,7 +258,7 @@ def _list_system() -> Iterator[Setting]:
             lambda: os.sched_getaffinity(0),
             lambda cores: os.sched_setaffinity(0, cores),
         )
-    limits: Any = _import("resource")
+    limits: Any = import_optional("resource")
     for name in ("RLIMIT_NOFILE", "RLIMIT_AS", "RLIMIT_STACK", "RLIMIT_CORE") if limits else ():
         kind = getattr(limits, name)
         yield Setting(
@@ -271,7 +271,7 @@ def _list_system() -> Iterator[Setting]:
     yield Setting("signals", _read_signals, _put_signals)
 
 
-def _import(name: str) -> ModuleType | None:
+def import_optional(name: str) -> ModuleType | None:
     """A module of Python's that some systems do not have."""
     with contextlib.suppress(ImportError):
         return __import__(name)
