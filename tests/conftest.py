@@ -190,11 +190,12 @@ def lab_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabServer]:
         yield server
 
 
-@pytest.fixture
-def threads_of_its_own(monkeypatch):
+@pytest.fixture(autouse=True)
+def _threads_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     """Threads that tests of other files have left do not count as the program's."""
-    from labkit.memory.estimate import opened
-
+    opened = sys.modules.get("labkit.memory.estimate.opened")
+    if opened is None:
+        return
     list_all = opened.list_thread_frames
     left = list_all().keys() - {threading.get_ident()}
     monkeypatch.setattr(

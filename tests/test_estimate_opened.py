@@ -26,8 +26,6 @@ import torch
 from labkit.memory.estimate.opened import CHANGED, DROPPED, MOVED
 from labkit.memory.estimate.play import estimate_memory
 
-pytestmark = pytest.mark.usefixtures("threads_of_its_own")
-
 
 def run(change):
     """The estimate of a step that trains and makes the change."""
@@ -214,6 +212,22 @@ def test_what_another_thread_writes_in_c_is_left(tmp_path):
         estimate = run(change)
         other.join()
     assert path.read_text().split() == ["theirs"]
+    assert CHANGED.format(path) in estimate.notes
+
+
+def test_the_next_line_does_not_overwrite_what_is_left(tmp_path):
+    path, done = tmp_path / "log.csv", threading.Event()
+    # Another thread of the program's may have written: the file is left as it is.
+    other = threading.Thread(target=lambda: done.wait(60))
+    other.start()
+    with path.open("w") as file:
+        writer = csv.writer(file)
+        estimate = run(lambda _: writer.writerow(["a long line of the step's"]))
+        file.write("the next\n")
+    done.set()
+    other.join()
+    *left, after = path.read_text().split("\n")[:-1]
+    assert set(left) == {"a long line of the step's"} and after == "the next"
     assert CHANGED.format(path) in estimate.notes
 
 

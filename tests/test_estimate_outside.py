@@ -22,8 +22,6 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from labkit.errors import UsageError
 from labkit.memory.estimate.play import estimate_memory
 
-pytestmark = pytest.mark.usefixtures("threads_of_its_own")
-
 INPUTS = torch.ones(8, 64)
 
 

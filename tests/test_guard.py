@@ -405,7 +405,8 @@ class Impostor:
         self.seen = b""
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = self._listener.getsockname()[1]
-        threading.Thread(target=self._run, args=(serve,), daemon=True).start()
+        self._thread = threading.Thread(target=self._run, args=(serve,), daemon=True)
+        self._thread.start()
 
     def _run(self, serve: Callable[[socket.socket], None]) -> None:
         while True:
@@ -417,7 +418,11 @@ class Impostor:
                 serve(client)
 
     def close(self) -> None:
+        # Wakes the thread that waits for a connection, which would else wait for ever.
+        with contextlib.suppress(OSError):  # macOS refuses it, and wakes the thread by close
+            self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
+        self._thread.join(timeout=10)
 
 
 def relay_to(port: int) -> Callable[[socket.socket], None]:

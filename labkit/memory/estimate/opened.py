@@ -268,17 +268,19 @@ class OpenFiles:
             with contextlib.suppress(OSError, ValueError, AttributeError):
                 file.flush()
         names = self._list_names()
-        alone = self._alone and is_alone()
+        alone, left = self._alone and is_alone(), set()
         for place in self._places.values():
             with contextlib.suppress(OSError):
                 name = names.get(place.number)
                 # What a library has open, such as a database, it has parts of in memory too.
                 known = name is not None
                 shown = name or find_name(place.number)
-                self._compare(place, shown, alone=alone and known, known=known)
+                if not self._compare(place, shown, alone=alone and known, known=known):
+                    left.add(place.number)
         for file, where in reversed(self._files):
             with contextlib.suppress(OSError, ValueError, AttributeError):
-                if where is not None and file.tell() != where:
+                # Where content is left, the program's next line comes after it, not into it.
+                if where is not None and file.tell() != where and _find_number(file) not in left:
                     file.seek(where)
         for number, (where, name) in self._readers.items():
             with contextlib.suppress(OSError):
@@ -292,15 +294,19 @@ class OpenFiles:
                 names[file.fileno()] = str(file.name)
         return names
 
-    def _compare(self, place: OpenPlace, name: str, *, alone: bool, known: bool) -> None:
+    def _compare(self, place: OpenPlace, name: str, *, alone: bool, known: bool) -> bool:
+        """Puts a file back where this is safe; False where its content is left as it is now."""
         if not place.is_same():
-            return
-        if place.has_changed() and (known or not _is_inherited(place.status)):
-            safe = alone and not _is_shared(find_name(place.number))
-            found = self.written if safe and place.put_back() else self.changed
-            found[name] = None
+            return True
+        if place.has_changed():
+            same = alone and not _is_shared(find_name(place.number)) and place.put_back()
+            if known or not _is_inherited(place.status):
+                (self.written if same else self.changed)[name] = None
+            if not same:
+                return False
         if alone and os.lseek(place.number, 0, os.SEEK_CUR) != place.place:
             os.lseek(place.number, place.place, os.SEEK_SET)
+        return True
 
 
 def _list_writable() -> Iterator[int]:
@@ -335,6 +341,12 @@ def _list_skipped() -> Iterator[tuple[int, int]]:
         with contextlib.suppress(OSError, TypeError):
             status = STATUS(number)
             yield status.st_dev, status.st_ino
+
+
+def _find_number(file: Any) -> int | None:
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        return int(file.fileno())
+    return None
 
 
 def is_alone() -> bool:
