@@ -148,6 +148,13 @@ def pytest_collection_finish() -> None:
     gc.enable()
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Says why a test failed that passed the second time: pytest names it alone."""
+    for report in terminalreporter.getreports("rerun"):
+        terminalreporter.write_sep("_", f"the first run of {report.nodeid}")
+        terminalreporter.write_line(report.longreprtext)
+
+
 def pytest_sessionfinish() -> None:
     """Ends that: for its summary pytest may import hypothesis, which asks for all referrers."""
     gc.unfreeze()
