@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from labkit.known_errors import KNOWN_ERRORS, match, parallel
+from labkit.known_errors import KNOWN_ERRORS, match, parallel, scan
 from labkit.known_errors.context import Context
 from labkit.known_errors.match import explain_file
 
@@ -31,7 +31,8 @@ INSTALLED = "Downloading torch-2.13.0.whl (900 MB)\nSuccessfully installed torch
 @pytest.fixture
 def small_blocks(monkeypatch):
     monkeypatch.setattr(match, "BLOCK_BYTES", 2**13)
-    monkeypatch.setattr(match, "BLOCKS_ALONE", 1)
+    monkeypatch.setattr(match, "BLOCKS_OF_FACTS", 1)
+    monkeypatch.setattr(scan, "BLOCKS_OF_FACTS", 1)
 
 
 def make_log():
@@ -51,6 +52,15 @@ def test_the_result_is_as_of_one_process(small_blocks, start):
     assert len(alone["found"]) > 50
     assert alone["read_from_text"]["signs"]
     assert describe(log, 3) == alone
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_what_is_said_of_the_machine_counts_at_the_start_and_near_an_error(small_blocks, workers):
+    near = f"driver version: 580.65.06\n{HEALTHY}{KNOWN_ERRORS[0].samples[0]}\n"
+    log = f"{HEALTHY}{HEALTHY}WSL2\n{HEALTHY}{HEALTHY}{near}{HEALTHY}"
+    read = describe(log.encode(), workers)["read_from_text"]
+    assert read["driver"] == "580.65.06" and "wsl" not in read["signs"]
+    assert "wsl" in describe(f"WSL2\n{log}".encode(), workers)["read_from_text"]["signs"]
 
 
 def test_what_the_log_says_first_of_its_machine_counts():
@@ -86,15 +96,15 @@ def test_an_error_that_a_later_block_shows_to_be_over_is_not_found(small_blocks)
 
 
 def test_a_process_that_the_system_ends_costs_no_error(small_blocks, monkeypatch):
-    read_block = parallel.read_block
+    find_errors = parallel.find_errors
     main = os.getpid()
 
     def end_some(*arguments):
         if os.getpid() != main and os.getpid() % 2:
             os.kill(os.getpid(), signal.SIGKILL)
-        return read_block(*arguments)
+        return find_errors(*arguments)
 
-    monkeypatch.setattr(parallel, "read_block", end_some)
+    monkeypatch.setattr(parallel, "find_errors", end_some)
     assert describe(make_log(), 4) == describe(make_log(), 1)
 
 

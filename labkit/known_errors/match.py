@@ -17,11 +17,9 @@ from labkit.known_errors.mention import WARNING
 from labkit.known_errors.model import CERTAINTIES, KnownError
 from labkit.known_errors.parallel import count_workers, read_parallel
 from labkit.known_errors.read import decode_blocks, read_pieces
-from labkit.known_errors.scan import FAILURE, Scan, repeat_ends
+from labkit.known_errors.scan import BLOCKS_OF_FACTS, FAILURE, Scan, repeat_ends
 
 BLOCK_BYTES = 2**18
-# So many blocks are read before it pays to start other processes.
-BLOCKS_ALONE = 16
 
 # What a command of a fix does besides, to say so next to it.
 _NOTES = (
@@ -137,7 +135,7 @@ def explain_file(file: BinaryIO, workers: int | None = None) -> Explanation:
     """
     scan = Scan(KNOWN_ERRORS, Context())
     blocks = repeat_ends(read_pieces(decode_blocks(iter(lambda: file.read(BLOCK_BYTES), b""))))
-    for lines in islice(blocks, BLOCKS_ALONE):
+    for lines in islice(blocks, BLOCKS_OF_FACTS):
         scan.read_lines(lines)
     if following := next(blocks, None):
         read_parallel(scan, chain([following], blocks), workers or count_workers())

@@ -15,7 +15,7 @@ from labkit.host.cpu import count_allowed_cores
 from labkit.known_errors.block import LogBlock, Outcome
 from labkit.known_errors.context import Context
 from labkit.known_errors.read import NumberedLines
-from labkit.known_errors.scan import Found, Scan, index_all, read_block
+from labkit.known_errors.scan import Found, Scan, find_errors, index_all, read_facts
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
@@ -102,8 +102,7 @@ def _add_first(scan: Scan, waiting: deque[_Task]) -> _Worker:
         scan.read_lines(task.lines)
     else:
         found, context = answer
-        scan.context.add(context)
-        scan.add(found, task.list_outcomes)
+        scan.add(task.lines, found, lambda mine: mine.add(context), task.list_outcomes)
     return task.worker
 
 
@@ -136,7 +135,6 @@ def _serve(connection: Connection, others: Sequence[Connection]) -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _HELD)
     for each in others:
         each.close()
-    context = Context()
     block = LogBlock(NumberedLines([1], [""]))
     with contextlib.suppress(EOFError, OSError):
         while True:
@@ -145,6 +143,8 @@ def _serve(connection: Connection, others: Sequence[Connection]) -> None:
                 connection.send(list(block.list_outcomes(request)))
                 continue
             lines, shown = request
-            block = LogBlock(lines)
-            connection.send((read_block(block, index_all(), shown, context), context))
+            block, context = LogBlock(lines), Context()
+            if found := find_errors(block, index_all(), shown):
+                read_facts(block, context)
+            connection.send((found, context))
     os._exit(0)  # what runs at the end of the forked program is not for this process

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import cache
+from functools import cache, partial
 
 from labkit.host.packages import Fix
 from labkit.known_errors import KNOWN_ERRORS
@@ -66,6 +66,9 @@ FAILURE = KnownError(
 )
 
 Found = Sequence[tuple[str, ErrorPlace]]
+# What a log says of its machine stands at its start and near its errors: later blocks without any
+# are not searched for it, which takes a third of the time.
+BLOCKS_OF_FACTS = 16
 
 
 class Scan:
@@ -76,6 +79,8 @@ class Scan:
         self.context = context
         self._index = index_all() if known is KNOWN_ERRORS else Index((*known, FAILURE))
         self._by_name = {error.name: error for error in (*known, FAILURE)}
+        self._count = 0
+        self._last = NumberedLines([], [])
 
     @property
     def passing(self) -> frozenset[str]:
@@ -85,16 +90,32 @@ class Scan:
     def read_lines(self, lines: NumberedLines) -> None:
         """Reads the next block, which begins with the last lines of the one before it."""
         block = LogBlock(lines)
-        found = read_block(block, self._index, self.list_shown(), self.context)
-        self.add(found, block.list_outcomes)
+        found = find_errors(block, self._index, self.list_shown())
+        self.add(lines, found, partial(read_facts, block), block.list_outcomes)
 
     def list_shown(self) -> frozenset[str]:
         """The names of errors that a program's own line showed: a person's may tell of another."""
         places = self.places.items()
         return frozenset(error.name for error, place in places if not place.reported)
 
-    def add(self, found: Found, list_outcomes: Callable[[int], Iterable[Outcome]]) -> None:
-        """Adds what was found in the next block; `LogBlock.list_outcomes` is asked if needed."""
+    def add(
+        self,
+        lines: NumberedLines,
+        found: Found,
+        add_facts: Callable[[Context], None],
+        list_outcomes: Callable[[int], Iterable[Outcome]],
+    ) -> None:
+        """Adds what the next block shows.
+
+        ``add_facts`` and `LogBlock.list_outcomes` are asked for the rest where it is needed.
+        """
+        is_new = any(self._by_name[name] not in self.places for name, _ in found)
+        if is_new and self._count > BLOCKS_OF_FACTS:
+            read_facts(LogBlock(self._last), self.context)
+        if is_new or self._count < BLOCKS_OF_FACTS:
+            add_facts(self.context)
+        self._count += 1
+        self._last = lines
         for name, place in found:
             error = self._by_name[name]
             first = self.places.get(error, place)
@@ -141,16 +162,20 @@ def _is_of(stage: str, failed: str) -> bool:
     return stage == failed or (stage == "" and not failed.startswith("rank"))
 
 
-def read_block(block: LogBlock, index: Index, shown: frozenset[str], context: Context) -> Found:
+def find_errors(block: LogBlock, index: Index, shown: frozenset[str]) -> Found:
     """The places of errors in a block; of those shown before, only where they may pass."""
     possible = block.list_possible(index, shown - index.passing)
-    context.read(block.words, block.join_lowered, block.joined)
     found = (
         # Of an error that passes, the last place counts, too.
         (error.name, block.find(error, plans, only_last=error.name in shown))
         for error, plans in possible
     )
     return [(name, place) for name, place in found if place]
+
+
+def read_facts(block: LogBlock, context: Context) -> None:
+    """Adds what a block says of its machine."""
+    context.read(block.words, block.join_lowered, block.joined)
 
 
 @cache
