@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from labkit.process import (
     STEERING_VARIABLES,
     CommandResult,
     compose_environment,
+    name_python,
     read_session_cpu,
     replace_process,
     run_at_terminal,
@@ -484,3 +486,20 @@ def test_the_cpu_time_of_a_session_is_read_with_its_children():
     run_working([sys.executable, "-c", script], timeout_seconds=60, read_cpu=read)
     assert read_session_cpu(2**22) is None
     assert seen == sorted(seen)
+
+
+def test_python_is_named_so_that_the_command_runs_in_this_one(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert name_python() == shlex.quote(sys.executable)
+    other = tmp_path / "python"
+    other.write_text("#!/bin/sh\n")
+    other.chmod(0o755)
+    assert name_python() == shlex.quote(sys.executable)
+    monkeypatch.setenv("PATH", str(Path(sys.executable).parent))
+    expected = "python" if Path(sys.executable).with_name("python").exists() else sys.executable
+    assert name_python() == expected
+
+
+def test_a_path_with_a_blank_is_quoted(monkeypatch):
+    monkeypatch.setattr(sys, "executable", "/opt/my venv/bin/python")
+    assert name_python() == "'/opt/my venv/bin/python'"

@@ -67,11 +67,17 @@ REFUSED = {
     ),
     "plot: a number": (lambda: labkit.plot_memory(5), "cannot plot 5"),
     "fit: nothing": (lambda: find_target(0), "device size 0"),
+    "fit: an index": (lambda: find_target(1), "device size 1"),
+    "fit: no memory": (lambda: find_target("0 GiB"), "device size '0 GiB'"),
     "fit: less": (lambda: find_target(-1), "device size -1"),
     "fit: a part": (lambda: find_target(24.5), "device size 24.5"),
     "batch: text": (lambda: labkit.estimate_memory(make_step, batch="32"), "batch size '32'"),
     "batch: a part": (lambda: labkit.estimate_memory(make_step, batch=3.5), "batch size 3.5"),
     "batch: a truth": (lambda: labkit.estimate_memory(make_step, batch=True), "batch size True"),
+    "batch: beside arguments": (
+        lambda: labkit.estimate_memory(torch.nn.Linear(1, 1), torch.ones(1), batch=8),
+        "Linear has arguments and batch=8",
+    ),
     "step: a model without its inputs": (
         lambda: labkit.estimate_memory(torch.nn.Linear(1, 1)),
         "Linear is a model",

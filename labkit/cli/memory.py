@@ -29,6 +29,7 @@ from labkit.cli.named import (
     take_one,
 )
 from labkit.errors import ExitCode, UsageError
+from labkit.process import name_python
 from labkit.text import escape_controls, near_match
 
 if TYPE_CHECKING:
@@ -453,7 +454,7 @@ def load_file(path: Path) -> ModuleType:
                 f"{path} is not valid Python: {error.msg}",
                 cause=f"{Path(error.filename or path).name}:{error.lineno}:"
                 f" {(error.text or '').strip()}",
-                fix=f"python -m py_compile {shlex.quote(str(path))}",
+                fix=f"{name_python()} -m py_compile {shlex.quote(str(path))}",
             ) from error
         except (Exception, SystemExit) as error:
             raise explain_failure(str(path), error) from error

@@ -346,7 +346,8 @@ def _print_one(
         some = f", {trained:,} of them trained" if 0 < trained < count else ""
         print(f"\n{count:,} parameters{some}")
     if cache is not None:
-        print(f"\nthe cache holds {format_bytes(cache)} of it")
+        none = "this model keeps no cache: it reads the whole sequence at once"
+        print(f"\nthe cache holds {format_bytes(cache)} of it" if cache else f"\n{none}")
     if remedies:
         print("\nwhat would save memory, each computed alone")
         for one in remedies:

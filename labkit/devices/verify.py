@@ -25,7 +25,7 @@ from labkit.host.distribution import read_distribution
 from labkit.host.gpu import is_wsl, read_major
 from labkit.host.packages import advise_driver
 from labkit.host.torch_builds import NEEDS, InstalledTorch
-from labkit.process import CommandResult, CommandRunner
+from labkit.process import CommandResult, CommandRunner, name_python
 from labkit.text import first_line, shorten
 
 # Limits of work done, not of wall time: a busy machine took 180 s on a sound CPU.
@@ -285,7 +285,9 @@ def explain_end(answer: CommandResult, limit_seconds: float, step: str, explain:
     """Why a self-test ended early: it hung, was ended by a signal, or raised."""
     failure = FAILURES[step]
     if "No module named 'torch'" in answer.stderr:
-        return Advice("torch is not installed in this Python", "python -m pip install torch")
+        return Advice(
+            "torch is not installed in this Python", f"{name_python()} -m pip install torch"
+        )
     if answer.timed_out or "Timeout (" in answer.stderr:
         return Advice(
             f"{failure}: no result in {limit_seconds:g} s of work, the driver or a library hangs"

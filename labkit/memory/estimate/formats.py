@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from labkit.errors import UsageError
+from labkit.process import name_python
 from labkit.text import format_bytes, near_match
 
 LIBRARIES = {"hf": "transformers", "timm": "timm"}
@@ -313,7 +314,7 @@ def _load_config(path: Path) -> dict[str, Any]:
         raise UsageError(
             f"{path} is not JSON: {error}",
             cause="the file is damaged, or is not a model's config.json",
-            fix=f"python -m json.tool {quoted}",
+            fix=f"{name_python()} -m json.tool {quoted}",
         ) from error
     if not isinstance(config, dict) or "model_type" not in config:
         raise _refuse_config(path, config)

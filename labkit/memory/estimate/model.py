@@ -37,6 +37,7 @@ KNOWN_GPUS = {
 }
 # If this many steps fit, growth does not change the verdict (for example, a list of losses).
 MANY_STEPS = 10_000
+LEAST_TARGET_BYTES = MIB
 SIZES = {"kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
 SIZES |= {"b": 1, "kib": 2**10, "mib": MIB, "gib": 2**30, "tib": 2**40}
 
@@ -165,17 +166,25 @@ def find_target(device: str | int | torch.device | None) -> Target:
     if device is None:
         return Target("cpu", "cpu")
     if isinstance(device, int | float):
-        if type(device) is not int or device <= 0:
+        # torch takes a small number for a GPU's.
+        if type(device) is not int or device < LEAST_TARGET_BYTES:
             raise UsageError(
                 f"invalid device size {device!r}",
-                cause="a number is a size in bytes, a whole number above zero",
-                fix='a size with its unit: "24 GiB"',
+                cause="a number is a size in bytes, at least 1 MiB",
+                fix='a size with its unit: "24 GiB", or a GPU of this machine: "cuda:0"',
             )
         return Target(format_bytes(device), "cuda", device)
     word = str(device).strip()
     amount = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT]?i?B)", word, re.IGNORECASE)
     if amount:
-        return Target(word, "cuda", round(float(amount[1]) * SIZES[amount[2].lower()]))
+        size = round(float(amount[1]) * SIZES[amount[2].lower()])
+        if not size:
+            raise UsageError(
+                f"invalid device size {word!r}",
+                cause="a device has more memory than none",
+                fix='--device "24 GiB"',
+            )
+        return Target(word, "cuda", size)
     if re.fullmatch(r"cpu|cuda(:\d+)?", word):
         return _find_local(word)
     return _find_known(word)
@@ -251,7 +260,8 @@ class NamedPlan:
         words = [Path(self.name).name if self.library == "hf" else self.name, self.task]
         if self.task == "train":
             words.append(self.optimizer)
-        words += [self.dtype, f"sequence {self.sequence}"]
+        # timm's models are of images.
+        words += [self.dtype, *[f"sequence {self.sequence}"][: self.library == "hf"]]
         if self.weights:
             words.append(f"weights {self.weights}")
         if self.lora is not None:

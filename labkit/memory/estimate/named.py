@@ -27,6 +27,7 @@ from labkit.memory.estimate.named_inputs import (
     make_inputs,
     sees_and_writes,
 )
+from labkit.process import name_python
 from labkit.text import first_line, format_bytes, near_match, shorten
 
 
@@ -44,7 +45,7 @@ def refuse_library(name: str, error: BaseException) -> UsageError:
         return UsageError(
             f"{name} is not installed",
             cause="models by name need it, and labkit does not require it",
-            fix=f"python -m pip install {name}",
+            fix=f"{name_python()} -m pip install {name}",
         )
     first = error
     while (deeper := first.__cause__ or first.__context__) is not None:
@@ -54,7 +55,7 @@ def refuse_library(name: str, error: BaseException) -> UsageError:
     return UsageError(
         f"{name} cannot be imported: {said}",
         cause="it is installed, but something that it imports does not suit this torch",
-        fix=f'python -c "import {broken[1] if broken else name}"',
+        fix=f'{name_python()} -c "import {broken[1] if broken else name}"',
     )
 
 

@@ -127,6 +127,14 @@ def _estimate(
     say: Callable[[str], object] | None,
 ) -> Estimate:
     target = find_target(device)
+    if arguments and batch is not None:
+        name = getattr(step, "__name__", type(step).__name__)
+        raise UsageError(
+            f"{name} has arguments and batch={batch!r}",
+            cause="a batch size is for a function that makes the step and takes nothing else",
+            fix=f"estimate_memory({name}, ...) with inputs of {batch!r} samples and without batch=,"
+            " or estimate_memory(make_step, batch=32)",
+        )
     work = make_work(step, arguments, batch, inference=inference)
     estimate = estimate_work(work, target)
     if not (estimate.peak_bytes or arguments or estimate.obstacle):
@@ -624,5 +632,5 @@ def explain_failure(name: str, error: BaseException, *, inference: bool = False)
         cause=f"{frames[0].where}: {frames[0].source}" if frames else "not in a line of your code",
         fix=f"an iterator ends before the step has run two or three times: {FIX}"
         if isinstance(error, StopIteration)
-        else "run it once for real with a small batch; --debug shows the traceback",
+        else "run it once for real with a small batch; --debug of labkit shows the traceback",
     )
