@@ -72,7 +72,7 @@ _SEPARATORS = bytes(
     byte if byte >= 0x80 or chr(byte).isalnum() else ord(" ") for byte in range(256)
 )
 # A block is searched by chunks of about this size.
-CHUNK_CHARACTERS = 16_384
+CHUNK_CHARACTERS = 8192
 # A part of an encoded file (base64, a digest in hexadecimal), in lower case: its letters are no
 # words.
 _ENCODED = re.compile(r"[\"']?(?:[a-z+/]{0,30}\d){4,2000}[a-z0-9+/=]{0,4000}[\"',]{0,2}")
@@ -171,28 +171,20 @@ class Chunk:
     def _starts(self) -> list[int]:
         """Where in the squeezed text each line begins."""
         lines = map(str.split, self._lowered[1:].split("\n"))
-        return list(accumulate((len(" ".join([*words, ""])) for words in lines), initial=0))
+        return list(accumulate((sum(map(len, words)) + len(words) for words in lines), initial=0))
 
     def is_possible(self, plan: SearchPlan) -> bool:
         """Whether the chunk has one of each group of texts that the plan needs."""
-        cased = plan.expression.cased
-        return (
-            all(map(self._has_any, plan.words if self._is_interrupted else plan.checked))
-            and (not plan.start or f"\n{plan.start.split()[0]}" in self._lowered)
-            and (not cased or any(word in self._cleaned for word in cased))
+        cased, has, text = plan.expression.cased, self._has, self.squeezed
+        for group in plan.words if self._is_interrupted else plan.checked:
+            found = has.get(group)
+            if found is None:
+                found = has[group] = _has_any(text, group)
+            if not found:
+                return False
+        return (not plan.start or f"\n{plan.start.split()[0]}" in self._lowered) and (
+            not cased or any(word in self._cleaned for word in cased)
         )
-
-    def _has_any(self, group: Sequence[str]) -> bool:
-        found = self._has.get(group)
-        if found is None:
-            text = self.squeezed
-            found = False
-            for each in group:
-                if each in text:
-                    found = True
-                    break
-            self._has[group] = found
-        return found
 
     def list_hits(self, plan: SearchPlan) -> Sequence[int]:
         """Those of its own lines that have a text of the plan, and near it all that it needs."""
@@ -236,7 +228,7 @@ def _list_hits(
             end = min(at + reach, starts[min(len(starts) - 1, line + LINES_AROUND + 1)])
             following = at + 1
             for each in needed[1:]:
-                if _find_any(text, each, start, end) < 0:
+                if not _has_any(text, each, start, end):
                     # No place has all that it needs near before the next place of these.
                     place = _find_any(text, each, max(start, end - len(max(each, key=len))))
                     following = max(following, place - reach) if place >= 0 else len(text)
@@ -245,6 +237,14 @@ def _list_hits(
                 yield line
                 following = starts[line + 1]
             at = text.find(literal, following)
+
+
+def _has_any(text: str, choices: Sequence[str], start: int = 0, end: int | None = None) -> bool:
+    """Whether this part of the text has one of these."""
+    for each in choices:  # noqa: SIM110 (a generator takes twice as long)
+        if text.find(each, start, end) >= 0:
+            return True
+    return False
 
 
 def _find_any(text: str, choices: Sequence[str], start: int, end: int | None = None) -> int:
@@ -279,14 +279,19 @@ class LogBlock:
         if translated := find_translated(self._text):
             plain = translate(plain, translated)
             self._text = plain.lower()
-        self.words = _Words(self._text)
         # The pieces of one line are read each alone.
         is_one_line = self.numbers[0] == self.numbers[-1] and len(self.numbers) > 1
         self._around = 0 if is_one_line else LINES_AROUND
         self._has_pieces = self.numbers[-1] - self.numbers[0] + 1 < len(self.numbers)
         self._chunks = list(self._split(plain))
+
+    @cached_property
+    def words(self) -> _Words:
+        """The words of the block."""
+        words = _Words(self._text)
         for chunk in self._chunks:
-            self.words.update(chunk.letters, split_letters(chunk.prefixes.lower()))
+            words.update(chunk.letters, split_letters(chunk.prefixes.lower()))
+        return words
 
     def _split(self, text: str) -> Iterator[Chunk]:
         first = start = 0

@@ -164,6 +164,11 @@ class _Vocabulary:
                     yield number
 
 
+# A plan's number; what a text must have for it: all of these runs and pairs, and one of each group,
+# the smallest and so the rarest ones first; and the name of the plan's error.
+_Check = tuple[int, frozenset[int], Sequence[frozenset[int]], str]
+
+
 class Index:
     """The plans of known errors' expressions, by what is rare in the texts read so far."""
 
@@ -179,6 +184,7 @@ class Index:
         # For each run or pair, the plans to ask for if it is there.
         self._keys: dict[int, list[int]] = {}
         self._choose_keys()
+        self._checks: dict[int, list[_Check]] = {}
 
     @cached_property
     def passing(self) -> frozenset[str]:
@@ -191,12 +197,25 @@ class Index:
         ``ended`` names of errors are left out.
         """
         there = {NO_KEY} | self._vocabulary.find(words)
-        return [
-            number
-            for number in {each for key in there & self._keys.keys() for each in self._keys[key]}
-            if not any(map(there.isdisjoint, self.plans[number].clauses))
-            and self.plans[number].error.name not in ended
-        ]
+        checks, found = self._checks, set()
+        for key in there & self._keys.keys():
+            for number, runs, choices, name in checks.get(key) or self._prepare(key):
+                if runs <= there and name not in ended and number not in found:
+                    for each in choices:
+                        if there.isdisjoint(each):
+                            break
+                    else:
+                        found.add(number)
+        return list(found)
+
+    def _prepare(self, key: int) -> list[_Check]:
+        checks = self._checks[key] = []
+        for number in self._keys[key]:
+            plan = self.plans[number]
+            single = [clause for clause in plan.clauses if len(clause) == 1]
+            others = sorted((clause for clause in plan.clauses if len(clause) > 1), key=len)
+            checks.append((number, frozenset().union(*single), others, plan.error.name))
+        return checks
 
     def _choose_keys(self) -> None:
         """Each plan's key is what the fewest plans have, then the longest."""

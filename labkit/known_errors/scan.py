@@ -68,7 +68,7 @@ FAILURE = KnownError(
 Found = Sequence[tuple[str, ErrorPlace]]
 # What a log says of its machine stands at its start and near its errors: later blocks without any
 # are not searched for it, which takes a third of the time.
-BLOCKS_OF_FACTS = 16
+BLOCKS_OF_FACTS = 8
 
 
 class Scan:
@@ -79,7 +79,9 @@ class Scan:
         self.context = context
         self._index = index_all() if known is KNOWN_ERRORS else Index((*known, FAILURE))
         self._by_name = {error.name: error for error in (*known, FAILURE)}
-        self._count = 0
+        # How many blocks were read, the last one, and the names of all errors that were found, also
+        # of those that have passed.
+        self._count, self._seen = 0, set[str]()
         self._last = NumberedLines([], [])
 
     @property
@@ -109,7 +111,9 @@ class Scan:
 
         ``add_facts`` and `LogBlock.list_outcomes` are asked for the rest where it is needed.
         """
-        is_new = any(self._by_name[name] not in self.places for name, _ in found)
+        names = {name for name, _ in found}
+        is_new = not names <= self._seen
+        self._seen |= names
         if is_new and self._count > BLOCKS_OF_FACTS:
             read_facts(LogBlock(self._last), self.context)
         if is_new or self._count < BLOCKS_OF_FACTS:
