@@ -193,6 +193,43 @@ def test_an_error_that_is_known_by_its_form_alone_is_no_healthy_log(words, tmp_p
         assert json.loads(said.out)["unexplained"]["line_number"] == 1
 
 
+PASSED = "RuntimeError: CUDA out of memory.\nstep 300 loss 1.0\nstep 301 loss 1.0\n"
+
+
+@pytest.mark.parametrize("words", [[], ["--json"]], ids=["text", "json"])
+def test_an_error_that_passed_is_explained_and_not_called_unknown(words, tmp_path, capsys):
+    path = tmp_path / "log"
+    path.write_text(PASSED)
+    assert main(["doctor", "--explain", str(path), *words]) == 1
+    said = capsys.readouterr()
+    assert said.err == ""
+    if words:
+        assert [each["sign"] for each in json.loads(said.out)["passed"]] == ["gpu-memory-full"]
+    else:
+        assert "line 1: RuntimeError: CUDA out of memory." in said.out
+        assert "the log goes on after it" in said.out
+        assert "try: nvidia-smi" in said.out
+
+
+def test_a_failure_after_an_error_that_passed_is_unknown(tmp_path, capsys):
+    path = tmp_path / "log"
+    path.write_text(PASSED + "error: the widget is bent\n")
+    assert main(["doctor", "--explain", str(path)]) == 1
+    said = capsys.readouterr()
+    assert "gpu-memory-full" in said.out
+    assert "line 4: error: the widget is bent" in said.err
+
+
+def test_a_warning_that_passed_is_named_beside_a_healthy_log(tmp_path, capsys):
+    path = tmp_path / "log"
+    path.write_text("WARNING: CUDA out of memory, skipping batch 3\nstep 4 loss 0.1\n")
+    assert main(["doctor", "--explain", str(path)]) == 0
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert "no error found" in said.err
+    assert "line 1: gpu-memory-full, but the log goes on" in said.err
+
+
 @pytest.mark.parametrize("text", ["", "all is well\n", "step 1\n0 errors, 0 warnings\n"])
 def test_a_log_without_an_error_says_so_and_ends_with_0(tmp_path, capsys, text):
     path = tmp_path / "log"

@@ -250,6 +250,21 @@ FAILED = (
             id="a smaller batch begins",
         ),
         pytest.param(
+            "RuntimeError: CUDA out of memory.\nINFO step 300 loss 1.0",
+            {"gpu-memory-full": "certain"},
+            id="one step, which may be of another process, or from a buffer",
+        ),
+        pytest.param(
+            "RuntimeError: CUDA out of memory.\nstep 300 loss 1.0\nstep 301 loss 1.0",
+            {},
+            id="the training goes on",
+        ),
+        pytest.param(
+            "WARNING: CUDA out of memory, skipping batch 3\nstep 4 loss 0.1",
+            {},
+            id="the program says that it goes on",
+        ),
+        pytest.param(
             "[rank0]: torch.OutOfMemoryError: CUDA out of memory.\nstep 9/9 loss=2.3",
             {"gpu-memory-full": "certain"},
             id="another rank went on",
@@ -264,6 +279,33 @@ FAILED = (
 def test_a_retry_counts_only_as_far_as_the_log_shows_that_it_failed(log, certainties):
     found = explain_text(log).found
     assert {each.error.name: each.error.certainty for each in found} == certainties
+
+
+OVER = """\
+Traceback (most recent call last):
+  File "/home/u/train.py", line 41, in <module>
+RuntimeError: CUDA out of memory.
+step 300 loss 1.0
+step 301 loss 1.0
+"""
+
+
+@pytest.mark.parametrize(
+    ("log", "passed", "failure"),
+    [
+        pytest.param(OVER, ["gpu-memory-full"], None, id="nothing else failed"),
+        pytest.param(
+            OVER + "error: the widget is bent\n", ["gpu-memory-full"], 6, id="another failure"
+        ),
+        pytest.param("error: bent\n" * 300 + OVER, ["gpu-memory-full"], 1, id="one long before"),
+        pytest.param(OVER + OVER[:140], [], 1, id="it came again"),
+    ],
+)
+def test_what_the_log_goes_on_after_is_kept_as_passed(log, passed, failure):
+    explanation = explain_text(log)
+    assert [each.error.name for each in explanation.passed] == passed
+    assert (explanation.failure and explanation.failure.line_number) == failure
+    assert explanation.has_failed
 
 
 REFUSED = "curl: (7) Failed to connect to localhost port 8000 after 0 ms: Connection refused\n"

@@ -26,6 +26,7 @@ from labkit.host.torch_builds import BUILDS
 if TYPE_CHECKING:
     from labkit.doctor.check import Host
     from labkit.doctor.run import Attempt, Examination, Offer
+    from labkit.known_errors.match import Explanation
 
 # The images to test GPU access with: the lab's own images and their base image.
 IMAGES = (*(f"labkit:{name}" for name in BUILDS), "debian:bookworm-slim")
@@ -97,39 +98,56 @@ def explain(arguments: argparse.Namespace) -> int:
     """Prints the causes found in the text.
 
     Without one, it says that the text shows no error (exit 0), or none that is known by more than
-    its form (exit 1).
+    its form, or only one after which the log goes on (exit 1).
     After Ctrl-C it explains what standard input brought until then (exit 130).
     """
     from labkit.host.distribution import read_distribution
-    from labkit.known_errors.context import advise_unknown
     from labkit.known_errors.match import explain_file, format_explanation
     from labkit.known_errors.unpack import LogContent
 
     with open_log(arguments.explain) as log, LogContent(log) as content:
         explanation = explain_file(cast("BinaryIO", content))
     distribution = read_distribution()
+    if not explanation.found and not explanation.has_failed and not content.is_text:
+        name = "standard input" if arguments.explain == "-" else arguments.explain
+        raise UsageError(
+            f"{name} is not text",
+            fix="labkit doctor --explain FILE   # a file with a log, or - for standard input",
+        )
     if arguments.json:
         print_json(explanation.describe(distribution))
-    elif explanation.found:
-        print(format_explanation(explanation, distribution))
-    # What is known only by its form leaves the question open.
-    failure = None if explanation.first else explanation.failure
-    if not explanation.found and failure is None:
-        if not content.is_text:
-            name = "standard input" if arguments.explain == "-" else arguments.explain
-            raise UsageError(
-                f"{name} is not text",
-                fix="labkit doctor --explain FILE   # a file with a log, or - for standard input",
-            )
-        print("no error found in this text", file=sys.stderr)
-    if failure is not None:
-        print("the doctor does not know the error in this text", file=sys.stderr)
-        print(f"line {failure.line_number}: {failure.line}", file=sys.stderr)
-        print(advise_unknown(explanation.context), file=sys.stderr)
+    elif text := format_explanation(explanation, distribution):
+        print(text)
+    for line in list_remarks(explanation):
+        print(line, file=sys.stderr)
     if isinstance(log, StoppableInput) and log.is_stopped:
         print("interrupted: only what came before is explained", file=sys.stderr)
         return ExitCode.INTERRUPTED
-    return ExitCode.FAILED if failure is not None else ExitCode.OK
+    has_failed = explanation.has_failed and not explanation.first
+    return ExitCode.FAILED if has_failed else ExitCode.OK
+
+
+def list_remarks(explanation: Explanation) -> list[str]:
+    """What to say beside the known errors: that there are none, or what is still unknown."""
+    from labkit.known_errors.context import advise_unknown
+
+    if explanation.first:
+        return []
+    if failure := explanation.failure:
+        return [
+            "the doctor does not know the error in this text",
+            f"line {failure.line_number}: {failure.line}",
+            advise_unknown(explanation.context),
+        ]
+    if explanation.found or explanation.has_failed:
+        return []
+    return [
+        "no error found in this text",
+        *(
+            f"line {each.line_number}: {each.error.name}, but the log goes on after it"
+            for each in explanation.passed
+        ),
+    ]
 
 
 class StoppableInput(io.RawIOBase):

@@ -20,6 +20,7 @@ from labkit.known_errors.mention import (
     PROGRESS_WORDS,
     RETRY,
     RETRY_BELOW,
+    STEPS,
     TRANSIENT,
     find_stage,
     is_documented,
@@ -89,8 +90,9 @@ SLACK = 8
 class ErrorPlace(NamedTuple):
     """Where an error was found: its line's number and quote, and the values in its text.
 
-    ``end`` is the last line of the text, ``last``, ``stage`` and ``retried`` are of the last line
-    that shows the error. ``reported`` is true if a person's sentence, not a program, shows it.
+    ``end`` is the last line of the text, ``last``, ``stage``, ``retried`` and ``last_line`` (its
+    quote) are of the last line that shows the error. ``reported`` is true if a person's sentence,
+    not a program, shows it.
     """
 
     number: int
@@ -101,6 +103,7 @@ class ErrorPlace(NamedTuple):
     stage: str
     retried: bool
     reported: bool
+    last_line: str
 
 
 class _Words(set[bytes]):
@@ -135,8 +138,19 @@ class _Words(set[bytes]):
         return False
 
 
-# A line that shows progress or a final failure: its number, its stage, whether it failed.
-Outcome = tuple[int, str, bool]
+class Outcome(NamedTuple):
+    """A line that shows progress or a final failure: its number, its stage, whether it failed.
+
+    ``is_step``: it only says that a step of a training is done, which another process may have
+    written, or this one before the error: what is printed waits in a buffer, an error does not.
+    """
+
+    number: int
+    stage: str
+    is_final: bool
+    is_step: bool
+
+
 _Possible = list[tuple[KnownError, list[tuple[SearchPlan, list["Chunk"]]]]]
 
 
@@ -351,16 +365,19 @@ class LogBlock:
         for place in reversed(found):
             if place.reported == first.reported:
                 values |= place.values
-        return first._replace(values=values, last=last.last, stage=last.stage, retried=last.retried)
+        return first._replace(
+            values=values,
+            last=last.last,
+            stage=last.stage,
+            retried=last.retried,
+            last_line=last.last_line,
+        )
 
     def list_outcomes(self, first: int) -> Iterator[Outcome]:
-        """The lines that show progress or a final failure: number, stage, and whether it failed.
-
-        Only lines from the one with the number ``first`` on.
-        """
+        """The lines that show progress or a final failure, from the number ``first`` on."""
         start = bisect_left(self.numbers, first)
         starts = self._starts
-        found: dict[int, bool] = {}
+        found: dict[int, set[str]] = {}
         for outcome in _list_outcomes():
             if not self.words.issuperset(outcome.words):
                 continue
@@ -370,12 +387,13 @@ class LogBlock:
                     place = bisect_right(starts, at) - 1
                     line = self._text[starts[place] : starts[place + 1] - 1]
                     if outcome.regex.search(line):
-                        found[place] = outcome.is_final or found.get(place, False)
+                        found.setdefault(place, set()).add(outcome.kind)
                     at = self._text.find(text, starts[place + 1])
         for place in sorted(found):
             line = self._text[starts[place] : starts[place + 1] - 1]
             if not PROGRESS_WORDS.isdisjoint(_split_words(line)):
-                yield self.numbers[place], find_stage(strip_ansi(self.lines[place])), found[place]
+                stage, kinds = find_stage(strip_ansi(self.lines[place])), found[place]
+                yield Outcome(self.numbers[place], stage, "final" in kinds, kinds == {"step"})
 
     def _search(
         self, plan: SearchPlan, chunks: Sequence[Chunk], *, only_last: bool
@@ -423,13 +441,14 @@ class LogBlock:
         below = window[match.end() : match.end() + 400].split("\n")
         retried = error.passes and bool(
             RETRY.search("\n".join(around.split("\n")[-3:]))
-            or RETRY_BELOW.search("\n".join(below[1:3]))
+            or RETRY_BELOW.search("\n".join(below[:3]))
         )
         retried = retried and not FINAL.search(line.lower())
         end = self.numbers[place + window.count("\n", begin, match.end())]
         quote = quote_line(line, match.group())
         stage = find_stage(strip_ansi(line)[:100])
-        return ErrorPlace(number, end, quote, values, number, stage, retried, found.reported)
+        reported = found.reported
+        return ErrorPlace(number, end, quote, values, number, stage, retried, reported, quote)
 
     def _list_windows(self, plan: SearchPlan, chunks: Iterable[Chunk]) -> Iterator[tuple[int, int]]:
         """The ranges of lines that have all that the plan needs; overlapping ones are merged."""
@@ -480,12 +499,12 @@ def _put_rarest_first(text: str, needed: Sequence[tuple[str, ...]]) -> Sequence[
 
 
 class _OutcomeText(NamedTuple):
-    """A text of `PROGRESS` or `FINAL`: runs of letters that its line has, and one of some texts."""
+    """A text of `PROGRESS`, `STEPS` or `FINAL`: runs of letters of its line, one of some texts."""
 
     regex: re.Pattern[str]
     words: frozenset[bytes]
     texts: Sequence[str]
-    is_final: bool
+    kind: str
 
 
 @cache
@@ -499,9 +518,9 @@ def _list_outcomes() -> list[_OutcomeText]:
                 if run.startswith(" ") and run.endswith(" ")
             ),
             max(each.texts, key=shortest_length, default=("",)),
-            is_final,
+            kind,
         )
-        for regex, is_final in ((PROGRESS, False), (FINAL, True))
+        for regex, kind in ((PROGRESS, "progress"), (STEPS, "step"), (FINAL, "final"))
         for each in split_alternatives(regex.pattern)
     ]
 
@@ -514,8 +533,9 @@ def _is_excused(window: str, match: re.Match[str], error: KnownError) -> bool:
     """True if the line only mentions the error, or shows that it is another error."""
     before, after = _split_line(window, match)
     # The form of a failure, which has no cause of its own, is an exception's name and no more.
-    if is_mention(before, after, "" if error.cause else match.group()) or (
-        error.passes and TRANSIENT.search(after)
+    is_known = bool(error.cause)
+    if is_mention(before, after, "" if is_known else match.group()) or (
+        is_known and error.passes and TRANSIENT.search(after)
     ):
         return True
     start, end = match.start() - len(before), match.end() + len(after)

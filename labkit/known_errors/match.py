@@ -80,12 +80,15 @@ class Explanation:
     """The known errors found in a text: causes first, their effects after them.
 
     ``failure`` is the first line that shows that something failed, None if no line does: without
-    a known error it tells a text with an unknown error from a healthy log.
+    a known error it tells a text with an unknown error from a healthy log. ``passed`` are errors
+    after which the log goes on; ``has_failed`` is true if something failed, even if it passed.
     """
 
     found: tuple[Match, ...] = ()
     context: Context = field(default_factory=Context)
     failure: Match | None = None
+    passed: tuple[Match, ...] = ()
+    has_failed: bool = False
 
     @property
     def first(self) -> Match | None:
@@ -105,6 +108,7 @@ class Explanation:
             "unexplained": None
             if self.first or not self.failure
             else {"line_number": self.failure.line_number, "line": self.failure.line},
+            "passed": [each.describe(distribution) for each in self.passed],
             "read_from_text": {**self.context.values, "signs": sorted(self.context.signs)},
         }
 
@@ -124,7 +128,7 @@ def explain_text(
     scan = Scan(known, Context(set(signs)))
     for lines in repeat_ends(read_pieces([text + "\n"])):
         scan.read_lines(lines)
-    return _rank_matches(scan.places, known, scan.context)
+    return _rank_matches(scan, known)
 
 
 def explain_file(file: BinaryIO, workers: int | None = None) -> Explanation:
@@ -139,7 +143,7 @@ def explain_file(file: BinaryIO, workers: int | None = None) -> Explanation:
         scan.read_lines(lines)
     if following := next(blocks, None):
         read_parallel(scan, chain([following], blocks), workers or count_workers())
-    return _rank_matches(scan.places, KNOWN_ERRORS, scan.context)
+    return _rank_matches(scan, KNOWN_ERRORS)
 
 
 # Errors whose fixes help only where there is a GPU.
@@ -170,15 +174,21 @@ def hint_at(text: str, distribution: Distribution, *, has_gpu: bool = True) -> s
 def format_explanation(explanation: Explanation, distribution: Distribution) -> str:
     """The explanation for a person: a block for each known error, in the order to fix them.
 
-    The fixes are those of the distribution that the text names, else of ``distribution``.
+    Where none of them explains that something failed, those that passed follow. The fixes are those
+    of the distribution that the text names, else of ``distribution``.
     """
     distribution = explanation.context.choose_distribution(distribution)
-    return "\n\n".join(_format_match(each, distribution) for each in explanation.found)
+    blocks = [_format_match(each, distribution) for each in explanation.found]
+    if explanation.has_failed and not explanation.first:
+        remark = "but the log goes on after it: it may have passed"
+        blocks += [_format_match(each, distribution, remark) for each in explanation.passed]
+    return "\n\n".join(blocks)
 
 
-def _format_match(found: Match, distribution: Distribution) -> str:
+def _format_match(found: Match, distribution: Distribution, remark: str = "") -> str:
     error = found.error
     lines = [f"{error.name} ({error.certainty})", f"  line {found.line_number}: {found.line}"]
+    lines += [f"  {remark}"] if remark else []
     if found.caused_by:  # its own fix would mend nothing as long as the cause is there
         return "\n".join([*lines, f"  comes from: {found.caused_by}"])
     fix, otherwise = found.write_fixes(distribution)
@@ -189,11 +199,23 @@ def _format_match(found: Match, distribution: Distribution) -> str:
     return "\n".join(lines)
 
 
-def _rank_matches(
-    places: Mapping[KnownError, ErrorPlace], known: Sequence[KnownError], context: Context
-) -> Explanation:
-    failed = places.get(FAILURE)
+def _rank_matches(scan: Scan, known: Sequence[KnownError]) -> Explanation:
+    failed = scan.places.get(FAILURE)
     failure = failed and Match(FAILURE, failed.number, failed.line)
+    # One that came again did not pass.
+    over = {error: scan.passed[error] for error in scan.passed if error not in scan.places}
+    return Explanation(
+        _list_matches(scan.places, known, scan.context),
+        scan.context,
+        failure,
+        _list_matches(over, known, scan.context),
+        failure is not None or FAILURE in scan.passed,
+    )
+
+
+def _list_matches(
+    places: Mapping[KnownError, ErrorPlace], known: Sequence[KnownError], context: Context
+) -> tuple[Match, ...]:
     places = _leave_out_general({error: places[error] for error in places if error != FAILURE})
     by_name = {error.name: error for error in known}
     effects = {error.name: _list_effects(error, by_name) for error in places}
@@ -220,8 +242,7 @@ def _rank_matches(
             adapted = replace(adapted, certainty="possible")
         cause = next((name for name in effects if error.name in effects[name]), None)
         found.append(Match(adapted, place.number, place.line, cause, context))
-    ranked = sorted(found, key=lambda each: _rank(each, effects))
-    return Explanation(tuple(ranked), context, failure)
+    return tuple(sorted(found, key=lambda each: _rank(each, effects)))
 
 
 def _compute_share(values: Mapping[str, str]) -> Mapping[str, str]:

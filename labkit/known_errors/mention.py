@@ -234,14 +234,14 @@ RETRY = re.compile(
     r"|\battempt \d+ ?(?:of|/) ?\d+",
     re.IGNORECASE,
 )
-# After the text: the program repeats the step with less, or leaves it out.
+# After the text, on its line too: the program repeats the step with less, or leaves it out.
 RETRY_BELOW = re.compile(
     r"\bretrying\b|\b(?:trying|try) (?:again|with (?:a )?(?:smaller|lower|batch|tiled|fewer))"
     r"|\btrying batch|\b(?:reduc|lower|halv|decreas)ing (?:the )?(?:\w{1,12} )?batch"
     r"|\bskipping (?:this |the )?(?:batch|sample|step)|\bfalling back to\b",
     re.IGNORECASE,
 )
-# The words of PROGRESS and FINAL: a line without them is not such a line.
+# The words of PROGRESS, STEPS and FINAL: a line without them is not such a line.
 PROGRESS_WORDS = frozenset(
     b"collecting downloading downloaded installed satisfied up unpacking fetched complete running"
     b" startup started done saved epoch finished succeeded recovered reconnected healthy exporting"
@@ -263,12 +263,15 @@ PROGRESS = re.compile(
     r"|\bconnection (?:established|restored)|\bready (?:for|to accept) connections"
     r"|^[^a-z]*get:\d+ http|\bfetched [\d.,]+ [kmg]?b in|\b(?:setting up|unpacking) [\w.:+-]+ \("
     r"|\bpull complete|application startup complete|\bis running at\b|\bexporting to image"
-    r"|\bnaming to \S+ done|\bepoch \d+|\bsaved (?:checkpoint|model)"
+    r"|\bnaming to \S+ done|\bsaved (?:checkpoint|model)"
     r"|\b(?:retry|attempt).{0,20}\bsucceeded"
-    r"|\bbatch.size.{0,12}\bsucceeded|'loss': \d"
-    r"|\b(?:step|iter\w*|batch)\W{0,3}\d.{0,60}\bloss\W{0,3}\d"
+    r"|\bbatch.size.{0,12}\bsucceeded"
     r"|\bprompt executed in \d|\btraining (?:finished|completed?|done)\b"
     r"|\breconnected\b|\brecovered\b|\bcontainer \S+ +(?:started|healthy)|\bdone in \d"
+)
+# In lower case: a step of a training is done.
+STEPS = re.compile(
+    r"\bepoch \d+|'loss': \d|\b(?:step|iter\w*|batch)\W{0,3}\d.{0,60}\bloss\W{0,3}\d"
 )
 # In lower case: the program gave up.
 FINAL = re.compile(

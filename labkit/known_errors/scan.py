@@ -59,11 +59,15 @@ FAILURE = KnownError(
     ),
     "",
     Fix(""),
+    passes=True,
     # An exception's message may have any word.
     unless=r"^(?!(?:\w{1,40}\.){0,8}\w{0,40}(?-i:Error|Exception): ).{0,400}"
     r"(?:\b(?:0|no) errors?\b|(?<!\d\s)\bignor|\bretr|\bwarn|falling back"
     r"|errors?: (?:0|None|null)\b|(?:code|status):? \d{1,3}\.\s*$|(?-i:segmentation fault))",
 )
+
+# So many lines above an exception its traceback may begin.
+LONGEST_TRACEBACK = 200
 
 Found = Sequence[tuple[str, ErrorPlace]]
 # What a log says of its machine stands at its start and near its errors: later blocks without any
@@ -72,10 +76,16 @@ BLOCKS_OF_FACTS = 8
 
 
 class Scan:
-    """What the blocks read so far show: the place of each known error, and facts of the machine."""
+    """What the blocks read so far show: the place of each known error, and facts of the machine.
+
+    ``passed`` are the places of those after which the log goes on: they ended nothing.
+    """
 
     def __init__(self, known: Sequence[KnownError], context: Context) -> None:
         self.places: dict[KnownError, ErrorPlace] = {}
+        self.passed: dict[KnownError, ErrorPlace] = {}
+        # Of an error that may pass: the line of the first step of a training after it.
+        self._steps: dict[KnownError, int] = {}
         self.context = context
         self._index = index_all() if known is KNOWN_ERRORS else Index((*known, FAILURE))
         self._by_name = {error.name: error for error in (*known, FAILURE)}
@@ -84,18 +94,20 @@ class Scan:
         self._count, self._seen = 0, set[str]()
         self._last = NumberedLines([], [])
 
-    @property
-    def passing(self) -> frozenset[str]:
-        """The names of errors that a log may show to have passed."""
-        return self._index.passing
-
     def read_lines(self, lines: NumberedLines) -> None:
         """Reads the next block, which begins with the last lines of the one before it."""
         block = LogBlock(lines)
-        found = find_errors(block, self._index, self.list_shown())
+        found = find_errors(block, self._index, self.list_ended(), self._list_shown())
         self.add(lines, found, partial(read_facts, block), block.list_outcomes)
 
-    def list_shown(self) -> frozenset[str]:
+    def list_ended(self) -> frozenset[str]:
+        """The names of errors that need not be searched for again: they are shown, and stay."""
+        ended = self._list_shown() - self._index.passing
+        # That something failed is certain at once; where it failed last matters after a retry.
+        is_certain = FAILURE in self.places and not self.passed
+        return ended | {FAILURE.name} if is_certain else ended
+
+    def _list_shown(self) -> frozenset[str]:
         """The names of errors that a program's own line showed: a person's may tell of another."""
         places = self.places.items()
         return frozenset(error.name for error, place in places if not place.reported)
@@ -125,28 +137,54 @@ class Scan:
             first = self.places.get(error, place)
             if first.reported and not place.reported:
                 first = place
+            if place.last != first.last:
+                self._steps.pop(error, None)
             self.places[error] = first._replace(
-                last=place.last, stage=place.stage, retried=place.retried
+                last=place.last,
+                stage=place.stage,
+                retried=place.retried,
+                last_line=place.last_line,
             )
-        if waiting := [error for error in self.places if error.passes]:
-            self._forget_what_passed(waiting, list_outcomes)
+        if waiting := [error for error in self.places if error.passes and error != FAILURE]:
+            self._move_what_passed(waiting, list_outcomes)
 
-    def _forget_what_passed(
+    def _move_what_passed(
         self,
         waiting: Sequence[KnownError],
         list_outcomes: Callable[[int], Iterable[Outcome]],
     ) -> None:
-        """Drops errors that the log shows progress after; a retry that failed is certain."""
+        """Puts aside errors that the log shows progress after; a retry that failed is certain."""
         places = self.places
-        for number, stage, final in list_outcomes(min(places[each].last for each in waiting)):
+        for outcome in list_outcomes(min(places[each].last for each in waiting)):
             for error in waiting:
                 place = places.get(error)
-                if place is None or number < place.last or not _is_of(stage, place.stage):
+                if place is None or outcome.number < place.last:
                     continue
-                if final:
+                if not _is_of(outcome.stage, place.stage):
+                    continue
+                if outcome.is_final:
                     places[error] = place._replace(retried=False)
-                elif number > place.last:
-                    del places[error]
+                elif outcome.number > place.last and self._is_over(error, place, outcome):
+                    self.passed.setdefault(error, places.pop(error))
+                    self._move_failure(place, outcome.number)
+
+    def _is_over(self, error: KnownError, place: ErrorPlace, outcome: Outcome) -> bool:
+        """Whether progress shows that the program went on.
+
+        A single step of a training does not where nothing says that the program tries again.
+        """
+        if not outcome.is_step or place.retried or outcome.stage:
+            return True
+        return self._steps.setdefault(error, outcome.number) != outcome.number
+
+    def _move_failure(self, passed: ErrorPlace, until: int) -> None:
+        """Puts aside the failure that an error that passed was; a later one takes its place."""
+        failure = self.places.get(FAILURE)
+        if failure is None or not passed.number - LONGEST_TRACEBACK <= failure.number < until:
+            return
+        self.passed.setdefault(FAILURE, self.places.pop(FAILURE))
+        if failure.last > until:
+            self.places[FAILURE] = failure._replace(number=failure.last, line=failure.last_line)
 
 
 def repeat_ends(blocks: Iterable[NumberedLines]) -> Iterator[NumberedLines]:
@@ -166,9 +204,17 @@ def _is_of(stage: str, failed: str) -> bool:
     return stage == failed or (stage == "" and not failed.startswith("rank"))
 
 
-def find_errors(block: LogBlock, index: Index, shown: frozenset[str]) -> Found:
-    """The places of errors in a block; of those shown before, only where they may pass."""
-    possible = block.list_possible(index, shown - index.passing)
+def find_errors(
+    block: LogBlock,
+    index: Index,
+    ended: frozenset[str],
+    shown: frozenset[str] = frozenset(),
+) -> Found:
+    """The places of errors in a block, but those with ``ended`` names.
+
+    Of those ``shown`` before only the last place counts.
+    """
+    possible = block.list_possible(index, ended)
     found = (
         # Of an error that passes, the last place counts, too.
         (error.name, block.find(error, plans, only_last=error.name in shown))
