@@ -1,0 +1,60 @@
+"""What a text of a training says chooses the cause and fix that a newcomer needs."""
+
+from __future__ import annotations
+
+import pytest
+
+from labkit.host.distribution import UNKNOWN
+from labkit.known_errors.match import explain_text, format_explanation
+
+
+def show(text):
+    """What the doctor prints about a text."""
+    return format_explanation(explain_text(text), UNKNOWN)
+
+
+def write_state_error(missing, unexpected, model="Net"):
+    """What load_state_dict raises, each list by its first name and another."""
+    return (
+        f"RuntimeError: Error(s) in loading state_dict for {model}:\n"
+        f'\tMissing key(s) in state_dict: "{missing}conv1.weight", "{missing}fc.bias". \n'
+        f'\tUnexpected key(s) in state_dict: "{unexpected}conv1.weight", "{unexpected}fc.bias". \n'
+    )
+
+
+LOADED = 'state_dict: "layer.weight". \n\tUnexpected key(s) in state_dict: "epoch", "{}", "lr". \n'
+
+
+@pytest.mark.parametrize(
+    ("text", "fix"),
+    [
+        (
+            write_state_error("module.", "", "DataParallel"),
+            "model.module.load_state_dict(state)",
+        ),
+        (write_state_error("", "module."), 'key.removeprefix("module.")'),
+        (write_state_error("_orig_mod.", ""), "model._orig_mod.load_state_dict(state)"),
+        (write_state_error("", "_orig_mod."), 'key.removeprefix("_orig_mod.")'),
+        (
+            write_state_error("", "module._orig_mod."),
+            'key.replace("_orig_mod.", "").removeprefix("module.")',
+        ),
+        (write_state_error("", "model."), 'key.removeprefix("model.")'),
+        (write_state_error("model.", ""), "model.model.load_state_dict(state)"),
+        (write_state_error("model.", "model.a."), "print(list(state)[:5]"),
+        (write_state_error("model.", "module.model."), 'key.removeprefix("module.")'),
+        (write_state_error("", "base_model.model."), "PeftModel.from_pretrained(base_model"),
+        (write_state_error("base_model.model.", ""), "before get_peft_model"),
+        (write_state_error("a.", "b."), "print(list(state)[:5]"),
+        (
+            f"Error(s) in loading state_dict for Net:\n\tMissing key(s) in {LOADED}".format(
+                "model_state_dict"
+            ),
+            '["model_state_dict"])',
+        ),
+    ],
+)
+def test_the_side_that_has_a_prefix_chooses_how_weights_are_loaded(text, fix):
+    said = show(text)
+    assert f"try: {fix}" in said or fix in said.partition("try: ")[2].partition("   #")[0]
+    assert ("strict=False would load nothing" in said) is ("print(list" not in fix)
