@@ -58,3 +58,38 @@ def test_the_side_that_has_a_prefix_chooses_how_weights_are_loaded(text, fix):
     said = show(text)
     assert f"try: {fix}" in said or fix in said.partition("try: ")[2].partition("   #")[0]
     assert ("strict=False would load nothing" in said) is ("print(list" not in fix)
+
+
+IMPORT = """\
+  File "/v/lib/python3.11/site-packages/torch/__init__.py", line 367, in <module>
+    from torch._C import *  # noqa: F403
+    ^^^^^^^^^^^^^^^^^^^^^^
+ImportError: {}: cannot open shared object file: No such file or directory
+"""
+LOAD = """\
+  File "/v/lib/python3.12/site-packages/torch/__init__.py", line 310, in _load_global_deps
+    ctypes.CDLL(global_deps_lib_path, mode=ctypes.RTLD_GLOBAL)
+  File "/usr/lib/python3.12/ctypes/__init__.py", line 379, in __init__
+    self._handle = _dlopen(self._name, mode)
+                   ^^^^^^^^^^^^^^^^^^^^^^^^^
+OSError: {}: cannot open shared object file: No such file or directory
+"""
+
+
+@pytest.mark.parametrize("place", [IMPORT, LOAD], ids=["import", "load"])
+@pytest.mark.parametrize(
+    "library",
+    ["libcudart.so.12", "libcublas.so.11", "libcudart.so.13", "libcufft.so.11", "libcudnn.so.9"],
+)
+def test_a_torch_that_does_not_start_is_installed_again(place, library):
+    said = show(place.format(library))
+    fix = said.partition("try: ")[2].partition("\n")[0]
+    assert fix.partition("   #")[0].startswith("pip install --force-reinstall torch torchvision")
+    assert "torch itself does not start" in said
+    assert f"Error: {library}: cannot open" in said.splitlines()[1]
+    assert ("whl/cu126" in said) is (library == "libcudart.so.12")
+
+
+def test_another_package_that_does_not_start_leaves_torch_as_it_is():
+    text = IMPORT.replace("torch/__init__", "flash_attn/__init__").replace("torch._C", "flash._C")
+    assert "torch itself" not in show(text.format("libcudart.so.12"))

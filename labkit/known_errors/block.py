@@ -48,6 +48,8 @@ _RAISER = re.compile(
     r"(?:site|dist)-packages[/\\](?!torch[/\\](?:nn[/\\]modules[/\\]module|_ops)\.py)"
     r"([A-Za-z]\w{0,60})[/\\.]"
 )
+# The line with which Python ends a traceback.
+_RAISED = re.compile(r"(?:[A-Za-z_]\w{0,40}\.){0,6}[A-Z]\w{0,40}(?:Error|Exception): ")
 # pip's names of packages whose module has another name, or the name of another package.
 _DISTRIBUTIONS = {
     "attr": "attrs",
@@ -432,6 +434,10 @@ class LogBlock:
     def _describe(self, found: _Found, error: KnownError) -> ErrorPlace:
         match, window = found.match, found.window
         begin = window.rfind("\n", 0, match.start()) + 1
+        last = window.rfind("\n", begin, match.end()) + 1
+        # What is found with the code above an exception is shown at the exception's own line.
+        if last > begin and _RAISED.match(window, last):
+            begin = last
         place = found.first + window.count("\n", 0, begin)
         number, line = self.numbers[place], self.lines[place]
         values = {name: text for name, text in match.groupdict().items() if text is not None}
@@ -445,7 +451,7 @@ class LogBlock:
         )
         retried = retried and not FINAL.search(line.lower())
         end = self.numbers[place + window.count("\n", begin, match.end())]
-        quote = quote_line(line, match.group())
+        quote = quote_line(line, window[max(begin, match.start()) : match.end()])
         stage = find_stage(strip_ansi(line)[:100])
         reported = found.reported
         return ErrorPlace(number, end, quote, values, number, stage, retried, reported, quote)
