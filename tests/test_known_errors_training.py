@@ -93,3 +93,34 @@ def test_a_torch_that_does_not_start_is_installed_again(place, library):
 def test_another_package_that_does_not_start_leaves_torch_as_it_is():
     text = IMPORT.replace("torch/__init__", "flash_attn/__init__").replace("torch._C", "flash._C")
     assert "torch itself" not in show(text.format("libcudart.so.12"))
+
+
+PIECES = (
+    "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total"
+    " capacity of 24.00 GiB of which 1.00 GiB is free. Of the allocated memory 19.00 GiB is"
+    " allocated by PyTorch, and 3.00 GiB is reserved by PyTorch but unallocated.\n"
+)
+ADVISED = "If reserved but unallocated memory is large try setting {}=expandable_segments:True\n"
+DEPRECATED = "Warning: PYTORCH_CUDA_ALLOC_CONF is deprecated, use PYTORCH_ALLOC_CONF instead\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "variable"),
+    [
+        (PIECES, "PYTORCH_CUDA_ALLOC_CONF"),
+        (PIECES + ADVISED.format("PYTORCH_CUDA_ALLOC_CONF"), "PYTORCH_CUDA_ALLOC_CONF"),
+        (PIECES + ADVISED.format("PYTORCH_ALLOC_CONF"), "PYTORCH_ALLOC_CONF"),
+        (PIECES + ADVISED.format("PYTORCH_HIP_ALLOC_CONF"), "PYTORCH_HIP_ALLOC_CONF"),
+        (PIECES + DEPRECATED, "PYTORCH_CUDA_ALLOC_CONF"),
+        ("torch 2.10.0+cu128\n" + PIECES, "PYTORCH_ALLOC_CONF"),
+        ("torch 2.9.1+cu128\n" + PIECES, "PYTORCH_CUDA_ALLOC_CONF"),
+        ("torch 2.6.0+rocm6.2.4\n" + PIECES, "PYTORCH_HIP_ALLOC_CONF"),
+    ],
+)
+def test_the_allocators_settings_have_the_name_that_this_torch_reads(text, variable):
+    assert f"try: export {variable}=expandable_segments:True" in show(text)
+
+
+def test_windows_joins_free_pieces_in_its_own_way():
+    said = show('File "C:\\ai\\train.py", line 3\n' + PIECES)
+    assert 'try: set "PYTORCH_CUDA_ALLOC_CONF=backend:cudaMallocAsync"' in said

@@ -53,6 +53,8 @@ _CHOOSE_GPU = (
     " Accelerator   # then run all cells again: !nvidia-smi must list it; if a GPU is chosen: end"
     " the session and start another one, which may get another machine"
 )
+# Where it is set; to unset it, all its names are given.
+_ALLOCATOR = re.compile(r"\bPYTORCH_(?:CUDA_|HIP_)?ALLOC_CONF(?==| in the shell)")
 _OWN_WORDS = {"windows": "Windows", "mac": "macOS"}
 
 
@@ -63,7 +65,8 @@ class LogHost:
     ``family`` is the distribution's; ``python`` is the command that starts the Python of the log's
     own paths, None if it is simply ``python``; ``python_version`` is "3.9" and the like.
     ``torch_version`` is the release of torch that is installed, ``driver`` NVIDIA's branch, such as
-    570; ``blackwell``: its GPU needs a build for CUDA 12.8 or newer.
+    570; ``blackwell``: its GPU needs a build for CUDA 12.8 or newer. ``allocator_variable`` is the
+    environment variable that this torch reads its allocator's settings from.
     """
 
     system: System = "linux"
@@ -74,6 +77,7 @@ class LogHost:
     torch_version: str | None = None
     driver: int | None = None
     blackwell: bool = False
+    allocator_variable: str = "PYTORCH_CUDA_ALLOC_CONF"
 
     def write(self, fix: str) -> str:
         """The fix with its commands as this machine runs them.
@@ -83,7 +87,7 @@ class LogHost:
         >>> LogHost(family="fedora").write("sudo apt-get install g++ python3-dev")
         'sudo dnf install gcc-c++ python3-devel'
         """
-        fix = self._prefer_own(fix)
+        fix = _ALLOCATOR.sub(self.allocator_variable, self._prefer_own(fix))
         command, mark, comment = fix.partition(COMMENT)
         command = self._add_toolkit_source(self._complete_torch(command))
         command = self._choose_python(self._translate(command))

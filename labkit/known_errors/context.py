@@ -590,6 +590,14 @@ VALUES = (
         r"(?:(?<=collecting torch==)|\b(?=2\.\d{1,2}\.\d\+c(?:pu|u\d{3})\b))(2\.\d{1,2}\.\d)\b",
         "+cu|+cpu|collecting torch==",
     ),
+    # What torch advises with an error of its own; its warning about the old name also names the new
+    # one, which torch 2.9 does not read yet.
+    _sign(
+        "allocator",
+        "alloc",
+        r"(?:setting|management and) (pytorch_(?:cuda_|hip_)?alloc_conf)\b",
+        "alloc_conf",
+    ),
     _sign(
         "nvcc",
         "compilation",
@@ -932,7 +940,20 @@ class Context:
             self.values.get("release"),
             self._driver_branch,
             "blackwell" in self.list_conditions(),
+            self._name_allocator_variable(),
         )
+
+    def _name_allocator_variable(self) -> str:
+        """The variable of the allocator's settings: the old name where the release is unknown.
+
+        Every torch reads the old one, torch 2.10 with a warning, and only from 2.10 on the new one.
+        """
+        if named := self.values.get("allocator"):
+            return named.upper()
+        release = _read_version(self.values.get("release"))
+        if "lab" in self.signs or (release and release >= (2, 10)):
+            return "PYTORCH_ALLOC_CONF"
+        return "PYTORCH_HIP_ALLOC_CONF" if "rocm" in self.signs else "PYTORCH_CUDA_ALLOC_CONF"
 
 
 def has_code(build: str, capability: Capability) -> bool:
