@@ -124,3 +124,22 @@ def test_the_allocators_settings_have_the_name_that_this_torch_reads(text, varia
 def test_windows_joins_free_pieces_in_its_own_way():
     said = show('File "C:\\ai\\train.py", line 3\n' + PIECES)
     assert 'try: set "PYTORCH_CUDA_ALLOC_CONF=backend:cudaMallocAsync"' in said
+
+
+CUBLAS = "RuntimeError: CUDA error: CUBLAS_STATUS_{} when calling `cublasCreate(handle)`\n"
+
+
+@pytest.mark.parametrize("status", ["ALLOC_FAILED", "NOT_INITIALIZED"])
+def test_a_library_that_does_not_start_may_have_another_cause_than_full_memory(status):
+    found = explain_text(CUBLAS.format(status)).found
+    assert [(each.error.name, each.error.certainty) for each in found] == [
+        ("cudnn-not-initialized", "possible")
+    ]
+    fix, otherwise = found[0].write_fixes(UNKNOWN)
+    assert fix.startswith("nvidia-smi")
+    assert "CUDA_LAUNCH_BLOCKING=1" in otherwise
+    assertion = "indexSelectLargeIndex: Assertion `srcIndex < srcSelectDimSize` failed.\n"
+    ranked = explain_text(assertion + CUBLAS.format(status)).found
+    assert ranked[0].error.name == "index-out-of-range"
+    full = explain_text("CUDA out of memory. Tried\n" + CUBLAS.format(status)).found
+    assert (full[0].error.name, full[0].error.certainty) == ("gpu-memory-full", "certain")
