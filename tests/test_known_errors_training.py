@@ -143,3 +143,24 @@ def test_a_library_that_does_not_start_may_have_another_cause_than_full_memory(s
     assert ranked[0].error.name == "index-out-of-range"
     full = explain_text("CUDA out of memory. Tried\n" + CUBLAS.format(status)).found
     assert (full[0].error.name, full[0].error.certainty) == ("gpu-memory-full", "certain")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "ClassNLLCriterion.cu:108: Assertion `t >= 0 && t < n_classes` failed.\n",
+        "Loss.cu:245: nll_loss: Assertion `cur_target >= 0 && cur_target < n_classes` failed.\n",
+        "IndexError: Target 10 is out of bounds.\n",
+        "RuntimeError: Class values must be smaller than num_classes.\n",
+    ],
+)
+def test_a_label_out_of_range_is_not_called_a_token(text):
+    said = show(text + "RuntimeError: CUDA error: device-side assert triggered\n")
+    assert said.startswith("index-out-of-range")
+    assert "try: print(labels.min(), labels.max(), outputs.shape)" in said
+    assert "embedding" not in said.partition("\n\n")[0]
+
+
+def test_an_index_of_a_tensor_is_not_called_a_token():
+    text = 'Assertion `-sizes[i] <= index && index < sizes[i] && "index out of bounds"` failed.'
+    assert "try: print(index.min(), index.max(), x.shape)" in show(text)
