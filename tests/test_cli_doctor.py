@@ -26,6 +26,7 @@ from labkit.doctor.check import Check, failed, ok, unknown, warning
 from labkit.doctor.checks import CHECKS
 from labkit.host import distribution as doctor_distribution
 from labkit.host.distribution import Distribution
+from labkit.known_errors import match
 from tests.fakes.sick_hosts import play_host
 from tests.test_light_imports import HEAVY, MAIN, list_modules
 
@@ -310,6 +311,50 @@ def test_a_text_of_another_encoding_is_text(tmp_path, capsys):
         (tmp_path / "log").write_bytes("安裝完成 一切正常\n".encode(encoding, errors="ignore") * 40)
         assert main(["doctor", "--explain", str(tmp_path / "log")]) == 0
         assert "no error found" in capsys.readouterr().err
+
+
+def grow(path):
+    with path.open("a") as file:
+        file.write("step 2\n")
+
+
+def cut(path):
+    os.truncate(path, 3)
+
+
+def write_again(path):
+    text = path.read_text()
+    path.write_text(text)
+    os.utime(path, (1, 1))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (grow, "log grew while it was read"),
+        (cut, "log was cut short while it was read"),
+        (write_again, "log was written again while it was read"),
+        (Path.unlink, "log was written again while it was read"),
+        (Path.exists, None),
+    ],
+)
+@pytest.mark.parametrize("redirected", [False, True], ids=["named", "redirected"])
+def test_a_log_that_changes_while_it_is_read_is_named(
+    change, said, redirected, tmp_path, monkeypatch, capsys
+):
+    path = tmp_path / "log"
+    path.write_text("step 1\nNo space left on device\n")
+    read = match.explain_file
+    monkeypatch.setattr(match, "explain_file", lambda log: (read(log), change(path))[0])
+    with path.open() as opened:
+        monkeypatch.setattr(sys, "stdin", opened)
+        assert main(["doctor", "--explain", "-" if redirected else str(path)]) == 0
+    printed = capsys.readouterr()
+    assert "disk-full" in printed.out
+    if said:
+        assert (said.replace("log", "standard input") if redirected else said) in printed.err
+    else:
+        assert printed.err == ""
 
 
 def test_a_pipe_that_stays_open_is_mentioned(monkeypatch, capsys):

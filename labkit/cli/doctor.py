@@ -105,11 +105,13 @@ def explain(arguments: argparse.Namespace) -> int:
     from labkit.known_errors.match import explain_file, format_explanation
     from labkit.known_errors.unpack import LogContent
 
+    name = "standard input" if arguments.explain == "-" else arguments.explain
     with open_log(arguments.explain) as log, LogContent(log) as content:
+        before = stat_file(log)
         explanation = explain_file(cast("BinaryIO", content))
+        change = before and describe_change(log, before)
     distribution = read_distribution()
     if not explanation.found and not explanation.has_failed and not content.is_text:
-        name = "standard input" if arguments.explain == "-" else arguments.explain
         raise UsageError(
             f"{name} is not text",
             fix="labkit doctor --explain FILE   # a file with a log, or - for standard input",
@@ -120,6 +122,8 @@ def explain(arguments: argparse.Namespace) -> int:
         print(text)
     for line in list_remarks(explanation):
         print(line, file=sys.stderr)
+    if change:
+        print(f"{name} {change}", file=sys.stderr)
     if isinstance(log, StoppableInput) and log.is_stopped:
         print("interrupted: only what came before is explained", file=sys.stderr)
         return ExitCode.INTERRUPTED
@@ -150,6 +154,33 @@ def list_remarks(explanation: Explanation) -> list[str]:
     ]
 
 
+def stat_file(log: BinaryIO) -> os.stat_result | None:
+    """The size and times of a log; None for a pipe or a terminal, which has none."""
+    try:
+        found = os.fstat(log.fileno())
+    except (OSError, ValueError):  # not a file of the system's: a test's buffer
+        return None
+    return found if stat.S_ISREG(found.st_mode) else None
+
+
+def describe_change(log: BinaryIO, before: os.stat_result) -> str | None:
+    """What happened to a log's file while it was read; None if nothing did."""
+    after = os.fstat(log.fileno())
+    if after.st_size < max(before.st_size, os.lseek(log.fileno(), 0, os.SEEK_CUR)):
+        return (
+            "was cut short while it was read: parts are missing or joined wrongly here;"
+            " explain it again"
+        )
+    if after.st_size > before.st_size:
+        return (
+            "grew while it was read: what its program wrote last may be missing here;"
+            " explain it again when the program has ended"
+        )
+    if after.st_mtime_ns != before.st_mtime_ns or after.st_nlink < before.st_nlink:
+        return "was written again while it was read: explain it again"
+    return None
+
+
 class StoppableInput(io.RawIOBase):
     """A pipe or terminal that also ends at Ctrl-C: what it brought until then is kept."""
 
@@ -157,6 +188,10 @@ class StoppableInput(io.RawIOBase):
         super().__init__()
         self._descriptor = descriptor
         self.is_stopped = False
+
+    def fileno(self) -> int:
+        """The descriptor that it reads."""
+        return self._descriptor
 
     def read(self, size: int = -1) -> bytes:
         """So many bytes, fewer only at the end."""
