@@ -189,9 +189,19 @@ def test_an_error_that_is_known_by_its_form_alone_is_no_healthy_log(words, tmp_p
     assert main(["doctor", "--explain", str(path), *words]) == 1
     said = capsys.readouterr()
     assert "ValueError at line 4 of train.py" in said.out
-    assert "does not know the error" in said.err
+    assert "known by its form alone" in said.err
+    assert "does not know the error" not in said.err
     if words:
         assert json.loads(said.out)["unexplained"]["line_number"] == 1
+
+
+def test_a_failure_far_from_what_is_known_by_its_form_is_unknown(tmp_path, capsys):
+    path = tmp_path / "log"
+    path.write_text("error: the widget is bent\n" + "step\n" * 300 + "KeyError: 'labels'\n")
+    assert main(["doctor", "--explain", str(path)]) == 1
+    said = capsys.readouterr()
+    assert "exception-line" in said.out
+    assert "line 1: error: the widget is bent" in said.err
 
 
 PASSED = "RuntimeError: CUDA out of memory.\nstep 300 loss 1.0\nstep 301 loss 1.0\n"

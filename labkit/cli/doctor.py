@@ -137,6 +137,12 @@ def list_remarks(explanation: Explanation) -> list[str]:
 
     if explanation.first:
         return []
+    if explanation.is_known_by_form:
+        name = explanation.found[0].error.name
+        return [
+            f"{name} is known by its form alone: the text's own words say more than the doctor",
+            advise_unknown(explanation.context),
+        ]
     if failure := explanation.failure:
         return [
             "the doctor does not know the error in this text",

@@ -17,7 +17,13 @@ from labkit.known_errors.mention import WARNING
 from labkit.known_errors.model import CERTAINTIES, KnownError
 from labkit.known_errors.parallel import count_workers, read_parallel
 from labkit.known_errors.read import decode_blocks, read_pieces
-from labkit.known_errors.scan import BLOCKS_OF_FACTS, FAILURE, Scan, repeat_ends
+from labkit.known_errors.scan import (
+    BLOCKS_OF_FACTS,
+    FAILURE,
+    LONGEST_TRACEBACK,
+    Scan,
+    repeat_ends,
+)
 
 BLOCK_BYTES = 2**18
 
@@ -99,6 +105,14 @@ class Explanation:
     def sure(self) -> Match | None:
         """The first match if its certainty is more than "possible": it may be shown unasked."""
         return self.first if self.first and self.first.error.certainty != "possible" else None
+
+    @property
+    def is_known_by_form(self) -> bool:
+        """True if the failure is one of those found, of which only the form is known."""
+        if self.first or not self.failure:
+            return False
+        start = self.failure.line_number
+        return any(0 <= each.line_number - start <= LONGEST_TRACEBACK for each in self.found)
 
     def describe(self, distribution: Distribution = UNKNOWN) -> dict[str, object]:
         """The explanation as ``--json`` prints it."""
