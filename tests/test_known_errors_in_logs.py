@@ -281,6 +281,39 @@ def test_a_retry_counts_only_as_far_as_the_log_shows_that_it_failed(log, certain
     assert {each.error.name: each.error.certainty for each in found} == certainties
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        "I fixed a {} error last week and training now runs with 0 errors",
+        "We solved the {} error with a smaller batch.",
+        "The {} error is gone after the update.",
+        "The {} went away with batch 2.",
+        "After lowering the batch I no longer get {}.",
+        "I finally got rid of the dreaded {}.",
+        "{} no longer occurs.",
+    ],
+)
+def test_an_error_that_a_person_says_is_over_is_none(line):
+    assert explain_text(line.format("CUDA out of memory")).found == ()
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "I fixed the driver but now get {}.",
+        "I solved the import error, and then {}.",
+        "A smaller batch did not fix the {} error.",
+        "I have not fixed the {} error",
+        "I fixed the batch size to 8: {}",
+        "The {} never went away.",
+        "RuntimeError: {}. The cache was resolved and is gone",
+    ],
+)
+def test_an_error_beside_one_that_is_over_is_one(line):
+    found = explain_text(line.format("CUDA out of memory")).found
+    assert [each.error.name for each in found] == ["gpu-memory-full"]
+
+
 OVER = """\
 Traceback (most recent call last):
   File "/home/u/train.py", line 41, in <module>

@@ -32,6 +32,14 @@ _CONDITION = re.compile(
     r"|(?-i:\b(?:XFAIL|XPASS|SKIPPED|PASSED)\b) ?[\[(].{0,160}$",
     re.IGNORECASE,
 )
+# A person says just before the text that it is over.
+_OVER = re.compile(
+    r"(?<!not )(?<!n't )(?<!never )\b(?:(?:fix(?:ed|es)|(?:re)?solve[ds]|got rid of|worked around"
+    r"|eliminated) (?:an?|the|my|our|that|this|these|those|all)"
+    r"|no longer (?:gets?|sees?|ha(?:ve|s)|hits?|runs? into))\b"
+    r"(?:(?!\b(?:but|now|and|then|still|by|with|after|gets?|got|it)\b)[^.;:\n]){0,60}$",
+    re.IGNORECASE,
+)
 # A command that a person typed, with the text as its argument; a line of a program's source.
 _COMMAND = re.compile(
     r"(?:^|[$#%❯>|;] ?)\s*(?:sudo )?(?:grep|egrep|rg|echo|printf|git log|git commit|awk|sed|man)\b"
@@ -45,6 +53,8 @@ _SENTENCE = re.compile(
     r".{0,40}?(?:[\"'`] {0,3}(?:->|=>|→|—|\|)"
     r"|\b(?:means|indicates|usually|happens when|can occur)\b)"
     r"|[^:]{0,30}\b(?:was|is|are|were|been) (?:fixed|resolved|solved|handled|ignored)\b"
+    r"|(?!.{0,40}(?:\bnever|\bnot|n't)\b)[^:]{0,40}\b(?:(?:is|are|was|were) (?:now )?gone"
+    r"|went away|disappeared|no longer (?:occurs?|happens?|appears?|comes?|shows?))\b"
     r"|\.{0,3} ?(?:\((?:fixed|resolved|closes|fixes|ignored)\b|\(#\d+\)$)"
     r"|.{0,80}\busing (?:the )?internal (?:implementation|\w+ plugin)",
     re.IGNORECASE,
@@ -76,6 +86,7 @@ def is_mention(before: str, after: str, start: str = "") -> bool:
     return bool(
         _SUBJECT.match(before[:200])
         or _CONDITION.search(near)
+        or _OVER.search(near)
         or _COMMAND.search(near)
         or _ABSENT.match(after)
         or (_CELL_BEFORE.match(near) and _CELL_AFTER.match(after))
