@@ -164,3 +164,38 @@ def test_a_label_out_of_range_is_not_called_a_token(text):
 def test_an_index_of_a_tensor_is_not_called_a_token():
     text = 'Assertion `-sizes[i] <= index && index < sizes[i] && "index out of bounds"` failed.'
     assert "try: print(index.min(), index.max(), x.shape)" in show(text)
+
+
+HUGE = "out of memory. Tried to allocate {} GiB."
+CARD_FULL = (
+    f"CUDA {HUGE} GPU 0 has a total capacity of 23.64 GiB of which 20.00 GiB is free. Of the"
+    " allocated memory 2.00 GiB is allocated by PyTorch, and 12.00 MiB is reserved by PyTorch"
+)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        CARD_FULL.format("130674.00"),
+        CARD_FULL.format("200.00"),
+        f"torch.OutOfMemoryError: CUDA {HUGE}".format("130674.00"),
+        "DefaultCPUAllocator: can't allocate memory: you tried to allocate 4000000000000 bytes.",
+        "MemoryError: Unable to allocate 7.28 TiB for an array with shape (1000000, 1000000)",
+    ],
+)
+def test_a_tensor_larger_than_any_batch_has_a_wrong_shape(text):
+    said = show(text)
+    assert "a wrong shape" in said
+    assert "try: print(x.shape, y.shape)" in said
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        CARD_FULL.format("21.00"),
+        f"CUDA {HUGE}".format("40.00"),
+        "DefaultCPUAllocator: can't allocate memory: you tried to allocate 80000000000 bytes.",
+    ],
+)
+def test_a_large_tensor_may_be_right(text):
+    assert "a wrong shape" not in show(text)

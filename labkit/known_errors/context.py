@@ -1002,15 +1002,27 @@ def suit_python(values: Mapping[str, str]) -> Mapping[str, str]:
     return {"suits": next(python for first, python in _NEWEST_PYTHONS if asked >= first)}
 
 
-_UNITS = {"bytes": 1 / 2**30, "kib": 1 / 2**20, "mib": 1 / 2**10, "gib": 1.0, "tib": 1024.0}
+_UNITS = {
+    "bytes": 1 / 2**30,
+    "kib": 1 / 2**20,
+    "mib": 1 / 2**10,
+    "mb": 1e6 / 2**30,
+    "gib": 1.0,
+    "gb": 1e9 / 2**30,
+    "tib": 2.0**10,
+    "pib": 2.0**20,
+    "eib": 2.0**30,
+}
+# So many times a card's memory, or so many GiB where it is unknown, no right shape asks for.
+_TIMES_TOO_LARGE, _GIB_TOO_LARGE = 8, 1024
 # From this part of the card's memory on, the blocks that PyTorch holds unused are worth joining.
 _IDLE_PART = 0.05
 
 
 def judge_memory(values: Mapping[str, str]) -> str | None:
-    """Why a GPU's memory did not suffice, as the name of a variant.
+    """Why a GPU's memory, or the machine's, did not suffice, as the name of a variant.
 
-    ``in-pieces``, ``of-others``, ``in-use``; ``one-tensor`` if the next one alone is half the card,
+    ``wrong-shape`` if the next tensor is larger than any batch makes it; ``in-pieces``, ``of-others``, ``in-use``; ``one-tensor`` if the next one alone is half the card,
     ``refused`` if more was free than was asked for.
 
     ``values`` are those of torch's own text: ``asked``, ``capacity``, ``unused``, ``allocated`` and
@@ -1020,6 +1032,9 @@ def judge_memory(values: Mapping[str, str]) -> str | None:
     sizes = {name: size for name in values if (size := _read_size(values[name])) is not None}
     if "reserved" in sizes and "allocated" in sizes:
         sizes["idle"] = sizes["reserved"] - sizes["allocated"]
+    limit = min(_TIMES_TOO_LARGE * sizes.get("capacity", _GIB_TOO_LARGE), _GIB_TOO_LARGE)
+    if sizes.get("asked", 0) > limit:
+        return "wrong-shape"
     try:
         asked, capacity, unused = sizes["asked"], sizes["capacity"], sizes["unused"]
         allocated, idle = sizes["allocated"], sizes["idle"]
