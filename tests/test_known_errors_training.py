@@ -199,3 +199,99 @@ def test_a_tensor_larger_than_any_batch_has_a_wrong_shape(text):
 )
 def test_a_large_tensor_may_be_right(text):
     assert "a wrong shape" not in show(text)
+
+
+NUMPY = (
+    "_pickle.UnpicklingError: Weights only load failed.\n\tWeightsUnpickler error: Unsupported"
+    " global: GLOBAL {} was not an allowed global by default. Please use"
+)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        NUMPY.format("numpy.core.multiarray.scalar"),
+        NUMPY.format("numpy._core.multiarray._reconstruct"),
+        "types allowlisted via `add_safe_globals`, but got <class 'numpy.dtypes.Float64DType'>",
+    ],
+)
+def test_numpys_numbers_in_a_file_are_allowed_by_name(text, tmp_path):
+    torch, numpy = pytest.importorskip("torch"), pytest.importorskip("numpy")
+    found = explain_text(f"Weights only load failed.\n{text}").first
+    fix, otherwise = found.write_fixes(UNKNOWN)
+    assert "weights_only=False" in otherwise
+    torch.save({"best": numpy.float64(0.5), "state": numpy.arange(3)}, tmp_path / "last.pt")
+    before = torch.serialization.get_safe_globals()
+    try:
+        exec(fix.partition("   #")[0], {"numpy": numpy, "torch": torch})  # noqa: S102
+        assert torch.load(tmp_path / "last.pt", weights_only=True)["best"] == 0.5
+    finally:
+        torch.serialization.clear_safe_globals()
+        torch.serialization.add_safe_globals(before)
+    assert "numpy._core" not in show(NUMPY.format("models.yolo.Model"))
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        (
+            "RuntimeError: MPS backend out of memory (MPS allocated: 17.03 GB, max allowed: 18 GB).",
+            "mps-memory-full",
+        ),
+        ("TypeError: Cannot convert a MPS Tensor to float64 dtype as the MPS", "mps-no-float64"),
+        ("RuntimeError: The MPS backend is supported on MacOS 14.0+.", "mps-macos-too-old"),
+    ],
+)
+def test_the_name_on_the_screen_is_that_of_the_error(text, name):
+    assert show(text).startswith(f"{name} (")
+
+
+def test_a_huge_tensor_on_a_mac_has_a_wrong_shape():
+    text = "MPS backend out of memory (MPS allocated: 1.03 GB, max allowed: 18 GB). Tried to"
+    assert "a wrong shape" in show(f"{text} allocate 130674.00 GB on private pool.")
+
+
+SHADOWED = """\
+  File "/home/u/p/logging.py", line 4, in <module>
+    logging.basicConfig(level=logging.INFO)
+AttributeError: partially initialized module 'logging' has no attribute 'basicConfig' (most likely\
+ due to a circular import)
+"""
+RENAMED = (
+    "AttributeError: module 'random' has no attribute 'seed' (consider renaming '/p/random.py' since"
+    " it has the same name as the standard library module named 'random' and the import system gives"
+    " it precedence)"
+)
+LOG_FILE = """\
+    return open_func(self.baseFilename, self.mode,
+                     encoding=self.encoding, errors=self.errors)
+FileNotFoundError: [Errno 2] No such file or directory: '/run/logs/train.log'
+"""
+RESULTS = """\
+    with open("out/metrics.json", "w") as file:
+         ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
+FileNotFoundError: [Errno 2] No such file or directory: 'out/metrics.json'
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (SHADOWED, "/home/u/p/logging.py, has the name of Python's logging"),
+        (RENAMED, "/p/random.py, has the name of Python's random"),
+        ("AttributeError: module 'logging' has no attribute 'getLogger'", "print(logging.__file__)"),
+        (LOG_FILE, "try: mkdir -p '/run/logs'"),
+        (RESULTS, "try: mkdir -p 'out'"),
+        (
+            'in __getitem__\n    raise KeyError(key)\nKeyError: \'formatters\'\n',
+            "fileConfig did not find its file",
+        ),
+        (
+            '    data = json.load(open("conf.json"))\nFileNotFoundError: [Errno 2] No such file or'
+            " directory: 'conf.json'",
+            "try: pwd; ls -l 'conf.json'",
+        ),
+    ],
+)
+def test_the_file_that_is_wrong_is_named(text, said):
+    assert said in show(text)

@@ -33,7 +33,8 @@ _PIECE = re.compile(
 _OPEN, _END = "\0", "\1"
 _ZERO_WIDTH, _ANCHORS = frozenset("bBAZ"), frozenset("^$")
 _OPEN_CLASSES, _BLANK_CLASSES = frozenset("dDwWS123456789"), frozenset("snrt")
-_ESCAPED = dict.fromkeys("bBsnrt", _END) | dict.fromkeys("dDwWSAZ", _OPEN)
+# What an earlier group matched (\1) may be any text, too.
+_ESCAPED = dict.fromkeys("bBsnrt", _END) | dict.fromkeys("dDwWSAZ123456789", _OPEN)
 _WORD = re.compile(r"[a-z0-9\x80-\U0010ffff]+")
 _LETTERS = re.compile("[a-z]+")
 
