@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from labkit.host.distribution import UNKNOWN
-from labkit.known_errors.match import explain_text
+from labkit.host.distribution import UNKNOWN, Distribution
+from labkit.known_errors.match import explain_text, format_explanation
 
 NO_DRIVER = (
     "docker: Error response from daemon: could not select device driver"
@@ -540,3 +540,42 @@ def test_a_report_gets_its_cause_first_and_the_fix_that_helped(report):
 def test_two_versions_in_nvidia_smis_table_are_wsls(text, is_wsl):
     """Linux prints one version twice; in WSL the driver is Windows' own."""
     assert ("wsl" in explain_text(text).context.signs) is is_wsl
+
+
+UNKNOWN_CARD = """\
+NVRM: The NVIDIA GPU 0000:01:00.0 (PCI ID: 10de:1b80)
+NVRM: installed in this system is not supported by the
+NVRM: NVIDIA 595.45.04 driver release.
+"""
+NO_ANSWER = (
+    "NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver. Make sure that"
+    " the latest NVIDIA driver is installed and running.\n"
+)
+TOO_OLD = (
+    "RuntimeError: The NVIDIA driver on your system is too old (found version 11040). Please update"
+    " your GPU driver\n"
+)
+
+
+@pytest.mark.parametrize("host", [UNKNOWN, Distribution("Debian 12", "debian", (12,))])
+def test_a_newer_driver_than_the_cards_last_branch_is_taken_back(host):
+    said = format_explanation(
+        explain_text(f"{UNKNOWN_CARD}GTX 1080, Driver Version: 595.45.04\n"), host
+    )
+    assert "its last branch is 580" in said
+    assert "NVIDIA's driver 580" in said
+    assert "open kind" not in said
+
+
+@pytest.mark.parametrize("text", [TOO_OLD, UNKNOWN_CARD])
+@pytest.mark.parametrize("guest", ["NVIDIA A40-8Q", "GRID T4-8C", "Ubuntu 22.04 with vGPU"])
+def test_a_virtual_gpu_of_a_text_gets_the_guest_driver(text, guest):
+    assert "install the guest driver" in format_explanation(
+        explain_text(f"{guest}\n{text}"), UNKNOWN
+    )
+
+
+def test_the_kernel_of_a_text_chooses_archs_package():
+    text = f"Linux box 6.12.62-1-lts #1 SMP\n$ sudo pacman -Q\nRTX 4090\n{TOO_OLD}"
+    said = format_explanation(explain_text(text), UNKNOWN)
+    assert "sudo pacman -Syu nvidia-open-dkms linux-lts-headers" in said

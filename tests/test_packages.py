@@ -7,7 +7,8 @@ import re
 import pytest
 
 from labkit.host import packages
-from labkit.host.distribution import FAMILIES, UNKNOWN, Distribution
+from labkit.host.distribution import FAMILIES, UNKNOWN, Distribution, read_distribution
+from labkit.host.gpu import is_virtual
 from labkit.host.packages import (
     INSTALL_COMMANDS,
     INSTALL_TOOLKIT,
@@ -192,6 +193,67 @@ def test_the_gpu_that_a_driver_is_chosen_for(capabilities, target):
 def test_a_debian_whose_newer_driver_dropped_the_gpu_keeps_to_its_source():
     for name, words in (("Debian 12", "from its own source"), ("Ubuntu 24.04", "apt-get")):
         assert words in advise_driver(play_release(name), (6, 1), installed=595).command
+
+
+@pytest.mark.parametrize("release", RELEASES)
+def test_a_virtual_gpu_gets_the_guest_driver_of_its_host(release):
+    advice = advise_driver(play_release(release), (8, 6), virtual=True)
+    assert (advice.command, advice.package) == (packages.GUEST_DRIVER, None)
+    assert packages.INSTALL_DRIVER.on(play_release(release), (8, 6)) != packages.GUEST_DRIVER
+
+
+@pytest.mark.parametrize(
+    ("name", "virtual"),
+    [
+        ("NVIDIA A40-8Q", True),
+        ("GRID A100D-10C", True),
+        ("GRID A100-1-5C", True),
+        ("Tesla T4-4Q", True),
+        ("NVIDIA RTX6000-Ada-48Q", True),
+        ("GRID V100DX-32B", True),
+        ("NVIDIA A100-SXM4-80GB", False),
+        ("NVIDIA A100 80GB PCIe MIG 1g.10gb", False),
+        ("Tesla V100-PCIE-16GB", False),
+        ("NVIDIA GeForce RTX 4090", False),
+        ("NVIDIA RTX 6000 Ada Generation", False),
+        ("NVIDIA H100 NVL", False),
+    ],
+)
+def test_the_name_of_a_gpu_says_whether_it_is_virtual(name, virtual):
+    assert is_virtual(name) is virtual
+
+
+@pytest.mark.parametrize(
+    ("kernel", "command"),
+    [
+        ("6.18.2-arch1-1", "sudo pacman -Syu nvidia-open "),
+        ("6.12.62-1-lts", "sudo pacman -Syu nvidia-open-dkms linux-lts-headers "),
+        ("6.18.2-zen2-1-zen", "sudo pacman -Syu nvidia-open-dkms linux-zen-headers "),
+        (
+            "6.17.13-hardened1-1-hardened",
+            "sudo pacman -Syu nvidia-open-dkms linux-hardened-headers ",
+        ),
+        (
+            "6.18.2-3-cachyos-lts",
+            "sudo pacman -Syu nvidia-open-dkms linux-cachyos-lts-headers ",
+        ),
+        (None, "sudo pacman -Syu nvidia-open "),
+    ],
+)
+def test_arch_builds_the_modules_for_another_kernel_than_linux(kernel, command):
+    arch = Distribution("Arch Linux", "arch", kernel=kernel)
+    assert advise_driver(arch, (8, 9)).command.startswith(command)
+    assert advise_driver(arch).command.startswith(command)
+    assert "580xx" in advise_driver(arch, (6, 1)).command
+    assert Distribution("Ubuntu", "ubuntu", kernel="6.8.0-1-lts").arch_kernel is None
+
+
+def test_the_running_kernel_is_read_with_the_distribution(tmp_path):
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "etc/os-release").write_text("ID=arch")
+    (tmp_path / "proc/sys/kernel").mkdir(parents=True)
+    (tmp_path / "proc/sys/kernel/osrelease").write_text("6.12.62-1-lts\n")
+    assert read_distribution(tmp_path).arch_kernel == "linux-lts"
 
 
 @pytest.mark.parametrize("family", ["debian", "fedora", "rhel", "suse"])

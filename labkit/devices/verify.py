@@ -22,7 +22,7 @@ from labkit.devices.nvml import strip_kind
 from labkit.devices.torch_devices import TorchDevice, TorchFacts, has_kernels
 from labkit.errors import DeviceMissingError
 from labkit.host.distribution import read_distribution
-from labkit.host.gpu import is_wsl, read_major
+from labkit.host.gpu import is_virtual, is_wsl, read_major
 from labkit.host.packages import advise_driver
 from labkit.host.torch_builds import NEEDS, InstalledTorch
 from labkit.process import CommandResult, CommandRunner, name_python
@@ -397,7 +397,10 @@ def fit_driver(device: Device) -> str | None:
         return None
     least = min(needs.driver for needs in fitting)
     wsl = is_wsl(Path("/"))
-    return advise_driver(read_distribution(), capability, wsl=wsl, least=least).command
+    virtual = is_virtual(device.name or "")
+    return advise_driver(
+        read_distribution(), capability, wsl=wsl, least=least, virtual=virtual
+    ).command
 
 
 def _explain_hidden(device: Device, environment: Mapping[str, str]) -> Reason | None:

@@ -24,6 +24,12 @@ FAMILIES = {
     "nixos": "nixos",
 }
 
+# 6.12.10-1-lts, 6.18.2-zen2-1-zen, 6.18.2-2-cachyos, 6.16.8-hardened1-1-hardened; and of a build
+# of CachyOS' with a name: 6.18.2-3-cachyos-lts.
+_ARCH_KERNEL = re.compile(
+    r"-((?:cachyos-)?(?:lts|zen|hardened|rt|rt-lts)|cachyos(?:-\w+)?)$|-(zen)\d"
+)
+
 
 @dataclass(frozen=True)
 class Distribution:
@@ -31,13 +37,27 @@ class Distribution:
 
     ``version`` is the release in the family's own numbers, such as (24, 4); a derivative that
     counts its releases by itself (Mint 22) has none. ``image_based`` is True for a system whose
-    packages are layered on an image (Silverblue, Bazzite).
+    packages are layered on an image (Silverblue, Bazzite). ``kernel`` is the running kernel's
+    release, such as "6.12.10-1-lts".
     """
 
     name: str | None = None
     family: str | None = None
     version: tuple[int, ...] | None = None
     image_based: bool = field(default=False, repr=False)
+    kernel: str | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def arch_kernel(self) -> str | None:
+        """The package of a kernel of Arch's other than "linux"; None for that, and elsewhere.
+
+        >>> Distribution(family="arch", kernel="6.12.10-1-lts").arch_kernel
+        'linux-lts'
+        """
+        if self.family != "arch":
+            return None
+        found = _ARCH_KERNEL.search(self.kernel or "")
+        return f"linux-{found[1] or found[2]}" if found else None
 
     def is_older_than(self, *version: int) -> bool:
         """True if the release is known and older than ``version``."""
@@ -53,7 +73,11 @@ def read_distribution(root: Path = Path("/")) -> Distribution:
         found = parse_os_release((root / "etc/os-release").read_text("utf-8", errors="replace"))
     except OSError:
         return UNKNOWN
-    return replace(found, image_based=(root / "run/ostree-booted").exists())
+    try:
+        kernel = (root / "proc/sys/kernel/osrelease").read_text("utf-8").strip()
+    except OSError:
+        kernel = None
+    return replace(found, image_based=(root / "run/ostree-booted").exists(), kernel=kernel)
 
 
 def parse_os_release(text: str) -> Distribution:

@@ -100,6 +100,19 @@ NAMES: tuple[tuple[str, Capability], ...] = (
     (r"\bThor\b", (11, 0)),
 )
 
+# The card's name ends with the size in GB and the series: A for applications, B for a desktop, C
+# for computing, Q for a workstation.
+_VGPU = re.compile(r"-\d{1,3}[ABCQ]$")
+
+
+def is_virtual(name: str) -> bool:
+    """True if a GPU's name is that of a vGPU's profile, the part that a virtual machine gets.
+
+    >>> is_virtual("NVIDIA A40-8Q"), is_virtual("NVIDIA A40")
+    (True, False)
+    """
+    return bool(_VGPU.search(name))
+
 
 @dataclass(frozen=True)
 class Gpu:
@@ -117,6 +130,11 @@ class Gpu:
     mig: bool | None = None
     instances: tuple[str, ...] = ()
     answers: bool = True
+
+    @property
+    def is_virtual(self) -> bool:
+        """True if it is a part of a GPU, a vGPU, by its name."""
+        return is_virtual(self.name)
 
     @property
     def lacks_instances(self) -> bool:

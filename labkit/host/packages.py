@@ -238,6 +238,12 @@ GIVE_TO_LXC = (
     "pct set <id> --dev0 /dev/nvidia0 --dev1 /dev/nvidiactl --dev2 /dev/nvidia-uvm"
     "   # on the Proxmox host, as root; Incus: incus config device add <name> gpu gpu"
 )
+# A virtual GPU takes the driver that belongs to its host's; the ordinary one does not know it.
+GUEST_DRIVER = (
+    "install the guest driver (NVIDIA-Linux-x86_64-...-grid.run) of the host's vGPU release, then"
+    " reboot   # from the provider or NVIDIA's licensing portal: the ordinary driver does not serve"
+    " a virtual GPU"
+)
 # WSL2 uses Windows' driver; a Linux driver would hide it.
 UPDATE_WINDOWS_DRIVER = "wsl.exe --shutdown   # after updating NVIDIA's driver in Windows"
 
@@ -338,6 +344,8 @@ _FROM_TURING: dict[str, tuple[str, str]] = {
     ),
     "nixos": ("nvidia", f"hardware.nvidia.open = true; {_IN_NIXOS}"),
 }
+# nvidia-open is built for the kernel linux alone.
+_ARCH_DKMS = "nvidia-open-dkms"
 # RHEL 10 has no modules. Its cuda-drivers is for the newest branch alone, so the lock would clash.
 _RHEL_10_BEFORE_TURING = (
     "kmod-nvidia-latest-dkms",
@@ -383,10 +391,12 @@ def advise_driver(
     wsl: bool = False,
     least: int = CUDA_12,
     installed: int | None = None,
+    virtual: bool = False,
 ) -> DriverAdvice:
     """The driver for a GPU of this compute capability (None: unknown) on this distribution.
 
     ``least`` is the branch that the GPU's build of torch needs, ``installed`` the one that is here.
+    ``virtual`` is True for a vGPU, the part of a GPU that a virtual machine gets.
     GPUs before Maxwell get the CPU lab: no build of torch has code for them.
 
     >>> advise_driver(Distribution("Ubuntu", "ubuntu"), (8, 9)).command
@@ -394,6 +404,8 @@ def advise_driver(
     """
     if wsl:
         return DriverAdvice(UPDATE_WINDOWS_DRIVER)
+    if virtual:
+        return DriverAdvice(GUEST_DRIVER)
     if capability is not None and capability < (5, 0):
         last = find_last_branch(capability)
         why = f"its last driver is {last}, and no build of torch has code for it"
@@ -418,6 +430,8 @@ def _advise_for(
     package, command = found
     if distribution.family == "debian":
         variant = "closed"
+    if not last and (kernel := distribution.arch_kernel):
+        package, command = _ARCH_DKMS, f"sudo pacman -Syu {_ARCH_DKMS} {kernel}-headers"
     return DriverAdvice(_then_reboot(command), last, package, variant)
 
 
@@ -475,6 +489,8 @@ def _name_any(distribution: Distribution) -> str:
     old = _find_package(distribution, before_turing=True)
     if not new or not old or distribution.family == "debian":
         return f"install NVIDIA's driver {CUDA_13} or newer ({GUIDE}), then reboot"
+    if kernel := distribution.arch_kernel:
+        new = (_ARCH_DKMS, f"sudo pacman -Syu {_ARCH_DKMS} {kernel}-headers")
     if distribution.family == "nixos":
         return f"{new[1]}, and reboot; before Turing: {old[0]}"
     return f"{new[1].partition(COMMENT)[0]}{COMMENT}before Turing: {old[0]}; then reboot"
@@ -488,12 +504,15 @@ def _then_reboot(command: str) -> str:
 class DriverFix(Fix):
     """The fix that installs the driver for a GPU; without its capability, for any GPU.
 
-    ``capability`` and ``wsl`` are what a text tells of the GPU and the system. A family's own
-    command, where it has one, is for every GPU.
+    ``capability``, ``wsl``, ``installed`` (the branch that is there) and ``virtual`` (a vGPU) are
+    what a text tells of the GPU and the system. A family's own command, where it has one, is for
+    every GPU.
     """
 
     capability: Capability | None = None
     wsl: bool = False
+    installed: int | None = None
+    virtual: bool = False
 
     def on(
         self,
@@ -505,7 +524,12 @@ class DriverFix(Fix):
         """The command of ``advise_driver``; what the text tells comes before the arguments."""
         known, wsl = self.capability or capability, self.wsl or wsl
         own = vars(self).get(distribution.family or "")
-        return own if own and not wsl else advise_driver(distribution, known, wsl=wsl).command
+        on_linux = distribution.family not in ("windows", "mac")
+        if own and not wsl and not (self.virtual and on_linux):
+            return str(own)
+        return advise_driver(
+            distribution, known, wsl=wsl, installed=self.installed, virtual=self.virtual
+        ).command
 
     def by_family(self) -> dict[str, str]:
         """Each family's command, by the family's name."""

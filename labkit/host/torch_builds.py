@@ -151,7 +151,10 @@ class BuildHost:
         """The command that installs a driver of branch ``least`` or newer for the oldest GPU."""
         known = [gpu.capability for gpu in self.gpus if gpu.capability]
         oldest = min(known, default=None)
-        return advise_driver(self.distribution, oldest, wsl=self.facts.wsl, least=least).command
+        virtual = any(gpu.is_virtual for gpu in self.gpus)
+        return advise_driver(
+            self.distribution, oldest, wsl=self.facts.wsl, least=least, virtual=virtual
+        ).command
 
     def list_served(self, build: str) -> tuple[Gpu, ...]:
         """The GPUs that the build runs on."""

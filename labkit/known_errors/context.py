@@ -448,7 +448,13 @@ SIGNS = (
         r"|\bstep \d{1,3}/\d{1,3} ?: run",
         "] run|: run",
     ),
-    _sign("vgpu", "grid vgpu", r"\bvgpu\b|\bgrid [a-z]?\d"),
+    # By its word, or the name of a profile: A40-8Q, GRID A100D-10C.
+    _sign(
+        "vgpu",
+        "grid vgpu nvidia tesla",
+        r"\bvgpu\b|\bgrid [a-z]?\d|\b(?:nvidia|tesla) [\w-]{2,16}-\d{1,3}[abcq]\b",
+        "vgpu|grid |nvidia |tesla ",
+    ),
     _sign(
         "selinux",
         "selinux avc fedora bluefin silverblue bazzite rhel rocky",
@@ -926,7 +932,9 @@ class Context:
         if self.system != "linux":
             return Distribution(self.system, self.system)
         family = self.family or ("nixos" if "nixos" in self.signs else None)
-        return Distribution(family, family) if family else host
+        if family is None:
+            return host
+        return Distribution(family, family, kernel=self.values.get("kernel"))
 
     def describe_host(self, distribution: Distribution) -> LogHost:
         """The machine that the commands of a fix are for."""
@@ -1022,8 +1030,9 @@ _IDLE_PART = 0.05
 def judge_memory(values: Mapping[str, str]) -> str | None:
     """Why a GPU's memory, or the machine's, did not suffice, as the name of a variant.
 
-    ``wrong-shape`` if the next tensor is larger than any batch makes it; ``in-pieces``, ``of-others``, ``in-use``; ``one-tensor`` if the next one alone is half the card,
-    ``refused`` if more was free than was asked for.
+    ``wrong-shape`` if the next tensor is larger than any batch makes it; ``in-pieces``,
+    ``of-others``, ``in-use``; ``one-tensor`` if the next one alone is half the card, ``refused`` if
+    more was free than was asked for.
 
     ``values`` are those of torch's own text: ``asked``, ``capacity``, ``unused``, ``allocated`` and
     ``idle``, each with its unit. None if one is missing. Torch before 2.1 says ``reserved`` in

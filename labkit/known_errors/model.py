@@ -109,7 +109,13 @@ class KnownError:
         return replace(
             self,
             cause=_fill(cause, values),
-            fix=replace(fix, capability=capability or fix.capability, wsl="wsl" in conditions)
+            fix=replace(
+                fix,
+                capability=capability or fix.capability,
+                wsl="wsl" in conditions,
+                installed=int(values.get("branch", 0)) or None,
+                virtual="vgpu" in conditions,
+            )
             if isinstance(fix, DriverFix)
             else Fix(**{name: _fill(text, values) for name, text in vars(fix).items() if text}),
             otherwise=otherwise and _fill(otherwise, values),

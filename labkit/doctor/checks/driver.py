@@ -225,7 +225,12 @@ class DriverFacts:
     ) -> str:
         """The command that installs a driver for the GPUs."""
         return advise_driver(
-            distribution, self.target, wsl=self.in_wsl, least=least, installed=installed
+            distribution,
+            self.target,
+            wsl=self.in_wsl,
+            least=least,
+            installed=installed,
+            virtual=any(gpu.is_virtual for gpu in self.gpu.gpus),
         ).command
 
 

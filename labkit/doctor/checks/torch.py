@@ -9,13 +9,13 @@ import json
 import re
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from labkit.doctor.check import Check, Finding, Host, failed, ok, unknown, warning
 from labkit.doctor.checks.driver import NEWEST_DRIVER, OLDEST_DRIVER, read_capabilities
 from labkit.host.distribution import Distribution
-from labkit.host.gpu import Capability, list_bus_gpus, read_module_version
+from labkit.host.gpu import Capability, list_bus_gpus, probe_gpu, read_module_version
 from labkit.host.packages import CPU_LAB, advise_driver, choose_target
 from labkit.host.torch_builds import (
     CUDA_BUILDS,
@@ -40,15 +40,18 @@ class CudaBuildFacts:
     capabilities: tuple[Capability, ...] = ()
     machine: str = "x86_64"
     in_wsl: bool = False
+    virtual: bool = field(default=False, kw_only=True)
 
 
 def probe_cuda_build(host: Host) -> CudaBuildFacts:
     """The version of the loaded module, and the capabilities that nvidia-smi lists."""
+    facts = probe_gpu(host.run, host.root)
     return CudaBuildFacts(
         read_module_version(host.root),
-        read_capabilities(host),
+        read_capabilities(host, facts),
         host.machine.architecture,
         host.in_wsl,
+        virtual=any(gpu.is_virtual for gpu in facts.gpus),
     )
 
 
@@ -104,6 +107,7 @@ def _judge_no_build(facts: CudaBuildFacts, distribution: Distribution) -> Findin
                 min(facts.capabilities, default=None),
                 wsl=facts.in_wsl,
                 least=NEEDS[build].driver,
+                virtual=facts.virtual,
             ).command,
         )
     return warning(
