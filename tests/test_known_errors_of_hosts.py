@@ -579,3 +579,50 @@ def test_the_kernel_of_a_text_chooses_archs_package():
     text = f"Linux box 6.12.62-1-lts #1 SMP\n$ sudo pacman -Q\nRTX 4090\n{TOO_OLD}"
     said = format_explanation(explain_text(text), UNKNOWN)
     assert "sudo pacman -Syu nvidia-open-dkms linux-lts-headers" in said
+
+
+NO_WHEEL = "ERROR: Could not find a version that satisfies the requirement torch (from versions: none)"
+
+
+@pytest.mark.parametrize(
+    ("text", "is_musl"),
+    [
+        ("$ docker run --rm alpine echo ok\nok", False),
+        ("$ docker run alpine:3.20 true", False),
+        ("Unable to find image 'alpine:latest' locally\nlatest: Pulling from library/alpine", False),
+        ("redis-1 | image: redis:7-alpine", False),
+        ("FROM python:3.12-alpine", True),
+        ("FROM alpine:3.20", True),
+        ("docker run -it python:3.12-alpine sh", True),
+        ("PRETTY_NAME=\"Alpine Linux v3.20\"", True),
+        ("/etc/alpine-release: 3.20", True),
+        ("I am on Alpine.", True),
+        ("ann@alpine:~$ pip install torch", True),
+        ("$ apk add python3", True),
+    ],
+)
+def test_an_image_that_is_run_beside_it_does_not_make_a_system_alpine(text, is_musl):
+    said = format_explanation(explain_text(f"{text}\n{NO_WHEEL}"), UNKNOWN)
+    assert ("Alpine (musl)" in said) is is_musl
+
+
+ROUTE = "Internal Server Error for API route and version http://{}/v1.47/version, check if the"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (ROUTE.format("%2F%2F.%2Fpipe%2FdockerDesktopLinuxEngine"), "quit Docker Desktop"),
+        (
+            "PS C:\\x> docker ps\n" + ROUTE.format("%2F%2F.%2Fpipe%2FdockerDesktopLinuxEngine"),
+            "wsl.exe --shutdown",
+        ),
+        ("500 " + ROUTE.format("%2FUsers%2Fann%2F.docker%2Frun%2Fdocker.sock"), "open -a Docker"),
+        ("Docker Desktop is not responding", "quit Docker Desktop"),
+    ],
+)
+def test_a_docker_desktop_that_does_not_respond_is_started_again(text, said):
+    screen = format_explanation(explain_text(text), UNKNOWN)
+    assert screen.startswith("desktop-not-responding")
+    assert said in screen
+    assert "systemctl" not in screen

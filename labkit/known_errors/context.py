@@ -107,15 +107,15 @@ SIGNS = (
     _sign(
         "mac",
         "macos macosx darwin mps homebrew apple users frameworks library macbook imac mac macpro"
-        " osx colima orbstack %",
+        " osx colima orbstack % 2fusers",
         r"macos|darwin|/opt/homebrew|\bmps backend|\bapple m\d|(?:[\s\"'(]|://)/users/[a-z]"
         # Prompts: of zsh on macOS, and of the names that it gives to a machine.
         r"|/library/frameworks/|\b(?:macbook|imac|mac-(?:mini|studio))(?:-pro|-air)?\b"
-        r"|\bmacpro\b|~/library/|device=mps\b|\bon mps\b|/osx-(?:64|arm64)\b|platform: osx"
+        r"|\bmacpro\b|~/library/|%2fusers%2f|device=mps\b|\bon mps\b|/osx-(?:64|arm64)\b|platform: osx"
         r"|^[\w.-]{1,40}@[\w.-]{1,60} [~/][\w./~-]* % |\bcolima\b|\borbstack\b",
         "macos|darwin|/opt/homebrew|mps backend|apple m|/users/|/library/frameworks/|macbook|imac"
         "|mac-mini|mac-studio| % |colima|orbstack|device=mps|on mps|macpro|osx-|: osx"
-        "|~/library/",
+        "|~/library/|%2fusers",
     ),
     # Where in a training the program is, by its own names and a person's words.
     _sign(
@@ -371,7 +371,15 @@ SIGNS = (
         "nixos|/nix/store|:~",
     ),
     # Alpine's C library, for which few wheels and none of NVIDIA's programs are made.
-    _sign("musl", "musl alpine apk", r"\bmusl|\balpine\b|\bapk add\b", "musl|alpine|apk add"),
+    # An image that somebody runs beside it (docker run alpine) says nothing of the system.
+    _sign(
+        "musl",
+        "musl alpine apk",
+        r"\bmusl|\bapk add\b|(?:^|[\]:>] ?)from (?:[\w./-]{1,60}[:/])?[\w.-]{0,20}alpine|\balpine linux\b"
+        r"|\balpine(?: v|-release:? ?| )3\.\d|\bid=\W?alpine\b|@alpine[\w-]*:"
+        r"|\bpython:[\w.]{0,12}-?alpine|\b(?:on|under|uses?|using) alpine\b(?!:)",
+        "musl|alpine|apk add",
+    ),
     _sign(
         "egpu",
         "egpu thunderbolt oculink usb4",
