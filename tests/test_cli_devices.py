@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import json
+import os
+import shutil
 
 import pytest
 
-from labkit.cli import main
+from labkit.cli import devices, main
 from labkit.cli.devices import describe_detection, fold_screen, format_detection, format_devices
 from labkit.devices import detect
 from labkit.devices.detect import Detection, Device
@@ -139,3 +142,22 @@ def test_commands_and_matrices_are_not_folded():
 def test_the_devices_are_watched_every_few_seconds_or_not_at_all(seconds, capsys):
     assert main(["devices", f"--watch={seconds}"]) == 2
     assert "--watch cannot be used with" in capsys.readouterr().err
+
+
+def end_watching(seconds):
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(12, 60), (24, 80), (100, 200)])
+def test_what_is_watched_does_not_scroll(rows, columns, monkeypatch, capsys):
+    monkeypatch.setattr(detect, "detect_devices", lambda: CROWDED)
+    monkeypatch.setattr(devices, "_read_telemetry", Telemetry)
+    monkeypatch.setattr(devices, "is_terminal", lambda: True)
+    monkeypatch.setattr(shutil, "get_terminal_size", lambda: os.terminal_size((columns, rows)))
+    arguments = argparse.Namespace(json=False, watch=1, all=True)
+    assert devices._watch(arguments, end_watching) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith(devices.CLEAR)
+    lines = shown.removeprefix(devices.CLEAR).split("\n")
+    assert sum(max(1, -(-len(line) // columns)) for line in lines) <= rows
+    assert ("more lines" in shown) is (rows < 100)

@@ -581,7 +581,9 @@ def test_the_kernel_of_a_text_chooses_archs_package():
     assert "sudo pacman -Syu nvidia-open-dkms linux-lts-headers" in said
 
 
-NO_WHEEL = "ERROR: Could not find a version that satisfies the requirement torch (from versions: none)"
+NO_WHEEL = (
+    "ERROR: Could not find a version that satisfies the requirement torch (from versions: none)"
+)
 
 
 @pytest.mark.parametrize(
@@ -589,12 +591,15 @@ NO_WHEEL = "ERROR: Could not find a version that satisfies the requirement torch
     [
         ("$ docker run --rm alpine echo ok\nok", False),
         ("$ docker run alpine:3.20 true", False),
-        ("Unable to find image 'alpine:latest' locally\nlatest: Pulling from library/alpine", False),
+        (
+            "Unable to find image 'alpine:latest' locally\nlatest: Pulling from library/alpine",
+            False,
+        ),
         ("redis-1 | image: redis:7-alpine", False),
         ("FROM python:3.12-alpine", True),
         ("FROM alpine:3.20", True),
         ("docker run -it python:3.12-alpine sh", True),
-        ("PRETTY_NAME=\"Alpine Linux v3.20\"", True),
+        ('PRETTY_NAME="Alpine Linux v3.20"', True),
         ("/etc/alpine-release: 3.20", True),
         ("I am on Alpine.", True),
         ("ann@alpine:~$ pip install torch", True),

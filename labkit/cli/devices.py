@@ -105,7 +105,37 @@ def _print_devices(
     """Prints the devices, on a terminal folded to its width."""
     columns = _measure_columns()
     screen = format_devices(detection, telemetry, everything=everything, columns=columns)
-    print(f"{start}{escape_controls(screen)}{end}", flush=True)
+    screen = escape_controls(screen)
+    if start:
+        screen = cut_screen(screen, columns, _measure_rows())
+    print(f"{start}{screen}{end}", flush=True)
+
+
+def cut_screen(screen: str, columns: int | None, rows: int) -> str:
+    """The lines of a screen that a terminal shows without scrolling; the last one counts the rest.
+
+    A line that is wider than the terminal takes several rows. Two rows stay free: for the blank
+    line at the end, and for the cursor.
+
+    >>> cut_screen("a\\nb\\nc\\nd", 80, 5)
+    'a\\nb\\n... 2 more lines: labkit devices, or a taller terminal'
+    """
+    lines = screen.splitlines()
+    taken = [max(1, -(-len(line) // columns)) if columns else 1 for line in lines]
+    free = rows - 2
+    if sum(taken) <= free:
+        return screen
+    shown = 0
+    while shown < len(lines) and sum(taken[: shown + 1]) < free:
+        shown += 1
+    rest = f"... {len(lines) - shown} more lines: labkit devices, or a taller terminal"
+    return "\n".join([*lines[:shown], rest[:columns]])
+
+
+def _measure_rows() -> int:
+    import shutil  # slow: it imports archive formats too
+
+    return shutil.get_terminal_size().lines
 
 
 def _measure_columns() -> int | None:

@@ -111,7 +111,8 @@ SIGNS = (
         r"macos|darwin|/opt/homebrew|\bmps backend|\bapple m\d|(?:[\s\"'(]|://)/users/[a-z]"
         # Prompts: of zsh on macOS, and of the names that it gives to a machine.
         r"|/library/frameworks/|\b(?:macbook|imac|mac-(?:mini|studio))(?:-pro|-air)?\b"
-        r"|\bmacpro\b|~/library/|%2fusers%2f|device=mps\b|\bon mps\b|/osx-(?:64|arm64)\b|platform: osx"
+        r"|\bmacpro\b|~/library/|%2fusers%2f"
+        r"|device=mps\b|\bon mps\b|/osx-(?:64|arm64)\b|platform: osx"
         r"|^[\w.-]{1,40}@[\w.-]{1,60} [~/][\w./~-]* % |\bcolima\b|\borbstack\b",
         "macos|darwin|/opt/homebrew|mps backend|apple m|/users/|/library/frameworks/|macbook|imac"
         "|mac-mini|mac-studio| % |colima|orbstack|device=mps|on mps|macpro|osx-|: osx"
@@ -375,7 +376,8 @@ SIGNS = (
     _sign(
         "musl",
         "musl alpine apk",
-        r"\bmusl|\bapk add\b|(?:^|[\]:>] ?)from (?:[\w./-]{1,60}[:/])?[\w.-]{0,20}alpine|\balpine linux\b"
+        r"\bmusl|\bapk add\b"
+        r"|(?:^|[\]:>] ?)from (?:[\w./-]{1,60}[:/])?[\w.-]{0,20}alpine|\balpine linux\b"
         r"|\balpine(?: v|-release:? ?| )3\.\d|\bid=\W?alpine\b|@alpine[\w-]*:"
         r"|\bpython:[\w.]{0,12}-?alpine|\b(?:on|under|uses?|using) alpine\b(?!:)",
         "musl|alpine|apk add",
