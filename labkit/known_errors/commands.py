@@ -94,6 +94,8 @@ class LogHost:
         fix = f"{command}{mark}{self._translate(comment, is_comment=True)}"
         if "hosted-notebook" in self.signs and _OF_PROVIDER.match(fix):
             return _CHOOSE_GPU
+        if "%pip " in command and _REPLACES.search(command) and "restart" not in fix:
+            return f"{fix}{'; ' if mark else COMMENT + ' '}{_RESTART}"
         if "inside" in self.signs and self.system == "linux":
             return _name_host(fix)
         return fix
@@ -164,6 +166,12 @@ class LogHost:
             text = re.sub(pattern, replacement, text)
         return _SUDO.sub("", text) if {"root", "hosted-notebook"} & self.signs else text
 
+    @property
+    def _is_uv_project(self) -> bool:
+        """True if uv keeps the environment as the project's file says."""
+        signs = self.signs
+        return "uv-project" in signs or ("uv-run" in signs and "uv-pip" not in signs)
+
     def _find_tool(self) -> str | None:
         if "nixos" in self.signs:
             return "nix"
@@ -192,10 +200,12 @@ class LogHost:
                 rf"^(?P<all>{_ASSIGNMENTS})python your_program\.py$", _set_in_notebook, command
             )
         if "uv" in self.signs and "uv pip" not in command:
+            if self._is_uv_project:
+                command = _PIP_INSTALL.sub(_write_for_project, command)
             command = re.sub(
                 rf"{_START}(?:python3? -m )?pip uninstall -y ", "uv pip uninstall ", command
             )
-            return re.sub(rf"{_START}(?:python3? -m )?pip (?=install)", "uv pip ", command)
+            return _PIP_INSTALL.sub(r"\g<set>uv pip install \g<rest>", command)
         if not self.python:
             return command
         python = self.python
@@ -211,6 +221,43 @@ class LogHost:
             command,
         )
         return re.sub(rf"{_START}python3? (?=-[cm] )", lambda _: f"{python} ", command)
+
+
+# What a running kernel has loaded stays loaded.
+_REPLACES = re.compile(r"--upgrade|--force-reinstall|uninstall|[<=>]=|<\d")
+_RESTART = "then restart the kernel (Colab: Runtime, Restart session) and run all cells again"
+_PIP_INSTALL = re.compile(
+    rf"{_START}(?P<set>(?:[A-Z_]+=\S+ )*)(?:python3? -m )?pip install "
+    r"(?P<rest>(?:[^;&|#\n]|#(?=\w))+?)(?=$| && | \| |;|   #)"
+)
+_ARGUMENT = re.compile(r"\"[^\"]*\"|'[^']*'|<[^>]*>\S*|\S+")
+# Their effect is in the command uv add, too, or it has no need of them.
+_NEEDLESS = ("--upgrade", "-U", "--force-reinstall", "--no-cache-dir", "-v")
+# The first torch that has a build, for which a project must not ask for an older one.
+_FIRST_TORCH = {"cu126": "2.6", "cu128": "2.7", "cu129": "2.8", "cu130": "2.9"}
+
+
+def _write_for_project(found: re.Match[str]) -> str:
+    """pip's installation as uv's of a project: uv run undoes what the project's file does not say.
+
+    It stays as it is where it has an option that ``uv add`` has not.
+    """
+    arguments = _ARGUMENT.findall(found["rest"])
+    index = next((each for each in arguments if "://download.pytorch.org/" in each), None)
+    names = [each for each in arguments if each not in (*_NEEDLESS, "--index-url", index)]
+    isolated = "--no-build-isolation" in names
+    names = [each for each in names if each != "--no-build-isolation"]
+    if any(each.startswith(("-", ".", "git+", '"git+')) for each in names):
+        return found[0]
+    upgrades = "--upgrade" in arguments or "-U" in arguments
+    if upgrades and not index and not re.search(r"[<=>]\d|[<=>]=", " ".join(names)):
+        wanted = " ".join(f"--upgrade-package {each}" for each in names)
+        return f"{found['set']}uv lock {wanted} && uv sync"
+    if index and upgrades and (first := _FIRST_TORCH.get(index.rpartition("/")[2])):
+        names = [f"'torch>={first}'" if each == "torch" else each for each in names]
+    source = f" --index pytorch={index}" if index else ""
+    option = " --no-build-isolation" if isolated else ""
+    return f"{found['set']}uv add {' '.join(names)}{option}{source}"
 
 
 def _set_in_notebook(found: re.Match[str]) -> str:
@@ -612,6 +659,12 @@ _BUILT = re.compile(
     r"(?=@|==|'|,|\)| |_[0-9a-f]{20,32}[\\/]|$)",
     re.MULTILINE,
 )
+_ASKED = re.compile(
+    r"^[>$ !%]{0,3}(?:\([\w.-]{1,40}\) )?(?:\S{1,80}[>$#%] )?(?:uv |python3? -m )?pip3? install "
+    r"(?:--?[a-z-]+ ){0,3}"
+    r"([A-Za-z][\w.-]{1,40})(?:==\S{1,20})?(?: --?[a-z-]+){0,3}$",
+    re.MULTILINE,
+)
 _SOURCE = re.compile(r"([A-Za-z][\w.-]{1,40}?)-\d[\w.+]{0,30}\.tar\.gz")
 
 
@@ -630,7 +683,9 @@ def find_built_package(text: str) -> str | None:
     for at in reversed(list_places(text[:end], ".tar.gz", _MOST_PATHS)):
         if found := _SOURCE.search(text, max(0, at - 2 * _REACH), at + len(".tar.gz")):
             return found[1].replace("_", "-")
-    return None
+    # Newer pip names the package only in the command.
+    asked = _ASKED.findall(text) if "build wheel" in text else []
+    return str(asked[0]).replace("_", "-") if len(set(asked)) == 1 else None
 
 
 def _find_portable(text: str) -> str | None:

@@ -159,10 +159,10 @@ SIGNS = (
     # A build of torch for the CPU: of its version, of conda's list, or without a CUDA.
     _sign(
         "cpu-build",
-        "none cpu cpuonly",
+        "none cpu cpuonly mkl generic openblas",
         r"\d\+cpu\b|version\.cuda\){0,2}\W{1,12}none\b|used to build pytorch: none|_cpu_\w{0,20}\d"
-        r"|\bcpuonly\b",
-        "+cpu|version.cuda|to build pytorch|_cpu_|cpuonly",
+        r"|\bcpuonly\b|\bcpu_(?:mkl|generic|openblas)_?\w{0,20}\d",
+        "+cpu|version.cuda|to build pytorch|_cpu_|cpuonly|cpu_mkl|cpu_generic|cpu_openblas",
     ),
     _sign("podman-compose", "compose", r"\bpodman[ -]compose\b", "podman"),
     _sign("colima", "colima", r"\bcolima\b"),
@@ -214,11 +214,12 @@ SIGNS = (
     ),
     _sign(
         "notebook",
-        "ipython kaggle content cell colab databricks localhost",
+        "ipython kaggle content cell colab databricks localhost jupyter jupyterlab",
         r"<ipython-input-|/tmp/ipython-input-|/kaggle/|(?:^|[ \"'(])/content/|\bcolab\b"
         r"|\bcell in ?\[\d|[ \"'(]/databricks/"
-        r"|\]\(https://localhost:8080/#\)",
-        "ipython-input|/kaggle/|/content/|colab|cell in|/databricks/|localhost:8080/#",
+        r"|\]\(https://localhost:8080/#\)"
+        r"|\b(?:in|from|inside) (?:a |my |the )?jupyter(?:lab| lab| notebooks?)?\b(?![\\/-])",
+        "ipython-input|/kaggle/|/content/|colab|cell in|/databricks/|localhost:8080/#|jupyter",
     ),
     _sign(
         "hosted-notebook",
@@ -322,6 +323,27 @@ SIGNS = (
         "uv solution registry",
         r"\buv (?:pip|add|sync|run|lock)\b|× no solution found when resolving|@ registry\+https",
         "uv pip|uv add|uv sync|uv run|uv lock|no solution found|registry+",
+    ),
+    _sign("deepspeed", "deepspeed", r"\bdeepspeed\b"),
+    _sign("lightning", "lightning", r"\blightning\b"),
+    _sign("openwebui", "webui", r"open[-_ ]?webui", "webui"),
+    # Where uv keeps the environment as a project's file says, and where it does not.
+    _sign(
+        "uv-project",
+        "uv registry",
+        r"\buv (?:add|sync|lock)\b|\[tool\.uv\b|\buv\.lock\b|@ registry\+https",
+        "uv add|uv sync|uv lock|tool.uv|uv.lock|registry+",
+    ),
+    _sign("uv-run", "uv", r"\buv run (?!--(?:with|no-project|script)\b)", "uv run"),
+    _sign("uv-pip", "uv", r"\buv pip\b", "uv pip"),
+    # Whoever wrote it cannot change the system.
+    _sign(
+        "no-root",
+        "root sudo sudoers admin administrator",
+        r"\b(?:without|no|don'?t have|do not have|haven'?t|lack(?:ing)?) (?:any )?"
+        r"(?:root|sudo|admin(?:istrator)?)(?!-)\b"
+        r"|\bnot in the sudoers file|\bnot (?:a |an |the )?(?:sudoer|admin)",
+        "root|sudo|admin",
     ),
     _sign(
         "rocm",
@@ -591,7 +613,8 @@ VALUES = (
     _sign(
         "torch",
         "cu118 cu121 cu124 cu126 cu128 cu129 cu130 cu132 cpu",
-        r"\d\+(cu\d{3}|cpu)\b",
+        # xformers names the torch that it was built with first.
+        r"\d\+(cu\d{3}|cpu)\b(?! with cuda)",
         "+cu|+cpu",
     ),
     _sign(
@@ -603,7 +626,8 @@ VALUES = (
     _sign(
         "release",
         "torch cu118 cu121 cu124 cu126 cu128 cu129 cu130 cu132 cpu",
-        r"(?:(?<=collecting torch==)|\b(?=2\.\d{1,2}\.\d\+c(?:pu|u\d{3})\b))(2\.\d{1,2}\.\d)\b",
+        r"(?:(?<=collecting torch==)|\b(?=2\.\d{1,2}\.\d\+c(?:pu|u\d{3})\b(?! with cuda)))"
+        r"(2\.\d{1,2}\.\d)\b",
         "+cu|+cpu|collecting torch==",
     ),
     # What torch advises with an error of its own; its warning about the old name also names the new
@@ -757,7 +781,7 @@ CARD_WORDS = frozenset(
     b" k40".split()
 )
 PYTHON_WORDS = (b"packages", b"embeded", b"embedded", b"portable", b"bin", b"scripts")
-BUILD_WORDS = (b"subprocess", b"metadata", b"failed")
+BUILD_WORDS = (b"subprocess", b"metadata", b"failed", b"successfully")
 VERSION_WORDS = (b"packages", b"python", b"cpython", b"py")
 CARD = re.compile(
     r"\b(?:NVIDIA )?(?:GeForce )?(?:(?:RTX|GTX|GT|TITAN)(?: PRO)? ?[A-Z]?\d{2,4}(?: Ti)?(?: SUPER)?"
@@ -768,6 +792,7 @@ CARD = re.compile(
 # Conditions that several others make together, without those of the second set.
 _TOGETHER = {
     "intel-mac": ({"mac", "x86-64"}, set[str]()),
+    "uv-build": ({"uv", "package-build"}, set[str]()),
     "local-conda": ({"local-source", "conda"}, {"on-windows"}),
     "conda-cpu": ({"conda", "cpu-build"}, {"rocm", "mac"}),
     "radeon-windows": ({"radeon", "on-windows"}, {"rocm"}),
@@ -789,6 +814,27 @@ _TRITONS = {
     "2.8": "3.4",
     "2.9": "3.5",
     "2.10": "3.6",
+}
+# The xformers that was built with each torch.
+_XFORMERS = {
+    "2.1.0": "0.0.22.post7",
+    "2.1.1": "0.0.23",
+    "2.1.2": "0.0.23.post1",
+    "2.2.0": "0.0.24",
+    "2.2.1": "0.0.25",
+    "2.2.2": "0.0.25.post1",
+    "2.3.0": "0.0.26.post1",
+    "2.3.1": "0.0.27",
+    "2.4.0": "0.0.27.post2",
+    "2.4.1": "0.0.28.post1",
+    "2.5.0": "0.0.28.post2",
+    "2.5.1": "0.0.28.post3",
+    "2.6.0": "0.0.29.post3",
+    "2.7.0": "0.0.30",
+    "2.7.1": "0.0.31.post1",
+    "2.8.0": "0.0.32.post2",
+    "2.9.0": "0.0.33.post1",
+    "2.9.1": "0.0.33.post2",
 }
 _OVERRIDES = {"rdna3": "11.0.0", "rdna2": "10.3.0", "strix": "11.0.0"}
 
@@ -874,6 +920,7 @@ class Context:
             f"torch-{build}": bool(build),
             "driver-below-torch": build in NEEDS and 0 < driver < NEEDS[build].driver,
             "nvcc-there": "nvcc" in self.values,
+            "xformers-known": self.values.get("release") in _XFORMERS and build.startswith("cu"),
             "before-torch-2-4": (_read_version(self.values.get("release")) or (9,)) < (2, 4),
             "old-index": self.values.get("index") in OLD_INDEXES,
         }
@@ -909,6 +956,8 @@ class Context:
             values["package"] = self.package
         if generation := next((each for each in _OVERRIDES if each in self.signs), None):
             values["hsa"] = _OVERRIDES[generation]
+        if xformers := _XFORMERS.get(values.get("release", "")):
+            values["xformers"] = xformers
         if triton := _TRITONS.get(".".join(values.get("release", "").split(".")[:2])):
             values["triton"] = triton
         if "driver" in values:

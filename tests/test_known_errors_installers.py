@@ -1,0 +1,184 @@
+"""What installs packages in a log, uv, conda, pip or a notebook, and who may, chooses the fix."""
+
+from __future__ import annotations
+
+import pytest
+
+from labkit.host.distribution import UNKNOWN
+from labkit.known_errors.commands import LogHost, find_built_package
+from labkit.known_errors.match import explain_text, format_explanation
+
+INDEX = "https://download.pytorch.org/whl/cu130"
+BLACKWELL = (
+    "NVIDIA GeForce RTX 5090 with CUDA capability sm_120 is not compatible with the current"
+    " PyTorch installation.\n"
+)
+NO_TORCH = "      ModuleNotFoundError: No module named 'torch'\n"
+BUILD = "× Getting requirements to build wheel did not run successfully."
+UNKNOWN_MODEL = (
+    "ValueError: The checkpoint you are trying to load has model type `x` but Transformers does"
+    " not recognize this architecture."
+)
+NO_HOME = "OSError: CUDA_HOME environment variable is not set.\n"
+MISMATCH = (
+    "The detected CUDA version (11.5) mismatches the version that was used to compile\n"
+    "PyTorch (12.1). Please make sure to use the same CUDA versions."
+)
+OLD_DRIVER = "The NVIDIA driver on your system is too old (found version 11040).\n"
+NO_COMMON_INDEX = (
+    "hint: `requests` was found on https://download.pytorch.org/whl/cu121, but not at the"
+    " requested version"
+)
+XFORMERS = (
+    "WARNING[XFORMERS]: xFormers can't load C++/CUDA extensions. xFormers was built for:\n"
+    "    PyTorch 2.1.0+cu121 with CUDA 1201 (you have 2.1.2+cu118)\n"
+)
+FP8 = "CompilationError: at 1:0: type fp8e4nv not supported in this architecture"
+REDUCTION = "Expected to have finished reduction in the prior iteration\n"
+
+
+@pytest.mark.parametrize(
+    ("command", "written"),
+    [
+        (
+            f"pip install --upgrade torch torchvision --index-url {INDEX}",
+            f"uv add 'torch>=2.9' torchvision --index pytorch={INDEX}",
+        ),
+        (
+            f"pip install --force-reinstall torch==2.9.1 --index-url {INDEX}   # then: x",
+            f"uv add torch==2.9.1 --index pytorch={INDEX}   # then: x",
+        ),
+        (
+            "pip install --upgrade peft transformers",
+            "uv lock --upgrade-package peft --upgrade-package transformers && uv sync",
+        ),
+        ("pip install 'numpy<2'", "uv add 'numpy<2'"),
+        (
+            "MAX_JOBS=4 pip install flash-attn --no-build-isolation",
+            "MAX_JOBS=4 uv add flash-attn --no-build-isolation",
+        ),
+        ("pip install --no-deps x", "uv pip install --no-deps x"),
+        ("pip install -f https://x.org/y x", "uv pip install -f https://x.org/y x"),
+    ],
+)
+def test_a_project_of_uv_gets_what_its_file_keeps(command, written):
+    assert LogHost(signs=frozenset({"uv", "uv-project"})).write(command) == written
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("$ uv run train.py\n", "uv add 'torch>=2.9'"),
+        ("$ uv pip install torch && uv run main.py\n", "uv pip install --upgrade torch"),
+        ("$ uv run --with torch x.py\n", "uv pip install --upgrade torch"),
+        ("$ uv sync\n$ uv pip list\n", "uv add 'torch>=2.9'"),
+    ],
+)
+def test_only_a_project_is_changed_by_uv_add(text, said):
+    assert said in show(f"{text}{BLACKWELL}")
+
+
+def show(text):
+    """The first cause with its fix, as they are shown."""
+    return format_explanation(explain_text(text), UNKNOWN).partition("\n\n")[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (f"$ pip install flash-attn\n{NO_TORCH}{BUILD}", "pip install flash-attn --no-build"),
+        (f"$ uv pip install flash-attn\n{NO_TORCH}{BUILD}", "no-build-isolation-package ="),
+        (f"Google Colab\n{UNKNOWN_MODEL}", "then restart the kernel"),
+        (f"in a Jupyter notebook\n{UNKNOWN_MODEL}", "%pip install --upgrade transformers"),
+        (f"/opt/miniconda3/envs/x/bin/python\n{NO_HOME}", "conda install -y -c nvidia cuda-"),
+        (f"deepspeed/ops/op_builder/builder.py\n{NO_HOME}", "DS_BUILD_OPS=0"),
+        (MISMATCH, "CUDA_HOME=/usr/local/cuda-12.1"),
+        (f"(base) user@x:~/miniconda3$\n{MISMATCH}", "cuda-toolkit=12.1"),
+        (f"{OLD_DRIVER}I have no root access", "torch==2.7.1 torchvision==0.22.1"),
+        (f"$ uv pip install x\n{NO_COMMON_INDEX}", "--index-strategy unsafe-best-match"),
+        (XFORMERS, f"xformers==0.0.23.post1 --index-url {INDEX[:-5]}cu118"),
+        ("AssertionError: Unable to pre-compile async_io", "DS_BUILD_OPS=0 pip install"),
+        (
+            "(base) C:\\x>conda list\npytorch  2.5.1  cpu_mkl_py312h1  conda-forge\n"
+            '(base) C:\\x>python -c "import torch; print(torch.__version__,'
+            ' torch.cuda.is_available())"\n2.5.1 False',
+            "conda remove -y --force pytorch",
+        ),
+        (
+            "C:\\x>pip install y\nerror: Microsoft Visual C++ 14.0 or greater is required.",
+            "Microsoft.VisualStudio.Workload.VCTools",
+        ),
+        (
+            "ERROR: Could not install packages due to an OSError: [WinError 5] Access is denied:"
+            " 'C:\\\\v\\\\Lib\\\\site-packages\\\\~orch'",
+            "end every program that runs on this Python",
+        ),
+        (
+            "HTTPSConnectionPool(host='files.packages.example', port=443): Read timed out.",
+            "--default-timeout=1000",
+        ),
+        (
+            "Could not fetch URL https://packages.example/simple/torch/: SSLError(certificate verify"
+            " failed: self signed certificate in certificate chain)",
+            "pip config set global.cert",
+        ),
+    ],
+)
+def test_the_fix_is_for_what_installed_the_packages(text, said):
+    assert said in show(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (f"RTX 3090 ComfyUI\n{FP8}", "fp8_e5m2"),
+        (FP8, "use bfloat16 or float16 weights"),
+        (f"{REDUCTION}Lightning 2.4", "ddp_find_unused_parameters_true"),
+        ("wsl\nld: cannot find -lcuda: No such file", "sudo ln -s libcuda.so.1 /usr/lib/wsl"),
+        ("ld: cannot find -lcuda: No such file", "beside the libcuda.so.1 that it names"),
+        ("NCCL WARN Call to posix_fallocate failed : No space left on device", "shm_size: 8g"),
+        (
+            'Failed to pull image "nvcr.io/nim/x:1": failed to fetch oauth token: 401',
+            "kubectl create secret docker-registry ngc-secret",
+        ),
+        (
+            "open-webui | HTTPConnectionPool(host='localhost', port=11434): Max retries exceeded",
+            "OLLAMA_BASE_URL",
+        ),
+        ("wsl\nKilled", ".wslconfig"),
+        ("Memory access fault by GPU node-1 on address 0x7f", "HIP_VISIBLE_DEVICES=0"),
+    ],
+)
+def test_the_first_step_is_of_this_program_and_host(text, said):
+    assert said in show(text)
+
+
+@pytest.mark.parametrize(
+    ("cause", "result"),
+    [
+        ("signed-by-conflict", "apt-source-malformed"),
+        ("torchrun-port-taken", "rendezvous-failed"),
+        ("gpu-off-the-bus", "illegal-access"),
+        ("vs-compiler-missing", "wheel-build-failed"),
+        ("nvcc-unsupported-gcc", "ninja-missing"),
+        ("openmp-twice", "kernel-died"),
+        ("rocm-no-device", "torch-sees-no-gpu"),
+        ("no-torch", "flash-attn-build"),
+        ("setuptools-missing", "webui-install"),
+    ],
+)
+def test_a_result_is_not_shown_as_a_cause_of_its_own(cause, result):
+    from labkit.known_errors import KNOWN_ERRORS
+
+    brings = {error.name: error.brings for error in KNOWN_ERRORS}
+    assert result in brings[cause]
+
+
+def test_what_another_program_says_of_its_gpu_support_is_not_ollamas():
+    text = "The installed version of bitsandbytes was compiled without GPU support."
+    assert "llama-cpp-no-gpu" not in format_explanation(explain_text(text), UNKNOWN)
+
+
+def test_the_command_names_the_package_that_is_built():
+    assert find_built_package(f"(x) u@h:~$ pip install causal_conv1d\n{BUILD}") == "causal-conv1d"
+    assert find_built_package("$ pip install a\n$ pip install b\nbuild wheel: error") is None
