@@ -97,6 +97,37 @@ def show(text):
         (f"{OLD_DRIVER}I have no root access", "torch==2.7.1 torchvision==0.22.1"),
         (f"$ uv pip install x\n{NO_COMMON_INDEX}", "--index-strategy unsafe-best-match"),
         (XFORMERS, f"xformers==0.0.23.post1 --index-url {INDEX[:-5]}cu118"),
+        (
+            "torch 2.5.1+cu124\nRuntimeError: operator torchvision::nms does not exist",
+            f"torchvision==0.20.1 torchaudio==2.5.1 --index-url {INDEX[:-5]}cu124",
+        ),
+        (
+            f"ERROR: Failed to build 'detectron2' when getting requirements to build\n{NO_TORCH}",
+            "pip install git+https://github.com/facebookresearch/detectron2.git --no-build",
+        ),
+        (
+            "(base) u@h:~$ pip install x\nRuntimeError: FlashAttention is only supported on CUDA"
+            " 11.7 and above.  Note: make sure nvcc has a supported version by running nvcc -V.",
+            "conda install -y -c nvidia cuda-toolkit=",
+        ),
+        (
+            "hint: This error likely indicates that `flash-attn@2.7` depends on `torch`, but",
+            "match-runtime = true",
+        ),
+        (
+            "Cuda extensions are being compiled with a version of Cuda that does not match the"
+            " version used to compile Pytorch binaries.  Pytorch binaries were compiled with Cuda"
+            " 11.8.\n",
+            "CUDA_HOME=/usr/local/cuda-11.8",
+        ),
+        ("C:\\x>pip\nFailed to build flash_attn", "mjun0812/flash-attention-prebuild-wheels"),
+        ("packages/vllm/_C.abi3.so: undefined symbol: _ZNK3c106x", "--force-reinstall vllm"),
+        ("No module named 'triton.ops'", "pip install --upgrade bitsandbytes"),
+        (
+            "> x\\python_embeded\\a\ntcc.exe', 'x'] returned non-zero exit status 1",
+            "libs of a full",
+        ),
+        ("C:\\x>a\nNo module named 'sageattention'", "pip install -U triton-windows sageattention"),
         ("AssertionError: Unable to pre-compile async_io", "DS_BUILD_OPS=0 pip install"),
         (
             "(base) C:\\x>conda list\npytorch  2.5.1  cpu_mkl_py312h1  conda-forge\n"
@@ -146,6 +177,19 @@ def test_the_fix_is_for_what_installed_the_packages(text, said):
             "OLLAMA_BASE_URL",
         ),
         ("wsl\nKilled", ".wslconfig"),
+        ("RTX 5090\nRuntimeError: NCCL error: unhandled cuda error", "nvidia-nccl-cu12"),
+        (
+            "The quantization method mxfp4 is not supported for the current GPU. Minimum"
+            " capability: 80. Current capability: 75.",
+            "CUDA_DEVICE_ORDER=PCI_BUS_ID CUDA_VISIBLE_DEVICES=",
+        ),
+        ("docker run x\nYou are trying to access a gated repo.", "docker run -e HF_TOKEN="),
+        ("docker run x\nAssertionError: libcuda.so cannot found!", "'ldconfig && exec"),
+        ("https://registry.ollama.ai/v2/x: x509: unknown", "sudo systemctl restart ollama"),
+        ("ValueError: fp16 mixed precision requires a GPU (not 'mps').\nMacBook", "precision no"),
+        ("OSError: Not enough disk space. Needed: 37.11 GiB (download: 18 GiB)", "export HF_HOME"),
+        ("HfHubHTTPError: 429 Client Error: Too Many Requests", "a login has a larger share"),
+        ("LocalEntryNotFoundError: outgoing traffic has been disabled", "env -u HF_HUB_OFFLINE"),
         ("Memory access fault by GPU node-1 on address 0x7f", "HIP_VISIBLE_DEVICES=0"),
     ],
 )

@@ -116,6 +116,8 @@ class LogHost:
 
         A torch that is installed once more keeps its release: what needs it may need just this one.
         """
+        if "--no-deps" in command:  # for the torch that is there
+            return command
         if "torchaudio" in self.signs:
             command = re.sub(
                 r"\btorch torchvision (?=--index-url)", "torch torchvision torchaudio ", command
@@ -651,6 +653,12 @@ def find_python_version(text: str) -> str | None:
     return None
 
 
+# Packages that no index has.
+SOURCES = {
+    "apex": "git+https://github.com/NVIDIA/apex.git",
+    "detectron2": "git+https://github.com/facebookresearch/detectron2.git",
+    "pytorch3d": "git+https://github.com/facebookresearch/pytorch3d.git@stable",
+}
 # What pip and uv print of a package whose build fails, and the folder of its source.
 _BUILT = re.compile(
     r"(?:Failed to build '|^Failed to build (?=[\w.-]{1,40}$)|based projects \("

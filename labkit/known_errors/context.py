@@ -22,6 +22,7 @@ from labkit.host.gpu import (
 from labkit.host.packages import is_dropped
 from labkit.host.torch_builds import NEEDS
 from labkit.known_errors.commands import (
+    SOURCES,
     LogHost,
     System,
     find_built_package,
@@ -315,8 +316,9 @@ SIGNS = (
     _sign("slurm", "slurm srun sbatch slurmstepd", r"\bslurm|\bsrun\b|\bsbatch\b"),
     _sign(
         "conda",
-        "conda miniconda3 anaconda3 mamba miniforge3 miniforge mambaforge",
-        r"conda|mamba|miniforge",
+        "conda miniconda3 anaconda3 mamba miniforge3 miniforge mambaforge base",
+        r"conda|mamba|miniforge|^\(base\) \S",
+        "conda|mamba|miniforge|(base) ",
     ),
     _sign(
         "uv",
@@ -535,7 +537,7 @@ SIGNS = (
     _sign("llama-python", "cpp llama", r"llama[-_]cpp[-_]python|site-packages[\\/]llama_cpp"),
     _sign("llamacpp", "ggml llama cpp gguf cu", r"\bggml[_.-]|llama[._]cpp|llama-(?:cli|server)"),
     _sign("jax", "jax jaxlib xla", r"\bjax(?:lib)?\b|\bxla"),
-    _sign("sglang", "sglang", r"sglang"),
+    _sign("sglang", "sglang mem", r"sglang|--mem-fraction-static", "sglang|--mem-fraction"),
     _sign("torchcodec", "torchcodec libtorchcodec", r"libtorchcodec"),
     _sign(
         "paddle",
@@ -815,6 +817,28 @@ _TRITONS = {
     "2.9": "3.5",
     "2.10": "3.6",
 }
+# The torchvision of each torch.
+_VISION = {
+    "2.0.1": "0.15.2",
+    "2.1.0": "0.16.0",
+    "2.1.1": "0.16.1",
+    "2.1.2": "0.16.2",
+    "2.2.0": "0.17.0",
+    "2.2.1": "0.17.1",
+    "2.2.2": "0.17.2",
+    "2.3.0": "0.18.0",
+    "2.3.1": "0.18.1",
+    "2.4.0": "0.19.0",
+    "2.4.1": "0.19.1",
+    "2.5.0": "0.20.0",
+    "2.5.1": "0.20.1",
+    "2.6.0": "0.21.0",
+    "2.7.0": "0.22.0",
+    "2.7.1": "0.22.1",
+    "2.8.0": "0.23.0",
+    "2.9.0": "0.24.0",
+    "2.9.1": "0.24.1",
+}
 # The xformers that was built with each torch.
 _XFORMERS = {
     "2.1.0": "0.0.22.post7",
@@ -920,6 +944,7 @@ class Context:
             f"torch-{build}": bool(build),
             "driver-below-torch": build in NEEDS and 0 < driver < NEEDS[build].driver,
             "nvcc-there": "nvcc" in self.values,
+            "vision-known": self.values.get("release") in _VISION and bool(build),
             "xformers-known": self.values.get("release") in _XFORMERS and build.startswith("cu"),
             "before-torch-2-4": (_read_version(self.values.get("release")) or (9,)) < (2, 4),
             "old-index": self.values.get("index") in OLD_INDEXES,
@@ -953,9 +978,11 @@ class Context:
         if self.python_version:
             values["python"] = self.python_version
         if self.package and "package-build" in self.signs:
-            values["package"] = self.package
+            values["package"] = SOURCES.get(self.package, self.package)
         if generation := next((each for each in _OVERRIDES if each in self.signs), None):
             values["hsa"] = _OVERRIDES[generation]
+        if vision := _VISION.get(values.get("release", "")):
+            values["vision"] = vision
         if xformers := _XFORMERS.get(values.get("release", "")):
             values["xformers"] = xformers
         if triton := _TRITONS.get(".".join(values.get("release", "").split(".")[:2])):
