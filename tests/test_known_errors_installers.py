@@ -98,6 +98,15 @@ def show(text):
         (f"$ uv pip install x\n{NO_COMMON_INDEX}", "--index-strategy unsafe-best-match"),
         (XFORMERS, f"xformers==0.0.23.post1 --index-url {INDEX[:-5]}cu118"),
         (
+            "C:\\x>conda install pytorch -c pytorch\nTorch not compiled with CUDA enabled",
+            "conda remove -y --force pytorch torchvision",
+        ),
+        ("$ poetry add torch\nTorch not compiled with CUDA enabled", "poetry add --source pytorch"),
+        ("Torch not compiled with CUDA enabled", "must say +cu and True"),
+        ("Radeon RX 7900 XT\nTorch not compiled with CUDA enabled", "whl/rocm"),
+        ("Command 'nvcc' not found, but can be installed with:", "nvcc --version"),
+        ("libGL.so.1: cannot open shared object file", "apt-get install -y libgl1 libglib2.0-0"),
+        (
             "torch 2.5.1+cu124\nRuntimeError: operator torchvision::nms does not exist",
             f"torchvision==0.20.1 torchaudio==2.5.1 --index-url {INDEX[:-5]}cu124",
         ),
@@ -177,6 +186,24 @@ def test_the_fix_is_for_what_installed_the_packages(text, said):
             "OLLAMA_BASE_URL",
         ),
         ("wsl\nKilled", ".wslconfig"),
+        ("podman run x\nerror executing hook `/x/nvidia-container-toolkit`", "nvidia.com/gpu=all"),
+        (
+            "#8 W: GPG error: https://developer.download.nvidia.com/compute/cuda/repos/ubuntu2004/"
+            "x86_64  InRelease: NO_PUBKEY A4B469963BF863CC",
+            "RUN rm -f /etc/apt/sources.list.d/cuda*.list",
+        ),
+        ("Bad return status for module build on kernel: 6.14.0-24-generic", "ubuntu-drivers inst"),
+        ("Command 'nvidia-smi' not found, but can be installed with:", "sudo ubuntu-drivers inst"),
+        (
+            "couldn't communicate with the NVIDIA driver.\n$ prime-select query\nintel",
+            "sudo prime-select on-demand",
+        ),
+        (
+            "docker run x\nError 803: system has unsupported display driver",
+            "/tmp/ && ldconfig",
+        ),
+        ("mat1 and mat2 shapes cannot be multiplied (32x512 and 1024x10)", "nn.Linear(512, ...)"),
+        ("[ERROR]: Install of driver component failed. Consult the", "/var/log/cuda-installer.log"),
         ("RTX 5090\nRuntimeError: NCCL error: unhandled cuda error", "nvidia-nccl-cu12"),
         (
             "The quantization method mxfp4 is not supported for the current GPU. Minimum"
@@ -208,6 +235,10 @@ def test_the_first_step_is_of_this_program_and_host(text, said):
         ("openmp-twice", "kernel-died"),
         ("rocm-no-device", "torch-sees-no-gpu"),
         ("no-torch", "flash-attn-build"),
+        ("no-package-source", "package-unknown"),
+        ("no-cuda-toolkit", "program-missing"),
+        ("ollama-pull-failed", "changed-certificate"),
+        ("nvcc-arch-unsupported", "ninja-missing"),
         ("setuptools-missing", "webui-install"),
     ],
 )

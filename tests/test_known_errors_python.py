@@ -379,7 +379,10 @@ OTHER_SIZE = (
             "RuntimeError: HIP error: invalid device function\nRadeon 5700XT",
             "torch==1.13.1+rocm5.2",
         ),
-        ("torch 2.4.1+cu121\nC:\\x>\nNo module named 'triton.runtime.jit'", "triton-windows==3.1.*"),
+        (
+            "torch 2.4.1+cu121\nC:\\x>\nNo module named 'triton.runtime.jit'",
+            "triton-windows==3.1.*",
+        ),
         ("error loading model: unknown model architecture: 'clip'", "--mmproj"),
         ("error loading model: unknown model architecture: 'flux'", "ComfyUI-GGUF"),
         ("error loading model: unknown model architecture: ''", "the file's page"),

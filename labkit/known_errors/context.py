@@ -326,6 +326,14 @@ SIGNS = (
         r"\buv (?:pip|add|sync|run|lock)\b|× no solution found when resolving|@ registry\+https",
         "uv pip|uv add|uv sync|uv run|uv lock|no solution found|registry+",
     ),
+    _sign("poetry", "poetry", r"\bpoetry (?:add|install|run|lock|update|source)\b"),
+    # torch came from conda, which pip must not write over.
+    _sign(
+        "conda-torch",
+        "conda mamba pytorch cpuonly",
+        r"\b(?:conda|mamba) install [^\n]{0,60}\b(?:pytorch|cpuonly)\b|^pytorch {2,}\d",
+        "conda install|mamba install|pytorch  ",
+    ),
     _sign("deepspeed", "deepspeed", r"\bdeepspeed\b"),
     _sign("lightning", "lightning", r"\blightning\b"),
     _sign("openwebui", "webui", r"open[-_ ]?webui", "webui"),
@@ -477,10 +485,10 @@ SIGNS = (
     _sign("standard-ami", "-x86_64-standard-", r"amazon-eks-node-al2023-(?:x86_64|arm64)-standard"),
     _sign(
         "image-build",
-        "run",
+        "run e w",
         r"#\d{1,3} \[[^\]\n]{0,30}\d/\d{1,3}\] run|=> \[[^\]\n]{0,30}\d/\d{1,3}\] run"
-        r"|\bstep \d{1,3}/\d{1,3} ?: run",
-        "] run|: run",
+        r"|\bstep \d{1,3}/\d{1,3} ?: run|^#\d{1,3} (?:\d{1,4}\.\d{1,4} )?[ew]: ",
+        "] run|: run| e: | w: ",
     ),
     # By its word, or the name of a profile: A40-8Q, GRID A100D-10C.
     _sign(
