@@ -186,6 +186,24 @@ def test_the_fix_is_for_what_installed_the_packages(text, said):
             "OLLAMA_BASE_URL",
         ),
         ("wsl\nKilled", ".wslconfig"),
+        ("BadZipFile: Bad CRC-32 for file 'torch/lib/x.so'", "pip cache purge"),
+        ("C:\\x>pip\nERROR: Cannot find command 'git'", "winget install Git.Git"),
+        ("fatal: detected dubious ownership in repository at '/w/x'", "safe.directory /w/x"),
+        ("error: RPC failed; curl 92", "git clone --depth 1"),
+        ("MIOpen(HIP): Warning [SQLiteBase] Missing system database file: x", "ignore it"),
+        ("CondaHTTPError: HTTP 000 CONNECTION FAILED for url <x>", "proxy_servers.https"),
+        (
+            "module must have its parameters and buffers on device cuda:0 (device_ids[0])",
+            'DataParallel(model.to("cuda:0")',
+        ),
+        ("PermissionError: Permission denied: '/home/jovyan/work'", "NB_UID=$(id -u)"),
+        ("kubelet\nrequirement error: unsatisfied condition: cuda>=12.4", "helm upgrade"),
+        ("C:\\x>a\nUnicodeDecodeError: 'charmap' codec can't decode byte 0x9d", '"PYTHONUTF8=1"'),
+        (
+            "/kaggle/working\nTesla P100-PCIE-16GB with CUDA capability sm_60 is not compatible"
+            " with the current PyTorch installation",
+            "GPU T4 x2",
+        ),
         ("podman run x\nerror executing hook `/x/nvidia-container-toolkit`", "nvidia.com/gpu=all"),
         (
             "#8 W: GPG error: https://developer.download.nvidia.com/compute/cuda/repos/ubuntu2004/"
@@ -235,6 +253,7 @@ def test_the_first_step_is_of_this_program_and_host(text, said):
         ("openmp-twice", "kernel-died"),
         ("rocm-no-device", "torch-sees-no-gpu"),
         ("no-torch", "flash-attn-build"),
+        ("ipykernel-in-venv", "no-torch"),
         ("no-package-source", "package-unknown"),
         ("no-cuda-toolkit", "program-missing"),
         ("ollama-pull-failed", "changed-certificate"),

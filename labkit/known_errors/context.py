@@ -802,6 +802,7 @@ CARD = re.compile(
 # Conditions that several others make together, without those of the second set.
 _TOGETHER = {
     "intel-mac": ({"mac", "x86-64"}, set[str]()),
+    "legacy-notebook": ({"legacy", "hosted-notebook"}, set[str]()),
     "uv-build": ({"uv", "package-build"}, set[str]()),
     "local-conda": ({"local-source", "conda"}, {"on-windows"}),
     "conda-cpu": ({"conda", "cpu-build"}, {"rocm", "mac"}),
