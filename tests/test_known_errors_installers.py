@@ -174,8 +174,11 @@ def test_the_fix_is_for_what_installed_the_packages(text, said):
         (f"RTX 3090 ComfyUI\n{FP8}", "fp8_e5m2"),
         (FP8, "use bfloat16 or float16 weights"),
         (f"{REDUCTION}Lightning 2.4", "ddp_find_unused_parameters_true"),
-        ("wsl\nld: cannot find -lcuda: No such file", "sudo ln -s libcuda.so.1 /usr/lib/wsl"),
-        ("ld: cannot find -lcuda: No such file", "beside the libcuda.so.1 that it names"),
+        ("wsl\nld: cannot find -lcuda: No such file", "LIBRARY_PATH=/usr/lib/wsl/lib"),
+        (
+            "ld: cannot find -lcuda: No such file",
+            "sudo ln -s libcuda.so.1 /usr/lib/x86_64",
+        ),
         ("NCCL WARN Call to posix_fallocate failed : No space left on device", "shm_size: 8g"),
         (
             'Failed to pull image "nvcr.io/nim/x:1": failed to fetch oauth token: 401',

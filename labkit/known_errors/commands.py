@@ -87,17 +87,28 @@ class LogHost:
         >>> LogHost(family="fedora").write("sudo apt-get install g++ python3-dev")
         'sudo dnf install gcc-c++ python3-devel'
         """
-        fix = _ALLOCATOR.sub(self.allocator_variable, self._prefer_own(fix))
+        fix = self._prefer_own(self._name_tools(fix))
+        fix = _ALLOCATOR.sub(self.allocator_variable, fix)
         command, mark, comment = fix.partition(COMMENT)
         command = self._add_toolkit_source(self._complete_torch(command))
+        if "vllm-python" in self.signs:
+            command = _write_as_arguments(command)
         command = self._choose_python(self._translate(command))
         fix = f"{command}{mark}{self._translate(comment, is_comment=True)}"
         if "hosted-notebook" in self.signs and _OF_PROVIDER.match(fix):
             return _CHOOSE_GPU
         if "%pip " in command and _REPLACES.search(command) and "restart" not in fix:
             return f"{fix}{'; ' if mark else COMMENT + ' '}{_RESTART}"
-        if "inside" in self.signs and self.system == "linux":
-            return _name_host(fix)
+        if {"inside", "app-folder"} & self.signs and self.system == "linux":
+            return _install_in_image(_name_host(fix))
+        return fix
+
+    def _name_tools(self, fix: str) -> str:
+        """The fix with the launcher and the package tool that the log shows."""
+        for sign in _TOOLS_OF_LOG:
+            if sign in self.signs:
+                for pattern, replacement in _TOOLS_OF_LOG[sign]:
+                    fix = re.sub(pattern, replacement, fix)
         return fix
 
     def _add_toolkit_source(self, command: str) -> str:
@@ -208,6 +219,8 @@ class LogHost:
                 rf"{_START}(?:python3? -m )?pip uninstall -y ", "uv pip uninstall ", command
             )
             return _PIP_INSTALL.sub(r"\g<set>uv pip install \g<rest>", command)
+        if "poetry" in self.signs:
+            return _PROGRAM_OF_POETRY.sub("poetry run ", command)
         if not self.python:
             return command
         python = self.python
@@ -262,6 +275,41 @@ def _write_for_project(found: re.Match[str]) -> str:
     return f"{found['set']}uv add {' '.join(names)}{option}{source}"
 
 
+# What runs inside the environment that poetry keeps for a project.
+_PROGRAM_OF_POETRY = re.compile(
+    rf"{_START}(?=(?:pip|hf|huggingface-cli|python3?|accelerate|torchrun) (?!-m venv))"
+)
+_ARGUMENTS = re.compile(
+    r"(?:block_size|cpu_offload_gb|disable_custom_all_reduce|distributed_executor_backend|dtype"
+    r"|enable_(?:chunked_prefill|expert_parallel)|enforce_eager|gpu_memory_utilization|kv_cache_\w+"
+    r"|limit_mm_per_prompt|load_format|max_(?:lora_rank|model_len|num_batched_tokens|num_seqs)"
+    r"|(?:pipeline|tensor)_parallel_size|quantization|tokenizer_mode)"
+)
+_OPTION = re.compile(r"--([a-z][a-z-]+)(?:[ =](?!-)('[^']*'|<[^>]*>|[^\s']+))?")
+
+
+def _write_as_arguments(command: str) -> str:
+    """Options of vLLM's command line as arguments of its engine in Python.
+
+    >>> _write_as_arguments("--dtype half --max-model-len 8192 --enforce-eager")
+    'LLM(model, dtype="half", max_model_len=8192, enforce_eager=True)'
+    """
+    options = [(name.replace("-", "_"), value) for name, value in _OPTION.findall(command)]
+    is_of_engine = re.fullmatch(rf"(?:{_OPTION.pattern} ?)+", command) and all(
+        _ARGUMENTS.fullmatch(name) for name, _ in options
+    )
+    if not is_of_engine:
+        return command
+    return f"LLM(model, {', '.join(f'{name}={_write_value(value)}' for name, value in options)})"
+
+
+def _write_value(value: str) -> str:
+    if not value:
+        return "True"
+    inner = value.strip("'")
+    return inner if re.match(r"[\d{<]", inner) else f'"{inner}"'
+
+
 def _set_in_notebook(found: re.Match[str]) -> str:
     pairs = re.findall(rf"([A-Za-z]\w*)=({_VALUE})", found["all"])
     inner = ", ".join(f'{name}="{_strip(value)}"' for name, value in pairs)
@@ -272,6 +320,18 @@ def _name_host(fix: str) -> str:
     """The fix with "on the host" before what a container cannot do."""
     said = re.search(r"\bon (?:the|its|every|each) [\w ]{0,12}(?:host|node|machine)\b", fix)
     return fix if said or not _OF_HOST.match(fix) else f"on the host: {fix}"
+
+
+def _install_in_image(fix: str) -> str:
+    """The fix where it installs packages, as an image without package lists and sudo needs it."""
+    command, _, comment = fix.partition(COMMENT)
+    if not re.fullmatch(rf"(?:sudo )?apt-get install {_NAME}(?: {_NAME})*", command):
+        return fix
+    names = command.partition(" install ")[2]
+    said = "; ".join(
+        filter(None, ["as root; in the image's Dockerfile: RUN <this>", comment.strip()])
+    )
+    return f"apt-get update && apt-get install -y {names}{COMMENT} {said}"
 
 
 def _mark_linux(text: str) -> str:
@@ -332,6 +392,41 @@ def _write_install(found: re.Match[str], tool: str) -> str:
 
 
 _Replacements = tuple[tuple[str, str], ...]
+# The tools of a log in place of torchrun, which starts a program's processes, and of conda.
+_TOOLS_OF_LOG: Mapping[str, _Replacements] = {
+    "micromamba": (
+        (r"\bconda env create\b", "micromamba create"),
+        (
+            r"\bconda (?=(?:install|create|remove|update|list|search|run|activate|clean) )",
+            "micromamba ",
+        ),
+    ),
+    "lightning": (
+        (r"\btorchrun --standalone (?=your_program)", "MASTER_PORT=29511 python "),
+        (r"\btorchrun (?=your_program)", "python "),
+        (
+            r"\btorchrun --nproc[-_]per[-_]node=(<[^>]+>|\w+)(?: your_program\.py)?(?=$|   #)",
+            r'Trainer(accelerator="gpu", devices=\1, strategy="ddp")',
+        ),
+    ),
+    "accelerate-launch": (
+        (r"\btorchrun --standalone ", "accelerate launch --main_process_port 29511 "),
+        (r"\btorchrun --nproc[-_]per[-_]node=", "accelerate launch --num_processes="),
+        (r"\btorchrun (?=your_program)", "accelerate launch "),
+    ),
+    "deepspeed-launch": (
+        (r"\btorchrun --standalone ", "deepspeed --master_port 29511 "),
+        (r"\btorchrun --nproc[-_]per[-_]node=", "deepspeed --num_gpus="),
+        (r"\btorchrun (?=your_program)", "deepspeed "),
+    ),
+    "tune-run": (
+        (
+            r"\btorchrun --standalone your_program\.py",
+            "tune run --rdzv-backend=c10d --rdzv-endpoint=localhost:0 <the recipe and its options>",
+        ),
+        (r"\btorchrun ((?:--\S+ )*)your_program\.py", r"tune run \1<the recipe and its options>"),
+    ),
+}
 _BY_FAMILY: Mapping[str, _Replacements] = {
     "fedora": (
         (r"sudo update-initramfs -u(?: -k all)?", "sudo dracut --force --regenerate-all"),

@@ -58,6 +58,10 @@ def _sign(name: str, words: str, pattern: str, parts: str = "") -> Sign:
     return Sign(name, split, re.compile(pattern, re.MULTILINE), searched)
 
 
+# An AMD GPU's architecture that is not one of a list, such as of the files that a library has.
+_GFX = r"(?<![_;,+])(?<!, )(?<!,')(?<!, ')(?<!, \")gfx"
+_ALONE = r"(?!\w|['\"]?[,;] ?['\"]?gfx)"
+
 # The expressions read text in lower case. A group's text is the value of the sign.
 SIGNS = (
     _sign(
@@ -213,6 +217,8 @@ SIGNS = (
         r"root@[0-9a-f]{12}:|/\.dockerenv|[ \"'(]/workspace/|[ \"'(]/databricks/",
         "root@|dockerenv|/workspace/|/databricks/",
     ),
+    # The folder of the program in most images.
+    _sign("app-folder", "app", r"(?:[ \"'(=]|-[li])/app/(?:\.?venv/|[\w./-]{1,60}\.py\b)", "/app/"),
     _sign(
         "notebook",
         "ipython kaggle content cell colab databricks localhost jupyter jupyterlab",
@@ -326,7 +332,11 @@ SIGNS = (
         r"\buv (?:pip|add|sync|run|lock)\b|× no solution found when resolving|@ registry\+https",
         "uv pip|uv add|uv sync|uv run|uv lock|no solution found|registry+",
     ),
-    _sign("poetry", "poetry", r"\bpoetry (?:add|install|run|lock|update|source)\b"),
+    _sign(
+        "poetry",
+        "poetry pypoetry",
+        r"\bpoetry (?:add|install|run|lock|update|source|shell)\b|[\\/]pypoetry[\\/]",
+    ),
     # torch came from conda, which pip must not write over.
     _sign(
         "conda-torch",
@@ -335,7 +345,7 @@ SIGNS = (
         "conda install|mamba install|pytorch  ",
     ),
     _sign("deepspeed", "deepspeed", r"\bdeepspeed\b"),
-    _sign("lightning", "lightning", r"\blightning\b"),
+    _sign("lightning", "lightning", r"(?<![\w-])lightning\b|pytorch[_-]lightning|lightning_fabric"),
     _sign("openwebui", "webui", r"open[-_ ]?webui", "webui"),
     # Where uv keeps the environment as a project's file says, and where it does not.
     _sign(
@@ -362,34 +372,34 @@ SIGNS = (
         r"\brocm|\d\\+rocm|\bhip\b|amdgpu|/dev/kfd|\bgfx1\d{3}|_hipblas|\bamd linux\b",
         "rocm|hip|amdgpu|/dev/kfd|gfx1|amd linux",
     ),
-    _sign("rdna4", "rx gfx1200 gfx1201", r"\brx ?90[67]0|gfx120[01]", "rx |rx9|gfx120"),
+    _sign("rdna4", "rx gfx1200 gfx1201", rf"\brx ?90[67]0|{_GFX}120[01]{_ALONE}", "rx |rx9|gfx120"),
     _sign(
         "rdna3",
         "rx gfx1100 gfx1101 gfx1102 gfx1103 780m 760m 740m",
-        r"\brx ?7[6-9]\d0|gfx110[0-3]|\b7[468]0m\b",
+        rf"\brx ?7[6-9]\d0|{_GFX}110[0-3]{_ALONE}|\b7[468]0m\b",
         "rx |rx7|gfx110|0m",
     ),
     _sign(
         "rdna2",
         "rx gfx1030 gfx1031 gfx1032 gfx1034 gfx1035 gfx1036 680m 660m",
-        r"\brx ?6[3-9]\d0|gfx103\d|\b6[68]0m\b",
+        rf"\brx ?6[3-9]\d0|{_GFX}103\d{_ALONE}|\b6[68]0m\b",
         "rx |rx6|gfx103|0m",
     ),
     _sign(
         "rdna1",
         "rx gfx1010 gfx1011 gfx1012 5700xt 5600xt",
-        r"\brx ?5[3-7]00|gfx101[0-2]|radeon ?5[67]00 ?xt\b",
+        rf"\brx ?5[3-7]00|{_GFX}101[0-2]{_ALONE}|radeon ?5[67]00 ?xt\b",
         "rx |rx5|gfx101|radeon ",
     ),
     # Cards that no build of torch for ROCm of today has code for.
     _sign(
         "gcn",
         "rx wx vega gfx803 gfx900 gfx902 r9",
-        r"\brx ?(?:4[678]0|5[5-9]0)\b|gfx(?:80[123]|90[02])\b|\bwx ?[2-9]100"
+        rf"\brx ?(?:4[678]0|5[5-9]0)\b|{_GFX}(?:80[123]|90[02])\b{_ALONE}|\bwx ?[2-9]100"
         r"|\bvega ?(?:3|8|11|56|64)\b",
         "rx |rx4|rx5|gfx80|gfx90|wx|vega",
     ),
-    _sign("strix", "gfx1151 strix 8060s", r"gfx1151|strix halo|8060s"),
+    _sign("strix", "gfx1151 strix 8060s", rf"{_GFX}1151{_ALONE}|strix halo|8060s"),
     _sign(
         "mig",
         "mig",
@@ -574,6 +584,46 @@ SIGNS = (
         r"nproc[_-]per[_-]node[^\n]{1,40}\.py[^\n]{0,40}\s--local[_-]rank[= ]\d",
         "--local_rank|--local-rank",
     ),
+    # What starts the processes of a training, or has its own options in place of a command line.
+    # Before Lightning 1.8.
+    _sign(
+        "lightning-old",
+        "lightning",
+        r"pytorch_lightning[\\/](?:accelerators[\\/](?:gpu|accelerator)|plugins[\\/]training_type)"
+        r"|lightning(?:==| |-)1\.[0-7]\.",
+        "lightning",
+    ),
+    _sign(
+        "accelerate-launch",
+        "accelerate",
+        r"\baccelerate launch\b|accelerate[\\/]commands[\\/]launch",
+        "accelerate",
+    ),
+    _sign(
+        "deepspeed-launch",
+        "deepspeed",
+        r"deepspeed[\\/]launcher|\bdeepspeed --|^[^\n]{0,40}[$#] deepspeed \S|\[launch\.py:\d",
+        "deepspeed",
+    ),
+    _sign("tune-run", "torchtune tune", r"\btune run\b|torchtune", "tune"),
+    _sign("flash-2-8", "attn", r"\bflash[_-]attn\W{1,20}2\.8\.\d", "flash"),
+    _sign(
+        "torch-2-6",
+        "torch cu124 cu126",
+        r"\btorch(?:==|: | {2,30})2\.6\.0|\b2\.6\.0\+cu",
+        "torch|2.6.0+cu",
+    ),
+    _sign("yolo", "yolov5 yolov7 yolov8 ultralytics yolo", r"\byolov\d|ultralytics", "yolo|ultra"),
+    _sign("micromamba", "micromamba", r"\bmicromamba\b"),
+    _sign("git-clone", "clone", r"\bgit clone\b", "git clone"),
+    # The engine is made in Python, not by the command line of a server.
+    _sign(
+        "vllm-python",
+        "llm engine ipython",
+        r"entrypoints[\\/]llm\.py|\bllm\(model=|from vllm import|engine_class\.py"
+        r"|\basyncengineargs\(|\basync_?llm_?engine\.from_engine_args\(",
+        "entrypoints|llm(|import llm|vllm import|engine_class|engineargs|from_engine",
+    ),
     _sign("vllm", "vllm", r"vllm"),
     _sign("unsloth", "unsloth", r"unsloth"),
     _sign(
@@ -647,6 +697,15 @@ VALUES = (
         "alloc",
         r"(?:setting|management and) (pytorch_(?:cuda_|hip_)?alloc_conf)\b",
         "alloc_conf",
+    ),
+    # The command of conda that failed, to run it once more with a setting before it.
+    _sign(
+        "condacommand",
+        "conda mamba micromamba",
+        r"\b((?:micromamba|mamba|conda)(?: env)? (?:install|create|update)"
+        r" (?=[^\n]*(?:torch|cuda|gpu|jax|tensorflow|\.ya?ml))"
+        r"[\w .=*<>\"'/:+-]{1,50}[\w*\"'])(?=\n)",
+        "conda |mamba ",
     ),
     _sign(
         "nvcc",
@@ -809,6 +868,7 @@ _TOGETHER = {
     "radeon-windows": ({"radeon", "on-windows"}, {"rocm"}),
     "fresh-no-gpus": ({"fresh", "docker-there"}, {"gpus-option", "torch-cpu"}),
     "driver-no-build": ({"driver-there"}, {"cuda-build", "rocm", "mac"}),
+    "flash-abi": ({"flash-2-8", "torch-2-6"}, set[str]()),
     "windows-no-build": ({"on-windows"}, {"cuda-build", "rocm", "amd-windows"}),
 }
 # Indexes of PyTorch's that get no new release.

@@ -1,0 +1,223 @@
+"""The launcher, installer, engine and program that a log shows choose the commands of its fix."""
+
+from __future__ import annotations
+
+import pytest
+
+from labkit.host.distribution import UNKNOWN, Distribution
+from labkit.known_errors.context import Context
+from labkit.known_errors.match import explain_text, format_explanation
+
+DEBIAN = Distribution("debian", "debian")
+NO_NCCL = "RuntimeError: Distributed package doesn't have NCCL built in"
+TAKEN = (
+    "torch.distributed.DistNetworkError: The server socket has failed to listen on any local"
+    " network address. The server socket has failed to bind to [::]:29500 (errno: 98 - Address"
+    " already in use)."
+)
+UNUSED = "RuntimeError: Expected to have finished reduction in the prior iteration before starting"
+LIGHTNING = 'File "/v/pytorch_lightning/trainer/trainer.py", line 1, in fit\n'
+NO_CUDA = "  - nothing provides __cuda needed by libtorch-2.6.0-cuda126_generic_h1"
+BFLOAT = (
+    "ValueError: Bfloat16 is only supported on GPUs with compute capability of at least 8.0. Your"
+    " Tesla T4 GPU has compute capability 7.5."
+)
+GATED = "Access to model ann/Big-7B is restricted. You must be authenticated to access it."
+NO_HEADER = "/tmp/tmpbe9/cuda_utils.c:5:10: fatal error: Python.h: No such file or directory"
+NO_TORCH = "ModuleNotFoundError: No module named 'torch'"
+PAGING = "OSError: [WinError 1455] The paging file is too small for this operation to complete."
+UNKNOWN_MODEL = "llama_model_load: error loading model: unknown model architecture: 'llama4'"
+ASLEEP = "ollama[2]: cuda driver library failed to get device context 999"
+HEADER = "safetensors_rust.SafetensorError: Error while deserializing header: HeaderTooLarge"
+FULL_DISK = "Could not install packages due to an OSError: [Errno 28] No space left on device"
+NCCL_SHM = (
+    "misc/shmutils.cc:88 NCCL WARN Error: failed to extend /dev/shm/nccl-Ab1 to 9637892 bytes,"
+    " error: No space left on device (28)"
+)
+MISMATCH = (
+    "      The detected CUDA version (11.8) mismatches the version that was used to compile\n"
+    "      PyTorch (12.1). Please make sure to use the same CUDA versions."
+)
+FLASH = (
+    "ImportError: /x/flash_attn_2_cuda.cpython-311-x86_64-linux-gnu.so: undefined symbol:"
+    " _ZN3c105ErrorC2ENS_14SourceLocationENSt7__cxx1112basic_stringIcSt11char_traitsIcESaIcEEE"
+)
+NO_LINK = "/usr/bin/ld: cannot find -lcuda: No such file or directory"
+ROCBLAS = (
+    "rocBLAS error: Cannot read /opt/rocm/lib/rocblas/library/TensileLibrary.dat: Illegal seek for"
+    " GPU arch : {}\n List of available TensileLibrary Files :\n"
+    '"/opt/rocm/lib/rocblas/library/TensileLibrary_lazy_gfx900.dat"\n'
+    '"/opt/rocm/lib/rocblas/library/TensileLibrary_lazy_gfx1030.dat"\n'
+    '"/opt/rocm/lib/rocblas/library/TensileLibrary_lazy_gfx1100.dat"\n'
+)
+SHAPES = "mat1 and mat2 shapes cannot be multiplied (5376x1280 and 3840x1280)"
+
+
+def show_first(text):
+    """The first cause with its fixes, as they are shown."""
+    return format_explanation(explain_text(text), DEBIAN).partition("\n\n")[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (f"{LIGHTNING}{NO_NCCL}", 'try: Trainer(strategy=DDPStrategy(process_group_backend="gloo'),
+        (
+            f"C:\\v\\pytorch_lightning\\accelerators\\gpu.py\n{NO_NCCL}",
+            'try: set "PL_TORCH_DISTRIBUTED_BACKEND=gloo"',
+        ),
+        (f"$ accelerate launch train.py\n{NO_NCCL}", "accelerate launch --num_processes=1"),
+        (NO_NCCL, 'try: init_process_group("gloo")'),
+        (f"{LIGHTNING}{UNUSED}", 'strategy="ddp_find_unused_parameters_true"'),
+        (UNUSED, "try: DistributedDataParallel(model, find_unused_parameters=True)"),
+        (TAKEN, "try: torchrun --standalone"),
+        (f"$ tune run --nproc_per_node 2 x --config y\n{TAKEN}", "try: tune run --rdzv-backend"),
+        (f"$ accelerate launch train.py\n{TAKEN}", "try: accelerate launch --main_process_port"),
+        (f"$ deepspeed --num_gpus 2 train.py\n{TAKEN}", "try: deepspeed --master_port 29511"),
+        (f"{LIGHTNING}{TAKEN}", "try: MASTER_PORT=29511 python your_program.py"),
+        (
+            f"{LIGHTNING}Duplicate GPU detected : rank 0 and rank 1 both on CUDA device 2000",
+            'try: Trainer(accelerator="gpu"',
+        ),
+        ("Duplicate GPU detected : rank 0 and rank 1", 'remove a fixed device ("cuda:0"'),
+        (NCCL_SHM, "else: NCCL_SHM_DISABLE=1"),
+        ("killed by signal: Bus error\nultralytics/data/build.py", "else: --workers 0"),
+        (PAGING, "else: fewer workers: DataLoader(num_workers=0)"),
+        (f"D:\\yolov5\\train.py\n{PAGING}", "else: fewer workers: --workers 0"),
+    ],
+)
+def test_the_launcher_that_a_log_shows_is_the_one_of_its_fix(text, said):
+    assert said in show_first(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (
+            f"$ micromamba install -c conda-forge pytorch-gpu\n{NO_CUDA}",
+            "try: CONDA_OVERRIDE_CUDA=12.9 micromamba install -c conda-forge pytorch-gpu ",
+        ),
+        (
+            f"$ conda env create -f gpu.yml\n{NO_CUDA}",
+            "try: CONDA_OVERRIDE_CUDA=12.9 conda env create -f gpu.yml ",
+        ),
+        (f"micromamba 2.0\n{NO_CUDA}", "=12.9 micromamba create -f environment.yml"),
+        (NO_CUDA, "else: the build without a GPU: conda install -c conda-forge pytorch-cpu"),
+        (f"$ poetry run python scripts/setup\n{GATED}", "try: poetry run hf auth login"),
+        (GATED, "license at https://huggingface.co/ann/Big-7B"),
+        (f"<ipython-input-1-a>\n{GATED}", "notebook_login()"),
+        (f"<ipython-input-1-a>\n{NO_TORCH}", "try: in the notebook: Kernel, Change Kernel"),
+        (f"/content/x.py\n{NO_TORCH}", "try: %pip install torch torchvision"),
+        (f"C:\\x>python a.py\n{NO_TORCH}", "--index-url https://download.pytorch.org/whl/cu130"),
+        (
+            f"gcc -L/app/.venv/lib\n{NO_HEADER}",
+            "try: apt-get update && apt-get install -y g++ python3-dev   # as root; in the image",
+        ),
+        (NO_HEADER, "try: sudo apt-get install g++ python3-dev"),
+        (FULL_DISK, "try: mkdir -p $HOME/tmp && TMPDIR=$HOME/tmp pip install"),
+        (f"#9 [3/5] RUN pip install torch\n{FULL_DISK}", "try: docker system df"),
+        (f"$ git clone https://huggingface.co/a/b\n{HEADER}", "try: sudo apt-get install git-lfs"),
+        (HEADER, "try: ls -l <the file>"),
+        (f"llama_cpp_python 0.3.8\n{UNKNOWN_MODEL}", 'try: CMAKE_ARGS="-DGGML_CUDA=on" pip'),
+        (f"ollama serve\n{UNKNOWN_MODEL}", "try: curl -fsSL https://ollama.com/install.sh"),
+        (f"ggml_cuda_init: found 1\n{UNKNOWN_MODEL}", "try: git pull && cmake -B build"),
+    ],
+)
+def test_the_installer_that_a_log_shows_is_the_one_of_its_fix(text, said):
+    assert said in show_first(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (f"vllm/worker/worker.py\n{BFLOAT}", "try: --dtype half"),
+        (f"/v/vllm/entrypoints/llm.py\n{BFLOAT}", 'try: LLM(model, dtype="half")'),
+        (BFLOAT, "else: a GPU of compute capability 8.0"),
+        (f"the machine was suspended\n{ASLEEP}", "try: sudo systemctl stop ollama && sudo rmmod"),
+        (f"the machine was suspended\n{ASLEEP}", "NVreg_PreserveVideoMemoryAllocations=1"),
+        (MISMATCH, "export CUDA_HOME=/usr/local/cuda-12.1"),
+        (f"$ conda activate x\n{MISMATCH}", "conda install -y -c nvidia cuda-toolkit=12.1"),
+        (
+            f"Getting requirements to build editable\n{MISMATCH}",
+            "whl/cu118 && pip install --no-build-isolation",
+        ),
+        (f"{FLASH}\ntorch==2.6.0\nflash_attn==2.8.0.post2", "'flash-attn==2.7.4.post1'"),
+        (f"{FLASH}\ntorch==2.7.0\nflash_attn==2.8.0.post2", "the wheel of flash-attn's releases"),
+        (NO_LINK, "try: sudo ldconfig && sudo ln -s libcuda.so.1 /usr/lib/x86_64-linux-gnu/"),
+        (f"ann@fedora:~$ make\n{NO_LINK}", "ln -s libcuda.so.1 /usr/lib64/libcuda.so"),
+        (f"microsoft-standard-WSL2\n{NO_LINK}", "LIBRARY_PATH=/usr/lib/wsl/lib"),
+        (f"nvcc -c a.cu\n{NO_LINK}", "LIBRARY_PATH=/usr/local/cuda/lib64/stubs"),
+        (f"llama.cpp\n{ROCBLAS.format('gfx1103')}", "try: HSA_OVERRIDE_GFX_VERSION=11.0.0"),
+        (f"llama.cpp\n{ROCBLAS.format('gfx1031')}", "try: HSA_OVERRIDE_GFX_VERSION=10.3.0"),
+        (ROCBLAS.format("gfx803"), "no build of torch for ROCm"),
+        (
+            "sbatch: error: Gres format wrong, specify --gres=gpu:TYPE:NUM\nsbatch: error: Batch"
+            " job submission failed: Invalid generic resource (gres) specification",
+            "try: #SBATCH --gres=gpu:<type>:<number>",
+        ),
+        (f"**Node Type:** TextEncodeQwenImageEdit\n{SHAPES}", "mmproj file"),
+        (
+            "Could not find the bitsandbytes CUDA binary at PosixPath('/x/bitsandbytes-0.43.2.dev0-"
+            "py3.10-linux-x86_64.egg/bitsandbytes/libbitsandbytes_cuda121.so')",
+            "else: cmake -DCOMPUTE_BACKEND=cuda",
+        ),
+        (
+            "modified by an inplace operation: [torch.cuda.FloatTensor [4, 8]], which is output 0"
+            " of ReluBackward0, is at version 1; expected version 0 instead",
+            "try: x = x + y instead of x += y",
+        ),
+    ],
+)
+def test_a_fact_of_the_log_chooses_the_fix(text, said):
+    assert said in show_first(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "causes"),
+    [
+        (
+            f"[c10d] The server socket has failed to listen on any local network address.\n{TAKEN}",
+            {"rendezvous-failed": "torchrun-port-taken"},
+        ),
+        (
+            "PTXASError: PTXAS error: Internal Triton PTX codegen error\n"
+            "ptxas fatal   : Value 'sm_121a' is not defined for option 'gpu-name'",
+            {"compile-worker-died": "ptxas-too-old"},
+        ),
+        (
+            f"{NO_HEADER}\nCommand '['/usr/bin/gcc', '/tmp/t/cuda_utils.c', '-lcuda', '-o', 'x']'"
+            " returned non-zero exit status 1.",
+            {"triton-compile-failed": "no-python-headers"},
+        ),
+        (
+            f"{NO_LINK}\nCommand '['/usr/bin/gcc', '/tmp/t/main.c', '-lcuda', '-o', 'x']' returned"
+            " non-zero exit status 1.",
+            {"triton-compile-failed": "no-libcuda-link"},
+        ),
+        (
+            f"error: subprocess-exited-with-error\n{MISMATCH}",
+            {"wheel-build-failed": "cuda-toolkit-mismatch"},
+        ),
+        (f"{ASLEEP}\ncudaSetDevice err: 999", {"error-999": "ollama-gpu-library"}),
+    ],
+)
+def test_what_follows_from_the_cause_has_no_fix_of_its_own(text, causes):
+    found = explain_text(text).found
+    assert causes.items() <= {each.error.name: each.caused_by for each in found}.items()
+
+
+@pytest.mark.parametrize(
+    ("fix", "written"),
+    [
+        ("--dtype half --enforce-eager", 'LLM(model, dtype="half", enforce_eager=True)'),
+        ("--max-model-len 8192", "LLM(model, max_model_len=8192)"),
+        (
+            "--limit-mm-per-prompt '{\"image\": 4}'   # more",
+            'LLM(model, limit_mm_per_prompt={"image": 4})   # more',
+        ),
+        ("--mem-fraction-static 0.7", "--mem-fraction-static 0.7"),
+        ("--dtype half or not", "--dtype half or not"),
+    ],
+)
+def test_options_of_vllm_are_arguments_where_python_makes_the_engine(fix, written):
+    assert Context({"vllm-python"}).describe_host(UNKNOWN).write(fix) == written
