@@ -210,7 +210,13 @@ COMMANDS = {
     "two variables": (
         LogHost("windows"),
         "export A=1 B=2 && python x.py",
-        'set "A=1" && set "B=2" && python x.py',
+        'set "A=1" && set "B=2" && python x.py   # PowerShell: $env:A="1"; $env:B="2";'
+        " <the command>",
+    ),
+    "cmd.exe": (
+        LogHost("windows", signs=frozenset({"cmd"})),
+        "export A=1 && python x.py",
+        'set "A=1" && python x.py',
     ),
     "PowerShell": (
         LogHost("windows", signs=frozenset({"powershell"})),
@@ -313,6 +319,10 @@ MISSING = "AssertionError: Torch not compiled with CUDA enabled\n"
         ("Driver Version: 550.54.14", "torch torchvision --index-url {}/cu128"),
         ("2.9.1+cpu\nDriver Version: 550.54.14", "torch==2.9.1 torchvision --index-url {}/cu128"),
         ("2.6.0+cpu\nDriver Version: 470.82.01", "torch==2.6.0 torchvision --index-url {}/cu118"),
+        (
+            "torch 2.1.2+cpu",
+            "torch==2.1.2 torchvision 'numpy<2' --index-url {}/cu121",
+        ),
         ("xformers needs torch==2.3.1", "torch torchvision --index-url {}/cu130"),
     ],
 )
@@ -325,6 +335,6 @@ def test_a_torch_is_installed_once_more_as_it_is_for_the_driver_that_is_there(sa
 def test_in_a_notebook_each_command_has_a_line_of_its_own():
     frame = 'File "/content/x.py", line 1'
     text = f"%pip install x\n{frame}\nRuntimeError: operator torchvision::nms does not exist"
-    fix = explain_text(text).describe()["found"][0]["fix"]
+    fix = explain_text(text).describe()["found"][0]["otherwise"]
     assert "; then, in a line of its own: %pip install" in fix
     assert "&& %pip" not in fix

@@ -589,7 +589,7 @@ OUT = (
         ),
         ("Linux 5.15.0-microsoft-standard-WSL2\nNo CUDA GPUs are available", "Windows"),
         ("/snap/docker/x\nload library failed: libnvidia-ml.so.1: cannot open", "snap remove"),
-        ("docker run x\nFailed to initialize NVML: Unknown Error", "no-cgroups=false"),
+        ("docker run x\nFailed to initialize NVML: Unknown Error", "no-cgroups = false"),
         ("docker exec x\nFailed to initialize NVML: Unknown Error", "docker rm -f"),
         ("labkit-1f-cuda-1 | Failed to initialize NVML: Unknown Error", "make down up"),
         ("labkit-1f-cpu-1  | exec /usr/bin/tini: exec format error", "make build"),

@@ -631,3 +631,109 @@ def test_a_docker_desktop_that_does_not_respond_is_started_again(text, said):
     assert screen.startswith("desktop-not-responding")
     assert said in screen
     assert "systemctl" not in screen
+
+
+OFF_THE_BUS = "NVRM: Xid (PCI:0000:01:00): 79, pid=1, GPU has fallen off the bus."
+REFUSED_KEY = "Kernel module load error: Key was rejected by service"
+NO_NCCL = "libtorch_cuda.so: undefined symbol: ncclMemFree"
+NO_GRADIENT = "RuntimeError: element 0 of tensors does not require grad and does not have a grad_fn"
+UNKNOWN_RUNTIME = "Error response from daemon: unknown or invalid runtime name: nvidia"
+LINES_BETWEEN = "\n" * 6
+
+
+@pytest.mark.parametrize(
+    ("text", "fix"),
+    [
+        (f"Failed to initialize NVML: Unknown Error\n{LINES_BETWEEN}kubectl get pods", "bare pod"),
+        (f"i7-12700H laptop, RTX 3070 Ti{LINES_BETWEEN}{OFF_THE_BUS}", "-lgc 300,1500"),
+        (f"NVIDIA GeForce RTX 4070 Laptop GPU{LINES_BETWEEN}{OFF_THE_BUS}", "charger"),
+        (f"AMD Ryzen 9 7950X, RTX 4090{LINES_BETWEEN}{OFF_THE_BUS}", "reseat card"),
+        (f"DRIVER_VERSION=535.161.07{LINES_BETWEEN}{REFUSED_KEY}", "linux-modules-nvidia-"),
+        (f"NVIDIA-Linux-x86_64-550.54.14.run{LINES_BETWEEN}{REFUSED_KEY}", "--module-signing"),
+        (
+            f'{UNKNOWN_RUNTIME}{LINES_BETWEEN}"nvidia": {{"path": "nvidia-container-runtime"}}',
+            "sudo systemctl restart docker && docker info",
+        ),
+        (
+            "Error: setting up CDI devices: unresolvable CDI devices nvidia.com/gpu=all"
+            f"{LINES_BETWEEN}$ ls /run/cdi\nnvidia-container-toolkit.json",
+            "podman --cdi-spec-dir=/run/cdi run",
+        ),
+        (
+            f"{NO_NCCL}{LINES_BETWEEN}nvidia-nccl-cu11==2.14.3\nnvidia-nccl-cu12==2.27.3",
+            "uninstall -y nvidia-nccl-cu11 && pip install --force-reinstall --no-deps"
+            " nvidia-nccl-cu12==2.27.3",
+        ),
+        (
+            "UserWarning: None of the inputs have requires_grad=True. Gradients will be None"
+            f"{LINES_BETWEEN}{NO_GRADIENT}",
+            "enable_input_require_grads()   # before get_peft_model",
+        ),
+        (
+            "Operating System: Ubuntu 24.04\nnvidia-container-cli: requirement error: unsatisfied"
+            " condition: cuda>=12.8, please update your driver",
+            "ubuntu-drivers install nvidia:570",
+        ),
+        (
+            "torch 2.2.2+cu121\nRuntimeError: operator torchvision::nms does not exist",
+            "torchvision==0.17.* --index-url https://download.pytorch.org/whl/cu121",
+        ),
+        (
+            "train_text_to_image_lora.py\nValueError: Attempting to unscale FP16 gradients.",
+            "cast_training_params(unet, dtype=torch.float32)",
+        ),
+        (
+            "WeightsUnpickler error: Unsupported global: GLOBAL utils.HParams was not an allowed"
+            " global by default.",
+            "add_safe_globals([utils.HParams])",
+        ),
+        (
+            "(x) ann@box:~/miniconda3$ python\n/opt/miniconda3/lib/libstdc++.so.6: version"
+            " `GLIBCXX_3.4.33' not found (required by x.so)",
+            "'libstdcxx-ng>=14'",
+        ),
+        (
+            "Ubuntu 22.04\n nvidia-driver-530 : Depends: nvidia-kernel-common-530 (>= 530.41.03)"
+            " but 530.30.02-0ubuntu1 is to be installed",
+            "sudo apt-get update && sudo apt-get install nvidia-driver-530",
+        ),
+        (
+            "Debian trixie, linux-image-6.12.22-amd64\nerror: implicit declaration of function"
+            " 'follow_pfn'; did you mean 'follow_pte'?",
+            "535.230.02",
+        ),
+    ],
+)
+def test_a_fact_far_from_the_error_chooses_its_fix(text, fix):
+    _, first = explain(text)
+    assert fix in first[1]
+
+
+@pytest.mark.parametrize(
+    ("text", "cause", "effect"),
+    [
+        (
+            f"{REFUSED_KEY}\nERROR: Unable to load the kernel module 'nvidia.ko'.",
+            "secure-boot",
+            "installer-refused",
+        ),
+        (
+            "A module that was compiled using NumPy 1.x cannot be run in\nNumPy 2.0.0\n"
+            "RuntimeError: Numpy is not available",
+            "numpy-2",
+            "numpy-missing-torch",
+        ),
+    ],
+)
+def test_what_follows_from_the_first_error_has_no_fix_of_its_own(text, cause, effect):
+    found = explain_text(text).found
+    assert [(each.error.name, each.caused_by) for each in found] == [(cause, None), (effect, cause)]
+
+
+def test_a_missing_symbol_of_nccl_is_no_fault_of_its_fast_path():
+    assert [each.error.name for each in explain_text(NO_NCCL).found] == ["mixed-cuda-libraries"]
+
+
+def test_a_variable_that_is_unset_in_one_shell_is_said_to_come_back():
+    found = explain_text("libcusparse.so.12: undefined symbol: __nvJitLinkAddData_12_1")
+    assert "take the line that sets it out of ~/.bashrc" in format_explanation(found, UNKNOWN)

@@ -95,6 +95,8 @@ class LogHost:
             command = _write_as_arguments(command)
         command = self._choose_python(self._translate(command))
         fix = f"{command}{mark}{self._translate(comment, is_comment=True)}"
+        if self.system == "windows" and not {"powershell", "cmd"} & self.signs:
+            fix = _name_powershell(fix)
         if "hosted-notebook" in self.signs and _OF_PROVIDER.match(fix):
             return _CHOOSE_GPU
         if "%pip " in command and _REPLACES.search(command) and "restart" not in fix:
@@ -136,7 +138,12 @@ class LogHost:
         if index := _NEWEST_BUILDS.get(self.python_version or ""):
             return re.sub(r"/whl/cu1[23]\d\b", f"/whl/{index}", command)
         if builds := self._list_builds(command):
-            command = re.sub(r"\btorch(?= torchvision)", f"torch=={self.torch_version}", command)
+            # Torch before 2.3 was built for NumPy 1, and would get NumPy 2 beside it.
+            numpy = " 'numpy<2'" if int(str(self.torch_version).split(".")[1]) < 3 else ""
+            torch = f"torch=={self.torch_version}"
+            command = re.sub(
+                r"\btorch( torchvision(?: torchaudio)?)", rf"{torch}\1{numpy}", command
+            )
         return re.sub(
             r"(?<=/whl/)cu1[23]\d\b", lambda it: self._choose_build(it[0], builds), command
         )
@@ -314,6 +321,18 @@ def _set_in_notebook(found: re.Match[str]) -> str:
     pairs = re.findall(rf"([A-Za-z]\w*)=({_VALUE})", found["all"])
     inner = ", ".join(f'{name}="{_strip(value)}"' for name, value in pairs)
     return f"import os; os.environ.update({inner})"
+
+
+_SET = re.compile(r'\bset "(?P<name>\w+)=(?P<value>[^"]+)"')
+
+
+def _name_powershell(fix: str) -> str:
+    """The fix with the setting of its variables in PowerShell beside cmd.exe's."""
+    found = {each["name"]: each["value"] for each in _SET.finditer(fix)}
+    if not found or any("%" in value for value in found.values()):
+        return fix
+    settings = "; ".join(f'$env:{name}="{value}"' for name, value in found.items())
+    return f"{fix}{'; ' if COMMENT in fix else f'{COMMENT} '}PowerShell: {settings}; <the command>"
 
 
 def _name_host(fix: str) -> str:

@@ -94,6 +94,7 @@ SIGNS = (
         r"^(?:\([\w.-]{1,40}\) )?ps [a-z]:\\|\+ categoryinfo +:|at line:1 char:\d",
         "ps |categoryinfo|at line:1",
     ),
+    _sign("cmd", ":\\", r"^(?:\([\w.-]{1,40}\) )?[a-z]:\\[^>\n]{0,50}>", ":\\"),
     # What only Linux has: it decides where a text also names Windows.
     _sign(
         "linux",
@@ -429,6 +430,30 @@ SIGNS = (
         "egpu thunderbolt oculink usb4",
         r"\begpu\b|oculink|\busb4\b|thunderbolt (?:\d\b|egpu)",
     ),
+    # A computer whose card, slot and power supply nobody can change.
+    _sign(
+        "laptop",
+        "laptop max mobile i5 i7 i9 ryzen core ultra thinkpad zephyrus",
+        r"\blaptop(?: gpu\b|\b(?!-\w{5,8}:))|\b(?:rtx|gtx) ?\d{4}\w? (?:with )?max-q\b"
+        r"|\brtx a?\d{4} mobile\b"
+        r"|\bi[3579]-\d{4,5}(?:h|hq|hk|hx|u|p|g\d)\b|\bcore ultra \d \d{3}(?:h|hx|u|v)\b"
+        r"|\bryzen \d \d{4}(?:h|hs|hx|u)\b|\bthinkpad\b|\bzephyrus\b",
+        "laptop|max-q|mobile|i3-|i5-|i7-|i9-|core ultra|ryzen |thinkpad|zephyrus",
+    ),
+    # The driver is built in a container, not by the distribution's packages.
+    _sign(
+        "driver-container",
+        "driver",
+        r"\bdriver_version=\d{3}|\bdriver-daemonset\b|\bgpu-driver-container\b"
+        r"|\bnvidia-driver-ctr\b",
+        "driver_version=|driver-daemonset|driver-container|driver-ctr",
+    ),
+    _sign(
+        "diffusers",
+        "diffusers text dreambooth controlnet unet",
+        r"\bdiffusers\b|\btrain_(?:text_to_image|dreambooth|controlnet|unconditional)",
+        "diffusers|train_text_to|train_dreambooth|train_controlnet|train_unconditional",
+    ),
     _sign(
         "vm",
         # A GPU on the first bus is a virtual machine's.
@@ -549,6 +574,25 @@ SIGNS = (
         r"setup\.py (?:install|build|develop|bdist)|pip3? install (?:\S{1,60} ){0,8}\.(?:/|\s|$)"
         r"|file \"(?!\S{0,30}(?:pip-|/tmp/|\\temp\\))[^\"\n]{1,60}[\\/]setup\.py\"",
         "setup.py|pip install|pip3 install",
+    ),
+    # Docker's daemon.json, which names the runtime.
+    _sign(
+        "runtime-named",
+        "container",
+        r"\"path\": ?\"\S{0,20}nvidia-container-runtime\"",
+        "nvidia-container-runtime",
+    ),
+    # The listing of the folder with the specification.
+    _sign(
+        "cdi-in-run", "cdi", r"/run/cdi/?\s{1,4}nvidia[\w.-]{0,40}\.(?:json|ya?ml)\b", "/run/cdi"
+    ),
+    # NCCL's package for CUDA 11, in a list of what is installed.
+    _sign("nccl-cu11", "nccl", r"\bnvidia-nccl-cu11\b", "nvidia-nccl-cu11"),
+    _sign(
+        "no-input-grad",
+        "inputs",
+        r"none of the inputs have requires_grad=true",
+        "none of the inputs have",
     ),
     _sign("hyper-v", "hyper hyperv dxgkrnl", r"\bhyper-?v\b|dxgkrnl-dkms", "hyper|dxgkrnl-d"),
     _sign("tcc", "tcc", r"\btcc +\|"),
@@ -712,6 +756,12 @@ VALUES = (
         "compilation",
         r"cuda compilation tools, release (\d{1,2}\.\d)",
         "compilation tools",
+    ),
+    _sign(
+        "nccl",
+        "nccl",
+        r"\bnvidia-nccl-cu12(?:==| {1,30})(2\.[\d.]{3,8}\d)",
+        "nvidia-nccl-cu12",
     ),
     _sign(
         "jaxcuda",
@@ -1163,6 +1213,34 @@ def suit_python(values: Mapping[str, str]) -> Mapping[str, str]:
         return {}
     asked = (int(version[1]), int(version[2]))
     return {"suits": next(python for first, python in _NEWEST_PYTHONS if asked >= first)}
+
+
+# NVIDIA's first branch for each CUDA, the newest first.
+_BRANCHES = {
+    (13, 1): 590,
+    (13, 0): 580,
+    (12, 9): 575,
+    (12, 8): 570,
+    (12, 6): 560,
+    (12, 5): 555,
+    (12, 4): 550,
+    (12, 3): 545,
+    (12, 2): 535,
+    (12, 1): 530,
+    (12, 0): 525,
+    (11, 8): 520,
+    (11, 7): 515,
+}
+
+
+def name_driver(values: Mapping[str, str]) -> Mapping[str, str]:
+    """The oldest branch of the driver (``least``) for the CUDA that an image ``needs``.
+
+    >>> name_driver({"needs": "12.8"})
+    {'least': '570'}
+    """
+    needed = _read_version(values.get("needs"))
+    return {"least": str(_BRANCHES[needed])} if needed in _BRANCHES else {}
 
 
 _UNITS = {

@@ -12,7 +12,13 @@ from labkit.host.distribution import UNKNOWN, Distribution
 from labkit.known_errors import KNOWN_ERRORS
 from labkit.known_errors.block import ErrorPlace
 from labkit.known_errors.catalog import find_status
-from labkit.known_errors.context import Context, compare_versions, judge_memory, suit_python
+from labkit.known_errors.context import (
+    Context,
+    compare_versions,
+    judge_memory,
+    name_driver,
+    suit_python,
+)
 from labkit.known_errors.mention import WARNING
 from labkit.known_errors.model import CERTAINTIES, KnownError
 from labkit.known_errors.parallel import count_workers, read_parallel
@@ -34,6 +40,10 @@ _NOTES = (
     (r"system prune", "prune deletes stopped containers and their data: read its list first"),
     (r"wsl\.exe --shutdown", "--shutdown ends all programs that run in WSL"),
     (r"-aG docker\b", "whoever is in the group docker can become root on this machine"),
+    (
+        r"^unset LD_(?:LIBRARY_PATH|PRELOAD)",
+        "unset is for this shell alone: take the line that sets it out of ~/.bashrc, too",
+    ),
     (r"apt-get -f install", "apt asks before it removes packages: read its list first"),
 )
 
@@ -41,7 +51,7 @@ _NOTES = (
 def list_notes(*fixes: str | None) -> list[str]:
     """What the commands of an error's fixes end, delete or remove besides."""
     text = "\n".join(filter(None, fixes))
-    return [note for command, note in _NOTES if re.search(command, text)]
+    return [note for command, note in _NOTES if re.search(command, text, re.MULTILINE)]
 
 
 @dataclass(frozen=True)
@@ -248,6 +258,7 @@ def _list_matches(
             **place.values,
             **_compute_share(place.values),
             **suit_python(place.values),
+            **name_driver(place.values),
             **_read_status(place.values),
         }
         adapted = error.adapt(conditions | named, shown, context.capability)
