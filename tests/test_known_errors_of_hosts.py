@@ -633,6 +633,7 @@ def test_a_docker_desktop_that_does_not_respond_is_started_again(text, said):
     assert "systemctl" not in screen
 
 
+NO_DRIVER_IN_TORCH = "RuntimeError: Found no NVIDIA driver on your system."
 OFF_THE_BUS = "NVRM: Xid (PCI:0000:01:00): 79, pid=1, GPU has fallen off the bus."
 REFUSED_KEY = "Kernel module load error: Key was rejected by service"
 NO_NCCL = "libtorch_cuda.so: undefined symbol: ncclMemFree"
@@ -676,7 +677,7 @@ LINES_BETWEEN = "\n" * 6
         ),
         (
             "torch 2.2.2+cu121\nRuntimeError: operator torchvision::nms does not exist",
-            "torchvision==0.17.* --index-url https://download.pytorch.org/whl/cu121",
+            "torchvision==0.17.2 torchaudio==2.2.2 --index-url https://download.pytorch.org/whl/cu121",
         ),
         (
             "train_text_to_image_lora.py\nValueError: Attempting to unscale FP16 gradients.",
@@ -737,3 +738,19 @@ def test_a_missing_symbol_of_nccl_is_no_fault_of_its_fast_path():
 def test_a_variable_that_is_unset_in_one_shell_is_said_to_come_back():
     found = explain_text("libcusparse.so.12: undefined symbol: __nvJitLinkAddData_12_1")
     assert "take the line that sets it out of ~/.bashrc" in format_explanation(found, UNKNOWN)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("wsl2\nload library failed: libnvidia-ml.so.1", "/usr/lib/wsl/lib"),
+        (f"PS C:\\x> docker run\n{NO_DRIVER}", "docker context use desktop-linux"),
+        (f"radeon rx 7900\n{NO_DRIVER_IN_TORCH}", "rocminfo | grep gfx"),
+        (f"ann@MacBook-Pro ~ % python x.py\n{NO_DRIVER_IN_TORCH}", "ENABLE_MPS_FALLBACK"),
+        (NO_DAEMON.format("/Users/ann/.orbstack/run/docker.sock"), "orbstack must have the *"),
+        (f"QEMU virtual machine\n{OFF_THE_BUS}", "of the host"),
+    ],
+)
+def test_the_second_fix_is_for_the_machine_of_the_text_too(text, said):
+    _, first = explain(text)
+    assert said in first[2]

@@ -117,7 +117,7 @@ def test_the_launcher_that_a_log_shows_is_the_one_of_its_fix(text, said):
         (FULL_DISK, "try: mkdir -p $HOME/tmp && TMPDIR=$HOME/tmp pip install"),
         (f"#9 [3/5] RUN pip install torch\n{FULL_DISK}", "try: docker system df"),
         (f"$ git clone https://huggingface.co/a/b\n{HEADER}", "try: sudo apt-get install git-lfs"),
-        (HEADER, "try: ls -l <the file>"),
+        (HEADER, "try: rm <the file>"),
         (f"llama_cpp_python 0.3.8\n{UNKNOWN_MODEL}", 'try: CMAKE_ARGS="-DGGML_CUDA=on" pip'),
         (f"ollama serve\n{UNKNOWN_MODEL}", "try: curl -fsSL https://ollama.com/install.sh"),
         (f"ggml_cuda_init: found 1\n{UNKNOWN_MODEL}", "try: git pull && cmake -B build"),
