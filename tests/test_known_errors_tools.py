@@ -173,6 +173,19 @@ def test_a_fact_of_the_log_chooses_the_fix(text, said):
 
 
 @pytest.mark.parametrize(
+    "text",
+    [
+        "error loading model: unknown model architecture: 'clip'",
+        "`ddp_find_unused_parameters` needs to be set as False for LoRA in DDP training.",
+        "RuntimeError: Expected A.dtype() == at::kBFloat16 to be true, but got false.",
+    ],
+    ids=["a projector", "LoRA", "4 bits"],
+)
+def test_a_second_fix_of_another_cause_is_left_out(text):
+    assert "else:" not in show_first(text)
+
+
+@pytest.mark.parametrize(
     ("text", "causes"),
     [
         (

@@ -12,6 +12,7 @@ fix@fedora: for a family of distributions
 cause@wsl: where a sign of `labkit.known_errors.context` is in the text; also fix@, else@
 fix@raw: where the group (?P<raw>) matched; fix@raw-wsl: where both hold
 else: the second fix to try
+else@raw: -                       none where the group matched
 brings: names of the errors that it causes
 passes: yes                       progress after it means that a retry succeeded
 general: line or log              it gives way to any other error on its line, or in the log

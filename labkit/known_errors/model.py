@@ -39,8 +39,12 @@ _WORD = re.compile(r"[a-z0-9\x80-\U0010ffff]+")
 _LETTERS = re.compile("[a-z]+")
 
 
+# In place of a second fix: none where the condition holds.
+NO_FIX = "-"
+
+
 class Variant(NamedTuple):
-    """Another cause, fix or second fix (None: the same) where a condition holds."""
+    """Another cause, fix or second fix (None: the same, "-": none) where a condition holds."""
 
     condition: str
     cause: str | None = None
@@ -118,7 +122,7 @@ class KnownError:
             )
             if isinstance(fix, DriverFix)
             else Fix(**{name: _fill(text, values) for name, text in vars(fix).items() if text}),
-            otherwise=otherwise and _fill(otherwise, values),
+            otherwise=None if otherwise in (None, NO_FIX) else _fill(otherwise, values),
         )
 
 

@@ -53,7 +53,7 @@ def _format_error(error: KnownError) -> str:
             lines.append(f"- Cause where the log shows {variant.condition}: {adapted.cause}")
         if variant.fix:
             lines += _list_fixes(f"Fix where the log shows {variant.condition}", adapted.fix)
-        if variant.otherwise:
+        if variant.otherwise and adapted.otherwise:
             lines.append(f"- Or, where the log shows {variant.condition}: `{adapted.otherwise}`")
     return "\n".join([*lines, ""])
 
