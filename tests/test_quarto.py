@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 
 import pytest
 
 from labkit.cli import main
 from labkit.errors import UsageError
-from labkit.notebooks.quarto import read_quarto
+from labkit.notebooks.quarto import find_label, note_other_languages, read_quarto
 from labkit.notebooks.sources import Source, load_notebook
 
 DOCUMENT = """---
@@ -141,4 +142,38 @@ def test_a_document_runs_without_quarto(tmp_path, capsys, monkeypatch):
     (tmp_path / "one.qmd").write_text(DOCUMENT)
     assert main(["run", "one.qmd", "-p", "rate", "2", "--output", "out"]) == 0
     assert "2 5" in (tmp_path / "out/one.ipynb").read_text()
-    assert "passed, 5 of 6 cells run" in capsys.readouterr().out
+    shown = capsys.readouterr()
+    assert "passed, 5 of 6 cells run" in shown.out
+    note = "not run: 1 cell of {r}; the document's kernel runs python"
+    assert f"note: {note}" in shown.out
+    (result,) = json.loads((tmp_path / "out/result.json").read_text())["notebooks"]
+    assert note in result["notes"]
+    labels = [cell["first_line"] for cell in result["cells"]]
+    assert (labels[0], labels[3], labels[5]) == ("rate", "if rate:", "1 / 0")
+
+
+def test_the_blocks_of_other_languages_are_counted():
+    blocks = ("python", "r", "c++", "r", "mermaid", ".python", "=html", "bash -e")
+    text = "\n".join(f"```{{{one}}}\n1\n```" for one in blocks)
+    (note,) = note_other_languages(read_quarto(text))
+    counts = "2 cells of {r}, 1 cell of {c++}, 1 cell of {bash}"
+    assert note == f"not run: {counts}; the document's kernel runs python"
+    assert note_other_languages(read_quarto("```{python}\n1\n```\n")) == []
+
+
+@pytest.mark.parametrize(
+    ("source", "label"),
+    [
+        ("\n  x = 1\ny = 2", "x = 1"),
+        ("#| echo: false\n#| fig-cap: a plot\n\nplot()", "plot()"),
+        ("#| echo: false\n#| label: fig-loss\nplot()", "fig-loss"),
+        ('#| label: "fig-loss"\nplot()', "fig-loss"),
+        ("// | not an option", "// | not an option"),
+        ("//| label: cells\nclass A {};", "cells"),
+        ("# the data\n#| label: no", "# the data"),
+        ("#| eval: false", "#| eval: false"),
+        ("", ""),
+    ],
+)
+def test_a_cell_is_called_by_its_label_or_its_first_line_of_code(source, label):
+    assert find_label(source) == label

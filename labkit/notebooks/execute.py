@@ -44,6 +44,7 @@ from labkit.notebooks.kernel import (
     shorten_middle,
 )
 from labkit.notebooks.outputs import copy_outputs, find_changes, follow_marks
+from labkit.notebooks.quarto import find_label, note_other_languages
 from labkit.notebooks.result import (
     CellMemory,
     CellResult,
@@ -226,7 +227,8 @@ class Execution:
         self._options = options
         self._deadline = deadline
         self._follow = follow
-        self._notes = tuple(inject_parameters(notebook, options.parameters))
+        injected = inject_parameters(notebook, options.parameters)
+        self._notes = (*injected, *note_other_languages(notebook))
         self._saved = None
         if options.tolerance is not None:
             follow_marks(notebook)
@@ -566,8 +568,7 @@ class CellRecorder:
 
 
 def _start_result(index: int, cell: Any) -> CellResult:
-    lines = (line.strip() for line in cell.source.splitlines())
-    first = shorten_middle(next(line for line in lines if line), 200)
+    first = shorten_middle(find_label(cell.source), 200)
     skipped = SKIP_TAG in cell.metadata.get("tags", [])
     status = "skipped" if skipped else "not_run"
     return CellResult(index, status, first_line=first, output_bytes=0)
