@@ -279,9 +279,37 @@ def test_an_address_that_cannot_be_used_is_refused_without_its_password():
 def test_a_folder_is_refused_with_the_names_of_its_notebooks(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine").mkdir()
+    make_file(tmp_path / "mine/one.ipynb", "1")
     for word in ("mine", "mine/"):
         assert main(["run", word, "--no-output"]) == 2
         assert "labkit run mine/*.ipynb" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("files", "pattern"),
+    [
+        ((), None),
+        (("data.csv", ".hidden.ipynb", "one.ipynb/x"), None),
+        (("README.md", "one.qmd"), "'my own'/*.qmd"),
+        (("train.py",), "'my own'/*.py"),
+        (("part/one.ipynb", "data.csv"), "'my own/part'/*.ipynb"),
+        (("one.ipynb", "part/two.qmd"), "'my own'/*.ipynb"),
+    ],
+    ids=lambda value: "+".join(value) if isinstance(value, tuple) else "",
+)
+def test_a_refused_folder_names_only_what_it_has(files, pattern, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my own").mkdir()
+    for name in files:
+        (tmp_path / "my own" / name).parent.mkdir(exist_ok=True, parents=True)
+        (tmp_path / "my own" / name).write_text("")
+    assert main(["run", "my own/", "--no-output"]) == 2
+    error = capsys.readouterr().err
+    if pattern:
+        assert f"labkit run {pattern}\n" in error
+    else:
+        assert "*" not in error
+        assert "has none of .ipynb" in error
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ import keyword
 import logging
 import math
 import re
+import shlex
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ from labkit.text import escape_controls, first_line
 
 # A name with one of these endings is a file; jupytext reads all but the first and the last.
 SUFFIXES = (".ipynb", ".py", ".md", ".myst", ".Rmd", ".qmd")
+# Of the files of a folder, a .md or a .py is the least likely to be a notebook.
+LIKELIEST = (".ipynb", ".qmd", ".Rmd", ".myst", ".py", ".md")
 CELL_TYPES = ("code", "markdown", "raw")
 # Levels of lists and objects: nbformat and the JSON encoder recurse; Python's limit is 1000.
 DEEPEST = 200
@@ -57,13 +60,30 @@ def find_file(word: str) -> Source:
         cause = f"{escape_controls(str(path.parent.resolve()))} has no file of that name"
         with contextlib.suppress(OSError):
             cause = f"{shown} is {name_kind(path.lstat().st_mode)}, not a file"
-        fix = f"labkit run {shown.rstrip('/')}/*.ipynb" if path.is_dir() else None
+        fix = None
+        if path.is_dir():
+            pattern = _find_pattern(path)
+            fix = f"labkit run {pattern}" if pattern else "labkit run --all   # the lab's own"
+            cause = cause if pattern else f"it is a folder, and has none of {', '.join(SUFFIXES)}"
         raise UsageError(f"there is no notebook {shown}", cause=cause, fix=fix)
     if path.suffix not in SUFFIXES:
         raise UsageError(
             f"{shown} is not a notebook", cause=f"its name ends in none of {', '.join(SUFFIXES)}"
         )
     return Source(path.stem, path)
+
+
+def _find_pattern(folder: Path) -> str | None:
+    """What a shell expands to notebooks of the folder, or of a folder in it; None without any."""
+    inner: list[Path] = []
+    with contextlib.suppress(OSError):
+        inner = sorted(one for one in folder.iterdir() if one.name[0] != "." and one.is_dir())
+    for one in (folder, *inner):
+        for suffix in LIKELIEST:
+            with contextlib.suppress(OSError):
+                if any(file.is_file() for file in one.glob(f"[!.]*{suffix}")):
+                    return f"{escape_controls(shlex.quote(str(one)))}/*{suffix}"
+    return None
 
 
 def load_notebook(source: Source) -> Any:
