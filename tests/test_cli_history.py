@@ -77,13 +77,49 @@ def test_the_page_never_replaces_the_snapshot(file, capsys):
 def test_a_file_that_ends_early_is_incomplete(file, tmp_path, capsys):
     content = file.read_bytes()
     packed = gzip.compress(content)
-    parts = {"none": b"", "half": content[: len(content) // 2], "gz": packed[: len(packed) // 2]}
+    parts = {"half": content[: len(content) // 2], "gz": packed[: len(packed) // 2]}
+    parts["text"] = pickle.dumps(take_snapshot(make_training()), 0)[:200]
     for name, part in parts.items():
         (tmp_path / name).write_bytes(part)
         assert main(["history", str(tmp_path / name), "--json"]) == 2
         error = json.loads(capsys.readouterr().out)["error"]
         assert error["what"] == f"{tmp_path / name} is incomplete"
         assert str(tmp_path / name) in error["fix"]
+
+
+OTHER_FILES = {
+    "empty": (b"", "it has no bytes"),
+    "an empty archive": (gzip.compress(b""), "it has no bytes"),
+    "a log": (b"epoch 1, loss 0.7\n", "it is text"),
+    "an archived log": (gzip.compress("größer\n".encode()), "it is text"),
+    "a log that ends inside a letter": ("größer\n".encode() * 1000, "it is text"),
+    "Windows' text": ("epoch 1\n".encode("utf-16"), "it is text"),
+    "a result": (b'{"loss": 0.7}', "it is JSON"),
+    "a page": (b"<!DOCTYPE html>", "it is a page of HTML"),
+    "a pointer": (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "git lfs pull"),
+    "a picture": (b"\x89PNG\r\n\x1a\n\0\0", "it is a picture"),
+    "bytes": (b"\0\1\xff\xfe", "it is not a pickle"),
+}
+
+
+@pytest.mark.parametrize("name", OTHER_FILES)
+def test_what_is_not_a_snapshot_is_named_with_what_makes_one(name, tmp_path, capsys):
+    content, cause = OTHER_FILES[name]
+    (tmp_path / "one").write_bytes(content)
+    assert main(["history", str(tmp_path / "one"), "--json"]) == 2
+    error = json.loads(capsys.readouterr().out)["error"]
+    assert cause in error["cause"]
+    assert "incomplete" not in error["what"]
+    assert ("is empty" in error["what"]) == ("empty" in name)
+    assert "_record_memory_history()" in error["fix"]
+    assert "_dump_snapshot" in error["fix"]
+
+
+def test_a_missing_snapshot_is_looked_for_where_there_are_some(file, capsys):
+    assert main(["history", "none.pickle"]) == 2
+    assert "ls *.pickle*" in capsys.readouterr().err
+    assert main(["history", "elsewhere/none.pickle"]) == 2
+    assert "_record_memory_history" in capsys.readouterr().err
 
 
 def test_the_second_file_is_named_if_it_is_no_snapshot(file, tmp_path, capsys):

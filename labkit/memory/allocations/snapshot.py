@@ -6,6 +6,8 @@ in it is checked.
 
 from __future__ import annotations
 
+import codecs
+import contextlib
 import gzip
 import lzma
 import pickle
@@ -298,7 +300,10 @@ def _read_sources(own: Mapping[object, object]) -> dict[tuple[str, int], str]:
 
 
 # In the process whose memory is in question, where no command can look.
-RECORD = 'in the program: torch.cuda.memory._dump_snapshot("snapshot.pickle")'
+RECORD = (
+    "in the program, before the step: torch.cuda.memory._record_memory_history()"
+    ' and after it: torch.cuda.memory._dump_snapshot("snapshot.pickle")'
+)
 
 
 def _refuse(why: str) -> UsageError:
@@ -325,12 +330,64 @@ UNREADABLE = (
 )
 
 
+NEEDS_CODE = "it needs "
+
+
 class PlainUnpickler(pickle.Unpickler):
     """Reads containers, strings, numbers, booleans and None; other pickles could run any code."""
 
     def find_class(self, module: str, name: str) -> NoReturn:
         """Refuses every function and class, because loading one could run code."""
-        raise pickle.UnpicklingError(f"it needs {module}.{name}, but plain data needs no code")
+        raise pickle.UnpicklingError(f"{NEEDS_CODE}{module}.{name}, but plain data needs no code")
+
+
+# How files begin that are often taken for a snapshot, and what they are.
+BEGINNINGS = {
+    b"version https://git-lfs.": "a pointer of Git LFS; git lfs pull fetches the file",
+    b"\x89PNG": "a picture (PNG)",
+    b"\xff\xd8\xff": "a picture (JPEG)",
+    b"%PDF": "a PDF",
+    b"\x89HDF\r\n": "an HDF5 file",
+    b"SQLite format 3": "an SQLite database",
+    b"\x93NUMPY": "an array of NumPy",
+    b"\x7fELF": "a program or a library",
+}
+# How a pickle of protocol 0, which is text, begins.
+PICKLED_TEXT = (b"(dp", b"(lp", b"(d", b"(l", b"]", b"}")
+# How much of a file says what it is.
+LOOKED_BYTES = 4096
+
+
+def name_content(start: bytes) -> str | None:
+    """What a file that is not a pickle is, by its first bytes; None if it is not known.
+
+    >>> name_content(b"epoch 1, loss 0.7"), name_content(b'{"loss": 0.7}')
+    ('text', 'JSON')
+    """
+    if not start:
+        return "empty"
+    for beginning, name in BEGINNINGS.items():
+        if start.startswith(beginning):
+            return name
+    wide = start.startswith((b"\xff\xfe", b"\xfe\xff"))
+    try:
+        # The last character can be cut off.
+        text = codecs.getincrementaldecoder("utf-16" if wide else "utf-8-sig")().decode(start)
+    except UnicodeDecodeError:
+        return None
+    if not all(one.isprintable() or one.isspace() for one in text):
+        return None
+    begins = text.lstrip()[:1]
+    return {"<": "a page of HTML, or XML", "{": "JSON", "[": "JSON"}.get(begins, "text")
+
+
+def _name_other(path: Path) -> str | None:
+    """What the file is, unpacked if it is compressed, if it is not a pickle."""
+    with contextlib.suppress(OSError, EOFError, zlib.error, lzma.LZMAError):
+        with open_regular(path) as file:
+            start = _open_packed(file, path).read(LOOKED_BYTES)
+        return None if start.startswith(PICKLED_TEXT) else name_content(start)
+    return None
 
 
 # How archives begin that are not read here, and the program that unpacks them.
@@ -352,6 +409,15 @@ def _open_packed(file: Any, path: Path) -> Any:
     return open_packed(file, start) or file
 
 
+def _find_snapshots(folder: Path) -> str:
+    """What lists the pickles of a folder, or makes a snapshot where it has none."""
+    with contextlib.suppress(OSError):
+        if any(folder.glob("[!.]*.pickle*")):
+            shown = "" if folder == Path() else f"{shlex.quote(str(folder))}/"
+            return f"ls {shown}*.pickle*"
+    return RECORD
+
+
 def load_snapshot(path: Path) -> Any:
     """Reads a snapshot's file, also a compressed one, as plain containers; else UsageError."""
     try:
@@ -359,7 +425,9 @@ def load_snapshot(path: Path) -> Any:
             return PlainUnpickler(_open_packed(file, path)).load()
     except FileNotFoundError as error:
         raise UsageError(
-            f"{path} does not exist", cause="no file has this name", fix="ls *.pickle"
+            f"{path} does not exist",
+            cause="no file has this name",
+            fix=_find_snapshots(path.parent),
         ) from error
     except (gzip.BadGzipFile, zlib.error, lzma.LZMAError) as error:
         program = "xz" if isinstance(error, lzma.LZMAError) else "gzip"
@@ -371,6 +439,12 @@ def load_snapshot(path: Path) -> Any:
             f"cannot read {path}", cause=cause, fix=f"ls -l {shlex.quote(str(path))}"
         ) from error
     except UNREADABLE as error:
+        refused = str(error).startswith(NEEDS_CODE)
+        other = None if refused else _name_other(path)
+        if other:
+            what = "is empty" if other == "empty" else "is not a memory snapshot of torch"
+            cause = "it has no bytes: nothing was written" if other == "empty" else f"it is {other}"
+            raise UsageError(f"{path} {what}", cause=cause, fix=RECORD) from error
         # pickle raises EOFError before the first item, and this UnpicklingError inside of one.
         if isinstance(error, EOFError) or "truncated" in str(error):
             raise UsageError(
@@ -380,7 +454,7 @@ def load_snapshot(path: Path) -> Any:
             ) from error
         raise UsageError(
             f"{path} is not a memory snapshot of torch",
-            cause=str(error)[:300] or type(error).__name__,
+            cause=str(error)[:300] if refused else "it is not a pickle",
             fix=RECORD,
         ) from error
 
