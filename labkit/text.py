@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 BINARY_UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 
@@ -76,6 +76,15 @@ def plural(number: int, noun: str) -> str:
     ('1 claim', '1,200 claims')
     """
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def join_names(names: Sequence[str]) -> str:
+    """The names joined for a sentence.
+
+    >>> join_names(["tensors", "autograd", "compile"])
+    'tensors, autograd and compile'
+    """
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
 def count_bytes(text: str) -> int:

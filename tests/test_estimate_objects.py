@@ -391,4 +391,4 @@ def test_an_array_that_is_too_large_to_be_copied_is_named_where_it_changes(count
         held.values[-1] = 1
 
     notes = estimate_memory(step, torch.ones(4, requires_grad=True)).notes
-    assert notes == (WRITTEN.format(f"an array of {count} bytes"),)
+    assert notes == (WRITTEN[0].format(f"an array of {count} bytes"),)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bz2
 import codecs
+import contextlib
 import csv
 import gzip
 import io
@@ -106,6 +107,20 @@ def test_a_file_that_was_open_before_is_as_before(tmp_path, name):
     assert b"end" in path.read_bytes()
 
 
+def test_several_files_are_named_in_one_sentence(tmp_path):
+    names = [tmp_path / name for name in ("log.csv", "print.txt", "more.txt")]
+    with contextlib.ExitStack() as stack:
+        files = [stack.enter_context(path.open("w")) for path in names]
+
+        def write(value):
+            for file in files:
+                file.write(str(value))
+
+        notes = run(write).notes
+    shown = f"{names[0]}, {names[1]} and {names[2]}"
+    assert f"what the step writes into {shown}, which were open before, is dropped" in notes
+
+
 @pytest.mark.parametrize("mode", ["w", "a"])
 def test_an_archive_has_the_same_members_as_before(tmp_path, mode):
     path = tmp_path / "some.zip"
@@ -116,7 +131,7 @@ def test_an_archive_has_the_same_members_as_before(tmp_path, mode):
         names = iter("ab")
         estimate = run(lambda value: archive.writestr(next(names), f"{value}"))
         archive.writestr("end", "3")
-    assert DROPPED.format(path) in estimate.notes
+    assert DROPPED[0].format(path) in estimate.notes
     with zipfile.ZipFile(path) as archive:
         assert archive.namelist() == [*["old"][: mode == "a"], "mine", "end"]
         assert archive.testzip() is None
@@ -186,7 +201,7 @@ def test_a_file_to_which_a_process_writes_too_is_named_and_left(tmp_path):
             estimate = run(lambda _: writer.writerow([1]))
             child.stdin.close()
         if sys.platform == "linux":
-            assert CHANGED.format(path) in estimate.notes
+            assert CHANGED[0].format(path) in estimate.notes
     assert path.read_text().startswith("theirs\n")
 
 
@@ -212,7 +227,7 @@ def test_what_another_thread_writes_in_c_is_left(tmp_path):
         estimate = run(change)
         other.join()
     assert path.read_text().split() == ["theirs"]
-    assert CHANGED.format(path) in estimate.notes
+    assert CHANGED[0].format(path) in estimate.notes
 
 
 def test_the_next_line_does_not_overwrite_what_is_left(tmp_path):
@@ -228,7 +243,7 @@ def test_the_next_line_does_not_overwrite_what_is_left(tmp_path):
     other.join()
     *left, after = path.read_text().split("\n")[:-1]
     assert set(left) == {"a long line of the step's"} and after == "the next"
-    assert CHANGED.format(path) in estimate.notes
+    assert CHANGED[0].format(path) in estimate.notes
 
 
 def test_a_descriptor_that_nothing_of_pythons_names_is_named(tmp_path):
@@ -236,10 +251,10 @@ def test_a_descriptor_that_nothing_of_pythons_names_is_named(tmp_path):
     number = os.open(path, os.O_RDWR | os.O_CREAT)
     try:
         os.write(number, b"mine")
-        assert DROPPED.format(path) in run(lambda _: os.write(number, b"theirs")).notes
+        assert DROPPED[0].format(path) in run(lambda _: os.write(number, b"theirs")).notes
         assert path.read_bytes() == b"mine"
         kept = SimpleNamespace(write=os.write)  # which is the real one
-        assert CHANGED.format(path) in run(lambda _: kept.write(number, b"theirs")).notes
+        assert CHANGED[0].format(path) in run(lambda _: kept.write(number, b"theirs")).notes
     finally:
         os.close(number)
 
@@ -252,7 +267,7 @@ def test_a_file_that_is_read_is_at_its_place_or_named(tmp_path):
         next(second)  # its place cannot be asked for any more
         estimate = run(lambda _: (held.first.readline(), held.second.read()))
         assert first.tell() == 0
-    assert MOVED.format(path) in estimate.notes
+    assert MOVED[0].format(path) in estimate.notes
 
 
 def test_a_mapped_file_keeps_its_bytes(tmp_path):

@@ -11,10 +11,17 @@ from dataclasses import dataclass
 
 import msgspec
 
-from labkit.notebooks.report.page import format_moment, join_names
+from labkit.notebooks.report.page import format_moment
 from labkit.notebooks.result import CellResult, ClaimOutcome, NotebookResult, SavedRun
 from labkit.render import to_words
-from labkit.text import escape_controls, format_bytes, format_seconds, plural, shorten
+from labkit.text import (
+    escape_controls,
+    format_bytes,
+    format_seconds,
+    join_names,
+    plural,
+    shorten,
+)
 
 Number = int | float
 

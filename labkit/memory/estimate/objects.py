@@ -52,6 +52,7 @@ from labkit.memory.estimate.opened import (
     is_database,
 )
 from labkit.memory.track.frames import OWN, USER, judge_file
+from labkit.text import join_names
 
 # The most objects that are copied; more would take longer than most simulations.
 MOST_OBJECTS = 20_000
@@ -77,8 +78,15 @@ MOST_HOLDERS, HOLDER_DEPTH, HOLDERS_NAMED = 1_000, 8, 3
 # The names of modules that were seen not to be the user's: most of thousands.
 _foreign: set[str] = set()
 
-WRITTEN = "what the step writes into {} stays: it is too large to be copied"
-EMPTIED = "the cache of {} is emptied: the simulation has put values into it that are not real"
+# Of one, and of several.
+WRITTEN = (
+    "what the step writes into {} stays: it is too large to be copied",
+    "what the step writes into {} stays: they are too large to be copied",
+)
+EMPTIED = (
+    "the cache of {} is emptied: the simulation has put values into it that are not real",
+    "the caches of {} are emptied: the simulation has put values into them that are not real",
+)
 LRU_CACHE = type(functools.lru_cache(int))
 
 Keeper = Callable[["KeptObjects", Any], None]
@@ -533,15 +541,13 @@ def keep_objects(
     finally:
         failed = kept.restore()
         kept.files.end()
-        if emptied := kept.empty_caches():
-            note(EMPTIED.format(", ".join(emptied)))
+        files = kept.files
         for names, words in (
-            (kept.files.written, DROPPED), (kept.files.changed, CHANGED), (kept.files.moved, MOVED)
+            (kept.empty_caches(), EMPTIED), (files.written, DROPPED), (files.changed, CHANGED),
+            (files.moved, MOVED), (kept.buffers.list_changed(), WRITTEN),
         ):  # fmt: skip
             if names:
-                note(words.format(", ".join(names)))
-        if changed := kept.buffers.list_changed():
-            note(WRITTEN.format(", ".join(changed)))
+                note(words[len(names) > 1].format(join_names(list(names))))
         for kind in dict.fromkeys(failed):
             note(f"a {kind} that the step has changed could not be put back")
 

@@ -50,12 +50,22 @@ HOLDERS: tuple[Any, ...] = (
 # A larger file is put back only where it has grown at its end.
 COPIED_BYTES, ALL_COPIED_BYTES = 2**22, 2**26
 DESCRIPTORS = "/dev/fd"
-DROPPED = "what the step writes into {}, which was open before, is dropped"
+# Of one file, and of several.
+DROPPED = (
+    "what the step writes into {}, which was open before, is dropped",
+    "what the step writes into {}, which were open before, is dropped",
+)
 CHANGED = (
     "{} was open before, and has changed while the step was simulated: what the step writes into"
-    " it is not real, and another thread or process may have written too: it is left as it is"
+    " it is not real, and another thread or process may have written too: it is left as it is",
+    "{} were open before, and have changed while the step was simulated: what the step writes into"
+    " them is not real, and another thread or process may have written too: they are left as they"
+    " are",
 )
-MOVED = "the step reads from {}, which was open before and cannot be put back to its place"
+MOVED = (
+    "the step reads from {}, which was open before and cannot be put back to its place",
+    "the step reads from {}, which were open before and cannot be put back to their places",
+)
 LIST, READ_LINK, OPEN, CLOSE, STATUS = os.listdir, os.readlink, os.open, os.close, os.stat
 
 

@@ -28,7 +28,7 @@ from labkit.notebooks.result import (
     read_run,
 )
 from labkit.render import escape, escape_block, make_document, make_table, render_status, to_words
-from labkit.text import format_bytes, format_seconds
+from labkit.text import format_bytes, format_seconds, join_names
 
 REPORT_NAME = "report.html"
 MAX_PAGE_BYTES = 2_900_000
@@ -180,15 +180,6 @@ def describe_verdict(run: RunResult) -> str:
     if len(failed) == len(run.notebooks):
         return f"None of the {len(failed)} notebooks passed"
     return f"{len(failed)} of {len(run.notebooks)} notebooks did not pass"
-
-
-def join_names(names: Sequence[str]) -> str:
-    """The names joined for a sentence.
-
-    >>> join_names(["tensors", "autograd", "compile"])
-    'tensors, autograd and compile'
-    """
-    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
 def _say_ending(status: str) -> str:
