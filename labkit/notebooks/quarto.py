@@ -59,8 +59,8 @@ def read_quarto(text: str) -> Any:
             metadata = {"tags": tags} if tags else {}
             notebook.cells.append(new_code_cell(part.code, metadata=metadata))
         elif part.text.strip():
-            metadata = {LANGUAGE_KEY: part.language} if part.language else {}
-            notebook.cells.append(new_markdown_cell(part.text.strip("\n"), metadata=metadata))
+            marks = {LANGUAGE_KEY: part.language} if part.language else {}
+            notebook.cells.append(new_markdown_cell(part.text.strip("\n"), metadata=marks))
     return notebook
 
 
