@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import gc
 import io
 import itertools
@@ -12,6 +13,7 @@ import queue
 import random
 import weakref
 from collections import Counter, OrderedDict, defaultdict
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -142,10 +144,80 @@ def test_a_teacher_that_is_trained_is_refused():
     def step(model, inputs):
         (model(inputs) - teacher(inputs)).square().mean().backward()
 
-    with pytest.raises(UsageError, match="trains a parameter that was made outside"):
+    with pytest.raises(UsageError, match="trains a parameter that was made outside") as refused:
         estimate_memory(step, model, INPUTS)
+    assert refused.value.what.endswith(": teacher.bias")
+    for words in (
+        "estimate_memory(step, model, teacher, ...) with teacher as an argument",
+        "teacher.requires_grad_(False)",
+        "use teacher under torch.no_grad()",
+    ):
+        assert words in refused.value.fix
     assert (teacher.weight.grad, teacher.bias.grad) == (None, None)
     assert not teacher.weight._backward_hooks
+    teacher.requires_grad_(False)
+    assert estimate_memory(step, model, INPUTS).obstacle is None
+
+
+class Distillation:
+    def __init__(self, teacher):
+        self.parts = [SimpleNamespace(teacher=teacher)]
+
+    def step(self, model, inputs):
+        (model(inputs) - self.parts[0].teacher(inputs)).sum().backward()
+
+
+def subtract(teacher, model, inputs):
+    return (model(inputs) - teacher(inputs)).sum()
+
+
+TEACHER = nn.Sequential(nn.Linear(64, 64))
+STEPS = {
+    "TEACHER.0.bias": lambda _: lambda one, inputs: subtract(TEACHER, one, inputs).backward(),
+    "given.bias": lambda teacher: (
+        lambda one, inputs, given=teacher: subtract(given, one, inputs).backward()
+    ),
+    "models['a'].bias": lambda teacher: use_models({"a": teacher}),
+    "self.parts[0].teacher.bias": lambda teacher: Distillation(teacher).step,
+    "teacher.weight": use_weight,
+    "scale": lambda teacher: use_scale(teacher.weight),
+}
+
+
+def use_models(models):
+    return lambda one, inputs: subtract(models["a"], one, inputs).backward()
+
+
+def use_weight(teacher):
+    return functools.partial(
+        lambda one, inputs, teacher=None: (one(inputs) * teacher.weight.sum()).sum().backward(),
+        teacher=teacher,
+    )
+
+
+def use_scale(scale):
+    return lambda one, inputs: (one(inputs) * scale.sum()).sum().backward()
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_a_refused_parameter_is_called_as_the_step_calls_it(name):
+    step = STEPS[name](nn.Linear(64, 64))
+    with pytest.raises(UsageError, match="outside of it") as refused:
+        estimate_memory(step, nn.Linear(64, 64), INPUTS)
+    assert refused.value.what.endswith(f": {name}")
+    assert f"{name.rpartition('.')[0] or name}".removesuffix(".0") in refused.value.fix
+
+
+def test_a_model_beside_its_copy_is_named_with_what_helps():
+    model = nn.Linear(64, 64)
+
+    def step(one, inputs):
+        (one(inputs) + model(inputs)).sum().backward()
+
+    with pytest.raises(UsageError, match="beside its copy") as refused:
+        estimate_memory(step, model, INPUTS)
+    assert refused.value.what.endswith(": model.weight")
+    assert "not model" in refused.value.fix
 
 
 @pytest.mark.filterwarnings("error")

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import re
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import FunctionType, MethodType, ModuleType
+from typing import Any
 
 import torch
 from torch._subclasses import fake_tensor
 
 from labkit.errors import UsageError
 from labkit.memory.estimate.model import EstimateObstacle
-from labkit.memory.track.frames import list_error_frames
+from labkit.memory.track.frames import USER, judge_file, list_error_frames
 
 FOLDER = str(Path(torch.__file__).parent) + "/"
 # The exceptions for an operator that torch cannot fake, and the reasons.
@@ -22,7 +27,10 @@ UNKNOWN = {
 
 
 class RealTensorError(Exception):
-    """The step trains a real parameter of another place, or uses one beside its copy."""
+    """The step trains a real parameter of another place, or uses one beside its copy.
+
+    Its arguments are the parameter's id, and whether the step has a copy of it.
+    """
 
 
 class LazyTensorError(Exception):
@@ -90,13 +98,85 @@ def refuse_lazy(name: str) -> UsageError:
     )
 
 
-def refuse_real(name: str, *, inference: bool) -> UsageError:
+def refuse_real(
+    step: Callable[..., object],
+    name: str,
+    error: RealTensorError,
+    *,
+    has_arguments: bool,
+    inference: bool,
+) -> UsageError:
     """The error for a step that uses a parameter created outside of it."""
-    cause = "the real parameter would get fake gradients, and the model would be unusable"
-    if inference:
-        cause = "the parameter would count twice: the real one, and its fake copy"
+    number, has_copy = error.args
+    owner, path = find_name(step, number)
+    shown = f": {path}" if path else ""
+    if has_copy:
+        return UsageError(
+            f"{name} {'reads' if inference else 'uses'} a parameter that was made outside of it,"
+            f" beside its copy among the arguments{shown}",
+            cause="it would count twice: the real one, and the copy that is simulated",
+            fix=f"use the argument of {name} everywhere in it, not {owner or 'the variable'}",
+        )
+    one = owner or "teacher"
+    given = f"estimate_memory({name}, model, {one}, ...) with {owner or 'its model'} as an argument"
+    if not has_arguments:
+        given = f"make {one} inside of {name}, or estimate_memory(step, {one}, ...)"
     return UsageError(
-        f"{name} {'reads' if inference else 'trains'} a parameter that was made outside of it",
-        cause=cause,
-        fix="estimate_memory(step, model, ...) with the model as an argument, or made inside",
+        f"{name} trains a parameter that was made outside of it{shown}",
+        cause="the real parameter would get fake gradients, and the model would be unusable",
+        fix=f"{given}; or, where it is not to be trained, {one}.requires_grad_(False), or use"
+        f" {one} under torch.no_grad()",
     )
+
+
+# How far a parameter is looked for from the step, and through how many objects.
+DEEPEST_NAME, MOST_NAMED = 4, 20_000
+
+
+def find_name(step: Any, number: int) -> tuple[str, str]:
+    """What the step calls the model of a parameter with this id, and the parameter; "" if unknown.
+
+    >>> teacher = torch.nn.Sequential(torch.nn.Linear(2, 2))
+    >>> find_name(lambda: teacher, id(teacher[0].bias))
+    ('teacher', 'teacher.0.bias')
+    """
+    level, seen = [("", step)], {id(step)}
+    for _ in range(DEEPEST_NAME + 1):
+        further: list[tuple[str, Any]] = []
+        for path, one in level:
+            if id(one) == number:
+                return path, path
+            if isinstance(one, torch.nn.Module):
+                names = [name for name, each in one.named_parameters() if id(each) == number]
+                if names:
+                    return path, f"{path}.{names[0]}" if path else names[0]
+            for name, part in _list_named(path, one):
+                if id(part) not in seen and len(seen) < MOST_NAMED:
+                    seen.add(id(part))
+                    further.append((name, part))
+        level = further
+    return "", ""
+
+
+def _list_named(path: str, one: Any) -> Iterator[tuple[str, Any]]:
+    """What an object holds, as the user's code calls it."""
+    start = f"{path}." if path else ""
+    if isinstance(one, MethodType):
+        yield "self", one.__self__
+        yield path, one.__func__
+    elif isinstance(one, functools.partial):
+        yield path, one.func
+        yield from ((f"argument {place}", part) for place, part in enumerate(one.args, start=1))
+        yield from one.keywords.items()
+    elif isinstance(one, FunctionType):
+        if judge_file(one.__code__.co_filename) == USER:
+            found = inspect.getclosurevars(one)
+            yield from {**found.nonlocals, **found.globals}.items()
+            values = inspect.signature(one).parameters.values()
+            yield from ((each.name, each.default) for each in values)
+    elif isinstance(one, Mapping):
+        yield from ((f"{path}[{key!r}]", part) for key, part in list(one.items()))
+    elif isinstance(one, list | tuple):
+        yield from ((f"{path}[{place}]", part) for place, part in enumerate(one))
+    elif not isinstance(one, torch.Tensor | type | ModuleType):
+        yield from ((f"{start}{key}", part) for key, part in getattr(one, "__dict__", {}).items())

@@ -487,7 +487,8 @@ def _run(work: Work, simulation: Simulation) -> EstimateObstacle | None:
             # What the step sets in a context variable ends with the copy.
             contextvars.copy_context().run(_run_steps, work, simulation, kept.rename_keys)
     except RealTensorError as error:
-        raise refuse_real(work.name, inference=work.inference) from error
+        has = {"has_arguments": bool(work.arguments), "inference": work.inference}
+        raise refuse_real(work.function, work.name, error, **has) from error
     except LazyTensorError as error:
         raise refuse_lazy(work.name) from error
     except LiveIteratorError as error:

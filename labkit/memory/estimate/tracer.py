@@ -629,9 +629,10 @@ class FakeTracer(StorageTracer):
     def _guard_parameter(self, tensor: Any) -> None:
         """Lets the step read a real parameter, such as a teacher's, and not train it."""
         if id(tensor) in self.copied:
-            raise RealTensorError
+            raise RealTensorError(id(tensor), True)
         if id(tensor) not in self._guarded:
-            self._guarded[id(tensor)] = tensor, tensor.register_hook(_refuse_gradient)
+            refuse = functools.partial(_refuse_gradient, id(tensor))
+            self._guarded[id(tensor)] = tensor, tensor.register_hook(refuse)
 
     def note_layout(self, tensor: Any) -> None:
         """Keeps the obstacle that a sparse tensor is."""
@@ -681,8 +682,8 @@ def _is_composite(operator: Any) -> bool:
 PLAIN = (torch.Tensor, torch.nn.Parameter)
 
 
-def _refuse_gradient(gradient: Any) -> None:
-    raise RealTensorError
+def _refuse_gradient(number: int, gradient: Any) -> None:
+    raise RealTensorError(number, False)
 
 
 def _has_known(tensors: list[Any]) -> bool:
