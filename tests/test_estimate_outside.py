@@ -171,19 +171,6 @@ def subtract(teacher, model, inputs):
     return (model(inputs) - teacher(inputs)).sum()
 
 
-TEACHER = nn.Sequential(nn.Linear(64, 64))
-STEPS = {
-    "TEACHER.0.bias": lambda _: lambda one, inputs: subtract(TEACHER, one, inputs).backward(),
-    "given.bias": lambda teacher: (
-        lambda one, inputs, given=teacher: subtract(given, one, inputs).backward()
-    ),
-    "models['a'].bias": lambda teacher: use_models({"a": teacher}),
-    "self.parts[0].teacher.bias": lambda teacher: Distillation(teacher).step,
-    "teacher.weight": use_weight,
-    "scale": lambda teacher: use_scale(teacher.weight),
-}
-
-
 def use_models(models):
     return lambda one, inputs: subtract(models["a"], one, inputs).backward()
 
@@ -197,6 +184,19 @@ def use_weight(teacher):
 
 def use_scale(scale):
     return lambda one, inputs: (one(inputs) * scale.sum()).sum().backward()
+
+
+TEACHER = nn.Sequential(nn.Linear(64, 64))
+STEPS = {
+    "TEACHER.0.bias": lambda _: lambda one, inputs: subtract(TEACHER, one, inputs).backward(),
+    "given.bias": lambda teacher: (
+        lambda one, inputs, given=teacher: subtract(given, one, inputs).backward()
+    ),
+    "models['a'].bias": lambda teacher: use_models({"a": teacher}),
+    "self.parts[0].teacher.bias": lambda teacher: Distillation(teacher).step,
+    "teacher.weight": use_weight,
+    "scale": lambda teacher: use_scale(teacher.weight),
+}
 
 
 @pytest.mark.parametrize("name", STEPS)

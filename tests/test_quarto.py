@@ -9,8 +9,8 @@ import pytest
 
 from labkit.cli import main
 from labkit.errors import UsageError
-from labkit.notebooks.quarto import find_label, note_other_languages, read_quarto
-from labkit.notebooks.sources import Source, load_notebook
+from labkit.notebooks.quarto import read_quarto
+from labkit.notebooks.sources import Source, find_label, load_notebook, note_other_languages
 
 DOCUMENT = """---
 title: "Losses"

@@ -44,7 +44,6 @@ from labkit.notebooks.kernel import (
     shorten_middle,
 )
 from labkit.notebooks.outputs import copy_outputs, find_changes, follow_marks
-from labkit.notebooks.quarto import find_label, note_other_languages
 from labkit.notebooks.result import (
     CellMemory,
     CellResult,
@@ -58,7 +57,7 @@ from labkit.notebooks.result import (
     collect_checks,
     collect_claims,
 )
-from labkit.notebooks.sources import Source, inject_parameters
+from labkit.notebooks.sources import Source, find_label, inject_parameters, note_other_languages
 from labkit.text import format_bytes, strip_ansi
 
 NAMES = ("OutOfMemoryError", "MemoryError")

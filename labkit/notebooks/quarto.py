@@ -14,14 +14,9 @@ import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from labkit.text import plural
-
 OPENING = re.compile(r"^\s*(?P<fence>`{3,}|~{3,})\s*(?P<rest>.*?)\s*$")
 LANGUAGE = re.compile(r"\{(?P<language>[A-Za-z][\w+#-]*)(?:[ ,].*)?\}")
 OPTION = re.compile(r"^\s*#\| ?(.*)$")
-# A cell of any language may begin with options, in comments of its language.
-ANY_OPTION = re.compile(r"(?:#|//|--|%)\|")
-LABEL = re.compile(ANY_OPTION.pattern + r"\s*label:\s*(?P<quote>[\"']?)(?P<label>.*\S)(?P=quote)$")
 # Blocks that Quarto draws itself.
 DIAGRAMS = {"mermaid", "dot", "ojs"}
 KERNELS = {"python": "python3", "r": "ir"}
@@ -62,32 +57,6 @@ def read_quarto(text: str) -> Any:
             marks = {LANGUAGE_KEY: part.language} if part.language else {}
             notebook.cells.append(new_markdown_cell(part.text.strip("\n"), metadata=marks))
     return notebook
-
-
-def note_other_languages(notebook: Any) -> list[str]:
-    """Which blocks of code a run leaves out, as one note; none if the kernel runs all of them."""
-    left = [cell.metadata[LANGUAGE_KEY] for cell in notebook.cells if LANGUAGE_KEY in cell.metadata]
-    if not left:
-        return []
-    counts = [f"{plural(left.count(one), 'cell')} of {{{one}}}" for one in dict.fromkeys(left)]
-    language = notebook.metadata.kernelspec.language
-    return [f"not run: {', '.join(counts)}; the document's kernel runs {language}"]
-
-
-def find_label(source: str) -> str:
-    """What a cell is called: its option ``#| label:``, else its first line of code; "" if empty.
-
-    >>> find_label("#| echo: false\\nprint(1)"), find_label("#| label: fig-loss\\nplot()")
-    ('print(1)', 'fig-loss')
-    """
-    lines = [line.strip() for line in source.splitlines() if line.strip()]
-    for line in lines:
-        found = LABEL.match(line)
-        if found:
-            return found["label"]
-        if not ANY_OPTION.match(line):
-            return line
-    return lines[0] if lines else ""
 
 
 def _split_header(lines: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -22,8 +22,8 @@ from typing import Any
 
 from labkit.errors import UsageError
 from labkit.files import name_kind, read_regular
-from labkit.notebooks.quarto import read_quarto
-from labkit.text import escape_controls, first_line
+from labkit.notebooks.quarto import LANGUAGE_KEY, read_quarto
+from labkit.text import escape_controls, first_line, plural
 
 # A name with one of these endings is a file; jupytext reads all but the first and the last.
 SUFFIXES = (".ipynb", ".py", ".md", ".myst", ".Rmd", ".qmd")
@@ -303,6 +303,39 @@ def _read_options(lines: Sequence[str], start: int) -> str:
     while end < len(lines) and lines[end].startswith(":"):
         end += 1
     return "\n".join(lines[start:end])
+
+
+# What is said of a notebook's cells.
+
+# A cell of any language may begin with options, in comments of its language.
+ANY_OPTION = re.compile(r"(?:#|//|--|%)\|")
+LABEL = re.compile(ANY_OPTION.pattern + r"\s*label:\s*(?P<quote>[\"']?)(?P<label>.*\S)(?P=quote)$")
+
+
+def note_other_languages(notebook: Any) -> list[str]:
+    """Which blocks of code a run leaves out, as one note; none if the kernel runs all of them."""
+    left = [cell.metadata[LANGUAGE_KEY] for cell in notebook.cells if LANGUAGE_KEY in cell.metadata]
+    if not left:
+        return []
+    counts = [f"{plural(left.count(one), 'cell')} of {{{one}}}" for one in dict.fromkeys(left)]
+    language = notebook.metadata.kernelspec.language
+    return [f"not run: {', '.join(counts)}; the document's kernel runs {language}"]
+
+
+def find_label(source: str) -> str:
+    """What a cell is called: its option ``#| label:``, else its first line of code; "" if empty.
+
+    >>> find_label("#| echo: false\\nprint(1)"), find_label("#| label: fig-loss\\nplot()")
+    ('print(1)', 'fig-loss')
+    """
+    lines = [line.strip() for line in source.splitlines() if line.strip()]
+    for line in lines:
+        found = LABEL.match(line)
+        if found:
+            return found["label"]
+        if not ANY_OPTION.match(line):
+            return line
+    return lines[0] if lines else ""
 
 
 # Parameters.
