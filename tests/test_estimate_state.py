@@ -26,6 +26,7 @@ import pytest
 import torch
 import torch._dynamo
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.backends import cuda, cudnn, mkldnn
 from torch.optim import optimizer as optimizers
 from torch.utils import checkpoint
@@ -330,3 +331,34 @@ def test_an_estimate_in_a_block_leaves_it_as_it_is(name):
         assert torch.autograd._profiler_enabled() is (name == "profiler")
     assert type(model(values)) is torch.Tensor
     assert type(model.weight.grad) is torch.Tensor
+
+
+def list_attributes():
+    """The attributes of torch's class of fake tensors, and of its operators, by their names."""
+    kinds = (torch._ops.OpOverload, torch._ops.OpOverloadPacket)
+    found = [one for one in gc.get_objects() if isinstance(one, kinds)]
+    names = {str(one): {*vars(one)} for one in found}
+    return names | {"class": {*vars(FakeTensor)}}
+
+
+@pytest.mark.parametrize("device", [None, "H100"])
+def test_torchs_classes_and_operators_have_no_attributes_of_ours(device):
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(144, 4))
+    optimizer = torch.optim.Adam(model.parameters())
+
+    def step(model, optimizer, inputs):
+        assert "constant" in vars(FakeTensor)
+        model(inputs).square().mean().backward()
+        optimizer.step()
+
+    before = list_attributes()
+    for _ in range(2):
+        estimate_memory(step, model, optimizer, torch.ones(2, 3, 8, 8), device=device)
+    after = list_attributes()
+    assert after["class"] == before["class"]
+    assert not [name for name in after["class"] if name == "constant" or "labkit" in name]
+    assert not [name for name, one in after.items() if any("labkit" in word for word in one)]
+    with FakeTensorMode():
+        made = torch.ones(3)
+        assert (made + 1).shape == (3,)
+        assert made.nonzero_memo is None

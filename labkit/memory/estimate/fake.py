@@ -52,6 +52,7 @@ from labkit.memory.estimate.operators import (
     allow_foreach,
     reverse_products,
 )
+from labkit.memory.estimate.results import borrow_attributes
 from labkit.memory.estimate.saved import Checkpoints
 from labkit.memory.estimate.state import keep_modes, keep_state
 from labkit.memory.estimate.tracer import CONVERGENCE, UNKNOWN_SCRATCH, FakeTracer
@@ -203,6 +204,7 @@ class Simulation:
         }
         with contextlib.ExitStack() as stack:
             stack.enter_context(keep_state(self.note))
+            stack.enter_context(borrow_attributes())
             stack.enter_context(warnings.catch_warnings())
             for message in HARMLESS:
                 warnings.filterwarnings("ignore", message=message)

@@ -7,14 +7,16 @@ as long to compute a fake result, or to find it in its own cache, as ``Recipe.ma
 
 from __future__ import annotations
 
+import contextlib
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
 from torch._subclasses import fake_tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
+from labkit.memory.estimate.cuda import replace_attributes
 from labkit.memory.estimate.limits import CARRYING
 from labkit.memory.estimate.operators import CONVERTING, SCATTERED, spreads_gradient
 from labkit.memory.estimate.values import LIKE
@@ -42,8 +44,8 @@ ANYWHERE = frozenset(
 # What a fake tensor keeps: how it is laid out, and the record of its storage. An operator that
 # changes its shape or storage in place removes them, as ``tensor.data = other`` does.
 LAYOUT, HELD = "labkit_layout", "labkit_storage"
-# What an operator keeps: its facts. Python's ``id()``, which a table would need, tells each audit
-# hook that it is called, and an estimate's hook stays.
+# What an operator keeps while a step is simulated: its facts. Python's ``id()``, which a table
+# would need, tells each audit hook that it is called, and an estimate's hook stays.
 FACTS = "labkit_facts"
 _recipes: dict[Any, Recipe] = {}
 _layouts: dict[Any, int] = {}
@@ -56,23 +58,33 @@ _count_threads, _find_dtype = torch.get_num_threads, torch.get_default_dtype
 _has_mkldnn, _find_keys = torch._C._get_mkldnn_enabled, torch._C._dispatch_keys  # type: ignore[attr-defined]
 
 
-def _give_defaults() -> frozenset[str]:
-    """Gives torch's class what each fake tensor has as None; returns the names.
-
-    A tensor with three attributes of its own instead of some twenty is made, freed and looked
-    through by the garbage collector faster.
-    """
+def _list_unset() -> frozenset[str]:
+    """The attributes that each fake tensor has as None."""
     memos = (name for name, one in vars(FakeTensor).items() if isinstance(one, MEMO))
     names = [f"_{name}{part}" for name in memos for part in ("", "_vc", "_epoch")]
-    names += ["constant", "real_tensor", "pytype", "dispatch_keys"]
-    for name in names:
-        if name not in vars(FakeTensor):
-            setattr(FakeTensor, name, None)
-    return frozenset(names)
+    return frozenset((*names, "constant", "real_tensor", "pytype", "dispatch_keys"))
 
 
 MEMO = getattr(fake_tensor, "SymNumberMemoDescriptor", ())
-_UNSET = _give_defaults()
+_UNSET = _list_unset()
+
+
+@contextlib.contextmanager
+def borrow_attributes() -> Iterator[None]:
+    """Gives torch's class of fake tensors, and operators, what makes an estimate fast, until exit.
+
+    The class gets what each fake tensor has as None: a tensor with three attributes of its own
+    instead of some twenty is made, freed and looked through by the garbage collector faster.
+    """
+    missing = {name: None for name in _UNSET if name not in vars(FakeTensor)}
+    for operator, facts in _known:
+        operator.__dict__[FACTS] = facts
+    try:
+        with replace_attributes(FakeTensor, **missing):
+            yield
+    finally:
+        for operator, _ in _known:
+            operator.__dict__.pop(FACTS, None)
 
 
 def find_attributes(state: dict[str, Any]) -> dict[str, Any]:
@@ -384,7 +396,7 @@ class Facts(NamedTuple):
 
 # By the operator's id, as torch computes its hash in Python; the operator is kept beside.
 _facts: dict[int, Facts] = {}
-_known: list[Any] = []
+_known: list[tuple[Any, Facts]] = []
 
 
 def find_facts(operator: Any) -> Facts:
@@ -395,7 +407,7 @@ def find_facts(operator: Any) -> Facts:
         facts = _facts.get(id(operator))
         if facts is None:
             facts = _facts[id(operator)] = _collect_facts(operator)
-            _known.append(operator)
+            _known.append((operator, facts))
         operator.__dict__[FACTS] = facts
     return facts
 
