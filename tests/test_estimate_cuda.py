@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -499,3 +500,36 @@ def test_distances_are_differentiated_pair_by_pair():
     pairs_bytes = 4 * 100 * 100 * 32
     assert pairs_bytes < estimate_memory(make_step, device="H100").peak_bytes < 1.2 * pairs_bytes
     assert estimate_memory(make_step).peak_bytes < pairs_bytes / 2
+
+
+WHOLE = torch.ones(9, 64)
+VIEWS = {
+    "a part": WHOLE[1:],
+    "a shape": WHOLE.view(64, 9).view(9, 64),
+    "a transposed one": torch.ones(64, 9).t(),
+    "of an array": torch.from_numpy(np.ones((9, 64), np.float32))[1:],
+}
+
+
+@pytest.mark.parametrize("name", VIEWS)
+def test_a_view_is_where_its_whole_is(name):
+    view, model = VIEWS[name], nn.Linear(64, 64)
+    own = torch.ones(view.shape)
+
+    def step(model, inputs):
+        model(inputs).sum().backward()
+
+    expected = estimate_memory(step, model, own, device="H100")
+    assert expected.host_bytes == 0
+    for found in (
+        estimate_memory(step, model, view, device="H100"),
+        estimate_memory(lambda one: step(one, view), model, device="H100"),
+    ):
+        assert (found.obstacle, found.host_bytes) == (None, 0)
+
+
+def test_a_view_on_the_host_stays_there_where_the_code_names_devices():
+    def step(inputs):
+        return inputs.to("cuda:0") * 2
+
+    assert estimate_memory(step, WHOLE[1:], device="H100").host_bytes >= WHOLE[1:].nbytes

@@ -162,6 +162,20 @@ class _ByThread(type):
         return super().__instancecheck__(one) or isinstance(one, cls.labkit_original)
 
 
+class PlacingConverter(fake_tensor.FakeTensorConverter):  # type: ignore[misc]
+    """Makes fake tensors of real ones, a view on the device on which its placement puts it.
+
+    Torch gives the fake tensor of a view the view's own device.
+    """
+
+    def from_real_tensor(self, fake_mode: Any, t: Any, *others: Any, **named: Any) -> Any:
+        """The fake tensor."""
+        made = super().from_real_tensor(fake_mode, t, *others, **named)
+        if fake_mode.placement == "gpu" and t._is_view():
+            made.fake_device = fake_mode.place(made.fake_device)
+        return made
+
+
 class FakeMode(fake_tensor.FakeTensorMode):  # type: ignore[misc]
     """Torch's fake mode with a simulated GPU that C++ does not see.
 
@@ -174,6 +188,7 @@ class FakeMode(fake_tensor.FakeTensorMode):  # type: ignore[misc]
         # Torch's own cache forgets how large the storage is that a view is part of, such as that
         # of a periodic window; results.py remembers what is alike.
         self.cache_enabled = False
+        self.fake_tensor_converter = PlacingConverter()
         self.placement = placement
         self.gpu = UNNAMED if placement == "gpu" else NAMED
 
