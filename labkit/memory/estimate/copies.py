@@ -6,7 +6,7 @@ import contextlib
 import copy
 import functools
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -112,6 +112,81 @@ def copy_tensor(tensor: Any, memo: dict[int, Any]) -> Any:
     if isinstance(tensor, torch.nn.Parameter):
         copied._is_param = True
     return memo.setdefault(id(tensor), copied)
+
+
+AS_SUBCLASS, MAKE_SUBCLASS = torch.Tensor.as_subclass, torch.Tensor._make_subclass
+# The classes of fake tensors that are of a class of the user's too, by the latter.
+_fake_kinds: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
+
+
+def find_fake_kind(kind: Any) -> Any:
+    """The class for fake tensors that are of this subclass of Tensor, with its own methods.
+
+    None where fake tensors have their own class or the subclass has operators of its own.
+    """
+    if issubclass(kind, fake_tensor.FakeTensor):
+        return kind
+    plain = kind.__torch_dispatch__ is torch.Tensor.__torch_dispatch__
+    if not plain or kind in {torch.Tensor, torch.nn.Parameter}:
+        return None
+    made = _fake_kinds.get(kind)
+    if made is None:
+        names = {"__module__": kind.__module__, "__qualname__": kind.__qualname__}
+        try:
+            made = type(kind)(kind.__name__, (fake_tensor.FakeTensor, kind), names)
+        except TypeError:  # a metaclass, or slots
+            return None
+        # Torch gives a class that has operators of its own, as fake tensors have, none of this.
+        follow = kind.__torch_function__
+        is_method = hasattr(follow, "__func__")
+        made.__torch_function__ = classmethod(follow.__func__) if is_method else follow
+        _fake_kinds[kind] = made
+    return made
+
+
+def give_class(tensor: Any, kind: Any, attributes: Mapping[str, Any] | None = None) -> Any:
+    """The fake tensor itself, as one of this subclass of Tensor, with attributes, if it can be."""
+    made = find_fake_kind(kind)
+    if made is not None:
+        with contextlib.suppress(TypeError):  # of another layout
+            tensor.__class__ = made
+            tensor.__dict__.update(attributes or {})
+    return tensor
+
+
+def make_plain(tensor: Any) -> Any:
+    """The tensor without its subclass, whose functions would run while it is copied."""
+    kind = type(tensor)
+    if isinstance(tensor, torch.nn.Parameter) or is_fake(tensor) or find_fake_kind(kind) is None:
+        return tensor
+    with _disable_current_modes(), torch._C.DisableTorchFunctionSubclass():
+        return tensor.detach().as_subclass(torch.Tensor).requires_grad_(tensor.requires_grad)
+
+
+def follow_subclasses() -> contextlib.ExitStack:
+    """Makes ``as_subclass`` give fake tensors the class that is asked for, until exit.
+
+    Torch refuses: its object for the tensor is a fake tensor already.
+    """
+
+    def as_subclass(tensor: Any, cls: Any) -> Any:
+        # Torch's own, for plain tensors, would need a GPU where one is simulated.
+        if not is_fake(tensor) or (find_fake_kind(cls) is None and cls is not torch.Tensor):
+            return AS_SUBCLASS(tensor, cls)
+        with torch._C.DisableTorchFunctionSubclass():
+            return give_class(torch.ops.aten.alias.default(tensor), cls)
+
+    def make_subclass(cls: Any, data: Any, *arguments: Any, **named: Any) -> Any:
+        known = len(arguments) < 2 and not named.keys() - {"require_grad"}
+        if not known or not is_fake(data) or find_fake_kind(cls) is None:
+            return MAKE_SUBCLASS(cls, data, *arguments, **named)
+        asked = named.get("require_grad", *arguments) if named or arguments else False
+        with torch._C.DisableTorchFunctionSubclass():
+            return give_class(data.detach(), cls).requires_grad_(asked)
+
+    return replace_attributes(
+        torch.Tensor, as_subclass=as_subclass, _make_subclass=staticmethod(make_subclass)
+    )
 
 
 DATA = torch.Tensor.data

@@ -26,7 +26,10 @@ from labkit.memory.estimate.copies import (
     DATA,
     copy_by,
     copy_tensor,
+    follow_subclasses,
+    give_class,
     is_fake,
+    make_plain,
     set_data,
     swap_data,
     swap_fakes,
@@ -55,7 +58,7 @@ from labkit.memory.estimate.operators import (
 from labkit.memory.estimate.results import borrow_attributes
 from labkit.memory.estimate.saved import Checkpoints
 from labkit.memory.estimate.state import keep_modes, keep_state
-from labkit.memory.estimate.tracer import CONVERGENCE, UNKNOWN_SCRATCH, FakeTracer
+from labkit.memory.estimate.tracer import CONVERGENCE, PLAIN, UNKNOWN_SCRATCH, FakeTracer
 from labkit.memory.estimate.uncopied import MOST_KINDS, SHARED_NOTE, share_held, share_uncopied
 from labkit.memory.estimate.values import (
     KNOWN_ELEMENTS,
@@ -217,6 +220,7 @@ class Simulation:
                 replace_attributes(torch.utils, swap_tensors=swap_data),
                 replace_attributes(torch.nn.Module, _apply=swap_fakes(torch.nn.Module._apply)),
                 replace_attributes(torch.Tensor, __deepcopy__=copy_tensor),
+                follow_subclasses(),
                 replace_attributes(fake_tensor.FakeTensor, data=property(DATA.__get__, set_data)),
                 replace_attributes(torch.Tensor, data=_keep_data(self._fake)),
                 # Torch's own constants would be computed on the named device: values.py has them.
@@ -322,7 +326,10 @@ class Simulation:
         if torch.nn.parameter.is_lazy(tensor):
             raise LazyTensorError(type(tensor).__name__)
         self.tracer.copied[id(tensor)] = tensor
+        given, tensor = tensor, make_plain(tensor)
         made = self._replace_tensor(tensor)
+        if type(given) not in PLAIN and type(made) is fake_tensor.FakeTensor:
+            give_class(made, type(given), vars(given))
         whole = not (made.is_floating_point() or made.is_complex())
         if whole and tensor.device.type == "cpu" and made.numel() <= KNOWN_ELEMENTS:
             self.tracer.values.copy(made, tensor)
