@@ -389,8 +389,8 @@ class ChangeGuard:
         return exists or os.path.lexists(self._folder + real)  # what the step has made
 
     def note_stop(self, name: str, path: str) -> None:
-        """Keeps the obstacle of a statement that is not run: it would change an open database."""
-        self._keep_stop(name, path, f"would change a database that was open before: {LEAVE_OUT}")
+        """Keeps the obstacle of what is not run: it would change a database, or an HDF5 file."""
+        self._keep_stop(name, path, f"would change a file that was open before: {LEAVE_OUT}")
 
     def _stop(self, event: str, shown: Any, reason: str) -> None:
         made = self._keep_stop(event, shown, reason)

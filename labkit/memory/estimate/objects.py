@@ -56,6 +56,8 @@ from labkit.text import join_names
 
 # The most objects that are copied; more would take longer than most simulations.
 MOST_OBJECTS = 20_000
+# The most parts of XML documents that are copied.
+MOST_ELEMENTS = 5_000
 # The items of a longer container are not searched for others.
 MOST_ITEMS = 10_000
 # How much of a longer list is compared: its ends, which most code changes.
@@ -64,7 +66,7 @@ MOST_COMPARED, ENDS = 100_000, 1_000
 HOLDING = frozenset(("types", "argparse", "collections", "dataclasses", "torch", "builtins"))
 HOLDING_WHOLE = (
     "multiprocessing.sharedctypes", "multiprocessing.shared_memory", "shelve", "dbm.dumb",
-    "configparser",
+    "configparser", "xml.etree.ElementTree", "xml.dom.minidom", "email.message", "timeit",
 )  # fmt: skip
 # What no step sets, and Python sets itself.
 SKIPPED = frozenset((
@@ -117,6 +119,9 @@ class KeptObjects:
         self._caches: list[tuple[Any, int]] = []
         # Dictionaries and sets, whose keys may be arguments of the step.
         self.tables: list[Any] = []
+        # Tuples, in which nothing can be replaced, and how many parts of XML documents there are.
+        self.tuples: list[Any] = []
+        self.elements = 0
         self._keeps_unheard = False
         self._iterators: dict[int, Any] = {}
         self._left: deque[Any] = deque(roots)
@@ -147,7 +152,7 @@ class KeptObjects:
         if self._iterators and is_alone():
             made |= {number: find_copy(one) for number, one in self._iterators.items()}
         if made:
-            self._replace(made)
+            self._replace(made | self._make_tuples(made))
 
     def keep(self, restore: Callable[[Any, Any], None], one: Any, content: Any) -> None:
         """Keeps the content of an object, with what puts it back."""
@@ -177,9 +182,20 @@ class KeptObjects:
                 found = {"cell_contents": content}
             elif restore is restore_list:
                 found = dict(enumerate(content))
+            elif restore is restore_partial:
+                found = {"": content[1], **content[2]}
             if isinstance(found, dict):
                 for name in [name for name, value in found.items() if id(value) in made]:
                     _put(restore, one, name, made[id(found[name])])
+
+    def _make_tuples(self, made: dict[int, Any]) -> dict[int, Any]:
+        """Others for the tuples that hold what is replaced, the inner ones first; by their ids."""
+        found: dict[int, Any] = {}
+        for one in reversed(self.tuples):
+            items = [found.get(id(each), made.get(id(each), each)) for each in one]
+            if not all(map(is_, items, one)):
+                found[id(one)] = tuple.__new__(type(one), items)
+        return found
 
     def keep_cache(self, cache: Any) -> None:
         """Keeps a function's cache in mind, whose content Python does not show."""
@@ -227,6 +243,9 @@ def _put(restore: Any, one: Any, name: Any, value: Any) -> None:
             one.__defaults__ = (*defaults[:name], value, *defaults[name + 1 :])
         else:
             one.__kwdefaults__ = one.__kwdefaults__ | {name: value}
+    elif restore is restore_partial:
+        named = one.keywords | {name: value} if name else one.keywords
+        one.__setstate__((one.func, one.args if name else value, named, vars(one)))
     elif restore in {restore_list, restore_dictionary, restore_names}:
         one[name] = value
     elif restore is restore_class:
@@ -264,6 +283,9 @@ def find_keeper(kind: Any) -> Keeper | None:
     file = getattr(sys.modules.get(module), "__file__", None)
     if is_database(kind):
         return _keep_database
+    tree: Any = sys.modules.get("xml.etree.ElementTree")
+    if tree is not None and issubclass(kind, tree.Element):
+        return _keep_element
     draws: Any = sys.modules.get("numpy.random")
     if draws is not None and issubclass(kind, draws.Generator | draws.RandomState):
         return _keep_numpy
@@ -312,6 +334,19 @@ def _keep_weak_set(kept: KeptObjects, one: Any) -> None:
 
 def _keep_items(kept: KeptObjects, one: Any) -> None:
     if len(one) <= MOST_ITEMS:
+        kept.follow(one)
+        if isinstance(one, tuple):
+            kept.tuples.append(one)
+
+
+def _keep_element(kept: KeptObjects, one: Any) -> None:
+    # A large document would leave out other objects.
+    if kept.elements < MOST_ELEMENTS:
+        kept.elements += 1
+        named = one.attrib if one.items() else {}  # else it would be made now
+        kept.keep(
+            restore_element, one, (one.tag, one.text, one.tail, named, dict(named), list(one))
+        )
         kept.follow(one)
 
 
@@ -375,7 +410,7 @@ def _keep_file_of_method(kept: KeptObjects, one: Any) -> None:
 
 
 def _keep_database(kept: KeptObjects, one: Any) -> None:
-    kept.files.take_database(getattr(one, "connection", one), kept._refuse)
+    kept.follow((kept.files.take_database(getattr(one, "connection", one), kept._refuse),))
 
 
 def _keep_tensor(kept: KeptObjects, one: Any) -> None:
@@ -419,7 +454,8 @@ def _keep_method(kept: KeptObjects, one: MethodType) -> None:
 
 
 def _keep_partial(kept: KeptObjects, one: Any) -> None:
-    kept.follow((one.func, *one.args, *one.keywords.values()))
+    kept.keep(restore_partial, one, (one.func, one.args, dict(one.keywords), vars(one)))
+    kept.follow((one.func, one.args, *one.keywords.values()))
     _keep_attributes(kept, one)
 
 
@@ -474,7 +510,7 @@ def _keep_optimizer(kept: KeptObjects, one: torch.optim.Optimizer) -> None:
 def _list_slots(kind: Any) -> tuple[str, ...]:
     found = []
     for one in kind.__mro__:
-        if is_own_module(one.__module__):
+        if is_own_module(one.__module__) or one.__module__ in HOLDING_WHOLE:
             slots = vars(one).get("__slots__", ())
             found += [slots] if isinstance(slots, str) else list(slots)
     return tuple(name for name in found if name not in SKIPPED)
@@ -635,6 +671,30 @@ def restore_tensor(one: Any, content: tuple[bool, Any, Any]) -> None:
         one.grad = gradient
     if one.requires_grad is not requires_grad:
         one.requires_grad_(requires_grad)
+
+
+def restore_partial(one: Any, content: tuple[Any, Any, dict[str, Any], Any]) -> None:
+    """Gives a partial function its arguments back."""
+    named = one.keywords
+    same = _are_same(named, content[2]) and _are_same(named.values(), content[2].values())
+    if one.args is not content[1] or not same:
+        one.__setstate__(content)
+
+
+def restore_element(one: Any, content: tuple[Any, ...]) -> None:
+    """Gives a part of an XML document its name, texts, attributes and parts back."""
+    tag, text, tail, named, attributes, parts = content
+    if one.tag is not tag:
+        one.tag = tag
+    if one.text is not text:
+        one.text = text
+    if one.tail is not tail:
+        one.tail = tail
+    if (attributes or one.items()) and one.attrib is not named:
+        one.attrib = named
+    restore_dictionary(named, attributes)
+    if len(one) != len(parts) or not _are_same(one, parts):
+        one[:] = parts
 
 
 def restore_pickler(one: pickle.Pickler, content: dict[int, Any]) -> None:

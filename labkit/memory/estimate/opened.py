@@ -13,6 +13,7 @@ import codecs
 import contextlib
 import csv
 import functools
+import gc
 import gzip
 import io
 import logging
@@ -30,6 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from labkit.memory.estimate.cuda import replace_attributes
+from labkit.memory.estimate.hdf5 import flush_files
 from labkit.memory.estimate.state import import_optional
 from labkit.memory.track.frames import USER, find_shell, judge_file, list_thread_frames
 
@@ -87,6 +89,11 @@ def _list_changing() -> frozenset[int]:
         for name, number in names
         if name.startswith("SQLITE_") and name.split("_")[1] in CHANGING and type(number) is int
     )
+
+
+def _allow(*_: Any) -> int:
+    """An authorizer of SQLite's that allows all."""
+    return 0
 
 
 CONTROL: Any = import_optional("fcntl")
@@ -175,7 +182,8 @@ class OpenFiles:
         self.changed: dict[str, None] = {}
         self.moved: dict[str, None] = {}
         self._alone = True
-        self._databases: list[Any] = []
+        # Connections, and the authorizers of the program.
+        self._databases: list[tuple[Any, Any]] = []
 
     def take(self, file: Any) -> Iterator[tuple[str, Any]]:
         """What replaces which methods of a file, which is put back to its place later."""
@@ -200,25 +208,38 @@ class OpenFiles:
             else:
                 self._files.append((file, place))
 
-    def take_database(self, connection: Any, refuse: Callable[[str, str], object]) -> None:
-        """Has the step's statements that change a database refused, until ``end``."""
+    def take_database(self, connection: Any, refuse: Callable[[str, str], object]) -> Any:
+        """Has the step's statements that change a database refused, until ``end``.
+
+        Returns the program's own authorizer, None if it has none.
+        """
         sqlite = sys.modules["sqlite3"]
+        before = gc.get_referents(connection)
         try:
-            files = connection.execute("PRAGMA database_list").fetchall()
+            connection.set_authorizer(_allow)
         except sqlite.Error:  # closed, or another thread's, which the step cannot use
-            return
-        name = next((Path(one[2]).name for one in files if one[2]), ":memory:")
+            return None
+        # Python does not tell which authorizer a connection has: it is what it no longer holds.
+        held = {id(one) for one in gc.get_referents(connection)}
+        own = next((one for one in before if id(one) not in held and callable(one)), None)
+        self._databases.append((connection, own))
+        name = ":memory:"
+        with contextlib.suppress(sqlite.Error):
+            files = connection.execute("PRAGMA database_list").fetchall()
+            name = next((Path(one[2]).name for one in files if one[2]), name)
         changing = _list_changing()
 
-        def judge(action: int, first: Any, second: Any, *_: Any) -> int:
+        def judge(action: int, first: Any, second: Any, *others: Any) -> int:
+            answer = sqlite.SQLITE_OK if own is None else own(action, first, second, *others)
             asks = action == sqlite.SQLITE_PRAGMA and (second is None or first in READING)
-            if action not in changing or asks or not self._is_step():
-                return int(sqlite.SQLITE_OK)
+            changes = action in changing and not asks and self._is_step()
+            if answer != sqlite.SQLITE_OK or not changes:
+                return int(answer)
             refuse("sqlite3", name)
             return int(sqlite.SQLITE_DENY)
 
         connection.set_authorizer(judge)
-        self._databases.append(connection)
+        return own
 
     def _drop(self, file: Any, name: str, act: Callable[..., Any], *given: Any) -> Any:
         """Has the place of a method of a file: writes only for other threads than the step's."""
@@ -232,6 +253,7 @@ class OpenFiles:
 
     def begin(self) -> None:
         """Remembers how the open files are now."""
+        flush_files()
         self._alone = is_alone()
         left = ALL_COPIED_BYTES
         for number in _list_writable():
@@ -271,9 +293,11 @@ class OpenFiles:
 
     def end(self) -> None:
         """Puts back what code in C has changed."""
-        for one in self._databases:
+        none = None if sys.version_info >= (3, 11) else _allow
+        for one, own in reversed(self._databases):
             with contextlib.suppress(Exception):  # closed meanwhile
-                one.set_authorizer(None if sys.version_info >= (3, 11) else lambda *_: 0)
+                one.set_authorizer(own or none)
+        flush_files()
         for file, _ in self._files:
             with contextlib.suppress(OSError, ValueError, AttributeError):
                 file.flush()

@@ -23,6 +23,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from torch.utils._python_dispatch import _disable_current_modes
 
 from labkit.memory.estimate.cuda import replace_attributes
+from labkit.memory.estimate.hdf5 import hold_hdf5
 from labkit.memory.estimate.loggers import drop_logs
 from labkit.memory.estimate.model import EstimateObstacle
 from labkit.memory.estimate.overlay import FileOverlay
@@ -135,6 +136,7 @@ class Checkpoints:
         stack.enter_context(drop_logs(self._overlay.threads.includes_this))
         threads = self._overlay.threads
         stack.enter_context(hold_queues(threads.includes_this, lambda: threads.is_own, note))
+        stack.enter_context(hold_hdf5(threads.includes_this, note, self.refuse))
         for owner, names in self._list_savers().items():
             stack.enter_context(replace_attributes(owner, **names))
         return stack
