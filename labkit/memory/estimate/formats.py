@@ -112,6 +112,8 @@ def find_format(settings: Any) -> str | None:
     if method in ("gptq", "awq"):
         usual = (settings.get("bits", 4), settings.get("group_size", GROUP)) == (4, GROUP)
         return f"{method}-int4" if usual else None
+    if method == "mxfp4":
+        return "mxfp4"
     tiles = settings.get("weight_block_size")
     return "fp8" if method == "fp8" and tiles in ([GROUP, GROUP], None) else None
 

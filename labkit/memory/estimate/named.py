@@ -7,11 +7,13 @@ Transformers, timm and peft are imported if the model needs them, and are not re
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import importlib
+import inspect
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -24,6 +26,7 @@ from labkit.memory.estimate.named_inputs import (
     Image,
     find_image,
     find_text_limit,
+    get_base,
     make_inputs,
     sees_and_writes,
 )
@@ -144,19 +147,37 @@ def follow_config(plan: NamedPlan) -> NamedPlan:
         return plan
     transformers = import_library("transformers")
     try:
-        name = check_config(plan.name)
-        config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
+        config = _read_config(transformers, check_config(plan.name))
     except Exception:  # its checks have exceptions of their own
         return plan
-    settings = getattr(config, "quantization_config", None)
-    return dataclasses.replace(plan, weights=find_format(settings))
+    found = find_format(getattr(config, "quantization_config", None))
+    if found == "mxfp4" and plan.task == "train":  # which transformers unpacks
+        return plan
+    return dataclasses.replace(plan, weights=found)
+
+
+def _read_config(transformers: Any, name: str) -> Any:
+    """The configuration of a name or a file, of which a command reads each once."""
+    path = Path(name)
+    path = path / "config.json" if path.is_dir() else path
+    status = path.stat() if path.exists() else None
+    key = (name, status and (status.st_mtime_ns, status.st_size, status.st_ino))
+    if key not in _configs:
+        _configs.clear()
+        # Code that a model brings along is not run.
+        found = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
+        _configs[key] = found
+    return copy.deepcopy(_configs[key])  # a model changes its configuration
+
+
+# The configuration that was read last, by its name and the file's status.
+_configs: dict[Any, Any] = {}
 
 
 def _find_hf(plan: NamedPlan) -> Callable[[], Any]:
     transformers = import_library("transformers")
     try:
-        # Code that a model brings along is not run.
-        config = transformers.AutoConfig.from_pretrained(plan.name, trust_remote_code=False)
+        config = _read_config(transformers, plan.name)
         cls = _choose_class(transformers, config, plan)
     except UsageError:
         raise
@@ -361,17 +382,30 @@ def _measure_cache(cache: Any) -> int:
 def _generate(model: Any, inputs: dict[str, Any], cache: dict[str, int]) -> Any:
     """Fills the cache with all tokens but one, as ``generate`` does, and makes the last one."""
     given = dict(inputs)
+    base = get_base(model)
+    if hasattr(base, "text_decoder") and "pixel_values" in given:  # it gets the image's features
+        seen = base.vision_model(pixel_values=given.pop("pixel_values"))[0]
+        given["encoder_hidden_states"], model = seen, base.text_decoder
     name = "decoder_input_ids" if "decoder_input_ids" in given else "input_ids"
     ids = given[name]
     given[name] = ids[:, :-1]
     last: dict[str, Any] = {"input_ids": ids[:, -1:]}
     for kinds in given.keys() & {"token_type_ids", "mm_token_type_ids"}:
         last[kinds], given[kinds] = given[kinds][:, -1:], given[kinds][:, :-1]
+    last |= {name: given[name] for name in given.keys() & {"encoder_hidden_states"}}
+    writer = model
+    pixels = inspect.signature(base.forward).parameters.get("pixel_values")
+    if pixels is not None and pixels.default is pixels.empty and hasattr(base, "language_model"):
+        writer = base.language_model
+    if "image_embeds_position_mask" in given:
+        given["image_embeds_position_mask"] = given["image_embeds_position_mask"][:, :-1]
+        writer = base.text_model
     made = model(**given, use_cache=True, **({} if "decoder" in name else {"logits_to_keep": 1}))
     if name == "decoder_input_ids":
         encoded = getattr(made, "encoder_last_hidden_state", None)
         last = {"encoder_outputs": (encoded,), "decoder_input_ids": ids[:, -1:]}
-    made = model(**last, past_key_values=made.past_key_values, use_cache=True)
+    made = getattr(made, "language_model_outputs", made)
+    made = writer(**last, past_key_values=made.past_key_values, use_cache=True)
     cache["bytes"] = _measure_cache(made.past_key_values)
     return made
 
@@ -410,6 +444,8 @@ def _quantize(model: Any, plan: NamedPlan, notes: list[str]) -> None:
     from torch import nn
 
     form = FORMATS[plan.weights or ""]
+    if plan.weights == "mxfp4" and _pack_experts(model, plan, notes):
+        return
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
 
     class Dequantize(torch.autograd.Function):  # type: ignore[misc]
@@ -450,6 +486,41 @@ def _quantize(model: Any, plan: NamedPlan, notes: list[str]) -> None:
             f"--weights {plan.weights} packs linear layers: {format_bytes(whole)} of experts stay"
             f" in {plan.dtype}"
         )
+
+
+def _pack_experts(model: Any, plan: NamedPlan, notes: list[str]) -> bool:
+    """Packs the experts of GPT-OSS, whose other layers stay; False for other models.
+
+    As in transformers' ``Mxfp4GptOssExperts``, whose kernels multiply by packed weights.
+    """
+    import torch
+    from torch import nn
+
+    layers = [one for one in model.modules() if type(one).__name__ == "GptOssExperts"]
+    if layers and plan.task == "train":
+        raise UsageError(
+            "experts in mxfp4 cannot be trained, nor adapters beside them",
+            cause="the kernels for packed experts have no backward pass",
+            fix="--weights nf4 --lora r=16, or --dtype bf16 --lora r=16 without --weights",
+        )
+
+    def multiply(layer: Any, states: Any, indices: Any = None, *_: Any, **__: Any) -> Any:
+        rows = states.numel() // states.shape[-1] * indices.shape[-1]
+        inner = states.new_empty(rows, layer.intermediate_size)
+        outer = inner.new_empty(rows, states.shape[-1])
+        del inner
+        return outer.new_empty(states.shape)
+
+    for layer in layers:
+        for name in ("gate_up_proj", "down_proj"):
+            count, columns, rows = getattr(layer, name).shape
+            size = count * FORMATS["mxfp4"].count_bytes(rows, columns)
+            packed = torch.empty(size, dtype=torch.uint8)
+            setattr(layer, name, nn.Parameter(packed, requires_grad=False))
+        layer.forward = functools.partial(multiply, layer)
+    if layers:
+        notes.append(f"--weights mxfp4 packs experts: other layers stay in {plan.dtype}")
+    return bool(layers)
 
 
 def make_optimizer(name: str, weights: list[Any]) -> Any:
@@ -507,6 +578,35 @@ class Remedy:
     peak_bytes: int = 0
     saved_bytes: int = 0
     fits: bool | None = None
+
+
+MOST_PAIRS, PAIRS_SHOWN = 8, 3
+
+
+def list_pairs(plan: NamedPlan, singles: Sequence[Remedy]) -> Iterator[Remedy]:
+    """Two changes of the plan at once, each as a plan to estimate, the most promising first.
+
+    ``singles`` are those that save memory alone, computed. The second change of a pair may be one
+    that only the first makes possible, such as quantized weights beside adapters.
+    """
+    saved = {one.words: one.saved_bytes for one in singles}
+    found: dict[NamedPlan, tuple[int, Remedy]] = {}
+    for first in list_remedies(plan):
+        if first.words not in saved:
+            continue
+        for second in list_remedies(first.plan):
+            is_new = all(second.words != one.words for one in list_remedies(plan))
+            # Half of a half is not another change.
+            if second.words.split()[0] == first.words.split()[0]:
+                continue
+            if second.words in saved or is_new:
+                promise = saved[first.words] + saved.get(second.words, 0)
+                # What is new is not known alone: it is tried with what saves most.
+                promise += is_new * max(saved.values())
+                words = f"{first.words} {second.words}"
+                found.setdefault(second.plan, (promise, Remedy(words, second.plan)))
+    ordered = sorted(found.values(), key=lambda one: -one[0])
+    yield from (one for _, one in ordered)
 
 
 def list_remedies(plan: NamedPlan) -> Iterator[Remedy]:

@@ -22,7 +22,8 @@ class Image(NamedTuple):
     """An image: its pixels and the tokens that stand for it.
 
     ``shape`` is that of a sample's pixels. ``grid`` is (time, height, width) in patches, where the
-    model takes images of any size; its pixels are then rows of patches.
+    model takes images of any size; its pixels are then rows of patches. ``has_size``: the model
+    gets the image's size too.
     """
 
     height: int
@@ -31,16 +32,17 @@ class Image(NamedTuple):
     token: int
     shape: tuple[int, ...]
     grid: tuple[int, int, int] | None = None
+    has_size: bool = False
 
 
 def list_arguments(model: Any) -> set[str]:
     """The names of the arguments that the model's forward takes."""
-    return set(inspect.signature(_get_base(model).forward).parameters)
+    return set(inspect.signature(get_base(model).forward).parameters)
 
 
 def sees_and_writes(model: Any) -> bool:
     """True for a model that generates text from text and images."""
-    base = _get_base(model)
+    base = get_base(model)
     wanted = {"input_ids", "pixel_values"} <= list_arguments(model)
     return bool(wanted and hasattr(base, "can_generate") and base.can_generate())
 
@@ -50,23 +52,32 @@ def find_image(model: Any, dtype: Any) -> Image | None:
 
     The model is on the meta device.
     """
-    config = _get_base(model).config
+    config = get_base(model).config
     tokens = (getattr(config, name, None) for name in ("image_token_id", "image_token_index"))
     token = next((one for one in tokens if isinstance(one, int) and one >= 0), None)
     vision = getattr(config, "vision_config", None)
     if vision is None:
         return None
     if token is None:
-        pixels = inspect.signature(_get_base(model).forward).parameters["pixel_values"]
-        shape = _find_pixels(vision)
-        is_required = pixels.default is inspect.Parameter.empty
-        return Image(shape[1], shape[2], 0, 0, shape) if is_required else None
+        return _find_tokenless(model, vision)
     try:
         if "image_grid_thw" in list_arguments(model):
             return _cut_image(vision, token)
-        return _ask_model(model, vision, token, dtype)
+        if "pixel_attention_mask" in list_arguments(model):
+            return _take_one_tile(config, token)
+        tiled = bool(getattr(config, "image_grid_pinpoints", None))
+        return (_tile_image if tiled else _ask_model)(model, vision, token, dtype)
     except Exception:  # whatever the code of a model of another kind raises
         return None
+
+
+def _find_tokenless(model: Any, vision: Any) -> Image | None:
+    """The image of a model without a token for it, whose place in the sequence a mask names."""
+    shape, parameters = _find_pixels(vision), inspect.signature(get_base(model).forward).parameters
+    if "image_embeds_position_mask" in parameters:
+        return Image(shape[1], shape[2], get_base(model).config.latent_query_num, 0, shape)
+    is_required = parameters["pixel_values"].default is inspect.Parameter.empty
+    return Image(shape[1], shape[2], 0, 0, shape) if is_required else None
 
 
 def _cut_image(vision: Any, token: int) -> Image:
@@ -84,20 +95,58 @@ def _ask_model(model: Any, vision: Any, token: int, dtype: Any) -> Image:
     """An image of the configuration's size, and the number of features that the model makes."""
     import torch
 
+    base, shape = get_base(model), _find_pixels(vision)
+    queries = getattr(base.config, "num_query_tokens", None)  # one feature for each
+    if isinstance(queries, int):
+        return Image(shape[1], shape[2], queries, token, shape)
+    asked = inspect.signature(base.get_image_features).parameters.get("image_sizes")
+    has_size = asked is not None and asked.default is inspect.Parameter.empty
+    given = {"image_sizes": torch.tensor([shape[1:]])} if has_size else {}
+    count = _count_features(model, shape, dtype, **given)
+    return Image(shape[1], shape[2], count, token, shape, None, has_size)
+
+
+def _tile_image(model: Any, vision: Any, token: int, dtype: Any) -> Image:
+    """An image of the largest size that the configuration has tiles for, and it as a whole."""
+    import torch
+
+    sizes = get_base(model).config.image_grid_pinpoints
+    high, wide = max(sizes, key=lambda size: size[0] * size[1])
+    channels, height, width = _find_pixels(vision)
+    shape = (-(-high // height) * -(-wide // width) + 1, channels, height, width)
+    given = {"image_sizes": torch.tensor([[high, wide]])}
+    return Image(
+        high, wide, _count_features(model, shape, dtype, **given), token, shape, None, True
+    )
+
+
+def _take_one_tile(config: Any, token: int) -> Image:
+    """An image of a single tile, of which each sample may have several."""
+    vision = config.vision_config
+    shape = _find_pixels(vision)
+    resampled = getattr(config, "perceiver_config", None)
+    merged = getattr(config, "scale_factor", 1) ** 2
+    patches = (shape[1] // vision.patch_size) * (shape[2] // vision.patch_size)
+    count = resampled.resampler_n_latents if resampled else patches // merged
+    return Image(shape[1], shape[2], count, token, (1, *shape))
+
+
+def _count_features(model: Any, shape: tuple[int, ...], dtype: Any, **given: Any) -> int:
+    """How many tokens the model, which is on the meta device, makes of an image."""
+    import torch
+
     from labkit.memory.track.storages import list_tensors
 
-    shape = _find_pixels(vision)
     with torch.no_grad():
         pixels = torch.empty(1, *shape, dtype=dtype, device="meta")
-        made = _get_base(model).get_image_features(pixel_values=pixels)
+        made = get_base(model).get_image_features(pixel_values=pixels, **given)
     features = getattr(made, "pooler_output", made)
-    count = sum(one.numel() // one.shape[-1] for one in list_tensors(features))
-    return Image(shape[1], shape[2], count, token, shape)
+    return sum(one.numel() // one.shape[-1] for one in list_tensors(features))
 
 
 def _find_pixels(vision: Any) -> tuple[int, int, int]:
     """Channels, height and width of the images of this configuration."""
-    side = getattr(vision, "image_size", 224)
+    side = getattr(vision, "image_size", None) or getattr(vision, "input_size", 224)
     height, width = side if isinstance(side, list | tuple) else (side, side)
     return getattr(vision, "num_channels", 3), height, width
 
@@ -110,7 +159,7 @@ def make_inputs(model: Any, plan: NamedPlan, batch: int, image: Image | None) ->
     if plan.library == "timm":
         channels, height, width = model.default_cfg["input_size"]
         return {"x": torch.zeros(batch, channels, height, width, dtype=dtype)}
-    base = _get_base(model)
+    base = get_base(model)
     config, main, names = base.config, base.main_input_name, list_arguments(model)
     writes = sees_and_writes(model)
     if main == "input_features":
@@ -134,6 +183,8 @@ def make_inputs(model: Any, plan: NamedPlan, batch: int, image: Image | None) ->
         return given
     ids = torch.zeros(batch, _find_length(model, plan, image), dtype=torch.int64)
     given["input_ids"] = ids
+    if "bbox" in names:
+        given["bbox"] = torch.zeros(*ids.shape, 4, dtype=torch.int64)
     if given.keys() > {"input_ids"}:  # an encoder of images beside one of text
         return given | ({"return_loss": True} if "return_loss" in names else {})
     if writes and image is not None:
@@ -147,7 +198,7 @@ def make_inputs(model: Any, plan: NamedPlan, batch: int, image: Image | None) ->
 
 def find_text_limit(model: Any) -> int | None:
     """The most tokens of an encoder of text beside one of images; None for other models."""
-    config = _get_base(model).config
+    config = get_base(model).config
     is_pair = {"input_ids", "pixel_values"} <= list_arguments(model) and not sees_and_writes(model)
     longest = getattr(getattr(config, "text_config", None), "max_position_embeddings", None)
     return longest if is_pair and isinstance(longest, int) else None
@@ -179,14 +230,21 @@ def _show(image: Image, batch: int, ids: Any, dtype: Any, names: set[str]) -> di
     shape = (
         (batch, *image.shape) if image.grid is None else (batch * image.shape[0], image.shape[1])
     )
-    given = {"pixel_values": torch.zeros(shape, dtype=dtype)}
+    # An image of zeros is padding for some models.
+    given = {"pixel_values": torch.ones(shape, dtype=dtype)}
     if image.grid is not None:
         given["image_grid_thw"] = torch.tensor([list(image.grid)] * batch)
+    if image.has_size:
+        given["image_sizes"] = torch.tensor([[image.height, image.width]] * batch)
+    if "image_embeds_position_mask" in names:
+        given["image_embeds_position_mask"] = (
+            torch.arange(ids.shape[1]).expand(ids.shape) < image.tokens
+        )
     return given | {
         name: kinds for name in ("token_type_ids", "mm_token_type_ids") if name in names
     }
 
 
-def _get_base(model: Any) -> Any:
+def get_base(model: Any) -> Any:
     """The model within peft's."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
