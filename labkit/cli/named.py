@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
+import itertools
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from labkit.cli import can_print, fit_bar, print_json
@@ -309,26 +310,47 @@ def _compute_remedies(
 ) -> list[Remedy]:
     """The changes that save memory, each computed, those that save most first.
 
-    Training on several GPUs, which needs more than a change of the command, says so.
+    Where none of them fits alone, the best pairs of them too. Training on several GPUs, which needs
+    more than a change of the command, says so.
     """
     from labkit.memory.estimate.named import Remedy, list_remedies
     from labkit.memory.estimate.shards import RecordedModel, list_shardings
 
-    found = []
-    for remedy in list_remedies(plan):
+    def compute(remedy: Remedy) -> Remedy | None:
         try:
             changed, _ = _estimate(remedy.plan, target, RecordedModel())
         except UsageError as error:  # not every model has checkpointing or takes adapters
             print(f"{remedy.words}: {error.what}")
-            continue
-        if changed.obstacle is None:
-            saved = estimate.peak_bytes - changed.peak_bytes
-            found.append(Remedy(remedy.words, plan, changed.peak_bytes, saved, changed.fits))
+            return None
+        saved = estimate.peak_bytes - changed.peak_bytes
+        known = changed.obstacle is None and saved > 0
+        made = Remedy(remedy.words, plan, changed.peak_bytes, saved, changed.fits)
+        return made if known else None
+
+    found = [one for each in list_remedies(plan) if (one := compute(each))]
+    if target.capacity_bytes is not None and not any(one.fits for one in found):
+        found += _compute_pairs(plan, found, compute)
     for ranks in list_shardings(sizes, estimate) if plan.task == "train" and sizes else ():
         count, peak = len(ranks.shares), max(one.peak_bytes for one in ranks.shares)
         words = f"with {count} GPUs: --world-size {count} --shard fsdp"
         found.append(Remedy(words, plan, peak, estimate.peak_bytes - peak, ranks.fits))
     return sorted((one for one in found if one.saved_bytes > 0), key=lambda one: -one.saved_bytes)
+
+
+def _compute_pairs(
+    plan: NamedPlan, singles: list[Remedy], compute: Callable[[Remedy], Remedy | None]
+) -> list[Remedy]:
+    """The pairs of changes that save most: those that fit, else the best one."""
+    from labkit.memory.estimate.named import MOST_PAIRS, PAIRS_SHOWN, list_pairs
+
+    pairs: list[Remedy] = []
+    for pair in itertools.islice(list_pairs(plan, singles), MOST_PAIRS):
+        made = compute(pair)
+        pairs += [made] if made else []
+        if sum(one.fits is True for one in pairs) == PAIRS_SHOWN:
+            break
+    pairs.sort(key=lambda one: -one.saved_bytes)
+    return [one for one in pairs if one.fits] or pairs[:1]
 
 
 def _print_one(
@@ -349,7 +371,7 @@ def _print_one(
         none = "this model keeps no cache: it reads the whole sequence at once"
         print(f"\nthe cache holds {format_bytes(cache)} of it" if cache else f"\n{none}")
     if remedies:
-        print("\nwhat would save memory, each computed alone")
+        print("\nwhat would save memory, each line computed")
         for one in remedies:
             verdict = {True: "  fits", False: "  does not fit", None: ""}[one.fits]
             print(f"{INDENT}{format_bytes(one.saved_bytes):>10}  {one.words}{verdict}")
