@@ -31,6 +31,7 @@ from torch.utils.data import DataLoader
 from labkit.errors import UsageError
 from labkit.memory.balance.read import read_resident_bytes
 from labkit.memory.estimate import draws, measured
+from labkit.memory.estimate.cuda import find_number
 from labkit.memory.estimate.fake import COMPILED
 from labkit.memory.estimate.limits import Limits
 from labkit.memory.estimate.play import FORWARD_ALONE, estimate_memory, find_largest_batch
@@ -742,7 +743,7 @@ def test_a_package_that_gains_the_name_of_a_draw_is_searched_again(monkeypatch):
     monkeypatch.setitem(sys.modules, "a_package", module)
 
     def list_found():
-        names = draws._list_names(len, (), {id(random.gauss)})
+        names = draws._list_names(len, (), {find_number(random.gauss)})
         return [name for name, value, _ in names if value is random.gauss and name == "draw_one"]
 
     assert (list_found(), list_found()) == ([], [])

@@ -6,13 +6,17 @@ import contextlib
 import gc
 import io
 import multiprocessing
+import random
+import sys
 import tempfile
 import weakref
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
 
+from labkit.memory.estimate import draws, state
 from labkit.memory.estimate.cuda import replace_attributes
 from labkit.memory.estimate.play import estimate_memory
 from labkit.memory.estimate.results import FACTS, find_facts
@@ -176,6 +180,55 @@ def test_an_operator_whose_facts_a_step_removes_has_the_same_ones_again():
     facts = find_facts(operator)
     del operator.__dict__[FACTS]
     assert find_facts(operator) is facts
+
+
+def test_what_answers_draws_is_made_once_for_the_same_functions(monkeypatch):
+    first = draws._find_answers()
+    assert draws._find_answers() is first
+    monkeypatch.setattr(random, "random", lambda: 0.5)
+    assert draws._find_answers() is not first
+
+
+def test_a_draw_that_something_else_replaces_between_estimates_is_answered(monkeypatch):
+    def make():
+        return lambda: torch.ones(10 if random.random() < 0.5 else 1000)
+
+    assert (estimate_memory(make).lowest_bytes, estimate_memory(make).peak_bytes) == (40, 4000)
+    monkeypatch.setattr(random, "random", lambda: 0.25)
+    assert (estimate_memory(make).lowest_bytes, estimate_memory(make).peak_bytes) == (40, 4000)
+    assert random.random() == 0.25
+
+
+def test_a_draw_that_outlives_an_estimate_is_real_after_it():
+    def make():
+        torch.utils.labkit_kept = random.gauss  # torch's own modules are not put back
+        return lambda: torch.ones(3)
+
+    estimate_memory(make)
+    kept = torch.utils.__dict__.pop("labkit_kept")
+    assert len({kept(0.0, 1.0) for _ in range(9)}) == 9
+
+
+def test_settings_are_listed_once_for_what_has_them_now(monkeypatch):
+    first = state._list_settings()
+    assert state._list_settings() is first
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    assert state._list_settings() is not first
+    before = [*sys.path]
+    estimate_memory(lambda: (sys.path.append("added"), lambda: torch.ones(3))[1])
+    assert sys.path == before
+
+
+def test_a_module_that_is_imported_meanwhile_is_looked_at(monkeypatch):
+    def make():
+        return lambda: (added.kept.append(1), torch.ones(3))[1]
+
+    estimate_memory(lambda: lambda: torch.ones(3))
+    added = ModuleType("added_later")
+    added.__file__, added.kept = __file__, []
+    monkeypatch.setitem(sys.modules, "added_later", added)
+    estimate_memory(make)
+    assert added.kept == []
 
 
 def test_own_frames_are_skipped_and_the_users_line_stays_the_same():

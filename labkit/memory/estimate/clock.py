@@ -42,30 +42,14 @@ class Clock:
         note_end: Callable[[], object],
         began_ns: int,
     ) -> None:
-        self._may_leap, self._leaps, self._is_asked = may_leap, leaps, is_asked
-        self._note_end, self._began_ns = note_end, began_ns - began_ns % TICK
+        self._may_leap, self._leaps, self.is_asked = may_leap, leaps, is_asked
+        self._note_end = note_end
         self._count = self._passed = 0
+        self._starts = {name: getattr(time, f"{name}_ns")() for name in CLOCKS}
+        self._starts["time"] = began_ns - began_ns % TICK
 
-    def list_functions(self) -> dict[str, Any]:
-        """What replaces which functions of Python's ``time``."""
-        made: dict[str, Any] = {"sleep": self._wrap_sleep(time.sleep)}
-        for name in CLOCKS:
-            read = getattr(time, f"{name}_ns")
-            start = self._began_ns if name == "time" else read()
-            made[f"{name}_ns"] = self._wrap(read, start, 1)
-            made[name] = self._wrap(getattr(time, name), start, SECOND)
-        made |= {name: self._wrap_calendar(name, place) for name, place in CALENDARS.items()}
-        return made
-
-    def list_dates(self) -> dict[type, dict[str, Any]]:
-        """What replaces which methods of Python's classes of dates."""
-        return {
-            kind: {name: self._wrap_date(kind, name) for name in names}
-            for kind, names in DATES.items()
-        }
-
-    def _pass(self) -> int:
-        """The nanoseconds that have passed, after a reading."""
+    def read(self, name: str = "time") -> int:
+        """The time of one of CLOCKS in nanoseconds; each reading has some of it pass."""
         ends = not self._may_leap()
         if ends:
             self._note_end()
@@ -73,54 +57,91 @@ class Clock:
             self._count += 1
         else:
             self._passed += TICK
-        return self._passed + (LEAP + (self._count - 1) * DAY if self._count else 0)
+        passed = self._passed + (LEAP + (self._count - 1) * DAY if self._count else 0)
+        return self._starts[name] + passed
 
-    def _wrap(self, read: Callable[[], Any], start: int, unit: int) -> Callable[[], Any]:
-        @functools.wraps(read)
-        def answer() -> Any:
-            # What must not leap is real: an event loop's timers, a lock's limit.
-            if not self._is_asked():
-                return read()
-            passed = start + self._pass()
-            return passed if unit == 1 else passed / unit
+    def sleep(self, seconds: float) -> None:
+        """Has a time pass without waiting."""
+        self._passed += int(seconds * SECOND)
 
-        return answer
 
-    def _wrap_calendar(self, name: str, place: int) -> Callable[..., Any]:
-        read = getattr(time, name)
-        takes_parts = name in {"strftime", "asctime"}
-        find_parts = time.localtime
+Find = Callable[[], "Clock | None"]
 
-        @functools.wraps(read)
-        def answer(*given: Any) -> Any:
-            if len(given) > place or not self._is_asked():
-                return read(*given)
-            seconds = (self._began_ns + self._pass()) // SECOND
-            return read(*given, find_parts(seconds) if takes_parts else seconds)
 
-        return answer
+def list_functions(find: Find) -> dict[str, Any]:
+    """What replaces which functions of Python's ``time``; ``find`` has the running step's clock."""
+    made: dict[str, Any] = {"sleep": _wrap_sleep(find)}
+    for name in CLOCKS:
+        made[f"{name}_ns"] = _wrap(find, name, f"{name}_ns", 1)
+        made[name] = _wrap(find, name, name, SECOND)
+    return made | {name: _wrap_calendar(find, name, place) for name, place in CALENDARS.items()}
 
-    def _wrap_date(self, kind: Any, name: str) -> Any:
-        read = getattr(kind, name)
 
-        def answer(_: Any, *zone: Any, **named: Any) -> Any:
-            if not self._is_asked():
-                return read(*zone, **named)
-            seconds, rest = divmod(self._began_ns + self._pass(), SECOND)
-            if kind is DATE:
-                return kind.fromtimestamp(seconds)
-            zone = (datetime.timezone.utc,) if name == "utcnow" else zone or (*named.values(),)
-            made = kind.fromtimestamp(seconds, *zone).replace(microsecond=rest // 1000)
-            return made.replace(tzinfo=None) if name == "utcnow" else made
+def list_dates(find: Find) -> dict[type, dict[str, Any]]:
+    """What replaces which methods of Python's classes of dates."""
+    return {
+        kind: {name: _wrap_date(find, kind, name) for name in names}
+        for kind, names in DATES.items()
+    }
 
-        return classmethod(answer)
 
-    def _wrap_sleep(self, sleep: Callable[[float], None]) -> Callable[[float], None]:
-        @functools.wraps(sleep)
-        def answer(seconds: float) -> None:
-            if self._is_asked():
-                self._passed += int(seconds * SECOND)
-                seconds = min(seconds, LONGEST_SLEEP)
-            sleep(seconds)
+def _wrap(find: Find, name: str, form: str, unit: int) -> Callable[[], Any]:
+    read = getattr(time, form)
 
-        return answer
+    @functools.wraps(read)
+    def answer() -> Any:
+        clock = find()
+        # What must not leap is real: an event loop's timers, a lock's limit.
+        if clock is None or not clock.is_asked():
+            return read()
+        passed = clock.read(name)
+        return passed if unit == 1 else passed / unit
+
+    return answer
+
+
+def _wrap_calendar(find: Find, name: str, place: int) -> Callable[..., Any]:
+    read = getattr(time, name)
+    takes_parts = name in {"strftime", "asctime"}
+    find_parts = time.localtime
+
+    @functools.wraps(read)
+    def answer(*given: Any) -> Any:
+        clock = find()
+        if clock is None or len(given) > place or not clock.is_asked():
+            return read(*given)
+        seconds = clock.read() // SECOND
+        return read(*given, find_parts(seconds) if takes_parts else seconds)
+
+    return answer
+
+
+def _wrap_date(find: Find, kind: Any, name: str) -> Any:
+    read = getattr(kind, name)
+
+    def answer(_: Any, *zone: Any, **named: Any) -> Any:
+        clock = find()
+        if clock is None or not clock.is_asked():
+            return read(*zone, **named)
+        seconds, rest = divmod(clock.read(), SECOND)
+        if kind is DATE:
+            return kind.fromtimestamp(seconds)
+        zone = (datetime.timezone.utc,) if name == "utcnow" else zone or (*named.values(),)
+        made = kind.fromtimestamp(seconds, *zone).replace(microsecond=rest // 1000)
+        return made.replace(tzinfo=None) if name == "utcnow" else made
+
+    return classmethod(answer)
+
+
+def _wrap_sleep(find: Find) -> Callable[[float], None]:
+    sleep = time.sleep
+
+    @functools.wraps(sleep)
+    def answer(seconds: float) -> None:
+        clock = find()
+        if clock is not None and clock.is_asked():
+            clock.sleep(seconds)
+            seconds = min(seconds, LONGEST_SLEEP)
+        sleep(seconds)
+
+    return answer

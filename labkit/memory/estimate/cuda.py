@@ -44,45 +44,62 @@ class NamesCudaError(BaseException):
     """The code names a CUDA device: what it puts nowhere stays on the host."""
 
 
-# What has the place of modules' attributes now: by its id, it and the attributes by their names.
+# What has the place of modules' attributes now: by its number, it and the attributes by name.
 _STANDING_IN: dict[int, tuple[Any, dict[str, Any]]] = {}
 
 
-def replace_attributes(owner: Any, **values: object) -> contextlib.ExitStack:
-    """Replaces attributes of torch until exit; then an inherited one is inherited again."""
-    stack = contextlib.ExitStack()
-    # An estimate replaces hundreds, and a callback for each would take most of the time.
-    replaced: list[tuple[str, Any, Any]] = []
-    stack.callback(_put_back, owner, replaced)
-    names, is_module = vars(owner), isinstance(owner, ModuleType)
-    for name, value in values.items():
-        original = names.get(name, INHERITED)
-        stands_in = is_module and original is not INHERITED and callable(value)
-        if stands_in:
-            _STANDING_IN.setdefault(id(value), (value, {}))[1][name] = original
-        replaced.append((name, original, value if stands_in else None))
-        setattr(owner, name, value)
-    return stack
+class Replacement:
+    """Attributes of torch that are replaced, until ``close`` or the end of a ``with`` block."""
+
+    # An estimate replaces hundreds: an ExitStack for each would take most of the time.
+    __slots__ = ("_owner", "_replaced")
+
+    def __init__(self, owner: Any, values: dict[str, object]) -> None:
+        self._owner = owner
+        self._replaced: list[tuple[str, Any, Any]] = []
+        names, is_module = vars(owner), isinstance(owner, ModuleType)
+        for name, value in values.items():
+            original = names.get(name, INHERITED)
+            stands_in = is_module and original is not INHERITED and callable(value)
+            if stands_in:
+                number = find_number(value)
+                _STANDING_IN.setdefault(number, (value, {}))[1][name] = original
+            self._replaced.append((name, original, value if stands_in else None))
+            setattr(owner, name, value)
+
+    def __enter__(self) -> Replacement:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Gives the attributes their values back, the last first; raises the first error then."""
+        failures, owner = [], self._owner
+        while self._replaced:
+            name, original, value = self._replaced.pop()
+            try:
+                if original is INHERITED:
+                    delattr(owner, name)
+                else:
+                    if value is not None:
+                        _STANDING_IN.pop(find_number(value), None)
+                    setattr(owner, name, original)
+            except Exception as error:  # what the owner's class raises
+                failures.append(error)
+        if failures:
+            raise failures[0]
 
 
 INHERITED = object()
+# A number of an object, which no other living one has. Python tells each audit hook that ``id()``
+# is called, and an estimate's hook stays.
+find_number = object.__hash__
 
 
-def _put_back(owner: Any, replaced: list[tuple[str, Any, Any]]) -> None:
-    """Gives the attributes their values back, the last one first; raises the first error then."""
-    failures = []
-    for name, original, value in reversed(replaced):
-        try:
-            if original is INHERITED:
-                delattr(owner, name)
-            else:
-                if value is not None:
-                    _STANDING_IN.pop(id(value), None)
-                setattr(owner, name, original)
-        except Exception as error:  # what the owner's class raises
-            failures.append(error)
-    if failures:
-        raise failures[0]
+def replace_attributes(owner: Any, **values: object) -> Replacement:
+    """Replaces attributes of torch until exit; then an inherited one is inherited again."""
+    return Replacement(owner, values)
 
 
 @contextlib.contextmanager
@@ -104,15 +121,15 @@ def mend_imported() -> Iterator[None]:
 
 def _find_original(name: str, value: Any) -> Any:
     """What the value stands in for, if it does; ``name`` decides where that is several things."""
-    while id(value) in _STANDING_IN:
-        originals = _STANDING_IN[id(value)][1]
+    while find_number(value) in _STANDING_IN:
+        originals = _STANDING_IN[find_number(value)][1]
         if len(originals) > 1 and name not in originals:
             break
         value = originals.get(name, next(iter(originals.values())))
     return value
 
 
-def replace_in_thread(owner: Any, **values: Any) -> contextlib.ExitStack:
+def replace_in_thread(owner: Any, **values: Any) -> Replacement:
     """Replaces attributes until exit, except for the threads that run already.
 
     Those may compute for real meanwhile. A thread that the step starts is the step's own.
@@ -123,7 +140,7 @@ def replace_in_thread(owner: Any, **values: Any) -> contextlib.ExitStack:
             name: _spare(getattr(owner, name, None), value, others)
             for name, value in values.items()
         }
-    return replace_attributes(owner, **values)
+    return Replacement(owner, values)
 
 
 def _spare(original: Any, made: Any, others: Set[int]) -> Any:
@@ -176,6 +193,12 @@ class PlacingConverter(fake_tensor.FakeTensorConverter):  # type: ignore[misc]
         return made
 
 
+class _NoLines:
+    """Stands for Python's ``traceback`` while torch makes a mode."""
+
+    extract_stack = format_list = staticmethod(lambda *_: [])
+
+
 class FakeMode(fake_tensor.FakeTensorMode):  # type: ignore[misc]
     """Torch's fake mode with a simulated GPU that C++ does not see.
 
@@ -184,7 +207,9 @@ class FakeMode(fake_tensor.FakeTensorMode):  # type: ignore[misc]
     """
 
     def __init__(self, placement: str) -> None:
-        super().__init__(allow_non_fake_inputs=True)
+        # Torch would keep the lines that run now, and read their files for it.
+        with replace_attributes(fake_tensor, traceback=_NoLines):
+            super().__init__(allow_non_fake_inputs=True)
         # Torch's own cache forgets how large the storage is that a view is part of, such as that
         # of a periodic window; results.py remembers what is alike.
         self.cache_enabled = False
@@ -222,10 +247,10 @@ class FakeMode(fake_tensor.FakeTensorMode):  # type: ignore[misc]
             raise NamesCudaError
         return NAMED if device.index is None else device
 
-    def own_tensors(self) -> contextlib.ExitStack:
+    def own_tensors(self) -> contextlib.AbstractContextManager[Any]:
         """Puts each new fake tensor on the GPU, if everything is to be there."""
         if self.placement != "gpu":
-            return contextlib.ExitStack()
+            return contextlib.nullcontext()
         original = fake_tensor.FakeTensor.__new__
 
         def make(cls: Any, mode: Any, elem: Any, device: Any, *others: Any, **named: Any) -> Any:
@@ -360,7 +385,7 @@ def move_tensors(mode: FakeMode) -> contextlib.ExitStack:
         device = tensor.device if device is None else device
         return torch.tensor(data, dtype=dtype, device=device, **taken)
 
-    stack = replace_in_thread(
+    created = replace_in_thread(
         torch,
         ctc_loss=_make_ctc_loss(move),
         tensor=_make_creator(torch.tensor, move),
@@ -382,6 +407,8 @@ def move_tensors(mode: FakeMode) -> contextlib.ExitStack:
         is_cuda=property(lambda tensor: tensor.device.type == "cuda"),
         get_device=lambda tensor: -1 if tensor.device.index is None else tensor.device.index,
     )  # fmt: skip
+    stack = contextlib.ExitStack()
+    stack.enter_context(created)
     stack.enter_context(replaced)
     return stack
 

@@ -15,6 +15,7 @@ import functools
 import gc
 import itertools
 import math
+import operator
 import os
 import random
 import secrets
@@ -24,13 +25,13 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from types import BuiltinMethodType, MethodType, ModuleType
-from typing import Any
+from types import BuiltinMethodType, FunctionType, MethodType, ModuleType
+from typing import Any, NamedTuple
 
 import torch
 
-from labkit.memory.estimate.clock import CUT, DATES, Clock
-from labkit.memory.estimate.cuda import mend_imported, replace_attributes
+from labkit.memory.estimate.clock import CUT, DATES, Clock, list_dates, list_functions
+from labkit.memory.estimate.cuda import Replacement, find_number, mend_imported
 from labkit.memory.estimate.iterators import find_copy, keep_place
 from labkit.memory.estimate.limits import ALMOST_ONE
 from labkit.memory.estimate.values import Assumptions
@@ -169,15 +170,14 @@ class Draws:
     def __init__(self, assumptions: Assumptions, note: Callable[[str], object]) -> None:
         self._assumptions, self._note_words, self.active = assumptions, note, False
         self._thread = threading.get_ident()
-        self._clock = Clock(
+        self.clock = Clock(
             lambda: assumptions.answers_draw(LINE_DRAWS),
             lambda: assumptions.decide(drawn=True),
             lambda: self._is_asked(depth=3),
             lambda: note(CUT.format(LINE_DRAWS)),
             assumptions.began_ns,
         )
-        self._numpy = sys.modules.get("numpy.random")  # only where something has imported it
-        self._watched = self._wrap_classes()
+        self._watched: dict[type, Any] = {}
         # What gives a generator its state back, by the generator's id.
         self._kept: dict[int, Callable[[], object]] = {}
         # By the id of a live iterator: it and its copy.
@@ -187,22 +187,21 @@ class Draws:
     def open(self, function: Any, arguments: Any, known: dict[int, Any]) -> Iterator[None]:
         """Replaces the functions and generators that the step's code can name, until exit.
 
-        ``known`` has what else replaces an object, by its id.
+        ``known`` has what else replaces an object, by its number.
         """
-        known = dict(known)
+        answers = _find_answers()
+        self._watched = answers.watched
+        known = known | answers.known
         with contextlib.ExitStack() as stack:
-            for owner, names in self._wrap_functions().items():
-                # A class's own method is a new object at each look: its id is soon another one's.
-                stays = {name: vars(owner).get(name) for name in names}
-                known |= {
-                    id(stays[name]): one
-                    for name, one in names.items()
-                    if stays[name] is not None and stays[name] is getattr(owner, name)
-                }
-                stack.enter_context(replace_attributes(owner, **names))
-            wanted = {*known, *map(id, self._watched)}
+            for owner, names in answers.functions:
+                stack.enter_context(Replacement(owner, names))
+            stack.callback(setattr, _running, "draws", None)
+            _running.draws = self
+            wanted = {*known, *map(find_number, self._watched)}
             for name, value, put in _list_names(function, arguments, wanted, known.values()):
-                made = known.get(id(value)) or self._watch(value) or self._copy(value)
+                made = known.get(find_number(value))
+                if made is None and type(value) not in USUAL:
+                    made = self._watch(value) or self._copy(value)
                 if made is not None:
                     stack.callback(put, name, value)
                     put(name, made)
@@ -246,146 +245,30 @@ class Draws:
             return made if value.__name__ in PYTHON else None
         return getattr(self._watch(owner), value.__name__) if type(owner) in self._watched else None
 
-    def _wrap_functions(self) -> dict[Any, dict[str, Any]]:
-        """What replaces which attributes of Python's and NumPy's modules."""
-        tables: list[tuple[Any, Any]] = [(random, PYTHON), (secrets, SECRETS)]
-        tables += [(random.Random, PYTHON), (random.SystemRandom, PYTHON)]
-        made = {
-            owner: {
-                name: self._wrap(getattr(owner, name), limit, skips=isinstance(owner, type))
-                for name, limit in limits.items()
-                if hasattr(owner, name)
-            }
-            for owner, limits in tables
-        }
-        made[random.Random]["seed"] = self._wrap_seed(random.Random.seed)
-        made[os] = {"urandom": self._wrap(os.urandom, _limit_bytes)}
-        if hasattr(os, "getloadavg"):
-            busy = (float(os.cpu_count() or 1),) * 3
-            made[os]["getloadavg"] = self._wrap(os.getloadavg, lambda: ((0.0,) * 3, busy))
-        made[time] = self._clock.list_functions()
-        dates = self._clock.list_dates().items()
-        made[datetime] = {kind.__name__: _make_alike(kind, names) for kind, names in dates}
-        if "timeit" in sys.modules:
-            made[sys.modules["timeit"]] = {"default_timer": made[time]["perf_counter"]}
-        identifiers = sys.modules.get("uuid")
-        if identifiers is not None:
+    def answer(self, draw: _Draw, arguments: Any, named: Any) -> Any:
+        """What the step gets from a draw, which a user's line gets a limit from."""
+        if not self._is_asked(depth=3):
+            if self.active and draw.skips and draw.source == PYTHONS:
+                self.keep(arguments[0])
+                # A shuffle, for one, draws in Python's own code.
+                if self._is_asked(inside=random.__file__, depth=3):
+                    self._note_words(NOTE.format(draw.source))
+            return draw.function(*arguments, **named)
+        given = arguments[draw.skips :]
+        shape = _find_shape(draw.function, given, named)
+        limits: Any = None
+        # Another kind of arguments is an array of draws, or an error of the step's own.
+        with contextlib.suppress(TypeError, ValueError, LookupError, ArithmeticError):
+            limits = draw.limit(*given, **named) if draw.limit else None
+        alone = shape is None or math.prod(shape) == 1
+        if limits is None or not alone or not self._assumptions.answers_draw(LINE_DRAWS):
+            self._note_words(NOTE.format(draw.source))
+            return draw.function(*arguments, **named)
+        low, high = limits
+        number = low if self._assumptions.decide(drawn=True) else high
+        return number if shape is None else sys.modules["numpy"].full(shape, number)
 
-            def limit(version: int, *_: Any, **named: Any) -> tuple[Any, Any]:
-                ends = (identifiers.UUID(bytes=one, version=version) for one in _limit_bytes(16))
-                low, high = ends
-                return low, high
-
-            made[identifiers] = {
-                f"uuid{version}": self._wrap(
-                    getattr(identifiers, f"uuid{version}"), functools.partial(limit, version)
-                )
-                for version in (1, 4)
-            }
-        made |= self._wrap_system()
-        if self._numpy is not None:
-            made[self._numpy] = self._wrap_numpy(self._numpy)
-        return made
-
-    def _wrap_system(self) -> dict[Any, dict[str, Any]]:
-        """What replaces the functions that measure how full the machine is: it is, or is not."""
-        disk = self._wrap_usage(shutil.disk_usage)
-        made: dict[Any, dict[str, Any]] = {shutil: {"disk_usage": disk}}
-        measuring = sys.modules.get("psutil")
-        if measuring is not None:
-            names = ("virtual_memory", "swap_memory", "disk_usage")
-            made[measuring] = {
-                name: self._wrap_usage(getattr(measuring, name))
-                for name in names
-                if hasattr(measuring, name)
-            }
-        return made
-
-    def _wrap_usage(self, measure: Callable[..., Any]) -> Any:
-        def limit(*given: Any, **named: Any) -> tuple[Any, Any]:
-            found = measure(*given, **named)
-            least = found.total // LEAST_FREE
-            used = {"used": found.total, "free": least, "available": least, "percent": 99.0}
-            idle = {"used": least, "free": found.total, "available": found.total, "percent": 1.0}
-            names = found._fields
-            low, high = (
-                found._replace(**{name: one for name, one in each.items() if name in names})
-                for each in (used, idle)
-            )
-            return low, high
-
-        return self._wrap(measure, limit)
-
-    def _wrap_numpy(self, numpy: Any) -> dict[str, Any]:
-        """What replaces NumPy's functions and classes."""
-        names = [one for one in _list_draws(numpy.RandomState) if hasattr(numpy, one)]
-        make, kind = numpy.default_rng, self._watched[numpy.Generator]
-        return {
-            **{
-                name: self._wrap(getattr(numpy, name), NUMPY.get(name), source="NumPy's")
-                for name in names
-            },
-            "default_rng": lambda *seed: kind(_find_bits(make(*seed))),
-            "RandomState": self._watched[numpy.RandomState],
-            "Generator": kind,
-        }
-
-    def _wrap_classes(self) -> dict[type, Any]:
-        """NumPy's classes of generators, and for each one whose methods are answered here."""
-        found: dict[type, Any] = {}
-        kinds = () if self._numpy is None else (self._numpy.Generator, self._numpy.RandomState)
-        for kind in kinds:
-            names = {
-                name: self._wrap(getattr(kind, name), NUMPY.get(name), skips=True, source="NumPy's")
-                for name in _list_draws(kind)
-            }
-            found[kind] = _make_alike(kind, names)
-        return found
-
-    def _wrap(
-        self,
-        draw: Any,
-        limit: Callable[..., Any] | None,
-        *,
-        skips: bool = False,
-        source: str = "Python's",
-    ) -> Any:
-        """``draw``, which a user's line gets a limit from; ``skips``: it is a method."""
-
-        @functools.wraps(draw)
-        def answer(*arguments: Any, **named: Any) -> Any:
-            if not self._is_asked():
-                if self.active and skips and source == "Python's":
-                    self._keep(arguments[0])
-                    # A shuffle, for one, draws in Python's own code.
-                    if self._is_asked(inside=random.__file__):
-                        self._note_words(NOTE.format(source))
-                return draw(*arguments, **named)
-            shape = _find_shape(draw, arguments[skips:], named)
-            limits: Any = None
-            # Another kind of arguments is an array of draws, or an error of the step's own.
-            with contextlib.suppress(TypeError, ValueError, LookupError, ArithmeticError):
-                limits = limit(*arguments[skips:], **named) if limit else None
-            alone = shape is None or math.prod(shape) == 1
-            if limits is None or not alone or not self._assumptions.answers_draw(LINE_DRAWS):
-                self._note_words(NOTE.format(source))
-                return draw(*arguments, **named)
-            low, high = limits
-            number = low if self._assumptions.decide(drawn=True) else high
-            return number if shape is None else sys.modules["numpy"].full(shape, number)
-
-        return answer
-
-    def _wrap_seed(self, seed: Any) -> Any:
-        @functools.wraps(seed)
-        def answer(generator: Any, *arguments: Any, **named: Any) -> None:
-            if self.active:
-                self._keep(generator)
-            seed(generator, *arguments, **named)
-
-        return answer
-
-    def _keep(self, generator: Any) -> None:
+    def keep(self, generator: Any) -> None:
         """Keeps the state of a generator of Python before it changes."""
         known = id(generator) in self._kept or isinstance(generator, random.SystemRandom)
         known = known or "gauss_next" not in vars(generator)  # it is being made
@@ -411,6 +294,204 @@ class Draws:
             and is_user_file(caller.co_filename)
             and all(getattr(hook, "__code__", None) is not caller for hook in gc.callbacks)
         )
+
+
+PYTHONS, NUMPYS = "Python's", "NumPy's"
+
+
+class _Running:
+    """The draws of the step that is simulated now; there is one at a time."""
+
+    draws: Draws | None = None
+
+
+_running = _Running()
+
+
+class _Draw(NamedTuple):
+    """A function that draws, and its limits; ``skips``: it is a method."""
+
+    function: Any
+    limit: Callable[..., Any] | None
+    skips: bool
+    source: str
+
+
+class _Answers(NamedTuple):
+    """What replaces the functions and classes that draw, for all estimates.
+
+    ``functions`` by their owners and names, ``known`` by the numbers of the originals, ``watched``
+    by the class. ``originals`` are those, as long as nobody else replaces one.
+    """
+
+    modules: tuple[Any, ...]
+    functions: list[tuple[Any, dict[str, Any]]]
+    known: dict[int, Any]
+    watched: dict[type, Any]
+    originals: list[Any]
+
+
+_answers: list[_Answers] = []
+
+
+def _find_answers() -> _Answers:
+    """The answers for what is imported now, which are made once."""
+    modules = tuple(map(sys.modules.get, ("numpy.random", "timeit", "uuid", "psutil")))
+    for one in _answers:
+        now = (*modules, *_list_originals(one.functions))
+        if all(map(operator.is_, now, (*one.modules, *one.originals))):
+            return one
+    watched = _wrap_classes(modules[0])
+    functions = [*_wrap_functions(*modules, watched).items()]
+    originals = _list_originals(functions)
+    places = [(owner, name, made) for owner, names in functions for name, made in names.items()]
+    known = {
+        find_number(one): made
+        for (owner, name, made), one in zip(places, originals, strict=True)
+        # A class's own method is a new object at each look: its number is soon another one's.
+        if one is not None and one is getattr(owner, name)
+    }
+    _answers[:] = [_Answers(modules, functions, known, watched, originals)]
+    return _answers[0]
+
+
+def _list_originals(functions: list[tuple[Any, dict[str, Any]]]) -> list[Any]:
+    return [one for owner, names in functions for one in map(vars(owner).get, names)]
+
+
+def _find_clock() -> Clock | None:
+    draws = _running.draws
+    return None if draws is None else draws.clock
+
+
+def _wrap_functions(
+    numpy: Any, timing: Any, identifiers: Any, measuring: Any, watched: dict[type, Any]
+) -> dict[Any, dict[str, Any]]:
+    """What replaces which attributes of Python's and NumPy's modules."""
+    tables: list[tuple[Any, Any]] = [(random, PYTHON), (secrets, SECRETS)]
+    tables += [(random.Random, PYTHON), (random.SystemRandom, PYTHON)]
+    made = {
+        owner: {
+            name: _wrap(getattr(owner, name), limit, skips=isinstance(owner, type))
+            for name, limit in limits.items()
+            if hasattr(owner, name)
+        }
+        for owner, limits in tables
+    }
+    made[random.Random]["seed"] = _wrap_seed(random.Random.seed)
+    made[os] = {"urandom": _wrap(os.urandom, _limit_bytes)}
+    if hasattr(os, "getloadavg"):
+        busy = (float(os.cpu_count() or 1),) * 3
+        made[os]["getloadavg"] = _wrap(os.getloadavg, lambda: ((0.0,) * 3, busy))
+    made[time] = list_functions(_find_clock)
+    dates = list_dates(_find_clock).items()
+    made[datetime] = {kind.__name__: _make_alike(kind, names) for kind, names in dates}
+    if timing is not None:
+        made[timing] = {"default_timer": made[time]["perf_counter"]}
+    if identifiers is not None:
+        made[identifiers] = _wrap_identifiers(identifiers)
+    made |= _wrap_system(measuring)
+    if numpy is not None:
+        made[numpy] = _wrap_numpy(numpy, watched)
+    return made
+
+
+def _wrap_identifiers(identifiers: Any) -> dict[str, Any]:
+    def limit(version: int, *_: Any, **named: Any) -> tuple[Any, Any]:
+        ends = (identifiers.UUID(bytes=one, version=version) for one in _limit_bytes(16))
+        low, high = ends
+        return low, high
+
+    return {
+        f"uuid{version}": _wrap(
+            getattr(identifiers, f"uuid{version}"), functools.partial(limit, version)
+        )
+        for version in (1, 4)
+    }
+
+
+def _wrap_system(measuring: Any) -> dict[Any, dict[str, Any]]:
+    """What replaces the functions that measure how full the machine is: it is, or is not."""
+    made: dict[Any, dict[str, Any]] = {shutil: {"disk_usage": _wrap_usage(shutil.disk_usage)}}
+    if measuring is not None:
+        names = ("virtual_memory", "swap_memory", "disk_usage")
+        made[measuring] = {
+            name: _wrap_usage(getattr(measuring, name))
+            for name in names
+            if hasattr(measuring, name)
+        }
+    return made
+
+
+def _wrap_usage(measure: Callable[..., Any]) -> Any:
+    def limit(*given: Any, **named: Any) -> tuple[Any, Any]:
+        found = measure(*given, **named)
+        least = found.total // LEAST_FREE
+        used = {"used": found.total, "free": least, "available": least, "percent": 99.0}
+        idle = {"used": least, "free": found.total, "available": found.total, "percent": 1.0}
+        names = found._fields
+        low, high = (
+            found._replace(**{name: one for name, one in each.items() if name in names})
+            for each in (used, idle)
+        )
+        return low, high
+
+    return _wrap(measure, limit)
+
+
+def _wrap_numpy(numpy: Any, watched: dict[type, Any]) -> dict[str, Any]:
+    """What replaces NumPy's functions and classes."""
+    names = [one for one in _list_draws(numpy.RandomState) if hasattr(numpy, one)]
+    make, kind = numpy.default_rng, watched[numpy.Generator]
+    return {
+        **{name: _wrap(getattr(numpy, name), NUMPY.get(name), source=NUMPYS) for name in names},
+        "default_rng": lambda *seed: kind(_find_bits(make(*seed))),
+        "RandomState": watched[numpy.RandomState],
+        "Generator": kind,
+    }
+
+
+def _wrap_classes(numpy: Any) -> dict[type, Any]:
+    """NumPy's classes of generators, and for each one whose methods are answered here."""
+    found: dict[type, Any] = {}
+    kinds = () if numpy is None else (numpy.Generator, numpy.RandomState)
+    for kind in kinds:
+        names = {
+            name: _wrap(getattr(kind, name), NUMPY.get(name), skips=True, source=NUMPYS)
+            for name in _list_draws(kind)
+        }
+        found[kind] = _make_alike(kind, names)
+    return found
+
+
+def _wrap(
+    function: Any,
+    limit: Callable[..., Any] | None,
+    *,
+    skips: bool = False,
+    source: str = PYTHONS,
+) -> Any:
+    draw = _Draw(function, limit, skips, source)
+
+    @functools.wraps(function)
+    def answer(*arguments: Any, **named: Any) -> Any:
+        draws = _running.draws
+        if draws is None:
+            return function(*arguments, **named)
+        return draws.answer(draw, arguments, named)
+
+    return answer
+
+
+def _wrap_seed(seed: Any) -> Any:
+    @functools.wraps(seed)
+    def answer(generator: Any, *arguments: Any, **named: Any) -> None:
+        draws = _running.draws
+        if draws is not None and draws.active:
+            draws.keep(generator)
+        seed(generator, *arguments, **named)
+
+    return answer
 
 
 def _make_alike(kind: Any, names: dict[str, Any]) -> Any:
@@ -453,6 +534,9 @@ def _find_shape(draw: Any, arguments: Any, named: Any) -> tuple[int, ...] | None
 
 
 METHODS = MethodType, BuiltinMethodType
+# What is neither a generator, nor a method of one, nor an iterator: most of what code names.
+USUAL = frozenset((FunctionType, ModuleType, type, str, int, float, bool, type(None), list, tuple,
+                   dict, set, frozenset, bytes))  # fmt: skip
 # Where NumPy's functions take a size.
 SIZE_PLACES = {
     **dict.fromkeys((
@@ -465,10 +549,44 @@ SIZE_PLACES = {
 
 @dataclass
 class _Searched:
-    """The modules that named none of ``wanted``, and how many names each had."""
+    """The modules that named none of ``wanted``, and how many names each had.
+
+    ``loaded`` are all modules of then, ``silent`` the names of those, and ``others`` the rest.
+    """
 
     wanted: set[int] = field(default_factory=set)
     modules: dict[str, tuple[ModuleType, int]] = field(default_factory=dict)
+    loaded: list[Any] = field(default_factory=list)
+    silent: list[dict[str, Any]] = field(default_factory=list)
+    sizes: list[int] = field(default_factory=list)
+    others: list[tuple[str, ModuleType]] = field(default_factory=list)
+
+    def find(self, wanted: set[int]) -> list[tuple[str, ModuleType]]:
+        """The modules that may name one of ``wanted``."""
+        loaded = list(sys.modules.values())
+        same = len(loaded) == len(self.loaded) and all(map(operator.is_, loaded, self.loaded))
+        if not (same and self.wanted == wanted and list(map(len, self.silent)) == self.sizes):
+            self._search(wanted)
+            self.loaded = loaded
+        return self.others
+
+    def _search(self, wanted: set[int]) -> None:
+        if self.wanted != wanted:
+            self.wanted, self.modules = wanted, {}
+        known, self.others = self.modules, []
+        for key, module in list(sys.modules.items()):
+            if type(module) is not ModuleType:
+                continue
+            size = len(vars(module))
+            if known.get(key) == (module, size):
+                continue
+            if _may_name(key, module, wanted):
+                self.others.append((key, module))
+                known.pop(key, None)
+            else:
+                known[key] = (module, size)
+        self.silent = [vars(module) for module, _ in known.values()]
+        self.sizes = [size for _, size in known.values()]
 
 
 _SEARCHED = _Searched()
@@ -482,7 +600,8 @@ def _may_name(key: str, module: ModuleType, wanted: set[int]) -> bool:
     if not is_user_file(file):
         return False
     values = vars(module).values()
-    has_none = wanted.isdisjoint(map(id, values)) and wanted.isdisjoint(map(id, map(type, values)))
+    has_none = wanted.isdisjoint(map(find_number, values))
+    has_none = has_none and wanted.isdisjoint(map(find_number, map(type, values)))
     return not has_none or judge_file(file) != PACKAGE
 
 
@@ -492,31 +611,21 @@ def _list_names(
     """What the step's code can name, with what replaces it: name, value, setter.
 
     Of installed packages only the modules that have one of ``wanted``, or an object of its class,
-    both by id: they are thousands, and those that have none are remembered. What is ``made`` to
+    both by number: they are thousands, and those that have none are remembered. What is ``made`` to
     replace functions keeps the real ones.
     """
-    if _SEARCHED.wanted != wanted:
-        _SEARCHED.wanted, _SEARCHED.modules = wanted, {}
-    searched = _SEARCHED.modules
-    for key, module in list(sys.modules.items()):
-        known = searched.get(key)
-        if known is not None and known[0] is module and known[1] == len(module.__dict__):
-            continue
-        if type(module) is not ModuleType:
-            continue
+    for key, module in _SEARCHED.find(wanted):
         names = vars(module)
         if _may_name(key, module, wanted):
             yield from _list_items(names)
             if (file := getattr(module, "__file__", None)) is None or judge_file(file) != PACKAGE:
                 yield from _list_kept(names, key)
-        else:
-            searched[key] = (module, len(names))
-    left, seen = [function, *arguments], set(map(id, made))
+    left, seen = [function, *arguments], set(map(find_number, made))
     while left:
         one = left.pop()
-        if id(one) in seen:
+        if find_number(one) in seen:
             continue
-        seen.add(id(one))
+        seen.add(find_number(one))
         one_self = _read(one, "__self__", one)
         if isinstance(_read(one_self, "__dict__"), dict):
             yield from _list_items(vars(one_self))

@@ -37,6 +37,7 @@ from labkit.memory.estimate.copies import (
 from labkit.memory.estimate.cuda import (
     WORKSPACE_BYTES,
     FakeMode,
+    find_number,
     move_tensors,
     replace_attributes,
     replace_in_thread,
@@ -127,7 +128,8 @@ def give_addresses() -> contextlib.ExitStack:
         start = int(tensor.untyped_storage()._cdata) << 40
         return start + int(tensor.storage_offset()) * int(tensor.element_size())
 
-    stack = replace_in_thread(torch.UntypedStorage, data_ptr=find_storage)
+    stack = contextlib.ExitStack()
+    stack.enter_context(replace_in_thread(torch.UntypedStorage, data_ptr=find_storage))
     stack.enter_context(replace_attributes(fake_tensor.FakeTensor, data_ptr=find_tensor))
     return stack
 
@@ -171,7 +173,7 @@ class Simulation:
         self.held: list[Any] = []
         # Whether scripted code runs: torch changes how it runs after each of its first two calls.
         self.scripted = False
-        # By the id of a function of torch that code may have imported: what replaces it.
+        # By the number of a function of torch that code may have imported: what replaces it.
         self.replaced: dict[int, Any] = {}
 
     @property
@@ -201,7 +203,7 @@ class Simulation:
     def open(self) -> Iterator[None]:
         """The context in which the step runs; restores torch's state on exit."""
         self.replaced = {
-            id(getattr(owner, name)): made
+            find_number(getattr(owner, name)): made
             for owner, names in self.checkpoints.list_functions().items()
             for name, made in names.items()
         }

@@ -125,11 +125,11 @@ class KeptObjects:
         self._keeps_unheard = False
         self._iterators: dict[int, Any] = {}
         self._left: deque[Any] = deque(roots)
-        # Of thousands, few are not known yet.
-        for name in list(itertools.filterfalse(_foreign.__contains__, list(sys.modules))):
+        for name in _list_unknown_modules():
             module = sys.modules.get(name)
             if not is_own_module(name):
                 _foreign.add(name)
+                _named[0] = []
             elif type(module) is ModuleType:
                 self.seen.add(id(module))
                 self.keep(restore_names, vars(module), dict(vars(module)))
@@ -233,6 +233,18 @@ class KeptObjects:
             except Exception:  # what the user's classes raise
                 failed.append(type(one).__name__)
         return failed
+
+
+# The names of all modules of then, and of those among them that may be the user's.
+_named: list[list[str]] = [[], []]
+
+
+def _list_unknown_modules() -> list[str]:
+    """The names of the modules that are not known to be a package's: few of thousands."""
+    names = list(sys.modules)
+    if names != _named[0]:
+        _named[:] = [names, list(itertools.filterfalse(_foreign.__contains__, names))]
+    return _named[1]
 
 
 def _put(restore: Any, one: Any, name: Any, value: Any) -> None:

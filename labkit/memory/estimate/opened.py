@@ -347,16 +347,22 @@ def _list_writable() -> Iterator[int]:
     """The descriptors of files that are open for writing, without what the step prints to."""
     if CONTROL is None:
         return
-    skipped, names = set(_list_skipped()), []
+    skipped: set[tuple[int, int]] | None = None
+    names = []
     with contextlib.suppress(OSError):
         names = LIST(DESCRIPTORS)
     for name in names:
         with contextlib.suppress(OSError, ValueError):
             number = int(name)
             status = os.fstat(number)
+            if not stat.S_ISREG(status.st_mode):  # most: terminals, pipes, sockets
+                continue
             flags = CONTROL.fcntl(number, CONTROL.F_GETFL)
-            writes = flags & os.O_ACCMODE != os.O_RDONLY and stat.S_ISREG(status.st_mode)
-            if writes and (status.st_dev, status.st_ino) not in skipped:
+            if flags & os.O_ACCMODE == os.O_RDONLY:
+                continue
+            if skipped is None:
+                skipped = set(_list_skipped())
+            if (status.st_dev, status.st_ino) not in skipped:
                 yield number
 
 

@@ -131,7 +131,9 @@ class Checkpoints:
         ``note`` takes a sentence about what is dropped.
         """
         SavedStorage.values = self._values
-        stack = replace_attributes(FakeTensor, __reduce_ex__=lambda one, _: self._reduce(one))
+        stack = contextlib.ExitStack()
+        reduce = replace_attributes(FakeTensor, __reduce_ex__=lambda one, _: self._reduce(one))
+        stack.enter_context(reduce)
         stack.enter_context(self._overlay.open())
         stack.enter_context(drop_logs(self._overlay.threads.includes_this))
         threads = self._overlay.threads

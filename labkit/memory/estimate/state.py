@@ -11,6 +11,7 @@ such as NumPy's and ``decimal``'s, need no entry: the step runs in a copy of the
 
 from __future__ import annotations
 
+import _signal
 import atexit
 import contextlib
 import contextvars
@@ -19,6 +20,7 @@ import functools
 import gc
 import locale
 import logging
+import operator
 import os
 import random
 import signal
@@ -26,7 +28,6 @@ import sys
 import time
 import tracemalloc
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -149,9 +150,9 @@ def _list_families() -> Iterator[Setting]:
     if not hasattr(torch._C, "_get_fp32_precision_getter"):  # before torch 2.9
         return
     read = torch._C._get_fp32_precision_getter
-    for library, operator in PRECISIONS:
-        put = functools.partial(torch._C._set_fp32_precision_setter, library, operator)
-        yield Setting("fp32_precision", functools.partial(read, library, operator), put)
+    for place in PRECISIONS:
+        put = functools.partial(torch._C._set_fp32_precision_setter, *place)
+        yield Setting("fp32_precision", functools.partial(read, *place), put)
 
 
 # Attributes of modules, and of classes of theirs, that steps set, by the names of the modules.
@@ -194,17 +195,23 @@ CONTENTS: dict[str, tuple[str, ...]] = {
 NAMESPACES = ("builtins", "torch.nn.functional", "torch.nn.init", "torch.nn.modules.module.Module")
 
 
+# The owner's path of each, and its name.
+PLACES = tuple(
+    f"{module}.{name}".rpartition(".")[::2]
+    for module, names in ATTRIBUTES.items()
+    for name in names
+)
+
+
 def _list_attributes() -> Iterator[Setting]:
-    for module, names in ATTRIBUTES.items():
-        for name in names:
-            path, _, last = f"{module}.{name}".rpartition(".")
-            owner = _find(path)
-            if hasattr(owner, last):
-                yield Setting(
-                    name,
-                    functools.partial(getattr, owner, last),
-                    functools.partial(setattr, owner, last),
-                )
+    for path, name in PLACES:
+        owner = _find(path)
+        if hasattr(owner, name):
+            yield Setting(
+                name,
+                functools.partial(getattr, owner, name),
+                functools.partial(setattr, owner, name),
+            )
 
 
 def _list_contents() -> Iterator[Setting]:
@@ -250,8 +257,8 @@ def _put_names(owner: Any, names: dict[str, Any]) -> None:
 def _list_system() -> Iterator[Setting]:
     """What the operating system keeps for the process."""
     yield Setting("umask", _read_umask, os.umask)
-    yield Setting("chdir", Path.cwd, os.chdir)
-    yield Setting("environ", lambda: dict(os.environ), _put_variables)
+    yield Setting("chdir", os.getcwd, os.chdir)
+    yield Setting("environ", read_variables, _put_variables)
     if hasattr(os, "sched_getaffinity"):
         yield Setting(
             "affinity",
@@ -278,21 +285,34 @@ def import_optional(name: str) -> ModuleType | None:
     return None
 
 
-STATUS = Path("/proc/thread-self/status")
+STATUS = "/proc/thread-self/status"
+OPEN, CLOSE = os.open, os.close
 
 
 def _read_umask() -> int:
     """The mask of new files' permissions, without the moment in which another one holds."""
-    with contextlib.suppress(OSError), STATUS.open(encoding="ascii") as lines:
-        for line in lines:
-            if line.startswith("Umask:"):
-                return int(line.split()[1], 8)
+    with contextlib.suppress(OSError):
+        number = OPEN(STATUS, os.O_RDONLY)
+        try:
+            _, found, rest = os.read(number, 4096).partition(b"\nUmask:")
+        finally:
+            CLOSE(number)
+        if found:
+            return int(rest.split(None, 1)[0], 8)
     mask = os.umask(0o077)
     os.umask(mask)
     return mask
 
 
-def _put_variables(variables: dict[str, str]) -> None:
+def read_variables() -> dict[Any, Any]:
+    """The environment's variables, as Python keeps them: encoded, where the system has bytes."""
+    return dict(getattr(os.environ, "_data", os.environ))
+
+
+def _put_variables(kept: dict[Any, Any]) -> None:
+    read, variables = os.environ, kept
+    if hasattr(read, "_data"):
+        variables = {read.decodekey(name): read.decodevalue(one) for name, one in kept.items()}
     for name in os.environ.keys() - variables.keys():
         del os.environ[name]
     os.environ.update(variables)
@@ -313,15 +333,18 @@ def _set_alarm(alarm: tuple[int, float]) -> None:
         signal.setitimer(signal.ITIMER_REAL, left, interval)
 
 
+SIGNALS = tuple(map(int, signal.Signals))
+
+
 def _read_signals() -> dict[int, Any]:
-    # One of C's own cannot be put back.
-    found = {int(one): signal.getsignal(one) for one in signal.Signals}
-    return {number: one for number, one in found.items() if one is not None}
+    # One of C's own cannot be put back. Names for numbers would take most of the time.
+    found = zip(SIGNALS, map(_signal.getsignal, SIGNALS), strict=True)
+    return {number: one for number, one in found if one is not None}
 
 
 def _put_signals(handlers: dict[int, Any]) -> None:
     for number, handler in handlers.items():
-        if signal.getsignal(number) is not handler:
+        if _signal.getsignal(number) is not handler:
             signal.signal(number, handler)
 
 
@@ -370,7 +393,7 @@ def _list_others() -> Iterator[Setting]:
     yield Setting("loggers", _read_loggers, _put_loggers)
     numpy: Any = sys.modules.get("numpy")
     if numpy is not None:
-        yield Setting("numpy.random", _read_numpy, numpy.random.set_state)
+        yield Setting("numpy.random", _read_numpy, _put_numpy)
         # Context variables since NumPy 2.
         yield Setting("seterr", numpy.geterr, lambda values: numpy.seterr(**values))
         yield Setting("seterrcall", numpy.geterrcall, numpy.seterrcall)
@@ -481,21 +504,56 @@ def _put_decimal(values: list[Any]) -> None:
 
 def _read_numpy() -> Any:
     name, words, *others = sys.modules["numpy"].random.get_state()
-    return name, words.tolist(), *others
+    return name, words.dtype.str, words.tobytes(), *others
+
+
+def _put_numpy(state: Any) -> None:
+    name, kind, words, *others = state
+    numpy = sys.modules["numpy"]
+    numpy.random.set_state((name, numpy.frombuffer(words, kind), *others))
 
 
 LISTS = (
     _list_calls, _list_families, _list_attributes, _list_contents, _list_namespaces, _list_system,
     _list_switches, _list_others,
 )  # fmt: skip
+# Modules that have settings once something has imported them.
+IMPORTED = ("numpy", "decimal", "socket")
 UNKNOWN = object()
 
 
+def _list_owners() -> list[Any]:
+    """What has the settings now: functions, modules, classes and containers."""
+    return [
+        *(getattr(owner, name, None) for owner, *pair in CALLS for name in pair),
+        *(_find(path) for path, _ in PLACES),
+        *(getattr(_find(module), name, None) for module, names in CONTENTS.items()
+          for name in names),
+        *map(_find, NAMESPACES),
+        *map(sys.modules.get, IMPORTED),
+    ]  # fmt: skip
+
+
+# The owners of then, and their settings: making some hundred takes as long as reading them.
+_listed: list[tuple[list[Any], list[Setting]]] = []
+
+
+def _list_settings() -> list[Setting]:
+    """All settings; those of before, as long as the same objects have them."""
+    owners = _list_owners()
+    for known, settings in _listed:
+        if all(map(operator.is_, owners, known)):
+            return settings
+    _listed[:] = [(owners, [one for list_some in LISTS for one in list_some()])]
+    return _listed[0][1]
+
+
 def _read(setting: Setting) -> Any:
-    # Torch refuses to name a precision that was set in two ways.
-    with contextlib.suppress(RuntimeError, AttributeError, ValueError, OSError):
+    try:
         return setting.read()
-    return UNKNOWN
+    # Torch refuses to name a precision that was set in two ways.
+    except (RuntimeError, AttributeError, ValueError, OSError):
+        return UNKNOWN
 
 
 def _differ(one: Any, other: Any) -> bool:
@@ -511,7 +569,7 @@ def keep_state(note: Callable[[str], object]) -> Iterator[None]:
 
     ``note`` takes a sentence about what could not be put back.
     """
-    kept = [(one, _read(one)) for name in LISTS for one in name()]
+    kept = [(one, _read(one)) for one in _list_settings()]
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     with torch.random.fork_rng(devices=devices), _hold_exits():
         try:
@@ -549,9 +607,9 @@ def _hold_exits() -> Iterator[None]:
 @contextlib.contextmanager
 def keep_variables() -> Iterator[None]:
     """Puts back, on exit, what the block set in the environment; torch sets some as it starts."""
-    variables = dict(os.environ)
+    variables = read_variables()
     try:
         yield
     finally:
-        if os.environ != variables:
+        if read_variables() != variables:
             _put_variables(variables)
