@@ -45,7 +45,7 @@ class Clock:
         self._may_leap, self._leaps, self.is_asked = may_leap, leaps, is_asked
         self._note_end = note_end
         self._count = self._passed = 0
-        self._starts = {name: getattr(time, f"{name}_ns")() for name in CLOCKS}
+        self._starts: dict[str, int] = {name: getattr(time, f"{name}_ns")() for name in CLOCKS}
         self._starts["time"] = began_ns - began_ns % TICK
 
     def read(self, name: str = "time") -> int:

@@ -342,7 +342,7 @@ def _find_answers() -> _Answers:
         if all(map(operator.is_, now, (*one.modules, *one.originals))):
             return one
     watched = _wrap_classes(modules[0])
-    functions = [*_wrap_functions(*modules, watched).items()]
+    functions = [*_wrap_functions(modules, watched).items()]
     originals = _list_originals(functions)
     places = [(owner, name, made) for owner, names in functions for name, made in names.items()]
     known = {
@@ -365,9 +365,10 @@ def _find_clock() -> Clock | None:
 
 
 def _wrap_functions(
-    numpy: Any, timing: Any, identifiers: Any, measuring: Any, watched: dict[type, Any]
+    modules: tuple[Any, ...], watched: dict[type, Any]
 ) -> dict[Any, dict[str, Any]]:
     """What replaces which attributes of Python's and NumPy's modules."""
+    numpy, timing, identifiers, measuring = modules
     tables: list[tuple[Any, Any]] = [(random, PYTHON), (secrets, SECRETS)]
     tables += [(random.Random, PYTHON), (random.SystemRandom, PYTHON)]
     made = {

@@ -11,7 +11,6 @@ such as NumPy's and ``decimal``'s, need no entry: the step runs in a copy of the
 
 from __future__ import annotations
 
-import _signal
 import atexit
 import contextlib
 import contextvars
@@ -334,17 +333,19 @@ def _set_alarm(alarm: tuple[int, float]) -> None:
 
 
 SIGNALS = tuple(map(int, signal.Signals))
+# Without names for numbers, which would take most of the time.
+FIND_HANDLER: Any = getattr(signal.getsignal, "__wrapped__", signal.getsignal)
 
 
 def _read_signals() -> dict[int, Any]:
-    # One of C's own cannot be put back. Names for numbers would take most of the time.
-    found = zip(SIGNALS, map(_signal.getsignal, SIGNALS), strict=True)
+    # One of C's own cannot be put back.
+    found = zip(SIGNALS, map(FIND_HANDLER, SIGNALS), strict=True)
     return {number: one for number, one in found if one is not None}
 
 
 def _put_signals(handlers: dict[int, Any]) -> None:
     for number, handler in handlers.items():
-        if _signal.getsignal(number) is not handler:
+        if FIND_HANDLER(number) is not handler:
             signal.signal(number, handler)
 
 
