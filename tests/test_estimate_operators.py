@@ -15,6 +15,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from labkit.memory.estimate.cuda import find_number
 from labkit.memory.estimate.replaced import REPLACED
 from labkit.memory.track.storages import list_parts, list_tensors
 
@@ -37,7 +38,7 @@ class Recorder(TorchDispatchMode):
         self.made, self.replace = [], replace or {}
 
     def __torch_dispatch__(self, operator, types, arguments=(), named=None):
-        result = self.replace.get(id(operator), operator)(*arguments, **(named or {}))
+        result = self.replace.get(find_number(operator), operator)(*arguments, **(named or {}))
         parts = [part for one in list_tensors(result) for part in list_parts(one)]
         sizes = sorted(part.untyped_storage().nbytes() for part in parts)
         self.made.append((str(operator), sizes))

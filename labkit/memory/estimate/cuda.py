@@ -299,6 +299,8 @@ def _make_ctc_loss(move: Callable[..., Any]) -> Callable[..., Any]:
 
 def _find_default_gpu() -> Any:
     """The GPU on which code puts tensors by default; None if it names none, or another device."""
+    if not torch._C._len_torch_function_stack():
+        return None
     for one in reversed(_get_current_function_mode_stack()):
         if isinstance(one, DeviceContext):
             return one.device if one.device.type == "cuda" else None

@@ -59,7 +59,13 @@ from labkit.memory.estimate.operators import (
 from labkit.memory.estimate.results import borrow_attributes
 from labkit.memory.estimate.saved import Checkpoints
 from labkit.memory.estimate.state import keep_modes, keep_state
-from labkit.memory.estimate.tracer import CONVERGENCE, PLAIN, UNKNOWN_SCRATCH, FakeTracer
+from labkit.memory.estimate.tracer import (
+    CONVERGENCE,
+    PLAIN,
+    UNKNOWN_SCRATCH,
+    FakeTracer,
+    hasten_dispatch,
+)
 from labkit.memory.estimate.uncopied import MOST_KINDS, SHARED_NOTE, share_held, share_uncopied
 from labkit.memory.estimate.values import (
     KNOWN_ELEMENTS,
@@ -248,6 +254,7 @@ class Simulation:
                 self.loaders.open(),
                 move_tensors(self._fake),
                 self._fake.own_tensors(),
+                hasten_dispatch(),
             ):
                 stack.enter_context(patched)
             if self._target.kind == "cuda":
@@ -327,7 +334,7 @@ class Simulation:
     def _make_fake(self, tensor: Any) -> Any:
         if torch.nn.parameter.is_lazy(tensor):
             raise LazyTensorError(type(tensor).__name__)
-        self.tracer.copied[id(tensor)] = tensor
+        self.tracer.copied[find_number(tensor)] = tensor
         given, tensor = tensor, make_plain(tensor)
         made = self._replace_tensor(tensor)
         if type(given) not in PLAIN and type(made) is fake_tensor.FakeTensor:

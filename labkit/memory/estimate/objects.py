@@ -39,6 +39,7 @@ from labkit.memory.estimate.buffers import (
     keep_shared,
     keep_text,
 )
+from labkit.memory.estimate.cuda import find_number
 from labkit.memory.estimate.iterators import find_copy, is_iterator
 from labkit.memory.estimate.opened import (
     CHANGED,
@@ -131,24 +132,26 @@ class KeptObjects:
                 _foreign.add(name)
                 _named[0] = []
             elif type(module) is ModuleType:
-                self.seen.add(id(module))
+                self.seen.add(find_number(module))
                 self.keep(restore_names, vars(module), dict(vars(module)))
                 self.follow(vars(module).values())
         left = self._left
         while left and len(self._kept) < MOST_OBJECTS:
             one = left.popleft()
             kind: Any = type(one)
-            if id(one) in self.seen:
+            if find_number(one) in self.seen:
                 continue
             if is_iterator(kind):
-                self._iterators[id(one)] = one
+                self._iterators[find_number(one)] = one
                 continue
             keeper = find_keeper(kind)
             if keeper is not None:
-                self.seen.add(id(one))
+                self.seen.add(find_number(one))
                 keeper(self, one)
         left.clear()
-        made = {id(one): getattr(os, one.__name__) for one in UNHEARD if self._keeps_unheard}
+        made = {
+            find_number(one): getattr(os, one.__name__) for one in UNHEARD if self._keeps_unheard
+        }
         if self._iterators and is_alone():
             made |= {number: find_copy(one) for number, one in self._iterators.items()}
         if made:
@@ -185,8 +188,8 @@ class KeptObjects:
             elif restore is restore_partial:
                 found = {"": content[1], **content[2]}
             if isinstance(found, dict):
-                for name in [name for name, value in found.items() if id(value) in made]:
-                    _put(restore, one, name, made[id(found[name])])
+                for name in [name for name, value in found.items() if find_number(value) in made]:
+                    _put(restore, one, name, made[find_number(found[name])])
 
     def _make_tuples(self, made: dict[int, Any]) -> dict[int, Any]:
         """Others for the tuples that hold what is replaced, the inner ones first; by their ids."""
@@ -448,8 +451,8 @@ def _keep_function(kept: KeptObjects, one: FunctionType) -> None:
     kept.follow((one.__kwdefaults__, *one.__dict__.values(), *(one.__closure__ or ())))
     if not is_own_module(one.__module__) and judge_file(one.__code__.co_filename) == USER:
         names = one.__globals__  # of code that is run, not imported
-        if id(names) not in kept.seen:
-            kept.seen.add(id(names))
+        if find_number(names) not in kept.seen:
+            kept.seen.add(find_number(names))
             kept.keep(restore_names, names, dict(names))
             kept.follow(names.values())
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch._prims_common import suggest_memory_format
 
+from labkit.memory.estimate.cuda import find_number
 from labkit.memory.estimate.limits import LIMITED
 from labkit.memory.estimate.obstacles import FOLDER
 from labkit.memory.estimate.operators import (
@@ -35,27 +36,27 @@ KEEP_STORAGE = (
 ATEN = torch.ops.aten
 
 
-def find_ids(operators: Iterable[Any]) -> frozenset[int]:
-    """The operators by their ids: torch computes a hash of them in Python."""
-    return frozenset(map(id, operators))
+def find_numbers(operators: Iterable[Any]) -> frozenset[int]:
+    """The operators by their numbers: torch computes a hash of them in Python."""
+    return frozenset(map(find_number, operators))
 
 
 ADD = ATEN.add.Tensor
 # What a loader draws: an order of samples, and a seed; and samples that may come again.
-SEEDS = find_ids((ATEN.randperm.default, ATEN.randperm.generator, ATEN.random_.default))
-SAMPLES = find_ids((
+SEEDS = find_numbers((ATEN.randperm.default, ATEN.randperm.generator, ATEN.random_.default))
+SAMPLES = find_numbers((
     ATEN.multinomial.default, ATEN.randint.default, ATEN.randint.generator, ATEN.randint.low,
     ATEN.randint.low_generator,
 ))  # fmt: skip
-DRAWN, LIMITED_ALONE = SEEDS | SAMPLES, find_ids(LIMITED)
+DRAWN, LIMITED_ALONE = SEEDS | SAMPLES, find_numbers(LIMITED)
 FOLLOWED = DRAWN | LIMITED_ALONE
 # Products whose backward pass depends on zeros, where there are more elements than few.
-PRODUCTS_OF_ALL, FEW = find_ids((ATEN.prod.default, ATEN.prod.dim_int)), 10_000
+PRODUCTS_OF_ALL, FEW = find_numbers((ATEN.prod.default, ATEN.prod.dim_int)), 10_000
 # A linear layer adds its bias in place, but for subclasses of tensors it makes another.
 ADD_BIAS = ATEN.add_.Tensor
 # Backward writes these into a tensor of its own, but for subclasses of tensors it makes another.
 IN_PLACE = {
-    id(one): other
+    find_number(one): other
     for one, other in {
         ADD: ATEN.add_.Tensor,
         ATEN.scatter.src: ATEN.scatter_.src,
@@ -77,10 +78,13 @@ ADDING = (
     "VarMean", "StdMean", "LinalgCholesky", "Cholesky", "LinalgLu", "LinalgPinv", "LinalgSvd",
     "LinalgQr", "LinalgLstsq", "TriangularSolve",
 )  # fmt: skip
-CLAMPING = find_ids((ATEN.logical_and.default, ATEN.logical_or.default))
+CLAMPING = find_numbers((ATEN.logical_and.default, ATEN.logical_or.default))
 # So does the backward pass of the binary cross entropy of logits, and of no other loss.
 LOGITS = "BinaryCrossEntropyWithLogits"
-OF_LOGITS = {id(ATEN.sub.Tensor): ATEN.sub_.Tensor, id(ATEN.mul.Tensor): ATEN.mul_.Tensor}
+OF_LOGITS = {
+    find_number(ATEN.sub.Tensor): ATEN.sub_.Tensor,
+    find_number(ATEN.mul.Tensor): ATEN.mul_.Tensor,
+}
 # How often a storage is held that only one tensor has: by it, and by Python's object for it.
 ALONE = 2
 # Since torch 2.7.
@@ -103,7 +107,7 @@ def writes_in_place(operator: Any, arguments: Any) -> bool:
     if operator is ADD:
         alike = isinstance(other, torch.Tensor) and written.shape == other.shape
         may_write = alike and not name.startswith(ADDING)
-    elif id(operator) in CLAMPING:
+    elif find_number(operator) in CLAMPING:
         may_write = name.startswith("Clamp")
     else:
         may_write = not name.startswith(OUT_OF_PLACE)
@@ -124,7 +128,7 @@ def _reuses_logits(arguments: Any) -> bool:
 
 
 def change(number: int, operator: Any, arguments: Any) -> Any:
-    """What is run for an operator of CHANGED, whose id is ``number``."""
+    """What is run for an operator of CHANGED, whose number is ``number``."""
     if not isinstance(arguments[0], torch.Tensor):  # torch.add(0.5, tensor)
         return REPLACED.get(number, operator)
     if number in IN_PLACE and writes_in_place(operator, arguments):
@@ -263,9 +267,9 @@ LOSSES_BACKWARD = (
     ATEN.smooth_l1_loss_backward.default,
     ATEN.huber_loss_backward.default,
 )
-# By the operators' ids.
+# By the operators' numbers.
 REPLACED: dict[int, Callable[..., Any]] = {
-    id(one): make(one)
+    find_number(one): make(one)
     for make, operators in (
         (_keep_storage, KEEP_STORAGE),
         (_lay_out, LAID_OUT),
@@ -286,6 +290,6 @@ _COMPUTED: dict[Any, Callable[..., Any]] = {
 }
 for _operator, _compute in _COMPUTED.items():
     if _operator is not None:
-        REPLACED[id(_operator)] = functools.wraps(_operator)(_compute)
+        REPLACED[find_number(_operator)] = functools.wraps(_operator)(_compute)
 # Operators for which another function may run, or which need a note.
 CHANGED = frozenset((*REPLACED, *IN_PLACE, *OF_LOGITS, *PRODUCTS_OF_ALL))

@@ -16,7 +16,7 @@ import torch
 from torch._subclasses import fake_tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
-from labkit.memory.estimate.cuda import replace_attributes
+from labkit.memory.estimate.cuda import find_number, replace_attributes
 from labkit.memory.estimate.limits import CARRYING
 from labkit.memory.estimate.operators import CONVERTING, SCATTERED, spreads_gradient
 from labkit.memory.estimate.values import LIKE
@@ -394,7 +394,7 @@ class Facts(NamedTuple):
     followed: bool = False
 
 
-# By the operator's id, as torch computes its hash in Python; the operator is kept beside.
+# By the operator's number, as torch computes its hash in Python; the operator is kept beside.
 _facts: dict[int, Facts] = {}
 _known: list[tuple[Any, Facts]] = []
 
@@ -404,9 +404,9 @@ def find_facts(operator: Any) -> Facts:
     facts: Facts | None = operator.__dict__.get(FACTS)
     if facts is None:
         # The operator may have lost them: what a step sets on the objects of its code is undone.
-        facts = _facts.get(id(operator))
+        facts = _facts.get(find_number(operator))
         if facts is None:
-            facts = _facts[id(operator)] = _collect_facts(operator)
+            facts = _facts[find_number(operator)] = _collect_facts(operator)
             _known.append((operator, facts))
         operator.__dict__[FACTS] = facts
     return facts
@@ -431,16 +431,16 @@ def _collect_facts(operator: Any) -> Facts:
         selects=operator is ATEN.select.int,
         lifts=operator is LIFT,
         carries=carries,
-        **{name: id(operator) in ids for name, ids in _marked.items()},
+        **{name: find_number(operator) in ids for name, ids in _marked.items()},
     )
 
 
-# The ids of the operators whose facts have a mark of the tracer's, by the mark's name.
+# The numbers of the operators whose facts have a mark of the tracer's, by the mark's name.
 _marked: dict[str, frozenset[int]] = {}
 
 
 def mark_operators(**marks: frozenset[int]) -> None:
-    """Has the facts of operators, by their ids, say ``parts``, ``changed`` or ``followed``."""
+    """Has the facts of operators, by their numbers, say ``parts``, ``changed`` or ``followed``."""
     _marked.update(marks)
 
 
@@ -474,7 +474,7 @@ def keep_recipe(call: Call, result: Any, before: list[Any], freed: int) -> None:
     parts: list[Part] = []
     sources = {one.untyped_storage()._cdata: place for place, one in reversed([*enumerate(taken)])}
     aliased = len(sources) < len(taken)
-    places = {id(one): place for place, one in enumerate(taken)}
+    places = {find_number(one): place for place, one in enumerate(taken)}
     for one in [result] if kind is None else result:
         part = _take_apart(one, places, sources, call)
         if part is None:
@@ -508,8 +508,8 @@ def measure(tensors: list[Any]) -> list[Any]:
 def _take_apart(
     value: Any, places: dict[int, int], sources: dict[int, int], call: Call
 ) -> Part | None:
-    if id(value) in places:
-        return Same(places[id(value)])
+    if find_number(value) in places:
+        return Same(places[find_number(value)])
     if type(value) in NUMBERS:
         return Constant(value)
     if type(value) is not FakeTensor or value.requires_grad or value.layout is not torch.strided:

@@ -14,7 +14,12 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 
 from labkit.memory.estimate.allocator import round_request
 from labkit.memory.estimate.copies import is_fake
-from labkit.memory.estimate.cuda import FakeMode, hide_device
+from labkit.memory.estimate.cuda import (
+    FakeMode,
+    find_number,
+    hide_device,
+    replace_attributes,
+)
 from labkit.memory.estimate.limits import Limits, find_limits, join_limits
 from labkit.memory.estimate.loading import is_loading
 from labkit.memory.estimate.measured import CONVOLUTIONS, PRODUCTS, measure_scratch, needs_measuring
@@ -42,7 +47,7 @@ from labkit.memory.estimate.replaced import (
     SAMPLES,
     SEEDS,
     change,
-    find_ids,
+    find_numbers,
     find_reader,
     writes_in_place,
 )
@@ -100,9 +105,9 @@ UNKNOWN_SCRATCH = "takes scratch memory of unknown size"
 CONVOLUTION = (
     "what cuDNN's convolutions take while they run is not included: cuDNN chooses it on the GPU"
 )
-JOINING = find_ids((ATEN.cat.default, ATEN.stack.default))
+JOINING = find_numbers((ATEN.cat.default, ATEN.stack.default))
 # Sums of numbers that may be any are many, in backward.
-SUMS = find_ids((ATEN.sum.default, ATEN.sum.dim_IntList))
+SUMS = find_numbers((ATEN.sum.default, ATEN.sum.dim_IntList))
 # Categories of arguments beside which others are a model's inputs.
 READING = {"parameters", "activations"}
 # A name of this module is found faster than torch's.
@@ -135,10 +140,10 @@ class FakeTracer(StorageTracer):
         self.whole = WholeCalls(self, mode, _make_recorder)
         self.updates = WholeUpdates(self, mode)
         self._call_frames: tuple[Frame, ...] = ()
-        # The tensors of which the step has copies, and those of others that it reads, by their ids.
+        # By their numbers: the tensors of which the step has copies, and others that it reads.
         self.copied: dict[int, Any] = {}
         self._guarded: dict[int, tuple[Any, Any]] = {}
-        # The ids of real tensors that were there before the step, as far as they are known, and
+        # The numbers of real tensors that were there before the step, as far as they are known, and
         # the fake ones in their places, which torch itself only remembers weakly.
         self.lasting: Container[int] = ()
         self._fakes: dict[int, tuple[Any, Any]] = {}
@@ -182,7 +187,7 @@ class FakeTracer(StorageTracer):
                 with _entered(self):
                     return run_parts(*arguments, **named)
         if facts.changed:
-            number = id(operator)
+            number = find_number(operator)
             if number in PRODUCTS_OF_ALL and arguments[0].requires_grad:
                 self._note_product(arguments[0])
             run = change(number, operator, arguments)
@@ -208,9 +213,9 @@ class FakeTracer(StorageTracer):
 
     def _find_parts(self, operator: Any) -> Callable[..., Any] | None:
         """What runs the operator by its parts, which in inference mode comes here whole."""
-        if id(operator) in PROFILING:
+        if find_number(operator) in PROFILING:
             return functools.partial(_run_unseen, operator)
-        if id(operator) in WHOLE and self._mode.placement == "cpu":
+        if find_number(operator) in WHOLE and self._mode.placement == "cpu":
             return functools.partial(self.whole.call, operator)
         if torch.is_inference_mode_enabled() and _is_composite(operator):
             return functools.partial(operator._op_dk, COMPOSITE)
@@ -393,7 +398,7 @@ class FakeTracer(StorageTracer):
                 known = isinstance(result, torch.Tensor) and not result.is_floating_point()
         if not known and tensors and not (facts.followed or facts.lifts):
             return
-        number = id(operator)
+        number = find_number(operator)
         if not known and number in SUMS and tensors[0].is_floating_point():
             return
         known = known or number in LIMITED_ALONE
@@ -407,14 +412,14 @@ class FakeTracer(StorageTracer):
         made, values = list_tensors(result), self.values
         found = find_limits(operator, arguments, named, result, values.find_limits)
         if number in JOINING:
-            ends = join_limits(map(values.find_ends, tensors))
-            found = [] if ends is None else [(result, ends)]
-        limits = {id(fake): one for fake, one in found}
+            joined = join_limits(map(values.find_ends, tensors))
+            found = [] if joined is None else [(result, joined)]
         real: list[Any] = []
-        if sum(one.numel() for one in made) <= KNOWN_ELEMENTS:
+        if sum([one.numel() for one in made]) <= KNOWN_ELEMENTS:
             real = list_tensors(values.compute(operator, tensors, arguments, named))
             for fake, value in zip(made, real, strict=False):
-                values.keep(fake, value, limits.get(id(fake)))
+                ends = next((one for each, one in found if each is fake), None)
+                values.keep(fake, value, ends)
         for fake, one in [] if real else found:
             values.limit(fake, one)
 
@@ -424,7 +429,7 @@ class FakeTracer(StorageTracer):
         An order that the step itself draws is one of two.
         """
         loads = is_loading()
-        if not (loads or (id(operator) in SEEDS and result.numel() <= KNOWN_ELEMENTS)):
+        if not (loads or (find_number(operator) in SEEDS and result.numel() <= KNOWN_ELEMENTS)):
             return False
         with _disable_current_modes():
             numbers = torch.arange(result.numel())
@@ -619,20 +624,20 @@ class FakeTracer(StorageTracer):
         """What operators get in the place of a real tensor, whose views have that one's storage."""
         if type(tensor) not in PLAIN or tensor.layout is not torch.strided:
             return tensor
-        if not (type(tensor) is torch.nn.Parameter or id(tensor) in self.lasting):
+        if not (type(tensor) is torch.nn.Parameter or find_number(tensor) in self.lasting):
             return tensor  # the step's own, such as one of an array
-        made = self._fakes.get(id(tensor))
+        made = self._fakes.get(find_number(tensor))
         if made is None and tensor.device.type == "cpu":
-            made = self._fakes[id(tensor)] = tensor, self._mode.from_tensor(tensor)
+            made = self._fakes[find_number(tensor)] = tensor, self._mode.from_tensor(tensor)
         return tensor if made is None else made[1]
 
     def _guard_parameter(self, tensor: Any) -> None:
         """Lets the step read a real parameter, such as a teacher's, and not train it."""
-        if id(tensor) in self.copied:
-            raise RealTensorError(id(tensor), True)
-        if id(tensor) not in self._guarded:
-            refuse = functools.partial(_refuse_gradient, id(tensor))
-            self._guarded[id(tensor)] = tensor, tensor.register_hook(refuse)
+        if find_number(tensor) in self.copied:
+            raise RealTensorError(find_number(tensor), True)
+        if find_number(tensor) not in self._guarded:
+            refuse = functools.partial(_refuse_gradient, find_number(tensor))
+            self._guarded[find_number(tensor)] = tensor, tensor.register_hook(refuse)
 
     def note_layout(self, tensor: Any) -> None:
         """Keeps the obstacle that a sparse tensor is."""
@@ -679,6 +684,52 @@ def _is_composite(operator: Any) -> bool:
     return known and torch._C._dispatch_has_kernel_for_dispatch_key(operator.name(), COMPOSITE)
 
 
+class _DispatchEntry:
+    """What torch's registry has of an operator, with a way to its rules that is fast."""
+
+    __slots__ = ("_entry", "torch_dispatch_rules")
+
+    def __init__(self, entry: Any) -> None:
+        self._entry = entry
+        self.torch_dispatch_rules: Any = _DispatchRules(entry.torch_dispatch_rules)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._entry, name)
+
+
+class _DispatchRules:
+    __slots__ = ("_rules", "find")
+
+    def __init__(self, rules: Any) -> None:
+        self._rules, self.find = rules, rules._data.get
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._rules, name)
+
+
+class _DispatchEntries(dict[str, Any]):
+    """The registry's entries, by the operators' names."""
+
+    def __missing__(self, name: str) -> _DispatchEntry:
+        made = self[name] = _DispatchEntry(_find_entry(REGISTRY, name))
+        return made
+
+
+REGISTRY: Any = torch._library.simple_registry.singleton
+_find_entry = type(REGISTRY).find
+_entries = _DispatchEntries()
+
+
+def hasten_dispatch() -> contextlib.AbstractContextManager[Any]:
+    """Has torch's registry find rules for a mode without two calls of Python's, until exit.
+
+    C++ asks it for each operator, and each time that it asks for a fake tensor's device.
+    """
+    if not hasattr(torch._library.simple_registry, "find_torch_dispatch_rule"):
+        return contextlib.nullcontext()
+    return replace_attributes(REGISTRY, find=_entries.__getitem__)
+
+
 PLAIN = (torch.Tensor, torch.nn.Parameter)
 
 
@@ -714,12 +765,12 @@ def _count_samples(operator: Any, arguments: Any) -> int:
     if operator is ATEN.multinomial.default:
         return int(arguments[0].size(-1))
     numbers = itertools.takewhile(lambda one: isinstance(one, int), arguments)
-    return max((1, *numbers)) if id(operator) in SAMPLES else KNOWN_ELEMENTS
+    return max((1, *numbers)) if find_number(operator) in SAMPLES else KNOWN_ELEMENTS
 
 
-WHOLE = find_ids(RECURRENT)
+WHOLE = find_numbers(RECURRENT)
 # What torch's optimizers note for a profiler: no tensors, but the fake mode takes long for them.
-PROFILING = find_ids(
+PROFILING = find_numbers(
     getattr(packet, form)
     for name in ("_record_function_enter_new", "_record_function_exit")
     if (packet := getattr(torch.ops.profiler, name, None)) is not None

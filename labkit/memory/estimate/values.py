@@ -16,13 +16,13 @@ import time
 import weakref
 from collections import Counter
 from collections.abc import Callable, Collection
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensor
 from torch.utils._python_dispatch import _disable_current_modes
 
-from labkit.memory.estimate.cuda import UNNAMED, replace_attributes
+from labkit.memory.estimate.cuda import UNNAMED, find_number, replace_attributes
 from labkit.memory.estimate.limits import Limits, combine
 from labkit.memory.track.frames import find_user_frames
 from labkit.memory.track.storages import list_tensors
@@ -124,16 +124,16 @@ class KnownValues:
         """Keeps the real tensor that has the fake one's values, or one draw of them."""
         if fake.layout is not torch.strided:  # it has no storage
             return
-        fake.labkit_value = (value, self._writes[fake.untyped_storage()._cdata], limits)
+        fake.labkit_value = (value, self.count_writes(fake), limits)
 
     def limit(self, fake: Any, limits: Limits) -> None:
         """Keeps between which numbers the fake tensor's unknown values are."""
-        fake.labkit_value = (None, self._writes[fake.untyped_storage()._cdata], limits)
+        fake.labkit_value = (None, self.count_writes(fake), limits)
 
     def find_limits(self, tensor: Any) -> Limits | None:
         """Between which numbers the tensor's values are; None if nothing is known."""
-        _, writes, limits = getattr(tensor, "labkit_value", (None, 0, None))
-        known = limits is not None and writes == self._writes[tensor.untyped_storage()._cdata]
+        _, writes, limits = getattr(tensor, "labkit_value", NOTHING)
+        known = limits is not None and writes == self.count_writes(tensor)
         return limits if known else None
 
     def copy(self, fake: Any, tensor: Any) -> None:
@@ -157,7 +157,7 @@ class KnownValues:
         value, writes, _ = getattr(
             tensor, "labkit_value", (tensor if is_real(tensor) else None, 0, None)
         )
-        if value is None or writes != self._writes[tensor.untyped_storage()._cdata]:
+        if value is None or writes != self.count_writes(tensor):
             return None
         return self._find_copy(tensor) if value is tensor else value
 
@@ -186,25 +186,25 @@ class KnownValues:
 
         A write happens in place in the values too; a write of unknown values makes them unknown.
         """
-        schema = operator._schema
-        name = schema.name.partition("::")[2]
-        if tensors and name not in LIKE and not any(map(may_be_known, tensors)):
-            if schema.is_mutable:
+        traits = operator.__dict__.get(TRAITS) or _find_traits(operator)
+        schema, name, like, mutable, drawn = traits
+        if tensors and not like and not any(map(may_be_known, tensors)):
+            if mutable:
                 self._forget_written(schema, arguments, named)
             return None
-        known = {id(one): self.find(one) for one in tensors}
-        if name in LIKE:
+        if like:
             shape = tensors[0].shape if name.endswith("_like") else ()
             with _disable_current_modes():
-                known = {id(one): torch.empty(shape, dtype=one.dtype) for one in tensors}
+                known = {find_number(one): torch.empty(shape, dtype=one.dtype) for one in tensors}
+        else:
+            known = {find_number(one): self.find(one) for one in tensors}
         certain = bool(tensors) or is_constant(operator)
-        drawn = torch.Tag.nondeterministic_seeded in operator.tags
         # A real tensor of the step's is not written to.
-        drawn = drawn or (schema.is_mutable and any(map(is_real, tensors)))
+        drawn = drawn or (mutable and any(map(is_real, tensors)))
         if drawn or not certain or any(one is None for one in known.values()):
             if schema.name in ABSORBING:
                 return _absorb(schema.name, list(known.values()), tensors)
-            if schema.is_mutable:
+            if mutable:
                 self._forget_written(schema, arguments, named)
             return None
 
@@ -214,13 +214,13 @@ class KnownValues:
                 *_put_known(tuple(arguments), known),
                 **{name: _put_known(one, known) for name, one in named.items()},
             )
-        if schema.is_mutable:
+        if mutable:
             self._forget_written(schema, arguments, named)
         return None
 
     def count_writes(self, tensor: Any) -> int:
         """How often unknown values were written into the tensor's storage."""
-        return self._writes[tensor.untyped_storage()._cdata]
+        return self._writes.get(tensor.untyped_storage()._cdata, 0)
 
     def forget(self, tensor: Any) -> None:
         """Notes a write of unknown values into the tensor."""
@@ -239,6 +239,30 @@ class KnownValues:
                     self.forget(one)
 
 
+class _Traits(NamedTuple):
+    """What of an operator decides about known values: it takes a shape, it writes, it draws."""
+
+    schema: Any
+    name: str
+    like: bool
+    mutable: bool
+    drawn: bool
+
+
+# What an operator keeps: its traits, as its hash is computed in Python.
+TRAITS = "labkit_traits"
+# What is known of a tensor without a label.
+NOTHING = (None, 0, None)
+
+
+def _find_traits(operator: Any) -> _Traits:
+    schema = operator._schema
+    name = schema.name.partition("::")[2]
+    drawn = torch.Tag.nondeterministic_seeded in operator.tags
+    made = operator.__dict__[TRAITS] = _Traits(schema, name, name in LIKE, schema.is_mutable, drawn)
+    return made
+
+
 def may_be_known(tensor: Any) -> bool:
     """False for a tensor of which no value is known, at most its limits."""
     label = getattr(tensor, "labkit_value", None)
@@ -248,7 +272,7 @@ def may_be_known(tensor: Any) -> bool:
 def _put_known(value: Any, known: dict[int, Any]) -> Any:
     """An argument with the known tensors for the fake ones, on the CPU."""
     if isinstance(value, torch.Tensor):
-        return known[id(value)]
+        return known[find_number(value)]
     if isinstance(value, list | tuple):
         return type(value)(_put_known(one, known) for one in value)
     return torch.device("cpu") if isinstance(value, torch.device) else value

@@ -28,10 +28,12 @@ from torch._C import _functorch as functions
 from torch.autograd import forward_ad
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from labkit.memory.estimate.cuda import CPU, FakeMode
+from labkit.memory.estimate.cuda import CPU, FakeMode, find_number
 from labkit.memory.estimate.results import (
+    HELD,
     LAYOUT,
     Call,
+    Facts,
     Made,
     find_attributes,
     find_facts,
@@ -602,6 +604,17 @@ def _foretell_layouts(recorded: list[Any], steps: int) -> tuple[Any, ...] | None
 
 
 _plans: dict[Any, CallPlan] = {}
+# By the numbers of RECURRENT's operators, whose hash torch computes in Python.
+_call_facts: dict[int, Facts] = {}
+
+
+def _find_call_facts(operator: Any) -> Facts | None:
+    """The facts of a whole call, whose arguments may be anywhere in their storages."""
+    number = find_number(operator)
+    facts = _call_facts.get(number)
+    if facts is None and operator in RECURRENT:
+        facts = _call_facts[number] = find_facts(operator)._replace(anywhere=True)
+    return facts
 
 
 class _Held:
@@ -643,8 +656,8 @@ class WholeCalls:
         self._tracer, self._mode, self._make_tracer = tracer, mode, make_tracer
         self.pending: _Pending | None = None
         self.dropped: list[Any] = []
-        # The running backward pass, and the leaves whose gradients it adds up in place, by id: no
-        # further gradient need be made for these.
+        # The running backward pass, and the leaves whose gradients it adds up in place, by number:
+        # no further gradient need be made for these.
         self._task, self._sums = -1, set[int]()
         self._exits = contextlib.ExitStack()
 
@@ -665,8 +678,8 @@ class WholeCalls:
     def call(self, operator: Any, *arguments: Any, **named: Any) -> Any:
         """The operator's results, as a whole if that is possible."""
         plan, call = None, None
-        if not named and operator in RECURRENT and self._is_open():
-            facts = find_facts(operator)._replace(anywhere=True)
+        facts = None if named else _find_call_facts(operator)
+        if facts is not None and self._is_open():
             call = Call(facts, arguments, {}, self._mode.placement)
             if call.key is not None and _is_plain(operator, arguments, call):
                 plan = self._find_plan(operator, arguments, call)
@@ -892,8 +905,10 @@ class _Whole(torch.autograd.Function):  # type: ignore[misc]
         made, pool = calls.play_forward(plan, tensors)
         ctx.calls, ctx.plan, ctx.held = calls, plan, _Held(pool, calls.dropped)
         ctx.results = [weakref.ref(one) for one in made]
-        # Autograd holds the leaves, so their ids stay theirs.
-        ctx.leaves = tuple(id(one) if one.is_leaf and one.requires_grad else 0 for one in tensors)
+        # Autograd holds the leaves, so their numbers stay theirs.
+        ctx.leaves = tuple(
+            find_number(one) if one.is_leaf and one.requires_grad else 0 for one in tensors
+        )
         everything = (*tensors, *made)
         assert plan.forward is not None
         # Storages, not tensors: a node that holds its own result is never freed.
@@ -948,10 +963,14 @@ def _is_plain(operator: Any, arguments: Any, call: Call) -> bool:
             return False
     keys = set()
     for one in tensors:
-        if one.fake_device.type != "cpu":
+        kept = one.__dict__
+        if (kept.get("_fake_device") or one.fake_device).type != "cpu":
             return False
         if one.requires_grad:
-            key = one.untyped_storage()._cdata
+            held = kept.get(HELD)
+            # Of a record that is no longer live the storage tells itself.
+            live = held is not None and held() is not None
+            key = held.key if live else one.untyped_storage()._cdata
             hooked = one.is_leaf and len(one._post_accumulate_grad_hooks or ()) > 1
             if hooked or one._backward_hooks or key in keys:
                 return False

@@ -55,12 +55,16 @@ def list_thread_frames() -> dict[int, FrameType]:
             gc.enable()
 
 
-# By a user's code's id: the code, which keeps its id its own, and its frames by the place of the
-# running instruction. This is asked for each operator, and Python takes long to find a line.
+# By a user's code's number: the code, which keeps the number its own, and its frames by the place
+# of the running instruction. This is asked for each operator, and Python is slow to find a line.
 _codes: dict[int, tuple[CodeType, dict[int, Frame]]] = {}
 # By a file's name, whether it is the user's: found faster than by a call.
 _files: dict[str, bool] = {}
+# By a module's name, the names in it, if its file is torch's, labkit's or Python's. That a frame's
+# code is read, or an object's ``id()``, Python tells each audit hook; an estimate's hook stays.
+_own_modules: dict[str, dict[str, Any]] = {}
 MOST_CODES = 20_000
+_find_number = object.__hash__
 
 
 def find_user_frames(depth: int = 1, skipped: int = 0) -> tuple[Frame, ...]:
@@ -74,12 +78,18 @@ def find_user_frames(depth: int = 1, skipped: int = 0) -> tuple[Frame, ...]:
     except ValueError:  # a thread of C++ has no further frame
         return found
     while running is not None and depth > 0:
+        names = running.f_globals
+        if _own_modules.get(names.get("__name__")) is names:  # type: ignore[arg-type]
+            running = running.f_back
+            continue
         code = running.f_code
         is_users = _files.get(code.co_filename)
         if is_users is None:
             is_users = _add_file(code.co_filename)
-        if is_users:
-            known = _codes.get(id(code))
+        if not is_users:
+            _add_module(names, code.co_filename)
+        else:
+            known = _codes.get(_find_number(code))
             frames = _add_code(code) if known is None else known[1]
             place = running.f_lasti
             frame = frames.get(place)
@@ -98,11 +108,19 @@ def _add_file(name: str) -> bool:
     return found
 
 
+def _add_module(names: dict[str, Any], file: str) -> None:
+    """Keeps the module in whose file a frame runs that is not the user's."""
+    name = names.get("__name__")
+    module = sys.modules.get(name) if type(name) is str else None
+    if module is not None and vars(module) is names and names.get("__file__") == file:
+        _own_modules[name] = names  # type: ignore[index]
+
+
 def _add_code(code: CodeType) -> dict[int, Frame]:
     if len(_codes) >= MOST_CODES:
         _codes.clear()
     frames: dict[int, Frame] = {}
-    _codes[id(code)] = code, frames
+    _codes[_find_number(code)] = code, frames
     return frames
 
 

@@ -482,8 +482,9 @@ class CategoryWatch:
             return
         # A lazy parameter has no size and takes no hooks until the first forward pass; a wrapper
         # of torch.func lives only as long as the transform.
-        wrapped = functions.is_functorch_wrapped_tensor(tensor)
-        if wrapped or is_lazy(tensor) or self._is_watched(tensor):
+        if self._is_watched(tensor):
+            return
+        if functions.is_functorch_wrapped_tensor(tensor) or is_lazy(tensor):
             return
         if tensor.grad is not None:
             self._mark(tensor.grad, "gradients")
