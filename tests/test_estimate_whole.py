@@ -310,7 +310,7 @@ def judge_exactly(make_step, monkeypatch, tolerance=0.0):
     assert abs(estimate.peak_bytes - measured) <= tolerance * measured
     assert estimate.obstacle is None
     with monkeypatch.context() as patch:
-        patch.setattr(whole, "RECURRENT", frozenset())
+        patch.setattr(whole, "_find_call_facts", lambda operator: None)
         by_parts = estimate_memory(make_step)
     assert (estimate.peak_bytes, estimate.kinds) == (by_parts.peak_bytes, by_parts.kinds)
     assert (estimate.growth_bytes, estimate.notes) == (by_parts.growth_bytes, by_parts.notes)
