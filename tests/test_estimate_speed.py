@@ -231,6 +231,18 @@ def test_a_module_that_is_imported_meanwhile_is_looked_at(monkeypatch):
     assert added.kept == []
 
 
+def test_what_is_known_of_a_draw_is_known_of_its_views_each_time():
+    def step():
+        for _ in range(3):
+            made = torch.randint(1, 100, (2, 3)).t().reshape(6).unsqueeze(0)
+        return torch.ones(1000 * int(made[0, 0].item()))
+
+    found = estimate_memory(lambda: step)
+    assert found.obstacle is None
+    assert found.lowest_bytes is not None
+    assert found.lowest_bytes < found.peak_bytes
+
+
 def test_own_frames_are_skipped_and_the_users_line_stays_the_same():
     def find(skipped):
         return find_user_frames(2, skipped)

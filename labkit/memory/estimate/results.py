@@ -17,7 +17,7 @@ from torch._subclasses import fake_tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 from labkit.memory.estimate.cuda import find_number, replace_attributes
-from labkit.memory.estimate.limits import CARRYING
+from labkit.memory.estimate.limits import CARRYING, PLACES, SUBSETS
 from labkit.memory.estimate.operators import CONVERTING, SCATTERED, spreads_gradient
 from labkit.memory.estimate.values import LIKE
 from labkit.memory.track.storages import LIFT, list_tensors
@@ -375,7 +375,8 @@ class Facts(NamedTuple):
     it takes for itself depends on what backward runs. ``anywhere``: the offsets of its arguments in
     their storages do not matter. ``selects``: it selects by an index. ``lifts``: it
     makes a real tensor a fake one. ``carries``: its results may have limits that its arguments
-    have, or it writes into these. The tracer marks others: ``parts`` may run by its parts, another
+    have, or it writes into these. ``subset``: its results have no other numbers than its first one.
+    The tracer marks others: ``parts`` may run by its parts, another
     function may run instead of ``changed``, and what ``followed`` draws or limits is kept.
     """
 
@@ -389,6 +390,7 @@ class Facts(NamedTuple):
     selects: bool
     lifts: bool
     carries: bool
+    subset: bool = False
     parts: bool = False
     changed: bool = False
     followed: bool = False
@@ -431,6 +433,7 @@ def _collect_facts(operator: Any) -> Facts:
         selects=operator is ATEN.select.int,
         lifts=operator is LIFT,
         carries=carries,
+        subset=number > 0 and name in SUBSETS and name not in PLACES and operator is not LIFT,
         **{name: find_number(operator) in ids for name, ids in _marked.items()},
     )
 

@@ -201,7 +201,9 @@ class FakeTracer(StorageTracer):
             return self._compute(operator, run, types, arguments, named, call)
         result = self._repeat(recipe, operator, facts.name, call)
         known = call.known and (call.valued or facts.carries)
-        if known or facts.like or facts.lifts or facts.followed or not call.tensors:
+        if known and facts.subset and not call.valued:
+            self.values.hand_on(call.tensors[0], result)
+        elif known or facts.like or facts.lifts or facts.followed or not call.tensors:
             self._follow_values(operator, arguments, named, call.tensors, result)
         return result
 

@@ -130,6 +130,13 @@ class KnownValues:
         """Keeps between which numbers the fake tensor's unknown values are."""
         fake.labkit_value = (None, self.count_writes(fake), limits)
 
+    def hand_on(self, tensor: Any, result: Any) -> None:
+        """Gives a tensor's limits, if it has some, to what has no other numbers than it."""
+        limits = self.find_limits(tensor)
+        if limits is not None:
+            for one in list_tensors(result):
+                self.limit(one, limits)
+
     def find_limits(self, tensor: Any) -> Limits | None:
         """Between which numbers the tensor's values are; None if nothing is known."""
         _, writes, limits = getattr(tensor, "labkit_value", NOTHING)
