@@ -163,7 +163,7 @@ def make_plain(tensor: Any) -> Any:
         return tensor.detach().as_subclass(torch.Tensor).requires_grad_(tensor.requires_grad)
 
 
-def follow_subclasses() -> contextlib.ExitStack:
+def follow_subclasses() -> contextlib.AbstractContextManager[Any]:
     """Makes ``as_subclass`` give fake tensors the class that is asked for, until exit.
 
     Torch refuses: its object for the tensor is a fake tensor already.

@@ -14,6 +14,7 @@ import torch
 from torch._subclasses import fake_tensor
 
 from labkit.errors import UsageError
+from labkit.memory.estimate.cuda import find_number
 from labkit.memory.estimate.model import EstimateObstacle
 from labkit.memory.track.frames import USER, judge_file, list_error_frames
 
@@ -29,7 +30,7 @@ UNKNOWN = {
 class RealTensorError(Exception):
     """The step trains a real parameter of another place, or uses one beside its copy.
 
-    Its arguments are the parameter's id, and whether the step has a copy of it.
+    Its arguments are the parameter's number, and whether the step has a copy of it.
     """
 
 
@@ -134,20 +135,20 @@ DEEPEST_NAME, MOST_NAMED = 4, 20_000
 
 
 def find_name(step: Any, number: int) -> tuple[str, str]:
-    """What the step calls the model of a parameter with this id, and the parameter; "" if unknown.
+    """What the step calls the model of a parameter with this number, and the parameter, or "".
 
     >>> teacher = torch.nn.Sequential(torch.nn.Linear(2, 2))
-    >>> find_name(lambda: teacher, id(teacher[0].bias))
+    >>> find_name(lambda: teacher, find_number(teacher[0].bias))
     ('teacher', 'teacher.0.bias')
     """
     level, seen = [("", step)], {id(step)}
     for _ in range(DEEPEST_NAME + 1):
         further: list[tuple[str, Any]] = []
         for path, one in level:
-            if id(one) == number:
+            if find_number(one) == number:
                 return path, path
             if isinstance(one, torch.nn.Module):
-                names = [name for name, each in one.named_parameters() if id(each) == number]
+                names = [name for name, each in one.named_parameters() if find_number(each) == number]
                 if names:
                     return path, f"{path}.{names[0]}" if path else names[0]
             for name, part in _list_named(path, one):
