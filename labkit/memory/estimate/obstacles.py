@@ -148,7 +148,9 @@ def find_name(step: Any, number: int) -> tuple[str, str]:
             if find_number(one) == number:
                 return path, path
             if isinstance(one, torch.nn.Module):
-                names = [name for name, each in one.named_parameters() if find_number(each) == number]
+                names = [
+                    name for name, each in one.named_parameters() if find_number(each) == number
+                ]
                 if names:
                     return path, f"{path}.{names[0]}" if path else names[0]
             for name, part in _list_named(path, one):
