@@ -298,3 +298,113 @@ FileNotFoundError: [Errno 2] No such file or directory: 'out/metrics.json'
 )
 def test_the_file_that_is_wrong_is_named(text, said):
     assert said in show(text)
+
+
+IN_PLACE = (
+    "RuntimeError: a leaf Variable that requires grad is being used in an in-place operation."
+)
+NAN = "RuntimeError: Function '{}' returned nan values in its 0th output."
+INPUT = "Input type (torch.{}FloatTensor) and weight type (torch.{}FloatTensor) should be the same"
+TARGET = "Using a target size (torch.Size([32])) that is different to the input size ([32, 1])"
+FORWARD = "TypeError: Net.forward() takes 2 positional arguments but 3 were given"
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "said"),
+    [
+        (IN_PLACE, "tensor-changed-in-place", "with torch.no_grad(): weight -="),
+        (
+            "RuntimeError: element 0 of tensors does not require grad and does not have a grad_fn",
+            "no-gradient",
+            "print(loss.grad_fn",
+        ),
+        (
+            "RuntimeError: grad can be implicitly created only for scalar outputs",
+            "backward-not-scalar",
+            "try: loss.mean().backward()",
+        ),
+        (
+            "RuntimeError: mat1 and mat2 shapes cannot be multiplied (64x400 and 256x120)",
+            "tensor-shape",
+            "try: nn.Linear(400, 120)",
+        ),
+        (
+            "ValueError: Expected input batch_size (32) to match target batch_size (64).",
+            "tensor-shape",
+            "try: x = x.flatten(1)",
+        ),
+        (
+            "RuntimeError: Tensors must have same number of dimensions: got 3 and 4",
+            "tensor-shape",
+            "t.unsqueeze(0)",
+        ),
+        (
+            f"UserWarning: {TARGET}. This will likely lead to incorrect results",
+            "tensor-shape",
+            "try: loss(output.squeeze(1), target)",
+        ),
+        (
+            f"ValueError: {TARGET} is deprecated.",
+            "tensor-shape",
+            "try: loss(output.squeeze(1), target)",
+        ),
+        (
+            "RuntimeError: expected scalar type Long but found Float",
+            "tensor-dtype",
+            "try: target = target.long()",
+        ),
+        (
+            "RuntimeError: \"nll_loss_forward_no_reduce_cuda\" not implemented for 'Int'",
+            "tensor-dtype",
+            "try: target = target.long()",
+        ),
+        (
+            "RuntimeError: Found dtype Long but expected Float",
+            "tensor-dtype",
+            "try: loss(output, target.float())",
+        ),
+        (INPUT.format("cuda.", ""), "tensors-apart", 'try: model = model.to("cuda")'),
+        (INPUT.format("", "cuda."), "tensors-apart", "try: x = x.to(next("),
+        (
+            "TypeError: cross_entropy_loss(): argument 'input' (position 1) must be Tensor, not"
+            " ImageClassifierOutput",
+            "torch-argument-type",
+            "try: loss(outputs.logits, labels)",
+        ),
+        (
+            "FileNotFoundError: Found no valid file for the classes .ipynb_checkpoints. Supported"
+            " extensions are: .jpg, .png",
+            "empty-dataset",
+            "-name .ipynb_checkpoints",
+        ),
+        (
+            "AttributeError: Can't pickle local object 'main.<locals>.<lambda>'\n"
+            "EOFError: Ran out of input",
+            "spawn-pickle",
+            "try: define it at the top of a file",
+        ),
+        (FORWARD, "arguments-changed", "inspect.signature(model.forward)"),
+        (
+            "AttributeError: cannot assign module before Module.__init__() call",
+            "module-before-init",
+            "try: super().__init__()",
+        ),
+        (NAN.format("LogBackward0"), "nan-output", "try: torch.log(x.clamp_min(1e-8))"),
+        (NAN.format("MulBackward0"), "nan-output", "try: use bfloat16 or float32"),
+        (
+            "UserWarning: Detected call of `lr_scheduler.step()` before `optimizer.step()`.",
+            "scheduler-before-optimizer",
+            "try: optimizer.step(); scheduler.step()",
+        ),
+    ],
+)
+def test_what_a_beginner_meets_is_named_and_mended_by_its_own_line(text, name, said):
+    screen = show(text)
+    assert screen.startswith(f"{name} (")
+    assert said in screen
+
+
+def test_a_type_of_numpy_is_not_joined_to_a_word():
+    said = show("TypeError: can't convert np.ndarray of type numpy.object_. The only supported")
+    assert "typeobject_" not in said
+    assert "rows of different lengths" in said
