@@ -392,6 +392,52 @@ FORWARD = "TypeError: Net.forward() takes 2 positional arguments but 3 were give
         (NAN.format("LogBackward0"), "nan-output", "try: torch.log(x.clamp_min(1e-8))"),
         (NAN.format("MulBackward0"), "nan-output", "try: use bfloat16 or float32"),
         (
+            "TypeError: img should be PIL Image. Got <class 'numpy.ndarray'>",
+            "collate-type",
+            "transforms.ToPILImage(), ...",
+        ),
+        (
+            "AttributeError: 'list' object has no attribute 'to'",
+            "collate-type",
+            "try: inputs = [x.to(device) for x in inputs]",
+        ),
+        (
+            "RuntimeError: result type Float can't be cast to the desired output type Long",
+            "tensor-dtype",
+            "try: x = x.float()",
+        ),
+        (
+            "TypeError: conv2d() received an invalid combination of arguments - got (list, Tensor",
+            "torch-argument-type",
+            "try: x = torch.stack(x)",
+        ),
+        (
+            "TypeError: empty() received an invalid combination of arguments - got (tuple,"
+            " dtype=NoneType, device=NoneType), but expected one of:",
+            "torch-argument-type",
+            "n // 2 in place of n / 2",
+        ),
+        (
+            "    b, t, c = x.shape\nValueError: not enough values to unpack (expected 3, got 2)",
+            "unpack-count",
+            "x.unsqueeze(0)",
+        ),
+        (
+            "ImportError: cannot import name 'load_state_dict_from_url' from 'torchvision.models'",
+            "name-removed",
+            "try: from torch.hub import",
+        ),
+        (
+            "ModuleNotFoundError: No module named 'torchvision.models.utils'",
+            "name-removed",
+            "try: from torch.hub import",
+        ),
+        (
+            "RuntimeError: Legacy autograd function with non-static forward method is deprecated.",
+            "name-removed",
+            "try: write it with @staticmethod",
+        ),
+        (
             "UserWarning: Detected call of `lr_scheduler.step()` before `optimizer.step()`.",
             "scheduler-before-optimizer",
             "try: optimizer.step(); scheduler.step()",
