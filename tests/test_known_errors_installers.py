@@ -189,6 +189,25 @@ def test_the_fix_is_for_what_installed_the_packages(text, said):
             "OLLAMA_BASE_URL",
         ),
         ("wsl\nKilled", ".wslconfig"),
+        (
+            "C:\\x>pip install vllm\nERROR: Failed to build 'vllm' when getting requirements to build",
+            "uv pip install vllm --torch-backend=auto",
+        ),
+        ("C:\\x>pip\nCMAKE_C_COMPILER not set, after EnableLanguage", "Workload.VCTools"),
+        (
+            "/causal_conv1d_cuda.cpython-310-x86_64.so: undefined symbol: _ZN3c107WarningC1E",
+            "the wheel of causal-conv1d's releases",
+        ),
+        ("Failed to find C compiler. Please specify via CC environment", "a Dockerfile: RUN apt"),
+        (
+            "docker run ollama/ollama\nno compatible GPUs were discovered",
+            "docker run -d --gpus all",
+        ),
+        (
+            "docker run n8n\nconnect ECONNREFUSED 127.0.0.1:11434",
+            "http://host.docker.internal:11434",
+        ),
+        ("$ nvidia-smi\nFailed to initialize NVML: Insufficient Permissions", "usermod -aG"),
         ("Found no NVIDIA driver on your system.", "nvidia-smi   # fails"),
         ("$ docker run x python a.py\nFound no NVIDIA driver on your system.", "--gpus all"),
         ("Cannot re-initialize CUDA in forked subprocess", 'multiprocessing_context="spawn"'),

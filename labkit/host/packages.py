@@ -616,7 +616,8 @@ ADD_NVIDIA_SOURCE = Fix(
 
 # Python and compilers.
 _BUILD_TOOLS = (
-    'winget install Microsoft.VisualStudio.2022.BuildTools   # with the workload "Desktop'
+    'winget install Microsoft.VisualStudio.2022.BuildTools --override "--passive --wait --add'
+    ' Microsoft.VisualStudio.Workload.VCTools --includeRecommended"   # with the workload "Desktop'
     ' development with C++"'
 )
 INSTALL_VENV = install(
