@@ -190,7 +190,8 @@ def test_the_fix_is_for_what_installed_the_packages(text, said):
         ),
         ("wsl\nKilled", ".wslconfig"),
         (
-            "C:\\x>pip install vllm\nERROR: Failed to build 'vllm' when getting requirements to build",
+            "C:\\x>pip install vllm\nERROR: Failed to build 'vllm' when getting requirements to"
+            " build",
             "uv pip install vllm --torch-backend=auto",
         ),
         ("C:\\x>pip\nCMAKE_C_COMPILER not set, after EnableLanguage", "Workload.VCTools"),
