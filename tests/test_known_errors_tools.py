@@ -141,6 +141,21 @@ def test_the_installer_that_a_log_shows_is_the_one_of_its_fix(text, said):
             f"Getting requirements to build editable\n{MISMATCH}",
             "whl/cu118 && pip install --no-build-isolation",
         ),
+        (
+            "ValueError: fp16 mixed precision requires a GPU (not 'cpu').",
+            "else: without a GPU: TrainingArguments(fp16=False, bf16=False)",
+        ),
+        ("MisconfigurationException: No supported gpu backend found!", "try: pip install --force"),
+        ("/content/x\nUnsloth: No NVIDIA GPU found", "try: choose a GPU for this notebook"),
+        ("RuntimeError: 0 active drivers ([]). There should only be one.", "try: pip install"),
+        ("vllm\nRuntimeError: 0 active drivers ([]). There should only be one.", "vLLM brings"),
+        ("RuntimeError: Error building extension 'fused_adam'", "try: export CUDA_HOME="),
+        ("gguf_init_from_file_impl: invalid magic characters: '<htm'", "try: hf download"),
+        (
+            "srun: error: Unable to allocate resources: Invalid generic resource (gres)"
+            " specification",
+            "try: #SBATCH --partition=<one with GPUs>",
+        ),
         (f"{FLASH}\ntorch==2.6.0\nflash_attn==2.8.0.post2", "'flash-attn==2.7.4.post1'"),
         (f"{FLASH}\ntorch==2.7.0\nflash_attn==2.8.0.post2", "the wheel of flash-attn's releases"),
         (NO_LINK, "try: sudo ldconfig && sudo ln -s libcuda.so.1 /usr/lib/x86_64-linux-gnu/"),
