@@ -68,6 +68,7 @@ def show_first(text):
         ),
         (f"$ accelerate launch train.py\n{NO_NCCL}", "accelerate launch --num_processes=1"),
         (NO_NCCL, 'try: init_process_group("gloo")'),
+        (f"C:\\v\\torch\n{NO_NCCL}", "NCCL does not exist for Windows"),
         (f"{LIGHTNING}{UNUSED}", 'strategy="ddp_find_unused_parameters_true"'),
         (UNUSED, "try: DistributedDataParallel(model, find_unused_parameters=True)"),
         (TAKEN, "try: torchrun --standalone"),
@@ -249,3 +250,16 @@ def test_what_follows_from_the_cause_has_no_fix_of_its_own(text, causes):
 )
 def test_options_of_vllm_are_arguments_where_python_makes_the_engine(fix, written):
     assert Context({"vllm-python"}).describe_host(UNKNOWN).write(fix) == written
+
+
+@pytest.mark.parametrize(
+    ("launcher", "written"),
+    [
+        ("accelerate-launch", "accelerate launch --log_dir logs --tee 3 your_program.py"),
+        ("deepspeed-launch", "deepspeed --enable_each_rank_log=logs your_program.py"),
+        ("tune-run", "tune run --log-dir logs --tee 3 <the recipe and its options>"),
+    ],
+)
+def test_each_launcher_writes_a_log_for_each_process(launcher, written):
+    fix = "torchrun --log-dir logs --tee 3 your_program.py"
+    assert Context({launcher}).describe_host(UNKNOWN).write(fix) == written

@@ -430,11 +430,13 @@ _TOOLS_OF_LOG: Mapping[str, _Replacements] = {
     ),
     "accelerate-launch": (
         (r"\btorchrun --standalone ", "accelerate launch --main_process_port 29511 "),
+        (r"\btorchrun --log-dir logs --tee 3 ", "accelerate launch --log_dir logs --tee 3 "),
         (r"\btorchrun --nproc[-_]per[-_]node=", "accelerate launch --num_processes="),
         (r"\btorchrun (?=your_program)", "accelerate launch "),
     ),
     "deepspeed-launch": (
         (r"\btorchrun --standalone ", "deepspeed --master_port 29511 "),
+        (r"\btorchrun --log-dir logs --tee 3 ", "deepspeed --enable_each_rank_log=logs "),
         (r"\btorchrun --nproc[-_]per[-_]node=", "deepspeed --num_gpus="),
         (r"\btorchrun (?=your_program)", "deepspeed "),
     ),
@@ -443,7 +445,10 @@ _TOOLS_OF_LOG: Mapping[str, _Replacements] = {
             r"\btorchrun --standalone your_program\.py",
             "tune run --rdzv-backend=c10d --rdzv-endpoint=localhost:0 <the recipe and its options>",
         ),
-        (r"\btorchrun ((?:--\S+ )*)your_program\.py", r"tune run \1<the recipe and its options>"),
+        (
+            r"\btorchrun ((?:(?!your_program|[;#])\S+ )*)your_program\.py",
+            r"tune run \1<the recipe and its options>",
+        ),
     ),
 }
 _BY_FAMILY: Mapping[str, _Replacements] = {
