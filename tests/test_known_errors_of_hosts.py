@@ -648,7 +648,7 @@ LINES_BETWEEN = "\n" * 6
         (f"Failed to initialize NVML: Unknown Error\n{LINES_BETWEEN}kubectl get pods", "bare pod"),
         (f"i7-12700H laptop, RTX 3070 Ti{LINES_BETWEEN}{OFF_THE_BUS}", "-lgc 300,1500"),
         (f"NVIDIA GeForce RTX 4070 Laptop GPU{LINES_BETWEEN}{OFF_THE_BUS}", "charger"),
-        (f"AMD Ryzen 9 7950X, RTX 4090{LINES_BETWEEN}{OFF_THE_BUS}", "reseat card"),
+        (f"AMD Ryzen 9 7950X, RTX 4090{LINES_BETWEEN}{OFF_THE_BUS}", "reseat the card"),
         (f"DRIVER_VERSION=535.161.07{LINES_BETWEEN}{REFUSED_KEY}", "linux-modules-nvidia-"),
         (f"NVIDIA-Linux-x86_64-550.54.14.run{LINES_BETWEEN}{REFUSED_KEY}", "--module-signing"),
         (
