@@ -39,8 +39,7 @@ LOG_SCREEN = (
     "disk-full (certain)",
     "  line 2: #12 9.020 ERROR: Could not install packages due to an OSError: [Errno 28] No space",
     "  cause: the disk is full",
-    "  try: df -h",
-    "  note: prune deletes stopped containers",
+    "  try: docker system df",
 )
 
 

@@ -251,6 +251,17 @@ COMMANDS = {
         "sudo modprobe nvidia_uvm",
         "on the host: sudo modprobe nvidia_uvm",
     ),
+    "a Dockerfile's step": (
+        LogHost(signs=frozenset({"image-build"})),
+        "sudo apt-get install g++ python3-dev   # and more",
+        "RUN apt-get update && apt-get install -y g++ python3-dev   # in the Dockerfile, before the"
+        " step that failed; and more",
+    ),
+    "a wheel in a Dockerfile": (
+        LogHost(signs=frozenset({"image-build"})),
+        "pip install 'numpy<2'",
+        "RUN pip install 'numpy<2'   # in the Dockerfile, before the step that failed",
+    ),
     "unknown package": (
         LogHost(family="arch"),
         "sudo apt-get install libfoo-dev",

@@ -82,8 +82,8 @@ class LogHost:
     def write(self, fix: str) -> str:
         """The fix with its commands as this machine runs them.
 
-        >>> LogHost("windows").write("export A=1   # before the start")
-        'set "A=1"   # before the start'
+        >>> LogHost("windows", signs=frozenset({"cmd"})).write("export A=1   # before it")
+        'set "A=1"   # before it'
         >>> LogHost(family="fedora").write("sudo apt-get install g++ python3-dev")
         'sudo dnf install gcc-c++ python3-devel'
         """
@@ -101,6 +101,8 @@ class LogHost:
             return _CHOOSE_GPU
         if "%pip " in command and _REPLACES.search(command) and "restart" not in fix:
             return f"{fix}{'; ' if mark else COMMENT + ' '}{_RESTART}"
+        if "image-build" in self.signs:
+            return _write_step(fix)
         if {"inside", "app-folder"} & self.signs and self.system == "linux":
             return _install_in_image(_name_host(fix))
         return fix
@@ -351,6 +353,24 @@ def _install_in_image(fix: str) -> str:
         filter(None, ["as root; in the image's Dockerfile: RUN <this>", comment.strip()])
     )
     return f"apt-get update && apt-get install -y {names}{COMMENT} {said}"
+
+
+def _write_step(fix: str) -> str:
+    """The fix as a step of the Dockerfile whose build failed, where it installs packages."""
+    command, mark, comment = fix.partition(COMMENT)
+    installed = re.fullmatch(
+        rf"(?:sudo )?apt-get (?:install|update && (?:sudo )?apt-get install)(?: -y)?"
+        rf"(?P<names>(?: {_NAME})+)",
+        command,
+    )
+    if installed:
+        step = f"RUN apt-get update && apt-get install -y{installed['names']}"
+    elif re.fullmatch(r"(?:%|python -m )?pip install (?:(?!&&|;|\bthen\b).)+", command):
+        step = f"RUN {command}"
+    else:
+        return fix
+    said = " in the Dockerfile, before the step that failed"
+    return f"{step}{COMMENT}{said}{';' + comment if mark else ''}"
 
 
 def _mark_linux(text: str) -> str:

@@ -520,10 +520,12 @@ SIGNS = (
     _sign("standard-ami", "-x86_64-standard-", r"amazon-eks-node-al2023-(?:x86_64|arm64)-standard"),
     _sign(
         "image-build",
-        "run e w",
+        "run e w #",
         r"#\d{1,3} \[[^\]\n]{0,30}\d/\d{1,3}\] run|=> \[[^\]\n]{0,30}\d/\d{1,3}\] run"
-        r"|\bstep \d{1,3}/\d{1,3} ?: run|^#\d{1,3} (?:\d{1,4}\.\d{1,4} )?[ew]: ",
-        "] run|: run| e: | w: ",
+        r"|\bstep \d{1,3}/\d{1,3} ?: run|^#\d{1,3} (?:\d{1,4}\.\d{1,4} )?[ew]: "
+        # BuildKit puts the step and the seconds before each line of it.
+        r"|^#\d{1,3} \d{1,4}\.\d{1,4} \S",
+        "] run|: run| e: | w: |#",
     ),
     # By its word, or the name of a profile: A40-8Q, GRID A100D-10C.
     _sign(
