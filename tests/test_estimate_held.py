@@ -12,6 +12,7 @@ from types import ModuleType, SimpleNamespace
 from xml.dom import minidom
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 import torch
 
@@ -268,7 +269,6 @@ def test_a_file_that_a_library_in_c_has_open_is_as_before(change, is_dropped, mo
 @pytest.mark.skipif(importlib.util.find_spec("h5py") is None, reason="needs h5py")
 def test_a_real_hdf5_file_is_as_before(tmp_path):
     import h5py
-    import numpy as np
 
     path = tmp_path / "runs.h5"
     with h5py.File(path, "w") as file:
@@ -293,3 +293,25 @@ def test_a_real_hdf5_file_is_as_before(tmp_path):
             (1,),
             {"steps": 0},
         )
+
+
+def make_replay():
+    """A step that draws samples by the errors which earlier steps have kept."""
+    priorities, model = np.ones(10), torch.nn.Linear(4, 3)
+    samples, generator = torch.randn(8, 4), np.random.default_rng(0)
+
+    def step():
+        chances = np.sqrt(priorities)
+        chosen = generator.choice(10, 4, p=chances / chances.sum())
+        made = model(samples[torch.as_tensor(chosen % 8)])
+        priorities[chosen] = made.abs().mean(1).detach().numpy() + 1e-5
+        made.sum().backward()
+
+    return step
+
+
+@pytest.mark.filterwarnings("ignore:invalid value encountered")
+def test_a_value_that_an_earlier_step_has_kept_is_decided_otherwise_after_an_error():
+    estimate = estimate_memory(make_replay)
+    assert estimate.obstacle is None
+    assert any("ways that end in an error were left out" in note for note in estimate.notes)

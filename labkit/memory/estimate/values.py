@@ -67,8 +67,9 @@ class Assumptions:
         self.steps = 0
         self.places: Counter[str] = Counter()
         self.drawn: Counter[str] = Counter()
-        # The decisions of each line in this step, the latest line last.
+        # The decisions of each line in this step, the latest line last; the lines of earlier steps.
         self._made: dict[str, int] = {}
+        self._earlier: dict[str, None] = {}
 
     @property
     def asked(self) -> int:
@@ -78,6 +79,7 @@ class Assumptions:
     def begin_step(self) -> None:
         """Counts the decisions of each line from one again."""
         self.steps += 1
+        self._earlier |= dict.fromkeys(self._made)
         self._made.clear()
 
     def answers_draw(self, most: int) -> bool:
@@ -95,11 +97,17 @@ class Assumptions:
         return self.answer != bool({(where, None), (where, number)} & self.changed)
 
     def find_change(self, tried: Collection[Change]) -> Change | None:
-        """What to decide differently after an error: the latest decision, or all of its line."""
+        """What to decide differently after an error: the latest decision, or all of its line.
+
+        An earlier step may have kept what it has read, such as the errors of samples.
+        """
         for where, number in reversed(self._made.items()):
             if not any(one[0] == where for one in tried):
                 return where, number
             if (where, None) not in tried:
+                return where, None
+        for where in reversed(self._earlier):
+            if where not in self._made and (where, None) not in tried:
                 return where, None
         return None
 
